@@ -1,0 +1,3 @@
+//! oxblk.
+
+fn main() {}
