@@ -1,1 +1,12 @@
-//! End-to-end tests.
+//! The harnesses that every driver, tool and server passes.
+//!
+//! A test in `tests/` is what a user or a peer does: it runs the built program, or drives the library
+//! as an embedder would. Each kind of test has one harness here, so that a new format gets all of
+//! them by a line in a table:
+//!
+//! - [`differential`]: the same command through oxblk and through the QEMU tools.
+//!
+//! Nothing here is part of the product, and everything reports by panicking.
+
+pub mod differential;
+pub mod program;

@@ -1,0 +1,269 @@
+//! The same command through oxblk and through the QEMU tools, compared to the byte.
+//!
+//! A [`Differential`] has three directories that begin with the same files: in one, QEMU's tool runs;
+//! in the second, `oxblk img …`; in the third, oxblk through a link named as QEMU's tool. All names
+//! in the arguments are relative, so the three command lines are the same, and so must be standard
+//! output, standard error and the exit code. What cannot be the same (the directory's path, timings,
+//! rates) is blanked by [`normalise`] on every side alike.
+//!
+//! ```no_run
+//! use oxblk_tests::differential::Differential;
+//! use oxblk_tests::program::Tool::{Img, Io};
+//!
+//! let both = Differential::new();
+//! both.qemu(Img, &["create", "-q", "-f", "qcow2", "a.qcow2", "1M"]); // the same input on each side
+//! both.same(Io, &["-c", "write -P 7 0 64k", "a.qcow2"]); // one command, compared
+//! both.same(Img, &["map", "a.qcow2"]);
+//! both.same_content("a.qcow2"); // what each side wrote reads the same, and passes qemu-img check
+//! ```
+
+pub mod normalise;
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use crate::program::{Program, Reply, Tool, oxblk};
+use normalise::{Rules, normalise};
+
+/// Who runs the command, and the name of its directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Qemu,
+    Subcommand,
+    Link,
+}
+
+impl Side {
+    const ALL: [Side; 3] = [Side::Qemu, Side::Subcommand, Side::Link];
+    const OURS: [Side; 2] = [Side::Subcommand, Side::Link];
+
+    fn name(self) -> &'static str {
+        match self {
+            Side::Qemu => "qemu",
+            Side::Subcommand => "subcommand",
+            Side::Link => "link",
+        }
+    }
+}
+
+/// Three directories in which the same things happen.
+#[derive(Debug)]
+pub struct Differential {
+    root: TempDir,
+    rules: Rules,
+}
+
+impl Default for Differential {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Differential {
+    /// Three empty directories.
+    ///
+    /// # Panics
+    /// When they cannot be made.
+    pub fn new() -> Self {
+        let root =
+            tempfile::Builder::new().prefix("oxblk-diff-").tempdir().expect("a scratch directory");
+        for side in Side::ALL {
+            std::fs::create_dir(root.path().join(side.name())).expect("a scratch directory");
+        }
+        let links = root.path().join("bin");
+        std::fs::create_dir(&links).expect("a scratch directory");
+        for tool in Tool::ALL {
+            symlink(oxblk(), links.join(tool.qemu_name())).expect("a link to oxblk");
+        }
+        Self { root, rules: Rules::default() }
+    }
+
+    /// Blanks more than timings and paths from here on.
+    #[must_use]
+    pub fn rules(mut self, rules: Rules) -> Self {
+        self.rules = rules;
+        self
+    }
+
+    fn directory(&self, side: Side) -> PathBuf {
+        self.root.path().join(side.name())
+    }
+
+    /// The directory in which QEMU's tool runs.
+    pub fn qemu_directory(&self) -> PathBuf {
+        self.directory(Side::Qemu)
+    }
+
+    /// The two directories in which oxblk runs.
+    pub fn our_directories(&self) -> [PathBuf; 2] {
+        Side::OURS.map(|side| self.directory(side))
+    }
+
+    /// Does the same in every directory: makes files, changes bytes.
+    pub fn prepare(&self, each: impl Fn(&Path)) {
+        for side in Side::ALL {
+            each(&self.directory(side));
+        }
+    }
+
+    /// The same file in every directory.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn file(&self, name: &str, bytes: &[u8]) {
+        self.prepare(|directory| std::fs::write(directory.join(name), bytes).expect("a file"));
+    }
+
+    /// Runs QEMU's tool in every directory, to make the same input; it must succeed.
+    pub fn qemu(&self, tool: Tool, args: &[&str]) {
+        self.prepare(|directory| {
+            Program::new(tool.qemu_name()).args(args).directory(directory).succeed();
+        });
+    }
+
+    fn run(&self, side: Side, tool: Tool, args: &[&str], stdin: &[u8]) -> Reply {
+        let program = match side {
+            Side::Qemu => Program::new(tool.qemu_name()),
+            Side::Subcommand => Program::oxblk().arg(tool.subcommand()),
+            Side::Link => Program::new(self.root.path().join("bin").join(tool.qemu_name())),
+        };
+        program.args(args).directory(self.directory(side)).stdin(stdin).run()
+    }
+
+    /// Runs one command on every side; output and exit code must be the same. Gives QEMU's reply.
+    ///
+    /// # Panics
+    /// When they differ, telling how.
+    pub fn same(&self, tool: Tool, args: &[&str]) -> Reply {
+        self.same_with_input(tool, args, b"")
+    }
+
+    /// As [`Differential::same`], with standard input.
+    ///
+    /// # Panics
+    /// When the sides differ.
+    pub fn same_with_input(&self, tool: Tool, args: &[&str], stdin: &[u8]) -> Reply {
+        let theirs = self.run(Side::Qemu, tool, args, stdin);
+        for side in Side::OURS {
+            let ours = self.run(side, tool, args, stdin);
+            self.compare(side, tool, args, &theirs, &ours);
+        }
+        theirs
+    }
+
+    /// As [`Differential::same`], but only the exit code is compared, not the text.
+    ///
+    /// # Panics
+    /// When the exit codes differ.
+    pub fn same_exit_code(&self, tool: Tool, args: &[&str]) -> Reply {
+        let theirs = self.run(Side::Qemu, tool, args, b"");
+        for side in Side::OURS {
+            let ours = self.run(side, tool, args, b"");
+            let what = format!("{} {} ({})", tool.qemu_name(), args.join(" "), side.name());
+            assert_eq!(
+                ours.code(),
+                theirs.code(),
+                "{what}\nQEMU said: {}{}oxblk said: {}{}",
+                theirs.out(),
+                theirs.err(),
+                ours.out(),
+                ours.err()
+            );
+        }
+        theirs
+    }
+
+    fn compare(&self, side: Side, tool: Tool, args: &[&str], theirs: &Reply, ours: &Reply) {
+        let (qemu, oxblk) = (self.directory(Side::Qemu), self.directory(side));
+        let text = |bytes: &[u8], directory: &Path| normalise(bytes, directory, self.rules);
+        let mut wrong = String::new();
+        for (stream, a, b) in
+            [("stdout", &theirs.stdout, &ours.stdout), ("stderr", &theirs.stderr, &ours.stderr)]
+        {
+            let (a, b) = (text(a, &qemu), text(b, &oxblk));
+            if a != b {
+                wrong.push_str(&difference(stream, &a, &b));
+            }
+        }
+        if theirs.code() != ours.code() {
+            wrong.push_str(&format!("exit code: QEMU {}, oxblk {}\n", theirs.code(), ours.code()));
+        }
+        assert!(
+            wrong.is_empty(),
+            "{} {} ({}) differs\n{wrong}",
+            tool.qemu_name(),
+            args.join(" "),
+            side.name()
+        );
+    }
+
+    /// The file that QEMU wrote and those that oxblk wrote have the same bytes.
+    ///
+    /// # Panics
+    /// When they differ, telling where.
+    pub fn same_bytes(&self, name: &str) {
+        let theirs = std::fs::read(self.directory(Side::Qemu).join(name)).expect("QEMU's file");
+        for side in Side::OURS {
+            let ours = std::fs::read(self.directory(side).join(name)).expect("oxblk's file");
+            assert_eq!(ours.len(), theirs.len(), "the length of {name} ({})", side.name());
+            let first = theirs.iter().zip(&ours).position(|(a, b)| a != b);
+            assert_eq!(first, None, "first differing byte of {name} ({})", side.name());
+        }
+    }
+
+    /// What a guest reads from the image is the same on every side, by `qemu-img compare`, and oxblk's
+    /// images pass `qemu-img check` where the format has one.
+    ///
+    /// # Panics
+    /// When the contents differ or the check finds anything.
+    pub fn same_content(&self, name: &str) {
+        for side in Side::OURS {
+            let ours = self.directory(side);
+            check_clean(&ours.join(name));
+            Program::new("qemu-img")
+                .args(["compare", "-q"])
+                .arg(self.directory(Side::Qemu).join(name))
+                .arg(ours.join(name))
+                .succeed();
+        }
+    }
+}
+
+/// `qemu-img check` finds neither errors nor leaks; a format without a check passes.
+///
+/// # Panics
+/// When the check finds anything.
+pub fn check_clean(image: &Path) {
+    const NO_CHECK: i32 = 63;
+    let reply = Program::new("qemu-img").arg("check").arg(image).run();
+    assert!(
+        matches!(reply.code(), 0 | NO_CHECK),
+        "qemu-img check {}\n{}{}",
+        image.display(),
+        reply.out(),
+        reply.err()
+    );
+}
+
+/// Both texts, and the first line in which they differ.
+fn difference(stream: &str, theirs: &str, ours: &str) -> String {
+    let mut lines = theirs.lines().zip(ours.lines()).enumerate();
+    let first = lines.find(|(_, (a, b))| a != b).map_or_else(
+        || theirs.lines().count().min(ours.lines().count()) + 1,
+        |(index, _)| index + 1,
+    );
+    format!("{stream}, from line {first}\n--- QEMU\n{theirs}\n--- oxblk\n{ours}\n---\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_names_the_first_line_that_differs() {
+        assert!(difference("stdout", "a\nb\n", "a\nc\n").starts_with("stdout, from line 2\n"));
+        assert!(difference("stdout", "a\n", "a\nc\n").starts_with("stdout, from line 2\n"));
+    }
+}

@@ -1,0 +1,385 @@
+//! Running programs under a time and memory bound: the built oxblk, the QEMU tools, other peers.
+//!
+//! Every run has a deadline, so no test can hang: a program that passes it is killed and the test
+//! fails with what it had printed. Output is read while the program runs, so a full pipe never
+//! blocks it.
+//!
+//! The oxblk under test is `$OXBLK_BIN` when that is set (the nextest setup script and the soak set
+//! it); otherwise it is built once per test process, beside the test binary.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long a program may run when the test sets no other bound.
+pub const DEFAULT_TIME_LIMIT: Duration = Duration::from_secs(120);
+
+/// A tool that oxblk and QEMU both have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tool {
+    /// `qemu-img`, `oxblk img`.
+    Img,
+    /// `qemu-io`, `oxblk io`.
+    Io,
+    /// `qemu-nbd`, `oxblk nbd`.
+    Nbd,
+    /// `qemu-storage-daemon`, `oxblk daemon`.
+    Daemon,
+}
+
+impl Tool {
+    /// Every tool.
+    pub const ALL: [Tool; 4] = [Tool::Img, Tool::Io, Tool::Nbd, Tool::Daemon];
+
+    /// QEMU's name for the tool, also the name of the link that makes oxblk answer to it.
+    pub fn qemu_name(self) -> &'static str {
+        match self {
+            Tool::Img => "qemu-img",
+            Tool::Io => "qemu-io",
+            Tool::Nbd => "qemu-nbd",
+            Tool::Daemon => "qemu-storage-daemon",
+        }
+    }
+
+    /// The oxblk subcommand.
+    pub fn subcommand(self) -> &'static str {
+        match self {
+            Tool::Img => "img",
+            Tool::Io => "io",
+            Tool::Nbd => "nbd",
+            Tool::Daemon => "daemon",
+        }
+    }
+}
+
+/// The oxblk program under test.
+///
+/// # Panics
+/// When it cannot be built.
+pub fn oxblk() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| match std::env::var_os("OXBLK_BIN") {
+        Some(path) => PathBuf::from(path),
+        None => build_oxblk(),
+    })
+}
+
+/// Builds oxblk under the profile that this process was built with, into the same target directory.
+fn build_oxblk() -> PathBuf {
+    let test = std::env::current_exe().expect("the test's own path");
+    let mut directory = test.parent().expect("the test is in a directory");
+    if directory.ends_with("deps") {
+        directory = directory.parent().expect("deps is in the profile's directory");
+    }
+    let folder = directory.file_name().and_then(OsStr::to_str).expect("a UTF-8 profile name");
+    let profile = if folder == "debug" { "dev" } else { folder };
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let status = Command::new(cargo)
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "oxblk-cli",
+            "--bin",
+            "oxblk",
+            "--profile",
+            profile,
+        ])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .expect("cargo runs");
+    assert!(status.success(), "oxblk does not build");
+    directory.join("oxblk")
+}
+
+/// What a program did.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub stdout: Vec<u8>,
+    /// Its standard error.
+    pub stderr: Vec<u8>,
+}
+
+impl Reply {
+    /// Standard output as text.
+    pub fn out(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Standard error as text.
+    pub fn err(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// The exit code, or 128 + the signal that ended it, as a shell would say.
+    pub fn code(&self) -> i32 {
+        self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
+    }
+}
+
+/// A program about to run.
+#[derive(Debug)]
+pub struct Program {
+    path: OsString,
+    args: Vec<OsString>,
+    directory: Option<PathBuf>,
+    stdin: Vec<u8>,
+    time_limit: Duration,
+    address_space: Option<u64>,
+}
+
+impl Program {
+    /// A program by path, or by name through `PATH`.
+    pub fn new(path: impl AsRef<OsStr>) -> Self {
+        Self {
+            path: path.as_ref().to_owned(),
+            args: Vec::new(),
+            directory: None,
+            stdin: Vec::new(),
+            time_limit: DEFAULT_TIME_LIMIT,
+            address_space: None,
+        }
+    }
+
+    /// oxblk, with the arguments that follow.
+    pub fn oxblk() -> Self {
+        Self::new(oxblk())
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// Runs it in this directory.
+    #[must_use]
+    pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = Some(directory.into());
+        self
+    }
+
+    /// What it reads from standard input (nothing, unless set).
+    #[must_use]
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = bytes.into();
+        self
+    }
+
+    /// How long it may run before it is killed and the test fails.
+    #[must_use]
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.time_limit = limit;
+        self
+    }
+
+    /// Bounds its address space, in bytes (`RLIMIT_AS`, set by `prlimit`).
+    #[must_use]
+    pub fn address_space(mut self, bytes: u64) -> Self {
+        self.address_space = Some(bytes);
+        self
+    }
+
+    /// The command line, for messages.
+    pub fn line(&self) -> String {
+        let mut line = self.path.to_string_lossy().into_owned();
+        for arg in &self.args {
+            line.push(' ');
+            line.push_str(&arg.to_string_lossy());
+        }
+        line
+    }
+
+    fn command(&self) -> Command {
+        let mut command = match self.address_space {
+            None => Command::new(&self.path),
+            Some(bytes) => {
+                let mut command = Command::new("prlimit");
+                command.arg(format!("--as={bytes}")).arg("--core=0").arg("--").arg(&self.path);
+                command
+            }
+        };
+        command.args(&self.args).env("LC_ALL", "C").env("TZ", "UTC").env_remove("RUST_LOG");
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
+        }
+        command
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Panics
+    /// When it cannot be started (the message says what installs it) or passes its time limit.
+    pub fn run(self) -> Reply {
+        let mut child = self
+            .command()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| {
+                panic!("{}: {error} (scripts/install-test-tools)", self.line())
+            });
+        let stdout = drain(child.stdout.take().expect("piped"));
+        let stderr = drain(child.stderr.take().expect("piped"));
+        let mut stdin = child.stdin.take().expect("piped");
+        let input = self.stdin.clone();
+        // A program may end without reading its input: a broken pipe is no failure.
+        let feeder = std::thread::spawn(move || drop(stdin.write_all(&input)));
+        let status = wait_until(&mut child, Instant::now() + self.time_limit);
+        if status.is_none() {
+            drop(child.kill());
+            drop(child.wait());
+        }
+        feeder.join().expect("the feeder does not panic");
+        let stdout = stdout.join().expect("the reader does not panic");
+        let stderr = stderr.join().expect("the reader does not panic");
+        let Some(status) = status else {
+            panic!(
+                "{} ran for more than {:?}\nstdout: {}\nstderr: {}",
+                self.line(),
+                self.time_limit,
+                String::from_utf8_lossy(&stdout),
+                String::from_utf8_lossy(&stderr)
+            );
+        };
+        Reply { status, stdout, stderr }
+    }
+
+    /// Runs it to its end, which must be exit code 0.
+    ///
+    /// # Panics
+    /// As [`Program::run`], and when it fails.
+    pub fn succeed(self) -> Reply {
+        let line = self.line();
+        let reply = self.run();
+        assert!(
+            reply.status.success(),
+            "{line}\nended with {}\nstdout: {}\nstderr: {}",
+            reply.code(),
+            reply.out(),
+            reply.err()
+        );
+        reply
+    }
+
+    /// Starts it as a server, to be stopped when the guard is dropped.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start(self) -> Server {
+        let child = self
+            .command()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap_or_else(|error| {
+                panic!("{}: {error} (scripts/install-test-tools)", self.line())
+            });
+        Server { line: self.line(), child, stdout: None }
+    }
+}
+
+/// Reads a pipe to its end on a thread of its own.
+fn drain(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        drop(pipe.read_to_end(&mut bytes));
+        bytes
+    })
+}
+
+/// Waits for the end of a child, or for the deadline (`None`).
+fn wait_until(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
+    let mut nap = Duration::from_micros(500);
+    loop {
+        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            return Some(status);
+        }
+        if Instant::now() >= deadline {
+            return None;
+        }
+        std::thread::sleep(nap);
+        nap = (nap * 2).min(Duration::from_millis(20));
+    }
+}
+
+/// A running server. Dropping it kills it; [`Server::stop`] asks it to end and checks that it does.
+#[derive(Debug)]
+pub struct Server {
+    line: String,
+    child: Child,
+    stdout: Option<JoinHandle<Vec<u8>>>,
+}
+
+impl Server {
+    /// Waits until `ready` says so (a socket exists, a port answers).
+    ///
+    /// # Panics
+    /// When the server ends first, or after 30 seconds.
+    pub fn wait_for(&mut self, what: &str, mut ready: impl FnMut() -> bool) {
+        if self.stdout.is_none() {
+            self.stdout = Some(drain(self.child.stdout.take().expect("piped")));
+        }
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !ready() {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                panic!("{} ended ({status}) before {what}", self.line);
+            }
+            assert!(Instant::now() < deadline, "{}: no {what} after 30 s", self.line);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until a Unix socket accepts connections.
+    ///
+    /// # Panics
+    /// As [`Server::wait_for`].
+    pub fn wait_for_socket(&mut self, path: &Path) {
+        self.wait_for("socket", || std::os::unix::net::UnixStream::connect(path).is_ok());
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends SIGTERM and waits for a clean end; gives what it printed on standard output.
+    ///
+    /// # Panics
+    /// When it does not end within 30 seconds, or not with exit code 0.
+    pub fn stop(mut self) -> String {
+        let kill = Command::new("kill").arg(self.pid().to_string()).status().expect("kill runs");
+        assert!(kill.success(), "{} had ended already", self.line);
+        let status = wait_until(&mut self.child, Instant::now() + Duration::from_secs(30));
+        let status = status.unwrap_or_else(|| panic!("{} ignores SIGTERM", self.line));
+        assert!(status.success(), "{} ended with {status}", self.line);
+        let stdout = self.stdout.take().or_else(|| self.child.stdout.take().map(drain));
+        let bytes = stdout.map(|reader| reader.join().expect("the reader does not panic"));
+        String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
