@@ -4,9 +4,14 @@
 //! as an embedder would. Each kind of test has one harness here, so that a new format gets all of
 //! them by a line in a table:
 //!
-//! - [`differential`]: the same command through oxblk and through the QEMU tools.
+//! - [`differential`]: the same command through oxblk and through the QEMU tools;
+//! - [`model`]: random operations against a model in memory;
+//! - [`guest`]: a Linux guest that boots from a served disk.
 //!
 //! Nothing here is part of the product, and everything reports by panicking.
 
 pub mod differential;
+pub mod guest;
+pub mod model;
 pub mod program;
+pub mod random;

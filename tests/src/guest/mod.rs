@@ -1,0 +1,195 @@
+//! A real Linux guest, to be booted from a disk that oxblk serves.
+//!
+//! [`Kernel`] finds a Debian cloud kernel (installed, or unpacked into the cache by
+//! `scripts/install-test-tools`); [`initramfs`] packs the modules of a virtio disk, busybox and e2fsck;
+//! [`disk`] makes a partitioned disk with an ext4 root; [`boot`] starts it under qemu-system (TCG, so
+//! that it runs everywhere) and gives back the serial console.
+//!
+//! What a boot does is chosen on the kernel's command line ([`Task`]). Either way e2fsck must find the
+//! file system clean before it is mounted, and the guest powers off by itself at the end.
+
+pub mod disk;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::program::Program;
+
+/// Longer than a boot under TCG takes on a loaded machine.
+const BOOT_LIMIT: Duration = Duration::from_secs(280);
+
+/// The modules of a virtio disk, each after those that it needs.
+const MODULES: [&str; 6] = [
+    "virtio/virtio_ring",
+    "virtio/virtio",
+    "virtio/virtio_pci_legacy_dev",
+    "virtio/virtio_pci_modern_dev",
+    "virtio/virtio_pci",
+    "block/virtio_blk",
+];
+
+/// The first program of the initramfs: checks the root file system, mounts it, and hands over to it.
+const INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+for module in /modules/*.ko; do insmod "$module" || echo "GUEST: insmod $module failed"; done
+tries=0
+while [ ! -b /dev/vda1 ] && [ $tries -lt 100 ]; do sleep 0.1; tries=$((tries + 1)); done
+e2fsck -f -n /dev/vda1
+echo "GUEST: fsck before mounting ended with $?"
+mount -t ext4 /dev/vda1 /root || { echo 'GUEST: cannot mount'; poweroff -f; }
+exec switch_root /root /sbin/init
+"#;
+
+/// What a boot is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Writes files with checksums, deletes and overwrites others, discards, syncs.
+    Write,
+    /// Checks what [`Task::Write`] left.
+    Verify,
+}
+
+impl Task {
+    fn name(self) -> &'static str {
+        match self {
+            Task::Write => "write",
+            Task::Verify => "verify",
+        }
+    }
+}
+
+/// A kernel and its modules.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// The compressed image, as `-kernel` takes it.
+    pub image: PathBuf,
+    /// `lib/modules/VERSION/kernel/drivers`.
+    drivers: PathBuf,
+}
+
+impl Kernel {
+    /// The newest cloud kernel on the machine or in the cache.
+    ///
+    /// # Panics
+    /// When there is none; `scripts/install-test-tools` fetches one.
+    pub fn find() -> Self {
+        let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
+            || PathBuf::from(std::env::var_os("HOME").expect("HOME")).join(".cache"),
+            PathBuf::from,
+        );
+        let roots = [PathBuf::from("/"), cache.join("oxblk-tests/kernel")];
+        let found = roots.iter().filter_map(|root| Self::in_root(root)).next();
+        found.expect("a Debian cloud kernel in /boot or the cache (scripts/install-test-tools)")
+    }
+
+    fn in_root(root: &Path) -> Option<Self> {
+        let mut versions: Vec<String> = fs::read_dir(root.join("boot"))
+            .ok()?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter_map(|name| Some(name.strip_prefix("vmlinuz-")?.to_owned()))
+            .filter(|version| version.ends_with("cloud-amd64"))
+            .collect();
+        versions.sort();
+        let version = versions.pop()?;
+        let drivers = ["lib", "usr/lib"]
+            .map(|lib| root.join(lib).join("modules").join(&version).join("kernel/drivers"))
+            .into_iter()
+            .find(|drivers| drivers.is_dir())?;
+        Some(Self { image: root.join("boot").join(format!("vmlinuz-{version}")), drivers })
+    }
+}
+
+/// Copies a program and the shared libraries that it loads below `root`, at the same paths.
+fn copy_program(program: &Path, root: &Path) {
+    let copy = |file: &Path| {
+        let target = root.join(file.strip_prefix("/").expect("an absolute path"));
+        fs::create_dir_all(target.parent().expect("a file is in a directory"))
+            .expect("a directory");
+        fs::copy(file, &target).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    };
+    copy(program);
+    let libraries = Program::new("ldd").arg(program).run().out();
+    for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
+        copy(Path::new(library));
+    }
+}
+
+fn write_script(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().expect("a file is in a directory")).expect("a directory");
+    fs::write(path, text).expect("a script");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("permissions");
+}
+
+/// Packs the initramfs into `scratch` and gives its path.
+///
+/// # Panics
+/// When a program that it holds is missing.
+pub fn initramfs(kernel: &Kernel, scratch: &Path) -> PathBuf {
+    let root = scratch.join("initramfs");
+    for directory in ["bin", "proc", "sys", "dev", "root", "modules"] {
+        fs::create_dir_all(root.join(directory)).expect("a directory");
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
+    copy_program(Path::new("/sbin/e2fsck"), &root);
+    symlink("/sbin/e2fsck", root.join("bin/e2fsck")).expect("a link");
+    for (order, module) in MODULES.iter().enumerate() {
+        let file = kernel.drivers.join(format!("{module}.ko"));
+        // A kernel that has it built in needs no module.
+        if file.exists() {
+            fs::copy(file, root.join(format!("modules/{order}.ko"))).expect("a module");
+        }
+    }
+    write_script(&root.join("init"), INIT);
+    let archive = scratch.join("initramfs.cpio");
+    let pack = format!("find . | cpio -o -H newc --quiet > '{}'", archive.display());
+    Program::new("sh").args(["-c", &pack]).directory(root).succeed();
+    archive
+}
+
+/// Boots a disk under qemu-system and gives its console once it has powered off.
+///
+/// `disk` is a `-blockdev` description (JSON) whose node is named `disk`.
+///
+/// # Panics
+/// When it does not power off in time or QEMU fails.
+pub fn boot(kernel: &Kernel, initramfs: &Path, disk: &str, task: Task) -> String {
+    let reply = Program::new("qemu-system-x86_64")
+        .args(["-accel", "tcg", "-m", "384", "-nodefaults", "-no-reboot"])
+        .args(["-display", "none", "-serial", "stdio", "-kernel"])
+        .arg(&kernel.image)
+        .arg("-initrd")
+        .arg(initramfs)
+        .arg("-append")
+        .arg(format!("console=ttyS0 panic=-1 quiet oxblk.task={}", task.name()))
+        .args(["-blockdev", disk, "-device", "virtio-blk-pci,drive=disk"])
+        .time_limit(BOOT_LIMIT)
+        .succeed();
+    reply.out()
+}
+
+/// The `-blockdev` of an NBD export on a Unix socket, with discard passed on.
+pub fn nbd_blockdev(socket: &Path) -> String {
+    format!(
+        r#"{{"driver":"nbd","node-name":"disk","discard":"unmap","server":{{"type":"unix","path":"{}"}}}}"#,
+        socket.display()
+    )
+}
+
+/// The guest said that its file system was clean and that its task was done.
+///
+/// # Panics
+/// With the console, when it did not.
+pub fn assert_succeeded(console: &str, task: Task) {
+    for line in [
+        "GUEST: fsck before mounting ended with 0".to_owned(),
+        format!("GUEST: {} done", task.name()),
+    ] {
+        assert!(console.contains(&line), "the guest did not say {line:?}; its console:\n{console}");
+    }
+}
