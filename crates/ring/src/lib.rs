@@ -1,1 +1,33 @@
-//! oxblk: ring.
+//! The I/O engine: executor, operations, buffers, timers. Knows nothing of disk images.
+//!
+//! One **I/O thread** is one executor with one io_uring. Its futures are `!Send` and live and die there; their wakers
+//! cross threads. [`block_on`] turns the calling thread into an I/O thread, [`IoThread::start`] makes another one.
+//!
+//! * [`buf`](IoBuf): owned memory. What the kernel may touch belongs to an operation's slot until it has completed, so
+//!   a future can be dropped at any moment.
+//! * `reactor`: the slots, and what carries operations out: io_uring, Linux AIO, a pool of blocking threads, or poll.
+//! * `runtime`: the loop (harvest completions → run ready tasks → one submit-and-wait), tasks, timers, wakers.
+//! * [`File`], [`Stream`], [`Listener`]: what can be read and written.
+//! * [`sim`]: a simulated disk and a deterministic executor for tests.
+//! * locks that work across I/O threads: [`Mutex`], [`RwLock`], [`Semaphore`], [`RangeLock`]; and [`Sharded`] data.
+
+mod buf;
+mod file;
+mod net;
+mod reactor;
+mod runtime;
+pub mod sim;
+mod sync;
+
+pub use buf::{IoBuf, IoBufMut, IoVec, IoVecMut, is_zero};
+pub use file::{Aio, Extent, Falloc, File, ReadAt, ReadvAt, WriteAt, WritevAt};
+pub use net::{Address, Listener, Stream};
+pub use runtime::{
+    Config, Elapsed, Engine, IoThread, MAX_IO_THREADS, Remote, TaskGone, block_on, block_on_with,
+    now, offload, offload_threads, set_offload_threads, sleep, spawn, thread_index, timeout,
+    try_thread_index, yield_now,
+};
+pub use sync::{Event, EventListener, Mutex, RangeGuard, RangeLock, RwLock, Semaphore, Sharded};
+
+/// A handle to a local task: dropping it cancels the task, [`detach`](async_task::Task::detach) lets it run on.
+pub use async_task::Task;

@@ -1,0 +1,123 @@
+//! The refcounted memory behind the buffer views.
+//!
+//! A [`Block`] is a header that describes one run of bytes: where it lies, how many views share it and where it
+//! goes when the last view is gone. Headers are recycled together with their memory, so that taking a buffer from
+//! a pool allocates nothing. All bytes of a block are initialised from the moment it is made.
+
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, fence};
+
+use super::pool::{self, Arena};
+
+/// Where the memory of a block goes when nobody uses it any more.
+#[derive(Clone, Copy)]
+pub(crate) enum Home {
+    /// A piece of a registered arena; the pointer is good while the block is out, because it then counts as a reference.
+    Arena(NonNull<Arena>),
+    /// A size class of the per-thread cache.
+    Small(usize),
+    /// Page-mapped memory, kept by the bounded process-wide cache.
+    Mapped,
+    /// Taken over from a `Vec<u8>` of the block's capacity.
+    Vec,
+    /// Memory that is never freed and never unique.
+    Static,
+}
+
+/// Header of one refcounted run of bytes.
+pub(crate) struct Block {
+    refs: AtomicUsize,
+    pub(super) ptr: NonNull<u8>,
+    pub(super) capacity: usize,
+    pub(super) home: Home,
+    /// Link of the arena's stack of blocks that came back from other threads.
+    pub(super) next: AtomicPtr<Block>,
+}
+
+impl Block {
+    pub(super) fn new(ptr: NonNull<u8>, capacity: usize, home: Home) -> Block {
+        Block {
+            refs: AtomicUsize::new(1),
+            ptr,
+            capacity,
+            home,
+            next: AtomicPtr::new(std::ptr::null_mut()),
+        }
+    }
+}
+
+/// One counted reference to a [`Block`].
+pub(crate) struct BlockRef(NonNull<Block>);
+
+// SAFETY: the count is atomic, and access to the bytes is governed by the views (disjoint unique ranges or shared
+// read-only ones), so a reference may move to and be used from any thread.
+unsafe impl Send for BlockRef {}
+// SAFETY: as above; `&BlockRef` only offers the atomic count and plain reads of fields that never change while shared.
+unsafe impl Sync for BlockRef {}
+
+impl BlockRef {
+    /// Takes over the single reference that a fresh or recycled header stands for.
+    ///
+    /// # Safety
+    /// `block` is valid, nobody else uses it, and its count is meant to be one.
+    pub(super) unsafe fn adopt(block: NonNull<Block>) -> BlockRef {
+        // SAFETY: valid by the caller's promise.
+        unsafe { block.as_ref() }.refs.store(1, Ordering::Relaxed);
+        BlockRef(block)
+    }
+
+    fn block(&self) -> &Block {
+        // SAFETY: the header lives at least as long as any counted reference to it.
+        unsafe { self.0.as_ref() }
+    }
+
+    pub(super) fn start(&self) -> NonNull<u8> {
+        self.block().ptr
+    }
+
+    pub(super) fn capacity(&self) -> usize {
+        self.block().capacity
+    }
+
+    pub(super) fn same(&self, other: &BlockRef) -> bool {
+        self.0 == other.0
+    }
+
+    /// Whether the memory is part of `arena`.
+    pub(super) fn is_in(&self, arena: Option<&Arena>) -> bool {
+        match (self.block().home, arena) {
+            (Home::Arena(mine), Some(arena)) => std::ptr::eq(mine.as_ptr(), arena),
+            _ => false,
+        }
+    }
+
+    /// Whether this is the only reference, so that its holder may have the bytes for itself.
+    pub(super) fn is_unique(&self) -> bool {
+        !matches!(self.block().home, Home::Static) && self.block().refs.load(Ordering::Acquire) == 1
+    }
+}
+
+impl Clone for BlockRef {
+    fn clone(&self) -> BlockRef {
+        let before = self.block().refs.fetch_add(1, Ordering::Relaxed);
+        if before > isize::MAX.unsigned_abs() {
+            std::process::abort(); // references were leaked until the count nearly wrapped
+        }
+        BlockRef(self.0)
+    }
+}
+
+impl Drop for BlockRef {
+    fn drop(&mut self) {
+        let block = self.block();
+        // A sole holder needs no read-modify-write: nobody else can make the count grow.
+        if block.refs.load(Ordering::Acquire) != 1 {
+            if block.refs.fetch_sub(1, Ordering::Release) != 1 {
+                return;
+            }
+            fence(Ordering::Acquire);
+        }
+        // SAFETY: this was the last reference, so the header and the memory belong to us alone.
+        unsafe { pool::recycle(self.0) };
+    }
+}

@@ -1,0 +1,31 @@
+//! Owned I/O memory.
+//!
+//! The kernel may touch a buffer long after the future that asked for it is gone, so nothing here is
+//! ever borrowed: an operation takes a buffer by value and gives it back when it has completed.
+//!
+//! * [`IoBufMut`] is the unique view of a range of refcounted memory; it can be split into disjoint
+//!   views, joined again, and frozen.
+//! * [`IoBuf`] is a shared, immutable view; it turns back into [`IoBufMut`] when it is the last one.
+//!
+//! Invariant: the ranges of all `IoBufMut`s of one block of memory are disjoint from each other and from
+//! the ranges of all its `IoBuf`s. Every constructor and splitter below keeps it; that is what makes
+//! `&mut [u8]` from an `IoBufMut` sound.
+//!
+//! Memory comes from [`pool`]: small sizes from an arena that the I/O thread's ring has registered with the
+//! kernel, larger ones from bounded caches of page-aligned memory.
+
+mod block;
+mod pool;
+mod shared;
+mod unique;
+mod zero;
+
+pub(crate) use pool::{Arena, install_arena, uninstall_arena};
+pub use shared::IoBuf;
+pub use unique::IoBufMut;
+pub use zero::is_zero;
+
+/// Several shared buffers, written one after another.
+pub type IoVec = smallvec::SmallVec<[IoBuf; 4]>;
+/// Several unique buffers, filled one after another.
+pub type IoVecMut = smallvec::SmallVec<[IoBufMut; 4]>;

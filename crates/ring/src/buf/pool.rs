@@ -1,0 +1,419 @@
+//! Where buffer memory comes from and goes to.
+//!
+//! * Up to 64 KiB, on an I/O thread: its **arena**, one mapping that its ring has registered with the kernel, cut into
+//!   4, 16 and 64 KiB pieces. A piece that is freed on another thread comes back through a lock-free stack.
+//! * Up to 64 KiB otherwise: a small cache per thread.
+//! * Above: page mappings, kept by one process-wide cache that holds at most [`BIG_CACHE`] bytes.
+//!
+//! All caches are bounded; what does not fit goes back to the system. Memory is zero when it is made and stays
+//! initialised for good, whatever was written to it.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::RefCell;
+use std::io;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use super::block::{Block, BlockRef, Home};
+
+/// Alignment of every buffer of 512 bytes or more.
+pub(super) const PAGE: usize = 4096;
+const SMALL: [usize; 4] = [512, 4096, 16 << 10, 64 << 10];
+/// How many blocks of each small class a thread keeps.
+const SMALL_KEEP: [usize; 4] = [64, 32, 8, 4];
+const ARENA_CLASSES: [usize; 3] = [4096, 16 << 10, 64 << 10];
+const LARGEST_SMALL: usize = 64 << 10;
+/// Bytes of big blocks that are kept for reuse.
+const BIG_CACHE: usize = 12 << 20;
+const LARGEST_CACHED: usize = 4 << 20;
+
+/// Free pieces of each class of an arena.
+type Pieces = [Vec<NonNull<Block>>; 3];
+
+/// Memory registered with one ring, cut into equal pieces per class.
+pub(crate) struct Arena {
+    base: NonNull<u8>,
+    len: usize,
+    /// One header per piece. Shared by raw pointer; never moved or freed before the arena.
+    headers: OnceLock<Vec<NonNull<Block>>>,
+    /// Pieces that came back from other threads.
+    returned: AtomicPtr<Block>,
+}
+
+// SAFETY: the memory and headers are reached only through counted blocks or, for free pieces, by the owning thread
+// and the atomic stack.
+unsafe impl Send for Arena {}
+// SAFETY: as above; shared access is `base`, `len` (constant) and the atomic stack.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Maps about `bytes` and cuts them: a quarter in 4 KiB, a quarter in 16 KiB, half in 64 KiB pieces.
+    fn new(bytes: usize) -> io::Result<(Arc<Arena>, Pieces)> {
+        let counts = [
+            bytes / 4 / ARENA_CLASSES[0],
+            bytes / 4 / ARENA_CLASSES[1],
+            bytes / 2 / ARENA_CLASSES[2],
+        ];
+        let len = counts.iter().zip(ARENA_CLASSES).map(|(n, size)| n * size).sum();
+        let base = map_pages(len)?;
+        let arena = Arc::new(Arena {
+            base,
+            len,
+            headers: OnceLock::new(),
+            returned: AtomicPtr::new(ptr::null_mut()),
+        });
+        // SAFETY: an `Arc`'s pointer is never null.
+        let home = Home::Arena(unsafe { NonNull::new_unchecked(Arc::as_ptr(&arena).cast_mut()) });
+        let mut free = [Vec::new(), Vec::new(), Vec::new()];
+        let mut headers = Vec::new();
+        let mut at = 0;
+        for ((list, size), count) in free.iter_mut().zip(ARENA_CLASSES).zip(counts) {
+            for _ in 0..count {
+                // SAFETY: `at + size <= len`, by the sum above.
+                let piece = unsafe { base.add(at) };
+                at += size;
+                let header = NonNull::from(Box::leak(Box::new(Block::new(piece, size, home))));
+                headers.push(header);
+                list.push(header);
+            }
+            list.reverse();
+        }
+        let _ = arena.headers.set(headers);
+        Ok((arena, free))
+    }
+
+    /// The memory to register with the ring.
+    pub(crate) fn as_iovec(&self) -> libc::iovec {
+        libc::iovec { iov_base: self.base.as_ptr().cast(), iov_len: self.len }
+    }
+
+    fn push_returned(&self, block: NonNull<Block>) {
+        let mut head = self.returned.load(Ordering::Relaxed);
+        loop {
+            // SAFETY: the block is free and ours until the exchange publishes it.
+            unsafe { block.as_ref() }.next.store(head, Ordering::Relaxed);
+            match self.returned.compare_exchange_weak(
+                head,
+                block.as_ptr(),
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return,
+                Err(seen) => head = seen,
+            }
+        }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        for header in self.headers.get().into_iter().flatten() {
+            // SAFETY: made by `Box::leak` in `new`; every block that is out holds a count on the arena, so none is.
+            drop(unsafe { Box::from_raw(header.as_ptr()) });
+        }
+        unmap_pages(self.base, self.len);
+    }
+}
+
+/// The calling thread's free memory.
+struct ThreadPool {
+    arena: Option<Arc<Arena>>,
+    pieces: Pieces,
+    small: [Vec<NonNull<Block>>; 4],
+}
+
+thread_local! {
+    static POOL: RefCell<ThreadPool> = const {
+        RefCell::new(ThreadPool { arena: None, pieces: [const { Vec::new() }; 3], small: [const { Vec::new() }; 4] })
+    };
+}
+
+/// Gives the calling thread an arena of about `bytes`.
+pub(crate) fn install_arena(bytes: usize) -> io::Result<Arc<Arena>> {
+    let (arena, pieces) = Arena::new(bytes)?;
+    POOL.with_borrow_mut(|pool| {
+        pool.arena = Some(Arc::clone(&arena));
+        pool.pieces = pieces;
+    });
+    Ok(arena)
+}
+
+/// Takes the arena from the calling thread; buffers that are still out keep its memory.
+pub(crate) fn uninstall_arena() {
+    let _ = POOL.try_with(|pool| {
+        let mut pool = pool.borrow_mut();
+        pool.pieces = [const { Vec::new() }; 3];
+        pool.arena = None;
+    });
+}
+
+impl ThreadPool {
+    fn take_piece(&mut self, len: usize) -> Option<BlockRef> {
+        let arena = self.arena.as_ref()?;
+        let wanted = ARENA_CLASSES.iter().position(|&size| size >= len)?;
+        if self.pieces.get(wanted)?.is_empty() {
+            let mut back = arena.returned.swap(ptr::null_mut(), Ordering::Acquire);
+            while let Some(block) = NonNull::new(back) {
+                // SAFETY: the whole stack is ours after the swap, and its blocks are free.
+                back = unsafe { block.as_ref() }.next.load(Ordering::Relaxed);
+                put_piece(&mut self.pieces, block);
+            }
+        }
+        let block = self.pieces.get_mut(wanted)?.pop()?;
+        // SAFETY: the pointer comes from this very `Arc`. The count is given back by `recycle`.
+        unsafe { Arc::increment_strong_count(Arc::as_ptr(arena)) };
+        // SAFETY: a free piece belongs to the list it was popped from, and to nobody else.
+        Some(unsafe { BlockRef::adopt(block) })
+    }
+}
+
+fn put_piece(pieces: &mut Pieces, block: NonNull<Block>) {
+    // SAFETY: free blocks are valid while their arena is.
+    let capacity = unsafe { block.as_ref() }.capacity;
+    if let Some(class) = ARENA_CLASSES.iter().position(|&size| size == capacity) {
+        pieces[class].push(block);
+    }
+}
+
+impl Drop for ThreadPool {
+    fn drop(&mut self) {
+        for (class, list) in self.small.iter_mut().enumerate() {
+            for block in list.drain(..) {
+                // SAFETY: cached blocks are free and ours.
+                unsafe { free_small(block, class) };
+            }
+        }
+    }
+}
+
+/// A block of at least `len` bytes; the flag says that they are known to be zero.
+pub(super) fn take(len: usize) -> (BlockRef, bool) {
+    if len > LARGEST_SMALL {
+        return take_big(len);
+    }
+    // Sizes below 512 need no page alignment and are not worth a page.
+    let class = if len < SMALL[0] {
+        0
+    } else {
+        SMALL.iter().skip(1).position(|&size| size >= len).map_or(3, |i| i + 1)
+    };
+    let pooled = POOL.try_with(|pool| {
+        let mut pool = pool.borrow_mut();
+        if class > 0
+            && let Some(piece) = pool.take_piece(len)
+        {
+            return Some(piece);
+        }
+        // SAFETY: cached blocks are free and belong to the list.
+        pool.small[class].pop().map(|block| unsafe { BlockRef::adopt(block) })
+    });
+    match pooled {
+        Ok(Some(block)) => (block, false),
+        Ok(None) | Err(_) => (new_small(class), true),
+    }
+}
+
+fn small_layout(class: usize) -> Layout {
+    let align = if class == 0 { 64 } else { PAGE };
+    // SAFETY: both alignments are powers of two and the sizes are far below `isize::MAX`.
+    unsafe { Layout::from_size_align_unchecked(SMALL[class], align) }
+}
+
+fn new_small(class: usize) -> BlockRef {
+    let layout = small_layout(class);
+    // SAFETY: the layout is not empty.
+    let Some(memory) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
+        handle_alloc_error(layout)
+    };
+    let header = Box::leak(Box::new(Block::new(memory, SMALL[class], Home::Small(class))));
+    // SAFETY: just made, and nobody else knows it.
+    unsafe { BlockRef::adopt(NonNull::from(header)) }
+}
+
+/// # Safety
+/// `block` is a free block of `Home::Small(class)` that nobody else refers to.
+unsafe fn free_small(block: NonNull<Block>, class: usize) {
+    // SAFETY: header and memory were made in `new_small` and are ours by the caller's promise.
+    unsafe {
+        dealloc(block.as_ref().ptr.as_ptr(), small_layout(class));
+        drop(Box::from_raw(block.as_ptr()));
+    }
+}
+
+/// Free big blocks, newest last.
+struct BigCache {
+    blocks: Vec<FreeBlock>,
+    bytes: usize,
+}
+
+/// A free mapped block.
+struct FreeBlock(NonNull<Block>);
+
+// SAFETY: a free block belongs to its holder alone.
+unsafe impl Send for FreeBlock {}
+
+static BIG: Mutex<BigCache> = Mutex::new(BigCache { blocks: Vec::new(), bytes: 0 });
+
+/// Rounds so that blocks of about the same size can stand in for each other, wasting at most a quarter.
+fn round_big(len: usize) -> usize {
+    let step = (len.checked_next_power_of_two().unwrap_or(len) / 8).max(PAGE);
+    len.checked_next_multiple_of(step).unwrap_or(len)
+}
+
+fn take_big(len: usize) -> (BlockRef, bool) {
+    let capacity = round_big(len);
+    if capacity <= LARGEST_CACHED {
+        let mut cache = BIG.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: cached blocks are free and belong to the cache.
+        let fits = cache.blocks.iter().rposition(|b| unsafe { b.0.as_ref() }.capacity == capacity);
+        if let Some(at) = fits {
+            let block = cache.blocks.remove(at);
+            cache.bytes -= capacity;
+            // SAFETY: taken out of the cache, so ours alone.
+            return (unsafe { BlockRef::adopt(block.0) }, false);
+        }
+    }
+    let Ok(memory) = map_pages(capacity) else {
+        handle_alloc_error(Layout::from_size_align(capacity, PAGE).unwrap_or(Layout::new::<u8>()))
+    };
+    let header = Box::leak(Box::new(Block::new(memory, capacity, Home::Mapped)));
+    // SAFETY: just made, and nobody else knows it.
+    (unsafe { BlockRef::adopt(NonNull::from(header)) }, true)
+}
+
+fn recycle_big(block: NonNull<Block>) {
+    // SAFETY: the caller hands over a free block.
+    let (memory, capacity) = unsafe { (block.as_ref().ptr, block.as_ref().capacity) };
+    let mut dropped = Vec::new();
+    if capacity <= LARGEST_CACHED {
+        let mut cache = BIG.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.blocks.push(FreeBlock(block));
+        cache.bytes += capacity;
+        while cache.bytes > BIG_CACHE {
+            let oldest = cache.blocks.remove(0);
+            // SAFETY: cached blocks are free and belong to the cache.
+            cache.bytes -= unsafe { oldest.0.as_ref() }.capacity;
+            dropped.push(oldest);
+        }
+    } else {
+        unmap_pages(memory, capacity);
+        // SAFETY: the header came from `Box::leak` and is ours.
+        drop(unsafe { Box::from_raw(block.as_ptr()) });
+    }
+    for old in dropped {
+        // SAFETY: taken out of the cache, so header and memory are ours alone.
+        let header = unsafe { Box::from_raw(old.0.as_ptr()) };
+        unmap_pages(header.ptr, header.capacity);
+    }
+}
+
+/// Takes back a block whose last reference is gone.
+///
+/// # Safety
+/// Nobody refers to `block` any more, and the header came from this module.
+pub(super) unsafe fn recycle(block: NonNull<Block>) {
+    // SAFETY: ours alone by the caller's promise.
+    let (home, capacity, memory) =
+        unsafe { (block.as_ref().home, block.as_ref().capacity, block.as_ref().ptr) };
+    match home {
+        Home::Arena(arena) => {
+            let kept = POOL.try_with(|pool| {
+                let mut pool = pool.borrow_mut();
+                let own =
+                    pool.arena.as_ref().is_some_and(|a| ptr::eq(Arc::as_ptr(a), arena.as_ptr()));
+                if own {
+                    put_piece(&mut pool.pieces, block);
+                }
+                own
+            });
+            if !kept.unwrap_or(false) {
+                // SAFETY: the block that is being recycled holds a count on its arena until the next statement.
+                unsafe { arena.as_ref() }.push_returned(block);
+            }
+            // SAFETY: gives back the count taken in `take_piece`; the pointer came from `Arc::as_ptr`.
+            unsafe { Arc::decrement_strong_count(arena.as_ptr()) };
+        }
+        Home::Small(class) => {
+            let kept = POOL.try_with(|pool| {
+                let list = &mut pool.borrow_mut().small[class];
+                let room = list.len() < SMALL_KEEP[class];
+                if room {
+                    list.push(block);
+                }
+                room
+            });
+            if !kept.unwrap_or(false) {
+                // SAFETY: free, of this class, and not put in any list.
+                unsafe { free_small(block, class) };
+            }
+        }
+        Home::Mapped => recycle_big(block),
+        Home::Vec => {
+            // SAFETY: memory and capacity are those of the `Vec` that `from_vec` took apart; the header was leaked there.
+            unsafe {
+                drop(Vec::from_raw_parts(memory.as_ptr(), 0, capacity));
+                drop(Box::from_raw(block.as_ptr()));
+            }
+        }
+        // SAFETY: the header came from `Box::leak` and is ours; the memory stays.
+        Home::Static => drop(unsafe { Box::from_raw(block.as_ptr()) }),
+    }
+}
+
+/// Takes over the memory of a vector.
+pub(super) fn from_vec(vec: Vec<u8>) -> BlockRef {
+    let mut vec = std::mem::ManuallyDrop::new(vec);
+    // The spare capacity is never seen: views are cut from the first `len` bytes.
+    let (len, capacity) = (vec.len(), vec.capacity());
+    debug_assert!(len <= capacity);
+    // SAFETY: a vector's pointer is never null.
+    let memory = unsafe { NonNull::new_unchecked(vec.as_mut_ptr()) };
+    let header = Box::leak(Box::new(Block::new(memory, capacity, Home::Vec)));
+    // SAFETY: just made, and nobody else knows it.
+    unsafe { BlockRef::adopt(NonNull::from(header)) }
+}
+
+/// Wraps bytes that live for ever; they are never written to.
+pub(super) fn from_static(bytes: &'static [u8]) -> BlockRef {
+    // SAFETY: a slice's pointer is never null.
+    let memory = unsafe { NonNull::new_unchecked(bytes.as_ptr().cast_mut()) };
+    shared_static(memory, bytes.len())
+}
+
+/// A run of zeroes that lives for ever and costs no memory: untouched private pages all map the kernel's zero page.
+pub(super) fn static_zeroes(len: usize) -> BlockRef {
+    let Ok(memory) = map_pages(len) else {
+        handle_alloc_error(Layout::from_size_align(len, PAGE).unwrap_or(Layout::new::<u8>()))
+    };
+    shared_static(memory, len)
+}
+
+fn shared_static(memory: NonNull<u8>, len: usize) -> BlockRef {
+    let header = Box::leak(Box::new(Block::new(memory, len, Home::Static)));
+    // SAFETY: just made, and nobody else knows it.
+    unsafe { BlockRef::adopt(NonNull::from(header)) }
+}
+
+fn map_pages(len: usize) -> io::Result<NonNull<u8>> {
+    // SAFETY: a fresh anonymous mapping touches no memory of ours.
+    let at = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(at.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
+fn unmap_pages(base: NonNull<u8>, len: usize) {
+    // SAFETY: the range was mapped by `map_pages` and nobody refers to it any more.
+    unsafe { libc::munmap(base.as_ptr().cast(), len) };
+}

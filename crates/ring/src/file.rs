@@ -1,0 +1,521 @@
+//! Files and what can be done with them.
+//!
+//! A [`File`] is a handle that all I/O threads may use at once; each ring registers it at its first use, under the file's dense
+//! id. When the last handle is gone the descriptor is closed, and every ring that has registered it is told to let go.
+//!
+//! Reads and writes start when the method is called, on the current I/O thread, and own their buffers; dropping their future
+//! only detaches them. Everything else is an `async fn`.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use crate::buf::{IoBuf, IoBufMut, IoVec, IoVecMut};
+use crate::reactor::{Op, Payload, Pending, start_file};
+use crate::runtime::offload::blocking;
+use crate::runtime::shared::{Message, send_to};
+use crate::sim::Disk;
+
+/// How a file's reads and writes are carried out (QEMU's `aio=`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Aio {
+    /// io_uring; on an I/O thread that has none this means [`Threads`](Aio::Threads).
+    #[default]
+    IoUring,
+    /// Linux AIO. For files opened with `O_DIRECT`.
+    Native,
+    /// Blocking calls on worker threads.
+    Threads,
+}
+
+/// What [`File::fallocate`] is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Falloc {
+    /// Allocate, and extend the file if need be.
+    Allocate,
+    /// Allocate beyond the end as well, but leave the size as it is.
+    AllocateKeepSize,
+    /// Give the space back; reads see zeroes. Keeps the size.
+    PunchHole,
+    /// Make it read as zeroes, and extend the file if need be.
+    ZeroRange,
+    /// Make it read as zeroes; leave the size as it is.
+    ZeroRangeKeepSize,
+}
+
+impl Falloc {
+    pub(crate) fn mode(self) -> i32 {
+        match self {
+            Falloc::Allocate => 0,
+            Falloc::AllocateKeepSize => libc::FALLOC_FL_KEEP_SIZE,
+            Falloc::PunchHole => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+            Falloc::ZeroRange => libc::FALLOC_FL_ZERO_RANGE,
+            Falloc::ZeroRangeKeepSize => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+        }
+    }
+}
+
+/// A run of a file that is all data or all hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Whether it is data; a hole reads as zeroes.
+    pub is_data: bool,
+    /// Where it ends, in bytes from the start of the file.
+    pub end: u64,
+}
+
+/// A small number that no other open file has; free for another when dropped.
+struct FileId(u32);
+
+struct FreeIds {
+    next: u32,
+    free: Vec<u32>,
+}
+
+static IDS: Mutex<FreeIds> = Mutex::new(FreeIds { next: 0, free: Vec::new() });
+
+impl FileId {
+    fn new() -> FileId {
+        let mut ids = IDS.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = ids.free.pop().unwrap_or_else(|| {
+            let id = ids.next;
+            ids.next += 1;
+            id
+        });
+        FileId(id)
+    }
+}
+
+impl Drop for FileId {
+    fn drop(&mut self) {
+        IDS.lock().unwrap_or_else(PoisonError::into_inner).free.push(self.0);
+    }
+}
+
+struct Host {
+    fd: OwnedFd,
+    aio: Aio,
+    id: Arc<FileId>,
+    /// I/O threads whose ring may have registered the file, by index.
+    rings: AtomicU64,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // The id goes back when the last ring has let go of the file.
+        let rings = *self.rings.get_mut();
+        send_to(rings, || Message::Unregister(self.id.0, Arc::clone(&self.id) as _));
+    }
+}
+
+#[derive(Clone)]
+enum Inner {
+    Host(Arc<Host>),
+    Sim(Disk),
+}
+
+/// An open file or block device, or a simulated disk. Cloning makes another handle to the same file.
+#[derive(Clone)]
+pub struct File(Inner);
+
+impl File {
+    /// Takes over a descriptor.
+    pub fn from_fd(fd: OwnedFd, aio: Aio) -> File {
+        File(Inner::Host(Arc::new(Host {
+            fd,
+            aio,
+            id: Arc::new(FileId::new()),
+            rings: AtomicU64::new(0),
+        })))
+    }
+
+    /// A simulated disk as a file.
+    pub fn sim(disk: &Disk) -> File {
+        File(Inner::Sim(disk.clone()))
+    }
+
+    /// The descriptor; `None` for a simulated disk.
+    pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.0 {
+            Inner::Host(host) => Some(host.fd.as_fd()),
+            Inner::Sim(_) => None,
+        }
+    }
+
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        match &self.0 {
+            Inner::Host(host) => host.fd.as_raw_fd(),
+            Inner::Sim(_) => -1,
+        }
+    }
+
+    pub(crate) fn disk(&self) -> Option<&Disk> {
+        match &self.0 {
+            Inner::Host(_) => None,
+            Inner::Sim(disk) => Some(disk),
+        }
+    }
+
+    pub(crate) fn aio(&self) -> Aio {
+        match &self.0 {
+            Inner::Host(host) => host.aio,
+            Inner::Sim(_) => Aio::Threads,
+        }
+    }
+
+    /// The dense id; no place in any table for a simulated disk.
+    pub(crate) fn id(&self) -> u32 {
+        match &self.0 {
+            Inner::Host(host) => host.id.0,
+            Inner::Sim(_) => u32::MAX,
+        }
+    }
+
+    /// Remembers that the ring of the I/O thread `index` has registered the file.
+    pub(crate) fn note_ring(&self, index: usize) {
+        if let Inner::Host(host) = &self.0 {
+            host.rings.fetch_or(1 << index, Ordering::Relaxed);
+        }
+    }
+
+    /// Reads once, at most `buf.len()` bytes; may be short, 0 at the end of the file.
+    ///
+    /// # Panics
+    /// Off an I/O thread.
+    pub fn read_at(&self, buf: IoBufMut, offset: u64) -> ReadAt {
+        ReadAt(start_file(self, Op::Read { offset }, Payload::Read(buf)))
+    }
+
+    /// Writes once; may be short. With `fua` the data is durable on completion (`RWF_DSYNC`).
+    ///
+    /// # Panics
+    /// Off an I/O thread.
+    pub fn write_at(&self, buf: IoBuf, offset: u64, fua: bool) -> WriteAt {
+        WriteAt(start_file(self, Op::Write { offset, fua }, Payload::Write(buf)))
+    }
+
+    /// Reads once into several buffers in turn; may be short.
+    ///
+    /// # Panics
+    /// Off an I/O thread.
+    pub fn read_vectored_at(&self, bufs: IoVecMut, offset: u64) -> ReadvAt {
+        ReadvAt(start_file(self, Op::Read { offset }, Payload::ReadV(bufs)))
+    }
+
+    /// Writes several buffers one after another; may be short.
+    ///
+    /// # Panics
+    /// Off an I/O thread.
+    pub fn write_vectored_at(&self, bufs: IoVec, offset: u64, fua: bool) -> WritevAt {
+        WritevAt(start_file(self, Op::Write { offset, fua }, Payload::WriteV(bufs)))
+    }
+
+    /// Reads until the buffer is full or the file ends. Gives the number of bytes before the end; the rest is zeroed.
+    ///
+    /// # Errors
+    /// The read's error.
+    pub async fn read_full_at(&self, buf: IoBufMut, offset: u64) -> io::Result<(IoBufMut, usize)> {
+        let len = buf.len();
+        let (mut front, mut rest, mut filled) = (None::<IoBufMut>, buf, 0usize);
+        while !rest.is_empty() {
+            let (result, buf) = self.read_at(rest, at(offset, filled)?).await;
+            rest = buf;
+            match result {
+                Ok(0) => break,
+                Ok(n) => {
+                    filled += n;
+                    if filled == len && front.is_none() {
+                        return Ok((rest, len));
+                    }
+                    let piece = rest.split_to(n);
+                    front = Some(join(front, piece));
+                }
+                Err(error) if is_transient(&error) => crate::yield_now().await,
+                Err(error) => return Err(error),
+            }
+        }
+        rest.fill(0);
+        Ok((join(front, rest), filled))
+    }
+
+    /// Writes everything.
+    ///
+    /// # Errors
+    /// The write's error; [`io::ErrorKind::WriteZero`] when the file takes no more.
+    pub async fn write_all_at(&self, mut buf: IoBuf, offset: u64, fua: bool) -> io::Result<()> {
+        let mut written = 0;
+        while !buf.is_empty() {
+            match self.write_at(buf.clone(), at(offset, written)?, fua).await {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    written += n;
+                    if n == buf.len() {
+                        break;
+                    }
+                    drop(buf.split_to(n));
+                }
+                Err(error) if is_transient(&error) => crate::yield_now().await,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all of several buffers one after another.
+    ///
+    /// # Errors
+    /// The write's error; [`io::ErrorKind::WriteZero`] when the file takes no more.
+    pub async fn write_all_vectored_at(
+        &self,
+        mut bufs: IoVec,
+        offset: u64,
+        fua: bool,
+    ) -> io::Result<()> {
+        let mut written = 0;
+        bufs.retain(|buf| !buf.is_empty());
+        while !bufs.is_empty() {
+            match self.write_vectored_at(bufs.clone(), at(offset, written)?, fua).await {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    written += n;
+                    crate::net::advance(&mut bufs, n);
+                }
+                Err(error) if is_transient(&error) => crate::yield_now().await,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes what has been written durable; with `data_only`, only what is needed to read it back (`fdatasync`).
+    ///
+    /// # Errors
+    /// The file's error, after which it is unknown what is durable.
+    pub async fn sync(&self, data_only: bool) -> io::Result<()> {
+        self.unit(Op::Sync { data_only }).await
+    }
+
+    /// Allocates, frees or zeroes a range.
+    ///
+    /// # Errors
+    /// As `fallocate(2)`: `EOPNOTSUPP` where the file cannot do it.
+    pub async fn fallocate(&self, mode: Falloc, offset: u64, len: u64) -> io::Result<()> {
+        self.unit(Op::Fallocate { mode: mode.mode(), offset, len }).await
+    }
+
+    async fn unit(&self, op: Op) -> io::Result<()> {
+        loop {
+            let (result, _) = start_file(self, op, Payload::None).await;
+            match count(result) {
+                Err(error) if is_transient(&error) => crate::yield_now().await,
+                result => return result.map(drop),
+            }
+        }
+    }
+
+    /// Cuts the file off or extends it with zeroes.
+    ///
+    /// # Errors
+    /// As `ftruncate(2)`.
+    pub async fn set_len(&self, len: u64) -> io::Result<()> {
+        let host = match &self.0 {
+            Inner::Sim(_) => return self.unit(Op::Truncate { len }).await,
+            Inner::Host(host) => Arc::clone(host),
+        };
+        let len = signed(len)?;
+        // SAFETY: no memory involved; the descriptor is kept open by `host`.
+        blocking(move || check(i64::from(unsafe { libc::ftruncate(host.fd.as_raw_fd(), len) })))
+            .await
+            .map(drop)
+    }
+
+    /// The size in bytes, of a block device as well.
+    ///
+    /// # Errors
+    /// As `fstat(2)` and `lseek(2)`.
+    #[expect(
+        clippy::unused_async,
+        reason = "part of the interface: a remote file system may have to ask"
+    )]
+    pub async fn len(&self) -> io::Result<u64> {
+        match &self.0 {
+            Inner::Sim(disk) => Ok(disk.len()),
+            Inner::Host(host) => {
+                // SAFETY: no memory involved. The position of the descriptor is never used.
+                check(unsafe { libc::lseek(host.fd.as_raw_fd(), 0, libc::SEEK_END) })
+            }
+        }
+    }
+
+    /// Finds the extent that contains `offset`.
+    ///
+    /// # Errors
+    /// `ENXIO` at and past the end; the file system's error. Where holes cannot be told, all is data.
+    pub async fn seek_extent(&self, offset: u64) -> io::Result<Extent> {
+        match &self.0 {
+            Inner::Sim(disk) => disk.seek_extent(offset),
+            Inner::Host(host) => {
+                let host = Arc::clone(host);
+                blocking(move || seek_extent(host.fd.as_fd(), offset)).await
+            }
+        }
+    }
+
+    /// Copies inside the kernel (`copy_file_range`); may be short.
+    ///
+    /// # Errors
+    /// `EXDEV`, `EOPNOTSUPP` or `EINVAL` where the kernel cannot do it for these files.
+    pub async fn copy_range_to(
+        &self,
+        offset: u64,
+        dst: &File,
+        dst_offset: u64,
+        len: u64,
+    ) -> io::Result<u64> {
+        let (Inner::Host(from), Inner::Host(to)) = (&self.0, &dst.0) else {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        };
+        let (from, to) = (Arc::clone(from), Arc::clone(to));
+        let (mut offset, mut dst_offset) = (signed(offset)?, signed(dst_offset)?);
+        let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
+        blocking(move || {
+            // SAFETY: both offsets are local variables; the descriptors are kept open by `from` and `to`.
+            check(unsafe {
+                libc::copy_file_range(
+                    from.fd.as_raw_fd(),
+                    &raw mut offset,
+                    to.fd.as_raw_fd(),
+                    &raw mut dst_offset,
+                    len,
+                    0,
+                ) as i64
+            })
+        })
+        .await
+    }
+}
+
+impl fmt::Debug for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Inner::Host(host) => f.debug_tuple("File").field(&host.fd).finish(),
+            Inner::Sim(_) => f.write_str("File(sim)"),
+        }
+    }
+}
+
+fn join(front: Option<IoBufMut>, piece: IoBufMut) -> IoBufMut {
+    match front {
+        None => piece,
+        Some(mut front) => match front.unsplit(piece) {
+            Ok(()) => front,
+            Err(_) => unreachable!("pieces of one buffer follow each other"),
+        },
+    }
+}
+
+fn at(offset: u64, done: usize) -> io::Result<u64> {
+    offset.checked_add(done as u64).ok_or_else(|| io::Error::from_raw_os_error(libc::EFBIG))
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
+}
+
+fn signed(n: u64) -> io::Result<i64> {
+    i64::try_from(n).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
+}
+
+fn check(result: i64) -> io::Result<u64> {
+    u64::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// A count or a negative errno.
+pub(crate) fn count(result: i32) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(result.saturating_neg()))
+}
+
+fn seek_extent(fd: BorrowedFd<'_>, offset: u64) -> io::Result<Extent> {
+    let at = signed(offset)?;
+    // SAFETY: no memory involved. The position of the descriptor is never used.
+    let seek = |whence| check(unsafe { libc::lseek(fd.as_raw_fd(), at, whence) });
+    // SAFETY: as above.
+    let size = check(unsafe { libc::lseek(fd.as_raw_fd(), 0, libc::SEEK_END) })?;
+    if offset >= size {
+        return Err(io::Error::from_raw_os_error(libc::ENXIO));
+    }
+    match seek(libc::SEEK_DATA) {
+        Ok(data) if data > offset => Ok(Extent { is_data: false, end: data }),
+        Ok(_) => match seek(libc::SEEK_HOLE) {
+            Ok(hole) if hole > offset => Ok(Extent { is_data: true, end: hole }),
+            // Punched in between the two looks: a hole of unknown length; the sector is a safe lower bound.
+            Ok(_) => Ok(Extent { is_data: false, end: offset.saturating_add(1).min(size) }),
+            Err(error) => Err(error),
+        },
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
+            Ok(Extent { is_data: false, end: size })
+        }
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            Ok(Extent { is_data: true, end: size })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+macro_rules! transfer_future {
+    ($(#[$doc:meta])* $name:ident, $output:ty, |$result:ident, $payload:ident| $map:expr) => {
+        $(#[$doc])*
+        #[must_use = "the operation has started; dropping this loses its result"]
+        pub struct $name(Pending);
+
+        impl Future for $name {
+            type Output = $output;
+
+            fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+                Pin::new(&mut self.0).poll(cx).map(|($result, $payload)| $map)
+            }
+        }
+    };
+}
+
+transfer_future!(
+    /// A read in flight; see [`File::read_at`].
+    ReadAt,
+    (io::Result<usize>, IoBufMut),
+    |result, payload| match payload {
+        Payload::Read(buf) => (count(result), buf),
+        other => unreachable!("a read came back with {other:?}"),
+    }
+);
+transfer_future!(
+    /// A vectored read in flight; see [`File::read_vectored_at`].
+    ReadvAt,
+    (io::Result<usize>, IoVecMut),
+    |result, payload| match payload {
+        Payload::ReadV(bufs) => (count(result), bufs),
+        other => unreachable!("a read came back with {other:?}"),
+    }
+);
+transfer_future!(
+    /// A write in flight; see [`File::write_at`].
+    WriteAt,
+    io::Result<usize>,
+    |result, payload| {
+        drop(payload);
+        count(result)
+    }
+);
+transfer_future!(
+    /// A vectored write in flight; see [`File::write_vectored_at`].
+    WritevAt,
+    io::Result<usize>,
+    |result, payload| {
+        drop(payload);
+        count(result)
+    }
+);

@@ -1,0 +1,341 @@
+//! Operations and what carries them out.
+//!
+//! An operation lives in a slot ([`slots`]) from its start until it has completed **and** its future has taken the result or
+//! is gone. The slot owns all memory that the kernel or a worker thread may touch. [`Pending`] is the future's side.
+//!
+//! | way | for | module |
+//! |---|---|---|
+//! | io_uring | files and sockets | [`uring`] |
+//! | Linux AIO | files opened with `aio=native` | [`native`] |
+//! | blocking threads | files with `aio=threads`, or all files where io_uring is refused | [`blocking`] |
+//! | poll | sockets where io_uring is refused | [`fallback`] |
+//! | simulation | files of a simulated disk | [`crate::sim`] |
+//!
+//! The borrow rule of this module: no `RefCell` is held while a waker, a payload's drop or other foreign code runs.
+
+mod blocking;
+mod fallback;
+mod native;
+mod slots;
+mod uring;
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::{Arc, Once};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+pub(crate) use blocking::BlockingOp;
+pub(crate) use slots::{Key, Op, Payload, Slot};
+
+use crate::file::{Aio, File};
+use crate::runtime::local::{Local, current};
+use crate::runtime::offload::BLOCKING;
+use crate::runtime::shared::Shared;
+use crate::runtime::{Config, Engine, Job};
+use fallback::Fallback;
+use native::Native;
+use slots::{Done, Slots};
+use uring::Uring;
+
+/// What an operation works on; kept by its slot where nothing else keeps it open.
+pub(crate) enum Target {
+    /// Registered with the ring under this index; the ring keeps it open until it is unregistered.
+    Fixed(u32),
+    /// A file that must stay open until the operation has completed.
+    File(File),
+    /// A descriptor that must stay open until the operation has completed.
+    Fd(Arc<OwnedFd>),
+    /// A simulated disk, which the simulation's event keeps.
+    Disk,
+}
+
+impl Target {
+    fn fd(&self) -> RawFd {
+        match self {
+            Target::File(file) => file.raw_fd(),
+            Target::Fd(fd) => fd.as_raw_fd(),
+            Target::Fixed(_) | Target::Disk => -1,
+        }
+    }
+}
+
+#[expect(clippy::large_enum_variant, reason = "one per I/O thread")]
+enum Driver {
+    Uring(Uring),
+    Fallback(Fallback),
+}
+
+/// The I/O side of an I/O thread.
+pub(crate) struct Reactor {
+    slots: RefCell<Slots>,
+    driver: RefCell<Driver>,
+    native: RefCell<Option<Native>>,
+    /// Scratch space of `turn`: what was harvested and is yet to be completed.
+    harvest: RefCell<Vec<(Key, i32)>>,
+}
+
+impl Reactor {
+    pub(crate) fn new(config: &Config, shared: &Arc<Shared>) -> io::Result<Reactor> {
+        let driver = match config.engine {
+            Engine::Uring => Driver::Uring(Uring::new(config, shared)?),
+            Engine::Threads => Driver::Fallback(Fallback::new(shared)),
+            Engine::Auto => match Uring::new(config, shared) {
+                Ok(uring) => Driver::Uring(uring),
+                Err(error) => {
+                    fallback::say_once(&error);
+                    Driver::Fallback(Fallback::new(shared))
+                }
+            },
+        };
+        Ok(Reactor {
+            slots: RefCell::default(),
+            driver: RefCell::new(driver),
+            native: RefCell::new(None),
+            harvest: RefCell::default(),
+        })
+    }
+
+    /// Submits what is queued, waits for something to happen (`None`: as long as it takes) and completes what has ended.
+    pub(crate) fn turn(&self, timeout: Option<Duration>) {
+        let mut done = std::mem::take(&mut *self.harvest.borrow_mut());
+        if let Some(native) = &mut *self.native.borrow_mut() {
+            native.submit(&mut done);
+            native.reap(&mut done);
+        }
+        let timeout = if done.is_empty() { timeout } else { Some(Duration::ZERO) };
+        match &mut *self.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.turn(timeout, &mut done),
+            Driver::Fallback(fallback) => fallback.turn(&self.slots, timeout, &mut done),
+        }
+        if let Some(native) = &mut *self.native.borrow_mut() {
+            native.reap(&mut done);
+        }
+        for (key, result) in done.drain(..) {
+            self.complete(key, result);
+        }
+        *self.harvest.borrow_mut() = done;
+    }
+
+    /// Records the end of an operation and wakes whoever waits for it.
+    pub(crate) fn complete(&self, key: Key, result: i32) {
+        let done = self.slots.borrow_mut().complete(key, result);
+        match done {
+            Done::Wake(waker) => waker.wake(),
+            Done::Free(content) => drop(content),
+            Done::Nothing => {}
+        }
+    }
+
+    /// Starts an operation on a file.
+    pub(crate) fn start_file(local: &Rc<Local>, file: &File, op: Op, payload: Payload) -> Pending {
+        let reactor = &local.reactor;
+        if let Some(disk) = file.disk() {
+            return crate::sim::start(local, disk, op, payload);
+        }
+        if file.aio() == Aio::Native
+            && op.is_transfer()
+            && local.scheduler.is_none()
+            && reactor.has_native(local)
+        {
+            let mut slots = reactor.slots.borrow_mut();
+            let key = slots.insert(op, Target::File(file.clone()), payload);
+            if let Some(native) = &mut *reactor.native.borrow_mut() {
+                native.start(key, slots.get_mut(key));
+            }
+            return Pending::new(local, key);
+        }
+        let mut driver = reactor.driver.borrow_mut();
+        if let Driver::Uring(uring) = &mut *driver
+            && file.aio() == Aio::IoUring
+        {
+            let target =
+                uring.fixed(file).map_or_else(|| Target::File(file.clone()), Target::Fixed);
+            let mut slots = reactor.slots.borrow_mut();
+            let key = slots.insert(op, target, payload);
+            uring.start(key, slots.get_mut(key));
+            return Pending::new(local, key);
+        }
+        drop(driver);
+        let key = reactor.slots.borrow_mut().insert(op, Target::File(file.clone()), payload);
+        let job = {
+            let mut slots = reactor.slots.borrow_mut();
+            BlockingOp::new(key, slots.get_mut(key), &local.shared)
+        };
+        if local.scheduler.is_some() {
+            let result = job.perform();
+            reactor.complete(key, result);
+        } else {
+            BLOCKING.submit(Job::Io(job));
+        }
+        Pending::new(local, key)
+    }
+
+    /// Whether there is an AIO context; makes it at the first use. Where AIO is refused, blocking threads do its work.
+    fn has_native(&self, local: &Local) -> bool {
+        let mut native = self.native.borrow_mut();
+        if native.is_none() {
+            match Native::new(local.shared.bell()) {
+                Ok(context) => *native = Some(context),
+                Err(error) => {
+                    static SAID: Once = Once::new();
+                    SAID.call_once(|| {
+                        tracing::warn!(
+                            "Linux AIO is not available ({error}); using a pool of threads instead"
+                        );
+                    });
+                }
+            }
+        }
+        native.is_some()
+    }
+
+    /// Starts an operation on a socket or pipe.
+    pub(crate) fn start_fd(
+        local: &Rc<Local>,
+        fd: &Arc<OwnedFd>,
+        op: Op,
+        payload: Payload,
+    ) -> Pending {
+        let reactor = &local.reactor;
+        let mut slots = reactor.slots.borrow_mut();
+        let key = slots.insert(op, Target::Fd(Arc::clone(fd)), payload);
+        match &mut *reactor.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.start(key, slots.get_mut(key)),
+            Driver::Fallback(fallback) => {
+                if let Some(result) = fallback.start(key, slots.get_mut(key)) {
+                    slots.complete(key, result);
+                }
+            }
+        }
+        Pending::new(local, key)
+    }
+
+    /// Starts an operation that the simulation will finish.
+    pub(crate) fn start_simulated(local: &Rc<Local>, op: Op, payload: Payload) -> Pending {
+        let key = local.reactor.slots.borrow_mut().insert(op, Target::Disk, payload);
+        Pending::new(local, key)
+    }
+
+    /// Carries out a simulated operation and completes it.
+    pub(crate) fn finish_simulated(&self, event: &crate::sim::Event) {
+        let result = self.slots.borrow_mut().try_get_mut(event.key).map(|slot| event.perform(slot));
+        if let Some(result) = result {
+            self.complete(event.key, result);
+        }
+    }
+
+    /// In simulation, nothing is left to do but to wait for real sockets; false when none is waited for.
+    pub(crate) fn wait_simulated(&self) -> bool {
+        let waits = match &*self.driver.borrow() {
+            Driver::Fallback(fallback) => fallback.is_waiting(),
+            Driver::Uring(_) => true,
+        };
+        if waits {
+            self.turn(Some(Duration::from_millis(100)));
+        }
+        waits
+    }
+
+    /// Gives up the registration of a file whose last handle is gone.
+    pub(crate) fn unregister_file(&self, id: u32, keep: Arc<dyn Any + Send + Sync>) {
+        if let Driver::Uring(uring) = &mut *self.driver.borrow_mut() {
+            uring.unregister(id, keep);
+        }
+    }
+
+    /// Waits until no operation is in flight. Called once, when all tasks are gone.
+    pub(crate) fn close(&self, local: &Rc<Local>) {
+        self.cancel_all();
+        while self.slots.borrow().in_flight() > 0 {
+            if local.shared.mailbox.prepare_sleep() {
+                self.turn(Some(Duration::from_millis(100)));
+                local.shared.mailbox.awake();
+            }
+            local.take_mail();
+        }
+        if let Driver::Uring(_) = &*self.driver.borrow() {
+            crate::buf::uninstall_arena();
+        }
+    }
+
+    fn cancel_all(&self) {
+        let keys = self.slots.borrow().cancellable();
+        for key in keys {
+            self.cancel(key);
+        }
+    }
+
+    /// Asks for an operation to end early; its completion tells whether it did.
+    fn cancel(&self, key: Key) {
+        let fallen = match &mut *self.driver.borrow_mut() {
+            Driver::Uring(uring) => {
+                uring.cancel(key);
+                false
+            }
+            Driver::Fallback(fallback) => fallback.cancel(key),
+        };
+        if fallen {
+            self.complete(key, -libc::ECANCELED);
+        }
+    }
+}
+
+/// The future's side of an operation in flight. Dropping it detaches the operation: its memory stays with the slot until
+/// the completion comes. Operations that might wait for ever (sockets) are cancelled as well.
+pub(crate) struct Pending {
+    local: Rc<Local>,
+    key: Key,
+    taken: bool,
+}
+
+impl Pending {
+    fn new(local: &Rc<Local>, key: Key) -> Pending {
+        Pending { local: Rc::clone(local), key, taken: false }
+    }
+
+    pub(crate) fn key(&self) -> Key {
+        self.key
+    }
+}
+
+impl Future for Pending {
+    type Output = (i32, Payload);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<(i32, Payload)> {
+        assert!(!self.taken, "polled after completion");
+        let outcome = self.local.reactor.slots.borrow_mut().poll(self.key, cx.waker());
+        let Poll::Ready((result, payload, target)) = outcome else { return Poll::Pending };
+        self.taken = true;
+        drop(target);
+        Poll::Ready((result, payload))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if self.taken {
+            return;
+        }
+        let (content, cancel) = self.local.reactor.slots.borrow_mut().detach(self.key);
+        drop(content);
+        if cancel {
+            self.local.reactor.cancel(self.key);
+        }
+    }
+}
+
+/// Starts an operation on the current I/O thread.
+pub(crate) fn start_file(file: &File, op: Op, payload: Payload) -> Pending {
+    Reactor::start_file(&current(), file, op, payload)
+}
+
+/// Starts an operation on the current I/O thread.
+pub(crate) fn start_fd(fd: &Arc<OwnedFd>, op: Op, payload: Payload) -> Pending {
+    Reactor::start_fd(&current(), fd, op, payload)
+}

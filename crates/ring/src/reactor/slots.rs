@@ -1,0 +1,282 @@
+//! The slots of operations: a slab of stable addresses that only grows.
+//!
+//! Life of a slot: free → in flight → done → free, or, when its future goes first, in flight → detached → free. A key names
+//! a slot and its generation, so that a completion can never reach the wrong operation.
+
+use std::task::{Poll, Waker};
+
+use smallvec::SmallVec;
+
+use super::Target;
+use crate::buf::{IoBuf, IoBufMut, IoVec, IoVecMut};
+
+/// Slots per chunk; chunks never move.
+const CHUNK: usize = 64;
+
+/// Name of an operation: slot and generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub(super) slot: u32,
+    pub(super) generation: u32,
+}
+
+impl Key {
+    pub(super) fn to_bits(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.slot)
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "takes the two halves apart")]
+    pub(super) fn from_bits(bits: u64) -> Key {
+        Key { slot: bits as u32, generation: (bits >> 32) as u32 }
+    }
+}
+
+/// What is to be done. Buffers are in the slot's payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    Read {
+        offset: u64,
+    },
+    Write {
+        offset: u64,
+        fua: bool,
+    },
+    Sync {
+        data_only: bool,
+    },
+    Fallocate {
+        mode: i32,
+        offset: u64,
+        len: u64,
+    },
+    /// Simulated disks only; real files are truncated by a blocking call.
+    Truncate {
+        len: u64,
+    },
+    /// From a socket, or at the current position of a pipe or terminal.
+    Recv {
+        socket: bool,
+    },
+    Send {
+        socket: bool,
+    },
+    Poll {
+        events: i16,
+    },
+}
+
+impl Op {
+    pub(crate) fn is_transfer(self) -> bool {
+        matches!(self, Op::Read { .. } | Op::Write { .. })
+    }
+
+    /// Whether it may wait for a peer for ever.
+    fn waits_for_peer(self) -> bool {
+        matches!(self, Op::Recv { .. } | Op::Send { .. } | Op::Poll { .. })
+    }
+}
+
+/// The memory of an operation.
+#[derive(Debug, Default)]
+pub(crate) enum Payload {
+    #[default]
+    None,
+    Read(IoBufMut),
+    Write(IoBuf),
+    ReadV(IoVecMut),
+    WriteV(IoVec),
+}
+
+impl Payload {
+    fn iovecs(&mut self, out: &mut SmallVec<[libc::iovec; 4]>) {
+        fn push(out: &mut SmallVec<[libc::iovec; 4]>, base: *const u8, len: usize) {
+            if out.len() < MAX_IOV && len > 0 {
+                out.push(libc::iovec { iov_base: base.cast_mut().cast(), iov_len: len });
+            }
+        }
+        out.clear();
+        match self {
+            Payload::None => {}
+            Payload::Read(buf) => push(out, buf.as_mut_ptr(), buf.len()),
+            Payload::Write(buf) => push(out, buf.as_ptr(), buf.len()),
+            Payload::ReadV(bufs) => bufs.iter_mut().for_each(|b| {
+                push(out, b.as_mut_ptr(), b.len());
+            }),
+            Payload::WriteV(bufs) => bufs.iter().for_each(|b| {
+                push(out, b.as_ptr(), b.len());
+            }),
+        }
+    }
+}
+
+/// The kernel's limit on the number of pieces of one transfer; what is beyond makes the transfer short.
+const MAX_IOV: usize = 1024;
+
+enum State {
+    Free,
+    InFlight,
+    Done(i32),
+    Detached,
+}
+
+/// One operation and everything that must stay in place while it is in flight.
+pub(crate) struct Slot {
+    generation: u32,
+    state: State,
+    waker: Option<Waker>,
+    pub(crate) op: Op,
+    pub(crate) payload: Payload,
+    pub(crate) target: Option<Target>,
+    pub(super) iovecs: SmallVec<[libc::iovec; 4]>,
+    pub(super) message: libc::msghdr,
+}
+
+impl Slot {
+    fn empty() -> Slot {
+        Slot {
+            generation: 0,
+            state: State::Free,
+            waker: None,
+            op: Op::Poll { events: 0 },
+            payload: Payload::None,
+            target: None,
+            iovecs: SmallVec::new(),
+            // SAFETY: all zero is a valid message header (null pointers with zero lengths).
+            message: unsafe { std::mem::zeroed() },
+        }
+    }
+
+    /// Fills in the scatter list and the message header that points to it.
+    pub(super) fn prepare_vectors(&mut self) {
+        self.payload.iovecs(&mut self.iovecs);
+        self.message.msg_iov = self.iovecs.as_mut_ptr();
+        self.message.msg_iovlen = self.iovecs.len();
+    }
+}
+
+/// What is left of a slot that has become free, to be dropped outside of any borrow.
+pub(super) type Content = (Payload, Option<Target>);
+
+/// What a completion calls for.
+pub(super) enum Done {
+    Wake(Waker),
+    Free(Content),
+    Nothing,
+}
+
+/// All slots of an I/O thread.
+#[derive(Default)]
+pub(super) struct Slots {
+    chunks: Vec<Box<[Slot]>>,
+    free: Vec<u32>,
+    in_flight: usize,
+}
+
+impl Slots {
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "four thousand million operations do not fit in memory"
+    )]
+    fn grow(&mut self) {
+        let first = self.chunks.len() * CHUNK;
+        self.chunks.push((0..CHUNK).map(|_| Slot::empty()).collect());
+        self.free.extend((first..first + CHUNK).rev().map(|i| i as u32));
+    }
+
+    fn slot(&mut self, index: u32) -> Option<&mut Slot> {
+        let index = index as usize;
+        self.chunks.get_mut(index / CHUNK)?.get_mut(index % CHUNK)
+    }
+
+    pub(super) fn insert(&mut self, op: Op, target: Target, payload: Payload) -> Key {
+        let index = loop {
+            match self.free.pop() {
+                Some(index) => break index,
+                None => self.grow(),
+            }
+        };
+        self.in_flight += 1;
+        let slot = &mut self.chunks[index as usize / CHUNK][index as usize % CHUNK];
+        slot.state = State::InFlight;
+        slot.op = op;
+        slot.target = Some(target);
+        slot.payload = payload;
+        Key { slot: index, generation: slot.generation }
+    }
+
+    /// The slot of an operation that is known to exist.
+    pub(super) fn get_mut(&mut self, key: Key) -> &mut Slot {
+        match self.try_get_mut(key) {
+            Some(slot) => slot,
+            None => panic!("operation {key:?} does not exist"),
+        }
+    }
+
+    pub(super) fn try_get_mut(&mut self, key: Key) -> Option<&mut Slot> {
+        self.slot(key.slot).filter(|slot| slot.generation == key.generation)
+    }
+
+    pub(super) fn complete(&mut self, key: Key, result: i32) -> Done {
+        let Some(slot) = self.try_get_mut(key) else { return Done::Nothing };
+        match slot.state {
+            State::InFlight => {
+                slot.state = State::Done(result);
+                let waker = slot.waker.take();
+                self.in_flight -= 1;
+                waker.map_or(Done::Nothing, Done::Wake)
+            }
+            State::Detached => {
+                self.in_flight -= 1;
+                Done::Free(self.release(key))
+            }
+            State::Free | State::Done(_) => Done::Nothing,
+        }
+    }
+
+    fn release(&mut self, key: Key) -> Content {
+        let slot = self.get_mut(key);
+        slot.state = State::Free;
+        slot.generation = slot.generation.wrapping_add(1) & 0x7fff_ffff;
+        let content = (std::mem::take(&mut slot.payload), slot.target.take());
+        self.free.push(key.slot);
+        content
+    }
+
+    pub(super) fn poll(&mut self, key: Key, waker: &Waker) -> Poll<(i32, Payload, Option<Target>)> {
+        let slot = self.get_mut(key);
+        if let State::Done(result) = slot.state {
+            let (payload, target) = self.release(key);
+            return Poll::Ready((result, payload, target));
+        }
+        match &mut slot.waker {
+            Some(old) => old.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+        Poll::Pending
+    }
+
+    /// The future is gone. Gives what is to be dropped, and whether the operation should be cancelled.
+    pub(super) fn detach(&mut self, key: Key) -> ((Option<Content>, Option<Waker>), bool) {
+        let slot = self.get_mut(key);
+        let waker = slot.waker.take();
+        if let State::Done(_) = slot.state {
+            return ((Some(self.release(key)), waker), false);
+        }
+        slot.state = State::Detached;
+        let cancel = slot.op.waits_for_peer();
+        ((None, waker), cancel)
+    }
+
+    /// Operations in flight that may wait for ever.
+    pub(super) fn cancellable(&self) -> Vec<Key> {
+        let slots = self.chunks.iter().flat_map(|chunk| chunk.iter());
+        let in_flight = slots.zip(0u32..).filter(|(slot, _)| {
+            matches!(slot.state, State::InFlight | State::Detached) && slot.op.waits_for_peer()
+        });
+        in_flight.map(|(slot, index)| Key { slot: index, generation: slot.generation }).collect()
+    }
+}

@@ -1,0 +1,344 @@
+//! The io_uring of an I/O thread.
+//!
+//! Files get a place in the ring's table of registered files at their first use; buffers from the thread's arena are
+//! addressed as registered memory. Entries that find the submission queue full wait in a backlog, in order.
+//!
+//! The bell (an eventfd) is watched by one multishot poll, so that being woken costs no extra system call.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+
+use super::Target;
+use super::slots::{Key, Op, Payload, Slot};
+use crate::buf::{Arena, install_arena};
+use crate::file::File;
+use crate::runtime::Config;
+use crate::runtime::shared::Shared;
+
+/// `user_data` of the bell and of cancellations; generations have 31 bits, so that no key looks like these.
+const BELL: u64 = u64::MAX;
+const CANCEL: u64 = u64::MAX - 1;
+/// Places in the table of registered files.
+const FILES: u32 = 1024;
+/// The kernel moves at most this much at once.
+const MAX_TRANSFER: usize = 0x7fff_f000;
+
+/// Files registered with the ring, by their dense id.
+struct FileTable {
+    capacity: u32,
+    registered: Vec<bool>,
+    /// Ids to unregister once everything queued so far has been submitted.
+    leaving: Vec<(u32, Arc<dyn Any + Send + Sync>)>,
+}
+
+pub(super) struct Uring {
+    ring: IoUring,
+    backlog: VecDeque<squeue::Entry>,
+    files: FileTable,
+    /// Registered as buffer 0.
+    arena: Option<Arc<Arena>>,
+    bell: RawFd,
+    index: usize,
+}
+
+impl Uring {
+    pub(super) fn new(config: &Config, shared: &Arc<Shared>) -> io::Result<Uring> {
+        let ring = build(config.entries)?;
+        let capacity = file_capacity();
+        let capacity = if capacity > 0 && ring.submitter().register_files_sparse(capacity).is_ok() {
+            capacity
+        } else {
+            0
+        };
+        let arena = if config.registered_buffers > 0 {
+            register_arena(&ring, config.registered_buffers)
+        } else {
+            None
+        };
+        let mut uring = Uring {
+            ring,
+            backlog: VecDeque::new(),
+            files: FileTable { capacity, registered: Vec::new(), leaving: Vec::new() },
+            arena,
+            bell: shared.bell(),
+            index: shared.index(),
+        };
+        uring.watch_bell();
+        Ok(uring)
+    }
+
+    fn watch_bell(&mut self) {
+        let poll =
+            opcode::PollAdd::new(types::Fd(self.bell), u32::from(libc::POLLIN.cast_unsigned()))
+                .multi(true);
+        self.push(poll.build().user_data(BELL));
+    }
+
+    /// The place of a file in the ring's table; registers it at its first use. `None` when the table is full.
+    pub(super) fn fixed(&mut self, file: &File) -> Option<u32> {
+        let id = file.id();
+        if self.files.registered.get(id as usize).copied().unwrap_or(false) {
+            return Some(id);
+        }
+        if id >= self.files.capacity {
+            return None;
+        }
+        self.ring.submitter().register_files_update(id, &[file.raw_fd()]).ok()?;
+        if self.files.registered.len() <= id as usize {
+            self.files.registered.resize(id as usize + 1, false);
+        }
+        *self.files.registered.get_mut(id as usize)? = true;
+        file.note_ring(self.index);
+        Some(id)
+    }
+
+    /// Gives up a file's place. Entries that name it may still be queued, so it waits for the next submission.
+    pub(super) fn unregister(&mut self, id: u32, keep: Arc<dyn Any + Send + Sync>) {
+        if self.files.registered.get(id as usize).copied().unwrap_or(false) {
+            self.files.leaving.push((id, keep));
+        }
+    }
+
+    fn forget_files(&mut self) {
+        if self.files.leaving.is_empty()
+            || !self.backlog.is_empty()
+            || !self.ring.submission().is_empty()
+        {
+            return;
+        }
+        for (id, keep) in self.files.leaving.drain(..) {
+            let _ = self.ring.submitter().register_files_update(id, &[-1]);
+            if let Some(place) = self.files.registered.get_mut(id as usize) {
+                *place = false;
+            }
+            drop(keep);
+        }
+    }
+
+    /// Queues an operation. Its slot owns all memory that the entry names.
+    pub(super) fn start(&mut self, key: Key, slot: &mut Slot) {
+        let entry = build_entry(slot, self.arena.as_deref());
+        self.push(entry.user_data(key.to_bits()));
+    }
+
+    pub(super) fn cancel(&mut self, key: Key) {
+        self.push(opcode::AsyncCancel::new(key.to_bits()).build().user_data(CANCEL));
+    }
+
+    fn push(&mut self, entry: squeue::Entry) {
+        if !self.backlog.is_empty() || self.ring.submission().is_full() {
+            self.flush_backlog();
+            if !self.backlog.is_empty() || (self.ring.submission().is_full() && !self.submit()) {
+                self.backlog.push_back(entry);
+                return;
+            }
+        }
+        // SAFETY: all that the entry points to is owned by the operation's slot until its completion is harvested, and
+        // its descriptor is kept open by the slot or the table.
+        if unsafe { self.ring.submission().push(&entry) }.is_err() {
+            self.backlog.push_back(entry);
+        }
+    }
+
+    fn flush_backlog(&mut self) {
+        while let Some(entry) = self.backlog.front() {
+            // SAFETY: as in `push`.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                self.backlog.pop_front();
+            } else if !self.submit() {
+                return;
+            }
+        }
+    }
+
+    /// Submits what is queued, without waiting; false when the queue is still full.
+    fn submit(&mut self) -> bool {
+        let _ = self.ring.submit();
+        !self.ring.submission().is_full()
+    }
+
+    /// Submits, waits for at least one completion unless `timeout` is over first, and harvests.
+    pub(super) fn turn(&mut self, timeout: Option<Duration>, done: &mut Vec<(Key, i32)>) {
+        self.flush_backlog();
+        let submitter = self.ring.submitter();
+        let outcome = match timeout {
+            _ if !self.backlog.is_empty() => submitter.submit(),
+            None => submitter.submit_and_wait(1),
+            Some(Duration::ZERO) => submitter.submit(),
+            Some(limit) => {
+                let limit = types::Timespec::from(limit);
+                submitter.submit_with_args(1, &types::SubmitArgs::new().timespec(&limit))
+            }
+        };
+        // Interrupted, timed out, or the kernel wants completions harvested first: the next turn goes on.
+        if let Err(error) = outcome
+            && !matches!(
+                error.raw_os_error(),
+                Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN)
+            )
+        {
+            tracing::error!("io_uring_enter: {error}");
+        }
+        self.forget_files();
+        self.harvest(done);
+    }
+
+    fn harvest(&mut self, done: &mut Vec<(Key, i32)>) {
+        let mut rearm = false;
+        for entry in self.ring.completion() {
+            match entry.user_data() {
+                BELL => rearm |= !cqueue::more(entry.flags()),
+                CANCEL => {}
+                bits => done.push((Key::from_bits(bits), entry.result())),
+            }
+        }
+        if rearm {
+            self.watch_bell();
+        }
+    }
+}
+
+/// Makes a ring with the best flags that the kernel knows.
+fn build(entries: u32) -> io::Result<IoUring> {
+    let entries = entries.clamp(8, 4096);
+    let mut builder = IoUring::builder();
+    builder.setup_clamp().setup_cqsize(entries.saturating_mul(4)).dontfork();
+    let best = builder
+        .clone()
+        .setup_submit_all()
+        .setup_single_issuer()
+        .setup_coop_taskrun()
+        .setup_taskrun_flag()
+        .setup_defer_taskrun()
+        .build(entries);
+    let ring = match best {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            match builder
+                .clone()
+                .setup_submit_all()
+                .setup_coop_taskrun()
+                .setup_taskrun_flag()
+                .build(entries)
+            {
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    builder.build(entries)?
+                }
+                other => other?,
+            }
+        }
+        other => other?,
+    };
+    let params = ring.params();
+    if params.is_feature_nodrop() && params.is_feature_ext_arg() && params.is_feature_fast_poll() {
+        Ok(ring)
+    } else {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel's io_uring is too old"))
+    }
+}
+
+/// The kernel refuses tables larger than the limit on open files.
+fn file_capacity() -> u32 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes the structure.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return 0;
+    }
+    u32::try_from(limit.rlim_cur).map_or(FILES, |n| n.min(FILES))
+}
+
+/// Registered memory is an optimisation: without it (a low `RLIMIT_MEMLOCK`), plain memory is used.
+fn register_arena(ring: &IoUring, bytes: usize) -> Option<Arc<Arena>> {
+    let arena = install_arena(bytes).ok()?;
+    // SAFETY: the arena lives as long as the ring (it is a field of `Uring`, dropped after it) and is never unmapped before.
+    match unsafe { ring.submitter().register_buffers(&[arena.as_iovec()]) } {
+        Ok(()) => Some(arena),
+        Err(_) => None,
+    }
+}
+
+fn transfer_len(len: usize) -> u32 {
+    u32::try_from(len.min(MAX_TRANSFER)).unwrap_or(0)
+}
+
+/// Translates an operation. A registered file is named by its index and a flag.
+fn build_entry(slot: &mut Slot, arena: Option<&Arena>) -> squeue::Entry {
+    let fd = match &slot.target {
+        Some(Target::Fixed(index)) => types::Fd(index.cast_signed()),
+        Some(target) => types::Fd(target.fd()),
+        None => types::Fd(-1),
+    };
+    let entry = match slot.op {
+        Op::Read { offset } => read_entry(slot, fd, offset, arena),
+        Op::Write { offset, fua } => write_entry(slot, fd, offset, fua, arena),
+        Op::Sync { data_only } => {
+            let flags =
+                if data_only { types::FsyncFlags::DATASYNC } else { types::FsyncFlags::empty() };
+            opcode::Fsync::new(fd).flags(flags).build()
+        }
+        Op::Fallocate { mode, offset, len } => {
+            opcode::Fallocate::new(fd, len).offset(offset).mode(mode).build()
+        }
+        Op::Recv { socket: false } => read_entry(slot, fd, u64::MAX, None),
+        Op::Send { socket: false } => write_entry(slot, fd, u64::MAX, false, None),
+        Op::Recv { socket: true } => match &mut slot.payload {
+            Payload::Read(buf) => {
+                opcode::Recv::new(fd, buf.as_mut_ptr(), transfer_len(buf.len())).build()
+            }
+            _ => opcode::Nop::new().build(),
+        },
+        Op::Send { socket: true } => {
+            slot.prepare_vectors();
+            opcode::SendMsg::new(fd, &raw const slot.message)
+                .flags(libc::MSG_NOSIGNAL.cast_unsigned())
+                .build()
+        }
+        Op::Poll { events } => opcode::PollAdd::new(fd, u32::from(events.cast_unsigned())).build(),
+        Op::Truncate { .. } => unreachable!("truncation goes through a blocking call"),
+    };
+    match slot.target {
+        Some(Target::Fixed(_)) => entry.flags(squeue::Flags::FIXED_FILE),
+        _ => entry,
+    }
+}
+
+fn read_entry(slot: &mut Slot, fd: types::Fd, offset: u64, arena: Option<&Arena>) -> squeue::Entry {
+    if let Payload::Read(buf) = &mut slot.payload {
+        let len = transfer_len(buf.len());
+        if buf.is_in(arena) {
+            return opcode::ReadFixed::new(fd, buf.as_mut_ptr(), len, 0).offset(offset).build();
+        }
+        return opcode::Read::new(fd, buf.as_mut_ptr(), len).offset(offset).build();
+    }
+    slot.prepare_vectors();
+    let count = u32::try_from(slot.iovecs.len()).unwrap_or(0);
+    opcode::Readv::new(fd, slot.iovecs.as_ptr(), count).offset(offset).build()
+}
+
+fn write_entry(
+    slot: &mut Slot,
+    fd: types::Fd,
+    offset: u64,
+    fua: bool,
+    arena: Option<&Arena>,
+) -> squeue::Entry {
+    let flags = if fua { libc::RWF_DSYNC } else { 0 };
+    if let Payload::Write(buf) = &slot.payload {
+        let len = transfer_len(buf.len());
+        if buf.is_in(arena) {
+            return opcode::WriteFixed::new(fd, buf.as_ptr(), len, 0)
+                .offset(offset)
+                .rw_flags(flags)
+                .build();
+        }
+        return opcode::Write::new(fd, buf.as_ptr(), len).offset(offset).rw_flags(flags).build();
+    }
+    slot.prepare_vectors();
+    let count = u32::try_from(slot.iovecs.len()).unwrap_or(0);
+    opcode::Writev::new(fd, slot.iovecs.as_ptr(), count).offset(offset).rw_flags(flags).build()
+}

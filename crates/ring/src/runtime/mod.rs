@@ -1,0 +1,23 @@
+//! The I/O thread: tasks, timers, wakers and the loop that drives them.
+//!
+//! [`local`] holds what belongs to the thread and its loop, [`shared`] the part that other threads may touch (the mailbox
+//! with its sleep flag), [`thread`] the handles, [`timer`] the clock. [`oneshot`] carries results between threads and
+//! [`offload`] runs data work on the worker pool.
+
+pub(crate) mod atomics;
+pub(crate) mod local;
+pub(crate) mod offload;
+pub(crate) mod oneshot;
+mod pool;
+pub(crate) mod shared;
+mod thread;
+mod timer;
+pub(crate) mod wake;
+
+pub(crate) use pool::Job;
+
+pub use local::{Config, Engine, block_on, block_on_with, spawn, yield_now};
+pub use offload::{offload, offload_threads, set_offload_threads};
+pub use shared::{MAX_IO_THREADS, thread_index, try_thread_index};
+pub use thread::{IoThread, Remote, TaskGone};
+pub use timer::{Elapsed, now, sleep, timeout};

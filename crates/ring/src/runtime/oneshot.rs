@@ -1,0 +1,87 @@
+//! One value from one thread to another.
+//!
+//! The receiver may be a future on any executor or a plain thread that blocks. A panic travels as a value and is
+//! resumed where the result is awaited.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use super::atomics::{Arc, Condvar, Mutex, lock};
+
+enum State<T> {
+    Empty(Option<Waker>),
+    Full(std::thread::Result<T>),
+    /// The sender is gone without a value, or the value was taken.
+    Closed,
+}
+
+struct Inner<T> {
+    state: Mutex<State<T>>,
+    arrived: Condvar,
+}
+
+pub(crate) struct Sender<T>(Option<Arc<Inner<T>>>);
+pub(crate) struct Receiver<T>(Arc<Inner<T>>);
+
+pub(crate) fn channel<T>() -> (Sender<T>, Receiver<T>) {
+    let inner = Arc::new(Inner { state: Mutex::new(State::Empty(None)), arrived: Condvar::new() });
+    (Sender(Some(Arc::clone(&inner))), Receiver(inner))
+}
+
+impl<T> Sender<T> {
+    pub(crate) fn send(mut self, value: std::thread::Result<T>) {
+        if let Some(inner) = self.0.take() {
+            inner.settle(State::Full(value));
+        }
+    }
+}
+
+impl<T> Inner<T> {
+    fn settle(&self, new: State<T>) {
+        let old = std::mem::replace(&mut *lock(&self.state), new);
+        self.arrived.notify_all();
+        if let State::Empty(Some(waker)) = old {
+            waker.wake();
+        }
+    }
+}
+
+impl<T> Drop for Sender<T> {
+    fn drop(&mut self) {
+        if let Some(inner) = self.0.take() {
+            inner.settle(State::Closed);
+        }
+    }
+}
+
+impl<T> Receiver<T> {
+    /// Blocks until the value is there; `None` when the sender is gone.
+    pub(crate) fn wait(self) -> Option<std::thread::Result<T>> {
+        let mut state = lock(&self.0.state);
+        loop {
+            match std::mem::replace(&mut *state, State::Closed) {
+                State::Full(value) => return Some(value),
+                State::Closed => return None,
+                State::Empty(waker) => *state = State::Empty(waker),
+            }
+            state = self.0.arrived.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+    }
+}
+
+impl<T> Future for Receiver<T> {
+    type Output = Option<std::thread::Result<T>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = lock(&self.0.state);
+        match std::mem::replace(&mut *state, State::Closed) {
+            State::Full(value) => Poll::Ready(Some(value)),
+            State::Closed => Poll::Ready(None),
+            State::Empty(_) => {
+                *state = State::Empty(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What other threads may touch of an I/O thread: its mailbox, its bell, and the table of all I/O threads.
+
+use std::any::Any;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_task::Runnable;
+
+use super::local;
+use super::wake::Mailbox;
+use crate::reactor::Key;
+
+/// The most I/O threads that a process may have at once.
+pub const MAX_IO_THREADS: usize = 64;
+
+/// What arrives in the mailbox.
+pub(crate) enum Message {
+    /// A task was woken from another thread.
+    Run(Runnable),
+    /// A closure to run on the thread (it starts a task).
+    Call(Box<dyn FnOnce() + Send>),
+    /// A blocking operation has ended with this result (negative errno).
+    Complete(Key, i32),
+    /// The last handle of a file is gone: give up its place in the table of registered files. The id is free for another
+    /// file when all copies of the second part are dropped.
+    Unregister(u32, Arc<dyn Any + Send + Sync>),
+    /// Something to look at (a flag was set).
+    Nudge,
+}
+
+/// The shared part of an I/O thread.
+pub(crate) struct Shared {
+    pub(crate) mailbox: Mailbox<Message>,
+    bell: OwnedFd,
+    index: usize,
+    /// No handle is left: the loop is to end.
+    pub(crate) stop: AtomicBool,
+}
+
+static THREADS: Mutex<[Option<Arc<Shared>>; MAX_IO_THREADS]> =
+    Mutex::new([const { None }; MAX_IO_THREADS]);
+
+impl Shared {
+    /// Claims the lowest free index for a new I/O thread.
+    pub(crate) fn register() -> io::Result<Arc<Shared>> {
+        // SAFETY: no pointers involved; the result is checked.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a new descriptor that is ours.
+        let bell = unsafe { OwnedFd::from_raw_fd(fd) };
+        let mut threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(index) = threads.iter().position(Option::is_none) else {
+            return Err(io::Error::other(format!("more than {MAX_IO_THREADS} I/O threads")));
+        };
+        let shared =
+            Arc::new(Shared { mailbox: Mailbox::new(), bell, index, stop: AtomicBool::new(false) });
+        threads[index] = Some(Arc::clone(&shared));
+        Ok(shared)
+    }
+
+    /// Gives the index back.
+    pub(crate) fn unregister(&self) {
+        let gone = THREADS.lock().unwrap_or_else(PoisonError::into_inner)[self.index].take();
+        drop(gone);
+    }
+
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    pub(crate) fn bell(&self) -> RawFd {
+        self.bell.as_raw_fd()
+    }
+
+    /// Leaves a message and wakes the thread if it sleeps.
+    pub(crate) fn send(&self, message: Message) {
+        if self.mailbox.push(message) {
+            self.ring();
+        }
+    }
+
+    /// Wakes the thread if it sleeps, for the sake of something published before.
+    pub(crate) fn nudge(&self) {
+        if self.mailbox.must_ring() {
+            self.ring();
+        }
+    }
+
+    fn ring(&self) {
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: eight readable bytes. It only fails when the counter is about to overflow, and then the bell rings anyway.
+        unsafe { libc::write(self.bell(), one.as_ptr().cast(), one.len()) };
+    }
+
+    /// Makes the loop end.
+    pub(crate) fn request_stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.send(Message::Nudge);
+    }
+}
+
+/// Sends a message to each I/O thread whose bit is set.
+pub(crate) fn send_to(threads: u64, mut message: impl FnMut() -> Message) {
+    if threads == 0 {
+        return;
+    }
+    let table = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
+    for (index, shared) in table.iter().enumerate() {
+        if threads & (1 << index) != 0
+            && let Some(shared) = shared
+        {
+            shared.send(message());
+        }
+    }
+}
+
+/// The dense index of the current I/O thread, below [`MAX_IO_THREADS`]. Reused after the thread has ended.
+///
+/// # Panics
+/// When the caller is not on an I/O thread.
+pub fn thread_index() -> usize {
+    match try_thread_index() {
+        Some(index) => index,
+        None => panic!("not on an I/O thread"),
+    }
+}
+
+/// The dense index of the current I/O thread, if the caller is on one.
+pub fn try_thread_index() -> Option<usize> {
+    local::try_with(|local| local.shared.index())
+}

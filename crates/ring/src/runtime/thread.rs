@@ -1,0 +1,179 @@
+//! Handles: [`IoThread`] to start work on another thread, [`Remote`] for its result.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::task::{Context, Poll};
+use std::thread::JoinHandle;
+
+use super::local::{self, Config};
+use super::oneshot;
+use super::shared::{Message, Shared};
+
+/// A handle to an I/O thread. When the last one is dropped, the thread's tasks are dropped and it ends.
+#[derive(Clone)]
+pub struct IoThread(Arc<Handle>);
+
+pub(crate) struct Handle {
+    shared: Arc<Shared>,
+    /// Only for threads started by [`IoThread::start`].
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+    owned: bool,
+}
+
+impl Handle {
+    /// The handle of a thread that is an I/O thread only while it runs `block_on`.
+    pub(crate) fn borrowed(shared: Arc<Shared>) -> Arc<Handle> {
+        Arc::new(Handle { shared, thread: Arc::default(), owned: false })
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if self.owned {
+            self.shared.request_stop();
+        }
+    }
+}
+
+impl IoThread {
+    /// Starts an I/O thread. Inside [`sim::run`](crate::sim::run) it stands for the one simulated thread.
+    ///
+    /// # Errors
+    /// When the thread or its ring cannot be made.
+    pub fn start(name: &str, config: Config) -> io::Result<IoThread> {
+        if local::is_simulated() {
+            let shared =
+                local::try_with(|local| Arc::clone(&local.shared)).ok_or(io::ErrorKind::Other)?;
+            return Ok(IoThread(Handle::borrowed(shared)));
+        }
+        let (sender, receiver) = mpsc::channel::<io::Result<Arc<Handle>>>();
+        let body = move || {
+            let announce = sender.clone();
+            let ready = move |shared| {
+                let handle = Arc::new(Handle { shared, thread: Arc::default(), owned: true });
+                let weak = Arc::downgrade(&handle);
+                let _ = announce.send(Ok(handle));
+                weak
+            };
+            if let Err(error) = local::serve(&config, ready) {
+                let _ = sender.send(Err(error));
+            }
+        };
+        let join = std::thread::Builder::new().name(name.to_owned()).spawn(body)?;
+        let handle =
+            receiver.recv().map_err(|_| io::Error::other("the I/O thread ended at once"))??;
+        *handle.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(join);
+        Ok(IoThread(handle))
+    }
+
+    /// Sends `f` to the thread and runs the future that it makes there. The work goes on when the result is not awaited.
+    pub fn spawn<F, Fut, T>(&self, f: F) -> Remote<T>
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = T> + 'static,
+        T: Send + 'static,
+    {
+        let (sender, receiver) = oneshot::channel();
+        let start = move || {
+            local::spawn(async move {
+                let result = CatchUnwind(Box::pin(async move { f().await })).await;
+                sender.send(result);
+            })
+            .detach();
+        };
+        self.0.shared.send(Message::Call(Box::new(start)));
+        Remote(receiver)
+    }
+
+    /// The I/O thread that the caller is on.
+    pub fn current() -> Option<IoThread> {
+        local::try_with(|local| local.handle()).flatten().map(IoThread)
+    }
+
+    /// The thread's dense index; see [`thread_index`](super::thread_index).
+    pub fn index(&self) -> usize {
+        self.0.shared.index()
+    }
+
+    /// Drops this handle and waits for the thread to end, which it does when no other handle is left.
+    ///
+    /// Returns at once for a thread that is in `block_on`, and on the thread itself.
+    pub fn join(self) {
+        let slot = Arc::clone(&self.0.thread);
+        drop(self);
+        let thread = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl fmt::Debug for IoThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("IoThread").field(&self.index()).finish()
+    }
+}
+
+/// Turns a panic of the inner future into a value.
+struct CatchUnwind<F>(Pin<Box<F>>);
+
+impl<F: Future> Future for CatchUnwind<F> {
+    type Output = std::thread::Result<F::Output>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))) {
+            Ok(poll) => poll.map(Ok),
+            Err(panic) => Poll::Ready(Err(panic)),
+        }
+    }
+}
+
+/// The task was dropped with its I/O thread before it could finish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaskGone;
+
+impl fmt::Display for TaskGone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the task's I/O thread has ended")
+    }
+}
+
+impl std::error::Error for TaskGone {}
+
+/// The result of a task on another thread; a future for any executor. Dropping it does not cancel the task.
+///
+/// A panic of the task resumes where the result is awaited.
+#[must_use = "the task runs anyway, but its result and its panic are lost"]
+pub struct Remote<T>(oneshot::Receiver<T>);
+
+impl<T> Remote<T> {
+    /// Blocks the calling thread until the result is there. Not for I/O threads: their tasks would wait as well.
+    ///
+    /// # Errors
+    /// [`TaskGone`] when the thread ended first.
+    pub fn wait(self) -> Result<T, TaskGone> {
+        settle(self.0.wait())
+    }
+}
+
+fn settle<T>(outcome: Option<std::thread::Result<T>>) -> Result<T, TaskGone> {
+    match outcome {
+        Some(Ok(value)) => Ok(value),
+        Some(Err(panic)) => resume_unwind(panic),
+        None => Err(TaskGone),
+    }
+}
+
+impl<T> Future for Remote<T> {
+    type Output = Result<T, TaskGone>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map(settle)
+    }
+}

@@ -1,0 +1,114 @@
+//! The clock and the timers of an I/O thread.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::OnceLock;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use super::local::{self, Local};
+
+/// Pending timers, by deadline and then by order of creation.
+#[derive(Default)]
+pub(crate) struct Timers {
+    pending: BTreeMap<(Duration, u64), Waker>,
+    next_id: u64,
+}
+
+impl Timers {
+    pub(crate) fn next_deadline(&self) -> Option<Duration> {
+        self.pending.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// Takes one timer that is due.
+    pub(crate) fn take_due(&mut self, now: Duration) -> Option<Waker> {
+        let entry = self.pending.first_entry()?;
+        (entry.key().0 <= now).then(|| entry.remove())
+    }
+}
+
+/// Monotonic time since the process first asked; virtual inside [`sim::run`](crate::sim::run).
+pub fn now() -> Duration {
+    local::try_with(|local| local.virtual_now()).flatten().unwrap_or_else(real_now)
+}
+
+pub(crate) fn real_now() -> Duration {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed()
+}
+
+/// Waits for `d`.
+///
+/// # Panics
+/// When awaited off an I/O thread.
+pub async fn sleep(d: Duration) {
+    Sleep { deadline: now().saturating_add(d), armed: None }.await;
+}
+
+/// One timer; armed at its first poll, disarmed when dropped.
+struct Sleep {
+    deadline: Duration,
+    armed: Option<(Rc<Local>, u64)>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let deadline = self.deadline;
+        if now() >= deadline {
+            return Poll::Ready(());
+        }
+        let (local, id) = self.armed.get_or_insert_with(|| {
+            let local = local::current();
+            let mut timers = local.timers.borrow_mut();
+            timers.next_id += 1;
+            let id = timers.next_id;
+            drop(timers);
+            (local, id)
+        });
+        let old = local.timers.borrow_mut().pending.insert((deadline, *id), cx.waker().clone());
+        drop(old);
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some((local, id)) = &self.armed {
+            let old = local.timers.borrow_mut().pending.remove(&(self.deadline, *id));
+            drop(old);
+        }
+    }
+}
+
+/// The time given to [`timeout`] is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Elapsed;
+
+impl fmt::Display for Elapsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("timed out")
+    }
+}
+
+impl std::error::Error for Elapsed {}
+
+/// Runs `f`, but drops it when it takes longer than `d`.
+///
+/// # Errors
+/// [`Elapsed`] when the time was over first.
+pub async fn timeout<F: Future>(d: Duration, f: F) -> Result<F::Output, Elapsed> {
+    let mut f = pin!(f);
+    let mut sleep = pin!(sleep(d));
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(value) = f.as_mut().poll(cx) {
+            return Poll::Ready(Ok(value));
+        }
+        sleep.as_mut().poll(cx).map(|()| Err(Elapsed))
+    })
+    .await
+}

@@ -1,0 +1,295 @@
+//! [`Disk`]: a simulated disk with faults and power cuts.
+//!
+//! An operation takes effect when it completes, at a virtual time of the disk's choosing. Writes that were started and
+//! had not completed when the power was cut may have reached the disk in part.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::faults::{ArmedRule, FaultOp, Faults};
+use super::media::{Media, Survivors};
+use super::rng::Rng;
+use crate::buf::IoVec;
+use crate::file::Extent;
+use crate::reactor::{Op, Payload, Slot};
+
+/// A simulated disk; cloning makes another handle to the same one. Sectors have 512 bytes; writes past the end extend it.
+#[derive(Clone)]
+pub struct Disk(Arc<Mutex<State>>);
+
+struct State {
+    media: Media,
+    rng: Rng,
+    faults: Faults,
+    rules: Vec<ArmedRule>,
+    boundaries: u64,
+    cut_after: Option<u64>,
+    /// Writes that have started: their place and data.
+    in_flight: BTreeMap<u64, (u64, IoVec)>,
+    next_id: u64,
+}
+
+/// An operation that has started.
+#[derive(Clone, Copy)]
+pub(crate) struct Started {
+    id: u64,
+    /// The last change when it started; what a flush makes durable.
+    change: u64,
+}
+
+impl Disk {
+    fn with_media(seed: u64, media: Media) -> Disk {
+        Disk(Arc::new(Mutex::new(State {
+            media,
+            rng: Rng::new(seed),
+            faults: Faults::default(),
+            rules: Vec::new(),
+            boundaries: 0,
+            cut_after: None,
+            in_flight: BTreeMap::new(),
+            next_id: 0,
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A disk of `size` zero bytes.
+    pub fn new(seed: u64, size: u64) -> Disk {
+        Disk::with_media(seed, Media::with_len(size))
+    }
+
+    /// A disk with this content, all of it durable.
+    pub fn from_bytes(seed: u64, bytes: &[u8]) -> Disk {
+        Disk::with_media(seed, Media::from_bytes(bytes))
+    }
+
+    /// The content as a read would see it.
+    pub fn bytes(&self) -> Vec<u8> {
+        let state = self.lock();
+        let mut bytes = vec![0; usize::try_from(state.media.len()).unwrap_or(0)];
+        state.media.read(0, &mut bytes);
+        bytes
+    }
+
+    /// The size in bytes.
+    pub fn len(&self) -> u64 {
+        self.lock().media.len()
+    }
+
+    /// Whether the size is 0.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Says what goes wrong from now on; rules count from here.
+    pub fn set_faults(&self, faults: Faults) {
+        let mut state = self.lock();
+        state.rules = faults.fail.iter().cloned().map(ArmedRule::new).collect();
+        state.faults = faults;
+    }
+
+    /// Cuts the power when this many write boundaries have been passed (writes, zeroing, punching, changes of size and
+    /// flushes, each as it completes). What was not complete then fails with `EIO`, like everything later.
+    pub fn cut_after(&self, n_writes: u64) {
+        self.lock().cut_after = Some(n_writes);
+    }
+
+    /// How many write boundaries have been passed.
+    pub fn write_boundaries(&self) -> u64 {
+        self.lock().boundaries
+    }
+
+    /// Whether the power has been cut.
+    pub fn is_cut(&self) -> bool {
+        self.lock().is_cut()
+    }
+
+    /// The disk as it may be found after a power cut now: what is durable, and for each sector by itself any of its later versions.
+    pub fn after_power_loss(&self, rng_seed: u64) -> Disk {
+        let mut rng = Rng::new(rng_seed);
+        let state = self.lock();
+        let mut media = state.media.clone();
+        let mut started: Vec<&(u64, IoVec)> = state.in_flight.values().collect();
+        while !started.is_empty() {
+            let (offset, data) = started.swap_remove(rng.index(started.len()));
+            let mut at = *offset;
+            for buf in data {
+                media.write(at, buf, false);
+                at += buf.len() as u64;
+            }
+        }
+        Disk::with_media(rng_seed, media.after_power_loss(Survivors::Any(&mut rng)))
+    }
+
+    /// The disk after a power cut that took everything that was not durable.
+    pub fn after_power_loss_none(&self) -> Disk {
+        Disk::with_media(0, self.lock().media.after_power_loss(Survivors::None))
+    }
+
+    /// The disk after a power cut that took nothing that had completed.
+    pub fn after_power_loss_all(&self) -> Disk {
+        Disk::with_media(0, self.lock().media.after_power_loss(Survivors::All))
+    }
+
+    pub(crate) fn seek_extent(&self, offset: u64) -> io::Result<Extent> {
+        let state = self.lock();
+        if offset >= state.media.len() {
+            return Err(io::Error::from_raw_os_error(libc::ENXIO));
+        }
+        let (is_data, end) = state.media.extent(offset);
+        Ok(Extent { is_data, end })
+    }
+
+    /// Notes the start of an operation; gives how long it takes.
+    pub(super) fn begin(&self, op: Op, payload: &Payload) -> (Started, Duration) {
+        let mut state = self.lock();
+        let id = state.next_id;
+        state.next_id += 1;
+        if let Op::Write { offset, .. } = op
+            && !state.is_cut()
+        {
+            let data: IoVec = match payload {
+                Payload::Write(buf) => std::iter::once(buf.clone()).collect(),
+                Payload::WriteV(bufs) => bufs.clone(),
+                _ => IoVec::new(),
+            };
+            state.in_flight.insert(id, (offset, data));
+        }
+        let range = state.faults.delay.clone();
+        let delay = state.rng.duration(&range);
+        (Started { id, change: state.media.change() }, delay)
+    }
+
+    /// Carries out an operation that has started: a count or a negative errno.
+    pub(super) fn perform(&self, started: Started, slot: &mut Slot) -> i32 {
+        let mut state = self.lock();
+        if state.is_cut() {
+            return -libc::EIO;
+        }
+        state.in_flight.remove(&started.id);
+        let (kind, touched) = classify(slot.op, &slot.payload);
+        let failure = state.rules.iter_mut().filter_map(|rule| rule.judge(kind, &touched)).next();
+        let rate = state.faults.fail_rate;
+        let failure = failure.or_else(|| state.rng.chance(rate).then_some(libc::EIO));
+        if kind != FaultOp::Read {
+            state.boundaries += 1;
+        }
+        match failure {
+            Some(errno) => -errno,
+            None => state.apply(started, slot),
+        }
+    }
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Disk").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+fn payload_len(payload: &Payload) -> usize {
+    match payload {
+        Payload::None => 0,
+        Payload::Read(buf) => buf.len(),
+        Payload::Write(buf) => buf.len(),
+        Payload::ReadV(bufs) => bufs.iter().map(|b| b.len()).sum(),
+        Payload::WriteV(bufs) => bufs.iter().map(|b| b.len()).sum(),
+    }
+}
+
+fn classify(op: Op, payload: &Payload) -> (FaultOp, Range<u64>) {
+    let span = |offset: u64, len: u64| offset..offset.saturating_add(len);
+    match op {
+        Op::Read { offset } => (FaultOp::Read, span(offset, payload_len(payload) as u64)),
+        Op::Write { offset, .. } => (FaultOp::Write, span(offset, payload_len(payload) as u64)),
+        Op::Fallocate { offset, len, .. } => (FaultOp::Fallocate, span(offset, len)),
+        Op::Truncate { len } => (FaultOp::Truncate, len..u64::MAX),
+        _ => (FaultOp::Sync, 0..u64::MAX),
+    }
+}
+
+impl State {
+    fn is_cut(&self) -> bool {
+        self.cut_after.is_some_and(|n| self.boundaries >= n)
+    }
+
+    /// How much of a transfer is done.
+    fn amount(&mut self, len: usize, short: f64) -> usize {
+        if len > 1 && self.rng.chance(short) { 1 + self.rng.index(len - 1) } else { len }
+    }
+
+    fn apply(&mut self, started: Started, slot: &mut Slot) -> i32 {
+        let len = payload_len(&slot.payload);
+        let done = match slot.op {
+            Op::Read { offset } => {
+                let amount = self.amount(len, self.faults.short_reads);
+                self.read(offset, amount, &mut slot.payload)
+            }
+            Op::Write { offset, fua } => {
+                let amount = self.amount(len, self.faults.short_writes);
+                self.write(offset, amount, fua, &slot.payload)
+            }
+            Op::Sync { .. } => {
+                self.media.settle(started.change);
+                0
+            }
+            Op::Fallocate { mode, offset, len } => return self.fallocate(mode, offset, len),
+            Op::Truncate { len } => {
+                self.media.truncate(len);
+                0
+            }
+            Op::Recv { .. } | Op::Send { .. } | Op::Poll { .. } => return -libc::EOPNOTSUPP,
+        };
+        i32::try_from(done).unwrap_or(i32::MAX)
+    }
+
+    fn read(&self, offset: u64, amount: usize, payload: &mut Payload) -> usize {
+        let mut done = 0;
+        let mut one = |buf: &mut [u8]| {
+            let want = buf.len().min(amount - done);
+            if let Some(to) = buf.get_mut(..want) {
+                done += self.media.read(offset.saturating_add(done as u64), to);
+            }
+        };
+        match payload {
+            Payload::Read(buf) => one(buf),
+            Payload::ReadV(bufs) => bufs.iter_mut().for_each(|buf| one(buf)),
+            _ => {}
+        }
+        done
+    }
+
+    fn write(&mut self, offset: u64, amount: usize, fua: bool, payload: &Payload) -> usize {
+        let mut done = 0;
+        let mut one = |buf: &[u8]| {
+            let want = buf.len().min(amount - done);
+            if let Some(from) = buf.get(..want) {
+                self.media.write(offset.saturating_add(done as u64), from, fua);
+                done += want;
+            }
+        };
+        match payload {
+            Payload::Write(buf) => one(buf),
+            Payload::WriteV(bufs) => bufs.iter().for_each(|buf| one(buf)),
+            _ => {}
+        }
+        done
+    }
+
+    fn fallocate(&mut self, mode: i32, offset: u64, len: u64) -> i32 {
+        let Some(end) = offset.checked_add(len).filter(|_| len > 0) else { return -libc::EINVAL };
+        let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+        if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0 {
+            self.media.zero(offset, len, !keep_size);
+        } else if !keep_size && end > self.media.len() {
+            self.media.truncate(end);
+        }
+        0
+    }
+}

@@ -1,0 +1,92 @@
+//! What goes wrong on a simulated disk.
+
+use std::ops::Range;
+use std::time::Duration;
+
+/// Kinds of operation that a [`FailRule`] may name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultOp {
+    /// All of them.
+    Any,
+    /// Reads.
+    Read,
+    /// Writes.
+    Write,
+    /// Allocating, zeroing and punching holes.
+    Fallocate,
+    /// Changes of the size.
+    Truncate,
+    /// Flushes.
+    Sync,
+}
+
+/// A rule by which operations fail. A condition that is `None` always holds.
+#[derive(Clone, Debug)]
+pub struct FailRule {
+    /// Which kind of operation.
+    pub op: FaultOp,
+    /// Only from the n-th operation (counted from 1) that satisfies the other conditions.
+    pub nth: Option<u64>,
+    /// Only operations that touch these bytes.
+    pub range: Option<Range<u64>>,
+    /// The error, for example `libc::ENOSPC`.
+    pub errno: i32,
+    /// Only one operation fails by this rule.
+    pub once: bool,
+}
+
+/// The behaviour of a simulated disk. The default is a perfect disk of varying speed.
+#[derive(Clone, Debug)]
+pub struct Faults {
+    /// Probability that a read of several bytes is cut short.
+    pub short_reads: f64,
+    /// Probability that a write of several bytes is cut short.
+    pub short_writes: f64,
+    /// How long operations take, in virtual time; a wide range reorders them.
+    pub delay: Range<Duration>,
+    /// Operations that fail.
+    pub fail: Vec<FailRule>,
+    /// Probability that an operation fails with `EIO`.
+    pub fail_rate: f64,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Faults {
+            short_reads: 0.0,
+            short_writes: 0.0,
+            delay: Duration::from_micros(10)..Duration::from_millis(1),
+            fail: Vec::new(),
+            fail_rate: 0.0,
+        }
+    }
+}
+
+/// A rule and how often its conditions were satisfied.
+pub(super) struct ArmedRule {
+    pub(super) rule: FailRule,
+    hits: u64,
+    fired: bool,
+}
+
+impl ArmedRule {
+    pub(super) fn new(rule: FailRule) -> ArmedRule {
+        ArmedRule { rule, hits: 0, fired: false }
+    }
+
+    /// The error of this operation, if the rule says that it fails.
+    pub(super) fn judge(&mut self, op: FaultOp, touched: &Range<u64>) -> Option<i32> {
+        let kind = self.rule.op == FaultOp::Any || self.rule.op == op;
+        let place =
+            self.rule.range.as_ref().is_none_or(|r| r.start < touched.end && touched.start < r.end);
+        if !kind || !place || (self.rule.once && self.fired) {
+            return None;
+        }
+        self.hits += 1;
+        if self.rule.nth.is_some_and(|n| self.hits < n) {
+            return None;
+        }
+        self.fired = true;
+        Some(self.rule.errno)
+    }
+}

@@ -1,0 +1,250 @@
+//! The sectors of a simulated disk, and which of their versions are durable.
+//!
+//! `live` is what a read sees. For every sector that was changed since it last became durable, `pending` has all later
+//! versions in order. After a power cut a sector is its durable version or any pending one, each sector by itself; so is the
+//! size. A flush makes the newest version durable that was complete when the flush began.
+
+use std::collections::BTreeMap;
+
+use super::rng::Rng;
+
+pub(super) const SECTOR: u64 = 512;
+const SECTOR_LEN: usize = 512;
+
+/// Content of a sector; `None` is a hole.
+type Sector = Option<Box<[u8; SECTOR_LEN]>>;
+
+#[derive(Clone, Default)]
+pub(super) struct Media {
+    live: BTreeMap<u64, Box<[u8; SECTOR_LEN]>>,
+    len: u64,
+    durable: BTreeMap<u64, Box<[u8; SECTOR_LEN]>>,
+    durable_len: u64,
+    pending: BTreeMap<u64, Vec<(u64, Sector)>>,
+    pending_len: Vec<(u64, u64)>,
+    /// Number of the last change.
+    change: u64,
+}
+
+/// Which pending versions survive.
+pub(super) enum Survivors<'a> {
+    None,
+    All,
+    Any(&'a mut Rng),
+}
+
+impl Media {
+    pub(super) fn with_len(len: u64) -> Media {
+        Media { len, durable_len: len, ..Media::default() }
+    }
+
+    /// A disk whose content is durable.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Media {
+        let mut media = Media::with_len(bytes.len() as u64);
+        for (piece, at) in bytes.chunks(SECTOR_LEN).zip(0u64..) {
+            if piece.iter().any(|&b| b != 0) {
+                let mut sector = Box::new([0; SECTOR_LEN]);
+                for (to, from) in sector.iter_mut().zip(piece) {
+                    *to = *from;
+                }
+                media.durable.insert(at, sector.clone());
+                media.live.insert(at, sector);
+            }
+        }
+        media
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The number of the last change, for a flush that begins now.
+    pub(super) fn change(&self) -> u64 {
+        self.change
+    }
+
+    pub(super) fn read(&self, offset: u64, out: &mut [u8]) -> usize {
+        let available = self.len.saturating_sub(offset).min(out.len() as u64);
+        let count = usize::try_from(available).unwrap_or(0);
+        let mut done = 0;
+        while done < count {
+            let (number, within, n) = piece(offset + done as u64, count - done);
+            let Some(to) = out.get_mut(done..done + n) else { break };
+            match self.live.get(&number).and_then(|s| s.get(within..within + n)) {
+                Some(from) => to.copy_from_slice(from),
+                None => to.fill(0),
+            }
+            done += n;
+        }
+        count
+    }
+
+    fn set_sector(&mut self, number: u64, new: Sector) {
+        match &new {
+            Some(data) => drop(self.live.insert(number, data.clone())),
+            None => drop(self.live.remove(&number)),
+        }
+        self.pending.entry(number).or_default().push((self.change, new));
+    }
+
+    fn set_live_len(&mut self, len: u64) {
+        self.len = len;
+        self.pending_len.push((self.change, len));
+    }
+
+    /// Writes and extends. With `fua` the result is durable at once.
+    pub(super) fn write(&mut self, offset: u64, data: &[u8], fua: bool) {
+        self.change += 1;
+        let mut done = 0;
+        while done < data.len() {
+            let at = offset + done as u64;
+            let (number, within, n) = piece(at, data.len() - done);
+            let mut sector =
+                self.live.get(&number).cloned().unwrap_or_else(|| Box::new([0; SECTOR_LEN]));
+            if let (Some(to), Some(from)) =
+                (sector.get_mut(within..within + n), data.get(done..done + n))
+            {
+                to.copy_from_slice(from);
+            }
+            self.set_sector(number, Some(sector));
+            if fua {
+                self.settle_sector(number, u64::MAX);
+            }
+            done += n;
+        }
+        let end = offset + data.len() as u64;
+        if end > self.len && !data.is_empty() {
+            self.set_live_len(end);
+        }
+        if fua {
+            self.settle_len(u64::MAX);
+        }
+    }
+
+    /// Zeroes a range of sectors' bytes; whole sectors become holes.
+    pub(super) fn zero(&mut self, offset: u64, len: u64, extend: bool) {
+        self.change += 1;
+        let end = offset.saturating_add(len);
+        let reach = if extend { end } else { end.min(self.len) };
+        let (first, last) = (offset / SECTOR, reach.div_ceil(SECTOR));
+        let touched: Vec<u64> = self.live.range(first..last.max(first)).map(|(&n, _)| n).collect();
+        for number in touched {
+            let start = offset.max(number * SECTOR) - number * SECTOR;
+            let stop = reach.min((number + 1) * SECTOR).saturating_sub(number * SECTOR);
+            if start == 0 && stop == SECTOR {
+                self.set_sector(number, None);
+            } else if let Some(mut sector) = self.live.get(&number).cloned() {
+                let (start, stop) =
+                    (usize::try_from(start).unwrap_or(0), usize::try_from(stop).unwrap_or(0));
+                if let Some(bytes) = sector.get_mut(start..stop) {
+                    bytes.fill(0);
+                }
+                self.set_sector(number, Some(sector));
+            }
+        }
+        if extend && end > self.len {
+            self.set_live_len(end);
+        }
+    }
+
+    pub(super) fn truncate(&mut self, len: u64) {
+        if len < self.len {
+            self.zero(len, self.len - len, false);
+            // A sector cut off whole is gone even where the cut is not at a sector's edge.
+            let first = len.div_ceil(SECTOR);
+            let beyond: Vec<u64> = self.live.range(first..).map(|(&n, _)| n).collect();
+            for number in beyond {
+                self.set_sector(number, None);
+            }
+        }
+        self.change += 1;
+        self.set_live_len(len);
+    }
+
+    /// Makes durable what was changed up to and including `change`.
+    pub(super) fn settle(&mut self, change: u64) {
+        let numbers: Vec<u64> = self.pending.keys().copied().collect();
+        for number in numbers {
+            self.settle_sector(number, change);
+        }
+        self.settle_len(change);
+    }
+
+    fn settle_sector(&mut self, number: u64, change: u64) {
+        let Some(versions) = self.pending.get_mut(&number) else { return };
+        let settled = versions.partition_point(|(c, _)| *c <= change);
+        let newest = versions.drain(..settled).next_back();
+        if versions.is_empty() {
+            self.pending.remove(&number);
+        }
+        match newest {
+            Some((_, Some(data))) => drop(self.durable.insert(number, data)),
+            Some((_, None)) => drop(self.durable.remove(&number)),
+            None => {}
+        }
+    }
+
+    fn settle_len(&mut self, change: u64) {
+        let settled = self.pending_len.partition_point(|(c, _)| *c <= change);
+        if let Some((_, len)) = self.pending_len.drain(..settled).next_back() {
+            self.durable_len = len;
+        }
+    }
+
+    /// The disk after a power cut.
+    pub(super) fn after_power_loss(&self, mut survivors: Survivors<'_>) -> Media {
+        let mut sectors = self.durable.clone();
+        for (&number, versions) in &self.pending {
+            let chosen = match &mut survivors {
+                Survivors::None => None,
+                Survivors::All => versions.last(),
+                Survivors::Any(rng) => {
+                    rng.index(versions.len() + 1).checked_sub(1).and_then(|i| versions.get(i))
+                }
+            };
+            match chosen {
+                Some((_, Some(data))) => drop(sectors.insert(number, data.clone())),
+                Some((_, None)) => drop(sectors.remove(&number)),
+                None => {}
+            }
+        }
+        let lens = &self.pending_len;
+        let len = match &mut survivors {
+            Survivors::None => None,
+            Survivors::All => lens.last(),
+            Survivors::Any(rng) => {
+                rng.index(lens.len() + 1).checked_sub(1).and_then(|i| lens.get(i))
+            }
+        };
+        let len = len.map_or(self.durable_len, |(_, len)| *len);
+        sectors.retain(|&number, _| number < len.div_ceil(SECTOR));
+        if let Some(last) = sectors.get_mut(&(len / SECTOR)) {
+            let keep = usize::try_from(len % SECTOR).unwrap_or(0);
+            last.iter_mut().skip(keep).for_each(|b| *b = 0);
+        }
+        Media { live: sectors.clone(), len, durable: sectors, durable_len: len, ..Media::default() }
+    }
+
+    /// Whether the sector at `offset` has data, and where the run of like sectors ends.
+    pub(super) fn extent(&self, offset: u64) -> (bool, u64) {
+        let first = offset / SECTOR;
+        let mut expected = first;
+        for (&number, _) in self.live.range(first..) {
+            if number != expected {
+                break;
+            }
+            expected += 1;
+        }
+        if expected > first {
+            return (true, (expected * SECTOR).min(self.len));
+        }
+        let next = self.live.range(first..).next().map_or(self.len, |(&n, _)| n * SECTOR);
+        (false, next.min(self.len))
+    }
+}
+
+/// Sector number, offset within it, and how much of `len` bytes at `offset` lies in it.
+fn piece(offset: u64, len: usize) -> (u64, usize, usize) {
+    let within = usize::try_from(offset % SECTOR).unwrap_or(0);
+    (offset / SECTOR, within, len.min(SECTOR_LEN - within))
+}

@@ -1,0 +1,75 @@
+//! Order and time of a simulation.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::Disk;
+use super::disk::Started;
+use super::rng::Rng;
+use crate::reactor::{Key, Slot};
+
+/// The completion of an operation, to come.
+pub(crate) struct Event {
+    pub(crate) key: Key,
+    pub(super) disk: Disk,
+    pub(super) started: Started,
+}
+
+impl Event {
+    /// Carries the operation out: a count or a negative errno.
+    pub(crate) fn perform(&self, slot: &mut Slot) -> i32 {
+        self.disk.perform(self.started, slot)
+    }
+}
+
+/// Decides what happens next.
+pub(crate) struct Scheduler {
+    now: Cell<Duration>,
+    rng: RefCell<Rng>,
+    events: RefCell<BTreeMap<(Duration, u64), Event>>,
+    next_event: Cell<u64>,
+}
+
+impl Scheduler {
+    pub(super) fn new(seed: u64) -> Scheduler {
+        Scheduler {
+            now: Cell::new(Duration::ZERO),
+            rng: RefCell::new(Rng::new(seed)),
+            events: RefCell::default(),
+            next_event: Cell::new(0),
+        }
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.now.get()
+    }
+
+    /// Which of `len` ready tasks goes next.
+    pub(crate) fn pick(&self, len: usize) -> usize {
+        self.rng.borrow_mut().index(len)
+    }
+
+    pub(super) fn schedule(&self, delay: Duration, event: Event) {
+        let number = self.next_event.get();
+        self.next_event.set(number + 1);
+        self.events.borrow_mut().insert((self.now().saturating_add(delay), number), event);
+    }
+
+    /// Goes forward to the next event, or to the timer if that comes first. `None` when it is the timer's turn or nothing is left.
+    pub(crate) fn next_event(&self, timer: Option<Duration>) -> Option<Event> {
+        let mut events = self.events.borrow_mut();
+        let first = events.first_entry();
+        match (first, timer) {
+            (Some(entry), timer) if timer.is_none_or(|at| entry.key().0 <= at) => {
+                self.now.set(self.now().max(entry.key().0));
+                Some(entry.remove())
+            }
+            (_, Some(at)) => {
+                self.now.set(self.now().max(at));
+                None
+            }
+            (_, None) => None,
+        }
+    }
+}

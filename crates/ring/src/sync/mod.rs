@@ -1,0 +1,11 @@
+//! Locks and data that I/O threads share. All of them may be used from any executor.
+
+mod range_lock;
+mod sharded;
+
+use crate::runtime::atomics;
+
+pub use async_lock::{Mutex, RwLock, Semaphore};
+pub use event_listener::{Event, EventListener};
+pub use range_lock::{RangeGuard, RangeLock};
+pub use sharded::Sharded;

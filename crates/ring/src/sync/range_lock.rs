@@ -1,0 +1,197 @@
+//! Locks on ranges of numbers (bytes, clusters).
+//!
+//! Requests stand in one queue in the order of their arrival. A request is granted as soon as no earlier one in the queue,
+//! granted or waiting, conflicts with it: overlaps, and is not shared with it. So overlapping requests are served first come
+//! first served, and disjoint ones never wait for each other. A guard dropped, or a waiting request given up, leaves the
+//! queue, and those behind it that have become free are woken.
+
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use super::atomics::{Mutex, lock};
+
+struct Entry {
+    ticket: u64,
+    range: Range<u64>,
+    shared: bool,
+    granted: bool,
+    waker: Option<Waker>,
+}
+
+impl Entry {
+    fn conflicts(&self, range: &Range<u64>, shared: bool) -> bool {
+        !(self.shared && shared) && self.range.start < range.end && range.start < self.range.end
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    entries: Vec<Entry>,
+    next_ticket: u64,
+    waiting: usize,
+}
+
+impl Queue {
+    fn join(&mut self, range: Range<u64>, shared: bool, waker: Option<Waker>) -> (u64, bool) {
+        let granted = !self.entries.iter().any(|e| e.conflicts(&range, shared));
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.waiting += usize::from(!granted);
+        let waker = if granted { None } else { waker };
+        self.entries.push(Entry { ticket, range, shared, granted, waker });
+        (ticket, granted)
+    }
+
+    fn position(&self, ticket: u64) -> Option<usize> {
+        self.entries.binary_search_by_key(&ticket, |e| e.ticket).ok()
+    }
+
+    /// Takes a request out; gives the wakers of those that it had held up.
+    fn leave(&mut self, ticket: u64) -> Vec<Waker> {
+        let Some(at) = self.position(ticket) else { return Vec::new() };
+        let gone = self.entries.remove(at);
+        self.waiting -= usize::from(!gone.granted);
+        let mut wakers = Vec::new();
+        if self.waiting == 0 {
+            return wakers;
+        }
+        for i in at..self.entries.len() {
+            let (earlier, later) = self.entries.split_at_mut(i);
+            let Some(entry) = later.first_mut() else { break };
+            if entry.granted || !gone.conflicts(&entry.range, entry.shared) {
+                continue;
+            }
+            if !earlier.iter().any(|e| e.conflicts(&entry.range, entry.shared)) {
+                entry.granted = true;
+                self.waiting -= 1;
+                wakers.extend(entry.waker.take());
+            }
+        }
+        wakers
+    }
+}
+
+/// A fair lock on ranges, for exclusive or shared use. Works across threads and executors.
+#[derive(Default)]
+pub struct RangeLock {
+    queue: Mutex<Queue>,
+}
+
+impl RangeLock {
+    /// A lock that nobody holds.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Waits for the exclusive use of a range. An empty range conflicts with nothing.
+    pub async fn lock(&self, range: Range<u64>) -> RangeGuard<'_> {
+        Acquire { lock: self, request: Some((range, false)), ticket: None }.await
+    }
+
+    /// Waits for a range that others may have in shared use too.
+    pub async fn lock_shared(&self, range: Range<u64>) -> RangeGuard<'_> {
+        Acquire { lock: self, request: Some((range, true)), ticket: None }.await
+    }
+
+    /// Takes the exclusive use of a range if nobody holds or waits for any of it.
+    pub fn try_lock(&self, range: Range<u64>) -> Option<RangeGuard<'_>> {
+        self.try_acquire(range, false)
+    }
+
+    /// Takes a range in shared use if nobody holds or waits for any of it exclusively.
+    pub fn try_lock_shared(&self, range: Range<u64>) -> Option<RangeGuard<'_>> {
+        self.try_acquire(range, true)
+    }
+
+    fn try_acquire(&self, range: Range<u64>, shared: bool) -> Option<RangeGuard<'_>> {
+        let mut queue = lock(&self.queue);
+        if queue.entries.iter().any(|e| e.conflicts(&range, shared)) {
+            return None;
+        }
+        let (ticket, _) = queue.join(range, shared, None);
+        Some(RangeGuard { lock: self, ticket })
+    }
+
+    /// Whether nobody holds or waits for anything.
+    pub fn is_idle(&self) -> bool {
+        lock(&self.queue).entries.is_empty()
+    }
+
+    fn leave(&self, ticket: u64) {
+        let wakers = lock(&self.queue).leave(ticket);
+        for waker in wakers {
+            waker.wake();
+        }
+    }
+}
+
+impl std::fmt::Debug for RangeLock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RangeLock").finish_non_exhaustive()
+    }
+}
+
+/// The use of a range; ends when dropped.
+#[must_use = "the range is released at once when the guard is not kept"]
+pub struct RangeGuard<'a> {
+    lock: &'a RangeLock,
+    ticket: u64,
+}
+
+impl std::fmt::Debug for RangeGuard<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RangeGuard").finish_non_exhaustive()
+    }
+}
+
+impl Drop for RangeGuard<'_> {
+    fn drop(&mut self) {
+        self.lock.leave(self.ticket);
+    }
+}
+
+/// A request; stands in the queue from its first poll.
+struct Acquire<'a> {
+    lock: &'a RangeLock,
+    request: Option<(Range<u64>, bool)>,
+    ticket: Option<u64>,
+}
+
+impl<'a> Future for Acquire<'a> {
+    type Output = RangeGuard<'a>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<RangeGuard<'a>> {
+        let mut queue = lock(&self.lock.queue);
+        let (ticket, granted) = match (self.request.take(), self.ticket) {
+            (Some((range, shared)), _) => queue.join(range, shared, Some(cx.waker().clone())),
+            (None, Some(ticket)) => {
+                let entry = queue.position(ticket).and_then(|at| queue.entries.get_mut(at));
+                let granted = entry.is_none_or(|entry| {
+                    if !entry.granted {
+                        entry.waker = Some(cx.waker().clone());
+                    }
+                    entry.granted
+                });
+                (ticket, granted)
+            }
+            (None, None) => panic!("polled after completion"),
+        };
+        drop(queue);
+        if granted {
+            self.ticket = None;
+            return Poll::Ready(RangeGuard { lock: self.lock, ticket });
+        }
+        self.ticket = Some(ticket);
+        Poll::Pending
+    }
+}
+
+impl Drop for Acquire<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.lock.leave(ticket);
+        }
+    }
+}
