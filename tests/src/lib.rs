@@ -5,13 +5,16 @@
 //! them by a line in a table:
 //!
 //! - [`differential`]: the same command through oxblk and through the QEMU tools;
+//! - [`hostile`]: damaged images, and images made to do harm;
 //! - [`model`]: random operations against a model in memory;
 //! - [`guest`]: a Linux guest that boots from a served disk.
 //!
 //! Nothing here is part of the product, and everything reports by panicking.
 
+pub mod crash;
 pub mod differential;
 pub mod guest;
+pub mod hostile;
 pub mod model;
 pub mod program;
 pub mod random;

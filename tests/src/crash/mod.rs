@@ -1,0 +1,3 @@
+//! Power cuts on a simulated disk.
+
+pub mod oracle;

@@ -1,0 +1,208 @@
+//! What a disk may contain after the power failed.
+//!
+//! Of each sector the oracle keeps the versions that a power cut may leave: the last one known to be
+//! durable, and every one issued since. A flush makes durable what had completed when it was issued;
+//! a write with FUA makes itself durable. A version is the seed of the write that made it, so a whole
+//! history costs a few words. Operations are aligned to sectors, and no two at once touch one.
+
+use std::collections::BTreeSet;
+
+use crate::model::ops::{Op, content};
+
+/// Size of a sector, the unit that a disk writes whole or not at all, in bytes.
+pub const SECTOR: u64 = 512;
+
+/// The seed whose content is zeroes.
+const ZEROES: u64 = 0;
+
+/// One change of a sector.
+#[derive(Clone, Copy, Debug)]
+struct Version {
+    seed: u64,
+    /// Whether the change may not have happened at all (a discard).
+    optional: bool,
+    /// When it completed, on the oracle's clock.
+    completed: Option<u64>,
+}
+
+/// The versions that each sector may have, oldest first; the first is never optional.
+#[derive(Clone, Debug)]
+pub struct CrashOracle {
+    sectors: Vec<Vec<Version>>,
+    /// Sectors with more than one version.
+    unsettled: BTreeSet<usize>,
+    clock: u64,
+}
+
+/// An operation under way, to be handed back when it completes.
+#[derive(Clone, Copy, Debug)]
+pub struct Ticket {
+    issued: u64,
+}
+
+fn sectors_of(op: &Op) -> std::ops::Range<usize> {
+    let range = op.range();
+    let slot = |position: u64| usize::try_from(position / SECTOR).expect("a small disk");
+    slot(range.start)..slot(range.end)
+}
+
+impl CrashOracle {
+    /// A disk of this size whose content is, durably, that of `seed` (0: zeroes).
+    pub fn new(size: u64, seed: u64) -> Self {
+        let first = Version { seed, optional: false, completed: Some(0) };
+        let count = usize::try_from(size / SECTOR).expect("a small disk");
+        Self { sectors: vec![vec![first]; count], unsettled: BTreeSet::new(), clock: 0 }
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.sectors.len() as u64 * SECTOR
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// An operation is about to be issued.
+    pub fn issue(&mut self, op: &Op) -> Ticket {
+        let version = match *op {
+            Op::Write { seed, .. } | Op::WriteCompressed { seed, .. } => Some((seed, false)),
+            Op::WriteZeroes { .. } => Some((ZEROES, false)),
+            Op::Discard { .. } => Some((ZEROES, true)),
+            Op::Read { .. } | Op::Status { .. } | Op::Flush => None,
+        };
+        if let Some((seed, optional)) = version {
+            for sector in sectors_of(op) {
+                self.sectors[sector].push(Version { seed, optional, completed: None });
+                self.unsettled.insert(sector);
+            }
+        }
+        Ticket { issued: self.tick() }
+    }
+
+    /// An operation has completed without an error.
+    pub fn complete(&mut self, op: &Op, ticket: Ticket) {
+        let now = self.tick();
+        match op {
+            Op::Flush => self.make_durable(ticket.issued),
+            _ if op.changes() => {
+                for sector in sectors_of(op) {
+                    if let Some(version) = self.sectors[sector].last_mut() {
+                        version.completed = Some(now);
+                    }
+                    if matches!(op, Op::Write { fua: true, .. }) {
+                        self.forget_before(sector, now);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// All that completed before `mark` can no longer be lost.
+    fn make_durable(&mut self, mark: u64) {
+        for sector in std::mem::take(&mut self.unsettled) {
+            self.forget_before(sector, mark);
+            if self.sectors[sector].len() > 1 {
+                self.unsettled.insert(sector);
+            }
+        }
+    }
+
+    /// Drops the versions that cannot come back once what completed by `mark` is durable.
+    fn forget_before(&mut self, sector: usize, mark: u64) {
+        let versions = &mut self.sectors[sector];
+        let durable = |version: &Version| {
+            !version.optional && version.completed.is_some_and(|completed| completed <= mark)
+        };
+        if let Some(last) = versions.iter().rposition(durable) {
+            versions.drain(..last);
+        }
+    }
+
+    /// Checks the content of the whole disk.
+    ///
+    /// # Errors
+    /// Tells the first sector that has none of the versions that it may have.
+    pub fn check(&self, disk: &[u8]) -> Result<(), String> {
+        for (index, versions) in self.sectors.iter().enumerate() {
+            let start = index * 512;
+            let got = &disk[start..start + 512];
+            let possible = |version: &Version| content(version.seed, start as u64, SECTOR) == got;
+            if !versions.iter().any(possible) {
+                let zero = if got.iter().all(|byte| *byte == 0) { " (it is zero)" } else { "" };
+                return Err(format!(
+                    "sector {index} (byte {start:#x}) has none of its {} possible versions{zero}: {versions:?}",
+                    versions.len()
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(offset: u64, seed: u64, fua: bool) -> Op {
+        Op::Write { offset, len: 512, seed, fua }
+    }
+
+    fn run(oracle: &mut CrashOracle, op: &Op) {
+        let ticket = oracle.issue(op);
+        oracle.complete(op, ticket);
+    }
+
+    fn disk(seeds: [u64; 2]) -> Vec<u8> {
+        [content(seeds[0], 0, 512), content(seeds[1], 512, 512)].concat()
+    }
+
+    #[test]
+    fn an_unflushed_write_may_be_lost_and_a_flushed_one_not() {
+        let mut oracle = CrashOracle::new(1024, 0);
+        run(&mut oracle, &write(0, 5, false));
+        assert_eq!(oracle.check(&disk([5, 0])), Ok(()));
+        assert_eq!(oracle.check(&disk([0, 0])), Ok(()));
+        run(&mut oracle, &Op::Flush);
+        assert_eq!(oracle.check(&disk([5, 0])), Ok(()));
+        assert!(oracle.check(&disk([0, 0])).is_err());
+    }
+
+    #[test]
+    fn a_write_that_was_under_way_when_the_flush_began_may_still_be_lost() {
+        let mut oracle = CrashOracle::new(1024, 0);
+        let (late, flush) = (write(512, 7, false), Op::Flush);
+        run(&mut oracle, &write(0, 5, false));
+        let late_ticket = oracle.issue(&late);
+        let flush_ticket = oracle.issue(&flush);
+        oracle.complete(&late, late_ticket);
+        oracle.complete(&flush, flush_ticket);
+        assert_eq!(oracle.check(&disk([5, 0])), Ok(()));
+        assert_eq!(oracle.check(&disk([5, 7])), Ok(()));
+        assert!(oracle.check(&disk([0, 7])).is_err());
+    }
+
+    #[test]
+    fn a_write_with_fua_is_durable_when_it_completes() {
+        let mut oracle = CrashOracle::new(1024, 0);
+        let op = write(0, 5, true);
+        let ticket = oracle.issue(&op);
+        assert_eq!(oracle.check(&disk([0, 0])), Ok(()));
+        oracle.complete(&op, ticket);
+        assert!(oracle.check(&disk([0, 0])).is_err());
+        assert_eq!(oracle.check(&disk([5, 0])), Ok(()));
+    }
+
+    #[test]
+    fn a_discarded_sector_keeps_what_it_had_or_is_zero_even_after_a_flush() {
+        let mut oracle = CrashOracle::new(1024, 3);
+        run(&mut oracle, &write(0, 5, false));
+        run(&mut oracle, &Op::Discard { offset: 0, len: 512 });
+        run(&mut oracle, &Op::Flush);
+        assert_eq!(oracle.check(&disk([0, 3])), Ok(()));
+        assert_eq!(oracle.check(&disk([5, 3])), Ok(()));
+        assert!(oracle.check(&disk([3, 3])).is_err());
+    }
+}
