@@ -1,1 +1,3 @@
 //! oxblk: core.
+
+pub mod bitmap;

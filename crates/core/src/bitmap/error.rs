@@ -1,0 +1,101 @@
+//! What can be wrong with a request about a bitmap, in the words that QEMU's monitor uses.
+
+use std::fmt;
+
+/// A refused bitmap operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BitmapError {
+    /// Not a power of two, or outside the allowed range.
+    Granularity,
+    /// More granules than a bitmap may have.
+    TooBig,
+    /// The name is longer than [`super::MAX_NAME`].
+    NameTooLong(String),
+    /// The name is empty.
+    NameEmpty,
+    /// The node has a bitmap of that name.
+    Exists(String),
+    /// The node has no bitmap of that name.
+    NotFound(String),
+    /// Another operation holds it.
+    Busy(String),
+    /// It must not change.
+    ReadOnly(String),
+    /// Its contents were lost by a crash.
+    Inconsistent(String),
+    /// A successor was asked for twice.
+    HasSuccessor,
+    /// Two bitmaps of different sizes cannot be merged.
+    SizesDiffer {
+        /// Size in bytes of the bitmap merged into.
+        destination: u64,
+        /// Size in bytes of the bitmap merged from.
+        source: u64,
+    },
+    /// A serialised chunk starts or ends where no chunk can, or its length is not that of its range.
+    Chunk,
+}
+
+impl BitmapError {
+    /// The errno that goes with it.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Busy(_) => 16,
+            Self::NotFound(_) => 2,
+            Self::Exists(_) => 17,
+            Self::ReadOnly(_) => 1,
+            _ => 22,
+        }
+    }
+
+    /// What the user may do about it, where there is a way.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Inconsistent(_) => {
+                Some("Try block-dirty-bitmap-remove to delete this bitmap from disk")
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for BitmapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Granularity => {
+                f.write_str("Granularity must be power of 2 and at least 512 and at most 2 GiB")
+            }
+            Self::TooBig => {
+                f.write_str("Bitmap would have too many bits; use a larger granularity")
+            }
+            Self::NameTooLong(name) => write!(f, "Bitmap name too long: {name}"),
+            Self::NameEmpty => f.write_str("Bitmap name cannot be empty"),
+            Self::Exists(name) => write!(f, "Bitmap already exists: {name}"),
+            Self::NotFound(name) => write!(f, "Dirty bitmap '{name}' not found"),
+            Self::Busy(name) => write!(
+                f,
+                "Bitmap '{name}' is currently in use by another operation and cannot be used"
+            ),
+            Self::ReadOnly(name) => {
+                write!(f, "Bitmap '{name}' is readonly and cannot be modified")
+            }
+            Self::Inconsistent(name) => {
+                write!(f, "Bitmap '{name}' is inconsistent and cannot be used")
+            }
+            Self::HasSuccessor => {
+                f.write_str("Cannot create a successor for a bitmap that already has one")
+            }
+            Self::SizesDiffer { destination, source } => write!(
+                f,
+                "Bitmaps are of different sizes (destination size is {destination}, source size is \
+                 {source}) and can't be merged"
+            ),
+            Self::Chunk => {
+                f.write_str("Serialised bitmap chunk is not aligned or has the wrong length")
+            }
+        }
+    }
+}
+
+impl std::error::Error for BitmapError {}

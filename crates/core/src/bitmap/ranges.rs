@@ -1,0 +1,193 @@
+//! A bit tree in terms of bytes: what the rest of the block layer works with.
+//!
+//! A *granule* is the piece of disk that one bit stands for. Setting rounds outwards (a granule touched is
+//! a granule dirty), resetting rounds inwards (a granule is clean only when all of it is), so rounding
+//! never loses a change. The last granule may stick out over the end of the disk; a reset up to the end covers it.
+
+use std::ops::Range;
+
+use super::BitmapError;
+use super::tree::BitTree;
+
+/// Smallest granularity in bytes.
+pub const MIN_GRANULARITY: u64 = 512;
+/// Largest granularity in bytes.
+pub const MAX_GRANULARITY: u64 = 1 << 31;
+/// Most granules of one bitmap (the root table then takes 2 MiB).
+pub const MAX_GRANULES: u64 = 1 << 41;
+
+/// The granularity that a bitmap gets when none is asked for: the image's cluster size between 4 and
+/// 64 KiB, or 64 KiB.
+pub fn default_granularity(cluster_size: u64) -> u64 {
+    if cluster_size == 0 { 65536 } else { cluster_size.clamp(4096, 65536) }
+}
+
+/// The dirty ranges of a disk of a fixed size.
+pub struct RangeMap {
+    tree: BitTree,
+    size: u64,
+    shift: u32,
+}
+
+impl RangeMap {
+    /// An all-clean map of `size` bytes.
+    ///
+    /// # Errors
+    /// When `granularity` is not a power of two within the limits, or `size` has too many granules.
+    pub fn new(size: u64, granularity: u64) -> Result<Self, BitmapError> {
+        if !granularity.is_power_of_two()
+            || !(MIN_GRANULARITY..=MAX_GRANULARITY).contains(&granularity)
+        {
+            return Err(BitmapError::Granularity);
+        }
+        let granules = size.div_ceil(granularity);
+        if granules > MAX_GRANULES {
+            return Err(BitmapError::TooBig);
+        }
+        Ok(Self { tree: BitTree::new(granules), size, shift: granularity.trailing_zeros() })
+    }
+
+    /// Size of the disk in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes per bit.
+    pub fn granularity(&self) -> u64 {
+        1 << self.shift
+    }
+
+    /// Number of bits.
+    pub fn granules(&self) -> u64 {
+        self.tree.bits()
+    }
+
+    /// Number of dirty bits.
+    pub fn dirty_granules(&self) -> u64 {
+        self.tree.count()
+    }
+
+    /// Dirty bytes in whole granules, as `query-block` counts them.
+    pub fn count(&self) -> u64 {
+        self.tree.count().saturating_mul(self.granularity())
+    }
+
+    /// Whether nothing is dirty.
+    pub fn is_clean(&self) -> bool {
+        self.tree.count() == 0
+    }
+
+    /// Bytes of memory held, for accounting.
+    pub fn memory(&self) -> usize {
+        self.tree.memory()
+    }
+
+    /// Marks every granule that the range touches.
+    pub fn set(&self, offset: u64, len: u64) {
+        let Some(last) = len.checked_sub(1).map(|rest| offset.saturating_add(rest)) else { return };
+        self.tree.set(offset >> self.shift, last >> self.shift);
+    }
+
+    /// Cleans every granule that lies wholly in the range.
+    pub fn reset(&self, offset: u64, len: u64) {
+        let end = offset.saturating_add(len);
+        let first = offset.div_ceil(self.granularity());
+        let past = if end >= self.size { self.tree.bits() } else { end >> self.shift };
+        if let Some(last) = past.checked_sub(1) {
+            self.tree.clear(first, last);
+        }
+    }
+
+    /// Whether the granule around `offset` is dirty.
+    pub fn get(&self, offset: u64) -> bool {
+        let bit = offset >> self.shift;
+        offset < self.size && self.tree.word(bit / 64) >> (bit % 64) & 1 == 1
+    }
+
+    /// The first dirty byte in the range.
+    pub fn next_dirty(&self, offset: u64, len: u64) -> Option<u64> {
+        self.next(offset, len, BitTree::next_set)
+    }
+
+    /// The first clean byte in the range.
+    pub fn next_zero(&self, offset: u64, len: u64) -> Option<u64> {
+        self.next(offset, len, BitTree::next_clear)
+    }
+
+    fn next(
+        &self,
+        offset: u64,
+        len: u64,
+        find: impl Fn(&BitTree, u64, u64) -> Option<u64>,
+    ) -> Option<u64> {
+        let last = offset.saturating_add(len).min(self.size).checked_sub(1)?;
+        if len == 0 || offset > last {
+            return None;
+        }
+        let bit = find(&self.tree, offset >> self.shift, last >> self.shift)?;
+        Some((bit << self.shift).max(offset))
+    }
+
+    /// The first dirty area in `range`, no longer than `max_len` bytes (rounded up to a granule).
+    pub fn next_dirty_area(&self, range: Range<u64>, max_len: u64) -> Option<Range<u64>> {
+        let end = range.end.min(self.size);
+        let start = self.next_dirty(range.start, end.checked_sub(range.start)?)?;
+        let limit = match start.checked_add(max_len.max(1)) {
+            Some(limit) => limit.checked_next_multiple_of(self.granularity()).unwrap_or(end),
+            None => end,
+        };
+        let limit = limit.min(end);
+        let stop = self.next_zero(start, limit - start).unwrap_or(limit);
+        Some(start..stop)
+    }
+
+    /// The dirty areas in order, as they are found.
+    pub fn areas(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let area = self.next_dirty_area(at..self.size, u64::MAX)?;
+            at = area.end;
+            Some(area)
+        })
+    }
+
+    /// Marks everything that `source` has dirty; the granularities may differ.
+    ///
+    /// # Errors
+    /// When the sizes differ.
+    pub fn merge(&self, source: &Self) -> Result<(), BitmapError> {
+        if self.size != source.size {
+            return Err(BitmapError::SizesDiffer { destination: self.size, source: source.size });
+        }
+        self.absorb(source);
+        Ok(())
+    }
+
+    /// Marks what `source` has dirty, as far as it lies inside this disk.
+    pub(super) fn absorb(&self, source: &Self) {
+        for area in source.areas() {
+            if area.start >= self.size {
+                break;
+            }
+            self.set(area.start, area.end.min(self.size) - area.start);
+        }
+    }
+
+    pub(super) fn tree(&self) -> &BitTree {
+        &self.tree
+    }
+
+    pub(super) fn shift(&self) -> u32 {
+        self.shift
+    }
+}
+
+impl std::fmt::Debug for RangeMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RangeMap")
+            .field("size", &self.size)
+            .field("granularity", &self.granularity())
+            .field("dirty", &self.tree.count())
+            .finish_non_exhaustive()
+    }
+}
