@@ -1,3 +1,43 @@
-//! oxblk: core.
+//! The block graph: nodes, edges, backends, and the path that requests take through them.
+//!
+//! - [`Graph`] opens, creates, finds, drains and closes.
+//! - [`Backend`] is what a device, export, job or tool holds and makes requests through.
+//! - [`Node`] is one driver instance; [`Edge`] is the use that a parent makes of a node.
+//! - [`driver`] is the contract that formats, protocols and filters fulfil.
+//!
+//! Requests may be made from every I/O thread of [`oxblk_ring`] at once; a node belongs to no thread.
+#![forbid(unsafe_code)]
 
+mod backend;
 pub mod bitmap;
+pub mod check;
+pub mod create;
+pub mod driver;
+mod edge;
+mod epoch;
+mod error;
+mod flags;
+mod graph;
+mod limits;
+mod node;
+mod options;
+mod perm;
+mod request;
+mod status;
+
+pub use backend::{Backend, Quiesced, Statistics};
+pub use driver::{
+    BoxFuture, Driver, DriverFactory, DriverKind, DriverTable, ImageInfo, MapOp, Preallocation,
+    Step, Want,
+};
+pub use edge::{ChildIdx, Children, Edge};
+pub use epoch::{EpochGuard, Epochs};
+pub use error::{Error, ErrorKind, Result, strerror};
+pub use flags::{WriteFlags, ZeroFlags};
+pub use graph::{BackingFile, BackingPolicy, Drained, Graph, OpenContext, OpenFlags};
+pub use limits::Limits;
+pub use node::{DetectZeroes, Node};
+pub use options::{Options, SizeError, parse_size, split_keyval};
+pub use perm::{Perm, Permissions, Role};
+pub use request::ChainStatus;
+pub use status::{Status, StatusFlags};

@@ -1,0 +1,401 @@
+//! Backends: what devices, exports, jobs and tools hold.
+//!
+//! A [`Backend`] has a name and a root edge. It checks bounds, counts requests in flight per thread so that it can
+//! be [drained](Backend::drain), keeps the epoch that freed clusters wait for, and counts what passes. Any I/O
+//! thread may use it at any time.
+
+use std::sync::Arc;
+use std::sync::atomic::{
+    AtomicBool, AtomicU64, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
+
+use arc_swap::ArcSwapOption;
+use oxblk_ring::{Event, Sharded};
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use crate::epoch::EpochGuard;
+use crate::perm::Permissions;
+use crate::request::{self, ChainStatus};
+use crate::{
+    Edge, Error, ErrorKind, Graph, Node, Preallocation, Result, Want, WriteFlags, ZeroFlags,
+};
+
+/// Counters of one I/O thread.
+#[derive(Debug, Default)]
+struct Counters {
+    in_flight: AtomicU64,
+    read_ops: AtomicU64,
+    read_bytes: AtomicU64,
+    write_ops: AtomicU64,
+    write_bytes: AtomicU64,
+    flush_ops: AtomicU64,
+}
+
+/// What has passed through a backend.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Reads completed.
+    pub read_ops: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Writes, zero writes and discards completed.
+    pub write_ops: u64,
+    /// Bytes written.
+    pub write_bytes: u64,
+    /// Flushes completed.
+    pub flush_ops: u64,
+}
+
+/// The root edge, as one I/O thread sees it: each has a reference count of its own to it, so that requests of
+/// several threads do not fight for one cache line.
+type Root = ArcSwapOption<RootEdge>;
+
+struct RootEdge {
+    edge: Arc<Edge>,
+}
+
+struct Inner {
+    name: String,
+    graph: Graph,
+    roots: Sharded<Root>,
+    counters: Sharded<Counters>,
+    quiesced: AtomicUsize,
+    changed: Event,
+    write_through: AtomicBool,
+}
+
+/// A handle to a tree of nodes. Clones are the same backend.
+#[derive(Clone)]
+pub struct Backend(Arc<Inner>);
+
+impl Backend {
+    /// A backend named `name` (may be empty) on `node`.
+    ///
+    /// # Errors
+    /// When the permissions conflict with those of another user.
+    pub fn new(
+        graph: &Graph,
+        name: &str,
+        node: Arc<Node>,
+        permissions: Permissions,
+    ) -> Result<Self> {
+        let user = if name.is_empty() {
+            "unnamed block device".to_owned()
+        } else {
+            format!("block device '{name}'")
+        };
+        let root = Edge::attach(node, user, "root", permissions)?;
+        let backend = Self(Arc::new(Inner {
+            name: name.to_owned(),
+            graph: graph.clone(),
+            roots: Sharded::default(),
+            counters: Sharded::default(),
+            quiesced: AtomicUsize::new(0),
+            changed: Event::new(),
+            write_through: AtomicBool::new(false),
+        }));
+        backend.set_root(Some(&root));
+        graph.register_backend(&backend);
+        Ok(backend)
+    }
+
+    /// Only while no request is in flight.
+    fn set_root(&self, edge: Option<&Arc<Edge>>) {
+        for root in self.0.roots.iter() {
+            root.store(edge.map(|edge| Arc::new(RootEdge { edge: Arc::clone(edge) })));
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The graph it belongs to.
+    pub fn graph(&self) -> &Graph {
+        &self.0.graph
+    }
+
+    /// The root edge.
+    ///
+    /// # Errors
+    /// `ENOMEDIUM` when there is none.
+    pub fn root(&self) -> Result<Arc<Edge>> {
+        self.0.roots.mine().load().as_ref().map(|root| Arc::clone(&root.edge)).ok_or_else(no_medium)
+    }
+
+    /// The root node.
+    ///
+    /// # Errors
+    /// `ENOMEDIUM` when there is none.
+    pub fn node(&self) -> Result<Arc<Node>> {
+        Ok(Arc::clone(self.root()?.node()))
+    }
+
+    /// Size in bytes; 0 without a medium.
+    pub fn size(&self) -> u64 {
+        self.0.roots.mine().load().as_ref().map_or(0, |root| root.edge.size())
+    }
+
+    /// Whether writes are refused.
+    pub fn is_read_only(&self) -> bool {
+        self.0.roots.mine().load().as_ref().is_none_or(|root| root.edge.node().is_read_only())
+    }
+
+    /// With write-through, every write is durable when it completes.
+    pub fn set_write_through(&self, on: bool) {
+        self.0.write_through.store(on, Relaxed);
+    }
+
+    /// What has passed so far.
+    pub fn statistics(&self) -> Statistics {
+        self.0.counters.iter().fold(Statistics::default(), |sum, one| Statistics {
+            read_ops: sum.read_ops.wrapping_add(one.read_ops.load(Relaxed)),
+            read_bytes: sum.read_bytes.wrapping_add(one.read_bytes.load(Relaxed)),
+            write_ops: sum.write_ops.wrapping_add(one.write_ops.load(Relaxed)),
+            write_bytes: sum.write_bytes.wrapping_add(one.write_bytes.load(Relaxed)),
+            flush_ops: sum.flush_ops.wrapping_add(one.flush_ops.load(Relaxed)),
+        })
+    }
+
+    /// Reads `buf.len()` bytes at `offset`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfRange`] past the end; otherwise as driver and host report.
+    pub async fn read(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
+        let request = self.begin().await?;
+        let len = request::as_u64(buf.len());
+        request.check(offset, len)?;
+        let buf = request::read_padded(request.root.edge.node(), offset, buf).await?;
+        let counters = self.0.counters.mine();
+        counters.read_ops.fetch_add(1, Relaxed);
+        counters.read_bytes.fetch_add(len, Relaxed);
+        Ok(buf)
+    }
+
+    /// Writes `data` at `offset`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfRange`] past the end; otherwise as driver and host report.
+    pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
+        let request = self.begin().await?;
+        let len = request::as_u64(data.len());
+        request.check(offset, len)?;
+        let flags =
+            if self.0.write_through.load(Relaxed) { flags | WriteFlags::FUA } else { flags };
+        request.root.edge.write(offset, data, flags).await?;
+        self.count_write(len);
+        Ok(())
+    }
+
+    /// Makes a range read as zeroes.
+    ///
+    /// # Errors
+    /// As for [`Self::write`].
+    pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
+        let request = self.begin().await?;
+        request.check(offset, len)?;
+        let flags = if self.0.write_through.load(Relaxed) { flags | ZeroFlags::FUA } else { flags };
+        request.root.edge.write_zeroes(offset, len, flags).await?;
+        self.count_write(len);
+        Ok(())
+    }
+
+    /// Tells that the contents of a range no longer matter.
+    ///
+    /// # Errors
+    /// As for [`Self::write`].
+    pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        let request = self.begin().await?;
+        request.check(offset, len)?;
+        request.root.edge.discard(offset, len).await?;
+        self.count_write(len);
+        Ok(())
+    }
+
+    /// Makes all completed writes durable.
+    ///
+    /// # Errors
+    /// As driver and host report.
+    pub async fn flush(&self) -> Result<()> {
+        let request = self.begin().await?;
+        request.root.edge.flush().await?;
+        self.0.counters.mine().flush_ops.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    /// The status of the start of a range, through the whole chain of backing files.
+    ///
+    /// # Errors
+    /// As driver and host report.
+    pub async fn block_status(&self, offset: u64, len: u64, want: Want) -> Result<ChainStatus> {
+        self.status_above(None, offset, len, want).await
+    }
+
+    /// The status of the start of a range from the root down to, but not including, `base`.
+    ///
+    /// # Errors
+    /// As driver and host report.
+    pub async fn status_above(
+        &self,
+        base: Option<&Arc<Node>>,
+        offset: u64,
+        len: u64,
+        want: Want,
+    ) -> Result<ChainStatus> {
+        let request = self.begin().await?;
+        request.check(offset, len)?;
+        request::status_above(request.root.edge.node(), base, offset, len, want).await
+    }
+
+    /// Sets the size. Other requests wait until it is done.
+    ///
+    /// # Errors
+    /// Without resize permission; otherwise as driver and host report.
+    pub async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        let edge = self.root()?;
+        let _drained = self.0.graph.drain(edge.node()).await;
+        edge.resize(size, preallocation).await
+    }
+
+    /// Copies a range to another backend by way of the host's copy offload.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where it cannot be; otherwise as the host reports.
+    pub async fn copy_to(
+        &self,
+        offset: u64,
+        target: &Self,
+        target_offset: u64,
+        len: u64,
+    ) -> Result<()> {
+        let from = self.begin().await?;
+        let to = target.begin().await?;
+        from.check(offset, len)?;
+        to.check(target_offset, len)?;
+        from.root.edge.copy_to(offset, &to.root.edge, target_offset, len).await?;
+        target.count_write(len);
+        Ok(())
+    }
+
+    /// Flushes, gives the node up, and closes what nobody else uses.
+    ///
+    /// # Errors
+    /// The first failure of flush or close; everything is closed all the same.
+    pub async fn close(&self) -> Result<()> {
+        let Ok(edge) = self.root() else { return Ok(()) };
+        let _drained = self.quiesce().await;
+        let flushed = if edge.node().is_read_only() { Ok(()) } else { edge.flush().await };
+        self.set_root(None);
+        edge.detach();
+        let node = Arc::clone(edge.node());
+        drop(edge);
+        let closed = self.0.graph.release(node).await;
+        self.0.graph.unregister_backend(self);
+        flushed.and(closed)
+    }
+
+    /// Holds back new requests and waits until those in flight have ended. They go on when the guard is dropped.
+    pub async fn quiesce(&self) -> Quiesced {
+        self.0.quiesced.fetch_add(1, SeqCst);
+        let guard = Quiesced(self.clone());
+        loop {
+            let listener = self.0.changed.listen();
+            if self.0.counters.iter().all(|one| one.in_flight.load(SeqCst) == 0) {
+                return guard;
+            }
+            listener.await;
+        }
+    }
+
+    fn count_write(&self, len: u64) {
+        let counters = self.0.counters.mine();
+        counters.write_ops.fetch_add(1, Relaxed);
+        counters.write_bytes.fetch_add(len, Relaxed);
+    }
+
+    /// Starts a request: counted, in an epoch, not while quiesced.
+    async fn begin(&self) -> Result<Request<'_>> {
+        loop {
+            let count = InFlight::enter(self);
+            if self.0.quiesced.load(SeqCst) == 0 {
+                let root = self.0.roots.mine().load_full().ok_or_else(no_medium)?;
+                let epoch = self.0.graph.epochs().enter();
+                return Ok(Request { root, _epoch: epoch, _count: count });
+            }
+            let listener = self.0.changed.listen();
+            drop(count);
+            if self.0.quiesced.load(SeqCst) != 0 {
+                listener.await;
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Backend").field("name", &self.0.name).finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for Backend {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+fn no_medium() -> Error {
+    Error::new(ErrorKind::NotFound, "No medium found").errno(123)
+}
+
+/// Requests of a backend are held back while this lives.
+#[derive(Debug)]
+pub struct Quiesced(Backend);
+
+impl Drop for Quiesced {
+    fn drop(&mut self) {
+        self.0.0.quiesced.fetch_sub(1, SeqCst);
+        self.0.0.changed.notify(usize::MAX);
+    }
+}
+
+struct InFlight<'a> {
+    count: &'a AtomicU64,
+    backend: &'a Inner,
+}
+
+impl<'a> InFlight<'a> {
+    fn enter(backend: &'a Backend) -> Self {
+        let count = &backend.0.counters.mine().in_flight;
+        count.fetch_add(1, SeqCst);
+        Self { count, backend: &backend.0 }
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, SeqCst);
+        if self.backend.quiesced.load(SeqCst) != 0 {
+            self.backend.changed.notify(usize::MAX);
+        }
+    }
+}
+
+/// A request in progress. Fields drop in order: the epoch ends before the count does.
+struct Request<'a> {
+    root: Arc<RootEdge>,
+    _epoch: EpochGuard<'a>,
+    _count: InFlight<'a>,
+}
+
+impl Request<'_> {
+    fn check(&self, offset: u64, len: u64) -> Result<()> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.root.edge.size() => Ok(()),
+            _ => {
+                Err(Error::new(ErrorKind::OutOfRange, "Request lies outside the device").at(offset))
+            }
+        }
+    }
+}

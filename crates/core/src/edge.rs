@@ -1,0 +1,280 @@
+//! Edges: who uses a node, as what, and with which permissions.
+//!
+//! An [`Edge`] belongs to its parent (a node's slot in [`Children`], or a backend). It never changes its
+//! node: replacing a child means a new edge in the slot, made while the parent is drained. Requests made
+//! through an edge take the whole request path of the child.
+
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwapOption;
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use crate::perm::{Perm, Permissions, Role};
+use crate::request;
+use crate::{Error, ErrorKind, Node, Preallocation, Result, Status, Want, WriteFlags, ZeroFlags};
+
+/// A slot among a node's children.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ChildIdx(u8);
+
+impl ChildIdx {
+    /// The primary child.
+    pub const FILE: Self = Self(0);
+    /// The backing file.
+    pub const BACKING: Self = Self(1);
+    /// An external data file.
+    pub const DATA: Self = Self(2);
+    /// How many slots a node has.
+    pub const COUNT: usize = 3;
+
+    /// All slots.
+    pub fn all() -> impl Iterator<Item = Self> {
+        [Self::FILE, Self::BACKING, Self::DATA].into_iter()
+    }
+
+    /// The option name of the child.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BACKING => "backing",
+            Self::DATA => "data-file",
+            _ => "file",
+        }
+    }
+
+    /// What the child is to its parent.
+    pub fn role(self) -> Role {
+        match self {
+            Self::BACKING => Role::Backing,
+            Self::DATA => Role::Data,
+            _ => Role::Primary,
+        }
+    }
+}
+
+/// A node's children, shared by the node and its driver. Looking one up takes no lock.
+#[derive(Default)]
+pub struct Children {
+    slots: [ArcSwapOption<Edge>; ChildIdx::COUNT],
+}
+
+impl Children {
+    fn slot(&self, child: ChildIdx) -> &ArcSwapOption<Edge> {
+        let [file, backing, data] = &self.slots;
+        match child {
+            ChildIdx::BACKING => backing,
+            ChildIdx::DATA => data,
+            _ => file,
+        }
+    }
+
+    /// The edge in a slot, for a while: cheap, no reference is counted.
+    pub(crate) fn peek(&self, child: ChildIdx) -> arc_swap::Guard<Option<Arc<Edge>>> {
+        self.slot(child).load()
+    }
+
+    /// The edge in a slot.
+    pub fn get(&self, child: ChildIdx) -> Option<Arc<Edge>> {
+        self.slot(child).load_full()
+    }
+
+    /// The edge in a slot that must be filled.
+    ///
+    /// # Errors
+    /// `ENOMEDIUM` when the slot is empty.
+    pub fn require(&self, child: ChildIdx) -> Result<Arc<Edge>> {
+        self.get(child).ok_or_else(|| Error::from_errno(libc_enomedium()).prefix(child.name()))
+    }
+
+    /// Puts `edge` into a slot and gives back the one before. Only while the node takes no requests.
+    pub(crate) fn set(&self, child: ChildIdx, edge: Option<Arc<Edge>>) -> Option<Arc<Edge>> {
+        self.slot(child).swap(edge)
+    }
+
+    /// The filled slots.
+    pub fn iter(&self) -> impl Iterator<Item = (ChildIdx, Arc<Edge>)> + '_ {
+        ChildIdx::all().filter_map(|child| self.get(child).map(|edge| (child, edge)))
+    }
+}
+
+const fn libc_enomedium() -> i32 {
+    123
+}
+
+/// One user of a node.
+pub struct Edge {
+    node: Arc<Node>,
+    name: String,
+    user: String,
+    taken: AtomicU8,
+    permissions: Mutex<Permissions>,
+}
+
+impl Edge {
+    /// Makes `user` (as messages name it: `node 'x'`, `block device 'y'`) a user of `node` as its
+    /// `name`.
+    ///
+    /// # Errors
+    /// When the permissions conflict with another user's, in this process or (locks) another.
+    pub fn attach(
+        node: Arc<Node>,
+        user: impl Into<String>,
+        name: impl Into<String>,
+        permissions: Permissions,
+    ) -> Result<Arc<Self>> {
+        let edge = Arc::new(Self {
+            node,
+            name: name.into(),
+            user: user.into(),
+            taken: AtomicU8::new(permissions.taken.bits()),
+            permissions: Mutex::new(permissions),
+        });
+        edge.node.add_parent(&edge)?;
+        Ok(edge)
+    }
+
+    /// Ends the use: the permissions are given back. The node stays as long as somebody holds it.
+    pub fn detach(&self) {
+        self.node.remove_parent(self);
+    }
+
+    /// The node used.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// What the parent calls this child (`file`, `backing`, `root`).
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Who uses it, for messages.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// The permissions taken and shared.
+    pub fn permissions(&self) -> Permissions {
+        *self.lock()
+    }
+
+    /// Changes the permissions.
+    ///
+    /// # Errors
+    /// When they conflict; nothing has changed then.
+    pub fn set_permissions(&self, permissions: Permissions) -> Result<()> {
+        let before = self.replace_permissions(permissions);
+        if let Err(error) = self.node.refresh_permissions() {
+            self.replace_permissions(before);
+            // Going back to what was held before cannot conflict.
+            let _ = self.node.refresh_permissions();
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn replace_permissions(&self, permissions: Permissions) -> Permissions {
+        self.taken.store(permissions.taken.bits(), Relaxed);
+        std::mem::replace(&mut *self.lock(), permissions)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Permissions> {
+        self.permissions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn takes(&self, perm: Perm) -> bool {
+        Perm::from_bits_truncate(self.taken.load(Relaxed)).intersects(perm)
+    }
+
+    fn may_write(&self) -> Result<()> {
+        if self.takes(Perm::WRITE | Perm::WRITE_UNCHANGED) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Denied, format!("{} did not ask to write", self.user))
+            .on_node(self.node.name()))
+    }
+
+    /// Size of the node in bytes.
+    pub fn size(&self) -> u64 {
+        self.node.size()
+    }
+
+    /// Reads `buf.len()` bytes at `offset`; past the end of the node it reads zeroes.
+    ///
+    /// # Errors
+    /// As the driver and the host report.
+    pub async fn read(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
+        request::read_padded(&self.node, offset, buf).await
+    }
+
+    /// Writes `data` at `offset`; the node grows if it can and the edge has resize permission.
+    ///
+    /// # Errors
+    /// As the driver and the host report; [`ErrorKind::OutOfRange`] past the end of a node that does
+    /// not grow.
+    pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
+        self.may_write()?;
+        request::write(&self.node, offset, data, flags).await
+    }
+
+    /// Makes a range read as zeroes. See [`ZeroFlags`].
+    ///
+    /// # Errors
+    /// As for [`Self::write`].
+    pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
+        self.may_write()?;
+        request::write_zeroes(&self.node, offset, len, flags).await
+    }
+
+    /// Tells that the contents of a range no longer matter.
+    ///
+    /// # Errors
+    /// As the driver and the host report.
+    pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.may_write()?;
+        request::discard(&self.node, offset, len).await
+    }
+
+    /// Makes all completed writes durable.
+    ///
+    /// # Errors
+    /// As the driver and the host report.
+    pub async fn flush(&self) -> Result<()> {
+        request::flush(&self.node).await
+    }
+
+    /// The status of the start of a range, of this node alone (its backing file is not asked).
+    ///
+    /// # Errors
+    /// As the driver and the host report.
+    pub async fn block_status(&self, offset: u64, len: u64, want: Want) -> Result<Status> {
+        request::block_status(&self.node, offset, len, want).await
+    }
+
+    /// Sets the size.
+    ///
+    /// # Errors
+    /// As the driver and the host report; without resize permission.
+    pub async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        if !self.takes(Perm::RESIZE) {
+            let text = format!("{} did not ask to resize", self.user);
+            return Err(Error::new(ErrorKind::Denied, text).on_node(self.node.name()));
+        }
+        request::resize(&self.node, size, preallocation).await
+    }
+
+    /// Copies a range to another node without passing it through memory, where both can.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where they cannot; otherwise as the host reports.
+    pub async fn copy_to(
+        &self,
+        offset: u64,
+        target: &Edge,
+        target_offset: u64,
+        len: u64,
+    ) -> Result<()> {
+        target.may_write()?;
+        request::copy_range(&self.node, offset, &target.node, target_offset, len).await
+    }
+}

@@ -1,0 +1,139 @@
+//! Epochs: knowing that every request which started before some moment has ended.
+//!
+//! A request that has mapped a host cluster may still be reading it when another frees that cluster.
+//! So a freed cluster rests: it is tagged with the [`Epochs::current`] epoch and may be handed out again
+//! once [`Epochs::has_passed`] that epoch. Requests hold an [`EpochGuard`] from before they map until their
+//! I/O has ended.
+//!
+//! The counters are kept per I/O thread (a guard never leaves its thread), in four slots used in rotation.
+//! The epoch advances from `e` to `e + 1` only when no guard of epoch `e - 1` is left; hence guards of at
+//! most two epochs exist at any time, and once the epoch is `e + 2` all guards of `e` and before are gone.
+//! Entering and leaving are one uncontended atomic each; all orderings are `SeqCst` because entering is a
+//! store followed by a load of another location that the advancing thread writes.
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use oxblk_ring::Sharded;
+
+const SLOTS: usize = 4;
+
+/// The epoch domain of a [`crate::Graph`].
+#[derive(Debug)]
+pub struct Epochs {
+    current: AtomicU64,
+    counts: Sharded<[AtomicU64; SLOTS]>,
+}
+
+impl Default for Epochs {
+    fn default() -> Self {
+        Self { current: AtomicU64::new(2), counts: Sharded::default() }
+    }
+}
+
+fn slot(counts: &[AtomicU64; SLOTS], epoch: u64) -> &AtomicU64 {
+    let [a, b, c, d] = counts;
+    match epoch & 3 {
+        0 => a,
+        1 => b,
+        2 => c,
+        _ => d,
+    }
+}
+
+impl Epochs {
+    /// The epoch that a request starting now belongs to (or the one before).
+    pub fn current(&self) -> u64 {
+        self.current.load(SeqCst)
+    }
+
+    /// Marks the start of a request.
+    pub fn enter(&self) -> EpochGuard<'_> {
+        let counts = self.counts.mine();
+        loop {
+            let epoch = self.current.load(SeqCst);
+            let count = slot(counts, epoch);
+            count.fetch_add(1, SeqCst);
+            if self.current.load(SeqCst) == epoch {
+                return EpochGuard { count, _thread: std::marker::PhantomData };
+            }
+            count.fetch_sub(1, SeqCst);
+        }
+    }
+
+    /// Whether every request that had entered when [`Self::current`] was `epoch` has ended. Moves the
+    /// epoch on where it can, so that asking again later will at some point say yes.
+    pub fn has_passed(&self, epoch: u64) -> bool {
+        let target = epoch.saturating_add(2);
+        while self.current() < target {
+            if !self.try_advance() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Waits until every request that has entered so far has ended. The caller must not hold a guard.
+    pub async fn grace(&self) {
+        let epoch = self.current();
+        let mut round = 0_u32;
+        while !self.has_passed(epoch) {
+            if round < 16 {
+                oxblk_ring::yield_now().await;
+            } else {
+                oxblk_ring::sleep(std::time::Duration::from_micros(50)).await;
+            }
+            round = round.saturating_add(1);
+        }
+    }
+
+    fn try_advance(&self) -> bool {
+        let epoch = self.current.load(SeqCst);
+        let previous = epoch.wrapping_sub(1);
+        if self.counts.iter().any(|counts| slot(counts, previous).load(SeqCst) != 0) {
+            return false;
+        }
+        // Losing the race means that somebody else advanced it.
+        let _ = self.current.compare_exchange(epoch, epoch.wrapping_add(1), SeqCst, SeqCst);
+        true
+    }
+}
+
+/// A request in progress; ends when dropped, on the thread that made it.
+#[derive(Debug)]
+pub struct EpochGuard<'a> {
+    count: &'a AtomicU64,
+    _thread: std::marker::PhantomData<*const ()>,
+}
+
+impl Drop for EpochGuard<'_> {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_passes_only_after_its_guards_are_gone() {
+        let epochs = Epochs::default();
+        let freed_at = {
+            let _old = epochs.enter();
+            let freed_at = epochs.current();
+            assert!(!epochs.has_passed(freed_at));
+            freed_at
+        };
+        let _young = epochs.enter();
+        // A younger request does not hold back an epoch that it did not start in.
+        assert!(epochs.has_passed(freed_at) || !epochs.has_passed(epochs.current()));
+    }
+
+    #[test]
+    fn without_requests_every_epoch_passes_at_once() {
+        let epochs = Epochs::default();
+        for _ in 0..10 {
+            assert!(epochs.has_passed(epochs.current()));
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The one error type of the block layer.
+//!
+//! An [`Error`] keeps what a caller may act on (a small stable [`ErrorKind`], the errno a guest or a
+//! network client is told, the node, path and offset concerned) apart from what a person reads. Its
+//! `Display` is one line in the wording of QEMU's tools, because scripts match on it; the causes stay
+//! reachable through [`std::error::Error::source`] and are never flattened into text only.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io;
+
+/// Result of a block layer operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What sort of failure it is. Stable: callers may match on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The host reported a failed I/O operation.
+    Io,
+    /// No space left on the host.
+    NoSpace,
+    /// The file or object does not exist.
+    NotFound,
+    /// The host, a lock or a permission of another user forbids it.
+    Denied,
+    /// A write reached something that is read-only.
+    ReadOnly,
+    /// An argument or option is wrong.
+    Invalid,
+    /// The driver cannot do this.
+    Unsupported,
+    /// The image contradicts its format.
+    Corrupt,
+    /// The object is in use in a way that excludes the request.
+    Busy,
+    /// The request lies outside the device.
+    OutOfRange,
+    /// The operation was cancelled.
+    Cancelled,
+}
+
+#[derive(Debug)]
+struct Inner {
+    kind: ErrorKind,
+    errno: i32,
+    message: Cow<'static, str>,
+    node: Option<String>,
+    path: Option<String>,
+    offset: Option<u64>,
+    hint: Option<String>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// A failed block layer operation. One pointer wide, so that `Result`s stay small.
+pub struct Error(Box<Inner>);
+
+impl Error {
+    /// An error of `kind` whose one-line text is `message`; the errno is the usual one of the kind.
+    pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self(Box::new(Inner {
+            kind,
+            errno: default_errno(kind),
+            message: message.into(),
+            node: None,
+            path: None,
+            offset: None,
+            hint: None,
+            source: None,
+        }))
+    }
+
+    /// The error that the host reports with `errno`; its text is the system's text for it.
+    pub fn from_errno(errno: i32) -> Self {
+        let mut error = Self::new(kind_of(errno), strerror(errno));
+        error.0.errno = errno;
+        error
+    }
+
+    /// [`ErrorKind::Invalid`] with `message`.
+    pub fn invalid(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ErrorKind::Invalid, message)
+    }
+
+    /// [`ErrorKind::Unsupported`] with `message`.
+    pub fn unsupported(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ErrorKind::Unsupported, message)
+    }
+
+    /// [`ErrorKind::Corrupt`] with `message`.
+    pub fn corrupt(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ErrorKind::Corrupt, message)
+    }
+
+    /// The same error, its text opened by `prefix` and `": "`, as in `Could not open 'x': reason`.
+    #[must_use]
+    pub fn prefix(mut self, prefix: impl fmt::Display) -> Self {
+        self.0.message = format!("{prefix}: {}", self.0.message).into();
+        self
+    }
+
+    /// The same error told in other words; kind, errno and context stay, the old text becomes the
+    /// source.
+    #[must_use]
+    pub fn reword(self, message: impl Into<Cow<'static, str>>) -> Self {
+        let mut outer = Self::new(self.0.kind, message);
+        outer.0.errno = self.0.errno;
+        outer.0.node.clone_from(&self.0.node);
+        outer.0.path.clone_from(&self.0.path);
+        outer.0.offset = self.0.offset;
+        outer.0.source = Some(Box::new(self));
+        outer
+    }
+
+    /// Sets the errno that guests and clients are told.
+    #[must_use]
+    pub fn errno(mut self, errno: i32) -> Self {
+        self.0.errno = errno;
+        self
+    }
+
+    /// Names the node concerned, unless one closer to the cause is named already.
+    #[must_use]
+    pub fn on_node(mut self, node: &str) -> Self {
+        self.0.node.get_or_insert_with(|| node.to_owned());
+        self
+    }
+
+    /// Names the file concerned, unless one closer to the cause is named already.
+    #[must_use]
+    pub fn on_path(mut self, path: &str) -> Self {
+        self.0.path.get_or_insert_with(|| path.to_owned());
+        self
+    }
+
+    /// Tells the byte offset concerned, unless one closer to the cause is told already.
+    #[must_use]
+    pub fn at(mut self, offset: u64) -> Self {
+        self.0.offset.get_or_insert(offset);
+        self
+    }
+
+    /// Adds a hint that tools print on a line of its own after the error.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
+    /// What sort of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The (positive) errno for guests, clients and exit codes.
+    pub fn raw_errno(&self) -> i32 {
+        self.0.errno
+    }
+
+    /// The node concerned, where known.
+    pub fn node(&self) -> Option<&str> {
+        self.0.node.as_deref()
+    }
+
+    /// The file concerned, where known.
+    pub fn path(&self) -> Option<&str> {
+        self.0.path.as_deref()
+    }
+
+    /// The byte offset concerned, where known.
+    pub fn offset(&self) -> Option<u64> {
+        self.0.offset
+    }
+
+    /// What the user may do about it, where known.
+    pub fn hint(&self) -> Option<&str> {
+        self.0.hint.as_deref()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = &self.0;
+        write!(f, "{} ({:?}, errno {}", inner.message, inner.kind, inner.errno)?;
+        if let Some(node) = &inner.node {
+            write!(f, ", node {node}")?;
+        }
+        if let Some(path) = &inner.path {
+            write!(f, ", path {path}")?;
+        }
+        if let Some(offset) = inner.offset {
+            write!(f, ", offset {offset:#x}")?;
+        }
+        f.write_str(")")?;
+        if let Some(source) = &inner.source {
+            write!(f, " <- {source:?}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        if let Some(errno) = error.raw_os_error() {
+            let mut converted = Self::from_errno(errno);
+            converted.0.source = Some(Box::new(error));
+            return converted;
+        }
+        let (kind, errno) = match error.kind() {
+            io::ErrorKind::WriteZero | io::ErrorKind::StorageFull => (ErrorKind::NoSpace, 28),
+            io::ErrorKind::NotFound => (ErrorKind::NotFound, 2),
+            io::ErrorKind::InvalidInput => (ErrorKind::Invalid, 22),
+            io::ErrorKind::Unsupported => (ErrorKind::Unsupported, 95),
+            _ => (ErrorKind::Io, 5),
+        };
+        let mut converted = Self::new(kind, error.to_string()).errno(errno);
+        converted.0.source = Some(Box::new(error));
+        converted
+    }
+}
+
+/// The system's text for `errno`, without the number that `std::io::Error` appends.
+pub fn strerror(errno: i32) -> String {
+    let text = io::Error::from_raw_os_error(errno).to_string();
+    match text.rfind(" (os error ") {
+        Some(end) => text.get(..end).unwrap_or_default().to_owned(),
+        None => text,
+    }
+}
+
+fn default_errno(kind: ErrorKind) -> i32 {
+    match kind {
+        ErrorKind::Io | ErrorKind::Corrupt => 5,
+        ErrorKind::NoSpace => 28,
+        ErrorKind::NotFound => 2,
+        ErrorKind::Denied => 1,
+        ErrorKind::ReadOnly => 30,
+        ErrorKind::Invalid => 22,
+        ErrorKind::Unsupported => 95,
+        ErrorKind::Busy => 16,
+        ErrorKind::OutOfRange => 5,
+        ErrorKind::Cancelled => 125,
+    }
+}
+
+fn kind_of(errno: i32) -> ErrorKind {
+    match errno {
+        28 | 122 | 27 => ErrorKind::NoSpace,
+        2 => ErrorKind::NotFound,
+        1 | 13 => ErrorKind::Denied,
+        30 => ErrorKind::ReadOnly,
+        22 => ErrorKind::Invalid,
+        95 | 38 => ErrorKind::Unsupported,
+        16 | 11 => ErrorKind::Busy,
+        125 => ErrorKind::Cancelled,
+        _ => ErrorKind::Io,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_io_error_prints_as_the_system_does_without_its_number() {
+        let error = Error::from(io::Error::from_raw_os_error(2)).prefix("Could not open 'x'");
+        assert_eq!(error.to_string(), "Could not open 'x': No such file or directory");
+        assert_eq!(error.raw_errno(), 2);
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn context_closest_to_the_cause_wins() {
+        let error = Error::from_errno(5).on_node("inner").on_node("outer").at(512).at(0);
+        assert_eq!(error.node(), Some("inner"));
+        assert_eq!(error.offset(), Some(512));
+    }
+}

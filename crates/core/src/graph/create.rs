@@ -1,0 +1,92 @@
+//! Creating images by file name and format, as `img create` and `convert` do.
+
+use std::sync::Arc;
+
+use super::Graph;
+use crate::create::{CreateOption, CreateRequest, CreateTarget};
+use crate::driver::{DriverFactory, DriverKind};
+use crate::perm::{Perm, Permissions};
+use crate::{ChildIdx, Edge, Error, OpenFlags, Options, Result};
+
+impl Graph {
+    /// Creates the image `filename` of `format`. Options that the format does not know go to the protocol.
+    ///
+    /// # Errors
+    /// When an option is unknown to both, or as the drivers report.
+    pub async fn create_image(
+        &self,
+        filename: &str,
+        format: &str,
+        options: &Options,
+    ) -> Result<()> {
+        let driver = self.driver(format)?;
+        let (protocol, _) = self.protocol_for(filename)?;
+        let (own, below) = split_options(driver, protocol, options)?;
+        if driver.kind() == DriverKind::Protocol {
+            let request =
+                CreateRequest { target: CreateTarget::Filename(filename.to_owned()), options: own };
+            return run(driver, self, request).await;
+        }
+        let request =
+            CreateRequest { target: CreateTarget::Filename(filename.to_owned()), options: below };
+        run(protocol, self, request).await?;
+        let node = self
+            .open_protocol(
+                filename,
+                Options::new(),
+                OpenFlags { unmap: true, ..OpenFlags::default() },
+            )
+            .await?;
+        let permissions = Permissions {
+            taken: Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE,
+            shared: Perm::all() - Perm::WRITE - Perm::RESIZE,
+        };
+        let user = format!("creation of '{filename}'");
+        let created =
+            match Edge::attach(Arc::clone(&node), user, ChildIdx::FILE.name(), permissions) {
+                Ok(edge) => {
+                    let target = CreateTarget::File(Arc::clone(&edge));
+                    let created = run(driver, self, CreateRequest { target, options: own }).await;
+                    edge.detach();
+                    created
+                }
+                Err(error) => Err(error),
+            };
+        created.and(self.release(node).await)
+    }
+}
+
+async fn run(driver: &dyn DriverFactory, graph: &Graph, request: CreateRequest) -> Result<()> {
+    match driver.create(graph, request) {
+        Some(created) => created.await,
+        None => {
+            let what = if driver.kind() == DriverKind::Protocol { "Protocol" } else { "Format" };
+            Err(Error::unsupported(format!(
+                "{what} driver '{}' does not support image creation",
+                driver.name()
+            )))
+        }
+    }
+}
+
+/// Gives each driver the options that it knows. `size` goes to the format, and the protocol creates an
+/// empty file for it.
+fn split_options(
+    driver: &dyn DriverFactory,
+    protocol: &dyn DriverFactory,
+    options: &Options,
+) -> Result<(Options, Options)> {
+    let knows = |list: &[CreateOption], key: &str| list.iter().any(|option| option.name == key);
+    let (mut own, mut below) = (Options::new(), Options::new());
+    for (key, value) in options.iter() {
+        if knows(driver.create_options(), key) {
+            own.insert(key, value.clone());
+        } else if driver.kind() != DriverKind::Protocol && knows(protocol.create_options(), key) {
+            below.insert(key, value.clone());
+        } else {
+            return Err(Error::invalid(format!("Invalid parameter '{key}'")));
+        }
+    }
+    below.insert("size", 0_u64);
+    Ok((own, below))
+}

@@ -1,0 +1,215 @@
+//! The graph: all nodes and backends of one embedding, and what happens to them as a whole.
+//!
+//! A [`Graph`] knows its table of drivers, finds nodes by name, opens ([`open`]) and creates images, drains, and
+//! closes nodes that nobody uses any more. It is control plane: requests never come here. The one thing they share
+//! through it is the epoch domain.
+
+mod create;
+mod drain;
+mod filename;
+mod open;
+mod probe;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+pub use drain::Drained;
+pub use filename::BackingPolicy;
+pub use open::{BackingFile, OpenContext, OpenFlags};
+
+use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
+use crate::epoch::Epochs;
+use crate::node::NodeParts;
+use crate::{Backend, Children, DetectZeroes, Error, ErrorKind, Node, Options, Result};
+
+#[derive(Default)]
+struct Registry {
+    nodes: HashMap<String, Weak<Node>>,
+    /// Nodes that live although nobody uses them (`blockdev-add`).
+    owned: Vec<Arc<Node>>,
+    backends: Vec<Backend>,
+}
+
+struct Inner {
+    drivers: DriverTable,
+    epochs: Arc<Epochs>,
+    registry: Mutex<Registry>,
+    next_name: AtomicU64,
+    policy: BackingPolicy,
+}
+
+/// All nodes and backends of one embedding. Clones are the same graph.
+#[derive(Clone)]
+pub struct Graph(Arc<Inner>);
+
+impl Graph {
+    /// An empty graph that knows `drivers`.
+    pub fn new(drivers: DriverTable) -> Self {
+        Self::with_policy(drivers, BackingPolicy::default())
+    }
+
+    /// An empty graph whose images may name what `policy` allows as their backing files.
+    pub fn with_policy(drivers: DriverTable, policy: BackingPolicy) -> Self {
+        Self(Arc::new(Inner {
+            drivers,
+            epochs: Arc::default(),
+            registry: Mutex::default(),
+            next_name: AtomicU64::new(0),
+            policy,
+        }))
+    }
+
+    /// The drivers it knows.
+    pub fn drivers(&self) -> DriverTable {
+        self.0.drivers
+    }
+
+    /// The driver of a name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn driver(&self, name: &str) -> Result<&'static dyn DriverFactory> {
+        self.0
+            .drivers
+            .iter()
+            .find(|driver| driver.name() == name)
+            .copied()
+            .ok_or_else(|| Error::invalid(format!("Unknown driver '{name}'")))
+    }
+
+    /// What an image may name as its backing file.
+    pub fn policy(&self) -> &BackingPolicy {
+        &self.0.policy
+    }
+
+    /// The epoch domain.
+    pub fn epochs(&self) -> &Arc<Epochs> {
+        &self.0.epochs
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.0.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The node of a name.
+    pub fn node(&self, name: &str) -> Option<Arc<Node>> {
+        self.registry().nodes.get(name).and_then(Weak::upgrade)
+    }
+
+    /// All nodes.
+    pub fn nodes(&self) -> Vec<Arc<Node>> {
+        self.registry().nodes.values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// All backends.
+    pub fn backends(&self) -> Vec<Backend> {
+        self.registry().backends.clone()
+    }
+
+    /// Keeps `node` alive although nobody uses it, until [`Self::disown`].
+    pub fn own(&self, node: Arc<Node>) {
+        self.registry().owned.push(node);
+    }
+
+    /// Undoes [`Self::own`] and closes the node if nobody uses it.
+    ///
+    /// # Errors
+    /// As [`Self::release`].
+    pub async fn disown(&self, node: Arc<Node>) -> Result<()> {
+        self.registry().owned.retain(|other| !Arc::ptr_eq(other, &node));
+        self.release(node).await
+    }
+
+    pub(crate) fn register_backend(&self, backend: &Backend) {
+        self.registry().backends.push(backend.clone());
+    }
+
+    pub(crate) fn unregister_backend(&self, backend: &Backend) {
+        self.registry().backends.retain(|other| other != backend);
+    }
+
+    /// A name that no node has.
+    fn generate_name(&self) -> String {
+        format!("#block{:03}", self.0.next_name.fetch_add(1, Relaxed))
+    }
+
+    /// Adds a node around a driver made by hand (tests, embedders with storage of their own).
+    ///
+    /// # Errors
+    /// When the name is taken.
+    pub fn add_node(
+        &self,
+        name: Option<&str>,
+        factory: &'static dyn DriverFactory,
+        driver: Box<dyn Driver>,
+        flags: OpenFlags,
+    ) -> Result<Arc<Node>> {
+        let name = self.claim_name(name)?;
+        Ok(self.insert(NodeParts {
+            name,
+            factory,
+            driver,
+            children: Arc::new(Children::default()),
+            epochs: Arc::clone(self.epochs()),
+            flags,
+            detect_zeroes: DetectZeroes::Off,
+            options: Options::new(),
+            filename: None,
+        }))
+    }
+
+    fn claim_name(&self, name: Option<&str>) -> Result<String> {
+        let Some(name) = name else { return Ok(self.generate_name()) };
+        let well_formed = name.chars().next().is_some_and(|c| c.is_ascii_alphabetic())
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+        if !well_formed || name.len() > 31 {
+            return Err(Error::invalid(format!("Invalid node-name: '{name}'")));
+        }
+        if self.node(name).is_some() {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("Duplicate nodes with node-name='{name}'"),
+            ));
+        }
+        Ok(name.to_owned())
+    }
+
+    fn insert(&self, parts: NodeParts) -> Arc<Node> {
+        let node = Node::new(parts);
+        let mut registry = self.registry();
+        registry.nodes.retain(|_, other| other.strong_count() > 0);
+        registry.nodes.insert(node.name().to_owned(), Arc::downgrade(&node));
+        node
+    }
+
+    /// Closes `node` and then its children, as far as nobody uses them.
+    ///
+    /// # Errors
+    /// The first failure; everything is closed all the same.
+    pub fn release(&self, node: Arc<Node>) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let owned = self.registry().owned.iter().any(|other| Arc::ptr_eq(other, &node));
+            if owned
+                || node.has_parents()
+                || node.closed.swap(true, std::sync::atomic::Ordering::AcqRel)
+            {
+                return Ok(());
+            }
+            let mut outcome = match node.driver().close() {
+                Some(request) => request.await.map_err(|error| error.on_node(node.name())),
+                None => Ok(()),
+            };
+            self.registry().nodes.remove(node.name());
+            let children: Vec<_> = node.children().iter().collect();
+            for (child, edge) in children {
+                node.children().set(child, None);
+                edge.detach();
+                let below = Arc::clone(edge.node());
+                drop(edge);
+                outcome = outcome.and(self.release(below).await);
+            }
+            outcome
+        })
+    }
+}

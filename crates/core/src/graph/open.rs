@@ -1,0 +1,528 @@
+//! Opening: one pipeline from options or a file name to a node.
+//!
+//! Generic options → driver (named, or probed where allowed) → `file` child first → the driver's own open →
+//! refusal of options nobody took → backing file → node. Whatever fails, what was opened before is closed again.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::{Graph, filename};
+use crate::driver::{BoxFuture, DriverFactory, DriverKind};
+use crate::epoch::Epochs;
+use crate::node::NodeParts;
+use crate::perm::{Permissions, Role};
+use crate::{
+    Backend, ChildIdx, Children, DetectZeroes, Edge, Error, ErrorKind, Node, Options, Perm, Result,
+};
+
+/// Longest backing chain: more is a loop, or meant to exhaust us.
+const MAX_DEPTH: u32 = 200;
+
+/// How a node is opened, as far as drivers need to know it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches, named as the options are")]
+pub struct OpenFlags {
+    /// No writes.
+    pub read_only: bool,
+    /// Become read-only where writing is not possible.
+    pub auto_read_only: bool,
+    /// Bypass the host's page cache (`cache.direct`).
+    pub direct: bool,
+    /// Flushes do nothing (`cache.no-flush`).
+    pub no_flush: bool,
+    /// Discards reach the host (`discard=unmap`).
+    pub unmap: bool,
+    /// Take no locks that exclude other processes.
+    pub force_share: bool,
+    /// Do not open the backing file that the image names.
+    pub no_backing: bool,
+    /// Open for a check: tolerate what a check would report.
+    pub check: bool,
+    /// The format was probed, not named.
+    pub probed: bool,
+    /// Backing files and children made by name open without asking the host for data (`info`).
+    pub no_io: bool,
+}
+
+/// The backing file that an image names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackingFile {
+    /// The name as the image has it.
+    pub filename: String,
+    /// The format as the image has it.
+    pub format: Option<String>,
+}
+
+/// What a driver is given to open a node.
+pub struct OpenContext {
+    /// The graph.
+    pub graph: Graph,
+    /// The node-name that the node will have.
+    pub node_name: String,
+    /// The options that are not generic; the driver takes out its own.
+    pub options: Options,
+    /// How to open.
+    pub flags: OpenFlags,
+    /// The children; `file` is there already for formats and filters.
+    pub children: Arc<Children>,
+    /// The file name the image was opened by, where there is one.
+    pub filename: Option<String>,
+    /// Set by the driver: the backing file that the image names.
+    pub backing: Option<BackingFile>,
+    /// The epoch domain of the node's requests.
+    pub epochs: Arc<Epochs>,
+}
+
+impl OpenContext {
+    /// The primary child.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn file(&self) -> Result<Arc<Edge>> {
+        self.children.require(ChildIdx::FILE)
+    }
+
+    /// For a driver that finds that it cannot write: makes the node read-only if `auto-read-only` allows.
+    ///
+    /// # Errors
+    /// `EACCES` with `reason` if it does not.
+    pub fn fall_back_to_read_only(&mut self, reason: &str) -> Result<()> {
+        if self.flags.read_only {
+            return Ok(());
+        }
+        if !self.flags.auto_read_only {
+            return Err(Error::new(ErrorKind::Denied, reason.to_owned()).errno(13));
+        }
+        self.flags.read_only = true;
+        Ok(())
+    }
+}
+
+/// Generic options, taken out of the tree.
+struct Generic {
+    driver: Option<String>,
+    node_name: Option<String>,
+    flags: OpenFlags,
+    detect_zeroes: DetectZeroes,
+}
+
+fn take_generic(options: &mut Options, inherited: &OpenFlags) -> Result<Generic> {
+    let mut flags = inherited.clone();
+    flags.probed = false;
+    if let Some(on) = options.take_bool("read-only")? {
+        flags.read_only = on;
+    }
+    if let Some(on) = options.take_bool("auto-read-only")? {
+        flags.auto_read_only = on;
+    }
+    if let Some(on) = options.take_bool("force-share")? {
+        flags.force_share = on;
+    }
+    if let Some(mut cache) = options.take_options("cache") {
+        flags.direct = cache.take_bool("direct")?.unwrap_or(flags.direct);
+        flags.no_flush = cache.take_bool("no-flush")?.unwrap_or(flags.no_flush);
+        if let Some(key) = cache.keys().next() {
+            return Err(Error::invalid(format!("Invalid parameter 'cache.{key}'")));
+        }
+    }
+    match options.take_str("discard")?.as_deref() {
+        None => {}
+        Some("unmap" | "on") => flags.unmap = true,
+        Some("ignore" | "off") => flags.unmap = false,
+        Some(_) => return Err(Error::invalid("Invalid discard option")),
+    }
+    let detect_zeroes = match options.take_str("detect-zeroes")?.as_deref() {
+        None | Some("off") => DetectZeroes::Off,
+        Some("on") => DetectZeroes::On,
+        Some("unmap") if flags.unmap => DetectZeroes::Unmap,
+        Some("unmap") => {
+            return Err(Error::invalid(
+                "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
+            ));
+        }
+        Some(other) => {
+            return Err(Error::invalid(format!(
+                "Parameter 'detect-zeroes' does not accept value '{other}'"
+            )));
+        }
+    };
+    if flags.force_share && !flags.read_only {
+        return Err(Error::invalid("force-share=on can only be used with read-only images"));
+    }
+    Ok(Generic {
+        driver: options.take_str("driver")?,
+        node_name: options.take_str("node-name")?,
+        flags,
+        detect_zeroes,
+    })
+}
+
+/// What is being opened.
+struct Target {
+    filename: Option<String>,
+    options: Options,
+    flags: OpenFlags,
+    /// A protocol layer: a file name is not probed for a format.
+    protocol: bool,
+    depth: u32,
+}
+
+impl Graph {
+    /// Opens a node from options, as `blockdev-add` does: the driver is named.
+    ///
+    /// # Errors
+    /// As the driver reports; nothing stays open.
+    pub async fn open(&self, options: Options, flags: OpenFlags) -> Result<Arc<Node>> {
+        self.open_target(Target { filename: None, options, flags, protocol: false, depth: 0 }).await
+    }
+
+    /// Opens an image by file name (a path, a URL, `json:{…}`); without a `driver` option its format is probed.
+    ///
+    /// # Errors
+    /// `Could not open '…': …`; nothing stays open.
+    pub async fn open_image(
+        &self,
+        name: &str,
+        options: Options,
+        flags: OpenFlags,
+    ) -> Result<Arc<Node>> {
+        let target =
+            Target { filename: Some(name.to_owned()), options, flags, protocol: false, depth: 0 };
+        self.open_target(target).await
+    }
+
+    /// Opens the protocol layer of a file name: its bytes, whatever format they have.
+    ///
+    /// # Errors
+    /// As [`Self::open_image`].
+    pub async fn open_protocol(
+        &self,
+        name: &str,
+        options: Options,
+        flags: OpenFlags,
+    ) -> Result<Arc<Node>> {
+        let target =
+            Target { filename: Some(name.to_owned()), options, flags, protocol: true, depth: 0 };
+        self.open_target(target).await
+    }
+
+    /// Opens an image and a nameless backend on it that reads and, unless the node is read-only, writes and
+    /// resizes, sharing everything, as tools do.
+    ///
+    /// # Errors
+    /// As [`Self::open_image`].
+    pub async fn open_backend(
+        &self,
+        name: Option<&str>,
+        options: Options,
+        flags: OpenFlags,
+    ) -> Result<Backend> {
+        let node = match name {
+            Some(name) => self.open_image(name, options, flags).await?,
+            None => self.open(options, flags).await?,
+        };
+        let mut taken = Perm::CONSISTENT_READ;
+        if !node.is_read_only() {
+            taken |= Perm::WRITE | Perm::RESIZE;
+        }
+        match Backend::new(self, "", Arc::clone(&node), Permissions::sharing_all(taken)) {
+            Ok(backend) => Ok(backend),
+            Err(error) => {
+                let _ = self.release(node).await;
+                Err(error)
+            }
+        }
+    }
+
+    fn open_target(&self, target: Target) -> BoxFuture<'_, Result<Arc<Node>>> {
+        Box::pin(async move {
+            let shown = target.filename.clone();
+            let outcome = self.open_node(target).await;
+            outcome.map_err(|error| match shown {
+                Some(name) if error.path().is_none() => {
+                    error.prefix(format!("Could not open '{name}'")).on_path(&name)
+                }
+                _ => error,
+            })
+        })
+    }
+
+    async fn open_node(&self, mut target: Target) -> Result<Arc<Node>> {
+        if target.depth > MAX_DEPTH {
+            return Err(Error::invalid("The backing chain is too long, or a loop"));
+        }
+        if let Some(json) = target.filename.as_deref().and_then(|name| name.strip_prefix("json:")) {
+            let mut options = Options::from_json(json)?;
+            for (key, value) in target.options.iter() {
+                options.insert(key, value.clone());
+            }
+            target.options = options;
+            target.filename = None;
+        }
+        let generic = take_generic(&mut target.options, &target.flags)?;
+        if target.filename.is_none()
+            && generic.driver.is_none()
+            && let Some(name) = target.options.take_str("filename")?
+        {
+            target.filename = Some(name);
+        }
+        self.open_with(target, generic).await
+    }
+
+    async fn open_with(&self, mut target: Target, mut generic: Generic) -> Result<Arc<Node>> {
+        let named = match &generic.driver {
+            Some(name) => Some(self.driver(name)?),
+            None => None,
+        };
+        let protocol = match (named, &target.filename) {
+            (Some(driver), _) if driver.kind() == DriverKind::Protocol => Some(driver),
+            (None, Some(name)) if target.protocol => Some(self.protocol_for(name)?.0),
+            (None, None) if !target.options.contains("file") => {
+                return Err(Error::invalid("Must specify either driver or file"));
+            }
+            _ => None,
+        };
+        if let Some(driver) = protocol {
+            if let Some(name) = &target.filename {
+                let parsed = driver.parse_filename(name)?;
+                for (key, value) in parsed.iter() {
+                    target.options.insert_default(key, value.clone());
+                }
+            }
+            return self.open_driver(driver, target, generic, None).await;
+        }
+        let file = self.open_file_child(&mut target, &generic).await?;
+        let driver = match named {
+            Some(driver) => Ok(driver),
+            None => {
+                generic.flags.probed = true;
+                self.probe_node(&file, target.filename.as_deref()).await
+            }
+        };
+        match driver {
+            Ok(driver) => self.open_driver(driver, target, generic, Some(file)).await,
+            Err(error) => {
+                let _ = self.release(file).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The `file` child, from the `file` option or the file name.
+    async fn open_file_child(&self, target: &mut Target, generic: &Generic) -> Result<Arc<Node>> {
+        let mut flags = generic.flags.clone();
+        flags.probed = false;
+        flags.unmap = true;
+        let options = match target.options.take("file") {
+            Some(Value::String(name)) => {
+                return self.node(&name).ok_or_else(|| {
+                    Error::invalid(format!("Cannot find device='' nor node-name='{name}'"))
+                });
+            }
+            Some(Value::Object(map)) => Options::from_map(map)?,
+            Some(_) => return Err(Error::invalid("Invalid parameter type for 'file'")),
+            None => Options::new(),
+        };
+        let filename = if options.contains("driver") || options.contains("filename") {
+            None
+        } else {
+            target.filename.clone()
+        };
+        if filename.is_none() && options.is_empty() {
+            return Err(Error::invalid("A block device must be specified for \"file\""));
+        }
+        let child = Target {
+            filename,
+            options,
+            flags,
+            protocol: true,
+            depth: target.depth.saturating_add(1),
+        };
+        // The name is put before the error once, by whoever opens the image.
+        Box::pin(self.open_node(child)).await
+    }
+
+    async fn open_driver(
+        &self,
+        driver: &'static dyn DriverFactory,
+        target: Target,
+        generic: Generic,
+        file: Option<Arc<Node>>,
+    ) -> Result<Arc<Node>> {
+        let children = Arc::new(Children::default());
+        let outcome = self.open_parts(driver, target, generic, file.as_ref(), &children).await;
+        if outcome.is_err() {
+            for child in ChildIdx::all() {
+                if let Some(edge) = children.set(child, None) {
+                    edge.detach();
+                    let _ = self.release(Arc::clone(edge.node())).await;
+                }
+            }
+            if let Some(file) = file {
+                let _ = self.release(file).await;
+            }
+        }
+        outcome
+    }
+
+    async fn open_parts(
+        &self,
+        driver: &'static dyn DriverFactory,
+        target: Target,
+        generic: Generic,
+        file: Option<&Arc<Node>>,
+        children: &Arc<Children>,
+    ) -> Result<Arc<Node>> {
+        let name = self.claim_name(generic.node_name.as_deref())?;
+        let opened_with = target.options.clone();
+        let mut context = OpenContext {
+            graph: self.clone(),
+            node_name: name,
+            options: target.options,
+            flags: generic.flags,
+            children: Arc::clone(children),
+            filename: target.filename,
+            backing: None,
+            epochs: Arc::clone(self.epochs()),
+        };
+        let mut backing_option = None;
+        if driver.supports_backing() {
+            backing_option = context.options.take("backing");
+        }
+        if let Some(file) = file {
+            context.flags.read_only |= file.is_read_only() && context.flags.auto_read_only;
+            attach_file(driver, file, &context)?;
+        }
+        let opened = driver.open(&mut context).await?;
+        let opened =
+            match self.finish_open(driver, &mut context, backing_option, target.depth).await {
+                Ok(()) => opened,
+                Err(error) => {
+                    if let Some(request) = opened.close() {
+                        let _ = request.await;
+                    }
+                    return Err(error);
+                }
+            };
+        let probed_raw = context.flags.probed && driver.name() == "raw";
+        let node = self.insert(NodeParts {
+            name: context.node_name,
+            factory: driver,
+            driver: opened,
+            children: Arc::clone(children),
+            epochs: context.epochs,
+            flags: context.flags,
+            detect_zeroes: generic.detect_zeroes,
+            options: opened_with,
+            filename: context.filename,
+        });
+        if probed_raw && !node.is_read_only() {
+            self.guard_probed_raw(&node);
+        }
+        Ok(node)
+    }
+
+    /// Refuses leftover options and opens the backing file.
+    async fn finish_open(
+        &self,
+        driver: &'static dyn DriverFactory,
+        context: &mut OpenContext,
+        backing_option: Option<Value>,
+        depth: u32,
+    ) -> Result<()> {
+        if let Some(key) = context.options.keys().next() {
+            let what = if driver.kind() == DriverKind::Protocol { "protocol" } else { "format" };
+            return Err(Error::invalid(format!(
+                "Block {what} '{}' does not support the option '{key}'",
+                driver.name()
+            )));
+        }
+        let Some(backing) = self.open_backing(context, backing_option, depth).await? else {
+            return Ok(());
+        };
+        let parents = Permissions::sharing_all(Perm::CONSISTENT_READ);
+        let permissions = Permissions::for_child(driver.kind(), Role::Backing, parents, false);
+        let user = format!("node '{}'", context.node_name);
+        match Edge::attach(Arc::clone(&backing), user, ChildIdx::BACKING.name(), permissions) {
+            Ok(edge) => {
+                context.children.set(ChildIdx::BACKING, Some(edge));
+                Ok(())
+            }
+            Err(error) => {
+                let _ = self.release(backing).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn open_backing(
+        &self,
+        context: &OpenContext,
+        option: Option<Value>,
+        depth: u32,
+    ) -> Result<Option<Arc<Node>>> {
+        let mut flags = context.flags.clone();
+        flags.read_only = true;
+        flags.auto_read_only = false;
+        flags.probed = false;
+        flags.unmap = false;
+        let mut options = match option {
+            Some(Value::Null) => return Ok(None),
+            Some(Value::String(name)) if name.is_empty() => return Ok(None),
+            Some(Value::String(name)) => {
+                let found = self.node(&name);
+                return found.map(Some).ok_or_else(|| {
+                    Error::invalid(format!("Cannot find device='' nor node-name='{name}'"))
+                });
+            }
+            Some(Value::Object(map)) => Options::from_map(map)?,
+            Some(_) => return Err(Error::invalid("Invalid parameter type for 'backing'")),
+            None if context.flags.no_backing => return Ok(None),
+            None => Options::new(),
+        };
+        let mut filename = None;
+        if !options.contains("file") && !options.contains("filename") {
+            let Some(named) = &context.backing else {
+                return if options.is_empty() {
+                    Ok(None)
+                } else {
+                    let target = Target {
+                        filename: None,
+                        options,
+                        flags,
+                        protocol: false,
+                        depth: depth.saturating_add(1),
+                    };
+                    self.open_target(target).await.map(Some)
+                };
+            };
+            self.policy()
+                .check(&named.filename)
+                .map_err(|e| e.prefix("Could not open backing file"))?;
+            let base = context.filename.clone().or_else(|| context.file().ok()?.node().filename());
+            filename = Some(match base {
+                Some(base) => filename::relative_to(&base, &named.filename),
+                None => named.filename.clone(),
+            });
+            if let Some(format) = &named.format {
+                options.insert_default("driver", format.clone());
+            }
+        }
+        let target =
+            Target { filename, options, flags, protocol: false, depth: depth.saturating_add(1) };
+        let opened = self.open_target(target).await;
+        opened.map(Some).map_err(|error| error.prefix("Could not open backing file"))
+    }
+}
+
+/// Puts the `file` child into its slot, with the permissions that an unused node of this sort has on it.
+fn attach_file(driver: &dyn DriverFactory, file: &Arc<Node>, context: &OpenContext) -> Result<()> {
+    let writable = !context.flags.read_only;
+    let permissions =
+        Permissions::for_child(driver.kind(), Role::Primary, Permissions::NONE, writable);
+    let user = format!("node '{}'", context.node_name);
+    let edge = Edge::attach(Arc::clone(file), user, ChildIdx::FILE.name(), permissions)?;
+    context.children.set(ChildIdx::FILE, Some(edge));
+    Ok(())
+}

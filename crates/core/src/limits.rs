@@ -1,0 +1,52 @@
+//! Limits and capabilities of a node, as its driver and its children allow.
+
+use crate::{WriteFlags, ZeroFlags};
+
+/// What requests a node takes as they are. All sizes are in bytes; 0 means "no limit" or "no
+/// preference". The request path aligns, splits and falls back so that drivers see only what fits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Alignment of offset and length of every request; a power of two, at least 1.
+    pub request_alignment: u32,
+    /// Alignment of buffers in memory that the host demands (`O_DIRECT`).
+    pub mem_alignment: u32,
+    /// Longest read or write.
+    pub max_transfer: u64,
+    /// Preferred size of a transfer.
+    pub opt_transfer: u64,
+    /// Longest zero write.
+    pub max_write_zeroes: u64,
+    /// Alignment at which zero writes are efficient.
+    pub write_zeroes_alignment: u32,
+    /// Longest discard.
+    pub max_discard: u64,
+    /// Alignment at which discards have an effect.
+    pub discard_alignment: u32,
+    /// Flags that the driver's `write` honours itself; the request path emulates FUA otherwise.
+    pub write_flags: WriteFlags,
+    /// Flags that the driver's `write_zeroes` honours itself.
+    pub zero_flags: ZeroFlags,
+    /// A newly created image reads as zeroes where nothing was written.
+    pub has_zero_init: bool,
+    /// The node's file grows when written past its end.
+    pub grows: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_alignment: 1,
+            mem_alignment: 1,
+            max_transfer: 0,
+            opt_transfer: 0,
+            max_write_zeroes: 0,
+            write_zeroes_alignment: 1,
+            max_discard: 0,
+            discard_alignment: 1,
+            write_flags: WriteFlags::empty(),
+            zero_flags: ZeroFlags::empty(),
+            has_zero_init: false,
+            grows: false,
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! Nodes: one driver instance in the graph, shared by all I/O threads.
+//!
+//! A node owns its driver and its children, knows its parents' edges, and keeps what the request path
+//! needs at hand without a lock: size, limits, and the [`Gates`] that take a request off the fast path.
+//! Everything here that is not an atomic is control-plane state.
+
+use std::sync::atomic::{
+    AtomicBool, AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
+};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+
+use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
+
+use crate::driver::{Driver, DriverFactory, DriverKind};
+use crate::epoch::Epochs;
+use crate::perm::{Perm, Permissions};
+use crate::{ChildIdx, Children, Edge, Error, ErrorKind, Limits, OpenFlags, Options, Result};
+
+bitflags::bitflags! {
+    /// Reasons why a request must take the slow path of a node.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(crate) struct Gates: u32 {
+        /// Writes are turned into zero writes where they are zero.
+        const DETECT_ZEROES = 1;
+        /// A guard looks at what is written (probed raw images).
+        const WRITE_GUARD = 4;
+        /// Dirty bitmaps follow the writes.
+        const BITMAPS = 8;
+    }
+}
+
+/// What `detect-zeroes` makes of writes that are all zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DetectZeroes {
+    /// Write them as data.
+    #[default]
+    Off,
+    /// Write them as zeroes.
+    On,
+    /// Write them as zeroes and give the space back.
+    Unmap,
+}
+
+/// One read-modify-write in the count that shares a word with the gates.
+const SERIALISING: u32 = 1 << 16;
+
+/// Looks at offset and data of a write and may refuse it.
+pub(crate) type WriteGuard = Box<dyn Fn(u64, &[u8]) -> Result<()> + Send + Sync>;
+
+/// One driver instance in the graph.
+pub struct Node {
+    name: String,
+    factory: &'static dyn DriverFactory,
+    driver: Box<dyn Driver>,
+    children: Arc<Children>,
+    parents: Mutex<Vec<Weak<Edge>>>,
+    epochs: Arc<Epochs>,
+    size: AtomicU64,
+    limits: RwLock<Arc<Limits>>,
+    request_alignment: AtomicU32,
+    mem_alignment: AtomicU32,
+    gates: AtomicU32,
+    write_guard: OnceLock<WriteGuard>,
+    pub(crate) serialise: RangeLock,
+    pub(crate) aligned_writes: Epochs,
+    pub(crate) unflushed: AtomicBool,
+    pub(crate) flushing: AsyncMutex<()>,
+    read_only: AtomicBool,
+    pub(crate) closed: AtomicBool,
+    detect_zeroes: DetectZeroes,
+    flags: OpenFlags,
+    options: Options,
+    filename: Option<String>,
+}
+
+/// What a node is made of; see [`crate::Graph::open`].
+pub(crate) struct NodeParts {
+    pub(crate) name: String,
+    pub(crate) factory: &'static dyn DriverFactory,
+    pub(crate) driver: Box<dyn Driver>,
+    pub(crate) children: Arc<Children>,
+    pub(crate) epochs: Arc<Epochs>,
+    pub(crate) flags: OpenFlags,
+    pub(crate) detect_zeroes: DetectZeroes,
+    pub(crate) options: Options,
+    pub(crate) filename: Option<String>,
+}
+
+impl Node {
+    pub(crate) fn new(parts: NodeParts) -> Arc<Self> {
+        let mut gates = Gates::empty();
+        gates.set(Gates::DETECT_ZEROES, parts.detect_zeroes != DetectZeroes::Off);
+        let node = Self {
+            size: AtomicU64::new(parts.driver.size()),
+            limits: RwLock::new(Arc::new(Limits::default())),
+            request_alignment: AtomicU32::new(1),
+            mem_alignment: AtomicU32::new(1),
+            write_guard: OnceLock::new(),
+            name: parts.name,
+            factory: parts.factory,
+            driver: parts.driver,
+            children: parts.children,
+            parents: Mutex::default(),
+            epochs: parts.epochs,
+            gates: AtomicU32::new(gates.bits()),
+            serialise: RangeLock::new(),
+            aligned_writes: Epochs::default(),
+            unflushed: AtomicBool::new(false),
+            flushing: AsyncMutex::new(()),
+            read_only: AtomicBool::new(parts.flags.read_only),
+            closed: AtomicBool::new(false),
+            detect_zeroes: parts.detect_zeroes,
+            flags: parts.flags,
+            options: parts.options,
+            filename: parts.filename,
+        };
+        node.refresh_limits();
+        Arc::new(node)
+    }
+
+    /// The node-name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The driver's factory.
+    pub fn factory(&self) -> &'static dyn DriverFactory {
+        self.factory
+    }
+
+    /// The driver.
+    pub fn driver(&self) -> &dyn Driver {
+        &*self.driver
+    }
+
+    /// The children.
+    pub fn children(&self) -> &Children {
+        &self.children
+    }
+
+    /// The child in a slot, as a node.
+    pub fn child(&self, child: ChildIdx) -> Option<Arc<Node>> {
+        self.children.get(child).map(|edge| Arc::clone(edge.node()))
+    }
+
+    /// The epoch domain that its requests belong to.
+    pub fn epochs(&self) -> &Epochs {
+        &self.epochs
+    }
+
+    /// Virtual size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size.load(Acquire)
+    }
+
+    /// Records that the node has become at least `end` bytes long.
+    pub(crate) fn grow_to(&self, end: u64) {
+        self.size.fetch_max(end, AcqRel);
+    }
+
+    pub(crate) fn set_size(&self, size: u64) {
+        self.size.store(size, Release);
+    }
+
+    /// Limits and capabilities, children's limits included.
+    pub fn limits(&self) -> Arc<Limits> {
+        Arc::clone(&self.limits.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Alignment of requests in bytes.
+    pub(crate) fn request_alignment(&self) -> u32 {
+        self.request_alignment.load(Relaxed)
+    }
+
+    /// Asks the driver for its limits again.
+    pub fn refresh_limits(&self) {
+        let mut limits = self.driver.limits();
+        if limits.request_alignment == 0 || !limits.request_alignment.is_power_of_two() {
+            limits.request_alignment = 1;
+        }
+        for (_, edge) in self.children.iter() {
+            let child = edge.node().limits();
+            limits.mem_alignment = limits.mem_alignment.max(child.mem_alignment);
+        }
+        self.request_alignment.store(limits.request_alignment, Relaxed);
+        self.mem_alignment.store(limits.mem_alignment.max(1), Relaxed);
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);
+    }
+
+    /// Whether writes are refused.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.load(Relaxed)
+    }
+
+    /// What `detect-zeroes` is set to.
+    pub fn detect_zeroes(&self) -> DetectZeroes {
+        self.detect_zeroes
+    }
+
+    /// The flags it was opened with.
+    pub fn flags(&self) -> &OpenFlags {
+        &self.flags
+    }
+
+    /// The options it was opened with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The file name that opens it, where it was opened by one or the protocol knows one.
+    pub fn filename(&self) -> Option<String> {
+        if let Some(name) = &self.filename {
+            return Some(name.clone());
+        }
+        self.driver.filename().or_else(|| match self.factory.kind() {
+            DriverKind::Protocol => None,
+            DriverKind::Format | DriverKind::Filter => self.child(ChildIdx::FILE)?.filename(),
+        })
+    }
+
+    /// Bytes occupied on the host by this node and what stores it (not its backing file).
+    pub fn allocated_size(&self) -> Option<u64> {
+        if let Some(bytes) = self.driver.allocated_size() {
+            return Some(bytes);
+        }
+        let mut total: Option<u64> = None;
+        for (child, edge) in self.children.iter() {
+            if child != ChildIdx::BACKING {
+                let bytes = edge.node().allocated_size()?;
+                total = Some(total.unwrap_or(0).saturating_add(bytes));
+            }
+        }
+        total
+    }
+
+    pub(crate) fn gated(&self) -> bool {
+        self.gates.load(SeqCst) != 0
+    }
+
+    pub(crate) fn has_gate(&self, gate: Gates) -> bool {
+        self.gates.load(Acquire) & gate.bits() != 0
+    }
+
+    pub(crate) fn set_gate(&self, gate: Gates) {
+        self.gates.fetch_or(gate.bits(), AcqRel);
+    }
+
+    /// Counts a read-modify-write that begins; see [`crate::request`].
+    pub(crate) fn begin_serialising(&self) {
+        self.gates.fetch_add(SERIALISING, SeqCst);
+    }
+
+    pub(crate) fn end_serialising(&self) {
+        self.gates.fetch_sub(SERIALISING, SeqCst);
+    }
+
+    pub(crate) fn is_serialising(&self) -> bool {
+        self.gates.load(SeqCst) >= SERIALISING
+    }
+
+    /// Notes that there is something to flush. Reads first, so that the line stays shared among threads.
+    pub(crate) fn mark_unflushed(&self) {
+        if !self.unflushed.load(Acquire) {
+            self.unflushed.store(true, Release);
+        }
+    }
+
+    /// Alignment of memory in bytes.
+    pub(crate) fn mem_alignment(&self) -> u32 {
+        self.mem_alignment.load(Relaxed)
+    }
+
+    /// Refuses a write through this node that would make its probed raw image look like another format.
+    pub(crate) fn guard_write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        match self.write_guard.get() {
+            Some(guard) => guard(offset, data),
+            None => Ok(()),
+        }
+    }
+
+    /// Looks at every write from now on.
+    pub(crate) fn set_write_guard(&self, guard: WriteGuard) {
+        if self.write_guard.set(guard).is_ok() {
+            self.set_gate(Gates::WRITE_GUARD);
+        }
+    }
+
+    /// Whether anybody uses it.
+    pub fn has_parents(&self) -> bool {
+        self.lock_parents().iter().any(|edge| edge.strong_count() > 0)
+    }
+
+    fn lock_parents(&self) -> MutexGuard<'_, Vec<Weak<Edge>>> {
+        self.parents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The edges of its users.
+    pub fn parents(&self) -> Vec<Arc<Edge>> {
+        self.lock_parents().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(crate) fn add_parent(&self, edge: &Arc<Edge>) -> Result<()> {
+        let permissions = edge.permissions();
+        if self.is_read_only() && permissions.taken.contains(Perm::WRITE) {
+            return Err(Error::new(ErrorKind::Denied, "Block node is read-only").errno(1));
+        }
+        self.lock_parents().push(Arc::downgrade(edge));
+        if let Err(error) = self.refresh_permissions() {
+            self.remove_parent(edge);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn remove_parent(&self, edge: &Edge) {
+        self.lock_parents().retain(|other| {
+            other.strong_count() > 0 && !std::ptr::eq(other.as_ptr(), std::ptr::from_ref(edge))
+        });
+        // Asking for less cannot conflict.
+        let _ = self.refresh_permissions();
+    }
+
+    fn cumulative(&self) -> Permissions {
+        self.parents().iter().fold(Permissions::NONE, |all, edge| all.and(edge.permissions()))
+    }
+
+    fn check_conflicts(&self) -> Result<()> {
+        let parents = self.parents();
+        for taker in &parents {
+            for sharer in parents.iter().filter(|other| !Arc::ptr_eq(other, taker)) {
+                let refused = taker.permissions().taken - sharer.permissions().shared;
+                if !refused.is_empty() {
+                    return Err(conflict(&self.name, refused, taker, sharer));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings the children's permissions in line with what the parents ask for.
+    pub(crate) fn refresh_permissions(&self) -> Result<()> {
+        self.check_conflicts()?;
+        let ours = self.cumulative();
+        let mut changed: Vec<(Arc<Edge>, Permissions)> = Vec::new();
+        let outcome = (|| {
+            for (child, edge) in self.children.iter() {
+                let wanted = self.driver.child_permissions(child, ours).unwrap_or_else(|| {
+                    let kind = self.factory.kind();
+                    Permissions::for_child(kind, child.role(), ours, !self.is_read_only())
+                });
+                if wanted != edge.permissions() {
+                    let before = edge.replace_permissions(wanted);
+                    changed.push((Arc::clone(&edge), before));
+                    edge.node().refresh_permissions()?;
+                }
+            }
+            if self.flags.force_share {
+                return Ok(());
+            }
+            self.driver.set_permissions(ours)
+        })();
+        if outcome.is_err() {
+            for (edge, before) in changed.into_iter().rev() {
+                edge.replace_permissions(before);
+                let _ = edge.node().refresh_permissions();
+            }
+        }
+        outcome
+    }
+}
+
+fn conflict(node: &str, refused: Perm, taker: &Edge, sharer: &Edge) -> Error {
+    let text = format!(
+        "Permission conflict on node '{node}': permissions '{}' are both required by {} (uses node \
+         '{node}' as '{}' child) and unshared by {} (uses node '{node}' as '{}' child).",
+        refused.names(),
+        taker.user(),
+        taker.name(),
+        sharer.user(),
+        sharer.name(),
+    );
+    Error::new(ErrorKind::Denied, text).on_node(node)
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node")
+            .field("name", &self.name)
+            .field("driver", &self.factory.name())
+            .field("size", &self.size())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,150 @@
+//! Reading option values as QEMU does: text stands for a boolean (`on`), a number (`4096`) or a size where the
+//! field wants one, and a number or boolean stands for text where the field wants text.
+
+use serde::de::value::{MapDeserializer, SeqDeserializer};
+use serde::de::{DeserializeOwned, Deserializer, IntoDeserializer, Visitor};
+use serde_json::{Map, Value};
+
+use super::size::parse_size;
+use crate::{Error, Result};
+
+/// Fills a `T` from a map of option values.
+pub(super) fn from_map<T: DeserializeOwned>(map: Map<String, Value>) -> Result<T> {
+    T::deserialize(Lenient(Value::Object(map)))
+        .map_err(|error: serde::de::value::Error| Error::invalid(error.to_string()))
+}
+
+struct Lenient(Value);
+
+type DeError = serde::de::value::Error;
+
+impl<'de> IntoDeserializer<'de, DeError> for Lenient {
+    type Deserializer = Self;
+    fn into_deserializer(self) -> Self {
+        self
+    }
+}
+
+fn custom(text: String) -> DeError {
+    serde::de::Error::custom(text)
+}
+
+impl Lenient {
+    fn unsigned(&self) -> Result<u64, DeError> {
+        match &self.0 {
+            Value::Number(number) => number.as_u64(),
+            Value::String(text) => parse_size(text).ok(),
+            _ => None,
+        }
+        .ok_or_else(|| custom(format!("Parameter expects a number, not {}", self.0)))
+    }
+
+    fn signed(&self) -> Result<i64, DeError> {
+        match &self.0 {
+            Value::Number(number) => number.as_i64(),
+            Value::String(text) => text.parse().ok(),
+            _ => None,
+        }
+        .ok_or_else(|| custom(format!("Parameter expects a number, not {}", self.0)))
+    }
+}
+
+macro_rules! numbers {
+    ($($method:ident $visit:ident $read:ident),* $(,)?) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DeError> {
+            visitor.$visit(self.$read()?)
+        }
+    )*};
+}
+
+impl<'de> Deserializer<'de> for Lenient {
+    type Error = DeError;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DeError> {
+        match self.0 {
+            Value::Null => visitor.visit_unit(),
+            Value::Bool(on) => visitor.visit_bool(on),
+            Value::Number(number) => match (number.as_u64(), number.as_i64()) {
+                (Some(n), _) => visitor.visit_u64(n),
+                (None, Some(n)) => visitor.visit_i64(n),
+                (None, None) => visitor.visit_f64(number.as_f64().unwrap_or(f64::NAN)),
+            },
+            Value::String(text) => visitor.visit_string(text),
+            Value::Array(list) => {
+                visitor.visit_seq(SeqDeserializer::new(list.into_iter().map(Lenient)))
+            }
+            Value::Object(map) => visitor.visit_map(MapDeserializer::new(
+                map.into_iter().map(|(key, value)| (key, Lenient(value))),
+            )),
+        }
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DeError> {
+        match &self.0 {
+            Value::Bool(on) => visitor.visit_bool(*on),
+            Value::String(text) if text == "on" || text == "true" || text == "yes" => {
+                visitor.visit_bool(true)
+            }
+            Value::String(text) if text == "off" || text == "false" || text == "no" => {
+                visitor.visit_bool(false)
+            }
+            other => Err(custom(format!("Parameter expects 'on' or 'off', not {other}"))),
+        }
+    }
+
+    numbers! {
+        deserialize_u8 visit_u64 unsigned,
+        deserialize_u16 visit_u64 unsigned,
+        deserialize_u32 visit_u64 unsigned,
+        deserialize_u64 visit_u64 unsigned,
+        deserialize_i8 visit_i64 signed,
+        deserialize_i16 visit_i64 signed,
+        deserialize_i32 visit_i64 signed,
+        deserialize_i64 visit_i64 signed,
+    }
+
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DeError> {
+        self.deserialize_string(visitor)
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DeError> {
+        match self.0 {
+            Value::String(text) => visitor.visit_string(text),
+            Value::Number(number) => visitor.visit_string(number.to_string()),
+            Value::Bool(on) => visitor.visit_str(if on { "on" } else { "off" }),
+            other => Err(custom(format!("Parameter expects text, not {other}"))),
+        }
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DeError> {
+        if self.0.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, DeError> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, DeError> {
+        match self.0 {
+            Value::String(text) => {
+                let plain: serde::de::value::StringDeserializer<DeError> = text.into_deserializer();
+                plain.deserialize_enum(name, variants, visitor)
+            }
+            other => Err(custom(format!("Parameter expects one of {variants:?}, not {other}"))),
+        }
+    }
+
+    serde::forward_to_deserialize_any! {
+        f32 f64 char bytes byte_buf unit unit_struct seq tuple tuple_struct map struct identifier ignored_any
+        i128 u128
+    }
+}

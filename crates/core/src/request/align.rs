@@ -1,0 +1,134 @@
+//! Requests that do not fit the alignment that a node demands.
+//!
+//! A misaligned read reads the blocks around it. A misaligned write reads the blocks at its edges, puts
+//! the data in, and writes them back; while it does, no other write may touch those blocks:
+//!
+//! - it holds the node's `serialise` range lock on them, and is counted in the node's gates, so that writes
+//!   that start later go through [`write_counted`] and wait for the lock;
+//! - writes that started before are counted in `aligned_writes`, and it waits for them to end.
+//!
+//! Nodes with an alignment of one byte never come here and pay nothing for it.
+
+use std::sync::Arc;
+
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use super::{as_u64, min_len, slow};
+use crate::{Error, Node, Result};
+
+impl Node {
+    /// Whether memory at `address` is aligned as the node's host demands.
+    pub(super) fn takes_memory_at(&self, address: usize) -> bool {
+        let mask = u64::from(self.mem_alignment()).saturating_sub(1);
+        as_u64(address) & mask == 0
+    }
+}
+
+/// Whether offset and length are aligned as the node demands.
+pub(super) fn is_aligned(node: &Node, offset: u64, len: u64) -> bool {
+    let mask = u64::from(node.request_alignment()).saturating_sub(1);
+    (offset | len) & mask == 0
+}
+
+/// Whether offset, length and memory are aligned as the node demands.
+pub(super) fn fits(node: &Node, offset: u64, len: usize, address: usize) -> bool {
+    is_aligned(node, offset, as_u64(len)) && node.takes_memory_at(address)
+}
+
+/// The aligned range around a request: its start, and its length.
+fn around(node: &Node, offset: u64, len: usize) -> Result<(u64, usize)> {
+    let alignment = u64::from(node.request_alignment().max(1));
+    let start = offset - offset % alignment;
+    let end = offset
+        .checked_add(as_u64(len))
+        .and_then(|end| end.checked_next_multiple_of(alignment))
+        .ok_or_else(|| slow::out_of_range(node, offset))?;
+    let len = usize::try_from(end - start).map_err(|_| slow::out_of_range(node, offset))?;
+    Ok((start, len))
+}
+
+/// Reads into memory of our own and copies out.
+pub(super) async fn read(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
+    let (start, len) = around(node, offset, buf.len())?;
+    let bounce = slow::read_pieces(node, start, IoBufMut::new(len)).await?;
+    let skip = min_len(offset - start, len);
+    let wanted = bounce.get(skip..).and_then(|rest| rest.get(..buf.len()));
+    buf.copy_from_slice(wanted.ok_or_else(|| Error::from_errno(5).on_node(node.name()))?);
+    Ok(buf)
+}
+
+/// Reads the blocks at the edges, puts `data` in, and writes them back.
+pub(super) async fn read_modify_write(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
+    let (start, len) = around(node, offset, data.len())?;
+    let end = start.saturating_add(as_u64(len));
+    let _lock = node.serialise.lock(start..end).await;
+    let _gate = Serialising::begin(node);
+    node.aligned_writes.grace().await;
+
+    let mut bounce = IoBufMut::zeroed(len);
+    let block = usize::try_from(node.request_alignment()).unwrap_or(usize::MAX).min(len);
+    let skip = min_len(offset - start, len);
+    let size = node.size();
+    if skip > 0 {
+        bounce = fill_block(node, start, bounce, 0, block).await?;
+    }
+    let tail = skip.saturating_add(data.len());
+    let last = len - block;
+    if tail < len && (last > 0 || skip == 0) && start.saturating_add(as_u64(last)) < size {
+        bounce = fill_block(node, start, bounce, last, block).await?;
+    }
+    let hole = bounce.get_mut(skip..tail).ok_or_else(|| slow::out_of_range(node, offset))?;
+    hole.copy_from_slice(&data);
+    // The last block may reach past the end of the node; the driver writes whole blocks.
+    slow::write_pieces(node, start, bounce.freeze()).await
+}
+
+/// Reads the block at `at` bytes into `bounce`, which stands for the node from `start` on.
+async fn fill_block(
+    node: &Arc<Node>,
+    start: u64,
+    mut bounce: IoBufMut,
+    at: usize,
+    block: usize,
+) -> Result<IoBufMut> {
+    let part =
+        slow::read_pieces(node, start.saturating_add(as_u64(at)), IoBufMut::new(block)).await?;
+    if let Some(place) = bounce.get_mut(at..).and_then(|rest| rest.get_mut(..block)) {
+        place.copy_from_slice(&part);
+    }
+    Ok(bounce)
+}
+
+/// An aligned write to a node with an alignment: counted, or, while a read-modify-write is under way, ordered
+/// after it where they overlap.
+pub(super) async fn write_counted(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
+    let data = if node.takes_memory_at(data.as_ptr().addr()) {
+        data
+    } else {
+        IoBufMut::copy_from(&data).freeze()
+    };
+    let guard = node.aligned_writes.enter();
+    if node.is_serialising() {
+        drop(guard);
+        let end = offset.saturating_add(as_u64(data.len()));
+        let _lock = node.serialise.lock(offset..end).await;
+        return slow::write_pieces(node, offset, data).await;
+    }
+    slow::write_pieces(node, offset, data).await
+}
+
+/// The node's count of read-modify-writes under way, which is part of its gates.
+struct Serialising<'a>(&'a Node);
+
+impl<'a> Serialising<'a> {
+    fn begin(node: &'a Node) -> Self {
+        node.begin_serialising();
+        Self(node)
+    }
+}
+
+impl Drop for Serialising<'_> {
+    fn drop(&mut self) {
+        self.0.end_serialising();
+    }
+}

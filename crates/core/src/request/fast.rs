@@ -1,0 +1,210 @@
+//! The fast path: from a node to one operation on a host file.
+//!
+//! Each hop borrows the child's edge from the slot without counting a reference, so that threads that use the
+//! same chain write to no shared cache line. Nothing borrowed is kept once the operation is submitted: the
+//! operation keeps its file and its memory itself, and the graph changes only after requests have ended.
+
+use std::sync::Arc;
+
+use arc_swap::Guard;
+use oxblk_ring::{IoBuf, IoBufMut, ReadAt, WriteAt};
+
+use super::{as_u64, min_len};
+use crate::driver::{MapOp, Step};
+use crate::{Edge, Node};
+
+pub(super) enum ReadStart {
+    Done(IoBufMut),
+    InFlight(ReadAt),
+    Slow {
+        node: Arc<Node>,
+        offset: u64,
+        buf: IoBufMut,
+    },
+    /// Only the first `first` bytes lie in one piece.
+    Split {
+        first: usize,
+        buf: IoBufMut,
+    },
+}
+
+pub(super) enum WriteStart {
+    InFlight {
+        op: WriteAt,
+        len: usize,
+        data: IoBuf,
+    },
+    /// The leaf wants aligned requests; this one is.
+    Tracked {
+        leaf: Arc<Node>,
+        offset: u64,
+        data: IoBuf,
+    },
+    Slow {
+        node: Arc<Node>,
+        offset: u64,
+        data: IoBuf,
+    },
+    Split {
+        first: usize,
+        data: IoBuf,
+    },
+}
+
+/// Where the walk down from a node ended.
+enum End<'a> {
+    /// In the host file of this leaf.
+    Host { leaf: &'a Arc<Node>, offset: u64 },
+    /// It reads as zeroes.
+    Zero,
+    /// The node needs the slow path.
+    Slow { node: &'a Arc<Node>, offset: u64 },
+    /// Only the first `first` bytes (more than 0) go the same way.
+    Split { first: usize },
+}
+
+/// Walks from `root` down to where `offset..offset + len` lies and hands the place to `then`.
+fn walk<T>(
+    root: &Arc<Node>,
+    op: MapOp,
+    offset: u64,
+    len: usize,
+    then: impl FnOnce(End<'_>) -> T,
+) -> T {
+    let mut hop: Option<Guard<Option<Arc<Edge>>>> = None;
+    let mut at = offset;
+    loop {
+        let node = match &hop {
+            None => root,
+            Some(edge) => match edge.as_ref() {
+                Some(edge) => edge.node(),
+                // Checked before the hop was taken.
+                None => return then(End::Slow { node: root, offset }),
+            },
+        };
+        let room = node.size().saturating_sub(at);
+        if room < as_u64(len) {
+            let end = match (op, min_len(room, len)) {
+                (MapOp::Write, _) => End::Slow { node, offset: at },
+                (MapOp::Read, 0) => End::Zero,
+                (MapOp::Read, first) => End::Split { first },
+            };
+            return then(end);
+        }
+        if node.must_go_slow(op, at, len) {
+            return then(End::Slow { node, offset: at });
+        }
+        let next = match node.driver().map(op, at, as_u64(len)) {
+            Step::Slow => return then(End::Slow { node, offset: at }),
+            Step::Zero { len: covered } => {
+                let first = min_len(covered, len);
+                let end = if first < len { End::Split { first } } else { End::Zero };
+                return then(end);
+            }
+            Step::Host { offset: host, len: covered } => {
+                let first = min_len(covered, len);
+                let end = if first < len {
+                    End::Split { first }
+                } else {
+                    End::Host { leaf: node, offset: host }
+                };
+                return then(end);
+            }
+            Step::Forward { child, offset: below, len: covered } => {
+                let first = min_len(covered, len);
+                if first < len {
+                    return then(End::Split { first });
+                }
+                let edge = node.children().peek(child);
+                if edge.is_none() {
+                    return then(End::Slow { node, offset: at });
+                }
+                at = below;
+                edge
+            }
+        };
+        if op == MapOp::Write {
+            node.mark_unflushed();
+        }
+        hop = Some(next);
+    }
+}
+
+impl Node {
+    /// Whether a request must take the slow path here before the driver is even asked.
+    fn must_go_slow(&self, op: MapOp, offset: u64, len: usize) -> bool {
+        if op == MapOp::Write && (self.gated() || self.is_read_only()) {
+            return true;
+        }
+        let mask = u64::from(self.request_alignment()).saturating_sub(1);
+        (offset | as_u64(len)) & mask != 0
+    }
+}
+
+pub(super) fn start_read(root: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> ReadStart {
+    let len = buf.len();
+    let address = buf.as_ptr().addr();
+    walk(root, MapOp::Read, offset, len, |end| match end {
+        End::Zero => {
+            buf.fill(0);
+            ReadStart::Done(buf)
+        }
+        End::Split { first } => ReadStart::Split { first, buf },
+        End::Slow { node, offset } => ReadStart::Slow { node: Arc::clone(node), offset, buf },
+        End::Host { leaf, offset } => match leaf.driver().host_file() {
+            Some(file) if leaf.takes_memory_at(address) => {
+                ReadStart::InFlight(file.read_at(buf, offset))
+            }
+            _ => ReadStart::Slow { node: Arc::clone(leaf), offset, buf },
+        },
+    })
+}
+
+pub(super) fn start_write(root: &Arc<Node>, offset: u64, data: IoBuf) -> WriteStart {
+    let len = data.len();
+    let address = data.as_ptr().addr();
+    walk(root, MapOp::Write, offset, len, |end| match end {
+        End::Split { first } => WriteStart::Split { first, data },
+        End::Slow { node, offset } => WriteStart::Slow { node: Arc::clone(node), offset, data },
+        // No driver maps a write to nothing; if one does, it shall take it itself.
+        End::Zero => WriteStart::Slow { node: Arc::clone(root), offset, data },
+        End::Host { leaf, offset } => match leaf.driver().host_file() {
+            Some(file) if leaf.takes_memory_at(address) => {
+                if leaf.request_alignment() > 1 {
+                    return WriteStart::Tracked { leaf: Arc::clone(leaf), offset, data };
+                }
+                leaf.mark_unflushed();
+                WriteStart::InFlight { op: file.write_at(data.clone(), offset, false), len, data }
+            }
+            _ => WriteStart::Slow { node: Arc::clone(leaf), offset, data },
+        },
+    })
+}
+
+/// How many bytes from `offset` on (1 to `len`) can be one request.
+pub(super) fn extent_len(root: &Arc<Node>, op: MapOp, offset: u64, len: usize) -> usize {
+    walk(root, op, offset, len, |end| match end {
+        End::Split { first } => first.clamp(1, len),
+        _ => len,
+    })
+}
+
+/// A range found to lie in one piece in a host file.
+pub(super) struct HostRange {
+    pub(super) node: Arc<Node>,
+    pub(super) offset: u64,
+}
+
+/// The host file that all of a range lies in, where the drivers know it at once.
+pub(super) fn resolve_host(
+    root: &Arc<Node>,
+    op: MapOp,
+    offset: u64,
+    len: u64,
+) -> Option<HostRange> {
+    let len = usize::try_from(len).ok()?;
+    walk(root, op, offset, len, |end| match end {
+        End::Host { leaf, offset } => Some(HostRange { node: Arc::clone(leaf), offset }),
+        _ => None,
+    })
+}

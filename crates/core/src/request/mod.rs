@@ -1,0 +1,224 @@
+//! The request path: everything about a request that is not a driver's business, once for all of them.
+//!
+//! A request enters at a node. [`fast`] follows the drivers' synchronous `map` answers from there down to a host
+//! file and submits one operation, without a lock, an allocation or a boxed future, whatever the depth of the
+//! chain. Where a driver cannot say, data must be seen, or rules must be kept (alignment, growth, zero detection,
+//! read-modify-write), the request goes through [`slow`] at the node that needs it. Requests over several
+//! extents are split and run side by side.
+//!
+//! Durability: `unflushed` is set on a node after a write through it has completed, and on every node that
+//! a fast write passes when it starts. [`flush`] of a node hands the mark down to its children before it
+//! flushes, so that a flush covers every write completed through the same node, and a flush with nothing to
+//! make durable costs no system call.
+
+mod align;
+mod fast;
+mod flush;
+mod slow;
+mod status;
+mod zero;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Release;
+
+use futures_util::future::try_join_all;
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use crate::driver::Preallocation;
+use crate::{Error, ErrorKind, Node, Result, WriteFlags};
+
+pub(crate) use flush::flush;
+pub use status::ChainStatus;
+pub(crate) use status::{block_status, status_above};
+pub(crate) use zero::{discard, write_zeroes};
+
+use fast::{ReadStart, WriteStart};
+
+/// Reads `buf.len()` bytes at `offset`; past the end it reads zeroes.
+pub(crate) async fn read_padded(node: &Arc<Node>, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
+    match fast::start_read(node, offset, buf) {
+        ReadStart::Done(buf) => Ok(buf),
+        ReadStart::InFlight(op) => {
+            let (outcome, buf) = op.await;
+            match outcome {
+                Ok(done) if done == buf.len() => Ok(buf),
+                outcome => Box::pin(slow::finish_read(node, offset, buf, outcome)).await,
+            }
+        }
+        ReadStart::Slow { node, offset, buf } => Box::pin(slow::read(node, offset, buf)).await,
+        ReadStart::Split { first, buf } => Box::pin(read_split(node, offset, buf, first)).await,
+    }
+}
+
+/// Reads a request that lies in several extents, all of them at once.
+async fn read_split(
+    node: &Arc<Node>,
+    offset: u64,
+    mut buf: IoBufMut,
+    first: usize,
+) -> Result<IoBufMut> {
+    let mut pieces = Vec::new();
+    let head = buf.split_to(first);
+    pieces.push(Box::pin(read_padded(node, offset, head)));
+    let mut at = offset.saturating_add(as_u64(first));
+    while !buf.is_empty() {
+        let len = fast::extent_len(node, crate::MapOp::Read, at, buf.len());
+        let piece = buf.split_to(len);
+        pieces.push(Box::pin(read_padded(node, at, piece)));
+        at = at.saturating_add(as_u64(len));
+    }
+    let mut whole: Option<IoBufMut> = None;
+    for part in try_join_all(pieces).await? {
+        match &mut whole {
+            None => whole = Some(part),
+            Some(whole) => whole
+                .unsplit(part)
+                .map_err(|_| Error::new(ErrorKind::Io, "a driver replaced the buffer of a read"))?,
+        }
+    }
+    whole.ok_or_else(|| Error::invalid("empty read"))
+}
+
+/// Writes `data` at `offset`.
+pub(crate) async fn write(
+    node: &Arc<Node>,
+    offset: u64,
+    data: IoBuf,
+    flags: WriteFlags,
+) -> Result<()> {
+    if data.is_empty() {
+        return Ok(());
+    }
+    if !flags.is_empty() {
+        return Box::pin(write_flagged(node, offset, data, flags)).await;
+    }
+    write_plain(node, offset, data).await
+}
+
+async fn write_flagged(
+    node: &Arc<Node>,
+    offset: u64,
+    data: IoBuf,
+    flags: WriteFlags,
+) -> Result<()> {
+    if flags.contains(WriteFlags::COMPRESSED) {
+        write_compressed(node, offset, data).await?;
+    } else {
+        write_plain(node, offset, data).await?;
+    }
+    if flags.contains(WriteFlags::FUA) {
+        flush(node).await?;
+    }
+    Ok(())
+}
+
+async fn write_compressed(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
+    slow::check_write(node, offset, as_u64(data.len()))?;
+    let Some(compress) = node.driver().compress() else {
+        return Err(Error::unsupported("Compression not supported for this file format"));
+    };
+    compress.write_compressed(offset, data).await.map_err(|e| e.on_node(node.name()).at(offset))?;
+    node.unflushed.store(true, Release);
+    Ok(())
+}
+
+async fn write_plain(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
+    let outcome = match fast::start_write(node, offset, data) {
+        WriteStart::InFlight { op, len, data } => match op.await {
+            Ok(done) if done == len => Ok(()),
+            outcome => Box::pin(slow::finish_write(node, offset, data, outcome)).await,
+        },
+        WriteStart::Tracked { leaf, offset: at, data } => tracked(&leaf, at, data).await,
+        WriteStart::Slow { node, offset, data } => Box::pin(slow::write(node, offset, data)).await,
+        WriteStart::Split { first, data } => Box::pin(write_split(node, offset, data, first)).await,
+    };
+    node.mark_unflushed();
+    outcome
+}
+
+/// A write to a leaf whose requests must be aligned: it is counted, so that a read-modify-write can wait
+/// for it, and steps aside for one under way.
+async fn tracked(leaf: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
+    let guard = leaf.aligned_writes.enter();
+    let file = leaf.driver().host_file();
+    let (Some(file), false) = (file, leaf.gated()) else {
+        drop(guard);
+        return Box::pin(slow::write(Arc::clone(leaf), offset, data)).await;
+    };
+    let len = data.len();
+    let outcome = match file.write_at(data.clone(), offset, false).await {
+        Ok(done) if done == len => Ok(()),
+        outcome => Box::pin(slow::finish_write(leaf, offset, data, outcome)).await,
+    };
+    leaf.mark_unflushed();
+    outcome
+}
+
+async fn write_split(node: &Arc<Node>, offset: u64, mut data: IoBuf, first: usize) -> Result<()> {
+    let mut pieces = vec![Box::pin(write_plain(node, offset, data.split_to(first)))];
+    let mut at = offset.saturating_add(as_u64(first));
+    while !data.is_empty() {
+        let len = fast::extent_len(node, crate::MapOp::Write, at, data.len());
+        pieces.push(Box::pin(write_plain(node, at, data.split_to(len))));
+        at = at.saturating_add(as_u64(len));
+    }
+    try_join_all(pieces).await.map(drop)
+}
+
+/// Sets the size of a node.
+pub(crate) async fn resize(
+    node: &Arc<Node>,
+    size: u64,
+    preallocation: Preallocation,
+) -> Result<()> {
+    if node.is_read_only() {
+        return Err(Error::new(ErrorKind::Denied, "Image is read-only").errno(13));
+    }
+    if i64::try_from(size).is_err() {
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            "Required too big image size, it must be not greater than 9223372036854775807",
+        )
+        .errno(27));
+    }
+    let Some(driver) = node.driver().resize() else {
+        return Err(Error::unsupported("Image format driver does not support resize"));
+    };
+    driver.resize(size, preallocation).await.map_err(|error| error.on_node(node.name()))?;
+    node.set_size(node.driver().size());
+    node.mark_unflushed();
+    Ok(())
+}
+
+/// Copies a range between two nodes by way of the host's copy offload.
+pub(crate) async fn copy_range(
+    source: &Arc<Node>,
+    offset: u64,
+    target: &Arc<Node>,
+    target_offset: u64,
+    len: u64,
+) -> Result<()> {
+    let (Some(from), Some(to)) = (
+        fast::resolve_host(source, crate::MapOp::Read, offset, len),
+        fast::resolve_host(target, crate::MapOp::Write, target_offset, len),
+    ) else {
+        return Err(Error::unsupported("Copy offload is not possible here"));
+    };
+    let Some(copy) = from.node.driver().copy_range() else {
+        return Err(Error::unsupported("Copy offload is not possible here"));
+    };
+    copy.copy_to(from.offset, to.node.driver(), to.offset, len).await?;
+    to.node.mark_unflushed();
+    target.mark_unflushed();
+    Ok(())
+}
+
+/// `usize` to `u64`, which never loses anything on the platforms supported.
+pub(crate) fn as_u64(len: usize) -> u64 {
+    len as u64
+}
+
+/// The smaller of a `u64` and a `usize`, as a `usize`.
+pub(crate) fn min_len(len: u64, limit: usize) -> usize {
+    usize::try_from(len).map_or(limit, |len| len.min(limit))
+}

@@ -1,0 +1,179 @@
+//! The slow path of one node: bounds, alignment, zero detection, splitting by limits, then the driver.
+
+use std::io;
+use std::sync::Arc;
+
+use futures_util::future::try_join_all;
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use super::{align, as_u64, min_len, zero};
+use crate::node::{DetectZeroes, Gates};
+use crate::{Error, ErrorKind, Node, Result, WriteFlags, ZeroFlags};
+
+/// Longest transfer handed to a driver in one piece: what Linux moves in one system call, rounded down.
+const MAX_TRANSFER: u64 = 1 << 30;
+
+/// Refuses a write that the node does not take.
+pub(super) fn check_write(node: &Node, offset: u64, len: u64) -> Result<()> {
+    if node.is_read_only() {
+        return Err(Error::new(ErrorKind::ReadOnly, "Block node is read-only")
+            .errno(1)
+            .on_node(node.name()));
+    }
+    let end = offset.checked_add(len).filter(|end| i64::try_from(*end).is_ok());
+    match end {
+        Some(end) if end <= node.size() || node.limits().grows => Ok(()),
+        _ => Err(out_of_range(node, offset)),
+    }
+}
+
+pub(super) fn out_of_range(node: &Node, offset: u64) -> Error {
+    Error::from_errno(5).reword("Request lies outside the device").on_node(node.name()).at(offset)
+}
+
+/// Reads through the driver; past the end of the node it reads zeroes.
+pub(super) async fn read(node: Arc<Node>, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
+    let room = min_len(node.size().saturating_sub(offset), buf.len());
+    if room == 0 {
+        buf.fill(0);
+        return Ok(buf);
+    }
+    let mut tail = buf.split_off(room);
+    tail.fill(0);
+    let mut buf = if align::fits(&node, offset, room, buf.as_ptr().addr()) {
+        read_pieces(&node, offset, buf).await?
+    } else {
+        align::read(&node, offset, buf).await?
+    };
+    buf.unsplit(tail).map_err(|_| replaced())?;
+    Ok(buf)
+}
+
+fn replaced() -> Error {
+    Error::new(ErrorKind::Io, "a driver replaced the buffer of a read")
+}
+
+/// An aligned read inside the node, cut to what the driver takes at once.
+pub(super) async fn read_pieces(node: &Node, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
+    let most = max_piece(node);
+    let context = |error: Error| error.on_node(node.name()).at(offset);
+    if buf.len() <= most {
+        return node.driver().read(offset, buf).await.map_err(context);
+    }
+    let mut pieces = Vec::new();
+    let mut at = offset;
+    while !buf.is_empty() {
+        let piece = buf.split_to(most.min(buf.len()));
+        let len = as_u64(piece.len());
+        pieces.push(node.driver().read(at, piece));
+        at = at.saturating_add(len);
+    }
+    let mut parts = try_join_all(pieces).await.map_err(context)?.into_iter();
+    let mut whole = parts.next().ok_or_else(replaced)?;
+    for part in parts {
+        whole.unsplit(part).map_err(|_| replaced())?;
+    }
+    Ok(whole)
+}
+
+fn max_piece(node: &Node) -> usize {
+    let limits = node.limits();
+    let most =
+        if limits.max_transfer == 0 { MAX_TRANSFER } else { limits.max_transfer.min(MAX_TRANSFER) };
+    let aligned = most - most % u64::from(limits.request_alignment.max(1));
+    min_len(aligned.max(1), usize::MAX)
+}
+
+/// Completes a read that the host cut short or failed.
+pub(super) async fn finish_read(
+    node: &Arc<Node>,
+    offset: u64,
+    mut buf: IoBufMut,
+    outcome: io::Result<usize>,
+) -> Result<IoBufMut> {
+    let done = match outcome {
+        Ok(done) => done,
+        Err(error) if is_transient(&error) => 0,
+        Err(error) => return Err(Error::from(error).on_node(node.name()).at(offset)),
+    };
+    let rest = buf.split_off(done);
+    // The driver's own read loops until the end of its file.
+    let rest = fallback_read(node, offset.saturating_add(as_u64(done)), rest).await?;
+    buf.unsplit(rest).map_err(|_| replaced())?;
+    Ok(buf)
+}
+
+async fn fallback_read(node: &Arc<Node>, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
+    read(Arc::clone(node), offset, buf).await
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
+}
+
+/// Completes a write that the host cut short or failed.
+pub(super) async fn finish_write(
+    node: &Arc<Node>,
+    offset: u64,
+    mut data: IoBuf,
+    outcome: io::Result<usize>,
+) -> Result<()> {
+    let done = match outcome {
+        Ok(0) => return Err(Error::from_errno(28).on_node(node.name()).at(offset)),
+        Ok(done) => done,
+        Err(error) if is_transient(&error) => 0,
+        Err(error) => return Err(Error::from(error).on_node(node.name()).at(offset)),
+    };
+    drop(data.split_to(done.min(data.len())));
+    let at = offset.saturating_add(as_u64(done));
+    write(Arc::clone(node), at, data).await
+}
+
+/// Writes through the driver.
+pub(super) async fn write(node: Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
+    let len = as_u64(data.len());
+    check_write(&node, offset, len)?;
+    if node.has_gate(Gates::DETECT_ZEROES) && oxblk_ring::is_zero(&data) {
+        let mut flags = ZeroFlags::empty();
+        flags.set(ZeroFlags::MAY_UNMAP, node.detect_zeroes() == DetectZeroes::Unmap);
+        return zero::write_zeroes(&node, offset, len, flags).await;
+    }
+    let outcome = write_data(&node, offset, data).await;
+    if outcome.is_ok() {
+        node.grow_to(offset.saturating_add(len));
+    }
+    node.mark_unflushed();
+    outcome
+}
+
+/// Writes data as data, whatever it is, at any alignment.
+pub(super) async fn write_data(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
+    if !align::is_aligned(node, offset, as_u64(data.len())) {
+        align::read_modify_write(node, offset, data).await
+    } else if node.request_alignment() > 1 || !node.takes_memory_at(data.as_ptr().addr()) {
+        align::write_counted(node, offset, data).await
+    } else {
+        write_pieces(node, offset, data).await
+    }
+}
+
+/// An aligned write, cut to what the driver takes at once.
+pub(super) async fn write_pieces(node: &Node, offset: u64, mut data: IoBuf) -> Result<()> {
+    if node.has_gate(Gates::WRITE_GUARD) {
+        node.guard_write(offset, &data)?;
+    }
+    let most = max_piece(node);
+    let context = |error: Error| error.on_node(node.name()).at(offset);
+    if data.len() <= most {
+        return node.driver().write(offset, data, WriteFlags::empty()).await.map_err(context);
+    }
+    let mut pieces = Vec::new();
+    let mut at = offset;
+    while !data.is_empty() {
+        let piece = data.split_to(most.min(data.len()));
+        let len = as_u64(piece.len());
+        pieces.push(node.driver().write(at, piece, WriteFlags::empty()));
+        at = at.saturating_add(len);
+    }
+    try_join_all(pieces).await.map(drop).map_err(context)
+}

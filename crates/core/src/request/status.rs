@@ -1,0 +1,131 @@
+//! Block status of one node, and of a backing chain.
+
+use std::sync::Arc;
+
+use crate::driver::{BoxFuture, Want};
+use crate::{ChildIdx, Node, Result, Status, StatusFlags};
+
+/// The status of the start of `offset..offset + len` in this node; the backing file is asked for nothing but
+/// its size.
+pub(crate) async fn block_status(
+    node: &Arc<Node>,
+    offset: u64,
+    len: u64,
+    want: Want,
+) -> Result<Status> {
+    let size = node.size();
+    let len = len.min(size.saturating_sub(offset));
+    if len == 0 {
+        return Ok(Status { len: 0, flags: StatusFlags::EOF, host: None, child: None });
+    }
+    let mut status = match node.driver().block_status(offset, len, want) {
+        Some(request) => request.await.map_err(|error| error.on_node(node.name()).at(offset))?,
+        None => Status::mapped(len, ChildIdx::FILE, offset),
+    };
+    status.len = status.len.clamp(1, len);
+    if want == Want::Precise {
+        ask_child(node, &mut status).await?;
+    }
+    if !status.is_allocated() {
+        zero_without_backing(node, offset, &mut status);
+    }
+    if offset.saturating_add(status.len) >= size {
+        status.flags |= StatusFlags::EOF;
+    }
+    Ok(status)
+}
+
+/// Where data lies unchanged in a child, the child may know that it is a hole.
+async fn ask_child(node: &Arc<Node>, status: &mut Status) -> Result<()> {
+    let asks = StatusFlags::RECURSE | StatusFlags::OFFSET_VALID;
+    let (true, Some(child), Some(host)) = (status.flags.contains(asks), status.child, status.host)
+    else {
+        return Ok(());
+    };
+    let Some(child) = node.child(child) else { return Ok(()) };
+    if host >= child.size() {
+        // Past the end of the file: reads as zeroes.
+        status.flags |= StatusFlags::ZERO;
+        return Ok(());
+    }
+    let below: BoxFuture<'_, Result<Status>> =
+        Box::pin(block_status(&child, host, status.len, Want::Precise));
+    let below = below.await?;
+    status.len = status.len.min(below.len.max(1));
+    if below.is_zero() {
+        status.flags |= StatusFlags::ZERO;
+    }
+    if !below.flags.contains(StatusFlags::DATA) {
+        status.flags -= StatusFlags::DATA;
+    }
+    Ok(())
+}
+
+/// What neither this node nor a backing file has reads as zeroes.
+fn zero_without_backing(node: &Node, offset: u64, status: &mut Status) {
+    match node.child(ChildIdx::BACKING) {
+        None => status.flags |= StatusFlags::ZERO,
+        Some(backing) => {
+            let end = backing.size();
+            if offset >= end {
+                status.flags |= StatusFlags::ZERO;
+            } else {
+                status.len = status.len.min(end - offset);
+            }
+        }
+    }
+}
+
+/// The status of a range through a chain: which layer decides, and how.
+#[derive(Debug, Clone)]
+pub struct ChainStatus {
+    /// The status as that layer tells it; `ALLOCATED` is set if any layer has the range.
+    pub status: Status,
+    /// How many layers down from the top it is, 0 for the top.
+    pub depth: u32,
+    /// The layer.
+    pub node: Arc<Node>,
+}
+
+/// The status of the start of a range from `top` down to, but not including, `base`.
+pub(crate) async fn status_above(
+    top: &Arc<Node>,
+    base: Option<&Arc<Node>>,
+    offset: u64,
+    len: u64,
+    want: Want,
+) -> Result<ChainStatus> {
+    let mut node = Arc::clone(top);
+    let mut depth = 0_u32;
+    let mut len = len.min(top.size().saturating_sub(offset));
+    loop {
+        let mut status = block_status(&node, offset, len, want).await?;
+        if status.len == 0 && len > 0 {
+            // The layer is shorter than the ones above: it makes the rest read as zeroes.
+            status = Status {
+                len,
+                flags: StatusFlags::ZERO | StatusFlags::ALLOCATED,
+                host: None,
+                child: None,
+            };
+        }
+        len = len.min(status.len);
+        if offset.saturating_add(len) >= top.size() {
+            status.flags |= StatusFlags::EOF;
+        } else {
+            status.flags -= StatusFlags::EOF;
+        }
+        let below = node.child(ChildIdx::BACKING);
+        let stop = status.is_allocated() || status.is_zero();
+        match below {
+            Some(below) if !stop && !base.is_some_and(|base| Arc::ptr_eq(base, &below)) => {
+                node = below;
+                depth = depth.saturating_add(1);
+            }
+            _ => {
+                status.len = len;
+                return Ok(ChainStatus { status, depth, node });
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Zero writes and discards: what the driver can do, and what is done where it cannot.
+
+use std::sync::Arc;
+
+use futures_util::future::try_join_all;
+use oxblk_ring::IoBuf;
+
+use super::{align, flush, min_len, slow};
+use crate::{Error, ErrorKind, Node, Result, ZeroFlags};
+
+/// Most zeroes written as data in one request.
+const MAX_ZERO_DATA: u64 = 1 << 20;
+/// Longest range handed to a driver at once; a multiple of any alignment.
+const MAX_RANGE: u64 = 1 << 40;
+/// Discards in flight at once.
+const DISCARDS_AT_ONCE: usize = 16;
+
+/// Makes a range read as zeroes.
+pub(crate) async fn write_zeroes(
+    node: &Arc<Node>,
+    offset: u64,
+    len: u64,
+    flags: ZeroFlags,
+) -> Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
+    slow::check_write(node, offset, len)?;
+    let outcome = write_zeroes_parts(node, offset, len, flags - ZeroFlags::FUA).await;
+    if outcome.is_ok() {
+        node.grow_to(offset.saturating_add(len));
+    }
+    node.mark_unflushed();
+    outcome?;
+    if flags.contains(ZeroFlags::FUA) {
+        flush::flush(node).await?;
+    }
+    Ok(())
+}
+
+/// Cuts the range at the driver's alignment and maximum, so that the driver sees a misaligned head, whole blocks
+/// and a misaligned tail apart.
+async fn write_zeroes_parts(
+    node: &Arc<Node>,
+    offset: u64,
+    len: u64,
+    flags: ZeroFlags,
+) -> Result<()> {
+    let limits = node.limits();
+    let block = u64::from(limits.write_zeroes_alignment.max(limits.request_alignment).max(1));
+    let most = match limits.max_write_zeroes {
+        0 => MAX_RANGE,
+        most => most.min(MAX_RANGE),
+    };
+    let most = (most - most % block).max(block);
+    let end = offset.saturating_add(len);
+    let mut at = offset;
+    while at < end {
+        let to_boundary = block - at % block;
+        let mut piece = (end - at).min(most);
+        if to_boundary != block {
+            piece = piece.min(to_boundary);
+        } else if piece > block {
+            piece -= piece % block;
+        }
+        zero_one(node, at, piece, flags).await?;
+        at = at.saturating_add(piece);
+    }
+    Ok(())
+}
+
+async fn zero_one(node: &Arc<Node>, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
+    if align::is_aligned(node, offset, len)
+        && let Some(request) = node.driver().write_zeroes(offset, len, flags)
+    {
+        match request.await {
+            Err(error) if error.kind() == ErrorKind::Unsupported => {}
+            outcome => return outcome.map_err(|error| error.on_node(node.name()).at(offset)),
+        }
+    }
+    if flags.contains(ZeroFlags::NO_FALLBACK) {
+        return Err(Error::from_errno(95).on_node(node.name()).at(offset));
+    }
+    write_zero_data(node, offset, len).await
+}
+
+async fn write_zero_data(node: &Arc<Node>, offset: u64, len: u64) -> Result<()> {
+    let zeroes = IoBuf::zeroes(min_len(len, min_len(MAX_ZERO_DATA, usize::MAX)));
+    let mut at = offset;
+    let end = offset.saturating_add(len);
+    while at < end {
+        let piece = min_len(end - at, zeroes.len());
+        slow::write_data(node, at, zeroes.slice(..piece)).await?;
+        at = at.saturating_add(super::as_u64(piece));
+    }
+    Ok(())
+}
+
+/// Tells that the contents of a range no longer matter.
+pub(crate) async fn discard(node: &Arc<Node>, offset: u64, len: u64) -> Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
+    slow::check_write(node, offset, len)?;
+    if offset.saturating_add(len) > node.size() {
+        return Err(slow::out_of_range(node, offset));
+    }
+    if !node.flags().unmap {
+        return Ok(());
+    }
+    let limits = node.limits();
+    let most = match limits.max_discard {
+        0 => MAX_RANGE,
+        most => most.min(MAX_RANGE),
+    };
+    // Only whole blocks of the node can be told of.
+    let block = u64::from(limits.request_alignment.max(1));
+    let end = offset.saturating_add(len);
+    let mut at = offset.next_multiple_of(block);
+    let end = if end == node.size() { end } else { end - end % block };
+    while at < end {
+        let mut batch = Vec::new();
+        while at < end && batch.len() < DISCARDS_AT_ONCE {
+            let piece = (end - at).min((most - most % block).max(block));
+            if let Some(request) = node.driver().discard(at, piece) {
+                batch.push(request);
+            }
+            at = at.saturating_add(piece);
+        }
+        match try_join_all(batch).await {
+            Err(error) if error.kind() != ErrorKind::Unsupported => {
+                return Err(error.on_node(node.name()).at(offset));
+            }
+            _ => {}
+        }
+    }
+    node.mark_unflushed();
+    Ok(())
+}
