@@ -245,7 +245,7 @@ impl Backend {
         want: Want,
     ) -> Result<ChainStatus> {
         let request = self.begin().await?;
-        request.check(offset, len)?;
+        request.check(offset, 0)?;
         request::status_above(request.root.edge.node(), base, offset, len, want).await
     }
 

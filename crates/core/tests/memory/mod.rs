@@ -1,0 +1,256 @@
+//! Drivers in memory for the tests of the request path: a protocol with limits of choice, and a format that
+//! scatters its clusters and takes unallocated ones from its backing file.
+
+use std::sync::{Arc, Mutex};
+
+use oxblk_core::{
+    BoxFuture, ChildIdx, Driver, DriverFactory, DriverKind, Error, Graph, Limits, MapOp, Node,
+    OpenContext, OpenFlags, Options, Preallocation, Result, Status, Step, Want, WriteFlags,
+    ZeroFlags, driver::Resize,
+};
+use oxblk_ring::{IoBuf, IoBufMut};
+
+/// What a memory protocol does and has seen.
+#[derive(Debug, Default)]
+pub struct Memory {
+    pub bytes: Mutex<Vec<u8>>,
+    pub log: Mutex<Vec<String>>,
+    pub limits: Limits,
+    /// Yields to other tasks this often inside each request.
+    pub yields: u32,
+    /// Zero writes are the driver's own.
+    pub zeroes: bool,
+}
+
+impl Memory {
+    pub fn new(size: usize, limits: Limits) -> Arc<Self> {
+        Arc::new(Self { bytes: Mutex::new(vec![0; size]), limits, ..Self::default() })
+    }
+
+    pub fn take_log(&self) -> Vec<String> {
+        std::mem::take(&mut self.log.lock().unwrap())
+    }
+
+    fn say(&self, what: &str, offset: u64, len: usize) {
+        self.log.lock().unwrap().push(format!("{what} {offset}+{len}"));
+    }
+
+    async fn pause(&self) {
+        for _ in 0..self.yields {
+            oxblk_ring::yield_now().await;
+        }
+    }
+}
+
+pub struct MemoryDriver(pub Arc<Memory>);
+
+impl MemoryDriver {
+    fn check(&self, offset: u64, len: usize) {
+        let alignment = u64::from(self.0.limits.request_alignment);
+        assert_eq!(offset % alignment, 0, "misaligned request reached the driver");
+        assert_eq!(len as u64 % alignment, 0, "misaligned request reached the driver");
+        let most = self.0.limits.max_transfer;
+        assert!(most == 0 || len as u64 <= most, "too long a request reached the driver");
+    }
+}
+
+impl Driver for MemoryDriver {
+    fn read(&self, offset: u64, mut buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
+        Box::pin(async move {
+            self.check(offset, buf.len());
+            self.0.say("read", offset, buf.len());
+            self.0.pause().await;
+            let bytes = self.0.bytes.lock().unwrap();
+            let at = usize::try_from(offset).unwrap();
+            for (i, byte) in buf.iter_mut().enumerate() {
+                *byte = bytes.get(at + i).copied().unwrap_or(0);
+            }
+            Ok(buf)
+        })
+    }
+
+    fn write(&self, offset: u64, data: IoBuf, _flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.check(offset, data.len());
+            self.0.say("write", offset, data.len());
+            self.0.pause().await;
+            let mut bytes = self.0.bytes.lock().unwrap();
+            let at = usize::try_from(offset).unwrap();
+            if bytes.len() < at + data.len() {
+                bytes.resize(at + data.len(), 0);
+            }
+            bytes[at..at + data.len()].copy_from_slice(&data);
+            Ok(())
+        })
+    }
+
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        _flags: ZeroFlags,
+    ) -> Option<BoxFuture<'_, Result<()>>> {
+        if !self.0.zeroes {
+            return None;
+        }
+        Some(Box::pin(async move {
+            let len = usize::try_from(len).unwrap();
+            self.0.say("zero", offset, len);
+            let at = usize::try_from(offset).unwrap();
+            self.0.bytes.lock().unwrap()[at..at + len].fill(0);
+            Ok(())
+        }))
+    }
+
+    fn flush(&self) -> Option<BoxFuture<'_, Result<()>>> {
+        Some(Box::pin(async move {
+            self.0.say("flush", 0, 0);
+            self.0.pause().await;
+            Ok(())
+        }))
+    }
+
+    fn block_status(
+        &self,
+        _offset: u64,
+        len: u64,
+        _want: Want,
+    ) -> Option<BoxFuture<'_, Result<Status>>> {
+        Some(Box::pin(async move { Ok(Status::data(len)) }))
+    }
+
+    fn size(&self) -> u64 {
+        self.0.bytes.lock().unwrap().len() as u64
+    }
+
+    fn limits(&self) -> Limits {
+        self.0.limits.clone()
+    }
+
+    fn resize(&self) -> Option<&dyn Resize> {
+        Some(self)
+    }
+}
+
+impl Resize for MemoryDriver {
+    fn resize(&self, size: u64, _preallocation: Preallocation) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.0.bytes.lock().unwrap().resize(usize::try_from(size).unwrap(), 0);
+            Ok(())
+        })
+    }
+}
+
+pub struct MemoryFactory;
+
+impl DriverFactory for MemoryFactory {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+    fn kind(&self) -> DriverKind {
+        DriverKind::Protocol
+    }
+    fn open<'a>(&'a self, context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>> {
+        Box::pin(async move {
+            let size = context
+                .options
+                .take_size("size")?
+                .ok_or_else(|| Error::invalid("size is required"))?;
+            let memory = Memory::new(usize::try_from(size).unwrap(), Limits::default());
+            let driver: Box<dyn Driver> = Box::new(MemoryDriver(memory));
+            Ok(driver)
+        })
+    }
+}
+
+/// A format without metadata on disk: even blocks of `block` bytes lie swapped pairwise in the file, odd ones are
+/// taken from the backing file.
+pub struct Checkered {
+    pub block: u64,
+    pub size: u64,
+}
+
+impl Checkered {
+    fn place(&self, offset: u64) -> (Option<u64>, u64) {
+        let index = offset / self.block;
+        let within = offset % self.block;
+        let place = (index % 2 == 0).then(|| (index ^ 2) / 2 * self.block + within);
+        (place, self.block - within)
+    }
+}
+
+impl Driver for Checkered {
+    fn map(&self, op: MapOp, offset: u64, _len: u64) -> Step {
+        match (self.place(offset), op) {
+            ((Some(place), len), _) => Step::Forward { child: ChildIdx::FILE, offset: place, len },
+            ((None, len), MapOp::Read) => Step::Forward { child: ChildIdx::BACKING, offset, len },
+            _ => Step::Slow,
+        }
+    }
+    fn read(&self, _offset: u64, _buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
+        Box::pin(async { Err(Error::invalid("reads of this format never need the slow path")) })
+    }
+    fn write(&self, _offset: u64, _data: IoBuf, _flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { Err(Error::from_errno(28)) })
+    }
+    fn block_status(
+        &self,
+        offset: u64,
+        len: u64,
+        _want: Want,
+    ) -> Option<BoxFuture<'_, Result<Status>>> {
+        Some(Box::pin(async move {
+            Ok(match self.place(offset) {
+                (Some(place), room) => Status::mapped(len.min(room), ChildIdx::FILE, place),
+                (None, room) => Status::unallocated(len.min(room)),
+            })
+        }))
+    }
+    fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+pub struct CheckeredFactory;
+
+impl DriverFactory for CheckeredFactory {
+    fn name(&self) -> &'static str {
+        "checkered"
+    }
+    fn kind(&self) -> DriverKind {
+        DriverKind::Format
+    }
+    fn supports_backing(&self) -> bool {
+        true
+    }
+    fn open<'a>(&'a self, context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>> {
+        Box::pin(async move {
+            let size = context.options.take_size("size")?.unwrap_or(8192);
+            let driver: Box<dyn Driver> = Box::new(Checkered { block: 512, size });
+            Ok(driver)
+        })
+    }
+}
+
+pub static DRIVERS: &[&dyn DriverFactory] = &[&MemoryFactory, &CheckeredFactory];
+
+pub fn graph() -> Graph {
+    Graph::new(DRIVERS)
+}
+
+/// A node on `memory`.
+pub fn node(graph: &Graph, name: &str, memory: &Arc<Memory>) -> Arc<Node> {
+    let driver = Box::new(MemoryDriver(Arc::clone(memory)));
+    graph
+        .add_node(
+            Some(name),
+            &MemoryFactory,
+            driver,
+            OpenFlags { unmap: true, ..OpenFlags::default() },
+        )
+        .unwrap()
+}
+
+pub fn options(dotted: &str) -> Options {
+    Options::from_dotted(dotted, None).unwrap()
+}

@@ -1,0 +1,229 @@
+//! The request path against drivers in memory.
+
+mod memory;
+
+use std::sync::Arc;
+
+use memory::{Memory, graph, node, options};
+use oxblk_core::{
+    Backend, ErrorKind, Limits, OpenFlags, Perm, Permissions, Preallocation, StatusFlags, Want,
+    WriteFlags, ZeroFlags,
+};
+use oxblk_ring::{IoBuf, IoBufMut, block_on, spawn};
+
+fn all() -> Permissions {
+    Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE)
+}
+
+fn aligned(alignment: u32) -> Limits {
+    Limits { request_alignment: alignment, max_transfer: 4096, ..Limits::default() }
+}
+
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|i| u8::try_from(i % 251).unwrap().wrapping_add(seed)).collect()
+}
+
+#[test]
+fn misaligned_requests_read_and_write_the_right_bytes() {
+    block_on(async {
+        let graph = graph();
+        let memory = Memory::new(16384, aligned(512));
+        let backend = Backend::new(&graph, "b", node(&graph, "m", &memory), all()).unwrap();
+        let mut oracle = vec![0_u8; 16384];
+        for (offset, len, seed) in
+            [(0, 512, 1), (100, 50, 2), (511, 2, 3), (513, 9000, 4), (16383, 1, 5), (700, 324, 6)]
+        {
+            let data = pattern(len, seed);
+            backend.write(offset as u64, data.clone().into(), WriteFlags::empty()).await.unwrap();
+            oracle[offset..offset + len].copy_from_slice(&data);
+        }
+        assert_eq!(*memory.bytes.lock().unwrap(), oracle);
+        for (offset, len) in [(0, 16384), (1, 1), (511, 1025), (16000, 384)] {
+            let read = backend.read(offset as u64, IoBufMut::new(len)).await.unwrap();
+            assert_eq!(&*read, &oracle[offset..offset + len]);
+        }
+    });
+}
+
+#[test]
+fn writes_that_share_a_block_do_not_lose_each_other() {
+    block_on(async {
+        let graph = graph();
+        let memory = Arc::new(Memory {
+            bytes: vec![0; 4096].into(),
+            limits: aligned(4096),
+            yields: 3,
+            ..Memory::default()
+        });
+        let backend = Backend::new(&graph, "b", node(&graph, "m", &memory), all()).unwrap();
+        let tasks: Vec<_> = (0..64_u64)
+            .map(|i| {
+                let backend = backend.clone();
+                spawn(async move {
+                    let data = vec![u8::try_from(i + 1).unwrap(); 64];
+                    backend.write(i * 64, data.into(), WriteFlags::empty()).await.unwrap();
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await;
+        }
+        let bytes = memory.bytes.lock().unwrap();
+        for (i, byte) in bytes.iter().enumerate() {
+            assert_eq!(usize::from(*byte), i / 64 + 1, "byte {i}");
+        }
+    });
+}
+
+#[test]
+fn requests_outside_the_device_are_refused() {
+    block_on(async {
+        let graph = graph();
+        let memory = Memory::new(1024, Limits::default());
+        let backend = Backend::new(&graph, "b", node(&graph, "m", &memory), all()).unwrap();
+        for (offset, len) in [(1024, 1), (0, 1025), (u64::MAX, 2), (u64::MAX - 1, 1)] {
+            let error = backend.read(offset, IoBufMut::new(len)).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::OutOfRange);
+            let data = IoBuf::zeroes(len);
+            let error = backend.write(offset, data, WriteFlags::empty()).await.unwrap_err();
+            assert_eq!((error.kind(), error.raw_errno()), (ErrorKind::OutOfRange, 5));
+        }
+        assert!(memory.take_log().is_empty());
+    });
+}
+
+#[test]
+fn a_flush_with_nothing_to_make_durable_reaches_no_driver() {
+    block_on(async {
+        let graph = graph();
+        let memory = Memory::new(1024, Limits::default());
+        let backend = Backend::new(&graph, "b", node(&graph, "m", &memory), all()).unwrap();
+        backend.flush().await.unwrap();
+        assert!(memory.take_log().is_empty());
+        backend.write(0, vec![1; 512].into(), WriteFlags::FUA).await.unwrap();
+        assert_eq!(memory.take_log(), ["write 0+512", "flush 0+0"]);
+        backend.flush().await.unwrap();
+        assert!(memory.take_log().is_empty());
+    });
+}
+
+#[test]
+fn zero_writes_use_the_driver_for_whole_blocks_and_data_for_the_rest() {
+    block_on(async {
+        let graph = graph();
+        let limits =
+            Limits { request_alignment: 512, write_zeroes_alignment: 1024, ..Limits::default() };
+        let memory = Arc::new(Memory {
+            bytes: vec![7; 8192].into(),
+            limits,
+            zeroes: true,
+            ..Memory::default()
+        });
+        let backend = Backend::new(&graph, "b", node(&graph, "m", &memory), all()).unwrap();
+        backend.write_zeroes(100, 5000, ZeroFlags::empty()).await.unwrap();
+        assert!(memory.take_log().contains(&"zero 1024+3072".to_owned()));
+        let bytes = memory.bytes.lock().unwrap().clone();
+        assert!(bytes[..100].iter().chain(&bytes[5100..]).all(|byte| *byte == 7));
+        assert!(bytes[100..5100].iter().all(|byte| *byte == 0));
+    });
+}
+
+#[test]
+fn zero_writes_without_fallback_say_so() {
+    block_on(async {
+        let graph = graph();
+        let memory = Memory::new(8192, Limits::default());
+        let backend = Backend::new(&graph, "b", node(&graph, "m", &memory), all()).unwrap();
+        let error = backend.write_zeroes(0, 4096, ZeroFlags::NO_FALLBACK).await.unwrap_err();
+        assert_eq!((error.kind(), error.raw_errno()), (ErrorKind::Unsupported, 95));
+    });
+}
+
+#[test]
+fn a_chain_is_read_through_its_layers_in_one_request() {
+    block_on(async {
+        let graph = graph();
+        let top = options(
+            "driver=checkered,node-name=top,size=8192,file.driver=memory,file.size=8192,file.node-name=f,backing.driver=memory,backing.size=3000,backing.node-name=base",
+        );
+        let backend = graph.open_backend(None, top, OpenFlags::default()).await.unwrap();
+        let seed = |name: &str, byte: u8| {
+            let node = graph.node(name).unwrap();
+            async move {
+                let size = usize::try_from(node.size()).unwrap();
+                node.driver().write(0, vec![byte; size].into(), WriteFlags::empty()).await.unwrap();
+            }
+        };
+        seed("f", 1).await;
+        seed("base", 2).await;
+        let read = backend.read(0, IoBufMut::new(8192)).await.unwrap();
+        for (i, byte) in read.iter().enumerate() {
+            let expected = match (i / 512 % 2, i < 3000) {
+                (0, _) => 1,
+                (_, true) => 2,
+                (_, false) => 0,
+            };
+            assert_eq!(*byte, expected, "byte {i}");
+        }
+        let at = |offset| backend.block_status(offset, 8192, Want::Precise);
+        let first = at(0).await.unwrap();
+        assert_eq!((first.depth, first.status.len, first.status.host), (0, 512, Some(512)));
+        let second = at(600).await.unwrap();
+        assert_eq!((second.depth, second.status.len), (1, 424));
+        let past = at(3584).await.unwrap();
+        assert!(past.status.flags.contains(StatusFlags::ZERO));
+        backend.close().await.unwrap();
+        assert!(graph.nodes().is_empty());
+    });
+}
+
+#[test]
+fn resize_waits_for_requests_in_flight() {
+    block_on(async {
+        let graph = graph();
+        let memory =
+            Arc::new(Memory { bytes: vec![0; 1024].into(), yields: 5, ..Memory::default() });
+        let backend = Backend::new(&graph, "b", node(&graph, "m", &memory), all()).unwrap();
+        let writer = {
+            let backend = backend.clone();
+            spawn(async move { backend.write(512, vec![9; 512].into(), WriteFlags::empty()).await })
+        };
+        oxblk_ring::yield_now().await;
+        backend.resize(2048, Preallocation::Off).await.unwrap();
+        assert_eq!(memory.bytes.lock().unwrap()[1023], 9);
+        writer.await.unwrap();
+        assert_eq!(backend.size(), 2048);
+    });
+}
+
+#[test]
+fn users_that_exclude_each_other_are_told_apart_by_name() {
+    block_on(async {
+        let graph = graph();
+        let memory = Memory::new(1024, Limits::default());
+        let shared = node(&graph, "m", &memory);
+        let alone = Permissions { taken: Perm::CONSISTENT_READ, shared: Perm::CONSISTENT_READ };
+        let first = Backend::new(&graph, "one", Arc::clone(&shared), alone).unwrap();
+        let error = Backend::new(&graph, "two", Arc::clone(&shared), all()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "Permission conflict on node 'm': permissions 'write, resize' are both required by block device 'two' \
+             (uses node 'm' as 'root' child) and unshared by block device 'one' (uses node 'm' as 'root' child)."
+        );
+        first.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_failed_open_leaves_nothing_open() {
+    block_on(async {
+        let graph = graph();
+        let bad = options("driver=checkered,nonsense=1,file.driver=memory,file.size=1024");
+        let error = graph.open(bad, OpenFlags::default()).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "Block format 'checkered' does not support the option 'nonsense'"
+        );
+        assert!(graph.nodes().is_empty());
+    });
+}
