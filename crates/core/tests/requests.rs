@@ -1,5 +1,7 @@
 //! The request path against drivers in memory.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod memory;
 
 use std::sync::Arc;
