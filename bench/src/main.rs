@@ -1,3 +1,43 @@
-//! oxblk.
+//! Comparisons of oxblk with its peers: `cargo run --release -p oxblk-bench -- CASE [OPTION…]`.
+//!
+//! A case is a module with a `run` function and one line in [`CASES`]. Contenders of a case take turns on the same data
+//! in one run of the program, because the machine's speed drifts; [`report`] prints medians and ratios as a table
+//! and as JSON.
 
-fn main() {}
+mod engine;
+mod report;
+
+use std::process::ExitCode;
+
+/// Outcome of a case: a line to print when it cannot run.
+type CaseResult = Result<(), String>;
+
+/// Name, what it compares, and its function, which is given the remaining arguments.
+type Case = (&'static str, &'static str, fn(&[String]) -> CaseResult);
+
+const CASES: &[Case] = &[(
+    "engine",
+    "4 KiB random reads at depth 32: the engine, a bare ring, compio, fio",
+    engine::run,
+)];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let Some((name, rest)) = args.split_first() else { return usage() };
+    let Some((_, _, run)) = CASES.iter().find(|(case, _, _)| case == name) else { return usage() };
+    match run(rest) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("oxblk-bench {name}: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: oxblk-bench CASE [OPTION...]");
+    for (name, about, _) in CASES {
+        eprintln!("  {name:<10} {about}");
+    }
+    ExitCode::FAILURE
+}

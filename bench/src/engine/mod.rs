@@ -1,0 +1,132 @@
+//! 4 KiB random reads at queue depth 32 on one thread, from a file in memory: what an operation costs, and nothing else.
+//!
+//! Contenders: the engine from 32 tasks; a bare loop on a ring with all that makes one fast; compio from 32 tasks; fio in
+//! its plain and in its fastest form. They take turns, forwards and then backwards, on the same file.
+
+mod bare;
+mod fio;
+mod ours;
+mod peer_compio;
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::CaseResult;
+use crate::report::{self, Series};
+
+/// Bytes per read.
+const BLOCK: usize = 4096;
+/// Reads in flight.
+const DEPTH: usize = 32;
+const FILE_SIZE: u64 = 1 << 30;
+
+/// What a contender is given.
+struct Task<'a> {
+    path: &'a Path,
+    time: Duration,
+}
+
+/// Reads per second, or why it cannot run.
+type Rate = Result<f64, String>;
+
+const CONTENDERS: &[(&str, fn(&Task<'_>) -> Rate)] = &[
+    ("oxblk-ring, 32 tasks", ours::run),
+    ("bare io-uring loop", bare::run),
+    ("compio, 32 tasks", peer_compio::run),
+    ("fio io_uring", fio::plain),
+    ("fio io_uring, fixed bufs and files", fio::fixed),
+];
+
+/// Runs the case. Options: `--rounds N` (each is one turn forwards and one backwards), `--seconds N` per turn, `--only N` to
+/// run one contender, for a profiler.
+pub(crate) fn run(args: &[String]) -> CaseResult {
+    let option = |name: &str, default: u64| -> Result<u64, String> {
+        match args.iter().position(|a| a == name) {
+            None => Ok(default),
+            Some(at) => {
+                let value = args.get(at + 1).and_then(|v| v.parse().ok());
+                value.ok_or_else(|| format!("{name} needs a number"))
+            }
+        }
+    };
+    let (rounds, seconds, only) =
+        (option("--rounds", 3)?, option("--seconds", 2)?, option("--only", u64::MAX)?);
+    let file = DataFile::make()?;
+    let task = Task { path: &file.0, time: Duration::from_secs(seconds) };
+    let mut series: Vec<Series> = CONTENDERS.iter().map(|(name, _)| Series::new(name)).collect();
+    if let Some((name, contender)) = usize::try_from(only).ok().and_then(|i| CONTENDERS.get(i)) {
+        println!("{name}: {:.0} reads/s", contender(&task)?);
+        return Ok(());
+    }
+    for _ in 0..rounds {
+        let forwards = 0..CONTENDERS.len();
+        for i in forwards.clone().chain(forwards.rev()) {
+            if let (Some((_, contender)), Some(series)) = (CONTENDERS.get(i), series.get_mut(i)) {
+                series.runs.push(contender(&task)?);
+            }
+        }
+    }
+    report::print(
+        "engine",
+        "million 4 KiB reads per second, depth 32, one thread, file in /dev/shm",
+        1e6,
+        &series,
+    );
+    Ok(())
+}
+
+/// The file that all read, full of data; removed at the end.
+struct DataFile(PathBuf);
+
+impl DataFile {
+    fn make() -> Result<DataFile, String> {
+        let data =
+            DataFile(PathBuf::from(format!("/dev/shm/oxblk-bench-{}.dat", std::process::id())));
+        let fail = |error: std::io::Error| format!("{}: {error}", data.0.display());
+        let mut file = File::create_new(&data.0).map_err(fail)?;
+        let mut block = vec![0u8; 1 << 20];
+        let mut random = Random::new(1);
+        for _ in 0..FILE_SIZE >> 20 {
+            for word in block.chunks_exact_mut(8) {
+                word.copy_from_slice(&random.next().to_le_bytes());
+            }
+            file.write_all(&block).map_err(fail)?;
+        }
+        Ok(data)
+    }
+}
+
+impl Drop for DataFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Xorshift: the same cheap source of offsets for all contenders of this program.
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// A block-aligned offset in the file.
+    fn offset(&mut self) -> u64 {
+        self.next() % (FILE_SIZE / BLOCK as u64) * BLOCK as u64
+    }
+}
+
+/// Reads per second.
+#[expect(clippy::cast_precision_loss, reason = "far fewer reads than a double can count")]
+fn rate(reads: u64, took: Duration) -> f64 {
+    reads as f64 / took.as_secs_f64()
+}
