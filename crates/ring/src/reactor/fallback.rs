@@ -6,9 +6,10 @@ use std::cell::RefCell;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Once};
-use std::time::Duration;
 
+use super::Wait;
 use super::slots::{Key, Op, Slot, Slots};
+use crate::runtime::real_now;
 use crate::runtime::shared::Shared;
 
 /// Tells, once per process, why the slower way is taken.
@@ -61,15 +62,16 @@ impl Fallback {
         self.polled.swap_remove(at + 1);
     }
 
-    pub(super) fn turn(
-        &mut self,
-        slots: &RefCell<Slots>,
-        timeout: Option<Duration>,
-        done: &mut Vec<(Key, i32)>,
-    ) {
+    pub(super) fn turn(&mut self, slots: &RefCell<Slots>, wait: Wait, done: &mut Vec<(Key, i32)>) {
         // Rounded up, so that a timer is due when the wait is over.
-        let millis = timeout
-            .map_or(-1, |t| i32::try_from(t.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX));
+        let millis = match wait {
+            Wait::No => 0,
+            Wait::Forever => -1,
+            Wait::Until(deadline) => {
+                let left = deadline.saturating_sub(real_now()).as_nanos();
+                i32::try_from(left.div_ceil(1_000_000)).unwrap_or(i32::MAX)
+            }
+        };
         let count = libc::nfds_t::try_from(self.polled.len()).unwrap_or(libc::nfds_t::MAX);
         // SAFETY: the array has `count` entries.
         let ready = unsafe { libc::poll(self.polled.as_mut_ptr(), count, millis) };

@@ -36,6 +36,7 @@ pub(crate) use slots::{Key, Op, Payload, Slot};
 use crate::file::{Aio, File};
 use crate::runtime::local::{Local, current};
 use crate::runtime::offload::BLOCKING;
+use crate::runtime::real_now;
 use crate::runtime::shared::Shared;
 use crate::runtime::{Config, Engine, Job};
 use fallback::Fallback;
@@ -62,6 +63,24 @@ impl Target {
             Target::Fd(fd) => fd.as_raw_fd(),
             Target::Fixed(_) | Target::Disk => -1,
         }
+    }
+}
+
+/// How long a turn may sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Not at all.
+    No,
+    /// Until something happens.
+    Forever,
+    /// Until something happens or the clock ([`real_now`]) shows this time.
+    Until(Duration),
+}
+
+impl Wait {
+    /// A short sleep, for loops that look again by themselves.
+    fn briefly() -> Wait {
+        Wait::Until(real_now().saturating_add(Duration::from_millis(100)))
     }
 }
 
@@ -101,17 +120,17 @@ impl Reactor {
         })
     }
 
-    /// Submits what is queued, waits for something to happen (`None`: as long as it takes) and completes what has ended.
-    pub(crate) fn turn(&self, timeout: Option<Duration>) {
+    /// Submits what is queued, waits for something to happen, and completes what has ended.
+    pub(crate) fn turn(&self, wait: Wait) {
         let mut done = std::mem::take(&mut *self.harvest.borrow_mut());
         if let Some(native) = &mut *self.native.borrow_mut() {
             native.submit(&mut done);
             native.reap(&mut done);
         }
-        let timeout = if done.is_empty() { timeout } else { Some(Duration::ZERO) };
+        let wait = if done.is_empty() { wait } else { Wait::No };
         match &mut *self.driver.borrow_mut() {
-            Driver::Uring(uring) => uring.turn(timeout, &mut done),
-            Driver::Fallback(fallback) => fallback.turn(&self.slots, timeout, &mut done),
+            Driver::Uring(uring) => uring.turn(wait, &mut done),
+            Driver::Fallback(fallback) => fallback.turn(&self.slots, wait, &mut done),
         }
         if let Some(native) = &mut *self.native.borrow_mut() {
             native.reap(&mut done);
@@ -237,7 +256,7 @@ impl Reactor {
             Driver::Uring(_) => true,
         };
         if waits {
-            self.turn(Some(Duration::from_millis(100)));
+            self.turn(Wait::briefly());
         }
         waits
     }
@@ -254,7 +273,7 @@ impl Reactor {
         self.cancel_all();
         while self.slots.borrow().in_flight() > 0 {
             if local.shared.mailbox.prepare_sleep() {
-                self.turn(Some(Duration::from_millis(100)));
+                self.turn(Wait::briefly());
                 local.shared.mailbox.awake();
             }
             local.take_mail();

@@ -14,16 +14,17 @@ use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
-use super::Target;
 use super::slots::{Key, Op, Payload, Slot};
+use super::{Target, Wait};
 use crate::buf::{Arena, install_arena};
 use crate::file::File;
-use crate::runtime::Config;
 use crate::runtime::shared::Shared;
+use crate::runtime::{Config, real_now};
 
-/// `user_data` of the bell and of cancellations; generations have 31 bits, so that no key looks like these.
+/// `user_data` of the bell, of cancellations and of timers; generations have 31 bits, so that no key looks like these.
 const BELL: u64 = u64::MAX;
 const CANCEL: u64 = u64::MAX - 1;
+const TIMER: u64 = u64::MAX - 2;
 /// Places in the table of registered files.
 const FILES: u32 = 1024;
 /// The kernel moves at most this much at once.
@@ -45,6 +46,11 @@ pub(super) struct Uring {
     arena: Option<Arc<Arena>>,
     bell: RawFd,
     index: usize,
+    /// Times for which timers are armed, the earliest last: they are armed in falling order and fire in rising order.
+    armed: Vec<Duration>,
+    /// Where the kernel reads a timer's time when it is submitted. An entry that could not be submitted at once may find an
+    /// earlier time here; it then fires early, which does no harm.
+    timespec: Box<types::Timespec>,
 }
 
 impl Uring {
@@ -68,6 +74,8 @@ impl Uring {
             arena,
             bell: shared.bell(),
             index: shared.index(),
+            armed: Vec::new(),
+            timespec: Box::default(),
         };
         uring.watch_bell();
         Ok(uring)
@@ -163,25 +171,37 @@ impl Uring {
         !self.ring.submission().is_full()
     }
 
-    /// Submits, waits for at least one completion unless `timeout` is over first, and harvests.
-    pub(super) fn turn(&mut self, timeout: Option<Duration>, done: &mut Vec<(Key, i32)>) {
+    /// Sees to it that a completion arrives when the clock shows `deadline`. Only a deadline earlier than all that are armed
+    /// costs an operation; one that has become useless wakes the thread once for nothing.
+    fn arm_timer(&mut self, deadline: Duration) {
+        if self.armed.last().is_some_and(|&armed| armed <= deadline) {
+            return;
+        }
+        self.armed.push(deadline);
+        *self.timespec = types::Timespec::from(deadline.saturating_sub(real_now()));
+        let timer = opcode::Timeout::new(&raw const *self.timespec).build().user_data(TIMER);
+        self.push(timer);
+    }
+
+    /// Submits, waits for at least one completion if it may, and harvests.
+    pub(super) fn turn(&mut self, wait: Wait, done: &mut Vec<(Key, i32)>) {
         self.flush_backlog();
-        let submitter = self.ring.submitter();
-        let outcome = match timeout {
-            _ if !self.backlog.is_empty() => submitter.submit(),
-            None => submitter.submit_and_wait(1),
-            Some(Duration::ZERO) => submitter.submit(),
-            Some(limit) => {
-                let limit = types::Timespec::from(limit);
-                submitter.submit_with_args(1, &types::SubmitArgs::new().timespec(&limit))
+        if let Wait::Until(deadline) = wait {
+            self.arm_timer(deadline);
+        }
+        let queue = self.ring.submission();
+        let idle = queue.is_empty() && !queue.taskrun() && !queue.cq_overflow();
+        drop(queue);
+        let outcome = match wait {
+            Wait::No if idle => Ok(0),
+            Wait::Forever | Wait::Until(_) if self.backlog.is_empty() => {
+                self.ring.submit_and_wait(1)
             }
+            _ => self.ring.submit(),
         };
-        // Interrupted, timed out, or the kernel wants completions harvested first: the next turn goes on.
+        // Interrupted, or the kernel wants completions harvested first: the next turn goes on.
         if let Err(error) = outcome
-            && !matches!(
-                error.raw_os_error(),
-                Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN)
-            )
+            && !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
         {
             tracing::error!("io_uring_enter: {error}");
         }
@@ -195,6 +215,7 @@ impl Uring {
             match entry.user_data() {
                 BELL => rearm |= !cqueue::more(entry.flags()),
                 CANCEL => {}
+                TIMER => drop(self.armed.pop()),
                 bits => done.push((Key::from_bits(bits), entry.result())),
             }
         }

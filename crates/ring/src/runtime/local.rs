@@ -22,7 +22,7 @@ use async_task::{Runnable, Task};
 use super::shared::{Message, Shared};
 use super::thread::Handle;
 use super::timer::{Timers, real_now};
-use crate::reactor::Reactor;
+use crate::reactor::{Reactor, Wait};
 use crate::sim::Scheduler;
 
 /// How many tasks are run before completions are looked at again.
@@ -262,17 +262,20 @@ impl Local {
         self.run_ready();
         self.fire_timers();
         if !self.is_idle() {
-            self.reactor.turn(Some(Duration::ZERO));
+            self.reactor.turn(Wait::No);
             return;
         }
         if self.spin() {
             return;
         }
-        let timeout = self.timers.borrow().next_deadline().map(|at| at.saturating_sub(self.now()));
         if self.shared.mailbox.prepare_sleep() {
             // The main future's flag is published before the sleep flag is read, like a message.
-            let timeout = if self.is_idle() { timeout } else { Some(Duration::ZERO) };
-            self.reactor.turn(timeout);
+            let wait = match self.timers.borrow().next_deadline() {
+                _ if !self.is_idle() => Wait::No,
+                Some(deadline) => Wait::Until(deadline),
+                None => Wait::Forever,
+            };
+            self.reactor.turn(wait);
             self.shared.mailbox.awake();
         }
     }
@@ -282,7 +285,7 @@ impl Local {
         let Some(limit) = self.poll else { return false };
         let until = real_now().saturating_add(limit);
         while self.is_idle() {
-            self.reactor.turn(Some(Duration::ZERO));
+            self.reactor.turn(Wait::No);
             self.take_mail();
             self.fire_timers();
             if real_now() >= until {

@@ -15,6 +15,7 @@ mod timer;
 pub(crate) mod wake;
 
 pub(crate) use pool::Job;
+pub(crate) use timer::real_now;
 
 pub use local::{Config, Engine, block_on, block_on_with, spawn, yield_now};
 pub use offload::{offload, offload_threads, set_offload_threads};
