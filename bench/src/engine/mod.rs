@@ -31,7 +31,10 @@ struct Task<'a> {
 /// Reads per second, or why it cannot run.
 type Rate = Result<f64, String>;
 
-const CONTENDERS: &[(&str, fn(&Task<'_>) -> Rate)] = &[
+/// Name and function of a contender.
+type Contender = (&'static str, fn(&Task<'_>) -> Rate);
+
+const CONTENDERS: &[Contender] = &[
     ("oxblk-ring, 32 tasks", ours::run),
     ("bare io-uring loop", bare::run),
     ("compio, 32 tasks", peer_compio::run),
