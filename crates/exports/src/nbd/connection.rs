@@ -1,0 +1,268 @@
+//! The transmission phase of one connection.
+//!
+//! Three things go on in one task: receiving (parse requests, start them), running (the futures in
+//! the slots), and sending (batches from the outbox). [`transmit`] polls all three whenever the task
+//! is woken, in that order of dependence, until none of them makes the others runnable; so they
+//! share plain cells and need no wakers among themselves.
+//!
+//! Limits: [`MAX_OUTSTANDING`] requests and [`MAX_DATA`] bytes are outstanding at most, counted from
+//! the moment a request is accepted until its reply has been sent; a larger request is accepted
+//! when it is the only one.
+
+use super::budget::Budget;
+use super::execute::{Accepted, Reply, execute};
+use super::input::Input;
+use super::outbox::{Batch, Outbox};
+use super::slots::{CAPACITY, Slots};
+use super::{MAX_REQUEST, budget};
+use oxblk_core::Backend;
+use oxblk_nbd::wire::RequestHeader;
+use oxblk_nbd::{Command, Limits, Malformed, RawRequest, Request, Session};
+use oxblk_ring::Stream;
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+/// Most requests of a connection between acceptance and the sending of the reply.
+const MAX_OUTSTANDING: usize = CAPACITY;
+/// Most bytes of their data.
+const MAX_DATA: usize = 16 << 20;
+
+/// How the transmission phase ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The client said so, or hung up between requests.
+    Disconnected,
+    /// The server was asked to stop.
+    Stopped,
+    /// The client hung up inside a request.
+    Cut,
+    /// The stream is no longer the protocol's.
+    Malformed(Malformed),
+    /// The socket failed.
+    Failed(io::Error),
+}
+
+/// What receiving, running and sending share.
+struct Shared<F> {
+    slots: RefCell<Slots<F>>,
+    outbox: RefCell<Outbox>,
+    /// Requests accepted whose replies are not sent.
+    outstanding: Cell<usize>,
+    /// Bytes of data counted for them.
+    data: Cell<usize>,
+    /// Whether the last of them is still being received.
+    receiving: Cell<bool>,
+    /// Bytes of data of the request that receiving holds back for want of room.
+    held_back: Cell<Option<usize>>,
+}
+
+impl<F: Future<Output = Reply>> Shared<F> {
+    fn has_room(&self, data: usize) -> bool {
+        let used = self.data.get();
+        self.outstanding.get() < MAX_OUTSTANDING && (used == 0 || used + data <= MAX_DATA)
+    }
+
+    /// Waits until a request with `data` bytes may be accepted, and counts it. [`transmit`] polls
+    /// again whenever room is made, so nobody need be woken.
+    async fn accept(&self, data: usize) {
+        poll_fn(|_| {
+            let ready = self.has_room(data);
+            self.held_back.set((!ready).then_some(data));
+            if ready { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        self.outstanding.set(self.outstanding.get() + 1);
+        self.data.set(self.data.get() + data);
+        self.receiving.set(true);
+    }
+
+    fn sent(&self, batch: &Batch) {
+        self.outstanding.set(self.outstanding.get() - batch.replies);
+        self.data.set(self.data.get() - batch.data);
+    }
+
+    /// Polls the futures that were woken.
+    fn run(&self) {
+        let mut outbox = self.outbox.borrow_mut();
+        self.slots.borrow_mut().poll_woken(|reply| outbox.push(reply));
+    }
+
+    fn start(&self, future: F) {
+        self.receiving.set(false);
+        let finished = self.slots.borrow_mut().start(future);
+        if let Some(reply) = finished {
+            self.outbox.borrow_mut().push(reply);
+        }
+    }
+
+    /// Whether all that was received whole has been answered.
+    fn is_answered(&self) -> bool {
+        self.outstanding.get() == usize::from(self.receiving.get())
+    }
+
+    /// Whether receiving waits for room that is there by now.
+    fn may_accept(&self) -> bool {
+        self.held_back.get().is_some_and(|data| self.has_room(data))
+    }
+}
+
+/// Serves requests until the client leaves, the stream breaks, or `stop` ends. Requests in flight
+/// then come to their end, and their replies are sent if the socket still takes them.
+pub(super) async fn transmit(
+    stream: &Stream,
+    backend: Backend,
+    session: Session,
+    input: Input,
+    budget: &Arc<Budget>,
+    stop: impl Future<Output = ()>,
+) -> End {
+    let backend = Rc::new(backend);
+    let shared = Shared {
+        slots: RefCell::new(Slots::new()),
+        outbox: RefCell::new(Outbox::new(session)),
+        outstanding: Cell::new(0),
+        data: Cell::new(0),
+        receiving: Cell::new(false),
+        held_back: Cell::new(None),
+    };
+    let begin = |accepted: Accepted| execute(Rc::clone(&backend), accepted);
+    let mut receive = pin!(receive(stream, &shared, session, input, budget, begin));
+    let mut send = pin!(send(stream, &shared));
+    let mut stop = pin!(stop);
+    let mut end = None;
+    let mut broken = false;
+    poll_fn(|cx| {
+        shared.slots.borrow().register(cx);
+        shared.run();
+        if end.is_none() && stop.as_mut().poll(cx).is_ready() {
+            end = Some(End::Stopped);
+        }
+        loop {
+            if end.is_none()
+                && let Poll::Ready(ended) = receive.as_mut().poll(cx)
+            {
+                end = Some(ended);
+            }
+            if !broken && let Poll::Ready(error) = send.as_mut().poll(cx) {
+                broken = true;
+                end.get_or_insert(End::Failed(error));
+            }
+            if end.is_some() || !shared.may_accept() {
+                break;
+            }
+        }
+        let answered = broken || shared.is_answered();
+        let idle = shared.slots.borrow().len() == 0;
+        if end.is_some() && idle && answered { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    end.unwrap_or(End::Disconnected)
+}
+
+/// Sends what gathers in the outbox, one batch after another, until the socket fails.
+async fn send<F: Future<Output = Reply>>(stream: &Stream, shared: &Shared<F>) -> io::Error {
+    loop {
+        let mut batch = poll_fn(|_| match shared.outbox.borrow_mut().take() {
+            Some(batch) => Poll::Ready(batch),
+            None => Poll::Pending,
+        })
+        .await;
+        if let Err(error) = stream.send_all(std::mem::take(&mut batch.bufs)).await {
+            return error;
+        }
+        shared.sent(&batch);
+    }
+}
+
+/// Parses requests and starts them.
+async fn receive<F: Future<Output = Reply>>(
+    stream: &Stream,
+    shared: &Shared<F>,
+    session: Session,
+    input: Input,
+    budget: &Arc<Budget>,
+    begin: impl Fn(Accepted) -> F,
+) -> End {
+    let limits = Limits {
+        size: session.size,
+        flags: session.flags,
+        maximum: MAX_REQUEST,
+        contexts: session.base_allocation.is_some(),
+    };
+    let mut receiver = Receiver { stream, input, budget };
+    loop {
+        match receiver.next(shared, &limits).await {
+            Ok(accepted) => shared.start(begin(accepted)),
+            Err(end) => return end,
+        }
+    }
+}
+
+struct Receiver<'a> {
+    stream: &'a Stream,
+    input: Input,
+    budget: &'a Arc<Budget>,
+}
+
+impl Receiver<'_> {
+    /// The next request, valid or not, with its payload, once there is room for it.
+    async fn next<F: Future<Output = Reply>>(
+        &mut self,
+        shared: &Shared<F>,
+        limits: &Limits,
+    ) -> Result<Accepted, End> {
+        let raw = self.header().await?;
+        let cookie = raw.cookie;
+        let request = match raw.check(limits) {
+            Ok(Request { command: Command::Disconnect, .. }) => return Err(End::Disconnected),
+            Ok(request) => request,
+            Err(error) => {
+                shared.accept(0).await;
+                if !self.input.skip(self.stream, bytes(raw.payload())).await.map_err(End::Failed)? {
+                    return Err(End::Cut);
+                }
+                return Ok(Accepted { cookie, work: Err(error), data: 0, share: None });
+            }
+        };
+        let data = match request.command {
+            Command::Read { .. } | Command::Write { .. } => bytes(request.length),
+            _ => 0,
+        };
+        shared.accept(data).await;
+        let share = if data > budget::SMALL { self.budget.share(data).await } else { None };
+        let payload = match request.command {
+            Command::Write { .. } => {
+                let payload = self.input.payload(self.stream, data).await.map_err(End::Failed)?;
+                Some(payload.ok_or(End::Cut)?.freeze())
+            }
+            _ => None,
+        };
+        Ok(Accepted { cookie, work: Ok((request, payload)), data, share })
+    }
+
+    async fn header(&mut self) -> Result<RawRequest, End> {
+        loop {
+            if let Some(header) = self.input.bytes().first_chunk() {
+                let raw = RawRequest::parse(header).map_err(End::Malformed)?;
+                self.input.consume(RequestHeader::SIZE);
+                return Ok(raw);
+            }
+            let between = self.input.bytes().is_empty();
+            match self.input.fill(self.stream, RequestHeader::SIZE).await {
+                Ok(true) => {}
+                Ok(false) if between => return Err(End::Disconnected),
+                Ok(false) => return Err(End::Cut),
+                Err(error) => return Err(End::Failed(error)),
+            }
+        }
+    }
+}
+
+fn bytes(length: u32) -> usize {
+    usize::try_from(length).unwrap_or(usize::MAX)
+}

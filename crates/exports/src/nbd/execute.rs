@@ -1,0 +1,162 @@
+//! One request, carried out on a backend.
+//!
+//! The request has passed the protocol's rules; what the backend reports becomes the error that the
+//! client is told. Nothing here knows how replies look on the wire.
+
+use super::budget::Share;
+use oxblk_core::{Backend, Result, StatusFlags, Want, WriteFlags, ZeroFlags};
+use oxblk_nbd::proto::AllocationFlags;
+use oxblk_nbd::wire::StatusExtent;
+use oxblk_nbd::{Command, ErrorCode, Request};
+use oxblk_ring::{IoBuf, IoBufMut};
+use std::borrow::Cow;
+use std::rc::Rc;
+
+/// Most extents in one reply to a block status request.
+const MAX_EXTENTS: usize = 8192;
+/// Bytes that a prefetch reads at a time.
+const PREFETCH: u64 = 1 << 20;
+
+/// What a request came to.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// Success without data.
+    Done,
+    /// What was read.
+    Data { offset: u64, data: IoBuf, whole: bool },
+    /// Extents of `base:allocation`, at least one.
+    Status(Vec<StatusExtent>),
+    /// The error and a line about it.
+    Failed(ErrorCode, Cow<'static, str>),
+}
+
+/// A request's outcome with what was counted for it.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) cookie: u64,
+    pub(super) outcome: Outcome,
+    /// Bytes of data that the request was counted with.
+    pub(super) data: usize,
+    pub(super) share: Option<Share>,
+}
+
+/// A request that was received whole and counted, or refused by the protocol's rules.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    pub(super) cookie: u64,
+    /// The request with the data of a write, or why it is refused.
+    pub(super) work: std::result::Result<(Request, Option<IoBuf>), ErrorCode>,
+    /// Bytes of data that it is counted with.
+    pub(super) data: usize,
+    pub(super) share: Option<Share>,
+}
+
+/// Carries out a request.
+pub(super) async fn execute(backend: Rc<Backend>, accepted: Accepted) -> Reply {
+    let Accepted { cookie, work, data, share } = accepted;
+    let outcome = match work {
+        Err(error) => Outcome::Failed(error, error.message().into()),
+        Ok((request, payload)) => match perform(&backend, &request, payload, data).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                tracing::debug!(command = ?request.command, offset = request.offset, %error);
+                let code = ErrorCode::from_errno(error.raw_errno());
+                Outcome::Failed(code, error.to_string().into())
+            }
+        },
+    };
+    Reply { cookie, outcome, data, share }
+}
+
+async fn perform(
+    backend: &Backend,
+    request: &Request,
+    payload: Option<IoBuf>,
+    data: usize,
+) -> Result<Outcome> {
+    let (offset, length) = (request.offset, u64::from(request.length));
+    if length == 0 && request.command != Command::Flush {
+        let read = matches!(request.command, Command::Read { .. });
+        let empty = Outcome::Data { offset, data: IoBuf::zeroes(0), whole: false };
+        return Ok(if read { empty } else { Outcome::Done });
+    }
+    match request.command {
+        Command::Read { dont_fragment } => {
+            let data = backend.read(offset, IoBufMut::new(data)).await?.freeze();
+            return Ok(Outcome::Data { offset, data, whole: dont_fragment });
+        }
+        Command::Write { fua } => {
+            let flags = if fua { WriteFlags::FUA } else { WriteFlags::empty() };
+            backend.write(offset, payload.unwrap_or_else(|| IoBuf::zeroes(0)), flags).await?;
+        }
+        Command::WriteZeroes { fua, may_unmap, fast } => {
+            let mut flags = ZeroFlags::empty();
+            flags.set(ZeroFlags::FUA, fua);
+            flags.set(ZeroFlags::MAY_UNMAP, may_unmap);
+            flags.set(ZeroFlags::NO_FALLBACK, fast);
+            Box::pin(backend.write_zeroes(offset, length, flags)).await?;
+        }
+        Command::Trim { fua } => Box::pin(trim(backend, offset, length, fua)).await?,
+        Command::Flush => Box::pin(backend.flush()).await?,
+        Command::Cache => Box::pin(prefetch(backend, offset, length)).await?,
+        Command::BlockStatus { one } => {
+            return Box::pin(status(backend, offset, length, one)).await.map(Outcome::Status);
+        }
+        Command::Disconnect => {}
+    }
+    Ok(Outcome::Done)
+}
+
+async fn trim(backend: &Backend, offset: u64, length: u64, fua: bool) -> Result<()> {
+    backend.discard(offset, length).await?;
+    if fua { backend.flush().await } else { Ok(()) }
+}
+
+/// Reads a range so that whatever caches lie below have it.
+async fn prefetch(backend: &Backend, mut offset: u64, mut length: u64) -> Result<()> {
+    while length > 0 {
+        let step = length.min(PREFETCH);
+        let buf = IoBufMut::new(usize::try_from(step).unwrap_or(0));
+        backend.read(offset, buf).await?;
+        offset = offset.saturating_add(step);
+        length -= step;
+    }
+    Ok(())
+}
+
+/// The extents of a range, neighbours with equal flags joined.
+async fn status(
+    backend: &Backend,
+    mut offset: u64,
+    mut length: u64,
+    one: bool,
+) -> Result<Vec<StatusExtent>> {
+    let mut extents: Vec<(u64, AllocationFlags)> = Vec::new();
+    while length > 0 {
+        let status = backend.block_status(offset, length, Want::Precise).await?.status;
+        let step = status.len.clamp(1, length);
+        let flags = allocation(status.flags);
+        let full = extents.len() >= if one { 1 } else { MAX_EXTENTS };
+        match extents.last_mut() {
+            Some((len, last)) if *last == flags => *len += step,
+            _ if full => break,
+            _ => extents.push((step, flags)),
+        }
+        offset = offset.saturating_add(step);
+        length -= step;
+    }
+    Ok(extents
+        .into_iter()
+        .map(|(len, flags)| StatusExtent {
+            length: u32::try_from(len).unwrap_or(u32::MAX).into(),
+            flags: flags.bits().into(),
+        })
+        .collect())
+}
+
+fn allocation(status: StatusFlags) -> AllocationFlags {
+    let mut flags = AllocationFlags::empty();
+    flags.set(AllocationFlags::HOLE, !status.contains(StatusFlags::DATA));
+    flags.set(AllocationFlags::ZERO, status.contains(StatusFlags::ZERO));
+    flags
+}

@@ -1,0 +1,51 @@
+//! Drives the handshake over a socket. How long it may take is up to the caller.
+
+use super::input::Input;
+use oxblk_nbd::negotiation::MAX_OPTION_PAYLOAD;
+use oxblk_nbd::wire::OptionHeader;
+use oxblk_nbd::{Catalog, Negotiation, Progress, Session};
+use oxblk_ring::{IoBuf, IoVec, Stream};
+use std::io;
+use std::sync::Arc;
+
+/// Room for the longest option that is looked at.
+const ROOM: usize = MAX_OPTION_PAYLOAD + OptionHeader::SIZE;
+
+/// Greets the client and answers its options until transmission begins. Returns the session and what
+/// was received beyond the handshake.
+///
+/// # Errors
+/// When the socket fails, the client hangs up, or the client breaks the protocol (`InvalidData`).
+pub(super) async fn handshake(
+    stream: &Stream,
+    catalog: Arc<Catalog>,
+) -> io::Result<(Session, Input)> {
+    send(stream, Negotiation::greeting().to_vec()).await?;
+    let mut machine = Negotiation::new(catalog);
+    let mut input = Input::new();
+    let mut out = Vec::new();
+    loop {
+        let (used, progress) = machine.advance(input.bytes(), &mut out);
+        input.consume(used);
+        if !out.is_empty() {
+            send(stream, std::mem::take(&mut out)).await?;
+        }
+        match progress {
+            Progress::Again => {}
+            Progress::Ready(session) => return Ok((session, input)),
+            Progress::Close(reason) => {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, reason.to_string()));
+            }
+            Progress::More => {
+                if !input.fill(stream, ROOM).await? {
+                    let message = "client hung up during the negotiation";
+                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+                }
+            }
+        }
+    }
+}
+
+async fn send(stream: &Stream, bytes: Vec<u8>) -> io::Result<()> {
+    stream.send_all(IoVec::from_iter([IoBuf::from(bytes)])).await
+}

@@ -1,0 +1,323 @@
+//! Listening, spreading connections over I/O threads, and stopping.
+//!
+//! A connection lives on one I/O thread, the one with the fewest connections when it came. Any
+//! number of listeners may feed one server. [`Server::stop`] ends listening at once, lets every
+//! connection finish the requests that it has received, and closes those that have not come to an
+//! end after [`ServerOptions::grace`].
+
+use super::budget::Budget;
+use super::connection::{End, transmit};
+use super::handshake::handshake;
+use futures_util::future::{Either, select};
+use oxblk_core::Backend;
+use oxblk_nbd::info::BlockSizes;
+use oxblk_nbd::proto::TransmissionFlags;
+use oxblk_nbd::{Catalog, ExportInfo, Session};
+use oxblk_ring::{Event, IoThread, Listener, Stream, sleep, timeout};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+/// One export: a backend under a name.
+#[derive(Clone, Debug)]
+pub struct Export {
+    /// Name; clients that give none get the first export.
+    pub name: String,
+    /// Text for people.
+    pub description: Option<String>,
+    /// What is exported. It is not closed by the server.
+    pub backend: Backend,
+    /// Refuse writes although the backend takes them.
+    pub read_only: bool,
+}
+
+/// Limits of a server.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// Most connections at a time; further clients wait in the listening socket's queue.
+    pub max_connections: usize,
+    /// How long a handshake may take.
+    pub handshake_timeout: Duration,
+    /// How long connections have to come to an end when the server stops.
+    pub grace: Duration,
+    /// Memory for the data of large requests of all connections together, in bytes.
+    pub memory: usize,
+}
+
+impl Default for ServerOptions {
+    fn default() -> ServerOptions {
+        ServerOptions {
+            max_connections: 100,
+            handshake_timeout: Duration::from_secs(10),
+            grace: Duration::from_secs(10),
+            memory: 128 << 20,
+        }
+    }
+}
+
+/// An NBD server. Clones are the same server.
+#[derive(Clone)]
+pub struct Server(Arc<Inner>);
+
+struct Inner {
+    exports: Vec<Export>,
+    options: ServerOptions,
+    threads: Vec<Worker>,
+    budget: Arc<Budget>,
+    connections: AtomicUsize,
+    /// A connection has ended.
+    left: Event,
+    /// Come to an end.
+    stop: Flag,
+    /// End at once.
+    abort: Flag,
+}
+
+struct Worker {
+    thread: IoThread,
+    connections: AtomicUsize,
+}
+
+impl Server {
+    /// A server of these exports whose connections run on these threads (at least one).
+    ///
+    /// # Errors
+    /// When there is no thread or no export.
+    pub fn new(
+        exports: Vec<Export>,
+        threads: Vec<IoThread>,
+        options: ServerOptions,
+    ) -> io::Result<Server> {
+        if exports.is_empty() || threads.is_empty() {
+            let message = "an NBD server needs an export and an I/O thread";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        let worker = |thread| Worker { thread, connections: AtomicUsize::new(0) };
+        Ok(Server(Arc::new(Inner {
+            exports,
+            budget: Budget::new(options.memory),
+            options,
+            threads: threads.into_iter().map(worker).collect(),
+            connections: AtomicUsize::new(0),
+            left: Event::new(),
+            stop: Flag::default(),
+            abort: Flag::default(),
+        })))
+    }
+
+    /// How many connections there are.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.0.connections.load(Ordering::SeqCst)
+    }
+
+    /// Accepts connections until the server stops. Run it as a task of any I/O thread.
+    ///
+    /// # Errors
+    /// When the listening socket fails for good.
+    pub async fn serve(&self, listener: Listener) -> io::Result<()> {
+        loop {
+            let accept = pin!(async {
+                self.0.fewer_than(self.0.options.max_connections).await;
+                listener.accept().await
+            });
+            let accepted = match select(accept, pin!(self.0.stop.wait())).await {
+                Either::Left((accepted, _)) => accepted,
+                Either::Right(_) => return Ok(()),
+            };
+            match accepted {
+                Ok(socket) => self.begin(socket),
+                Err(error) if is_passing(&error) => {
+                    tracing::warn!(%error, "cannot accept an NBD connection");
+                    sleep(Duration::from_millis(50)).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Hands a connected socket to the thread with the fewest connections.
+    fn begin(&self, socket: OwnedFd) {
+        let load = |worker: &&Worker| worker.connections.load(Ordering::SeqCst);
+        let Some(worker) = self.0.threads.iter().min_by_key(load) else { return };
+        let index = self.0.threads.iter().position(|other| std::ptr::eq(other, worker));
+        let place = Place::take(&self.0, index.unwrap_or(0));
+        let remote = worker.thread.spawn(move || connection(place, socket));
+        drop(remote);
+    }
+
+    /// Stops: no further connections, and those that exist come to their end. Returns when all have.
+    pub async fn stop(&self) {
+        let inner = &self.0;
+        inner.stop.set();
+        if timeout(inner.options.grace, inner.fewer_than(1)).await.is_err() {
+            tracing::warn!("closing NBD connections that do not come to an end");
+            inner.abort.set();
+            inner.fewer_than(1).await;
+        }
+    }
+}
+
+/// Errors of `accept` that concern one connection or pass by themselves.
+fn is_passing(error: &io::Error) -> bool {
+    // ENFILE, EMFILE, EPROTO, ECONNABORTED, ENOBUFS, ENOMEM, EPERM (a firewall), EINTR, EAGAIN
+    let errnos = [23, 24, 71, 103, 105, 12, 1, 4, 11];
+    error.raw_os_error().is_some_and(|errno| errnos.contains(&errno))
+}
+
+impl Inner {
+    /// Waits until there are fewer connections than `limit`.
+    async fn fewer_than(&self, limit: usize) {
+        let fewer = || self.connections.load(Ordering::SeqCst) < limit;
+        while !fewer() {
+            let listener = self.left.listen();
+            if !fewer() {
+                listener.await;
+            }
+        }
+    }
+
+    /// The exports as they are now; sizes may have changed since the last connection.
+    fn catalog(&self) -> Arc<Catalog> {
+        Arc::new(Catalog::new(self.exports.iter().map(describe).collect()))
+    }
+}
+
+/// Something that is set once and that tasks wait for.
+#[derive(Default)]
+struct Flag {
+    set: AtomicBool,
+    event: Event,
+}
+
+impl Flag {
+    fn set(&self) {
+        self.set.store(true, Ordering::SeqCst);
+        self.event.notify(usize::MAX);
+    }
+
+    /// Waits for the flag. Polling again costs one load, because connections do so with every
+    /// request: the first poll's task is the one that is woken.
+    fn wait(&self) -> impl Future<Output = ()> {
+        let mut listener = None;
+        poll_fn(move |cx| {
+            if listener.is_none() {
+                let mut new = self.event.listen();
+                let _ = Pin::new(&mut new).poll(cx);
+                listener = Some(new);
+            }
+            if self.set.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending }
+        })
+    }
+}
+
+fn describe(export: &Export) -> ExportInfo {
+    let mut flags = TransmissionFlags::HAS_FLAGS
+        | TransmissionFlags::SEND_FLUSH
+        | TransmissionFlags::SEND_FUA
+        | TransmissionFlags::SEND_CACHE
+        | TransmissionFlags::CAN_MULTI_CONN;
+    if export.read_only || export.backend.is_read_only() {
+        flags |= TransmissionFlags::READ_ONLY;
+    } else {
+        flags |= TransmissionFlags::SEND_TRIM
+            | TransmissionFlags::SEND_WRITE_ZEROES
+            | TransmissionFlags::SEND_FAST_ZERO;
+    }
+    ExportInfo {
+        name: export.name.clone(),
+        description: export.description.clone(),
+        size: export.backend.size(),
+        flags,
+        sizes: block_sizes(&export.backend),
+    }
+}
+
+/// Smaller and unaligned requests work too (the backend does what is needed), so these are advice.
+fn block_sizes(backend: &Backend) -> BlockSizes {
+    let mut sizes = BlockSizes::default();
+    if let Ok(node) = backend.node() {
+        let limits = node.limits();
+        sizes.minimum = limits.request_alignment.clamp(1, 65536);
+        let optimal = u32::try_from(limits.opt_transfer).unwrap_or(0);
+        if optimal.is_power_of_two() && optimal <= sizes.maximum {
+            sizes.preferred = sizes.preferred.max(optimal);
+        }
+        sizes.preferred = sizes.preferred.max(sizes.minimum);
+    }
+    sizes
+}
+
+/// A connection's place among the counted ones; given up when dropped, also by a panic.
+struct Place {
+    inner: Arc<Inner>,
+    worker: usize,
+}
+
+impl Place {
+    fn take(inner: &Arc<Inner>, worker: usize) -> Place {
+        inner.connections.fetch_add(1, Ordering::SeqCst);
+        if let Some(worker) = inner.threads.get(worker) {
+            worker.connections.fetch_add(1, Ordering::SeqCst);
+        }
+        Place { inner: Arc::clone(inner), worker }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(worker) = self.inner.threads.get(self.worker) {
+            worker.connections.fetch_sub(1, Ordering::SeqCst);
+        }
+        self.inner.connections.fetch_sub(1, Ordering::SeqCst);
+        self.inner.left.notify(usize::MAX);
+    }
+}
+
+/// One connection from its first byte to its last.
+async fn connection(place: Place, socket: OwnedFd) {
+    let inner = &place.inner;
+    let stream = match Stream::from_fd(socket) {
+        Ok(stream) => stream,
+        Err(error) => return tracing::warn!(%error, "cannot use an accepted socket"),
+    };
+    let work = pin!(async {
+        match greet(inner, &stream).await {
+            Err(error) => tracing::debug!(%error, "NBD handshake failed"),
+            Ok((session, input)) => {
+                let Some(export) = inner.exports.get(session.export) else { return };
+                let backend = export.backend.clone();
+                let stop = inner.stop.wait();
+                let end = transmit(&stream, backend, session, input, &inner.budget, stop).await;
+                report(&end);
+            }
+        }
+    });
+    select(work, pin!(inner.abort.wait())).await;
+}
+
+/// The handshake, bounded in time and ended when the server stops.
+async fn greet(inner: &Inner, stream: &Stream) -> io::Result<(Session, super::input::Input)> {
+    let work = pin!(handshake(stream, inner.catalog()));
+    let stop = pin!(inner.stop.wait());
+    match timeout(inner.options.handshake_timeout, select(work, stop)).await {
+        Ok(Either::Left((result, _))) => result,
+        Ok(Either::Right(_)) => Err(io::Error::other("the server stops")),
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+fn report(end: &End) {
+    match end {
+        End::Disconnected => tracing::debug!("NBD client disconnected"),
+        End::Stopped => tracing::debug!("NBD connection closed because the server stops"),
+        End::Cut => tracing::debug!("NBD client hung up inside a request"),
+        End::Malformed(error) => tracing::debug!(%error, "NBD client broke the protocol"),
+        End::Failed(error) => tracing::debug!(%error, "NBD connection failed"),
+    }
+}
