@@ -9,13 +9,13 @@ mod memory;
 
 use client::{Answer, Client, Fixture, PATIENCE};
 use oxblk_exports::nbd::ServerOptions;
-use oxblk_nbd::ErrorCode;
 use oxblk_nbd::info::{Info, parse_server};
 use oxblk_nbd::option::{info_request, put_option};
 use oxblk_nbd::proto::{
     ChunkKind, CommandFlags, CommandKind, InfoKind, OptionKind, ReplyKind, TransmissionFlags,
 };
 use oxblk_nbd::reply::{parse_block_status, parse_error, parse_hole};
+use oxblk_nbd::{ErrorCode, RawRequest};
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
@@ -90,9 +90,14 @@ fn many_requests_at_once_are_all_answered() {
             seen.sort_unstable();
             assert!(seen.into_iter().eq(batch..batch + 100));
         }
-        for cookie in 0..1000 {
-            client.request_as(cookie, CommandKind::READ, 0, cookie * 4096, 4096);
-        }
+        let read = |cookie| RawRequest {
+            flags: 0,
+            kind: CommandKind::READ,
+            cookie,
+            offset: cookie * 4096,
+            length: 4096,
+        };
+        client.send(&(0..1000).flat_map(|cookie| read(cookie).to_bytes()).collect::<Vec<_>>());
         for _ in 0..1000 {
             let Answer::Simple { cookie, error: None } = client.answer() else { panic!() };
             let expected = pattern(4096, usize::try_from(cookie + round).unwrap());
@@ -389,7 +394,8 @@ fn a_write_that_was_received_whole_is_done_although_the_client_is_gone() {
 
 #[test]
 fn a_client_that_reads_no_replies_is_not_read_for_ever() {
-    let fixture = Fixture::new();
+    let options = ServerOptions { grace: Duration::from_millis(100), ..ServerOptions::default() };
+    let fixture = Fixture::with(false, options);
     let mut client = fixture.client(false);
     let mut sent = 0_u64;
     // 4 GiB of replies are asked for; the server must stop taking requests long before.
