@@ -174,7 +174,7 @@ impl Checkered {
     fn place(&self, offset: u64) -> (Option<u64>, u64) {
         let index = offset / self.block;
         let within = offset % self.block;
-        let place = (index % 2 == 0).then(|| (index ^ 2) / 2 * self.block + within);
+        let place = index.is_multiple_of(2).then(|| (index ^ 2) / 2 * self.block + within);
         (place, self.block - within)
     }
 }
