@@ -63,6 +63,26 @@ pub enum Step {
     Slow,
 }
 
+/// The file behind [`Step::Host`]: a driver's own, or the one of the moment where a reopen may bring another.
+/// Held only while an operation is started; the operation keeps the file open itself.
+pub enum HostFile<'a> {
+    /// The same for as long as the driver lives.
+    Fixed(&'a File),
+    /// The one of now.
+    Current(arc_swap::Guard<std::sync::Arc<File>>),
+}
+
+impl std::ops::Deref for HostFile<'_> {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        match self {
+            Self::Fixed(file) => file,
+            Self::Current(file) => file,
+        }
+    }
+}
+
 /// How much a caller of [`Driver::block_status`] wants to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Want {
@@ -102,7 +122,7 @@ pub trait Driver: Send + Sync + 'static {
     }
 
     /// The host file behind [`Step::Host`].
-    fn host_file(&self) -> Option<&File> {
+    fn host_file(&self) -> Option<HostFile<'_>> {
         None
     }
 
@@ -359,6 +379,12 @@ pub trait DriverFactory: Send + Sync + 'static {
     /// Whether images of this format can have a backing file.
     fn supports_backing(&self) -> bool {
         false
+    }
+
+    /// Whether a parent's permissions are passed on to the primary child as they are: filters, and formats that
+    /// keep nothing of their own there.
+    fn passes_permissions(&self) -> bool {
+        self.kind() == DriverKind::Filter
     }
 
     /// Opens a node. The generic options are in `context`; what the driver does not take out of

@@ -13,6 +13,7 @@
 
 mod buf;
 mod file;
+pub mod host;
 mod net;
 mod reactor;
 mod runtime;

@@ -37,6 +37,7 @@ struct Inner {
     registry: Mutex<Registry>,
     next_name: AtomicU64,
     policy: BackingPolicy,
+    warner: fn(&str),
 }
 
 /// All nodes and backends of one embedding. Clones are the same graph.
@@ -51,12 +52,18 @@ impl Graph {
 
     /// An empty graph whose images may name what `policy` allows as their backing files.
     pub fn with_policy(drivers: DriverTable, policy: BackingPolicy) -> Self {
+        Self::with_warner(drivers, policy, |text| tracing::warn!("{text}"))
+    }
+
+    /// The same, with warnings told by `warner` (tools print them); the default is the log.
+    pub fn with_warner(drivers: DriverTable, policy: BackingPolicy, warner: fn(&str)) -> Self {
         Self(Arc::new(Inner {
             drivers,
             epochs: Arc::default(),
             registry: Mutex::default(),
             next_name: AtomicU64::new(0),
             policy,
+            warner,
         }))
     }
 
@@ -86,6 +93,11 @@ impl Graph {
     /// The epoch domain.
     pub fn epochs(&self) -> &Arc<Epochs> {
         &self.0.epochs
+    }
+
+    /// Tells the user of something that is dangerous but not wrong.
+    pub fn warn(&self, text: &str) {
+        (self.0.warner)(text);
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {

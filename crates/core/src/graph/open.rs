@@ -519,8 +519,8 @@ impl Graph {
 /// Puts the `file` child into its slot, with the permissions that an unused node of this sort has on it.
 fn attach_file(driver: &dyn DriverFactory, file: &Arc<Node>, context: &OpenContext) -> Result<()> {
     let writable = !context.flags.read_only;
-    let permissions =
-        Permissions::for_child(driver.kind(), Role::Primary, Permissions::NONE, writable);
+    let kind = if driver.passes_permissions() { DriverKind::Filter } else { driver.kind() };
+    let permissions = Permissions::for_child(kind, Role::Primary, Permissions::NONE, writable);
     let user = format!("node '{}'", context.node_name);
     let edge = Edge::attach(Arc::clone(file), user, ChildIdx::FILE.name(), permissions)?;
     context.children.set(ChildIdx::FILE, Some(edge));

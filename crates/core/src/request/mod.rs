@@ -146,7 +146,9 @@ async fn tracked(leaf: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
         return Box::pin(slow::write(Arc::clone(leaf), offset, data)).await;
     };
     let len = data.len();
-    let outcome = match file.write_at(data.clone(), offset, false).await {
+    let operation = file.write_at(data.clone(), offset, false);
+    drop(file);
+    let outcome = match operation.await {
         Ok(done) if done == len => Ok(()),
         outcome => Box::pin(slow::finish_write(leaf, offset, data, outcome)).await,
     };

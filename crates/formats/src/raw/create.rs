@@ -1,0 +1,47 @@
+//! New raw images, which are files of the right size, and measuring them.
+
+use oxblk_core::create::{
+    CreateOption, CreateRequest, CreateTarget, Measure, MeasureRequest, OptionType,
+};
+use oxblk_core::{Error, Options, Preallocation, Result};
+
+use super::SECTOR;
+
+/// The options that decide the file's size; the others are the protocol's.
+pub(super) const OPTIONS: &[CreateOption] = &[
+    CreateOption {
+        name: "preallocation",
+        kind: OptionType::String,
+        help: "Preallocation mode (allowed values: off, falloc, full)",
+        default: None,
+    },
+    CreateOption { name: "size", kind: OptionType::Size, help: "Virtual disk size", default: None },
+];
+
+fn take_size(options: &mut Options) -> Result<Option<u64>> {
+    let Some(size) = options.take_size("size")? else { return Ok(None) };
+    let rounded = size.checked_next_multiple_of(SECTOR);
+    let rounded = rounded.filter(|size| i64::try_from(*size).is_ok());
+    rounded.map(Some).ok_or_else(|| Error::invalid("Image size must be less than 8 EiB!"))
+}
+
+pub(super) async fn create(mut request: CreateRequest) -> Result<()> {
+    let size = take_size(&mut request.options)?.unwrap_or(0);
+    let preallocation = match request.options.take_str("preallocation")? {
+        None => Preallocation::Off,
+        Some(name) => Preallocation::parse(&name)
+            .ok_or_else(|| Error::invalid(format!("invalid parameter value: {name}")))?,
+    };
+    let CreateTarget::File(file) = request.target else {
+        return Err(Error::invalid("A raw image is created in a file"));
+    };
+    file.resize(size, preallocation).await
+}
+
+pub(super) fn measure(mut request: MeasureRequest<'_>) -> Result<Measure> {
+    let size = match request.source {
+        Some(source) => source.size().checked_next_multiple_of(SECTOR).unwrap_or(u64::MAX),
+        None => take_size(&mut request.options)?.unwrap_or(0),
+    };
+    Ok(Measure { required: size, fully_allocated: size, bitmaps: None })
+}

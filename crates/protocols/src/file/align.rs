@@ -1,0 +1,73 @@
+//! Which alignment `O_DIRECT` wants of offsets, lengths and memory.
+//!
+//! The kernel is asked first (`statx`, since Linux 6.1), then a block device for its sectors; where neither
+//! knows, small reads are tried. A file system that takes even one byte does not care for alignment but may
+//! then go through the page cache, so the page size is used, which is always right.
+
+use std::os::fd::BorrowedFd;
+
+use oxblk_core::{Error, Result};
+use oxblk_ring::{File, IoBufMut};
+use rustix::fs::{AtFlags, StatxFlags};
+
+use super::handle;
+
+/// Alignments in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Alignment {
+    pub(super) request: u32,
+    pub(super) memory: u32,
+}
+
+impl Alignment {
+    /// For files that go through the page cache.
+    pub(super) const NONE: Self = Self { request: 1, memory: 1 };
+}
+
+const PAGE: u32 = 4096;
+
+/// The alignment that `file`, open with `O_DIRECT`, wants.
+pub(super) async fn probe(file: &File) -> Result<Alignment> {
+    let Some(fd) = file.as_fd() else { return Ok(Alignment::NONE) };
+    if let Some(told) = ask_statx(fd) {
+        return Ok(told);
+    }
+    if let Some(sector) = handle::sector_size(fd) {
+        return Ok(Alignment { request: sector, memory: sector.max(512) });
+    }
+    let request = probe_request(file).await?;
+    let memory = if reads(file, request, 512).await { 512 } else { PAGE };
+    Ok(Alignment { request, memory })
+}
+
+fn ask_statx(fd: BorrowedFd<'_>) -> Option<Alignment> {
+    let stat = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
+    if stat.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
+        return None;
+    }
+    let valid = |size: u32| size.is_power_of_two() && size <= 1 << 20;
+    let told = Alignment { request: stat.stx_dio_offset_align, memory: stat.stx_dio_mem_align };
+    (valid(told.request) && valid(told.memory)).then_some(told)
+}
+
+async fn probe_request(file: &File) -> Result<u32> {
+    for request in [1, 512, 1024, 2048, PAGE] {
+        if reads(file, request, 0).await {
+            return Ok(if request == 1 { PAGE } else { request });
+        }
+    }
+    Err(Error::invalid("Could not find working O_DIRECT alignment")
+        .with_hint("Try cache.direct=off"))
+}
+
+/// Whether a read of `len` bytes at offset 0 works into memory at `skew` from a page.
+async fn reads(file: &File, len: u32, skew: usize) -> bool {
+    let mut page = IoBufMut::new(2 * PAGE as usize);
+    let mut buf = page.split_off(skew);
+    buf.truncate(len as usize);
+    match file.read_at(buf, 0).await.0 {
+        Ok(_) => true,
+        // A bad sector says nothing of alignment.
+        Err(error) => error.raw_os_error() != Some(rustix::io::Errno::INVAL.raw_os_error()),
+    }
+}

@@ -1,0 +1,54 @@
+//! Copy offload: the kernel copies between two files, sharing blocks (reflink) where the file system can;
+//! `copy_file_range` tries that first by itself.
+
+use oxblk_core::driver::CopyRange;
+use oxblk_core::{BoxFuture, Driver, Error, Result};
+use rustix::io::Errno;
+
+use super::FileDriver;
+
+impl CopyRange for FileDriver {
+    fn copy_to<'a>(
+        &'a self,
+        offset: u64,
+        target: &'a dyn Driver,
+        target_offset: u64,
+        len: u64,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let from = self.current();
+            let Some(to) = target.host_file().map(|file| file.clone()) else {
+                return Err(Error::unsupported("Copy offload is not possible here"));
+            };
+            let mut done = 0;
+            while done < len {
+                let (source, dest) =
+                    (offset.saturating_add(done), target_offset.saturating_add(done));
+                match from.copy_range_to(source, &to, dest, len - done).await {
+                    // The end of the source: what is beyond reads as zeroes, which only a copy by hand knows.
+                    Ok(0) => return Err(Error::unsupported("Copy offload ended early")),
+                    Ok(copied) => done = done.saturating_add(copied),
+                    Err(error) => return Err(converted(error)),
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Whatever means "not with these files" sends the caller to copying by hand.
+fn converted(error: std::io::Error) -> Error {
+    let impossible = [
+        Errno::XDEV,
+        Errno::OPNOTSUPP,
+        Errno::INVAL,
+        Errno::NOSYS,
+        Errno::BADF,
+        Errno::TXTBSY,
+        Errno::PERM,
+    ];
+    if impossible.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error())) {
+        return Error::unsupported("Copy offload is not possible here");
+    }
+    error.into()
+}

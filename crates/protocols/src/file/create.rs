@@ -1,0 +1,143 @@
+//! New files.
+//!
+//! An existing file is taken over, as the tools have always done, but only after its locks are ours: a running guest
+//! does not lose its disk to a `create` of the same name.
+
+use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, OptionType};
+use oxblk_core::{Error, Perm, Permissions, Preallocation, Result, strerror};
+use oxblk_ring::{Aio, File, host};
+use rustix::fs::{IFlags, Mode, OFlags};
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::handle::{self, Access};
+use super::locks::FileLocks;
+use super::open::FileFactory;
+use super::resize;
+
+const SECTOR: u64 = 512;
+const DEFAULT_EXTENT_SIZE_HINT: u64 = 1 << 20;
+
+pub(super) const CREATE_OPTIONS: &[CreateOption] = &[
+    CreateOption {
+        name: "extent_size_hint",
+        kind: OptionType::Size,
+        help: "Extent size hint for the image file, 0 to disable",
+        default: None,
+    },
+    CreateOption {
+        name: "nocow",
+        kind: OptionType::Bool,
+        help: "Turn off copy-on-write (valid only on btrfs)",
+        default: None,
+    },
+    CreateOption {
+        name: "preallocation",
+        kind: OptionType::String,
+        help: "Preallocation mode (allowed values: off, falloc, full)",
+        default: None,
+    },
+    SIZE,
+];
+
+const SIZE: CreateOption =
+    CreateOption { name: "size", kind: OptionType::Size, help: "Virtual disk size", default: None };
+
+pub(super) const SIZE_ONLY: &[CreateOption] = &[SIZE];
+
+struct Wanted {
+    size: u64,
+    preallocation: Preallocation,
+    nocow: bool,
+    extent_size_hint: u64,
+}
+
+fn parse(mut request: CreateRequest) -> Result<(String, Wanted)> {
+    let options = &mut request.options;
+    let size = options.take_size("size")?.unwrap_or(0);
+    let size = size
+        .checked_next_multiple_of(SECTOR)
+        .filter(|size| i64::try_from(*size).is_ok())
+        .ok_or_else(|| Error::invalid("Image size must be less than 8 EiB!"))?;
+    let preallocation = match options.take_str("preallocation")? {
+        None => Preallocation::Off,
+        Some(name) => Preallocation::parse(&name)
+            .ok_or_else(|| Error::invalid(format!("invalid parameter value: {name}")))?,
+    };
+    let extent_size_hint = options.take_size("extent_size_hint")?;
+    let extent_size_hint = extent_size_hint.unwrap_or(DEFAULT_EXTENT_SIZE_HINT);
+    let nocow = options.take_bool("nocow")?.unwrap_or(false);
+    let CreateTarget::Filename(name) = request.target else {
+        return Err(Error::invalid("A protocol is created by file name"));
+    };
+    Ok((name, Wanted { size, preallocation, nocow, extent_size_hint }))
+}
+
+/// Makes a file, or makes an existing one (or a device) fit.
+pub(super) async fn create(factory: &FileFactory, request: CreateRequest) -> Result<()> {
+    let (name, wanted) = parse(request)?;
+    let path = factory.path_of(&name);
+    if factory.device {
+        prepare_device(factory, path, &wanted).await
+    } else {
+        make(path, &wanted).await
+    }
+}
+
+async fn make(path: &str, wanted: &Wanted) -> Result<()> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+    let fd = rustix::fs::open(path, flags, mode).map_err(|errno| {
+        let code = errno.raw_os_error();
+        Error::from_errno(code).reword(format!("Could not create '{path}': {}", strerror(code)))
+    })?;
+    let locks = lock(&fd, path)?;
+    if i64::try_from(wanted.extent_size_hint).map_or(true, |hint| hint > i64::from(u32::MAX)) {
+        return Err(Error::invalid("Extent size hint is too large"));
+    }
+    apply_hints(&fd, wanted);
+    let file = File::from_fd(fd, Aio::default());
+    file.set_len(0).await.map_err(|e| Error::from(e).prefix("Could not clear the file"))?;
+    let outcome = resize::set_size(&file, wanted.size, wanted.preallocation).await;
+    drop(locks);
+    outcome
+}
+
+/// Takes what a creator needs; nobody else may change the size meanwhile.
+fn lock(fd: &OwnedFd, path: &str) -> Result<Option<FileLocks>> {
+    let Ok(locks) = FileLocks::new(fd, path) else { return Ok(None) };
+    locks.set(Permissions {
+        taken: Perm::WRITE | Perm::RESIZE,
+        shared: Perm::all() - Perm::RESIZE,
+    })?;
+    Ok(Some(locks))
+}
+
+/// Hints that only some file systems know; the others' refusal is of no interest.
+fn apply_hints(fd: &OwnedFd, wanted: &Wanted) {
+    if wanted.nocow
+        && let Ok(flags) = rustix::fs::ioctl_getflags(fd)
+    {
+        let _ = rustix::fs::ioctl_setflags(fd, flags | IFlags::NOCOW);
+    }
+    if let Ok(hint @ 1..) = u32::try_from(wanted.extent_size_hint) {
+        let _ = host::set_extent_size_hint(fd.as_fd(), hint);
+    }
+}
+
+async fn prepare_device(factory: &FileFactory, path: &str, wanted: &Wanted) -> Result<()> {
+    let access = Access { read_only: false, direct: false };
+    let handle = handle::open(path, access).map_err(|e| handle::open_error(path, e, false))?;
+    factory.check_kind(Some(handle.kind), path)?;
+    let locks = lock(&handle.fd, path)?;
+    let file = File::from_fd(handle.fd, Aio::default());
+    let size = file.len().await?;
+    if size < wanted.size {
+        return Err(Error::invalid("Cannot grow device files"));
+    }
+    // So that what was there before is not found by probing.
+    let head = usize::try_from(size.min(SECTOR)).unwrap_or(0);
+    let clear = oxblk_ring::IoBuf::zeroes(head);
+    let cleared = file.write_all_at(clear, 0, false).await;
+    drop(locks);
+    cleared.map_err(|e| Error::from(e).prefix("Failed to clear the new image's first sector"))
+}

@@ -1,0 +1,290 @@
+//! [`FileDriver`]: requests to one open file.
+
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use oxblk_core::driver::{CopyRange, Reopen, Resize};
+use oxblk_core::{
+    BoxFuture, Driver, Error, HostFile, Limits, MapOp, Permissions, Result, Status, Step, Want,
+    WriteFlags, ZeroFlags,
+};
+use oxblk_ring::{File, IoBuf, IoBufMut};
+use rustix::io::Errno;
+
+use super::align::Alignment;
+use super::extents::{self, ExtentCache};
+use super::handle::{self, Kind};
+use super::locks::FileLocks;
+use super::options::AioOption;
+use super::reopen::Prepared;
+use super::zero::Refused;
+
+/// A file or block device of the host, or a file that the embedder (a test, say) hands in.
+pub struct FileDriver {
+    /// The file of now; a reopen brings another while the node is drained.
+    pub(super) file: ArcSwap<File>,
+    pub(super) kind: Kind,
+    pub(super) path: String,
+    pub(super) size: AtomicU64,
+    pub(super) aio: AioOption,
+    pub(super) direct: AtomicBool,
+    pub(super) no_flush: AtomicBool,
+    request_alignment: AtomicU32,
+    memory_alignment: AtomicU32,
+    pub(super) refused: Refused,
+    pub(super) extents: ExtentCache,
+    /// The errno of a flush that failed: the host has forgotten then what was not written, so that a later
+    /// flush that succeeds would mean nothing. 0: none.
+    pub(super) flush_error: AtomicI32,
+    pub(super) locks: Option<FileLocks>,
+    pub(super) prepared: Mutex<Option<Prepared>>,
+}
+
+/// What a driver is made of.
+pub(super) struct Parts {
+    pub(super) file: File,
+    pub(super) kind: Kind,
+    pub(super) path: String,
+    pub(super) size: u64,
+    pub(super) aio: AioOption,
+    pub(super) direct: bool,
+    pub(super) no_flush: bool,
+    pub(super) alignment: Alignment,
+    pub(super) locks: Option<FileLocks>,
+}
+
+impl FileDriver {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self {
+            file: ArcSwap::from_pointee(parts.file),
+            kind: parts.kind,
+            path: parts.path,
+            size: AtomicU64::new(parts.size),
+            aio: parts.aio,
+            direct: AtomicBool::new(parts.direct),
+            no_flush: AtomicBool::new(parts.no_flush),
+            request_alignment: AtomicU32::new(parts.alignment.request),
+            memory_alignment: AtomicU32::new(parts.alignment.memory),
+            refused: Refused::default(),
+            extents: ExtentCache::default(),
+            flush_error: AtomicI32::new(0),
+            locks: parts.locks,
+            prepared: Mutex::new(None),
+        }
+    }
+
+    /// A driver for a file that is open already: a simulated disk, a temporary file. `size` is its size in
+    /// bytes; it has no name and takes no locks.
+    pub fn from_ring_file(file: File, size: u64) -> Self {
+        Self::new(Parts {
+            file,
+            kind: Kind::Given,
+            path: String::new(),
+            size,
+            aio: AioOption::Default,
+            direct: false,
+            no_flush: false,
+            alignment: Alignment::NONE,
+            locks: None,
+        })
+    }
+
+    /// The same, wanting requests and memory aligned to `alignment` bytes (a power of two).
+    #[must_use]
+    pub fn with_alignment(self, alignment: u32) -> Self {
+        self.set_alignment(Alignment { request: alignment, memory: alignment });
+        self
+    }
+
+    pub(super) fn set_alignment(&self, alignment: Alignment) {
+        self.request_alignment.store(alignment.request, Ordering::Release);
+        self.memory_alignment.store(alignment.memory, Ordering::Release);
+    }
+
+    /// A handle to the file of now.
+    pub(super) fn current(&self) -> File {
+        File::clone(&self.file.load())
+    }
+
+    fn grow_to(&self, end: u64) {
+        self.size.fetch_max(end, Ordering::AcqRel);
+    }
+
+    async fn flush_host(&self) -> Result<()> {
+        let before = self.flush_error.load(Ordering::Acquire);
+        if before != 0 {
+            return Err(Error::from_errno(before));
+        }
+        let Err(error) = self.current().sync(true).await else { return Ok(()) };
+        let error = Error::from(error);
+        // Without the page cache in between nothing is forgotten.
+        if !self.direct.load(Ordering::Acquire) {
+            self.flush_error.store(error.raw_errno(), Ordering::Release);
+        }
+        Err(error)
+    }
+
+    async fn zero(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
+        let end = offset.saturating_add(len);
+        let grows = end > self.size.load(Ordering::Acquire) && self.kind != Kind::Block;
+        let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
+        let file = self.current();
+        let outcome = self.refused.zero(&file, self.kind, (offset, len), unmap, grows).await;
+        self.extents.invalidate();
+        outcome?;
+        self.grow_to(end);
+        Ok(())
+    }
+}
+
+impl Driver for FileDriver {
+    fn map(&self, _op: MapOp, offset: u64, len: u64) -> Step {
+        Step::Host { offset, len }
+    }
+
+    fn host_file(&self) -> Option<HostFile<'_>> {
+        Some(HostFile::Current(self.file.load()))
+    }
+
+    fn read(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
+        Box::pin(async move { Ok(self.current().read_full_at(buf, offset).await?.0) })
+    }
+
+    fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let end = offset.saturating_add(u64::try_from(data.len()).unwrap_or(u64::MAX));
+            let fua = flags.contains(WriteFlags::FUA) && !self.no_flush.load(Ordering::Relaxed);
+            self.current().write_all_at(data, offset, fua).await?;
+            self.grow_to(end);
+            Ok(())
+        })
+    }
+
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        flags: ZeroFlags,
+    ) -> Option<BoxFuture<'_, Result<()>>> {
+        Some(Box::pin(self.zero(offset, len, flags)))
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
+        Some(Box::pin(async move {
+            let file = self.current();
+            let outcome = self.refused.discard(&file, self.kind, offset, len).await;
+            self.extents.invalidate();
+            outcome
+        }))
+    }
+
+    fn flush(&self) -> Option<BoxFuture<'_, Result<()>>> {
+        if self.no_flush.load(Ordering::Relaxed) {
+            return None;
+        }
+        Some(Box::pin(self.flush_host()))
+    }
+
+    fn block_status(
+        &self,
+        offset: u64,
+        len: u64,
+        want: Want,
+    ) -> Option<BoxFuture<'_, Result<Status>>> {
+        Some(Box::pin(async move {
+            if want == Want::Allocation {
+                return Ok(extents::assume_data(offset, len));
+            }
+            let alignment = u64::from(self.request_alignment.load(Ordering::Relaxed));
+            extents::status(&self.current(), &self.extents, offset, len, alignment).await
+        }))
+    }
+
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn refresh_size(&self) -> Option<BoxFuture<'_, Result<u64>>> {
+        Some(Box::pin(async move {
+            let size = self.current().len().await?;
+            self.size.store(size, Ordering::Release);
+            self.extents.invalidate();
+            Ok(size)
+        }))
+    }
+
+    fn limits(&self) -> Limits {
+        let mut limits = Limits {
+            request_alignment: self.request_alignment.load(Ordering::Acquire),
+            mem_alignment: self.memory_alignment.load(Ordering::Acquire),
+            write_flags: WriteFlags::FUA,
+            zero_flags: ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK,
+            has_zero_init: matches!(self.kind, Kind::Regular | Kind::Given),
+            grows: matches!(self.kind, Kind::Regular | Kind::Given),
+            ..Limits::default()
+        };
+        if self.kind == Kind::Block {
+            limits.discard_alignment = self.discard_granularity();
+        }
+        limits
+    }
+
+    fn allocated_size(&self) -> Option<u64> {
+        let file = self.current();
+        let stat = rustix::fs::fstat(file.as_fd()?).ok()?;
+        u64::try_from(stat.st_blocks).ok()?.checked_mul(512)
+    }
+
+    fn filename(&self) -> Option<String> {
+        (!self.path.is_empty()).then(|| self.path.clone())
+    }
+
+    fn set_permissions(&self, permissions: Permissions) -> Result<()> {
+        self.locks.as_ref().map_or(Ok(()), |locks| locks.set(permissions))
+    }
+
+    fn close(&self) -> Option<BoxFuture<'_, Result<()>>> {
+        let locks = self.locks.as_ref()?;
+        Some(Box::pin(async { locks.set(Permissions::NONE) }))
+    }
+
+    fn resize(&self) -> Option<&dyn Resize> {
+        Some(self)
+    }
+
+    fn reopen(&self) -> Option<&dyn Reopen> {
+        Some(self)
+    }
+
+    fn copy_range(&self) -> Option<&dyn CopyRange> {
+        Some(self)
+    }
+}
+
+impl FileDriver {
+    fn discard_granularity(&self) -> u32 {
+        let file = self.current();
+        let told = file.as_fd().and_then(|fd| handle::queue_value(fd, "discard_granularity"));
+        let told = told.and_then(|value| u32::try_from(value).ok());
+        told.filter(|value| value.is_power_of_two()).unwrap_or(1)
+    }
+}
+
+impl std::fmt::Debug for FileDriver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileDriver")
+            .field("path", &self.path)
+            .field("kind", &self.kind)
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The error for a file that was to be a regular file, or a device, and is not.
+pub(super) fn wrong_kind(driver: &str, path: &str, wanted: &str) -> Error {
+    Error::from_errno(Errno::INVAL.raw_os_error())
+        .reword(format!("'{driver}' driver requires '{path}' to be {wanted}"))
+}
+
+pub(super) type SharedFile = Arc<File>;

@@ -1,0 +1,193 @@
+//! Locks by which processes keep out of each other's images.
+//!
+//! Each of the four permissions has two lock bytes in the file (nothing is stored there): byte `100 + n` is locked
+//! by whoever takes permission `n`, byte `200 + n` by whoever does not share it. All locks are *shared* locks
+//! of the open file description, so any number of processes may hold each; conflicts are found by asking whether
+//! anybody else holds the opposite byte. That is QEMU's protocol, so a running qemu-img or guest and we exclude
+//! one another.
+//!
+//! Locks are taken first and looked for second. Two processes that start at once may both see the other and
+//! both be refused; they can never both go on.
+//!
+//! The locks live on a descriptor of their own, so that a reopen of the data descriptor does not meet the locks
+//! of the old one.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+use oxblk_core::{Error, ErrorKind, Perm, Permissions, Result};
+use oxblk_ring::host::{LockRange, is_locked_elsewhere, lock_shared, unlock};
+use rustix::fs::{Mode, OFlags};
+
+const TAKEN: u32 = 100;
+const UNSHARED: u32 = 200;
+
+/// What is locked now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    taken: Perm,
+    unshared: Perm,
+}
+
+impl Held {
+    const NOTHING: Self = Self { taken: Perm::empty(), unshared: Perm::empty() };
+
+    fn of(permissions: Permissions) -> Self {
+        Self { taken: permissions.taken, unshared: Perm::all() - permissions.shared }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self { taken: self.taken | other.taken, unshared: self.unshared | other.unshared }
+    }
+}
+
+/// The locks that one node holds on its file.
+#[derive(Debug)]
+pub struct FileLocks {
+    fd: OwnedFd,
+    path: String,
+    held: Mutex<Held>,
+}
+
+impl FileLocks {
+    /// No locks yet on the file open as `fd`; `path` is what messages call it.
+    ///
+    /// # Errors
+    /// Where the file has no locks of open file descriptions.
+    pub fn new(fd: impl AsFd, path: &str) -> Result<Self> {
+        let fd = fd.as_fd();
+        let own_path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let own = match rustix::fs::open(own_path, flags, Mode::empty()) {
+            Ok(own) => own,
+            // Without /proc, or where only writing is allowed: the same description serves.
+            Err(_) => rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(std::io::Error::from)?,
+        };
+        is_locked_elsewhere(own.as_fd(), LockRange::byte(TAKEN))?;
+        Ok(Self { fd: own, path: path.to_owned(), held: Mutex::new(Held::NOTHING) })
+    }
+
+    /// Makes the locks those of `permissions`.
+    ///
+    /// # Errors
+    /// When another process is in the way; the locks are then those of before.
+    pub fn set(&self, permissions: Permissions) -> Result<()> {
+        let wanted = Held::of(permissions);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if *held == wanted {
+            return Ok(());
+        }
+        let outcome = self.lock(held.and(wanted)).and_then(|()| self.look(wanted));
+        let keep = if outcome.is_ok() { wanted } else { *held };
+        self.release_all_but(keep);
+        *held = keep;
+        outcome
+    }
+
+    fn lock(&self, wanted: Held) -> Result<()> {
+        for (base, perms) in [(TAKEN, wanted.taken), (UNSHARED, wanted.unshared)] {
+            for (bit, _) in bits(perms) {
+                let byte = base + bit;
+                lock_shared(self.fd.as_fd(), LockRange::byte(byte)).map_err(|error| {
+                    Error::from(error).reword(format!("Failed to lock byte {byte}"))
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks for others that hold the opposite of what is wanted.
+    fn look(&self, wanted: Held) -> Result<()> {
+        for (bit, perm) in bits(wanted.taken) {
+            self.look_at(UNSHARED + bit, || format!("Failed to get \"{}\" lock", perm.names()))?;
+        }
+        for (bit, perm) in bits(wanted.unshared) {
+            self.look_at(TAKEN + bit, || {
+                format!("Failed to get shared \"{}\" lock", perm.names())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn look_at(&self, byte: u32, message: impl FnOnce() -> String) -> Result<()> {
+        if is_locked_elsewhere(self.fd.as_fd(), LockRange::byte(byte))? {
+            let hint = format!("Is another process using the image [{}]?", self.path);
+            return Err(Error::new(ErrorKind::Busy, message()).errno(11).with_hint(hint));
+        }
+        Ok(())
+    }
+
+    fn release_all_but(&self, keep: Held) {
+        for (base, perms) in [(TAKEN, keep.taken), (UNSHARED, keep.unshared)] {
+            for (bit, _) in bits(Perm::all() - perms) {
+                // Giving back can fail only where taking could not have worked.
+                let _ = unlock(self.fd.as_fd(), LockRange::byte(base + bit));
+            }
+        }
+    }
+}
+
+fn bits(perms: Perm) -> impl Iterator<Item = (u32, Perm)> {
+    perms.iter().map(|perm| (perm.bits().trailing_zeros(), perm))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn permissions(taken: Perm, shared: Perm) -> Permissions {
+        Permissions { taken, shared }
+    }
+
+    fn pair() -> (tempfile::NamedTempFile, FileLocks, FileLocks) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let locks = || FileLocks::new(file.reopen().unwrap(), "disk.raw").unwrap();
+        let (first, second) = (locks(), locks());
+        (file, first, second)
+    }
+
+    #[test]
+    fn a_writer_that_shares_no_writing_keeps_writers_out_and_lets_readers_in() {
+        let (_file, first, second) = pair();
+        let read = Perm::CONSISTENT_READ;
+        first.set(permissions(read | Perm::WRITE, read)).unwrap();
+        let error = second.set(permissions(read | Perm::WRITE, Perm::all())).unwrap_err();
+        assert_eq!(error.to_string(), "Failed to get \"write\" lock");
+        assert_eq!(error.hint(), Some("Is another process using the image [disk.raw]?"));
+        second.set(permissions(read, Perm::all())).unwrap();
+    }
+
+    #[test]
+    fn a_reader_that_shares_no_writing_is_refused_while_there_is_a_writer() {
+        let (_file, first, second) = pair();
+        first.set(permissions(Perm::WRITE, Perm::all())).unwrap();
+        let reader = permissions(Perm::CONSISTENT_READ, Perm::CONSISTENT_READ);
+        let error = second.set(reader).unwrap_err();
+        assert_eq!(error.to_string(), "Failed to get shared \"write\" lock");
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        first.set(Permissions::NONE).unwrap();
+        second.set(reader).unwrap();
+    }
+
+    #[test]
+    fn a_refusal_leaves_the_locks_of_before() {
+        let (_file, first, second) = pair();
+        let read = Perm::CONSISTENT_READ;
+        second.set(permissions(read, Perm::all())).unwrap();
+        first.set(permissions(read, read)).unwrap();
+        second.set(permissions(read | Perm::RESIZE, Perm::all())).unwrap_err();
+        // Had the resize lock stayed, the first could not change what it shares.
+        first.set(permissions(read | Perm::WRITE, read)).unwrap();
+        // And the read lock of before is still there.
+        let error = first.set(permissions(Perm::WRITE, Perm::empty())).unwrap_err();
+        assert_eq!(error.to_string(), "Failed to get shared \"consistent read\" lock");
+    }
+
+    #[test]
+    fn closing_gives_all_locks_back() {
+        let (_file, first, second) = pair();
+        first.set(permissions(Perm::WRITE, Perm::empty())).unwrap();
+        drop(first);
+        second.set(permissions(Perm::WRITE, Perm::empty())).unwrap();
+    }
+}

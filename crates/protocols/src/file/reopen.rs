@@ -1,0 +1,106 @@
+//! Reopen: the same node over a fresh descriptor, read-only or not, with or without the page cache.
+//!
+//! `prepare` opens the new descriptor and finds out all about it, `commit` swaps it in. The locks stay on their own
+//! descriptor throughout; whether writing is allowed is for the permissions of the graph to say.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use oxblk_core::driver::Reopen;
+use oxblk_core::{BoxFuture, Error, OpenFlags, Options, Result};
+use oxblk_ring::File;
+use rustix::io::Errno;
+
+use super::FileDriver;
+use super::align::{self, Alignment};
+use super::driver::SharedFile;
+use super::handle::{self, Access, Kind};
+use super::options::{FileOptions, Locking};
+
+/// A reopen that waits for commit or abort.
+pub(super) struct Prepared {
+    /// `None`: the same file stays (it was handed in).
+    file: Option<SharedFile>,
+    alignment: Alignment,
+    direct: bool,
+    no_flush: bool,
+}
+
+impl FileDriver {
+    async fn prepare_reopen(&self, flags: OpenFlags, options: Options) -> Result<Prepared> {
+        let options = self.check_unchanged(options)?;
+        let (direct, no_flush) = (flags.direct, flags.no_flush);
+        let aio = options.aio(direct)?;
+        if self.kind == Kind::Given {
+            return Ok(Prepared { file: None, alignment: Alignment::NONE, direct, no_flush });
+        }
+        let access = Access { read_only: flags.read_only, direct };
+        let failed = |errno| handle::open_error(&self.path, errno, direct);
+        let handle = handle::open(&self.path, access).map_err(failed)?;
+        if !self.is_same_file(&handle.fd)? {
+            return Err(Error::invalid(format!(
+                "Could not open '{}': another file has its name now",
+                self.path
+            )));
+        }
+        let engine = if options.aio.is_some() { aio.engine() } else { self.aio.engine() };
+        let file = File::from_fd(handle.fd, engine);
+        let alignment = if direct { align::probe(&file).await? } else { Alignment::NONE };
+        Ok(Prepared { file: Some(Arc::new(file)), alignment, direct, no_flush })
+    }
+
+    /// The options that a reopen may name; those that cannot change must be as they are.
+    fn check_unchanged(&self, mut options: Options) -> Result<FileOptions> {
+        let own: FileOptions = options.extract()?;
+        if own.filename.as_ref().is_some_and(|name| *name != self.path) {
+            return Err(Error::invalid("Cannot change the option 'filename'"));
+        }
+        let locks = self.locks.is_some();
+        match own.locking()? {
+            Locking::On if !locks => Err(Error::invalid("Cannot change the option 'locking'")),
+            Locking::Off if locks => Err(Error::invalid("Cannot change the option 'locking'")),
+            _ => Ok(own),
+        }
+    }
+
+    fn is_same_file(&self, fd: impl std::os::fd::AsFd) -> Result<bool> {
+        let current = self.current();
+        let Some(old) = current.as_fd() else { return Ok(true) };
+        let io = |errno: Errno| Error::from_errno(errno.raw_os_error());
+        let (old, new) = (rustix::fs::fstat(old).map_err(io)?, rustix::fs::fstat(fd).map_err(io)?);
+        Ok((old.st_dev, old.st_ino, old.st_rdev) == (new.st_dev, new.st_ino, new.st_rdev))
+    }
+
+    fn take_prepared(&self) -> Option<Prepared> {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Reopen for FileDriver {
+    fn prepare(&self, flags: OpenFlags, options: &Options) -> BoxFuture<'_, Result<()>> {
+        let options = options.clone();
+        Box::pin(async move {
+            let prepared = self.prepare_reopen(flags, options).await?;
+            *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(prepared);
+            Ok(())
+        })
+    }
+
+    fn commit(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let Some(prepared) = self.take_prepared() else { return };
+            if let Some(file) = prepared.file {
+                self.file.store(file);
+                self.set_alignment(prepared.alignment);
+            }
+            self.direct.store(prepared.direct, Ordering::Release);
+            self.no_flush.store(prepared.no_flush, Ordering::Release);
+            self.flush_error.store(0, Ordering::Release);
+            self.extents.invalidate();
+        })
+    }
+
+    fn abort(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move { drop(self.take_prepared()) })
+    }
+}

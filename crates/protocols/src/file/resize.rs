@@ -1,0 +1,115 @@
+//! Change of size, with or without preallocation.
+//!
+//! Space that is added reads as zeroes by the nature of files. A preallocation that fails half-way puts the old size
+//! back. Devices have the size that they have: anything up to it is accepted, so that formats can be
+//! created on them.
+
+use std::sync::atomic::Ordering;
+
+use oxblk_core::driver::Resize;
+use oxblk_core::{BoxFuture, Error, Preallocation, Result};
+use oxblk_ring::{Falloc, File, IoBuf};
+use rustix::io::Errno;
+
+use super::FileDriver;
+use super::handle::Kind;
+
+const ZERO_STEP: u64 = 1 << 20;
+const FIRST_BLOCK: u64 = 4096;
+
+impl Resize for FileDriver {
+    fn resize(&self, size: u64, preallocation: Preallocation) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let file = self.current();
+            self.extents.invalidate();
+            if matches!(self.kind, Kind::Block | Kind::Character) {
+                return check_device(file.len().await?, size, preallocation);
+            }
+            let outcome = set_size(&file, size, preallocation).await;
+            self.extents.invalidate();
+            if let Ok(now) = file.len().await {
+                self.size.store(now, Ordering::Release);
+            }
+            outcome
+        })
+    }
+}
+
+fn check_device(current: u64, size: u64, preallocation: Preallocation) -> Result<()> {
+    if preallocation != Preallocation::Off {
+        return Err(Error::unsupported(format!(
+            "Preallocation mode '{}' unsupported for this non-regular file",
+            preallocation.name()
+        )));
+    }
+    if size > current {
+        return Err(Error::invalid("Cannot grow device files"));
+    }
+    Ok(())
+}
+
+/// Gives a regular file the size `size`.
+pub(super) async fn set_size(file: &File, size: u64, preallocation: Preallocation) -> Result<()> {
+    let current = file.len().await.map_err(|e| Error::from(e).prefix("Could not get file size"))?;
+    if size < current && preallocation != Preallocation::Off {
+        return Err(Error::unsupported("Cannot use preallocation for shrinking files"));
+    }
+    let outcome = match preallocation {
+        Preallocation::Off => return truncate(file, current, size).await,
+        Preallocation::Falloc => reserve(file, current, size).await,
+        Preallocation::Full => fill(file, current, size).await,
+        Preallocation::Metadata => {
+            return Err(Error::unsupported("Unsupported preallocation mode: metadata"));
+        }
+    };
+    if outcome.is_err() {
+        // The first failure is the one to tell of.
+        let _ = file.set_len(current).await;
+    }
+    outcome
+}
+
+async fn truncate(file: &File, current: u64, size: u64) -> Result<()> {
+    let failed = |error| Error::from(error).prefix("Failed to resize the file");
+    file.set_len(size).await.map_err(failed)?;
+    if current == 0 && size > 0 {
+        // One block is allocated, so that the alignment of direct I/O can be found out by reading it.
+        let len = usize::try_from(size.min(FIRST_BLOCK)).unwrap_or(1);
+        let _ = file.write_all_at(IoBuf::zeroes(len), 0, false).await;
+    }
+    Ok(())
+}
+
+async fn reserve(file: &File, current: u64, size: u64) -> Result<()> {
+    if size == current {
+        return Ok(());
+    }
+    match file.fallocate(Falloc::Allocate, current, size - current).await {
+        Ok(()) => Ok(()),
+        // What the C library does where the file system has no way: write.
+        Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => {
+            write_zeroes(file, current, size).await
+        }
+        Err(error) => Err(error),
+    }
+    .map_err(|error| Error::from(error).prefix("Could not preallocate new data"))
+}
+
+async fn fill(file: &File, current: u64, size: u64) -> Result<()> {
+    let failed = |error| Error::from(error).prefix("Could not write zeros for preallocation");
+    file.set_len(size).await.map_err(|e| Error::from(e).prefix("Failed to resize the file"))?;
+    write_zeroes(file, current, size).await.map_err(failed)?;
+    file.sync(false).await.map_err(|e| Error::from(e).prefix("Could not flush file to disk"))
+}
+
+async fn write_zeroes(file: &File, mut at: u64, end: u64) -> std::io::Result<()> {
+    let zeroes = IoBuf::zeroes(usize::try_from(ZERO_STEP).unwrap_or(4096));
+    while at < end {
+        // Steps end at their own multiples, so that direct I/O sees whole blocks.
+        let step = (ZERO_STEP - at % ZERO_STEP).min(end - at);
+        let piece = zeroes.slice(..usize::try_from(step).unwrap_or(zeroes.len()));
+        file.write_all_at(piece, at, false).await?;
+        at = at.saturating_add(step);
+    }
+    Ok(())
+}

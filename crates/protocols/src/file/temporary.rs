@@ -1,0 +1,67 @@
+//! Temporary files: without a name where the file system can, so that nobody else can open or replace them
+//! and nothing is left behind.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use oxblk_core::{Error, Result, strerror};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+const ATTEMPTS: u32 = 64;
+
+/// An empty file for reading and writing in `$TMPDIR`, or in `/var/tmp`, which is meant for large files.
+///
+/// # Errors
+/// As the file system reports.
+pub fn temporary() -> Result<OwnedFd> {
+    let dir = std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty());
+    let dir = dir.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+    temporary_in(&dir).map_err(|errno| {
+        let code = errno.raw_os_error();
+        let text = format!("Could not open temporary file '{}': {}", dir.display(), strerror(code));
+        Error::from_errno(code).reword(text)
+    })
+}
+
+fn temporary_in(dir: &Path) -> Result<OwnedFd, Errno> {
+    let mode = Mode::RUSR | Mode::WUSR;
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    match rustix::fs::open(dir, flags | OFlags::TMPFILE, mode) {
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {}
+        opened => return opened,
+    }
+    for attempt in 0..ATTEMPTS {
+        let path = dir.join(format!(".oxblk-{}-{:x}", std::process::id(), random(attempt)));
+        match rustix::fs::open(&path, flags | OFlags::CREATE | OFlags::EXCL, mode) {
+            Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+            Ok(fd) => {
+                rustix::fs::unlink(&path)?;
+                return Ok(fd);
+            }
+        }
+    }
+    Err(Errno::EXIST)
+}
+
+/// Something that two attempts hardly share. `O_EXCL` is what keeps strangers out, not this.
+fn random(attempt: u32) -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one((attempt, io::stdin as fn() -> io::Stdin as usize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_temporary_file_has_no_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let fd = temporary_in(dir.path()).unwrap();
+        assert_eq!(rustix::io::write(&fd, b"x").unwrap(), 1);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert_eq!(temporary_in(Path::new("/nonexistent")).unwrap_err(), Errno::NOENT);
+    }
+}

@@ -1,0 +1,127 @@
+//! Zeroing and discarding by the host, and remembering what it cannot do.
+//!
+//! For each way there is a memory: once the file system has said that it does not have it, it is not asked again.
+//! Only "not supported" counts; that one range was refused (alignment, a quota) says nothing of the next.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use oxblk_core::{Error, Result};
+use oxblk_ring::{Falloc, File, host, offload};
+use rustix::io::Errno;
+
+use super::handle::Kind;
+
+/// What the host has not yet refused.
+#[derive(Default)]
+pub(super) struct Refused {
+    zero_range: AtomicBool,
+    punch_hole: AtomicBool,
+    discard: AtomicBool,
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    let unsupported = [Errno::OPNOTSUPP, Errno::NOSYS, Errno::NOTTY];
+    unsupported.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+fn unsupported() -> Error {
+    Error::from_errno(Errno::OPNOTSUPP.raw_os_error())
+}
+
+impl Refused {
+    /// Calls the host unless it has refused this before; `None` if it does (or has).
+    async fn attempt(
+        memory: &AtomicBool,
+        call: impl Future<Output = io::Result<()>>,
+    ) -> Option<io::Result<()>> {
+        if memory.load(Relaxed) {
+            return None;
+        }
+        match call.await {
+            Err(error) if is_unsupported(&error) => {
+                memory.store(true, Relaxed);
+                None
+            }
+            // This range cannot be done this way (unaligned on a block device, say); another may.
+            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => None,
+            outcome => Some(outcome),
+        }
+    }
+
+    /// Makes a range read as zeroes; with `unmap` rather as a hole.
+    pub(super) async fn zero(
+        &self,
+        file: &File,
+        kind: Kind,
+        range: (u64, u64),
+        unmap: bool,
+        grows: bool,
+    ) -> Result<()> {
+        let (offset, len) = range;
+        // Holes cannot be punched beyond the end.
+        if unmap && !grows {
+            let punch = file.fallocate(Falloc::PunchHole, offset, len);
+            if let Some(outcome) = Self::attempt(&self.punch_hole, punch).await {
+                return outcome.map_err(Error::from);
+            }
+        }
+        let mode = if kind == Kind::Block { Falloc::ZeroRangeKeepSize } else { Falloc::ZeroRange };
+        let zero = file.fallocate(mode, offset, len);
+        if let Some(outcome) = Self::attempt(&self.zero_range, zero).await {
+            return outcome.map_err(Error::from);
+        }
+        if kind == Kind::Block || grows {
+            return Err(unsupported());
+        }
+        self.punch_and_allocate(file, offset, len).await
+    }
+
+    /// What `zero range` does, in two steps, for file systems that only have these.
+    async fn punch_and_allocate(&self, file: &File, offset: u64, len: u64) -> Result<()> {
+        let punch = file.fallocate(Falloc::PunchHole, offset, len);
+        match Self::attempt(&self.punch_hole, punch).await {
+            None => Err(unsupported()),
+            Some(Err(error)) => Err(error.into()),
+            Some(Ok(())) => {
+                // The hole reads as zeroes already; failing to reserve its space is no failure.
+                let reserve = file.fallocate(Falloc::AllocateKeepSize, offset, len).await;
+                match reserve {
+                    Err(error) if error.raw_os_error() == Some(Errno::NOSPC.raw_os_error()) => {
+                        Err(error.into())
+                    }
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Gives a range back to the host.
+    pub(super) async fn discard(
+        &self,
+        file: &File,
+        kind: Kind,
+        offset: u64,
+        len: u64,
+    ) -> Result<()> {
+        let outcome = if kind == Kind::Block {
+            let call = discard_blocks(file.clone(), offset, len);
+            Self::attempt(&self.discard, call).await
+        } else {
+            let call = file.fallocate(Falloc::PunchHole, offset, len);
+            Self::attempt(&self.punch_hole, call).await
+        };
+        match outcome {
+            None => Err(unsupported()),
+            Some(outcome) => outcome.map_err(Error::from),
+        }
+    }
+}
+
+async fn discard_blocks(file: File, offset: u64, len: u64) -> io::Result<()> {
+    offload(move || match file.as_fd() {
+        Some(fd) => host::discard_blocks(fd, offset, len),
+        None => Err(Errno::OPNOTSUPP.into()),
+    })
+    .await
+}

@@ -1,0 +1,160 @@
+//! System calls on host files that have no safe wrapper elsewhere and never wait for long: locks of open file descriptions,
+//! and the ioctls of block devices and file systems. They work on any descriptor and need no I/O thread; what may take long
+//! (discarding blocks) is made for [`offload`](crate::offload).
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// A range of bytes that locks are about; nothing of the file itself need be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LockRange {
+    /// First byte.
+    pub start: u32,
+    /// Number of bytes.
+    pub len: u32,
+}
+
+impl LockRange {
+    /// One byte.
+    pub fn byte(start: u32) -> Self {
+        Self { start, len: 1 }
+    }
+
+    fn request(self, kind: libc::c_int) -> libc::flock {
+        libc::flock {
+            // The constants are 0, 1 and 2 on every platform.
+            l_type: i16::try_from(kind).unwrap_or_default(),
+            l_whence: i16::try_from(libc::SEEK_SET).unwrap_or_default(),
+            l_start: libc::off_t::from(self.start),
+            l_len: libc::off_t::from(self.len),
+            l_pid: 0,
+        }
+    }
+}
+
+/// Takes a shared lock for the open file description behind `fd`, which must be readable.
+///
+/// # Errors
+/// `EAGAIN` when an exclusive lock is in the way; as `fcntl(2)` with `F_OFD_SETLK`.
+pub fn lock_shared(fd: BorrowedFd<'_>, range: LockRange) -> io::Result<()> {
+    set_lock(fd, range.request(libc::F_RDLCK))
+}
+
+/// Gives a lock back.
+///
+/// # Errors
+/// As `fcntl(2)` with `F_OFD_SETLK`.
+pub fn unlock(fd: BorrowedFd<'_>, range: LockRange) -> io::Result<()> {
+    set_lock(fd, range.request(libc::F_UNLCK))
+}
+
+fn set_lock(fd: BorrowedFd<'_>, request: libc::flock) -> io::Result<()> {
+    // SAFETY: F_OFD_SETLK reads one `flock`, which lives until the call returns; `fd` is open.
+    let done = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const request) };
+    check(done)
+}
+
+/// Whether another open file description holds any lock in `range`.
+///
+/// # Errors
+/// As `fcntl(2)` with `F_OFD_GETLK`: `EINVAL` where the kernel or file system has no such locks.
+pub fn is_locked_elsewhere(fd: BorrowedFd<'_>, range: LockRange) -> io::Result<bool> {
+    let mut request = range.request(libc::F_WRLCK);
+    // SAFETY: F_OFD_GETLK reads and writes one `flock`, which lives until the call returns; `fd` is open.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut request) })?;
+    Ok(libc::c_int::from(request.l_type) != libc::F_UNLCK)
+}
+
+/// Tells a block device that the contents of a range no longer matter (`BLKDISCARD`).
+///
+/// # Errors
+/// As the device reports: `EOPNOTSUPP` where it cannot.
+pub fn discard_blocks(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+    const BLKDISCARD: libc::Ioctl = 0x1277;
+    let range = [offset, len];
+    // SAFETY: BLKDISCARD reads two `u64` from its argument, an array of two that lives until the call returns.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKDISCARD, range.as_ptr()) })
+}
+
+/// Makes a range of `target` share the blocks of a range of `source` (`FICLONERANGE`, reflink).
+///
+/// # Errors
+/// As the file system reports: `EOPNOTSUPP`, `EXDEV` or `EINVAL` where it cannot.
+pub fn clone_range(
+    source: BorrowedFd<'_>,
+    offset: u64,
+    target: BorrowedFd<'_>,
+    target_offset: u64,
+    len: u64,
+) -> io::Result<()> {
+    let range = libc::file_clone_range {
+        src_fd: i64::from(source.as_raw_fd()),
+        src_offset: offset,
+        src_length: len,
+        dest_offset: target_offset,
+    };
+    // SAFETY: FICLONERANGE reads one `file_clone_range`, which lives until the call returns; both descriptors are open.
+    check(unsafe { libc::ioctl(target.as_raw_fd(), libc::FICLONERANGE, &raw const range) })
+}
+
+/// Asks the file system to allocate a new file in extents of `bytes` (`FS_IOC_FSSETXATTR`).
+///
+/// # Errors
+/// As the file system reports: most have no such hint.
+pub fn set_extent_size_hint(fd: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
+    /// `struct fsxattr` of the kernel's interface.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Attributes {
+        flags: u32,
+        extent_size: u32,
+        extents: u32,
+        project: u32,
+        cow_extent_size: u32,
+        padding: [u8; 8],
+    }
+    const _: () = assert!(size_of::<Attributes>() == 28);
+    const FS_IOC_FSGETXATTR: libc::Ioctl = 0x801c_581f;
+    const FS_IOC_FSSETXATTR: libc::Ioctl = 0x401c_5820;
+    const EXTENT_SIZE: u32 = 0x800;
+    let mut attributes = Attributes::default();
+    // SAFETY: the request writes one `struct fsxattr`, of the size that its number tells; `attributes` is one.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut attributes) })?;
+    attributes.flags |= EXTENT_SIZE;
+    attributes.extent_size = bytes;
+    // SAFETY: the request reads one `struct fsxattr`, of the size that its number tells; `attributes` is one.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const attributes) })
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_shared_lock_is_seen_by_other_descriptions_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let mine = std::fs::File::create_new(&path).unwrap();
+        let mine = (std::fs::File::open(&path).unwrap(), mine).0;
+        let other = std::fs::File::open(&path).unwrap();
+        lock_shared(mine.as_fd(), LockRange::byte(101)).unwrap();
+        assert!(!is_locked_elsewhere(mine.as_fd(), LockRange::byte(101)).unwrap());
+        assert!(is_locked_elsewhere(other.as_fd(), LockRange { start: 100, len: 4 }).unwrap());
+        lock_shared(other.as_fd(), LockRange::byte(101)).unwrap();
+        unlock(mine.as_fd(), LockRange::byte(101)).unwrap();
+        assert!(!is_locked_elsewhere(other.as_fd(), LockRange { start: 0, len: 300 }).unwrap());
+        assert!(is_locked_elsewhere(mine.as_fd(), LockRange::byte(101)).unwrap());
+    }
+
+    #[test]
+    fn a_regular_file_is_no_block_device() {
+        let file = tempfile::tempfile().unwrap();
+        assert!(discard_blocks(file.as_fd(), 0, 512).is_err());
+    }
+}
