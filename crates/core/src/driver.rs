@@ -2,7 +2,7 @@
 //!
 //! A [`DriverFactory`] knows the driver's name, options and how to open or create an image; it makes a
 //! [`Driver`] for each node. A driver holds no reference to its node: it is given its [`Children`] and
-//! speaks to them through [`Edge`]s, whose requests take the same path as everybody's.
+//! speaks to them through [`Edge`](crate::Edge)s, whose requests take the same path as everybody's.
 //!
 //! What only some drivers can do is a capability: a small trait that a driver offers through an
 //! `Option`, so that core asks before it acts and nothing has a default that panics.

@@ -4,7 +4,7 @@
 //! in the second, `oxblk img …`; in the third, oxblk through a link named as QEMU's tool. All names
 //! in the arguments are relative, so the three command lines are the same, and so must be standard
 //! output, standard error and the exit code. What cannot be the same (the directory's path, timings,
-//! rates) is blanked by [`normalise`] on every side alike.
+//! rates) is blanked by [`normalise`](normalise::normalise) on every side alike.
 //!
 //! ```no_run
 //! use oxblk_tests::differential::Differential;
