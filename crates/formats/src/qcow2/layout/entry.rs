@@ -1,0 +1,344 @@
+//! Entries of L1 tables, L2 tables and the refcount table ("Cluster mapping", "Host cluster
+//! management").
+//!
+//! An entry is a plain number until it is asked where it points; the answer is an error unless the
+//! offset is aligned to clusters and all reserved bits are zero. L2 entries are decoded on every
+//! request, so that is kept to a few branches.
+
+use std::fmt;
+
+use super::Geometry;
+
+/// Bit 63: the refcount of what the entry points to is exactly one.
+const COPIED: u64 = 1 << 63;
+/// Bit 62 of an L2 entry: compressed.
+const COMPRESSED: u64 = 1 << 62;
+/// Bit 0 of a standard L2 entry: reads as zeroes.
+const ZERO: u64 = 1;
+/// Bits 9 to 55: the offset.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+/// Reserved bits of an L1 entry.
+const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
+/// Reserved bits of a standard L2 entry.
+const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
+/// Reserved bits of a refcount table entry.
+const REFCOUNT_TABLE_RESERVED: u64 = 0x1ff;
+/// Host offsets are below this.
+const MAX_OFFSET: u64 = 1 << 56;
+/// Compressed data is counted in sectors of this many bytes.
+const SECTOR: u64 = 512;
+
+/// Why an entry points nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadEntry {
+    /// Bits that must be zero are set; the entry.
+    Reserved(u64),
+    /// The offset is not a multiple of the cluster size; the offset in bytes.
+    Unaligned(u64),
+    /// The zero flag is set in a version 2 image; the entry.
+    ZeroBeforeVersion3(u64),
+}
+
+impl fmt::Display for BadEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reserved(entry) => write!(f, "table entry with reserved bits set: {entry:x}"),
+            Self::Unaligned(offset) => write!(f, "offset {offset:#x} unaligned"),
+            Self::ZeroBeforeVersion3(entry) => {
+                write!(f, "Zero cluster entry found in pre-v3 image ({entry:#x})")
+            }
+        }
+    }
+}
+
+impl std::error::Error for BadEntry {}
+
+/// An entry of an L1 table ("L1 table entry").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct L1Entry(pub u64);
+
+impl L1Entry {
+    /// No L2 table.
+    pub const EMPTY: Self = Self(0);
+
+    /// An entry for the L2 table at `offset`, owned by this entry alone.
+    pub fn new(offset: u64) -> Self {
+        Self(offset & OFFSET | COPIED)
+    }
+
+    /// Byte offset of the L2 table, or `None` where there is none.
+    ///
+    /// # Errors
+    /// When the entry breaks the format.
+    #[inline]
+    pub fn l2_offset(self, geometry: Geometry) -> Result<Option<u64>, BadEntry> {
+        if self.0 & L1_RESERVED != 0 {
+            return Err(BadEntry::Reserved(self.0));
+        }
+        let offset = self.raw_offset();
+        if !geometry.is_aligned(offset) {
+            return Err(BadEntry::Unaligned(offset));
+        }
+        Ok((offset != 0).then_some(offset))
+    }
+
+    /// The offset as it stands, aligned or not; 0 for none.
+    #[inline]
+    pub fn raw_offset(self) -> u64 {
+        self.0 & OFFSET
+    }
+
+    /// The reserved bits that are set.
+    pub fn reserved(self) -> u64 {
+        self.0 & L1_RESERVED
+    }
+
+    /// Whether the L2 table's refcount is said to be exactly one.
+    #[inline]
+    pub fn copied(self) -> bool {
+        self.0 & COPIED != 0
+    }
+}
+
+/// What an L2 entry says of its guest cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum L2Kind {
+    /// The backing file decides.
+    Unallocated,
+    /// Reads as zeroes.
+    Zero {
+        /// Byte offset of the cluster reserved for it, where there is one.
+        host: Option<u64>,
+    },
+    /// Stored as it is.
+    Data {
+        /// Byte offset of the host cluster.
+        host: u64,
+    },
+    /// Stored compressed.
+    Compressed {
+        /// Byte offset of the compressed data.
+        host: u64,
+        /// Bytes from `host` to the end of the last 512-byte sector used.
+        len: u64,
+    },
+}
+
+/// An entry of an L2 table ("L2 table entry").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct L2Entry(pub u64);
+
+impl L2Entry {
+    /// Unallocated.
+    pub const EMPTY: Self = Self(0);
+
+    /// What the entry says, in an image of `version`.
+    ///
+    /// # Errors
+    /// When the entry breaks the format.
+    #[inline]
+    pub fn kind(self, geometry: Geometry, version: u32) -> Result<L2Kind, BadEntry> {
+        let host = self.raw_offset();
+        let suspicious = L2_RESERVED | COMPRESSED | ZERO | (geometry.cluster_size() - 1);
+        if self.0 & suspicious == 0 {
+            return Ok(if host == 0 { L2Kind::Unallocated } else { L2Kind::Data { host } });
+        }
+        self.odd_kind(geometry, version)
+    }
+
+    fn odd_kind(self, geometry: Geometry, version: u32) -> Result<L2Kind, BadEntry> {
+        if self.is_compressed() {
+            let (host, len) = self.compressed_extent(geometry);
+            if host >= MAX_OFFSET {
+                return Err(BadEntry::Reserved(self.0));
+            }
+            return Ok(L2Kind::Compressed { host, len });
+        }
+        if self.reserved() != 0 {
+            return Err(BadEntry::Reserved(self.0));
+        }
+        let zero = self.has_zero_flag();
+        if zero && version < 3 {
+            return Err(BadEntry::ZeroBeforeVersion3(self.0));
+        }
+        let host = self.raw_offset();
+        if !geometry.is_aligned(host) {
+            return Err(BadEntry::Unaligned(host));
+        }
+        Ok(match (zero, host) {
+            (true, host) => L2Kind::Zero { host: (host != 0).then_some(host) },
+            (false, 0) => L2Kind::Unallocated,
+            (false, host) => L2Kind::Data { host },
+        })
+    }
+
+    /// Whether the cluster's refcount is said to be exactly one.
+    #[inline]
+    pub fn copied(self) -> bool {
+        self.0 & COPIED != 0
+    }
+
+    /// Whether the entry describes compressed data.
+    #[inline]
+    pub fn is_compressed(self) -> bool {
+        self.0 & COMPRESSED != 0
+    }
+
+    /// Whether bit 0 is set. Means nothing for compressed clusters.
+    pub fn has_zero_flag(self) -> bool {
+        self.0 & ZERO != 0
+    }
+
+    /// The offset of a standard cluster as it stands, aligned or not; 0 for none.
+    #[inline]
+    pub fn raw_offset(self) -> u64 {
+        self.0 & OFFSET
+    }
+
+    /// The reserved bits of a standard cluster's entry that are set.
+    pub fn reserved(self) -> u64 {
+        self.0 & L2_RESERVED
+    }
+
+    /// Byte offset and length of the compressed data, as they stand ("Compressed Clusters
+    /// Descriptor").
+    pub fn compressed_extent(self, geometry: Geometry) -> (u64, u64) {
+        let offset_bits = compressed_offset_bits(geometry);
+        let host = self.0 & ((1 << offset_bits) - 1);
+        let sectors = ((self.0 & (COMPRESSED - 1)) >> offset_bits) + 1;
+        (host, sectors * SECTOR - host % SECTOR)
+    }
+
+    /// The cluster at `host`, owned by this entry alone.
+    pub fn data(host: u64) -> Self {
+        Self(host & OFFSET | COPIED)
+    }
+
+    /// Reads as zeroes; no cluster is kept. Version 3 only.
+    pub fn zero_plain() -> Self {
+        Self(ZERO)
+    }
+
+    /// Reads as zeroes; the cluster at `host` is kept for it. Version 3 only.
+    pub fn zero_allocated(host: u64) -> Self {
+        Self(host & OFFSET | COPIED | ZERO)
+    }
+
+    /// Compressed data in `len` bytes at `host`; `None` when the descriptor cannot express that.
+    pub fn compressed(geometry: Geometry, host: u64, len: u64) -> Option<Self> {
+        let offset_bits = compressed_offset_bits(geometry);
+        let last = host.checked_add(len.checked_sub(1)?)?;
+        let more_sectors = (last / SECTOR).checked_sub(host / SECTOR)?;
+        let fits = host < MAX_OFFSET.min(1 << offset_bits)
+            && more_sectors < 1 << geometry.cluster_bits.checked_sub(8)?;
+        fits.then_some(Self(COMPRESSED | more_sectors << offset_bits | host))
+    }
+
+    /// The same entry with or without the claim that its cluster's refcount is exactly one.
+    #[must_use]
+    pub fn with_copied(self, copied: bool) -> Self {
+        Self(if copied { self.0 | COPIED } else { self.0 & !COPIED })
+    }
+}
+
+/// Bits of the offset in a compressed cluster's descriptor.
+fn compressed_offset_bits(geometry: Geometry) -> u32 {
+    62u32.saturating_sub(geometry.cluster_bits.saturating_sub(8)).clamp(1, 61)
+}
+
+/// An entry of the refcount table ("Refcount table entry").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RefcountTableEntry(pub u64);
+
+impl RefcountTableEntry {
+    /// Byte offset of the refcount block, or `None` where there is none.
+    ///
+    /// # Errors
+    /// When the entry breaks the format.
+    pub fn block_offset(self, geometry: Geometry) -> Result<Option<u64>, BadEntry> {
+        if self.reserved() != 0 {
+            return Err(BadEntry::Reserved(self.0));
+        }
+        let offset = self.raw_offset();
+        if !geometry.is_aligned(offset) {
+            return Err(BadEntry::Unaligned(offset));
+        }
+        Ok((offset != 0).then_some(offset))
+    }
+
+    /// The offset as it stands, aligned or not; 0 for none.
+    pub fn raw_offset(self) -> u64 {
+        self.0 & !REFCOUNT_TABLE_RESERVED
+    }
+
+    /// The reserved bits that are set.
+    pub fn reserved(self) -> u64 {
+        self.0 & REFCOUNT_TABLE_RESERVED
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const K64: Geometry = Geometry { cluster_bits: 16, refcount_order: 4 };
+
+    #[test]
+    fn standard_entries_say_what_was_put_into_them() {
+        assert_eq!(L2Entry::EMPTY.kind(K64, 3), Ok(L2Kind::Unallocated));
+        assert_eq!(L2Entry::data(0x5_0000).kind(K64, 3), Ok(L2Kind::Data { host: 0x5_0000 }));
+        assert!(L2Entry::data(0x5_0000).copied());
+        assert_eq!(L2Entry::zero_plain().kind(K64, 3), Ok(L2Kind::Zero { host: None }));
+        let allocated = L2Entry::zero_allocated(0x5_0000);
+        assert_eq!(allocated.kind(K64, 3), Ok(L2Kind::Zero { host: Some(0x5_0000) }));
+        assert_eq!(L1Entry::new(0x3_0000).l2_offset(K64), Ok(Some(0x3_0000)));
+        assert_eq!(L1Entry::EMPTY.l2_offset(K64), Ok(None));
+    }
+
+    #[test]
+    fn every_reserved_bit_and_every_unaligned_offset_is_refused() {
+        for bit in (1..16).chain(56..62) {
+            let entry = L2Entry(0x5_0000 | COPIED | 1 << bit);
+            assert!(entry.kind(K64, 3).is_err(), "bit {bit}");
+        }
+        for bit in (0..16).chain(56..63) {
+            assert!(L1Entry(0x5_0000 | COPIED | 1 << bit).l2_offset(K64).is_err(), "bit {bit}");
+        }
+        for bit in 0..16 {
+            assert!(RefcountTableEntry(0x5_0000 | 1 << bit).block_offset(K64).is_err());
+        }
+        assert_eq!(RefcountTableEntry(1 << 63).block_offset(K64), Ok(Some(1 << 63)));
+    }
+
+    #[test]
+    fn the_zero_flag_is_refused_in_version_2() {
+        let entry = L2Entry::zero_plain();
+        assert_eq!(entry.kind(K64, 2), Err(BadEntry::ZeroBeforeVersion3(1)));
+    }
+
+    #[test]
+    fn compressed_extents_round_up_to_sectors_and_come_back() {
+        for cluster_bits in 9..=21 {
+            let geometry = Geometry { cluster_bits, refcount_order: 4 };
+            let cluster = geometry.cluster_size();
+            for (host, len) in
+                [(512, 1), (1000, 24), (1000, 25), (513, cluster), (1023, cluster - 1)]
+            {
+                let entry = L2Entry::compressed(geometry, host, len).unwrap();
+                let end = (host + len).next_multiple_of(512);
+                let expect = L2Kind::Compressed { host, len: end - host };
+                assert_eq!(entry.kind(geometry, 2), Ok(expect), "{cluster_bits} {host} {len}");
+                assert!(!entry.copied());
+            }
+            assert_eq!(L2Entry::compressed(geometry, 0, 0), None);
+            assert_eq!(L2Entry::compressed(geometry, 0, 2 * cluster + 1), None);
+            assert_eq!(L2Entry::compressed(geometry, 1 << 56, 1), None);
+        }
+    }
+
+    #[test]
+    fn compressed_offsets_above_56_bits_are_refused() {
+        let small = Geometry { cluster_bits: 9, refcount_order: 4 };
+        assert!(L2Entry(COMPRESSED | 1 << 56).kind(small, 3).is_err());
+    }
+}

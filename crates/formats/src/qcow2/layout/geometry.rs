@@ -1,0 +1,121 @@
+//! Sizes that follow from the cluster size and the refcount width.
+
+/// Cluster size and refcount width of an image. Only values within the format's limits are ever put
+/// into one by [`super::Header::parse`]; the arithmetic below is safe for any value all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Binary logarithm of the cluster size in bytes, 9 to 21.
+    pub cluster_bits: u32,
+    /// Binary logarithm of the refcount width in bits, 0 to 6.
+    pub refcount_order: u32,
+}
+
+impl Geometry {
+    /// Smallest cluster size, as a binary logarithm.
+    pub const MIN_CLUSTER_BITS: u32 = 9;
+    /// Largest cluster size, as a binary logarithm.
+    pub const MAX_CLUSTER_BITS: u32 = 21;
+    /// Widest refcount, as a binary logarithm of bits.
+    pub const MAX_REFCOUNT_ORDER: u32 = 6;
+
+    /// Bytes per cluster.
+    #[inline]
+    pub fn cluster_size(self) -> u64 {
+        1 << (self.cluster_bits & 63)
+    }
+
+    /// Entries of an L2 table (it fills one cluster).
+    #[inline]
+    pub fn l2_entries(self) -> u64 {
+        self.cluster_size() / 8
+    }
+
+    /// Binary logarithm of [`Self::l2_entries`].
+    #[inline]
+    pub fn l2_bits(self) -> u32 {
+        self.cluster_bits.saturating_sub(3)
+    }
+
+    /// Binary logarithm of the guest bytes that one L2 table maps.
+    #[inline]
+    pub fn l1_shift(self) -> u32 {
+        self.cluster_bits.saturating_add(self.l2_bits())
+    }
+
+    /// Bits per refcount.
+    #[inline]
+    pub fn refcount_bits(self) -> u32 {
+        1 << (self.refcount_order & 31)
+    }
+
+    /// Refcounts in a refcount block (it fills one cluster).
+    #[inline]
+    pub fn refcounts_per_block(self) -> u64 {
+        (self.cluster_size() << 3) >> (self.refcount_order & 63)
+    }
+
+    /// L1 entries needed to map `size` bytes; `None` if they exceed `i32::MAX`, which no
+    /// implementation reads.
+    pub fn l1_entries_for(self, size: u64) -> Option<u64> {
+        let bytes_per_entry = 1u64.checked_shl(self.l1_shift())?;
+        let entries = size.div_ceil(bytes_per_entry);
+        (entries <= 0x7fff_ffff).then_some(entries)
+    }
+
+    /// The offset within its cluster.
+    #[inline]
+    pub fn offset_in_cluster(self, offset: u64) -> u64 {
+        offset & (self.cluster_size() - 1)
+    }
+
+    /// The start of the cluster that holds `offset`.
+    #[inline]
+    pub fn cluster_start(self, offset: u64) -> u64 {
+        offset & !(self.cluster_size() - 1)
+    }
+
+    /// Whether `offset` is the start of a cluster.
+    #[inline]
+    pub fn is_aligned(self, offset: u64) -> bool {
+        self.offset_in_cluster(offset) == 0
+    }
+
+    /// The number of the cluster that holds `offset`.
+    #[inline]
+    pub fn cluster_index(self, offset: u64) -> u64 {
+        offset >> (self.cluster_bits & 63)
+    }
+
+    /// Clusters that `len` bytes fill, the last one perhaps in part.
+    #[inline]
+    pub fn clusters_for(self, len: u64) -> u64 {
+        len.div_ceil(self.cluster_size())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_follow_from_the_cluster_size() {
+        let geometry = Geometry { cluster_bits: 16, refcount_order: 4 };
+        assert_eq!(geometry.cluster_size(), 65_536);
+        assert_eq!(geometry.l2_entries(), 8192);
+        assert_eq!(geometry.l2_bits(), 13);
+        assert_eq!(geometry.refcounts_per_block(), 32_768);
+        assert_eq!(geometry.l1_entries_for(0), Some(0));
+        assert_eq!(geometry.l1_entries_for(512 << 20), Some(1));
+        assert_eq!(geometry.l1_entries_for((512 << 20) + 1), Some(2));
+        assert_eq!(geometry.clusters_for(65_537), 2);
+        assert_eq!(geometry.clusters_for(u64::MAX), 1 << 48);
+    }
+
+    #[test]
+    fn a_size_that_needs_more_l1_entries_than_an_i32_counts_is_none() {
+        let geometry = Geometry { cluster_bits: 9, refcount_order: 4 };
+        assert_eq!(geometry.l1_entries_for(1 << 62), None);
+        assert_eq!(geometry.l1_entries_for(0x7fff_ffff << 15), Some(0x7fff_ffff));
+        assert_eq!(geometry.l1_entries_for((0x7fff_ffff << 15) + 1), None);
+    }
+}

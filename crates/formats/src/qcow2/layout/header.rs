@@ -1,0 +1,437 @@
+//! The image header ("Header"): parsed with every check that does not need I/O, and encoded.
+//!
+//! The checks are made in the order in which QEMU makes them, so that an image with several faults gets
+//! the same message. What depends on how the image is opened (a corrupt image opened for writing, a
+//! missing refcount table) is a method of its own, for the driver to call.
+
+use oxblk_core::{Error, Result};
+use zerocopy::byteorder::big_endian::U32;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::extension::{Context, text};
+use super::raw::{MAGIC, RawHeader, V2_LENGTH, V3_LENGTH, V3_MIN_LENGTH};
+use super::{Autoclear, Compatible, Extensions, Geometry, Incompatible, features};
+
+/// Largest L1 table that is accepted, in bytes.
+pub const MAX_L1_BYTES: u64 = 32 << 20;
+/// Largest refcount table that is accepted, in bytes.
+pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
+/// Most snapshots that are accepted.
+pub const MAX_SNAPSHOTS: u32 = 65_536;
+
+/// Longest backing file name, in bytes.
+const MAX_BACKING_NAME: u64 = 1023;
+/// Bytes of a snapshot table entry without its variable parts.
+const SNAPSHOT_ENTRY: u64 = 40;
+/// Refcounts of version 2 images have 16 bits.
+const V2_REFCOUNT_ORDER: u32 = 4;
+
+const AES: u32 = 1;
+const LUKS: u32 = 2;
+
+/// How compressed clusters are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compression {
+    /// Raw deflate.
+    #[default]
+    Zlib,
+    /// Zstandard frames.
+    Zstd,
+}
+
+impl Compression {
+    /// The name in options and in `info`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Zlib => "zlib",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+/// A header whose values are within the format's limits and consistent with one another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// 2 or 3.
+    pub version: u32,
+    /// Cluster size and refcount width.
+    pub geometry: Geometry,
+    /// Virtual size in bytes.
+    pub size: u64,
+    /// Cluster-aligned byte offset of the active L1 table.
+    pub l1_offset: u64,
+    /// Entries in the active L1 table, enough for `size` and at most [`MAX_L1_BYTES`].
+    pub l1_entries: u32,
+    /// Cluster-aligned byte offset of the refcount table.
+    pub refcount_table_offset: u64,
+    /// Clusters of the refcount table, at most [`MAX_REFCOUNT_TABLE_BYTES`] together.
+    pub refcount_table_clusters: u32,
+    /// Entries of the snapshot table, at most [`MAX_SNAPSHOTS`].
+    pub snapshot_count: u32,
+    /// Cluster-aligned byte offset of the snapshot table.
+    pub snapshots_offset: u64,
+    /// Features that must be understood.
+    pub incompatible: Incompatible,
+    /// Features that may be ignored.
+    pub compatible: Compatible,
+    /// Features that lose their meaning when an unaware program writes.
+    pub autoclear: Autoclear,
+    /// Bytes in the header as it was read; [`Header::encode`] decides anew.
+    pub header_length: u32,
+    /// How compressed clusters are compressed.
+    pub compression: Compression,
+    /// Name of the backing file, where there is one.
+    pub backing_file: Option<String>,
+    /// What follows the header.
+    pub extensions: Extensions,
+    /// Header fields behind those known, kept when the header is written.
+    pub unknown_fields: Vec<u8>,
+}
+
+fn fault<T>(message: impl Into<std::borrow::Cow<'static, str>>) -> Result<T> {
+    Err(Error::invalid(message))
+}
+
+impl Header {
+    /// Reads the header at the start of an image of `file_size` bytes. `head` is the first cluster (or
+    /// the first 2 MiB, where the cluster size is not known yet), or the whole file if that is
+    /// shorter; what a shorter file lacks counts as zeroes.
+    ///
+    /// # Errors
+    /// When the image is not qcow2, contradicts the format or uses a feature that is not supported; in
+    /// the words of QEMU's tools.
+    pub fn parse(head: &[u8], file_size: u64) -> Result<Self> {
+        let raw = read_raw(head);
+        let geometry = check_identity(&raw)?;
+        if (head.len() as u64) < file_size.min(geometry.cluster_size()) {
+            return Err(Error::from_errno(5).prefix("Could not read qcow2 header"));
+        }
+        let raw = normalise(raw, geometry)?;
+        let first_cluster = Cluster { head, size: geometry.cluster_size() };
+        let backing_offset = raw.backing_file_offset.get();
+        if backing_offset > geometry.cluster_size() {
+            return fault("Invalid backing file offset");
+        }
+        let length = raw.header_length.get();
+        let unknown_fields =
+            first_cluster.part(V3_LENGTH.into(), length.saturating_sub(V3_LENGTH).into());
+        let compression = check_compression(&raw)?;
+
+        let extension_end =
+            if backing_offset == 0 { geometry.cluster_size() } else { backing_offset };
+        let extension_area =
+            first_cluster.part(length.into(), extension_end.saturating_sub(length.into()));
+        check_features(&raw, &extension_area)?;
+
+        let geometry = Geometry { refcount_order: raw.refcount_order.get(), ..geometry };
+        if geometry.refcount_order > Geometry::MAX_REFCOUNT_ORDER {
+            return fault("Reference count entry width too large; may not exceed 64 bits");
+        }
+        check_tables(&raw, geometry)?;
+        check_l1(&raw, geometry)?;
+
+        let crypt_method = raw.crypt_method.get();
+        if crypt_method > LUKS {
+            return fault(format!("Unsupported encryption method {crypt_method}"));
+        }
+        let autoclear = Autoclear::from_bits_retain(raw.autoclear_features.get());
+        let context = Context { geometry, autoclear, luks: crypt_method == LUKS };
+        let extensions = Extensions::parse(&extension_area, &context)?;
+        if crypt_method == LUKS && extensions.crypto.is_none() {
+            return fault("Missing CRYPTO header for crypt method 2");
+        }
+        let backing_file = read_backing_name(&raw, &first_cluster)?;
+        let header = Self {
+            version: raw.version.get(),
+            geometry,
+            size: raw.size.get(),
+            l1_offset: raw.l1_table_offset.get(),
+            l1_entries: raw.l1_size.get(),
+            refcount_table_offset: raw.refcount_table_offset.get(),
+            refcount_table_clusters: raw.refcount_table_clusters.get(),
+            snapshot_count: raw.nb_snapshots.get(),
+            snapshots_offset: raw.snapshots_offset.get(),
+            incompatible: Incompatible::from_bits_retain(raw.incompatible_features.get()),
+            compatible: Compatible::from_bits_retain(raw.compatible_features.get()),
+            autoclear,
+            header_length: length,
+            compression,
+            backing_file,
+            extensions,
+            unknown_fields,
+        };
+        header.refuse_unsupported(crypt_method)?;
+        Ok(header)
+    }
+
+    /// Features of the format that this program does not read yet.
+    fn refuse_unsupported(&self, crypt_method: u32) -> Result<()> {
+        let feature = match crypt_method {
+            AES => "AES encryption",
+            LUKS => "LUKS encryption",
+            _ if self.incompatible.contains(Incompatible::DATA_FILE) => "external data file",
+            _ if self.incompatible.contains(Incompatible::EXTENDED_L2) => "extended L2 entries",
+            _ => return Ok(()),
+        };
+        Err(Error::unsupported(format!("qcow2 feature not supported yet: {feature}")))
+    }
+
+    /// Refuses what only `check` may open: an image without a refcount table.
+    ///
+    /// # Errors
+    /// In the words of QEMU's tools.
+    pub fn require_refcounts(&self) -> Result<()> {
+        if self.refcount_table_clusters == 0 {
+            return fault("Image does not contain a reference count table");
+        }
+        Ok(())
+    }
+
+    /// Refuses to write to an image that is marked corrupt.
+    ///
+    /// # Errors
+    /// In the words of QEMU's tools.
+    pub fn require_writable(&self) -> Result<()> {
+        if self.incompatible.contains(Incompatible::CORRUPT) {
+            return Err(Error::new(
+                oxblk_core::ErrorKind::Denied,
+                "qcow2: Image is corrupt; cannot be opened read/write",
+            )
+            .errno(13));
+        }
+        Ok(())
+    }
+
+    /// The header, its extensions and the backing file's name as they are written at offset 0; no
+    /// longer than a cluster.
+    ///
+    /// # Errors
+    /// [`oxblk_core::ErrorKind::NoSpace`] when they do not fit into a cluster,
+    /// [`oxblk_core::ErrorKind::Invalid`] when the backing file's name is longer than 1023 bytes.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        let mut out = self.raw(0, 0).as_bytes().to_vec();
+        if self.version >= 3 {
+            out.extend(&self.unknown_fields);
+        } else {
+            out.truncate(V2_LENGTH as usize);
+        }
+        self.extensions.encode(&mut out, self.version, self.geometry);
+        if let Some(name) = &self.backing_file {
+            let (offset, len) = (out.len() as u64, name.len() as u64);
+            if len > MAX_BACKING_NAME {
+                return fault("Backing file name too long");
+            }
+            out.extend(name.as_bytes());
+            let raw = self.raw(offset, u32::try_from(len).unwrap_or(u32::MAX));
+            let raw = raw.as_bytes();
+            let shared =
+                raw.len().min(if self.version >= 3 { raw.len() } else { V2_LENGTH as usize });
+            if let (Some(to), Some(from)) = (out.get_mut(..shared), raw.get(..shared)) {
+                to.copy_from_slice(from);
+            }
+        }
+        if out.len() as u64 > self.geometry.cluster_size() {
+            return Err(Error::from_errno(28));
+        }
+        Ok(out)
+    }
+
+    fn raw(&self, backing_offset: u64, backing_len: u32) -> RawHeader {
+        let unknown = u32::try_from(self.unknown_fields.len()).unwrap_or(u32::MAX);
+        RawHeader {
+            magic: MAGIC.into(),
+            version: self.version.into(),
+            backing_file_offset: backing_offset.into(),
+            backing_file_size: backing_len.into(),
+            cluster_bits: self.geometry.cluster_bits.into(),
+            size: self.size.into(),
+            crypt_method: 0.into(),
+            l1_size: self.l1_entries.into(),
+            l1_table_offset: self.l1_offset.into(),
+            refcount_table_offset: self.refcount_table_offset.into(),
+            refcount_table_clusters: self.refcount_table_clusters.into(),
+            nb_snapshots: self.snapshot_count.into(),
+            snapshots_offset: self.snapshots_offset.into(),
+            incompatible_features: self.incompatible.bits().into(),
+            compatible_features: self.compatible.bits().into(),
+            autoclear_features: self.autoclear.bits().into(),
+            refcount_order: self.geometry.refcount_order.into(),
+            header_length: V3_LENGTH.saturating_add(unknown).into(),
+            compression_type: match self.compression {
+                Compression::Zlib => 0,
+                Compression::Zstd => 1,
+            },
+            padding: [0; 7],
+        }
+    }
+}
+
+/// The first cluster; what the file lacks of it reads as zeroes.
+struct Cluster<'a> {
+    head: &'a [u8],
+    size: u64,
+}
+
+impl Cluster<'_> {
+    /// `len` bytes from `offset`, cut at the end of the cluster.
+    fn part(&self, offset: u64, len: u64) -> Vec<u8> {
+        let start = offset.min(self.size);
+        let len = len.min(self.size - start);
+        let to_usize = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+        let (start, len) = (to_usize(start), to_usize(len));
+        let there = self.head.get(start..).unwrap_or_default();
+        let mut part = there.get(..len).unwrap_or(there).to_vec();
+        part.resize(len, 0);
+        part
+    }
+}
+
+fn read_raw(head: &[u8]) -> RawHeader {
+    let mut bytes = [0; size_of::<RawHeader>()];
+    for (to, from) in bytes.iter_mut().zip(head) {
+        *to = *from;
+    }
+    zerocopy::transmute!(bytes)
+}
+
+/// Magic number, version and cluster size.
+fn check_identity(raw: &RawHeader) -> Result<Geometry> {
+    if raw.magic.get() != MAGIC {
+        return fault("Image is not in qcow2 format");
+    }
+    let version = raw.version.get();
+    if !(2..=3).contains(&version) {
+        return Err(Error::unsupported(format!("Unsupported qcow2 version {version}")));
+    }
+    let cluster_bits = raw.cluster_bits.get();
+    if !(Geometry::MIN_CLUSTER_BITS..=Geometry::MAX_CLUSTER_BITS).contains(&cluster_bits) {
+        return fault(format!("Unsupported cluster size: 2^{cluster_bits}"));
+    }
+    Ok(Geometry { cluster_bits, refcount_order: V2_REFCOUNT_ORDER })
+}
+
+/// Checks the header's length and sets the fields that it does not have to what they mean then.
+fn normalise(mut raw: RawHeader, geometry: Geometry) -> Result<RawHeader> {
+    if raw.version.get() == 2 {
+        raw.incompatible_features = 0.into();
+        raw.compatible_features = 0.into();
+        raw.autoclear_features = 0.into();
+        raw.refcount_order = V2_REFCOUNT_ORDER.into();
+        raw.header_length = V2_LENGTH.into();
+    } else if raw.header_length.get() < V3_MIN_LENGTH {
+        return fault("qcow2 header too short");
+    }
+    if u64::from(raw.header_length.get()) > geometry.cluster_size() {
+        return fault("qcow2 header exceeds cluster size");
+    }
+    if raw.header_length.get() <= V3_MIN_LENGTH {
+        raw.compression_type = 0;
+    }
+    Ok(raw)
+}
+
+fn check_compression(raw: &RawHeader) -> Result<Compression> {
+    let flagged = Incompatible::from_bits_retain(raw.incompatible_features.get())
+        .contains(Incompatible::COMPRESSION);
+    match (raw.compression_type, flagged) {
+        (0, false) => Ok(Compression::Zlib),
+        (1, true) => Ok(Compression::Zstd),
+        (0, true) => fault("qcow2: Compression type incompatible feature bit must not be set"),
+        (1, false) => fault("qcow2: Compression type incompatible feature bit must be set"),
+        (other, _) => Err(Error::unsupported(format!("qcow2: unknown compression type: {other}"))),
+    }
+}
+
+fn check_features(raw: &RawHeader, extension_area: &[u8]) -> Result<()> {
+    let unknown = Incompatible::from_bits_retain(raw.incompatible_features.get()).unknown();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let names = Extensions::names_only(extension_area);
+    let features = features::describe_unknown(unknown, &names);
+    Err(Error::unsupported(format!("Unsupported qcow2 feature(s): {features}")))
+}
+
+/// A table of `entries` entries at `offset`: at most `max_bytes` long, aligned, and below 2^63.
+fn check_table(
+    geometry: Geometry,
+    offset: u64,
+    entries: u64,
+    entry_bytes: u64,
+    max_bytes: u64,
+    name: &str,
+) -> Result<()> {
+    let bytes = entries.saturating_mul(entry_bytes);
+    if bytes > max_bytes {
+        return Err(Error::invalid(format!("{name} too large")).errno(27));
+    }
+    let highest = i64::MAX.unsigned_abs() - bytes;
+    if offset > highest || !geometry.is_aligned(offset) {
+        return fault(format!("{name} offset invalid"));
+    }
+    Ok(())
+}
+
+fn check_tables(raw: &RawHeader, geometry: Geometry) -> Result<()> {
+    check_table(
+        geometry,
+        raw.refcount_table_offset.get(),
+        raw.refcount_table_clusters.get().into(),
+        geometry.cluster_size(),
+        MAX_REFCOUNT_TABLE_BYTES,
+        "Reference count table",
+    )?;
+    check_table(
+        geometry,
+        raw.snapshots_offset.get(),
+        raw.nb_snapshots.get().into(),
+        SNAPSHOT_ENTRY,
+        SNAPSHOT_ENTRY * u64::from(MAX_SNAPSHOTS),
+        "Snapshot table",
+    )?;
+    check_table(
+        geometry,
+        raw.l1_table_offset.get(),
+        raw.l1_size.get().into(),
+        8,
+        MAX_L1_BYTES,
+        "Active L1 table",
+    )
+}
+
+/// The L1 table must map the whole virtual disk.
+fn check_l1(raw: &RawHeader, geometry: Geometry) -> Result<()> {
+    let Some(needed) = geometry.l1_entries_for(raw.size.get()) else {
+        return Err(Error::invalid("Image is too big").errno(27));
+    };
+    if u64::from(raw.l1_size.get()) < needed {
+        return fault("L1 table is too small");
+    }
+    Ok(())
+}
+
+fn read_backing_name(raw: &RawHeader, first_cluster: &Cluster<'_>) -> Result<Option<String>> {
+    let offset = raw.backing_file_offset.get();
+    if offset == 0 {
+        return Ok(None);
+    }
+    let len = u64::from(raw.backing_file_size.get());
+    if len > MAX_BACKING_NAME.min(first_cluster.size.saturating_sub(offset)) {
+        return fault("Backing file name too long");
+    }
+    let name = text(&first_cluster.part(offset, len), "Backing file name")?;
+    Ok((!name.is_empty()).then_some(name))
+}
+
+/// Whether `head`, the start of an image, bears the magic number and a version of this format.
+pub fn looks_like_qcow2(head: &[u8]) -> bool {
+    let field = |offset: usize| {
+        let bytes = head.get(offset..)?;
+        U32::read_from_prefix(bytes).ok().map(|(value, _)| value.get())
+    };
+    field(0) == Some(MAGIC) && field(4).is_some_and(|version| version >= 2)
+}
+
+#[cfg(test)]
+#[path = "header_tests.rs"]
+mod tests;

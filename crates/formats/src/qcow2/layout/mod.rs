@@ -1,0 +1,30 @@
+//! On-disk structures of qcow2: bytes in, validated values out, and back. No I/O happens here.
+//!
+//! Everything that an image says about itself passes through this module, so this is where hostile
+//! bytes stop: a [`Header`] can only be had from [`Header::parse`] or be encoded by one that fits its
+//! cluster, an L1 or L2 entry gives up an offset only if it is aligned and has no reserved bit, and no
+//! length read from an image is used before it is compared with a bound that does not come from the
+//! image.
+//!
+//! The section names in the comments are those of the qcow2 specification (docs/interop/qcow2).
+//! Messages are those that QEMU's tools print for the same fault, because scripts match on them.
+
+mod entry;
+mod extension;
+mod features;
+mod geometry;
+mod header;
+mod raw;
+mod refcount;
+mod snapshot;
+
+pub use entry::{BadEntry, L1Entry, L2Entry, L2Kind, RefcountTableEntry};
+pub use extension::{BitmapsExtension, Extensions, FeatureKind, FeatureName};
+pub use features::{Autoclear, Compatible, Incompatible};
+pub use geometry::Geometry;
+pub use header::{
+    Compression, Header, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS, looks_like_qcow2,
+};
+pub use raw::field_offsets;
+pub use refcount::{RefcountError, refcount_get, refcount_max, refcount_set};
+pub use snapshot::{MAX_SNAPSHOT_TABLE_BYTES, Snapshot, parse_snapshot};

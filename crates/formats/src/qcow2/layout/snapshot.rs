@@ -1,0 +1,157 @@
+//! Entries of the snapshot table ("Snapshots").
+
+use oxblk_core::{Error, Result};
+use zerocopy::byteorder::big_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+use super::Geometry;
+
+/// Largest snapshot table that is accepted, in bytes.
+pub const MAX_SNAPSHOT_TABLE_BYTES: u64 = 1024 * super::MAX_SNAPSHOTS as u64;
+/// Most extra data of one entry, in bytes.
+const MAX_EXTRA: u32 = 1024;
+
+#[derive(Debug, Clone, Copy, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawSnapshot {
+    l1_table_offset: U64,
+    l1_size: U32,
+    id_len: U16,
+    name_len: U16,
+    date_sec: U32,
+    date_nsec: U32,
+    vm_clock_nsec: U64,
+    vm_state_size: U32,
+    extra_size: U32,
+}
+
+const _: () = {
+    use std::mem::offset_of;
+    assert!(size_of::<RawSnapshot>() == 40);
+    assert!(offset_of!(RawSnapshot, id_len) == 12);
+    assert!(offset_of!(RawSnapshot, name_len) == 14);
+    assert!(offset_of!(RawSnapshot, date_sec) == 16);
+    assert!(offset_of!(RawSnapshot, vm_clock_nsec) == 24);
+    assert!(offset_of!(RawSnapshot, vm_state_size) == 32);
+    assert!(offset_of!(RawSnapshot, extra_size) == 36);
+};
+
+/// An internal snapshot. Where its L1 table lies is not checked here; see [`Snapshot::check_l1`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Byte offset of its L1 table.
+    pub l1_offset: u64,
+    /// Entries in its L1 table.
+    pub l1_entries: u32,
+    /// Unique id.
+    pub id: String,
+    /// Name.
+    pub name: String,
+    /// When it was taken: seconds and nanoseconds since the epoch.
+    pub date: (u32, u32),
+    /// Guest time in nanoseconds.
+    pub vm_clock: u64,
+    /// Bytes of VM state.
+    pub vm_state_size: u64,
+    /// Virtual size in bytes, where it is told.
+    pub size: Option<u64>,
+    /// The extra data as it is.
+    pub extra: Vec<u8>,
+}
+
+impl Snapshot {
+    /// Checks where the L1 table lies and how large it is, against the limits of the format.
+    ///
+    /// # Errors
+    /// In the words of QEMU's tools.
+    pub fn check_l1(&self, geometry: Geometry) -> Result<()> {
+        let bytes = u64::from(self.l1_entries) * 8;
+        if bytes > super::MAX_L1_BYTES {
+            return Err(Error::invalid("Snapshot L1 table too large").errno(27));
+        }
+        if self.l1_offset > i64::MAX.unsigned_abs() - bytes || !geometry.is_aligned(self.l1_offset)
+        {
+            return Err(Error::invalid("Snapshot L1 table offset invalid"));
+        }
+        Ok(())
+    }
+}
+
+/// Reads the entry at the start of `bytes`. Gives the entry and its length in bytes, padding included;
+/// `None` when `bytes` end before the entry does.
+///
+/// # Errors
+/// When the entry's extra data is longer than accepted.
+pub fn parse_snapshot(bytes: &[u8]) -> Result<Option<(Snapshot, u64)>> {
+    let Ok((raw, rest)) = RawSnapshot::read_from_prefix(bytes) else { return Ok(None) };
+    let extra_size = raw.extra_size.get();
+    if extra_size > MAX_EXTRA {
+        return Err(Error::invalid("Too much extra metadata in snapshot table entry"));
+    }
+    let Some((extra, rest)) = rest.split_at_checked(usize::try_from(extra_size).unwrap_or(0))
+    else {
+        return Ok(None);
+    };
+    let Some((id, rest)) = rest.split_at_checked(raw.id_len.get().into()) else { return Ok(None) };
+    let Some(name) = rest.get(..raw.name_len.get().into()) else { return Ok(None) };
+    let number = |at: usize| {
+        let bytes = extra.get(at..)?;
+        U64::read_from_prefix(bytes).ok().map(|(value, _)| value.get())
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let snapshot = Snapshot {
+        l1_offset: raw.l1_table_offset.get(),
+        l1_entries: raw.l1_size.get(),
+        id: text(id),
+        name: text(name),
+        date: (raw.date_sec.get(), raw.date_nsec.get()),
+        vm_clock: raw.vm_clock_nsec.get(),
+        vm_state_size: number(0).unwrap_or(raw.vm_state_size.get().into()),
+        size: number(8),
+        extra: extra.to_vec(),
+    };
+    let len = size_of::<RawSnapshot>() + extra.len() + id.len() + name.len();
+    Ok(Some((snapshot, (len as u64).next_multiple_of(8))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(extra: u32, id: &[u8], name: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(0x5_0000u64.to_be_bytes());
+        bytes.extend(7u32.to_be_bytes());
+        bytes.extend(u16::try_from(id.len()).unwrap().to_be_bytes());
+        bytes.extend(u16::try_from(name.len()).unwrap().to_be_bytes());
+        bytes.extend([0; 16]);
+        bytes.extend(99u32.to_be_bytes());
+        bytes.extend(extra.to_be_bytes());
+        bytes.extend((1..=u64::from(extra / 8)).flat_map(u64::to_be_bytes));
+        bytes.extend(id);
+        bytes.extend(name);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes
+    }
+
+    #[test]
+    fn an_entry_is_read_with_and_without_its_extra_data() {
+        let bytes = entry(16, b"1", b"before");
+        let (snapshot, len) = parse_snapshot(&bytes).unwrap().unwrap();
+        assert_eq!(len, bytes.len() as u64);
+        assert_eq!((snapshot.l1_offset, snapshot.l1_entries), (0x5_0000, 7));
+        assert_eq!((snapshot.id.as_str(), snapshot.name.as_str()), ("1", "before"));
+        assert_eq!((snapshot.vm_state_size, snapshot.size), (1, Some(2)));
+        let (snapshot, _) = parse_snapshot(&entry(0, b"1", b"x")).unwrap().unwrap();
+        assert_eq!((snapshot.vm_state_size, snapshot.size), (99, None));
+    }
+
+    #[test]
+    fn an_entry_cut_short_is_none_and_too_much_extra_data_is_an_error() {
+        let bytes = entry(16, b"1", b"before");
+        for len in 0..bytes.len() - 1 {
+            assert_eq!(parse_snapshot(&bytes[..len]).unwrap(), None, "{len}");
+        }
+        assert!(parse_snapshot(&entry(1032, b"", b"")).is_err());
+    }
+}
