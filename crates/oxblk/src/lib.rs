@@ -1,1 +1,12 @@
-//! oxblk: oxblk.
+//! The QEMU block layer as a library.
+//!
+//! - [`drivers`] is the list of all drivers, for [`core::Graph::new`].
+//! - [`core`] and [`ring`] are the block graph and the I/O engine; [`exports`] are the servers.
+#![forbid(unsafe_code)]
+
+mod drivers;
+
+pub use drivers::drivers;
+pub use oxblk_core as core;
+pub use oxblk_exports as exports;
+pub use oxblk_ring as ring;

@@ -1,0 +1,133 @@
+//! Which image is served, made first if need be, and opened.
+
+use super::Result;
+use super::options::Options;
+use oxblk_core::{Backend, Error, Graph, OpenFlags, Options as NodeOptions, Perm, Permissions};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Size of the disk that is made when no image is named, in bytes.
+const DEFAULT_SIZE: u64 = 10 << 30;
+
+/// An open image.
+pub(super) struct Disk {
+    /// Its file name.
+    pub(super) name: String,
+    pub(super) format: &'static str,
+    pub(super) backend: Backend,
+    /// It was made just now.
+    pub(super) is_new: bool,
+}
+
+/// Opens the image that is asked for.
+///
+/// # Errors
+/// A line that names the image and says why not.
+pub(super) async fn open(options: &Options) -> Result<Disk> {
+    let graph = Graph::new(oxblk::drivers());
+    let name = match &options.image {
+        Some(name) => name.clone(),
+        None => default_image()?,
+    };
+    let size = options.size.or(options.image.is_none().then_some(DEFAULT_SIZE));
+    let is_path = !name.starts_with("json:") && !name.contains("://");
+    let missing = is_path && !Path::new(&name).exists();
+    let mut format = options.format.clone();
+    if missing {
+        let size = size.ok_or_else(|| {
+            format!("Could not open '{name}': No such file or directory (--size makes it)")
+        })?;
+        format.get_or_insert_with(|| format_of(&name).to_owned());
+        create(&graph, &name, format.as_deref().unwrap_or("qcow2"), size).await?;
+    }
+    let mut node = NodeOptions::new();
+    if let Some(format) = format {
+        node.insert("driver", format);
+    }
+    let flags = OpenFlags { read_only: options.read_only, unmap: true, ..OpenFlags::default() };
+    let backend = attach(&graph, &name, node, flags).await.map_err(|error| told(&error))?;
+    let root = backend.node().map_err(|error| told(&error))?;
+    let format = root.factory().name();
+    if root.flags().probed && format == "raw" && !root.is_read_only() {
+        tracing::warn!(
+            "the format of '{name}' was not given and looks raw: writes to its first sector are \
+             restricted; give -f raw to lift this"
+        );
+    }
+    Ok(Disk { name, format, backend, is_new: missing })
+}
+
+/// An error with its hint.
+fn told(error: &Error) -> String {
+    match error.hint() {
+        Some(hint) => format!("{error}\n{hint}"),
+        None => error.to_string(),
+    }
+}
+
+/// Opens an image for its clients alone: while they may write, nobody else may.
+async fn attach(
+    graph: &Graph,
+    name: &str,
+    options: NodeOptions,
+    flags: OpenFlags,
+) -> oxblk_core::Result<Backend> {
+    let node = graph.open_image(name, options, flags).await?;
+    let permissions = if node.is_read_only() {
+        Permissions::sharing_all(Perm::CONSISTENT_READ)
+    } else {
+        Permissions {
+            taken: Perm::CONSISTENT_READ | Perm::WRITE,
+            shared: Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED,
+        }
+    };
+    match Backend::new(graph, "", Arc::clone(&node), permissions) {
+        Ok(backend) => Ok(backend),
+        Err(error) => {
+            let _ = graph.release(node).await;
+            Err(error.prefix(format!("Could not open '{name}'")))
+        }
+    }
+}
+
+async fn create(graph: &Graph, name: &str, format: &str, size: u64) -> Result<()> {
+    let mut options = NodeOptions::new();
+    options.insert("size", size);
+    let created = graph.create_image(name, format, &options).await;
+    created.map_err(|error| format!("Could not create '{name}': {error}"))
+}
+
+/// The format that a new image of this name should have.
+fn format_of(name: &str) -> &'static str {
+    match Path::new(name).extension().and_then(|extension| extension.to_str()) {
+        Some("raw" | "img" | "bin" | "iso") => "raw",
+        _ => "qcow2",
+    }
+}
+
+/// The image that is served when none is named; its directory is made.
+fn default_image() -> Result<String> {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    let data = variable("XDG_DATA_HOME").filter(|path| path.is_absolute());
+    let home = || variable("HOME").map(|home| home.join(".local/share"));
+    let dir = data.or_else(home).ok_or("No image was named, and $HOME is not set")?.join("oxblk");
+    std::fs::create_dir_all(&dir)
+        .map_err(|error| format!("Cannot make the directory '{}': {error}", dir.display()))?;
+    let path = dir.join("disk.qcow2");
+    path.into_os_string()
+        .into_string()
+        .map_err(|path| format!("'{}' is not UTF-8 text", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_images_format_goes_by_its_name() {
+        assert_eq!(format_of("a/disk.raw"), "raw");
+        assert_eq!(format_of("disk.img"), "raw");
+        assert_eq!(format_of("disk.qcow2"), "qcow2");
+        assert_eq!(format_of("disk"), "qcow2");
+    }
+}

@@ -1,0 +1,136 @@
+//! `oxblk serve`: an image over NBD, with nothing but its path.
+//!
+//! | file | concern |
+//! |---|---|
+//! | `options` | the command line |
+//! | `disk` | which image, made first if need be, and opened |
+//! | `address` | where to listen; sockets left behind by a dead server |
+//! | `attach` | the commands that attach to the disk, ready to be copied |
+//! | `signals` | SIGINT and SIGTERM as a future |
+//!
+//! The thread that runs the command is the first I/O thread; `--threads` adds others. At the end,
+//! whatever the reason, the order is: stop accepting, let connections finish what they have received,
+//! flush and close the image, remove the socket files. Only then does the process exit, so that exit
+//! code 0 means that everything a client was told is on stable storage.
+
+mod address;
+mod attach;
+mod disk;
+mod options;
+mod signals;
+
+use address::Endpoint;
+use disk::Disk;
+use options::{Options, Parsed};
+use oxblk_exports::nbd::{Export, Server, ServerOptions};
+use oxblk_ring::{Config, IoThread, block_on_with};
+use signals::Signals;
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::future::{Future, poll_fn};
+use std::io::Write;
+use std::process::ExitCode;
+use std::task::Poll;
+use tracing_subscriber::EnvFilter;
+
+/// An error that the user is told in one line.
+type Result<T> = std::result::Result<T, String>;
+
+/// Runs `oxblk serve` with the arguments after `serve`.
+pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let options = match options::parse(arguments) {
+        Ok(Parsed::Help) => {
+            say(options::HELP);
+            return ExitCode::SUCCESS;
+        }
+        Ok(Parsed::Serve(options)) => options,
+        Err(message) => return fail(format_args!("{message}\nTry 'oxblk serve --help'.")),
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let _ = log.try_init();
+    match block_on_with(Config::default(), serve(*options)) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(message)) => fail(message),
+        Err(error) => fail(format_args!("Cannot start an I/O thread: {error}")),
+    }
+}
+
+fn fail(message: impl Display) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "oxblk serve: {message}");
+    ExitCode::FAILURE
+}
+
+/// Prints to standard output. A reader who has hung up does not end the server.
+fn say(text: impl Display) {
+    let mut out = std::io::stdout().lock();
+    let _ = write!(out, "{text}").and_then(|()| out.flush());
+}
+
+async fn serve(options: Options) -> Result<()> {
+    let signals = Signals::new().map_err(|error| format!("Cannot catch signals: {error}"))?;
+    let disk = disk::open(&options).await?;
+    let served = listen_and_serve(&options, &disk, signals).await;
+    let closed = disk.backend.close().await;
+    served.and(closed.map_err(|error| format!("Could not close '{}': {error}", disk.name)))
+}
+
+async fn listen_and_serve(options: &Options, disk: &Disk, signals: Signals) -> Result<()> {
+    let addresses = match options.addresses.as_slice() {
+        [] => &[address::default_for(&disk.name)],
+        given => given,
+    };
+    let mut endpoints = addresses.iter().map(Endpoint::bind).collect::<Result<Vec<Endpoint>>>()?;
+    let server = server(options, disk)?;
+    say(attach::announcement(options, disk, &endpoints));
+    let tasks: Vec<_> = endpoints
+        .iter_mut()
+        .filter_map(Endpoint::take_listener)
+        .map(|listener| {
+            let server = server.clone();
+            oxblk_ring::spawn(async move { server.serve(listener).await })
+        })
+        .collect();
+    let ended = first_end(tasks, signals).await;
+    // Nobody shall find a socket on which nobody listens.
+    drop(endpoints);
+    server.stop().await;
+    ended
+}
+
+/// Waits for a signal, or for a listener to fail.
+async fn first_end(
+    mut tasks: Vec<oxblk_ring::Task<std::io::Result<()>>>,
+    signals: Signals,
+) -> Result<()> {
+    let mut signal = Box::pin(signals.next());
+    poll_fn(|cx| {
+        if signal.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        for task in &mut tasks {
+            if let Poll::Ready(Err(error)) = std::pin::Pin::new(task).poll(cx) {
+                return Poll::Ready(Err(format!("Cannot accept connections: {error}")));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// The server with its I/O threads, this one among them.
+fn server(options: &Options, disk: &Disk) -> Result<Server> {
+    let started = |error| format!("Cannot start an I/O thread: {error}");
+    let mut threads: Vec<IoThread> = IoThread::current().into_iter().collect();
+    for index in 1..options.threads {
+        let thread = IoThread::start(&format!("nbd-{index}"), Config::default());
+        threads.push(thread.map_err(started)?);
+    }
+    let export = Export {
+        name: options.export_name.clone(),
+        description: options.description.clone(),
+        backend: disk.backend.clone(),
+        read_only: options.read_only,
+    };
+    Server::new(vec![export], threads, ServerOptions::default()).map_err(started)
+}

@@ -1,0 +1,189 @@
+//! The command line of `oxblk serve`.
+
+use super::Result;
+use lexopt::{Arg, Parser, ValueExt};
+use oxblk_core::parse_size;
+use oxblk_nbd::proto::MAX_STRING;
+use oxblk_ring::Address;
+use std::ffi::OsString;
+
+/// Most I/O threads.
+const MAX_THREADS: usize = 64;
+/// I/O threads when nothing is said: one a core, but no more than this.
+const DEFAULT_THREADS: usize = 4;
+
+pub(super) const HELP: &str = "\
+Usage: oxblk serve [IMAGE] [OPTIONS]
+
+Serves a disk image over NBD until Ctrl-C or SIGTERM. Without IMAGE, serves a 10 GiB disk in your
+data directory ($XDG_DATA_HOME/oxblk/disk.qcow2), which is made when it is not there.
+
+  --nbd ADDRESS       where to listen: a path for a Unix socket, or HOST:PORT for TCP; may be given
+                      several times (default: a socket in $XDG_RUNTIME_DIR, or beside the image)
+  -f, --format FMT    the image's format (default: found out by looking; raw images should be named,
+                      as writes to their first sector are restricted otherwise)
+  --size SIZE         make the image with this size (64M, 10G) if it does not exist
+  -r, --read-only     refuse writes
+  --threads N         I/O threads to spread connections over
+  --export-name NAME  name of the export (clients that give none get it too)
+  --description TEXT  text that clients show
+  -h, --help          this text
+";
+
+/// What was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Options {
+    pub(super) image: Option<String>,
+    pub(super) addresses: Vec<Address>,
+    pub(super) format: Option<String>,
+    /// Bytes.
+    pub(super) size: Option<u64>,
+    pub(super) read_only: bool,
+    pub(super) threads: usize,
+    pub(super) export_name: String,
+    pub(super) description: Option<String>,
+}
+
+/// A command line understood.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Parsed {
+    Help,
+    Serve(Box<Options>),
+}
+
+/// Parses the arguments after `serve`.
+///
+/// # Errors
+/// A line that says what is wrong.
+pub(super) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed> {
+    let mut options = Options {
+        image: None,
+        addresses: Vec::new(),
+        format: None,
+        size: None,
+        read_only: false,
+        threads: default_threads(),
+        export_name: String::new(),
+        description: None,
+    };
+    let mut parser = Parser::from_args(arguments);
+    while let Some(argument) = parser.next().map_err(told)? {
+        match argument {
+            Arg::Short('h') | Arg::Long("help") => return Ok(Parsed::Help),
+            Arg::Short('r') | Arg::Long("read-only") => options.read_only = true,
+            Arg::Short('f') | Arg::Long("format") => options.format = Some(text(&mut parser)?),
+            Arg::Long("nbd") => options.addresses.push(super::address::parse(&text(&mut parser)?)?),
+            Arg::Long("size") => options.size = Some(size(&text(&mut parser)?)?),
+            Arg::Long("threads") => options.threads = threads(&text(&mut parser)?)?,
+            Arg::Long("export-name") => {
+                options.export_name = string("export name", text(&mut parser)?)?;
+            }
+            Arg::Long("description") => {
+                options.description = Some(string("description", text(&mut parser)?)?);
+            }
+            Arg::Value(value) if options.image.is_none() => {
+                options.image = Some(value.string().map_err(told)?);
+            }
+            other => return Err(other.unexpected().to_string()),
+        }
+    }
+    if options.read_only && options.size.is_some() {
+        return Err("--size makes an image to write to; it does not go with --read-only".into());
+    }
+    Ok(Parsed::Serve(Box::new(options)))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "made for `map_err`")]
+fn told(error: lexopt::Error) -> String {
+    error.to_string()
+}
+
+fn text(parser: &mut Parser) -> Result<String> {
+    parser.value().and_then(ValueExt::string).map_err(told)
+}
+
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(DEFAULT_THREADS)
+}
+
+fn threads(text: &str) -> Result<usize> {
+    match text.parse() {
+        Ok(threads) if (1..=MAX_THREADS).contains(&threads) => Ok(threads),
+        _ => Err(format!("--threads must be from 1 to {MAX_THREADS}, not '{text}'")),
+    }
+}
+
+fn size(text: &str) -> Result<u64> {
+    match parse_size(text) {
+        Ok(0) | Err(_) => Err(format!("--size must be a size such as 512M or 10G, not '{text}'")),
+        Ok(size) => Ok(size),
+    }
+}
+
+/// A string as the protocol allows it.
+fn string(what: &str, value: String) -> Result<String> {
+    if value.len() > MAX_STRING {
+        return Err(format!("The {what} is longer than {MAX_STRING} bytes"));
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    fn parsed(line: &str) -> Result<Parsed> {
+        parse(line.split_whitespace().map(OsString::from))
+    }
+
+    fn options(line: &str) -> Options {
+        match parsed(line) {
+            Ok(Parsed::Serve(options)) => *options,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn everything_given_is_understood() {
+        let options = options(
+            "d.img --nbd /tmp/s --nbd localhost:10809 -f raw --size 1.5G --threads 2 \
+             --export-name=x --description text",
+        );
+        assert_eq!(options.image.as_deref(), Some("d.img"));
+        assert_eq!(options.addresses[0], Address::Unix(PathBuf::from("/tmp/s")));
+        assert_eq!(options.addresses[1], Address::Tcp { host: "localhost".into(), port: 10809 });
+        assert_eq!(options.format.as_deref(), Some("raw"));
+        assert_eq!(options.size, Some(3 << 29));
+        assert_eq!((options.threads, options.read_only), (2, false));
+        assert_eq!(options.export_name, "x");
+        assert_eq!(options.description.as_deref(), Some("text"));
+    }
+
+    #[test]
+    fn nothing_given_is_fine() {
+        let options = options("");
+        assert_eq!(options.image, None);
+        assert!((1..=DEFAULT_THREADS).contains(&options.threads));
+        assert_eq!(parsed("--help"), Ok(Parsed::Help));
+    }
+
+    #[test]
+    fn faults_are_told_in_one_line() {
+        for line in [
+            "a b",
+            "--frobnicate",
+            "--threads 0",
+            "--threads 65",
+            "--threads many",
+            "--size 0",
+            "--size much",
+            "--size -1",
+            "--nbd",
+            "-r --size 1G",
+        ] {
+            let message = parsed(line).unwrap_err();
+            assert!(!message.is_empty() && !message.contains('\n'), "{line}: {message}");
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The one list of drivers. A new driver is a line here.
+
+use oxblk_core::DriverTable;
+use oxblk_formats::raw;
+use oxblk_protocols::{file, null};
+
+static DRIVERS: DriverTable =
+    &[&file::FILE, &file::HOST_DEVICE, &null::NULL_CO, &null::NULL_AIO, &raw::RAW];
+
+/// All drivers.
+pub fn drivers() -> DriverTable {
+    DRIVERS
+}
