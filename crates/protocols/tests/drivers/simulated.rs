@@ -1,0 +1,117 @@
+//! The `file` driver on a simulated disk that fails.
+
+use std::sync::Arc;
+
+use crate::common::{error, graph, pattern, read, write};
+use oxblk_core::{Backend, OpenFlags, Perm, Permissions, StatusFlags, Want, ZeroFlags};
+use oxblk_protocols::file::{FILE, FileDriver};
+use oxblk_ring::{File, sim};
+use sim::{FailRule, FaultOp, Faults};
+
+const EIO: i32 = 5;
+const EOPNOTSUPP: i32 = 95;
+const SIZE: u64 = 1 << 20;
+
+fn backend(disk: &sim::Disk, alignment: u32) -> Backend {
+    let graph = graph();
+    let driver = FileDriver::from_ring_file(File::sim(disk), disk.len()).with_alignment(alignment);
+    let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
+    let node = graph.add_node(Some("disk"), &FILE, Box::new(driver), flags).unwrap();
+    let taken = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
+    Backend::new(&graph, "", Arc::clone(&node), Permissions::sharing_all(taken)).unwrap()
+}
+
+fn fail(op: FaultOp, errno: i32, once: bool) -> FailRule {
+    FailRule { op, nth: None, range: None, errno, once }
+}
+
+#[test]
+fn short_transfers_in_any_order_move_every_byte() {
+    for seed in 0..50 {
+        let disk = sim::Disk::new(seed, SIZE);
+        disk.set_faults(Faults { short_reads: 0.4, short_writes: 0.4, ..Faults::default() });
+        sim::run(seed, async {
+            let alignment = if seed % 2 == 0 { 1 } else { 512 };
+            let backend = backend(&disk, alignment);
+            let data = pattern(100_000, 5);
+            write(&backend, 12_345, &data).await;
+            assert!(read(&backend, 12_345, data.len()).await == data);
+            backend.flush().await.unwrap();
+        });
+        assert_eq!(disk.bytes()[12_345..112_345], pattern(100_000, 5));
+    }
+}
+
+#[test]
+fn after_a_failed_flush_no_later_flush_claims_success() {
+    let disk = sim::Disk::new(1, SIZE);
+    sim::run(1, async {
+        let backend = backend(&disk, 1);
+        write(&backend, 0, b"lost").await;
+        disk.set_faults(Faults { fail: vec![fail(FaultOp::Sync, EIO, true)], ..Faults::default() });
+        assert_eq!(error(backend.flush().await), "Input/output error");
+        write(&backend, 0, b"more").await;
+        assert_eq!(error(backend.flush().await), "Input/output error");
+    });
+}
+
+#[test]
+fn a_host_that_cannot_zero_gets_zeroes_written_and_is_asked_only_once() {
+    let disk = sim::Disk::from_bytes(2, &pattern(1 << 20, 1));
+    sim::run(2, async {
+        let backend = backend(&disk, 1);
+        let refuse = fail(FaultOp::Fallocate, EOPNOTSUPP, false);
+        disk.set_faults(Faults { fail: vec![refuse], ..Faults::default() });
+        backend.write_zeroes(1000, 5000, ZeroFlags::MAY_UNMAP).await.unwrap();
+        assert_eq!(read(&backend, 1000, 5000).await, [0; 5000]);
+        // A discard that the host cannot do is no error.
+        backend.discard(0, 4096).await.unwrap();
+        // Both ways are known to be missing now: they are not tried again, though they would work.
+        disk.set_faults(Faults::default());
+        let refused = backend.write_zeroes(8192, 4096, ZeroFlags::NO_FALLBACK).await;
+        assert_eq!(refused.unwrap_err().raw_errno(), EOPNOTSUPP);
+        backend.discard(8192, 4096).await.unwrap();
+        assert_eq!(read(&backend, 8192, 4).await, pattern(8196, 1)[8192..]);
+    });
+}
+
+#[test]
+fn an_error_while_zeroing_is_told_and_the_next_attempt_works() {
+    let disk = sim::Disk::from_bytes(3, &pattern(1 << 20, 1));
+    sim::run(3, async {
+        let backend = backend(&disk, 1);
+        let once = fail(FaultOp::Fallocate, EIO, true);
+        disk.set_faults(Faults { fail: vec![once], ..Faults::default() });
+        let failed = backend.write_zeroes(0, 4096, ZeroFlags::empty()).await.unwrap_err();
+        assert_eq!((failed.raw_errno(), failed.offset()), (EIO, Some(0)));
+        backend.write_zeroes(0, 4096, ZeroFlags::empty()).await.unwrap();
+        assert_eq!(read(&backend, 0, 4096).await, [0; 4096]);
+    });
+}
+
+#[test]
+fn block_status_never_calls_data_a_hole_while_others_write_and_discard() {
+    for seed in 0..40 {
+        let disk = sim::Disk::new(seed, SIZE);
+        sim::run(seed, async {
+            let backend = Arc::new(backend(&disk, 1));
+            let worker = {
+                let backend = Arc::clone(&backend);
+                oxblk_ring::spawn(async move {
+                    for n in 0..20_u64 {
+                        write(&backend, n * 8192, &[1; 4096]).await;
+                        backend.discard((n / 2) * 8192, 4096).await.unwrap();
+                    }
+                })
+            };
+            for n in (0..20).cycle().take(100) {
+                backend.block_status(n * 8192, 4096, Want::Precise).await.unwrap();
+            }
+            worker.await;
+            for n in 10..20 {
+                let found = backend.block_status(n * 8192, 4096, Want::Precise).await.unwrap();
+                assert!(found.status.flags.contains(StatusFlags::DATA), "{n}");
+            }
+        });
+    }
+}
