@@ -271,6 +271,11 @@ impl Reactor {
     /// Waits until no operation is in flight. Called once, when all tasks are gone.
     pub(crate) fn close(&self, local: &Rc<Local>) {
         self.cancel_all();
+        if let Some(scheduler) = &local.scheduler {
+            while let Some(event) = scheduler.next_event(None) {
+                self.finish_simulated(&event);
+            }
+        }
         while self.slots.borrow().in_flight() > 0 {
             if local.shared.mailbox.prepare_sleep() {
                 self.turn(Wait::briefly());
@@ -329,7 +334,7 @@ impl Future for Pending {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<(i32, Payload)> {
         assert!(!self.taken, "polled after completion");
         let outcome = self.local.reactor.slots.borrow_mut().poll(self.key, cx.waker());
-        let Poll::Ready((result, payload, target)) = outcome else { return Poll::Pending };
+        let (Poll::Ready((result, payload, target)), _) = outcome else { return Poll::Pending };
         self.taken = true;
         drop(target);
         Poll::Ready((result, payload))

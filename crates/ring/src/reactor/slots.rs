@@ -157,6 +157,9 @@ impl Slot {
 /// What is left of a slot that has become free, to be dropped outside of any borrow.
 pub(super) type Content = (Payload, Option<Target>);
 
+/// What the future gets: the result, and what the slot held.
+pub(super) type Outcome = (i32, Payload, Option<Target>);
+
 /// What a completion calls for.
 pub(super) enum Done {
     Wake(Waker),
@@ -246,17 +249,17 @@ impl Slots {
         content
     }
 
-    pub(super) fn poll(&mut self, key: Key, waker: &Waker) -> Poll<(i32, Payload, Option<Target>)> {
+    /// The outcome, or else leaves the waker. Gives the waker that was there before, to be dropped outside of any borrow.
+    pub(super) fn poll(&mut self, key: Key, waker: &Waker) -> (Poll<Outcome>, Option<Waker>) {
         let slot = self.get_mut(key);
         if let State::Done(result) = slot.state {
             let (payload, target) = self.release(key);
-            return Poll::Ready((result, payload, target));
+            return (Poll::Ready((result, payload, target)), None);
         }
-        match &mut slot.waker {
-            Some(old) => old.clone_from(waker),
-            none => *none = Some(waker.clone()),
+        if slot.waker.as_ref().is_some_and(|old| old.will_wake(waker)) {
+            return (Poll::Pending, None);
         }
-        Poll::Pending
+        (Poll::Pending, slot.waker.replace(waker.clone()))
     }
 
     /// The future is gone. Gives what is to be dropped, and whether the operation should be cancelled.

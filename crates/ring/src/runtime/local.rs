@@ -246,7 +246,8 @@ impl Local {
         let mut cx = Context::from_waker(&waker);
         loop {
             self.take_mail();
-            if self.main.woken.swap(false, Ordering::Acquire)
+            if self.main_may_run()
+                && self.main.woken.swap(false, Ordering::Acquire)
                 && let Poll::Ready(value) = main.as_mut().poll(&mut cx)
             {
                 return value;
@@ -256,6 +257,11 @@ impl Local {
                 Some(scheduler) => self.simulated_turn(scheduler),
             }
         }
+    }
+
+    /// In simulation the main future takes its turn among the tasks by chance.
+    fn main_may_run(&self) -> bool {
+        self.scheduler.as_ref().is_none_or(|s| self.ready.borrow().is_empty() || s.pick(2) == 0)
     }
 
     fn turn(self: &Rc<Self>) {
@@ -328,7 +334,7 @@ impl Local {
             }
             return;
         }
-        if self.main.woken.load(Ordering::Acquire) {
+        if self.main.woken.load(Ordering::Acquire) || !self.shared.mailbox.is_empty() {
             return;
         }
         let timer = self.timers.borrow().next_deadline();

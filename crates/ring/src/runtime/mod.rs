@@ -12,6 +12,8 @@ mod pool;
 pub(crate) mod shared;
 mod thread;
 mod timer;
+#[cfg(test)]
+mod under_loom;
 pub(crate) mod wake;
 
 pub(crate) use pool::Job;

@@ -50,12 +50,16 @@ impl<T> Mailbox<T> {
     #[must_use]
     pub(crate) fn must_ring(&self) -> bool {
         fence(Ordering::SeqCst);
-        self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::AcqRel)
+        self.sleeping.load(Ordering::Relaxed)
+            && self
+                .sleeping
+                .compare_exchange(true, false, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
     }
 
     /// Owner: takes all messages and hands them over in the order of their arrival.
     pub(crate) fn drain(&self, mut each: impl FnMut(T)) {
-        if self.head.load(Ordering::Relaxed).is_null() {
+        if self.is_empty() {
             return;
         }
         let mut newest = self.head.swap(ptr::null_mut(), Ordering::Acquire);
@@ -74,12 +78,17 @@ impl<T> Mailbox<T> {
         }
     }
 
+    /// Owner: whether there is no message.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head.load(Ordering::Relaxed).is_null()
+    }
+
     /// Owner: announces sleep. False when there is something to do after all.
     #[must_use]
     pub(crate) fn prepare_sleep(&self) -> bool {
         self.sleeping.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        if self.head.load(Ordering::Relaxed).is_null() {
+        if self.is_empty() {
             return true;
         }
         self.awake();
@@ -88,7 +97,7 @@ impl<T> Mailbox<T> {
 
     /// Owner: takes the announcement back.
     pub(crate) fn awake(&self) {
-        self.sleeping.store(false, Ordering::Relaxed);
+        self.sleeping.swap(false, Ordering::AcqRel);
     }
 }
 

@@ -1,0 +1,214 @@
+//! The cross-thread parts under a model checker: the very files of the engine, compiled against loom's primitives, so that
+//! every interleaving (and every reordering that the orderings permit) is tried. A lost wake-up shows as a deadlock.
+
+#![allow(dead_code, unreachable_pub, reason = "the models use a part of each file")]
+#![allow(clippy::duplicate_mod, reason = "the same files, against other primitives")]
+#![allow(clippy::unwrap_used, reason = "a model may fail by panicking, in its helpers too")]
+
+mod atomics {
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicPtr, Ordering, fence};
+    pub(crate) use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+    pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().unwrap()
+    }
+}
+
+#[path = "oneshot.rs"]
+mod oneshot;
+#[path = "../sync/range_lock.rs"]
+mod range_lock;
+#[path = "wake.rs"]
+mod wake;
+
+use atomics::{Arc, Condvar, Mutex, lock};
+use loom::cell::UnsafeCell;
+use loom::future::block_on;
+use loom::thread;
+use range_lock::RangeLock;
+use wake::Mailbox;
+
+/// Stands for the eventfd: ringing before the wait is not lost.
+#[derive(Clone)]
+struct Bell(Arc<(Mutex<bool>, Condvar)>);
+
+impl Bell {
+    fn new() -> Bell {
+        Bell(Arc::new((Mutex::new(false), Condvar::new())))
+    }
+
+    fn ring(&self) {
+        *lock(&self.0.0) = true;
+        self.0.1.notify_one();
+    }
+
+    fn wait(&self) {
+        let mut rung = lock(&self.0.0);
+        while !*rung {
+            rung = self.0.1.wait(rung).unwrap();
+        }
+        *rung = false;
+    }
+}
+
+fn bounded() -> loom::model::Builder {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder
+}
+
+#[test]
+fn a_sleeping_thread_is_woken_by_whoever_leaves_a_message() {
+    bounded().check(|| {
+        let mailbox = Arc::new(Mailbox::new());
+        let bell = Bell::new();
+        let senders: Vec<_> = [1u32, 2]
+            .into_iter()
+            .map(|value| {
+                let (mailbox, bell) = (Arc::clone(&mailbox), bell.clone());
+                thread::spawn(move || {
+                    if mailbox.push(value) {
+                        bell.ring();
+                    }
+                })
+            })
+            .collect();
+        let mut sum = 0;
+        while sum < 3 {
+            mailbox.drain(|value| sum += value);
+            if sum < 3 && mailbox.prepare_sleep() {
+                bell.wait();
+                mailbox.awake();
+            }
+        }
+        for sender in senders {
+            sender.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_flag_set_before_a_nudge_is_seen_by_the_thread_that_goes_to_sleep() {
+    bounded().check(|| {
+        let mailbox: Arc<Mailbox<u32>> = Arc::new(Mailbox::new());
+        let flag = Arc::new(atomics::AtomicBool::new(false));
+        let bell = Bell::new();
+        let setter = {
+            let (mailbox, flag, bell) = (Arc::clone(&mailbox), Arc::clone(&flag), bell.clone());
+            thread::spawn(move || {
+                flag.store(true, atomics::Ordering::Release);
+                if mailbox.must_ring() {
+                    bell.ring();
+                }
+            })
+        };
+        while !flag.load(atomics::Ordering::Acquire) {
+            if mailbox.prepare_sleep() {
+                if !flag.load(atomics::Ordering::Acquire) {
+                    bell.wait();
+                }
+                mailbox.awake();
+            }
+        }
+        setter.join().unwrap();
+    });
+}
+
+#[test]
+fn messages_of_one_sender_arrive_in_order_and_the_rest_are_dropped_with_the_mailbox() {
+    bounded().check(|| {
+        let mailbox = Arc::new(Mailbox::new());
+        let payload = Arc::new(());
+        let sender = {
+            let (mailbox, payload) = (Arc::clone(&mailbox), Arc::clone(&payload));
+            thread::spawn(move || {
+                for number in 0..3 {
+                    let _ = mailbox.push((number, Arc::clone(&payload)));
+                }
+            })
+        };
+        let mut next = 0;
+        mailbox.drain(|(number, _)| {
+            assert_eq!(number, next);
+            next += 1;
+        });
+        sender.join().unwrap();
+        drop(mailbox);
+        assert_eq!(Arc::strong_count(&payload), 1);
+    });
+}
+
+#[test]
+fn a_result_reaches_a_thread_that_blocks_for_it() {
+    loom::model(|| {
+        let (sender, receiver) = oneshot::channel();
+        let thread = thread::spawn(move || sender.send(Ok(7)));
+        assert_eq!(receiver.wait().unwrap().unwrap(), 7);
+        thread.join().unwrap();
+    });
+}
+
+#[test]
+fn a_result_reaches_a_future_and_so_does_its_absence() {
+    loom::model(|| {
+        let (sender, receiver) = oneshot::channel();
+        let (lost, gone) = oneshot::channel::<u32>();
+        let thread = thread::spawn(move || {
+            sender.send(Ok(7));
+            drop(lost);
+        });
+        assert_eq!(block_on(receiver).unwrap().unwrap(), 7);
+        assert!(block_on(gone).is_none());
+        thread.join().unwrap();
+    });
+}
+
+/// Takes the range in another thread and writes to the cell that it guards; loom reports an access that is not exclusive.
+fn write_under(
+    lock: &Arc<RangeLock>,
+    cell: &Arc<UnsafeCell<u32>>,
+    range: std::ops::Range<u64>,
+) -> thread::JoinHandle<()> {
+    let (lock, cell) = (Arc::clone(lock), Arc::clone(cell));
+    thread::spawn(move || {
+        block_on(async {
+            let guard = lock.lock(range).await;
+            // SAFETY: the lock makes this the only access; that is what the model checks.
+            cell.with_mut(|value| unsafe { *value += 1 });
+            drop(guard);
+        });
+    })
+}
+
+#[test]
+fn overlapping_ranges_exclude_each_other_across_threads() {
+    bounded().check(|| {
+        let lock = Arc::new(RangeLock::new());
+        let cell = Arc::new(UnsafeCell::new(0));
+        let threads = [write_under(&lock, &cell, 0..10), write_under(&lock, &cell, 5..15)];
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        // SAFETY: all other threads have ended.
+        assert_eq!(cell.with(|value| unsafe { *value }), 2);
+        assert!(lock.is_idle());
+    });
+}
+
+#[test]
+fn a_request_given_up_lets_those_behind_it_go_on() {
+    bounded().check(|| {
+        let lock = Arc::new(RangeLock::new());
+        let cell = Arc::new(UnsafeCell::new(0));
+        let held = lock.try_lock(0..4).unwrap();
+        let behind = {
+            let mut given_up = Box::pin(lock.lock(2..8));
+            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+            assert!(given_up.as_mut().poll(&mut cx).is_pending());
+            write_under(&lock, &cell, 6..9)
+        };
+        behind.join().unwrap();
+        drop(held);
+        assert!(lock.is_idle());
+    });
+}

@@ -1,0 +1,231 @@
+//! The simulated disk: the same seed gives the same run, faults come where they are asked for, and a power cut keeps what
+//! was made durable and anything of the rest.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
+use oxblk_ring::{Falloc, File, IoBufMut, now, sleep, spawn, timeout};
+
+fn fast() -> Faults {
+    Faults { delay: Duration::ZERO..Duration::from_micros(100), ..Faults::default() }
+}
+
+async fn write(file: &File, sector: u64, sectors: usize, byte: u8) {
+    file.write_all_at(IoBufMut::filled(sectors * 512, byte).freeze(), sector * 512, false)
+        .await
+        .unwrap();
+}
+
+#[test]
+fn a_run_is_the_same_for_the_same_seed_and_differs_for_others() {
+    let run = |seed| {
+        let disk = Disk::new(seed, 1 << 20);
+        sim::run(seed, async {
+            let file = File::sim(&disk);
+            let tasks: Vec<_> = (0..20u8)
+                .map(|i| {
+                    let file = file.clone();
+                    spawn(async move { write(&file, 0, 4, i).await })
+                })
+                .collect();
+            for task in tasks {
+                task.await;
+            }
+            (now(), disk.bytes()[0])
+        })
+    };
+    assert_eq!(run(1), run(1));
+    let winners: BTreeSet<u8> = (0..40).map(|seed| run(seed).1).collect();
+    assert!(winners.len() > 5, "the order varies with the seed");
+}
+
+#[test]
+fn virtual_time_passes_without_waiting() {
+    let started = std::time::Instant::now();
+    sim::run(1, async {
+        sleep(Duration::from_secs(100_000)).await;
+        assert_eq!(now(), Duration::from_secs(100_000));
+        assert!(timeout(Duration::from_secs(5), std::future::pending::<()>()).await.is_err());
+        assert_eq!(now(), Duration::from_secs(100_005));
+    });
+    assert!(started.elapsed() < Duration::from_secs(60));
+}
+
+#[test]
+fn faults_come_where_they_are_asked_for() {
+    let disk = Disk::new(1, 1 << 20);
+    let no_space =
+        FailRule { op: FaultOp::Write, nth: Some(3), range: None, errno: libc::ENOSPC, once: true };
+    let bad_spot = FailRule {
+        op: FaultOp::Read,
+        nth: None,
+        range: Some(8192..8193),
+        errno: libc::EIO,
+        once: false,
+    };
+    disk.set_faults(Faults { fail: vec![no_space, bad_spot], ..fast() });
+    sim::run(1, async {
+        let file = File::sim(&disk);
+        write(&file, 0, 1, 1).await;
+        write(&file, 1, 1, 1).await;
+        let full =
+            file.write_all_at(IoBufMut::filled(512, 2).freeze(), 0, false).await.unwrap_err();
+        assert_eq!(full.raw_os_error(), Some(libc::ENOSPC));
+        assert_eq!(disk.bytes()[0], 1, "a write that failed wrote nothing");
+        write(&file, 2, 1, 1).await;
+        for _ in 0..2 {
+            let bad = file.read_full_at(IoBufMut::new(4096), 8000).await.unwrap_err();
+            assert_eq!(bad.raw_os_error(), Some(libc::EIO));
+        }
+        file.read_full_at(IoBufMut::new(4096), 0).await.unwrap();
+    });
+}
+
+#[test]
+fn what_was_flushed_survives_every_power_cut_and_the_rest_in_any_subset_of_sectors() {
+    let disk = Disk::new(1, 0);
+    disk.set_faults(fast());
+    sim::run(1, async {
+        let file = File::sim(&disk);
+        write(&file, 0, 8, 1).await;
+        file.sync(false).await.unwrap();
+        write(&file, 0, 8, 2).await;
+        write(&file, 4, 8, 3).await;
+    });
+    let none = disk.after_power_loss_none().bytes();
+    assert_eq!(none, vec![1; 8 * 512]);
+    assert_eq!(disk.after_power_loss_all().bytes(), disk.bytes());
+    let (mut seen, mut lengths, mut mixed) = (vec![BTreeSet::new(); 12], BTreeSet::new(), false);
+    for seed in 0..200 {
+        let bytes = disk.after_power_loss(seed).bytes();
+        lengths.insert(bytes.len());
+        for (sector, content) in bytes.chunks(512).enumerate() {
+            assert!(content.iter().all(|&b| b == content[0]), "sectors are never torn inside");
+            seen[sector].insert(content[0]);
+        }
+        mixed |= bytes[0] != bytes[512];
+    }
+    assert!(mixed, "a write is torn between its sectors");
+    assert_eq!(lengths, BTreeSet::from([4096, 6144]));
+    assert_eq!(seen[0], BTreeSet::from([1, 2]));
+    assert_eq!(seen[5], BTreeSet::from([1, 2, 3]), "any version since the flush may be there");
+    assert_eq!(seen[11], BTreeSet::from([0, 3]));
+}
+
+#[test]
+fn a_write_through_is_durable_when_it_completes() {
+    let disk = Disk::new(1, 4096);
+    disk.set_faults(fast());
+    sim::run(1, async {
+        let file = File::sim(&disk);
+        write(&file, 0, 2, 1).await;
+        file.write_all_at(IoBufMut::filled(512, 2).freeze(), 512, true).await.unwrap();
+    });
+    assert_eq!(disk.after_power_loss_none().bytes()[..1024], [[0; 512], [2; 512]].concat());
+    for seed in 0..50 {
+        assert_eq!(
+            disk.after_power_loss(seed).bytes()[512],
+            2,
+            "an older version does not come back"
+        );
+    }
+}
+
+#[test]
+fn a_flush_covers_only_what_was_complete_when_it_began() {
+    let mut lost = 0;
+    for seed in 0..100 {
+        let disk = Disk::new(seed, 4096);
+        sim::run(seed, async {
+            let file = File::sim(&disk);
+            let late = file.write_at(IoBufMut::filled(512, 9).freeze(), 0, false);
+            file.sync(false).await.unwrap();
+            late.await.unwrap();
+        });
+        lost += u32::from(disk.after_power_loss_none().bytes()[0] == 0);
+    }
+    assert_eq!(lost, 100);
+}
+
+#[test]
+fn truncation_punching_and_zeroing_are_volatile_until_a_flush() {
+    let disk = Disk::from_bytes(1, &[5; 8192]);
+    disk.set_faults(fast());
+    let cut = sim::run(1, async {
+        let file = File::sim(&disk);
+        file.fallocate(Falloc::PunchHole, 0, 1024).await.unwrap();
+        file.fallocate(Falloc::ZeroRange, 2000, 100).await.unwrap();
+        file.set_len(5000).await.unwrap();
+        let before = disk.after_power_loss_none().bytes();
+        assert_eq!(before, vec![5; 8192]);
+        file.sync(true).await.unwrap();
+        disk.after_power_loss_none().bytes()
+    });
+    let mut expected = vec![5; 5000];
+    expected[..1024].fill(0);
+    expected[2000..2100].fill(0);
+    assert_eq!(cut, expected);
+    let grown = Disk::from_bytes(1, &cut);
+    sim::run(2, async { File::sim(&grown).set_len(6000).await.unwrap() });
+    assert!(grown.bytes()[5000..].iter().all(|&b| b == 0), "what was cut off does not come back");
+}
+
+#[test]
+fn the_power_can_be_cut_at_every_write_boundary() {
+    // Count the boundaries of an undisturbed run, then cut at each.
+    let script = |disk: Disk| async move {
+        let file = File::sim(&disk);
+        for i in 0..10u8 {
+            let buf = IoBufMut::filled(1024, i + 1).freeze();
+            if file.write_all_at(buf, u64::from(i) * 1024, false).await.is_err() {
+                return i;
+            }
+            if file.sync(false).await.is_err() {
+                return i;
+            }
+        }
+        10
+    };
+    let whole = Disk::new(3, 0);
+    assert_eq!(sim::run(3, script(whole.clone())), 10);
+    assert_eq!(whole.write_boundaries(), 20);
+    for cut in 0..20 {
+        let disk = Disk::new(3, 0);
+        disk.cut_after(cut);
+        let acknowledged = sim::run(3, script(disk.clone()));
+        assert!(disk.is_cut());
+        for seed in 0..5 {
+            let bytes = disk.after_power_loss(seed).bytes();
+            for i in 0..acknowledged {
+                let at = usize::from(i) * 1024;
+                assert!(
+                    bytes[at..at + 1024].iter().all(|&b| b == i + 1),
+                    "a flushed write is there"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_write_in_flight_at_the_cut_may_be_there_in_part() {
+    let mut outcomes = BTreeSet::new();
+    for seed in 0..100 {
+        let disk = Disk::new(seed, 2048);
+        disk.cut_after(1);
+        sim::run(seed, async {
+            let file = File::sim(&disk);
+            let through = file.write_at(IoBufMut::filled(1024, 7).freeze(), 0, true);
+            let other = file.write_at(IoBufMut::filled(512, 8).freeze(), 1536, true);
+            let _ = (through.await, other.await);
+        });
+        let bytes = disk.after_power_loss(seed).bytes();
+        outcomes.insert((bytes[0], bytes[512], bytes[1536]));
+    }
+    for torn in [(7, 0, 8), (0, 7, 8), (0, 0, 8), (7, 7, 0), (7, 7, 8)] {
+        assert!(outcomes.contains(&torn), "{torn:?} is not among {outcomes:?}");
+    }
+}
