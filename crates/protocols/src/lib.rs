@@ -1,6 +1,6 @@
 //! Protocol drivers: where bytes really lie.
 //!
-//! - [`file`]: files and block devices of the host (`file`, `host_device`).
+//! - [`mod@file`]: files and block devices of the host (`file`, `host_device`).
 //! - [`null`]: a disk of nothing, for measuring everything else (`null-co`, `null-aio`).
 #![forbid(unsafe_code)]
 
