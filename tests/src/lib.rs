@@ -13,8 +13,17 @@
 
 pub mod crash;
 pub mod differential;
+pub mod drivers;
 pub mod guest;
 pub mod hostile;
 pub mod model;
 pub mod program;
 pub mod random;
+pub mod sim_disk;
+pub mod soak;
+
+/// What a caught panic said.
+pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
+}

@@ -6,6 +6,7 @@
 //! line. A new format brings a table of cases; the rest is here.
 
 pub mod image;
+pub mod mutate;
 pub mod qcow2;
 pub mod qcow2_tables;
 
@@ -99,11 +100,7 @@ pub fn through_the_program(format: &str, good: &Image, cases: &[Case]) {
         let message = match outcome {
             Ok(Ok(())) => continue,
             Ok(Err(message)) => message,
-            Err(panic) => panic
-                .downcast_ref::<String>()
-                .cloned()
-                .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-                .unwrap_or_default(),
+            Err(panic) => crate::panic_text(&*panic),
         };
         wrong.push(format!("{}: {message}", case.name));
     }

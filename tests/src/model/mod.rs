@@ -8,6 +8,10 @@
 //! A failure prints its seed. Where the run is deterministic the failing batches are first cut down to
 //! the few that are needed ([`shrink`]).
 
+pub mod chain;
 pub mod ops;
 pub mod oracle;
+pub mod run;
 pub mod shrink;
+pub mod sim;
+pub mod threads;

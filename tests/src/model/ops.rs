@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use crate::drivers::Variant;
 use crate::random::Random;
 
 /// One request to a disk.
@@ -113,6 +114,12 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// A disk of this variant and size, for requests of any alignment.
+    pub fn of(variant: &Variant, size: u64) -> Self {
+        let longest = (variant.cluster * 6).clamp(64 << 10, 8 << 20).min(size);
+        Self { size, cluster: variant.cluster, alignment: 1, compress: variant.compress, longest }
+    }
+
     fn random_range(&self, random: &mut Random) -> Range<u64> {
         // Half of all requests go to a hot sixteenth of the disk.
         let region =

@@ -1,0 +1,67 @@
+//! The long run of the model and crash harnesses; `cargo xtask soak` builds and starts it.
+
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use oxblk_tests::drivers::{VARIANTS, named};
+use oxblk_tests::soak::{Kind, Order, run};
+
+const USAGE: &str = "\
+Usage: cargo xtask soak [--minutes N] [--driver NAME] [--kind model|threads|crash|faults|damage]
+                        [--operations N] [--cuts N] [--seed N] [--jobs N]
+
+Runs the model, threads, crash, faults and damage tests until each variant of each driver has had its share:
+--operations (100000) for model and threads, --cuts (600) for crash, as many\ndisks for faults and damage. With --minutes it runs for that
+time instead. --driver takes a family (qcow2) or a variant (qcow2-64k). A failure prints its seed:
+run it again alone with --driver VARIANT --kind KIND --seed SEED --operations 1 --cuts 1.";
+
+fn main() -> ExitCode {
+    let order = match order(std::env::args().skip(1)) {
+        Ok(order) => order,
+        Err(message) => {
+            eprintln!("{message}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    println!("first seed {}, {} jobs at once", order.seed, order.jobs);
+    // A failure is told once, by the report.
+    std::panic::set_hook(Box::new(|_| {}));
+    if run(&order).is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn order(mut args: impl Iterator<Item = String>) -> Result<Order, String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut order = Order {
+        kinds: Kind::ALL.to_vec(),
+        variants: VARIANTS.iter().collect(),
+        seed: now.as_secs() % 1_000_000 * 1_000_000,
+        time: None,
+        operations: 100_000,
+        cuts: 600,
+        jobs: std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    while let Some(option) = args.next() {
+        let value = args.next().ok_or_else(|| format!("{option} needs a value"))?;
+        let number = || value.parse::<u64>().map_err(|error| format!("{option} {value}: {error}"));
+        match option.as_str() {
+            "--minutes" => order.time = Some(Duration::from_secs(number()? * 60)),
+            "--operations" => order.operations = number()?,
+            "--cuts" => order.cuts = number()?,
+            "--seed" => order.seed = number()?,
+            "--jobs" => order.jobs = usize::try_from(number()?).map_err(|e| e.to_string())?,
+            "--driver" => {
+                order.variants = named(&value);
+                if order.variants.is_empty() {
+                    return Err(format!("no driver or variant is named {value}"));
+                }
+            }
+            "--kind" => {
+                let kind = Kind::ALL.into_iter().find(|kind| kind.name() == value);
+                order.kinds =
+                    vec![kind.ok_or_else(|| format!("no kind of test is named {value}"))?];
+            }
+            _ => return Err(format!("unknown option {option}")),
+        }
+    }
+    Ok(order)
+}

@@ -1,0 +1,91 @@
+//! Failing operations on a simulated disk: what fails may be lost, what succeeded may not.
+//!
+//! Writes, zeroing, punching, growth and flushes of the active image's disk fail at random, as they do
+//! on a bad or full disk. A request that reported an error may have happened in part; everything else
+//! must hold, the image must stay usable, and once the disk is good again it must close and check
+//! with nothing worse than leaks.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use oxblk_ring::sim::{self, FailRule, FaultOp, Faults};
+
+use super::oracle::CrashOracle;
+use super::run::{Workload, active, look, tracked};
+use crate::drivers::Variant;
+use crate::model::chain::{self, Chain, Tolerance};
+use crate::model::ops::Op;
+use crate::random::Random;
+
+/// Linux's error numbers of an I/O error and of a full disk.
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+
+/// Which operations of the disk fail, by the seed.
+fn faults(random: &mut Random) -> Faults {
+    if random.one_in(2) {
+        return Faults { fail_rate: 0.03, ..Faults::default() };
+    }
+    let kinds = [FaultOp::Write, FaultOp::Sync, FaultOp::Fallocate, FaultOp::Read, FaultOp::Any];
+    let rule = FailRule {
+        op: *random.pick(&kinds),
+        nth: Some(random.within(1, 200)),
+        range: None,
+        errno: if random.one_in(2) { ENOSPC } else { EIO },
+        once: random.one_in(2),
+    };
+    Faults { fail: vec![rule], ..Faults::default() }
+}
+
+/// Runs the batches on a failing disk; gives how many operations reported an error.
+async fn work(
+    workload: &Workload,
+    chain: &Chain,
+    oracle: &Rc<RefCell<CrashOracle>>,
+) -> Result<u64, String> {
+    let mut random = Random::new(workload.seed ^ 0xfa);
+    let disk = chain::open(chain).await?;
+    active(chain).set_faults(faults(&mut random));
+    let mut failed = 0;
+    for (index, batch) in workload.batches.iter().enumerate() {
+        if index + 4 == workload.batches.len() {
+            active(chain).set_faults(Faults::default());
+        }
+        let tasks: Vec<_> = batch
+            .iter()
+            .map(|op| oxblk_ring::spawn(tracked(disk.clone(), op.clone(), Rc::clone(oracle))))
+            .collect();
+        for task in tasks {
+            failed += u64::from(task.await.is_err());
+        }
+    }
+    active(chain).set_faults(Faults::default());
+    // Once it is closed without an error, all that succeeded is there.
+    let flush = oracle.borrow_mut().issue(&Op::Flush);
+    chain::close(disk).await.map_err(|e| format!("cannot be closed on a good disk: {e}"))?;
+    oracle.borrow_mut().complete(&Op::Flush, flush);
+    Ok(failed)
+}
+
+/// Runs the workload of a seed on a failing disk; gives how many operations reported an error.
+///
+/// # Panics
+/// When something that succeeded is lost or the image is left worse than leaking, with the seed.
+pub fn run(variant: &'static Variant, seed: u64) -> u64 {
+    let workload = Workload::new(variant, seed);
+    let attempt = std::panic::AssertUnwindSafe(|| {
+        sim::run(seed, async {
+            let chain = workload.build().await?;
+            let oracle = Rc::new(RefCell::new(workload.oracle()));
+            let failed = work(&workload, &chain, &oracle).await?;
+            let oracle = oracle.borrow().clone();
+            look(&workload, &chain, active(&chain), &oracle, Tolerance::Leaks, true).await?;
+            Ok::<_, String>(failed)
+        })
+    });
+    let outcome = std::panic::catch_unwind(attempt);
+    match outcome.unwrap_or_else(|panic| Err(crate::panic_text(&*panic))) {
+        Ok(failed) => failed,
+        Err(error) => panic!("{} faults seed {seed}: {error}", variant.name),
+    }
+}

@@ -1,0 +1,120 @@
+//! Random damage: an image with content loses some words or gets others, and everything that can be
+//! done with it is done.
+//!
+//! Nothing is expected but that each request ends, with success or an error: no panic, no request
+//! that waits for ever (the simulated executor notices), no allocation that follows a wild number
+//! (the address space of the process is what bounds it).
+
+use oxblk_core::check::Fix;
+use oxblk_core::{Backend, Preallocation};
+use oxblk_ring::sim::{self, Disk};
+
+use crate::drivers::Variant;
+use crate::model::chain::{self, Image};
+use crate::model::ops::Shape;
+use crate::model::{run, sim::disk_size};
+use crate::random::Random;
+
+/// A word to put somewhere: bounds, wild numbers, offsets inside and outside of the image.
+fn interesting(random: &mut Random, image_len: u64) -> u64 {
+    match random.below(9) {
+        0 => 0,
+        1 => u64::MAX,
+        2 => 1 << random.below(64),
+        3 => (1 << 63) | (random.below(image_len.max(1)) & !511),
+        4 => random.below(image_len.max(1)) & !511,
+        5 => (1 << 62) | random.next_u64() >> 2,
+        6 => image_len.wrapping_add(random.below(1 << 20)),
+        7 => random.below(256),
+        _ => random.next_u64(),
+    }
+}
+
+/// Damages the bytes of an image in up to eight places: mostly in its first part, where headers are, or
+/// where another word that is not zero is, for those are tables.
+fn damage(random: &mut Random, bytes: &mut [u8], cluster: u64) {
+    let len = bytes.len() as u64;
+    for _ in 0..random.within(1, 8) {
+        let at = match random.below(4) {
+            0 => random.below(len.min(128)),
+            1 => random.below(len.min(cluster * 6)) & !7,
+            2 => random.below(len / cluster + 1) * cluster,
+            _ => random.below(len) & !7,
+        };
+        let width = if random.one_in(3) { 4 } else { 8 };
+        let word = interesting(random, len).to_be_bytes();
+        let at = usize::try_from(at).expect("a small image");
+        let end = (at + width).min(bytes.len());
+        if at < end {
+            bytes[at..end].copy_from_slice(&word[8 - width..][..end - at]);
+        }
+    }
+}
+
+async fn make(variant: &'static Variant, random: &mut Random) -> Result<(Disk, u64), String> {
+    let size = disk_size(variant, random);
+    let image = Image { variant, disk: Disk::new(random.next_u64(), 0) };
+    chain::create(&image, size).await?;
+    let disk = chain::open(std::slice::from_ref(&image)).await?;
+    let shape = Shape::of(variant, size);
+    for _ in 0..12 {
+        for op in shape.random_batch(random, 4) {
+            run::execute(&disk, &op).await.map_err(|e| e.to_string())?;
+        }
+    }
+    chain::close(disk).await?;
+    Ok((image.disk, size))
+}
+
+/// Everything that can be done with an open image, whatever comes of it.
+async fn use_it(disk: &Backend, variant: &Variant, random: &mut Random) {
+    let shape = Shape::of(variant, disk.size().clamp(64 << 10, 64 << 20));
+    for _ in 0..12 {
+        let ops = shape.random_batch(random, 6);
+        let tasks: Vec<_> = ops
+            .into_iter()
+            .map(|op| {
+                let disk = disk.clone();
+                oxblk_ring::spawn(async move { drop(run::execute(&disk, &op).await) })
+            })
+            .collect();
+        for task in tasks {
+            task.await;
+        }
+    }
+    drop(disk.resize(disk.size().saturating_add(1 << 20), Preallocation::Off).await);
+    drop(disk.flush().await);
+    if let Ok(node) = disk.node()
+        && let Some(check) = node.driver().check()
+    {
+        drop(check.check(Fix::Nothing, &|_| {}).await);
+    }
+}
+
+/// Damages an image by the seed and uses it.
+///
+/// # Panics
+/// When the code under test does, or waits for ever; the message has the seed.
+pub fn run(variant: &'static Variant, seed: u64) {
+    let attempt = std::panic::AssertUnwindSafe(|| {
+        sim::run(seed, async {
+            let mut random = Random::new(seed);
+            let (disk, _) = make(variant, &mut random).await?;
+            let mut bytes = disk.bytes();
+            damage(&mut random, &mut bytes, variant.cluster);
+            let image = Image { variant, disk: Disk::from_bytes(seed, &bytes) };
+            if let Ok(disk) = chain::open(std::slice::from_ref(&image)).await {
+                use_it(&disk, variant, &mut random).await;
+                drop(chain::close(disk).await);
+            }
+            if variant.check {
+                drop(chain::check(&image, chain::Tolerance::Leaks).await);
+            }
+            Ok::<_, String>(())
+        })
+    });
+    let outcome = std::panic::catch_unwind(attempt);
+    if let Err(error) = outcome.unwrap_or_else(|panic| Err(crate::panic_text(&*panic))) {
+        panic!("{} damage seed {seed}: {error}", variant.name);
+    }
+}

@@ -1,0 +1,158 @@
+//! Chains of images on simulated disks: made, opened, closed, checked.
+
+use oxblk_core::check::Fix;
+use oxblk_core::create::{CreateRequest, CreateTarget};
+use oxblk_core::{
+    Backend, ChildIdx, DriverTable, Edge, Graph, OpenFlags, Options, Perm, Permissions,
+};
+use oxblk_formats::raw;
+use oxblk_protocols::file;
+use oxblk_ring::sim::Disk;
+
+use crate::drivers::Variant;
+use crate::sim_disk;
+
+/// One image of a chain: how it was made, and the disk that holds it.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// How it was made.
+    pub variant: &'static Variant,
+    /// The simulated disk that holds it.
+    pub disk: Disk,
+}
+
+/// Images from the base up to the active one.
+pub type Chain = Vec<Image>;
+
+fn text(error: &oxblk_core::Error) -> String {
+    error.to_string()
+}
+
+static DRIVERS: DriverTable = &[&file::FILE, &raw::RAW];
+
+/// A graph that knows the drivers under test.
+pub fn graph() -> Graph {
+    Graph::new(DRIVERS)
+}
+
+/// Creates an empty image on a disk.
+///
+/// # Errors
+/// As the driver reports.
+pub async fn create(image: &Image, size: u64) -> Result<(), String> {
+    let graph = graph();
+    if image.variant.format == "raw" {
+        let node = sim_disk::add(&graph, "disk", &image.disk, false).map_err(|e| text(&e))?;
+        let permissions = Permissions::sharing_all(Perm::WRITE | Perm::RESIZE);
+        let backend = Backend::new(&graph, "", node, permissions).map_err(|e| text(&e))?;
+        backend.resize(size, oxblk_core::Preallocation::Off).await.map_err(|e| text(&e))?;
+        return backend.close().await.map_err(|e| text(&e));
+    }
+    let mut options = Options::from_dotted(image.variant.options, None).map_err(|e| text(&e))?;
+    options.insert("size", size);
+    let node = sim_disk::add(&graph, "disk", &image.disk, false).map_err(|e| text(&e))?;
+    let permissions = Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
+    let edge =
+        Edge::attach(node.clone(), "the test".to_owned(), ChildIdx::FILE.name(), permissions)
+            .map_err(|e| text(&e))?;
+    let request = CreateRequest { target: CreateTarget::File(edge.clone()), options };
+    let driver = graph.driver(image.variant.format).map_err(|e| text(&e))?;
+    let created = match driver.create(&graph, request) {
+        Some(creation) => creation.await.map_err(|e| text(&e)),
+        None => Err(format!("{} cannot create", image.variant.format)),
+    };
+    edge.detach();
+    drop(edge);
+    graph.release(node).await.map_err(|e| text(&e))?;
+    created
+}
+
+/// Opens a chain: the last image to be read and written, those before it as its backing files.
+///
+/// # Errors
+/// As the drivers report.
+pub async fn open(chain: &[Image]) -> Result<Backend, String> {
+    let graph = graph();
+    let mut below = None;
+    for (index, image) in chain.iter().enumerate() {
+        let top = index + 1 == chain.len();
+        let disk = format!("disk{index}");
+        sim_disk::add(&graph, &disk, &image.disk, !top)
+            .map(|node| graph.own(node))
+            .map_err(|e| text(&e))?;
+        let mut options = Options::new();
+        options.insert("driver", image.variant.format);
+        options.insert("node-name", format!("image{index}"));
+        options.insert("file", disk);
+        if let Some(name) = below {
+            options.insert("backing", name);
+        }
+        let flags = OpenFlags { read_only: !top, unmap: true, ..OpenFlags::default() };
+        if top {
+            return graph.open_backend(None, options, flags).await.map_err(|e| text(&e));
+        }
+        let node = graph.open(options, flags).await.map_err(|e| text(&e))?;
+        graph.own(node);
+        below = Some(format!("image{index}"));
+    }
+    Err("an empty chain".to_owned())
+}
+
+/// Closes a chain.
+///
+/// # Errors
+/// As the drivers report.
+pub async fn close(backend: Backend) -> Result<(), String> {
+    let graph = backend.graph().clone();
+    backend.close().await.map_err(|e| text(&e))?;
+    drop(backend);
+    let mut nodes = graph.nodes();
+    nodes.sort_by_key(|node| std::cmp::Reverse(node.name().to_owned()));
+    for node in nodes {
+        graph.disown(node).await.map_err(|e| text(&e))?;
+    }
+    Ok(())
+}
+
+/// What the driver's own check may find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tolerance {
+    /// Nothing: the image was closed.
+    Clean,
+    /// Leaked clusters: the power failed.
+    Leaks,
+}
+
+/// Runs the driver's own check on an image that nobody has open.
+///
+/// # Errors
+/// Tells what it found.
+pub async fn check(image: &Image, tolerance: Tolerance) -> Result<(), String> {
+    let graph = graph();
+    let node = sim_disk::add(&graph, "disk", &image.disk, true).map_err(|e| text(&e))?;
+    graph.own(node);
+    let mut options = Options::new();
+    options.insert("driver", image.variant.format);
+    options.insert("file", "disk");
+    let flags =
+        OpenFlags { read_only: true, no_backing: true, check: true, ..OpenFlags::default() };
+    let backend = graph.open_backend(None, options, flags).await.map_err(|e| text(&e))?;
+    let node = backend.node().map_err(|e| text(&e))?;
+    let said = std::cell::RefCell::new(String::new());
+    let say = |line: &str| {
+        said.borrow_mut().push_str(line);
+        said.borrow_mut().push('\n');
+    };
+    let report = match node.driver().check() {
+        Some(check) => check.check(Fix::Nothing, &say).await.map_err(|e| text(&e))?,
+        None => return Err(format!("{} cannot check", image.variant.format)),
+    };
+    drop(node);
+    close(backend).await?;
+    let bad = report.corruptions + report.check_errors > 0
+        || (tolerance == Tolerance::Clean && report.leaks > 0);
+    if bad {
+        return Err(format!("check: {report:?}\n{}", said.borrow()));
+    }
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! Carries out operations on a disk and checks what comes back.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use oxblk_core::{Backend, Want, WriteFlags, ZeroFlags};
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use super::ops::{Op, content};
+use super::oracle::{Oracle, StatusExtent};
+
+/// What an operation brought back.
+#[derive(Debug)]
+pub enum Seen {
+    /// Nothing but that it was done.
+    Done,
+    /// Bytes.
+    Bytes(IoBufMut),
+    /// The extents of a range.
+    Extents(Vec<StatusExtent>),
+}
+
+/// Carries out one operation.
+///
+/// # Errors
+/// As the disk reports.
+pub async fn execute(disk: &Backend, op: &Op) -> oxblk_core::Result<Seen> {
+    match *op {
+        Op::Read { offset, len } => {
+            let buf = IoBufMut::filled(usize::try_from(len).expect("fits in memory"), 0xee);
+            return disk.read(offset, buf).await.map(Seen::Bytes);
+        }
+        Op::Write { offset, len, seed, fua } => {
+            let flags = if fua { WriteFlags::FUA } else { WriteFlags::empty() };
+            disk.write(offset, IoBuf::from(content(seed, offset, len)), flags).await?;
+        }
+        Op::WriteCompressed { offset, len, seed } => {
+            let data = IoBuf::from(content(seed, offset, len));
+            disk.write(offset, data, WriteFlags::COMPRESSED).await?;
+        }
+        Op::WriteZeroes { offset, len, unmap } => {
+            let flags = if unmap { ZeroFlags::MAY_UNMAP } else { ZeroFlags::empty() };
+            disk.write_zeroes(offset, len, flags).await?;
+        }
+        Op::Discard { offset, len } => disk.discard(offset, len).await?,
+        Op::Status { offset, len } => return status(disk, offset, len).await.map(Seen::Extents),
+        Op::Flush => disk.flush().await?,
+    }
+    Ok(Seen::Done)
+}
+
+async fn status(disk: &Backend, offset: u64, len: u64) -> oxblk_core::Result<Vec<StatusExtent>> {
+    let mut extents = Vec::new();
+    let mut at = offset;
+    while at < offset + len {
+        let extent = disk.block_status(at, offset + len - at, Want::Precise).await?.status;
+        assert!(extent.len > 0 && extent.len <= offset + len - at, "status at {at}: {extent:?}");
+        extents.push(StatusExtent { len: extent.len, zero: extent.is_zero() });
+        at += extent.len;
+    }
+    Ok(extents)
+}
+
+/// Checks what an operation brought back, or does to the model what it did to the disk.
+///
+/// # Errors
+/// Tells what is wrong.
+pub fn judge(oracle: &mut Oracle, op: &Op, seen: &Seen) -> Result<(), String> {
+    let start = op.range().start;
+    match seen {
+        Seen::Done => {
+            oracle.apply(op);
+            Ok(())
+        }
+        Seen::Bytes(bytes) => oracle.check_read(start, bytes),
+        Seen::Extents(extents) => oracle.check_status(start, extents),
+    }
+    .map_err(|message| format!("{op:?}: {message}"))
+}
+
+/// Carries out the operations of one batch at once and checks them all.
+///
+/// # Errors
+/// Tells the first thing that is wrong.
+pub async fn run_batch(disk: &Backend, oracle: &mut Oracle, batch: &[Op]) -> Result<(), String> {
+    let outcomes = Rc::new(RefCell::new(Vec::new()));
+    // What lies past the end was made for a larger disk, by a step that is no longer there.
+    let size = disk.size();
+    let tasks: Vec<_> = batch
+        .iter()
+        .filter(|op| op.range().end <= size)
+        .map(|op| {
+            let (disk, op, outcomes) = (disk.clone(), op.clone(), Rc::clone(&outcomes));
+            oxblk_ring::spawn(async move {
+                let outcome = execute(&disk, &op).await;
+                outcomes.borrow_mut().push((op, outcome));
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await;
+    }
+    for (op, outcome) in outcomes.take() {
+        let seen = outcome.map_err(|error| format!("{op:?}: {error}"))?;
+        judge(oracle, &op, &seen)?;
+    }
+    Ok(())
+}
+
+/// Reads the whole disk and compares.
+///
+/// # Errors
+/// Tells the first wrong byte.
+pub async fn compare_all(disk: &Backend, oracle: &mut Oracle) -> Result<(), String> {
+    const STEP: u64 = 1 << 20;
+    if disk.size() != oracle.len() {
+        return Err(format!("the disk has {} bytes, not {}", disk.size(), oracle.len()));
+    }
+    let mut offset = 0;
+    while offset < oracle.len() {
+        let op = Op::Read { offset, len: STEP.min(oracle.len() - offset) };
+        let seen = execute(disk, &op).await.map_err(|error| format!("{op:?}: {error}"))?;
+        judge(oracle, &op, &seen)?;
+        offset += STEP;
+    }
+    Ok(())
+}

@@ -1,0 +1,232 @@
+//! The model test on simulated disks: one thread, deterministic, so that a failure is cut down to the
+//! operations that it needs.
+
+use std::time::Duration;
+
+use oxblk_core::Preallocation;
+use oxblk_ring::sim::{self, Disk, Faults};
+
+use super::chain::{self, Chain, Image, Tolerance};
+use super::ops::{Op, Shape};
+use super::oracle::Oracle;
+use super::run::{compare_all, run_batch};
+use super::shrink::shrink;
+use crate::drivers::{VARIANTS, Variant};
+use crate::random::Random;
+
+/// The most operations under way at once.
+const BATCH: u64 = 8;
+
+/// One run: everything in it follows from the seed.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Made everything else.
+    pub seed: u64,
+    /// How the active image is made.
+    pub variant: &'static Variant,
+    /// How each image below it is made, from the base up, and its size in bytes.
+    below: Vec<(&'static Variant, u64)>,
+    /// What the batches are made for.
+    pub shape: Shape,
+    /// The operations; between two batches of one element the image may be closed and opened.
+    pub batches: Vec<Step>,
+    slow_disks: bool,
+}
+
+/// One step of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Operations at once.
+    Batch(Vec<Op>),
+    /// Closes and opens the image again.
+    Reopen,
+    /// Sets the size, in bytes.
+    Resize(u64),
+}
+
+/// The size of a test disk: enough clusters for several tables, no more than a test can afford.
+pub fn disk_size(variant: &Variant, random: &mut Random) -> u64 {
+    let clusters = random.within(40, 200);
+    let size = (clusters * variant.cluster).clamp(96 << 10, 48 << 20);
+    // Mostly not a whole number of clusters.
+    size / 512 * 512 - 512 * random.below(8)
+}
+
+/// The images below an active one of this variant and size, from the base up: none to three, mostly of
+/// the same variant, some smaller and some larger than the active image.
+pub fn random_chain(
+    random: &mut Random,
+    top: &'static Variant,
+    size: u64,
+) -> Vec<(&'static Variant, u64)> {
+    let mut below = Vec::new();
+    let count = if top.backing { random.below(4) } else { 0 };
+    for _ in 0..count {
+        let other = if random.one_in(2) { top } else { random.pick(VARIANTS) };
+        let affordable = other.cluster <= top.cluster.max(64 << 10);
+        // A format without backing files can only be the base.
+        let fits = affordable && (below.is_empty() || other.backing);
+        let sectors = size * random.within(2, 6) / 4 / 512;
+        below.push((if fits { other } else { top }, sectors * 512));
+    }
+    below
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub fn new(variant: &'static Variant, seed: u64, steps: usize) -> Self {
+        let mut random = Random::new(seed);
+        let size = disk_size(variant, &mut random);
+        let below = random_chain(&mut random, variant, size);
+        let shape = Shape::of(variant, size);
+        let mut now = shape.clone();
+        let batches = (0..steps)
+            .map(|_| {
+                if random.one_in(40) {
+                    return Step::Reopen;
+                }
+                if random.one_in(60) {
+                    now.size += 512 * random.within(1, now.cluster / 64);
+                    return Step::Resize(now.size);
+                }
+                Step::Batch(now.random_batch(&mut random, BATCH))
+            })
+            .collect();
+        let slow_disks = random.one_in(2);
+        Self { seed, variant, below, shape, batches, slow_disks }
+    }
+
+    /// Operations in it.
+    pub fn operations(&self) -> u64 {
+        let count = |step: &Step| match step {
+            Step::Batch(ops) => ops.len() as u64,
+            Step::Reopen | Step::Resize(_) => 0,
+        };
+        self.batches.iter().map(count).sum()
+    }
+}
+
+/// An empty disk; a slow one reorders its operations and cuts some transfers short.
+pub fn new_disk(seed: u64, slow: bool) -> Disk {
+    let disk = Disk::new(seed, 0);
+    if slow {
+        disk.set_faults(Faults {
+            short_reads: 0.02,
+            short_writes: 0.02,
+            delay: Duration::ZERO..Duration::from_millis(1),
+            ..Faults::default()
+        });
+    }
+    disk
+}
+
+/// Makes the images below the active one, each with content of its own, and the active one, empty.
+/// Gives the model of what the active image reads as.
+async fn build(plan: &Plan) -> Result<(Chain, Oracle), String> {
+    let mut random = Random::new(plan.seed ^ 0xbac);
+    let mut chain = Chain::new();
+    let mut oracle = Oracle::zeroed(0);
+    for &(variant, size) in &plan.below {
+        let image = Image { variant, disk: new_disk(random.next_u64(), plan.slow_disks) };
+        chain::create(&image, size).await?;
+        chain.push(image);
+        oracle.resize(size);
+        let shape = Shape::of(variant, size);
+        let disk = chain::open(&chain).await?;
+        for _ in 0..random.within(2, 10) {
+            let batch = shape.random_batch(&mut random, BATCH);
+            run_batch(&disk, &mut oracle, &batch).await?;
+        }
+        compare_all(&disk, &mut oracle).await?;
+        chain::close(disk).await?;
+    }
+    let image = Image { variant: plan.variant, disk: new_disk(random.next_u64(), plan.slow_disks) };
+    chain::create(&image, plan.shape.size).await?;
+    chain.push(image);
+    oracle.resize(plan.shape.size);
+    Ok((chain, oracle))
+}
+
+async fn carry_out(plan: &Plan) -> Result<Chain, String> {
+    let (chain, mut oracle) = build(plan).await.map_err(|e| format!("while building: {e}"))?;
+    let mut disk = chain::open(&chain).await?;
+    for (index, step) in plan.batches.iter().enumerate() {
+        match step {
+            Step::Batch(batch) => run_batch(&disk, &mut oracle, batch).await,
+            Step::Reopen => {
+                chain::close(disk).await?;
+                disk = chain::open(&chain).await?;
+                compare_all(&disk, &mut oracle).await
+            }
+            Step::Resize(size) => {
+                oracle.resize(*size);
+                disk.resize(*size, Preallocation::Off).await.map_err(|e| e.to_string())
+            }
+        }
+        .map_err(|error| format!("step {index}: {error}"))?;
+    }
+    compare_all(&disk, &mut oracle).await.map_err(|e| format!("at the end: {e}"))?;
+    chain::close(disk).await?;
+    let disk = chain::open(&chain).await?;
+    compare_all(&disk, &mut oracle).await.map_err(|e| format!("after reopening: {e}"))?;
+    chain::close(disk).await?;
+    for image in chain.iter().filter(|image| image.variant.check) {
+        chain::check(image, Tolerance::Clean).await?;
+    }
+    Ok(chain)
+}
+
+fn attempt(plan: &Plan) -> Result<Chain, String> {
+    let run = std::panic::AssertUnwindSafe(|| sim::run(plan.seed, carry_out(plan)));
+    match std::panic::catch_unwind(run) {
+        Ok(outcome) => outcome,
+        Err(panic) => Err(crate::panic_text(&*panic)),
+    }
+}
+
+/// The operations of batches one by one, each with the number of its batch.
+fn apart(steps: &[Step]) -> Vec<(usize, Step)> {
+    let each = |(index, step): (usize, &Step)| match step {
+        Step::Batch(ops) => ops.iter().map(|op| (index, Step::Batch(vec![op.clone()]))).collect(),
+        Step::Reopen | Step::Resize(_) => vec![(index, step.clone())],
+    };
+    steps.iter().enumerate().flat_map(each).collect::<Vec<_>>()
+}
+
+/// Undoes [`apart`].
+fn together(ops: &[(usize, Step)]) -> Vec<Step> {
+    let mut steps: Vec<(usize, Step)> = Vec::new();
+    for (index, step) in ops {
+        match (steps.last_mut(), step) {
+            (Some((last, Step::Batch(batch))), Step::Batch(op)) if last == index => {
+                batch.extend(op.iter().cloned());
+            }
+            _ => steps.push((*index, step.clone())),
+        }
+    }
+    steps.into_iter().map(|(_, step)| step).collect()
+}
+
+/// Runs the plan of a seed; gives the images as they are at the end.
+///
+/// # Panics
+/// When the disk and the model differ, with the seed and the fewest steps that were found to fail.
+pub fn run(variant: &'static Variant, seed: u64, steps: usize) -> (Plan, Chain) {
+    let plan = Plan::new(variant, seed, steps);
+    let error = match attempt(&plan) {
+        Ok(chain) => return (plan, chain),
+        Err(error) => error,
+    };
+    let with = |batches: &[Step]| Plan { batches: batches.to_vec(), ..plan.clone() };
+    let fails = |batches: &[Step]| attempt(&with(batches)).is_err();
+    let shortest = shrink(plan.batches.clone(), 200, fails);
+    let shortest = together(&shrink(apart(&shortest), 200, |ops| fails(&together(ops))));
+    let last = attempt(&with(&shortest)).err().unwrap_or_default();
+    let list: String = shortest.iter().map(|step| format!("  {step:?}\n")).collect();
+    panic!(
+        "{} seed {seed} steps {steps}: {error}\ncut down, on {} over {:?}: {last}\n{list}",
+        variant.name,
+        plan.shape.size,
+        plan.below.iter().map(|(variant, size)| (variant.name, size)).collect::<Vec<_>>(),
+    );
+}

@@ -1,0 +1,144 @@
+//! A node on a simulated disk, for graphs that run in [`oxblk_ring::sim`].
+//!
+//! It does what the protocol driver of host files does, as plainly as can be: every request is one
+//! operation on the disk, and reads and in-place writes are mapped straight to it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use oxblk_core::driver::Resize;
+use oxblk_core::{
+    BoxFuture, Driver, DriverFactory, DriverKind, Error, Graph, HostFile, Limits, MapOp, Node,
+    OpenContext, OpenFlags, Preallocation, Result, Status, Step, Want, WriteFlags, ZeroFlags,
+};
+use oxblk_ring::{Falloc, File, IoBuf, IoBufMut, sim::Disk};
+
+/// The driver's entry in a table of drivers. Nodes are made by [`add`], not opened.
+pub struct SimFactory;
+
+impl DriverFactory for SimFactory {
+    fn name(&self) -> &'static str {
+        "sim"
+    }
+
+    fn kind(&self) -> DriverKind {
+        DriverKind::Protocol
+    }
+
+    fn open<'a>(&'a self, _context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>> {
+        Box::pin(async { Err(Error::unsupported("a simulated disk is not opened by name")) })
+    }
+}
+
+/// Adds a node named `name` on `disk`.
+///
+/// # Errors
+/// When the name is taken.
+pub fn add(graph: &Graph, name: &str, disk: &Disk, read_only: bool) -> Result<Arc<Node>> {
+    let driver = SimDriver { file: File::sim(disk), size: AtomicU64::new(disk.len()) };
+    let flags = OpenFlags { read_only, unmap: true, ..OpenFlags::default() };
+    graph.add_node(Some(name), &SimFactory, Box::new(driver), flags)
+}
+
+struct SimDriver {
+    file: File,
+    size: AtomicU64,
+}
+
+fn len_of(bytes: usize) -> u64 {
+    bytes as u64
+}
+
+impl Driver for SimDriver {
+    fn map(&self, op: MapOp, offset: u64, len: u64) -> Step {
+        let size = self.size.load(SeqCst);
+        if offset >= size || (op == MapOp::Write && offset + len > size) {
+            return Step::Slow;
+        }
+        Step::Host { offset, len: len.min(size - offset) }
+    }
+
+    fn host_file(&self) -> Option<HostFile<'_>> {
+        Some(HostFile::Fixed(&self.file))
+    }
+
+    fn read(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
+        Box::pin(async move { Ok(self.file.read_full_at(buf, offset).await?.0) })
+    }
+
+    fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let end = offset + len_of(data.len());
+            self.file.write_all_at(data, offset, flags.contains(WriteFlags::FUA)).await?;
+            self.size.fetch_max(end, SeqCst);
+            Ok(())
+        })
+    }
+
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        flags: ZeroFlags,
+    ) -> Option<BoxFuture<'_, Result<()>>> {
+        Some(Box::pin(async move {
+            let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
+            let inside = offset + len <= self.size.load(SeqCst);
+            let mode = if unmap && inside { Falloc::PunchHole } else { Falloc::ZeroRange };
+            self.file.fallocate(mode, offset, len).await?;
+            self.size.fetch_max(offset + len, SeqCst);
+            Ok(())
+        }))
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
+        Some(Box::pin(
+            async move { Ok(self.file.fallocate(Falloc::PunchHole, offset, len).await?) },
+        ))
+    }
+
+    fn flush(&self) -> Option<BoxFuture<'_, Result<()>>> {
+        Some(Box::pin(async { Ok(self.file.sync(true).await?) }))
+    }
+
+    fn block_status(
+        &self,
+        offset: u64,
+        len: u64,
+        _want: Want,
+    ) -> Option<BoxFuture<'_, Result<Status>>> {
+        Some(Box::pin(async move {
+            let extent = self.file.seek_extent(offset).await?;
+            let len = len.min(extent.end - offset);
+            Ok(if extent.is_data { Status::data(len) } else { Status::zero(len) })
+        }))
+    }
+
+    fn size(&self) -> u64 {
+        self.size.load(SeqCst)
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            write_flags: WriteFlags::FUA,
+            zero_flags: ZeroFlags::MAY_UNMAP,
+            grows: true,
+            has_zero_init: true,
+            ..Limits::default()
+        }
+    }
+
+    fn resize(&self) -> Option<&dyn Resize> {
+        Some(self)
+    }
+}
+
+impl Resize for SimDriver {
+    fn resize(&self, size: u64, _preallocation: Preallocation) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.file.set_len(size).await?;
+            self.size.store(size, SeqCst);
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,59 @@
+//! A short share of the random tests, on every variant of every format. `cargo xtask soak` is the long
+//! run; a failure prints the seed that brings it back.
+
+use oxblk_tests::drivers::{VARIANTS, Variant};
+use oxblk_tests::model::threads::Extent;
+use oxblk_tests::{crash, hostile, model, panic_text};
+
+/// Runs one kind of test on every variant and tells all failures at once.
+fn on_every_variant(test: impl Fn(&'static Variant) + std::panic::RefUnwindSafe) {
+    let failures: Vec<String> = VARIANTS
+        .iter()
+        .filter_map(|variant| std::panic::catch_unwind(|| test(variant)).err())
+        .map(|panic| panic_text(&*panic))
+        .collect();
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn a_simulated_disk_reads_as_the_model_does() {
+    on_every_variant(|variant| {
+        for seed in 1..=3 {
+            model::sim::run(variant, seed, 60);
+        }
+    });
+}
+
+#[test]
+fn a_file_used_from_four_io_threads_reads_as_the_model_does_and_qemu_agrees() {
+    on_every_variant(|variant| {
+        model::threads::run(variant, 1, Extent { phases: 2, operations: 600 });
+    });
+}
+
+#[test]
+fn a_power_cut_loses_nothing_that_was_flushed_and_leaves_leaks_at_worst() {
+    on_every_variant(|variant| {
+        for seed in 1..=3 {
+            crash::run::run(variant, seed, 6, 6);
+        }
+    });
+}
+
+#[test]
+fn a_failing_disk_loses_nothing_that_succeeded() {
+    on_every_variant(|variant| {
+        for seed in 1..=8 {
+            crash::faults::run(variant, seed);
+        }
+    });
+}
+
+#[test]
+fn a_damaged_image_makes_no_request_panic_or_wait_for_ever() {
+    on_every_variant(|variant| {
+        for seed in 1..=12 {
+            hostile::mutate::run(variant, seed);
+        }
+    });
+}
