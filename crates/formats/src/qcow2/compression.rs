@@ -1,0 +1,250 @@
+//! Compressing and decompressing one cluster: bytes in, bytes out, no I/O.
+//!
+//! The stored data carries no length but that of its sectors, so a decoder is always given trailing bytes
+//! that are not part of the stream, and must produce exactly a cluster; it never writes more than
+//! that, whatever the stream says.
+//!
+//! zlib means raw deflate with a window of 4 KiB: QEMU's decoder has no larger one. libdeflate cannot
+//! limit its window, so it only decompresses here; streams that it does not take, because they end
+//! early or late but fill the cluster, go to the streaming decoder, which accepts what QEMU accepts.
+//!
+//! The contexts are large and are kept per thread.
+
+use std::cell::RefCell;
+
+use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status};
+use oxblk_core::{Error, ErrorKind, Result};
+use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
+
+use super::layout::Compression;
+
+/// Binary logarithm of the deflate window that QEMU's decoder has.
+const WINDOW_BITS: u8 = 12;
+/// A window that every deflate stream can be decompressed with.
+const MAX_WINDOW_BITS: u8 = 15;
+/// zlib's default.
+const ZLIB_LEVEL: u32 = 6;
+/// Zstandard's default.
+const ZSTD_LEVEL: i32 = 3;
+
+#[derive(Default)]
+struct Contexts {
+    deflate: Option<Compress>,
+    inflate: Option<libdeflater::Decompressor>,
+    inflate_stream: Option<Decompress>,
+    zstd: Option<zstd::bulk::Compressor<'static>>,
+    unzstd: Option<Decoder<'static>>,
+}
+
+thread_local! {
+    static CONTEXTS: RefCell<Contexts> = RefCell::default();
+}
+
+/// Compresses a cluster. `None` when the result would not be smaller than the cluster.
+///
+/// # Errors
+/// When memory runs out.
+pub fn compress(method: Compression, cluster: &[u8]) -> Result<Option<Vec<u8>>> {
+    let room = cluster.len().saturating_sub(1);
+    CONTEXTS.with_borrow_mut(|contexts| match method {
+        Compression::Zlib => Ok(contexts.deflate(cluster, room)),
+        Compression::Zstd => contexts.zstd(cluster, room),
+    })
+}
+
+/// Decompresses `data`, which may have trailing bytes, into all of `cluster`.
+///
+/// # Errors
+/// `EIO` when the data is no stream or has less than a cluster in it.
+pub fn decompress(method: Compression, data: &[u8], cluster: &mut [u8]) -> Result<()> {
+    let done = CONTEXTS.with_borrow_mut(|contexts| match method {
+        Compression::Zlib => contexts.inflate(data, cluster),
+        Compression::Zstd => contexts.unzstd(data, cluster),
+    });
+    done.ok_or_else(|| {
+        Error::corrupt(format!("compressed cluster is no valid {} stream", method.name()))
+            .reword("Input/output error")
+    })
+}
+
+impl Contexts {
+    fn deflate(&mut self, cluster: &[u8], room: usize) -> Option<Vec<u8>> {
+        let context = self.deflate.get_or_insert_with(|| {
+            Compress::new_with_window_bits(flate2::Compression::new(ZLIB_LEVEL), false, WINDOW_BITS)
+        });
+        context.reset();
+        let mut out = vec![0; room];
+        // Running out of room is no error but leaves the stream unfinished.
+        match context.compress(cluster, &mut out, FlushCompress::Finish) {
+            Ok(Status::StreamEnd) => {
+                out.truncate(usize::try_from(context.total_out()).ok()?);
+                Some(out)
+            }
+            _ => None,
+        }
+    }
+
+    fn inflate(&mut self, data: &[u8], cluster: &mut [u8]) -> Option<()> {
+        let fast = self.inflate.get_or_insert_default();
+        if fast.deflate_decompress(data, cluster) == Ok(cluster.len()) {
+            return Some(());
+        }
+        let slow = self
+            .inflate_stream
+            .get_or_insert_with(|| Decompress::new_with_window_bits(false, MAX_WINDOW_BITS));
+        slow.reset(false);
+        // The cluster may be complete before a fault behind it is met: what counts is the output.
+        let _ = slow.decompress(data, cluster, FlushDecompress::Finish);
+        (slow.total_out() == cluster.len() as u64).then_some(())
+    }
+
+    fn zstd(&mut self, cluster: &[u8], room: usize) -> Result<Option<Vec<u8>>> {
+        if self.zstd.is_none() {
+            self.zstd = Some(zstd::bulk::Compressor::new(ZSTD_LEVEL)?);
+        }
+        let Some(context) = &mut self.zstd else { return Ok(None) };
+        let mut out = vec![0; room];
+        // The only way to fail, with a context that exists, is that the room does not suffice.
+        match context.compress_to_buffer(cluster, out.as_mut_slice()) {
+            Ok(len) => {
+                out.truncate(len);
+                Ok(Some(out))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::OutOfMemory => {
+                Err(Error::new(ErrorKind::Io, "Cannot allocate memory").errno(12))
+            }
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn unzstd(&mut self, data: &[u8], cluster: &mut [u8]) -> Option<()> {
+        if self.unzstd.is_none() {
+            self.unzstd = Some(Decoder::new().ok()?);
+        }
+        let context = self.unzstd.as_mut()?;
+        context.reinit().ok()?;
+        let len = cluster.len();
+        let mut input = InBuffer::around(data);
+        let mut output = OutBuffer::around(cluster);
+        // Several frames may follow one another; the last must end where the cluster does.
+        loop {
+            let before = (input.pos(), output.pos());
+            let expects_more = context.run(&mut input, &mut output).ok()?;
+            if output.pos() == len {
+                return (expects_more == 0).then_some(());
+            }
+            if (input.pos(), output.pos()) == before {
+                return None;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const METHODS: [Compression; 2] = [Compression::Zlib, Compression::Zstd];
+
+    /// Text-like bytes that compress, with repetitions further apart than QEMU's window.
+    fn compressible(len: usize) -> Vec<u8> {
+        let mut state = 7u32;
+        let noise: Vec<u8> = (0..6000)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                state.to_be_bytes()[0] & 0x1f
+            })
+            .collect();
+        noise.iter().copied().cycle().take(len).collect()
+    }
+
+    #[test]
+    fn clusters_of_every_size_come_back_with_any_trailing_bytes() {
+        for method in METHODS {
+            for bits in 9..=21 {
+                let cluster = compressible(1 << bits);
+                let mut data = compress(method, &cluster).unwrap().unwrap();
+                assert!(data.len() < cluster.len());
+                data.extend([0xa5; 600]);
+                let mut back = vec![0; cluster.len()];
+                decompress(method, &data, &mut back).unwrap();
+                assert!(back == cluster, "{method:?} {bits}");
+            }
+        }
+    }
+
+    #[test]
+    fn noise_is_incompressible() {
+        let mut state = 1u64;
+        let noise: Vec<u8> = (0..65_536)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                state.to_be_bytes()[0]
+            })
+            .collect();
+        for method in METHODS {
+            assert_eq!(compress(method, &noise).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn deflate_streams_look_back_no_further_than_qemus_window() {
+        let cluster = compressible(65_536);
+        let data = compress(Compression::Zlib, &cluster).unwrap().unwrap();
+        let mut narrow = Decompress::new_with_window_bits(false, WINDOW_BITS);
+        let mut back = vec![0; cluster.len()];
+        // In steps, as the whole output buffer would otherwise serve as the window.
+        while narrow.total_out() < cluster.len() as u64 {
+            let from = usize::try_from(narrow.total_in()).unwrap();
+            let at = usize::try_from(narrow.total_out()).unwrap();
+            let mut piece = [0; 1024];
+            narrow.decompress(&data[from..], &mut piece, FlushDecompress::None).unwrap();
+            let len = usize::try_from(narrow.total_out()).unwrap() - at;
+            back[at..at + len].copy_from_slice(&piece[..len]);
+        }
+        assert!(back == cluster);
+    }
+
+    #[test]
+    fn a_stream_with_less_than_a_cluster_is_an_error() {
+        for method in METHODS {
+            let data = compress(method, &[0; 4096]).unwrap().unwrap();
+            let mut cluster = [0; 8192];
+            let error = decompress(method, &data, &mut cluster).unwrap_err();
+            assert_eq!((error.raw_errno(), error.to_string().as_str()), (5, "Input/output error"));
+        }
+    }
+
+    #[test]
+    fn a_deflate_stream_with_more_than_a_cluster_fills_the_cluster() {
+        let long = compressible(8192);
+        let data = compress(Compression::Zlib, &long).unwrap().unwrap();
+        let mut cluster = [0; 4096];
+        decompress(Compression::Zlib, &data, &mut cluster).unwrap();
+        assert!(cluster[..] == long[..4096]);
+    }
+
+    #[test]
+    fn a_deflate_stream_cut_off_behind_the_last_byte_is_accepted() {
+        let cluster = compressible(4096);
+        let data = compress(Compression::Zlib, &cluster).unwrap().unwrap();
+        let mut back = [0; 4096];
+        assert!(decompress(Compression::Zlib, &data[..data.len() / 2], &mut back).is_err());
+        decompress(Compression::Zlib, &data, &mut back).unwrap();
+        assert!(back[..] == cluster[..]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decompress_or_fail(
+            data in prop::collection::vec(any::<u8>(), 0..2000)
+        ) {
+            for method in METHODS {
+                let mut cluster = [0; 4096];
+                let _ = decompress(method, &data, &mut cluster);
+            }
+        }
+    }
+}
