@@ -272,3 +272,79 @@ fn a_simulation_that_cannot_go_on_panics() {
     let stuck = catch_unwind(|| sim::run(1, std::future::pending::<()>()));
     assert!(stuck.unwrap_err().downcast_ref::<String>().unwrap().contains("deadlock"));
 }
+
+#[test]
+fn thousands_of_files_come_and_go_and_none_is_taken_for_another() {
+    let thread = IoThread::start("files", Config::default()).unwrap();
+    block_on(async {
+        let mut open: Vec<(u64, File)> = Vec::new();
+        for i in 0..3000u64 {
+            let file = temporary(Aio::IoUring);
+            file.write_all_at(IoBufMut::copy_from(&i.to_le_bytes()).freeze(), 0, false)
+                .await
+                .unwrap();
+            open.push((i, file));
+            if open.len() > 50 {
+                let (number, file) = open.swap_remove(usize::try_from(i % 50).unwrap());
+                let here = file.read_full_at(IoBufMut::new(8), 0).await.unwrap().0;
+                assert_eq!(here[..], number.to_le_bytes());
+                let there = thread
+                    .spawn(move || async move { file.read_full_at(IoBufMut::new(8), 0).await });
+                assert_eq!(there.await.unwrap().unwrap().0[..], number.to_le_bytes());
+            }
+        }
+    });
+    thread.join();
+}
+
+#[test]
+fn sockets_work_in_simulation_and_are_quicker_than_virtual_time() {
+    sim::run(7, async {
+        let (a, b) = Stream::pair().unwrap();
+        let echo = spawn(async move {
+            let buf = b.recv_exact(IoBufMut::new(100_000)).await.unwrap();
+            b.send_all(std::iter::once(buf.freeze()).collect()).await.unwrap();
+        });
+        let exchange = async {
+            let data = IoBuf::from(vec![4; 100_000]);
+            let (sent, back) = join(
+                a.send_all(std::iter::once(data).collect()),
+                a.recv_exact(IoBufMut::new(100_000)),
+            )
+            .await;
+            sent.unwrap();
+            back.unwrap()
+        };
+        let back = timeout(Duration::from_millis(1), exchange).await.unwrap();
+        assert!(back.iter().all(|&b| b == 4));
+        echo.await;
+        assert!(
+            timeout(Duration::from_secs(9), a.recv(IoBufMut::new(1)))
+                .await
+                .is_ok_and(|(r, _)| matches!(r, Ok(0)))
+        );
+    });
+}
+
+#[test]
+fn io_threads_of_a_simulation_are_part_of_it() {
+    let order = sim::run(3, async {
+        let threads: Vec<_> =
+            (0..3).map(|i| IoThread::start(&format!("t{i}"), Config::default()).unwrap()).collect();
+        let tasks: Vec<_> = threads
+            .iter()
+            .map(|t| {
+                t.spawn(|| async {
+                    sleep(Duration::from_secs(1)).await;
+                    oxblk_ring::now()
+                })
+            })
+            .collect();
+        let mut times = Vec::new();
+        for task in tasks {
+            times.push(task.await.unwrap());
+        }
+        times
+    });
+    assert_eq!(order, vec![Duration::from_secs(1); 3]);
+}

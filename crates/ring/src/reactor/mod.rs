@@ -249,16 +249,12 @@ impl Reactor {
         }
     }
 
-    /// In simulation, nothing is left to do but to wait for real sockets; false when none is waited for.
-    pub(crate) fn wait_simulated(&self) -> bool {
-        let waits = match &*self.driver.borrow() {
+    /// Whether an operation waits for a socket to become ready (known to the fallback only, which simulations run on).
+    pub(crate) fn waits_for_sockets(&self) -> bool {
+        match &*self.driver.borrow() {
             Driver::Fallback(fallback) => fallback.is_waiting(),
-            Driver::Uring(_) => true,
-        };
-        if waits {
-            self.turn(Wait::briefly());
+            Driver::Uring(_) => false,
         }
-        waits
     }
 
     /// Gives up the registration of a file whose last handle is gone.

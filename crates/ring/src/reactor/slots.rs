@@ -283,3 +283,82 @@ impl Slots {
         in_flight.map(|(slot, index)| Key { slot: index, generation: slot.generation }).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::task::Wake;
+
+    use super::*;
+
+    struct Counter(AtomicU32);
+
+    impl Wake for Counter {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn read(slots: &mut Slots) -> Key {
+        slots.insert(Op::Read { offset: 0 }, Target::Disk, Payload::Read(IoBufMut::new(8)))
+    }
+
+    #[test]
+    fn a_completion_wakes_its_future_and_the_slot_is_used_again() {
+        let mut slots = Slots::default();
+        let counter = Arc::new(Counter(AtomicU32::new(0)));
+        let waker = Waker::from(Arc::clone(&counter));
+        let key = read(&mut slots);
+        assert!(slots.poll(key, &waker).0.is_pending());
+        let Done::Wake(waiter) = slots.complete(key, 8) else { panic!("nobody is woken") };
+        waiter.wake();
+        assert_eq!(counter.0.load(Ordering::Relaxed), 1);
+        assert!(matches!(slots.poll(key, &waker).0, Poll::Ready((8, Payload::Read(_), _))));
+        let next = read(&mut slots);
+        assert_eq!(next.slot, key.slot);
+        assert_ne!(next.generation, key.generation);
+        assert_eq!(slots.in_flight(), 1);
+    }
+
+    #[test]
+    fn a_completion_of_an_earlier_operation_does_not_reach_the_slots_new_one() {
+        let mut slots = Slots::default();
+        let old = read(&mut slots);
+        assert!(matches!(slots.complete(old, 0), Done::Nothing));
+        assert!(slots.detach(old).0.0.is_some(), "what was done is freed with its future");
+        let new = read(&mut slots);
+        assert!(matches!(slots.complete(old, 0), Done::Nothing));
+        assert!(slots.poll(new, Waker::noop()).0.is_pending());
+    }
+
+    #[test]
+    fn a_detached_operation_keeps_its_memory_until_its_completion() {
+        let mut slots = Slots::default();
+        let key = read(&mut slots);
+        let ((content, _), cancel) = slots.detach(key);
+        assert!(content.is_none() && !cancel);
+        assert!(slots.try_get_mut(key).is_some());
+        assert_eq!(slots.in_flight(), 1);
+        assert!(matches!(slots.complete(key, 8), Done::Free((Payload::Read(_), _))));
+        assert_eq!(slots.in_flight(), 0);
+        assert!(slots.try_get_mut(key).is_none());
+    }
+
+    #[test]
+    fn slots_stay_where_they_are_while_their_number_grows() {
+        let mut slots = Slots::default();
+        let first = read(&mut slots);
+        let address = &raw const *slots.get_mut(first);
+        let keys: Vec<Key> = (0..1000).map(|_| read(&mut slots)).collect();
+        assert_eq!(address, &raw const *slots.get_mut(first));
+        let distinct: std::collections::BTreeSet<u32> = keys.iter().map(|k| k.slot).collect();
+        assert_eq!(distinct.len(), 1000);
+    }
+
+    #[test]
+    fn a_key_survives_the_trip_through_the_kernel() {
+        let key = Key { slot: 0x89ab_cdef, generation: 0x7fff_ffff };
+        assert_eq!(Key::from_bits(key.to_bits()), key);
+    }
+}

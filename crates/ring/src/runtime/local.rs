@@ -28,6 +28,9 @@ use crate::sim::Scheduler;
 /// How many tasks are run before completions are looked at again.
 const BUDGET: usize = 256;
 
+/// How long a simulation that has nothing else to do waits for a socket whose peer may be outside of it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// What an I/O thread sleeps on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Engine {
@@ -337,15 +340,28 @@ impl Local {
         if self.main.woken.load(Ordering::Acquire) || !self.shared.mailbox.is_empty() {
             return;
         }
+        // Real sockets are quicker than virtual time.
+        let sockets = self.reactor.waits_for_sockets();
+        if sockets {
+            self.reactor.turn(Wait::No);
+            if !self.is_idle() {
+                return;
+            }
+        }
         let timer = self.timers.borrow().next_deadline();
         if let Some(event) = scheduler.next_event(timer) {
             self.reactor.finish_simulated(&event);
-        } else if timer.is_none() && !self.reactor.wait_simulated() {
-            let living = self.living.borrow().count;
-            panic!(
-                "deadlock at {:?}: the main future and {living} tasks wait, and nothing can wake them",
-                scheduler.now()
-            );
+        } else if timer.is_none() {
+            if sockets {
+                self.reactor.turn(Wait::Until(real_now().saturating_add(PATIENCE)));
+            }
+            if self.is_idle() && self.shared.mailbox.is_empty() {
+                let living = self.living.borrow().count;
+                panic!(
+                    "deadlock at {:?}: the main future and {living} tasks wait, and nothing can wake them",
+                    scheduler.now()
+                );
+            }
         }
         self.fire_timers();
     }

@@ -22,7 +22,8 @@ struct Entry {
 
 impl Entry {
     fn conflicts(&self, range: &Range<u64>, shared: bool) -> bool {
-        !(self.shared && shared) && self.range.start < range.end && range.start < self.range.end
+        !(self.shared && shared)
+            && self.range.start.max(range.start) < self.range.end.min(range.end)
     }
 }
 

@@ -1,0 +1,154 @@
+//! Range locks and sharded data.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use oxblk_ring::{
+    Config, IoThread, RangeLock, Sharded, block_on, sim, sleep, spawn, thread_index, yield_now,
+};
+use proptest::prelude::*;
+
+#[test]
+fn overlapping_requests_are_served_in_the_order_of_their_arrival() {
+    block_on(async {
+        let lock = Rc::new(RangeLock::new());
+        let log = Rc::new(RefCell::new(Vec::new()));
+        let held = lock.lock(0..100).await;
+        let tasks: Vec<_> = [0..10, 5..15, 12..20, 0..20]
+            .into_iter()
+            .zip(0..)
+            .map(|(range, name): (Range<u64>, u32)| {
+                let (lock, log) = (Rc::clone(&lock), Rc::clone(&log));
+                spawn(async move {
+                    let _guard = lock.lock(range).await;
+                    log.borrow_mut().push(name);
+                    yield_now().await;
+                })
+            })
+            .collect();
+        yield_now().await;
+        assert!(lock.try_lock(200..300).is_some(), "a disjoint range never waits");
+        assert!(lock.try_lock(99..101).is_none());
+        assert!(lock.try_lock(50..50).is_some(), "an empty range conflicts with nothing");
+        drop(held);
+        for task in tasks {
+            task.await;
+        }
+        assert_eq!(*log.borrow(), [0, 1, 2, 3]);
+        assert!(lock.is_idle());
+    });
+}
+
+#[test]
+fn a_shared_request_does_not_pass_an_exclusive_one_that_waits() {
+    block_on(async {
+        let lock = RangeLock::new();
+        let reader = lock.lock_shared(0..10).await;
+        assert!(lock.try_lock_shared(0..10).is_some(), "readers share");
+        let mut writer = Box::pin(lock.lock(0..10));
+        assert!(futures_util::poll!(writer.as_mut()).is_pending());
+        assert!(lock.try_lock_shared(0..10).is_none(), "the writer would starve");
+        drop(reader);
+        let writer = writer.await;
+        assert!(lock.try_lock_shared(9..20).is_none());
+        drop(writer);
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nobody_holds_what_another_holds_and_everybody_is_served(
+        seed in any::<u64>(),
+        requests in proptest::collection::vec((0u64..30, 0u64..10, any::<bool>(), 0u64..5, any::<bool>()), 1..30),
+    ) {
+        sim::run(seed, async {
+            let lock = Rc::new(RangeLock::new());
+            let held = Rc::new(RefCell::new(Vec::<(Range<u64>, bool)>::new()));
+            let tasks: Vec<_> = requests
+                .into_iter()
+                .map(|(start, len, shared, pause, gives_up)| {
+                    let (lock, held, range) = (Rc::clone(&lock), Rc::clone(&held), start..start + len);
+                    spawn(async move {
+                        let request = async {
+                            if shared { lock.lock_shared(range.clone()).await } else { lock.lock(range.clone()).await }
+                        };
+                        let patience = Duration::from_micros(if gives_up { 3 } else { 1_000_000_000 });
+                        let Ok(guard) = oxblk_ring::timeout(patience, request).await else { return };
+                        let conflict = held.borrow().iter().any(|(other, other_shared)| {
+                            !(shared && *other_shared) && other.start.max(range.start) < other.end.min(range.end)
+                        });
+                        assert!(!conflict, "{range:?} was given out twice");
+                        held.borrow_mut().push((range.clone(), shared));
+                        sleep(Duration::from_micros(pause)).await;
+                        let at = held.borrow().iter().position(|h| *h == (range.clone(), shared)).unwrap();
+                        held.borrow_mut().swap_remove(at);
+                        drop(guard);
+                    })
+                })
+                .collect();
+            for task in tasks {
+                task.await;
+            }
+            assert!(lock.is_idle());
+        });
+    }
+}
+
+#[test]
+fn a_range_lock_excludes_across_io_threads() {
+    let (lock, inside) = (Arc::new(RangeLock::new()), Arc::new(AtomicU64::new(0)));
+    let threads: Vec<_> =
+        (0..3).map(|_| IoThread::start("lock", Config::default()).unwrap()).collect();
+    let tasks: Vec<_> = (0..60)
+        .map(|i| {
+            let (lock, inside) = (Arc::clone(&lock), Arc::clone(&inside));
+            threads[i % 3].spawn(move || async move {
+                for _ in 0..50 {
+                    let guard = lock.lock(0..10).await;
+                    assert_eq!(inside.fetch_add(1, Ordering::Relaxed), 0);
+                    if i % 4 == 0 {
+                        yield_now().await;
+                    }
+                    inside.fetch_sub(1, Ordering::Relaxed);
+                    drop(guard);
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.wait().unwrap();
+    }
+    assert!(lock.is_idle());
+}
+
+#[test]
+fn every_io_thread_has_its_own_shard_and_the_sum_is_whole() {
+    let counts: Arc<Sharded<AtomicU64>> = Arc::new(Sharded::default());
+    let threads: Vec<_> =
+        (0..4).map(|_| IoThread::start("shard", Config::default()).unwrap()).collect();
+    let mut addresses: Vec<usize> = threads
+        .iter()
+        .map(|thread| {
+            let counts = Arc::clone(&counts);
+            let task = thread.spawn(|| async move {
+                counts.mine().fetch_add(thread_index() as u64 + 1, Ordering::Relaxed);
+                std::ptr::from_ref(counts.mine()).addr()
+            });
+            task.wait().unwrap()
+        })
+        .collect();
+    counts.mine().fetch_add(1000, Ordering::Relaxed);
+    let expected: u64 = threads.iter().map(|t| t.index() as u64 + 1).sum::<u64>() + 1000;
+    assert_eq!(counts.iter().map(|c| c.load(Ordering::Relaxed)).sum::<u64>(), expected);
+    addresses.sort_unstable();
+    addresses.dedup();
+    assert_eq!(addresses.len(), 4);
+}
