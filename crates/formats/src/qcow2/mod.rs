@@ -3,4 +3,6 @@
 #[doc(hidden)]
 pub mod compression;
 #[doc(hidden)]
+pub mod create;
+#[doc(hidden)]
 pub mod layout;

@@ -1,0 +1,524 @@
+//! Making images: the options, the plan of where everything lies, and writing it.
+//!
+//! A new image is `header | refcount table | refcount blocks | L1 table`, as `qemu-img create` lays it out,
+//! followed by each L2 table and its data clusters where they are preallocated. All sizes are known
+//! before the first byte is written, so the refcounts are written once and right. The header goes
+//! last: an image whose creation was interrupted is not mistaken for a whole one.
+
+use futures_util::stream::{self, TryStreamExt};
+use oxblk_core::create::{CreateOption, OptionType};
+use oxblk_core::{Edge, Error, Options, Preallocation, Result, WriteFlags, ZeroFlags};
+use oxblk_ring::IoBufMut;
+
+use super::layout::{
+    Autoclear, Compatible, Compression, Extensions, Geometry, Header, Incompatible, L1Entry,
+    L2Entry, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, refcount_set,
+};
+
+/// Virtual sizes are multiples of this many bytes.
+const SECTOR: u64 = 512;
+/// Table clusters written at once.
+const IN_FLIGHT: usize = 8;
+
+const fn option(name: &'static str, kind: OptionType, help: &'static str) -> CreateOption {
+    CreateOption { name, kind, help, default: None }
+}
+
+/// The options of `create`, in the order in which `-o help` lists them.
+pub static CREATE_OPTIONS: &[CreateOption] = &[
+    option("backing_file", OptionType::String, "File name of a base image"),
+    option("backing_fmt", OptionType::String, "Image format of the base image"),
+    option("cluster_size", OptionType::Size, "qcow2 cluster size"),
+    option("compat", OptionType::String, "Compatibility level (v2 [0.10] or v3 [1.1])"),
+    option(
+        "compression_type",
+        OptionType::String,
+        "Compression method used for image cluster compression",
+    ),
+    option("data_file", OptionType::String, "File name of an external data file"),
+    option(
+        "data_file_raw",
+        OptionType::Bool,
+        "The external data file must stay valid as a raw image",
+    ),
+    option("encrypt.cipher-alg", OptionType::String, "Name of encryption cipher algorithm"),
+    option("encrypt.cipher-mode", OptionType::String, "Name of encryption cipher mode"),
+    option(
+        "encrypt.format",
+        OptionType::String,
+        "Encrypt the image, format choices: 'aes', 'luks'",
+    ),
+    option("encrypt.hash-alg", OptionType::String, "Name of encryption hash algorithm"),
+    option("encrypt.iter-time", OptionType::Number, "Time to spend in PBKDF in milliseconds"),
+    option("encrypt.ivgen-alg", OptionType::String, "Name of IV generator algorithm"),
+    option("encrypt.ivgen-hash-alg", OptionType::String, "Name of IV generator hash algorithm"),
+    option(
+        "encrypt.key-secret",
+        OptionType::String,
+        "ID of secret providing qcow AES key or LUKS passphrase",
+    ),
+    option(
+        "encryption",
+        OptionType::Bool,
+        "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
+    ),
+    option("extended_l2", OptionType::Bool, "Extended L2 tables"),
+    option("lazy_refcounts", OptionType::Bool, "Postpone refcount updates"),
+    option(
+        "preallocation",
+        OptionType::String,
+        "Preallocation mode (allowed values: off, metadata, falloc, full)",
+    ),
+    option("refcount_bits", OptionType::Number, "Width of a reference count entry in bits"),
+    option("size", OptionType::Size, "Virtual disk size"),
+];
+
+/// What an image is to be: creation options that have been checked.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Virtual size in bytes.
+    pub size: u64,
+    /// 2 or 3.
+    pub version: u32,
+    /// Cluster size and refcount width.
+    pub geometry: Geometry,
+    /// Postpone refcount updates.
+    pub lazy_refcounts: bool,
+    /// What is allocated at once.
+    pub preallocation: Preallocation,
+    /// How clusters are compressed.
+    pub compression: Compression,
+    /// Backing file.
+    pub backing_file: Option<String>,
+    /// Format of the backing file.
+    pub backing_format: Option<String>,
+}
+
+fn not_yet<T>(feature: &str) -> Result<T> {
+    Err(Error::unsupported(format!("qcow2 feature not supported yet: {feature}")))
+}
+
+fn rejected(parameter: &str, value: &str) -> Error {
+    Error::invalid(format!("Parameter '{parameter}' does not accept value '{value}'"))
+}
+
+impl Wanted {
+    /// Reads the options of `create`.
+    ///
+    /// # Errors
+    /// When an option is wrong, contradicts another or wants a feature that is not supported yet; in
+    /// the words of QEMU's tools.
+    pub fn from_options(mut options: Options) -> Result<Self> {
+        if options.take_bool("encryption")? == Some(true) {
+            return not_yet("AES encryption");
+        }
+        if let Some(format) = options.take("encrypt") {
+            let format = format.get("format").and_then(|name| name.as_str()).unwrap_or_default();
+            return not_yet(&format!("{format} encryption"));
+        }
+        if let Some(format) = options.take_str("encrypt.format")? {
+            return not_yet(&format!("{format} encryption"));
+        }
+        let version = match options.take_str("compat")?.as_deref() {
+            None | Some("1.1" | "v3") => 3,
+            Some("0.10" | "v2") => 2,
+            Some(other) => return Err(rejected("version", other)),
+        };
+        let preallocation = match options.take_str("preallocation")? {
+            None => Preallocation::Off,
+            Some(name) => {
+                Preallocation::parse(&name).ok_or_else(|| rejected("preallocation", &name))?
+            }
+        };
+        let compression = match options.take_str("compression_type")?.as_deref() {
+            None | Some("zlib") => Compression::Zlib,
+            Some("zstd") => Compression::Zstd,
+            Some(other) => return Err(rejected("compression-type", other)),
+        };
+        let cluster_bits = cluster_bits(options.take_size("cluster_size")?)?;
+        let data_file = options.take_str("data_file")?;
+        match (data_file, options.take_bool("data_file_raw")?) {
+            (Some(_), _) => return not_yet("external data file"),
+            (None, Some(true)) => {
+                return Err(Error::invalid("data-file-raw requires data-file"));
+            }
+            (None, _) => {}
+        }
+        if options.take_bool("extended_l2")? == Some(true) {
+            return not_yet("extended L2 entries");
+        }
+        let refcount_order = refcount_order(options.take_size("refcount_bits")?)?;
+        let size = options.take_size("size")?.unwrap_or(0);
+        let wanted = Self {
+            size: size.checked_next_multiple_of(SECTOR).ok_or_else(too_large)?,
+            version,
+            geometry: Geometry { cluster_bits, refcount_order },
+            lazy_refcounts: options.take_bool("lazy_refcounts")?.unwrap_or(false),
+            preallocation,
+            compression,
+            backing_file: options.take_str("backing_file")?.filter(|name| !name.is_empty()),
+            backing_format: options.take_str("backing_fmt")?,
+        };
+        wanted.check()?;
+        Ok(wanted)
+    }
+
+    /// Refuses what does not go together.
+    fn check(&self) -> Result<()> {
+        let fault = |text: &'static str| Err(Error::invalid(text));
+        if self.preallocation != Preallocation::Off && self.backing_file.is_some() {
+            return fault(
+                "Backing file and preallocation can only be used at the same time if extended_l2 is on",
+            );
+        }
+        if self.version < 3 && self.lazy_refcounts {
+            return fault(
+                "Lazy refcounts only supported with compatibility level 1.1 and above \
+                 (use version=v3 or greater)",
+            );
+        }
+        if self.version < 3 && self.geometry.refcount_order != 4 {
+            return fault(
+                "Different refcount widths than 16 bits require compatibility level 1.1 or above \
+                 (use version=v3 or greater)",
+            );
+        }
+        if self.version < 3 && self.compression != Compression::Zlib {
+            return fault(
+                "Non-zlib compression type is only supported with compatibility level 1.1 and above \
+                 (use version=v3 or greater)",
+            );
+        }
+        Ok(())
+    }
+
+    /// The header of an image laid out by `plan`.
+    fn header(&self, plan: &Plan) -> Header {
+        let mut incompatible = Incompatible::empty();
+        incompatible.set(Incompatible::COMPRESSION, self.compression != Compression::Zlib);
+        let mut compatible = Compatible::empty();
+        compatible.set(Compatible::LAZY_REFCOUNTS, self.lazy_refcounts);
+        Header {
+            version: self.version,
+            geometry: self.geometry,
+            size: self.size,
+            l1_offset: if plan.l1_entries == 0 { 0 } else { plan.l1_offset },
+            l1_entries: plan.l1_entries,
+            refcount_table_offset: self.geometry.cluster_size(),
+            refcount_table_clusters: plan.table_clusters,
+            snapshot_count: 0,
+            snapshots_offset: 0,
+            incompatible,
+            compatible,
+            autoclear: Autoclear::empty(),
+            header_length: 0,
+            compression: self.compression,
+            backing_file: self.backing_file.clone(),
+            extensions: Extensions {
+                backing_format: self.backing_format.clone(),
+                ..Extensions::default()
+            },
+            unknown_fields: Vec::new(),
+        }
+    }
+}
+
+fn cluster_bits(size: Option<u64>) -> Result<u32> {
+    let size = size.unwrap_or(65_536);
+    let bits = size.trailing_zeros();
+    let fits = (Geometry::MIN_CLUSTER_BITS..=Geometry::MAX_CLUSTER_BITS).contains(&bits);
+    if !size.is_power_of_two() || !fits {
+        return Err(Error::invalid("Cluster size must be a power of two between 512 and 2048k"));
+    }
+    Ok(bits)
+}
+
+fn refcount_order(bits: Option<u64>) -> Result<u32> {
+    let bits = bits.unwrap_or(16);
+    if !bits.is_power_of_two() || bits > 64 {
+        return Err(Error::invalid(
+            "Refcount width must be a power of two and may not exceed 64 bits",
+        ));
+    }
+    Ok(bits.trailing_zeros())
+}
+
+fn too_large() -> Error {
+    Error::invalid(
+        "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
+    )
+    .errno(27)
+}
+
+/// Where everything in a new image lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Plan {
+    geometry: Geometry,
+    table_clusters: u32,
+    blocks: u64,
+    l1_offset: u64,
+    l1_entries: u32,
+    /// Offset of the first L2 table, which is behind the L1 table.
+    l2_offset: u64,
+    /// Guest clusters that are preallocated, with their L2 tables.
+    data_clusters: u64,
+    /// Clusters in the image.
+    clusters: u64,
+}
+
+impl Plan {
+    fn new(wanted: &Wanted) -> Result<Self> {
+        let geometry = wanted.geometry;
+        let l1_entries = geometry
+            .l1_entries_for(wanted.size)
+            .filter(|entries| *entries <= MAX_L1_BYTES / 8)
+            .ok_or_else(too_large)?;
+        let l1_clusters = geometry.clusters_for(l1_entries * 8);
+        let (l2_tables, data_clusters) = match wanted.preallocation {
+            Preallocation::Off => (0, 0),
+            _ => (l1_entries, geometry.clusters_for(wanted.size)),
+        };
+        let content = l1_clusters + l2_tables + data_clusters;
+        let (mut table_clusters, mut blocks) = (1, 1);
+        // Each round covers what the round before added; it ends when nothing is added.
+        let clusters = loop {
+            let clusters = 1 + table_clusters + blocks + content;
+            let needed = clusters.div_ceil(geometry.refcounts_per_block());
+            let table = geometry.clusters_for(needed * 8);
+            if (table, needed) == (table_clusters, blocks) {
+                break clusters;
+            }
+            (table_clusters, blocks) = (table, needed);
+            if table_clusters * geometry.cluster_size() > MAX_REFCOUNT_TABLE_BYTES {
+                return Err(too_large());
+            }
+        };
+        let cluster_size = geometry.cluster_size();
+        let l1_offset = (1 + table_clusters + blocks) * cluster_size;
+        Ok(Self {
+            geometry,
+            table_clusters: u32::try_from(table_clusters).map_err(|_| too_large())?,
+            blocks,
+            l1_offset,
+            l1_entries: u32::try_from(l1_entries).map_err(|_| too_large())?,
+            l2_offset: l1_offset + l1_clusters * cluster_size,
+            data_clusters,
+            clusters,
+        })
+    }
+
+    fn block_offset(&self, index: u64) -> u64 {
+        (1 + u64::from(self.table_clusters) + index) * self.geometry.cluster_size()
+    }
+
+    /// Offset of the L2 table at `index`: each is followed by the clusters that it maps.
+    fn table_offset(&self, index: u64) -> u64 {
+        let stride = (self.geometry.l2_entries() + 1) * self.geometry.cluster_size();
+        self.l2_offset + index * stride
+    }
+
+    fn l2_tables(&self) -> u64 {
+        self.data_clusters.div_ceil(self.geometry.l2_entries())
+    }
+
+    fn cluster(&self) -> Result<IoBufMut> {
+        let len = usize::try_from(self.geometry.cluster_size()).map_err(|_| too_large())?;
+        Ok(IoBufMut::zeroed(len))
+    }
+
+    /// The refcount table, in whole clusters.
+    fn refcount_table(&self) -> Result<IoBufMut> {
+        let len = u64::from(self.table_clusters) * self.geometry.cluster_size();
+        let mut table = IoBufMut::zeroed(usize::try_from(len).map_err(|_| too_large())?);
+        put_entries(&mut table, (0..self.blocks).map(|index| self.block_offset(index)));
+        Ok(table)
+    }
+
+    /// The refcount block at `index`: one for each cluster of the image.
+    fn refcount_block(&self, index: u64) -> Result<IoBufMut> {
+        let per_block = self.geometry.refcounts_per_block();
+        let used = self.clusters.saturating_sub(index * per_block).min(per_block);
+        let mut block = self.cluster()?;
+        for refcount in 0..used {
+            refcount_set(&mut block, refcount, self.geometry.refcount_order, 1)
+                .map_err(|error| Error::corrupt(error.to_string()))?;
+        }
+        Ok(block)
+    }
+
+    /// The preallocated L2 table at `index`.
+    fn l2_table(&self, index: u64) -> Result<IoBufMut> {
+        let (cluster_size, entries) = (self.geometry.cluster_size(), self.geometry.l2_entries());
+        let used = self.data_clusters.saturating_sub(index * entries).min(entries);
+        let first = self.table_offset(index) + cluster_size;
+        let mut table = self.cluster()?;
+        put_entries(
+            &mut table,
+            (0..used).map(|entry| L2Entry::data(first + entry * cluster_size).0),
+        );
+        Ok(table)
+    }
+}
+
+fn put_entries(table: &mut [u8], entries: impl Iterator<Item = u64>) {
+    for (to, entry) in table.chunks_exact_mut(8).zip(entries) {
+        to.copy_from_slice(&entry.to_be_bytes());
+    }
+}
+
+/// Writes a new image into `file`, whose contents are lost.
+///
+/// # Errors
+/// When the options are wrong, in the words of QEMU's tools; or as the file reports.
+pub async fn create(file: &Edge, options: Options) -> Result<()> {
+    let wanted = Wanted::from_options(options)?;
+    let plan = Plan::new(&wanted)?;
+    let header = wanted.header(&plan).encode().map_err(|error| backing_fault(&wanted, &error))?;
+    let mut first_cluster = plan.cluster()?;
+    for (to, from) in first_cluster.iter_mut().zip(&header) {
+        *to = *from;
+    }
+    preallocate(file, &wanted, &plan).await?;
+    write_tables(file, &plan).await?;
+    file.write(0, first_cluster.freeze(), WriteFlags::empty()).await?;
+    file.flush().await
+}
+
+/// The header holds nothing variable but the backing file's name and format, so they do not fit.
+fn backing_fault(wanted: &Wanted, error: &Error) -> Error {
+    let name = wanted.backing_file.as_deref().unwrap_or_default();
+    let format = match &wanted.backing_format {
+        Some(format) => format!(" with format '{format}'"),
+        None => String::new(),
+    };
+    let reason = oxblk_core::strerror(error.raw_errno());
+    let text = format!("Could not assign backing file '{name}'{format}: {reason}");
+    Error::new(error.kind(), text).errno(error.raw_errno())
+}
+
+/// Sets the size of the file as the preallocation wants it.
+async fn preallocate(file: &Edge, wanted: &Wanted, plan: &Plan) -> Result<()> {
+    let size = plan.clusters * plan.geometry.cluster_size();
+    match wanted.preallocation {
+        Preallocation::Off => Ok(()),
+        // The data clusters are holes.
+        Preallocation::Metadata => file.resize(size, Preallocation::Off).await,
+        mode => file.resize(size, mode).await,
+    }
+}
+
+async fn write_tables(file: &Edge, plan: &Plan) -> Result<()> {
+    let write = async |offset: u64, table: Result<IoBufMut>| {
+        file.write(offset, table?.freeze(), WriteFlags::empty()).await
+    };
+    write(plan.geometry.cluster_size(), plan.refcount_table()).await?;
+    stream::iter((0..plan.blocks).map(Ok))
+        .try_for_each_concurrent(IN_FLIGHT, |index| {
+            write(plan.block_offset(index), plan.refcount_block(index))
+        })
+        .await?;
+    stream::iter((0..plan.l2_tables()).map(Ok))
+        .try_for_each_concurrent(IN_FLIGHT, |index| {
+            write(plan.table_offset(index), plan.l2_table(index))
+        })
+        .await?;
+    let l1_bytes = u64::from(plan.l1_entries) * 8;
+    if plan.data_clusters == 0 {
+        if l1_bytes == 0 {
+            return Ok(());
+        }
+        return file.write_zeroes(plan.l1_offset, l1_bytes, ZeroFlags::empty()).await;
+    }
+    let len = plan.l2_offset.saturating_sub(plan.l1_offset);
+    let mut l1 = IoBufMut::zeroed(usize::try_from(len).map_err(|_| too_large())?);
+    let tables = (0..plan.l2_tables()).map(|index| L1Entry::new(plan.table_offset(index)).0);
+    put_entries(&mut l1, tables);
+    write(plan.l1_offset, Ok(l1)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(changes: &[(&str, &str)]) -> Result<Wanted> {
+        let mut options = Options::new();
+        options.insert("size", 1 << 30);
+        for (key, value) in changes {
+            options.insert(key, *value);
+        }
+        Wanted::from_options(options)
+    }
+
+    #[test]
+    fn an_image_without_preallocation_has_four_clusters() {
+        let plan = Plan::new(&wanted(&[]).unwrap()).unwrap();
+        assert_eq!((plan.table_clusters, plan.blocks, plan.clusters), (1, 1, 4));
+        assert_eq!((plan.l1_offset, plan.l1_entries), (0x3_0000, 2));
+    }
+
+    #[test]
+    fn refcounts_cover_every_cluster_and_themselves() {
+        for (cluster_size, bits) in [("512", "64"), ("512", "1"), ("4k", "16"), ("2M", "64")] {
+            let options = [
+                ("cluster_size", cluster_size),
+                ("refcount_bits", bits),
+                ("preallocation", "metadata"),
+            ];
+            let plan = Plan::new(&wanted(&options).unwrap()).unwrap();
+            let geometry = plan.geometry;
+            assert!(plan.blocks * geometry.refcounts_per_block() >= plan.clusters);
+            assert!((plan.blocks - 1) * geometry.refcounts_per_block() < plan.clusters);
+            let table_bytes = u64::from(plan.table_clusters) * geometry.cluster_size();
+            assert!(table_bytes >= plan.blocks * 8);
+            let last_table = plan.l2_tables() - 1;
+            let in_last = plan.data_clusters - last_table * geometry.l2_entries();
+            let end = plan.table_offset(last_table) + (1 + in_last) * geometry.cluster_size();
+            assert_eq!(end, plan.clusters * geometry.cluster_size());
+        }
+    }
+
+    #[test]
+    fn wrong_options_are_told_in_the_words_of_qemus_tools() {
+        let cases: &[(&[(&str, &str)], &str)] = &[
+            (
+                &[("cluster_size", "300")],
+                "Cluster size must be a power of two between 512 and 2048k",
+            ),
+            (
+                &[("cluster_size", "4M")],
+                "Cluster size must be a power of two between 512 and 2048k",
+            ),
+            (&[("compat", "0.9")], "Parameter 'version' does not accept value '0.9'"),
+            (
+                &[("refcount_bits", "3")],
+                "Refcount width must be a power of two and may not exceed 64 bits",
+            ),
+            (
+                &[("compression_type", "lzo")],
+                "Parameter 'compression-type' does not accept value 'lzo'",
+            ),
+            (
+                &[("preallocation", "some")],
+                "Parameter 'preallocation' does not accept value 'some'",
+            ),
+            (&[("data_file_raw", "on")], "data-file-raw requires data-file"),
+            (
+                &[("compat", "v2"), ("lazy_refcounts", "on")],
+                "Lazy refcounts only supported with compatibility level 1.1 and above \
+                 (use version=v3 or greater)",
+            ),
+            (&[("encryption", "on")], "qcow2 feature not supported yet: AES encryption"),
+        ];
+        for (options, message) in cases {
+            assert_eq!(wanted(options).unwrap_err().to_string(), *message);
+        }
+    }
+
+    #[test]
+    fn a_size_that_needs_too_large_an_l1_table_is_refused() {
+        let error = Plan::new(&wanted(&[("size", "7E")]).unwrap()).unwrap_err();
+        assert_eq!(error.raw_errno(), 27);
+        let small = wanted(&[("size", "200G"), ("cluster_size", "512")]).unwrap();
+        assert!(Plan::new(&small).is_err());
+    }
+}
