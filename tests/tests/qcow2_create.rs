@@ -3,49 +3,10 @@
 
 use std::path::Path;
 
-use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget};
-use oxblk_core::{
-    BoxFuture, Driver, DriverFactory, DriverKind, DriverTable, Error, Graph, OpenContext, Options,
-    Result,
-};
-use oxblk_formats::qcow2::create;
-use oxblk_protocols::file::FILE;
-use oxblk_ring::block_on;
+use oxblk::core::{Graph, Options, Result};
+use oxblk::ring::block_on;
 use oxblk_tests::differential::check_clean;
 use oxblk_tests::program::Program;
-
-/// Creates qcow2 images and can do nothing else.
-struct Creator;
-static CREATOR: Creator = Creator;
-
-impl DriverFactory for Creator {
-    fn name(&self) -> &'static str {
-        "qcow2"
-    }
-
-    fn kind(&self) -> DriverKind {
-        DriverKind::Format
-    }
-
-    fn open<'a>(&'a self, _context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>> {
-        Box::pin(async { Err(Error::unsupported("creates only")) })
-    }
-
-    fn create_options(&self) -> &'static [CreateOption] {
-        create::CREATE_OPTIONS
-    }
-
-    fn create<'a>(
-        &'a self,
-        _graph: &'a Graph,
-        request: CreateRequest,
-    ) -> Option<BoxFuture<'a, Result<()>>> {
-        let CreateTarget::File(file) = request.target else { return None };
-        Some(Box::pin(async move { create::create(&file, request.options).await }))
-    }
-}
-
-static DRIVERS: DriverTable = &[&CREATOR, &FILE];
 
 /// Makes the same image with qemu-img and with this program. Gives the two paths.
 fn both(directory: &Path, options: &str, size: &str) -> [std::path::PathBuf; 2] {
@@ -64,7 +25,7 @@ fn create_ours(path: &Path, options: &str, size: &str) -> Result<()> {
     let mut options = Options::from_dotted(options, None)?;
     options.insert("size", size);
     let path = path.to_str().expect("a path in UTF-8");
-    block_on(async { Graph::new(DRIVERS).create_image(path, "qcow2", &options).await })
+    block_on(async { Graph::new(oxblk::drivers()).create_image(path, "qcow2", &options).await })
 }
 
 #[test]

@@ -78,6 +78,11 @@ impl Children {
         self.slot(child).load_full()
     }
 
+    /// Whether a slot is filled. Cheap, for [`crate::Driver::map`].
+    pub fn has(&self, child: ChildIdx) -> bool {
+        self.slot(child).load().is_some()
+    }
+
     /// The edge in a slot that must be filled.
     ///
     /// # Errors

@@ -27,8 +27,8 @@ mod status;
 
 pub use backend::{Backend, Quiesced, Statistics};
 pub use driver::{
-    BoxFuture, Driver, DriverFactory, DriverKind, DriverTable, HostFile, ImageInfo, MapOp,
-    Preallocation, Step, Want,
+    BoxFuture, ChildrenRef, Driver, DriverFactory, DriverKind, DriverTable, HostFile, ImageInfo,
+    MapOp, Preallocation, Step, Want,
 };
 pub use edge::{ChildIdx, Children, Edge};
 pub use epoch::{EpochGuard, Epochs};

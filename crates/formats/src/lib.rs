@@ -1,7 +1,7 @@
 //! Image formats: how disks are laid out in files.
 //!
 //! - [`raw`]: as they are.
-//! - [`qcow2`]: QEMU's copy-on-write format.
+//! - [`qcow2`]: in clusters, with backing files, compression and more.
 #![forbid(unsafe_code)]
 
 pub mod qcow2;

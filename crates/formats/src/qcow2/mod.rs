@@ -1,8 +1,171 @@
-//! qcow2: QEMU's copy-on-write image format, versions 2 and 3.
+//! qcow2: QEMU's copy-on-write image format.
+//!
+//! Spec: docs/interop/qcow2. The rooms:
+//!
+//! | | |
+//! |---|---|
+//! | `layout/` | on-disk structures, pure |
+//! | `cache/` | L2 and refcount tables in slices, read without a lock |
+//! | `refcounts`, `allocator` | which host clusters are in use, free, reserved, resting |
+//! | `lookup` | guest offset → extent |
+//! | `read`, `write`, `discard`, `compressed` | requests that the map cannot answer |
+//! | `tables` | making L2 tables |
+//! | `write_back` | the order in which metadata reaches the disk |
+//! | `resize`, `status`, `check/`, `create`, `measure` | what the names say |
+//! | `open`, `factory` | how a node comes to be |
+//!
+//! # Locks, in the order in which they are taken
+//!
+//! 1. `guest`: range lock over guest clusters whose L2 entries change;
+//! 2. `compressed_tail`: where the next compressed cluster goes;
+//! 3. `tables`: making an L2 table;
+//! 4. `Refcounts::growing`: making refcount blocks and tables;
+//! 5. `writing_back`: one write-back cycle at a time; taken with any of 1–4 held, takes none of them;
+//! 6. `Allocator::scanning`; 7. `Refcounts::writing`; 8. short mutexes (`dropped`, `l1_dirty`, the free map), never across I/O.
+//!
+//! What a crash leaves: data, then refcounts, then L2, then L1 reach the disk; refcounts are lowered last. So a crash
+//! leaks clusters at worst. See `write_back`.
 
+mod allocator;
+mod cache;
+mod compressed;
 #[doc(hidden)]
 pub mod compression;
 #[doc(hidden)]
 pub mod create;
+mod discard;
+mod driver;
+mod factory;
 #[doc(hidden)]
 pub mod layout;
+mod lookup;
+mod open;
+mod read;
+mod refcounts;
+mod resize;
+mod status;
+mod tables;
+mod write;
+mod write_back;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
+use std::sync::{Arc, Mutex};
+
+use oxblk_core::{ChildIdx, ChildrenRef, Epochs, Error, ErrorKind, Result, WriteFlags};
+use oxblk_ring::{IoBuf, Mutex as AsyncMutex, RangeLock};
+
+pub use factory::QCOW2;
+
+use cache::{Radix, SliceCache};
+use compressed::Tail;
+use layout::{Compression, Geometry, Header, Incompatible, field_offsets};
+use refcounts::Refcounts;
+use write_back::Dropped;
+
+/// An open qcow2 image.
+pub(crate) struct Qcow2 {
+    geometry: Geometry,
+    version: u32,
+    compression: Compression,
+    /// As read; what changes while the image is open is kept beside it.
+    header: Header,
+    read_only: bool,
+    children: ChildrenRef,
+    epochs: Arc<Epochs>,
+    size: AtomicU64,
+    /// A writable image was found corrupt: everything is refused.
+    corrupt: AtomicBool,
+    /// Corruption has been reported.
+    signalled: AtomicBool,
+
+    l1: Radix<AtomicU64>,
+    l1_offset: AtomicU64,
+    l1_entries: AtomicU64,
+    l2: SliceCache,
+    /// L2 entries in a slice; a power of two.
+    slice_words: u64,
+    refcounts: Refcounts,
+
+    guest: RangeLock,
+    compressed_tail: AsyncMutex<Tail>,
+    tables: AsyncMutex<()>,
+    writing_back: AsyncMutex<()>,
+    dropped: Mutex<Vec<Dropped>>,
+    l1_dirty: Mutex<BTreeSet<u64>>,
+}
+
+impl Qcow2 {
+    fn size(&self) -> u64 {
+        self.size.load(Acquire)
+    }
+
+    fn l1_entries(&self) -> u64 {
+        self.l1_entries.load(Acquire)
+    }
+
+    /// Where the area behind the guest disk begins that holds VM state.
+    fn vm_state_offset(&self) -> u64 {
+        let reach = self.geometry.cluster_size().checked_shl(self.geometry.l2_bits()).unwrap_or(0);
+        self.geometry.l1_entries_for(self.size()).unwrap_or(0).saturating_mul(reach)
+    }
+
+    fn cluster_start(&self, offset: u64) -> u64 {
+        self.geometry.cluster_start(offset)
+    }
+
+    /// `offset` rounded up to a cluster. Guest offsets are below 2^63, so that it cannot overflow.
+    fn cluster_end(&self, offset: u64) -> u64 {
+        offset.checked_next_multiple_of(self.geometry.cluster_size()).unwrap_or(u64::MAX)
+    }
+
+    fn check_usable(&self) -> Result<()> {
+        if self.corrupt.load(Relaxed) {
+            return Err(Error::from_errno(5));
+        }
+        Ok(())
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.read_only {
+            return Err(Error::new(ErrorKind::ReadOnly, "Image is read-only"));
+        }
+        self.check_usable()
+    }
+
+    /// Metadata was found to contradict itself: says so once, and where the image is writable marks it corrupt and
+    /// refuses everything from then on. Returns the error for the request that found it.
+    async fn mark_corrupt(&self, text: &str, offset: u64) -> Error {
+        let error = Error::corrupt(text.to_owned()).at(offset);
+        if self.signalled.swap(true, Relaxed) {
+            return error;
+        }
+        if self.read_only {
+            tracing::error!(
+                "qcow2: Image is corrupt: {text}; further non-fatal corruption events will be suppressed"
+            );
+            return error;
+        }
+        self.corrupt.store(true, Release);
+        tracing::error!(
+            "qcow2: Marking image as corrupt: {text}; further corruption events will be suppressed"
+        );
+        if self.version >= 3 {
+            let bits = (self.header.incompatible | Incompatible::CORRUPT).bits().to_be_bytes();
+            let marked = self.write_header_field(field_offsets::INCOMPATIBLE, &bits);
+            if let Err(failed) = marked.await {
+                tracing::error!("qcow2: the image could not be marked corrupt: {failed}");
+            }
+        }
+        error
+    }
+
+    async fn write_header_field(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let file = self.children.require(ChildIdx::FILE)?;
+        file.write(offset, IoBuf::from(bytes.to_vec()), WriteFlags::empty()).await?;
+        file.flush().await
+    }
+}

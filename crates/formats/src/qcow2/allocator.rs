@@ -1,0 +1,321 @@
+//! The free map: which host clusters may be handed out.
+//!
+//! The map is filled from the refcount blocks, one block at a time as it runs dry (`Refcounts::scan_next`), lowest
+//! clusters first, so that images stay compact. A cluster is in one of these states:
+//!
+//! - **free**: in the map;
+//! - **reserved**: handed out as a [`Reserved`], which gives it back when dropped before anything was written to it;
+//! - **in use**: its refcount is not 0;
+//! - **resting**: freed, but a request that started before may still be using it. It becomes free once the epoch in which
+//!   it was freed has passed.
+//!
+//! The mutex is held for a few map operations and never across I/O.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use oxblk_core::{Edge, Epochs, Error, Result};
+use oxblk_ring::Mutex as AsyncMutex;
+use roaring::RoaringTreemap;
+
+use super::layout::Geometry;
+
+/// Clusters freed in one epoch.
+#[derive(Clone, Copy)]
+pub(super) struct Resting {
+    pub(super) epoch: u64,
+    pub(super) cluster: u64,
+    pub(super) count: u64,
+    /// The host is to be told before they are used again.
+    pub(super) discard: bool,
+}
+
+struct Map {
+    /// Free runs, start to length.
+    free: BTreeMap<u64, u64>,
+    resting: VecDeque<Resting>,
+    /// Clusters below this have been looked at.
+    scanned: u64,
+    /// Clusters from here on have never been written and read as zeroes.
+    untouched: u64,
+    /// Clusters that hold metadata.
+    metadata: RoaringTreemap,
+}
+
+/// Hands out host clusters.
+pub(super) struct Allocator {
+    geometry: Geometry,
+    map: Mutex<Map>,
+    /// Held by the one task that fills the map.
+    pub(super) scanning: AsyncMutex<()>,
+}
+
+impl Allocator {
+    /// Knows nothing free yet, and the header cluster as metadata.
+    pub(super) fn new(geometry: Geometry, file: &Edge) -> Self {
+        let untouched = if file.node().limits().grows {
+            file.size().div_ceil(geometry.cluster_size())
+        } else {
+            u64::MAX
+        };
+        let metadata = RoaringTreemap::from_iter([0]);
+        let map = Map {
+            free: BTreeMap::new(),
+            resting: VecDeque::new(),
+            scanned: 0,
+            untouched,
+            metadata,
+        };
+        Self { geometry, map: Mutex::new(map), scanning: AsyncMutex::new(()) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Map> {
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn clusters(&self, offset: u64, bytes: u64) -> std::ops::Range<u64> {
+        let first = offset >> self.geometry.cluster_bits;
+        let end = offset.saturating_add(bytes).div_ceil(self.geometry.cluster_size());
+        first..end
+    }
+
+    /// Records that a range of the file holds metadata: data is never put there.
+    pub(super) fn note_metadata(&self, offset: u64, bytes: u64) {
+        self.lock().metadata.insert_range(self.clusters(offset, bytes));
+    }
+
+    /// The range no longer holds metadata.
+    pub(super) fn forget_metadata(&self, offset: u64, bytes: u64) {
+        self.lock().metadata.remove_range(self.clusters(offset, bytes));
+    }
+
+    /// Whether any of a range of the file holds metadata.
+    pub(super) fn is_metadata(&self, offset: u64, bytes: u64) -> bool {
+        let range = self.clusters(offset, bytes);
+        self.lock().metadata.range_cardinality(range) > 0
+    }
+
+    /// Up to `count` clusters that lie together; `None` when the map has none.
+    pub(super) fn take(&self, count: u64) -> Result<Option<Reserved<'_>>> {
+        let mut map = self.lock();
+        let Some((start, len)) = map.free.first_key_value().map(|(start, len)| (*start, *len))
+        else {
+            return Ok(None);
+        };
+        self.carve(&mut map, start, len, count.min(len).max(1)).map(Some)
+    }
+
+    /// Exactly `count` clusters that lie together; `None` when the map has no such run.
+    pub(super) fn take_contiguous(&self, count: u64) -> Result<Option<Reserved<'_>>> {
+        let mut map = self.lock();
+        let found =
+            map.free.iter().find(|(_, len)| **len >= count).map(|(start, len)| (*start, *len));
+        let Some((start, len)) = found else { return Ok(None) };
+        self.carve(&mut map, start, len, count).map(Some)
+    }
+
+    fn carve(&self, map: &mut Map, start: u64, len: u64, count: u64) -> Result<Reserved<'_>> {
+        map.free.remove(&start);
+        let end = start.saturating_add(count);
+        if len > count {
+            map.free.insert(end, len - count);
+        }
+        if map.metadata.range_cardinality(start..end) > 0 {
+            return Err(Error::corrupt(format!(
+                "Preventing invalid allocation of {count} clusters at offset {:#x}: they hold metadata",
+                start << self.geometry.cluster_bits
+            )));
+        }
+        let untouched = start >= map.untouched;
+        map.untouched = map.untouched.max(end);
+        Ok(Reserved { allocator: self, start, count, untouched, written: false })
+    }
+
+    /// First cluster that has not been looked at.
+    pub(super) fn scanned(&self) -> u64 {
+        self.lock().scanned
+    }
+
+    /// Records the free runs found in `start..end`. Clusters that rest have a refcount of 0 too, but are not free yet.
+    pub(super) fn found(&self, start: u64, end: u64, runs: Vec<(u64, u64)>) {
+        let mut map = self.lock();
+        if map.scanned != start {
+            return;
+        }
+        map.scanned = end;
+        for (first, last) in runs {
+            map.insert(first, last - first);
+        }
+        let resting: Vec<Resting> = map.resting.iter().copied().collect();
+        for run in resting {
+            map.remove(run.cluster, run.count);
+        }
+    }
+
+    /// Clusters whose refcount became 0: they become free when the epoch has passed. The caller holds
+    /// [`Self::scanning`] from before the refcount changes until it has called this.
+    pub(super) fn rest(&self, run: Resting) {
+        self.lock().resting.push_back(run);
+    }
+
+    /// Frees the clusters whose epoch has passed, except those that the host is to be told of first: they are
+    /// returned, and [`Self::free`] frees them.
+    pub(super) fn wake(&self, epochs: &Epochs) -> Vec<Resting> {
+        let mut to_discard = Vec::new();
+        let mut map = self.lock();
+        while let Some(front) = map.resting.front().copied() {
+            if !epochs.has_passed(front.epoch) {
+                break;
+            }
+            map.resting.pop_front();
+            if front.discard {
+                to_discard.push(front);
+            } else {
+                map.insert_scanned(front.cluster, front.count);
+            }
+        }
+        to_discard
+    }
+
+    /// Frees clusters that [`Self::wake`] returned.
+    pub(super) fn free(&self, run: Resting) {
+        self.lock().insert_scanned(run.cluster, run.count);
+    }
+
+    /// Whether any cluster rests.
+    pub(super) fn has_resting(&self) -> bool {
+        !self.lock().resting.is_empty()
+    }
+}
+
+impl Map {
+    /// Adds the part of a run that has been scanned; the scan finds the rest.
+    fn insert_scanned(&mut self, start: u64, len: u64) {
+        let end = start.saturating_add(len).min(self.scanned);
+        if start < end {
+            self.insert(start, end - start);
+        }
+    }
+
+    /// Takes a range out of the free runs.
+    fn remove(&mut self, start: u64, len: u64) {
+        let end = start.saturating_add(len);
+        let overlapping: Vec<(u64, u64)> = self
+            .free
+            .range(..end)
+            .rev()
+            .map(|(first, len)| (*first, first.saturating_add(*len)))
+            .take_while(|(_, last)| *last > start)
+            .collect();
+        for (first, last) in overlapping {
+            self.free.remove(&first);
+            if first < start {
+                self.free.insert(first, start - first);
+            }
+            if last > end {
+                self.free.insert(end, last - end);
+            }
+        }
+    }
+
+    /// Adds a run, merged with its neighbours.
+    fn insert(&mut self, start: u64, len: u64) {
+        let (mut start, mut len) = (start, len);
+        debug_assert!(
+            self.free
+                .range(..start.saturating_add(len))
+                .next_back()
+                .is_none_or(|(s, l)| s + l <= start),
+            "clusters freed twice"
+        );
+        if let Some((before, before_len)) =
+            self.free.range(..start).next_back().map(|(s, l)| (*s, *l))
+            && before.saturating_add(before_len) == start
+        {
+            self.free.remove(&before);
+            start = before;
+            len = len.saturating_add(before_len);
+        }
+        if let Some(after_len) = self.free.remove(&start.saturating_add(len)) {
+            len = len.saturating_add(after_len);
+        }
+        self.free.insert(start, len);
+    }
+}
+
+/// Host clusters handed out and not yet counted in a refcount.
+pub(super) struct Reserved<'a> {
+    allocator: &'a Allocator,
+    start: u64,
+    count: u64,
+    untouched: bool,
+    written: bool,
+}
+
+impl Reserved<'_> {
+    /// First cluster.
+    pub(super) fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// How many.
+    pub(super) fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Whether they have never been written and read as zeroes.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.untouched
+    }
+
+    /// Writing to them begins: if that is given up, a write may still be under way, so they are not handed out again
+    /// while the image is open (their refcount is 0: nothing is lost on disk).
+    pub(super) fn begin_write(&mut self) {
+        self.written = true;
+    }
+
+    /// They are in use from now on.
+    pub(super) fn keep(mut self) {
+        self.count = 0;
+    }
+
+    /// Only the first `count` are in use from now on.
+    pub(super) fn keep_first(mut self, count: u64) {
+        let count = count.min(self.count);
+        self.start = self.start.saturating_add(count);
+        self.count -= count;
+    }
+
+    /// They are free again.
+    pub(super) fn give_back(self) {}
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if self.count > 0 && !self.written {
+            self.allocator.lock().insert(self.start, self.count);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbouring_runs_merge() {
+        let mut map = Map {
+            free: BTreeMap::new(),
+            resting: VecDeque::new(),
+            scanned: 0,
+            untouched: 0,
+            metadata: RoaringTreemap::new(),
+        };
+        map.insert(10, 2);
+        map.insert(14, 2);
+        map.insert(12, 2);
+        assert_eq!(map.free, BTreeMap::from([(10, 6)]));
+        map.remove(11, 3);
+        assert_eq!(map.free, BTreeMap::from([(10, 1), (14, 2)]));
+    }
+}

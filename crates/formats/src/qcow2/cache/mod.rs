@@ -1,0 +1,253 @@
+//! The metadata cache: L2 and refcount tables in slices, read without a lock.
+//!
+//! A *slice* is a run of 64-bit words of a table (4 KiB, or a cluster if that is smaller), known by its index
+//! counted over all tables. [`SliceCache`] keeps slices in numbered *slots* that are made once and then only change
+//! their contents; a [`Radix`](radix::Radix) tree tells the slot of a slice.
+//!
+//! - A **hit** ([`SliceCache::peek`]) takes no lock and writes nothing shared: the slot's version is read before and
+//!   after the words (a sequence lock over atomics), so that a slot that was given to another slice meanwhile is
+//!   noticed.
+//! - A **change** needs the slot pinned ([`Pinned`]); a pinned or dirty slot is never given away. Who changes a word, and
+//!   in which order with respect to the disk, is the caller's business.
+//! - A **miss** is loaded once: others that want the same slice wait for the one that loads it. Nothing that a hit needs
+//!   is held while it loads.
+//! - **Eviction** is CLOCK over clean, unpinned slots. If there is none, [`SliceCache::get`] says so and the caller
+//!   writes metadata back first.
+
+mod radix;
+mod slot;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::atomic::{
+    AtomicU32, AtomicU64, AtomicUsize,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use oxblk_core::Result;
+use oxblk_ring::Event;
+
+pub(super) use radix::Radix;
+use slot::Slot;
+
+/// Slots are made this many at a time.
+const CHUNK: usize = 16;
+
+/// A cache of table slices.
+pub(super) struct SliceCache {
+    words: usize,
+    limit: usize,
+    directory: Radix<AtomicU32>,
+    chunks: Box<[OnceLock<Box<[Slot]>>]>,
+    made: AtomicUsize,
+    hand: AtomicUsize,
+    claiming: Mutex<()>,
+    dirty: Mutex<Vec<u32>>,
+    loading: Mutex<HashMap<u64, Arc<Event>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// No slot can be given away: metadata must be written back first.
+pub(super) struct Full;
+
+impl SliceCache {
+    /// A cache of slices of `words` words each, `limit` slices at most (at least 2).
+    pub(super) fn new(words: usize, limit: usize) -> Self {
+        let limit = limit.clamp(2, 1 << 24);
+        Self {
+            words,
+            limit,
+            directory: Radix::default(),
+            chunks: (0..limit.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect(),
+            made: AtomicUsize::new(0),
+            hand: AtomicUsize::new(0),
+            claiming: Mutex::new(()),
+            dirty: Mutex::default(),
+            loading: Mutex::default(),
+        }
+    }
+
+    fn slot(&self, number: u32) -> Option<&Slot> {
+        let index = usize::try_from(number).ok()?.checked_sub(1)?;
+        self.chunks.get(index / CHUNK)?.get()?.get(index % CHUNK)
+    }
+
+    /// Looks at a slice if it is cached. `look` may run on words that are being replaced; its answer is thrown away
+    /// then.
+    pub(super) fn peek<R>(&self, slice: u64, look: impl FnOnce(&[AtomicU64]) -> R) -> Option<R> {
+        let number = self.directory.get(slice)?.load(Acquire);
+        self.slot(number)?.peek(slice, look)
+    }
+
+    /// Pins a slice if it is cached.
+    pub(super) fn pin(&self, slice: u64) -> Option<Pinned<'_>> {
+        let number = self.directory.get(slice)?.load(Acquire);
+        let slot = self.slot(number)?;
+        slot.pin(slice).then_some(Pinned { cache: self, slot, number })
+    }
+
+    /// Pins a slice, loading it with `load` (which gives the words in big-endian bytes) if it is not cached.
+    /// `Ok(None)`: the cache is full of slices that must be written back first.
+    ///
+    /// # Errors
+    /// As `load` reports.
+    pub(super) async fn get<L>(
+        &self,
+        slice: u64,
+        load: impl Fn() -> L,
+    ) -> Result<Option<Pinned<'_>>>
+    where
+        L: Future<Output = Result<oxblk_ring::IoBufMut>>,
+    {
+        loop {
+            if let Some(pinned) = self.pin(slice) {
+                return Ok(Some(pinned));
+            }
+            match self.begin_load(slice) {
+                Err(event) => {
+                    let listener = event.listen();
+                    if lock(&self.loading).contains_key(&slice) {
+                        listener.await;
+                    }
+                }
+                Ok(_turn) => {
+                    // It may have been loaded between the look and the turn.
+                    if let Some(pinned) = self.pin(slice) {
+                        return Ok(Some(pinned));
+                    }
+                    let bytes = load().await?;
+                    return Ok(self.insert(slice, &bytes).ok());
+                }
+            }
+        }
+    }
+
+    fn begin_load(&self, slice: u64) -> Result<Loading<'_>, Arc<Event>> {
+        match lock(&self.loading).entry(slice) {
+            std::collections::hash_map::Entry::Occupied(entry) => Err(Arc::clone(entry.get())),
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                entry.insert(Arc::new(Event::new()));
+                Ok(Loading { cache: self, slice })
+            }
+        }
+    }
+
+    /// Puts a slice that is not cached into a slot.
+    fn insert(&self, slice: u64, bytes: &[u8]) -> Result<Pinned<'_>, Full> {
+        let _claiming = lock(&self.claiming);
+        let number = self.claim()?;
+        let slot = self.slot(number).ok_or(Full)?;
+        if let Some(old) = slot.key()
+            && let Some(entry) = self.directory.get(old)
+        {
+            // Only if it still leads here.
+            let _ = entry.compare_exchange(number, 0, AcqRel, Relaxed);
+        }
+        slot.refill(slice, bytes);
+        self.directory.get_or_make(slice).store(number, Release);
+        Ok(Pinned { cache: self, slot, number })
+    }
+
+    /// A slot taken from its slice, pinned once for the new one.
+    fn claim(&self) -> Result<u32, Full> {
+        let made = self.made.load(Acquire);
+        if made < self.limit {
+            let chunk = self.chunks.get(made / CHUNK).ok_or(Full)?;
+            let slots = chunk.get_or_init(|| (0..CHUNK).map(|_| Slot::new(self.words)).collect());
+            let slot = slots.get(made % CHUNK).ok_or(Full)?;
+            self.made.store(made.saturating_add(1), Release);
+            let number = u32::try_from(made.saturating_add(1)).map_err(|_| Full)?;
+            return if slot.claim() { Ok(number) } else { Err(Full) };
+        }
+        for _ in 0..self.limit.saturating_mul(2) {
+            let index = self.hand.fetch_add(1, Relaxed) % self.limit;
+            let number = u32::try_from(index.saturating_add(1)).map_err(|_| Full)?;
+            let Some(slot) = self.slot(number) else { continue };
+            if !slot.take_second_chance() && slot.claim() {
+                return Ok(number);
+            }
+        }
+        Err(Full)
+    }
+
+    /// Takes all dirty slices as they are now, clean from here on unless changed again. They stay pinned until the
+    /// copies are dropped, so that what is on disk is as new as what is cached whenever they may be evicted.
+    pub(super) fn take_dirty(&self) -> Vec<DirtyCopy<'_>> {
+        let numbers = std::mem::take(&mut *lock(&self.dirty));
+        let mut copies = Vec::with_capacity(numbers.len());
+        for number in numbers {
+            let Some(slot) = self.slot(number) else { continue };
+            if let Some((slice, bytes)) = slot.copy_dirty() {
+                copies.push(DirtyCopy {
+                    pinned: Pinned { cache: self, slot, number },
+                    slice,
+                    bytes,
+                });
+            }
+        }
+        copies
+    }
+}
+
+struct Loading<'a> {
+    cache: &'a SliceCache,
+    slice: u64,
+}
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        if let Some(event) = lock(&self.cache.loading).remove(&self.slice) {
+            event.notify(usize::MAX);
+        }
+    }
+}
+
+/// A slice that stays where it is.
+pub(super) struct Pinned<'a> {
+    cache: &'a SliceCache,
+    slot: &'a Slot,
+    number: u32,
+}
+
+impl Pinned<'_> {
+    /// The slice's words. Whoever changes one calls [`Self::mark_dirty`] afterwards.
+    pub(super) fn words(&self) -> &[AtomicU64] {
+        self.slot.words()
+    }
+
+    /// Says that words were changed, after they were.
+    pub(super) fn mark_dirty(&self) {
+        if self.slot.set_dirty() {
+            lock(&self.cache.dirty).push(self.number);
+        }
+    }
+}
+
+impl Drop for Pinned<'_> {
+    fn drop(&mut self) {
+        self.slot.unpin();
+    }
+}
+
+/// A dirty slice as it was at one moment.
+pub(super) struct DirtyCopy<'a> {
+    pinned: Pinned<'a>,
+    /// Which slice.
+    pub(super) slice: u64,
+    /// Its words in big-endian bytes.
+    pub(super) bytes: Vec<u8>,
+}
+
+impl DirtyCopy<'_> {
+    /// The copy could not be written: the slice is dirty again.
+    pub(super) fn put_back(&self) {
+        self.pinned.mark_dirty();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+use super::*;
+use oxblk_ring::{IoBufMut, block_on, spawn};
+use std::rc::Rc;
+
+fn bytes_of(slice: u64, words: usize) -> IoBufMut {
+    let bytes: Vec<u8> = (0..words).flat_map(|_| slice.to_be_bytes()).collect();
+    IoBufMut::from(bytes)
+}
+
+async fn load(cache: &SliceCache, slice: u64) -> Option<u64> {
+    let pinned = cache.get(slice, || async move { Ok(bytes_of(slice, 4)) }).await.unwrap()?;
+    Some(pinned.words()[0].load(Relaxed))
+}
+
+#[test]
+fn a_slice_is_found_until_another_takes_its_slot() {
+    block_on(async {
+        let cache = SliceCache::new(4, 2);
+        for slice in [5, 6, 7, 1 << 31] {
+            assert_eq!(load(&cache, slice).await, Some(slice));
+            assert_eq!(cache.peek(slice, |words| words[3].load(Relaxed)), Some(slice));
+        }
+        let cached =
+            [5, 6, 7, 1 << 31].into_iter().filter(|slice| cache.peek(*slice, |_| ()).is_some());
+        assert_eq!(cached.count(), 2);
+    });
+}
+
+#[test]
+fn dirty_and_pinned_slices_stay() {
+    block_on(async {
+        let cache = SliceCache::new(4, 2);
+        let pinned = cache.get(1, || async { Ok(bytes_of(1, 4)) }).await.unwrap().unwrap();
+        load(&cache, 2).await;
+        cache.pin(2).unwrap().mark_dirty();
+        assert_eq!(load(&cache, 3).await, None, "nothing can be given away");
+        let copies = cache.take_dirty();
+        assert_eq!(copies.iter().map(|copy| copy.slice).collect::<Vec<_>>(), [2]);
+        assert_eq!(load(&cache, 3).await, None, "a copy not yet written keeps its slice");
+        drop(copies);
+        assert_eq!(load(&cache, 3).await, Some(3));
+        assert_eq!(cache.peek(1, |words| words[0].load(Relaxed)), Some(1));
+        drop(pinned);
+    });
+}
+
+#[test]
+fn misses_of_one_slice_load_it_once() {
+    block_on(async {
+        let cache = Rc::new(SliceCache::new(4, 8));
+        let loads = Rc::new(std::cell::Cell::new(0));
+        let tasks: Vec<_> = (0..8)
+            .map(|_| {
+                let (cache, loads) = (Rc::clone(&cache), Rc::clone(&loads));
+                spawn(async move {
+                    let load = || async {
+                        loads.set(loads.get() + 1);
+                        oxblk_ring::yield_now().await;
+                        Ok(bytes_of(9, 4))
+                    };
+                    let pinned = cache.get(9, load).await.unwrap().unwrap();
+                    assert_eq!(pinned.words()[0].load(Relaxed), 9);
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await;
+        }
+        assert_eq!(loads.get(), 1);
+    });
+}
+
+#[test]
+fn a_change_made_while_a_copy_is_written_is_not_lost() {
+    block_on(async {
+        let cache = SliceCache::new(4, 4);
+        load(&cache, 1).await;
+        let pinned = cache.pin(1).unwrap();
+        pinned.words()[0].store(10, Release);
+        pinned.mark_dirty();
+        let first = cache.take_dirty();
+        pinned.words()[0].store(11, Release);
+        pinned.mark_dirty();
+        assert_eq!(first[0].bytes[..8], 10_u64.to_be_bytes());
+        drop(first);
+        assert_eq!(cache.take_dirty()[0].bytes[..8], 11_u64.to_be_bytes());
+    });
+}
+
+#[test]
+fn readers_never_see_the_words_of_another_slice() {
+    let cache = Arc::new(SliceCache::new(64, 2));
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let readers: Vec<_> = (0..2)
+        .map(|_| {
+            let (cache, stop) = (Arc::clone(&cache), Arc::clone(&stop));
+            std::thread::spawn(move || {
+                while !stop.load(Relaxed) {
+                    for slice in 1..6 {
+                        let seen = cache.peek(slice, |words| {
+                            words.iter().all(|word| word.load(Relaxed) == slice)
+                        });
+                        assert_ne!(seen, Some(false));
+                    }
+                }
+            })
+        })
+        .collect();
+    for round in 0..20_000_u64 {
+        let slice = round % 5 + 1;
+        if cache.pin(slice).is_none() {
+            let _ = cache.insert(slice, &bytes_of(slice, 64));
+        }
+    }
+    stop.store(true, Relaxed);
+    for reader in readers {
+        reader.join().unwrap();
+    }
+}

@@ -1,0 +1,179 @@
+//! Zero writes and discards: L2 entries change, data does not move.
+
+use oxblk_core::{ChildIdx, Error, ErrorKind, Result, ZeroFlags};
+
+use super::Qcow2;
+use super::layout::{L2Entry, L2Kind};
+
+/// Guest clusters changed under one hold of the range lock.
+const AT_ONCE: u64 = 1 << 16;
+
+impl Qcow2 {
+    /// Makes a range of the guest disk read as zeroes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where only zeroes as data do: part of a cluster, or an old image with a backing file.
+    pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
+        self.check_writable()?;
+        let size = self.geometry.cluster_size();
+        let end = offset.saturating_add(len);
+        let last = if end == self.size() { self.cluster_end(end) } else { end };
+        let _lock = self.guest.lock(self.cluster_start(offset)..self.cluster_end(end)).await;
+        if !offset.is_multiple_of(size) || !last.is_multiple_of(size) {
+            let zero = self.reads_as_zero(offset, end).await?;
+            return if zero { Ok(()) } else { Err(unsupported()) };
+        }
+        let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
+        if self.version < 3 {
+            return self.zero_old(offset, last, unmap).await;
+        }
+        self.change_entries(offset, last, unmap, |kind, copied, over_backing| match kind {
+            L2Kind::Zero { host: None } => None,
+            L2Kind::Unallocated if !over_backing => None,
+            L2Kind::Data { host } | L2Kind::Zero { host: Some(host) } if copied && !unmap => {
+                Some(L2Entry::zero_allocated(host))
+            }
+            _ => Some(L2Entry::zero_plain()),
+        })
+        .await
+    }
+
+    /// Version 2 has no zero clusters: only what needs no entry can be made zero without data.
+    async fn zero_old(&self, offset: u64, end: u64, unmap: bool) -> Result<()> {
+        if self.reads_as_zero(offset, end.min(self.size())).await? {
+            return Ok(());
+        }
+        if !unmap || self.children.get(ChildIdx::BACKING).is_some() {
+            return Err(unsupported());
+        }
+        self.change_entries(offset, end, true, |kind, _, _| match kind {
+            L2Kind::Unallocated => None,
+            _ => Some(L2Entry::EMPTY),
+        })
+        .await
+    }
+
+    /// Gives up what whole clusters of a range hold; parts of clusters at its ends are left alone.
+    pub(super) async fn discard_guest(&self, offset: u64, len: u64) -> Result<()> {
+        self.check_writable()?;
+        let end = offset.saturating_add(len);
+        let first = self.cluster_end(offset);
+        let last = if end == self.size() { self.cluster_end(end) } else { self.cluster_start(end) };
+        if first >= last {
+            return Ok(());
+        }
+        let has_backing = self.children.get(ChildIdx::BACKING).is_some();
+        if self.version < 3 && has_backing {
+            // Without zero clusters the backing file would show through.
+            return Ok(());
+        }
+        let new = if self.version < 3 { L2Entry::EMPTY } else { L2Entry::zero_plain() };
+        let _lock = self.guest.lock(first..last).await;
+        self.change_entries(first, last, true, |kind, _, over_backing| match kind {
+            L2Kind::Zero { host: None } => None,
+            L2Kind::Unallocated if !over_backing => None,
+            _ => Some(new),
+        })
+        .await
+    }
+
+    /// Gives up everything from `from` on, as if it had never been written. Used when the disk shrinks.
+    pub(super) async fn forget_guest(&self, from: u64, to: u64) -> Result<()> {
+        let _lock = self.guest.lock(from..to).await;
+        self.change_entries(from, to, true, |kind, _, _| match kind {
+            L2Kind::Unallocated => None,
+            _ => Some(L2Entry::EMPTY),
+        })
+        .await
+    }
+
+    /// Replaces the L2 entries of whole clusters by what `change` says of each (kind, whether it is owned, whether the
+    /// backing file would show). The caller holds the range lock.
+    async fn change_entries(
+        &self,
+        from: u64,
+        to: u64,
+        discard: bool,
+        change: impl Fn(L2Kind, bool, bool) -> Option<L2Entry>,
+    ) -> Result<()> {
+        let backing_end = self.children.get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
+        let mut at = from;
+        while at < to {
+            at = self
+                .change_slice(
+                    at,
+                    to.min(at.saturating_add(AT_ONCE << self.geometry.cluster_bits)),
+                    backing_end,
+                    discard,
+                    &change,
+                )
+                .await?;
+            self.relieve().await?;
+        }
+        Ok(())
+    }
+
+    /// Changes the entries of one slice and returns where the next one begins.
+    async fn change_slice(
+        &self,
+        at: u64,
+        to: u64,
+        backing_end: u64,
+        discard: bool,
+        change: &impl Fn(L2Kind, bool, bool) -> Option<L2Entry>,
+    ) -> Result<u64> {
+        let size = self.geometry.cluster_size();
+        let table = size << self.geometry.l2_bits();
+        let table_exists = self.l1_entry(self.l1_index(at)).0 != 0;
+        if !table_exists && change(L2Kind::Unallocated, false, at < backing_end).is_none() {
+            return Ok(to.min((at - at % table).saturating_add(table)));
+        }
+        self.ensure_table(self.l1_index(at)).await?;
+        let Some(slice) = self.pin_slice(at).await? else { return Ok(at) };
+        let (_, first) = self.slice_of(at);
+        let mut old = Vec::new();
+        let (mut next, mut bad) = (at, None);
+        let mut changed = false;
+        for word in slice.words().iter().skip(first) {
+            if next >= to {
+                break;
+            }
+            let entry = L2Entry(word.load(std::sync::atomic::Ordering::Acquire));
+            let Ok(kind) = entry.kind(self.geometry, self.version) else {
+                bad = Some(entry.0);
+                break;
+            };
+            if let Some(new) = change(kind, entry.copied(), next < backing_end)
+                && new != entry
+            {
+                word.store(new.0, std::sync::atomic::Ordering::Release);
+                changed = true;
+                if !keeps_host(kind, new, self) {
+                    old.push(entry);
+                }
+            }
+            next = next.saturating_add(size);
+        }
+        if changed {
+            slice.mark_dirty();
+        }
+        self.drop_entries(&old, discard);
+        match bad {
+            None => Ok(next),
+            Some(entry) => {
+                drop(slice);
+                Err(self.mark_corrupt(&format!("L2 entry {entry:#x} is invalid"), next).await)
+            }
+        }
+    }
+}
+
+/// Whether the new entry goes on referring to the old one's cluster.
+fn keeps_host(old: L2Kind, new: L2Entry, image: &Qcow2) -> bool {
+    let (L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) = old else { return false };
+    matches!(new.kind(image.geometry, image.version), Ok(L2Kind::Zero { host: Some(kept) }) if kept == host)
+}
+
+fn unsupported() -> Error {
+    Error::new(ErrorKind::Unsupported, "Operation not supported")
+}

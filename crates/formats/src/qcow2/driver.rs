@@ -1,0 +1,135 @@
+//! The driver contract, and the map of the fast path.
+
+use oxblk_core::driver::{Compress, Resize};
+use oxblk_core::{
+    BoxFuture, ChildIdx, Driver, ImageInfo, Limits, MapOp, Preallocation, Result, Status, Step,
+    Want, WriteFlags, ZeroFlags,
+};
+use oxblk_ring::{IoBuf, IoBufMut};
+use serde_json::json;
+
+use super::Qcow2;
+use super::layout::{Compatible, Incompatible};
+use super::lookup::Extent;
+
+impl Driver for Qcow2 {
+    fn map(&self, op: MapOp, offset: u64, len: u64) -> Step {
+        if self.corrupt.load(std::sync::atomic::Ordering::Relaxed) {
+            return Step::Slow;
+        }
+        let Ok(extent) = self.lookup(offset, len) else { return Step::Slow };
+        match (extent, op) {
+            (Extent::Data { host, len, .. }, MapOp::Read)
+            | (Extent::Data { host, len, owned: true }, MapOp::Write) => {
+                Step::Forward { child: ChildIdx::FILE, offset: host, len }
+            }
+            (Extent::Zero { len, .. }, MapOp::Read) => Step::Zero { len },
+            (Extent::Unallocated { len }, MapOp::Read) => {
+                match self.children.has(ChildIdx::BACKING) {
+                    true => Step::Forward { child: ChildIdx::BACKING, offset, len },
+                    false => Step::Zero { len },
+                }
+            }
+            _ => Step::Slow,
+        }
+    }
+
+    fn read(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
+        Box::pin(self.read_guest(offset, buf))
+    }
+
+    fn write(&self, offset: u64, data: IoBuf, _flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.write_guest(offset, data))
+    }
+
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        flags: ZeroFlags,
+    ) -> Option<BoxFuture<'_, Result<()>>> {
+        Some(Box::pin(self.zero_guest(offset, len, flags)))
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
+        Some(Box::pin(self.discard_guest(offset, len)))
+    }
+
+    fn flush(&self) -> Option<BoxFuture<'_, Result<()>>> {
+        Some(Box::pin(self.write_back(true)))
+    }
+
+    fn block_status(
+        &self,
+        offset: u64,
+        len: u64,
+        _want: Want,
+    ) -> Option<BoxFuture<'_, Result<Status>>> {
+        Some(Box::pin(self.status(offset, len)))
+    }
+
+    fn size(&self) -> u64 {
+        Self::size(self)
+    }
+
+    fn limits(&self) -> Limits {
+        let cluster = u32::try_from(self.geometry.cluster_size()).unwrap_or(1);
+        Limits {
+            write_zeroes_alignment: cluster,
+            discard_alignment: cluster,
+            zero_flags: ZeroFlags::MAY_UNMAP,
+            has_zero_init: true,
+            ..Limits::default()
+        }
+    }
+
+    fn info(&self) -> ImageInfo {
+        let header = &self.header;
+        let corrupt = self.corrupt.load(std::sync::atomic::Ordering::Relaxed)
+            || header.incompatible.contains(Incompatible::CORRUPT);
+        let mut data = json!({ "compat": if self.version < 3 { "0.10" } else { "1.1" } });
+        data["compression-type"] = self.compression.name().into();
+        if self.version >= 3 {
+            data["lazy-refcounts"] = header.compatible.contains(Compatible::LAZY_REFCOUNTS).into();
+        }
+        data["refcount-bits"] = self.geometry.refcount_bits().into();
+        if self.version >= 3 {
+            data["corrupt"] = corrupt.into();
+            data["extended-l2"] = false.into();
+        }
+        ImageInfo {
+            cluster_size: self.geometry.cluster_size(),
+            is_dirty: header.incompatible.contains(Incompatible::DIRTY),
+            is_corrupt: corrupt,
+            vm_state_offset: self.vm_state_offset(),
+            backing_filename: header.backing_file.clone(),
+            backing_format: header.extensions.backing_format.clone(),
+            can_compress: true,
+            specific: Some(json!({ "type": "qcow2", "data": data })),
+        }
+    }
+
+    fn close(&self) -> Option<BoxFuture<'_, Result<()>>> {
+        Some(Box::pin(self.close_image()))
+    }
+
+    fn resize(&self) -> Option<&dyn Resize> {
+        Some(self)
+    }
+
+    fn compress(&self) -> Option<&dyn Compress> {
+        Some(self)
+    }
+}
+
+impl Resize for Qcow2 {
+    fn resize(&self, size: u64, preallocation: Preallocation) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.resize_image(size, preallocation))
+    }
+}
+
+impl Compress for Qcow2 {
+    fn write_compressed(&self, offset: u64, data: IoBuf) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.compress_guest(offset, data))
+    }
+}

@@ -1,0 +1,55 @@
+//! The driver's entry in the table of drivers.
+
+use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget};
+use oxblk_core::{BoxFuture, Driver, DriverFactory, DriverKind, Error, Graph, OpenContext, Result};
+
+use super::create;
+use super::layout::looks_like_qcow2;
+use super::open::open;
+
+struct Factory;
+
+/// The qcow2 driver.
+pub static QCOW2: &dyn DriverFactory = &Factory;
+
+impl DriverFactory for Factory {
+    fn name(&self) -> &'static str {
+        "qcow2"
+    }
+
+    fn kind(&self) -> DriverKind {
+        DriverKind::Format
+    }
+
+    fn probe(&self, head: &[u8], _filename: Option<&str>) -> u32 {
+        if looks_like_qcow2(head) { 100 } else { 0 }
+    }
+
+    fn supports_backing(&self) -> bool {
+        true
+    }
+
+    fn open<'a>(&'a self, context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>> {
+        Box::pin(async move {
+            let image: Box<dyn Driver> = Box::new(open(context).await?);
+            Ok(image)
+        })
+    }
+
+    fn create_options(&self) -> &'static [CreateOption] {
+        create::CREATE_OPTIONS
+    }
+
+    fn create<'a>(
+        &'a self,
+        _graph: &'a Graph,
+        request: CreateRequest,
+    ) -> Option<BoxFuture<'a, Result<()>>> {
+        Some(Box::pin(async move {
+            match request.target {
+                CreateTarget::File(file) => create::create(&file, request.options).await,
+                CreateTarget::Filename(_) => Err(Error::invalid("qcow2 is created in a file")),
+            }
+        }))
+    }
+}

@@ -1,0 +1,206 @@
+//! From guest offsets to extents: what the L2 tables say of a range.
+//!
+//! [`Qcow2::lookup`] answers from the cache alone, without a lock; [`Qcow2::extent`] loads what is missing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Acquire};
+
+use oxblk_core::{ChildIdx, Error, Result};
+use oxblk_ring::IoBufMut;
+
+use super::Qcow2;
+use super::cache::Pinned;
+use super::layout::{L1Entry, L2Entry, L2Kind};
+
+/// What a range of the guest disk is, for its first `len` bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// At `host` in the file; `owned`: by this image's active state alone.
+    Data { host: u64, len: u64, owned: bool },
+    /// Reads as zeroes.
+    Zero { len: u64, host: Option<u64> },
+    /// Whatever the backing file has.
+    Unallocated { len: u64 },
+    /// In one compressed cluster, whose data lies in `stored` bytes from `host` on.
+    Compressed { host: u64, stored: u64, len: u64 },
+}
+
+impl Extent {
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Self::Data { len, .. }
+            | Self::Zero { len, .. }
+            | Self::Unallocated { len }
+            | Self::Compressed { len, .. } => *len,
+        }
+    }
+}
+
+/// Why the cache alone has no answer.
+pub(super) enum Miss {
+    /// The slice is not cached.
+    Absent,
+    /// The entry (given) breaks the format.
+    Bad(u64),
+}
+
+impl Qcow2 {
+    /// The slice that has the L2 entry of a guest offset, and the entry's index in it.
+    pub(super) fn slice_of(&self, offset: u64) -> (u64, usize) {
+        let cluster = offset >> self.geometry.cluster_bits;
+        let within = cluster & (self.slice_words - 1);
+        (cluster / self.slice_words, usize::try_from(within).unwrap_or(0))
+    }
+
+    /// Index of the L1 entry of a guest offset.
+    pub(super) fn l1_index(&self, offset: u64) -> u64 {
+        offset >> (self.geometry.cluster_bits + self.geometry.l2_bits())
+    }
+
+    pub(super) fn l1_entry(&self, index: u64) -> L1Entry {
+        L1Entry(self.l1.get(index).map_or(0, |entry| entry.load(Acquire)))
+    }
+
+    /// What the cache says of the start of `offset..offset + len` (`len` > 0). Takes no lock.
+    pub(super) fn lookup(&self, offset: u64, len: u64) -> Result<Extent, Miss> {
+        let (slice, index) = self.slice_of(offset);
+        match self.l2.peek(slice, |words| self.scan(words, index, offset, len)) {
+            Some(found) => found,
+            None if self.l1_entry(self.l1_index(offset)).0 == 0 => {
+                let reach = self.geometry.cluster_size() << self.geometry.l2_bits();
+                Ok(Extent::Unallocated { len: len.min(reach - offset % reach) })
+            }
+            None => Err(Miss::Absent),
+        }
+    }
+
+    fn kind(&self, words: &[AtomicU64], index: usize) -> Option<Result<(L2Kind, bool), Miss>> {
+        let entry = L2Entry(words.get(index)?.load(Acquire));
+        Some(match entry.kind(self.geometry, self.version) {
+            Ok(kind) => Ok((kind, entry.copied())),
+            Err(_) => Err(Miss::Bad(entry.0)),
+        })
+    }
+
+    /// The extent that starts at entry `index`, as far as the slice and the range go.
+    fn scan(
+        &self,
+        words: &[AtomicU64],
+        index: usize,
+        offset: u64,
+        len: u64,
+    ) -> Result<Extent, Miss> {
+        let size = self.geometry.cluster_size();
+        let within = self.geometry.offset_in_cluster(offset);
+        let first = self.kind(words, index).unwrap_or(Err(Miss::Absent))?;
+        let mut covered = size - within;
+        let mut next = index;
+        let mut host_next = match first.0 {
+            L2Kind::Data { host } => host.saturating_add(size),
+            _ => 0,
+        };
+        while covered < len {
+            next = next.saturating_add(1);
+            let Some(Ok((kind, copied))) = self.kind(words, next) else { break };
+            let same = match (first.0, kind) {
+                (L2Kind::Data { .. }, L2Kind::Data { host }) => {
+                    host == host_next && copied == first.1
+                }
+                (L2Kind::Zero { host: None }, L2Kind::Zero { host: None })
+                | (L2Kind::Unallocated, L2Kind::Unallocated) => true,
+                _ => false,
+            };
+            if !same {
+                break;
+            }
+            covered = covered.saturating_add(size);
+            host_next = host_next.saturating_add(size);
+        }
+        let len = covered.min(len);
+        Ok(match first.0 {
+            L2Kind::Data { host } => {
+                Extent::Data { host: host.saturating_add(within), len, owned: first.1 }
+            }
+            L2Kind::Zero { host } => Extent::Zero { len, host },
+            L2Kind::Unallocated => Extent::Unallocated { len },
+            L2Kind::Compressed { host, len: stored } => Extent::Compressed { host, stored, len },
+        })
+    }
+
+    /// What the start of `offset..offset + len` is, loading the slice if need be.
+    pub(super) async fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
+        loop {
+            match self.lookup(offset, len) {
+                Ok(extent) => return Ok(extent),
+                Err(Miss::Bad(entry)) => return Err(self.bad_entry(offset, entry).await),
+                Err(Miss::Absent) => drop(self.pin_slice(offset).await?),
+            }
+        }
+    }
+
+    async fn bad_entry(&self, offset: u64, entry: u64) -> Error {
+        let text = format!("L2 entry {entry:#x} of guest offset {offset:#x} is invalid");
+        self.mark_corrupt(&text, offset).await
+    }
+
+    /// Pins the slice of a guest offset; `None` if its L2 table does not exist.
+    pub(super) async fn pin_slice(&self, offset: u64) -> Result<Option<Pinned<'_>>> {
+        let (slice, _) = self.slice_of(offset);
+        loop {
+            if let Some(pinned) = self.l2.pin(slice) {
+                return Ok(Some(pinned));
+            }
+            let Some(place) = self.slice_place(slice).await? else { return Ok(None) };
+            let file = self.children.require(ChildIdx::FILE)?;
+            let len = usize::try_from(self.slice_words.saturating_mul(8)).unwrap_or(0);
+            let load = || {
+                let file = Arc::clone(&file);
+                async move { file.read(place, IoBufMut::new(len)).await }
+            };
+            match self.l2.get(slice, load).await? {
+                Some(pinned) => {
+                    self.check_slice(&pinned, offset).await?;
+                    return Ok(Some(pinned));
+                }
+                // Every slice is dirty or pinned: writing back makes room.
+                None => self.write_back(false).await?,
+            }
+        }
+    }
+
+    /// Host offset of a slice; `None` if its L2 table does not exist.
+    pub(super) async fn slice_place(&self, slice: u64) -> Result<Option<u64>> {
+        let per_table = self.geometry.l2_entries() / self.slice_words;
+        let index = slice / per_table;
+        match self.l1_entry(index).l2_offset(self.geometry) {
+            Ok(table) => Ok(table.map(|table| {
+                let within = (slice % per_table).saturating_mul(self.slice_words).saturating_mul(8);
+                table.saturating_add(within)
+            })),
+            Err(_) => {
+                let entry = self.l1_entry(index).0;
+                let text = format!("L2 table offset {entry:#x} unaligned (L1 index: {index:#x})");
+                Err(self.mark_corrupt(&text, entry).await)
+            }
+        }
+    }
+
+    /// A writable image must not have guest data where its metadata is: a write in place would destroy it.
+    async fn check_slice(&self, slice: &Pinned<'_>, offset: u64) -> Result<()> {
+        if self.read_only {
+            return Ok(());
+        }
+        for word in slice.words() {
+            if let Ok(L2Kind::Data { host }) =
+                L2Entry(word.load(Acquire)).kind(self.geometry, self.version)
+                && self.refcounts.allocator.is_metadata(host, self.geometry.cluster_size())
+            {
+                let text = format!(
+                    "Preventing invalid write on metadata (data cluster at {host:#x}, guest offset near {offset:#x})"
+                );
+                return Err(self.mark_corrupt(&text, host).await);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,223 @@
+//! Opening and closing.
+
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Relaxed, Release},
+};
+use std::sync::{Arc, Mutex};
+
+use oxblk_core::{BackingFile, Edge, Error, ErrorKind, OpenContext, Result};
+use oxblk_ring::{IoBufMut, Mutex as AsyncMutex, RangeLock};
+use serde::{Deserialize, Serialize};
+
+use super::Qcow2;
+use super::cache::{Radix, SliceCache};
+use super::compressed::Tail;
+use super::layout::{Autoclear, Geometry, Header, Incompatible, L1Entry, field_offsets};
+use super::refcounts::{Refcounts, TablePlace};
+
+/// The header and its extensions lie in the first cluster, which is no larger than this.
+const HEAD: u64 = 2 << 20;
+/// What the L2 cache holds at most unless told otherwise.
+const L2_CACHE: u64 = 64 << 20;
+/// What the refcount cache holds at most unless told otherwise.
+const REFCOUNT_CACHE: u64 = 8 << 20;
+const SLICE: u64 = 4096;
+
+/// Options of the driver, besides `file` and `backing`.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(super) struct OpenOptions {
+    l2_cache_size: Option<u64>,
+    l2_cache_entry_size: Option<u64>,
+    refcount_cache_size: Option<u64>,
+    cache_size: Option<u64>,
+}
+
+/// Sizes of the caches in bytes.
+struct CacheSizes {
+    l2: u64,
+    refcounts: u64,
+    slice: u64,
+}
+
+impl OpenOptions {
+    fn sizes(&self, geometry: Geometry) -> Result<CacheSizes> {
+        let cluster = geometry.cluster_size();
+        let slice = self.l2_cache_entry_size.unwrap_or(SLICE.min(cluster));
+        if !slice.is_power_of_two() || slice < 512 || slice > cluster {
+            return Err(Error::invalid(format!(
+                "L2 cache entry size must be a power of two between 512 and the cluster size ({cluster})"
+            )));
+        }
+        let (l2, refcounts) = match (self.cache_size, self.l2_cache_size, self.refcount_cache_size)
+        {
+            (Some(_), Some(_), Some(_)) => {
+                return Err(Error::invalid(
+                    "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time",
+                ));
+            }
+            (Some(all), Some(l2), None) if l2 <= all => (l2, all - l2),
+            (Some(all), None, Some(refcounts)) if refcounts <= all => (all - refcounts, refcounts),
+            (Some(_), Some(_), None) => {
+                return Err(Error::invalid("l2-cache-size may not exceed cache-size"));
+            }
+            (Some(_), None, Some(_)) => {
+                return Err(Error::invalid("refcount-cache-size may not exceed cache-size"));
+            }
+            (Some(all), None, None) => (all - all / 8, all / 8),
+            (None, l2, refcounts) => (l2.unwrap_or(L2_CACHE), refcounts.unwrap_or(REFCOUNT_CACHE)),
+        };
+        Ok(CacheSizes { l2, refcounts, slice })
+    }
+}
+
+/// Slices that `bytes` of cache hold, but no more than cover the whole disk.
+fn l2_slices(sizes: &CacheSizes, geometry: Geometry, l1_entries: u64) -> usize {
+    let whole = l1_entries.saturating_mul(geometry.cluster_size() / sizes.slice);
+    let slices = (sizes.l2 / sizes.slice).min(whole);
+    usize::try_from(slices).unwrap_or(usize::MAX).max(8)
+}
+
+/// Opens the image in `context`'s file child.
+pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
+    let options: OpenOptions = context.options.extract()?;
+    let file = context.file()?;
+    let header = read_header(&file).await?;
+    if !context.flags.check {
+        header.require_refcounts()?;
+    }
+    if !context.flags.read_only {
+        header.require_writable()?;
+        if header.extensions.bitmaps.is_some() {
+            context.fall_back_to_read_only(
+                "Images with persistent bitmaps cannot be written yet: their bitmaps would become stale",
+            )?;
+        }
+        if header.incompatible.contains(Incompatible::DIRTY) {
+            context.fall_back_to_read_only(
+                "Image was not closed cleanly and its refcounts must be rebuilt first",
+            )?;
+        }
+    }
+    context.backing = header
+        .backing_file
+        .clone()
+        .map(|filename| BackingFile { filename, format: header.extensions.backing_format.clone() });
+    let sizes = options.sizes(header.geometry)?;
+    let image = build(context, &file, header, &sizes).await?;
+    image.read_l1(&file).await?;
+    if !image.read_only {
+        image.clear_autoclear().await?;
+    }
+    Ok(image)
+}
+
+async fn read_header(file: &Edge) -> Result<Header> {
+    let len = usize::try_from(file.size().min(HEAD)).unwrap_or(0);
+    let head = file
+        .read(0, IoBufMut::new(len))
+        .await
+        .map_err(|e| e.prefix("Could not read qcow2 header"))?;
+    Header::parse(&head, file.size())
+}
+
+async fn build(
+    context: &OpenContext,
+    file: &Edge,
+    header: Header,
+    sizes: &CacheSizes,
+) -> Result<Qcow2> {
+    let geometry = header.geometry;
+    let place = TablePlace {
+        offset: header.refcount_table_offset,
+        clusters: u64::from(header.refcount_table_clusters),
+    };
+    let refcounts = Refcounts::open(
+        geometry,
+        Arc::clone(&context.children),
+        place,
+        sizes.refcounts,
+        SLICE.min(geometry.cluster_size()),
+    )
+    .await?;
+    refcounts
+        .allocator
+        .note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
+    let slice_words = sizes.slice / 8;
+    let slices = l2_slices(sizes, geometry, u64::from(header.l1_entries));
+    let _ = file;
+    Ok(Qcow2 {
+        geometry,
+        version: header.version,
+        compression: header.compression,
+        read_only: context.flags.read_only,
+        children: Arc::clone(&context.children),
+        epochs: Arc::clone(&context.epochs),
+        size: AtomicU64::new(header.size),
+        corrupt: AtomicBool::new(false),
+        signalled: AtomicBool::new(false),
+        l1: Radix::default(),
+        l1_offset: AtomicU64::new(header.l1_offset),
+        l1_entries: AtomicU64::new(u64::from(header.l1_entries)),
+        l2: SliceCache::new(usize::try_from(slice_words).unwrap_or(64), slices),
+        slice_words,
+        refcounts,
+        guest: RangeLock::new(),
+        compressed_tail: AsyncMutex::new(Tail::default()),
+        tables: AsyncMutex::new(()),
+        writing_back: AsyncMutex::new(()),
+        dropped: Mutex::default(),
+        l1_dirty: Mutex::default(),
+        header,
+    })
+}
+
+impl Qcow2 {
+    async fn read_l1(&self, file: &Edge) -> Result<()> {
+        let bytes = u64::from(self.header.l1_entries).saturating_mul(8);
+        let len = usize::try_from(bytes).map_err(|_| Error::from_errno(27))?;
+        if len == 0 {
+            return Ok(());
+        }
+        let table = file.read(self.header.l1_offset, IoBufMut::new(len)).await;
+        let table = table.map_err(|error| error.prefix("Could not read L1 table"))?;
+        for (index, word) in (0_u64..).zip(table.chunks_exact(8)) {
+            let entry = word.try_into().map_or(0, u64::from_be_bytes);
+            if entry == 0 {
+                continue;
+            }
+            self.l1.get_or_make(index).store(entry, Release);
+            if !self.read_only
+                && let Ok(Some(offset)) = L1Entry(entry).l2_offset(self.geometry)
+            {
+                self.refcounts.allocator.note_metadata(offset, self.geometry.cluster_size());
+            }
+        }
+        Ok(())
+    }
+
+    /// Features that this program does not keep up to date must not be believed after it has written.
+    async fn clear_autoclear(&self) -> Result<()> {
+        if self.version < 3 || self.header.autoclear == Autoclear::empty() {
+            return Ok(());
+        }
+        self.write_header_field(field_offsets::AUTOCLEAR, &0_u64.to_be_bytes()).await
+    }
+
+    /// Makes the image on disk complete: no metadata is left in memory, and no cluster leaks.
+    pub(super) async fn close_image(&self) -> Result<()> {
+        if self.read_only || self.corrupt.load(Relaxed) {
+            return Ok(());
+        }
+        // The first cycle lowers refcounts, the second writes them.
+        self.write_back(true).await?;
+        self.write_back(true).await.map_err(|error| {
+            if error.kind() == ErrorKind::NoSpace {
+                error.prefix("Could not close the image cleanly")
+            } else {
+                error
+            }
+        })
+    }
+}

@@ -1,0 +1,78 @@
+//! Reads that the map cannot answer: uncached metadata, and compressed clusters.
+
+use futures_util::future::try_join_all;
+use oxblk_core::{BoxFuture, ChildIdx, Error, Result};
+use oxblk_ring::IoBufMut;
+
+use super::lookup::Extent;
+use super::{Qcow2, compression};
+
+impl Qcow2 {
+    /// Reads `buf.len()` bytes of the guest disk at `offset`.
+    pub(super) async fn read_guest(&self, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
+        self.check_usable()?;
+        let mut pieces: Vec<BoxFuture<'_, Result<IoBufMut>>> = Vec::new();
+        let mut at = offset;
+        while !buf.is_empty() {
+            let left = u64::try_from(buf.len()).unwrap_or(u64::MAX);
+            let extent = self.extent(at, left).await?;
+            let len = usize::try_from(extent.len()).unwrap_or(usize::MAX).clamp(1, buf.len());
+            let piece = buf.split_to(len);
+            pieces.push(Box::pin(self.read_extent(at, extent, piece)));
+            at = at.saturating_add(extent.len());
+        }
+        let mut parts = try_join_all(pieces).await?.into_iter();
+        let mut whole = parts.next().unwrap_or_else(|| IoBufMut::new(0));
+        for part in parts {
+            whole.unsplit(part).map_err(|_| Error::from_errno(5))?;
+        }
+        Ok(whole)
+    }
+
+    async fn read_extent(
+        &self,
+        offset: u64,
+        extent: Extent,
+        mut buf: IoBufMut,
+    ) -> Result<IoBufMut> {
+        match extent {
+            Extent::Data { host, .. } => {
+                self.children.require(ChildIdx::FILE)?.read(host, buf).await
+            }
+            Extent::Unallocated { .. } => match self.children.get(ChildIdx::BACKING) {
+                Some(backing) => backing.read(offset, buf).await,
+                None => {
+                    buf.fill(0);
+                    Ok(buf)
+                }
+            },
+            Extent::Zero { .. } => {
+                buf.fill(0);
+                Ok(buf)
+            }
+            Extent::Compressed { host, stored, .. } => {
+                let cluster = self.read_compressed(offset, host, stored).await?;
+                let within = usize::try_from(self.geometry.offset_in_cluster(offset)).unwrap_or(0);
+                let wanted = cluster.get(within..).and_then(|rest| rest.get(..buf.len()));
+                buf.copy_from_slice(wanted.ok_or_else(|| Error::from_errno(5))?);
+                Ok(buf)
+            }
+        }
+    }
+
+    /// The contents of a compressed cluster.
+    async fn read_compressed(&self, offset: u64, host: u64, stored: u64) -> Result<IoBufMut> {
+        // At most two clusters: the descriptor has no room for more.
+        let len = usize::try_from(stored).map_err(|_| Error::from_errno(5))?;
+        let file = self.children.require(ChildIdx::FILE)?;
+        let data = file.read(host, IoBufMut::new(len)).await?;
+        let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
+        let method = self.compression;
+        let cluster = oxblk_ring::offload(move || {
+            let mut cluster = IoBufMut::new(size);
+            compression::decompress(method, &data, &mut cluster).map(|()| cluster)
+        })
+        .await;
+        cluster.map_err(|error| error.at(offset))
+    }
+}

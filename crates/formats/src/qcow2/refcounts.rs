@@ -1,0 +1,495 @@
+//! Refcounts: reading and changing them, in their cached blocks and on disk.
+//!
+//! Refcounts are changed in the cache only ([`Refcounts::add`], [`Refcounts::drop_one`]) and reach the disk with
+//! [`Refcounts::write_back`]. They may be written at any time: an increment precedes the reference it is for, and a
+//! decrement is only made once the disk no longer has the reference. Refcounts on disk are thus never too low.
+//!
+//! New refcount blocks and a bigger table are made here, each step durable before the one that refers to it.
+//!
+//! Spec: docs/interop/qcow2, "Host cluster management".
+
+use std::sync::Arc;
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{AcqRel, Acquire, Release},
+};
+
+use futures_util::future::try_join_all;
+use oxblk_core::{ChildIdx, ChildrenRef, Edge, Error, Result, WriteFlags};
+use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex};
+
+use super::allocator::{Allocator, Reserved, Resting};
+use super::cache::{Pinned, Radix, SliceCache};
+use super::layout::{
+    Geometry, MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, field_offsets, refcount_set,
+};
+
+/// The refcounts of an image.
+pub(super) struct Refcounts {
+    geometry: Geometry,
+    children: ChildrenRef,
+    table: Radix<AtomicU64>,
+    table_offset: AtomicU64,
+    table_entries: AtomicU64,
+    cache: SliceCache,
+    slice_bytes: u64,
+    growing: AsyncMutex<()>,
+    writing: AsyncMutex<()>,
+    pub(super) allocator: Allocator,
+}
+
+/// Where the refcount table lies.
+pub(super) struct TablePlace {
+    /// Byte offset in the file.
+    pub(super) offset: u64,
+    /// Length in clusters.
+    pub(super) clusters: u64,
+}
+
+/// Where a refcount stands: slice, word in the slice, shift in the word.
+struct Place {
+    block: u64,
+    slice: u64,
+    word: usize,
+    shift: u32,
+}
+
+impl Refcounts {
+    /// Reads the refcount table.
+    pub(super) async fn open(
+        geometry: Geometry,
+        children: ChildrenRef,
+        place: TablePlace,
+        cache_bytes: u64,
+        slice_bytes: u64,
+    ) -> Result<Self> {
+        let bytes = place.clusters.saturating_mul(geometry.cluster_size());
+        let cache_slices = usize::try_from(cache_bytes / slice_bytes).unwrap_or(usize::MAX);
+        let file = children.require(ChildIdx::FILE)?;
+        let refcounts = Self {
+            geometry,
+            table: Radix::default(),
+            table_offset: AtomicU64::new(place.offset),
+            table_entries: AtomicU64::new(bytes / 8),
+            cache: SliceCache::new(
+                usize::try_from(slice_bytes / 8).unwrap_or(64),
+                cache_slices.max(4),
+            ),
+            slice_bytes,
+            growing: AsyncMutex::new(()),
+            writing: AsyncMutex::new(()),
+            allocator: Allocator::new(geometry, &file),
+            children,
+        };
+        refcounts.read_table(&file, place.offset, bytes).await?;
+        Ok(refcounts)
+    }
+
+    async fn read_table(&self, file: &Edge, offset: u64, bytes: u64) -> Result<()> {
+        self.allocator.note_metadata(offset, bytes);
+        let len = usize::try_from(bytes).map_err(|_| Error::invalid("refcount table too large"))?;
+        let table = file.read(offset, IoBufMut::new(len)).await?;
+        for (index, word) in (0_u64..).zip(table.chunks_exact(8)) {
+            let entry = word.try_into().map_or(0, u64::from_be_bytes);
+            if entry != 0 {
+                self.table.get_or_make(index).store(entry, Release);
+                self.allocator.note_metadata(
+                    RefcountTableEntry(entry).raw_offset(),
+                    self.geometry.cluster_size(),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&self) -> Result<Arc<Edge>> {
+        self.children.require(ChildIdx::FILE)
+    }
+
+    fn place(&self, cluster: u64) -> Result<Place> {
+        let bits = u64::from(self.geometry.refcount_bits());
+        let per_slice = self.slice_bytes.saturating_mul(8) / bits;
+        let slice = cluster / per_slice;
+        if slice > u64::from(u32::MAX) {
+            return Err(Error::corrupt("cluster offset out of range"));
+        }
+        let bit = (cluster % per_slice).saturating_mul(bits);
+        let byte = bit / 8 % 8;
+        let shift = if bits >= 8 { 64 - bits - byte * 8 } else { 56 - byte * 8 + bit % 8 };
+        Ok(Place {
+            block: cluster / self.geometry.refcounts_per_block(),
+            slice,
+            word: usize::try_from(bit / 64).unwrap_or(usize::MAX),
+            shift: u32::try_from(shift).unwrap_or(0),
+        })
+    }
+
+    fn mask(&self) -> u64 {
+        u64::MAX >> (64 - self.geometry.refcount_bits())
+    }
+
+    /// Host offset of a refcount block, 0 if there is none.
+    fn block_offset(&self, block: u64) -> u64 {
+        self.table
+            .get(block)
+            .map_or(0, |entry| RefcountTableEntry(entry.load(Acquire)).raw_offset())
+    }
+
+    /// The slice that a place lies in; `None` if its block does not exist.
+    async fn slice(&self, place: &Place) -> Result<Option<Pinned<'_>>> {
+        let base = self.block_offset(place.block);
+        if base == 0 {
+            return Ok(None);
+        }
+        if !base.is_multiple_of(self.geometry.cluster_size()) {
+            return Err(Error::corrupt(format!(
+                "Refblock offset {base:#x} unaligned (reftable index: {:#x})",
+                place.block
+            )));
+        }
+        let slices_per_block = self.geometry.cluster_size() / self.slice_bytes;
+        let offset =
+            base.saturating_add((place.slice % slices_per_block).saturating_mul(self.slice_bytes));
+        let len = usize::try_from(self.slice_bytes).unwrap_or(0);
+        let file = self.file()?;
+        loop {
+            let load = || {
+                let file = Arc::clone(&file);
+                async move { file.read(offset, IoBufMut::new(len)).await }
+            };
+            if let Some(pinned) = self.cache.get(place.slice, load).await? {
+                return Ok(Some(pinned));
+            }
+            self.write_back().await?;
+        }
+    }
+
+    /// The refcount of a host cluster.
+    pub(super) async fn get(&self, cluster: u64) -> Result<u64> {
+        let place = self.place(cluster)?;
+        let Some(slice) = self.slice(&place).await? else { return Ok(0) };
+        let word = slice.words().get(place.word).map_or(0, |word| word.load(Acquire));
+        Ok((word >> place.shift) & self.mask())
+    }
+
+    /// Largest refcount that can be stored.
+    pub(super) fn max(&self) -> u64 {
+        self.mask()
+    }
+
+    /// Adds one reference to each of `count` host clusters from `cluster` on.
+    pub(super) async fn add(&self, cluster: u64, count: u64) -> Result<()> {
+        let mut at = cluster;
+        let end = cluster.saturating_add(count);
+        while at < end {
+            let place = self.place(at)?;
+            let Some(slice) = self.slice(&place).await? else {
+                self.make_block(place.block).await?;
+                continue;
+            };
+            let first = place.slice;
+            while at < end {
+                let place = self.place(at)?;
+                if place.slice != first {
+                    break;
+                }
+                if let Err(error) = self.change(&slice, &place, 1) {
+                    slice.mark_dirty();
+                    return Err(error);
+                }
+                at = at.saturating_add(1);
+            }
+            slice.mark_dirty();
+        }
+        Ok(())
+    }
+
+    /// Takes one reference away from a host cluster and returns how many are left.
+    pub(super) async fn drop_one(&self, cluster: u64) -> Result<u64> {
+        let place = self.place(cluster)?;
+        let Some(slice) = self.slice(&place).await? else {
+            return Err(Error::corrupt(format!("cluster {cluster} has no refcount to drop")));
+        };
+        let left = self.change(&slice, &place, -1)?;
+        slice.mark_dirty();
+        Ok(left)
+    }
+
+    fn change(&self, slice: &Pinned<'_>, place: &Place, by: i64) -> Result<u64> {
+        let mask = self.mask();
+        let word =
+            slice.words().get(place.word).ok_or_else(|| Error::corrupt("refcount out of range"))?;
+        let mut now = 0;
+        let changed = word.fetch_update(AcqRel, Acquire, |word| {
+            let count = (word >> place.shift) & mask;
+            now = count.checked_add_signed(by).filter(|count| *count <= mask)?;
+            Some((word & !(mask << place.shift)) | (now << place.shift))
+        });
+        match changed {
+            Ok(_) => Ok(now),
+            Err(_) => Err(Error::corrupt("refcount out of bounds")),
+        }
+    }
+
+    /// Writes all changed refcounts to the file; they are durable after its next flush.
+    pub(super) async fn write_back(&self) -> Result<()> {
+        // Two writes of one slice must not overtake each other.
+        let _turn = self.writing.lock().await;
+        let copies = self.cache.take_dirty();
+        if copies.is_empty() {
+            return Ok(());
+        }
+        let file = self.file()?;
+        let slices_per_block = self.geometry.cluster_size() / self.slice_bytes;
+        let writes = copies.iter().map(|copy| {
+            let base = self.block_offset(copy.slice / slices_per_block);
+            let within = (copy.slice % slices_per_block).saturating_mul(self.slice_bytes);
+            file.write(
+                base.saturating_add(within),
+                IoBuf::from(copy.bytes.clone()),
+                WriteFlags::empty(),
+            )
+        });
+        let outcome = try_join_all(writes).await;
+        if outcome.is_err() {
+            copies.iter().for_each(super::cache::DirtyCopy::put_back);
+        }
+        outcome.map(drop)
+    }
+
+    /// Reserves up to `count` host clusters that lie together (at least one).
+    pub(super) async fn reserve(&self, count: u64) -> Result<Reserved<'_>> {
+        loop {
+            if let Some(reserved) = self.allocator.take(count)? {
+                return Ok(reserved);
+            }
+            self.scan_next().await?;
+        }
+    }
+
+    /// Reserves exactly `count` host clusters that lie together.
+    pub(super) async fn reserve_contiguous(&self, count: u64) -> Result<Reserved<'_>> {
+        loop {
+            if let Some(reserved) = self.allocator.take_contiguous(count)? {
+                return Ok(reserved);
+            }
+            self.scan_next().await?;
+        }
+    }
+
+    /// Tells the allocator which clusters of the next refcount block are free.
+    async fn scan_next(&self) -> Result<()> {
+        let _turn = self.allocator.scanning.lock().await;
+        let per_block = self.geometry.refcounts_per_block();
+        let start = self.allocator.scanned();
+        let block = start / per_block;
+        let end = block.saturating_add(1).saturating_mul(per_block);
+        if end > 1 << (56 - self.geometry.cluster_bits) {
+            return Err(Error::from_errno(27));
+        }
+        let base = self.block_offset(block);
+        if base == 0 {
+            self.allocator.found(start, end, vec![(start, end)]);
+            return Ok(());
+        }
+        let mut free: Vec<(u64, u64)> = Vec::new();
+        let mut at = start;
+        while at < end {
+            let place = self.place(at)?;
+            let Some(slice) = self.slice(&place).await? else { break };
+            let (first, mask) = (place.slice, self.mask());
+            while at < end {
+                let place = self.place(at)?;
+                if place.slice != first {
+                    break;
+                }
+                let word = slice.words().get(place.word).map_or(0, |word| word.load(Acquire));
+                if (word >> place.shift) & mask == 0 {
+                    match free.last_mut() {
+                        Some((_, last)) if *last == at => *last = at.saturating_add(1),
+                        _ => free.push((at, at.saturating_add(1))),
+                    }
+                }
+                at = at.saturating_add(1);
+            }
+        }
+        self.allocator.found(start, end, free);
+        Ok(())
+    }
+
+    /// Makes refcount block `block` exist.
+    async fn make_block(&self, block: u64) -> Result<()> {
+        let _turn = self.growing.lock().await;
+        while self.block_offset(block) == 0 {
+            let mut reserved = self.reserve(1).await?;
+            let cluster = reserved.start();
+            let own = cluster / self.geometry.refcounts_per_block();
+            // A block that would stand where no block counts yet counts itself first.
+            let target = if self.block_offset(own) == 0 { own } else { block };
+            if target >= self.table_entries.load(Acquire) {
+                reserved.give_back();
+                self.grow_table(target).await?;
+                continue;
+            }
+            reserved.begin_write();
+            self.write_new_block(cluster, own == target).await?;
+            reserved.keep();
+            if own != target {
+                // Its own refcount stands in a block that exists.
+                let place = self.place(cluster)?;
+                if let Some(slice) = self.slice(&place).await? {
+                    self.change(&slice, &place, 1)?;
+                    slice.mark_dirty();
+                    drop(slice);
+                    self.write_back().await?;
+                    self.file()?.flush().await?;
+                }
+            }
+            self.publish_block(target, cluster).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_new_block(&self, cluster: u64, counts_itself: bool) -> Result<()> {
+        let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
+        let mut bytes = IoBufMut::zeroed(size);
+        if counts_itself {
+            let index = cluster % self.geometry.refcounts_per_block();
+            self.set_in(&mut bytes, index, 1)?;
+        }
+        let file = self.file()?;
+        file.write(self.host(cluster), bytes.freeze(), WriteFlags::empty()).await?;
+        file.flush().await
+    }
+
+    fn set_in(&self, block: &mut [u8], index: u64, value: u64) -> Result<()> {
+        refcount_set(block, index, self.geometry.refcount_order, value)
+            .map_err(|_| Error::corrupt("refcount out of bounds"))
+    }
+
+    fn host(&self, cluster: u64) -> u64 {
+        cluster << self.geometry.cluster_bits
+    }
+
+    async fn publish_block(&self, block: u64, cluster: u64) -> Result<()> {
+        let offset = self.host(cluster);
+        let place = self.table_offset.load(Acquire).saturating_add(block.saturating_mul(8));
+        let entry = IoBuf::from(offset.to_be_bytes().to_vec());
+        self.file()?.write(place, entry, WriteFlags::empty()).await?;
+        self.allocator.note_metadata(offset, self.geometry.cluster_size());
+        self.table.get_or_make(block).store(offset, Release);
+        Ok(())
+    }
+
+    /// Moves the refcount table to a bigger place, so that it has an entry for `block`.
+    ///
+    /// The new table and the blocks that count its own clusters are written together in one run of clusters, made
+    /// durable, and only then does the header refer to them.
+    async fn grow_table(&self, block: u64) -> Result<()> {
+        let per_block = self.geometry.refcounts_per_block();
+        let cluster_size = self.geometry.cluster_size();
+        let old_entries = self.table_entries.load(Acquire);
+        let old_offset = self.table_offset.load(Acquire);
+        let wanted = block.saturating_add(1).max(old_entries.saturating_mul(3) / 2);
+        let table_clusters = wanted.saturating_mul(8).div_ceil(cluster_size).saturating_add(1);
+        // Enough blocks for any place of the run: one more than its length divided by a block's reach, rounded up.
+        let spare = table_clusters.div_ceil(per_block).saturating_add(2);
+        let total = table_clusters.saturating_add(spare);
+        if table_clusters.saturating_mul(cluster_size) > MAX_REFCOUNT_TABLE_BYTES {
+            return Err(Error::from_errno(27).prefix("The refcount table cannot grow"));
+        }
+        let mut run = self.reserve_contiguous(total).await?;
+        run.begin_write();
+        let (start, end) = (run.start(), run.start().saturating_add(total));
+        let last_block = (end.saturating_sub(1)) / per_block;
+        let entries = table_clusters.saturating_mul(cluster_size) / 8;
+        if last_block >= entries {
+            return Err(Error::from_errno(27).prefix("The refcount table cannot grow"));
+        }
+        // Blocks that are missing for the run itself stand at its start, the table behind them.
+        let missing: Vec<u64> = (start / per_block..=last_block)
+            .filter(|block| self.block_offset(*block) == 0)
+            .collect();
+        let blocks = u64::try_from(missing.len()).unwrap_or(u64::MAX);
+        let table_start = start.saturating_add(blocks);
+        let used_end = table_start.saturating_add(table_clusters);
+        self.write_missing_blocks(&missing, start, used_end).await?;
+        let table = self.encode_table(entries, &missing, start)?;
+        let file = self.file()?;
+        file.write(self.host(table_start), table, WriteFlags::empty()).await?;
+        for cluster in start..used_end {
+            if !missing.contains(&(cluster / per_block)) {
+                let place = self.place(cluster)?;
+                let slice = self.slice(&place).await?;
+                let slice = slice.ok_or_else(|| Error::corrupt("refcount block vanished"))?;
+                self.change(&slice, &place, 1)?;
+                slice.mark_dirty();
+            }
+        }
+        self.write_back().await?;
+        file.flush().await?;
+        let mut pointer = self.host(table_start).to_be_bytes().to_vec();
+        let clusters = u32::try_from(table_clusters).map_err(|_| Error::from_errno(27))?;
+        pointer.extend_from_slice(&clusters.to_be_bytes());
+        file.write(field_offsets::REFCOUNT_TABLE_OFFSET, IoBuf::from(pointer), WriteFlags::empty())
+            .await?;
+        file.flush().await?;
+        run.keep_first(used_end.saturating_sub(start));
+        self.adopt_table(&missing, start, table_start, entries);
+        self.free_old_table(old_offset, old_entries).await
+    }
+
+    async fn write_missing_blocks(&self, missing: &[u64], start: u64, used_end: u64) -> Result<()> {
+        let per_block = self.geometry.refcounts_per_block();
+        let file = self.file()?;
+        for (block, place) in missing.iter().zip(start..) {
+            let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
+            let mut bytes = IoBufMut::zeroed(size);
+            let first = block.saturating_mul(per_block);
+            for cluster in start.max(first)..used_end.min(first.saturating_add(per_block)) {
+                self.set_in(&mut bytes, cluster - first, 1)?;
+            }
+            file.write(self.host(place), bytes.freeze(), WriteFlags::empty()).await?;
+        }
+        Ok(())
+    }
+
+    fn encode_table(&self, entries: u64, missing: &[u64], start: u64) -> Result<IoBuf> {
+        let len = usize::try_from(entries.saturating_mul(8)).map_err(|_| Error::from_errno(27))?;
+        let mut bytes = IoBufMut::zeroed(len);
+        let added: std::collections::HashMap<u64, u64> =
+            missing.iter().copied().zip(start..).collect();
+        for (index, word) in (0_u64..).zip(bytes.chunks_exact_mut(8)) {
+            let entry = match added.get(&index) {
+                Some(cluster) => self.host(*cluster),
+                None => self.table.get(index).map_or(0, |entry| entry.load(Acquire)),
+            };
+            word.copy_from_slice(&entry.to_be_bytes());
+        }
+        Ok(bytes.freeze())
+    }
+
+    fn adopt_table(&self, missing: &[u64], start: u64, table_start: u64, entries: u64) {
+        let cluster_size = self.geometry.cluster_size();
+        for (block, cluster) in missing.iter().zip(start..) {
+            self.table.get_or_make(*block).store(self.host(cluster), Release);
+            self.allocator.note_metadata(self.host(cluster), cluster_size);
+        }
+        self.table_offset.store(self.host(table_start), Release);
+        self.table_entries.store(entries, Release);
+        self.allocator.note_metadata(self.host(table_start), entries.saturating_mul(8));
+    }
+
+    async fn free_old_table(&self, offset: u64, entries: u64) -> Result<()> {
+        let bytes = entries.saturating_mul(8);
+        self.allocator.forget_metadata(offset, bytes);
+        let first = offset >> self.geometry.cluster_bits;
+        let _turn = self.allocator.scanning.lock().await;
+        for cluster in first..first.saturating_add(bytes.div_ceil(self.geometry.cluster_size())) {
+            if self.drop_one(cluster).await? == 0 {
+                self.allocator.rest(Resting { epoch: 0, cluster, count: 1, discard: false });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,148 @@
+//! Change of the virtual size. Core has drained the node.
+
+use std::sync::atomic::Ordering::{Acquire, Release};
+
+use oxblk_core::{ChildIdx, Error, Preallocation, Result, WriteFlags, ZeroFlags};
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use super::Qcow2;
+use super::layout::{MAX_L1_BYTES, field_offsets};
+
+impl Qcow2 {
+    /// Sets the virtual size to `size` bytes.
+    pub(super) async fn resize_image(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        self.check_writable()?;
+        if !size.is_multiple_of(512) {
+            return Err(Error::invalid("The new size must be a multiple of 512"));
+        }
+        if self.header.snapshot_count > 0 && self.version < 3 {
+            return Err(Error::unsupported("Can't resize a version 2 image which has snapshots"));
+        }
+        let old = self.size();
+        if size < old {
+            return self.shrink(old, size, preallocation).await;
+        }
+        if preallocation != Preallocation::Off {
+            let name = preallocation.name();
+            return Err(Error::unsupported(format!(
+                "Preallocation mode '{name}' is not supported on resize"
+            )));
+        }
+        self.grow_l1(size).await?;
+        self.write_back(true).await?;
+        self.write_header_field(field_offsets::SIZE, &size.to_be_bytes()).await?;
+        self.size.store(size, Release);
+        self.hide_backing(old, size).await
+    }
+
+    /// Space that is added reads as zeroes, even where the backing file goes on.
+    async fn hide_backing(&self, old: u64, size: u64) -> Result<()> {
+        let backing = self.children.get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
+        let end = backing.min(size);
+        if old >= end {
+            return Ok(());
+        }
+        let whole = self.cluster_end(old).min(size);
+        if old < whole {
+            let len = usize::try_from(whole - old).unwrap_or(0);
+            self.write_guest(old, IoBuf::zeroes(len)).await?;
+        }
+        let last = self.cluster_end(end).min(size);
+        if whole < last {
+            match self.zero_guest(whole, last - whole, ZeroFlags::MAY_UNMAP).await {
+                Err(error) if error.kind() == oxblk_core::ErrorKind::Unsupported => {
+                    self.write_zero_data(whole, last).await?;
+                }
+                outcome => outcome?,
+            }
+        }
+        self.write_back(true).await
+    }
+
+    async fn write_zero_data(&self, from: u64, to: u64) -> Result<()> {
+        let zeroes = IoBuf::zeroes(1 << 20);
+        let mut at = from;
+        while at < to {
+            let len = usize::try_from(to - at).unwrap_or(usize::MAX).min(zeroes.len());
+            self.write_guest(at, zeroes.slice(..len)).await?;
+            at = at.saturating_add(u64::try_from(len).unwrap_or(0));
+        }
+        Ok(())
+    }
+
+    /// The header comes first: a crash leaves clusters that are in use but out of reach, nothing else.
+    async fn shrink(&self, old: u64, size: u64, preallocation: Preallocation) -> Result<()> {
+        if preallocation != Preallocation::Off {
+            return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
+        }
+        self.write_back(true).await?;
+        self.write_header_field(field_offsets::SIZE, &size.to_be_bytes()).await?;
+        self.size.store(size, Release);
+        let from = self.cluster_end(size);
+        let to = self.cluster_end(old);
+        if from < to {
+            self.forget_guest(from, to).await?;
+        }
+        self.zero_tail(size).await?;
+        self.write_back(true).await
+    }
+
+    /// What the last cluster holds past the end must not come back when the image grows again.
+    async fn zero_tail(&self, size: u64) -> Result<()> {
+        let end = self.cluster_end(size);
+        if size == end || self.reads_as_zero(size, end).await? {
+            return Ok(());
+        }
+        let len = usize::try_from(end - size).unwrap_or(0);
+        self.write_guest(size, IoBuf::zeroes(len)).await
+    }
+
+    /// Moves the L1 table to a bigger place if `size` needs more entries than it has.
+    async fn grow_l1(&self, size: u64) -> Result<()> {
+        let needed = self
+            .geometry
+            .l1_entries_for(size)
+            .filter(|entries| entries.saturating_mul(8) <= MAX_L1_BYTES);
+        let needed = needed
+            .ok_or_else(|| Error::from_errno(27).reword("Image too large for this cluster size"))?;
+        let old_entries = self.l1_entries.load(Acquire);
+        if needed <= old_entries {
+            return Ok(());
+        }
+        self.write_back(true).await?;
+        let old_offset = self.l1_offset.load(Acquire);
+        let bytes = needed.saturating_mul(8);
+        let clusters = self.geometry.clusters_for(bytes);
+        let mut run = self.refcounts.reserve_contiguous(clusters).await?;
+        run.begin_write();
+        let (start, offset) = (run.start(), run.start() << self.geometry.cluster_bits);
+        let len = usize::try_from(clusters << self.geometry.cluster_bits)
+            .map_err(|_| Error::from_errno(27))?;
+        let mut table = IoBufMut::zeroed(len);
+        for (index, word) in (0..old_entries).zip(table.chunks_exact_mut(8)) {
+            word.copy_from_slice(&self.l1_entry(index).0.to_be_bytes());
+        }
+        let file = self.children.require(ChildIdx::FILE)?;
+        file.write(offset, table.freeze(), WriteFlags::empty()).await?;
+        self.refcounts.add(start, clusters).await?;
+        run.keep();
+        self.refcounts.write_back().await?;
+        file.flush().await?;
+        let entries = u32::try_from(needed).map_err(|_| Error::from_errno(27))?;
+        let mut pointer = entries.to_be_bytes().to_vec();
+        pointer.extend_from_slice(&offset.to_be_bytes());
+        self.write_header_field(field_offsets::L1_SIZE, &pointer).await?;
+        self.l1_offset.store(offset, Release);
+        self.l1_entries.store(needed, Release);
+        self.refcounts.allocator.note_metadata(offset, bytes);
+        let old_bytes = old_entries.saturating_mul(8);
+        if old_bytes > 0 {
+            self.drop_clusters(
+                old_offset >> self.geometry.cluster_bits,
+                self.geometry.clusters_for(old_bytes),
+                false,
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,52 @@
+//! L2 tables: making them, and making them the image's own where a snapshot shares them.
+//!
+//! A new table is written to the file before the L1 entry in memory refers to it, so that its slices can be loaded like
+//! any others. The L1 entry reaches the disk with the next write-back, after the table's contents and its refcount.
+
+use std::sync::atomic::Ordering::Release;
+
+use oxblk_core::{ChildIdx, Error, Result, WriteFlags};
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use super::Qcow2;
+use super::layout::L1Entry;
+
+impl Qcow2 {
+    /// Makes sure that the L2 table of an L1 index exists and belongs to the active state alone.
+    pub(super) async fn ensure_table(&self, index: u64) -> Result<()> {
+        if self.l1_entry(index).copied() {
+            return Ok(());
+        }
+        let _turn = self.tables.lock().await;
+        let entry = self.l1_entry(index);
+        if entry.copied() {
+            return Ok(());
+        }
+        if index >= self.l1_entries() {
+            return Err(Error::from_errno(5).prefix("L1 index out of range"));
+        }
+        let Ok(shared) = entry.l2_offset(self.geometry) else {
+            return Err(self.mark_corrupt("L2 table offset unaligned", entry.0).await);
+        };
+        let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
+        let file = self.children.require(ChildIdx::FILE)?;
+        let contents = match shared {
+            Some(table) => file.read(table, IoBufMut::new(size)).await?.freeze(),
+            None => IoBuf::zeroes(size),
+        };
+        let mut run = self.reserve(1).await?;
+        run.begin_write();
+        let cluster = run.start();
+        let offset = cluster << self.geometry.cluster_bits;
+        file.write(offset, contents, WriteFlags::empty()).await?;
+        self.refcounts.add(cluster, 1).await?;
+        run.keep();
+        self.refcounts.allocator.note_metadata(offset, self.geometry.cluster_size());
+        self.l1.get_or_make(index).store(L1Entry::new(offset).0, Release);
+        self.note_l1_dirty(index);
+        if let Some(table) = shared {
+            self.drop_clusters(table >> self.geometry.cluster_bits, 1, false);
+        }
+        Ok(())
+    }
+}

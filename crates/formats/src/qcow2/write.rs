@@ -1,0 +1,211 @@
+//! Guest writes that the map cannot place: allocation and copy-on-write.
+//!
+//! A write holds the guest range lock on its clusters from the moment it looks at them until they are linked, so
+//! two writers of one cluster follow each other, and others never meet. Each run of clusters goes through
+//!
+//! 1. *reserve*: host clusters that nobody else can have;
+//! 2. *write*: the data, and around it what the clusters held before (copy-on-write);
+//! 3. *count*: their refcounts become 1 in the cache;
+//! 4. *link*: the L2 entries refer to them in the cache. Readers see the new data from here on; what the entries
+//!    referred to before is handed to the write-back, which drops it when the disk no longer needs it.
+
+use futures_util::future::{try_join, try_join_all};
+use oxblk_core::{BoxFuture, ChildIdx, Result, WriteFlags};
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use super::Qcow2;
+use super::allocator::Reserved;
+use super::layout::L2Entry;
+use super::lookup::Extent;
+
+/// Up to this size a cluster's old and new contents are put together in memory and written at once.
+const ASSEMBLE: u64 = 256 << 10;
+
+fn length(data: &[u8]) -> u64 {
+    u64::try_from(data.len()).unwrap_or(u64::MAX)
+}
+
+impl Qcow2 {
+    /// Writes `data` to the guest disk at `offset`.
+    pub(super) async fn write_guest(&self, offset: u64, data: IoBuf) -> Result<()> {
+        self.check_writable()?;
+        // Data that is in place needs no lock.
+        if let Extent::Data { host, len, owned: true } = self.extent(offset, length(&data)).await?
+            && len == length(&data)
+        {
+            return self
+                .children
+                .require(ChildIdx::FILE)?
+                .write(host, data, WriteFlags::empty())
+                .await;
+        }
+        let end = self.cluster_end(offset.saturating_add(length(&data)));
+        let _lock = self.guest.lock(self.cluster_start(offset)..end).await;
+        self.write_locked(offset, data).await
+    }
+
+    /// The same with the range lock held.
+    pub(super) async fn write_locked(&self, offset: u64, mut data: IoBuf) -> Result<()> {
+        let file = self.children.require(ChildIdx::FILE)?;
+        let mut jobs: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
+        let mut at = offset;
+        while !data.is_empty() {
+            let (owned, len) = self.run_at(at, length(&data)).await?;
+            let piece = data.split_to(usize::try_from(len).unwrap_or(usize::MAX).min(data.len()));
+            match owned {
+                Some(host) => {
+                    let file = std::sync::Arc::clone(&file);
+                    jobs.push(Box::pin(async move {
+                        file.write(host, piece, WriteFlags::empty()).await
+                    }));
+                }
+                None => jobs.push(Box::pin(self.write_new(at, piece))),
+            }
+            at = at.saturating_add(len);
+        }
+        try_join_all(jobs).await.map(drop)
+    }
+
+    /// The longest run from `offset` on that is either all in place (its host offset) or all to be allocated.
+    async fn run_at(&self, offset: u64, len: u64) -> Result<(Option<u64>, u64)> {
+        let mut covered = 0_u64;
+        while covered < len {
+            let extent = self.extent(offset.saturating_add(covered), len - covered).await?;
+            match extent {
+                Extent::Data { host, len, owned: true } if covered == 0 => {
+                    return Ok((Some(host), len));
+                }
+                Extent::Data { owned: true, .. } => break,
+                other => covered = covered.saturating_add(other.len()),
+            }
+        }
+        Ok((None, covered.min(len)))
+    }
+
+    /// Writes `data` into newly allocated clusters.
+    async fn write_new(&self, offset: u64, mut data: IoBuf) -> Result<()> {
+        let mut at = offset;
+        let mut jobs: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
+        while !data.is_empty() {
+            let first = self.cluster_start(at);
+            let end = self.cluster_end(at.saturating_add(length(&data)));
+            let run = self.reserve((end - first) >> self.geometry.cluster_bits).await?;
+            let reach = first.saturating_add(run.count() << self.geometry.cluster_bits);
+            let room = usize::try_from(reach - at).unwrap_or(usize::MAX).min(data.len());
+            let piece = data.split_to(room);
+            let next = at.saturating_add(length(&piece));
+            jobs.push(Box::pin(self.fill_and_link(at, piece, run)));
+            at = next;
+        }
+        try_join_all(jobs).await.map(drop)
+    }
+
+    async fn fill_and_link(&self, offset: u64, data: IoBuf, mut run: Reserved<'_>) -> Result<()> {
+        let first = self.cluster_start(offset);
+        let (start, count) = (run.start(), run.count());
+        run.begin_write();
+        self.fill(offset, data, start << self.geometry.cluster_bits, run.is_untouched()).await?;
+        self.refcounts.add(start, count).await?;
+        run.keep();
+        let bits = self.geometry.cluster_bits;
+        self.link(first, count, |index| L2Entry::data(start.saturating_add(index) << bits)).await
+    }
+
+    /// Writes `data` and what surrounds it in its clusters to `host`, the place of the first cluster.
+    async fn fill(&self, offset: u64, data: IoBuf, host: u64, untouched: bool) -> Result<()> {
+        let first = self.cluster_start(offset);
+        let data_end = offset.saturating_add(length(&data));
+        let end = self.cluster_end(data_end);
+        let head = self.old_contents(first, offset, untouched);
+        // Nothing is read past the end of the disk; those bytes are never seen.
+        let tail = self.old_contents(data_end, end, untouched);
+        let (head, tail) = try_join(head, tail).await?;
+        let file = self.children.require(ChildIdx::FILE)?;
+        let at = host.saturating_add(offset - first);
+        if head.is_none() && tail.is_none() {
+            return file.write(at, data, WriteFlags::empty()).await;
+        }
+        let total = head.as_ref().map_or(0, |head| head.len()).saturating_add(data.len());
+        let total = total.saturating_add(tail.as_ref().map_or(0, |tail| tail.len()));
+        let start = if head.is_some() { host } else { at };
+        if u64::try_from(total).is_ok_and(|total| total <= ASSEMBLE) {
+            let mut whole = IoBufMut::new(total);
+            let mut rest: &mut [u8] = &mut whole;
+            for part in [head.as_deref(), Some(&*data), tail.as_deref()].into_iter().flatten() {
+                let (place, next) = std::mem::take(&mut rest).split_at_mut(part.len());
+                place.copy_from_slice(part);
+                rest = next;
+            }
+            return file.write(start, whole.freeze(), WriteFlags::empty()).await;
+        }
+        let mut writes = vec![file.write(at, data.clone(), WriteFlags::empty())];
+        if let Some(head) = head {
+            writes.push(file.write(host, head, WriteFlags::empty()));
+        }
+        if let Some(tail) = tail {
+            writes.push(file.write(at.saturating_add(length(&data)), tail, WriteFlags::empty()));
+        }
+        try_join_all(writes).await.map(drop)
+    }
+
+    /// What the guest disk holds from `from` to `to`; `None` where that is nothing, or zeroes for which the new place
+    /// needs no write.
+    async fn old_contents(&self, from: u64, to: u64, untouched: bool) -> Result<Option<IoBuf>> {
+        if from >= to {
+            return Ok(None);
+        }
+        let len = usize::try_from(to - from).unwrap_or(0);
+        if self.reads_as_zero(from, to).await? {
+            return Ok(if untouched { None } else { Some(IoBuf::zeroes(len)) });
+        }
+        let old = self.read_guest(from, IoBufMut::new(len)).await?.freeze();
+        Ok(if untouched && oxblk_ring::is_zero(&old) { None } else { Some(old) })
+    }
+
+    /// Whether a range is known to read as zeroes without looking at data.
+    pub(super) async fn reads_as_zero(&self, from: u64, to: u64) -> Result<bool> {
+        let backing_end = self.children.get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
+        let mut at = from;
+        while at < to {
+            let extent = self.extent(at, to - at).await?;
+            match extent {
+                Extent::Zero { .. } => {}
+                Extent::Unallocated { .. } if at >= backing_end => {}
+                _ => return Ok(false),
+            }
+            at = at.saturating_add(extent.len());
+        }
+        Ok(true)
+    }
+
+    /// Makes the L2 entries of `count` guest clusters from `guest` on those that `entry` gives, and hands what they
+    /// referred to before to the write-back.
+    pub(super) async fn link(
+        &self,
+        guest: u64,
+        count: u64,
+        entry: impl Fn(u64) -> L2Entry,
+    ) -> Result<()> {
+        let mut index = 0_u64;
+        while index < count {
+            let at = guest.saturating_add(index << self.geometry.cluster_bits);
+            self.ensure_table(self.l1_index(at)).await?;
+            let Some(slice) = self.pin_slice(at).await? else { continue };
+            let (_, first) = self.slice_of(at);
+            let mut old = Vec::new();
+            for word in slice.words().iter().skip(first) {
+                if index == count {
+                    break;
+                }
+                let before = word.swap(entry(index).0, std::sync::atomic::Ordering::AcqRel);
+                if before != 0 {
+                    old.push(L2Entry(before));
+                }
+                index = index.saturating_add(1);
+            }
+            slice.mark_dirty();
+            self.drop_entries(&old, false);
+        }
+        Ok(())
+    }
+}

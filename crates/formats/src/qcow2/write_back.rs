@@ -1,0 +1,229 @@
+//! Writing metadata back, in the order that a crash at any point survives.
+//!
+//! One cycle at a time (`writing_back`), and no lock that a hit or a writer needs is held across its I/O:
+//!
+//! 1. take the list of dropped references, the list of changed L1 entries, and copies of the dirty L2 slices, in that
+//!    order: the copies then contain every change that the lists speak of, and every reference in them had its data
+//!    written and its refcount raised in the cache before;
+//! 2. write the dirty refcounts; flush (data and refcounts are durable);
+//! 3. write the copies; flush if anything follows that relies on them;
+//! 4. write the L1 entries; flush if anything follows;
+//! 5. only now lower the refcounts of what was dropped. What reaches 0 rests until the requests that may still be using
+//!    it have ended (see `allocator`).
+//!
+//! A failure puts everything back as it was: still dirty, still to be dropped.
+
+use std::collections::BTreeSet;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering::Relaxed;
+
+use futures_util::future::try_join_all;
+use oxblk_core::{ChildIdx, Edge, Result, WriteFlags};
+use oxblk_ring::IoBuf;
+
+use super::Qcow2;
+use super::allocator::{Reserved, Resting};
+use super::cache::DirtyCopy;
+use super::layout::{L2Entry, L2Kind};
+
+/// Dropped runs that make a cycle start without anybody asking.
+const MANY_DROPPED: usize = 8192;
+
+/// Host clusters that lost one reference each.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Dropped {
+    cluster: u64,
+    count: u64,
+    /// The guest discarded them: the host is told.
+    discard: bool,
+}
+
+impl Qcow2 {
+    /// Hands the references that `old` entries held to the write-back. Their slices are marked dirty already.
+    pub(super) fn drop_entries(&self, old: &[L2Entry], discard: bool) {
+        for entry in old {
+            let (host, bytes) = match entry.kind(self.geometry, self.version) {
+                Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) => {
+                    (host, self.geometry.cluster_size())
+                }
+                Ok(L2Kind::Compressed { host, len }) => (host, len),
+                _ => continue,
+            };
+            let first = host >> self.geometry.cluster_bits;
+            let last = host.saturating_add(bytes).saturating_sub(1) >> self.geometry.cluster_bits;
+            self.drop_clusters(first, last.saturating_sub(first).saturating_add(1), discard);
+        }
+    }
+
+    /// Hands one reference of each of `count` host clusters to the write-back.
+    pub(super) fn drop_clusters(&self, cluster: u64, count: u64, discard: bool) {
+        let mut dropped = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = dropped.last_mut()
+            && last.cluster.saturating_add(last.count) == cluster
+            && last.discard == discard
+        {
+            last.count = last.count.saturating_add(count);
+            return;
+        }
+        dropped.push(Dropped { cluster, count, discard });
+    }
+
+    /// Writes back early if much was dropped.
+    pub(super) async fn relieve(&self) -> Result<()> {
+        let many = self.dropped.lock().unwrap_or_else(PoisonError::into_inner).len() > MANY_DROPPED;
+        if many { self.write_back(false).await } else { Ok(()) }
+    }
+
+    pub(super) fn note_l1_dirty(&self, index: u64) {
+        self.l1_dirty.lock().unwrap_or_else(PoisonError::into_inner).insert(index);
+    }
+
+    /// Runs one cycle. With `durable`, everything completed before the call is on stable storage afterwards (but
+    /// for the lowering of refcounts, which may wait).
+    pub(super) async fn write_back(&self, durable: bool) -> Result<()> {
+        let _turn = self.writing_back.lock().await;
+        let file = self.children.require(ChildIdx::FILE)?;
+        let dropped =
+            std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner));
+        let l1 = std::mem::take(&mut *self.l1_dirty.lock().unwrap_or_else(PoisonError::into_inner));
+        let copies = self.l2.take_dirty();
+        match self.write_ordered(&file, &copies, &l1, !dropped.is_empty(), durable).await {
+            Ok(()) => {
+                drop(copies);
+                self.lower(&dropped).await?;
+                self.recycle().await
+            }
+            Err(error) => {
+                copies.iter().for_each(DirtyCopy::put_back);
+                self.l1_dirty.lock().unwrap_or_else(PoisonError::into_inner).extend(l1);
+                self.dropped.lock().unwrap_or_else(PoisonError::into_inner).extend(dropped);
+                Err(error)
+            }
+        }
+    }
+
+    async fn write_ordered(
+        &self,
+        file: &Edge,
+        copies: &[DirtyCopy<'_>],
+        l1: &BTreeSet<u64>,
+        drops: bool,
+        durable: bool,
+    ) -> Result<()> {
+        self.refcounts.write_back().await?;
+        if !copies.is_empty() || !l1.is_empty() {
+            file.flush().await?;
+            self.write_slices(file, copies).await?;
+        }
+        if !l1.is_empty() {
+            file.flush().await?;
+            self.write_l1(file, l1).await?;
+        }
+        if drops || durable {
+            file.flush().await?;
+        }
+        Ok(())
+    }
+
+    async fn write_slices(&self, file: &Edge, copies: &[DirtyCopy<'_>]) -> Result<()> {
+        let mut writes = Vec::with_capacity(copies.len());
+        for copy in copies {
+            if let Some(place) = self.slice_place(copy.slice).await? {
+                writes.push(file.write(
+                    place,
+                    IoBuf::from(copy.bytes.clone()),
+                    WriteFlags::empty(),
+                ));
+            }
+        }
+        try_join_all(writes).await.map(drop)
+    }
+
+    async fn write_l1(&self, file: &Edge, indices: &BTreeSet<u64>) -> Result<()> {
+        let base = self.l1_offset.load(Relaxed);
+        let writes = indices.iter().map(|index| {
+            let place = base.saturating_add(index.saturating_mul(8));
+            let entry = self.l1_entry(*index).0.to_be_bytes().to_vec();
+            file.write(place, IoBuf::from(entry), WriteFlags::empty())
+        });
+        try_join_all(writes).await.map(drop)
+    }
+
+    /// Lowers the refcounts of what the disk no longer refers to.
+    async fn lower(&self, dropped: &[Dropped]) -> Result<()> {
+        if dropped.is_empty() {
+            return Ok(());
+        }
+        // A scan must not find a cluster whose refcount is 0 before it rests.
+        let _turn = self.refcounts.allocator.scanning.lock().await;
+        for run in dropped {
+            for cluster in run.cluster..run.cluster.saturating_add(run.count) {
+                if self.refcounts.drop_one(cluster).await? == 0 {
+                    let offset = cluster << self.geometry.cluster_bits;
+                    self.refcounts.allocator.forget_metadata(offset, self.geometry.cluster_size());
+                    let epoch = self.epochs.current();
+                    self.refcounts.allocator.rest(Resting {
+                        epoch,
+                        cluster,
+                        count: 1,
+                        discard: run.discard,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives rested clusters to the free map, telling the host first of those that the guest discarded.
+    pub(super) async fn recycle(&self) -> Result<()> {
+        if !self.refcounts.allocator.has_resting() {
+            return Ok(());
+        }
+        // A scan would find those that are being discarded free as well.
+        let _turn = self.refcounts.allocator.scanning.lock().await;
+        let woken = self.refcounts.allocator.wake(&self.epochs);
+        if woken.is_empty() {
+            return Ok(());
+        }
+        let file = self.children.require(ChildIdx::FILE)?;
+        for run in merge(woken) {
+            let bits = self.geometry.cluster_bits;
+            let end = (run.cluster.saturating_add(run.count) << bits).min(file.size());
+            let start = run.cluster << bits;
+            if start < end {
+                // It only saves space: the host may refuse.
+                let _ = file.discard(start, end - start).await;
+            }
+            self.refcounts.allocator.free(run);
+        }
+        Ok(())
+    }
+
+    /// Reserves up to `count` host clusters that lie together (at least one).
+    pub(super) async fn reserve(&self, count: u64) -> Result<Reserved<'_>> {
+        if self.refcounts.allocator.has_resting() {
+            self.recycle().await?;
+        }
+        match self.refcounts.reserve(count).await {
+            Err(error) if error.kind() == oxblk_core::ErrorKind::Corrupt => {
+                Err(self.mark_corrupt(&error.to_string(), 0).await)
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+/// Neighbouring runs as one.
+fn merge(mut runs: Vec<Resting>) -> Vec<Resting> {
+    runs.sort_unstable_by_key(|run| run.cluster);
+    let mut merged: Vec<Resting> = Vec::new();
+    for run in runs {
+        match merged.last_mut() {
+            Some(last) if last.cluster.saturating_add(last.count) == run.cluster => {
+                last.count = last.count.saturating_add(run.count);
+            }
+            _ => merged.push(run),
+        }
+    }
+    merged
+}
