@@ -72,7 +72,11 @@ async fn attach(
     options: NodeOptions,
     flags: OpenFlags,
 ) -> oxblk_core::Result<Backend> {
-    let node = graph.open_image(name, options, flags).await?;
+    let named = |error: Error| {
+        let text = format!("Could not open '{name}'");
+        if error.to_string().starts_with(&text) { error } else { error.prefix(text) }
+    };
+    let node = graph.open_image(name, options, flags).await.map_err(named)?;
     let permissions = if node.is_read_only() {
         Permissions::sharing_all(Perm::CONSISTENT_READ)
     } else {
@@ -85,7 +89,7 @@ async fn attach(
         Ok(backend) => Ok(backend),
         Err(error) => {
             let _ = graph.release(node).await;
-            Err(error.prefix(format!("Could not open '{name}'")))
+            Err(named(error))
         }
     }
 }

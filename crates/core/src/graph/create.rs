@@ -82,7 +82,10 @@ fn split_options(
         if knows(driver.create_options(), key) {
             own.insert(key, value.clone());
         } else if driver.kind() != DriverKind::Protocol && knows(protocol.create_options(), key) {
-            below.insert(key, value.clone());
+            // The file is made empty; it is the format that gives it its size.
+            let of_the_size = key == "preallocation";
+            let (own, below) = (&mut own, &mut below);
+            if of_the_size { own } else { below }.insert(key, value.clone());
         } else {
             return Err(Error::invalid(format!("Invalid parameter '{key}'")));
         }

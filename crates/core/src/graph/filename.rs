@@ -37,10 +37,10 @@ impl BackingPolicy {
 
 impl Graph {
     /// The protocol driver for a file name, and the options that the name stands for.
-    pub(crate) fn protocol_for(
-        &self,
-        filename: &str,
-    ) -> Result<(&'static dyn DriverFactory, Options)> {
+    ///
+    /// # Errors
+    /// When the scheme is unknown or the name malformed.
+    pub fn protocol_for(&self, filename: &str) -> Result<(&'static dyn DriverFactory, Options)> {
         let protocols = || self.drivers().iter().filter(|d| d.kind() == DriverKind::Protocol);
         if let Some(scheme) = scheme(filename) {
             let bare = scheme.split('+').next().unwrap_or(scheme);
@@ -61,7 +61,7 @@ impl Graph {
 }
 
 /// `name`, taken relative to the directory of the image `base` that mentions it.
-pub(super) fn relative_to(base: &str, name: &str) -> String {
+pub fn relative_to(base: &str, name: &str) -> String {
     if name.starts_with('/') || scheme(name).is_some() {
         return name.to_owned();
     }

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 pub use drain::Drained;
-pub use filename::BackingPolicy;
+pub use filename::{BackingPolicy, relative_to};
 pub use open::{BackingFile, OpenContext, OpenFlags};
 
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};

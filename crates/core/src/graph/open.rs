@@ -180,7 +180,7 @@ impl Graph {
     /// Opens an image by file name (a path, a URL, `json:{…}`); without a `driver` option its format is probed.
     ///
     /// # Errors
-    /// `Could not open '…': …`; nothing stays open.
+    /// As the driver reports, the file name beside the text; nothing stays open.
     pub async fn open_image(
         &self,
         name: &str,
@@ -239,11 +239,10 @@ impl Graph {
         Box::pin(async move {
             let shown = target.filename.clone();
             let outcome = self.open_node(target).await;
+            // The name goes into the error, not its text: tools put it before the text themselves.
             outcome.map_err(|error| match shown {
-                Some(name) if error.path().is_none() => {
-                    error.prefix(format!("Could not open '{name}'")).on_path(&name)
-                }
-                _ => error,
+                Some(name) => error.on_path(&name),
+                None => error,
             })
         })
     }
@@ -253,7 +252,8 @@ impl Graph {
             return Err(Error::invalid("The backing chain is too long, or a loop"));
         }
         if let Some(json) = target.filename.as_deref().and_then(|name| name.strip_prefix("json:")) {
-            let mut options = Options::from_json(json)?;
+            let mut options = Options::from_json(json)
+                .map_err(|error| error.prefix("Could not parse the JSON options"))?;
             for (key, value) in target.options.iter() {
                 options.insert(key, value.clone());
             }
@@ -317,7 +317,7 @@ impl Graph {
         let options = match target.options.take("file") {
             Some(Value::String(name)) => {
                 return self.node(&name).ok_or_else(|| {
-                    Error::invalid(format!("Cannot find device='' nor node-name='{name}'"))
+                    Error::invalid(format!("Cannot find device='{name}' nor node-name='{name}'"))
                 });
             }
             Some(Value::Object(map)) => Options::from_map(map)?,
@@ -473,7 +473,7 @@ impl Graph {
             Some(Value::String(name)) => {
                 let found = self.node(&name);
                 return found.map(Some).ok_or_else(|| {
-                    Error::invalid(format!("Cannot find device='' nor node-name='{name}'"))
+                    Error::invalid(format!("Cannot find device='{name}' nor node-name='{name}'"))
                 });
             }
             Some(Value::Object(map)) => Options::from_map(map)?,

@@ -31,9 +31,10 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
         _ => return Err(SizeError::Malformed),
     };
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() || !whole.bytes().all(|b| b.is_ascii_digit()) {
+    if whole.is_empty() && fraction.is_empty() || !whole.bytes().all(|b| b.is_ascii_digit()) {
         return Err(SizeError::Malformed);
     }
+    let whole = if whole.is_empty() { "0" } else { whole };
     let whole: u128 = whole.parse().map_err(|_| SizeError::TooLarge)?;
     let bytes = whole.checked_mul(1 << shift).ok_or(SizeError::TooLarge)?;
     let bytes = bytes.checked_add(fraction_bytes(fraction, shift)?).ok_or(SizeError::TooLarge)?;
@@ -60,6 +61,7 @@ mod tests {
     fn suffixes_are_powers_of_1024_and_fractions_are_cut_off() {
         assert_eq!(parse_size("1.5G"), Ok(3 << 29));
         assert_eq!(parse_size("64k"), Ok(65536));
+        assert_eq!(parse_size(".5M"), Ok(1 << 19));
         assert_eq!(parse_size("0x10"), Ok(16));
         assert_eq!(parse_size("7"), Ok(7));
     }

@@ -7,16 +7,13 @@ use oxblk_core::{Error, Options, Preallocation, Result};
 
 use super::SECTOR;
 
-/// The options that decide the file's size; the others are the protocol's.
-pub(super) const OPTIONS: &[CreateOption] = &[
-    CreateOption {
-        name: "preallocation",
-        kind: OptionType::String,
-        help: "Preallocation mode (allowed values: off, falloc, full)",
-        default: None,
-    },
-    CreateOption { name: "size", kind: OptionType::Size, help: "Virtual disk size", default: None },
-];
+/// The options that are not the protocol's.
+pub(super) const OPTIONS: &[CreateOption] = &[CreateOption {
+    name: "size",
+    kind: OptionType::Size,
+    help: "Virtual disk size",
+    default: None,
+}];
 
 fn take_size(options: &mut Options) -> Result<Option<u64>> {
     let Some(size) = options.take_size("size")? else { return Ok(None) };

@@ -17,11 +17,13 @@ use super::resize;
 const SECTOR: u64 = 512;
 const DEFAULT_EXTENT_SIZE_HINT: u64 = 1 << 20;
 
+/// In the order in which `img create` prints them.
 pub(super) const CREATE_OPTIONS: &[CreateOption] = &[
+    SIZE,
     CreateOption {
-        name: "extent_size_hint",
-        kind: OptionType::Size,
-        help: "Extent size hint for the image file, 0 to disable",
+        name: "preallocation",
+        kind: OptionType::String,
+        help: "Preallocation mode (allowed values: off, falloc, full)",
         default: None,
     },
     CreateOption {
@@ -31,12 +33,11 @@ pub(super) const CREATE_OPTIONS: &[CreateOption] = &[
         default: None,
     },
     CreateOption {
-        name: "preallocation",
-        kind: OptionType::String,
-        help: "Preallocation mode (allowed values: off, falloc, full)",
+        name: "extent_size_hint",
+        kind: OptionType::Size,
+        help: "Extent size hint for the image file, 0 to disable",
         default: None,
     },
-    SIZE,
 ];
 
 const SIZE: CreateOption =

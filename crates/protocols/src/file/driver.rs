@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use oxblk_core::driver::{CopyRange, Reopen, Resize};
 use oxblk_core::{
-    BoxFuture, Driver, Error, HostFile, Limits, MapOp, Permissions, Result, Status, Step, Want,
-    WriteFlags, ZeroFlags,
+    BoxFuture, Driver, Error, HostFile, ImageInfo, Limits, MapOp, Permissions, Result, Status,
+    Step, Want, WriteFlags, ZeroFlags,
 };
 use oxblk_ring::{File, IoBuf, IoBufMut};
 use rustix::io::Errno;
+use serde_json::json;
 
 use super::align::Alignment;
 use super::extents::{self, ExtentCache};
@@ -139,6 +140,11 @@ impl FileDriver {
 }
 
 impl Driver for FileDriver {
+    fn info(&self) -> ImageInfo {
+        let specific = json!({ "type": "file", "data": {} });
+        ImageInfo { specific: Some(specific), ..ImageInfo::default() }
+    }
+
     fn map(&self, _op: MapOp, offset: u64, len: u64) -> Step {
         Step::Host { offset, len }
     }

@@ -44,7 +44,7 @@ impl FileFactory {
 
     async fn open_file(&self, context: &mut OpenContext) -> Result<FileDriver> {
         let options: FileOptions = context.options.extract()?;
-        let Some(path) = options.filename.clone() else {
+        let Some(path) = options.filename.clone().filter(|path| !path.is_empty()) else {
             return Err(Error::invalid(format!(
                 "The '{}' block driver requires a file name",
                 self.name

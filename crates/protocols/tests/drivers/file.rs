@@ -157,8 +157,8 @@ fn what_cannot_be_opened_is_told_in_the_tools_words() {
         let graph = graph();
         let missing =
             graph.open_protocol(&path("none"), Options::new(), OpenFlags::default()).await;
-        let once = format!("Could not open '{}'", path("none"));
-        assert_eq!(error(missing), format!("{once}: {once}: No such file or directory"));
+        let expected = format!("Could not open '{}': No such file or directory", path("none"));
+        assert_eq!(error(missing), expected);
     });
 }
 
