@@ -1,0 +1,149 @@
+//! Which piece of the disk comes next, and what is to be done with it.
+//!
+//! The plan walks the block status of the sources in order. It is shared by all workers behind a lock;
+//! an extent is asked for once and then cut into chunks, so most calls answer at once.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use oxblk_core::{ChildIdx, Status, StatusFlags, Want};
+
+use super::source::Sources;
+use super::{CopyError, CopyOptions, Stage};
+
+/// Longest range asked about at once, in bytes.
+const STATUS_STEP: u64 = 1 << 30;
+
+/// What is to be done with a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Read and write it.
+    Copy,
+    /// Make the target read as zeroes there.
+    Zero,
+    /// Nothing: the target has it already.
+    Skip,
+}
+
+/// A piece of the disk.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Chunk {
+    /// Byte offset.
+    pub(super) offset: u64,
+    /// Length in bytes.
+    pub(super) len: u64,
+    /// What to do.
+    pub(super) action: Action,
+}
+
+/// Walks the sources.
+pub(super) struct Plan {
+    sources: Arc<Sources>,
+    options: CopyOptions,
+    /// Every piece to be copied begins and ends at a multiple of this many bytes (or at the end).
+    unit: u64,
+    offset: u64,
+    end: u64,
+    /// The end of the extent known, and what to do up to there.
+    known: u64,
+    action: Action,
+}
+
+impl Plan {
+    /// Walks `range`. `unit` is the cluster size of a compressed target, else 1.
+    pub(super) fn new(
+        sources: Arc<Sources>,
+        options: CopyOptions,
+        range: Range<u64>,
+        unit: u64,
+    ) -> Self {
+        let Range { start, end } = range;
+        let end = end.min(sources.size());
+        let unit = unit.max(1);
+        Self { sources, options, unit, offset: start, end, known: 0, action: Action::Skip }
+    }
+
+    /// The next chunk, or `None` at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<Chunk>, CopyError> {
+        if self.offset >= self.end {
+            return Ok(None);
+        }
+        if self.offset >= self.known {
+            self.ask().await?;
+            self.known = self.known.min(self.end);
+            self.round();
+        }
+        Ok(Some(self.cut()))
+    }
+
+    fn cut(&mut self) -> Chunk {
+        let chunk = u64::try_from(self.options.chunk).unwrap_or(u64::MAX).max(self.unit);
+        // Chunks end at multiples of their length, so that whole clusters stay together.
+        let aligned = (self.offset / chunk).saturating_add(1).saturating_mul(chunk);
+        let end = if self.action == Action::Copy { self.known.min(aligned) } else { self.known };
+        let len = end.saturating_sub(self.offset);
+        let chunk = Chunk { offset: self.offset, len, action: self.action };
+        self.offset = end;
+        chunk
+    }
+
+    /// Gives a unit that is data in part to the data.
+    fn round(&mut self) {
+        let rest = self.known % self.unit;
+        if rest == 0 || self.known >= self.end {
+            return;
+        }
+        let down = self.known - rest;
+        if self.action != Action::Copy && down > self.offset {
+            self.known = down;
+        } else {
+            self.action = Action::Copy;
+            self.known = down.saturating_add(self.unit).min(self.end);
+        }
+    }
+
+    /// Finds out about the extent at the current offset.
+    async fn ask(&mut self) -> Result<(), CopyError> {
+        let len = self.sources.left_in_source(self.offset).min(STATUS_STEP);
+        let status = match self.status(len).await {
+            Ok(status) => status,
+            // Unreadable metadata: the data may still be readable, or is salvaged piece by piece.
+            Err(_) if self.options.salvage => Status::data(len.min(1 << 16)),
+            Err(error) => {
+                return Err(CopyError { stage: Stage::Status, offset: self.offset, error });
+            }
+        };
+        self.known = self.offset.saturating_add(status.len.clamp(1, len));
+        self.action = self.action_for(&status);
+        Ok(())
+    }
+
+    async fn status(&self, len: u64) -> oxblk_core::Result<Status> {
+        let Some((source, offset)) = self.sources.at(self.offset) else {
+            return Ok(Status::zero(len));
+        };
+        let len = len.min(source.size().saturating_sub(offset));
+        if len == 0 {
+            // The rounding of a source to whole sectors.
+            return Ok(Status::zero(self.sources.left_in_source(self.offset)));
+        }
+        if self.options.backing.is_none() {
+            return Ok(source.block_status(offset, len, Want::Precise).await?.status);
+        }
+        let below = source.node()?.child(ChildIdx::BACKING);
+        Ok(source.status_above(below.as_ref(), offset, len, Want::Precise).await?.status)
+    }
+
+    fn action_for(&self, status: &Status) -> Action {
+        if self.options.backing.is_some_and(|size| self.offset >= size) && status.is_zero() {
+            return Action::Skip;
+        }
+        match (status.is_zero(), self.options.sparse) {
+            (true, 0) => Action::Copy,
+            (true, _) => Action::Zero,
+            (false, _) if status.flags.contains(StatusFlags::DATA) => Action::Copy,
+            (false, _) if self.options.backing.is_none() => Action::Copy,
+            (false, _) => Action::Skip,
+        }
+    }
+}

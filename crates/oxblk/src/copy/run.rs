@@ -1,0 +1,255 @@
+//! The workers of a copy.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::future::try_join_all;
+use oxblk_core::{Error, ErrorKind, WriteFlags, ZeroFlags};
+use oxblk_ring::Mutex as AsyncMutex;
+use oxblk_ring::{IoBuf, IoBufMut, IoThread};
+
+use super::plan::{Action, Chunk, Plan};
+use super::rate::Rate;
+use super::source::Sources;
+use super::sparse::{Run, runs};
+use super::{Copy, CopyError, CopyOptions, Stage};
+
+/// Longest zero write issued at once in bytes, so that progress moves and a stop is noticed.
+const ZERO_STEP: u64 = 1 << 30;
+/// Smallest piece that salvaging tells good from bad, in bytes.
+const SALVAGE_UNIT: usize = 512;
+
+struct Shared {
+    copy: Copy,
+    sources: Arc<Sources>,
+    plan: AsyncMutex<Plan>,
+    /// Unit of zero detection in bytes.
+    unit: u64,
+    rate: Option<Rate>,
+    /// Where in the sources the copy begins.
+    begin: u64,
+    total: u64,
+    done: AtomicU64,
+    failure: Mutex<Option<CopyError>>,
+}
+
+/// Makes a copy, on the current I/O thread and on `helpers`.
+///
+/// # Errors
+/// The first failure; requests in flight at that moment end first.
+pub async fn run(copy: Copy, helpers: &[IoThread]) -> Result<(), CopyError> {
+    let parallel = copy.options.parallel.max(1);
+    let shared = Arc::new(Shared::new(copy));
+    let threads = helpers.len().saturating_add(1).min(parallel);
+    let (each, extra) = (parallel / threads, parallel % threads);
+    let mut remote = Vec::new();
+    for (index, helper) in helpers.iter().take(threads - 1).enumerate() {
+        let shared = Arc::clone(&shared);
+        let workers = each + usize::from(index + 1 < extra);
+        remote.push(helper.spawn(move || workers_on_one_thread(shared, workers)));
+    }
+    workers_on_one_thread(Arc::clone(&shared), each + usize::from(extra > 0)).await;
+    for thread in remote {
+        if thread.await.is_err() {
+            shared.fail(CopyError {
+                stage: Stage::Stopped,
+                offset: 0,
+                error: Error::new(ErrorKind::Cancelled, "An I/O thread ended early"),
+            });
+        }
+    }
+    let failure = shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match failure {
+        Some(failure) => Err(failure),
+        None => Ok(()),
+    }
+}
+
+async fn workers_on_one_thread(shared: Arc<Shared>, workers: usize) {
+    let tasks: Vec<_> = (0..workers)
+        .map(|_| {
+            let shared = Arc::clone(&shared);
+            oxblk_ring::spawn(async move { shared.work().await })
+        })
+        .collect();
+    for task in tasks {
+        task.await;
+    }
+}
+
+impl Shared {
+    fn new(copy: Copy) -> Self {
+        let CopyOptions { sparse, compress, rate, .. } = copy.options;
+        let node = copy.target.node().ok();
+        let cluster = node.as_ref().map_or(0, |node| node.driver().info().cluster_size).max(512);
+        let zeroes = node.as_ref().map_or(1, |node| node.limits().write_zeroes_alignment);
+        let sources = Sources::new(&copy.sources);
+        let aligned = if compress { cluster } else { 1 };
+        let range = copy.range.clone().unwrap_or(0..sources.size());
+        let (begin, total) = (range.start, range.end.saturating_sub(range.start));
+        let plan = Plan::new(Arc::clone(&sources), copy.options.clone(), range, aligned);
+        Self {
+            plan: AsyncMutex::new(plan),
+            unit: if compress { cluster } else { sparse.max(u64::from(zeroes)).max(1) },
+            rate: rate.map(Rate::new),
+            begin,
+            total,
+            sources,
+            done: AtomicU64::new(0),
+            failure: Mutex::new(None),
+            copy,
+        }
+    }
+
+    async fn work(&self) {
+        loop {
+            match self.step().await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(failure) => return self.fail(failure),
+            }
+        }
+    }
+
+    fn fail(&self, failure: CopyError) {
+        let mut first = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert(failure);
+    }
+
+    fn is_over(&self) -> bool {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Deals with one chunk; `false` when there is none left.
+    async fn step(&self) -> Result<bool, CopyError> {
+        if self.is_over() {
+            return Ok(false);
+        }
+        let Some(chunk) = self.plan.lock().await.next().await? else { return Ok(false) };
+        if self.copy.stop.load(Relaxed) {
+            let error = Error::new(ErrorKind::Cancelled, "Interrupted");
+            return Err(CopyError { stage: Stage::Stopped, offset: chunk.offset, error });
+        }
+        match chunk.action {
+            Action::Skip => {}
+            Action::Zero => self.zero(chunk.offset - self.begin, chunk.len).await?,
+            Action::Copy => self.copy_chunk(chunk).await?,
+        }
+        let done = self.done.fetch_add(chunk.len, Relaxed).saturating_add(chunk.len);
+        self.copy.observer.progress(done.min(self.total), self.total);
+        Ok(true)
+    }
+
+    async fn copy_chunk(&self, chunk: Chunk) -> Result<(), CopyError> {
+        if let Some(rate) = &self.rate {
+            rate.pass(chunk.len).await;
+        }
+        if self.copy.options.offload && self.offload(chunk).await {
+            return Ok(());
+        }
+        let data = self.read(chunk).await?.freeze();
+        self.write(chunk.offset - self.begin, data).await
+    }
+
+    /// Moves a chunk within the host; `false` where it cannot. Whatever the reason, the ordinary way
+    /// either works or tells what is wrong.
+    async fn offload(&self, chunk: Chunk) -> bool {
+        let Some((source, offset)) = self.sources.at(chunk.offset) else { return false };
+        if source.size().saturating_sub(offset) < chunk.len {
+            return false;
+        }
+        let place = chunk.offset - self.begin;
+        source.copy_to(offset, &self.copy.target, place, chunk.len).await.is_ok()
+    }
+
+    async fn read(&self, chunk: Chunk) -> Result<IoBufMut, CopyError> {
+        let len = usize::try_from(chunk.len).unwrap_or(usize::MAX);
+        match self.sources.read(chunk.offset, len).await {
+            Ok(buf) => Ok(buf),
+            Err(_) if self.copy.options.salvage => Ok(self.salvage(chunk).await),
+            Err(error) => Err(CopyError { stage: Stage::Reading, offset: chunk.offset, error }),
+        }
+    }
+
+    /// Reads what can be read, in small pieces, and leaves the rest zero.
+    async fn salvage(&self, chunk: Chunk) -> IoBufMut {
+        let len = usize::try_from(chunk.len).unwrap_or(usize::MAX);
+        let mut whole = IoBufMut::zeroed(len);
+        let mut done = 0;
+        while done < len {
+            let piece = SALVAGE_UNIT.min(len - done);
+            let place = chunk.offset.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
+            match self.sources.read(place, piece).await {
+                Ok(buf) => {
+                    if let Some(room) = whole.get_mut(done..done.saturating_add(piece)) {
+                        room.copy_from_slice(&buf);
+                    }
+                }
+                Err(error) => self.copy.observer.salvaged(place, &error),
+            }
+            done = done.saturating_add(piece);
+        }
+        whole
+    }
+
+    async fn write(&self, offset: u64, data: IoBuf) -> Result<(), CopyError> {
+        let sparse = self.copy.options.sparse != 0;
+        if !sparse && !self.copy.options.compress {
+            return self.write_data(offset, data).await;
+        }
+        let found = runs(&data, offset, self.unit);
+        match found.as_slice() {
+            [Run { zero: false, .. }] => self.write_data(offset, data).await,
+            _ => {
+                let runs = found.into_iter().map(|run| self.write_run(offset, &data, run));
+                try_join_all(runs).await.map(drop)
+            }
+        }
+    }
+
+    async fn write_run(&self, offset: u64, data: &IoBuf, run: Run) -> Result<(), CopyError> {
+        let start = u64::try_from(run.range.start).unwrap_or(u64::MAX);
+        let len = u64::try_from(run.range.len()).unwrap_or(u64::MAX);
+        let place = offset.saturating_add(start);
+        if run.zero && self.copy.options.sparse != 0 {
+            self.zero(place, len).await
+        } else {
+            self.write_data(place, data.slice(run.range)).await
+        }
+    }
+
+    async fn write_data(&self, offset: u64, data: IoBuf) -> Result<(), CopyError> {
+        let failed = |error| CopyError { stage: Stage::Writing, offset, error };
+        if !self.copy.options.compress {
+            let written = self.copy.target.write(offset, data, WriteFlags::empty()).await;
+            return written.map_err(failed);
+        }
+        // One request a cluster: all cores compress at once.
+        let unit = usize::try_from(self.unit).unwrap_or(usize::MAX);
+        let mut rest = data;
+        let mut at = offset;
+        let mut clusters = Vec::new();
+        while !rest.is_empty() {
+            let cluster = rest.split_to(unit.min(rest.len()));
+            let len = u64::try_from(cluster.len()).unwrap_or(u64::MAX);
+            clusters.push(self.copy.target.write(at, cluster, WriteFlags::COMPRESSED));
+            at = at.saturating_add(len);
+        }
+        try_join_all(clusters).await.map(drop).map_err(failed)
+    }
+
+    async fn zero(&self, offset: u64, len: u64) -> Result<(), CopyError> {
+        if self.copy.options.target_is_zero {
+            return Ok(());
+        }
+        let end = offset.saturating_add(len);
+        let mut at = offset;
+        while at < end && !self.copy.stop.load(Relaxed) {
+            let step = ZERO_STEP.min(end - at);
+            let zeroed = self.copy.target.write_zeroes(at, step, ZeroFlags::MAY_UNMAP).await;
+            zeroed.map_err(|error| CopyError { stage: Stage::Writing, offset: at, error })?;
+            at = at.saturating_add(step);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,80 @@
+//! Several disks read as one.
+
+use std::sync::Arc;
+
+use oxblk_core::{Backend, Result};
+use oxblk_ring::IoBufMut;
+
+/// Sources are laid end to end at multiples of this many bytes.
+const SECTOR: u64 = 512;
+
+/// Disks laid end to end, each rounded up to whole sectors with zeroes.
+pub(super) struct Sources {
+    /// Each with the offset of its end.
+    list: Vec<(Backend, u64)>,
+}
+
+impl Sources {
+    /// Lays `backends` end to end.
+    pub(super) fn new(backends: &[Backend]) -> Arc<Self> {
+        let mut end = 0_u64;
+        let list = backends.iter().map(|backend| {
+            let size = backend.size();
+            end = end.saturating_add(size.checked_next_multiple_of(SECTOR).unwrap_or(size));
+            (backend.clone(), end)
+        });
+        Arc::new(Self { list: list.collect() })
+    }
+
+    /// Length of all together in bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.list.last().map_or(0, |(_, end)| *end)
+    }
+
+    /// The source that holds `offset`, and the offset in it.
+    pub(super) fn at(&self, offset: u64) -> Option<(&Backend, u64)> {
+        let index = self.list.partition_point(|(_, end)| *end <= offset);
+        let begin = index.checked_sub(1).and_then(|i| self.list.get(i)).map_or(0, |(_, end)| *end);
+        self.list.get(index).map(|(backend, _)| (backend, offset - begin))
+    }
+
+    /// Bytes from `offset` to the end of the source that holds it.
+    pub(super) fn left_in_source(&self, offset: u64) -> u64 {
+        let index = self.list.partition_point(|(_, end)| *end <= offset);
+        self.list.get(index).map_or(0, |(_, end)| end - offset)
+    }
+
+    /// Reads `len` bytes at `offset`, over the ends of sources.
+    pub(super) async fn read(&self, offset: u64, len: usize) -> Result<IoBufMut> {
+        match self.at(offset) {
+            Some((source, at)) if source.size().saturating_sub(at) >= as_u64(len) => {
+                source.read(at, IoBufMut::new(len)).await
+            }
+            _ => self.read_pieces(offset, len).await,
+        }
+    }
+
+    async fn read_pieces(&self, offset: u64, len: usize) -> Result<IoBufMut> {
+        let mut whole = IoBufMut::zeroed(len);
+        let mut done = 0_usize;
+        while done < len {
+            let place = offset.saturating_add(as_u64(done));
+            let Some((source, at)) = self.at(place) else { break };
+            let here = self.left_in_source(place).min(as_u64(len - done));
+            let readable = source.size().saturating_sub(at).min(here);
+            let piece = usize::try_from(readable).unwrap_or(usize::MAX);
+            if piece > 0 {
+                let buf = source.read(at, IoBufMut::new(piece)).await?;
+                if let Some(room) = whole.get_mut(done..done.saturating_add(piece)) {
+                    room.copy_from_slice(&buf);
+                }
+            }
+            done = done.saturating_add(usize::try_from(here).unwrap_or(usize::MAX));
+        }
+        Ok(whole)
+    }
+}
+
+fn as_u64(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
+}

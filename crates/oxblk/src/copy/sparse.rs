@@ -1,0 +1,59 @@
+//! Finding the parts of a buffer that need not be written.
+
+use std::ops::Range;
+
+/// A part of a buffer that is all data or all zero.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Run {
+    /// Where in the buffer.
+    pub(super) range: Range<usize>,
+    /// Whether it is all zero.
+    pub(super) zero: bool,
+}
+
+/// Cuts `bytes`, which lie at `offset` of the disk, into runs of data and of zeroes. Runs begin at
+/// multiples of `unit` of the disk (or where the buffer does); a unit is zero only if all of it is.
+pub(super) fn runs(bytes: &[u8], offset: u64, unit: u64) -> Vec<Run> {
+    let unit = unit.max(1);
+    let mut runs: Vec<Run> = Vec::new();
+    let mut at = 0_usize;
+    while at < bytes.len() {
+        let place = offset.saturating_add(u64::try_from(at).unwrap_or(u64::MAX));
+        let step = usize::try_from(unit - place % unit).unwrap_or(usize::MAX);
+        let end = at.saturating_add(step).min(bytes.len());
+        let zero = bytes.get(at..end).is_some_and(oxblk_ring::is_zero);
+        match runs.last_mut() {
+            Some(last) if last.zero == zero => last.range.end = end,
+            _ => runs.push(Run { range: at..end, zero }),
+        }
+        at = end;
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_change_at_multiples_of_the_unit_on_the_disk() {
+        let mut bytes = vec![0_u8; 20];
+        if let Some(byte) = bytes.get_mut(9) {
+            *byte = 1;
+        }
+        let found = runs(&bytes, 4, 8);
+        let expected = [
+            Run { range: 0..4, zero: true },
+            Run { range: 4..12, zero: false },
+            Run { range: 12..20, zero: true },
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_buffer_of_one_kind_is_one_run() {
+        assert_eq!(runs(&[0; 100], 3, 7), [Run { range: 0..100, zero: true }]);
+        assert_eq!(runs(&[1; 100], 3, 7), [Run { range: 0..100, zero: false }]);
+        assert_eq!(runs(&[], 3, 7), []);
+    }
+}
