@@ -1,14 +1,99 @@
 //! oxblk: one program for everything one does with disk images.
+//!
+//! It answers to QEMU's names: called `qemu-img` or `qemu-io` (by a symlink, say), it is that tool.
+//! Under its own name, the first argument says which tool is meant. Either way options, output and
+//! exit codes of a tool are the same; only the name before its messages is the one it was called by.
 #![forbid(unsafe_code)]
 
+mod cache;
+mod getopt;
+mod image;
+mod img;
+mod io;
+mod program;
 mod serve;
+mod text;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
+use program::{Program, err, flush_out, out};
+
+/// What `--version` prints.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+const HELP: &str = "\
+Usage: oxblk COMMAND [ARGUMENTS]
+
+  img      create, inspect, convert, compare and resize disk images (as qemu-img)
+  io       read and write an image step by step (as qemu-io)
+  serve    serve an image over NBD
+
+oxblk COMMAND --help tells more. Called as qemu-img or qemu-io, oxblk is that tool.
+";
+
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
-    match arguments.next() {
-        Some(word) if word == "serve" => serve::run(arguments),
-        _ => ExitCode::FAILURE,
+    let mut arguments = std::env::args_os();
+    let called_as = arguments.next().unwrap_or_else(|| OsString::from("oxblk"));
+    let called_as = called_as.to_string_lossy().into_owned();
+    let name = called_as.rsplit('/').next().unwrap_or_default().to_owned();
+    let code = match name.as_str() {
+        "qemu-img" => tool(img::run, Program::new(name, called_as), arguments),
+        "qemu-io" => tool(io::run, Program::new(name, called_as), arguments),
+        _ => subcommand(&name, &called_as, arguments),
+    };
+    flush_out();
+    code
+}
+
+fn subcommand(
+    name: &str,
+    called_as: &str,
+    mut arguments: impl Iterator<Item = OsString>,
+) -> ExitCode {
+    let first = arguments.next().unwrap_or_default();
+    let word = first.to_string_lossy();
+    let program = || Program::new(format!("{name} {word}"), format!("{called_as} {word}"));
+    match &*word {
+        "img" => tool(img::run, program(), arguments),
+        "io" => tool(io::run, program(), arguments),
+        "serve" => serve::run(arguments),
+        "-h" | "--help" | "help" => {
+            out(format_args!("{HELP}"));
+            ExitCode::SUCCESS
+        }
+        "-V" | "--version" => {
+            out(format_args!("{name} {VERSION}\n"));
+            ExitCode::SUCCESS
+        }
+        "" => {
+            err(format_args!("{HELP}"));
+            ExitCode::FAILURE
+        }
+        _ => {
+            err(format_args!(
+                "{name}: Command not found: {word}\nTry '{called_as} --help' for more info\n"
+            ));
+            ExitCode::FAILURE
+        }
     }
+}
+
+/// Runs a tool, whose arguments must be text.
+fn tool(
+    run: fn(Program, Vec<String>) -> u8,
+    program: Program,
+    arguments: impl Iterator<Item = OsString>,
+) -> ExitCode {
+    let mut texts = Vec::new();
+    for argument in arguments {
+        match argument.into_string() {
+            Ok(text) => texts.push(text),
+            Err(other) => {
+                program.error(format_args!("'{}' is not UTF-8 text", other.display()));
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::from(run(program, texts))
 }

@@ -1,0 +1,56 @@
+//! Cache, discard and AIO modes by the names that options give them.
+
+use oxblk_core::{OpenFlags, Options};
+
+/// What a cache mode means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CacheMode {
+    /// Bypass the host's page cache.
+    pub(crate) direct: bool,
+    /// Flushes do nothing.
+    pub(crate) no_flush: bool,
+    /// Each write is durable when it completes.
+    pub(crate) write_through: bool,
+}
+
+impl CacheMode {
+    /// `writeback`: the default of most commands.
+    pub(crate) const WRITEBACK: Self =
+        Self { direct: false, no_flush: false, write_through: false };
+    /// `unsafe`: the default for a target that is worthless unless complete.
+    pub(crate) const UNSAFE: Self = Self { direct: false, no_flush: true, write_through: false };
+
+    /// Reads a mode's name.
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        let (direct, no_flush, write_through) = match name {
+            "none" | "off" => (true, false, false),
+            "directsync" => (true, false, true),
+            "writeback" => (false, false, false),
+            "unsafe" => (false, true, false),
+            "writethrough" => (false, false, true),
+            _ => return None,
+        };
+        Some(Self { direct, no_flush, write_through })
+    }
+
+    /// Puts the mode into how an image is opened.
+    pub(crate) fn apply(self, flags: &mut OpenFlags) {
+        flags.direct = self.direct;
+        flags.no_flush = self.no_flush;
+    }
+}
+
+/// Reads a discard mode: whether discards reach the host.
+pub(crate) fn parse_discard(name: &str) -> Option<bool> {
+    match name {
+        "unmap" | "on" => Some(true),
+        "ignore" | "off" => Some(false),
+        _ => None,
+    }
+}
+
+/// Whether `name` is a way of doing I/O, and puts it into the options of the file.
+pub(crate) fn set_aio(name: &str, options: &mut Options) -> bool {
+    let known = matches!(name, "threads" | "native" | "io_uring");
+    known && options.set("file.aio", name).is_ok()
+}

@@ -1,0 +1,186 @@
+//! Command lines as `getopt_long(3)` reads them.
+//!
+//! QEMU's tools take their options through the C library's parser, so scripts rely on its habits: short
+//! options in clusters (`-qf raw`, `-fraw`), long ones by any unambiguous prefix (`--out json`,
+//! `--output=json`), options after operands, `--` as the end of options. This parser keeps those habits
+//! and the library's wording of faults, to the byte.
+//!
+//! A table of [`Opt`] says what exists; [`Parser::next`] hands out one option at a time, in the order
+//! of the command line; [`Parser::operands`] gives what is left. A parser never looks at the values.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+
+/// One option of a command. At least one of `short` and `long` is there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Opt {
+    /// What [`Parser::next`] returns for it; by custom the short letter.
+    pub(crate) id: char,
+    /// The letter after `-`.
+    pub(crate) short: Option<char>,
+    /// The word after `--`.
+    pub(crate) long: Option<&'static str>,
+    /// Whether a value follows.
+    pub(crate) takes_value: bool,
+}
+
+/// An option with a letter and a word.
+pub(crate) const fn both(letter: char, long: &'static str, takes_value: bool) -> Opt {
+    Opt { id: letter, short: Some(letter), long: Some(long), takes_value }
+}
+
+/// An option with a word only; `id` is any character that no other option of the table has.
+pub(crate) const fn long(id: char, long: &'static str, takes_value: bool) -> Opt {
+    Opt { id, short: None, long: Some(long), takes_value }
+}
+
+/// An option with a letter only.
+pub(crate) const fn short(letter: char, takes_value: bool) -> Opt {
+    Opt { id: letter, short: Some(letter), long: None, takes_value }
+}
+
+/// A command line that is wrong; the text is the C library's, the program's name before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fault(pub(crate) String);
+
+/// What happens at the first operand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operands {
+    /// Options may still follow.
+    Anywhere,
+    /// It ends the options.
+    EndOptions,
+}
+
+/// Reads one command line.
+#[derive(Debug)]
+pub(crate) struct Parser<'t> {
+    name: String,
+    table: &'t [Opt],
+    mode: Operands,
+    rest: VecDeque<String>,
+    cluster: VecDeque<char>,
+    operands: Vec<String>,
+}
+
+/// An option found, with its value if it takes one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// [`Opt::id`].
+    pub(crate) id: char,
+    /// Empty for an option without a value.
+    pub(crate) value: String,
+}
+
+impl<'t> Parser<'t> {
+    /// `name` stands before messages; `arguments` come without the program's name.
+    pub(crate) fn new(
+        name: impl Into<String>,
+        arguments: impl IntoIterator<Item = String>,
+        table: &'t [Opt],
+        mode: Operands,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            table,
+            mode,
+            rest: arguments.into_iter().collect(),
+            cluster: VecDeque::new(),
+            operands: Vec::new(),
+        }
+    }
+
+    /// The next option, or `None` when only operands are left.
+    ///
+    /// # Errors
+    /// [`Fault`] with the message to print; the option at fault is skipped.
+    pub(crate) fn next(&mut self) -> Result<Option<Found>, Fault> {
+        if let Some(letter) = self.cluster.pop_front() {
+            return self.letter(letter).map(Some);
+        }
+        while let Some(argument) = self.rest.pop_front() {
+            if argument == "--" {
+                break;
+            }
+            if let Some(word) = argument.strip_prefix("--") {
+                return self.word(word).map(Some);
+            }
+            match argument.strip_prefix('-') {
+                Some(letters) if !letters.is_empty() => {
+                    self.cluster = letters.chars().collect();
+                    return self.next();
+                }
+                _ if self.mode == Operands::EndOptions => {
+                    self.rest.push_front(argument);
+                    break;
+                }
+                _ => self.operands.push(argument),
+            }
+        }
+        self.operands.extend(self.rest.drain(..));
+        Ok(None)
+    }
+
+    /// What is not an option, in order. Complete once [`Self::next`] has returned `None`.
+    pub(crate) fn operands(self) -> Vec<String> {
+        self.operands
+    }
+
+    fn letter(&mut self, letter: char) -> Result<Found, Fault> {
+        let Some(opt) = self.table.iter().find(|opt| opt.short == Some(letter)) else {
+            return Err(self.fault(format!("invalid option -- '{letter}'")));
+        };
+        if !opt.takes_value {
+            return Ok(Found { id: opt.id, value: String::new() });
+        }
+        let attached: String = self.cluster.drain(..).collect();
+        let value = if attached.is_empty() { self.rest.pop_front() } else { Some(attached) };
+        match value {
+            Some(value) => Ok(Found { id: opt.id, value }),
+            None => Err(self.fault(format!("option requires an argument -- '{letter}'"))),
+        }
+    }
+
+    fn word(&mut self, word: &str) -> Result<Found, Fault> {
+        let (name, value) = match word.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (word, None),
+        };
+        let opt = *self.find_word(word, name)?;
+        let full = opt.long.unwrap_or_default();
+        match (opt.takes_value, value) {
+            (false, None) => Ok(Found { id: opt.id, value: String::new() }),
+            (false, Some(_)) => {
+                Err(self.fault(format!("option '--{full}' doesn't allow an argument")))
+            }
+            (true, value) => match value.or_else(|| self.rest.pop_front()) {
+                Some(value) => Ok(Found { id: opt.id, value }),
+                None => Err(self.fault(format!("option '--{full}' requires an argument"))),
+            },
+        }
+    }
+
+    /// The option of that name, or the only one that it is a prefix of.
+    fn find_word(&self, word: &str, name: &str) -> Result<&'t Opt, Fault> {
+        if let Some(opt) = self.table.iter().find(|opt| opt.long == Some(name)) {
+            return Ok(opt);
+        }
+        let matches: Vec<&'t Opt> =
+            self.table.iter().filter(|o| o.long.is_some_and(|l| l.starts_with(name))).collect();
+        let Some((first, others)) = matches.split_first() else {
+            return Err(self.fault(format!("unrecognized option '--{word}'")));
+        };
+        if others.iter().all(|o| o.id == first.id && o.takes_value == first.takes_value) {
+            return Ok(first);
+        }
+        let list: String =
+            matches.iter().map(|o| format!(" '--{}'", o.long.unwrap_or_default())).collect();
+        Err(self.fault(format!("option '--{word}' is ambiguous; possibilities:{list}")))
+    }
+
+    fn fault(&self, text: impl std::fmt::Display) -> Fault {
+        Fault(format!("{}: {text}", self.name))
+    }
+}

@@ -1,0 +1,79 @@
+use super::{Fault, Found, Operands, Opt, Parser, both, long, short};
+
+const TABLE: &[Opt] = &[
+    both('h', "help", false),
+    both('q', "quiet", false),
+    both('f', "format", true),
+    both('b', "backing", true),
+    both('F', "backing-format", true),
+    long('\u{1}', "output", true),
+    short('x', false),
+];
+
+fn run(arguments: &[&str]) -> (Vec<(char, String)>, Vec<String>, Vec<String>) {
+    let arguments = arguments.iter().map(|&a| a.to_owned());
+    let mut parser = Parser::new("tool create", arguments, TABLE, Operands::Anywhere);
+    let (mut found, mut faults) = (Vec::new(), Vec::new());
+    loop {
+        match parser.next() {
+            Ok(Some(Found { id, value })) => found.push((id, value)),
+            Ok(None) => return (found, parser.operands(), faults),
+            Err(Fault(text)) => faults.push(text),
+        }
+    }
+}
+
+fn fault(arguments: &[&str]) -> String {
+    run(arguments).2.remove(0)
+}
+
+#[test]
+fn short_options_cluster_and_the_last_takes_the_rest_as_value() {
+    let (found, operands, _) = run(&["-qxfraw", "a", "-f", "qcow2", "b"]);
+    let expected = [('q', ""), ('x', ""), ('f', "raw"), ('f', "qcow2")];
+    assert_eq!(found, expected.map(|(id, value)| (id, value.to_owned())));
+    assert_eq!(operands, ["a", "b"]);
+}
+
+#[test]
+fn long_options_may_be_cut_short_where_only_one_fits() {
+    let (found, ..) = run(&["--out=json", "--qui", "--form", "raw", "--backing", "x"]);
+    let expected = [('\u{1}', "json"), ('q', ""), ('f', "raw"), ('b', "x")];
+    assert_eq!(found, expected.map(|(id, value)| (id, value.to_owned())));
+}
+
+#[test]
+fn operands_mix_with_options_until_a_double_dash() {
+    let (found, operands, _) = run(&["a", "-q", "-", "--", "-x", "--", "b"]);
+    assert_eq!(found.len(), 1);
+    assert_eq!(operands, ["a", "-", "-x", "--", "b"]);
+}
+
+#[test]
+fn options_end_at_the_first_operand_where_asked() {
+    let arguments = ["-q", "create", "-x"].map(str::to_owned);
+    let mut parser = Parser::new("tool", arguments, TABLE, Operands::EndOptions);
+    assert_eq!(parser.next().unwrap().unwrap().id, 'q');
+    assert_eq!(parser.next().unwrap(), None);
+    assert_eq!(parser.operands(), ["create", "-x"]);
+}
+
+#[test]
+fn faults_are_worded_as_the_c_library_words_them() {
+    assert_eq!(fault(&["-y"]), "tool create: invalid option -- 'y'");
+    assert_eq!(fault(&["-f"]), "tool create: option requires an argument -- 'f'");
+    assert_eq!(fault(&["--format"]), "tool create: option '--format' requires an argument");
+    assert_eq!(fault(&["--bogus"]), "tool create: unrecognized option '--bogus'");
+    assert_eq!(fault(&["--bogus=1"]), "tool create: unrecognized option '--bogus=1'");
+    assert_eq!(fault(&["--quiet=1"]), "tool create: option '--quiet' doesn't allow an argument");
+    assert_eq!(
+        fault(&["--back", "x"]),
+        "tool create: option '--back' is ambiguous; possibilities: '--backing' '--backing-format'"
+    );
+}
+
+#[test]
+fn an_empty_value_is_a_value() {
+    let (found, ..) = run(&["--format=", "-f", ""]);
+    assert_eq!(found, [('f', String::new()), ('f', String::new())]);
+}

@@ -1,0 +1,156 @@
+//! Opening images as the tools do: by file name or by an option string, with QEMU's messages.
+
+use std::sync::Arc;
+
+use oxblk_core::{Backend, Error, Graph, OpenFlags, Options, Perm, Permissions};
+
+use crate::cache::CacheMode;
+use crate::program::{Program, err};
+
+/// What is to be opened, and how.
+#[derive(Debug, Clone)]
+pub(crate) struct Image<'a> {
+    /// File name or option string.
+    pub(crate) name: &'a str,
+    /// The name is an option string (`--image-opts`).
+    pub(crate) is_options: bool,
+    /// Format, unless it is to be probed.
+    pub(crate) format: Option<&'a str>,
+    /// How.
+    pub(crate) flags: OpenFlags,
+    /// Every write is durable when it completes.
+    pub(crate) write_through: bool,
+    /// Options beside those of the name.
+    pub(crate) options: Options,
+    /// What is done with it, and what others may do meanwhile.
+    pub(crate) permissions: Permissions,
+}
+
+impl<'a> Image<'a> {
+    /// An image opened for reading.
+    pub(crate) fn read_only(name: &'a str) -> Self {
+        let flags = OpenFlags { read_only: true, ..OpenFlags::default() };
+        let permissions = Permissions::sharing_all(Perm::CONSISTENT_READ);
+        Self { flags, permissions, ..Self::writable(name) }
+    }
+
+    /// An image opened for reading and writing.
+    pub(crate) fn writable(name: &'a str) -> Self {
+        Self {
+            name,
+            is_options: false,
+            format: None,
+            flags: OpenFlags::default(),
+            write_through: false,
+            options: Options::new(),
+            permissions: Permissions::sharing_all(
+                Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE,
+            ),
+        }
+    }
+
+    /// Nobody else may write to it meanwhile, unless it is shared.
+    #[must_use]
+    pub(crate) fn unchanging(mut self) -> Self {
+        if !self.flags.force_share {
+            self.permissions.shared = Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED;
+        }
+        self
+    }
+
+    /// The name is an option string.
+    #[must_use]
+    pub(crate) fn options_if(mut self, is_options: bool) -> Self {
+        self.is_options = is_options;
+        self
+    }
+
+    /// Of this format.
+    #[must_use]
+    pub(crate) fn format(mut self, format: Option<&'a str>) -> Self {
+        self.format = format;
+        self
+    }
+
+    /// With this cache mode.
+    #[must_use]
+    pub(crate) fn cache(mut self, mode: CacheMode) -> Self {
+        mode.apply(&mut self.flags);
+        self.write_through = mode.write_through;
+        self
+    }
+
+    /// Without locks that exclude others.
+    #[must_use]
+    pub(crate) fn share_if(mut self, share: bool) -> Self {
+        self.flags.force_share = share;
+        self
+    }
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// Why not, without the image's name before it.
+    pub(crate) async fn open(&self, graph: &Graph) -> Result<Backend, Error> {
+        let mut options = self.options.clone();
+        let mut name = Some(self.name);
+        if self.is_options {
+            let given = Options::from_dotted(self.name, Some("file"))?;
+            for (key, value) in given.iter() {
+                options.insert(key, value.clone());
+            }
+            name = None;
+        } else if let Some(format) = self.format {
+            options.insert("driver", format);
+        }
+        let node = match name {
+            Some(name) => graph.open_image(name, options, self.flags.clone()).await?,
+            None => graph.open(options, self.flags.clone()).await?,
+        };
+        let mut permissions = self.permissions;
+        if node.is_read_only() {
+            permissions.taken = Perm::CONSISTENT_READ;
+        }
+        let backend = match Backend::new(graph, "", Arc::clone(&node), permissions) {
+            Ok(backend) => backend,
+            Err(error) => {
+                drop(graph.release(node).await);
+                return Err(error);
+            }
+        };
+        backend.set_write_through(self.write_through);
+        warn_of_probed_raw(&backend, self.name);
+        Ok(backend)
+    }
+
+    /// Opens it, telling the user why not.
+    ///
+    /// # Errors
+    /// When it cannot be opened; it has been said.
+    pub(crate) async fn open_or_say(
+        &self,
+        program: &Program,
+        graph: &Graph,
+    ) -> Result<Backend, Unopened> {
+        self.open(graph).await.map_err(|error| {
+            program.report_in(format_args!("Could not open '{}': ", self.name), &error);
+            Unopened
+        })
+    }
+}
+
+/// An image could not be opened; the user has been told.
+#[derive(Debug)]
+pub(crate) struct Unopened;
+
+/// A writable raw image whose format was probed takes no writes that would make it another's.
+fn warn_of_probed_raw(backend: &Backend, name: &str) {
+    let Ok(node) = backend.node() else { return };
+    if node.flags().probed && node.factory().name() == "raw" && !node.is_read_only() {
+        err(format_args!(
+            "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
+             Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
+             Specify the 'raw' format explicitly to remove the restrictions.\n"
+        ));
+    }
+}

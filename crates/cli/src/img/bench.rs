@@ -1,0 +1,301 @@
+//! `img bench`: a simple sequential benchmark.
+//!
+//! The requests in parallel are spread over the I/O threads; each worker takes the next offset when its
+//! request is done.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use oxblk_core::{Backend, Error, ErrorKind, WriteFlags, strerror};
+use oxblk_ring::{IoBufMut, IoThread};
+
+use super::{Context, Step, graph, threads};
+use crate::cache::{CacheMode, set_aio};
+use crate::getopt::{Found, Opt, both, long};
+use crate::image::Image;
+use crate::program::{flush_out, out};
+
+/// Largest number of requests, depth and size.
+const MAX: u64 = i32::MAX as u64;
+
+const OPTIONS: &[Opt] = &[
+    both('h', "help", false),
+    both('q', "quiet", false),
+    both('f', "format", true),
+    long('I', "image-opts", false),
+    both('t', "cache", true),
+    both('c', "count", true),
+    both('d', "depth", true),
+    both('o', "offset", true),
+    both('s', "buffer-size", true),
+    both('S', "step-size", true),
+    both('i', "aio", true),
+    both('n', "native", false),
+    both('w', "write", false),
+    long('P', "pattern", true),
+    long('F', "flush-interval", true),
+    long('D', "no-drain", false),
+    both('U', "force-share", false),
+    long('N', "threads", true),
+];
+
+#[derive(Debug, Clone)]
+struct Arguments {
+    quiet: bool,
+    format: Option<String>,
+    image_options: bool,
+    cache: CacheMode,
+    count: u64,
+    depth: u64,
+    offset: u64,
+    size: u64,
+    step: Option<u64>,
+    aio: Option<String>,
+    write: bool,
+    pattern: u8,
+    flush_interval: u64,
+    drain: bool,
+    share: bool,
+    threads: usize,
+    filename: String,
+}
+
+/// Runs the command.
+pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
+    let arguments = read(context, arguments)?;
+    let helpers = threads::helpers(context, arguments.threads)?;
+    context.block_on(async {
+        let mut image = Image::writable(&arguments.filename)
+            .format(arguments.format.as_deref())
+            .options_if(arguments.image_options)
+            .cache(arguments.cache)
+            .share_if(arguments.share);
+        image.flags.read_only = !arguments.write;
+        if let Some(aio) = &arguments.aio {
+            set_aio(aio, &mut image.options);
+        }
+        let backend = image.open_or_say(&context.program, &graph()).await?;
+        let outcome = bench(context, &arguments, &backend, &helpers).await;
+        let closed = backend.close().await;
+        outcome?;
+        closed.map_err(|error| context.error(&error))
+    })
+}
+
+fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
+    let mut parser = context.parser(arguments, OPTIONS);
+    let mut read = Arguments {
+        quiet: false,
+        format: None,
+        image_options: false,
+        cache: CacheMode::WRITEBACK,
+        count: 75000,
+        depth: 64,
+        offset: 0,
+        size: 4096,
+        step: None,
+        aio: None,
+        write: false,
+        pattern: 0,
+        flush_interval: 0,
+        drain: true,
+        share: false,
+        threads: threads::default(),
+        filename: String::new(),
+    };
+    while let Some(Found { id, value }) = context.next(&mut parser)? {
+        set(context, &mut read, id, value)?;
+    }
+    let operands = parser.operands();
+    let [filename] = operands.as_slice() else {
+        return Err(context.misused("Expecting one image file name"));
+    };
+    read.filename.clone_from(filename);
+    if read.image_options && read.format.is_some() {
+        return Err(context.failed("--image-opts and --format are mutually exclusive"));
+    }
+    if !read.write && read.flush_interval != 0 {
+        return Err(context.failed("--flush-interval is only available in write tests"));
+    }
+    if read.flush_interval != 0 && read.flush_interval < read.depth {
+        return Err(context.failed("Flush interval can't be smaller than depth"));
+    }
+    Ok(read)
+}
+
+fn set(context: &Context, read: &mut Arguments, id: char, value: String) -> Step {
+    match id {
+        'q' => read.quiet = true,
+        'f' => read.format = Some(value),
+        'I' => read.image_options = true,
+        't' => {
+            read.cache =
+                CacheMode::parse(&value).ok_or_else(|| context.failed("Invalid cache mode"))?;
+        }
+        'c' => read.count = context.sized("request count", &value, 1, MAX)?,
+        'd' => read.depth = context.sized("queue depth", &value, 1, MAX)?,
+        'o' => read.offset = context.bytes("offset", &value)?,
+        's' => read.size = context.sized("buffer size", &value, 1, MAX)?,
+        'S' => read.step = Some(context.sized("step size", &value, 1, MAX)?),
+        'i' if !matches!(value.as_str(), "threads" | "native" | "io_uring") => {
+            return Err(context.failed(format_args!("Invalid aio option: {value}")));
+        }
+        'i' => read.aio = Some(value),
+        'n' => read.aio = Some("native".to_owned()),
+        'w' => read.write = true,
+        'P' => {
+            let pattern = context.sized("pattern byte", &value, 0, 255)?;
+            read.pattern = u8::try_from(pattern).unwrap_or_default();
+        }
+        'F' => read.flush_interval = context.sized("flush interval", &value, 0, MAX)?,
+        'D' => read.drain = false,
+        'N' => read.threads = threads::parse(context, &value)?,
+        _ => read.share = true,
+    }
+    Ok(())
+}
+
+/// The requests of a run, shared by all workers.
+struct Run {
+    backend: Backend,
+    image: u64,
+    offset: u64,
+    size: usize,
+    step: u64,
+    write: bool,
+    pattern: u8,
+    /// Flush before the requests whose index is a multiple of this, without waiting for those before.
+    flush_every: Option<u64>,
+    /// The next request, and where the batch under way ends.
+    next: AtomicU64,
+    end: AtomicU64,
+}
+
+impl Run {
+    fn take(&self) -> Option<u64> {
+        let end = self.end.load(Relaxed);
+        self.next.fetch_update(Relaxed, Relaxed, |next| (next < end).then_some(next + 1)).ok()
+    }
+
+    /// Requests go forward by steps and begin again at the end of the image.
+    fn place(&self, index: u64) -> u64 {
+        if index == 0 {
+            return self.offset;
+        }
+        let far = u128::from(self.offset) + u128::from(index) * u128::from(self.step);
+        let wrapped = far.checked_rem(u128::from(self.image)).unwrap_or_default();
+        u64::try_from(wrapped).unwrap_or_default()
+    }
+
+    async fn work(&self) -> Result<(), Error> {
+        let mut buf = Some(IoBufMut::filled(self.size, self.pattern));
+        let data = if self.write { buf.take().map(IoBufMut::freeze) } else { None };
+        while let Some(index) = self.take() {
+            if self.flush_every.is_some_and(|n| index > 0 && index.is_multiple_of(n)) {
+                self.backend.flush().await?;
+            }
+            let place = self.place(index);
+            match (&data, buf.take()) {
+                (Some(data), _) => {
+                    self.backend.write(place, data.clone(), WriteFlags::empty()).await?;
+                }
+                (None, Some(room)) => buf = Some(self.backend.read(place, room).await?),
+                (None, None) => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs `workers` at once on the current thread; the first failure ends the batch.
+async fn work_here(run: Arc<Run>, workers: usize) -> Result<(), Error> {
+    let tasks: Vec<_> = (0..workers)
+        .map(|_| {
+            let run = Arc::clone(&run);
+            oxblk_ring::spawn(async move {
+                let outcome = run.work().await;
+                if outcome.is_err() {
+                    run.end.store(0, Relaxed);
+                }
+                outcome
+            })
+        })
+        .collect();
+    let mut outcome = Ok(());
+    for task in tasks {
+        outcome = outcome.and(task.await);
+    }
+    outcome
+}
+
+async fn bench(
+    context: &Context,
+    arguments: &Arguments,
+    backend: &Backend,
+    helpers: &[IoThread],
+) -> Step {
+    let step = arguments.step.unwrap_or(arguments.size);
+    let kind = if arguments.write { "write" } else { "read" };
+    out(format_args!(
+        "Sending {} {kind} requests, {} bytes each, {} in parallel (starting at offset {}, step size {step})\n",
+        arguments.count, arguments.size, arguments.depth, arguments.offset
+    ));
+    if arguments.flush_interval != 0 {
+        out(format_args!("Sending flush every {} requests\n", arguments.flush_interval));
+    }
+    flush_out();
+    let interval = Some(arguments.flush_interval).filter(|interval| *interval != 0);
+    let run = Arc::new(Run {
+        backend: backend.clone(),
+        image: backend.size(),
+        offset: arguments.offset,
+        size: usize::try_from(arguments.size).unwrap_or(usize::MAX),
+        step,
+        write: arguments.write,
+        pattern: arguments.pattern,
+        flush_every: interval.filter(|_| !arguments.drain),
+        next: AtomicU64::new(0),
+        end: AtomicU64::new(0),
+    });
+    let begin = Instant::now();
+    let batch = interval.filter(|_| arguments.drain).unwrap_or(arguments.count);
+    let mut outcome = Ok(());
+    let mut end = 0;
+    while end < arguments.count && outcome.is_ok() {
+        if end > 0 {
+            outcome = backend.flush().await;
+        }
+        end = end.saturating_add(batch).min(arguments.count);
+        run.end.store(end, Relaxed);
+        outcome = outcome.and(run_batch(&run, arguments.depth, helpers).await);
+    }
+    outcome.map_err(|error| {
+        context.failed(format_args!("Failed request: {}", strerror(error.raw_errno())))
+    })?;
+    let took = begin.elapsed().as_secs_f64();
+    out(format_args!("Run completed in {took:.3} seconds.\n"));
+    Ok(())
+}
+
+/// Sends the requests of one batch from all threads.
+async fn run_batch(run: &Arc<Run>, depth: u64, helpers: &[IoThread]) -> Result<(), Error> {
+    let left = run.end.load(Relaxed).saturating_sub(run.next.load(Relaxed));
+    let depth = usize::try_from(depth.min(left)).unwrap_or(usize::MAX);
+    let threads = helpers.len().saturating_add(1).min(depth.max(1));
+    let (each, extra) = (depth / threads, depth % threads);
+    let mut remote = Vec::new();
+    for (index, helper) in helpers.iter().take(threads - 1).enumerate() {
+        let run = Arc::clone(run);
+        let workers = each + usize::from(index + 1 < extra);
+        remote.push(helper.spawn(move || work_here(run, workers)));
+    }
+    let mut outcome = work_here(Arc::clone(run), each + usize::from(extra > 0)).await;
+    for thread in remote {
+        let ended = thread.await;
+        outcome = outcome.and(ended.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Cancelled, "An I/O thread ended early"))
+        }));
+    }
+    outcome
+}

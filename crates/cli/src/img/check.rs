@@ -1,0 +1,234 @@
+//! `img check`.
+
+use std::sync::Mutex;
+
+use oxblk_core::check::{CheckReport, Fix};
+use oxblk_core::{Backend, Error};
+use serde_json::{Map, Value, json};
+
+use super::{Context, Exit, Step, graph, objects};
+use crate::cache::CacheMode;
+use crate::getopt::{Found, Opt, both, long};
+use crate::image::Image;
+use crate::program::{err, out};
+use crate::text::json;
+
+/// Exit codes, as scripts know them.
+const FAILED: u8 = 1;
+const CORRUPT: u8 = 2;
+const LEAKS: u8 = 3;
+const NO_CHECK: u8 = 63;
+
+const OPTIONS: &[Opt] = &[
+    both('h', "help", false),
+    both('q', "quiet", false),
+    both('f', "format", true),
+    long('I', "image-opts", false),
+    both('T', "cache", true),
+    both('U', "force-share", false),
+    long('J', "output", true),
+    both('r', "repair", true),
+    long('O', "object", true),
+];
+
+struct Arguments {
+    quiet: bool,
+    format: Option<String>,
+    image_options: bool,
+    cache: CacheMode,
+    share: bool,
+    json: bool,
+    fix: Fix,
+    filename: String,
+}
+
+/// Runs the command.
+pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
+    let arguments = read(context, arguments)?;
+    context.block_on(async {
+        let mut image = Image::read_only(&arguments.filename)
+            .format(arguments.format.as_deref())
+            .options_if(arguments.image_options)
+            .cache(arguments.cache)
+            .share_if(arguments.share);
+        image.flags.read_only = arguments.fix == Fix::Nothing;
+        image.flags.check = true;
+        let backend = image.open_or_say(&context.program, &graph()).await?;
+        let outcome = check(context, &arguments, &backend).await;
+        let closed = backend.close().await;
+        let code = outcome?;
+        closed.map_err(|error| context.error(&error))?;
+        if code == 0 { Ok(()) } else { Err(Exit(code)) }
+    })
+}
+
+fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
+    let mut parser = context.parser(arguments, OPTIONS);
+    let mut cache = "writeback".to_owned();
+    let mut read = Arguments {
+        quiet: false,
+        format: None,
+        image_options: false,
+        cache: CacheMode::WRITEBACK,
+        share: false,
+        json: false,
+        fix: Fix::Nothing,
+        filename: String::new(),
+    };
+    while let Some(Found { id, value }) = context.next(&mut parser)? {
+        match id {
+            'q' => read.quiet = true,
+            'f' => read.format = Some(value),
+            'I' => read.image_options = true,
+            'T' => cache = value,
+            'U' => read.share = true,
+            'J' => read.json = context.wants_json(&value)?,
+            'r' => read.fix = fix(context, &value)?,
+            _ => objects::check(&value).map_err(|text| context.failed(text))?,
+        }
+    }
+    let operands = parser.operands();
+    let [filename] = operands.as_slice() else {
+        return Err(context.misused("Expecting one image file name"));
+    };
+    if read.image_options && read.format.is_some() {
+        return Err(context.failed("--image-opts and --format are mutually exclusive"));
+    }
+    read.cache = CacheMode::parse(&cache)
+        .ok_or_else(|| context.failed(format_args!("Invalid source cache option: {cache}")))?;
+    read.filename.clone_from(filename);
+    Ok(read)
+}
+
+fn fix(context: &Context, text: &str) -> Step<Fix> {
+    match text {
+        "leaks" => Ok(Fix::Leaks),
+        "all" => Ok(Fix::All),
+        other => {
+            Err(context
+                .misused(format_args!("--repair (-r) expects 'leaks' or 'all' not '{other}'")))
+        }
+    }
+}
+
+/// Checks, repairs if asked, tells, and gives the exit code.
+async fn check(context: &Context, arguments: &Arguments, backend: &Backend) -> Step<u8> {
+    let node = backend.node().map_err(|error| context.error(&error))?;
+    let Some(checker) = node.driver().check() else {
+        context.program.error("This image format does not support checks");
+        return Err(Exit(NO_CHECK));
+    };
+    let said = Mutex::new(());
+    let say = |line: &str| {
+        let _one_at_a_time = said.lock();
+        err(format_args!("{line}\n"));
+    };
+    let failed = |error: Error| context.failed(format_args!("Check failed: {error}"));
+    let mut report = checker.check(arguments.fix, &say).await.map_err(failed)?;
+    let fixed = (report.leaks_fixed, report.corruptions_fixed);
+    if fixed != (0, 0) {
+        if !arguments.json && !arguments.quiet {
+            out(format_args!(
+                "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    {} corruptions\n\nDouble checking the fixed image now...\n",
+                fixed.0, fixed.1
+            ));
+        }
+        report = checker.check(Fix::Nothing, &say).await.map_err(failed)?;
+        (report.leaks_fixed, report.corruptions_fixed) = fixed;
+    }
+    if arguments.json {
+        let value = to_json(&report, &arguments.filename, node.factory().name());
+        out(format_args!("{}\n", json::pretty(&value)));
+    } else if !arguments.quiet {
+        out(format_args!("{}", human(&report)));
+    }
+    Ok(match report {
+        CheckReport { check_errors: 1.., .. } => FAILED,
+        CheckReport { corruptions: 1.., .. } => CORRUPT,
+        CheckReport { leaks: 1.., .. } => LEAKS,
+        _ => 0,
+    })
+}
+
+fn human(report: &CheckReport) -> String {
+    let mut text = String::new();
+    if report.corruptions == 0 && report.leaks == 0 && report.check_errors == 0 {
+        text.push_str("No errors were found on the image.\n");
+    }
+    if report.corruptions != 0 {
+        text.push_str(&format!(
+            "\n{} errors were found on the image.\nData may be corrupted, or further writes to the image may corrupt it.\n",
+            report.corruptions
+        ));
+    }
+    if report.leaks != 0 {
+        text.push_str(&format!(
+            "\n{} leaked clusters were found on the image.\nThis means waste of disk space, but no harm to data.\n",
+            report.leaks
+        ));
+    }
+    if report.check_errors != 0 {
+        text.push_str(&format!(
+            "\n{} internal errors have occurred during the check.\n",
+            report.check_errors
+        ));
+    }
+    if report.total_clusters != 0 && report.allocated_clusters != 0 {
+        text.push_str(&format!(
+            "{}/{} = {:.2}% allocated, {:.2}% fragmented, {:.2}% compressed clusters\n",
+            report.allocated_clusters,
+            report.total_clusters,
+            percent(report.allocated_clusters, report.total_clusters),
+            percent(report.fragmented_clusters, report.allocated_clusters),
+            percent(report.compressed_clusters, report.allocated_clusters),
+        ));
+    }
+    if report.image_end_offset != 0 {
+        text.push_str(&format!("Image end offset: {}\n", report.image_end_offset));
+    }
+    text
+}
+
+#[expect(clippy::cast_precision_loss, reason = "two decimals are printed")]
+fn percent(part: u64, whole: u64) -> f64 {
+    part as f64 * 100.0 / whole as f64
+}
+
+/// QAPI's `ImageCheck`: what is zero is left out, but for the errors of the check itself.
+fn to_json(report: &CheckReport, filename: &str, format: &str) -> Value {
+    let numbers = [
+        ("image-end-offset", report.image_end_offset),
+        ("corruptions", report.corruptions),
+        ("leaks", report.leaks),
+        ("corruptions-fixed", report.corruptions_fixed),
+        ("leaks-fixed", report.leaks_fixed),
+        ("total-clusters", report.total_clusters),
+        ("allocated-clusters", report.allocated_clusters),
+        ("fragmented-clusters", report.fragmented_clusters),
+        ("compressed-clusters", report.compressed_clusters),
+    ];
+    let told = numbers.into_iter().filter(|(_, number)| *number != 0);
+    let mut map: Map<_, _> = told.map(|(key, number)| (key.to_owned(), json!(number))).collect();
+    map.insert("filename".to_owned(), json!(filename));
+    map.insert("format".to_owned(), json!(format));
+    map.insert("check-errors".to_owned(), json!(report.check_errors));
+    Value::Object(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_tells_corruptions_leaks_and_how_full_the_image_is() {
+        let report = CheckReport {
+            leaks: 1,
+            image_end_offset: 393_216,
+            total_clusters: 16,
+            allocated_clusters: 1,
+            ..CheckReport::default()
+        };
+        let expected = "\n1 leaked clusters were found on the image.\nThis means waste of disk space, but no harm to data.\n1/16 = 6.25% allocated, 0.00% fragmented, 0.00% compressed clusters\nImage end offset: 393216\n";
+        assert_eq!(human(&report), expected);
+    }
+}

@@ -1,0 +1,238 @@
+//! `img compare`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use oxblk::compare::{Compare, CompareError, CompareStage, Difference, compare};
+use oxblk_core::{Backend, strerror};
+use oxblk_ring::IoThread;
+
+use super::{Context, Exit, Step, graph, objects, threads};
+use crate::cache::CacheMode;
+use crate::getopt::{Found, Opt, both, long};
+use crate::image::Image;
+use crate::program::out;
+use crate::text::progress::{Progress, stop_flag};
+
+/// Exit codes, as scripts know them.
+const DIFFERENT: u8 = 1;
+const CANNOT_OPEN: u8 = 2;
+const NO_STATUS: u8 = 3;
+const NO_READ: u8 = 4;
+const INTERRUPTED: u8 = 130;
+
+const OPTIONS: &[Opt] = &[
+    both('h', "help", false),
+    both('q', "quiet", false),
+    both('p', "progress", false),
+    both('f', "a-format", true),
+    both('F', "b-format", true),
+    long('I', "image-opts", false),
+    both('s', "strict", false),
+    both('T', "cache", true),
+    both('U', "force-share", false),
+    long('O', "object", true),
+    long('N', "threads", true),
+];
+
+struct Arguments {
+    quiet: bool,
+    progress: bool,
+    formats: [Option<String>; 2],
+    image_options: bool,
+    strict: bool,
+    cache: CacheMode,
+    share: bool,
+    threads: usize,
+    filenames: [String; 2],
+}
+
+/// Runs the command.
+pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
+    let arguments = read(context, arguments)?;
+    let helpers = threads::helpers(context, arguments.threads)?;
+    let progress = Progress::start(arguments.progress && !arguments.quiet);
+    let outcome = oxblk_ring::block_on(compare_images(context, &arguments, &helpers, &progress));
+    progress.end();
+    outcome
+}
+
+fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
+    let mut parser = context.parser(arguments, OPTIONS);
+    let mut cache = "writeback".to_owned();
+    let mut read = Arguments {
+        quiet: false,
+        progress: false,
+        formats: [None, None],
+        image_options: false,
+        strict: false,
+        cache: CacheMode::WRITEBACK,
+        share: false,
+        threads: threads::default(),
+        filenames: [String::new(), String::new()],
+    };
+    let [first, second] = &mut read.formats;
+    while let Some(Found { id, value }) = context.next(&mut parser)? {
+        match id {
+            'q' => read.quiet = true,
+            'p' => read.progress = true,
+            'f' => *first = Some(value),
+            'F' => *second = Some(value),
+            'I' => read.image_options = true,
+            's' => read.strict = true,
+            'T' => cache = value,
+            'U' => read.share = true,
+            'N' => read.threads = threads::parse(context, &value)?,
+            _ => objects::check(&value).map_err(|text| failed(context, text, CANNOT_OPEN))?,
+        }
+    }
+    read.filenames = parser
+        .operands()
+        .try_into()
+        .map_err(|_| context.misused("Expecting two image file names"))?;
+    if read.image_options && read.formats.iter().any(Option::is_some) {
+        let message = "--image-opts and --format are mutually exclusive";
+        return Err(failed(context, message, CANNOT_OPEN));
+    }
+    read.cache = CacheMode::parse(&cache).ok_or_else(|| {
+        failed(context, format_args!("Invalid source cache option: {cache}"), CANNOT_OPEN)
+    })?;
+    Ok(read)
+}
+
+fn failed(context: &Context, message: impl std::fmt::Display, code: u8) -> Exit {
+    context.program.error(message);
+    Exit(code)
+}
+
+async fn compare_images(
+    context: &Context,
+    arguments: &Arguments,
+    helpers: &[IoThread],
+    progress: &Arc<Progress>,
+) -> Step {
+    let graph = graph();
+    let mut disks = Vec::new();
+    let mut outcome = Ok(());
+    for (name, format) in arguments.filenames.iter().zip(&arguments.formats) {
+        let image = Image::read_only(name)
+            .format(format.as_deref())
+            .options_if(arguments.image_options)
+            .cache(arguments.cache)
+            .share_if(arguments.share);
+        match image.open_or_say(&context.program, &graph).await {
+            Ok(disk) => disks.push(disk),
+            Err(_) => {
+                outcome = Err(Exit(CANNOT_OPEN));
+                break;
+            }
+        }
+    }
+    if let [first, second] = disks.as_slice() {
+        let run =
+            Run { context, arguments, helpers, progress: Arc::clone(progress), stop: stop_flag() };
+        outcome = run.compare(first, second).await;
+    }
+    for disk in disks {
+        // Nothing was written: a failure to close changes nothing.
+        drop(disk.close().await);
+    }
+    outcome
+}
+
+struct Run<'a> {
+    context: &'a Context,
+    arguments: &'a Arguments,
+    helpers: &'a [IoThread],
+    progress: Arc<Progress>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Run<'_> {
+    async fn compare(&self, first: &Backend, second: &Backend) -> Step {
+        let sizes = [first.size(), second.size()];
+        let [common, total] = [sizes[0].min(sizes[1]), sizes[0].max(sizes[1])];
+        if self.arguments.strict && common != total {
+            self.say(format_args!("Strict mode: Image size mismatch!"));
+            return Err(Exit(DIFFERENT));
+        }
+        let counted = Arc::new(AtomicU64::new(0));
+        let count = self.counter(&counted, total);
+        let disks = (first.clone(), Some(second.clone()));
+        self.part(disks, 0..common, Arc::clone(&count)).await?;
+        if common != total {
+            self.say(format_args!("Warning: Image size mismatch!"));
+            let longer = if sizes[0] > sizes[1] { first } else { second };
+            self.part((longer.clone(), None), common..total, count).await?;
+        }
+        self.say(format_args!("Images are identical."));
+        Ok(())
+    }
+
+    fn say(&self, message: std::fmt::Arguments<'_>) {
+        if !self.arguments.quiet {
+            out(format_args!("{message}\n"));
+        }
+    }
+
+    fn counter(&self, counted: &Arc<AtomicU64>, total: u64) -> Arc<dyn Fn(u64) + Send + Sync> {
+        let (counted, progress) = (Arc::clone(counted), Arc::clone(&self.progress));
+        Arc::new(move |bytes| {
+            let done = counted.fetch_add(bytes, Relaxed).saturating_add(bytes);
+            progress.set(done, total);
+        })
+    }
+
+    /// Compares a part, or looks for data in one disk alone.
+    async fn part(
+        &self,
+        disks: (Backend, Option<Backend>),
+        range: std::ops::Range<u64>,
+        progress: Arc<dyn Fn(u64) + Send + Sync>,
+    ) -> Step {
+        let job = Compare {
+            disks,
+            from: range.start,
+            to: range.end,
+            strict: self.arguments.strict,
+            parallel: 8,
+            progress,
+            stop: Arc::clone(&self.stop),
+        };
+        match compare(job, self.helpers).await {
+            Ok(None) => Ok(()),
+            Ok(Some(Difference::Content(offset))) => {
+                self.say(format_args!("Content mismatch at offset {offset}!"));
+                Err(Exit(DIFFERENT))
+            }
+            Ok(Some(Difference::Status(offset))) => {
+                self.say(format_args!("Strict mode: Offset {offset} block status mismatch!"));
+                Err(Exit(DIFFERENT))
+            }
+            Err(failure) => Err(self.failure(&failure)),
+        }
+    }
+
+    fn failure(&self, failure: &CompareError) -> Exit {
+        let CompareError { stage, disk, offset, error } = failure;
+        let name = self.arguments.filenames.get(*disk).map_or("", String::as_str);
+        let say = |message: std::fmt::Arguments<'_>| self.context.program.error(message);
+        match stage {
+            CompareStage::Status => {
+                say(format_args!("Sector allocation test failed for {name}"));
+                Exit(NO_STATUS)
+            }
+            CompareStage::Reading => {
+                say(format_args!(
+                    "Error while reading offset {offset} of {name}: {}",
+                    strerror(error.raw_errno())
+                ));
+                Exit(NO_READ)
+            }
+            CompareStage::Stopped => {
+                say(format_args!("Interrupted"));
+                Exit(INTERRUPTED)
+            }
+        }
+    }
+}

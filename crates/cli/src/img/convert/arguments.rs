@@ -1,0 +1,228 @@
+//! The command line of `img convert`.
+
+use super::super::create_options::append;
+use super::super::{Context, Step, objects, threads};
+use crate::cache::CacheMode;
+use crate::getopt::{Found, Opt, both, long};
+use crate::text::number::MAX_OFFSET;
+
+/// Most requests in flight that `-m` can ask for.
+const MAX_PARALLEL: u64 = 16;
+/// Largest `-S`, in bytes.
+const MAX_SPARSE: u64 = 16 << 20;
+
+const OPTIONS: &[Opt] = &[
+    both('h', "help", false),
+    both('q', "quiet", false),
+    both('p', "progress", false),
+    both('f', "source-format", true),
+    long('1', "source-image-opts", false),
+    long('1', "image-opts", false),
+    both('l', "source-snapshot", true),
+    both('T', "source-cache", true),
+    both('O', "target-format", true),
+    long('2', "target-image-opts", false),
+    both('o', "target-options", true),
+    both('c', "compress", false),
+    both('t', "target-cache", true),
+    both('B', "backing", true),
+    both('F', "backing-format", true),
+    both('n', "no-create", false),
+    long('3', "target-is-zero", false),
+    both('S', "sparse-size", true),
+    long('4', "bitmaps", false),
+    long('5', "skip-broken-bitmaps", false),
+    both('U', "force-share", false),
+    both('r', "rate", true),
+    both('m', "parallel", true),
+    both('C', "copy-range-offloading", false),
+    long('6', "salvage", false),
+    both('W', "oob-writes", false),
+    long('7', "object", true),
+    long('8', "threads", true),
+];
+
+/// What was asked for.
+#[derive(Debug)]
+pub(super) struct Arguments {
+    pub(super) quiet: bool,
+    pub(super) progress: bool,
+    pub(super) sources: Vec<String>,
+    pub(super) source_format: Option<String>,
+    pub(super) source_options: bool,
+    pub(super) source_cache: CacheMode,
+    pub(super) target: String,
+    pub(super) target_format: String,
+    pub(super) target_options: bool,
+    pub(super) target_cache: CacheMode,
+    pub(super) options: Option<String>,
+    pub(super) compress: bool,
+    pub(super) backing: Option<String>,
+    pub(super) backing_format: Option<String>,
+    pub(super) create: bool,
+    pub(super) target_is_zero: bool,
+    /// Bytes; 0 for a target without holes.
+    pub(super) sparse: u64,
+    pub(super) share: bool,
+    pub(super) rate: Option<u64>,
+    pub(super) parallel: usize,
+    pub(super) offload: bool,
+    pub(super) salvage: bool,
+    pub(super) threads: usize,
+}
+
+/// What only matters while reading.
+#[derive(Default)]
+struct Raw {
+    source_cache: Option<String>,
+    target_cache: Option<String>,
+    target_format: Option<String>,
+    sparse_set: bool,
+    snapshot: bool,
+    bitmaps: bool,
+    skip_broken: bool,
+}
+
+/// Reads and checks the command line.
+pub(super) fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
+    let mut parser = context.parser(words, OPTIONS);
+    let mut raw = Raw::default();
+    let mut read = Arguments {
+        quiet: false,
+        progress: false,
+        sources: Vec::new(),
+        source_format: None,
+        source_options: false,
+        source_cache: CacheMode::WRITEBACK,
+        target: String::new(),
+        target_format: "raw".to_owned(),
+        target_options: false,
+        target_cache: CacheMode::UNSAFE,
+        options: None,
+        compress: false,
+        backing: None,
+        backing_format: None,
+        create: true,
+        target_is_zero: false,
+        sparse: 4096,
+        share: false,
+        rate: None,
+        parallel: 8,
+        offload: false,
+        salvage: false,
+        threads: threads::default(),
+    };
+    while let Some(Found { id, value }) = context.next(&mut parser)? {
+        set(context, &mut read, &mut raw, id, value)?;
+    }
+    read.sources = parser.operands();
+    check(context, &mut read, raw)?;
+    Ok(read)
+}
+
+fn set(context: &Context, read: &mut Arguments, raw: &mut Raw, id: char, value: String) -> Step {
+    match id {
+        'q' => read.quiet = true,
+        'p' => read.progress = true,
+        'f' => read.source_format = Some(value),
+        '1' => read.source_options = true,
+        'l' => raw.snapshot = true,
+        'T' => raw.source_cache = Some(value),
+        'O' => raw.target_format = Some(value),
+        '2' => read.target_options = true,
+        'o' => append(&mut read.options, &value).map_err(|text| context.failed(text))?,
+        'c' => read.compress = true,
+        't' => raw.target_cache = Some(value),
+        'B' => read.backing = Some(value),
+        'F' => read.backing_format = Some(value),
+        'n' => read.create = false,
+        '3' => read.target_is_zero = true,
+        'S' => {
+            read.sparse = sparse(context, &value)?;
+            raw.sparse_set = true;
+        }
+        '4' => raw.bitmaps = true,
+        '5' => raw.skip_broken = true,
+        'U' => read.share = true,
+        'r' => read.rate = Some(context.sized("rate limit", &value, 0, MAX_OFFSET)?),
+        'm' => {
+            let parallel = context.sized("number of coroutines", &value, 1, MAX_PARALLEL)?;
+            read.parallel = usize::try_from(parallel).unwrap_or(1);
+        }
+        'C' => read.offload = true,
+        '6' => read.salvage = true,
+        '7' => objects::check(&value).map_err(|text| context.failed(text))?,
+        '8' => read.threads = threads::parse(context, &value)?,
+        // -W: writes are out of order in any case.
+        _ => {}
+    }
+    Ok(())
+}
+
+fn sparse(context: &Context, text: &str) -> Step<u64> {
+    let bytes = context.bytes("buffer size for sparse output", text)?;
+    if bytes % 512 != 0 || bytes > MAX_SPARSE {
+        return Err(context.failed(format_args!(
+            "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to {MAX_SPARSE}. Select 0 to disable sparse detection (fully allocates output)."
+        )));
+    }
+    Ok(bytes)
+}
+
+/// What excludes what, in the order in which QEMU complains.
+fn check(context: &Context, read: &mut Arguments, raw: Raw) -> Step {
+    let clash = |message: &str| Err(context.failed(message));
+    if raw.skip_broken && !raw.bitmaps {
+        return clash("Use of --skip-broken-bitmaps requires --bitmaps");
+    }
+    let both_formats = read.source_options && read.source_format.is_some()
+        || read.target_options && raw.target_format.is_some();
+    if both_formats {
+        return clash("--image-opts and --format are mutually exclusive");
+    }
+    if read.offload && read.compress {
+        return clash("Cannot enable copy offloading when -c is used");
+    }
+    if read.offload && raw.sparse_set {
+        return clash("Cannot enable copy offloading when -S is used");
+    }
+    if read.salvage && read.offload {
+        return clash("Cannot use copy offloading in salvaging mode");
+    }
+    if read.target_options && read.create {
+        return clash("--target-image-opts requires use of -n flag");
+    }
+    if read.options.is_some() && !read.create {
+        return clash("-o has no effect when skipping image creation");
+    }
+    if read.target_is_zero && read.create {
+        return clash("--target-is-zero requires use of -n flag");
+    }
+    take_modes(context, read, &raw)?;
+    let asks_for_help =
+        read.options.as_deref().is_some_and(super::super::create_options::asks_for_help);
+    match read.sources.pop() {
+        Some(target) if asks_for_help || !read.sources.is_empty() => read.target = target,
+        _ if asks_for_help => {}
+        _ => return clash("Must specify image file name"),
+    }
+    read.target_format = raw.target_format.unwrap_or_else(|| "raw".to_owned());
+    if raw.snapshot {
+        return clash("Snapshots are not available yet");
+    }
+    if raw.bitmaps {
+        return clash("Copying bitmaps is not available yet");
+    }
+    Ok(())
+}
+
+fn take_modes(context: &Context, read: &mut Arguments, raw: &Raw) -> Step {
+    let parse = |name: &Option<String>, default, what| match name {
+        None => Ok(default),
+        Some(name) => CacheMode::parse(name)
+            .ok_or_else(|| context.failed(format_args!("Invalid {what} option: {name}"))),
+    };
+    read.source_cache = parse(&raw.source_cache, CacheMode::WRITEBACK, "source cache")?;
+    read.target_cache = parse(&raw.target_cache, CacheMode::UNSAFE, "cache")?;
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! `img convert`: options here, the target in [`target`], and the copy itself in [`oxblk::copy`].
+
+mod arguments;
+mod target;
+
+use std::sync::Arc;
+
+use oxblk::copy::{Copy, CopyError, CopyOptions, Observer, Stage};
+use oxblk_core::{Backend, Error, Graph};
+use oxblk_ring::IoThread;
+
+use super::create::print_options;
+use super::create_options::asks_for_help;
+use super::{Context, Exit, Step, graph, threads};
+use crate::image::Image;
+use crate::program::Program;
+use crate::text::progress::{Progress, stop_flag};
+use arguments::Arguments;
+
+/// Exit code after Ctrl-C.
+const INTERRUPTED: u8 = 130;
+
+/// Runs the command.
+pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
+    let arguments = arguments::read(context, words)?;
+    let graph = graph();
+    if arguments.options.as_deref().is_some_and(asks_for_help) {
+        return print_options(context, &graph, &arguments.target_format, Some(&arguments.target));
+    }
+    let helpers = threads::helpers(context, arguments.threads)?;
+    let progress = Progress::start(arguments.progress && !arguments.quiet);
+    let outcome = context.block_on(convert(context, &arguments, &graph, &helpers, &progress));
+    if outcome.is_ok() {
+        progress.complete();
+    }
+    progress.end();
+    outcome
+}
+
+async fn convert(
+    context: &Context,
+    arguments: &Arguments,
+    graph: &Graph,
+    helpers: &[IoThread],
+    progress: &Arc<Progress>,
+) -> Step {
+    let mut sources = Vec::new();
+    let mut outcome = Ok(());
+    for name in &arguments.sources {
+        let image = Image::read_only(name)
+            .format(arguments.source_format.as_deref())
+            .options_if(arguments.source_options)
+            .cache(arguments.source_cache)
+            .share_if(arguments.share)
+            .unchanging();
+        match image.open_or_say(&context.program, graph).await {
+            Ok(source) => sources.push(source),
+            Err(unopened) => {
+                outcome = Err(unopened.into());
+                break;
+            }
+        }
+    }
+    if outcome.is_ok() {
+        let job = Job { context, arguments, graph, helpers, progress };
+        outcome = job.run(&sources).await;
+    }
+    for source in sources {
+        // Nothing was written there: a failure to close changes nothing.
+        drop(source.close().await);
+    }
+    outcome
+}
+
+struct Job<'a> {
+    context: &'a Context,
+    arguments: &'a Arguments,
+    graph: &'a Graph,
+    helpers: &'a [IoThread],
+    progress: &'a Arc<Progress>,
+}
+
+impl Job<'_> {
+    async fn run(&self, sources: &[Backend]) -> Step {
+        let target = target::prepare(self.context, self.arguments, self.graph, sources).await?;
+        let copied = self.copy(sources, &target).await;
+        let closed = target.backend.close().await;
+        copied?;
+        closed.map_err(|error| self.context.error(&error))
+    }
+
+    async fn copy(&self, sources: &[Backend], target: &target::Target) -> Step {
+        let Arguments { compress, sparse, salvage, offload, rate, .. } = *self.arguments;
+        let mut target_is_zero = target.is_zero;
+        if !target_is_zero && target.backing.is_none() {
+            target_is_zero = target::try_to_zero(&target.backend, target.used).await;
+        }
+        let options = CopyOptions {
+            parallel: self.arguments.parallel,
+            sparse,
+            compress,
+            target_is_zero,
+            backing: target.backing,
+            offload,
+            salvage,
+            rate,
+            ..CopyOptions::default()
+        };
+        let observer = Arc::new(Told {
+            program: self.context.program.clone(),
+            quiet: self.arguments.quiet,
+            progress: Arc::clone(self.progress),
+        });
+        let copy = Copy {
+            sources: sources.to_vec(),
+            range: None,
+            target: target.backend.clone(),
+            options,
+            observer,
+            stop: stop_flag(),
+        };
+        oxblk::copy::run(copy, self.helpers).await.map_err(|failure| self.failed(&failure))
+    }
+
+    fn failed(&self, failure: &CopyError) -> Exit {
+        self.context.program.error(failure);
+        if failure.stage == Stage::Stopped { Exit(INTERRUPTED) } else { Exit(1) }
+    }
+}
+
+/// Passes on what a copy tells.
+struct Told {
+    program: Program,
+    quiet: bool,
+    progress: Arc<Progress>,
+}
+
+impl Observer for Told {
+    fn progress(&self, done: u64, total: u64) {
+        self.progress.set(done, total);
+    }
+
+    fn salvaged(&self, offset: u64, error: &Error) {
+        if !self.quiet {
+            self.program.warn(format_args!("error while reading offset {offset}: {error}"));
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! The target of `img convert`: made or opened, and what is known of it before the copy.
+
+use oxblk_core::{Backend, ChildIdx, DriverFactory, Error, Graph, Options, ZeroFlags, relative_to};
+
+use super::super::create_options::CreateOptions;
+use super::super::{Context, Exit, Step};
+use super::arguments::Arguments;
+use crate::image::Image;
+
+/// Sectors are the unit of a target's size.
+const SECTOR: u64 = 512;
+
+/// The target, open.
+pub(super) struct Target {
+    pub(super) backend: Backend,
+    /// It reads as zeroes.
+    pub(super) is_zero: bool,
+    /// It has a backing file of this many bytes that the copy relies on.
+    pub(super) backing: Option<u64>,
+    /// How many bytes of it are copied to.
+    pub(super) used: u64,
+}
+
+/// Makes the target, unless it is there already, and opens it.
+pub(super) async fn prepare(
+    context: &Context,
+    arguments: &Arguments,
+    graph: &Graph,
+    sources: &[Backend],
+) -> Step<Target> {
+    let size = sources.iter().fold(0_u64, |sum, source| {
+        let size = source.size();
+        sum.saturating_add(size.checked_next_multiple_of(SECTOR).unwrap_or(size))
+    });
+    let has_backing = if arguments.create {
+        create(context, arguments, graph, sources, size).await?
+    } else {
+        let (file, format) = (arguments.backing.as_deref(), arguments.backing_format.as_deref());
+        check_backing(context, arguments, sources, file, format)?;
+        file.is_some()
+    };
+    let backend = open(context, arguments, graph).await?;
+    match describe(context, arguments, &backend, size, has_backing) {
+        Ok((is_zero, backing)) => Ok(Target { backend, is_zero, backing, used: size }),
+        Err(exit) => {
+            drop(backend.close().await);
+            Err(exit)
+        }
+    }
+}
+
+fn check_backing(
+    context: &Context,
+    arguments: &Arguments,
+    sources: &[Backend],
+    file: Option<&str>,
+    format: Option<&str>,
+) -> Step {
+    let Some(file) = file else { return Ok(()) };
+    if sources.len() > 1 {
+        return Err(context.failed("Having a backing file for the target makes no sense when concatenating multiple input images"));
+    }
+    if format.is_none() {
+        return Err(context.failed("Use of backing file requires explicit backing format"));
+    }
+    if arguments.target_is_zero {
+        context
+            .program
+            .error("Cannot use --target-is-zero when the destination image has a backing file");
+        return Err(Exit(0));
+    }
+    if arguments.create && relative_to(&arguments.target, file) == arguments.target {
+        return Err(context.failed(
+            "Error: Trying to create an image with the same filename as the backing file",
+        ));
+    }
+    Ok(())
+}
+
+/// Makes the target and tells whether it has a backing file.
+async fn create(
+    context: &Context,
+    arguments: &Arguments,
+    graph: &Graph,
+    sources: &[Backend],
+    size: u64,
+) -> Step<bool> {
+    let format = &arguments.target_format;
+    let driver = graph
+        .driver(format)
+        .map_err(|_| context.failed(format_args!("Unknown file format '{format}'")))?;
+    let protocol = graph.protocol_for(&arguments.target).map_err(|e| context.error(&e))?.0;
+    let mut options =
+        CreateOptions::new(driver, Some(protocol)).map_err(|error| context.error(&error))?;
+    if let Some(list) = &arguments.options {
+        options.parse(list).map_err(|error| context.error(&error))?;
+    }
+    if options.number("size").is_none() {
+        options.set_size(size);
+    }
+    set_backing(context, arguments, &mut options, driver)?;
+    let backing = options.text("backing_file").map(str::to_owned);
+    let backing_format = options.text("backing_fmt");
+    check_backing(context, arguments, sources, backing.as_deref(), backing_format)?;
+    if arguments.compress {
+        // A format that compresses lets the kind of compression be chosen.
+        if !options.knows("compression_type") {
+            return Err(context.failed("Compression not supported for this file format"));
+        }
+        if options.text("preallocation").is_some_and(|mode| mode != "off") {
+            let message = "Compression and preallocation not supported at the same time";
+            return Err(context.failed(message));
+        }
+    }
+    let made = graph.create_image(&arguments.target, format, &options.to_options()).await;
+    made.map_err(|error| {
+        let target = &arguments.target;
+        context
+            .program
+            .report_in(format_args!("{target}: error while converting {format}: "), &error);
+        Exit(1)
+    })?;
+    Ok(backing.is_some())
+}
+
+fn set_backing(
+    context: &Context,
+    arguments: &Arguments,
+    options: &mut CreateOptions,
+    driver: &dyn DriverFactory,
+) -> Step {
+    let given = [
+        ("backing_file", &arguments.backing, "file"),
+        ("backing_fmt", &arguments.backing_format, "format"),
+    ];
+    for (name, value, what) in given {
+        let Some(value) = value else { continue };
+        if !options.knows(name) {
+            return Err(context.failed(format_args!(
+                "Backing {what} not supported for file format '{}'",
+                driver.name()
+            )));
+        }
+        options.set(name, value);
+    }
+    Ok(())
+}
+
+async fn open(context: &Context, arguments: &Arguments, graph: &Graph) -> Step<Backend> {
+    let mut image = Image { options: Options::new(), ..Image::writable(&arguments.target) }
+        .cache(arguments.target_cache);
+    image.flags.unmap = true;
+    image = if arguments.target_options {
+        image.options_if(true)
+    } else {
+        image.format(Some(&arguments.target_format))
+    };
+    Ok(image.open_or_say(&context.program, graph).await?)
+}
+
+/// Whether the target reads as zeroes, and the size of its backing file if it has one that counts.
+fn describe(
+    context: &Context,
+    arguments: &Arguments,
+    backend: &Backend,
+    size: u64,
+    has_backing: bool,
+) -> Step<(bool, Option<u64>)> {
+    let node = backend.node().map_err(|error| context.error(&error))?;
+    if arguments.compress && node.driver().compress().is_none() {
+        return Err(context.failed("Compression not supported for this file format"));
+    }
+    if backend.size() < size && !(arguments.create && arguments.options.is_some()) {
+        return Err(context.failed("output file is smaller than input file"));
+    }
+    let below = node.child(ChildIdx::BACKING);
+    let backing = match (has_backing, below) {
+        (true, Some(below)) => Some(below.size()),
+        (true, None) => Some(0),
+        (false, _) => None,
+    };
+    let fresh = arguments.create && node.limits().has_zero_init;
+    let is_zero = backing.is_none() && (arguments.target_is_zero || fresh);
+    Ok((is_zero, backing))
+}
+
+/// Makes the first `len` bytes of the target read as zeroes if that costs nothing; tells whether it did.
+pub(super) async fn try_to_zero(target: &Backend, len: u64) -> bool {
+    let flags = ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK;
+    let zeroed: Result<(), Error> = target.write_zeroes(0, len, flags).await;
+    zeroed.is_ok()
+}

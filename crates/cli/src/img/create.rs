@@ -1,0 +1,223 @@
+//! `img create`.
+
+use oxblk_core::{Error, ErrorKind, Graph, Options};
+
+use super::create_options::{CreateOptions, append, asks_for_help};
+use super::{Context, Step, graph, objects};
+use crate::getopt::{Found, Opt, both, long};
+use crate::image::Image;
+use crate::program::out;
+
+const OPTIONS: &[Opt] = &[
+    both('h', "help", false),
+    both('q', "quiet", false),
+    both('f', "format", true),
+    both('o', "options", true),
+    both('b', "backing", true),
+    both('F', "backing-format", true),
+    both('u', "backing-unsafe", false),
+    long('O', "object", true),
+];
+
+#[derive(Default)]
+struct Arguments {
+    quiet: bool,
+    format: Option<String>,
+    options: Option<String>,
+    backing: Option<String>,
+    backing_format: Option<String>,
+    backing_unsafe: bool,
+    filename: Option<String>,
+    size: Option<u64>,
+}
+
+/// Runs the command.
+pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
+    let arguments = read(context, arguments)?;
+    let graph = graph();
+    if arguments.options.as_deref().is_some_and(asks_for_help) {
+        let format = arguments.format.as_deref().unwrap_or("raw");
+        return print_options(context, &graph, format, arguments.filename.as_deref());
+    }
+    context.block_on(async {
+        let name = arguments.filename.as_deref().unwrap_or_default();
+        create(&graph, &arguments, name).await.map_err(|error| {
+            context.program.report_in(format_args!("{name}: "), &error);
+            super::Exit(1)
+        })
+    })
+}
+
+fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
+    let mut parser = context.parser(arguments, OPTIONS);
+    let mut read = Arguments::default();
+    while let Some(Found { id, value }) = context.next(&mut parser)? {
+        match id {
+            'q' => read.quiet = true,
+            'f' => read.format = Some(value),
+            'o' => append(&mut read.options, &value).map_err(|text| context.failed(text))?,
+            'b' => read.backing = Some(value),
+            'F' => read.backing_format = Some(value),
+            'u' => read.backing_unsafe = true,
+            _ => objects::check(&value).map_err(|text| context.failed(text))?,
+        }
+    }
+    let mut operands = parser.operands().into_iter();
+    read.filename = operands.next();
+    if read.filename.is_none() && !read.options.as_deref().is_some_and(asks_for_help) {
+        return Err(context.misused("Expecting image file name"));
+    }
+    if let Some(size) = operands.next() {
+        read.size = Some(context.bytes("image size", &size)?);
+    }
+    match operands.next() {
+        Some(_) => Err(context.failed("Unexpected argument after the size")),
+        None => Ok(read),
+    }
+}
+
+/// Prints what `-o` takes.
+pub(super) fn print_options(
+    context: &Context,
+    graph: &Graph,
+    format: &str,
+    filename: Option<&str>,
+) -> Step {
+    let known = graph.driver(format);
+    let driver =
+        known.map_err(|_| context.failed(format_args!("Unknown file format '{format}'")))?;
+    let protocol = match filename {
+        Some(name) => Some(graph.protocol_for(name).map_err(|e| context.error(&e))?.0),
+        None => None,
+    };
+    let options = CreateOptions::new(driver, protocol).map_err(|e| context.error(&e))?;
+    if filename.is_some() {
+        out(format_args!("Supported options:\n{}", options.help()));
+    } else {
+        out(format_args!("Supported {format} options:\n{}", options.help()));
+        out(format_args!(
+            "\nThe protocol level may support further options.\nSpecify the target filename to include those options.\n"
+        ));
+    }
+    Ok(())
+}
+
+async fn create(graph: &Graph, arguments: &Arguments, name: &str) -> Result<(), Error> {
+    let format = arguments.format.as_deref().unwrap_or("raw");
+    let driver = graph
+        .driver(format)
+        .map_err(|_| Error::invalid(format!("Unknown file format '{format}'")))?;
+    let protocol = graph.protocol_for(name)?.0;
+    let mut options = CreateOptions::new(driver, Some(protocol))?;
+    if let Some(list) = &arguments.options {
+        options.parse(list)?;
+    }
+    take_size(&mut options, arguments.size)?;
+    take_backing(&mut options, arguments, format)?;
+    check_backing(graph, &mut options, arguments, name).await?;
+    if options.number("size").is_none() {
+        return Err(Error::invalid("Image creation needs a size parameter"));
+    }
+    if !arguments.quiet {
+        out(format_args!("Formatting '{name}', fmt={format}{}\n", options.shown()));
+    }
+    let cluster_hint = options.knows("cluster_size");
+    graph
+        .create_image(name, format, &options.to_options())
+        .await
+        .map_err(|error| too_large(error, format, cluster_hint))
+}
+
+fn take_size(options: &mut CreateOptions, size: Option<u64>) -> Result<(), Error> {
+    match (options.number("size"), size) {
+        (Some(_), Some(_)) => Err(Error::invalid("The image size must be specified only once")),
+        (None, Some(size)) => {
+            options.set_size(size);
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn take_backing(
+    options: &mut CreateOptions,
+    arguments: &Arguments,
+    format: &str,
+) -> Result<(), Error> {
+    let refuse = |what| {
+        Error::unsupported(format!("Backing {what} not supported for file format '{format}'"))
+    };
+    if let Some(file) = &arguments.backing {
+        if !options.knows("backing_file") {
+            return Err(refuse("file"));
+        }
+        options.set("backing_file", file);
+    }
+    if let Some(backing_format) = &arguments.backing_format {
+        if !options.knows("backing_fmt") {
+            return Err(refuse("format"));
+        }
+        options.set("backing_fmt", backing_format);
+    }
+    Ok(())
+}
+
+/// Opens the backing file to see that it is one, and takes the size from it if none is given.
+async fn check_backing(
+    graph: &Graph,
+    options: &mut CreateOptions,
+    arguments: &Arguments,
+    name: &str,
+) -> Result<(), Error> {
+    let Some(file) = options.text("backing_file").map(str::to_owned) else { return Ok(()) };
+    let format = options.text("backing_fmt").map(str::to_owned);
+    if file.is_empty() {
+        return Err(Error::invalid("Expected backing file name, got empty string"));
+    }
+    if file == name {
+        return Err(Error::invalid(
+            "Error: Trying to create an image with the same filename as the backing file",
+        ));
+    }
+    if arguments.backing_unsafe {
+        return match format {
+            Some(_) => Ok(()),
+            None => Err(Error::invalid("Backing file specified without backing format")),
+        };
+    }
+    let path = oxblk_core::relative_to(name, &file);
+    let image =
+        Image { options: Options::new(), ..Image::read_only(&path) }.format(format.as_deref());
+    let opened = image.open(graph).await.map_err(|error| {
+        let hint = match error.hint() {
+            Some(hint) => format!("{hint}\nCould not open backing image."),
+            None => "Could not open backing image.".to_owned(),
+        };
+        error.with_hint(hint)
+    })?;
+    let (size, found) = (opened.size(), opened.node().map(|node| node.factory().name()));
+    opened.close().await?;
+    if format.is_none() {
+        let found = found.unwrap_or_default();
+        return Err(Error::invalid("Backing file specified without backing format")
+            .with_hint(format!("Detected format of {found}.")));
+    }
+    if options.number("size").is_none() {
+        options.set_size(size);
+    }
+    Ok(())
+}
+
+/// `EFBIG` by itself says nothing to a user.
+fn too_large(error: Error, format: &str, cluster_hint: bool) -> Error {
+    if error.raw_errno() != EFBIG {
+        return error;
+    }
+    let hint = if cluster_hint { " (try using a larger cluster size)" } else { "" };
+    Error::new(
+        ErrorKind::Invalid,
+        format!("The image size is too large for file format '{format}'{hint}"),
+    )
+}
+
+const EFBIG: i32 = 27;

@@ -1,0 +1,319 @@
+//! The options of a new image: `-o key=value,…`, what they mean, and how they are listed.
+//!
+//! A format and the protocol below it each have a table of options; a new image takes those of both.
+//! Values are checked against their type here, before anything is made, with QEMU's messages.
+
+use oxblk_core::create::{CreateOption, OptionType};
+use oxblk_core::{
+    DriverFactory, DriverKind, Error, ErrorKind, Options, Result, SizeError, parse_size,
+};
+
+const SIZE_HINT: &str = "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.";
+
+/// The value of an option.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Setting {
+    Flag(bool),
+    Number(u64),
+    Text(String),
+}
+
+/// The options of one new image.
+pub(super) struct CreateOptions {
+    table: Vec<CreateOption>,
+    settings: Vec<(&'static str, Setting)>,
+}
+
+/// Appends one `-o` to those before it.
+///
+/// # Errors
+/// The message to print when the list begins or ends with a single comma.
+pub(super) fn append(list: &mut Option<String>, more: &str) -> std::result::Result<(), String> {
+    let commas = |text: &str| text.bytes().take_while(|byte| *byte == b',').count();
+    let reversed: String = more.chars().rev().collect();
+    if commas(more) % 2 == 1 || commas(&reversed) % 2 == 1 || more.is_empty() {
+        return Err(format!("Invalid option list: {more}"));
+    }
+    match list {
+        Some(list) => {
+            list.push(',');
+            list.push_str(more);
+        }
+        None => *list = Some(more.to_owned()),
+    }
+    Ok(())
+}
+
+/// Whether a list asks for help.
+pub(super) fn asks_for_help(list: &str) -> bool {
+    list.split(',').any(|word| word == "help" || word == "?")
+}
+
+impl CreateOptions {
+    /// The options of `format` and, below it, `protocol`.
+    ///
+    /// # Errors
+    /// When one of them cannot make images.
+    pub(super) fn new(
+        format: &dyn DriverFactory,
+        protocol: Option<&dyn DriverFactory>,
+    ) -> Result<Self> {
+        let mut table = options_of(format, "Format")?.to_vec();
+        if let Some(protocol) = protocol {
+            for option in options_of(protocol, "Protocol")? {
+                if !table.iter().any(|own| own.name == option.name) {
+                    table.push(*option);
+                }
+            }
+        }
+        let mut settings = Vec::new();
+        for option in &table {
+            if let Some(text) = option.default {
+                settings.push((option.name, read(option, Some(text))?));
+            }
+        }
+        Ok(Self { table, settings })
+    }
+
+    /// What `-o help` prints below its title.
+    pub(super) fn help(&self) -> String {
+        let mut sorted: Vec<_> = self.table.iter().collect();
+        sorted.sort_by_key(|option| option.name);
+        let line = |option: &CreateOption| {
+            let kind = match option.kind {
+                OptionType::Bool => "<bool (on/off)>",
+                OptionType::Size => "<size>",
+                OptionType::Number => "<num>",
+                OptionType::String => "<str>",
+            };
+            format!("  {:<22} - {}\n", format!("{}={kind}", option.name), option.help)
+        };
+        sorted.into_iter().map(line).collect()
+    }
+
+    /// Reads a list of options.
+    ///
+    /// # Errors
+    /// When an option is unknown or its value of the wrong type.
+    pub(super) fn parse(&mut self, list: &str) -> Result<()> {
+        for (key, value) in split_list(list) {
+            self.set_text(&key, value.as_deref())?;
+        }
+        Ok(())
+    }
+
+    /// Sets an option from text; without a value it is switched on, or, with `no` before its name, off.
+    fn set_text(&mut self, key: &str, value: Option<&str>) -> Result<()> {
+        let find = |name: &str| self.table.iter().find(|option| option.name == name);
+        let (option, value) = match (find(key), value) {
+            (Some(option), value) => (option, value),
+            (None, None) => match key.strip_prefix("no").and_then(find) {
+                Some(option) => (option, Some("off")),
+                None => return Err(unknown(key)),
+            },
+            (None, Some(_)) => return Err(unknown(key)),
+        };
+        let setting = read(option, value)?;
+        self.put(option.name, setting);
+        Ok(())
+    }
+
+    fn put(&mut self, name: &'static str, setting: Setting) {
+        match self.settings.iter_mut().find(|(key, _)| *key == name) {
+            Some((_, value)) => *value = setting,
+            None => self.settings.push((name, setting)),
+        }
+    }
+
+    /// Whether the image has an option of that name.
+    pub(super) fn knows(&self, name: &str) -> bool {
+        self.table.iter().any(|option| option.name == name)
+    }
+
+    /// Sets text.
+    pub(super) fn set(&mut self, name: &'static str, text: &str) {
+        self.put(name, Setting::Text(text.to_owned()));
+    }
+
+    /// Sets the virtual size in bytes.
+    pub(super) fn set_size(&mut self, bytes: u64) {
+        self.put("size", Setting::Number(bytes));
+    }
+
+    fn get(&self, name: &str) -> Option<&Setting> {
+        self.settings.iter().find(|(key, _)| *key == name).map(|(_, value)| value)
+    }
+
+    /// A text, if it is set.
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        match self.get(name)? {
+            Setting::Text(text) => Some(text),
+            Setting::Flag(_) | Setting::Number(_) => None,
+        }
+    }
+
+    /// A number or size, if it is set.
+    pub(super) fn number(&self, name: &str) -> Option<u64> {
+        match self.get(name)? {
+            Setting::Number(number) => Some(*number),
+            Setting::Flag(_) | Setting::Text(_) => None,
+        }
+    }
+
+    /// All that is set, in the order of the tables: ` key=value key=value`.
+    pub(super) fn shown(&self) -> String {
+        let show = |option: &CreateOption| {
+            let value = match self.get(option.name)? {
+                Setting::Flag(on) => if *on { "on" } else { "off" }.to_owned(),
+                Setting::Number(number) => number.to_string(),
+                Setting::Text(text) => text.replace(',', ",,"),
+            };
+            Some(format!(" {}={value}", option.name))
+        };
+        self.table.iter().filter_map(show).collect()
+    }
+
+    /// For the drivers.
+    pub(super) fn to_options(&self) -> Options {
+        let mut options = Options::new();
+        for (name, setting) in &self.settings {
+            match setting {
+                Setting::Flag(on) => options.insert(name, *on),
+                Setting::Number(number) => options.insert(name, *number),
+                Setting::Text(text) => options.insert(name, text.as_str()),
+            }
+        }
+        options
+    }
+}
+
+fn options_of(driver: &dyn DriverFactory, what: &str) -> Result<&'static [CreateOption]> {
+    let options = driver.create_options();
+    let wrong_layer = what == "Protocol" && driver.kind() != DriverKind::Protocol;
+    if options.is_empty() || wrong_layer {
+        return Err(Error::unsupported(format!(
+            "{what} driver '{}' does not support image creation",
+            driver.name()
+        )));
+    }
+    Ok(options)
+}
+
+fn unknown(key: &str) -> Error {
+    Error::invalid(format!("Invalid parameter '{key}'"))
+}
+
+/// Reads a value of the option's type.
+fn read(option: &CreateOption, value: Option<&str>) -> Result<Setting> {
+    let name = option.name;
+    let text = value.unwrap_or("on");
+    match option.kind {
+        OptionType::String => Ok(Setting::Text(text.to_owned())),
+        OptionType::Bool => match text {
+            "on" => Ok(Setting::Flag(true)),
+            "off" => Ok(Setting::Flag(false)),
+            _ => Err(Error::invalid(format!("Parameter '{name}' expects 'on' or 'off'"))),
+        },
+        OptionType::Number => match crate::text::number::plain(text) {
+            Some(number) => Ok(Setting::Number(number)),
+            None => Err(Error::invalid(format!("Parameter '{name}' expects a number"))),
+        },
+        OptionType::Size => match parse_size(text) {
+            Ok(size) => Ok(Setting::Number(size)),
+            Err(SizeError::TooLarge) => Err(Error::new(
+                ErrorKind::Invalid,
+                format!("Value '{text}' is out of range for parameter '{name}'"),
+            )),
+            Err(SizeError::Malformed) => Err(Error::invalid(format!(
+                "Parameter '{name}' expects a non-negative number below 2^64"
+            ))
+            .with_hint(SIZE_HINT)),
+        },
+    }
+}
+
+/// Splits `a=b,c,d=e,,f` at single commas; a doubled comma in a value is one.
+fn split_list(list: &str) -> Vec<(String, Option<String>)> {
+    let mut words = vec![String::new()];
+    let mut chars = list.chars().peekable();
+    while let Some(c) = chars.next() {
+        match words.last_mut() {
+            Some(word) if c != ',' => word.push(c),
+            Some(word) if chars.next_if_eq(&',').is_some() => word.push(','),
+            _ => words.push(String::new()),
+        }
+    }
+    let split = |word: String| match word.split_once('=') {
+        Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+        None => (word, None),
+    };
+    words.into_iter().map(split).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn option(
+        name: &'static str,
+        kind: OptionType,
+        default: Option<&'static str>,
+    ) -> CreateOption {
+        CreateOption { name, kind, help: "Help", default }
+    }
+
+    fn options() -> CreateOptions {
+        let table = vec![
+            option("size", OptionType::Size, None),
+            option("lazy_refcounts", OptionType::Bool, None),
+            option("backing_file", OptionType::String, None),
+            option("refcount_bits", OptionType::Number, None),
+        ];
+        CreateOptions { table, settings: Vec::new() }
+    }
+
+    #[test]
+    fn values_are_checked_against_their_types() {
+        let wrong = |list: &str| options().parse(list).unwrap_err().to_string();
+        assert_eq!(
+            wrong("lazy_refcounts=maybe"),
+            "Parameter 'lazy_refcounts' expects 'on' or 'off'"
+        );
+        assert_eq!(wrong("refcount_bits=x"), "Parameter 'refcount_bits' expects a number");
+        assert_eq!(wrong("size=20E"), "Value '20E' is out of range for parameter 'size'");
+        assert_eq!(wrong("=x"), "Invalid parameter ''");
+        assert_eq!(wrong("bogus=1"), "Invalid parameter 'bogus'");
+        assert!(options().parse("size").is_err());
+    }
+
+    #[test]
+    fn options_are_shown_in_the_order_of_the_table_with_commas_doubled() {
+        let mut options = options();
+        options.parse("backing_file=x,,y,nolazy_refcounts,size=64k").unwrap();
+        assert_eq!(options.shown(), " size=65536 lazy_refcounts=off backing_file=x,,y");
+        assert_eq!(options.text("backing_file"), Some("x,y"));
+        assert_eq!(options.number("size"), Some(65536));
+    }
+
+    #[test]
+    fn lists_add_up_and_stray_commas_are_refused() {
+        let mut list = None;
+        append(&mut list, "a=1").unwrap();
+        append(&mut list, "b=2").unwrap();
+        assert_eq!(list.as_deref(), Some("a=1,b=2"));
+        for wrong in [",", ",a=1", "a=1,"] {
+            assert_eq!(
+                append(&mut list, wrong).unwrap_err(),
+                format!("Invalid option list: {wrong}")
+            );
+        }
+    }
+
+    #[test]
+    fn help_is_sorted_by_name_and_aligned() {
+        let help = options().help();
+        let mut lines = help.lines();
+        assert_eq!(lines.next(), Some("  backing_file=<str>     - Help"));
+        assert_eq!(lines.next(), Some("  lazy_refcounts=<bool (on/off)> - Help"));
+    }
+}

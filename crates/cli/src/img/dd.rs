@@ -1,0 +1,159 @@
+//! `img dd`.
+
+use std::sync::Arc;
+
+use oxblk::copy::{Copy, CopyOptions};
+use oxblk_core::{Backend, Graph};
+
+use super::create_options::CreateOptions;
+use super::{Context, Exit, Step, graph, objects, threads};
+use crate::getopt::{Found, Opt, both, long};
+use crate::image::Image;
+use crate::program::err;
+use crate::text::{number, progress};
+
+const OPTIONS: &[Opt] = &[
+    both('h', "help", false),
+    both('f', "format", true),
+    long('I', "image-opts", false),
+    both('O', "output-format", true),
+    both('U', "force-share", false),
+    long('B', "object", true),
+    long('N', "threads", true),
+];
+
+/// Largest block size and count.
+const MAX: u64 = i32::MAX as u64;
+
+struct Arguments {
+    format: Option<String>,
+    image_options: bool,
+    output_format: String,
+    share: bool,
+    threads: usize,
+    input: String,
+    output: String,
+    block: u64,
+    count: Option<u64>,
+    skip: u64,
+}
+
+/// Runs the command.
+pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
+    let arguments = read(context, arguments)?;
+    let helpers = threads::helpers(context, arguments.threads)?;
+    context.block_on(async {
+        let graph = graph();
+        let source = Image::read_only(&arguments.input)
+            .format(arguments.format.as_deref())
+            .options_if(arguments.image_options)
+            .share_if(arguments.share)
+            .open_or_say(&context.program, &graph)
+            .await?;
+        let outcome = dd(context, &arguments, &graph, &source, &helpers).await;
+        let closed = source.close().await;
+        outcome?;
+        closed.map_err(|error| context.error(&error))
+    })
+}
+
+fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
+    let mut parser = context.parser(arguments, OPTIONS);
+    let mut read = Arguments {
+        format: None,
+        image_options: false,
+        output_format: "raw".to_owned(),
+        share: false,
+        threads: threads::default(),
+        input: String::new(),
+        output: String::new(),
+        block: 512,
+        count: None,
+        skip: 0,
+    };
+    while let Some(Found { id, value }) = context.next(&mut parser)? {
+        match id {
+            'f' => read.format = Some(value),
+            'I' => read.image_options = true,
+            'O' => read.output_format = value,
+            'U' => read.share = true,
+            'N' => read.threads = threads::parse(context, &value)?,
+            _ => objects::check(&value).map_err(|text| context.failed(text))?,
+        }
+    }
+    for operand in parser.operands() {
+        let (key, value) = operand.split_once('=').unwrap_or((&operand, ""));
+        match key {
+            "if" => read.input = value.to_owned(),
+            "of" => read.output = value.to_owned(),
+            "bs" => read.block = context.sized("bs", value, 1, MAX)?,
+            "count" => read.count = Some(context.sized("count", value, 0, number::MAX_OFFSET)?),
+            "skip" => read.skip = context.sized("skip", value, 0, number::MAX_OFFSET)?,
+            _ => return Err(context.failed(format_args!("unrecognized operand {key}"))),
+        }
+    }
+    if read.input.is_empty() || read.output.is_empty() {
+        return Err(context.failed("Must specify both input and output files"));
+    }
+    if read.image_options && read.format.is_some() {
+        return Err(context.failed("--image-opts and --format are mutually exclusive"));
+    }
+    Ok(read)
+}
+
+async fn dd(
+    context: &Context,
+    arguments: &Arguments,
+    graph: &Graph,
+    source: &Backend,
+    helpers: &[oxblk_ring::IoThread],
+) -> Step {
+    let Arguments { input, output, output_format, block, .. } = arguments;
+    let driver = graph.driver(output_format).map_err(|_| context.failed("Unknown file format"))?;
+    let protocol = graph.protocol_for(output).map_err(|error| context.error(&error))?.0;
+    let mut options =
+        CreateOptions::new(driver, Some(protocol)).map_err(|error| context.error(&error))?;
+    let size = source.size();
+    // As qemu-img does it, `count` is counted from the start of the input, skipped blocks included.
+    let end = arguments.count.map_or(size, |count| count.saturating_mul(*block).min(size));
+    let begin = arguments.skip.saturating_mul(*block);
+    let length = end.saturating_sub(begin);
+    options.set_size(length);
+    graph.create_image(output, output_format, &options.to_options()).await.map_err(|error| {
+        context.program.report_in(
+            format_args!("{output}: error while creating output image of type {output_format}: "),
+            &error,
+        );
+        Exit(1)
+    })?;
+    if begin > size {
+        err(format_args!("{}: {input}: cannot skip to specified offset\n", context.program.name()));
+        return Ok(());
+    }
+    let target = Image::writable(output)
+        .format(Some(output_format))
+        .open_or_say(&context.program, graph)
+        .await?;
+    let copied = copy(source, &target, (begin, length), helpers).await;
+    let closed = target.close().await;
+    copied.map_err(|error| context.failed(error))?;
+    closed.map_err(|error| context.error(&error))
+}
+
+async fn copy(
+    source: &Backend,
+    target: &Backend,
+    (from, len): (u64, u64),
+    helpers: &[oxblk_ring::IoThread],
+) -> Result<(), oxblk::copy::CopyError> {
+    let copy = Copy {
+        sources: vec![source.clone()],
+        range: Some(from..from.saturating_add(len)),
+        target: target.clone(),
+        // The block size only counts for where to begin and end; every byte is written.
+        options: CopyOptions { sparse: 0, ..CopyOptions::default() },
+        observer: Arc::new(()),
+        stop: progress::stop_flag(),
+    };
+    oxblk::copy::run(copy, helpers).await
+}

@@ -1,0 +1,327 @@
+//! `img info`.
+//!
+//! Nothing is opened but the image itself and, with `--backing-chain`, the files below it: what an image
+//! names is only printed.
+
+use std::sync::Arc;
+
+use oxblk_core::{DriverKind, Graph, Node, Options, relative_to};
+use serde_json::{Map, Value, json};
+
+use super::{Context, Step, graph, objects};
+use crate::getopt::{Found, Opt, both, long};
+use crate::image::Image;
+use crate::program::out;
+use crate::text::{json, size};
+
+const OPTIONS: &[Opt] = &[
+    both('h', "help", false),
+    both('f', "format", true),
+    long('I', "image-opts", false),
+    both('b', "backing-chain", false),
+    both('U', "force-share", false),
+    long('O', "object", true),
+    long('J', "output", true),
+];
+
+struct Arguments {
+    format: Option<String>,
+    image_options: bool,
+    chain: bool,
+    share: bool,
+    json: bool,
+    filename: String,
+}
+
+/// Runs the command.
+pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
+    let arguments = read(context, arguments)?;
+    context.block_on(async {
+        let graph = graph();
+        let mut infos = Vec::new();
+        let mut seen = Vec::new();
+        let mut next = Some((arguments.filename.clone(), arguments.format.clone()));
+        let mut is_options = arguments.image_options;
+        while let Some((name, format)) = next.take() {
+            if seen.contains(&name) {
+                let message = format_args!("Backing file '{name}' creates an infinite loop.");
+                return Err(context.failed(message));
+            }
+            let info = collect(context, &graph, &arguments, &name, format, is_options).await?;
+            is_options = false;
+            if arguments.chain {
+                next = below(&info);
+            }
+            seen.push(name);
+            infos.push(info);
+        }
+        print(&infos, &arguments);
+        Ok(())
+    })
+}
+
+fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
+    let mut parser = context.parser(arguments, OPTIONS);
+    let mut read = Arguments {
+        format: None,
+        image_options: false,
+        chain: false,
+        share: false,
+        json: false,
+        filename: String::new(),
+    };
+    while let Some(Found { id, value }) = context.next(&mut parser)? {
+        match id {
+            'f' => read.format = Some(value),
+            'I' => read.image_options = true,
+            'b' => read.chain = true,
+            'U' => read.share = true,
+            'J' => read.json = context.wants_json(&value)?,
+            _ => objects::check(&value).map_err(|text| context.failed(text))?,
+        }
+    }
+    let operands = parser.operands();
+    let [filename] = operands.as_slice() else {
+        return Err(context.misused("Expecting one image file name"));
+    };
+    if read.image_options && read.format.is_some() {
+        return Err(context.failed("--image-opts and --format are mutually exclusive"));
+    }
+    read.filename.clone_from(filename);
+    Ok(read)
+}
+
+async fn collect(
+    context: &Context,
+    graph: &Graph,
+    arguments: &Arguments,
+    name: &str,
+    format: Option<String>,
+    is_options: bool,
+) -> Step<Value> {
+    let mut image =
+        Image { options: Options::new(), ..Image::read_only(name) }.format(format.as_deref());
+    image = image.options_if(is_options).share_if(arguments.share);
+    image.flags.no_backing = true;
+    image.flags.no_io = true;
+    let backend = image.open_or_say(&context.program, graph).await?;
+    let info = match backend.node() {
+        Ok(node) => image_info(&node),
+        Err(error) => return Err(context.error(&error)),
+    };
+    backend.close().await.map_err(|error| context.error(&error))?;
+    Ok(info)
+}
+
+/// The image below, as far as `info` tells.
+fn below(info: &Value) -> Option<(String, Option<String>)> {
+    let text = |key: &str| info.get(key).and_then(Value::as_str).map(str::to_owned);
+    Some((text("full-backing-filename")?, text("backing-filename-format")))
+}
+
+/// QAPI's `ImageInfo` of a node.
+fn image_info(node: &Arc<Node>) -> Value {
+    let driver = node.driver().info();
+    let filename = name_of(node);
+    let mut map = Map::new();
+    map.insert("filename".to_owned(), json!(filename));
+    map.insert("format".to_owned(), json!(node.factory().name()));
+    map.insert("virtual-size".to_owned(), json!(node.size()));
+    if let Some(bytes) = node.allocated_size() {
+        map.insert("actual-size".to_owned(), json!(bytes));
+    }
+    if tells_of_itself(node) {
+        if driver.cluster_size != 0 {
+            map.insert("cluster-size".to_owned(), json!(driver.cluster_size));
+        }
+        map.insert("dirty-flag".to_owned(), json!(driver.is_dirty));
+    }
+    if let Some(specific) = driver.specific {
+        map.insert("format-specific".to_owned(), specific);
+    }
+    if let Some(backing) = driver.backing_filename {
+        map.insert("full-backing-filename".to_owned(), json!(relative_to(&filename, &backing)));
+        map.insert("backing-filename".to_owned(), json!(backing));
+        if let Some(format) = driver.backing_format {
+            map.insert("backing-filename-format".to_owned(), json!(format));
+        }
+    }
+    let children: Vec<_> = node
+        .children()
+        .iter()
+        .map(|(child, edge)| json!({"name": child.name(), "info": image_info(edge.node())}))
+        .collect();
+    map.insert("children".to_owned(), Value::Array(children));
+    Value::Object(map)
+}
+
+/// Options that change what an image holds: with one of them, its file name alone does not open it.
+const STRONG: &[&str] = &["offset", "size", "read-zeroes", "latency-ns"];
+
+/// The file name that opens the node, or its options as a `json:` name where there is none.
+fn name_of(node: &Node) -> String {
+    let is_changed = node.options().keys().any(|key| STRONG.contains(&key));
+    match node.filename() {
+        Some(name) if !is_changed => name,
+        _ => format!("json:{}", json::compact(&options_of(node))),
+    }
+}
+
+fn options_of(node: &Node) -> Value {
+    let mut map = Map::new();
+    for (key, value) in node.options().iter() {
+        if key == "filename" || STRONG.contains(&key) {
+            map.insert(key.to_owned(), value.clone());
+        }
+    }
+    map.insert("driver".to_owned(), json!(node.factory().name()));
+    for (child, edge) in node.children().iter() {
+        map.insert(child.name().to_owned(), options_of(edge.node()));
+    }
+    Value::Object(map)
+}
+
+/// Whether the driver, or what it passes on to, knows more of its image than the size.
+pub(crate) fn tells_of_itself(node: &Node) -> bool {
+    let knows = node.driver().info() != oxblk_core::ImageInfo::default();
+    let passes_on = node.factory().kind() != DriverKind::Protocol;
+    knows || passes_on && node.children().iter().any(|(_, edge)| tells_of_itself(edge.node()))
+}
+
+fn print(infos: &[Value], arguments: &Arguments) {
+    if arguments.json {
+        let value = match infos {
+            [info] if !arguments.chain => info.clone(),
+            infos => Value::Array(infos.to_vec()),
+        };
+        out(format_args!("{}\n", json::pretty(&value)));
+        return;
+    }
+    let texts: Vec<_> = infos.iter().map(human).collect();
+    out(format_args!("{}", texts.join("\n")));
+}
+
+fn human(info: &Value) -> String {
+    let mut text = String::new();
+    node_text(&mut text, info, 0, false);
+    children_text(&mut text, info, "");
+    text
+}
+
+fn children_text(text: &mut String, info: &Value, path: &str) {
+    for child in info.get("children").and_then(Value::as_array).into_iter().flatten() {
+        let (Some(name), Some(info)) =
+            (child.get("name").and_then(Value::as_str), child.get("info"))
+        else {
+            continue;
+        };
+        let path = format!("{path}/{name}");
+        text.push_str(&format!("Child node '{path}':\n"));
+        node_text(text, info, 1, true);
+        children_text(text, info, &path);
+    }
+}
+
+fn node_text(text: &mut String, info: &Value, level: usize, is_child: bool) {
+    let indent = "    ".repeat(level);
+    let mut line = |content: String| {
+        text.push_str(&indent);
+        text.push_str(&content);
+        text.push('\n');
+    };
+    let word = |key: &str| info.get(key).and_then(Value::as_str);
+    let number = |key: &str| info.get(key).and_then(Value::as_u64);
+    let names = if is_child {
+        ["filename", "protocol type", "file length"]
+    } else {
+        ["image", "file format", "virtual size"]
+    };
+    let [name, format, length] = names;
+    line(format!("{name}: {}", word("filename").unwrap_or_default()));
+    line(format!("{format}: {}", word("format").unwrap_or_default()));
+    line(format!("{length}: {}", size::both(number("virtual-size").unwrap_or(0))));
+    let disk = number("actual-size").map_or_else(|| "unavailable".to_owned(), size::short);
+    line(format!("disk size: {disk}"));
+    if let Some(cluster) = number("cluster-size") {
+        line(format!("cluster_size: {cluster}"));
+    }
+    if info.get("dirty-flag") == Some(&Value::Bool(true)) {
+        line("cleanly shut down: no".to_owned());
+    }
+    if let Some(backing) = word("backing-filename") {
+        line(match word("full-backing-filename") {
+            Some(full) if full != backing => {
+                format!("backing file: {backing} (actual path: {full})")
+            }
+            Some(_) => format!("backing file: {backing}"),
+            None => format!("backing file: {backing} (cannot determine actual path)"),
+        });
+        if let Some(format) = word("backing-filename-format") {
+            line(format!("backing file format: {format}"));
+        }
+    }
+    if let Some(Value::Object(data)) = info.get("format-specific").and_then(|s| s.get("data"))
+        && !data.is_empty()
+    {
+        line("Format specific information:".to_owned());
+        text.push_str(&specific_text(data, level + 1));
+    }
+}
+
+/// The driver's own part of the information, one `name: value` a line.
+pub(crate) fn specific_text(data: &Map<String, Value>, level: usize) -> String {
+    let indent = "    ".repeat(level);
+    let entry = |(key, value): (&String, &Value)| {
+        let key = key.replace('-', " ");
+        format!("{indent}{key}:{}", value_text(value, level + 1))
+    };
+    json::ordered(data).into_iter().map(entry).collect()
+}
+
+fn value_text(value: &Value, level: usize) -> String {
+    let indent = "    ".repeat(level);
+    match value {
+        Value::Object(map) => format!("\n{}", specific_text(map, level)),
+        Value::Array(list) => {
+            let items = list.iter().enumerate();
+            let items =
+                items.map(|(i, item)| format!("{indent}[{i}]:{}", value_text(item, level + 1)));
+            format!("\n{}", items.collect::<String>())
+        }
+        Value::String(text) => format!(" {text}\n"),
+        plain => format!(" {plain}\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nested_driver_information_is_indented_by_level() {
+        let data =
+            json!({"compat": "1.1", "encrypt": {"format": "luks", "slots": [{"active": true}]}});
+        let expected = "    compat: 1.1\n    encrypt:\n        slots:\n            [0]:\n                active: true\n        format: luks\n";
+        let mut lines: Vec<_> =
+            specific_text(data.as_object().unwrap(), 1).lines().map(str::to_owned).collect();
+        let mut wanted: Vec<_> = expected.lines().map(str::to_owned).collect();
+        lines.sort();
+        wanted.sort();
+        assert_eq!(lines, wanted);
+    }
+
+    #[test]
+    fn a_human_summary_names_the_backing_file_and_where_it_is() {
+        let info = json!({
+            "filename": "sub/top.q", "format": "qcow2", "virtual-size": 1_048_576, "actual-size": 200_704,
+            "cluster-size": 65536, "dirty-flag": false, "backing-filename": "base.raw",
+            "full-backing-filename": "sub/base.raw", "backing-filename-format": "raw",
+            "children": [{"name": "file", "info": {
+                "filename": "sub/top.q", "format": "file", "virtual-size": 197_120,
+                "actual-size": 200_704, "format-specific": {"type": "file", "data": {}}, "children": [],
+            }}],
+        });
+        let expected = "image: sub/top.q\nfile format: qcow2\nvirtual size: 1 MiB (1048576 bytes)\ndisk size: 196 KiB\ncluster_size: 65536\nbacking file: base.raw (actual path: sub/base.raw)\nbacking file format: raw\nChild node '/file':\n    filename: sub/top.q\n    protocol type: file\n    file length: 192 KiB (197120 bytes)\n    disk size: 196 KiB\n";
+        assert_eq!(human(&info), expected);
+    }
+}

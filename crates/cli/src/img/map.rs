@@ -1,0 +1,224 @@
+//! `img map`.
+
+use oxblk_core::{Backend, ChainStatus, StatusFlags, Want};
+
+use super::{Context, Exit, Step, graph, objects};
+use crate::getopt::{Found, Opt, both, long};
+use crate::image::Image;
+use crate::program::{flush_out, out};
+
+/// Longest range asked about at once, in bytes.
+const STEP: u64 = 1 << 30;
+
+const OPTIONS: &[Opt] = &[
+    both('h', "help", false),
+    both('f', "format", true),
+    long('I', "image-opts", false),
+    both('s', "start-offset", true),
+    both('l', "max-length", true),
+    long('J', "output", true),
+    both('U', "force-share", false),
+    long('O', "object", true),
+];
+
+#[derive(Default)]
+struct Arguments {
+    format: Option<String>,
+    image_options: bool,
+    start: u64,
+    length: Option<u64>,
+    json: bool,
+    share: bool,
+    filename: String,
+}
+
+/// What is known of one extent.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Extent {
+    start: u64,
+    length: u64,
+    depth: u32,
+    present: bool,
+    zero: bool,
+    data: bool,
+    compressed: bool,
+    /// Where it lies, and in which file.
+    place: Option<(u64, String)>,
+}
+
+/// Runs the command.
+pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
+    let arguments = read(context, arguments)?;
+    context.block_on(async {
+        let backend = Image::read_only(&arguments.filename)
+            .format(arguments.format.as_deref())
+            .options_if(arguments.image_options)
+            .share_if(arguments.share)
+            .open_or_say(&context.program, &graph())
+            .await?;
+        let outcome = map(context, &arguments, &backend).await;
+        let closed = backend.close().await;
+        outcome?;
+        closed.map_err(|error| context.error(&error))
+    })
+}
+
+fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
+    let mut parser = context.parser(arguments, OPTIONS);
+    let mut read = Arguments::default();
+    while let Some(Found { id, value }) = context.next(&mut parser)? {
+        match id {
+            'f' => read.format = Some(value),
+            'I' => read.image_options = true,
+            's' => read.start = context.bytes("start offset", &value)?,
+            'l' => read.length = Some(context.bytes("max length", &value)?),
+            'J' => read.json = context.wants_json(&value)?,
+            'U' => read.share = true,
+            _ => objects::check(&value).map_err(|text| context.failed(text))?,
+        }
+    }
+    let operands = parser.operands();
+    let [filename] = operands.as_slice() else {
+        return Err(context.misused("Expecting one image file name"));
+    };
+    if read.image_options && read.format.is_some() {
+        return Err(context.failed("--image-opts and --format are mutually exclusive"));
+    }
+    read.filename.clone_from(filename);
+    Ok(read)
+}
+
+async fn map(context: &Context, arguments: &Arguments, backend: &Backend) -> Step {
+    let mut output = Output { context, json: arguments.json, first: true };
+    output.begin();
+    let mut end = backend.size();
+    if let Some(length) = arguments.length {
+        end = end.min(arguments.start.saturating_add(length));
+    }
+    let mut current = Extent { start: arguments.start, ..Extent::default() };
+    let mut at = arguments.start;
+    while at < end {
+        let status = backend.block_status(at, STEP.min(end - at), Want::Precise).await;
+        let status = status.map_err(|error| {
+            context.failed(format_args!("Failed to read image metadata: {error}"))
+        })?;
+        let next = extent(at, &status);
+        at = at.saturating_add(next.length.max(1));
+        if current.joins(&next) {
+            current.length = current.length.saturating_add(next.length);
+        } else {
+            if current.length > 0 {
+                output.extent(&current)?;
+            }
+            current = next;
+        }
+    }
+    output.extent(&current)?;
+    output.end();
+    Ok(())
+}
+
+fn extent(start: u64, found: &ChainStatus) -> Extent {
+    let mut flags = found.status.flags;
+    if !flags.intersects(StatusFlags::DATA | StatusFlags::ZERO) {
+        // No layer knows anything of it.
+        flags = StatusFlags::empty();
+    }
+    let place = match (flags.contains(StatusFlags::OFFSET_VALID), found.status.host) {
+        (true, Some(host)) => {
+            let holder = match found.status.child {
+                Some(child) => found.node.child(child),
+                None => Some(std::sync::Arc::clone(&found.node)),
+            };
+            holder.map(|node| (host, node.filename().unwrap_or_default()))
+        }
+        _ => None,
+    };
+    Extent {
+        start,
+        length: found.status.len,
+        depth: found.depth,
+        present: flags.contains(StatusFlags::ALLOCATED),
+        zero: flags.contains(StatusFlags::ZERO),
+        data: flags.contains(StatusFlags::DATA),
+        compressed: flags.contains(StatusFlags::COMPRESSED),
+        place,
+    }
+}
+
+impl Extent {
+    /// Whether `next`, which follows it, is more of the same.
+    fn joins(&self, next: &Self) -> bool {
+        let place = match (&self.place, &next.place) {
+            (None, None) => true,
+            (Some((a, file)), Some((b, other))) => {
+                a.checked_add(self.length) == Some(*b) && file == other
+            }
+            _ => false,
+        };
+        self.length > 0
+            && place
+            && (self.depth, self.present, self.zero, self.data, self.compressed)
+                == (next.depth, next.present, next.zero, next.data, next.compressed)
+    }
+}
+
+struct Output<'a> {
+    context: &'a Context,
+    json: bool,
+    first: bool,
+}
+
+impl Output<'_> {
+    fn begin(&self) {
+        if self.json {
+            out(format_args!("["));
+        } else {
+            out(format_args!("{:<16}{:<16}{:<16}{}\n", "Offset", "Length", "Mapped to", "File"));
+        }
+    }
+
+    fn end(&self) {
+        if self.json {
+            out(format_args!("]\n"));
+        }
+    }
+
+    fn extent(&mut self, extent: &Extent) -> Step {
+        if self.json {
+            self.object(extent);
+            return Ok(());
+        }
+        if !extent.data || extent.zero {
+            return Ok(());
+        }
+        match &extent.place {
+            Some((offset, file)) if !extent.compressed => {
+                let hex = |n: u64| if n == 0 { "0".to_owned() } else { format!("{n:#x}") };
+                let (start, length) = (hex(extent.start), hex(extent.length));
+                out(format_args!("{start:<16}{length:<16}{:<16}{file}\n", hex(*offset)));
+                Ok(())
+            }
+            _ => {
+                flush_out();
+                self.context
+                    .program
+                    .error("File contains external, encrypted or compressed clusters.");
+                Err(Exit(1))
+            }
+        }
+    }
+
+    fn object(&mut self, extent: &Extent) {
+        let separator = if self.first { "" } else { ",\n" };
+        self.first = false;
+        let Extent { start, length, depth, present, zero, data, compressed, .. } = extent;
+        out(format_args!(
+            "{separator}{{ \"start\": {start}, \"length\": {length}, \"depth\": {depth}, \"present\": {present}, \"zero\": {zero}, \"data\": {data}, \"compressed\": {compressed}"
+        ));
+        if let Some((offset, _)) = extent.place {
+            out(format_args!(", \"offset\": {offset}"));
+        }
+        out(format_args!("}}"));
+    }
+}

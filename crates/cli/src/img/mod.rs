@@ -1,0 +1,200 @@
+//! `img`: create, inspect, convert, compare and resize disk images, with qemu-img's options and output.
+//!
+//! Each command is a module with a table of options and a `run`. Commands report their own failures and
+//! end with [`Exit`], which carries nothing but the exit code; so a command reads top-down with `?`.
+//! What does the work (copying, comparing, formats) is in the libraries; here are options and text.
+
+mod bench;
+mod check;
+mod compare;
+mod convert;
+mod create;
+mod create_options;
+mod dd;
+mod help;
+pub(crate) mod info;
+mod map;
+mod measure;
+pub(crate) mod objects;
+mod resize;
+mod threads;
+
+use std::fmt::Display;
+use std::future::Future;
+
+use oxblk_core::Graph;
+
+use crate::getopt::{Fault, Found, Operands, Opt, Parser, both};
+use crate::image::Unopened;
+use crate::program::{Program, err, out};
+use crate::text::number;
+
+/// A command is over, with this exit code; whatever there was to say has been said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Exit(pub(crate) u8);
+
+impl From<Unopened> for Exit {
+    fn from(_: Unopened) -> Self {
+        Self(1)
+    }
+}
+
+/// Outcome of a command or a step of it.
+pub(crate) type Step<T = ()> = Result<T, Exit>;
+
+/// A command of `img`.
+struct Command {
+    name: &'static str,
+    about: &'static str,
+    run: fn(&Context, Vec<String>) -> Step,
+}
+
+const COMMANDS: &[Command] = &[
+    Command { name: "bench", about: "measure how fast an image is", run: bench::run },
+    Command { name: "check", about: "check that an image is consistent", run: check::run },
+    Command { name: "compare", about: "tell whether two images hold the same", run: compare::run },
+    Command { name: "convert", about: "copy images, also to another format", run: convert::run },
+    Command { name: "create", about: "make a new image", run: create::run },
+    Command { name: "dd", about: "copy a part of an image block by block", run: dd::run },
+    Command { name: "info", about: "tell what an image is", run: info::run },
+    Command { name: "map", about: "tell where an image's data lies", run: map::run },
+    Command { name: "measure", about: "tell how large a new image would be", run: measure::run },
+    Command { name: "resize", about: "change the size of an image", run: resize::run },
+];
+
+/// Commands of qemu-img that do not exist here yet.
+const LATER: &[&str] = &["amend", "bitmap", "commit", "rebase", "snapshot"];
+
+const OPTIONS: &[Opt] =
+    &[both('h', "help", false), both('V', "version", false), both('T', "trace", true)];
+
+/// What every command is given.
+pub(crate) struct Context {
+    pub(crate) program: Program,
+    /// The command's name.
+    pub(crate) command: &'static str,
+}
+
+/// Runs `img`.
+pub(crate) fn run(program: Program, arguments: Vec<String>) -> u8 {
+    let mut parser = Parser::new(program.called_as(), arguments, OPTIONS, Operands::EndOptions);
+    loop {
+        match parser.next() {
+            Ok(Some(Found { id: 'h', .. })) => {
+                help::overview(&program);
+                return 0;
+            }
+            Ok(Some(Found { id: 'V', .. })) => {
+                out(format_args!("{} version {}\n", program.name(), crate::VERSION));
+                return 0;
+            }
+            // Tracing is by RUST_LOG here.
+            Ok(Some(_)) => {}
+            Ok(None) => break,
+            Err(Fault(text)) => {
+                err(format_args!("{text}\nTry '{} --help' for more info\n", program.called_as()));
+                return 1;
+            }
+        }
+    }
+    let mut operands = parser.operands().into_iter();
+    let Some(word) = operands.next() else {
+        return top_level_error(&program, "Not enough arguments");
+    };
+    let Some(command) = COMMANDS.iter().find(|command| command.name == word) else {
+        if LATER.contains(&word.as_str()) {
+            program.error(format_args!("The command '{word}' is not available yet"));
+            return 1;
+        }
+        return top_level_error(&program, format_args!("Command not found: {word}"));
+    };
+    let context = Context { program, command: command.name };
+    match (command.run)(&context, operands.collect()) {
+        Ok(()) => 0,
+        Err(Exit(code)) => code,
+    }
+}
+
+fn top_level_error(program: &Program, message: impl Display) -> u8 {
+    program.error(message);
+    err(format_args!("Try '{} --help' for more info\n", program.called_as()));
+    1
+}
+
+impl Context {
+    /// A parser of this command's arguments.
+    fn parser<'t>(&self, arguments: Vec<String>, table: &'t [Opt]) -> Parser<'t> {
+        let name = format!("{} {}", self.program.called_as(), self.command);
+        Parser::new(name, arguments, table, Operands::Anywhere)
+    }
+
+    /// The next option. `--help` is dealt with here.
+    fn next(&self, parser: &mut Parser<'_>) -> Step<Option<Found>> {
+        match parser.next() {
+            Ok(Some(Found { id: 'h', .. })) => {
+                help::command(&self.program, self.command);
+                Err(Exit(0))
+            }
+            Ok(found) => Ok(found),
+            Err(Fault(text)) => {
+                err(format_args!("{text}\n"));
+                Err(self.hint_at_help())
+            }
+        }
+    }
+
+    /// A fault of the command line that `--help` explains.
+    fn misused(&self, message: impl Display) -> Exit {
+        self.program.error(message);
+        self.hint_at_help()
+    }
+
+    fn hint_at_help(&self) -> Exit {
+        let called_as = self.program.called_as();
+        err(format_args!("Try '{called_as} {} --help' for more info\n", self.command));
+        Exit(1)
+    }
+
+    /// A failure.
+    fn failed(&self, message: impl Display) -> Exit {
+        self.program.error(message);
+        Exit(1)
+    }
+
+    /// A failure of the block layer.
+    fn error(&self, error: &oxblk_core::Error) -> Exit {
+        self.program.report(error);
+        Exit(1)
+    }
+
+    /// A number within bounds, or the exit after saying what is wrong with it.
+    fn sized(&self, what: &str, text: &str, min: u64, max: u64) -> Step<u64> {
+        number::sized(what, text, min, max).map_err(|message| self.failed(message))
+    }
+
+    /// A size or offset.
+    fn bytes(&self, what: &str, text: &str) -> Step<u64> {
+        number::bytes(what, text).map_err(|message| self.failed(message))
+    }
+
+    /// `--output`: whether it is JSON.
+    fn wants_json(&self, text: &str) -> Step<bool> {
+        match text {
+            "json" => Ok(true),
+            "human" => Ok(false),
+            other => {
+                Err(self.misused(format_args!("--output expects 'human' or 'json' not '{other}'")))
+            }
+        }
+    }
+
+    /// Runs the asynchronous part of the command on this thread.
+    fn block_on(&self, work: impl Future<Output = Step>) -> Step {
+        oxblk_ring::block_on(work)
+    }
+}
+
+/// A graph that knows all drivers.
+pub(crate) fn graph() -> Graph {
+    Graph::new(oxblk::drivers())
+}

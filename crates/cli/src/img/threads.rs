@@ -1,0 +1,30 @@
+//! `--threads`: how many I/O threads a command uses.
+
+use oxblk_ring::{Config, IoThread};
+
+use super::{Context, Exit, Step};
+
+/// Most threads that can be asked for.
+const MAX: u64 = 64;
+
+/// Reads the value of `--threads`.
+pub(super) fn parse(context: &Context, text: &str) -> Step<usize> {
+    let threads = context.sized("thread count", text, 1, MAX)?;
+    usize::try_from(threads).map_err(|_| Exit(1))
+}
+
+/// The number of threads used when nothing is said: one a core.
+pub(super) fn default() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(16)
+}
+
+/// Starts the threads beside the one that calls.
+///
+/// # Errors
+/// When the system has none left; it has been said.
+pub(super) fn helpers(context: &Context, threads: usize) -> Step<Vec<IoThread>> {
+    (1..threads)
+        .map(|index| IoThread::start(&format!("copy-{index}"), Config::default()))
+        .collect::<Result<_, _>>()
+        .map_err(|error| context.failed(format_args!("Cannot start an I/O thread: {error}")))
+}

@@ -1,0 +1,78 @@
+//! Commands about the tool itself: `help`, `quit`, `close`, `sleep`, `sigraise`, `abort`.
+
+use std::time::Duration;
+
+use super::{Call, done_if};
+use crate::io::Outcome;
+use crate::io::numbers::bytes;
+use crate::io::session::Session;
+use crate::io::table::{COMMANDS, find};
+use crate::program::{err, flush_out, out};
+use crate::text::number;
+
+/// `help`.
+pub(in crate::io) async fn help(_session: &Session, call: Call<'_>) -> Outcome {
+    let Some(name) = call.arguments.first() else {
+        for command in COMMANDS {
+            out(format_args!("{}\n", command.line()));
+        }
+        out(format_args!("\nUse 'help commandname' for extended help.\n"));
+        return Outcome::Done;
+    };
+    let Some(command) = find(name) else {
+        out(format_args!("command {name} not found\n"));
+        return Outcome::Failed;
+    };
+    out(format_args!("{}\n", command.line()));
+    if !command.more.is_empty() {
+        out(format_args!("\n{}\n", command.more));
+    }
+    Outcome::Done
+}
+
+/// `quit`.
+pub(in crate::io) async fn quit(_session: &Session, _call: Call<'_>) -> Outcome {
+    Outcome::Quit
+}
+
+/// `close`.
+pub(in crate::io) async fn close(session: &Session, _call: Call<'_>) -> Outcome {
+    done_if(session.close().await)
+}
+
+/// `sleep`.
+pub(in crate::io) async fn sleep(_session: &Session, call: Call<'_>) -> Outcome {
+    let text = call.arguments.first().copied().unwrap_or_default();
+    match number::plain(text) {
+        Some(milliseconds) => {
+            oxblk_ring::sleep(Duration::from_millis(milliseconds)).await;
+            Outcome::Done
+        }
+        // A number too large to be a time.
+        None if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) => Outcome::Done,
+        None => {
+            out(format_args!("{text} is not a valid number\n"));
+            Outcome::Failed
+        }
+    }
+}
+
+/// `sigraise`.
+pub(in crate::io) async fn sigraise(_session: &Session, call: Call<'_>) -> Outcome {
+    let text = call.arguments.first().copied().unwrap_or_default();
+    let Some(signal) = bytes(text) else { return Outcome::Failed };
+    let Ok(signal) = i32::try_from(signal) else {
+        out(format_args!("signal argument '{text}' is too large to be a valid signal number\n"));
+        return Outcome::Failed;
+    };
+    flush_out();
+    // As raise(3), a number that is no signal changes nothing.
+    drop(signal_hook::low_level::raise(signal));
+    Outcome::Done
+}
+
+/// `abort`.
+pub(in crate::io) async fn abort(_session: &Session, _call: Call<'_>) -> Outcome {
+    err(format_args!(""));
+    std::process::abort();
+}

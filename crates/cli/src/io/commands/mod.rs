@@ -1,0 +1,97 @@
+//! The commands of `io`: one function each, grouped by what they do.
+
+pub(super) mod aio;
+pub(super) mod control;
+pub(super) mod open;
+pub(super) mod read;
+pub(super) mod status;
+pub(super) mod write;
+
+use super::Outcome;
+use super::session::Session;
+use super::table::{Command, Needs, find};
+use crate::getopt::{Fault, Found, Operands, Opt, Parser};
+use crate::program::{err, out};
+
+/// A command as it was given.
+#[derive(Clone, Copy)]
+pub(super) struct Call<'a> {
+    command: &'static Command,
+    /// The name that the user typed.
+    name: &'a str,
+    arguments: &'a [&'a str],
+}
+
+/// Runs one line.
+pub(super) async fn run(session: &Session, line: &str) -> Outcome {
+    let words: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
+    let Some((name, arguments)) = words.split_first() else { return Outcome::Done };
+    let Some(command) = find(name) else {
+        err(format_args!("command \"{name}\" not found\n"));
+        return Outcome::Failed;
+    };
+    if command.needs != Needs::Nothing {
+        let Some(open) = session.current() else {
+            session.nothing_open();
+            return Outcome::Failed;
+        };
+        if !count_fits(command, name, arguments.len()) {
+            return Outcome::Failed;
+        }
+        if command.needs == Needs::WritableImage && open.backend.is_read_only() {
+            session.program.error("Block node is read-only");
+            return Outcome::Failed;
+        }
+    } else if !count_fits(command, name, arguments.len()) {
+        return Outcome::Failed;
+    }
+    (command.run)(session, Call { command, name, arguments }).await
+}
+
+fn count_fits(command: &Command, name: &str, given: usize) -> bool {
+    let (min, max) = command.count;
+    if given >= min && max.is_none_or(|max| given <= max) {
+        return true;
+    }
+    let expected = match max {
+        None => format!("at least {min}"),
+        Some(max) if max == min => format!("{min}"),
+        Some(max) => format!("between {min} and {max}"),
+    };
+    err(format_args!("bad argument count {given} to {name}, expected {expected} arguments\n"));
+    false
+}
+
+impl Call<'_> {
+    /// Says how the command is used.
+    fn misused(&self) -> Outcome {
+        out(format_args!("{}\n", self.command.line()));
+        Outcome::Failed
+    }
+
+    /// Reads the options and gives the operands; `None` when it was wrong, which has been said.
+    fn parse(
+        &self,
+        table: &[Opt],
+        mut each: impl FnMut(Found) -> Option<()>,
+    ) -> Option<Vec<String>> {
+        let arguments = self.arguments.iter().map(|&word| word.to_owned());
+        let mut parser = Parser::new(self.name, arguments, table, Operands::Anywhere);
+        loop {
+            match parser.next() {
+                Ok(Some(found)) => each(found)?,
+                Ok(None) => return Some(parser.operands()),
+                Err(Fault(text)) => {
+                    err(format_args!("{text}\n"));
+                    self.misused();
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+/// `Outcome::Done` if it went well.
+fn done_if(well: bool) -> Outcome {
+    if well { Outcome::Done } else { Outcome::Failed }
+}

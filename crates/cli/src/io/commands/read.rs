@@ -1,0 +1,185 @@
+//! `read` and `readv`.
+
+use oxblk_core::strerror;
+use oxblk_ring::IoBufMut;
+
+use super::{Call, done_if};
+use crate::getopt::{Opt, short};
+use crate::io::Outcome;
+use crate::io::data::{dump, matches};
+use crate::io::numbers::{MAX_REQUEST, bytes, pattern};
+use crate::io::report::Timer;
+use crate::io::session::Session;
+use crate::program::out;
+
+const READ: &[Opt] = &[
+    short('b', false),
+    short('C', false),
+    short('l', true),
+    short('p', false),
+    short('P', true),
+    short('q', false),
+    short('r', false),
+    short('s', true),
+    short('v', false),
+];
+
+const READV: &[Opt] =
+    &[short('C', false), short('P', true), short('q', false), short('r', false), short('v', false)];
+
+/// What a read looks at and tells.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Shown {
+    pub(super) for_machines: bool,
+    pub(super) quiet: bool,
+    pub(super) dump: bool,
+    pub(super) pattern: Option<u8>,
+    /// Where the pattern begins, and how long it is if not up to the end.
+    pub(super) check_from: u64,
+    pub(super) check_len: Option<u64>,
+}
+
+impl Shown {
+    /// The part of a buffer that the pattern is looked for in; `None` if it is not in the buffer.
+    fn checked<'b>(&self, data: &'b [u8]) -> Option<&'b [u8]> {
+        let from = usize::try_from(self.check_from).ok()?;
+        let rest = data.get(from..)?;
+        match self.check_len {
+            None => Some(rest),
+            Some(len) => rest.get(..usize::try_from(len).ok()?),
+        }
+    }
+
+    /// Checks and shows what was read; tells whether the pattern is there.
+    pub(super) fn show(&self, data: &[u8], offset: u64, timer: Timer) -> bool {
+        let mut well = true;
+        if let (Some(pattern), Some(part)) = (self.pattern, self.checked(data))
+            && !matches(part, pattern)
+        {
+            out(format_args!(
+                "Pattern verification failed at offset {}, {} bytes\n",
+                offset.saturating_add(self.check_from),
+                part.len()
+            ));
+            well = false;
+        }
+        if self.quiet {
+            return well;
+        }
+        if self.dump {
+            dump(data, offset);
+        }
+        let len = u64::try_from(data.len()).unwrap_or(u64::MAX);
+        timer.report("read", offset, len, self.for_machines);
+        well
+    }
+}
+
+/// `read`.
+pub(in crate::io) async fn read(session: &Session, call: Call<'_>) -> Outcome {
+    let mut shown = Shown::default();
+    let (mut vm_state, mut sub_range) = (false, false);
+    let operands = call.parse(READ, |found| {
+        match found.id {
+            'b' => vm_state = true,
+            'C' => shown.for_machines = true,
+            'l' => {
+                sub_range = true;
+                shown.check_len = Some(bytes(&found.value)?);
+            }
+            's' => {
+                sub_range = true;
+                shown.check_from = bytes(&found.value)?;
+            }
+            'P' => shown.pattern = Some(pattern(&found.value)?),
+            'q' => shown.quiet = true,
+            'v' => shown.dump = true,
+            _ => {}
+        }
+        Some(())
+    });
+    let Some(operands) = operands else { return Outcome::Failed };
+    let [offset, count] = operands.as_slice() else { return call.misused() };
+    if sub_range && shown.pattern.is_none() {
+        return call.misused();
+    }
+    let Some(offset) = bytes(offset) else { return Outcome::Failed };
+    let Some(len) = length(count) else { return Outcome::Failed };
+    let end = shown.check_len.map_or(Some(shown.check_from), |n| n.checked_add(shown.check_from));
+    if shown.pattern.is_some() && end.is_none_or(|end| end > len) {
+        out(format_args!("pattern verification range exceeds end of read data\n"));
+        return Outcome::Failed;
+    }
+    if vm_state {
+        out(format_args!("read failed: {}\n", strerror(ENOTSUP)));
+        return Outcome::Failed;
+    }
+    request(session, "read", offset, len, shown).await
+}
+
+/// `readv`.
+pub(in crate::io) async fn readv(session: &Session, call: Call<'_>) -> Outcome {
+    let mut shown = Shown::default();
+    let operands = call.parse(READV, |found| {
+        match found.id {
+            'C' => shown.for_machines = true,
+            'P' => shown.pattern = Some(pattern(&found.value)?),
+            'q' => shown.quiet = true,
+            'v' => shown.dump = true,
+            _ => {}
+        }
+        Some(())
+    });
+    let Some(operands) = operands else { return Outcome::Failed };
+    let [offset, lengths @ ..] = operands.as_slice() else { return call.misused() };
+    if lengths.is_empty() {
+        return call.misused();
+    }
+    let Some(offset) = bytes(offset) else { return Outcome::Failed };
+    let Some(len) = total(lengths) else { return Outcome::Failed };
+    request(session, "readv", offset, len, shown).await
+}
+
+async fn request(session: &Session, verb: &str, offset: u64, len: u64, shown: Shown) -> Outcome {
+    let Some(open) = session.current() else { return Outcome::Failed };
+    let timer = Timer::start();
+    let size = usize::try_from(len).unwrap_or(usize::MAX);
+    match open.backend.read(offset, IoBufMut::filled(size, 0xab)).await {
+        Ok(data) => done_if(shown.show(&data, offset, timer)),
+        Err(error) => {
+            out(format_args!("{verb} failed: {}\n", strerror(error.raw_errno())));
+            Outcome::Failed
+        }
+    }
+}
+
+/// The length of a request.
+pub(super) fn length(text: &str) -> Option<u64> {
+    let len = bytes(text)?;
+    if len > MAX_REQUEST {
+        out(format_args!("length cannot exceed {MAX_REQUEST}, given {text}\n"));
+        return None;
+    }
+    Some(len)
+}
+
+/// The length of a request in several parts.
+pub(super) fn total(lengths: &[String]) -> Option<u64> {
+    let mut total = 0_u64;
+    for text in lengths {
+        let len = bytes(text)?;
+        if len > MAX_REQUEST {
+            out(format_args!("Argument '{text}' exceeds maximum size {MAX_REQUEST}\n"));
+            return None;
+        }
+        total = total.saturating_add(len);
+        if total > MAX_REQUEST {
+            out(format_args!("The total number of bytes exceed the maximum size {MAX_REQUEST}\n"));
+            return None;
+        }
+    }
+    Some(total)
+}
+
+/// Errno of what cannot be done.
+pub(super) const ENOTSUP: i32 = 95;

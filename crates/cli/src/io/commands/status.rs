@@ -1,0 +1,118 @@
+//! `length`, `info`, `map` and `alloc`: what the image is and where it has data of its own.
+
+use serde_json::Value;
+
+use oxblk_core::{Backend, ChildIdx, Error, Node, Want};
+
+use super::Call;
+use crate::img::info::{specific_text, tells_of_itself};
+use crate::io::Outcome;
+use crate::io::numbers::bytes;
+use crate::io::session::Session;
+use crate::program::out;
+use crate::text::size::long_bytes;
+
+/// Longest range asked about at once, in bytes.
+const STEP: u64 = 1 << 30;
+
+/// `length`.
+pub(in crate::io) async fn length(session: &Session, _call: Call<'_>) -> Outcome {
+    let Some(open) = session.current() else { return Outcome::Failed };
+    out(format_args!("{}\n", long_bytes(open.backend.size())));
+    Outcome::Done
+}
+
+/// `info`.
+pub(in crate::io) async fn info(session: &Session, _call: Call<'_>) -> Outcome {
+    let Some(Ok(node)) = session.current().map(|open| open.backend.node()) else {
+        return Outcome::Failed;
+    };
+    out(format_args!("format name: {}\n", node.factory().name()));
+    if !tells_of_itself(&node) {
+        return Outcome::Failed;
+    }
+    let info = node.driver().info();
+    out(format_args!("cluster size: {}\n", long_bytes(info.cluster_size)));
+    out(format_args!("vm state offset: {}\n", long_bytes(info.vm_state_offset)));
+    if let Some(Value::Object(data)) = info.specific.as_ref().and_then(|s| s.get("data"))
+        && !data.is_empty()
+    {
+        out(format_args!("Format specific information:\n{}", specific_text(data, 1)));
+    }
+    Outcome::Done
+}
+
+/// How far the allocation status at `offset` reaches, and what it is. Backing files do not count.
+async fn allocation(backend: &Backend, offset: u64, len: u64) -> Result<(u64, bool), Error> {
+    let len = len.min(backend.size().saturating_sub(offset)).min(STEP);
+    if len == 0 {
+        return Ok((0, false));
+    }
+    let top = backend.node()?;
+    let below: Option<std::sync::Arc<Node>> = top.child(ChildIdx::BACKING);
+    let found = backend.status_above(below.as_ref(), offset, len, Want::Allocation).await?;
+    Ok((found.status.len, found.status.is_allocated()))
+}
+
+/// `map`.
+pub(in crate::io) async fn map(session: &Session, _call: Call<'_>) -> Outcome {
+    let Some(open) = session.current() else { return Outcome::Failed };
+    let size = open.backend.size();
+    let mut at = 0;
+    while at < size {
+        let (mut len, allocated) = match allocation(&open.backend, at, size - at).await {
+            Ok(found) => found,
+            Err(error) => return failed(session, &error),
+        };
+        while at.saturating_add(len) < size {
+            let next = at.saturating_add(len);
+            match allocation(&open.backend, next, size - next).await {
+                Ok((more, same)) if same == allocated && more > 0 => len = len.saturating_add(more),
+                Ok(_) => break,
+                Err(error) => return failed(session, &error),
+            }
+        }
+        let what = if allocated { "    allocated" } else { "not allocated" };
+        out(format_args!(
+            "{} ({len:#x}) bytes {what} at offset {} ({at:#x})\n",
+            long_bytes(len),
+            long_bytes(at)
+        ));
+        at = at.saturating_add(len.max(1));
+    }
+    Outcome::Done
+}
+
+/// `alloc`.
+pub(in crate::io) async fn alloc(session: &Session, call: Call<'_>) -> Outcome {
+    let Some(open) = session.current() else { return Outcome::Failed };
+    let (offset, count) = match call.arguments {
+        [offset] => (bytes(offset), Some(512)),
+        [offset, count] => (bytes(offset), bytes(count)),
+        _ => return call.misused(),
+    };
+    let (Some(offset), Some(mut count)) = (offset, count) else { return Outcome::Failed };
+    let (mut at, mut left, mut sum) = (offset, count, 0_u64);
+    while left > 0 {
+        match allocation(&open.backend, at, left).await {
+            Ok((0, _)) => {
+                count -= left;
+                left = 0;
+            }
+            Ok((len, allocated)) => {
+                let len = len.min(left);
+                sum = sum.saturating_add(if allocated { len } else { 0 });
+                at = at.saturating_add(len);
+                left -= len;
+            }
+            Err(error) => return failed(session, &error),
+        }
+    }
+    out(format_args!("{sum}/{count} bytes allocated at offset {}\n", long_bytes(offset)));
+    Outcome::Done
+}
+
+fn failed(session: &Session, error: &Error) -> Outcome {
+    session.program.error(format_args!("Failed to query allocation status: {error}"));
+    Outcome::Failed
+}

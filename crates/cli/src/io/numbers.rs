@@ -1,0 +1,39 @@
+//! Numbers in commands, and what is said of wrong ones.
+
+use oxblk_core::{SizeError, parse_size};
+
+use crate::program::out;
+use crate::text::number;
+
+/// Longest request in bytes.
+pub(super) const MAX_REQUEST: u64 = 2_147_483_136;
+
+/// A size or offset in bytes with an optional suffix; says what is wrong with another text.
+pub(super) fn bytes(text: &str) -> Option<u64> {
+    match parse_size(text) {
+        Ok(number) if i64::try_from(number).is_ok() => Some(number),
+        Err(SizeError::Malformed) if !is_negative(text) => {
+            out(format_args!(
+                "Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- {text}\n"
+            ));
+            None
+        }
+        _ => {
+            out(format_args!("Parsing error: argument too large -- {text}\n"));
+            None
+        }
+    }
+}
+
+fn is_negative(text: &str) -> bool {
+    text.strip_prefix('-').is_some_and(|rest| parse_size(rest).is_ok())
+}
+
+/// A byte to fill buffers with.
+pub(super) fn pattern(text: &str) -> Option<u8> {
+    let byte = number::plain(text).and_then(|number| u8::try_from(number).ok());
+    if byte.is_none() {
+        out(format_args!("{text} is not a valid pattern byte\n"));
+    }
+    byte
+}

@@ -1,0 +1,161 @@
+//! What lasts from one command to the next: the open image, and requests still in flight.
+
+use std::cell::RefCell;
+use std::future::Future;
+
+use oxblk_core::{Backend, Error, Graph, OpenFlags, Options};
+use oxblk_ring::Task;
+
+use crate::cache::{CacheMode, parse_discard, set_aio};
+use crate::image::Image;
+use crate::program::{Program, err};
+
+/// How an image is to be opened.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Opening {
+    pub(super) format: Option<String>,
+    pub(super) is_options: bool,
+    pub(super) flags: OpenFlags,
+    pub(super) write_through: bool,
+    pub(super) options: Options,
+}
+
+impl Opening {
+    /// Takes one of the options that the command line and `open` share.
+    ///
+    /// # Errors
+    /// The message to print when the value is wrong or the option cannot be had.
+    pub(super) fn letter(&mut self, id: char, value: &str) -> Result<(), String> {
+        match id {
+            'r' => self.flags.read_only = true,
+            'U' => self.flags.force_share = true,
+            'n' => self.cache(CacheMode { direct: true, ..CacheMode::WRITEBACK }),
+            't' => match CacheMode::parse(value) {
+                Some(mode) => self.cache(mode),
+                None => return Err(format!("Invalid cache option: {value}")),
+            },
+            'd' => match parse_discard(value) {
+                Some(unmap) => self.flags.unmap = unmap,
+                None => return Err(format!("Invalid discard option: {value}")),
+            },
+            'k' => {
+                set_aio("native", &mut self.options);
+            }
+            'i' if set_aio(value, &mut self.options) => {}
+            'i' => return Err(format!("Invalid aio option: {value}")),
+            's' => return Err("Temporary snapshots (-s) are not available yet".to_owned()),
+            'C' => return Err("Copy-on-read (-C) is not available yet".to_owned()),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Sets the cache mode.
+    pub(super) fn cache(&mut self, mode: CacheMode) {
+        mode.apply(&mut self.flags);
+        self.write_through = mode.write_through;
+    }
+}
+
+/// The image that is open, and how it was opened.
+#[derive(Debug, Clone)]
+pub(super) struct Open {
+    pub(super) backend: Backend,
+    pub(super) filename: Option<String>,
+    pub(super) opening: Opening,
+}
+
+/// The state of the tool.
+pub(super) struct Session {
+    pub(super) program: Program,
+    graph: Graph,
+    open: RefCell<Option<Open>>,
+    in_flight: RefCell<Vec<Task<()>>>,
+}
+
+impl Session {
+    /// Nothing is open.
+    pub(super) fn new(program: Program) -> Self {
+        Self {
+            program,
+            graph: crate::img::graph(),
+            open: RefCell::new(None),
+            in_flight: RefCell::new(Vec::new()),
+        }
+    }
+
+    /// What is open.
+    pub(super) fn current(&self) -> Option<Open> {
+        self.open.borrow().clone()
+    }
+
+    /// Opens an image; tells whether it worked, and the user why not.
+    pub(super) async fn open(&self, filename: Option<&str>, opening: &Opening) -> bool {
+        if self.open.borrow().is_some() {
+            self.program.error("file open already, try 'help close'");
+            return false;
+        }
+        match self.try_open(filename, opening).await {
+            Ok(()) => true,
+            Err(error) => {
+                let shown = filename.filter(|_| !opening.is_options);
+                let device = shown.map(|name| format!(" device {name}")).unwrap_or_default();
+                self.program.report_in(format_args!("can't open{device}: "), &error);
+                false
+            }
+        }
+    }
+
+    /// Opens an image while none is open.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) async fn try_open(
+        &self,
+        filename: Option<&str>,
+        opening: &Opening,
+    ) -> Result<(), Error> {
+        let mut image = Image::writable(filename.unwrap_or_default())
+            .options_if(opening.is_options || filename.is_none())
+            .format(opening.format.as_deref());
+        image.flags = opening.flags.clone();
+        image.write_through = opening.write_through;
+        image.options = opening.options.clone();
+        let backend = image.open(&self.graph).await?;
+        let (filename, opening) = (filename.map(str::to_owned), opening.clone());
+        *self.open.borrow_mut() = Some(Open { backend, filename, opening });
+        Ok(())
+    }
+
+    /// Waits for requests in flight and closes what is open; tells whether that worked.
+    pub(super) async fn close(&self) -> bool {
+        self.settle().await;
+        let open = self.open.borrow_mut().take();
+        let Some(open) = open else { return true };
+        match open.backend.close().await {
+            Ok(()) => true,
+            Err(error) => {
+                self.program.report(&error);
+                false
+            }
+        }
+    }
+
+    /// Lets a request go on while further commands run.
+    pub(super) fn start(&self, request: impl Future<Output = ()> + 'static) {
+        self.in_flight.borrow_mut().push(oxblk_ring::spawn(request));
+    }
+
+    /// Waits for the requests that [`Self::start`] began.
+    pub(super) async fn settle(&self) {
+        let tasks = self.in_flight.take();
+        for task in tasks {
+            task.await;
+        }
+    }
+
+    /// A command that needs an image was given without one.
+    pub(super) fn nothing_open(&self) {
+        err(format_args!("no file open, try 'help open'\n"));
+    }
+}

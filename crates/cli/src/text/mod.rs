@@ -1,0 +1,9 @@
+//! Text in and out: how the tools read and print sizes, numbers, option lists and JSON.
+//!
+//! Everything here is pure, and kept apart from the commands because its output is an interface:
+//! scripts parse it, so its layout is QEMU's to the byte and is tested by example.
+
+pub(crate) mod json;
+pub(crate) mod number;
+pub(crate) mod progress;
+pub(crate) mod size;

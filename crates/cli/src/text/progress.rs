@@ -1,0 +1,137 @@
+//! Progress of long commands, and the signals that concern it.
+//!
+//! With `-p` and a pipe, the percentage is printed as QEMU prints it, each time it has grown by a
+//! step. With `-p` and a terminal, a bar shows rate and time left. Without `-p` nothing is shown until
+//! SIGUSR1 comes, which prints the percentage once on standard error; it is answered with `-p` too.
+//!
+//! The numbers come from any thread ([`Progress::set`]); they are only stored there, and printed when
+//! enough has changed.
+
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+
+use crate::program::{err, flush_out, out};
+
+/// Percentage points between two prints.
+const STEP: f64 = 1.0;
+
+/// How progress is shown.
+enum Shown {
+    /// Only when SIGUSR1 asks.
+    OnRequest,
+    /// As text; the last percentage printed.
+    Text(Mutex<f64>),
+    /// As a bar on a terminal.
+    Bar(ProgressBar),
+}
+
+/// Progress of one command.
+pub(crate) struct Progress {
+    shown: Shown,
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Progress {
+    /// Starts at 0 %. `wanted`: `-p` was given.
+    pub(crate) fn start(wanted: bool) -> Arc<Self> {
+        let shown = if !wanted {
+            Shown::OnRequest
+        } else if std::io::stdout().is_terminal() {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
+            let style =
+                "{bar:40} {percent:>3} %  {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
+            bar.set_style(
+                ProgressStyle::with_template(style)
+                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
+            );
+            Shown::Bar(bar)
+        } else {
+            print(0.0);
+            Shown::Text(Mutex::new(0.0))
+        };
+        let progress = Arc::new(Self { shown, done: AtomicU64::new(0), total: AtomicU64::new(0) });
+        answer_requests(&progress);
+        progress
+    }
+
+    /// `done` of `total` bytes have been dealt with.
+    pub(crate) fn set(&self, done: u64, total: u64) {
+        self.total.store(total, Relaxed);
+        self.done.store(done, Relaxed);
+        match &self.shown {
+            Shown::OnRequest => {}
+            Shown::Text(last) => {
+                let percent = self.percent();
+                let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+                if percent > *last + STEP || (percent >= 100.0 && *last < 100.0) {
+                    *last = percent;
+                    print(percent);
+                }
+            }
+            Shown::Bar(bar) => {
+                bar.set_length(total);
+                bar.set_position(done);
+            }
+        }
+    }
+
+    /// All is done: shows 100 %.
+    pub(crate) fn complete(&self) {
+        if let Shown::Text(_) = self.shown {
+            print(100.0);
+        }
+    }
+
+    /// Ends the line.
+    pub(crate) fn end(&self) {
+        match &self.shown {
+            Shown::OnRequest => {}
+            Shown::Text(_) => out(format_args!("\n")),
+            Shown::Bar(bar) => bar.abandon(),
+        }
+    }
+
+    fn percent(&self) -> f64 {
+        let (done, total) = (self.done.load(Relaxed), self.total.load(Relaxed));
+        if total == 0 {
+            return 0.0;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "two decimals are printed")]
+        let percent = done as f64 * 100.0 / total as f64;
+        percent.min(100.0)
+    }
+}
+
+fn print(percent: f64) {
+    out(format_args!("    ({percent:.2}/100%)\r"));
+    flush_out();
+}
+
+/// Answers SIGUSR1 for as long as the progress lives.
+fn answer_requests(progress: &Arc<Progress>) {
+    let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGUSR1]) else { return };
+    let progress = Arc::downgrade(progress);
+    let answer = move || {
+        for _ in signals.forever() {
+            let Some(progress) = progress.upgrade() else { return };
+            err(format_args!("    ({:.2}/100%)\n", progress.percent()));
+        }
+    };
+    drop(std::thread::Builder::new().name("progress".to_owned()).spawn(answer));
+}
+
+/// A flag that Ctrl-C and SIGTERM set, so that a long command can stop between two requests; the
+/// second one ends the process at once.
+pub(crate) fn stop_flag() -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        drop(signal_hook::flag::register_conditional_default(signal, Arc::clone(&flag)));
+        drop(signal_hook::flag::register(signal, Arc::clone(&flag)));
+    }
+    flag
+}
