@@ -30,6 +30,8 @@ mod allocator;
 mod cache;
 mod compressed;
 #[doc(hidden)]
+pub mod check;
+#[doc(hidden)]
 pub mod compression;
 #[doc(hidden)]
 pub mod create;

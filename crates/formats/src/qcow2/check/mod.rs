@@ -1,0 +1,126 @@
+//! Checking an image: do its refcounts count what refers to each cluster?
+//!
+//! The check looks at the file alone, not at what an open image has cached; the caller writes that back first.
+//!
+//! 1. [`walk`] counts the references that the tables hold, in a sparse map ([`references`]). A table that several
+//!    entries point to is read once and counted as often, so that aliased tables cost nothing.
+//! 2. [`refcounts`] compares the counts with the refcounts on disk: too low is corruption, too high a leak.
+//! 3. [`copied`] tells which entries claim wrongly that their cluster's refcount is (not) exactly one. It walks the
+//!    active tables again, and so is done only where the first two found that there is something to tell.
+//!
+//! Memory is bounded: the map takes some tens of bytes for each cluster referred to, and nothing is read at a length
+//! that the image chooses, other than the tables whose limits [`Header`] has checked. References past the end of the
+//! file are told, and not counted.
+//!
+//! Findings are worded and counted as `qemu-img check` does.
+
+mod copied;
+mod refcounts;
+mod references;
+mod walk;
+
+use std::collections::HashSet;
+
+use futures_util::stream::{Stream, StreamExt as _};
+use oxblk_core::check::CheckReport;
+use oxblk_core::{Edge, Result};
+use oxblk_ring::IoBufMut;
+
+use super::layout::{Geometry, Header};
+use references::References;
+
+/// What is read ahead while tables are walked, in bytes.
+const READ_AHEAD: u64 = 4 << 20;
+
+/// Checks the image in `file`. Each finding is told to `say` as it comes.
+///
+/// # Errors
+/// When a table that everything depends on cannot be read. Other failures are counted in the report.
+pub async fn check(file: &Edge, header: &Header, say: &dyn Fn(&str)) -> Result<CheckReport> {
+    let mut check = Checker::new(file, header, say);
+    check.count_references().await?;
+    check.compare_refcounts().await?;
+    if check.copied_suspect {
+        check.check_copied().await?;
+    }
+    Ok(check.report)
+}
+
+struct Checker<'a> {
+    file: &'a Edge,
+    header: &'a Header,
+    geometry: Geometry,
+    say: &'a dyn Fn(&str),
+    report: CheckReport,
+    references: References,
+    /// Clusters of the file, the last one perhaps in part.
+    clusters: u64,
+    refcount_table: Vec<u64>,
+    /// Refcount table indices whose entry is broken, so that their refcounts cannot be known.
+    broken_blocks: HashSet<u64>,
+    /// Some entry may claim the wrong thing of its cluster's refcount.
+    copied_suspect: bool,
+}
+
+impl<'a> Checker<'a> {
+    fn new(file: &'a Edge, header: &'a Header, say: &'a dyn Fn(&str)) -> Self {
+        let geometry = header.geometry;
+        let clusters = geometry.clusters_for(file.size());
+        let report = CheckReport {
+            total_clusters: geometry.clusters_for(header.size),
+            ..CheckReport::default()
+        };
+        Self {
+            file,
+            header,
+            geometry,
+            say,
+            report,
+            references: References::default(),
+            clusters,
+            refcount_table: Vec::new(),
+            broken_blocks: HashSet::new(),
+            copied_suspect: false,
+        }
+    }
+
+    /// Tells a finding that makes the image corrupt.
+    fn corrupt(&mut self, finding: &str) {
+        (self.say)(finding);
+        self.report.corruptions = self.report.corruptions.saturating_add(1);
+        self.copied_suspect = true;
+    }
+
+    /// Tells that something could not be looked at.
+    fn failed(&mut self, finding: &str) {
+        (self.say)(finding);
+        self.report.check_errors = self.report.check_errors.saturating_add(1);
+    }
+
+    /// The words of a table of `entries` entries.
+    async fn read_table(&self, offset: u64, entries: u64) -> Result<Vec<u64>> {
+        let len = usize::try_from(entries.saturating_mul(8)).unwrap_or(usize::MAX);
+        Ok(words(&self.file.read(offset, IoBufMut::new(len)).await?))
+    }
+
+    /// Reads clusters one after the other, several at a time, in the order of `places`.
+    fn read_clusters<T: 'a>(
+        &self,
+        places: Vec<(T, u64)>,
+    ) -> impl Stream<Item = (T, Result<IoBufMut>)> + use<'a, T> {
+        let (file, size) = (self.file, self.geometry.cluster_size());
+        let len = usize::try_from(size).unwrap_or(usize::MAX);
+        let at_once = usize::try_from(READ_AHEAD / size).unwrap_or(1).clamp(2, 64);
+        futures_util::stream::iter(places)
+            .map(move |(tag, offset)| async move { (tag, file.read(offset, IoBufMut::new(len)).await) })
+            .buffered(at_once)
+    }
+}
+
+/// The big-endian words in `bytes`.
+fn words(bytes: &[u8]) -> Vec<u64> {
+    bytes.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_be_bytes)).collect()
+}
+
+#[cfg(test)]
+mod tests;

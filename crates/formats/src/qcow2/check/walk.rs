@@ -1,0 +1,359 @@
+//! Counting the references that an image's tables hold.
+
+use std::collections::BTreeMap;
+
+use futures_util::stream::StreamExt as _;
+use oxblk_core::{Error, Result};
+use oxblk_ring::IoBufMut;
+
+use super::references::Claim;
+use super::{Checker, words};
+use crate::qcow2::layout::{
+    L1Entry, L2Entry, MAX_SNAPSHOT_TABLE_BYTES, RefcountTableEntry, Snapshot, parse_snapshot,
+};
+
+/// An L1 table: its offset and its entries.
+type Place = (u64, u64);
+
+/// How often something is referred to.
+type Times = u32;
+
+impl Checker<'_> {
+    /// Counts every reference in the image.
+    pub(super) async fn count_references(&mut self) -> Result<()> {
+        self.refer(0, self.geometry.cluster_size(), 1, Claim::None);
+        let snapshots = self.read_snapshots().await?;
+        self.walk_l1_tables(&snapshots).await?;
+        self.count_bitmaps().await;
+        self.count_refcount_structures().await
+    }
+
+    /// Counts a reference (`times` of them) to every cluster of a range of the file.
+    pub(super) fn refer(&mut self, offset: u64, bytes: u64, times: Times, claim: Claim) {
+        if bytes == 0 {
+            return;
+        }
+        let size = self.geometry.cluster_size();
+        let end = offset.saturating_add(bytes);
+        // Cut off within the last cluster is allowed: the file need not be padded.
+        if end > self.file.size().saturating_add(size)
+            || offset >= self.clusters.saturating_mul(size)
+        {
+            self.corrupt(&format!(
+                "ERROR: counting reference for region exceeding the end of the file by one cluster \
+                 or more: offset {offset:#x} size {bytes:#x}"
+            ));
+            return;
+        }
+        for cluster in self.geometry.cluster_index(offset)..self.geometry.clusters_for(end) {
+            self.references.add(cluster, times, claim);
+        }
+    }
+
+    /// The snapshots; what is wrong with their table is told.
+    async fn read_snapshots(&mut self) -> Result<Vec<Snapshot>> {
+        let (mut offset, start) = (self.header.snapshots_offset, self.header.snapshots_offset);
+        let mut snapshots = Vec::new();
+        for _ in 0..self.header.snapshot_count {
+            // The longest entry: its fixed part, extra data, id and name.
+            let longest = usize::from(u16::MAX) * 2 + 2048;
+            let bytes = self.file.read(offset, IoBufMut::new(longest)).await?;
+            let room = self.file.size().saturating_sub(offset);
+            match parse_snapshot(&bytes) {
+                Ok(Some((snapshot, len))) if len <= room.next_multiple_of(8) => {
+                    snapshots.push(snapshot);
+                    offset = offset.saturating_add(len);
+                }
+                Ok(_) => {
+                    self.corrupt("ERROR snapshot table exceeds the end of the file");
+                    break;
+                }
+                Err(error) => {
+                    self.corrupt(&format!("ERROR {error}"));
+                    break;
+                }
+            }
+            if offset - start > MAX_SNAPSHOT_TABLE_BYTES {
+                self.corrupt("ERROR snapshot table is too big");
+                break;
+            }
+        }
+        self.refer(start, offset - start, 1, Claim::None);
+        Ok(snapshots)
+    }
+
+    /// Walks the active L1 table, then those of the snapshots.
+    async fn walk_l1_tables(&mut self, snapshots: &[Snapshot]) -> Result<()> {
+        let active = (self.header.l1_offset, u64::from(self.header.l1_entries));
+        self.refer(active.0, active.1.saturating_mul(8), 1, Claim::None);
+        let mut tables: BTreeMap<Place, Times> = BTreeMap::new();
+        for snapshot in snapshots {
+            if let Err(error) = snapshot.check_l1(self.geometry) {
+                self.corrupt(&format!(
+                    "ERROR snapshot {} ({}): {error}",
+                    snapshot.id, snapshot.name
+                ));
+                continue;
+            }
+            let place = (snapshot.l1_offset, u64::from(snapshot.l1_entries));
+            self.refer(place.0, place.1.saturating_mul(8), 1, Claim::None);
+            *tables.entry(place).or_default() += 1;
+        }
+        // L2 tables that only snapshots have, and how often.
+        let mut inactive: BTreeMap<u64, Times> = BTreeMap::new();
+        for (place, times) in tables {
+            for entry in self.read_l1(place).await {
+                let offset = L1Entry(entry).raw_offset();
+                if offset != 0 {
+                    let count = inactive.entry(offset).or_default();
+                    *count = count.saturating_add(times);
+                }
+            }
+        }
+        self.walk_active(active, &mut inactive).await?;
+        for (offset, times) in &inactive {
+            self.refer_to_table(*offset, *times, Claim::None);
+        }
+        let places = inactive.into_iter().map(|(offset, times)| (times, offset)).collect();
+        let mut tables = self.read_clusters(places);
+        while let Some((times, table)) = tables.next().await {
+            self.walk_l2(&table?, times, None);
+        }
+        Ok(())
+    }
+
+    /// The entries of an L1 table; none where it lies past the end or cannot be read, which has been or is told.
+    async fn read_l1(&mut self, (offset, entries): Place) -> Vec<u64> {
+        if offset >= self.file.size() {
+            return Vec::new();
+        }
+        match self.read_table(offset, entries).await {
+            Ok(entries) => entries,
+            Err(error) => {
+                self.failed(&format!("ERROR: I/O error in check_refcounts_l1: {error}"));
+                Vec::new()
+            }
+        }
+    }
+
+    /// Walks the active tables. What snapshots share with them is taken out of `inactive` and counted here.
+    async fn walk_active(
+        &mut self,
+        active: Place,
+        inactive: &mut BTreeMap<u64, Times>,
+    ) -> Result<()> {
+        let l1 = self.read_l1(active).await;
+        let mut places = Vec::new();
+        let mut times_of: BTreeMap<u64, Times> = BTreeMap::new();
+        for entry in l1.iter().copied().map(L1Entry).filter(|entry| entry.raw_offset() != 0) {
+            if entry.reserved() != 0 {
+                self.corrupt(&format!(
+                    "ERROR found L1 entry with reserved bits set: {:x}",
+                    entry.0
+                ));
+            }
+            let offset = entry.raw_offset();
+            let first = !times_of.contains_key(&offset);
+            let shared = if first { inactive.remove(&offset).unwrap_or(0) } else { 0 };
+            let times = shared.saturating_add(1);
+            self.refer_to_table(offset, times, Claim::Copied(entry.copied()));
+            let all = times_of.entry(offset).or_default();
+            *all = all.saturating_add(times);
+            // A table past the end has been told of; there is nothing in it.
+            if first && offset < self.file.size() {
+                places.push((offset, offset));
+            }
+        }
+        let mut tables = self.read_clusters(places);
+        while let Some((offset, table)) = tables.next().await {
+            let times = times_of.get(&offset).copied().unwrap_or(1);
+            let mut usage = Usage::default();
+            self.walk_l2(&table?, times, Some(&mut usage));
+            self.report.allocated_clusters =
+                self.report.allocated_clusters.saturating_add(usage.allocated);
+            self.report.compressed_clusters =
+                self.report.compressed_clusters.saturating_add(usage.compressed);
+            self.report.fragmented_clusters =
+                self.report.fragmented_clusters.saturating_add(usage.fragmented);
+        }
+        Ok(())
+    }
+
+    fn refer_to_table(&mut self, offset: u64, times: Times, claim: Claim) {
+        self.refer(offset, self.geometry.cluster_size(), times, claim);
+        if !self.geometry.is_aligned(offset) {
+            self.corrupt(&format!(
+                "ERROR l2_offset={offset:x}: Table is not cluster aligned; L1 entry corrupted"
+            ));
+        }
+    }
+
+    /// Counts the references of one L2 table that is referred to `times` times. With `usage` it is an active one.
+    fn walk_l2(&mut self, table: &[u8], times: Times, mut usage: Option<&mut Usage>) {
+        for entry in words(table).into_iter().map(L2Entry) {
+            if entry.0 == 0 {
+                continue;
+            }
+            if entry.is_compressed() {
+                self.refer_compressed(entry, times);
+                if let Some(usage) = &mut usage {
+                    usage.count_compressed();
+                }
+                continue;
+            }
+            if entry.reserved() != 0 {
+                self.corrupt(&format!(
+                    "ERROR found l2 entry with reserved bits set: {:x}",
+                    entry.0
+                ));
+            }
+            let offset = entry.raw_offset();
+            if offset == 0 {
+                continue;
+            }
+            if !self.geometry.is_aligned(offset) {
+                let what = if entry.has_zero_flag() { "Preallocated zero" } else { "Data" };
+                self.corrupt(&format!(
+                    "ERROR offset={offset:x}: {what} cluster is not properly aligned; L2 entry corrupted."
+                ));
+            }
+            let claim = if usage.is_some() { Claim::Copied(entry.copied()) } else { Claim::None };
+            if let Some(usage) = &mut usage {
+                usage.count(offset, self.geometry.cluster_size());
+            }
+            self.refer(offset, self.geometry.cluster_size(), times, claim);
+        }
+    }
+
+    fn refer_compressed(&mut self, entry: L2Entry, times: Times) {
+        let (host, len) = entry.compressed_extent(self.geometry);
+        if entry.copied() {
+            self.corrupt(&format!(
+                "ERROR: coffset={host:#x}: copied flag must never be set for compressed clusters"
+            ));
+        }
+        // Whole sectors are referred to.
+        let start = host - host % 512;
+        self.refer(start, len.saturating_add(host - start), times, Claim::None);
+    }
+
+    /// The refcount table, and the blocks that it refers to.
+    async fn count_refcount_structures(&mut self) -> Result<()> {
+        let size = self.geometry.cluster_size();
+        let bytes = u64::from(self.header.refcount_table_clusters).saturating_mul(size);
+        self.refer(self.header.refcount_table_offset, bytes, 1, Claim::None);
+        self.refcount_table =
+            match self.read_table(self.header.refcount_table_offset, bytes / 8).await {
+                Ok(table) => table,
+                Err(error) => return Err(error.prefix("Could not read the refcount table")),
+            };
+        let file_end = self.clusters.saturating_mul(size);
+        let blocks: Vec<(u64, u64)> = (0_u64..)
+            .zip(self.refcount_table.iter().copied())
+            .filter(|(_, entry)| *entry != 0)
+            .collect();
+        for (index, entry) in blocks {
+            let entry = RefcountTableEntry(entry);
+            let offset = entry.raw_offset();
+            if entry.reserved() != 0 {
+                self.corrupt(&format!("ERROR refcount table entry {index} has reserved bits set"));
+                continue;
+            }
+            if !self.geometry.is_aligned(offset) {
+                self.corrupt(&format!(
+                    "ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted"
+                ));
+                self.broken_blocks.insert(index);
+                continue;
+            }
+            if offset >= file_end {
+                self.corrupt(&format!("ERROR refcount block {index} is outside image"));
+                continue;
+            }
+            let cluster = self.geometry.cluster_index(offset);
+            let count = self.references.add(cluster, 1, Claim::None);
+            if count != 1 {
+                self.corrupt(&format!("ERROR refcount block {index} refcount={count}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The clusters of persistent bitmaps.
+    async fn count_bitmaps(&mut self) {
+        let Some(bitmaps) = &self.header.extensions.bitmaps else { return };
+        let (offset, bytes, count) =
+            (bitmaps.directory_offset, bitmaps.directory_size, bitmaps.count);
+        self.refer(offset, bytes, 1, Claim::None);
+        let len = usize::try_from(bytes.min(self.file.size())).unwrap_or(0);
+        let directory = match self.file.read(offset, IoBufMut::new(len)).await {
+            Ok(directory) => directory,
+            Err(error) => {
+                return self.failed(&format!("ERROR: could not read the bitmap directory: {error}"));
+            }
+        };
+        let mut rest: &[u8] = &directory;
+        for _ in 0..count {
+            let Some((table, len)) = bitmap_entry(rest) else {
+                return self.corrupt("ERROR: bitmap directory is malformed");
+            };
+            rest = rest.get(len..).unwrap_or_default();
+            if let Err(error) = self.count_bitmap(table).await {
+                self.failed(&format!("ERROR: could not read a bitmap table: {error}"));
+            }
+        }
+    }
+
+    async fn count_bitmap(&mut self, (offset, entries): Place) -> Result<()> {
+        let bytes = entries.saturating_mul(8);
+        if !self.geometry.is_aligned(offset) || bytes > self.file.size() {
+            return Err(Error::invalid("table out of range"));
+        }
+        self.refer(offset, bytes, 1, Claim::None);
+        for entry in self.read_table(offset, entries).await? {
+            let cluster = entry & 0x00ff_ffff_ffff_fe00;
+            if cluster != 0 {
+                self.refer(cluster, self.geometry.cluster_size(), 1, Claim::None);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The table of the bitmap that a directory entry tells of, and the length of that entry ("Bitmap directory entry").
+fn bitmap_entry(bytes: &[u8]) -> Option<(Place, usize)> {
+    let offset = u64::from_be_bytes(bytes.get(..8)?.try_into().ok()?);
+    let entries = u32::from_be_bytes(bytes.get(8..12)?.try_into().ok()?);
+    let name = u16::from_be_bytes(bytes.get(18..20)?.try_into().ok()?);
+    let extra = u32::from_be_bytes(bytes.get(20..24)?.try_into().ok()?);
+    let len = usize::try_from(extra).ok()?.checked_add(usize::from(name))?.checked_add(24)?;
+    let len = len.checked_next_multiple_of(8)?;
+    (len <= bytes.len()).then_some(((offset, u64::from(entries)), len))
+}
+
+/// How the clusters of one active L2 table are used.
+#[derive(Default)]
+struct Usage {
+    allocated: u64,
+    compressed: u64,
+    fragmented: u64,
+    /// Where the next cluster would lie if the file were in order; 0 before the first.
+    next: u64,
+}
+
+impl Usage {
+    fn count(&mut self, host: u64, size: u64) {
+        self.allocated += 1;
+        if self.next != 0 && host != self.next {
+            self.fragmented += 1;
+        }
+        self.next = host.saturating_add(size);
+    }
+
+    /// Compressed clusters are never in order.
+    fn count_compressed(&mut self) {
+        self.allocated += 1;
+        self.compressed += 1;
+        self.fragmented += 1;
+    }
+}
