@@ -8,10 +8,11 @@ use super::Result;
 use oxblk_nbd::proto::DEFAULT_PORT;
 use oxblk_nbd::uri::{Endpoint as UriEndpoint, NbdUri};
 use oxblk_ring::{Address, Listener};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Longest path of a Unix socket, in bytes.
 const MAX_PATH: usize = 107;
@@ -142,14 +143,30 @@ fn remove_leftover(path: &Path) -> Result<()> {
     if !file.file_type().is_socket() {
         return Err(format!("'{}' exists and is not a socket", path.display()));
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            let removed = std::fs::remove_file(path);
-            removed.map_err(|error| format!("Cannot replace '{}': {error}", path.display()))
+    loop {
+        match UnixStream::connect(path) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                let removed = std::fs::remove_file(path);
+                return removed
+                    .map_err(|error| format!("Cannot replace '{}': {error}", path.display()));
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(format!("Cannot listen on '{}': {error}", path.display())),
+            Ok(socket) if is_dying(&socket) => std::thread::sleep(Duration::from_millis(10)),
+            Ok(_) => {
+                return Err(format!("Another server listens on '{}' already", path.display()));
+            }
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(format!("Cannot listen on '{}': {error}", path.display())),
-        Ok(_) => Err(format!("Another server listens on '{}' already", path.display())),
+    }
+}
+
+/// Whether the peer hangs up without a word. A killed process may leave its socket listening for a
+/// moment, until the kernel has taken apart its io_uring; connections made then are reset.
+fn is_dying(mut socket: &UnixStream) -> bool {
+    let _ = socket.set_read_timeout(Some(Duration::from_secs(1)));
+    match socket.read(&mut [0]) {
+        Ok(read) => read == 0,
+        Err(error) => error.kind() == ErrorKind::ConnectionReset,
     }
 }
 

@@ -48,12 +48,6 @@ pub(super) async fn open(options: &Options) -> Result<Disk> {
     let backend = attach(&graph, &name, node, flags).await.map_err(|error| told(&error))?;
     let root = backend.node().map_err(|error| told(&error))?;
     let format = root.factory().name();
-    if root.flags().probed && format == "raw" && !root.is_read_only() {
-        tracing::warn!(
-            "the format of '{name}' was not given and looks raw: writes to its first sector are \
-             restricted; give -f raw to lift this"
-        );
-    }
     Ok(Disk { name, format, backend, is_new: missing })
 }
 

@@ -48,7 +48,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let _ = log.try_init();
+    let _ = log.without_time().with_target(false).try_init();
     match block_on_with(Config::default(), serve(*options)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(message)) => fail(message),

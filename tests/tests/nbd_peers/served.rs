@@ -1,0 +1,65 @@
+//! An `oxblk serve` of the built program, and clients to set on it.
+
+use oxblk_tests::program::{Program, Reply, Server};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A served image in a directory of its own.
+pub(crate) struct Served {
+    server: Server,
+    pub(crate) socket: PathBuf,
+}
+
+impl Served {
+    /// `oxblk serve` with these arguments, on a socket in `dir`.
+    pub(crate) fn start(dir: &Path, args: &[&str]) -> Served {
+        let socket = dir.join("nbd.sock");
+        let program = Program::oxblk().arg("serve").args(args).arg("--nbd").arg(&socket);
+        let mut server = program.directory(dir).start();
+        server.wait_for_socket(&socket);
+        Served { server, socket }
+    }
+
+    /// The URI of the default export.
+    pub(crate) fn uri(&self) -> String {
+        format!("nbd+unix:///?socket={}", self.socket.display())
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.server.pid()
+    }
+
+    /// SIGTERM, and a clean end.
+    pub(crate) fn stop(self) -> String {
+        let printed = self.server.stop();
+        assert!(!self.socket.exists(), "the socket's file is still there");
+        printed
+    }
+
+    /// SIGKILL, and the end of its socket: the kernel closes what an io_uring holds a little later.
+    pub(crate) fn kill(self) {
+        drop(self.server);
+        for _ in 0..1000 {
+            if UnixStream::connect(&self.socket).is_err() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("somebody still listens on the socket of a dead server");
+    }
+
+    /// Runs Python with libnbd: `h` is connected to the export, `uri` is its URI.
+    pub(crate) fn python(&self, script: &str) -> Reply {
+        python(&self.uri(), script).succeed()
+    }
+}
+
+/// Python with libnbd (the system's, which has the module).
+pub(crate) fn python(uri: &str, script: &str) -> Program {
+    let prelude = format!(
+        "import nbd, sys, os, errno\nuri = '{uri}'\nh = nbd.NBD()\n\
+         h.add_meta_context('base:allocation')\nh.connect_uri(uri)\n"
+    );
+    Program::new("/usr/bin/python3").arg("-c").arg(prelude + script)
+}

@@ -1,0 +1,196 @@
+//! `oxblk serve` as a user meets it: what it makes, prints, refuses and leaves behind.
+
+#[path = "nbd_peers/served.rs"]
+mod served;
+
+use oxblk_tests::program::{self, Program};
+use served::{Served, python};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+fn refusal(dir: &Path, args: &[&str]) -> String {
+    let reply = Program::oxblk().arg("serve").args(args).directory(dir).run();
+    assert_eq!(reply.code(), 1, "{args:?}: {}{}", reply.out(), reply.err());
+    assert_eq!(reply.out(), "");
+    let error = reply.err();
+    assert!(error.starts_with("oxblk serve: "), "{error}");
+    error
+}
+
+#[test]
+fn the_commands_that_it_prints_work_as_they_stand() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("a socket");
+    let mut server = Program::oxblk()
+        .args(["serve", "my disk.raw", "-f", "raw", "--size", "64M", "--export-name", "x y"])
+        .arg("--nbd")
+        .arg(&socket)
+        .directory(dir.path())
+        .start();
+    server.wait_for_socket(&socket);
+    let uri =
+        format!("nbd+unix:///x%20y?socket={}", socket.display().to_string().replace(' ', "%20"));
+    for command in [
+        format!("nbdinfo '{uri}'"),
+        format!("nbdcopy '{uri}' copy.raw"),
+        format!("qemu-img convert -f raw -O raw '{uri}' copy.raw"),
+    ] {
+        Program::new("sh").arg("-c").arg(command).directory(dir.path()).succeed();
+    }
+    let printed = server.stop();
+    assert!(printed.starts_with("Made and serving 'my disk.raw' (raw, 64 MiB, read-write)\n"));
+    assert!(printed.contains(&format!("  nbdinfo '{uri}'\n")), "{printed}");
+    assert!(printed.contains(&format!("  nbdcopy '{uri}' copy.raw\n")), "{printed}");
+    assert!(printed.contains(&format!("-drive file='{uri}',format=raw,if=virtio\n")), "{printed}");
+    let client = format!("nbd-client -unix '{}' /dev/nbd0 -name 'x y'", socket.display());
+    assert!(printed.contains(&client), "{printed}");
+}
+
+#[test]
+fn a_socket_of_a_dead_server_is_taken_over_and_one_of_a_living_server_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = Served::start(dir.path(), &["d", "-f", "raw", "--size", "64M"]);
+    std::fs::write(dir.path().join("e"), vec![0; 1 << 20]).unwrap();
+    let error = refusal(dir.path(), &["e", "-f", "raw", "--nbd", "nbd.sock"]);
+    assert!(error.contains("Another server listens on 'nbd.sock' already"), "{error}");
+    served.kill();
+    assert!(dir.path().join("nbd.sock").exists());
+    let served = Served::start(dir.path(), &["d", "-f", "raw"]);
+    Program::new("nbdinfo").arg(served.uri()).succeed();
+    served.stop();
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let _living = UnixListener::bind(dir.path().join("taken")).unwrap();
+    std::fs::write(dir.path().join("d"), vec![0; 1 << 20]).unwrap();
+    for (args, part) in [
+        (&["absent"][..], "Could not open 'absent': No such file or directory"),
+        (&["no/such/dir/d", "--size", "1M"], "Could not create 'no/such/dir/d'"),
+        (&["d", "-f", "nonsense"], "nonsense"),
+        (&["d", "-f", "raw", "--nbd", "taken"], "Another server"),
+        (&["d", "-f", "raw", "--nbd", "d"], "is not a socket"),
+        (&["d", "-f", "raw", "--nbd", "no/such/dir/s"], "Cannot listen on"),
+        (&["d", "-f", "raw", "--nbd", "203.0.113.1:10809"], "Cannot listen on"),
+    ] {
+        let error = refusal(dir.path(), args);
+        assert!(error.contains(part), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+    for args in [&["--frobnicate"][..], &["d", "e"], &["--threads", "0"], &["--size", "x"]] {
+        let error = refusal(dir.path(), args);
+        assert!(error.contains("Try 'oxblk serve --help'"), "{error}");
+    }
+}
+
+#[test]
+fn an_image_that_is_served_for_writing_is_not_written_by_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = Served::start(dir.path(), &["d", "-f", "raw", "--size", "64M"]);
+    let error = refusal(dir.path(), &["d", "-f", "raw", "--nbd", "other"]);
+    assert!(error.contains("Failed to get \"write\" lock"), "{error}");
+    let io = Program::new("qemu-io").args(["-f", "raw", "-c", "write 0 4k", "d"]);
+    assert!(!io.directory(dir.path()).run().status.success());
+    served.stop();
+    let reader = Served::start(dir.path(), &["d", "-f", "raw", "-r"]);
+    let other = dir.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let second = Served::start(&other, &["../d", "-f", "raw", "-r"]);
+    second.stop();
+    reader.stop();
+}
+
+#[test]
+fn a_probed_raw_image_never_turns_into_another_format() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("d"), vec![0; 1 << 20]).unwrap();
+    let served = Served::start(dir.path(), &["d"]);
+    served.python(
+        "
+header = b'QFI\\xfb\\0\\0\\0\\3' + bytes(504)
+try:
+    h.pwrite(header, 0)
+    sys.exit('a qcow2 header was written')
+except nbd.Error as error:
+    assert error.errno == 'EPERM', error
+for offset in range(8):
+    try:
+        h.pwrite(header[offset:offset + 1], offset)
+    except nbd.Error:
+        break
+h.pwrite(b'x' * 4096, 4096)
+h.zero(512, 0)
+",
+    );
+    served.stop();
+    let bytes = std::fs::read(dir.path().join("d")).unwrap();
+    assert_ne!(&bytes[..4], b"QFI\xfb");
+    assert_eq!(&bytes[4096..8192], [b'x'; 4096]);
+}
+
+#[test]
+fn no_argument_makes_a_disk_in_the_data_directory_and_serves_it_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, runtime) = (dir.path().join("data"), dir.path().join("run"));
+    std::fs::create_dir(&runtime).unwrap();
+    let socket = runtime.join("oxblk-disk.sock");
+    let uri = format!("nbd+unix:///?socket={}", socket.display());
+    for (round, opening) in ["Made and serving", "Serving"].into_iter().enumerate() {
+        let mut server = Program::new("env")
+            .arg(format!("XDG_DATA_HOME={}", data.display()))
+            .arg(format!("XDG_RUNTIME_DIR={}", runtime.display()))
+            .arg(program::oxblk())
+            .arg("serve")
+            .start();
+        server.wait_for_socket(&socket);
+        let script = ["h.pwrite(b'mark', 1 << 30)", "assert h.pread(4, 1 << 30) == b'mark'"][round];
+        python(&uri, script).succeed();
+        let size = Program::new("nbdinfo").args(["--size", &uri]).succeed().out();
+        assert_eq!(size.trim(), (10_u64 << 30).to_string());
+        let printed = server.stop();
+        let disk = data.join("oxblk/disk.qcow2");
+        let line = format!("{opening} '{}' (qcow2, 10 GiB, read-write)\n", disk.display());
+        assert!(printed.starts_with(&line), "{printed}");
+    }
+    Program::new("qemu-img").arg("check").arg(data.join("oxblk/disk.qcow2")).succeed();
+}
+
+#[test]
+fn an_idle_server_is_small() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = Served::start(dir.path(), &["d", "-f", "raw", "--size", "64M", "--threads", "4"]);
+    Program::new("nbdinfo").arg(served.uri()).succeed();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", served.pid())).unwrap();
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let kib: u64 = rss.trim().trim_end_matches("kB").trim().parse().unwrap();
+    assert!(kib <= 20 << 10, "{kib} KiB resident");
+    served.stop();
+}
+
+#[test]
+fn memory_stays_bounded_while_clients_ask_for_all_they_may() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = Served::start(dir.path(), &["d", "-f", "raw", "--size", "256M"]);
+    served.python(
+        "
+clients = [h]
+for _ in range(15):
+    other = nbd.NBD()
+    other.connect_uri(uri)
+    clients.append(other)
+buffers = [nbd.Buffer(32 << 20) for _ in range(4)]
+for client in clients:
+    for buffer in buffers:
+        client.aio_pread(buffer, 0)
+# Sends what fits into the sockets and reads no reply.
+import time
+time.sleep(1)
+",
+    );
+    let status = std::fs::read_to_string(format!("/proc/{}/status", served.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let kib: u64 = peak.trim().trim_end_matches("kB").trim().parse().unwrap();
+    assert!(kib <= 256 << 10, "{kib} KiB at the peak");
+    served.stop();
+}
