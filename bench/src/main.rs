@@ -5,6 +5,7 @@
 //! and as JSON.
 
 mod engine;
+mod nbd;
 mod report;
 
 use std::process::ExitCode;
@@ -15,11 +16,10 @@ type CaseResult = Result<(), String>;
 /// Name, what it compares, and its function, which is given the remaining arguments.
 type Case = (&'static str, &'static str, fn(&[String]) -> CaseResult);
 
-const CASES: &[Case] = &[(
-    "engine",
-    "4 KiB random reads at depth 32: the engine, a bare ring, compio, fio",
-    engine::run,
-)];
+const CASES: &[Case] = &[
+    ("engine", "4 KiB random reads at depth 32: the engine, a bare ring, compio, fio", engine::run),
+    ("nbd", "fio over NBD: oxblk serve, qemu-nbd", nbd::run),
+];
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
