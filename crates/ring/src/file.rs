@@ -69,6 +69,9 @@ pub struct Extent {
     pub end: u64,
 }
 
+/// `f_type` of tmpfs and ramfs, see `statfs(2)`.
+const MEMORY_FILE_SYSTEMS: [i64; 2] = [0x0102_1994, 0x8584_58f6];
+
 /// A small number that no other open file has; free for another when dropped.
 struct FileId(u32);
 
@@ -100,6 +103,8 @@ impl Drop for FileId {
 struct Host {
     fd: OwnedFd,
     aio: Aio,
+    /// The file's data is in memory and nowhere else (tmpfs): reading and writing it never waits.
+    in_memory: bool,
     id: Arc<FileId>,
     /// I/O threads whose ring may have registered the file, by index.
     rings: AtomicU64,
@@ -126,9 +131,12 @@ pub struct File(Inner);
 impl File {
     /// Takes over a descriptor.
     pub fn from_fd(fd: OwnedFd, aio: Aio) -> File {
+        let in_memory =
+            rustix::fs::fstatfs(&fd).is_ok_and(|stat| MEMORY_FILE_SYSTEMS.contains(&stat.f_type));
         File(Inner::Host(Arc::new(Host {
             fd,
             aio,
+            in_memory,
             id: Arc::new(FileId::new()),
             rings: AtomicU64::new(0),
         })))
@@ -166,6 +174,11 @@ impl File {
             Inner::Host(host) => host.aio,
             Inner::Sim(_) => Aio::Threads,
         }
+    }
+
+    /// Whether reading and writing it never waits for anything but memory.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        matches!(&self.0, Inner::Host(host) if host.in_memory)
     }
 
     /// The dense id; no place in any table for a simulated disk.

@@ -59,10 +59,20 @@ impl BlockingOp {
         }
     }
 
+    /// A transfer of one buffer, which the kernel does for less than one of a scatter list.
+    fn single(&self) -> Option<libc::iovec> {
+        // SAFETY: the scatter list belongs to the slot and has `count` elements.
+        (self.count == 1).then(|| unsafe { *self.iovecs })
+    }
+
     fn call(&self) -> i64 {
         let count = libc::c_int::try_from(self.count).unwrap_or(0);
         match self.op {
             Op::Read { offset } => match libc::off_t::try_from(offset) {
+                Ok(offset) if let Some(one) = self.single() => {
+                    // SAFETY: the buffer belongs to the slot, and the descriptor is kept open by it.
+                    unsafe { libc::pread(self.fd, one.iov_base, one.iov_len, offset) as i64 }
+                }
                 // SAFETY: the scatter list and what it names belong to the slot, and the descriptor is kept open by it.
                 Ok(offset) => unsafe { libc::preadv(self.fd, self.iovecs, count, offset) as i64 },
                 Err(_) => fail(libc::EINVAL),
@@ -72,6 +82,10 @@ impl BlockingOp {
                 Ok(offset) if fua => unsafe {
                     libc::pwritev2(self.fd, self.iovecs, count, offset, libc::RWF_DSYNC) as i64
                 },
+                Ok(offset) if let Some(one) = self.single() => {
+                    // SAFETY: as above.
+                    unsafe { libc::pwrite(self.fd, one.iov_base, one.iov_len, offset) as i64 }
+                }
                 // SAFETY: as above.
                 Ok(offset) => unsafe { libc::pwritev(self.fd, self.iovecs, count, offset) as i64 },
                 Err(_) => fail(libc::EINVAL),

@@ -6,6 +6,7 @@
 //! | way | for | module |
 //! |---|---|---|
 //! | io_uring | files and sockets | [`uring`] |
+//! | a call on the spot | small transfers of files that are in memory (tmpfs) | [`blocking`] |
 //! | Linux AIO | files opened with `aio=native` | [`native`] |
 //! | blocking threads | files with `aio=threads`, or all files where io_uring is refused | [`blocking`] |
 //! | poll | sockets where io_uring is refused | [`fallback`] |
@@ -20,7 +21,7 @@ mod slots;
 mod uring;
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -97,7 +98,23 @@ pub(crate) struct Reactor {
     native: RefCell<Option<Native>>,
     /// Scratch space of `turn`: what was harvested and is yet to be completed.
     harvest: RefCell<Vec<(Key, i32)>>,
+    /// Transfers carried out on the spot since the last turn.
+    on_the_spot: Cell<u32>,
 }
+
+/// Longest transfer carried out on the spot.
+///
+/// The kernel cannot complete a transfer of tmpfs without blocking in principle, so io_uring hands each one to a worker
+/// thread, which costs several times what copying a few pages does. Long transfers are worth a worker: it copies while
+/// this thread goes on.
+const ON_THE_SPOT: usize = 64 << 10;
+
+/// Transfers on the spot in one turn before tasks must let others run.
+const SPOT_BUDGET: u32 = 64;
+
+/// Ready tasks from which on transfers are handed to workers, up to [`HANDED_OVER`] at a time.
+const QUEUED: usize = 4;
+const HANDED_OVER: usize = 8;
 
 impl Reactor {
     pub(crate) fn new(config: &Config, shared: &Arc<Shared>) -> io::Result<Reactor> {
@@ -117,11 +134,13 @@ impl Reactor {
             driver: RefCell::new(driver),
             native: RefCell::new(None),
             harvest: RefCell::default(),
+            on_the_spot: Cell::new(0),
         })
     }
 
     /// Submits what is queued, waits for something to happen, and completes what has ended.
     pub(crate) fn turn(&self, wait: Wait) {
+        self.on_the_spot.set(0);
         let mut done = std::mem::take(&mut *self.harvest.borrow_mut());
         if let Some(native) = &mut *self.native.borrow_mut() {
             native.submit(&mut done);
@@ -169,6 +188,13 @@ impl Reactor {
             }
             return Pending::new(local, key);
         }
+        if file.is_in_memory()
+            && op.is_transfer()
+            && payload.len() <= ON_THE_SPOT
+            && !reactor.has_work_for_another_core(local)
+        {
+            return reactor.perform_now(local, file, op, payload);
+        }
         let mut driver = reactor.driver.borrow_mut();
         if let Driver::Uring(uring) = &mut *driver
             && file.aio() == Aio::IoUring
@@ -181,18 +207,44 @@ impl Reactor {
             return Pending::new(local, key);
         }
         drop(driver);
-        let key = reactor.slots.borrow_mut().insert(op, Target::File(file.clone()), payload);
-        let job = {
-            let mut slots = reactor.slots.borrow_mut();
-            BlockingOp::new(key, slots.get_mut(key), &local.shared)
-        };
         if local.scheduler.is_some() {
-            let result = job.perform();
-            reactor.complete(key, result);
-        } else {
-            BLOCKING.submit(Job::Io(job));
+            return reactor.perform_now(local, file, op, payload);
         }
+        let (key, job) = reactor.blocking_op(local, file, op, payload);
+        BLOCKING.submit(Job::Io(job));
         Pending::new(local, key)
+    }
+
+    /// Whether tasks queue up here while the kernel's workers have little to do: then some transfers are better
+    /// handed to them, so that two cores copy.
+    fn has_work_for_another_core(&self, local: &Local) -> bool {
+        local.ready_tasks() >= QUEUED && self.slots.borrow().in_flight() < HANDED_OVER
+    }
+
+    fn blocking_op(
+        &self,
+        local: &Local,
+        file: &File,
+        op: Op,
+        payload: Payload,
+    ) -> (Key, BlockingOp) {
+        let mut slots = self.slots.borrow_mut();
+        let key = slots.insert(op, Target::File(file.clone()), payload);
+        let job = BlockingOp::new(key, slots.get_mut(key), &local.shared);
+        (key, job)
+    }
+
+    /// Carries out an operation on the spot. Where many were since the last turn, its future waits for the next one, so that
+    /// a task that finds all its data in memory does not keep others from running.
+    fn perform_now(&self, local: &Rc<Local>, file: &File, op: Op, payload: Payload) -> Pending {
+        let (key, job) = self.blocking_op(local, file, op, payload);
+        let result = job.perform();
+        self.complete(key, result);
+        let spent = self.on_the_spot.get().saturating_add(1);
+        self.on_the_spot.set(spent);
+        let mut pending = Pending::new(local, key);
+        pending.yields = spent > SPOT_BUDGET;
+        pending
     }
 
     /// Whether there is an AIO context; makes it at the first use. Where AIO is refused, blocking threads do its work.
@@ -312,11 +364,13 @@ pub(crate) struct Pending {
     local: Rc<Local>,
     key: Key,
     taken: bool,
+    /// Lets others run once before it looks at the slot.
+    yields: bool,
 }
 
 impl Pending {
     fn new(local: &Rc<Local>, key: Key) -> Pending {
-        Pending { local: Rc::clone(local), key, taken: false }
+        Pending { local: Rc::clone(local), key, taken: false, yields: false }
     }
 
     pub(crate) fn key(&self) -> Key {
@@ -329,6 +383,10 @@ impl Future for Pending {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<(i32, Payload)> {
         assert!(!self.taken, "polled after completion");
+        if std::mem::take(&mut self.yields) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let outcome = self.local.reactor.slots.borrow_mut().poll(self.key, cx.waker());
         let (Poll::Ready((result, payload, target)), _) = outcome else { return Poll::Pending };
         self.taken = true;

@@ -88,6 +88,17 @@ pub(crate) enum Payload {
 }
 
 impl Payload {
+    /// Bytes to transfer.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Payload::None => 0,
+            Payload::Read(buf) => buf.len(),
+            Payload::Write(buf) => buf.len(),
+            Payload::ReadV(bufs) => bufs.iter().map(|buf| buf.len()).sum(),
+            Payload::WriteV(bufs) => bufs.iter().map(|buf| buf.len()).sum(),
+        }
+    }
+
     fn iovecs(&mut self, out: &mut SmallVec<[libc::iovec; 4]>) {
         fn push(out: &mut SmallVec<[libc::iovec; 4]>, base: *const u8, len: usize) {
             if out.len() < MAX_IOV && len > 0 {

@@ -308,6 +308,11 @@ impl Local {
         self.ready.borrow().is_empty() && !self.main.woken.load(Ordering::Acquire)
     }
 
+    /// How many tasks are ready to run.
+    pub(crate) fn ready_tasks(&self) -> usize {
+        self.ready.borrow().len()
+    }
+
     fn run_ready(&self) {
         for _ in 0..BUDGET {
             let Some(task) = self.ready.borrow_mut().pop_front() else { break };
