@@ -1,5 +1,6 @@
 //! The driver contract, and the map of the fast path.
 
+use oxblk_core::check::{Check, CheckReport, Fix};
 use oxblk_core::driver::{Compress, Resize};
 use oxblk_core::{
     BoxFuture, ChildIdx, Driver, ImageInfo, Limits, MapOp, Preallocation, Result, Status, Step,
@@ -117,6 +118,10 @@ impl Driver for Qcow2 {
         Some(self)
     }
 
+    fn check(&self) -> Option<&dyn Check> {
+        Some(self)
+    }
+
     fn compress(&self) -> Option<&dyn Compress> {
         Some(self)
     }
@@ -131,5 +136,11 @@ impl Resize for Qcow2 {
 impl Compress for Qcow2 {
     fn write_compressed(&self, offset: u64, data: IoBuf) -> BoxFuture<'_, Result<()>> {
         Box::pin(self.compress_guest(offset, data))
+    }
+}
+
+impl Check for Qcow2 {
+    fn check<'a>(&'a self, fix: Fix, say: &'a dyn Fn(&str)) -> BoxFuture<'a, Result<CheckReport>> {
+        Box::pin(self.check_image(fix, say))
     }
 }

@@ -28,9 +28,8 @@
 
 mod allocator;
 mod cache;
+mod check;
 mod compressed;
-#[doc(hidden)]
-pub mod check;
 #[doc(hidden)]
 pub mod compression;
 #[doc(hidden)]

@@ -113,7 +113,7 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     Ok(image)
 }
 
-async fn read_header(file: &Edge) -> Result<Header> {
+pub(super) async fn read_header(file: &Edge) -> Result<Header> {
     let len = usize::try_from(file.size().min(HEAD)).unwrap_or(0);
     let head = file
         .read(0, IoBufMut::new(len))

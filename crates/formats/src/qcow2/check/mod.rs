@@ -22,11 +22,13 @@ mod walk;
 use std::collections::HashSet;
 
 use futures_util::stream::{Stream, StreamExt as _};
-use oxblk_core::check::CheckReport;
-use oxblk_core::{Edge, Result};
+use oxblk_core::check::{CheckReport, Fix};
+use oxblk_core::{ChildIdx, Edge, Error, Result};
 use oxblk_ring::IoBufMut;
 
+use super::Qcow2;
 use super::layout::{Geometry, Header};
+use super::open::read_header;
 use references::References;
 
 /// What is read ahead while tables are walked, in bytes.
@@ -36,7 +38,7 @@ const READ_AHEAD: u64 = 4 << 20;
 ///
 /// # Errors
 /// When a table that everything depends on cannot be read. Other failures are counted in the report.
-pub async fn check(file: &Edge, header: &Header, say: &dyn Fn(&str)) -> Result<CheckReport> {
+async fn check(file: &Edge, header: &Header, say: &dyn Fn(&str)) -> Result<CheckReport> {
     let mut check = Checker::new(file, header, say);
     check.count_references().await?;
     check.compare_refcounts().await?;
@@ -44,6 +46,21 @@ pub async fn check(file: &Edge, header: &Header, say: &dyn Fn(&str)) -> Result<C
         check.check_copied().await?;
     }
     Ok(check.report)
+}
+
+impl Qcow2 {
+    /// Checks the file of an open image, which takes no requests meanwhile.
+    pub(super) async fn check_image(&self, fix: Fix, say: &dyn Fn(&str)) -> Result<CheckReport> {
+        if fix != Fix::Nothing {
+            return Err(Error::unsupported("Repair of qcow2 images is not supported yet"));
+        }
+        // Brings the file up to date, and what was freed back into its refcounts.
+        self.close_image().await?;
+        let file = self.children.require(ChildIdx::FILE)?;
+        // The tables may have moved since the image was opened.
+        let header = read_header(&file).await?;
+        check(&file, &header, say).await
+    }
 }
 
 struct Checker<'a> {

@@ -289,7 +289,8 @@ impl Checker<'_> {
         let directory = match self.file.read(offset, IoBufMut::new(len)).await {
             Ok(directory) => directory,
             Err(error) => {
-                return self.failed(&format!("ERROR: could not read the bitmap directory: {error}"));
+                return self
+                    .failed(&format!("ERROR: could not read the bitmap directory: {error}"));
             }
         };
         let mut rest: &[u8] = &directory;
