@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
+use crate::bitmap::BitmapList;
 use crate::driver::{Driver, DriverFactory, DriverKind};
 use crate::epoch::Epochs;
 use crate::perm::{Perm, Permissions};
@@ -62,6 +63,7 @@ pub struct Node {
     mem_alignment: AtomicU32,
     gates: AtomicU32,
     write_guard: OnceLock<WriteGuard>,
+    bitmaps: BitmapList,
     pub(crate) serialise: RangeLock,
     pub(crate) aligned_writes: Epochs,
     pub(crate) unflushed: AtomicBool,
@@ -97,6 +99,7 @@ impl Node {
             request_alignment: AtomicU32::new(1),
             mem_alignment: AtomicU32::new(1),
             write_guard: OnceLock::new(),
+            bitmaps: BitmapList::new(),
             name: parts.name,
             factory: parts.factory,
             driver: parts.driver,
@@ -156,11 +159,26 @@ impl Node {
 
     /// Records that the node has become at least `end` bytes long.
     pub(crate) fn grow_to(&self, end: u64) {
-        self.size.fetch_max(end, AcqRel);
+        if self.size.fetch_max(end, AcqRel) < end {
+            self.bitmaps.resize(|| self.size());
+        }
     }
 
     pub(crate) fn set_size(&self, size: u64) {
         self.size.store(size, Release);
+        self.bitmaps.resize(|| self.size());
+    }
+
+    /// Its dirty bitmaps. [`crate::Graph::add_bitmap`] adds one.
+    pub fn bitmaps(&self) -> &BitmapList {
+        &self.bitmaps
+    }
+
+    /// Records a write, a zero write or a discard in the bitmaps, after the node's size has followed it.
+    pub(crate) fn mark_dirty(&self, offset: u64, len: u64) {
+        if self.has_gate(Gates::BITMAPS) {
+            self.bitmaps.mark(offset, len);
+        }
     }
 
     /// Limits and capabilities, children's limits included.
@@ -244,6 +262,10 @@ impl Node {
 
     pub(crate) fn set_gate(&self, gate: Gates) {
         self.gates.fetch_or(gate.bits(), AcqRel);
+    }
+
+    pub(crate) fn clear_gate(&self, gate: Gates) {
+        self.gates.fetch_and(!gate.bits(), AcqRel);
     }
 
     /// Counts a read-modify-write that begins; see [`crate::request`].

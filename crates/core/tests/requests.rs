@@ -229,3 +229,54 @@ fn a_failed_open_leaves_nothing_open() {
         assert!(graph.nodes().is_empty());
     });
 }
+
+#[test]
+fn whatever_changes_a_node_is_marked_in_its_bitmaps_and_nothing_else() {
+    block_on(async {
+        let graph = graph();
+        let memory = Memory::new(1 << 20, Limits { grows: true, ..aligned(512) });
+        let node = node(&graph, "m", &memory);
+        let backend = Backend::new(&graph, "b", Arc::clone(&node), all()).unwrap();
+        backend.write(0, vec![1; 512].into(), WriteFlags::empty()).await.unwrap();
+        let bitmap = graph.add_bitmap(&node, "since", Some(4096)).await.unwrap();
+        let dirty = || -> Vec<_> { bitmap.map().areas().map(|a| (a.start, a.end)).collect() };
+        backend.read(0, IoBufMut::new(65536)).await.unwrap();
+        backend.flush().await.unwrap();
+        assert!(dirty().is_empty());
+        backend.write(5000, vec![1; 10].into(), WriteFlags::empty()).await.unwrap();
+        backend.write(65536, vec![1; 8192].into(), WriteFlags::FUA).await.unwrap();
+        backend.write_zeroes(131_072, 512, ZeroFlags::empty()).await.unwrap();
+        assert_eq!(dirty(), [(4096, 8192), (65536, 73728), (131_072, 135_168)]);
+        backend.resize(2 << 20, Preallocation::Off).await.unwrap();
+        let edge = backend.root().unwrap();
+        edge.write((2 << 20) + 4096, vec![1; 512].into(), WriteFlags::empty()).await.unwrap();
+        assert_eq!(dirty().last(), Some(&((2 << 20) + 4096, (2 << 20) + 4608)));
+        let error = graph.add_bitmap(&node, "since", None).await.err().unwrap();
+        assert_eq!(error.to_string(), "Bitmap already exists: since");
+        graph.remove_bitmap(&node, &bitmap);
+        backend.write(262_144, vec![1; 512].into(), WriteFlags::empty()).await.unwrap();
+        assert!(!bitmap.map().get(262_144));
+    });
+}
+
+#[test]
+fn a_write_under_way_when_a_bitmap_is_added_ends_before_it_counts_as_added() {
+    block_on(async {
+        let graph = graph();
+        let memory = Arc::new(Memory {
+            bytes: std::sync::Mutex::new(vec![0; 65536]),
+            yields: 50,
+            ..Memory::default()
+        });
+        let node = node(&graph, "m", &memory);
+        let backend = Backend::new(&graph, "b", Arc::clone(&node), all()).unwrap();
+        let writer = backend.clone();
+        let write = spawn(async move {
+            writer.write(0, vec![1; 512].into(), WriteFlags::empty()).await.unwrap();
+        });
+        oxblk_ring::yield_now().await;
+        graph.add_bitmap(&node, "new", None).await.unwrap();
+        assert_eq!(memory.bytes.lock().unwrap()[0], 1);
+        write.await;
+    });
+}

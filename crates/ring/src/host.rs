@@ -76,27 +76,6 @@ pub fn discard_blocks(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<(
     check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKDISCARD, range.as_ptr()) })
 }
 
-/// Makes a range of `target` share the blocks of a range of `source` (`FICLONERANGE`, reflink).
-///
-/// # Errors
-/// As the file system reports: `EOPNOTSUPP`, `EXDEV` or `EINVAL` where it cannot.
-pub fn clone_range(
-    source: BorrowedFd<'_>,
-    offset: u64,
-    target: BorrowedFd<'_>,
-    target_offset: u64,
-    len: u64,
-) -> io::Result<()> {
-    let range = libc::file_clone_range {
-        src_fd: i64::from(source.as_raw_fd()),
-        src_offset: offset,
-        src_length: len,
-        dest_offset: target_offset,
-    };
-    // SAFETY: FICLONERANGE reads one `file_clone_range`, which lives until the call returns; both descriptors are open.
-    check(unsafe { libc::ioctl(target.as_raw_fd(), libc::FICLONERANGE, &raw const range) })
-}
-
 /// Asks the file system to allocate a new file in extents of `bytes` (`FS_IOC_FSSETXATTR`).
 ///
 /// # Errors

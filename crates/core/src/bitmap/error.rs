@@ -99,3 +99,19 @@ impl fmt::Display for BitmapError {
 }
 
 impl std::error::Error for BitmapError {}
+
+impl From<BitmapError> for crate::Error {
+    fn from(error: BitmapError) -> Self {
+        let kind = match &error {
+            BitmapError::Busy(_) => crate::ErrorKind::Busy,
+            BitmapError::NotFound(_) => crate::ErrorKind::NotFound,
+            BitmapError::ReadOnly(_) => crate::ErrorKind::Denied,
+            _ => crate::ErrorKind::Invalid,
+        };
+        let converted = Self::new(kind, error.to_string()).errno(error.errno());
+        match error.hint() {
+            Some(hint) => converted.with_hint(hint),
+            None => converted,
+        }
+    }
+}

@@ -81,9 +81,15 @@ impl BitmapList {
         debug_assert!(kept.is_ok());
     }
 
-    /// Follows a change of the node's size; a bitmap that cannot become so large is marked inconsistent,
-    /// for it can no longer tell what changed.
-    pub fn resize(&self, size: u64) {
+    /// Follows a change of the node's size, which `size` tells: asked for one change after another, so that of
+    /// several at once the last word is the size that the node really has. A bitmap that cannot become so
+    /// large is marked inconsistent, for it can no longer tell what changed.
+    pub fn resize(&self, size: impl Fn() -> u64) {
+        if self.is_empty() {
+            return;
+        }
+        let _control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        let size = size();
         for bitmap in self.bitmaps.load().iter() {
             if bitmap.resize(size).is_err() {
                 bitmap.set_inconsistent();

@@ -367,10 +367,10 @@ fn a_nodes_list_marks_all_its_bitmaps_and_keeps_names_apart() {
         list.infos().iter().map(|i| i.name.as_str()).collect::<Vec<_>>(),
         ["second", "first"]
     );
-    list.resize(1 << 30);
+    list.resize(|| 1 << 30);
     list.mark((1 << 30) - 1, 1);
     assert_eq!((first.map().count(), second.map().count()), (131_072, 8192));
-    list.resize(200_000);
+    list.resize(|| 200_000);
     assert_eq!((first.map().count(), second.map().count()), (65536, 4096));
     list.remove(&first);
     assert_eq!(list.find("first").err(), Some(BitmapError::NotFound("first".into())));

@@ -4,6 +4,7 @@
 //! closes nodes that nobody uses any more. It is control plane: requests never come here. The one thing they share
 //! through it is the epoch domain.
 
+mod bitmaps;
 mod create;
 mod drain;
 mod filename;

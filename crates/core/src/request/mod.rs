@@ -117,7 +117,10 @@ async fn write_compressed(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<
     let Some(compress) = node.driver().compress() else {
         return Err(Error::unsupported("Compression not supported for this file format"));
     };
-    compress.write_compressed(offset, data).await.map_err(|e| e.on_node(node.name()).at(offset))?;
+    let len = as_u64(data.len());
+    let outcome = compress.write_compressed(offset, data).await;
+    node.mark_dirty(offset, len);
+    outcome.map_err(|e| e.on_node(node.name()).at(offset))?;
     node.unflushed.store(true, Release);
     Ok(())
 }

@@ -142,6 +142,8 @@ pub(super) async fn write(node: Arc<Node>, offset: u64, data: IoBuf) -> Result<(
     if outcome.is_ok() {
         node.grow_to(offset.saturating_add(len));
     }
+    // Also after a failure: part of it may have been written.
+    node.mark_dirty(offset, len);
     node.mark_unflushed();
     outcome
 }

@@ -30,6 +30,7 @@ pub(crate) async fn write_zeroes(
     if outcome.is_ok() {
         node.grow_to(offset.saturating_add(len));
     }
+    node.mark_dirty(offset, len);
     node.mark_unflushed();
     outcome?;
     if flags.contains(ZeroFlags::FUA) {
@@ -127,7 +128,9 @@ pub(crate) async fn discard(node: &Arc<Node>, offset: u64, len: u64) -> Result<(
             }
             at = at.saturating_add(piece);
         }
-        match try_join_all(batch).await {
+        let outcome = try_join_all(batch).await;
+        node.mark_dirty(offset, at - offset);
+        match outcome {
             Err(error) if error.kind() != ErrorKind::Unsupported => {
                 return Err(error.on_node(node.name()).at(offset));
             }
