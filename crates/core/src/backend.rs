@@ -15,10 +15,11 @@ use oxblk_ring::{Event, Sharded};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use crate::epoch::EpochGuard;
-use crate::perm::Permissions;
+use crate::perm::{Perm, Permissions};
 use crate::request::{self, ChainStatus};
 use crate::{
-    Edge, Error, ErrorKind, Graph, Node, Preallocation, Result, Want, WriteFlags, ZeroFlags,
+    Edge, Error, ErrorKind, Graph, Node, Options, Preallocation, ReopenRequest, Result, Want,
+    WriteFlags, ZeroFlags,
 };
 
 /// Counters of one I/O thread.
@@ -296,6 +297,41 @@ impl Backend {
         flushed.and(closed)
     }
 
+    /// Reopens the root node with other options; what is not mentioned stays. The backend's own permissions
+    /// follow: writing and resizing are given up for a read-only node, and taken for a writable one.
+    ///
+    /// # Errors
+    /// As [`Graph::reopen`]; nothing has changed then.
+    pub async fn reopen(&self, options: Options) -> Result<()> {
+        let edge = self.root()?;
+        let before = edge.permissions();
+        let mut probe = options.clone();
+        let read_only = probe.take_bool("read-only")?.unwrap_or(self.is_read_only());
+        let writing = Perm::WRITE | Perm::RESIZE;
+        if read_only {
+            edge.set_permissions(Permissions { taken: before.taken - writing, ..before })?;
+        }
+        let node = Arc::clone(edge.node());
+        let was_read_only = node.is_read_only();
+        let request = |options| ReopenRequest { node: Arc::clone(&node), options, keep: true };
+        let graph = &self.0.graph;
+        if let Err(error) = graph.reopen(vec![request(options)]).await {
+            edge.set_permissions(before)?;
+            return Err(error);
+        }
+        if read_only || !was_read_only {
+            return Ok(());
+        }
+        let wanted = Permissions { taken: before.taken | writing, ..before };
+        if let Err(error) = edge.set_permissions(wanted) {
+            let mut back = Options::new();
+            back.insert("read-only", true);
+            graph.reopen(vec![request(back)]).await?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
     /// Holds back new requests and waits until those in flight have ended. They go on when the guard is dropped.
     pub async fn quiesce(&self) -> Quiesced {
         self.0.quiesced.fetch_add(1, SeqCst);
@@ -318,16 +354,18 @@ impl Backend {
     /// Starts a request: counted, in an epoch, not while quiesced.
     async fn begin(&self) -> Result<Request<'_>> {
         loop {
+            // Looked at before being counted: those who wait must not wake one another by coming and going.
+            while self.0.quiesced.load(SeqCst) != 0 {
+                let listener = self.0.changed.listen();
+                if self.0.quiesced.load(SeqCst) != 0 {
+                    listener.await;
+                }
+            }
             let count = InFlight::enter(self);
             if self.0.quiesced.load(SeqCst) == 0 {
                 let root = self.0.roots.mine().load_full().ok_or_else(no_medium)?;
                 let epoch = self.0.graph.epochs().enter();
                 return Ok(Request { root, _epoch: epoch, _count: count });
-            }
-            let listener = self.0.changed.listen();
-            drop(count);
-            if self.0.quiesced.load(SeqCst) != 0 {
-                listener.await;
             }
         }
     }

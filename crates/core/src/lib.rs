@@ -34,7 +34,9 @@ pub use edge::{ChildIdx, Children, Edge};
 pub use epoch::{EpochGuard, Epochs};
 pub use error::{Error, ErrorKind, Result, strerror};
 pub use flags::{WriteFlags, ZeroFlags};
-pub use graph::{BackingFile, BackingPolicy, Drained, Graph, OpenContext, OpenFlags, relative_to};
+pub use graph::{
+    BackingFile, BackingPolicy, Drained, Graph, OpenContext, OpenFlags, ReopenRequest, relative_to,
+};
 pub use limits::Limits;
 pub use node::{DetectZeroes, Node};
 pub use options::{Options, SizeError, parse_size, split_keyval};

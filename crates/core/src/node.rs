@@ -10,6 +10,7 @@ use std::sync::atomic::{
 };
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 
+use arc_swap::ArcSwap;
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
 use crate::bitmap::BitmapList;
@@ -70,10 +71,21 @@ pub struct Node {
     pub(crate) flushing: AsyncMutex<()>,
     read_only: AtomicBool,
     pub(crate) closed: AtomicBool,
-    detect_zeroes: DetectZeroes,
-    flags: OpenFlags,
-    options: Options,
+    settings: ArcSwap<Settings>,
+    /// A parent made it for itself: its cache mode and writability follow the parent's.
+    follows_parent: AtomicBool,
     filename: Option<String>,
+}
+
+/// What a reopen may change.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Settings {
+    pub(crate) flags: OpenFlags,
+    pub(crate) detect_zeroes: DetectZeroes,
+    /// The driver's own options.
+    pub(crate) options: Options,
+    /// The generic options that were given, as they were.
+    pub(crate) given: Options,
 }
 
 /// What a node is made of; see [`crate::Graph::open`].
@@ -83,16 +95,14 @@ pub(crate) struct NodeParts {
     pub(crate) driver: Box<dyn Driver>,
     pub(crate) children: Arc<Children>,
     pub(crate) epochs: Arc<Epochs>,
-    pub(crate) flags: OpenFlags,
-    pub(crate) detect_zeroes: DetectZeroes,
-    pub(crate) options: Options,
+    pub(crate) settings: Settings,
     pub(crate) filename: Option<String>,
 }
 
 impl Node {
     pub(crate) fn new(parts: NodeParts) -> Arc<Self> {
         let mut gates = Gates::empty();
-        gates.set(Gates::DETECT_ZEROES, parts.detect_zeroes != DetectZeroes::Off);
+        gates.set(Gates::DETECT_ZEROES, parts.settings.detect_zeroes != DetectZeroes::Off);
         let node = Self {
             size: AtomicU64::new(parts.driver.size()),
             limits: RwLock::new(Arc::new(Limits::default())),
@@ -111,11 +121,10 @@ impl Node {
             aligned_writes: Epochs::default(),
             unflushed: AtomicBool::new(false),
             flushing: AsyncMutex::new(()),
-            read_only: AtomicBool::new(parts.flags.read_only),
+            read_only: AtomicBool::new(parts.settings.flags.read_only),
             closed: AtomicBool::new(false),
-            detect_zeroes: parts.detect_zeroes,
-            flags: parts.flags,
-            options: parts.options,
+            settings: ArcSwap::from_pointee(parts.settings),
+            follows_parent: AtomicBool::new(false),
             filename: parts.filename,
         };
         node.refresh_limits();
@@ -213,17 +222,47 @@ impl Node {
 
     /// What `detect-zeroes` is set to.
     pub fn detect_zeroes(&self) -> DetectZeroes {
-        self.detect_zeroes
+        self.settings.load().detect_zeroes
     }
 
-    /// The flags it was opened with.
-    pub fn flags(&self) -> &OpenFlags {
-        &self.flags
+    /// The flags it was opened with, or reopened with last.
+    pub fn flags(&self) -> OpenFlags {
+        self.settings.load().flags.clone()
     }
 
-    /// The options it was opened with.
-    pub fn options(&self) -> &Options {
-        &self.options
+    /// The driver's options it was opened with, or reopened with last.
+    pub fn options(&self) -> Options {
+        self.settings.load().options.clone()
+    }
+
+    pub(crate) fn settings(&self) -> Settings {
+        Settings::clone(&self.settings.load())
+    }
+
+    /// Makes new settings valid. Only while the node takes no requests.
+    pub(crate) fn apply(&self, settings: Settings) {
+        self.set_read_only(settings.flags.read_only);
+        if settings.detect_zeroes == DetectZeroes::Off {
+            self.clear_gate(Gates::DETECT_ZEROES);
+        } else {
+            self.set_gate(Gates::DETECT_ZEROES);
+        }
+        self.settings.store(Arc::new(settings));
+        self.refresh_limits();
+        self.set_size(self.driver.size());
+    }
+
+    pub(crate) fn set_read_only(&self, read_only: bool) {
+        self.read_only.store(read_only, Release);
+    }
+
+    /// Notes that a parent opened it for itself.
+    pub(crate) fn follow_parent(&self) {
+        self.follows_parent.store(true, Release);
+    }
+
+    pub(crate) fn follows_parent(&self) -> bool {
+        self.follows_parent.load(Acquire)
     }
 
     /// The file name that opens it, where it was opened by one or the protocol knows one.
@@ -343,7 +382,8 @@ impl Node {
         let _ = self.refresh_permissions();
     }
 
-    fn cumulative(&self) -> Permissions {
+    /// What all users together take and share.
+    pub(crate) fn cumulative(&self) -> Permissions {
         self.parents().iter().fold(Permissions::NONE, |all, edge| all.and(edge.permissions()))
     }
 
@@ -377,7 +417,7 @@ impl Node {
                     edge.node().refresh_permissions()?;
                 }
             }
-            if self.flags.force_share {
+            if self.settings.load().flags.force_share {
                 return Ok(());
             }
             self.driver.set_permissions(ours)

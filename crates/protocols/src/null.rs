@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
+use oxblk_core::driver::Reopen;
 use oxblk_core::{
-    BoxFuture, Driver, DriverFactory, DriverKind, Error, Limits, MapOp, OpenContext, Options,
-    Result, Status, StatusFlags, Step, Want, WriteFlags, ZeroFlags,
+    BoxFuture, Driver, DriverFactory, DriverKind, Error, Limits, MapOp, OpenContext, OpenFlags,
+    Options, Result, Status, StatusFlags, Step, Want, WriteFlags, ZeroFlags,
 };
 use oxblk_ring::{IoBuf, IoBufMut};
 use serde::{Deserialize, Serialize};
@@ -124,6 +125,25 @@ impl Driver for Null {
 
     fn filename(&self) -> Option<String> {
         Some(format!("{}://", self.name))
+    }
+
+    fn reopen(&self) -> Option<&dyn Reopen> {
+        Some(self)
+    }
+}
+
+/// Nothing depends on how a null disk was opened.
+impl Reopen for Null {
+    fn prepare(&self, _flags: OpenFlags, _options: &Options) -> BoxFuture<'_, Result<()>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn commit(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn abort(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
     }
 }
 

@@ -8,8 +8,10 @@ mod bitmaps;
 mod create;
 mod drain;
 mod filename;
+mod generic;
 mod open;
 mod probe;
+mod reopen;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -18,11 +20,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 pub use drain::Drained;
 pub use filename::{BackingPolicy, relative_to};
 pub use open::{BackingFile, OpenContext, OpenFlags};
+pub use reopen::ReopenRequest;
 
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
 use crate::epoch::Epochs;
-use crate::node::NodeParts;
-use crate::{Backend, Children, DetectZeroes, Error, ErrorKind, Node, Options, Result};
+use crate::node::{NodeParts, Settings};
+use crate::{Backend, Children, Error, ErrorKind, Node, Result};
 
 #[derive(Default)]
 struct Registry {
@@ -165,9 +168,7 @@ impl Graph {
             driver,
             children: Arc::new(Children::default()),
             epochs: Arc::clone(self.epochs()),
-            flags,
-            detect_zeroes: DetectZeroes::Off,
-            options: Options::new(),
+            settings: Settings { flags, ..Settings::default() },
             filename: None,
         }))
     }

@@ -7,14 +7,13 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::generic::{Generic, take_generic};
 use super::{Graph, filename};
 use crate::driver::{BoxFuture, DriverFactory, DriverKind};
 use crate::epoch::Epochs;
-use crate::node::NodeParts;
+use crate::node::{NodeParts, Settings};
 use crate::perm::{Permissions, Role};
-use crate::{
-    Backend, ChildIdx, Children, DetectZeroes, Edge, Error, ErrorKind, Node, Options, Perm, Result,
-};
+use crate::{Backend, ChildIdx, Children, Edge, Error, ErrorKind, Node, Options, Perm, Result};
 
 /// Longest backing chain: more is a loop, or meant to exhaust us.
 const MAX_DEPTH: u32 = 200;
@@ -97,65 +96,6 @@ impl OpenContext {
         self.flags.read_only = true;
         Ok(())
     }
-}
-
-/// Generic options, taken out of the tree.
-struct Generic {
-    driver: Option<String>,
-    node_name: Option<String>,
-    flags: OpenFlags,
-    detect_zeroes: DetectZeroes,
-}
-
-fn take_generic(options: &mut Options, inherited: &OpenFlags) -> Result<Generic> {
-    let mut flags = inherited.clone();
-    flags.probed = false;
-    if let Some(on) = options.take_bool("read-only")? {
-        flags.read_only = on;
-    }
-    if let Some(on) = options.take_bool("auto-read-only")? {
-        flags.auto_read_only = on;
-    }
-    if let Some(on) = options.take_bool("force-share")? {
-        flags.force_share = on;
-    }
-    if let Some(mut cache) = options.take_options("cache") {
-        flags.direct = cache.take_bool("direct")?.unwrap_or(flags.direct);
-        flags.no_flush = cache.take_bool("no-flush")?.unwrap_or(flags.no_flush);
-        if let Some(key) = cache.keys().next() {
-            return Err(Error::invalid(format!("Invalid parameter 'cache.{key}'")));
-        }
-    }
-    match options.take_str("discard")?.as_deref() {
-        None => {}
-        Some("unmap" | "on") => flags.unmap = true,
-        Some("ignore" | "off") => flags.unmap = false,
-        Some(_) => return Err(Error::invalid("Invalid discard option")),
-    }
-    let detect_zeroes = match options.take_str("detect-zeroes")?.as_deref() {
-        None | Some("off") => DetectZeroes::Off,
-        Some("on") => DetectZeroes::On,
-        Some("unmap") if flags.unmap => DetectZeroes::Unmap,
-        Some("unmap") => {
-            return Err(Error::invalid(
-                "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
-            ));
-        }
-        Some(other) => {
-            return Err(Error::invalid(format!(
-                "Parameter 'detect-zeroes' does not accept value '{other}'"
-            )));
-        }
-    };
-    if flags.force_share && !flags.read_only {
-        return Err(Error::invalid("force-share=on can only be used with read-only images"));
-    }
-    Ok(Generic {
-        driver: options.take_str("driver")?,
-        node_name: options.take_str("node-name")?,
-        flags,
-        detect_zeroes,
-    })
 }
 
 /// What is being opened.
@@ -340,7 +280,9 @@ impl Graph {
             depth: target.depth.saturating_add(1),
         };
         // The name is put before the error once, by whoever opens the image.
-        Box::pin(self.open_node(child)).await
+        let node = Box::pin(self.open_node(child)).await?;
+        node.follow_parent();
+        Ok(node)
     }
 
     async fn open_driver(
@@ -375,7 +317,6 @@ impl Graph {
         children: &Arc<Children>,
     ) -> Result<Arc<Node>> {
         let name = self.claim_name(generic.node_name.as_deref())?;
-        let opened_with = target.options.clone();
         let mut context = OpenContext {
             graph: self.clone(),
             node_name: name,
@@ -390,6 +331,7 @@ impl Graph {
         if driver.supports_backing() {
             backing_option = context.options.take("backing");
         }
+        let opened_with = context.options.clone();
         if let Some(file) = file {
             context.flags.read_only |= file.is_read_only() && context.flags.auto_read_only;
             attach_file(driver, file, &context)?;
@@ -412,12 +354,15 @@ impl Graph {
             driver: opened,
             children: Arc::clone(children),
             epochs: context.epochs,
-            flags: context.flags,
-            detect_zeroes: generic.detect_zeroes,
-            options: opened_with,
+            settings: Settings {
+                flags: context.flags,
+                detect_zeroes: generic.detect_zeroes,
+                options: opened_with,
+                given: generic.given,
+            },
             filename: context.filename,
         });
-        if probed_raw && !node.is_read_only() {
+        if probed_raw {
             self.guard_probed_raw(&node);
         }
         Ok(node)
@@ -494,7 +439,9 @@ impl Graph {
                         protocol: false,
                         depth: depth.saturating_add(1),
                     };
-                    self.open_target(target).await.map(Some)
+                    let node = self.open_target(target).await?;
+                    node.follow_parent();
+                    Ok(Some(node))
                 };
             };
             self.policy()
@@ -512,7 +459,9 @@ impl Graph {
         let target =
             Target { filename, options, flags, protocol: false, depth: depth.saturating_add(1) };
         let opened = self.open_target(target).await;
-        opened.map(Some).map_err(|error| error.prefix("Could not open backing file"))
+        let node = opened.map_err(|error| error.prefix("Could not open backing file"))?;
+        node.follow_parent();
+        Ok(Some(node))
     }
 }
 

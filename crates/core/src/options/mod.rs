@@ -115,6 +115,18 @@ impl Options {
         }
     }
 
+    /// Sets all that `other` has; objects are merged key by key.
+    pub fn overlay(&mut self, other: &Options) {
+        for (key, value) in &other.0 {
+            match (self.0.get_mut(key), value) {
+                (Some(Value::Object(own)), Value::Object(theirs)) => {
+                    own.extend(theirs.iter().map(|(key, value)| (key.clone(), value.clone())));
+                }
+                _ => self.insert(key, value.clone()),
+            }
+        }
+    }
+
     /// The value of a key.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.0.get(key)

@@ -220,6 +220,9 @@ impl Reopen for Raw {
         let mut options = options.clone();
         Box::pin(async move {
             let own: RawOptions = options.extract()?;
+            if let Some(key) = options.keys().next() {
+                return Err(Error::invalid(format!("Cannot change the option '{key}'")));
+            }
             let prepared = Window::new(&own, self.file()?.size())?;
             *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(prepared);
             Ok(())
@@ -251,11 +254,11 @@ impl RawFactory {
             offset: AtomicU64::new(0),
             fixed: Mutex::new(false),
             size: AtomicU64::new(0),
-            probed: context.flags.probed && !context.flags.read_only,
+            probed: context.flags.probed,
             prepared: Mutex::new(None),
         };
         raw.apply(window, size);
-        if raw.probed {
+        if raw.probed && !context.flags.read_only {
             let file = context.file()?;
             let name = file.node().filename().or_else(|| context.filename.clone());
             context.graph.warn(&format!(

@@ -52,6 +52,9 @@ impl FileDriver {
     /// The options that a reopen may name; those that cannot change must be as they are.
     fn check_unchanged(&self, mut options: Options) -> Result<FileOptions> {
         let own: FileOptions = options.extract()?;
+        if let Some(key) = options.keys().next() {
+            return Err(Error::invalid(format!("Cannot change the option '{key}'")));
+        }
         if own.filename.as_ref().is_some_and(|name| *name != self.path) {
             return Err(Error::invalid("Cannot change the option 'filename'"));
         }

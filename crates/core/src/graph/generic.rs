@@ -1,0 +1,77 @@
+//! The options that every node has, whatever its driver.
+
+use super::OpenFlags;
+use crate::{DetectZeroes, Error, Options, Result};
+
+/// Generic options, taken out of the tree.
+pub(super) struct Generic {
+    pub(super) driver: Option<String>,
+    pub(super) node_name: Option<String>,
+    pub(super) flags: OpenFlags,
+    pub(super) detect_zeroes: DetectZeroes,
+    /// Those that the user gave, as they were: a reopen starts from them.
+    pub(super) given: Options,
+}
+
+const INHERITABLE: [&str; 6] =
+    ["read-only", "auto-read-only", "force-share", "cache", "discard", "detect-zeroes"];
+
+/// Takes the generic options out of `options`; what they leave open comes from `inherited`.
+///
+/// # Errors
+/// When a value is wrong, or two contradict one another.
+pub(super) fn take_generic(options: &mut Options, inherited: &OpenFlags) -> Result<Generic> {
+    let mut given = Options::new();
+    for (key, value) in options.iter().filter(|(key, _)| INHERITABLE.contains(key)) {
+        given.insert(key, value.clone());
+    }
+    let mut flags = inherited.clone();
+    flags.probed = false;
+    if let Some(on) = options.take_bool("read-only")? {
+        flags.read_only = on;
+    }
+    if let Some(on) = options.take_bool("auto-read-only")? {
+        flags.auto_read_only = on;
+    }
+    if let Some(on) = options.take_bool("force-share")? {
+        flags.force_share = on;
+    }
+    if let Some(mut cache) = options.take_options("cache") {
+        flags.direct = cache.take_bool("direct")?.unwrap_or(flags.direct);
+        flags.no_flush = cache.take_bool("no-flush")?.unwrap_or(flags.no_flush);
+        if let Some(key) = cache.keys().next() {
+            return Err(Error::invalid(format!("Invalid parameter 'cache.{key}'")));
+        }
+    }
+    match options.take_str("discard")?.as_deref() {
+        None => {}
+        Some("unmap" | "on") => flags.unmap = true,
+        Some("ignore" | "off") => flags.unmap = false,
+        Some(_) => return Err(Error::invalid("Invalid discard option")),
+    }
+    let detect_zeroes = match options.take_str("detect-zeroes")?.as_deref() {
+        None | Some("off") => DetectZeroes::Off,
+        Some("on") => DetectZeroes::On,
+        Some("unmap") if flags.unmap => DetectZeroes::Unmap,
+        Some("unmap") => {
+            return Err(Error::invalid(
+                "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
+            ));
+        }
+        Some(other) => {
+            return Err(Error::invalid(format!(
+                "Parameter 'detect-zeroes' does not accept value '{other}'"
+            )));
+        }
+    };
+    if flags.force_share && !flags.read_only {
+        return Err(Error::invalid("force-share=on can only be used with read-only images"));
+    }
+    Ok(Generic {
+        driver: options.take_str("driver")?,
+        node_name: options.take_str("node-name")?,
+        flags,
+        detect_zeroes,
+        given,
+    })
+}
