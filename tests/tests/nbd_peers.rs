@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// The formats that every peer is set on.
-const FORMATS: &[&str] = &["raw"];
+const FORMATS: &[&str] = &["raw", "qcow2"];
 
 /// A new image of 256 MiB, served.
 fn new_disk(dir: &Path, format: &str) -> Served {

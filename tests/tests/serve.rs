@@ -3,8 +3,8 @@
 #[path = "nbd_peers/served.rs"]
 mod served;
 
-use oxblk_tests::program::Program;
-use served::Served;
+use oxblk_tests::program::{self, Program};
+use served::{Served, python};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -99,6 +99,61 @@ fn an_image_that_is_served_for_writing_is_not_written_by_others() {
     let second = Served::start(&other, &["../d", "-f", "raw", "-r"]);
     second.stop();
     reader.stop();
+}
+
+#[test]
+fn a_probed_raw_image_never_turns_into_another_format() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("d"), vec![0; 1 << 20]).unwrap();
+    let served = Served::start(dir.path(), &["d"]);
+    served.python(
+        "
+header = b'QFI\\xfb\\0\\0\\0\\3' + bytes(504)
+try:
+    h.pwrite(header, 0)
+    sys.exit('a qcow2 header was written')
+except nbd.Error as error:
+    assert error.errno == 'EPERM', error
+for offset in range(8):
+    try:
+        h.pwrite(header[offset:offset + 1], offset)
+    except nbd.Error:
+        break
+h.pwrite(b'x' * 4096, 4096)
+h.zero(512, 0)
+",
+    );
+    served.stop();
+    let bytes = std::fs::read(dir.path().join("d")).unwrap();
+    assert_ne!(&bytes[..4], b"QFI\xfb");
+    assert_eq!(&bytes[4096..8192], [b'x'; 4096]);
+}
+
+#[test]
+fn no_argument_makes_a_disk_in_the_data_directory_and_serves_it_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, runtime) = (dir.path().join("data"), dir.path().join("run"));
+    std::fs::create_dir(&runtime).unwrap();
+    let socket = runtime.join("oxblk-disk.sock");
+    let uri = format!("nbd+unix:///?socket={}", socket.display());
+    for (round, opening) in ["Made and serving", "Serving"].into_iter().enumerate() {
+        let mut server = Program::new("env")
+            .arg(format!("XDG_DATA_HOME={}", data.display()))
+            .arg(format!("XDG_RUNTIME_DIR={}", runtime.display()))
+            .arg(program::oxblk())
+            .arg("serve")
+            .start();
+        server.wait_for_socket(&socket);
+        let script = ["h.pwrite(b'mark', 1 << 30)", "assert h.pread(4, 1 << 30) == b'mark'"][round];
+        python(&uri, script).succeed();
+        let size = Program::new("nbdinfo").args(["--size", &uri]).succeed().out();
+        assert_eq!(size.trim(), (10_u64 << 30).to_string());
+        let printed = server.stop();
+        let disk = data.join("oxblk/disk.qcow2");
+        let line = format!("{opening} '{}' (qcow2, 10 GiB, read-write)\n", disk.display());
+        assert!(printed.starts_with(&line), "{printed}");
+    }
+    Program::new("qemu-img").arg("check").arg(data.join("oxblk/disk.qcow2")).succeed();
 }
 
 #[test]
