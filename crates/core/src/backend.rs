@@ -82,7 +82,7 @@ impl Backend {
         permissions: Permissions,
     ) -> Result<Self> {
         let user = if name.is_empty() {
-            "unnamed block device".to_owned()
+            "an unnamed block device".to_owned()
         } else {
             format!("block device '{name}'")
         };
