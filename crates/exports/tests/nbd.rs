@@ -554,3 +554,38 @@ fn a_client_that_takes_no_replies_does_not_keep_the_server_from_stopping() {
     fixture.stop().wait().unwrap();
     assert_eq!(fixture.server.connections(), 0);
 }
+
+#[test]
+fn garbage_instead_of_requests_stops_nobody() {
+    let fixture = Fixture::new();
+    let mut steady = fixture.client(false);
+    let mut state = 1_u64;
+    let mut random = move || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state >> 33
+    };
+    for round in 0..100 {
+        let mut client = fixture.client(round % 2 == 0);
+        let mut bytes = Vec::new();
+        for _ in 0..random() % 40 {
+            // Often a request in form, with values that are not.
+            let raw = RawRequest {
+                flags: u16::try_from(random() % 40).unwrap(),
+                kind: CommandKind(u16::try_from(random() % 10).unwrap()),
+                cookie: random(),
+                offset: if random() % 4 == 0 { u64::MAX - random() } else { random() % SIZE },
+                length: u32::try_from(random() % 10_000).unwrap(),
+            };
+            bytes.extend_from_slice(&raw.to_bytes());
+            if random() % 10 == 0 {
+                bytes.truncate(bytes.len() - 5);
+            }
+        }
+        // The server may hang up before it has read all.
+        let _ = client.socket.write_all(&bytes);
+        drop(client);
+        assert_eq!(steady.write(round * 512, &pattern(512, 1)), None);
+    }
+    fixture.until("the others are gone", |fixture| fixture.server.connections() == 1);
+}
