@@ -286,3 +286,24 @@ fn two_users_of_a_raw_image_share_it_as_they_themselves_allow() {
         owner.close().await.unwrap();
     });
 }
+
+#[test]
+fn a_raw_image_is_created_anew_beside_a_writer_that_shares_it_but_not_beside_one_that_resizes() {
+    let file = file_of(&[1; 4096]);
+    let name = file.path().to_str().unwrap();
+    block_on(async {
+        let graph = graph();
+        let options = Options::from_dotted("driver=raw", None).unwrap();
+        let node = graph.open_image(name, options, OpenFlags::default()).await.unwrap();
+        let users = Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE);
+        let writer = Backend::new(&graph, "", node, users).unwrap();
+        let size = Options::from_dotted("size=8192", None).unwrap();
+        graph.create_image(name, "raw", &size).await.unwrap();
+        assert_eq!(file.as_file().metadata().unwrap().len(), 8192);
+        let resizing = Permissions { taken: users.taken | Perm::RESIZE, ..users };
+        writer.root().unwrap().set_permissions(resizing).unwrap();
+        let refused = graph.create_image(name, "raw", &size).await;
+        assert_eq!(message(refused), "Failed to get shared \"resize\" lock");
+        writer.close().await.unwrap();
+    });
+}

@@ -37,9 +37,12 @@ impl Graph {
                 OpenFlags { unmap: true, ..OpenFlags::default() },
             )
             .await?;
+        // Where nothing but the size is made, others may write meanwhile.
+        let alone =
+            if driver.passes_permissions() { Perm::RESIZE } else { Perm::WRITE | Perm::RESIZE };
         let permissions = Permissions {
             taken: Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE,
-            shared: Perm::all() - Perm::WRITE - Perm::RESIZE,
+            shared: Perm::all() - alone,
         };
         let user = format!("creation of '{filename}'");
         let created =
