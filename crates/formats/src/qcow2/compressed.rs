@@ -2,20 +2,38 @@
 //!
 //! Streams begin at any byte. A host cluster that holds several has a refcount of as many; a stream may run on into
 //! the next host cluster if that one follows. Where the next stream goes is [`Tail`], behind a lock that is held for
-//! the allocation and the refcounts, not for compressing or writing.
+//! the allocation and the refcounts, not for compressing or writing. A host cluster is shared only while it is in use:
+//! once all its streams are gone it belongs to the allocator.
 
 use std::sync::Arc;
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{AcqRel, Acquire, Release},
+};
 
 use futures_util::future::try_join_all;
 use oxblk_core::{ChildIdx, Error, Result, WriteFlags};
-use oxblk_ring::{IoBuf, IoBufMut};
+use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex};
 
 use super::layout::L2Entry;
 use super::{Qcow2, compression};
 
-/// Where the next compressed cluster goes: a byte offset in the file, up to the end of its host cluster. 0: nowhere yet.
+/// Where the next compressed cluster goes: behind the last one, up to the end of its host cluster.
 #[derive(Debug, Default)]
-pub(super) struct Tail(u64);
+pub(super) struct Tail {
+    /// Held while a stream is placed.
+    turn: AsyncMutex<()>,
+    /// A byte offset in the file; a multiple of the cluster size (0 at first) when there is no room.
+    next: AtomicU64,
+}
+
+impl Tail {
+    /// The host cluster is about to rest and will be handed out for something else: no stream goes there any more.
+    pub(super) fn leave(&self, cluster: u64, cluster_bits: u32) {
+        let there = |next: u64| (next >> cluster_bits == cluster).then_some(0);
+        let _ = self.next.fetch_update(AcqRel, Acquire, there);
+    }
+}
 
 impl Qcow2 {
     /// Stores whole clusters (or what is left at the end of the disk) compressed.
@@ -66,29 +84,42 @@ impl Qcow2 {
     /// Allocates `len` bytes (less than a cluster) and counts one reference to each host cluster they touch.
     async fn place_compressed(&self, len: u64) -> Result<u64> {
         let bits = self.geometry.cluster_bits;
-        let mut tail = self.compressed_tail.lock().await;
-        let room = self.cluster_end(tail.0) - tail.0;
-        let shareable =
-            room > 0 && self.refcounts.get(tail.0 >> bits).await? < self.refcounts.max();
-        if shareable && len <= room {
-            self.refcounts.add(tail.0 >> bits, 1).await?;
-            let host = tail.0;
-            tail.0 = host.saturating_add(len);
-            return Ok(host);
+        let _turn = self.compressed_tail.turn.lock().await;
+        let next = self.compressed_tail.next.load(Acquire);
+        let end = self.cluster_end(next);
+        if next < end && len <= end - next && self.share_tail(next).await? {
+            self.compressed_tail.next.store(next.saturating_add(len), Release);
+            return Ok(next);
         }
         let mut run = self.reserve(1).await?;
         run.begin_write();
         let start = run.start() << bits;
-        let host = if shareable && start == self.cluster_end(tail.0) {
-            self.refcounts.add(tail.0 >> bits, 1).await?;
-            tail.0
-        } else {
-            start
-        };
-        self.refcounts.add(run.start(), 1).await?;
+        let follows = next < end && start == end && self.share_tail(next).await?;
+        if let Err(error) = self.refcounts.add(run.start(), 1).await {
+            if follows {
+                self.drop_clusters(next >> bits, 1, false);
+            }
+            return Err(error);
+        }
         run.keep();
-        tail.0 = host.saturating_add(len);
+        let host = if follows { next } else { start };
+        self.compressed_tail.next.store(host.saturating_add(len), Release);
         Ok(host)
+    }
+
+    /// Counts one more reference to the host cluster of the tail, unless it is no longer the tail's: all that was in it
+    /// may have been dropped, and it may hold something else by now. Whoever frees it leaves the tail first, so that a
+    /// tail that is unchanged after the reference was counted is still good.
+    async fn share_tail(&self, next: u64) -> Result<bool> {
+        let cluster = next >> self.geometry.cluster_bits;
+        if !self.refcounts.share(cluster).await? {
+            return Ok(false);
+        }
+        if self.compressed_tail.next.load(Acquire) == next {
+            return Ok(true);
+        }
+        self.drop_clusters(cluster, 1, false);
+        Ok(false)
     }
 }
 

@@ -92,7 +92,7 @@ pub(crate) struct Qcow2 {
     refcounts: Refcounts,
 
     guest: RangeLock,
-    compressed_tail: AsyncMutex<Tail>,
+    compressed_tail: Tail,
     tables: AsyncMutex<()>,
     writing_back: AsyncMutex<()>,
     dropped: Mutex<Vec<Dropped>>,

@@ -164,7 +164,7 @@ async fn build(
         slice_words,
         refcounts,
         guest: RangeLock::new(),
-        compressed_tail: AsyncMutex::new(Tail::default()),
+        compressed_tail: Tail::default(),
         tables: AsyncMutex::new(()),
         writing_back: AsyncMutex::new(()),
         dropped: Mutex::default(),

@@ -164,17 +164,21 @@ impl Refcounts {
         }
     }
 
-    /// The refcount of a host cluster.
-    pub(super) async fn get(&self, cluster: u64) -> Result<u64> {
+    /// Adds one reference to a host cluster that is in use and whose refcount can hold one more; tells whether it did.
+    pub(super) async fn share(&self, cluster: u64) -> Result<bool> {
         let place = self.place(cluster)?;
-        let Some(slice) = self.slice(&place).await? else { return Ok(0) };
-        let word = slice.words().get(place.word).map_or(0, |word| word.load(Acquire));
-        Ok((word >> place.shift) & self.mask())
-    }
-
-    /// Largest refcount that can be stored.
-    pub(super) fn max(&self) -> u64 {
-        self.mask()
+        let Some(slice) = self.slice(&place).await? else { return Ok(false) };
+        let word =
+            slice.words().get(place.word).ok_or_else(|| Error::corrupt("refcount out of range"))?;
+        let mask = self.mask();
+        let shared = word.fetch_update(AcqRel, Acquire, |word| {
+            let count = (word >> place.shift) & mask;
+            (count > 0 && count < mask).then(|| word + (1 << place.shift))
+        });
+        if shared.is_ok() {
+            slice.mark_dirty();
+        }
+        Ok(shared.is_ok())
     }
 
     /// Adds one reference to each of `count` host clusters from `cluster` on.

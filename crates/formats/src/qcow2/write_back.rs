@@ -160,6 +160,7 @@ impl Qcow2 {
             for cluster in run.cluster..run.cluster.saturating_add(run.count) {
                 if self.refcounts.drop_one(cluster).await? == 0 {
                     let offset = cluster << self.geometry.cluster_bits;
+                    self.compressed_tail.leave(cluster, self.geometry.cluster_bits);
                     self.refcounts.allocator.forget_metadata(offset, self.geometry.cluster_size());
                     let epoch = self.epochs.current();
                     self.refcounts.allocator.rest(Resting {
