@@ -223,7 +223,7 @@ impl Wanted {
     }
 }
 
-fn cluster_bits(size: Option<u64>) -> Result<u32> {
+pub(super) fn cluster_bits(size: Option<u64>) -> Result<u32> {
     let size = size.unwrap_or(65_536);
     let bits = size.trailing_zeros();
     let fits = (Geometry::MIN_CLUSTER_BITS..=Geometry::MAX_CLUSTER_BITS).contains(&bits);
@@ -233,7 +233,7 @@ fn cluster_bits(size: Option<u64>) -> Result<u32> {
     Ok(bits)
 }
 
-fn refcount_order(bits: Option<u64>) -> Result<u32> {
+pub(super) fn refcount_order(bits: Option<u64>) -> Result<u32> {
     let bits = bits.unwrap_or(16);
     if !bits.is_power_of_two() || bits > 64 {
         return Err(Error::invalid(
@@ -267,16 +267,15 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(wanted: &Wanted) -> Result<Self> {
-        let geometry = wanted.geometry;
+    fn new(geometry: Geometry, size: u64, preallocation: Preallocation) -> Result<Self> {
         let l1_entries = geometry
-            .l1_entries_for(wanted.size)
+            .l1_entries_for(size)
             .filter(|entries| *entries <= MAX_L1_BYTES / 8)
             .ok_or_else(too_large)?;
         let l1_clusters = geometry.clusters_for(l1_entries * 8);
-        let (l2_tables, data_clusters) = match wanted.preallocation {
+        let (l2_tables, data_clusters) = match preallocation {
             Preallocation::Off => (0, 0),
-            _ => (l1_entries, geometry.clusters_for(wanted.size)),
+            _ => (l1_entries, geometry.clusters_for(size)),
         };
         let content = l1_clusters + l2_tables + data_clusters;
         let (mut table_clusters, mut blocks) = (1, 1);
@@ -366,13 +365,19 @@ fn put_entries(table: &mut [u8], entries: impl Iterator<Item = u64>) {
     }
 }
 
+/// Bytes of an image of `size` bytes whose clusters are all allocated; `None` if it cannot be made.
+pub(super) fn fully_allocated(geometry: Geometry, size: u64) -> Option<u64> {
+    let plan = Plan::new(geometry, size, Preallocation::Metadata).ok()?;
+    plan.clusters.checked_mul(geometry.cluster_size())
+}
+
 /// Writes a new image into `file`, whose contents are lost.
 ///
 /// # Errors
 /// When the options are wrong, in the words of QEMU's tools; or as the file reports.
 pub async fn create(file: &Edge, options: Options) -> Result<()> {
     let wanted = Wanted::from_options(options)?;
-    let plan = Plan::new(&wanted)?;
+    let plan = Plan::new(wanted.geometry, wanted.size, wanted.preallocation)?;
     let header = wanted.header(&plan).encode().map_err(|error| backing_fault(&wanted, &error))?;
     let mut first_cluster = plan.cluster()?;
     for (to, from) in first_cluster.iter_mut().zip(&header) {
@@ -449,9 +454,14 @@ mod tests {
         Wanted::from_options(options)
     }
 
+    fn plan(changes: &[(&str, &str)]) -> Result<Plan> {
+        let wanted = wanted(changes)?;
+        Plan::new(wanted.geometry, wanted.size, wanted.preallocation)
+    }
+
     #[test]
     fn an_image_without_preallocation_has_four_clusters() {
-        let plan = Plan::new(&wanted(&[]).unwrap()).unwrap();
+        let plan = plan(&[]).unwrap();
         assert_eq!((plan.table_clusters, plan.blocks, plan.clusters), (1, 1, 4));
         assert_eq!((plan.l1_offset, plan.l1_entries), (0x3_0000, 2));
     }
@@ -464,7 +474,7 @@ mod tests {
                 ("refcount_bits", bits),
                 ("preallocation", "metadata"),
             ];
-            let plan = Plan::new(&wanted(&options).unwrap()).unwrap();
+            let plan = plan(&options).unwrap();
             let geometry = plan.geometry;
             assert!(plan.blocks * geometry.refcounts_per_block() >= plan.clusters);
             assert!((plan.blocks - 1) * geometry.refcounts_per_block() < plan.clusters);
@@ -516,9 +526,8 @@ mod tests {
 
     #[test]
     fn a_size_that_needs_too_large_an_l1_table_is_refused() {
-        let error = Plan::new(&wanted(&[("size", "7E")]).unwrap()).unwrap_err();
+        let error = plan(&[("size", "7E")]).unwrap_err();
         assert_eq!(error.raw_errno(), 27);
-        let small = wanted(&[("size", "200G"), ("cluster_size", "512")]).unwrap();
-        assert!(Plan::new(&small).is_err());
+        assert!(plan(&[("size", "200G"), ("cluster_size", "512")]).is_err());
     }
 }

@@ -1,10 +1,11 @@
 //! The driver's entry in the table of drivers.
 
-use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget};
+use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, Measure, MeasureRequest};
 use oxblk_core::{BoxFuture, Driver, DriverFactory, DriverKind, Error, Graph, OpenContext, Result};
 
 use super::create;
 use super::layout::looks_like_qcow2;
+use super::measure::measure;
 use super::open::open;
 
 struct Factory;
@@ -51,5 +52,12 @@ impl DriverFactory for Factory {
                 CreateTarget::Filename(_) => Err(Error::invalid("qcow2 is created in a file")),
             }
         }))
+    }
+
+    fn measure<'a>(
+        &'a self,
+        request: MeasureRequest<'a>,
+    ) -> Option<BoxFuture<'a, Result<Measure>>> {
+        Some(Box::pin(measure(request)))
     }
 }

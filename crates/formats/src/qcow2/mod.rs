@@ -40,6 +40,7 @@ mod factory;
 #[doc(hidden)]
 pub mod layout;
 mod lookup;
+mod measure;
 mod open;
 mod read;
 mod refcounts;

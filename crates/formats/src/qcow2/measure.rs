@@ -1,0 +1,110 @@
+//! How large a new image would be.
+//!
+//! The fully allocated size is that of the layout which [`super::create`] plans with everything
+//! preallocated. The required size leaves out the data clusters that the source does not fill; their
+//! metadata stays counted, as `qemu-img measure` does.
+
+use oxblk_core::create::{Measure, MeasureRequest};
+use oxblk_core::{Backend, Error, Options, Preallocation, Result, StatusFlags, Want};
+
+use super::create::{cluster_bits, fully_allocated, refcount_order};
+use super::layout::Geometry;
+
+/// Bytes of the source asked about at once.
+const STATUS_CHUNK: u64 = 1 << 40;
+
+/// Measures an image for the contents of the source, or an empty one.
+///
+/// # Errors
+/// When the options are wrong, or as the source reports.
+pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
+    let wanted = Wanted::from_options(request.options)?;
+    let geometry = wanted.geometry;
+    let size = match request.source {
+        Some(source) => source.size(),
+        None => wanted.size,
+    };
+    let virtual_size =
+        size.checked_next_multiple_of(geometry.cluster_size()).ok_or_else(too_large)?;
+    let fully_allocated = fully_allocated(geometry, virtual_size).ok_or_else(too_large)?;
+    let data = match (wanted.preallocation, request.source) {
+        (Preallocation::Falloc | Preallocation::Full, _) => virtual_size,
+        // Nobody knows how much of the source is in the backing file, so all of it may be needed.
+        (_, Some(_)) if wanted.has_backing => virtual_size,
+        (_, Some(source)) => used_bytes(source, geometry).await?,
+        (_, None) => 0,
+    };
+    let has_bitmaps = match request.source {
+        Some(source) => wanted.version >= 3 && source.node()?.factory().name() == "qcow2",
+        None => false,
+    };
+    Ok(Measure {
+        required: (fully_allocated - virtual_size).saturating_add(data),
+        fully_allocated,
+        bitmaps: has_bitmaps.then_some(0),
+    })
+}
+
+fn too_large() -> Error {
+    Error::invalid("The image size is too large (try using a larger cluster size)").errno(27)
+}
+
+/// The options that matter for the size. The others are for `create` to judge.
+struct Wanted {
+    size: u64,
+    version: u32,
+    geometry: Geometry,
+    preallocation: Preallocation,
+    has_backing: bool,
+}
+
+impl Wanted {
+    fn from_options(mut options: Options) -> Result<Self> {
+        let cluster_bits = cluster_bits(options.take_size("cluster_size")?)?;
+        let preallocation = match options.take_str("preallocation")? {
+            None => Preallocation::Off,
+            Some(name) => Preallocation::parse(&name)
+                .ok_or_else(|| Error::invalid(format!("invalid parameter value: {name}")))?,
+        };
+        let version = match options.take_str("compat")?.as_deref() {
+            None | Some("1.1" | "v3") => 3,
+            Some("0.10" | "v2") => 2,
+            Some(other) => {
+                return Err(Error::invalid(format!("Invalid compatibility level: '{other}'")));
+            }
+        };
+        let refcount_order = refcount_order(options.take_size("refcount_bits")?)?;
+        if version < 3 && refcount_order != 4 {
+            return Err(Error::invalid(
+                "Different refcount widths than 16 bits require compatibility level 1.1 or above \
+                 (use compat=1.1 or greater)",
+            ));
+        }
+        Ok(Self {
+            size: options.take_size("size")?.unwrap_or(0),
+            version,
+            geometry: Geometry { cluster_bits, refcount_order },
+            preallocation,
+            has_backing: options.contains("backing_file"),
+        })
+    }
+}
+
+/// Bytes of the clusters in which the source has data that is not zeroes.
+async fn used_bytes(source: &Backend, geometry: Geometry) -> Result<u64> {
+    let size = source.size();
+    let mut used: u64 = 0;
+    let mut offset = 0;
+    while offset < size {
+        let asked = STATUS_CHUNK.min(size - offset);
+        let status = source.block_status(offset, asked, Want::Precise).await?.status;
+        let mut end = offset.saturating_add(status.len.max(1));
+        let stored = StatusFlags::DATA | StatusFlags::ALLOCATED;
+        if !status.is_zero() && status.flags.contains(stored) {
+            end = end.checked_next_multiple_of(geometry.cluster_size()).ok_or_else(too_large)?;
+            used = used.saturating_add(end - geometry.cluster_start(offset));
+        }
+        offset = end;
+    }
+    Ok(used)
+}
