@@ -107,7 +107,7 @@ pub(crate) struct Reactor {
 /// The kernel cannot complete a transfer of tmpfs without blocking in principle, so io_uring hands each one to a worker
 /// thread, which costs several times what copying a few pages does. Long transfers are worth a worker: it copies while
 /// this thread goes on.
-const ON_THE_SPOT: usize = 64 << 10;
+const ON_THE_SPOT: usize = 16 << 10;
 
 /// Transfers on the spot in one turn before tasks must let others run.
 const SPOT_BUDGET: u32 = 64;
