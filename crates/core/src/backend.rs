@@ -169,6 +169,7 @@ impl Backend {
         let len = request::as_u64(buf.len());
         request.check(offset, len)?;
         let buf = request::read_padded(request.root.edge.node(), offset, buf).await?;
+        request.done();
         let counters = self.0.counters.mine();
         counters.read_ops.fetch_add(1, Relaxed);
         counters.read_bytes.fetch_add(len, Relaxed);
@@ -186,6 +187,7 @@ impl Backend {
         let flags =
             if self.0.write_through.load(Relaxed) { flags | WriteFlags::FUA } else { flags };
         request.root.edge.write(offset, data, flags).await?;
+        request.done();
         self.count_write(len);
         Ok(())
     }
@@ -199,6 +201,7 @@ impl Backend {
         request.check(offset, len)?;
         let flags = if self.0.write_through.load(Relaxed) { flags | ZeroFlags::FUA } else { flags };
         request.root.edge.write_zeroes(offset, len, flags).await?;
+        request.done();
         self.count_write(len);
         Ok(())
     }
@@ -211,6 +214,7 @@ impl Backend {
         let request = self.begin().await?;
         request.check(offset, len)?;
         request.root.edge.discard(offset, len).await?;
+        request.done();
         self.count_write(len);
         Ok(())
     }
@@ -222,6 +226,7 @@ impl Backend {
     pub async fn flush(&self) -> Result<()> {
         let request = self.begin().await?;
         request.root.edge.flush().await?;
+        request.done();
         self.0.counters.mine().flush_ops.fetch_add(1, Relaxed);
         Ok(())
     }
@@ -247,7 +252,10 @@ impl Backend {
     ) -> Result<ChainStatus> {
         let request = self.begin().await?;
         request.check(offset, 0)?;
-        request::status_above(request.root.edge.node(), base, offset, len, want).await
+        let node = request.root.edge.node();
+        let status = request::status_above(node, base, offset, len, want).await?;
+        request.done();
+        Ok(status)
     }
 
     /// Sets the size. Other requests wait until it is done.
@@ -276,6 +284,8 @@ impl Backend {
         from.check(offset, len)?;
         to.check(target_offset, len)?;
         from.root.edge.copy_to(offset, &to.root.edge, target_offset, len).await?;
+        from.done();
+        to.done();
         target.count_write(len);
         Ok(())
     }
@@ -365,7 +375,7 @@ impl Backend {
             if self.0.quiesced.load(SeqCst) == 0 {
                 let root = self.0.roots.mine().load_full().ok_or_else(no_medium)?;
                 let epoch = self.0.graph.epochs().enter();
-                return Ok(Request { root, _epoch: epoch, _count: count });
+                return Ok(Request { root, guards: Some((epoch, count)), backend: self });
             }
         }
     }
@@ -411,6 +421,13 @@ impl<'a> InFlight<'a> {
     }
 }
 
+impl InFlight<'_> {
+    /// Leaves the request counted.
+    fn detach(self) {
+        std::mem::forget(self);
+    }
+}
+
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.count.fetch_sub(1, SeqCst);
@@ -420,14 +437,50 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// A request in progress. Fields drop in order: the epoch ends before the count does.
+/// A request in progress. One that is dropped before [`Request::done`], because its future was dropped or because it
+/// failed, may have left operations behind that the host is still carrying out. It goes on being counted until those have
+/// ended: nobody may reuse what they touch.
 struct Request<'a> {
     root: Arc<RootEdge>,
-    _epoch: EpochGuard<'a>,
-    _count: InFlight<'a>,
+    guards: Option<(EpochGuard<'a>, InFlight<'a>)>,
+    backend: &'a Backend,
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        let Some((epoch, count)) = self.guards.take() else { return };
+        let abandoned = Abandoned { backend: self.backend.clone(), epoch: epoch.detach() };
+        count.detach();
+        if oxblk_ring::try_thread_index().is_some() {
+            oxblk_ring::spawn(async move {
+                oxblk_ring::settled().await;
+                drop(abandoned);
+            })
+            .detach();
+        }
+    }
+}
+
+/// A request whose future is gone while operations of it may be in flight.
+struct Abandoned {
+    backend: Backend,
+    epoch: u64,
+}
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        self.backend.0.graph.epochs().leave(self.epoch);
+        let count = &self.backend.0.counters.mine().in_flight;
+        drop(InFlight { count, backend: &self.backend.0 });
+    }
 }
 
 impl Request<'_> {
+    /// The request has succeeded: nothing of it is in flight.
+    fn done(mut self) {
+        self.guards = None;
+    }
+
     fn check(&self, offset: u64, len: u64) -> Result<()> {
         match offset.checked_add(len) {
             Some(end) if end <= self.root.edge.size() => Ok(()),

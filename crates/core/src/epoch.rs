@@ -54,10 +54,15 @@ impl Epochs {
             let count = slot(counts, epoch);
             count.fetch_add(1, SeqCst);
             if self.current.load(SeqCst) == epoch {
-                return EpochGuard { count, _thread: std::marker::PhantomData };
+                return EpochGuard { count, epoch, _thread: std::marker::PhantomData };
             }
             count.fetch_sub(1, SeqCst);
         }
+    }
+
+    /// Ends a request whose guard was detached.
+    pub(crate) fn leave(&self, epoch: u64) {
+        slot(self.counts.mine(), epoch).fetch_sub(1, SeqCst);
     }
 
     /// Whether every request that had entered when [`Self::current`] was `epoch` has ended. Moves the
@@ -102,7 +107,18 @@ impl Epochs {
 #[derive(Debug)]
 pub struct EpochGuard<'a> {
     count: &'a AtomicU64,
+    epoch: u64,
     _thread: std::marker::PhantomData<*const ()>,
+}
+
+impl EpochGuard<'_> {
+    /// Gives up the guard but not its place: the request goes on until [`Epochs::leave`] is called with what this returns,
+    /// on the same thread.
+    pub(crate) fn detach(self) -> u64 {
+        let epoch = self.epoch;
+        std::mem::forget(self);
+        epoch
+    }
 }
 
 impl Drop for EpochGuard<'_> {

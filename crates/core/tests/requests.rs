@@ -280,3 +280,23 @@ fn a_write_under_way_when_a_bitmap_is_added_ends_before_it_counts_as_added() {
         write.await;
     });
 }
+
+#[test]
+fn a_request_given_up_is_counted_until_the_host_is_done_with_it() {
+    block_on(async {
+        let graph = graph();
+        let memory =
+            Arc::new(Memory { bytes: vec![0; 1024].into(), yields: 100_000, ..Memory::default() });
+        let backend = Backend::new(&graph, "b", node(&graph, "m", &memory), all()).unwrap();
+        let epoch = graph.epochs().current();
+        let task = {
+            let backend = backend.clone();
+            spawn(async move { backend.read(0, IoBufMut::new(512)).await.map(drop) })
+        };
+        oxblk_ring::yield_now().await;
+        assert!(!graph.epochs().has_passed(epoch), "a request is in progress");
+        drop(task);
+        drop(backend.quiesce().await);
+        assert!(graph.epochs().has_passed(epoch), "nothing of it is left in flight");
+    });
+}

@@ -25,8 +25,8 @@ pub use file::{Aio, Extent, Falloc, File, ReadAt, ReadvAt, WriteAt, WritevAt};
 pub use net::{Address, Listener, Stream};
 pub use runtime::{
     Config, Elapsed, Engine, IoThread, MAX_IO_THREADS, Remote, TaskGone, block_on, block_on_with,
-    now, offload, offload_threads, set_offload_threads, sleep, spawn, thread_index, timeout,
-    try_thread_index, yield_now,
+    now, offload, offload_threads, set_offload_threads, settled, sleep, spawn, thread_index,
+    timeout, try_thread_index, yield_now,
 };
 pub use sync::{Event, EventListener, Mutex, RangeGuard, RangeLock, RwLock, Semaphore, Sharded};
 

@@ -343,6 +343,16 @@ impl Reactor {
         }
     }
 
+    /// File operations in flight whose future is gone.
+    pub(crate) fn detached(&self) -> Vec<Key> {
+        self.slots.borrow().detached()
+    }
+
+    /// Whether an operation is still in flight.
+    pub(crate) fn is_in_flight(&self, key: Key) -> bool {
+        self.slots.borrow().is_in_flight(key)
+    }
+
     /// Asks for an operation to end early; its completion tells whether it did.
     fn cancel(&self, key: Key) {
         let fallen = match &mut *self.driver.borrow_mut() {

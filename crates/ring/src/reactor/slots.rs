@@ -285,6 +285,26 @@ impl Slots {
         ((None, waker), cancel)
     }
 
+    /// File operations in flight whose future is gone.
+    pub(super) fn detached(&self) -> Vec<Key> {
+        let slots = self.chunks.iter().flat_map(|chunk| chunk.iter());
+        let detached = slots
+            .zip(0u32..)
+            .filter(|(slot, _)| matches!(slot.state, State::Detached) && !slot.op.waits_for_peer());
+        detached.map(|(slot, index)| Key { slot: index, generation: slot.generation }).collect()
+    }
+
+    /// Whether an operation is still in flight.
+    pub(super) fn is_in_flight(&self, key: Key) -> bool {
+        self.chunks
+            .get(key.slot as usize / CHUNK)
+            .and_then(|chunk| chunk.get(key.slot as usize % CHUNK))
+            .is_some_and(|slot| {
+                slot.generation == key.generation
+                    && matches!(slot.state, State::InFlight | State::Detached)
+            })
+    }
+
     /// Operations in flight that may wait for ever.
     pub(super) fn cancellable(&self) -> Vec<Key> {
         let slots = self.chunks.iter().flat_map(|chunk| chunk.iter());

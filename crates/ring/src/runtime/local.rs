@@ -481,6 +481,17 @@ pub fn spawn<F: Future + 'static>(future: F) -> Task<F::Output> {
     handle
 }
 
+/// Waits until the file operations of this I/O thread whose futures were dropped so far have come to their end: what
+/// they read from or write to may be used otherwise from then on.
+pub async fn settled() {
+    let mut keys = current().reactor.detached();
+    while !keys.is_empty() {
+        crate::sleep(Duration::from_millis(1)).await;
+        let local = current();
+        keys.retain(|key| local.reactor.is_in_flight(*key));
+    }
+}
+
 /// Lets other tasks run.
 pub async fn yield_now() {
     let mut yielded = false;

@@ -19,7 +19,7 @@ pub(crate) mod wake;
 pub(crate) use pool::Job;
 pub(crate) use timer::real_now;
 
-pub use local::{Config, Engine, block_on, block_on_with, spawn, yield_now};
+pub use local::{Config, Engine, block_on, block_on_with, settled, spawn, yield_now};
 pub use offload::{offload, offload_threads, set_offload_threads};
 pub use shared::{MAX_IO_THREADS, thread_index, try_thread_index};
 pub use thread::{IoThread, Remote, TaskGone};
