@@ -91,15 +91,13 @@ impl Job<'_> {
 
     async fn copy(&self, sources: &[Backend], target: &target::Target) -> Step {
         let Arguments { compress, sparse, salvage, offload, rate, .. } = *self.arguments;
-        let mut target_is_zero = target.is_zero;
-        if !target_is_zero && target.backing.is_none() {
-            target_is_zero = target::try_to_zero(&target.backend, target.used).await;
-        }
+        // A target that may hold something is overwritten in place, zeroes where the source has none: to empty it first
+        // would give its space back to the host only to ask for it again.
         let options = CopyOptions {
             parallel: self.arguments.parallel,
             sparse,
             compress,
-            target_is_zero,
+            target_is_zero: target.is_zero,
             backing: target.backing,
             offload,
             salvage,

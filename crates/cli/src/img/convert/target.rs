@@ -1,6 +1,6 @@
 //! The target of `img convert`: made or opened, and what is known of it before the copy.
 
-use oxblk_core::{Backend, ChildIdx, DriverFactory, Error, Graph, Options, ZeroFlags, relative_to};
+use oxblk_core::{Backend, ChildIdx, DriverFactory, Graph, Options, relative_to};
 
 use super::super::create_options::CreateOptions;
 use super::super::{Context, Exit, Step};
@@ -17,8 +17,6 @@ pub(super) struct Target {
     pub(super) is_zero: bool,
     /// It has a backing file of this many bytes that the copy relies on.
     pub(super) backing: Option<u64>,
-    /// How many bytes of it are copied to.
-    pub(super) used: u64,
 }
 
 /// Makes the target, unless it is there already, and opens it.
@@ -41,7 +39,7 @@ pub(super) async fn prepare(
     };
     let backend = open(context, arguments, graph).await?;
     match describe(context, arguments, &backend, size, has_backing) {
-        Ok((is_zero, backing)) => Ok(Target { backend, is_zero, backing, used: size }),
+        Ok((is_zero, backing)) => Ok(Target { backend, is_zero, backing }),
         Err(exit) => {
             drop(backend.close().await);
             Err(exit)
@@ -182,11 +180,4 @@ fn describe(
     let fresh = arguments.create && node.limits().has_zero_init;
     let is_zero = backing.is_none() && (arguments.target_is_zero || fresh);
     Ok((is_zero, backing))
-}
-
-/// Makes the first `len` bytes of the target read as zeroes if that costs nothing; tells whether it did.
-pub(super) async fn try_to_zero(target: &Backend, len: u64) -> bool {
-    let flags = ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK;
-    let zeroed: Result<(), Error> = target.write_zeroes(0, len, flags).await;
-    zeroed.is_ok()
 }
