@@ -17,6 +17,7 @@
 mod copied;
 mod refcounts;
 mod references;
+mod snapshots;
 mod walk;
 
 use std::collections::HashSet;
@@ -27,7 +28,7 @@ use oxblk_core::{ChildIdx, Edge, Error, Result};
 use oxblk_ring::IoBufMut;
 
 use super::Qcow2;
-use super::layout::{Geometry, Header};
+use super::layout::{Geometry, Header, refcount_max};
 use super::open::read_header;
 use references::References;
 
@@ -75,6 +76,8 @@ struct Checker<'a> {
     refcount_table: Vec<u64>,
     /// Refcount table indices whose entry is broken, so that their refcounts cannot be known.
     broken_blocks: HashSet<u64>,
+    /// A refcount was asked for that such a block would have.
+    broken_block_told: bool,
     /// Some entry may claim the wrong thing of its cluster's refcount.
     copied_suspect: bool,
 }
@@ -85,6 +88,8 @@ impl<'a> Checker<'a> {
         let clusters = geometry.clusters_for(file.size());
         let report = CheckReport {
             total_clusters: geometry.clusters_for(header.size),
+            // The header is there, whatever its refcount.
+            image_end_offset: geometry.cluster_size(),
             ..CheckReport::default()
         };
         Self {
@@ -93,10 +98,11 @@ impl<'a> Checker<'a> {
             geometry,
             say,
             report,
-            references: References::default(),
+            references: References::new(refcount_max(geometry.refcount_order)),
             clusters,
             refcount_table: Vec::new(),
             broken_blocks: HashSet::new(),
+            broken_block_told: false,
             copied_suspect: false,
         }
     }

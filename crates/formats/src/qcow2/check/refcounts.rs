@@ -58,9 +58,13 @@ impl Checker<'_> {
             return;
         }
         let per_block = self.geometry.refcounts_per_block();
-        let broken: Vec<u64> = self.broken_blocks.iter().copied().collect();
+        let mut broken: Vec<u64> = self.broken_blocks.iter().copied().collect();
+        broken.sort_unstable();
         for index in broken {
             let first = index.saturating_mul(per_block);
+            if first < range.end && range.start < first.saturating_add(per_block) {
+                self.tell_broken_block(index);
+            }
             for cluster in first.max(range.start)..first.saturating_add(per_block).min(range.end) {
                 self.failed(&format!(
                     "Can't get refcount for cluster {cluster}: Input/output error"
@@ -75,6 +79,21 @@ impl Checker<'_> {
         for (cluster, referred) in referred {
             self.compare(cluster, 0, referred);
         }
+    }
+
+    /// Tells once that a refcount block lies where none can be, as QEMU does when it meets one.
+    fn tell_broken_block(&mut self, index: u64) {
+        if std::mem::replace(&mut self.broken_block_told, true) {
+            return;
+        }
+        let entry = usize::try_from(index).ok().and_then(|at| self.refcount_table.get(at)).copied();
+        let offset = RefcountTableEntry(entry.unwrap_or(0)).raw_offset();
+        // As C prints it: zero has no prefix.
+        let index = if index == 0 { "0".to_owned() } else { format!("{index:#x}") };
+        (self.say)(&format!(
+            "qcow2: Image is corrupt: Refblock offset {offset:#x} unaligned (reftable index: {index}); \
+             further non-fatal corruption events will be suppressed"
+        ));
     }
 
     fn compare_block(&mut self, range: Range<u64>, block: &[u8]) {

@@ -40,21 +40,38 @@ impl Referred {
 }
 
 /// A sparse map from clusters to their references.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct References {
     pages: BTreeMap<u64, Page>,
+    /// The most that is counted: what the image's refcounts can express.
+    limit: u32,
+}
+
+/// What came of counting references.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Added {
+    /// How many there are now.
+    pub(super) count: u64,
+    /// There are more than the image's refcounts can express.
+    pub(super) overflow: bool,
 }
 
 impl References {
-    /// Adds `times` references to a cluster; returns how many it has now.
-    pub(super) fn add(&mut self, cluster: u64, times: u32, claim: Claim) -> u64 {
+    /// No references yet; of each cluster, `limit` are counted at most.
+    pub(super) fn new(limit: u64) -> Self {
+        Self { pages: BTreeMap::new(), limit: u32::try_from(limit).unwrap_or(COUNT).min(COUNT) }
+    }
+
+    /// Adds `times` references to a cluster.
+    pub(super) fn add(&mut self, cluster: u64, times: u32, claim: Claim) -> Added {
         let page = self.pages.entry(cluster / PAGE).or_insert_with(|| {
             std::iter::repeat_n(0, usize::try_from(PAGE).unwrap_or(0)).collect()
         });
         let Some(entry) = page.get_mut(usize::try_from(cluster % PAGE).unwrap_or(0)) else {
-            return 0;
+            return Added { count: 0, overflow: false };
         };
-        let count = (*entry & COUNT).saturating_add(times).min(COUNT);
+        let wanted = (*entry & COUNT).saturating_add(times);
+        let count = wanted.min(self.limit);
         let claims = (*entry & !COUNT)
             | match claim {
                 Claim::None => 0,
@@ -62,7 +79,7 @@ impl References {
                 Claim::Copied(false) => NOT_COPIED,
             };
         *entry = claims | count;
-        u64::from(count)
+        Added { count: count.into(), overflow: wanted > count }
     }
 
     /// The references of a cluster.
@@ -94,10 +111,10 @@ mod tests {
 
     #[test]
     fn references_are_counted_and_found_in_order() {
-        let mut references = References::default();
-        assert_eq!(references.add(1 << 40, 3, Claim::None), 3);
-        assert_eq!(references.add(5, 1, Claim::Copied(true)), 1);
-        assert_eq!(references.add(5, 1, Claim::None), 2);
+        let mut references = References::new(u64::MAX);
+        assert_eq!(references.add(1 << 40, 3, Claim::None).count, 3);
+        assert_eq!(references.add(5, 1, Claim::Copied(true)).count, 1);
+        assert_eq!(references.add(5, 1, Claim::None).count, 2);
         let all: Vec<_> = references.in_range(0..u64::MAX).map(|(c, r)| (c, r.count())).collect();
         assert_eq!(all, [(5, 2), (1 << 40, 3)]);
         assert!(references.is_empty_in(6..1 << 40));
@@ -108,10 +125,17 @@ mod tests {
 
     #[test]
     fn counts_stop_at_their_most_without_touching_the_claims() {
-        let mut references = References::default();
+        let mut references = References::new(u64::MAX);
         references.add(0, u32::MAX, Claim::Copied(false));
-        assert_eq!(references.add(0, u32::MAX, Claim::None), u64::from(COUNT));
+        assert_eq!(references.add(0, u32::MAX, Claim::None).count, u64::from(COUNT));
         assert!(references.get(0).is_belied_by(1));
         assert!(!references.get(0).is_belied_by(7));
+    }
+
+    #[test]
+    fn more_references_than_the_limit_are_an_overflow() {
+        let mut references = References::new(1);
+        assert_eq!(references.add(3, 1, Claim::None), Added { count: 1, overflow: false });
+        assert_eq!(references.add(3, 1, Claim::None), Added { count: 1, overflow: true });
     }
 }

@@ -8,9 +8,7 @@ use oxblk_ring::IoBufMut;
 
 use super::references::Claim;
 use super::{Checker, words};
-use crate::qcow2::layout::{
-    L1Entry, L2Entry, MAX_SNAPSHOT_TABLE_BYTES, RefcountTableEntry, Snapshot, parse_snapshot,
-};
+use crate::qcow2::layout::{L1Entry, L2Entry, RefcountTableEntry, Snapshot};
 
 /// An L1 table: its offset and its entries.
 type Place = (u64, u64);
@@ -23,7 +21,8 @@ impl Checker<'_> {
     pub(super) async fn count_references(&mut self) -> Result<()> {
         self.refer(0, self.geometry.cluster_size(), 1, Claim::None);
         let snapshots = self.read_snapshots().await?;
-        self.walk_l1_tables(&snapshots).await?;
+        self.walk_l1_tables(&snapshots.list).await?;
+        self.refer(self.header.snapshots_offset, snapshots.table_bytes, 1, Claim::None);
         self.count_bitmaps().await;
         self.count_refcount_structures().await
     }
@@ -46,40 +45,15 @@ impl Checker<'_> {
             return;
         }
         for cluster in self.geometry.cluster_index(offset)..self.geometry.clusters_for(end) {
-            self.references.add(cluster, times, claim);
-        }
-    }
-
-    /// The snapshots; what is wrong with their table is told.
-    async fn read_snapshots(&mut self) -> Result<Vec<Snapshot>> {
-        let (mut offset, start) = (self.header.snapshots_offset, self.header.snapshots_offset);
-        let mut snapshots = Vec::new();
-        for _ in 0..self.header.snapshot_count {
-            // The longest entry: its fixed part, extra data, id and name.
-            let longest = usize::from(u16::MAX) * 2 + 2048;
-            let bytes = self.file.read(offset, IoBufMut::new(longest)).await?;
-            let room = self.file.size().saturating_sub(offset);
-            match parse_snapshot(&bytes) {
-                Ok(Some((snapshot, len))) if len <= room.next_multiple_of(8) => {
-                    snapshots.push(snapshot);
-                    offset = offset.saturating_add(len);
-                }
-                Ok(_) => {
-                    self.corrupt("ERROR snapshot table exceeds the end of the file");
-                    break;
-                }
-                Err(error) => {
-                    self.corrupt(&format!("ERROR {error}"));
-                    break;
-                }
-            }
-            if offset - start > MAX_SNAPSHOT_TABLE_BYTES {
-                self.corrupt("ERROR snapshot table is too big");
-                break;
+            if self.references.add(cluster, times, claim).overflow {
+                let at = cluster.saturating_mul(size);
+                self.corrupt(&format!(
+                    "ERROR: overflow cluster offset=0x{at:x}\nUse qemu-img amend to increase the \
+                     refcount entry width or qemu-img convert to create a clean copy if the image \
+                     cannot be opened for writing"
+                ));
             }
         }
-        self.refer(start, offset - start, 1, Claim::None);
-        Ok(snapshots)
     }
 
     /// Walks the active L1 table, then those of the snapshots.
@@ -88,11 +62,7 @@ impl Checker<'_> {
         self.refer(active.0, active.1.saturating_mul(8), 1, Claim::None);
         let mut tables: BTreeMap<Place, Times> = BTreeMap::new();
         for snapshot in snapshots {
-            if let Err(error) = snapshot.check_l1(self.geometry) {
-                self.corrupt(&format!(
-                    "ERROR snapshot {} ({}): {error}",
-                    snapshot.id, snapshot.name
-                ));
+            if !self.has_l1_in_place(snapshot) {
                 continue;
             }
             let place = (snapshot.l1_offset, u64::from(snapshot.l1_entries));
@@ -212,7 +182,7 @@ impl Checker<'_> {
                 continue;
             }
             if !self.geometry.is_aligned(offset) {
-                let what = if entry.has_zero_flag() { "Preallocated zero" } else { "Data" };
+                let what = if entry.has_zero_flag() { "Preallocated" } else { "Data" };
                 self.corrupt(&format!(
                     "ERROR offset={offset:x}: {what} cluster is not properly aligned; L2 entry corrupted."
                 ));
@@ -232,9 +202,7 @@ impl Checker<'_> {
                 "ERROR: coffset={host:#x}: copied flag must never be set for compressed clusters"
             ));
         }
-        // Whole sectors are referred to.
-        let start = host - host % 512;
-        self.refer(start, len.saturating_add(host - start), times, Claim::None);
+        self.refer(host, len, times, Claim::None);
     }
 
     /// The refcount table, and the blocks that it refers to.
@@ -271,7 +239,8 @@ impl Checker<'_> {
                 continue;
             }
             let cluster = self.geometry.cluster_index(offset);
-            let count = self.references.add(cluster, 1, Claim::None);
+            self.refer(offset, size, 1, Claim::None);
+            let count = self.references.get(cluster).count();
             if count != 1 {
                 self.corrupt(&format!("ERROR refcount block {index} refcount={count}"));
             }

@@ -1,0 +1,305 @@
+//! What the consistency check finds in sound and in damaged images, and how it says it, is what
+//! `qemu-img check` finds and says.
+
+use std::cell::RefCell;
+use std::path::Path;
+
+use oxblk_core::check::{CheckReport, Fix};
+use oxblk_core::{DriverTable, Error, Graph, OpenFlags, Options, Result};
+use oxblk_formats::qcow2::QCOW2;
+use oxblk_protocols::file::FILE;
+use oxblk_ring::block_on;
+use oxblk_tests::hostile::image::Image;
+use oxblk_tests::panic_text;
+use oxblk_tests::program::Program;
+
+static DRIVERS: DriverTable = &[QCOW2, &FILE];
+
+const COPIED: u64 = 1 << 63;
+const COMPRESSED: u64 = 1 << 62;
+const FAR: u64 = 1 << 40;
+
+/// Checks an image. Gives the report and what was said.
+fn check_ours(path: &Path) -> (Result<CheckReport>, Vec<String>) {
+    let said = RefCell::new(Vec::new());
+    let report = block_on(async {
+        let graph = Graph::new(DRIVERS);
+        let options = Options::from_dotted("driver=qcow2", None)?;
+        let flags = OpenFlags { check: true, read_only: true, ..OpenFlags::default() };
+        let backend = graph.open_backend(path.to_str(), options, flags).await?;
+        let node = backend.node()?;
+        let say = |line: &str| said.borrow_mut().extend(line.lines().map(str::to_owned));
+        let report = match node.driver().check() {
+            Some(check) => check.check(Fix::Nothing, &say).await,
+            None => Err(Error::unsupported("no check")),
+        };
+        backend.close().await?;
+        report
+    });
+    (report, said.into_inner())
+}
+
+/// A number of `qemu-img check --output=json`; those that are 0 it leaves out.
+fn number(json: &str, name: &str) -> u64 {
+    let key = format!("\"{name}\": ");
+    json.split_once(&key).map_or(0, |(_, rest)| {
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().unwrap()
+    })
+}
+
+/// Compares the check of an image with that of qemu-img.
+fn compare(path: &Path, what: &str) {
+    let theirs = Program::new("qemu-img").args(["check", "--output=json"]).arg(path).run();
+    let json = theirs.out();
+    let (report, said) = check_ours(path);
+    let theirs_said = theirs.err();
+    if json.is_empty() {
+        // It gave up before it could count.
+        let error = report.expect_err(&format!("{what}: {theirs_said}"));
+        let mut all: Vec<String> = said;
+        all.push(format!("Check failed: {error}"));
+        let lines: Vec<&str> =
+            theirs_said.lines().map(|line| line.trim_start_matches("qemu-img: ")).collect();
+        assert_eq!(all, lines, "{what}");
+        return;
+    }
+    let lines: Vec<&str> =
+        theirs_said.lines().filter(|line| *line != "qemu-img: Check failed").collect();
+    assert_eq!(said, lines, "{what}");
+    let report = report.expect(what);
+    let expected = CheckReport {
+        check_errors: number(&json, "check-errors"),
+        corruptions: number(&json, "corruptions"),
+        leaks: number(&json, "leaks"),
+        corruptions_fixed: 0,
+        leaks_fixed: 0,
+        image_end_offset: number(&json, "image-end-offset"),
+        total_clusters: number(&json, "total-clusters"),
+        allocated_clusters: number(&json, "allocated-clusters"),
+        fragmented_clusters: number(&json, "fragmented-clusters"),
+        compressed_clusters: number(&json, "compressed-clusters"),
+    };
+    assert_eq!(report, expected, "{what}");
+}
+
+/// Makes an image with data, zeroes, compressed clusters, a snapshot and writes after it.
+fn make(directory: &Path, options: &str) -> std::path::PathBuf {
+    let run = |tool: &str, args: &[&str]| {
+        Program::new(tool).args(args).directory(directory).succeed();
+    };
+    let mut create = vec!["create", "-q", "-f", "qcow2"];
+    if !options.is_empty() {
+        create.extend(["-o", options]);
+    }
+    create.extend(["a.qcow2", "64M"]);
+    run("qemu-img", &create);
+    let narrow = options.contains("refcount_bits=1");
+    let mut writes = vec!["-c", "write -P 1 0 256k", "-c", "write -P 3 2M 64k"];
+    let plain = options.contains("cluster_size=2M") || options.contains("preallocation");
+    if !narrow && !plain {
+        writes.extend(["-c", "write -c -P 2 512k 64k", "-c", "write -c -P 2 576k 64k"]);
+    }
+    if !options.contains("compat=0.10") {
+        writes.extend(["-c", "write -z 1M 64k"]);
+    }
+    writes.push("a.qcow2");
+    run("qemu-io", &writes);
+    if !narrow {
+        run("qemu-img", &["snapshot", "-c", "one", "a.qcow2"]);
+        run("qemu-io", &["-c", "write -P 4 64k 64k", "a.qcow2"]);
+        run("qemu-img", &["snapshot", "-c", "two", "a.qcow2"]);
+    }
+    run("qemu-io", &["-c", "write -P 4 40M 1M", "a.qcow2"]);
+    directory.join("a.qcow2")
+}
+
+#[test]
+fn sound_images_are_found_sound_with_the_same_figures() {
+    for options in [
+        "",
+        "compat=0.10",
+        "cluster_size=512",
+        "cluster_size=4k,refcount_bits=64",
+        "cluster_size=2M,refcount_bits=2",
+        "refcount_bits=1",
+        "refcount_bits=8,lazy_refcounts=on",
+        "refcount_bits=32",
+        "preallocation=metadata",
+        "compression_type=zstd",
+    ] {
+        let scratch = tempfile::tempdir().unwrap();
+        let image = make(scratch.path(), options);
+        compare(&image, options);
+    }
+}
+
+#[test]
+fn clusters_of_persistent_bitmaps_are_not_leaks() {
+    let scratch = tempfile::tempdir().unwrap();
+    let image = make(scratch.path(), "");
+    let bitmap = |args: &[&str]| {
+        Program::new("qemu-img").arg("bitmap").args(args).arg(&image).arg("b").succeed();
+    };
+    bitmap(&["--add", "-g", "64k"]);
+    Program::new("qemu-io").args(["-c", "write -P 9 10M 4M"]).arg(&image).succeed();
+    compare(&image, "bitmap");
+    let (report, said) = check_ours(&image);
+    assert_eq!((report.unwrap().leaks, said), (0, vec![]));
+}
+
+/// Where the structures of the image that [`make`] makes are.
+struct Places {
+    l1: usize,
+    l2: usize,
+    refcount_table: usize,
+    refcount_block: usize,
+    snapshots: usize,
+}
+
+fn at(offset: u64) -> usize {
+    usize::try_from(offset & 0x00ff_ffff_ffff_fe00).unwrap()
+}
+
+impl Places {
+    fn of(image: &Image) -> Self {
+        let (l1, refcount_table) = (at(image.get64(40)), at(image.get64(48)));
+        Self {
+            l1,
+            l2: at(image.get64(l1)),
+            refcount_table,
+            refcount_block: at(image.get64(refcount_table)),
+            snapshots: at(image.get64(64)),
+        }
+    }
+
+    /// The two bytes of a cluster's refcount.
+    fn refcount(&self, offset: usize) -> usize {
+        self.refcount_block + 2 * (offset >> 16)
+    }
+}
+
+type Fault = (&'static str, fn(&mut Image, &Places));
+
+const TABLE_FAULTS: &[Fault] = &[
+    ("refcount 0", |i, p| {
+        let data = at(i.get64(p.l2));
+        i.put(p.refcount(data), &[0, 0]);
+    }),
+    ("refcount 9", |i, p| {
+        let data = at(i.get64(p.l2));
+        i.put(p.refcount(data), &[0, 9]);
+    }),
+    ("reference gone", |i, p| i.put64(p.l2 + 16, 0)),
+    ("copied missing", |i, p| i.put64(p.l2 + 8, i.get64(p.l2 + 8) & !COPIED)),
+    ("copied wrong", |i, p| i.put64(p.l2 + 16, i.get64(p.l2 + 16) | COPIED)),
+    ("L1 copied missing", |i, p| i.put64(p.l1, i.get64(p.l1) & !COPIED)),
+    ("L1 reserved", |i, p| i.put64(p.l1, i.get64(p.l1) | 4)),
+    ("L1 past the end", |i, p| i.put64(p.l1, COPIED | FAR)),
+    ("L1 unaligned", |i, p| i.put64(p.l1, i.get64(p.l1) | 0x200)),
+    ("L1 to refcounts", |i, p| i.put64(p.l1, COPIED | p.refcount_block as u64)),
+    ("L2 reserved low", |i, p| i.put64(p.l2, i.get64(p.l2) | 2)),
+    ("L2 reserved high", |i, p| i.put64(p.l2, i.get64(p.l2) | 1 << 57)),
+    ("L2 reserved on nothing", |i, p| i.put64(p.l2 + 800, 1 << 57)),
+    ("L2 unaligned", |i, p| i.put64(p.l2 + 8, i.get64(p.l2 + 8) | 0x200)),
+    ("L2 zero unaligned", |i, p| i.put64(p.l2 + 8, i.get64(p.l2 + 8) | 0x201)),
+    ("L2 past the end", |i, p| i.put64(p.l2 + 8, COPIED | FAR)),
+    ("L2 far past the end", |i, p| i.put64(p.l2 + 8, COPIED | 1 << 55)),
+    ("L2 to the L1 table", |i, p| i.put64(p.l2 + 8, COPIED | p.l1 as u64)),
+    ("L2 to itself", |i, p| i.put64(p.l2 + 8, COPIED | p.l2 as u64)),
+    ("L2 behind the virtual end", |i, p| i.put64(p.l2 + 8 * 8191, COPIED | 0x5_0000)),
+    ("compressed and copied", |i, p| i.put64(p.l2 + 64, i.get64(p.l2 + 64) | COPIED)),
+    ("compressed past the end", |i, p| i.put64(p.l2 + 64, COMPRESSED | FAR)),
+    ("compressed all set", |i, p| i.put64(p.l2 + 64, COMPRESSED | (COMPRESSED - 1))),
+    ("compressed twice", |i, p| i.put64(p.l2 + 64, i.get64(p.l2 + 72))),
+];
+
+const REFCOUNT_FAULTS: &[Fault] = &[
+    ("refcount table reserved", |i, p| i.put64(p.refcount_table, i.get64(p.refcount_table) | 4)),
+    ("refcount block unaligned", |i, p| {
+        i.put64(p.refcount_table, i.get64(p.refcount_table) | 0x200);
+    }),
+    ("refcount block past the end", |i, p| i.put64(p.refcount_table, FAR)),
+    ("second block past the end", |i, p| i.put64(p.refcount_table + 8, FAR)),
+    ("second block is the first", |i, p| {
+        i.put64(p.refcount_table + 8, i.get64(p.refcount_table));
+    }),
+    ("no refcount block", |i, p| i.put64(p.refcount_table, 0)),
+    ("no refcount table", |i, _| i.put32(56, 0)),
+    ("refcount table elsewhere", |i, p| i.put64(48, p.l2 as u64)),
+    ("refcount of the block too high", |i, p| i.put(p.refcount(p.refcount_block), &[0, 2])),
+    ("refcount of the block 0", |i, p| i.put(p.refcount(p.refcount_block), &[0, 0])),
+    ("refcount of the header 0", |i, p| i.put(p.refcount(0), &[0, 0])),
+    ("refcounts behind the end", |i, p| i.put(p.refcount(0x1000_0000), &[0, 3])),
+    ("L1 past the end", |i, _| i.put64(40, FAR)),
+    ("cut off", |i, p| i.truncate(p.l2)),
+    ("cut off in the L2 table", |i, p| i.truncate(p.l2 + 0x80)),
+    ("dirty and corrupt", |i, _| i.put64(72, 3)),
+    ("larger disk", |i, _| i.put64(24, 1 << 29)),
+];
+
+const SNAPSHOT_FAULTS: &[Fault] = &[
+    ("refcount of the snapshot table 0", |i, p| i.put(p.refcount(p.snapshots), &[0, 0])),
+    ("snapshot L1 past the end", |i, p| i.put64(p.snapshots, FAR)),
+    ("snapshot L1 unaligned", |i, p| i.put64(p.snapshots, 0x200)),
+    ("snapshot L1 too large", |i, p| i.put32(p.snapshots + 8, 1 << 23)),
+    ("snapshot without extra data", |i, p| i.put32(p.snapshots + 36, 0)),
+    ("snapshot with too much extra data", |i, p| i.put32(p.snapshots + 36, 2000)),
+    ("snapshots that are not there", |i, _| i.put32(60, 5)),
+    ("snapshot table past the end", |i, _| i.put64(64, FAR)),
+    ("many snapshots on data", |i, _| {
+        i.put32(60, 200);
+        i.put64(64, 0x5_0000);
+    }),
+];
+
+fn damaged(faults: &[Fault]) {
+    let scratch = tempfile::tempdir().unwrap();
+    let good = std::fs::read(make(scratch.path(), "")).unwrap();
+    let mut failures = Vec::new();
+    for (name, spoil) in faults {
+        let mut image = Image::new(good.clone());
+        let places = Places::of(&image);
+        spoil(&mut image, &places);
+        let path = scratch.path().join("bad.qcow2");
+        std::fs::write(&path, image.bytes()).unwrap();
+        let outcome = std::panic::catch_unwind(|| compare(&path, name));
+        failures.extend(outcome.err().map(|panic| panic_text(&*panic)));
+    }
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn damaged_l1_and_l2_tables_are_told_as_qemu_tells_them() {
+    damaged(TABLE_FAULTS);
+}
+
+#[test]
+fn damaged_refcounts_are_told_as_qemu_tells_them() {
+    damaged(REFCOUNT_FAULTS);
+}
+
+#[test]
+fn damaged_snapshot_tables_are_told_as_qemu_tells_them() {
+    damaged(SNAPSHOT_FAULTS);
+}
+
+#[test]
+fn references_that_the_refcount_width_cannot_count_are_overflows() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = make(scratch.path(), "refcount_bits=1");
+    let mut image = Image::new(std::fs::read(&path).unwrap());
+    let places = Places::of(&image);
+    image.put64(places.l2 + 8, image.get64(places.l2));
+    std::fs::write(&path, image.bytes()).unwrap();
+    compare(&path, "overflow");
+}
+
+#[test]
+fn a_huge_sparse_file_with_nothing_in_it_is_checked_at_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = make(scratch.path(), "cluster_size=512");
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(8 << 40).unwrap();
+    let (report, said) = check_ours(&path);
+    assert_eq!((report.unwrap().corruptions, said.len()), (0, 0));
+}
