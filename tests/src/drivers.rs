@@ -37,8 +37,47 @@ const fn raw(name: &'static str) -> Variant {
     }
 }
 
+const fn qcow2(name: &'static str, options: &'static str, cluster: u64) -> Variant {
+    Variant {
+        name,
+        format: "qcow2",
+        options,
+        cluster,
+        backing: true,
+        compress: true,
+        check: true,
+        repairs_on_open: false,
+    }
+}
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
 /// Every variant.
-pub const VARIANTS: &[Variant] = &[raw("raw")];
+pub const VARIANTS: &[Variant] = &[
+    raw("raw"),
+    qcow2("qcow2-512", "cluster_size=512", 512),
+    qcow2("qcow2-1k", "cluster_size=1k", KIB),
+    qcow2("qcow2-2k", "cluster_size=2k", 2 * KIB),
+    qcow2("qcow2-4k", "cluster_size=4k", 4 * KIB),
+    qcow2("qcow2-8k", "cluster_size=8k", 8 * KIB),
+    qcow2("qcow2-16k", "cluster_size=16k", 16 * KIB),
+    qcow2("qcow2-32k", "cluster_size=32k", 32 * KIB),
+    qcow2("qcow2-64k", "", 64 * KIB),
+    qcow2("qcow2-128k", "cluster_size=128k", 128 * KIB),
+    qcow2("qcow2-256k", "cluster_size=256k", 256 * KIB),
+    qcow2("qcow2-512k", "cluster_size=512k", 512 * KIB),
+    qcow2("qcow2-1m", "cluster_size=1M", MIB),
+    qcow2("qcow2-2m", "cluster_size=2M", 2 * MIB),
+    qcow2("qcow2-v2", "compat=0.10,cluster_size=4k", 4 * KIB),
+    qcow2("qcow2-refcount1", "refcount_bits=1,cluster_size=4k", 4 * KIB),
+    qcow2("qcow2-refcount64", "refcount_bits=64,cluster_size=4k", 4 * KIB),
+    qcow2("qcow2-zstd", "compression_type=zstd,cluster_size=16k", 16 * KIB),
+    Variant {
+        repairs_on_open: true,
+        ..qcow2("qcow2-lazy", "lazy_refcounts=on,cluster_size=4k", 4 * KIB)
+    },
+];
 
 /// The variants whose name begins with `name` and a dash, or is `name` (`qcow2` gives them all).
 pub fn named(name: &str) -> Vec<&'static Variant> {
@@ -53,6 +92,8 @@ mod tests {
     #[test]
     fn a_family_name_gives_all_its_variants_and_a_full_name_one() {
         assert_eq!(named("raw").len(), 1);
+        assert!(named("qcow2").len() >= 13);
+        assert_eq!(named("qcow2-1m").len(), 1);
         assert!(named("qcow").is_empty());
     }
 }

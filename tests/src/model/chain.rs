@@ -2,11 +2,7 @@
 
 use oxblk_core::check::Fix;
 use oxblk_core::create::{CreateRequest, CreateTarget};
-use oxblk_core::{
-    Backend, ChildIdx, DriverTable, Edge, Graph, OpenFlags, Options, Perm, Permissions,
-};
-use oxblk_formats::raw;
-use oxblk_protocols::file;
+use oxblk_core::{Backend, ChildIdx, Edge, Graph, OpenFlags, Options, Perm, Permissions};
 use oxblk_ring::sim::Disk;
 
 use crate::drivers::Variant;
@@ -28,11 +24,9 @@ fn text(error: &oxblk_core::Error) -> String {
     error.to_string()
 }
 
-static DRIVERS: DriverTable = &[&file::FILE, &raw::RAW];
-
-/// A graph that knows the drivers under test.
+/// A graph that knows every driver of the product.
 pub fn graph() -> Graph {
-    Graph::new(DRIVERS)
+    Graph::new(oxblk::drivers())
 }
 
 /// Creates an empty image on a disk.
@@ -145,7 +139,11 @@ pub async fn check(image: &Image, tolerance: Tolerance) -> Result<(), String> {
     };
     let report = match node.driver().check() {
         Some(check) => check.check(Fix::Nothing, &say).await.map_err(|e| text(&e))?,
-        None => return Err(format!("{} cannot check", image.variant.format)),
+        None => {
+            drop(node);
+            close(backend).await?;
+            return crate::crash::qemu::check(image.variant, &image.disk, tolerance);
+        }
     };
     drop(node);
     close(backend).await?;
