@@ -24,53 +24,63 @@ const fn option(name: &'static str, kind: OptionType, help: &'static str) -> Cre
     CreateOption { name, kind, help, default: None }
 }
 
-/// The options of `create`, in the order in which `-o help` lists them.
+const fn default(option: CreateOption, value: &'static str) -> CreateOption {
+    CreateOption { default: Some(value), ..option }
+}
+
+/// The options of `create`, in the order in which `img create` prints those that are set.
 pub static CREATE_OPTIONS: &[CreateOption] = &[
+    option(
+        "encryption",
+        OptionType::Bool,
+        "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
+    ),
+    option(
+        "encrypt.format",
+        OptionType::String,
+        "Encrypt the image, format choices: 'aes', 'luks'",
+    ),
+    option(
+        "encrypt.key-secret",
+        OptionType::String,
+        "ID of secret providing qcow AES key or LUKS passphrase",
+    ),
+    option("encrypt.cipher-alg", OptionType::String, "Name of encryption cipher algorithm"),
+    option("encrypt.cipher-mode", OptionType::String, "Name of encryption cipher mode"),
+    option("encrypt.ivgen-alg", OptionType::String, "Name of IV generator algorithm"),
+    option("encrypt.ivgen-hash-alg", OptionType::String, "Name of IV generator hash algorithm"),
+    option("encrypt.hash-alg", OptionType::String, "Name of encryption hash algorithm"),
+    option("encrypt.iter-time", OptionType::Number, "Time to spend in PBKDF in milliseconds"),
+    default(option("cluster_size", OptionType::Size, "qcow2 cluster size"), "65536"),
+    default(option("extended_l2", OptionType::Bool, "Extended L2 tables"), "off"),
+    option(
+        "preallocation",
+        OptionType::String,
+        "Preallocation mode (allowed values: off, metadata, falloc, full)",
+    ),
+    default(
+        option(
+            "compression_type",
+            OptionType::String,
+            "Compression method used for image cluster compression",
+        ),
+        "zlib",
+    ),
+    option("size", OptionType::Size, "Virtual disk size"),
+    option("compat", OptionType::String, "Compatibility level (v2 [0.10] or v3 [1.1])"),
     option("backing_file", OptionType::String, "File name of a base image"),
     option("backing_fmt", OptionType::String, "Image format of the base image"),
-    option("cluster_size", OptionType::Size, "qcow2 cluster size"),
-    option("compat", OptionType::String, "Compatibility level (v2 [0.10] or v3 [1.1])"),
-    option(
-        "compression_type",
-        OptionType::String,
-        "Compression method used for image cluster compression",
-    ),
     option("data_file", OptionType::String, "File name of an external data file"),
     option(
         "data_file_raw",
         OptionType::Bool,
         "The external data file must stay valid as a raw image",
     ),
-    option("encrypt.cipher-alg", OptionType::String, "Name of encryption cipher algorithm"),
-    option("encrypt.cipher-mode", OptionType::String, "Name of encryption cipher mode"),
-    option(
-        "encrypt.format",
-        OptionType::String,
-        "Encrypt the image, format choices: 'aes', 'luks'",
+    default(option("lazy_refcounts", OptionType::Bool, "Postpone refcount updates"), "off"),
+    default(
+        option("refcount_bits", OptionType::Number, "Width of a reference count entry in bits"),
+        "16",
     ),
-    option("encrypt.hash-alg", OptionType::String, "Name of encryption hash algorithm"),
-    option("encrypt.iter-time", OptionType::Number, "Time to spend in PBKDF in milliseconds"),
-    option("encrypt.ivgen-alg", OptionType::String, "Name of IV generator algorithm"),
-    option("encrypt.ivgen-hash-alg", OptionType::String, "Name of IV generator hash algorithm"),
-    option(
-        "encrypt.key-secret",
-        OptionType::String,
-        "ID of secret providing qcow AES key or LUKS passphrase",
-    ),
-    option(
-        "encryption",
-        OptionType::Bool,
-        "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
-    ),
-    option("extended_l2", OptionType::Bool, "Extended L2 tables"),
-    option("lazy_refcounts", OptionType::Bool, "Postpone refcount updates"),
-    option(
-        "preallocation",
-        OptionType::String,
-        "Preallocation mode (allowed values: off, metadata, falloc, full)",
-    ),
-    option("refcount_bits", OptionType::Number, "Width of a reference count entry in bits"),
-    option("size", OptionType::Size, "Virtual disk size"),
 ];
 
 /// What an image is to be: creation options that have been checked.
@@ -166,6 +176,9 @@ impl Wanted {
     /// Refuses what does not go together.
     fn check(&self) -> Result<()> {
         let fault = |text: &'static str| Err(Error::invalid(text));
+        if self.backing_format.is_some() && self.backing_file.is_none() {
+            return fault("Backing format cannot be used without backing file");
+        }
         if self.preallocation != Preallocation::Off && self.backing_file.is_some() {
             return fault(
                 "Backing file and preallocation can only be used at the same time if extended_l2 is on",
@@ -243,7 +256,7 @@ pub(super) fn refcount_order(bits: Option<u64>) -> Result<u32> {
     Ok(bits.trailing_zeros())
 }
 
-fn too_large() -> Error {
+pub(super) fn too_large() -> Error {
     Error::invalid(
         "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
     )

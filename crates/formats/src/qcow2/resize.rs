@@ -103,8 +103,8 @@ impl Qcow2 {
             .geometry
             .l1_entries_for(size)
             .filter(|entries| entries.saturating_mul(8) <= MAX_L1_BYTES);
-        let needed = needed
-            .ok_or_else(|| Error::from_errno(27).reword("Image too large for this cluster size"))?;
+        let needed =
+            needed.ok_or_else(|| Error::from_errno(27).prefix("Failed to grow the L1 table"))?;
         let old_entries = self.l1_entries.load(Acquire);
         if needed <= old_entries {
             return Ok(());
