@@ -12,6 +12,7 @@ use super::{Context, Step, graph, objects};
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::out;
+use crate::text::number::in_sectors;
 use crate::text::{json, size};
 
 const OPTIONS: &[Opt] = &[
@@ -126,7 +127,7 @@ fn image_info(node: &Arc<Node>) -> Value {
     let mut map = Map::new();
     map.insert("filename".to_owned(), json!(filename));
     map.insert("format".to_owned(), json!(node.factory().name()));
-    map.insert("virtual-size".to_owned(), json!(node.size()));
+    map.insert("virtual-size".to_owned(), json!(in_sectors(node.size())));
     if let Some(bytes) = node.allocated_size() {
         map.insert("actual-size".to_owned(), json!(bytes));
     }

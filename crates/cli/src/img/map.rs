@@ -6,6 +6,7 @@ use super::{Context, Exit, Step, graph, objects};
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::{flush_out, out};
+use crate::text::number::in_sectors;
 
 /// Longest range asked about at once, in bytes.
 const STEP: u64 = 1 << 30;
@@ -91,18 +92,23 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
 async fn map(context: &Context, arguments: &Arguments, backend: &Backend) -> Step {
     let mut output = Output { context, json: arguments.json, first: true };
     output.begin();
-    let mut end = backend.size();
+    let size = backend.size();
+    let mut end = in_sectors(size);
     if let Some(length) = arguments.length {
         end = end.min(arguments.start.saturating_add(length));
     }
     let mut current = Extent { start: arguments.start, ..Extent::default() };
     let mut at = arguments.start;
     while at < end {
-        let status = backend.block_status(at, STEP.min(end - at), Want::Precise).await;
-        let status = status.map_err(|error| {
-            context.failed(format_args!("Failed to read image metadata: {error}"))
-        })?;
-        let next = extent(at, &status);
+        let next = if at < size {
+            let status = backend.block_status(at, STEP.min(end.min(size) - at), Want::Precise);
+            let status = status.await.map_err(|error| {
+                context.failed(format_args!("Failed to read image metadata: {error}"))
+            })?;
+            extent(at, &status)
+        } else {
+            rest_of_sector(at, end - at, &current)
+        };
         at = at.saturating_add(next.length.max(1));
         if current.joins(&next) {
             current.length = current.length.saturating_add(next.length);
@@ -144,6 +150,15 @@ fn extent(start: u64, found: &ChainStatus) -> Extent {
         compressed: flags.contains(StatusFlags::COMPRESSED),
         place,
     }
+}
+
+/// What fills the last sector behind the end of an image of odd size.
+fn rest_of_sector(start: u64, length: u64, before: &Extent) -> Extent {
+    let place = before
+        .place
+        .as_ref()
+        .map(|(offset, file)| (offset.saturating_add(before.length), file.clone()));
+    Extent { start, length, present: true, zero: true, place, ..Extent::default() }
 }
 
 impl Extent {

@@ -11,13 +11,26 @@ use crate::image::Image;
 use crate::program::{Program, err};
 
 /// How an image is to be opened.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Opening {
     pub(super) format: Option<String>,
     pub(super) is_options: bool,
     pub(super) flags: OpenFlags,
     pub(super) write_through: bool,
     pub(super) options: Options,
+}
+
+impl Default for Opening {
+    /// Writable, and discards reach the host.
+    fn default() -> Self {
+        Self {
+            format: None,
+            is_options: false,
+            flags: OpenFlags { unmap: true, ..OpenFlags::default() },
+            write_through: false,
+            options: Options::new(),
+        }
+    }
 }
 
 impl Opening {

@@ -5,6 +5,11 @@ use oxblk_core::{SizeError, parse_size};
 /// Largest size of an image or offset in bytes.
 pub(crate) const MAX_OFFSET: u64 = i64::MAX as u64;
 
+/// `bytes` in whole sectors, the unit in which the tools tell sizes of images and files.
+pub(crate) fn in_sectors(bytes: u64) -> u64 {
+    bytes.checked_next_multiple_of(512).unwrap_or(bytes)
+}
+
 /// Reads a number of bytes (or of anything) with an optional suffix, in `min..=max`. `what` names it in
 /// the message.
 ///

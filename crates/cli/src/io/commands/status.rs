@@ -10,6 +10,7 @@ use crate::io::Outcome;
 use crate::io::numbers::bytes;
 use crate::io::session::Session;
 use crate::program::out;
+use crate::text::number::in_sectors;
 use crate::text::size::long_bytes;
 
 /// Longest range asked about at once, in bytes.
@@ -18,7 +19,7 @@ const STEP: u64 = 1 << 30;
 /// `length`.
 pub(in crate::io) async fn length(session: &Session, _call: Call<'_>) -> Outcome {
     let Some(open) = session.current() else { return Outcome::Failed };
-    out(format_args!("{}\n", long_bytes(open.backend.size())));
+    out(format_args!("{}\n", long_bytes(in_sectors(open.backend.size()))));
     Outcome::Done
 }
 
