@@ -7,6 +7,7 @@
 mod engine;
 mod nbd;
 mod report;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -19,6 +20,7 @@ type Case = (&'static str, &'static str, fn(&[String]) -> CaseResult);
 const CASES: &[Case] = &[
     ("engine", "4 KiB random reads at depth 32: the engine, a bare ring, compio, fio", engine::run),
     ("nbd", "fio over NBD: oxblk serve, qemu-nbd", nbd::run),
+    ("tools", "convert, bench, compare and their memory: oxblk img, qemu-img", tools::run),
 ];
 
 fn main() -> ExitCode {

@@ -1,0 +1,300 @@
+//! `oxblk img` against `qemu-img`, in turn, on the same disk in memory: conversions, benchmarks, peak memory.
+//!
+//! The disk has holes in two fifths of it; the rest is half noise, half text. Each pair of runs is followed by one in
+//! the opposite order, so that a drift of the machine's speed hits both sides alike.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::CaseResult;
+use crate::report::{self, Series};
+
+const MIB: u64 = 1 << 20;
+
+/// One comparison: the arguments behind `oxblk img` and `qemu-img`.
+struct Case {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    /// What only QEMU is told, so that it does its best.
+    qemu_only: &'static [&'static str],
+    /// What is made before each run, untimed.
+    fresh: Fresh,
+    /// How many times as fast as QEMU it should be.
+    mark: f64,
+}
+
+/// What a run starts from.
+enum Fresh {
+    /// The file of this name does not exist.
+    Absent(&'static str),
+    /// An empty qcow2 image of this name.
+    Image(&'static str),
+    Nothing,
+}
+
+const CASES: &[Case] = &[
+    Case {
+        name: "convert raw to qcow2",
+        arguments: &["convert", "-O", "qcow2", "disk.raw", "out.qcow2"],
+        qemu_only: &[],
+        fresh: Fresh::Absent("out.qcow2"),
+        mark: 1.0,
+    },
+    Case {
+        name: "convert qcow2 to raw",
+        arguments: &["convert", "-O", "raw", "disk.qcow2", "out.raw"],
+        qemu_only: &[],
+        fresh: Fresh::Absent("out.raw"),
+        mark: 1.0,
+    },
+    Case {
+        name: "convert -c, zlib",
+        arguments: &["convert", "-c", "-O", "qcow2", "disk.raw", "out.qcow2"],
+        qemu_only: &[],
+        fresh: Fresh::Absent("out.qcow2"),
+        mark: 2.0,
+    },
+    Case {
+        name: "convert -c, zstd",
+        arguments: &[
+            "convert",
+            "-c",
+            "-O",
+            "qcow2",
+            "-o",
+            "compression_type=zstd",
+            "disk.raw",
+            "out.qcow2",
+        ],
+        qemu_only: &[],
+        fresh: Fresh::Absent("out.qcow2"),
+        mark: 2.0,
+    },
+    Case {
+        name: "bench: 4 KiB reads, depth 32",
+        arguments: &["bench", "-f", "qcow2", "-c", "1000000", "-d", "32", "-s", "4k", "full.qcow2"],
+        qemu_only: &["-i", "io_uring"],
+        fresh: Fresh::Nothing,
+        mark: 2.0,
+    },
+    Case {
+        name: "bench: 64 KiB allocating writes, depth 32",
+        arguments: &[
+            "bench",
+            "-w",
+            "-f",
+            "qcow2",
+            "-c",
+            "32768",
+            "-d",
+            "32",
+            "-s",
+            "64k",
+            "new.qcow2",
+        ],
+        qemu_only: &["-i", "io_uring"],
+        fresh: Fresh::Image("new.qcow2"),
+        mark: 2.0,
+    },
+    Case {
+        name: "compare raw with qcow2",
+        arguments: &["compare", "disk.raw", "disk.qcow2"],
+        qemu_only: &[],
+        fresh: Fresh::Nothing,
+        mark: 1.0,
+    },
+];
+
+struct Bench {
+    dir: PathBuf,
+    oxblk: PathBuf,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Time and peak memory of one run.
+struct Run {
+    seconds: f64,
+    peak_kib: f64,
+}
+
+/// Runs the case. Options: `--rounds N` (each is A B B A), `--gib N` (size of the disk), `--only TEXT` (cases whose
+/// names contain it), `--oxblk PATH`.
+pub(crate) fn run(args: &[String]) -> CaseResult {
+    let text = |name: &str| args.iter().position(|a| a == name).and_then(|at| args.get(at + 1));
+    let number = |name: &str, default: u64| match text(name) {
+        None => Ok(default),
+        Some(value) => value.parse().map_err(|_| format!("{name} needs a number")),
+    };
+    let (rounds, gib) = (number("--rounds", 2)?, number("--gib", 4)?);
+    let only = text("--only").map_or("", String::as_str);
+    let bench = prepare(text("--oxblk").map(PathBuf::from), gib)?;
+    let mut summary = Vec::new();
+    for case in CASES.iter().filter(|case| case.name.contains(only)) {
+        let (times, peaks) = bench.compare(case, rounds)?;
+        report::print(case.name, "seconds", 1.0, &times);
+        report::print(&format!("{}: peak memory", case.name), "MiB", 1024.0, &peaks);
+        summary.push((case, times, peaks));
+    }
+    println!(
+        "\n| case | oxblk | qemu-img | times as fast | mark | peak memory, oxblk | qemu-img |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
+    for (case, times, peaks) in &summary {
+        let [ours, theirs] = [&times[0], &times[1]].map(Series::median);
+        let [our_peak, their_peak] = [&peaks[0], &peaks[1]].map(|peak| peak.median() / 1024.0);
+        println!(
+            "| {} | {ours:.2} s | {theirs:.2} s | {:.2} | ≥ {} | {our_peak:.0} MiB | {their_peak:.0} MiB |",
+            case.name,
+            theirs / ours,
+            case.mark
+        );
+    }
+    Ok(())
+}
+
+impl Bench {
+    fn compare(&self, case: &Case, rounds: u64) -> Result<([Series; 2], [Series; 2]), String> {
+        let names = ["oxblk img", "qemu-img"];
+        let (mut times, mut peaks) = (names.map(Series::new), names.map(Series::new));
+        for _ in 0..rounds {
+            for side in [0, 1, 1, 0] {
+                let run = self.once(case, side == 0)?;
+                times[side].runs.push(run.seconds);
+                peaks[side].runs.push(run.peak_kib);
+            }
+        }
+        Ok((times, peaks))
+    }
+
+    fn once(&self, case: &Case, ours: bool) -> Result<Run, String> {
+        match case.fresh {
+            Fresh::Absent(name) => drop(std::fs::remove_file(self.dir.join(name))),
+            Fresh::Image(name) => {
+                let _ = std::fs::remove_file(self.dir.join(name));
+                self.qemu_img(&["create", "-q", "-f", "qcow2", name, "4G"])?;
+            }
+            Fresh::Nothing => {}
+        }
+        let mut command = if ours {
+            let mut command = Command::new(&self.oxblk);
+            command.arg("img");
+            command
+        } else {
+            Command::new("qemu-img")
+        };
+        let (verb, rest) = case.arguments.split_first().ok_or("a case without arguments")?;
+        command.arg(verb);
+        if !ours {
+            command.args(case.qemu_only);
+        }
+        timed(command.args(rest).current_dir(&self.dir))
+    }
+
+    fn qemu_img(&self, args: &[&str]) -> CaseResult {
+        let status = Command::new("qemu-img").args(args).current_dir(&self.dir).status();
+        match status {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(format!("qemu-img {}: {status}", args.join(" "))),
+            Err(error) => Err(format!("qemu-img: {error}")),
+        }
+    }
+}
+
+/// Runs a program to its end, looking at its peak memory now and then.
+fn timed(command: &mut Command) -> Result<Run, String> {
+    let begin = Instant::now();
+    let mut child =
+        command.stdout(Stdio::null()).spawn().map_err(|error| format!("{command:?}: {error}"))?;
+    let status_file = format!("/proc/{}/status", child.id());
+    let mut peak_kib = 0.0;
+    loop {
+        if let Some(status) = child.try_wait().map_err(|error| error.to_string())? {
+            let seconds = begin.elapsed().as_secs_f64();
+            if !status.success() {
+                return Err(format!("{command:?}: {status}"));
+            }
+            return Ok(Run { seconds, peak_kib });
+        }
+        if let Some(peak) = peak_of(&status_file) {
+            peak_kib = peak;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The peak resident memory of a running process in KiB.
+fn peak_of(status_file: &str) -> Option<f64> {
+    let status = std::fs::read_to_string(status_file).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+fn prepare(oxblk: Option<PathBuf>, gib: u64) -> Result<Bench, String> {
+    let built = std::env::current_exe().map_err(|error| error.to_string())?;
+    let oxblk = oxblk.unwrap_or_else(|| built.with_file_name("oxblk"));
+    if !oxblk.exists() {
+        return Err(format!("{} is not built: cargo build --release", oxblk.display()));
+    }
+    let dir = Path::new("/dev/shm").join(format!("oxblk-bench-tools-{}", std::process::id()));
+    std::fs::create_dir(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    let bench = Bench { dir, oxblk };
+    disk(&bench.dir.join("disk.raw"), gib).map_err(|error| format!("disk.raw: {error}"))?;
+    bench.qemu_img(&["convert", "-O", "qcow2", "disk.raw", "disk.qcow2"])?;
+    bench.qemu_img(&["create", "-q", "-f", "qcow2", "full.qcow2", "1G"])?;
+    bench.qemu_img(&[
+        "bench",
+        "-q",
+        "-w",
+        "-c",
+        "1024",
+        "-s",
+        "1M",
+        "-d",
+        "8",
+        "-f",
+        "qcow2",
+        "full.qcow2",
+    ])?;
+    Ok(bench)
+}
+
+/// Writes the disk: a pseudorandom pattern of holes, noise and text, the same each time.
+fn disk(path: &Path, gib: u64) -> std::io::Result<()> {
+    let mut file = File::create(path)?;
+    file.set_len(gib << 30)?;
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let half = usize::try_from(MIB / 2).unwrap_or_default();
+    let mut block = vec![0_u8; half * 2];
+    for index in 0..gib << 10 {
+        if next() % 5 < 2 {
+            continue;
+        }
+        for (at, byte) in block.iter_mut().enumerate() {
+            let random = next();
+            let text = b"the quick brown fox jumps over the lazy dog\n";
+            *byte = if at < half {
+                random.to_le_bytes()[3]
+            } else {
+                let letter = usize::from(random.to_le_bytes()[5] % 3);
+                text[(at / 4 + letter) % text.len()]
+            };
+        }
+        file.seek(SeekFrom::Start(index * MIB))?;
+        file.write_all(&block)?;
+    }
+    Ok(())
+}
