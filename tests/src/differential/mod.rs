@@ -177,7 +177,9 @@ impl Differential {
 
     fn compare(&self, side: Side, tool: Tool, args: &[&str], theirs: &Reply, ours: &Reply) {
         let (qemu, oxblk) = (self.directory(Side::Qemu), self.directory(side));
-        let text = |bytes: &[u8], directory: &Path| normalise(bytes, directory, self.rules);
+        let text = |bytes: &[u8], directory: &Path| {
+            self.called_as_qemu(tool, &normalise(bytes, directory, self.rules))
+        };
         let mut wrong = String::new();
         for (stream, a, b) in
             [("stdout", &theirs.stdout, &ours.stdout), ("stderr", &theirs.stderr, &ours.stderr)]
@@ -197,6 +199,15 @@ impl Differential {
             args.join(" "),
             side.name()
         );
+    }
+
+    /// Names in messages are those a tool was called by: all become QEMU's.
+    fn called_as_qemu(&self, tool: Tool, text: &str) -> String {
+        let (qemu, own) = (tool.qemu_name(), tool.subcommand());
+        let link = self.root.path().join("bin").join(qemu);
+        text.replace(&*link.to_string_lossy(), qemu)
+            .replace(&format!("{} {own}", oxblk().display()), qemu)
+            .replace(&format!("oxblk {own}"), qemu)
     }
 
     /// The file that QEMU wrote and those that oxblk wrote have the same bytes.
