@@ -183,13 +183,15 @@ impl Qcow2 {
         let table = file.read(self.header.l1_offset, IoBufMut::new(len)).await;
         let table = table.map_err(|error| error.prefix("Could not read L1 table"))?;
         for (index, word) in (0_u64..).zip(table.chunks_exact(8)) {
-            let entry = word.try_into().map_or(0, u64::from_be_bytes);
-            if entry == 0 {
+            let entry = L1Entry(word.try_into().map_or(0, u64::from_be_bytes));
+            let table = entry.l2_offset(self.geometry);
+            // An entry that has flags alone refers to no table: in memory it is like one that was never made.
+            if table == Ok(None) {
                 continue;
             }
-            self.l1.get_or_make(index).store(entry, Release);
+            self.l1.get_or_make(index).store(entry.0, Release);
             if !self.read_only
-                && let Ok(Some(offset)) = L1Entry(entry).l2_offset(self.geometry)
+                && let Ok(Some(offset)) = table
             {
                 self.refcounts.allocator.note_metadata(offset, self.geometry.cluster_size());
             }
