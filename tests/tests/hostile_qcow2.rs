@@ -1,0 +1,113 @@
+//! Damaged and malicious qcow2 images, through the program.
+
+use std::fs;
+use std::path::Path;
+
+use oxblk_tests::hostile::{bounded, qcow2, through_the_program};
+use oxblk_tests::program::Program;
+
+fn qemu_img(directory: &Path, args: &[&str]) {
+    Program::new("qemu-img").args(args).directory(directory).succeed();
+}
+
+#[test]
+fn every_spoiled_image_is_refused_or_survived() {
+    through_the_program("qcow2", &qcow2::good(), &qcow2::cases());
+}
+
+/// An overlay whose header names `backing`, whatever that is.
+fn overlay_naming(directory: &Path, backing: &str) {
+    qemu_img(directory, &["create", "-q", "-f", "qcow2", "overlay", "1M"]);
+    qemu_img(directory, &["rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", backing, "overlay"]);
+}
+
+#[test]
+fn a_backing_name_that_chooses_a_protocol_is_not_followed() {
+    for name in [
+        r#"json:{"driver":"file","filename":"secret"}"#,
+        "nbd:127.0.0.1:1",
+        "nbd://127.0.0.1:1/x",
+        "nbd+unix:///x?socket=/nonexistent",
+        "nfs://host/x",
+        "ssh://host/x",
+        "https://host/x",
+        "null-co://",
+    ] {
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let directory = scratch.path();
+        fs::write(directory.join("secret"), [7; 65_536]).expect("a file");
+        overlay_naming(directory, name);
+        let reply = bounded(directory, &["io", "-r", "-f", "qcow2", "-c", "read 0 4k", "overlay"]);
+        assert_eq!(reply.code(), 1, "{name}: {}", reply.out());
+        assert!(reply.err().contains("overlay"), "the error names the image: {}", reply.err());
+    }
+}
+
+#[test]
+fn info_opens_nothing_but_the_image_unless_asked() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    overlay_naming(scratch.path(), "/nonexistent/base");
+    let info = bounded(scratch.path(), &["img", "info", "overlay"]);
+    assert_eq!(info.code(), 0, "{}", info.err());
+    assert!(info.out().contains("backing file: /nonexistent/base"), "{}", info.out());
+    let chain = bounded(scratch.path(), &["img", "info", "--backing-chain", "overlay"]);
+    assert_eq!(chain.code(), 1);
+    assert!(chain.err().contains("/nonexistent/base"), "{}", chain.err());
+}
+
+#[test]
+fn a_loop_of_backing_files_ends_in_an_error() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let directory = scratch.path();
+    for name in ["itself", "one", "other"] {
+        qemu_img(directory, &["create", "-q", "-f", "qcow2", name, "1M"]);
+    }
+    for (image, backing) in [("itself", "itself"), ("one", "other"), ("other", "one")] {
+        qemu_img(directory, &["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", backing, image]);
+    }
+    for image in ["itself", "one"] {
+        for command in [
+            &["io", "-r", "-c", "read 0 4k"][..],
+            &["img", "info", "--backing-chain"],
+            &["img", "map"],
+            &["img", "check"],
+        ] {
+            let args = [command, &[image]].concat();
+            let reply = bounded(directory, &args);
+            // A check opens the image alone.
+            assert!(reply.code() == 1 || command.contains(&"check"), "{args:?}: {}", reply.out());
+        }
+    }
+}
+
+#[test]
+fn what_a_guest_wrote_into_a_raw_disk_does_not_make_it_another_format() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let directory = scratch.path();
+    fs::write(directory.join("secret"), [7; 65_536]).expect("a file");
+    overlay_naming(directory, "secret");
+    fs::rename(directory.join("overlay"), directory.join("disk.raw")).expect("a rename");
+    let bytes = fs::read(directory.join("disk.raw")).expect("the disk");
+    // With the format given, it is what was given, everywhere.
+    let info = bounded(directory, &["img", "info", "-f", "raw", "disk.raw"]);
+    assert!(info.out().contains("file format: raw"), "{}", info.out());
+    let convert = ["img", "convert", "-f", "raw", "-O", "raw", "disk.raw", "copy.raw"];
+    assert_eq!(bounded(directory, &convert).code(), 0);
+    let copy = fs::read(directory.join("copy.raw")).expect("the copy");
+    assert!(copy.starts_with(&bytes), "the header is content");
+}
+
+#[test]
+fn a_disk_that_was_probed_as_raw_refuses_to_become_another_format() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let directory = scratch.path();
+    fs::write(directory.join("disk"), vec![0; 1 << 20]).expect("a file");
+    fs::write(directory.join("header"), qcow2::good().bytes().get(..512).expect("a header"))
+        .expect("a file");
+    let probed = bounded(directory, &["io", "-c", "write -s header 0 512", "disk"]);
+    assert_eq!(probed.code(), 1, "{}", probed.out());
+    let bytes = fs::read(directory.join("disk")).expect("the disk");
+    assert!(bytes.iter().all(|byte| *byte == 0), "nothing was written");
+    let named = bounded(directory, &["io", "-f", "raw", "-c", "write -s header 0 512", "disk"]);
+    assert_eq!(named.code(), 0, "{}", named.err());
+}
