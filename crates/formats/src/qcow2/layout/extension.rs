@@ -244,7 +244,9 @@ fn put(out: &mut Vec<u8>, magic: u32, data: &[u8]) {
     out.extend(magic.to_be_bytes());
     out.extend(u32::try_from(data.len()).unwrap_or(u32::MAX).to_be_bytes());
     out.extend(data);
-    out.resize(out.len().next_multiple_of(8), 0);
+    // The data's length is rounded up, not its end: headers need not end at a multiple of 8.
+    let padding = data.len().next_multiple_of(8) - data.len();
+    out.resize(out.len() + padding, 0);
 }
 
 /// Text in an image: up to the first zero byte, if there is one.

@@ -75,6 +75,18 @@ fn a_header_comes_back_as_it_was_written() {
 }
 
 #[test]
+fn extensions_are_found_behind_a_header_of_odd_length() {
+    let mut header = good();
+    header.unknown_fields = vec![0; 153];
+    header.header_length = 265;
+    header.extensions.unknown = vec![(7, vec![1; 13]), (9, vec![])];
+    let bytes = header.encode().unwrap();
+    let mut parsed = Header::parse(&bytes, bytes.len() as u64).unwrap();
+    parsed.extensions.feature_names.clear();
+    assert_eq!(parsed, header);
+}
+
+#[test]
 fn a_version_2_header_ends_after_72_bytes() {
     let header =
         Header { version: 2, header_length: 72, backing_file: Some("base".into()), ..good() };
