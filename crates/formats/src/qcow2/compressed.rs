@@ -11,11 +11,12 @@ use std::sync::atomic::{
     Ordering::{AcqRel, Acquire, Release},
 };
 
-use futures_util::future::try_join_all;
 use oxblk_core::{ChildIdx, Error, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex};
 
 use super::layout::L2Entry;
+use super::together::all;
+use super::write_back::Was;
 use super::{Qcow2, compression};
 
 /// Where the next compressed cluster goes: behind the last one, up to the end of its host cluster.
@@ -53,7 +54,7 @@ impl Qcow2 {
             let at = offset.saturating_add(u64::try_from(start).unwrap_or(0));
             Box::pin(self.compress_cluster(at, piece))
         };
-        try_join_all((0..count).map(one)).await.map(drop)
+        all((0..count).map(one)).await
     }
 
     async fn compress_cluster(&self, offset: u64, data: IoBuf) -> Result<()> {
@@ -75,7 +76,7 @@ impl Qcow2 {
         if let Err(error) =
             Arc::clone(&file).write(host, IoBuf::from(packed), WriteFlags::empty()).await
         {
-            self.drop_entries(&[entry], false);
+            self.drop_entries(&[entry], Was::Data);
             return Err(error);
         }
         self.link(offset, 1, |_| entry).await
@@ -97,7 +98,7 @@ impl Qcow2 {
         let follows = next < end && start == end && self.share_tail(next).await?;
         if let Err(error) = self.refcounts.add(run.start(), 1).await {
             if follows {
-                self.drop_clusters(next >> bits, 1, false);
+                self.drop_clusters(next >> bits, 1, Was::Data);
             }
             return Err(error);
         }
@@ -118,7 +119,7 @@ impl Qcow2 {
         if self.compressed_tail.next.load(Acquire) == next {
             return Ok(true);
         }
-        self.drop_clusters(cluster, 1, false);
+        self.drop_clusters(cluster, 1, Was::Data);
         Ok(false)
     }
 }

@@ -4,6 +4,7 @@ use oxblk_core::{ChildIdx, Error, ErrorKind, Result, ZeroFlags};
 
 use super::Qcow2;
 use super::layout::{L2Entry, L2Kind};
+use super::write_back::Was;
 
 /// Guest clusters changed under one hold of the range lock.
 const AT_ONCE: u64 = 1 << 16;
@@ -157,7 +158,7 @@ impl Qcow2 {
         if changed {
             slice.mark_dirty();
         }
-        self.drop_entries(&old, discard);
+        self.drop_entries(&old, if discard { Was::Discarded } else { Was::Data });
         match bad {
             None => Ok(next),
             Some(entry) => {

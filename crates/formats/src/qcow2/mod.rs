@@ -10,6 +10,7 @@
 //! | `lookup` | guest offset → extent |
 //! | `read`, `write`, `discard`, `compressed` | requests that the map cannot answer |
 //! | `tables` | making L2 tables |
+//! | `together` | running several requests at once |
 //! | `write_back` | the order in which metadata reaches the disk |
 //! | `resize`, `status`, `check/`, `create`, `measure` | what the names say |
 //! | `open`, `factory` | how a node comes to be |
@@ -17,11 +18,12 @@
 //! # Locks, in the order in which they are taken
 //!
 //! 1. `guest`: range lock over guest clusters whose L2 entries change;
-//! 2. `compressed_tail`: where the next compressed cluster goes;
+//! 2. `Tail::turn`: where the next compressed cluster goes;
 //! 3. `tables`: making an L2 table;
-//! 4. `Refcounts::growing`: making refcount blocks and tables;
-//! 5. `writing_back`: one write-back cycle at a time; taken with any of 1–4 held, takes none of them;
-//! 6. `Allocator::scanning`; 7. `Refcounts::writing`; 8. short mutexes (`dropped`, `l1_dirty`, the free map), never across I/O.
+//! 4. `writing_back`: one write-back cycle at a time;
+//! 5. `Refcounts::growing`: making refcount blocks and tables;
+//! 6. `Allocator::scanning`; 7. `Refcounts::writing`;
+//! 8. short mutexes (`l1_dirty`, `dropped`, the free map), never across I/O.
 //!
 //! What a crash leaves: data, then refcounts, then L2, then L1 reach the disk; refcounts are lowered last. So a crash
 //! leaks clusters at worst. See `write_back`.
@@ -47,6 +49,7 @@ mod refcounts;
 mod resize;
 mod status;
 mod tables;
+mod together;
 mod write;
 mod write_back;
 

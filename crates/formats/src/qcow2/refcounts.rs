@@ -14,15 +14,15 @@ use std::sync::atomic::{
     Ordering::{AcqRel, Acquire, Release},
 };
 
-use futures_util::future::try_join_all;
 use oxblk_core::{ChildIdx, ChildrenRef, Edge, Error, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex};
 
 use super::allocator::{Allocator, Reserved, Resting};
-use super::cache::{Pinned, Radix, SliceCache};
+use super::cache::{DirtyCopy, Pinned, Radix, SliceCache};
 use super::layout::{
     Geometry, MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, field_offsets, refcount_set,
 };
+use super::together::all;
 
 /// The refcounts of an image.
 pub(super) struct Refcounts {
@@ -254,11 +254,9 @@ impl Refcounts {
                 WriteFlags::empty(),
             )
         });
-        let outcome = try_join_all(writes).await;
-        if outcome.is_err() {
-            copies.iter().for_each(super::cache::DirtyCopy::put_back);
-        }
-        outcome.map(drop)
+        all(writes).await?;
+        copies.into_iter().for_each(DirtyCopy::written);
+        Ok(())
     }
 
     /// Reserves up to `count` host clusters that lie together (at least one).

@@ -7,6 +7,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
 use super::layout::{MAX_L1_BYTES, field_offsets};
+use super::write_back::Was;
 
 impl Qcow2 {
     /// Sets the virtual size to `size` bytes.
@@ -140,7 +141,7 @@ impl Qcow2 {
             self.drop_clusters(
                 old_offset >> self.geometry.cluster_bits,
                 self.geometry.clusters_for(old_bytes),
-                false,
+                Was::Table,
             );
         }
         Ok(())

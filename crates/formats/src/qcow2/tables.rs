@@ -3,13 +3,12 @@
 //! A new table is written to the file before the L1 entry in memory refers to it, so that its slices can be loaded like
 //! any others. The L1 entry reaches the disk with the next write-back, after the table's contents and its refcount.
 
-use std::sync::atomic::Ordering::Release;
-
 use oxblk_core::{ChildIdx, Error, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
 use super::layout::L1Entry;
+use super::write_back::Was;
 
 impl Qcow2 {
     /// Makes sure that the L2 table of an L1 index exists and belongs to the active state alone.
@@ -42,10 +41,9 @@ impl Qcow2 {
         self.refcounts.add(cluster, 1).await?;
         run.keep();
         self.refcounts.allocator.note_metadata(offset, self.geometry.cluster_size());
-        self.l1.get_or_make(index).store(L1Entry::new(offset).0, Release);
-        self.note_l1_dirty(index);
+        self.set_l1_entry(index, L1Entry::new(offset));
         if let Some(table) = shared {
-            self.drop_clusters(table >> self.geometry.cluster_bits, 1, false);
+            self.drop_clusters(table >> self.geometry.cluster_bits, 1, Was::Table);
         }
         Ok(())
     }

@@ -9,7 +9,7 @@
 //! 4. *link*: the L2 entries refer to them in the cache. Readers see the new data from here on; what the entries
 //!    referred to before is handed to the write-back, which drops it when the disk no longer needs it.
 
-use futures_util::future::{try_join, try_join_all};
+use futures_util::future::try_join;
 use oxblk_core::{BoxFuture, ChildIdx, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
@@ -17,6 +17,8 @@ use super::Qcow2;
 use super::allocator::Reserved;
 use super::layout::L2Entry;
 use super::lookup::Extent;
+use super::together::all;
+use super::write_back::Was;
 
 /// Up to this size a cluster's old and new contents are put together in memory and written at once.
 const ASSEMBLE: u64 = 256 << 10;
@@ -63,7 +65,7 @@ impl Qcow2 {
             }
             at = at.saturating_add(len);
         }
-        try_join_all(jobs).await.map(drop)
+        all(jobs).await
     }
 
     /// The longest run from `offset` on that is either all in place (its host offset) or all to be allocated.
@@ -97,7 +99,7 @@ impl Qcow2 {
             jobs.push(Box::pin(self.fill_and_link(at, piece, run)));
             at = next;
         }
-        try_join_all(jobs).await.map(drop)
+        all(jobs).await
     }
 
     async fn fill_and_link(&self, offset: u64, data: IoBuf, mut run: Reserved<'_>) -> Result<()> {
@@ -145,7 +147,7 @@ impl Qcow2 {
         if let Some(tail) = tail {
             writes.push(file.write(at.saturating_add(length(&data)), tail, WriteFlags::empty()));
         }
-        try_join_all(writes).await.map(drop)
+        all(writes).await
     }
 
     /// What the guest disk holds from `from` to `to`; `None` where that is nothing, or zeroes for which the new place
@@ -204,7 +206,7 @@ impl Qcow2 {
                 index = index.saturating_add(1);
             }
             slice.mark_dirty();
-            self.drop_entries(&old, false);
+            self.drop_entries(&old, Was::Data);
         }
         Ok(())
     }

@@ -14,17 +14,17 @@
 //! A failure puts everything back as it was: still dirty, still to be dropped.
 
 use std::collections::BTreeSet;
-use std::sync::PoisonError;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use futures_util::future::try_join_all;
 use oxblk_core::{ChildIdx, Edge, Result, WriteFlags};
 use oxblk_ring::IoBuf;
 
 use super::Qcow2;
 use super::allocator::{Reserved, Resting};
 use super::cache::DirtyCopy;
-use super::layout::{L2Entry, L2Kind};
+use super::layout::{L1Entry, L2Entry, L2Kind};
+use super::together::all;
 
 /// Dropped runs that make a cycle start without anybody asking.
 const MANY_DROPPED: usize = 8192;
@@ -34,13 +34,23 @@ const MANY_DROPPED: usize = 8192;
 pub(super) struct Dropped {
     cluster: u64,
     count: u64,
-    /// The guest discarded them: the host is told.
-    discard: bool,
+    was: Was,
+}
+
+/// What a host cluster was to the reference that was dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Was {
+    /// Guest data.
+    Data,
+    /// Guest data that the guest discarded: the host is told.
+    Discarded,
+    /// An L1 or L2 table.
+    Table,
 }
 
 impl Qcow2 {
     /// Hands the references that `old` entries held to the write-back. Their slices are marked dirty already.
-    pub(super) fn drop_entries(&self, old: &[L2Entry], discard: bool) {
+    pub(super) fn drop_entries(&self, old: &[L2Entry], was: Was) {
         for entry in old {
             let (host, bytes) = match entry.kind(self.geometry, self.version) {
                 Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) => {
@@ -51,31 +61,34 @@ impl Qcow2 {
             };
             let first = host >> self.geometry.cluster_bits;
             let last = host.saturating_add(bytes).saturating_sub(1) >> self.geometry.cluster_bits;
-            self.drop_clusters(first, last.saturating_sub(first).saturating_add(1), discard);
+            self.drop_clusters(first, last.saturating_sub(first).saturating_add(1), was);
         }
     }
 
     /// Hands one reference of each of `count` host clusters to the write-back.
-    pub(super) fn drop_clusters(&self, cluster: u64, count: u64, discard: bool) {
-        let mut dropped = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn drop_clusters(&self, cluster: u64, count: u64, was: Was) {
+        let mut dropped = lock(&self.dropped);
         if let Some(last) = dropped.last_mut()
             && last.cluster.saturating_add(last.count) == cluster
-            && last.discard == discard
+            && last.was == was
         {
             last.count = last.count.saturating_add(count);
             return;
         }
-        dropped.push(Dropped { cluster, count, discard });
+        dropped.push(Dropped { cluster, count, was });
     }
 
     /// Writes back early if much was dropped.
     pub(super) async fn relieve(&self) -> Result<()> {
-        let many = self.dropped.lock().unwrap_or_else(PoisonError::into_inner).len() > MANY_DROPPED;
+        let many = lock(&self.dropped).len() > MANY_DROPPED;
         if many { self.write_back(false).await } else { Ok(()) }
     }
 
-    pub(super) fn note_l1_dirty(&self, index: u64) {
-        self.l1_dirty.lock().unwrap_or_else(PoisonError::into_inner).insert(index);
+    /// Sets an L1 entry and notes that it is to be written, as one: whoever sees the entry and flushes finds the note.
+    pub(super) fn set_l1_entry(&self, index: u64, entry: L1Entry) {
+        let mut dirty = lock(&self.l1_dirty);
+        self.l1.get_or_make(index).store(entry.0, Release);
+        dirty.insert(index);
     }
 
     /// Runs one cycle. With `durable`, everything completed before the call is on stable storage afterwards (but
@@ -83,23 +96,12 @@ impl Qcow2 {
     pub(super) async fn write_back(&self, durable: bool) -> Result<()> {
         let _turn = self.writing_back.lock().await;
         let file = self.children.require(ChildIdx::FILE)?;
-        let dropped =
-            std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner));
-        let l1 = std::mem::take(&mut *self.l1_dirty.lock().unwrap_or_else(PoisonError::into_inner));
-        let copies = self.l2.take_dirty();
-        match self.write_ordered(&file, &copies, &l1, !dropped.is_empty(), durable).await {
-            Ok(()) => {
-                drop(copies);
-                self.lower(&dropped).await?;
-                self.recycle().await
-            }
-            Err(error) => {
-                copies.iter().for_each(DirtyCopy::put_back);
-                self.l1_dirty.lock().unwrap_or_else(PoisonError::into_inner).extend(l1);
-                self.dropped.lock().unwrap_or_else(PoisonError::into_inner).extend(dropped);
-                Err(error)
-            }
-        }
+        let mut cycle = Cycle::begin(self);
+        let drops = !cycle.dropped.is_empty();
+        self.write_ordered(&file, &cycle.copies, &cycle.l1, drops, durable).await?;
+        let dropped = cycle.finish();
+        self.lower(&dropped).await?;
+        self.recycle().await
     }
 
     async fn write_ordered(
@@ -136,7 +138,7 @@ impl Qcow2 {
                 ));
             }
         }
-        try_join_all(writes).await.map(drop)
+        all(writes).await
     }
 
     async fn write_l1(&self, file: &Edge, indices: &BTreeSet<u64>) -> Result<()> {
@@ -146,7 +148,7 @@ impl Qcow2 {
             let entry = self.l1_entry(*index).0.to_be_bytes().to_vec();
             file.write(place, IoBuf::from(entry), WriteFlags::empty())
         });
-        try_join_all(writes).await.map(drop)
+        all(writes).await
     }
 
     /// Lowers the refcounts of what the disk no longer refers to.
@@ -154,22 +156,26 @@ impl Qcow2 {
         if dropped.is_empty() {
             return Ok(());
         }
+        let bits = self.geometry.cluster_bits;
         // A scan must not find a cluster whose refcount is 0 before it rests.
         let _turn = self.refcounts.allocator.scanning.lock().await;
         for run in dropped {
             for cluster in run.cluster..run.cluster.saturating_add(run.count) {
-                if self.refcounts.drop_one(cluster).await? == 0 {
-                    let offset = cluster << self.geometry.cluster_bits;
-                    self.compressed_tail.leave(cluster, self.geometry.cluster_bits);
-                    self.refcounts.allocator.forget_metadata(offset, self.geometry.cluster_size());
-                    let epoch = self.epochs.current();
-                    self.refcounts.allocator.rest(Resting {
-                        epoch,
-                        cluster,
-                        count: 1,
-                        discard: run.discard,
-                    });
+                let (offset, size) = (cluster << bits, self.geometry.cluster_size());
+                if run.was != Was::Table && self.refcounts.allocator.is_metadata(offset, size) {
+                    let text =
+                        format!("Preventing invalid freeing of metadata at offset {offset:#x}");
+                    return Err(self.mark_corrupt(&text, offset).await);
                 }
+                if self.refcounts.drop_one(cluster).await? > 0 {
+                    continue;
+                }
+                if run.was == Was::Table {
+                    self.refcounts.allocator.forget_metadata(offset, size);
+                }
+                self.compressed_tail.leave(cluster, bits);
+                let (epoch, discard) = (self.epochs.current(), run.was == Was::Discarded);
+                self.refcounts.allocator.rest(Resting { epoch, cluster, count: 1, discard });
             }
         }
         Ok(())
@@ -212,6 +218,42 @@ impl Qcow2 {
             outcome => outcome,
         }
     }
+}
+
+/// What one cycle is to write. Dropped unfinished (it failed, or was given up), it puts everything back.
+struct Cycle<'a> {
+    image: &'a Qcow2,
+    dropped: Vec<Dropped>,
+    l1: BTreeSet<u64>,
+    copies: Vec<DirtyCopy<'a>>,
+}
+
+impl<'a> Cycle<'a> {
+    fn begin(image: &'a Qcow2) -> Self {
+        let take_dropped = || std::mem::take(&mut *lock(&image.dropped));
+        let take_l1 = || std::mem::take(&mut *lock(&image.l1_dirty));
+        // In this order; see the module's text.
+        let (dropped, l1) = (take_dropped(), take_l1());
+        Self { image, dropped, l1, copies: image.l2.take_dirty() }
+    }
+
+    /// All is on disk; gives what can be dropped now.
+    fn finish(&mut self) -> Vec<Dropped> {
+        self.l1.clear();
+        self.copies.drain(..).for_each(DirtyCopy::written);
+        std::mem::take(&mut self.dropped)
+    }
+}
+
+impl Drop for Cycle<'_> {
+    fn drop(&mut self) {
+        lock(&self.image.l1_dirty).append(&mut self.l1);
+        lock(&self.image.dropped).append(&mut self.dropped);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Neighbouring runs as one.

@@ -186,6 +186,7 @@ impl SliceCache {
                     pinned: Pinned { cache: self, slot, number },
                     slice,
                     bytes,
+                    written: false,
                 });
             }
         }
@@ -240,12 +241,21 @@ pub(super) struct DirtyCopy<'a> {
     pub(super) slice: u64,
     /// Its words in big-endian bytes.
     pub(super) bytes: Vec<u8>,
+    written: bool,
 }
 
 impl DirtyCopy<'_> {
-    /// The copy could not be written: the slice is dirty again.
-    pub(super) fn put_back(&self) {
-        self.pinned.mark_dirty();
+    /// The copy is on disk. One that is dropped without this makes its slice dirty again.
+    pub(super) fn written(mut self) {
+        self.written = true;
+    }
+}
+
+impl Drop for DirtyCopy<'_> {
+    fn drop(&mut self) {
+        if !self.written {
+            self.pinned.mark_dirty();
+        }
     }
 }
 

@@ -37,7 +37,7 @@ fn dirty_and_pinned_slices_stay() {
         let copies = cache.take_dirty();
         assert_eq!(copies.iter().map(|copy| copy.slice).collect::<Vec<_>>(), [2]);
         assert_eq!(load(&cache, 3).await, None, "a copy not yet written keeps its slice");
-        drop(copies);
+        copies.into_iter().for_each(DirtyCopy::written);
         assert_eq!(load(&cache, 3).await, Some(3));
         assert_eq!(cache.peek(1, |words| words[0].load(Relaxed)), Some(1));
         drop(pinned);
@@ -71,6 +71,20 @@ fn misses_of_one_slice_load_it_once() {
 }
 
 #[test]
+fn a_copy_that_was_not_written_leaves_its_slice_dirty() {
+    block_on(async {
+        let cache = SliceCache::new(4, 4);
+        load(&cache, 1).await;
+        cache.pin(1).unwrap().mark_dirty();
+        drop(cache.take_dirty());
+        let again = cache.take_dirty();
+        assert_eq!(again.len(), 1);
+        again.into_iter().for_each(DirtyCopy::written);
+        assert!(cache.take_dirty().is_empty());
+    });
+}
+
+#[test]
 fn a_change_made_while_a_copy_is_written_is_not_lost() {
     block_on(async {
         let cache = SliceCache::new(4, 4);
@@ -82,7 +96,7 @@ fn a_change_made_while_a_copy_is_written_is_not_lost() {
         pinned.words()[0].store(11, Release);
         pinned.mark_dirty();
         assert_eq!(first[0].bytes[..8], 10_u64.to_be_bytes());
-        drop(first);
+        first.into_iter().for_each(DirtyCopy::written);
         assert_eq!(cache.take_dirty()[0].bytes[..8], 11_u64.to_be_bytes());
     });
 }
