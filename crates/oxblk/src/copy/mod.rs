@@ -1,7 +1,7 @@
 //! Copying disks: any images to any image, with many requests in flight on several I/O threads.
 //!
-//! A [`Copy`] reads one or more sources end to end and writes what they hold to a target. Each worker
-//! takes the next [chunk](plan) of the disk, reads it, looks for zeroes in it and writes the rest, so
+//! A [`Copy`](struct@Copy) reads one or more sources end to end and writes what they hold to a target. Each worker
+//! takes the next chunk of the disk, reads it, looks for zeroes in it and writes the rest, so
 //! the bytes in memory are never more than workers × [`CopyOptions::chunk`], whatever the size of the
 //! disk. Chunks are handed out in the order of the disk and are short, so that a target which
 //! allocates as it is written is laid out in about that order.
