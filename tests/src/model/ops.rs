@@ -98,6 +98,9 @@ impl Op {
     }
 }
 
+/// Most data requests are no longer than this, in bytes.
+const SMALL_DATA: u64 = 256 << 10;
+
 /// The disk that operations are made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -152,12 +155,19 @@ impl Shape {
     pub fn random_op(&self, random: &mut Random) -> Op {
         let Range { start: offset, end } = self.random_range(random);
         let len = end - offset;
+        // Data costs time by the byte, so most of it comes in small pieces even where clusters are large.
+        let dear = len > SMALL_DATA && !random.one_in(8);
+        let data =
+            if dear { random.within(1, SMALL_DATA / self.alignment) * self.alignment } else { len };
+        let compress = self.compress && (self.cluster <= SMALL_DATA || random.one_in(4));
         match random.below(100) {
-            0..30 => Op::Read { offset, len },
-            30..62 => Op::Write { offset, len, seed: random.next_u64(), fua: random.one_in(16) },
+            0..30 => Op::Read { offset, len: data },
+            30..62 => {
+                Op::Write { offset, len: data, seed: random.next_u64(), fua: random.one_in(16) }
+            }
             62..76 => Op::WriteZeroes { offset, len, unmap: random.one_in(2) },
             76..86 => Op::Discard { offset, len },
-            86..90 if self.compress => self.compressed(offset, random),
+            86..90 if compress => self.compressed(offset, random),
             86..94 => Op::Status { offset, len },
             94..97 => Op::Flush,
             _ => Op::Read { offset: 0, len: self.size.min(self.longest) },
