@@ -124,6 +124,17 @@ impl Soak {
                     done.cuts += job.cuts;
                     done.disks += job.disks;
                     done.checked_by_qemu += job.checked_by_qemu;
+                    if self.order.time.is_none()
+                        && done.running == 0
+                        && self.has_its_share(kind, done)
+                    {
+                        let elapsed = self.started.elapsed().as_secs();
+                        println!(
+                            "{} {} has had its share after {elapsed} s",
+                            kind.name(),
+                            variant.name
+                        );
+                    }
                 }
                 Err(panic) => {
                     done.failures += 1;
