@@ -49,11 +49,15 @@ pub async fn execute(disk: &Backend, op: &Op) -> oxblk_core::Result<Seen> {
     Ok(Seen::Done)
 }
 
+/// The extents of a range, up to the end of the disk: there, and only there, an answer is empty.
 async fn status(disk: &Backend, offset: u64, len: u64) -> oxblk_core::Result<Vec<StatusExtent>> {
     let mut extents = Vec::new();
     let mut at = offset;
     while at < offset + len {
         let extent = disk.block_status(at, offset + len - at, Want::Precise).await?.status;
+        if extent.len == 0 && at >= disk.size() {
+            break;
+        }
         assert!(extent.len > 0 && extent.len <= offset + len - at, "status at {at}: {extent:?}");
         extents.push(StatusExtent { len: extent.len, zero: extent.is_zero() });
         at += extent.len;
