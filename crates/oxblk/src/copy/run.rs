@@ -126,10 +126,7 @@ impl Shared {
             return Ok(false);
         }
         let Some(chunk) = self.plan.lock().await.next().await? else { return Ok(false) };
-        if self.copy.stop.load(Relaxed) {
-            let error = Error::new(ErrorKind::Cancelled, "Interrupted");
-            return Err(CopyError { stage: Stage::Stopped, offset: chunk.offset, error });
-        }
+        self.go_on(chunk.offset)?;
         match chunk.action {
             Action::Skip => {}
             Action::Zero => self.zero(chunk.offset - self.begin, chunk.len).await?,
@@ -138,6 +135,15 @@ impl Shared {
         let done = self.done.fetch_add(chunk.len, Relaxed).saturating_add(chunk.len);
         self.copy.observer.progress(done.min(self.total), self.total);
         Ok(true)
+    }
+
+    /// Fails when the copy has been told to stop; what is at `offset` and after it is not done yet.
+    fn go_on(&self, offset: u64) -> Result<(), CopyError> {
+        if self.copy.stop.load(Relaxed) {
+            let error = Error::new(ErrorKind::Cancelled, "Interrupted");
+            return Err(CopyError { stage: Stage::Stopped, offset, error });
+        }
+        Ok(())
     }
 
     async fn copy_chunk(&self, chunk: Chunk) -> Result<(), CopyError> {
@@ -244,7 +250,8 @@ impl Shared {
         }
         let end = offset.saturating_add(len);
         let mut at = offset;
-        while at < end && !self.copy.stop.load(Relaxed) {
+        while at < end {
+            self.go_on(at)?;
             let step = ZERO_STEP.min(end - at);
             let zeroed = self.copy.target.write_zeroes(at, step, ZeroFlags::MAY_UNMAP).await;
             zeroed.map_err(|error| CopyError { stage: Stage::Writing, offset: at, error })?;
