@@ -41,5 +41,5 @@ pub use limits::Limits;
 pub use node::{DetectZeroes, Node};
 pub use options::{Options, SizeError, parse_size, split_keyval};
 pub use perm::{Perm, Permissions, Role};
-pub use request::ChainStatus;
+pub use request::{ChainStatus, run_all};
 pub use status::{Status, StatusFlags};

@@ -16,6 +16,7 @@ mod fast;
 mod flush;
 mod slow;
 mod status;
+mod together;
 mod zero;
 
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use crate::{Error, ErrorKind, Node, Result, WriteFlags};
 pub(crate) use flush::flush;
 pub use status::ChainStatus;
 pub(crate) use status::{block_status, status_above};
+pub use together::run_all;
 pub(crate) use zero::{discard, write_zeroes};
 
 use fast::{ReadStart, WriteStart};
@@ -167,7 +169,7 @@ async fn write_split(node: &Arc<Node>, offset: u64, mut data: IoBuf, first: usiz
         pieces.push(Box::pin(write_plain(node, at, data.split_to(len))));
         at = at.saturating_add(as_u64(len));
     }
-    try_join_all(pieces).await.map(drop)
+    run_all(pieces).await
 }
 
 /// Sets the size of a node.

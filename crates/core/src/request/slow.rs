@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_util::future::try_join_all;
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use super::{align, as_u64, min_len, zero};
+use super::{align, as_u64, min_len, run_all, zero};
 use crate::node::{DetectZeroes, Gates};
 use crate::{Error, ErrorKind, Node, Result, WriteFlags, ZeroFlags};
 
@@ -177,5 +177,5 @@ pub(super) async fn write_pieces(node: &Node, offset: u64, mut data: IoBuf) -> R
         pieces.push(node.driver().write(at, piece, WriteFlags::empty()));
         at = at.saturating_add(len);
     }
-    try_join_all(pieces).await.map(drop).map_err(context)
+    run_all(pieces).await.map_err(context)
 }

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use futures_util::future::try_join_all;
 use oxblk_ring::IoBuf;
 
-use super::{align, flush, min_len, slow};
+use super::{align, flush, min_len, run_all, slow};
 use crate::{Error, ErrorKind, Node, Result, ZeroFlags};
 
 /// Most zeroes written as data in one request.
@@ -124,19 +123,22 @@ pub(crate) async fn discard(node: &Arc<Node>, offset: u64, len: u64) -> Result<(
         while at < end && batch.len() < DISCARDS_AT_ONCE {
             let piece = (end - at).min((most - most % block).max(block));
             if let Some(request) = node.driver().discard(at, piece) {
-                batch.push(request);
+                batch.push(async { unless_unsupported(request.await) });
             }
             at = at.saturating_add(piece);
         }
-        let outcome = try_join_all(batch).await;
+        let outcome = run_all(batch).await;
         node.mark_dirty(offset, at - offset);
-        match outcome {
-            Err(error) if error.kind() != ErrorKind::Unsupported => {
-                return Err(error.on_node(node.name()).at(offset));
-            }
-            _ => {}
-        }
+        outcome.map_err(|error| error.on_node(node.name()).at(offset))?;
     }
     node.mark_unflushed();
     Ok(())
+}
+
+/// A discard that the host cannot do is no failure: the contents stay, which is allowed.
+fn unless_unsupported(outcome: Result<()>) -> Result<()> {
+    match outcome {
+        Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
+        outcome => outcome,
+    }
 }

@@ -1,6 +1,7 @@
 //! Drivers in memory for the tests of the request path: a protocol with limits of choice, and a format that
 //! scatters its clusters and takes unallocated ones from its backing file.
 
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use oxblk_core::{
@@ -20,6 +21,10 @@ pub struct Memory {
     pub yields: u32,
     /// Zero writes are the driver's own.
     pub zeroes: bool,
+    /// Writes and discards go on by themselves once started, as a host's do, and land after this many yields.
+    pub landing: AtomicU32,
+    /// Writes and discards that start here fail at once.
+    pub bad: Option<u64>,
 }
 
 impl Memory {
@@ -39,6 +44,37 @@ impl Memory {
         for _ in 0..self.yields {
             oxblk_ring::yield_now().await;
         }
+    }
+
+    /// Carries out `change`, whether or not somebody waits for it.
+    async fn land(self: &Arc<Self>, change: impl FnOnce(&Self) + 'static) {
+        let landed = Arc::new(AtomicBool::new(false));
+        let (memory, done) = (Arc::clone(self), Arc::clone(&landed));
+        let yields = self.landing.load(SeqCst);
+        oxblk_ring::spawn(async move {
+            for _ in 0..yields {
+                oxblk_ring::yield_now().await;
+            }
+            change(&memory);
+            done.store(true, SeqCst);
+        })
+        .detach();
+        while !landed.load(SeqCst) {
+            oxblk_ring::yield_now().await;
+        }
+    }
+
+    fn put(&self, offset: u64, data: &[u8]) {
+        let mut bytes = self.bytes.lock().unwrap();
+        let at = usize::try_from(offset).unwrap();
+        if bytes.len() < at + data.len() {
+            bytes.resize(at + data.len(), 0);
+        }
+        bytes[at..at + data.len()].copy_from_slice(data);
+    }
+
+    fn refuse(&self, offset: u64) -> Result<()> {
+        if self.bad == Some(offset) { Err(Error::from_errno(5)) } else { Ok(()) }
     }
 }
 
@@ -74,14 +110,24 @@ impl Driver for MemoryDriver {
             self.check(offset, data.len());
             self.0.say("write", offset, data.len());
             self.0.pause().await;
-            let mut bytes = self.0.bytes.lock().unwrap();
-            let at = usize::try_from(offset).unwrap();
-            if bytes.len() < at + data.len() {
-                bytes.resize(at + data.len(), 0);
+            self.0.refuse(offset)?;
+            if self.0.landing.load(SeqCst) == 0 {
+                self.0.put(offset, &data);
+            } else {
+                self.0.land(move |memory| memory.put(offset, &data)).await;
             }
-            bytes[at..at + data.len()].copy_from_slice(&data);
             Ok(())
         })
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
+        Some(Box::pin(async move {
+            let len = usize::try_from(len).unwrap();
+            self.0.say("discard", offset, len);
+            self.0.refuse(offset)?;
+            self.0.land(move |memory| memory.put(offset, &vec![0; len])).await;
+            Ok(())
+        }))
     }
 
     fn write_zeroes(

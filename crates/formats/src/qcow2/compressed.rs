@@ -11,11 +11,10 @@ use std::sync::atomic::{
     Ordering::{AcqRel, Acquire, Release},
 };
 
-use oxblk_core::{ChildIdx, Error, Result, WriteFlags};
+use oxblk_core::{ChildIdx, Error, Result, WriteFlags, run_all};
 use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex};
 
 use super::layout::L2Entry;
-use super::together::all;
 use super::write_back::Was;
 use super::{Qcow2, compression};
 
@@ -54,7 +53,7 @@ impl Qcow2 {
             let at = offset.saturating_add(u64::try_from(start).unwrap_or(0));
             Box::pin(self.compress_cluster(at, piece))
         };
-        all((0..count).map(one)).await
+        run_all((0..count).map(one)).await
     }
 
     async fn compress_cluster(&self, offset: u64, data: IoBuf) -> Result<()> {

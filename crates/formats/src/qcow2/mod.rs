@@ -10,7 +10,6 @@
 //! | `lookup` | guest offset → extent |
 //! | `read`, `write`, `discard`, `compressed` | requests that the map cannot answer |
 //! | `tables` | making L2 tables |
-//! | `together` | running several requests at once |
 //! | `write_back` | the order in which metadata reaches the disk |
 //! | `resize`, `status`, `check/`, `create`, `measure` | what the names say |
 //! | `open`, `factory` | how a node comes to be |
@@ -49,7 +48,6 @@ mod refcounts;
 mod resize;
 mod status;
 mod tables;
-mod together;
 mod write;
 mod write_back;
 

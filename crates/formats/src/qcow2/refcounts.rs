@@ -14,7 +14,7 @@ use std::sync::atomic::{
     Ordering::{AcqRel, Acquire, Release},
 };
 
-use oxblk_core::{ChildIdx, ChildrenRef, Edge, Error, Result, WriteFlags};
+use oxblk_core::{ChildIdx, ChildrenRef, Edge, Error, Result, WriteFlags, run_all};
 use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex};
 
 use super::allocator::{Allocator, Reserved, Resting};
@@ -22,7 +22,6 @@ use super::cache::{DirtyCopy, Pinned, Radix, SliceCache};
 use super::layout::{
     Geometry, MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, field_offsets, refcount_set,
 };
-use super::together::all;
 
 /// The refcounts of an image.
 pub(super) struct Refcounts {
@@ -254,7 +253,7 @@ impl Refcounts {
                 WriteFlags::empty(),
             )
         });
-        all(writes).await?;
+        run_all(writes).await?;
         copies.into_iter().for_each(DirtyCopy::written);
         Ok(())
     }

@@ -10,14 +10,13 @@
 //!    referred to before is handed to the write-back, which drops it when the disk no longer needs it.
 
 use futures_util::future::try_join;
-use oxblk_core::{BoxFuture, ChildIdx, Result, WriteFlags};
+use oxblk_core::{BoxFuture, ChildIdx, Result, WriteFlags, run_all};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
 use super::allocator::Reserved;
 use super::layout::L2Entry;
 use super::lookup::Extent;
-use super::together::all;
 use super::write_back::Was;
 
 /// Up to this size a cluster's old and new contents are put together in memory and written at once.
@@ -65,7 +64,7 @@ impl Qcow2 {
             }
             at = at.saturating_add(len);
         }
-        all(jobs).await
+        run_all(jobs).await
     }
 
     /// The longest run from `offset` on that is either all in place (its host offset) or all to be allocated.
@@ -99,7 +98,7 @@ impl Qcow2 {
             jobs.push(Box::pin(self.fill_and_link(at, piece, run)));
             at = next;
         }
-        all(jobs).await
+        run_all(jobs).await
     }
 
     async fn fill_and_link(&self, offset: u64, data: IoBuf, mut run: Reserved<'_>) -> Result<()> {
@@ -147,7 +146,7 @@ impl Qcow2 {
         if let Some(tail) = tail {
             writes.push(file.write(at.saturating_add(length(&data)), tail, WriteFlags::empty()));
         }
-        all(writes).await
+        run_all(writes).await
     }
 
     /// What the guest disk holds from `from` to `to`; `None` where that is nothing, or zeroes for which the new place

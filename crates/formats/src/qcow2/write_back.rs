@@ -17,14 +17,13 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use oxblk_core::{ChildIdx, Edge, Result, WriteFlags};
+use oxblk_core::{ChildIdx, Edge, Result, WriteFlags, run_all};
 use oxblk_ring::IoBuf;
 
 use super::Qcow2;
 use super::allocator::{Reserved, Resting};
 use super::cache::DirtyCopy;
 use super::layout::{L1Entry, L2Entry, L2Kind};
-use super::together::all;
 
 /// Dropped runs that make a cycle start without anybody asking.
 const MANY_DROPPED: usize = 8192;
@@ -138,7 +137,7 @@ impl Qcow2 {
                 ));
             }
         }
-        all(writes).await
+        run_all(writes).await
     }
 
     async fn write_l1(&self, file: &Edge, indices: &BTreeSet<u64>) -> Result<()> {
@@ -148,7 +147,7 @@ impl Qcow2 {
             let entry = self.l1_entry(*index).0.to_be_bytes().to_vec();
             file.write(place, IoBuf::from(entry), WriteFlags::empty())
         });
-        all(writes).await
+        run_all(writes).await
     }
 
     /// Lowers the refcounts of what the disk no longer refers to.

@@ -3,8 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures_util::future::try_join_all;
-use oxblk_core::{Error, ErrorKind, WriteFlags, ZeroFlags};
+use oxblk_core::{Error, ErrorKind, WriteFlags, ZeroFlags, run_all};
 use oxblk_ring::Mutex as AsyncMutex;
 use oxblk_ring::{IoBuf, IoBufMut, IoThread};
 
@@ -208,7 +207,7 @@ impl Shared {
             [Run { zero: false, .. }] => self.write_data(offset, data).await,
             _ => {
                 let runs = found.into_iter().map(|run| self.write_run(offset, &data, run));
-                try_join_all(runs).await.map(drop)
+                run_all(runs).await
             }
         }
     }
@@ -241,7 +240,7 @@ impl Shared {
             clusters.push(self.copy.target.write(at, cluster, WriteFlags::COMPRESSED));
             at = at.saturating_add(len);
         }
-        try_join_all(clusters).await.map(drop).map_err(failed)
+        run_all(clusters).await.map_err(failed)
     }
 
     async fn zero(&self, offset: u64, len: u64) -> Result<(), CopyError> {
