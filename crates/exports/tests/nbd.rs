@@ -6,6 +6,8 @@
 mod client;
 #[path = "nbd/memory.rs"]
 mod memory;
+#[path = "nbd/scarce_memory.rs"]
+mod scarce_memory;
 
 use client::{Answer, Client, Fixture, PATIENCE};
 use oxblk_exports::nbd::ServerOptions;

@@ -222,12 +222,27 @@ impl Stream {
     /// # Errors
     /// The socket's error; `EPIPE` raises no signal.
     pub async fn send_all(&self, mut bufs: IoVec) -> io::Result<()> {
+        while !bufs.is_empty() {
+            self.send(&mut bufs).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends as much as goes at once, at least something, and drops it from the list. Returns how many bytes.
+    /// Dropping the future may leave a part sent.
+    ///
+    /// # Errors
+    /// As [`Stream::send_all`].
+    pub async fn send(&self, bufs: &mut IoVec) -> io::Result<usize> {
         bufs.retain(|buf| !buf.is_empty());
         while !bufs.is_empty() {
             let op = Op::Send { socket: self.socket };
             let (result, _) = start_fd(&self.fd, op, Payload::WriteV(bufs.clone())).await;
             match count(result) {
-                Ok(n) => advance(&mut bufs, n),
+                Ok(n) => {
+                    advance(bufs, n);
+                    return Ok(n);
+                }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => {}
                     Some(libc::EAGAIN) => self.ready(libc::POLLOUT).await?,
@@ -235,7 +250,7 @@ impl Stream {
                 },
             }
         }
-        Ok(())
+        Ok(0)
     }
 
     /// Waits on a descriptor that does not block.

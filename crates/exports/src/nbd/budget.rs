@@ -1,85 +1,93 @@
-//! The memory that the connections of a server may hold together for large requests.
+//! The memory that all connections of a server may hold together.
 //!
-//! Small requests are bounded by the limits of each connection; those over [`SMALL`] take their
-//! share here first and give it back when the reply has been sent. A request larger than the whole
-//! budget is let in when nothing else holds a share, so that nobody waits for ever.
+//! Every connection has an [`Account`](super::account::Account) with an allowance of its own; what it holds beyond that
+//! it takes from here. When nothing is left, one connection at a time may overdraw the budget by one largest request:
+//! a write takes its memory step by step while it arrives, so all connections could otherwise hold a part of a write
+//! and wait for one another for ever.
 
-use oxblk_ring::Event;
+use oxblk_ring::{Event, EventListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// Requests up to this many bytes need no share.
-pub(super) const SMALL: usize = 64 << 10;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 #[derive(Debug)]
 pub(super) struct Budget {
     limit: usize,
     used: AtomicUsize,
+    /// A connection holds more than what was left.
+    overdrawn: AtomicBool,
+    /// How many connections wait.
+    waiting: AtomicUsize,
     freed: Event,
-}
-
-/// Bytes taken from a budget; given back when dropped.
-#[derive(Debug)]
-pub(super) struct Share {
-    budget: Arc<Budget>,
-    bytes: usize,
 }
 
 impl Budget {
     pub(super) fn new(limit: usize) -> Arc<Budget> {
-        Arc::new(Budget { limit, used: AtomicUsize::new(0), freed: Event::new() })
+        Arc::new(Budget {
+            limit,
+            used: AtomicUsize::new(0),
+            overdrawn: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
+            freed: Event::new(),
+        })
     }
 
-    /// Waits until `bytes` are free and takes them; `None` when so few need no share.
-    pub(super) async fn share(self: &Arc<Self>, bytes: usize) -> Option<Share> {
-        if bytes <= SMALL {
-            return None;
-        }
-        loop {
-            if let Some(share) = self.try_share(bytes) {
-                return Some(share);
-            }
-            let listener = self.freed.listen();
-            if let Some(share) = self.try_share(bytes) {
-                return Some(share);
-            }
-            listener.await;
+    /// Takes `bytes` if they are free.
+    pub(super) fn take(&self, bytes: usize) -> bool {
+        let within = |used: usize| used.checked_add(bytes).filter(|after| *after <= self.limit);
+        self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, within).is_ok()
+    }
+
+    pub(super) fn give_back(&self, bytes: usize) {
+        if bytes > 0 {
+            self.used.fetch_sub(bytes, Ordering::SeqCst);
+            self.freed.notify(usize::MAX);
         }
     }
 
-    fn try_share(self: &Arc<Self>, bytes: usize) -> Option<Share> {
-        let take = |used: usize| {
-            let after = used.saturating_add(bytes);
-            (used == 0 || after <= self.limit).then_some(after)
-        };
-        self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).ok()?;
-        Some(Share { budget: Arc::clone(self), bytes })
+    /// Allows the caller, and nobody else until [`Budget::repay`], to hold more than is free.
+    pub(super) fn overdraw(&self) -> bool {
+        !self.overdrawn.swap(true, Ordering::SeqCst)
+    }
+
+    pub(super) fn repay(&self) {
+        self.overdrawn.store(false, Ordering::SeqCst);
+        self.freed.notify(usize::MAX);
+    }
+
+    /// Whether somebody waits.
+    pub(super) fn is_short(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Says that the caller waits, until the guard is dropped.
+    pub(super) fn wait(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        Waiting(self)
+    }
+
+    /// Wakes everybody who waits.
+    pub(super) fn notify(&self) {
+        self.freed.notify(usize::MAX);
+    }
+
+    #[cfg(test)]
+    pub(super) fn used(&self) -> usize {
+        self.used.load(Ordering::SeqCst)
     }
 }
 
-impl Drop for Share {
+/// Somebody waits for memory.
+pub(super) struct Waiting<'a>(&'a Budget);
+
+impl Waiting<'_> {
+    /// Ends when memory is given back after this call.
+    pub(super) fn listen(&self) -> EventListener {
+        self.0.freed.listen()
+    }
+}
+
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.bytes, Ordering::SeqCst);
-        self.budget.freed.notify(usize::MAX);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use futures_util::FutureExt;
-
-    #[test]
-    fn a_share_waits_for_room_and_an_oversized_one_for_solitude() {
-        let budget = Budget::new(1 << 20);
-        assert!(budget.share(SMALL).now_or_never().unwrap().is_none());
-        let first = budget.share(600 << 10).now_or_never().unwrap().unwrap();
-        assert!(budget.share(600 << 10).now_or_never().is_none());
-        let second = budget.share(300 << 10).now_or_never().unwrap();
-        drop(first);
-        assert!(budget.share(2 << 20).now_or_never().is_none());
-        drop(second);
-        assert!(budget.share(2 << 20).now_or_never().unwrap().is_some());
-        assert_eq!(budget.used.load(Ordering::SeqCst), 0);
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -7,14 +7,14 @@
 //!
 //! Limits: [`MAX_OUTSTANDING`] requests and [`MAX_DATA`] bytes are outstanding at most, counted from
 //! the moment a request is accepted until its reply has been sent; a larger request is accepted
-//! when it is the only one.
+//! when it is the only one. What it takes in memory is held in the connection's [`Account`].
 
-use super::budget::Budget;
-use super::execute::{Accepted, Reply, execute};
+use super::MAX_REQUEST;
+use super::account::Account;
+use super::execute::{Accepted, Cost, Reply, execute, memory};
 use super::input::Input;
 use super::outbox::{Batch, Outbox};
 use super::slots::{CAPACITY, Slots};
-use super::{MAX_REQUEST, budget};
 use oxblk_core::Backend;
 use oxblk_nbd::wire::RequestHeader;
 use oxblk_nbd::{Command, Limits, Malformed, RawRequest, Request, Session};
@@ -24,7 +24,6 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 
 /// Most requests of a connection between acceptance and the sending of the reply.
@@ -39,6 +38,8 @@ pub(super) enum End {
     Disconnected,
     /// The server was asked to stop.
     Stopped,
+    /// The client kept memory that others waited for, and did nothing.
+    Stalled,
     /// The client hung up inside a request.
     Cut,
     /// The stream is no longer the protocol's.
@@ -48,7 +49,8 @@ pub(super) enum End {
 }
 
 /// What receiving, running and sending share.
-struct Shared<F> {
+struct Shared<'a, F> {
+    account: &'a Rc<Account>,
     slots: RefCell<Slots<F>>,
     outbox: RefCell<Outbox>,
     /// Requests accepted whose replies are not sent.
@@ -61,7 +63,7 @@ struct Shared<F> {
     held_back: Cell<Option<usize>>,
 }
 
-impl<F: Future<Output = Reply>> Shared<F> {
+impl<F: Future<Output = Reply>> Shared<'_, F> {
     fn has_room(&self, data: usize) -> bool {
         let used = self.data.get();
         self.outstanding.get() < MAX_OUTSTANDING && (used == 0 || used + data <= MAX_DATA)
@@ -83,7 +85,8 @@ impl<F: Future<Output = Reply>> Shared<F> {
 
     fn sent(&self, batch: &Batch) {
         self.outstanding.set(self.outstanding.get() - batch.replies);
-        self.data.set(self.data.get() - batch.data);
+        self.data.set(self.data.get() - batch.cost.data);
+        self.account.release(batch.cost.held);
     }
 
     /// Polls the futures that were woken.
@@ -118,11 +121,12 @@ pub(super) async fn transmit(
     backend: Backend,
     session: Session,
     input: Input,
-    budget: &Arc<Budget>,
+    account: &Rc<Account>,
     stop: impl Future<Output = ()>,
 ) -> End {
     let backend = Rc::new(backend);
     let shared = Shared {
+        account,
         slots: RefCell::new(Slots::new()),
         outbox: RefCell::new(Outbox::new(session)),
         outstanding: Cell::new(0),
@@ -131,7 +135,7 @@ pub(super) async fn transmit(
         held_back: Cell::new(None),
     };
     let begin = |accepted: Accepted| execute(Rc::clone(&backend), accepted);
-    let mut receive = pin!(receive(stream, &shared, session, input, budget, begin));
+    let mut receive = pin!(receive(stream, &shared, session, input, begin));
     let mut send = pin!(send(stream, &shared));
     let mut stop = pin!(stop);
     let mut end = None;
@@ -141,6 +145,11 @@ pub(super) async fn transmit(
         shared.run();
         if end.is_none() && stop.as_mut().poll(cx).is_ready() {
             end = Some(End::Stopped);
+        }
+        if account.is_stalled() {
+            end.get_or_insert(End::Stalled);
+            broken = true;
+            stream.shutdown();
         }
         loop {
             if end.is_none()
@@ -157,7 +166,9 @@ pub(super) async fn transmit(
             }
         }
         let answered = broken || shared.is_answered();
-        let idle = shared.slots.borrow().len() == 0;
+        let running = shared.slots.borrow().len();
+        account.watch(running, cx.waker());
+        let idle = running == 0;
         if end.is_some() && idle && answered { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
@@ -165,15 +176,18 @@ pub(super) async fn transmit(
 }
 
 /// Sends what gathers in the outbox, one batch after another, until the socket fails.
-async fn send<F: Future<Output = Reply>>(stream: &Stream, shared: &Shared<F>) -> io::Error {
+async fn send<F: Future<Output = Reply>>(stream: &Stream, shared: &Shared<'_, F>) -> io::Error {
     loop {
         let mut batch = poll_fn(|_| match shared.outbox.borrow_mut().take() {
             Some(batch) => Poll::Ready(batch),
             None => Poll::Pending,
         })
         .await;
-        if let Err(error) = stream.send_all(std::mem::take(&mut batch.bufs)).await {
-            return error;
+        while !batch.bufs.is_empty() {
+            match stream.send(&mut batch.bufs).await {
+                Ok(sent) => shared.account.progressed(sent),
+                Err(error) => return error,
+            }
         }
         shared.sent(&batch);
     }
@@ -182,10 +196,9 @@ async fn send<F: Future<Output = Reply>>(stream: &Stream, shared: &Shared<F>) ->
 /// Parses requests and starts them.
 async fn receive<F: Future<Output = Reply>>(
     stream: &Stream,
-    shared: &Shared<F>,
+    shared: &Shared<'_, F>,
     session: Session,
     input: Input,
-    budget: &Arc<Budget>,
     begin: impl Fn(Accepted) -> F,
 ) -> End {
     let limits = Limits {
@@ -194,7 +207,7 @@ async fn receive<F: Future<Output = Reply>>(
         maximum: MAX_REQUEST,
         contexts: session.base_allocation.is_some(),
     };
-    let mut receiver = Receiver { stream, input, budget };
+    let mut receiver = Receiver { stream, input };
     loop {
         match receiver.next(shared, &limits).await {
             Ok(accepted) => shared.start(begin(accepted)),
@@ -206,14 +219,13 @@ async fn receive<F: Future<Output = Reply>>(
 struct Receiver<'a> {
     stream: &'a Stream,
     input: Input,
-    budget: &'a Arc<Budget>,
 }
 
 impl Receiver<'_> {
     /// The next request, valid or not, with its payload, once there is room for it.
     async fn next<F: Future<Output = Reply>>(
         &mut self,
-        shared: &Shared<F>,
+        shared: &Shared<'_, F>,
         limits: &Limits,
     ) -> Result<Accepted, End> {
         let raw = self.header().await?;
@@ -226,7 +238,12 @@ impl Receiver<'_> {
                 if !self.input.skip(self.stream, bytes(raw.payload())).await.map_err(End::Failed)? {
                     return Err(End::Cut);
                 }
-                return Ok(Accepted { cookie, work: Err(error), data: 0, share: None });
+                return Ok(Accepted {
+                    cookie,
+                    work: Err(error),
+                    cost: Cost::default(),
+                    block: None,
+                });
             }
         };
         let data = match request.command {
@@ -234,15 +251,16 @@ impl Receiver<'_> {
             _ => 0,
         };
         shared.accept(data).await;
-        let share = if data > budget::SMALL { self.budget.share(data).await } else { None };
-        let payload = match request.command {
-            Command::Write { .. } => {
-                let payload = self.input.payload(self.stream, data).await.map_err(End::Failed)?;
-                Some(payload.ok_or(End::Cut)?.freeze())
-            }
-            _ => None,
-        };
-        Ok(Accepted { cookie, work: Ok((request, payload)), data, share })
+        let mut held = memory(&request);
+        shared.account.hold(held).await;
+        let (mut payload, mut block) = (None, None);
+        if let Command::Write { .. } = request.command {
+            let received = self.input.payload(self.stream, data).await.map_err(End::Failed)?;
+            let received = received.ok_or(End::Cut)?;
+            payload = Some(received.data.freeze());
+            (held, block) = (held + received.held, received.block);
+        }
+        Ok(Accepted { cookie, work: Ok((request, payload)), cost: Cost { data, held }, block })
     }
 
     async fn header(&mut self) -> Result<RawRequest, End> {

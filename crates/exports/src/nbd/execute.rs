@@ -3,7 +3,7 @@
 //! The request has passed the protocol's rules; what the backend reports becomes the error that the
 //! client is told. Nothing here knows how replies look on the wire.
 
-use super::budget::Share;
+use super::account::{Hold, footprint};
 use oxblk_core::{Backend, Result, StatusFlags, Want, WriteFlags, ZeroFlags};
 use oxblk_nbd::proto::AllocationFlags;
 use oxblk_nbd::wire::StatusExtent;
@@ -15,7 +15,7 @@ use std::rc::Rc;
 /// Most extents in one reply to a block status request.
 const MAX_EXTENTS: usize = 8192;
 /// Bytes that a prefetch reads at a time.
-const PREFETCH: u64 = 1 << 20;
+const PREFETCH: usize = 1 << 20;
 
 /// What a request came to.
 #[derive(Debug)]
@@ -35,28 +35,48 @@ pub(super) enum Outcome {
 pub(super) struct Reply {
     pub(super) cookie: u64,
     pub(super) outcome: Outcome,
-    /// Bytes of data that the request was counted with.
+    pub(super) cost: Cost,
+}
+
+/// What a request is counted with until its reply has been sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Cost {
+    /// Bytes of data.
     pub(super) data: usize,
-    pub(super) share: Option<Share>,
+    /// Bytes of memory held for it.
+    pub(super) held: usize,
 }
 
 /// A request that was received whole and counted, or refused by the protocol's rules.
-#[derive(Debug)]
 pub(super) struct Accepted {
     pub(super) cookie: u64,
     /// The request with the data of a write, or why it is refused.
     pub(super) work: std::result::Result<(Request, Option<IoBuf>), ErrorCode>,
-    /// Bytes of data that it is counted with.
-    pub(super) data: usize,
-    pub(super) share: Option<Share>,
+    pub(super) cost: Cost,
+    /// The receive block that the data of a small write is part of.
+    pub(super) block: Option<Rc<Hold>>,
+}
+
+/// The memory that carrying out a request takes, the data of a write apart.
+pub(super) fn memory(request: &Request) -> usize {
+    let length = usize::try_from(request.length).unwrap_or(usize::MAX);
+    match request.command {
+        Command::Read { .. } => footprint(length),
+        Command::Cache => footprint(length.min(PREFETCH)),
+        Command::BlockStatus { one: false } => {
+            // An extent is at least a sector.
+            footprint(MAX_EXTENTS.min(length / 512 + 1) * size_of::<(u64, AllocationFlags)>())
+        }
+        _ => 0,
+    }
 }
 
 /// Carries out a request.
 pub(super) async fn execute(backend: Rc<Backend>, accepted: Accepted) -> Reply {
-    let Accepted { cookie, work, data, share } = accepted;
+    let Accepted { cookie, work, cost, block } = accepted;
     let outcome = match work {
         Err(error) => Outcome::Failed(error, error.message().into()),
-        Ok((request, payload)) => match perform(&backend, &request, payload, data).await {
+        Ok((request, payload)) => match perform(&backend, &request, payload).await {
             Ok(outcome) => outcome,
             Err(error) => {
                 tracing::debug!(command = ?request.command, offset = request.offset, %error);
@@ -65,15 +85,11 @@ pub(super) async fn execute(backend: Rc<Backend>, accepted: Accepted) -> Reply {
             }
         },
     };
-    Reply { cookie, outcome, data, share }
+    drop(block);
+    Reply { cookie, outcome, cost }
 }
 
-async fn perform(
-    backend: &Backend,
-    request: &Request,
-    payload: Option<IoBuf>,
-    data: usize,
-) -> Result<Outcome> {
+async fn perform(backend: &Backend, request: &Request, payload: Option<IoBuf>) -> Result<Outcome> {
     let (offset, length) = (request.offset, u64::from(request.length));
     if length == 0 && request.command != Command::Flush {
         let read = matches!(request.command, Command::Read { .. });
@@ -82,7 +98,8 @@ async fn perform(
     }
     match request.command {
         Command::Read { dont_fragment } => {
-            let data = backend.read(offset, IoBufMut::new(data)).await?.freeze();
+            let buf = IoBufMut::new(usize::try_from(length).unwrap_or(usize::MAX));
+            let data = backend.read(offset, buf).await?.freeze();
             return Ok(Outcome::Data { offset, data, whole: dont_fragment });
         }
         Command::Write { fua } => {
@@ -115,9 +132,9 @@ async fn trim(backend: &Backend, offset: u64, length: u64, fua: bool) -> Result<
 /// Reads a range so that whatever caches lie below have it.
 async fn prefetch(backend: &Backend, mut offset: u64, mut length: u64) -> Result<()> {
     while length > 0 {
-        let step = length.min(PREFETCH);
-        let buf = IoBufMut::new(usize::try_from(step).unwrap_or(0));
-        backend.read(offset, buf).await?;
+        let step = usize::try_from(length).unwrap_or(PREFETCH).min(PREFETCH);
+        backend.read(offset, IoBufMut::new(step)).await?;
+        let step = u64::try_from(step).unwrap_or(length);
         offset = offset.saturating_add(step);
         length -= step;
     }

@@ -11,18 +11,18 @@ use std::sync::Arc;
 /// Room for the longest option that is looked at.
 const ROOM: usize = MAX_OPTION_PAYLOAD + OptionHeader::SIZE;
 
-/// Greets the client and answers its options until transmission begins. Returns the session and what
-/// was received beyond the handshake.
+/// Greets the client and answers its options until transmission begins. Returns the session and the input
+/// with what was received beyond the handshake.
 ///
 /// # Errors
 /// When the socket fails, the client hangs up, or the client breaks the protocol (`InvalidData`).
 pub(super) async fn handshake(
     stream: &Stream,
+    mut input: Input,
     catalog: Arc<Catalog>,
 ) -> io::Result<(Session, Input)> {
     send(stream, Negotiation::greeting().to_vec()).await?;
     let mut machine = Negotiation::new(catalog);
-    let mut input = Input::new();
     let mut out = Vec::new();
     loop {
         let (used, progress) = machine.advance(input.bytes(), &mut out);

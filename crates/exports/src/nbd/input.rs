@@ -5,9 +5,15 @@
 //! write is done, and the input goes on behind it or in a new block). The payload of a larger write
 //! gets a buffer of its own: what is in the block already is copied there, the rest is received
 //! straight into it.
+//!
+//! The connection's account is asked for every block, and for the buffer of a larger write step by step while it
+//! is filled (pages that were never touched take no memory). A block that payloads were cut out of is held until
+//! the last of them is done.
 
+use super::account::{Account, Hold, footprint};
 use oxblk_ring::{IoBufMut, Stream};
 use std::io;
+use std::rc::Rc;
 
 /// Size of a block in bytes.
 pub(super) const BLOCK: usize = 64 << 10;
@@ -15,18 +21,22 @@ pub(super) const BLOCK: usize = 64 << 10;
 const CUT: usize = 16 << 10;
 /// With less room than this a new block is begun.
 const LEAST_ROOM: usize = 4 << 10;
+/// A larger payload is received, and its memory held, in steps of this many bytes.
+const STEP: usize = 1 << 20;
 
 /// What was received and not yet taken: `block[start..end]`.
-#[derive(Debug)]
 pub(super) struct Input {
+    account: Rc<Account>,
     block: IoBufMut,
+    hold: Rc<Hold>,
     start: usize,
     end: usize,
 }
 
 impl Input {
-    pub(super) fn new() -> Input {
-        Input { block: IoBufMut::new(BLOCK), start: 0, end: 0 }
+    pub(super) fn new(account: Rc<Account>) -> Input {
+        let hold = Hold::first(&account, BLOCK);
+        Input { account, block: IoBufMut::new(BLOCK), hold, start: 0, end: 0 }
     }
 
     /// What is there.
@@ -41,18 +51,17 @@ impl Input {
 
     /// Receives once more, with room for `want` bytes in all. Returns false at the end of the stream.
     pub(super) async fn fill(&mut self, stream: &Stream, want: usize) -> io::Result<bool> {
-        self.make_room(want);
+        self.make_room(want).await;
         let tail = self.block.split_off(self.end);
         let (result, tail) = stream.recv(tail).await;
-        if self.block.unsplit(tail).is_err() {
-            return Err(io::Error::other("receive buffer was exchanged"));
-        }
+        self.block.unsplit(tail).map_err(exchanged)?;
         let received = result?;
         self.end += received;
+        self.account.progressed(received);
         Ok(received > 0)
     }
 
-    fn make_room(&mut self, want: usize) {
+    async fn make_room(&mut self, want: usize) {
         if self.start == self.end {
             self.start = 0;
             self.end = 0;
@@ -61,13 +70,17 @@ impl Input {
         if !too_small && self.block.len() - self.end >= LEAST_ROOM {
             return;
         }
+        debug_assert!(want <= BLOCK, "more than a block is wanted");
+        if Rc::strong_count(&self.hold) > 1 {
+            self.hold = Hold::new(&self.account, BLOCK).await;
+        }
         let mut block = IoBufMut::new(BLOCK.max(want));
         let rest = self.bytes();
         let len = rest.len();
         if let Some(front) = block.get_mut(..len) {
             front.copy_from_slice(rest);
         }
-        *self = Input { block, start: 0, end: len };
+        (self.block, self.start, self.end) = (block, 0, len);
     }
 
     /// Takes a payload of `len` bytes. `None` at the end of the stream.
@@ -75,33 +88,46 @@ impl Input {
         &mut self,
         stream: &Stream,
         len: usize,
-    ) -> io::Result<Option<IoBufMut>> {
-        if len <= CUT {
-            while self.bytes().len() < len {
-                if !self.fill(stream, len).await? {
-                    return Ok(None);
-                }
-            }
-            return Ok(Some(self.cut(len)));
+    ) -> io::Result<Option<Payload>> {
+        if len > CUT {
+            return self.own(stream, len).await;
         }
-        let mut payload = IoBufMut::new(len);
-        let there = self.bytes().len().min(len);
-        if let (Some(front), Some(bytes)) = (payload.get_mut(..there), self.bytes().get(..there)) {
-            front.copy_from_slice(bytes);
-        }
-        self.consume(there);
-        if there < len {
-            let tail = payload.split_off(there);
-            let tail = match stream.recv_exact(tail).await {
-                Ok(tail) => tail,
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-                Err(error) => return Err(error),
-            };
-            if payload.unsplit(tail).is_err() {
-                return Err(io::Error::other("receive buffer was exchanged"));
+        while self.bytes().len() < len {
+            if !self.fill(stream, len).await? {
+                return Ok(None);
             }
         }
-        Ok(Some(payload))
+        Ok(Some(Payload { data: self.cut(len), block: Some(Rc::clone(&self.hold)), held: 0 }))
+    }
+
+    /// Takes a payload into a buffer of its own.
+    async fn own(&mut self, stream: &Stream, len: usize) -> io::Result<Option<Payload>> {
+        let mut rest = IoBufMut::new(len);
+        let mut data = rest.split_to(0);
+        let mut held = 0;
+        while !rest.is_empty() {
+            let mut tail = rest.split_to(rest.len().min(STEP));
+            let bytes = footprint(tail.len());
+            self.account.hold(bytes).await;
+            held += bytes;
+            let there = self.bytes().len().min(tail.len());
+            if let (Some(front), Some(bytes)) = (tail.get_mut(..there), self.bytes().get(..there)) {
+                front.copy_from_slice(bytes);
+            }
+            self.consume(there);
+            let mut step = tail.split_to(there);
+            if !tail.is_empty() {
+                let tail = match stream.recv_exact(tail).await {
+                    Ok(tail) => tail,
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+                    Err(error) => return Err(error),
+                };
+                step.unsplit(tail).map_err(exchanged)?;
+            }
+            self.account.progressed(step.len());
+            data.unsplit(step).map_err(exchanged)?;
+        }
+        Ok(Some(Payload { data, block: None, held }))
     }
 
     /// Cuts `len` bytes, which are there, out of the block.
@@ -129,14 +155,33 @@ impl Input {
     }
 }
 
+fn exchanged(_: IoBufMut) -> io::Error {
+    io::Error::other("receive buffer was exchanged")
+}
+
+/// The data of a write, and what it keeps in memory.
+pub(super) struct Payload {
+    pub(super) data: IoBufMut,
+    /// The block that it is part of.
+    pub(super) block: Option<Rc<Hold>>,
+    /// Bytes held for it in the connection's account.
+    pub(super) held: usize,
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::account::ALLOWANCE;
+    use super::super::budget::Budget;
     use super::*;
     use oxblk_ring::{IoBuf, IoVec, block_on};
 
     async fn send(stream: &Stream, bytes: &[u8]) {
         let buf: IoBuf = bytes.to_vec().into();
         stream.send_all(IoVec::from_iter([buf])).await.unwrap();
+    }
+
+    fn new_input() -> Input {
+        Input::new(Account::new(Budget::new(1 << 20), std::time::Duration::from_secs(30)))
     }
 
     fn pattern(len: usize) -> Vec<u8> {
@@ -158,7 +203,7 @@ mod tests {
                         }
                     }
                 });
-                let mut input = Input::new();
+                let mut input = new_input();
                 for _ in 0..5 {
                     while input.bytes().len() < 4 {
                         assert!(input.fill(&server, 4).await.unwrap());
@@ -166,7 +211,7 @@ mod tests {
                     assert_eq!(&input.bytes()[..4], b"head");
                     input.consume(4);
                     let payload = input.payload(&server, len).await.unwrap().unwrap();
-                    assert!(*payload == *data, "length {len}");
+                    assert!(*payload.data == *data, "length {len}");
                 }
                 sender.await;
                 assert!(!input.fill(&server, 4).await.unwrap());
@@ -179,13 +224,50 @@ mod tests {
         block_on(async {
             let (client, server) = Stream::pair().unwrap();
             send(&client, &pattern(8192)).await;
-            let mut input = Input::new();
+            let mut input = new_input();
             while input.bytes().len() < 8192 {
                 assert!(input.fill(&server, 8192).await.unwrap());
             }
             let mut first = input.payload(&server, 4096).await.unwrap().unwrap();
             let second = input.payload(&server, 4096).await.unwrap().unwrap();
-            assert!(first.unsplit(second).is_ok());
+            assert!(first.data.unsplit(second.data).is_ok());
+        });
+    }
+
+    #[test]
+    fn blocks_that_small_payloads_pin_are_held_until_the_payloads_are_done() {
+        block_on(async {
+            let budget = Budget::new(0);
+            assert!(budget.overdraw());
+            let (client, server) = Stream::pair().unwrap();
+            let flood = oxblk_ring::spawn(async move {
+                loop {
+                    send(&client, &[0; 16 << 10]).await;
+                }
+            });
+            let mut input = Input::new(Account::new(budget, std::time::Duration::from_secs(30)));
+            let mut payloads = Vec::new();
+            // Of much that is received little is kept.
+            loop {
+                let patience = std::time::Duration::from_millis(100);
+                let next = oxblk_ring::timeout(patience, async {
+                    assert!(input.skip(&server, BLOCK).await.unwrap());
+                    input.payload(&server, 1).await.unwrap().unwrap()
+                });
+                match next.await {
+                    Ok(payload) => payloads.push(payload),
+                    Err(_) => break,
+                }
+                let mut blocks: Vec<_> =
+                    payloads.iter().flat_map(|payload| &payload.block).map(Rc::as_ptr).collect();
+                blocks.sort_unstable();
+                blocks.dedup();
+                assert!(blocks.len() <= ALLOWANCE / BLOCK, "more blocks than the allowance");
+            }
+            assert!(!payloads.is_empty());
+            payloads.clear();
+            assert!(input.skip(&server, 10 * BLOCK).await.unwrap());
+            drop(flood);
         });
     }
 
@@ -196,9 +278,9 @@ mod tests {
                 let (client, server) = Stream::pair().unwrap();
                 send(&client, b"only this").await;
                 drop(client);
-                let mut input = Input::new();
+                let mut input = new_input();
                 assert!(input.payload(&server, len).await.unwrap().is_none());
-                let mut input = Input::new();
+                let mut input = new_input();
                 assert!(!input.skip(&server, len).await.unwrap());
             }
         });

@@ -9,6 +9,7 @@
 //! | `slots` | the requests in flight of one connection |
 //! | `execute` | one request carried out on a backend |
 //! | `outbox` | replies gathered so that one `sendmsg` sends all that are ready |
+//! | `account` | the memory that one connection holds |
 //! | `budget` | the memory that all connections together may hold |
 //!
 //! How a request travels, and why no step allocates: one receive brings many requests; each becomes
@@ -21,9 +22,11 @@
 //! Invariants:
 //! * a reply that is not yet sent counts against the connection's limits, so that a client that
 //!   does not read its replies stops being read itself;
-//! * memory for a client's data is taken only within [`ServerOptions::memory`];
+//! * whatever memory a client can make the server hold is counted before it is taken, and is bounded by
+//!   [`ServerOptions::memory`];
 //! * a request that was received whole runs to its end, also when the client is gone.
 
+mod account;
 mod budget;
 mod connection;
 mod execute;

@@ -4,7 +4,7 @@
 //! buffer that was read into. What has gathered while the last send was under way leaves as one
 //! scatter list with the next.
 
-use super::execute::{Outcome, Reply};
+use super::execute::{Cost, Outcome, Reply};
 use oxblk_nbd::proto::MAX_STRING;
 use oxblk_nbd::wire::{ChunkHeader, OffsetDataHeader, OffsetHole, SimpleReply};
 use oxblk_nbd::{ErrorCode, Session, reply};
@@ -22,10 +22,8 @@ pub(super) struct Batch {
     pub(super) bufs: IoVec,
     /// Replies that end in this batch.
     pub(super) replies: usize,
-    /// Bytes of data that they hold.
-    pub(super) data: usize,
-    /// Shares of the budget, given back when the batch is dropped.
-    shares: Vec<super::budget::Share>,
+    /// What they are counted with together.
+    pub(super) cost: Cost,
 }
 
 pub(super) struct Outbox {
@@ -44,8 +42,8 @@ impl Outbox {
     /// Adds a reply.
     pub(super) fn push(&mut self, reply: Reply) {
         self.batch.replies += 1;
-        self.batch.data += reply.data;
-        self.batch.shares.extend(reply.share);
+        self.batch.cost.data += reply.cost.data;
+        self.batch.cost.held += reply.cost.held;
         match reply.outcome {
             Outcome::Done if self.session.structured => {
                 self.head(reply::none(reply.cookie).as_bytes());
@@ -169,9 +167,8 @@ mod tests {
     }
 
     fn read(cookie: u64, data: Vec<u8>, whole: bool) -> Reply {
-        let len = data.len();
         let outcome = Outcome::Data { offset: 1 << 20, data: data.into(), whole };
-        Reply { cookie, outcome, data: len, share: None }
+        Reply { cookie, outcome, cost: Cost::default() }
     }
 
     fn bytes(batch: &Batch) -> Vec<u8> {
@@ -206,7 +203,7 @@ mod tests {
     fn replies_without_data_leave_as_one_buffer() {
         let mut outbox = outbox(false);
         for cookie in 0..50 {
-            outbox.push(Reply { cookie, outcome: Outcome::Done, data: 0, share: None });
+            outbox.push(Reply { cookie, outcome: Outcome::Done, cost: Cost::default() });
         }
         let batch = outbox.take().unwrap();
         assert_eq!((batch.bufs.len(), batch.replies), (1, 50));
@@ -218,7 +215,7 @@ mod tests {
     fn more_heads_than_one_buffer_holds_keep_their_order() {
         let mut outbox = outbox(true);
         for cookie in 0..300 {
-            outbox.push(Reply { cookie, outcome: Outcome::Done, data: 0, share: None });
+            outbox.push(Reply { cookie, outcome: Outcome::Done, cost: Cost::default() });
         }
         let bytes = bytes(&outbox.take().unwrap());
         for (cookie, chunk) in (0..).zip(bytes.chunks(ChunkHeader::SIZE)) {
@@ -234,7 +231,7 @@ mod tests {
         let data: IoBuf = vec![1; 4096].into();
         let address = data.as_ptr();
         let outcome = Outcome::Data { offset: 0, data, whole: false };
-        outbox.push(Reply { cookie: 1, outcome, data: 4096, share: None });
+        outbox.push(Reply { cookie: 1, outcome, cost: Cost::default() });
         let batch = outbox.take().unwrap();
         assert_eq!(batch.bufs.last().unwrap().as_ptr(), address);
         assert_eq!(chunks(&bytes(&batch)), [(ChunkKind::OFFSET_DATA, 0, 4096, true)]);
@@ -269,7 +266,7 @@ mod tests {
         for (structured, length) in [(true, 20 + 6 + 5), (false, 16)] {
             let mut outbox = outbox(structured);
             let outcome = Outcome::Failed(ErrorCode::Io, "alas!".into());
-            outbox.push(Reply { cookie: 1, outcome, data: 0, share: None });
+            outbox.push(Reply { cookie: 1, outcome, cost: Cost::default() });
             assert_eq!(bytes(&outbox.take().unwrap()).len(), length);
         }
     }

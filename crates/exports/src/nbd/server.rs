@@ -5,9 +5,11 @@
 //! connection finish the requests that it has received, and closes those that have not come to an
 //! end after [`ServerOptions::grace`].
 
+use super::account::Account;
 use super::budget::Budget;
 use super::connection::{End, transmit};
 use super::handshake::handshake;
+use super::input::Input;
 use futures_util::future::{Either, select};
 use oxblk_core::Backend;
 use oxblk_nbd::info::BlockSizes;
@@ -18,6 +20,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
@@ -45,8 +48,12 @@ pub struct ServerOptions {
     pub handshake_timeout: Duration,
     /// How long connections have to come to an end when the server stops.
     pub grace: Duration,
-    /// Memory for the data of large requests of all connections together, in bytes.
+    /// Memory for the data of requests of all connections together, in bytes. A connection may hold 256 KiB besides,
+    /// and one at a time a request of the largest size.
     pub memory: usize,
+    /// How long a client may keep memory that others wait for while it neither sends nor receives, or less than 1 MiB
+    /// in this time; its connection is closed before twice of it have passed.
+    pub stall_timeout: Duration,
 }
 
 impl Default for ServerOptions {
@@ -56,6 +63,7 @@ impl Default for ServerOptions {
             handshake_timeout: Duration::from_secs(10),
             grace: Duration::from_secs(10),
             memory: 128 << 20,
+            stall_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -287,13 +295,14 @@ async fn connection(place: Place, socket: OwnedFd) {
         Err(error) => return tracing::warn!(%error, "cannot use an accepted socket"),
     };
     let work = pin!(async {
-        match greet(inner, &stream).await {
+        let account = Account::new(Arc::clone(&inner.budget), inner.options.stall_timeout);
+        match greet(inner, &stream, Rc::clone(&account)).await {
             Err(error) => tracing::debug!(%error, "NBD handshake failed"),
             Ok((session, input)) => {
                 let Some(export) = inner.exports.get(session.export) else { return };
                 let backend = export.backend.clone();
                 let stop = inner.stop.wait();
-                let end = transmit(&stream, backend, session, input, &inner.budget, stop).await;
+                let end = transmit(&stream, backend, session, input, &account, stop).await;
                 report(&end);
             }
         }
@@ -302,8 +311,12 @@ async fn connection(place: Place, socket: OwnedFd) {
 }
 
 /// The handshake, bounded in time and ended when the server stops.
-async fn greet(inner: &Inner, stream: &Stream) -> io::Result<(Session, super::input::Input)> {
-    let work = pin!(handshake(stream, inner.catalog()));
+async fn greet(
+    inner: &Inner,
+    stream: &Stream,
+    account: Rc<Account>,
+) -> io::Result<(Session, Input)> {
+    let work = pin!(handshake(stream, Input::new(account), inner.catalog()));
     let stop = pin!(inner.stop.wait());
     match timeout(inner.options.handshake_timeout, select(work, stop)).await {
         Ok(Either::Left((result, _))) => result,
@@ -316,6 +329,9 @@ fn report(end: &End) {
     match end {
         End::Disconnected => tracing::debug!("NBD client disconnected"),
         End::Stopped => tracing::debug!("NBD connection closed because the server stops"),
+        End::Stalled => {
+            tracing::warn!("closing an NBD connection that keeps memory which others wait for");
+        }
         End::Cut => tracing::debug!("NBD client hung up inside a request"),
         End::Malformed(error) => tracing::debug!(%error, "NBD client broke the protocol"),
         End::Failed(error) => tracing::debug!(%error, "NBD connection failed"),

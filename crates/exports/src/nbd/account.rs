@@ -1,0 +1,322 @@
+//! The memory that one connection holds.
+//!
+//! Whatever a client can make the server keep is held here before it is allocated: the buffers of reads until the
+//! reply has been sent, the payloads of writes as they arrive, and the receive blocks that payloads were cut out of.
+//! Up to [`ALLOWANCE`] belongs to the connection; the rest is taken from the [`Budget`] in steps of [`STEP`], so
+//! that ordinary traffic touches no memory that connections share.
+//!
+//! Nobody starves: small requests need nothing from the budget; one connection at a time may overdraw it; and while
+//! somebody waits, a connection that has taken from it and whose client hardly sends or receives for a while is
+//! [stalled](Account::is_stalled), and is closed.
+
+use super::MAX_REQUEST;
+use super::budget::Budget;
+use oxblk_ring::{EventListener, sleep, spawn};
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+/// Bytes that every connection may hold without asking.
+pub(super) const ALLOWANCE: usize = 256 << 10;
+/// The budget is taken in multiples of this many bytes where it is not short.
+const STEP: usize = 256 << 10;
+/// Most bytes beyond the budget.
+const MAX_OVERDRAFT: usize = MAX_REQUEST as usize + STEP;
+
+/// A client that holds this much or more has to move so many bytes in every [`ServerOptions::stall_timeout`].
+///
+/// [`ServerOptions::stall_timeout`]: super::ServerOptions::stall_timeout
+const LEAST_PROGRESS: usize = 1 << 20;
+
+/// How much memory a buffer of `len` bytes takes from the pool.
+pub(super) fn footprint(len: usize) -> usize {
+    match len {
+        0 => 0,
+        1..=4096 => 4096,
+        4097..=0x4000 => 16 << 10,
+        0x4001..=0x1_0000 => 64 << 10,
+        len => len,
+    }
+}
+
+pub(super) struct Account {
+    budget: Arc<Budget>,
+    /// How long a client may keep what others wait for.
+    stall_timeout: Duration,
+    held: Cell<usize>,
+    granted: Cell<usize>,
+    overdraft: Cell<usize>,
+    waiting: Cell<bool>,
+    /// Requests being carried out.
+    running: Cell<usize>,
+    /// Bytes that the client has sent and taken.
+    progress: Cell<usize>,
+    watched: Cell<bool>,
+    stalled: Cell<bool>,
+}
+
+impl Account {
+    pub(super) fn new(budget: Arc<Budget>, stall_timeout: Duration) -> Rc<Account> {
+        Rc::new(Account {
+            budget,
+            stall_timeout,
+            held: Cell::default(),
+            granted: Cell::default(),
+            overdraft: Cell::default(),
+            waiting: Cell::default(),
+            running: Cell::default(),
+            progress: Cell::default(),
+            watched: Cell::default(),
+            stalled: Cell::default(),
+        })
+    }
+
+    /// Bytes beyond the allowance.
+    fn taken(&self) -> usize {
+        self.granted.get() + self.overdraft.get()
+    }
+
+    fn try_hold(&self, bytes: usize) -> bool {
+        let held = self.held.get().saturating_add(bytes);
+        let missing = held.saturating_sub(ALLOWANCE).saturating_sub(self.taken());
+        if missing > 0 && !self.grow(missing) {
+            return false;
+        }
+        self.held.set(held);
+        true
+    }
+
+    fn grow(&self, missing: usize) -> bool {
+        for bytes in [missing.next_multiple_of(STEP), missing] {
+            if self.budget.take(bytes) {
+                self.granted.set(self.granted.get() + bytes);
+                return true;
+            }
+        }
+        let after = self.overdraft.get().saturating_add(missing);
+        let allowed =
+            after <= MAX_OVERDRAFT && (self.overdraft.get() > 0 || self.budget.overdraw());
+        if allowed {
+            self.overdraft.set(after);
+        }
+        allowed
+    }
+
+    /// Holds `bytes` more, as soon as they can be had.
+    pub(super) async fn hold(&self, bytes: usize) {
+        if self.try_hold(bytes) {
+            return;
+        }
+        let waiting = self.budget.wait();
+        self.waiting.set(true);
+        let mut listener: Option<EventListener> = None;
+        poll_fn(|cx| {
+            while !self.try_hold(bytes) {
+                match &mut listener {
+                    None => listener = Some(waiting.listen()),
+                    Some(freed) => match Pin::new(freed).poll(cx) {
+                        Poll::Ready(()) => listener = None,
+                        Poll::Pending => return Poll::Pending,
+                    },
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+        self.waiting.set(false);
+    }
+
+    /// Holds `bytes` less.
+    pub(super) fn release(&self, bytes: usize) {
+        let held = self.held.get().saturating_sub(bytes);
+        self.held.set(held);
+        let need = held.saturating_sub(ALLOWANCE);
+        let spare = self.taken().saturating_sub(need);
+        let repaid = spare.min(self.overdraft.get());
+        if repaid > 0 {
+            self.overdraft.set(self.overdraft.get() - repaid);
+            if self.overdraft.get() == 0 {
+                self.budget.repay();
+            }
+        }
+        let spare = spare - repaid;
+        // Some is kept, so that requests that come and go do not go to the budget every time.
+        let keep = match self.budget.is_short() {
+            true => 0,
+            false if held > ALLOWANCE / 2 => 2 * STEP,
+            false => 0,
+        };
+        if spare > keep {
+            self.granted.set(self.granted.get() - spare);
+            self.budget.give_back(spare);
+        } else if self.waiting.get() {
+            self.budget.notify();
+        }
+    }
+
+    /// The client has sent or taken so many bytes.
+    pub(super) fn progressed(&self, bytes: usize) {
+        self.progress.set(self.progress.get().wrapping_add(bytes));
+    }
+
+    /// Whether the client keeps what others wait for.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stalled.get()
+    }
+
+    /// Notes how many requests are being carried out; while something is taken from the budget, sees to it that
+    /// `waker` is woken when the client stalls.
+    pub(super) fn watch(self: &Rc<Self>, running: usize, waker: &Waker) {
+        self.running.set(running);
+        if self.taken() == 0 || self.watched.replace(true) {
+            return;
+        }
+        let (account, waker) = (Rc::downgrade(self), waker.clone());
+        let period = self.stall_timeout;
+        let watcher = async move {
+            let mut seen = None;
+            loop {
+                sleep(period).await;
+                let Some(account) = account.upgrade() else { return };
+                if account.taken() == 0 {
+                    account.watched.set(false);
+                    return;
+                }
+                let now = account.blocked_at();
+                if account.budget.is_short() && account.is_too_slow(seen, now) {
+                    account.stalled.set(true);
+                    return waker.wake_by_ref();
+                }
+                seen = now;
+            }
+        };
+        spawn(watcher).detach();
+    }
+
+    /// The progress made, if it is only the client who can make more.
+    fn blocked_at(&self) -> Option<usize> {
+        let blocked = self.running.get() == 0 && !self.waiting.get();
+        blocked.then(|| self.progress.get())
+    }
+
+    /// Whether too little went on between two looks.
+    fn is_too_slow(&self, before: Option<usize>, now: Option<usize>) -> bool {
+        let (Some(before), Some(now)) = (before, now) else { return false };
+        now.wrapping_sub(before) < self.taken().min(LEAST_PROGRESS)
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        if self.overdraft.get() > 0 {
+            self.budget.repay();
+        }
+        self.budget.give_back(self.granted.get());
+    }
+}
+
+/// Bytes of one receive block, shared by the payloads that were cut out of it.
+pub(super) struct Hold {
+    account: Rc<Account>,
+    bytes: usize,
+}
+
+impl Hold {
+    pub(super) async fn new(account: &Rc<Account>, bytes: usize) -> Rc<Hold> {
+        account.hold(bytes).await;
+        Rc::new(Hold { account: Rc::clone(account), bytes })
+    }
+
+    /// The first thing that a connection holds, for which its allowance is there.
+    pub(super) fn first(account: &Rc<Account>, bytes: usize) -> Rc<Hold> {
+        debug_assert!(account.held.get() + bytes <= ALLOWANCE, "not the first");
+        account.held.set(account.held.get() + bytes);
+        Rc::new(Hold { account: Rc::clone(account), bytes })
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.account.release(self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    const MIB: usize = 1 << 20;
+
+    fn account(budget: &Arc<Budget>) -> Rc<Account> {
+        Account::new(Arc::clone(budget), Duration::from_secs(30))
+    }
+
+    fn holds(account: &Account, bytes: usize) -> bool {
+        account.hold(bytes).now_or_never().is_some()
+    }
+
+    #[test]
+    fn the_allowance_needs_nothing_from_the_budget() {
+        let budget = Budget::new(0);
+        let account = account(&budget);
+        assert!(budget.overdraw());
+        assert!(holds(&account, ALLOWANCE));
+        assert!(!holds(&account, 1));
+        account.release(ALLOWANCE);
+        assert!(holds(&account, 1));
+    }
+
+    #[test]
+    fn the_budget_bounds_all_but_one_and_gets_everything_back() {
+        let budget = Budget::new(4 * MIB);
+        let accounts = [account(&budget), account(&budget), account(&budget)];
+        assert!(holds(&accounts[0], 3 * MIB));
+        // One may overdraw, and nobody else until it has given that back.
+        assert!(holds(&accounts[1], 2 * MIB));
+        assert!(!holds(&accounts[2], 2 * MIB));
+        accounts[1].release(2 * MIB);
+        assert!(holds(&accounts[2], 2 * MIB));
+        assert!(budget.used() <= 4 * MIB);
+        for (account, bytes) in accounts.iter().zip([3, 0, 2]) {
+            account.release(bytes * MIB);
+        }
+        assert_eq!(budget.used(), 0);
+        assert!(budget.overdraw(), "the overdraft was not repaid");
+    }
+
+    #[test]
+    fn an_overdraft_has_an_end() {
+        let budget = Budget::new(0);
+        let account = account(&budget);
+        assert!(holds(&account, MAX_REQUEST as usize));
+        assert!(!holds(&account, 4 * MIB));
+    }
+
+    #[test]
+    fn a_connection_that_ends_gives_everything_back() {
+        let budget = Budget::new(MIB);
+        let first = account(&budget);
+        assert!(holds(&first, 5 * MIB));
+        drop(first);
+        assert_eq!(budget.used(), 0);
+        assert!(budget.overdraw());
+    }
+
+    #[test]
+    fn requests_that_come_and_go_do_not_go_to_the_budget_every_time() {
+        let budget = Budget::new(64 * MIB);
+        let account = account(&budget);
+        assert!(holds(&account, MIB));
+        let used = budget.used();
+        for _ in 0..10 {
+            assert!(holds(&account, 64 << 10));
+            account.release(64 << 10);
+        }
+        assert!(budget.used() <= used + STEP);
+    }
+}
