@@ -379,6 +379,21 @@ impl File {
         }
     }
 
+    /// Finds the extent that contains `offset` and those that follow it, up to `count` in all; at least one.
+    ///
+    /// # Errors
+    /// Those of [`File::seek_extent`] at `offset`; where a later extent cannot be told, the list ends before it.
+    pub async fn seek_extents(&self, offset: u64, count: usize) -> io::Result<Vec<Extent>> {
+        match &self.0 {
+            Inner::Sim(disk) => extents_with(offset, count, |at| disk.seek_extent(at)),
+            Inner::Host(host) => {
+                let host = Arc::clone(host);
+                blocking(move || extents_with(offset, count, |at| seek_extent(host.fd.as_fd(), at)))
+                    .await
+            }
+        }
+    }
+
     /// Copies inside the kernel (`copy_file_range`); may be short.
     ///
     /// # Errors
@@ -451,6 +466,16 @@ fn check(result: i64) -> io::Result<u64> {
 /// A count or a negative errno.
 pub(crate) fn count(result: i32) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(result.saturating_neg()))
+}
+
+fn extents_with(
+    offset: u64,
+    count: usize,
+    seek: impl Fn(u64) -> io::Result<Extent>,
+) -> io::Result<Vec<Extent>> {
+    let first = seek(offset)?;
+    let more = std::iter::successors(Some(first), |last| seek(last.end).ok());
+    Ok(more.take(count.max(1)).collect())
 }
 
 fn seek_extent(fd: BorrowedFd<'_>, offset: u64) -> io::Result<Extent> {

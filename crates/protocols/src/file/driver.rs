@@ -247,12 +247,18 @@ impl Driver for FileDriver {
     }
 
     fn set_permissions(&self, permissions: Permissions) -> Result<()> {
-        self.locks.as_ref().map_or(Ok(()), |locks| locks.set(permissions))
+        let Some(locks) = &self.locks else { return Ok(()) };
+        locks.set(permissions)?;
+        self.extents.set_permissions(permissions);
+        Ok(())
     }
 
     fn close(&self) -> Option<BoxFuture<'_, Result<()>>> {
         let locks = self.locks.as_ref()?;
-        Some(Box::pin(async { locks.set(Permissions::NONE) }))
+        Some(Box::pin(async {
+            self.extents.set_permissions(Permissions::NONE);
+            locks.set(Permissions::NONE)
+        }))
     }
 
     fn resize(&self) -> Option<&dyn Resize> {

@@ -1,22 +1,33 @@
-//! Data and holes: `SEEK_DATA`/`SEEK_HOLE`, with the last extent of data remembered.
+//! Data and holes: `SEEK_DATA`/`SEEK_HOLE`, with the extents last seen remembered.
 //!
-//! Asking again for every cluster of a big file costs a system call each, on some file systems a slow one. Only data
-//! is remembered, and only until something is discarded, zeroed or cut off: calling a hole data is harmless, calling
-//! data a hole is not. An answer that was on its way while that happened is not kept (`generation`).
+//! Asking again for every cluster of a big file costs a system call each, on some file systems a slow one, and a trip to
+//! a thread that may block. As a rule only an extent of data is remembered, and only until something is discarded, zeroed
+//! or cut off: calling a hole data is harmless, calling data a hole is not. An answer that was on its way while that
+//! happened is not kept (`generation`).
+//!
+//! While nobody may write to the file (our users do not, and locks keep other processes from it) holes stay holes: then a
+//! whole run of extents is looked up at once and kept.
 
-use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use oxblk_core::{Result, Status, StatusFlags};
-use oxblk_ring::File;
+use oxblk_core::{Perm, Permissions, Result, Status, StatusFlags};
+use oxblk_ring::{Extent, File};
+
+/// Extents looked up at once in a file that nobody writes to.
+const AHEAD: usize = 64;
 
 #[derive(Default)]
 struct Known {
     generation: u64,
-    data: Range<u64>,
+    /// Whether nobody may write.
+    constant: bool,
+    /// Where the first of `extents` begins, or a place within it.
+    start: u64,
+    /// One after the other, without gaps.
+    extents: Vec<Extent>,
 }
 
-/// The last extent of data seen.
+/// The extents last seen.
 #[derive(Default)]
 pub(super) struct ExtentCache(Mutex<Known>);
 
@@ -27,21 +38,40 @@ impl ExtentCache {
 
     /// Forgets: something that was data may be none any more.
     pub(super) fn invalidate(&self) {
-        let mut known = self.lock();
-        known.generation = known.generation.wrapping_add(1);
-        known.data = 0..0;
+        self.lock().forget();
     }
 
-    fn find(&self, offset: u64) -> (Option<u64>, u64) {
+    /// Takes note of who may do what to a locked file from now on.
+    pub(super) fn set_permissions(&self, permissions: Permissions) {
+        let writing = Perm::WRITE | Perm::RESIZE;
+        let mut known = self.lock();
+        known.constant = !(permissions.taken | permissions.shared).intersects(writing);
+        known.forget();
+    }
+
+    /// The extent at `offset` if it is known; else how many to look for, and the generation to remember them with.
+    fn find(&self, offset: u64) -> std::result::Result<Extent, (usize, u64)> {
         let known = self.lock();
-        (known.data.contains(&offset).then_some(known.data.end), known.generation)
+        let at = known.extents.partition_point(|extent| extent.end <= offset);
+        match known.extents.get(at) {
+            Some(extent) if offset >= known.start => Ok(*extent),
+            _ => Err((if known.constant { AHEAD } else { 1 }, known.generation)),
+        }
     }
 
-    fn remember(&self, data: Range<u64>, generation: u64) {
+    fn remember(&self, start: u64, extents: Vec<Extent>, generation: u64) {
         let mut known = self.lock();
-        if known.generation == generation {
-            known.data = data;
+        let may_keep = known.constant || extents.iter().all(|extent| extent.is_data);
+        if known.generation == generation && may_keep {
+            (known.start, known.extents) = (start, extents);
         }
+    }
+}
+
+impl Known {
+    fn forget(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+        self.extents.clear();
     }
 }
 
@@ -64,22 +94,24 @@ pub(super) async fn status(
     len: u64,
     alignment: u64,
 ) -> Result<Status> {
-    let (known, generation) = cache.find(offset);
-    if let Some(end) = known {
-        return Ok(here(offset, aligned_up(end, alignment).saturating_sub(offset).min(len), true));
-    }
-    let extent = match file.seek_extent(offset).await {
+    let extent = match cache.find(offset) {
         Ok(extent) => extent,
-        // Past the end of a file that was cut off under us: nothing there.
-        Err(error) if error.raw_os_error() == Some(libc_enxio()) => {
-            return Ok(here(offset, len, false));
-        }
-        // Where holes cannot be told, all is data.
-        Err(_) => return Ok(here(offset, len, true)),
+        Err((count, generation)) => match file.seek_extents(offset, count).await {
+            Ok(extents) => {
+                let first = extents.first().copied();
+                cache.remember(offset, extents, generation);
+                first.unwrap_or(Extent { is_data: true, end: offset.saturating_add(len) })
+            }
+            // Past the end of a file that was cut off under us: nothing there.
+            Err(error) if error.raw_os_error() == Some(libc_enxio()) => {
+                return Ok(here(offset, len, false));
+            }
+            // Where holes cannot be told, all is data.
+            Err(_) => return Ok(here(offset, len, true)),
+        },
     };
     let found = extent.end.saturating_sub(offset);
     if extent.is_data {
-        cache.remember(offset..extent.end, generation);
         let end = aligned_up(extent.end, alignment);
         return Ok(here(offset, end.saturating_sub(offset).min(len), true));
     }

@@ -1,10 +1,14 @@
 //! The `file` driver on real files.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
+use std::sync::Arc;
 
 use crate::common::{error, graph, open, open_file, open_with, pattern, read, text, write};
-use oxblk_core::{ErrorKind, OpenFlags, Options, Preallocation, StatusFlags, Want, ZeroFlags};
+use oxblk_core::{
+    Backend, ErrorKind, OpenFlags, Options, Perm, Permissions, Preallocation, StatusFlags, Want,
+    ZeroFlags,
+};
 use oxblk_ring::block_on;
 
 const MIB: u64 = 1 << 20;
@@ -69,6 +73,52 @@ fn zeroes_and_discards_make_holes_and_block_status_sees_them() {
         disk.close().await.unwrap();
     });
     assert!(std::fs::metadata(file.path()).unwrap().blocks() * 512 < MIB);
+}
+
+#[test]
+fn holes_are_remembered_only_while_nobody_may_write() {
+    const EXTENT: u64 = 65536;
+    let file = file_of(200 * EXTENT);
+    for index in (0..200).filter(|index| index % 2 == 0) {
+        file.as_file().write_all_at(&[1; 65536], index * EXTENT).unwrap();
+    }
+    block_on(async {
+        let graph = graph();
+        let options = format!("driver=file,filename={}", text(file.path()));
+        let node = graph
+            .open(Options::from_dotted(&options, None).unwrap(), OpenFlags::default())
+            .await
+            .unwrap();
+        let hole_at = async |user: &Backend, offset| {
+            let found = user.block_status(offset, 200 * EXTENT, Want::Precise).await.unwrap();
+            assert_eq!(found.status.len, EXTENT, "{offset}");
+            found.status.is_zero()
+        };
+        let read_only = Permissions {
+            taken: Perm::CONSISTENT_READ,
+            shared: Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED,
+        };
+        let reader = Backend::new(&graph, "", Arc::clone(&node), read_only).unwrap();
+        // Forwards through what is looked up ahead, then backwards.
+        for index in (0..200).chain((0..200).rev()) {
+            assert_eq!(hole_at(&reader, index * EXTENT).await, index % 2 == 1, "{index}");
+        }
+        let refused =
+            Backend::new(&graph, "", Arc::clone(&node), Permissions::sharing_all(Perm::WRITE));
+        assert!(refused.is_err());
+        reader.close().await.unwrap();
+
+        let taken = Perm::CONSISTENT_READ | Perm::WRITE;
+        let writer =
+            Backend::new(&graph, "", Arc::clone(&node), Permissions::sharing_all(taken)).unwrap();
+        for index in [199, 1, 3] {
+            assert!(hole_at(&writer, index * EXTENT).await);
+            write(&writer, index * EXTENT, &[2; 65536]).await;
+            let found = writer.block_status(index * EXTENT, EXTENT, Want::Precise).await.unwrap();
+            assert!(!found.status.is_zero(), "{index}");
+        }
+        writer.close().await.unwrap();
+    });
 }
 
 #[test]
