@@ -1,6 +1,7 @@
 //! `img info`, `map`, `measure` and `check` tell what qemu-img tells.
 
 use oxblk_tests::differential::Differential;
+use oxblk_tests::program::Program;
 use oxblk_tests::program::Tool::{Img, Io};
 
 fn same(both: &Differential, lines: &[&str]) {
@@ -140,6 +141,46 @@ fn maps_are_the_same() {
             "map --start-offset foo c.qcow2",
             "map --max-length foo c.qcow2",
             "map",
+        ],
+    );
+}
+
+/// An image of 100 data clusters, of which the host lacks the last `missing`.
+fn with_holes_in_the_file(both: &Differential, name: &str, missing: u64) {
+    const CLUSTER: u64 = 65536;
+    both.qemu(Img, &["create", "-q", "-f", "qcow2", name, "1G"]);
+    both.qemu(Io, &["-c", "write -q -P 5 0 6400k", name]);
+    both.prepare(|directory| {
+        let path = directory.join(name);
+        let size = std::fs::metadata(&path).unwrap().len();
+        let len = missing * CLUSTER;
+        let (offset, len) = ((size - len).to_string(), len.to_string());
+        Program::new("fallocate")
+            .args(&["--punch-hole", "--offset", &offset, "--length", &len, name])
+            .directory(directory)
+            .succeed();
+    });
+}
+
+#[test]
+fn holes_of_the_file_count_only_where_much_of_it_is_missing() {
+    let both = Differential::new();
+    with_holes_in_the_file(&both, "few.qcow2", 9);
+    with_holes_in_the_file(&both, "some.qcow2", 10);
+    with_holes_in_the_file(&both, "many.qcow2", 60);
+    both.qemu(
+        Img,
+        &["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", "ahead.qcow2", "8M"],
+    );
+    both.qemu(Io, &["-c", "write -q 1M 64k", "ahead.qcow2"]);
+    same(
+        &both,
+        &[
+            "map --output json few.qcow2",
+            "map --output json some.qcow2",
+            "map --output json many.qcow2",
+            "map --output json ahead.qcow2",
+            "map ahead.qcow2",
         ],
     );
 }

@@ -19,6 +19,8 @@ bitflags::bitflags! {
         const RECURSE = 32;
         /// The data is compressed.
         const COMPRESSED = 64;
+        /// This node only passes on what the child holds: data is what the child calls data.
+        const PASSED_ON = 128;
     }
 }
 
@@ -54,8 +56,15 @@ impl Status {
         Self { len, flags: StatusFlags::empty(), host: None, child: None }
     }
 
-    /// Data that lies unchanged at `host` in `child`, which may know of holes in it.
+    /// What `child` has at `host`, passed on as it is.
     pub fn mapped(len: u64, child: crate::ChildIdx, host: u64) -> Self {
+        let mut status = Self::stored(len, child, host);
+        status.flags |= StatusFlags::PASSED_ON;
+        status
+    }
+
+    /// Data of this node that lies unchanged at `host` in `child`, which may know that it is zero.
+    pub fn stored(len: u64, child: crate::ChildIdx, host: u64) -> Self {
         let flags = StatusFlags::DATA
             .union(StatusFlags::ALLOCATED)
             .union(StatusFlags::OFFSET_VALID)

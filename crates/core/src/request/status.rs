@@ -55,7 +55,7 @@ async fn ask_child(node: &Arc<Node>, status: &mut Status) -> Result<()> {
     if below.is_zero() {
         status.flags |= StatusFlags::ZERO;
     }
-    if !below.flags.contains(StatusFlags::DATA) {
+    if status.flags.contains(StatusFlags::PASSED_ON) && !below.flags.contains(StatusFlags::DATA) {
         status.flags -= StatusFlags::DATA;
     }
     Ok(())

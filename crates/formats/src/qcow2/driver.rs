@@ -64,9 +64,9 @@ impl Driver for Qcow2 {
         &self,
         offset: u64,
         len: u64,
-        _want: Want,
+        want: Want,
     ) -> Option<BoxFuture<'_, Result<Status>>> {
-        Some(Box::pin(self.status(offset, len)))
+        Some(Box::pin(self.status(offset, len, want)))
     }
 
     fn size(&self) -> u64 {

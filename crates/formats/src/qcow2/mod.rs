@@ -53,7 +53,7 @@ mod write_back;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{
-    AtomicBool, AtomicU64,
+    AtomicBool, AtomicU8, AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
 use std::sync::{Arc, Mutex};
@@ -84,6 +84,8 @@ pub(crate) struct Qcow2 {
     corrupt: AtomicBool,
     /// Corruption has been reported.
     signalled: AtomicBool,
+    /// Whether the metadata was allocated ahead of the data, once known (see `status`).
+    preallocated: AtomicU8,
 
     l1: Radix<AtomicU64>,
     l1_offset: AtomicU64,

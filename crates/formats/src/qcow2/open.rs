@@ -1,7 +1,7 @@
 //! Opening and closing.
 
 use std::sync::atomic::{
-    AtomicBool, AtomicU64,
+    AtomicBool, AtomicU8, AtomicU64,
     Ordering::{Relaxed, Release},
 };
 use std::sync::{Arc, Mutex};
@@ -157,6 +157,7 @@ async fn build(
         size: AtomicU64::new(header.size),
         corrupt: AtomicBool::new(false),
         signalled: AtomicBool::new(false),
+        preallocated: AtomicU8::new(0),
         l1: Radix::default(),
         l1_offset: AtomicU64::new(header.l1_offset),
         l1_entries: AtomicU64::new(u64::from(header.l1_entries)),

@@ -318,6 +318,30 @@ impl Refcounts {
         Ok(())
     }
 
+    /// Whether at least `enough` of the first `clusters` host clusters are in use.
+    pub(super) async fn uses_at_least(&self, enough: u64, clusters: u64) -> Result<bool> {
+        let (mut at, mut used) = (0_u64, 0_u64);
+        let per_block = self.geometry.refcounts_per_block();
+        while at < clusters && used < enough {
+            let place = self.place(at)?;
+            let Some(slice) = self.slice(&place).await? else {
+                at = place.block.saturating_add(1).saturating_mul(per_block);
+                continue;
+            };
+            let (first, mask) = (place.slice, self.mask());
+            while at < clusters {
+                let place = self.place(at)?;
+                if place.slice != first {
+                    break;
+                }
+                let word = slice.words().get(place.word).map_or(0, |word| word.load(Acquire));
+                used = used.saturating_add(u64::from((word >> place.shift) & mask != 0));
+                at = at.saturating_add(1);
+            }
+        }
+        Ok(used >= enough)
+    }
+
     /// Makes refcount block `block` exist.
     async fn make_block(&self, block: u64) -> Result<()> {
         let _turn = self.growing.lock().await;

@@ -1,16 +1,25 @@
 //! Block status: the extents of the lookup, joined where they go on.
+//!
+//! A cluster that is allocated is data, whatever the host stores of it: asking the file for its holes costs a call for
+//! each. Only of an image whose metadata was allocated ahead of its data the file knows much more, so there it is asked.
 
-use oxblk_core::{ChildIdx, Result, Status, StatusFlags};
+use std::sync::atomic::Ordering::Relaxed;
+
+use oxblk_core::{ChildIdx, Result, Status, StatusFlags, Want};
 
 use super::Qcow2;
 use super::lookup::Extent;
+
+/// Values of [`Qcow2::preallocated`]; 0 is not known.
+const KNOWN_NOT: u8 = 1;
+const KNOWN: u8 = 2;
 
 /// Extents joined into one answer.
 const JOIN: u32 = 1 << 14;
 
 impl Qcow2 {
     /// The status of the start of `offset..offset + len`.
-    pub(super) async fn status(&self, offset: u64, len: u64) -> Result<Status> {
+    pub(super) async fn status(&self, offset: u64, len: u64, want: Want) -> Result<Status> {
         self.check_usable()?;
         let first = self.extent(offset, len).await?;
         let mut covered = first.len();
@@ -24,7 +33,36 @@ impl Qcow2 {
             }
             covered = covered.saturating_add(next.len());
         }
-        Ok(describe(first, covered))
+        let mut status = describe(first, covered);
+        let ask_file = status.flags.contains(StatusFlags::RECURSE);
+        if ask_file && (want != Want::Precise || !self.is_preallocated().await) {
+            status.flags -= StatusFlags::RECURSE;
+        }
+        Ok(status)
+    }
+
+    /// Whether the host stores so much less than what the refcounts count that the metadata must have been allocated
+    /// ahead: where a tenth is missing, as QEMU draws the line too. Looked at once.
+    async fn is_preallocated(&self) -> bool {
+        match self.preallocated.load(Relaxed) {
+            KNOWN_NOT => return false,
+            KNOWN => return true,
+            _ => {}
+        }
+        // Without an answer the file is asked: that is slow at worst.
+        let found = self.compare_with_host().await.unwrap_or(true);
+        self.preallocated.store(if found { KNOWN } else { KNOWN_NOT }, Relaxed);
+        found
+    }
+
+    async fn compare_with_host(&self) -> Result<bool> {
+        let file = self.children.require(ChildIdx::FILE)?;
+        let Some(stored) = file.node().driver().allocated_size() else { return Ok(true) };
+        let cluster = self.geometry.cluster_size();
+        let stored = stored / cluster;
+        let enough = (stored.saturating_mul(10) / 9).max(stored.saturating_add(2));
+        let clusters = file.size().div_ceil(cluster);
+        Ok(enough <= clusters && self.refcounts.uses_at_least(enough, clusters).await?)
     }
 }
 
@@ -45,7 +83,7 @@ fn continues(first: Extent, covered: u64, next: Extent) -> bool {
 
 fn describe(extent: Extent, len: u64) -> Status {
     match extent {
-        Extent::Data { host, .. } => Status::mapped(len, ChildIdx::FILE, host),
+        Extent::Data { host, .. } => Status::stored(len, ChildIdx::FILE, host),
         Extent::Zero { host: None, .. } => Status::zero(len),
         Extent::Zero { host: Some(host), .. } => {
             let mut status = Status::zero(len);
