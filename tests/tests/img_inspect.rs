@@ -156,7 +156,7 @@ fn with_holes_in_the_file(both: &Differential, name: &str, missing: u64) {
         let len = missing * CLUSTER;
         let (offset, len) = ((size - len).to_string(), len.to_string());
         Program::new("fallocate")
-            .args(&["--punch-hole", "--offset", &offset, "--length", &len, name])
+            .args(["--punch-hole", "--offset", &offset, "--length", &len, name])
             .directory(directory)
             .succeed();
     });

@@ -29,6 +29,8 @@ struct Shared {
     begin: u64,
     total: u64,
     done: AtomicU64,
+    /// The thread that writes, where it is another one than the reader's. See [`Shared::write`].
+    writer: Option<IoThread>,
     failure: Mutex<Option<CopyError>>,
 }
 
@@ -50,11 +52,7 @@ pub async fn run(copy: Copy, helpers: &[IoThread]) -> Result<(), CopyError> {
     workers_on_one_thread(Arc::clone(&shared), each + usize::from(extra > 0)).await;
     for thread in remote {
         if thread.await.is_err() {
-            shared.fail(CopyError {
-                stage: Stage::Stopped,
-                offset: 0,
-                error: Error::new(ErrorKind::Cancelled, "An I/O thread ended early"),
-            });
+            shared.fail(stopped(0, "An I/O thread ended early"));
         }
     }
     let failure = shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -76,6 +74,10 @@ async fn workers_on_one_thread(shared: Arc<Shared>, workers: usize) {
     }
 }
 
+fn stopped(offset: u64, why: &'static str) -> CopyError {
+    CopyError { stage: Stage::Stopped, offset, error: Error::new(ErrorKind::Cancelled, why) }
+}
+
 impl Shared {
     fn new(copy: Copy) -> Self {
         let CopyOptions { sparse, compress, rate, .. } = copy.options;
@@ -95,12 +97,13 @@ impl Shared {
             total,
             sources,
             done: AtomicU64::new(0),
+            writer: IoThread::current().filter(|_| !compress),
             failure: Mutex::new(None),
             copy,
         }
     }
 
-    async fn work(&self) {
+    async fn work(self: &Arc<Self>) {
         loop {
             match self.step().await {
                 Ok(true) => {}
@@ -120,7 +123,7 @@ impl Shared {
     }
 
     /// Deals with one chunk; `false` when there is none left.
-    async fn step(&self) -> Result<bool, CopyError> {
+    async fn step(self: &Arc<Self>) -> Result<bool, CopyError> {
         if self.is_over() {
             return Ok(false);
         }
@@ -139,13 +142,12 @@ impl Shared {
     /// Fails when the copy has been told to stop; what is at `offset` and after it is not done yet.
     fn go_on(&self, offset: u64) -> Result<(), CopyError> {
         if self.copy.stop.load(Relaxed) {
-            let error = Error::new(ErrorKind::Cancelled, "Interrupted");
-            return Err(CopyError { stage: Stage::Stopped, offset, error });
+            return Err(stopped(offset, "Interrupted"));
         }
         Ok(())
     }
 
-    async fn copy_chunk(&self, chunk: Chunk) -> Result<(), CopyError> {
+    async fn copy_chunk(self: &Arc<Self>, chunk: Chunk) -> Result<(), CopyError> {
         if let Some(rate) = &self.rate {
             rate.pass(chunk.len).await;
         }
@@ -197,16 +199,34 @@ impl Shared {
         whole
     }
 
-    async fn write(&self, offset: u64, data: IoBuf) -> Result<(), CopyError> {
-        let sparse = self.copy.options.sparse != 0;
-        if !sparse && !self.copy.options.compress {
-            return self.write_data(offset, data).await;
+    /// Writes what has been read.
+    ///
+    /// Data that is not to be compressed first goes out from one thread. A host file that is not opened with
+    /// `O_DIRECT` takes one write at a time; writers on several rings would spin on its lock, while those of one
+    /// ring are queued by the kernel. One thread keeps any device busy with writes of this length.
+    async fn write(self: &Arc<Self>, offset: u64, data: IoBuf) -> Result<(), CopyError> {
+        let runs = if self.copy.options.sparse == 0 && !self.copy.options.compress {
+            vec![Run { range: 0..data.len(), zero: false }]
+        } else {
+            runs(&data, offset, self.unit)
+        };
+        let here = IoThread::current().map(|thread| thread.index());
+        match self.writer.as_ref().filter(|writer| Some(writer.index()) != here) {
+            None => self.write_runs(offset, data, runs).await,
+            Some(writer) => {
+                let shared = Arc::clone(self);
+                let written = writer
+                    .spawn(move || async move { shared.write_runs(offset, data, runs).await });
+                written.await.unwrap_or_else(|_| Err(stopped(offset, "An I/O thread ended early")))
+            }
         }
-        let found = runs(&data, offset, self.unit);
-        match found.as_slice() {
+    }
+
+    async fn write_runs(&self, offset: u64, data: IoBuf, runs: Vec<Run>) -> Result<(), CopyError> {
+        match runs.as_slice() {
             [Run { zero: false, .. }] => self.write_data(offset, data).await,
             _ => {
-                let runs = found.into_iter().map(|run| self.write_run(offset, &data, run));
+                let runs = runs.into_iter().map(|run| self.write_run(offset, &data, run));
                 run_all(runs).await
             }
         }
