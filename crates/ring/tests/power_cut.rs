@@ -229,3 +229,48 @@ fn a_write_in_flight_at_the_cut_may_be_there_in_part() {
         assert!(outcomes.contains(&torn), "{torn:?} is not among {outcomes:?}");
     }
 }
+
+#[test]
+fn a_moment_kept_is_the_disk_that_a_cut_at_its_boundary_leaves() {
+    let run = |cut: Option<u64>| {
+        let disk = Disk::new(3, 1 << 20);
+        disk.set_faults(fast());
+        match cut {
+            Some(boundary) => disk.cut_after(boundary),
+            None => disk.keep_moments(1, 12),
+        }
+        sim::run(3, async {
+            let file = File::sim(&disk);
+            let tasks: Vec<_> = (0..30u8)
+                .map(|i| {
+                    let file = file.clone();
+                    spawn(async move {
+                        let data = IoBufMut::filled(2048, i + 1).freeze();
+                        drop(file.write_all_at(data, u64::from(i) * 1024, i % 8 == 7).await);
+                        if i % 5 == 4 {
+                            drop(file.sync(true).await);
+                        }
+                    })
+                })
+                .collect();
+            for task in tasks {
+                task.await;
+            }
+        });
+        disk
+    };
+    let moments = run(None).moments();
+    assert_eq!(moments.len(), 12);
+    assert!(moments.is_sorted_by_key(|(boundary, _)| *boundary));
+    let last = moments.last().unwrap().0;
+    assert!(last > 12, "later ones take the place of earlier ones");
+    for (boundary, moment) in moments {
+        let cut = run(Some(boundary));
+        assert_eq!(cut.write_boundaries(), boundary);
+        let left = |disk: &Disk| {
+            [disk.after_power_loss_all(), disk.after_power_loss_none(), disk.after_power_loss(9)]
+                .map(|disk| disk.bytes())
+        };
+        assert!(left(&moment) == left(&cut), "at boundary {boundary}");
+    }
+}

@@ -31,6 +31,15 @@ struct State {
     /// Writes that have started: their place and data.
     in_flight: BTreeMap<u64, (u64, IoVec)>,
     next_id: u64,
+    moments: Option<Moments>,
+}
+
+/// The disk as it was at some of its write boundaries: a fair sample of all that were passed.
+struct Moments {
+    rng: Rng,
+    most: usize,
+    seen: usize,
+    kept: Vec<(u64, Disk)>,
 }
 
 /// An operation that has started.
@@ -52,6 +61,7 @@ impl Disk {
             cut_after: None,
             in_flight: BTreeMap::new(),
             next_id: 0,
+            moments: None,
         })))
     }
 
@@ -98,6 +108,22 @@ impl Disk {
     /// flushes, each as it completes). What was not complete then fails with `EIO`, like everything later.
     pub fn cut_after(&self, n_writes: u64) {
         self.lock().cut_after = Some(n_writes);
+    }
+
+    /// Keeps the disk as it is at up to `most` of the write boundaries that follow, each with the same chance. What a power
+    /// cut there leaves is then asked of [`moments`](Disk::moments), and one run serves for many cuts.
+    pub fn keep_moments(&self, seed: u64, most: usize) {
+        self.lock().moments =
+            Some(Moments { rng: Rng::new(seed), most, seen: 0, kept: Vec::new() });
+    }
+
+    /// The moments kept: how many boundaries had been passed, and the disk as it was then, with all writes under way that
+    /// began before the next boundary.
+    pub fn moments(&self) -> Vec<(u64, Disk)> {
+        let state = self.lock();
+        let mut kept = state.moments.as_ref().map_or_else(Vec::new, |moments| moments.kept.clone());
+        kept.sort_by_key(|(boundary, _)| *boundary);
+        kept
     }
 
     /// How many write boundaries have been passed.
@@ -172,8 +198,11 @@ impl Disk {
         if state.is_cut() {
             return -libc::EIO;
         }
-        state.in_flight.remove(&started.id);
         let (kind, touched) = classify(slot.op, &slot.payload);
+        if kind != FaultOp::Read {
+            state.keep_moment();
+        }
+        state.in_flight.remove(&started.id);
         let failure = state.rules.iter_mut().filter_map(|rule| rule.judge(kind, &touched)).next();
         let rate = state.faults.fail_rate;
         let failure = failure.or_else(|| state.rng.chance(rate).then_some(libc::EIO));
@@ -217,6 +246,27 @@ fn classify(op: Op, payload: &Payload) -> (FaultOp, Range<u64>) {
 impl State {
     fn is_cut(&self) -> bool {
         self.cut_after.is_some_and(|n| self.boundaries >= n)
+    }
+
+    /// Before a boundary is passed: keeps the disk as it is, perhaps in place of an earlier moment.
+    fn keep_moment(&mut self) {
+        let boundary = self.boundaries;
+        let Some(moments) = &mut self.moments else { return };
+        moments.seen += 1;
+        let place = if moments.kept.len() < moments.most {
+            moments.kept.len()
+        } else {
+            moments.rng.index(moments.seen)
+        };
+        if place >= moments.most {
+            return;
+        }
+        let copy = Disk::with_media(boundary, self.media.clone());
+        copy.lock().in_flight = self.in_flight.clone();
+        match moments.kept.get_mut(place) {
+            Some(slot) => *slot = (boundary, copy),
+            None => moments.kept.push((boundary, copy)),
+        }
     }
 
     /// How much of a transfer is done.

@@ -5,20 +5,21 @@
 //! size. A flush makes the newest version durable that was complete when the flush began.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::rng::Rng;
 
 pub(super) const SECTOR: u64 = 512;
 const SECTOR_LEN: usize = 512;
 
-/// Content of a sector; `None` is a hole.
-type Sector = Option<Box<[u8; SECTOR_LEN]>>;
+/// Content of a sector, shared by the copies of a disk; `None` is a hole.
+type Sector = Option<Arc<[u8; SECTOR_LEN]>>;
 
 #[derive(Clone, Default)]
 pub(super) struct Media {
-    live: BTreeMap<u64, Box<[u8; SECTOR_LEN]>>,
+    live: BTreeMap<u64, Arc<[u8; SECTOR_LEN]>>,
     len: u64,
-    durable: BTreeMap<u64, Box<[u8; SECTOR_LEN]>>,
+    durable: BTreeMap<u64, Arc<[u8; SECTOR_LEN]>>,
     durable_len: u64,
     pending: BTreeMap<u64, Vec<(u64, Sector)>>,
     pending_len: Vec<(u64, u64)>,
@@ -43,10 +44,11 @@ impl Media {
         let mut media = Media::with_len(bytes.len() as u64);
         for (piece, at) in bytes.chunks(SECTOR_LEN).zip(0u64..) {
             if piece.iter().any(|&b| b != 0) {
-                let mut sector = Box::new([0; SECTOR_LEN]);
+                let mut sector = [0; SECTOR_LEN];
                 for (to, from) in sector.iter_mut().zip(piece) {
                     *to = *from;
                 }
+                let sector = Arc::new(sector);
                 media.durable.insert(at, sector.clone());
                 media.live.insert(at, sector);
             }
@@ -99,14 +101,13 @@ impl Media {
         while done < data.len() {
             let at = offset + done as u64;
             let (number, within, n) = piece(at, data.len() - done);
-            let mut sector =
-                self.live.get(&number).cloned().unwrap_or_else(|| Box::new([0; SECTOR_LEN]));
+            let mut sector = self.live.get(&number).map_or([0; SECTOR_LEN], |data| **data);
             if let (Some(to), Some(from)) =
                 (sector.get_mut(within..within + n), data.get(done..done + n))
             {
                 to.copy_from_slice(from);
             }
-            self.set_sector(number, Some(sector));
+            self.set_sector(number, Some(Arc::new(sector)));
             if fua {
                 self.settle_sector(number, u64::MAX);
             }
@@ -133,13 +134,13 @@ impl Media {
             let stop = reach.min((number + 1) * SECTOR).saturating_sub(number * SECTOR);
             if start == 0 && stop == SECTOR {
                 self.set_sector(number, None);
-            } else if let Some(mut sector) = self.live.get(&number).cloned() {
+            } else if let Some(mut sector) = self.live.get(&number).map(|data| **data) {
                 let (start, stop) =
                     (usize::try_from(start).unwrap_or(0), usize::try_from(stop).unwrap_or(0));
                 if let Some(bytes) = sector.get_mut(start..stop) {
                     bytes.fill(0);
                 }
-                self.set_sector(number, Some(sector));
+                self.set_sector(number, Some(Arc::new(sector)));
             }
         }
         if extend && end > self.len {
@@ -220,7 +221,7 @@ impl Media {
         sectors.retain(|&number, _| number < len.div_ceil(SECTOR));
         if let Some(last) = sectors.get_mut(&(len / SECTOR)) {
             let keep = usize::try_from(len % SECTOR).unwrap_or(0);
-            last.iter_mut().skip(keep).for_each(|b| *b = 0);
+            Arc::make_mut(last).iter_mut().skip(keep).for_each(|b| *b = 0);
         }
         Media { live: sectors.clone(), len, durable: sectors, durable_len: len, ..Media::default() }
     }
