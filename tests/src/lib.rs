@@ -7,6 +7,7 @@
 //! - [`differential`]: the same command through oxblk and through the QEMU tools;
 //! - [`hostile`]: damaged images, and images made to do harm;
 //! - [`model`]: random operations against a model in memory;
+//! - [`crash`]: power cuts and failing disks under random operations;
 //! - [`guest`]: a Linux guest that boots from a served disk.
 //!
 //! Nothing here is part of the product, and everything reports by panicking.
@@ -19,8 +20,10 @@ pub mod hostile;
 pub mod model;
 pub mod program;
 pub mod random;
+pub mod scratch;
 pub mod sim_disk;
 pub mod soak;
+pub mod tally;
 
 /// What a caught panic said.
 pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

@@ -1,10 +1,12 @@
 //! A node on a simulated disk, for graphs that run in [`oxblk_ring::sim`].
 //!
 //! It does what the protocol driver of host files does, as plainly as can be: every request is one
-//! operation on the disk, and reads and in-place writes are mapped straight to it.
+//! operation on the disk, and reads and in-place writes are mapped straight to it. Outside of the
+//! simulated executor a disk answers at once; there a node may be told to take its time
+//! ([`Pace::GivesWay`]), so that other requests come in between.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 use oxblk_core::driver::Resize;
 use oxblk_core::{
@@ -12,6 +14,17 @@ use oxblk_core::{
     OpenContext, OpenFlags, Preallocation, Result, Status, Step, Want, WriteFlags, ZeroFlags,
 };
 use oxblk_ring::{Falloc, File, IoBuf, IoBufMut, sim::Disk};
+
+use crate::random::Random;
+
+/// How a node carries out requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// As soon as they come.
+    AtOnce,
+    /// After a moment, often: other tasks of the thread come first.
+    GivesWay,
+}
 
 /// The driver's entry in a table of drivers. Nodes are made by [`add`], not opened.
 pub struct SimFactory;
@@ -34,8 +47,15 @@ impl DriverFactory for SimFactory {
 ///
 /// # Errors
 /// When the name is taken.
-pub fn add(graph: &Graph, name: &str, disk: &Disk, read_only: bool) -> Result<Arc<Node>> {
-    let driver = SimDriver { file: File::sim(disk), size: AtomicU64::new(disk.len()) };
+pub fn add(
+    graph: &Graph,
+    name: &str,
+    disk: &Disk,
+    read_only: bool,
+    pace: Pace,
+) -> Result<Arc<Node>> {
+    let size = AtomicU64::new(disk.len());
+    let driver = SimDriver { file: File::sim(disk), size, pace, turn: AtomicU64::new(0) };
     let flags = OpenFlags { read_only, unmap: true, ..OpenFlags::default() };
     graph.add_node(Some(name), &SimFactory, Box::new(driver), flags)
 }
@@ -43,6 +63,24 @@ pub fn add(graph: &Graph, name: &str, disk: &Disk, read_only: bool) -> Result<Ar
 struct SimDriver {
     file: File,
     size: AtomicU64,
+    pace: Pace,
+    /// Counts the requests that might give way.
+    turn: AtomicU64,
+}
+
+impl SimDriver {
+    /// A number for the next request, as random as a test needs.
+    fn draw(&self) -> u64 {
+        Random::new(self.turn.fetch_add(1, Relaxed)).below(8)
+    }
+
+    async fn give_way(&self) {
+        if self.pace == Pace::GivesWay {
+            for _ in 4..self.draw() {
+                oxblk_ring::yield_now().await;
+            }
+        }
+    }
 }
 
 fn len_of(bytes: usize) -> u64 {
@@ -55,6 +93,9 @@ impl Driver for SimDriver {
         if offset >= size || (op == MapOp::Write && offset + len > size) {
             return Step::Slow;
         }
+        if self.pace == Pace::GivesWay && self.draw() < 6 {
+            return Step::Slow;
+        }
         Step::Host { offset, len: len.min(size - offset) }
     }
 
@@ -63,11 +104,15 @@ impl Driver for SimDriver {
     }
 
     fn read(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
-        Box::pin(async move { Ok(self.file.read_full_at(buf, offset).await?.0) })
+        Box::pin(async move {
+            self.give_way().await;
+            Ok(self.file.read_full_at(buf, offset).await?.0)
+        })
     }
 
     fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
+            self.give_way().await;
             let end = offset + len_of(data.len());
             self.file.write_all_at(data, offset, flags.contains(WriteFlags::FUA)).await?;
             self.size.fetch_max(end, SeqCst);
@@ -82,6 +127,7 @@ impl Driver for SimDriver {
         flags: ZeroFlags,
     ) -> Option<BoxFuture<'_, Result<()>>> {
         Some(Box::pin(async move {
+            self.give_way().await;
             let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
             let inside = offset + len <= self.size.load(SeqCst);
             let mode = if unmap && inside { Falloc::PunchHole } else { Falloc::ZeroRange };
@@ -92,13 +138,17 @@ impl Driver for SimDriver {
     }
 
     fn discard(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
-        Some(Box::pin(
-            async move { Ok(self.file.fallocate(Falloc::PunchHole, offset, len).await?) },
-        ))
+        Some(Box::pin(async move {
+            self.give_way().await;
+            Ok(self.file.fallocate(Falloc::PunchHole, offset, len).await?)
+        }))
     }
 
     fn flush(&self) -> Option<BoxFuture<'_, Result<()>>> {
-        Some(Box::pin(async { Ok(self.file.sync(true).await?) }))
+        Some(Box::pin(async {
+            self.give_way().await;
+            Ok(self.file.sync(true).await?)
+        }))
     }
 
     fn block_status(

@@ -9,14 +9,14 @@ use oxblk::copy::{Copy, CopyError, CopyOptions, Observer, Stage, run};
 use oxblk_core::{Backend, Error, Graph, Perm, Permissions, WriteFlags};
 use oxblk_ring::IoBuf;
 use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
-use oxblk_tests::sim_disk;
+use oxblk_tests::sim_disk::{self, Pace};
 
 const KIB: u64 = 1024;
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 
 fn backend(graph: &Graph, name: &str, disk: &Disk) -> Backend {
-    let node = sim_disk::add(graph, name, disk, false).unwrap();
+    let node = sim_disk::add(graph, name, disk, false, Pace::AtOnce).unwrap();
     let permissions = Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
     Backend::new(graph, "", node, permissions).unwrap()
 }

@@ -7,13 +7,22 @@ use oxblk_tests::drivers::{VARIANTS, named};
 use oxblk_tests::soak::{Kind, Order, run};
 
 const USAGE: &str = "\
-Usage: cargo xtask soak [--minutes N] [--driver NAME] [--kind model|threads|crash|faults|damage]
-                        [--operations N] [--cuts N] [--seed N] [--jobs N]
+Usage: cargo xtask soak [--minutes N] [--driver NAME] [--kind KIND,...] [--operations N] [--cuts N]
+                        [--seed N] [--jobs N]
 
-Runs the model, threads, crash, faults and damage tests until each variant of each driver has had its share:
---operations (100000) for model and threads, --cuts (600) for crash, as many\ndisks for faults and damage. With --minutes it runs for that
-time instead. --driver takes a family (qcow2) or a variant (qcow2-64k). A failure prints its seed:
-run it again alone with --driver VARIANT --kind KIND --seed SEED --operations 1 --cuts 1.";
+Runs the random tests until each variant of each driver has had its share of each kind:
+  model          --operations (100000) on simulated disks
+  threads        --operations on real files from four I/O threads
+  cancel         --operations, every other given up under way
+  crash          --cuts (600) power cuts on simulated disks
+  crash-threads  --cuts power cuts while four I/O threads work
+  faults         --cuts failing disks
+  damage         --cuts damaged disks
+With --minutes it runs for that time instead. --driver takes a family (qcow2) or a variant
+(qcow2-64k), --jobs says how many tests run at once (as many as there are cores).
+
+A failure prints its seed: run it again alone with
+  --driver VARIANT --kind KIND --seed SEED --operations 1 --cuts 1 --jobs 1";
 
 fn main() -> ExitCode {
     let order = match order(std::env::args().skip(1)) {
@@ -56,9 +65,10 @@ fn order(mut args: impl Iterator<Item = String>) -> Result<Order, String> {
                 }
             }
             "--kind" => {
-                let kind = Kind::ALL.into_iter().find(|kind| kind.name() == value);
-                order.kinds =
-                    vec![kind.ok_or_else(|| format!("no kind of test is named {value}"))?];
+                let kind = |name| {
+                    Kind::named(name).ok_or_else(|| format!("no kind of test is named {name}"))
+                };
+                order.kinds = value.split(',').map(kind).collect::<Result<_, _>>()?;
             }
             _ => return Err(format!("unknown option {option}")),
         }

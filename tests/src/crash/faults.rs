@@ -5,17 +5,17 @@
 //! must hold, the image must stay usable, and once the disk is good again it must close and check
 //! with nothing worse than leaks.
 
-use std::cell::RefCell;
-use std::rc::Rc;
-
 use oxblk_ring::sim::{self, FailRule, FaultOp, Faults};
 
-use super::oracle::CrashOracle;
-use super::run::{Workload, active, look, tracked};
+use super::history::History;
+use super::look::{Look, look};
+use super::run::tracked;
+use super::workload::{Workload, active};
 use crate::drivers::Variant;
 use crate::model::chain::{self, Chain, Tolerance};
 use crate::model::ops::Op;
 use crate::random::Random;
+use crate::tally::Tally;
 
 /// Linux's error numbers of an I/O error and of a full disk.
 const EIO: i32 = 5;
@@ -38,11 +38,7 @@ fn faults(random: &mut Random) -> Faults {
 }
 
 /// Runs the batches on a failing disk; gives how many operations reported an error.
-async fn work(
-    workload: &Workload,
-    chain: &Chain,
-    oracle: &Rc<RefCell<CrashOracle>>,
-) -> Result<u64, String> {
+async fn work(workload: &Workload, chain: &Chain, history: &History) -> Result<u64, String> {
     let mut random = Random::new(workload.seed ^ 0xfa);
     let disk = chain::open(chain).await?;
     active(chain).set_faults(faults(&mut random));
@@ -53,7 +49,7 @@ async fn work(
         }
         let tasks: Vec<_> = batch
             .iter()
-            .map(|op| oxblk_ring::spawn(tracked(disk.clone(), op.clone(), Rc::clone(oracle))))
+            .map(|op| oxblk_ring::spawn(tracked(disk.clone(), op.clone(), history.clone())))
             .collect();
         for task in tasks {
             failed += u64::from(task.await.is_err());
@@ -61,31 +57,38 @@ async fn work(
     }
     active(chain).set_faults(Faults::default());
     // Once it is closed without an error, all that succeeded is there.
-    let flush = oracle.borrow_mut().issue(&Op::Flush);
+    let flush = history.issue(&Op::Flush);
     chain::close(disk).await.map_err(|e| format!("cannot be closed on a good disk: {e}"))?;
-    oracle.borrow_mut().complete(&Op::Flush, flush);
+    history.complete(flush);
     Ok(failed)
 }
 
-/// Runs the workload of a seed on a failing disk; gives how many operations reported an error.
+fn attempt(workload: &Workload) -> Result<Tally, String> {
+    sim::run(workload.seed, async {
+        let (chain, start) = workload.build().await?;
+        let history = History::new(active(&chain));
+        let failed = work(workload, &chain, &history).await?;
+        let mut replay = history.replay(start);
+        let how = Look { go_on: true, by_qemu: true };
+        let end = replay.at_the_end();
+        let asked = look(workload, &chain, active(&chain), end, Tolerance::Leaks, how).await?;
+        let operations = history.operations();
+        let mut tally = Tally { operations, failed, checked_by_qemu: asked, ..Tally::default() };
+        tally.chain(workload.images());
+        Ok(tally)
+    })
+}
+
+/// Runs the workload of a seed on a failing disk.
 ///
 /// # Panics
 /// When something that succeeded is lost or the image is left worse than leaking, with the seed.
-pub fn run(variant: &'static Variant, seed: u64) -> u64 {
+pub fn run(variant: &'static Variant, seed: u64) -> Tally {
     let workload = Workload::new(variant, seed);
-    let attempt = std::panic::AssertUnwindSafe(|| {
-        sim::run(seed, async {
-            let chain = workload.build().await?;
-            let oracle = Rc::new(RefCell::new(workload.oracle()));
-            let failed = work(&workload, &chain, &oracle).await?;
-            let oracle = oracle.borrow().clone();
-            look(&workload, &chain, active(&chain), &oracle, Tolerance::Leaks, true).await?;
-            Ok::<_, String>(failed)
-        })
-    });
+    let attempt = std::panic::AssertUnwindSafe(|| attempt(&workload));
     let outcome = std::panic::catch_unwind(attempt);
     match outcome.unwrap_or_else(|panic| Err(crate::panic_text(&*panic))) {
-        Ok(failed) => failed,
-        Err(error) => panic!("{} faults seed {seed}: {error}", variant.name),
+        Ok(tally) => tally,
+        Err(error) => panic!("{} faults: {error}", workload.describe()),
     }
 }

@@ -6,19 +6,30 @@
 //! history costs a few words. Operations are aligned to sectors, and no two at once touch one.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use oxblk_ring::is_zero;
 
 use crate::model::ops::{Op, content};
 
 /// Size of a sector, the unit that a disk writes whole or not at all, in bytes.
 pub const SECTOR: u64 = 512;
 
-/// The seed whose content is zeroes.
-const ZEROES: u64 = 0;
+/// What a sector may hold.
+#[derive(Clone, Copy, Debug)]
+enum Content {
+    /// What it held at the beginning.
+    Old,
+    /// Zeroes.
+    Zeroes,
+    /// What a write with this seed put there.
+    Seed(u64),
+}
 
 /// One change of a sector.
 #[derive(Clone, Copy, Debug)]
 struct Version {
-    seed: u64,
+    content: Content,
     /// Whether the change may not have happened at all (a discard).
     optional: bool,
     /// When it completed, on the oracle's clock.
@@ -32,6 +43,8 @@ pub struct CrashOracle {
     /// Sectors with more than one version.
     unsettled: BTreeSet<usize>,
     clock: u64,
+    /// The content at the beginning.
+    old: Arc<[u8]>,
 }
 
 /// An operation under way, to be handed back when it completes.
@@ -47,16 +60,11 @@ fn sectors_of(op: &Op) -> std::ops::Range<usize> {
 }
 
 impl CrashOracle {
-    /// A disk of this size whose content is, durably, that of `seed` (0: zeroes).
-    pub fn new(size: u64, seed: u64) -> Self {
-        let first = Version { seed, optional: false, completed: Some(0) };
-        let count = usize::try_from(size / SECTOR).expect("a small disk");
-        Self { sectors: vec![vec![first]; count], unsettled: BTreeSet::new(), clock: 0 }
-    }
-
-    /// Size in bytes.
-    pub fn size(&self) -> u64 {
-        self.sectors.len() as u64 * SECTOR
+    /// A disk of whole sectors with this content, all of it durable.
+    pub fn new(content: Arc<[u8]>) -> Self {
+        let first = Version { content: Content::Old, optional: false, completed: Some(0) };
+        let sectors = vec![vec![first]; content.len() / 512];
+        Self { sectors, unsettled: BTreeSet::new(), clock: 0, old: content }
     }
 
     fn tick(&mut self) -> u64 {
@@ -67,14 +75,16 @@ impl CrashOracle {
     /// An operation is about to be issued.
     pub fn issue(&mut self, op: &Op) -> Ticket {
         let version = match *op {
-            Op::Write { seed, .. } | Op::WriteCompressed { seed, .. } => Some((seed, false)),
-            Op::WriteZeroes { .. } => Some((ZEROES, false)),
-            Op::Discard { .. } => Some((ZEROES, true)),
+            Op::Write { seed, .. } | Op::WriteCompressed { seed, .. } => {
+                Some((Content::Seed(seed), false))
+            }
+            Op::WriteZeroes { .. } => Some((Content::Zeroes, false)),
+            Op::Discard { .. } => Some((Content::Zeroes, true)),
             Op::Read { .. } | Op::Status { .. } | Op::Flush => None,
         };
-        if let Some((seed, optional)) = version {
+        if let Some((content, optional)) = version {
             for sector in sectors_of(op) {
-                self.sectors[sector].push(Version { seed, optional, completed: None });
+                self.sectors[sector].push(Version { content, optional, completed: None });
                 self.unsettled.insert(sector);
             }
         }
@@ -121,21 +131,67 @@ impl CrashOracle {
         }
     }
 
+    /// As [`complete`](CrashOracle::complete), on a disk that keeps its power: what completed is there.
+    pub fn complete_for_good(&mut self, op: &Op, ticket: Ticket) {
+        self.complete(op, ticket);
+        if op.changes() {
+            for sector in sectors_of(op) {
+                self.forget_before(sector, self.clock);
+            }
+        }
+    }
+
+    fn holds(&self, version: &Version, start: usize, got: &[u8]) -> bool {
+        match version.content {
+            Content::Old => self.old[start..start + got.len()] == *got,
+            Content::Zeroes => is_zero(got),
+            Content::Seed(seed) => content(seed, start as u64, SECTOR) == got,
+        }
+    }
+
     /// Checks the content of the whole disk.
     ///
     /// # Errors
     /// Tells the first sector that has none of the versions that it may have.
     pub fn check(&self, disk: &[u8]) -> Result<(), String> {
-        for (index, versions) in self.sectors.iter().enumerate() {
-            let start = index * 512;
-            let got = &disk[start..start + 512];
-            let possible = |version: &Version| content(version.seed, start as u64, SECTOR) == got;
-            if !versions.iter().any(possible) {
-                let zero = if got.iter().all(|byte| *byte == 0) { " (it is zero)" } else { "" };
-                return Err(format!(
-                    "sector {index} (byte {start:#x}) has none of its {} possible versions{zero}: {versions:?}",
-                    versions.len()
-                ));
+        if disk.len() != self.old.len() {
+            return Err(format!("the disk has {} bytes, not {}", disk.len(), self.old.len()));
+        }
+        for (index, got) in disk.chunks_exact(512).enumerate() {
+            self.check_sector(index, got)?;
+        }
+        Ok(())
+    }
+
+    fn check_sector(&self, index: usize, got: &[u8]) -> Result<(), String> {
+        let (start, versions) = (index * 512, &self.sectors[index]);
+        if versions.iter().any(|version| self.holds(version, start, got)) {
+            return Ok(());
+        }
+        let zero = if is_zero(got) { " (it is zero)" } else { "" };
+        Err(format!(
+            "sector {index} (byte {start:#x}) has none of its {} possible versions{zero}: {versions:?}",
+            versions.len()
+        ))
+    }
+
+    /// Checks what a read of whole sectors at `offset` brought, on a disk that keeps its power: it is
+    /// what they hold from then on.
+    ///
+    /// # Errors
+    /// As [`check`](CrashOracle::check).
+    pub fn observe(&mut self, offset: u64, bytes: &[u8]) -> Result<(), String> {
+        let first = usize::try_from(offset / SECTOR).expect("a small disk");
+        for (got, index) in bytes.chunks_exact(512).zip(first..) {
+            self.check_sector(index, got)?;
+            if self.sectors[index].len() > 1 {
+                let versions = std::mem::take(&mut self.sectors[index]);
+                let holds = |version: &Version| self.holds(version, index * 512, got);
+                let held = versions
+                    .into_iter()
+                    .filter(holds)
+                    .map(|version| Version { optional: false, ..version });
+                self.sectors[index] = held.collect();
             }
         }
         Ok(())
@@ -161,7 +217,7 @@ mod tests {
 
     #[test]
     fn an_unflushed_write_may_be_lost_and_a_flushed_one_not() {
-        let mut oracle = CrashOracle::new(1024, 0);
+        let mut oracle = CrashOracle::new(vec![0; 1024].into());
         run(&mut oracle, &write(0, 5, false));
         assert_eq!(oracle.check(&disk([5, 0])), Ok(()));
         assert_eq!(oracle.check(&disk([0, 0])), Ok(()));
@@ -172,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_write_that_was_under_way_when_the_flush_began_may_still_be_lost() {
-        let mut oracle = CrashOracle::new(1024, 0);
+        let mut oracle = CrashOracle::new(vec![0; 1024].into());
         let (late, flush) = (write(512, 7, false), Op::Flush);
         run(&mut oracle, &write(0, 5, false));
         let late_ticket = oracle.issue(&late);
@@ -186,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_write_with_fua_is_durable_when_it_completes() {
-        let mut oracle = CrashOracle::new(1024, 0);
+        let mut oracle = CrashOracle::new(vec![0; 1024].into());
         let op = write(0, 5, true);
         let ticket = oracle.issue(&op);
         assert_eq!(oracle.check(&disk([0, 0])), Ok(()));
@@ -197,12 +253,34 @@ mod tests {
 
     #[test]
     fn a_discarded_sector_keeps_what_it_had_or_is_zero_even_after_a_flush() {
-        let mut oracle = CrashOracle::new(1024, 3);
+        let mut oracle = CrashOracle::new(disk([3, 3]).into());
         run(&mut oracle, &write(0, 5, false));
         run(&mut oracle, &Op::Discard { offset: 0, len: 512 });
         run(&mut oracle, &Op::Flush);
         assert_eq!(oracle.check(&disk([0, 3])), Ok(()));
         assert_eq!(oracle.check(&disk([5, 3])), Ok(()));
         assert!(oracle.check(&disk([3, 3])).is_err());
+    }
+
+    #[test]
+    fn a_change_given_up_is_there_or_not_until_it_is_seen() {
+        let mut oracle = CrashOracle::new(vec![0; 1024].into());
+        let given_up = write(0, 5, false);
+        oracle.issue(&given_up);
+        assert_eq!(oracle.check(&disk([5, 0])), Ok(()));
+        assert_eq!(oracle.observe(0, &disk([0, 0])), Ok(()));
+        assert!(oracle.check(&disk([5, 0])).is_err(), "what a read said holds");
+    }
+
+    #[test]
+    fn a_change_that_completed_for_good_leaves_no_other_version() {
+        let mut oracle = CrashOracle::new(vec![0; 1024].into());
+        let (given_up, completed) = (write(0, 5, false), write(0, 7, false));
+        oracle.issue(&given_up);
+        let ticket = oracle.issue(&completed);
+        oracle.complete_for_good(&completed, ticket);
+        assert_eq!(oracle.check(&disk([7, 0])), Ok(()));
+        assert!(oracle.check(&disk([5, 0])).is_err());
+        assert!(oracle.check(&disk([0, 0])).is_err());
     }
 }

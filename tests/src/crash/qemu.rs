@@ -1,12 +1,16 @@
 //! What QEMU says of an image on a simulated disk.
 
-use std::io::Write;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
+use oxblk_ring::is_zero;
 use oxblk_ring::sim::Disk;
 
 use crate::drivers::Variant;
-use crate::model::chain::Tolerance;
+use crate::model::chain::{Chain, Tolerance};
 use crate::program::Program;
+use crate::scratch;
 
 /// `qemu-img check` finds nothing worse than is tolerated.
 ///
@@ -14,13 +18,40 @@ use crate::program::Program;
 /// With what it printed.
 pub fn check(variant: &Variant, disk: &Disk, tolerance: Tolerance) -> Result<(), String> {
     const LEAKS: i32 = 3;
-    let mut file = tempfile::NamedTempFile::new().map_err(|e| e.to_string())?;
-    file.write_all(&disk.bytes()).map_err(|e| e.to_string())?;
-    let reply =
-        Program::new("qemu-img").args(["check", "-f", variant.format]).arg(file.path()).run();
+    let directory = scratch::in_memory();
+    let path = directory.path().join("image");
+    save(disk, &path).map_err(|e| e.to_string())?;
+    let reply = Program::new("qemu-img").args(["check", "-f", variant.format]).arg(&path).run();
     match reply.code() {
         0 => Ok(()),
         LEAKS if tolerance == Tolerance::Leaks => Ok(()),
         code => Err(format!("qemu-img check ended with {code}: {}{}", reply.out(), reply.err())),
     }
+}
+
+/// Copies a disk to a file; zeroes become holes.
+fn save(disk: &Disk, path: &Path) -> std::io::Result<()> {
+    const PIECE: usize = 4096;
+    let file = File::create_new(path)?;
+    let bytes = disk.bytes();
+    for (piece, index) in bytes.chunks(PIECE).zip(0_u64..) {
+        if !is_zero(piece) {
+            file.write_all_at(piece, index * PIECE as u64)?;
+        }
+    }
+    file.set_len(bytes.len() as u64)
+}
+
+/// Leaves the images of a chain in a directory, for who looks into a failure; tells where.
+pub(super) fn keep(chain: &Chain, active: &Disk) -> String {
+    let directory = scratch::in_memory().keep();
+    for (index, image) in chain.iter().enumerate() {
+        let last = index + 1 == chain.len();
+        let disk = if last { active } else { &image.disk };
+        let saved = save(disk, &directory.join(format!("image{index}-{}", image.variant.name)));
+        if let Err(error) = saved {
+            return format!("cannot keep the images in {}: {error}", directory.display());
+        }
+    }
+    format!("the images are in {}", directory.display())
 }

@@ -6,7 +6,7 @@ use oxblk_core::{Backend, ChildIdx, Edge, Graph, OpenFlags, Options, Perm, Permi
 use oxblk_ring::sim::Disk;
 
 use crate::drivers::Variant;
-use crate::sim_disk;
+use crate::sim_disk::{self, Pace};
 
 /// One image of a chain: how it was made, and the disk that holds it.
 #[derive(Clone, Debug)]
@@ -36,7 +36,8 @@ pub fn graph() -> Graph {
 pub async fn create(image: &Image, size: u64) -> Result<(), String> {
     let graph = graph();
     if image.variant.format == "raw" {
-        let node = sim_disk::add(&graph, "disk", &image.disk, false).map_err(|e| text(&e))?;
+        let node = sim_disk::add(&graph, "disk", &image.disk, false, Pace::AtOnce)
+            .map_err(|e| text(&e))?;
         let permissions = Permissions::sharing_all(Perm::WRITE | Perm::RESIZE);
         let backend = Backend::new(&graph, "", node, permissions).map_err(|e| text(&e))?;
         backend.resize(size, oxblk_core::Preallocation::Off).await.map_err(|e| text(&e))?;
@@ -44,7 +45,8 @@ pub async fn create(image: &Image, size: u64) -> Result<(), String> {
     }
     let mut options = Options::from_dotted(image.variant.options, None).map_err(|e| text(&e))?;
     options.insert("size", size);
-    let node = sim_disk::add(&graph, "disk", &image.disk, false).map_err(|e| text(&e))?;
+    let node =
+        sim_disk::add(&graph, "disk", &image.disk, false, Pace::AtOnce).map_err(|e| text(&e))?;
     let permissions = Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
     let edge =
         Edge::attach(node.clone(), "the test".to_owned(), ChildIdx::FILE.name(), permissions)
@@ -66,12 +68,24 @@ pub async fn create(image: &Image, size: u64) -> Result<(), String> {
 /// # Errors
 /// As the drivers report.
 pub async fn open(chain: &[Image]) -> Result<Backend, String> {
+    open_at(chain, Pace::AtOnce).await
+}
+
+/// Opens a chain whose disks let other tasks come first; for use outside of the simulated executor.
+///
+/// # Errors
+/// As the drivers report.
+pub async fn open_slow(chain: &[Image]) -> Result<Backend, String> {
+    open_at(chain, Pace::GivesWay).await
+}
+
+async fn open_at(chain: &[Image], pace: Pace) -> Result<Backend, String> {
     let graph = graph();
     let mut below = None;
     for (index, image) in chain.iter().enumerate() {
         let top = index + 1 == chain.len();
         let disk = format!("disk{index}");
-        sim_disk::add(&graph, &disk, &image.disk, !top)
+        sim_disk::add(&graph, &disk, &image.disk, !top, pace)
             .map(|node| graph.own(node))
             .map_err(|e| text(&e))?;
         let mut options = Options::new();
@@ -123,7 +137,8 @@ pub enum Tolerance {
 /// Tells what it found.
 pub async fn check(image: &Image, tolerance: Tolerance) -> Result<(), String> {
     let graph = graph();
-    let node = sim_disk::add(&graph, "disk", &image.disk, true).map_err(|e| text(&e))?;
+    let node =
+        sim_disk::add(&graph, "disk", &image.disk, true, Pace::AtOnce).map_err(|e| text(&e))?;
     graph.own(node);
     let mut options = Options::new();
     options.insert("driver", image.variant.format);

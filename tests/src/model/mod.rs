@@ -8,9 +8,12 @@
 //! A failure prints its seed. Where the run is deterministic the failing batches are first cut down to
 //! the few that are needed ([`shrink`]).
 
+pub mod cancel;
 pub mod chain;
+mod files;
 pub mod ops;
 pub mod oracle;
+pub(crate) mod pool;
 pub mod run;
 pub mod shrink;
 pub mod sim;

@@ -11,8 +11,10 @@ use super::ops::{Op, Shape};
 use super::oracle::Oracle;
 use super::run::{compare_all, run_batch};
 use super::shrink::shrink;
+use crate::crash::qemu;
 use crate::drivers::{VARIANTS, Variant};
 use crate::random::Random;
+use crate::tally::Tally;
 
 /// The most operations under way at once.
 const BATCH: u64 = 8;
@@ -53,14 +55,16 @@ pub fn disk_size(variant: &Variant, random: &mut Random) -> u64 {
 }
 
 /// The images below an active one of this variant and size, from the base up: none to three, mostly of
-/// the same variant, some smaller and some larger than the active image.
+/// the same variant, some smaller and some larger than the active image. How many there are follows
+/// from the seed alone, so that four seeds in a row meet every length.
 pub fn random_chain(
     random: &mut Random,
     top: &'static Variant,
     size: u64,
+    seed: u64,
 ) -> Vec<(&'static Variant, u64)> {
     let mut below = Vec::new();
-    let count = if top.backing { random.below(4) } else { 0 };
+    let count = if top.backing { seed % 4 } else { 0 };
     for _ in 0..count {
         let other = if random.one_in(2) { top } else { random.pick(VARIANTS) };
         let affordable = other.cluster <= top.cluster.max(64 << 10);
@@ -77,7 +81,7 @@ impl Plan {
     pub fn new(variant: &'static Variant, seed: u64, steps: usize) -> Self {
         let mut random = Random::new(seed);
         let size = disk_size(variant, &mut random);
-        let below = random_chain(&mut random, variant, size);
+        let below = random_chain(&mut random, variant, size, seed);
         let shape = Shape::of(variant, size);
         let mut now = shape.clone();
         let batches = (0..steps)
@@ -94,6 +98,11 @@ impl Plan {
             .collect();
         let slow_disks = random.one_in(2);
         Self { seed, variant, below, shape, batches, slow_disks }
+    }
+
+    /// Images in the chain.
+    pub fn images(&self) -> usize {
+        self.below.len() + 1
     }
 
     /// Operations in it.
@@ -120,14 +129,20 @@ pub fn new_disk(seed: u64, slow: bool) -> Disk {
     disk
 }
 
-/// Makes the images below the active one, each with content of its own, and the active one, empty.
+/// Makes the images below an active one, each with content of its own, and the active one, empty.
 /// Gives the model of what the active image reads as.
-async fn build(plan: &Plan) -> Result<(Chain, Oracle), String> {
-    let mut random = Random::new(plan.seed ^ 0xbac);
+pub(crate) async fn build(
+    below: &[(&'static Variant, u64)],
+    variant: &'static Variant,
+    size: u64,
+    seed: u64,
+    slow: bool,
+) -> Result<(Chain, Oracle), String> {
+    let mut random = Random::new(seed ^ 0xbac);
     let mut chain = Chain::new();
     let mut oracle = Oracle::zeroed(0);
-    for &(variant, size) in &plan.below {
-        let image = Image { variant, disk: new_disk(random.next_u64(), plan.slow_disks) };
+    for &(variant, size) in below {
+        let image = Image { variant, disk: new_disk(random.next_u64(), slow) };
         chain::create(&image, size).await?;
         chain.push(image);
         oracle.resize(size);
@@ -140,15 +155,16 @@ async fn build(plan: &Plan) -> Result<(Chain, Oracle), String> {
         compare_all(&disk, &mut oracle).await?;
         chain::close(disk).await?;
     }
-    let image = Image { variant: plan.variant, disk: new_disk(random.next_u64(), plan.slow_disks) };
-    chain::create(&image, plan.shape.size).await?;
+    let image = Image { variant, disk: new_disk(random.next_u64(), slow) };
+    chain::create(&image, size).await?;
     chain.push(image);
-    oracle.resize(plan.shape.size);
+    oracle.resize(size);
     Ok((chain, oracle))
 }
 
 async fn carry_out(plan: &Plan) -> Result<Chain, String> {
-    let (chain, mut oracle) = build(plan).await.map_err(|e| format!("while building: {e}"))?;
+    let made = build(&plan.below, plan.variant, plan.shape.size, plan.seed, plan.slow_disks).await;
+    let (chain, mut oracle) = made.map_err(|e| format!("while building: {e}"))?;
     let mut disk = chain::open(&chain).await?;
     for (index, step) in plan.batches.iter().enumerate() {
         match step {
@@ -207,16 +223,34 @@ fn together(ops: &[(usize, Step)]) -> Vec<Step> {
     steps.into_iter().map(|(_, step)| step).collect()
 }
 
-/// Runs the plan of a seed; gives the images as they are at the end.
+/// QEMU's opinion of the images that a plan left; gives how often it was asked.
+fn ask_qemu(chain: &Chain) -> Result<u64, String> {
+    let mut asked = 0;
+    for image in chain.iter().filter(|image| image.variant.check) {
+        qemu::check(image.variant, &image.disk, Tolerance::Clean)?;
+        asked += 1;
+    }
+    Ok(asked)
+}
+
+/// Runs the plan of a seed and shows the images that are left to QEMU.
 ///
 /// # Panics
-/// When the disk and the model differ, with the seed and the fewest steps that were found to fail.
-pub fn run(variant: &'static Variant, seed: u64, steps: usize) -> (Plan, Chain) {
+/// When the disk and the model differ, with the seed and the fewest steps that were found to fail, or
+/// when QEMU finds fault with an image.
+pub fn run(variant: &'static Variant, seed: u64, steps: usize) -> Tally {
     let plan = Plan::new(variant, seed, steps);
-    let error = match attempt(&plan) {
-        Ok(chain) => return (plan, chain),
-        Err(error) => error,
-    };
+    let outcome = attempt(&plan);
+    let chain = outcome.unwrap_or_else(|error| fail(&plan, &error));
+    let checked_by_qemu = ask_qemu(&chain)
+        .unwrap_or_else(|error| panic!("{} seed {seed} steps {steps}: {error}", variant.name));
+    let mut tally = Tally { operations: plan.operations(), checked_by_qemu, ..Tally::default() };
+    tally.chain(plan.images());
+    tally
+}
+
+/// Cuts a plan that fails down and tells what is left of it.
+fn fail(plan: &Plan, error: &str) -> ! {
     let with = |batches: &[Step]| Plan { batches: batches.to_vec(), ..plan.clone() };
     let fails = |batches: &[Step]| attempt(&with(batches)).is_err();
     let shortest = shrink(plan.batches.clone(), 200, fails);
@@ -224,8 +258,10 @@ pub fn run(variant: &'static Variant, seed: u64, steps: usize) -> (Plan, Chain) 
     let last = attempt(&with(&shortest)).err().unwrap_or_default();
     let list: String = shortest.iter().map(|step| format!("  {step:?}\n")).collect();
     panic!(
-        "{} seed {seed} steps {steps}: {error}\ncut down, on {} over {:?}: {last}\n{list}",
-        variant.name,
+        "{} seed {} steps {}: {error}\ncut down, on {} over {:?}: {last}\n{list}",
+        plan.variant.name,
+        plan.seed,
+        plan.batches.len(),
         plan.shape.size,
         plan.below.iter().map(|(variant, size)| (variant.name, size)).collect::<Vec<_>>(),
     );

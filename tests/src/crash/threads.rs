@@ -1,0 +1,103 @@
+//! Power cuts while four I/O threads work on the image at once.
+//!
+//! The simulated disk serves any number of threads, and each operation on it is done at once, so what
+//! is under way at a cut is whatever the machine's scheduler had let begin. Tasks give way at random
+//! between the steps of a request, so that requests of one thread interleave as well. A seed gives the
+//! same images and operations but not the same run: a failure leaves its images behind.
+
+use oxblk_core::Backend;
+use oxblk_ring::sim;
+use oxblk_ring::{Config, IoThread};
+
+use super::history::History;
+use super::look::{Look, look, look_at_cut};
+use super::qemu;
+use super::workload::{Workload, active};
+use crate::drivers::Variant;
+use crate::model::chain::{self, Chain, Tolerance};
+use crate::model::pool::{Next, Pool};
+use crate::model::run;
+use crate::random::Random;
+use crate::tally::Tally;
+
+/// I/O threads.
+const THREADS: usize = 4;
+/// Tasks on each thread, each with one operation under way.
+const TASKS: usize = 4;
+
+/// One task: takes operations until none are left or something is wrong.
+async fn task(disk: Backend, pool: Pool, history: History) {
+    loop {
+        let op = match pool.take() {
+            Next::Do(op) => op,
+            Next::Wait => {
+                oxblk_ring::yield_now().await;
+                continue;
+            }
+            Next::End => return,
+        };
+        let number = history.issue(&op);
+        let outcome = run::execute(&disk, &op).await;
+        if outcome.is_ok() {
+            history.complete(number);
+        }
+        pool.done(&op, outcome.map(drop).map_err(|error| format!("{op:?}: {error}")));
+    }
+}
+
+/// Runs the operations on a chain from every thread.
+fn work(chain: &Chain, pool: &Pool, history: &History) -> Result<(), String> {
+    let start = |n| IoThread::start(&format!("crash-{n}"), Config::default()).expect("a thread");
+    let threads: Vec<IoThread> = (0..THREADS).map(start).collect();
+    let gone = |gone| format!("a thread ended early: {gone:?}");
+    let images = chain.clone();
+    let opening = threads[0].spawn(move || async move { chain::open_slow(&images).await });
+    let disk = opening.wait().map_err(gone)??;
+    let mut tasks = Vec::new();
+    for thread in threads.iter().cycle().take(THREADS * TASKS) {
+        let (disk, pool, history) = (disk.clone(), pool.clone(), history.clone());
+        tasks.push(thread.spawn(move || task(disk, pool, history)));
+    }
+    for task in tasks {
+        task.wait().map_err(gone)?;
+    }
+    pool.outcome()?;
+    threads[0].spawn(move || chain::close(disk)).wait().map_err(gone)?
+}
+
+fn attempt(workload: &Workload, operations: u64, cuts: usize) -> Result<Tally, String> {
+    let (chain, start) = sim::run(workload.seed, workload.build())?;
+    let power = active(&chain);
+    power.keep_moments(workload.seed, cuts);
+    let history = History::new(power);
+    let random = Random::new(workload.seed ^ 0x7ead);
+    let pool = Pool::new(workload.shape.clone(), random, operations);
+    work(&chain, &pool, &history)?;
+    let mut tally = Tally { operations: history.operations(), ..Tally::default() };
+    tally.chain(workload.images());
+    let mut replay = history.replay(start);
+    for (number, moment) in power.moments().iter().enumerate() {
+        let seen = look_at_cut(workload, &chain, moment, replay.at(moment.0), number);
+        tally.add(&seen.map_err(|e| format!("{e}\n{}", qemu::keep(&chain, &moment.1)))?);
+    }
+    let how = Look { go_on: false, by_qemu: true };
+    let end = look(workload, &chain, power, replay.at_the_end(), Tolerance::Clean, how);
+    tally.checked_by_qemu += sim::run(0, end)
+        .map_err(|e| format!("without a cut: {e}\n{}", qemu::keep(&chain, power)))?;
+    Ok(tally)
+}
+
+/// Runs so many operations of a seed and looks at what a power cut would leave at up to `cuts` of the
+/// write boundaries.
+///
+/// # Panics
+/// When flushed data is lost or an image is left worse than leaking, with the seed and the boundary.
+pub fn run(variant: &'static Variant, seed: u64, operations: u64, cuts: usize) -> Tally {
+    let workload = Workload::new(variant, seed);
+    let attempt = std::panic::AssertUnwindSafe(|| attempt(&workload, operations, cuts));
+    let outcome = std::panic::catch_unwind(attempt);
+    match outcome.unwrap_or_else(|panic| Err(crate::panic_text(&*panic))) {
+        Ok(tally) => tally,
+        Err(error) => panic!("{} crash on threads: {error}", workload.describe()),
+    }
+}

@@ -1,0 +1,78 @@
+//! What runs against the disk whose power is cut: a chain of images, and batches of operations.
+
+use oxblk_ring::sim::Disk;
+
+use super::oracle::CrashOracle;
+use crate::drivers::Variant;
+use crate::model::chain::{self, Chain};
+use crate::model::ops::{Op, Shape};
+use crate::model::sim::{build, random_chain};
+use crate::random::Random;
+
+/// The most operations of a batch, and so under way at once.
+pub(super) const BATCH: u64 = 8;
+
+/// A workload: everything in it follows from the seed.
+#[derive(Clone, Debug)]
+pub(super) struct Workload {
+    pub(super) seed: u64,
+    pub(super) variant: &'static Variant,
+    /// The images below the active one, from the base up, and their sizes in bytes.
+    below: Vec<(&'static Variant, u64)>,
+    pub(super) shape: Shape,
+    pub(super) batches: Vec<Vec<Op>>,
+}
+
+impl Workload {
+    pub(super) fn new(variant: &'static Variant, seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        // Large clusters are dear to simulate and few of them meet all there is to meet.
+        let large = variant.cluster >= 256 << 10;
+        let clusters = if large { random.within(5, 10) } else { random.within(24, 80) };
+        let size = (clusters * variant.cluster).max(64 << 10);
+        let size = if random.one_in(2) { size } else { size - 512 * random.within(1, 7) };
+        let longest = (variant.cluster * 4).clamp(16 << 10, 512 << 10).min(size);
+        let compress = variant.compress;
+        let shape = Shape { size, cluster: variant.cluster, alignment: 512, compress, longest };
+        let flushes = random.within(2, 8);
+        let batches = (0..random.within(8, 40)).map(|_| {
+            let mut batch = shape.random_batch(&mut random, BATCH);
+            if random.one_in(flushes) {
+                batch.push(Op::Flush);
+            }
+            batch
+        });
+        let batches = batches.collect();
+        let below = random_chain(&mut random, variant, size, seed);
+        Self { seed, variant, below, shape, batches }
+    }
+
+    /// Images in the chain.
+    pub(super) fn images(&self) -> usize {
+        self.below.len() + 1
+    }
+
+    /// Makes the images, all of them durable; the active one is the last. Gives what may be found in it.
+    pub(super) async fn build(&self) -> Result<(Chain, CrashOracle), String> {
+        // No short writes: they would tear sectors, and a sector is written whole or not at all.
+        let made = build(&self.below, self.variant, self.shape.size, self.seed, false).await;
+        let (chain, model) = made.map_err(|e| format!("while building: {e}"))?;
+        let disk = chain::open(&chain).await?;
+        disk.flush().await.map_err(|e| e.to_string())?;
+        chain::close(disk).await?;
+        Ok((chain, CrashOracle::new(model.bytes().into())))
+    }
+
+    /// Names the workload in a failure.
+    pub(super) fn describe(&self) -> String {
+        let below: Vec<_> = self.below.iter().map(|(v, size)| (v.name, size)).collect();
+        format!(
+            "{} seed {}, {} bytes over {below:?}",
+            self.variant.name, self.seed, self.shape.size
+        )
+    }
+}
+
+pub(super) fn active(chain: &Chain) -> &Disk {
+    &chain.last().expect("a chain has an active image").disk
+}

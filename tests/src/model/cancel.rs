@@ -1,0 +1,219 @@
+//! Requests dropped under way, on real files from four I/O threads.
+//!
+//! Every other request is given up: its future is dropped after some polls or some microseconds,
+//! wherever it is then. The range of one that was given up is used again once the host has ended what
+//! was left of it ([`oxblk_ring::settled`]). What must hold: nothing waits for ever, every request that
+//! completed did what it said, each sector of one that was given up is as before or as it would have
+//! become, and the image closes and checks clean, without even a leak.
+
+use std::pin::pin;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use oxblk_core::Backend;
+
+use super::files::Access;
+use super::ops::{Op, Shape};
+use super::pool::{Next, Pool};
+use super::run::{Seen, execute};
+use super::threads::{Extent, Run};
+use crate::crash::oracle::CrashOracle;
+use crate::drivers::Variant;
+use crate::random::Random;
+use crate::scratch;
+use crate::tally::Tally;
+
+/// How long a phase may take on the slowest of machines: past this, something waits for ever.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// When a request is given up.
+#[derive(Clone, Copy, Debug)]
+enum Patience {
+    /// Never.
+    Endless,
+    /// When it waits after so many polls.
+    Polls(u64),
+    /// After this time.
+    Time(Duration),
+}
+
+impl Patience {
+    fn random(random: &mut Random) -> Self {
+        match random.below(4) {
+            0 => Patience::Polls(random.within(1, 6)),
+            1 => Patience::Time(Duration::from_micros(random.below(400))),
+            _ => Patience::Endless,
+        }
+    }
+}
+
+/// Polls a future until it is done or the patience is at its end; then it is dropped where it is.
+async fn with_patience<F: Future>(patience: Patience, future: F) -> Option<F::Output> {
+    match patience {
+        Patience::Endless => Some(future.await),
+        Patience::Time(time) => oxblk_ring::timeout(time, future).await.ok(),
+        Patience::Polls(polls) => {
+            let mut future = pin!(future);
+            let mut left = polls;
+            std::future::poll_fn(move |context| match future.as_mut().poll(context) {
+                Poll::Ready(output) => Poll::Ready(Some(output)),
+                Poll::Pending if left <= 1 => Poll::Ready(None),
+                Poll::Pending => {
+                    left -= 1;
+                    Poll::Pending
+                }
+            })
+            .await
+        }
+    }
+}
+
+/// What the tasks of a phase share.
+#[derive(Clone)]
+struct Shared {
+    pool: Pool,
+    oracle: Arc<Mutex<CrashOracle>>,
+    cancelled: Arc<Mutex<u64>>,
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Carries out one operation, with patience or without.
+    async fn carry_out(&self, disk: &Backend, op: &Op, patience: Patience) -> Result<(), String> {
+        let ticket = lock(&self.oracle).issue(op);
+        let outcome = with_patience(patience, execute(disk, op)).await;
+        let Some(outcome) = outcome else {
+            oxblk_ring::settled().await;
+            *lock(&self.cancelled) += 1;
+            return Ok(());
+        };
+        let seen = outcome.map_err(|error| format!("{op:?}: {error}"))?;
+        let mut oracle = lock(&self.oracle);
+        match seen {
+            Seen::Bytes(bytes) => oracle.observe(op.range().start, &bytes),
+            Seen::Done | Seen::Extents(_) => {
+                oracle.complete_for_good(op, ticket);
+                Ok(())
+            }
+        }
+        .map_err(|error| format!("{op:?}: {error}"))
+    }
+
+    /// One task: takes operations until none are left or something is wrong. Now and then it waits for
+    /// all requests of the disk to have ended, which those given up must not keep from happening.
+    async fn task(self, disk: Backend, seed: u64) {
+        let mut random = Random::new(seed);
+        loop {
+            let op = match self.pool.take() {
+                Next::Do(op) => op,
+                Next::Wait => {
+                    oxblk_ring::yield_now().await;
+                    continue;
+                }
+                Next::End => return,
+            };
+            let patience = Patience::random(&mut random);
+            let outcome = self.carry_out(&disk, &op, patience).await;
+            self.pool.done(&op, outcome.map_err(|error| format!("{patience:?}: {error}")));
+            if random.one_in(100) {
+                drop(disk.quiesce().await);
+            }
+        }
+    }
+}
+
+impl Run {
+    /// Works on the open image from every thread; requests are given up.
+    fn work_impatiently(
+        &mut self,
+        disk: &Backend,
+        oracle: &Arc<Mutex<CrashOracle>>,
+        operations: u64,
+    ) -> Result<(), String> {
+        let shape = Shape { alignment: 512, ..self.shape.clone() };
+        let shared = Shared {
+            pool: Pool::new(shape, self.random.fork(), operations),
+            oracle: Arc::clone(oracle),
+            cancelled: Arc::default(),
+        };
+        let (ended, ends) = mpsc::channel();
+        let mut tasks = 0;
+        for thread in self.files.thread_of_each_task() {
+            let (disk, shared, ended) = (disk.clone(), shared.clone(), ended.clone());
+            let seed = self.random.next_u64();
+            let body = move || async move {
+                shared.task(disk, seed).await;
+                let _ = ended.send(());
+            };
+            drop(thread.spawn(body));
+            tasks += 1;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        for ended in 0..tasks {
+            let left = deadline.saturating_duration_since(Instant::now());
+            ends.recv_timeout(left)
+                .map_err(|_| format!("{ended} of {tasks} tasks have ended, the others hang"))?;
+        }
+        self.tally.operations += operations;
+        self.tally.cancelled += *lock(&shared.cancelled);
+        shared.pool.outcome()
+    }
+
+    /// Reads the whole image: what it holds must be possible, and is what it holds from then on.
+    fn observe_all(
+        &self,
+        disk: &Backend,
+        oracle: &Arc<Mutex<CrashOracle>>,
+    ) -> Result<Vec<u8>, String> {
+        let (disk, op) = (disk.clone(), Op::Read { offset: 0, len: self.shape.size });
+        let bytes = self.files.on_thread(move || async move {
+            match execute(&disk, &op).await {
+                Ok(Seen::Bytes(bytes)) => Ok(bytes.to_vec()),
+                other => Err(format!("{op:?}: {other:?}")),
+            }
+        })?;
+        lock(oracle).observe(0, &bytes)?;
+        Ok(bytes)
+    }
+
+    fn cancel_phases(&mut self, extent: Extent, on_disk: bool) -> Result<(), String> {
+        let oracle = Arc::new(Mutex::new(CrashOracle::new(self.content())));
+        for number in 0..extent.phases {
+            let aio = self.random.pick(&["io_uring", "threads"]);
+            let direct = on_disk && self.random.one_in(2);
+            let fail = |error| format!("phase {number} ({aio}, direct: {direct}): {error}");
+            let disk = self.files.open(Access { aio, direct })?;
+            self.work_impatiently(&disk, &oracle, extent.operations).map_err(fail)?;
+            let bytes = self.observe_all(&disk, &oracle).map_err(fail)?;
+            self.files.close(disk).map_err(fail)?;
+            self.tally.checked_by_qemu += self.files.check_by_qemu(self.variant).map_err(fail)?;
+            self.files.compare_by_qemu(self.variant, &bytes).map_err(fail)?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs the operations of a seed on a fresh chain of image files, every other one impatiently. The files
+/// are in memory or, by the seed, on a disk, where requests take longer.
+///
+/// # Panics
+/// When a request waits for ever, the content is not what it may be, or QEMU finds fault with an
+/// image, with the seed.
+pub fn run(variant: &'static Variant, seed: u64, extent: Extent) -> Tally {
+    let on_disk = seed / 4 % 2 == 1;
+    let directory = if on_disk { scratch::on_disk() } else { scratch::in_memory() };
+    let mut run = Run::new(variant, seed, directory);
+    let outcome = run.build().and_then(|()| run.cancel_phases(extent, on_disk));
+    match outcome {
+        Ok(()) => run.tally,
+        Err(error) => {
+            let kept = run.files.keep();
+            panic!("{} cancel seed {seed}: {error}\n{kept}", variant.name)
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Chains of image files, used from four I/O threads.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::PathBuf;
+
+use oxblk_core::{Backend, Graph, OpenFlags, Options};
+use oxblk_ring::{Config, IoThread};
+use tempfile::TempDir;
+
+use crate::drivers::Variant;
+use crate::program::{Program, Reply};
+use crate::random::Random;
+
+/// I/O threads.
+const THREADS: usize = 4;
+/// Tasks on each thread, each with one operation under way.
+const TASKS: usize = 4;
+
+/// How host files are used.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Access {
+    /// The way of doing I/O (`aio`).
+    pub(super) aio: &'static str,
+    /// Past the host's cache.
+    pub(super) direct: bool,
+}
+
+/// Image files from the base up, and the threads that use the last one.
+pub(super) struct Files {
+    pub(super) directory: TempDir,
+    pub(super) threads: Vec<IoThread>,
+    images: Vec<PathBuf>,
+    random: Random,
+}
+
+fn said(reply: &Reply) -> String {
+    format!("{}{}", reply.out(), reply.err())
+}
+
+impl Files {
+    /// No images yet, in this directory.
+    pub(super) fn new(directory: TempDir, random: Random) -> Self {
+        let start = |n| IoThread::start(&format!("model-{n}"), Config::default());
+        let threads = (0..THREADS).map(|n| start(n).expect("a thread")).collect();
+        Self { directory, threads, images: Vec::new(), random }
+    }
+
+    pub(super) fn on_thread<T: Send + 'static, F: Future<Output = Result<T, String>> + 'static>(
+        &self,
+        work: impl FnOnce() -> F + Send + 'static,
+    ) -> Result<T, String> {
+        self.threads[0].spawn(work).wait().map_err(|gone| format!("{gone:?}"))?
+    }
+
+    /// The thread of each task, as many on one as on any other.
+    pub(super) fn thread_of_each_task(&self) -> impl Iterator<Item = &IoThread> {
+        self.threads.iter().cycle().take(THREADS * TASKS)
+    }
+
+    fn active(&self) -> &PathBuf {
+        self.images.last().expect("an active image")
+    }
+
+    /// Makes an image file above the last one: by us or by `qemu-img create`.
+    pub(super) fn create(&mut self, variant: &'static Variant, size: u64) -> Result<(), String> {
+        let path = self.directory.path().join(format!("image{}", self.images.len()));
+        let backing = self.images.last().cloned().zip(self.format());
+        if self.random.one_in(2) {
+            create_by_qemu(variant, size, &path, backing)?;
+        } else {
+            self.create_by_us(variant, size, &path, backing)?;
+        }
+        self.images.push(path);
+        Ok(())
+    }
+
+    /// The format of the image that is last now: only a base has a variant of its own.
+    fn format(&self) -> Option<&'static str> {
+        let mut magic = [0; 4];
+        File::open(self.images.last()?).ok()?.read_exact(&mut magic).ok()?;
+        Some(if magic == *b"QFI\xfb" { "qcow2" } else { "raw" })
+    }
+
+    fn create_by_us(
+        &self,
+        variant: &'static Variant,
+        size: u64,
+        path: &std::path::Path,
+        backing: Option<(PathBuf, &'static str)>,
+    ) -> Result<(), String> {
+        let name = path.display().to_string();
+        self.on_thread(move || async move {
+            let graph = super::chain::graph();
+            let mut options =
+                Options::from_dotted(variant.options, None).map_err(|e| e.to_string())?;
+            options.insert("size", size);
+            if let Some((name, format)) = backing {
+                options.insert("backing_file", name.display().to_string());
+                options.insert("backing_fmt", format);
+            }
+            graph.create_image(&name, variant.format, &options).await.map_err(|e| e.to_string())
+        })
+    }
+
+    /// Opens the active image.
+    pub(super) fn open(&self, access: Access) -> Result<Backend, String> {
+        let path = self.active().display().to_string();
+        let format = self.format().unwrap_or("raw");
+        let Access { aio, direct } = access;
+        let graph: Graph = super::chain::graph();
+        self.on_thread(move || async move {
+            let text = format!(
+                r#"{{"driver":"{format}","file":{{"driver":"file","filename":"{path}","aio":"{aio}","cache":{{"direct":{direct}}}}}}}"#
+            );
+            let options = Options::from_json(&text).map_err(|e| e.to_string())?;
+            let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
+            graph.open_backend(None, options, flags).await.map_err(|e| e.to_string())
+        })
+    }
+
+    /// Closes it.
+    pub(super) fn close(&self, disk: Backend) -> Result<(), String> {
+        self.on_thread(move || async move { disk.close().await.map_err(|e| e.to_string()) })
+    }
+
+    /// `qemu-img check` finds the active image clean; gives how often it was asked.
+    pub(super) fn check_by_qemu(&self, variant: &Variant) -> Result<u64, String> {
+        if !variant.check {
+            return Ok(0);
+        }
+        let check = Program::new("qemu-img").args(["check", "-f", variant.format]);
+        let reply = check.arg(self.active()).run();
+        if reply.code() == 0 { Ok(1) } else { Err(format!("qemu-img check: {}", said(&reply))) }
+    }
+
+    /// `qemu-img compare` finds this content in the active image.
+    pub(super) fn compare_by_qemu(&self, variant: &Variant, content: &[u8]) -> Result<(), String> {
+        let model = self.directory.path().join("model.raw");
+        fs::write(&model, content).map_err(|e| e.to_string())?;
+        let formats = ["compare", "-f", variant.format, "-F", "raw"];
+        let compare = Program::new("qemu-img").args(formats);
+        let reply = compare.arg(self.active()).arg(&model).run();
+        if reply.code() == 0 { Ok(()) } else { Err(format!("qemu-img compare: {}", said(&reply))) }
+    }
+
+    /// Leaves the files behind, for who looks into a failure; tells where. The threads are left to
+    /// themselves: one of them may wait for ever.
+    pub(super) fn keep(self) -> String {
+        let Self { directory, threads, .. } = self;
+        std::mem::forget(threads);
+        format!("the files are in {}", directory.keep().display())
+    }
+}
+
+fn create_by_qemu(
+    variant: &Variant,
+    size: u64,
+    path: &std::path::Path,
+    backing: Option<(PathBuf, &str)>,
+) -> Result<(), String> {
+    let mut program = Program::new("qemu-img").args(["create", "-q", "-f", variant.format]);
+    if !variant.options.is_empty() {
+        program = program.args(["-o", variant.options]);
+    }
+    if let Some((name, format)) = backing {
+        program = program.arg("-b").arg(name).args(["-F", format]);
+    }
+    let reply = program.arg(path).arg(size.to_string()).run();
+    if reply.code() == 0 { Ok(()) } else { Err(reply.err()) }
+}

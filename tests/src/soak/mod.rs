@@ -1,0 +1,250 @@
+//! The long run of the harnesses: jobs, how much is to be done, and the tally of what was.
+//!
+//! A job is one seed of one kind of test on one variant. Jobs are taken in turn by as many threads as
+//! there are cores, until every variant has had its share or the time is over. A failure is reported
+//! and the run goes on: it exits with an error at the end.
+//!
+//! The length of a chain follows from the seed modulo 4; a variant's jobs of one kind go through all
+//! four remainders in turn, so every length is met as often as any other.
+
+mod report;
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use crate::drivers::Variant;
+use crate::model::threads::Extent;
+use crate::tally::Tally;
+use crate::{crash, hostile, model, panic_text};
+
+/// A kind of test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Random operations on simulated disks.
+    Model,
+    /// Random operations on real files from four I/O threads.
+    Threads,
+    /// The same, with every other request given up under way.
+    Cancel,
+    /// Power cuts on simulated disks, one thread.
+    Crash,
+    /// Power cuts while four I/O threads work.
+    CrashThreads,
+    /// Failing operations on simulated disks.
+    Faults,
+    /// Damaged images on simulated disks.
+    Damage,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Kind; 7] = [
+        Kind::Model,
+        Kind::Threads,
+        Kind::Cancel,
+        Kind::Crash,
+        Kind::CrashThreads,
+        Kind::Faults,
+        Kind::Damage,
+    ];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Model => "model",
+            Kind::Threads => "threads",
+            Kind::Cancel => "cancel",
+            Kind::Crash => "crash",
+            Kind::CrashThreads => "crash-threads",
+            Kind::Faults => "faults",
+            Kind::Damage => "damage",
+        }
+    }
+
+    /// The kind of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// What a share is counted in.
+    fn counted(self, tally: &Tally, jobs: u64) -> u64 {
+        match self {
+            Kind::Model | Kind::Threads | Kind::Cancel => tally.operations,
+            Kind::Crash | Kind::CrashThreads => tally.cuts,
+            Kind::Faults | Kind::Damage => jobs,
+        }
+    }
+
+    /// About how much of that one job does.
+    fn per_job(self) -> u64 {
+        match self {
+            Kind::Model => 1000,
+            Kind::Threads => THREADS.phases * THREADS.operations,
+            Kind::Cancel => CANCEL.phases * CANCEL.operations,
+            Kind::Crash | Kind::CrashThreads => CUTS as u64,
+            Kind::Faults | Kind::Damage => 1,
+        }
+    }
+
+    /// Does one job.
+    fn job(self, variant: &'static Variant, seed: u64) -> Tally {
+        match self {
+            Kind::Model => model::sim::run(variant, seed, 250),
+            Kind::Threads => model::threads::run(variant, seed, THREADS),
+            Kind::Cancel => model::cancel::run(variant, seed, CANCEL),
+            Kind::Crash => crash::run::run(variant, seed, CUTS),
+            Kind::CrashThreads => crash::threads::run(variant, seed, 300, CUTS),
+            Kind::Faults => crash::faults::run(variant, seed),
+            Kind::Damage => {
+                hostile::mutate::run(variant, seed);
+                Tally::default()
+            }
+        }
+    }
+}
+
+/// Power cuts in one job.
+const CUTS: usize = 20;
+
+/// The size of one job on real files.
+const THREADS: Extent = Extent { phases: 3, operations: 3000 };
+
+/// The size of one job whose requests are given up.
+const CANCEL: Extent = Extent { phases: 3, operations: 1000 };
+
+/// What to run and for how long.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// Kinds of test.
+    pub kinds: Vec<Kind>,
+    /// Variants of formats.
+    pub variants: Vec<&'static Variant>,
+    /// The first seed; each job takes a later one.
+    pub seed: u64,
+    /// Stop after this time; without it, when every share is done.
+    pub time: Option<Duration>,
+    /// Operations for each kind and variant that is counted in operations.
+    pub operations: u64,
+    /// Power cuts, failing disks and damaged disks for each kind and variant.
+    pub cuts: u64,
+    /// Jobs at once.
+    pub jobs: usize,
+}
+
+/// What was done for one kind and variant.
+#[derive(Clone, Copy, Debug, Default)]
+struct Done {
+    tally: Tally,
+    started: u64,
+    ended: u64,
+    failures: u64,
+}
+
+impl Done {
+    /// Whether all is done once the jobs under way have ended.
+    fn is_enough(&self, kind: Kind, order: &Order) -> bool {
+        let share = match kind {
+            Kind::Model | Kind::Threads | Kind::Cancel => order.operations,
+            Kind::Crash | Kind::CrashThreads | Kind::Faults | Kind::Damage => order.cuts,
+        };
+        let under_way = self.started - self.ended - self.failures;
+        kind.counted(&self.tally, self.ended) + under_way * kind.per_job() >= share
+    }
+}
+
+type Table = BTreeMap<(Kind, &'static str), Done>;
+
+struct Soak {
+    order: Order,
+    started: Instant,
+    next: Mutex<usize>,
+    table: Mutex<Table>,
+    failures: Mutex<Vec<String>>,
+    stop: AtomicBool,
+}
+
+/// Runs what was ordered and prints the tally; gives the failures.
+///
+/// # Panics
+/// When a worker thread cannot be started.
+pub fn run(order: &Order) -> Vec<String> {
+    let soak = Soak {
+        started: Instant::now(),
+        next: Mutex::new(0),
+        table: Mutex::new(Table::new()),
+        failures: Mutex::new(Vec::new()),
+        stop: AtomicBool::new(false),
+        order: order.clone(),
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..order.jobs.max(1) {
+            scope.spawn(|| soak.work());
+        }
+    });
+    let table = soak.table.into_inner().unwrap_or_default();
+    report::print(&table, order, soak.started.elapsed());
+    soak.failures.into_inner().unwrap_or_default()
+}
+
+impl Soak {
+    fn work(&self) {
+        while let Some((kind, variant, seed)) = self.take() {
+            let outcome = std::panic::catch_unwind(|| kind.job(variant, seed));
+            let mut table = self.table.lock().expect("no job panics with the table");
+            let done = table.entry((kind, variant.name)).or_default();
+            match outcome {
+                Ok(tally) => {
+                    done.tally.add(&tally);
+                    done.ended += 1;
+                    self.announce(kind, variant, done);
+                }
+                Err(panic) => {
+                    done.failures += 1;
+                    let text = format!("{}: {}", kind.name(), panic_text(&*panic));
+                    eprintln!("FAILED {text}");
+                    self.failures.lock().expect("not poisoned").push(text);
+                }
+            }
+        }
+    }
+
+    /// Tells when a kind and variant is done.
+    fn announce(&self, kind: Kind, variant: &Variant, done: &Done) {
+        let last = done.started == done.ended + done.failures;
+        if self.order.time.is_none() && last && done.is_enough(kind, &self.order) {
+            let elapsed = self.started.elapsed().as_secs();
+            println!("{} {} has had its share after {elapsed} s", kind.name(), variant.name);
+        }
+    }
+
+    /// The next job: kinds and variants in turn, without those that have had their share.
+    fn take(&self) -> Option<(Kind, &'static Variant, u64)> {
+        let mut next = self.next.lock().expect("nothing panics with it");
+        let mut table = self.table.lock().expect("no job panics with the table");
+        if self.stop.load(Relaxed)
+            || self.order.time.is_some_and(|time| self.started.elapsed() >= time)
+        {
+            return None;
+        }
+        let Order { kinds, variants, .. } = &self.order;
+        for _ in 0..kinds.len() * variants.len() {
+            let turn = *next;
+            *next += 1;
+            let variant = variants[turn % variants.len()];
+            let kind = kinds[turn / variants.len() % kinds.len()];
+            let done = table.entry((kind, variant.name)).or_default();
+            // One that fails again and again is not given more.
+            if done.failures >= 3
+                || (self.order.time.is_none() && done.is_enough(kind, &self.order))
+            {
+                continue;
+            }
+            let seed = self.order.seed + 4 * turn as u64 + done.started % 4;
+            done.started += 1;
+            return Some((kind, variant, seed));
+        }
+        None
+    }
+}
