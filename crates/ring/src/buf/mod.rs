@@ -20,7 +20,7 @@ mod shared;
 mod unique;
 mod zero;
 
-pub(crate) use pool::{Arena, install_arena, uninstall_arena};
+pub(crate) use pool::{Arena, install_arena, trim_shared, trim_thread, uninstall_arena};
 pub use shared::IoBuf;
 pub use unique::IoBufMut;
 pub use zero::is_zero;

@@ -5,7 +5,8 @@
 //! * Up to 64 KiB otherwise: a small cache per thread.
 //! * Above: page mappings, kept by one process-wide cache that holds at most [`BIG_CACHE`] bytes.
 //!
-//! All caches are bounded; what does not fit goes back to the system. Memory is zero when it is made and stays
+//! All caches are bounded; what does not fit goes back to the system, and so does everything but the arenas when
+//! there is nothing to do ([`trim_thread`], [`trim_shared`]). Memory is zero when it is made and stays
 //! initialised for good, whatever was written to it.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -176,14 +177,41 @@ fn put_piece(pieces: &mut Pieces, block: NonNull<Block>) {
     }
 }
 
-impl Drop for ThreadPool {
-    fn drop(&mut self) {
+impl ThreadPool {
+    /// Frees the small blocks kept for reuse.
+    fn trim(&mut self) {
         for (class, list) in self.small.iter_mut().enumerate() {
             for block in list.drain(..) {
                 // SAFETY: cached blocks are free and ours.
                 unsafe { free_small(block, class) };
             }
         }
+    }
+}
+
+impl Drop for ThreadPool {
+    fn drop(&mut self) {
+        self.trim();
+    }
+}
+
+/// Frees what the calling thread keeps for reuse, its arena apart: that is registered with the kernel.
+pub(crate) fn trim_thread() {
+    let _ = POOL.try_with(|pool| pool.borrow_mut().trim());
+}
+
+/// Frees what all threads keep for reuse together, and has the allocator return its free pages to the system.
+pub(crate) fn trim_shared() {
+    let blocks = {
+        let mut cache = BIG.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.bytes = 0;
+        std::mem::take(&mut cache.blocks)
+    };
+    blocks.into_iter().for_each(unmap);
+    #[cfg(target_env = "gnu")]
+    // SAFETY: needs nothing of its caller.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 
@@ -301,11 +329,14 @@ fn recycle_big(block: NonNull<Block>) {
         // SAFETY: the header came from `Box::leak` and is ours.
         drop(unsafe { Box::from_raw(block.as_ptr()) });
     }
-    for old in dropped {
-        // SAFETY: taken out of the cache, so header and memory are ours alone.
-        let header = unsafe { Box::from_raw(old.0.as_ptr()) };
-        unmap_pages(header.ptr, header.capacity);
-    }
+    dropped.into_iter().for_each(unmap);
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "nobody has the block afterwards")]
+fn unmap(block: FreeBlock) {
+    // SAFETY: a free block that is in no cache: header and memory are ours alone.
+    let header = unsafe { Box::from_raw(block.0.as_ptr()) };
+    unmap_pages(header.ptr, header.capacity);
 }
 
 /// Takes back a block whose last reference is gone.

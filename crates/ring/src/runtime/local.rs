@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use async_task::{Runnable, Task};
 
+use super::quiet::Quiet;
 use super::shared::{Message, Shared};
 use super::thread::Handle;
 use super::timer::{Timers, real_now};
@@ -76,6 +77,7 @@ pub(crate) struct Local {
     /// Present in simulation: decides order and time.
     pub(crate) scheduler: Option<Scheduler>,
     closing: Cell<bool>,
+    quiet: Quiet,
 }
 
 #[derive(Default)]
@@ -212,6 +214,7 @@ impl Entered {
             poll: config.poll,
             scheduler,
             closing: Cell::new(false),
+            quiet: Quiet::default(),
         });
         CURRENT.set(Some(Rc::clone(&local)));
         Ok(Entered { local })
@@ -249,11 +252,11 @@ impl Local {
         let mut cx = Context::from_waker(&waker);
         loop {
             self.take_mail();
-            if self.main_may_run()
-                && self.main.woken.swap(false, Ordering::Acquire)
-                && let Poll::Ready(value) = main.as_mut().poll(&mut cx)
-            {
-                return value;
+            if self.main_may_run() && self.main.woken.swap(false, Ordering::Acquire) {
+                self.quiet.note();
+                if let Poll::Ready(value) = main.as_mut().poll(&mut cx) {
+                    return value;
+                }
             }
             match &self.scheduler {
                 None => self.turn(),
@@ -279,13 +282,15 @@ impl Local {
         }
         if self.shared.mailbox.prepare_sleep() {
             // The main future's flag is published before the sleep flag is read, like a message.
-            let wait = match self.timers.borrow().next_deadline() {
+            let timer = self.timers.borrow().next_deadline();
+            let wait = match [timer, self.quiet.deadline()].into_iter().flatten().min() {
                 _ if !self.is_idle() => Wait::No,
                 Some(deadline) => Wait::Until(deadline),
                 None => Wait::Forever,
             };
             self.reactor.turn(wait);
             self.shared.mailbox.awake();
+            self.quiet.slept();
         }
     }
 
@@ -316,6 +321,7 @@ impl Local {
     fn run_ready(&self) {
         for _ in 0..BUDGET {
             let Some(task) = self.ready.borrow_mut().pop_front() else { break };
+            self.quiet.note();
             task.run();
         }
     }

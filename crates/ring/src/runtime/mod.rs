@@ -1,14 +1,15 @@
 //! The I/O thread: tasks, timers, wakers and the loop that drives them.
 //!
 //! [`local`] holds what belongs to the thread and its loop, [`shared`] the part that other threads may touch (the mailbox
-//! with its sleep flag), [`thread`] the handles, [`timer`] the clock. [`oneshot`] carries results between threads and
-//! [`offload`] runs data work on the worker pool.
+//! with its sleep flag), [`thread`] the handles, [`timer`] the clock. [`oneshot`] carries results between threads,
+//! [`offload`] runs data work on the worker pool, and [`quiet`] gives memory back when there is nothing to do.
 
 pub(crate) mod atomics;
 pub(crate) mod local;
 pub(crate) mod offload;
 pub(crate) mod oneshot;
 mod pool;
+mod quiet;
 pub(crate) mod shared;
 mod thread;
 mod timer;
