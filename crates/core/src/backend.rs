@@ -4,14 +4,16 @@
 //! be [drained](Backend::drain), keeps the epoch that freed clusters wait for, and counts what passes. Any I/O
 //! thread may use it at any time.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU64, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
 };
+use std::task::{Context, Poll};
 
 use arc_swap::ArcSwapOption;
-use oxblk_ring::{Event, Sharded};
+use oxblk_ring::{Event, Sharded, Task};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use crate::epoch::EpochGuard;
@@ -186,10 +188,42 @@ impl Backend {
         request.check(offset, len)?;
         let flags =
             if self.0.write_through.load(Relaxed) { flags | WriteFlags::FUA } else { flags };
-        request.root.edge.write(offset, data, flags).await?;
-        request.done();
+        self.write_through_root(request, offset, data, flags).await?;
         self.count_write(len);
         Ok(())
+    }
+
+    async fn write_through_root(
+        &self,
+        request: Request<'_>,
+        offset: u64,
+        data: IoBuf,
+        flags: WriteFlags,
+    ) -> Result<()> {
+        let root = Arc::clone(&request.root);
+        root.edge.may_write()?;
+        if !flags.is_empty() || data.is_empty() {
+            let work = async move { root.edge.write(offset, data, flags).await };
+            return request.carry_through(work).await;
+        }
+        match request::start_in_place(root.edge.node(), offset, data) {
+            Ok(operation) => match operation.done(root.edge.node()).await {
+                Ok(()) => {
+                    request.done();
+                    Ok(())
+                }
+                Err(rest) => {
+                    let finish = async move {
+                        request::finish_in_place(root.edge.node(), offset, rest).await
+                    };
+                    request.carry_through(finish).await
+                }
+            },
+            Err(data) => {
+                let work = async move { root.edge.write(offset, data, flags).await };
+                request.carry_through(work).await
+            }
+        }
     }
 
     /// Makes a range read as zeroes.
@@ -200,8 +234,9 @@ impl Backend {
         let request = self.begin().await?;
         request.check(offset, len)?;
         let flags = if self.0.write_through.load(Relaxed) { flags | ZeroFlags::FUA } else { flags };
-        request.root.edge.write_zeroes(offset, len, flags).await?;
-        request.done();
+        let root = Arc::clone(&request.root);
+        let work = async move { root.edge.write_zeroes(offset, len, flags).await };
+        request.carry_through(work).await?;
         self.count_write(len);
         Ok(())
     }
@@ -213,8 +248,8 @@ impl Backend {
     pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
         let request = self.begin().await?;
         request.check(offset, len)?;
-        request.root.edge.discard(offset, len).await?;
-        request.done();
+        let root = Arc::clone(&request.root);
+        request.carry_through(async move { root.edge.discard(offset, len).await }).await?;
         self.count_write(len);
         Ok(())
     }
@@ -225,8 +260,8 @@ impl Backend {
     /// As driver and host report.
     pub async fn flush(&self) -> Result<()> {
         let request = self.begin().await?;
-        request.root.edge.flush().await?;
-        request.done();
+        let root = Arc::clone(&request.root);
+        request.carry_through(async move { root.edge.flush().await }).await?;
         self.0.counters.mine().flush_ops.fetch_add(1, Relaxed);
         Ok(())
     }
@@ -448,15 +483,8 @@ struct Request<'a> {
 
 impl Drop for Request<'_> {
     fn drop(&mut self) {
-        let Some((epoch, count)) = self.guards.take() else { return };
-        let abandoned = Abandoned { backend: self.backend.clone(), epoch: epoch.detach() };
-        count.detach();
-        if oxblk_ring::try_thread_index().is_some() {
-            oxblk_ring::spawn(async move {
-                oxblk_ring::settled().await;
-                drop(abandoned);
-            })
-            .detach();
+        if let Some(abandoned) = self.leave_behind() {
+            abandoned.settle();
         }
     }
 }
@@ -475,7 +503,66 @@ impl Drop for Abandoned {
     }
 }
 
+impl Abandoned {
+    /// Ends the request once the host has ended what the thread's dropped futures left behind.
+    fn settle(self) {
+        if oxblk_ring::try_thread_index().is_some() {
+            oxblk_ring::spawn(async move {
+                oxblk_ring::settled().await;
+                drop(self);
+            })
+            .detach();
+        }
+    }
+}
+
+/// A task whose result is wanted, and that goes on by itself when it no longer is.
+struct GoesOn<T>(Option<Task<T>>);
+
+impl<T> Future for GoesOn<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        match &mut self.0 {
+            Some(task) => Pin::new(task).poll(context),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<T> Drop for GoesOn<T> {
+    fn drop(&mut self) {
+        if let Some(task) = self.0.take() {
+            task.detach();
+        }
+    }
+}
+
 impl Request<'_> {
+    /// The request's place in the counts, apart from its future.
+    fn leave_behind(&mut self) -> Option<Abandoned> {
+        let (epoch, count) = self.guards.take()?;
+        count.detach();
+        Some(Abandoned { backend: self.backend.clone(), epoch: epoch.detach() })
+    }
+
+    /// Carries out the work of the request, to its end even if the caller's future is dropped before.
+    async fn carry_through(
+        mut self,
+        work: impl Future<Output = Result<()>> + 'static,
+    ) -> Result<()> {
+        let place = self.leave_behind();
+        let task = oxblk_ring::spawn(async move {
+            let outcome = work.await;
+            match (&outcome, place) {
+                (Err(_), Some(place)) => place.settle(),
+                (_, place) => drop(place),
+            }
+            outcome
+        });
+        GoesOn(Some(task)).await
+    }
+
     /// The request has succeeded: nothing of it is in flight.
     fn done(mut self) {
         self.guards = None;

@@ -191,7 +191,7 @@ impl Edge {
         Perm::from_bits_truncate(self.taken.load(Relaxed)).intersects(perm)
     }
 
-    fn may_write(&self) -> Result<()> {
+    pub(crate) fn may_write(&self) -> Result<()> {
         if self.takes(Perm::WRITE | Perm::WRITE_UNCHANGED) {
             return Ok(());
         }

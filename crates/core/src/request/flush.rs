@@ -20,12 +20,21 @@ pub(crate) async fn flush(node: &Arc<Node>) -> Result<()> {
             edge.node().mark_unflushed();
         }
     }
+    let unflushed = Unflushed(node);
     let outcome = flush_driver(node).await;
-    if outcome.is_err() {
-        // What failed to become durable is still to be flushed.
-        node.mark_unflushed();
+    if outcome.is_ok() {
+        std::mem::forget(unflushed);
     }
     outcome.map_err(|error| error.on_node(node.name()))
+}
+
+/// What a flush that failed or was given up did not make durable is still to be flushed.
+struct Unflushed<'a>(&'a Node);
+
+impl Drop for Unflushed<'_> {
+    fn drop(&mut self) {
+        self.0.mark_unflushed();
+    }
 }
 
 async fn flush_driver(node: &Arc<Node>) -> Result<()> {

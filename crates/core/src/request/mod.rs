@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Release;
 
 use futures_util::future::try_join_all;
-use oxblk_ring::{IoBuf, IoBufMut};
+use oxblk_ring::{IoBuf, IoBufMut, WriteAt};
 
 use crate::driver::Preallocation;
 use crate::{Error, ErrorKind, Node, Result, WriteFlags};
@@ -79,6 +79,52 @@ async fn read_split(
         }
     }
     whole.ok_or_else(|| Error::invalid("empty read"))
+}
+
+/// A write of data that is one operation on a host file, which has been submitted.
+pub(crate) struct InPlace {
+    operation: WriteAt,
+    data: IoBuf,
+}
+
+/// Submits a write if it is one operation on a host file; otherwise gives the data back.
+pub(crate) fn start_in_place(
+    node: &Arc<Node>,
+    offset: u64,
+    data: IoBuf,
+) -> std::result::Result<InPlace, IoBuf> {
+    match fast::start_write(node, offset, data) {
+        WriteStart::InFlight { op, data, .. } => Ok(InPlace { operation: op, data }),
+        WriteStart::Tracked { data, .. }
+        | WriteStart::Slow { data, .. }
+        | WriteStart::Split { data, .. } => Err(data),
+    }
+}
+
+impl InPlace {
+    /// Waits for the operation. One that was cut short or failed comes back, to be
+    /// [finished](finish_in_place).
+    pub(crate) async fn done(self, node: &Node) -> std::result::Result<(), Unfinished> {
+        let outcome = self.operation.await;
+        node.mark_unflushed();
+        match outcome {
+            Ok(done) if done == self.data.len() => Ok(()),
+            outcome => Err(Unfinished { outcome, data: self.data }),
+        }
+    }
+}
+
+/// What became of an operation that did not write everything.
+pub(crate) struct Unfinished {
+    outcome: std::io::Result<usize>,
+    data: IoBuf,
+}
+
+/// Writes what is left of a write in place.
+pub(crate) async fn finish_in_place(node: &Arc<Node>, offset: u64, rest: Unfinished) -> Result<()> {
+    let outcome = slow::finish_write(node, offset, rest.data, rest.outcome).await;
+    node.mark_unflushed();
+    outcome
 }
 
 /// Writes `data` at `offset`.

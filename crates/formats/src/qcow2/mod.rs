@@ -10,7 +10,7 @@
 //! | `lookup` | guest offset → extent |
 //! | `read`, `write`, `discard`, `compressed` | requests that the map cannot answer |
 //! | `tables` | making L2 tables |
-//! | `write_back` | the order in which metadata reaches the disk |
+//! | `write_back`, `gate` | the order in which metadata reaches the disk |
 //! | `resize`, `status`, `check/`, `create`, `measure` | what the names say |
 //! | `open`, `factory` | how a node comes to be |
 //!
@@ -38,6 +38,7 @@ pub mod create;
 mod discard;
 mod driver;
 mod factory;
+mod gate;
 #[doc(hidden)]
 pub mod layout;
 mod lookup;
@@ -65,6 +66,7 @@ pub use factory::QCOW2;
 
 use cache::{Radix, SliceCache};
 use compressed::Tail;
+use gate::Gate;
 use layout::{Compression, Geometry, Header, Incompatible, field_offsets};
 use refcounts::Refcounts;
 use write_back::Dropped;
@@ -99,6 +101,7 @@ pub(crate) struct Qcow2 {
     compressed_tail: Tail,
     tables: AsyncMutex<()>,
     writing_back: AsyncMutex<()>,
+    gate: Gate,
     dropped: Mutex<Vec<Dropped>>,
     l1_dirty: Mutex<BTreeSet<u64>>,
 }

@@ -168,6 +168,7 @@ async fn build(
         compressed_tail: Tail::default(),
         tables: AsyncMutex::new(()),
         writing_back: AsyncMutex::new(()),
+        gate: super::gate::Gate::default(),
         dropped: Mutex::default(),
         l1_dirty: Mutex::default(),
         header,

@@ -19,6 +19,7 @@ use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex};
 
 use super::allocator::{Allocator, Reserved, Resting};
 use super::cache::{DirtyCopy, Pinned, Radix, SliceCache};
+use super::gate::Gate;
 use super::layout::{
     Geometry, MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, field_offsets, refcount_set,
 };
@@ -34,6 +35,7 @@ pub(super) struct Refcounts {
     slice_bytes: u64,
     growing: AsyncMutex<()>,
     writing: AsyncMutex<()>,
+    gate: Gate,
     pub(super) allocator: Allocator,
 }
 
@@ -77,6 +79,7 @@ impl Refcounts {
             slice_bytes,
             growing: AsyncMutex::new(()),
             writing: AsyncMutex::new(()),
+            gate: Gate::default(),
             allocator: Allocator::new(geometry, &file),
             children,
         };
@@ -253,7 +256,10 @@ impl Refcounts {
                 WriteFlags::empty(),
             )
         });
-        run_all(writes).await?;
+        let writing = self.gate.pass().await;
+        let outcome = run_all(writes).await;
+        writing.done();
+        outcome?;
         copies.into_iter().for_each(DirtyCopy::written);
         Ok(())
     }

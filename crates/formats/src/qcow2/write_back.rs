@@ -11,9 +11,10 @@
 //! 5. only now lower the refcounts of what was dropped. What reaches 0 rests until the requests that may still be using
 //!    it have ended (see `allocator`).
 //!
-//! A failure puts everything back as it was: still dirty, still to be dropped.
+//! A failure puts everything back as it was: still dirty, still to be dropped. So does a cycle that is given up, and the
+//! next one waits until the host has ended what it had begun (see `gate`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -97,9 +98,12 @@ impl Qcow2 {
         let file = self.children.require(ChildIdx::FILE)?;
         let mut cycle = Cycle::begin(self);
         let drops = !cycle.dropped.is_empty();
-        self.write_ordered(&file, &cycle.copies, &cycle.l1, drops, durable).await?;
-        let dropped = cycle.finish();
-        self.lower(&dropped).await?;
+        let writing = self.gate.pass().await;
+        let outcome = self.write_ordered(&file, &cycle.copies, &cycle.l1, drops, durable).await;
+        writing.done();
+        outcome?;
+        cycle.written();
+        self.lower(&mut cycle.dropped).await?;
         self.recycle().await
     }
 
@@ -150,33 +154,43 @@ impl Qcow2 {
         run_all(writes).await
     }
 
-    /// Lowers the refcounts of what the disk no longer refers to.
-    async fn lower(&self, dropped: &[Dropped]) -> Result<()> {
+    /// Lowers the refcounts of what the disk no longer refers to, and takes it off the list as it does.
+    async fn lower(&self, dropped: &mut VecDeque<Dropped>) -> Result<()> {
         if dropped.is_empty() {
             return Ok(());
         }
-        let bits = self.geometry.cluster_bits;
         // A scan must not find a cluster whose refcount is 0 before it rests.
         let _turn = self.refcounts.allocator.scanning.lock().await;
-        for run in dropped {
-            for cluster in run.cluster..run.cluster.saturating_add(run.count) {
-                let (offset, size) = (cluster << bits, self.geometry.cluster_size());
-                if run.was != Was::Table && self.refcounts.allocator.is_metadata(offset, size) {
-                    let text =
-                        format!("Preventing invalid freeing of metadata at offset {offset:#x}");
-                    return Err(self.mark_corrupt(&text, offset).await);
+        while let Some(Dropped { cluster, was, .. }) = dropped.front().copied() {
+            let outcome = self.lower_one(cluster, was).await;
+            if let Some(run) = dropped.front_mut() {
+                run.cluster = run.cluster.saturating_add(1);
+                run.count = run.count.saturating_sub(1);
+                if run.count == 0 {
+                    dropped.pop_front();
                 }
-                if self.refcounts.drop_one(cluster).await? > 0 {
-                    continue;
-                }
-                if run.was == Was::Table {
-                    self.refcounts.allocator.forget_metadata(offset, size);
-                }
-                self.compressed_tail.leave(cluster, bits);
-                let (epoch, discard) = (self.epochs.current(), run.was == Was::Discarded);
-                self.refcounts.allocator.rest(Resting { epoch, cluster, count: 1, discard });
             }
+            outcome?;
         }
+        Ok(())
+    }
+
+    async fn lower_one(&self, cluster: u64, was: Was) -> Result<()> {
+        let bits = self.geometry.cluster_bits;
+        let (offset, size) = (cluster << bits, self.geometry.cluster_size());
+        if was != Was::Table && self.refcounts.allocator.is_metadata(offset, size) {
+            let text = format!("Preventing invalid freeing of metadata at offset {offset:#x}");
+            return Err(self.mark_corrupt(&text, offset).await);
+        }
+        if self.refcounts.drop_one(cluster).await? > 0 {
+            return Ok(());
+        }
+        if was == Was::Table {
+            self.refcounts.allocator.forget_metadata(offset, size);
+        }
+        self.compressed_tail.leave(cluster, bits);
+        let (epoch, discard) = (self.epochs.current(), was == Was::Discarded);
+        self.refcounts.allocator.rest(Resting { epoch, cluster, count: 1, discard });
         Ok(())
     }
 
@@ -219,10 +233,10 @@ impl Qcow2 {
     }
 }
 
-/// What one cycle is to write. Dropped unfinished (it failed, or was given up), it puts everything back.
+/// What one cycle is to write. Dropped unfinished (it failed, or was given up), it puts back what is left of it.
 struct Cycle<'a> {
     image: &'a Qcow2,
-    dropped: Vec<Dropped>,
+    dropped: VecDeque<Dropped>,
     l1: BTreeSet<u64>,
     copies: Vec<DirtyCopy<'a>>,
 }
@@ -232,22 +246,21 @@ impl<'a> Cycle<'a> {
         let take_dropped = || std::mem::take(&mut *lock(&image.dropped));
         let take_l1 = || std::mem::take(&mut *lock(&image.l1_dirty));
         // In this order; see the module's text.
-        let (dropped, l1) = (take_dropped(), take_l1());
+        let (dropped, l1) = (take_dropped().into(), take_l1());
         Self { image, dropped, l1, copies: image.l2.take_dirty() }
     }
 
-    /// All is on disk; gives what can be dropped now.
-    fn finish(&mut self) -> Vec<Dropped> {
+    /// All is on disk; the references can be dropped now.
+    fn written(&mut self) {
         self.l1.clear();
         self.copies.drain(..).for_each(DirtyCopy::written);
-        std::mem::take(&mut self.dropped)
     }
 }
 
 impl Drop for Cycle<'_> {
     fn drop(&mut self) {
         lock(&self.image.l1_dirty).append(&mut self.l1);
-        lock(&self.image.dropped).append(&mut self.dropped);
+        lock(&self.image.dropped).extend(self.dropped.drain(..));
     }
 }
 

@@ -1,0 +1,97 @@
+//! Requests whose futures are dropped before they are done, on simulated disks.
+
+use std::future::Future;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use oxblk_core::{Backend, WriteFlags, ZeroFlags};
+use oxblk_ring::sim::{self, Disk, Faults};
+use oxblk_ring::{IoBuf, IoBufMut};
+use oxblk_tests::drivers::named;
+use oxblk_tests::model::chain::{self, Image, Tolerance};
+
+const CLUSTER: usize = 4096;
+const SIZE: u64 = 1 << 20;
+
+/// A request given up after so many polls; tells whether it was done before.
+async fn give_up<F: Future>(polls: usize, request: F) -> bool {
+    let mut request = pin!(request);
+    for _ in 0..polls {
+        let done =
+            std::future::poll_fn(|context| Poll::Ready(request.as_mut().poll(context).is_ready()));
+        if done.await {
+            return true;
+        }
+        oxblk_ring::sleep(Duration::from_micros(300)).await;
+    }
+    false
+}
+
+/// A new qcow2 image on a disk that takes its time.
+async fn image() -> Image {
+    let image = Image { variant: named("qcow2-4k")[0], disk: Disk::new(1, 0) };
+    chain::create(&image, SIZE).await.expect("an image");
+    let delay = Duration::from_micros(100)..Duration::from_millis(1);
+    image.disk.set_faults(Faults { delay, ..Faults::default() });
+    image
+}
+
+async fn read(disk: &Backend, offset: u64, len: usize) -> IoBufMut {
+    disk.read(offset, IoBufMut::zeroed(len)).await.expect("a read")
+}
+
+#[test]
+fn a_change_given_up_at_any_step_goes_on_to_its_end() {
+    for polls in 1..40 {
+        let done = sim::run(polls as u64, async {
+            let image = image().await;
+            let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
+            // Two clusters and parts of two: tables, clusters and copies are needed.
+            let data = IoBuf::from(vec![7; 3 * CLUSTER]);
+            let mut done = give_up(polls, disk.write(100, data, WriteFlags::empty())).await;
+            let packed = IoBuf::from(vec![8; CLUSTER]);
+            let compressed = disk.write(65_536, packed, WriteFlags::COMPRESSED);
+            done &= give_up(polls, compressed).await;
+            drop(disk.quiesce().await);
+            assert!(read(&disk, 100, 3 * CLUSTER).await.iter().all(|byte| *byte == 7));
+            assert!(read(&disk, 65_536, CLUSTER).await.iter().all(|byte| *byte == 8));
+            let zeroes = disk.write_zeroes(0, 8192, ZeroFlags::MAY_UNMAP);
+            done &= give_up(polls, zeroes).await;
+            drop(disk.quiesce().await);
+            assert!(read(&disk, 0, 8192).await.iter().all(|byte| *byte == 0));
+            chain::close(disk).await.expect("it closes");
+            chain::check(&image, Tolerance::Clean).await.expect("it is clean");
+            done
+        });
+        if done {
+            return;
+        }
+    }
+    panic!("no number of polls is enough");
+}
+
+#[test]
+fn a_flush_given_up_at_any_step_does_not_keep_the_next_from_flushing() {
+    for polls in 1..60 {
+        let done = sim::run(polls as u64, async {
+            let image = image().await;
+            let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
+            let data = IoBuf::from(vec![7; CLUSTER]);
+            disk.write(0, data, WriteFlags::empty()).await.expect("a write");
+            let done = give_up(polls, disk.flush()).await;
+            disk.flush().await.expect("a flush");
+            // The power fails.
+            let left = Image { disk: image.disk.after_power_loss_none(), ..image };
+            let again = chain::open(&[left]).await.expect("it opens");
+            assert!(read(&again, 0, CLUSTER).await.iter().all(|byte| *byte == 7));
+            chain::close(again).await.expect("it closes");
+            chain::close(disk).await.expect("it closes");
+            done
+        });
+        if done {
+            return;
+        }
+    }
+    panic!("no number of polls is enough");
+}
