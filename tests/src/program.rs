@@ -12,12 +12,21 @@ use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long a program may run when the test sets no other bound.
 pub const DEFAULT_TIME_LIMIT: Duration = Duration::from_secs(120);
+
+/// Held while a program is being started.
+static STARTING: RwLock<()> = RwLock::new(());
+
+/// No program is being started while this lives: a file that is closed meanwhile is closed for good, and its
+/// locks with it.
+pub fn none_starting() -> RwLockReadGuard<'static, ()> {
+    STARTING.read().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A tool that oxblk and QEMU both have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,20 +231,23 @@ impl Program {
         command
     }
 
+    /// Starts the command. Until it has become another program, the child holds a copy of every file that
+    /// this process has open.
+    fn spawn(&self, command: &mut Command) -> Child {
+        let _alone = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+        let child = command.spawn();
+        child
+            .unwrap_or_else(|error| panic!("{}: {error} (scripts/install-test-tools)", self.line()))
+    }
+
     /// Runs it to its end.
     ///
     /// # Panics
     /// When it cannot be started (the message says what installs it) or passes its time limit.
     pub fn run(self) -> Reply {
-        let mut child = self
-            .command()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| {
-                panic!("{}: {error} (scripts/install-test-tools)", self.line())
-            });
+        let mut command = self.command();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.spawn(&mut command);
         let stdout = drain(child.stdout.take().expect("piped"));
         let stderr = drain(child.stderr.take().expect("piped"));
         let mut stdin = child.stdin.take().expect("piped");
@@ -284,15 +296,9 @@ impl Program {
     /// # Panics
     /// When it cannot be started.
     pub fn start(self) -> Server {
-        let child = self
-            .command()
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap_or_else(|error| {
-                panic!("{}: {error} (scripts/install-test-tools)", self.line())
-            });
+        let mut command = self.command();
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let child = self.spawn(&mut command);
         Server { line: self.line(), child, stdout: None }
     }
 }

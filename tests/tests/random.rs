@@ -55,6 +55,16 @@ fn a_power_cut_while_four_io_threads_work_loses_nothing_that_was_flushed() {
 }
 
 #[test]
+fn requests_given_up_under_way_leave_everything_else_as_it_should_be() {
+    on_every_variant(|variant| {
+        // The second is on a disk.
+        for seed in [1, 6] {
+            model::cancel::run(variant, seed, Extent { phases: 1, operations: 300 });
+        }
+    });
+}
+
+#[test]
 fn a_failing_disk_loses_nothing_that_succeeded() {
     on_every_variant(|variant| {
         for seed in seeds(variant, 6) {

@@ -13,8 +13,8 @@ Usage: cargo xtask soak [--minutes N] [--driver NAME] [--kind KIND,...] [--opera
 Runs the random tests until each variant of each driver has had its share of each kind:
   model          --operations (100000) on simulated disks
   threads        --operations on real files from four I/O threads
-  cancel         --operations, every other given up under way
-  crash          --cuts (600) power cuts on simulated disks
+  cancel         a fifth of --operations, every other given up under way
+  crash          --cuts (300) power cuts on simulated disks
   crash-threads  --cuts power cuts while four I/O threads work
   faults         --cuts failing disks
   damage         --cuts damaged disks
@@ -46,7 +46,7 @@ fn order(mut args: impl Iterator<Item = String>) -> Result<Order, String> {
         seed: now.as_secs() % 1_000_000 * 1_000_000,
         time: None,
         operations: 100_000,
-        cuts: 600,
+        cuts: 300,
         jobs: std::thread::available_parallelism().map_or(1, usize::from),
     };
     while let Some(option) = args.next() {

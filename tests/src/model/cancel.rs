@@ -1,13 +1,13 @@
 //! Requests dropped under way, on real files from four I/O threads.
 //!
 //! Every other request is given up: its future is dropped after some polls or some microseconds,
-//! wherever it is then. The range of one that was given up is used again once the host has ended what
-//! was left of it ([`oxblk_ring::settled`]). What must hold: nothing waits for ever, every request that
+//! wherever it is then. The range of one that was given up is used again once all that was left of it
+//! has ended ([`Backend::quiesce`]). What must hold: nothing waits for ever, every request that
 //! completed did what it said, each sector of one that was given up is as before or as it would have
 //! become, and the image closes and checks clean, without even a leak.
 
 use std::pin::pin;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -76,21 +76,23 @@ struct Shared {
     pool: Pool,
     oracle: Arc<Mutex<CrashOracle>>,
     cancelled: Arc<Mutex<u64>>,
+    /// Operations that were given up and may still be going on.
+    lingering: Arc<Mutex<Vec<Op>>>,
 }
+
+/// So many operations may linger before their end is waited for.
+const LINGERING: usize = 12;
 
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
-    /// Carries out one operation, with patience or without.
-    async fn carry_out(&self, disk: &Backend, op: &Op, patience: Patience) -> Result<(), String> {
+    /// Carries out one operation, with patience or without; tells whether it came to its end.
+    async fn carry_out(&self, disk: &Backend, op: &Op, patience: Patience) -> Result<bool, String> {
         let ticket = lock(&self.oracle).issue(op);
-        let outcome = with_patience(patience, execute(disk, op)).await;
-        let Some(outcome) = outcome else {
-            oxblk_ring::settled().await;
-            *lock(&self.cancelled) += 1;
-            return Ok(());
+        let Some(outcome) = with_patience(patience, execute(disk, op)).await else {
+            return Ok(false);
         };
         let seen = outcome.map_err(|error| format!("{op:?}: {error}"))?;
         let mut oracle = lock(&self.oracle);
@@ -101,27 +103,45 @@ impl Shared {
                 Ok(())
             }
         }
+        .map(|()| true)
         .map_err(|error| format!("{op:?}: {error}"))
     }
 
-    /// One task: takes operations until none are left or something is wrong. Now and then it waits for
-    /// all requests of the disk to have ended, which those given up must not keep from happening.
+    /// Waits until what was given up so far has ended; its ranges may be used again then.
+    async fn wait_for_lingering(&self, disk: &Backend) {
+        let gone = std::mem::take(&mut *lock(&self.lingering));
+        if !gone.is_empty() {
+            drop(disk.quiesce().await);
+        }
+        for op in gone {
+            self.pool.done(&op, Ok(()));
+        }
+    }
+
+    /// One task: takes operations until none are left or something is wrong.
     async fn task(self, disk: Backend, seed: u64) {
         let mut random = Random::new(seed);
         loop {
             let op = match self.pool.take() {
                 Next::Do(op) => op,
                 Next::Wait => {
+                    self.wait_for_lingering(&disk).await;
                     oxblk_ring::yield_now().await;
                     continue;
                 }
                 Next::End => return,
             };
             let patience = Patience::random(&mut random);
-            let outcome = self.carry_out(&disk, &op, patience).await;
-            self.pool.done(&op, outcome.map_err(|error| format!("{patience:?}: {error}")));
-            if random.one_in(100) {
-                drop(disk.quiesce().await);
+            match self.carry_out(&disk, &op, patience).await {
+                Ok(true) => self.pool.done(&op, Ok(())),
+                Ok(false) => {
+                    *lock(&self.cancelled) += 1;
+                    lock(&self.lingering).push(op);
+                }
+                Err(error) => self.pool.done(&op, Err(format!("{patience:?}: {error}"))),
+            }
+            if lock(&self.lingering).len() >= LINGERING {
+                self.wait_for_lingering(&disk).await;
             }
         }
     }
@@ -140,9 +160,10 @@ impl Run {
             pool: Pool::new(shape, self.random.fork(), operations),
             oracle: Arc::clone(oracle),
             cancelled: Arc::default(),
+            lingering: Arc::default(),
         };
         let (ended, ends) = mpsc::channel();
-        let mut tasks = 0;
+        let mut tasks = Vec::new();
         for thread in self.files.thread_of_each_task() {
             let (disk, shared, ended) = (disk.clone(), shared.clone(), ended.clone());
             let seed = self.random.next_u64();
@@ -150,15 +171,32 @@ impl Run {
                 shared.task(disk, seed).await;
                 let _ = ended.send(());
             };
-            drop(thread.spawn(body));
-            tasks += 1;
+            tasks.push(thread.spawn(body));
         }
+        drop(ended);
         let deadline = Instant::now() + PATIENCE;
-        for ended in 0..tasks {
+        for ended in 0..tasks.len() {
             let left = deadline.saturating_duration_since(Instant::now());
-            ends.recv_timeout(left)
-                .map_err(|_| format!("{ended} of {tasks} tasks have ended, the others hang"))?;
+            match ends.recv_timeout(left) {
+                Ok(()) => {}
+                // A panic, which is told below.
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(format!(
+                        "{ended} of {} tasks have ended, others hang",
+                        tasks.len()
+                    ));
+                }
+            }
         }
+        for task in tasks {
+            task.wait().map_err(|gone| format!("{gone:?}"))?;
+        }
+        let lingering = disk.clone();
+        self.files.on_thread(move || async move {
+            drop(lingering.quiesce().await);
+            Ok(())
+        })?;
         self.tally.operations += operations;
         self.tally.cancelled += *lock(&shared.cancelled);
         shared.pool.outcome()

@@ -9,7 +9,7 @@ use oxblk_ring::{Config, IoThread};
 use tempfile::TempDir;
 
 use crate::drivers::Variant;
-use crate::program::{Program, Reply};
+use crate::program::{self, Program, Reply};
 use crate::random::Random;
 
 /// I/O threads.
@@ -50,6 +50,8 @@ impl Files {
         &self,
         work: impl FnOnce() -> F + Send + 'static,
     ) -> Result<T, String> {
+        // What is closed here is opened by other programs right after.
+        let _held = program::none_starting();
         self.threads[0].spawn(work).wait().map_err(|gone| format!("{gone:?}"))?
     }
 

@@ -146,7 +146,8 @@ impl Done {
     /// Whether all is done once the jobs under way have ended.
     fn is_enough(&self, kind: Kind, order: &Order) -> bool {
         let share = match kind {
-            Kind::Model | Kind::Threads | Kind::Cancel => order.operations,
+            Kind::Model | Kind::Threads => order.operations,
+            Kind::Cancel => order.operations.div_ceil(5),
             Kind::Crash | Kind::CrashThreads | Kind::Faults | Kind::Damage => order.cuts,
         };
         let under_way = self.started - self.ended - self.failures;
