@@ -353,6 +353,8 @@ impl Backend {
         let mut probe = options.clone();
         let read_only = probe.take_bool("read-only")?.unwrap_or(self.is_read_only());
         let writing = Perm::WRITE | Perm::RESIZE;
+        // Requests in flight go on under the permissions that they began with.
+        let _quiesced = self.quiesce().await;
         if read_only {
             edge.set_permissions(Permissions { taken: before.taken - writing, ..before })?;
         }

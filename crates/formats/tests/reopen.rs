@@ -164,7 +164,8 @@ fn what_a_reopen_cannot_change_is_told() {
             ("file.locking=off", "Cannot change the option 'locking'"),
             ("file.colour=red", "Cannot change the option 'colour'"),
             ("colour=red", "Cannot change the option 'colour'"),
-            ("file=other", "Replacing the 'file' child by a reopen is not supported"),
+            ("file=other", "Cannot find device='' nor node-name='other'"),
+            ("file=disk", "Replacing the 'file' child by a reopen is not supported"),
             ("read-only=maybe", "Parameter 'read-only' expects 'on' or 'off'"),
         ];
         for (text, message) in cases {

@@ -70,12 +70,10 @@ impl Opening {
     }
 }
 
-/// The image that is open, and how it was opened.
+/// The image that is open.
 #[derive(Debug, Clone)]
 pub(super) struct Open {
     pub(super) backend: Backend,
-    pub(super) filename: Option<String>,
-    pub(super) opening: Opening,
 }
 
 /// The state of the tool.
@@ -123,11 +121,7 @@ impl Session {
     ///
     /// # Errors
     /// Why not.
-    pub(super) async fn try_open(
-        &self,
-        filename: Option<&str>,
-        opening: &Opening,
-    ) -> Result<(), Error> {
+    async fn try_open(&self, filename: Option<&str>, opening: &Opening) -> Result<(), Error> {
         let mut image = Image::writable(filename.unwrap_or_default())
             .options_if(opening.is_options || filename.is_none())
             .format(opening.format.as_deref());
@@ -135,8 +129,7 @@ impl Session {
         image.write_through = opening.write_through;
         image.options = opening.options.clone();
         let backend = image.open(&self.graph).await?;
-        let (filename, opening) = (filename.map(str::to_owned), opening.clone());
-        *self.open.borrow_mut() = Some(Open { backend, filename, opening });
+        *self.open.borrow_mut() = Some(Open { backend });
         Ok(())
     }
 

@@ -28,6 +28,7 @@ fn reaches(backend: &Backend, node: &Arc<Node>) -> bool {
     backend.node().is_ok_and(|root| is_below(&root, node))
 }
 
-fn is_below(top: &Arc<Node>, node: &Arc<Node>) -> bool {
+/// Whether `node` is `top` or can be reached from it.
+pub(super) fn is_below(top: &Arc<Node>, node: &Arc<Node>) -> bool {
     Arc::ptr_eq(top, node) || top.children().iter().any(|(_, edge)| is_below(edge.node(), node))
 }

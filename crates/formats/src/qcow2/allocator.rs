@@ -50,14 +50,19 @@ pub(super) struct Allocator {
     pub(super) scanning: AsyncMutex<()>,
 }
 
+/// Clusters from here on read as zeroes.
+fn untouched(geometry: Geometry, file: &Edge) -> u64 {
+    if file.node().limits().grows {
+        file.size().div_ceil(geometry.cluster_size())
+    } else {
+        u64::MAX
+    }
+}
+
 impl Allocator {
     /// Knows nothing free yet, and the header cluster as metadata.
     pub(super) fn new(geometry: Geometry, file: &Edge) -> Self {
-        let untouched = if file.node().limits().grows {
-            file.size().div_ceil(geometry.cluster_size())
-        } else {
-            u64::MAX
-        };
+        let untouched = untouched(geometry, file);
         let metadata = RoaringTreemap::from_iter([0]);
         let map = Map {
             free: BTreeMap::new(),
@@ -67,6 +72,13 @@ impl Allocator {
             metadata,
         };
         Self { geometry, map: Mutex::new(map), scanning: AsyncMutex::new(()) }
+    }
+
+    /// The file may have become longer: what it holds was written by somebody.
+    pub(super) fn note_file_size(&self, file: &Edge) {
+        let untouched = untouched(self.geometry, file);
+        let mut map = self.lock();
+        map.untouched = map.untouched.max(untouched);
     }
 
     fn lock(&self) -> MutexGuard<'_, Map> {

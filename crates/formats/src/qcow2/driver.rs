@@ -1,7 +1,7 @@
 //! The driver contract, and the map of the fast path.
 
 use oxblk_core::check::{Check, CheckReport, Fix};
-use oxblk_core::driver::{Compress, Resize};
+use oxblk_core::driver::{Compress, Reopen, Resize};
 use oxblk_core::{
     BoxFuture, ChildIdx, Driver, ImageInfo, Limits, MapOp, Preallocation, Result, Status, Step,
     Want, WriteFlags, ZeroFlags,
@@ -115,6 +115,10 @@ impl Driver for Qcow2 {
     }
 
     fn resize(&self) -> Option<&dyn Resize> {
+        Some(self)
+    }
+
+    fn reopen(&self) -> Option<&dyn Reopen> {
         Some(self)
     }
 

@@ -187,7 +187,7 @@ impl Qcow2 {
 
     /// A writable image must not have guest data where its metadata is: a write in place would destroy it.
     async fn check_slice(&self, slice: &Pinned<'_>, offset: u64) -> Result<()> {
-        if self.read_only {
+        if self.is_read_only() {
             return Ok(());
         }
         for word in slice.words() {

@@ -12,7 +12,7 @@
 //! | `tables` | making L2 tables |
 //! | `write_back`, `gate` | the order in which metadata reaches the disk |
 //! | `resize`, `status`, `check/`, `create`, `measure` | what the names say |
-//! | `open`, `factory` | how a node comes to be |
+//! | `open`, `factory`, `reopen` | how a node comes to be, and to be another |
 //!
 //! # Locks, in the order in which they are taken
 //!
@@ -46,6 +46,7 @@ mod measure;
 mod open;
 mod read;
 mod refcounts;
+mod reopen;
 mod resize;
 mod status;
 mod tables;
@@ -69,6 +70,7 @@ use compressed::Tail;
 use gate::Gate;
 use layout::{Compression, Geometry, Header, Incompatible, field_offsets};
 use refcounts::Refcounts;
+use reopen::Prepared;
 use write_back::Dropped;
 
 /// An open qcow2 image.
@@ -78,7 +80,7 @@ pub(crate) struct Qcow2 {
     compression: Compression,
     /// As read; what changes while the image is open is kept beside it.
     header: Header,
-    read_only: bool,
+    read_only: AtomicBool,
     children: ChildrenRef,
     epochs: Arc<Epochs>,
     size: AtomicU64,
@@ -104,6 +106,8 @@ pub(crate) struct Qcow2 {
     gate: Gate,
     dropped: Mutex<Vec<Dropped>>,
     l1_dirty: Mutex<BTreeSet<u64>>,
+    /// A reopen that waits for commit or abort.
+    prepared: Mutex<Option<Prepared>>,
 }
 
 impl Qcow2 {
@@ -130,6 +134,10 @@ impl Qcow2 {
         offset.checked_next_multiple_of(self.geometry.cluster_size()).unwrap_or(u64::MAX)
     }
 
+    fn is_read_only(&self) -> bool {
+        self.read_only.load(Relaxed)
+    }
+
     fn check_usable(&self) -> Result<()> {
         if self.corrupt.load(Relaxed) {
             return Err(Error::from_errno(5));
@@ -138,7 +146,7 @@ impl Qcow2 {
     }
 
     fn check_writable(&self) -> Result<()> {
-        if self.read_only {
+        if self.is_read_only() {
             return Err(Error::new(ErrorKind::ReadOnly, "Image is read-only"));
         }
         self.check_usable()
@@ -151,7 +159,7 @@ impl Qcow2 {
         if self.signalled.swap(true, Relaxed) {
             return error;
         }
-        if self.read_only {
+        if self.is_read_only() {
             tracing::error!(
                 "qcow2: Image is corrupt: {text}; further non-fatal corruption events will be suppressed"
             );

@@ -35,14 +35,15 @@ pub(super) struct OpenOptions {
 }
 
 /// Sizes of the caches in bytes.
-struct CacheSizes {
+pub(super) struct CacheSizes {
     l2: u64,
     refcounts: u64,
-    slice: u64,
+    /// Of one slice of the L2 cache.
+    pub(super) slice: u64,
 }
 
 impl OpenOptions {
-    fn sizes(&self, geometry: Geometry) -> Result<CacheSizes> {
+    pub(super) fn sizes(&self, geometry: Geometry) -> Result<CacheSizes> {
         let cluster = geometry.cluster_size();
         let slice = self.l2_cache_entry_size.unwrap_or(SLICE.min(cluster));
         if !slice.is_power_of_two() || slice < 512 || slice > cluster {
@@ -72,11 +73,35 @@ impl OpenOptions {
     }
 }
 
-/// Slices that `bytes` of cache hold, but no more than cover the whole disk.
-fn l2_slices(sizes: &CacheSizes, geometry: Geometry, l1_entries: u64) -> usize {
-    let whole = l1_entries.saturating_mul(geometry.cluster_size() / sizes.slice);
-    let slices = (sizes.l2 / sizes.slice).min(whole);
-    usize::try_from(slices).unwrap_or(usize::MAX).max(8)
+impl CacheSizes {
+    /// Slices that the L2 cache holds, but no more than cover the whole disk.
+    pub(super) fn l2_slices(&self, geometry: Geometry, l1_entries: u64) -> usize {
+        let whole = l1_entries.saturating_mul(geometry.cluster_size() / self.slice);
+        let slices = (self.l2 / self.slice).min(whole);
+        usize::try_from(slices).unwrap_or(usize::MAX).max(8)
+    }
+
+    /// Slices that the refcount cache holds.
+    pub(super) fn refcount_slices(&self, geometry: Geometry) -> usize {
+        let slices = self.refcounts / refcount_slice(geometry);
+        usize::try_from(slices).unwrap_or(usize::MAX).max(4)
+    }
+}
+
+/// Bytes of one slice of the refcount cache.
+fn refcount_slice(geometry: Geometry) -> u64 {
+    SLICE.min(geometry.cluster_size())
+}
+
+/// Why an image cannot be written, if so: what this program does not keep up to date must not become stale.
+pub(super) fn only_readable(header: &Header) -> Option<&'static str> {
+    if header.extensions.bitmaps.is_some() {
+        return Some(
+            "Images with persistent bitmaps cannot be written yet: their bitmaps would become stale",
+        );
+    }
+    let dirty = header.incompatible.contains(Incompatible::DIRTY);
+    dirty.then_some("Image was not closed cleanly and its refcounts must be rebuilt first")
 }
 
 /// Opens the image in `context`'s file child.
@@ -89,15 +114,8 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     }
     if !context.flags.read_only {
         header.require_writable()?;
-        if header.extensions.bitmaps.is_some() {
-            context.fall_back_to_read_only(
-                "Images with persistent bitmaps cannot be written yet: their bitmaps would become stale",
-            )?;
-        }
-        if header.incompatible.contains(Incompatible::DIRTY) {
-            context.fall_back_to_read_only(
-                "Image was not closed cleanly and its refcounts must be rebuilt first",
-            )?;
+        if let Some(reason) = only_readable(&header) {
+            context.fall_back_to_read_only(reason)?;
         }
     }
     context.backing = header
@@ -107,7 +125,7 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     let sizes = options.sizes(header.geometry)?;
     let image = build(context, &file, header, &sizes).await?;
     image.read_l1(&file).await?;
-    if !image.read_only {
+    if !image.is_read_only() {
         image.clear_autoclear().await?;
     }
     Ok(image)
@@ -137,21 +155,21 @@ async fn build(
         geometry,
         Arc::clone(&context.children),
         place,
-        sizes.refcounts,
-        SLICE.min(geometry.cluster_size()),
+        sizes.refcount_slices(geometry),
+        refcount_slice(geometry),
     )
     .await?;
     refcounts
         .allocator
         .note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
     let slice_words = sizes.slice / 8;
-    let slices = l2_slices(sizes, geometry, u64::from(header.l1_entries));
+    let slices = sizes.l2_slices(geometry, u64::from(header.l1_entries));
     let _ = file;
     Ok(Qcow2 {
         geometry,
         version: header.version,
         compression: header.compression,
-        read_only: context.flags.read_only,
+        read_only: AtomicBool::new(context.flags.read_only),
         children: Arc::clone(&context.children),
         epochs: Arc::clone(&context.epochs),
         size: AtomicU64::new(header.size),
@@ -171,6 +189,7 @@ async fn build(
         gate: super::gate::Gate::default(),
         dropped: Mutex::default(),
         l1_dirty: Mutex::default(),
+        prepared: Mutex::default(),
         header,
     })
 }
@@ -192,7 +211,7 @@ impl Qcow2 {
                 continue;
             }
             self.l1.get_or_make(index).store(entry.0, Release);
-            if !self.read_only
+            if !self.is_read_only()
                 && let Ok(Some(offset)) = table
             {
                 self.refcounts.allocator.note_metadata(offset, self.geometry.cluster_size());
@@ -202,7 +221,7 @@ impl Qcow2 {
     }
 
     /// Features that this program does not keep up to date must not be believed after it has written.
-    async fn clear_autoclear(&self) -> Result<()> {
+    pub(super) async fn clear_autoclear(&self) -> Result<()> {
         if self.version < 3 || self.header.autoclear == Autoclear::empty() {
             return Ok(());
         }
@@ -211,7 +230,7 @@ impl Qcow2 {
 
     /// Makes the image on disk complete: no metadata is left in memory, and no cluster leaks.
     pub(super) async fn close_image(&self) -> Result<()> {
-        if self.read_only || self.corrupt.load(Relaxed) {
+        if self.is_read_only() || self.corrupt.load(Relaxed) {
             return Ok(());
         }
         // The first cycle lowers refcounts, the second writes them.

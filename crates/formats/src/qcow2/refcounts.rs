@@ -61,21 +61,17 @@ impl Refcounts {
         geometry: Geometry,
         children: ChildrenRef,
         place: TablePlace,
-        cache_bytes: u64,
+        cache_slices: usize,
         slice_bytes: u64,
     ) -> Result<Self> {
         let bytes = place.clusters.saturating_mul(geometry.cluster_size());
-        let cache_slices = usize::try_from(cache_bytes / slice_bytes).unwrap_or(usize::MAX);
         let file = children.require(ChildIdx::FILE)?;
         let refcounts = Self {
             geometry,
             table: Radix::default(),
             table_offset: AtomicU64::new(place.offset),
             table_entries: AtomicU64::new(bytes / 8),
-            cache: SliceCache::new(
-                usize::try_from(slice_bytes / 8).unwrap_or(64),
-                cache_slices.max(4),
-            ),
+            cache: SliceCache::new(usize::try_from(slice_bytes / 8).unwrap_or(64), cache_slices),
             slice_bytes,
             growing: AsyncMutex::new(()),
             writing: AsyncMutex::new(()),
@@ -102,6 +98,28 @@ impl Refcounts {
             }
         }
         Ok(())
+    }
+
+    /// The cache of refcount blocks.
+    pub(super) fn cache(&self) -> &SliceCache {
+        &self.cache
+    }
+
+    /// Whether the table lies where it is said to lie, and is on disk as it is in memory.
+    pub(super) async fn is_as_on_disk(&self, offset: u64, clusters: u64) -> Result<bool> {
+        let bytes = clusters.saturating_mul(self.geometry.cluster_size());
+        if self.table_offset.load(Acquire) != offset
+            || self.table_entries.load(Acquire) != bytes / 8
+        {
+            return Ok(false);
+        }
+        let len = usize::try_from(bytes).map_err(|_| Error::invalid("refcount table too large"))?;
+        let table = self.file()?.read(offset, IoBufMut::new(len)).await?;
+        let entries =
+            table.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_be_bytes));
+        Ok((0..).zip(entries).all(|(index, entry)| {
+            self.table.get(index).map_or(0, |own| own.load(Acquire)) == entry
+        }))
     }
 
     fn file(&self) -> Result<Arc<Edge>> {

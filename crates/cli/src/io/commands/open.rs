@@ -1,12 +1,13 @@
 //! `open` and `reopen`.
 
-use oxblk_core::{Error, Options};
+use oxblk_core::{Backend, Error, Options, ReopenRequest};
+use serde_json::Value;
 
 use super::{Call, done_if};
 use crate::cache::CacheMode;
 use crate::getopt::{Opt, short};
 use crate::io::Outcome;
-use crate::io::session::{Open, Opening, Session};
+use crate::io::session::{Opening, Session};
 use crate::program::err;
 
 const OPEN: &[Opt] = &[
@@ -55,27 +56,29 @@ fn options(session: &Session, options: &mut Options, text: &str) -> Option<()> {
     Some(())
 }
 
-/// `reopen`: the image is closed and opened again under the changed options; if that fails, it is
-/// opened as it was.
+/// What `reopen` is asked for.
+#[derive(Default)]
+struct Changes {
+    options: Options,
+    cache: Option<CacheMode>,
+    read_only: Option<bool>,
+}
+
+/// `reopen`: the open image goes on with other options, or as it was if that cannot be.
 pub(in crate::io) async fn reopen(session: &Session, call: Call<'_>) -> Outcome {
     let Some(open) = session.current() else { return Outcome::Failed };
-    let mut changed = Options::new();
-    let mut opening = open.opening.clone();
-    let mut access = None;
+    let mut changes = Changes::default();
     let operands = call.parse(REOPEN, |found| match found.id {
-        'c' => match CacheMode::parse(&found.value) {
-            Some(mode) => {
-                opening.cache(mode);
-                Some(())
-            }
-            None => {
+        'c' => {
+            changes.cache = CacheMode::parse(&found.value);
+            if changes.cache.is_none() {
                 session.program.error(format_args!("Invalid cache option: {}", found.value));
-                None
             }
-        },
-        'o' => options(session, &mut changed, &found.value),
-        letter if access.is_none() => {
-            access = Some(letter == 'r');
+            changes.cache.map(drop)
+        }
+        'o' => options(session, &mut changes.options, &found.value),
+        letter if changes.read_only.is_none() => {
+            changes.read_only = Some(letter == 'r');
             Some(())
         }
         _ => {
@@ -88,40 +91,44 @@ pub(in crate::io) async fn reopen(session: &Session, call: Call<'_>) -> Outcome 
         Some(_) => return call.misused(),
         None => return Outcome::Failed,
     }
-    if let Some(read_only) = access {
-        if changed.contains("read-only") {
-            session.program.error("Cannot set both -r/-w and 'read-only'");
-            return Outcome::Failed;
-        }
-        opening.flags.read_only = read_only;
-    }
-    for (key, value) in changed.iter() {
-        opening.options.insert(key, value.clone());
-    }
-    again(session, open, opening, &changed).await
-}
-
-async fn again(session: &Session, open: Open, opening: Opening, changed: &Options) -> Outcome {
-    if !session.close().await {
-        return Outcome::Failed;
-    }
-    let filename = open.filename.as_deref();
-    match session.try_open(filename, &opening).await {
+    session.settle().await;
+    match apply(&open.backend, changes).await {
         Ok(()) => Outcome::Done,
         Err(error) => {
-            say(session, &error, changed);
-            drop(session.try_open(filename, &open.opening).await);
+            session.program.report(&error);
             Outcome::Failed
         }
     }
 }
 
-/// An option that the driver does not know cannot be changed.
-fn say(session: &Session, error: &Error, changed: &Options) {
-    let text = error.to_string();
-    match changed.keys().find(|key| text.ends_with(&format!("does not support the option '{key}'")))
-    {
-        Some(key) => session.program.error(format_args!("Cannot change the option '{key}'")),
-        None => session.program.report(error),
+async fn apply(image: &Backend, changes: Changes) -> Result<(), Error> {
+    let Changes { mut options, cache, read_only } = changes;
+    if read_only.is_some() && options.contains("read-only") {
+        return Err(Error::invalid("Cannot set both -r/-w and 'read-only'"));
     }
+    if let Some(mode) = cache {
+        let given = options.get("cache").and_then(Value::as_object);
+        if given
+            .is_some_and(|given| ["direct", "no-flush"].iter().any(|key| given.contains_key(*key)))
+        {
+            return Err(Error::invalid("Cannot set both -c and the cache options"));
+        }
+        options.set("cache.direct", mode.direct)?;
+        options.set("cache.no-flush", mode.no_flush)?;
+    }
+    match read_only {
+        Some(read_only) => {
+            options.insert("read-only", read_only);
+            image.reopen(options).await?;
+        }
+        // What the tool itself does with the image stays as it is, and may be in the way.
+        None => {
+            let request = ReopenRequest { node: image.node()?, options, keep: true };
+            image.graph().reopen(vec![request]).await?;
+        }
+    }
+    if let Some(mode) = cache {
+        image.set_write_through(mode.write_through);
+    }
+    Ok(())
 }

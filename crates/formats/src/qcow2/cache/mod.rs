@@ -33,11 +33,14 @@ use slot::Slot;
 
 /// Slots are made this many at a time.
 const CHUNK: usize = 16;
+/// A cache can be made to hold so many slices later, however few it begins with.
+const LIMIT_LATER: usize = 16 << 10;
 
 /// A cache of table slices.
 pub(super) struct SliceCache {
     words: usize,
-    limit: usize,
+    /// Most slices; more are kept only if there were more before it was lowered.
+    limit: AtomicUsize,
     directory: Radix<AtomicU32>,
     chunks: Box<[OnceLock<Box<[Slot]>>]>,
     made: AtomicUsize,
@@ -58,16 +61,44 @@ impl SliceCache {
     /// A cache of slices of `words` words each, `limit` slices at most (at least 2).
     pub(super) fn new(words: usize, limit: usize) -> Self {
         let limit = limit.clamp(2, 1 << 24);
+        let most = limit.max(LIMIT_LATER);
         Self {
             words,
-            limit,
+            limit: AtomicUsize::new(limit),
             directory: Radix::default(),
-            chunks: (0..limit.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect(),
+            chunks: (0..most.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect(),
             made: AtomicUsize::new(0),
             hand: AtomicUsize::new(0),
             claiming: Mutex::new(()),
             dirty: Mutex::default(),
             loading: Mutex::default(),
+        }
+    }
+
+    /// Changes how many slices are cached at most, as far as there is room for so many.
+    pub(super) fn set_limit(&self, limit: usize) {
+        let most = self.chunks.len().saturating_mul(CHUNK);
+        self.limit.store(limit.clamp(2, most), Relaxed);
+    }
+
+    /// Forgets all slices that are neither dirty nor pinned.
+    pub(super) fn clear(&self) {
+        let _claiming = lock(&self.claiming);
+        let made = u32::try_from(self.made.load(Acquire)).unwrap_or(u32::MAX);
+        for number in 1..=made {
+            let Some(slot) = self.slot(number).filter(|slot| slot.claim()) else { continue };
+            self.unlist(slot, number);
+            slot.forget();
+        }
+    }
+
+    /// The slice of a claimed slot is not found there any more.
+    fn unlist(&self, slot: &Slot, number: u32) {
+        if let Some(old) = slot.key()
+            && let Some(entry) = self.directory.get(old)
+        {
+            // Only if it still leads here.
+            let _ = entry.compare_exchange(number, 0, AcqRel, Relaxed);
         }
     }
 
@@ -141,12 +172,7 @@ impl SliceCache {
         let _claiming = lock(&self.claiming);
         let number = self.claim()?;
         let slot = self.slot(number).ok_or(Full)?;
-        if let Some(old) = slot.key()
-            && let Some(entry) = self.directory.get(old)
-        {
-            // Only if it still leads here.
-            let _ = entry.compare_exchange(number, 0, AcqRel, Relaxed);
-        }
+        self.unlist(slot, number);
         slot.refill(slice, bytes);
         self.directory.get_or_make(slice).store(number, Release);
         Ok(Pinned { cache: self, slot, number })
@@ -154,8 +180,8 @@ impl SliceCache {
 
     /// A slot taken from its slice, pinned once for the new one.
     fn claim(&self) -> Result<u32, Full> {
-        let made = self.made.load(Acquire);
-        if made < self.limit {
+        let (made, limit) = (self.made.load(Acquire), self.limit.load(Relaxed));
+        if made < limit {
             let chunk = self.chunks.get(made / CHUNK).ok_or(Full)?;
             let slots = chunk.get_or_init(|| (0..CHUNK).map(|_| Slot::new(self.words)).collect());
             let slot = slots.get(made % CHUNK).ok_or(Full)?;
@@ -163,8 +189,8 @@ impl SliceCache {
             let number = u32::try_from(made.saturating_add(1)).map_err(|_| Full)?;
             return if slot.claim() { Ok(number) } else { Err(Full) };
         }
-        for _ in 0..self.limit.saturating_mul(2) {
-            let index = self.hand.fetch_add(1, Relaxed) % self.limit;
+        for _ in 0..limit.saturating_mul(2) {
+            let index = self.hand.fetch_add(1, Relaxed) % limit;
             let number = u32::try_from(index.saturating_add(1)).map_err(|_| Full)?;
             let Some(slot) = self.slot(number) else { continue };
             if !slot.take_second_chance() && slot.claim() {

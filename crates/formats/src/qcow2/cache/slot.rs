@@ -111,6 +111,16 @@ impl Slot {
         self.state.store(1, Release);
     }
 
+    /// Leaves a claimed slot to nobody.
+    pub(super) fn forget(&self) {
+        let version = self.version.load(Relaxed);
+        self.version.store(version.wrapping_add(1), Relaxed);
+        fence(Release);
+        self.key.store(NO_KEY, Relaxed);
+        self.version.store(version.wrapping_add(2), Release);
+        self.state.store(0, Release);
+    }
+
     /// Sets the dirty bit; true if it was clear.
     pub(super) fn set_dirty(&self) -> bool {
         self.state.fetch_or(DIRTY, AcqRel) & DIRTY == 0

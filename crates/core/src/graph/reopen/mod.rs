@@ -1,0 +1,313 @@
+//! Reopening: nodes get other options, all of those asked for or none.
+//!
+//! 1. Plan: the nodes named, and below them those that a parent opened for itself, which follow its cache mode
+//!    and writability. Parents come before their children.
+//! 2. Drain everything that reaches them; flush what will be read-only.
+//! 3. Every driver prepares.
+//! 4. Backing files are exchanged where other ones were named, permissions are worked out as they will be, and
+//!    protocols take or release their locks.
+//! 5. Every driver commits, children first, so that a parent that has something to write finds its file writable.
+//!
+//! A failure up to and including step 4 undoes the steps before; step 5 cannot fail. What has lost its last user is
+//! closed at the end.
+
+mod replace;
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use replace::{Replaced, Replacement};
+
+use super::generic::take_generic;
+use super::{Drained, Graph, OpenFlags};
+use crate::driver::DriverKind;
+use crate::node::Settings;
+use crate::perm::Perm;
+use crate::{ChildIdx, Error, ErrorKind, Node, Options, Result, request};
+
+/// One node to reopen.
+pub struct ReopenRequest {
+    /// The node.
+    pub node: Arc<Node>,
+    /// Its new options, generic ones included.
+    pub options: Options,
+    /// What is not mentioned stays as it is; otherwise it goes back to its default, and where there could be a
+    /// backing file it must be said which.
+    pub keep: bool,
+}
+
+/// All that is to be done.
+struct Plan<'a> {
+    graph: &'a Graph,
+    nodes: Vec<Planned>,
+    replacements: Vec<Replacement>,
+}
+
+struct Planned {
+    node: Arc<Node>,
+    settings: Settings,
+}
+
+impl Graph {
+    /// Reopens several nodes: all of them, or none.
+    ///
+    /// # Errors
+    /// When an option cannot change, a driver refuses, or a user of a node is in the way of what it
+    /// becomes.
+    pub async fn reopen(&self, requests: Vec<ReopenRequest>) -> Result<()> {
+        let mut plan = Plan { graph: self, nodes: Vec::new(), replacements: Vec::new() };
+        for request in requests {
+            let base = if request.keep { request.node.flags() } else { defaults(&request.node) };
+            plan.node(&request.node, &request.options, &base, request.keep)?;
+        }
+        let Plan { nodes, replacements, .. } = plan;
+        let drained = self.drain_all(&nodes).await;
+        let unused = change(nodes, &replacements).await?;
+        drop(drained);
+        for node in unused {
+            let name = node.name().to_owned();
+            if let Err(error) = self.release(node).await {
+                tracing::error!("closing '{name}', which is no backing file any more: {error}");
+            }
+        }
+        Ok(())
+    }
+
+    async fn drain_all(&self, nodes: &[Planned]) -> Vec<Drained> {
+        let mut drained = Vec::new();
+        for planned in nodes {
+            drained.push(self.drain(&planned.node).await);
+        }
+        drained
+    }
+}
+
+/// Carries out a plan while nothing is in flight. Gives the nodes that have lost a user.
+async fn change(nodes: Vec<Planned>, replacements: &[Replacement]) -> Result<Vec<Arc<Node>>> {
+    for planned in &nodes {
+        if planned.settings.flags.read_only && !planned.node.is_read_only() {
+            let flushed = request::flush(&planned.node).await;
+            flushed.map_err(|error| error.prefix("Error flushing drive"))?;
+        }
+    }
+    for (at, planned) in nodes.iter().enumerate() {
+        if let Err(error) = prepare(planned).await {
+            abort(nodes.get(..at).unwrap_or_default()).await;
+            return Err(error);
+        }
+    }
+    let changed = Replaced::make(replacements)
+        .and_then(|replaced| change_permissions(&nodes).map(|()| replaced));
+    let replaced = match changed {
+        Ok(replaced) => replaced,
+        Err(error) => {
+            for planned in &nodes {
+                // The edges are what they were before, so what was held can be held again.
+                let _ = planned.node.refresh_permissions();
+            }
+            abort(&nodes).await;
+            return Err(error);
+        }
+    };
+    for planned in nodes.into_iter().rev() {
+        if let Some(driver) = planned.node.driver().reopen() {
+            driver.commit().await;
+        }
+        planned.node.apply(planned.settings);
+    }
+    Ok(replaced.keep())
+}
+
+/// The flags of a node of which nothing is said but how it came to be.
+fn defaults(node: &Node) -> OpenFlags {
+    let now = node.flags();
+    OpenFlags {
+        no_backing: now.no_backing,
+        check: now.check,
+        probed: now.probed,
+        no_io: now.no_io,
+        ..OpenFlags::default()
+    }
+}
+
+impl Plan<'_> {
+    fn node(
+        &mut self,
+        node: &Arc<Node>,
+        options: &Options,
+        base: &OpenFlags,
+        keep: bool,
+    ) -> Result<()> {
+        if self.nodes.iter().any(|other| Arc::ptr_eq(&other.node, node)) {
+            return Err(Error::invalid(format!("Node '{}' is to be reopened twice", node.name())));
+        }
+        let now = node.settings();
+        let mut all = Options::new();
+        if keep {
+            all.overlay(&now.given);
+            all.overlay(&now.options);
+        }
+        all.overlay(options);
+        let children: Vec<_> =
+            ChildIdx::all().map(|child| (child, take_child(&mut all, node, child))).collect();
+        let generic = take_generic(&mut all, base)?;
+        must_be(generic.driver, node.factory().name(), "driver")?;
+        must_be(generic.node_name, node.name(), "node-name")?;
+        let mut flags = generic.flags;
+        flags.probed = now.flags.probed;
+        let settings = Settings {
+            flags,
+            detect_zeroes: generic.detect_zeroes,
+            options: all,
+            given: generic.given,
+        };
+        let flags = settings.flags.clone();
+        self.nodes.push(Planned { node: Arc::clone(node), settings });
+        for (child, option) in children {
+            if option.is_none() && child == ChildIdx::BACKING && !keep && may_have_backing(node) {
+                let text = format!("backing is missing for '{}'", node.name());
+                return Err(Error::invalid(text));
+            }
+            self.child(node, child, option.as_ref(), &flags, keep)?;
+        }
+        Ok(())
+    }
+
+    fn child(
+        &mut self,
+        parent: &Arc<Node>,
+        child: ChildIdx,
+        option: Option<&Value>,
+        parent_flags: &OpenFlags,
+        keep: bool,
+    ) -> Result<()> {
+        let current = parent.child(child);
+        let named = match (option, &current) {
+            (None | Some(Value::Null), None) => return Ok(()),
+            (None, Some(node)) => {
+                let inherited = inherit(&node.flags(), child, parent_flags);
+                if node.follows_parent() && inherited != node.flags() {
+                    return self.node(node, &Options::new(), &inherited, true);
+                }
+                return Ok(());
+            }
+            (Some(Value::Object(map)), Some(node)) => {
+                let inherited = inherit(&node.flags(), child, parent_flags);
+                return self.node(node, &Options::from_map(map.clone())?, &inherited, keep);
+            }
+            (Some(Value::String(name)), Some(node)) if name == node.name() => return Ok(()),
+            (Some(Value::Null), Some(_)) => None,
+            (Some(Value::String(name)), _) => Some(name),
+            (Some(_), _) => return Err(cannot_replace(child)),
+        };
+        let find = |name: &String| {
+            self.graph.node(name).ok_or_else(|| {
+                Error::invalid(format!("Cannot find device='' nor node-name='{name}'"))
+            })
+        };
+        let new = named.map(find).transpose()?;
+        if child != ChildIdx::BACKING {
+            return Err(cannot_replace(child));
+        }
+        self.replacements.push(Replacement { parent: Arc::clone(parent), new });
+        Ok(())
+    }
+}
+
+/// The option that names a child. A driver without backing files takes `backing` for an option of its own.
+fn take_child(options: &mut Options, node: &Node, child: ChildIdx) -> Option<Value> {
+    if child == ChildIdx::BACKING && !node.factory().supports_backing() {
+        return None;
+    }
+    options.take(child.name())
+}
+
+/// Whether a node has a backing file, or would be given one if it were opened without a word about it.
+fn may_have_backing(node: &Node) -> bool {
+    node.factory().supports_backing()
+        && (node.children().has(ChildIdx::BACKING)
+            || node.driver().info().backing_filename.is_some())
+}
+
+fn cannot_replace(child: ChildIdx) -> Error {
+    Error::unsupported(format!(
+        "Replacing the '{}' child by a reopen is not supported",
+        child.name()
+    ))
+}
+
+/// The flags of a child that its parent opened for itself.
+fn inherit(child_flags: &OpenFlags, child: ChildIdx, parent: &OpenFlags) -> OpenFlags {
+    let mut flags = child_flags.clone();
+    flags.direct = parent.direct;
+    flags.no_flush = parent.no_flush;
+    flags.force_share = parent.force_share;
+    if child != ChildIdx::BACKING {
+        flags.read_only = parent.read_only;
+        flags.auto_read_only = parent.auto_read_only;
+    }
+    flags
+}
+
+fn must_be(given: Option<String>, is: &str, option: &str) -> Result<()> {
+    match given {
+        Some(other) if other != is => {
+            Err(Error::invalid(format!("Cannot change the option '{option}'")))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn prepare(planned: &Planned) -> Result<()> {
+    let node = &planned.node;
+    let Some(driver) = node.driver().reopen() else {
+        let what = match node.factory().kind() {
+            DriverKind::Protocol => "protocol",
+            _ => "format",
+        };
+        return Err(Error::unsupported(format!(
+            "Block {what} '{}' used by node '{}' does not support reopening files",
+            node.factory().name(),
+            node.name()
+        )));
+    };
+    let settings = &planned.settings;
+    let prepared = driver.prepare(settings.flags.clone(), &settings.options).await;
+    prepared.map_err(|error| error.on_node(node.name()))
+}
+
+async fn abort(plan: &[Planned]) {
+    for planned in plan.iter().rev() {
+        if let Some(driver) = planned.node.driver().reopen() {
+            driver.abort().await;
+        }
+    }
+}
+
+/// Works the permissions out as if the nodes had their new settings. On failure they are writable or not as they were,
+/// and the caller has permissions worked out again once the edges are as they were, too.
+fn change_permissions(plan: &[Planned]) -> Result<()> {
+    let before: Vec<bool> = plan.iter().map(|planned| planned.node.is_read_only()).collect();
+    for planned in plan {
+        planned.node.set_read_only(planned.settings.flags.read_only);
+    }
+    let outcome = plan.iter().try_for_each(|planned| {
+        planned.node.refresh_permissions()?;
+        check_writers(&planned.node)
+    });
+    if outcome.is_err() {
+        for (planned, read_only) in plan.iter().zip(before) {
+            planned.node.set_read_only(read_only);
+        }
+    }
+    outcome
+}
+
+fn check_writers(node: &Node) -> Result<()> {
+    if !node.is_read_only() || !node.cumulative().taken.contains(Perm::WRITE) {
+        return Ok(());
+    }
+    let text = format!("Read-only block node '{}' cannot support read-write users", node.name());
+    Err(Error::new(ErrorKind::Denied, text).on_node(node.name()))
+}

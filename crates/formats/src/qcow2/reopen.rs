@@ -1,0 +1,135 @@
+//! Reopen: read-only or not, and the sizes of the caches.
+//!
+//! An image that becomes read-only is made complete on disk while it can still be written. One that becomes writable
+//! must be on disk as it is in memory (somebody else may have written it where locks are off), must be of a kind that
+//! can be written, and forgets what it has cached: slices read so far were not checked against the metadata.
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::{MutexGuard, PoisonError};
+
+use oxblk_core::driver::Reopen;
+use oxblk_core::{BoxFuture, ChildIdx, Edge, Error, ErrorKind, OpenFlags, Options, Result};
+use oxblk_ring::IoBufMut;
+
+use super::Qcow2;
+use super::layout::{Header, L1Entry};
+use super::open::{OpenOptions, only_readable, read_header};
+
+/// A reopen that waits for commit or abort.
+pub(super) struct Prepared {
+    read_only: bool,
+    l2_slices: usize,
+    refcount_slices: usize,
+}
+
+impl Qcow2 {
+    async fn prepare_reopen(&self, flags: OpenFlags, mut options: Options) -> Result<Prepared> {
+        let own: OpenOptions = options.extract()?;
+        if let Some(key) = options.keys().next() {
+            return Err(Error::invalid(format!("Cannot change the option '{key}'")));
+        }
+        let sizes = own.sizes(self.geometry)?;
+        if sizes.slice != self.slice_words.saturating_mul(8) {
+            return Err(Error::invalid("Cannot change the option 'l2-cache-entry-size'"));
+        }
+        match (self.is_read_only(), flags.read_only) {
+            (true, false) => self.check_can_be_written().await?,
+            (false, true) => self.close_image().await?,
+            _ => {}
+        }
+        Ok(Prepared {
+            read_only: flags.read_only,
+            l2_slices: sizes.l2_slices(self.geometry, self.l1_entries()),
+            refcount_slices: sizes.refcount_slices(self.geometry),
+        })
+    }
+
+    async fn check_can_be_written(&self) -> Result<()> {
+        let file = self.children.require(ChildIdx::FILE)?;
+        let header = read_header(&file).await?;
+        header.require_refcounts()?;
+        header.require_writable()?;
+        if let Some(reason) = only_readable(&header) {
+            return Err(Error::new(ErrorKind::Denied, reason).errno(13));
+        }
+        if self.is_as_on_disk(&file, &header).await? {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Busy, "Image was changed while it was open read-only").errno(16))
+    }
+
+    async fn is_as_on_disk(&self, file: &Edge, header: &Header) -> Result<bool> {
+        let same = header.geometry == self.geometry
+            && header.size == self.size()
+            && header.l1_offset == self.l1_offset.load(Acquire)
+            && u64::from(header.l1_entries) == self.l1_entries();
+        if !same {
+            return Ok(false);
+        }
+        let clusters = u64::from(header.refcount_table_clusters);
+        if !self.refcounts.is_as_on_disk(header.refcount_table_offset, clusters).await? {
+            return Ok(false);
+        }
+        let bytes = usize::try_from(self.l1_entries().saturating_mul(8)).unwrap_or(0);
+        let table = file.read(header.l1_offset, IoBufMut::new(bytes)).await?;
+        let entries = table.chunks_exact(8).map(|word| {
+            let entry = L1Entry(word.try_into().map_or(0, u64::from_be_bytes));
+            // As in memory, an entry that refers to no table is nothing.
+            if entry.l2_offset(self.geometry) == Ok(None) { 0 } else { entry.0 }
+        });
+        Ok((0..).zip(entries).all(|(index, entry)| self.l1_entry(index).0 == entry))
+    }
+
+    async fn commit_reopen(&self, prepared: Prepared) {
+        self.l2.set_limit(prepared.l2_slices);
+        self.refcounts.cache().set_limit(prepared.refcount_slices);
+        let was_read_only = self.read_only.swap(prepared.read_only, Relaxed);
+        if prepared.read_only || !was_read_only {
+            return;
+        }
+        self.l2.clear();
+        self.refcounts.cache().clear();
+        if let Ok(file) = self.children.require(ChildIdx::FILE) {
+            self.refcounts.allocator.note_file_size(&file);
+        }
+        for index in 0..self.l1_entries() {
+            if let Ok(Some(offset)) = self.l1_entry(index).l2_offset(self.geometry) {
+                self.refcounts.allocator.note_metadata(offset, self.geometry.cluster_size());
+            }
+        }
+        self.signalled.store(false, Relaxed);
+        if let Err(error) = self.clear_autoclear().await {
+            // It cannot be undone any more, and must not be written as it is.
+            tracing::error!("qcow2: the image cannot be made writable: {error}");
+            self.corrupt.store(true, Release);
+        }
+    }
+
+    fn prepared(&self) -> MutexGuard<'_, Option<Prepared>> {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reopen for Qcow2 {
+    fn prepare(&self, flags: OpenFlags, options: &Options) -> BoxFuture<'_, Result<()>> {
+        let options = options.clone();
+        Box::pin(async move {
+            let prepared = self.prepare_reopen(flags, options).await?;
+            *self.prepared() = Some(prepared);
+            Ok(())
+        })
+    }
+
+    fn commit(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let prepared = self.prepared().take();
+            if let Some(prepared) = prepared {
+                self.commit_reopen(prepared).await;
+            }
+        })
+    }
+
+    fn abort(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move { *self.prepared() = None })
+    }
+}
