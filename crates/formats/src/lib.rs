@@ -2,7 +2,9 @@
 //!
 //! - [`raw`]: as they are.
 //! - [`qcow2`]: in clusters, with backing files, compression and more.
+//! - [`absent`]: those that are known by sight only.
 #![forbid(unsafe_code)]
 
+pub mod absent;
 pub mod qcow2;
 pub mod raw;

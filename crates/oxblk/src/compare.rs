@@ -1,8 +1,8 @@
 //! Comparing two disks: where do they first differ?
 //!
 //! Workers on several I/O threads take pieces of the disks in order, read both sides and compare. The
-//! first difference found bounds what is still looked at, so the answer is the lowest offset whatever
-//! the number of workers, and nothing far behind it is read. Parts that neither side stores are not
+//! first difference or failure found bounds what is still looked at, so the answer is the lowest offset
+//! whatever the number of workers, and nothing far behind it is read. Parts that neither side stores are not
 //! read at all; a part that only one side stores is compared with zeroes.
 
 use std::sync::Arc;
@@ -105,7 +105,7 @@ struct Shared {
 /// Finds the first difference, on the current I/O thread and on `helpers`.
 ///
 /// # Errors
-/// The first failure.
+/// The failure at the lowest offset, if no difference was found before it.
 pub async fn compare(
     job: Compare,
     helpers: &[IoThread],
@@ -132,12 +132,14 @@ pub async fn compare(
         lost |= thread.await.is_err();
     }
     if lost {
-        shared.stopped(0);
+        shared.stopped();
     }
-    if let Some(failure) = shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        return Err(failure);
+    let found = *shared.found.lock().unwrap_or_else(PoisonError::into_inner);
+    match shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        // What was found before the failure is the answer, as if all had been compared in order.
+        Some(failure) if found.is_none_or(|found| failure.offset <= found.offset()) => Err(failure),
+        _ => Ok(found),
     }
-    Ok(*shared.found.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 async fn on_one_thread(shared: Arc<Shared>, workers: usize) {
@@ -159,20 +161,26 @@ impl Shared {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(failure) => {
-                    self.bound.store(0, Relaxed);
-                    let mut first = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-                    first.get_or_insert(failure);
+                    self.failed(failure);
                     return;
                 }
             }
         }
     }
 
-    fn stopped(&self, offset: u64) {
+    /// The comparison ends before it has an answer, whatever has been found.
+    fn stopped(&self) {
         let error = Error::new(ErrorKind::Cancelled, "Interrupted");
-        let failure = CompareError { stage: CompareStage::Stopped, disk: 0, offset, error };
+        self.failed(CompareError { stage: CompareStage::Stopped, disk: 0, offset: 0, error });
+    }
+
+    /// Keeps the failure at the lowest offset; what lies before it is still compared.
+    fn failed(&self, failure: CompareError) {
+        self.bound.fetch_min(failure.offset, Relaxed);
         let mut first = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        first.get_or_insert(failure);
+        if first.as_ref().is_none_or(|earlier| failure.offset < earlier.offset) {
+            *first = Some(failure);
+        }
     }
 
     fn found(&self, difference: Difference) {
@@ -187,8 +195,7 @@ impl Shared {
     async fn step(&self) -> Result<bool, CompareError> {
         let Some((offset, len, sides)) = self.next().await? else { return Ok(false) };
         if self.job.stop.load(Relaxed) {
-            self.bound.store(0, Relaxed);
-            self.stopped(offset);
+            self.stopped();
             return Ok(false);
         }
         let size = usize::try_from(len).unwrap_or(usize::MAX);

@@ -1,11 +1,33 @@
 //! The one list of drivers. A new driver is a line here.
 
-use oxblk_core::DriverTable;
-use oxblk_formats::{qcow2, raw};
+use oxblk_core::{DriverFactory, DriverTable};
+use oxblk_formats::{absent, qcow2, raw};
 use oxblk_protocols::{file, null};
 
-static DRIVERS: DriverTable =
-    &[&file::FILE, &file::HOST_DEVICE, &null::NULL_CO, &null::NULL_AIO, qcow2::QCOW2, &raw::RAW];
+static DRIVERS: DriverTable = &[
+    &file::FILE,
+    &file::HOST_DEVICE,
+    &null::NULL_CO,
+    &null::NULL_AIO,
+    qcow2::QCOW2,
+    &raw::RAW,
+    &absent::VMDK,
+    &absent::VDI,
+    &absent::VPC,
+    &absent::VHDX,
+    &absent::QED,
+    &absent::QCOW,
+    &absent::LUKS,
+    &absent::PARALLELS,
+    &absent::BOCHS,
+    &absent::CLOOP,
+    &absent::DMG,
+];
+
+/// Whether a driver of the table only knows its images by sight and cannot open them.
+pub fn is_absent(name: &str) -> bool {
+    absent::ALL.iter().any(|format| format.name() == name)
+}
 
 /// All drivers.
 pub fn drivers() -> DriverTable {

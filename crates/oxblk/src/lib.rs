@@ -9,7 +9,7 @@ pub mod compare;
 pub mod copy;
 mod drivers;
 
-pub use drivers::drivers;
+pub use drivers::{drivers, is_absent};
 pub use oxblk_core as core;
 pub use oxblk_exports as exports;
 pub use oxblk_ring as ring;

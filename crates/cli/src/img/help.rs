@@ -17,7 +17,8 @@ pub(super) fn overview(program: &Program) {
     }
     out(format_args!("\n{name} COMMAND --help explains a command.\n\nSupported formats:"));
     let drivers: DriverTable = oxblk::drivers();
-    let mut names: Vec<_> = drivers.iter().map(|driver| driver.name()).collect();
+    let there = drivers.iter().filter(|driver| !oxblk::is_absent(driver.name()));
+    let mut names: Vec<_> = there.map(|driver| driver.name()).collect();
     names.sort_unstable();
     for name in names {
         out(format_args!(" {name}"));

@@ -1,0 +1,108 @@
+//! Formats that QEMU knows and this library does not have yet.
+//!
+//! They are recognised by their magic numbers all the same: an image of one of them must not be taken for
+//! a raw disk, whose "contents" would be its headers and tables, and a probed raw disk must not be turned
+//! into one of them by its guest. To open one is refused in one line that says what it is.
+
+use oxblk_core::{BoxFuture, Driver, DriverFactory, DriverKind, Error, OpenContext, Result};
+
+/// A format by name, and how it is recognised.
+#[derive(Debug)]
+pub struct Absent {
+    name: &'static str,
+    marks: &'static [Mark],
+    /// File name ending that, without better knowledge, stands for the format.
+    ending: Option<&'static str>,
+}
+
+/// Bytes that an image of a format has at a place.
+#[derive(Debug)]
+struct Mark {
+    offset: usize,
+    bytes: &'static [u8],
+}
+
+const fn at(offset: usize, bytes: &'static [u8]) -> Mark {
+    Mark { offset, bytes }
+}
+
+const fn absent(name: &'static str, marks: &'static [Mark]) -> Absent {
+    Absent { name, marks, ending: None }
+}
+
+/// VMware.
+pub static VMDK: Absent =
+    absent("vmdk", &[at(0, b"KDMV"), at(0, b"COWD"), at(0, b"# Disk DescriptorFile")]);
+/// VirtualBox.
+pub static VDI: Absent = absent("vdi", &[at(64, &[0x7f, 0x10, 0xda, 0xbe])]);
+/// Virtual PC.
+pub static VPC: Absent = absent("vpc", &[at(0, b"conectix")]);
+/// Hyper-V.
+pub static VHDX: Absent = absent("vhdx", &[at(0, b"vhdxfile")]);
+/// QEMU's enhanced disk.
+pub static QED: Absent = absent("qed", &[at(0, b"QED\0")]);
+/// The first version of qcow.
+pub static QCOW: Absent = absent("qcow", &[at(0, b"QFI\xfb\0\0\0\x01")]);
+/// Encrypted disks.
+pub static LUKS: Absent = absent("luks", &[at(0, b"LUKS\xba\xbe\0\x01")]);
+/// Parallels.
+pub static PARALLELS: Absent =
+    absent("parallels", &[at(0, b"WithoutFreeSpace"), at(0, b"WithouFreSpacExt")]);
+/// Bochs.
+pub static BOCHS: Absent = absent("bochs", &[at(0, b"Bochs Virtual HD Image")]);
+/// Compressed loop devices.
+pub static CLOOP: Absent =
+    absent("cloop", &[at(0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=")]);
+/// Apple disk images, which have nothing at their beginning.
+pub static DMG: Absent = Absent { name: "dmg", marks: &[], ending: Some(".dmg") };
+
+/// All of them.
+pub static ALL: &[&Absent] =
+    &[&VMDK, &VDI, &VPC, &VHDX, &QED, &QCOW, &LUKS, &PARALLELS, &BOCHS, &CLOOP, &DMG];
+
+impl DriverFactory for Absent {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn kind(&self) -> DriverKind {
+        DriverKind::Format
+    }
+
+    fn probe(&self, head: &[u8], filename: Option<&str>) -> u32 {
+        let has = |mark: &Mark| head.get(mark.offset..).is_some_and(|h| h.starts_with(mark.bytes));
+        if self.marks.iter().any(has) {
+            return 100;
+        }
+        let named = self.ending.zip(filename).is_some_and(|(end, name)| name.ends_with(end));
+        if named { 2 } else { 0 }
+    }
+
+    fn open<'a>(&'a self, _context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>> {
+        let error = Error::unsupported(format!("Format '{}' is not supported yet", self.name));
+        Box::pin(std::future::ready(Err(error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_format_is_known_by_its_mark_and_at_its_place_only() {
+        assert_eq!(VMDK.probe(b"KDMV\x01\0\0\0", None), 100);
+        assert_eq!(VMDK.probe(b" KDMV", None), 0);
+        let mut head = [0; 512];
+        head[64..68].copy_from_slice(&0xbeda_107f_u32.to_le_bytes());
+        assert_eq!(VDI.probe(&head, None), 100);
+        assert_eq!(VDI.probe(&head[..66], None), 0);
+        assert_eq!(QCOW.probe(b"QFI\xfb\0\0\0\x03", None), 0);
+    }
+
+    #[test]
+    fn an_apple_image_is_known_by_its_name() {
+        assert_eq!(DMG.probe(b"", Some("x.dmg")), 2);
+        assert_eq!(DMG.probe(b"", Some("x.img")), 0);
+        assert_eq!(DMG.probe(b"", None), 0);
+    }
+}

@@ -1,0 +1,98 @@
+//! Images of formats that are not there yet are neither read as raw disks nor lost by accident.
+
+use std::path::Path;
+
+use oxblk_tests::differential::Differential;
+use oxblk_tests::program::Tool::{Img, Io};
+use oxblk_tests::program::{Program, Reply};
+
+const FORMATS: [&str; 6] = ["vmdk", "vdi", "vpc", "vhdx", "qed", "qcow"];
+
+fn oxblk(directory: &Path, line: &str) -> Reply {
+    Program::oxblk().args(line.split(' ')).directory(directory).run()
+}
+
+#[test]
+fn images_of_other_formats_are_named_and_refused_by_every_command() {
+    let both = Differential::new();
+    let [directory, _] = both.our_directories();
+    for format in FORMATS {
+        both.qemu(Img, &["create", "-q", "-f", format, "image", "2M"]);
+        for line in [
+            "img info image",
+            "img convert image out.raw",
+            "img convert -f FORMAT image out.raw",
+            "img map image",
+            "img check image",
+            "img resize image 4M",
+            "io -c length image",
+        ] {
+            let reply = oxblk(&directory, &line.replace("FORMAT", format));
+            let expected = format!("Format '{format}' is not supported yet");
+            assert_eq!(reply.code(), 1, "{line}: {}", reply.err());
+            assert!(reply.err().contains(&expected), "{line}: {}", reply.err());
+            assert_eq!(reply.err().lines().count(), 1, "{line}: {}", reply.err());
+        }
+        assert!(!directory.join("out.raw").exists());
+        let made = oxblk(&directory, &format!("img create -f {format} new 1M"));
+        assert_eq!(
+            made.err().trim_end(),
+            format!("oxblk img: new: Format driver '{format}' does not support image creation")
+        );
+    }
+}
+
+#[test]
+fn a_guest_cannot_turn_its_probed_raw_disk_into_another_format() {
+    let both = Differential::new();
+    both.qemu(Img, &["create", "-q", "-f", "raw", "disk", "1M"]);
+    for (name, head) in
+        [("vmdk", &b"KDMV"[..]), ("vhdx", b"vhdxfile"), ("luks", b"LUKS\xba\xbe\0\x01")]
+    {
+        both.file(name, head);
+        both.same(Io, &["-c", &format!("write -s {name} 0 512"), "disk"]);
+    }
+    both.same_bytes("disk");
+}
+
+#[test]
+fn features_of_qcow2_that_are_missing_are_named_in_one_line() {
+    let both = Differential::new();
+    let [directory, _] = both.our_directories();
+    for (option, feature) in
+        [("extended_l2=on", "extended L2 entries"), ("data_file=data", "external data file")]
+    {
+        both.qemu(Img, &["create", "-q", "-f", "qcow2", "-o", option, "image.qcow2", "1M"]);
+        let expected = format!("qcow2 feature not supported yet: {feature}\n");
+        for line in ["img info image.qcow2", "io -c length image.qcow2"] {
+            let reply = oxblk(&directory, line);
+            assert_eq!(reply.code(), 1);
+            assert!(reply.err().ends_with(&expected), "{}", reply.err());
+            assert_eq!(reply.err().lines().count(), 1);
+        }
+        for line in [
+            format!("img create -f qcow2 -o {option} new.qcow2 1M"),
+            format!("img measure -O qcow2 -o {option} --size 1M"),
+        ] {
+            let reply = oxblk(&directory, &line);
+            assert_eq!(reply.code(), 1, "{line}");
+            assert!(reply.err().ends_with(&expected), "{line}: {}", reply.err());
+        }
+        assert!(!directory.join("new.qcow2").exists());
+    }
+}
+
+#[test]
+fn a_wrong_option_does_not_cost_the_image_that_is_there() {
+    let both = Differential::new();
+    both.qemu(Img, &["create", "-q", "-f", "qcow2", "image.qcow2", "1M"]);
+    let [directory, _] = both.our_directories();
+    let before = std::fs::read(directory.join("image.qcow2")).expect("an image");
+    for options in ["cluster_size=3", "compat=9", "refcount_bits=5", "preallocation=some"] {
+        let line = format!("img create -q -f qcow2 -o {options} image.qcow2 1M");
+        assert_eq!(oxblk(&directory, &line).code(), 1, "{line}");
+        let raw = "img create -q -f raw -o preallocation=some image.qcow2 1M";
+        assert_eq!(oxblk(&directory, raw).code(), 1);
+    }
+    assert!(std::fs::read(directory.join("image.qcow2")).expect("an image") == before);
+}
