@@ -406,6 +406,21 @@ pub trait DriverFactory: Send + Sync + 'static {
         None
     }
 
+    /// Checks the options of [`Self::create`] before anything is made, so that what is there already is not lost
+    /// for a mistyped option.
+    ///
+    /// # Errors
+    /// What [`Self::create`] would say of the options.
+    fn check_create(&self, options: &Options) -> Result<()> {
+        let _ = options;
+        Ok(())
+    }
+
+    /// Takes away what [`Self::create`] made under this name, after the format above has failed (protocols).
+    fn remove_created(&self, filename: &str) {
+        let _ = filename;
+    }
+
     /// Bytes that an image made by [`Self::create`] would need.
     fn measure<'a>(
         &'a self,

@@ -110,13 +110,13 @@ fn a_window_that_does_not_fit_is_refused() {
         ),
         (
             "offset=512,size=8192",
-            "The sum of offset (512) and size (8192) has to be smaller or equal to the actual size \
+            "The sum of offset (512) and size (8192) has to be smaller or equal to the  actual size \
              of the containing file (8192)",
         ),
         (
             "offset=512,size=18446744073709551615",
-            "The sum of offset (512) and size (18446744073709551615) has to be smaller or equal to \
-             the actual size of the containing file (8192)",
+            "The sum of offset (512) and size (18446744073709551615) has to be smaller or equal to the  \
+             actual size of the containing file (8192)",
         ),
         ("size=1000", "Specified size is not multiple of 512"),
         ("wind=1", "Block format 'raw' does not support the option 'wind'"),

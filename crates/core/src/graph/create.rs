@@ -27,6 +27,7 @@ impl Graph {
                 CreateRequest { target: CreateTarget::Filename(filename.to_owned()), options: own };
             return run(driver, self, request).await;
         }
+        driver.check_create(&own)?;
         let request =
             CreateRequest { target: CreateTarget::Filename(filename.to_owned()), options: below };
         run(protocol, self, request).await?;
@@ -55,7 +56,12 @@ impl Graph {
                 }
                 Err(error) => Err(error),
             };
-        created.and(self.release(node).await)
+        let created = created.and(self.release(node).await);
+        // Half a format is of no use; half a raw image is just a file.
+        if created.is_err() && !driver.passes_permissions() {
+            protocol.remove_created(filename);
+        }
+        created
     }
 }
 

@@ -104,11 +104,34 @@ pub struct Wanted {
     pub backing_format: Option<String>,
 }
 
-fn not_yet<T>(feature: &str) -> Result<T> {
+/// The feature that the options want and that is not there yet.
+pub(super) fn missing_feature(options: &Options) -> Result<Option<&'static str>> {
+    let mut options = options.clone();
+    let format = match options.take_options("encrypt") {
+        Some(mut encrypt) => encrypt.take_str("format")?,
+        None => options.take_str("encrypt.format")?,
+    };
+    match format.as_deref() {
+        Some("luks") => return Ok(Some("LUKS encryption")),
+        Some("aes") => return Ok(Some("AES encryption")),
+        Some(other) => return Err(rejected("format", other)),
+        None => {}
+    }
+    if options.take_bool("encryption")? == Some(true) {
+        return Ok(Some("AES encryption"));
+    }
+    if options.take_str("data_file")?.is_some() {
+        return Ok(Some("external data file"));
+    }
+    let subclusters = options.take_bool("extended_l2")? == Some(true);
+    Ok(subclusters.then_some("extended L2 entries"))
+}
+
+pub(super) fn not_yet<T>(feature: &str) -> Result<T> {
     Err(Error::unsupported(format!("qcow2 feature not supported yet: {feature}")))
 }
 
-fn rejected(parameter: &str, value: &str) -> Error {
+pub(super) fn rejected(parameter: &str, value: &str) -> Error {
     Error::invalid(format!("Parameter '{parameter}' does not accept value '{value}'"))
 }
 
@@ -119,15 +142,8 @@ impl Wanted {
     /// When an option is wrong, contradicts another or wants a feature that is not supported yet; in
     /// the words of QEMU's tools.
     pub fn from_options(mut options: Options) -> Result<Self> {
-        if options.take_bool("encryption")? == Some(true) {
-            return not_yet("AES encryption");
-        }
-        if let Some(format) = options.take("encrypt") {
-            let format = format.get("format").and_then(|name| name.as_str()).unwrap_or_default();
-            return not_yet(&format!("{format} encryption"));
-        }
-        if let Some(format) = options.take_str("encrypt.format")? {
-            return not_yet(&format!("{format} encryption"));
+        if let Some(feature) = missing_feature(&options)? {
+            return not_yet(feature);
         }
         let version = match options.take_str("compat")?.as_deref() {
             None | Some("1.1" | "v3") => 3,
@@ -146,16 +162,8 @@ impl Wanted {
             Some(other) => return Err(rejected("compression-type", other)),
         };
         let cluster_bits = cluster_bits(options.take_size("cluster_size")?)?;
-        let data_file = options.take_str("data_file")?;
-        match (data_file, options.take_bool("data_file_raw")?) {
-            (Some(_), _) => return not_yet("external data file"),
-            (None, Some(true)) => {
-                return Err(Error::invalid("data-file-raw requires data-file"));
-            }
-            (None, _) => {}
-        }
-        if options.take_bool("extended_l2")? == Some(true) {
-            return not_yet("extended L2 entries");
+        if options.take_bool("data_file_raw")? == Some(true) {
+            return Err(Error::invalid("data-file-raw requires data-file"));
         }
         let refcount_order = refcount_order(options.take_size("refcount_bits")?)?;
         let size = options.take_size("size")?.unwrap_or(0);
@@ -382,6 +390,17 @@ fn put_entries(table: &mut [u8], entries: impl Iterator<Item = u64>) {
 pub(super) fn fully_allocated(geometry: Geometry, size: u64) -> Option<u64> {
     let plan = Plan::new(geometry, size, Preallocation::Metadata).ok()?;
     plan.clusters.checked_mul(geometry.cluster_size())
+}
+
+/// Checks the options of a new image.
+///
+/// # Errors
+/// As [`create`] would.
+pub(super) fn check(options: Options) -> Result<()> {
+    let wanted = Wanted::from_options(options)?;
+    let plan = Plan::new(wanted.geometry, wanted.size, wanted.preallocation)?;
+    let header = wanted.header(&plan).encode();
+    header.map(drop).map_err(|error| backing_fault(&wanted, &error))
 }
 
 /// Writes a new image into `file`, whose contents are lost.

@@ -1,7 +1,9 @@
 //! The driver's entry in the table of drivers.
 
 use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, Measure, MeasureRequest};
-use oxblk_core::{BoxFuture, Driver, DriverFactory, DriverKind, Error, Graph, OpenContext, Result};
+use oxblk_core::{
+    BoxFuture, Driver, DriverFactory, DriverKind, Error, Graph, OpenContext, Options, Result,
+};
 
 use super::create;
 use super::layout::looks_like_qcow2;
@@ -41,12 +43,21 @@ impl DriverFactory for Factory {
         create::CREATE_OPTIONS
     }
 
+    fn check_create(&self, options: &Options) -> Result<()> {
+        create::check(options.clone())
+    }
+
     fn create<'a>(
         &'a self,
-        _graph: &'a Graph,
+        graph: &'a Graph,
         request: CreateRequest,
     ) -> Option<BoxFuture<'a, Result<()>>> {
         Some(Box::pin(async move {
+            if let Some(name) = request.options.get_str("backing_fmt")
+                && graph.driver(name).is_err()
+            {
+                return Err(create::rejected("backing-fmt", name));
+            }
             match request.target {
                 CreateTarget::File(file) => create::create(&file, request.options).await,
                 CreateTarget::Filename(_) => Err(Error::invalid("qcow2 is created in a file")),

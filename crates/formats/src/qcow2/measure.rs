@@ -7,7 +7,7 @@
 use oxblk_core::create::{Measure, MeasureRequest};
 use oxblk_core::{Backend, Error, Options, Preallocation, Result, StatusFlags, Want};
 
-use super::create::{cluster_bits, fully_allocated, refcount_order};
+use super::create::{cluster_bits, fully_allocated, missing_feature, not_yet, refcount_order};
 use super::layout::Geometry;
 
 /// Bytes of the source asked about at once.
@@ -60,6 +60,9 @@ struct Wanted {
 
 impl Wanted {
     fn from_options(mut options: Options) -> Result<Self> {
+        if let Some(feature) = missing_feature(&options)? {
+            return not_yet(feature);
+        }
         let cluster_bits = cluster_bits(options.take_size("cluster_size")?)?;
         let preallocation = match options.take_str("preallocation")? {
             None => Preallocation::Off,

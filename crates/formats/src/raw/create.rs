@@ -22,13 +22,22 @@ fn take_size(options: &mut Options) -> Result<Option<u64>> {
     rounded.map(Some).ok_or_else(|| Error::invalid("Image size must be less than 8 EiB!"))
 }
 
-pub(super) async fn create(mut request: CreateRequest) -> Result<()> {
-    let size = take_size(&mut request.options)?.unwrap_or(0);
-    let preallocation = match request.options.take_str("preallocation")? {
+/// Reads the options: size and preallocation.
+///
+/// # Errors
+/// When one is wrong.
+pub(super) fn read(mut options: Options) -> Result<(u64, Preallocation)> {
+    let size = take_size(&mut options)?.unwrap_or(0);
+    let preallocation = match options.take_str("preallocation")? {
         None => Preallocation::Off,
         Some(name) => Preallocation::parse(&name)
             .ok_or_else(|| Error::invalid(format!("invalid parameter value: {name}")))?,
     };
+    Ok((size, preallocation))
+}
+
+pub(super) async fn create(request: CreateRequest) -> Result<()> {
+    let (size, preallocation) = read(request.options)?;
     let CreateTarget::File(file) = request.target else {
         return Err(Error::invalid("A raw image is created in a file"));
     };

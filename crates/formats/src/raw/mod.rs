@@ -56,7 +56,7 @@ impl Window {
         let Some(size) = options.size else { return Ok((Self { offset, size: None }, rest)) };
         if size > rest {
             return Err(Error::invalid(format!(
-                "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the \
+                "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  \
                  actual size of the containing file ({file_size})"
             )));
         }
@@ -296,6 +296,10 @@ impl DriverFactory for RawFactory {
 
     fn create_options(&self) -> &'static [CreateOption] {
         create::OPTIONS
+    }
+
+    fn check_create(&self, options: &Options) -> Result<()> {
+        create::read(options.clone()).map(drop)
     }
 
     fn create<'a>(

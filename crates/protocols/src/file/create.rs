@@ -103,6 +103,18 @@ async fn make(path: &str, wanted: &Wanted) -> Result<()> {
     outcome
 }
 
+/// Takes a file away whose image could not be made; devices stay.
+pub(super) fn remove(path: &str) {
+    let regular = |stat: &rustix::fs::Stat| {
+        rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile
+    };
+    if rustix::fs::stat(path).is_ok_and(|stat| regular(&stat))
+        && let Err(error) = rustix::fs::unlink(path)
+    {
+        tracing::debug!(path, %error, "cannot remove what is left of an image");
+    }
+}
+
 /// Takes what a creator needs; nobody else may change the size meanwhile.
 fn lock(fd: &OwnedFd, path: &str) -> Result<Option<FileLocks>> {
     let Ok(locks) = FileLocks::new(fd, path) else { return Ok(None) };
