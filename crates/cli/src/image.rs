@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use oxblk_core::{Backend, Error, Graph, OpenFlags, Options, Perm, Permissions};
+use oxblk_core::{Backend, Error, ErrorKind, Graph, OpenFlags, Options, Perm, Permissions};
 
 use crate::cache::CacheMode;
 use crate::program::{Program, err};
+
+const EACCES: i32 = 13;
 
 /// What is to be opened, and how.
 #[derive(Debug, Clone)]
@@ -108,10 +110,16 @@ impl<'a> Image<'a> {
             None => graph.open(options, self.flags.clone()).await?,
         };
         let mut permissions = self.permissions;
-        if node.is_read_only() {
+        if self.flags.read_only {
             permissions.taken = Perm::CONSISTENT_READ;
         }
-        let backend = match Backend::new(graph, "", Arc::clone(&node), permissions) {
+        let refused = node.is_read_only() && permissions.taken.contains(Perm::WRITE);
+        let attached = if refused {
+            Err(Error::new(ErrorKind::Denied, "Block node is read-only").errno(EACCES))
+        } else {
+            Backend::new(graph, "", Arc::clone(&node), permissions)
+        };
+        let backend = match attached {
             Ok(backend) => backend,
             Err(error) => {
                 drop(graph.release(node).await);

@@ -37,8 +37,13 @@ pub(super) fn take_generic(options: &mut Options, inherited: &OpenFlags) -> Resu
         flags.force_share = on;
     }
     if let Some(mut cache) = options.take_options("cache") {
-        flags.direct = cache.take_bool("direct")?.unwrap_or(flags.direct);
-        flags.no_flush = cache.take_bool("no-flush")?.unwrap_or(flags.no_flush);
+        let mut take = |key: &str| {
+            cache.take_bool(key).map_err(|_| {
+                Error::invalid(format!("Parameter 'cache.{key}' expects 'on' or 'off'"))
+            })
+        };
+        flags.direct = take("direct")?.unwrap_or(flags.direct);
+        flags.no_flush = take("no-flush")?.unwrap_or(flags.no_flush);
         if let Some(key) = cache.keys().next() {
             return Err(Error::invalid(format!("Invalid parameter 'cache.{key}'")));
         }
@@ -59,9 +64,7 @@ pub(super) fn take_generic(options: &mut Options, inherited: &OpenFlags) -> Resu
             ));
         }
         Some(other) => {
-            return Err(Error::invalid(format!(
-                "Parameter 'detect-zeroes' does not accept value '{other}'"
-            )));
+            return Err(Error::invalid(format!("invalid parameter value: {other}")));
         }
     };
     if flags.force_share && !flags.read_only {

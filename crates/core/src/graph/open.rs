@@ -15,6 +15,7 @@ use crate::node::{NodeParts, Settings};
 use crate::perm::{Permissions, Role};
 use crate::{Backend, ChildIdx, Children, Edge, Error, ErrorKind, Node, Options, Perm, Result};
 
+const EACCES: i32 = 13;
 /// Longest backing chain: more is a loop, or meant to exhaust us.
 const MAX_DEPTH: u32 = 200;
 
@@ -91,7 +92,7 @@ impl OpenContext {
             return Ok(());
         }
         if !self.flags.auto_read_only {
-            return Err(Error::new(ErrorKind::Denied, reason.to_owned()).errno(13));
+            return Err(Error::new(ErrorKind::Denied, reason.to_owned()).errno(EACCES));
         }
         self.flags.read_only = true;
         Ok(())
@@ -192,22 +193,36 @@ impl Graph {
             return Err(Error::invalid("The backing chain is too long, or a loop"));
         }
         if let Some(json) = target.filename.as_deref().and_then(|name| name.strip_prefix("json:")) {
-            let mut options = Options::from_json(json)
-                .map_err(|error| error.prefix("Could not parse the JSON options"))?;
+            let mut options = Options::from_json(json).map_err(|error| {
+                let is_json = error.to_string().starts_with("Invalid JSON object");
+                if is_json { error } else { error.prefix("Could not parse the JSON options") }
+            })?;
             for (key, value) in target.options.iter() {
                 options.insert(key, value.clone());
             }
             target.options = options;
             target.filename = None;
         }
+        self.drop_scheme(&mut target);
         let generic = take_generic(&mut target.options, &target.flags)?;
-        if target.filename.is_none()
+        if target.protocol
+            && target.filename.is_none()
             && generic.driver.is_none()
             && let Some(name) = target.options.take_str("filename")?
         {
             target.filename = Some(name);
         }
         self.open_with(target, generic).await
+    }
+
+    /// A name that its protocol reads as a path (`file:x`) is that path from here on.
+    fn drop_scheme(&self, target: &mut Target) {
+        let Some(name) = target.filename.as_deref() else { return };
+        let Ok((driver, options)) = self.protocol_for(name) else { return };
+        let Some(path) = options.get_str("filename").filter(|path| *path != name) else { return };
+        if self.protocol_for(path).is_ok_and(|(plain, _)| plain.name() == driver.name()) {
+            target.filename = Some(path.to_owned());
+        }
     }
 
     async fn open_with(&self, mut target: Target, mut generic: Generic) -> Result<Arc<Node>> {
@@ -334,6 +349,9 @@ impl Graph {
         let opened_with = context.options.clone();
         if let Some(file) = file {
             context.flags.read_only |= file.is_read_only() && context.flags.auto_read_only;
+            if file.is_read_only() && !context.flags.read_only {
+                return Err(Error::new(ErrorKind::Denied, "Block node is read-only").errno(EACCES));
+            }
             attach_file(driver, file, &context)?;
         }
         let opened = driver.open(&mut context).await?;
@@ -377,9 +395,12 @@ impl Graph {
         depth: u32,
     ) -> Result<()> {
         if let Some(key) = context.options.keys().next() {
-            let what = if driver.kind() == DriverKind::Protocol { "protocol" } else { "format" };
+            let (what, does_not) = match driver.kind() {
+                DriverKind::Protocol => ("protocol", "doesn't"),
+                DriverKind::Format | DriverKind::Filter => ("format", "does not"),
+            };
             return Err(Error::invalid(format!(
-                "Block {what} '{}' does not support the option '{key}'",
+                "Block {what} '{}' {does_not} support the option '{key}'",
                 driver.name()
             )));
         }

@@ -9,10 +9,25 @@ use super::size::parse_size;
 use crate::{Error, Result};
 
 /// Fills a `T` from a map of option values.
-pub(super) fn from_map<T: DeserializeOwned>(map: Map<String, Value>) -> Result<T> {
-    T::deserialize(Lenient(Value::Object(map)))
-        .map_err(|error: serde::de::value::Error| Error::invalid(error.to_string()))
+pub(super) fn from_map<T: DeserializeOwned>(map: &Map<String, Value>) -> Result<T> {
+    let read = |map: Map<String, Value>| T::deserialize(Lenient(Value::Object(map)));
+    read(map.clone()).map_err(|error: DeError| {
+        // Every field has a default, so one alone tells whether it is to blame.
+        let alone =
+            |(key, value): (&String, &Value)| Map::from_iter([(key.clone(), value.clone())]);
+        let blamed = map.iter().find(|entry| read(alone(*entry)).is_err());
+        let key = blamed.map_or("", |(key, _)| key);
+        let text = error.to_string();
+        let fault = Error::invalid(text.replace(KEY, key));
+        if text.starts_with(NOT_A_SIZE) { fault.with_hint(SIZE_HINT) } else { fault }
+    })
 }
+
+/// Stands for the option's name in messages until that is known.
+const KEY: &str = "\0";
+const NOT_A_SIZE: &str = "Parameter '\0' expects a non-negative number below 2^64";
+/// What goes with it.
+pub(super) const SIZE_HINT: &str = "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.";
 
 struct Lenient(Value);
 
@@ -36,7 +51,12 @@ impl Lenient {
             Value::String(text) => parse_size(text).ok(),
             _ => None,
         }
-        .ok_or_else(|| custom(format!("Parameter expects a number, not {}", self.0)))
+        .ok_or_else(|| match &self.0 {
+            Value::String(text) if text.trim_start().starts_with('-') => {
+                custom(format!("Value '{text}' is out of range for parameter '{KEY}'"))
+            }
+            _ => custom(NOT_A_SIZE.to_owned()),
+        })
     }
 
     fn signed(&self) -> Result<i64, DeError> {
@@ -45,7 +65,7 @@ impl Lenient {
             Value::String(text) => text.parse().ok(),
             _ => None,
         }
-        .ok_or_else(|| custom(format!("Parameter expects a number, not {}", self.0)))
+        .ok_or_else(|| custom(format!("Parameter '{KEY}' expects a number")))
     }
 }
 
@@ -88,7 +108,7 @@ impl<'de> Deserializer<'de> for Lenient {
             Value::String(text) if text == "off" || text == "false" || text == "no" => {
                 visitor.visit_bool(false)
             }
-            other => Err(custom(format!("Parameter expects 'on' or 'off', not {other}"))),
+            other => Err(custom(format!("Parameter '{KEY}' expects 'on' or 'off', not {other}"))),
         }
     }
 
@@ -112,7 +132,9 @@ impl<'de> Deserializer<'de> for Lenient {
             Value::String(text) => visitor.visit_string(text),
             Value::Number(number) => visitor.visit_string(number.to_string()),
             Value::Bool(on) => visitor.visit_str(if on { "on" } else { "off" }),
-            other => Err(custom(format!("Parameter expects text, not {other}"))),
+            other => Err(custom(format!(
+                "Invalid parameter type for '{KEY}', expected: string, not {other}"
+            ))),
         }
     }
 
@@ -139,7 +161,9 @@ impl<'de> Deserializer<'de> for Lenient {
                 let plain: serde::de::value::StringDeserializer<DeError> = text.into_deserializer();
                 plain.deserialize_enum(name, variants, visitor)
             }
-            other => Err(custom(format!("Parameter expects one of {variants:?}, not {other}"))),
+            other => {
+                Err(custom(format!("Parameter '{KEY}' expects one of {variants:?}, not {other}")))
+            }
         }
     }
 

@@ -36,7 +36,7 @@ impl Options {
         let value: Value = serde_json::from_str(text)
             .map_err(|error| Error::invalid(format!("JSON parse error, {error}")))?;
         let Value::Object(map) = value else {
-            return Err(Error::invalid("Could not parse the JSON options"));
+            return Err(Error::invalid("Invalid JSON object given"));
         };
         Self::from_map(map)
     }
@@ -186,14 +186,17 @@ impl Options {
     /// # Errors
     /// When the value is something else.
     pub fn take_size(&mut self, key: &str) -> Result<Option<u64>> {
-        let wrong = |text: &str| {
-            match parse_size(text) {
-            Err(SizeError::TooLarge) => Error::invalid(format!("Value '{text}' is too large for parameter '{key}'")),
-            _ => Error::invalid(format!("Parameter '{key}' expects a non-negative number below 2^64"))
-                .with_hint(
-                    "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.",
-                ),
-        }
+        let wrong = |text: &str| match parse_size(text) {
+            Err(SizeError::Malformed) if text.trim_start().starts_with('-') => {
+                Error::invalid(format!("Value '{text}' is out of range for parameter '{key}'"))
+            }
+            Err(SizeError::TooLarge) => {
+                Error::invalid(format!("Value '{text}' is too large for parameter '{key}'"))
+            }
+            _ => Error::invalid(format!(
+                "Parameter '{key}' expects a non-negative number below 2^64"
+            ))
+            .with_hint(lenient::SIZE_HINT),
         };
         match self.take(key) {
             None => Ok(None),
@@ -230,7 +233,7 @@ impl Options {
                 own.insert(key.clone(), value);
             }
         }
-        lenient::from_map(own)
+        lenient::from_map(&own)
     }
 
     /// The keys left, in order.

@@ -15,6 +15,9 @@ pub enum SizeError {
 /// # Errors
 /// [`SizeError`] says why not.
 pub fn parse_size(text: &str) -> Result<u64, SizeError> {
+    // As the C library reads numbers.
+    let text = text.trim_ascii_start();
+    let text = text.strip_prefix('+').unwrap_or(text);
     if let Some(digits) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         return u64::from_str_radix(digits, 16).map_err(|_| SizeError::Malformed);
     }
@@ -64,6 +67,7 @@ mod tests {
         assert_eq!(parse_size(".5M"), Ok(1 << 19));
         assert_eq!(parse_size("0x10"), Ok(16));
         assert_eq!(parse_size("7"), Ok(7));
+        assert_eq!(parse_size(" +1k"), Ok(1024));
     }
 
     #[test]

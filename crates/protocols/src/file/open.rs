@@ -132,7 +132,14 @@ impl DriverFactory for FileFactory {
 
     fn parse_filename(&self, filename: &str) -> Result<Options> {
         let mut options = Options::new();
-        options.insert("filename", self.path_of(filename));
+        let path = self.path_of(filename);
+        let first = path.split('/').next().unwrap_or_default();
+        if path != filename && first.contains(':') {
+            // Without its prefix, the path must not look as if it had one.
+            options.insert("filename", format!("./{path}"));
+        } else {
+            options.insert("filename", path);
+        }
         Ok(options)
     }
 
@@ -153,5 +160,9 @@ impl DriverFactory for FileFactory {
         request: CreateRequest,
     ) -> Option<BoxFuture<'a, Result<()>>> {
         Some(Box::pin(create::create(self, request)))
+    }
+
+    fn remove_created(&self, filename: &str) {
+        create::remove(self.path_of(filename));
     }
 }

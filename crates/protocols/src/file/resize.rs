@@ -70,7 +70,7 @@ pub(super) async fn set_size(file: &File, size: u64, preallocation: Preallocatio
 }
 
 async fn truncate(file: &File, current: u64, size: u64) -> Result<()> {
-    let failed = |error| Error::from(error).prefix("Failed to resize the file");
+    let failed = |error| Error::from(error).prefix("Could not resize file");
     file.set_len(size).await.map_err(failed)?;
     if current == 0 && size > 0 {
         // One block is allocated, so that the alignment of direct I/O can be found out by reading it.
@@ -97,7 +97,7 @@ async fn reserve(file: &File, current: u64, size: u64) -> Result<()> {
 
 async fn fill(file: &File, current: u64, size: u64) -> Result<()> {
     let failed = |error| Error::from(error).prefix("Could not write zeros for preallocation");
-    file.set_len(size).await.map_err(|e| Error::from(e).prefix("Failed to resize the file"))?;
+    file.set_len(size).await.map_err(|e| Error::from(e).prefix("Could not resize file"))?;
     write_zeroes(file, current, size).await.map_err(failed)?;
     file.sync(false).await.map_err(|e| Error::from(e).prefix("Could not flush file to disk"))
 }
