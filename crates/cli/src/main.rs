@@ -16,6 +16,7 @@ mod text;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use program::{Program, err, flush_out, out};
 
@@ -33,6 +34,7 @@ oxblk COMMAND --help tells more. Called as qemu-img or qemu-io, oxblk is that to
 ";
 
 fn main() -> ExitCode {
+    outlive_file_size_limit();
     let mut arguments = std::env::args_os();
     let called_as = arguments.next().unwrap_or_else(|| OsString::from("oxblk"));
     let called_as = called_as.to_string_lossy().into_owned();
@@ -44,6 +46,11 @@ fn main() -> ExitCode {
     };
     flush_out();
     code
+}
+
+/// A write beyond `ulimit -f` fails with `EFBIG`, which the user is told, rather than end the process by a signal.
+fn outlive_file_size_limit() {
+    drop(signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()));
 }
 
 fn subcommand(

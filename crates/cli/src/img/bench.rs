@@ -137,7 +137,8 @@ fn set(context: &Context, read: &mut Arguments, id: char, value: String) -> Step
         'd' => read.depth = context.sized("queue depth", &value, 1, MAX)?,
         'o' => read.offset = context.bytes("offset", &value)?,
         's' => read.size = context.sized("buffer size", &value, 1, MAX)?,
-        'S' => read.step = Some(context.sized("step size", &value, 1, MAX)?),
+        // 0 stands for the buffer size, too.
+        'S' => read.step = Some(context.sized("step size", &value, 0, MAX)?).filter(|n| *n > 0),
         'i' if !matches!(value.as_str(), "threads" | "native" | "io_uring") => {
             return Err(context.failed(format_args!("Invalid aio option: {value}")));
         }

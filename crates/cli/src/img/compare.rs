@@ -12,6 +12,7 @@ use crate::cache::CacheMode;
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::out;
+use crate::text::number::in_sectors;
 use crate::text::progress::{Progress, stop_flag};
 
 /// Exit codes, as scripts know them.
@@ -152,18 +153,24 @@ impl Run<'_> {
     async fn compare(&self, first: &Backend, second: &Backend) -> Step {
         let sizes = [first.size(), second.size()];
         let [common, total] = [sizes[0].min(sizes[1]), sizes[0].max(sizes[1])];
-        if self.arguments.strict && common != total {
+        // Disks are whole sectors; what a file lacks of its last one is zeroes.
+        let common_sectors = in_sectors(common).min(total);
+        let differ = in_sectors(common) != in_sectors(total);
+        if self.arguments.strict && differ {
             self.say(format_args!("Strict mode: Image size mismatch!"));
             return Err(Exit(DIFFERENT));
         }
         let counted = Arc::new(AtomicU64::new(0));
         let count = self.counter(&counted, total);
         let disks = (first.clone(), Some(second.clone()));
-        self.part(disks, 0..common, Arc::clone(&count)).await?;
-        if common != total {
+        self.part(disks, 0..common, Arc::clone(&count), 0).await?;
+        let index = usize::from(sizes[0] < sizes[1]);
+        let longer = if index == 0 { first } else { second };
+        let alone = || (longer.clone(), None);
+        self.part(alone(), common..common_sectors, Arc::clone(&count), index).await?;
+        if differ {
             self.say(format_args!("Warning: Image size mismatch!"));
-            let longer = if sizes[0] > sizes[1] { first } else { second };
-            self.part((longer.clone(), None), common..total, count).await?;
+            self.part(alone(), common_sectors..total, count, index).await?;
         }
         self.say(format_args!("Images are identical."));
         Ok(())
@@ -183,12 +190,13 @@ impl Run<'_> {
         })
     }
 
-    /// Compares a part, or looks for data in one disk alone.
+    /// Compares a part, or looks for data in one disk alone. `index` is that of the first disk.
     async fn part(
         &self,
         disks: (Backend, Option<Backend>),
         range: std::ops::Range<u64>,
         progress: Arc<dyn Fn(u64) + Send + Sync>,
+        index: usize,
     ) -> Step {
         let job = Compare {
             disks,
@@ -209,13 +217,13 @@ impl Run<'_> {
                 self.say(format_args!("Strict mode: Offset {offset} block status mismatch!"));
                 Err(Exit(DIFFERENT))
             }
-            Err(failure) => Err(self.failure(&failure)),
+            Err(failure) => Err(self.failure(&failure, index)),
         }
     }
 
-    fn failure(&self, failure: &CompareError) -> Exit {
+    fn failure(&self, failure: &CompareError, index: usize) -> Exit {
         let CompareError { stage, disk, offset, error } = failure;
-        let name = self.arguments.filenames.get(*disk).map_or("", String::as_str);
+        let name = self.arguments.filenames.get(disk + index).map_or("", String::as_str);
         let say = |message: std::fmt::Arguments<'_>| self.context.program.error(message);
         match stage {
             CompareStage::Status => {

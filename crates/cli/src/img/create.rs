@@ -7,6 +7,7 @@ use super::{Context, Step, graph, objects};
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::out;
+use crate::text::number::in_sectors;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
@@ -71,7 +72,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
         read.size = Some(context.bytes("image size", &size)?);
     }
     match operands.next() {
-        Some(_) => Err(context.failed("Unexpected argument after the size")),
+        Some(extra) => Err(context.misused(format_args!("Unexpected argument: {extra}"))),
         None => Ok(read),
     }
 }
@@ -203,7 +204,7 @@ async fn check_backing(
             .with_hint(format!("Detected format of {found}.")));
     }
     if options.number("size").is_none() {
-        options.set_size(size);
+        options.set_size(in_sectors(size));
     }
     Ok(())
 }

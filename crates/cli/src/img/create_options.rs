@@ -220,11 +220,11 @@ fn read(option: &CreateOption, value: Option<&str>) -> Result<Setting> {
         },
         OptionType::Size => match parse_size(text) {
             Ok(size) => Ok(Setting::Number(size)),
-            Err(SizeError::TooLarge) => Err(Error::new(
+            Err(error) if error == SizeError::TooLarge || text.starts_with('-') => Err(Error::new(
                 ErrorKind::Invalid,
                 format!("Value '{text}' is out of range for parameter '{name}'"),
             )),
-            Err(SizeError::Malformed) => Err(Error::invalid(format!(
+            Err(_) => Err(Error::invalid(format!(
                 "Parameter '{name}' expects a non-negative number below 2^64"
             ))
             .with_hint(SIZE_HINT)),

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use oxblk_core::{DriverKind, Graph, Node, Options, relative_to};
+use oxblk_core::{ChildIdx, DriverKind, Graph, Node, Options, relative_to};
 use serde_json::{Map, Value, json};
 
 use super::{Context, Step, graph, objects};
@@ -132,10 +132,11 @@ fn image_info(node: &Arc<Node>) -> Value {
         map.insert("actual-size".to_owned(), json!(bytes));
     }
     if tells_of_itself(node) {
-        if driver.cluster_size != 0 {
-            map.insert("cluster-size".to_owned(), json!(driver.cluster_size));
+        let (cluster_size, is_dirty) = clusters_of(node);
+        if cluster_size != 0 {
+            map.insert("cluster-size".to_owned(), json!(cluster_size));
         }
-        map.insert("dirty-flag".to_owned(), json!(driver.is_dirty));
+        map.insert("dirty-flag".to_owned(), json!(is_dirty));
     }
     if let Some(specific) = driver.specific {
         map.insert("format-specific".to_owned(), specific);
@@ -156,14 +157,26 @@ fn image_info(node: &Arc<Node>) -> Value {
     Value::Object(map)
 }
 
+/// Cluster size and whether the image is dirty: the node's own, or those of what it passes on to.
+fn clusters_of(node: &Node) -> (u64, bool) {
+    let info = node.driver().info();
+    match node.child(ChildIdx::FILE) {
+        Some(file) if node.factory().passes_permissions() => clusters_of(&file),
+        _ => (info.cluster_size, info.is_dirty),
+    }
+}
+
 /// Options that change what an image holds: with one of them, its file name alone does not open it.
 const STRONG: &[&str] = &["offset", "size", "read-zeroes", "latency-ns"];
 
 /// The file name that opens the node, or its options as a `json:` name where there is none.
 fn name_of(node: &Node) -> String {
     let is_changed = node.options().keys().any(|key| STRONG.contains(&key));
+    // A format on another format is not what opening the file by its name would find.
+    let stacked =
+        node.child(ChildIdx::FILE).is_some_and(|f| f.factory().kind() != DriverKind::Protocol);
     match node.filename() {
-        Some(name) if !is_changed => name,
+        Some(name) if !is_changed && !stacked => name,
         _ => format!("json:{}", json::compact(&options_of(node))),
     }
 }
@@ -205,11 +218,12 @@ fn print(infos: &[Value], arguments: &Arguments) {
 fn human(info: &Value) -> String {
     let mut text = String::new();
     node_text(&mut text, info, 0, false);
-    children_text(&mut text, info, "");
+    children_text(&mut text, info, 0, "");
     text
 }
 
-fn children_text(text: &mut String, info: &Value, path: &str) {
+fn children_text(text: &mut String, info: &Value, level: usize, path: &str) {
+    let indent = "    ".repeat(level);
     for child in info.get("children").and_then(Value::as_array).into_iter().flatten() {
         let (Some(name), Some(info)) =
             (child.get("name").and_then(Value::as_str), child.get("info"))
@@ -217,13 +231,14 @@ fn children_text(text: &mut String, info: &Value, path: &str) {
             continue;
         };
         let path = format!("{path}/{name}");
-        text.push_str(&format!("Child node '{path}':\n"));
-        node_text(text, info, 1, true);
-        children_text(text, info, &path);
+        text.push_str(&format!("{indent}Child node '{path}':\n"));
+        let is_leaf = info.get("children").and_then(Value::as_array).is_none_or(Vec::is_empty);
+        node_text(text, info, level + 1, is_leaf);
+        children_text(text, info, level + 1, &path);
     }
 }
 
-fn node_text(text: &mut String, info: &Value, level: usize, is_child: bool) {
+fn node_text(text: &mut String, info: &Value, level: usize, is_leaf: bool) {
     let indent = "    ".repeat(level);
     let mut line = |content: String| {
         text.push_str(&indent);
@@ -232,7 +247,7 @@ fn node_text(text: &mut String, info: &Value, level: usize, is_child: bool) {
     };
     let word = |key: &str| info.get(key).and_then(Value::as_str);
     let number = |key: &str| info.get(key).and_then(Value::as_u64);
-    let names = if is_child {
+    let names = if is_leaf {
         ["filename", "protocol type", "file length"]
     } else {
         ["image", "file format", "virtual size"]

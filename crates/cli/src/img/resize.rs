@@ -115,6 +115,9 @@ fn change(text: &str) -> Result<Change, Error> {
         _ => (Change::To, text),
     };
     parse_size(number).map(make).map_err(|error| match error {
+        _ if number.starts_with('-') => {
+            Error::invalid(format!("Value '{number}' is out of range for parameter 'size'"))
+        }
         SizeError::TooLarge => {
             Error::invalid(format!("Value '{number}' is out of range for parameter 'size'"))
         }

@@ -25,7 +25,8 @@ pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
     let arguments = arguments::read(context, words)?;
     let graph = graph();
     if arguments.options.as_deref().is_some_and(asks_for_help) {
-        return print_options(context, &graph, &arguments.target_format, Some(&arguments.target));
+        let target = Some(arguments.target.as_str()).filter(|name| !name.is_empty());
+        return print_options(context, &graph, &arguments.target_format, target);
     }
     let helpers = threads::helpers(context, arguments.threads)?;
     let progress = Progress::start(arguments.progress && !arguments.quiet);

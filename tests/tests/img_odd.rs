@@ -1,0 +1,138 @@
+//! Odd names, sizes, options and environments: what users do that the manual does not tell of.
+
+use oxblk_tests::differential::Differential;
+use oxblk_tests::program::Tool::{Img, Io};
+
+fn same(both: &Differential, lines: &[&str]) {
+    for line in lines {
+        both.same(Img, &line.split(' ').collect::<Vec<_>>());
+    }
+}
+
+fn images() -> Differential {
+    let both = Differential::new();
+    both.file("odd.raw", &[7; 1000]);
+    both.file("odd2.raw", &[7; 100_001]);
+    both.file("empty.raw", b"");
+    both.file("colon:x.raw", &[5; 4096]);
+    both.file("com,ma.raw", &[6; 4096]);
+    both.qemu(Img, &["create", "-q", "-f", "qcow2", "a.qcow2", "4M"]);
+    both.qemu(Io, &["-c", "write -q 1M 64k", "a.qcow2"]);
+    both
+}
+
+#[test]
+fn names_with_prefixes_colons_and_commas_are_shown_as_qemu_shows_them() {
+    same(
+        &images(),
+        &[
+            "info file:odd.raw",
+            "info file:colon:x.raw",
+            "info ./colon:x.raw",
+            "info colon:x.raw",
+            "info host_device:/dev/null",
+            "info com,ma.raw",
+            "info --image-opts driver=raw,file.filename=com,,ma.raw",
+            "create -f qcow2 -b file:colon:x.raw -F raw n.qcow2",
+            "info n.qcow2",
+            "convert file:odd.raw file:out.raw",
+        ],
+    );
+}
+
+#[test]
+fn formats_upon_formats_are_told_of_level_by_level() {
+    same(
+        &images(),
+        &[
+            "info --image-opts driver=raw,file.driver=qcow2,file.file.filename=a.qcow2",
+            "info --output json --image-opts driver=raw,file.driver=qcow2,file.file.filename=a.qcow2",
+            "info json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"raw\",\"file\":{\"driver\":\"file\",\"filename\":\"a.qcow2\"}}}",
+        ],
+    );
+}
+
+#[test]
+fn wrong_values_in_option_strings_are_refused_in_the_same_words() {
+    same(
+        &images(),
+        &[
+            "info --image-opts filename=odd.raw",
+            "info --image-opts driver=raw,size=100000000,file.filename=./colon:x.raw",
+            "info --image-opts driver=raw,offset=foo,file.filename=odd2.raw",
+            "info --image-opts driver=raw,offset=-1,file.filename=odd2.raw",
+            "info --image-opts driver=qcow2,cache-size=foo,file.filename=a.qcow2",
+            "info --image-opts driver=null-co,bogus=foo",
+            "info --image-opts driver=file,filename=odd.raw,cache.direct=maybe",
+            "info --image-opts driver=file,filename=odd.raw,detect-zeroes=bogus",
+            "info json:[1]",
+            "info json:\"x\"",
+            "info json:{\"filename\":\"a.qcow2\"}",
+            "info --object secret,id=s odd.raw",
+            "info --object secret,id=s,file=nofile odd.raw",
+            "info --object secret,id=s,data=x,bogus=1 odd.raw",
+            "info --object secret,id=1s,data=x odd.raw",
+            "create -f qcow2 n.qcow2 1M 2M",
+            "create -u -f qcow2 -b nowhere -F nope n.qcow2 1M",
+            "create -f qcow2 -o size=-1 n.qcow2",
+            "create -f qcow2 -o cluster_size=-1 n.qcow2 1M",
+            "create -f qcow2 -o encrypt.format=bogus n.qcow2 1M",
+            "resize a.qcow2 +-1",
+            "convert -O qcow2 -o help",
+            "convert -o help",
+        ],
+    );
+}
+
+#[test]
+fn numbers_are_read_as_the_c_library_does() {
+    let both = images();
+    both.same(Img, &["create", "-f", "raw", "n.raw", " +1M"]);
+    both.same(Img, &["resize", "a.qcow2", " 5M"]);
+    same(&both, &["bench -c 2 -S 0 -f raw odd2.raw", "create -f raw m.raw +1M"]);
+}
+
+#[test]
+fn files_of_odd_sizes_are_whole_sectors() {
+    let both = images();
+    same(
+        &both,
+        &[
+            "create -f qcow2 -b odd.raw -F raw n.qcow2",
+            "compare odd.raw odd2.raw",
+            "compare empty.raw odd.raw",
+            "compare -s empty.raw odd.raw",
+            "compare odd2.raw odd.raw",
+            "convert -O qcow2 empty.raw e.qcow2",
+            "convert -O qcow2 odd.raw odd2.raw o.qcow2",
+            "measure -O qcow2 odd2.raw",
+        ],
+    );
+    both.same_content("o.qcow2");
+}
+
+#[test]
+fn an_image_that_ends_too_early_compares_and_maps_the_same() {
+    let both = Differential::new();
+    both.qemu(Img, &["create", "-q", "-f", "qcow2", "a.qcow2", "4M"]);
+    both.qemu(Io, &["-c", "write -q -P 1 0 64k", "-c", "write -q -P 5 -c 3M 64k", "a.qcow2"]);
+    both.prepare(|directory| {
+        let bytes = std::fs::read(directory.join("a.qcow2")).expect("an image");
+        let short = bytes.get(..300_000).expect("a longer image");
+        std::fs::write(directory.join("short.qcow2"), short).expect("an image");
+    });
+    same(
+        &both,
+        &["compare a.qcow2 short.qcow2", "compare short.qcow2 a.qcow2", "info short.qcow2"],
+    );
+}
+
+#[test]
+fn an_image_read_only_below_is_not_opened_for_writing() {
+    let both = images();
+    let json = "json:{\"driver\":\"raw\",\"file\":{\"driver\":\"file\",\"filename\":\"odd.raw\",\"read-only\":true}}";
+    both.same(Io, &["-c", "write 0 512", json]);
+    both.same(Io, &["-r", "-c", "length", json]);
+    let json = "json:{\"driver\":\"qcow2\",\"file.filename\":\"a.qcow2\",\"read-only\":true}";
+    both.same(Io, &["-c", "write 0 512", json]);
+}
