@@ -15,7 +15,10 @@
 //! next one waits until the host has ended what it had begun (see `gate`).
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Relaxed, Release},
+};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use oxblk_core::{ChildIdx, Edge, Result, WriteFlags, run_all};
@@ -23,7 +26,7 @@ use oxblk_ring::IoBuf;
 
 use super::Qcow2;
 use super::allocator::{Reserved, Resting};
-use super::cache::DirtyCopy;
+use super::cache::{DirtyCopy, Radix};
 use super::layout::{L1Entry, L2Entry, L2Kind};
 
 /// Dropped runs that make a cycle start without anybody asking.
@@ -86,9 +89,7 @@ impl Qcow2 {
 
     /// Sets an L1 entry and notes that it is to be written, as one: whoever sees the entry and flushes finds the note.
     pub(super) fn set_l1_entry(&self, index: u64, entry: L1Entry) {
-        let mut dirty = lock(&self.l1_dirty);
-        self.l1.get_or_make(index).store(entry.0, Release);
-        dirty.insert(index);
+        set_and_note(&self.l1, &self.l1_dirty, index, entry);
     }
 
     /// Runs one cycle. With `durable`, everything completed before the call is on stable storage afterwards (but
@@ -264,6 +265,18 @@ impl Drop for Cycle<'_> {
     }
 }
 
+/// The entry is seen only while the note cannot be taken without it.
+fn set_and_note(
+    entries: &Radix<AtomicU64>,
+    notes: &Mutex<BTreeSet<u64>>,
+    index: u64,
+    entry: L1Entry,
+) {
+    let mut notes = lock(notes);
+    entries.get_or_make(index).store(entry.0, Release);
+    notes.insert(index);
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -281,4 +294,30 @@ fn merge(mut runs: Vec<Resting>) -> Vec<Resting> {
         }
     }
     merged
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering::Acquire;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn an_l1_entry_that_is_seen_has_been_noted() {
+        let (entries, notes) = (Radix::default(), Mutex::default());
+        let seen = || entries.get(7).is_some_and(|entry: &AtomicU64| entry.load(Acquire) != 0);
+        std::thread::scope(|scope| {
+            // Whoever takes the notes now does not find the entry's, so nobody may see the entry yet.
+            let taking = lock(&notes);
+            scope.spawn(|| set_and_note(&entries, &notes, 7, L1Entry::new(65536)));
+            let begin = Instant::now();
+            while begin.elapsed() < Duration::from_millis(100) {
+                assert!(!seen(), "the entry was set before it was noted");
+                std::thread::yield_now();
+            }
+            drop(taking);
+        });
+        assert!(seen() && lock(&notes).contains(&7));
+    }
 }

@@ -1,0 +1,265 @@
+//! qcow2 on a simulated disk that fails at the worst moment, and images that contradict themselves.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use oxblk_core::check::{CheckReport, Fix};
+use oxblk_core::create::{CreateRequest, CreateTarget};
+use oxblk_core::{
+    Backend, DriverTable, Edge, Graph, Node, OpenFlags, Options, Perm, Permissions, WriteFlags,
+};
+use oxblk_formats::qcow2::QCOW2;
+use oxblk_protocols::file::{FILE, FileDriver};
+use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
+use oxblk_ring::{File, IoBufMut, timeout};
+
+static DRIVERS: DriverTable = &[QCOW2, &FILE];
+
+const CLUSTER: usize = 4096;
+/// One L2 table covers 512 clusters, so that the disk has four.
+const SIZE: u64 = 8 << 20;
+const EIO: i32 = 5;
+
+fn options(dotted: &str) -> Options {
+    Options::from_dotted(dotted, None).unwrap()
+}
+
+fn all() -> Permissions {
+    Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE)
+}
+
+fn file(graph: &Graph, disk: &Disk) -> Arc<Node> {
+    let driver = FileDriver::from_ring_file(File::sim(disk), disk.len());
+    let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
+    graph.add_node(Some("file"), &FILE, Box::new(driver), flags).unwrap()
+}
+
+/// An empty image.
+async fn create(disk: &Disk) {
+    let graph = Graph::new(DRIVERS);
+    let edge = Edge::attach(file(&graph, disk), "creation", "file", all()).unwrap();
+    let options = options(&format!("size={SIZE},cluster_size={CLUSTER}"));
+    let request = CreateRequest { target: CreateTarget::File(Arc::clone(&edge)), options };
+    QCOW2.create(&graph, request).unwrap().await.unwrap();
+    edge.flush().await.unwrap();
+    edge.detach();
+}
+
+async fn open(disk: &Disk) -> Backend {
+    let graph = Graph::new(DRIVERS);
+    let _file = file(&graph, disk);
+    let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
+    graph.open_backend(None, options("driver=qcow2,file=file"), flags).await.unwrap()
+}
+
+async fn write(image: &Backend, cluster: u64, byte: u8) {
+    let data = IoBufMut::filled(CLUSTER, byte).freeze();
+    image.write(cluster * CLUSTER as u64, data, WriteFlags::empty()).await.unwrap();
+}
+
+async fn byte(image: &Backend, cluster: u64) -> u8 {
+    let read = image.read(cluster * CLUSTER as u64, IoBufMut::new(CLUSTER)).await.unwrap();
+    assert!(read.iter().all(|byte| *byte == read[0]), "cluster {cluster} is mixed");
+    read[0]
+}
+
+async fn check(image: &Backend) -> CheckReport {
+    let node = image.node().unwrap();
+    node.driver().check().unwrap().check(Fix::Nothing, &|_| {}).await.unwrap()
+}
+
+/// Clusters in two L2 tables, one of which is new.
+const WRITTEN: [u64; 4] = [1, 2, 700, 701];
+
+/// An image with something on disk, which has then been changed: new clusters, new tables, and dropped ones.
+async fn changed(disk: &Disk) -> Backend {
+    create(disk).await;
+    let image = open(disk).await;
+    for cluster in [0, 1, 1600] {
+        write(&image, cluster, 1).await;
+    }
+    image.flush().await.unwrap();
+    for cluster in WRITTEN {
+        write(&image, cluster, 2).await;
+    }
+    image.discard(1600 * CLUSTER as u64, CLUSTER as u64).await.unwrap();
+    image
+}
+
+/// What a flush that succeeded has made durable is there after a power cut, and at the end no cluster leaks.
+async fn nothing_was_lost(disk: &Disk, image: Backend, context: &str) {
+    image.flush().await.unwrap();
+    let left = disk.after_power_loss_none();
+    let found = open(&left).await;
+    assert_eq!(byte(&found, 0).await, 1, "{context}");
+    for cluster in WRITTEN {
+        assert_eq!(byte(&found, cluster).await, 2, "{context}: cluster {cluster}");
+    }
+    assert_eq!(byte(&found, 1600).await, 0, "{context}");
+    assert_eq!(check(&found).await.corruptions, 0, "{context}");
+    found.close().await.unwrap();
+    image.close().await.unwrap();
+    let closed = open(disk).await;
+    let report = check(&closed).await;
+    assert_eq!((report.corruptions, report.leaks), (0, 0), "{context}");
+    closed.close().await.unwrap();
+}
+
+#[test]
+fn a_write_back_that_failed_anywhere_is_made_up_for_by_the_next() {
+    let mut failures = 0;
+    for nth in 1..100 {
+        let disk = Disk::new(nth, 0);
+        let failed = sim::run(nth, async {
+            let image = changed(&disk).await;
+            let rule = FailRule {
+                op: FaultOp::Write,
+                nth: Some(nth),
+                range: None,
+                errno: EIO,
+                once: true,
+            };
+            disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
+            let failed = image.flush().await.is_err();
+            disk.set_faults(Faults::default());
+            nothing_was_lost(&disk, image, &format!("write {nth} failed")).await;
+            failed
+        });
+        if !failed {
+            break;
+        }
+        failures += 1;
+    }
+    assert!(failures >= 4, "only {failures} writes could fail");
+}
+
+#[test]
+fn a_write_back_that_is_given_up_at_any_moment_is_made_up_for_by_the_next() {
+    let mut moments = 0;
+    for moment in 0..2000 {
+        let disk = Disk::new(moment, 0);
+        let finished = sim::run(moment, async {
+            let image = changed(&disk).await;
+            let node = image.node().unwrap();
+            let flush = node.driver().flush().unwrap();
+            // Behind the back of core, which would let it come to its end.
+            let outcome = timeout(Duration::from_micros(moment * 50), flush).await;
+            nothing_was_lost(&disk, image, &format!("given up at moment {moment}")).await;
+            outcome.is_ok()
+        });
+        if finished {
+            break;
+        }
+        moments += 1;
+    }
+    assert!(moments >= 4, "a write-back has more than {moments} moments");
+}
+
+#[test]
+fn an_image_that_cannot_be_made_complete_does_not_become_read_only() {
+    for nth in 1..100 {
+        let disk = Disk::new(nth, 0);
+        let refused = sim::run(nth, async {
+            let image = changed(&disk).await;
+            let rule = FailRule {
+                op: FaultOp::Write,
+                nth: Some(nth),
+                range: None,
+                errno: EIO,
+                once: true,
+            };
+            disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
+            let refused = image.reopen(options("read-only=on")).await.is_err();
+            disk.set_faults(Faults::default());
+            assert_eq!(image.is_read_only(), !refused);
+            if refused {
+                write(&image, 0, 1).await;
+                image.reopen(options("read-only=on")).await.unwrap();
+            }
+            // Nothing is left to be written: this is the image as it was left.
+            let left = open(&disk.after_power_loss_none()).await;
+            let report = check(&left).await;
+            assert_eq!((report.corruptions, report.leaks), (0, 0), "write {nth} failed");
+            left.close().await.unwrap();
+            image.reopen(options("read-only=off")).await.unwrap();
+            nothing_was_lost(&disk, image, &format!("write {nth} failed")).await;
+            refused
+        });
+        if !refused {
+            assert!(nth > 4, "only {nth} writes could fail");
+            break;
+        }
+    }
+}
+
+fn word(bytes: &[u8], at: u64) -> u64 {
+    let at = usize::try_from(at).unwrap();
+    u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+#[test]
+fn metadata_that_a_damaged_image_calls_a_guests_is_not_freed() {
+    let disk = Disk::new(1, 0);
+    sim::run(1, async {
+        create(&disk).await;
+        let image = open(&disk).await;
+        write(&image, 0, 1).await;
+        image.close().await.unwrap();
+    });
+    let mut bytes = disk.bytes();
+    let place = 0x00ff_ffff_ffff_fe00;
+    let table = word(&bytes, 48);
+    let (block, tables) = (word(&bytes, table), word(&bytes, word(&bytes, 40)) & place);
+    // Guest cluster 1 reads as zeroes and owns the refcount block.
+    let entry = (1 << 63 | block | 1_u64).to_be_bytes();
+    let at = usize::try_from(tables).unwrap() + 8;
+    bytes[at..at + 8].copy_from_slice(&entry);
+    let damaged = Disk::from_bytes(2, &bytes);
+    sim::run(2, async {
+        let image = open(&damaged).await;
+        image.discard(CLUSTER as u64, CLUSTER as u64).await.unwrap();
+        let refused = image.flush().await.unwrap_err().to_string();
+        assert!(refused.contains("Preventing invalid freeing of metadata"), "{refused}");
+        assert!(image.write(0, vec![1; 512].into(), WriteFlags::empty()).await.is_err());
+        drop(image.close().await);
+    });
+    let bytes = damaged.bytes();
+    let index = usize::try_from(block).unwrap() / CLUSTER * 2;
+    let block = usize::try_from(block).unwrap();
+    assert_eq!(bytes[block + index..block + index + 2], [0, 1], "the block is counted no more");
+    assert_eq!(word(&bytes, 72), 2, "the image is not marked corrupt");
+}
+
+#[test]
+fn no_compressed_cluster_goes_to_a_cluster_that_was_freed_and_given_to_another() {
+    let disk = Disk::new(1, 0);
+    sim::run(1, async {
+        create(&disk).await;
+        let image = open(&disk).await;
+        let compressed = |cluster: u64, byte| {
+            let data = IoBufMut::filled(CLUSTER, byte).freeze();
+            image.write(cluster * CLUSTER as u64, data, WriteFlags::COMPRESSED)
+        };
+        compressed(0, 1).await.unwrap();
+        image.discard(0, CLUSTER as u64).await.unwrap();
+        // Freed by the first, out of rest after the second.
+        image.flush().await.unwrap();
+        write(&image, 10, 2).await;
+        image.flush().await.unwrap();
+        for cluster in 11..16 {
+            write(&image, cluster, 2).await;
+        }
+        compressed(1, 3).await.unwrap();
+        for cluster in 10..16 {
+            assert_eq!(byte(&image, cluster).await, 2, "cluster {cluster}");
+        }
+        assert_eq!(byte(&image, 1).await, 3);
+        image.close().await.unwrap();
+        let again = open(&disk).await;
+        let report = check(&again).await;
+        assert_eq!((report.corruptions, report.leaks), (0, 0));
+        again.close().await.unwrap();
+    });
+}
