@@ -6,7 +6,7 @@
 use libfuzzer_sys::fuzz_target;
 use oxblk_nbd::info::BlockSizes;
 use oxblk_nbd::proto::TransmissionFlags;
-use oxblk_nbd::{Catalog, ExportInfo, Limits, Negotiation, Progress, RawRequest};
+use oxblk_nbd::{Catalog, Command, ExportInfo, Limits, Negotiation, Progress, RawRequest};
 use std::sync::Arc;
 
 fn catalog() -> Arc<Catalog> {
@@ -57,8 +57,14 @@ fuzz_target!(|data: &[u8]| {
         let rest = input.get(taken..).unwrap_or(&[]);
         for header in rest.chunks_exact(28) {
             let Ok(request) = RawRequest::parse(header.try_into().unwrap()) else { return };
-            if let Ok(request) = request.check(&limits) {
-                assert!(request.length <= limits.maximum || request.offset < limits.size);
+            let Ok(request) = request.check(&limits) else { continue };
+            // The others carry no range.
+            if !matches!(request.command, Command::Disconnect | Command::Flush) {
+                let end = request.offset.checked_add(u64::from(request.length));
+                assert!(end.is_some_and(|end| end <= limits.size));
+            }
+            if matches!(request.command, Command::Read { .. } | Command::Write { .. }) {
+                assert!(request.length <= limits.maximum);
             }
         }
     }

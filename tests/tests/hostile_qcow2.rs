@@ -111,3 +111,26 @@ fn a_disk_that_was_probed_as_raw_refuses_to_become_another_format() {
     let named = bounded(directory, &["io", "-f", "raw", "-c", "write -s header 0 512", "disk"]);
     assert_eq!(named.code(), 0, "{}", named.err());
 }
+
+#[test]
+fn a_disk_of_12802_tib_is_looked_at_in_bounded_memory_and_time() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let directory = scratch.path();
+    let options = "cluster_size=2M";
+    qemu_img(directory, &["create", "-q", "-f", "qcow2", "-o", options, "huge", "12802T"]);
+    for command in [
+        &["img", "info"][..],
+        &["img", "check"],
+        &["img", "map"],
+        &["img", "map", "--output=json"],
+        &["img", "measure", "-O", "raw"],
+        &["io", "-c", "write 12801T 1M", "-c", "discard 12801T 1G", "-c", "read 12801T 1M"],
+        &["img", "check"],
+        &["img", "map"],
+    ] {
+        let reply = bounded(directory, &[command, &["huge"]].concat());
+        assert_eq!(reply.code(), 0, "{command:?}: {}{}", reply.out(), reply.err());
+    }
+    let len = fs::metadata(directory.join("huge")).expect("the image").len();
+    assert!(len < 64 << 20, "{len} bytes");
+}

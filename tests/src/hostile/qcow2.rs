@@ -1,5 +1,5 @@
 //! Spoiled qcow2 headers and header extensions. What is wrong with tables is in
-//! [`super::qcow2_tables`].
+//! [`super::qcow2_tables`], with snapshots, bitmaps and sizes in [`super::qcow2_extra`].
 
 use super::image::Image;
 use super::{Case, Expect};
@@ -21,26 +21,26 @@ pub fn good() -> Image {
 }
 
 /// Offsets of header fields, in bytes (the qcow2 specification, "Header").
-mod field {
-    pub(super) const VERSION: usize = 4;
-    pub(super) const BACKING_OFFSET: usize = 8;
-    pub(super) const BACKING_SIZE: usize = 16;
-    pub(super) const CLUSTER_BITS: usize = 20;
-    pub(super) const SIZE: usize = 24;
-    pub(super) const CRYPT_METHOD: usize = 32;
-    pub(super) const L1_SIZE: usize = 36;
-    pub(super) const L1_OFFSET: usize = 40;
-    pub(super) const REFCOUNT_OFFSET: usize = 48;
-    pub(super) const REFCOUNT_CLUSTERS: usize = 56;
-    pub(super) const SNAPSHOTS: usize = 60;
-    pub(super) const SNAPSHOTS_OFFSET: usize = 64;
-    pub(super) const INCOMPATIBLE: usize = 72;
-    pub(super) const COMPATIBLE: usize = 80;
-    pub(super) const AUTOCLEAR: usize = 88;
-    pub(super) const REFCOUNT_ORDER: usize = 96;
-    pub(super) const HEADER_LENGTH: usize = 100;
-    pub(super) const COMPRESSION: usize = 104;
-    pub(super) const EXTENSIONS: usize = 112;
+pub(super) mod field {
+    pub(in super::super) const VERSION: usize = 4;
+    pub(in super::super) const BACKING_OFFSET: usize = 8;
+    pub(in super::super) const BACKING_SIZE: usize = 16;
+    pub(in super::super) const CLUSTER_BITS: usize = 20;
+    pub(in super::super) const SIZE: usize = 24;
+    pub(in super::super) const CRYPT_METHOD: usize = 32;
+    pub(in super::super) const L1_SIZE: usize = 36;
+    pub(in super::super) const L1_OFFSET: usize = 40;
+    pub(in super::super) const REFCOUNT_OFFSET: usize = 48;
+    pub(in super::super) const REFCOUNT_CLUSTERS: usize = 56;
+    pub(in super::super) const SNAPSHOTS: usize = 60;
+    pub(in super::super) const SNAPSHOTS_OFFSET: usize = 64;
+    pub(in super::super) const INCOMPATIBLE: usize = 72;
+    pub(in super::super) const COMPATIBLE: usize = 80;
+    pub(in super::super) const AUTOCLEAR: usize = 88;
+    pub(in super::super) const REFCOUNT_ORDER: usize = 96;
+    pub(in super::super) const HEADER_LENGTH: usize = 100;
+    pub(in super::super) const COMPRESSION: usize = 104;
+    pub(in super::super) const EXTENSIONS: usize = 112;
 }
 
 use field::*;
@@ -308,6 +308,6 @@ fn cut_off() -> Vec<Case> {
 
 /// Every case.
 pub fn cases() -> Vec<Case> {
-    [plain_fields(), lengths(), table_places(), features(), cut_off(), super::qcow2_tables::cases()]
-        .concat()
+    let tables = [super::qcow2_tables::cases(), super::qcow2_extra::cases()].concat();
+    [plain_fields(), lengths(), table_places(), features(), cut_off(), tables].concat()
 }

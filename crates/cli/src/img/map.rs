@@ -8,8 +8,8 @@ use crate::image::Image;
 use crate::program::{flush_out, out};
 use crate::text::number::in_sectors;
 
-/// Longest range asked about at once, in bytes.
-const STEP: u64 = 1 << 30;
+/// Longest range asked about at once, in bytes: an image may promise petabytes of nothing.
+const STEP: u64 = 1 << 50;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
