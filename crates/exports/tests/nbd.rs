@@ -6,6 +6,8 @@
 mod client;
 #[path = "nbd/memory.rs"]
 mod memory;
+#[path = "nbd/polling.rs"]
+mod polling;
 #[path = "nbd/scarce_memory.rs"]
 mod scarce_memory;
 

@@ -32,9 +32,14 @@ impl Fixture {
     }
 
     pub(crate) fn with(read_only: bool, options: ServerOptions) -> Fixture {
+        Fixture::on(&Config::default(), read_only, options)
+    }
+
+    /// The same on I/O threads of another kind.
+    pub(crate) fn on(config: &Config, read_only: bool, options: ServerOptions) -> Fixture {
         let disk = Disk::new(64 << 20);
         let dir = tempfile::tempdir().unwrap();
-        let start = |name| IoThread::start(name, Config::default()).unwrap();
+        let start = |name| IoThread::start(name, config.clone()).unwrap();
         let export = Export {
             name: "disk".to_owned(),
             description: Some("a test disk".to_owned()),
