@@ -8,6 +8,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, fence};
 
 use super::pool::{self, Arena};
+use super::returned::Linked;
 
 /// Where the memory of a block goes when nobody uses it any more.
 #[derive(Clone, Copy)]
@@ -31,7 +32,13 @@ pub(crate) struct Block {
     pub(super) capacity: usize,
     pub(super) home: Home,
     /// Link of the arena's stack of blocks that came back from other threads.
-    pub(super) next: AtomicPtr<Block>,
+    next: AtomicPtr<Block>,
+}
+
+impl Linked for Block {
+    fn link(&self) -> &AtomicPtr<Block> {
+        &self.next
+    }
 }
 
 impl Block {

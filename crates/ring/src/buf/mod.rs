@@ -16,9 +16,12 @@
 
 mod block;
 mod pool;
+mod returned;
 mod shared;
 mod unique;
 mod zero;
+
+use crate::runtime::atomics;
 
 pub(crate) use pool::{Arena, install_arena, trim_shared, trim_thread, uninstall_arena};
 pub use shared::IoBuf;

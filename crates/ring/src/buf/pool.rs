@@ -13,10 +13,10 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::RefCell;
 use std::io;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::block::{Block, BlockRef, Home};
+use super::returned::Returned;
 
 /// Alignment of every buffer of 512 bytes or more.
 pub(super) const PAGE: usize = 4096;
@@ -39,7 +39,7 @@ pub(crate) struct Arena {
     /// One header per piece. Shared by raw pointer; never moved or freed before the arena.
     headers: OnceLock<Vec<NonNull<Block>>>,
     /// Pieces that came back from other threads.
-    returned: AtomicPtr<Block>,
+    returned: Returned<Block>,
 }
 
 // SAFETY: the memory and headers are reached only through counted blocks or, for free pieces, by the owning thread
@@ -58,12 +58,8 @@ impl Arena {
         ];
         let len = counts.iter().zip(ARENA_CLASSES).map(|(n, size)| n * size).sum();
         let base = map_pages(len)?;
-        let arena = Arc::new(Arena {
-            base,
-            len,
-            headers: OnceLock::new(),
-            returned: AtomicPtr::new(ptr::null_mut()),
-        });
+        let arena =
+            Arc::new(Arena { base, len, headers: OnceLock::new(), returned: Returned::new() });
         // SAFETY: an `Arc`'s pointer is never null.
         let home = Home::Arena(unsafe { NonNull::new_unchecked(Arc::as_ptr(&arena).cast_mut()) });
         let mut free = [Vec::new(), Vec::new(), Vec::new()];
@@ -87,23 +83,6 @@ impl Arena {
     /// The memory to register with the ring.
     pub(crate) fn as_iovec(&self) -> libc::iovec {
         libc::iovec { iov_base: self.base.as_ptr().cast(), iov_len: self.len }
-    }
-
-    fn push_returned(&self, block: NonNull<Block>) {
-        let mut head = self.returned.load(Ordering::Relaxed);
-        loop {
-            // SAFETY: the block is free and ours until the exchange publishes it.
-            unsafe { block.as_ref() }.next.store(head, Ordering::Relaxed);
-            match self.returned.compare_exchange_weak(
-                head,
-                block.as_ptr(),
-                Ordering::Release,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return,
-                Err(seen) => head = seen,
-            }
-        }
     }
 }
 
@@ -154,12 +133,7 @@ impl ThreadPool {
         let arena = self.arena.as_ref()?;
         let wanted = ARENA_CLASSES.iter().position(|&size| size >= len)?;
         if self.pieces.get(wanted)?.is_empty() {
-            let mut back = arena.returned.swap(ptr::null_mut(), Ordering::Acquire);
-            while let Some(block) = NonNull::new(back) {
-                // SAFETY: the whole stack is ours after the swap, and its blocks are free.
-                back = unsafe { block.as_ref() }.next.load(Ordering::Relaxed);
-                put_piece(&mut self.pieces, block);
-            }
+            arena.returned.take(|block| put_piece(&mut self.pieces, block));
         }
         let block = self.pieces.get_mut(wanted)?.pop()?;
         // SAFETY: the pointer comes from this very `Arc`. The count is given back by `recycle`.
@@ -359,8 +333,9 @@ pub(super) unsafe fn recycle(block: NonNull<Block>) {
                 own
             });
             if !kept.unwrap_or(false) {
-                // SAFETY: the block that is being recycled holds a count on its arena until the next statement.
-                unsafe { arena.as_ref() }.push_returned(block);
+                // SAFETY: the block that is being recycled holds a count on its arena until the next statement; it is
+                // free, and valid as long as the arena, which takes it back.
+                unsafe { arena.as_ref().returned.put(block) };
             }
             // SAFETY: gives back the count taken in `take_piece`; the pointer came from `Arc::as_ptr`.
             unsafe { Arc::decrement_strong_count(arena.as_ptr()) };

@@ -18,14 +18,19 @@ mod atomics {
 mod oneshot;
 #[path = "../sync/range_lock.rs"]
 mod range_lock;
+#[path = "../buf/returned.rs"]
+mod returned;
 #[path = "wake.rs"]
 mod wake;
 
-use atomics::{Arc, Condvar, Mutex, lock};
+use std::ptr::NonNull;
+
+use atomics::{Arc, AtomicPtr, Condvar, Mutex, lock};
 use loom::cell::UnsafeCell;
 use loom::future::block_on;
 use loom::thread;
 use range_lock::RangeLock;
+use returned::{Linked, Returned};
 use wake::Mailbox;
 
 /// Stands for the eventfd: ringing before the wait is not lost.
@@ -210,5 +215,65 @@ fn a_request_given_up_lets_those_behind_it_go_on() {
         behind.join().unwrap();
         drop(held);
         assert!(lock.is_idle());
+    });
+}
+
+/// A piece of an arena, with memory that loom watches.
+struct Piece {
+    next: AtomicPtr<Piece>,
+    memory: UnsafeCell<u32>,
+}
+
+impl Linked for Piece {
+    fn link(&self) -> &AtomicPtr<Piece> {
+        &self.next
+    }
+}
+
+// SAFETY: the memory is used by who holds the piece, which is what the model checks.
+unsafe impl Send for Piece {}
+// SAFETY: as above.
+unsafe impl Sync for Piece {}
+
+#[test]
+fn pieces_returned_by_other_threads_all_come_back_with_what_was_written_to_them() {
+    bounded().check(|| {
+        let pieces: Vec<Arc<Piece>> = (0..3)
+            .map(|_| {
+                let next = AtomicPtr::new(std::ptr::null_mut());
+                Arc::new(Piece { next, memory: UnsafeCell::new(0) })
+            })
+            .collect();
+        let stack = Arc::new(Returned::new());
+        // One thread uses and returns two pieces, the other one.
+        let threads: Vec<_> = [vec![0, 1], vec![2]]
+            .into_iter()
+            .map(|mine| {
+                let (stack, pieces) = (Arc::clone(&stack), pieces.clone());
+                thread::spawn(move || {
+                    for index in mine {
+                        let piece = &pieces[index];
+                        // SAFETY: nobody else has the piece.
+                        piece.memory.with_mut(|memory| unsafe { *memory = 1 });
+                        // SAFETY: `pieces` of the model keeps it alive, and it is in no stack.
+                        unsafe { stack.put(NonNull::from(&**piece)) };
+                    }
+                })
+            })
+            .collect();
+        let mut back = 0;
+        let mut take = || {
+            stack.take(|piece| {
+                // SAFETY: alive, see above, and ours now.
+                let piece = unsafe { piece.as_ref() };
+                // SAFETY: the piece is ours.
+                back += piece.memory.with_mut(|memory| unsafe { std::mem::take(&mut *memory) });
+            });
+        };
+        // While they are at it, and again when they are done.
+        take();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        take();
+        assert_eq!(back, 3);
     });
 }
