@@ -6,12 +6,14 @@ use std::sync::atomic::{
 };
 use std::sync::{Arc, Mutex};
 
+use oxblk_core::check::Fix;
 use oxblk_core::{BackingFile, Edge, Error, ErrorKind, OpenContext, Result};
 use oxblk_ring::{IoBufMut, Mutex as AsyncMutex, RangeLock};
 use serde::{Deserialize, Serialize};
 
 use super::Qcow2;
 use super::cache::{Radix, SliceCache};
+use super::check::check;
 use super::compressed::Tail;
 use super::layout::{Autoclear, Geometry, Header, Incompatible, L1Entry, field_offsets};
 use super::refcounts::{Refcounts, TablePlace};
@@ -108,12 +110,17 @@ pub(super) fn only_readable(header: &Header) -> Option<&'static str> {
 pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     let options: OpenOptions = context.options.extract()?;
     let file = context.file()?;
-    let header = read_header(&file).await?;
+    let mut header = read_header(&file).await?;
+    // A check looks at the file alone, and repairs what would keep others from opening it.
     if !context.flags.check {
         header.require_refcounts()?;
     }
-    if !context.flags.read_only {
+    if !context.flags.check && !context.flags.read_only {
         header.require_writable()?;
+        if header.extensions.bitmaps.is_none() && header.incompatible.contains(Incompatible::DIRTY)
+        {
+            header = repair_dirty(&file, &header).await?;
+        }
         if let Some(reason) = only_readable(&header) {
             context.fall_back_to_read_only(reason)?;
         }
@@ -125,10 +132,23 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     let sizes = options.sizes(header.geometry)?;
     let image = build(context, &file, header, &sizes).await?;
     image.read_l1(&file).await?;
-    if !image.is_read_only() {
+    if !image.is_read_only() && !context.flags.check {
         image.clear_autoclear().await?;
     }
     Ok(image)
+}
+
+/// Rebuilds the refcounts of an image that was not closed cleanly ("Incompatible features", dirty bit).
+async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header> {
+    let report = check(file, header, Fix::All, &|_| ()).await;
+    let report = report.map_err(|error| error.prefix("Could not repair dirty image"))?;
+    if (report.corruptions, report.check_errors) != (0, 0) {
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            "Could not repair dirty image: errors are left that img check -r all tells of",
+        ));
+    }
+    read_header(file).await
 }
 
 pub(super) async fn read_header(file: &Edge) -> Result<Header> {

@@ -3,14 +3,18 @@
 use std::collections::HashSet;
 
 use futures_util::stream::StreamExt as _;
-use oxblk_core::Result;
+use oxblk_core::{Result, WriteFlags};
+use oxblk_ring::IoBufMut;
 
 use super::{Checker, words};
 use crate::qcow2::layout::{L1Entry, L2Entry};
 
+/// The flag in L1 and L2 entries that claims it.
+const COPIED: u64 = 1 << 63;
+
 impl Checker<'_> {
-    /// Tells them, L1 entry by L1 entry.
-    pub(super) async fn check_copied(&mut self) -> Result<()> {
+    /// Tells them, L1 entry by L1 entry, and with `mend` has them claim what is true. The caller flushes.
+    pub(super) async fn check_copied(&mut self, mend: bool) -> Result<()> {
         if self.header.l1_offset >= self.file.size() {
             return Ok(());
         }
@@ -31,37 +35,63 @@ impl Checker<'_> {
             if let Some(refcount) = self.refcount_of(cluster, &mut block).await
                 && (refcount == 1) != entry.copied()
             {
-                self.corrupt(&format!(
-                    "ERROR OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={:x} refcount={refcount}",
+                let finding = format!(
+                    "OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={:x} refcount={refcount}",
                     entry.0
-                ));
+                );
+                self.tell_copied(&finding, mend);
+                if mend {
+                    let at = self.header.l1_offset.saturating_add(index.saturating_mul(8));
+                    self.patch(at, entry.0 ^ COPIED).await?;
+                }
             }
             let (true, Ok(table)) = (first && entry.raw_offset() < self.file.size(), table) else {
                 continue;
             };
-            for entry in words(&table).into_iter().map(L2Entry) {
-                self.check_data_copied(entry, &mut block).await;
-            }
+            self.check_table_copied(entry.raw_offset(), &table, mend, &mut block).await?;
         }
         Ok(())
     }
 
-    async fn check_data_copied(
+    async fn check_table_copied(
         &mut self,
-        entry: L2Entry,
-        block: &mut Option<(u64, oxblk_ring::IoBufMut)>,
-    ) {
-        if entry.is_compressed() || entry.raw_offset() == 0 {
-            return;
+        place: u64,
+        table: &[u8],
+        mend: bool,
+        block: &mut Option<(u64, IoBufMut)>,
+    ) -> Result<()> {
+        let mut entries = words(table);
+        let mut changed = false;
+        for word in &mut entries {
+            let entry = L2Entry(*word);
+            if entry.is_compressed() || entry.raw_offset() == 0 {
+                continue;
+            }
+            let cluster = self.geometry.cluster_index(entry.raw_offset());
+            if let Some(refcount) = self.refcount_of(cluster, block).await
+                && (refcount == 1) != entry.copied()
+            {
+                let finding = format!(
+                    "OFLAG_COPIED data cluster: l2_entry={:x} refcount={refcount}",
+                    entry.0
+                );
+                self.tell_copied(&finding, mend);
+                *word ^= COPIED;
+                changed = true;
+            }
         }
-        let cluster = self.geometry.cluster_index(entry.raw_offset());
-        if let Some(refcount) = self.refcount_of(cluster, block).await
-            && (refcount == 1) != entry.copied()
-        {
-            self.corrupt(&format!(
-                "ERROR OFLAG_COPIED data cluster: l2_entry={:x} refcount={refcount}",
-                entry.0
-            ));
+        if mend && changed {
+            let bytes: Vec<u8> = entries.into_iter().flat_map(u64::to_be_bytes).collect();
+            self.file.write(place, bytes.into(), WriteFlags::empty()).await?;
+        }
+        Ok(())
+    }
+
+    fn tell_copied(&mut self, finding: &str, mend: bool) {
+        if mend {
+            self.say_repairing(finding);
+        } else {
+            self.corrupt(&format!("ERROR {finding}"));
         }
     }
 }

@@ -7,6 +7,7 @@
 //! 2. [`refcounts`] compares the counts with the refcounts on disk: too low is corruption, too high a leak.
 //! 3. [`copied`] tells which entries claim wrongly that their cluster's refcount is (not) exactly one. It walks the
 //!    active tables again, and so is done only where the first two found that there is something to tell.
+//! 4. [`repair`] mends what it may, or has [`rebuild`] write new refcounts where the old ones have no room for it.
 //!
 //! Memory is bounded: the map takes some tens of bytes for each cluster referred to, and nothing is read at a length
 //! that the image chooses, other than the tables whose limits [`Header`] has checked. References past the end of the
@@ -15,8 +16,10 @@
 //! Findings are worded and counted as `qemu-img check` does.
 
 mod copied;
+mod rebuild;
 mod refcounts;
 mod references;
+mod repair;
 mod snapshots;
 mod walk;
 
@@ -27,6 +30,8 @@ use oxblk_core::check::{CheckReport, Fix};
 use oxblk_core::{ChildIdx, Edge, Error, Result};
 use oxblk_ring::IoBufMut;
 
+use std::sync::atomic::Ordering::Release;
+
 use super::Qcow2;
 use super::layout::{Geometry, Header, refcount_max};
 use super::open::read_header;
@@ -35,16 +40,25 @@ use references::References;
 /// What is read ahead while tables are walked, in bytes.
 const READ_AHEAD: u64 = 4 << 20;
 
-/// Checks the image in `file`. Each finding is told to `say` as it comes.
+/// Checks the image in `file`, and repairs what `fix` allows. Each finding is told to `say` as it comes.
 ///
 /// # Errors
-/// When a table that everything depends on cannot be read. Other failures are counted in the report.
-async fn check(file: &Edge, header: &Header, say: &dyn Fn(&str)) -> Result<CheckReport> {
-    let mut check = Checker::new(file, header, say);
+/// When a table that everything depends on cannot be read, or the file cannot be written. Other failures are
+/// counted in the report.
+pub(super) async fn check(
+    file: &Edge,
+    header: &Header,
+    fix: Fix,
+    say: &dyn Fn(&str),
+) -> Result<CheckReport> {
+    let mut check = Checker::new(file, header, fix, say);
     check.count_references().await?;
+    check.complete = check.report.check_errors == 0;
     check.compare_refcounts().await?;
-    if check.copied_suspect {
-        check.check_copied().await?;
+    if fix != Fix::Nothing {
+        check.repair().await?;
+    } else if check.copied_suspect {
+        check.check_copied(false).await?;
     }
     Ok(check.report)
 }
@@ -52,15 +66,20 @@ async fn check(file: &Edge, header: &Header, say: &dyn Fn(&str)) -> Result<Check
 impl Qcow2 {
     /// Checks the file of an open image, which takes no requests meanwhile.
     pub(super) async fn check_image(&self, fix: Fix, say: &dyn Fn(&str)) -> Result<CheckReport> {
-        if fix != Fix::Nothing {
-            return Err(Error::unsupported("Repair of qcow2 images is not supported yet"));
+        if fix != Fix::Nothing && self.is_read_only() {
+            return Err(Error::from_errno(30).prefix("Cannot repair the image"));
         }
         // Brings the file up to date, and what was freed back into its refcounts.
         self.close_image().await?;
         let file = self.children.require(ChildIdx::FILE)?;
         // The tables may have moved since the image was opened.
         let header = read_header(&file).await?;
-        check(&file, &header, say).await
+        if fix == Fix::Nothing {
+            return check(&file, &header, fix, say).await;
+        }
+        // What is in memory tells of the image as it was: it has to be opened again.
+        self.corrupt.store(true, Release);
+        check(&file, &header, fix, say).await
     }
 }
 
@@ -68,6 +87,7 @@ struct Checker<'a> {
     file: &'a Edge,
     header: &'a Header,
     geometry: Geometry,
+    fix: Fix,
     say: &'a dyn Fn(&str),
     report: CheckReport,
     references: References,
@@ -80,10 +100,26 @@ struct Checker<'a> {
     broken_block_told: bool,
     /// Some entry may claim the wrong thing of its cluster's refcount.
     copied_suspect: bool,
+    /// All references have been seen, so that a cluster without any is free.
+    complete: bool,
+    /// The refcounts on disk are no place to mend them in.
+    rebuild: bool,
+    /// Corruptions of the refcount table and blocks themselves.
+    broken_structure: u64,
+    /// Clusters whose refcount is too low.
+    too_low: u64,
+    /// Clusters whose refcount could not be read.
+    unknown: u64,
+    /// Refcount table indices whose block cannot be read.
+    unreadable_blocks: HashSet<u64>,
+    /// Clusters of the refcount table and of its blocks, one for each reference counted.
+    structure: Vec<u64>,
+    /// Entries of tables to be replaced: byte offset in the file, new value.
+    patches: Vec<(u64, u64)>,
 }
 
 impl<'a> Checker<'a> {
-    fn new(file: &'a Edge, header: &'a Header, say: &'a dyn Fn(&str)) -> Self {
+    fn new(file: &'a Edge, header: &'a Header, fix: Fix, say: &'a dyn Fn(&str)) -> Self {
         let geometry = header.geometry;
         let clusters = geometry.clusters_for(file.size());
         let report = CheckReport {
@@ -96,6 +132,7 @@ impl<'a> Checker<'a> {
             file,
             header,
             geometry,
+            fix,
             say,
             report,
             references: References::new(refcount_max(geometry.refcount_order)),
@@ -104,6 +141,14 @@ impl<'a> Checker<'a> {
             broken_blocks: HashSet::new(),
             broken_block_told: false,
             copied_suspect: false,
+            complete: false,
+            rebuild: false,
+            broken_structure: 0,
+            too_low: 0,
+            unknown: 0,
+            unreadable_blocks: HashSet::new(),
+            structure: Vec::new(),
+            patches: Vec::new(),
         }
     }
 
@@ -112,6 +157,35 @@ impl<'a> Checker<'a> {
         (self.say)(finding);
         self.report.corruptions = self.report.corruptions.saturating_add(1);
         self.copied_suspect = true;
+    }
+
+    /// Tells a corruption of the refcount table or its blocks.
+    fn must_rebuild(&mut self, finding: &str) {
+        self.corrupt(finding);
+        self.broken_structure = self.broken_structure.saturating_add(1);
+        self.rebuild = true;
+    }
+
+    /// Tells that a refcount cannot be read.
+    fn refcount_unknown(&mut self, finding: &str) {
+        self.failed(finding);
+        self.unknown = self.unknown.saturating_add(1);
+        self.rebuild = true;
+    }
+
+    /// Tells a corruption that is being repaired.
+    fn say_repairing(&mut self, finding: &str) {
+        (self.say)(&format!("Repairing {finding}"));
+        self.report.corruptions_fixed = self.report.corruptions_fixed.saturating_add(1);
+    }
+
+    /// Notes that a range which has just been referred to belongs to the refcount structures.
+    fn note_structure(&mut self, offset: u64, bytes: u64) {
+        let end = offset.saturating_add(bytes);
+        if bytes > 0 && offset < self.clusters.saturating_mul(self.geometry.cluster_size()) {
+            let clusters = self.geometry.cluster_index(offset)..self.geometry.clusters_for(end);
+            self.structure.extend(clusters.take_while(|cluster| *cluster <= self.clusters));
+        }
     }
 
     /// Tells that something could not be looked at.
@@ -124,6 +198,12 @@ impl<'a> Checker<'a> {
     async fn read_table(&self, offset: u64, entries: u64) -> Result<Vec<u64>> {
         let len = usize::try_from(entries.saturating_mul(8)).unwrap_or(usize::MAX);
         Ok(words(&self.file.read(offset, IoBufMut::new(len)).await?))
+    }
+
+    /// A cluster of the refcount structures.
+    async fn read_block(&self, offset: u64) -> Result<IoBufMut> {
+        let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(usize::MAX);
+        self.file.read(offset, IoBufMut::new(len)).await
     }
 
     /// Reads clusters one after the other, several at a time, in the order of `places`.
@@ -145,5 +225,7 @@ fn words(bytes: &[u8]) -> Vec<u64> {
     bytes.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_be_bytes)).collect()
 }
 
+#[cfg(test)]
+mod repair_tests;
 #[cfg(test)]
 mod tests;

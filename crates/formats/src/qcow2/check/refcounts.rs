@@ -15,9 +15,7 @@ impl Checker<'_> {
     /// Compares, cluster by cluster, over the whole file.
     pub(super) async fn compare_refcounts(&mut self) -> Result<()> {
         let per_block = self.geometry.refcounts_per_block();
-        // A reference may reach into one cluster past the end: the file need not be padded.
-        let past_end = self.references.get(self.clusters).count() > 0;
-        let end = self.clusters.saturating_add(u64::from(past_end));
+        let end = self.clusters_counted();
         let mut next = 0;
         let mut blocks = self.read_clusters(self.blocks_to_read(end));
         while let Some((index, block)) = blocks.next().await {
@@ -27,8 +25,11 @@ impl Checker<'_> {
             match block {
                 Ok(block) => self.compare_block(start..next, &block),
                 Err(error) => {
+                    self.unreadable_blocks.insert(index);
                     for cluster in start..next {
-                        self.failed(&format!("Can't get refcount for cluster {cluster}: {error}"));
+                        self.refcount_unknown(&format!(
+                            "Can't get refcount for cluster {cluster}: {error}"
+                        ));
                     }
                 }
             }
@@ -37,8 +38,14 @@ impl Checker<'_> {
         Ok(())
     }
 
+    /// How many clusters the file has; a reference may reach into one past its end, as it need not be padded.
+    pub(super) fn clusters_counted(&self) -> u64 {
+        let past_end = self.references.get(self.clusters).count() > 0;
+        self.clusters.saturating_add(u64::from(past_end))
+    }
+
     /// The refcount blocks that count clusters before `end`, each once.
-    fn blocks_to_read(&self, end: u64) -> Vec<(u64, u64)> {
+    pub(super) fn blocks_to_read(&self, end: u64) -> Vec<(u64, u64)> {
         let mut seen = HashSet::new();
         let in_use = end.div_ceil(self.geometry.refcounts_per_block());
         let mut blocks = Vec::new();
@@ -66,7 +73,7 @@ impl Checker<'_> {
                 self.tell_broken_block(index);
             }
             for cluster in first.max(range.start)..first.saturating_add(per_block).min(range.end) {
-                self.failed(&format!(
+                self.refcount_unknown(&format!(
                     "Can't get refcount for cluster {cluster}: Input/output error"
                 ));
             }
@@ -77,6 +84,8 @@ impl Checker<'_> {
             .filter(|(cluster, _)| !self.broken_blocks.contains(&(cluster / per_block)))
             .collect();
         for (cluster, referred) in referred {
+            // There is no place for its refcount.
+            self.rebuild |= referred.count() > 0;
             self.compare(cluster, 0, referred);
         }
     }
@@ -117,6 +126,7 @@ impl Checker<'_> {
         self.copied_suspect |= referred.is_belied_by(refcount);
         if refcount < count {
             self.corrupt(&format!("ERROR cluster {cluster} refcount={refcount} reference={count}"));
+            self.too_low = self.too_low.saturating_add(1);
         } else if refcount > count {
             (self.say)(&format!("Leaked cluster {cluster} refcount={refcount} reference={count}"));
             self.report.leaks = self.report.leaks.saturating_add(1);

@@ -43,7 +43,8 @@ impl Referred {
 #[derive(Debug)]
 pub(super) struct References {
     pages: BTreeMap<u64, Page>,
-    /// The most that is counted: what the image's refcounts can express.
+    /// The most that is told: what the image's refcounts can express. More are counted, since some may be taken away
+    /// again.
     limit: u32,
 }
 
@@ -57,7 +58,7 @@ pub(super) struct Added {
 }
 
 impl References {
-    /// No references yet; of each cluster, `limit` are counted at most.
+    /// No references yet; of each cluster, `limit` are told at most.
     pub(super) fn new(limit: u64) -> Self {
         Self { pages: BTreeMap::new(), limit: u32::try_from(limit).unwrap_or(COUNT).min(COUNT) }
     }
@@ -71,7 +72,7 @@ impl References {
             return Added { count: 0, overflow: false };
         };
         let wanted = (*entry & COUNT).saturating_add(times);
-        let count = wanted.min(self.limit);
+        let count = wanted.min(COUNT);
         let claims = (*entry & !COUNT)
             | match claim {
                 Claim::None => 0,
@@ -79,14 +80,29 @@ impl References {
                 Claim::Copied(false) => NOT_COPIED,
             };
         *entry = claims | count;
-        Added { count: count.into(), overflow: wanted > count }
+        Added { count: count.min(self.limit).into(), overflow: wanted > self.limit }
+    }
+
+    /// Takes one reference to a cluster away.
+    pub(super) fn remove(&mut self, cluster: u64) {
+        let page = self.pages.get_mut(&(cluster / PAGE));
+        let index = usize::try_from(cluster % PAGE).unwrap_or(0);
+        if let Some(entry) = page.and_then(|page| page.get_mut(index))
+            && *entry & COUNT > 0
+        {
+            *entry -= 1;
+        }
     }
 
     /// The references of a cluster.
     pub(super) fn get(&self, cluster: u64) -> Referred {
         let page = self.pages.get(&(cluster / PAGE));
         let index = usize::try_from(cluster % PAGE).unwrap_or(0);
-        Referred(page.and_then(|page| page.get(index)).copied().unwrap_or(0))
+        self.told(page.and_then(|page| page.get(index)).copied().unwrap_or(0))
+    }
+
+    fn told(&self, entry: u32) -> Referred {
+        Referred((entry & !COUNT) | (entry & COUNT).min(self.limit))
     }
 
     /// The clusters of `range` that have any, in order.
@@ -94,7 +110,7 @@ impl References {
         let pages = self.pages.range(range.start / PAGE..range.end.div_ceil(PAGE));
         let entries = pages.flat_map(|(page, entries)| {
             let first = page.saturating_mul(PAGE);
-            (first..).zip(entries.iter().map(|entry| Referred(*entry)))
+            (first..).zip(entries.iter().map(|entry| self.told(*entry)))
         });
         entries.filter(move |(cluster, entry)| range.contains(cluster) && entry.0 != 0)
     }

@@ -12,6 +12,7 @@ const CHUNK: usize = 256 << 10;
 const V3_EXTRA: usize = 16;
 
 /// The snapshots of an image.
+#[derive(Default)]
 pub(super) struct Snapshots {
     pub(super) list: Vec<Snapshot>,
     /// Bytes in the snapshot table.
@@ -22,7 +23,7 @@ impl Checker<'_> {
     /// Reads the snapshot table; behind the end of the file it reads as zeroes.
     pub(super) async fn read_snapshots(&mut self) -> Result<Snapshots> {
         let start = self.header.snapshots_offset;
-        let mut snapshots = Snapshots { list: Vec::new(), table_bytes: 0 };
+        let mut snapshots = Snapshots::default();
         let mut chunk = Vec::new();
         let mut taken = 0;
         for index in 0..self.header.snapshot_count {

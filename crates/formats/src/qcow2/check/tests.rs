@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use oxblk_core::check::CheckReport;
+use oxblk_core::check::{CheckReport, Fix};
 use oxblk_core::{DriverTable, Edge, Graph, OpenFlags, Options, Perm, Permissions};
 use oxblk_protocols::file;
 use oxblk_ring::{IoBufMut, block_on};
@@ -12,22 +12,22 @@ use crate::qcow2::layout::{Geometry, Header, L1Entry, L2Entry, refcount_set};
 
 static DRIVERS: DriverTable = &[&file::FILE];
 
-const CLUSTER: usize = 4096;
-const TABLE: usize = CLUSTER;
-const BLOCK: usize = 2 * CLUSTER;
-const L1: usize = 3 * CLUSTER;
-const L2: usize = 4 * CLUSTER;
-const DATA: usize = 5 * CLUSTER;
+pub(super) const CLUSTER: usize = 4096;
+pub(super) const TABLE: usize = CLUSTER;
+pub(super) const BLOCK: usize = 2 * CLUSTER;
+pub(super) const L1: usize = 3 * CLUSTER;
+pub(super) const L2: usize = 4 * CLUSTER;
+pub(super) const DATA: usize = 5 * CLUSTER;
 const COPIED: u64 = 1 << 63;
 
-struct Image {
-    bytes: Vec<u8>,
+pub(super) struct Image {
+    pub(super) bytes: Vec<u8>,
     order: u32,
 }
 
 impl Image {
     /// Header, refcount table and block, L1, L2, two data clusters, and one with compressed data.
-    fn good(order: u32) -> Self {
+    pub(super) fn good(order: u32) -> Self {
         let mut image = Self { bytes: vec![0; 8 * CLUSTER], order };
         image.put(0, 0x5146_49fb_0000_0003);
         image.bytes[23] = 12;
@@ -49,11 +49,11 @@ impl Image {
         image
     }
 
-    fn put(&mut self, at: usize, value: u64) {
+    pub(super) fn put(&mut self, at: usize, value: u64) {
         self.bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
     }
 
-    fn set_refcount(&mut self, cluster: u64, value: u64) {
+    pub(super) fn set_refcount(&mut self, cluster: u64, value: u64) {
         refcount_set(&mut self.bytes[BLOCK..BLOCK + CLUSTER], cluster, self.order, value).unwrap();
     }
 
@@ -71,7 +71,7 @@ impl Image {
             let header = Header::parse(&head, edge.size()).unwrap();
             let said = RefCell::new(Vec::new());
             let say = |line: &str| said.borrow_mut().push(line.to_owned());
-            let report = check(&edge, &header, &say).await.unwrap();
+            let report = check(&edge, &header, Fix::Nothing, &say).await.unwrap();
             edge.detach();
             drop(edge);
             graph.release(node).await.unwrap();
@@ -87,7 +87,7 @@ impl Image {
     }
 }
 
-fn offset(at: usize) -> u64 {
+pub(super) fn offset(at: usize) -> u64 {
     u64::try_from(at).unwrap()
 }
 

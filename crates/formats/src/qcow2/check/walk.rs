@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use futures_util::stream::StreamExt as _;
+use oxblk_core::check::Fix;
 use oxblk_core::{Error, Result};
 use oxblk_ring::IoBufMut;
 
 use super::references::Claim;
+use super::snapshots::Snapshots;
 use super::{Checker, words};
 use crate::qcow2::layout::{L1Entry, L2Entry, RefcountTableEntry, Snapshot};
 
@@ -20,7 +22,15 @@ impl Checker<'_> {
     /// Counts every reference in the image.
     pub(super) async fn count_references(&mut self) -> Result<()> {
         self.refer(0, self.geometry.cluster_size(), 1, Claim::None);
-        let snapshots = self.read_snapshots().await?;
+        let snapshots = match self.read_snapshots().await {
+            Ok(snapshots) => snapshots,
+            // What can be mended without knowing them is mended.
+            Err(_) if self.fix != Fix::Nothing => {
+                self.report.check_errors = self.report.check_errors.saturating_add(1);
+                Snapshots::default()
+            }
+            Err(error) => return Err(error),
+        };
         self.walk_l1_tables(&snapshots.list).await?;
         self.refer(self.header.snapshots_offset, snapshots.table_bytes, 1, Claim::None);
         self.count_bitmaps().await;
@@ -84,10 +94,12 @@ impl Checker<'_> {
         for (offset, times) in &inactive {
             self.refer_to_table(*offset, *times, Claim::None);
         }
-        let places = inactive.into_iter().map(|(offset, times)| (times, offset)).collect();
+        let places =
+            inactive.into_iter().map(|(offset, times)| ((offset, times), offset)).collect();
         let mut tables = self.read_clusters(places);
-        while let Some((times, table)) = tables.next().await {
-            self.walk_l2(&table?, times, None);
+        while let Some(((offset, times), table)) = tables.next().await {
+            let Some(table) = self.table_or_told(table)? else { continue };
+            self.walk_l2(offset, &table, times, None);
         }
         Ok(())
     }
@@ -138,7 +150,8 @@ impl Checker<'_> {
         while let Some((offset, table)) = tables.next().await {
             let times = times_of.get(&offset).copied().unwrap_or(1);
             let mut usage = Usage::default();
-            self.walk_l2(&table?, times, Some(&mut usage));
+            let Some(table) = self.table_or_told(table)? else { continue };
+            self.walk_l2(offset, &table, times, Some(&mut usage));
             self.report.allocated_clusters =
                 self.report.allocated_clusters.saturating_add(usage.allocated);
             self.report.compressed_clusters =
@@ -158,9 +171,22 @@ impl Checker<'_> {
         }
     }
 
-    /// Counts the references of one L2 table that is referred to `times` times. With `usage` it is an active one.
-    fn walk_l2(&mut self, table: &[u8], times: Times, mut usage: Option<&mut Usage>) {
-        for entry in words(table).into_iter().map(L2Entry) {
+    /// An L2 table that has been read. One that could not be read ends a check, but not a repair.
+    fn table_or_told(&mut self, table: Result<IoBufMut>) -> Result<Option<IoBufMut>> {
+        match table {
+            Ok(table) => Ok(Some(table)),
+            Err(error) if self.fix != Fix::Nothing => {
+                self.failed(&format!("ERROR: I/O error in check_refcounts_l2: {error}"));
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Counts the references of the L2 table at `place`, which is referred to `times` times. With `usage` it is an
+    /// active one.
+    fn walk_l2(&mut self, place: u64, table: &[u8], times: Times, mut usage: Option<&mut Usage>) {
+        for (index, entry) in (0_u64..).zip(words(table).into_iter().map(L2Entry)) {
             if entry.0 == 0 {
                 continue;
             }
@@ -183,9 +209,17 @@ impl Checker<'_> {
             }
             if !self.geometry.is_aligned(offset) {
                 let what = if entry.has_zero_flag() { "Preallocated" } else { "Data" };
-                self.corrupt(&format!(
-                    "ERROR offset={offset:x}: {what} cluster is not properly aligned; L2 entry corrupted."
-                ));
+                let finding = format!(
+                    "offset={offset:x}: {what} cluster is not properly aligned; L2 entry corrupted."
+                );
+                if entry.has_zero_flag() && self.header.version >= 3 && self.fix == Fix::All {
+                    // It reads as zeroes without a cluster too.
+                    self.say_repairing(&finding);
+                    let at = place.saturating_add(index.saturating_mul(8));
+                    self.patches.push((at, L2Entry::zero_plain().0));
+                    continue;
+                }
+                self.corrupt(&format!("ERROR {finding}"));
             }
             let claim = if usage.is_some() { Claim::Copied(entry.copied()) } else { Claim::None };
             if let Some(usage) = &mut usage {
@@ -205,14 +239,28 @@ impl Checker<'_> {
         self.refer(host, len, times, Claim::None);
     }
 
+    /// Counts the references to a part of the refcount structures. What is wrong with them goes away with it.
+    fn refer_to_structure(&mut self, offset: u64, bytes: u64) {
+        let before = self.report.corruptions;
+        self.refer(offset, bytes, 1, Claim::None);
+        let wrong = self.report.corruptions.saturating_sub(before);
+        self.broken_structure = self.broken_structure.saturating_add(wrong);
+        self.rebuild |= wrong > 0;
+        self.note_structure(offset, bytes);
+    }
+
     /// The refcount table, and the blocks that it refers to.
     async fn count_refcount_structures(&mut self) -> Result<()> {
         let size = self.geometry.cluster_size();
         let bytes = u64::from(self.header.refcount_table_clusters).saturating_mul(size);
-        self.refer(self.header.refcount_table_offset, bytes, 1, Claim::None);
+        self.refer_to_structure(self.header.refcount_table_offset, bytes);
         self.refcount_table =
             match self.read_table(self.header.refcount_table_offset, bytes / 8).await {
                 Ok(table) => table,
+                Err(error) if self.fix == Fix::All && self.report.check_errors == 0 => {
+                    self.must_rebuild(&format!("ERROR could not read the refcount table: {error}"));
+                    Vec::new()
+                }
                 Err(error) => return Err(error.prefix("Could not read the refcount table")),
             };
         let file_end = self.clusters.saturating_mul(size);
@@ -224,25 +272,27 @@ impl Checker<'_> {
             let entry = RefcountTableEntry(entry);
             let offset = entry.raw_offset();
             if entry.reserved() != 0 {
-                self.corrupt(&format!("ERROR refcount table entry {index} has reserved bits set"));
+                self.must_rebuild(&format!(
+                    "ERROR refcount table entry {index} has reserved bits set"
+                ));
                 continue;
             }
             if !self.geometry.is_aligned(offset) {
-                self.corrupt(&format!(
+                self.must_rebuild(&format!(
                     "ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted"
                 ));
                 self.broken_blocks.insert(index);
                 continue;
             }
             if offset >= file_end {
-                self.corrupt(&format!("ERROR refcount block {index} is outside image"));
+                self.must_rebuild(&format!("ERROR refcount block {index} is outside image"));
                 continue;
             }
             let cluster = self.geometry.cluster_index(offset);
-            self.refer(offset, size, 1, Claim::None);
+            self.refer_to_structure(offset, size);
             let count = self.references.get(cluster).count();
             if count != 1 {
-                self.corrupt(&format!("ERROR refcount block {index} refcount={count}"));
+                self.must_rebuild(&format!("ERROR refcount block {index} refcount={count}"));
             }
         }
         Ok(())

@@ -1,0 +1,231 @@
+//! Writing all refcounts anew, for an image whose refcount table or blocks are no place to mend them in.
+//!
+//! The new table and blocks go into clusters that nothing refers to, or else behind the end of the file, never over the
+//! old ones: until the header names the new table, in one write, the image is what it was. What the old ones occupied is
+//! free afterwards.
+//!
+//! If some references may be unknown, nothing inside the file counts as free, and clusters keep the higher refcount of
+//! the old and the counted one; where the old one is unknown too, they count as in use.
+
+use std::collections::BTreeMap;
+
+use oxblk_core::{Error, Result, WriteFlags};
+use oxblk_ring::IoBufMut;
+
+use super::Checker;
+use super::references::Claim;
+use crate::qcow2::layout::{
+    MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, field_offsets, refcount_get, refcount_set,
+};
+
+/// Where the new structures go, in clusters.
+struct Layout {
+    /// Refcount table index to the cluster of its block.
+    blocks: BTreeMap<u64, u64>,
+    table: u64,
+    table_clusters: u64,
+}
+
+/// Finds room for them.
+struct Room {
+    /// The next cluster of the file to look at.
+    inside: u64,
+    /// The first cluster behind everything.
+    end: u64,
+}
+
+impl Checker<'_> {
+    /// Writes new refcounts and has the header name them.
+    pub(super) async fn rebuild_refcounts(&mut self) -> Result<()> {
+        let old_table = std::mem::take(&mut self.refcount_table);
+        let layout = self.lay_out()?;
+        // From here on they count for nothing; they are not overwritten, as room was found before.
+        for cluster in std::mem::take(&mut self.structure) {
+            self.references.remove(cluster);
+        }
+        self.write_blocks(&layout, &old_table).await?;
+        self.write_table(&layout).await?;
+        self.file.flush().await?;
+        self.name_table(&layout).await?;
+        self.refcounts_mended(&layout);
+        Ok(())
+    }
+
+    /// The table indices of all clusters that have references, or of the whole file if some may be unknown.
+    fn indices(&self) -> Vec<u64> {
+        let per_block = self.geometry.refcounts_per_block();
+        if !self.complete {
+            return (0..self.clusters.div_ceil(per_block)).collect();
+        }
+        let mut indices: Vec<u64> =
+            self.references.in_range(0..u64::MAX).map(|(cluster, _)| cluster / per_block).collect();
+        indices.dedup();
+        indices
+    }
+
+    fn lay_out(&mut self) -> Result<Layout> {
+        let size = self.geometry.cluster_size();
+        let mut room = Room {
+            inside: if self.complete { 1 } else { self.clusters },
+            end: self.clusters.saturating_add(1),
+        };
+        let mut blocks = BTreeMap::new();
+        let indices = self.indices();
+        self.place_blocks(&mut blocks, indices, &mut room);
+        loop {
+            let entries = blocks.last_key_value().map_or(1, |(last, _)| last.saturating_add(1));
+            let bytes = entries.saturating_mul(8);
+            if bytes > MAX_REFCOUNT_TABLE_BYTES {
+                return Err(Error::from_errno(27).prefix("The refcount table would be too large"));
+            }
+            let table_clusters = bytes.div_ceil(size);
+            let table = self.take(table_clusters, &mut room);
+            let per_block = self.geometry.refcounts_per_block();
+            let own = (table..table.saturating_add(table_clusters)).map(|at| at / per_block);
+            self.place_blocks(&mut blocks, own.collect(), &mut room);
+            let last = blocks.last_key_value().map_or(0, |(last, _)| *last);
+            if last < table_clusters.saturating_mul(size / 8) {
+                return Ok(Layout { blocks, table, table_clusters });
+            }
+            for cluster in table..table.saturating_add(table_clusters) {
+                self.references.remove(cluster);
+            }
+        }
+    }
+
+    /// Gives each table index that has no block one; a block may need another for itself.
+    fn place_blocks(
+        &mut self,
+        blocks: &mut BTreeMap<u64, u64>,
+        mut indices: Vec<u64>,
+        room: &mut Room,
+    ) {
+        let per_block = self.geometry.refcounts_per_block();
+        while let Some(index) = indices.pop() {
+            if blocks.contains_key(&index) {
+                continue;
+            }
+            let cluster = self.take(1, room);
+            blocks.insert(index, cluster);
+            indices.push(cluster / per_block);
+        }
+    }
+
+    /// Takes `count` clusters that lie together and refers to them.
+    fn take(&mut self, count: u64, room: &mut Room) -> u64 {
+        let mut start = None;
+        if count == 1 {
+            while room.inside < self.clusters && start.is_none() {
+                if self.references.get(room.inside).count() == 0 {
+                    start = Some(room.inside);
+                }
+                room.inside = room.inside.saturating_add(1);
+            }
+        }
+        let start = start.unwrap_or_else(|| {
+            let start = room.end;
+            room.end = room.end.saturating_add(count);
+            start
+        });
+        for cluster in start..start.saturating_add(count) {
+            self.references.add(cluster, 1, Claim::None);
+        }
+        start
+    }
+
+    async fn write_blocks(&mut self, layout: &Layout, old_table: &[u64]) -> Result<()> {
+        let (per_block, order) =
+            (self.geometry.refcounts_per_block(), self.geometry.refcount_order);
+        let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
+        for (index, cluster) in &layout.blocks {
+            let start = index.saturating_mul(per_block);
+            let mut block = IoBufMut::zeroed(len);
+            if !self.complete {
+                self.keep_old_refcounts(*index, old_table, &mut block).await;
+            }
+            for (cluster, referred) in
+                self.references.in_range(start..start.saturating_add(per_block))
+            {
+                let at = cluster - start;
+                let count = referred.count().max(refcount_get(&block, at, order).unwrap_or(0));
+                refcount_set(&mut block, at, order, count)
+                    .map_err(|error| Error::invalid(error.to_string()))?;
+            }
+            let offset = cluster << self.geometry.cluster_bits;
+            self.file.write(offset, block.into(), WriteFlags::empty()).await?;
+        }
+        Ok(())
+    }
+
+    /// Fills a new block with the refcounts of the old one; without one, all clusters of the file are in use.
+    async fn keep_old_refcounts(&self, index: u64, old_table: &[u64], block: &mut IoBufMut) {
+        let per_block = self.geometry.refcounts_per_block();
+        let known =
+            !self.broken_blocks.contains(&index) && !self.unreadable_blocks.contains(&index);
+        let entry = usize::try_from(index).ok().and_then(|index| old_table.get(index)).copied();
+        let offset = entry.map_or(0, |entry| RefcountTableEntry(entry).raw_offset());
+        if known
+            && offset != 0
+            && offset < self.file.size()
+            && let Ok(old) = self.read_block(offset).await
+        {
+            block.copy_from_slice(&old);
+            return;
+        }
+        let start = index.saturating_mul(per_block);
+        let end = start.saturating_add(per_block).min(self.clusters);
+        for at in 0..end.saturating_sub(start) {
+            // One fits every width, and every index lies in the block.
+            let _ = refcount_set(block, at, self.geometry.refcount_order, 1);
+        }
+    }
+
+    async fn write_table(&self, layout: &Layout) -> Result<()> {
+        let bytes = layout.table_clusters << self.geometry.cluster_bits;
+        let mut table = IoBufMut::zeroed(usize::try_from(bytes).unwrap_or(0));
+        for (index, cluster) in &layout.blocks {
+            let offset = cluster << self.geometry.cluster_bits;
+            let at = usize::try_from(index.saturating_mul(8)).unwrap_or(usize::MAX);
+            if let Some(entry) = table.get_mut(at..at.saturating_add(8)) {
+                entry.copy_from_slice(&offset.to_be_bytes());
+            }
+        }
+        let offset = layout.table << self.geometry.cluster_bits;
+        self.file.write(offset, table.into(), WriteFlags::empty()).await
+    }
+
+    /// Has the header name the new table: offset and length lie side by side, within one sector.
+    async fn name_table(&self, layout: &Layout) -> Result<()> {
+        let offset = layout.table << self.geometry.cluster_bits;
+        let clusters = u32::try_from(layout.table_clusters).unwrap_or(u32::MAX);
+        let fields = [&offset.to_be_bytes()[..], &clusters.to_be_bytes()[..]].concat();
+        let place = field_offsets::REFCOUNT_TABLE_OFFSET;
+        self.file.write(place, fields.into(), WriteFlags::empty()).await?;
+        self.file.flush().await
+    }
+
+    /// All faults of refcounts are gone.
+    fn refcounts_mended(&mut self, layout: &Layout) {
+        let last = layout.blocks.last_key_value().map_or(0, |(last, _)| *last);
+        let offset = |index| {
+            let cluster = layout.blocks.get(&index).copied().unwrap_or(0);
+            cluster << self.geometry.cluster_bits
+        };
+        self.refcount_table = (0..=last).map(offset).collect();
+        self.broken_blocks.clear();
+        self.unreadable_blocks.clear();
+        let mended = self.too_low.saturating_add(self.broken_structure);
+        (self.too_low, self.broken_structure) = (0, 0);
+        self.corruptions_mended(mended);
+        self.report.check_errors = self.report.check_errors.saturating_sub(self.unknown);
+        self.unknown = 0;
+        if self.complete {
+            self.report.leaks_fixed = self.report.leaks_fixed.saturating_add(self.report.leaks);
+            self.report.leaks = 0;
+        }
+        self.copied_suspect = true;
+        let end = layout.blocks.values().copied().max().unwrap_or(0).max(layout.table);
+        let end = end.saturating_add(layout.table_clusters) << self.geometry.cluster_bits;
+        self.report.image_end_offset = self.report.image_end_offset.max(end);
+    }
+}

@@ -1,0 +1,122 @@
+//! Mending what a check found.
+//!
+//! The order keeps a crash from making anything worse: refcounts that are too low are raised first, then what leaks is
+//! given up, and last entries are made to claim what is true by then. Each step is durable before the next. Where
+//! refcounts cannot be mended in their place, [`super::rebuild`] writes all of them anew.
+//!
+//! A repair makes what progress it can. If something could not be read, so that some references may be unknown, no
+//! refcount is lowered: that leaks at worst.
+
+use oxblk_core::check::Fix;
+use oxblk_core::{Error, Result, WriteFlags};
+use oxblk_ring::IoBuf;
+
+use super::Checker;
+use crate::qcow2::layout::{Incompatible, field_offsets, refcount_get, refcount_set};
+
+/// What is done to refcounts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Change {
+    /// Those that are too low are set to what was counted.
+    Raise,
+    /// Those that are too high are.
+    Lower,
+}
+
+impl Checker<'_> {
+    /// Repairs what `fix` allows, after everything has been looked at.
+    pub(super) async fn repair(&mut self) -> Result<()> {
+        self.write_patches().await?;
+        if self.rebuild {
+            if self.fix != Fix::All {
+                (self.say)("ERROR need to rebuild refcount structures");
+                return Err(Error::from_errno(5));
+            }
+            (self.say)("Rebuilding refcount structure");
+            self.rebuild_refcounts().await?;
+        } else if self.fix == Fix::All && self.too_low > 0 {
+            let raised = self.change_refcounts(Change::Raise).await?;
+            self.too_low = self.too_low.saturating_sub(raised);
+            self.corruptions_mended(raised);
+        }
+        if self.report.leaks > 0 && self.complete {
+            let lowered = self.change_refcounts(Change::Lower).await?;
+            self.report.leaks = self.report.leaks.saturating_sub(lowered);
+            self.report.leaks_fixed = self.report.leaks_fixed.saturating_add(lowered);
+        }
+        if self.copied_suspect {
+            // Leaks alone are mended without touching tables of an image that has worse faults.
+            let mend = self.fix == Fix::All
+                || (self.report.corruptions, self.report.check_errors) == (0, 0);
+            self.check_copied(mend).await?;
+            self.file.flush().await?;
+        }
+        if (self.report.corruptions, self.report.check_errors) == (0, 0) {
+            self.mark_clean().await?;
+        }
+        Ok(())
+    }
+
+    /// Counts `count` corruptions as repaired.
+    pub(super) fn corruptions_mended(&mut self, count: u64) {
+        self.report.corruptions = self.report.corruptions.saturating_sub(count);
+        self.report.corruptions_fixed = self.report.corruptions_fixed.saturating_add(count);
+    }
+
+    /// Replaces one entry of a table.
+    pub(super) async fn patch(&self, offset: u64, value: u64) -> Result<()> {
+        let bytes = IoBuf::from(value.to_be_bytes().to_vec());
+        self.file.write(offset, bytes, WriteFlags::empty()).await
+    }
+
+    async fn write_patches(&mut self) -> Result<()> {
+        for (offset, value) in std::mem::take(&mut self.patches) {
+            self.patch(offset, value).await?;
+        }
+        self.file.flush().await
+    }
+
+    /// Sets refcounts, block by block, where they stand; returns how many were changed.
+    async fn change_refcounts(&mut self, change: Change) -> Result<u64> {
+        let (per_block, order) =
+            (self.geometry.refcounts_per_block(), self.geometry.refcount_order);
+        let end = self.clusters_counted();
+        let mut changed = 0_u64;
+        for (index, offset) in self.blocks_to_read(end) {
+            let mut block = self.read_block(offset).await?;
+            let before = changed;
+            let start = index.saturating_mul(per_block);
+            for (at, cluster) in (0_u64..).zip(start..start.saturating_add(per_block).min(end)) {
+                let refcount = refcount_get(&block, at, order).unwrap_or(0);
+                let count = self.references.get(cluster).count();
+                let wanted = match change {
+                    Change::Raise => refcount < count,
+                    Change::Lower => refcount > count,
+                };
+                if !wanted || refcount_set(&mut block, at, order, count).is_err() {
+                    continue;
+                }
+                (self.say)(&format!(
+                    "Repairing cluster {cluster} refcount={refcount} reference={count}"
+                ));
+                changed = changed.saturating_add(1);
+            }
+            if changed > before {
+                self.file.write(offset, block.into(), WriteFlags::empty()).await?;
+            }
+        }
+        self.file.flush().await?;
+        Ok(changed)
+    }
+
+    /// The image is whole: it is no longer called dirty or corrupt.
+    async fn mark_clean(&mut self) -> Result<()> {
+        let unclean = Incompatible::DIRTY | Incompatible::CORRUPT;
+        if self.header.version < 3 || !self.header.incompatible.intersects(unclean) {
+            return Ok(());
+        }
+        let flags = self.header.incompatible - unclean;
+        self.patch(field_offsets::INCOMPATIBLE, flags.bits()).await?;
+        self.file.flush().await
+    }
+}

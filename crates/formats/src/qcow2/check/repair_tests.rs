@@ -1,0 +1,223 @@
+//! Repairs of images with one fault each, on a simulated disk: whole, cut short by a power loss, on a full disk.
+
+use oxblk_core::check::{CheckReport, Fix};
+use oxblk_core::{DriverTable, Edge, Graph, OpenFlags, Perm, Permissions, Result};
+use oxblk_protocols::file::{self, FileDriver};
+use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
+use oxblk_ring::{File, IoBufMut};
+
+use super::check;
+use super::tests::{BLOCK, CLUSTER, DATA, Image, L1, L2, TABLE, offset};
+use crate::qcow2::layout::{Header, L1Entry, L2Entry, refcount_set};
+
+static DRIVERS: DriverTable = &[&file::FILE];
+
+type Fault = (&'static str, fn(&mut Image));
+
+/// Each leaves the guest's data where it is.
+const FAULTS: &[Fault] = &[
+    ("a refcount too low", |image| image.set_refcount(7, 0)),
+    ("no refcounts at all", |image| (0..8).for_each(|cluster| image.set_refcount(cluster, 0))),
+    ("no refcount block", |image| image.put(TABLE, 0)),
+    ("a block off its cluster", |image| image.put(TABLE, offset(BLOCK) | 0x200)),
+    ("a block past the end", |image| image.put(TABLE, 1 << 40)),
+    ("reserved bits in the table", |image| image.put(TABLE, offset(BLOCK) | 1)),
+    ("a block that two entries share", |image| image.put(TABLE + 8, offset(BLOCK))),
+    ("data over the block", |image| {
+        // One more guest cluster, which claims the block as its own.
+        image.put(L2 + 24, L2Entry::data(offset(BLOCK)).0);
+    }),
+    ("leaked clusters", |image| {
+        image.bytes.resize(10 * CLUSTER, 0x5a);
+        image.set_refcount(8, 1);
+        image.set_refcount(9, 1);
+    }),
+    ("entries that do not claim their clusters", |image| {
+        image.put(L1, offset(L2));
+        image.put(L2, offset(DATA));
+    }),
+    ("a dirty image", |image| {
+        image.bytes[79] = 1;
+        image.set_refcount(5, 0);
+        image.set_refcount(6, 0);
+    }),
+];
+
+fn image(fault: Fault, order: u32) -> Image {
+    let mut image = Image::good(order);
+    image.bytes[DATA..8 * CLUSTER].fill(0xda);
+    (fault.1)(&mut image);
+    image
+}
+
+fn checked(disk: &Disk, fix: Fix) -> Result<CheckReport> {
+    sim::run(1, async {
+        let graph = Graph::new(DRIVERS);
+        let driver = FileDriver::from_ring_file(File::sim(disk), disk.len());
+        let flags = OpenFlags::default();
+        let node = graph.add_node(None, &file::FILE, Box::new(driver), flags)?;
+        let taken = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
+        let permissions = Permissions::sharing_all(taken);
+        let edge = Edge::attach(node.clone(), "the test", "file", permissions)?;
+        let head = edge.read(0, IoBufMut::new(CLUSTER)).await?;
+        let header = Header::parse(&head, edge.size())?;
+        let report = check(&edge, &header, fix, &|_| ()).await;
+        edge.detach();
+        report
+    })
+}
+
+/// The image has no fault left, and the data is what it was.
+fn assert_whole(disk: &Disk, what: &str) {
+    let report = checked(disk, Fix::Nothing).unwrap();
+    let faults = (report.corruptions, report.leaks, report.check_errors);
+    assert_eq!(faults, (0, 0, 0), "{what}");
+    let bytes = disk.bytes();
+    assert!(bytes[DATA..8 * CLUSTER].iter().all(|byte| *byte == 0xda), "{what}: data lost");
+    assert_eq!(bytes[79], 0, "{what}: still dirty");
+}
+
+#[test]
+fn every_fault_is_repaired_at_every_refcount_width() {
+    for fault in FAULTS {
+        for order in 0..=6 {
+            let disk = Disk::from_bytes(1, &image(*fault, order).bytes);
+            let what = format!("{}, order {order}", fault.0);
+            let report = checked(&disk, Fix::All).unwrap();
+            assert!(report.corruptions_fixed + report.leaks_fixed > 0, "{what}");
+            let left = (report.corruptions, report.leaks, report.check_errors);
+            assert_eq!(left, (0, 0, 0), "{what}");
+            assert_whole(&disk, &what);
+        }
+    }
+}
+
+#[test]
+fn a_repair_cut_short_anywhere_can_be_done_again() {
+    for fault in FAULTS {
+        let disk = Disk::from_bytes(1, &image(*fault, 4).bytes);
+        disk.keep_moments(1, usize::MAX);
+        checked(&disk, Fix::All).unwrap();
+        let moments = disk.moments();
+        assert!(!moments.is_empty());
+        for (boundary, moment) in moments {
+            let any = (0..8).map(|seed| moment.after_power_loss(seed));
+            let ends = [moment.after_power_loss_none(), moment.after_power_loss_all()];
+            for found in any.chain(ends) {
+                let what = format!("{}, cut at {boundary}", fault.0);
+                checked(&found, Fix::All).unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert_whole(&found, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn leaks_are_repaired_alone_where_only_that_is_allowed() {
+    for fault in FAULTS {
+        let disk = Disk::from_bytes(1, &image(*fault, 4).bytes);
+        let before = checked(&disk, Fix::Nothing).unwrap();
+        match checked(&disk, Fix::Leaks) {
+            // Refcounts that cannot be mended in place are not written anew for leaks.
+            Err(error) => assert_eq!(error.to_string(), "Input/output error", "{}", fault.0),
+            Ok(report) => {
+                let after = checked(&disk, Fix::Nothing).unwrap();
+                assert_eq!(after.leaks, 0, "{}", fault.0);
+                assert_eq!(report.leaks_fixed, before.leaks, "{}", fault.0);
+                assert!(after.corruptions <= before.corruptions, "{}", fault.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_does_not_keep_refcounts_from_being_rebuilt_where_there_is_room_inside() {
+    let mut image = image(("no refcount block", |image| image.put(TABLE, 0)), 4);
+    // Two clusters that nothing refers to: one for the table, one for the block.
+    image.bytes.resize(10 * CLUSTER, 0);
+    let disk = Disk::from_bytes(1, &image.bytes);
+    let rule = FailRule {
+        op: FaultOp::Write,
+        nth: None,
+        range: Some(offset(10 * CLUSTER)..u64::MAX),
+        errno: 28,
+        once: false,
+    };
+    disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
+    let report = checked(&disk, Fix::All).unwrap();
+    assert_eq!(report.corruptions, 0);
+    assert_eq!(disk.len(), offset(10 * CLUSTER));
+    assert_whole(&disk, "a full disk");
+}
+
+#[test]
+fn no_refcount_is_lowered_while_some_references_may_be_unknown() {
+    let mut image = image(("a refcount too low", |image| image.set_refcount(7, 0)), 4);
+    // A second L2 table, in a cluster that cannot be read.
+    image.bytes.resize(10 * CLUSTER, 0);
+    image.bytes[39] = 2;
+    image.put(L1 + 8, L1Entry::new(offset(8 * CLUSTER)).0);
+    image.set_refcount(8, 1);
+    // Perhaps that table refers to this one.
+    image.set_refcount(9, 1);
+    let disk = Disk::from_bytes(1, &image.bytes);
+    let range = Some(offset(8 * CLUSTER)..offset(9 * CLUSTER));
+    let rule = FailRule { op: FaultOp::Read, nth: None, range, errno: 5, once: false };
+    disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
+    let report = checked(&disk, Fix::All).unwrap();
+    assert_eq!((report.corruptions, report.corruptions_fixed), (0, 1));
+    assert_eq!((report.leaks, report.leaks_fixed, report.check_errors), (1, 0, 1));
+    disk.set_faults(Faults::default());
+    let report = checked(&disk, Fix::Nothing).unwrap();
+    assert_eq!((report.corruptions, report.leaks), (0, 1));
+}
+
+#[test]
+fn refcounts_rebuilt_without_knowing_all_references_keep_what_the_old_ones_say() {
+    let mut image = image(("reserved bits", |image| image.put(TABLE, offset(BLOCK) | 1)), 4);
+    image.bytes.resize(10 * CLUSTER, 0);
+    image.bytes[39] = 2;
+    image.put(L1 + 8, L1Entry::new(offset(8 * CLUSTER)).0);
+    image.set_refcount(8, 1);
+    image.set_refcount(9, 1);
+    // The free cluster in the middle has a refcount of zero and may be the unknown table's all the same.
+    let disk = Disk::from_bytes(1, &image.bytes);
+    let range = Some(offset(8 * CLUSTER)..offset(9 * CLUSTER));
+    let rule = FailRule { op: FaultOp::Read, nth: None, range, errno: 5, once: false };
+    disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
+    let report = checked(&disk, Fix::All).unwrap();
+    assert_eq!(report.corruptions, 0);
+    assert_eq!(report.check_errors, 1);
+    disk.set_faults(Faults::default());
+    let report = checked(&disk, Fix::Nothing).unwrap();
+    // The old table and block, and the cluster that nobody refers to after all.
+    assert_eq!((report.corruptions, report.leaks), (0, 3));
+}
+
+#[test]
+fn more_refcounts_than_one_block_holds_are_rebuilt() {
+    // 512-byte clusters with 64-bit refcounts: 64 to a block.
+    let mut bytes = vec![0_u8; 300 * 512];
+    let mut put = |at: usize, value: u64| bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+    put(0, 0x5146_49fb_0000_0003);
+    put(16, 9);
+    put(24, 1 << 20);
+    put(32, 32);
+    put(40, 512);
+    put(48, 1024);
+    put(56, 1 << 32);
+    put(96, (6 << 32) | 104);
+    put(512, L1Entry::new(1536).0);
+    for entry in 0..64 {
+        put(1536 + 8 * entry, L2Entry::data(offset((200 + entry) * 512)).0);
+    }
+    let mut block = vec![0; 512];
+    refcount_set(&mut block, 0, 6, 1).unwrap();
+    let disk = Disk::from_bytes(1, &bytes);
+    let before = checked(&disk, Fix::Nothing).unwrap();
+    assert_eq!(before.corruptions, 3 + 1 + 64 + 65);
+    let report = checked(&disk, Fix::All).unwrap();
+    assert_eq!((report.corruptions, report.leaks, report.check_errors), (0, 0, 0));
+    let after = checked(&disk, Fix::Nothing).unwrap();
+    assert_eq!((after.corruptions, after.leaks, after.allocated_clusters), (0, 0, 64));
+}
