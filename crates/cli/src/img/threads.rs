@@ -18,13 +18,34 @@ pub(super) fn default() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(16)
 }
 
+/// I/O threads that have ended, and let go of every file, when this is dropped.
+#[derive(Debug)]
+pub(super) struct Helpers(Vec<IoThread>);
+
+impl std::ops::Deref for Helpers {
+    type Target = [IoThread];
+
+    fn deref(&self) -> &[IoThread] {
+        &self.0
+    }
+}
+
+impl Drop for Helpers {
+    fn drop(&mut self) {
+        for thread in self.0.drain(..) {
+            thread.join();
+        }
+    }
+}
+
 /// Starts the threads beside the one that calls.
 ///
 /// # Errors
 /// When the system has none left; it has been said.
-pub(super) fn helpers(context: &Context, threads: usize) -> Step<Vec<IoThread>> {
+pub(super) fn helpers(context: &Context, threads: usize) -> Step<Helpers> {
     (1..threads)
         .map(|index| IoThread::start(&format!("copy-{index}"), Config::default()))
         .collect::<Result<_, _>>()
+        .map(Helpers)
         .map_err(|error| context.failed(format_args!("Cannot start an I/O thread: {error}")))
 }

@@ -225,6 +225,14 @@ impl Uring {
     }
 }
 
+/// The kernel takes a ring apart some time after it was closed, and its files with it: until then a file system could not be
+/// unmounted, nor the space of a deleted file be used. Given up here, the files are closed when this returns.
+impl Drop for Uring {
+    fn drop(&mut self) {
+        let _ = self.ring.submitter().unregister_files();
+    }
+}
+
 /// Makes a ring with the best flags that the kernel knows.
 fn build(entries: u32) -> io::Result<IoUring> {
     let entries = entries.clamp(8, 4096);
