@@ -1,7 +1,11 @@
 //! Odd names, sizes, options and environments: what users do that the manual does not tell of.
 
+use std::io::Read;
+use std::process::{Command, Stdio};
+
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Tool::{Img, Io};
+use oxblk_tests::program::{Program, oxblk};
 
 fn same(both: &Differential, lines: &[&str]) {
     for line in lines {
@@ -135,4 +139,44 @@ fn an_image_read_only_below_is_not_opened_for_writing() {
     both.same(Io, &["-r", "-c", "length", json]);
     let json = "json:{\"driver\":\"qcow2\",\"file.filename\":\"a.qcow2\",\"read-only\":true}";
     both.same(Io, &["-c", "write 0 512", json]);
+}
+
+#[test]
+fn a_limit_on_file_sizes_is_an_error_and_not_the_end_by_a_signal() {
+    let both = Differential::new();
+    let command = "ulimit -f 100; exec \"$0\" img create -f raw n.raw 1M";
+    for directory in both.our_directories() {
+        let reply = Program::new("sh").arg("-c").arg(command).arg(oxblk()).directory(&directory);
+        let reply = reply.run();
+        assert_eq!(reply.code(), 1);
+        let expected = "n.raw: The image size is too large for file format 'raw'\n";
+        assert!(reply.err().ends_with(expected), "{}", reply.err());
+    }
+}
+
+#[test]
+fn an_image_in_use_becomes_a_backing_file() {
+    let both = images();
+    let mut users: Vec<_> = [both.qemu_directory()]
+        .into_iter()
+        .chain(both.our_directories())
+        .map(|directory| {
+            let mut user = Command::new("qemu-io");
+            user.arg("a.qcow2").current_dir(directory).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut user = user.spawn().expect("qemu-io");
+            // Its prompt: the image is open.
+            let mut byte = [0];
+            user.stdout.as_mut().expect("a pipe").read_exact(&mut byte).expect("a prompt");
+            user
+        })
+        .collect();
+    same(
+        &both,
+        &["create -f qcow2 -b a.qcow2 -F qcow2 n.qcow2", "info a.qcow2", "info -U n.qcow2"],
+    );
+    for user in &mut users {
+        drop(user.stdin.take());
+        user.wait().expect("qemu-io ends");
+    }
+    both.same_content("n.qcow2");
 }

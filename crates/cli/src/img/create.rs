@@ -187,8 +187,10 @@ async fn check_backing(
         };
     }
     let path = oxblk_core::relative_to(name, &file);
-    let image =
-        Image { options: Options::new(), ..Image::read_only(&path) }.format(format.as_deref());
+    // Only looked at: a guest may have it open.
+    let image = Image { options: Options::new(), ..Image::read_only(&path) }
+        .format(format.as_deref())
+        .share_if(true);
     let opened = image.open(graph).await.map_err(|error| {
         let hint = match error.hint() {
             Some(hint) => format!("{hint}\nCould not open backing image."),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use oxblk::copy::{Copy, CopyOptions};
+use oxblk::copy::{Copy, CopyOptions, Stage};
 use oxblk_core::{Backend, Graph};
 
 use super::create_options::CreateOptions;
@@ -11,6 +11,9 @@ use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::err;
 use crate::text::{number, progress};
+
+/// Exit code after Ctrl-C.
+const INTERRUPTED: u8 = 130;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
@@ -136,7 +139,15 @@ async fn dd(
         .await?;
     let copied = copy(source, &target, (begin, length), helpers).await;
     let closed = target.close().await;
-    copied.map_err(|error| context.failed(error))?;
+    copied.map_err(|failure| match failure.stage {
+        Stage::Writing => context
+            .failed(format_args!("error while writing to output image file: {}", failure.error)),
+        Stage::Stopped => {
+            context.program.error(&failure);
+            Exit(INTERRUPTED)
+        }
+        _ => context.failed(failure),
+    })?;
     closed.map_err(|error| context.error(&error))
 }
 

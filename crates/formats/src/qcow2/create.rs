@@ -440,7 +440,9 @@ async fn preallocate(file: &Edge, wanted: &Wanted, plan: &Plan) -> Result<()> {
         Preallocation::Off => Ok(()),
         // The data clusters are holes.
         Preallocation::Metadata => file.resize(size, Preallocation::Off).await,
-        mode => file.resize(size, mode).await,
+        mode => file.resize(size, mode).await.map_err(|error| {
+            error.prefix("Could not resize image: Failed to resize underlying file")
+        }),
     }
 }
 
