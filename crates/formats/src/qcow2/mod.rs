@@ -11,7 +11,7 @@
 //! | `read`, `write`, `discard`, `compressed` | requests that the map cannot answer |
 //! | `tables` | making L2 tables |
 //! | `write_back`, `gate` | the order in which metadata reaches the disk |
-//! | `resize`, `status`, `check/`, `create`, `measure` | what the names say |
+//! | `resize`, `snapshots`, `status`, `check/`, `create`, `measure` | what the names say |
 //! | `open`, `factory`, `reopen` | how a node comes to be, and to be another |
 //!
 //! # Locks, in the order in which they are taken
@@ -48,6 +48,7 @@ mod read;
 mod refcounts;
 mod reopen;
 mod resize;
+mod snapshots;
 mod status;
 mod tables;
 mod write;

@@ -132,8 +132,11 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     let sizes = options.sizes(header.geometry)?;
     let image = build(context, &file, header, &sizes).await?;
     image.read_l1(&file).await?;
-    if !image.is_read_only() && !context.flags.check {
-        image.clear_autoclear().await?;
+    if !context.flags.check {
+        image.note_snapshots(&file).await?;
+        if !image.is_read_only() {
+            image.clear_autoclear().await?;
+        }
     }
     Ok(image)
 }

@@ -1,13 +1,11 @@
 //! The snapshot table ("Snapshots").
 
 use oxblk_core::{Error, Result};
-use oxblk_ring::IoBufMut;
 
 use super::Checker;
-use crate::qcow2::layout::{MAX_L1_BYTES, MAX_SNAPSHOT_TABLE_BYTES, Snapshot, parse_snapshot};
+use crate::qcow2::layout::{MAX_L1_BYTES, Snapshot};
+use crate::qcow2::snapshots::visit_snapshots;
 
-/// Bytes of the snapshot table that are read at once: more than the longest entry has.
-const CHUNK: usize = 256 << 10;
 /// Extra data that version 3 images must have in each entry, in bytes.
 const V3_EXTRA: usize = 16;
 
@@ -22,34 +20,10 @@ pub(super) struct Snapshots {
 impl Checker<'_> {
     /// Reads the snapshot table; behind the end of the file it reads as zeroes.
     pub(super) async fn read_snapshots(&mut self) -> Result<Snapshots> {
-        let start = self.header.snapshots_offset;
-        let mut snapshots = Snapshots::default();
-        let mut chunk = Vec::new();
-        let mut taken = 0;
-        for index in 0..self.header.snapshot_count {
-            let mut parsed = parse_snapshot(chunk.get(taken..).unwrap_or_default());
-            if matches!(parsed, Ok(None)) {
-                chunk = self.read_chunk(start.saturating_add(snapshots.table_bytes)).await?;
-                taken = 0;
-                parsed = parse_snapshot(&chunk);
-            }
-            let (snapshot, len) = match parsed {
-                Ok(Some(entry)) => entry,
-                Ok(None) => return Err(self.broken_table("Snapshot table is too large")),
-                Err(error) => {
-                    return Err(self.broken_table(&format!(
-                        "{error} {index}\nYou can force-remove this extra metadata with qemu-img check \
-                         -r all"
-                    )));
-                }
-            };
-            taken = taken.saturating_add(usize::try_from(len).unwrap_or(usize::MAX));
-            snapshots.table_bytes = snapshots.table_bytes.saturating_add(len);
-            if snapshots.table_bytes > MAX_SNAPSHOT_TABLE_BYTES {
-                return Err(self.broken_table("Snapshot table is too large"));
-            }
-            snapshots.list.push(snapshot);
-        }
+        let mut list = Vec::new();
+        let visited = visit_snapshots(self.file, self.header, |snapshot| list.push(snapshot)).await;
+        let table_bytes = visited.map_err(|error| self.broken_table(&error))?;
+        let snapshots = Snapshots { list, table_bytes };
         for (index, snapshot) in snapshots.list.iter().enumerate() {
             if self.header.version >= 3 && snapshot.extra.len() < V3_EXTRA {
                 self.corrupt(&format!("ERROR snapshot table entry {index} is incomplete"));
@@ -58,16 +32,12 @@ impl Checker<'_> {
         Ok(snapshots)
     }
 
-    async fn read_chunk(&self, offset: u64) -> Result<Vec<u8>> {
-        if offset >= self.file.size() {
-            return Ok(vec![0; CHUNK]);
-        }
-        Ok(self.file.read(offset, IoBufMut::new(CHUNK)).await?.to_vec())
-    }
-
     /// Without a snapshot table nothing can be told of the refcounts.
-    fn broken_table(&self, reason: &str) -> Error {
-        (self.say)(&format!("ERROR failed to read the snapshot table: {reason}"));
+    fn broken_table(&self, error: &Error) -> Error {
+        (self.say)(&format!("ERROR failed to read the snapshot table: {error}"));
+        if error.to_string().starts_with("Too much extra metadata") {
+            (self.say)("You can force-remove this extra metadata with qemu-img check -r all");
+        }
         Error::from_errno(27)
     }
 
