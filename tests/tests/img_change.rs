@@ -2,6 +2,7 @@
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::differential::normalise::Rules;
+use oxblk_tests::program::Program;
 use oxblk_tests::program::Tool::{Img, Io};
 
 fn same(both: &Differential, lines: &[&str]) {
@@ -114,6 +115,35 @@ fn qcow2_images_are_resized() {
         ],
     );
     both.same_content("a.qcow2");
+}
+
+#[test]
+fn qcow2_images_grow_with_their_clusters_allocated() {
+    use std::os::unix::fs::MetadataExt;
+    for (mode, options) in [
+        ("metadata", "cluster_size=64k"),
+        ("metadata", "cluster_size=512"),
+        ("falloc", "cluster_size=64k"),
+        ("full", "cluster_size=4k"),
+        ("full", "cluster_size=2M,refcount_bits=1"),
+    ] {
+        let both = Differential::new();
+        both.qemu(Img, &["create", "-q", "-f", "qcow2", "-o", options, "a.qcow2", "1M"]);
+        // Freed clusters with old data in the middle of the file.
+        both.qemu(Io, &["-c", "write -P 6 0 1M", "-c", "write -P 5 0 64k", "a.qcow2"]);
+        both.qemu(Io, &["-d", "unmap", "-c", "discard 512k 256k", "a.qcow2"]);
+        both.same(Img, &["resize", &format!("--preallocation={mode}"), "a.qcow2", "+9M"]);
+        both.same_content("a.qcow2");
+        for directory in both.our_directories() {
+            let image = directory.join("a.qcow2");
+            Program::new("qemu-img").arg("check").arg(&image).succeed();
+            let map = Program::new("qemu-img").args(["map", "--output=json"]).arg(&image).succeed();
+            let last = map.out().lines().last().unwrap().to_owned();
+            assert!(last.contains(r#""present": true"#), "{mode} {options}: {last}");
+            let stored = std::fs::metadata(&image).unwrap().blocks() * 512;
+            assert_eq!(stored >= 9 << 20, mode != "metadata", "{mode} {options}: {stored}");
+        }
+    }
 }
 
 #[test]

@@ -44,6 +44,7 @@ pub mod layout;
 mod lookup;
 mod measure;
 mod open;
+mod preallocate;
 mod read;
 mod refcounts;
 mod reopen;

@@ -23,17 +23,20 @@ impl Qcow2 {
         if size < old {
             return self.shrink(old, size, preallocation).await;
         }
-        if preallocation != Preallocation::Off {
-            let name = preallocation.name();
-            return Err(Error::unsupported(format!(
-                "Preallocation mode '{name}' is not supported on resize"
-            )));
-        }
         self.grow_l1(size).await?;
         self.write_back(true).await?;
         self.write_header_field(field_offsets::SIZE, &size.to_be_bytes()).await?;
         self.size.store(size, Release);
-        self.hide_backing(old, size).await
+        self.hide_backing(old, size).await?;
+        if preallocation == Preallocation::Off {
+            return Ok(());
+        }
+        let allocated = self.preallocate(old, size, preallocation).await;
+        if allocated.is_err() {
+            // Nobody is left with a larger disk than there is room for. What keeps it so is told by `allocated`.
+            let _ = self.shrink(size, old, Preallocation::Off).await;
+        }
+        allocated.map_err(|error| error.prefix("Could not preallocate the new space"))
     }
 
     /// Space that is added reads as zeroes, even where the backing file goes on.

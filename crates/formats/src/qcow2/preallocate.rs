@@ -1,0 +1,70 @@
+//! Giving guest clusters their place in the file before anything is written to them.
+//!
+//! Each run of clusters is made to read as zeroes, counted and linked, in the order of an ordinary write (see
+//! [`super::write`]). How the file is made to read as zeroes is what the modes differ in.
+
+use oxblk_core::{ChildIdx, Edge, Preallocation, Result, WriteFlags, ZeroFlags};
+use oxblk_ring::IoBuf;
+
+use super::Qcow2;
+use super::layout::L2Entry;
+
+/// Bytes that are allocated at once.
+const STEP: u64 = 1 << 30;
+/// Bytes of zeroes written at once.
+const WRITE: u64 = 1 << 20;
+
+impl Qcow2 {
+    /// Allocates all clusters that begin in the guest range; they read as zeroes.
+    pub(super) async fn preallocate(&self, from: u64, to: u64, mode: Preallocation) -> Result<()> {
+        let bits = self.geometry.cluster_bits;
+        let file = self.children.require(ChildIdx::FILE)?;
+        let (mut at, end) = (self.cluster_end(from), self.cluster_end(to));
+        while at < end {
+            let count = (end - at).min(STEP.max(self.geometry.cluster_size())) >> bits;
+            let mut run = self.reserve(count).await?;
+            let (start, count) = (run.start(), run.count());
+            run.begin_write();
+            zero(&file, start << bits, count << bits, mode, run.is_untouched()).await?;
+            self.refcounts.add(start, count).await?;
+            run.keep();
+            self.link(at, count, |index| L2Entry::data(start.saturating_add(index) << bits))
+                .await?;
+            self.relieve().await?;
+            at = at.saturating_add(count << bits);
+        }
+        self.write_back(true).await
+    }
+}
+
+/// Makes a range of the file read as zeroes. `untouched` tells that it does, as far as the file goes.
+async fn zero(
+    file: &Edge,
+    offset: u64,
+    len: u64,
+    mode: Preallocation,
+    untouched: bool,
+) -> Result<()> {
+    match mode {
+        Preallocation::Off | Preallocation::Metadata if untouched => {
+            // The file only gets longer: core has drained the node, so nobody else makes it so meanwhile.
+            let end = offset.saturating_add(len);
+            if end > file.size() { file.resize(end, Preallocation::Off).await } else { Ok(()) }
+        }
+        Preallocation::Off | Preallocation::Metadata => {
+            file.write_zeroes(offset, len, ZeroFlags::MAY_UNMAP).await
+        }
+        Preallocation::Falloc => file.write_zeroes(offset, len, ZeroFlags::empty()).await,
+        Preallocation::Full => {
+            let zeroes = IoBuf::zeroes(usize::try_from(WRITE).unwrap_or(0));
+            let mut done = 0;
+            while done < len {
+                let step = usize::try_from((len - done).min(WRITE)).unwrap_or(0);
+                let piece = zeroes.slice(..step);
+                file.write(offset.saturating_add(done), piece, WriteFlags::empty()).await?;
+                done = done.saturating_add(WRITE);
+            }
+            Ok(())
+        }
+    }
+}
