@@ -45,7 +45,8 @@
 //! | compressed descriptors past the end | "compressed data past the end", "compressed descriptor all set" |
 //! | bitmap directory: wild sizes, duplicate names, in use | "bitmap …", "two bitmaps of one name" |
 //! | dirty and corrupt bits | "dirty", "marked corrupt" |
-//! | writes and discards without refcounts | "no refcount blocks", "all refcounts 0"; each case is written to, zeroed, discarded and resized |
+//! | writes and discards without refcounts | "no refcount blocks", "all refcounts 0"; each case is written to, zeroed, discarded, resized and repaired |
+//! | repair when the disk is full | `oxblk-formats: a_full_disk_does_not_keep_refcounts_from_being_rebuilt_where_there_is_room_inside` |
 //!
 //! | clients of the NBD server (`crates/exports/tests/nbd.rs` unless named) | |
 //! |---|---|
@@ -176,6 +177,7 @@ fn judge(format: &str, directory: &Path, image: &Image, expect: Expect) -> Resul
     let change = ["-c", "discard 0 128k", "-c", "write -z 64k 64k", "-c", "write -c 192k 64k"];
     run(&[&["io", "-f", format], &change[..], &[NAME]].concat());
     run(&["img", "resize", "-q", "-f", format, NAME, "+1M"]);
+    run(&["img", "check", "-q", "-r", "all", "-f", format, NAME]);
     verdict(&Verdict { info, check, read, write }, expect)?;
     if head(&directory.join(NAME)) != image.bytes().get(..8).unwrap_or(image.bytes()) {
         return Err("the write went over the header".to_owned());

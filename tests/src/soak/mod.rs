@@ -105,6 +105,9 @@ impl Kind {
     }
 }
 
+/// How often a run under way prints its table.
+const REPORT_EVERY: Duration = Duration::from_secs(600);
+
 /// Power cuts in one job.
 const CUTS: usize = 20;
 
@@ -160,6 +163,8 @@ type Table = BTreeMap<(Kind, &'static str), Done>;
 struct Soak {
     order: Order,
     started: Instant,
+    /// When the table was last printed.
+    reported: Mutex<Instant>,
     next: Mutex<usize>,
     table: Mutex<Table>,
     failures: Mutex<Vec<String>>,
@@ -173,6 +178,7 @@ struct Soak {
 pub fn run(order: &Order) -> Vec<String> {
     let soak = Soak {
         started: Instant::now(),
+        reported: Mutex::new(Instant::now()),
         next: Mutex::new(0),
         table: Mutex::new(Table::new()),
         failures: Mutex::new(Vec::new()),
@@ -200,6 +206,7 @@ impl Soak {
                     done.tally.add(&tally);
                     done.ended += 1;
                     self.announce(kind, variant, done);
+                    self.report_now_and_then(&table);
                 }
                 Err(panic) => {
                     done.failures += 1;
@@ -217,6 +224,15 @@ impl Soak {
         if self.order.time.is_none() && last && done.is_enough(kind, &self.order) {
             let elapsed = self.started.elapsed().as_secs();
             println!("{} {} has had its share after {elapsed} s", kind.name(), variant.name);
+        }
+    }
+
+    /// Prints the table as it is, if that was long ago: a long run may not come to its end.
+    fn report_now_and_then(&self, table: &Table) {
+        let mut reported = self.reported.lock().expect("nothing panics with it");
+        if reported.elapsed() >= REPORT_EVERY {
+            *reported = Instant::now();
+            report::print(table, &self.order, self.started.elapsed());
         }
     }
 
