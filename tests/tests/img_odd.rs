@@ -180,3 +180,23 @@ fn an_image_in_use_becomes_a_backing_file() {
     }
     both.same_content("n.qcow2");
 }
+
+#[test]
+fn numbers_of_copies_mean_what_they_mean_to_qemu() {
+    let both = images();
+    same(
+        &both,
+        &[
+            "convert -r 0 odd2.raw rate.raw",
+            "convert -O qcow2 -o size=100M a.qcow2 sized.qcow2",
+            "convert -O qcow2 -o size=1M a.qcow2 small.qcow2",
+            "compare -s sized.qcow2 small.qcow2",
+            "dd if=odd2.raw of=d.raw skip=1k",
+            "dd if=odd2.raw of=d.raw count=1M",
+            "dd if=odd2.raw of=d.raw skip=0x10 count=20",
+            "dd if=odd2.raw of=nodir/d.raw",
+        ],
+    );
+    both.same_bytes("rate.raw");
+    both.same_bytes("d.raw");
+}

@@ -90,8 +90,8 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
             "if" => read.input = value.to_owned(),
             "of" => read.output = value.to_owned(),
             "bs" => read.block = context.sized("bs", value, 1, MAX)?,
-            "count" => read.count = Some(context.sized("count", value, 0, number::MAX_OFFSET)?),
-            "skip" => read.skip = context.sized("skip", value, 0, number::MAX_OFFSET)?,
+            "count" => read.count = Some(blocks(context, "count", value)?),
+            "skip" => read.skip = blocks(context, "skip", value)?,
             _ => return Err(context.failed(format_args!("unrecognized operand {key}"))),
         }
     }
@@ -102,6 +102,15 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
         return Err(context.failed("--image-opts and --format are mutually exclusive"));
     }
     Ok(read)
+}
+
+/// A number of blocks, which takes no suffix.
+fn blocks(context: &Context, what: &str, text: &str) -> Step<u64> {
+    let has_suffix = text.ends_with(|last: char| last.is_ascii_alphabetic());
+    if has_suffix && !text.starts_with("0x") {
+        return Err(context.failed(format_args!("Invalid {what} specified: '{text}'.")));
+    }
+    context.sized(what, text, 0, number::MAX_OFFSET)
 }
 
 async fn dd(
@@ -123,10 +132,9 @@ async fn dd(
     let length = end.saturating_sub(begin);
     options.set_size(length);
     graph.create_image(output, output_format, &options.to_options()).await.map_err(|error| {
-        context.program.report_in(
-            format_args!("{output}: error while creating output image of type {output_format}: "),
-            &error,
-        );
+        context
+            .program
+            .report_in(format_args!("{output}: error while creating output image: "), &error);
         Exit(1)
     })?;
     if begin > size {

@@ -144,7 +144,11 @@ fn set(context: &Context, read: &mut Arguments, raw: &mut Raw, id: char, value: 
         '4' => raw.bitmaps = true,
         '5' => raw.skip_broken = true,
         'U' => read.share = true,
-        'r' => read.rate = Some(context.sized("rate limit", &value, 0, MAX_OFFSET)?),
+        // 0 is no limit.
+        'r' => {
+            read.rate =
+                Some(context.sized("rate limit", &value, 0, MAX_OFFSET)?).filter(|rate| *rate > 0);
+        }
         'm' => {
             let parallel = context.sized("number of coroutines", &value, 1, MAX_PARALLEL)?;
             read.parallel = usize::try_from(parallel).unwrap_or(1);

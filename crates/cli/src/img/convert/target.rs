@@ -93,9 +93,8 @@ async fn create(
     if let Some(list) = &arguments.options {
         options.parse(list).map_err(|error| context.error(&error))?;
     }
-    if options.number("size").is_none() {
-        options.set_size(size);
-    }
+    // A size among the options does not count: the target is as large as what is copied.
+    options.set_size(size);
     set_backing(context, arguments, &mut options, driver)?;
     let backing = options.text("backing_file").map(str::to_owned);
     let backing_format = options.text("backing_fmt");
