@@ -200,3 +200,21 @@ fn numbers_of_copies_mean_what_they_mean_to_qemu() {
     both.same_bytes("rate.raw");
     both.same_bytes("d.raw");
 }
+
+#[test]
+fn only_the_first_wrong_number_of_a_command_is_told_of() {
+    let both = images();
+    for command in ["write \"0\" \"512\"", "write 'a' 'b'", "alloc a b", "discard a b", "read a b"]
+    {
+        both.same(Io, &["-c", command, "a.qcow2"]);
+    }
+}
+
+#[test]
+fn commands_of_io_that_are_not_there_are_named() {
+    for name in ["break", "zone_report", "zrp"] {
+        let reply = Program::oxblk().args(["io", "-c", name]).run();
+        assert_eq!(reply.code(), 1);
+        assert_eq!(reply.err(), format!("oxblk io: The command '{name}' is not available yet\n"));
+    }
+}

@@ -22,11 +22,35 @@ pub(super) struct Call<'a> {
     arguments: &'a [&'a str],
 }
 
+/// Commands of qemu-io that are not there yet: breakpoints and zones, by all their names.
+const ABSENT: &[&str] = &[
+    "break",
+    "remove_break",
+    "resume",
+    "wait_break",
+    "zone_append",
+    "zone_close",
+    "zone_finish",
+    "zone_open",
+    "zone_report",
+    "zone_reset",
+    "zap",
+    "zc",
+    "zf",
+    "zo",
+    "zrp",
+    "zrs",
+];
+
 /// Runs one line.
 pub(super) async fn run(session: &Session, line: &str) -> Outcome {
     let words: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
     let Some((name, arguments)) = words.split_first() else { return Outcome::Done };
     let Some(command) = find(name) else {
+        if ABSENT.contains(name) {
+            session.program.error(format_args!("The command '{name}' is not available yet"));
+            return Outcome::Failed;
+        }
         err(format_args!("command \"{name}\" not found\n"));
         return Outcome::Failed;
     };

@@ -88,11 +88,14 @@ pub(in crate::io) async fn map(session: &Session, _call: Call<'_>) -> Outcome {
 pub(in crate::io) async fn alloc(session: &Session, call: Call<'_>) -> Outcome {
     let Some(open) = session.current() else { return Outcome::Failed };
     let (offset, count) = match call.arguments {
-        [offset] => (bytes(offset), Some(512)),
-        [offset, count] => (bytes(offset), bytes(count)),
+        [offset] => (offset, None),
+        [offset, count] => (offset, Some(count)),
         _ => return call.misused(),
     };
-    let (Some(offset), Some(mut count)) = (offset, count) else { return Outcome::Failed };
+    let Some(offset) = bytes(offset) else { return Outcome::Failed };
+    let Some(mut count) = count.map_or(Some(512), |count| bytes(count)) else {
+        return Outcome::Failed;
+    };
     let (mut at, mut left, mut sum) = (offset, count, 0_u64);
     while left > 0 {
         match allocation(&open.backend, at, left).await {

@@ -100,7 +100,10 @@ pub(in crate::io) async fn write(session: &Session, call: Call<'_>) -> Outcome {
         out(format_args!("{clash}\n"));
         return Outcome::Failed;
     }
-    let (Some(offset), Some(len)) = (bytes(offset), bytes(count)) else { return Outcome::Failed };
+    // Only the first wrong number is told of.
+    let Some((offset, len)) = bytes(offset).and_then(|offset| Some((offset, bytes(count)?))) else {
+        return Outcome::Failed;
+    };
     if len > MAX_REQUEST && !options.no_fallback {
         out(format_args!("length cannot exceed {MAX_REQUEST} without -n, given {count}\n"));
         return Outcome::Failed;
