@@ -62,7 +62,9 @@ impl Qcow2 {
         let same = header.geometry == self.geometry
             && header.size == self.size()
             && header.l1_offset == self.l1_offset.load(Acquire)
-            && u64::from(header.l1_entries) == self.l1_entries();
+            && u64::from(header.l1_entries) == self.l1_entries()
+            && header.snapshots_offset == self.header.snapshots_offset
+            && header.snapshot_count == self.header.snapshot_count;
         if !same {
             return Ok(false);
         }
