@@ -241,6 +241,11 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// Internal snapshots.
+    fn snapshots(&self) -> Option<&dyn crate::snapshot::Snapshots> {
+        None
+    }
+
     /// Consistency check.
     fn check(&self) -> Option<&dyn Check> {
         None

@@ -23,6 +23,7 @@ mod node;
 mod options;
 mod perm;
 mod request;
+pub mod snapshot;
 mod status;
 
 pub use backend::{Backend, Quiesced, Statistics};

@@ -60,6 +60,7 @@ fn text(command: &str) -> (&'static str, String) {
         "measure" => MEASURE,
         "resize" => RESIZE,
         "dd" => DD,
+        "snapshot" => SNAPSHOT,
         _ => BENCH,
     };
     let image = if names_images { IMAGE } else { "" };
@@ -130,6 +131,18 @@ const CONVERT: Text = (
   -q, --quiet              print errors only
 ",
     false,
+);
+
+const SNAPSHOT: Text = (
+    "[OPTIONS] [-l | -c NAME | -a NAME | -d NAME] FILENAME",
+    "  -l, --list               list the snapshots (what is done if nothing is said)
+  -c, --create NAME        keep the disk as it is now
+  -a, --apply NAME         make the disk what it was; takes an id, too
+  -d, --delete NAME        give the snapshot up
+  -U, --force-share        do not mind that others write to it
+  -q, --quiet              print errors only
+",
+    true,
 );
 
 const COMPARE: Text = (

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{ChildIdx, DriverKind, Graph, Node, Options, relative_to};
 use serde_json::{Map, Value, json};
 
@@ -13,7 +14,7 @@ use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::out;
 use crate::text::number::in_sectors;
-use crate::text::{json, size};
+use crate::text::{json, size, snapshot};
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
@@ -106,10 +107,17 @@ async fn collect(
     image.flags.no_backing = true;
     image.flags.no_io = true;
     let backend = image.open_or_say(&context.program, graph).await?;
-    let info = match backend.node() {
+    let mut info = match backend.node() {
         Ok(node) => image_info(&node),
         Err(error) => return Err(context.error(&error)),
     };
+    // A format without snapshots has none to tell of.
+    let list = backend.snapshots().await.unwrap_or_default();
+    if !list.is_empty()
+        && let Value::Object(info) = &mut info
+    {
+        info.insert("snapshots".to_owned(), list.iter().map(snapshot_info).collect());
+    }
     backend.close().await.map_err(|error| context.error(&error))?;
     Ok(info)
 }
@@ -155,6 +163,40 @@ fn image_info(node: &Arc<Node>) -> Value {
         .collect();
     map.insert("children".to_owned(), Value::Array(children));
     Value::Object(map)
+}
+
+/// QAPI's `SnapshotInfo`.
+fn snapshot_info(snapshot: &SnapshotInfo) -> Value {
+    let mut info = json!({
+        "id": snapshot.id,
+        "name": snapshot.name,
+        "vm-state-size": snapshot.vm_state_size,
+        "date-sec": snapshot.date.0,
+        "date-nsec": snapshot.date.1,
+        "vm-clock-sec": snapshot.vm_clock / 1_000_000_000,
+        "vm-clock-nsec": snapshot.vm_clock % 1_000_000_000,
+    });
+    if let Some(icount) = snapshot.icount.filter(|count| *count != u64::MAX) {
+        info["icount"] = icount.into();
+    }
+    info
+}
+
+/// What [`snapshot_info`] tells, read back.
+fn snapshot_of(info: &Value) -> SnapshotInfo {
+    let number = |key: &str| info.get(key).and_then(Value::as_u64);
+    let text = |key: &str| info.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let small = |key: &str| number(key).and_then(|value| u32::try_from(value).ok()).unwrap_or(0);
+    let seconds = number("vm-clock-sec").unwrap_or(0).saturating_mul(1_000_000_000);
+    SnapshotInfo {
+        id: text("id"),
+        name: text("name"),
+        date: (small("date-sec"), small("date-nsec")),
+        vm_clock: seconds.saturating_add(number("vm-clock-nsec").unwrap_or(0)),
+        vm_state_size: number("vm-state-size").unwrap_or(0),
+        icount: number("icount"),
+        size: None,
+    }
 }
 
 /// Cluster size and whether the image is dirty: the node's own, or those of what it passes on to.
@@ -276,6 +318,15 @@ fn node_text(text: &mut String, info: &Value, level: usize, is_leaf: bool) {
             line(format!("backing file format: {format}"));
         }
     }
+    if let Some(list) = info.get("snapshots").and_then(Value::as_array) {
+        let list: Vec<_> = list.iter().map(snapshot_of).collect();
+        text.push_str(&snapshot::list(&list));
+    }
+    let mut line = |content: String| {
+        text.push_str(&indent);
+        text.push_str(&content);
+        text.push('\n');
+    };
     if let Some(Value::Object(data)) = info.get("format-specific").and_then(|s| s.get("data"))
         && !data.is_empty()
     {

@@ -17,6 +17,7 @@ mod map;
 mod measure;
 pub(crate) mod objects;
 mod resize;
+mod snapshot;
 mod threads;
 
 use std::fmt::Display;
@@ -60,10 +61,15 @@ const COMMANDS: &[Command] = &[
     Command { name: "map", about: "tell where an image's data lies", run: map::run },
     Command { name: "measure", about: "tell how large a new image would be", run: measure::run },
     Command { name: "resize", about: "change the size of an image", run: resize::run },
+    Command {
+        name: "snapshot",
+        about: "keep states of a disk inside its image",
+        run: snapshot::run,
+    },
 ];
 
 /// Commands of qemu-img that do not exist here yet.
-const LATER: &[&str] = &["amend", "bitmap", "commit", "rebase", "snapshot"];
+const LATER: &[&str] = &["amend", "bitmap", "commit", "rebase"];
 
 const OPTIONS: &[Opt] =
     &[both('h', "help", false), both('V', "version", false), both('T', "trace", true)];

@@ -7,3 +7,4 @@ pub(crate) mod json;
 pub(crate) mod number;
 pub(crate) mod progress;
 pub(crate) mod size;
+pub(crate) mod snapshot;

@@ -2,6 +2,7 @@
 
 use oxblk_core::check::{Check, CheckReport, Fix};
 use oxblk_core::driver::{Compress, Reopen, Resize};
+use oxblk_core::snapshot::Snapshots;
 use oxblk_core::{
     BoxFuture, ChildIdx, Driver, ImageInfo, Limits, MapOp, Preallocation, Result, Status, Step,
     Want, WriteFlags, ZeroFlags,
@@ -123,6 +124,10 @@ impl Driver for Qcow2 {
     }
 
     fn check(&self) -> Option<&dyn Check> {
+        Some(self)
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
         Some(self)
     }
 

@@ -11,7 +11,7 @@
 //! | `read`, `write`, `discard`, `compressed` | requests that the map cannot answer |
 //! | `tables` | making L2 tables |
 //! | `write_back`, `gate` | the order in which metadata reaches the disk |
-//! | `resize`, `snapshots`, `status`, `check/`, `create`, `measure` | what the names say |
+//! | `resize`, `preallocate`, `snapshots/`, `status`, `check/`, `create`, `measure` | what the names say |
 //! | `open`, `factory`, `reopen` | how a node comes to be, and to be another |
 //!
 //! # Locks, in the order in which they are taken
@@ -108,6 +108,7 @@ pub(crate) struct Qcow2 {
     gate: Gate,
     dropped: Mutex<Vec<Dropped>>,
     l1_dirty: Mutex<BTreeSet<u64>>,
+    snapshots: Mutex<snapshots::TablePlace>,
     /// A reopen that waits for commit or abort.
     prepared: Mutex<Option<Prepared>>,
 }

@@ -17,6 +17,7 @@ use super::check::check;
 use super::compressed::Tail;
 use super::layout::{Autoclear, Geometry, Header, Incompatible, L1Entry, field_offsets};
 use super::refcounts::{Refcounts, TablePlace};
+use super::snapshots::TablePlace as SnapshotTable;
 
 /// The header and its extensions lie in the first cluster, which is no larger than this.
 const HEAD: u64 = 2 << 20;
@@ -212,6 +213,7 @@ async fn build(
         gate: super::gate::Gate::default(),
         dropped: Mutex::default(),
         l1_dirty: Mutex::default(),
+        snapshots: Mutex::new(SnapshotTable::of(&header)),
         prepared: Mutex::default(),
         header,
     })

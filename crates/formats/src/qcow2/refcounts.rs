@@ -228,6 +228,14 @@ impl Refcounts {
         Ok(())
     }
 
+    /// The refcount of a host cluster.
+    pub(super) async fn get(&self, cluster: u64) -> Result<u64> {
+        let place = self.place(cluster)?;
+        let Some(slice) = self.slice(&place).await? else { return Ok(0) };
+        let word = slice.words().get(place.word).map_or(0, |word| word.load(Acquire));
+        Ok((word >> place.shift) & self.mask())
+    }
+
     /// Takes one reference away from a host cluster and returns how many are left.
     pub(super) async fn drop_one(&self, cluster: u64) -> Result<u64> {
         let place = self.place(cluster)?;

@@ -16,7 +16,7 @@ impl Qcow2 {
         if !size.is_multiple_of(512) {
             return Err(Error::invalid("The new size must be a multiple of 512"));
         }
-        if self.header.snapshot_count > 0 && self.version < 3 {
+        if self.snapshot_table().count > 0 && self.version < 3 {
             return Err(Error::unsupported("Can't resize a version 2 image which has snapshots"));
         }
         let old = self.size();

@@ -106,6 +106,8 @@ impl Checker<'_> {
             }
         }
         self.file.flush().await?;
+        // What entries claim was true of the old refcounts.
+        self.copied_suspect |= changed > 0;
         Ok(changed)
     }
 

@@ -32,6 +32,12 @@ const FAULTS: &[Fault] = &[
         image.set_refcount(8, 1);
         image.set_refcount(9, 1);
     }),
+    ("a refcount too high, and an entry that says so", |image| {
+        if image.can_count_to(2) {
+            image.set_refcount(5, 2);
+        }
+        image.put(L2, offset(DATA));
+    }),
     ("entries that do not claim their clusters", |image| {
         image.put(L1, offset(L2));
         image.put(L2, offset(DATA));

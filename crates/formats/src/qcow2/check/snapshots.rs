@@ -4,7 +4,7 @@ use oxblk_core::{Error, Result};
 
 use super::Checker;
 use crate::qcow2::layout::{MAX_L1_BYTES, Snapshot};
-use crate::qcow2::snapshots::visit_snapshots;
+use crate::qcow2::snapshots::{TablePlace, visit_snapshots};
 
 /// Extra data that version 3 images must have in each entry, in bytes.
 const V3_EXTRA: usize = 16;
@@ -21,7 +21,9 @@ impl Checker<'_> {
     /// Reads the snapshot table; behind the end of the file it reads as zeroes.
     pub(super) async fn read_snapshots(&mut self) -> Result<Snapshots> {
         let mut list = Vec::new();
-        let visited = visit_snapshots(self.file, self.header, |snapshot| list.push(snapshot)).await;
+        let visited =
+            visit_snapshots(self.file, TablePlace::of(self.header), |snapshot| list.push(snapshot))
+                .await;
         let table_bytes = visited.map_err(|error| self.broken_table(&error))?;
         let snapshots = Snapshots { list, table_bytes };
         for (index, snapshot) in snapshots.list.iter().enumerate() {

@@ -8,7 +8,7 @@ use oxblk_protocols::file;
 use oxblk_ring::{IoBufMut, block_on};
 
 use super::check;
-use crate::qcow2::layout::{Geometry, Header, L1Entry, L2Entry, refcount_set};
+use crate::qcow2::layout::{Geometry, Header, L1Entry, L2Entry, refcount_max, refcount_set};
 
 static DRIVERS: DriverTable = &[&file::FILE];
 
@@ -51,6 +51,10 @@ impl Image {
 
     pub(super) fn put(&mut self, at: usize, value: u64) {
         self.bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+    }
+
+    pub(super) fn can_count_to(&self, count: u64) -> bool {
+        refcount_max(self.order) >= count
     }
 
     pub(super) fn set_refcount(&mut self, cluster: u64, value: u64) {

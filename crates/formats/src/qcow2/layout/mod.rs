@@ -27,4 +27,4 @@ pub use header::{
 };
 pub use raw::field_offsets;
 pub use refcount::{RefcountError, refcount_get, refcount_max, refcount_set};
-pub use snapshot::{MAX_SNAPSHOT_TABLE_BYTES, Snapshot, parse_snapshot};
+pub use snapshot::{MAX_SNAPSHOT_TABLE_BYTES, Snapshot, encode_snapshot, parse_snapshot};

@@ -2,7 +2,7 @@
 
 use oxblk_core::{Error, Result};
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Geometry;
 
@@ -11,7 +11,7 @@ pub const MAX_SNAPSHOT_TABLE_BYTES: u64 = 1024 * super::MAX_SNAPSHOTS as u64;
 /// Most extra data of one entry, in bytes.
 const MAX_EXTRA: u32 = 1024;
 
-#[derive(Debug, Clone, Copy, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct RawSnapshot {
     l1_table_offset: U64,
@@ -60,6 +60,12 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Instructions that the guest had executed, where that is told.
+    pub fn icount(&self) -> Option<u64> {
+        let bytes = self.extra.get(16..)?;
+        U64::read_from_prefix(bytes).ok().map(|(count, _)| count.get())
+    }
+
     /// Checks where the L1 table lies and how large it is, against the limits of the format.
     ///
     /// # Errors
@@ -75,6 +81,35 @@ impl Snapshot {
         }
         Ok(())
     }
+}
+
+/// An entry as it is written, padding included. Its extra data begins with what version 3 wants there.
+pub fn encode_snapshot(snapshot: &Snapshot) -> Vec<u8> {
+    let mut extra = snapshot.vm_state_size.to_be_bytes().to_vec();
+    // An old entry tells no size; then its extra data stays as short as it is.
+    if let Some(size) = snapshot.size {
+        extra.extend(size.to_be_bytes());
+    }
+    extra.extend(snapshot.extra.get(extra.len()..).unwrap_or_default());
+    let length = |text: &str| u16::try_from(text.len()).unwrap_or(u16::MAX);
+    let (id_len, name_len) = (length(&snapshot.id), length(&snapshot.name));
+    let raw = RawSnapshot {
+        l1_table_offset: snapshot.l1_offset.into(),
+        l1_size: snapshot.l1_entries.into(),
+        id_len: id_len.into(),
+        name_len: name_len.into(),
+        date_sec: snapshot.date.0.into(),
+        date_nsec: snapshot.date.1.into(),
+        vm_clock_nsec: snapshot.vm_clock.into(),
+        vm_state_size: u32::try_from(snapshot.vm_state_size).unwrap_or(0).into(),
+        extra_size: u32::try_from(extra.len()).unwrap_or(0).into(),
+    };
+    let mut bytes = raw.as_bytes().to_vec();
+    bytes.extend(extra);
+    bytes.extend(snapshot.id.bytes().take(id_len.into()));
+    bytes.extend(snapshot.name.bytes().take(name_len.into()));
+    bytes.resize(bytes.len().next_multiple_of(8), 0);
+    bytes
 }
 
 /// Reads the entry at the start of `bytes`. Gives the entry and its length in bytes, padding included;
@@ -144,6 +179,20 @@ mod tests {
         assert_eq!((snapshot.vm_state_size, snapshot.size), (1, Some(2)));
         let (snapshot, _) = parse_snapshot(&entry(0, b"1", b"x")).unwrap().unwrap();
         assert_eq!((snapshot.vm_state_size, snapshot.size), (99, None));
+    }
+
+    #[test]
+    fn an_entry_is_written_as_it_was_read() {
+        for extra in [0, 8, 16, 24, 40] {
+            let bytes = entry(extra, b"17", b"some name");
+            let (snapshot, _) = parse_snapshot(&bytes).unwrap().unwrap();
+            let written = encode_snapshot(&snapshot);
+            let (again, len) = parse_snapshot(&written).unwrap().unwrap();
+            assert_eq!(len, written.len() as u64);
+            assert_eq!(again.vm_state_size, snapshot.vm_state_size);
+            assert_eq!((again.size, again.icount()), (snapshot.size, snapshot.icount()));
+            assert_eq!((again.id, again.name), (snapshot.id, snapshot.name));
+        }
     }
 
     #[test]

@@ -1,0 +1,154 @@
+//! `img snapshot`: internal snapshots.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use oxblk_core::snapshot::SnapshotInfo;
+use oxblk_core::{Backend, Error};
+
+use super::{Context, Step, graph, objects};
+use crate::getopt::{Found, Opt, both, long};
+use crate::image::Image;
+use crate::program::out;
+use crate::text::snapshot;
+
+const OPTIONS: &[Opt] = &[
+    both('h', "help", false),
+    both('q', "quiet", false),
+    both('f', "format", true),
+    long('I', "image-opts", false),
+    both('U', "force-share", false),
+    both('l', "list", false),
+    both('a', "apply", true),
+    both('c', "create", true),
+    both('d', "delete", true),
+    long('O', "object", true),
+];
+
+/// What is to be done.
+enum Action {
+    List,
+    Create(String),
+    Apply(String),
+    Delete(String),
+}
+
+struct Arguments {
+    format: Option<String>,
+    image_options: bool,
+    share: bool,
+    action: Action,
+    filename: String,
+}
+
+/// Runs the command.
+pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
+    let arguments = read(context, arguments)?;
+    context.block_on(async {
+        let name = &arguments.filename;
+        let image = match arguments.action {
+            Action::List => Image::read_only(name),
+            _ => Image::writable(name),
+        };
+        let backend = image
+            .format(arguments.format.as_deref())
+            .options_if(arguments.image_options)
+            .share_if(arguments.share)
+            .open_or_say(&context.program, &graph())
+            .await?;
+        let outcome = act(context, &arguments.action, &backend).await;
+        let closed = backend.close().await;
+        outcome?;
+        closed.map_err(|error| context.error(&error))
+    })
+}
+
+fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
+    let mut parser = context.parser(arguments, OPTIONS);
+    let (mut format, mut image_options, mut share, mut action) = (None, false, false, None);
+    while let Some(Found { id, value }) = context.next(&mut parser)? {
+        let wanted = match id {
+            'q' => continue,
+            'f' => {
+                format = Some(value);
+                continue;
+            }
+            'I' => {
+                image_options = true;
+                continue;
+            }
+            'U' => {
+                share = true;
+                continue;
+            }
+            'l' => Action::List,
+            'c' => Action::Create(value),
+            'a' => Action::Apply(value),
+            'd' => Action::Delete(value),
+            _ => {
+                objects::check(&value).map_err(|text| context.failed(text))?;
+                continue;
+            }
+        };
+        if action.replace(wanted).is_some() {
+            return Err(context.misused("Cannot mix '-l', '-a', '-c', '-d'"));
+        }
+    }
+    let operands = parser.operands();
+    let [filename] = operands.as_slice() else {
+        return Err(context.misused("Expecting one image file name"));
+    };
+    if image_options && format.is_some() {
+        return Err(context.failed("--image-opts and --format are mutually exclusive"));
+    }
+    let action = action.unwrap_or(Action::List);
+    Ok(Arguments { format, image_options, share, action, filename: filename.clone() })
+}
+
+async fn act(context: &Context, action: &Action, backend: &Backend) -> Step {
+    let failed = |what: &str, name: &str, error: &Error| {
+        context.failed(format_args!("Could not {what} snapshot '{name}': {error}"))
+    };
+    match action {
+        Action::List => {
+            // A format without snapshots has none to list.
+            let list = backend.snapshots().await.unwrap_or_default();
+            if !list.is_empty() {
+                out(format_args!("{}", snapshot::list(&list)));
+            }
+            Ok(())
+        }
+        Action::Create(name) => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let date = (u32::try_from(now.as_secs()).unwrap_or(u32::MAX), now.subsec_nanos());
+            let new = SnapshotInfo { name: name.clone(), date, ..SnapshotInfo::default() };
+            let made = backend.create_snapshot(&new).await;
+            made.map_err(|error| failed("create", name, &error))
+        }
+        Action::Apply(name) => {
+            let applied = apply(backend, name).await;
+            applied.map_err(|error| failed("apply", name, &error))
+        }
+        Action::Delete(name) => {
+            let deleted = delete(backend, name).await;
+            deleted.map_err(|error| failed("delete", name, &error))
+        }
+    }
+}
+
+async fn apply(backend: &Backend, name: &str) -> Result<(), Error> {
+    let list = backend.snapshots().await?;
+    let by_id = list.iter().find(|snapshot| snapshot.id == name);
+    let found = by_id.or_else(|| list.iter().find(|snapshot| snapshot.name == name));
+    match found {
+        Some(snapshot) => backend.apply_snapshot(&snapshot.id).await,
+        None => Err(Error::from_errno(2).prefix("Failed to load snapshot")),
+    }
+}
+
+async fn delete(backend: &Backend, name: &str) -> Result<(), Error> {
+    let list = backend.snapshots().await?;
+    match list.iter().find(|snapshot| snapshot.name == name) {
+        Some(snapshot) => backend.delete_snapshot(&snapshot.id).await,
+        None => Err(Error::invalid("snapshot not found")),
+    }
+}

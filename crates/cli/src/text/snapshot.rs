@@ -1,0 +1,61 @@
+//! The list of an image's internal snapshots.
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use oxblk_core::snapshot::SnapshotInfo;
+
+use super::size;
+
+/// A headline and a line for each snapshot; dates are local.
+pub(crate) fn list(snapshots: &[SnapshotInfo]) -> String {
+    let mut text = "Snapshot list:\n".to_owned();
+    text.push_str(&line(["ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"]));
+    for snapshot in snapshots {
+        let icount = snapshot.icount.filter(|count| *count != u64::MAX);
+        text.push_str(&line([
+            &snapshot.id,
+            &snapshot.name,
+            &size::short(snapshot.vm_state_size),
+            &date(snapshot.date.0, &TimeZone::system()),
+            &clock(snapshot.vm_clock),
+            &icount.map_or_else(String::new, |count| count.to_string()),
+        ]));
+    }
+    text
+}
+
+fn line([id, name, size, date, clock, icount]: [&str; 6]) -> String {
+    format!("{id:<7} {name:<16} {size:>8} {date:>19} {clock:>15} {icount:>10}\n")
+}
+
+fn date(seconds: u32, zone: &TimeZone) -> String {
+    let time = Timestamp::from_second(seconds.into()).unwrap_or_default();
+    time.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// Guest time as hours, minutes, seconds and thousandths.
+fn clock(nanoseconds: u64) -> String {
+    let (seconds, rest) = (nanoseconds / 1_000_000_000, nanoseconds % 1_000_000_000);
+    format!(
+        "{:04}:{:02}:{:02}.{:03}",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60,
+        rest / 1_000_000
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_stand_where_scripts_look_for_them() {
+        let headline = line(["ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"]);
+        let expected =
+            "ID      TAG               VM_SIZE                DATE        VM_CLOCK     ICOUNT\n";
+        assert_eq!(headline, expected);
+        assert_eq!(date(1_795_245_875, &TimeZone::UTC), "2026-11-21 07:24:35");
+        assert_eq!(clock(3_723_004_999_999), "0001:02:03.004");
+    }
+}

@@ -1,0 +1,88 @@
+//! Internal snapshots: states of a disk kept inside its image.
+
+use crate::driver::BoxFuture;
+use crate::{Backend, Error, Node, Result};
+
+/// What is told of an internal snapshot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Unique in the image.
+    pub id: String,
+    /// Chosen by the user; need not be unique.
+    pub name: String,
+    /// When it was taken: seconds and nanoseconds since the epoch.
+    pub date: (u32, u32),
+    /// Guest time in nanoseconds.
+    pub vm_clock: u64,
+    /// Bytes of VM state saved with it.
+    pub vm_state_size: u64,
+    /// Instructions that the guest had executed, where they were counted.
+    pub icount: Option<u64>,
+    /// The disk's size then, in bytes, where the image tells it.
+    pub size: Option<u64>,
+}
+
+/// Offered by formats that keep snapshots. Core has drained the node of other requests.
+pub trait Snapshots: Send + Sync {
+    /// All of them, in the order in which they were taken.
+    fn list(&self) -> BoxFuture<'_, Result<Vec<SnapshotInfo>>>;
+    /// Takes one. Its id and the disk's size are chosen by the driver.
+    fn create<'a>(&'a self, new: &'a SnapshotInfo) -> BoxFuture<'a, Result<()>>;
+    /// Makes the disk what it was, size included.
+    fn apply<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>>;
+    /// Removes one.
+    fn delete<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>>;
+}
+
+fn of(node: &Node) -> Result<&dyn Snapshots> {
+    node.driver().snapshots().ok_or_else(|| Error::from_errno(95))
+}
+
+impl Backend {
+    /// The internal snapshots of the image.
+    ///
+    /// # Errors
+    /// `ENOTSUP` where the format has none; as the image reports.
+    pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>> {
+        let edge = self.root()?;
+        of(edge.node())?.list().await
+    }
+
+    /// Takes an internal snapshot.
+    ///
+    /// # Errors
+    /// `ENOTSUP` where the format has none; as the image reports. Nothing has changed then.
+    pub async fn create_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
+        let edge = self.root()?;
+        let snapshots = of(edge.node())?;
+        let _drained = self.graph().drain(edge.node()).await;
+        snapshots.create(new).await
+    }
+
+    /// Makes the disk what it was when the snapshot of this id was taken.
+    ///
+    /// # Errors
+    /// As [`Backend::create_snapshot`], and when there is no such snapshot.
+    pub async fn apply_snapshot(&self, id: &str) -> Result<()> {
+        let edge = self.root()?;
+        let snapshots = of(edge.node())?;
+        let _drained = self.graph().drain(edge.node()).await;
+        let applied = snapshots.apply(id).await;
+        // Also after a failure: it may have come late.
+        let node = edge.node();
+        node.set_size(node.driver().size());
+        node.bitmaps().mark(0, node.size());
+        applied
+    }
+
+    /// Removes the snapshot of this id.
+    ///
+    /// # Errors
+    /// As [`Backend::apply_snapshot`].
+    pub async fn delete_snapshot(&self, id: &str) -> Result<()> {
+        let edge = self.root()?;
+        let snapshots = of(edge.node())?;
+        let _drained = self.graph().drain(edge.node()).await;
+        snapshots.delete(id).await
+    }
+}

@@ -1,0 +1,169 @@
+//! The snapshot table ("Snapshots"): reading it entry by entry, and putting another in its place.
+
+use std::sync::{MutexGuard, PoisonError};
+
+use oxblk_core::snapshot::SnapshotInfo;
+use oxblk_core::{ChildIdx, Edge, Error, Result, WriteFlags};
+use oxblk_ring::IoBufMut;
+
+use super::super::Qcow2;
+use super::super::layout::{
+    Header, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, Snapshot, encode_snapshot, field_offsets,
+    parse_snapshot,
+};
+use super::super::write_back::Was;
+
+/// Bytes of the snapshot table that are read at once: more than the longest entry has.
+const CHUNK: usize = 256 << 10;
+
+/// Where the snapshot table lies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in super::super) struct TablePlace {
+    /// Byte offset in the file.
+    pub(in super::super) offset: u64,
+    /// How many snapshots there are.
+    pub(in super::super) count: u32,
+    /// Bytes in the table, once it has been read.
+    pub(in super::super) bytes: u64,
+}
+
+impl TablePlace {
+    /// As the header tells it.
+    pub(in super::super) fn of(header: &Header) -> Self {
+        Self { offset: header.snapshots_offset, count: header.snapshot_count, bytes: 0 }
+    }
+}
+
+/// What is told of a snapshot.
+pub(super) fn describe(snapshot: &Snapshot) -> SnapshotInfo {
+    SnapshotInfo {
+        id: snapshot.id.clone(),
+        name: snapshot.name.clone(),
+        date: snapshot.date,
+        vm_clock: snapshot.vm_clock,
+        vm_state_size: snapshot.vm_state_size,
+        icount: snapshot.icount(),
+        size: snapshot.size,
+    }
+}
+
+/// Shows each entry of the snapshot table to `visit`; gives the bytes in the table. Behind the end of the file it
+/// reads as zeroes.
+///
+/// # Errors
+/// When the table is too large or an entry has too much extra data, in the words of QEMU's tools.
+pub(in super::super) async fn visit_snapshots(
+    file: &Edge,
+    place: TablePlace,
+    mut visit: impl FnMut(Snapshot),
+) -> Result<u64> {
+    let mut table_bytes = 0_u64;
+    let mut chunk = Vec::new();
+    let mut taken = 0_usize;
+    for index in 0..place.count {
+        let mut parsed = parse_snapshot(chunk.get(taken..).unwrap_or_default());
+        if matches!(parsed, Ok(None)) {
+            chunk = read_chunk(file, place.offset.saturating_add(table_bytes)).await?;
+            taken = 0;
+            parsed = parse_snapshot(&chunk);
+        }
+        let too_large = || Error::from_errno(27).reword("Snapshot table is too large");
+        let (snapshot, len) = match parsed {
+            Ok(Some(entry)) => entry,
+            Ok(None) => return Err(too_large()),
+            Err(error) => return Err(Error::from_errno(27).reword(format!("{error} {index}"))),
+        };
+        taken = taken.saturating_add(usize::try_from(len).unwrap_or(usize::MAX));
+        table_bytes = table_bytes.saturating_add(len);
+        if table_bytes > MAX_SNAPSHOT_TABLE_BYTES {
+            return Err(too_large());
+        }
+        visit(snapshot);
+    }
+    Ok(table_bytes)
+}
+
+async fn read_chunk(file: &Edge, offset: u64) -> Result<Vec<u8>> {
+    if offset >= file.size() {
+        return Ok(vec![0; CHUNK]);
+    }
+    Ok(file.read(offset, IoBufMut::new(CHUNK)).await?.to_vec())
+}
+
+impl Qcow2 {
+    /// Finds out where the snapshot table and the L1 tables of snapshots lie: nothing else is put there, whatever the
+    /// refcounts say.
+    pub(in super::super) async fn note_snapshots(&self, file: &Edge) -> Result<()> {
+        let allocator = &self.refcounts.allocator;
+        let note = |snapshot: Snapshot| {
+            // One whose L1 table cannot be is for a check to find.
+            if snapshot.check_l1(self.geometry).is_ok() {
+                let bytes = u64::from(snapshot.l1_entries).saturating_mul(8);
+                allocator.note_metadata(snapshot.l1_offset, bytes);
+            }
+        };
+        let place = self.snapshot_table();
+        let bytes = visit_snapshots(file, place, note).await?;
+        allocator.note_metadata(place.offset, bytes);
+        self.snapshots().bytes = bytes;
+        Ok(())
+    }
+
+    fn snapshots(&self) -> MutexGuard<'_, TablePlace> {
+        self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the table lies now.
+    pub(in super::super) fn snapshot_table(&self) -> TablePlace {
+        *self.snapshots()
+    }
+
+    /// All snapshots.
+    pub(super) async fn snapshot_list(&self) -> Result<Vec<Snapshot>> {
+        let file = self.children.require(ChildIdx::FILE)?;
+        let mut list = Vec::new();
+        visit_snapshots(&file, self.snapshot_table(), |snapshot| list.push(snapshot)).await?;
+        Ok(list)
+    }
+
+    /// Writes another table, has the header name it, and gives the old one up. What the new one refers to must be durable;
+    /// so is the new table then.
+    pub(super) async fn store_snapshots(&self, list: &[Snapshot]) -> Result<()> {
+        let bytes: Vec<u8> = list.iter().flat_map(encode_snapshot).collect();
+        let count = u32::try_from(list.len()).unwrap_or(u32::MAX);
+        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        if count > MAX_SNAPSHOTS || len > MAX_SNAPSHOT_TABLE_BYTES {
+            return Err(Error::from_errno(27));
+        }
+        let mut place = TablePlace { offset: 0, count, bytes: len };
+        if len > 0 {
+            place.offset = self.store_table(bytes).await?;
+        }
+        let fields = [&count.to_be_bytes()[..], &place.offset.to_be_bytes()[..]].concat();
+        self.write_header_field(field_offsets::SNAPSHOT_COUNT, &fields).await?;
+        let old = std::mem::replace(&mut *self.snapshots(), place);
+        if old.bytes > 0 {
+            let clusters = self.geometry.clusters_for(old.bytes);
+            self.drop_clusters(self.geometry.cluster_index(old.offset), clusters, Was::Table);
+        }
+        Ok(())
+    }
+
+    /// Writes a table into clusters of its own, durably, and gives its offset.
+    pub(super) async fn store_table(&self, mut bytes: Vec<u8>) -> Result<u64> {
+        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let clusters = self.geometry.clusters_for(len);
+        bytes.resize(usize::try_from(clusters << self.geometry.cluster_bits).unwrap_or(0), 0);
+        let mut run = self.refcounts.reserve_contiguous(clusters).await?;
+        run.begin_write();
+        let (start, offset) = (run.start(), run.start() << self.geometry.cluster_bits);
+        let file = self.children.require(ChildIdx::FILE)?;
+        file.write(offset, bytes.into(), WriteFlags::empty()).await?;
+        self.refcounts.add(start, clusters).await?;
+        run.keep();
+        self.refcounts.allocator.note_metadata(offset, len);
+        self.refcounts.write_back().await?;
+        file.flush().await?;
+        Ok(offset)
+    }
+}

@@ -1,0 +1,75 @@
+//! `img snapshot` and the snapshots that `img info` lists, beside qemu-img.
+
+use oxblk_tests::differential::Differential;
+use oxblk_tests::program::Program;
+use oxblk_tests::program::Tool::{Img, Io};
+
+fn images() -> Differential {
+    let both = Differential::new();
+    both.qemu(Img, &["create", "-q", "-f", "raw", "a.raw", "1M"]);
+    both.qemu(Img, &["create", "-q", "-f", "qcow2", "a.qcow2", "4M"]);
+    both.qemu(Io, &["-c", "write -P 1 0 1M", "a.qcow2"]);
+    both
+}
+
+/// The same image with snapshots in every directory, dates included.
+fn with_snapshots() -> Differential {
+    let both = images();
+    let made = both.qemu_directory().join("a.qcow2");
+    for name in ["one", "two words", "a name that is longer than its column"] {
+        Program::new("qemu-img").args(["snapshot", "-c", name]).arg(&made).succeed();
+    }
+    let bytes = std::fs::read(&made).unwrap();
+    both.file("a.qcow2", &bytes);
+    both
+}
+
+#[test]
+fn snapshots_are_listed_and_refused_as_qemu_does() {
+    let both = with_snapshots();
+    for line in [
+        "snapshot a.qcow2",
+        "snapshot -l a.qcow2",
+        "snapshot --list -U a.qcow2",
+        "snapshot -l -f raw a.raw",
+        "snapshot -l -c x a.qcow2",
+        "snapshot -l nofile",
+        "snapshot -l",
+        "snapshot -l a b",
+        "snapshot -d nope a.qcow2",
+        "snapshot -d 1 a.qcow2",
+        "snapshot -a nope a.qcow2",
+        "snapshot -c x -f raw a.raw",
+        "info --output json a.qcow2",
+        "info a.qcow2",
+    ] {
+        both.same(Img, &line.split(' ').collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn each_tool_goes_on_with_the_others_snapshots() {
+    let both = images();
+    let (ours, theirs) = (Program::oxblk, || Program::new("qemu-img"));
+    let image = both.qemu_directory().join("a.qcow2");
+    let img = |tool: bool, args: &[&str]| {
+        let program = if tool { ours().arg("img") } else { theirs() };
+        program.args(args).arg(&image).succeed();
+        theirs().arg("check").arg(&image).succeed();
+    };
+    let io = |command: &str| Program::new("qemu-io").args(["-c", command]).arg(&image).succeed();
+    for (create, other) in [(true, false), (false, true)] {
+        io("write -P 2 0 2M");
+        img(create, &["snapshot", "-c", "two"]);
+        io("write -P 3 0 3M");
+        img(other, &["snapshot", "-c", "three"]);
+        io("write -P 4 0 4M");
+        img(other, &["snapshot", "-a", "two"]);
+        assert!(!io("read -P 2 0 2M").out().contains("failed"));
+        img(create, &["snapshot", "-a", "three"]);
+        assert!(!io("read -P 3 0 3M").out().contains("failed"));
+        img(other, &["snapshot", "-d", "two"]);
+        img(create, &["snapshot", "-d", "three"]);
+        assert!(!io("read -P 3 0 3M").out().contains("failed"));
+    }
+}

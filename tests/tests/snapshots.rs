@@ -1,0 +1,242 @@
+//! Internal snapshots: whatever is done between, each holds what the disk held; and a power cut in the middle of a
+//! change leaves the old state or the new.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use oxblk_core::check::Fix;
+use oxblk_core::snapshot::SnapshotInfo;
+use oxblk_core::{
+    Backend, DriverTable, Graph, OpenFlags, Options, Perm, Permissions, Preallocation, Result,
+    WriteFlags, ZeroFlags,
+};
+use oxblk_formats::qcow2::QCOW2;
+use oxblk_ring::sim::{self, Disk};
+use oxblk_ring::{IoBuf, IoBufMut};
+use oxblk_tests::program::Program;
+use oxblk_tests::random::Random;
+use oxblk_tests::sim_disk::{self, Pace, SimFactory};
+
+static DRIVERS: DriverTable = &[QCOW2, &SimFactory];
+
+const MIB: u64 = 1 << 20;
+
+/// A new image on a simulated disk.
+fn image(seed: u64, options: &str, size: u64) -> Disk {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("a.qcow2");
+    let create = ["create", "-q", "-f", "qcow2", "-o", options];
+    Program::new("qemu-img").args(create).arg(&path).arg(size.to_string()).succeed();
+    Disk::from_bytes(seed, &std::fs::read(&path).unwrap())
+}
+
+async fn open(disk: &Disk, check: bool) -> Result<Backend> {
+    let graph = Graph::new(DRIVERS);
+    graph.own(sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce)?);
+    let options = Options::from_dotted("driver=qcow2,file=disk", None)?;
+    let node =
+        graph.open(options, OpenFlags { unmap: true, check, ..OpenFlags::default() }).await?;
+    let taken = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
+    Backend::new(&graph, "", Arc::clone(&node), Permissions::sharing_all(taken))
+}
+
+async fn contents(disk: &Backend) -> Vec<u8> {
+    let len = usize::try_from(disk.size()).unwrap();
+    disk.read(0, IoBufMut::new(len)).await.unwrap().to_vec()
+}
+
+fn named(name: &str) -> SnapshotInfo {
+    SnapshotInfo { name: name.to_owned(), ..SnapshotInfo::default() }
+}
+
+/// Our check finds nothing but leaks, of which there may be `leaks`.
+async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
+    let backend = open(disk, true).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+    let node = backend.node().unwrap();
+    let say = |line: &str| eprintln!("{line}");
+    let report = node.driver().check().unwrap().check(Fix::Nothing, &say).await.unwrap();
+    assert_eq!((report.corruptions, report.check_errors), (0, 0), "{what}");
+    assert!(leaks || report.leaks == 0, "{what}: {} leaks", report.leaks);
+    drop(node);
+    backend.close().await.unwrap();
+}
+
+/// The disk, and what each snapshot holds by id.
+#[derive(Clone, Default)]
+struct Model {
+    now: Vec<u8>,
+    kept: BTreeMap<String, Vec<u8>>,
+}
+
+impl Model {
+    async fn step(&mut self, disk: &Backend, random: &mut Random, resizes: bool) {
+        let size = self.now.len() as u64;
+        let offset = random.below(size);
+        let len = (1 + random.below(size / 4)).min(size - offset);
+        let range = usize::try_from(offset).unwrap()..usize::try_from(offset + len).unwrap();
+        let pick = |random: &mut Random, model: &Self| {
+            let at = usize::try_from(random.below(model.kept.len() as u64)).unwrap();
+            model.kept.keys().nth(at).unwrap().clone()
+        };
+        match random.below(12) {
+            0..=4 => {
+                let byte = u8::try_from(1 + random.below(255)).unwrap();
+                let data = IoBuf::from(vec![byte; range.len()]);
+                disk.write(offset, data, WriteFlags::empty()).await.unwrap();
+                self.now[range].fill(byte);
+            }
+            5 => {
+                disk.write_zeroes(offset, len, ZeroFlags::MAY_UNMAP).await.unwrap();
+                self.now[range].fill(0);
+            }
+            6 => disk.flush().await.unwrap(),
+            7 if self.kept.len() < 5 => {
+                disk.create_snapshot(&named("some")).await.unwrap();
+                let id = disk.snapshots().await.unwrap().last().unwrap().id.clone();
+                assert!(self.kept.insert(id, self.now.clone()).is_none());
+            }
+            8 if resizes => {
+                let size = (size / 512 + random.below(64)).saturating_sub(random.below(64)).max(64);
+                disk.resize(size * 512, Preallocation::Off).await.unwrap();
+                self.now.resize(usize::try_from(size * 512).unwrap(), 0);
+            }
+            9 | 10 if !self.kept.is_empty() => {
+                let id = pick(random, self);
+                disk.apply_snapshot(&id).await.unwrap();
+                self.now = self.kept[&id].clone();
+            }
+            11 if !self.kept.is_empty() => {
+                let id = pick(random, self);
+                disk.delete_snapshot(&id).await.unwrap();
+                self.kept.remove(&id);
+            }
+            _ => assert!(contents(disk).await == self.now),
+        }
+    }
+
+    /// The disk and all snapshots hold what they should; the active state is changed.
+    async fn assert_holds(&self, disk: &Backend, what: &str) {
+        assert!(contents(disk).await == self.now, "{what}: the active state");
+        let ids: Vec<_> = disk.snapshots().await.unwrap().into_iter().map(|one| one.id).collect();
+        let kept: Vec<_> = self.kept.keys().cloned().collect();
+        let mut sorted = ids.clone();
+        sorted.sort();
+        assert_eq!(sorted, kept, "{what}");
+        for id in ids {
+            disk.apply_snapshot(&id).await.unwrap();
+            assert!(contents(disk).await == self.kept[&id], "{what}: snapshot {id}");
+        }
+    }
+}
+
+const OPTIONS: &[(&str, bool)] = &[
+    ("cluster_size=512", true),
+    ("cluster_size=4k,refcount_bits=8", true),
+    ("cluster_size=64k", true),
+    ("compat=0.10,cluster_size=4k", false),
+];
+
+#[test]
+fn snapshots_hold_what_the_disk_held_whatever_is_done_between() {
+    for (options, resizes) in OPTIONS {
+        for seed in 0..6 {
+            let what = format!("{options}, seed {seed}");
+            let disk = image(seed, options, MIB);
+            let model = sim::run(seed, async {
+                let mut random = Random::new(seed);
+                let mut model = Model { now: vec![0; 1 << 20], ..Model::default() };
+                for _ in 0..4 {
+                    let backend = open(&disk, false).await.unwrap();
+                    for _ in 0..30 {
+                        model.step(&backend, &mut random, *resizes).await;
+                    }
+                    backend.close().await.unwrap();
+                    assert_sound(&disk, false, &what).await;
+                }
+                model
+            });
+            let path = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(path.path(), disk.bytes()).unwrap();
+            Program::new("qemu-img").arg("check").arg(path.path()).succeed();
+            sim::run(seed, async {
+                let backend = open(&disk, false).await.unwrap();
+                model.assert_holds(&backend, &what).await;
+                backend.close().await.unwrap();
+                assert_sound(&disk, false, &what).await;
+            });
+        }
+    }
+}
+
+/// Makes an image with two snapshots, and gives the model of it.
+async fn prepared(disk: &Disk) -> Model {
+    let backend = open(disk, false).await.unwrap();
+    let mut model = Model { now: vec![0; 1 << 20], ..Model::default() };
+    for (id, byte, range) in [("1", 1, 0..300_000), ("2", 2, 200_000..700_000)] {
+        let data = IoBuf::from(vec![byte; range.len()]);
+        backend.write(range.start as u64, data, WriteFlags::empty()).await.unwrap();
+        model.now[range].fill(byte);
+        backend.create_snapshot(&named("one")).await.unwrap();
+        model.kept.insert(id.to_owned(), model.now.clone());
+    }
+    backend.write(100_000, IoBuf::from(vec![3; 400_000]), WriteFlags::empty()).await.unwrap();
+    model.now[100_000..500_000].fill(3);
+    backend.close().await.unwrap();
+    model
+}
+
+#[test]
+fn a_power_cut_leaves_the_old_state_or_the_new() {
+    for (options, seed) in [("cluster_size=4k", 1), ("cluster_size=512", 2), ("", 3)] {
+        let options = if options.is_empty() { "cluster_size=64k" } else { options };
+        for change in ["create", "apply", "delete"] {
+            let disk = image(seed, options, MIB);
+            let (before, mut after) = sim::run(seed, async {
+                let before = prepared(&disk).await;
+                disk.keep_moments(seed, 60);
+                let backend = open(&disk, false).await.unwrap();
+                let mut after = before.clone();
+                match change {
+                    "create" => {
+                        backend.create_snapshot(&named("new")).await.unwrap();
+                        after.kept.insert("3".to_owned(), after.now.clone());
+                    }
+                    "apply" => {
+                        backend.apply_snapshot("1").await.unwrap();
+                        after.now = after.kept["1"].clone();
+                    }
+                    _ => {
+                        backend.delete_snapshot("1").await.unwrap();
+                        after.kept.remove("1");
+                    }
+                }
+                backend.close().await.unwrap();
+                (before, after)
+            });
+            let moments = disk.moments();
+            assert!(moments.len() > 5);
+            for (boundary, moment) in moments {
+                let any = (0..3).map(|seed| moment.after_power_loss(seed));
+                let ends = [moment.after_power_loss_none(), moment.after_power_loss_all()];
+                for (number, left) in any.chain(ends).enumerate() {
+                    let what = format!("{options}: {change}, cut at {boundary}, disk {number}");
+                    sim::run(seed, async {
+                        let backend =
+                            open(&left, false).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+                        let snapshots = backend.snapshots().await.unwrap().len();
+                        let now = contents(&backend).await;
+                        let is_new =
+                            snapshots != before.kept.len() || change == "apply" && now == after.now;
+                        let model = if is_new { &mut after } else { &mut before.clone() };
+                        backend.close().await.unwrap();
+                        assert_sound(&left, true, &what).await;
+                        let backend = open(&left, false).await.unwrap();
+                        model.assert_holds(&backend, &what).await;
+                        backend.close().await.unwrap();
+                        assert_sound(&left, true, &what).await;
+                    });
+                }
+            }
+        }
+    }
+}
