@@ -23,7 +23,7 @@ impl Driver for Qcow2 {
         match (extent, op) {
             (Extent::Data { host, len, .. }, MapOp::Read)
             | (Extent::Data { host, len, owned: true }, MapOp::Write) => {
-                Step::Forward { child: ChildIdx::FILE, offset: host, len }
+                Step::Forward { child: self.data_child(), offset: host, len }
             }
             (Extent::Zero { len, .. }, MapOp::Read) => Step::Zero { len },
             (Extent::Unallocated { len }, MapOp::Read) => {

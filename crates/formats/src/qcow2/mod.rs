@@ -8,6 +8,7 @@
 //! | `cache/` | L2 and refcount tables in slices, read without a lock |
 //! | `refcounts`, `allocator` | which host clusters are in use, free, reserved, resting |
 //! | `lookup` | guest offset → extent |
+//! | `data` | guest data at its host offset: which child, and what is done to it |
 //! | `read`, `write`, `discard`, `compressed` | requests that the map cannot answer |
 //! | `tables` | making L2 tables |
 //! | `write_back`, `gate` | the order in which metadata reaches the disk |
@@ -35,6 +36,7 @@ mod compressed;
 pub mod compression;
 #[doc(hidden)]
 pub mod create;
+mod data;
 mod discard;
 mod driver;
 mod factory;

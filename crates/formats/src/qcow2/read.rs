@@ -36,9 +36,7 @@ impl Qcow2 {
         mut buf: IoBufMut,
     ) -> Result<IoBufMut> {
         match extent {
-            Extent::Data { host, .. } => {
-                self.children.require(ChildIdx::FILE)?.read(host, buf).await
-            }
+            Extent::Data { host, .. } => self.read_data(offset, host, buf).await,
             Extent::Unallocated { .. } => match self.children.get(ChildIdx::BACKING) {
                 Some(backing) => backing.read(offset, buf).await,
                 None => {

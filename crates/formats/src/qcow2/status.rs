@@ -33,7 +33,7 @@ impl Qcow2 {
             }
             covered = covered.saturating_add(next.len());
         }
-        let mut status = describe(first, covered);
+        let mut status = describe(first, covered, self.data_child());
         let ask_file = status.flags.contains(StatusFlags::RECURSE);
         if ask_file && (want != Want::Precise || !self.is_preallocated().await) {
             status.flags -= StatusFlags::RECURSE;
@@ -81,15 +81,15 @@ fn continues(first: Extent, covered: u64, next: Extent) -> bool {
     }
 }
 
-fn describe(extent: Extent, len: u64) -> Status {
+fn describe(extent: Extent, len: u64, data: ChildIdx) -> Status {
     match extent {
-        Extent::Data { host, .. } => Status::stored(len, ChildIdx::FILE, host),
+        Extent::Data { host, .. } => Status::stored(len, data, host),
         Extent::Zero { host: None, .. } => Status::zero(len),
         Extent::Zero { host: Some(host), .. } => {
             let mut status = Status::zero(len);
             status.flags |= StatusFlags::OFFSET_VALID;
             status.host = Some(host);
-            status.child = Some(ChildIdx::FILE);
+            status.child = Some(data);
             status
         }
         Extent::Unallocated { .. } => Status::unallocated(len),

@@ -10,7 +10,7 @@
 //!    referred to before is handed to the write-back, which drops it when the disk no longer needs it.
 
 use futures_util::future::try_join;
-use oxblk_core::{BoxFuture, ChildIdx, Result, WriteFlags, run_all};
+use oxblk_core::{BoxFuture, ChildIdx, Result, run_all};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
@@ -34,11 +34,7 @@ impl Qcow2 {
         if let Extent::Data { host, len, owned: true } = self.extent(offset, length(&data)).await?
             && len == length(&data)
         {
-            return self
-                .children
-                .require(ChildIdx::FILE)?
-                .write(host, data, WriteFlags::empty())
-                .await;
+            return self.write_data(offset, host, data).await;
         }
         let end = self.cluster_end(offset.saturating_add(length(&data)));
         let _lock = self.guest.lock(self.cluster_start(offset)..end).await;
@@ -47,19 +43,13 @@ impl Qcow2 {
 
     /// The same with the range lock held.
     pub(super) async fn write_locked(&self, offset: u64, mut data: IoBuf) -> Result<()> {
-        let file = self.children.require(ChildIdx::FILE)?;
         let mut jobs: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         let mut at = offset;
         while !data.is_empty() {
             let (owned, len) = self.run_at(at, length(&data)).await?;
             let piece = data.split_to(usize::try_from(len).unwrap_or(usize::MAX).min(data.len()));
             match owned {
-                Some(host) => {
-                    let file = std::sync::Arc::clone(&file);
-                    jobs.push(Box::pin(async move {
-                        file.write(host, piece, WriteFlags::empty()).await
-                    }));
-                }
+                Some(host) => jobs.push(Box::pin(self.write_data(at, host, piece))),
                 None => jobs.push(Box::pin(self.write_new(at, piece))),
             }
             at = at.saturating_add(len);
@@ -121,14 +111,13 @@ impl Qcow2 {
         // Nothing is read past the end of the disk; those bytes are never seen.
         let tail = self.old_contents(data_end, end, untouched);
         let (head, tail) = try_join(head, tail).await?;
-        let file = self.children.require(ChildIdx::FILE)?;
         let at = host.saturating_add(offset - first);
         if head.is_none() && tail.is_none() {
-            return file.write(at, data, WriteFlags::empty()).await;
+            return self.write_data(offset, at, data).await;
         }
         let total = head.as_ref().map_or(0, |head| head.len()).saturating_add(data.len());
         let total = total.saturating_add(tail.as_ref().map_or(0, |tail| tail.len()));
-        let start = if head.is_some() { host } else { at };
+        let (guest, start) = if head.is_some() { (first, host) } else { (offset, at) };
         if u64::try_from(total).is_ok_and(|total| total <= ASSEMBLE) {
             let mut whole = IoBufMut::new(total);
             let mut rest: &mut [u8] = &mut whole;
@@ -137,14 +126,14 @@ impl Qcow2 {
                 place.copy_from_slice(part);
                 rest = next;
             }
-            return file.write(start, whole.freeze(), WriteFlags::empty()).await;
+            return self.write_data(guest, start, whole.freeze()).await;
         }
-        let mut writes = vec![file.write(at, data.clone(), WriteFlags::empty())];
+        let mut writes = vec![self.write_data(offset, at, data.clone())];
         if let Some(head) = head {
-            writes.push(file.write(host, head, WriteFlags::empty()));
+            writes.push(self.write_data(first, host, head));
         }
         if let Some(tail) = tail {
-            writes.push(file.write(at.saturating_add(length(&data)), tail, WriteFlags::empty()));
+            writes.push(self.write_data(data_end, at.saturating_add(length(&data)), tail));
         }
         run_all(writes).await
     }
