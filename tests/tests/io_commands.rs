@@ -352,3 +352,19 @@ fn a_probed_raw_image_does_not_become_another_format() {
 fn compressed_writes_work_where_the_format_has_them() {
     each(&["write -c 10M 64k", "read -P 0xcd 10M 64k", "write -c 20M 512"]);
 }
+
+#[test]
+fn copy_on_read_keeps_what_is_read_and_nothing_else() {
+    let both = Differential::new();
+    both.qemu(Img, &["create", "-q", "-f", "qcow2", "base", "1M"]);
+    both.qemu(Io, &["-c", "write -q -P 7 0 512k", "base"]);
+    both.qemu(Img, &["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "disk", "2M"]);
+    both.qemu(Io, &["-c", "write -q -P 9 64k 64k", "-c", "write -q -z 128k 64k", "disk"]);
+    both.same(Io, &["-C", "-c", "read -P 7 1k 1k", "-c", "map", "disk"]);
+    both.same(Io, &["-c", "open -C disk", "-c", "read 60k 140k", "-c", "map"]);
+    both.same(Io, &["-C", "-c", "aio_read -P 7 300k 100k", "-c", "aio_flush", "-c", "map", "disk"]);
+    both.same(Io, &["-C", "-c", "read -P 0 513k 1k", "-c", "map", "disk"]);
+    both.same(Io, &["-C", "-r", "-c", "read 0 64k", "disk"]);
+    both.same(Io, &["-C", "--image-opts", "driver=qcow2,file.filename=disk,read-only=on"]);
+    both.same_content("disk");
+}

@@ -170,8 +170,15 @@ impl Backend {
         let request = self.begin().await?;
         let len = request::as_u64(buf.len());
         request.check(offset, len)?;
-        let buf = request::read_padded(request.root.edge.node(), offset, buf).await?;
-        request.done();
+        let buf = if self.0.graph.copies_on_read() {
+            let root = Arc::clone(&request.root);
+            let work = async move { request::read_padded(root.edge.node(), offset, buf).await };
+            request.carry_through(work).await?
+        } else {
+            let buf = request::read_padded(request.root.edge.node(), offset, buf).await?;
+            request.done();
+            buf
+        };
         let counters = self.0.counters.mine();
         counters.read_ops.fetch_add(1, Relaxed);
         counters.read_bytes.fetch_add(len, Relaxed);
@@ -549,10 +556,10 @@ impl Request<'_> {
     }
 
     /// Carries out the work of the request, to its end even if the caller's future is dropped before.
-    async fn carry_through(
+    async fn carry_through<T: 'static>(
         mut self,
-        work: impl Future<Output = Result<()>> + 'static,
-    ) -> Result<()> {
+        work: impl Future<Output = Result<T>> + 'static,
+    ) -> Result<T> {
         let place = self.leave_behind();
         let task = oxblk_ring::spawn(async move {
             let outcome = work.await;

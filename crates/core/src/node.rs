@@ -29,6 +29,8 @@ bitflags::bitflags! {
         const WRITE_GUARD = 4;
         /// Dirty bitmaps follow the writes.
         const BITMAPS = 8;
+        /// Reads keep what they fetch from the backing file.
+        const COPY_ON_READ = 16;
     }
 }
 
@@ -44,7 +46,7 @@ pub enum DetectZeroes {
     Unmap,
 }
 
-/// One read-modify-write in the count that shares a word with the gates.
+/// One read-modify-write or copy-on-read in the count that shares a word with the gates.
 const SERIALISING: u32 = 1 << 16;
 
 /// Looks at offset and data of a write and may refuse it.
@@ -103,6 +105,7 @@ impl Node {
     pub(crate) fn new(parts: NodeParts) -> Arc<Self> {
         let mut gates = Gates::empty();
         gates.set(Gates::DETECT_ZEROES, parts.settings.detect_zeroes != DetectZeroes::Off);
+        gates.set(Gates::COPY_ON_READ, parts.settings.flags.copy_on_read);
         let node = Self {
             size: AtomicU64::new(parts.driver.size()),
             limits: RwLock::new(Arc::new(Limits::default())),
@@ -307,7 +310,7 @@ impl Node {
         self.gates.fetch_and(!gate.bits(), AcqRel);
     }
 
-    /// Counts a read-modify-write that begins; see [`crate::request`].
+    /// Counts a request that begins and lets no others change its range; see [`crate::request`].
     pub(crate) fn begin_serialising(&self) {
         self.gates.fetch_add(SERIALISING, SeqCst);
     }

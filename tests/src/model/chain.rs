@@ -95,7 +95,10 @@ async fn open_at(chain: &[Image], pace: Pace) -> Result<Backend, String> {
         if let Some(name) = below {
             options.insert("backing", name);
         }
-        let flags = OpenFlags { read_only: !top, unmap: true, ..OpenFlags::default() };
+        // Chains of three keep what is read from below.
+        let copy_on_read = top && chain.len() == 3;
+        let flags =
+            OpenFlags { read_only: !top, unmap: true, copy_on_read, ..OpenFlags::default() };
         if top {
             return graph.open_backend(None, options, flags).await.map_err(|e| text(&e));
         }

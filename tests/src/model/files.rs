@@ -24,6 +24,8 @@ pub(super) struct Access {
     pub(super) aio: &'static str,
     /// Past the host's cache.
     pub(super) direct: bool,
+    /// What is read from a backing file is kept.
+    pub(super) copy_on_read: bool,
 }
 
 /// Image files from the base up, and the threads that use the last one.
@@ -109,14 +111,14 @@ impl Files {
     pub(super) fn open(&self, access: Access) -> Result<Backend, String> {
         let path = self.active().display().to_string();
         let format = self.format().unwrap_or("raw");
-        let Access { aio, direct } = access;
+        let Access { aio, direct, copy_on_read } = access;
         let graph: Graph = super::chain::graph();
         self.on_thread(move || async move {
             let text = format!(
                 r#"{{"driver":"{format}","file":{{"driver":"file","filename":"{path}","aio":"{aio}","cache":{{"direct":{direct}}}}}}}"#
             );
             let options = Options::from_json(&text).map_err(|e| e.to_string())?;
-            let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
+            let flags = OpenFlags { unmap: true, copy_on_read, ..OpenFlags::default() };
             graph.open_backend(None, options, flags).await.map_err(|e| e.to_string())
         })
     }

@@ -57,7 +57,7 @@ impl Opening {
             'i' if set_aio(value, &mut self.options) => {}
             'i' => return Err(format!("Invalid aio option: {value}")),
             's' => return Err("Temporary snapshots (-s) are not available yet".to_owned()),
-            'C' => return Err("Copy-on-read (-C) is not available yet".to_owned()),
+            'C' => self.flags.copy_on_read = true,
             _ => {}
         }
         Ok(())

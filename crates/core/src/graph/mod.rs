@@ -14,7 +14,10 @@ mod probe;
 mod reopen;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 pub use drain::Drained;
@@ -42,6 +45,8 @@ struct Inner {
     next_name: AtomicU64,
     policy: BackingPolicy,
     warner: fn(&str),
+    /// A node has been opened whose reads may write.
+    copies_on_read: AtomicBool,
 }
 
 /// All nodes and backends of one embedding. Clones are the same graph.
@@ -68,6 +73,7 @@ impl Graph {
             next_name: AtomicU64::new(0),
             policy,
             warner,
+            copies_on_read: AtomicBool::new(false),
         }))
     }
 
@@ -189,7 +195,15 @@ impl Graph {
         Ok(name.to_owned())
     }
 
+    /// Whether there has been a node whose reads may write.
+    pub(crate) fn copies_on_read(&self) -> bool {
+        self.0.copies_on_read.load(Acquire)
+    }
+
     fn insert(&self, parts: NodeParts) -> Arc<Node> {
+        if parts.settings.flags.copy_on_read {
+            self.0.copies_on_read.store(true, Release);
+        }
         let node = Node::new(parts);
         let mut registry = self.registry();
         registry.nodes.retain(|_, other| other.strong_count() > 0);

@@ -41,6 +41,8 @@ pub struct OpenFlags {
     pub check: bool,
     /// The format was probed, not named.
     pub probed: bool,
+    /// What reads fetch from the backing file is kept in the image. Of this node alone, not of those below it.
+    pub copy_on_read: bool,
     /// Backing files and children made by name open without asking the host for data (`info`).
     pub no_io: bool,
 }
@@ -269,6 +271,7 @@ impl Graph {
         let mut flags = generic.flags.clone();
         flags.probed = false;
         flags.unmap = true;
+        flags.copy_on_read = false;
         let options = match target.options.take("file") {
             Some(Value::String(name)) => {
                 return self.node(&name).ok_or_else(|| {
@@ -404,6 +407,9 @@ impl Graph {
                 driver.name()
             )));
         }
+        if context.flags.copy_on_read && context.flags.read_only {
+            return Err(Error::invalid("Can't use copy-on-read on read-only device"));
+        }
         let Some(backing) = self.open_backing(context, backing_option, depth).await? else {
             return Ok(());
         };
@@ -433,6 +439,7 @@ impl Graph {
         flags.auto_read_only = false;
         flags.probed = false;
         flags.unmap = false;
+        flags.copy_on_read = false;
         let mut options = match option {
             Some(Value::Null) => return Ok(None),
             Some(Value::String(name)) if name.is_empty() => return Ok(None),

@@ -7,13 +7,16 @@
 //!   that start later go through [`write_counted`] and wait for the lock;
 //! - writes that started before are counted in `aligned_writes`, and it waits for them to end.
 //!
-//! Nodes with an alignment of one byte never come here and pay nothing for it.
+//! Copy-on-read keeps out other changes in the same way. Nodes with an alignment of one byte and without
+//! copy-on-read never come here and pay nothing for it.
 
+use std::future::Future;
 use std::sync::Arc;
 
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::{as_u64, min_len, slow};
+use crate::node::Gates;
 use crate::{Error, Node, Result};
 
 impl Node {
@@ -50,7 +53,7 @@ fn around(node: &Node, offset: u64, len: usize) -> Result<(u64, usize)> {
 /// Reads into memory of our own and copies out.
 pub(super) async fn read(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
     let (start, len) = around(node, offset, buf.len())?;
-    let bounce = slow::read_pieces(node, start, IoBufMut::new(len)).await?;
+    let bounce = slow::read_aligned(node, start, IoBufMut::new(len)).await?;
     let skip = min_len(offset - start, len);
     let wanted = bounce.get(skip..).and_then(|rest| rest.get(..buf.len()));
     buf.copy_from_slice(wanted.ok_or_else(|| Error::from_errno(5).on_node(node.name()))?);
@@ -107,21 +110,37 @@ pub(super) async fn write_counted(node: &Arc<Node>, offset: u64, data: IoBuf) ->
     } else {
         IoBufMut::copy_from(&data).freeze()
     };
+    let len = as_u64(data.len());
+    in_turn(node, offset, len, slow::write_pieces(node, offset, data)).await
+}
+
+/// Carries out a change of a range: counted, or, while a read-modify-write or a copy-on-read is under way, ordered
+/// after it where they overlap.
+pub(super) async fn in_turn<T>(
+    node: &Node,
+    offset: u64,
+    len: u64,
+    change: impl Future<Output = T>,
+) -> T {
+    if node.request_alignment() <= 1 && !node.has_gate(Gates::COPY_ON_READ) {
+        return change.await;
+    }
     let guard = node.aligned_writes.enter();
     if node.is_serialising() {
         drop(guard);
-        let end = offset.saturating_add(as_u64(data.len()));
-        let _lock = node.serialise.lock(offset..end).await;
-        return slow::write_pieces(node, offset, data).await;
+        let _lock = node.serialise.lock(offset..offset.saturating_add(len)).await;
+        return change.await;
     }
-    slow::write_pieces(node, offset, data).await
+    let outcome = change.await;
+    drop(guard);
+    outcome
 }
 
-/// The node's count of read-modify-writes under way, which is part of its gates.
-struct Serialising<'a>(&'a Node);
+/// The node's count of requests under way that let no others change their range, which is part of its gates.
+pub(super) struct Serialising<'a>(&'a Node);
 
 impl<'a> Serialising<'a> {
-    fn begin(node: &'a Node) -> Self {
+    pub(super) fn begin(node: &'a Node) -> Self {
         node.begin_serialising();
         Self(node)
     }

@@ -12,6 +12,7 @@
 //! make durable costs no system call.
 
 mod align;
+mod copy_on_read;
 mod fast;
 mod flush;
 mod slow;
@@ -166,7 +167,7 @@ async fn write_compressed(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<
         return Err(Error::unsupported("Compression not supported for this file format"));
     };
     let len = as_u64(data.len());
-    let outcome = compress.write_compressed(offset, data).await;
+    let outcome = align::in_turn(node, offset, len, compress.write_compressed(offset, data)).await;
     node.mark_dirty(offset, len);
     outcome.map_err(|e| e.on_node(node.name()).at(offset))?;
     node.unflushed.store(true, Release);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_util::future::try_join_all;
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use super::{align, as_u64, min_len, run_all, zero};
+use super::{align, as_u64, copy_on_read, min_len, run_all, zero};
 use crate::node::{DetectZeroes, Gates};
 use crate::{Error, ErrorKind, Node, Result, WriteFlags, ZeroFlags};
 
@@ -41,7 +41,7 @@ pub(super) async fn read(node: Arc<Node>, offset: u64, mut buf: IoBufMut) -> Res
     let mut tail = buf.split_off(room);
     tail.fill(0);
     let mut buf = if align::fits(&node, offset, room, buf.as_ptr().addr()) {
-        read_pieces(&node, offset, buf).await?
+        read_aligned(&node, offset, buf).await?
     } else {
         align::read(&node, offset, buf).await?
     };
@@ -49,7 +49,15 @@ pub(super) async fn read(node: Arc<Node>, offset: u64, mut buf: IoBufMut) -> Res
     Ok(buf)
 }
 
-fn replaced() -> Error {
+/// An aligned read inside the node.
+pub(super) async fn read_aligned(node: &Arc<Node>, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
+    if node.has_gate(Gates::COPY_ON_READ) {
+        return Box::pin(copy_on_read::read(node, offset, buf)).await;
+    }
+    read_pieces(node, offset, buf).await
+}
+
+pub(super) fn replaced() -> Error {
     Error::new(ErrorKind::Io, "a driver replaced the buffer of a read")
 }
 
@@ -152,7 +160,10 @@ pub(super) async fn write(node: Arc<Node>, offset: u64, data: IoBuf) -> Result<(
 pub(super) async fn write_data(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     if !align::is_aligned(node, offset, as_u64(data.len())) {
         align::read_modify_write(node, offset, data).await
-    } else if node.request_alignment() > 1 || !node.takes_memory_at(data.as_ptr().addr()) {
+    } else if node.has_gate(Gates::COPY_ON_READ)
+        || node.request_alignment() > 1
+        || !node.takes_memory_at(data.as_ptr().addr())
+    {
         align::write_counted(node, offset, data).await
     } else {
         write_pieces(node, offset, data).await

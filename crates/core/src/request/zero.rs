@@ -73,7 +73,7 @@ async fn zero_one(node: &Arc<Node>, offset: u64, len: u64, flags: ZeroFlags) -> 
     if align::is_aligned(node, offset, len)
         && let Some(request) = node.driver().write_zeroes(offset, len, flags)
     {
-        match request.await {
+        match align::in_turn(node, offset, len, request).await {
             Err(error) if error.kind() == ErrorKind::Unsupported => {}
             outcome => return outcome.map_err(|error| error.on_node(node.name()).at(offset)),
         }
@@ -123,6 +123,7 @@ pub(crate) async fn discard(node: &Arc<Node>, offset: u64, len: u64) -> Result<(
         while at < end && batch.len() < DISCARDS_AT_ONCE {
             let piece = (end - at).min((most - most % block).max(block));
             if let Some(request) = node.driver().discard(at, piece) {
+                let request = align::in_turn(node, at, piece, request);
                 batch.push(async { unless_unsupported(request.await) });
             }
             at = at.saturating_add(piece);

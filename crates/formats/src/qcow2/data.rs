@@ -15,12 +15,7 @@ impl Qcow2 {
     }
 
     /// Fills `buf` with what lies at `host` for the guest offset `guest`.
-    pub(super) async fn read_data(
-        &self,
-        guest: u64,
-        host: u64,
-        buf: IoBufMut,
-    ) -> Result<IoBufMut> {
+    pub(super) async fn read_data(&self, guest: u64, host: u64, buf: IoBufMut) -> Result<IoBufMut> {
         let _ = guest;
         self.children.require(self.data_child())?.read(host, buf).await
     }

@@ -156,6 +156,13 @@ impl Plan<'_> {
         must_be(generic.node_name, node.name(), "node-name")?;
         let mut flags = generic.flags;
         flags.probed = now.flags.probed;
+        flags.copy_on_read = now.flags.copy_on_read;
+        if flags.copy_on_read && flags.read_only {
+            return Err(Error::invalid(format!(
+                "Can't set node '{}' to r/o with copy-on-read enabled",
+                node.name()
+            )));
+        }
         let settings = Settings {
             flags,
             detect_zeroes: generic.detect_zeroes,

@@ -1,0 +1,113 @@
+//! Copy-on-read: what a read fetches from the backing file is kept in the node.
+//!
+//! A read of a range that the node does not have reads whole blocks of it from below, writes them to the node as they
+//! are, and answers from them. No other change of those blocks may come between the look and the write, or old data
+//! would replace new:
+//!
+//! - it holds the node's `serialise` range lock on them and is counted in the node's gates, as a read-modify-write
+//!   is (see [`super::align`]);
+//! - all changes of a node with copy-on-read go through [`align::in_turn`]: they are counted, and wait for the lock
+//!   where such a read is under way.
+//!
+//! What the guest sees does not change, so that dirty bitmaps take no notice.
+
+use std::sync::Arc;
+
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use super::{align, as_u64, min_len, slow, status};
+use crate::driver::Want;
+use crate::{ErrorKind, Node, Result, ZeroFlags};
+
+/// Most bytes fetched at once; a multiple of every block size.
+const AT_ONCE: u64 = 2 << 20;
+
+/// Reads through the driver, an aligned range inside the node.
+pub(super) async fn read(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
+    let mut whole: Option<IoBufMut> = None;
+    let mut at = offset;
+    while !buf.is_empty() {
+        let found = status::block_status(node, at, as_u64(buf.len()), Want::Allocation).await?;
+        // What neither this node nor any below has is not worth keeping.
+        let (len, fetch) = match found.is_allocated() || found.is_zero() {
+            true => (found.len, false),
+            false => (found.len.min(AT_ONCE - at % AT_ONCE), true),
+        };
+        let piece = buf.split_to(min_len(len.max(1), buf.len()));
+        let next = at.saturating_add(as_u64(piece.len()));
+        let piece = if fetch {
+            read_and_keep(node, at, piece).await?
+        } else {
+            slow::read_pieces(node, at, piece).await?
+        };
+        match &mut whole {
+            None => whole = Some(piece),
+            Some(whole) => whole.unsplit(piece).map_err(|_| slow::replaced())?,
+        }
+        at = next;
+    }
+    Ok(whole.unwrap_or(buf))
+}
+
+/// Reads what the node does not have (or did not have just now), and keeps it.
+async fn read_and_keep(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
+    let limits = node.limits();
+    let block = u64::from(limits.write_zeroes_alignment.max(limits.request_alignment).max(1));
+    let start = offset - offset % block;
+    let end = offset.saturating_add(as_u64(buf.len())).next_multiple_of(block).min(node.size());
+    let lock = node.serialise.lock(start..end).await;
+    let alone = align::Serialising::begin(node);
+    node.aligned_writes.grace().await;
+    let mut at = start;
+    while at < end {
+        let found = status::block_status(node, at, end - at, Want::Allocation).await?;
+        let next = at.saturating_add(found.len.max(1)).min(end);
+        let from = at.max(offset) - offset;
+        let to = next.min(offset.saturating_add(as_u64(buf.len()))).saturating_sub(offset);
+        if !found.is_allocated() {
+            let piece = IoBufMut::new(min_len(next - at, usize::MAX));
+            let piece = slow::read_pieces(node, at, piece).await?.freeze();
+            if !found.is_zero() {
+                keep(node, at, piece.clone()).await?;
+            }
+            let skip = min_len(offset.saturating_add(from).saturating_sub(at), piece.len());
+            copy(&mut buf, from, to, piece.get(skip..).unwrap_or_default());
+        } else if from < to {
+            let piece = IoBufMut::new(min_len(to - from, usize::MAX));
+            let piece = slow::read_pieces(node, offset.saturating_add(from), piece).await?;
+            copy(&mut buf, from, to, &piece);
+        }
+        at = next;
+    }
+    drop(alone);
+    drop(lock);
+    Ok(buf)
+}
+
+/// Puts the beginning of `data` at `from..to` of `buf`.
+fn copy(buf: &mut IoBufMut, from: u64, to: u64, data: &[u8]) {
+    let (from, to) = (min_len(from, usize::MAX), min_len(to, usize::MAX));
+    if let Some(place) = buf.get_mut(from..to)
+        && let Some(data) = data.get(..place.len())
+    {
+        place.copy_from_slice(data);
+    }
+}
+
+async fn keep(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
+    let len = as_u64(data.len());
+    if oxblk_ring::is_zero(&data)
+        && let Some(request) = node.driver().write_zeroes(offset, len, ZeroFlags::empty())
+    {
+        match request.await {
+            Err(error) if error.kind() == ErrorKind::Unsupported => {}
+            outcome => {
+                node.mark_unflushed();
+                return outcome.map_err(|error| error.on_node(node.name()).at(offset));
+            }
+        }
+    }
+    let outcome = slow::write_pieces(node, offset, data).await;
+    node.mark_unflushed();
+    outcome
+}
