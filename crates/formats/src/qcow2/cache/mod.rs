@@ -8,7 +8,8 @@
 //!   after the words (a sequence lock over atomics), so that a slot that was given to another slice meanwhile is
 //!   noticed.
 //! - A **change** needs the slot pinned ([`Pinned`]); a pinned or dirty slot is never given away. Who changes a word, and
-//!   in which order with respect to the disk, is the caller's business.
+//!   in which order with respect to the disk, is the caller's business. Words that only mean something together change
+//!   under [`Pinned::begin_change`]: neither a hit nor a write to disk sees some of them changed and others not.
 //! - A **miss** is loaded once: others that want the same slice wait for the one that loads it. Nothing that a hit needs
 //!   is held while it loads.
 //! - **Eviction** is CLOCK over clean, unpinned slots. If there is none, [`SliceCache::get`] says so and the caller
@@ -29,6 +30,7 @@ use oxblk_core::Result;
 use oxblk_ring::Event;
 
 pub(super) use radix::Radix;
+pub(super) use slot::Changing;
 use slot::Slot;
 
 /// Slots are made this many at a time.
@@ -244,6 +246,12 @@ impl Pinned<'_> {
     /// The slice's words. Whoever changes one calls [`Self::mark_dirty`] afterwards.
     pub(super) fn words(&self) -> &[AtomicU64] {
         self.slot.words()
+    }
+
+    /// For a change of several words that belong together: they are seen together or not at all once the guard is dropped.
+    /// Nothing may wait while it is held.
+    pub(super) fn begin_change(&self) -> Changing<'_> {
+        self.slot.begin_change()
     }
 
     /// Says that words were changed, after they were.

@@ -1,8 +1,12 @@
 //! One slot of the cache: a slice's words, whose they are, and who relies on them.
 //!
 //! `state` counts pins in its low bits and has a bit for dirty and one for claimed. A slot may be claimed only when
-//! `state` is 0, and pinned only when not claimed. `version` is odd while the words change owner; readers compare it
-//! before and after (all words are atomics, so a torn read is a wrong answer at worst, and discarded).
+//! `state` is 0, and pinned only when not claimed.
+//!
+//! `version` counts, in its low bits, those who are changing what belongs together: the owner of the words, or several
+//! words of one entry. Above them it counts how often that has happened. Readers compare it before and after, and what
+//! they saw counts only if nobody was changing anything meanwhile (all words are atomics, so a torn read is a wrong
+//! answer at worst, and discarded). Single words that mean something by themselves change without it.
 
 use std::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64,
@@ -13,6 +17,14 @@ use std::sync::atomic::{
 const DIRTY: u32 = 1 << 31;
 const CLAIMED: u32 = 1 << 30;
 const NO_KEY: u64 = u64::MAX;
+/// In `version`: one who is changing something.
+const CHANGING: u64 = 1;
+/// In `version`: those who are.
+const ANY_CHANGING: u64 = 0xffff;
+/// In `version`: something was changed.
+const CHANGED: u64 = ANY_CHANGING + 1;
+/// Tries to copy a slice between changes before other threads are let come first.
+const PATIENCE: u32 = 64;
 
 pub(super) struct Slot {
     version: AtomicU64,
@@ -44,7 +56,7 @@ impl Slot {
     /// Lets `look` see the words if they are those of `slice` from beginning to end.
     pub(super) fn peek<R>(&self, slice: u64, look: impl FnOnce(&[AtomicU64]) -> R) -> Option<R> {
         let before = self.version.load(Acquire);
-        if before & 1 == 1 || self.key.load(Relaxed) != slice {
+        if before & ANY_CHANGING != 0 || self.key.load(Relaxed) != slice {
             return None;
         }
         let seen = look(&self.words);
@@ -91,9 +103,7 @@ impl Slot {
 
     /// Gives a claimed slot to `slice`, pinned once.
     pub(super) fn refill(&self, slice: u64, bytes: &[u8]) {
-        let version = self.version.load(Relaxed);
-        self.version.store(version.wrapping_add(1), Relaxed);
-        fence(Release);
+        let changing = self.begin_change();
         self.key.store(slice, Relaxed);
         let mut rest = bytes;
         for word in &self.words {
@@ -106,18 +116,16 @@ impl Slot {
             };
             word.store(value, Relaxed);
         }
-        self.version.store(version.wrapping_add(2), Release);
+        drop(changing);
         self.used.store(true, Relaxed);
         self.state.store(1, Release);
     }
 
     /// Leaves a claimed slot to nobody.
     pub(super) fn forget(&self) {
-        let version = self.version.load(Relaxed);
-        self.version.store(version.wrapping_add(1), Relaxed);
-        fence(Release);
+        let changing = self.begin_change();
         self.key.store(NO_KEY, Relaxed);
-        self.version.store(version.wrapping_add(2), Release);
+        drop(changing);
         self.state.store(0, Release);
     }
 
@@ -134,9 +142,39 @@ impl Slot {
         });
         taken.ok()?;
         let mut bytes = Vec::with_capacity(self.words.len().saturating_mul(8));
-        for word in &self.words {
-            bytes.extend_from_slice(&word.load(Acquire).to_be_bytes());
+        let mut tries = 0_u32;
+        loop {
+            let before = self.version.load(Acquire);
+            bytes.clear();
+            for word in &self.words {
+                bytes.extend_from_slice(&word.load(Acquire).to_be_bytes());
+            }
+            fence(Acquire);
+            if before & ANY_CHANGING == 0 && self.version.load(Relaxed) == before {
+                return Some((self.key.load(Relaxed), bytes));
+            }
+            tries = tries.saturating_add(1);
+            if tries.is_multiple_of(PATIENCE) {
+                std::thread::yield_now();
+            }
+            std::hint::spin_loop();
         }
-        Some((self.key.load(Relaxed), bytes))
+    }
+
+    /// From here until the guard is dropped, readers take what they see for nothing. Several may change different words
+    /// at once; nobody waits while changing.
+    pub(super) fn begin_change(&self) -> Changing<'_> {
+        self.version.fetch_add(CHANGING, Relaxed);
+        fence(Release);
+        Changing(self)
+    }
+}
+
+/// Words are being changed.
+pub(in super::super) struct Changing<'a>(&'a Slot);
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.0.version.fetch_add(CHANGED - CHANGING, Release);
     }
 }

@@ -131,3 +131,54 @@ fn readers_never_see_the_words_of_another_slice() {
         reader.join().unwrap();
     }
 }
+
+#[test]
+fn words_that_belong_together_are_seen_and_written_together() {
+    let cache = Arc::new(SliceCache::new(64, 2));
+    assert!(cache.insert(1, &bytes_of(0, 64)).is_ok());
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let reader = {
+        let (cache, stop) = (Arc::clone(&cache), Arc::clone(&stop));
+        std::thread::spawn(move || {
+            let mut seen = 0_u64;
+            while !stop.load(Relaxed) {
+                let pairs = cache.peek(1, |words| {
+                    words.chunks(2).all(|pair| pair[0].load(Relaxed) == pair[1].load(Relaxed))
+                });
+                assert_ne!(pairs, Some(false));
+                seen += u64::from(pairs.is_some());
+                for copy in cache.take_dirty() {
+                    let pairs: Vec<_> = copy.bytes.chunks(16).map(|p| p.split_at(8)).collect();
+                    assert!(pairs.iter().all(|(first, second)| first == second));
+                    copy.written();
+                }
+            }
+            seen
+        })
+    };
+    // Each writer has entries of its own, as those who hold a lock on them do.
+    let writers: Vec<_> = (0..2_usize)
+        .map(|own| {
+            let cache = Arc::clone(&cache);
+            std::thread::spawn(move || {
+                for round in 0..50_000_u64 {
+                    let pinned = cache.pin(1).unwrap();
+                    let pair = &pinned.words()[own * 32..own * 32 + 2];
+                    let changing = pinned.begin_change();
+                    pair[0].store(round, Relaxed);
+                    pair[1].store(round, Relaxed);
+                    drop(changing);
+                    pinned.mark_dirty();
+                    if round % 64 == 0 {
+                        std::thread::yield_now();
+                    }
+                }
+            })
+        })
+        .collect();
+    for writer in writers {
+        writer.join().unwrap();
+    }
+    stop.store(true, Relaxed);
+    assert!(reader.join().unwrap() > 0);
+}
