@@ -37,6 +37,8 @@ pub enum BadEntry {
     Unaligned(u64),
     /// The zero flag is set in a version 2 image; the entry.
     ZeroBeforeVersion3(u64),
+    /// A subcluster is allocated and zero at once, or allocated in a cluster that is not; the bitmap.
+    Subclusters(u64),
 }
 
 impl fmt::Display for BadEntry {
@@ -47,6 +49,7 @@ impl fmt::Display for BadEntry {
             Self::ZeroBeforeVersion3(entry) => {
                 write!(f, "Zero cluster entry found in pre-v3 image ({entry:#x})")
             }
+            Self::Subclusters(bitmap) => write!(f, "corrupted subcluster bitmap {bitmap:#x}"),
         }
     }
 }
@@ -132,7 +135,8 @@ impl L2Entry {
     /// Unallocated.
     pub const EMPTY: Self = Self(0);
 
-    /// What the entry says, in an image of `version`.
+    /// What the entry says, in an image of `version`. Of an extended entry it is what the first word says: `Data` is a
+    /// cluster of which any subclusters may be in use, and nothing is `Zero`.
     ///
     /// # Errors
     /// When the entry breaks the format.
@@ -157,7 +161,8 @@ impl L2Entry {
         if self.reserved() != 0 {
             return Err(BadEntry::Reserved(self.0));
         }
-        let zero = self.has_zero_flag();
+        // It has no meaning beside a bitmap of zeroes.
+        let zero = self.has_zero_flag() && !geometry.extended_l2;
         if zero && version < 3 {
             return Err(BadEntry::ZeroBeforeVersion3(self.0));
         }
@@ -281,7 +286,7 @@ impl RefcountTableEntry {
 mod tests {
     use super::*;
 
-    const K64: Geometry = Geometry { cluster_bits: 16, refcount_order: 4 };
+    const K64: Geometry = Geometry { cluster_bits: 16, refcount_order: 4, extended_l2: false };
 
     #[test]
     fn standard_entries_say_what_was_put_into_them() {
@@ -319,7 +324,7 @@ mod tests {
     #[test]
     fn compressed_extents_round_up_to_sectors_and_come_back() {
         for cluster_bits in 9..=21 {
-            let geometry = Geometry { cluster_bits, refcount_order: 4 };
+            let geometry = Geometry { cluster_bits, refcount_order: 4, extended_l2: false };
             let cluster = geometry.cluster_size();
             for (host, len) in
                 [(512, 1), (1000, 24), (1000, 25), (513, cluster), (1023, cluster - 1)]
@@ -338,7 +343,7 @@ mod tests {
 
     #[test]
     fn compressed_offsets_above_56_bits_are_refused() {
-        let small = Geometry { cluster_bits: 9, refcount_order: 4 };
+        let small = Geometry { cluster_bits: 9, refcount_order: 4, extended_l2: false };
         assert!(L2Entry(COMPRESSED | 1 << 56).kind(small, 3).is_err());
     }
 }

@@ -1,13 +1,15 @@
-//! Sizes that follow from the cluster size and the refcount width.
+//! Sizes that follow from the cluster size and the widths of table entries.
 
-/// Cluster size and refcount width of an image. Only values within the format's limits are ever put
-/// into one by [`super::Header::parse`]; the arithmetic below is safe for any value all the same.
+/// Cluster size and widths of an image's table entries. Only values within the format's limits are ever
+/// put into one by [`super::Header::parse`]; the arithmetic below is safe for any value all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
     /// Binary logarithm of the cluster size in bytes, 9 to 21.
     pub cluster_bits: u32,
     /// Binary logarithm of the refcount width in bits, 0 to 6.
     pub refcount_order: u32,
+    /// L2 entries are 128 bits wide and describe subclusters ("Extended L2 Entries").
+    pub extended_l2: bool,
 }
 
 impl Geometry {
@@ -17,6 +19,8 @@ impl Geometry {
     pub const MAX_CLUSTER_BITS: u32 = 21;
     /// Widest refcount, as a binary logarithm of bits.
     pub const MAX_REFCOUNT_ORDER: u32 = 6;
+    /// Smallest cluster size of an image with subclusters, as a binary logarithm.
+    pub const MIN_EXTENDED_CLUSTER_BITS: u32 = 14;
 
     /// Bytes per cluster.
     #[inline]
@@ -24,16 +28,40 @@ impl Geometry {
         1 << (self.cluster_bits & 63)
     }
 
+    /// 64-bit words of an L2 entry.
+    #[inline]
+    pub fn l2_entry_words(self) -> u64 {
+        1 << u32::from(self.extended_l2)
+    }
+
+    /// Bytes of an L2 entry.
+    #[inline]
+    pub fn l2_entry_size(self) -> u64 {
+        8 << u32::from(self.extended_l2)
+    }
+
     /// Entries of an L2 table (it fills one cluster).
     #[inline]
     pub fn l2_entries(self) -> u64 {
-        self.cluster_size() / 8
+        self.cluster_size() / self.l2_entry_size()
     }
 
     /// Binary logarithm of [`Self::l2_entries`].
     #[inline]
     pub fn l2_bits(self) -> u32 {
-        self.cluster_bits.saturating_sub(3)
+        self.cluster_bits.saturating_sub(3 + u32::from(self.extended_l2))
+    }
+
+    /// Binary logarithm of [`Self::subcluster_size`].
+    #[inline]
+    pub fn subcluster_bits(self) -> u32 {
+        if self.extended_l2 { self.cluster_bits.saturating_sub(5) } else { self.cluster_bits }
+    }
+
+    /// Bytes per subcluster: a whole cluster where there are none.
+    #[inline]
+    pub fn subcluster_size(self) -> u64 {
+        1 << (self.subcluster_bits() & 63)
     }
 
     /// Binary logarithm of the guest bytes that one L2 table maps.
@@ -99,7 +127,7 @@ mod tests {
 
     #[test]
     fn sizes_follow_from_the_cluster_size() {
-        let geometry = Geometry { cluster_bits: 16, refcount_order: 4 };
+        let geometry = Geometry { cluster_bits: 16, refcount_order: 4, extended_l2: false };
         assert_eq!(geometry.cluster_size(), 65_536);
         assert_eq!(geometry.l2_entries(), 8192);
         assert_eq!(geometry.l2_bits(), 13);
@@ -112,8 +140,17 @@ mod tests {
     }
 
     #[test]
+    fn extended_entries_are_twice_as_wide() {
+        let geometry = Geometry { cluster_bits: 16, refcount_order: 4, extended_l2: true };
+        assert_eq!((geometry.l2_entries(), geometry.l2_bits()), (4096, 12));
+        assert_eq!((geometry.l2_entry_words(), geometry.l2_entry_size()), (2, 16));
+        assert_eq!(geometry.subcluster_size(), 2048);
+        assert_eq!(geometry.l1_entries_for((256 << 20) + 1), Some(2));
+    }
+
+    #[test]
     fn a_size_that_needs_more_l1_entries_than_an_i32_counts_is_none() {
-        let geometry = Geometry { cluster_bits: 9, refcount_order: 4 };
+        let geometry = Geometry { cluster_bits: 9, refcount_order: 4, extended_l2: false };
         assert_eq!(geometry.l1_entries_for(1 << 62), None);
         assert_eq!(geometry.l1_entries_for(0x7fff_ffff << 15), Some(0x7fff_ffff));
         assert_eq!(geometry.l1_entries_for((0x7fff_ffff << 15) + 1), None);

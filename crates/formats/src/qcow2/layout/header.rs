@@ -123,7 +123,14 @@ impl Header {
             first_cluster.part(length.into(), extension_end.saturating_sub(length.into()));
         check_features(&raw, &extension_area)?;
 
-        let geometry = Geometry { refcount_order: raw.refcount_order.get(), ..geometry };
+        let extended_l2 = Incompatible::from_bits_retain(raw.incompatible_features.get())
+            .contains(Incompatible::EXTENDED_L2);
+        let geometry =
+            Geometry { refcount_order: raw.refcount_order.get(), extended_l2, ..geometry };
+        if extended_l2 && geometry.cluster_bits < Geometry::MIN_EXTENDED_CLUSTER_BITS {
+            let size = geometry.subcluster_size();
+            return fault(format!("Unsupported subcluster size: {size}"));
+        }
         if geometry.refcount_order > Geometry::MAX_REFCOUNT_ORDER {
             return fault("Reference count entry width too large; may not exceed 64 bits");
         }
@@ -170,7 +177,6 @@ impl Header {
             AES => "AES encryption",
             LUKS => "LUKS encryption",
             _ if self.incompatible.contains(Incompatible::DATA_FILE) => "external data file",
-            _ if self.incompatible.contains(Incompatible::EXTENDED_L2) => "extended L2 entries",
             _ => return Ok(()),
         };
         Err(Error::unsupported(format!("qcow2 feature not supported yet: {feature}")))
@@ -307,7 +313,7 @@ fn check_identity(raw: &RawHeader) -> Result<Geometry> {
     if !(Geometry::MIN_CLUSTER_BITS..=Geometry::MAX_CLUSTER_BITS).contains(&cluster_bits) {
         return fault(format!("Unsupported cluster size: 2^{cluster_bits}"));
     }
-    Ok(Geometry { cluster_bits, refcount_order: V2_REFCOUNT_ORDER })
+    Ok(Geometry { cluster_bits, refcount_order: V2_REFCOUNT_ORDER, extended_l2: false })
 }
 
 /// Checks the header's length and sets the fields that it does not have to what they mean then.

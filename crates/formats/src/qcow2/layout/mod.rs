@@ -17,6 +17,7 @@ mod header;
 mod raw;
 mod refcount;
 mod snapshot;
+mod subclusters;
 
 pub use entry::{BadEntry, L1Entry, L2Entry, L2Kind, RefcountTableEntry};
 pub use extension::{BitmapsExtension, Extensions, FeatureKind, FeatureName};
@@ -28,3 +29,4 @@ pub use header::{
 pub use raw::field_offsets;
 pub use refcount::{RefcountError, refcount_get, refcount_max, refcount_set};
 pub use snapshot::{MAX_SNAPSHOT_TABLE_BYTES, Snapshot, encode_snapshot, parse_snapshot};
+pub use subclusters::{ExtendedEntry, SUBCLUSTERS, Subcluster, Subclusters, l2_table};
