@@ -16,13 +16,16 @@ impl Qcow2 {
     /// [`ErrorKind::Unsupported`] where only zeroes as data do: part of a cluster, or an old image with a backing file.
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.check_writable()?;
-        let size = self.geometry.cluster_size();
+        let size = self.geometry.subcluster_size();
         let end = offset.saturating_add(len);
         let last = if end == self.size() { self.cluster_end(end) } else { end };
         let _lock = self.guest.lock(self.cluster_start(offset)..self.cluster_end(end)).await;
         if !offset.is_multiple_of(size) || !last.is_multiple_of(size) {
             let zero = self.reads_as_zero(offset, end).await?;
             return if zero { Ok(()) } else { Err(unsupported()) };
+        }
+        if self.geometry.extended_l2 {
+            return self.zero_subclusters(offset, last, flags).await;
         }
         let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
         if self.version < 3 {
@@ -70,6 +73,9 @@ impl Qcow2 {
         }
         let new = if self.version < 3 { L2Entry::EMPTY } else { L2Entry::zero_plain() };
         let _lock = self.guest.lock(first..last).await;
+        if self.geometry.extended_l2 {
+            return self.discard_subclusters(first, last).await;
+        }
         self.change_entries(first, last, true, |kind, _, over_backing| match kind {
             L2Kind::Zero { host: None } => None,
             L2Kind::Unallocated if !over_backing => None,
@@ -81,6 +87,9 @@ impl Qcow2 {
     /// Gives up everything from `from` on, as if it had never been written. Used when the disk shrinks.
     pub(super) async fn forget_guest(&self, from: u64, to: u64) -> Result<()> {
         let _lock = self.guest.lock(from..to).await;
+        if self.geometry.extended_l2 {
+            return self.forget_subclusters(from, to).await;
+        }
         self.change_entries(from, to, true, |kind, _, _| match kind {
             L2Kind::Unallocated => None,
             _ => Some(L2Entry::EMPTY),
@@ -175,6 +184,6 @@ fn keeps_host(old: L2Kind, new: L2Entry, image: &Qcow2) -> bool {
     matches!(new.kind(image.geometry, image.version), Ok(L2Kind::Zero { host: Some(kept) }) if kept == host)
 }
 
-fn unsupported() -> Error {
+pub(super) fn unsupported() -> Error {
     Error::new(ErrorKind::Unsupported, "Operation not supported")
 }

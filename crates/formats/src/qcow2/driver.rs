@@ -26,7 +26,7 @@ impl Driver for Qcow2 {
                 Step::Forward { child: self.data_child(), offset: host, len }
             }
             (Extent::Zero { len, .. }, MapOp::Read) => Step::Zero { len },
-            (Extent::Unallocated { len }, MapOp::Read) => {
+            (Extent::Unallocated { len, .. }, MapOp::Read) => {
                 match self.children.has(ChildIdx::BACKING) {
                     true => Step::Forward { child: ChildIdx::BACKING, offset, len },
                     false => Step::Zero { len },
@@ -76,8 +76,9 @@ impl Driver for Qcow2 {
 
     fn limits(&self) -> Limits {
         let cluster = u32::try_from(self.geometry.cluster_size()).unwrap_or(1);
+        let subcluster = u32::try_from(self.geometry.subcluster_size()).unwrap_or(1);
         Limits {
-            write_zeroes_alignment: cluster,
+            write_zeroes_alignment: subcluster,
             discard_alignment: cluster,
             zero_flags: ZeroFlags::MAY_UNMAP,
             has_zero_init: true,
@@ -97,7 +98,7 @@ impl Driver for Qcow2 {
         data["refcount-bits"] = self.geometry.refcount_bits().into();
         if self.version >= 3 {
             data["corrupt"] = corrupt.into();
-            data["extended-l2"] = false.into();
+            data["extended-l2"] = self.geometry.extended_l2.into();
         }
         ImageInfo {
             cluster_size: self.geometry.cluster_size(),

@@ -1,6 +1,11 @@
 //! From guest offsets to extents: what the L2 tables say of a range.
 //!
 //! [`Qcow2::lookup`] answers from the cache alone, without a lock; [`Qcow2::extent`] loads what is missing.
+//!
+//! An extended entry has two words, and an old one with a new other would be a wrong answer: data where none has been
+//! written, or the backing file in the place of what a compressed cluster had. So its words change under
+//! [`Pinned::begin_change`], and a lookup that runs into a change, or sees one behind it, has no answer and is tried
+//! again. The same holds for the copies of slices that are written to disk.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Acquire};
@@ -19,8 +24,8 @@ pub(super) enum Extent {
     Data { host: u64, len: u64, owned: bool },
     /// Reads as zeroes.
     Zero { len: u64, host: Option<u64> },
-    /// Whatever the backing file has.
-    Unallocated { len: u64 },
+    /// Whatever the backing file has; `host`: where data would go.
+    Unallocated { len: u64, host: Option<u64> },
     /// In one compressed cluster, whose data lies in `stored` bytes from `host` on.
     Compressed { host: u64, stored: u64, len: u64 },
 }
@@ -30,26 +35,30 @@ impl Extent {
         match self {
             Self::Data { len, .. }
             | Self::Zero { len, .. }
-            | Self::Unallocated { len }
+            | Self::Unallocated { len, .. }
             | Self::Compressed { len, .. } => *len,
         }
     }
 }
 
+/// Tries of a lookup that runs into changes before other threads are let come first.
+const PATIENCE: u32 = 64;
+
 /// Why the cache alone has no answer.
 pub(super) enum Miss {
-    /// The slice is not cached.
+    /// The slice is not cached, or being changed.
     Absent,
     /// The entry (given) breaks the format.
     Bad(u64),
 }
 
 impl Qcow2 {
-    /// The slice that has the L2 entry of a guest offset, and the entry's index in it.
+    /// The slice that has the L2 entry of a guest offset, and the index of the entry's first word in it.
     pub(super) fn slice_of(&self, offset: u64) -> (u64, usize) {
-        let cluster = offset >> self.geometry.cluster_bits;
-        let within = cluster & (self.slice_words - 1);
-        (cluster / self.slice_words, usize::try_from(within).unwrap_or(0))
+        let words = self.geometry.l2_entry_words();
+        let word = (offset >> self.geometry.cluster_bits).wrapping_mul(words);
+        let within = word & (self.slice_words - 1);
+        (word / self.slice_words, usize::try_from(within).unwrap_or(0))
     }
 
     /// Index of the L1 entry of a guest offset.
@@ -68,7 +77,7 @@ impl Qcow2 {
             Some(found) => found,
             None if self.l1_entry(self.l1_index(offset)).0 == 0 => {
                 let reach = self.geometry.cluster_size() << self.geometry.l2_bits();
-                Ok(Extent::Unallocated { len: len.min(reach - offset % reach) })
+                Ok(Extent::Unallocated { len: len.min(reach - offset % reach), host: None })
             }
             None => Err(Miss::Absent),
         }
@@ -82,7 +91,7 @@ impl Qcow2 {
         })
     }
 
-    /// The extent that starts at entry `index`, as far as the slice and the range go.
+    /// The extent that starts at word `index`, as far as the slice and the range go.
     fn scan(
         &self,
         words: &[AtomicU64],
@@ -90,6 +99,9 @@ impl Qcow2 {
         offset: u64,
         len: u64,
     ) -> Result<Extent, Miss> {
+        if self.geometry.extended_l2 {
+            return self.scan_subclusters(words, index, offset, len);
+        }
         let size = self.geometry.cluster_size();
         let within = self.geometry.offset_in_cluster(offset);
         let first = self.kind(words, index).unwrap_or(Err(Miss::Absent))?;
@@ -122,23 +134,28 @@ impl Qcow2 {
                 Extent::Data { host: host.saturating_add(within), len, owned: first.1 }
             }
             L2Kind::Zero { host } => Extent::Zero { len, host },
-            L2Kind::Unallocated => Extent::Unallocated { len },
+            L2Kind::Unallocated => Extent::Unallocated { len, host: None },
             L2Kind::Compressed { host, len: stored } => Extent::Compressed { host, stored, len },
         })
     }
 
     /// What the start of `offset..offset + len` is, loading the slice if need be.
     pub(super) async fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
+        let mut tries = 0_u32;
         loop {
             match self.lookup(offset, len) {
                 Ok(extent) => return Ok(extent),
                 Err(Miss::Bad(entry)) => return Err(self.bad_entry(offset, entry).await),
                 Err(Miss::Absent) => drop(self.pin_slice(offset).await?),
             }
+            tries = tries.saturating_add(1);
+            if tries.is_multiple_of(PATIENCE) {
+                std::thread::yield_now();
+            }
         }
     }
 
-    async fn bad_entry(&self, offset: u64, entry: u64) -> Error {
+    pub(super) async fn bad_entry(&self, offset: u64, entry: u64) -> Error {
         let text = format!("L2 entry {entry:#x} of guest offset {offset:#x} is invalid");
         self.mark_corrupt(&text, offset).await
     }
@@ -170,7 +187,7 @@ impl Qcow2 {
 
     /// Host offset of a slice; `None` if its L2 table does not exist.
     pub(super) async fn slice_place(&self, slice: u64) -> Result<Option<u64>> {
-        let per_table = self.geometry.l2_entries() / self.slice_words;
+        let per_table = self.geometry.cluster_size() / 8 / self.slice_words;
         let index = slice / per_table;
         match self.l1_entry(index).l2_offset(self.geometry) {
             Ok(table) => Ok(table.map(|table| {
@@ -190,7 +207,8 @@ impl Qcow2 {
         if self.is_read_only() {
             return Ok(());
         }
-        for word in slice.words() {
+        let words = usize::try_from(self.geometry.l2_entry_words()).unwrap_or(1);
+        for word in slice.words().iter().step_by(words) {
             if let Ok(L2Kind::Data { host }) =
                 L2Entry(word.load(Acquire)).kind(self.geometry, self.version)
                 && self.refcounts.allocator.is_metadata(host, self.geometry.cluster_size())

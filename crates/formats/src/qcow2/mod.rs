@@ -10,6 +10,7 @@
 //! | `lookup` | guest offset → extent |
 //! | `data` | guest data at its host offset: which child, and what is done to it |
 //! | `read`, `write`, `discard`, `compressed` | requests that the map cannot answer |
+//! | `subclusters/` | all that differs where L2 entries describe subclusters |
 //! | `tables` | making L2 tables |
 //! | `write_back`, `gate` | the order in which metadata reaches the disk |
 //! | `resize`, `preallocate`, `snapshots/`, `status`, `check/`, `create`, `measure` | what the names say |
@@ -53,6 +54,7 @@ mod reopen;
 mod resize;
 mod snapshots;
 mod status;
+mod subclusters;
 mod tables;
 mod write;
 mod write_back;
@@ -99,7 +101,7 @@ pub(crate) struct Qcow2 {
     l1_offset: AtomicU64,
     l1_entries: AtomicU64,
     l2: SliceCache,
-    /// L2 entries in a slice; a power of two.
+    /// 64-bit words in a slice of an L2 table; a power of two.
     slice_words: u64,
     refcounts: Refcounts,
 

@@ -7,7 +7,7 @@ use oxblk_core::{ChildIdx, Edge, Preallocation, Result, WriteFlags, ZeroFlags};
 use oxblk_ring::IoBuf;
 
 use super::Qcow2;
-use super::layout::L2Entry;
+use super::layout::{ExtendedEntry, L2Entry};
 
 /// Bytes that are allocated at once.
 const STEP: u64 = 1 << 30;
@@ -28,8 +28,17 @@ impl Qcow2 {
             zero(&file, start << bits, count << bits, mode, run.is_untouched()).await?;
             self.refcounts.add(start, count).await?;
             run.keep();
-            self.link(at, count, |index| L2Entry::data(start.saturating_add(index) << bits))
-                .await?;
+            let place = |index: u64| L2Entry::data(start.saturating_add(index) << bits);
+            if self.geometry.extended_l2 {
+                // The subclusters stay what they are: zero, or nothing.
+                let kept = |index, old: ExtendedEntry| ExtendedEntry {
+                    entry: place(index),
+                    bitmap: old.bitmap.without_data(),
+                };
+                self.link_extended(at, count, kept).await?;
+            } else {
+                self.link(at, count, place).await?;
+            }
             self.relieve().await?;
             at = at.saturating_add(count << bits);
         }

@@ -46,7 +46,8 @@ impl Qcow2 {
         if old >= end {
             return Ok(());
         }
-        let whole = self.cluster_end(old).min(size);
+        let block = self.geometry.subcluster_size();
+        let whole = old.checked_next_multiple_of(block).unwrap_or(u64::MAX).min(size);
         if old < whole {
             let len = usize::try_from(whole - old).unwrap_or(0);
             self.write_guest(old, IoBuf::zeroes(len)).await?;

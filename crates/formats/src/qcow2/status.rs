@@ -72,11 +72,13 @@ fn continues(first: Extent, covered: u64, next: Extent) -> bool {
             host.saturating_add(covered) == other
         }
         (Extent::Zero { host: None, .. }, Extent::Zero { host: None, .. })
-        | (Extent::Unallocated { .. }, Extent::Unallocated { .. })
+        | (Extent::Unallocated { host: None, .. }, Extent::Unallocated { host: None, .. })
         | (Extent::Compressed { .. }, Extent::Compressed { .. }) => true,
-        (Extent::Zero { host: Some(host), .. }, Extent::Zero { host: Some(other), .. }) => {
-            host.saturating_add(covered) == other
-        }
+        (Extent::Zero { host: Some(host), .. }, Extent::Zero { host: Some(other), .. })
+        | (
+            Extent::Unallocated { host: Some(host), .. },
+            Extent::Unallocated { host: Some(other), .. },
+        ) => host.saturating_add(covered) == other,
         _ => false,
     }
 }
@@ -84,19 +86,22 @@ fn continues(first: Extent, covered: u64, next: Extent) -> bool {
 fn describe(extent: Extent, len: u64, data: ChildIdx) -> Status {
     match extent {
         Extent::Data { host, .. } => Status::stored(len, data, host),
-        Extent::Zero { host: None, .. } => Status::zero(len),
-        Extent::Zero { host: Some(host), .. } => {
-            let mut status = Status::zero(len);
-            status.flags |= StatusFlags::OFFSET_VALID;
-            status.host = Some(host);
-            status.child = Some(data);
-            status
-        }
-        Extent::Unallocated { .. } => Status::unallocated(len),
+        Extent::Zero { host, .. } => kept(Status::zero(len), data, host),
+        Extent::Unallocated { host, .. } => kept(Status::unallocated(len), data, host),
         Extent::Compressed { .. } => {
             let mut status = Status::data(len);
             status.flags |= StatusFlags::COMPRESSED;
             status
         }
     }
+}
+
+/// The same, and where the place is that is kept for data.
+fn kept(mut status: Status, data: ChildIdx, host: Option<u64>) -> Status {
+    if host.is_some() {
+        status.flags |= StatusFlags::OFFSET_VALID;
+        status.host = host;
+        status.child = Some(data);
+    }
+    status
 }

@@ -9,20 +9,22 @@
 //! 4. *link*: the L2 entries refer to them in the cache. Readers see the new data from here on; what the entries
 //!    referred to before is handed to the write-back, which drops it when the disk no longer needs it.
 
+use std::ops::Range;
+
 use futures_util::future::try_join;
 use oxblk_core::{BoxFuture, ChildIdx, Result, run_all};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
 use super::allocator::Reserved;
-use super::layout::L2Entry;
+use super::layout::{ExtendedEntry, L2Entry};
 use super::lookup::Extent;
 use super::write_back::Was;
 
 /// Up to this size a cluster's old and new contents are put together in memory and written at once.
 const ASSEMBLE: u64 = 256 << 10;
 
-fn length(data: &[u8]) -> u64 {
+pub(super) fn length(data: &[u8]) -> u64 {
     u64::try_from(data.len()).unwrap_or(u64::MAX)
 }
 
@@ -43,6 +45,9 @@ impl Qcow2 {
 
     /// The same with the range lock held.
     pub(super) async fn write_locked(&self, offset: u64, mut data: IoBuf) -> Result<()> {
+        if self.geometry.extended_l2 {
+            return self.write_subclusters(offset, data).await;
+        }
         let mut jobs: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         let mut at = offset;
         while !data.is_empty() {
@@ -95,23 +100,32 @@ impl Qcow2 {
         let first = self.cluster_start(offset);
         let (start, count) = (run.start(), run.count());
         run.begin_write();
-        self.fill(offset, data, start << self.geometry.cluster_bits, run.is_untouched()).await?;
+        let whole = first..self.cluster_end(offset.saturating_add(length(&data)));
+        let place = (start << self.geometry.cluster_bits).saturating_add(offset - first);
+        self.fill(whole, offset, data, place, run.is_untouched()).await?;
         self.refcounts.add(start, count).await?;
         run.keep();
         let bits = self.geometry.cluster_bits;
         self.link(first, count, |index| L2Entry::data(start.saturating_add(index) << bits)).await
     }
 
-    /// Writes `data` and what surrounds it in its clusters to `host`, the place of the first cluster.
-    async fn fill(&self, offset: u64, data: IoBuf, host: u64, untouched: bool) -> Result<()> {
-        let first = self.cluster_start(offset);
+    /// Writes `data` to `at`, and around it what the guest range `whole` held before. `untouched`: all of the place reads
+    /// as zeroes.
+    pub(super) async fn fill(
+        &self,
+        whole: Range<u64>,
+        offset: u64,
+        data: IoBuf,
+        at: u64,
+        untouched: bool,
+    ) -> Result<()> {
+        let (first, end) = (whole.start.min(offset), whole.end);
         let data_end = offset.saturating_add(length(&data));
-        let end = self.cluster_end(data_end);
         let head = self.old_contents(first, offset, untouched);
         // Nothing is read past the end of the disk; those bytes are never seen.
         let tail = self.old_contents(data_end, end, untouched);
         let (head, tail) = try_join(head, tail).await?;
-        let at = host.saturating_add(offset - first);
+        let host = at.saturating_sub(offset - first);
         if head.is_none() && tail.is_none() {
             return self.write_data(offset, at, data).await;
         }
@@ -140,7 +154,12 @@ impl Qcow2 {
 
     /// What the guest disk holds from `from` to `to`; `None` where that is nothing, or zeroes for which the new place
     /// needs no write.
-    async fn old_contents(&self, from: u64, to: u64, untouched: bool) -> Result<Option<IoBuf>> {
+    pub(super) async fn old_contents(
+        &self,
+        from: u64,
+        to: u64,
+        untouched: bool,
+    ) -> Result<Option<IoBuf>> {
         if from >= to {
             return Ok(None);
         }
@@ -176,6 +195,10 @@ impl Qcow2 {
         count: u64,
         entry: impl Fn(u64) -> L2Entry,
     ) -> Result<()> {
+        if self.geometry.extended_l2 {
+            let whole = |index, _| ExtendedEntry::whole(entry(index));
+            return self.link_extended(guest, count, whole).await;
+        }
         let mut index = 0_u64;
         while index < count {
             let at = guest.saturating_add(index << self.geometry.cluster_bits);

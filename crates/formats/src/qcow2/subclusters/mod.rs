@@ -1,0 +1,100 @@
+//! Images with subclusters: what differs where an L2 entry has a bitmap.
+//!
+//! | file | concern |
+//! |---|---|
+//! | `lookup` | extents of subclusters |
+//! | `write` | writes that take a place for the first time, and copy-on-write |
+//! | `zero` | zero writes and discards |
+//!
+//! A cluster is allocated as a whole and used by subclusters. A write covers those that it touches, the others stay what
+//! they are; only where a cluster is shared or compressed, the data of the others goes along to the new one. Within a
+//! cluster that the image owns, data goes to its place first and the bitmap says so afterwards: the write-back flushes
+//! the data before it writes the entry, so that a crash leaves what was there.
+//!
+//! Entries are read and changed here by whoever holds the guest range lock on their cluster, so that nobody else changes
+//! them meanwhile. Lookups, which hold no lock, see both words of an entry change at once (see [`super::lookup`]).
+
+mod lookup;
+mod write;
+mod zero;
+
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed},
+};
+
+use oxblk_core::Result;
+
+use super::Qcow2;
+use super::layout::{ExtendedEntry, L2Entry, L2Kind, Subclusters};
+use super::write_back::Was;
+
+/// The entry at word `index` of a slice.
+fn load(words: &[AtomicU64], index: usize) -> Option<ExtendedEntry> {
+    let [entry, bitmap] = words.get(index..index.checked_add(2)?)? else { return None };
+    Some(ExtendedEntry {
+        entry: L2Entry(entry.load(Acquire)),
+        bitmap: Subclusters(bitmap.load(Acquire)),
+    })
+}
+
+/// Sets the entry at word `index` of a slice that is being changed.
+fn store(words: &[AtomicU64], index: usize, new: ExtendedEntry) {
+    if let Some([entry, bitmap]) = index.checked_add(2).and_then(|end| words.get(index..end)) {
+        entry.store(new.entry.0, Relaxed);
+        bitmap.store(new.bitmap.0, Relaxed);
+    }
+}
+
+/// Whether both refer to the same place.
+fn same_place(a: L2Entry, b: L2Entry) -> bool {
+    a.with_copied(false) == b.with_copied(false)
+}
+
+impl Qcow2 {
+    /// The entry of a guest offset and what it says. The caller holds the range lock.
+    async fn extended_entry(&self, offset: u64) -> Result<(ExtendedEntry, L2Kind)> {
+        let Some(slice) = self.pin_slice(offset).await? else {
+            return Ok((ExtendedEntry::EMPTY, L2Kind::Unallocated));
+        };
+        let (_, index) = self.slice_of(offset);
+        let found = load(slice.words(), index).unwrap_or_default();
+        drop(slice);
+        match found.kind(self.geometry) {
+            Ok(kind) => Ok((found, kind)),
+            Err(_) => Err(self.bad_entry(offset, found.entry.0).await),
+        }
+    }
+
+    /// Replaces the entries of `count` guest clusters from `guest` on by what `change` makes of each, and hands what they
+    /// no longer refer to to the write-back. The caller holds the range lock.
+    pub(super) async fn link_extended(
+        &self,
+        guest: u64,
+        count: u64,
+        change: impl Fn(u64, ExtendedEntry) -> ExtendedEntry,
+    ) -> Result<()> {
+        let mut index = 0_u64;
+        while index < count {
+            let at = guest.saturating_add(index << self.geometry.cluster_bits);
+            self.ensure_table(self.l1_index(at)).await?;
+            let Some(slice) = self.pin_slice(at).await? else { continue };
+            let (_, first) = self.slice_of(at);
+            let mut dropped = Vec::new();
+            let changing = slice.begin_change();
+            for word in (first..slice.words().len()).step_by(2) {
+                let Some(old) = load(slice.words(), word).filter(|_| index < count) else { break };
+                let new = change(index, old);
+                store(slice.words(), word, new);
+                if !same_place(old.entry, new.entry) {
+                    dropped.push(old.entry);
+                }
+                index = index.saturating_add(1);
+            }
+            drop(changing);
+            slice.mark_dirty();
+            self.drop_entries(&dropped, Was::Data);
+        }
+        Ok(())
+    }
+}

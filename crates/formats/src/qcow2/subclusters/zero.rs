@@ -1,0 +1,170 @@
+//! Zero writes and discards in images with subclusters: entries change, data does not move.
+
+use oxblk_core::{ChildIdx, Result, ZeroFlags};
+use oxblk_ring::IoBuf;
+
+use super::super::Qcow2;
+use super::super::layout::{ExtendedEntry, L2Kind, Subclusters};
+use super::super::write_back::Was;
+use super::{load, same_place, store};
+
+/// What a change of an entry goes by.
+struct Old {
+    entry: ExtendedEntry,
+    kind: L2Kind,
+    /// The backing file would show where nothing is allocated.
+    over_backing: bool,
+}
+
+impl Qcow2 {
+    /// Makes whole subclusters read as zeroes. The caller holds the range lock.
+    ///
+    /// # Errors
+    /// [`oxblk_core::ErrorKind::Unsupported`] where that takes data and `flags` do not want it: in a part of a compressed
+    /// cluster.
+    pub(in super::super) async fn zero_subclusters(
+        &self,
+        offset: u64,
+        end: u64,
+        flags: ZeroFlags,
+    ) -> Result<()> {
+        let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
+        let (first, last) =
+            (self.cluster_end(offset).min(end), self.cluster_start(end).max(offset));
+        if first > last {
+            return self.zero_part(offset, end, flags).await;
+        }
+        if offset < first {
+            self.zero_part(offset, first, flags).await?;
+        }
+        self.change_extended(first, last, unmap, |old| {
+            let empty = old.entry.entry.0 == 0 && !old.over_backing;
+            match old.kind {
+                _ if empty || old.entry == ExtendedEntry::ZERO => None,
+                L2Kind::Data { .. } if old.entry.entry.copied() && !unmap => {
+                    Some(ExtendedEntry { bitmap: Subclusters::ZERO, ..old.entry })
+                }
+                _ => Some(ExtendedEntry::ZERO),
+            }
+        })
+        .await?;
+        if last < end {
+            self.zero_part(last, end, flags).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a part of a cluster read as zeroes.
+    async fn zero_part(&self, offset: u64, end: u64, flags: ZeroFlags) -> Result<()> {
+        if self.reads_as_zero(offset, end.min(self.size())).await? {
+            return Ok(());
+        }
+        let cluster = self.cluster_start(offset);
+        let (_, kind) = self.extended_entry(cluster).await?;
+        if matches!(kind, L2Kind::Compressed { .. }) {
+            if flags.contains(ZeroFlags::NO_FALLBACK) {
+                return Err(super::super::discard::unsupported());
+            }
+            let len = usize::try_from(end - offset).unwrap_or(0);
+            return self.write_subclusters(offset, IoBuf::zeroes(len)).await;
+        }
+        let mask = Subclusters::touched_by(self.geometry, offset - cluster, end - cluster);
+        let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
+        let next = cluster.saturating_add(self.geometry.cluster_size());
+        self.change_extended(cluster, next, unmap, |old| {
+            let bitmap = old.entry.bitmap.with_zero(mask);
+            Some(match bitmap {
+                Subclusters::ZERO if unmap => ExtendedEntry::ZERO,
+                _ => ExtendedEntry { bitmap, ..old.entry },
+            })
+        })
+        .await
+    }
+
+    /// Gives up what whole clusters hold; they read as zeroes afterwards. The caller holds the range lock.
+    pub(in super::super) async fn discard_subclusters(&self, from: u64, to: u64) -> Result<()> {
+        self.change_extended(from, to, true, |old| {
+            let empty = old.entry.entry.0 == 0 && !old.over_backing;
+            (!empty && old.entry != ExtendedEntry::ZERO).then_some(ExtendedEntry::ZERO)
+        })
+        .await
+    }
+
+    /// Makes whole clusters what they were before anything was written. The caller holds the range lock.
+    pub(in super::super) async fn forget_subclusters(&self, from: u64, to: u64) -> Result<()> {
+        self.change_extended(from, to, true, |old| {
+            (old.entry != ExtendedEntry::EMPTY).then_some(ExtendedEntry::EMPTY)
+        })
+        .await
+    }
+
+    /// Replaces the entries of whole clusters by what `change` makes of each.
+    async fn change_extended(
+        &self,
+        from: u64,
+        to: u64,
+        discard: bool,
+        change: impl Fn(&Old) -> Option<ExtendedEntry>,
+    ) -> Result<()> {
+        let backing_end = self.children.get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
+        let table = self.geometry.cluster_size() << self.geometry.l2_bits();
+        let mut at = from;
+        while at < to {
+            let nothing = Old {
+                entry: ExtendedEntry::EMPTY,
+                kind: L2Kind::Unallocated,
+                over_backing: at < backing_end,
+            };
+            if self.l1_entry(self.l1_index(at)).0 == 0 && change(&nothing).is_none() {
+                at = to.min((at - at % table).saturating_add(table));
+                continue;
+            }
+            at = self.change_extended_slice(at, to, backing_end, discard, &change).await?;
+            self.relieve().await?;
+        }
+        Ok(())
+    }
+
+    /// Changes the entries of one slice and gives where the next one begins.
+    async fn change_extended_slice(
+        &self,
+        from: u64,
+        to: u64,
+        backing_end: u64,
+        discard: bool,
+        change: &impl Fn(&Old) -> Option<ExtendedEntry>,
+    ) -> Result<u64> {
+        self.ensure_table(self.l1_index(from)).await?;
+        let Some(slice) = self.pin_slice(from).await? else { return Ok(from) };
+        let (_, first) = self.slice_of(from);
+        let (mut at, mut bad, mut changed) = (from, None, false);
+        let mut dropped = Vec::new();
+        let changing = slice.begin_change();
+        for word in (first..slice.words().len()).step_by(2) {
+            let Some(entry) = load(slice.words(), word).filter(|_| at < to) else { break };
+            let Ok(kind) = entry.kind(self.geometry) else {
+                bad = Some(entry.entry.0);
+                break;
+            };
+            let new = change(&Old { entry, kind, over_backing: at < backing_end });
+            if let Some(new) = new.filter(|new| *new != entry) {
+                store(slice.words(), word, new);
+                changed = true;
+                if !same_place(entry.entry, new.entry) {
+                    dropped.push(entry.entry);
+                }
+            }
+            at = at.saturating_add(self.geometry.cluster_size());
+        }
+        drop(changing);
+        if changed {
+            slice.mark_dirty();
+        }
+        drop(slice);
+        self.drop_entries(&dropped, if discard { Was::Discarded } else { Was::Data });
+        match bad {
+            None => Ok(at),
+            Some(entry) => Err(self.bad_entry(at, entry).await),
+        }
+    }
+}
