@@ -120,11 +120,8 @@ pub(super) fn missing_feature(options: &Options) -> Result<Option<&'static str>>
     if options.take_bool("encryption")? == Some(true) {
         return Ok(Some("AES encryption"));
     }
-    if options.take_str("data_file")?.is_some() {
-        return Ok(Some("external data file"));
-    }
-    let subclusters = options.take_bool("extended_l2")? == Some(true);
-    Ok(subclusters.then_some("extended L2 entries"))
+    let data_file = options.take_str("data_file")?.is_some();
+    Ok(data_file.then_some("external data file"))
 }
 
 pub(super) fn not_yet<T>(feature: &str) -> Result<T> {
@@ -161,7 +158,14 @@ impl Wanted {
             Some("zstd") => Compression::Zstd,
             Some(other) => return Err(rejected("compression-type", other)),
         };
-        let cluster_bits = cluster_bits(options.take_size("cluster_size")?)?;
+        let extended_l2 = options.take_bool("extended_l2")?.unwrap_or(false);
+        if version < 3 && extended_l2 {
+            return Err(Error::invalid(
+                "Extended L2 entries are only supported with compatibility level 1.1 and above \
+                 (use version=v3 or greater)",
+            ));
+        }
+        let cluster_bits = cluster_bits(options.take_size("cluster_size")?, extended_l2)?;
         if options.take_bool("data_file_raw")? == Some(true) {
             return Err(Error::invalid("data-file-raw requires data-file"));
         }
@@ -170,7 +174,7 @@ impl Wanted {
         let wanted = Self {
             size: size.checked_next_multiple_of(SECTOR).ok_or_else(too_large)?,
             version,
-            geometry: Geometry { cluster_bits, refcount_order },
+            geometry: Geometry { cluster_bits, refcount_order, extended_l2 },
             lazy_refcounts: options.take_bool("lazy_refcounts")?.unwrap_or(false),
             preallocation,
             compression,
@@ -187,7 +191,8 @@ impl Wanted {
         if self.backing_format.is_some() && self.backing_file.is_none() {
             return fault("Backing format cannot be used without backing file");
         }
-        if self.preallocation != Preallocation::Off && self.backing_file.is_some() {
+        let preallocated = self.preallocation != Preallocation::Off;
+        if preallocated && self.backing_file.is_some() && !self.geometry.extended_l2 {
             return fault(
                 "Backing file and preallocation can only be used at the same time if extended_l2 is on",
             );
@@ -217,6 +222,7 @@ impl Wanted {
     fn header(&self, plan: &Plan) -> Header {
         let mut incompatible = Incompatible::empty();
         incompatible.set(Incompatible::COMPRESSION, self.compression != Compression::Zlib);
+        incompatible.set(Incompatible::EXTENDED_L2, self.geometry.extended_l2);
         let mut compatible = Compatible::empty();
         compatible.set(Compatible::LAZY_REFCOUNTS, self.lazy_refcounts);
         Header {
@@ -244,12 +250,18 @@ impl Wanted {
     }
 }
 
-pub(super) fn cluster_bits(size: Option<u64>) -> Result<u32> {
+pub(super) fn cluster_bits(size: Option<u64>, extended_l2: bool) -> Result<u32> {
     let size = size.unwrap_or(65_536);
     let bits = size.trailing_zeros();
     let fits = (Geometry::MIN_CLUSTER_BITS..=Geometry::MAX_CLUSTER_BITS).contains(&bits);
     if !size.is_power_of_two() || !fits {
         return Err(Error::invalid("Cluster size must be a power of two between 512 and 2048k"));
+    }
+    if extended_l2 && bits < Geometry::MIN_EXTENDED_CLUSTER_BITS {
+        return Err(Error::invalid(format!(
+            "Extended L2 entries are only supported with cluster sizes of at least {} bytes",
+            1_u32 << Geometry::MIN_EXTENDED_CLUSTER_BITS
+        )));
     }
     Ok(bits)
 }
@@ -372,10 +384,12 @@ impl Plan {
         let used = self.data_clusters.saturating_sub(index * entries).min(entries);
         let first = self.table_offset(index) + cluster_size;
         let mut table = self.cluster()?;
-        put_entries(
-            &mut table,
-            (0..used).map(|entry| L2Entry::data(first + entry * cluster_size).0),
-        );
+        // With subclusters, all of them are left for the backing file to decide.
+        let stride = usize::try_from(self.geometry.l2_entry_words()).unwrap_or(1);
+        let places = (0..used).map(|entry| L2Entry::data(first + entry * cluster_size).0);
+        for (to, entry) in table.chunks_exact_mut(8).step_by(stride).zip(places) {
+            to.copy_from_slice(&entry.to_be_bytes());
+        }
         Ok(table)
     }
 }

@@ -63,7 +63,8 @@ impl Wanted {
         if let Some(feature) = missing_feature(&options)? {
             return not_yet(feature);
         }
-        let cluster_bits = cluster_bits(options.take_size("cluster_size")?)?;
+        let extended_l2 = options.take_bool("extended_l2")?.unwrap_or(false);
+        let cluster_bits = cluster_bits(options.take_size("cluster_size")?, extended_l2)?;
         let preallocation = match options.take_str("preallocation")? {
             None => Preallocation::Off,
             Some(name) => Preallocation::parse(&name)
@@ -86,7 +87,7 @@ impl Wanted {
         Ok(Self {
             size: options.take_size("size")?.unwrap_or(0),
             version,
-            geometry: Geometry { cluster_bits, refcount_order },
+            geometry: Geometry { cluster_bits, refcount_order, extended_l2 },
             preallocation,
             has_backing: options.contains("backing_file"),
         })
