@@ -62,7 +62,8 @@ impl Checker<'_> {
     ) -> Result<()> {
         let mut entries = words(table);
         let mut changed = false;
-        for word in &mut entries {
+        let stride = usize::try_from(self.geometry.l2_entry_words()).unwrap_or(1);
+        for word in entries.iter_mut().step_by(stride) {
             let entry = L2Entry(*word);
             if entry.is_compressed() || entry.raw_offset() == 0 {
                 continue;

@@ -16,6 +16,7 @@
 //! Findings are worded and counted as `qemu-img check` does.
 
 mod copied;
+mod entries;
 mod rebuild;
 mod refcounts;
 mod references;

@@ -7,10 +7,12 @@ use oxblk_core::check::Fix;
 use oxblk_core::{Error, Result};
 use oxblk_ring::IoBufMut;
 
+use super::Checker;
 use super::references::Claim;
 use super::snapshots::Snapshots;
-use super::{Checker, words};
-use crate::qcow2::layout::{L1Entry, L2Entry, RefcountTableEntry, Snapshot};
+use crate::qcow2::layout::{
+    ExtendedEntry, L1Entry, L2Entry, RefcountTableEntry, Snapshot, l2_table,
+};
 
 /// An L1 table: its offset and its entries.
 type Place = (u64, u64);
@@ -186,11 +188,16 @@ impl Checker<'_> {
     /// Counts the references of the L2 table at `place`, which is referred to `times` times. With `usage` it is an
     /// active one.
     fn walk_l2(&mut self, place: u64, table: &[u8], times: Times, mut usage: Option<&mut Usage>) {
-        for (index, entry) in (0_u64..).zip(words(table).into_iter().map(L2Entry)) {
-            if entry.0 == 0 {
+        for (index, both) in (0_u64..).zip(l2_table(table, self.geometry)) {
+            let entry = both.entry;
+            let at = place.saturating_add(index.saturating_mul(self.geometry.l2_entry_size()));
+            if both == ExtendedEntry::EMPTY {
                 continue;
             }
             if entry.is_compressed() {
+                if self.has_stray_bitmap(index, at, both) {
+                    continue;
+                }
                 self.refer_compressed(entry, times);
                 if let Some(usage) = &mut usage {
                     usage.count_compressed();
@@ -204,22 +211,12 @@ impl Checker<'_> {
                 ));
             }
             let offset = entry.raw_offset();
+            self.check_bitmap(both);
             if offset == 0 {
                 continue;
             }
-            if !self.geometry.is_aligned(offset) {
-                let what = if entry.has_zero_flag() { "Preallocated" } else { "Data" };
-                let finding = format!(
-                    "offset={offset:x}: {what} cluster is not properly aligned; L2 entry corrupted."
-                );
-                if entry.has_zero_flag() && self.header.version >= 3 && self.fix == Fix::All {
-                    // It reads as zeroes without a cluster too.
-                    self.say_repairing(&finding);
-                    let at = place.saturating_add(index.saturating_mul(8));
-                    self.patches.push((at, L2Entry::zero_plain().0));
-                    continue;
-                }
-                self.corrupt(&format!("ERROR {finding}"));
+            if !self.geometry.is_aligned(offset) && self.unaligned_cluster(at, both) {
+                continue;
             }
             let claim = if usage.is_some() { Claim::Copied(entry.copied()) } else { Claim::None };
             if let Some(usage) = &mut usage {

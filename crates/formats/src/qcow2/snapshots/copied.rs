@@ -1,7 +1,8 @@
 //! What the active tables claim: that an entry's cluster has a refcount of exactly one, so that it may be written in place.
 
 use futures_util::stream::StreamExt as _;
-use oxblk_core::{ChildIdx, Result, WriteFlags};
+use oxblk_core::{ChildIdx, Edge, Result, WriteFlags};
+use oxblk_ring::IoBufMut;
 
 use super::super::Qcow2;
 use super::super::layout::{Incompatible, L1Entry, L2Entry, L2Kind, field_offsets};
@@ -32,8 +33,7 @@ impl Qcow2 {
                     claimed.push(self.claim_of(*entry, claim).await?);
                 }
                 if claimed != entries {
-                    let bytes: Vec<u8> =
-                        claimed.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
+                    let bytes = self.table_with(&file, offset, &claimed).await?;
                     file.write(offset, bytes.into(), WriteFlags::empty()).await?;
                 }
             }
@@ -48,6 +48,20 @@ impl Qcow2 {
         }
         self.l2.clear();
         self.write_back(true).await
+    }
+
+    /// The L2 table at `offset` with other entries; what bitmaps it has stay.
+    async fn table_with(&self, file: &Edge, offset: u64, entries: &[L2Entry]) -> Result<Vec<u8>> {
+        let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
+        let stride = usize::try_from(self.geometry.l2_entry_words()).unwrap_or(1);
+        let mut bytes = match self.geometry.extended_l2 {
+            true => file.read(offset, IoBufMut::new(size)).await?.to_vec(),
+            false => vec![0; size],
+        };
+        for (word, entry) in bytes.chunks_exact_mut(8).step_by(stride).zip(entries) {
+            word.copy_from_slice(&entry.0.to_be_bytes());
+        }
+        Ok(bytes)
     }
 
     async fn claim_of(&self, entry: L2Entry, claim: Claim) -> Result<L2Entry> {

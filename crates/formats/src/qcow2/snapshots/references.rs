@@ -8,7 +8,7 @@ use oxblk_core::{ChildIdx, Error, Result};
 use oxblk_ring::IoBufMut;
 
 use super::super::Qcow2;
-use super::super::layout::{L1Entry, L2Entry, L2Kind};
+use super::super::layout::{L1Entry, L2Entry, L2Kind, l2_table};
 use super::super::write_back::Was;
 
 /// Bytes of L2 tables that are read ahead.
@@ -52,10 +52,7 @@ impl Qcow2 {
                 let (index, offset) = place?;
                 let file = self.children.require(ChildIdx::FILE)?;
                 let table = file.read(offset, IoBufMut::new(len)).await?;
-                let words = table.chunks_exact(8);
-                let entries = words
-                    .map(|word| L2Entry(word.try_into().map_or(0, u64::from_be_bytes)))
-                    .collect();
+                let entries = l2_table(&table, self.geometry).map(|both| both.entry).collect();
                 Ok((index, offset, entries))
             })
             .buffered(at_once)
