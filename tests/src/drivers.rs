@@ -73,6 +73,9 @@ pub const VARIANTS: &[Variant] = &[
     qcow2("qcow2-refcount1", "refcount_bits=1,cluster_size=4k", 4 * KIB),
     qcow2("qcow2-refcount64", "refcount_bits=64,cluster_size=4k", 4 * KIB),
     qcow2("qcow2-zstd", "compression_type=zstd,cluster_size=16k", 16 * KIB),
+    qcow2("qcow2-ext-16k", "extended_l2=on,cluster_size=16k", 16 * KIB),
+    qcow2("qcow2-ext-64k", "extended_l2=on", 64 * KIB),
+    qcow2("qcow2-ext-2m", "extended_l2=on,cluster_size=2M", 2 * MIB),
     Variant {
         repairs_on_open: true,
         ..qcow2("qcow2-lazy", "lazy_refcounts=on,cluster_size=4k", 4 * KIB)

@@ -115,3 +115,12 @@ fn version_2_images_stay_clean_and_equal() {
     run("compat=0.10", false, 300);
     run("compat=0.10,cluster_size=1k", true, 301);
 }
+
+#[test]
+fn images_with_subclusters_stay_clean_and_equal() {
+    for (seed, cluster) in (400_u64..).zip(["16k", "64k", "2M"]) {
+        run(&format!("extended_l2=on,cluster_size={cluster}"), false, seed);
+        run(&format!("extended_l2=on,cluster_size={cluster}"), true, seed + 100);
+    }
+    run("extended_l2=on,preallocation=metadata", false, 410);
+}

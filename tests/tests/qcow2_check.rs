@@ -132,6 +132,8 @@ fn sound_images_are_found_sound_with_the_same_figures() {
         "refcount_bits=32",
         "preallocation=metadata",
         "compression_type=zstd",
+        "extended_l2=on",
+        "extended_l2=on,cluster_size=16k",
     ] {
         let scratch = tempfile::tempdir().unwrap();
         let image = make(scratch.path(), options);

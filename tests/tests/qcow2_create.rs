@@ -53,6 +53,10 @@ fn new_images_are_the_same_bytes() {
         ("backing_file=base,backing_fmt=raw,cluster_size=512", "1M"),
         ("preallocation=metadata", "64M"),
         ("preallocation=metadata", "1200M"),
+        ("extended_l2=on", "64M"),
+        ("extended_l2=on,cluster_size=16k", "5G"),
+        ("extended_l2=on,preallocation=metadata", "64M"),
+        ("extended_l2=on,cluster_size=16k,preallocation=metadata", "8M"),
         ("preallocation=metadata,compat=0.10,cluster_size=4k", "3M"),
         ("preallocation=metadata,refcount_bits=1", "8M"),
     ];

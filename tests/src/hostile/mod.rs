@@ -42,6 +42,7 @@
 //! | unknown incompatible bits are named; autoclear bits | "unknown incompatible bit 63", "unknown autoclear bit" |
 //! | clusters beyond the refcount table | "L2 entry beyond all that the refcount table could count" |
 //! | L2 entries: reserved bits, unaligned, on metadata, on themselves | "L2 entry …" |
+//! | extended L2 entries: bitmaps that contradict themselves or the entry | the cases of [`qcow2_subclusters`] |
 //! | compressed descriptors past the end | "compressed data past the end", "compressed descriptor all set" |
 //! | bitmap directory: wild sizes, duplicate names, in use | "bitmap …", "two bitmaps of one name" |
 //! | dirty and corrupt bits | "dirty", "marked corrupt" |
@@ -63,6 +64,7 @@ pub mod image;
 pub mod mutate;
 pub mod qcow2;
 pub mod qcow2_extra;
+pub mod qcow2_subclusters;
 pub mod qcow2_tables;
 
 use std::io::Read;
