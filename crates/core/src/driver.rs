@@ -16,6 +16,7 @@ use std::pin::Pin;
 use oxblk_ring::{File, IoBuf, IoBufMut};
 use serde_json::Value;
 
+use crate::bitmap::PersistentBitmaps;
 use crate::check::Check;
 use crate::create::{CreateOption, CreateRequest, Measure, MeasureRequest};
 use crate::{
@@ -243,6 +244,11 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Internal snapshots.
     fn snapshots(&self) -> Option<&dyn crate::snapshot::Snapshots> {
+        None
+    }
+
+    /// Dirty bitmaps kept in the image.
+    fn persistent_bitmaps(&self) -> Option<&dyn PersistentBitmaps> {
         None
     }
 

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use arc_swap::ArcSwap;
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
-use crate::bitmap::BitmapList;
+use crate::bitmap::{BitmapList, DirtyBitmap};
 use crate::driver::{Driver, DriverFactory, DriverKind};
 use crate::epoch::Epochs;
 use crate::perm::{Perm, Permissions};
@@ -184,6 +184,15 @@ impl Node {
     /// Its dirty bitmaps. [`crate::Graph::add_bitmap`] adds one.
     pub fn bitmaps(&self) -> &BitmapList {
         &self.bitmaps
+    }
+
+    /// Gives it the bitmaps that its image holds, before it takes requests.
+    pub(crate) fn adopt_bitmaps(&self, bitmaps: Vec<Arc<DirtyBitmap>>) -> Result<()> {
+        if !bitmaps.is_empty() {
+            self.bitmaps.insert_all(bitmaps)?;
+            self.set_gate(Gates::BITMAPS);
+        }
+        Ok(())
     }
 
     /// Records a write, a zero write or a discard in the bitmaps, after the node's size has followed it.

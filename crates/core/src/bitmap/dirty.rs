@@ -90,10 +90,18 @@ impl DirtyBitmap {
     /// # Errors
     /// When the name is too long or [`RangeMap::new`] refuses.
     pub fn new(name: &str, size: u64, granularity: u64) -> Result<Arc<Self>, BitmapError> {
+        Self::with_map(name, RangeMap::new(size, granularity)?)
+    }
+
+    /// An enabled bitmap with these contents.
+    ///
+    /// # Errors
+    /// When the name is too long.
+    pub fn with_map(name: &str, map: RangeMap) -> Result<Arc<Self>, BitmapError> {
         if name.len() > MAX_NAME {
             return Err(BitmapError::NameTooLong(name.to_owned()));
         }
-        let own = Recorder { map: Arc::new(RangeMap::new(size, granularity)?), enabled: true };
+        let own = Recorder { map: Arc::new(map), enabled: true };
         Ok(Arc::new(Self {
             name: name.to_owned(),
             state: ArcSwap::from_pointee(State { own, successor: None }),
@@ -128,6 +136,19 @@ impl DirtyBitmap {
     /// The map as it is now; a clear or a resize gives the bitmap another.
     pub fn map(&self) -> Arc<RangeMap> {
         self.state.load().own.map.clone()
+    }
+
+    /// All that has been recorded, by it and by its successor: what an image that is closed now has to keep.
+    ///
+    /// # Errors
+    /// None in practice: a new map is like the old one.
+    pub fn everything(&self) -> Result<Arc<RangeMap>, BitmapError> {
+        let state = self.state.load();
+        let Some(successor) = &state.successor else { return Ok(state.own.map.clone()) };
+        let all = RangeMap::new(state.own.map.size(), state.own.map.granularity())?;
+        all.absorb(&state.own.map);
+        all.absorb(&successor.map);
+        Ok(Arc::new(all))
     }
 
     /// Whether writes are recorded, by it or by its successor.

@@ -63,9 +63,7 @@ impl BitmapError {
 impl fmt::Display for BitmapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Granularity => {
-                f.write_str("Granularity must be power of 2 and at least 512 and at most 2 GiB")
-            }
+            Self::Granularity => f.write_str("Granularity must be power of 2 and at least 512"),
             Self::TooBig => {
                 f.write_str("Bitmap would have too many bits; use a larger granularity")
             }

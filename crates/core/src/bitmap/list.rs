@@ -1,6 +1,7 @@
 //! The bitmaps of one node. The request path asks [`BitmapList::mark`] after every write; with no bitmaps
 //! that is one atomic load.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -68,6 +69,21 @@ impl BitmapList {
                 return Err(BitmapError::Exists(bitmap.name().to_owned()));
             }
             bitmaps.push(bitmap);
+            Ok(())
+        })
+    }
+
+    /// Adds many at once, whose names are known to differ.
+    ///
+    /// # Errors
+    /// When a name is taken; then none is added.
+    pub fn insert_all(&self, new: Vec<Arc<DirtyBitmap>>) -> Result<(), BitmapError> {
+        self.change(|bitmaps| {
+            let taken: HashSet<&str> = bitmaps.iter().map(|bitmap| bitmap.name()).collect();
+            if let Some(twice) = new.iter().find(|bitmap| taken.contains(bitmap.name())) {
+                return Err(BitmapError::Exists(twice.name().to_owned()));
+            }
+            bitmaps.extend(new);
             Ok(())
         })
     }

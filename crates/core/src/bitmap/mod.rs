@@ -1,6 +1,6 @@
 //! Dirty bitmaps in memory: which parts of a disk have been written since some moment.
 //!
-//! Four layers, each one file:
+//! Layers, each one file:
 //!
 //! | file | what |
 //! |---|---|
@@ -8,6 +8,7 @@
 //! | `ranges` | the same in bytes: granularity, areas, merging, [`RangeMap`] |
 //! | `serial` | the bits as little-endian bytes, chunk by chunk, as images and migration store them |
 //! | `dirty`, `list` | [`DirtyBitmap`] with a name, flags and a successor; the [`BitmapList`] of a node |
+//! | `persistent` | what a format offers that keeps bitmaps in its images |
 //!
 //! Marking is on the path of every write, from every I/O thread at once: it takes no lock, and where the
 //! bits are set already it writes to no shared cache line. What is done seldom (clearing, resizing,
@@ -20,6 +21,7 @@
 mod dirty;
 mod error;
 mod list;
+mod persistent;
 mod ranges;
 mod serial;
 #[cfg(test)]
@@ -29,6 +31,7 @@ mod tree;
 pub use dirty::{BitmapInfo, Busy, Checks, DirtyBitmap, Successor};
 pub use error::BitmapError;
 pub use list::BitmapList;
+pub use persistent::PersistentBitmaps;
 pub use ranges::{MAX_GRANULARITY, MAX_GRANULES, MIN_GRANULARITY, RangeMap, default_granularity};
 
 /// Longest name of a bitmap, in bytes.

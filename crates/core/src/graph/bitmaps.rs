@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use super::Graph;
-use crate::bitmap::{DirtyBitmap, default_granularity};
+use crate::bitmap::{BitmapError, Checks, DirtyBitmap, RangeMap, default_granularity};
 use crate::node::Gates;
-use crate::{Node, Result};
+use crate::{Error, Node, Result};
+
+const ENOTSUP: i32 = 95;
 
 impl Graph {
     /// Adds an enabled, clean bitmap to `node`. Every write that ends after this returns is recorded: those
@@ -24,6 +26,58 @@ impl Graph {
         let bitmap = node.bitmaps().create(name, node.size(), granularity)?;
         self.attach_bitmaps(node).await;
         Ok(bitmap)
+    }
+
+    /// The same for a bitmap that is kept in the image: it is there once that has been closed.
+    ///
+    /// # Errors
+    /// As [`Self::add_bitmap`], and when the image cannot hold it.
+    pub async fn add_persistent_bitmap(
+        &self,
+        node: &Arc<Node>,
+        name: &str,
+        granularity: Option<u64>,
+    ) -> Result<Arc<DirtyBitmap>> {
+        if name.is_empty() {
+            return Err(BitmapError::NameEmpty.into());
+        }
+        let granularity =
+            granularity.unwrap_or_else(|| default_granularity(node.driver().info().cluster_size));
+        RangeMap::new(0, granularity)?;
+        if node.bitmaps().find(name).is_ok() {
+            return Err(BitmapError::Exists(name.to_owned()).into());
+        }
+        let Some(persistent) = node.driver().persistent_bitmaps() else {
+            let text = format!("Can't store persistent bitmaps to {}", node.name());
+            return Err(Error::from_errno(ENOTSUP).prefix(text));
+        };
+        let cannot = |error: Error| {
+            let text = format!("Can't make bitmap '{name}' persistent in '{}'", node.name());
+            error.prefix(text)
+        };
+        persistent.can_store_new(name, granularity).map_err(cannot)?;
+        let bitmap = self.add_bitmap(node, name, Some(granularity)).await?;
+        if let Err(error) = persistent.store(&bitmap) {
+            self.remove_bitmap(node, &bitmap);
+            return Err(cannot(error));
+        }
+        bitmap.set_persistent(true);
+        Ok(bitmap)
+    }
+
+    /// Takes a bitmap off `node`, and out of its image. One that is inconsistent can be removed like any other.
+    ///
+    /// # Errors
+    /// When an operation holds it, when it must not change, or when the image cannot be written.
+    pub async fn delete_bitmap(&self, node: &Node, bitmap: &Arc<DirtyBitmap>) -> Result<()> {
+        bitmap.check(Checks::BUSY | Checks::READ_ONLY)?;
+        if bitmap.is_persistent()
+            && let Some(persistent) = node.driver().persistent_bitmaps()
+        {
+            persistent.remove(bitmap.name()).await?;
+        }
+        self.remove_bitmap(node, bitmap);
+        Ok(())
     }
 
     /// Makes `node` record writes in the bitmaps that it has been given.

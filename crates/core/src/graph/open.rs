@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use super::generic::{Generic, take_generic};
 use super::{Graph, filename};
-use crate::driver::{BoxFuture, DriverFactory, DriverKind};
+use crate::bitmap::DirtyBitmap;
+use crate::driver::{BoxFuture, Driver, DriverFactory, DriverKind};
 use crate::epoch::Epochs;
 use crate::node::{NodeParts, Settings};
 use crate::perm::{Permissions, Role};
@@ -358,16 +359,21 @@ impl Graph {
             attach_file(driver, file, &context)?;
         }
         let opened = driver.open(&mut context).await?;
-        let opened =
-            match self.finish_open(driver, &mut context, backing_option, target.depth).await {
-                Ok(()) => opened,
-                Err(error) => {
-                    if let Some(request) = opened.close() {
-                        let _ = request.await;
-                    }
-                    return Err(error);
+        let finished = self.finish_open(driver, &mut context, backing_option, target.depth).await;
+        // The last thing that can fail: it may write to the image.
+        let loaded = match finished {
+            Ok(()) => load_bitmaps(&*opened, &context.flags).await,
+            Err(error) => Err(error),
+        };
+        let bitmaps = match loaded {
+            Ok(bitmaps) => bitmaps,
+            Err(error) => {
+                if let Some(request) = opened.close() {
+                    let _ = request.await;
                 }
-            };
+                return Err(error);
+            }
+        };
         let probed_raw = context.flags.probed && driver.name() == "raw";
         let node = self.insert(NodeParts {
             name: context.node_name,
@@ -383,6 +389,7 @@ impl Graph {
             },
             filename: context.filename,
         });
+        node.adopt_bitmaps(bitmaps)?;
         if probed_raw {
             self.guard_probed_raw(&node);
         }
@@ -490,6 +497,14 @@ impl Graph {
         let node = opened.map_err(|error| error.prefix("Could not open backing file"))?;
         node.follow_parent();
         Ok(Some(node))
+    }
+}
+
+/// The bitmaps that the image holds; a check looks at them on disk.
+async fn load_bitmaps(driver: &dyn Driver, flags: &OpenFlags) -> Result<Vec<Arc<DirtyBitmap>>> {
+    match driver.persistent_bitmaps() {
+        Some(persistent) if !flags.check => persistent.load().await,
+        _ => Ok(Vec::new()),
     }
 }
 
