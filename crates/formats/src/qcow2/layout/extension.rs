@@ -9,12 +9,12 @@ use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{Immutable, KnownLayout, Unaligned};
 
 use super::features::NAMES;
-use super::{Autoclear, Geometry};
+use super::{Autoclear, Geometry, MAX_BITMAP_DIRECTORY, MAX_BITMAPS};
 
-const END: u32 = 0;
+pub(super) const END: u32 = 0;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 const FEATURE_NAMES: u32 = 0x6803_f857;
-const BITMAPS: u32 = 0x2385_2875;
+pub(super) const BITMAPS: u32 = 0x2385_2875;
 const CRYPTO: u32 = 0x0537_be77;
 const DATA_FILE: u32 = 0x4441_5441;
 
@@ -26,11 +26,6 @@ const FEATURE_NAME: usize = 46;
 const NO_NAMES_UP_TO: u64 = 4096;
 /// Longest backing format name, in bytes.
 const MAX_FORMAT_NAME: usize = 15;
-
-/// Most bitmaps that QEMU accepts.
-const MAX_BITMAPS: u32 = 65_535;
-/// Largest bitmap directory that QEMU accepts, in bytes.
-const MAX_BITMAP_DIRECTORY: u64 = MAX_BITMAPS as u64 * 1024;
 
 /// Which field a feature bit is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +99,18 @@ pub struct BitmapsExtension {
     pub directory_offset: u64,
 }
 
+impl BitmapsExtension {
+    /// The extension's data.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut data = Vec::with_capacity(24);
+        data.extend(self.count.to_be_bytes());
+        data.extend(0_u32.to_be_bytes());
+        data.extend(self.directory_size.to_be_bytes());
+        data.extend(self.directory_offset.to_be_bytes());
+        data
+    }
+}
+
 /// What follows the header in the first cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Extensions {
@@ -115,6 +122,10 @@ pub struct Extensions {
     pub data_file: Option<String>,
     /// The bitmap directory; absent when the image says that it is not consistent.
     pub bitmaps: Option<BitmapsExtension>,
+    /// The image says that of a directory which it names.
+    pub bitmaps_outdated: bool,
+    /// What is wrong with the bitmaps extension; there is no directory then.
+    pub bitmaps_fault: Option<String>,
     /// The encryption header pointer, as it is (16 bytes).
     pub crypto: Option<Vec<u8>>,
     /// Extensions that are not known: magic number and data.
@@ -188,7 +199,7 @@ impl Extensions {
             }
             FEATURE_NAMES => self.feature_names = parse_names(data),
             DATA_FILE => self.data_file = Some(text(data, "Data file name")?),
-            BITMAPS => self.bitmaps = parse_bitmaps(data, context)?,
+            BITMAPS => self.take_bitmaps(data, context),
             CRYPTO if context.luks => {
                 if data.len() != 16 {
                     let text = format!(
@@ -209,6 +220,17 @@ impl Extensions {
         Ok(())
     }
 
+    /// A fault here is told when the bitmaps matter: to check and repair such an image, it must be read.
+    fn take_bitmaps(&mut self, data: &[u8], context: &Context) {
+        match parse_bitmaps(data, context) {
+            Ok(bitmaps) => {
+                self.bitmaps = bitmaps;
+                self.bitmaps_outdated = bitmaps.is_none();
+            }
+            Err(fault) => self.bitmaps_fault = Some(fault),
+        }
+    }
+
     /// Appends the extensions to `out` in the order in which QEMU writes them, the end marker last.
     /// Version 3 images with large enough clusters get the names of all known features, whatever
     /// names they had.
@@ -226,12 +248,7 @@ impl Extensions {
             put(out, FEATURE_NAMES, &encode_names());
         }
         if let Some(bitmaps) = &self.bitmaps {
-            let mut data = Vec::with_capacity(24);
-            data.extend(bitmaps.count.to_be_bytes());
-            data.extend(0u32.to_be_bytes());
-            data.extend(bitmaps.directory_size.to_be_bytes());
-            data.extend(bitmaps.directory_offset.to_be_bytes());
-            put(out, BITMAPS, &data);
+            put(out, BITMAPS, &bitmaps.encode());
         }
         for (magic, data) in &self.unknown {
             put(out, *magic, data);
@@ -280,8 +297,8 @@ fn encode_names() -> Vec<u8> {
     data
 }
 
-fn parse_bitmaps(data: &[u8], context: &Context) -> Result<Option<BitmapsExtension>> {
-    let fault = |text: String| Err(Error::invalid(text));
+fn parse_bitmaps(data: &[u8], context: &Context) -> Result<Option<BitmapsExtension>, String> {
+    let fault = |text: String| Err(text);
     let Ok(raw) = RawBitmaps::read_from_bytes(data) else {
         return fault("bitmaps_ext: Invalid extension length".into());
     };

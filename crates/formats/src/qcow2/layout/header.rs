@@ -193,6 +193,17 @@ impl Header {
         Ok(())
     }
 
+    /// Refuses what only `check` may open: an image whose bitmaps extension is broken.
+    ///
+    /// # Errors
+    /// In the words of QEMU's tools.
+    pub fn require_bitmaps(&self) -> Result<()> {
+        match &self.extensions.bitmaps_fault {
+            Some(text) => fault(text.clone()),
+            None => Ok(()),
+        }
+    }
+
     /// Refuses to write to an image that is marked corrupt.
     ///
     /// # Errors

@@ -155,10 +155,6 @@ fn faults_are_told_in_the_words_of_qemus_tools() {
             &[(EXTENSIONS, &be32(0x0537_be77)), (EXTENSIONS + 4, &be32(16))],
             "CRYPTO header extension only expected with LUKS encryption method",
         ),
-        (
-            &[(EXTENSIONS, &be32(0x2385_2875)), (EXTENSIONS + 4, &be32(16))],
-            "bitmaps_ext: Invalid extension length",
-        ),
     ];
     for (changes, message) in cases {
         assert_eq!(refused(changes), *message);
@@ -274,5 +270,42 @@ proptest! {
             prop_assert!(geometry.is_aligned(header.refcount_table_offset));
             prop_assert!(header.backing_file.is_none_or(|name| name.len() <= 1023));
         }
+    }
+}
+
+#[test]
+fn a_broken_bitmaps_extension_is_told_when_the_bitmaps_matter() {
+    let bitmaps = |autoclear: u64, len: u32, fields: [u64; 3]| {
+        let bytes = spoiled(&[
+            (88, &be64(autoclear)),
+            (EXTENSIONS, &be32(0x2385_2875)),
+            (EXTENSIONS + 4, &be32(len)),
+            (EXTENSIONS + 8, &fields.map(u64::to_be_bytes).concat()),
+            (EXTENSIONS + 8 + len as usize, &[0; 8]),
+        ]);
+        let header = Header::parse(&bytes, bytes.len() as u64).unwrap();
+        let fault = header.require_bitmaps().err().map(|error| error.to_string());
+        (fault.unwrap_or_default(), header.extensions.bitmaps)
+    };
+    let good = [1 << 32, 32, 0x7_0000];
+    assert_eq!(bitmaps(1, 24, good).1.unwrap().directory_offset, 0x7_0000);
+    assert_eq!(bitmaps(0, 24, good), (String::new(), None));
+    for (len, fields, message) in [
+        (16, good, "bitmaps_ext: Invalid extension length"),
+        (24, [1 << 32 | 1, 32, 0x7_0000], "bitmaps_ext: Reserved field is not zero"),
+        (24, [0, 32, 0x7_0000], "found bitmaps extension with zero bitmaps"),
+        (24, [1 << 32, 32, 0x7_0200], "bitmaps_ext: invalid bitmap directory offset"),
+        (
+            24,
+            [1 << 32, 1 << 40, 0x7_0000],
+            "bitmaps_ext: bitmap directory size (1099511627776) exceeds the maximum supported size (67107840)",
+        ),
+        (
+            24,
+            [70_000 << 32, 32, 0x7_0000],
+            "bitmaps_ext: Image has 70000 bitmaps, exceeding the QEMU supported maximum of 65535",
+        ),
+    ] {
+        assert_eq!(bitmaps(1, len, fields), (message.to_owned(), None));
     }
 }

@@ -9,8 +9,10 @@
 //! The section names in the comments are those of the qcow2 specification (docs/interop/qcow2).
 //! Messages are those that QEMU's tools print for the same fault, because scripts match on them.
 
+mod bitmap;
 mod entry;
 mod extension;
+mod extension_change;
 mod features;
 mod geometry;
 mod header;
@@ -19,8 +21,13 @@ mod refcount;
 mod snapshot;
 mod subclusters;
 
+pub use bitmap::{
+    BitmapData, BitmapEntry, BitmapFlags, BitmapTableEntry, MAX_BITMAP_BYTES, MAX_BITMAP_DIRECTORY,
+    MAX_BITMAPS, bitmap_bytes, encode_bitmap_directory, parse_bitmap_directory,
+};
 pub use entry::{BadEntry, L1Entry, L2Entry, L2Kind, RefcountTableEntry};
 pub use extension::{BitmapsExtension, Extensions, FeatureKind, FeatureName};
+pub use extension_change::{HeaderWrite, change_bitmaps_extension};
 pub use features::{Autoclear, Compatible, Incompatible};
 pub use geometry::Geometry;
 pub use header::{

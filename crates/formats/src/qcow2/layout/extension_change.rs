@@ -1,0 +1,212 @@
+//! Changing the bitmaps extension in a header that is in use.
+//!
+//! A power cut may come between any two sectors of a write. The change is therefore told as a list of writes, each to be
+//! durable before the next, such that whatever part of one of them arrives, the header can be read, says the same of
+//! everything else, and of bitmaps what it said before, what it says afterwards, or that they are not consistent
+//! (autoclear bit 0 is not set). Where the extension is there already and lies within a sector, as it does with the headers
+//! that QEMU and this program make, it is one write, and the old directory or the new one is named at any time.
+
+use oxblk_core::{Error, Result};
+use zerocopy::FromBytes;
+use zerocopy::byteorder::big_endian::{U32, U64};
+
+use super::extension::{BITMAPS, BitmapsExtension, END};
+use super::{Autoclear, field_offsets};
+
+/// What a disk writes as a whole.
+const SECTOR: usize = 512;
+/// Magic number and length before an extension's data.
+const HEAD: usize = 8;
+/// Bytes of the extension's data.
+const DATA: usize = 24;
+/// Bytes of the extension and of the end marker behind it.
+const WITH_END: usize = HEAD + DATA + HEAD;
+
+/// Where the fields are that are read here.
+const BACKING_OFFSET: usize = 8;
+const BACKING_SIZE: usize = 16;
+const HEADER_LENGTH: usize = 100;
+
+/// One write to the header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeaderWrite {
+    /// Byte offset in the file, within the first cluster.
+    pub offset: u64,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A chain of header extensions as it lies in the first cluster.
+struct Chain {
+    /// Where the bitmaps extension begins, and the bytes of its data.
+    bitmaps: Option<(usize, usize)>,
+    /// Where the end marker is.
+    end: usize,
+}
+
+/// The writes that have `head`, the first cluster of a version 3 image, name the bitmap directory `new`, or none.
+///
+/// # Errors
+/// [`oxblk_core::ErrorKind::NoSpace`] when there is no room for the extension.
+pub fn change_bitmaps_extension(
+    head: &[u8],
+    new: Option<&BitmapsExtension>,
+) -> Result<Vec<HeaderWrite>> {
+    let mut change = Change { head: head.to_vec(), writes: Vec::new() };
+    let chain = change.chain()?;
+    match (new, chain.bitmaps) {
+        (Some(new), Some((at, DATA))) => change.replace(at, new),
+        (Some(_), Some(_)) => return Err(Error::invalid("bitmaps_ext: Invalid extension length")),
+        (Some(new), None) => change.insert(chain.end, new)?,
+        (None, Some((at, len))) => change.remove(at, len, chain.end),
+        (None, None) => change.set_consistent(false),
+    }
+    Ok(change.writes)
+}
+
+struct Change {
+    /// The cluster as the writes so far leave it.
+    head: Vec<u8>,
+    writes: Vec<HeaderWrite>,
+}
+
+impl Change {
+    fn small(&self, at: usize) -> usize {
+        let field = self.head.get(at..).and_then(|bytes| U32::read_from_prefix(bytes).ok());
+        field.map_or(0, |(value, _)| usize::try_from(value.get()).unwrap_or(usize::MAX))
+    }
+
+    fn large(&self, at: usize) -> u64 {
+        let field = self.head.get(at..).and_then(|bytes| U64::read_from_prefix(bytes).ok());
+        field.map_or(0, |(value, _)| value.get())
+    }
+
+    /// Where the backing file's name is: offset and length.
+    fn backing_name(&self) -> Option<(usize, usize)> {
+        let offset = usize::try_from(self.large(BACKING_OFFSET)).unwrap_or(usize::MAX);
+        (offset != 0).then(|| (offset, self.small(BACKING_SIZE)))
+    }
+
+    fn chain(&self) -> Result<Chain> {
+        let limit = self.backing_name().map_or(self.head.len(), |(offset, _)| offset);
+        let too_large = || Error::invalid("Header extension too large");
+        let mut bitmaps = None;
+        let mut at = self.small(HEADER_LENGTH);
+        loop {
+            let data = at.saturating_add(HEAD);
+            if data > limit {
+                // It ends without a marker.
+                return Ok(Chain { bitmaps, end: at });
+            }
+            let (magic, len) = (self.small(at), self.small(at.saturating_add(4)));
+            if magic == END as usize {
+                return Ok(Chain { bitmaps, end: at });
+            }
+            if data.saturating_add(len) > limit {
+                return Err(too_large());
+            }
+            if magic == BITMAPS as usize {
+                bitmaps = Some((at, len));
+            }
+            at = data.saturating_add(len.checked_next_multiple_of(8).ok_or_else(too_large)?);
+        }
+    }
+
+    fn write(&mut self, at: usize, bytes: Vec<u8>) {
+        let place = at..at.saturating_add(bytes.len());
+        if let Some(to) = self.head.get_mut(place) {
+            to.copy_from_slice(&bytes);
+            self.writes.push(HeaderWrite { offset: at as u64, bytes });
+        }
+    }
+
+    fn set_consistent(&mut self, consistent: bool) {
+        let at = usize::try_from(field_offsets::AUTOCLEAR).unwrap_or(usize::MAX);
+        let mut bits = Autoclear::from_bits_retain(self.large(at));
+        if bits.contains(Autoclear::BITMAPS) != consistent {
+            bits.set(Autoclear::BITMAPS, consistent);
+            self.write(at, bits.bits().to_be_bytes().to_vec());
+        }
+    }
+
+    fn replace(&mut self, at: usize, new: &BitmapsExtension) {
+        let place = at.saturating_add(HEAD);
+        if place / SECTOR != place.saturating_add(DATA - 1) / SECTOR {
+            // What arrives of it may be a mixture.
+            self.set_consistent(false);
+        }
+        self.write(place, new.encode());
+        self.set_consistent(true);
+    }
+
+    /// Puts the extension where the end marker is, and the marker behind it.
+    fn insert(&mut self, end: usize, new: &BitmapsExtension) -> Result<()> {
+        let no_room = || Error::from_errno(28).prefix("The header has no room for bitmaps");
+        let behind = end.saturating_add(WITH_END);
+        let mut covered = behind;
+        if let Some((name, len)) = self.backing_name().filter(|(name, _)| *name < behind) {
+            let there = behind.max(name.saturating_add(len));
+            if end.saturating_add(HEAD) > name || there.saturating_add(len) > self.head.len() {
+                return self.insert_at_once(end, new).ok_or_else(no_room);
+            }
+            let bytes = self.head.get(name..name.saturating_add(len)).map(<[u8]>::to_vec);
+            self.write(there, bytes.unwrap_or_default());
+            self.write(BACKING_OFFSET, (there as u64).to_be_bytes().to_vec());
+            covered = there;
+        }
+        if covered > self.head.len() {
+            return Err(no_room());
+        }
+        let mut bytes = encode(new);
+        bytes.resize(covered.saturating_sub(end), 0);
+        // The sector in which the chain ended makes the rest be seen, and so comes last.
+        let first = (SECTOR - end % SECTOR).min(bytes.len());
+        let rest = bytes.split_off(first);
+        if !rest.is_empty() {
+            self.write(end.saturating_add(first), rest);
+        }
+        self.write(end, bytes);
+        self.set_consistent(true);
+        Ok(())
+    }
+
+    /// The same where everything up to the backing file's name, moved, is one sector.
+    fn insert_at_once(&mut self, end: usize, new: &BitmapsExtension) -> Option<()> {
+        let (name, len) = self.backing_name()?;
+        let name = self.head.get(name..name.saturating_add(len))?.to_vec();
+        let mut bytes = self.head.get(..end)?.to_vec();
+        bytes.extend(encode(new));
+        let there = u64::try_from(bytes.len()).ok()?;
+        bytes.extend(name);
+        bytes.get_mut(BACKING_OFFSET..BACKING_OFFSET + 8)?.copy_from_slice(&there.to_be_bytes());
+        if bytes.len() > SECTOR.min(self.head.len()) {
+            return None;
+        }
+        self.write(0, bytes);
+        self.set_consistent(true);
+        Some(())
+    }
+
+    /// Takes the extension out if it is the last one; one in front of others stays, and counts for nothing.
+    fn remove(&mut self, at: usize, len: usize, end: usize) {
+        self.set_consistent(false);
+        let last = at.saturating_add(HEAD).saturating_add(len.next_multiple_of(8)) >= end;
+        if last {
+            let marker = if end.saturating_add(HEAD) <= self.head.len() { HEAD } else { 0 };
+            self.write(at, vec![0; end.saturating_sub(at).saturating_add(marker)]);
+        }
+    }
+}
+
+/// The extension and an end marker.
+fn encode(new: &BitmapsExtension) -> Vec<u8> {
+    let mut bytes = BITMAPS.to_be_bytes().to_vec();
+    bytes.extend(u32::try_from(DATA).unwrap_or(0).to_be_bytes());
+    bytes.extend(new.encode());
+    bytes.resize(WITH_END, 0);
+    bytes
+}
+
+#[cfg(test)]
+#[path = "extension_change_tests.rs"]
+mod tests;
