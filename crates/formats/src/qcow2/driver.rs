@@ -1,5 +1,6 @@
 //! The driver contract, and the map of the fast path.
 
+use oxblk_core::bitmap::PersistentBitmaps;
 use oxblk_core::check::{Check, CheckReport, Fix};
 use oxblk_core::driver::{Compress, Reopen, Resize};
 use oxblk_core::snapshot::Snapshots;
@@ -100,6 +101,9 @@ impl Driver for Qcow2 {
             data["corrupt"] = corrupt.into();
             data["extended-l2"] = self.geometry.extended_l2.into();
         }
+        if let Some(bitmaps) = self.bitmaps.info() {
+            data["bitmaps"] = bitmaps;
+        }
         ImageInfo {
             cluster_size: self.geometry.cluster_size(),
             is_dirty: header.incompatible.contains(Incompatible::DIRTY),
@@ -113,7 +117,7 @@ impl Driver for Qcow2 {
     }
 
     fn close(&self) -> Option<BoxFuture<'_, Result<()>>> {
-        Some(Box::pin(self.close_image()))
+        Some(Box::pin(self.complete_image()))
     }
 
     fn resize(&self) -> Option<&dyn Resize> {
@@ -129,6 +133,10 @@ impl Driver for Qcow2 {
     }
 
     fn snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
+    }
+
+    fn persistent_bitmaps(&self) -> Option<&dyn PersistentBitmaps> {
         Some(self)
     }
 

@@ -5,10 +5,10 @@
 //! metadata stays counted, as `qemu-img measure` does.
 
 use oxblk_core::create::{Measure, MeasureRequest};
-use oxblk_core::{Backend, Error, Options, Preallocation, Result, StatusFlags, Want};
+use oxblk_core::{Backend, Error, Node, Options, Preallocation, Result, StatusFlags, Want};
 
 use super::create::{cluster_bits, fully_allocated, missing_feature, not_yet, refcount_order};
-use super::layout::Geometry;
+use super::layout::{BitmapEntry, Geometry, bitmap_bytes};
 
 /// Bytes of the source asked about at once.
 const STATUS_CHUNK: u64 = 1 << 40;
@@ -34,14 +34,14 @@ pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
         (_, Some(source)) => used_bytes(source, geometry).await?,
         (_, None) => 0,
     };
-    let has_bitmaps = match request.source {
-        Some(source) => wanted.version >= 3 && source.node()?.factory().name() == "qcow2",
-        None => false,
+    let bitmaps = match request.source {
+        Some(source) if wanted.version >= 3 => bitmaps(&*source.node()?, geometry),
+        _ => None,
     };
     Ok(Measure {
         required: (fully_allocated - virtual_size).saturating_add(data),
         fully_allocated,
-        bitmaps: has_bitmaps.then_some(0),
+        bitmaps,
     })
 }
 
@@ -92,6 +92,22 @@ impl Wanted {
             has_backing: options.contains("backing_file"),
         })
     }
+}
+
+/// Bytes that the persistent bitmaps of the source need, every cluster of theirs allocated.
+fn bitmaps(source: &Node, geometry: Geometry) -> Option<u64> {
+    source.driver().persistent_bitmaps().filter(|persistent| persistent.are_supported())?;
+    let bytes_in = |clusters: u64| clusters.saturating_mul(geometry.cluster_size());
+    let (mut total, mut directory) = (0_u64, 0_u64);
+    for bitmap in source.bitmaps().snapshot().iter().filter(|bitmap| bitmap.is_persistent()) {
+        let granularity = bitmap.map().granularity();
+        let data = geometry.clusters_for(bitmap_bytes(source.size(), granularity));
+        let table = geometry.clusters_for(data.saturating_mul(8));
+        total = total.saturating_add(bytes_in(data)).saturating_add(bytes_in(table));
+        let entry = BitmapEntry::new(bitmap.name(), granularity).encoded_len();
+        directory = directory.saturating_add(entry);
+    }
+    Some(total.saturating_add(bytes_in(geometry.clusters_for(directory))))
 }
 
 /// Bytes of the clusters in which the source has data that is not zeroes.

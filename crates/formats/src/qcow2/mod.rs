@@ -13,11 +13,13 @@
 //! | `subclusters/` | all that differs where L2 entries describe subclusters |
 //! | `tables` | making L2 tables |
 //! | `write_back`, `gate` | the order in which metadata reaches the disk |
+//! | `bitmaps/` | persistent dirty bitmaps |
 //! | `resize`, `preallocate`, `snapshots/`, `status`, `check/`, `create`, `measure` | what the names say |
 //! | `open`, `factory`, `reopen` | how a node comes to be, and to be another |
 //!
 //! # Locks, in the order in which they are taken
 //!
+//! 0. `Bitmaps::changing`: one change of what the image has of bitmaps at a time;
 //! 1. `guest`: range lock over guest clusters whose L2 entries change;
 //! 2. `Tail::turn`: where the next compressed cluster goes;
 //! 3. `tables`: making an L2 table;
@@ -30,6 +32,7 @@
 //! leaks clusters at worst. See `write_back`.
 
 mod allocator;
+mod bitmaps;
 mod cache;
 mod check;
 mod compressed;
@@ -113,6 +116,7 @@ pub(crate) struct Qcow2 {
     dropped: Mutex<Vec<Dropped>>,
     l1_dirty: Mutex<BTreeSet<u64>>,
     snapshots: Mutex<snapshots::TablePlace>,
+    bitmaps: bitmaps::Bitmaps,
     /// A reopen that waits for commit or abort.
     prepared: Mutex<Option<Prepared>>,
 }

@@ -12,10 +12,11 @@ use oxblk_ring::{IoBufMut, Mutex as AsyncMutex, RangeLock};
 use serde::{Deserialize, Serialize};
 
 use super::Qcow2;
+use super::bitmaps::Bitmaps;
 use super::cache::{Radix, SliceCache};
 use super::check::check;
 use super::compressed::Tail;
-use super::layout::{Autoclear, Geometry, Header, Incompatible, L1Entry, field_offsets};
+use super::layout::{Geometry, Header, Incompatible, L1Entry, field_offsets};
 use super::refcounts::{Refcounts, TablePlace};
 use super::snapshots::TablePlace as SnapshotTable;
 
@@ -98,11 +99,6 @@ fn refcount_slice(geometry: Geometry) -> u64 {
 
 /// Why an image cannot be written, if so: what this program does not keep up to date must not become stale.
 pub(super) fn only_readable(header: &Header) -> Option<&'static str> {
-    if header.extensions.bitmaps.is_some() {
-        return Some(
-            "Images with persistent bitmaps cannot be written yet: their bitmaps would become stale",
-        );
-    }
     let dirty = header.incompatible.contains(Incompatible::DIRTY);
     dirty.then_some("Image was not closed cleanly and its refcounts must be rebuilt first")
 }
@@ -115,11 +111,11 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     // A check looks at the file alone, and repairs what would keep others from opening it.
     if !context.flags.check {
         header.require_refcounts()?;
+        header.require_bitmaps()?;
     }
     if !context.flags.check && !context.flags.read_only {
         header.require_writable()?;
-        if header.extensions.bitmaps.is_none() && header.incompatible.contains(Incompatible::DIRTY)
-        {
+        if header.incompatible.contains(Incompatible::DIRTY) {
             header = repair_dirty(&file, &header).await?;
         }
         if let Some(reason) = only_readable(&header) {
@@ -214,6 +210,7 @@ async fn build(
         dropped: Mutex::default(),
         l1_dirty: Mutex::default(),
         snapshots: Mutex::new(SnapshotTable::of(&header)),
+        bitmaps: Bitmaps::of(&header),
         prepared: Mutex::default(),
         header,
     })
@@ -247,10 +244,20 @@ impl Qcow2 {
 
     /// Features that this program does not keep up to date must not be believed after it has written.
     pub(super) async fn clear_autoclear(&self) -> Result<()> {
-        if self.version < 3 || self.header.autoclear == Autoclear::empty() {
+        let kept = self.bitmaps.autoclear();
+        if self.version < 3 || self.header.autoclear == kept {
             return Ok(());
         }
-        self.write_header_field(field_offsets::AUTOCLEAR, &0_u64.to_be_bytes()).await
+        self.write_header_field(field_offsets::AUTOCLEAR, &kept.bits().to_be_bytes()).await
+    }
+
+    /// The same, bitmaps included: nothing is written to the image afterwards, unless they are marked as in use again.
+    pub(super) async fn complete_image(&self) -> Result<()> {
+        self.close_image().await?;
+        let stored = self.store_bitmaps().await;
+        let stored = stored.map_err(|error| error.prefix("Could not store the bitmaps"));
+        // What the bitmaps occupied before is free.
+        stored.and(self.close_image().await)
     }
 
     /// Makes the image on disk complete: no metadata is left in memory, and no cluster leaks.

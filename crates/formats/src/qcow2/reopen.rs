@@ -10,6 +10,7 @@ use std::sync::{MutexGuard, PoisonError};
 use oxblk_core::driver::Reopen;
 use oxblk_core::{BoxFuture, ChildIdx, Edge, Error, ErrorKind, OpenFlags, Options, Result};
 use oxblk_ring::IoBufMut;
+use roaring::RoaringTreemap;
 
 use super::Qcow2;
 use super::layout::{Header, L1Entry};
@@ -34,7 +35,7 @@ impl Qcow2 {
         }
         match (self.is_read_only(), flags.read_only) {
             (true, false) => self.check_can_be_written().await?,
-            (false, true) => self.close_image().await?,
+            (false, true) => self.complete_or_go_on().await?,
             _ => {}
         }
         Ok(Prepared {
@@ -44,15 +45,26 @@ impl Qcow2 {
         })
     }
 
+    /// Makes the image complete on disk. If that fails, it goes on being written.
+    async fn complete_or_go_on(&self) -> Result<()> {
+        let completed = self.complete_image().await;
+        if completed.is_err() {
+            self.use_bitmaps().await;
+        }
+        completed
+    }
+
     async fn check_can_be_written(&self) -> Result<()> {
         let file = self.children.require(ChildIdx::FILE)?;
         let header = read_header(&file).await?;
         header.require_refcounts()?;
+        header.require_bitmaps()?;
         header.require_writable()?;
         if let Some(reason) = only_readable(&header) {
             return Err(Error::new(ErrorKind::Denied, reason).errno(13));
         }
-        if self.is_as_on_disk(&file, &header).await? {
+        let same = self.is_as_on_disk(&file, &header).await?;
+        if same && self.has_bitmaps_on_disk(&file, &header).await? {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Busy, "Image was changed while it was open read-only").errno(16))
@@ -87,6 +99,7 @@ impl Qcow2 {
         self.refcounts.cache().set_limit(prepared.refcount_slices);
         let was_read_only = self.read_only.swap(prepared.read_only, Relaxed);
         if prepared.read_only || !was_read_only {
+            self.set_bitmaps_read_only(prepared.read_only);
             return;
         }
         self.l2.clear();
@@ -94,17 +107,22 @@ impl Qcow2 {
         if let Ok(file) = self.children.require(ChildIdx::FILE) {
             self.refcounts.allocator.note_file_size(&file);
         }
+        let mut tables = RoaringTreemap::new();
         for index in 0..self.l1_entries() {
             if let Ok(Some(offset)) = self.l1_entry(index).l2_offset(self.geometry) {
+                tables.insert(self.geometry.cluster_index(offset));
                 self.refcounts.allocator.note_metadata(offset, self.geometry.cluster_size());
             }
         }
+        self.bitmaps.disown(&tables);
         self.signalled.store(false, Relaxed);
         if let Err(error) = self.clear_autoclear().await {
             // It cannot be undone any more, and must not be written as it is.
             tracing::error!("qcow2: the image cannot be made writable: {error}");
             self.corrupt.store(true, Release);
+            return;
         }
+        self.use_bitmaps().await;
     }
 
     fn prepared(&self) -> MutexGuard<'_, Option<Prepared>> {
@@ -132,6 +150,11 @@ impl Reopen for Qcow2 {
     }
 
     fn abort(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async move { *self.prepared() = None })
+        Box::pin(async move {
+            let prepared = self.prepared().take();
+            if prepared.is_some_and(|prepared| prepared.read_only && !self.is_read_only()) {
+                self.use_bitmaps().await;
+            }
+        })
     }
 }

@@ -19,6 +19,7 @@ impl Qcow2 {
         if self.snapshot_table().count > 0 && self.version < 3 {
             return Err(Error::unsupported("Can't resize a version 2 image which has snapshots"));
         }
+        self.check_bitmaps_can_follow(size)?;
         let old = self.size();
         if size < old {
             return self.shrink(old, size, preallocation).await;

@@ -15,6 +15,7 @@
 //!
 //! Findings are worded and counted as `qemu-img check` does.
 
+mod bitmaps;
 mod copied;
 mod entries;
 mod rebuild;
@@ -117,6 +118,8 @@ struct Checker<'a> {
     structure: Vec<u64>,
     /// Entries of tables to be replaced: byte offset in the file, new value.
     patches: Vec<(u64, u64)>,
+    /// The bitmap directory to be written, where it must change.
+    new_bitmaps: Option<bitmaps::NewDirectory>,
 }
 
 impl<'a> Checker<'a> {
@@ -150,6 +153,7 @@ impl<'a> Checker<'a> {
             unreadable_blocks: HashSet::new(),
             structure: Vec::new(),
             patches: Vec::new(),
+            new_bitmaps: None,
         }
     }
 

@@ -27,6 +27,7 @@ impl Checker<'_> {
     /// Repairs what `fix` allows, after everything has been looked at.
     pub(super) async fn repair(&mut self) -> Result<()> {
         self.write_patches().await?;
+        self.write_new_bitmaps().await?;
         if self.rebuild {
             if self.fix != Fix::All {
                 (self.say)("ERROR need to rebuild refcount structures");

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use futures_util::stream::StreamExt as _;
+use oxblk_core::Result;
 use oxblk_core::check::Fix;
-use oxblk_core::{Error, Result};
 use oxblk_ring::IoBufMut;
 
 use super::Checker;
@@ -294,58 +294,6 @@ impl Checker<'_> {
         }
         Ok(())
     }
-
-    /// The clusters of persistent bitmaps.
-    async fn count_bitmaps(&mut self) {
-        let Some(bitmaps) = &self.header.extensions.bitmaps else { return };
-        let (offset, bytes, count) =
-            (bitmaps.directory_offset, bitmaps.directory_size, bitmaps.count);
-        self.refer(offset, bytes, 1, Claim::None);
-        let len = usize::try_from(bytes.min(self.file.size())).unwrap_or(0);
-        let directory = match self.file.read(offset, IoBufMut::new(len)).await {
-            Ok(directory) => directory,
-            Err(error) => {
-                return self
-                    .failed(&format!("ERROR: could not read the bitmap directory: {error}"));
-            }
-        };
-        let mut rest: &[u8] = &directory;
-        for _ in 0..count {
-            let Some((table, len)) = bitmap_entry(rest) else {
-                return self.corrupt("ERROR: bitmap directory is malformed");
-            };
-            rest = rest.get(len..).unwrap_or_default();
-            if let Err(error) = self.count_bitmap(table).await {
-                self.failed(&format!("ERROR: could not read a bitmap table: {error}"));
-            }
-        }
-    }
-
-    async fn count_bitmap(&mut self, (offset, entries): Place) -> Result<()> {
-        let bytes = entries.saturating_mul(8);
-        if !self.geometry.is_aligned(offset) || bytes > self.file.size() {
-            return Err(Error::invalid("table out of range"));
-        }
-        self.refer(offset, bytes, 1, Claim::None);
-        for entry in self.read_table(offset, entries).await? {
-            let cluster = entry & 0x00ff_ffff_ffff_fe00;
-            if cluster != 0 {
-                self.refer(cluster, self.geometry.cluster_size(), 1, Claim::None);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The table of the bitmap that a directory entry tells of, and the length of that entry ("Bitmap directory entry").
-fn bitmap_entry(bytes: &[u8]) -> Option<(Place, usize)> {
-    let offset = u64::from_be_bytes(bytes.get(..8)?.try_into().ok()?);
-    let entries = u32::from_be_bytes(bytes.get(8..12)?.try_into().ok()?);
-    let name = u16::from_be_bytes(bytes.get(18..20)?.try_into().ok()?);
-    let extra = u32::from_be_bytes(bytes.get(20..24)?.try_into().ok()?);
-    let len = usize::try_from(extra).ok()?.checked_add(usize::from(name))?.checked_add(24)?;
-    let len = len.checked_next_multiple_of(8)?;
-    (len <= bytes.len()).then_some(((offset, u64::from(entries)), len))
 }
 
 /// How the clusters of one active L2 table are used.

@@ -1,0 +1,100 @@
+//! Clusters that are written and counted, and that nothing refers to yet.
+//!
+//! They are given up again unless they are kept, so that a change that fails halfway leaks nothing.
+
+use oxblk_core::{ChildIdx, Result, WriteFlags, run_all};
+use oxblk_ring::{IoBuf, IoBufMut};
+use roaring::RoaringTreemap;
+
+use super::super::Qcow2;
+use super::super::write_back::Was;
+
+/// New clusters of metadata.
+pub(super) struct Fresh<'a> {
+    image: &'a Qcow2,
+    clusters: RoaringTreemap,
+    kept: bool,
+}
+
+impl<'a> Fresh<'a> {
+    /// None yet.
+    pub(super) fn new(image: &'a Qcow2) -> Self {
+        Self { image, clusters: RoaringTreemap::new(), kept: false }
+    }
+
+    /// Writes each of `pieces` (whole clusters) to a cluster of its own, and gives their numbers.
+    pub(super) async fn put(&mut self, mut pieces: Vec<IoBufMut>) -> Result<Vec<u64>> {
+        let bits = self.image.geometry.cluster_bits;
+        let file = self.image.children.require(ChildIdx::FILE)?;
+        let mut clusters = Vec::new();
+        while !pieces.is_empty() {
+            let wanted = u64::try_from(pieces.len()).unwrap_or(u64::MAX);
+            let mut run = self.image.reserve(wanted).await?;
+            run.begin_write();
+            let (start, count) = (run.start(), run.count());
+            let rest = pieces.split_off(usize::try_from(count).unwrap_or(0).min(pieces.len()));
+            let writes = (start..).zip(pieces).map(|(cluster, piece)| {
+                file.write(cluster << bits, piece.freeze(), WriteFlags::empty())
+            });
+            run_all(writes).await?;
+            self.image.refcounts.add(start, count).await?;
+            run.keep();
+            self.note(start, count);
+            clusters.extend(start..start.saturating_add(count));
+            pieces = rest;
+        }
+        Ok(clusters)
+    }
+
+    /// Writes `bytes` to clusters that lie together, and gives the number of the first. What the last one has behind
+    /// them is whatever was there.
+    pub(super) async fn put_together(&mut self, bytes: Vec<u8>) -> Result<u64> {
+        let geometry = self.image.geometry;
+        let count = geometry.clusters_for(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        let mut run = self.image.refcounts.reserve_contiguous(count).await?;
+        run.begin_write();
+        let start = run.start();
+        let file = self.image.children.require(ChildIdx::FILE)?;
+        let place = start << geometry.cluster_bits;
+        file.write(place, IoBuf::from(bytes), WriteFlags::empty()).await?;
+        self.image.refcounts.add(start, count).await?;
+        run.keep();
+        self.note(start, count);
+        Ok(start)
+    }
+
+    fn note(&mut self, start: u64, count: u64) {
+        let geometry = self.image.geometry;
+        self.clusters.insert_range(start..start.saturating_add(count));
+        let bytes = count << geometry.cluster_bits;
+        self.image.refcounts.allocator.note_metadata(start << geometry.cluster_bits, bytes);
+    }
+
+    /// Makes them and their refcounts durable: they may be referred to from now on.
+    pub(super) async fn settle(&self) -> Result<()> {
+        self.image.refcounts.write_back().await?;
+        self.image.children.require(ChildIdx::FILE)?.flush().await
+    }
+
+    /// They are referred to, or may be.
+    pub(super) fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Fresh<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.image.drop_table_clusters(&self.clusters);
+        }
+    }
+}
+
+impl Qcow2 {
+    /// Hands one reference of each of these clusters to the write-back.
+    pub(super) fn drop_table_clusters(&self, clusters: &RoaringTreemap) {
+        for cluster in clusters {
+            self.drop_clusters(cluster, 1, Was::Table);
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! Reading directory, tables and data.
+//!
+//! What an image says here decides no more than where is read: tables lie within the file, a bitmap has as much data as
+//! the disk's size asks for, and no two of them share a cluster. Only bits that are said to be set all over a cluster come
+//! without bytes in the file; they are taken from a fixed budget.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use futures_util::stream::{self, StreamExt as _};
+use oxblk_core::bitmap::{DirtyBitmap, MAX_GRANULARITY, MAX_NAME, MIN_GRANULARITY, RangeMap};
+use oxblk_core::{ChildIdx, Edge, Error, Result};
+use oxblk_ring::IoBufMut;
+use roaring::RoaringTreemap;
+
+use super::super::Qcow2;
+use super::super::layout::{
+    BitmapData, BitmapEntry, BitmapFlags, BitmapTableEntry, BitmapsExtension, bitmap_bytes,
+    parse_bitmap_directory,
+};
+use super::{State, Stored};
+
+/// Most bytes of bitmap data that an image's tables may call all ones.
+const ONES: u64 = 256 << 20;
+/// Bytes of bitmap data that are read ahead.
+const READ_AHEAD: u64 = 4 << 20;
+
+/// Reads the bitmap directory.
+///
+/// # Errors
+/// When its entries cannot be told apart, or as the file reports.
+pub(in super::super) async fn read_directory(
+    file: &Edge,
+    directory: &BitmapsExtension,
+) -> Result<Vec<BitmapEntry>> {
+    let end = directory.directory_offset.checked_add(directory.directory_size);
+    if end.is_none_or(|end| end > file.size()) {
+        return Err(Error::invalid("Broken bitmap directory"));
+    }
+    let len = usize::try_from(directory.directory_size).unwrap_or(usize::MAX);
+    let bytes = file.read(directory.directory_offset, IoBufMut::new(len)).await?;
+    parse_bitmap_directory(&bytes, directory.count)
+}
+
+impl Qcow2 {
+    /// Reads the bitmaps of the image, and marks them as in use if it is writable.
+    pub(super) async fn load_bitmaps(&self) -> Result<Vec<Arc<DirtyBitmap>>> {
+        let place = self.bitmaps.state().directory.place;
+        let Some(place) = place else { return Ok(Vec::new()) };
+        let file = self.children.require(ChildIdx::FILE)?;
+        let entries = read_directory(&file, &place).await?;
+        let mut state = State::default();
+        state.directory.place = Some(place);
+        let first = self.geometry.cluster_index(place.directory_offset);
+        let count = self.geometry.clusters_for(place.directory_size);
+        let mut clusters = RoaringTreemap::new();
+        clusters.insert_range(first..first.saturating_add(count));
+        if self.note_own(&clusters) {
+            state.directory.clusters = clusters;
+        }
+        let mut ones = ONES;
+        let mut all = Vec::new();
+        let twice = names_given_twice(&entries);
+        let mut seen = HashSet::new();
+        for entry in entries {
+            let name = entry.name().into_owned();
+            let (mut stored, map) = self.load_bitmap(&file, entry, &mut ones).await;
+            if twice.contains(&name) {
+                stored.fault.get_or_insert_with(|| format!("Bitmap already exists: {name}"));
+            }
+            if let Some(fault) = &stored.fault {
+                tracing::warn!("qcow2: bitmap '{name}' cannot be used: {fault}");
+            }
+            if seen.insert(name)
+                && let Some(bitmap) = self.make_bitmap(&stored, map)?
+            {
+                if !bitmap.is_inconsistent() {
+                    state.live.push(Arc::clone(&bitmap));
+                }
+                all.push(bitmap);
+            }
+            state.directory.stored.push(stored);
+        }
+        *self.bitmaps.state() = state;
+        if !self.is_read_only() {
+            self.mark_bitmaps_in_use().await?;
+        }
+        Ok(all)
+    }
+
+    /// A bitmap's place in the image, and its contents if it can be used.
+    async fn load_bitmap(
+        &self,
+        file: &Edge,
+        entry: BitmapEntry,
+        ones: &mut u64,
+    ) -> (Stored, Option<RangeMap>) {
+        let mut stored = Stored { entry, clusters: RoaringTreemap::new(), fault: None };
+        let outcome = async {
+            let entry = &stored.entry;
+            if let Some(fault) = entry.fault(self.geometry) {
+                return Err(fault);
+            }
+            let could_not = |error: Error| {
+                format!("Could not read bitmap '{}' from image: {error}", entry.name())
+            };
+            let table = self.read_bitmap_table(file, entry).await.map_err(could_not)?;
+            let clusters = self.bitmap_clusters(file, entry, &table)?;
+            if !self.note_own(&clusters) {
+                return Err("its clusters hold something else as well".to_owned());
+            }
+            let map = match entry.flags.contains(BitmapFlags::IN_USE) {
+                true => Ok(None),
+                false => self.read_bitmap(file, entry, &table, ones).await.map(Some),
+            };
+            Ok((clusters, map.map_err(could_not)))
+        };
+        let (clusters, map) = match outcome.await {
+            Ok((clusters, map)) => (clusters, map),
+            Err(fault) => (RoaringTreemap::new(), Err(fault)),
+        };
+        stored.clusters = clusters;
+        match map {
+            Ok(map) => (stored, map),
+            Err(fault) => {
+                stored.fault = Some(fault);
+                (stored, None)
+            }
+        }
+    }
+
+    /// Notes clusters as metadata; tells whether none of them had been.
+    fn note_own(&self, clusters: &RoaringTreemap) -> bool {
+        let bits = self.geometry.cluster_bits;
+        let allocator = &self.refcounts.allocator;
+        let size = self.geometry.cluster_size();
+        let own = clusters.iter().all(|cluster| !allocator.is_metadata(cluster << bits, size));
+        clusters.iter().for_each(|cluster| allocator.note_metadata(cluster << bits, size));
+        own
+    }
+
+    /// The entries of a bitmap's table.
+    ///
+    /// # Errors
+    /// When it is not in the file, or as that reports.
+    pub(super) async fn read_bitmap_table(
+        &self,
+        file: &Edge,
+        entry: &BitmapEntry,
+    ) -> Result<Vec<BitmapTableEntry>> {
+        let end = entry.table_offset.checked_add(entry.table_bytes());
+        if end.is_none_or(|end| end > file.size()) {
+            return Err(Error::invalid("its table lies outside of the file"));
+        }
+        let len = usize::try_from(entry.table_bytes()).unwrap_or(usize::MAX);
+        let table = file.read(entry.table_offset, IoBufMut::new(len)).await?;
+        let words = table.as_chunks::<8>().0.iter();
+        Ok(words.map(|word| BitmapTableEntry(u64::from_be_bytes(*word))).collect())
+    }
+
+    /// The clusters of a bitmap's table and data.
+    fn bitmap_clusters(
+        &self,
+        file: &Edge,
+        entry: &BitmapEntry,
+        table: &[BitmapTableEntry],
+    ) -> Result<RoaringTreemap, String> {
+        let end = self.geometry.clusters_for(file.size());
+        let first = self.geometry.cluster_index(entry.table_offset);
+        let mut clusters = RoaringTreemap::new();
+        clusters.insert_range(
+            first..first.saturating_add(self.geometry.clusters_for(entry.table_bytes())),
+        );
+        for word in table {
+            let data = word.data(self.geometry).map_err(|bad| {
+                format!(
+                    "Could not read bitmap_table table from image for bitmap '{}': {bad}",
+                    entry.name()
+                )
+            })?;
+            if let BitmapData::At(offset) = data {
+                let cluster = self.geometry.cluster_index(offset);
+                if cluster >= end {
+                    return Err(format!("its data at {offset:#x} lies outside of the file"));
+                }
+                if !clusters.insert(cluster) {
+                    return Err(format!("it refers to the cluster at {offset:#x} twice"));
+                }
+            }
+        }
+        Ok(clusters)
+    }
+
+    /// The contents of a bitmap that is not in use.
+    ///
+    /// # Errors
+    /// When its table does not suit the disk, has more than `ones` bytes all ones, or as the file reports.
+    pub(super) async fn read_bitmap(
+        &self,
+        file: &Edge,
+        entry: &BitmapEntry,
+        table: &[BitmapTableEntry],
+        ones: &mut u64,
+    ) -> Result<RangeMap> {
+        let map = RangeMap::new(self.size(), entry.granularity().unwrap_or(0))?;
+        let bytes = bitmap_bytes(map.size(), map.granularity());
+        let needed = self.geometry.clusters_for(bytes).max(1);
+        if needed != u64::from(entry.table_entries) {
+            return Err(Error::invalid(format!(
+                "its table has {} entries, where {needed} are needed",
+                entry.table_entries
+            )));
+        }
+        let chunk = map.chunk_for(self.geometry.cluster_size());
+        let mut places = Vec::new();
+        for (index, word) in (0_u64..).zip(table) {
+            let start = index.saturating_mul(chunk);
+            let len = chunk.min(map.size().saturating_sub(start));
+            match word.data(self.geometry).map_err(|bad| Error::invalid(bad.to_string()))? {
+                BitmapData::Zeroes => {}
+                BitmapData::Ones => {
+                    let bytes = map.serialized_len(start, len)?;
+                    *ones = ones.checked_sub(bytes).ok_or_else(|| {
+                        Error::invalid("more of it is said to be all ones than is read")
+                    })?;
+                    map.deserialize_fill(start, len, true)?;
+                }
+                BitmapData::At(offset) => places.push((start, len, offset)),
+            }
+        }
+        let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
+        let at_once = usize::try_from(READ_AHEAD / self.geometry.cluster_size()).unwrap_or(1);
+        let reads = stream::iter(places).map(|(start, len, offset)| async move {
+            (start, len, file.read(offset, IoBufMut::new(size)).await)
+        });
+        let mut reads = Box::pin(reads.buffered(at_once.clamp(2, 64)));
+        while let Some((start, len, data)) = reads.next().await {
+            let data = data?;
+            let bytes = usize::try_from(map.serialized_len(start, len)?).unwrap_or(usize::MAX);
+            map.deserialize(start, len, data.get(..bytes).unwrap_or_default())?;
+        }
+        Ok(map)
+    }
+
+    /// The bitmap that the node gets; none where it cannot have one of such a name.
+    fn make_bitmap(
+        &self,
+        stored: &Stored,
+        map: Option<RangeMap>,
+    ) -> Result<Option<Arc<DirtyBitmap>>> {
+        let name = stored.entry.name();
+        if !(1..=MAX_NAME).contains(&name.len()) {
+            return Ok(None);
+        }
+        let granularity = stored.entry.granularity().unwrap_or(MAX_GRANULARITY);
+        let granularity = granularity.clamp(MIN_GRANULARITY, MAX_GRANULARITY);
+        let bitmap = match map {
+            Some(map) if stored.is_usable() => DirtyBitmap::with_map(&name, map)?,
+            _ => {
+                let bitmap = DirtyBitmap::new(&name, self.size(), granularity)
+                    .or_else(|_| DirtyBitmap::new(&name, self.size(), MAX_GRANULARITY))?;
+                bitmap.set_inconsistent();
+                bitmap
+            }
+        };
+        if !stored.entry.flags.contains(BitmapFlags::AUTO) {
+            bitmap.set_enabled(false);
+        }
+        bitmap.set_persistent(true);
+        bitmap.set_read_only(self.is_read_only());
+        Ok(Some(bitmap))
+    }
+}
+
+fn names_given_twice(entries: &[BitmapEntry]) -> HashSet<String> {
+    let mut times: HashMap<String, u32> = HashMap::new();
+    for entry in entries {
+        let count = times.entry(entry.name().into_owned()).or_default();
+        *count = count.saturating_add(1);
+    }
+    times.into_iter().filter(|(_, times)| *times > 1).map(|(name, _)| name).collect()
+}

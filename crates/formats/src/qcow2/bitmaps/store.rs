@@ -1,0 +1,223 @@
+//! Writing the bitmaps when the image is closed or becomes read-only, and taking one out of it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, Release};
+
+use oxblk_core::bitmap::{Checks, DirtyBitmap, RangeMap};
+use oxblk_core::{ChildIdx, Error, ErrorKind, Result, WriteFlags};
+use oxblk_ring::{IoBuf, IoBufMut};
+use roaring::RoaringTreemap;
+
+use super::super::Qcow2;
+use super::super::layout::{
+    BitmapEntry, BitmapFlags, BitmapsExtension, bitmap_bytes, encode_bitmap_directory,
+};
+use super::fresh::Fresh;
+use super::{Directory, Stored, carry_out, check_fits, distrust, plan};
+
+/// Bytes of bitmap data that are written at once.
+const AT_ONCE: u64 = 1 << 20;
+
+impl Qcow2 {
+    /// Writes the bitmaps that are in use, and takes their mark back. No request changes them meanwhile, nor afterwards,
+    /// until they are marked again.
+    ///
+    /// # Errors
+    /// As the file reports; they are still marked then.
+    pub(in super::super) async fn store_bitmaps(&self) -> Result<()> {
+        let _turn = self.bitmaps.changing.lock().await;
+        if self.is_read_only() || self.corrupt.load(Relaxed) {
+            return Ok(());
+        }
+        let state = self.bitmaps.state().clone();
+        let mut live: HashMap<&str, &Arc<DirtyBitmap>> =
+            state.live.iter().map(|bitmap| (bitmap.name(), bitmap)).collect();
+        live.retain(|_, bitmap| bitmap.check(Checks::INCONSISTENT).is_ok());
+        if live.is_empty() {
+            return Ok(());
+        }
+        let mut fresh = Fresh::new(self);
+        let mut new = Vec::new();
+        let mut old = state.directory.clusters.clone();
+        for stored in &state.directory.stored {
+            let written = match live.remove(stored.entry.name().as_ref()) {
+                Some(bitmap) => self.store_bitmap(&mut fresh, &stored.entry, bitmap).await?,
+                None => None,
+            };
+            match written {
+                Some(written) => {
+                    old |= &stored.clusters;
+                    new.push(written);
+                }
+                None => new.push(stored.clone()),
+            }
+        }
+        // The newest first, as QEMU has them.
+        for bitmap in state.live.iter().rev().filter(|bitmap| live.contains_key(bitmap.name())) {
+            let entry = BitmapEntry::new(bitmap.name(), bitmap.map().granularity());
+            new.extend(self.store_bitmap(&mut fresh, &entry, bitmap).await?);
+        }
+        self.switch_to(fresh, new, &old).await
+    }
+
+    /// Writes one bitmap to new clusters. None comes of it where it cannot be kept: it stays marked as in use.
+    async fn store_bitmap(
+        &self,
+        fresh: &mut Fresh<'_>,
+        entry: &BitmapEntry,
+        bitmap: &Arc<DirtyBitmap>,
+    ) -> Result<Option<Stored>> {
+        let map = bitmap.everything()?;
+        if map.size() != self.size() || check_fits(map.size(), map.granularity()).is_err() {
+            tracing::error!("qcow2: bitmap '{}' does not suit the disk and is lost", bitmap.name());
+            return Ok(None);
+        }
+        let (table, mut clusters) = self.write_bitmap_data(fresh, &map).await?;
+        let entries = u32::try_from(table.len()).map_err(|_| Error::from_errno(27))?;
+        let table: Vec<u8> = table.into_iter().flat_map(u64::to_be_bytes).collect();
+        let count = self.geometry.clusters_for(u64::from(entries).saturating_mul(8));
+        let place = fresh.put_together(table).await?;
+        clusters.insert_range(place..place.saturating_add(count));
+        let mut entry = entry.clone();
+        entry.table_offset = place << self.geometry.cluster_bits;
+        entry.table_entries = entries;
+        entry.flags.remove(BitmapFlags::IN_USE);
+        entry.flags.set(BitmapFlags::AUTO, bitmap.is_recording());
+        Ok(Some(Stored { entry, clusters, fault: None }))
+    }
+
+    /// Writes what is dirty; gives the table's entries, and the clusters of the data.
+    async fn write_bitmap_data(
+        &self,
+        fresh: &mut Fresh<'_>,
+        map: &RangeMap,
+    ) -> Result<(Vec<u64>, RoaringTreemap)> {
+        let size = self.geometry.cluster_size();
+        let needed = self.geometry.clusters_for(bitmap_bytes(map.size(), map.granularity()));
+        // QEMU wants a table even of a disk without a byte.
+        let mut table = vec![0; usize::try_from(needed.max(1)).unwrap_or(0)];
+        let mut clusters = RoaringTreemap::new();
+        let chunk = map.chunk_for(size);
+        let at_once = usize::try_from((AT_ONCE / size).max(1)).unwrap_or(1);
+        let mut at = 0;
+        while at < map.size() {
+            let (mut places, mut pieces) = (Vec::new(), Vec::new());
+            while pieces.len() < at_once
+                && let Some(dirty) = map.next_dirty(at, map.size() - at)
+            {
+                let index = dirty / chunk;
+                let start = index.saturating_mul(chunk);
+                let len = chunk.min(map.size() - start);
+                let mut piece = IoBufMut::zeroed(usize::try_from(size).unwrap_or(0));
+                let bytes = usize::try_from(map.serialized_len(start, len)?).unwrap_or(usize::MAX);
+                map.serialize(start, len, piece.get_mut(..bytes).unwrap_or_default())?;
+                places.push(usize::try_from(index).unwrap_or(usize::MAX));
+                pieces.push(piece);
+                at = start.saturating_add(len);
+            }
+            if pieces.is_empty() {
+                break;
+            }
+            let put = fresh.put(pieces).await?;
+            for (index, cluster) in places.into_iter().zip(put) {
+                if let Some(word) = table.get_mut(index) {
+                    *word = cluster << self.geometry.cluster_bits;
+                }
+                clusters.insert(cluster);
+            }
+        }
+        Ok((table, clusters))
+    }
+
+    /// Has the image hold `stored`, and gives `old` up. All that it refers to is in `fresh`, or was there before.
+    async fn switch_to(
+        &self,
+        mut fresh: Fresh<'_>,
+        stored: Vec<Stored>,
+        old: &RoaringTreemap,
+    ) -> Result<()> {
+        let mut new = Directory { stored, ..Directory::default() };
+        if !new.stored.is_empty() {
+            let bytes = encode_bitmap_directory(new.stored.iter().map(|stored| &stored.entry));
+            let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+            let first = fresh.put_together(bytes).await?;
+            let end = first.saturating_add(self.geometry.clusters_for(size));
+            new.clusters.insert_range(first..end);
+            new.place = Some(BitmapsExtension {
+                count: u32::try_from(new.stored.len()).unwrap_or(u32::MAX),
+                directory_size: size,
+                directory_offset: first << self.geometry.cluster_bits,
+            });
+        }
+        fresh.settle().await?;
+        let file = self.children.require(ChildIdx::FILE)?;
+        let writes = plan(&file, &self.header, new.place.as_ref()).await?;
+        let named = carry_out(&file, writes).await;
+        fresh.keep();
+        if let Err(error) = named {
+            // Nobody knows which of the two is named now. Both stay, and nothing is written that only one knows of.
+            self.corrupt.store(true, Release);
+            return Err(error);
+        }
+        self.bitmaps.state().directory = new;
+        self.drop_table_clusters(old);
+        Ok(())
+    }
+
+    /// Takes the bitmaps of a name out of the image, whatever state they are in.
+    ///
+    /// # Errors
+    /// As the file reports.
+    pub(super) async fn remove_bitmap(&self, name: &str) -> Result<()> {
+        let _turn = self.bitmaps.changing.lock().await;
+        self.check_writable()?;
+        let directory = self.bitmaps.state().directory.clone();
+        let all = directory.stored.iter().cloned();
+        let (gone, stored): (Vec<Stored>, Vec<Stored>) =
+            all.partition(|stored| stored.entry.name() == name);
+        if !gone.is_empty() {
+            let mut old = RoaringTreemap::new();
+            gone.iter().for_each(|stored| old |= &stored.clusters);
+            let with_directory = &old | &directory.clusters;
+            match self.switch_to(Fresh::new(self), stored.clone(), &with_directory).await {
+                Err(error) if error.kind() == ErrorKind::NoSpace && !self.corrupt.load(Relaxed) => {
+                    self.shrink_directory(Directory { stored, ..directory }, &old).await?;
+                }
+                outcome => outcome?,
+            }
+        }
+        self.bitmaps.state().live.retain(|bitmap| bitmap.name() != name);
+        Ok(())
+    }
+
+    /// Writes a shorter directory over the old one, for an image that has no room left. A power cut may lose the others.
+    async fn shrink_directory(&self, mut new: Directory, old: &RoaringTreemap) -> Result<()> {
+        let Some(place) = &mut new.place else { return Ok(()) };
+        let file = self.children.require(ChildIdx::FILE)?;
+        let bytes = encode_bitmap_directory(new.stored.iter().map(|stored| &stored.entry));
+        place.count = u32::try_from(new.stored.len()).unwrap_or(u32::MAX);
+        place.directory_size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let outcome = async {
+            distrust(&file).await?;
+            file.write(place.directory_offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
+            file.flush().await?;
+            // Which also says that they are to be trusted again.
+            let writes = plan(&file, &self.header, Some(place)).await?;
+            carry_out(&file, writes).await
+        };
+        if let Err(error) = outcome.await {
+            self.corrupt.store(true, Release);
+            return Err(error);
+        }
+        let first = self.geometry.cluster_index(place.directory_offset);
+        let end = first.saturating_add(self.geometry.clusters_for(place.directory_size));
+        let mut kept = new.clusters.clone();
+        kept.remove_range(end..);
+        let given_up = &new.clusters - &kept;
+        new.clusters = kept;
+        self.bitmaps.state().directory = new;
+        self.drop_table_clusters(&(old | &given_up));
+        Ok(())
+    }
+}

@@ -1,0 +1,215 @@
+//! Persistent bitmaps ("Bitmaps"): the clusters that they refer to, and those of them that are broken.
+//!
+//! Of a bitmap whose entry or table is broken nothing can be told that would be worth keeping, and QEMU opens no image that
+//! has one. A repair of everything takes it out of the directory, and a directory that cannot be walked out of the header;
+//! what they occupied is leaked then, and given up with all that is. The header says that its bitmaps are not consistent
+//! from before the directory changes until it is whole again: a power cut in between loses the others.
+
+use std::collections::{HashMap, HashSet};
+
+use oxblk_core::{Error, ErrorKind, Result, WriteFlags};
+use oxblk_ring::IoBuf;
+
+use super::Checker;
+use super::references::Claim;
+use crate::qcow2::bitmaps::{carry_out, distrust, plan, read_directory};
+use crate::qcow2::layout::{
+    BitmapData, BitmapEntry, BitmapFlags, BitmapTableEntry, BitmapsExtension, bitmap_bytes,
+    encode_bitmap_directory,
+};
+
+/// What is to become of the bitmaps, where they must change.
+pub(super) enum NewDirectory {
+    /// The header names none any more.
+    Dropped,
+    /// These alone are in it.
+    Of(BitmapsExtension, Vec<BitmapEntry>),
+}
+
+impl Checker<'_> {
+    /// Counts the clusters of persistent bitmaps.
+    pub(super) async fn count_bitmaps(&mut self) {
+        if let Some(fault) = self.header.extensions.bitmaps_fault.clone() {
+            return self.broken_directory(&fault);
+        }
+        let Some(place) = self.header.extensions.bitmaps else { return };
+        let entries = match read_directory(self.file, &place).await {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::Io => {
+                return self
+                    .failed(&format!("ERROR: could not read the bitmap directory: {error}"));
+            }
+            Err(error) => return self.broken_directory(&error.to_string()),
+        };
+        self.refer(place.directory_offset, place.directory_size, 1, Claim::None);
+        let count = entries.len();
+        let kept = self.count_entries(entries).await;
+        if kept.len() < count {
+            self.leave_in_directory(place, kept);
+        }
+    }
+
+    /// Notes that the directory is to have these entries, and no longer counts what it does not need for them.
+    fn leave_in_directory(&mut self, place: BitmapsExtension, kept: Vec<BitmapEntry>) {
+        let directory_size = kept.iter().map(BitmapEntry::encoded_len).sum();
+        let count = u32::try_from(kept.len()).unwrap_or(u32::MAX);
+        let first = self.geometry.cluster_index(place.directory_offset);
+        let end = |bytes| first.saturating_add(self.geometry.clusters_for(bytes));
+        for cluster in end(directory_size)..end(place.directory_size) {
+            self.references.remove(cluster);
+        }
+        self.new_bitmaps = Some(match kept.is_empty() {
+            true => NewDirectory::Dropped,
+            false => NewDirectory::Of(BitmapsExtension { count, directory_size, ..place }, kept),
+        });
+    }
+
+    fn broken_directory(&mut self, fault: &str) {
+        if self.fixes_all() {
+            self.say_repairing(&format!("the bitmap directory by dropping it: {fault}"));
+            self.new_bitmaps = Some(NewDirectory::Dropped);
+        } else {
+            self.corrupt(&format!("ERROR: {fault}"));
+        }
+    }
+
+    /// Counts the references of the entries, and gives those that stay.
+    async fn count_entries(&mut self, entries: Vec<BitmapEntry>) -> Vec<BitmapEntry> {
+        let mut times: HashMap<String, u32> = HashMap::new();
+        for entry in &entries {
+            *times.entry(entry.name().into_owned()).or_default() += 1;
+        }
+        let mut kept = Vec::new();
+        for entry in entries {
+            let name = entry.name().into_owned();
+            let twice = times.get(&name).is_some_and(|times| *times > 1);
+            let table = match self.bitmap_table(&entry).await {
+                Ok(table) => table,
+                Err(error) if error.kind() == ErrorKind::Io => {
+                    self.failed(&format!(
+                        "ERROR: could not read the table of bitmap '{name}': {error}"
+                    ));
+                    kept.push(entry);
+                    continue;
+                }
+                Err(fault) => {
+                    kept.extend(self.broken_bitmap(entry, &fault.to_string()));
+                    continue;
+                }
+            };
+            let fault = if twice { Some(format!("Bitmap already exists: {name}")) } else { None };
+            match fault.or_else(|| self.table_fault(&entry, &table)) {
+                None => {
+                    self.refer_to_bitmap(&entry, &table);
+                    kept.push(entry);
+                }
+                Some(fault) => {
+                    let left = self.broken_bitmap(entry, &fault);
+                    if let Some(entry) = &left {
+                        self.refer_to_bitmap(entry, &table);
+                    }
+                    kept.extend(left);
+                }
+            }
+        }
+        kept
+    }
+
+    /// Tells of a broken bitmap, which is given back if it stays.
+    fn broken_bitmap(&mut self, entry: BitmapEntry, fault: &str) -> Option<BitmapEntry> {
+        let name = entry.name();
+        if self.fixes_all() {
+            self.say_repairing(&format!("bitmap '{name}' by removing it: {fault}"));
+            return None;
+        }
+        self.corrupt(&format!("ERROR: bitmap '{name}' is broken: {fault}"));
+        Some(entry)
+    }
+
+    async fn bitmap_table(&self, entry: &BitmapEntry) -> Result<Vec<BitmapTableEntry>> {
+        if let Some(fault) = entry.fault(self.geometry) {
+            return Err(Error::invalid(fault));
+        }
+        let end = entry.table_offset.saturating_add(entry.table_bytes());
+        if end > self.file.size() {
+            return Err(Error::invalid("its table lies outside of the file"));
+        }
+        let words = self.read_table(entry.table_offset, entry.table_entries.into()).await?;
+        Ok(words.into_iter().map(BitmapTableEntry).collect())
+    }
+
+    fn table_fault(&self, entry: &BitmapEntry, table: &[BitmapTableEntry]) -> Option<String> {
+        let first = self.geometry.cluster_index(entry.table_offset);
+        let count = self.geometry.clusters_for(entry.table_bytes());
+        let own = first..first.saturating_add(count);
+        let is_shared = |cluster: u64| self.references.get(cluster).count() > 0;
+        let mut shared = own.clone().any(is_shared);
+        let mut seen = HashSet::new();
+        for word in table {
+            match word.data(self.geometry) {
+                Err(bad) => return Some(bad.to_string()),
+                Ok(BitmapData::At(offset)) => {
+                    if self.geometry.cluster_index(offset) >= self.clusters {
+                        return Some(format!("its data at {offset:#x} lies outside of the file"));
+                    }
+                    let cluster = self.geometry.cluster_index(offset);
+                    if own.contains(&cluster) || !seen.insert(cluster) {
+                        return Some(format!("it refers to the cluster at {offset:#x} twice"));
+                    }
+                    shared |= is_shared(cluster);
+                }
+                Ok(_) => {}
+            }
+        }
+        if shared {
+            return Some("its clusters hold something else as well".to_owned());
+        }
+        let bytes = bitmap_bytes(self.header.size, entry.granularity().unwrap_or(1));
+        let needed = self.geometry.clusters_for(bytes).max(1);
+        let outdated = entry.flags.contains(BitmapFlags::IN_USE);
+        (!outdated && needed != u64::from(entry.table_entries)).then(|| {
+            format!("its table has {} entries, where {needed} are needed", entry.table_entries)
+        })
+    }
+
+    /// Counts the references of a bitmap, as far as they are sound.
+    fn refer_to_bitmap(&mut self, entry: &BitmapEntry, table: &[BitmapTableEntry]) {
+        self.refer(entry.table_offset, entry.table_bytes(), 1, Claim::None);
+        let size = self.geometry.cluster_size();
+        for word in table {
+            if let Ok(BitmapData::At(offset)) = word.data(self.geometry) {
+                self.refer(offset, size, 1, Claim::None);
+            }
+        }
+    }
+
+    /// Brings the directory to what the count has left of it, durably.
+    pub(super) async fn write_new_bitmaps(&mut self) -> Result<()> {
+        let Some(new) = self.new_bitmaps.take() else { return Ok(()) };
+        let (place, kept) = match new {
+            NewDirectory::Of(place, kept) if self.is_alone(&place) => (Some(place), kept),
+            _ => (None, Vec::new()),
+        };
+        distrust(self.file).await?;
+        if let Some(place) = &place {
+            let bytes = encode_bitmap_directory(kept.iter());
+            self.file
+                .write(place.directory_offset, IoBuf::from(bytes), WriteFlags::empty())
+                .await?;
+            self.file.flush().await?;
+        }
+        carry_out(self.file, plan(self.file, self.header, place.as_ref()).await?).await
+    }
+
+    /// Whether nothing else is where the directory is.
+    fn is_alone(&self, place: &BitmapsExtension) -> bool {
+        let first = self.geometry.cluster_index(place.directory_offset);
+        let count = self.geometry.clusters_for(place.directory_size);
+        let mut clusters = first..first.saturating_add(count);
+        clusters.all(|cluster| self.references.get(cluster).count() == 1)
+    }
+
+    fn fixes_all(&self) -> bool {
+        self.fix == oxblk_core::check::Fix::All
+    }
+}
