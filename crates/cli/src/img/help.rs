@@ -51,6 +51,7 @@ const IMAGE: &str =
 
 fn text(command: &str) -> (&'static str, String) {
     let (usage, own, names_images) = match command {
+        "bitmap" => BITMAP,
         "create" => CREATE,
         "info" => INFO,
         "check" => CHECK,
@@ -68,6 +69,21 @@ fn text(command: &str) -> (&'static str, String) {
 }
 
 type Text = (&'static str, &'static str, bool);
+
+const BITMAP: Text = (
+    "[OPTIONS] ACTION... FILENAME BITMAP",
+    "  --add                    make the bitmap; it records what is written from now on
+  -g, --granularity SIZE   bytes that one bit stands for, with --add
+  --remove                 take the bitmap out of the image, also a broken one
+  --clear                  forget what was recorded
+  --enable, --disable      begin and end recording
+  --merge NAME             add what the bitmap NAME has recorded
+  -b, --source-file FILE   the image that --merge takes bitmaps from, if another
+  -F, --source-format FMT  format of that image
+The actions are carried out in the order in which they are given.
+",
+    true,
+);
 
 const CREATE: Text = (
     "[OPTIONS] FILENAME [SIZE]",

@@ -5,6 +5,7 @@
 //! What does the work (copying, comparing, formats) is in the libraries; here are options and text.
 
 mod bench;
+mod bitmap;
 mod check;
 mod compare;
 mod convert;
@@ -52,6 +53,7 @@ struct Command {
 
 const COMMANDS: &[Command] = &[
     Command { name: "bench", about: "measure how fast an image is", run: bench::run },
+    Command { name: "bitmap", about: "keep record of what changes in an image", run: bitmap::run },
     Command { name: "check", about: "check that an image is consistent", run: check::run },
     Command { name: "compare", about: "tell whether two images hold the same", run: compare::run },
     Command { name: "convert", about: "copy images, also to another format", run: convert::run },
@@ -69,7 +71,7 @@ const COMMANDS: &[Command] = &[
 ];
 
 /// Commands of qemu-img that do not exist here yet.
-const LATER: &[&str] = &["amend", "bitmap", "commit", "rebase"];
+const LATER: &[&str] = &["amend", "commit", "rebase"];
 
 const OPTIONS: &[Opt] =
     &[both('h', "help", false), both('V', "version", false), both('T', "trace", true)];

@@ -69,6 +69,8 @@ pub(super) struct Arguments {
     pub(super) offload: bool,
     pub(super) salvage: bool,
     pub(super) threads: usize,
+    /// Bitmaps are copied as well; with true, those that can be.
+    pub(super) bitmaps: Option<bool>,
 }
 
 /// What only matters while reading.
@@ -111,6 +113,7 @@ pub(super) fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
         offload: false,
         salvage: false,
         threads: threads::default(),
+        bitmaps: None,
     };
     while let Some(Found { id, value }) = context.next(&mut parser)? {
         set(context, &mut read, &mut raw, id, value)?;
@@ -215,7 +218,10 @@ fn check(context: &Context, read: &mut Arguments, raw: Raw) -> Step {
         return clash("Snapshots are not available yet");
     }
     if raw.bitmaps {
-        return clash("Copying bitmaps is not available yet");
+        if read.sources.len() > 1 {
+            return clash("Copying bitmaps only possible with single source");
+        }
+        read.bitmaps = Some(raw.skip_broken);
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `img convert`: options here, the target in [`target`], and the copy itself in [`oxblk::copy`].
 
 mod arguments;
+mod bitmaps;
 mod target;
 
 use std::sync::Arc;
@@ -83,11 +84,26 @@ struct Job<'a> {
 
 impl Job<'_> {
     async fn run(&self, sources: &[Backend]) -> Step {
+        if let (Some(skip_broken), [source]) = (self.arguments.bitmaps, sources) {
+            bitmaps::check_source(self.context, source, skip_broken)?;
+        }
         let target = target::prepare(self.context, self.arguments, self.graph, sources).await?;
-        let copied = self.copy(sources, &target).await;
+        let copied = self.copy_all(sources, &target).await;
         let closed = target.backend.close().await;
         copied?;
         closed.map_err(|error| self.context.error(&error))
+    }
+
+    async fn copy_all(&self, sources: &[Backend], target: &target::Target) -> Step {
+        let Some(skip_broken) = self.arguments.bitmaps else {
+            return self.copy(sources, target).await;
+        };
+        bitmaps::check_target(self.context, &target.backend)?;
+        self.copy(sources, target).await?;
+        match sources {
+            [source] => bitmaps::copy(self.context, source, &target.backend, skip_broken).await,
+            _ => Ok(()),
+        }
     }
 
     async fn copy(&self, sources: &[Backend], target: &target::Target) -> Step {

@@ -1,0 +1,210 @@
+//! `img bitmap`: persistent dirty bitmaps.
+
+use std::sync::Arc;
+
+use oxblk_core::bitmap::{Checks, DirtyBitmap};
+use oxblk_core::{Backend, Error, Graph};
+
+use super::{Context, Exit, Step, graph, objects};
+use crate::getopt::{Found, Opt, both, long};
+use crate::image::Image;
+
+const OPTIONS: &[Opt] = &[
+    both('h', "help", false),
+    both('f', "format", true),
+    long('I', "image-opts", false),
+    long('1', "add", false),
+    both('g', "granularity", true),
+    long('2', "remove", false),
+    long('3', "clear", false),
+    long('4', "enable", false),
+    long('5', "disable", false),
+    long('6', "merge", true),
+    both('b', "source-file", true),
+    both('F', "source-format", true),
+    long('O', "object", true),
+];
+
+/// What is to be done to the bitmap.
+enum Action {
+    Add,
+    Remove,
+    Clear,
+    Enable,
+    Disable,
+    /// Adds what this bitmap has.
+    Merge(String),
+}
+
+impl Action {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Add => "add",
+            Self::Remove => "remove",
+            Self::Clear => "clear",
+            Self::Enable => "enable",
+            Self::Disable => "disable",
+            Self::Merge(_) => "merge",
+        }
+    }
+}
+
+#[derive(Default)]
+struct Arguments {
+    format: Option<String>,
+    image_options: bool,
+    /// Bytes per bit.
+    granularity: Option<u64>,
+    source: Option<String>,
+    source_format: Option<String>,
+    /// In the order in which they were given.
+    actions: Vec<Action>,
+    filename: String,
+    bitmap: String,
+}
+
+/// Runs the command.
+pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
+    let arguments = read(context, arguments)?;
+    context.block_on(async {
+        let graph = graph();
+        let backend = Image::writable(&arguments.filename)
+            .format(arguments.format.as_deref())
+            .options_if(arguments.image_options)
+            .open_or_say(&context.program, &graph)
+            .await?;
+        let outcome = act_with_source(context, &arguments, &graph, &backend).await;
+        let closed = backend.close().await;
+        outcome?;
+        closed.map_err(|error| context.error(&error))
+    })
+}
+
+fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
+    let mut parser = context.parser(arguments, OPTIONS);
+    let mut read = Arguments::default();
+    while let Some(Found { id, value }) = context.next(&mut parser)? {
+        match id {
+            'f' => read.format = Some(value),
+            'I' => read.image_options = true,
+            'g' => read.granularity = Some(context.bytes("granularity", &value)?),
+            '1' => read.actions.push(Action::Add),
+            '2' => read.actions.push(Action::Remove),
+            '3' => read.actions.push(Action::Clear),
+            '4' => read.actions.push(Action::Enable),
+            '5' => read.actions.push(Action::Disable),
+            '6' => read.actions.push(Action::Merge(value)),
+            'b' => read.source = Some(value),
+            'F' => read.source_format = Some(value),
+            _ => objects::check(&value).map_err(|text| context.failed(text))?,
+        }
+    }
+    let mut operands = parser.operands().into_iter();
+    let (Some(filename), Some(bitmap), None) = (operands.next(), operands.next(), operands.next())
+    else {
+        return Err(context.failed("Expecting filename and bitmap name"));
+    };
+    (read.filename, read.bitmap) = (filename, bitmap);
+    check(context, &read)?;
+    // 0 asks for the granularity that a bitmap has without it.
+    read.granularity = read.granularity.filter(|granularity| *granularity > 0);
+    Ok(read)
+}
+
+/// What excludes what, in the order in which QEMU complains.
+fn check(context: &Context, read: &Arguments) -> Step {
+    let clash = |message: &str| Err(context.failed(message));
+    let adds = read.actions.iter().any(|action| matches!(action, Action::Add));
+    let merges = read.actions.iter().any(|action| matches!(action, Action::Merge(_)));
+    if read.actions.is_empty() {
+        return clash(
+            "Need at least one of --add, --remove, --clear, --enable, --disable, or --merge",
+        );
+    }
+    if read.granularity.is_some_and(|granularity| granularity > 0) && !adds {
+        return clash("granularity only supported with --add");
+    }
+    if read.source_format.is_some() && read.source.is_none() {
+        return clash("-F only supported with -b");
+    }
+    if read.source.is_some() && !merges {
+        return clash("Merge bitmap source file only supported with --merge");
+    }
+    if read.image_options && read.format.is_some() {
+        return clash("--image-opts and --format are mutually exclusive");
+    }
+    Ok(())
+}
+
+async fn act_with_source(
+    context: &Context,
+    arguments: &Arguments,
+    graph: &Graph,
+    backend: &Backend,
+) -> Step {
+    let Some(name) = &arguments.source else {
+        return act_all(context, arguments, backend, backend).await;
+    };
+    let mut image = Image::read_only(name).format(arguments.source_format.as_deref());
+    image.flags.no_io = true;
+    let source = image.open_or_say(&context.program, graph).await?;
+    let outcome = act_all(context, arguments, backend, &source).await;
+    // Nothing was written there: a failure to close changes nothing.
+    drop(source.close().await);
+    outcome
+}
+
+async fn act_all(
+    context: &Context,
+    arguments: &Arguments,
+    backend: &Backend,
+    source: &Backend,
+) -> Step {
+    for action in &arguments.actions {
+        let acted = act(action, arguments, backend, source).await;
+        acted.map_err(|error| {
+            let (what, name) = (action.name(), &arguments.bitmap);
+            let text = format!("Operation {what} on bitmap {name} failed: ");
+            context.program.report_in(text, &error);
+            Exit(1)
+        })?;
+    }
+    Ok(())
+}
+
+async fn act(
+    action: &Action,
+    arguments: &Arguments,
+    backend: &Backend,
+    source: &Backend,
+) -> Result<(), Error> {
+    let node = backend.node()?;
+    let (graph, name) = (backend.graph(), &arguments.bitmap);
+    if let Action::Add = action {
+        return graph.add_persistent_bitmap(&node, name, arguments.granularity).await.map(drop);
+    }
+    let bitmap = node.bitmaps().find(name)?;
+    match action {
+        Action::Add => {}
+        Action::Remove => graph.delete_bitmap(&node, &bitmap).await?,
+        Action::Clear => {
+            bitmap.check(Checks::CHANGE)?;
+            bitmap.clear()?;
+        }
+        Action::Enable => set_enabled(&bitmap, true)?,
+        Action::Disable => set_enabled(&bitmap, false)?,
+        Action::Merge(from) => {
+            bitmap.check(Checks::CHANGE)?;
+            let from = source.node()?.bitmaps().find(from)?;
+            from.check(Checks::READ)?;
+            bitmap.merge_from(&*from.everything()?)?;
+        }
+    }
+    Ok(())
+}
+
+fn set_enabled(bitmap: &Arc<DirtyBitmap>, enabled: bool) -> Result<(), Error> {
+    bitmap.check(Checks::CHANGE)?;
+    bitmap.set_enabled(enabled);
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! Persistent bitmaps that `convert --bitmaps` carries over.
+
+use std::sync::Arc;
+
+use oxblk_core::bitmap::DirtyBitmap;
+use oxblk_core::{Backend, Error};
+
+use super::super::{Context, Exit, Step};
+
+fn supports_bitmaps(image: &Backend) -> Result<bool, Error> {
+    let node = image.node()?;
+    Ok(node.driver().persistent_bitmaps().is_some_and(|bitmaps| bitmaps.are_supported()))
+}
+
+fn persistent(image: &Backend) -> Result<Vec<Arc<DirtyBitmap>>, Error> {
+    let all = image.node()?.bitmaps().snapshot();
+    // The newest first, as QEMU goes through them.
+    Ok(all.iter().rev().filter(|bitmap| bitmap.is_persistent()).cloned().collect())
+}
+
+/// Looks whether the source's bitmaps can be copied, before there is a target.
+pub(super) fn check_source(context: &Context, source: &Backend, skip_broken: bool) -> Step {
+    if !supports_bitmaps(source).map_err(|error| context.error(&error))? {
+        return Err(context.failed("Source lacks bitmap support"));
+    }
+    let bitmaps = persistent(source).map_err(|error| context.error(&error))?;
+    match bitmaps.iter().find(|bitmap| bitmap.is_inconsistent()) {
+        Some(broken) if !skip_broken => {
+            let text = format!("Cannot copy inconsistent bitmap '{}'", broken.name());
+            let hint = "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it";
+            Err(context.error(&Error::invalid(text).with_hint(hint)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Looks whether the target can have bitmaps.
+pub(super) fn check_target(context: &Context, target: &Backend) -> Step {
+    if supports_bitmaps(target).map_err(|error| context.error(&error))? {
+        return Ok(());
+    }
+    let node = target.node().map_err(|error| context.error(&error))?;
+    let format = node.factory().name();
+    Err(context.failed(format_args!("Format driver '{format}' does not support bitmaps")))
+}
+
+/// Copies them. What has been written to the target until now is not recorded in them.
+pub(super) async fn copy(
+    context: &Context,
+    source: &Backend,
+    target: &Backend,
+    skip_broken: bool,
+) -> Step {
+    let bitmaps = persistent(source).map_err(|error| context.error(&error))?;
+    for bitmap in bitmaps {
+        if bitmap.is_inconsistent() && skip_broken {
+            let name = bitmap.name();
+            context.program.warn(format_args!("Skipping inconsistent bitmap '{name}'"));
+            continue;
+        }
+        copy_one(context, &bitmap, target).await?;
+    }
+    Ok(())
+}
+
+async fn copy_one(context: &Context, bitmap: &DirtyBitmap, target: &Backend) -> Step {
+    let failed = |what: &str, error: &Error| {
+        let name = bitmap.name();
+        context.program.report_in(format_args!("Failed to {what} bitmap {name}: "), error);
+        Exit(1)
+    };
+    let node = target.node().map_err(|error| context.error(&error))?;
+    let graph = target.graph();
+    let granularity = Some(bitmap.map().granularity());
+    let made = graph.add_persistent_bitmap(&node, bitmap.name(), granularity).await;
+    let copy = made.map_err(|error| failed("create", &error))?;
+    copy.set_enabled(bitmap.is_recording());
+    let merged = bitmap.everything().and_then(|all| copy.merge_from(&all));
+    if let Err(error) = merged {
+        // It goes as it came: nothing of it was written.
+        drop(graph.delete_bitmap(&node, &copy).await);
+        return Err(failed("populate", &error.into()));
+    }
+    Ok(())
+}
