@@ -22,6 +22,8 @@ pub struct Variant {
     pub check: bool,
     /// After a power cut the image must be opened for writing before it checks clean.
     pub repairs_on_open: bool,
+    /// Persistent bitmaps record what is written.
+    pub bitmaps: bool,
 }
 
 const fn raw(name: &'static str) -> Variant {
@@ -34,6 +36,7 @@ const fn raw(name: &'static str) -> Variant {
         compress: false,
         check: false,
         repairs_on_open: false,
+        bitmaps: false,
     }
 }
 
@@ -47,6 +50,7 @@ const fn qcow2(name: &'static str, options: &'static str, cluster: u64) -> Varia
         compress: true,
         check: true,
         repairs_on_open: false,
+        bitmaps: false,
     }
 }
 
@@ -80,6 +84,7 @@ pub const VARIANTS: &[Variant] = &[
         repairs_on_open: true,
         ..qcow2("qcow2-lazy", "lazy_refcounts=on,cluster_size=4k", 4 * KIB)
     },
+    Variant { bitmaps: true, ..qcow2("qcow2-bitmaps", "cluster_size=4k", 4 * KIB) },
 ];
 
 /// The variants whose name begins with `name` and a dash, or is `name` (`qcow2` gives them all).

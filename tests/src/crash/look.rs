@@ -5,6 +5,7 @@ use oxblk_ring::sim::{self, Disk};
 use super::oracle::CrashOracle;
 use super::qemu;
 use super::workload::{BATCH, Workload};
+use crate::model::bitmaps;
 use crate::model::chain::{self, Chain, Image, Tolerance};
 use crate::model::ops::Op;
 use crate::model::oracle::Oracle;
@@ -54,6 +55,9 @@ pub(super) async fn look(
     let seen = run::execute(&disk, &all).await.map_err(|e| format!("cannot be read: {e}"))?;
     let Seen::Bytes(bytes) = seen else { return Err("a read without bytes".to_owned()) };
     oracle.check(&bytes)?;
+    if variant.bitmaps {
+        bitmaps::check_honest(&disk, variant.cluster).await?;
+    }
     if how.go_on {
         let mut random = Random::new(workload.seed ^ 0x60);
         let mut model = Oracle::new(bytes.to_vec());

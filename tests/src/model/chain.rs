@@ -34,6 +34,16 @@ pub fn graph() -> Graph {
 /// # Errors
 /// As the driver reports.
 pub async fn create(image: &Image, size: u64) -> Result<(), String> {
+    create_plain(image, size).await?;
+    if image.variant.bitmaps {
+        let disk = open(std::slice::from_ref(image)).await?;
+        super::bitmaps::add(&disk).await?;
+        close(disk).await?;
+    }
+    Ok(())
+}
+
+async fn create_plain(image: &Image, size: u64) -> Result<(), String> {
     let graph = graph();
     if image.variant.format == "raw" {
         let node = sim_disk::add(&graph, "disk", &image.disk, false, Pace::AtOnce)

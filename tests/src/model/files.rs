@@ -75,6 +75,10 @@ impl Files {
         } else {
             self.create_by_us(variant, size, &path, backing)?;
         }
+        if variant.bitmaps {
+            let add = ["bitmap", "--add", "-g", "4k", "-f", variant.format];
+            Program::new("qemu-img").args(add).arg(&path).arg("b").succeed();
+        }
         self.images.push(path);
         Ok(())
     }

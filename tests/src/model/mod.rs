@@ -8,6 +8,7 @@
 //! A failure prints its seed. Where the run is deterministic the failing batches are first cut down to
 //! the few that are needed ([`shrink`]).
 
+pub mod bitmaps;
 pub mod cancel;
 pub mod chain;
 mod files;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use oxblk_core::Preallocation;
 use oxblk_ring::sim::{self, Disk, Faults};
 
+use super::bitmaps;
 use super::chain::{self, Chain, Image, Tolerance};
 use super::ops::{Op, Shape};
 use super::oracle::Oracle;
@@ -185,6 +186,9 @@ async fn carry_out(plan: &Plan) -> Result<Chain, String> {
     chain::close(disk).await?;
     let disk = chain::open(&chain).await?;
     compare_all(&disk, &mut oracle).await.map_err(|e| format!("after reopening: {e}"))?;
+    if plan.variant.bitmaps {
+        bitmaps::check_kept(&disk).map_err(|e| format!("after reopening: {e}"))?;
+    }
     chain::close(disk).await?;
     for image in chain.iter().filter(|image| image.variant.check) {
         chain::check(image, Tolerance::Clean).await?;
