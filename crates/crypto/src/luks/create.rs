@@ -1,0 +1,87 @@
+//! New headers.
+
+use super::header::{Header, SLOTS, Slot, material_len};
+use crate::cipher::Suite;
+use crate::hash::Hash;
+use crate::secret::Secret;
+use crate::{Result, SECTOR};
+
+/// Key material begins at multiples of this many bytes.
+const ALIGNMENT: u64 = 4096;
+
+/// What a new header is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recipe {
+    /// What encrypts the data.
+    pub suite: Suite,
+    /// The hash of PBKDF2 and of the anti-forensic splitter.
+    pub hash: Hash,
+    /// How long opening a key slot shall take on this machine, in milliseconds.
+    pub iter_time: u64,
+}
+
+/// A new header, its first key slot, and the key.
+#[derive(Debug)]
+pub struct Created {
+    /// The header; its slot 0 is active.
+    pub header: Header,
+    /// Key material of slot 0.
+    pub material: Vec<u8>,
+    /// The master key.
+    pub key: Secret,
+}
+
+/// Bytes from the start of a new header to the end of its key material, which is where the data of a volume of its own
+/// begins.
+pub fn header_len(suite: Suite) -> u64 {
+    material_offset(suite, SLOTS)
+}
+
+/// Where a slot's key material begins.
+fn material_offset(suite: Suite, index: usize) -> u64 {
+    let each = material_len(suite.key_len()).next_multiple_of(ALIGNMENT);
+    let before = u64::try_from(index).unwrap_or(u64::MAX).saturating_mul(each);
+    ALIGNMENT.saturating_add(before)
+}
+
+fn sector(offset: u64) -> u32 {
+    u32::try_from(offset / SECTOR as u64).unwrap_or(u32::MAX)
+}
+
+impl Recipe {
+    /// Makes a header with a new master key under `password` in slot 0. It takes a few times as long as `iter_time` says.
+    ///
+    /// # Errors
+    /// When the parts do not go together, the iterations cannot be had, or the system gives no random bytes.
+    pub fn create(&self, password: &[u8]) -> Result<Created> {
+        self.suite.check()?;
+        let key = Secret::random(self.suite.key_len())?;
+        let mut uuid = [0; 40];
+        for (to, from) in uuid.iter_mut().zip(crate::random::uuid()?.bytes()) {
+            *to = from;
+        }
+        let slot = |index| Slot {
+            active: false,
+            iterations: 0,
+            salt: [0; 32],
+            material: sector(material_offset(self.suite, index)),
+        };
+        let mut header = Header {
+            suite: self.suite,
+            hash: self.hash,
+            payload: sector(header_len(self.suite)),
+            digest: [0; 20],
+            digest_salt: [0; 32],
+            digest_iterations: 1,
+            uuid,
+            slots: std::array::from_fn(slot),
+        };
+        let (slot, material) = header.seal(0, password, &key, self.iter_time)?;
+        if let Some(first) = header.slots.first_mut() {
+            *first = slot;
+        }
+        header.set_digest(&key, self.iter_time)?;
+        header.check_work()?;
+        Ok(Created { header, material, key })
+    }
+}

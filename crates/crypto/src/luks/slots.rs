@@ -1,0 +1,132 @@
+//! Opening and filling key slots.
+
+use super::header::{Header, Slot, material_len};
+use super::splitter;
+use crate::cipher::{Direction, SectorCipher};
+use crate::hash::Hash;
+use crate::secret::Secret;
+use crate::{Error, ErrorKind, Result};
+
+/// Fewest PBKDF2 iterations of anything.
+const LEAST: u64 = 1000;
+/// What the digest of the master key takes of the time that a slot takes.
+const DIGEST_SHARE: u64 = 8;
+
+impl Header {
+    /// The master key, if the slot of that number holds it under `password`. `material` is the slot's key material.
+    /// It takes as long as the slot's iterations say; [`Header::check_work`] bounds that.
+    ///
+    /// # Errors
+    /// When there is no such slot, or the material is cut short.
+    pub fn unlock(
+        &self,
+        index: usize,
+        password: &[u8],
+        mut material: Secret,
+    ) -> Result<Option<Secret>> {
+        let Some(slot) = self.slots.get(index).filter(|slot| slot.active) else {
+            return Ok(None);
+        };
+        let len = self.suite.key_len();
+        if u64::try_from(material.len()).ok() != Some(material_len(len)) {
+            return Err(Error::invalid(format!("Keyslot {index} is cut short")));
+        }
+        self.apply(Direction::Decrypt, slot, password, &mut material)?;
+        let key = splitter::merge(self.hash, len, &material);
+        Ok(self.is_master_key(&key)?.then_some(key))
+    }
+
+    /// Whether `key` is the one that the header's digest is of.
+    fn is_master_key(&self, key: &Secret) -> Result<bool> {
+        let mut digest = Secret::zeroed(self.digest.len());
+        self.hash.pbkdf2(key, &self.digest_salt, self.digest_iterations, &mut digest)?;
+        Ok(digest.matches(&self.digest))
+    }
+
+    /// A slot like the one of that number, but with the master key `key` under `password`, and its key material.
+    /// `iter_time` is how long opening it shall take on this machine, in milliseconds.
+    ///
+    /// # Errors
+    /// When there is no such slot, the iterations cannot be had, or the system gives no random bytes.
+    pub fn seal(
+        &self,
+        index: usize,
+        password: &[u8],
+        key: &Secret,
+        iter_time: u64,
+    ) -> Result<(Slot, Vec<u8>)> {
+        let len = self.suite.key_len();
+        let missing = || Error::new(ErrorKind::Invalid, format!("There is no keyslot {index}"));
+        let mut slot = self.slots.get(index).ok_or_else(missing)?.clone();
+        slot.active = true;
+        slot.iterations = slot_iterations(self.hash, len, iter_time)?;
+        crate::random::fill(&mut slot.salt)?;
+        let size = usize::try_from(material_len(len)).unwrap_or(0);
+        let mut material = Secret::zeroed(size);
+        splitter::split(self.hash, key, &mut material)?;
+        self.apply(Direction::Encrypt, &slot, password, &mut material)?;
+        Ok((slot, material.to_vec()))
+    }
+
+    /// Encrypts or decrypts key material under a password.
+    fn apply(
+        &self,
+        direction: Direction,
+        slot: &Slot,
+        password: &[u8],
+        material: &mut [u8],
+    ) -> Result<()> {
+        let mut derived = Secret::zeroed(self.suite.key_len());
+        self.hash.pbkdf2(password, &slot.salt, slot.iterations, &mut derived)?;
+        SectorCipher::new(self.suite, &derived)?.apply(direction, 0, material);
+        Ok(())
+    }
+
+    /// Makes the digest that of `key`.
+    pub(super) fn set_digest(&mut self, key: &Secret, iter_time: u64) -> Result<()> {
+        let len = self.digest.len();
+        let rate = self.hash.iterations_per_second(len)?;
+        self.digest_iterations = iterations(rate, iter_time, DIGEST_SHARE)?;
+        crate::random::fill(&mut self.digest_salt)?;
+        let hash = self.hash;
+        hash.pbkdf2(key, &self.digest_salt, self.digest_iterations, &mut self.digest)
+    }
+}
+
+fn slot_iterations(hash: Hash, len: usize, iter_time: u64) -> Result<u32> {
+    iterations(hash.iterations_per_second(len)?, iter_time, 1)
+}
+
+/// Iterations that take a `share`th of `iter_time` milliseconds.
+fn iterations(rate: u64, iter_time: u64, share: u64) -> Result<u32> {
+    const RANGE: &str = "Numerical result out of range";
+    let Some(scaled) = rate.checked_mul(iter_time) else {
+        let text = format!("PBKDF iterations {rate} too large to scale: {RANGE}");
+        return Err(Error::invalid(text));
+    };
+    let count = (scaled / 1000 / share.max(1)).max(LEAST);
+    u32::try_from(count).map_err(|_| {
+        Error::invalid(format!("PBKDF iterations {count} larger than {}: {RANGE}", u32::MAX))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::iterations;
+
+    #[test]
+    fn iterations_follow_the_time_asked_for_and_are_bounded() {
+        assert_eq!(iterations(1_000_000, 2000, 1), Ok(2_000_000));
+        assert_eq!(iterations(1_000_000, 2000, 8), Ok(250_000));
+        assert_eq!(iterations(5, 0, 1), Ok(1000));
+        let wrong = |rate, time| iterations(rate, time, 1).unwrap_err().to_string();
+        assert_eq!(
+            wrong(6_182_641, u64::MAX),
+            "PBKDF iterations 6182641 too large to scale: Numerical result out of range"
+        );
+        assert_eq!(
+            wrong(666_016, 10_000_000),
+            "PBKDF iterations 6660160000 larger than 4294967295: Numerical result out of range"
+        );
+    }
+}
