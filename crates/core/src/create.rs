@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{Backend, Edge, Options};
+use crate::{Backend, Edge, Options, Secrets};
 
 /// Type of a creation option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +54,8 @@ pub struct MeasureRequest<'a> {
     pub options: Options,
     /// The image whose contents are to be stored, where there is one.
     pub source: Option<&'a Backend>,
+    /// The secrets that options may name.
+    pub secrets: &'a Secrets,
 }
 
 /// Bytes that a new image needs.

@@ -102,6 +102,8 @@ pub struct ImageInfo {
     pub is_dirty: bool,
     /// The image is marked corrupt.
     pub is_corrupt: bool,
+    /// Guest data is stored encrypted.
+    pub is_encrypted: bool,
     /// Byte offset at which VM state is stored, or 0.
     pub vm_state_offset: u64,
     /// Backing file name as the image has it.
@@ -422,8 +424,8 @@ pub trait DriverFactory: Send + Sync + 'static {
     ///
     /// # Errors
     /// What [`Self::create`] would say of the options.
-    fn check_create(&self, options: &Options) -> Result<()> {
-        let _ = options;
+    fn check_create(&self, graph: &Graph, options: &Options) -> Result<()> {
+        let _ = (graph, options);
         Ok(())
     }
 

@@ -231,6 +231,20 @@ impl From<io::Error> for Error {
     }
 }
 
+impl From<oxblk_crypto::Error> for Error {
+    fn from(error: oxblk_crypto::Error) -> Self {
+        let kind = match error.kind() {
+            oxblk_crypto::ErrorKind::Invalid => ErrorKind::Invalid,
+            oxblk_crypto::ErrorKind::Unsupported => ErrorKind::Unsupported,
+            oxblk_crypto::ErrorKind::WrongPassword => ErrorKind::Denied,
+            oxblk_crypto::ErrorKind::NoRandom => ErrorKind::Io,
+        };
+        let mut converted = Self::new(kind, error.to_string());
+        converted.0.source = Some(Box::new(error));
+        converted
+    }
+}
+
 /// The system's text for `errno`, without the number that `std::io::Error` appends.
 pub fn strerror(errno: i32) -> String {
     let text = io::Error::from_raw_os_error(errno).to_string();

@@ -23,6 +23,7 @@ mod node;
 mod options;
 mod perm;
 mod request;
+mod secret;
 pub mod snapshot;
 mod status;
 
@@ -43,4 +44,5 @@ pub use node::{DetectZeroes, Node};
 pub use options::{Options, SizeError, parse_size, split_keyval};
 pub use perm::{Perm, Permissions, Role};
 pub use request::{ChainStatus, run_all};
+pub use secret::Secrets;
 pub use status::{Status, StatusFlags};

@@ -200,10 +200,17 @@ fn raw_images_are_created_resized_and_measured() {
         disk.resize(512, Preallocation::Off).await.unwrap();
         assert_eq!(disk.size(), 512);
         let size = Options::from_dotted("size=1025", None).unwrap();
-        let measured =
-            RAW.measure(MeasureRequest { options: size, source: None }).unwrap().await.unwrap();
+        let measured = RAW
+            .measure(MeasureRequest { options: size, source: None, secrets: graph.secrets() })
+            .unwrap()
+            .await
+            .unwrap();
         assert_eq!((measured.required, measured.fully_allocated), (1536, 1536));
-        let request = MeasureRequest { options: Options::new(), source: Some(&disk) };
+        let request = MeasureRequest {
+            options: Options::new(),
+            source: Some(&disk),
+            secrets: graph.secrets(),
+        };
         assert_eq!(RAW.measure(request).unwrap().await.unwrap().required, 512);
         disk.close().await.unwrap();
         assert_eq!(message(create("size=8E").await), "Image size must be less than 8 EiB!");

@@ -84,7 +84,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
             'U' => read.share = true,
             'J' => read.json = context.wants_json(&value)?,
             'r' => read.fix = fix(context, &value)?,
-            _ => objects::check(&value).map_err(|text| context.failed(text))?,
+            _ => objects::define(&value).map_err(|text| context.failed(text))?,
         }
     }
     let operands = parser.operands();

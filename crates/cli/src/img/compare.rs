@@ -84,7 +84,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
             'T' => cache = value,
             'U' => read.share = true,
             'N' => read.threads = threads::parse(context, &value)?,
-            _ => objects::check(&value).map_err(|text| failed(context, text, CANNOT_OPEN))?,
+            _ => objects::define(&value).map_err(|text| failed(context, text, CANNOT_OPEN))?,
         }
     }
     read.filenames = parser

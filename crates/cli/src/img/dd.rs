@@ -81,7 +81,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
             'O' => read.output_format = value,
             'U' => read.share = true,
             'N' => read.threads = threads::parse(context, &value)?,
-            _ => objects::check(&value).map_err(|text| context.failed(text))?,
+            _ => objects::define(&value).map_err(|text| context.failed(text))?,
         }
     }
     for operand in parser.operands() {

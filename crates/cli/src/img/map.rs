@@ -75,7 +75,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
             'l' => read.length = Some(context.bytes("max length", &value)?),
             'J' => read.json = context.wants_json(&value)?,
             'U' => read.share = true,
-            _ => objects::check(&value).map_err(|text| context.failed(text))?,
+            _ => objects::define(&value).map_err(|text| context.failed(text))?,
         }
     }
     let operands = parser.operands();

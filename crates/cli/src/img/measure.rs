@@ -72,7 +72,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
             'l' => read.snapshot = true,
             'J' => read.json = context.wants_json(&value)?,
             'U' => read.share = true,
-            _ => objects::check(&value).map_err(|text| context.failed(text))?,
+            _ => objects::define(&value).map_err(|text| context.failed(text))?,
         }
     }
     let mut operands = parser.operands().into_iter();
@@ -108,7 +108,7 @@ async fn measure(
     let unsupported = || {
         context.failed(format_args!("Block driver '{format}' does not support size measurement"))
     };
-    let request = MeasureRequest { options, source };
+    let request = MeasureRequest { options, source, secrets: graph.secrets() };
     let measured = driver.measure(request).ok_or_else(unsupported)?;
     measured.await.map_err(|error| context.error(&error))
 }

@@ -202,7 +202,7 @@ impl Context {
     }
 }
 
-/// A graph that knows all drivers.
+/// A graph that knows all drivers, and the secrets of the command line.
 pub(crate) fn graph() -> Graph {
-    Graph::new(oxblk::drivers())
+    Graph::with_secrets(oxblk::drivers(), objects::secrets().clone())
 }

@@ -81,7 +81,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
                     context.failed(format_args!("Invalid preallocation mode '{value}'"))
                 })?;
             }
-            _ => objects::check(&value).map_err(|text| context.failed(text))?,
+            _ => objects::define(&value).map_err(|text| context.failed(text))?,
         }
     }
     let mut operands = parser.operands();

@@ -85,7 +85,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
             'a' => Action::Apply(value),
             'd' => Action::Delete(value),
             _ => {
-                objects::check(&value).map_err(|text| context.failed(text))?;
+                objects::define(&value).map_err(|text| context.failed(text))?;
                 continue;
             }
         };

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::Graph;
 use crate::create::{CreateOption, CreateRequest, CreateTarget};
 use crate::driver::{DriverFactory, DriverKind};
@@ -27,7 +29,7 @@ impl Graph {
                 CreateRequest { target: CreateTarget::Filename(filename.to_owned()), options: own };
             return run(driver, self, request).await;
         }
-        driver.check_create(&own)?;
+        driver.check_create(self, &own)?;
         let request =
             CreateRequest { target: CreateTarget::Filename(filename.to_owned()), options: below };
         run(protocol, self, request).await?;
@@ -85,7 +87,12 @@ fn split_options(
     protocol: &dyn DriverFactory,
     options: &Options,
 ) -> Result<(Options, Options)> {
-    let knows = |list: &[CreateOption], key: &str| list.iter().any(|option| option.name == key);
+    // Options with dotted names may come nested (`encrypt.format`): then their first part is known.
+    let knows = |list: &[CreateOption], key: &str| {
+        let nested = options.get(key).is_some_and(Value::is_object);
+        let first = |name: &'static str| name.split('.').next().unwrap_or_default();
+        list.iter().any(|option| option.name == key || nested && first(option.name) == key)
+    };
     let (mut own, mut below) = (Options::new(), Options::new());
     for (key, value) in options.iter() {
         if knows(driver.create_options(), key) {

@@ -28,7 +28,7 @@ pub use reopen::ReopenRequest;
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
 use crate::epoch::Epochs;
 use crate::node::{NodeParts, Settings};
-use crate::{Backend, Children, Error, ErrorKind, Node, Result};
+use crate::{Backend, Children, Error, ErrorKind, Node, Result, Secrets};
 
 #[derive(Default)]
 struct Registry {
@@ -45,6 +45,7 @@ struct Inner {
     next_name: AtomicU64,
     policy: BackingPolicy,
     warner: fn(&str),
+    secrets: Secrets,
     /// A node has been opened whose reads may write.
     copies_on_read: AtomicBool,
 }
@@ -52,6 +53,10 @@ struct Inner {
 /// All nodes and backends of one embedding. Clones are the same graph.
 #[derive(Clone)]
 pub struct Graph(Arc<Inner>);
+
+fn warn_in_log(text: &str) {
+    tracing::warn!("{text}");
+}
 
 impl Graph {
     /// An empty graph that knows `drivers`.
@@ -61,11 +66,25 @@ impl Graph {
 
     /// An empty graph whose images may name what `policy` allows as their backing files.
     pub fn with_policy(drivers: DriverTable, policy: BackingPolicy) -> Self {
-        Self::with_warner(drivers, policy, |text| tracing::warn!("{text}"))
+        Self::with_warner(drivers, policy, warn_in_log)
     }
 
     /// The same, with warnings told by `warner` (tools print them); the default is the log.
     pub fn with_warner(drivers: DriverTable, policy: BackingPolicy, warner: fn(&str)) -> Self {
+        Self::with_parts(drivers, policy, warner, Secrets::default())
+    }
+
+    /// An empty graph whose images may use the secrets of `secrets`, also those that are added to it later.
+    pub fn with_secrets(drivers: DriverTable, secrets: Secrets) -> Self {
+        Self::with_parts(drivers, BackingPolicy::default(), warn_in_log, secrets)
+    }
+
+    fn with_parts(
+        drivers: DriverTable,
+        policy: BackingPolicy,
+        warner: fn(&str),
+        secrets: Secrets,
+    ) -> Self {
         Self(Arc::new(Inner {
             drivers,
             epochs: Arc::default(),
@@ -73,6 +92,7 @@ impl Graph {
             next_name: AtomicU64::new(0),
             policy,
             warner,
+            secrets,
             copies_on_read: AtomicBool::new(false),
         }))
     }
@@ -98,6 +118,11 @@ impl Graph {
     /// What an image may name as its backing file.
     pub fn policy(&self) -> &BackingPolicy {
         &self.0.policy
+    }
+
+    /// The secrets that images may name.
+    pub fn secrets(&self) -> &Secrets {
+        &self.0.secrets
     }
 
     /// The epoch domain.

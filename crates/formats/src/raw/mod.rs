@@ -298,7 +298,7 @@ impl DriverFactory for RawFactory {
         create::OPTIONS
     }
 
-    fn check_create(&self, options: &Options) -> Result<()> {
+    fn check_create(&self, _graph: &Graph, options: &Options) -> Result<()> {
         create::read(options.clone()).map(drop)
     }
 

@@ -158,7 +158,7 @@ fn set(context: &Context, read: &mut Arguments, raw: &mut Raw, id: char, value: 
         }
         'C' => read.offload = true,
         '6' => read.salvage = true,
-        '7' => objects::check(&value).map_err(|text| context.failed(text))?,
+        '7' => objects::define(&value).map_err(|text| context.failed(text))?,
         '8' => read.threads = threads::parse(context, &value)?,
         // -W: writes are out of order in any case.
         _ => {}
