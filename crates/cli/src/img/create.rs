@@ -60,7 +60,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
             'b' => read.backing = Some(value),
             'F' => read.backing_format = Some(value),
             'u' => read.backing_unsafe = true,
-            _ => objects::check(&value).map_err(|text| context.failed(text))?,
+            _ => objects::define(&value).map_err(|text| context.failed(text))?,
         }
     }
     let mut operands = parser.operands().into_iter();
@@ -187,10 +187,11 @@ async fn check_backing(
         };
     }
     let path = oxblk_core::relative_to(name, &file);
-    // Only looked at: a guest may have it open.
-    let image = Image { options: Options::new(), ..Image::read_only(&path) }
+    // Only looked at: a guest may have it open, and it needs no key.
+    let mut image = Image { options: Options::new(), ..Image::read_only(&path) }
         .format(format.as_deref())
         .share_if(true);
+    image.flags.no_io = true;
     let opened = image.open(graph).await.map_err(|error| {
         let hint = match error.hint() {
             Some(hint) => format!("{hint}\nCould not open backing image."),

@@ -160,6 +160,26 @@ impl CreateOptions {
         }
     }
 
+    /// Whether the new image is to be encrypted.
+    pub(super) fn is_encrypted(&self) -> bool {
+        let flag = matches!(self.get("encryption"), Some(Setting::Flag(true)));
+        flag || self.text("encrypt.format").is_some()
+    }
+
+    /// The identifiers of secrets among the options, which it takes to open the image again.
+    pub(super) fn key_secrets(&self) -> Options {
+        let mut options = Options::new();
+        for (name, setting) in &self.settings {
+            if name.ends_with("key-secret")
+                && let Setting::Text(id) = setting
+            {
+                // Names of options are not nested deeply, and none is a part of another.
+                let _ = options.set(name, id.as_str());
+            }
+        }
+        options
+    }
+
     /// All that is set, in the order of the tables: ` key=value key=value`.
     pub(super) fn shown(&self) -> String {
         let show = |option: &CreateOption| {

@@ -79,7 +79,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
             'b' => read.chain = true,
             'U' => read.share = true,
             'J' => read.json = context.wants_json(&value)?,
-            _ => objects::check(&value).map_err(|text| context.failed(text))?,
+            _ => objects::define(&value).map_err(|text| context.failed(text))?,
         }
     }
     let operands = parser.operands();
@@ -145,6 +145,9 @@ fn image_info(node: &Arc<Node>) -> Value {
             map.insert("cluster-size".to_owned(), json!(cluster_size));
         }
         map.insert("dirty-flag".to_owned(), json!(is_dirty));
+    }
+    if driver.is_encrypted {
+        map.insert("encrypted".to_owned(), json!(true));
     }
     if let Some(specific) = driver.specific {
         map.insert("format-specific".to_owned(), specific);
@@ -300,6 +303,9 @@ fn node_text(text: &mut String, info: &Value, level: usize, is_leaf: bool) {
     line(format!("{length}: {}", size::both(number("virtual-size").unwrap_or(0))));
     let disk = number("actual-size").map_or_else(|| "unavailable".to_owned(), size::short);
     line(format!("disk size: {disk}"));
+    if info.get("encrypted") == Some(&Value::Bool(true)) {
+        line("encrypted: yes".to_owned());
+    }
     if let Some(cluster) = number("cluster-size") {
         line(format!("cluster_size: {cluster}"));
     }

@@ -1,18 +1,19 @@
 //! Making images: the options, the plan of where everything lies, and writing it.
 //!
 //! A new image is `header | refcount table | refcount blocks | L1 table`, as `qemu-img create` lays it out,
-//! followed by each L2 table and its data clusters where they are preallocated. All sizes are known
+//! followed by the LUKS header of an encrypted one, and by each L2 table and its data clusters where they are preallocated. All sizes are known
 //! before the first byte is written, so the refcounts are written once and right. The header goes
 //! last: an image whose creation was interrupted is not mistaken for a whole one.
 
 use futures_util::stream::{self, TryStreamExt};
 use oxblk_core::create::{CreateOption, OptionType};
-use oxblk_core::{Edge, Error, Options, Preallocation, Result, WriteFlags, ZeroFlags};
+use oxblk_core::{Edge, Error, Options, Preallocation, Result, Secrets, WriteFlags, ZeroFlags};
 use oxblk_ring::IoBufMut;
 
+use super::encryption::create::Wanted as Encryption;
 use super::layout::{
-    Autoclear, Compatible, Compression, Extensions, Geometry, Header, Incompatible, L1Entry,
-    L2Entry, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, refcount_set,
+    Autoclear, Compatible, Compression, CryptoHeader, Extensions, Geometry, Header, Incompatible,
+    L1Entry, L2Entry, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, refcount_set,
 };
 
 /// Virtual sizes are multiples of this many bytes.
@@ -98,6 +99,8 @@ pub struct Wanted {
     pub preallocation: Preallocation,
     /// How clusters are compressed.
     pub compression: Compression,
+    /// How guest data is encrypted.
+    pub encryption: Encryption,
     /// Backing file.
     pub backing_file: Option<String>,
     /// Format of the backing file.
@@ -107,19 +110,6 @@ pub struct Wanted {
 /// The feature that the options want and that is not there yet.
 pub(super) fn missing_feature(options: &Options) -> Result<Option<&'static str>> {
     let mut options = options.clone();
-    let format = match options.take_options("encrypt") {
-        Some(mut encrypt) => encrypt.take_str("format")?,
-        None => options.take_str("encrypt.format")?,
-    };
-    match format.as_deref() {
-        Some("luks") => return Ok(Some("LUKS encryption")),
-        Some("aes") => return Ok(Some("AES encryption")),
-        Some(other) => return Err(rejected("format", other)),
-        None => {}
-    }
-    if options.take_bool("encryption")? == Some(true) {
-        return Ok(Some("AES encryption"));
-    }
     let data_file = options.take_str("data_file")?.is_some();
     Ok(data_file.then_some("external data file"))
 }
@@ -171,6 +161,7 @@ impl Wanted {
         }
         let refcount_order = refcount_order(options.take_size("refcount_bits")?)?;
         let size = options.take_size("size")?.unwrap_or(0);
+        let encryption = Encryption::take(&mut options)?;
         let wanted = Self {
             size: size.checked_next_multiple_of(SECTOR).ok_or_else(too_large)?,
             version,
@@ -178,6 +169,7 @@ impl Wanted {
             lazy_refcounts: options.take_bool("lazy_refcounts")?.unwrap_or(false),
             preallocation,
             compression,
+            encryption,
             backing_file: options.take_str("backing_file")?.filter(|name| !name.is_empty()),
             backing_format: options.take_str("backing_fmt")?,
         };
@@ -218,6 +210,10 @@ impl Wanted {
         Ok(())
     }
 
+    fn plan(&self) -> Result<Plan> {
+        Plan::new(self.geometry, self.size, self.preallocation, self.encryption.header_len())
+    }
+
     /// The header of an image laid out by `plan`.
     fn header(&self, plan: &Plan) -> Header {
         let mut incompatible = Incompatible::empty();
@@ -229,6 +225,7 @@ impl Wanted {
             version: self.version,
             geometry: self.geometry,
             size: self.size,
+            crypt_method: self.encryption.method(),
             l1_offset: if plan.l1_entries == 0 { 0 } else { plan.l1_offset },
             l1_entries: plan.l1_entries,
             refcount_table_offset: self.geometry.cluster_size(),
@@ -243,6 +240,7 @@ impl Wanted {
             backing_file: self.backing_file.clone(),
             extensions: Extensions {
                 backing_format: self.backing_format.clone(),
+                crypto: plan.crypto,
                 ..Extensions::default()
             },
             unknown_fields: Vec::new(),
@@ -291,7 +289,9 @@ struct Plan {
     blocks: u64,
     l1_offset: u64,
     l1_entries: u32,
-    /// Offset of the first L2 table, which is behind the L1 table.
+    /// The LUKS header, which is behind the L1 table.
+    crypto: Option<CryptoHeader>,
+    /// Offset of the first L2 table, which is behind both.
     l2_offset: u64,
     /// Guest clusters that are preallocated, with their L2 tables.
     data_clusters: u64,
@@ -300,7 +300,8 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(geometry: Geometry, size: u64, preallocation: Preallocation) -> Result<Self> {
+    /// The plan of an image of `size` bytes with a LUKS header of `luks` bytes.
+    fn new(geometry: Geometry, size: u64, preallocation: Preallocation, luks: u64) -> Result<Self> {
         let l1_entries = geometry
             .l1_entries_for(size)
             .filter(|entries| *entries <= MAX_L1_BYTES / 8)
@@ -310,7 +311,8 @@ impl Plan {
             Preallocation::Off => (0, 0),
             _ => (l1_entries, geometry.clusters_for(size)),
         };
-        let content = l1_clusters + l2_tables + data_clusters;
+        let luks_clusters = geometry.clusters_for(luks);
+        let content = l1_clusters + luks_clusters + l2_tables + data_clusters;
         let (mut table_clusters, mut blocks) = (1, 1);
         // Each round covers what the round before added; it ends when nothing is added.
         let clusters = loop {
@@ -327,13 +329,15 @@ impl Plan {
         };
         let cluster_size = geometry.cluster_size();
         let l1_offset = (1 + table_clusters + blocks) * cluster_size;
+        let l1_end = l1_offset + l1_clusters * cluster_size;
         Ok(Self {
             geometry,
             table_clusters: u32::try_from(table_clusters).map_err(|_| too_large())?,
             blocks,
             l1_offset,
             l1_entries: u32::try_from(l1_entries).map_err(|_| too_large())?,
-            l2_offset: l1_offset + l1_clusters * cluster_size,
+            crypto: (luks > 0).then_some(CryptoHeader { offset: l1_end, length: luks }),
+            l2_offset: l1_end + luks_clusters * cluster_size,
             data_clusters,
             clusters,
         })
@@ -402,7 +406,7 @@ fn put_entries(table: &mut [u8], entries: impl Iterator<Item = u64>) {
 
 /// Bytes of an image of `size` bytes whose clusters are all allocated; `None` if it cannot be made.
 pub(super) fn fully_allocated(geometry: Geometry, size: u64) -> Option<u64> {
-    let plan = Plan::new(geometry, size, Preallocation::Metadata).ok()?;
+    let plan = Plan::new(geometry, size, Preallocation::Metadata, 0).ok()?;
     plan.clusters.checked_mul(geometry.cluster_size())
 }
 
@@ -410,9 +414,10 @@ pub(super) fn fully_allocated(geometry: Geometry, size: u64) -> Option<u64> {
 ///
 /// # Errors
 /// As [`create`] would.
-pub(super) fn check(options: Options) -> Result<()> {
+pub(super) fn check(options: Options, secrets: &Secrets) -> Result<()> {
     let wanted = Wanted::from_options(options)?;
-    let plan = Plan::new(wanted.geometry, wanted.size, wanted.preallocation)?;
+    wanted.encryption.password(secrets)?;
+    let plan = wanted.plan()?;
     let header = wanted.header(&plan).encode();
     header.map(drop).map_err(|error| backing_fault(&wanted, &error))
 }
@@ -421,9 +426,10 @@ pub(super) fn check(options: Options) -> Result<()> {
 ///
 /// # Errors
 /// When the options are wrong, in the words of QEMU's tools; or as the file reports.
-pub async fn create(file: &Edge, options: Options) -> Result<()> {
+pub async fn create(file: &Edge, options: Options, secrets: &Secrets) -> Result<()> {
     let wanted = Wanted::from_options(options)?;
-    let plan = Plan::new(wanted.geometry, wanted.size, wanted.preallocation)?;
+    wanted.encryption.password(secrets)?;
+    let plan = wanted.plan()?;
     let header = wanted.header(&plan).encode().map_err(|error| backing_fault(&wanted, &error))?;
     let mut first_cluster = plan.cluster()?;
     for (to, from) in first_cluster.iter_mut().zip(&header) {
@@ -431,6 +437,10 @@ pub async fn create(file: &Edge, options: Options) -> Result<()> {
     }
     preallocate(file, &wanted, &plan).await?;
     write_tables(file, &plan).await?;
+    if let Some(crypto) = plan.crypto {
+        let area = plan.l2_offset.saturating_sub(crypto.offset);
+        wanted.encryption.write_header(file, crypto.offset, area, secrets).await?;
+    }
     file.write(0, first_cluster.freeze(), WriteFlags::empty()).await?;
     file.flush().await
 }
@@ -482,7 +492,8 @@ async fn write_tables(file: &Edge, plan: &Plan) -> Result<()> {
         }
         return file.write_zeroes(plan.l1_offset, l1_bytes, ZeroFlags::empty()).await;
     }
-    let len = plan.l2_offset.saturating_sub(plan.l1_offset);
+    let l1_end = plan.crypto.map_or(plan.l2_offset, |crypto| crypto.offset);
+    let len = l1_end.saturating_sub(plan.l1_offset);
     let mut l1 = IoBufMut::zeroed(usize::try_from(len).map_err(|_| too_large())?);
     let tables = (0..plan.l2_tables()).map(|index| L1Entry::new(plan.table_offset(index)).0);
     put_entries(&mut l1, tables);
@@ -504,7 +515,7 @@ mod tests {
 
     fn plan(changes: &[(&str, &str)]) -> Result<Plan> {
         let wanted = wanted(changes)?;
-        Plan::new(wanted.geometry, wanted.size, wanted.preallocation)
+        wanted.plan()
     }
 
     #[test]
@@ -565,7 +576,20 @@ mod tests {
                 "Lazy refcounts only supported with compatibility level 1.1 and above \
                  (use version=v3 or greater)",
             ),
-            (&[("encryption", "on")], "qcow2 feature not supported yet: AES encryption"),
+            (
+                &[("encryption", "on"), ("encrypt.format", "luks")],
+                "'encrypt.format' and its alias 'encryption' can't be used at the same time",
+            ),
+            (&[("encrypt.key-secret", "s")], "Parameter 'encrypt.format' is missing"),
+            (&[("encrypt.format", "x")], "Parameter 'format' does not accept value 'x'"),
+            (
+                &[("encrypt.format", "aes"), ("encrypt.cipher-alg", "aes-128")],
+                "Parameter 'encrypt.cipher-alg' is unexpected",
+            ),
+            (
+                &[("encrypt.format", "luks"), ("encrypt.cipher-mode", "x")],
+                "Parameter 'cipher-mode' does not accept value 'x'",
+            ),
         ];
         for (options, message) in cases {
             assert_eq!(wanted(options).unwrap_err().to_string(), *message);

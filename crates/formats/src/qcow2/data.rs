@@ -7,8 +7,20 @@ use oxblk_core::{ChildIdx, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
+use super::allocator::Reserved;
 
 impl Qcow2 {
+    /// Whether guest data is stored as it is, so that who knows its host offset may read and write it there.
+    pub(super) fn is_plain(&self) -> bool {
+        self.encryption.is_none()
+    }
+
+    /// Whether what a guest is given of reserved clusters would be zeroes. What a file reads as zeroes stands for
+    /// something else once it is decrypted.
+    pub(super) fn reads_as_zeroes(&self, run: &Reserved<'_>) -> bool {
+        run.is_untouched() && self.is_plain()
+    }
+
     /// The child that holds uncompressed guest data.
     pub(super) fn data_child(&self) -> ChildIdx {
         ChildIdx::FILE
@@ -16,13 +28,19 @@ impl Qcow2 {
 
     /// Fills `buf` with what lies at `host` for the guest offset `guest`.
     pub(super) async fn read_data(&self, guest: u64, host: u64, buf: IoBufMut) -> Result<IoBufMut> {
-        let _ = guest;
-        self.children.require(self.data_child())?.read(host, buf).await
+        let child = self.children.require(self.data_child())?;
+        match &self.encryption {
+            None => child.read(host, buf).await,
+            Some(encryption) => encryption.read(&child, guest, host, buf).await,
+        }
     }
 
     /// Writes `data`, which belongs to the guest offset `guest`, to `host`.
     pub(super) async fn write_data(&self, guest: u64, host: u64, data: IoBuf) -> Result<()> {
-        let _ = guest;
-        self.children.require(self.data_child())?.write(host, data, WriteFlags::empty()).await
+        let child = self.children.require(self.data_child())?;
+        match &self.encryption {
+            None => child.write(host, data, WriteFlags::empty()).await,
+            Some(encryption) => encryption.write(&child, guest, host, data).await,
+        }
     }
 }

@@ -15,6 +15,9 @@ use super::Qcow2;
 use super::layout::{Compatible, Incompatible};
 use super::lookup::Extent;
 
+/// Bytes that are encrypted as a unit.
+const SECTOR: u32 = 512;
+
 impl Driver for Qcow2 {
     fn map(&self, op: MapOp, offset: u64, len: u64) -> Step {
         if self.corrupt.load(std::sync::atomic::Ordering::Relaxed) {
@@ -23,7 +26,9 @@ impl Driver for Qcow2 {
         let Ok(extent) = self.lookup(offset, len) else { return Step::Slow };
         match (extent, op) {
             (Extent::Data { host, len, .. }, MapOp::Read)
-            | (Extent::Data { host, len, owned: true }, MapOp::Write) => {
+            | (Extent::Data { host, len, owned: true }, MapOp::Write)
+                if self.is_plain() =>
+            {
                 Step::Forward { child: self.data_child(), offset: host, len }
             }
             (Extent::Zero { len, .. }, MapOp::Read) => Step::Zero { len },
@@ -78,11 +83,14 @@ impl Driver for Qcow2 {
     fn limits(&self) -> Limits {
         let cluster = u32::try_from(self.geometry.cluster_size()).unwrap_or(1);
         let subcluster = u32::try_from(self.geometry.subcluster_size()).unwrap_or(1);
+        // Clusters that were allocated ahead hold nothing that was encrypted: they read as noise.
+        let is_noise = !self.is_plain() && self.l1_entry(0).0 != 0;
         Limits {
+            request_alignment: if self.is_plain() { 1 } else { SECTOR },
             write_zeroes_alignment: subcluster,
             discard_alignment: cluster,
             zero_flags: ZeroFlags::MAY_UNMAP,
-            has_zero_init: true,
+            has_zero_init: !is_noise,
             ..Limits::default()
         }
     }
@@ -104,14 +112,18 @@ impl Driver for Qcow2 {
         if let Some(bitmaps) = self.bitmaps.info() {
             data["bitmaps"] = bitmaps;
         }
+        if let Some(encryption) = &self.encryption {
+            data["encrypt"] = encryption.describe();
+        }
         ImageInfo {
             cluster_size: self.geometry.cluster_size(),
             is_dirty: header.incompatible.contains(Incompatible::DIRTY),
             is_corrupt: corrupt,
+            is_encrypted: !self.is_plain(),
             vm_state_offset: self.vm_state_offset(),
             backing_filename: header.backing_file.clone(),
             backing_format: header.extensions.backing_format.clone(),
-            can_compress: true,
+            can_compress: self.is_plain(),
             specific: Some(json!({ "type": "qcow2", "data": data })),
         }
     }
@@ -141,7 +153,8 @@ impl Driver for Qcow2 {
     }
 
     fn compress(&self) -> Option<&dyn Compress> {
-        Some(self)
+        // Compressed clusters would be stored for everybody to read.
+        if self.is_plain() { Some(self) } else { None }
     }
 }
 

@@ -43,8 +43,8 @@ impl DriverFactory for Factory {
         create::CREATE_OPTIONS
     }
 
-    fn check_create(&self, options: &Options) -> Result<()> {
-        create::check(options.clone())
+    fn check_create(&self, graph: &Graph, options: &Options) -> Result<()> {
+        create::check(options.clone(), graph.secrets())
     }
 
     fn create<'a>(
@@ -59,7 +59,9 @@ impl DriverFactory for Factory {
                 return Err(create::rejected("backing-fmt", name));
             }
             match request.target {
-                CreateTarget::File(file) => create::create(&file, request.options).await,
+                CreateTarget::File(file) => {
+                    create::create(&file, request.options, graph.secrets()).await
+                }
                 CreateTarget::Filename(_) => Err(Error::invalid("qcow2 is created in a file")),
             }
         }))

@@ -8,6 +8,7 @@ use oxblk_core::create::{Measure, MeasureRequest};
 use oxblk_core::{Backend, Error, Node, Options, Preallocation, Result, StatusFlags, Want};
 
 use super::create::{cluster_bits, fully_allocated, missing_feature, not_yet, refcount_order};
+use super::encryption::create::Wanted as Encryption;
 use super::layout::{BitmapEntry, Geometry, bitmap_bytes};
 
 /// Bytes of the source asked about at once.
@@ -27,6 +28,11 @@ pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     let virtual_size =
         size.checked_next_multiple_of(geometry.cluster_size()).ok_or_else(too_large)?;
     let fully_allocated = fully_allocated(geometry, virtual_size).ok_or_else(too_large)?;
+    // The LUKS header comes on top, as it is.
+    let luks = geometry.clusters_for(wanted.encryption.header_len()) * geometry.cluster_size();
+    if luks > 0 {
+        wanted.encryption.password(request.secrets)?;
+    }
     let data = match (wanted.preallocation, request.source) {
         (Preallocation::Falloc | Preallocation::Full, _) => virtual_size,
         // Nobody knows how much of the source is in the backing file, so all of it may be needed.
@@ -39,8 +45,8 @@ pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
         _ => None,
     };
     Ok(Measure {
-        required: (fully_allocated - virtual_size).saturating_add(data),
-        fully_allocated,
+        required: (fully_allocated - virtual_size).saturating_add(data).saturating_add(luks),
+        fully_allocated: fully_allocated.saturating_add(luks),
         bitmaps,
     })
 }
@@ -56,6 +62,7 @@ struct Wanted {
     geometry: Geometry,
     preallocation: Preallocation,
     has_backing: bool,
+    encryption: Encryption,
 }
 
 impl Wanted {
@@ -63,6 +70,10 @@ impl Wanted {
         if let Some(feature) = missing_feature(&options)? {
             return not_yet(feature);
         }
+        // Of other ways of encryption nothing is to be measured, and nothing is said.
+        let is_luks = options.get_str("encrypt.format") == Some("luks");
+        let encryption =
+            if is_luks { Encryption::take(&mut options)? } else { Encryption::default() };
         let extended_l2 = options.take_bool("extended_l2")?.unwrap_or(false);
         let cluster_bits = cluster_bits(options.take_size("cluster_size")?, extended_l2)?;
         let preallocation = match options.take_str("preallocation")? {
@@ -89,6 +100,7 @@ impl Wanted {
             version,
             geometry: Geometry { cluster_bits, refcount_order, extended_l2 },
             preallocation,
+            encryption,
             has_backing: options.contains("backing_file"),
         })
     }

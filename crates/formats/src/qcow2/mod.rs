@@ -9,6 +9,7 @@
 //! | `refcounts`, `allocator` | which host clusters are in use, free, reserved, resting |
 //! | `lookup` | guest offset → extent |
 //! | `data` | guest data at its host offset: which child, and what is done to it |
+//! | `encryption/` | encryption of guest data |
 //! | `read`, `write`, `discard`, `compressed` | requests that the map cannot answer |
 //! | `subclusters/` | all that differs where L2 entries describe subclusters |
 //! | `tables` | making L2 tables |
@@ -43,6 +44,7 @@ pub mod create;
 mod data;
 mod discard;
 mod driver;
+mod encryption;
 mod factory;
 mod gate;
 #[doc(hidden)]
@@ -91,6 +93,7 @@ pub(crate) struct Qcow2 {
     header: Header,
     read_only: AtomicBool,
     children: ChildrenRef,
+    encryption: Option<encryption::Encryption>,
     epochs: Arc<Epochs>,
     size: AtomicU64,
     /// A writable image was found corrupt: everything is refused.

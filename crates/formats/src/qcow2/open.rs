@@ -16,6 +16,7 @@ use super::bitmaps::Bitmaps;
 use super::cache::{Radix, SliceCache};
 use super::check::check;
 use super::compressed::Tail;
+use super::encryption::{self, Encryption};
 use super::layout::{Geometry, Header, Incompatible, L1Entry, field_offsets};
 use super::refcounts::{Refcounts, TablePlace};
 use super::snapshots::TablePlace as SnapshotTable;
@@ -106,6 +107,7 @@ pub(super) fn only_readable(header: &Header) -> Option<&'static str> {
 /// Opens the image in `context`'s file child.
 pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     let options: OpenOptions = context.options.extract()?;
+    let encrypt = encryption::Given::take(&mut context.options)?;
     let file = context.file()?;
     let mut header = read_header(&file).await?;
     // A check looks at the file alone, and repairs what would keep others from opening it.
@@ -127,7 +129,8 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
         .clone()
         .map(|filename| BackingFile { filename, format: header.extensions.backing_format.clone() });
     let sizes = options.sizes(header.geometry)?;
-    let image = build(context, &file, header, &sizes).await?;
+    let encryption = encryption::open(context, &file, &header, encrypt).await?;
+    let image = build(context, &file, header, &sizes, encryption).await?;
     image.read_l1(&file).await?;
     if !context.flags.check {
         image.note_snapshots(&file).await?;
@@ -165,6 +168,7 @@ async fn build(
     file: &Edge,
     header: Header,
     sizes: &CacheSizes,
+    encryption: Option<Encryption>,
 ) -> Result<Qcow2> {
     let geometry = header.geometry;
     let place = TablePlace {
@@ -182,15 +186,20 @@ async fn build(
     refcounts
         .allocator
         .note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
+    if let Some(crypto) = header.extensions.crypto {
+        // Where the image has it end is not to be believed; guest data lies within the file.
+        let len = crypto.length.min(file.size().saturating_sub(crypto.offset));
+        refcounts.allocator.note_metadata(crypto.offset, len);
+    }
     let slice_words = sizes.slice / 8;
     let slices = sizes.l2_slices(geometry, u64::from(header.l1_entries));
-    let _ = file;
     Ok(Qcow2 {
         geometry,
         version: header.version,
         compression: header.compression,
         read_only: AtomicBool::new(context.flags.read_only),
         children: Arc::clone(&context.children),
+        encryption,
         epochs: Arc::clone(&context.epochs),
         size: AtomicU64::new(header.size),
         corrupt: AtomicBool::new(false),

@@ -25,24 +25,50 @@ impl Qcow2 {
             let mut run = self.reserve(count).await?;
             let (start, count) = (run.start(), run.count());
             run.begin_write();
-            zero(&file, start << bits, count << bits, mode, run.is_untouched()).await?;
+            let (host, len) = (start << bits, count << bits);
+            if self.zeroes_as_entries() || self.is_plain() {
+                zero(&file, host, len, mode, run.is_untouched()).await?;
+            } else {
+                self.write_zero_ciphertext(at, host, len).await?;
+            }
             self.refcounts.add(start, count).await?;
             run.keep();
-            let place = |index: u64| L2Entry::data(start.saturating_add(index) << bits);
+            let place = |index: u64| start.saturating_add(index) << bits;
             if self.geometry.extended_l2 {
                 // The subclusters stay what they are: zero, or nothing.
                 let kept = |index, old: ExtendedEntry| ExtendedEntry {
-                    entry: place(index),
+                    entry: L2Entry::data(place(index)),
                     bitmap: old.bitmap.without_data(),
                 };
                 self.link_extended(at, count, kept).await?;
+            } else if self.zeroes_as_entries() {
+                self.link(at, count, |index| L2Entry::zero_allocated(place(index))).await?;
             } else {
-                self.link(at, count, place).await?;
+                self.link(at, count, |index| L2Entry::data(place(index))).await?;
             }
             self.relieve().await?;
             at = at.saturating_add(count << bits);
         }
         self.write_back(true).await
+    }
+
+    /// Whether clusters are made to read as zeroes by their entries: zeroes in the file of an encrypted image are
+    /// noise to the guest.
+    fn zeroes_as_entries(&self) -> bool {
+        !self.is_plain() && self.version >= 3
+    }
+
+    /// Writes clusters that decrypt to zeroes.
+    async fn write_zero_ciphertext(&self, guest: u64, host: u64, len: u64) -> Result<()> {
+        let zeroes = IoBuf::zeroes(usize::try_from(WRITE).unwrap_or(0));
+        let mut done = 0;
+        while done < len {
+            let step = usize::try_from((len - done).min(WRITE)).unwrap_or(0);
+            let (guest, host) = (guest.saturating_add(done), host.saturating_add(done));
+            self.write_data(guest, host, zeroes.slice(..step)).await?;
+            done = done.saturating_add(WRITE);
+        }
+        Ok(())
     }
 }
 

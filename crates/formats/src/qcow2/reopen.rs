@@ -13,6 +13,7 @@ use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
 use super::Qcow2;
+use super::encryption::Given;
 use super::layout::{Header, L1Entry};
 use super::open::{OpenOptions, only_readable, read_header};
 
@@ -26,6 +27,7 @@ pub(super) struct Prepared {
 impl Qcow2 {
     async fn prepare_reopen(&self, flags: OpenFlags, mut options: Options) -> Result<Prepared> {
         let own: OpenOptions = options.extract()?;
+        Given::take(&mut options)?.require_same(self.encryption.as_ref())?;
         if let Some(key) = options.keys().next() {
             return Err(Error::invalid(format!("Cannot change the option '{key}'")));
         }
@@ -75,6 +77,8 @@ impl Qcow2 {
             && header.size == self.size()
             && header.l1_offset == self.l1_offset.load(Acquire)
             && u64::from(header.l1_entries) == self.l1_entries()
+            && header.crypt_method == self.header.crypt_method
+            && header.extensions.crypto == self.header.extensions.crypto
             && header.snapshots_offset == self.header.snapshots_offset
             && header.snapshot_count == self.header.snapshot_count;
         if !same {

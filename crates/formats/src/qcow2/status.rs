@@ -34,6 +34,11 @@ impl Qcow2 {
             covered = covered.saturating_add(next.len());
         }
         let mut status = describe(first, covered, self.data_child());
+        if !self.is_plain() {
+            // Who reads there reads something else.
+            (status.host, status.child) = (None, None);
+            status.flags -= StatusFlags::OFFSET_VALID | StatusFlags::RECURSE;
+        }
         let ask_file = status.flags.contains(StatusFlags::RECURSE);
         if ask_file && (want != Want::Precise || !self.is_preallocated().await) {
             status.flags -= StatusFlags::RECURSE;

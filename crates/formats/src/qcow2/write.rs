@@ -102,7 +102,7 @@ impl Qcow2 {
         run.begin_write();
         let whole = first..self.cluster_end(offset.saturating_add(length(&data)));
         let place = (start << self.geometry.cluster_bits).saturating_add(offset - first);
-        self.fill(whole, offset, data, place, run.is_untouched()).await?;
+        self.fill(whole, offset, data, place, self.reads_as_zeroes(&run)).await?;
         self.refcounts.add(start, count).await?;
         run.keep();
         let bits = self.geometry.cluster_bits;

@@ -30,14 +30,15 @@ pub(super) async fn prepare(
         let size = source.size();
         sum.saturating_add(size.checked_next_multiple_of(SECTOR).unwrap_or(size))
     });
-    let has_backing = if arguments.create {
+    let made = if arguments.create {
         create(context, arguments, graph, sources, size).await?
     } else {
         let (file, format) = (arguments.backing.as_deref(), arguments.backing_format.as_deref());
         check_backing(context, arguments, sources, file, format)?;
-        file.is_some()
+        Made { has_backing: file.is_some(), ..Made::default() }
     };
-    let backend = open(context, arguments, graph).await?;
+    let has_backing = made.has_backing;
+    let backend = open(context, arguments, graph, made.opening).await?;
     match describe(context, arguments, &backend, size, has_backing) {
         Ok((is_zero, backing)) => Ok(Target { backend, is_zero, backing }),
         Err(exit) => {
@@ -75,14 +76,23 @@ fn check_backing(
     Ok(())
 }
 
-/// Makes the target and tells whether it has a backing file.
+/// A target that has been made.
+#[derive(Default)]
+struct Made {
+    /// It has a backing file.
+    has_backing: bool,
+    /// The options that it takes to open it again.
+    opening: Options,
+}
+
+/// Makes the target.
 async fn create(
     context: &Context,
     arguments: &Arguments,
     graph: &Graph,
     sources: &[Backend],
     size: u64,
-) -> Step<bool> {
+) -> Step<Made> {
     let format = &arguments.target_format;
     let driver = graph
         .driver(format)
@@ -100,6 +110,9 @@ async fn create(
     let backing_format = options.text("backing_fmt");
     check_backing(context, arguments, sources, backing.as_deref(), backing_format)?;
     if arguments.compress {
+        if options.is_encrypted() {
+            return Err(context.failed("Compression and encryption not supported at the same time"));
+        }
         // A format that compresses lets the kind of compression be chosen.
         if !options.knows("compression_type") {
             return Err(context.failed("Compression not supported for this file format"));
@@ -117,7 +130,7 @@ async fn create(
             .report_in(format_args!("{target}: error while converting {format}: "), &error);
         Exit(1)
     })?;
-    Ok(backing.is_some())
+    Ok(Made { has_backing: backing.is_some(), opening: options.key_secrets() })
 }
 
 fn set_backing(
@@ -143,9 +156,14 @@ fn set_backing(
     Ok(())
 }
 
-async fn open(context: &Context, arguments: &Arguments, graph: &Graph) -> Step<Backend> {
-    let mut image = Image { options: Options::new(), ..Image::writable(&arguments.target) }
-        .cache(arguments.target_cache);
+async fn open(
+    context: &Context,
+    arguments: &Arguments,
+    graph: &Graph,
+    options: Options,
+) -> Step<Backend> {
+    let mut image =
+        Image { options, ..Image::writable(&arguments.target) }.cache(arguments.target_cache);
     image.flags.unmap = true;
     image = if arguments.target_options {
         image.options_if(true)

@@ -35,6 +35,9 @@ impl Checker<'_> {
         };
         self.walk_l1_tables(&snapshots.list).await?;
         self.refer(self.header.snapshots_offset, snapshots.table_bytes, 1, Claim::None);
+        if let Some(crypto) = self.header.extensions.crypto {
+            self.refer(crypto.offset, crypto.length, 1, Claim::None);
+        }
         self.count_bitmaps().await;
         self.count_refcount_structures().await
     }

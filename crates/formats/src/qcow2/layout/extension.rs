@@ -99,6 +99,25 @@ pub struct BitmapsExtension {
     pub directory_offset: u64,
 }
 
+/// The full disk encryption header pointer ("Full disk encryption header pointer").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawCrypto {
+    offset: U64,
+    length: U64,
+}
+
+const _: () = assert!(size_of::<RawCrypto>() == 16);
+
+/// Where the LUKS header and its key material are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CryptoHeader {
+    /// Cluster-aligned byte offset.
+    pub offset: u64,
+    /// Bytes; nothing in the header lies behind them.
+    pub length: u64,
+}
+
 impl BitmapsExtension {
     /// The extension's data.
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -126,8 +145,8 @@ pub struct Extensions {
     pub bitmaps_outdated: bool,
     /// What is wrong with the bitmaps extension; there is no directory then.
     pub bitmaps_fault: Option<String>,
-    /// The encryption header pointer, as it is (16 bytes).
-    pub crypto: Option<Vec<u8>>,
+    /// Where the LUKS header is.
+    pub crypto: Option<CryptoHeader>,
     /// Extensions that are not known: magic number and data.
     pub unknown: Vec<(u32, Vec<u8>)>,
 }
@@ -200,16 +219,7 @@ impl Extensions {
             FEATURE_NAMES => self.feature_names = parse_names(data),
             DATA_FILE => self.data_file = Some(text(data, "Data file name")?),
             BITMAPS => self.take_bitmaps(data, context),
-            CRYPTO if context.luks => {
-                if data.len() != 16 {
-                    let text = format!(
-                        "CRYPTO header extension size {}, but expected size 16",
-                        data.len()
-                    );
-                    return Err(Error::invalid(text));
-                }
-                self.crypto = Some(data.to_vec());
-            }
+            CRYPTO if context.luks => self.crypto = Some(parse_crypto(data, context.geometry)?),
             CRYPTO => {
                 return Err(Error::invalid(
                     "CRYPTO header extension only expected with LUKS encryption method",
@@ -242,7 +252,8 @@ impl Extensions {
             put(out, DATA_FILE, name.as_bytes());
         }
         if let Some(crypto) = &self.crypto {
-            put(out, CRYPTO, crypto);
+            let words = [crypto.offset.to_be_bytes(), crypto.length.to_be_bytes()];
+            put(out, CRYPTO, words.as_flattened());
         }
         if version >= 3 && geometry.cluster_size() > NO_NAMES_UP_TO {
             put(out, FEATURE_NAMES, &encode_names());
@@ -295,6 +306,23 @@ fn encode_names() -> Vec<u8> {
         data.extend(name.bytes().chain(std::iter::repeat(0)).take(FEATURE_NAME));
     }
     data
+}
+
+fn parse_crypto(data: &[u8], geometry: Geometry) -> Result<CryptoHeader> {
+    let Ok(raw) = RawCrypto::read_from_bytes(data) else {
+        return Err(Error::invalid(format!(
+            "CRYPTO header extension size {}, but expected size 16",
+            data.len()
+        )));
+    };
+    let (offset, length) = (raw.offset.get(), raw.length.get());
+    if !geometry.is_aligned(offset) {
+        let size = geometry.cluster_size();
+        return Err(Error::invalid(format!(
+            "Encryption header offset '{offset}' is not a multiple of cluster size '{size}'"
+        )));
+    }
+    Ok(CryptoHeader { offset, length })
 }
 
 fn parse_bitmaps(data: &[u8], context: &Context) -> Result<Option<BitmapsExtension>, String> {

@@ -26,8 +26,36 @@ const SNAPSHOT_ENTRY: u64 = 40;
 /// Refcounts of version 2 images have 16 bits.
 const V2_REFCOUNT_ORDER: u32 = 4;
 
-const AES: u32 = 1;
-const LUKS: u32 = 2;
+/// How guest data is encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CryptMethod {
+    /// Not at all.
+    #[default]
+    None,
+    /// AES-128 in CBC mode with the password for a key; obsolete.
+    Aes,
+    /// As the LUKS header says that [`Extensions::crypto`] points to.
+    Luks,
+}
+
+impl CryptMethod {
+    fn from_number(number: u32) -> Option<Self> {
+        match number {
+            0 => Some(Self::None),
+            1 => Some(Self::Aes),
+            2 => Some(Self::Luks),
+            _ => None,
+        }
+    }
+
+    fn number(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::Aes => 1,
+            Self::Luks => 2,
+        }
+    }
+}
 
 /// How compressed clusters are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,6 +86,8 @@ pub struct Header {
     pub geometry: Geometry,
     /// Virtual size in bytes.
     pub size: u64,
+    /// How guest data is encrypted.
+    pub crypt_method: CryptMethod,
     /// Cluster-aligned byte offset of the active L1 table.
     pub l1_offset: u64,
     /// Entries in the active L1 table, enough for `size` and at most [`MAX_L1_BYTES`].
@@ -138,13 +168,13 @@ impl Header {
         check_l1(&raw, geometry)?;
 
         let crypt_method = raw.crypt_method.get();
-        if crypt_method > LUKS {
+        let Some(crypt_method) = CryptMethod::from_number(crypt_method) else {
             return fault(format!("Unsupported encryption method {crypt_method}"));
-        }
+        };
         let autoclear = Autoclear::from_bits_retain(raw.autoclear_features.get());
-        let context = Context { geometry, autoclear, luks: crypt_method == LUKS };
+        let context = Context { geometry, autoclear, luks: crypt_method == CryptMethod::Luks };
         let extensions = Extensions::parse(&extension_area, &context)?;
-        if crypt_method == LUKS && extensions.crypto.is_none() {
+        if context.luks && extensions.crypto.is_none() {
             return fault("Missing CRYPTO header for crypt method 2");
         }
         let backing_file = read_backing_name(&raw, &first_cluster)?;
@@ -152,6 +182,7 @@ impl Header {
             version: raw.version.get(),
             geometry,
             size: raw.size.get(),
+            crypt_method,
             l1_offset: raw.l1_table_offset.get(),
             l1_entries: raw.l1_size.get(),
             refcount_table_offset: raw.refcount_table_offset.get(),
@@ -167,17 +198,16 @@ impl Header {
             extensions,
             unknown_fields,
         };
-        header.refuse_unsupported(crypt_method)?;
+        header.refuse_unsupported()?;
         Ok(header)
     }
 
     /// Features of the format that this program does not read yet.
-    fn refuse_unsupported(&self, crypt_method: u32) -> Result<()> {
-        let feature = match crypt_method {
-            AES => "AES encryption",
-            LUKS => "LUKS encryption",
-            _ if self.incompatible.contains(Incompatible::DATA_FILE) => "external data file",
-            _ => return Ok(()),
+    fn refuse_unsupported(&self) -> Result<()> {
+        let feature = if self.incompatible.contains(Incompatible::DATA_FILE) {
+            "external data file"
+        } else {
+            return Ok(());
         };
         Err(Error::unsupported(format!("qcow2 feature not supported yet: {feature}")))
     }
@@ -262,7 +292,7 @@ impl Header {
             backing_file_size: backing_len.into(),
             cluster_bits: self.geometry.cluster_bits.into(),
             size: self.size.into(),
-            crypt_method: 0.into(),
+            crypt_method: self.crypt_method.number().into(),
             l1_size: self.l1_entries.into(),
             l1_table_offset: self.l1_offset.into(),
             refcount_table_offset: self.refcount_table_offset.into(),

@@ -26,12 +26,13 @@ pub use bitmap::{
     MAX_BITMAPS, bitmap_bytes, encode_bitmap_directory, parse_bitmap_directory,
 };
 pub use entry::{BadEntry, L1Entry, L2Entry, L2Kind, RefcountTableEntry};
-pub use extension::{BitmapsExtension, Extensions, FeatureKind, FeatureName};
+pub use extension::{BitmapsExtension, CryptoHeader, Extensions, FeatureKind, FeatureName};
 pub use extension_change::{HeaderWrite, change_bitmaps_extension};
 pub use features::{Autoclear, Compatible, Incompatible};
 pub use geometry::Geometry;
 pub use header::{
-    Compression, Header, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS, looks_like_qcow2,
+    Compression, CryptMethod, Header, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS,
+    looks_like_qcow2,
 };
 pub use raw::field_offsets;
 pub use refcount::{RefcountError, refcount_get, refcount_max, refcount_set};

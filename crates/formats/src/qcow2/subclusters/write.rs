@@ -136,7 +136,7 @@ impl Qcow2 {
         let last = self.cluster_start(end.saturating_sub(1));
         let (start, count) = (run.start(), run.count());
         let bits = self.geometry.cluster_bits;
-        let untouched = run.is_untouched();
+        let untouched = self.reads_as_zeroes(&run);
         let host = |guest: u64| (start << bits).saturating_add(guest.saturating_sub(first));
         let mut head = self.carried(first, offset, end).await?;
         let mut tail = if last == first { 0 } else { self.carried(last, offset, end).await? };

@@ -1,0 +1,168 @@
+//! Options of new images, and their LUKS header.
+
+use oxblk_core::{Edge, Error, Options, Result, Secrets, WriteFlags, ZeroFlags};
+use oxblk_crypto::cipher::{BlockCipher, IvGenerator, Mode, Suite};
+use oxblk_crypto::hash::Hash;
+use oxblk_crypto::luks::{self, Recipe};
+use oxblk_crypto::secret::Secret;
+use oxblk_ring::IoBuf;
+
+use super::super::create::rejected;
+use super::super::layout::CryptMethod;
+use super::key_needed;
+
+/// How long opening a key slot takes unless told otherwise, in milliseconds.
+const ITER_TIME: u64 = 2000;
+
+/// How a new image is to be encrypted.
+#[derive(Debug, Clone, Default)]
+pub enum Wanted {
+    /// Not at all.
+    #[default]
+    No,
+    /// In the obsolete way.
+    Aes {
+        /// The secret that holds the password.
+        secret: Option<String>,
+    },
+    /// With a LUKS header.
+    Luks {
+        /// What the header is to be.
+        recipe: Recipe,
+        /// The secret that holds the password.
+        secret: Option<String>,
+    },
+}
+
+impl Wanted {
+    /// Takes `encryption` and `encrypt.*` out of the options.
+    ///
+    /// # Errors
+    /// When one is wrong or does not go with another; in the words of QEMU's tools.
+    pub fn take(options: &mut Options) -> Result<Self> {
+        let mut encrypt = take_encrypt(options)?;
+        let mut format = encrypt.take_str("format")?;
+        if options.take_bool("encryption")? == Some(true) {
+            if format.is_some() {
+                return Err(Error::invalid(
+                    "'encrypt.format' and its alias 'encryption' can't be used at the same time",
+                ));
+            }
+            format = Some("aes".to_owned());
+        }
+        let wanted = match format.as_deref() {
+            None if encrypt.is_empty() => Self::No,
+            None => return Err(Error::invalid("Parameter 'encrypt.format' is missing")),
+            Some("aes") => Self::Aes { secret: encrypt.take_str("key-secret")? },
+            Some("luks") => Self::Luks {
+                secret: encrypt.take_str("key-secret")?,
+                recipe: take_recipe(&mut encrypt)?,
+            },
+            Some(other) => return Err(rejected("format", other)),
+        };
+        match encrypt.keys().next() {
+            Some(key) => Err(Error::invalid(format!("Parameter 'encrypt.{key}' is unexpected"))),
+            None => Ok(wanted),
+        }
+    }
+
+    /// What the image's header says of it.
+    pub(in super::super) fn method(&self) -> CryptMethod {
+        match self {
+            Self::No => CryptMethod::None,
+            Self::Aes { .. } => CryptMethod::Aes,
+            Self::Luks { .. } => CryptMethod::Luks,
+        }
+    }
+
+    /// Bytes of the LUKS header and its key material; 0 where there is none.
+    pub(in super::super) fn header_len(&self) -> u64 {
+        match self {
+            Self::No | Self::Aes { .. } => 0,
+            Self::Luks { recipe, .. } => luks::header_len(recipe.suite),
+        }
+    }
+
+    /// The password.
+    ///
+    /// # Errors
+    /// When the secret is not there or is no text; in the words of QEMU's tools.
+    pub(in super::super) fn password(&self, secrets: &Secrets) -> Result<Option<Secret>> {
+        match self {
+            Self::No => Ok(None),
+            Self::Aes { secret } | Self::Luks { secret, .. } => {
+                let id = secret.as_deref().ok_or_else(key_needed)?;
+                secrets.password(id).map(Some)
+            }
+        }
+    }
+
+    /// Writes the LUKS header, where there is to be one, into `area` bytes of the file at `offset`.
+    ///
+    /// # Errors
+    /// As for [`Self::password`], and as the file reports.
+    pub(in super::super) async fn write_header(
+        &self,
+        file: &Edge,
+        offset: u64,
+        area: u64,
+        secrets: &Secrets,
+    ) -> Result<()> {
+        let Self::Luks { recipe, .. } = self else { return Ok(()) };
+        let recipe = *recipe;
+        let password = self.password(secrets)?.ok_or_else(key_needed)?;
+        // It is meant to take its time.
+        let created = oxblk_ring::offload(move || recipe.create(&password)).await?;
+        file.write_zeroes(offset, area, ZeroFlags::empty()).await?;
+        let header = created.header.encode();
+        file.write(offset, IoBuf::from(header), WriteFlags::empty()).await?;
+        let Some(slot) = created.header.slots.first() else { return Ok(()) };
+        let place = offset.saturating_add(slot.material(recipe.suite).start);
+        file.write(place, IoBuf::from(created.material), WriteFlags::empty()).await
+    }
+}
+
+/// The options of encryption without their prefix, whether they are nested or not.
+fn take_encrypt(options: &mut Options) -> Result<Options> {
+    let mut encrypt = options.take_options("encrypt").unwrap_or_default();
+    let flat: Vec<String> =
+        options.keys().filter(|key| key.starts_with("encrypt.")).map(str::to_owned).collect();
+    for key in flat {
+        if let (Some(value), Some(name)) = (options.take(&key), key.strip_prefix("encrypt.")) {
+            encrypt.set(name, value)?;
+        }
+    }
+    Ok(encrypt)
+}
+
+fn take_recipe(encrypt: &mut Options) -> Result<Recipe> {
+    let cipher = match encrypt.take_str("cipher-alg")? {
+        None => BlockCipher::Aes256,
+        Some(name) => BlockCipher::from_name(&name)?,
+    };
+    let mode = match encrypt.take_str("cipher-mode")? {
+        None => Mode::Xts,
+        Some(name) => Mode::from_name(&name).ok_or_else(|| rejected("cipher-mode", &name))?,
+    };
+    let find_hash = |parameter: &str, name: &str| {
+        Hash::from_name(name).ok_or_else(|| rejected(parameter, name))
+    };
+    let iv_hash = match encrypt.take_str("ivgen-hash-alg")? {
+        None => None,
+        Some(name) => Some(find_hash("ivgen-hash-alg", &name)?),
+    };
+    let iv = match encrypt.take_str("ivgen-alg")?.as_deref() {
+        None | Some("plain64") => IvGenerator::Plain64,
+        Some("plain") => IvGenerator::Plain,
+        Some("essiv") => IvGenerator::Essiv(iv_hash.unwrap_or(Hash::Sha256)),
+        Some(other) => return Err(rejected("ivgen-alg", other)),
+    };
+    let hash = match encrypt.take_str("hash-alg")? {
+        None => Hash::Sha256,
+        Some(name) => find_hash("hash-alg", &name)?,
+    };
+    let iter_time = encrypt.take_size("iter-time")?.unwrap_or(ITER_TIME);
+    let suite = Suite { cipher, mode, iv };
+    suite.check()?;
+    Ok(Recipe { suite, hash, iter_time })
+}

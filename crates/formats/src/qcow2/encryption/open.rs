@@ -1,0 +1,196 @@
+//! Opening an encrypted image: options, the LUKS header, and the way from a password to the key.
+
+use std::sync::{Arc, Mutex};
+
+use oxblk_core::{Edge, Error, ErrorKind, OpenContext, Options, Result};
+use oxblk_crypto::cipher::{BlockCipher, IvGenerator, Mode, SectorCipher, Suite};
+use oxblk_crypto::luks;
+use oxblk_crypto::secret::Secret;
+use oxblk_ring::IoBufMut;
+
+use super::super::layout::{CryptMethod, CryptoHeader, Header};
+use super::{Encryption, key_needed};
+
+/// Bytes of the obsolete way's key.
+const AES_KEY: usize = 16;
+
+/// What the options say of encryption.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(in super::super) struct Given {
+    format: Option<String>,
+    key_secret: Option<String>,
+}
+
+impl Given {
+    /// Takes `encrypt.*` out of the options.
+    ///
+    /// # Errors
+    /// When there is more among them than is known; in the words of QEMU's tools.
+    pub(in super::super) fn take(options: &mut Options) -> Result<Self> {
+        let Some(mut encrypt) = options.take_options("encrypt") else { return Ok(Self::default()) };
+        let given = Self {
+            format: encrypt.take_str("format")?,
+            key_secret: encrypt.take_str("key-secret")?,
+        };
+        match encrypt.keys().next() {
+            Some(key) => Err(Error::invalid(format!("Parameter '{key}' is unexpected"))),
+            None => Ok(given),
+        }
+    }
+
+    /// Refuses other settings than those that the image was opened with.
+    ///
+    /// # Errors
+    /// When the secret is another one.
+    pub(in super::super) fn require_same(&self, encryption: Option<&Encryption>) -> Result<()> {
+        let known = encryption.and_then(Encryption::key_secret);
+        match (encryption, self.key_secret.as_deref()) {
+            (Some(_), given @ Some(_)) if given != known => {
+                Err(Error::invalid("Cannot change the option 'encrypt.key-secret'"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn require_format(&self, method: CryptMethod) -> Result<()> {
+        let Some(format) = &self.format else { return Ok(()) };
+        let reported = match method {
+            CryptMethod::None => {
+                return Err(Error::invalid(format!(
+                    "No encryption in image header, but options specified format '{format}'"
+                )));
+            }
+            CryptMethod::Aes => "aes",
+            CryptMethod::Luks => "luks",
+        };
+        if format == reported {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "Header reported '{reported}' encryption format but options specify '{format}'"
+        )))
+    }
+}
+
+/// Reads how the image in `file` is encrypted and makes its key available; `None` where it is not encrypted.
+///
+/// # Errors
+/// In the words of QEMU's tools: the options do not suit, the LUKS header is broken, or the secret opens nothing.
+pub(in super::super) async fn open(
+    context: &OpenContext,
+    file: &Edge,
+    header: &Header,
+    given: Given,
+) -> Result<Option<Encryption>> {
+    given.require_format(header.crypt_method)?;
+    if header.crypt_method == CryptMethod::None {
+        return Ok(None);
+    }
+    // Who only looks at an image needs no key; and a check works on one whose LUKS header is broken.
+    let look_only = context.flags.no_io || (context.flags.check && given.key_secret.is_none());
+    let place = header.extensions.crypto;
+    let luks = match place {
+        None => None,
+        Some(place) => match read_luks_header(file, place).await {
+            Err(_) if context.flags.check && look_only => None,
+            outcome => Some(outcome?),
+        },
+    };
+    let cipher = if look_only {
+        None
+    } else {
+        let id = given.key_secret.as_deref().ok_or_else(key_needed)?;
+        let password = context.graph.secrets().password(id)?;
+        let cipher = match (&luks, place) {
+            (Some(luks), Some(place)) => luks_cipher(file, place, luks, &password).await?,
+            _ => aes_cipher(&password)?,
+        };
+        Some(Arc::new(cipher))
+    };
+    Ok(Some(Encryption {
+        method: header.crypt_method,
+        luks: Mutex::new(luks),
+        cipher,
+        key_secret: given.key_secret,
+    }))
+}
+
+/// A part of the area that belongs to the LUKS header.
+async fn read_part(
+    file: &Edge,
+    place: CryptoHeader,
+    part: std::ops::Range<u64>,
+) -> Result<IoBufMut> {
+    let outside = || Error::invalid("Request for data outside of extension header");
+    if part.end > place.length {
+        return Err(outside());
+    }
+    let offset = place.offset.checked_add(part.start).ok_or_else(outside)?;
+    let len = usize::try_from(part.end.saturating_sub(part.start)).map_err(|_| outside())?;
+    let part = file.read(offset, IoBufMut::new(len)).await;
+    part.map_err(|error| error.prefix("Could not read encryption header"))
+}
+
+async fn read_luks_header(file: &Edge, place: CryptoHeader) -> Result<luks::Header> {
+    let len = u64::try_from(luks::Header::LEN).unwrap_or(u64::MAX);
+    let bytes = read_part(file, place, 0..len).await?;
+    Ok(luks::Header::parse(&bytes)?)
+}
+
+/// The slot that `password` opens, and the master key. Tries one slot after the other, away from the I/O thread.
+pub(super) async fn unlock(
+    file: &Edge,
+    place: CryptoHeader,
+    header: &luks::Header,
+    password: &Secret,
+) -> Result<Option<(usize, Secret)>> {
+    header.check_work()?;
+    for (index, _) in header.active_slots() {
+        if let Some(key) = unlock_slot(file, place, header, index, password).await? {
+            return Ok(Some((index, key)));
+        }
+    }
+    Ok(None)
+}
+
+/// The master key, if `password` opens the slot.
+pub(super) async fn unlock_slot(
+    file: &Edge,
+    place: CryptoHeader,
+    header: &luks::Header,
+    index: usize,
+    password: &Secret,
+) -> Result<Option<Secret>> {
+    let Some(slot) = header.slots.get(index) else { return Ok(None) };
+    let material = read_part(file, place, slot.material(header.suite)).await?;
+    let material = Secret::from_slice(&material);
+    let (header, password) = (header.clone(), password.clone());
+    let unlocked = oxblk_ring::offload(move || header.unlock(index, &password, material));
+    Ok(unlocked.await?)
+}
+
+async fn luks_cipher(
+    file: &Edge,
+    place: CryptoHeader,
+    header: &luks::Header,
+    password: &Secret,
+) -> Result<SectorCipher> {
+    match unlock(file, place, header, password).await? {
+        Some((_, key)) => Ok(SectorCipher::new(header.suite, &key)?),
+        None => Err(wrong_password()),
+    }
+}
+
+pub(super) fn wrong_password() -> Error {
+    Error::new(ErrorKind::Denied, "Invalid password, cannot unlock any keyslot")
+}
+
+/// The obsolete way: the key is the start of the password.
+fn aes_cipher(password: &Secret) -> Result<SectorCipher> {
+    let suite = Suite { cipher: BlockCipher::Aes128, mode: Mode::Cbc, iv: IvGenerator::Plain64 };
+    let mut key = Secret::zeroed(AES_KEY);
+    for (to, from) in key.iter_mut().zip(password.iter()) {
+        *to = *from;
+    }
+    Ok(SectorCipher::new(suite, &key)?)
+}

@@ -1,0 +1,142 @@
+//! Encrypting what is written and decrypting what is read.
+//!
+//! Small requests are worked on where they are: that takes less time than handing them over. Large ones are cut into
+//! pieces for the worker pool, so that all cores share them and the I/O thread goes on meanwhile. Writes need memory
+//! for the ciphertext; that of one request is bounded, whatever the request's length.
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt as _};
+use oxblk_core::{Edge, Error, Result, WriteFlags};
+use oxblk_crypto::cipher::{Direction, SectorCipher};
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use super::{Encryption, SECTOR};
+
+/// Longest request that is worked on where it is, in bytes: some tens of microseconds.
+const AT_ONCE: usize = 64 << 10;
+/// Bytes that a worker is given.
+const PIECE: usize = 128 << 10;
+/// Bytes of a write that are encrypted and written together.
+const STEP: usize = 1 << 20;
+/// Steps of a write under way at once.
+const STEPS: usize = 2;
+
+impl Encryption {
+    /// Reads and decrypts.
+    pub(in super::super) async fn read(
+        &self,
+        child: &Edge,
+        guest: u64,
+        host: u64,
+        buf: IoBufMut,
+    ) -> Result<IoBufMut> {
+        let cipher = self.cipher()?;
+        let buf = child.read(host, buf).await?;
+        decrypt(cipher, self.sector(guest, host), buf).await
+    }
+
+    /// Encrypts and writes.
+    pub(in super::super) async fn write(
+        &self,
+        child: &Edge,
+        guest: u64,
+        host: u64,
+        data: IoBuf,
+    ) -> Result<()> {
+        let cipher = self.cipher()?;
+        let one = |at: u64, data: IoBuf| async move {
+            let sector = self.sector(guest.saturating_add(at), host.saturating_add(at));
+            let ciphertext = encrypt(cipher, sector, data).await?;
+            let host = host.saturating_add(at);
+            child.write(host, ciphertext.freeze(), WriteFlags::empty()).await
+        };
+        if data.len() <= STEP {
+            return one(0, data).await;
+        }
+        let steps = split_shared(data, STEP).map(|(at, data)| Box::pin(one(at, data)));
+        let mut steps = stream::iter(steps).buffer_unordered(STEPS);
+        let mut outcome = Ok(());
+        // All are carried out, so that none is left behind when this ends.
+        while let Some(done) = steps.next().await {
+            outcome = outcome.and(done);
+        }
+        outcome
+    }
+}
+
+/// Cuts into pieces, each with its offset.
+fn split_shared(mut data: IoBuf, piece: usize) -> impl Iterator<Item = (u64, IoBuf)> {
+    let mut at = 0_u64;
+    std::iter::from_fn(move || {
+        if data.is_empty() {
+            return None;
+        }
+        let front = data.split_to(piece.min(data.len()));
+        let offset = at;
+        at = at.saturating_add(u64::try_from(front.len()).unwrap_or(0));
+        Some((offset, front))
+    })
+}
+
+fn split_unique(mut buf: IoBufMut, piece: usize) -> Vec<IoBufMut> {
+    let mut pieces = Vec::new();
+    while !buf.is_empty() {
+        pieces.push(buf.split_to(piece.min(buf.len())));
+    }
+    pieces
+}
+
+/// Puts the pieces of one buffer together again.
+fn join(pieces: impl IntoIterator<Item = IoBufMut>) -> Result<IoBufMut> {
+    let mut pieces = pieces.into_iter();
+    let mut whole = pieces.next().unwrap_or_default();
+    for piece in pieces {
+        whole.unsplit(piece).map_err(|_| Error::from_errno(5))?;
+    }
+    Ok(whole)
+}
+
+/// The numbers of the sectors that pieces begin with.
+fn sectors(first: u64) -> impl Iterator<Item = u64> {
+    let step = u64::try_from(PIECE).unwrap_or(u64::MAX) / SECTOR;
+    (0_u64..).map(move |index| first.wrapping_add(index.wrapping_mul(step)))
+}
+
+async fn decrypt(cipher: &Arc<SectorCipher>, sector: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
+    if buf.len() <= AT_ONCE {
+        cipher.apply(Direction::Decrypt, sector, &mut buf);
+        return Ok(buf);
+    }
+    let jobs =
+        split_unique(buf, PIECE).into_iter().zip(sectors(sector)).map(|(mut piece, sector)| {
+            let cipher = Arc::clone(cipher);
+            oxblk_ring::offload(move || {
+                cipher.apply(Direction::Decrypt, sector, &mut piece);
+                piece
+            })
+        });
+    join(join_all(jobs).await)
+}
+
+/// The ciphertext of `data`, in memory of its own.
+async fn encrypt(cipher: &Arc<SectorCipher>, sector: u64, data: IoBuf) -> Result<IoBufMut> {
+    if data.len() <= AT_ONCE {
+        let mut out = IoBufMut::copy_from(&data);
+        cipher.apply(Direction::Encrypt, sector, &mut out);
+        return Ok(out);
+    }
+    let pieces = split_unique(IoBufMut::new(data.len()), PIECE);
+    let plain = split_shared(data, PIECE).map(|(_, data)| data);
+    let jobs =
+        pieces.into_iter().zip(plain).zip(sectors(sector)).map(|((mut piece, data), sector)| {
+            let cipher = Arc::clone(cipher);
+            oxblk_ring::offload(move || {
+                piece.copy_from_slice(&data);
+                cipher.apply(Direction::Encrypt, sector, &mut piece);
+                piece
+            })
+        });
+    join(join_all(jobs).await)
+}
