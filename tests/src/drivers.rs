@@ -3,6 +3,16 @@
 //! A new format gets the model, crash and conversion tests by its lines here; hostile images are a
 //! table of their own ([`crate::hostile`]), for they know the format's bytes.
 
+use oxblk_core::{Options, Secrets};
+use oxblk_crypto::secret::Secret;
+
+use crate::program::Program;
+
+/// Identifier of the secret that encrypted images are made and opened with.
+const SECRET: &str = "s0";
+/// What it holds.
+const PASSWORD: &str = "open sesame";
+
 /// A way to make images.
 #[derive(Clone, Copy, Debug)]
 pub struct Variant {
@@ -16,6 +26,8 @@ pub struct Variant {
     pub cluster: u64,
     /// Images can have a backing file.
     pub backing: bool,
+    /// Guest data is encrypted: it takes the password to open an image.
+    pub encrypted: bool,
     /// Clusters can be written compressed.
     pub compress: bool,
     /// Images can be checked, by us and by `qemu-img check`.
@@ -33,6 +45,7 @@ const fn raw(name: &'static str) -> Variant {
         options: "",
         cluster: 4096,
         backing: false,
+        encrypted: false,
         compress: false,
         check: false,
         repairs_on_open: false,
@@ -47,11 +60,42 @@ const fn qcow2(name: &'static str, options: &'static str, cluster: u64) -> Varia
         options,
         cluster,
         backing: true,
+        encrypted: false,
         compress: true,
         check: true,
         repairs_on_open: false,
         bitmaps: false,
     }
+}
+
+const fn encrypted(name: &'static str, options: &'static str, cluster: u64) -> Variant {
+    Variant { encrypted: true, compress: false, ..qcow2(name, options, cluster) }
+}
+
+impl Variant {
+    /// Adds to the options that an image is opened with what this one needs.
+    pub fn add_key(&self, options: &mut Options) {
+        if self.encrypted {
+            let mut encrypt = Options::new();
+            encrypt.insert("key-secret", SECRET);
+            options.insert("encrypt", encrypt.to_json());
+        }
+    }
+}
+
+/// The secrets that encrypted images need, for a graph.
+///
+/// # Panics
+/// Never.
+pub fn secrets() -> Secrets {
+    let secrets = Secrets::default();
+    secrets.add(SECRET, Secret::from_slice(PASSWORD.as_bytes())).expect("the first one");
+    secrets
+}
+
+/// Gives a QEMU tool the secrets that encrypted images need.
+pub fn with_secrets(program: Program) -> Program {
+    program.arg("--object").arg(format!("secret,id={SECRET},data={PASSWORD}"))
 }
 
 const KIB: u64 = 1 << 10;
@@ -80,6 +124,17 @@ pub const VARIANTS: &[Variant] = &[
     qcow2("qcow2-ext-16k", "extended_l2=on,cluster_size=16k", 16 * KIB),
     qcow2("qcow2-ext-64k", "extended_l2=on", 64 * KIB),
     qcow2("qcow2-ext-2m", "extended_l2=on,cluster_size=2M", 2 * MIB),
+    // Short keys make for a small LUKS header, and few iterations for images that open at once.
+    encrypted(
+        "qcow2-luks",
+        "encrypt.format=luks,encrypt.key-secret=s0,encrypt.iter-time=1,encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,cluster_size=4k",
+        4 * KIB,
+    ),
+    encrypted(
+        "qcow2-aes-ext",
+        "encrypt.format=aes,encrypt.key-secret=s0,extended_l2=on,cluster_size=16k",
+        16 * KIB,
+    ),
     Variant {
         repairs_on_open: true,
         ..qcow2("qcow2-lazy", "lazy_refcounts=on,cluster_size=4k", 4 * KIB)

@@ -4,10 +4,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use oxblk_core::Options;
 use oxblk_ring::is_zero;
 use oxblk_ring::sim::Disk;
 
-use crate::drivers::Variant;
+use crate::drivers::{self, Variant};
 use crate::model::chain::{Chain, Tolerance};
 use crate::program::Program;
 use crate::scratch;
@@ -21,7 +22,13 @@ pub fn check(variant: &Variant, disk: &Disk, tolerance: Tolerance) -> Result<(),
     let directory = scratch::in_memory();
     let path = directory.path().join("image");
     save(disk, &path).map_err(|e| e.to_string())?;
-    let reply = Program::new("qemu-img").args(["check", "-f", variant.format]).arg(&path).run();
+    let mut options = Options::new();
+    options.insert("driver", variant.format);
+    options.set("file.filename", path.display().to_string()).map_err(|e| e.to_string())?;
+    options.set("file.driver", "file").map_err(|e| e.to_string())?;
+    variant.add_key(&mut options);
+    let check = drivers::with_secrets(Program::new("qemu-img").arg("check"));
+    let reply = check.arg(format!("json:{}", options.to_json())).run();
     match reply.code() {
         0 => Ok(()),
         LEAKS if tolerance == Tolerance::Leaks => Ok(()),

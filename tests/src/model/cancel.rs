@@ -235,7 +235,7 @@ impl Run {
             let bytes = self.observe_all(&disk, &oracle).map_err(fail)?;
             self.files.close(disk).map_err(fail)?;
             self.tally.checked_by_qemu += self.files.check_by_qemu(self.variant).map_err(fail)?;
-            self.files.compare_by_qemu(self.variant, &bytes).map_err(fail)?;
+            self.files.compare_by_qemu(&bytes).map_err(fail)?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use oxblk_core::create::{CreateRequest, CreateTarget};
 use oxblk_core::{Backend, ChildIdx, Edge, Graph, OpenFlags, Options, Perm, Permissions};
 use oxblk_ring::sim::Disk;
 
-use crate::drivers::Variant;
+use crate::drivers::{self, Variant};
 use crate::sim_disk::{self, Pace};
 
 /// One image of a chain: how it was made, and the disk that holds it.
@@ -24,9 +24,9 @@ fn text(error: &oxblk_core::Error) -> String {
     error.to_string()
 }
 
-/// A graph that knows every driver of the product.
+/// A graph that knows every driver of the product, and the secrets of encrypted images.
 pub fn graph() -> Graph {
-    Graph::new(oxblk::drivers())
+    Graph::with_secrets(oxblk::drivers(), drivers::secrets())
 }
 
 /// Creates an empty image on a disk.
@@ -102,6 +102,7 @@ async fn open_at(chain: &[Image], pace: Pace) -> Result<Backend, String> {
         options.insert("driver", image.variant.format);
         options.insert("node-name", format!("image{index}"));
         options.insert("file", disk);
+        image.variant.add_key(&mut options);
         if let Some(name) = below {
             options.insert("backing", name);
         }

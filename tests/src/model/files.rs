@@ -8,7 +8,7 @@ use oxblk_core::{Backend, Graph, OpenFlags, Options};
 use oxblk_ring::{Config, IoThread};
 use tempfile::TempDir;
 
-use crate::drivers::Variant;
+use crate::drivers::{self, Variant};
 use crate::program::{self, Program, Reply};
 use crate::random::Random;
 
@@ -32,7 +32,7 @@ pub(super) struct Access {
 pub(super) struct Files {
     pub(super) directory: TempDir,
     pub(super) threads: Vec<IoThread>,
-    images: Vec<PathBuf>,
+    images: Vec<(PathBuf, &'static Variant)>,
     random: Random,
 }
 
@@ -62,14 +62,39 @@ impl Files {
         self.threads.iter().cycle().take(THREADS * TASKS)
     }
 
+    /// The options that open the active image, with what those below it need.
+    fn options(&self, file: Options) -> Result<Options, String> {
+        let mut below: Option<Options> = None;
+        for (_, variant) in &self.images {
+            let mut options = Options::new();
+            variant.add_key(&mut options);
+            if let Some(below) = below.filter(|below| !below.is_empty()) {
+                options.insert("backing", below.to_json());
+            }
+            below = Some(options);
+        }
+        let mut options = below.ok_or("no image")?;
+        options.insert("driver", self.format().unwrap_or("raw"));
+        options.insert("file", file.to_json());
+        Ok(options)
+    }
+
+    /// The name by which a QEMU tool opens the active image.
+    fn name_for_qemu(&self) -> Result<String, String> {
+        let mut file = Options::new();
+        file.insert("driver", "file");
+        file.insert("filename", self.active().display().to_string());
+        Ok(format!("json:{}", self.options(file)?.to_json()))
+    }
+
     fn active(&self) -> &PathBuf {
-        self.images.last().expect("an active image")
+        &self.images.last().expect("an active image").0
     }
 
     /// Makes an image file above the last one: by us or by `qemu-img create`.
     pub(super) fn create(&mut self, variant: &'static Variant, size: u64) -> Result<(), String> {
         let path = self.directory.path().join(format!("image{}", self.images.len()));
-        let backing = self.images.last().cloned().zip(self.format());
+        let backing = self.images.last().map(|(path, _)| path.clone()).zip(self.format());
         if self.random.one_in(2) {
             create_by_qemu(variant, size, &path, backing)?;
         } else {
@@ -79,14 +104,14 @@ impl Files {
             let add = ["bitmap", "--add", "-g", "4k", "-f", variant.format];
             Program::new("qemu-img").args(add).arg(&path).arg("b").succeed();
         }
-        self.images.push(path);
+        self.images.push((path, variant));
         Ok(())
     }
 
     /// The format of the image that is last now: only a base has a variant of its own.
     fn format(&self) -> Option<&'static str> {
         let mut magic = [0; 4];
-        File::open(self.images.last()?).ok()?.read_exact(&mut magic).ok()?;
+        File::open(&self.images.last()?.0).ok()?.read_exact(&mut magic).ok()?;
         Some(if magic == *b"QFI\xfb" { "qcow2" } else { "raw" })
     }
 
@@ -114,14 +139,14 @@ impl Files {
     /// Opens the active image.
     pub(super) fn open(&self, access: Access) -> Result<Backend, String> {
         let path = self.active().display().to_string();
-        let format = self.format().unwrap_or("raw");
         let Access { aio, direct, copy_on_read } = access;
         let graph: Graph = super::chain::graph();
+        let text = format!(
+            r#"{{"driver":"file","filename":"{path}","aio":"{aio}","cache":{{"direct":{direct}}}}}"#
+        );
+        let file = Options::from_json(&text).map_err(|e| e.to_string())?;
+        let options = self.options(file)?;
         self.on_thread(move || async move {
-            let text = format!(
-                r#"{{"driver":"{format}","file":{{"driver":"file","filename":"{path}","aio":"{aio}","cache":{{"direct":{direct}}}}}}}"#
-            );
-            let options = Options::from_json(&text).map_err(|e| e.to_string())?;
             let flags = OpenFlags { unmap: true, copy_on_read, ..OpenFlags::default() };
             graph.open_backend(None, options, flags).await.map_err(|e| e.to_string())
         })
@@ -137,18 +162,17 @@ impl Files {
         if !variant.check {
             return Ok(0);
         }
-        let check = Program::new("qemu-img").args(["check", "-f", variant.format]);
-        let reply = check.arg(self.active()).run();
+        let check = drivers::with_secrets(Program::new("qemu-img").arg("check"));
+        let reply = check.arg(self.name_for_qemu()?).run();
         if reply.code() == 0 { Ok(1) } else { Err(format!("qemu-img check: {}", said(&reply))) }
     }
 
     /// `qemu-img compare` finds this content in the active image.
-    pub(super) fn compare_by_qemu(&self, variant: &Variant, content: &[u8]) -> Result<(), String> {
+    pub(super) fn compare_by_qemu(&self, content: &[u8]) -> Result<(), String> {
         let model = self.directory.path().join("model.raw");
         fs::write(&model, content).map_err(|e| e.to_string())?;
-        let formats = ["compare", "-f", variant.format, "-F", "raw"];
-        let compare = Program::new("qemu-img").args(formats);
-        let reply = compare.arg(self.active()).arg(&model).run();
+        let compare = Program::new("qemu-img").args(["compare", "-F", "raw"]);
+        let reply = drivers::with_secrets(compare).arg(self.name_for_qemu()?).arg(&model).run();
         if reply.code() == 0 { Ok(()) } else { Err(format!("qemu-img compare: {}", said(&reply))) }
     }
 
@@ -168,6 +192,7 @@ fn create_by_qemu(
     backing: Option<(PathBuf, &str)>,
 ) -> Result<(), String> {
     let mut program = Program::new("qemu-img").args(["create", "-q", "-f", variant.format]);
+    program = drivers::with_secrets(program);
     if !variant.options.is_empty() {
         program = program.args(["-o", variant.options]);
     }

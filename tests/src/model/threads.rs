@@ -107,7 +107,7 @@ impl Run {
         self.compare(&disk).map_err(|e| format!("at the end of a phase: {e}"))?;
         self.files.close(disk)?;
         self.tally.checked_by_qemu += self.files.check_by_qemu(variant)?;
-        self.files.compare_by_qemu(variant, &self.content())
+        self.files.compare_by_qemu(&self.content())
     }
 
     fn resize(&mut self, disk: &Backend, shape: &mut Shape) -> Result<(), String> {
