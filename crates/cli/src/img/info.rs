@@ -216,7 +216,8 @@ const STRONG: &[&str] = &["offset", "size", "read-zeroes", "latency-ns"];
 
 /// The file name that opens the node, or its options as a `json:` name where there is none.
 fn name_of(node: &Node) -> String {
-    let is_changed = node.options().keys().any(|key| STRONG.contains(&key));
+    let is_changed =
+        node.options().keys().any(|key| STRONG.contains(&key)) || key_secret_of(node).is_some();
     // A format on another format is not what opening the file by its name would find.
     let stacked =
         node.child(ChildIdx::FILE).is_some_and(|f| f.factory().kind() != DriverKind::Protocol);
@@ -226,12 +227,20 @@ fn name_of(node: &Node) -> String {
     }
 }
 
+/// The secret that the node was opened with: without it the file name does not open it either.
+fn key_secret_of(node: &Node) -> Option<String> {
+    node.options().take_options("encrypt")?.get_str("key-secret").map(str::to_owned)
+}
+
 fn options_of(node: &Node) -> Value {
     let mut map = Map::new();
     for (key, value) in node.options().iter() {
         if key == "filename" || STRONG.contains(&key) {
             map.insert(key.to_owned(), value.clone());
         }
+    }
+    if let Some(secret) = key_secret_of(node) {
+        map.insert("encrypt.key-secret".to_owned(), json!(secret));
     }
     map.insert("driver".to_owned(), json!(node.factory().name()));
     for (child, edge) in node.children().iter() {

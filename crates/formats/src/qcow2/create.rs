@@ -1,8 +1,8 @@
 //! Making images: the options, the plan of where everything lies, and writing it.
 //!
 //! A new image is `header | refcount table | refcount blocks | L1 table`, as `qemu-img create` lays it out,
-//! followed by the LUKS header of an encrypted one, and by each L2 table and its data clusters where they are preallocated. All sizes are known
-//! before the first byte is written, so the refcounts are written once and right. The header goes
+//! followed by each L2 table and its data clusters where they are preallocated, and by the LUKS header
+//! of an encrypted image. All sizes are known before the first byte is written, so the refcounts are written once and right. The header goes
 //! last: an image whose creation was interrupted is not mistaken for a whole one.
 
 use futures_util::stream::{self, TryStreamExt};
@@ -289,10 +289,10 @@ struct Plan {
     blocks: u64,
     l1_offset: u64,
     l1_entries: u32,
-    /// The LUKS header, which is behind the L1 table.
-    crypto: Option<CryptoHeader>,
-    /// Offset of the first L2 table, which is behind both.
+    /// Offset of the first L2 table, which is behind the L1 table.
     l2_offset: u64,
+    /// The LUKS header, which is behind everything.
+    crypto: Option<CryptoHeader>,
     /// Guest clusters that are preallocated, with their L2 tables.
     data_clusters: u64,
     /// Clusters in the image.
@@ -329,15 +329,15 @@ impl Plan {
         };
         let cluster_size = geometry.cluster_size();
         let l1_offset = (1 + table_clusters + blocks) * cluster_size;
-        let l1_end = l1_offset + l1_clusters * cluster_size;
+        let content_end = (clusters - luks_clusters) * cluster_size;
         Ok(Self {
             geometry,
             table_clusters: u32::try_from(table_clusters).map_err(|_| too_large())?,
             blocks,
             l1_offset,
             l1_entries: u32::try_from(l1_entries).map_err(|_| too_large())?,
-            crypto: (luks > 0).then_some(CryptoHeader { offset: l1_end, length: luks }),
-            l2_offset: l1_end + luks_clusters * cluster_size,
+            crypto: (luks > 0).then_some(CryptoHeader { offset: content_end, length: luks }),
+            l2_offset: l1_offset + l1_clusters * cluster_size,
             data_clusters,
             clusters,
         })
@@ -438,7 +438,7 @@ pub async fn create(file: &Edge, options: Options, secrets: &Secrets) -> Result<
     preallocate(file, &wanted, &plan).await?;
     write_tables(file, &plan).await?;
     if let Some(crypto) = plan.crypto {
-        let area = plan.l2_offset.saturating_sub(crypto.offset);
+        let area = plan.geometry.clusters_for(crypto.length) * plan.geometry.cluster_size();
         wanted.encryption.write_header(file, crypto.offset, area, secrets).await?;
     }
     file.write(0, first_cluster.freeze(), WriteFlags::empty()).await?;
@@ -492,8 +492,7 @@ async fn write_tables(file: &Edge, plan: &Plan) -> Result<()> {
         }
         return file.write_zeroes(plan.l1_offset, l1_bytes, ZeroFlags::empty()).await;
     }
-    let l1_end = plan.crypto.map_or(plan.l2_offset, |crypto| crypto.offset);
-    let len = l1_end.saturating_sub(plan.l1_offset);
+    let len = plan.l2_offset.saturating_sub(plan.l1_offset);
     let mut l1 = IoBufMut::zeroed(usize::try_from(len).map_err(|_| too_large())?);
     let tables = (0..plan.l2_tables()).map(|index| L1Entry::new(plan.table_offset(index)).0);
     put_entries(&mut l1, tables);
