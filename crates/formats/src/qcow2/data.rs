@@ -15,6 +15,11 @@ impl Qcow2 {
         self.encryption.is_none()
     }
 
+    /// Whether what lies before a guest offset and what lies behind it can be written apart at once.
+    pub(super) fn can_part_at(&self, guest: u64) -> bool {
+        self.is_plain() || guest.is_multiple_of(oxblk_crypto::SECTOR as u64)
+    }
+
     /// Whether what a guest is given of reserved clusters would be zeroes. What a file reads as zeroes stands for
     /// something else once it is decrypted.
     pub(super) fn reads_as_zeroes(&self, run: &Reserved<'_>) -> bool {

@@ -132,7 +132,8 @@ impl Qcow2 {
         let total = head.as_ref().map_or(0, |head| head.len()).saturating_add(data.len());
         let total = total.saturating_add(tail.as_ref().map_or(0, |tail| tail.len()));
         let (guest, start) = if head.is_some() { (first, host) } else { (offset, at) };
-        if u64::try_from(total).is_ok_and(|total| total <= ASSEMBLE) {
+        let can_part = self.can_part_at(offset) && self.can_part_at(data_end);
+        if !can_part || u64::try_from(total).is_ok_and(|total| total <= ASSEMBLE) {
             let mut whole = IoBufMut::new(total);
             let mut rest: &mut [u8] = &mut whole;
             for part in [head.as_deref(), Some(&*data), tail.as_deref()].into_iter().flatten() {

@@ -3,6 +3,9 @@
 //! Small requests are worked on where they are: that takes less time than handing them over. Large ones are cut into
 //! pieces for the worker pool, so that all cores share them and the I/O thread goes on meanwhile. Writes need memory
 //! for the ciphertext; that of one request is bounded, whatever the request's length.
+//!
+//! Guests' requests are whole sectors, core sees to that. Those for VM state, which come one at a time, need not be: then
+//! the sectors around are read.
 
 use std::sync::Arc;
 
@@ -33,8 +36,51 @@ impl Encryption {
         buf: IoBufMut,
     ) -> Result<IoBufMut> {
         let cipher = self.cipher()?;
+        if !is_whole(host, buf.len()) {
+            return self.read_within(child, guest, host, buf).await;
+        }
         let buf = child.read(host, buf).await?;
         decrypt(cipher, self.sector(guest, host), buf).await
+    }
+
+    /// Reads what is not whole sectors.
+    async fn read_within(
+        &self,
+        child: &Edge,
+        guest: u64,
+        host: u64,
+        mut buf: IoBufMut,
+    ) -> Result<IoBufMut> {
+        let (skip, around) = self.read_around(child, guest, host, buf.len()).await?;
+        let wanted = around.get(skip..).and_then(|rest| rest.get(..buf.len()));
+        buf.copy_from_slice(wanted.ok_or_else(|| Error::from_errno(5))?);
+        Ok(buf)
+    }
+
+    /// The sectors that a range touches, decrypted, and where in them it begins.
+    async fn read_around(
+        &self,
+        child: &Edge,
+        guest: u64,
+        host: u64,
+        len: usize,
+    ) -> Result<(usize, IoBufMut)> {
+        let skip = host % SECTOR;
+        let (guest, host) = (guest.saturating_sub(skip), host.saturating_sub(skip));
+        let skip = usize::try_from(skip).unwrap_or(0);
+        let whole = skip.saturating_add(len).next_multiple_of(oxblk_crypto::SECTOR);
+        let around = child.read(host, IoBufMut::new(whole)).await?;
+        Ok((skip, decrypt(self.cipher()?, self.sector(guest, host), around).await?))
+    }
+
+    /// Writes what is not whole sectors. Nothing else is written to them meanwhile.
+    async fn write_within(&self, child: &Edge, guest: u64, host: u64, data: IoBuf) -> Result<()> {
+        let (skip, mut around) = self.read_around(child, guest, host, data.len()).await?;
+        let place = around.get_mut(skip..).and_then(|rest| rest.get_mut(..data.len()));
+        place.ok_or_else(|| Error::from_errno(5))?.copy_from_slice(&data);
+        let skip = host % SECTOR;
+        let (guest, host) = (guest.saturating_sub(skip), host.saturating_sub(skip));
+        Box::pin(self.write(child, guest, host, around.freeze())).await
     }
 
     /// Encrypts and writes.
@@ -46,6 +92,9 @@ impl Encryption {
         data: IoBuf,
     ) -> Result<()> {
         let cipher = self.cipher()?;
+        if !is_whole(host, data.len()) {
+            return self.write_within(child, guest, host, data).await;
+        }
         let one = |at: u64, data: IoBuf| async move {
             let sector = self.sector(guest.saturating_add(at), host.saturating_add(at));
             let ciphertext = encrypt(cipher, sector, data).await?;
@@ -64,6 +113,11 @@ impl Encryption {
         }
         outcome
     }
+}
+
+/// Whether a range is whole sectors.
+fn is_whole(host: u64, len: usize) -> bool {
+    host.is_multiple_of(SECTOR) && len.is_multiple_of(oxblk_crypto::SECTOR)
 }
 
 /// Cuts into pieces, each with its offset.
