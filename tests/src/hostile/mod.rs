@@ -39,6 +39,7 @@
 //! | snapshot table: place, count | "more snapshots than allowed", "65,536 snapshots of nothing", "snapshot table …" |
 //! | snapshot: extra data, name, L1 larger than the active one | "snapshot with …", "snapshot L1 …" |
 //! | refcount order, cluster bits, encryption method | "refcounts of 128 bits", "clusters of …", "unknown encryption" |
+//! | LUKS header: magic, names, key slots, key material, payload, iterations | `encryption::broken_luks_headers_are_refused_in_the_words_of_qemus_tools`, `encryption::no_luks_header_makes_a_tool_compute_for_hours_or_read_where_there_is_nothing` |
 //! | unknown incompatible bits are named; autoclear bits | "unknown incompatible bit 63", "unknown autoclear bit" |
 //! | clusters beyond the refcount table | "L2 entry beyond all that the refcount table could count" |
 //! | L2 entries: reserved bits, unaligned, on metadata, on themselves | "L2 entry …" |
