@@ -63,7 +63,7 @@ impl Files {
     }
 
     /// The options that open the active image, with what those below it need.
-    fn options(&self, file: Options) -> Result<Options, String> {
+    fn options(&self, file: &Options) -> Result<Options, String> {
         let mut below: Option<Options> = None;
         for (_, variant) in &self.images {
             let mut options = Options::new();
@@ -84,7 +84,7 @@ impl Files {
         let mut file = Options::new();
         file.insert("driver", "file");
         file.insert("filename", self.active().display().to_string());
-        Ok(format!("json:{}", self.options(file)?.to_json()))
+        Ok(format!("json:{}", self.options(&file)?.to_json()))
     }
 
     fn active(&self) -> &PathBuf {
@@ -145,7 +145,7 @@ impl Files {
             r#"{{"driver":"file","filename":"{path}","aio":"{aio}","cache":{{"direct":{direct}}}}}"#
         );
         let file = Options::from_json(&text).map_err(|e| e.to_string())?;
-        let options = self.options(file)?;
+        let options = self.options(&file)?;
         self.on_thread(move || async move {
             let flags = OpenFlags { unmap: true, copy_on_read, ..OpenFlags::default() };
             graph.open_backend(None, options, flags).await.map_err(|e| e.to_string())

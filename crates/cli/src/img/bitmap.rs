@@ -96,7 +96,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
             '6' => read.actions.push(Action::Merge(value)),
             'b' => read.source = Some(value),
             'F' => read.source_format = Some(value),
-            _ => objects::check(&value).map_err(|text| context.failed(text))?,
+            _ => objects::define(&value).map_err(|text| context.failed(text))?,
         }
     }
     let mut operands = parser.operands().into_iter();
