@@ -147,7 +147,8 @@ fn run(row: &Row) {
             check(row, &directory);
         }
         let [theirs, own] = [both.qemu_directory(), first.clone()];
-        assert!(contents(row, &theirs) == contents(row, &own), "{row}: step {step}");
+        let (theirs, own) = (contents(row, &theirs), contents(row, &own));
+        assert!(row.begins_as_noise() || theirs == own, "{row}: step {step}");
     }
     assert_eq!(
         info(ours(Img), row, &first),

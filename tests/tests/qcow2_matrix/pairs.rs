@@ -42,6 +42,11 @@ impl Row {
         Some(self.value(ENCRYPTION)).filter(|format| !format.is_empty())
     }
 
+    /// Whether qemu-img makes images that read as what the file's zeroes decrypt to.
+    pub(crate) fn begins_as_noise(&self) -> bool {
+        self.encryption().is_some() && self.0[PREALLOCATION] != 0
+    }
+
     fn write(&self, with_files: bool) -> String {
         let mut all = Vec::new();
         for (option, (name, values)) in OPTIONS.iter().enumerate() {
@@ -84,7 +89,7 @@ impl Row {
         !(old && modern.iter().any(|option| given(*option)))
             && !(given(EXTENDED) && small)
             && !(given(BACKING) && (raw || (given(PREALLOCATION) && !given(EXTENDED))))
-            && !(given(DATA) || given(ENCRYPTION))
+            && !given(DATA)
     }
 }
 
