@@ -8,7 +8,7 @@
 //! | `cache/` | L2 and refcount tables in slices, read without a lock |
 //! | `refcounts`, `allocator` | which host clusters are in use, free, reserved, resting |
 //! | `lookup` | guest offset → extent |
-//! | `data` | guest data at its host offset: which child, and what is done to it |
+//! | `data` | guest data at its host offset: which child, where new data goes, and what is done to it |
 //! | `encryption/` | encryption of guest data |
 //! | `read`, `write`, `discard`, `compressed` | requests that the map cannot answer |
 //! | `subclusters/` | all that differs where L2 entries describe subclusters |
