@@ -84,7 +84,7 @@ impl Row {
         !(old && modern.iter().any(|option| given(*option)))
             && !(given(EXTENDED) && small)
             && !(given(BACKING) && (raw || (given(PREALLOCATION) && !given(EXTENDED))))
-            && !(given(DATA) || given(ENCRYPTION))
+            && !given(ENCRYPTION)
     }
 }
 
