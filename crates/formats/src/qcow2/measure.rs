@@ -7,7 +7,7 @@
 use oxblk_core::create::{Measure, MeasureRequest};
 use oxblk_core::{Backend, Error, Node, Options, Preallocation, Result, StatusFlags, Want};
 
-use super::create::{cluster_bits, fully_allocated, refcount_order};
+use super::create::{cluster_bits, refcount_order};
 use super::encryption::create::Wanted as Encryption;
 use super::layout::{BitmapEntry, Geometry, bitmap_bytes};
 

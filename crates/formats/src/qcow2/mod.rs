@@ -16,6 +16,7 @@
 //! | `write_back`, `gate` | the order in which metadata reaches the disk |
 //! | `bitmaps/` | persistent dirty bitmaps |
 //! | `resize`, `preallocate`, `snapshots/`, `status`, `check/`, `create`, `measure` | what the names say |
+//! | `plan` | where everything in a new image lies |
 //! | `open`, `factory`, `reopen` | how a node comes to be, and to be another |
 //!
 //! # Locks, in the order in which they are taken
@@ -52,6 +53,7 @@ pub mod layout;
 mod lookup;
 mod measure;
 mod open;
+mod plan;
 mod preallocate;
 mod read;
 mod refcounts;
