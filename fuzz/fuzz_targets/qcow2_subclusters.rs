@@ -77,6 +77,7 @@ fuzz_target!(|data: &[u8]| {
         cluster_bits: 14 + u32::from(bits % 8),
         refcount_order: 4,
         extended_l2: true,
+        data_file: false,
     };
     let entries: Vec<_> = l2_table(rest, geometry).collect();
     assert_eq!(entries.len(), rest.len() / 16);

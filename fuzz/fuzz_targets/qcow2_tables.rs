@@ -36,6 +36,7 @@ fuzz_target!(|data: &[u8]| {
         cluster_bits: 9 + u32::from(bits % 13),
         refcount_order: u32::from(order % 7),
         extended_l2: false,
+        data_file: false,
     };
     for word in rest.chunks_exact(8) {
         entry(geometry, 2 + u32::from(version % 2), u64::from_be_bytes(word.try_into().unwrap()));

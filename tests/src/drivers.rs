@@ -36,6 +36,8 @@ pub struct Variant {
     pub repairs_on_open: bool,
     /// Persistent bitmaps record what is written.
     pub bitmaps: bool,
+    /// Guest data lies in a file of its own.
+    pub data_file: bool,
 }
 
 const fn raw(name: &'static str) -> Variant {
@@ -50,6 +52,7 @@ const fn raw(name: &'static str) -> Variant {
         check: false,
         repairs_on_open: false,
         bitmaps: false,
+        data_file: false,
     }
 }
 
@@ -65,6 +68,7 @@ const fn qcow2(name: &'static str, options: &'static str, cluster: u64) -> Varia
         check: true,
         repairs_on_open: false,
         bitmaps: false,
+        data_file: false,
     }
 }
 
@@ -96,6 +100,11 @@ pub fn secrets() -> Secrets {
 /// Gives a QEMU tool the secrets that encrypted images need.
 pub fn with_secrets(program: Program) -> Program {
     program.arg("--object").arg(format!("secret,id={SECRET},data={PASSWORD}"))
+}
+
+const fn data_file(name: &'static str, options: &'static str, cluster: u64) -> Variant {
+    // Neither is for images whose clusters are not counted.
+    Variant { compress: false, data_file: true, ..qcow2(name, options, cluster) }
 }
 
 const KIB: u64 = 1 << 10;
@@ -135,12 +144,26 @@ pub const VARIANTS: &[Variant] = &[
         "encrypt.format=aes,encrypt.key-secret=s0,extended_l2=on,cluster_size=16k",
         16 * KIB,
     ),
+    data_file("qcow2-datafile", "cluster_size=4k", 4 * KIB),
+    data_file("qcow2-datafile-ext", "extended_l2=on,cluster_size=16k", 16 * KIB),
+    Variant {
+        // Such images have no backing files.
+        backing: false,
+        ..data_file("qcow2-datafile-raw", "data_file_raw=on,cluster_size=4k", 4 * KIB)
+    },
     Variant {
         repairs_on_open: true,
         ..qcow2("qcow2-lazy", "lazy_refcounts=on,cluster_size=4k", 4 * KIB)
     },
     Variant { bitmaps: true, ..qcow2("qcow2-bitmaps", "cluster_size=4k", 4 * KIB) },
 ];
+
+impl Variant {
+    /// Whether the data file is by itself what a guest reads.
+    pub fn has_raw_data(&self) -> bool {
+        self.options.contains("data_file_raw=on")
+    }
+}
 
 /// The variants whose name begins with `name` and a dash, or is `name` (`qcow2` gives them all).
 pub fn named(name: &str) -> Vec<&'static Variant> {

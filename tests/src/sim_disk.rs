@@ -43,6 +43,34 @@ impl DriverFactory for SimFactory {
     }
 }
 
+/// A part of a disk. Several nodes on one disk lose power together.
+#[derive(Clone, Copy, Debug)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// So many bytes from its beginning on; the node's size is fixed.
+    First(u64),
+    /// What follows these; the node grows.
+    Behind(u64),
+}
+
+impl Part {
+    fn start(self) -> u64 {
+        match self {
+            Part::Whole | Part::First(_) => 0,
+            Part::Behind(start) => start,
+        }
+    }
+
+    fn size(self, disk: &Disk) -> u64 {
+        match self {
+            Part::Whole => disk.len(),
+            Part::First(size) => size,
+            Part::Behind(start) => disk.len().saturating_sub(start),
+        }
+    }
+}
+
 /// Adds a node named `name` on `disk`.
 ///
 /// # Errors
@@ -54,14 +82,29 @@ pub fn add(
     read_only: bool,
     pace: Pace,
 ) -> Result<Arc<Node>> {
-    let size = AtomicU64::new(disk.len());
-    let driver = SimDriver { file: File::sim(disk), size, pace, turn: AtomicU64::new(0) };
+    add_part(graph, name, (disk, Part::Whole), read_only, pace)
+}
+
+/// Adds a node named `name` on a part of a disk.
+///
+/// # Errors
+/// When the name is taken.
+pub fn add_part(
+    graph: &Graph,
+    name: &str,
+    (disk, part): (&Disk, Part),
+    read_only: bool,
+    pace: Pace,
+) -> Result<Arc<Node>> {
+    let size = AtomicU64::new(part.size(disk));
+    let driver = SimDriver { file: File::sim(disk), part, size, pace, turn: AtomicU64::new(0) };
     let flags = OpenFlags { read_only, unmap: true, ..OpenFlags::default() };
     graph.add_node(Some(name), &SimFactory, Box::new(driver), flags)
 }
 
 struct SimDriver {
     file: File,
+    part: Part,
     size: AtomicU64,
     pace: Pace,
     /// Counts the requests that might give way.
@@ -72,6 +115,15 @@ impl SimDriver {
     /// A number for the next request, as random as a test needs.
     fn draw(&self) -> u64 {
         Random::new(self.turn.fetch_add(1, Relaxed)).below(8)
+    }
+
+    /// Where an offset of the node lies on the disk.
+    fn at(&self, offset: u64) -> u64 {
+        self.part.start() + offset
+    }
+
+    fn grows(&self) -> bool {
+        !matches!(self.part, Part::First(_))
     }
 
     async fn give_way(&self) {
@@ -96,7 +148,7 @@ impl Driver for SimDriver {
         if self.pace == Pace::GivesWay && self.draw() < 6 {
             return Step::Slow;
         }
-        Step::Host { offset, len: len.min(size - offset) }
+        Step::Host { offset: self.at(offset), len: len.min(size - offset) }
     }
 
     fn host_file(&self) -> Option<HostFile<'_>> {
@@ -106,7 +158,7 @@ impl Driver for SimDriver {
     fn read(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
         Box::pin(async move {
             self.give_way().await;
-            Ok(self.file.read_full_at(buf, offset).await?.0)
+            Ok(self.file.read_full_at(buf, self.at(offset)).await?.0)
         })
     }
 
@@ -114,7 +166,8 @@ impl Driver for SimDriver {
         Box::pin(async move {
             self.give_way().await;
             let end = offset + len_of(data.len());
-            self.file.write_all_at(data, offset, flags.contains(WriteFlags::FUA)).await?;
+            let fua = flags.contains(WriteFlags::FUA);
+            self.file.write_all_at(data, self.at(offset), fua).await?;
             self.size.fetch_max(end, SeqCst);
             Ok(())
         })
@@ -131,7 +184,7 @@ impl Driver for SimDriver {
             let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
             let inside = offset + len <= self.size.load(SeqCst);
             let mode = if unmap && inside { Falloc::PunchHole } else { Falloc::ZeroRange };
-            self.file.fallocate(mode, offset, len).await?;
+            self.file.fallocate(mode, self.at(offset), len).await?;
             self.size.fetch_max(offset + len, SeqCst);
             Ok(())
         }))
@@ -140,7 +193,7 @@ impl Driver for SimDriver {
     fn discard(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
         Some(Box::pin(async move {
             self.give_way().await;
-            Ok(self.file.fallocate(Falloc::PunchHole, offset, len).await?)
+            Ok(self.file.fallocate(Falloc::PunchHole, self.at(offset), len).await?)
         }))
     }
 
@@ -158,8 +211,8 @@ impl Driver for SimDriver {
         _want: Want,
     ) -> Option<BoxFuture<'_, Result<Status>>> {
         Some(Box::pin(async move {
-            let extent = self.file.seek_extent(offset).await?;
-            let len = len.min(extent.end - offset);
+            let extent = self.file.seek_extent(self.at(offset)).await?;
+            let len = len.min(extent.end - self.at(offset));
             Ok(if extent.is_data { Status::data(len) } else { Status::zero(len) })
         }))
     }
@@ -172,7 +225,7 @@ impl Driver for SimDriver {
         Limits {
             write_flags: WriteFlags::FUA,
             zero_flags: ZeroFlags::MAY_UNMAP,
-            grows: true,
+            grows: self.grows(),
             has_zero_init: true,
             ..Limits::default()
         }
@@ -186,7 +239,10 @@ impl Driver for SimDriver {
 impl Resize for SimDriver {
     fn resize(&self, size: u64, _preallocation: Preallocation) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            self.file.set_len(size).await?;
+            if !self.grows() {
+                return Err(Error::unsupported("a part of a disk has the size that it has"));
+            }
+            self.file.set_len(self.at(size)).await?;
             self.size.store(size, SeqCst);
             Ok(())
         })

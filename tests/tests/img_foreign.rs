@@ -56,31 +56,6 @@ fn a_guest_cannot_turn_its_probed_raw_disk_into_another_format() {
 }
 
 #[test]
-fn features_of_qcow2_that_are_missing_are_named_in_one_line() {
-    let both = Differential::new();
-    let [directory, _] = both.our_directories();
-    for (option, feature) in [("data_file=data", "external data file")] {
-        both.qemu(Img, &["create", "-q", "-f", "qcow2", "-o", option, "image.qcow2", "1M"]);
-        let expected = format!("qcow2 feature not supported yet: {feature}\n");
-        for line in ["img info image.qcow2", "io -c length image.qcow2"] {
-            let reply = oxblk(&directory, line);
-            assert_eq!(reply.code(), 1);
-            assert!(reply.err().ends_with(&expected), "{}", reply.err());
-            assert_eq!(reply.err().lines().count(), 1);
-        }
-        for line in [
-            format!("img create -f qcow2 -o {option} new.qcow2 1M"),
-            format!("img measure -O qcow2 -o {option} --size 1M"),
-        ] {
-            let reply = oxblk(&directory, &line);
-            assert_eq!(reply.code(), 1, "{line}");
-            assert!(reply.err().ends_with(&expected), "{line}: {}", reply.err());
-        }
-        assert!(!directory.join("new.qcow2").exists());
-    }
-}
-
-#[test]
 fn a_wrong_option_does_not_cost_the_image_that_is_there() {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "image.qcow2", "1M"]);

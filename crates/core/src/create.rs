@@ -37,6 +37,13 @@ pub enum CreateTarget {
     Filename(String),
     /// Formats: write the format's structures into this file, which exists and is opened for writing.
     File(Arc<Edge>),
+    /// The same, but that guest data goes into a file of its own, empty and opened for writing.
+    Files {
+        /// What the format's structures are written into.
+        file: Arc<Edge>,
+        /// What guest data will be written into.
+        data: Arc<Edge>,
+    },
 }
 
 /// What a driver is asked to make.

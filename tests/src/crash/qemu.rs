@@ -2,14 +2,14 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oxblk_core::Options;
 use oxblk_ring::is_zero;
 use oxblk_ring::sim::Disk;
 
 use crate::drivers::{self, Variant};
-use crate::model::chain::{Chain, Tolerance};
+use crate::model::chain::{Chain, SPLIT, Tolerance};
 use crate::program::Program;
 use crate::scratch;
 
@@ -21,11 +21,16 @@ pub fn check(variant: &Variant, disk: &Disk, tolerance: Tolerance) -> Result<(),
     const LEAKS: i32 = 3;
     let directory = scratch::in_memory();
     let path = directory.path().join("image");
-    save(disk, &path).map_err(|e| e.to_string())?;
+    save(variant, disk, &path).map_err(|e| e.to_string())?;
     let mut options = Options::new();
     options.insert("driver", variant.format);
     options.set("file.filename", path.display().to_string()).map_err(|e| e.to_string())?;
     options.set("file.driver", "file").map_err(|e| e.to_string())?;
+    if variant.data_file {
+        let data = data_path(&path).display().to_string();
+        options.set("data-file.filename", data).map_err(|e| e.to_string())?;
+        options.set("data-file.driver", "file").map_err(|e| e.to_string())?;
+    }
     variant.add_key(&mut options);
     let check = drivers::with_secrets(Program::new("qemu-img").arg("check"));
     let reply = check.arg(format!("json:{}", options.to_json())).run();
@@ -36,11 +41,28 @@ pub fn check(variant: &Variant, disk: &Disk, tolerance: Tolerance) -> Result<(),
     }
 }
 
-/// Copies a disk to a file; zeroes become holes.
-fn save(disk: &Disk, path: &Path) -> std::io::Result<()> {
+/// The data file of the image at `path`.
+fn data_path(path: &Path) -> PathBuf {
+    path.with_extension("data")
+}
+
+/// Copies a disk to a file, or to two.
+fn save(variant: &Variant, disk: &Disk, path: &Path) -> std::io::Result<()> {
+    let bytes = disk.bytes();
+    let split = usize::try_from(SPLIT).unwrap_or(usize::MAX);
+    match bytes.split_at_checked(split).filter(|_| variant.data_file) {
+        None => save_bytes(&bytes, path),
+        Some((image, data)) => {
+            save_bytes(image, path)?;
+            save_bytes(data, &data_path(path))
+        }
+    }
+}
+
+/// Writes a file; zeroes become holes.
+fn save_bytes(bytes: &[u8], path: &Path) -> std::io::Result<()> {
     const PIECE: usize = 4096;
     let file = File::create_new(path)?;
-    let bytes = disk.bytes();
     for (piece, index) in bytes.chunks(PIECE).zip(0_u64..) {
         if !is_zero(piece) {
             file.write_all_at(piece, index * PIECE as u64)?;
@@ -55,7 +77,11 @@ pub(super) fn keep(chain: &Chain, active: &Disk) -> String {
     for (index, image) in chain.iter().enumerate() {
         let last = index + 1 == chain.len();
         let disk = if last { active } else { &image.disk };
-        let saved = save(disk, &directory.join(format!("image{index}-{}", image.variant.name)));
+        let saved = save(
+            image.variant,
+            disk,
+            &directory.join(format!("image{index}-{}", image.variant.name)),
+        );
         if let Err(error) = saved {
             return format!("cannot keep the images in {}: {error}", directory.display());
         }

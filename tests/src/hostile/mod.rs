@@ -17,7 +17,7 @@
 //! | raw content that looks like a qcow2 header | `hostile_qcow2::what_a_guest_wrote_into_a_raw_disk_does_not_make_it_another_format`, `serve::a_probed_raw_image_never_turns_into_another_format` |
 //! | writing to a probed image | `hostile_qcow2::a_disk_that_was_probed_as_raw_refuses_to_become_another_format` |
 //! | backing name `json:`, `nbd:`, `nfs:`, … | `hostile_qcow2::a_backing_name_that_chooses_a_protocol_is_not_followed`, `img_hostile::an_image_does_not_choose_a_protocol_for_its_backing_file` |
-//! | data file of the image's choosing | "data file at a place of the image's choosing" |
+//! | data file name `json:`, `nbd:`; one that is not there, or the image itself | `qcow2_data_file::an_image_does_not_choose_a_protocol_for_its_data_file`, "data file that …" |
 //! | `info` opens the image alone | `hostile_qcow2::info_opens_nothing_but_the_image_unless_asked`, `img_hostile::info_opens_nothing_but_the_image_itself` |
 //! | a format given wins over probing, also in `convert` and `resize` | `img_hostile::a_named_format_wins_over_what_the_image_looks_like` |
 //! | loops of backing files | `hostile_qcow2::a_loop_of_backing_files_ends_in_an_error` |

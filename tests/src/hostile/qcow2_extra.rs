@@ -16,6 +16,15 @@ const COMPRESSED_ENTRY: usize = L2 + 4 * 8;
 const NEW: usize = 0x9_0000;
 const PAST_THE_END: u64 = 1 << 40;
 
+/// Has an image name a data file by 11 bytes.
+fn data_file(image: &mut Image, name: &[u8; 11]) {
+    image.put64(INCOMPATIBLE, 4);
+    image.put32(EXTENSIONS, 0x4441_5441);
+    image.put32(EXTENSIONS + 4, 11);
+    image.put(EXTENSIONS + 8, name);
+    image.put(EXTENSIONS + 19, &[0; 13]);
+}
+
 const fn case(name: &'static str, spoil: fn(&mut Image), expect: Expect) -> Case {
     Case { name, spoil, expect }
 }
@@ -208,17 +217,9 @@ fn sizes() -> Vec<Case> {
             |i| i.put64(L2, 1 << 63 | 1 << 50),
             Expect::Damaged(""),
         ),
-        case(
-            "data file at a place of the image's choosing",
-            |i| {
-                i.put64(INCOMPATIBLE, 4);
-                i.put32(EXTENSIONS, 0x4441_5441);
-                i.put32(EXTENSIONS + 4, 11);
-                i.put(EXTENSIONS + 8, b"/etc/passwd\0\0\0\0\0");
-                i.put64(EXTENSIONS + 24, 0);
-            },
-            Expect::Refused(""),
-        ),
+        case("data file that is not there", |i| data_file(i, b"./not-there"), Expect::Survives),
+        case("data file that is the image", |i| data_file(i, b"./././image"), Expect::Survives),
+        case("data file that is a directory", |i| data_file(i, b"./././././."), Expect::Survives),
     ]
 }
 

@@ -1,12 +1,20 @@
 //! Chains of images on simulated disks: made, opened, closed, checked.
 
+use std::sync::Arc;
+
 use oxblk_core::check::Fix;
 use oxblk_core::create::{CreateRequest, CreateTarget};
-use oxblk_core::{Backend, ChildIdx, Edge, Graph, OpenFlags, Options, Perm, Permissions};
+use oxblk_core::{Backend, ChildIdx, Edge, Graph, Node, OpenFlags, Options, Perm, Permissions};
 use oxblk_ring::sim::Disk;
 
 use crate::drivers::{self, Variant};
-use crate::sim_disk::{self, Pace};
+use crate::sim_disk::{self, Pace, Part};
+
+/// Where an image lies whose data has a file of its own, and where that file lies: on one disk, so that the power fails
+/// for both at once.
+pub(crate) const MAIN: Part = Part::First(SPLIT);
+pub(crate) const DATA: Part = Part::Behind(SPLIT);
+pub(crate) const SPLIT: u64 = 8 << 20;
 
 /// One image of a chain: how it was made, and the disk that holds it.
 #[derive(Clone, Debug)]
@@ -55,22 +63,49 @@ async fn create_plain(image: &Image, size: u64) -> Result<(), String> {
     }
     let mut options = Options::from_dotted(image.variant.options, None).map_err(|e| text(&e))?;
     options.insert("size", size);
-    let node =
-        sim_disk::add(&graph, "disk", &image.disk, false, Pace::AtOnce).map_err(|e| text(&e))?;
-    let permissions = Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
-    let edge =
-        Edge::attach(node.clone(), "the test".to_owned(), ChildIdx::FILE.name(), permissions)
-            .map_err(|e| text(&e))?;
-    let request = CreateRequest { target: CreateTarget::File(edge.clone()), options };
+    let node = add(&graph, image, "disk", MAIN, false, Pace::AtOnce)?;
+    let attach = |node: &Arc<Node>, child: ChildIdx| {
+        let permissions =
+            Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
+        Edge::attach(node.clone(), "the test".to_owned(), child.name(), permissions)
+            .map_err(|e| text(&e))
+    };
+    let edge = attach(&node, ChildIdx::FILE)?;
+    let mut data = None;
+    if image.variant.data_file {
+        let node = add(&graph, image, "data", DATA, false, Pace::AtOnce)?;
+        data = Some(attach(&node, ChildIdx::DATA)?);
+    }
+    let target = match &data {
+        Some(data) => CreateTarget::Files { file: edge.clone(), data: data.clone() },
+        None => CreateTarget::File(edge.clone()),
+    };
+    let request = CreateRequest { target, options };
     let driver = graph.driver(image.variant.format).map_err(|e| text(&e))?;
     let created = match driver.create(&graph, request) {
         Some(creation) => creation.await.map_err(|e| text(&e)),
         None => Err(format!("{} cannot create", image.variant.format)),
     };
-    edge.detach();
-    drop(edge);
-    graph.release(node).await.map_err(|e| text(&e))?;
+    for edge in [Some(edge), data].into_iter().flatten() {
+        edge.detach();
+        let node = edge.node().clone();
+        drop(edge);
+        graph.release(node).await.map_err(|e| text(&e))?;
+    }
     created
+}
+
+/// Adds the node of one of an image's files.
+fn add(
+    graph: &Graph,
+    image: &Image,
+    name: &str,
+    part: Part,
+    read_only: bool,
+    pace: Pace,
+) -> Result<Arc<Node>, String> {
+    let part = if image.variant.data_file { part } else { Part::Whole };
+    sim_disk::add_part(graph, name, (&image.disk, part), read_only, pace).map_err(|e| text(&e))
 }
 
 /// Opens a chain: the last image to be read and written, those before it as its backing files.
@@ -95,14 +130,17 @@ async fn open_at(chain: &[Image], pace: Pace) -> Result<Backend, String> {
     for (index, image) in chain.iter().enumerate() {
         let top = index + 1 == chain.len();
         let disk = format!("disk{index}");
-        sim_disk::add(&graph, &disk, &image.disk, !top, pace)
-            .map(|node| graph.own(node))
-            .map_err(|e| text(&e))?;
+        graph.own(add(&graph, image, &disk, MAIN, !top, pace)?);
         let mut options = Options::new();
         options.insert("driver", image.variant.format);
         options.insert("node-name", format!("image{index}"));
         options.insert("file", disk);
         image.variant.add_key(&mut options);
+        if image.variant.data_file {
+            let data = format!("data{index}");
+            graph.own(add(&graph, image, &data, DATA, !top, pace)?);
+            options.insert("data-file", data);
+        }
         if let Some(name) = below {
             options.insert("backing", name);
         }
@@ -151,12 +189,14 @@ pub enum Tolerance {
 /// Tells what it found.
 pub async fn check(image: &Image, tolerance: Tolerance) -> Result<(), String> {
     let graph = graph();
-    let node =
-        sim_disk::add(&graph, "disk", &image.disk, true, Pace::AtOnce).map_err(|e| text(&e))?;
-    graph.own(node);
+    graph.own(add(&graph, image, "disk", MAIN, true, Pace::AtOnce)?);
     let mut options = Options::new();
     options.insert("driver", image.variant.format);
     options.insert("file", "disk");
+    if image.variant.data_file {
+        graph.own(add(&graph, image, "data", DATA, true, Pace::AtOnce)?);
+        options.insert("data-file", "data");
+    }
     let flags =
         OpenFlags { read_only: true, no_backing: true, check: true, ..OpenFlags::default() };
     let backend = graph.open_backend(None, options, flags).await.map_err(|e| text(&e))?;

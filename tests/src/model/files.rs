@@ -128,6 +128,9 @@ impl Files {
             let mut options =
                 Options::from_dotted(variant.options, None).map_err(|e| e.to_string())?;
             options.insert("size", size);
+            if variant.data_file {
+                options.insert("data_file", format!("{name}.data"));
+            }
             if let Some((name, format)) = backing {
                 options.insert("backing_file", name.display().to_string());
                 options.insert("backing_fmt", format);
@@ -173,6 +176,15 @@ impl Files {
         fs::write(&model, content).map_err(|e| e.to_string())?;
         let compare = Program::new("qemu-img").args(["compare", "-F", "raw"]);
         let reply = drivers::with_secrets(compare).arg(self.name_for_qemu()?).arg(&model).run();
+        if let Some((image, _)) = self.images.last().filter(|(_, image)| image.has_raw_data()) {
+            let data = PathBuf::from(format!("{}.data", image.display()));
+            let bytes = fs::read(&data).map_err(|e| e.to_string())?;
+            // QEMU makes it whole clusters long.
+            let behind = bytes.get(content.len()..).unwrap_or(&[1]);
+            if !bytes.starts_with(content) || behind.iter().any(|byte| *byte != 0) {
+                return Err(format!("{} is not what a guest reads", data.display()));
+            }
+        }
         if reply.code() == 0 { Ok(()) } else { Err(format!("qemu-img compare: {}", said(&reply))) }
     }
 
@@ -195,6 +207,9 @@ fn create_by_qemu(
     program = drivers::with_secrets(program);
     if !variant.options.is_empty() {
         program = program.args(["-o", variant.options]);
+    }
+    if variant.data_file {
+        program = program.arg("-o").arg(format!("data_file={}.data", path.display()));
     }
     if let Some((name, format)) = backing {
         program = program.arg("-b").arg(name).args(["-F", format]);

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use oxblk_core::Preallocation;
+use oxblk_core::{Backend, Preallocation};
 use oxblk_ring::sim::{self, Disk, Faults};
 
 use super::bitmaps;
 use super::chain::{self, Chain, Image, Tolerance};
 use super::ops::{Op, Shape};
 use super::oracle::Oracle;
-use super::run::{compare_all, run_batch};
+use super::run::{Seen, compare_all, execute, run_batch};
 use super::shrink::shrink;
 use crate::crash::qemu;
 use crate::drivers::{VARIANTS, Variant};
@@ -189,11 +189,27 @@ async fn carry_out(plan: &Plan) -> Result<Chain, String> {
     if plan.variant.bitmaps {
         bitmaps::check_kept(&disk).map_err(|e| format!("after reopening: {e}"))?;
     }
+    if let Some(image) = chain.last().filter(|image| image.variant.has_raw_data()) {
+        check_raw_data(&disk, image).await?;
+    }
     chain::close(disk).await?;
     for image in chain.iter().filter(|image| image.variant.check) {
         chain::check(image, Tolerance::Clean).await?;
     }
     Ok(chain)
+}
+
+/// The data file holds what the image reads as, and nothing else.
+async fn check_raw_data(disk: &Backend, image: &Image) -> Result<(), String> {
+    let all = Op::Read { offset: 0, len: disk.size() };
+    let Seen::Bytes(bytes) = execute(disk, &all).await.map_err(|e| e.to_string())? else {
+        return Err("a read without bytes".to_owned());
+    };
+    let split = usize::try_from(chain::SPLIT).expect("it fits in memory");
+    match image.disk.bytes().get(split..) {
+        Some(data) if *data == *bytes => Ok(()),
+        _ => Err("the data file is not what the image reads as".to_owned()),
+    }
 }
 
 fn attempt(plan: &Plan) -> Result<Chain, String> {

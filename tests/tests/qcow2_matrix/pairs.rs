@@ -89,7 +89,6 @@ impl Row {
         !(old && modern.iter().any(|option| given(*option)))
             && !(given(EXTENDED) && small)
             && !(given(BACKING) && (raw || (given(PREALLOCATION) && !given(EXTENDED))))
-            && !given(DATA)
     }
 }
 

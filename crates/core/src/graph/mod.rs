@@ -6,6 +6,7 @@
 
 mod bitmaps;
 mod create;
+mod data_file;
 mod drain;
 mod filename;
 mod generic;

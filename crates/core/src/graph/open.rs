@@ -179,6 +179,21 @@ impl Graph {
         }
     }
 
+    /// Opens what stores a part of an image: the protocol layer of a name, or what options say.
+    pub(super) async fn open_storage(
+        &self,
+        name: Option<&str>,
+        options: Options,
+        flags: OpenFlags,
+    ) -> Result<Arc<Node>> {
+        let filename = name.map(str::to_owned);
+        let target = Target { filename, options, flags, protocol: true, depth: 0 };
+        // The name that is put before the error is that of the image.
+        let node = Box::pin(self.open_node(target)).await?;
+        node.follow_parent();
+        Ok(node)
+    }
+
     fn open_target(&self, target: Target) -> BoxFuture<'_, Result<Arc<Node>>> {
         Box::pin(async move {
             let shown = target.filename.clone();

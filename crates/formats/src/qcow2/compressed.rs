@@ -39,6 +39,9 @@ impl Qcow2 {
     /// Stores whole clusters (or what is left at the end of the disk) compressed.
     pub(super) async fn compress_guest(&self, offset: u64, data: IoBuf) -> Result<()> {
         self.check_writable()?;
+        if self.geometry.data_file {
+            return Err(Error::from_errno(95));
+        }
         let size = self.geometry.cluster_size();
         let len = u64::try_from(data.len()).unwrap_or(u64::MAX);
         let end = offset.saturating_add(len);

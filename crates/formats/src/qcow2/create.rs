@@ -1,8 +1,6 @@
-//! Making images: the options, the plan of where everything lies, and writing it.
+//! Making images: the options, and writing what [`super::plan`] lays out.
 //!
-//! A new image is `header | refcount table | refcount blocks | L1 table`, as `qemu-img create` lays it out,
-//! followed by each L2 table and its data clusters where they are preallocated, and by the LUKS header
-//! of an encrypted image. All sizes are known before the first byte is written, so the refcounts are written once and right. The header goes
+//! All sizes are known before the first byte is written, so the refcounts are written once and right. The header goes
 //! last: an image whose creation was interrupted is not mistaken for a whole one.
 
 use futures_util::stream::{self, TryStreamExt};
@@ -12,9 +10,9 @@ use oxblk_ring::IoBufMut;
 
 use super::encryption::create::Wanted as Encryption;
 use super::layout::{
-    Autoclear, Compatible, Compression, CryptoHeader, Extensions, Geometry, Header, Incompatible,
-    L1Entry, L2Entry, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, refcount_set,
+    Autoclear, Compatible, Compression, Extensions, Geometry, Header, Incompatible, L1Entry,
 };
+use super::plan::{Plan, put_entries};
 
 /// Virtual sizes are multiples of this many bytes.
 const SECTOR: u64 = 512;
@@ -105,17 +103,10 @@ pub struct Wanted {
     pub backing_file: Option<String>,
     /// Format of the backing file.
     pub backing_format: Option<String>,
-}
-
-/// The feature that the options want and that is not there yet.
-pub(super) fn missing_feature(options: &Options) -> Result<Option<&'static str>> {
-    let mut options = options.clone();
-    let data_file = options.take_str("data_file")?.is_some();
-    Ok(data_file.then_some("external data file"))
-}
-
-pub(super) fn not_yet<T>(feature: &str) -> Result<T> {
-    Err(Error::unsupported(format!("qcow2 feature not supported yet: {feature}")))
+    /// Name of the data file, for those who open the image.
+    pub data_file: Option<String>,
+    /// The data file must be what the guest reads.
+    pub data_file_raw: bool,
 }
 
 pub(super) fn rejected(parameter: &str, value: &str) -> Error {
@@ -123,15 +114,11 @@ pub(super) fn rejected(parameter: &str, value: &str) -> Error {
 }
 
 impl Wanted {
-    /// Reads the options of `create`.
+    /// Reads the options of `create`. `external`: there is a data file, whether it has a name or not.
     ///
     /// # Errors
-    /// When an option is wrong, contradicts another or wants a feature that is not supported yet; in
-    /// the words of QEMU's tools.
-    pub fn from_options(mut options: Options) -> Result<Self> {
-        if let Some(feature) = missing_feature(&options)? {
-            return not_yet(feature);
-        }
+    /// When an option is wrong or contradicts another; in the words of QEMU's tools.
+    pub fn from_options(mut options: Options, external: bool) -> Result<Self> {
         let version = match options.take_str("compat")?.as_deref() {
             None | Some("1.1" | "v3") => 3,
             Some("0.10" | "v2") => 2,
@@ -156,22 +143,29 @@ impl Wanted {
             ));
         }
         let cluster_bits = cluster_bits(options.take_size("cluster_size")?, extended_l2)?;
-        if options.take_bool("data_file_raw")? == Some(true) {
-            return Err(Error::invalid("data-file-raw requires data-file"));
-        }
         let refcount_order = refcount_order(options.take_size("refcount_bits")?)?;
         let size = options.take_size("size")?.unwrap_or(0);
         let encryption = Encryption::take(&mut options)?;
+        let named = options.take_str("data_file")?;
+        let data_file = named.is_some() || external;
+        let data_file_raw = options.take_bool("data_file_raw")?.unwrap_or(false);
+        let preallocation = match preallocation {
+            // What is read must be in its place from the beginning.
+            Preallocation::Off if data_file_raw => Preallocation::Metadata,
+            preallocation => preallocation,
+        };
         let wanted = Self {
             size: size.checked_next_multiple_of(SECTOR).ok_or_else(too_large)?,
             version,
-            geometry: Geometry { cluster_bits, refcount_order, extended_l2 },
+            geometry: Geometry { cluster_bits, refcount_order, extended_l2, data_file },
             lazy_refcounts: options.take_bool("lazy_refcounts")?.unwrap_or(false),
             preallocation,
             compression,
             encryption,
             backing_file: options.take_str("backing_file")?.filter(|name| !name.is_empty()),
             backing_format: options.take_str("backing_fmt")?,
+            data_file: named,
+            data_file_raw,
         };
         wanted.check()?;
         Ok(wanted)
@@ -182,6 +176,18 @@ impl Wanted {
         let fault = |text: &'static str| Err(Error::invalid(text));
         if self.backing_format.is_some() && self.backing_file.is_none() {
             return fault("Backing format cannot be used without backing file");
+        }
+        if self.data_file_raw && !self.geometry.data_file {
+            return fault("data-file-raw requires data-file");
+        }
+        if self.data_file_raw && self.backing_file.is_some() {
+            return fault("Backing file and data-file-raw cannot be used at the same time");
+        }
+        if self.version < 3 && self.geometry.data_file {
+            return fault(
+                "External data files are only supported with compatibility level 1.1 and above \
+                 (use version=v3 or greater)",
+            );
         }
         let preallocated = self.preallocation != Preallocation::Off;
         if preallocated && self.backing_file.is_some() && !self.geometry.extended_l2 {
@@ -218,9 +224,12 @@ impl Wanted {
     fn header(&self, plan: &Plan) -> Header {
         let mut incompatible = Incompatible::empty();
         incompatible.set(Incompatible::COMPRESSION, self.compression != Compression::Zlib);
+        incompatible.set(Incompatible::DATA_FILE, self.geometry.data_file);
         incompatible.set(Incompatible::EXTENDED_L2, self.geometry.extended_l2);
         let mut compatible = Compatible::empty();
         compatible.set(Compatible::LAZY_REFCOUNTS, self.lazy_refcounts);
+        let mut autoclear = Autoclear::empty();
+        autoclear.set(Autoclear::RAW_DATA_FILE, self.data_file_raw);
         Header {
             version: self.version,
             geometry: self.geometry,
@@ -234,13 +243,14 @@ impl Wanted {
             snapshots_offset: 0,
             incompatible,
             compatible,
-            autoclear: Autoclear::empty(),
+            autoclear,
             header_length: 0,
             compression: self.compression,
             backing_file: self.backing_file.clone(),
             extensions: Extensions {
                 backing_format: self.backing_format.clone(),
                 crypto: plan.crypto,
+                data_file: self.data_file.clone(),
                 ..Extensions::default()
             },
             unknown_fields: Vec::new(),
@@ -281,153 +291,29 @@ pub(super) fn too_large() -> Error {
     .errno(27)
 }
 
-/// Where everything in a new image lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Plan {
-    geometry: Geometry,
-    table_clusters: u32,
-    blocks: u64,
-    l1_offset: u64,
-    l1_entries: u32,
-    /// Offset of the first L2 table, which is behind the L1 table.
-    l2_offset: u64,
-    /// The LUKS header, which is behind everything.
-    crypto: Option<CryptoHeader>,
-    /// Guest clusters that are preallocated, with their L2 tables.
-    data_clusters: u64,
-    /// Clusters in the image.
-    clusters: u64,
-}
-
-impl Plan {
-    /// The plan of an image of `size` bytes with a LUKS header of `luks` bytes.
-    fn new(geometry: Geometry, size: u64, preallocation: Preallocation, luks: u64) -> Result<Self> {
-        let l1_entries = geometry
-            .l1_entries_for(size)
-            .filter(|entries| *entries <= MAX_L1_BYTES / 8)
-            .ok_or_else(too_large)?;
-        let l1_clusters = geometry.clusters_for(l1_entries * 8);
-        let (l2_tables, data_clusters) = match preallocation {
-            Preallocation::Off => (0, 0),
-            _ => (l1_entries, geometry.clusters_for(size)),
-        };
-        let luks_clusters = geometry.clusters_for(luks);
-        let content = l1_clusters + luks_clusters + l2_tables + data_clusters;
-        let (mut table_clusters, mut blocks) = (1, 1);
-        // Each round covers what the round before added; it ends when nothing is added.
-        let clusters = loop {
-            let clusters = 1 + table_clusters + blocks + content;
-            let needed = clusters.div_ceil(geometry.refcounts_per_block());
-            let table = geometry.clusters_for(needed * 8);
-            if (table, needed) == (table_clusters, blocks) {
-                break clusters;
-            }
-            (table_clusters, blocks) = (table, needed);
-            if table_clusters * geometry.cluster_size() > MAX_REFCOUNT_TABLE_BYTES {
-                return Err(too_large());
-            }
-        };
-        let cluster_size = geometry.cluster_size();
-        let l1_offset = (1 + table_clusters + blocks) * cluster_size;
-        let content_end = (clusters - luks_clusters) * cluster_size;
-        Ok(Self {
-            geometry,
-            table_clusters: u32::try_from(table_clusters).map_err(|_| too_large())?,
-            blocks,
-            l1_offset,
-            l1_entries: u32::try_from(l1_entries).map_err(|_| too_large())?,
-            crypto: (luks > 0).then_some(CryptoHeader { offset: content_end, length: luks }),
-            l2_offset: l1_offset + l1_clusters * cluster_size,
-            data_clusters,
-            clusters,
-        })
-    }
-
-    fn block_offset(&self, index: u64) -> u64 {
-        (1 + u64::from(self.table_clusters) + index) * self.geometry.cluster_size()
-    }
-
-    /// Offset of the L2 table at `index`: each is followed by the clusters that it maps.
-    fn table_offset(&self, index: u64) -> u64 {
-        let stride = (self.geometry.l2_entries() + 1) * self.geometry.cluster_size();
-        self.l2_offset + index * stride
-    }
-
-    fn l2_tables(&self) -> u64 {
-        self.data_clusters.div_ceil(self.geometry.l2_entries())
-    }
-
-    fn cluster(&self) -> Result<IoBufMut> {
-        let len = usize::try_from(self.geometry.cluster_size()).map_err(|_| too_large())?;
-        Ok(IoBufMut::zeroed(len))
-    }
-
-    /// The refcount table, in whole clusters.
-    fn refcount_table(&self) -> Result<IoBufMut> {
-        let len = u64::from(self.table_clusters) * self.geometry.cluster_size();
-        let mut table = IoBufMut::zeroed(usize::try_from(len).map_err(|_| too_large())?);
-        put_entries(&mut table, (0..self.blocks).map(|index| self.block_offset(index)));
-        Ok(table)
-    }
-
-    /// The refcount block at `index`: one for each cluster of the image.
-    fn refcount_block(&self, index: u64) -> Result<IoBufMut> {
-        let per_block = self.geometry.refcounts_per_block();
-        let used = self.clusters.saturating_sub(index * per_block).min(per_block);
-        let mut block = self.cluster()?;
-        for refcount in 0..used {
-            refcount_set(&mut block, refcount, self.geometry.refcount_order, 1)
-                .map_err(|error| Error::corrupt(error.to_string()))?;
-        }
-        Ok(block)
-    }
-
-    /// The preallocated L2 table at `index`.
-    fn l2_table(&self, index: u64) -> Result<IoBufMut> {
-        let (cluster_size, entries) = (self.geometry.cluster_size(), self.geometry.l2_entries());
-        let used = self.data_clusters.saturating_sub(index * entries).min(entries);
-        let first = self.table_offset(index) + cluster_size;
-        let mut table = self.cluster()?;
-        // With subclusters, all of them are left for the backing file to decide.
-        let stride = usize::try_from(self.geometry.l2_entry_words()).unwrap_or(1);
-        let places = (0..used).map(|entry| L2Entry::data(first + entry * cluster_size).0);
-        for (to, entry) in table.chunks_exact_mut(8).step_by(stride).zip(places) {
-            to.copy_from_slice(&entry.to_be_bytes());
-        }
-        Ok(table)
-    }
-}
-
-fn put_entries(table: &mut [u8], entries: impl Iterator<Item = u64>) {
-    for (to, entry) in table.chunks_exact_mut(8).zip(entries) {
-        to.copy_from_slice(&entry.to_be_bytes());
-    }
-}
-
-/// Bytes of an image of `size` bytes whose clusters are all allocated; `None` if it cannot be made.
-pub(super) fn fully_allocated(geometry: Geometry, size: u64) -> Option<u64> {
-    let plan = Plan::new(geometry, size, Preallocation::Metadata, 0).ok()?;
-    plan.clusters.checked_mul(geometry.cluster_size())
-}
-
 /// Checks the options of a new image.
 ///
 /// # Errors
 /// As [`create`] would.
 pub(super) fn check(options: Options, secrets: &Secrets) -> Result<()> {
-    let wanted = Wanted::from_options(options)?;
+    let wanted = Wanted::from_options(options, false)?;
     wanted.encryption.password(secrets)?;
     let plan = wanted.plan()?;
     let header = wanted.header(&plan).encode();
     header.map(drop).map_err(|error| backing_fault(&wanted, &error))
 }
 
-/// Writes a new image into `file`, whose contents are lost.
+/// Writes a new image into `file`, whose contents are lost. Its guest data will go into `data`, if there is one.
 ///
 /// # Errors
 /// When the options are wrong, in the words of QEMU's tools; or as the file reports.
-pub async fn create(file: &Edge, options: Options, secrets: &Secrets) -> Result<()> {
-    let wanted = Wanted::from_options(options)?;
+pub async fn create(
+    file: &Edge,
+    data: Option<&Edge>,
+    options: Options,
+    secrets: &Secrets,
+) -> Result<()> {
+    let wanted = Wanted::from_options(options, data.is_some())?;
     wanted.encryption.password(secrets)?;
     let plan = wanted.plan()?;
     let header = wanted.header(&plan).encode().map_err(|error| backing_fault(&wanted, &error))?;
@@ -435,13 +321,16 @@ pub async fn create(file: &Edge, options: Options, secrets: &Secrets) -> Result<
     for (to, from) in first_cluster.iter_mut().zip(&header) {
         *to = *from;
     }
-    preallocate(file, &wanted, &plan).await?;
+    preallocate(data.unwrap_or(file), &wanted, &plan).await?;
     write_tables(file, &plan).await?;
     if let Some(crypto) = plan.crypto {
         let area = plan.geometry.clusters_for(crypto.length) * plan.geometry.cluster_size();
         wanted.encryption.write_header(file, crypto.offset, area, secrets).await?;
     }
     file.write(0, first_cluster.freeze(), WriteFlags::empty()).await?;
+    if let Some(data) = data {
+        data.flush().await?;
+    }
     file.flush().await
 }
 
@@ -457,13 +346,16 @@ fn backing_fault(wanted: &Wanted, error: &Error) -> Error {
     Error::new(error.kind(), text).errno(error.raw_errno())
 }
 
-/// Sets the size of the file as the preallocation wants it.
+/// Sets the size of the file that holds the data as the preallocation wants it.
 async fn preallocate(file: &Edge, wanted: &Wanted, plan: &Plan) -> Result<()> {
-    let size = plan.clusters * plan.geometry.cluster_size();
+    let size = match plan.geometry.data_file {
+        true => wanted.size,
+        false => plan.clusters * plan.geometry.cluster_size(),
+    };
     match wanted.preallocation {
-        Preallocation::Off => Ok(()),
+        Preallocation::Off if !plan.geometry.data_file => Ok(()),
         // The data clusters are holes.
-        Preallocation::Metadata => file.resize(size, Preallocation::Off).await,
+        Preallocation::Off | Preallocation::Metadata => file.resize(size, Preallocation::Off).await,
         mode => file.resize(size, mode).await.map_err(|error| {
             error.prefix("Could not resize image: Failed to resize underlying file")
         }),
@@ -492,8 +384,7 @@ async fn write_tables(file: &Edge, plan: &Plan) -> Result<()> {
         }
         return file.write_zeroes(plan.l1_offset, l1_bytes, ZeroFlags::empty()).await;
     }
-    let len = plan.l2_offset.saturating_sub(plan.l1_offset);
-    let mut l1 = IoBufMut::zeroed(usize::try_from(len).map_err(|_| too_large())?);
+    let mut l1 = IoBufMut::zeroed(usize::try_from(l1_bytes).map_err(|_| too_large())?);
     let tables = (0..plan.l2_tables()).map(|index| L1Entry::new(plan.table_offset(index)).0);
     put_entries(&mut l1, tables);
     write(plan.l1_offset, Ok(l1)).await
@@ -509,7 +400,7 @@ mod tests {
         for (key, value) in changes {
             options.insert(key, *value);
         }
-        Wanted::from_options(options)
+        Wanted::from_options(options, false)
     }
 
     fn plan(changes: &[(&str, &str)]) -> Result<Plan> {

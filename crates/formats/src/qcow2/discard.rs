@@ -24,6 +24,17 @@ impl Qcow2 {
             let zero = self.reads_as_zero(offset, end).await?;
             return if zero { Ok(()) } else { Err(unsupported()) };
         }
+        let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
+        self.zero_raw_data(offset, end, unmap).await?;
+        self.zero_entries(offset, last, flags).await?;
+        if unmap {
+            self.give_up_data(self.cluster_end(offset), self.cluster_start(last)).await;
+        }
+        Ok(())
+    }
+
+    /// Has the tables say that a range reads as zeroes.
+    async fn zero_entries(&self, offset: u64, last: u64, flags: ZeroFlags) -> Result<()> {
         if self.geometry.extended_l2 {
             return self.zero_subclusters(offset, last, flags).await;
         }
@@ -73,9 +84,17 @@ impl Qcow2 {
         }
         let new = if self.version < 3 { L2Entry::EMPTY } else { L2Entry::zero_plain() };
         let _lock = self.guest.lock(first..last).await;
+        self.zero_raw_data(first, last, true).await?;
         if self.geometry.extended_l2 {
-            return self.discard_subclusters(first, last).await;
+            self.discard_subclusters(first, last).await?;
+        } else {
+            self.discard_entries(first, last, new).await?;
         }
+        self.give_up_data(first, last).await;
+        Ok(())
+    }
+
+    async fn discard_entries(&self, first: u64, last: u64, new: L2Entry) -> Result<()> {
         self.change_entries(first, last, true, |kind, _, over_backing| match kind {
             L2Kind::Zero { host: None } => None,
             L2Kind::Unallocated if !over_backing => None,

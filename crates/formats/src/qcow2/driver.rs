@@ -90,7 +90,7 @@ impl Driver for Qcow2 {
             write_zeroes_alignment: subcluster,
             discard_alignment: cluster,
             zero_flags: ZeroFlags::MAY_UNMAP,
-            has_zero_init: !is_noise,
+            has_zero_init: !is_noise && self.new_data_is_zero(),
             ..Limits::default()
         }
     }
@@ -105,6 +105,12 @@ impl Driver for Qcow2 {
             data["lazy-refcounts"] = header.compatible.contains(Compatible::LAZY_REFCOUNTS).into();
         }
         data["refcount-bits"] = self.geometry.refcount_bits().into();
+        if self.geometry.data_file {
+            if let Some(name) = &header.extensions.data_file {
+                data["data-file"] = name.as_str().into();
+            }
+            data["data-file-raw"] = self.has_raw_data().into();
+        }
         if self.version >= 3 {
             data["corrupt"] = corrupt.into();
             data["extended-l2"] = self.geometry.extended_l2.into();

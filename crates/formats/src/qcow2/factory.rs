@@ -2,7 +2,7 @@
 
 use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, Measure, MeasureRequest};
 use oxblk_core::{
-    BoxFuture, Driver, DriverFactory, DriverKind, Error, Graph, OpenContext, Options, Result,
+    BoxFuture, Driver, DriverFactory, DriverKind, Edge, Error, Graph, OpenContext, Options, Result,
 };
 
 use super::create;
@@ -11,6 +11,20 @@ use super::measure::measure;
 use super::open::open;
 
 struct Factory;
+
+/// Makes the data file first, if the options want one.
+async fn create_with_data_file(graph: &Graph, file: &Edge, options: Options) -> Result<()> {
+    create::check(options.clone(), graph.secrets())?;
+    let Some(name) = options.get_str("data_file").map(str::to_owned) else {
+        return create::create(file, None, options, graph.secrets()).await;
+    };
+    let data = graph.create_data_file(&name).await?;
+    let created = create::create(file, Some(&data), options, graph.secrets()).await;
+    data.detach();
+    let node = std::sync::Arc::clone(data.node());
+    drop(data);
+    created.and(graph.release(node).await)
+}
 
 /// The qcow2 driver.
 pub static QCOW2: &dyn DriverFactory = &Factory;
@@ -60,7 +74,10 @@ impl DriverFactory for Factory {
             }
             match request.target {
                 CreateTarget::File(file) => {
-                    create::create(&file, request.options, graph.secrets()).await
+                    create_with_data_file(graph, &file, request.options).await
+                }
+                CreateTarget::Files { file, data } => {
+                    create::create(&file, Some(&data), request.options, graph.secrets()).await
                 }
                 CreateTarget::Filename(_) => Err(Error::invalid("qcow2 is created in a file")),
             }

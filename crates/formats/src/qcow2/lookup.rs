@@ -105,6 +105,9 @@ impl Qcow2 {
         let size = self.geometry.cluster_size();
         let within = self.geometry.offset_in_cluster(offset);
         let first = self.kind(words, index).unwrap_or(Err(Miss::Absent))?;
+        if self.is_misplaced(offset, first.0) {
+            return Err(Miss::Bad(words.get(index).map_or(0, |word| word.load(Acquire))));
+        }
         let mut covered = size - within;
         let mut next = index;
         let mut host_next = match first.0 {
@@ -204,7 +207,7 @@ impl Qcow2 {
 
     /// A writable image must not have guest data where its metadata is: a write in place would destroy it.
     async fn check_slice(&self, slice: &Pinned<'_>, offset: u64) -> Result<()> {
-        if self.is_read_only() {
+        if self.is_read_only() || self.geometry.data_file {
             return Ok(());
         }
         let words = usize::try_from(self.geometry.l2_entry_words()).unwrap_or(1);

@@ -7,7 +7,7 @@
 use oxblk_core::create::{Measure, MeasureRequest};
 use oxblk_core::{Backend, Error, Node, Options, Preallocation, Result, StatusFlags, Want};
 
-use super::create::{cluster_bits, fully_allocated, missing_feature, not_yet, refcount_order};
+use super::create::{cluster_bits, refcount_order};
 use super::encryption::create::Wanted as Encryption;
 use super::layout::{BitmapEntry, Geometry, bitmap_bytes};
 
@@ -67,9 +67,6 @@ struct Wanted {
 
 impl Wanted {
     fn from_options(mut options: Options) -> Result<Self> {
-        if let Some(feature) = missing_feature(&options)? {
-            return not_yet(feature);
-        }
         // Of other ways of encryption nothing is to be measured, and nothing is said.
         let is_luks = options.get_str("encrypt.format") == Some("luks");
         let encryption =
@@ -98,7 +95,7 @@ impl Wanted {
         Ok(Self {
             size: options.take_size("size")?.unwrap_or(0),
             version,
-            geometry: Geometry { cluster_bits, refcount_order, extended_l2 },
+            geometry: Geometry { cluster_bits, refcount_order, extended_l2, data_file: false },
             preallocation,
             encryption,
             has_backing: options.contains("backing_file"),

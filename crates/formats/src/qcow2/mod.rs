@@ -8,7 +8,7 @@
 //! | `cache/` | L2 and refcount tables in slices, read without a lock |
 //! | `refcounts`, `allocator` | which host clusters are in use, free, reserved, resting |
 //! | `lookup` | guest offset → extent |
-//! | `data` | guest data at its host offset: which child, and what is done to it |
+//! | `data` | guest data at its host offset: which child, where new data goes, and what is done to it |
 //! | `encryption/` | encryption of guest data |
 //! | `read`, `write`, `discard`, `compressed` | requests that the map cannot answer |
 //! | `subclusters/` | all that differs where L2 entries describe subclusters |
@@ -16,6 +16,7 @@
 //! | `write_back`, `gate` | the order in which metadata reaches the disk |
 //! | `bitmaps/` | persistent dirty bitmaps |
 //! | `resize`, `preallocate`, `snapshots/`, `status`, `check/`, `create`, `measure` | what the names say |
+//! | `plan` | where everything in a new image lies |
 //! | `open`, `factory`, `reopen` | how a node comes to be, and to be another |
 //!
 //! # Locks, in the order in which they are taken
@@ -52,6 +53,7 @@ pub mod layout;
 mod lookup;
 mod measure;
 mod open;
+mod plan;
 mod preallocate;
 mod read;
 mod refcounts;

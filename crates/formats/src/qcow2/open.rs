@@ -7,7 +7,7 @@ use std::sync::atomic::{
 use std::sync::{Arc, Mutex};
 
 use oxblk_core::check::Fix;
-use oxblk_core::{BackingFile, Edge, Error, ErrorKind, OpenContext, Result};
+use oxblk_core::{BackingFile, ChildIdx, Edge, Error, ErrorKind, OpenContext, Result};
 use oxblk_ring::{IoBufMut, Mutex as AsyncMutex, RangeLock};
 use serde::{Deserialize, Serialize};
 
@@ -124,6 +124,7 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
             context.fall_back_to_read_only(reason)?;
         }
     }
+    open_data(context, &header).await?;
     context.backing = header
         .backing_file
         .clone()
@@ -139,6 +140,29 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
         }
     }
     Ok(image)
+}
+
+/// Opens the data file of an image that has one. Whoever only asks what the image is does without.
+async fn open_data(context: &mut OpenContext, header: &Header) -> Result<()> {
+    if context.flags.no_io {
+        context.options.take(ChildIdx::DATA.name());
+        return Ok(());
+    }
+    if !header.geometry.data_file {
+        if context.options.contains(ChildIdx::DATA.name()) {
+            return Err(Error::invalid(
+                "'data-file' can only be set for images with an external data file",
+            ));
+        }
+        if header.autoclear.contains(Autoclear::RAW_DATA_FILE) {
+            return Err(Error::invalid("data-file-raw requires a data file"));
+        }
+        return Ok(());
+    }
+    if context.open_data_file(header.extensions.data_file.as_deref()).await? {
+        return Ok(());
+    }
+    Err(Error::invalid("'data-file' is required for this image"))
 }
 
 /// Rebuilds the refcounts of an image that was not closed cleanly ("Incompatible features", dirty bit).
@@ -253,7 +277,8 @@ impl Qcow2 {
 
     /// Features that this program does not keep up to date must not be believed after it has written.
     pub(super) async fn clear_autoclear(&self) -> Result<()> {
-        let kept = self.bitmaps.autoclear();
+        let mut kept = self.bitmaps.autoclear();
+        kept.set(Autoclear::RAW_DATA_FILE, self.has_raw_data());
         if self.version < 3 || self.header.autoclear == kept {
             return Ok(());
         }

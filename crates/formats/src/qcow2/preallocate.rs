@@ -3,7 +3,7 @@
 //! Each run of clusters is made to read as zeroes, counted and linked, in the order of an ordinary write (see
 //! [`super::write`]). How the file is made to read as zeroes is what the modes differ in.
 
-use oxblk_core::{ChildIdx, Edge, Preallocation, Result, WriteFlags, ZeroFlags};
+use oxblk_core::{Edge, Preallocation, Result, WriteFlags, ZeroFlags};
 use oxblk_ring::IoBuf;
 
 use super::Qcow2;
@@ -18,21 +18,24 @@ impl Qcow2 {
     /// Allocates all clusters that begin in the guest range; they read as zeroes.
     pub(super) async fn preallocate(&self, from: u64, to: u64, mode: Preallocation) -> Result<()> {
         let bits = self.geometry.cluster_bits;
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.children.require(self.data_child())?;
         let (mut at, end) = (self.cluster_end(from), self.cluster_end(to));
         while at < end {
             let count = (end - at).min(STEP.max(self.geometry.cluster_size())) >> bits;
-            let mut run = self.reserve(count).await?;
-            let (start, count) = (run.start(), run.count());
+            let mut run = self.reserve_data(at, count).await?;
+            let (start, count) = (run.start, run.count);
             run.begin_write();
-            let (host, len) = (start << bits, count << bits);
+            // What a resize has added to a data file reads as zeroes.
+            let untouched = run.untouched || self.geometry.data_file;
+            let host = start << bits;
+            let end = self.end_of_data(start.saturating_add(count) << bits);
+            let len = end.saturating_sub(host);
             if self.zeroes_as_entries() || self.is_plain() {
-                zero(&file, host, len, mode, run.is_untouched()).await?;
+                zero(&file, host, len, mode, untouched).await?;
             } else {
                 self.write_zero_ciphertext(at, host, len).await?;
             }
-            self.refcounts.add(start, count).await?;
-            run.keep();
+            run.count_in(self).await?;
             let place = |index: u64| start.saturating_add(index) << bits;
             if self.geometry.extended_l2 {
                 // The subclusters stay what they are: zero, or nothing.

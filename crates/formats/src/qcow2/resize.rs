@@ -24,11 +24,17 @@ impl Qcow2 {
         if size < old {
             return self.shrink(old, size, preallocation).await;
         }
+        self.grow_data(old, size).await?;
         self.grow_l1(size).await?;
         self.write_back(true).await?;
         self.write_header_field(field_offsets::SIZE, &size.to_be_bytes()).await?;
         self.size.store(size, Release);
         self.hide_backing(old, size).await?;
+        // A data file that is what the guest reads has everything in its place.
+        let preallocation = match preallocation {
+            Preallocation::Off if self.has_raw_data() => Preallocation::Metadata,
+            preallocation => preallocation,
+        };
         if preallocation == Preallocation::Off {
             return Ok(());
         }
@@ -38,6 +44,19 @@ impl Qcow2 {
             let _ = self.shrink(size, old, Preallocation::Off).await;
         }
         allocated.map_err(|error| error.prefix("Could not preallocate the new space"))
+    }
+
+    /// Makes a data file as long as the disk. What it has behind the old end is cut off first, unless it is said to be what
+    /// a guest reads.
+    async fn grow_data(&self, old: u64, size: u64) -> Result<()> {
+        if !self.geometry.data_file {
+            return Ok(());
+        }
+        let data = self.children.require(ChildIdx::DATA)?;
+        if data.size() > old && !self.has_raw_data() {
+            data.resize(old, Preallocation::Off).await?;
+        }
+        data.resize(size, Preallocation::Off).await
     }
 
     /// Space that is added reads as zeroes, even where the backing file goes on.
@@ -90,12 +109,17 @@ impl Qcow2 {
             self.forget_guest(from, to).await?;
         }
         self.zero_tail(size).await?;
-        self.write_back(true).await
+        self.write_back(true).await?;
+        match self.children.get(ChildIdx::DATA) {
+            Some(data) => data.resize(size, Preallocation::Off).await,
+            None => Ok(()),
+        }
     }
 
     /// What the last cluster holds past the end must not come back when the image grows again.
     async fn zero_tail(&self, size: u64) -> Result<()> {
-        let end = self.cluster_end(size);
+        // A data file is cut off there.
+        let end = self.end_of_data(self.cluster_end(size));
         if size == end || self.reads_as_zero(size, end).await? {
             return Ok(());
         }

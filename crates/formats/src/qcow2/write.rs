@@ -16,7 +16,7 @@ use oxblk_core::{BoxFuture, ChildIdx, Result, run_all};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
-use super::allocator::Reserved;
+use super::data::NewData;
 use super::layout::{ExtendedEntry, L2Entry};
 use super::lookup::Extent;
 use super::write_back::Was;
@@ -85,8 +85,9 @@ impl Qcow2 {
         while !data.is_empty() {
             let first = self.cluster_start(at);
             let end = self.cluster_end(at.saturating_add(length(&data)));
-            let run = self.reserve((end - first) >> self.geometry.cluster_bits).await?;
-            let reach = first.saturating_add(run.count() << self.geometry.cluster_bits);
+            let count = (end - first) >> self.geometry.cluster_bits;
+            let run = self.reserve_data(first, count).await?;
+            let reach = first.saturating_add(run.count << self.geometry.cluster_bits);
             let room = usize::try_from(reach - at).unwrap_or(usize::MAX).min(data.len());
             let piece = data.split_to(room);
             let next = at.saturating_add(length(&piece));
@@ -96,15 +97,14 @@ impl Qcow2 {
         run_all(jobs).await
     }
 
-    async fn fill_and_link(&self, offset: u64, data: IoBuf, mut run: Reserved<'_>) -> Result<()> {
+    async fn fill_and_link(&self, offset: u64, data: IoBuf, mut run: NewData<'_>) -> Result<()> {
         let first = self.cluster_start(offset);
-        let (start, count) = (run.start(), run.count());
+        let (start, count) = (run.start, run.count);
         run.begin_write();
         let whole = first..self.cluster_end(offset.saturating_add(length(&data)));
         let place = (start << self.geometry.cluster_bits).saturating_add(offset - first);
         self.fill(whole, offset, data, place, self.reads_as_zeroes(&run)).await?;
-        self.refcounts.add(start, count).await?;
-        run.keep();
+        run.count_in(self).await?;
         let bits = self.geometry.cluster_bits;
         self.link(first, count, |index| L2Entry::data(start.saturating_add(index) << bits)).await
     }
@@ -119,7 +119,7 @@ impl Qcow2 {
         at: u64,
         untouched: bool,
     ) -> Result<()> {
-        let (first, end) = (whole.start.min(offset), whole.end);
+        let (first, end) = (whole.start.min(offset), self.end_of_data(whole.end));
         let data_end = offset.saturating_add(length(&data));
         let head = self.old_contents(first, offset, untouched);
         // Nothing is read past the end of the disk; those bytes are never seen.

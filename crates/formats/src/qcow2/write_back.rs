@@ -5,7 +5,7 @@
 //! 1. take the list of dropped references, the list of changed L1 entries, and copies of the dirty L2 slices, in that
 //!    order: the copies then contain every change that the lists speak of, and every reference in them had its data
 //!    written and its refcount raised in the cache before;
-//! 2. write the dirty refcounts; flush (data and refcounts are durable);
+//! 2. write the dirty refcounts; flush, the data file too (data and refcounts are durable);
 //! 3. write the copies; flush if anything follows that relies on them;
 //! 4. write the L1 entries; flush if anything follows;
 //! 5. only now lower the refcounts of what was dropped. What reaches 0 rests until the requests that may still be using
@@ -54,6 +54,10 @@ pub(super) enum Was {
 impl Qcow2 {
     /// Hands the references that `old` entries held to the write-back. Their slices are marked dirty already.
     pub(super) fn drop_entries(&self, old: &[L2Entry], was: Was) {
+        if self.geometry.data_file {
+            // Nothing counts what is there.
+            return;
+        }
         for entry in old {
             let (host, bytes) = match entry.kind(self.geometry, self.version) {
                 Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) => {
@@ -118,12 +122,16 @@ impl Qcow2 {
     ) -> Result<()> {
         self.refcounts.write_back().await?;
         if !copies.is_empty() || !l1.is_empty() {
+            self.flush_data().await?;
             file.flush().await?;
             self.write_slices(file, copies).await?;
         }
         if !l1.is_empty() {
             file.flush().await?;
             self.write_l1(file, l1).await?;
+        }
+        if durable {
+            self.flush_data().await?;
         }
         if drops || durable {
             file.flush().await?;

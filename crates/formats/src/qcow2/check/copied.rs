@@ -69,7 +69,12 @@ impl Checker<'_> {
                 continue;
             }
             let cluster = self.geometry.cluster_index(entry.raw_offset());
-            if let Some(refcount) = self.refcount_of(cluster, block).await
+            let refcount = match self.geometry.data_file {
+                // Nothing else can be there.
+                true => Some(1),
+                false => self.refcount_of(cluster, block).await,
+            };
+            if let Some(refcount) = refcount
                 && (refcount == 1) != entry.copied()
             {
                 let finding = format!(

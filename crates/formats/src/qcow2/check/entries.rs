@@ -3,9 +3,44 @@
 use oxblk_core::check::Fix;
 
 use super::Checker;
+use super::walk::Usage;
 use crate::qcow2::layout::{ExtendedEntry, L2Entry, Subclusters};
 
 impl Checker<'_> {
+    /// Looks at an entry of an image whose data lies in a data file: nothing counts it, but it must be sound.
+    pub(super) fn count_outside(
+        &mut self,
+        index: u64,
+        at: u64,
+        both: ExtendedEntry,
+        usage: Option<&mut Usage>,
+    ) {
+        let entry = both.entry;
+        if entry.is_compressed() {
+            let raw = entry.0;
+            self.corrupt(&format!(
+                "ERROR compressed cluster {index} with data file, entry={raw:#x}"
+            ));
+            return;
+        }
+        if entry.reserved() != 0 {
+            self.corrupt(&format!("ERROR found l2 entry with reserved bits set: {:x}", entry.0));
+        }
+        let offset = entry.raw_offset();
+        let is_at_zero = entry.copied() && (self.geometry.extended_l2 || !entry.has_zero_flag());
+        self.check_bitmap(both);
+        if offset == 0 && !is_at_zero {
+            return;
+        }
+        if !self.geometry.is_aligned(offset) && self.unaligned_cluster(at, both) {
+            return;
+        }
+        self.copied_suspect |= !entry.copied();
+        if let Some(usage) = usage {
+            usage.count(offset, self.geometry.cluster_size());
+        }
+    }
+
     /// Tells that a cluster is not where one can be. Tells whether that is being repaired: of one that holds no data only
     /// the place is lost.
     pub(super) fn unaligned_cluster(&mut self, at: u64, both: ExtendedEntry) -> bool {
@@ -32,7 +67,8 @@ impl Checker<'_> {
     /// Tells of a bitmap that contradicts itself or its entry.
     pub(super) fn check_bitmap(&mut self, both: ExtendedEntry) {
         let offset = both.entry.raw_offset();
-        if offset == 0 && both.bitmap.allocated() != 0 {
+        let is_nowhere = offset == 0 && !(self.geometry.data_file && both.entry.copied());
+        if is_nowhere && both.bitmap.allocated() != 0 {
             self.corrupt("ERROR: Unallocated cluster has non-zero subcluster allocation map");
         } else if both.bitmap.is_contradictory() {
             self.corrupt(&format!(

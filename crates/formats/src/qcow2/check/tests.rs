@@ -43,7 +43,12 @@ impl Image {
         image.put(L1, L1Entry::new(offset(L2)).0);
         image.put(L2, L2Entry::data(offset(DATA)).0);
         image.put(L2 + 8, L2Entry::data(offset(DATA + CLUSTER)).0);
-        let geometry = Geometry { cluster_bits: 12, refcount_order: order, extended_l2: false };
+        let geometry = Geometry {
+            cluster_bits: 12,
+            refcount_order: order,
+            extended_l2: false,
+            data_file: false,
+        };
         let packed = L2Entry::compressed(geometry, offset(DATA + 2 * CLUSTER), 700).unwrap();
         image.put(L2 + 16, packed.0);
         image

@@ -197,6 +197,10 @@ impl Checker<'_> {
             if both == ExtendedEntry::EMPTY {
                 continue;
             }
+            if self.geometry.data_file {
+                self.count_outside(index, at, both, usage.as_deref_mut());
+                continue;
+            }
             if entry.is_compressed() {
                 if self.has_stray_bitmap(index, at, both) {
                     continue;
@@ -301,7 +305,7 @@ impl Checker<'_> {
 
 /// How the clusters of one active L2 table are used.
 #[derive(Default)]
-struct Usage {
+pub(super) struct Usage {
     allocated: u64,
     compressed: u64,
     fragmented: u64,
@@ -310,7 +314,7 @@ struct Usage {
 }
 
 impl Usage {
-    fn count(&mut self, host: u64, size: u64) {
+    pub(super) fn count(&mut self, host: u64, size: u64) {
         self.allocated += 1;
         if self.next != 0 && host != self.next {
             self.fragmented += 1;

@@ -145,7 +145,11 @@ impl L2Entry {
         let host = self.raw_offset();
         let suspicious = L2_RESERVED | COMPRESSED | ZERO | (geometry.cluster_size() - 1);
         if self.0 & suspicious == 0 {
-            return Ok(if host == 0 { L2Kind::Unallocated } else { L2Kind::Data { host } });
+            return Ok(if host != 0 || self.is_at_zero(geometry) {
+                L2Kind::Data { host }
+            } else {
+                L2Kind::Unallocated
+            });
         }
         self.odd_kind(geometry, version)
     }
@@ -172,9 +176,15 @@ impl L2Entry {
         }
         Ok(match (zero, host) {
             (true, host) => L2Kind::Zero { host: (host != 0).then_some(host) },
-            (false, 0) => L2Kind::Unallocated,
+            (false, 0) if !self.is_at_zero(geometry) => L2Kind::Unallocated,
             (false, host) => L2Kind::Data { host },
         })
+    }
+
+    /// Whether an offset of 0 is one: only a data file has a cluster there.
+    #[inline]
+    fn is_at_zero(self, geometry: Geometry) -> bool {
+        geometry.data_file && self.copied()
     }
 
     /// Whether the cluster's refcount is said to be exactly one.
@@ -286,7 +296,8 @@ impl RefcountTableEntry {
 mod tests {
     use super::*;
 
-    const K64: Geometry = Geometry { cluster_bits: 16, refcount_order: 4, extended_l2: false };
+    const K64: Geometry =
+        Geometry { cluster_bits: 16, refcount_order: 4, extended_l2: false, data_file: false };
 
     #[test]
     fn standard_entries_say_what_was_put_into_them() {
@@ -316,6 +327,15 @@ mod tests {
     }
 
     #[test]
+    fn only_a_data_file_has_a_cluster_at_0() {
+        let entry = L2Entry::data(0);
+        assert_eq!(entry.kind(K64, 3), Ok(L2Kind::Unallocated));
+        let apart = Geometry { data_file: true, ..K64 };
+        assert_eq!(entry.kind(apart, 3), Ok(L2Kind::Data { host: 0 }));
+        assert_eq!(L2Entry::EMPTY.kind(apart, 3), Ok(L2Kind::Unallocated));
+    }
+
+    #[test]
     fn the_zero_flag_is_refused_in_version_2() {
         let entry = L2Entry::zero_plain();
         assert_eq!(entry.kind(K64, 2), Err(BadEntry::ZeroBeforeVersion3(1)));
@@ -324,7 +344,8 @@ mod tests {
     #[test]
     fn compressed_extents_round_up_to_sectors_and_come_back() {
         for cluster_bits in 9..=21 {
-            let geometry = Geometry { cluster_bits, refcount_order: 4, extended_l2: false };
+            let geometry =
+                Geometry { cluster_bits, refcount_order: 4, extended_l2: false, data_file: false };
             let cluster = geometry.cluster_size();
             for (host, len) in
                 [(512, 1), (1000, 24), (1000, 25), (513, cluster), (1023, cluster - 1)]
@@ -343,7 +364,8 @@ mod tests {
 
     #[test]
     fn compressed_offsets_above_56_bits_are_refused() {
-        let small = Geometry { cluster_bits: 9, refcount_order: 4, extended_l2: false };
+        let small =
+            Geometry { cluster_bits: 9, refcount_order: 4, extended_l2: false, data_file: false };
         assert!(L2Entry(COMPRESSED | 1 << 56).kind(small, 3).is_err());
     }
 }

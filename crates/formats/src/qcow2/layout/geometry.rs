@@ -10,6 +10,8 @@ pub struct Geometry {
     pub refcount_order: u32,
     /// L2 entries are 128 bits wide and describe subclusters ("Extended L2 Entries").
     pub extended_l2: bool,
+    /// Guest data lies in a file of its own, at the offset that it has for the guest.
+    pub data_file: bool,
 }
 
 impl Geometry {
@@ -127,7 +129,8 @@ mod tests {
 
     #[test]
     fn sizes_follow_from_the_cluster_size() {
-        let geometry = Geometry { cluster_bits: 16, refcount_order: 4, extended_l2: false };
+        let geometry =
+            Geometry { cluster_bits: 16, refcount_order: 4, extended_l2: false, data_file: false };
         assert_eq!(geometry.cluster_size(), 65_536);
         assert_eq!(geometry.l2_entries(), 8192);
         assert_eq!(geometry.l2_bits(), 13);
@@ -141,7 +144,8 @@ mod tests {
 
     #[test]
     fn extended_entries_are_twice_as_wide() {
-        let geometry = Geometry { cluster_bits: 16, refcount_order: 4, extended_l2: true };
+        let geometry =
+            Geometry { cluster_bits: 16, refcount_order: 4, extended_l2: true, data_file: false };
         assert_eq!((geometry.l2_entries(), geometry.l2_bits()), (4096, 12));
         assert_eq!((geometry.l2_entry_words(), geometry.l2_entry_size()), (2, 16));
         assert_eq!(geometry.subcluster_size(), 2048);
@@ -150,7 +154,8 @@ mod tests {
 
     #[test]
     fn a_size_that_needs_more_l1_entries_than_an_i32_counts_is_none() {
-        let geometry = Geometry { cluster_bits: 9, refcount_order: 4, extended_l2: false };
+        let geometry =
+            Geometry { cluster_bits: 9, refcount_order: 4, extended_l2: false, data_file: false };
         assert_eq!(geometry.l1_entries_for(1 << 62), None);
         assert_eq!(geometry.l1_entries_for(0x7fff_ffff << 15), Some(0x7fff_ffff));
         assert_eq!(geometry.l1_entries_for((0x7fff_ffff << 15) + 1), None);

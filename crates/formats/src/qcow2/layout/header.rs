@@ -153,10 +153,14 @@ impl Header {
             first_cluster.part(length.into(), extension_end.saturating_sub(length.into()));
         check_features(&raw, &extension_area)?;
 
-        let extended_l2 = Incompatible::from_bits_retain(raw.incompatible_features.get())
-            .contains(Incompatible::EXTENDED_L2);
-        let geometry =
-            Geometry { refcount_order: raw.refcount_order.get(), extended_l2, ..geometry };
+        let features = Incompatible::from_bits_retain(raw.incompatible_features.get());
+        let extended_l2 = features.contains(Incompatible::EXTENDED_L2);
+        let geometry = Geometry {
+            refcount_order: raw.refcount_order.get(),
+            extended_l2,
+            data_file: features.contains(Incompatible::DATA_FILE),
+            ..geometry
+        };
         if extended_l2 && geometry.cluster_bits < Geometry::MIN_EXTENDED_CLUSTER_BITS {
             let size = geometry.subcluster_size();
             return fault(format!("Unsupported subcluster size: {size}"));
@@ -198,18 +202,7 @@ impl Header {
             extensions,
             unknown_fields,
         };
-        header.refuse_unsupported()?;
         Ok(header)
-    }
-
-    /// Features of the format that this program does not read yet.
-    fn refuse_unsupported(&self) -> Result<()> {
-        let feature = if self.incompatible.contains(Incompatible::DATA_FILE) {
-            "external data file"
-        } else {
-            return Ok(());
-        };
-        Err(Error::unsupported(format!("qcow2 feature not supported yet: {feature}")))
     }
 
     /// Refuses what only `check` may open: an image without a refcount table.
@@ -354,7 +347,12 @@ fn check_identity(raw: &RawHeader) -> Result<Geometry> {
     if !(Geometry::MIN_CLUSTER_BITS..=Geometry::MAX_CLUSTER_BITS).contains(&cluster_bits) {
         return fault(format!("Unsupported cluster size: 2^{cluster_bits}"));
     }
-    Ok(Geometry { cluster_bits, refcount_order: V2_REFCOUNT_ORDER, extended_l2: false })
+    Ok(Geometry {
+        cluster_bits,
+        refcount_order: V2_REFCOUNT_ORDER,
+        extended_l2: false,
+        data_file: false,
+    })
 }
 
 /// Checks the header's length and sets the fields that it does not have to what they mean then.

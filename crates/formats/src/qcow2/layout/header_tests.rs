@@ -9,7 +9,12 @@ use super::*;
 fn good() -> Header {
     Header {
         version: 3,
-        geometry: Geometry { cluster_bits: 16, refcount_order: 4, extended_l2: false },
+        geometry: Geometry {
+            cluster_bits: 16,
+            refcount_order: 4,
+            extended_l2: false,
+            data_file: false,
+        },
         size: 64 << 20,
         crypt_method: CryptMethod::None,
         l1_offset: 0x3_0000,
@@ -107,7 +112,12 @@ fn version_2_has_no_features_whatever_the_bytes_say() {
 #[test]
 fn small_clusters_have_no_feature_names() {
     let header = Header {
-        geometry: Geometry { cluster_bits: 12, refcount_order: 4, extended_l2: false },
+        geometry: Geometry {
+            cluster_bits: 12,
+            refcount_order: 4,
+            extended_l2: false,
+            data_file: false,
+        },
         l1_entries: 32,
         ..good()
     };
@@ -143,7 +153,6 @@ fn faults_are_told_in_the_words_of_qemus_tools() {
         (&[(72, &be64(8))], "qcow2: Compression type incompatible feature bit must not be set"),
         (&[(104, &[1])], "qcow2: Compression type incompatible feature bit must be set"),
         (&[(104, &[9])], "qcow2: unknown compression type: 9"),
-        (&[(72, &be64(4))], "qcow2 feature not supported yet: external data file"),
         (&[(72, &be64(16)), (20, &be32(13))], "Unsupported subcluster size: 256"),
         (&[(EXTENSIONS + 4, &be32(u32::MAX))], "Header extension too large"),
         (&[(EXTENSIONS, &be32(5)), (EXTENSIONS + 4, &be32(65_420))], "Header extension too large"),
@@ -215,7 +224,12 @@ fn a_head_that_lacks_what_the_file_has_is_refused() {
 #[test]
 fn names_that_do_not_fit_the_cluster_are_refused_when_encoding() {
     let small = Header {
-        geometry: Geometry { cluster_bits: 9, refcount_order: 4, extended_l2: false },
+        geometry: Geometry {
+            cluster_bits: 9,
+            refcount_order: 4,
+            extended_l2: false,
+            data_file: false,
+        },
         backing_file: Some("x".repeat(393)),
         ..good()
     };

@@ -155,7 +155,8 @@ pub fn l2_table(bytes: &[u8], geometry: Geometry) -> impl Iterator<Item = Extend
 mod tests {
     use super::*;
 
-    const K64: Geometry = Geometry { cluster_bits: 16, refcount_order: 4, extended_l2: true };
+    const K64: Geometry =
+        Geometry { cluster_bits: 16, refcount_order: 4, extended_l2: true, data_file: false };
 
     fn entry(entry: L2Entry, bitmap: u64) -> ExtendedEntry {
         ExtendedEntry { entry, bitmap: Subclusters(bitmap) }

@@ -13,6 +13,7 @@ impl Qcow2 {
     /// Takes a snapshot: a copy of the L1 table, which refers to everything that the active one does.
     pub(super) async fn take_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
         self.check_writable()?;
+        self.check_counts_data()?;
         self.write_back(true).await?;
         let mut list = self.snapshot_list().await?;
         self.set_dirty(true).await?;
@@ -71,9 +72,15 @@ impl Qcow2 {
         }
     }
 
+    /// Clusters can be shared only where they are counted.
+    fn check_counts_data(&self) -> Result<()> {
+        if self.geometry.data_file { Err(Error::from_errno(95)) } else { Ok(()) }
+    }
+
     /// Makes the active state what a snapshot is.
     pub(super) async fn go_to_snapshot(&self, id: &str) -> Result<()> {
         self.check_writable()?;
+        self.check_counts_data()?;
         self.write_back(true).await?;
         let snapshot = find(self.snapshot_list().await?, id)?.1;
         snapshot.check_l1(self.geometry)?;
@@ -128,6 +135,7 @@ impl Qcow2 {
     /// Removes a snapshot.
     pub(super) async fn remove_snapshot(&self, id: &str) -> Result<()> {
         self.check_writable()?;
+        self.check_counts_data()?;
         self.write_back(true).await?;
         let mut list = self.snapshot_list().await?;
         let (index, snapshot) = find(list.clone(), id)?;

@@ -19,6 +19,9 @@ impl Qcow2 {
         let size = self.geometry.cluster_size();
         let within = self.geometry.offset_in_cluster(offset);
         let (first, place) = self.stored(words, index).unwrap_or(Err(Miss::Absent))?;
+        if self.is_misplaced(offset, place) {
+            return Err(Miss::Bad(first.entry.0));
+        }
         let place = match place {
             L2Kind::Compressed { host, len: stored } => {
                 return Ok(Extent::Compressed { host, stored, len: len.min(size - within) });

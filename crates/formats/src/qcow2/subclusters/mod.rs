@@ -61,8 +61,8 @@ impl Qcow2 {
         let found = load(slice.words(), index).unwrap_or_default();
         drop(slice);
         match found.kind(self.geometry) {
-            Ok(kind) => Ok((found, kind)),
-            Err(_) => Err(self.bad_entry(offset, found.entry.0).await),
+            Ok(kind) if !self.is_misplaced(offset, kind) => Ok((found, kind)),
+            _ => Err(self.bad_entry(offset, found.entry.0).await),
         }
     }
 

@@ -13,7 +13,7 @@ use oxblk_core::{BoxFuture, Result, run_all};
 use oxblk_ring::IoBuf;
 
 use super::super::Qcow2;
-use super::super::allocator::Reserved;
+use super::super::data::NewData;
 use super::super::layout::{ExtendedEntry, L2Entry, L2Kind, SUBCLUSTERS, Subclusters};
 use super::super::lookup::Extent;
 use super::super::write::length;
@@ -118,8 +118,9 @@ impl Qcow2 {
         while !data.is_empty() {
             let first = self.cluster_start(at);
             let end = self.cluster_end(at.saturating_add(length(&data)));
-            let run = self.reserve((end - first) >> self.geometry.cluster_bits).await?;
-            let reach = first.saturating_add(run.count() << self.geometry.cluster_bits);
+            let count = (end - first) >> self.geometry.cluster_bits;
+            let run = self.reserve_data(first, count).await?;
+            let reach = first.saturating_add(run.count << self.geometry.cluster_bits);
             let room = usize::try_from(reach - at).unwrap_or(usize::MAX).min(data.len());
             let piece = data.split_to(room);
             let next = at.saturating_add(length(&piece));
@@ -130,11 +131,11 @@ impl Qcow2 {
     }
 
     /// Writes `data` into the clusters of `run`, with what has to come along from where they were before.
-    async fn fill_new(&self, offset: u64, data: IoBuf, mut run: Reserved<'_>) -> Result<()> {
+    async fn fill_new(&self, offset: u64, data: IoBuf, mut run: NewData<'_>) -> Result<()> {
         let first = self.cluster_start(offset);
         let end = offset.saturating_add(length(&data));
         let last = self.cluster_start(end.saturating_sub(1));
-        let (start, count) = (run.start(), run.count());
+        let (start, count) = (run.start, run.count);
         let bits = self.geometry.cluster_bits;
         let untouched = self.reads_as_zeroes(&run);
         let host = |guest: u64| (start << bits).saturating_add(guest.saturating_sub(first));
@@ -158,8 +159,7 @@ impl Qcow2 {
         }
         copies.push(Box::pin(self.fill(whole, offset, data, host(offset), untouched)));
         run_all(copies).await?;
-        self.refcounts.add(start, count).await?;
-        run.keep();
+        run.count_in(self).await?;
         self.link_extended(first, count, |index, old| {
             let guest = first.saturating_add(index << bits);
             let from = offset.max(guest) - guest;
@@ -247,7 +247,8 @@ impl Qcow2 {
 
     /// Copies what the guest disk holds in a range to `host`.
     async fn copy(&self, range: Range<u64>, host: u64, untouched: bool) -> Result<()> {
-        match self.old_contents(range.start, range.end, untouched).await? {
+        let end = self.end_of_data(range.end);
+        match self.old_contents(range.start, end, untouched).await? {
             Some(data) => self.write_data(range.start, host, data).await,
             None => Ok(()),
         }

@@ -1,0 +1,82 @@
+//! The data file of an image that keeps its guest data apart: a child that its format opens for itself.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::{Graph, OpenContext, OpenFlags};
+use crate::driver::DriverKind;
+use crate::perm::{Perm, Permissions, Role};
+use crate::{ChildIdx, Edge, Error, Options, Result};
+
+impl OpenContext {
+    /// Opens the data file that the `data-file` option says, or else the one that the image names, and puts it into its
+    /// slot. `false`: neither names one.
+    ///
+    /// A name found inside an image is a path, taken as it stands: unlike a backing file's it does not depend on where the
+    /// image is.
+    ///
+    /// # Errors
+    /// When the name would choose a protocol, or as the protocol reports.
+    pub async fn open_data_file(&mut self, named: Option<&str>) -> Result<bool> {
+        let mut flags = self.flags.clone();
+        flags.probed = false;
+        flags.unmap = true;
+        flags.copy_on_read = false;
+        let node = match self.options.take(ChildIdx::DATA.name()) {
+            Some(Value::String(name)) => self.graph.node(&name).ok_or_else(|| {
+                Error::invalid(format!("Cannot find device='{name}' nor node-name='{name}'"))
+            })?,
+            Some(Value::Object(map)) => {
+                self.graph.open_storage(None, Options::from_map(map)?, flags).await?
+            }
+            Some(_) => return Err(Error::invalid("Invalid parameter type for 'data-file'")),
+            None => {
+                let Some(name) = named else { return Ok(false) };
+                self.graph.policy().check(name)?;
+                self.graph.open_storage(Some(name), Options::new(), flags).await?
+            }
+        };
+        let writable = !self.flags.read_only;
+        let permissions =
+            Permissions::for_child(DriverKind::Format, Role::Data, Permissions::NONE, writable);
+        let user = format!("node '{}'", self.node_name);
+        match Edge::attach(Arc::clone(&node), user, ChildIdx::DATA.name(), permissions) {
+            Ok(edge) => {
+                self.children.set(ChildIdx::DATA, Some(edge));
+                Ok(true)
+            }
+            Err(error) => {
+                let _ = self.graph.release(node).await;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Graph {
+    /// Makes an empty file for the guest data of a new image and opens it for writing. What was there is lost. Whoever is
+    /// done with it detaches the edge and releases its node.
+    ///
+    /// # Errors
+    /// As the protocol reports.
+    pub async fn create_data_file(&self, filename: &str) -> Result<Arc<Edge>> {
+        let (protocol, _) = self.protocol_for(filename)?;
+        let mut options = Options::new();
+        options.insert("size", 0_u64);
+        self.create_image(filename, protocol.name(), &options).await?;
+        let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
+        let node = self.open_storage(Some(filename), Options::new(), flags).await?;
+        let writes = Perm::WRITE | Perm::RESIZE;
+        let permissions =
+            Permissions { taken: Perm::CONSISTENT_READ | writes, shared: Perm::all() - writes };
+        let user = format!("creation of '{filename}'");
+        match Edge::attach(Arc::clone(&node), user, ChildIdx::DATA.name(), permissions) {
+            Ok(edge) => Ok(edge),
+            Err(error) => {
+                let _ = self.release(node).await;
+                Err(error)
+            }
+        }
+    }
+}

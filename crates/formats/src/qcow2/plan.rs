@@ -1,0 +1,160 @@
+//! Where everything in a new image lies, and what its tables hold.
+//!
+//! A new image is `header | refcount table | refcount blocks | L1 table`, followed by each L2 table and its data clusters
+//! where they are preallocated (unless a data file has them), and by the LUKS header. Refcounts count the image as it
+//! will be, themselves included, so that they are written once.
+
+use oxblk_core::{Error, Preallocation, Result};
+use oxblk_ring::IoBufMut;
+
+use super::create::too_large;
+use super::layout::{
+    CryptoHeader, Geometry, L2Entry, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, refcount_set,
+};
+
+/// Where everything in a new image lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// Sizes of clusters and entries.
+    pub(super) geometry: Geometry,
+    /// Clusters of the refcount table.
+    pub(super) table_clusters: u32,
+    /// Refcount blocks.
+    pub(super) blocks: u64,
+    /// Offset of the L1 table.
+    pub(super) l1_offset: u64,
+    /// Entries in it.
+    pub(super) l1_entries: u32,
+    /// Offset of the first L2 table, which is behind the L1 table.
+    pub(super) l2_offset: u64,
+    /// The LUKS header, which is behind everything.
+    pub(super) crypto: Option<CryptoHeader>,
+    /// Guest clusters that are preallocated, with their L2 tables.
+    pub(super) data_clusters: u64,
+    /// Clusters in the image.
+    pub(super) clusters: u64,
+}
+
+impl Plan {
+    /// The plan of an image of `size` bytes with a LUKS header of `luks` bytes.
+    pub(super) fn new(
+        geometry: Geometry,
+        size: u64,
+        preallocation: Preallocation,
+        luks: u64,
+    ) -> Result<Self> {
+        let l1_entries = geometry
+            .l1_entries_for(size)
+            .filter(|entries| *entries <= MAX_L1_BYTES / 8)
+            .ok_or_else(too_large)?;
+        let l1_clusters = geometry.clusters_for(l1_entries * 8);
+        let (l2_tables, data_clusters) = match preallocation {
+            Preallocation::Off => (0, 0),
+            _ => (l1_entries, geometry.clusters_for(size)),
+        };
+        let luks_clusters = geometry.clusters_for(luks);
+        let within = if geometry.data_file { 0 } else { data_clusters };
+        let content = l1_clusters + luks_clusters + l2_tables + within;
+        let (mut table_clusters, mut blocks) = (1, 1);
+        // Each round covers what the round before added; it ends when nothing is added.
+        let clusters = loop {
+            let clusters = 1 + table_clusters + blocks + content;
+            let needed = clusters.div_ceil(geometry.refcounts_per_block());
+            let table = geometry.clusters_for(needed * 8);
+            if (table, needed) == (table_clusters, blocks) {
+                break clusters;
+            }
+            (table_clusters, blocks) = (table, needed);
+            if table_clusters * geometry.cluster_size() > MAX_REFCOUNT_TABLE_BYTES {
+                return Err(too_large());
+            }
+        };
+        let cluster_size = geometry.cluster_size();
+        let l1_offset = (1 + table_clusters + blocks) * cluster_size;
+        let content_end = (clusters - luks_clusters) * cluster_size;
+        Ok(Self {
+            geometry,
+            table_clusters: u32::try_from(table_clusters).map_err(|_| too_large())?,
+            blocks,
+            l1_offset,
+            l1_entries: u32::try_from(l1_entries).map_err(|_| too_large())?,
+            crypto: (luks > 0).then_some(CryptoHeader { offset: content_end, length: luks }),
+            l2_offset: l1_offset + l1_clusters * cluster_size,
+            data_clusters,
+            clusters,
+        })
+    }
+
+    /// Offset of the refcount block at `index`.
+    pub(super) fn block_offset(&self, index: u64) -> u64 {
+        (1 + u64::from(self.table_clusters) + index) * self.geometry.cluster_size()
+    }
+
+    /// Offset of the L2 table at `index`: each is followed by the clusters that it maps, unless they are elsewhere.
+    pub(super) fn table_offset(&self, index: u64) -> u64 {
+        let mapped = if self.geometry.data_file { 0 } else { self.geometry.l2_entries() };
+        self.l2_offset + index * (mapped + 1) * self.geometry.cluster_size()
+    }
+
+    /// How many L2 tables there are.
+    pub(super) fn l2_tables(&self) -> u64 {
+        self.data_clusters.div_ceil(self.geometry.l2_entries())
+    }
+
+    /// A cluster of zeroes.
+    pub(super) fn cluster(&self) -> Result<IoBufMut> {
+        let len = usize::try_from(self.geometry.cluster_size()).map_err(|_| too_large())?;
+        Ok(IoBufMut::zeroed(len))
+    }
+
+    /// The refcount table, in whole clusters.
+    pub(super) fn refcount_table(&self) -> Result<IoBufMut> {
+        let len = u64::from(self.table_clusters) * self.geometry.cluster_size();
+        let mut table = IoBufMut::zeroed(usize::try_from(len).map_err(|_| too_large())?);
+        put_entries(&mut table, (0..self.blocks).map(|index| self.block_offset(index)));
+        Ok(table)
+    }
+
+    /// The refcount block at `index`: one for each cluster of the image.
+    pub(super) fn refcount_block(&self, index: u64) -> Result<IoBufMut> {
+        let per_block = self.geometry.refcounts_per_block();
+        let used = self.clusters.saturating_sub(index * per_block).min(per_block);
+        let mut block = self.cluster()?;
+        for refcount in 0..used {
+            refcount_set(&mut block, refcount, self.geometry.refcount_order, 1)
+                .map_err(|error| Error::corrupt(error.to_string()))?;
+        }
+        Ok(block)
+    }
+
+    /// The preallocated L2 table at `index`.
+    pub(super) fn l2_table(&self, index: u64) -> Result<IoBufMut> {
+        let (cluster_size, entries) = (self.geometry.cluster_size(), self.geometry.l2_entries());
+        let used = self.data_clusters.saturating_sub(index * entries).min(entries);
+        let first = match self.geometry.data_file {
+            true => index * entries * cluster_size,
+            false => self.table_offset(index) + cluster_size,
+        };
+        let mut table = self.cluster()?;
+        // With subclusters, all of them are left for the backing file to decide.
+        let stride = usize::try_from(self.geometry.l2_entry_words()).unwrap_or(1);
+        let places = (0..used).map(|entry| L2Entry::data(first + entry * cluster_size).0);
+        for (to, entry) in table.chunks_exact_mut(8).step_by(stride).zip(places) {
+            to.copy_from_slice(&entry.to_be_bytes());
+        }
+        Ok(table)
+    }
+}
+
+/// Puts big-endian words into a table.
+pub(super) fn put_entries(table: &mut [u8], entries: impl Iterator<Item = u64>) {
+    for (to, entry) in table.chunks_exact_mut(8).zip(entries) {
+        to.copy_from_slice(&entry.to_be_bytes());
+    }
+}
+
+/// Bytes of an image of `size` bytes whose clusters are all allocated; `None` if it cannot be made.
+pub(super) fn fully_allocated(geometry: Geometry, size: u64) -> Option<u64> {
+    let plan = Plan::new(geometry, size, Preallocation::Metadata, 0).ok()?;
+    plan.clusters.checked_mul(geometry.cluster_size())
+}
