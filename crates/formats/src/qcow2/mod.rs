@@ -13,6 +13,7 @@
 //! | `read`, `write`, `discard`, `compressed` | requests that the map cannot answer |
 //! | `subclusters/` | all that differs where L2 entries describe subclusters |
 //! | `tables` | making L2 tables |
+//! | `reach/` | what tables refer to, found out in bulk |
 //! | `write_back`, `gate` | the order in which metadata reaches the disk |
 //! | `bitmaps/` | persistent dirty bitmaps |
 //! | `resize`, `preallocate`, `snapshots/`, `status`, `check/`, `create`, `measure` | what the names say |
@@ -55,6 +56,7 @@ mod measure;
 mod open;
 mod plan;
 mod preallocate;
+mod reach;
 mod read;
 mod refcounts;
 mod reopen;

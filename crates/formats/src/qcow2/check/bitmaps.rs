@@ -11,12 +11,12 @@ use oxblk_core::{Error, ErrorKind, Result, WriteFlags};
 use oxblk_ring::IoBuf;
 
 use super::Checker;
-use super::references::Claim;
 use crate::qcow2::bitmaps::{carry_out, distrust, plan, read_directory};
 use crate::qcow2::layout::{
     BitmapData, BitmapEntry, BitmapFlags, BitmapTableEntry, BitmapsExtension, bitmap_bytes,
     encode_bitmap_directory,
 };
+use crate::qcow2::reach::Claim;
 
 /// What is to become of the bitmaps, where they must change.
 pub(super) enum NewDirectory {

@@ -8,6 +8,7 @@ use oxblk_ring::IoBufMut;
 
 use super::{Checker, words};
 use crate::qcow2::layout::{L1Entry, L2Entry};
+use crate::qcow2::reach::read_tables;
 
 /// The flag in L1 and L2 entries that claims it.
 const COPIED: u64 = 1 << 63;
@@ -29,7 +30,9 @@ impl Checker<'_> {
             })
             .collect();
         let mut block = None;
-        let mut tables = self.read_clusters(places);
+        let size = self.geometry.cluster_size();
+        let tables = read_tables(self.file, size, places, |_, table| table);
+        let mut tables = std::pin::pin!(tables);
         while let Some(((index, entry, first), table)) = tables.next().await {
             let cluster = self.geometry.cluster_index(entry.raw_offset());
             if let Some(refcount) = self.refcount_of(cluster, &mut block).await

@@ -37,7 +37,7 @@ impl Checker<'_> {
         }
         self.copied_suspect |= !entry.copied();
         if let Some(usage) = usage {
-            usage.count(offset, self.geometry.cluster_size());
+            usage.count(offset, 1, self.geometry.cluster_size());
         }
     }
 

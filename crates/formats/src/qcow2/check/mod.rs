@@ -2,15 +2,18 @@
 //!
 //! The check looks at the file alone, not at what an open image has cached; the caller writes that back first.
 //!
-//! 1. [`walk`] counts the references that the tables hold, in a sparse map ([`references`]). A table that several
+//! 1. [`walk`] counts the references that the tables hold, in a sparse map ([`References`]). A table that several
 //!    entries point to is read once and counted as often, so that aliased tables cost nothing.
 //! 2. [`refcounts`] compares the counts with the refcounts on disk: too low is corruption, too high a leak.
 //! 3. [`copied`] tells which entries claim wrongly that their cluster's refcount is (not) exactly one. It walks the
 //!    active tables again, and so is done only where the first two found that there is something to tell.
 //! 4. [`repair`] mends what it may, or has [`rebuild`] write new refcounts where the old ones have no room for it.
 //!
-//! Memory is bounded: the map takes some tens of bytes for each cluster referred to, and nothing is read at a length
-//! that the image chooses, other than the tables whose limits [`Header`] has checked. References past the end of the
+//! Tables and refcount blocks are read many at a time and looked at on all cores; what they say is told and counted on one
+//! thread, in their order.
+//!
+//! Memory is bounded: the map takes a byte for each cluster referred to where they lie together, some hundreds where they
+//! are scattered, and nothing is read at a length that the image chooses, other than the tables whose limits [`Header`] has checked. References past the end of the
 //! file are told, and not counted.
 //!
 //! Findings are worded and counted as `qemu-img check` does.
@@ -20,14 +23,12 @@ mod copied;
 mod entries;
 mod rebuild;
 mod refcounts;
-mod references;
 mod repair;
 mod snapshots;
 mod walk;
 
 use std::collections::HashSet;
 
-use futures_util::stream::{Stream, StreamExt as _};
 use oxblk_core::check::{CheckReport, Fix};
 use oxblk_core::{ChildIdx, Edge, Error, Result};
 use oxblk_ring::IoBufMut;
@@ -37,10 +38,7 @@ use std::sync::atomic::Ordering::Release;
 use super::Qcow2;
 use super::layout::{Geometry, Header, refcount_max};
 use super::open::read_header;
-use references::References;
-
-/// What is read ahead while tables are walked, in bytes.
-const READ_AHEAD: u64 = 4 << 20;
+use super::reach::References;
 
 /// Checks the image in `file`, and repairs what `fix` allows. Each finding is told to `say` as it comes.
 ///
@@ -209,19 +207,6 @@ impl<'a> Checker<'a> {
     async fn read_block(&self, offset: u64) -> Result<IoBufMut> {
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(usize::MAX);
         self.file.read(offset, IoBufMut::new(len)).await
-    }
-
-    /// Reads clusters one after the other, several at a time, in the order of `places`.
-    fn read_clusters<T: 'a>(
-        &self,
-        places: Vec<(T, u64)>,
-    ) -> impl Stream<Item = (T, Result<IoBufMut>)> + use<'a, T> {
-        let (file, size) = (self.file, self.geometry.cluster_size());
-        let len = usize::try_from(size).unwrap_or(usize::MAX);
-        let at_once = usize::try_from(READ_AHEAD / size).unwrap_or(1).clamp(2, 64);
-        futures_util::stream::iter(places)
-            .map(move |(tag, offset)| async move { (tag, file.read(offset, IoBufMut::new(len)).await) })
-            .buffered(at_once)
     }
 }
 

@@ -13,10 +13,10 @@ use oxblk_core::{Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
 use super::Checker;
-use super::references::Claim;
 use crate::qcow2::layout::{
     MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, field_offsets, refcount_get, refcount_set,
 };
+use crate::qcow2::reach::Claim;
 
 /// Where the new structures go, in clusters.
 struct Layout {

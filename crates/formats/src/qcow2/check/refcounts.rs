@@ -2,40 +2,73 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::pin::pin;
+use std::sync::Arc;
 
 use futures_util::stream::StreamExt as _;
-use oxblk_core::Result;
-use oxblk_ring::{IoBufMut, is_zero};
+use oxblk_core::{Error, Result};
+use oxblk_ring::IoBufMut;
 
 use super::Checker;
-use super::references::Referred;
 use crate::qcow2::layout::{RefcountTableEntry, refcount_get};
+use crate::qcow2::reach::{Agreement, References, Referred, read_tables};
+
+/// What a worker found of a block: that its refcounts are what was counted, or else the block.
+type Seen = Result<Agreement, IoBufMut>;
 
 impl Checker<'_> {
     /// Compares, cluster by cluster, over the whole file.
     pub(super) async fn compare_refcounts(&mut self) -> Result<()> {
-        let per_block = self.geometry.refcounts_per_block();
+        let (per_block, order) =
+            (self.geometry.refcounts_per_block(), self.geometry.refcount_order);
         let end = self.clusters_counted();
-        let mut next = 0;
-        let mut blocks = self.read_clusters(self.blocks_to_read(end));
-        while let Some((index, block)) = blocks.next().await {
+        // Lent to the workers; here they are needed only for what does not agree.
+        let references = Arc::new(std::mem::take(&mut self.references));
+        let counted = Arc::clone(&references);
+        let look = move |index: &u64, block: IoBufMut| -> Seen {
             let start = index.saturating_mul(per_block);
-            self.compare_without_block(next..start.min(end));
-            next = start.saturating_add(per_block).min(end);
-            match block {
-                Ok(block) => self.compare_block(start..next, &block),
-                Err(error) => {
-                    self.unreadable_blocks.insert(index);
-                    for cluster in start..next {
-                        self.refcount_unknown(&format!(
-                            "Can't get refcount for cluster {cluster}: {error}"
-                        ));
-                    }
+            let range = start..start.saturating_add(per_block).min(end);
+            counted.agree(range, &block, order).ok_or(block)
+        };
+        let mut next = 0;
+        {
+            let places = self.blocks_to_read(end);
+            let size = self.geometry.cluster_size();
+            let mut blocks = pin!(read_tables(self.file, size, places, look));
+            while let Some((index, seen)) = blocks.next().await {
+                let start = index.saturating_mul(per_block);
+                self.compare_without_block(&references, next..start.min(end));
+                next = start.saturating_add(per_block).min(end);
+                match seen {
+                    Ok(Ok(agreement)) => self.agreed(agreement),
+                    Ok(Err(block)) => self.compare_block(&references, start..next, &block),
+                    Err(error) => self.unreadable(index, start..next, &error),
                 }
             }
         }
-        self.compare_without_block(next..end);
+        self.compare_without_block(&references, next..end);
+        self.references = Arc::unwrap_or_clone(references);
         Ok(())
+    }
+
+    fn agreed(&mut self, agreement: Agreement) {
+        if let Some(last) = agreement.last {
+            self.in_use(last);
+        }
+        self.copied_suspect |= agreement.belied;
+    }
+
+    /// A cluster is in use, so that the image goes on to its end at least.
+    fn in_use(&mut self, cluster: u64) {
+        let end = cluster.saturating_add(1) << self.geometry.cluster_bits;
+        self.report.image_end_offset = self.report.image_end_offset.max(end);
+    }
+
+    fn unreadable(&mut self, index: u64, clusters: Range<u64>, error: &Error) {
+        self.unreadable_blocks.insert(index);
+        for cluster in clusters {
+            self.refcount_unknown(&format!("Can't get refcount for cluster {cluster}: {error}"));
+        }
     }
 
     /// How many clusters the file has; a reference may reach into one past its end, as it need not be padded.
@@ -60,7 +93,7 @@ impl Checker<'_> {
     }
 
     /// Clusters for which there is no refcount block, or none that can be read.
-    fn compare_without_block(&mut self, range: Range<u64>) {
+    fn compare_without_block(&mut self, references: &References, range: Range<u64>) {
         if range.is_empty() {
             return;
         }
@@ -78,12 +111,10 @@ impl Checker<'_> {
                 ));
             }
         }
-        let referred: Vec<(u64, Referred)> = self
-            .references
-            .in_range(range)
-            .filter(|(cluster, _)| !self.broken_blocks.contains(&(cluster / per_block)))
-            .collect();
-        for (cluster, referred) in referred {
+        for (cluster, referred) in references.in_range(range) {
+            if self.broken_blocks.contains(&(cluster / per_block)) {
+                continue;
+            }
             // There is no place for its refcount.
             self.rebuild |= referred.count() > 0;
             self.compare(cluster, 0, referred);
@@ -105,14 +136,11 @@ impl Checker<'_> {
         ));
     }
 
-    fn compare_block(&mut self, range: Range<u64>, block: &[u8]) {
-        if is_zero(block) && self.references.is_empty_in(range.clone()) {
-            return;
-        }
+    fn compare_block(&mut self, references: &References, range: Range<u64>, block: &[u8]) {
         let order = self.geometry.refcount_order;
         for (index, cluster) in (0_u64..).zip(range) {
             let refcount = refcount_get(block, index, order).unwrap_or(0);
-            let referred = self.references.get(cluster);
+            let referred = references.get(cluster);
             self.compare(cluster, refcount, referred);
         }
     }
@@ -120,8 +148,7 @@ impl Checker<'_> {
     fn compare(&mut self, cluster: u64, refcount: u64, referred: Referred) {
         let count = referred.count();
         if refcount > 0 || count > 0 {
-            let end = cluster.saturating_add(1) << self.geometry.cluster_bits;
-            self.report.image_end_offset = self.report.image_end_offset.max(end);
+            self.in_use(cluster);
         }
         self.copied_suspect |= referred.is_belied_by(refcount);
         if refcount < count {

@@ -2,17 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use futures_util::stream::StreamExt as _;
+use futures_util::stream::{Stream, StreamExt as _};
 use oxblk_core::Result;
 use oxblk_core::check::Fix;
 use oxblk_ring::IoBufMut;
 
 use super::Checker;
-use super::references::Claim;
 use super::snapshots::Snapshots;
-use crate::qcow2::layout::{
-    ExtendedEntry, L1Entry, L2Entry, RefcountTableEntry, Snapshot, l2_table,
-};
+use crate::qcow2::layout::{ExtendedEntry, L1Entry, L2Entry, RefcountTableEntry, Snapshot};
+use crate::qcow2::reach::{Claim, Piece, pieces, read_tables};
 
 /// An L1 table: its offset and its entries.
 type Place = (u64, u64);
@@ -20,7 +18,7 @@ type Place = (u64, u64);
 /// How often something is referred to.
 type Times = u32;
 
-impl Checker<'_> {
+impl<'a> Checker<'a> {
     /// Counts every reference in the image.
     pub(super) async fn count_references(&mut self) -> Result<()> {
         self.refer(0, self.geometry.cluster_size(), 1, Claim::None);
@@ -59,15 +57,38 @@ impl Checker<'_> {
             ));
             return;
         }
-        for cluster in self.geometry.cluster_index(offset)..self.geometry.clusters_for(end) {
+        let first = self.geometry.cluster_index(offset);
+        self.refer_to_run(
+            first,
+            self.geometry.clusters_for(end).saturating_sub(first),
+            times,
+            claim,
+        );
+    }
+
+    /// The same for clusters that are known to be within the file.
+    fn refer_to_run(&mut self, first: u64, count: u64, times: Times, claim: Claim) {
+        let end = first.saturating_add(count);
+        let mut cluster = first;
+        while cluster < end {
+            cluster = cluster.saturating_add(self.references.add_run(
+                cluster,
+                end - cluster,
+                times,
+                claim,
+            ));
+            if cluster == end {
+                return;
+            }
             if self.references.add(cluster, times, claim).overflow {
-                let at = cluster.saturating_mul(size);
+                let at = cluster << self.geometry.cluster_bits;
                 self.corrupt(&format!(
                     "ERROR: overflow cluster offset=0x{at:x}\nUse qemu-img amend to increase the \
                      refcount entry width or qemu-img convert to create a clean copy if the image \
                      cannot be opened for writing"
                 ));
             }
+            cluster = cluster.saturating_add(1);
         }
     }
 
@@ -101,12 +122,23 @@ impl Checker<'_> {
         }
         let places =
             inactive.into_iter().map(|(offset, times)| ((offset, times), offset)).collect();
-        let mut tables = self.read_clusters(places);
+        let mut tables = std::pin::pin!(self.read_pieces(places));
         while let Some(((offset, times), table)) = tables.next().await {
             let Some(table) = self.table_or_told(table)? else { continue };
             self.walk_l2(offset, &table, times, None);
         }
         Ok(())
+    }
+
+    /// Reads L2 tables and takes them apart, in the order of `places`.
+    fn read_pieces<T: Send + 'static>(
+        &self,
+        places: Vec<(T, u64)>,
+    ) -> impl Stream<Item = (T, Result<Vec<Piece>>)> + use<'a, T> {
+        let (geometry, version, clusters) = (self.geometry, self.header.version, self.clusters);
+        read_tables(self.file, geometry.cluster_size(), places, move |_, table| {
+            pieces(&table, geometry, version, clusters)
+        })
     }
 
     /// The entries of an L1 table; none where it lies past the end or cannot be read, which has been or is told.
@@ -151,7 +183,7 @@ impl Checker<'_> {
                 places.push((offset, offset));
             }
         }
-        let mut tables = self.read_clusters(places);
+        let mut tables = std::pin::pin!(self.read_pieces(places));
         while let Some((offset, table)) = tables.next().await {
             let times = times_of.get(&offset).copied().unwrap_or(1);
             let mut usage = Usage::default();
@@ -177,7 +209,7 @@ impl Checker<'_> {
     }
 
     /// An L2 table that has been read. One that could not be read ends a check, but not a repair.
-    fn table_or_told(&mut self, table: Result<IoBufMut>) -> Result<Option<IoBufMut>> {
+    fn table_or_told(&mut self, table: Result<Vec<Piece>>) -> Result<Option<Vec<Piece>>> {
         match table {
             Ok(table) => Ok(Some(table)),
             Err(error) if self.fix != Fix::Nothing => {
@@ -190,47 +222,70 @@ impl Checker<'_> {
 
     /// Counts the references of the L2 table at `place`, which is referred to `times` times. With `usage` it is an
     /// active one.
-    fn walk_l2(&mut self, place: u64, table: &[u8], times: Times, mut usage: Option<&mut Usage>) {
-        for (index, both) in (0_u64..).zip(l2_table(table, self.geometry)) {
-            let entry = both.entry;
-            let at = place.saturating_add(index.saturating_mul(self.geometry.l2_entry_size()));
-            if both == ExtendedEntry::EMPTY {
-                continue;
-            }
-            if self.geometry.data_file {
-                self.count_outside(index, at, both, usage.as_deref_mut());
-                continue;
-            }
-            if entry.is_compressed() {
-                if self.has_stray_bitmap(index, at, both) {
-                    continue;
+    fn walk_l2(
+        &mut self,
+        place: u64,
+        table: &[Piece],
+        times: Times,
+        mut usage: Option<&mut Usage>,
+    ) {
+        for piece in table {
+            match *piece {
+                Piece::Run { cluster, count, copied } => {
+                    let claim = if usage.is_some() { Claim::Copied(copied) } else { Claim::None };
+                    if let Some(usage) = &mut usage {
+                        let host = cluster << self.geometry.cluster_bits;
+                        usage.count(host, count.into(), self.geometry.cluster_size());
+                    }
+                    self.refer_to_run(cluster, count.into(), times, claim);
                 }
-                self.refer_compressed(entry, times);
-                if let Some(usage) = &mut usage {
-                    usage.count_compressed();
+                Piece::Odd { index, both } => {
+                    self.walk_odd(place, index.into(), both, times, usage.as_deref_mut());
                 }
-                continue;
             }
-            if entry.reserved() != 0 {
-                self.corrupt(&format!(
-                    "ERROR found l2 entry with reserved bits set: {:x}",
-                    entry.0
-                ));
-            }
-            let offset = entry.raw_offset();
-            self.check_bitmap(both);
-            if offset == 0 {
-                continue;
-            }
-            if !self.geometry.is_aligned(offset) && self.unaligned_cluster(at, both) {
-                continue;
-            }
-            let claim = if usage.is_some() { Claim::Copied(entry.copied()) } else { Claim::None };
-            if let Some(usage) = &mut usage {
-                usage.count(offset, self.geometry.cluster_size());
-            }
-            self.refer(offset, self.geometry.cluster_size(), times, claim);
         }
+    }
+
+    /// Counts the references of one entry of the L2 table at `place` that is not simply a cluster of the file.
+    fn walk_odd(
+        &mut self,
+        place: u64,
+        index: u64,
+        both: ExtendedEntry,
+        times: Times,
+        usage: Option<&mut Usage>,
+    ) {
+        let entry = both.entry;
+        let at = place.saturating_add(index.saturating_mul(self.geometry.l2_entry_size()));
+        if self.geometry.data_file {
+            return self.count_outside(index, at, both, usage);
+        }
+        if entry.is_compressed() {
+            if self.has_stray_bitmap(index, at, both) {
+                return;
+            }
+            self.refer_compressed(entry, times);
+            if let Some(usage) = usage {
+                usage.count_compressed();
+            }
+            return;
+        }
+        if entry.reserved() != 0 {
+            self.corrupt(&format!("ERROR found l2 entry with reserved bits set: {:x}", entry.0));
+        }
+        let offset = entry.raw_offset();
+        self.check_bitmap(both);
+        if offset == 0 {
+            return;
+        }
+        if !self.geometry.is_aligned(offset) && self.unaligned_cluster(at, both) {
+            return;
+        }
+        let claim = if usage.is_some() { Claim::Copied(entry.copied()) } else { Claim::None };
+        if let Some(usage) = usage {
+            usage.count(offset, 1, self.geometry.cluster_size());
+        }
+        self.refer(offset, self.geometry.cluster_size(), times, claim);
     }
 
     fn refer_compressed(&mut self, entry: L2Entry, times: Times) {
@@ -314,12 +369,13 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    pub(super) fn count(&mut self, host: u64, size: u64) {
-        self.allocated += 1;
+    /// `count` clusters of `size` bytes, from `host` on.
+    pub(super) fn count(&mut self, host: u64, count: u64, size: u64) {
+        self.allocated = self.allocated.saturating_add(count);
         if self.next != 0 && host != self.next {
             self.fragmented += 1;
         }
-        self.next = host.saturating_add(size);
+        self.next = host.saturating_add(count.saturating_mul(size));
     }
 
     /// Compressed clusters are never in order.

@@ -1,0 +1,416 @@
+//! How often each host cluster is referred to, and what is claimed of its refcount.
+//!
+//! The map is sparse, in pages. A cluster takes a byte of its page, for the count and the claims; only a page that has a
+//! cluster with more references than such a byte counts takes four bytes for each.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use oxblk_ring::is_zero;
+
+use super::super::layout::refcount_get;
+
+/// Clusters per page. Small, so that a few scattered references cost little memory.
+const PAGE: u64 = 256;
+const LEN: usize = 256;
+/// An entry claims that the cluster's refcount is exactly one.
+const COPIED: u32 = 1 << 31;
+/// An entry claims that it is not.
+const NOT_COPIED: u32 = 1 << 30;
+const COUNT: u32 = NOT_COPIED - 1;
+/// The count in a byte; the claims are above it, in the order of those above.
+const NARROW: u8 = 0x3f;
+
+/// What an entry that refers to a cluster claims of its refcount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) enum Claim {
+    /// Nothing.
+    None,
+    /// That it is exactly one (true), or not (false).
+    Copied(bool),
+}
+
+impl Claim {
+    fn bits(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::Copied(true) => COPIED,
+            Self::Copied(false) => NOT_COPIED,
+        }
+    }
+}
+
+/// A cluster's references.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in super::super) struct Referred(u32);
+
+impl Referred {
+    /// How many there are.
+    pub(in super::super) fn count(self) -> u64 {
+        u64::from(self.0 & COUNT)
+    }
+
+    /// Whether an entry claims what a refcount of `refcount` belies.
+    pub(in super::super) fn is_belied_by(self, refcount: u64) -> bool {
+        let wrong = if refcount == 1 { NOT_COPIED } else { COPIED };
+        self.0 & wrong != 0
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Page {
+    Narrow(Box<[u8; LEN]>),
+    Wide(Box<[u32; LEN]>),
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self::Narrow(Box::new([0; LEN]))
+    }
+}
+
+fn widen(entry: u8) -> u32 {
+    (u32::from(entry & !NARROW) << 24) | u32::from(entry & NARROW)
+}
+
+fn narrow(entry: u32) -> Option<u8> {
+    let [claims, ..] = (entry & !COUNT).to_be_bytes();
+    let count = u8::try_from(entry & COUNT).ok().filter(|count| *count <= NARROW)?;
+    Some(claims | count)
+}
+
+impl Page {
+    fn get(&self, index: usize) -> u32 {
+        match self {
+            Self::Narrow(entries) => entries.get(index).copied().map_or(0, widen),
+            Self::Wide(entries) => entries.get(index).copied().unwrap_or(0),
+        }
+    }
+
+    fn set(&mut self, index: usize, entry: u32) {
+        if let Self::Narrow(entries) = self {
+            if let (Some(byte), Some(place)) = (narrow(entry), entries.get_mut(index)) {
+                *place = byte;
+                return;
+            }
+            *self = Self::Wide(Box::new(entries.map(widen)));
+        }
+        if let Self::Wide(entries) = self
+            && let Some(place) = entries.get_mut(index)
+        {
+            *place = entry;
+        }
+    }
+
+    /// Adds to all entries of `range`, unless one would come to count more than `limit` or the page can hold.
+    fn add_to_all(&mut self, range: Range<usize>, times: u32, claims: u32, limit: u32) -> bool {
+        match self {
+            Self::Narrow(entries) => {
+                let Some(entries) = entries.get_mut(range) else { return false };
+                let most = entries.iter().map(|entry| *entry & NARROW).max().unwrap_or(0);
+                let total = u32::from(most).saturating_add(times);
+                let (Some(times), Some(claims)) = (narrow(times), narrow(claims)) else {
+                    return false;
+                };
+                let fits = total <= limit.min(NARROW.into());
+                if fits {
+                    entries.iter_mut().for_each(|entry| *entry = (*entry + times) | claims);
+                }
+                fits
+            }
+            Self::Wide(entries) => {
+                let Some(entries) = entries.get_mut(range) else { return false };
+                let most = entries.iter().map(|entry| *entry & COUNT).max().unwrap_or(0);
+                let fits = most.saturating_add(times) <= limit.min(COUNT);
+                if fits {
+                    entries.iter_mut().for_each(|entry| *entry = (*entry + times) | claims);
+                }
+                fits
+            }
+        }
+    }
+}
+
+/// A sparse map from clusters to their references.
+#[derive(Debug, Clone, Default)]
+pub(in super::super) struct References {
+    pages: BTreeMap<u64, Page>,
+    /// The most that is told: what the image's refcounts can express. More are counted, since some may be taken away
+    /// again.
+    limit: u32,
+}
+
+/// What came of counting references.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) struct Added {
+    /// How many there are now.
+    pub(in super::super) count: u64,
+    /// There are more than the image's refcounts can express.
+    pub(in super::super) overflow: bool,
+}
+
+/// What is known of clusters whose refcounts are what was counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in super::super) struct Agreement {
+    /// The last cluster in use.
+    pub(in super::super) last: Option<u64>,
+    /// Some entry claims what its cluster's refcount belies.
+    pub(in super::super) belied: bool,
+}
+
+fn index(cluster: u64) -> usize {
+    usize::try_from(cluster % PAGE).unwrap_or(0)
+}
+
+impl References {
+    /// No references yet; of each cluster, `limit` are told at most.
+    pub(in super::super) fn new(limit: u64) -> Self {
+        Self { pages: BTreeMap::new(), limit: u32::try_from(limit).unwrap_or(COUNT).min(COUNT) }
+    }
+
+    /// Adds `times` references to a cluster.
+    pub(in super::super) fn add(&mut self, cluster: u64, times: u32, claim: Claim) -> Added {
+        let page = self.pages.entry(cluster / PAGE).or_default();
+        let entry = page.get(index(cluster));
+        let wanted = (entry & COUNT).saturating_add(times);
+        let count = wanted.min(COUNT);
+        page.set(index(cluster), (entry & !COUNT) | claim.bits() | count);
+        Added { count: count.min(self.limit).into(), overflow: wanted > self.limit }
+    }
+
+    /// Adds `times` references to each of `count` clusters from `first` on, as far as that is done at a stroke; gives
+    /// how many were done. The next one, if one is left, wants to be added by itself.
+    pub(in super::super) fn add_run(
+        &mut self,
+        first: u64,
+        count: u64,
+        times: u32,
+        claim: Claim,
+    ) -> u64 {
+        let mut done = 0;
+        while done < count {
+            let at = first.saturating_add(done);
+            let len = (PAGE - at % PAGE).min(count - done);
+            let range = index(at)..index(at) + usize::try_from(len).unwrap_or(0);
+            let page = self.pages.entry(at / PAGE).or_default();
+            if !page.add_to_all(range, times, claim.bits(), self.limit) {
+                break;
+            }
+            done += len;
+        }
+        done
+    }
+
+    /// Takes one reference to a cluster away.
+    pub(in super::super) fn remove(&mut self, cluster: u64) {
+        if let Some(page) = self.pages.get_mut(&(cluster / PAGE)) {
+            let entry = page.get(index(cluster));
+            if entry & COUNT > 0 {
+                page.set(index(cluster), entry - 1);
+            }
+        }
+    }
+
+    /// The references of a cluster.
+    pub(in super::super) fn get(&self, cluster: u64) -> Referred {
+        let page = self.pages.get(&(cluster / PAGE));
+        self.told(page.map_or(0, |page| page.get(index(cluster))))
+    }
+
+    fn told(&self, entry: u32) -> Referred {
+        Referred((entry & !COUNT) | (entry & COUNT).min(self.limit))
+    }
+
+    /// The clusters of `range` that have any, in order.
+    pub(in super::super) fn in_range(
+        &self,
+        range: Range<u64>,
+    ) -> impl Iterator<Item = (u64, Referred)> {
+        let pages = self.pages.range(range.start / PAGE..range.end.div_ceil(PAGE));
+        let entries = pages.flat_map(|(page, entries)| {
+            let first = page.saturating_mul(PAGE);
+            (first..).zip((0..LEN).map(|index| self.told(entries.get(index))))
+        });
+        entries.filter(move |(cluster, entry)| range.contains(cluster) && entry.0 != 0)
+    }
+
+    /// Whether no cluster of `range` has any.
+    pub(in super::super) fn is_empty_in(&self, range: Range<u64>) -> bool {
+        self.in_range(range).next().is_none()
+    }
+
+    /// The block-sized ranges of `per_block` clusters in which any cluster has references, by their numbers, in order.
+    pub(in super::super) fn blocks(&self, per_block: u64) -> Vec<u64> {
+        let mut blocks: Vec<u64> = Vec::new();
+        for (page, entries) in &self.pages {
+            let first = page.saturating_mul(PAGE);
+            if per_block >= PAGE {
+                // One page lies in one block: block lengths are powers of two.
+                let any = (0..LEN).any(|index| entries.get(index) != 0);
+                blocks.extend(any.then_some(first / per_block));
+            } else {
+                let used = (first..).zip((0..LEN).map(|index| entries.get(index)));
+                blocks.extend(used.filter(|(_, entry)| *entry != 0).map(|(at, _)| at / per_block));
+            }
+        }
+        blocks.dedup();
+        blocks
+    }
+
+    /// Compares the refcounts in `block`, of 2^`order` bits each and for the clusters of `range`, with what was counted:
+    /// `None` if any differs.
+    pub(in super::super) fn agree(
+        &self,
+        range: Range<u64>,
+        block: &[u8],
+        order: u32,
+    ) -> Option<Agreement> {
+        let mut found = Agreement::default();
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min((at / PAGE).saturating_add(1).saturating_mul(PAGE));
+            let skipped = at - range.start;
+            match self.pages.get(&(at / PAGE)) {
+                Some(page) => {
+                    let entries = self.entries(page, at, end);
+                    agree_with(entries, block, skipped, order, &mut found)?;
+                }
+                None => all_zero(block, skipped, end - range.start, order).then_some(())?,
+            }
+            at = end;
+        }
+        Some(found)
+    }
+
+    /// The entries of the clusters from `at` to `end`, all in one page.
+    fn entries<'a>(
+        &'a self,
+        page: &'a Page,
+        at: u64,
+        end: u64,
+    ) -> impl Iterator<Item = (u64, Referred)> + 'a {
+        let from = index(at);
+        (at..end).zip(from..).map(|(cluster, index)| (cluster, self.told(page.get(index))))
+    }
+}
+
+/// Compares refcounts from number `skipped` of the block on with what was counted.
+fn agree_with(
+    entries: impl Iterator<Item = (u64, Referred)>,
+    block: &[u8],
+    skipped: u64,
+    order: u32,
+    found: &mut Agreement,
+) -> Option<()> {
+    let (mut same, mut belied, mut last) = (true, false, None);
+    let mut one = |(cluster, referred): (u64, Referred), refcount: u64| {
+        same &= refcount == referred.count();
+        belied |= referred.is_belied_by(refcount);
+        last = if refcount > 0 { Some(cluster) } else { last };
+    };
+    if order == 4 {
+        let start = usize::try_from(skipped.saturating_mul(2)).ok()?;
+        let refcounts = block.get(start..)?.chunks_exact(2);
+        for (entry, bytes) in entries.zip(refcounts) {
+            one(entry, bytes.try_into().map_or(0, u16::from_be_bytes).into());
+        }
+    } else {
+        for (entry, at) in entries.zip(skipped..) {
+            one(entry, refcount_get(block, at, order)?);
+        }
+    }
+    found.belied |= belied;
+    found.last = last.or(found.last);
+    same.then_some(())
+}
+
+/// Whether the refcounts from number `from` to `to` of a block are all zero.
+fn all_zero(block: &[u8], from: u64, to: u64, order: u32) -> bool {
+    let bits = |at: u64| at.checked_shl(order).filter(|bit| bit % 8 == 0).map(|bit| bit / 8);
+    let bytes = |at| bits(at).and_then(|byte| usize::try_from(byte).ok());
+    match (bytes(from), bytes(to)) {
+        (Some(from), Some(to)) => block.get(from..to).is_some_and(is_zero),
+        _ => (from..to).all(|at| refcount_get(block, at, order) == Some(0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_counted_and_found_in_order() {
+        let mut references = References::new(u64::MAX);
+        assert_eq!(references.add(1 << 40, 3, Claim::None).count, 3);
+        assert_eq!(references.add(5, 1, Claim::Copied(true)).count, 1);
+        assert_eq!(references.add(5, 1, Claim::None).count, 2);
+        let all: Vec<_> = references.in_range(0..u64::MAX).map(|(c, r)| (c, r.count())).collect();
+        assert_eq!(all, [(5, 2), (1 << 40, 3)]);
+        assert!(references.is_empty_in(6..1 << 40));
+        assert!(references.get(5).is_belied_by(2));
+        assert!(!references.get(5).is_belied_by(1));
+        assert!(!references.get(1 << 40).is_belied_by(1));
+    }
+
+    #[test]
+    fn counts_stop_at_their_most_without_touching_the_claims() {
+        let mut references = References::new(u64::MAX);
+        references.add(0, u32::MAX, Claim::Copied(false));
+        assert_eq!(references.add(0, u32::MAX, Claim::None).count, u64::from(COUNT));
+        assert!(references.get(0).is_belied_by(1));
+        assert!(!references.get(0).is_belied_by(7));
+    }
+
+    #[test]
+    fn a_run_is_added_at_a_stroke_up_to_where_a_cluster_counts_too_much() {
+        let mut references = References::new(u64::MAX);
+        references.add(700, 60, Claim::None);
+        assert_eq!(references.add_run(100, 1000, 1, Claim::Copied(true)), 1000);
+        assert_eq!(references.add_run(100, 1000, 3, Claim::None), 412, "the third page is full");
+        assert_eq!(references.add(512, 3, Claim::None).count, 4);
+        assert_eq!(references.add_run(513, 300, 3, Claim::None), 0);
+        assert_eq!(references.add(700, 3, Claim::None).count, 64);
+        assert_eq!(references.add_run(513, 300, 3, Claim::None), 300, "the page has become wide");
+        assert_eq!(references.get(700).count(), 67);
+        assert!(references.get(700).is_belied_by(67));
+        assert_eq!((references.get(99).count(), references.get(100).count()), (0, 4));
+    }
+
+    #[test]
+    fn a_block_agrees_where_each_refcount_is_what_was_counted() {
+        for order in 0..=6 {
+            let mut references = References::new(u64::MAX);
+            let range = 300..1300;
+            references.add_run(300, 200, 1, Claim::Copied(true));
+            references.add(1000, 1, Claim::None);
+            let mut block = vec![0; 8000];
+            let set = |block: &mut [u8], cluster: u64, value| {
+                crate::qcow2::layout::refcount_set(block, cluster - 300, order, value).unwrap();
+            };
+            (300..500).for_each(|cluster| set(&mut block, cluster, 1));
+            assert_eq!(references.agree(range.clone(), &block, order), None);
+            set(&mut block, 1000, 1);
+            let whole = Agreement { last: Some(1000), belied: false };
+            assert_eq!(references.agree(range.clone(), &block, order), Some(whole));
+            set(&mut block, 1299, 1);
+            assert_eq!(references.agree(range, &block, order), None);
+            assert_eq!(references.agree(300..1299, &block, order), Some(whole));
+        }
+    }
+
+    #[test]
+    fn the_blocks_that_count_something_are_known() {
+        let mut references = References::new(u64::MAX);
+        references.add(5, 1, Claim::None);
+        references.add_run(1000, 100, 1, Claim::None);
+        assert_eq!(references.blocks(64), [0, 15, 16, 17]);
+        assert_eq!(references.blocks(1024), [0, 1]);
+    }
+
+    #[test]
+    fn more_references_than_the_limit_are_an_overflow() {
+        let mut references = References::new(1);
+        assert_eq!(references.add(3, 1, Claim::None), Added { count: 1, overflow: false });
+        assert_eq!(references.add(3, 1, Claim::None), Added { count: 1, overflow: true });
+    }
+}

@@ -1,0 +1,129 @@
+//! Reading many tables of one cluster each, and having workers look at them.
+
+use futures_util::future::join_all;
+use futures_util::stream::{self, Stream, StreamExt as _};
+use oxblk_core::{Edge, Result};
+use oxblk_ring::IoBufMut;
+
+/// What is read ahead, in bytes.
+const READ_AHEAD: u64 = 4 << 20;
+/// What a worker is given at once, in bytes: much more work than handing it over.
+const BATCH: u64 = 512 << 10;
+
+/// Places that lie together in the file: where they begin, and what is told of each.
+type Group<T> = (u64, Vec<T>);
+
+/// Reads the clusters at `places`, several at a time, and has `look` make something of each on a worker thread. What
+/// it makes comes in the order of `places`.
+pub(in super::super) fn read_tables<T, P, L>(
+    file: &Edge,
+    cluster_size: u64,
+    places: Vec<(T, u64)>,
+    look: L,
+) -> impl Stream<Item = (T, Result<P>)> + use<'_, T, P, L>
+where
+    T: Send + 'static,
+    P: Send + 'static,
+    L: Fn(&T, IoBufMut) -> P + Clone + Send + 'static,
+{
+    let per_batch = (BATCH / cluster_size).max(1);
+    let batch_bytes = per_batch.saturating_mul(cluster_size);
+    let at_once = usize::try_from(READ_AHEAD / batch_bytes).unwrap_or(1).clamp(2, 8);
+    stream::iter(Batches { places: places.into_iter(), per_batch })
+        .map(move |batch| {
+            let look = look.clone();
+            async move {
+                let read = read_batch(file, cluster_size, batch).await;
+                let work = move || {
+                    let seen = |(tag, table): (T, Result<IoBufMut>)| {
+                        let seen = table.map(|table| look(&tag, table));
+                        (tag, seen)
+                    };
+                    read.into_iter().map(seen).collect::<Vec<_>>()
+                };
+                oxblk_ring::offload(work).await
+            }
+        })
+        .buffered(at_once)
+        .flat_map(stream::iter)
+}
+
+/// Cuts places into batches, and batches into groups that are read at once.
+struct Batches<T> {
+    places: std::vec::IntoIter<(T, u64)>,
+    per_batch: u64,
+}
+
+impl<T> Iterator for Batches<T> {
+    type Item = Vec<(T, u64)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let count = usize::try_from(self.per_batch).unwrap_or(1);
+        let batch: Vec<_> = self.places.by_ref().take(count).collect();
+        (!batch.is_empty()).then_some(batch)
+    }
+}
+
+fn grouped<T>(batch: Vec<(T, u64)>, cluster_size: u64) -> Vec<Group<T>> {
+    let mut groups: Vec<Group<T>> = Vec::new();
+    let mut next = None;
+    for (tag, offset) in batch {
+        match groups.last_mut() {
+            Some((_, tags)) if next == Some(offset) => tags.push(tag),
+            _ => groups.push((offset, vec![tag])),
+        }
+        next = offset.checked_add(cluster_size);
+    }
+    groups
+}
+
+async fn read_batch<T>(
+    file: &Edge,
+    cluster_size: u64,
+    batch: Vec<(T, u64)>,
+) -> Vec<(T, Result<IoBufMut>)> {
+    let reads = grouped(batch, cluster_size)
+        .into_iter()
+        .map(|(offset, tags)| read_group(file, cluster_size, offset, tags));
+    join_all(reads).await.into_iter().flatten().collect()
+}
+
+/// Reads clusters that lie together with one read; one by one if that fails, so that each has its own outcome.
+async fn read_group<T>(
+    file: &Edge,
+    cluster_size: u64,
+    offset: u64,
+    tags: Vec<T>,
+) -> Vec<(T, Result<IoBufMut>)> {
+    let size = usize::try_from(cluster_size).unwrap_or(usize::MAX);
+    let count = tags.len();
+    let whole = file.read(offset, IoBufMut::new(size.saturating_mul(count))).await;
+    let mut read = Vec::with_capacity(count);
+    match whole {
+        Ok(mut whole) => {
+            read.extend(tags.into_iter().map(|tag| (tag, Ok(whole.split_to(size)))));
+        }
+        Err(error) if count == 1 => {
+            read.extend(tags.into_iter().zip([Err(error)]));
+        }
+        Err(_) => {
+            for (tag, index) in tags.into_iter().zip(0_u64..) {
+                let at = offset.saturating_add(index.saturating_mul(cluster_size));
+                read.push((tag, file.read(at, IoBufMut::new(size)).await));
+            }
+        }
+    }
+    read
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_that_lie_together_are_read_together() {
+        let groups = grouped(vec![('a', 512), ('b', 1024), ('c', 4096), ('d', 1024)], 512);
+        let expected = vec![(512, vec!['a', 'b']), (4096, vec!['c']), (1024, vec!['d'])];
+        assert_eq!(groups, expected);
+    }
+}
