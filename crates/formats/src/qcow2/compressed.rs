@@ -33,6 +33,13 @@ impl Tail {
         let there = |next: u64| (next >> cluster_bits == cluster).then_some(0);
         let _ = self.next.fetch_update(AcqRel, Acquire, there);
     }
+
+    /// The same for `count` host clusters from `cluster` on.
+    pub(super) fn leave_run(&self, cluster: u64, count: u64, cluster_bits: u32) {
+        let run = cluster..cluster.saturating_add(count);
+        let there = |next: u64| run.contains(&(next >> cluster_bits)).then_some(0);
+        let _ = self.next.fetch_update(AcqRel, Acquire, there);
+    }
 }
 
 impl Qcow2 {

@@ -155,6 +155,19 @@ impl Refcounts {
             .map_or(0, |entry| RefcountTableEntry(entry.load(Acquire)).raw_offset())
     }
 
+    /// The offsets of refcount blocks, each with its number.
+    ///
+    /// # Errors
+    /// When there is none, or none that can be.
+    pub(super) fn places_of(&self, blocks: Vec<u64>) -> Result<Vec<(u64, u64)>> {
+        let place = |block| match self.block_offset(block) {
+            0 => Err(Error::corrupt(format!("refcount block {block} is missing"))),
+            offset if self.geometry.is_aligned(offset) => Ok((block, offset)),
+            offset => Err(Error::corrupt(format!("refcount block {block} unaligned")).at(offset)),
+        };
+        blocks.into_iter().map(place).collect()
+    }
+
     /// The slice that a place lies in; `None` if its block does not exist.
     async fn slice(&self, place: &Place) -> Result<Option<Pinned<'_>>> {
         let base = self.block_offset(place.block);

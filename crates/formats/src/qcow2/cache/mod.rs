@@ -83,15 +83,21 @@ impl SliceCache {
         self.limit.store(limit.clamp(2, most), Relaxed);
     }
 
-    /// Forgets all slices that are neither dirty nor pinned.
-    pub(super) fn clear(&self) {
+    /// Forgets all slices that are neither dirty nor pinned; tells whether that were all.
+    pub(super) fn clear(&self) -> bool {
         let _claiming = lock(&self.claiming);
         let made = u32::try_from(self.made.load(Acquire)).unwrap_or(u32::MAX);
+        let mut all = true;
         for number in 1..=made {
-            let Some(slot) = self.slot(number).filter(|slot| slot.claim()) else { continue };
-            self.unlist(slot, number);
-            slot.forget();
+            let Some(slot) = self.slot(number) else { continue };
+            if slot.claim() {
+                self.unlist(slot, number);
+                slot.forget();
+            } else {
+                all = false;
+            }
         }
+        all
     }
 
     /// The slice of a claimed slot is not found there any more.

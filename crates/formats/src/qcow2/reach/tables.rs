@@ -6,7 +6,7 @@ use oxblk_core::{Edge, Result};
 use oxblk_ring::IoBufMut;
 
 /// What is read ahead, in bytes.
-const READ_AHEAD: u64 = 4 << 20;
+const READ_AHEAD: u64 = 2 << 20;
 /// What a worker is given at once, in bytes: much more work than handing it over.
 const BATCH: u64 = 512 << 10;
 
@@ -77,14 +77,19 @@ fn grouped<T>(batch: Vec<(T, u64)>, cluster_size: u64) -> Vec<Group<T>> {
     groups
 }
 
+/// Reads the tables of a batch into one piece of memory: many small ones would be strewn over the heap.
 async fn read_batch<T>(
     file: &Edge,
     cluster_size: u64,
     batch: Vec<(T, u64)>,
 ) -> Vec<(T, Result<IoBufMut>)> {
-    let reads = grouped(batch, cluster_size)
-        .into_iter()
-        .map(|(offset, tags)| read_group(file, cluster_size, offset, tags));
+    let size = usize::try_from(cluster_size).unwrap_or(usize::MAX);
+    let mut memory = IoBufMut::new(size.saturating_mul(batch.len()));
+    let reads = grouped(batch, cluster_size).into_iter().map(|(offset, tags)| {
+        let buf = memory.split_to(size.saturating_mul(tags.len()));
+        read_group(file, cluster_size, offset, tags, buf)
+    });
+    let reads: Vec<_> = reads.collect();
     join_all(reads).await.into_iter().flatten().collect()
 }
 
@@ -94,12 +99,12 @@ async fn read_group<T>(
     cluster_size: u64,
     offset: u64,
     tags: Vec<T>,
+    buf: IoBufMut,
 ) -> Vec<(T, Result<IoBufMut>)> {
     let size = usize::try_from(cluster_size).unwrap_or(usize::MAX);
     let count = tags.len();
-    let whole = file.read(offset, IoBufMut::new(size.saturating_mul(count))).await;
     let mut read = Vec::with_capacity(count);
-    match whole {
+    match file.read(offset, buf).await {
         Ok(mut whole) => {
             read.extend(tags.into_iter().map(|tag| (tag, Ok(whole.split_to(size)))));
         }

@@ -3,11 +3,12 @@
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{Error, ErrorKind, Result};
+use oxblk_core::{ChildIdx, Error, ErrorKind, Result};
 
 use super::super::Qcow2;
 use super::super::layout::{L1Entry, Snapshot, field_offsets};
-use super::copied::Claim;
+use super::copied::Alone;
+use super::references::{Pass, Reach};
 
 impl Qcow2 {
     /// Takes a snapshot: a copy of the L1 table, which refers to everything that the active one does.
@@ -15,15 +16,24 @@ impl Qcow2 {
         self.check_writable()?;
         self.check_counts_data()?;
         self.write_back(true).await?;
-        let mut list = self.snapshot_list().await?;
+        let list = self.snapshot_list().await?;
         self.set_dirty(true).await?;
-        self.claim(Claim::Nothing).await?;
+        let outcome = self.share_active(list, new).await;
+        // Nothing is alone with its cluster any more.
+        self.settle(outcome, Alone::default()).await
+    }
+
+    async fn share_active(&self, mut list: Vec<Snapshot>, new: &SnapshotInfo) -> Result<()> {
+        let reach = self.reach(&self.active_l1(), Pass::Share).await?;
+        self.disown_tables().await?;
+        self.raise_reach(&reach).await?;
         let l1 = self.active_l1();
-        let outcome = match self.raise(&l1).await {
-            Ok(()) => self.store_new(&mut list, new, &l1).await,
-            Err(error) => Err(error),
-        };
-        self.settle(outcome).await
+        self.store_new(&mut list, new, &l1, &reach).await?;
+        if new.vm_state_size > 0 {
+            // Nobody needs it any more but the snapshot: the next would keep and then copy it.
+            self.forget_vm_state().await?;
+        }
+        Ok(())
     }
 
     async fn store_new(
@@ -31,20 +41,22 @@ impl Qcow2 {
         list: &mut Vec<Snapshot>,
         new: &SnapshotInfo,
         l1: &[L1Entry],
+        reach: &Reach,
     ) -> Result<()> {
         let bytes: Vec<u8> = l1.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
         let l1_offset = match bytes.is_empty() {
             true => 0,
             false => match self.store_table(bytes).await {
                 Ok(offset) => offset,
-                Err(error) => return self.drop_reach(l1).await.and(Err(error)),
+                Err(error) => return self.lower_reach(reach).await.and(Err(error)),
             },
         };
         list.push(self.entry(list, new, l1_offset, l1.len()));
         let stored = self.store_snapshots(list).await;
         if stored.is_err() {
             // The references that nothing came to hold.
-            return self.drop_l1(l1, l1_offset).await.and(stored);
+            self.lower_reach(reach).await?;
+            self.drop_l1_clusters(l1.len(), l1_offset);
         }
         stored
     }
@@ -92,22 +104,27 @@ impl Qcow2 {
             l1.resize(needed, L1Entry::EMPTY);
         }
         self.set_dirty(true).await?;
-        let outcome = match self.raise(&l1).await {
-            Ok(()) => self.activate(&l1, size).await,
-            Err(error) => Err(error),
-        };
-        self.settle(outcome).await
+        let outcome = self.share_snapshot(&l1, size).await;
+        // The snapshot goes on referring to all that is active now.
+        self.settle(outcome, Alone::default()).await
+    }
+
+    async fn share_snapshot(&self, l1: &[L1Entry], size: u64) -> Result<()> {
+        let reach = self.reach(l1, Pass::Share).await?;
+        self.children.require(ChildIdx::FILE)?.flush().await?;
+        self.raise_reach(&reach).await?;
+        self.activate(l1, size, &reach).await
     }
 
     /// Makes `l1`, whose references are counted, the active L1 table, and gives the old one up.
-    async fn activate(&self, l1: &[L1Entry], size: u64) -> Result<()> {
+    async fn activate(&self, l1: &[L1Entry], size: u64, reach: &Reach) -> Result<()> {
         let old = (self.active_l1(), self.l1_offset.load(Acquire));
         // Entries of a snapshot may claim anything.
         let entry = |entry: &L1Entry| L1Entry(entry.0 & !(1 << 63));
         let bytes: Vec<u8> = l1.iter().flat_map(|word| entry(word).0.to_be_bytes()).collect();
         let offset = match self.store_table(bytes).await {
             Ok(offset) => offset,
-            Err(error) => return self.drop_reach(l1).await.and(Err(error)),
+            Err(error) => return self.lower_reach(reach).await.and(Err(error)),
         };
         let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(27))?;
         // Size, encryption, L1 entries and L1 offset lie side by side, within one sector.
@@ -129,7 +146,7 @@ impl Qcow2 {
         for table in l1.iter().filter_map(|entry| entry.l2_offset(self.geometry).ok().flatten()) {
             self.refcounts.allocator.note_metadata(table, self.geometry.cluster_size());
         }
-        self.drop_l1(&old.0, old.1).await
+        self.drop_l1(&old.0, old.1).await.map(drop)
     }
 
     /// Removes a snapshot.
@@ -142,22 +159,37 @@ impl Qcow2 {
         snapshot.check_l1(self.geometry)?;
         let l1 = self.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
         list.remove(index);
+        let reach = self.reach(&l1, Pass::Leave).await?;
         self.set_dirty(true).await?;
-        let outcome = match self.store_snapshots(&list).await {
-            Ok(()) => self.drop_l1(&l1, snapshot.l1_offset).await,
-            Err(error) => Err(error),
-        };
-        self.settle(outcome).await
+        match self.store_without(&list, &reach).await {
+            Ok(alone) => {
+                self.drop_l1_clusters(l1.len(), snapshot.l1_offset);
+                self.settle(Ok(()), alone).await
+            }
+            Err(error) => self.settle(Err(error), Alone::default()).await,
+        }
     }
 
-    /// Ends a change, whether it succeeded or not: refcounts are lowered, entries claim what is true, and the image is
-    /// clean.
-    async fn settle(&self, outcome: Result<()>) -> Result<()> {
-        // The first cycle lowers refcounts, the second writes them.
+    async fn store_without(&self, list: &[Snapshot], reach: &Reach) -> Result<Alone> {
+        self.store_snapshots(list).await?;
+        let alone = self.lower_reach(reach).await?;
+        self.children.require(ChildIdx::FILE)?.flush().await?;
+        Ok(Alone::new(alone))
+    }
+
+    /// Ends a change: refcounts are lowered, entries claim what is true, and the image is clean. After a success only
+    /// entries of clusters that are `alone` now can claim too little, after a failure any can.
+    async fn settle(&self, outcome: Result<()>, alone: Alone) -> Result<()> {
+        let succeeded = outcome.is_ok();
         let settled = async {
+            // The first cycle lowers refcounts, the second writes them.
             self.write_back(true).await?;
             self.write_back(true).await?;
-            self.claim(Claim::Truth).await?;
+            if succeeded {
+                self.claim_alone(alone).await?;
+            } else {
+                self.claim_truth().await?;
+            }
             self.set_dirty(false).await
         };
         let settled = settled.await;
@@ -165,7 +197,7 @@ impl Qcow2 {
     }
 }
 
-fn find(list: Vec<Snapshot>, id: &str) -> Result<(usize, Snapshot)> {
+pub(super) fn find(list: Vec<Snapshot>, id: &str) -> Result<(usize, Snapshot)> {
     let found = list.into_iter().enumerate().find(|(_, snapshot)| snapshot.id == id);
     found.ok_or_else(|| Error::new(ErrorKind::NotFound, "snapshot not found").errno(2))
 }

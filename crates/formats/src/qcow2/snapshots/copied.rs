@@ -1,27 +1,114 @@
 //! What the active tables claim: that an entry's cluster has a refcount of exactly one, so that it may be written in place.
+//!
+//! Counting what a change refers to takes the claims away that it will make wrong (see `references`). Afterwards entries
+//! claim again what has become true: those of the clusters that are known to be alone now, or if something failed all.
+
+use std::sync::Arc;
 
 use futures_util::stream::StreamExt as _;
 use oxblk_core::{ChildIdx, Edge, Result, WriteFlags};
-use oxblk_ring::IoBufMut;
+use oxblk_ring::{IoBuf, IoBufMut};
+use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
+use super::super::layout::Geometry;
 use super::super::layout::{Incompatible, L1Entry, L2Entry, L2Kind, field_offsets};
+use super::super::reach::{Piece, pieces, read_tables};
 
 /// The flag in L1 and L2 entries.
 const COPIED: u64 = 1 << 63;
 
-/// What entries are made to claim.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Claim {
-    /// Nothing: no cluster is written in place.
-    Nothing,
-    /// What the refcounts say.
-    Truth,
+/// Clusters whose refcount has become exactly one.
+#[derive(Debug, Default)]
+pub(super) struct Alone(Arc<RoaringTreemap>);
+
+impl Alone {
+    pub(super) fn new(clusters: RoaringTreemap) -> Self {
+        Self(Arc::new(clusters))
+    }
+
+    fn has(&self, cluster: u64) -> bool {
+        self.0.contains(cluster)
+    }
+}
+
+/// The table with the claims of those entries whose clusters are alone, if that changes anything.
+fn owned(
+    table: IoBufMut,
+    alone: &RoaringTreemap,
+    geometry: Geometry,
+    version: u32,
+) -> Option<IoBuf> {
+    let changes = |piece: &Piece| match *piece {
+        Piece::Run { cluster, count, copied } => {
+            !copied && alone.range_cardinality(cluster..cluster.saturating_add(count.into())) > 0
+        }
+        Piece::Odd { .. } => false,
+    };
+    if !pieces(&table, geometry, version, u64::MAX).iter().any(changes) {
+        return None;
+    }
+    let mut table = table;
+    let stride = usize::try_from(geometry.l2_entry_words()).unwrap_or(1);
+    for word in table.chunks_exact_mut(8).step_by(stride) {
+        let entry = L2Entry((&*word).try_into().map_or(0, u64::from_be_bytes));
+        let kind = entry.kind(geometry, version);
+        if let Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) = kind
+            && alone.contains(geometry.cluster_index(host))
+        {
+            word.copy_from_slice(&entry.with_copied(true).0.to_be_bytes());
+        }
+    }
+    Some(table.freeze())
 }
 
 impl Qcow2 {
-    /// Has all entries of the active tables claim it, on disk and in memory, durably. No slice may be dirty.
-    pub(super) async fn claim(&self, claim: Claim) -> Result<()> {
+    /// Has the entries of the active tables whose clusters are alone claim it, on disk and in memory, durably. No slice
+    /// may be dirty.
+    pub(super) async fn claim_alone(&self, alone: Alone) -> Result<()> {
+        if alone.0.is_empty() {
+            return Ok(());
+        }
+        let l1 = self.active_l1();
+        let file = self.children.require(ChildIdx::FILE)?;
+        let (geometry, version) = (self.geometry, self.version);
+        let clusters = Arc::clone(&alone.0);
+        let places = self.table_places(&l1)?;
+        let tagged = places.iter().map(|(_, offset)| (*offset, *offset)).collect();
+        let changed = read_tables(&file, geometry.cluster_size(), tagged, move |_, table| {
+            owned(table, &clusters, geometry, version)
+        });
+        {
+            let mut changed = std::pin::pin!(changed);
+            while let Some((offset, table)) = changed.next().await {
+                if let Some(table) = table? {
+                    file.write(offset, table, WriteFlags::empty()).await?;
+                }
+            }
+        }
+        for (index, offset) in places {
+            if alone.has(geometry.cluster_index(offset)) {
+                self.set_l1_entry(index, L1Entry(offset | COPIED));
+            }
+        }
+        self.l2.clear();
+        self.write_back(true).await
+    }
+
+    /// Has no L1 entry claim to be alone with its table, durably.
+    pub(super) async fn disown_tables(&self) -> Result<()> {
+        for (index, offset) in self.table_places(&self.active_l1())? {
+            if self.l1_entry(index).copied() {
+                self.set_l1_entry(index, L1Entry(offset));
+            }
+        }
+        self.l2.clear();
+        self.write_back(true).await
+    }
+
+    /// Has all entries of the active tables claim what the refcounts say, on disk and in memory, durably. No slice may
+    /// be dirty.
+    pub(super) async fn claim_truth(&self) -> Result<()> {
         let l1 = self.active_l1();
         let file = self.children.require(ChildIdx::FILE)?;
         {
@@ -30,7 +117,7 @@ impl Qcow2 {
                 let (_, offset, entries) = table?;
                 let mut claimed = Vec::with_capacity(entries.len());
                 for entry in &entries {
-                    claimed.push(self.claim_of(*entry, claim).await?);
+                    claimed.push(self.true_claim(*entry).await?);
                 }
                 if claimed != entries {
                     let bytes = self.table_with(&file, offset, &claimed).await?;
@@ -40,8 +127,7 @@ impl Qcow2 {
         }
         for (index, entry) in (0_u64..).zip(&l1) {
             let Ok(Some(table)) = entry.l2_offset(self.geometry) else { continue };
-            let alone = claim == Claim::Truth
-                && self.refcounts.get(self.geometry.cluster_index(table)).await? == 1;
+            let alone = self.refcounts.get(self.geometry.cluster_index(table)).await? == 1;
             if alone != entry.copied() {
                 self.set_l1_entry(index, L1Entry(table | if alone { COPIED } else { 0 }));
             }
@@ -64,14 +150,13 @@ impl Qcow2 {
         Ok(bytes)
     }
 
-    async fn claim_of(&self, entry: L2Entry, claim: Claim) -> Result<L2Entry> {
+    async fn true_claim(&self, entry: L2Entry) -> Result<L2Entry> {
         let Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) =
             entry.kind(self.geometry, self.version)
         else {
             return Ok(entry);
         };
-        let alone = claim == Claim::Truth
-            && self.refcounts.get(self.geometry.cluster_index(host)).await? == 1;
+        let alone = self.refcounts.get(self.geometry.cluster_index(host)).await? == 1;
         Ok(entry.with_copied(alone))
     }
 

@@ -1,21 +1,73 @@
-//! What an L1 table refers to: L2 tables, and what their entries refer to.
+//! What an L1 table reaches: L2 tables, and what their entries refer to.
 //!
 //! A cluster's refcount counts every L1 table by way of which it is reached, also where they share an L2 table. So taking
-//! a snapshot raises, and removing one lowers, the refcounts of all clusters that its L1 table reaches.
+//! a snapshot raises, and removing one lowers, the refcounts of all clusters that its L1 table reaches. All of them are
+//! counted first ([`Qcow2::reach`]); refcounts are then changed a block at a time (see `refcounts`).
 
-use futures_util::stream::{self, Stream, StreamExt as _};
-use oxblk_core::{ChildIdx, Error, Result};
-use oxblk_ring::IoBufMut;
+use std::sync::Arc;
+
+use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt as _, TryStreamExt as _};
+use oxblk_core::{ChildIdx, Error, Result, WriteFlags};
+use oxblk_ring::{IoBuf, IoBufMut};
+use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
-use super::super::layout::{L1Entry, L2Entry, L2Kind, l2_table};
+use super::super::layout::{Geometry, L1Entry, L2Entry, L2Kind, l2_table};
+use super::super::reach::{Claim, Piece, References, pieces, read_tables};
 use super::super::write_back::Was;
 
 /// Bytes of L2 tables that are read ahead.
 const READ_AHEAD: u64 = 4 << 20;
+/// Tables that are written at once.
+const WRITES: usize = 16;
+/// The claim of an entry to be alone with its cluster, as the first byte has it.
+const COPIED: u8 = 1 << 7;
+/// A compressed cluster's entry claims nothing.
+const COMPRESSED: u8 = 1 << 6;
 
-/// Host clusters that lie together: the first, and how many.
-type Run = (u64, u64);
+/// How the tables below an L1 table are gone through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) enum Pass {
+    /// Their references are about to be raised: entries cease to claim that they are alone with their cluster, and one
+    /// that refers to nothing sensible is an error.
+    Share,
+    /// Their references are about to be dropped: what refers to nothing sensible is left out.
+    Leave,
+}
+
+/// What an L1 table reaches.
+pub(in super::super) struct Reach {
+    /// How often each cluster is referred to.
+    pub(super) counted: Arc<References>,
+    /// The clusters of the L2 tables among them, in order.
+    pub(super) tables: Vec<u64>,
+}
+
+/// What a worker finds in a table: what it refers to, and the table to be written if it changes.
+type Seen = (Vec<Piece>, Option<IoBuf>);
+
+fn look(table: IoBufMut, pass: Pass, geometry: Geometry, version: u32, clusters: u64) -> Seen {
+    let found = pieces(&table, geometry, version, clusters);
+    let claims = |piece: &Piece| match piece {
+        Piece::Run { copied, .. } => *copied,
+        Piece::Odd { both, .. } => both.entry.copied() && !both.entry.is_compressed(),
+    };
+    let changes = pass == Pass::Share && found.iter().any(claims);
+    (found, changes.then(|| disowned(table, geometry)))
+}
+
+/// The table without any entry's claim.
+fn disowned(mut table: IoBufMut, geometry: Geometry) -> IoBuf {
+    let size = usize::try_from(geometry.l2_entry_size()).unwrap_or(8);
+    for entry in table.chunks_exact_mut(size) {
+        if let Some(first) = entry.first_mut()
+            && *first & COMPRESSED == 0
+        {
+            *first &= !COPIED;
+        }
+    }
+    table.freeze()
+}
 
 impl Qcow2 {
     /// The L1 table of the active state.
@@ -32,18 +84,28 @@ impl Qcow2 {
         Ok(words.map(|word| L1Entry(word.try_into().map_or(0, u64::from_be_bytes))).collect())
     }
 
+    /// Byte offsets of the L2 tables of an L1 table, with their indices there.
+    pub(super) fn table_places(&self, l1: &[L1Entry]) -> Result<Vec<(u64, u64)>> {
+        let mut places = Vec::new();
+        for (index, entry) in (0_u64..).zip(l1) {
+            match entry.l2_offset(self.geometry) {
+                Ok(Some(offset)) => places.push((index, offset)),
+                Ok(None) => {}
+                Err(_) => return Err(Error::corrupt("L2 table offset unaligned").at(entry.0)),
+            }
+        }
+        Ok(places)
+    }
+
     /// The L2 tables of an L1 table, in its order: index in the L1 table, offset in the file, entries.
     pub(super) fn l2_tables(
         &self,
         l1: &[L1Entry],
     ) -> impl Stream<Item = Result<(u64, u64, Vec<L2Entry>)>> {
-        let places: Vec<Result<(u64, u64)>> = (0_u64..)
-            .zip(l1)
-            .filter_map(|(index, entry)| match entry.l2_offset(self.geometry) {
-                Ok(offset) => offset.map(|offset| Ok((index, offset))),
-                Err(_) => Some(Err(Error::corrupt("L2 table offset unaligned").at(entry.0))),
-            })
-            .collect();
+        let places = match self.table_places(l1) {
+            Ok(places) => places.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        };
         let size = self.geometry.cluster_size();
         let len = usize::try_from(size).unwrap_or(usize::MAX);
         let at_once = usize::try_from(READ_AHEAD / size).unwrap_or(1).clamp(2, 64);
@@ -58,89 +120,93 @@ impl Qcow2 {
             .buffered(at_once)
     }
 
-    /// Raises the refcounts of everything that an L1 table reaches. If that fails, it is undone.
-    pub(super) async fn raise(&self, l1: &[L1Entry]) -> Result<()> {
-        let mut raised = Vec::new();
-        let outcome = self.raise_noting(l1, &mut raised).await;
-        if outcome.is_err() {
-            for (cluster, count) in raised {
-                self.drop_clusters(cluster, count, Was::Data);
+    /// Counts everything that an L1 table reaches. Tables that change are written, and durable after the next flush.
+    ///
+    /// # Errors
+    /// When a table cannot be read or written, or refers to what cannot be. Some entries may claim nothing by then.
+    pub(in super::super) async fn reach(&self, l1: &[L1Entry], pass: Pass) -> Result<Reach> {
+        let file = self.children.require(ChildIdx::FILE)?;
+        let (geometry, version) = (self.geometry, self.version);
+        let clusters = geometry.clusters_for(file.size());
+        let places: Vec<((), u64)> =
+            self.table_places(l1)?.into_iter().map(|(_, offset)| ((), offset)).collect();
+        let mut tables: Vec<u64> =
+            places.iter().map(|(_, offset)| geometry.cluster_index(*offset)).collect();
+        let mut counted = References::new(u64::MAX);
+        let offsets: Vec<u64> = places.iter().map(|(_, offset)| *offset).collect();
+        let seen = read_tables(&file, geometry.cluster_size(), places, move |(), table| {
+            look(table, pass, geometry, version, clusters)
+        });
+        let mut seen = std::pin::pin!(seen.zip(stream::iter(offsets)));
+        let mut writes = FuturesUnordered::new();
+        while let Some((((), seen), offset)) = seen.next().await {
+            let (pieces, changed) = seen?;
+            for piece in pieces {
+                self.count_piece(&mut counted, piece, pass)?;
+            }
+            count(&mut counted, geometry.cluster_index(offset), 1);
+            if let Some(table) = changed {
+                writes.push(file.write(offset, table, WriteFlags::empty()));
+            }
+            if writes.len() >= WRITES {
+                writes.try_next().await?;
             }
         }
-        outcome
+        while writes.try_next().await?.is_some() {}
+        drop(writes);
+        tables.sort_unstable();
+        Ok(Reach { counted: Arc::new(counted), tables })
     }
 
-    async fn raise_noting(&self, l1: &[L1Entry], raised: &mut Vec<Run>) -> Result<()> {
-        let mut tables = Box::pin(self.l2_tables(l1));
-        while let Some(table) = tables.next().await {
-            let (_, offset, entries) = table?;
-            let own = (offset >> self.geometry.cluster_bits, 1);
-            for (cluster, count) in self.runs(&entries)?.into_iter().chain([own]) {
-                // One by one where they may not fit: what has been raised must be known.
-                let step = if self.geometry.refcount_bits() < 16 { 1 } else { count };
-                let mut at = 0;
-                while at < count {
-                    self.refcounts.add(cluster.saturating_add(at), step).await.map_err(too_many)?;
-                    raised.push((cluster.saturating_add(at), step));
-                    at = at.saturating_add(step);
-                }
+    fn count_piece(&self, counted: &mut References, piece: Piece, pass: Pass) -> Result<()> {
+        let entry = match piece {
+            Piece::Run { cluster, count: len, .. } => {
+                count(counted, cluster, len.into());
+                return Ok(());
             }
+            Piece::Odd { both, .. } => both.entry,
+        };
+        match entry.kind(self.geometry, self.version) {
+            Ok(L2Kind::Compressed { host, len }) => {
+                let first = self.geometry.cluster_index(host);
+                let end = self.geometry.clusters_for(host.saturating_add(len));
+                count(counted, first, end.saturating_sub(first));
+                Ok(())
+            }
+            // Past the end of the file.
+            _ if pass == Pass::Share => Err(Error::corrupt("L2 entry is invalid").at(entry.0)),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
-    /// Drops the references of everything that an L1 table reaches, and those to its own clusters at `offset`.
-    pub(super) async fn drop_l1(&self, l1: &[L1Entry], offset: u64) -> Result<()> {
-        self.drop_reach(l1).await?;
-        let bytes = u64::try_from(l1.len()).unwrap_or(0).saturating_mul(8);
+    /// Drops the references of everything that an L1 table reaches, and those to its own clusters at `offset`. Gives the
+    /// clusters that are referred to just once now.
+    pub(super) async fn drop_l1(&self, l1: &[L1Entry], offset: u64) -> Result<RoaringTreemap> {
+        let reach = self.reach(l1, Pass::Leave).await?;
+        let alone = self.lower_reach(&reach).await?;
+        self.drop_l1_clusters(l1.len(), offset);
+        Ok(alone)
+    }
+
+    /// Drops the references to the clusters of an L1 table.
+    pub(super) fn drop_l1_clusters(&self, entries: usize, offset: u64) {
+        let bytes = u64::try_from(entries).unwrap_or(0).saturating_mul(8);
         if bytes > 0 {
             let clusters = self.geometry.clusters_for(bytes);
             self.drop_clusters(offset >> self.geometry.cluster_bits, clusters, Was::Table);
         }
-        Ok(())
-    }
-
-    /// Drops the references of everything that an L1 table reaches, but not those to the table.
-    pub(super) async fn drop_reach(&self, l1: &[L1Entry]) -> Result<()> {
-        let mut tables = Box::pin(self.l2_tables(l1));
-        while let Some(table) = tables.next().await {
-            let (_, offset, entries) = table?;
-            self.drop_entries(&entries, Was::Discarded);
-            self.drop_clusters(self.geometry.cluster_index(offset), 1, Was::Table);
-            self.relieve().await?;
-        }
-        Ok(())
-    }
-
-    /// The clusters that the entries of an L2 table refer to, joined where they lie together.
-    fn runs(&self, entries: &[L2Entry]) -> Result<Vec<Run>> {
-        let mut runs: Vec<Run> = Vec::new();
-        for entry in entries {
-            let (host, bytes) = match entry.kind(self.geometry, self.version) {
-                Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) => {
-                    (host, self.geometry.cluster_size())
-                }
-                Ok(L2Kind::Compressed { host, len }) => (host, len),
-                Ok(_) => continue,
-                Err(_) => return Err(Error::corrupt("L2 entry is invalid").at(entry.0)),
-            };
-            let first = self.geometry.cluster_index(host);
-            let count =
-                self.geometry.clusters_for(host.saturating_add(bytes)).saturating_sub(first);
-            match runs.last_mut() {
-                Some((start, joined)) if start.saturating_add(*joined) == first => {
-                    *joined = joined.saturating_add(count);
-                }
-                _ => runs.push((first, count)),
-            }
-        }
-        Ok(runs)
     }
 }
 
-fn too_many(error: Error) -> Error {
-    match error.kind() {
-        oxblk_core::ErrorKind::Corrupt => Error::from_errno(22),
-        _ => error,
+/// Counts one reference to each cluster of a run.
+fn count(counted: &mut References, first: u64, len: u64) {
+    let end = first.saturating_add(len);
+    let mut at = first;
+    while at < end {
+        at = at.saturating_add(counted.add_run(at, end - at, 1, Claim::None));
+        if at < end {
+            counted.add(at, 1, Claim::None);
+            at = at.saturating_add(1);
+        }
     }
 }

@@ -1,0 +1,194 @@
+//! Changing refcounts by what was counted, a block at a time, without the cache: workers change the blocks, which are
+//! read and written whole. Only while the node is drained.
+//!
+//! A write that is cut short, or whose sectors reach the disk one by one, leaves refcounts of before and after side by
+//! side. Both are right or too high: raising comes before what it is for, lowering after.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use futures_util::stream::StreamExt as _;
+use oxblk_core::{ChildIdx, Error, ErrorKind, Result, WriteFlags};
+use oxblk_ring::{IoBuf, IoBufMut};
+use roaring::RoaringTreemap;
+
+use super::super::Qcow2;
+use super::super::allocator::Resting;
+use super::super::layout::{Geometry, refcount_get, refcount_max, refcount_set};
+use super::super::reach::{References, read_tables};
+use super::references::Reach;
+
+/// What is done to refcounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Raise,
+    Lower,
+}
+
+/// Host clusters that lie together: the first, and how many.
+type Run = (u64, u64);
+
+/// A refcount block after the change.
+struct Changed {
+    block: IoBuf,
+    /// Clusters whose refcount has become 0.
+    freed: Vec<Run>,
+    /// Clusters whose refcount has become 1.
+    alone: Vec<Run>,
+}
+
+fn push(runs: &mut Vec<Run>, cluster: u64) {
+    match runs.last_mut() {
+        Some((start, count)) if start.saturating_add(*count) == cluster => {
+            *count = count.saturating_add(1);
+        }
+        _ => runs.push((cluster, 1)),
+    }
+}
+
+/// Changes the refcounts in a block.
+///
+/// # Errors
+/// The first cluster whose refcount cannot be changed so.
+fn change_block(
+    counted: &References,
+    index: u64,
+    mut block: IoBufMut,
+    geometry: Geometry,
+    change: Change,
+) -> Result<Changed, u64> {
+    let (per_block, order) = (geometry.refcounts_per_block(), geometry.refcount_order);
+    let start = index.saturating_mul(per_block);
+    let (mut freed, mut alone) = (Vec::new(), Vec::new());
+    for (cluster, referred) in counted.in_range(start..start.saturating_add(per_block)) {
+        let at = cluster.saturating_sub(start);
+        let before = refcount_get(&block, at, order).ok_or(cluster)?;
+        let after = match change {
+            Change::Raise => before.checked_add(referred.count()),
+            Change::Lower => before.checked_sub(referred.count()),
+        };
+        let after = after.filter(|count| *count <= refcount_max(order)).ok_or(cluster)?;
+        refcount_set(&mut block, at, order, after).map_err(|_| cluster)?;
+        match after {
+            0 => push(&mut freed, cluster),
+            1 => push(&mut alone, cluster),
+            _ => {}
+        }
+    }
+    Ok(Changed { block: block.freeze(), freed, alone })
+}
+
+impl Qcow2 {
+    /// Raises the refcounts of everything that was reached. If that fails, it is undone.
+    ///
+    /// # Errors
+    /// `EINVAL` when a refcount cannot become so high; as the file reports.
+    pub(super) async fn raise_reach(&self, reach: &Reach) -> Result<()> {
+        let blocks = reach.counted.blocks(self.geometry.refcounts_per_block());
+        let mut done = Vec::new();
+        let raised = self.change_blocks(reach, blocks, Change::Raise, &mut done).await;
+        if raised.is_err() {
+            // What is not undone leaks.
+            let _ = self.change_blocks(reach, done, Change::Lower, &mut Vec::new()).await;
+        }
+        raised.map(drop)
+    }
+
+    /// Lowers the refcounts of everything that was reached; the disk must no longer have those references. Gives the
+    /// clusters that are referred to just once now.
+    ///
+    /// # Errors
+    /// As the file reports, or when a refcount was too low; what could be lowered has been.
+    pub(in super::super) async fn lower_reach(&self, reach: &Reach) -> Result<RoaringTreemap> {
+        let blocks = reach.counted.blocks(self.geometry.refcounts_per_block());
+        self.change_blocks(reach, blocks, Change::Lower, &mut Vec::new()).await
+    }
+
+    /// Changes the refcounts in the blocks of these numbers. Those that were changed are put into `done`.
+    async fn change_blocks(
+        &self,
+        reach: &Reach,
+        blocks: Vec<u64>,
+        change: Change,
+        done: &mut Vec<u64>,
+    ) -> Result<RoaringTreemap> {
+        // Nothing may be in the cache that is not what is in the file, before or after.
+        self.refcounts.write_back().await?;
+        if !self.refcounts.cache().clear() {
+            return Err(Error::new(ErrorKind::Busy, "refcounts are in use").errno(16));
+        }
+        // A scan must not find a cluster whose refcount is 0 before it rests.
+        let _turn = self.refcounts.allocator.scanning.lock().await;
+        let file = self.children.require(ChildIdx::FILE)?;
+        let (geometry, counted) = (self.geometry, Arc::clone(&reach.counted));
+        let places = self.refcounts.places_of(blocks)?;
+        let known: HashSet<u64> = places.iter().map(|(_, offset)| *offset).collect();
+        if known.len() != places.len() {
+            return Err(Error::corrupt("refcount block is used twice"));
+        }
+        let look = move |(index, _): &(u64, u64), block: IoBufMut| {
+            change_block(&counted, *index, block, geometry, change)
+        };
+        let places = places.into_iter().map(|place| (place, place.1)).collect();
+        let blocks = read_tables(&file, geometry.cluster_size(), places, look);
+        let mut blocks = std::pin::pin!(blocks);
+        let (mut alone, mut outcome) = (RoaringTreemap::new(), Ok(()));
+        while let Some(((index, offset), changed)) = blocks.next().await {
+            let written = match changed? {
+                Ok(changed) => self.write_changed(reach, offset, changed, &mut alone).await,
+                Err(cluster) => Err(out_of_bounds(cluster, change)),
+            };
+            match written {
+                Ok(()) => done.push(index),
+                Err(error) if change == Change::Raise => return Err(error),
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
+        }
+        outcome.map(|()| alone)
+    }
+
+    /// Writes a block, and lets the clusters rest that are free by it.
+    async fn write_changed(
+        &self,
+        reach: &Reach,
+        offset: u64,
+        changed: Changed,
+        alone: &mut RoaringTreemap,
+    ) -> Result<()> {
+        let allocator = &self.refcounts.allocator;
+        let (bits, size) = (self.geometry.cluster_bits, self.geometry.cluster_size());
+        for (cluster, count) in &changed.freed {
+            let end = cluster.saturating_add(*count);
+            let from = reach.tables.partition_point(|table| table < cluster);
+            for table in reach.tables.iter().skip(from).take_while(|table| **table < end) {
+                allocator.forget_metadata(table << bits, size);
+            }
+            if allocator.is_metadata(cluster << bits, count << bits) {
+                let at = cluster << bits;
+                let text = format!("Preventing invalid freeing of metadata near offset {at:#x}");
+                return Err(self.mark_corrupt(&text, at).await);
+            }
+        }
+        let file = self.children.require(ChildIdx::FILE)?;
+        let writing = self.gate.pass().await;
+        let written = file.write(offset, changed.block, WriteFlags::empty()).await;
+        writing.done();
+        written?;
+        let epoch = self.epochs.current();
+        for (cluster, count) in changed.freed {
+            self.compressed_tail.leave_run(cluster, count, bits);
+            allocator.rest(Resting { epoch, cluster, count, discard: true });
+        }
+        for (cluster, count) in changed.alone {
+            alone.insert_range(cluster..cluster.saturating_add(count));
+        }
+        Ok(())
+    }
+}
+
+fn out_of_bounds(cluster: u64, change: Change) -> Error {
+    match change {
+        Change::Raise => Error::from_errno(22),
+        Change::Lower => Error::corrupt(format!("the refcount of cluster {cluster} is too low")),
+    }
+}
