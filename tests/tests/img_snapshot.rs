@@ -73,3 +73,55 @@ fn each_tool_goes_on_with_the_others_snapshots() {
         assert!(!io("read -P 3 0 3M").out().contains("failed"));
     }
 }
+
+#[test]
+fn a_snapshot_can_be_converted_and_measured_instead_of_the_active_state() {
+    let both = images();
+    both.prepare(|directory| {
+        let image = directory.join("a.qcow2");
+        let img = |args: &[&str]| Program::new("qemu-img").args(args).arg(&image).succeed();
+        let io = |command: &str| {
+            Program::new("qemu-io").args(["-c", command]).arg(&image).succeed();
+        };
+        img(&["snapshot", "-c", "one"]);
+        io("write -P 2 512k 2M");
+        img(&["snapshot", "-c", "1"]);
+        io("write -P 3 0 4M");
+    });
+    for snapshot in [
+        "one",
+        "1",
+        "2",
+        "3",
+        "",
+        "snapshot.name=1",
+        "snapshot.id=1,snapshot.name=one",
+        "snapshot.id=2,snapshot.name=one",
+        "snapshot.id=2",
+        "snapshot.foo=2",
+    ] {
+        both.prepare(|directory| drop(std::fs::remove_file(directory.join("out.raw"))));
+        let code = both.same(Img, &["convert", "-l", snapshot, "-O", "raw", "a.qcow2", "out.raw"]);
+        if code.code() == 0 {
+            both.same_content("out.raw");
+        }
+        both.same(Img, &["measure", "-O", "qcow2", "-l", snapshot, "a.qcow2"]);
+    }
+    both.same(Img, &["convert", "-l", "one", "a.qcow2", "a.qcow2", "-O", "raw", "out.raw"]);
+    both.same(Img, &["convert", "-f", "raw", "-l", "one", "a.raw", "-O", "raw", "out.raw"]);
+    both.same(Img, &["measure", "-f", "raw", "-l", "one", "a.raw"]);
+}
+
+#[test]
+fn a_snapshot_of_another_size_is_converted_whole() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (image, out) = (scratch.path().join("a.qcow2"), scratch.path().join("out.raw"));
+    let img = |args: &[&str]| Program::oxblk().arg("img").args(args).arg(&image).succeed();
+    Program::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&image).arg("4M").succeed();
+    Program::new("qemu-io").args(["-c", "write -P 1 0 4M"]).arg(&image).succeed();
+    img(&["snapshot", "-c", "large"]);
+    Program::new("qemu-img").args(["resize", "-q", "--shrink"]).arg(&image).arg("1M").succeed();
+    let convert = ["img", "convert", "-l", "large", "-O", "raw"];
+    Program::oxblk().args(convert).arg(&image).arg(&out).succeed();
+    assert!(std::fs::read(&out).unwrap() == vec![1; 4 << 20]);
+}

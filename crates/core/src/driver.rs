@@ -254,6 +254,11 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// VM state.
+    fn vm_state(&self) -> Option<&dyn crate::vm_state::VmState> {
+        None
+    }
+
     /// Consistency check.
     fn check(&self) -> Option<&dyn Check> {
         None

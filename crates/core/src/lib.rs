@@ -26,6 +26,7 @@ mod request;
 mod secret;
 pub mod snapshot;
 mod status;
+pub mod vm_state;
 
 pub use backend::{Backend, Quiesced, Statistics};
 pub use driver::{

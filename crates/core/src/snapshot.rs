@@ -1,7 +1,7 @@
 //! Internal snapshots: states of a disk kept inside its image.
 
 use crate::driver::BoxFuture;
-use crate::{Backend, Error, Node, Result};
+use crate::{Backend, Error, ErrorKind, Node, Result};
 
 /// What is told of an internal snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub trait Snapshots: Send + Sync {
     fn apply<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>>;
     /// Removes one.
     fn delete<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>>;
+    /// Makes a node that is read-only show what one holds, size included, until it is closed. The image does not change.
+    fn load<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>>;
 }
 
 fn of(node: &Node) -> Result<&dyn Snapshots> {
@@ -73,6 +75,24 @@ impl Backend {
         node.set_size(node.driver().size());
         node.bitmaps().mark(0, node.size());
         applied
+    }
+
+    /// Has a read-only image show what the snapshot of this id holds, until it is closed. The image does not change.
+    ///
+    /// # Errors
+    /// `ENOTSUP` where the format has no snapshots, `EACCES` on a node that can be written, and when there is no such
+    /// snapshot.
+    pub async fn load_snapshot(&self, id: &str) -> Result<()> {
+        let edge = self.root()?;
+        let node = edge.node();
+        let snapshots = of(node)?;
+        if !node.is_read_only() {
+            return Err(Error::new(ErrorKind::Denied, "Device is not readonly").errno(13));
+        }
+        let _drained = self.graph().drain(node).await;
+        snapshots.load(id).await?;
+        node.set_size(node.driver().size());
+        Ok(())
     }
 
     /// Removes the snapshot of this id.

@@ -5,6 +5,7 @@ use oxblk_core::{Backend, DriverFactory, Options};
 use serde_json::{Map, json};
 
 use super::create_options::{CreateOptions, append};
+use super::source_snapshot::Wanted;
 use super::{Context, Step, graph, objects};
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
@@ -31,7 +32,7 @@ struct Arguments {
     size: Option<u64>,
     format: Option<String>,
     image_options: bool,
-    snapshot: bool,
+    snapshot: Option<Wanted>,
     json: bool,
     share: bool,
     filename: Option<String>,
@@ -50,7 +51,14 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
                 .share_if(arguments.share);
             source = Some(image.open_or_say(&context.program, &graph).await?);
         }
-        let outcome = measure(context, &arguments, &graph, source.as_ref()).await;
+        let loaded = match (&arguments.snapshot, &source) {
+            (Some(snapshot), Some(source)) => snapshot.load(context, source).await,
+            _ => Ok(()),
+        };
+        let outcome = match loaded {
+            Ok(()) => measure(context, &arguments, &graph, source.as_ref()).await,
+            Err(exit) => Err(exit),
+        };
         if let Some(source) = &source {
             source.close().await.map_err(|error| context.error(&error))?;
         }
@@ -69,7 +77,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
             's' => read.size = Some(context.bytes("image size", &value)?),
             'f' => read.format = Some(value),
             'I' => read.image_options = true,
-            'l' => read.snapshot = true,
+            'l' => read.snapshot = Some(Wanted::parse(context, &value)?),
             'J' => read.json = context.wants_json(&value)?,
             'U' => read.share = true,
             _ => objects::define(&value).map_err(|text| context.failed(text))?,
@@ -80,7 +88,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
     if operands.next().is_some() {
         return Err(context.failed("At most one filename argument is allowed."));
     }
-    let about_a_file = read.image_options || read.format.is_some() || read.snapshot;
+    let about_a_file = read.image_options || read.format.is_some() || read.snapshot.is_some();
     match (&read.filename, read.size) {
         (None, _) if about_a_file => {
             Err(context.failed("--image-opts, -f, and -l require a filename argument."))
@@ -89,7 +97,6 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
         (Some(_), Some(_)) => {
             Err(context.failed("--size N cannot be used together with a filename."))
         }
-        _ if read.snapshot => Err(context.failed("Snapshots are not available yet")),
         _ => Ok(read),
     }
 }

@@ -19,6 +19,7 @@ mod measure;
 pub(crate) mod objects;
 mod resize;
 mod snapshot;
+mod source_snapshot;
 mod threads;
 
 use std::fmt::Display;

@@ -18,7 +18,7 @@ pub(crate) fn list(snapshots: &[SnapshotInfo]) -> String {
             &size::short(snapshot.vm_state_size),
             &date(snapshot.date.0, &TimeZone::system()),
             &clock(snapshot.vm_clock),
-            &icount.map_or_else(String::new, |count| count.to_string()),
+            &icount.map_or_else(|| "--".to_owned(), |count| count.to_string()),
         ]));
     }
     text

@@ -4,6 +4,7 @@ use oxblk_core::bitmap::PersistentBitmaps;
 use oxblk_core::check::{Check, CheckReport, Fix};
 use oxblk_core::driver::{Compress, Reopen, Resize};
 use oxblk_core::snapshot::Snapshots;
+use oxblk_core::vm_state::VmState;
 use oxblk_core::{
     BoxFuture, ChildIdx, Driver, ImageInfo, Limits, MapOp, Preallocation, Result, Status, Step,
     Want, WriteFlags, ZeroFlags,
@@ -151,6 +152,10 @@ impl Driver for Qcow2 {
     }
 
     fn snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
+    }
+
+    fn vm_state(&self) -> Option<&dyn VmState> {
         Some(self)
     }
 

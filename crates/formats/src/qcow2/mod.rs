@@ -16,7 +16,7 @@
 //! | `reach/` | what tables refer to, found out in bulk |
 //! | `write_back`, `gate` | the order in which metadata reaches the disk |
 //! | `bitmaps/` | persistent dirty bitmaps |
-//! | `resize`, `preallocate`, `snapshots/`, `status`, `check/`, `create`, `measure` | what the names say |
+//! | `resize`, `preallocate`, `snapshots/`, `vm_state`, `status`, `check/`, `create`, `measure` | what the names say |
 //! | `plan` | where everything in a new image lies |
 //! | `open`, `factory`, `reopen` | how a node comes to be, and to be another |
 //!
@@ -65,6 +65,7 @@ mod snapshots;
 mod status;
 mod subclusters;
 mod tables;
+mod vm_state;
 mod write;
 mod write_back;
 

@@ -21,6 +21,8 @@ impl Qcow2 {
         }
         self.check_bitmaps_can_follow(size)?;
         let old = self.size();
+        // It would become part of the disk, or lie where nobody looks for it.
+        self.forget_vm_state().await?;
         if size < old {
             return self.shrink(old, size, preallocation).await;
         }
@@ -129,10 +131,12 @@ impl Qcow2 {
 
     /// Moves the L1 table to a bigger place if `size` needs more entries than it has.
     async fn grow_l1(&self, size: u64) -> Result<()> {
-        let needed = self
-            .geometry
-            .l1_entries_for(size)
-            .filter(|entries| entries.saturating_mul(8) <= MAX_L1_BYTES);
+        self.grow_l1_to(self.geometry.l1_entries_for(size)).await
+    }
+
+    /// The same for so many entries (`None`: more than can be counted). Core has drained the node.
+    pub(super) async fn grow_l1_to(&self, entries: Option<u64>) -> Result<()> {
+        let needed = entries.filter(|entries| entries.saturating_mul(8) <= MAX_L1_BYTES);
         let needed =
             needed.ok_or_else(|| Error::from_errno(27).prefix("Failed to grow the L1 table"))?;
         let old_entries = self.l1_entries.load(Acquire);

@@ -1,6 +1,7 @@
 //! The command line of `img convert`.
 
 use super::super::create_options::append;
+use super::super::source_snapshot::Wanted;
 use super::super::{Context, Step, objects, threads};
 use crate::cache::CacheMode;
 use crate::getopt::{Found, Opt, both, long};
@@ -71,6 +72,8 @@ pub(super) struct Arguments {
     pub(super) threads: usize,
     /// Bitmaps are copied as well; with true, those that can be.
     pub(super) bitmaps: Option<bool>,
+    /// The snapshot of the source that is meant.
+    pub(super) snapshot: Option<Wanted>,
 }
 
 /// What only matters while reading.
@@ -80,7 +83,6 @@ struct Raw {
     target_cache: Option<String>,
     target_format: Option<String>,
     sparse_set: bool,
-    snapshot: bool,
     bitmaps: bool,
     skip_broken: bool,
 }
@@ -114,6 +116,7 @@ pub(super) fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
         salvage: false,
         threads: threads::default(),
         bitmaps: None,
+        snapshot: None,
     };
     while let Some(Found { id, value }) = context.next(&mut parser)? {
         set(context, &mut read, &mut raw, id, value)?;
@@ -129,7 +132,7 @@ fn set(context: &Context, read: &mut Arguments, raw: &mut Raw, id: char, value: 
         'p' => read.progress = true,
         'f' => read.source_format = Some(value),
         '1' => read.source_options = true,
-        'l' => raw.snapshot = true,
+        'l' => read.snapshot = Some(Wanted::parse(context, &value)?),
         'T' => raw.source_cache = Some(value),
         'O' => raw.target_format = Some(value),
         '2' => read.target_options = true,
@@ -214,9 +217,6 @@ fn check(context: &Context, read: &mut Arguments, raw: Raw) -> Step {
         _ => return clash("Must specify image file name"),
     }
     read.target_format = raw.target_format.unwrap_or_else(|| "raw".to_owned());
-    if raw.snapshot {
-        return clash("Snapshots are not available yet");
-    }
     if raw.bitmaps {
         if read.sources.len() > 1 {
             return clash("Copying bitmaps only possible with single source");

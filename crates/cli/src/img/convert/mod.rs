@@ -12,6 +12,7 @@ use oxblk_ring::IoThread;
 
 use super::create::print_options;
 use super::create_options::asks_for_help;
+use super::source_snapshot::Wanted;
 use super::{Context, Exit, Step, graph, threads};
 use crate::image::Image;
 use crate::program::Program;
@@ -63,6 +64,9 @@ async fn convert(
             }
         }
     }
+    if let (Some(snapshot), Ok(())) = (&arguments.snapshot, &outcome) {
+        outcome = load_snapshot(context, snapshot, &sources).await;
+    }
     if outcome.is_ok() {
         let job = Job { context, arguments, graph, helpers, progress };
         outcome = job.run(&sources).await;
@@ -72,6 +76,13 @@ async fn convert(
         drop(source.close().await);
     }
     outcome
+}
+
+async fn load_snapshot(context: &Context, snapshot: &Wanted, sources: &[Backend]) -> Step {
+    match (snapshot, sources) {
+        (_, [source]) | (Wanted::Both { .. }, [source, ..]) => snapshot.load(context, source).await,
+        _ => Err(context.failed("No support for concatenating multiple snapshot")),
+    }
 }
 
 struct Job<'a> {

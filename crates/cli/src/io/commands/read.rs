@@ -111,8 +111,13 @@ pub(in crate::io) async fn read(session: &Session, call: Call<'_>) -> Outcome {
         return Outcome::Failed;
     }
     if vm_state {
-        out(format_args!("read failed: {}\n", strerror(ENOTSUP)));
-        return Outcome::Failed;
+        for (number, what) in [(offset, "offset"), (len, "count")] {
+            if number % SECTOR != 0 {
+                out(format_args!("{number} is not a sector-aligned value for '{what}'\n"));
+                return Outcome::Failed;
+            }
+        }
+        return read_vm_state(session, offset, len, shown).await;
     }
     request(session, "read", offset, len, shown).await
 }
@@ -153,6 +158,19 @@ async fn request(session: &Session, verb: &str, offset: u64, len: u64, shown: Sh
     }
 }
 
+async fn read_vm_state(session: &Session, offset: u64, len: u64, shown: Shown) -> Outcome {
+    let Some(open) = session.current() else { return Outcome::Failed };
+    let timer = Timer::start();
+    let size = usize::try_from(len).unwrap_or(usize::MAX);
+    match open.backend.load_vm_state(offset, IoBufMut::filled(size, 0xab)).await {
+        Ok(data) => done_if(shown.show(&data, offset, timer)),
+        Err(error) => {
+            out(format_args!("read failed: {}\n", strerror(error.raw_errno())));
+            Outcome::Failed
+        }
+    }
+}
+
 /// The length of a request.
 pub(super) fn length(text: &str) -> Option<u64> {
     let len = bytes(text)?;
@@ -181,5 +199,5 @@ pub(super) fn total(lengths: &[String]) -> Option<u64> {
     Some(total)
 }
 
-/// Errno of what cannot be done.
-pub(super) const ENOTSUP: i32 = 95;
+/// Sectors are the unit of VM state.
+pub(super) const SECTOR: u64 = 512;

@@ -4,7 +4,7 @@ use oxblk_core::{Preallocation, WriteFlags, ZeroFlags, strerror};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Call;
-use super::read::{ENOTSUP, length, total};
+use super::read::{SECTOR, length, total};
 use crate::getopt::{Opt, short};
 use crate::io::Outcome;
 use crate::io::data::repeating;
@@ -35,9 +35,6 @@ const DISCARD: &[Opt] = &[short('C', false), short('q', false)];
 
 /// The byte written when none is given.
 pub(super) const DEFAULT_PATTERN: u8 = 0xcd;
-
-/// Sectors are the unit of compressed and VM state writes.
-const SECTOR: u64 = 512;
 
 /// The options of `write`.
 #[derive(Debug, Default)]
@@ -131,7 +128,7 @@ async fn carry_out(session: &Session, options: &Options, offset: u64, len: u64) 
     };
     let timer = Timer::start();
     let outcome = if options.vm_state {
-        Err(ENOTSUP)
+        open.backend.save_vm_state(offset, data).await.map_err(|e| e.raw_errno())
     } else if options.zeroes {
         let mut flags = ZeroFlags::empty();
         flags.set(ZeroFlags::FUA, options.fua);

@@ -3,9 +3,11 @@
 //! | file | concern |
 //! |---|---|
 //! | `table` | the snapshot table: reading it, and putting another in its place |
-//! | `references` | the references of an L1 table and all below it: raising and dropping them |
+//! | `references` | what an L1 table reaches: counting it |
+//! | `refcounts` | raising and lowering refcounts by what was counted |
 //! | `copied` | the claims of entries to be alone with their cluster |
 //! | `change` | taking, applying, removing |
+//! | `show` | looking at one without changing the image |
 //!
 //! A crash at any point leaves the old state or the new one. The step that decides is one write to the header: of the
 //! snapshot table's place, or of the L1 table's. Before it, refcounts are raised; after it, those of what is no longer
@@ -15,13 +17,16 @@
 
 mod change;
 mod copied;
+mod refcounts;
 mod references;
+mod show;
 mod table;
 
 use oxblk_core::snapshot::{SnapshotInfo, Snapshots};
 use oxblk_core::{BoxFuture, Result};
 
 use super::Qcow2;
+pub(super) use references::Pass;
 pub(super) use table::{TablePlace, visit_snapshots};
 
 impl Snapshots for Qcow2 {
@@ -42,5 +47,9 @@ impl Snapshots for Qcow2 {
 
     fn delete<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
         Box::pin(self.remove_snapshot(id))
+    }
+
+    fn load<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.show_snapshot(id))
     }
 }

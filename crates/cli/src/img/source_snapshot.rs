@@ -1,0 +1,100 @@
+//! `-l` of `convert` and `measure`: a snapshot of the source instead of its active state.
+
+use oxblk_core::snapshot::SnapshotInfo;
+use oxblk_core::{Backend, split_keyval};
+
+use super::{Context, Step};
+
+/// What begins a list of fields rather than a name.
+const FIELDS: &str = "snapshot.";
+
+/// Which snapshot is meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// The one with this id, or else this name.
+    Either(String),
+    /// The one with all that is given.
+    Both {
+        /// Its id.
+        id: Option<String>,
+        /// Its name.
+        name: Option<String>,
+    },
+}
+
+impl Wanted {
+    /// Reads the argument of `-l`.
+    pub(super) fn parse(context: &Context, text: &str) -> Step<Self> {
+        if !text.starts_with(FIELDS) {
+            return Ok(Self::Either(text.to_owned()));
+        }
+        let (mut id, mut name) = (None, None);
+        for (key, value) in split_keyval(text) {
+            match key.as_str() {
+                "snapshot.id" => id = value,
+                "snapshot.name" => name = value,
+                other => {
+                    context.program.error(format_args!("Invalid parameter '{other}'"));
+                    let text = format_args!("Failed in parsing snapshot param '{text}'");
+                    return Err(context.failed(text));
+                }
+            }
+        }
+        Ok(Self::Both { id, name })
+    }
+
+    fn find<'l>(&self, list: &'l [SnapshotInfo]) -> Option<&'l SnapshotInfo> {
+        match self {
+            Self::Either(text) => {
+                let by_id = list.iter().find(|one| one.id == *text);
+                by_id.or_else(|| list.iter().find(|one| one.name == *text))
+            }
+            Self::Both { id, name } => list.iter().find(|one| {
+                id.as_ref().is_none_or(|id| one.id == *id)
+                    && name.as_ref().is_none_or(|name| one.name == *name)
+            }),
+        }
+    }
+
+    /// Has the source show the snapshot.
+    pub(super) async fn load(&self, context: &Context, source: &Backend) -> Step {
+        let node = source.node().map_err(|error| context.error(&error))?;
+        if node.driver().snapshots().is_none() {
+            return Err(context.failed(format_args!(
+                "Failed to load snapshot: Block format '{}' used by device '' does not support \
+                 temporarily loading internal snapshots",
+                node.factory().name()
+            )));
+        }
+        let failed = |error| context.failed(format_args!("Failed to load snapshot: {error}"));
+        let list = source.snapshots().await.map_err(failed)?;
+        match self.find(&list) {
+            Some(snapshot) => source.load_snapshot(&snapshot.id).await.map_err(failed),
+            None => Err(context.failed("Failed to load snapshot: Can't find snapshot")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_goes_before_a_name_and_fields_must_all_fit() {
+        let one = |id: &str, name: &str| SnapshotInfo {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            ..SnapshotInfo::default()
+        };
+        let list = [one("1", "2"), one("2", "x")];
+        let found = |wanted: Wanted| wanted.find(&list).map(|one| one.id.clone());
+        assert_eq!(found(Wanted::Either("2".to_owned())).as_deref(), Some("2"));
+        assert_eq!(found(Wanted::Either("x".to_owned())).as_deref(), Some("2"));
+        let both = |id: Option<&str>, name: Option<&str>| Wanted::Both {
+            id: id.map(str::to_owned),
+            name: name.map(str::to_owned),
+        };
+        assert_eq!(found(both(None, Some("2"))).as_deref(), Some("1"));
+        assert_eq!(found(both(Some("1"), Some("x"))), None);
+    }
+}

@@ -1,0 +1,51 @@
+//! VM state: what a virtual machine was, beside its disks, kept in an image behind the guest disk.
+//!
+//! It belongs to the active state like the disk's content: a snapshot keeps what was saved before it, and applying the
+//! snapshot brings it back.
+
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use crate::driver::BoxFuture;
+use crate::perm::Perm;
+use crate::{Backend, Error, Node, Result};
+
+/// Offered by formats that can hold VM state. Core has drained the node of other requests.
+pub trait VmState: Send + Sync {
+    /// Writes `data` at `offset` of the area.
+    fn save(&self, offset: u64, data: IoBuf) -> BoxFuture<'_, Result<()>>;
+    /// Fills `buf` from `offset` of the area; what was never written is zero.
+    fn load(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>>;
+}
+
+fn of(node: &Node) -> Result<&dyn VmState> {
+    node.driver().vm_state().ok_or_else(|| Error::from_errno(95))
+}
+
+impl Backend {
+    /// Writes `data` at `offset` of the VM state.
+    ///
+    /// # Errors
+    /// `ENOTSUP` where the format has no place for it; without the permission to write; as the image reports.
+    pub async fn save_vm_state(&self, offset: u64, data: IoBuf) -> Result<()> {
+        let edge = self.root()?;
+        let state = of(edge.node())?;
+        if !edge.permissions().taken.contains(Perm::WRITE) {
+            return Err(Error::from_errno(1));
+        }
+        let _drained = self.graph().drain(edge.node()).await;
+        let saved = state.save(offset, data).await;
+        edge.node().mark_unflushed();
+        saved
+    }
+
+    /// Fills `buf` from `offset` of the VM state.
+    ///
+    /// # Errors
+    /// `ENOTSUP` where the format has no place for it; as the image reports.
+    pub async fn load_vm_state(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
+        let edge = self.root()?;
+        let state = of(edge.node())?;
+        let _drained = self.graph().drain(edge.node()).await;
+        state.load(offset, buf).await
+    }
+}

@@ -1,0 +1,39 @@
+//! Looking at a snapshot through a read-only node: its L1 table takes the place of the active one, in memory only.
+
+use std::sync::atomic::Ordering::Release;
+
+use oxblk_core::{Error, Result};
+
+use super::super::Qcow2;
+use super::super::layout::L1Entry;
+use super::change::find;
+
+impl Qcow2 {
+    /// Shows what a snapshot holds, size included.
+    pub(super) async fn show_snapshot(&self, id: &str) -> Result<()> {
+        self.check_usable()?;
+        if !self.is_read_only() {
+            return Err(Error::from_errno(13));
+        }
+        let snapshot = find(self.snapshot_list().await?, id)?.1;
+        snapshot.check_l1(self.geometry)?;
+        let l1 = self.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
+        self.l2.clear();
+        let count = u64::try_from(l1.len()).unwrap_or(u64::MAX);
+        for (index, entry) in (0_u64..).zip(l1) {
+            // As for the active one: an entry that has flags alone refers to no table.
+            let refers = entry.l2_offset(self.geometry) != Ok(None);
+            let word = if refers { entry.0 } else { L1Entry::EMPTY.0 };
+            self.l1.get_or_make(index).store(word, Release);
+        }
+        for index in count..self.l1_entries() {
+            self.l1.get_or_make(index).store(0, Release);
+        }
+        self.l1_offset.store(snapshot.l1_offset, Release);
+        self.l1_entries.store(count, Release);
+        if let Some(size) = snapshot.size {
+            self.size.store(size, Release);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! VM state: guest clusters behind the disk ("Snapshots": the VM state is stored behind the virtual disk).
+//!
+//! They are reached by the same L1 and L2 tables as the disk and allocated, shared and counted like any other guest
+//! clusters, so that snapshots keep them without further ado. The area begins where the L1 entries that the disk needs
+//! end; a resize moves that place, and gives up what was there.
+
+use oxblk_core::vm_state::VmState;
+use oxblk_core::{BoxFuture, Error, Result};
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use super::Qcow2;
+use super::layout::L1Entry;
+use super::lookup::Extent;
+use super::snapshots::Pass;
+
+/// Guest offsets are below this, in bytes.
+const MAX_OFFSET: u64 = 1 << 63;
+
+impl Qcow2 {
+    /// Where a range of the VM state lies among the guest offsets.
+    fn vm_state_place(&self, offset: u64, len: usize) -> Result<u64> {
+        let place = self.vm_state_offset().checked_add(offset);
+        let len = u64::try_from(len).unwrap_or(u64::MAX);
+        let end = place.and_then(|place| place.checked_add(len)).filter(|end| *end <= MAX_OFFSET);
+        match (place, end) {
+            (Some(place), Some(_)) => Ok(place),
+            _ => Err(Error::from_errno(27)),
+        }
+    }
+
+    async fn save_vm_state(&self, offset: u64, data: IoBuf) -> Result<()> {
+        self.check_writable()?;
+        let place = self.vm_state_place(offset, data.len())?;
+        let Some(last) = u64::try_from(data.len()).unwrap_or(u64::MAX).checked_sub(1) else {
+            return Ok(());
+        };
+        let entries = self.l1_index(place.saturating_add(last)).saturating_add(1);
+        self.grow_l1_to(Some(entries)).await?;
+        self.write_guest(place, data).await
+    }
+
+    async fn load_vm_state(&self, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
+        self.check_usable()?;
+        let place = self.vm_state_place(offset, buf.len())?;
+        let mut done = 0_usize;
+        while done < buf.len() {
+            let at = place.saturating_add(u64::try_from(done).unwrap_or(0));
+            let left = u64::try_from(buf.len() - done).unwrap_or(u64::MAX);
+            let extent = self.extent(at, left).await?;
+            let len = usize::try_from(extent.len()).unwrap_or(usize::MAX);
+            let end = done.saturating_add(len).min(buf.len());
+            let Some(piece) = buf.get_mut(done..end) else { break };
+            // The backing file has no part in it.
+            if matches!(extent, Extent::Unallocated { .. }) {
+                piece.fill(0);
+            } else {
+                piece.copy_from_slice(&self.read_guest(at, IoBufMut::new(piece.len())).await?);
+            }
+            done = end;
+        }
+        Ok(buf)
+    }
+
+    /// Gives up the VM state of the active state: its L1 entries go first, then the refcounts of what they referred to.
+    /// Core has drained the node.
+    pub(super) async fn forget_vm_state(&self) -> Result<()> {
+        let first = self.geometry.l1_entries_for(self.size()).unwrap_or(u64::MAX);
+        let indices = first..self.l1_entries().max(first);
+        let l1: Vec<L1Entry> = indices.clone().map(|index| self.l1_entry(index)).collect();
+        if l1.iter().all(|entry| *entry == L1Entry::EMPTY) {
+            return Ok(());
+        }
+        self.write_back(true).await?;
+        let reach = self.reach(&l1, Pass::Leave).await?;
+        for index in indices {
+            self.set_l1_entry(index, L1Entry::EMPTY);
+        }
+        self.l2.clear();
+        self.write_back(true).await?;
+        self.lower_reach(&reach).await.map(drop)
+    }
+}
+
+impl VmState for Qcow2 {
+    fn save(&self, offset: u64, data: IoBuf) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.save_vm_state(offset, data))
+    }
+
+    fn load(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
+        Box::pin(self.load_vm_state(offset, buf))
+    }
+}
