@@ -9,9 +9,11 @@ use oxblk_core::{DriverTable, Error, Graph, OpenFlags, Options, Result};
 use oxblk_formats::qcow2::QCOW2;
 use oxblk_protocols::file::FILE;
 use oxblk_ring::block_on;
+use oxblk_tests::differential::Differential;
 use oxblk_tests::hostile::image::Image;
 use oxblk_tests::panic_text;
 use oxblk_tests::program::Program;
+use oxblk_tests::program::Tool::Img;
 
 static DRIVERS: DriverTable = &[QCOW2, &FILE];
 
@@ -258,6 +260,18 @@ const SNAPSHOT_FAULTS: &[Fault] = &[
         i.put32(60, 200);
         i.put64(64, 0x5_0000);
     }),
+    ("snapshots more than can be", |i, _| i.put32(60, 65_536 + 77)),
+    ("snapshot table unaligned", |i, p| i.put64(64, p.snapshots as u64 + 8)),
+];
+
+/// Faults of the snapshot table itself whose repair is told word for word as QEMU tells it.
+const MENDED_SNAPSHOT_FAULTS: &[Fault] = &[
+    ("snapshot with too much extra data", |i, p| i.put32(p.snapshots + 36, 2000)),
+    ("snapshot with far too much extra data", |i, p| i.put32(p.snapshots + 36, u32::MAX)),
+    ("one snapshot more", |i, _| i.put32(60, 3)),
+    ("snapshot L1 past the end", |i, p| i.put64(p.snapshots, FAR)),
+    ("snapshot L1 unaligned", |i, p| i.put64(p.snapshots, 0x200)),
+    ("snapshot L1 too large", |i, p| i.put32(p.snapshots + 8, 1 << 23)),
 ];
 
 fn damaged(faults: &[Fault]) {
@@ -322,6 +336,35 @@ fn what_qemu_repairs_in_tables_is_repaired() {
 #[test]
 fn what_qemu_repairs_in_refcounts_is_repaired() {
     repaired(REFCOUNT_FAULTS);
+}
+
+#[test]
+fn what_qemu_repairs_in_snapshot_tables_is_repaired() {
+    repaired(SNAPSHOT_FAULTS);
+}
+
+#[test]
+fn the_repair_of_snapshot_tables_is_told_as_qemu_tells_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let good = std::fs::read(make(scratch.path(), "")).unwrap();
+    let mut failures = Vec::new();
+    for (name, spoil) in MENDED_SNAPSHOT_FAULTS {
+        let mut image = Image::new(good.clone());
+        let places = Places::of(&image);
+        spoil(&mut image, &places);
+        for fix in ["leaks", "all"] {
+            let both = Differential::new();
+            both.file("a.qcow2", image.bytes());
+            let compare = || {
+                both.same(Img, &["check", "-r", fix, "a.qcow2"]);
+                both.same(Img, &["snapshot", "-l", "a.qcow2"]);
+            };
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(compare));
+            let failed = outcome.err().map(|panic| format!("{name}: {}", panic_text(&*panic)));
+            failures.extend(failed);
+        }
+    }
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
 
 #[test]

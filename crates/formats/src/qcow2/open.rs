@@ -114,6 +114,7 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     if !context.flags.check {
         header.require_refcounts()?;
         header.require_bitmaps()?;
+        header.require_snapshots()?;
     }
     if !context.flags.check && !context.flags.read_only {
         header.require_writable()?;

@@ -61,6 +61,7 @@ impl Qcow2 {
         let header = read_header(&file).await?;
         header.require_refcounts()?;
         header.require_bitmaps()?;
+        header.require_snapshots()?;
         header.require_writable()?;
         if let Some(reason) = only_readable(&header) {
             return Err(Error::new(ErrorKind::Denied, reason).errno(13));

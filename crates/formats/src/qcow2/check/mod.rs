@@ -24,10 +24,11 @@ mod entries;
 mod rebuild;
 mod refcounts;
 mod repair;
+mod snapshot_table;
 mod snapshots;
 mod walk;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use oxblk_core::check::{CheckReport, Fix};
 use oxblk_core::{ChildIdx, Edge, Error, Result};
@@ -39,6 +40,7 @@ use super::Qcow2;
 use super::layout::{Geometry, Header, refcount_max};
 use super::open::read_header;
 use super::reach::References;
+use snapshot_table::Mended;
 
 /// Checks the image in `file`, and repairs what `fix` allows. Each finding is told to `say` as it comes.
 ///
@@ -118,6 +120,12 @@ struct Checker<'a> {
     patches: Vec<(u64, u64)>,
     /// The bitmap directory to be written, where it must change.
     new_bitmaps: Option<bitmaps::NewDirectory>,
+    /// The snapshot table that is to replace the one of the image.
+    mended: Option<Mended>,
+    /// Clusters whose refcounts are changed by the repair of something else, so that they are not told of.
+    untold: BTreeSet<u64>,
+    /// Refcount table indices whose block is none, or not one alone: it is not written to.
+    unfit_blocks: HashSet<u64>,
 }
 
 impl<'a> Checker<'a> {
@@ -152,6 +160,9 @@ impl<'a> Checker<'a> {
             structure: Vec::new(),
             patches: Vec::new(),
             new_bitmaps: None,
+            mended: None,
+            untold: BTreeSet::new(),
+            unfit_blocks: HashSet::new(),
         }
     }
 
@@ -167,6 +178,21 @@ impl<'a> Checker<'a> {
         self.corrupt(finding);
         self.broken_structure = self.broken_structure.saturating_add(1);
         self.rebuild = true;
+    }
+
+    /// Tells a corruption of the refcount block of this table index, which is not written to then.
+    fn unfit_block(&mut self, index: u64, finding: &str) {
+        self.must_rebuild(finding);
+        self.unfit_blocks.insert(index);
+    }
+
+    /// Whether there is a block that has the refcount of a cluster, fit to be changed.
+    fn has_block(&self, cluster: u64) -> bool {
+        let index = cluster / self.geometry.refcounts_per_block();
+        let entry = usize::try_from(index).ok().and_then(|at| self.refcount_table.get(at));
+        entry.is_some_and(|entry| *entry != 0)
+            && !self.unfit_blocks.contains(&index)
+            && !self.unreadable_blocks.contains(&index)
     }
 
     /// Tells that a refcount cannot be read.

@@ -26,6 +26,13 @@ struct Layout {
     table_clusters: u64,
 }
 
+impl Layout {
+    fn clusters(&self) -> impl Iterator<Item = u64> + '_ {
+        let table = self.table..self.table.saturating_add(self.table_clusters);
+        self.blocks.values().copied().chain(table)
+    }
+}
+
 /// Finds room for them.
 struct Room {
     /// The next cluster of the file to look at.
@@ -37,18 +44,30 @@ struct Room {
 impl Checker<'_> {
     /// Writes new refcounts and has the header name them.
     pub(super) async fn rebuild_refcounts(&mut self) -> Result<()> {
-        let old_table = std::mem::take(&mut self.refcount_table);
         let layout = self.lay_out()?;
         // From here on they count for nothing; they are not overwritten, as room was found before.
-        for cluster in std::mem::take(&mut self.structure) {
-            self.references.remove(cluster);
+        let structure = std::mem::take(&mut self.structure);
+        for cluster in &structure {
+            self.references.remove(*cluster);
         }
-        self.write_blocks(&layout, &old_table).await?;
-        self.write_table(&layout).await?;
-        self.file.flush().await?;
-        self.name_table(&layout).await?;
+        if let Err(error) = self.write_anew(&layout).await {
+            // All is as it was.
+            layout.clusters().for_each(|cluster| self.references.remove(cluster));
+            for cluster in &structure {
+                self.references.add(*cluster, 1, Claim::None);
+            }
+            self.structure = structure;
+            return Err(error);
+        }
         self.refcounts_mended(&layout);
         Ok(())
+    }
+
+    async fn write_anew(&mut self, layout: &Layout) -> Result<()> {
+        self.write_blocks(layout).await?;
+        self.write_table(layout).await?;
+        self.file.flush().await?;
+        self.name_table(layout).await
     }
 
     /// The table indices of all clusters that have references, or of the whole file if some may be unknown.
@@ -133,7 +152,7 @@ impl Checker<'_> {
         start
     }
 
-    async fn write_blocks(&mut self, layout: &Layout, old_table: &[u64]) -> Result<()> {
+    async fn write_blocks(&mut self, layout: &Layout) -> Result<()> {
         let (per_block, order) =
             (self.geometry.refcounts_per_block(), self.geometry.refcount_order);
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
@@ -141,7 +160,7 @@ impl Checker<'_> {
             let start = index.saturating_mul(per_block);
             let mut block = IoBufMut::zeroed(len);
             if !self.complete {
-                self.keep_old_refcounts(*index, old_table, &mut block).await;
+                self.keep_old_refcounts(*index, &mut block).await;
             }
             for (cluster, referred) in
                 self.references.in_range(start..start.saturating_add(per_block))
@@ -158,11 +177,12 @@ impl Checker<'_> {
     }
 
     /// Fills a new block with the refcounts of the old one; without one, all clusters of the file are in use.
-    async fn keep_old_refcounts(&self, index: u64, old_table: &[u64], block: &mut IoBufMut) {
+    async fn keep_old_refcounts(&self, index: u64, block: &mut IoBufMut) {
         let per_block = self.geometry.refcounts_per_block();
         let known =
             !self.broken_blocks.contains(&index) && !self.unreadable_blocks.contains(&index);
-        let entry = usize::try_from(index).ok().and_then(|index| old_table.get(index)).copied();
+        let table = &self.refcount_table;
+        let entry = usize::try_from(index).ok().and_then(|index| table.get(index)).copied();
         let offset = entry.map_or(0, |entry| RefcountTableEntry(entry).raw_offset());
         if known
             && offset != 0
@@ -214,6 +234,7 @@ impl Checker<'_> {
         self.refcount_table = (0..=last).map(offset).collect();
         self.broken_blocks.clear();
         self.unreadable_blocks.clear();
+        self.unfit_blocks.clear();
         let mended = self.too_low.saturating_add(self.broken_structure);
         (self.too_low, self.broken_structure) = (0, 0);
         self.corruptions_mended(mended);

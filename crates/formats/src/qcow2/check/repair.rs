@@ -28,19 +28,27 @@ impl Checker<'_> {
     pub(super) async fn repair(&mut self) -> Result<()> {
         self.write_patches().await?;
         self.write_new_bitmaps().await?;
+        if self.fix == Fix::All {
+            self.place_snapshots().await?;
+        }
         if self.rebuild {
             if self.fix != Fix::All {
                 (self.say)("ERROR need to rebuild refcount structures");
                 return Err(Error::from_errno(5));
             }
             (self.say)("Rebuilding refcount structure");
-            self.rebuild_refcounts().await?;
-        } else if self.fix == Fix::All && self.too_low > 0 {
-            let raised = self.change_refcounts(Change::Raise).await?;
-            self.too_low = self.too_low.saturating_sub(raised);
-            self.corruptions_mended(raised);
+            if let Err(error) = self.rebuild_refcounts().await {
+                self.failed(&format!("ERROR failed to rebuild the refcounts: {error}"));
+                // What the old structures have room for is mended in its place. Nothing is lowered: they may overlap.
+                self.raise_refcounts().await?;
+                self.complete = false;
+            }
+        } else if self.fix == Fix::All && (self.too_low > 0 || self.mended.is_some()) {
+            self.raise_refcounts().await?;
         }
-        if self.report.leaks > 0 && self.complete {
+        let renamed = self.mended.is_some();
+        self.name_snapshots().await?;
+        if (self.report.leaks > 0 || renamed) && self.complete {
             let lowered = self.change_refcounts(Change::Lower).await?;
             self.report.leaks = self.report.leaks.saturating_sub(lowered);
             self.report.leaks_fixed = self.report.leaks_fixed.saturating_add(lowered);
@@ -55,6 +63,13 @@ impl Checker<'_> {
         if (self.report.corruptions, self.report.check_errors) == (0, 0) {
             self.mark_clean().await?;
         }
+        Ok(())
+    }
+
+    async fn raise_refcounts(&mut self) -> Result<()> {
+        let raised = self.change_refcounts(Change::Raise).await?;
+        self.too_low = self.too_low.saturating_sub(raised);
+        self.corruptions_mended(raised);
         Ok(())
     }
 
@@ -84,8 +99,15 @@ impl Checker<'_> {
         let end = self.clusters_counted();
         let mut changed = 0_u64;
         for (index, offset) in self.blocks_to_read(end) {
-            let mut block = self.read_block(offset).await?;
-            let before = changed;
+            if self.unfit_blocks.contains(&index) {
+                continue;
+            }
+            let mut block = match self.read_block(offset).await {
+                Ok(block) => block,
+                // Told when it was compared.
+                Err(_) => continue,
+            };
+            let (mut lines, mut dirty) = (Vec::new(), false);
             let start = index.saturating_mul(per_block);
             for (at, cluster) in (0_u64..).zip(start..start.saturating_add(per_block).min(end)) {
                 let refcount = refcount_get(&block, at, order).unwrap_or(0);
@@ -97,13 +119,23 @@ impl Checker<'_> {
                 if !wanted || refcount_set(&mut block, at, order, count).is_err() {
                     continue;
                 }
+                dirty = true;
+                if !self.untold.contains(&cluster) {
+                    lines.push((cluster, refcount, count));
+                }
+            }
+            if !dirty {
+                continue;
+            }
+            if let Err(error) = self.file.write(offset, block.into(), WriteFlags::empty()).await {
+                self.failed(&format!("ERROR writing refcount block {index} failed: {error}"));
+                continue;
+            }
+            for (cluster, refcount, count) in lines {
                 (self.say)(&format!(
                     "Repairing cluster {cluster} refcount={refcount} reference={count}"
                 ));
                 changed = changed.saturating_add(1);
-            }
-            if changed > before {
-                self.file.write(offset, block.into(), WriteFlags::empty()).await?;
             }
         }
         self.file.flush().await?;

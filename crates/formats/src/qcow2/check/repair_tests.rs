@@ -7,8 +7,8 @@ use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
 use oxblk_ring::{File, IoBufMut};
 
 use super::check;
-use super::tests::{BLOCK, CLUSTER, DATA, Image, L1, L2, TABLE, offset};
-use crate::qcow2::layout::{Header, L1Entry, L2Entry, refcount_set};
+use super::tests::{BLOCK, CLUSTER, DATA, Image, L1, L2, SNAPSHOTS, TABLE, offset};
+use crate::qcow2::layout::{Header, L1Entry, L2Entry, refcount_get, refcount_set};
 
 static DRIVERS: DriverTable = &[&file::FILE];
 
@@ -41,6 +41,14 @@ const FAULTS: &[Fault] = &[
     ("entries that do not claim their clusters", |image| {
         image.put(L1, offset(L2));
         image.put(L2, offset(DATA));
+    }),
+    ("a snapshot table with too much extra data", |image| {
+        image.with_snapshot();
+        image.put(SNAPSHOTS + 32, 2000);
+    }),
+    ("a snapshot table with an entry that is incomplete", |image| {
+        image.with_snapshot();
+        image.put(SNAPSHOTS + 32, 0);
     }),
     ("a dirty image", |image| {
         image.bytes[79] = 1;
@@ -154,6 +162,38 @@ fn a_full_disk_does_not_keep_refcounts_from_being_rebuilt_where_there_is_room_in
     assert_eq!(report.corruptions, 0);
     assert_eq!(disk.len(), offset(10 * CLUSTER));
     assert_whole(&disk, "a full disk");
+}
+
+#[test]
+fn a_full_disk_keeps_nothing_from_being_mended_that_needs_no_room() {
+    // The first block cannot be where it is said to be; the second is fine, and has a refcount that is too low.
+    let mut bytes = vec![0_u8; 300 * 512];
+    let mut put = |at: usize, value: u64| bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+    put(0, 0x5146_49fb_0000_0003);
+    put(16, 9);
+    put(24, 1 << 20);
+    put(32, 32);
+    put(40, 512);
+    put(48, 1024);
+    put(56, 1 << 32);
+    put(96, (6 << 32) | 104);
+    put(1024, 1 << 40);
+    put(1024 + 8, 1536);
+    put(512, L1Entry::new(2048).0);
+    put(2048, L2Entry::data(offset(100 * 512)).0);
+    let disk = Disk::from_bytes(1, &bytes);
+    let range = Some(offset(300 * 512)..u64::MAX);
+    let full = FailRule { op: FaultOp::Write, nth: None, range, errno: 28, once: false };
+    // Nor is there room inside.
+    let inside = FailRule { range: Some(2560..51_200), ..full.clone() };
+    disk.set_faults(Faults { fail: vec![full, inside], ..Faults::default() });
+    let report = checked(&disk, Fix::All).unwrap();
+    assert!(report.check_errors > 0, "the full disk was not told of");
+    let block = &disk.bytes()[1536..2048];
+    assert_eq!(refcount_get(block, 100 - 64, 6), Some(1), "what there was room for was not mended");
+    disk.set_faults(Faults::default());
+    let report = checked(&disk, Fix::All).unwrap();
+    assert_eq!((report.corruptions, report.leaks, report.check_errors), (0, 0, 0));
 }
 
 #[test]

@@ -1,9 +1,14 @@
-//! The snapshot table ("Snapshots").
+//! The snapshot table ("Snapshots"): reading it, broken or not.
 
+use oxblk_core::check::Fix;
 use oxblk_core::{Error, Result};
+use oxblk_ring::IoBufMut;
 
 use super::Checker;
-use crate::qcow2::layout::{MAX_L1_BYTES, Snapshot};
+use crate::qcow2::layout::{
+    Excess, MAX_EXTRA, MAX_L1_BYTES, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, SNAPSHOT_HEAD,
+    Snapshot, parse_snapshot,
+};
 use crate::qcow2::snapshots::{TablePlace, visit_snapshots};
 
 /// Extra data that version 3 images must have in each entry, in bytes.
@@ -15,23 +20,118 @@ pub(super) struct Snapshots {
     pub(super) list: Vec<Snapshot>,
     /// Bytes in the snapshot table.
     pub(super) table_bytes: u64,
+    /// Faults of the table that are gone once it is written anew.
+    pub(super) faults: u64,
 }
 
 impl Checker<'_> {
-    /// Reads the snapshot table; behind the end of the file it reads as zeroes.
+    /// Reads the snapshot table; behind the end of the file it reads as zeroes. Where everything is to be repaired, what
+    /// is wrong with it is left out.
     pub(super) async fn read_snapshots(&mut self) -> Result<Snapshots> {
+        let count = self.header.snapshot_count;
+        if let Err(error) = self.header.require_snapshots()
+            && (self.fix != Fix::All || count <= MAX_SNAPSHOTS)
+        {
+            return Err(self.impossible_table(&error));
+        }
+        let mut snapshots = match self.fix {
+            Fix::All => self.read_what_can_be().await?,
+            _ => self.read_table_as_it_is().await?,
+        };
+        for (index, snapshot) in snapshots.list.iter_mut().enumerate() {
+            if self.header.version < 3 || snapshot.extra.len() >= V3_EXTRA {
+                continue;
+            }
+            let finding = format!("snapshot table entry {index} is incomplete");
+            if self.fix == Fix::All {
+                (self.say)(&format!("Repairing {finding}"));
+                snapshot.size = snapshot.size.or(Some(self.header.size));
+                snapshots.faults = snapshots.faults.saturating_add(1);
+            } else {
+                self.corrupt(&format!("ERROR {finding}"));
+            }
+        }
+        Ok(snapshots)
+    }
+
+    async fn read_table_as_it_is(&mut self) -> Result<Snapshots> {
         let mut list = Vec::new();
         let visited =
             visit_snapshots(self.file, TablePlace::of(self.header), |snapshot| list.push(snapshot))
                 .await;
         let table_bytes = visited.map_err(|error| self.broken_table(&error))?;
-        let snapshots = Snapshots { list, table_bytes };
-        for (index, snapshot) in snapshots.list.iter().enumerate() {
-            if self.header.version >= 3 && snapshot.extra.len() < V3_EXTRA {
-                self.corrupt(&format!("ERROR snapshot table entry {index} is incomplete"));
+        Ok(Snapshots { list, table_bytes, faults: 0 })
+    }
+
+    /// All entries that a table can have, without extra data that is too long.
+    async fn read_what_can_be(&mut self) -> Result<Snapshots> {
+        let count = self.header.snapshot_count;
+        let mut snapshots = Snapshots::default();
+        if count > MAX_SNAPSHOTS {
+            let over = count - MAX_SNAPSHOTS;
+            (self.say)(&format!("Discarding {over} overhanging snapshots"));
+            snapshots.faults = over.into();
+        }
+        for index in 0..count.min(MAX_SNAPSHOTS) {
+            let offset = self.header.snapshots_offset.saturating_add(snapshots.table_bytes);
+            let (snapshot, len, excess) = self.read_entry(offset).await?;
+            let end = snapshots.table_bytes.saturating_add(len);
+            if end > MAX_SNAPSHOT_TABLE_BYTES {
+                let over = count.min(MAX_SNAPSHOTS) - index;
+                (self.say)(&format!(
+                    "Discarding {over} overhanging snapshots (snapshot table is too big)"
+                ));
+                snapshots.faults = snapshots.faults.saturating_add(over.into());
+                break;
             }
+            if let Some(excess) = excess {
+                (self.say)(&format!(
+                    "Discarding too much extra metadata in snapshot table entry {index} ({} > {MAX_EXTRA})",
+                    excess.extra
+                ));
+                snapshots.faults = snapshots.faults.saturating_add(1);
+            }
+            snapshots.table_bytes = end;
+            snapshots.list.push(snapshot);
         }
         Ok(snapshots)
+    }
+
+    /// The entry at `offset`, its length in the table, and what it has too much of.
+    async fn read_entry(&self, offset: u64) -> Result<(Snapshot, u64, Option<Excess>)> {
+        let head = self.read_or_zeroes(offset, SNAPSHOT_HEAD).await?;
+        let excess = Excess::of(&head);
+        let bytes = match &excess {
+            Some(excess) => {
+                let at = offset.saturating_add(excess.names_at);
+                let names = self.read_or_zeroes(at, excess.names_len).await?;
+                Excess::removed(&head, &names)
+            }
+            // An entry that is no longer than it may be.
+            None => self.read_or_zeroes(offset, LONGEST).await?.to_vec(),
+        };
+        let (snapshot, len) = parse_snapshot(&bytes)?.ok_or_else(|| Error::from_errno(27))?;
+        Ok((snapshot, excess.map_or(len, |excess| excess.entry_len()), excess))
+    }
+
+    async fn read_or_zeroes(&self, offset: u64, len: usize) -> Result<IoBufMut> {
+        if offset >= self.file.size() {
+            return Ok(IoBufMut::zeroed(len));
+        }
+        self.file.read(offset, IoBufMut::new(len)).await
+    }
+
+    /// The header speaks of a table that cannot be.
+    fn impossible_table(&self, error: &Error) -> Error {
+        let text = error.to_string().replacen('S', "s", 1);
+        (self.say)(&format!("ERROR {text}"));
+        let over = self.header.snapshot_count.saturating_sub(MAX_SNAPSHOTS);
+        if over > 0 {
+            (self.say)(&format!(
+                "You can force-remove all {over} overhanging snapshots with qemu-img check -r all"
+            ));
+        }
+        Error::from_errno(error.raw_errno())
     }
 
     /// Without a snapshot table nothing can be told of the refcounts.
@@ -63,3 +163,6 @@ impl Checker<'_> {
         true
     }
 }
+
+/// Bytes of an entry whose parts are as long as they can be.
+const LONGEST: usize = 133_120;

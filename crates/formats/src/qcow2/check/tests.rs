@@ -18,6 +18,8 @@ pub(super) const BLOCK: usize = 2 * CLUSTER;
 pub(super) const L1: usize = 3 * CLUSTER;
 pub(super) const L2: usize = 4 * CLUSTER;
 pub(super) const DATA: usize = 5 * CLUSTER;
+/// The snapshot table, where there is one.
+pub(super) const SNAPSHOTS: usize = 8 * CLUSTER;
 const COPIED: u64 = 1 << 63;
 
 pub(super) struct Image {
@@ -52,6 +54,19 @@ impl Image {
         let packed = L2Entry::compressed(geometry, offset(DATA + 2 * CLUSTER), 700).unwrap();
         image.put(L2 + 16, packed.0);
         image
+    }
+
+    /// Adds a snapshot, whose L1 table is empty.
+    pub(super) fn with_snapshot(&mut self) {
+        self.bytes.resize(SNAPSHOTS + 2 * CLUSTER, 0);
+        (8..10).for_each(|cluster| self.set_refcount(cluster, 1));
+        self.bytes[63] = 1;
+        self.put(64, offset(SNAPSHOTS));
+        self.put(SNAPSHOTS, offset(SNAPSHOTS + CLUSTER));
+        self.put(SNAPSHOTS + 8, 1 << 32 | 1 << 16 | 4);
+        self.put(SNAPSHOTS + 32, 16);
+        self.put(SNAPSHOTS + 48, 1 << 20);
+        self.bytes[SNAPSHOTS + 56..SNAPSHOTS + 61].copy_from_slice(b"1name");
     }
 
     pub(super) fn put(&mut self, at: usize, value: u64) {

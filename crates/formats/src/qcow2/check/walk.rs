@@ -8,6 +8,7 @@ use oxblk_core::check::Fix;
 use oxblk_ring::IoBufMut;
 
 use super::Checker;
+use super::snapshot_table::Mended;
 use super::snapshots::Snapshots;
 use crate::qcow2::layout::{ExtendedEntry, L1Entry, L2Entry, RefcountTableEntry, Snapshot};
 use crate::qcow2::reach::{Claim, Piece, pieces, read_tables};
@@ -35,6 +36,11 @@ impl<'a> Checker<'a> {
         self.refer(self.header.snapshots_offset, snapshots.table_bytes, 1, Claim::None);
         if let Some(crypto) = self.header.extensions.crypto {
             self.refer(crypto.offset, crypto.length, 1, Claim::None);
+        }
+        if snapshots.faults > 0 {
+            let first = self.geometry.cluster_index(self.header.snapshots_offset);
+            let old = (first, self.geometry.clusters_for(snapshots.table_bytes));
+            self.mended = Some(Mended::new(&snapshots, old));
         }
         self.count_bitmaps().await;
         self.count_refcount_structures().await
@@ -331,27 +337,29 @@ impl<'a> Checker<'a> {
             let entry = RefcountTableEntry(entry);
             let offset = entry.raw_offset();
             if entry.reserved() != 0 {
-                self.must_rebuild(&format!(
-                    "ERROR refcount table entry {index} has reserved bits set"
-                ));
+                let finding = format!("ERROR refcount table entry {index} has reserved bits set");
+                self.unfit_block(index, &finding);
                 continue;
             }
             if !self.geometry.is_aligned(offset) {
-                self.must_rebuild(&format!(
+                let finding = format!(
                     "ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted"
-                ));
+                );
+                self.unfit_block(index, &finding);
                 self.broken_blocks.insert(index);
                 continue;
             }
             if offset >= file_end {
-                self.must_rebuild(&format!("ERROR refcount block {index} is outside image"));
+                let finding = format!("ERROR refcount block {index} is outside image");
+                self.unfit_block(index, &finding);
                 continue;
             }
             let cluster = self.geometry.cluster_index(offset);
             self.refer_to_structure(offset, size);
             let count = self.references.get(cluster).count();
             if count != 1 {
-                self.must_rebuild(&format!("ERROR refcount block {index} refcount={count}"));
+                let finding = format!("ERROR refcount block {index} refcount={count}");
+                self.unfit_block(index, &finding);
             }
         }
         Ok(())

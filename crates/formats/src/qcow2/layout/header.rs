@@ -96,9 +96,9 @@ pub struct Header {
     pub refcount_table_offset: u64,
     /// Clusters of the refcount table, at most [`MAX_REFCOUNT_TABLE_BYTES`] together.
     pub refcount_table_clusters: u32,
-    /// Entries of the snapshot table, at most [`MAX_SNAPSHOTS`].
+    /// Entries of the snapshot table; see [`Header::require_snapshots`].
     pub snapshot_count: u32,
-    /// Cluster-aligned byte offset of the snapshot table.
+    /// Byte offset of the snapshot table; see [`Header::require_snapshots`].
     pub snapshots_offset: u64,
     /// Features that must be understood.
     pub incompatible: Incompatible,
@@ -225,6 +225,21 @@ impl Header {
             Some(text) => fault(text.clone()),
             None => Ok(()),
         }
+    }
+
+    /// Refuses what only `check` may open: a snapshot table that cannot be where, or as large as, it is said to be.
+    ///
+    /// # Errors
+    /// In the words of QEMU's tools.
+    pub fn require_snapshots(&self) -> Result<()> {
+        check_table(
+            self.geometry,
+            self.snapshots_offset,
+            self.snapshot_count.into(),
+            SNAPSHOT_ENTRY,
+            SNAPSHOT_ENTRY * u64::from(MAX_SNAPSHOTS),
+            "Snapshot table",
+        )
     }
 
     /// Refuses to write to an image that is marked corrupt.
@@ -425,14 +440,6 @@ fn check_tables(raw: &RawHeader, geometry: Geometry) -> Result<()> {
         geometry.cluster_size(),
         MAX_REFCOUNT_TABLE_BYTES,
         "Reference count table",
-    )?;
-    check_table(
-        geometry,
-        raw.snapshots_offset.get(),
-        raw.nb_snapshots.get().into(),
-        SNAPSHOT_ENTRY,
-        SNAPSHOT_ENTRY * u64::from(MAX_SNAPSHOTS),
-        "Snapshot table",
     )?;
     check_table(
         geometry,

@@ -36,5 +36,8 @@ pub use header::{
 };
 pub use raw::field_offsets;
 pub use refcount::{RefcountError, refcount_get, refcount_max, refcount_set};
-pub use snapshot::{MAX_SNAPSHOT_TABLE_BYTES, Snapshot, encode_snapshot, parse_snapshot};
+pub use snapshot::{
+    Excess, MAX_EXTRA, MAX_SNAPSHOT_TABLE_BYTES, SNAPSHOT_HEAD, Snapshot, encode_snapshot,
+    parse_snapshot,
+};
 pub use subclusters::{ExtendedEntry, SUBCLUSTERS, Subcluster, Subclusters, l2_table};

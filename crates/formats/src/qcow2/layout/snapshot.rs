@@ -9,7 +9,11 @@ use super::Geometry;
 /// Largest snapshot table that is accepted, in bytes.
 pub const MAX_SNAPSHOT_TABLE_BYTES: u64 = 1024 * super::MAX_SNAPSHOTS as u64;
 /// Most extra data of one entry, in bytes.
-const MAX_EXTRA: u32 = 1024;
+pub const MAX_EXTRA: u32 = 1024;
+/// Extra data that is known, in bytes.
+const KNOWN_EXTRA: u32 = 24;
+/// Bytes from the start of an entry that hold all that is known of it but id and name.
+pub const SNAPSHOT_HEAD: usize = size_of::<RawSnapshot>() + KNOWN_EXTRA as usize;
 
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -149,9 +153,61 @@ pub fn parse_snapshot(bytes: &[u8]) -> Result<Option<(Snapshot, u64)>> {
     Ok(Some((snapshot, (len as u64).next_multiple_of(8))))
 }
 
+/// What an entry with too much extra data has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Excess {
+    /// Bytes of extra data.
+    pub extra: u32,
+    /// Where id and name begin, in bytes from the start of the entry.
+    pub names_at: u64,
+    /// Bytes of id and name together.
+    pub names_len: usize,
+}
+
+impl Excess {
+    /// Looks at an entry that begins with `head`; `None` if its extra data is not too long.
+    pub fn of(head: &[u8]) -> Option<Self> {
+        let (raw, _) = RawSnapshot::read_from_prefix(head).ok()?;
+        let extra = raw.extra_size.get();
+        let names_len = usize::from(raw.id_len.get()) + usize::from(raw.name_len.get());
+        let names_at = size_of::<RawSnapshot>() as u64 + u64::from(extra);
+        (extra > MAX_EXTRA).then_some(Self { extra, names_at, names_len })
+    }
+
+    /// The entry's length in bytes, padding included.
+    pub fn entry_len(&self) -> u64 {
+        (self.names_at + self.names_len as u64).next_multiple_of(8)
+    }
+
+    /// The entry with no more than the extra data that is known.
+    pub fn removed(head: &[u8], names: &[u8]) -> Vec<u8> {
+        let mut bytes = head.get(..SNAPSHOT_HEAD).unwrap_or_default().to_vec();
+        if let Ok((raw, _)) = RawSnapshot::mut_from_prefix(&mut bytes) {
+            raw.extra_size = KNOWN_EXTRA.into();
+        }
+        bytes.extend(names);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn extra_data_that_is_too_long_can_be_removed() {
+        let mut bytes = entry(2000, b"1", b"before");
+        let excess = Excess::of(&bytes).unwrap();
+        assert_eq!((excess.extra, excess.entry_len()), (2000, bytes.len() as u64));
+        let names = bytes.split_off(usize::try_from(excess.names_at).unwrap());
+        let removed = Excess::removed(&bytes, &names[..excess.names_len]);
+        let (snapshot, len) = parse_snapshot(&removed).unwrap().unwrap();
+        assert_eq!(len, removed.len() as u64);
+        assert_eq!((snapshot.id.as_str(), snapshot.name.as_str()), ("1", "before"));
+        assert_eq!((snapshot.vm_state_size, snapshot.size), (1, Some(2)));
+        assert_eq!(Excess::of(&entry(1024, b"", b"")), None);
+    }
 
     fn entry(extra: u32, id: &[u8], name: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
