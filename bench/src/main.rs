@@ -5,6 +5,7 @@
 //! and as JSON.
 
 mod engine;
+mod metadata;
 mod nbd;
 mod report;
 mod tools;
@@ -19,6 +20,7 @@ type Case = (&'static str, &'static str, fn(&[String]) -> CaseResult);
 
 const CASES: &[Case] = &[
     ("engine", "4 KiB random reads at depth 32: the engine, a bare ring, compio, fio", engine::run),
+    ("metadata", "check and snapshots of a disk of 1 TiB: oxblk img, qemu-img", metadata::run),
     ("nbd", "fio over NBD: oxblk serve, qemu-nbd", nbd::run),
     ("tools", "convert, bench, compare and their memory: oxblk img, qemu-img", tools::run),
 ];

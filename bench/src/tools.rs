@@ -160,18 +160,32 @@ impl Drop for Bench {
 }
 
 /// Time and peak memory of one run.
-struct Run {
-    seconds: f64,
+pub(crate) struct Run {
+    pub(crate) seconds: f64,
     /// Of all cores, in the program and in the kernel for it.
-    processor_seconds: f64,
-    peak_kib: f64,
+    pub(crate) processor_seconds: f64,
+    pub(crate) peak_kib: f64,
 }
 
 /// What was measured of a case, ours first.
-struct Measured {
-    times: [Series; 2],
-    processor: [Series; 2],
-    peaks: [Series; 2],
+pub(crate) struct Measured {
+    pub(crate) times: [Series; 2],
+    pub(crate) processor: [Series; 2],
+    pub(crate) peaks: [Series; 2],
+}
+
+impl Measured {
+    pub(crate) fn new() -> Self {
+        let series = || ["oxblk img", "qemu-img"].map(Series::new);
+        Self { times: series(), processor: series(), peaks: series() }
+    }
+
+    /// Adds a run of one side, 0 or 1.
+    pub(crate) fn add(&mut self, side: usize, run: &Run) {
+        self.times[side].runs.push(run.seconds);
+        self.processor[side].runs.push(run.processor_seconds);
+        self.peaks[side].runs.push(run.peak_kib);
+    }
 }
 
 /// Runs the case. Options: `--rounds N` (each is A B B A), `--gib N` (size of the disk), `--only TEXT` (cases whose
@@ -215,18 +229,14 @@ pub(crate) fn run(args: &[String]) -> CaseResult {
 
 impl Bench {
     fn compare(&self, case: &Case, rounds: u64) -> Result<Measured, String> {
-        let series = || ["oxblk img", "qemu-img"].map(Series::new);
-        let mut found = Measured { times: series(), processor: series(), peaks: series() };
+        let mut found = Measured::new();
         // The first run that touches memory pays for it; neither side is to be charged with that.
         for ours in [true, false] {
             self.once(case, ours)?;
         }
         for _ in 0..rounds {
             for side in [0, 1, 1, 0] {
-                let run = self.once(case, side == 0)?;
-                found.times[side].runs.push(run.seconds);
-                found.processor[side].runs.push(run.processor_seconds);
-                found.peaks[side].runs.push(run.peak_kib);
+                found.add(side, &self.once(case, side == 0)?);
             }
         }
         Ok(found)
@@ -277,7 +287,7 @@ impl Bench {
 }
 
 /// Runs a program to its end, looking at its peak memory now and then.
-fn timed(command: &mut Command) -> Result<Run, String> {
+pub(crate) fn timed(command: &mut Command) -> Result<Run, String> {
     let (begin, work_before) = (Instant::now(), children_work()?);
     let mut child =
         command.stdout(Stdio::null()).spawn().map_err(|error| format!("{command:?}: {error}"))?;
