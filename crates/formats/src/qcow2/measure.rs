@@ -10,6 +10,7 @@ use oxblk_core::{Backend, Error, Node, Options, Preallocation, Result, StatusFla
 use super::create::{cluster_bits, refcount_order};
 use super::encryption::create::Wanted as Encryption;
 use super::layout::{BitmapEntry, Geometry, bitmap_bytes};
+use super::plan::fully_allocated;
 
 /// Bytes of the source asked about at once.
 const STATUS_CHUNK: u64 = 1 << 40;

@@ -17,7 +17,7 @@ use super::cache::{Radix, SliceCache};
 use super::check::check;
 use super::compressed::Tail;
 use super::encryption::{self, Encryption};
-use super::layout::{Geometry, Header, Incompatible, L1Entry, field_offsets};
+use super::layout::{Autoclear, Geometry, Header, Incompatible, L1Entry, field_offsets};
 use super::refcounts::{Refcounts, TablePlace};
 use super::snapshots::TablePlace as SnapshotTable;
 
