@@ -121,7 +121,11 @@ async fn check(context: &Context, arguments: &Arguments, backend: &Backend) -> S
     let said = Mutex::new(());
     let say = |line: &str| {
         let _one_at_a_time = said.lock();
-        err(format_args!("{line}\n"));
+        if is_said_in_own_name(line) {
+            context.program.error(line);
+        } else {
+            err(format_args!("{line}\n"));
+        }
     };
     let failed = |error: Error| context.failed(format_args!("Check failed: {error}"));
     let mut report = checker.check(arguments.fix, &say).await.map_err(failed)?;
@@ -148,6 +152,13 @@ async fn check(context: &Context, arguments: &Arguments, backend: &Backend) -> S
         CheckReport { leaks: 1.., .. } => LEAKS,
         _ => 0,
     })
+}
+
+/// Of all findings, QEMU's tools put their name before that the snapshot table cannot be read.
+fn is_said_in_own_name(line: &str) -> bool {
+    ["failed to read the snapshot table:", "snapshot table too large", "snapshot table offset"]
+        .iter()
+        .any(|text| line.strip_prefix("ERROR ").is_some_and(|rest| rest.starts_with(text)))
 }
 
 fn human(report: &CheckReport) -> String {

@@ -124,6 +124,8 @@ struct Checker<'a> {
     mended: Option<Mended>,
     /// Clusters whose refcounts are changed by the repair of something else, so that they are not told of.
     untold: BTreeSet<u64>,
+    /// Clusters that leaked and are in use by what has been mended.
+    reused: BTreeSet<u64>,
     /// Refcount table indices whose block is none, or not one alone: it is not written to.
     unfit_blocks: HashSet<u64>,
 }
@@ -162,6 +164,7 @@ impl<'a> Checker<'a> {
             new_bitmaps: None,
             mended: None,
             untold: BTreeSet::new(),
+            reused: BTreeSet::new(),
             unfit_blocks: HashSet::new(),
         }
     }

@@ -116,6 +116,10 @@ impl Checker<'_> {
                     Change::Raise => refcount < count,
                     Change::Lower => refcount > count,
                 };
+                if change == Change::Lower && self.reused.remove(&cluster) {
+                    dirty = true;
+                    lines.push((cluster, refcount, 0));
+                }
                 if !wanted || refcount_set(&mut block, at, order, count).is_err() {
                     continue;
                 }

@@ -65,7 +65,7 @@ impl Checker<'_> {
             return Ok(());
         }
         let count = self.geometry.clusters_for(len);
-        let first = self.free_clusters(count);
+        let first = self.free_clusters(count).await;
         let offset = first << self.geometry.cluster_bits;
         let mut table = std::mem::take(&mut mended.table);
         table.resize(usize::try_from(count << self.geometry.cluster_bits).unwrap_or(0), 0);
@@ -75,23 +75,30 @@ impl Checker<'_> {
         self.clusters = self.geometry.clusters_for(self.file.size());
         for cluster in first..first.saturating_add(count) {
             self.references.add(cluster, 1, Claim::None);
-            self.untold.insert(cluster);
+            // A leaking cluster is told of as one whose refcount is lowered first.
+            let leaked = self.refcount_of(cluster, &mut None).await.is_some_and(|count| count > 0);
+            let told = if leaked { &mut self.reused } else { &mut self.untold };
+            told.insert(cluster);
             self.rebuild |= !self.has_block(cluster);
         }
         Ok(())
     }
 
-    /// Clusters that lie together and that nothing refers to.
-    fn free_clusters(&self, count: u64) -> u64 {
-        if count == 1
-            && self.complete
-            && let Some(free) =
-                (1..self.clusters).find(|cluster| self.references.get(*cluster).count() == 0)
-        {
-            return free;
-        }
+    /// Clusters that lie together and that nothing refers to; rather one that is free than one that leaks.
+    async fn free_clusters(&self, count: u64) -> u64 {
         // One past the end may be referred to.
-        self.clusters.saturating_add(1)
+        let behind = self.clusters_counted();
+        if count > 1 || !self.complete {
+            return behind;
+        }
+        let (mut block, mut leaking) = (None, None);
+        for cluster in (1..self.clusters).filter(|at| self.references.get(*at).count() == 0) {
+            if self.refcount_of(cluster, &mut block).await == Some(0) {
+                return cluster;
+            }
+            leaking = leaking.or(Some(cluster));
+        }
+        leaking.unwrap_or(behind)
     }
 
     /// Has the header name the new table. The clusters of the old one have a reference less from here on.

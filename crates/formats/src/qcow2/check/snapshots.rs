@@ -76,6 +76,13 @@ impl Checker<'_> {
             let offset = self.header.snapshots_offset.saturating_add(snapshots.table_bytes);
             let (snapshot, len, excess) = self.read_entry(offset).await?;
             let end = snapshots.table_bytes.saturating_add(len);
+            if let Some(excess) = excess {
+                (self.say)(&format!(
+                    "Discarding too much extra metadata in snapshot table entry {index} ({} > {MAX_EXTRA})",
+                    excess.extra
+                ));
+                snapshots.faults = snapshots.faults.saturating_add(1);
+            }
             if end > MAX_SNAPSHOT_TABLE_BYTES {
                 let over = count.min(MAX_SNAPSHOTS) - index;
                 (self.say)(&format!(
@@ -83,13 +90,6 @@ impl Checker<'_> {
                 ));
                 snapshots.faults = snapshots.faults.saturating_add(over.into());
                 break;
-            }
-            if let Some(excess) = excess {
-                (self.say)(&format!(
-                    "Discarding too much extra metadata in snapshot table entry {index} ({} > {MAX_EXTRA})",
-                    excess.extra
-                ));
-                snapshots.faults = snapshots.faults.saturating_add(1);
             }
             snapshots.table_bytes = end;
             snapshots.list.push(snapshot);

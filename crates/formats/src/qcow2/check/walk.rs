@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use futures_util::stream::{Stream, StreamExt as _};
 use oxblk_core::Result;
 use oxblk_core::check::Fix;
-use oxblk_ring::IoBufMut;
 
 use super::Checker;
 use super::snapshot_table::Mended;
@@ -26,7 +25,7 @@ impl<'a> Checker<'a> {
         let snapshots = match self.read_snapshots().await {
             Ok(snapshots) => snapshots,
             // What can be mended without knowing them is mended.
-            Err(_) if self.fix != Fix::Nothing => {
+            Err(_) if self.fix == Fix::All => {
                 self.report.check_errors = self.report.check_errors.saturating_add(1);
                 Snapshots::default()
             }

@@ -137,7 +137,11 @@ pub fn parse_snapshot(bytes: &[u8]) -> Result<Option<(Snapshot, u64)>> {
         let bytes = extra.get(at..)?;
         U64::read_from_prefix(bytes).ok().map(|(value, _)| value.get())
     };
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    // A zero ends a name, as it does for QEMU.
+    let text = |bytes: &[u8]| {
+        let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+        String::from_utf8_lossy(name).into_owned()
+    };
     let snapshot = Snapshot {
         l1_offset: raw.l1_table_offset.get(),
         l1_entries: raw.l1_size.get(),
