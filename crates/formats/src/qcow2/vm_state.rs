@@ -30,6 +30,10 @@ impl Qcow2 {
 
     async fn save_vm_state(&self, offset: u64, data: IoBuf) -> Result<()> {
         self.check_writable()?;
+        if self.geometry.data_file {
+            // It would make the data file longer than the disk.
+            return Err(Error::from_errno(95));
+        }
         let place = self.vm_state_place(offset, data.len())?;
         let Some(last) = u64::try_from(data.len()).unwrap_or(u64::MAX).checked_sub(1) else {
             return Ok(());

@@ -6,9 +6,9 @@ use oxblk_core::{Edge, Result};
 use oxblk_ring::IoBufMut;
 
 /// What is read ahead, in bytes.
-const READ_AHEAD: u64 = 2 << 20;
+const READ_AHEAD: u64 = 1 << 20;
 /// What a worker is given at once, in bytes: much more work than handing it over.
-const BATCH: u64 = 512 << 10;
+const BATCH: u64 = 256 << 10;
 
 /// Places that lie together in the file: where they begin, and what is told of each.
 type Group<T> = (u64, Vec<T>);

@@ -19,7 +19,7 @@ use super::super::write_back::Was;
 /// Bytes of L2 tables that are read ahead.
 const READ_AHEAD: u64 = 4 << 20;
 /// Tables that are written at once.
-const WRITES: usize = 16;
+const WRITES: usize = 8;
 /// The claim of an entry to be alone with its cluster, as the first byte has it.
 const COPIED: u8 = 1 << 7;
 /// A compressed cluster's entry claims nothing.
@@ -71,12 +71,16 @@ fn disowned(mut table: IoBufMut, geometry: Geometry) -> IoBuf {
 
 impl Qcow2 {
     /// The L1 table of the active state.
-    pub(super) fn active_l1(&self) -> Vec<L1Entry> {
+    pub(in super::super) fn active_l1(&self) -> Vec<L1Entry> {
         (0..self.l1_entries()).map(|index| self.l1_entry(index)).collect()
     }
 
     /// Reads an L1 table.
-    pub(super) async fn read_inactive_l1(&self, offset: u64, entries: u32) -> Result<Vec<L1Entry>> {
+    pub(in super::super) async fn read_inactive_l1(
+        &self,
+        offset: u64,
+        entries: u32,
+    ) -> Result<Vec<L1Entry>> {
         let len = usize::try_from(u64::from(entries).saturating_mul(8)).unwrap_or(usize::MAX);
         let file = self.children.require(ChildIdx::FILE)?;
         let table = file.read(offset, IoBufMut::new(len)).await?;
@@ -142,7 +146,7 @@ impl Qcow2 {
         while let Some((((), seen), offset)) = seen.next().await {
             let (pieces, changed) = seen?;
             for piece in pieces {
-                self.count_piece(&mut counted, piece, pass)?;
+                self.count_piece(&mut counted, piece, pass, file.size())?;
             }
             count(&mut counted, geometry.cluster_index(offset), 1);
             if let Some(table) = changed {
@@ -158,12 +162,20 @@ impl Qcow2 {
         Ok(Reach { counted: Arc::new(counted), tables })
     }
 
-    fn count_piece(&self, counted: &mut References, piece: Piece, pass: Pass) -> Result<()> {
+    fn count_piece(
+        &self,
+        counted: &mut References,
+        piece: Piece,
+        pass: Pass,
+        file_end: u64,
+    ) -> Result<()> {
         let entry = match piece {
             Piece::Run { cluster, count: len, .. } => {
                 count(counted, cluster, len.into());
                 return Ok(());
             }
+            // What lies in a data file is not counted.
+            Piece::Odd { .. } if self.geometry.data_file => return Ok(()),
             Piece::Odd { both, .. } => both.entry,
         };
         match entry.kind(self.geometry, self.version) {
@@ -173,7 +185,13 @@ impl Qcow2 {
                 count(counted, first, end.saturating_sub(first));
                 Ok(())
             }
-            // Past the end of the file.
+            // Its bitmap contradicts itself, or it lies past the end of the file.
+            Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) })
+                if pass == Pass::Leave && host < file_end =>
+            {
+                count(counted, self.geometry.cluster_index(host), 1);
+                Ok(())
+            }
             _ if pass == Pass::Share => Err(Error::corrupt("L2 entry is invalid").at(entry.0)),
             _ => Ok(()),
         }
@@ -189,7 +207,7 @@ impl Qcow2 {
     }
 
     /// Drops the references to the clusters of an L1 table.
-    pub(super) fn drop_l1_clusters(&self, entries: usize, offset: u64) {
+    pub(in super::super) fn drop_l1_clusters(&self, entries: usize, offset: u64) {
         let bytes = u64::try_from(entries).unwrap_or(0).saturating_mul(8);
         if bytes > 0 {
             let clusters = self.geometry.clusters_for(bytes);
