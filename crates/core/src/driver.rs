@@ -254,6 +254,11 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// Compaction.
+    fn compact(&self) -> Option<&dyn crate::compact::Compact> {
+        None
+    }
+
     /// VM state.
     fn vm_state(&self) -> Option<&dyn crate::vm_state::VmState> {
         None

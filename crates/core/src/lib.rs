@@ -11,6 +11,7 @@
 mod backend;
 pub mod bitmap;
 pub mod check;
+pub mod compact;
 pub mod create;
 pub mod driver;
 mod edge;

@@ -57,6 +57,7 @@ fn text(command: &str) -> (&'static str, String) {
         "check" => CHECK,
         "convert" => CONVERT,
         "compare" => COMPARE,
+        "compact" => COMPACT,
         "map" => MAP,
         "measure" => MEASURE,
         "resize" => RESIZE,
@@ -115,6 +116,19 @@ const CHECK: Text = (
   --output human|json      how to print
 
 Exit codes: 0 consistent, 1 not checked, 2 corrupt, 3 leaked space, 63 the format has no check.
+
+",
+    true,
+);
+
+const COMPACT: Text = (
+    "[OPTIONS] FILENAME",
+    "  -p, --progress           show how far it is
+  -q, --quiet              print errors only
+  --output human|json      how to print
+
+What lies at the end of the file moves into free space in front of it, the file is cut off behind the last cluster in
+use, and holes are punched where clusters are free. The content of the disk and of snapshots stays what it is.
 
 ",
     true,

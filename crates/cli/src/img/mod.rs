@@ -7,6 +7,7 @@
 mod bench;
 mod bitmap;
 mod check;
+mod compact;
 mod compare;
 mod convert;
 mod create;
@@ -56,6 +57,11 @@ const COMMANDS: &[Command] = &[
     Command { name: "bench", about: "measure how fast an image is", run: bench::run },
     Command { name: "bitmap", about: "keep record of what changes in an image", run: bitmap::run },
     Command { name: "check", about: "check that an image is consistent", run: check::run },
+    Command {
+        name: "compact",
+        about: "give space that an image does not use back to the host",
+        run: compact::run,
+    },
     Command { name: "compare", about: "tell whether two images hold the same", run: compare::run },
     Command { name: "convert", about: "copy images, also to another format", run: convert::run },
     Command { name: "create", about: "make a new image", run: create::run },

@@ -143,6 +143,19 @@ impl Allocator {
         Ok(Reserved { allocator: self, start, count, untouched, written: false })
     }
 
+    /// Whether `count` free clusters lie together in front of `limit`.
+    pub(super) fn has_run_below(&self, count: u64, limit: u64) -> bool {
+        let map = self.lock();
+        let first = map.free.iter().find(|(_, len)| **len >= count);
+        first.is_some_and(|(start, _)| start.saturating_add(count) <= limit)
+    }
+
+    /// The file ends before this cluster now: from here on it reads as zeroes once more.
+    pub(super) fn note_cut_off(&self, cluster: u64) {
+        let mut map = self.lock();
+        map.untouched = map.untouched.min(cluster);
+    }
+
     /// First cluster that has not been looked at.
     pub(super) fn scanned(&self) -> u64 {
         self.lock().scanned

@@ -2,6 +2,7 @@
 
 use oxblk_core::bitmap::PersistentBitmaps;
 use oxblk_core::check::{Check, CheckReport, Fix};
+use oxblk_core::compact::Compact;
 use oxblk_core::driver::{Compress, Reopen, Resize};
 use oxblk_core::snapshot::Snapshots;
 use oxblk_core::vm_state::VmState;
@@ -156,6 +157,10 @@ impl Driver for Qcow2 {
     }
 
     fn vm_state(&self) -> Option<&dyn VmState> {
+        Some(self)
+    }
+
+    fn compact(&self) -> Option<&dyn Compact> {
         Some(self)
     }
 

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `layout/` | on-disk structures, pure |
 //! | `cache/` | L2 and refcount tables in slices, read without a lock |
-//! | `refcounts`, `allocator` | which host clusters are in use, free, reserved, resting |
+//! | `refcounts`, `refcount_blocks`, `allocator` | which host clusters are in use, free, reserved, resting |
 //! | `lookup` | guest offset → extent |
 //! | `data` | guest data at its host offset: which child, where new data goes, and what is done to it |
 //! | `encryption/` | encryption of guest data |
@@ -16,7 +16,7 @@
 //! | `reach/` | what tables refer to, found out in bulk |
 //! | `write_back`, `gate` | the order in which metadata reaches the disk |
 //! | `bitmaps/` | persistent dirty bitmaps |
-//! | `resize`, `preallocate`, `snapshots/`, `vm_state`, `status`, `check/`, `create`, `measure` | what the names say |
+//! | `resize`, `preallocate`, `snapshots/`, `vm_state`, `status`, `check/`, `compact/`, `create`, `measure` | what the names say |
 //! | `plan` | where everything in a new image lies |
 //! | `open`, `factory`, `reopen` | how a node comes to be, and to be another |
 //!
@@ -38,6 +38,7 @@ mod allocator;
 mod bitmaps;
 mod cache;
 mod check;
+mod compact;
 mod compressed;
 #[doc(hidden)]
 pub mod compression;
@@ -58,6 +59,7 @@ mod plan;
 mod preallocate;
 mod reach;
 mod read;
+mod refcount_blocks;
 mod refcounts;
 mod reopen;
 mod resize;

@@ -26,9 +26,9 @@ use super::layout::{
 
 /// The refcounts of an image.
 pub(super) struct Refcounts {
-    geometry: Geometry,
+    pub(super) geometry: Geometry,
     children: ChildrenRef,
-    table: Radix<AtomicU64>,
+    pub(super) table: Radix<AtomicU64>,
     table_offset: AtomicU64,
     table_entries: AtomicU64,
     cache: SliceCache,
@@ -122,7 +122,7 @@ impl Refcounts {
         }))
     }
 
-    fn file(&self) -> Result<Arc<Edge>> {
+    pub(super) fn file(&self) -> Result<Arc<Edge>> {
         self.children.require(ChildIdx::FILE)
     }
 
@@ -149,7 +149,7 @@ impl Refcounts {
     }
 
     /// Host offset of a refcount block, 0 if there is none.
-    fn block_offset(&self, block: u64) -> u64 {
+    pub(super) fn block_offset(&self, block: u64) -> u64 {
         self.table
             .get(block)
             .map_or(0, |entry| RefcountTableEntry(entry.load(Acquire)).raw_offset())
@@ -363,6 +363,20 @@ impl Refcounts {
         Ok(())
     }
 
+    /// Tells the allocator which clusters before `cluster` are free.
+    pub(super) async fn scan_up_to(&self, cluster: u64) -> Result<()> {
+        while self.allocator.scanned() < cluster {
+            self.scan_next().await?;
+        }
+        Ok(())
+    }
+
+    /// The numbers of all blocks that there are.
+    pub(super) fn blocks(&self) -> Vec<u64> {
+        let entries = self.table_entries.load(Acquire);
+        (0..entries).filter(|block| self.block_offset(*block) != 0).collect()
+    }
+
     /// Whether at least `enough` of the first `clusters` host clusters are in use.
     pub(super) async fn uses_at_least(&self, enough: u64, clusters: u64) -> Result<bool> {
         let (mut at, mut used) = (0_u64, 0_u64);
@@ -441,14 +455,19 @@ impl Refcounts {
         cluster << self.geometry.cluster_bits
     }
 
-    async fn publish_block(&self, block: u64, cluster: u64) -> Result<()> {
+    pub(super) async fn publish_block(&self, block: u64, cluster: u64) -> Result<()> {
         let offset = self.host(cluster);
-        let place = self.table_offset.load(Acquire).saturating_add(block.saturating_mul(8));
-        let entry = IoBuf::from(offset.to_be_bytes().to_vec());
-        self.file()?.write(place, entry, WriteFlags::empty()).await?;
+        self.write_table_entry(block, offset).await?;
         self.allocator.note_metadata(offset, self.geometry.cluster_size());
         self.table.get_or_make(block).store(offset, Release);
         Ok(())
+    }
+
+    /// Writes an entry of the refcount table.
+    pub(super) async fn write_table_entry(&self, block: u64, offset: u64) -> Result<()> {
+        let place = self.table_offset.load(Acquire).saturating_add(block.saturating_mul(8));
+        let entry = IoBuf::from(offset.to_be_bytes().to_vec());
+        self.file()?.write(place, entry, WriteFlags::empty()).await
     }
 
     /// Moves the refcount table to a bigger place, so that it has an entry for `block`.

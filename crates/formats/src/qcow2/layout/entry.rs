@@ -96,6 +96,12 @@ impl L1Entry {
         self.0 & L1_RESERVED
     }
 
+    /// The same entry for a table that has moved to `offset`.
+    #[must_use]
+    pub fn moved_to(self, offset: u64) -> Self {
+        Self(self.0 & !OFFSET | offset & OFFSET)
+    }
+
     /// Whether the L2 table's refcount is said to be exactly one.
     #[inline]
     pub fn copied(self) -> bool {
@@ -247,6 +253,12 @@ impl L2Entry {
         let fits = host < MAX_OFFSET.min(1 << offset_bits)
             && more_sectors < 1 << geometry.cluster_bits.checked_sub(8)?;
         fits.then_some(Self(COMPRESSED | more_sectors << offset_bits | host))
+    }
+
+    /// The same entry of a standard cluster that has moved to `host`.
+    #[must_use]
+    pub fn moved_to(self, host: u64) -> Self {
+        Self(self.0 & !OFFSET | host & OFFSET)
     }
 
     /// The same entry with or without the claim that its cluster's refcount is exactly one.

@@ -119,7 +119,7 @@ impl Qcow2 {
     }
 
     /// All snapshots.
-    pub(super) async fn snapshot_list(&self) -> Result<Vec<Snapshot>> {
+    pub(in super::super) async fn snapshot_list(&self) -> Result<Vec<Snapshot>> {
         let file = self.children.require(ChildIdx::FILE)?;
         let mut list = Vec::new();
         visit_snapshots(&file, self.snapshot_table(), |snapshot| list.push(snapshot)).await?;
@@ -128,7 +128,7 @@ impl Qcow2 {
 
     /// Writes another table, has the header name it, and gives the old one up. What the new one refers to must be durable;
     /// so is the new table then.
-    pub(super) async fn store_snapshots(&self, list: &[Snapshot]) -> Result<()> {
+    pub(in super::super) async fn store_snapshots(&self, list: &[Snapshot]) -> Result<()> {
         let bytes: Vec<u8> = list.iter().flat_map(encode_snapshot).collect();
         let count = u32::try_from(list.len()).unwrap_or(u32::MAX);
         let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
@@ -150,7 +150,7 @@ impl Qcow2 {
     }
 
     /// Writes a table into clusters of its own, durably, and gives its offset.
-    pub(super) async fn store_table(&self, mut bytes: Vec<u8>) -> Result<u64> {
+    pub(in super::super) async fn store_table(&self, mut bytes: Vec<u8>) -> Result<u64> {
         let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let clusters = self.geometry.clusters_for(len);
         bytes.resize(usize::try_from(clusters << self.geometry.cluster_bits).unwrap_or(0), 0);

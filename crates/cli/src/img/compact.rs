@@ -1,0 +1,160 @@
+//! `img compact`: free space in the middle and at the end of an image goes back to the host.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use oxblk_core::compact::Compacted;
+use serde_json::{Value, json};
+
+use super::{Context, Exit, Step, graph, objects};
+use crate::getopt::{Found, Opt, both, long};
+use crate::image::Image;
+use crate::program::out;
+use crate::text::progress::{Progress, stop_flag};
+use crate::text::{json as text_json, size};
+
+const OPTIONS: &[Opt] = &[
+    both('h', "help", false),
+    both('q', "quiet", false),
+    both('p', "progress", false),
+    both('f', "format", true),
+    long('I', "image-opts", false),
+    long('J', "output", true),
+    long('O', "object", true),
+];
+
+/// Bytes that are moved between two looks at the progress.
+const AT_ONCE: u64 = 256 << 20;
+/// Exit code after Ctrl-C.
+const INTERRUPTED: u8 = 130;
+
+#[derive(Default)]
+struct Arguments {
+    quiet: bool,
+    progress: bool,
+    format: Option<String>,
+    image_options: bool,
+    json: bool,
+    filename: String,
+}
+
+/// Runs the command.
+pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
+    let arguments = read(context, arguments)?;
+    let progress = Progress::start(arguments.progress && !arguments.quiet && !arguments.json);
+    let mut told = (Compacted::default(), "");
+    let outcome = context.block_on(async {
+        told = compact(context, &arguments, &progress).await?;
+        Ok(())
+    });
+    if outcome.is_ok() {
+        progress.complete();
+    }
+    progress.end();
+    outcome?;
+    let (compacted, format) = told;
+    if arguments.json {
+        let value = to_json(&compacted, &arguments.filename, format);
+        out(format_args!("{}\n", text_json::pretty(&value)));
+    } else if !arguments.quiet {
+        out(format_args!("{}", human(&compacted)));
+    }
+    Ok(())
+}
+
+fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
+    let mut parser = context.parser(words, OPTIONS);
+    let mut read = Arguments::default();
+    while let Some(Found { id, value }) = context.next(&mut parser)? {
+        match id {
+            'q' => read.quiet = true,
+            'p' => read.progress = true,
+            'f' => read.format = Some(value),
+            'I' => read.image_options = true,
+            'J' => read.json = context.wants_json(&value)?,
+            _ => objects::define(&value).map_err(|text| context.failed(text))?,
+        }
+    }
+    let operands = parser.operands();
+    let [filename] = operands.as_slice() else {
+        return Err(context.misused("Expecting one image file name"));
+    };
+    if read.image_options && read.format.is_some() {
+        return Err(context.failed("--image-opts and --format are mutually exclusive"));
+    }
+    read.filename.clone_from(filename);
+    Ok(read)
+}
+
+async fn compact(
+    context: &Context,
+    arguments: &Arguments,
+    progress: &Progress,
+) -> Step<(Compacted, &'static str)> {
+    let mut image = Image::writable(&arguments.filename)
+        .format(arguments.format.as_deref())
+        .options_if(arguments.image_options);
+    image.flags.unmap = true;
+    let backend = image.open_or_say(&context.program, &graph()).await?;
+    let node = backend.node().map_err(|error| context.error(&error))?;
+    let format = node.factory().name();
+    let can = node.driver().compact().is_some();
+    drop(node);
+    let stop = stop_flag();
+    let go_on = |done: u64, left: u64| {
+        progress.set(done, done.saturating_add(left));
+        !stop.load(Relaxed)
+    };
+    let outcome = if can {
+        backend.compact(AT_ONCE, &go_on).await.map_err(|error| context.error(&error))
+    } else {
+        Err(context.failed(format_args!("Images of format '{format}' cannot be compacted")))
+    };
+    let closed = backend.close().await;
+    let compacted = outcome?;
+    closed.map_err(|error| context.error(&error))?;
+    if stop.load(Relaxed) {
+        return Err(Exit(INTERRUPTED));
+    }
+    Ok((compacted, format))
+}
+
+fn given_back((before, after): (u64, u64)) -> u64 {
+    before.saturating_sub(after)
+}
+
+fn human(done: &Compacted) -> String {
+    let (before, after) = done.length;
+    let back = match done.stored {
+        Some(stored) => size::both(given_back(stored)),
+        None => "unknown".to_owned(),
+    };
+    let mut text = format!(
+        "Image compacted.\ngiven back: {back}\nmoved: {}\nfile length: {} -> {}\n",
+        size::both(done.moved),
+        size::both(before),
+        size::both(after),
+    );
+    if let Some(obstacle) = done.obstacle {
+        text.push_str(&format!("stays at the end of the file: {obstacle}\n"));
+    }
+    text
+}
+
+fn to_json(done: &Compacted, filename: &str, format: &str) -> Value {
+    let mut value = json!({
+        "filename": filename,
+        "format": format,
+        "moved": done.moved,
+        "file-length-before": done.length.0,
+        "file-length": done.length.1,
+    });
+    if let Some(stored) = done.stored {
+        value["given-back"] = given_back(stored).into();
+        value["actual-size-before"] = stored.0.into();
+        value["actual-size"] = stored.1.into();
+    }
+    if let Some(obstacle) = done.obstacle {
+        value["obstacle"] = obstacle.into();
+    }
+    value
+}

@@ -1,0 +1,93 @@
+//! Moving what stands at the end of the file and is neither guest data nor an L2 table.
+
+use std::sync::atomic::Ordering::{Acquire, Release};
+
+use oxblk_core::Result;
+
+use super::super::Qcow2;
+use super::super::layout::{Snapshot, field_offsets};
+use super::super::write_back::Was;
+use super::Moved;
+
+impl Qcow2 {
+    /// Moves the structure that has `cluster`, the last one in use.
+    pub(super) async fn move_structure(&self, cluster: u64) -> Result<Moved> {
+        let moved = if let Some(block) = self.refcounts.block_at(cluster) {
+            self.refcounts.move_block(block, cluster, self.epochs.current()).await?
+        } else if self
+            .clusters_of(self.l1_offset.load(Acquire), self.l1_entries())
+            .contains(&cluster)
+        {
+            self.move_active_l1(cluster).await?
+        } else if let Some(moved) = self.move_snapshots(cluster).await? {
+            moved
+        } else {
+            let obstacle =
+                Some("clusters that only stay where they are (compressed data, bitmaps)");
+            return Ok(Moved { clusters: 0, obstacle });
+        };
+        let obstacle = (moved == 0).then_some("a table for which there is no room in front of it");
+        Ok(Moved { clusters: moved, obstacle })
+    }
+
+    /// The clusters of an L1 table.
+    fn clusters_of(&self, offset: u64, entries: u64) -> std::ops::Range<u64> {
+        let end = offset.saturating_add(entries.saturating_mul(8));
+        self.geometry.cluster_index(offset)..self.geometry.clusters_for(end)
+    }
+
+    /// Whether a table of so many bytes finds a place in front of `cluster`.
+    async fn has_room(&self, bytes: u64, cluster: u64) -> Result<bool> {
+        self.refcounts.scan_up_to(cluster).await?;
+        Ok(self.refcounts.allocator.has_run_below(self.geometry.clusters_for(bytes), cluster))
+    }
+
+    async fn move_active_l1(&self, cluster: u64) -> Result<u64> {
+        let l1 = self.active_l1();
+        let bytes: Vec<u8> = l1.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
+        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let old = self.l1_offset.load(Acquire);
+        if !self.has_room(len, self.geometry.cluster_index(old)).await? {
+            return Ok(0);
+        }
+        debug_assert!(self.clusters_of(old, self.l1_entries()).contains(&cluster));
+        let offset = self.store_table(bytes).await?;
+        self.write_header_field(field_offsets::L1_TABLE_OFFSET, &offset.to_be_bytes()).await?;
+        self.l1_offset.store(offset, Release);
+        let clusters = self.geometry.clusters_for(len);
+        self.drop_clusters(self.geometry.cluster_index(old), clusters, Was::Table);
+        Ok(clusters)
+    }
+
+    /// Moves the snapshot table, or the L1 table of a snapshot, if `cluster` is of one.
+    async fn move_snapshots(&self, cluster: u64) -> Result<Option<u64>> {
+        let place = self.snapshot_table();
+        let table = self.geometry.cluster_index(place.offset)
+            ..self.geometry.clusters_for(place.offset.saturating_add(place.bytes));
+        let mut list = self.snapshot_list().await?;
+        let of = |snapshot: &Snapshot| {
+            self.clusters_of(snapshot.l1_offset, snapshot.l1_entries.into()).contains(&cluster)
+        };
+        let Some(snapshot) = list.iter_mut().find(|snapshot| of(snapshot)) else {
+            if !table.contains(&cluster) {
+                return Ok(None);
+            }
+            let room = self.has_room(place.bytes, table.start).await?;
+            if room {
+                self.store_snapshots(&list).await?;
+            }
+            return Ok(Some(if room { table.end.saturating_sub(table.start) } else { 0 }));
+        };
+        let (old, entries) = (snapshot.l1_offset, snapshot.l1_entries);
+        let bytes = u64::from(entries).saturating_mul(8);
+        if !self.has_room(bytes, self.geometry.cluster_index(old)).await? {
+            return Ok(Some(0));
+        }
+        let l1 = self.read_inactive_l1(old, entries).await?;
+        let words: Vec<u8> = l1.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
+        snapshot.l1_offset = self.store_table(words).await?;
+        self.store_snapshots(&list).await?;
+        self.drop_l1_clusters(l1.len(), old);
+        Ok(Some(self.geometry.clusters_for(bytes)))
+    }
+}

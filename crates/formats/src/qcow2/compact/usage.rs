@@ -1,0 +1,88 @@
+//! Which host clusters are in use, by the refcounts on disk.
+
+use futures_util::stream::StreamExt as _;
+use oxblk_core::{ChildIdx, Result};
+use oxblk_ring::IoBufMut;
+use roaring::RoaringTreemap;
+
+use super::super::Qcow2;
+use super::super::layout::refcount_get;
+use super::super::reach::read_tables;
+
+/// The clusters in use.
+pub(super) struct Used(RoaringTreemap);
+
+impl Used {
+    /// How many would lie elsewhere if all lay at the start of the file without a gap.
+    pub(super) fn boundary(&self) -> u64 {
+        let count = self.0.len();
+        count.saturating_sub(self.0.range_cardinality(0..count))
+    }
+
+    /// The last `count` of them, last first.
+    pub(super) fn last(&self, count: u64) -> Vec<u64> {
+        self.0.iter().rev().take(usize::try_from(count).unwrap_or(usize::MAX)).collect()
+    }
+
+    /// The first cluster behind all of them.
+    pub(super) fn end(&self) -> u64 {
+        self.0.max().map_or(0, |last| last.saturating_add(1))
+    }
+
+    /// The runs between them that begin at `from` or behind it, each as its first cluster and the one behind it.
+    pub(super) fn gaps(&self, from: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let mut next = from;
+        let mut used = self.0.iter();
+        used.advance_to(from);
+        used.filter_map(move |cluster| {
+            let gap = (next < cluster).then_some((next, cluster));
+            next = cluster.saturating_add(1);
+            gap
+        })
+    }
+}
+
+impl Qcow2 {
+    /// The clusters in use. No refcount may be dirty.
+    pub(super) async fn used_clusters(&self) -> Result<Used> {
+        let (per_block, order) =
+            (self.geometry.refcounts_per_block(), self.geometry.refcount_order);
+        let file = self.children.require(ChildIdx::FILE)?;
+        let places = self.refcounts.places_of(self.refcounts.blocks())?;
+        let look = move |_: &u64, block: IoBufMut| -> Vec<(u64, u64)> {
+            let mut runs: Vec<(u64, u64)> = Vec::new();
+            let used = (0..per_block).filter(|at| refcount_get(&block, *at, order) != Some(0));
+            for at in used {
+                match runs.last_mut() {
+                    Some((_, end)) if *end == at => *end = at.saturating_add(1),
+                    _ => runs.push((at, at.saturating_add(1))),
+                }
+            }
+            runs
+        };
+        let mut used = RoaringTreemap::new();
+        let mut blocks =
+            std::pin::pin!(read_tables(&file, self.geometry.cluster_size(), places, look));
+        while let Some((index, runs)) = blocks.next().await {
+            let start = index.saturating_mul(per_block);
+            for (from, to) in runs? {
+                used.insert_range(start.saturating_add(from)..start.saturating_add(to));
+            }
+        }
+        Ok(Used(used))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_and_what_lies_behind_them_are_known() {
+        let used = Used(RoaringTreemap::from_iter([0, 1, 2, 5, 6, 9]));
+        assert_eq!(used.gaps(0).collect::<Vec<_>>(), [(3, 5), (7, 9)]);
+        assert_eq!(used.gaps(4).collect::<Vec<_>>(), [(4, 5), (7, 9)]);
+        assert_eq!((used.boundary(), used.end()), (2, 10));
+        assert_eq!(used.last(2), [9, 6]);
+    }
+}

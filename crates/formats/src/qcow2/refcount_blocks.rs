@@ -1,0 +1,87 @@
+//! Moving refcount blocks, and giving up those that count nothing.
+//!
+//! Core has drained the node, and no refcount is dirty.
+
+use std::sync::atomic::Ordering::Release;
+
+use oxblk_core::{Error, Result, WriteFlags};
+use oxblk_ring::IoBufMut;
+
+use super::allocator::Resting;
+use super::layout::refcount_get;
+use super::refcounts::Refcounts;
+
+impl Refcounts {
+    /// The refcount block in a cluster.
+    pub(super) fn block_at(&self, cluster: u64) -> Option<u64> {
+        let offset = cluster << self.geometry.cluster_bits;
+        self.blocks().into_iter().find(|block| self.block_offset(*block) == offset)
+    }
+
+    /// Moves a block from `cluster` to a free one in front of it, or gives it up if it counts nothing but itself. Gives how
+    /// many clusters have become free. What becomes free rests until `epoch` has passed.
+    pub(super) async fn move_block(&self, block: u64, cluster: u64, epoch: u64) -> Result<u64> {
+        let bytes = self.read_block(cluster).await?;
+        if self.counts_only(&bytes, block, cluster) {
+            return self.give_up_block(block, cluster, epoch).await;
+        }
+        let mut run = self.reserve(1).await?;
+        let new = run.start();
+        if new >= cluster {
+            run.give_back();
+            return Ok(0);
+        }
+        run.begin_write();
+        self.add(new, 1).await?;
+        run.keep();
+        // Its own refcounts may have changed by that.
+        self.write_back().await?;
+        let file = self.file()?;
+        let bytes = self.read_block(cluster).await?;
+        let bits = self.geometry.cluster_bits;
+        file.write(new << bits, bytes.freeze(), WriteFlags::empty()).await?;
+        file.flush().await?;
+        self.publish_block(block, new).await?;
+        file.flush().await?;
+        let size = self.geometry.cluster_size();
+        self.allocator.forget_metadata(cluster << bits, size);
+        let _turn = self.allocator.scanning.lock().await;
+        if self.drop_one(cluster).await? == 0 {
+            self.allocator.rest(Resting { epoch, cluster, count: 1, discard: true });
+        }
+        Ok(1)
+    }
+
+    async fn read_block(&self, cluster: u64) -> Result<IoBufMut> {
+        let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
+        self.file()?.read(cluster << self.geometry.cluster_bits, IoBufMut::new(len)).await
+    }
+
+    /// Whether a block has no refcounts but that of its own cluster, which is one.
+    fn counts_only(&self, bytes: &[u8], block: u64, cluster: u64) -> bool {
+        let per_block = self.geometry.refcounts_per_block();
+        let own = (cluster / per_block == block).then_some(cluster % per_block);
+        (0..per_block).all(|at| {
+            let expected = u64::from(own == Some(at));
+            refcount_get(bytes, at, self.geometry.refcount_order) == Some(expected)
+        })
+    }
+
+    /// The table no longer has the block; a cluster that another block counts is lowered after that.
+    async fn give_up_block(&self, block: u64, cluster: u64, epoch: u64) -> Result<u64> {
+        if !self.cache().clear() {
+            return Err(Error::new(oxblk_core::ErrorKind::Busy, "refcounts are in use").errno(16));
+        }
+        let _turn = self.allocator.scanning.lock().await;
+        self.write_table_entry(block, 0).await?;
+        self.file()?.flush().await?;
+        self.table.get_or_make(block).store(0, Release);
+        let bits = self.geometry.cluster_bits;
+        self.allocator.forget_metadata(cluster << bits, self.geometry.cluster_size());
+        let counted_itself = cluster / self.geometry.refcounts_per_block() == block;
+        if counted_itself || self.drop_one(cluster).await? == 0 {
+            self.allocator.rest(Resting { epoch, cluster, count: 1, discard: true });
+        }
+        Ok(1)
+    }
+}
