@@ -22,6 +22,7 @@ pub mod program;
 pub mod random;
 pub mod scratch;
 pub mod sim_disk;
+pub mod sim_image;
 pub mod soak;
 pub mod tally;
 

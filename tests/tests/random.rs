@@ -1,7 +1,8 @@
 //! A short share of the random tests, on every variant of every format. `cargo xtask soak` is the long
 //! run; a failure prints the seed that brings it back.
 
-use oxblk_tests::drivers::{VARIANTS, Variant};
+use oxblk_tests::drivers::{self, VARIANTS, Variant};
+use oxblk_tests::model::mixed::Plan;
 use oxblk_tests::model::threads::Extent;
 use oxblk_tests::{crash, hostile, model, panic_text};
 
@@ -34,6 +35,25 @@ fn a_file_used_from_four_io_threads_reads_as_the_model_does_and_qemu_agrees() {
     on_every_variant(|variant| {
         model::threads::run(variant, 1, Extent { phases: 2, operations: 600 });
     });
+}
+
+#[test]
+fn snapshots_growth_and_compaction_amid_requests_of_four_threads_leave_what_the_model_has() {
+    let plan = Plan { operations: 120, changes: true, uncounted_reads: false };
+    on_every_variant(|variant| {
+        if variant.format == "qcow2" {
+            model::mixed::run(variant, 1, plan);
+        }
+    });
+}
+
+#[test]
+fn without_the_rest_of_freed_clusters_reads_are_found_to_be_wrong() {
+    let plan = Plan { operations: 1500, changes: false, uncounted_reads: true };
+    let [variant] = drivers::named("qcow2-4k")[..] else { panic!("one variant") };
+    let found = (1..=40).any(|seed| model::mixed::attempt(variant, seed, plan).is_err());
+    assert!(found, "nothing was wrong");
+    model::mixed::run(variant, 1, Plan { uncounted_reads: false, ..plan });
 }
 
 #[test]

@@ -2,43 +2,16 @@
 //! change leaves the old state or the new.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use oxblk_core::check::Fix;
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{
-    Backend, DriverTable, Graph, OpenFlags, Options, Perm, Permissions, Preallocation, Result,
-    WriteFlags, ZeroFlags,
-};
-use oxblk_formats::qcow2::QCOW2;
+use oxblk_core::{Backend, Preallocation, WriteFlags, ZeroFlags};
 use oxblk_ring::sim::{self, Disk};
 use oxblk_ring::{IoBuf, IoBufMut};
 use oxblk_tests::program::Program;
 use oxblk_tests::random::Random;
-use oxblk_tests::sim_disk::{self, Pace, SimFactory};
-
-static DRIVERS: DriverTable = &[QCOW2, &SimFactory];
+use oxblk_tests::sim_image::{self, assert_sound, open};
 
 const MIB: u64 = 1 << 20;
-
-/// A new image on a simulated disk.
-fn image(seed: u64, options: &str, size: u64) -> Disk {
-    let scratch = tempfile::tempdir().unwrap();
-    let path = scratch.path().join("a.qcow2");
-    let create = ["create", "-q", "-f", "qcow2", "-o", options];
-    Program::new("qemu-img").args(create).arg(&path).arg(size.to_string()).succeed();
-    Disk::from_bytes(seed, &std::fs::read(&path).unwrap())
-}
-
-async fn open(disk: &Disk, check: bool) -> Result<Backend> {
-    let graph = Graph::new(DRIVERS);
-    graph.own(sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce)?);
-    let options = Options::from_dotted("driver=qcow2,file=disk", None)?;
-    let node =
-        graph.open(options, OpenFlags { unmap: true, check, ..OpenFlags::default() }).await?;
-    let taken = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
-    Backend::new(&graph, "", Arc::clone(&node), Permissions::sharing_all(taken))
-}
 
 async fn contents(disk: &Backend) -> Vec<u8> {
     let len = usize::try_from(disk.size()).unwrap();
@@ -47,18 +20,6 @@ async fn contents(disk: &Backend) -> Vec<u8> {
 
 fn named(name: &str) -> SnapshotInfo {
     SnapshotInfo { name: name.to_owned(), ..SnapshotInfo::default() }
-}
-
-/// Our check finds nothing but leaks, of which there may be `leaks`.
-async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
-    let backend = open(disk, true).await.unwrap_or_else(|error| panic!("{what}: {error}"));
-    let node = backend.node().unwrap();
-    let say = |line: &str| eprintln!("{line}");
-    let report = node.driver().check().unwrap().check(Fix::Nothing, &say).await.unwrap();
-    assert_eq!((report.corruptions, report.check_errors), (0, 0), "{what}");
-    assert!(leaks || report.leaks == 0, "{what}: {} leaks", report.leaks);
-    drop(node);
-    backend.close().await.unwrap();
 }
 
 /// The disk, and what each snapshot holds by id.
@@ -141,7 +102,7 @@ fn snapshots_hold_what_the_disk_held_whatever_is_done_between() {
     for (options, resizes) in OPTIONS {
         for seed in 0..6 {
             let what = format!("{options}, seed {seed}");
-            let disk = image(seed, options, MIB);
+            let disk = sim_image::new(seed, options, MIB);
             let model = sim::run(seed, async {
                 let mut random = Random::new(seed);
                 let mut model = Model { now: vec![0; 1 << 20], ..Model::default() };
@@ -190,7 +151,7 @@ fn a_power_cut_leaves_the_old_state_or_the_new() {
     for (options, seed) in [("cluster_size=4k", 1), ("cluster_size=512", 2), ("", 3)] {
         let options = if options.is_empty() { "cluster_size=64k" } else { options };
         for change in ["create", "apply", "delete"] {
-            let disk = image(seed, options, MIB);
+            let disk = sim_image::new(seed, options, MIB);
             let (before, mut after) = sim::run(seed, async {
                 let before = prepared(&disk).await;
                 disk.keep_moments(seed, 60);
@@ -231,6 +192,45 @@ fn a_power_cut_leaves_the_old_state_or_the_new() {
                         backend.close().await.unwrap();
                         assert_sound(&left, true, &what).await;
                         let backend = open(&left, false).await.unwrap();
+                        model.assert_holds(&backend, &what).await;
+                        backend.close().await.unwrap();
+                        assert_sound(&left, true, &what).await;
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_power_cut_during_a_resize_leaves_the_old_size_or_the_new() {
+    for (options, seed) in [("cluster_size=512", 1), ("cluster_size=4k", 2)] {
+        for (size, state) in [(5 * MIB, true), (300_032, false), (MIB + 512, false)] {
+            let disk = sim_image::new(seed, options, MIB);
+            let old = sim::run(seed, async {
+                let old = prepared(&disk).await;
+                let backend = open(&disk, false).await.unwrap();
+                if state {
+                    backend.save_vm_state(0, IoBuf::from(vec![9; 20_480])).await.unwrap();
+                }
+                backend.flush().await.unwrap();
+                disk.keep_moments(seed, 16);
+                backend.resize(size, Preallocation::Off).await.unwrap();
+                backend.close().await.unwrap();
+                old
+            });
+            let mut new = old.clone();
+            new.now.resize(usize::try_from(size).unwrap(), 0);
+            for (boundary, moment) in disk.moments() {
+                let any = (0..1).map(|seed| moment.after_power_loss(seed));
+                let ends = [moment.after_power_loss_none(), moment.after_power_loss_all()];
+                for (number, left) in any.chain(ends).enumerate() {
+                    let what = format!("{options}: to {size}, cut at {boundary}, disk {number}");
+                    sim::run(seed, async {
+                        assert_sound(&left, true, &what).await;
+                        let backend =
+                            open(&left, false).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+                        let model = if backend.size() == MIB { old.clone() } else { new.clone() };
                         model.assert_holds(&backend, &what).await;
                         backend.close().await.unwrap();
                         assert_sound(&left, true, &what).await;

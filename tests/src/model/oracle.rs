@@ -43,6 +43,12 @@ impl Oracle {
         &self.bytes
     }
 
+    /// The content at `offset` is this, whatever it was.
+    pub fn set(&mut self, offset: u64, bytes: &[u8]) {
+        let end = offset + bytes.len() as u64;
+        self.bytes[index(offset)..index(end)].copy_from_slice(bytes);
+    }
+
     /// Size in bytes.
     pub fn len(&self) -> u64 {
         self.bytes.len() as u64

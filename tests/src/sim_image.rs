@@ -1,0 +1,55 @@
+//! Images on one simulated disk: made by qemu-img, opened, found sound.
+
+use std::sync::Arc;
+
+use oxblk_core::check::Fix;
+use oxblk_core::{Backend, DriverTable, Graph, OpenFlags, Options, Perm, Permissions, Result};
+use oxblk_formats::qcow2::QCOW2;
+use oxblk_ring::sim::Disk;
+
+use crate::program::Program;
+use crate::sim_disk::{self, Pace, SimFactory};
+
+static DRIVERS: DriverTable = &[QCOW2, &SimFactory];
+
+/// A qcow2 image of `size` bytes as `qemu-img create -o options` makes it.
+///
+/// # Panics
+/// When it cannot be made.
+pub fn new(seed: u64, options: &str, size: u64) -> Disk {
+    let scratch = crate::scratch::in_memory();
+    let path = scratch.path().join("a.qcow2");
+    let create = ["create", "-q", "-f", "qcow2", "-o", options];
+    Program::new("qemu-img").args(create).arg(&path).arg(size.to_string()).succeed();
+    Disk::from_bytes(seed, &std::fs::read(&path).expect("the image that was made"))
+}
+
+/// Opens the image for reading, writing and resizing; with `check` it is opened as for a check.
+///
+/// # Errors
+/// As the driver reports.
+pub async fn open(disk: &Disk, check: bool) -> Result<Backend> {
+    let graph = Graph::new(DRIVERS);
+    graph.own(sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce)?);
+    let options = Options::from_dotted("driver=qcow2,file=disk", None)?;
+    let flags = OpenFlags { unmap: true, check, ..OpenFlags::default() };
+    let node = graph.open(options, flags).await?;
+    let taken = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
+    Backend::new(&graph, "", Arc::clone(&node), Permissions::sharing_all(taken))
+}
+
+/// Our check finds nothing but leaks, of which there may be some with `leaks`.
+///
+/// # Panics
+/// When it finds more.
+pub async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
+    let backend = open(disk, true).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+    let node = backend.node().expect("an open image");
+    let say = |line: &str| eprintln!("{line}");
+    let check = node.driver().check().expect("qcow2 can be checked");
+    let report = check.check(Fix::Nothing, &say).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert_eq!((report.corruptions, report.check_errors), (0, 0), "{what}");
+    assert!(leaks || report.leaks == 0, "{what}: {} leaks", report.leaks);
+    drop(node);
+    backend.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+}
