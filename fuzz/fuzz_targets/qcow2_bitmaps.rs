@@ -49,7 +49,7 @@ fn header(bytes: &[u8]) {
 fuzz_target!(|data: &[u8]| {
     let [bits, count, rest @ ..] = data else { return };
     let cluster_bits = 9 + u32::from(bits % 13);
-    let geometry = Geometry { cluster_bits, refcount_order: 4, extended_l2: false };
+    let geometry = Geometry { cluster_bits, refcount_order: 4, extended_l2: false, data_file: false };
     directory(geometry, u32::from(*count), rest);
     for word in rest.chunks_exact(8) {
         let word = BitmapTableEntry(u64::from_be_bytes(word.try_into().unwrap()));

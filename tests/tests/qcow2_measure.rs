@@ -60,7 +60,11 @@ fn measured_sizes_are_the_same() {
             if from_source {
                 parsed.insert("size", 0);
             }
-            let request = MeasureRequest { options: parsed, source: source.as_ref() };
+            let request = MeasureRequest {
+                options: parsed,
+                source: source.as_ref(),
+                secrets: graph.secrets(),
+            };
             let sizes = QCOW2.measure(request).expect("qcow2 can be measured").await;
             if let Some(source) = source {
                 source.close().await?;

@@ -255,7 +255,8 @@ impl BitmapTableEntry {
 mod tests {
     use super::*;
 
-    const GEOMETRY: Geometry = Geometry { cluster_bits: 16, refcount_order: 4, extended_l2: false };
+    const GEOMETRY: Geometry =
+        Geometry { cluster_bits: 16, refcount_order: 4, extended_l2: false, data_file: false };
 
     fn entry(name: &str) -> BitmapEntry {
         let mut entry = BitmapEntry::new(name, 65_536);

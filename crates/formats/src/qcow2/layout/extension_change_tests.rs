@@ -10,7 +10,8 @@ const NEW: BitmapsExtension =
 
 /// The first cluster of an image.
 fn head(cluster_bits: u32, edit: impl FnOnce(&mut Header)) -> Vec<u8> {
-    let geometry = Geometry { cluster_bits, refcount_order: 4, extended_l2: false };
+    let geometry =
+        Geometry { cluster_bits, refcount_order: 4, extended_l2: false, data_file: false };
     let mut header = Header {
         version: 3,
         geometry,
@@ -26,6 +27,7 @@ fn head(cluster_bits: u32, edit: impl FnOnce(&mut Header)) -> Vec<u8> {
         autoclear: Autoclear::empty(),
         header_length: 0,
         compression: Compression::Zlib,
+        crypt_method: super::super::CryptMethod::None,
         backing_file: None,
         extensions: Extensions::default(),
         unknown_fields: Vec::new(),
