@@ -45,7 +45,7 @@
 //! | L2 entries: reserved bits, unaligned, on metadata, on themselves | "L2 entry …" |
 //! | extended L2 entries: bitmaps that contradict themselves or the entry | the cases of [`qcow2_subclusters`] |
 //! | compressed descriptors past the end | "compressed data past the end", "compressed descriptor all set" |
-//! | bitmap directory: wild sizes, duplicate names, in use | "bitmap …", "two bitmaps of one name" |
+//! | bitmap directory: wild sizes, duplicate names, in use | "bitmap …", "two bitmaps of one name", `img_bitmap::a_broken_bitmap_can_be_told_of_removed_and_repaired_and_costs_no_data`, `img_bitmap::a_directory_that_cannot_be_walked_keeps_nothing_from_being_repaired` |
 //! | dirty and corrupt bits | "dirty", "marked corrupt" |
 //! | writes and discards without refcounts | "no refcount blocks", "all refcounts 0"; each case is written to, zeroed, discarded, resized and repaired |
 //! | repair when the disk is full | `oxblk-formats: a_full_disk_does_not_keep_refcounts_from_being_rebuilt_where_there_is_room_inside` |
