@@ -11,7 +11,7 @@ use oxblk_core::{
     WriteFlags, ZeroFlags,
 };
 use oxblk_formats::qcow2::QCOW2;
-use oxblk_ring::sim::{self, Disk};
+use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
 use oxblk_ring::{IoBuf, IoBufMut};
 use oxblk_tests::program::Program;
 use oxblk_tests::random::Random;
@@ -383,6 +383,79 @@ fn an_image_that_goes_back_and_forth_between_writable_and_read_only_keeps_its_bi
         backend.close().await.unwrap();
         assert_sound(&disk, false, "at the end").await;
     });
+}
+
+/// Where the header says that the bitmap directory is.
+fn directory_offset(disk: &Disk) -> u64 {
+    let bytes = disk.bytes();
+    let word = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+    let at = (104..512).step_by(8).find(|at| word(*at) == 0x2385_2875_0000_0018).unwrap();
+    word(at + 24)
+}
+
+#[test]
+fn a_bitmap_can_be_removed_where_the_disk_is_full() {
+    let disk = image(1, "cluster_size=4k", MIB);
+    sim::run(1, async {
+        let backend = open(&disk).await;
+        for name in ["one", "two", "three"] {
+            add(&backend, name, 4096).await;
+        }
+        write(&backend, 0, MIB, 1).await;
+        backend.close().await.unwrap();
+        // Not a byte more than there is, nor is anything free in between.
+        let end = disk.len();
+        let full = [FaultOp::Write, FaultOp::Fallocate].map(|op| {
+            let range = Some(end..u64::MAX);
+            FailRule { op, nth: None, range, errno: 28, once: false }
+        });
+        disk.set_faults(Faults { fail: full.to_vec(), ..Faults::default() });
+        let backend = open(&disk).await;
+        let before = directory_offset(&disk);
+        remove(&backend, "two").await;
+        assert_eq!(directory_offset(&disk), before, "there was room for another directory");
+        assert!(backend.node().unwrap().bitmaps().find("two").is_err());
+        let closed = backend.close().await;
+        disk.set_faults(Faults::default());
+        assert_sound(&disk, true, "full").await;
+        let backend = open(&disk).await;
+        let names: Vec<_> = all(&backend).iter().map(|b| b.name().to_owned()).collect();
+        assert_eq!(names, ["three", "one"]);
+        // They could be stored, or are known not to have been.
+        let kept = all(&backend).iter().all(|bitmap| !bitmap.is_inconsistent());
+        assert_eq!(kept, closed.is_ok());
+        backend.close().await.unwrap();
+        assert_sound(&disk, true, "at the end").await;
+    });
+}
+
+#[test]
+fn what_cannot_be_stored_is_told_and_costs_nothing_but_the_bitmaps() {
+    for nth in 1..60 {
+        let disk = image(1, "cluster_size=4k", MIB);
+        sim::run(1, async {
+            let backend = open(&disk).await;
+            add(&backend, "one", 512).await;
+            write(&backend, 0, MIB / 2, 1).await;
+            backend.flush().await.unwrap();
+            let fault =
+                FailRule { op: FaultOp::Any, nth: Some(nth), range: None, errno: 5, once: false };
+            disk.set_faults(Faults { fail: vec![fault], ..Faults::default() });
+            let closed = backend.close().await;
+            disk.set_faults(Faults::default());
+            let what = format!("from operation {nth} on nothing is written");
+            assert_sound(&disk, true, &what).await;
+            let backend = open(&disk).await;
+            assert!(contents(&backend).await[..512 << 10].iter().all(|byte| *byte == 1), "{what}");
+            let found = all(&backend);
+            assert!(closed.is_err() || found.len() == 1, "{what}");
+            for bitmap in found.iter().filter(|bitmap| !bitmap.is_inconsistent()) {
+                assert_eq!(bitmap.map().count(), MIB / 2, "{what}");
+            }
+            backend.close().await.unwrap();
+            assert_sound(&disk, true, &what).await;
+        });
+    }
 }
 
 async fn reopen(disk: &Backend, read_only: bool) {
