@@ -47,7 +47,8 @@ pub mod create;
 mod data;
 mod discard;
 mod driver;
-mod encryption;
+#[doc(hidden)]
+pub mod encryption;
 mod factory;
 mod gate;
 #[doc(hidden)]

@@ -12,7 +12,7 @@ use super::super::layout::CryptMethod;
 use super::key_needed;
 
 /// How long opening a key slot takes unless told otherwise, in milliseconds.
-const ITER_TIME: u64 = 2000;
+pub(super) const ITER_TIME: u64 = 2000;
 
 /// How a new image is to be encrypted.
 #[derive(Debug, Clone, Default)]

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `open` | options, and the way from a password to the key |
 //! | `transform` | encrypting and decrypting requests, large ones on several cores |
+//! | `keys` | passwords, added and erased |
 //! | `create` | options of new images, and their LUKS header |
 //!
 //! Invariant: what lies at a host offset that a data entry refers to is ciphertext, always: a new cluster is written
@@ -17,6 +18,7 @@
 //! An image that is only looked at (`info`, `check`) opens without its key; guest data cannot be read then.
 
 pub mod create;
+pub mod keys;
 mod open;
 mod transform;
 

@@ -131,7 +131,7 @@ async fn read_part(
     part.map_err(|error| error.prefix("Could not read encryption header"))
 }
 
-async fn read_luks_header(file: &Edge, place: CryptoHeader) -> Result<luks::Header> {
+pub(super) async fn read_luks_header(file: &Edge, place: CryptoHeader) -> Result<luks::Header> {
     let len = u64::try_from(luks::Header::LEN).unwrap_or(u64::MAX);
     let bytes = read_part(file, place, 0..len).await?;
     Ok(luks::Header::parse(&bytes)?)
