@@ -26,7 +26,8 @@ static TIMINGS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
     vec![
         // qemu-io: 4 KiB, 1 ops; 00.01 sec (2.5 MiB/sec and 641.0256 ops/sec)
         (
-            regex(r"ops; [0-9:.]+ sec \([^()]+/sec and [^()]+ ops/sec\)"),
+            // and, from a second on: 4 KiB, 1 ops; 0:00:01.50 (2.5 KiB/sec and 0.6410 ops/sec)
+            regex(r"ops; [0-9:.]+(?: sec)? \([^()]+/sec and [^()]+ ops/sec\)"),
             "ops; TIME sec (RATE/sec and RATE ops/sec)",
         ),
         // qemu-io -C: 4096,1,00:00:00.00,12.5,3.2
@@ -79,6 +80,10 @@ mod tests {
                 "wrote 4096/4096 bytes at offset 0\n4 KiB, 1 ops; 00.01 sec (2.504 MiB/sec and 641.0256 ops/sec)\n"
             ),
             "wrote 4096/4096 bytes at offset 0\n4 KiB, 1 ops; TIME sec (RATE/sec and RATE ops/sec)\n"
+        );
+        assert_eq!(
+            plain("4 KiB, 1 ops; 0:00:01.50 (2.504 KiB/sec and 0.6410 ops/sec)\n"),
+            "4 KiB, 1 ops; TIME sec (RATE/sec and RATE ops/sec)\n"
         );
         assert_eq!(plain("4096,1,00:00:00.00,12.5,3.2\n"), "4096,1,TIME,RATE,RATE\n");
         assert_eq!(plain("Run completed in 0.004 seconds.\n"), "Run completed in TIME seconds.\n");

@@ -44,7 +44,8 @@ impl Row {
 
     /// Whether qemu-img makes images that read as what the file's zeroes decrypt to.
     pub(crate) fn begins_as_noise(&self) -> bool {
-        self.encryption().is_some() && self.0[PREALLOCATION] != 0
+        let preallocated = self.0[PREALLOCATION] != 0 || self.value(DATA).contains("raw");
+        self.encryption().is_some() && preallocated
     }
 
     fn write(&self, with_files: bool) -> String {

@@ -102,11 +102,8 @@ impl Checker<'_> {
             if self.unfit_blocks.contains(&index) {
                 continue;
             }
-            let mut block = match self.read_block(offset).await {
-                Ok(block) => block,
-                // Told when it was compared.
-                Err(_) => continue,
-            };
+            // A failure was told when it was compared.
+            let Ok(mut block) = self.read_block(offset).await else { continue };
             let (mut lines, mut dirty) = (Vec::new(), false);
             let start = index.saturating_mul(per_block);
             for (at, cluster) in (0_u64..).zip(start..start.saturating_add(per_block).min(end)) {

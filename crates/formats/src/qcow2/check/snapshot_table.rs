@@ -107,7 +107,7 @@ impl Checker<'_> {
         let Some(offset) = mended.place else { return Ok(()) };
         let (first, mut block) = (self.geometry.cluster_index(offset), None);
         for cluster in first..first.saturating_add(mended.clusters) {
-            if !self.refcount_of(cluster, &mut block).await.is_some_and(|count| count > 0) {
+            if self.refcount_of(cluster, &mut block).await.is_none_or(|count| count == 0) {
                 self.snapshots_not_mended(&mended, &Error::from_errno(28));
                 return Ok(());
             }

@@ -151,7 +151,7 @@ impl Qcow2 {
             let word = bytes.get_mut(at..at.saturating_add(8));
             match word {
                 Some(word) if *word == old.to_be_bytes() => {
-                    word.copy_from_slice(&new.to_be_bytes())
+                    word.copy_from_slice(&new.to_be_bytes());
                 }
                 _ => return Err(Error::corrupt("L2 table changed meanwhile").at(table)),
             }

@@ -95,9 +95,10 @@ impl Qcow2 {
             let entries = (0_u64..).zip(l2_table(&table, geometry));
             let hit = |(index, both): (u64, ExtendedEntry)| {
                 let entry = both.entry;
-                let host = match entry.kind(geometry, version) {
-                    Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) => host,
-                    _ => return None,
+                let Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) =
+                    entry.kind(geometry, version)
+                else {
+                    return None;
                 };
                 let cluster = geometry.cluster_index(host);
                 (cluster >= lowest).then_some((index, cluster, entry))
