@@ -244,6 +244,11 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// Change of an image's options.
+    fn amend(&self) -> Option<&dyn crate::amend::Amend> {
+        None
+    }
+
     /// Internal snapshots.
     fn snapshots(&self) -> Option<&dyn crate::snapshot::Snapshots> {
         None
@@ -343,14 +348,19 @@ pub trait Compress: Send + Sync {
     fn write_compressed(&self, offset: u64, data: IoBuf) -> BoxFuture<'_, Result<()>>;
 }
 
-/// Change of the backing file named in the image.
+/// What images with backing files can do beside reading them. Core has drained the node of other requests.
 pub trait Backing: Send + Sync {
-    /// Records `filename` and `format` in the image; `None` removes the reference.
+    /// Records `filename` and `format` in the image, durably; `None` removes the reference. What has been written
+    /// before is durable then. The node keeps the backing file that it has open.
     fn change<'a>(
         &'a self,
         filename: Option<&'a str>,
         format: Option<&'a str>,
     ) -> BoxFuture<'a, Result<()>>;
+
+    /// Gives up all that the image holds itself, so that only its backing file is seen; snapshots stay. After a crash it
+    /// holds all or nothing.
+    fn make_empty(&self) -> BoxFuture<'_, Result<()>>;
 }
 
 /// What sort of driver it is: decides the default children and permissions.
@@ -416,6 +426,11 @@ pub trait DriverFactory: Send + Sync + 'static {
 
     /// The options of [`Self::create`], for `-o help` and for checking; empty: cannot create.
     fn create_options(&self) -> &'static [CreateOption] {
+        &[]
+    }
+
+    /// The options that [`Driver::amend`] changes, for `-o help` and for checking; empty: none.
+    fn amend_options(&self) -> &'static [CreateOption] {
         &[]
     }
 

@@ -8,7 +8,9 @@
 //! Requests may be made from every I/O thread of [`oxblk_ring`] at once; a node belongs to no thread.
 #![forbid(unsafe_code)]
 
+pub mod amend;
 mod backend;
+mod backing;
 pub mod bitmap;
 pub mod check;
 pub mod compact;
@@ -39,7 +41,8 @@ pub use epoch::{EpochGuard, Epochs};
 pub use error::{Error, ErrorKind, Result, strerror};
 pub use flags::{WriteFlags, ZeroFlags};
 pub use graph::{
-    BackingFile, BackingPolicy, Drained, Graph, OpenContext, OpenFlags, ReopenRequest, relative_to,
+    BackingFile, BackingPolicy, Drained, Graph, OpenContext, OpenFlags, ReopenRequest,
+    WritableBase, relative_to,
 };
 pub use limits::Limits;
 pub use node::{DetectZeroes, Node};

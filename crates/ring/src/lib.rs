@@ -28,7 +28,9 @@ pub use runtime::{
     now, offload, offload_threads, set_offload_threads, settled, sleep, spawn, thread_index,
     timeout, try_thread_index, yield_now,
 };
-pub use sync::{Event, EventListener, Mutex, RangeGuard, RangeLock, RwLock, Semaphore, Sharded};
+pub use sync::{
+    Event, EventListener, Mutex, MutexGuard, RangeGuard, RangeLock, RwLock, Semaphore, Sharded,
+};
 
 /// A handle to a local task: dropping it cancels the task, [`detach`](async_task::Task::detach) lets it run on.
 pub use async_task::Task;

@@ -4,6 +4,7 @@
 //! closes nodes that nobody uses any more. It is control plane: requests never come here. The one thing they share
 //! through it is the epoch domain.
 
+mod base;
 mod bitmaps;
 mod create;
 mod data_file;
@@ -21,6 +22,7 @@ use std::sync::atomic::{
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+pub use base::WritableBase;
 pub use drain::Drained;
 pub use filename::{BackingPolicy, relative_to};
 pub use open::{BackingFile, OpenContext, OpenFlags};

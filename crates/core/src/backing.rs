@@ -1,0 +1,77 @@
+//! Backing files: which one an image names, and overlays that give up what they hold.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::driver::Backing;
+use crate::{Backend, ChildIdx, Error, Node, Result, relative_to};
+
+fn of(node: &Node) -> Result<&dyn Backing> {
+    node.driver().backing().ok_or_else(|| Error::from_errno(95))
+}
+
+impl Backend {
+    /// Has the image name another backing file, or none. Everything written before is durable then. What this node
+    /// reads its unallocated parts from stays as it is until the image is opened again.
+    ///
+    /// # Errors
+    /// `ENOTSUP` where the format has no backing files; `ENOSPC` where the name does not fit into the image; as the
+    /// image reports.
+    pub async fn change_backing_file(
+        &self,
+        filename: Option<&str>,
+        format: Option<&str>,
+    ) -> Result<()> {
+        let edge = self.root()?;
+        let backing = of(edge.node())?;
+        let _drained = self.graph().drain(edge.node()).await;
+        backing.change(filename, format).await
+    }
+
+    /// Gives up all that the image holds itself: it reads as its backing file does from then on.
+    ///
+    /// # Errors
+    /// `ENOTSUP` where the format cannot; as the image reports.
+    pub async fn make_empty(&self) -> Result<()> {
+        let edge = self.root()?;
+        let node = edge.node();
+        let backing = of(node)?;
+        let _drained = self.graph().drain(node).await;
+        let emptied = backing.make_empty().await;
+        node.bitmaps().mark(0, node.size());
+        emptied
+    }
+}
+
+impl Node {
+    /// The node of the backing chain below this one that `name` means: a name as an image of the chain has it, or the
+    /// path of the file, taken from the directory of the image above it where it is relative.
+    pub fn find_backing(self: &Arc<Self>, name: &str) -> Option<Arc<Self>> {
+        let mut over = Arc::clone(self);
+        while let Some(below) = over.child(ChildIdx::BACKING) {
+            let named = over.driver().info().backing_filename;
+            if named.as_deref() == Some(name) || is_file(&over, &below, name) {
+                return Some(below);
+            }
+            over = below;
+        }
+        None
+    }
+}
+
+/// Whether `name`, said of the backing file of `over`, is the file of `below`.
+fn is_file(over: &Node, below: &Node, name: &str) -> bool {
+    let Some(file) = below.filename() else { return false };
+    if file == name {
+        return true;
+    }
+    let meant = over.filename().map_or_else(|| name.to_owned(), |base| relative_to(&base, name));
+    match (real_path(&meant), real_path(&file)) {
+        (Some(meant), Some(file)) => meant == file,
+        _ => meant == file,
+    }
+}
+
+fn real_path(name: &str) -> Option<PathBuf> {
+    Path::new(name.strip_prefix("file:").unwrap_or(name)).canonicalize().ok()
+}

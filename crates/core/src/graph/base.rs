@@ -1,0 +1,96 @@
+//! Writing to a node of a backing chain, as committing an overlay does.
+//!
+//! A backing file is read-only and may not change under its overlay. Who commits knows better: what is written to it is
+//! what the overlay shows already. A [`WritableBase`] lifts both for a while and then puts them back.
+
+use std::sync::Arc;
+
+use super::{Graph, ReopenRequest};
+use crate::perm::{Perm, Permissions};
+use crate::{Backend, ChildIdx, Edge, Error, Node, Options, Result};
+
+/// A backing file that is writable until it is given back with [`WritableBase::close`].
+pub struct WritableBase {
+    backend: Backend,
+    parent: Reader,
+    was_read_only: bool,
+}
+
+/// The edge by way of which an overlay reads it, and the permissions that the edge had.
+struct Reader {
+    edge: Arc<Edge>,
+    before: Permissions,
+}
+
+impl Graph {
+    /// Makes `base`, which is below `top` in its backing chain, writable.
+    ///
+    /// # Errors
+    /// When it is not below `top`; when the driver, the host or another user is in the way. Nothing has changed then.
+    pub async fn write_base(&self, top: &Arc<Node>, base: &Arc<Node>) -> Result<WritableBase> {
+        let edge = edge_above(top, base)?;
+        let was_read_only = base.is_read_only();
+        if was_read_only {
+            self.set_read_only(base, false).await?;
+        }
+        let parent = Reader { before: edge.permissions(), edge };
+        match attach(self, &parent, base) {
+            Ok(backend) => Ok(WritableBase { backend, parent, was_read_only }),
+            Err(error) => {
+                // What was held before can be held again.
+                let _ = parent.edge.set_permissions(parent.before);
+                if was_read_only {
+                    let _ = self.set_read_only(base, true).await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn set_read_only(&self, node: &Arc<Node>, read_only: bool) -> Result<()> {
+        let mut options = Options::new();
+        options.insert("read-only", read_only);
+        self.reopen(vec![ReopenRequest { node: Arc::clone(node), options, keep: true }]).await
+    }
+}
+
+fn edge_above(top: &Arc<Node>, base: &Arc<Node>) -> Result<Arc<Edge>> {
+    let mut over = Arc::clone(top);
+    while let Some(edge) = over.children().get(ChildIdx::BACKING) {
+        if Arc::ptr_eq(edge.node(), base) {
+            return Ok(edge);
+        }
+        over = Arc::clone(edge.node());
+    }
+    Err(Error::invalid(format!("'{}' is not in the chain of '{}'", base.name(), top.name())))
+}
+
+fn attach(graph: &Graph, parent: &Reader, base: &Arc<Node>) -> Result<Backend> {
+    let shared = Permissions { shared: Perm::all(), ..parent.before };
+    parent.edge.set_permissions(shared)?;
+    let taken = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
+    Backend::new(graph, "", Arc::clone(base), Permissions::sharing_all(taken))
+}
+
+impl WritableBase {
+    /// What it is written through.
+    pub fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
+    /// Makes everything durable, and the node what it was.
+    ///
+    /// # Errors
+    /// The first failure; all the rest is done all the same.
+    pub async fn close(self) -> Result<()> {
+        let graph = self.backend.graph().clone();
+        let base = Arc::clone(self.parent.edge.node());
+        let closed = self.backend.close().await;
+        let shared = self.parent.edge.set_permissions(self.parent.before);
+        let outcome = closed.and(shared);
+        if self.was_read_only {
+            return outcome.and(graph.set_read_only(&base, true).await);
+        }
+        outcome
+    }
+}
