@@ -220,14 +220,34 @@ fn what_cannot_be_written_does_not_become_writable() {
     block_on(async {
         let images = Images::new();
         images.make("disk", "", None).await;
-        // Incompatible feature bit 0: dirty.
+        // Incompatible feature bit 1: corrupt.
         let file = std::fs::OpenOptions::new().write(true).open(images.path("disk")).unwrap();
-        file.write_all_at(&1_u64.to_be_bytes(), 72).unwrap();
+        file.write_all_at(&2_u64.to_be_bytes(), 72).unwrap();
         let disk = images.open("disk", ",read-only=on").await;
         let refused = disk.reopen(options("read-only=off")).await.unwrap_err();
         assert_eq!(refused.raw_errno(), 13, "{refused}");
         assert!(disk.is_read_only());
         disk.close().await.unwrap();
+    });
+}
+
+#[test]
+fn an_image_that_was_not_closed_is_repaired_before_it_becomes_writable() {
+    block_on(async {
+        let images = Images::new();
+        images.make("disk", ",cluster_size=4k", Some(1)).await;
+        let path = images.path("disk");
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+        // Incompatible feature bit 0: dirty; and the refcounts of all that was written are lost.
+        file.write_all_at(&1_u64.to_be_bytes(), 72).unwrap();
+        file.write_all_at(&[0; 4096], 2 * 4096).unwrap();
+        let disk = images.open("disk", ",read-only=on").await;
+        disk.reopen(options("read-only=off")).await.unwrap();
+        disk.write(1 << 16, vec![7; 1 << 16].into(), WriteFlags::empty()).await.unwrap();
+        let read = disk.read(1 << 16, IoBufMut::new(1 << 16)).await.unwrap();
+        assert!(read.iter().all(|byte| *byte == 7));
+        disk.close().await.unwrap();
+        is_sound(&images, "disk").await;
     });
 }
 

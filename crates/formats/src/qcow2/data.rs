@@ -12,7 +12,8 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
 use super::allocator::Reserved;
-use super::layout::{Autoclear, L2Kind};
+use super::layout::L2Kind;
+use super::run_options::Modes;
 
 /// Clusters for guest data that nobody else can have.
 pub(super) struct NewData<'a> {
@@ -68,7 +69,7 @@ impl Qcow2 {
 
     /// Whether the data file must be what the guest reads, without a look at the tables.
     pub(super) fn has_raw_data(&self) -> bool {
-        self.geometry.data_file && self.header.autoclear.contains(Autoclear::RAW_DATA_FILE)
+        self.geometry.data_file && self.modes().contains(Modes::RAW_DATA)
     }
 
     /// Whether a new image reads as zeroes: one whose data file must be what the guest reads is what that file is.

@@ -1,9 +1,13 @@
 //! Zero writes and discards: L2 entries change, data does not move.
 
+use std::cell::RefCell;
+
 use oxblk_core::{ChildIdx, Error, ErrorKind, Result, ZeroFlags};
+use roaring::RoaringTreemap;
 
 use super::Qcow2;
 use super::layout::{L2Entry, L2Kind};
+use super::run_options::Modes;
 use super::write_back::Was;
 
 /// Guest clusters changed under one hold of the range lock.
@@ -13,15 +17,17 @@ impl Qcow2 {
     /// Makes a range of the guest disk read as zeroes.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] where only zeroes as data do: part of a cluster, or an old image with a backing file.
+    /// [`ErrorKind::Unsupported`] where only zeroes as data do: part of a cluster, or an old image with a backing file
+    /// (or one to come).
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.check_writable()?;
+        let own = flags.contains(ZeroFlags::OWN);
         let size = self.geometry.subcluster_size();
         let end = offset.saturating_add(len);
         let last = if end == self.size() { self.cluster_end(end) } else { end };
         let _lock = self.guest.lock(self.cluster_start(offset)..self.cluster_end(end)).await;
         if !offset.is_multiple_of(size) || !last.is_multiple_of(size) {
-            let zero = self.reads_as_zero(offset, end).await?;
+            let zero = !own && self.reads_as_zero(offset, end).await?;
             return if zero { Ok(()) } else { Err(unsupported()) };
         }
         let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
@@ -38,13 +44,13 @@ impl Qcow2 {
         if self.geometry.extended_l2 {
             return self.zero_subclusters(offset, last, flags).await;
         }
-        let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
+        let (own, unmap) = (flags.contains(ZeroFlags::OWN), flags.contains(ZeroFlags::MAY_UNMAP));
         if self.version < 3 {
-            return self.zero_old(offset, last, unmap).await;
+            return if own { Err(unsupported()) } else { self.zero_old(offset, last, unmap).await };
         }
         self.change_entries(offset, last, unmap, |kind, copied, over_backing| match kind {
             L2Kind::Zero { host: None } => None,
-            L2Kind::Unallocated if !over_backing => None,
+            L2Kind::Unallocated if !over_backing && !own => None,
             L2Kind::Data { host } | L2Kind::Zero { host: Some(host) } if copied && !unmap => {
                 Some(L2Entry::zero_allocated(host))
             }
@@ -95,12 +101,41 @@ impl Qcow2 {
     }
 
     async fn discard_entries(&self, first: u64, last: u64, new: L2Entry) -> Result<()> {
+        if self.modes().contains(Modes::NO_UNREF) && !self.geometry.data_file {
+            return self.discard_in_place(first, last).await;
+        }
         self.change_entries(first, last, true, |kind, _, over_backing| match kind {
             L2Kind::Zero { host: None } => None,
             L2Kind::Unallocated if !over_backing => None,
             _ => Some(new),
         })
         .await
+    }
+
+    /// The same, but clusters that are the image's own stay allocated; the host may still take back what they hold. The
+    /// caller holds the range lock.
+    async fn discard_in_place(&self, first: u64, last: u64) -> Result<()> {
+        let kept = RefCell::new(RoaringTreemap::new());
+        self.change_entries(first, last, true, |kind, copied, over_backing| match kind {
+            L2Kind::Zero { .. } => None,
+            L2Kind::Unallocated if !over_backing => None,
+            L2Kind::Data { host } if copied => {
+                kept.borrow_mut().insert(self.geometry.cluster_index(host));
+                Some(L2Entry::zero_allocated(host))
+            }
+            _ => Some(L2Entry::zero_plain()),
+        })
+        .await?;
+        if !self.passes_discard(Was::Discarded) {
+            return Ok(());
+        }
+        let file = self.children.require(ChildIdx::FILE)?;
+        let size = self.geometry.cluster_size();
+        for cluster in kept.into_inner() {
+            // It only saves space: the host may refuse.
+            let _ = file.discard(cluster << self.geometry.cluster_bits, size).await;
+        }
+        Ok(())
     }
 
     /// Gives up everything from `from` on, as if it had never been written. Used when the disk shrinks.

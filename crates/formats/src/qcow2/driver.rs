@@ -1,9 +1,10 @@
 //! The driver contract, and the map of the fast path.
 
+use oxblk_core::amend::Amend;
 use oxblk_core::bitmap::PersistentBitmaps;
 use oxblk_core::check::{Check, CheckReport, Fix};
 use oxblk_core::compact::Compact;
-use oxblk_core::driver::{Compress, Reopen, Resize};
+use oxblk_core::driver::{Backing, Compress, Reopen, Resize};
 use oxblk_core::snapshot::Snapshots;
 use oxblk_core::vm_state::VmState;
 use oxblk_core::{
@@ -98,7 +99,7 @@ impl Driver for Qcow2 {
     }
 
     fn info(&self) -> ImageInfo {
-        let header = &self.header;
+        let header = self.header();
         let corrupt = self.corrupt.load(std::sync::atomic::Ordering::Relaxed)
             || header.incompatible.contains(Incompatible::CORRUPT);
         let mut data = json!({ "compat": if self.version < 3 { "0.10" } else { "1.1" } });
@@ -165,6 +166,14 @@ impl Driver for Qcow2 {
     }
 
     fn persistent_bitmaps(&self) -> Option<&dyn PersistentBitmaps> {
+        Some(self)
+    }
+
+    fn amend(&self) -> Option<&dyn Amend> {
+        Some(self)
+    }
+
+    fn backing(&self) -> Option<&dyn Backing> {
         Some(self)
     }
 

@@ -5,6 +5,7 @@ use oxblk_core::{
     BoxFuture, Driver, DriverFactory, DriverKind, Edge, Error, Graph, OpenContext, Options, Result,
 };
 
+use super::amend::AMEND_OPTIONS;
 use super::create;
 use super::layout::looks_like_qcow2;
 use super::measure::measure;
@@ -55,6 +56,10 @@ impl DriverFactory for Factory {
 
     fn create_options(&self) -> &'static [CreateOption] {
         create::CREATE_OPTIONS
+    }
+
+    fn amend_options(&self) -> &'static [CreateOption] {
+        AMEND_OPTIONS
     }
 
     fn check_create(&self, graph: &Graph, options: &Options) -> Result<()> {

@@ -214,7 +214,7 @@ impl Qcow2 {
         for word in slice.words().iter().step_by(words) {
             if let Ok(L2Kind::Data { host }) =
                 L2Entry(word.load(Acquire)).kind(self.geometry, self.version)
-                && self.refcounts.allocator.is_metadata(host, self.geometry.cluster_size())
+                && self.is_protected(host, self.geometry.cluster_size())
             {
                 let text = format!(
                     "Preventing invalid write on metadata (data cluster at {host:#x}, guest offset near {offset:#x})"

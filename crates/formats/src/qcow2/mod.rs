@@ -18,6 +18,10 @@
 //! | `bitmaps/` | persistent dirty bitmaps |
 //! | `resize`, `preallocate`, `snapshots/`, `vm_state`, `status`, `check/`, `compact/`, `create`, `measure` | what the names say |
 //! | `plan` | where everything in a new image lies |
+//! | `header` | the header as a whole |
+//! | `amend/` | other options |
+//! | `backing`, `trim` | another backing file, giving up all contents; the end of the file |
+//! | `run_options` | how an open image is worked with |
 //! | `open`, `factory`, `reopen` | how a node comes to be, and to be another |
 //!
 //! # Locks, in the order in which they are taken
@@ -27,14 +31,17 @@
 //! 2. `Tail::turn`: where the next compressed cluster goes;
 //! 3. `tables`: making an L2 table;
 //! 4. `writing_back`: one write-back cycle at a time;
-//! 5. `Refcounts::growing`: making refcount blocks and tables;
-//! 6. `Allocator::scanning`; 7. `Refcounts::writing`;
-//! 8. short mutexes (`l1_dirty`, `dropped`, the free map), never across I/O.
+//! 5. `HeaderState::turn`: writing more of the header than the place of a table;
+//! 6. `Refcounts::growing`: making refcount blocks and tables;
+//! 7. `Allocator::scanning`; 8. `Refcounts::writing`;
+//! 9. short mutexes (`l1_dirty`, `dropped`, the free map), never across I/O.
 //!
 //! What a crash leaves: data, then refcounts, then L2, then L1 reach the disk; refcounts are lowered last. So a crash
 //! leaks clusters at worst. See `write_back`.
 
 mod allocator;
+mod amend;
+mod backing;
 mod bitmaps;
 mod cache;
 mod check;
@@ -51,6 +58,7 @@ mod driver;
 pub mod encryption;
 mod factory;
 mod gate;
+mod header;
 #[doc(hidden)]
 pub mod layout;
 mod lookup;
@@ -64,30 +72,32 @@ mod refcount_blocks;
 mod refcounts;
 mod reopen;
 mod resize;
+mod run_options;
 mod snapshots;
 mod status;
 mod subclusters;
 mod tables;
+mod trim;
 mod vm_state;
 mod write;
 mod write_back;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU64,
+    AtomicBool, AtomicU8, AtomicU32, AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
 use std::sync::{Arc, Mutex};
 
-use oxblk_core::{ChildIdx, ChildrenRef, Epochs, Error, ErrorKind, Result, WriteFlags};
-use oxblk_ring::{IoBuf, Mutex as AsyncMutex, RangeLock};
+use oxblk_core::{ChildrenRef, Epochs, Error, ErrorKind, Result};
+use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
 pub use factory::QCOW2;
 
 use cache::{Radix, SliceCache};
 use compressed::Tail;
 use gate::Gate;
-use layout::{Compression, Geometry, Header, Incompatible, field_offsets};
+use layout::{Compression, Geometry, Incompatible};
 use refcounts::Refcounts;
 use reopen::Prepared;
 use write_back::Dropped;
@@ -97,8 +107,7 @@ pub(crate) struct Qcow2 {
     geometry: Geometry,
     version: u32,
     compression: Compression,
-    /// As read; what changes while the image is open is kept beside it.
-    header: Header,
+    header: header::HeaderState,
     read_only: AtomicBool,
     children: ChildrenRef,
     encryption: Option<encryption::Encryption>,
@@ -127,6 +136,10 @@ pub(crate) struct Qcow2 {
     dropped: Mutex<Vec<Dropped>>,
     l1_dirty: Mutex<BTreeSet<u64>>,
     snapshots: Mutex<snapshots::TablePlace>,
+    /// How the image is worked with (see `run_options`).
+    modes: AtomicU32,
+    /// The header says that refcounts may be too low because they are written later.
+    postponed: AtomicBool,
     bitmaps: bitmaps::Bitmaps,
     /// A reopen that waits for commit or abort.
     prepared: Mutex<Option<Prepared>>,
@@ -191,19 +204,11 @@ impl Qcow2 {
         tracing::error!(
             "qcow2: Marking image as corrupt: {text}; further corruption events will be suppressed"
         );
-        if self.version >= 3 {
-            let bits = (self.header.incompatible | Incompatible::CORRUPT).bits().to_be_bytes();
-            let marked = self.write_header_field(field_offsets::INCOMPATIBLE, &bits);
-            if let Err(failed) = marked.await {
-                tracing::error!("qcow2: the image could not be marked corrupt: {failed}");
-            }
+        if self.version >= 3
+            && let Err(failed) = self.set_incompatible(Incompatible::CORRUPT, true).await
+        {
+            tracing::error!("qcow2: the image could not be marked corrupt: {failed}");
         }
         error
-    }
-
-    async fn write_header_field(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let file = self.children.require(ChildIdx::FILE)?;
-        file.write(offset, IoBuf::from(bytes.to_vec()), WriteFlags::empty()).await?;
-        file.flush().await
     }
 }

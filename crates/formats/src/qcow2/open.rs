@@ -1,8 +1,8 @@
 //! Opening and closing.
 
 use std::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU64,
-    Ordering::{Relaxed, Release},
+    AtomicBool, AtomicU8, AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
 };
 use std::sync::{Arc, Mutex};
 
@@ -17,8 +17,10 @@ use super::cache::{Radix, SliceCache};
 use super::check::check;
 use super::compressed::Tail;
 use super::encryption::{self, Encryption};
-use super::layout::{Autoclear, Geometry, Header, Incompatible, L1Entry, field_offsets};
+use super::header::HeaderState;
+use super::layout::{Autoclear, Geometry, Header, Incompatible, L1Entry};
 use super::refcounts::{Refcounts, TablePlace};
+use super::run_options::{Modes, RunOptions};
 use super::snapshots::TablePlace as SnapshotTable;
 
 /// The header and its extensions lie in the first cluster, which is no larger than this.
@@ -98,16 +100,11 @@ fn refcount_slice(geometry: Geometry) -> u64 {
     SLICE.min(geometry.cluster_size())
 }
 
-/// Why an image cannot be written, if so: what this program does not keep up to date must not become stale.
-pub(super) fn only_readable(header: &Header) -> Option<&'static str> {
-    let dirty = header.incompatible.contains(Incompatible::DIRTY);
-    dirty.then_some("Image was not closed cleanly and its refcounts must be rebuilt first")
-}
-
 /// Opens the image in `context`'s file child.
 pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     let options: OpenOptions = context.options.extract()?;
     let encrypt = encryption::Given::take(&mut context.options)?;
+    let run = RunOptions::take(&mut context.options)?;
     let file = context.file()?;
     let mut header = read_header(&file).await?;
     // A check looks at the file alone, and repairs what would keep others from opening it.
@@ -121,9 +118,6 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
         if header.incompatible.contains(Incompatible::DIRTY) {
             header = repair_dirty(&file, &header).await?;
         }
-        if let Some(reason) = only_readable(&header) {
-            context.fall_back_to_read_only(reason)?;
-        }
     }
     open_data(context, &header).await?;
     context.backing = header
@@ -132,10 +126,14 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
         .map(|filename| BackingFile { filename, format: header.extensions.backing_format.clone() });
     let sizes = options.sizes(header.geometry)?;
     let encryption = encryption::open(context, &file, &header, encrypt).await?;
-    let image = build(context, &file, header, &sizes, encryption).await?;
+    let modes = run.settle(&header, context.flags.unmap)?;
+    let image = build(context, header, &sizes, encryption, modes).await?;
     image.read_l1(&file).await?;
     if !context.flags.check {
         image.note_snapshots(&file).await?;
+        if modes.contains(Modes::INACTIVE_L2) && !image.is_read_only() {
+            image.note_inactive_tables().await?;
+        }
         if !image.is_read_only() {
             image.clear_autoclear().await?;
         }
@@ -167,7 +165,7 @@ async fn open_data(context: &mut OpenContext, header: &Header) -> Result<()> {
 }
 
 /// Rebuilds the refcounts of an image that was not closed cleanly ("Incompatible features", dirty bit).
-async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header> {
+pub(super) async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header> {
     let report = check(file, header, Fix::All, &|_| ()).await;
     let report = report.map_err(|error| error.prefix("Could not repair dirty image"))?;
     if (report.corruptions, report.check_errors) != (0, 0) {
@@ -190,10 +188,10 @@ pub(super) async fn read_header(file: &Edge) -> Result<Header> {
 
 async fn build(
     context: &OpenContext,
-    file: &Edge,
     header: Header,
     sizes: &CacheSizes,
     encryption: Option<Encryption>,
+    modes: Modes,
 ) -> Result<Qcow2> {
     let geometry = header.geometry;
     let place = TablePlace {
@@ -213,7 +211,7 @@ async fn build(
         .note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
     if let Some(crypto) = header.extensions.crypto {
         // Where the image has it end is not to be believed; guest data lies within the file.
-        let len = crypto.length.min(file.size().saturating_sub(crypto.offset));
+        let len = crypto.length.min(context.file()?.size().saturating_sub(crypto.offset));
         refcounts.allocator.note_metadata(crypto.offset, len);
     }
     let slice_words = sizes.slice / 8;
@@ -245,19 +243,21 @@ async fn build(
         l1_dirty: Mutex::default(),
         snapshots: Mutex::new(SnapshotTable::of(&header)),
         bitmaps: Bitmaps::of(&header),
+        modes: AtomicU32::new(modes.bits()),
+        postponed: AtomicBool::new(false),
         prepared: Mutex::default(),
-        header,
+        header: HeaderState::new(header),
     })
 }
 
 impl Qcow2 {
-    async fn read_l1(&self, file: &Edge) -> Result<()> {
-        let bytes = u64::from(self.header.l1_entries).saturating_mul(8);
+    pub(super) async fn read_l1(&self, file: &Edge) -> Result<()> {
+        let bytes = self.l1_entries().saturating_mul(8);
         let len = usize::try_from(bytes).map_err(|_| Error::from_errno(27))?;
         if len == 0 {
             return Ok(());
         }
-        let table = file.read(self.header.l1_offset, IoBufMut::new(len)).await;
+        let table = file.read(self.l1_offset.load(Acquire), IoBufMut::new(len)).await;
         let table = table.map_err(|error| error.prefix("Could not read L1 table"))?;
         for (index, word) in (0_u64..).zip(table.chunks_exact(8)) {
             let entry = L1Entry(word.try_into().map_or(0, u64::from_be_bytes));
@@ -276,16 +276,6 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Features that this program does not keep up to date must not be believed after it has written.
-    pub(super) async fn clear_autoclear(&self) -> Result<()> {
-        let mut kept = self.bitmaps.autoclear();
-        kept.set(Autoclear::RAW_DATA_FILE, self.has_raw_data());
-        if self.version < 3 || self.header.autoclear == kept {
-            return Ok(());
-        }
-        self.write_header_field(field_offsets::AUTOCLEAR, &kept.bits().to_be_bytes()).await
-    }
-
     /// The same, bitmaps included: nothing is written to the image afterwards, unless they are marked as in use again.
     pub(super) async fn complete_image(&self) -> Result<()> {
         self.close_image().await?;
@@ -302,7 +292,9 @@ impl Qcow2 {
         }
         // The first cycle lowers refcounts, the second writes them.
         self.write_back(true).await?;
-        self.write_back(true).await.map_err(|error| {
+        let written = self.write_back(true).await;
+        let written = written.and(self.write_postponed().await);
+        written.map_err(|error| {
             if error.kind() == ErrorKind::NoSpace {
                 error.prefix("Could not close the image cleanly")
             } else {

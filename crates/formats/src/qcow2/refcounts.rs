@@ -8,6 +8,8 @@
 //!
 //! Spec: docs/interop/qcow2, "Host cluster management".
 
+mod census;
+
 use std::sync::Arc;
 use std::sync::atomic::{
     AtomicU64,
@@ -15,13 +17,13 @@ use std::sync::atomic::{
 };
 
 use oxblk_core::{ChildIdx, ChildrenRef, Edge, Error, Result, WriteFlags, run_all};
-use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex};
+use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex, MutexGuard};
 
 use super::allocator::{Allocator, Reserved, Resting};
 use super::cache::{DirtyCopy, Pinned, Radix, SliceCache};
 use super::gate::Gate;
 use super::layout::{
-    Geometry, MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, field_offsets, refcount_set,
+    Geometry, Header, MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, field_offsets, refcount_set,
 };
 
 /// The refcounts of an image.
@@ -83,6 +85,22 @@ impl Refcounts {
         Ok(refcounts)
     }
 
+    /// Reads the refcount table that the header names in the place of the one in memory. Nothing is dirty.
+    pub(super) async fn reload(&self, header: &Header) -> Result<()> {
+        for index in 0..self.table_entries.load(Acquire) {
+            if let Some(entry) = self.table.get(index) {
+                entry.store(0, Release);
+            }
+        }
+        self.cache.clear();
+        let clusters = u64::from(header.refcount_table_clusters);
+        let bytes = clusters.saturating_mul(self.geometry.cluster_size());
+        self.table_offset.store(header.refcount_table_offset, Release);
+        self.table_entries.store(bytes / 8, Release);
+        let file = self.file()?;
+        self.read_table(&file, header.refcount_table_offset, bytes).await
+    }
+
     async fn read_table(&self, file: &Edge, offset: u64, bytes: u64) -> Result<()> {
         self.allocator.note_metadata(offset, bytes);
         let len = usize::try_from(bytes).map_err(|_| Error::invalid("refcount table too large"))?;
@@ -120,6 +138,20 @@ impl Refcounts {
         Ok((0..).zip(entries).all(|(index, entry)| {
             self.table.get(index).map_or(0, |own| own.load(Acquire)) == entry
         }))
+    }
+
+    /// Where the table lies now.
+    pub(super) fn table_place(&self) -> TablePlace {
+        let bytes = self.table_entries.load(Acquire).saturating_mul(8);
+        TablePlace {
+            offset: self.table_offset.load(Acquire),
+            clusters: self.geometry.clusters_for(bytes),
+        }
+    }
+
+    /// The table stays where it is while this lives.
+    pub(super) async fn hold_table(&self) -> MutexGuard<'_, ()> {
+        self.growing.lock().await
     }
 
     pub(super) fn file(&self) -> Result<Arc<Edge>> {
@@ -375,30 +407,6 @@ impl Refcounts {
     pub(super) fn blocks(&self) -> Vec<u64> {
         let entries = self.table_entries.load(Acquire);
         (0..entries).filter(|block| self.block_offset(*block) != 0).collect()
-    }
-
-    /// Whether at least `enough` of the first `clusters` host clusters are in use.
-    pub(super) async fn uses_at_least(&self, enough: u64, clusters: u64) -> Result<bool> {
-        let (mut at, mut used) = (0_u64, 0_u64);
-        let per_block = self.geometry.refcounts_per_block();
-        while at < clusters && used < enough {
-            let place = self.place(at)?;
-            let Some(slice) = self.slice(&place).await? else {
-                at = place.block.saturating_add(1).saturating_mul(per_block);
-                continue;
-            };
-            let (first, mask) = (place.slice, self.mask());
-            while at < clusters {
-                let place = self.place(at)?;
-                if place.slice != first {
-                    break;
-                }
-                let word = slice.words().get(place.word).map_or(0, |word| word.load(Acquire));
-                used = used.saturating_add(u64::from((word >> place.shift) & mask != 0));
-                at = at.saturating_add(1);
-            }
-        }
-        Ok(used >= enough)
     }
 
     /// Makes refcount block `block` exist.

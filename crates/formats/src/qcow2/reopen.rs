@@ -1,4 +1,4 @@
-//! Reopen: read-only or not, and the sizes of the caches.
+//! Reopen: read-only or not, the sizes of the caches, and how the image is worked with.
 //!
 //! An image that becomes read-only is made complete on disk while it can still be written. One that becomes writable
 //! must be on disk as it is in memory (somebody else may have written it where locks are off), must be of a kind that
@@ -14,20 +14,25 @@ use roaring::RoaringTreemap;
 
 use super::Qcow2;
 use super::encryption::Given;
-use super::layout::{Header, L1Entry};
-use super::open::{OpenOptions, only_readable, read_header};
+use super::layout::{Header, Incompatible, L1Entry};
+use super::open::{OpenOptions, read_header, repair_dirty};
+use super::run_options::{Modes, RunOptions};
 
 /// A reopen that waits for commit or abort.
 pub(super) struct Prepared {
     read_only: bool,
     l2_slices: usize,
     refcount_slices: usize,
+    modes: Modes,
+    /// The image was not closed cleanly.
+    repair: bool,
 }
 
 impl Qcow2 {
     async fn prepare_reopen(&self, flags: OpenFlags, mut options: Options) -> Result<Prepared> {
         let own: OpenOptions = options.extract()?;
         Given::take(&mut options)?.require_same(self.encryption.as_ref())?;
+        let run = RunOptions::take(&mut options)?;
         if let Some(key) = options.keys().next() {
             return Err(Error::invalid(format!("Cannot change the option '{key}'")));
         }
@@ -35,12 +40,16 @@ impl Qcow2 {
         if sizes.slice != self.slice_words.saturating_mul(8) {
             return Err(Error::invalid("Cannot change the option 'l2-cache-entry-size'"));
         }
+        let modes = run.settle(&self.header(), flags.unmap)?;
+        let mut repair = false;
         match (self.is_read_only(), flags.read_only) {
-            (true, false) => self.check_can_be_written().await?,
+            (true, false) => repair = self.check_can_be_written().await?,
             (false, true) => self.complete_or_go_on().await?,
             _ => {}
         }
         Ok(Prepared {
+            modes,
+            repair,
             read_only: flags.read_only,
             l2_slices: sizes.l2_slices(self.geometry, self.l1_entries()),
             refcount_slices: sizes.refcount_slices(self.geometry),
@@ -56,19 +65,17 @@ impl Qcow2 {
         completed
     }
 
-    async fn check_can_be_written(&self) -> Result<()> {
+    /// Tells whether its refcounts must be rebuilt first.
+    async fn check_can_be_written(&self) -> Result<bool> {
         let file = self.children.require(ChildIdx::FILE)?;
         let header = read_header(&file).await?;
         header.require_refcounts()?;
         header.require_bitmaps()?;
         header.require_snapshots()?;
         header.require_writable()?;
-        if let Some(reason) = only_readable(&header) {
-            return Err(Error::new(ErrorKind::Denied, reason).errno(13));
-        }
         let same = self.is_as_on_disk(&file, &header).await?;
         if same && self.has_bitmaps_on_disk(&file, &header).await? {
-            return Ok(());
+            return Ok(header.incompatible.contains(Incompatible::DIRTY));
         }
         Err(Error::new(ErrorKind::Busy, "Image was changed while it was open read-only").errno(16))
     }
@@ -78,10 +85,10 @@ impl Qcow2 {
             && header.size == self.size()
             && header.l1_offset == self.l1_offset.load(Acquire)
             && u64::from(header.l1_entries) == self.l1_entries()
-            && header.crypt_method == self.header.crypt_method
-            && header.extensions.crypto == self.header.extensions.crypto
-            && header.snapshots_offset == self.header.snapshots_offset
-            && header.snapshot_count == self.header.snapshot_count;
+            && header.crypt_method == self.header().crypt_method
+            && header.extensions.crypto == self.header().extensions.crypto
+            && header.snapshots_offset == self.snapshot_table().offset
+            && header.snapshot_count == self.snapshot_table().count;
         if !same {
             return Ok(false);
         }
@@ -102,9 +109,17 @@ impl Qcow2 {
     async fn commit_reopen(&self, prepared: Prepared) {
         self.l2.set_limit(prepared.l2_slices);
         self.refcounts.cache().set_limit(prepared.refcount_slices);
+        self.set_modes(prepared.modes);
         let was_read_only = self.read_only.swap(prepared.read_only, Relaxed);
         if prepared.read_only || !was_read_only {
             self.set_bitmaps_read_only(prepared.read_only);
+            return;
+        }
+        if prepared.repair
+            && let Err(error) = self.repair_and_reload().await
+        {
+            tracing::error!("qcow2: the image cannot be made writable: {error}");
+            self.corrupt.store(true, Release);
             return;
         }
         self.l2.clear();
@@ -128,6 +143,25 @@ impl Qcow2 {
             return;
         }
         self.use_bitmaps().await;
+    }
+
+    /// Rebuilds the refcounts of an image that was not closed cleanly, and takes in what that has changed.
+    async fn repair_and_reload(&self) -> Result<()> {
+        let file = self.children.require(ChildIdx::FILE)?;
+        let before = read_header(&file).await?;
+        let header = repair_dirty(&file, &before).await?;
+        if header.extensions.bitmaps != before.extensions.bitmaps {
+            return Err(Error::corrupt(
+                "Bitmaps had to be repaired: the image is to be opened again",
+            ));
+        }
+        self.refcounts.reload(&header).await?;
+        for index in 0..self.l1_entries() {
+            self.l1.get_or_make(index).store(0, Release);
+        }
+        self.read_l1(&file).await?;
+        self.adopt_header(header);
+        Ok(())
     }
 
     fn prepared(&self) -> MutexGuard<'_, Option<Prepared>> {

@@ -6,7 +6,7 @@ use oxblk_core::{ChildIdx, Error, Preallocation, Result, WriteFlags, ZeroFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
-use super::layout::{MAX_L1_BYTES, field_offsets};
+use super::layout::{L1Entry, MAX_L1_BYTES, field_offsets};
 use super::write_back::Was;
 
 impl Qcow2 {
@@ -16,9 +16,7 @@ impl Qcow2 {
         if !size.is_multiple_of(512) {
             return Err(Error::invalid("The new size must be a multiple of 512"));
         }
-        if self.snapshot_table().count > 0 && self.version < 3 {
-            return Err(Error::unsupported("Can't resize a version 2 image which has snapshots"));
-        }
+        self.check_resizable()?;
         self.check_bitmaps_can_follow(size)?;
         let old = self.size();
         // It would become part of the disk, or lie where nobody looks for it.
@@ -46,6 +44,14 @@ impl Qcow2 {
             let _ = self.shrink(size, old, Preallocation::Off).await;
         }
         allocated.map_err(|error| error.prefix("Could not preallocate the new space"))
+    }
+
+    /// Version 2 does not tell how large the disk was when a snapshot was taken.
+    pub(super) fn check_resizable(&self) -> Result<()> {
+        if self.snapshot_table().count > 0 && self.header().version < 3 {
+            return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
+        }
+        Ok(())
     }
 
     /// Makes a data file as long as the disk. What it has behind the old end is cut off first, unless it is said to be what
@@ -105,16 +111,31 @@ impl Qcow2 {
         self.write_back(true).await?;
         self.write_header_field(field_offsets::SIZE, &size.to_be_bytes()).await?;
         self.size.store(size, Release);
+        // All that the L1 table reaches: VM state behind the disk has lost its place, too.
+        let reach = self.geometry.cluster_size() << self.geometry.l2_bits();
         let from = self.cluster_end(size);
-        let to = self.cluster_end(old);
+        let to = self.cluster_end(old).max(self.l1_entries().saturating_mul(reach));
         if from < to {
             self.forget_guest(from, to).await?;
         }
+        self.drop_tables_from(self.geometry.l1_entries_for(size).unwrap_or(0));
         self.zero_tail(size).await?;
+        // The first cycle lowers refcounts, the second writes them.
         self.write_back(true).await?;
-        match self.children.get(ChildIdx::DATA) {
-            Some(data) => data.resize(size, Preallocation::Off).await,
-            None => Ok(()),
+        self.write_back(true).await?;
+        if let Some(data) = self.children.get(ChildIdx::DATA) {
+            data.resize(size, Preallocation::Off).await?;
+        }
+        self.trim_file().await
+    }
+
+    /// Gives up the L2 tables of the L1 entries from `index` on, which have no entries left.
+    fn drop_tables_from(&self, index: u64) {
+        for index in index..self.l1_entries() {
+            if let Ok(Some(table)) = self.l1_entry(index).l2_offset(self.geometry) {
+                self.set_l1_entry(index, L1Entry::EMPTY);
+                self.drop_clusters(self.geometry.cluster_index(table), 1, Was::Table);
+            }
         }
     }
 

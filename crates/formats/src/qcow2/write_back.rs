@@ -5,7 +5,8 @@
 //! 1. take the list of dropped references, the list of changed L1 entries, and copies of the dirty L2 slices, in that
 //!    order: the copies then contain every change that the lists speak of, and every reference in them had its data
 //!    written and its refcount raised in the cache before;
-//! 2. write the dirty refcounts; flush, the data file too (data and refcounts are durable);
+//! 2. write the dirty refcounts; flush, the data file too (data and refcounts are durable). With lazy refcounts, have the
+//!    header say that they may be too low instead;
 //! 3. write the copies; flush if anything follows that relies on them;
 //! 4. write the L1 entries; flush if anything follows;
 //! 5. only now lower the refcounts of what was dropped. What reaches 0 rests until the requests that may still be using
@@ -28,6 +29,7 @@ use super::Qcow2;
 use super::allocator::{Reserved, Resting};
 use super::cache::{DirtyCopy, Radix};
 use super::layout::{L1Entry, L2Entry, L2Kind};
+use super::run_options::Modes;
 
 /// Dropped runs that make a cycle start without anybody asking.
 const MANY_DROPPED: usize = 8192;
@@ -45,8 +47,10 @@ pub(super) struct Dropped {
 pub(super) enum Was {
     /// Guest data.
     Data,
-    /// Guest data that the guest discarded: the host is told.
+    /// Guest data that the guest discarded.
     Discarded,
+    /// Guest data of a snapshot, or of the state before one was applied.
+    Snapshot,
     /// An L1 or L2 table.
     Table,
 }
@@ -120,8 +124,14 @@ impl Qcow2 {
         drops: bool,
         durable: bool,
     ) -> Result<()> {
-        self.refcounts.write_back().await?;
+        let postponed = self.modes().contains(Modes::LAZY);
+        if !postponed {
+            self.refcounts.write_back().await?;
+        }
         if !copies.is_empty() || !l1.is_empty() {
+            if postponed {
+                self.postpone_refcounts().await?;
+            }
             self.flush_data().await?;
             file.flush().await?;
             self.write_slices(file, copies).await?;
@@ -187,7 +197,7 @@ impl Qcow2 {
     async fn lower_one(&self, cluster: u64, was: Was) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         let (offset, size) = (cluster << bits, self.geometry.cluster_size());
-        if was != Was::Table && self.refcounts.allocator.is_metadata(offset, size) {
+        if was != Was::Table && self.is_protected(offset, size) {
             let text = format!("Preventing invalid freeing of metadata at offset {offset:#x}");
             return Err(self.mark_corrupt(&text, offset).await);
         }
@@ -198,12 +208,12 @@ impl Qcow2 {
             self.refcounts.allocator.forget_metadata(offset, size);
         }
         self.compressed_tail.leave(cluster, bits);
-        let (epoch, discard) = (self.epochs.current(), was == Was::Discarded);
+        let (epoch, discard) = (self.epochs.current(), self.passes_discard(was));
         self.refcounts.allocator.rest(Resting { epoch, cluster, count: 1, discard });
         Ok(())
     }
 
-    /// Gives rested clusters to the free map, telling the host first of those that the guest discarded.
+    /// Gives rested clusters to the free map, telling the host first of those that it is to hear of.
     pub(super) async fn recycle(&self) -> Result<()> {
         if !self.refcounts.allocator.has_resting() {
             return Ok(());

@@ -152,7 +152,7 @@ impl Qcow2 {
         }
         fresh.settle().await?;
         let file = self.children.require(ChildIdx::FILE)?;
-        let writes = plan(&file, &self.header, new.place.as_ref()).await?;
+        let writes = plan(&file, &self.header(), new.place.as_ref()).await?;
         let named = carry_out(&file, writes).await;
         fresh.keep();
         if let Err(error) = named {
@@ -203,7 +203,7 @@ impl Qcow2 {
             file.write(place.directory_offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
             file.flush().await?;
             // Which also says that they are to be trusted again.
-            let writes = plan(&file, &self.header, Some(place)).await?;
+            let writes = plan(&file, &self.header(), Some(place)).await?;
             carry_out(&file, writes).await
         };
         if let Err(error) = outcome.await {

@@ -245,6 +245,15 @@ impl Extensions {
     /// Version 3 images with large enough clusters get the names of all known features, whatever
     /// names they had.
     pub(super) fn encode(&self, out: &mut Vec<u8>, version: u32, geometry: Geometry) {
+        self.encode_parts(out, version >= 3 && geometry.cluster_size() > NO_NAMES_UP_TO);
+    }
+
+    /// The same without the names of features, which nobody needs to read the image.
+    pub(super) fn encode_without_names(&self, out: &mut Vec<u8>) {
+        self.encode_parts(out, false);
+    }
+
+    fn encode_parts(&self, out: &mut Vec<u8>, names: bool) {
         if let Some(format) = &self.backing_format {
             put(out, BACKING_FORMAT, format.as_bytes());
         }
@@ -255,7 +264,7 @@ impl Extensions {
             let words = [crypto.offset.to_be_bytes(), crypto.length.to_be_bytes()];
             put(out, CRYPTO, words.as_flattened());
         }
-        if version >= 3 && geometry.cluster_size() > NO_NAMES_UP_TO {
+        if names {
             put(out, FEATURE_NAMES, &encode_names());
         }
         if let Some(bitmaps) = &self.bitmaps {

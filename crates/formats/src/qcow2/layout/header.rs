@@ -48,7 +48,8 @@ impl CryptMethod {
         }
     }
 
-    fn number(self) -> u32 {
+    /// Its number in the header.
+    pub fn number(self) -> u32 {
         match self {
             Self::None => 0,
             Self::Aes => 1,
@@ -264,31 +265,44 @@ impl Header {
     /// [`oxblk_core::ErrorKind::NoSpace`] when they do not fit into a cluster,
     /// [`oxblk_core::ErrorKind::Invalid`] when the backing file's name is longer than 1023 bytes.
     pub fn encode(&self) -> Result<Vec<u8>> {
-        let mut out = self.raw(0, 0).as_bytes().to_vec();
-        if self.version >= 3 {
-            out.extend(&self.unknown_fields);
-        } else {
-            out.truncate(V2_LENGTH as usize);
-        }
+        let mut out = self.fixed_part(0);
         self.extensions.encode(&mut out, self.version, self.geometry);
         if let Some(name) = &self.backing_file {
-            let (offset, len) = (out.len() as u64, name.len() as u64);
-            if len > MAX_BACKING_NAME {
+            if name.len() as u64 > MAX_BACKING_NAME {
                 return fault("Backing file name too long");
             }
+            let fixed = self.fixed_part(out.len() as u64);
             out.extend(name.as_bytes());
-            let raw = self.raw(offset, u32::try_from(len).unwrap_or(u32::MAX));
-            let raw = raw.as_bytes();
-            let shared =
-                raw.len().min(if self.version >= 3 { raw.len() } else { V2_LENGTH as usize });
-            if let (Some(to), Some(from)) = (out.get_mut(..shared), raw.get(..shared)) {
-                to.copy_from_slice(from);
+            if let Some(start) = out.get_mut(..fixed.len()) {
+                start.copy_from_slice(&fixed);
             }
         }
         if out.len() as u64 > self.geometry.cluster_size() {
             return Err(Error::from_errno(28));
         }
         Ok(out)
+    }
+
+    /// The header and all extensions but the names of features, for a backing file's name that lies at
+    /// `name_offset`: the shortest form that says the same.
+    pub fn encode_short(&self, name_offset: u64) -> Vec<u8> {
+        let mut out = self.fixed_part(name_offset);
+        self.extensions.encode_without_names(&mut out);
+        out
+    }
+
+    /// The header's fields, known and unknown. The backing file's name lies at `name_offset`, if there is one.
+    fn fixed_part(&self, name_offset: u64) -> Vec<u8> {
+        let name = self.backing_file.as_ref().filter(|_| name_offset > 0);
+        let len = name.map_or(0, |name| u32::try_from(name.len()).unwrap_or(u32::MAX));
+        let raw = self.raw(if name.is_some() { name_offset } else { 0 }, len);
+        let mut out = raw.as_bytes().to_vec();
+        if self.version >= 3 {
+            out.extend(&self.unknown_fields);
+        } else {
+            out.truncate(V2_LENGTH as usize);
+        }
+        out
     }
 
     fn raw(&self, backing_offset: u64, backing_len: u32) -> RawHeader {

@@ -116,6 +116,14 @@ impl Qcow2 {
         self.activate(l1, size, &reach).await
     }
 
+    /// Makes an L1 table of `entries` entries that refer to nothing the active one, and gives the old one up. Core has
+    /// drained the node, and nothing is dirty.
+    pub(in super::super) async fn activate_nothing(&self, entries: usize) -> Result<()> {
+        let l1 = vec![L1Entry::EMPTY; entries];
+        let nothing = self.reach(&l1, Pass::Leave).await?;
+        self.activate(&l1, self.size(), &nothing).await
+    }
+
     /// Makes `l1`, whose references are counted, the active L1 table, and gives the old one up.
     async fn activate(&self, l1: &[L1Entry], size: u64, reach: &Reach) -> Result<()> {
         let old = (self.active_l1(), self.l1_offset.load(Acquire));
@@ -129,7 +137,7 @@ impl Qcow2 {
         let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(27))?;
         // Size, encryption, L1 entries and L1 offset lie side by side, within one sector.
         let mut fields = size.to_be_bytes().to_vec();
-        fields.extend(0_u32.to_be_bytes());
+        fields.extend(self.header().crypt_method.number().to_be_bytes());
         fields.extend(entries.to_be_bytes());
         fields.extend(offset.to_be_bytes());
         self.write_header_field(field_offsets::SIZE, &fields).await?;

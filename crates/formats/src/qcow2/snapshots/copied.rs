@@ -12,7 +12,7 @@ use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
 use super::super::layout::Geometry;
-use super::super::layout::{Incompatible, L1Entry, L2Entry, L2Kind, field_offsets};
+use super::super::layout::{Incompatible, L1Entry, L2Entry, L2Kind};
 use super::super::reach::{Piece, pieces, read_tables};
 
 /// The flag in L1 and L2 entries.
@@ -165,8 +165,13 @@ impl Qcow2 {
         if self.version < 3 {
             return Ok(());
         }
-        let mut features = self.header.incompatible;
-        features.set(Incompatible::DIRTY, dirty);
-        self.write_header_field(field_offsets::INCOMPATIBLE, &features.bits().to_be_bytes()).await
+        if !dirty {
+            // Refcounts may have been postponed.
+            self.refcounts.write_back().await?;
+            self.children.require(ChildIdx::FILE)?.flush().await?;
+        }
+        self.set_incompatible(Incompatible::DIRTY, dirty).await?;
+        self.postponed.store(dirty, std::sync::atomic::Ordering::Release);
+        Ok(())
     }
 }

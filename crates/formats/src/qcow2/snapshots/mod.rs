@@ -7,6 +7,7 @@
 //! | `refcounts` | raising and lowering refcounts by what was counted |
 //! | `copied` | the claims of entries to be alone with their cluster |
 //! | `change` | taking, applying, removing |
+//! | `expand` | snapshots without zero clusters, for version 2 |
 //! | `show` | looking at one without changing the image |
 //!
 //! A crash at any point leaves the old state or the new one. The step that decides is one write to the header: of the
@@ -17,6 +18,7 @@
 
 mod change;
 mod copied;
+mod expand;
 mod refcounts;
 mod references;
 mod show;

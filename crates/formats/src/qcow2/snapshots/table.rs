@@ -109,6 +109,22 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Finds out where the L2 tables of snapshots lie, too.
+    pub(in super::super) async fn note_inactive_tables(&self) -> Result<()> {
+        let size = self.geometry.cluster_size();
+        for snapshot in self.snapshot_list().await? {
+            if snapshot.check_l1(self.geometry).is_err() {
+                continue;
+            }
+            let l1 = self.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
+            for table in l1.iter().filter_map(|entry| entry.l2_offset(self.geometry).ok().flatten())
+            {
+                self.refcounts.allocator.note_metadata(table, size);
+            }
+        }
+        Ok(())
+    }
+
     fn snapshots(&self) -> MutexGuard<'_, TablePlace> {
         self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -5,6 +5,7 @@ use oxblk_ring::IoBuf;
 
 use super::super::Qcow2;
 use super::super::layout::{ExtendedEntry, L2Kind, Subclusters};
+use super::super::run_options::Modes;
 use super::super::write_back::Was;
 use super::{load, same_place, store};
 
@@ -28,7 +29,7 @@ impl Qcow2 {
         end: u64,
         flags: ZeroFlags,
     ) -> Result<()> {
-        let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
+        let (unmap, own) = (flags.contains(ZeroFlags::MAY_UNMAP), flags.contains(ZeroFlags::OWN));
         let (first, last) =
             (self.cluster_end(offset).min(end), self.cluster_start(end).max(offset));
         if first > last {
@@ -38,7 +39,7 @@ impl Qcow2 {
             self.zero_part(offset, first, flags).await?;
         }
         self.change_extended(first, last, unmap, |old| {
-            let empty = old.entry.entry.0 == 0 && !old.over_backing;
+            let empty = old.entry.entry.0 == 0 && !old.over_backing && !own;
             match old.kind {
                 _ if empty || old.entry == ExtendedEntry::ZERO => None,
                 L2Kind::Data { .. } if old.entry.entry.copied() && !unmap => {
@@ -56,7 +57,8 @@ impl Qcow2 {
 
     /// Makes a part of a cluster read as zeroes.
     async fn zero_part(&self, offset: u64, end: u64, flags: ZeroFlags) -> Result<()> {
-        if self.reads_as_zero(offset, end.min(self.size())).await? {
+        let own = flags.contains(ZeroFlags::OWN);
+        if !own && self.reads_as_zero(offset, end.min(self.size())).await? {
             return Ok(());
         }
         let cluster = self.cluster_start(offset);
@@ -83,8 +85,13 @@ impl Qcow2 {
 
     /// Gives up what whole clusters hold; they read as zeroes afterwards. The caller holds the range lock.
     pub(in super::super) async fn discard_subclusters(&self, from: u64, to: u64) -> Result<()> {
+        let keep = self.modes().contains(Modes::NO_UNREF);
         self.change_extended(from, to, true, |old| {
             let empty = old.entry.entry.0 == 0 && !old.over_backing;
+            let data = matches!(old.kind, L2Kind::Data { .. });
+            if keep && data && old.entry.entry.copied() {
+                return Some(ExtendedEntry { bitmap: Subclusters::ZERO, ..old.entry });
+            }
             (!empty && old.entry != ExtendedEntry::ZERO).then_some(ExtendedEntry::ZERO)
         })
         .await

@@ -1,0 +1,71 @@
+//! Zero clusters become what version 2 knows: nothing where no backing file could show through, else data.
+//!
+//! They are replaced by way of ordinary writes, so a power cut at any point leaves the same disk with fewer of them. Those
+//! of snapshots are replaced by `snapshots::expand`.
+
+use oxblk_core::{Error, Result, run_all};
+use oxblk_ring::IoBuf;
+
+use super::Qcow2;
+use crate::qcow2::lookup::Extent;
+
+/// Zeroes written at once, in bytes.
+const PIECE: u64 = 1 << 20;
+/// Such writes in flight.
+const IN_FLIGHT: usize = 4;
+
+impl Qcow2 {
+    /// Version 2 does not tell the disk's size of each snapshot.
+    pub(super) async fn check_snapshots_for_downgrade(&self, size: u64) -> Result<()> {
+        if self.snapshots_fit_version_2(size).await? {
+            return Ok(());
+        }
+        Err(Error::unsupported("Internal snapshots prevent downgrade of image"))
+    }
+
+    /// Leaves no zero cluster, neither in the active state nor in a snapshot.
+    pub(super) async fn expand_zero_clusters(&self, progress: &dyn Fn(u64, u64)) -> Result<()> {
+        let over_backing = self.header().backing_file.is_some();
+        let reach = self.geometry.cluster_size() << self.geometry.l2_bits();
+        let end = self.l1_entries().saturating_mul(reach);
+        let mut at = 0;
+        while at < end {
+            progress(at, end);
+            let table_end = (at - at % reach).saturating_add(reach);
+            if self.l1_entry(self.l1_index(at)).raw_offset() == 0 {
+                at = table_end;
+                continue;
+            }
+            let extent = self.extent(at, table_end - at).await?;
+            let next = at.saturating_add(extent.len());
+            if let Extent::Zero { .. } = extent {
+                self.expand(at, next, over_backing).await?;
+            }
+            at = next;
+        }
+        self.write_back(true).await?;
+        self.expand_snapshots(over_backing).await?;
+        progress(end, end);
+        Ok(())
+    }
+
+    /// Makes whole clusters that read as zeroes do so without the flag.
+    async fn expand(&self, from: u64, to: u64, over_backing: bool) -> Result<()> {
+        // What lies behind the end of the disk reads as zeroes wherever it is not allocated.
+        let end = if over_backing { to.min(self.size()).max(from) } else { from };
+        let mut at = from;
+        while at < end {
+            let mut writes = Vec::new();
+            while at < end && writes.len() < IN_FLIGHT {
+                let len = PIECE.max(self.geometry.cluster_size()).min(end - at);
+                let zeroes = IoBuf::zeroes(usize::try_from(len).unwrap_or(usize::MAX));
+                writes.push(self.write_guest(at, zeroes));
+                at = at.saturating_add(len);
+            }
+            run_all(writes).await?;
+            self.relieve().await?;
+        }
+        let rest = self.cluster_end(end);
+        if rest < to { self.forget_guest(rest, to).await } else { Ok(()) }
+    }
+}

@@ -1,0 +1,303 @@
+//! How an open image is worked with: options that a reopen can change, and that leave no trace in the image.
+//!
+//! - `lazy-refcounts`: refcounts stay in memory until the image is closed. The header says that the image is dirty from
+//!   before the first reference to a cluster that is not counted on disk until all refcounts are; whoever opens a dirty
+//!   image counts anew.
+//! - `pass-discard-*`, `discard-no-unref`: what the host is told of clusters that are given up, and whether discarded ones
+//!   are given up at all.
+//! - `overlap-check`: which metadata is protected from entries that claim its clusters for data.
+
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+
+use oxblk_core::{ChildIdx, Error, Options, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Qcow2;
+use super::layout::{Autoclear, Compatible, Header, Incompatible};
+use super::write_back::Was;
+
+bitflags::bitflags! {
+    /// All of them, settled.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(super) struct Modes: u32 {
+        /// Refcounts are written when the image is closed.
+        const LAZY = 1;
+        /// The host is told of what the guest discards.
+        const PASS_REQUEST = 1 << 1;
+        /// The host is told of what snapshots and former states held.
+        const PASS_SNAPSHOT = 1 << 2;
+        /// The host is told of everything else that is given up.
+        const PASS_OTHER = 1 << 3;
+        /// Discarded clusters stay allocated.
+        const NO_UNREF = 1 << 4;
+        /// The data file reads as the disk does (no option, but what the header says).
+        const RAW_DATA = 1 << 5;
+        const MAIN_HEADER = 1 << 8;
+        const ACTIVE_L1 = 1 << 9;
+        const ACTIVE_L2 = 1 << 10;
+        const REFCOUNT_TABLE = 1 << 11;
+        const REFCOUNT_BLOCK = 1 << 12;
+        const SNAPSHOT_TABLE = 1 << 13;
+        const INACTIVE_L1 = 1 << 14;
+        const INACTIVE_L2 = 1 << 15;
+        const BITMAP_DIRECTORY = 1 << 16;
+        /// What can be looked up in constant time.
+        const CONSTANT = Self::MAIN_HEADER.bits() | Self::ACTIVE_L1.bits()
+            | Self::REFCOUNT_TABLE.bits() | Self::SNAPSHOT_TABLE.bits()
+            | Self::BITMAP_DIRECTORY.bits();
+        /// What can be looked up without reading anything.
+        const CACHED = Self::CONSTANT.bits() | Self::ACTIVE_L2.bits()
+            | Self::REFCOUNT_BLOCK.bits() | Self::INACTIVE_L1.bits();
+        const EVERYTHING = Self::CACHED.bits() | Self::INACTIVE_L2.bits();
+    }
+}
+
+/// The switches of `overlap-check`.
+const STRUCTURES: [(&str, Modes); 9] = [
+    ("main-header", Modes::MAIN_HEADER),
+    ("active-l1", Modes::ACTIVE_L1),
+    ("active-l2", Modes::ACTIVE_L2),
+    ("refcount-table", Modes::REFCOUNT_TABLE),
+    ("refcount-block", Modes::REFCOUNT_BLOCK),
+    ("snapshot-table", Modes::SNAPSHOT_TABLE),
+    ("inactive-l1", Modes::INACTIVE_L1),
+    ("inactive-l2", Modes::INACTIVE_L2),
+    ("bitmap-directory", Modes::BITMAP_DIRECTORY),
+];
+
+/// The options as they were given.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+struct Fields {
+    lazy_refcounts: Option<bool>,
+    pass_discard_request: Option<bool>,
+    pass_discard_snapshot: Option<bool>,
+    pass_discard_other: Option<bool>,
+    discard_no_unref: Option<bool>,
+    cache_clean_interval: Option<u64>,
+}
+
+/// What was asked for.
+pub(super) struct RunOptions {
+    fields: Fields,
+    protected: Modes,
+}
+
+impl RunOptions {
+    /// Takes them out of `options`.
+    ///
+    /// # Errors
+    /// When a value is wrong, in the words of QEMU's tools.
+    pub(super) fn take(options: &mut Options) -> Result<Self> {
+        let fields: Fields = options.extract()?;
+        if fields.cache_clean_interval.is_some_and(|seconds| u32::try_from(seconds).is_err()) {
+            return Err(Error::invalid("Cache clean interval too big"));
+        }
+        let protected = match options.take("overlap-check") {
+            None => Modes::CACHED,
+            Some(Value::Object(map)) => protected(Options::from_map(map)?)?,
+            Some(value) => template(value.as_str().unwrap_or_default())?,
+        };
+        Ok(Self { fields, protected })
+    }
+
+    /// What they come to for an image with this header; `unmap`: discards reach the host by default.
+    ///
+    /// # Errors
+    /// When the image is of a version without what was asked for.
+    pub(super) fn settle(&self, header: &Header, unmap: bool) -> Result<Modes> {
+        let fields = &self.fields;
+        let lazy = header.compatible.contains(Compatible::LAZY_REFCOUNTS);
+        let lazy = fields.lazy_refcounts.unwrap_or(lazy && header.version >= 3);
+        if lazy && header.version < 3 {
+            return Err(Error::invalid(
+                "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level",
+            ));
+        }
+        let no_unref = fields.discard_no_unref.unwrap_or(false);
+        if no_unref && header.version < 3 {
+            return Err(Error::invalid("discard-no-unref is only supported since qcow2 version 3"));
+        }
+        let mut modes = self.protected;
+        modes.set(Modes::LAZY, lazy);
+        modes.set(Modes::PASS_REQUEST, fields.pass_discard_request.unwrap_or(unmap));
+        modes.set(Modes::PASS_SNAPSHOT, fields.pass_discard_snapshot.unwrap_or(true));
+        modes.set(Modes::PASS_OTHER, fields.pass_discard_other.unwrap_or(false));
+        modes.set(Modes::NO_UNREF, no_unref);
+        modes.set(Modes::RAW_DATA, header.autoclear.contains(Autoclear::RAW_DATA_FILE));
+        Ok(modes)
+    }
+}
+
+fn template(name: &str) -> Result<Modes> {
+    match name {
+        "none" => Ok(Modes::empty()),
+        "constant" => Ok(Modes::CONSTANT),
+        "cached" => Ok(Modes::CACHED),
+        "all" => Ok(Modes::EVERYTHING),
+        other => Err(Error::invalid(format!(
+            "Unsupported value '{other}' for qcow2 option 'overlap-check'. Allowed are any of the \
+             following: none, constant, cached, all"
+        ))),
+    }
+}
+
+fn protected(mut options: Options) -> Result<Modes> {
+    let mut modes = match options.take_str("template")? {
+        Some(name) => template(&name)?,
+        None => Modes::CACHED,
+    };
+    for (name, structure) in STRUCTURES {
+        let on = options.take_bool(name).map_err(|_| {
+            Error::invalid(format!("Parameter 'overlap-check.{name}' expects 'on' or 'off'"))
+        })?;
+        if let Some(on) = on {
+            modes.set(structure, on);
+        }
+    }
+    match options.keys().next() {
+        None => Ok(modes),
+        Some(key) => Err(Error::invalid(format!(
+            "Block format 'qcow2' does not support the option 'overlap-check.{key}'"
+        ))),
+    }
+}
+
+impl Qcow2 {
+    pub(super) fn modes(&self) -> Modes {
+        Modes::from_bits_retain(self.modes.load(Acquire))
+    }
+
+    pub(super) fn set_modes(&self, modes: Modes) {
+        self.modes.store(modes.bits(), Release);
+    }
+
+    /// Whether the host is told of a cluster that is given up.
+    pub(super) fn passes_discard(&self, was: Was) -> bool {
+        let modes = self.modes();
+        match was {
+            Was::Discarded => modes.contains(Modes::PASS_REQUEST),
+            Was::Snapshot => modes.contains(Modes::PASS_SNAPSHOT),
+            Was::Data | Was::Table => modes.contains(Modes::PASS_OTHER),
+        }
+    }
+
+    /// Says on disk that refcounts may be too low, durably, unless it is said already.
+    pub(super) async fn postpone_refcounts(&self) -> Result<()> {
+        if self.postponed.load(Acquire) {
+            return Ok(());
+        }
+        self.set_incompatible(Incompatible::DIRTY, true).await?;
+        self.postponed.store(true, Release);
+        Ok(())
+    }
+
+    /// Writes all refcounts, durably, and takes back that they may be too low.
+    pub(super) async fn write_postponed(&self) -> Result<()> {
+        if !self.postponed.load(Acquire) && !self.modes().contains(Modes::LAZY) {
+            return Ok(());
+        }
+        self.refcounts.write_back().await?;
+        self.children.require(ChildIdx::FILE)?.flush().await?;
+        if self.postponed.load(Acquire) {
+            self.set_incompatible(Incompatible::DIRTY, false).await?;
+            self.postponed.store(false, Release);
+        }
+        Ok(())
+    }
+
+    /// Postpones no refcounts any more.
+    pub(super) async fn stop_postponing(&self) -> Result<()> {
+        self.modes.fetch_and(!Modes::LAZY.bits(), AcqRel);
+        self.write_postponed().await
+    }
+
+    /// Whether a range of the file holds metadata that is protected from being taken for data.
+    pub(super) fn is_protected(&self, offset: u64, bytes: u64) -> bool {
+        if !self.refcounts.allocator.is_metadata(offset, bytes) {
+            return false;
+        }
+        let protected = self.modes() & Modes::EVERYTHING;
+        protected.contains(Modes::CACHED) || self.structures_in(offset, bytes).intersects(protected)
+    }
+
+    /// The structures that lie in a range of the file that holds metadata.
+    fn structures_in(&self, offset: u64, bytes: u64) -> Modes {
+        let end = offset.saturating_add(bytes);
+        let overlaps = |start: u64, len: u64| start < end && offset < start.saturating_add(len);
+        let size = self.geometry.cluster_size();
+        let (table, snapshots) = (self.refcounts.table_place(), self.snapshot_table());
+        let mut found = Modes::empty();
+        found.set(Modes::MAIN_HEADER, overlaps(0, size));
+        let l1 = (self.l1_offset.load(Acquire), self.l1_entries().saturating_mul(8));
+        found.set(Modes::ACTIVE_L1, overlaps(l1.0, l1.1));
+        found.set(
+            Modes::REFCOUNT_TABLE,
+            overlaps(table.offset, table.clusters.saturating_mul(size)),
+        );
+        found.set(Modes::SNAPSHOT_TABLE, overlaps(snapshots.offset, snapshots.bytes));
+        let clusters = self.geometry.cluster_index(offset)..self.geometry.clusters_for(end);
+        let blocks = self.refcounts.structure();
+        let is_block = blocks.range(clusters).next().is_some();
+        found.set(Modes::REFCOUNT_BLOCK, is_block && !found.contains(Modes::REFCOUNT_TABLE));
+        let tables = (0..self.l1_entries()).map(|index| self.l1_entry(index).raw_offset());
+        let mut tables = tables.filter(|table| *table != 0);
+        found.set(Modes::ACTIVE_L2, tables.any(|table| overlaps(table, size)));
+        if found.is_empty() {
+            // What is left is not told apart.
+            found = Modes::INACTIVE_L1 | Modes::INACTIVE_L2 | Modes::BITMAP_DIRECTORY;
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(pairs: &[(&str, &str)]) -> Result<RunOptions> {
+        let mut options = Options::new();
+        for (key, value) in pairs {
+            options.set(key, *value)?;
+        }
+        RunOptions::take(&mut options)
+    }
+
+    #[test]
+    fn a_template_is_changed_by_switches() {
+        let protected = |pairs| take(pairs).unwrap().protected;
+        assert_eq!(protected(&[]), Modes::CACHED);
+        assert_eq!(protected(&[("overlap-check", "none")]), Modes::empty());
+        assert_eq!(
+            protected(&[
+                ("overlap-check.template", "constant"),
+                ("overlap-check.main-header", "off"),
+                ("overlap-check.inactive-l2", "on"),
+            ]),
+            (Modes::CONSTANT - Modes::MAIN_HEADER) | Modes::INACTIVE_L2
+        );
+    }
+
+    #[test]
+    fn wrong_values_are_told_in_the_words_of_qemus_tools() {
+        let told = |pairs| take(pairs).err().unwrap().to_string();
+        assert_eq!(
+            told(&[("overlap-check", "foo")]),
+            "Unsupported value 'foo' for qcow2 option 'overlap-check'. Allowed are any of the \
+             following: none, constant, cached, all"
+        );
+        assert_eq!(
+            told(&[("overlap-check.main-header", "x")]),
+            "Parameter 'overlap-check.main-header' expects 'on' or 'off'"
+        );
+        assert_eq!(
+            told(&[("overlap-check.foo", "on")]),
+            "Block format 'qcow2' does not support the option 'overlap-check.foo'"
+        );
+        assert_eq!(
+            told(&[("cache-clean-interval", "99999999999")]),
+            "Cache clean interval too big"
+        );
+    }
+}
