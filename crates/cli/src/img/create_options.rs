@@ -75,6 +75,20 @@ impl CreateOptions {
         Ok(Self { table, settings })
     }
 
+    /// The options that images of `format` can be amended by; nothing is set.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub(super) fn to_amend(format: &dyn DriverFactory) -> Result<Self> {
+        let table = format.amend_options().to_vec();
+        if table.is_empty() {
+            let name = format.name();
+            let text = format!("Format driver '{name}' does not support option amendment");
+            return Err(Error::unsupported(text));
+        }
+        Ok(Self { table, settings: Vec::new() })
+    }
+
     /// What `-o help` prints below its title.
     pub(super) fn help(&self) -> String {
         let mut sorted: Vec<_> = self.table.iter().collect();

@@ -51,15 +51,18 @@ const IMAGE: &str =
 
 fn text(command: &str) -> (&'static str, String) {
     let (usage, own, names_images) = match command {
+        "amend" => AMEND,
         "bitmap" => BITMAP,
         "create" => CREATE,
         "info" => INFO,
         "check" => CHECK,
+        "commit" => COMMIT,
         "convert" => CONVERT,
         "compare" => COMPARE,
         "compact" => COMPACT,
         "map" => MAP,
         "measure" => MEASURE,
+        "rebase" => REBASE,
         "resize" => RESIZE,
         "dd" => DD,
         "snapshot" => SNAPSHOT,
@@ -70,6 +73,17 @@ fn text(command: &str) -> (&'static str, String) {
 }
 
 type Text = (&'static str, &'static str, bool);
+
+const AMEND: Text = (
+    "[OPTIONS] -o LIST FILENAME",
+    "  -o, --options LIST       key=value,…; '-o help' lists them
+  -t, --cache MODE         cache mode (writeback)
+  --force                  allow what may lock you out
+  -p, --progress           show progress
+  -q, --quiet              print errors only
+",
+    true,
+);
 
 const BITMAP: Text = (
     "[OPTIONS] ACTION... FILENAME BITMAP",
@@ -161,6 +175,35 @@ const CONVERT: Text = (
   -q, --quiet              print errors only
 ",
     false,
+);
+
+const COMMIT: Text = (
+    "[OPTIONS] FILENAME",
+    "  -b, --base FILE          image of the backing chain to commit to; implies -d
+  -d, --drop               FILENAME keeps what it holds
+  -t, --cache MODE         cache mode (writeback)
+  -r, --rate BYTES         bytes a second, at most
+  --threads N              I/O threads (one a core)
+  -p, --progress           show progress
+  -q, --quiet              print errors only
+",
+    true,
+);
+
+const REBASE: Text = (
+    "[OPTIONS] (-b FILE | -u) FILENAME",
+    "  -b, --backing FILE       the new backing file; '' for none
+  -F, --backing-format FMT format of that file
+  -u, --backing-unsafe     change the name only: FILE must hold what the old one held
+  -c, --compress           compress what is copied
+  -t, --cache MODE         cache mode of the image (writeback)
+  -T, --backing-cache MODE cache mode of the new backing file (writeback)
+  -U, --force-share        do not mind that others write to the new backing file
+  --threads N              I/O threads (one a core)
+  -p, --progress           show progress
+  -q, --quiet              print errors only
+",
+    true,
 );
 
 const SNAPSHOT: Text = (

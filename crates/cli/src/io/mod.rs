@@ -42,6 +42,7 @@ const HELP: &str =
   -f, --format FORMAT      format of the image; without it, the format is probed
   --image-opts             the file name is a list of options (driver=…,file.filename=…)
   -r, --read-only          open read-only
+  -s, --snapshot           forget what is written when the image is closed
   -n, --nocache            the same as -t none
   -t, --cache MODE         cache mode
   -d, --discard MODE       whether discards reach the host: unmap, ignore

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::future::Future;
 
-use oxblk_core::{Backend, Error, Graph, OpenFlags, Options};
+use oxblk_core::{Backend, Error, Graph, OpenFlags, Options, Perm, Permissions};
 use oxblk_ring::Task;
 
 use crate::cache::{CacheMode, parse_discard, set_aio};
@@ -18,6 +18,8 @@ pub(super) struct Opening {
     pub(super) flags: OpenFlags,
     pub(super) write_through: bool,
     pub(super) options: Options,
+    /// What is written is forgotten when the image is closed.
+    pub(super) temporary: bool,
 }
 
 impl Default for Opening {
@@ -29,6 +31,7 @@ impl Default for Opening {
             flags: OpenFlags { unmap: true, ..OpenFlags::default() },
             write_through: false,
             options: Options::new(),
+            temporary: false,
         }
     }
 }
@@ -56,7 +59,7 @@ impl Opening {
             }
             'i' if set_aio(value, &mut self.options) => {}
             'i' => return Err(format!("Invalid aio option: {value}")),
-            's' => return Err("Temporary snapshots (-s) are not available yet".to_owned()),
+            's' => self.temporary = true,
             'C' => self.flags.copy_on_read = true,
             _ => {}
         }
@@ -128,9 +131,36 @@ impl Session {
         image.flags = opening.flags.clone();
         image.write_through = opening.write_through;
         image.options = opening.options.clone();
-        let backend = image.open(&self.graph).await?;
+        let read_only = image.flags.read_only;
+        if opening.temporary {
+            image.flags = OpenFlags { read_only: true, copy_on_read: false, ..image.flags };
+        }
+        let mut backend = image.open(&self.graph).await?;
+        if opening.temporary {
+            backend = self.open_over(backend, read_only, opening).await?;
+        }
         *self.open.borrow_mut() = Some(Open { backend });
         Ok(())
+    }
+
+    /// Opens a temporary overlay over an image.
+    async fn open_over(
+        &self,
+        base: Backend,
+        read_only: bool,
+        opening: &Opening,
+    ) -> Result<Backend, Error> {
+        let flags = OpenFlags { read_only, ..opening.flags.clone() };
+        let overlay = oxblk::temporary::overlay(&self.graph, &base.node()?, flags).await;
+        // It has the image open by itself.
+        let closed = base.close().await;
+        let overlay = overlay?;
+        closed?;
+        let mut taken = Perm::CONSISTENT_READ;
+        if !read_only {
+            taken |= Perm::WRITE | Perm::RESIZE;
+        }
+        Backend::new(&self.graph, "", overlay, Permissions::sharing_all(taken))
     }
 
     /// Waits for requests in flight and closes what is open; tells whether that worked.

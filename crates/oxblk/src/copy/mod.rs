@@ -19,7 +19,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use oxblk_core::{Backend, Error, strerror};
+use oxblk_core::{Backend, Error, Node, strerror};
 
 pub use run::run;
 
@@ -39,6 +39,8 @@ pub struct CopyOptions {
     /// The target has a backing file with what the top layer of the source does not have; its size in
     /// bytes. Only that top layer is copied.
     pub backing: Option<u64>,
+    /// A layer of the source's chain, which the target is: only what the layers above it hold is copied.
+    pub above: Option<Arc<Node>>,
     /// Move data with the host's copy offload where it can.
     pub offload: bool,
     /// Take what cannot be read for zeroes.
@@ -56,6 +58,7 @@ impl Default for CopyOptions {
             compress: false,
             target_is_zero: false,
             backing: None,
+            above: None,
             offload: false,
             salvage: false,
             rate: None,

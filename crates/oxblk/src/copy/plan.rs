@@ -127,6 +127,9 @@ impl Plan {
             // The rounding of a source to whole sectors.
             return Ok(Status::zero(self.sources.left_in_source(self.offset)));
         }
+        if let Some(base) = &self.options.above {
+            return Ok(source.status_above(Some(base), offset, len, Want::Precise).await?.status);
+        }
         if self.options.backing.is_none() {
             return Ok(source.block_status(offset, len, Want::Precise).await?.status);
         }
@@ -142,6 +145,7 @@ impl Plan {
             (true, 0) => Action::Copy,
             (true, _) => Action::Zero,
             (false, _) if status.flags.contains(StatusFlags::DATA) => Action::Copy,
+            (false, _) if self.options.above.is_some() => Action::Skip,
             (false, _) if self.options.backing.is_none() => Action::Copy,
             (false, _) => Action::Skip,
         }

@@ -1,0 +1,193 @@
+//! `img commit`: options here, the work in [`oxblk::commit`].
+
+use std::sync::Arc;
+
+use oxblk::commit::{Commit, CommitError};
+use oxblk::copy::{Observer, Stage};
+use oxblk_core::{Backend, ChildIdx, Node, strerror};
+use oxblk_ring::IoThread;
+
+use super::{Context, Exit, Step, graph, objects, threads};
+use crate::cache::CacheMode;
+use crate::getopt::{Found, Opt, both, long};
+use crate::image::Image;
+use crate::program::out;
+use crate::text::number::MAX_OFFSET;
+use crate::text::progress::{Progress, stop_flag};
+
+const OPTIONS: &[Opt] = &[
+    both('h', "help", false),
+    both('q', "quiet", false),
+    both('p', "progress", false),
+    both('f', "format", true),
+    long('I', "image-opts", false),
+    both('t', "cache", true),
+    both('d', "drop", false),
+    both('b', "base", true),
+    both('r', "rate", true),
+    long('O', "object", true),
+    long('8', "threads", true),
+];
+
+/// Exit code after Ctrl-C.
+const INTERRUPTED: u8 = 130;
+/// Requests in flight.
+const PARALLEL: usize = 8;
+
+struct Arguments {
+    quiet: bool,
+    progress: bool,
+    format: Option<String>,
+    image_options: bool,
+    cache: CacheMode,
+    /// The image keeps what it holds.
+    keep: bool,
+    base: Option<String>,
+    rate: Option<u64>,
+    threads: usize,
+    filename: String,
+}
+
+/// Runs the command.
+pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
+    let arguments = read(context, words)?;
+    let helpers = threads::helpers(context, arguments.threads)?;
+    let progress = Progress::start(arguments.progress && !arguments.quiet);
+    let outcome = context.block_on(commit(context, &arguments, &helpers, &progress));
+    if outcome.is_ok() {
+        progress.complete();
+    }
+    progress.end();
+    outcome?;
+    if !arguments.quiet {
+        out(format_args!("Image committed.\n"));
+    }
+    Ok(())
+}
+
+fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
+    let mut parser = context.parser(words, OPTIONS);
+    let mut cache = None;
+    let mut read = Arguments {
+        quiet: false,
+        progress: false,
+        format: None,
+        image_options: false,
+        cache: CacheMode::WRITEBACK,
+        keep: false,
+        base: None,
+        rate: None,
+        threads: threads::default(),
+        filename: String::new(),
+    };
+    while let Some(Found { id, value }) = context.next(&mut parser)? {
+        match id {
+            'q' => read.quiet = true,
+            'p' => read.progress = true,
+            'f' => read.format = Some(value),
+            'I' => read.image_options = true,
+            't' => cache = Some(value),
+            'd' => read.keep = true,
+            'b' => {
+                read.base = Some(value);
+                // Layers in between would show something else once the image has given up what it holds.
+                read.keep = true;
+            }
+            // 0 is no limit.
+            'r' => {
+                read.rate = Some(context.sized("rate limit", &value, 0, MAX_OFFSET)?)
+                    .filter(|rate| *rate > 0);
+            }
+            '8' => read.threads = threads::parse(context, &value)?,
+            _ => objects::define(&value).map_err(|text| context.failed(text))?,
+        }
+    }
+    let mut operands = parser.operands();
+    match (operands.pop(), operands.is_empty()) {
+        (Some(filename), true) => read.filename = filename,
+        _ => return Err(context.misused("Expecting one image file name")),
+    }
+    if read.image_options && read.format.is_some() {
+        return Err(context.failed("--image-opts and --format are mutually exclusive"));
+    }
+    if let Some(name) = cache {
+        read.cache = CacheMode::parse(&name)
+            .ok_or_else(|| context.failed(format_args!("Invalid cache option: {name}")))?;
+    }
+    Ok(read)
+}
+
+async fn commit(
+    context: &Context,
+    arguments: &Arguments,
+    helpers: &[IoThread],
+    progress: &Arc<Progress>,
+) -> Step {
+    let mut image = Image::writable(&arguments.filename)
+        .format(arguments.format.as_deref())
+        .options_if(arguments.image_options)
+        .cache(arguments.cache);
+    image.flags.unmap = true;
+    let top = image.open_or_say(&context.program, &graph()).await?;
+    let outcome = match base(context, arguments, &top) {
+        Ok(base) => {
+            let commit = Commit {
+                top: top.clone(),
+                base,
+                empty: !arguments.keep,
+                parallel: PARALLEL.max(helpers.len().saturating_add(1)),
+                rate: arguments.rate,
+                observer: Arc::new(Told(Arc::clone(progress))),
+                stop: stop_flag(),
+            };
+            let committed = oxblk::commit::run(commit, helpers).await;
+            committed.map_err(|failure| failed(context, arguments, &failure))
+        }
+        Err(exit) => Err(exit),
+    };
+    let closed = top.close().await;
+    outcome?;
+    closed.map_err(|error| context.error(&error))
+}
+
+/// The image that is committed to.
+fn base(context: &Context, arguments: &Arguments, top: &Backend) -> Step<Arc<Node>> {
+    let node = top.node().map_err(|error| context.error(&error))?;
+    let Some(name) = &arguments.base else {
+        let below = node.child(ChildIdx::BACKING);
+        return below.ok_or_else(|| context.failed("Image does not have a backing file"));
+    };
+    node.find_backing(name).ok_or_else(|| {
+        context.failed(format_args!(
+            "Did not find '{name}' in the backing chain of '{}'",
+            arguments.filename
+        ))
+    })
+}
+
+fn failed(context: &Context, arguments: &Arguments, failure: &CommitError) -> Exit {
+    match failure {
+        CommitError::Base(error) => context.error(error),
+        CommitError::Copy(failure) if failure.stage == Stage::Stopped => {
+            context.program.error(failure);
+            Exit(INTERRUPTED)
+        }
+        CommitError::Copy(failure) => {
+            let reason = strerror(failure.error.raw_errno());
+            context.failed(format_args!("Block job failed: {reason}"))
+        }
+        CommitError::Close(error) => context.failed(format_args!("Block job failed: {error}")),
+        CommitError::Empty(error) => {
+            context.failed(format_args!("Could not empty {}: {error}", arguments.filename))
+        }
+    }
+}
+
+/// Passes progress on.
+struct Told(Arc<Progress>);
+
+impl Observer for Told {
+    fn progress(&self, done: u64, total: u64) {
+        self.0.set(done, total);
+    }
+}

@@ -1,0 +1,278 @@
+//! `img rebase`: options here, the work in [`oxblk::rebase`].
+
+use std::sync::Arc;
+
+use oxblk::copy::Observer;
+use oxblk::rebase::{Rebase, RebaseError, RebaseStage};
+use oxblk_core::{
+    Backend, ChildIdx, ErrorKind, Graph, Node, Perm, Permissions, relative_to, strerror,
+};
+use oxblk_ring::IoThread;
+
+use super::{Context, Exit, Step, graph, objects, threads};
+use crate::cache::CacheMode;
+use crate::getopt::{Found, Opt, both, long};
+use crate::image::Image;
+use crate::text::progress::{Progress, stop_flag};
+
+const OPTIONS: &[Opt] = &[
+    both('h', "help", false),
+    both('q', "quiet", false),
+    both('p', "progress", false),
+    both('f', "format", true),
+    long('I', "image-opts", false),
+    both('t', "cache", true),
+    both('b', "backing", true),
+    both('F', "backing-format", true),
+    both('T', "backing-cache", true),
+    both('u', "backing-unsafe", false),
+    both('c', "compress", false),
+    both('U', "force-share", false),
+    long('O', "object", true),
+    long('8', "threads", true),
+];
+
+/// Exit code after Ctrl-C.
+const INTERRUPTED: u8 = 130;
+/// Requests in flight.
+const PARALLEL: usize = 8;
+
+#[derive(Default)]
+struct Raw {
+    cache: Option<String>,
+    backing_cache: Option<String>,
+}
+
+struct Arguments {
+    quiet: bool,
+    progress: bool,
+    format: Option<String>,
+    image_options: bool,
+    cache: CacheMode,
+    /// The new backing file; none for an image that stands alone.
+    backing: Option<String>,
+    backing_format: Option<String>,
+    backing_cache: CacheMode,
+    /// Only the name is changed.
+    only_name: bool,
+    compress: bool,
+    share: bool,
+    threads: usize,
+    filename: String,
+}
+
+/// Runs the command.
+pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
+    let arguments = read(context, words)?;
+    let threads = if arguments.only_name { 1 } else { arguments.threads };
+    let helpers = threads::helpers(context, threads)?;
+    let progress = Progress::start(arguments.progress && !arguments.quiet);
+    let outcome = context.block_on(rebase(context, &arguments, &helpers, &progress));
+    if outcome.is_ok() {
+        progress.complete();
+    }
+    progress.end();
+    outcome
+}
+
+fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
+    let mut parser = context.parser(words, OPTIONS);
+    let mut raw = Raw::default();
+    let mut read = Arguments {
+        quiet: false,
+        progress: false,
+        format: None,
+        image_options: false,
+        cache: CacheMode::WRITEBACK,
+        backing: None,
+        backing_format: None,
+        backing_cache: CacheMode::WRITEBACK,
+        only_name: false,
+        compress: false,
+        share: false,
+        threads: threads::default(),
+        filename: String::new(),
+    };
+    let mut backing_given = false;
+    while let Some(Found { id, value }) = context.next(&mut parser)? {
+        match id {
+            'q' => read.quiet = true,
+            'p' => read.progress = true,
+            'f' => read.format = Some(value),
+            'I' => read.image_options = true,
+            't' => raw.cache = Some(value),
+            'T' => raw.backing_cache = Some(value),
+            'b' => {
+                backing_given = true;
+                read.backing = Some(value).filter(|name| !name.is_empty());
+            }
+            'F' => read.backing_format = Some(value),
+            'u' => read.only_name = true,
+            'c' => read.compress = true,
+            'U' => read.share = true,
+            '8' => read.threads = threads::parse(context, &value)?,
+            _ => objects::define(&value).map_err(|text| context.failed(text))?,
+        }
+    }
+    let mut operands = parser.operands();
+    match (operands.pop(), operands.is_empty()) {
+        (Some(filename), true) => read.filename = filename,
+        _ => return Err(context.misused("Expecting one image file name")),
+    }
+    if !read.only_name && !backing_given {
+        return Err(context.misused("Must specify backing file (-b) or use unsafe mode (-u)"));
+    }
+    if read.image_options && read.format.is_some() {
+        return Err(context.failed("--image-opts and --format are mutually exclusive"));
+    }
+    let parse = |name: Option<String>, default, what| match name {
+        None => Ok(default),
+        Some(name) => CacheMode::parse(&name)
+            .ok_or_else(|| context.failed(format_args!("Invalid {what} option: {name}"))),
+    };
+    read.cache = parse(raw.cache, CacheMode::WRITEBACK, "cache")?;
+    read.backing_cache = parse(raw.backing_cache, CacheMode::WRITEBACK, "source cache")?;
+    Ok(read)
+}
+
+async fn rebase(
+    context: &Context,
+    arguments: &Arguments,
+    helpers: &[IoThread],
+    progress: &Arc<Progress>,
+) -> Step {
+    let graph = graph();
+    let mut image = Image::writable(&arguments.filename)
+        .format(arguments.format.as_deref())
+        .options_if(arguments.image_options)
+        .cache(arguments.cache);
+    image.flags.no_backing = arguments.only_name;
+    let disk = image.open_or_say(&context.program, &graph).await?;
+    let job = Job { context, arguments, graph: &graph, helpers, progress, disk: &disk };
+    let outcome = job.run().await;
+    let closed = disk.close().await;
+    outcome?;
+    closed.map_err(|error| context.error(&error))
+}
+
+struct Job<'a> {
+    context: &'a Context,
+    arguments: &'a Arguments,
+    graph: &'a Graph,
+    helpers: &'a [IoThread],
+    progress: &'a Arc<Progress>,
+    disk: &'a Backend,
+}
+
+impl Job<'_> {
+    async fn run(&self) -> Step {
+        if let Some(format) = &self.arguments.backing_format
+            && self.graph.driver(format).is_err()
+        {
+            return Err(self.context.failed(format_args!("Invalid format name: '{format}'")));
+        }
+        if self.arguments.only_name {
+            return self.change().await;
+        }
+        let node = self.disk.node().map_err(|error| self.context.error(&error))?;
+        let common = self.arguments.backing.as_ref().and_then(|name| node.find_backing(name));
+        let old = node.child(ChildIdx::BACKING).map(|node| self.reader(node)).transpose()?;
+        let new = match (&common, &self.arguments.backing) {
+            (Some(layer), _) => Some(self.reader(Arc::clone(layer))?),
+            (None, Some(name)) => Some(self.open_new(&node, name).await?),
+            (None, None) => None,
+        };
+        let outcome = self.work(old.clone(), new.clone(), common).await;
+        for reader in [old, new].into_iter().flatten() {
+            // Nothing was written there: a failure to close changes nothing.
+            drop(reader.close().await);
+        }
+        outcome?;
+        self.change().await
+    }
+
+    fn reader(&self, node: Arc<Node>) -> Step<Backend> {
+        let permissions = Permissions::sharing_all(Perm::CONSISTENT_READ);
+        Backend::new(self.graph, "", node, permissions).map_err(|error| self.context.error(&error))
+    }
+
+    async fn open_new(&self, node: &Node, name: &str) -> Step<Backend> {
+        let path = node.filename().map_or_else(|| name.to_owned(), |base| relative_to(&base, name));
+        let opened = Image::read_only(&path)
+            .format(self.arguments.backing_format.as_deref())
+            .cache(self.arguments.backing_cache)
+            .share_if(self.arguments.share)
+            .open(self.graph)
+            .await;
+        opened.map_err(|error| {
+            let context = format_args!("Could not open new backing file '{name}': ");
+            self.context.program.report_in(context, &error);
+            Exit(1)
+        })
+    }
+
+    /// Makes the image hold all that the new backing file does not have.
+    async fn work(
+        &self,
+        old: Option<Backend>,
+        new: Option<Backend>,
+        common: Option<Arc<Node>>,
+    ) -> Step {
+        // What cannot succeed in the end is not begun.
+        self.check_change()?;
+        let rebase = Rebase {
+            disk: self.disk.clone(),
+            old,
+            new,
+            common,
+            compress: self.arguments.compress,
+            parallel: PARALLEL.max(self.helpers.len().saturating_add(1)),
+            observer: Arc::new(Told(Arc::clone(self.progress))),
+            stop: stop_flag(),
+        };
+        oxblk::rebase::run(rebase, self.helpers).await.map_err(|failure| self.failed(&failure))
+    }
+
+    fn failed(&self, failure: &RebaseError) -> Exit {
+        self.context.program.error(failure);
+        if failure.stage == RebaseStage::Stopped { Exit(INTERRUPTED) } else { Exit(1) }
+    }
+
+    fn check_change(&self) -> Step {
+        let node = self.disk.node().map_err(|error| self.context.error(&error))?;
+        if node.driver().backing().is_none() {
+            return Err(self.cannot_change(&strerror(95)));
+        }
+        if self.arguments.backing.is_some() && self.arguments.backing_format.is_none() {
+            return Err(self.cannot_change("backing format must be specified"));
+        }
+        if self.arguments.compress && node.driver().compress().is_none() {
+            return Err(self.context.failed("Compression not supported for this file format"));
+        }
+        Ok(())
+    }
+
+    async fn change(&self) -> Step {
+        self.check_change()?;
+        let (name, format) = (&self.arguments.backing, &self.arguments.backing_format);
+        let changed = self.disk.change_backing_file(name.as_deref(), format.as_deref()).await;
+        changed.map_err(|error| match error.kind() {
+            ErrorKind::NoSpace => self.cannot_change("No space left in the file header"),
+            _ => self.cannot_change(&strerror(error.raw_errno())),
+        })
+    }
+
+    fn cannot_change(&self, why: &str) -> Exit {
+        let name = self.arguments.backing.as_deref().unwrap_or_default();
+        self.context.failed(format_args!("Could not change the backing file to '{name}': {why}"))
+    }
+}
+
+/// Passes progress on.
+struct Told(Arc<Progress>);
+
+impl Observer for Told {
+    fn progress(&self, done: u64, total: u64) {
+        self.0.set(done, total);
+    }
+}

@@ -1,0 +1,346 @@
+//! Rebasing an overlay: it is given another backing file and goes on showing what it has shown.
+//!
+//! Workers on several I/O threads take pieces of the disk that are whole clusters. Of what the overlay does not hold
+//! itself, they compare the old backing file with the new one, and where these differ the overlay is made to hold what
+//! the old one has. Nothing is read where both are known to be zero, or where the new one is a layer of the old one and
+//! nothing lies between.
+//!
+//! The overlay still has its old backing file meanwhile; when it names the new one ([`Backend::change_backing_file`]) is
+//! up to the caller, who makes sure that all this has been done before.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use oxblk_core::{Backend, Error, ErrorKind, Node, Want, WriteFlags, ZeroFlags, strerror};
+use oxblk_ring::{IoBuf, IoBufMut, IoThread};
+
+use crate::copy::Observer;
+
+/// Longest piece read at once in bytes, unless clusters are larger.
+const CHUNK: u64 = 1 << 20;
+
+/// An overlay to be rebased.
+pub struct Rebase {
+    /// The overlay, writable, with its old backing file.
+    pub disk: Backend,
+    /// What it reads where it holds nothing.
+    pub old: Option<Backend>,
+    /// What it is to read there.
+    pub new: Option<Backend>,
+    /// The node of `new`, if that is a layer of `old`.
+    pub common: Option<Arc<Node>>,
+    /// Write compressed clusters.
+    pub compress: bool,
+    /// Requests in flight over all threads.
+    pub parallel: usize,
+    /// Who hears of it.
+    pub observer: Arc<dyn Observer>,
+    /// Set from anywhere, this stops the work between two requests.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// What a rebase was doing when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RebaseStage {
+    /// Asking an image what it holds.
+    Status,
+    /// Reading the old backing file.
+    ReadingOld,
+    /// Reading the new backing file.
+    ReadingNew,
+    /// Writing the overlay, or reading from it what is to be compressed.
+    Writing,
+    /// It was told to stop.
+    Stopped,
+}
+
+/// A rebase that failed. The overlay shows what it has shown before, by way of its old backing file.
+#[derive(Debug)]
+pub struct RebaseError {
+    /// At what.
+    pub stage: RebaseStage,
+    /// Byte offset in the overlay.
+    pub offset: u64,
+    /// Why.
+    pub error: Error,
+}
+
+impl std::fmt::Display for RebaseError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let error = strerror(self.error.raw_errno());
+        match self.stage {
+            RebaseStage::Status => write!(f, "error while reading image metadata: {error}"),
+            RebaseStage::ReadingOld => f.write_str("error while reading from old backing file"),
+            RebaseStage::ReadingNew => f.write_str("error while reading from new backing file"),
+            RebaseStage::Writing => write!(f, "Error while writing to COW image: {error}"),
+            RebaseStage::Stopped => f.write_str("Interrupted"),
+        }
+    }
+}
+
+impl std::error::Error for RebaseError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+type Outcome<T = ()> = Result<T, RebaseError>;
+
+struct Shared {
+    job: Rebase,
+    size: u64,
+    /// Bytes of a cluster: the unit that is compared and written.
+    cluster: u64,
+    /// Where the next piece begins.
+    next: AtomicU64,
+    done: AtomicU64,
+    failure: Mutex<Option<RebaseError>>,
+}
+
+/// Does the work of a rebase, on the current I/O thread and on `helpers`. Nothing is flushed.
+///
+/// # Errors
+/// The first failure; requests in flight at that moment end first.
+pub async fn run(job: Rebase, helpers: &[IoThread]) -> Outcome {
+    let parallel = job.parallel.max(1);
+    let cluster = job.disk.node().map_or(0, |node| node.driver().info().cluster_size).max(512);
+    let shared = Arc::new(Shared {
+        size: job.disk.size(),
+        cluster,
+        next: AtomicU64::new(0),
+        done: AtomicU64::new(0),
+        failure: Mutex::new(None),
+        job,
+    });
+    let threads = helpers.len().saturating_add(1).min(parallel);
+    let each = parallel.div_ceil(threads);
+    let mut remote = Vec::new();
+    for helper in helpers.iter().take(threads - 1) {
+        let shared = Arc::clone(&shared);
+        remote.push(helper.spawn(move || on_one_thread(shared, each)));
+    }
+    on_one_thread(Arc::clone(&shared), each).await;
+    for thread in remote {
+        if thread.await.is_err() {
+            shared.fail(stopped(0, "An I/O thread ended early"));
+        }
+    }
+    let failure = shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+    failure.map_or(Ok(()), Err)
+}
+
+async fn on_one_thread(shared: Arc<Shared>, workers: usize) {
+    let tasks: Vec<_> = (0..workers)
+        .map(|_| {
+            let shared = Arc::clone(&shared);
+            oxblk_ring::spawn(async move { shared.work().await })
+        })
+        .collect();
+    for task in tasks {
+        task.await;
+    }
+}
+
+fn stopped(offset: u64, why: &'static str) -> RebaseError {
+    let error = Error::new(ErrorKind::Cancelled, why);
+    RebaseError { stage: RebaseStage::Stopped, offset, error }
+}
+
+fn failed(stage: RebaseStage, offset: u64) -> impl Fn(Error) -> RebaseError {
+    move |error| RebaseError { stage, offset, error }
+}
+
+impl Shared {
+    async fn work(&self) {
+        let step = self.cluster.max(CHUNK);
+        loop {
+            let start = self.next.fetch_add(step, Relaxed);
+            if start >= self.size || self.is_over() {
+                return;
+            }
+            let end = start.saturating_add(step).min(self.size);
+            if let Err(failure) = self.piece(start..end).await {
+                return self.fail(failure);
+            }
+            let done = self.done.fetch_add(end - start, Relaxed).saturating_add(end - start);
+            self.job.observer.progress(done.min(self.size), self.size);
+        }
+    }
+
+    fn fail(&self, failure: RebaseError) {
+        let mut first = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert(failure);
+    }
+
+    fn is_over(&self) -> bool {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Deals with whole clusters.
+    async fn piece(&self, range: Range<u64>) -> Outcome {
+        let below = self.job.old.as_ref().and_then(|old| old.node().ok());
+        let mut at = range.start;
+        while at < range.end {
+            if self.job.stop.load(Relaxed) {
+                return Err(stopped(at, "Interrupted"));
+            }
+            let disk = &self.job.disk;
+            let held = disk.status_above(below.as_ref(), at, range.end - at, Want::Allocation);
+            let held = held.await.map_err(failed(RebaseStage::Status, at))?.status;
+            let end = at.saturating_add(held.len.clamp(1, range.end - at));
+            if !held.is_allocated() {
+                self.compare(at..end).await?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Compares the backing files in a range that the overlay does not hold.
+    async fn compare(&self, range: Range<u64>) -> Outcome {
+        let mut at = range.start;
+        while at < range.end {
+            let len = range.end - at;
+            let (old, new) = (self.old_status(at, len).await?, self.new_status(at, len).await?);
+            let end = at.saturating_add(old.len.min(new.len));
+            match (old.look, new.look) {
+                (Look::Same, _) | (Look::Zero, Look::Zero) => {}
+                (old, new) => self.compare_data(at..end, old, new).await?,
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    async fn old_status(&self, at: u64, len: u64) -> Outcome<Extent> {
+        let Some(old) = &self.job.old else { return Ok(Extent { len, look: Look::Zero }) };
+        let size = old.size();
+        if at >= size {
+            return Ok(Extent { len, look: Look::Zero });
+        }
+        let len = len.min(size - at);
+        let common = self.job.common.as_ref();
+        let status = old.status_above(common, at, len, Want::Precise).await;
+        let status = status.map_err(failed(RebaseStage::Status, at))?.status;
+        let top = old.node().ok();
+        let is_common = common.is_some_and(|c| top.as_ref().is_some_and(|top| Arc::ptr_eq(c, top)));
+        let between = status.is_allocated() || status.is_zero();
+        let look = match (status.is_zero(), common) {
+            _ if is_common => Look::Same,
+            (_, Some(_)) if !between => Look::Same,
+            (true, _) => Look::Zero,
+            (false, _) => Look::Data,
+        };
+        Ok(Extent { len: status.len.clamp(1, len), look })
+    }
+
+    async fn new_status(&self, at: u64, len: u64) -> Outcome<Extent> {
+        let Some(new) = &self.job.new else { return Ok(Extent { len, look: Look::Zero }) };
+        let size = new.size();
+        if at >= size {
+            return Ok(Extent { len, look: Look::Zero });
+        }
+        let len = len.min(size - at);
+        let status = new.block_status(at, len, Want::Precise).await;
+        let status = status.map_err(failed(RebaseStage::Status, at))?.status;
+        let look = if status.is_zero() { Look::Zero } else { Look::Data };
+        Ok(Extent { len: status.len.clamp(1, len), look })
+    }
+
+    async fn compare_data(&self, range: Range<u64>, old: Look, new: Look) -> Outcome {
+        let reads = (
+            read(self.job.old.as_ref(), old, &range, RebaseStage::ReadingOld),
+            read(self.job.new.as_ref(), new, &range, RebaseStage::ReadingNew),
+        );
+        let (old, new) = futures_util::future::try_join(reads.0, reads.1).await?;
+        let mut at = range.start;
+        let mut run: Option<(Range<u64>, bool)> = None;
+        while at < range.end {
+            let unit_end = (at - at % self.cluster).saturating_add(self.cluster).min(range.end);
+            let part = within(at, unit_end, range.start);
+            let (ours, theirs) = (old.get(part.clone()), new.get(part));
+            let kind = (ours != theirs).then(|| ours.is_some_and(oxblk_ring::is_zero));
+            match (&mut run, kind) {
+                (Some((run, zero)), Some(kind)) if *zero == kind => run.end = unit_end,
+                _ => {
+                    if let Some((run, zero)) = run.take() {
+                        self.keep(run, zero, &old, range.start).await?;
+                    }
+                    run = kind.map(|zero| (at..unit_end, zero));
+                }
+            }
+            at = unit_end;
+        }
+        match run {
+            Some((run, zero)) => self.keep(run, zero, &old, range.start).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Has the overlay hold what the old backing file has there; `old` lies at `start`.
+    async fn keep(&self, run: Range<u64>, zero: bool, old: &IoBuf, start: u64) -> Outcome {
+        let disk = &self.job.disk;
+        let failed = failed(RebaseStage::Writing, run.start);
+        if zero {
+            let flags = ZeroFlags::MAY_UNMAP | ZeroFlags::OWN;
+            return disk.write_zeroes(run.start, run.end - run.start, flags).await.map_err(failed);
+        }
+        if self.job.compress {
+            return self.compress(run).await;
+        }
+        let data = old.slice(within(run.start, run.end, start));
+        disk.write(run.start, data, WriteFlags::empty()).await.map_err(failed)
+    }
+
+    /// Compresses the clusters that a range lies in, with all that the overlay shows there: parts of them it may hold
+    /// already.
+    async fn compress(&self, run: Range<u64>) -> Outcome {
+        let disk = &self.job.disk;
+        let mut at = run.start - run.start % self.cluster;
+        while at < run.end {
+            let failed = failed(RebaseStage::Writing, at);
+            let len = self.cluster.min(self.size - at);
+            let buf = IoBufMut::new(usize::try_from(len).unwrap_or(usize::MAX));
+            let data = disk.read(at, buf).await.map_err(&failed)?.freeze();
+            disk.write(at, data, WriteFlags::COMPRESSED).await.map_err(failed)?;
+            at = at.saturating_add(self.cluster);
+        }
+        Ok(())
+    }
+}
+
+/// What a backing file has somewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// The same as the new one: both have it from the same layer.
+    Same,
+    Zero,
+    Data,
+}
+
+struct Extent {
+    len: u64,
+    look: Look,
+}
+
+fn within(from: u64, to: u64, start: u64) -> Range<usize> {
+    let index = |at: u64| usize::try_from(at - start).unwrap_or(usize::MAX);
+    index(from)..index(to)
+}
+
+async fn read(
+    disk: Option<&Backend>,
+    look: Look,
+    range: &Range<u64>,
+    stage: RebaseStage,
+) -> Outcome<IoBuf> {
+    let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+    match disk {
+        Some(disk) if look != Look::Zero => {
+            let read = disk.read(range.start, IoBufMut::new(len)).await;
+            Ok(read.map_err(failed(stage, range.start))?.freeze())
+        }
+        _ => Ok(IoBuf::zeroes(len)),
+    }
+}

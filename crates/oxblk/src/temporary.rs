@@ -1,0 +1,57 @@
+//! Temporary snapshots: an overlay in a file without a name, which is gone when it is closed.
+
+use std::sync::Arc;
+
+use oxblk_core::create::{CreateRequest, CreateTarget};
+use oxblk_core::{
+    ChildIdx, Edge, Error, Graph, Node, OpenFlags, Options, Perm, Permissions, Result,
+};
+use oxblk_formats::qcow2::QCOW2;
+use oxblk_protocols::file::{FILE, FileDriver, temporary};
+use oxblk_ring::{Aio, File};
+
+/// Sizes of disks are multiples of this many bytes.
+const SECTOR: u64 = 512;
+
+/// Opens an overlay over `base` that takes all that is written to it, and nobody will see again.
+///
+/// # Errors
+/// As the file system of temporary files reports; when `base` is written by somebody.
+pub async fn overlay(graph: &Graph, base: &Arc<Node>, flags: OpenFlags) -> Result<Arc<Node>> {
+    let file = File::from_fd(temporary()?, Aio::IoUring);
+    let driver = Box::new(FileDriver::from_ring_file(file, 0));
+    let writable = OpenFlags { unmap: true, ..OpenFlags::default() };
+    let file = graph.add_node(None, &FILE, driver, writable)?;
+    let opened = open_over(graph, &file, base, flags).await;
+    if opened.is_err() {
+        let _ = graph.release(file).await;
+    }
+    opened
+}
+
+async fn open_over(
+    graph: &Graph,
+    file: &Arc<Node>,
+    base: &Arc<Node>,
+    flags: OpenFlags,
+) -> Result<Arc<Node>> {
+    let mut options = Options::new();
+    let size = base.size().checked_next_multiple_of(SECTOR);
+    options.insert("size", size.ok_or_else(|| Error::from_errno(27))?);
+    let taken = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
+    let permissions = Permissions::sharing_all(taken);
+    let name = ChildIdx::FILE.name();
+    let edge = Edge::attach(Arc::clone(file), "a temporary snapshot", name, permissions)?;
+    let request = CreateRequest { target: CreateTarget::File(Arc::clone(&edge)), options };
+    let created = match QCOW2.create(graph, request) {
+        Some(created) => created.await,
+        None => Err(Error::from_errno(95)),
+    };
+    edge.detach();
+    created?;
+    let mut options = Options::new();
+    options.insert("driver", QCOW2.name());
+    options.insert("file", file.name());
+    options.insert("backing", base.name());
+    graph.open(options, OpenFlags { no_flush: true, ..flags }).await
+}
