@@ -10,6 +10,7 @@
 //! The workload runs in two ways: on the simulated executor ([`run`]), where a seed brings back the
 //! whole run, and on four I/O threads at once ([`threads`]), where the machine chooses the schedule.
 
+pub mod change;
 pub mod faults;
 pub mod history;
 mod look;

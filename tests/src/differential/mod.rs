@@ -108,6 +108,19 @@ impl Differential {
         }
     }
 
+    /// Copies of the files of a directory in every directory.
+    ///
+    /// # Panics
+    /// When they cannot be made.
+    pub fn copies(&self, of: &Path) {
+        self.prepare(|directory| {
+            for file in std::fs::read_dir(of).expect("a directory") {
+                let file = file.expect("a file");
+                std::fs::copy(file.path(), directory.join(file.file_name())).expect("a copy");
+            }
+        });
+    }
+
     /// The same file in every directory.
     ///
     /// # Panics

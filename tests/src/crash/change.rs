@@ -1,0 +1,169 @@
+//! Power cuts in the middle of one change of an image: what is left is the old image or the new one.
+//!
+//! The image is made by `qemu-img`, so that it may be of any kind; its backing file, if it names one, is not opened. What
+//! counts as a state of it is up to the test: a function that looks at the open image and gives something to compare.
+
+use std::sync::Arc;
+
+use oxblk_core::check::Fix;
+use oxblk_core::{Backend, Graph, OpenFlags, Options, Perm, Permissions, Result};
+use oxblk_ring::IoBufMut;
+use oxblk_ring::sim::{self, Disk};
+
+use crate::program::Program;
+use crate::scratch;
+use crate::sim_disk::{self, Pace};
+
+/// A new image on a simulated disk; `prepare` is done to its file by way of the QEMU tools.
+///
+/// # Panics
+/// When the tools fail.
+pub fn image(seed: u64, create: &[&str], prepare: &[&[&str]]) -> Disk {
+    let directory = scratch::in_memory();
+    let run = |tool: &str, args: &[&str]| {
+        Program::new(tool).args(args).directory(directory.path()).succeed();
+    };
+    run("qemu-img", &[&["create", "-q", "-u", "-f", "qcow2"], create].concat());
+    for words in prepare {
+        if let Some((tool, args)) = words.split_first() {
+            run(tool, args);
+        }
+    }
+    let file = std::fs::read(directory.path().join("image")).expect("the image");
+    Disk::from_bytes(seed, &file)
+}
+
+/// Opens the image on a disk, writable and without its backing file.
+///
+/// # Errors
+/// As the drivers report.
+pub async fn open(disk: &Disk, options: &str, check: bool) -> Result<Backend> {
+    let graph = Graph::new(oxblk::drivers());
+    graph.own(sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce)?);
+    let options = Options::from_dotted(&format!("driver=qcow2,file=disk{options}"), None)?;
+    let flags = OpenFlags { unmap: true, no_backing: true, check, ..OpenFlags::default() };
+    let node = graph.open(options, flags).await?;
+    let taken = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
+    Backend::new(&graph, "", Arc::clone(&node), Permissions::sharing_all(taken))
+}
+
+/// All that an image holds.
+///
+/// # Panics
+/// When it cannot be read.
+pub async fn contents(image: &Backend) -> Vec<u8> {
+    let len = usize::try_from(image.size()).expect("a small disk");
+    image.read(0, IoBufMut::new(len)).await.expect("the contents").to_vec()
+}
+
+/// Our check finds nothing, but for leaks if there may be some.
+///
+/// # Panics
+/// When it does.
+pub async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
+    let image = open(disk, "", true).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+    let node = image.node().expect("a node");
+    let say = |line: &str| eprintln!("{what}: {line}");
+    let check = node.driver().check().expect("a format with a check");
+    let report = check.check(Fix::Nothing, &say).await.expect("a check");
+    assert_eq!((report.corruptions, report.check_errors), (0, 0), "{what}");
+    assert!(leaks || report.leaks == 0, "{what}: {} leaks", report.leaks);
+    drop(node);
+    image.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+}
+
+/// How a change is looked at.
+pub struct Trial<'a> {
+    /// Named in failures.
+    pub what: &'a str,
+    /// Of all that is random.
+    pub seed: u64,
+    /// Options with which the image is opened for the change, with a comma before them.
+    pub options: &'a str,
+    /// A cut may leave an image that must be opened for writing before it checks clean.
+    pub repairs_on_open: bool,
+}
+
+/// Makes a change and looks at the disks that a cut at each of its writes may leave.
+///
+/// # Panics
+/// When one of them cannot be opened, is corrupt, or is neither what the image was nor what it has become.
+pub fn old_or_new<S: PartialEq>(
+    trial: &Trial<'_>,
+    disk: &Disk,
+    change: &impl AsyncFn(&Backend) -> Result<()>,
+    look: &impl AsyncFn(&Backend) -> S,
+) {
+    let (old, new) = attempt(trial, disk, change, look);
+    assert!(old != new, "{}: nothing changed", trial.what);
+    look_at_cuts(trial, disk, look, |now| *now == old || *now == new);
+}
+
+/// The same for a change that what is looked at does not show.
+///
+/// # Panics
+/// When one of the disks cannot be opened, is corrupt, or is not what the image was.
+pub fn same_throughout<S: PartialEq>(
+    trial: &Trial<'_>,
+    disk: &Disk,
+    change: &impl AsyncFn(&Backend) -> Result<()>,
+    look: &impl AsyncFn(&Backend) -> S,
+) {
+    let (old, new) = attempt(trial, disk, change, look);
+    assert!(old == new, "{}: it changed", trial.what);
+    look_at_cuts(trial, disk, look, |now| *now == old);
+}
+
+async fn seen<S>(disk: &Disk, what: &str, look: &impl AsyncFn(&Backend) -> S) -> S {
+    let image = open(disk, "", false).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+    let seen = look(&image).await;
+    image.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+    seen
+}
+
+/// Makes the change; gives what is seen before and after.
+fn attempt<S>(
+    trial: &Trial<'_>,
+    disk: &Disk,
+    change: &impl AsyncFn(&Backend) -> Result<()>,
+    look: &impl AsyncFn(&Backend) -> S,
+) -> (S, S) {
+    let Trial { what, seed, .. } = *trial;
+    sim::run(seed, async {
+        // On a copy: looking may write.
+        let old = seen(&disk.after_power_loss_all(), what, look).await;
+        disk.keep_moments(seed, 16);
+        let image = open(disk, trial.options, false).await.expect("the image");
+        change(&image).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        image.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let whole = disk.after_power_loss_none();
+        assert_sound(&whole, false, what).await;
+        (old, seen(&whole, what, look).await)
+    })
+}
+
+fn look_at_cuts<S>(
+    trial: &Trial<'_>,
+    disk: &Disk,
+    look: &impl AsyncFn(&Backend) -> S,
+    allowed: impl Fn(&S) -> bool,
+) {
+    let Trial { what, seed, .. } = *trial;
+    let moments = disk.moments();
+    assert!(!moments.is_empty(), "{what}: nothing was written");
+    for (boundary, moment) in moments {
+        let any = (0..2).map(|seed| moment.after_power_loss(seed));
+        let ends = [moment.after_power_loss_none(), moment.after_power_loss_all()];
+        for (number, left) in any.chain(ends).enumerate() {
+            let what = format!("{what}, cut at {boundary}, disk {number}");
+            sim::run(seed, async {
+                if !trial.repairs_on_open {
+                    assert_sound(&left, true, &what).await;
+                }
+                let now = seen(&left, &what, look).await;
+                assert!(allowed(&now), "{what}: neither the old image nor the new");
+                assert_sound(&left, true, &what).await;
+            });
+        }
+    }
+}
