@@ -118,7 +118,7 @@ fn prepare(oxblk: Option<PathBuf>, size: &str) -> Result<Bench, String> {
     bench.copy("plain.qcow2", "snapshots.qcow2")?;
     for number in 1..=10 {
         let name = format!("s{number}");
-        bench.qemu_img(&["snapshot", "-c", &name, "snapshots.qcow2"])?;
+        bench.oxblk_img(&["snapshot", "-c", &name, "snapshots.qcow2"])?;
         if number == 1 {
             bench.copy("snapshots.qcow2", "one.qcow2")?;
         }
@@ -148,6 +148,11 @@ impl Bench {
 
     fn qemu_img(&self, args: &[&str]) -> CaseResult {
         self.program("qemu-img", args)
+    }
+
+    fn oxblk_img(&self, args: &[&str]) -> CaseResult {
+        let program = self.oxblk.to_str().ok_or("a path that is not text")?;
+        self.program(program, &[&["img"][..], args].concat())
     }
 
     fn copy(&self, from: &str, to: &str) -> CaseResult {
