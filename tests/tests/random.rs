@@ -41,7 +41,8 @@ fn a_file_used_from_four_io_threads_reads_as_the_model_does_and_qemu_agrees() {
 fn snapshots_growth_and_compaction_amid_requests_of_four_threads_leave_what_the_model_has() {
     let plan = Plan { operations: 120, changes: true, uncounted_reads: false };
     on_every_variant(|variant| {
-        if variant.format == "qcow2" {
+        // Nothing counts what is in a data file, so that it has no snapshots.
+        if variant.format == "qcow2" && !variant.name.starts_with("qcow2-datafile") {
             model::mixed::run(variant, 1, plan);
         }
     });
