@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering::{AcqRel, Release};
 
 use oxblk_core::amend::{Amend, AmendRequest};
 use oxblk_core::create::{CreateOption, OptionType};
-use oxblk_core::{BoxFuture, Error, Options, Preallocation, Result};
+use oxblk_core::{BoxFuture, ChildIdx, Error, Options, Preallocation, Result};
 
 use super::Qcow2;
 use super::create::refcount_order;
@@ -115,9 +115,6 @@ impl Wanted {
         let version = self.version.unwrap_or(header.version);
         let order = self.refcount_order.unwrap_or(header.geometry.refcount_order);
         let fault = |text: &'static str| Err(Error::invalid(text));
-        if !self.encrypt.is_empty() {
-            return fault("Can't amend encryption options - encryption not present");
-        }
         if order != header.geometry.refcount_order && order != 4 && version < 3 {
             return Err(Error::unsupported(
                 "Refcount widths other than 16 bits require compatibility level 1.1 or above \
@@ -181,6 +178,9 @@ impl Qcow2 {
         let wanted = Wanted::read(request.options)?;
         let header = self.header_on_disk().await?;
         wanted.check(&header)?;
+        if !wanted.encrypt.is_empty() {
+            self.amend_keys(wanted.encrypt.clone(), request.force).await?;
+        }
         let version = wanted.version.unwrap_or(header.version);
         if header.version >= 3 && version < 3 {
             self.check_snapshots_for_downgrade(wanted.size.unwrap_or(header.size)).await?;
@@ -210,6 +210,16 @@ impl Qcow2 {
             self.corrupt.store(true, Release);
         }
         Ok(())
+    }
+
+    /// Passwords of an encrypted image.
+    async fn amend_keys(&self, options: Options, force: bool) -> Result<()> {
+        let Some(encryption) = &self.encryption else {
+            let text = "Can't amend encryption options - encryption not present";
+            return Err(Error::invalid(text));
+        };
+        let file = self.children.require(ChildIdx::FILE)?;
+        encryption.change_keys(&file, options, force).await
     }
 
     /// Features and names, which the header alone tells.

@@ -24,7 +24,7 @@ mod transform;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use oxblk_core::{Error, ErrorKind, Result};
+use oxblk_core::{Edge, Error, ErrorKind, Options, Result, Secrets};
 use oxblk_crypto::cipher::{IvGenerator, SectorCipher};
 use oxblk_crypto::luks;
 use serde_json::{Value, json};
@@ -46,6 +46,8 @@ pub(super) struct Encryption {
     cipher: Option<Arc<SectorCipher>>,
     /// The secret that the image was opened with.
     key_secret: Option<String>,
+    /// Those that options may name.
+    secrets: Secrets,
 }
 
 impl Encryption {
@@ -64,6 +66,22 @@ impl Encryption {
     /// The secret that the image was opened with.
     pub(super) fn key_secret(&self) -> Option<&str> {
         self.key_secret.as_deref()
+    }
+
+    /// Changes the passwords as `encrypt.*` of an amendment says.
+    ///
+    /// # Errors
+    /// As [`keys::change`].
+    pub(super) async fn change_keys(
+        &self,
+        file: &Edge,
+        mut options: Options,
+        force: bool,
+    ) -> Result<()> {
+        let change = keys::Change::take(&mut options)?;
+        let header = keys::change(file, self.key_secret(), change, force, &self.secrets).await?;
+        *self.luks.lock().unwrap_or_else(PoisonError::into_inner) = Some(header);
+        Ok(())
     }
 
     /// The LUKS header, where there is one that can be read.

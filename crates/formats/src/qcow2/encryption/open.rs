@@ -112,6 +112,7 @@ pub(in super::super) async fn open(
         luks: Mutex::new(luks),
         cipher,
         key_secret: given.key_secret,
+        secrets: context.graph.secrets().clone(),
     }))
 }
 
