@@ -207,3 +207,31 @@ fn a_damaged_image_is_not_downgraded() {
         assert_eq!(after[79] & 2, 2);
     }
 }
+
+#[test]
+fn passwords_of_an_encrypted_image_are_added_and_erased() {
+    const SECRETS: [&str; 4] =
+        ["--object", "secret,id=a,data=one", "--object", "secret,id=b,data=two"];
+    let both = Differential::new();
+    let create = "encrypt.format=luks,encrypt.key-secret=a,encrypt.iter-time=10";
+    let before = ["create", "-q", "-f", "qcow2", "-o", create];
+    both.qemu(Img, &[&before[..], &SECRETS, &["disk", "1M"]].concat());
+    let opened_with =
+        |key: &str| format!("driver=qcow2,file.filename=disk,encrypt.key-secret={key}");
+    let steps = [
+        ("a", "encrypt.state=active,encrypt.new-secret=b,encrypt.iter-time=10"),
+        ("a", "encrypt.state=active,encrypt.new-secret=b,encrypt.iter-time=10,encrypt.keyslot=0"),
+        ("b", "encrypt.state=inactive,encrypt.old-secret=a"),
+        ("a", "encrypt.state=inactive,encrypt.keyslot=1"),
+        ("b", "encrypt.state=inactive,encrypt.keyslot=1"),
+        ("b", "encrypt.state=active"),
+        ("b", "encrypt.keyslot=9,encrypt.state=inactive"),
+    ];
+    for (key, options) in steps {
+        let image = opened_with(key);
+        let amend = ["amend", "-o", options, "--image-opts", &image];
+        both.same(Img, &[&amend[..], &SECRETS].concat());
+    }
+    both.qemu(Img, &["create", "-q", "-f", "qcow2", "plain", "1M"]);
+    both.same(Img, &["amend", "-o", "encrypt.state=inactive,encrypt.keyslot=1", "plain"]);
+}

@@ -300,7 +300,7 @@ fn nobody_else_writes_a_data_file_that_is_in_use() {
         let shared = || OpenFlags { force_share: true, ..to_read() };
         let disk = open(&image, "qcow2", to_write()).await.expect("an image");
         for (name, driver) in [(&other, "qcow2"), (&data, "raw")] {
-            let refused = open(name, driver, to_write()).await.err().expect("a lock");
+            let Err(refused) = open(name, driver, to_write()).await else { panic!("no lock") };
             assert!(refused.to_string().contains("lock"), "{refused}");
             let read = open(name, driver, shared()).await.expect("a reader that shares");
             read.close().await.expect("it closes");

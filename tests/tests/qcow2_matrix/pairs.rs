@@ -87,9 +87,12 @@ impl Row {
         let modern = [REFCOUNT, LAZY, COMPRESSION, EXTENDED, DATA];
         let small = ["512", "4k"].contains(&self.value(CLUSTER));
         let raw = self.value(DATA).contains("raw");
-        !(old && modern.iter().any(|option| given(*option)))
-            && !(given(EXTENDED) && small)
-            && !(given(BACKING) && (raw || (given(PREALLOCATION) && !given(EXTENDED))))
+        let impossible = [
+            old && modern.iter().any(|option| given(*option)),
+            given(EXTENDED) && small,
+            given(BACKING) && (raw || (given(PREALLOCATION) && !given(EXTENDED))),
+        ];
+        !impossible.contains(&true)
     }
 }
 

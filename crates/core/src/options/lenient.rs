@@ -108,7 +108,7 @@ impl<'de> Deserializer<'de> for Lenient {
             Value::String(text) if text == "off" || text == "false" || text == "no" => {
                 visitor.visit_bool(false)
             }
-            other => Err(custom(format!("Parameter '{KEY}' expects 'on' or 'off', not {other}"))),
+            _ => Err(custom(format!("Parameter '{KEY}' expects 'on' or 'off'"))),
         }
     }
 

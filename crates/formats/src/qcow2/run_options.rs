@@ -78,6 +78,18 @@ struct Fields {
     cache_clean_interval: Option<u64>,
 }
 
+/// Takes a number without a unit.
+fn take_number(options: &mut Options, key: &str) -> Result<Option<u64>> {
+    let value = match options.take(key) {
+        None => return Ok(None),
+        Some(Value::Number(number)) => number.as_u64(),
+        Some(Value::String(text)) => text.parse().ok(),
+        Some(_) => None,
+    };
+    let wrong = || Error::invalid(format!("Parameter '{key}' expects a number"));
+    value.ok_or_else(wrong).map(Some)
+}
+
 /// What was asked for.
 pub(super) struct RunOptions {
     fields: Fields,
@@ -90,7 +102,9 @@ impl RunOptions {
     /// # Errors
     /// When a value is wrong, in the words of QEMU's tools.
     pub(super) fn take(options: &mut Options) -> Result<Self> {
-        let fields: Fields = options.extract()?;
+        let interval = take_number(options, "cache-clean-interval")?;
+        let mut fields: Fields = options.extract()?;
+        fields.cache_clean_interval = interval;
         if fields.cache_clean_interval.is_some_and(|seconds| u32::try_from(seconds).is_err()) {
             return Err(Error::invalid("Cache clean interval too big"));
         }
