@@ -1,4 +1,4 @@
-//! Making images: the options, and writing what [`super::plan`] lays out.
+//! Making images: the options, and writing what `plan` lays out.
 //!
 //! All sizes are known before the first byte is written, so the refcounts are written once and right. The header goes
 //! last: an image whose creation was interrupted is not mistaken for a whole one.
