@@ -3,8 +3,8 @@
 //! Tasks on four threads take requests that do not conflict; one more task takes, applies and removes snapshots, makes the
 //! disk larger, compacts the image and flushes, without waiting for the others. A change that is under way while a
 //! snapshot is taken may be in it or not, and one under way while a snapshot is applied may come before or after: the
-//! model does not know those bytes until they are read or written again ([`Model::forget`]). A read may meet changes of
-//! what it reads, and returns for each byte what was there before or what one of them put there ([`Active::allows`]).
+//! model does not know those bytes until they are read or written again (`Model::forget`). A read may meet changes of
+//! what it reads, and returns for each byte what was there before or what one of them put there (`Active::allows`).
 //! Reads are held up once they have found out where their data lies, so that much happens meanwhile.
 //!
 //! With [`Plan::uncounted_reads`] reads go past what counts requests in flight, so that freed clusters do not rest for
