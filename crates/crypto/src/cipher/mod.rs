@@ -2,7 +2,7 @@
 //!
 //! A [`SectorCipher`] is a block cipher in a mode, with the rule by which the initialisation vector (IV) of each 512-byte
 //! sector follows from its number. Several sectors are worked on at once wherever the mode allows, so that the block
-//! cipher always has enough blocks to keep its pipeline full; that is why the modes are written here ([`modes`]) on top
+//! cipher always has enough blocks to keep its pipeline full; that is why the modes are written here (`modes`) on top
 //! of RustCrypto's block ciphers instead of being taken one sector at a time from its mode crates.
 //!
 //! AES uses the processor's instructions where there are any, found out at run time.
