@@ -79,7 +79,7 @@ impl Qcow2 {
     }
 
     /// Writes `data` into newly allocated clusters.
-    async fn write_new(&self, offset: u64, mut data: IoBuf) -> Result<()> {
+    pub(super) async fn write_new(&self, offset: u64, mut data: IoBuf) -> Result<()> {
         let mut at = offset;
         let mut jobs: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         while !data.is_empty() {
@@ -91,7 +91,10 @@ impl Qcow2 {
             let room = usize::try_from(reach - at).unwrap_or(usize::MAX).min(data.len());
             let piece = data.split_to(room);
             let next = at.saturating_add(length(&piece));
-            jobs.push(Box::pin(self.fill_and_link(at, piece, run)));
+            jobs.push(match self.geometry.extended_l2 {
+                true => Box::pin(self.fill_new(at, piece, run)),
+                false => Box::pin(self.fill_and_link(at, piece, run)),
+            });
             at = next;
         }
         run_all(jobs).await

@@ -46,7 +46,7 @@ impl Qcow2 {
                 Run::Owned { host, bitmap, .. } => {
                     Box::pin(self.write_owned(at, piece, host, bitmap))
                 }
-                Run::New { .. } => Box::pin(self.write_unowned(at, piece)),
+                Run::New { .. } => Box::pin(self.write_new(at, piece)),
             });
             at = at.saturating_add(len);
         }
@@ -111,27 +111,13 @@ impl Qcow2 {
         start..end
     }
 
-    /// Writes `data` into new clusters.
-    async fn write_unowned(&self, offset: u64, mut data: IoBuf) -> Result<()> {
-        let mut at = offset;
-        let mut jobs: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
-        while !data.is_empty() {
-            let first = self.cluster_start(at);
-            let end = self.cluster_end(at.saturating_add(length(&data)));
-            let count = (end - first) >> self.geometry.cluster_bits;
-            let run = self.reserve_data(first, count).await?;
-            let reach = first.saturating_add(run.count << self.geometry.cluster_bits);
-            let room = usize::try_from(reach - at).unwrap_or(usize::MAX).min(data.len());
-            let piece = data.split_to(room);
-            let next = at.saturating_add(length(&piece));
-            jobs.push(Box::pin(self.fill_new(at, piece, run)));
-            at = next;
-        }
-        run_all(jobs).await
-    }
-
     /// Writes `data` into the clusters of `run`, with what has to come along from where they were before.
-    async fn fill_new(&self, offset: u64, data: IoBuf, mut run: NewData<'_>) -> Result<()> {
+    pub(in super::super) async fn fill_new(
+        &self,
+        offset: u64,
+        data: IoBuf,
+        mut run: NewData<'_>,
+    ) -> Result<()> {
         let first = self.cluster_start(offset);
         let end = offset.saturating_add(length(&data));
         let last = self.cluster_start(end.saturating_sub(1));
