@@ -33,8 +33,12 @@ use crate::random::Random;
 const THREADS: usize = 4;
 /// Tasks on each thread, each with one operation under way.
 const TASKS: usize = 3;
-/// Rounds of the scheduler for which a read is held up.
+/// Rounds of the scheduler for which a read is held up at least.
 const HELD_UP: usize = 60;
+/// Requests that others begin while a read is held up, so that how much happens does not hang on the machine.
+const MEANWHILE: u64 = 40;
+/// Rounds after which a read goes on in any case: all tasks may be reading.
+const PATIENCE: usize = 3000;
 /// Most snapshots at once.
 const KEPT: usize = 3;
 
@@ -269,18 +273,23 @@ impl State {
     }
 }
 
-async fn request(disk: &Backend, op: &Op, uncounted: bool) -> oxblk_core::Result<Seen> {
+async fn request(
+    disk: &Backend,
+    shared: &Shared,
+    op: &Op,
+    uncounted: bool,
+) -> oxblk_core::Result<Seen> {
     let Op::Read { offset, len } = *op else { return execute(disk, op).await };
     if !uncounted {
-        return held_up(execute(disk, op)).await;
+        return held_up(execute(disk, op), shared).await;
     }
     let buf = IoBufMut::filled(usize::try_from(len).expect("fits in memory"), 0xee);
     let node = disk.node()?;
-    held_up(node.driver().read(offset, buf)).await.map(Seen::Bytes)
+    held_up(node.driver().read(offset, buf), shared).await.map(Seen::Bytes)
 }
 
 /// Begins, and goes on after a while.
-async fn held_up<T>(work: impl Future<Output = T>) -> T {
+async fn held_up<T>(work: impl Future<Output = T>, shared: &Shared) -> T {
     let mut work = std::pin::pin!(work);
     let mut begun = None;
     std::future::poll_fn(|context| {
@@ -293,7 +302,11 @@ async fn held_up<T>(work: impl Future<Output = T>) -> T {
     if let Some(outcome) = begun {
         return outcome;
     }
-    for _ in 0..HELD_UP {
+    let until = shared.lock().left.saturating_sub(MEANWHILE);
+    for round in 0..PATIENCE {
+        if round >= HELD_UP && shared.lock().left <= until {
+            break;
+        }
         oxblk_ring::yield_now().await;
     }
     work.await
@@ -310,7 +323,7 @@ async fn requests(disk: Backend, shared: Shared, uncounted: bool) {
             }
             Next::End => return,
         };
-        let outcome = request(&disk, &op, uncounted).await;
+        let outcome = request(&disk, &shared, &op, uncounted).await;
         shared.done(&op, outcome.map_err(|error| format!("{op:?}: {error}")));
     }
 }
