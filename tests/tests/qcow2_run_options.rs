@@ -171,3 +171,57 @@ fn what_is_written_to_a_temporary_snapshot_is_forgotten() {
     both.same_bytes("a.qcow2");
     both.same_bytes("odd.raw");
 }
+
+/// An image of 64 KiB clusters with one L2 table, of which `spoil` changes the bytes.
+fn spoilt(directory: &std::path::Path, spoil: impl Fn(&mut [u8])) {
+    let run = |program: Program, args: &[&str]| program.args(args).directory(directory).run();
+    run(Program::new("qemu-img"), &words("create -q -f qcow2 a.qcow2 1G"));
+    run(Program::new("qemu-io"), &["-c", "write -P 1 0 64k", "a.qcow2"]);
+    let path = directory.join("a.qcow2");
+    let mut bytes = std::fs::read(&path).unwrap();
+    spoil(&mut bytes);
+    std::fs::write(&path, bytes).unwrap();
+}
+
+#[test]
+fn metadata_is_not_written_over_metadata() {
+    // Header, refcount table at 0x1_0000, refcount block at 0x2_0000, L1 at 0x3_0000, L2 at 0x4_0000.
+    let put = |bytes: &mut [u8], at: usize, value: u64| {
+        bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+    };
+    type Spoil<'a> = &'a dyn Fn(&mut [u8]);
+    let block_on_l1: Spoil<'_> = &|bytes| put(bytes, 0x1_0000, 0x3_0000);
+    let l2_on_block: Spoil<'_> = &|bytes| put(bytes, 0x3_0000, (1 << 63) | 0x2_0000);
+    let l2_on_l1: Spoil<'_> = &|bytes| put(bytes, 0x3_0000, (1 << 63) | 0x3_0000);
+    for (spoil, found) in [
+        (block_on_l1, "Preventing invalid allocation of 1 clusters"),
+        (l2_on_block, "refcount block (overlaps with active L2 table)"),
+        (l2_on_l1, "active L1 table (overlaps with active L2 table)"),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        spoilt(directory.path(), spoil);
+        let path = directory.path().join("a.qcow2");
+        let before = std::fs::read(&path).unwrap();
+        let write = ["io", "-c", "write -P 2 512M 64k", "-c", "flush", "a.qcow2"];
+        let reply = Program::oxblk().args(&write).directory(directory.path()).run();
+        let told = format!("{}{}", reply.out(), reply.err());
+        assert!(told.contains("Marking image as corrupt"), "{found}: {told}");
+        assert!(told.contains(found), "{found}: {told}");
+        let after = std::fs::read(&path).unwrap();
+        assert_eq!(after[79] & 2, 2, "{found}: not marked corrupt");
+        // The tables are as they were; refcounts may be too high.
+        assert!(before[0x3_0000..0x5_0000] == after[0x3_0000..0x5_0000], "{found}: overwritten");
+    }
+}
+
+#[test]
+fn overlaps_that_are_not_looked_for_are_not_found() {
+    let directory = tempfile::tempdir().unwrap();
+    spoilt(directory.path(), |bytes| {
+        bytes[0x1_0000..0x1_0008].copy_from_slice(&0x3_0000_u64.to_be_bytes())
+    });
+    let image = "driver=qcow2,file.filename=a.qcow2,overlap-check=none";
+    let write = ["io", "-c", "write -P 2 0 64k", "--image-opts", image];
+    let reply = Program::oxblk().args(&write).directory(directory.path()).run();
+    assert!(!reply.err().contains("corrupt"), "{}", reply.err());
+}

@@ -10,6 +10,7 @@ mod getopt;
 mod image;
 mod img;
 mod io;
+mod log;
 mod program;
 mod serve;
 mod text;
@@ -102,5 +103,6 @@ fn tool(
             }
         }
     }
+    log::start_for_tool();
     ExitCode::from(run(program, texts))
 }

@@ -19,6 +19,7 @@ mod disk;
 mod options;
 mod signals;
 
+use crate::log;
 use address::Endpoint;
 use disk::Disk;
 use options::{Options, Parsed};
@@ -31,7 +32,6 @@ use std::future::{Future, poll_fn};
 use std::io::Write;
 use std::process::ExitCode;
 use std::task::Poll;
-use tracing_subscriber::EnvFilter;
 
 /// An error that the user is told in one line.
 type Result<T> = std::result::Result<T, String>;
@@ -46,9 +46,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(Parsed::Serve(options)) => options,
         Err(message) => return fail(format_args!("{message}\nTry 'oxblk serve --help'.")),
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let _ = log.without_time().with_target(false).try_init();
+    log::start_for_server();
     match block_on_with(Config::default(), serve(*options)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(message)) => fail(message),

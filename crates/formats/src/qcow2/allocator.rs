@@ -19,6 +19,7 @@ use oxblk_ring::Mutex as AsyncMutex;
 use roaring::RoaringTreemap;
 
 use super::layout::Geometry;
+use super::overlap::Overlaps;
 
 /// Clusters freed in one epoch.
 #[derive(Clone, Copy)]
@@ -46,6 +47,8 @@ struct Map {
 pub(super) struct Allocator {
     geometry: Geometry,
     map: Mutex<Map>,
+    /// Where metadata lies on other metadata.
+    pub(super) overlaps: Overlaps,
     /// Held by the one task that fills the map.
     pub(super) scanning: AsyncMutex<()>,
 }
@@ -71,7 +74,12 @@ impl Allocator {
             untouched,
             metadata,
         };
-        Self { geometry, map: Mutex::new(map), scanning: AsyncMutex::new(()) }
+        Self {
+            geometry,
+            map: Mutex::new(map),
+            overlaps: Overlaps::default(),
+            scanning: AsyncMutex::new(()),
+        }
     }
 
     /// The file may have become longer: what it holds was written by somebody.

@@ -21,7 +21,7 @@
 //! | `header` | the header as a whole |
 //! | `amend/` | other options |
 //! | `backing`, `trim` | another backing file, giving up all contents; the end of the file |
-//! | `run_options` | how an open image is worked with |
+//! | `run_options`, `overlap` | how an open image is worked with; metadata that lies on other metadata |
 //! | `open`, `factory`, `reopen` | how a node comes to be, and to be another |
 //!
 //! # Locks, in the order in which they are taken
@@ -64,6 +64,7 @@ pub mod layout;
 mod lookup;
 mod measure;
 mod open;
+mod overlap;
 mod plan;
 mod preallocate;
 mod reach;

@@ -130,11 +130,12 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     let image = build(context, header, &sizes, encryption, modes).await?;
     image.read_l1(&file).await?;
     if !context.flags.check {
-        image.note_snapshots(&file).await?;
+        let inactive = image.note_snapshots(&file).await?;
         if modes.contains(Modes::INACTIVE_L2) && !image.is_read_only() {
             image.note_inactive_tables().await?;
         }
         if !image.is_read_only() {
+            image.find_overlaps(inactive);
             image.clear_autoclear().await?;
         }
     }

@@ -25,6 +25,7 @@ use super::gate::Gate;
 use super::layout::{
     Geometry, Header, MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, field_offsets, refcount_set,
 };
+use super::run_options::Modes;
 
 /// The refcounts of an image.
 pub(super) struct Refcounts {
@@ -318,8 +319,14 @@ impl Refcounts {
         }
         let file = self.file()?;
         let slices_per_block = self.geometry.cluster_size() / self.slice_bytes;
+        let base_of = |copy: &DirtyCopy<'_>| self.block_offset(copy.slice / slices_per_block);
+        for copy in &copies {
+            let cluster = self.geometry.cluster_index(base_of(copy));
+            let clusters = cluster..cluster.saturating_add(1);
+            self.allocator.overlaps.check(Modes::REFCOUNT_BLOCK, clusters)?;
+        }
         let writes = copies.iter().map(|copy| {
-            let base = self.block_offset(copy.slice / slices_per_block);
+            let base = base_of(copy);
             let within = (copy.slice % slices_per_block).saturating_mul(self.slice_bytes);
             file.write(
                 base.saturating_add(within),
@@ -473,6 +480,10 @@ impl Refcounts {
 
     /// Writes an entry of the refcount table.
     pub(super) async fn write_table_entry(&self, block: u64, offset: u64) -> Result<()> {
+        let table = self.table_place();
+        let start = self.geometry.cluster_index(table.offset);
+        let clusters = start..start.saturating_add(table.clusters);
+        self.allocator.overlaps.check(Modes::REFCOUNT_TABLE, clusters)?;
         let place = self.table_offset.load(Acquire).saturating_add(block.saturating_mul(8));
         let entry = IoBuf::from(offset.to_be_bytes().to_vec());
         self.file()?.write(place, entry, WriteFlags::empty()).await

@@ -135,6 +135,11 @@ impl Qcow2 {
             }
         }
         self.bitmaps.disown(&tables);
+        if let Err(error) = self.note_overlaps().await {
+            tracing::error!("qcow2: the image cannot be made writable: {error}");
+            self.corrupt.store(true, Release);
+            return;
+        }
         self.signalled.store(false, Relaxed);
         if let Err(error) = self.clear_autoclear().await {
             // It cannot be undone any more, and must not be written as it is.

@@ -181,7 +181,7 @@ impl Qcow2 {
         file.write(offset, table.freeze(), WriteFlags::empty()).await?;
         self.refcounts.add(start, clusters).await?;
         run.keep();
-        self.refcounts.write_back().await?;
+        self.write_back_refcounts().await?;
         file.flush().await?;
         let entries = u32::try_from(needed).map_err(|_| Error::from_errno(27))?;
         let mut pointer = entries.to_be_bytes().to_vec();

@@ -19,7 +19,7 @@ use super::write_back::Was;
 
 bitflags::bitflags! {
     /// All of them, settled.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
     pub(super) struct Modes: u32 {
         /// Refcounts are written when the image is closed.
         const LAZY = 1;
@@ -54,7 +54,7 @@ bitflags::bitflags! {
 }
 
 /// The switches of `overlap-check`.
-const STRUCTURES: [(&str, Modes); 9] = [
+pub(super) const STRUCTURES: [(&str, Modes); 9] = [
     ("main-header", Modes::MAIN_HEADER),
     ("active-l1", Modes::ACTIVE_L1),
     ("active-l2", Modes::ACTIVE_L2),
@@ -212,7 +212,7 @@ impl Qcow2 {
         if !self.postponed.load(Acquire) && !self.modes().contains(Modes::LAZY) {
             return Ok(());
         }
-        self.refcounts.write_back().await?;
+        self.write_back_refcounts().await?;
         self.children.require(ChildIdx::FILE)?.flush().await?;
         if self.postponed.load(Acquire) {
             self.set_incompatible(Incompatible::DIRTY, false).await?;
@@ -225,44 +225,6 @@ impl Qcow2 {
     pub(super) async fn stop_postponing(&self) -> Result<()> {
         self.modes.fetch_and(!Modes::LAZY.bits(), AcqRel);
         self.write_postponed().await
-    }
-
-    /// Whether a range of the file holds metadata that is protected from being taken for data.
-    pub(super) fn is_protected(&self, offset: u64, bytes: u64) -> bool {
-        if !self.refcounts.allocator.is_metadata(offset, bytes) {
-            return false;
-        }
-        let protected = self.modes() & Modes::EVERYTHING;
-        protected.contains(Modes::CACHED) || self.structures_in(offset, bytes).intersects(protected)
-    }
-
-    /// The structures that lie in a range of the file that holds metadata.
-    fn structures_in(&self, offset: u64, bytes: u64) -> Modes {
-        let end = offset.saturating_add(bytes);
-        let overlaps = |start: u64, len: u64| start < end && offset < start.saturating_add(len);
-        let size = self.geometry.cluster_size();
-        let (table, snapshots) = (self.refcounts.table_place(), self.snapshot_table());
-        let mut found = Modes::empty();
-        found.set(Modes::MAIN_HEADER, overlaps(0, size));
-        let l1 = (self.l1_offset.load(Acquire), self.l1_entries().saturating_mul(8));
-        found.set(Modes::ACTIVE_L1, overlaps(l1.0, l1.1));
-        found.set(
-            Modes::REFCOUNT_TABLE,
-            overlaps(table.offset, table.clusters.saturating_mul(size)),
-        );
-        found.set(Modes::SNAPSHOT_TABLE, overlaps(snapshots.offset, snapshots.bytes));
-        let clusters = self.geometry.cluster_index(offset)..self.geometry.clusters_for(end);
-        let blocks = self.refcounts.structure();
-        let is_block = blocks.range(clusters).next().is_some();
-        found.set(Modes::REFCOUNT_BLOCK, is_block && !found.contains(Modes::REFCOUNT_TABLE));
-        let tables = (0..self.l1_entries()).map(|index| self.l1_entry(index).raw_offset());
-        let mut tables = tables.filter(|table| *table != 0);
-        found.set(Modes::ACTIVE_L2, tables.any(|table| overlaps(table, size)));
-        if found.is_empty() {
-            // What is left is not told apart.
-            found = Modes::INACTIVE_L1 | Modes::INACTIVE_L2 | Modes::BITMAP_DIRECTORY;
-        }
-        found
     }
 }
 

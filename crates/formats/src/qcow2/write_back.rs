@@ -30,6 +30,7 @@ use super::allocator::{Reserved, Resting};
 use super::cache::{DirtyCopy, Radix};
 use super::layout::{L1Entry, L2Entry, L2Kind};
 use super::run_options::Modes;
+use super::write::length;
 
 /// Dropped runs that make a cycle start without anybody asking.
 const MANY_DROPPED: usize = 8192;
@@ -126,7 +127,7 @@ impl Qcow2 {
     ) -> Result<()> {
         let postponed = self.modes().contains(Modes::LAZY);
         if !postponed {
-            self.refcounts.write_back().await?;
+            self.write_back_refcounts().await?;
         }
         if !copies.is_empty() || !l1.is_empty() {
             if postponed {
@@ -153,6 +154,7 @@ impl Qcow2 {
         let mut writes = Vec::with_capacity(copies.len());
         for copy in copies {
             if let Some(place) = self.slice_place(copy.slice).await? {
+                self.check_overlaps(Modes::ACTIVE_L2, place, length(&copy.bytes)).await?;
                 writes.push(file.write(
                     place,
                     IoBuf::from(copy.bytes.clone()),
@@ -165,6 +167,8 @@ impl Qcow2 {
 
     async fn write_l1(&self, file: &Edge, indices: &BTreeSet<u64>) -> Result<()> {
         let base = self.l1_offset.load(Relaxed);
+        let bytes = self.l1_entries().saturating_mul(8);
+        self.check_overlaps(Modes::ACTIVE_L1, base, bytes).await?;
         let writes = indices.iter().map(|index| {
             let place = base.saturating_add(index.saturating_mul(8));
             let entry = self.l1_entry(*index).0.to_be_bytes().to_vec();

@@ -72,7 +72,7 @@ impl<'a> Fresh<'a> {
 
     /// Makes them and their refcounts durable: they may be referred to from now on.
     pub(super) async fn settle(&self) -> Result<()> {
-        self.image.refcounts.write_back().await?;
+        self.image.write_back_refcounts().await?;
         self.image.children.require(ChildIdx::FILE)?.flush().await
     }
 

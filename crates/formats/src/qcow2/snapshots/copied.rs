@@ -167,7 +167,7 @@ impl Qcow2 {
         }
         if !dirty {
             // Refcounts may have been postponed.
-            self.refcounts.write_back().await?;
+            self.write_back_refcounts().await?;
             self.children.require(ChildIdx::FILE)?.flush().await?;
         }
         self.set_incompatible(Incompatible::DIRTY, dirty).await?;

@@ -114,7 +114,7 @@ impl Qcow2 {
         done: &mut Vec<u64>,
     ) -> Result<RoaringTreemap> {
         // Nothing may be in the cache that is not what is in the file, before or after.
-        self.refcounts.write_back().await?;
+        self.write_back_refcounts().await?;
         if !self.refcounts.cache().clear() {
             return Err(Error::new(ErrorKind::Busy, "refcounts are in use").errno(16));
         }

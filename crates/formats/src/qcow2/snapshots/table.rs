@@ -5,6 +5,7 @@ use std::sync::{MutexGuard, PoisonError};
 use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{ChildIdx, Edge, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
+use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
 use super::super::layout::{
@@ -93,20 +94,24 @@ async fn read_chunk(file: &Edge, offset: u64) -> Result<Vec<u8>> {
 impl Qcow2 {
     /// Finds out where the snapshot table and the L1 tables of snapshots lie: nothing else is put there, whatever the
     /// refcounts say.
-    pub(in super::super) async fn note_snapshots(&self, file: &Edge) -> Result<()> {
+    /// Gives the clusters of these L1 tables.
+    pub(in super::super) async fn note_snapshots(&self, file: &Edge) -> Result<RoaringTreemap> {
         let allocator = &self.refcounts.allocator;
+        let mut tables = RoaringTreemap::new();
         let note = |snapshot: Snapshot| {
             // One whose L1 table cannot be is for a check to find.
             if snapshot.check_l1(self.geometry).is_ok() {
                 let bytes = u64::from(snapshot.l1_entries).saturating_mul(8);
                 allocator.note_metadata(snapshot.l1_offset, bytes);
+                let end = self.geometry.clusters_for(snapshot.l1_offset.saturating_add(bytes));
+                tables.insert_range(self.geometry.cluster_index(snapshot.l1_offset)..end);
             }
         };
         let place = self.snapshot_table();
         let bytes = visit_snapshots(file, place, note).await?;
         allocator.note_metadata(place.offset, bytes);
         self.snapshots().bytes = bytes;
-        Ok(())
+        Ok(tables)
     }
 
     /// Finds out where the L2 tables of snapshots lie, too.
@@ -178,7 +183,7 @@ impl Qcow2 {
         self.refcounts.add(start, clusters).await?;
         run.keep();
         self.refcounts.allocator.note_metadata(offset, len);
-        self.refcounts.write_back().await?;
+        self.write_back_refcounts().await?;
         file.flush().await?;
         Ok(offset)
     }

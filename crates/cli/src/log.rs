@@ -1,0 +1,25 @@
+//! What the layers below tell beside the errors that requests get: that an image was marked corrupt, say.
+//!
+//! `RUST_LOG` chooses how much of it; it goes to standard error.
+
+use tracing_subscriber::EnvFilter;
+
+/// Starts it for a tool: errors alone unless `RUST_LOG` says otherwise, as bare lines.
+pub(crate) fn start_for_tool() {
+    match EnvFilter::try_from_default_env() {
+        Ok(filter) => start(filter, true),
+        Err(_) => start(EnvFilter::new("error"), false),
+    }
+}
+
+/// Starts it for a server: warnings too unless `RUST_LOG` says otherwise.
+pub(crate) fn start_for_server() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    start(filter, true);
+}
+
+fn start(filter: EnvFilter, levels: bool) {
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // One that was started before stays.
+    let _ = log.without_time().with_target(false).with_level(levels).try_init();
+}

@@ -1,0 +1,205 @@
+//! `overlap-check`: metadata is not written to where other metadata lies.
+//!
+//! New clusters are never taken from where metadata lies (see `allocator`), so that structures can only overlap as the
+//! image was made or broken by others. Which do is found out when it is opened for writing; what is known to overlap with a
+//! protected structure is not written, and the image is marked corrupt then, as where guest data would be written or
+//! freed there.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Acquire, Release},
+};
+use std::sync::{Mutex, PoisonError};
+
+use oxblk_core::{ChildIdx, Error, ErrorKind, Result};
+use roaring::RoaringTreemap;
+
+use super::Qcow2;
+use super::run_options::{Modes, STRUCTURES};
+
+/// Clusters that several structures lay claim to, where one of them is protected.
+#[derive(Default)]
+pub(super) struct Overlaps {
+    any: AtomicBool,
+    found: Mutex<Found>,
+}
+
+#[derive(Default)]
+struct Found {
+    /// The structures that lie in a cluster.
+    clusters: BTreeMap<u64, Modes>,
+    protected: Modes,
+}
+
+impl Overlaps {
+    fn set(&self, found: Found) {
+        self.any.store(!found.clusters.is_empty(), Release);
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
+    }
+
+    /// Refuses to write `own`, the structure that lies in a range of clusters, if a protected one lies there as well.
+    ///
+    /// # Errors
+    /// [`oxblk_core::ErrorKind::Corrupt`], with the structures' names.
+    pub(super) fn check(&self, own: Modes, clusters: Range<u64>) -> Result<()> {
+        if !self.any.load(Acquire) {
+            return Ok(());
+        }
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, here) in found.clusters.range(clusters) {
+            let others = (*here - own) & found.protected;
+            if here.contains(own) && !others.is_empty() {
+                return Err(Error::corrupt(format!(
+                    "Preventing invalid write on {} (overlaps with {})",
+                    names(own),
+                    names(others)
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Clusters of one structure after the other, and of those before.
+#[derive(Default)]
+struct Claims {
+    seen: Vec<(Modes, RoaringTreemap)>,
+    shared: BTreeMap<u64, Modes>,
+}
+
+impl Claims {
+    fn add(&mut self, structure: Modes, clusters: RoaringTreemap) {
+        for (other, theirs) in &self.seen {
+            for cluster in theirs & &clusters {
+                *self.shared.entry(cluster).or_insert(Modes::empty()) |= structure | *other;
+            }
+        }
+        self.seen.push((structure, clusters));
+    }
+}
+
+fn names(structures: Modes) -> String {
+    let named = STRUCTURES.iter().filter(|(_, one)| structures.contains(*one));
+    let written_out = |name: &str| match name.rsplit_once('-') {
+        Some((state, level @ ("l1" | "l2"))) => format!("{state} {} table", level.to_uppercase()),
+        _ => name.replace('-', " "),
+    };
+    let names: Vec<String> = named.map(|(name, _)| written_out(name)).collect();
+    names.join(", ")
+}
+
+impl Qcow2 {
+    /// Finds out which structures overlap. The places of all of them are known, and `inactive` has the clusters of the
+    /// snapshots' L1 tables.
+    pub(super) fn find_overlaps(&self, inactive: RoaringTreemap) {
+        let run = |offset: u64, bytes: u64| {
+            let end = self.geometry.clusters_for(offset.saturating_add(bytes));
+            let mut clusters = RoaringTreemap::new();
+            if bytes > 0 {
+                clusters.insert_range(self.geometry.cluster_index(offset)..end);
+            }
+            clusters
+        };
+        let size = self.geometry.cluster_size();
+        let mut claims = Claims::default();
+        claims.add(Modes::MAIN_HEADER, run(0, size));
+        let l1 = (self.l1_offset.load(Acquire), self.l1_entries().saturating_mul(8));
+        claims.add(Modes::ACTIVE_L1, run(l1.0, l1.1));
+        let table = self.refcounts.table_place();
+        let table = run(table.offset, table.clusters.saturating_mul(size));
+        claims.add(Modes::REFCOUNT_TABLE, table);
+        let blocks = self.refcounts.blocks().into_iter();
+        let blocks = blocks.map(|block| self.refcounts.block_offset(block));
+        claims
+            .add(Modes::REFCOUNT_BLOCK, blocks.map(|at| self.geometry.cluster_index(at)).collect());
+        let snapshots = self.snapshot_table();
+        claims.add(Modes::SNAPSHOT_TABLE, run(snapshots.offset, snapshots.bytes));
+        claims.add(Modes::INACTIVE_L1, inactive);
+        // Those that the active state shares with snapshots are not written where they are.
+        let tables = (0..self.l1_entries()).map(|index| self.l1_entry(index));
+        let tables = tables.filter(|entry| entry.copied()).filter_map(|entry| {
+            entry.l2_offset(self.geometry).ok().flatten().map(|at| self.geometry.cluster_index(at))
+        });
+        claims.add(Modes::ACTIVE_L2, tables.collect());
+        let protected = self.modes() & Modes::EVERYTHING;
+        self.refcounts.allocator.overlaps.set(Found { clusters: claims.shared, protected });
+    }
+
+    /// The same, for an image that has become writable.
+    ///
+    /// # Errors
+    /// As the file reports.
+    pub(super) async fn note_overlaps(&self) -> Result<()> {
+        let file = self.children.require(ChildIdx::FILE)?;
+        let inactive = self.note_snapshots(&file).await?;
+        self.find_overlaps(inactive);
+        Ok(())
+    }
+
+    /// Refuses to write `own`, the structure that lies in a range of the file, if a protected one lies there as well.
+    ///
+    /// # Errors
+    /// That the image is corrupt, which it is marked as.
+    pub(super) async fn check_overlaps(&self, own: Modes, offset: u64, bytes: u64) -> Result<()> {
+        let end = self.geometry.clusters_for(offset.saturating_add(bytes));
+        let range = self.geometry.cluster_index(offset)..end;
+        self.note_if_corrupt(self.refcounts.allocator.overlaps.check(own, range), offset).await
+    }
+
+    /// Writes the dirty refcounts. What this finds corrupt is marked so.
+    ///
+    /// # Errors
+    /// As the file reports, or when a refcount block overlaps with protected metadata.
+    pub(super) async fn write_back_refcounts(&self) -> Result<()> {
+        self.note_if_corrupt(self.refcounts.write_back().await, 0).await
+    }
+
+    async fn note_if_corrupt(&self, outcome: Result<()>, offset: u64) -> Result<()> {
+        match outcome {
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                Err(self.mark_corrupt(&error.to_string(), offset).await)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Whether a range of the file holds metadata that is protected from being taken for data.
+    pub(super) fn is_protected(&self, offset: u64, bytes: u64) -> bool {
+        if !self.refcounts.allocator.is_metadata(offset, bytes) {
+            return false;
+        }
+        let protected = self.modes() & Modes::EVERYTHING;
+        protected.contains(Modes::CACHED) || self.structures_in(offset, bytes).intersects(protected)
+    }
+
+    /// The structures that lie in a range of the file that holds metadata.
+    fn structures_in(&self, offset: u64, bytes: u64) -> Modes {
+        let end = offset.saturating_add(bytes);
+        let overlaps = |start: u64, len: u64| start < end && offset < start.saturating_add(len);
+        let size = self.geometry.cluster_size();
+        let (table, snapshots) = (self.refcounts.table_place(), self.snapshot_table());
+        let mut found = Modes::empty();
+        found.set(Modes::MAIN_HEADER, overlaps(0, size));
+        let l1 = (self.l1_offset.load(Acquire), self.l1_entries().saturating_mul(8));
+        found.set(Modes::ACTIVE_L1, overlaps(l1.0, l1.1));
+        found.set(
+            Modes::REFCOUNT_TABLE,
+            overlaps(table.offset, table.clusters.saturating_mul(size)),
+        );
+        found.set(Modes::SNAPSHOT_TABLE, overlaps(snapshots.offset, snapshots.bytes));
+        let clusters = self.geometry.cluster_index(offset)..self.geometry.clusters_for(end);
+        let blocks = self.refcounts.structure();
+        let is_block = blocks.range(clusters).next().is_some();
+        found.set(Modes::REFCOUNT_BLOCK, is_block && !found.contains(Modes::REFCOUNT_TABLE));
+        let tables = (0..self.l1_entries()).map(|index| self.l1_entry(index).raw_offset());
+        let mut tables = tables.filter(|table| *table != 0);
+        found.set(Modes::ACTIVE_L2, tables.any(|table| overlaps(table, size)));
+        if found.is_empty() {
+            // What is left is not told apart.
+            found = Modes::INACTIVE_L1 | Modes::INACTIVE_L2 | Modes::BITMAP_DIRECTORY;
+        }
+        found
+    }
+}
