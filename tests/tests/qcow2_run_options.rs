@@ -121,6 +121,9 @@ fn discarded_clusters_stay_allocated_if_wanted() {
     both.same(Img, &words("map --output=json a.qcow2"));
     both.same(Io, &["-c", "write -P 3 100k 100k", "-c", "read -P 3 100k 100k", "a.qcow2"]);
     both.same_content("a.qcow2");
+    // What was kept is taken again.
+    both.same(Img, &words("map --output=json a.qcow2"));
+    both.same(Img, &words("check a.qcow2"));
 }
 
 #[test]

@@ -177,6 +177,15 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Whether the new entry goes on referring to the old one's cluster.
+    pub(super) fn keeps_host(&self, old: L2Entry, new: L2Entry) -> bool {
+        let host_of = |entry: L2Entry| match entry.kind(self.geometry, self.version) {
+            Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) => Some(host),
+            _ => None,
+        };
+        host_of(old).is_some_and(|host| host_of(new) == Some(host))
+    }
+
     /// Changes the entries of one slice and returns where the next one begins.
     async fn change_slice(
         &self,
@@ -212,7 +221,7 @@ impl Qcow2 {
             {
                 word.store(new.0, std::sync::atomic::Ordering::Release);
                 changed = true;
-                if !keeps_host(kind, new, self) {
+                if !self.keeps_host(entry, new) {
                     old.push(entry);
                 }
             }
@@ -230,12 +239,6 @@ impl Qcow2 {
             }
         }
     }
-}
-
-/// Whether the new entry goes on referring to the old one's cluster.
-fn keeps_host(old: L2Kind, new: L2Entry, image: &Qcow2) -> bool {
-    let (L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) = old else { return false };
-    matches!(new.kind(image.geometry, image.version), Ok(L2Kind::Zero { host: Some(kept) }) if kept == host)
 }
 
 pub(super) fn unsupported() -> Error {

@@ -22,8 +22,8 @@ use super::layout::{L1Entry, L2Entry, L2Kind};
 pub(super) enum Extent {
     /// At `host` in the file; `owned`: by this image's active state alone.
     Data { host: u64, len: u64, owned: bool },
-    /// Reads as zeroes.
-    Zero { len: u64, host: Option<u64> },
+    /// Reads as zeroes. `host`: a cluster that is kept for it; `owned`: by this image's active state alone.
+    Zero { len: u64, host: Option<u64>, owned: bool },
     /// Whatever the backing file has; `host`: where data would go.
     Unallocated { len: u64, host: Option<u64> },
     /// In one compressed cluster, whose data lies in `stored` bytes from `host` on.
@@ -136,7 +136,7 @@ impl Qcow2 {
             L2Kind::Data { host } => {
                 Extent::Data { host: host.saturating_add(within), len, owned: first.1 }
             }
-            L2Kind::Zero { host } => Extent::Zero { len, host },
+            L2Kind::Zero { host } => Extent::Zero { len, host, owned: first.1 },
             L2Kind::Unallocated => Extent::Unallocated { len, host: None },
             L2Kind::Compressed { host, len: stored } => Extent::Compressed { host, stored, len },
         })
@@ -205,14 +205,15 @@ impl Qcow2 {
         }
     }
 
-    /// A writable image must not have guest data where its metadata is: a write in place would destroy it.
+    /// A writable image must not have guest data, or room for it, where its metadata is: a write in place would destroy
+    /// it.
     async fn check_slice(&self, slice: &Pinned<'_>, offset: u64) -> Result<()> {
         if self.is_read_only() || self.geometry.data_file {
             return Ok(());
         }
         let words = usize::try_from(self.geometry.l2_entry_words()).unwrap_or(1);
         for word in slice.words().iter().step_by(words) {
-            if let Ok(L2Kind::Data { host }) =
+            if let Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) =
                 L2Entry(word.load(Acquire)).kind(self.geometry, self.version)
                 && self.is_protected(host, self.geometry.cluster_size())
             {

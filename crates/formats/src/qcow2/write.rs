@@ -24,6 +24,16 @@ use super::write_back::Was;
 /// Up to this size a cluster's old and new contents are put together in memory and written at once.
 const ASSEMBLE: u64 = 256 << 10;
 
+/// Where data goes.
+enum Place {
+    /// To where such data is, from this host offset on.
+    Data(u64),
+    /// Into a cluster that is kept for it, at this host offset.
+    Kept(u64),
+    /// Into new clusters.
+    New,
+}
+
 pub(super) fn length(data: &[u8]) -> u64 {
     u64::try_from(data.len()).unwrap_or(u64::MAX)
 }
@@ -51,31 +61,46 @@ impl Qcow2 {
         let mut jobs: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         let mut at = offset;
         while !data.is_empty() {
-            let (owned, len) = self.run_at(at, length(&data)).await?;
+            let (place, len) = self.run_at(at, length(&data)).await?;
             let piece = data.split_to(usize::try_from(len).unwrap_or(usize::MAX).min(data.len()));
-            match owned {
-                Some(host) => jobs.push(Box::pin(self.write_data(at, host, piece))),
-                None => jobs.push(Box::pin(self.write_new(at, piece))),
+            match place {
+                Place::Data(host) => jobs.push(Box::pin(self.write_data(at, host, piece))),
+                Place::Kept(cluster) => jobs.push(Box::pin(self.write_kept(at, piece, cluster))),
+                Place::New => jobs.push(Box::pin(self.write_new(at, piece))),
             }
             at = at.saturating_add(len);
         }
         run_all(jobs).await
     }
 
-    /// The longest run from `offset` on that is either all in place (its host offset) or all to be allocated.
-    async fn run_at(&self, offset: u64, len: u64) -> Result<(Option<u64>, u64)> {
+    /// The longest run from `offset` on of which all goes to such a place.
+    async fn run_at(&self, offset: u64, len: u64) -> Result<(Place, u64)> {
         let mut covered = 0_u64;
         while covered < len {
             let extent = self.extent(offset.saturating_add(covered), len - covered).await?;
             match extent {
                 Extent::Data { host, len, owned: true } if covered == 0 => {
-                    return Ok((Some(host), len));
+                    return Ok((Place::Data(host), len));
                 }
-                Extent::Data { owned: true, .. } => break,
+                Extent::Zero { host: Some(host), len, owned: true } if covered == 0 => {
+                    return Ok((Place::Kept(host), len));
+                }
+                Extent::Data { owned: true, .. }
+                | Extent::Zero { host: Some(_), owned: true, .. } => break,
                 other => covered = covered.saturating_add(other.len()),
             }
         }
-        Ok((None, covered.min(len)))
+        Ok((Place::New, covered.min(len)))
+    }
+
+    /// Writes `data` into the cluster at `host` that is kept for the guest cluster, which reads as zeroes so far. What a
+    /// power cut leaves there before the entry changes is not seen.
+    async fn write_kept(&self, offset: u64, data: IoBuf, host: u64) -> Result<()> {
+        let first = self.cluster_start(offset);
+        let whole = first..self.cluster_end(offset.saturating_add(length(&data)));
+        let place = host.saturating_add(offset - first);
+        self.fill(whole, offset, data, place, false).await?;
+        self.link(first, 1, |_| L2Entry::data(host)).await
     }
 
     /// Writes `data` into newly allocated clusters.
@@ -214,9 +239,10 @@ impl Qcow2 {
                 if index == count {
                     break;
                 }
-                let before = word.swap(entry(index).0, std::sync::atomic::Ordering::AcqRel);
-                if before != 0 {
-                    old.push(L2Entry(before));
+                let new = entry(index);
+                let before = L2Entry(word.swap(new.0, std::sync::atomic::Ordering::AcqRel));
+                if before.0 != 0 && !self.keeps_host(before, new) {
+                    old.push(before);
                 }
                 index = index.saturating_add(1);
             }

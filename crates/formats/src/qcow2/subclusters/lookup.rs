@@ -59,7 +59,7 @@ impl Qcow2 {
             (Subcluster::Data, Some(host)) => {
                 Extent::Data { host, len, owned: first.entry.copied() }
             }
-            (Subcluster::Zero, host) => Extent::Zero { len, host },
+            (Subcluster::Zero, host) => Extent::Zero { len, host, owned: false },
             (Subcluster::Unallocated | Subcluster::Data, host) => Extent::Unallocated { len, host },
         })
     }
