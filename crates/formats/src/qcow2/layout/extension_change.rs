@@ -192,8 +192,8 @@ impl Change {
         self.set_consistent(false);
         let last = at.saturating_add(HEAD).saturating_add(len.next_multiple_of(8)) >= end;
         if last {
-            let marker = if end.saturating_add(HEAD) <= self.head.len() { HEAD } else { 0 };
-            self.write(at, vec![0; end.saturating_sub(at).saturating_add(marker)]);
+            // Zeroes are an end marker. Behind the extension there may be none, but the backing file's name.
+            self.write(at, vec![0; end.saturating_sub(at)]);
         }
     }
 }

@@ -135,3 +135,20 @@ fn a_header_without_room_is_left_alone() {
     let refused = change_bitmaps_extension(&full, Some(&OLD)).unwrap_err();
     assert_eq!(refused.kind(), oxblk_core::ErrorKind::NoSpace);
 }
+
+#[test]
+fn a_name_right_behind_the_extension_is_left_alone() {
+    let mut start = head(16, |header| {
+        header.autoclear = Autoclear::BITMAPS;
+        header.extensions.bitmaps = Some(OLD);
+        header.backing_file = Some("name".to_owned());
+    });
+    // No end marker: the chain ends where the name begins.
+    let offset = u64::from_be_bytes(start[8..16].try_into().unwrap());
+    let at = usize::try_from(offset).unwrap();
+    start[8..16].copy_from_slice(&(offset - 8).to_be_bytes());
+    start.copy_within(at..at + 4, at - 8);
+    assert_eq!(parse(&start).extensions.bitmaps, Some(OLD));
+    assert_eq!(parse(&start).backing_file.as_deref(), Some("name"));
+    carry_out(&start, None);
+}
