@@ -8,25 +8,25 @@
 //! # What bad input must not do, and which test shows it
 //!
 //! Cases of the tables [`qcow2`], [`qcow2_tables`] and [`qcow2_extra`] run as
-//! `hostile_qcow2::every_spoiled_image_is_refused_or_survived`; they are named in quotes. Wild combinations of damage
+//! `qcow2::hostile::every_spoiled_image_is_refused_or_survived`; they are named in quotes. Wild combinations of damage
 //! are [`mutate`] (`random::a_damaged_image_makes_no_request_panic_or_wait_for_ever`, the soak's `damage`) and the fuzz
 //! targets.
 //!
 //! | an image that names other files | |
 //! |---|---|
-//! | raw content that looks like a qcow2 header | `hostile_qcow2::what_a_guest_wrote_into_a_raw_disk_does_not_make_it_another_format`, `serve::a_probed_raw_image_never_turns_into_another_format` |
-//! | writing to a probed image | `hostile_qcow2::a_disk_that_was_probed_as_raw_refuses_to_become_another_format` |
-//! | backing name `json:`, `nbd:`, `nfs:`, … | `hostile_qcow2::a_backing_name_that_chooses_a_protocol_is_not_followed`, `img_hostile::an_image_does_not_choose_a_protocol_for_its_backing_file` |
+//! | raw content that looks like a qcow2 header | `qcow2::hostile::what_a_guest_wrote_into_a_raw_disk_does_not_make_it_another_format`, `nbd::serve::a_probed_raw_image_never_turns_into_another_format` |
+//! | writing to a probed image | `qcow2::hostile::a_disk_that_was_probed_as_raw_refuses_to_become_another_format` |
+//! | backing name `json:`, `nbd:`, `nfs:`, … | `qcow2::hostile::a_backing_name_that_chooses_a_protocol_is_not_followed`, `tools::img_hostile::an_image_does_not_choose_a_protocol_for_its_backing_file` |
 //! | data file name `json:`, `nbd:`; one that is not there, or the image itself | `qcow2_data_file::an_image_does_not_choose_a_protocol_for_its_data_file`, "data file that …" |
-//! | `info` opens the image alone | `hostile_qcow2::info_opens_nothing_but_the_image_unless_asked`, `img_hostile::info_opens_nothing_but_the_image_itself` |
-//! | a format given wins over probing, also in `convert` and `resize` | `img_hostile::a_named_format_wins_over_what_the_image_looks_like` |
-//! | loops of backing files | `hostile_qcow2::a_loop_of_backing_files_ends_in_an_error` |
+//! | `info` opens the image alone | `qcow2::hostile::info_opens_nothing_but_the_image_unless_asked`, `tools::img_hostile::info_opens_nothing_but_the_image_itself` |
+//! | a format given wins over probing, also in `convert` and `resize` | `tools::img_hostile::a_named_format_wins_over_what_the_image_looks_like` |
+//! | loops of backing files | `qcow2::hostile::a_loop_of_backing_files_ends_in_an_error` |
 //! | temporary files have no name that others could take | `oxblk-protocols: a_temporary_file_has_no_name` |
 //!
 //! | sizes | |
 //! |---|---|
 //! | 2^63, 2^64 - 1, 0 | "size 2^63", "size 2^64 - 1", "size 0" |
-//! | 12,802 TiB | `hostile_qcow2::a_disk_of_12802_tib_is_looked_at_in_bounded_memory_and_time` |
+//! | 12,802 TiB | `qcow2::hostile::a_disk_of_12802_tib_is_looked_at_in_bounded_memory_and_time` |
 //! | tables larger than the file | "L1 of 32 MiB in a file of 600 KiB", "refcount table of 8 MiB in a file of 600 KiB" |
 //! | compressed bombs | "a bomb: one compressed stream for 8,192 clusters", "compressed data that claims more than it has" |
 //! | `check`, `map`, `info`, `measure` in bounded memory and time | every case, by [`bounded`] |
@@ -54,7 +54,7 @@
 //! |---|---|
 //! | export name of 3,000 bytes | `an_export_name_of_three_thousand_bytes_is_unknown` |
 //! | option of 4 GiB | `an_option_of_four_gigabytes_ends_the_session`, `an_option_too_large_to_look_at_is_answered_and_the_session_goes_on` |
-//! | connect and drop | `clients_that_connect_and_leave_do_no_harm`, `nbd_peers::a_port_scan_does_no_harm` |
+//! | connect and drop | `clients_that_connect_and_leave_do_no_harm`, `nbd::peers::a_port_scan_does_no_harm` |
 //! | a handshake that stalls; 10 s and 100 connections | `a_stalled_handshake_is_closed_in_time_and_others_are_served`, `the_default_limits_are_ten_seconds_and_a_hundred_connections` |
 //! | request past the end, write to a read-only export | `requests_past_the_end_get_the_error_of_the_specification`, `a_read_only_export_refuses_every_write_and_still_reads` |
 //! | hang up inside a write | `a_client_that_hangs_up_inside_a_write_leaves_the_disk_as_it_was` |

@@ -3,7 +3,6 @@
 //! [`pairs`] makes a table in which each value of each option meets each value of every other, where the format
 //! allows it. What `qemu-img` refuses, oxblk refuses in the same words.
 
-#[path = "qcow2_matrix/pairs.rs"]
 mod pairs;
 
 use std::path::{Path, PathBuf};

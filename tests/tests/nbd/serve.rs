@@ -1,10 +1,7 @@
 //! `oxblk serve` as a user meets it: what it makes, prints, refuses and leaves behind.
 
-#[path = "nbd_peers/served.rs"]
-mod served;
-
+use crate::served::{Served, python};
 use oxblk_tests::program::{self, Program};
-use served::{Served, python};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 

@@ -1,11 +1,8 @@
 //! Other people's NBD clients against `oxblk serve`: libnbd's tools and bindings, fio, the QEMU tools,
 //! nmap.
 
-#[path = "nbd_peers/served.rs"]
-mod served;
-
+use crate::served::{Served, python};
 use oxblk_tests::program::Program;
-use served::{Served, python};
 use std::path::Path;
 use std::time::Duration;
 

@@ -1,0 +1,4 @@
+//! Random operations against an array of bytes.
+
+mod given_up;
+mod random;

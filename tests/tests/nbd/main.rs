@@ -1,0 +1,6 @@
+//! `oxblk serve`, and clients of others.
+
+mod guest_boot;
+mod peers;
+mod serve;
+mod served;

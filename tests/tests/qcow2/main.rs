@@ -1,0 +1,18 @@
+//! qcow2 images: what is in them, under changes, power cuts, and in the hands of the QEMU tools.
+
+mod against_qemu;
+mod bitmaps;
+mod changes;
+mod check;
+mod compact;
+mod create;
+mod data_file;
+mod encryption;
+mod hostile;
+mod luks_keys;
+mod matrix;
+mod measure;
+mod run_options;
+mod snapshots;
+mod subclusters;
+mod vm_state;

@@ -1,0 +1,18 @@
+//! `oxblk img` and `io`, beside the QEMU tools.
+
+mod convert_guest;
+mod copy;
+mod img_amend;
+mod img_bitmap;
+mod img_chains;
+mod img_change;
+mod img_commit;
+mod img_convert;
+mod img_create;
+mod img_foreign;
+mod img_hostile;
+mod img_inspect;
+mod img_odd;
+mod img_rebase;
+mod img_snapshot;
+mod io_commands;
