@@ -11,6 +11,7 @@ mod image;
 mod img;
 mod io;
 mod log;
+mod objects;
 mod program;
 mod serve;
 mod text;

@@ -19,7 +19,6 @@ mod help;
 pub(crate) mod info;
 mod map;
 mod measure;
-pub(crate) mod objects;
 mod rebase;
 mod resize;
 mod snapshot;
@@ -33,6 +32,7 @@ use oxblk_core::Graph;
 
 use crate::getopt::{Fault, Found, Operands, Opt, Parser, both};
 use crate::image::Unopened;
+use crate::objects;
 use crate::program::{Program, err, out};
 use crate::text::number;
 

@@ -140,7 +140,7 @@ fn option(program: &Program, read: &mut Arguments, Found { id, value }: Found) -
         'I' => opening.is_options = true,
         // Buffers are always aligned; tracing is by RUST_LOG.
         'm' | 'T' => {}
-        'O' => crate::img::objects::define(&value).map_err(|text| {
+        'O' => crate::objects::define(&value).map_err(|text| {
             program.error(text);
             1_u8
         })?,

@@ -2,7 +2,10 @@
 
 use super::Result;
 use super::options::Options;
-use oxblk_core::{Backend, Error, Graph, OpenFlags, Options as NodeOptions, Perm, Permissions};
+use crate::objects;
+use oxblk_core::{
+    Backend, Error, Graph, Node, OpenFlags, Options as NodeOptions, Perm, Permissions,
+};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,7 +27,13 @@ pub(super) struct Disk {
 /// # Errors
 /// A line that names the image and says why not.
 pub(super) async fn open(options: &Options) -> Result<Disk> {
-    let graph = Graph::new(oxblk::drivers());
+    for definition in &options.objects {
+        objects::define(definition)?;
+    }
+    let graph = Graph::with_secrets(oxblk::drivers(), objects::secrets().clone());
+    if options.image_opts {
+        return open_by_options(&graph, options).await;
+    }
     let name = match &options.image {
         Some(name) => name.clone(),
         None => default_image()?,
@@ -45,10 +54,27 @@ pub(super) async fn open(options: &Options) -> Result<Disk> {
         node.insert("driver", format);
     }
     let flags = OpenFlags { read_only: options.read_only, unmap: true, ..OpenFlags::default() };
-    let backend = attach(&graph, &name, node, flags).await.map_err(|error| told(&error))?;
+    let opened = graph.open_image(&name, node, flags).await;
+    let backend = attach(&graph, &name, opened).await.map_err(|error| told(&error))?;
+    disk(name, backend, missing)
+}
+
+/// Opens an image that is given as a list of options.
+async fn open_by_options(graph: &Graph, options: &Options) -> Result<Disk> {
+    let text = options.image.as_deref().unwrap_or_default();
+    let given = NodeOptions::from_dotted(text, Some("file")).map_err(|error| told(&error))?;
+    let flags = OpenFlags { read_only: options.read_only, unmap: true, ..OpenFlags::default() };
+    let opened = graph.open(given, flags).await;
+    let backend = attach(graph, text, opened).await.map_err(|error| told(&error))?;
+    let root = backend.node().map_err(|error| told(&error))?;
+    let name = root.filename().unwrap_or_else(|| root.name().to_owned());
+    disk(name, backend, false)
+}
+
+fn disk(name: String, backend: Backend, is_new: bool) -> Result<Disk> {
     let root = backend.node().map_err(|error| told(&error))?;
     let format = root.factory().name();
-    Ok(Disk { name, format, backend, is_new: missing })
+    Ok(Disk { name, format, backend, is_new })
 }
 
 /// An error with its hint.
@@ -59,18 +85,17 @@ fn told(error: &Error) -> String {
     }
 }
 
-/// Opens an image for its clients alone: while they may write, nobody else may.
+/// Takes an image for its clients alone: while they may write, nobody else may.
 async fn attach(
     graph: &Graph,
     name: &str,
-    options: NodeOptions,
-    flags: OpenFlags,
+    opened: oxblk_core::Result<Arc<Node>>,
 ) -> oxblk_core::Result<Backend> {
     let named = |error: Error| {
         let text = format!("Could not open '{name}'");
         if error.to_string().starts_with(&text) { error } else { error.prefix(text) }
     };
-    let node = graph.open_image(name, options, flags).await.map_err(named)?;
+    let node = opened.map_err(named)?;
     let permissions = if node.is_read_only() {
         Permissions::sharing_all(Perm::CONSISTENT_READ)
     } else {

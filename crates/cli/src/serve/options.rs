@@ -22,6 +22,9 @@ data directory ($XDG_DATA_HOME/oxblk/disk.qcow2), which is made when it is not t
                       several times (default: a socket in $XDG_RUNTIME_DIR, or beside the image)
   -f, --format FMT    the image's format (default: found out by looking; raw images should be named,
                       as writes to their first sector are restricted otherwise)
+  --image-opts        IMAGE is a list of options (driver=qcow2,file.filename=disk.qcow2,…)
+  --object DEFINITION a secret that the image refers to (secret,id=NAME,file=PATH); goes with
+                      --image-opts and encrypt.key-secret=NAME
   --size SIZE         make the image with this size (64M, 10G) if it does not exist
   -r, --read-only     refuse writes
   --threads N         I/O threads to spread connections over
@@ -35,6 +38,10 @@ data directory ($XDG_DATA_HOME/oxblk/disk.qcow2), which is made when it is not t
 pub(super) struct Options {
     pub(super) image: Option<String>,
     pub(super) addresses: Vec<Address>,
+    /// The image is given as a list of options.
+    pub(super) image_opts: bool,
+    /// Definitions of objects that the image may refer to.
+    pub(super) objects: Vec<String>,
     pub(super) format: Option<String>,
     /// Bytes.
     pub(super) size: Option<u64>,
@@ -59,6 +66,8 @@ pub(super) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed>
     let mut options = Options {
         image: None,
         addresses: Vec::new(),
+        image_opts: false,
+        objects: Vec::new(),
         format: None,
         size: None,
         read_only: false,
@@ -72,6 +81,8 @@ pub(super) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed>
             Arg::Short('h') | Arg::Long("help") => return Ok(Parsed::Help),
             Arg::Short('r') | Arg::Long("read-only") => options.read_only = true,
             Arg::Short('f') | Arg::Long("format") => options.format = Some(text(&mut parser)?),
+            Arg::Long("image-opts") => options.image_opts = true,
+            Arg::Long("object") => options.objects.push(text(&mut parser)?),
             Arg::Long("nbd") => options.addresses.push(super::address::parse(&text(&mut parser)?)?),
             Arg::Long("size") => options.size = Some(size(&text(&mut parser)?)?),
             Arg::Long("threads") => options.threads = threads(&text(&mut parser)?)?,
@@ -89,6 +100,14 @@ pub(super) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed>
     }
     if options.read_only && options.size.is_some() {
         return Err("--size makes an image to write to; it does not go with --read-only".into());
+    }
+    if options.image_opts {
+        if options.image.is_none() {
+            return Err("--image-opts needs the image's options".into());
+        }
+        if options.format.is_some() || options.size.is_some() {
+            return Err("--format and --size do not go with --image-opts".into());
+        }
     }
     Ok(Parsed::Serve(Box::new(options)))
 }
@@ -181,6 +200,9 @@ mod tests {
             "--size -1",
             "--nbd",
             "-r --size 1G",
+            "--image-opts",
+            "--image-opts -f raw file.filename=a",
+            "--object",
         ] {
             let message = parsed(line).unwrap_err();
             assert!(!message.is_empty() && !message.contains('\n'), "{line}: {message}");
