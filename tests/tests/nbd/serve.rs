@@ -199,10 +199,10 @@ fn an_encrypted_image_is_served_in_the_clear() {
     let secret = "secret,id=s,file=key";
     let luks = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=1";
     let create = ["create", "-q", "--object", secret, "-f", "qcow2", "-o", luks, "a.qcow2", "4M"];
-    Program::new("qemu-img").args(&create).directory(dir.path()).succeed();
+    Program::new("qemu-img").args(create).directory(dir.path()).succeed();
     let image = "driver=qcow2,file.filename=a.qcow2,encrypt.key-secret=s";
     let write = ["--object", secret, "-c", "write -P 7 1M 1M", "--image-opts", image];
-    Program::new("qemu-io").args(&write).directory(dir.path()).succeed();
+    Program::new("qemu-io").args(write).directory(dir.path()).succeed();
 
     assert!(refusal(dir.path(), &["a.qcow2"]).contains("encrypt.key-secret"));
     let bad = refusal(dir.path(), &["--object", "secret,id=s", "--image-opts", image]);
@@ -211,7 +211,7 @@ fn an_encrypted_image_is_served_in_the_clear() {
     let served = Served::start(dir.path(), &["--object", secret, "--image-opts", image]);
     let uri = served.uri();
     let io = ["-f", "raw", "-c", "read -P 7 1M 1M", "-c", "write -P 9 0 64k", &uri];
-    let reply = Program::new("qemu-io").args(&io).directory(dir.path()).succeed();
+    let reply = Program::new("qemu-io").args(io).directory(dir.path()).succeed();
     assert!(!reply.out().contains("failed"), "{}", reply.out());
     let printed = served.stop();
     assert!(printed.starts_with("Serving 'a.qcow2' (qcow2, 4 MiB, read-write)\n"), "{printed}");
@@ -225,6 +225,6 @@ fn an_encrypted_image_is_served_in_the_clear() {
         "--image-opts",
         image,
     ];
-    let reply = Program::new("qemu-io").args(&read).directory(dir.path()).succeed();
+    let reply = Program::new("qemu-io").args(read).directory(dir.path()).succeed();
     assert!(!reply.out().contains("failed"), "{}", reply.out());
 }

@@ -221,10 +221,10 @@ fn metadata_is_not_written_over_metadata() {
 fn overlaps_that_are_not_looked_for_are_not_found() {
     let directory = tempfile::tempdir().unwrap();
     spoilt(directory.path(), |bytes| {
-        bytes[0x1_0000..0x1_0008].copy_from_slice(&0x3_0000_u64.to_be_bytes())
+        bytes[0x1_0000..0x1_0008].copy_from_slice(&0x3_0000_u64.to_be_bytes());
     });
     let image = "driver=qcow2,file.filename=a.qcow2,overlap-check=none";
     let write = ["io", "-c", "write -P 2 0 64k", "--image-opts", image];
-    let reply = Program::oxblk().args(&write).directory(directory.path()).run();
+    let reply = Program::oxblk().args(write).directory(directory.path()).run();
     assert!(!reply.err().contains("corrupt"), "{}", reply.err());
 }
