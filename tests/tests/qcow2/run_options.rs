@@ -206,7 +206,7 @@ fn metadata_is_not_written_over_metadata() {
         let path = directory.path().join("a.qcow2");
         let before = std::fs::read(&path).unwrap();
         let write = ["io", "-c", "write -P 2 512M 64k", "-c", "flush", "a.qcow2"];
-        let reply = Program::oxblk().args(&write).directory(directory.path()).run();
+        let reply = Program::oxblk().args(write).directory(directory.path()).run();
         let told = format!("{}{}", reply.out(), reply.err());
         assert!(told.contains("Marking image as corrupt"), "{found}: {told}");
         assert!(told.contains(found), "{found}: {told}");
