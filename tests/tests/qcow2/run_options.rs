@@ -227,4 +227,12 @@ fn overlaps_that_are_not_looked_for_are_not_found() {
     let write = ["io", "-c", "write -P 2 0 64k", "--image-opts", image];
     let reply = Program::oxblk().args(write).directory(directory.path()).run();
     assert!(!reply.err().contains("corrupt"), "{}", reply.err());
+    // A reopen has them looked for.
+    spoilt(directory.path(), |bytes| {
+        bytes[0x3_0000..0x3_0008].copy_from_slice(&(1 << 63 | 0x2_0000_u64).to_be_bytes());
+    });
+    let reopen = "reopen -o overlap-check=cached";
+    let write = ["io", "-c", reopen, "-c", "write -P 2 512M 64k", "--image-opts", image];
+    let reply = Program::oxblk().args(write).directory(directory.path()).run();
+    assert!(reply.err().contains("Preventing invalid write"), "{}{}", reply.out(), reply.err());
 }

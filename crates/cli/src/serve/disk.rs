@@ -31,8 +31,9 @@ pub(super) async fn open(options: &Options) -> Result<Disk> {
         objects::define(definition)?;
     }
     let graph = Graph::with_secrets(oxblk::drivers(), objects::secrets().clone());
-    if options.image_opts {
-        return open_by_options(&graph, options).await;
+    let flags = OpenFlags { read_only: options.read_only, unmap: true, ..OpenFlags::default() };
+    if let (Some(text), true) = (&options.image, options.image_opts) {
+        return open_by_options(&graph, text, flags).await;
     }
     let name = match &options.image {
         Some(name) => name.clone(),
@@ -53,17 +54,14 @@ pub(super) async fn open(options: &Options) -> Result<Disk> {
     if let Some(format) = format {
         node.insert("driver", format);
     }
-    let flags = OpenFlags { read_only: options.read_only, unmap: true, ..OpenFlags::default() };
     let opened = graph.open_image(&name, node, flags).await;
     let backend = attach(&graph, &name, opened).await.map_err(|error| told(&error))?;
     disk(name, backend, missing)
 }
 
 /// Opens an image that is given as a list of options.
-async fn open_by_options(graph: &Graph, options: &Options) -> Result<Disk> {
-    let text = options.image.as_deref().unwrap_or_default();
+async fn open_by_options(graph: &Graph, text: &str, flags: OpenFlags) -> Result<Disk> {
     let given = NodeOptions::from_dotted(text, Some("file")).map_err(|error| told(&error))?;
-    let flags = OpenFlags { read_only: options.read_only, unmap: true, ..OpenFlags::default() };
     let opened = graph.open(given, flags).await;
     let backend = attach(graph, text, opened).await.map_err(|error| told(&error))?;
     let root = backend.node().map_err(|error| told(&error))?;

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{
-    AtomicBool,
+    AtomicBool, AtomicU32,
     Ordering::{Acquire, Release},
 };
 use std::sync::{Mutex, PoisonError};
@@ -19,24 +19,24 @@ use roaring::RoaringTreemap;
 use super::Qcow2;
 use super::run_options::{Modes, STRUCTURES};
 
-/// Clusters that several structures lay claim to, where one of them is protected.
+/// Clusters that several structures lay claim to, and which structures are protected.
 #[derive(Default)]
 pub(super) struct Overlaps {
     any: AtomicBool,
-    found: Mutex<Found>,
-}
-
-#[derive(Default)]
-struct Found {
     /// The structures that lie in a cluster.
-    clusters: BTreeMap<u64, Modes>,
-    protected: Modes,
+    found: Mutex<BTreeMap<u64, Modes>>,
+    protected: AtomicU32,
 }
 
 impl Overlaps {
-    fn set(&self, found: Found) {
-        self.any.store(!found.clusters.is_empty(), Release);
+    fn set(&self, found: BTreeMap<u64, Modes>) {
+        self.any.store(!found.is_empty(), Release);
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
+    }
+
+    /// What `modes` say is protected is from here on.
+    pub(super) fn protect(&self, modes: Modes) {
+        self.protected.store((modes & Modes::EVERYTHING).bits(), Release);
     }
 
     /// Refuses to write `own`, the structure that lies in a range of clusters, if a protected one lies there as well.
@@ -48,8 +48,9 @@ impl Overlaps {
             return Ok(());
         }
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        for (_, here) in found.clusters.range(clusters) {
-            let others = (*here - own) & found.protected;
+        let protected = Modes::from_bits_retain(self.protected.load(Acquire));
+        for (_, here) in found.range(clusters) {
+            let others = (*here - own) & protected;
             if here.contains(own) && !others.is_empty() {
                 return Err(Error::corrupt(format!(
                     "Preventing invalid write on {} (overlaps with {})",
@@ -123,8 +124,9 @@ impl Qcow2 {
             entry.l2_offset(self.geometry).ok().flatten().map(|at| self.geometry.cluster_index(at))
         });
         claims.add(Modes::ACTIVE_L2, tables.collect());
-        let protected = self.modes() & Modes::EVERYTHING;
-        self.refcounts.allocator.overlaps.set(Found { clusters: claims.shared, protected });
+        let overlaps = &self.refcounts.allocator.overlaps;
+        overlaps.protect(self.modes());
+        overlaps.set(claims.shared);
     }
 
     /// The same, for an image that has become writable.
@@ -156,7 +158,8 @@ impl Qcow2 {
         self.note_if_corrupt(self.refcounts.write_back().await, 0).await
     }
 
-    async fn note_if_corrupt(&self, outcome: Result<()>, offset: u64) -> Result<()> {
+    /// What is found corrupt is marked so.
+    pub(super) async fn note_if_corrupt<T>(&self, outcome: Result<T>, offset: u64) -> Result<T> {
         match outcome {
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 Err(self.mark_corrupt(&error.to_string(), offset).await)

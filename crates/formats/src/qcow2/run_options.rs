@@ -19,7 +19,7 @@ use super::write_back::Was;
 
 bitflags::bitflags! {
     /// All of them, settled.
-    #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(super) struct Modes: u32 {
         /// Refcounts are written when the image is closed.
         const LAZY = 1;
@@ -185,6 +185,7 @@ impl Qcow2 {
 
     pub(super) fn set_modes(&self, modes: Modes) {
         self.modes.store(modes.bits(), Release);
+        self.refcounts.allocator.overlaps.protect(modes);
     }
 
     /// Whether the host is told of a cluster that is given up.

@@ -247,12 +247,7 @@ impl Qcow2 {
         if self.refcounts.allocator.has_resting() {
             self.recycle().await?;
         }
-        match self.refcounts.reserve(count).await {
-            Err(error) if error.kind() == oxblk_core::ErrorKind::Corrupt => {
-                Err(self.mark_corrupt(&error.to_string(), 0).await)
-            }
-            outcome => outcome,
-        }
+        self.note_if_corrupt(self.refcounts.reserve(count).await, 0).await
     }
 }
 
