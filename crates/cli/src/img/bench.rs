@@ -1,7 +1,7 @@
 //! `img bench`: a simple sequential benchmark.
 //!
 //! The requests in parallel are spread over the I/O threads; each worker takes the next offset when its
-//! request is done.
+//! request is done. Long writes are sent from one thread unless told otherwise.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -57,14 +57,25 @@ struct Arguments {
     flush_interval: u64,
     drain: bool,
     share: bool,
-    threads: usize,
+    threads: Option<usize>,
     filename: String,
+}
+
+/// Writes from this size on are sent from one thread: the kernel lets one write into a file at a time, and threads that
+/// wait for each other there cost more than they prepare.
+const LONG_WRITE: u64 = 32 << 10;
+
+impl Arguments {
+    fn threads(&self) -> usize {
+        let usual = if self.write && self.size >= LONG_WRITE { 1 } else { threads::default() };
+        self.threads.unwrap_or(usual)
+    }
 }
 
 /// Runs the command.
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
-    let helpers = threads::helpers(context, arguments.threads)?;
+    let helpers = threads::helpers(context, arguments.threads())?;
     context.block_on(async {
         let mut image = Image::writable(&arguments.filename)
             .format(arguments.format.as_deref())
@@ -101,7 +112,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
         flush_interval: 0,
         drain: true,
         share: false,
-        threads: threads::default(),
+        threads: None,
         filename: String::new(),
     };
     while let Some(Found { id, value }) = context.next(&mut parser)? {
@@ -151,7 +162,7 @@ fn set(context: &Context, read: &mut Arguments, id: char, value: String) -> Step
         }
         'F' => read.flush_interval = context.sized("flush interval", &value, 0, MAX)?,
         'D' => read.drain = false,
-        'N' => read.threads = threads::parse(context, &value)?,
+        'N' => read.threads = Some(threads::parse(context, &value)?),
         _ => read.share = true,
     }
     Ok(())

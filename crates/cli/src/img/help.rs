@@ -290,7 +290,7 @@ const BENCH: Text = (
   -i, --aio MODE           threads, native or io_uring
   -n, --native             the same as -i native
   -U, --force-share        do not mind that others write to it
-  --threads N              I/O threads (one a core)
+  --threads N              I/O threads (one a core; one for long writes)
   -q, --quiet              accepted; changes nothing
 ",
     true,

@@ -116,6 +116,13 @@ const SPOT_BUDGET: u32 = 64;
 const QUEUED: usize = 4;
 const HANDED_OVER: usize = 8;
 
+/// A worker of the kernel that copies to or from a file in memory ends one transfer after the other. A thread that has many
+/// of them under way sleeps until a share of them has ended, rather than be woken by each: this share, up to
+/// [`MOST_PER_WAKE_UP`] of at most [`SOON`] bytes, so that what else happens waits some 100 µs at most.
+const PER_WAKE_UP: usize = 4;
+const MOST_PER_WAKE_UP: usize = 8;
+const SOON: usize = 128 << 10;
+
 impl Reactor {
     pub(crate) fn new(config: &Config, shared: &Arc<Shared>) -> io::Result<Reactor> {
         let driver = match config.engine {
@@ -148,7 +155,10 @@ impl Reactor {
         }
         let wait = if done.is_empty() { wait } else { Wait::No };
         match &mut *self.driver.borrow_mut() {
-            Driver::Uring(uring) => uring.turn(wait, &mut done),
+            Driver::Uring(uring) => {
+                let least = self.slots.borrow().soon() / PER_WAKE_UP;
+                uring.turn(wait, least.min(MOST_PER_WAKE_UP), &mut done);
+            }
             Driver::Fallback(fallback) => fallback.turn(&self.slots, wait, &mut done),
         }
         if let Some(native) = &mut *self.native.borrow_mut() {
@@ -201,8 +211,12 @@ impl Reactor {
         {
             let target =
                 uring.fixed(file).map_or_else(|| Target::File(file.clone()), Target::Fixed);
+            let soon = file.is_in_memory() && op.is_transfer() && payload.len() <= SOON;
             let mut slots = reactor.slots.borrow_mut();
             let key = slots.insert(op, target, payload);
+            if soon {
+                slots.ends_soon(key);
+            }
             uring.start(key, slots.get_mut(key));
             return Pending::new(local, key);
         }

@@ -140,6 +140,8 @@ pub(crate) struct Slot {
     pub(crate) target: Option<Target>,
     pub(super) iovecs: SmallVec<[libc::iovec; 4]>,
     pub(super) message: libc::msghdr,
+    /// Counted in [`Slots::soon`].
+    soon: bool,
 }
 
 impl Slot {
@@ -154,6 +156,7 @@ impl Slot {
             iovecs: SmallVec::new(),
             // SAFETY: all zero is a valid message header (null pointers with zero lengths).
             message: unsafe { std::mem::zeroed() },
+            soon: false,
         }
     }
 
@@ -184,11 +187,26 @@ pub(super) struct Slots {
     chunks: Vec<Box<[Slot]>>,
     free: Vec<u32>,
     in_flight: usize,
+    soon: usize,
 }
 
 impl Slots {
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    /// Operations in flight that will end within microseconds of each other, whatever happens elsewhere.
+    pub(super) fn soon(&self) -> usize {
+        self.soon
+    }
+
+    /// Notes that an operation that was just started is such a one.
+    pub(super) fn ends_soon(&mut self, key: Key) {
+        let slot = self.get_mut(key);
+        if !slot.soon {
+            slot.soon = true;
+            self.soon += 1;
+        }
     }
 
     #[expect(
@@ -236,14 +254,17 @@ impl Slots {
 
     pub(super) fn complete(&mut self, key: Key, result: i32) -> Done {
         let Some(slot) = self.try_get_mut(key) else { return Done::Nothing };
+        let soon = usize::from(std::mem::take(&mut slot.soon));
         match slot.state {
             State::InFlight => {
                 slot.state = State::Done(result);
                 let waker = slot.waker.take();
+                self.soon -= soon;
                 self.in_flight -= 1;
                 waker.map_or(Done::Nothing, Done::Wake)
             }
             State::Detached => {
+                self.soon -= soon;
                 self.in_flight -= 1;
                 Done::Free(self.release(key))
             }
@@ -374,6 +395,24 @@ mod tests {
         assert!(matches!(slots.complete(key, 8), Done::Free((Payload::Read(_), _))));
         assert_eq!(slots.in_flight(), 0);
         assert!(slots.try_get_mut(key).is_none());
+    }
+
+    #[test]
+    fn what_ends_soon_is_counted_until_its_completion() {
+        let mut slots = Slots::default();
+        let (one, other) = (read(&mut slots), read(&mut slots));
+        slots.ends_soon(one);
+        slots.ends_soon(other);
+        assert_eq!(slots.soon(), 2);
+        drop(slots.complete(one, 8));
+        drop(slots.complete(one, 8));
+        assert_eq!(slots.soon(), 1);
+        drop(slots.detach(other));
+        assert_eq!(slots.soon(), 1);
+        drop(slots.complete(other, 8));
+        assert_eq!(slots.soon(), 0);
+        drop(read(&mut slots));
+        assert_eq!(slots.soon(), 0);
     }
 
     #[test]

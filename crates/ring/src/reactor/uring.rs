@@ -183,8 +183,8 @@ impl Uring {
         self.push(timer);
     }
 
-    /// Submits, waits for at least one completion if it may, and harvests.
-    pub(super) fn turn(&mut self, wait: Wait, done: &mut Vec<(Key, i32)>) {
+    /// Submits, waits for `least` completions (one at least) if it may, and harvests.
+    pub(super) fn turn(&mut self, wait: Wait, least: usize, done: &mut Vec<(Key, i32)>) {
         self.flush_backlog();
         if let Wait::Until(deadline) = wait {
             self.arm_timer(deadline);
@@ -195,7 +195,7 @@ impl Uring {
         let outcome = match wait {
             Wait::No if idle => Ok(0),
             Wait::Forever | Wait::Until(_) if self.backlog.is_empty() => {
-                self.ring.submit_and_wait(1)
+                self.ring.submit_and_wait(least.max(1))
             }
             _ => self.ring.submit(),
         };
