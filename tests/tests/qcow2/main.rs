@@ -4,6 +4,7 @@ mod against_qemu;
 mod bitmaps;
 mod changes;
 mod check;
+mod commit;
 mod compact;
 mod create;
 mod data_file;

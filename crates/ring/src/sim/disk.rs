@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::faults::{ArmedRule, FaultOp, Faults};
 use super::media::{Media, Survivors};
+use super::moments::Moments;
 use super::rng::Rng;
 use crate::buf::IoVec;
 use crate::file::Extent;
@@ -21,7 +22,7 @@ use crate::reactor::{Op, Payload, Slot};
 #[derive(Clone)]
 pub struct Disk(Arc<Mutex<State>>);
 
-struct State {
+pub(super) struct State {
     media: Media,
     rng: Rng,
     faults: Faults,
@@ -31,15 +32,7 @@ struct State {
     /// Writes that have started: their place and data.
     in_flight: BTreeMap<u64, (u64, IoVec)>,
     next_id: u64,
-    moments: Option<Moments>,
-}
-
-/// The disk as it was at some of its write boundaries: a fair sample of all that were passed.
-struct Moments {
-    rng: Rng,
-    most: usize,
-    seen: usize,
-    kept: Vec<(u64, Disk)>,
+    moments: Option<Arc<Moments>>,
 }
 
 /// An operation that has started.
@@ -113,17 +106,37 @@ impl Disk {
     /// Keeps the disk as it is at up to `most` of the write boundaries that follow, each with the same chance. What a power
     /// cut there leaves is then asked of [`moments`](Disk::moments), and one run serves for many cuts.
     pub fn keep_moments(&self, seed: u64, most: usize) {
-        self.lock().moments =
-            Some(Moments { rng: Rng::new(seed), most, seen: 0, kept: Vec::new() });
+        Disk::keep_common_moments(&[self], seed, most);
+    }
+
+    /// The same for disks that lose power together: at each boundary of one of them, all are kept as they are.
+    pub fn keep_common_moments(disks: &[&Disk], seed: u64, most: usize) {
+        let handles = disks.iter().map(|disk| Arc::downgrade(&disk.0)).collect();
+        let moments = Arc::new(Moments::new(handles, seed, most));
+        for disk in disks {
+            disk.lock().moments = Some(Arc::clone(&moments));
+        }
     }
 
     /// The moments kept: how many boundaries had been passed, and the disk as it was then, with all writes under way that
     /// began before the next boundary.
     pub fn moments(&self) -> Vec<(u64, Disk)> {
-        let state = self.lock();
-        let mut kept = state.moments.as_ref().map_or_else(Vec::new, |moments| moments.kept.clone());
-        kept.sort_by_key(|(boundary, _)| *boundary);
-        kept
+        let common = self.common_moments().into_iter();
+        common.filter_map(|(boundary, disks)| Some((boundary, disks.into_iter().next()?))).collect()
+    }
+
+    /// The moments kept of several disks: how many boundaries the first had passed, and each of them as it was then.
+    pub fn common_moments(&self) -> Vec<(u64, Vec<Disk>)> {
+        let moments = self.lock().moments.clone();
+        moments.map_or_else(Vec::new, |moments| moments.kept())
+    }
+
+    /// A disk of its own, as this one is now, and how many boundaries this one has passed.
+    pub(super) fn keep(state: &Arc<Mutex<State>>) -> (u64, Disk) {
+        let state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let copy = Disk::with_media(state.boundaries, state.media.clone());
+        copy.lock().in_flight = state.in_flight.clone();
+        (state.boundaries, copy)
     }
 
     /// How many write boundaries have been passed.
@@ -194,13 +207,18 @@ impl Disk {
 
     /// Carries out an operation that has started: a count or a negative errno.
     pub(super) fn perform(&self, started: Started, slot: &mut Slot) -> i32 {
+        let (kind, touched) = classify(slot.op, &slot.payload);
         let mut state = self.lock();
         if state.is_cut() {
             return -libc::EIO;
         }
-        let (kind, touched) = classify(slot.op, &slot.payload);
-        if kind != FaultOp::Read {
-            state.keep_moment();
+        if kind != FaultOp::Read
+            && let Some(moments) = state.moments.clone()
+        {
+            // Several disks may be kept, and this one is among them.
+            drop(state);
+            moments.pass();
+            state = self.lock();
         }
         state.in_flight.remove(&started.id);
         let failure = state.rules.iter_mut().filter_map(|rule| rule.judge(kind, &touched)).next();
@@ -246,27 +264,6 @@ fn classify(op: Op, payload: &Payload) -> (FaultOp, Range<u64>) {
 impl State {
     fn is_cut(&self) -> bool {
         self.cut_after.is_some_and(|n| self.boundaries >= n)
-    }
-
-    /// Before a boundary is passed: keeps the disk as it is, perhaps in place of an earlier moment.
-    fn keep_moment(&mut self) {
-        let boundary = self.boundaries;
-        let Some(moments) = &mut self.moments else { return };
-        moments.seen += 1;
-        let place = if moments.kept.len() < moments.most {
-            moments.kept.len()
-        } else {
-            moments.rng.index(moments.seen)
-        };
-        if place >= moments.most {
-            return;
-        }
-        let copy = Disk::with_media(boundary, self.media.clone());
-        copy.lock().in_flight = self.in_flight.clone();
-        match moments.kept.get_mut(place) {
-            Some(slot) => *slot = (boundary, copy),
-            None => moments.kept.push((boundary, copy)),
-        }
     }
 
     /// How much of a transfer is done.

@@ -9,6 +9,7 @@
 mod disk;
 mod faults;
 mod media;
+mod moments;
 mod rng;
 mod scheduler;
 
