@@ -9,6 +9,7 @@ use oxblk_tests::program::Tool::{Img, Io};
 
 const SECRET: &str = "secret,id=s,data=abc";
 const LUKS: &str = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=1";
+const SMALL: &str = "cluster_size=4k,encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=1";
 const AES: &str = "encrypt.format=aes,encrypt.key-secret=s";
 /// Where the LUKS header is in a new image with clusters of 64 KiB.
 const HEADER: usize = 0x4_0000;
@@ -551,4 +552,39 @@ fn nothing_is_compressed_into_an_encrypted_image() {
         &["read -P 5 0 64k", "read -P 6 64k 64k", "write -P 7 1k 1k", "read -P 5 2k 62k"],
     );
     Who::Us.check(&path);
+}
+
+#[test]
+fn snapshots_and_vm_state_of_encrypted_images_are_shared_with_qemu() {
+    let directory = tempfile::tempdir().unwrap();
+    for (number, options) in [LUKS, AES, SMALL].iter().enumerate() {
+        for (first, second) in [(Who::Us, Who::Qemu), (Who::Qemu, Who::Us)] {
+            let path = directory.path().join(format!("{first:?}{number}"));
+            let snapshot = |who: Who, action: &str| {
+                let command = match who {
+                    Who::Qemu => Program::new("qemu-img").arg("snapshot"),
+                    Who::Us => Program::oxblk().args(["img", "snapshot"]),
+                };
+                let command = command.args(["--object", SECRET, "--image-opts", action, "kept"]);
+                command.arg(opening(&path)).succeed();
+            };
+            first.create(&path, options);
+            first.io(&path, &["write -P 1 0 1M", "write -b -P 2 512 300k"]);
+            let file = std::fs::read(&path).unwrap();
+            let plain = |byte: u8| file.windows(64).any(|bytes| bytes.iter().all(|b| *b == byte));
+            assert!(!plain(1) && !plain(2), "{first:?}: {options}: it is in the file as it is");
+            second.io(&path, &["read -b -P 2 512 300k"]);
+            snapshot(first, "-c");
+            first.io(&path, &["write -P 3 512k 1M"]);
+            second.io(&path, &["read -P 1 0 512k", "read -P 3 512k 1M"]);
+            snapshot(second, "-a");
+            // The header still says that the image is encrypted, and how.
+            first.io(&path, &["read -P 1 0 1M", "write -P 4 2M 100k"]);
+            second.io(&path, &["read -P 1 0 1M", "read -P 4 2M 100k", "write -b -P 5 1M 4k"]);
+            first.io(&path, &["read -b -P 5 1M 4k"]);
+            snapshot(first, "-d");
+            first.check(&path);
+            second.check(&path);
+        }
+    }
 }
