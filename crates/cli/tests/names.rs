@@ -1,0 +1,26 @@
+//! The program itself, as it is installed. A test of this package has the program built along with all tests, and with
+//! the same features, so that nothing is built twice.
+
+use std::process::Command;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_oxblk");
+
+#[test]
+fn the_program_tells_its_version() {
+    let told = Command::new(PROGRAM).arg("--version").output().unwrap();
+    assert!(told.status.success());
+    let expected = format!("oxblk {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(String::from_utf8(told.stdout).unwrap(), expected);
+}
+
+#[test]
+fn the_program_answers_to_the_names_of_qemus_tools() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, help) in [("qemu-img", "usage: qemu-img"), ("qemu-io", "Usage: qemu-io")] {
+        let link = directory.path().join(name);
+        std::os::unix::fs::symlink(PROGRAM, &link).unwrap();
+        let told = Command::new(&link).arg("--help").output().unwrap();
+        let text = String::from_utf8(told.stdout).unwrap().to_lowercase();
+        assert!(told.status.success() && text.contains(&help.to_lowercase()), "{text}");
+    }
+}
