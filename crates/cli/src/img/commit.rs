@@ -29,11 +29,6 @@ const OPTIONS: &[Opt] = &[
     long('8', "threads", true),
 ];
 
-/// Exit code after Ctrl-C.
-const INTERRUPTED: u8 = 130;
-/// Requests in flight.
-const PARALLEL: usize = 8;
-
 struct Arguments {
     quiet: bool,
     progress: bool,
@@ -135,7 +130,7 @@ async fn commit(
                 top: top.clone(),
                 base,
                 empty: !arguments.keep,
-                parallel: PARALLEL.max(helpers.len().saturating_add(1)),
+                parallel: threads::requests(helpers),
                 rate: arguments.rate,
                 observer: Arc::new(Told(Arc::clone(progress))),
                 stop: stop_flag(),
@@ -170,7 +165,7 @@ fn failed(context: &Context, arguments: &Arguments, failure: &CommitError) -> Ex
         CommitError::Base(error) => context.error(error),
         CommitError::Copy(failure) if failure.stage == Stage::Stopped => {
             context.program.error(failure);
-            Exit(INTERRUPTED)
+            Exit::INTERRUPTED
         }
         CommitError::Copy(failure) => {
             let reason = strerror(failure.error.raw_errno());

@@ -24,8 +24,6 @@ const OPTIONS: &[Opt] = &[
 
 /// Bytes that are moved between two looks at the progress.
 const AT_ONCE: u64 = 256 << 20;
-/// Exit code after Ctrl-C.
-const INTERRUPTED: u8 = 130;
 
 #[derive(Default)]
 struct Arguments {
@@ -113,7 +111,7 @@ async fn compact(
     let compacted = outcome?;
     closed.map_err(|error| context.error(&error))?;
     if stop.load(Relaxed) {
-        return Err(Exit(INTERRUPTED));
+        return Err(Exit::INTERRUPTED);
     }
     Ok((compacted, format))
 }

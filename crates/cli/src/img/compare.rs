@@ -20,7 +20,6 @@ const DIFFERENT: u8 = 1;
 const CANNOT_OPEN: u8 = 2;
 const NO_STATUS: u8 = 3;
 const NO_READ: u8 = 4;
-const INTERRUPTED: u8 = 130;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
@@ -239,7 +238,7 @@ impl Run<'_> {
             }
             CompareStage::Stopped => {
                 say(format_args!("Interrupted"));
-                Exit(INTERRUPTED)
+                Exit::INTERRUPTED
             }
         }
     }

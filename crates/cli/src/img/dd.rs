@@ -12,9 +12,6 @@ use crate::image::Image;
 use crate::program::err;
 use crate::text::{number, progress};
 
-/// Exit code after Ctrl-C.
-const INTERRUPTED: u8 = 130;
-
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
     both('f', "format", true),
@@ -152,7 +149,7 @@ async fn dd(
             .failed(format_args!("error while writing to output image file: {}", failure.error)),
         Stage::Stopped => {
             context.program.error(&failure);
-            Exit(INTERRUPTED)
+            Exit::INTERRUPTED
         }
         _ => context.failed(failure),
     })?;

@@ -40,6 +40,11 @@ use crate::text::number;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exit(pub(crate) u8);
 
+impl Exit {
+    /// After Ctrl-C.
+    const INTERRUPTED: Exit = Exit(130);
+}
+
 impl From<Unopened> for Exit {
     fn from(_: Unopened) -> Self {
         Self(1)

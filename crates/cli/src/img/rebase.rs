@@ -32,11 +32,6 @@ const OPTIONS: &[Opt] = &[
     long('8', "threads", true),
 ];
 
-/// Exit code after Ctrl-C.
-const INTERRUPTED: u8 = 130;
-/// Requests in flight.
-const PARALLEL: usize = 8;
-
 #[derive(Default)]
 struct Raw {
     cache: Option<String>,
@@ -226,7 +221,7 @@ impl Job<'_> {
             new,
             common,
             compress: self.arguments.compress,
-            parallel: PARALLEL.max(self.helpers.len().saturating_add(1)),
+            parallel: threads::requests(self.helpers),
             observer: Arc::new(Told(Arc::clone(self.progress))),
             stop: stop_flag(),
         };
@@ -235,7 +230,7 @@ impl Job<'_> {
 
     fn failed(&self, failure: &RebaseError) -> Exit {
         self.context.program.error(failure);
-        if failure.stage == RebaseStage::Stopped { Exit(INTERRUPTED) } else { Exit(1) }
+        if failure.stage == RebaseStage::Stopped { Exit::INTERRUPTED } else { Exit(1) }
     }
 
     fn check_change(&self) -> Step {

@@ -49,3 +49,8 @@ pub(super) fn helpers(context: &Context, threads: usize) -> Step<Helpers> {
         .map(Helpers)
         .map_err(|error| context.failed(format_args!("Cannot start an I/O thread: {error}")))
 }
+
+/// How many requests a copy has in flight over all threads, where nothing is said: a few on each.
+pub(super) fn requests(helpers: &[IoThread]) -> usize {
+    helpers.len().saturating_add(1).max(8)
+}

@@ -19,9 +19,6 @@ use crate::program::Program;
 use crate::text::progress::{Progress, stop_flag};
 use arguments::Arguments;
 
-/// Exit code after Ctrl-C.
-const INTERRUPTED: u8 = 130;
-
 /// Runs the command.
 pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
     let arguments = arguments::read(context, words)?;
@@ -150,7 +147,7 @@ impl Job<'_> {
 
     fn failed(&self, failure: &CopyError) -> Exit {
         self.context.program.error(failure);
-        if failure.stage == Stage::Stopped { Exit(INTERRUPTED) } else { Exit(1) }
+        if failure.stage == Stage::Stopped { Exit::INTERRUPTED } else { Exit(1) }
     }
 }
 
