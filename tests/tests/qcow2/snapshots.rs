@@ -154,7 +154,7 @@ fn a_power_cut_leaves_the_old_state_or_the_new() {
             let disk = sim_image::new(seed, options, MIB);
             let (before, mut after) = sim::run(seed, async {
                 let before = prepared(&disk).await;
-                disk.keep_moments(seed, 60);
+                disk.keep_moments(seed, 30);
                 let backend = open(&disk, false).await.unwrap();
                 let mut after = before.clone();
                 match change {
