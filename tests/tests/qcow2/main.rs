@@ -6,6 +6,7 @@ mod changes;
 mod check;
 mod commit;
 mod compact;
+mod compact_against_qemu;
 mod create;
 mod data_file;
 mod encryption;

@@ -9,6 +9,7 @@
 //! Spec: docs/interop/qcow2, "Host cluster management".
 
 mod census;
+mod relocate;
 
 use std::sync::Arc;
 use std::sync::atomic::{
@@ -175,6 +176,11 @@ impl Refcounts {
             word: usize::try_from(bit / 64).unwrap_or(usize::MAX),
             shift: u32::try_from(shift).unwrap_or(0),
         })
+    }
+
+    /// The references that a cluster can have.
+    pub(super) fn most(&self) -> u64 {
+        self.mask()
     }
 
     fn mask(&self) -> u64 {

@@ -5,6 +5,7 @@
 //! | `load` | reading directory, tables and data; what cannot be used |
 //! | `in_use` | the mark on disk that says so, set and taken back |
 //! | `store` | writing the bitmaps when the image is closed, and taking one out |
+//! | `relocate` | moving them towards the front of the file |
 //! | `fresh` | clusters that nothing refers to yet |
 //! | `extension` | the header's word of where the directory is |
 //!
@@ -22,6 +23,7 @@ mod extension;
 mod fresh;
 mod in_use;
 mod load;
+mod relocate;
 mod store;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

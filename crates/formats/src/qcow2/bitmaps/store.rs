@@ -131,7 +131,7 @@ impl Qcow2 {
     }
 
     /// Has the image hold `stored`, and gives `old` up. All that it refers to is in `fresh`, or was there before.
-    async fn switch_to(
+    pub(super) async fn switch_to(
         &self,
         mut fresh: Fresh<'_>,
         stored: Vec<Stored>,

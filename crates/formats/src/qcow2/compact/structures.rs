@@ -10,10 +10,12 @@ use super::super::write_back::Was;
 use super::Moved;
 
 impl Qcow2 {
-    /// Moves the structure that has `cluster`, the last one in use.
-    pub(super) async fn move_structure(&self, cluster: u64) -> Result<Moved> {
+    /// Moves the structure that has `cluster`, the last one in use. Without a gap the file would end at `packed_end`.
+    pub(super) async fn move_structure(&self, cluster: u64, packed_end: u64) -> Result<Moved> {
         let moved = if let Some(block) = self.refcounts.block_at(cluster) {
             self.refcounts.move_block(block, cluster, self.epochs.current()).await?
+        } else if self.refcounts.table_is_in(cluster) {
+            self.refcounts.move_table().await?
         } else if self
             .clusters_of(self.l1_offset.load(Acquire), self.l1_entries())
             .contains(&cluster)
@@ -21,12 +23,15 @@ impl Qcow2 {
             self.move_active_l1(cluster).await?
         } else if let Some(moved) = self.move_snapshots(cluster).await? {
             moved
+        } else if let Some(moved) = self.move_bitmaps(cluster, packed_end).await? {
+            moved
         } else {
-            let obstacle =
-                Some("clusters that only stay where they are (compressed data, bitmaps)");
+            let obstacle = Some(
+                "clusters that only stay where they are (LUKS header, leaked clusters, broken bitmaps)",
+            );
             return Ok(Moved { clusters: 0, obstacle });
         };
-        let obstacle = (moved == 0).then_some("a table for which there is no room in front of it");
+        let obstacle = (moved == 0).then_some("metadata for which there is no room in front of it");
         Ok(Moved { clusters: moved, obstacle })
     }
 
