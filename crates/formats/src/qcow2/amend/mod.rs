@@ -219,6 +219,8 @@ impl Qcow2 {
             return Err(Error::invalid(text));
         };
         let file = self.children.require(ChildIdx::FILE)?;
+        // The LUKS header stays where it is meanwhile.
+        let _turn = self.hold_header().await;
         encryption.change_keys(&file, options, force).await
     }
 

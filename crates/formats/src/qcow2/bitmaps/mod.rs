@@ -5,16 +5,18 @@
 //! | `load` | reading directory, tables and data; what cannot be used |
 //! | `in_use` | the mark on disk that says so, set and taken back |
 //! | `store` | writing the bitmaps when the image is closed, and taking one out |
+//! | `unchanged` | the bitmaps that need not be written when it is |
 //! | `relocate` | moving them towards the front of the file |
 //! | `fresh` | clusters that nothing refers to yet |
 //! | `extension` | the header's word of where the directory is |
 //!
 //! Core tracks writes in the bitmaps that [`PersistentBitmaps::load`] gave it. On disk each is marked as in use, durably,
-//! before the node takes requests. When the image is closed or becomes read-only, all of them are written to new clusters,
-//! data, tables and directory, and counted; then the header is made to name the new directory, which is one write; only
-//! then the old ones are given up. So at any moment the header names a directory of bitmaps that are in use, or one of
-//! bitmaps that are complete and that nobody changes any more. A power cut leaks clusters at worst, and bitmaps that were in
-//! use come back as inconsistent.
+//! before the node takes requests. When the image is closed or becomes read-only, those that the image does not have as they
+//! are in memory are written to new clusters, data, tables and the directory, and counted; then the header is made to name the
+//! new directory, which is one write; only then the old ones are given up. Where the image has all of them, their marks are
+//! taken back. So at any moment the header names a directory of bitmaps that are in use, or one of bitmaps that are complete
+//! and that nobody changes any more. A power cut leaks clusters at worst, and bitmaps that were in use come back as
+//! inconsistent.
 //!
 //! A bitmap whose entry, table or data is broken comes as an inconsistent one too. Its clusters are given up with it only if
 //! they are all known to be its own.
@@ -25,6 +27,7 @@ mod in_use;
 mod load;
 mod relocate;
 mod store;
+mod unchanged;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

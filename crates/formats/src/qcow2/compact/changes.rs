@@ -61,7 +61,7 @@ impl Qcow2 {
     /// originals to the write-back.
     pub(super) async fn switch_over(&self, changes: Changes) -> Result<()> {
         let file = self.children.require(ChildIdx::FILE)?;
-        self.refcounts.write_back().await?;
+        self.write_back_refcounts().await?;
         file.flush().await?;
         let mut writes = changes.tables.into_iter().map(|(table, to)| self.patch(table, to));
         loop {

@@ -9,17 +9,19 @@
 //! | `packed`, `packing` | moving compressed data; where it goes (pure) |
 //! | `changes` | having entries refer to what has moved |
 //! | `structures` | moving everything else, one thing at a time |
+//! | `luks` | moving the LUKS header |
 //! | `release` | cutting the file off, punching holes |
 //!
 //! The file is worked off from its end. A cluster moves only if everything that refers to it is known, which is so if
-//! there are as many references as its refcount says; others (that leaked, say, or have the LUKS header) stay, and as
-//! nothing in front of them would make the file shorter, that ends it.
+//! there are as many references as its refcount says; others (that leaked, say) stay, and as nothing in front of
+//! them would make the file shorter, that ends it.
 //!
 //! A crash at any point leaks at worst: a copy is durable and counted before the first reference to it is written, and the
 //! old cluster's refcount is lowered when the last reference to it is gone from the disk. In between some references lead
 //! to the copy and some to the original, which hold the same.
 
 mod changes;
+mod luks;
 mod moves;
 mod packed;
 mod packing;
@@ -40,6 +42,10 @@ const WINDOW: u64 = 1 << 16;
 impl Qcow2 {
     async fn compact_step(&self, most: u64) -> Result<Step> {
         self.check_writable()?;
+        if self.refcounts.allocator.overlaps.exist() {
+            // What is moved would be freed, with what else lies there.
+            return Err(Error::corrupt("metadata lies on other metadata: the image needs a check"));
+        }
         self.settle_metadata().await?;
         let used = self.used_clusters().await?;
         let movable = used.boundary();

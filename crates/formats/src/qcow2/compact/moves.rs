@@ -101,10 +101,12 @@ impl Qcow2 {
 
     async fn copy_data(&self, source: &Source, run: &mut Reserved<'_>) -> Result<()> {
         let (cluster, entries) = source;
-        let Some(first) = entries.first() else { return Ok(()) };
-        if let Ok(L2Kind::Zero { .. }) = first.entry.kind(self.geometry, self.version) {
-            return Ok(());
-        }
+        // What some of them call zeroes, another one may read.
+        let reads = |at: &&EntryAt| {
+            let kind = at.entry.kind(self.geometry, self.version);
+            !matches!(kind, Ok(L2Kind::Zero { .. }))
+        };
+        let Some(first) = entries.iter().find(reads) else { return Ok(()) };
         let bits = self.geometry.cluster_bits;
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let data = self.read_data(first.guest, cluster << bits, IoBufMut::new(len)).await?;
@@ -132,7 +134,7 @@ impl Qcow2 {
             self.refcounts.allocator.note_metadata(new << bits, self.geometry.cluster_size());
             placed.push((*cluster, new, places));
         }
-        self.refcounts.write_back().await?;
+        self.write_back_refcounts().await?;
         file.flush().await?;
         for (_, new, places) in &placed {
             for at in *places {
