@@ -101,6 +101,10 @@ fn a_compacted_image_holds_the_same_in_a_shorter_file() {
                 let kept = fill(&backend, &mut random, snapshots).await;
                 let before = disk.len();
                 let done = backend.compact(64 << 10, &|_, _| true).await.unwrap();
+                eprintln!(
+                    "GAPS {what}: {} {done:?}",
+                    oxblk_tests::host_clusters::gaps(&disk.bytes())
+                );
                 let obstacle = done.obstacle.unwrap_or("no room");
                 assert!(obstacle.contains("no room"), "{what}: {obstacle}");
                 assert_eq!(done.length, (before, disk.len()), "{what}");

@@ -7,6 +7,7 @@ mod check;
 mod commit;
 mod compact;
 mod compact_against_qemu;
+mod compact_crash;
 mod create;
 mod data_file;
 mod encryption;

@@ -5,18 +5,18 @@
 //! | `load` | reading directory, tables and data; what cannot be used |
 //! | `in_use` | the mark on disk that says so, set and taken back |
 //! | `store` | writing the bitmaps when the image is closed, and taking one out |
-//! | `unchanged` | the bitmaps that need not be written when it is |
+//! | `unchanged` | the bitmaps of a compacted image that need not be written when it is closed |
 //! | `relocate` | moving them towards the front of the file |
 //! | `fresh` | clusters that nothing refers to yet |
 //! | `extension` | the header's word of where the directory is |
 //!
 //! Core tracks writes in the bitmaps that [`PersistentBitmaps::load`] gave it. On disk each is marked as in use, durably,
-//! before the node takes requests. When the image is closed or becomes read-only, those that the image does not have as they
-//! are in memory are written to new clusters, data, tables and the directory, and counted; then the header is made to name the
-//! new directory, which is one write; only then the old ones are given up. Where the image has all of them, their marks are
-//! taken back. So at any moment the header names a directory of bitmaps that are in use, or one of bitmaps that are complete
-//! and that nobody changes any more. A power cut leaks clusters at worst, and bitmaps that were in use come back as
-//! inconsistent.
+//! before the node takes requests. When the image is closed or becomes read-only, all of them are written to new clusters,
+//! data, tables and directory, and counted; then the header is made to name the new directory, which is one write; only
+//! then the old ones are given up. In an image that has been compacted, those that it has as they are in memory stay where
+//! they are, and if that goes for all of them, their marks are taken back in place. So at any moment the header names a
+//! directory of bitmaps that are in use, or of bitmaps that are complete and that nobody changes any more. A power cut
+//! leaks clusters at worst, and bitmaps that were in use come back as inconsistent.
 //!
 //! A bitmap whose entry, table or data is broken comes as an inconsistent one too. Its clusters are given up with it only if
 //! they are all known to be its own.
@@ -29,6 +29,7 @@ mod relocate;
 mod store;
 mod unchanged;
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oxblk_core::bitmap::{
@@ -52,6 +53,8 @@ pub(super) struct Bitmaps {
     /// Held by who changes what the image has of them; taken before all other locks of the image.
     changing: AsyncMutex<()>,
     state: Mutex<State>,
+    /// They lie where they are to lie, and what has not changed stays there.
+    stay: AtomicBool,
 }
 
 #[derive(Clone, Default)]
@@ -109,11 +112,20 @@ impl Bitmaps {
     pub(super) fn of(header: &Header) -> Self {
         let directory = Directory { place: header.extensions.bitmaps, ..Directory::default() };
         let state = State { directory, live: Vec::new() };
-        Self { changing: AsyncMutex::new(()), state: Mutex::new(state) }
+        Self {
+            changing: AsyncMutex::new(()),
+            state: Mutex::new(state),
+            stay: AtomicBool::new(false),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The image has been compacted: what has not changed is not put elsewhere when it is closed.
+    pub(super) fn stay(&self) {
+        self.stay.store(true, Relaxed);
     }
 
     /// The autoclear bit that a writer leaves set: there are bitmaps, and they are kept up to date.

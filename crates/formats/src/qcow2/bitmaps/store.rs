@@ -39,14 +39,15 @@ impl Qcow2 {
         let mut fresh = Fresh::new(self);
         let mut new = Vec::new();
         let mut old = state.directory.clusters.clone();
-        let mut all_unchanged = true;
+        let stays = self.bitmaps.stay.load(Relaxed);
+        let mut all_unchanged = stays;
         for stored in &state.directory.stored {
             let Some(bitmap) = live.remove(stored.entry.name().as_ref()) else {
                 new.push(stored.clone());
                 continue;
             };
             // What cannot be read is written anew.
-            if self.is_as_stored(stored, bitmap).await.unwrap_or(false) {
+            if stays && self.is_as_stored(stored, bitmap).await.unwrap_or(false) {
                 new.push(Stored { entry: finished(&stored.entry, bitmap), ..stored.clone() });
                 continue;
             }

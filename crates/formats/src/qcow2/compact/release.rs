@@ -13,6 +13,7 @@ impl Qcow2 {
     pub(super) async fn release_space(&self, from: u64) -> Result<Option<u64>> {
         self.check_writable()?;
         self.settle_metadata().await?;
+        self.bitmaps.stay();
         let bits = self.geometry.cluster_bits;
         let used = self.used_clusters().await?;
         let file = self.children.require(ChildIdx::FILE)?;
