@@ -1,5 +1,5 @@
-//! Power cuts while an image is compacted, at every write boundary of it: whatever has to move, the image opens, has leaks
-//! at worst, and holds what it held, bits of bitmaps and snapshots included.
+//! Power cuts while an image is compacted, at every write boundary of it, and operations of the disk that fail: whatever has
+//! to move, the image opens, has leaks at worst, and holds what it held, bits of bitmaps and snapshots included.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use oxblk_core::{
 };
 use oxblk_crypto::secret::Secret;
 use oxblk_formats::qcow2::QCOW2;
-use oxblk_ring::sim::{self, Disk};
+use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
 use oxblk_ring::{IoBuf, IoBufMut, spawn};
 use oxblk_tests::host_clusters;
 use oxblk_tests::sim_disk::{self, Pace, SimFactory};
@@ -390,4 +390,62 @@ fn a_password_that_is_added_while_the_luks_header_moves_is_not_lost() {
             });
         }
     }
+}
+
+/// Has each operation of a compaction fail in turn, once. The image then goes on being used, or refuses to be.
+async fn fail_each_operation(image: &Image, what: &str) {
+    let held = Held::by(image).await;
+    for op in [FaultOp::Write, FaultOp::Sync, FaultOp::Read, FaultOp::Truncate] {
+        let mut fine = 0;
+        for nth in 1.. {
+            let what = format!("{what}: {op:?} {nth} fails");
+            let tried = image.left(Disk::from_bytes(6, &image.disk.bytes()));
+            let backend = tried.open().await;
+            let rule = FailRule { op, nth: Some(nth), range: None, errno: 5, once: true };
+            tried.disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
+            let failed = backend.compact(64 << 10, &|_, _| true).await.is_err();
+            tried.disk.set_faults(Faults::default());
+            let read = backend.read(0, IoBufMut::new(held.active.len())).await;
+            assert!(read.map_or(failed, |read| read[..] == held.active[..]), "{what}");
+            let written = backend.write(0, IoBuf::from(vec![3; 512]), WriteFlags::empty()).await;
+            let again = backend.compact(64 << 10, &|_, _| true).await;
+            assert!(failed || written.is_ok() && again.is_ok(), "{what}");
+            backend.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+            tried.assert_sound(true, &what).await;
+            let mut now = Held::by(&tried).await;
+            if written.is_ok() {
+                assert_eq!(now.active[..512], [3; 512], "{what}");
+                now.active[..512].copy_from_slice(&held.active[..512]);
+            }
+            assert!(now == held, "{what}");
+            // A read of many tables that fails is made up for by reads of each.
+            fine = if failed { 0 } else { fine + 1 };
+            if fine == 4 {
+                assert!(nth > fine, "{what}: no {op:?} fails");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn an_operation_that_fails_costs_nothing_but_leaks() {
+    let made = with_compressed_data("cluster_size=4k");
+    made.img(&["snapshot", "-c", "one", "image"]);
+    made.io(&["write -P 9 560k 8k"]);
+    made.img(&["snapshot", "-d", "zero", "image"]);
+    made.img(&["bitmap", "--add", "-g", "512", "image", "one"]);
+    made.io(&["write -P 9 900k 4k"]);
+    made.img(&["bitmap", "--disable", "image", "one"]);
+    let mut bytes = std::fs::read(made.path()).unwrap();
+    host_clusters::put_at_the_end(&mut bytes, 48, 4 << 10);
+    std::fs::write(made.path(), bytes).unwrap();
+    let image = Image::of(&made, "");
+    sim::run(1, fail_each_operation(&image, "a mixture"));
+}
+
+#[test]
+fn an_operation_that_fails_while_the_luks_header_moves_leaves_an_image_that_opens() {
+    let image = with_luks_header_at_the_end();
+    sim::run(1, fail_each_operation(&image, "LUKS"));
 }
