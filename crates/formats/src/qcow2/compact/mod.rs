@@ -62,7 +62,7 @@ impl Qcow2 {
     }
 
     /// Everything is on disk and nothing in the caches, and what was freed can be given out again.
-    async fn settle_metadata(&self) -> Result<()> {
+    pub(super) async fn settle_metadata(&self) -> Result<()> {
         // The first cycle lowers refcounts, the second writes them.
         self.write_back(true).await?;
         self.write_back(true).await?;

@@ -23,7 +23,7 @@ impl Qcow2 {
             self.move_active_l1(cluster).await?
         } else if let Some(moved) = self.move_snapshots(cluster).await? {
             moved
-        } else if let Some(moved) = self.move_bitmaps(cluster, packed_end).await? {
+        } else if let Some(moved) = self.move_bitmap_or_less(cluster, packed_end).await? {
             moved
         } else if let Some(moved) = self.move_luks_header(cluster).await? {
             moved
@@ -34,6 +34,18 @@ impl Qcow2 {
         };
         let obstacle = (moved == 0).then_some("metadata for which there is no room in front of it");
         Ok(Moved { clusters: moved, obstacle })
+    }
+
+    /// Moves what bitmaps have behind `packed_end`, or where there is no room for that no more than has to be moved so that
+    /// `cluster` becomes free.
+    async fn move_bitmap_or_less(&self, cluster: u64, packed_end: u64) -> Result<Option<u64>> {
+        let moved = self.move_bitmaps(cluster, packed_end).await?;
+        if moved != Some(0) {
+            return Ok(moved);
+        }
+        // What was taken in vain is free after that.
+        self.settle_metadata().await?;
+        self.move_bitmaps(cluster, cluster).await
     }
 
     /// The clusters of an L1 table.
