@@ -199,6 +199,40 @@ fn the_disk_can_be_used_while_it_is_compacted() {
     }
 }
 
+#[test]
+fn bitmaps_are_removed_while_the_image_is_compacted() {
+    const BITMAPS: u64 = 6;
+    for seed in 0..6 {
+        let disk = image(seed, "cluster_size=4k");
+        sim::run(seed, async {
+            let backend = open(&disk).await;
+            let (graph, node) = (backend.graph().clone(), backend.node().unwrap());
+            for number in 0..BITMAPS {
+                let name = number.to_string();
+                graph.add_persistent_bitmap(&node, &name, Some(4096)).await.unwrap();
+            }
+            drop(node);
+            let kept = fill(&backend, &mut Random::new(seed), 1).await;
+            backend.close().await.unwrap();
+            let backend = open(&disk).await;
+            let user = backend.clone();
+            let removing = spawn(async move {
+                let (graph, node) = (user.graph().clone(), user.node().unwrap());
+                for number in 0..BITMAPS {
+                    let bitmap = node.bitmaps().find(&number.to_string()).unwrap();
+                    graph.delete_bitmap(&node, &bitmap).await.unwrap();
+                }
+            });
+            backend.compact(16 << 10, &|_, _| true).await.unwrap();
+            removing.await;
+            assert!(contents(&backend).await == *kept.last().unwrap(), "seed {seed}");
+            backend.close().await.unwrap();
+            assert_sound(&disk, false, &format!("seed {seed}")).await;
+            assert_holds(&open(&disk).await, &kept, &format!("seed {seed}")).await;
+        });
+    }
+}
+
 fn stored(path: &Path) -> u64 {
     std::fs::metadata(path).unwrap().blocks() * 512
 }

@@ -36,7 +36,7 @@ use oxblk_core::bitmap::{
     BitmapError, Checks, DirtyBitmap, MAX_GRANULARITY, MAX_NAME, MIN_GRANULARITY, PersistentBitmaps,
 };
 use oxblk_core::{BoxFuture, Error, Result};
-use oxblk_ring::Mutex as AsyncMutex;
+use oxblk_ring::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard};
 use roaring::RoaringTreemap;
 use serde_json::{Value, json};
 
@@ -117,6 +117,11 @@ impl Bitmaps {
             state: Mutex::new(state),
             stay: AtomicBool::new(false),
         }
+    }
+
+    /// Nobody changes what the image has of bitmaps while this lives.
+    pub(super) async fn hold(&self) -> AsyncMutexGuard<'_, ()> {
+        self.changing.lock().await
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

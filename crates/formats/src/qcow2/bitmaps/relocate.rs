@@ -19,13 +19,12 @@ const AT_ONCE: u64 = 1 << 20;
 impl Qcow2 {
     /// Moves the bitmap or the directory that has `cluster`, the last one in use, in front of it; of the data, what lies
     /// in clusters from `end` on. Gives how many clusters have moved, 0 if there is no room; `None` if it is no bitmap's
-    /// that can be moved.
+    /// that can be moved. The caller holds the bitmaps.
     pub(in super::super) async fn move_bitmaps(
         &self,
         cluster: u64,
         end: u64,
     ) -> Result<Option<u64>> {
-        let _turn = self.bitmaps.changing.lock().await;
         let directory = self.bitmaps.state().directory.clone();
         let Some(place) = directory.place else { return Ok(None) };
         let owner = directory.stored.iter().position(|one| one.clusters.contains(cluster));

@@ -42,6 +42,8 @@ const WINDOW: u64 = 1 << 16;
 impl Qcow2 {
     async fn compact_step(&self, most: u64) -> Result<Step> {
         self.check_writable()?;
+        // They are added and removed without the node being drained.
+        let _bitmaps = self.bitmaps.hold().await;
         if self.refcounts.allocator.overlaps.exist() {
             // What is moved would be freed, with what else lies there.
             return Err(Error::corrupt("metadata lies on other metadata: the image needs a check"));
