@@ -31,7 +31,7 @@ const SECTOR: usize = 512;
 /// The header as it was last read or written. Sizes and places of tables are kept elsewhere while the image is open.
 pub(super) struct HeaderState {
     now: RwLock<Arc<Header>>,
-    /// Held while more than the place of a table is written.
+    /// Held while more than the place of a table is written, and while passwords are changed.
     turn: AsyncMutex<()>,
 }
 
