@@ -16,6 +16,7 @@ pub mod crash;
 pub mod differential;
 pub mod drivers;
 pub mod guest;
+pub mod host_clusters;
 pub mod hostile;
 pub mod model;
 pub mod program;

@@ -44,12 +44,19 @@ pub async fn open(disk: &Disk, check: bool) -> Result<Backend> {
 /// When it finds more.
 pub async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
     let backend = open(disk, true).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+    check_sound(&backend, leaks, what).await;
+    backend.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+}
+
+/// The same of an image that is open.
+///
+/// # Panics
+/// When it finds more.
+pub async fn check_sound(backend: &Backend, leaks: bool, what: &str) {
     let node = backend.node().expect("an open image");
     let say = |line: &str| eprintln!("{line}");
     let check = node.driver().check().expect("qcow2 can be checked");
     let report = check.check(Fix::Nothing, &say).await.unwrap_or_else(|e| panic!("{what}: {e}"));
     assert_eq!((report.corruptions, report.check_errors), (0, 0), "{what}");
     assert!(leaks || report.leaks == 0, "{what}: {} leaks", report.leaks);
-    drop(node);
-    backend.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
 }

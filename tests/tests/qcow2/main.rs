@@ -6,6 +6,8 @@ mod changes;
 mod check;
 mod commit;
 mod compact;
+mod compact_against_qemu;
+mod compact_crash;
 mod create;
 mod data_file;
 mod encryption;

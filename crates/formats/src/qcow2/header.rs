@@ -15,10 +15,11 @@
 //! extensions that are not known) is replaced in one write that a power cut may tear.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Release;
 use std::sync::{PoisonError, RwLock};
 
 use oxblk_core::{ChildIdx, Edge, Result, WriteFlags};
-use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex};
+use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex, MutexGuard};
 
 use super::Qcow2;
 use super::layout::{Autoclear, Header, Incompatible, field_offsets};
@@ -30,7 +31,7 @@ const SECTOR: usize = 512;
 /// The header as it was last read or written. Sizes and places of tables are kept elsewhere while the image is open.
 pub(super) struct HeaderState {
     now: RwLock<Arc<Header>>,
-    /// Held while more than the place of a table is written.
+    /// Held while more than the place of a table is written, and while passwords are changed.
     turn: AsyncMutex<()>,
 }
 
@@ -68,7 +69,21 @@ impl Qcow2 {
     /// # Errors
     /// As [`Header::encode`], before anything is written; as the file reports.
     pub(super) async fn rewrite_header(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
-        let _turn = self.header.turn.lock().await;
+        let turn = self.hold_header().await;
+        self.rewrite_held_header(&turn, change).await
+    }
+
+    /// Nobody else writes more of the header than the place of a table while this lives.
+    pub(super) async fn hold_header(&self) -> MutexGuard<'_, ()> {
+        self.header.turn.lock().await
+    }
+
+    /// As [`Self::rewrite_header`], for whom holds the header.
+    pub(super) async fn rewrite_held_header(
+        &self,
+        _turn: &MutexGuard<'_, ()>,
+        change: impl FnOnce(&mut Header),
+    ) -> Result<()> {
         // A refcount table that grows has the header name it.
         let _table = self.refcounts.hold_table().await;
         let file = self.children.require(ChildIdx::FILE)?;
@@ -104,6 +119,15 @@ impl Qcow2 {
         self.write_header_field(field_offsets::AUTOCLEAR, &kept.bits().to_be_bytes()).await?;
         self.header.set(header);
         Ok(())
+    }
+
+    /// Has nothing written any more if `named`, the outcome of having the header name something else, is a failure: what
+    /// it names then is not known, and what only one of the two knows of would be lost with the other.
+    pub(super) fn stop_unless_known<T>(&self, named: Result<T>) -> Result<T> {
+        if named.is_err() {
+            self.corrupt.store(true, Release);
+        }
+        named
     }
 
     pub(super) async fn write_header_field(&self, offset: u64, bytes: &[u8]) -> Result<()> {

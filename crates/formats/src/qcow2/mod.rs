@@ -26,12 +26,12 @@
 //!
 //! # Locks, in the order in which they are taken
 //!
-//! 0. `Bitmaps::changing`: one change of what the image has of bitmaps at a time;
+//! 0. `Bitmaps::changing`: one change of what the image has of bitmaps, or one step of compaction, at a time;
 //! 1. `guest`: range lock over guest clusters whose L2 entries change;
 //! 2. `Tail::turn`: where the next compressed cluster goes;
 //! 3. `tables`: making an L2 table;
 //! 4. `writing_back`: one write-back cycle at a time;
-//! 5. `HeaderState::turn`: writing more of the header than the place of a table;
+//! 5. `HeaderState::turn`: writing more of the header than the place of a table, changing passwords;
 //! 6. `Refcounts::growing`: making refcount blocks and tables;
 //! 7. `Allocator::scanning`; 8. `Refcounts::writing`;
 //! 9. short mutexes (`l1_dirty`, `dropped`, the free map), never across I/O.

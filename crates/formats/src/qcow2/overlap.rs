@@ -39,6 +39,11 @@ impl Overlaps {
         self.protected.store((modes & Modes::EVERYTHING).bits(), Release);
     }
 
+    /// Whether structures lie on others anywhere.
+    pub(super) fn exist(&self) -> bool {
+        self.any.load(Acquire)
+    }
+
     /// Refuses to write `own`, the structure that lies in a range of clusters, if a protected one lies there as well.
     ///
     /// # Errors
@@ -178,7 +183,7 @@ impl Qcow2 {
     }
 
     /// The structures that lie in a range of the file that holds metadata.
-    fn structures_in(&self, offset: u64, bytes: u64) -> Modes {
+    pub(super) fn structures_in(&self, offset: u64, bytes: u64) -> Modes {
         let end = offset.saturating_add(bytes);
         let overlaps = |start: u64, len: u64| start < end && offset < start.saturating_add(len);
         let size = self.geometry.cluster_size();

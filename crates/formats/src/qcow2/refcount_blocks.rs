@@ -2,7 +2,7 @@
 //!
 //! Core has drained the node, and no refcount is dirty.
 
-use std::sync::atomic::Ordering::Release;
+use std::sync::atomic::{AtomicBool, Ordering::Release};
 
 use oxblk_core::{Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
@@ -20,10 +20,20 @@ impl Refcounts {
 
     /// Moves a block from `cluster` to a free one in front of it, or gives it up if it counts nothing but itself. Gives how
     /// many clusters have become free. What becomes free rests until `epoch` has passed.
-    pub(super) async fn move_block(&self, block: u64, cluster: u64, epoch: u64) -> Result<u64> {
+    ///
+    /// # Errors
+    /// As the file reports. `stop` is set if it is not known what the table has then: refcounts that only one of two blocks
+    /// had would be lost with the other.
+    pub(super) async fn move_block(
+        &self,
+        block: u64,
+        cluster: u64,
+        epoch: u64,
+        stop: &AtomicBool,
+    ) -> Result<u64> {
         let bytes = self.read_block(cluster).await?;
         if self.counts_only(&bytes, block, cluster) {
-            return self.give_up_block(block, cluster, epoch).await;
+            return self.give_up_block(block, cluster, epoch, stop).await;
         }
         let mut run = self.reserve(1).await?;
         let new = run.start();
@@ -41,8 +51,11 @@ impl Refcounts {
         let bits = self.geometry.cluster_bits;
         file.write(new << bits, bytes.freeze(), WriteFlags::empty()).await?;
         file.flush().await?;
-        self.publish_block(block, new).await?;
-        file.flush().await?;
+        let named = async {
+            self.publish_block(block, new).await?;
+            file.flush().await
+        };
+        stop_unless_known(named.await, stop)?;
         let size = self.geometry.cluster_size();
         self.allocator.forget_metadata(cluster << bits, size);
         let _turn = self.allocator.scanning.lock().await;
@@ -68,13 +81,23 @@ impl Refcounts {
     }
 
     /// The table no longer has the block; a cluster that another block counts is lowered after that.
-    async fn give_up_block(&self, block: u64, cluster: u64, epoch: u64) -> Result<u64> {
+    async fn give_up_block(
+        &self,
+        block: u64,
+        cluster: u64,
+        epoch: u64,
+        stop: &AtomicBool,
+    ) -> Result<u64> {
         if !self.cache().clear() {
             return Err(Error::new(oxblk_core::ErrorKind::Busy, "refcounts are in use").errno(16));
         }
         let _turn = self.allocator.scanning.lock().await;
-        self.write_table_entry(block, 0).await?;
-        self.file()?.flush().await?;
+        let file = self.file()?;
+        let named = async {
+            self.write_table_entry(block, 0).await?;
+            file.flush().await
+        };
+        stop_unless_known(named.await, stop)?;
         self.table.get_or_make(block).store(0, Release);
         let bits = self.geometry.cluster_bits;
         self.allocator.forget_metadata(cluster << bits, self.geometry.cluster_size());
@@ -84,4 +107,11 @@ impl Refcounts {
         }
         Ok(1)
     }
+}
+
+fn stop_unless_known(named: Result<()>, stop: &AtomicBool) -> Result<()> {
+    if named.is_err() {
+        stop.store(true, Release);
+    }
+    named
 }

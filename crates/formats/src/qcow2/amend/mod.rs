@@ -204,7 +204,12 @@ impl Qcow2 {
             self.expand_zero_clusters(request.progress).await?;
         }
         let order = wanted.refcount_order.filter(|o| *o != header.geometry.refcount_order);
-        self.finish_amend(order, downgraded, request.progress).await?;
+        let finished = self.finish_amend(order, downgraded, request.progress).await;
+        if finished.is_err() {
+            // Requests go on, and the bitmaps may have been completed.
+            self.use_bitmaps().await;
+        }
+        finished?;
         if version != header.version || order.is_some() {
             // What is in memory tells of the image as it was: it has to be opened again.
             self.corrupt.store(true, Release);
@@ -219,6 +224,8 @@ impl Qcow2 {
             return Err(Error::invalid(text));
         };
         let file = self.children.require(ChildIdx::FILE)?;
+        // The LUKS header stays where it is meanwhile.
+        let _turn = self.hold_header().await;
         encryption.change_keys(&file, options, force).await
     }
 

@@ -70,6 +70,11 @@ impl<'a> Fresh<'a> {
         self.image.refcounts.allocator.note_metadata(start << geometry.cluster_bits, bytes);
     }
 
+    /// The first cluster behind all of them.
+    pub(super) fn end(&self) -> u64 {
+        self.clusters.max().map_or(0, |last| last.saturating_add(1))
+    }
+
     /// Makes them and their refcounts durable: they may be referred to from now on.
     pub(super) async fn settle(&self) -> Result<()> {
         self.image.write_back_refcounts().await?;

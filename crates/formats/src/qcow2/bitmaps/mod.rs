@@ -5,15 +5,18 @@
 //! | `load` | reading directory, tables and data; what cannot be used |
 //! | `in_use` | the mark on disk that says so, set and taken back |
 //! | `store` | writing the bitmaps when the image is closed, and taking one out |
+//! | `unchanged` | the bitmaps of a compacted image that need not be written when it is closed |
+//! | `relocate` | moving them towards the front of the file |
 //! | `fresh` | clusters that nothing refers to yet |
 //! | `extension` | the header's word of where the directory is |
 //!
 //! Core tracks writes in the bitmaps that [`PersistentBitmaps::load`] gave it. On disk each is marked as in use, durably,
 //! before the node takes requests. When the image is closed or becomes read-only, all of them are written to new clusters,
 //! data, tables and directory, and counted; then the header is made to name the new directory, which is one write; only
-//! then the old ones are given up. So at any moment the header names a directory of bitmaps that are in use, or one of
-//! bitmaps that are complete and that nobody changes any more. A power cut leaks clusters at worst, and bitmaps that were in
-//! use come back as inconsistent.
+//! then the old ones are given up. In an image that has been compacted, those that it has as they are in memory stay where
+//! they are, and if that goes for all of them, their marks are taken back in place. So at any moment the header names a
+//! directory of bitmaps that are in use, or of bitmaps that are complete and that nobody changes any more. A power cut
+//! leaks clusters at worst, and bitmaps that were in use come back as inconsistent.
 //!
 //! A bitmap whose entry, table or data is broken comes as an inconsistent one too. Its clusters are given up with it only if
 //! they are all known to be its own.
@@ -22,15 +25,18 @@ mod extension;
 mod fresh;
 mod in_use;
 mod load;
+mod relocate;
 mod store;
+mod unchanged;
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oxblk_core::bitmap::{
     BitmapError, Checks, DirtyBitmap, MAX_GRANULARITY, MAX_NAME, MIN_GRANULARITY, PersistentBitmaps,
 };
 use oxblk_core::{BoxFuture, Error, Result};
-use oxblk_ring::Mutex as AsyncMutex;
+use oxblk_ring::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard};
 use roaring::RoaringTreemap;
 use serde_json::{Value, json};
 
@@ -47,6 +53,8 @@ pub(super) struct Bitmaps {
     /// Held by who changes what the image has of them; taken before all other locks of the image.
     changing: AsyncMutex<()>,
     state: Mutex<State>,
+    /// They lie where they are to lie, and what has not changed stays there.
+    stay: AtomicBool,
 }
 
 #[derive(Clone, Default)]
@@ -104,11 +112,25 @@ impl Bitmaps {
     pub(super) fn of(header: &Header) -> Self {
         let directory = Directory { place: header.extensions.bitmaps, ..Directory::default() };
         let state = State { directory, live: Vec::new() };
-        Self { changing: AsyncMutex::new(()), state: Mutex::new(state) }
+        Self {
+            changing: AsyncMutex::new(()),
+            state: Mutex::new(state),
+            stay: AtomicBool::new(false),
+        }
+    }
+
+    /// Nobody changes what the image has of bitmaps while this lives.
+    pub(super) async fn hold(&self) -> AsyncMutexGuard<'_, ()> {
+        self.changing.lock().await
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The image has been compacted: what has not changed is not put elsewhere when it is closed.
+    pub(super) fn stay(&self) {
+        self.stay.store(true, Relaxed);
     }
 
     /// The autoclear bit that a writer leaves set: there are bitmaps, and they are kept up to date.

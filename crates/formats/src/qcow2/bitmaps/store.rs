@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::atomic::Ordering::Relaxed;
 
 use oxblk_core::bitmap::{Checks, DirtyBitmap, RangeMap};
 use oxblk_core::{ChildIdx, Error, ErrorKind, Result, WriteFlags};
@@ -10,10 +10,9 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
-use super::super::layout::{
-    BitmapEntry, BitmapFlags, BitmapsExtension, bitmap_bytes, encode_bitmap_directory,
-};
+use super::super::layout::{BitmapEntry, BitmapsExtension, bitmap_bytes, encode_bitmap_directory};
 use super::fresh::Fresh;
+use super::unchanged::finished;
 use super::{Directory, Stored, carry_out, check_fits, distrust, plan};
 
 /// Bytes of bitmap data that are written at once.
@@ -40,18 +39,29 @@ impl Qcow2 {
         let mut fresh = Fresh::new(self);
         let mut new = Vec::new();
         let mut old = state.directory.clusters.clone();
+        let stays = self.bitmaps.stay.load(Relaxed);
+        let mut all_unchanged = stays;
         for stored in &state.directory.stored {
-            let written = match live.remove(stored.entry.name().as_ref()) {
-                Some(bitmap) => self.store_bitmap(&mut fresh, &stored.entry, bitmap).await?,
-                None => None,
+            let Some(bitmap) = live.remove(stored.entry.name().as_ref()) else {
+                new.push(stored.clone());
+                continue;
             };
-            match written {
+            // What cannot be read is written anew.
+            if stays && self.is_as_stored(stored, bitmap).await.unwrap_or(false) {
+                new.push(Stored { entry: finished(&stored.entry, bitmap), ..stored.clone() });
+                continue;
+            }
+            all_unchanged = false;
+            match self.store_bitmap(&mut fresh, &stored.entry, bitmap).await? {
                 Some(written) => {
                     old |= &stored.clusters;
                     new.push(written);
                 }
                 None => new.push(stored.clone()),
             }
+        }
+        if all_unchanged && live.is_empty() && !state.directory.clusters.is_empty() {
+            return self.change_flags(new).await;
         }
         // The newest first, as QEMU has them.
         for bitmap in state.live.iter().rev().filter(|bitmap| live.contains_key(bitmap.name())) {
@@ -79,11 +89,9 @@ impl Qcow2 {
         let count = self.geometry.clusters_for(u64::from(entries).saturating_mul(8));
         let place = fresh.put_together(table).await?;
         clusters.insert_range(place..place.saturating_add(count));
-        let mut entry = entry.clone();
+        let mut entry = finished(entry, bitmap);
         entry.table_offset = place << self.geometry.cluster_bits;
         entry.table_entries = entries;
-        entry.flags.remove(BitmapFlags::IN_USE);
-        entry.flags.set(BitmapFlags::AUTO, bitmap.is_recording());
         Ok(Some(Stored { entry, clusters, fault: None }))
     }
 
@@ -131,7 +139,7 @@ impl Qcow2 {
     }
 
     /// Has the image hold `stored`, and gives `old` up. All that it refers to is in `fresh`, or was there before.
-    async fn switch_to(
+    pub(super) async fn switch_to(
         &self,
         mut fresh: Fresh<'_>,
         stored: Vec<Stored>,
@@ -152,14 +160,13 @@ impl Qcow2 {
         }
         fresh.settle().await?;
         let file = self.children.require(ChildIdx::FILE)?;
+        let turn = self.hold_header().await;
         let writes = plan(&file, &self.header(), new.place.as_ref()).await?;
         let named = carry_out(&file, writes).await;
+        drop(turn);
         fresh.keep();
-        if let Err(error) = named {
-            // Nobody knows which of the two is named now. Both stay, and nothing is written that only one knows of.
-            self.corrupt.store(true, Release);
-            return Err(error);
-        }
+        // Both stay if it is not known which of them is named.
+        self.stop_unless_known(named)?;
         self.bitmaps.state().directory = new;
         self.drop_table_clusters(old);
         Ok(())
@@ -195,6 +202,7 @@ impl Qcow2 {
     async fn shrink_directory(&self, mut new: Directory, old: &RoaringTreemap) -> Result<()> {
         let Some(place) = &mut new.place else { return Ok(()) };
         let file = self.children.require(ChildIdx::FILE)?;
+        let turn = self.hold_header().await;
         let bytes = encode_bitmap_directory(new.stored.iter().map(|stored| &stored.entry));
         place.count = u32::try_from(new.stored.len()).unwrap_or(u32::MAX);
         place.directory_size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
@@ -206,10 +214,8 @@ impl Qcow2 {
             let writes = plan(&file, &self.header(), Some(place)).await?;
             carry_out(&file, writes).await
         };
-        if let Err(error) = outcome.await {
-            self.corrupt.store(true, Release);
-            return Err(error);
-        }
+        self.stop_unless_known(outcome.await)?;
+        drop(turn);
         let first = self.geometry.cluster_index(place.directory_offset);
         let end = first.saturating_add(self.geometry.clusters_for(place.directory_size));
         let mut kept = new.clusters.clone();

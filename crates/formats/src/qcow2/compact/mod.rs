@@ -5,19 +5,26 @@
 //! |---|---|
 //! | `usage` | which clusters are in use |
 //! | `sources` | what refers to the clusters at the end |
-//! | `moves` | moving guest data and L2 tables |
-//! | `structures` | moving refcount blocks, the L1 table, snapshots |
+//! | `moves` | choosing what moves; moving guest data and L2 tables |
+//! | `packed`, `packing` | moving compressed data; where it goes (pure) |
+//! | `changes` | having entries refer to what has moved |
+//! | `structures` | moving everything else, one thing at a time |
+//! | `luks` | moving the LUKS header |
 //! | `release` | cutting the file off, punching holes |
 //!
 //! The file is worked off from its end. A cluster moves only if everything that refers to it is known, which is so if
-//! there are as many references as its refcount says; others (of bitmaps, say, or compressed data) stay, and as nothing
-//! in front of them would make the file shorter, that ends it.
+//! there are as many references as its refcount says; others (that leaked, say) stay, and as nothing in front of
+//! them would make the file shorter, that ends it.
 //!
 //! A crash at any point leaks at worst: a copy is durable and counted before the first reference to it is written, and the
 //! old cluster's refcount is lowered when the last reference to it is gone from the disk. In between some references lead
 //! to the copy and some to the original, which hold the same.
 
+mod changes;
+mod luks;
 mod moves;
+mod packed;
+mod packing;
 mod release;
 mod sources;
 mod structures;
@@ -27,7 +34,7 @@ use oxblk_core::compact::{Compact, Step};
 use oxblk_core::{BoxFuture, Error, ErrorKind, Result};
 
 use super::Qcow2;
-use sources::Sources;
+use changes::Changes;
 
 /// Clusters that one step looks at, at most.
 const WINDOW: u64 = 1 << 16;
@@ -35,6 +42,12 @@ const WINDOW: u64 = 1 << 16;
 impl Qcow2 {
     async fn compact_step(&self, most: u64) -> Result<Step> {
         self.check_writable()?;
+        // They are added and removed without the node being drained.
+        let _bitmaps = self.bitmaps.hold().await;
+        if self.refcounts.allocator.overlaps.exist() {
+            // What is moved would be freed, with what else lies there.
+            return Err(Error::corrupt("metadata lies on other metadata: the image needs a check"));
+        }
         self.settle_metadata().await?;
         let used = self.used_clusters().await?;
         let movable = used.boundary();
@@ -44,18 +57,18 @@ impl Qcow2 {
         }
         let count = (most >> self.geometry.cluster_bits).clamp(1, WINDOW).min(movable);
         let window = used.last(count);
-        let sources = self.sources_of(&window).await?;
-        let moved = self.move_window(&window, sources).await?;
+        let moved = self.move_window(&window, used.count()).await?;
         self.settle_metadata().await?;
         let bytes = moved.clusters << self.geometry.cluster_bits;
         Ok(Step { moved: bytes, left: left.saturating_sub(bytes), obstacle: moved.obstacle })
     }
 
     /// Everything is on disk and nothing in the caches, and what was freed can be given out again.
-    async fn settle_metadata(&self) -> Result<()> {
+    pub(super) async fn settle_metadata(&self) -> Result<()> {
         // The first cycle lowers refcounts, the second writes them.
         self.write_back(true).await?;
         self.write_back(true).await?;
+        self.write_postponed().await?;
         self.recycle().await?;
         if self.l2.clear() && self.refcounts.cache().clear() {
             return Ok(());
@@ -63,20 +76,32 @@ impl Qcow2 {
         Err(Error::new(ErrorKind::Busy, "metadata is in use").errno(16))
     }
 
-    /// Moves clusters of the window, from its end on, up to the first that stays.
-    async fn move_window(&self, window: &[u64], sources: Sources) -> Result<Moved> {
-        let mut moved = Moved::default();
-        let (data, rest) = self.choose(window, &sources).await?;
-        moved.clusters = self.move_data(&data).await?;
-        if moved.clusters < data.clusters() {
+    /// Moves clusters of the window, from its end on, up to the first that stays. `packed_end` is where the file would end
+    /// without a gap.
+    async fn move_window(&self, window: &[u64], packed_end: u64) -> Result<Moved> {
+        let mut sources = self.sources_of(window).await?;
+        let mut chosen = self.choose(&mut sources).await?;
+        let mut changes = Changes::default();
+        let stays = self.move_packed(&chosen.packed, &mut sources.pieces, &mut changes).await?;
+        if let Some(stays) = stays {
+            chosen.keep_behind(stays.cluster);
+        }
+        let complete = self.move_data(&chosen, &mut changes).await?;
+        let mut moved = Moved { clusters: changes.free(), obstacle: None };
+        self.switch_over(changes).await?;
+        if !complete {
             // There is no free cluster in front any more.
             return Ok(moved);
         }
-        let tables = self.move_tables(&rest, &sources).await?;
+        let tables = self.move_tables(&chosen.tables, &sources).await?;
         moved.clusters = moved.clusters.saturating_add(tables);
-        // Structures move one at a time: they may be more than one cluster, and all else has to be in its place.
         if moved.clusters == 0 {
-            return self.move_structure(window.first().copied().unwrap_or(0)).await;
+            if stays.is_some() {
+                moved.obstacle = stays.map(|stays| stays.why);
+                return Ok(moved);
+            }
+            // Structures move one at a time: they may be more than one cluster, and all else has to be in its place.
+            return self.move_structure(window.first().copied().unwrap_or(0), packed_end).await;
         }
         Ok(moved)
     }

@@ -12,7 +12,10 @@ impl Qcow2 {
     /// go on.
     pub(super) async fn release_space(&self, from: u64) -> Result<Option<u64>> {
         self.check_writable()?;
+        // Clusters that a change of them takes are counted in memory first.
+        let _bitmaps = self.bitmaps.hold().await;
         self.settle_metadata().await?;
+        self.bitmaps.stay();
         let bits = self.geometry.cluster_bits;
         let used = self.used_clusters().await?;
         let file = self.children.require(ChildIdx::FILE)?;

@@ -1,4 +1,7 @@
 //! What refers to the clusters of a window: entries of L2 tables, and of L1 tables, of the active state and of snapshots.
+//!
+//! A window has a bounded number of clusters, but each may be referred to very often. Where there are too many entries to be
+//! kept, the window becomes shorter while they are being collected.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,8 +10,12 @@ use oxblk_core::{ChildIdx, Error, Result};
 use oxblk_ring::IoBufMut;
 
 use super::super::Qcow2;
-use super::super::layout::{ExtendedEntry, L1Entry, L2Entry, L2Kind, l2_table};
+use super::super::layout::{ExtendedEntry, Geometry, L1Entry, L2Entry, L2Kind, l2_table};
 use super::super::reach::read_tables;
+use super::packed::{Piece, Pieces};
+
+/// Entries that are kept at once.
+const MOST: usize = 1 << 19;
 
 /// An L2 entry that refers to a cluster.
 #[derive(Debug, Clone, Copy)]
@@ -34,25 +41,90 @@ pub(super) struct TableAt {
     pub(super) entry: L1Entry,
 }
 
+/// How many references these entries are.
+pub(super) fn references(entries: &[EntryAt]) -> u64 {
+    entries.iter().fold(0, |sum, at| sum.saturating_add(at.times))
+}
+
 /// What refers to clusters, by cluster.
+#[derive(Default)]
 pub(super) struct Sources {
+    /// The clusters, last first. Fewer than were asked for, none perhaps, if too much refers to them.
+    pub(super) window: Vec<u64>,
+    /// What refers to whole clusters of guest data.
     pub(super) entries: HashMap<u64, Vec<EntryAt>>,
+    /// What refers to L2 tables.
     pub(super) tables: HashMap<u64, Vec<TableAt>>,
+    /// Compressed data that lies in some of the clusters, and in others perhaps.
+    pub(super) pieces: Pieces,
+    /// How many references each cluster has by that.
+    pub(super) shared: HashMap<u64, u64>,
+    /// Entries in all.
+    kept: usize,
+}
+
+impl Sources {
+    fn has(&self, cluster: u64) -> bool {
+        self.window.binary_search_by(|one| cluster.cmp(one)).is_ok()
+    }
+
+    /// Takes in an L2 entry, if it refers to a cluster of the window.
+    fn take_in(&mut self, at: EntryAt, kind: L2Kind, geometry: Geometry) {
+        let known = match kind {
+            L2Kind::Data { host } | L2Kind::Zero { host: Some(host) } => {
+                let cluster = geometry.cluster_index(host);
+                if self.has(cluster) {
+                    self.entries.entry(cluster).or_default().push(at);
+                    true
+                } else {
+                    false
+                }
+            }
+            L2Kind::Compressed { host, len } => {
+                let piece = Piece { host, len };
+                let touched: Vec<u64> =
+                    piece.clusters(geometry).filter(|cluster| self.has(*cluster)).collect();
+                for cluster in &touched {
+                    let count = self.shared.entry(*cluster).or_default();
+                    *count = count.saturating_add(at.times);
+                }
+                if !touched.is_empty() {
+                    self.pieces.entry(piece).or_default().push(at);
+                }
+                !touched.is_empty()
+            }
+            _ => false,
+        };
+        self.kept = self.kept.saturating_add(usize::from(known));
+        while self.kept > MOST {
+            self.halve(geometry);
+        }
+    }
+
+    /// Gives up the front half of the window, all of it if it is one cluster.
+    fn halve(&mut self, geometry: Geometry) {
+        self.window.truncate(self.window.len() / 2);
+        let lowest = self.window.last().copied().unwrap_or(u64::MAX);
+        self.entries.retain(|cluster, _| *cluster >= lowest);
+        self.pieces.retain(|piece, _| piece.clusters(geometry).end > lowest);
+        self.shared.retain(|cluster, _| *cluster >= lowest);
+        let all = self.entries.values().chain(self.pieces.values());
+        self.kept = all.fold(0, |sum, entries| sum.saturating_add(entries.len()));
+    }
 }
 
 impl Qcow2 {
     /// Finds what refers to the clusters of a window. No slice may be dirty.
     pub(super) async fn sources_of(&self, window: &[u64]) -> Result<Sources> {
         let tables = self.all_tables().await?;
-        let entries = self.entries_of(window, &tables).await?;
-        let wanted = |cluster: &u64| window.binary_search_by(|one| cluster.cmp(one)).is_ok();
+        let mut sources = self.entries_of(window, &tables).await?;
         let cluster = |offset: u64| self.geometry.cluster_index(offset);
-        let tables = tables
+        sources.tables = tables
             .into_iter()
             .map(|(offset, places)| (cluster(offset), places))
-            .filter(|(cluster, _)| wanted(cluster))
+            .filter(|(cluster, _)| sources.has(*cluster))
             .collect();
-        Ok(Sources { entries, tables })
+        Ok(sources)
     }
 
     /// All L2 tables by their offset, and what refers to them.
@@ -82,8 +154,8 @@ impl Qcow2 {
         &self,
         window: &[u64],
         tables: &BTreeMap<u64, Vec<TableAt>>,
-    ) -> Result<HashMap<u64, Vec<EntryAt>>> {
-        let mut found: HashMap<u64, Vec<EntryAt>> = HashMap::new();
+    ) -> Result<Sources> {
+        let mut found = Sources { window: window.to_vec(), ..Sources::default() };
         let Some(lowest) = window.last().copied() else { return Ok(found) };
         if self.data_child() != ChildIdx::FILE {
             // No guest data lies in this file.
@@ -91,17 +163,20 @@ impl Qcow2 {
         }
         let file = self.children.require(ChildIdx::FILE)?;
         let (geometry, version) = (self.geometry, self.version);
-        let look = move |_: &u64, table: IoBufMut| -> Vec<(u64, u64, L2Entry)> {
+        let look = move |_: &u64, table: IoBufMut| -> Vec<(u64, L2Entry, L2Kind)> {
             let entries = (0_u64..).zip(l2_table(&table, geometry));
             let hit = |(index, both): (u64, ExtendedEntry)| {
-                let entry = both.entry;
-                let Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) =
-                    entry.kind(geometry, version)
-                else {
-                    return None;
+                let kind = both.entry.kind(geometry, version).ok()?;
+                let end = match kind {
+                    L2Kind::Data { host } | L2Kind::Zero { host: Some(host) } => {
+                        geometry.cluster_index(host).saturating_add(1)
+                    }
+                    L2Kind::Compressed { host, len } => {
+                        geometry.clusters_for(host.saturating_add(len))
+                    }
+                    _ => 0,
                 };
-                let cluster = geometry.cluster_index(host);
-                (cluster >= lowest).then_some((index, cluster, entry))
+                (end > lowest).then_some((index, both.entry, kind))
             };
             entries.filter_map(hit).collect()
         };
@@ -111,15 +186,40 @@ impl Qcow2 {
             let leading = tables.get(&table).map_or(&[][..], Vec::as_slice);
             let first = leading.first().map_or(0, |at| at.index) << geometry.l2_bits();
             let times = u64::try_from(leading.len()).unwrap_or(u64::MAX);
-            for (index, cluster, entry) in hits? {
-                if window.binary_search_by(|one| cluster.cmp(one)).is_err() {
-                    continue;
-                }
+            for (index, entry, kind) in hits? {
                 let guest = first.saturating_add(index) << geometry.cluster_bits;
-                let at = EntryAt { table, index, guest, entry, times };
-                found.entry(cluster).or_default().push(at);
+                found.take_in(EntryAt { table, index, guest, entry, times }, kind, geometry);
             }
         }
         Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GEOMETRY: Geometry =
+        Geometry { cluster_bits: 12, refcount_order: 4, extended_l2: false, data_file: false };
+
+    fn take_in(sources: &mut Sources, entry: L2Entry) {
+        let at = EntryAt { table: 0x1000, index: 0, guest: 0, entry, times: 2 };
+        sources.take_in(at, entry.kind(GEOMETRY, 3).unwrap(), GEOMETRY);
+    }
+
+    #[test]
+    fn each_cluster_that_compressed_data_touches_has_its_references() {
+        let mut sources = Sources { window: vec![9, 8, 5], ..Sources::default() };
+        take_in(&mut sources, L2Entry::compressed(GEOMETRY, 0x7e00, 0x700).unwrap());
+        take_in(&mut sources, L2Entry::compressed(GEOMETRY, 0x8600, 0x100).unwrap());
+        take_in(&mut sources, L2Entry::compressed(GEOMETRY, 0x6600, 0x100).unwrap());
+        take_in(&mut sources, L2Entry::data(0x9000));
+        take_in(&mut sources, L2Entry::data(0x7000));
+        assert_eq!(sources.shared, HashMap::from([(8, 4)]));
+        assert_eq!((sources.pieces.len(), sources.entries.len(), sources.kept), (2, 1, 3));
+        sources.halve(GEOMETRY);
+        assert_eq!((sources.window.as_slice(), sources.kept), (&[9][..], 1));
+        sources.halve(GEOMETRY);
+        assert_eq!((sources.window.len(), sources.kept), (0, 0));
     }
 }

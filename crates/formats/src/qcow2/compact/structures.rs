@@ -10,10 +10,12 @@ use super::super::write_back::Was;
 use super::Moved;
 
 impl Qcow2 {
-    /// Moves the structure that has `cluster`, the last one in use.
-    pub(super) async fn move_structure(&self, cluster: u64) -> Result<Moved> {
+    /// Moves the structure that has `cluster`, the last one in use. Without a gap the file would end at `packed_end`.
+    pub(super) async fn move_structure(&self, cluster: u64, packed_end: u64) -> Result<Moved> {
         let moved = if let Some(block) = self.refcounts.block_at(cluster) {
-            self.refcounts.move_block(block, cluster, self.epochs.current()).await?
+            self.refcounts.move_block(block, cluster, self.epochs.current(), &self.corrupt).await?
+        } else if self.refcounts.table_is_in(cluster) {
+            self.refcounts.move_table(&self.corrupt).await?
         } else if self
             .clusters_of(self.l1_offset.load(Acquire), self.l1_entries())
             .contains(&cluster)
@@ -21,23 +23,39 @@ impl Qcow2 {
             self.move_active_l1(cluster).await?
         } else if let Some(moved) = self.move_snapshots(cluster).await? {
             moved
+        } else if let Some(moved) = self.move_bitmap_or_less(cluster, packed_end).await? {
+            moved
+        } else if let Some(moved) = self.move_luks_header(cluster).await? {
+            moved
         } else {
             let obstacle =
-                Some("clusters that only stay where they are (compressed data, bitmaps)");
+                Some("clusters that only stay where they are (leaked clusters, broken bitmaps)");
             return Ok(Moved { clusters: 0, obstacle });
         };
-        let obstacle = (moved == 0).then_some("a table for which there is no room in front of it");
+        let obstacle = (moved == 0).then_some("metadata for which there is no room in front of it");
         Ok(Moved { clusters: moved, obstacle })
     }
 
+    /// Moves what bitmaps have behind `packed_end`, or where there is no room for that no more than has to be moved so that
+    /// `cluster` becomes free.
+    async fn move_bitmap_or_less(&self, cluster: u64, packed_end: u64) -> Result<Option<u64>> {
+        let moved = self.move_bitmaps(cluster, packed_end).await?;
+        if moved != Some(0) {
+            return Ok(moved);
+        }
+        // What was taken in vain is free after that.
+        self.settle_metadata().await?;
+        self.move_bitmaps(cluster, cluster).await
+    }
+
     /// The clusters of an L1 table.
-    fn clusters_of(&self, offset: u64, entries: u64) -> std::ops::Range<u64> {
+    pub(super) fn clusters_of(&self, offset: u64, entries: u64) -> std::ops::Range<u64> {
         let end = offset.saturating_add(entries.saturating_mul(8));
         self.geometry.cluster_index(offset)..self.geometry.clusters_for(end)
     }
 
     /// Whether a table of so many bytes finds a place in front of `cluster`.
-    async fn has_room(&self, bytes: u64, cluster: u64) -> Result<bool> {
+    pub(super) async fn has_room(&self, bytes: u64, cluster: u64) -> Result<bool> {
         self.refcounts.scan_up_to(cluster).await?;
         Ok(self.refcounts.allocator.has_run_below(self.geometry.clusters_for(bytes), cluster))
     }
@@ -52,7 +70,9 @@ impl Qcow2 {
         }
         debug_assert!(self.clusters_of(old, self.l1_entries()).contains(&cluster));
         let offset = self.store_table(bytes).await?;
-        self.write_header_field(field_offsets::L1_TABLE_OFFSET, &offset.to_be_bytes()).await?;
+        let place = offset.to_be_bytes();
+        let named = self.write_header_field(field_offsets::L1_TABLE_OFFSET, &place).await;
+        self.stop_unless_known(named)?;
         self.l1_offset.store(offset, Release);
         let clusters = self.geometry.clusters_for(len);
         self.drop_clusters(self.geometry.cluster_index(old), clusters, Was::Table);
@@ -74,7 +94,7 @@ impl Qcow2 {
             }
             let room = self.has_room(place.bytes, table.start).await?;
             if room {
-                self.store_snapshots(&list).await?;
+                self.replace_snapshots(&list).await?;
             }
             return Ok(Some(if room { table.end.saturating_sub(table.start) } else { 0 }));
         };
@@ -86,8 +106,14 @@ impl Qcow2 {
         let l1 = self.read_inactive_l1(old, entries).await?;
         let words: Vec<u8> = l1.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
         snapshot.l1_offset = self.store_table(words).await?;
-        self.store_snapshots(&list).await?;
+        self.replace_snapshots(&list).await?;
         self.drop_l1_clusters(l1.len(), old);
         Ok(Some(self.geometry.clusters_for(bytes)))
+    }
+
+    async fn replace_snapshots(&self, list: &[Snapshot]) -> Result<()> {
+        let place = self.write_snapshots(list).await?;
+        let named = self.name_snapshots(place).await;
+        self.stop_unless_known(named)
     }
 }

@@ -13,6 +13,11 @@ use super::super::reach::read_tables;
 pub(super) struct Used(RoaringTreemap);
 
 impl Used {
+    /// How many there are.
+    pub(super) fn count(&self) -> u64 {
+        self.0.len()
+    }
+
     /// How many would lie elsewhere if all lay at the start of the file without a gap.
     pub(super) fn boundary(&self) -> u64 {
         let count = self.0.len();

@@ -150,6 +150,12 @@ impl Qcow2 {
     /// Writes another table, has the header name it, and gives the old one up. What the new one refers to must be durable;
     /// so is the new table then.
     pub(in super::super) async fn store_snapshots(&self, list: &[Snapshot]) -> Result<()> {
+        let place = self.write_snapshots(list).await?;
+        self.name_snapshots(place).await
+    }
+
+    /// Writes another table, durably, that nothing refers to yet.
+    pub(in super::super) async fn write_snapshots(&self, list: &[Snapshot]) -> Result<TablePlace> {
         let bytes: Vec<u8> = list.iter().flat_map(encode_snapshot).collect();
         let count = u32::try_from(list.len()).unwrap_or(u32::MAX);
         let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
@@ -160,7 +166,12 @@ impl Qcow2 {
         if len > 0 {
             place.offset = self.store_table(bytes).await?;
         }
-        let fields = [&count.to_be_bytes()[..], &place.offset.to_be_bytes()[..]].concat();
+        Ok(place)
+    }
+
+    /// Has the header name such a table, and gives the old one up.
+    pub(in super::super) async fn name_snapshots(&self, place: TablePlace) -> Result<()> {
+        let fields = [&place.count.to_be_bytes()[..], &place.offset.to_be_bytes()[..]].concat();
         self.write_header_field(field_offsets::SNAPSHOT_COUNT, &fields).await?;
         let old = std::mem::replace(&mut *self.snapshots(), place);
         if old.bytes > 0 {

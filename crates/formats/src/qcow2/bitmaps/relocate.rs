@@ -1,0 +1,109 @@
+//! Moving bitmaps towards the front of the file.
+//!
+//! A bitmap is what the image has of it, whatever its state: one that is marked as in use stays so. Copies of its data, a
+//! table that refers to them and a directory that names the table are written and counted, durably, before the header names
+//! the directory.
+
+use oxblk_core::{ChildIdx, Error, Result};
+use oxblk_ring::IoBufMut;
+use roaring::RoaringTreemap;
+
+use super::super::Qcow2;
+use super::super::layout::BitmapData;
+use super::Stored;
+use super::fresh::Fresh;
+
+/// Bytes of bitmap data that are copied at once.
+const AT_ONCE: u64 = 1 << 20;
+
+impl Qcow2 {
+    /// Moves the bitmap or the directory that has `cluster`, the last one in use, in front of it; of the data, what lies
+    /// in clusters from `end` on. Gives how many clusters have moved, 0 if there is no room; `None` if it is no bitmap's
+    /// that can be moved. The caller holds the bitmaps.
+    pub(in super::super) async fn move_bitmaps(
+        &self,
+        cluster: u64,
+        end: u64,
+    ) -> Result<Option<u64>> {
+        let directory = self.bitmaps.state().directory.clone();
+        let Some(place) = directory.place else { return Ok(None) };
+        let owner = directory.stored.iter().position(|one| one.clusters.contains(cluster));
+        // Without clusters of its own the directory cannot be given up.
+        if directory.clusters.is_empty()
+            || (owner.is_none() && !directory.clusters.contains(cluster))
+        {
+            return Ok(None);
+        }
+        let room = |bytes: u64| {
+            let allocator = &self.refcounts.allocator;
+            allocator.has_run_below(self.geometry.clusters_for(bytes).max(1), cluster)
+        };
+        self.refcounts.scan_up_to(cluster).await?;
+        if !room(place.directory_size) {
+            return Ok(Some(0));
+        }
+        let mut fresh = Fresh::new(self);
+        let mut stored = directory.stored.clone();
+        let mut old = directory.clusters.clone();
+        if let Some(bitmap) = owner.and_then(|owner| stored.get_mut(owner)) {
+            let moved = self.copy_bitmap(&mut fresh, bitmap, end).await?;
+            old |= &(&bitmap.clusters - &moved.clusters);
+            *bitmap = moved;
+        }
+        // The directory comes last.
+        self.refcounts.scan_up_to(cluster).await?;
+        if fresh.end() > cluster || !room(place.directory_size) {
+            return Ok(Some(0));
+        }
+        let moved = old.len();
+        self.switch_to(fresh, stored, &old).await?;
+        Ok(Some(moved))
+    }
+
+    /// Writes the table of a bitmap anew, and copies its data from cluster `end` on.
+    async fn copy_bitmap(
+        &self,
+        fresh: &mut Fresh<'_>,
+        bitmap: &Stored,
+        end: u64,
+    ) -> Result<Stored> {
+        let file = self.children.require(ChildIdx::FILE)?;
+        let bits = self.geometry.cluster_bits;
+        let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
+        let at_once = usize::try_from(AT_ONCE >> bits).unwrap_or(1).max(1);
+        let words = self.read_bitmap_table(&file, &bitmap.entry).await?;
+        let mut table: Vec<u64> = words.iter().map(|word| word.0).collect();
+        let mut clusters = RoaringTreemap::new();
+        let mut leaving = Vec::new();
+        for (index, word) in words.iter().enumerate() {
+            let data = word.data(self.geometry).map_err(|bad| Error::corrupt(bad.to_string()))?;
+            match data {
+                BitmapData::At(offset) if offset >> bits >= end => leaving.push((index, offset)),
+                BitmapData::At(offset) => {
+                    clusters.insert(offset >> bits);
+                }
+                BitmapData::Zeroes | BitmapData::Ones => {}
+            }
+        }
+        for batch in leaving.chunks(at_once) {
+            let mut pieces = Vec::with_capacity(batch.len());
+            for (_, offset) in batch {
+                pieces.push(file.read(*offset, IoBufMut::new(size)).await?);
+            }
+            let put = fresh.put(pieces).await?;
+            for ((index, _), cluster) in batch.iter().zip(put) {
+                if let Some(word) = table.get_mut(*index) {
+                    *word = cluster << bits;
+                }
+                clusters.insert(cluster);
+            }
+        }
+        let table: Vec<u8> = table.into_iter().flat_map(u64::to_be_bytes).collect();
+        let count = self.geometry.clusters_for(u64::try_from(table.len()).unwrap_or(u64::MAX));
+        let place = fresh.put_together(table).await?;
+        clusters.insert_range(place..place.saturating_add(count));
+        let mut moved = Stored { clusters, ..bitmap.clone() };
+        moved.entry.table_offset = place << bits;
+        Ok(moved)
+    }
+}

@@ -1,0 +1,100 @@
+//! Having L2 entries refer to copies, on disk, and giving up what they referred to before.
+
+use std::collections::BTreeMap;
+
+use oxblk_core::{ChildIdx, Error, Result, WriteFlags, run_all};
+use oxblk_ring::IoBufMut;
+
+use super::super::Qcow2;
+use super::super::layout::L2Entry;
+use super::super::write_back::Was;
+use super::sources::{EntryAt, references};
+
+/// Tables that are changed at once.
+const TABLES: usize = 16;
+
+/// New words for entries of an L2 table: index, the word that is there, the word to be.
+type Patches = Vec<(u64, u64, u64)>;
+
+/// What has been copied and counted, and is not referred to yet.
+#[derive(Default)]
+pub(super) struct Changes {
+    tables: BTreeMap<u64, Patches>,
+    /// Clusters that lose references: the first, how many of them, how many each.
+    old: Vec<(u64, u64, u64)>,
+    /// Clusters that nothing refers to then.
+    free: u64,
+}
+
+impl Changes {
+    /// These entries are to be `new`, and each gives up a reference to `count` clusters from `first` on.
+    pub(super) fn add(&mut self, entries: &[EntryAt], new: L2Entry, first: u64, count: u64) {
+        for at in entries {
+            self.tables.entry(at.table).or_default().push((at.index, at.entry.0, new.0));
+        }
+        self.old.push((first, count, references(entries)));
+    }
+
+    /// The same for entries that differ in what they say of the cluster, which has moved to the byte offset `host`.
+    pub(super) fn add_moved(&mut self, entries: &[EntryAt], host: u64, cluster: u64) {
+        for at in entries {
+            let moved = at.entry.moved_to(host);
+            self.tables.entry(at.table).or_default().push((at.index, at.entry.0, moved.0));
+        }
+        self.old.push((cluster, 1, references(entries)));
+        self.note_free(1);
+    }
+
+    /// So many more clusters become free.
+    pub(super) fn note_free(&mut self, clusters: u64) {
+        self.free = self.free.saturating_add(clusters);
+    }
+
+    /// Clusters that become free.
+    pub(super) fn free(&self) -> u64 {
+        self.free
+    }
+}
+
+impl Qcow2 {
+    /// Makes the copies and their refcounts durable, then the entries that refer to them, and hands the references to the
+    /// originals to the write-back.
+    pub(super) async fn switch_over(&self, changes: Changes) -> Result<()> {
+        let file = self.children.require(ChildIdx::FILE)?;
+        self.write_back_refcounts().await?;
+        file.flush().await?;
+        let mut writes = changes.tables.into_iter().map(|(table, to)| self.patch(table, to));
+        loop {
+            let some: Vec<_> = writes.by_ref().take(TABLES).collect();
+            if some.is_empty() {
+                break;
+            }
+            run_all(some).await?;
+        }
+        file.flush().await?;
+        for (first, count, references) in changes.old {
+            for _ in 0..references {
+                self.drop_clusters(first, count, Was::Discarded);
+            }
+        }
+        Ok(())
+    }
+
+    async fn patch(&self, table: u64, patches: Patches) -> Result<()> {
+        let file = self.children.require(ChildIdx::FILE)?;
+        let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
+        let size = self.geometry.l2_entry_size();
+        let mut bytes = file.read(table, IoBufMut::new(len)).await?;
+        for (index, old, new) in patches {
+            let at = usize::try_from(index.saturating_mul(size)).unwrap_or(usize::MAX);
+            let word = bytes.get_mut(at..at.saturating_add(8));
+            match word {
+                Some(word) if *word == old.to_be_bytes() => {
+                    word.copy_from_slice(&new.to_be_bytes());
+                }
+                _ => return Err(Error::corrupt("L2 table changed meanwhile").at(table)),
+            }
+        }
+        file.write(table, bytes.freeze(), WriteFlags::empty()).await
+    }
+}

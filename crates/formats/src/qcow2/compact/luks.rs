@@ -1,0 +1,90 @@
+//! Moving the LUKS header of an encrypted image towards the front of the file.
+//!
+//! The copy is written and counted, durably, before the header's extension names it. Who changes passwords holds the header,
+//! and changes them in the one that is named. What is given up is wiped out first: a password that is erased afterwards must not
+//! go on opening the disk from there. (A crash in between leaves that copy as leaked clusters, until a repair.)
+
+use std::ops::Range;
+
+use oxblk_core::{ChildIdx, Result, WriteFlags};
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use super::super::Qcow2;
+use super::super::layout::CryptoHeader;
+use super::super::run_options::Modes;
+use super::super::write_back::Was;
+
+/// The longest that is moved. With the eight slots that LUKS has it is a few MiB.
+const MOST: u64 = 16 << 20;
+
+impl Qcow2 {
+    /// Moves the LUKS header in front of where it is, if `cluster` is of it. Gives how many clusters have become free, 0
+    /// if there is no room; `None` if it is not the LUKS header's, or one that cannot be moved.
+    pub(super) async fn move_luks_header(&self, cluster: u64) -> Result<Option<u64>> {
+        let Some(old) = self.header().extensions.crypto else { return Ok(None) };
+        let Some(end) = old.offset.checked_add(old.length) else { return Ok(None) };
+        let clusters = self.geometry.cluster_index(old.offset)..self.geometry.clusters_for(end);
+        if old.length > MOST
+            || !clusters.contains(&cluster)
+            || !self.is_luks_alone(&clusters).await?
+        {
+            return Ok(None);
+        }
+        if !self.has_room(old.length, clusters.start).await? {
+            return Ok(Some(0));
+        }
+        let file = self.children.require(ChildIdx::FILE)?;
+        let len = usize::try_from(old.length).unwrap_or(0);
+        let copy = file.read(old.offset, IoBufMut::new(len)).await?;
+        let offset = self.store_table(copy.to_vec()).await?;
+        let turn = self.hold_header().await;
+        let now = file.read(old.offset, IoBufMut::new(len)).await?;
+        if now[..] != copy[..] {
+            // A password has been changed in between.
+            file.write(offset, now.freeze(), WriteFlags::empty()).await?;
+            file.flush().await?;
+        }
+        let new = CryptoHeader { offset, ..old };
+        let named = self.rewrite_held_header(&turn, |header| header.extensions.crypto = Some(new));
+        self.stop_unless_known(named.await)?;
+        drop(turn);
+        let count = clusters.end.saturating_sub(clusters.start);
+        let zeroes =
+            IoBuf::zeroes(usize::try_from(count << self.geometry.cluster_bits).unwrap_or(0));
+        file.write(old.offset, zeroes, WriteFlags::empty()).await?;
+        file.flush().await?;
+        self.drop_clusters(clusters.start, count, Was::Table);
+        Ok(Some(count))
+    }
+
+    /// Whether nothing else is known to lie where the LUKS header does.
+    async fn is_luks_alone(&self, clusters: &Range<u64>) -> Result<bool> {
+        for cluster in clusters.clone() {
+            if self.refcounts.get(cluster).await? != 1 {
+                return Ok(false);
+            }
+        }
+        let bits = self.geometry.cluster_bits;
+        let len = clusters.end.saturating_sub(clusters.start) << bits;
+        let others = Modes::MAIN_HEADER
+            | Modes::ACTIVE_L1
+            | Modes::REFCOUNT_TABLE
+            | Modes::REFCOUNT_BLOCK
+            | Modes::SNAPSHOT_TABLE;
+        if self.structures_in(clusters.start << bits, len).intersects(others) {
+            return Ok(false);
+        }
+        for snapshot in self.snapshot_list().await? {
+            let l1 = self.clusters_of(snapshot.l1_offset, snapshot.l1_entries.into());
+            if l1.start < clusters.end && clusters.start < l1.end {
+                return Ok(false);
+            }
+        }
+        let window: Vec<u64> = clusters.clone().rev().collect();
+        let sources = self.sources_of(&window).await?;
+        Ok(sources.window.len() == window.len()
+            && sources.entries.is_empty()
+            && sources.tables.is_empty()
+            && sources.shared.is_empty())
+    }
+}

@@ -1,0 +1,258 @@
+//! Moving compressed data.
+//!
+//! Host clusters are shared by pieces of compressed data, and a piece may lie in several. So all pieces that touch the
+//! clusters that are to be free move, some batch of clusters from the end at a time, those included that begin in a cluster
+//! in front of them: that one has a reference less then.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use oxblk_core::{ChildIdx, Result, WriteFlags, run_all};
+use oxblk_ring::IoBufMut;
+
+use super::super::Qcow2;
+use super::super::allocator::Reserved;
+use super::super::layout::{Geometry, L2Entry};
+use super::changes::Changes;
+use super::packing::{Packing, Room, SECTOR, Span};
+use super::sources::{EntryAt, references};
+
+/// Bytes of the clusters that are made free at once.
+const AT_ONCE: u64 = 4 << 20;
+/// Sectors that one copy moves, and copies that are under way at once.
+const COPY: u64 = (256 << 10) / SECTOR;
+const COPIES: usize = 16;
+
+/// Compressed data as entries describe it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Piece {
+    /// Byte offset in the file.
+    pub(super) host: u64,
+    /// Bytes up to the end of the last sector.
+    pub(super) len: u64,
+}
+
+/// Pieces, and the entries that refer to each.
+pub(super) type Pieces = BTreeMap<Piece, Vec<EntryAt>>;
+
+/// Clusters that stay where they are, and why.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stay {
+    /// The last of them.
+    pub(super) cluster: u64,
+    pub(super) why: &'static str,
+}
+
+impl Piece {
+    /// The host clusters that it touches.
+    pub(super) fn clusters(&self, geometry: Geometry) -> Range<u64> {
+        let end = self.host.saturating_add(self.len);
+        geometry.cluster_index(self.host)..geometry.clusters_for(end)
+    }
+
+    fn sectors(&self) -> Range<u64> {
+        self.host / SECTOR..self.host.saturating_add(self.len).div_ceil(SECTOR)
+    }
+
+    /// The entry for it once its first sector is `sector`.
+    fn moved_to(&self, geometry: Geometry, sector: u64) -> Option<L2Entry> {
+        let host = sector.checked_mul(SECTOR)?.checked_add(self.host % SECTOR)?;
+        L2Entry::compressed(geometry, host, self.len)
+    }
+}
+
+/// Takes those pieces out that reach into clusters from `lowest` on.
+fn take_from(pieces: &mut Pieces, lowest: u64, geometry: Geometry) -> Vec<(Piece, Vec<EntryAt>)> {
+    // No piece is longer than two clusters.
+    let start = lowest.saturating_sub(2) << geometry.cluster_bits;
+    let from = Piece { host: start, len: 0 };
+    let reach = |piece: &&Piece| piece.clusters(geometry).end > lowest;
+    let taken: Vec<Piece> =
+        pieces.range(from..).map(|(piece, _)| piece).filter(reach).copied().collect();
+    taken.into_iter().filter_map(|piece| pieces.remove_entry(&piece)).collect()
+}
+
+impl Qcow2 {
+    /// Moves what is in `clusters` (last first) of which all is known, and gives what stays. `pieces` are all that touch
+    /// them.
+    pub(super) async fn move_packed(
+        &self,
+        clusters: &[u64],
+        pieces: &mut Pieces,
+        changes: &mut Changes,
+    ) -> Result<Option<Stay>> {
+        let mut at_once =
+            usize::try_from(AT_ONCE / self.geometry.cluster_size()).unwrap_or(1).max(1);
+        let per_cluster = self.geometry.cluster_size() / SECTOR;
+        let mut packing = Packing::new(per_cluster, self.refcounts.most());
+        let mut rest = clusters;
+        while let Some((batch, behind)) = rest.split_at_checked(at_once.min(rest.len())) {
+            let (Some(highest), Some(lowest)) = (batch.first(), batch.last()) else { break };
+            let taken = take_from(pieces, *lowest, self.geometry);
+            let stay = |why| Ok(Some(Stay { cluster: *highest, why }));
+            if !self.are_counted(&taken, clusters).await? {
+                return stay("compressed data that is not counted: the image needs a check");
+            }
+            let before = packing.clone();
+            if self.move_pieces(&mut packing, &taken, *lowest, changes).await? {
+                changes.note_free(u64::try_from(batch.len()).unwrap_or(0));
+                rest = behind;
+            } else if batch.len() == 1 {
+                return stay("compressed data for which there is no room in front of it");
+            } else {
+                // There may be room for some of them.
+                packing = before;
+                pieces.extend(taken);
+                at_once = batch.len() / 2;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the clusters that pieces touch besides those of `known` (last first) have as many references to lose.
+    async fn are_counted(&self, pieces: &[(Piece, Vec<EntryAt>)], known: &[u64]) -> Result<bool> {
+        let mut others: HashMap<u64, u64> = HashMap::new();
+        for (piece, entries) in pieces {
+            for cluster in piece.clusters(self.geometry) {
+                if known.binary_search_by(|one| cluster.cmp(one)).is_err() {
+                    let count = others.entry(cluster).or_default();
+                    *count = count.saturating_add(references(entries));
+                }
+            }
+        }
+        for (cluster, lost) in others {
+            if self.refcounts.get(cluster).await? < lost {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Copies pieces to new clusters in front of `limit`, all of them or none.
+    async fn move_pieces(
+        &self,
+        packing: &mut Packing,
+        pieces: &[(Piece, Vec<EntryAt>)],
+        limit: u64,
+        changes: &mut Changes,
+    ) -> Result<bool> {
+        if packing.end() > limit {
+            packing.close();
+        }
+        let (mut runs, mut entries) = (Vec::new(), Vec::with_capacity(pieces.len()));
+        for (piece, at) in pieces {
+            if !self.make_room(packing, &mut runs, piece, references(at), limit).await? {
+                return Ok(false);
+            }
+            let sector = packing.put(&piece.sectors(), references(at));
+            let Some(entry) = piece.moved_to(self.geometry, sector) else { return Ok(false) };
+            entries.push(entry);
+        }
+        runs.iter_mut().for_each(Reserved::begin_write);
+        let (spans, counts) = packing.take();
+        self.copy_sectors(&spans).await?;
+        for (cluster, count) in counts {
+            for _ in 0..count {
+                self.refcounts.add(cluster, 1).await?;
+            }
+        }
+        runs.into_iter().for_each(Reserved::keep);
+        for ((piece, at), entry) in pieces.iter().zip(entries) {
+            let clusters = piece.clusters(self.geometry);
+            changes.add(at, entry, clusters.start, clusters.end.saturating_sub(clusters.start));
+        }
+        Ok(true)
+    }
+
+    /// Finds clusters in front of `limit` for a piece, if those at hand have no room for it; tells whether there is some.
+    async fn make_room<'a>(
+        &'a self,
+        packing: &mut Packing,
+        runs: &mut Vec<Reserved<'a>>,
+        piece: &Piece,
+        references: u64,
+        limit: u64,
+    ) -> Result<bool> {
+        let sectors = piece.sectors();
+        let room = packing.room(&sectors, references);
+        if room == Room::Here {
+            return Ok(true);
+        }
+        if let Room::Behind(count) = room {
+            let run = self.reserve(count).await?;
+            let follows = run.start() == packing.end() && run.count() == count;
+            if follows && run.start().saturating_add(count) <= limit {
+                packing.extend(count);
+                runs.push(run);
+                return Ok(true);
+            }
+            run.give_back();
+        }
+        let count = packing.clusters_for(&sectors);
+        let run = self.refcounts.reserve_contiguous(count).await?;
+        if run.start().saturating_add(count) > limit {
+            run.give_back();
+            return Ok(false);
+        }
+        packing.begin(run.start(), count);
+        runs.push(run);
+        Ok(true)
+    }
+
+    async fn copy_sectors(&self, spans: &[Span]) -> Result<()> {
+        let file = self.children.require(ChildIdx::FILE)?;
+        let parts = spans.iter().flat_map(|span| {
+            (0..span.len.div_ceil(COPY)).map(move |part| {
+                let skipped = part.saturating_mul(COPY);
+                let len = span.len.saturating_sub(skipped).min(COPY);
+                (span.from.saturating_add(skipped), span.to.saturating_add(skipped), len)
+            })
+        });
+        let mut copies = parts.map(|(from, to, len)| {
+            let file = &file;
+            async move {
+                let bytes = usize::try_from(len.saturating_mul(SECTOR)).unwrap_or(0);
+                let data =
+                    file.read(from.saturating_mul(SECTOR), IoBufMut::new(bytes)).await?.freeze();
+                file.write(to.saturating_mul(SECTOR), data, WriteFlags::empty()).await
+            }
+        });
+        loop {
+            let some: Vec<_> = copies.by_ref().take(COPIES).collect();
+            if some.is_empty() {
+                return Ok(());
+            }
+            run_all(some).await?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GEOMETRY: Geometry =
+        Geometry { cluster_bits: 12, refcount_order: 4, extended_l2: false, data_file: false };
+
+    #[test]
+    fn a_piece_keeps_its_byte_of_the_sector_and_its_sectors() {
+        let old = L2Entry::compressed(GEOMETRY, 0x7f0a, 700).unwrap();
+        let (host, len) = old.compressed_extent(GEOMETRY);
+        let piece = Piece { host, len };
+        assert_eq!((piece.clusters(GEOMETRY), piece.sectors()), (7..9, 0x3f..0x41));
+        let new = piece.moved_to(GEOMETRY, 0x10).unwrap().compressed_extent(GEOMETRY);
+        assert_eq!(new, (0x210a, len));
+    }
+
+    #[test]
+    fn pieces_are_taken_that_reach_into_the_clusters() {
+        let piece = |host, len| Piece { host, len };
+        let all = [piece(0x1000, 0x400), piece(0x1e00, 0x200), piece(0x1f00, 0x300)];
+        let all = all.into_iter().chain([piece(0x0e00, 0x1400), piece(0x3000, 0x200)]);
+        let mut pieces: Pieces = all.map(|piece| (piece, Vec::new())).collect();
+        let taken = take_from(&mut pieces, 2, GEOMETRY);
+        let taken: Vec<u64> = taken.iter().map(|(piece, _)| piece.host).collect();
+        assert_eq!(taken, [0x0e00, 0x1f00, 0x3000]);
+        assert_eq!(pieces.len(), 2);
+    }
+}

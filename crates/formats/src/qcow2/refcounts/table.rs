@@ -1,0 +1,179 @@
+//! The refcount table: moving it to a bigger place, and towards the front of the file.
+
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Acquire, Release},
+};
+
+use oxblk_core::{Error, ErrorKind, Result, WriteFlags};
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use super::super::allocator::Resting;
+use super::super::layout::{MAX_REFCOUNT_TABLE_BYTES, field_offsets};
+use super::Refcounts;
+
+impl Refcounts {
+    /// Whether the table lies in a cluster.
+    pub(in super::super) fn table_is_in(&self, cluster: u64) -> bool {
+        let place = self.table_place();
+        let first = self.geometry.cluster_index(place.offset);
+        (first..first.saturating_add(place.clusters)).contains(&cluster)
+    }
+
+    /// Moves the table to free clusters in front of it, and gives how many have become free; none if there is no room.
+    /// Core has drained the node, and no refcount is dirty.
+    ///
+    /// The new one is written and counted, durably, before the header names it.
+    ///
+    /// # Errors
+    /// As the file reports. `stop` is set if it is not known which of them the header names then: an entry that only one
+    /// of them had would be lost with the other.
+    pub(in super::super) async fn move_table(&self, stop: &AtomicBool) -> Result<u64> {
+        let old = self.table_place();
+        let mut run = self.reserve_contiguous(old.clusters).await?;
+        let start = run.start();
+        if start.saturating_add(old.clusters) > self.geometry.cluster_index(old.offset) {
+            run.give_back();
+            return Ok(0);
+        }
+        run.begin_write();
+        // This may make a block, which the table then has as well.
+        self.add(start, old.clusters).await?;
+        run.keep();
+        self.write_back().await?;
+        let growing = self.growing.lock().await;
+        if self.table_place().offset != old.offset {
+            return Err(Error::new(ErrorKind::Busy, "the refcount table has moved").errno(16));
+        }
+        let entries = self.table_entries.load(Acquire);
+        let table = self.encode_table(entries, &[], 0)?;
+        let file = self.file()?;
+        file.write(self.host(start), table, WriteFlags::empty()).await?;
+        file.flush().await?;
+        let named = async {
+            let place = IoBuf::from(self.host(start).to_be_bytes().to_vec());
+            file.write(field_offsets::REFCOUNT_TABLE_OFFSET, place, WriteFlags::empty()).await?;
+            file.flush().await
+        };
+        if let Err(error) = named.await {
+            stop.store(true, Release);
+            return Err(error);
+        }
+        self.adopt_table(&[], start, start, entries);
+        drop(growing);
+        self.free_old_table(old.offset, entries).await?;
+        Ok(old.clusters)
+    }
+
+    /// Moves the refcount table to a bigger place, so that it has an entry for `block`.
+    ///
+    /// The new table and the blocks that count its own clusters are written together in one run of clusters, made
+    /// durable, and only then does the header refer to them.
+    pub(super) async fn grow_table(&self, block: u64) -> Result<()> {
+        let per_block = self.geometry.refcounts_per_block();
+        let cluster_size = self.geometry.cluster_size();
+        let old_entries = self.table_entries.load(Acquire);
+        let old_offset = self.table_offset.load(Acquire);
+        let wanted = block.saturating_add(1).max(old_entries.saturating_mul(3) / 2);
+        let table_clusters = wanted.saturating_mul(8).div_ceil(cluster_size).saturating_add(1);
+        // Enough blocks for any place of the run: one more than its length divided by a block's reach, rounded up.
+        let spare = table_clusters.div_ceil(per_block).saturating_add(2);
+        let total = table_clusters.saturating_add(spare);
+        if table_clusters.saturating_mul(cluster_size) > MAX_REFCOUNT_TABLE_BYTES {
+            return Err(Error::from_errno(27).prefix("The refcount table cannot grow"));
+        }
+        let mut run = self.reserve_contiguous(total).await?;
+        run.begin_write();
+        let (start, end) = (run.start(), run.start().saturating_add(total));
+        let last_block = (end.saturating_sub(1)) / per_block;
+        let entries = table_clusters.saturating_mul(cluster_size) / 8;
+        if last_block >= entries {
+            return Err(Error::from_errno(27).prefix("The refcount table cannot grow"));
+        }
+        // Blocks that are missing for the run itself stand at its start, the table behind them.
+        let missing: Vec<u64> = (start / per_block..=last_block)
+            .filter(|block| self.block_offset(*block) == 0)
+            .collect();
+        let blocks = u64::try_from(missing.len()).unwrap_or(u64::MAX);
+        let table_start = start.saturating_add(blocks);
+        let used_end = table_start.saturating_add(table_clusters);
+        self.write_missing_blocks(&missing, start, used_end).await?;
+        let table = self.encode_table(entries, &missing, start)?;
+        let file = self.file()?;
+        file.write(self.host(table_start), table, WriteFlags::empty()).await?;
+        for cluster in start..used_end {
+            if !missing.contains(&(cluster / per_block)) {
+                let place = self.place(cluster)?;
+                let slice = self.slice(&place).await?;
+                let slice = slice.ok_or_else(|| Error::corrupt("refcount block vanished"))?;
+                self.change(&slice, &place, 1)?;
+                slice.mark_dirty();
+            }
+        }
+        self.write_back().await?;
+        file.flush().await?;
+        let mut pointer = self.host(table_start).to_be_bytes().to_vec();
+        let clusters = u32::try_from(table_clusters).map_err(|_| Error::from_errno(27))?;
+        pointer.extend_from_slice(&clusters.to_be_bytes());
+        file.write(field_offsets::REFCOUNT_TABLE_OFFSET, IoBuf::from(pointer), WriteFlags::empty())
+            .await?;
+        file.flush().await?;
+        run.keep_first(used_end.saturating_sub(start));
+        self.adopt_table(&missing, start, table_start, entries);
+        self.free_old_table(old_offset, old_entries).await
+    }
+
+    async fn write_missing_blocks(&self, missing: &[u64], start: u64, used_end: u64) -> Result<()> {
+        let per_block = self.geometry.refcounts_per_block();
+        let file = self.file()?;
+        for (block, place) in missing.iter().zip(start..) {
+            let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
+            let mut bytes = IoBufMut::zeroed(size);
+            let first = block.saturating_mul(per_block);
+            for cluster in start.max(first)..used_end.min(first.saturating_add(per_block)) {
+                self.set_in(&mut bytes, cluster - first, 1)?;
+            }
+            file.write(self.host(place), bytes.freeze(), WriteFlags::empty()).await?;
+        }
+        Ok(())
+    }
+
+    fn encode_table(&self, entries: u64, missing: &[u64], start: u64) -> Result<IoBuf> {
+        let len = usize::try_from(entries.saturating_mul(8)).map_err(|_| Error::from_errno(27))?;
+        let mut bytes = IoBufMut::zeroed(len);
+        let added: std::collections::HashMap<u64, u64> =
+            missing.iter().copied().zip(start..).collect();
+        for (index, word) in (0_u64..).zip(bytes.chunks_exact_mut(8)) {
+            let entry = match added.get(&index) {
+                Some(cluster) => self.host(*cluster),
+                None => self.table.get(index).map_or(0, |entry| entry.load(Acquire)),
+            };
+            word.copy_from_slice(&entry.to_be_bytes());
+        }
+        Ok(bytes.freeze())
+    }
+
+    fn adopt_table(&self, missing: &[u64], start: u64, table_start: u64, entries: u64) {
+        let cluster_size = self.geometry.cluster_size();
+        for (block, cluster) in missing.iter().zip(start..) {
+            self.table.get_or_make(*block).store(self.host(cluster), Release);
+            self.allocator.note_metadata(self.host(cluster), cluster_size);
+        }
+        self.table_offset.store(self.host(table_start), Release);
+        self.table_entries.store(entries, Release);
+        self.allocator.note_metadata(self.host(table_start), entries.saturating_mul(8));
+    }
+
+    async fn free_old_table(&self, offset: u64, entries: u64) -> Result<()> {
+        let bytes = entries.saturating_mul(8);
+        self.allocator.forget_metadata(offset, bytes);
+        let first = offset >> self.geometry.cluster_bits;
+        let _turn = self.allocator.scanning.lock().await;
+        for cluster in first..first.saturating_add(bytes.div_ceil(self.geometry.cluster_size())) {
+            if self.drop_one(cluster).await? == 0 {
+                self.allocator.rest(Resting { epoch: 0, cluster, count: 1, discard: false });
+            }
+        }
+        Ok(())
+    }
+}
