@@ -180,7 +180,9 @@ fn judge(format: &str, directory: &Path, image: &Image, expect: Expect) -> Resul
     let change = ["-c", "discard 0 128k", "-c", "write -z 64k 64k", "-c", "write -c 192k 64k"];
     run(&[&["io", "-f", format], &change[..], &[NAME]].concat());
     run(&["img", "resize", "-q", "-f", format, NAME, "+1M"]);
+    run(&["img", "compact", "-q", "-f", format, NAME]);
     run(&["img", "check", "-q", "-r", "all", "-f", format, NAME]);
+    run(&["img", "compact", "-q", "-f", format, NAME]);
     verdict(&Verdict { info, check, read, write }, expect)?;
     if head(&directory.join(NAME)) != image.bytes().get(..8).unwrap_or(image.bytes()) {
         return Err("the write went over the header".to_owned());

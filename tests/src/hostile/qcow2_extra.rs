@@ -77,6 +77,16 @@ fn snapshots() -> Vec<Case> {
             Expect::NotWritable(""),
         ),
         case(
+            "two snapshots with one L1 table, together longer than the file",
+            |i| {
+                snapshot(i, L1, 49_152, 8, 16);
+                let entry = i.bytes()[NEW..].to_vec();
+                i.put(NEW + 72, &entry);
+                i.put32(SNAPSHOTS, 2);
+            },
+            Expect::NotWritable(""),
+        ),
+        case(
             "65,536 snapshots of nothing",
             |i| {
                 i.put32(SNAPSHOTS, 65_536);

@@ -130,8 +130,13 @@ impl Qcow2 {
     /// All L2 tables by their offset, and what refers to them.
     async fn all_tables(&self) -> Result<BTreeMap<u64, Vec<TableAt>>> {
         let mut l1s = vec![(None, self.active_l1())];
+        // Tables that each have a place of their own are no longer than the file.
+        let mut room = self.children.require(ChildIdx::FILE)?.size() / 8;
         for snapshot in self.snapshot_list().await? {
             snapshot.check_l1(self.geometry)?;
+            room = room.checked_sub(snapshot.l1_entries.into()).ok_or_else(|| {
+                Error::corrupt("snapshots lie on each other: the image needs a check")
+            })?;
             let l1 = self.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
             l1s.push((Some(snapshot.l1_offset), l1));
         }
