@@ -20,7 +20,7 @@ mod runtime;
 pub mod sim;
 mod sync;
 
-pub use buf::{IoBuf, IoBufMut, IoVec, IoVecMut, is_zero};
+pub use buf::{IoBuf, IoBufMut, IoVec, IoVecMut, WordMemory, Words, is_zero};
 pub use file::{Aio, Extent, Falloc, File, ReadAt, ReadvAt, WriteAt, WritevAt};
 pub use net::{Address, Listener, Stream};
 pub use runtime::{

@@ -138,7 +138,10 @@ impl Driver for Qcow2 {
     }
 
     fn close(&self) -> Option<BoxFuture<'_, Result<()>>> {
-        Some(Box::pin(self.complete_image()))
+        Some(Box::pin(async {
+            self.cleaner.set_interval(std::time::Duration::ZERO);
+            self.complete_image().await
+        }))
     }
 
     fn resize(&self) -> Option<&dyn Resize> {

@@ -95,7 +95,7 @@ use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
 pub use factory::QCOW2;
 
-use cache::{Radix, SliceCache};
+use cache::{Cleaner, Radix, SliceCache};
 use compressed::Tail;
 use gate::Gate;
 use layout::{Compression, Geometry, Incompatible};
@@ -124,7 +124,9 @@ pub(crate) struct Qcow2 {
     l1: Radix<AtomicU64>,
     l1_offset: AtomicU64,
     l1_entries: AtomicU64,
-    l2: SliceCache,
+    l2: Arc<SliceCache>,
+    /// Drops what the caches have not used for a while.
+    cleaner: Cleaner,
     /// 64-bit words in a slice of an L2 table; a power of two.
     slice_words: u64,
     refcounts: Refcounts,

@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex};
 
 use oxblk_core::check::Fix;
 use oxblk_core::{BackingFile, ChildIdx, Edge, Error, ErrorKind, OpenContext, Result};
-use oxblk_ring::{IoBufMut, Mutex as AsyncMutex, RangeLock};
+use oxblk_ring::{Event, IoBufMut, Mutex as AsyncMutex, RangeLock};
 use serde::{Deserialize, Serialize};
 
 use super::Qcow2;
 use super::bitmaps::Bitmaps;
-use super::cache::{Radix, SliceCache};
+use super::cache::{Cleaner, Radix, SliceCache};
 use super::check::check;
 use super::compressed::Tail;
 use super::encryption::{self, Encryption};
@@ -139,6 +139,7 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
             image.clear_autoclear().await?;
         }
     }
+    image.cleaner.set_interval(run.clean_interval());
     Ok(image)
 }
 
@@ -199,11 +200,16 @@ async fn build(
         offset: header.refcount_table_offset,
         clusters: u64::from(header.refcount_table_clusters),
     };
+    let filled = Arc::new(Event::new());
+    let cache = |bytes: u64, slices| {
+        let words = usize::try_from(bytes / 8).unwrap_or(64);
+        Arc::new(SliceCache::new(words, slices, Arc::clone(&filled)))
+    };
     let refcounts = Refcounts::open(
         geometry,
         Arc::clone(&context.children),
         place,
-        sizes.refcount_slices(geometry),
+        cache(refcount_slice(geometry), sizes.refcount_slices(geometry)),
         refcount_slice(geometry),
     )
     .await?;
@@ -217,6 +223,8 @@ async fn build(
     }
     let slice_words = sizes.slice / 8;
     let slices = sizes.l2_slices(geometry, u64::from(header.l1_entries));
+    let l2 = cache(sizes.slice, slices);
+    let caches = [Arc::downgrade(&l2), Arc::downgrade(refcounts.cache())];
     Ok(Qcow2 {
         geometry,
         version: header.version,
@@ -232,7 +240,8 @@ async fn build(
         l1: Radix::default(),
         l1_offset: AtomicU64::new(header.l1_offset),
         l1_entries: AtomicU64::new(u64::from(header.l1_entries)),
-        l2: SliceCache::new(usize::try_from(slice_words).unwrap_or(64), slices),
+        l2,
+        cleaner: Cleaner::new(filled, caches),
         slice_words,
         refcounts,
         guest: RangeLock::new(),

@@ -33,7 +33,7 @@ pub(super) struct Refcounts {
     pub(super) table: Radix<AtomicU64>,
     table_offset: AtomicU64,
     table_entries: AtomicU64,
-    cache: SliceCache,
+    cache: Arc<SliceCache>,
     slice_bytes: u64,
     growing: AsyncMutex<()>,
     writing: AsyncMutex<()>,
@@ -63,7 +63,7 @@ impl Refcounts {
         geometry: Geometry,
         children: ChildrenRef,
         place: TablePlace,
-        cache_slices: usize,
+        cache: Arc<SliceCache>,
         slice_bytes: u64,
     ) -> Result<Self> {
         let bytes = place.clusters.saturating_mul(geometry.cluster_size());
@@ -73,7 +73,7 @@ impl Refcounts {
             table: Radix::default(),
             table_offset: AtomicU64::new(place.offset),
             table_entries: AtomicU64::new(bytes / 8),
-            cache: SliceCache::new(usize::try_from(slice_bytes / 8).unwrap_or(64), cache_slices),
+            cache,
             slice_bytes,
             growing: AsyncMutex::new(()),
             writing: AsyncMutex::new(()),
@@ -119,7 +119,7 @@ impl Refcounts {
     }
 
     /// The cache of refcount blocks.
-    pub(super) fn cache(&self) -> &SliceCache {
+    pub(super) fn cache(&self) -> &Arc<SliceCache> {
         &self.cache
     }
 

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
 
 use oxblk_core::driver::Reopen;
 use oxblk_core::{BoxFuture, ChildIdx, Edge, Error, ErrorKind, OpenFlags, Options, Result};
@@ -24,6 +25,7 @@ pub(super) struct Prepared {
     l2_slices: usize,
     refcount_slices: usize,
     modes: Modes,
+    clean_interval: Duration,
     /// The image was not closed cleanly.
     repair: bool,
 }
@@ -49,6 +51,7 @@ impl Qcow2 {
         }
         Ok(Prepared {
             modes,
+            clean_interval: run.clean_interval(),
             repair,
             read_only: flags.read_only,
             l2_slices: sizes.l2_slices(self.geometry, self.l1_entries()),
@@ -110,6 +113,7 @@ impl Qcow2 {
         self.l2.set_limit(prepared.l2_slices);
         self.refcounts.cache().set_limit(prepared.refcount_slices);
         self.set_modes(prepared.modes);
+        self.cleaner.set_interval(prepared.clean_interval);
         let was_read_only = self.read_only.swap(prepared.read_only, Relaxed);
         if prepared.read_only || !was_read_only {
             self.set_bitmaps_read_only(prepared.read_only);

@@ -5,9 +5,11 @@
 //!   image counts anew.
 //! - `pass-discard-*`, `discard-no-unref`: what the host is told of clusters that are given up, and whether discarded ones
 //!   are given up at all.
+//! - `cache-clean-interval`: after how long slices of the caches that were not used are dropped (see `cache`).
 //! - `overlap-check`: which metadata is protected from entries that claim its clusters for data.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use std::time::Duration;
 
 use oxblk_core::{ChildIdx, Error, Options, Result};
 use serde::{Deserialize, Serialize};
@@ -66,6 +68,9 @@ pub(super) const STRUCTURES: [(&str, Modes); 9] = [
     ("bitmap-directory", Modes::BITMAP_DIRECTORY),
 ];
 
+/// `cache-clean-interval` in seconds unless told otherwise.
+const CLEAN_INTERVAL: u64 = 600;
+
 /// The options as they were given.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
@@ -114,6 +119,11 @@ impl RunOptions {
             Some(value) => template(value.as_str().unwrap_or_default())?,
         };
         Ok(Self { fields, protected })
+    }
+
+    /// After how long unused slices of the caches are dropped; zero: never.
+    pub(super) fn clean_interval(&self) -> Duration {
+        Duration::from_secs(self.fields.cache_clean_interval.unwrap_or(CLEAN_INTERVAL))
     }
 
     /// What they come to for an image with this header; `unmap`: discards reach the host by default.

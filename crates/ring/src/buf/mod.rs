@@ -19,6 +19,7 @@ mod pool;
 mod returned;
 mod shared;
 mod unique;
+mod words;
 mod zero;
 
 use crate::runtime::atomics;
@@ -26,6 +27,7 @@ use crate::runtime::atomics;
 pub(crate) use pool::{Arena, install_arena, trim_shared, trim_thread, uninstall_arena};
 pub use shared::IoBuf;
 pub use unique::IoBufMut;
+pub use words::{WordMemory, Words};
 pub use zero::is_zero;
 
 /// Several shared buffers, written one after another.

@@ -401,7 +401,7 @@ fn shared_static(memory: NonNull<u8>, len: usize) -> BlockRef {
     unsafe { BlockRef::adopt(NonNull::from(header)) }
 }
 
-fn map_pages(len: usize) -> io::Result<NonNull<u8>> {
+pub(super) fn map_pages(len: usize) -> io::Result<NonNull<u8>> {
     // SAFETY: a fresh anonymous mapping touches no memory of ours.
     let at = unsafe {
         libc::mmap(
@@ -419,7 +419,7 @@ fn map_pages(len: usize) -> io::Result<NonNull<u8>> {
     NonNull::new(at.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 
-fn unmap_pages(base: NonNull<u8>, len: usize) {
+pub(super) fn unmap_pages(base: NonNull<u8>, len: usize) {
     // SAFETY: the range was mapped by `map_pages` and nobody refers to it any more.
     unsafe { libc::munmap(base.as_ptr().cast(), len) };
 }

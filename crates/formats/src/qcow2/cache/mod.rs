@@ -14,7 +14,11 @@
 //!   is held while it loads.
 //! - **Eviction** is CLOCK over clean, unpinned slots. If there is none, [`SliceCache::get`] says so and the caller
 //!   writes metadata back first.
+//! - **Unused** slices are dropped from time to time ([`clean`]), and their memory goes back to the host: the words of
+//!   slots lie in memory that can be released while readers look at it. They see zeroes then, and notice by the version
+//!   that these are not what they looked for.
 
+mod clean;
 mod radix;
 mod slot;
 
@@ -27,8 +31,9 @@ use std::sync::atomic::{
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use oxblk_core::Result;
-use oxblk_ring::Event;
+use oxblk_ring::{Event, WordMemory};
 
+pub(super) use clean::Cleaner;
 pub(super) use radix::Radix;
 pub(super) use slot::Changing;
 use slot::Slot;
@@ -44,12 +49,32 @@ pub(super) struct SliceCache {
     /// Most slices; more are kept only if there were more before it was lowered.
     limit: AtomicUsize,
     directory: Radix<AtomicU32>,
-    chunks: Box<[OnceLock<Box<[Slot]>>]>,
+    chunks: Box<[OnceLock<Chunk>]>,
     made: AtomicUsize,
     hand: AtomicUsize,
-    claiming: Mutex<()>,
+    /// Held by whoever takes slots from their slices; slots that belong to none.
+    claiming: Mutex<Vec<u32>>,
+    /// Slots that hold a slice.
+    in_use: AtomicUsize,
+    /// Told when the first slice is cached.
+    filled: Arc<Event>,
     dirty: Mutex<Vec<u32>>,
     loading: Mutex<HashMap<u64, Arc<Event>>>,
+}
+
+/// Slots that lie next to each other in memory.
+struct Chunk {
+    slots: Box<[Slot]>,
+    memory: Arc<WordMemory>,
+}
+
+impl Chunk {
+    fn new(words: usize) -> Self {
+        let memory = WordMemory::new(words.saturating_mul(CHUNK));
+        let starts = (0..CHUNK).map(|index| index.saturating_mul(words));
+        let views = starts.filter_map(|start| memory.view(start..start.saturating_add(words)));
+        Self { slots: views.map(Slot::new).collect(), memory }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -61,7 +86,8 @@ pub(super) struct Full;
 
 impl SliceCache {
     /// A cache of slices of `words` words each, `limit` slices at most (at least 2).
-    pub(super) fn new(words: usize, limit: usize) -> Self {
+    /// `filled` is told whenever a slice is cached and none was.
+    pub(super) fn new(words: usize, limit: usize, filled: Arc<Event>) -> Self {
         let limit = limit.clamp(2, 1 << 24);
         let most = limit.max(LIMIT_LATER);
         Self {
@@ -71,7 +97,9 @@ impl SliceCache {
             chunks: (0..most.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect(),
             made: AtomicUsize::new(0),
             hand: AtomicUsize::new(0),
-            claiming: Mutex::new(()),
+            claiming: Mutex::default(),
+            in_use: AtomicUsize::new(0),
+            filled,
             dirty: Mutex::default(),
             loading: Mutex::default(),
         }
@@ -83,21 +111,73 @@ impl SliceCache {
         self.limit.store(limit.clamp(2, most), Relaxed);
     }
 
+    /// How many slices are cached.
+    pub(super) fn in_use(&self) -> usize {
+        self.in_use.load(Acquire)
+    }
+
     /// Forgets all slices that are neither dirty nor pinned; tells whether that were all.
     pub(super) fn clear(&self) -> bool {
-        let _claiming = lock(&self.claiming);
-        let made = u32::try_from(self.made.load(Acquire)).unwrap_or(u32::MAX);
+        let mut free = lock(&self.claiming);
         let mut all = true;
-        for number in 1..=made {
-            let Some(slot) = self.slot(number) else { continue };
-            if slot.claim() {
-                self.unlist(slot, number);
-                slot.forget();
-            } else {
-                all = false;
+        for index in 0..self.chunks.len() {
+            match self.drop_slices(index, &mut free, |_| true) {
+                Some(dropped) => all &= dropped,
+                None => break,
             }
         }
         all
+    }
+
+    /// Drops the slices of the chunk `index` that were not used since the last time and are neither dirty nor pinned.
+    /// Tells whether there is such a chunk.
+    pub(super) fn drop_unused(&self, index: usize) -> bool {
+        let mut free = lock(&self.claiming);
+        self.drop_slices(index, &mut free, |slot| !slot.was_used_in_interval()).is_some()
+    }
+
+    /// Drops the slices of a chunk for which `unwanted` says so and that are neither dirty nor pinned, and gives back the
+    /// memory of pages that hold nothing else. Tells whether none is left, if there is such a chunk.
+    fn drop_slices(
+        &self,
+        index: usize,
+        free: &mut Vec<u32>,
+        unwanted: impl Fn(&Slot) -> bool,
+    ) -> Option<bool> {
+        let chunk = self.chunks.get(index)?.get()?;
+        let together = (WordMemory::page_words() / self.words.max(1)).clamp(1, CHUNK);
+        let mut all = true;
+        let mut place = 0_usize;
+        for slots in chunk.slots.chunks(together) {
+            let first = place;
+            place = place.saturating_add(slots.len());
+            let mut claimed = Vec::with_capacity(together);
+            for (slot, at) in slots.iter().zip(first..) {
+                // Slots of nobody are claimed too: their memory may not have gone back yet.
+                if (slot.key().is_none() || unwanted(slot)) && slot.claim() {
+                    let number = index.saturating_mul(CHUNK).saturating_add(at).saturating_add(1);
+                    let number = u32::try_from(number).unwrap_or(u32::MAX);
+                    if slot.key().is_some() {
+                        self.unlist(slot, number);
+                        self.in_use.fetch_sub(1, AcqRel);
+                        free.push(number);
+                    }
+                    claimed.push((slot, slot.forget()));
+                }
+            }
+            let whole = claimed.len() == slots.len();
+            all &= whole;
+            if whole && slots.iter().any(Slot::is_filled) {
+                let start = first.saturating_mul(self.words);
+                chunk.memory.release(start..place.saturating_mul(self.words));
+                slots.iter().for_each(Slot::set_released);
+            }
+            for (slot, changing) in claimed {
+                drop(changing);
+                slot.unclaim();
+            }
+        }
+        Some(all)
     }
 
     /// The slice of a claimed slot is not found there any more.
@@ -112,7 +192,7 @@ impl SliceCache {
 
     fn slot(&self, number: u32) -> Option<&Slot> {
         let index = usize::try_from(number).ok()?.checked_sub(1)?;
-        self.chunks.get(index / CHUNK)?.get()?.get(index % CHUNK)
+        self.chunks.get(index / CHUNK)?.get()?.slots.get(index % CHUNK)
     }
 
     /// Looks at a slice if it is cached. `look` may run on words that are being replaced; its answer is thrown away
@@ -177,22 +257,36 @@ impl SliceCache {
 
     /// Puts a slice that is not cached into a slot.
     fn insert(&self, slice: u64, bytes: &[u8]) -> Result<Pinned<'_>, Full> {
-        let _claiming = lock(&self.claiming);
-        let number = self.claim()?;
+        let mut free = lock(&self.claiming);
+        let number = self.claim(&mut free)?;
         let slot = self.slot(number).ok_or(Full)?;
+        let was_free = slot.key().is_none();
         self.unlist(slot, number);
         slot.refill(slice, bytes);
         self.directory.get_or_make(slice).store(number, Release);
+        if was_free && self.in_use.fetch_add(1, AcqRel) == 0 {
+            self.filled.notify(usize::MAX);
+        }
         Ok(Pinned { cache: self, slot, number })
     }
 
     /// A slot taken from its slice, pinned once for the new one.
-    fn claim(&self) -> Result<u32, Full> {
+    fn claim(&self, free: &mut Vec<u32>) -> Result<u32, Full> {
         let (made, limit) = (self.made.load(Acquire), self.limit.load(Relaxed));
+        while let Some(number) = free.pop() {
+            // It may have been found without the list, or lie beyond a limit that was lowered.
+            if usize::try_from(number).is_ok_and(|number| number <= limit)
+                && let Some(slot) = self.slot(number)
+                && slot.key().is_none()
+                && slot.claim()
+            {
+                return Ok(number);
+            }
+        }
         if made < limit {
             let chunk = self.chunks.get(made / CHUNK).ok_or(Full)?;
-            let slots = chunk.get_or_init(|| (0..CHUNK).map(|_| Slot::new(self.words)).collect());
-            let slot = slots.get(made % CHUNK).ok_or(Full)?;
+            let chunk = chunk.get_or_init(|| Chunk::new(self.words));
+            let slot = chunk.slots.get(made % CHUNK).ok_or(Full)?;
             self.made.store(made.saturating_add(1), Release);
             let number = u32::try_from(made.saturating_add(1)).map_err(|_| Full)?;
             return if slot.claim() { Ok(number) } else { Err(Full) };

@@ -9,10 +9,12 @@
 //! answer at worst, and discarded). Single words that mean something by themselves change without it.
 
 use std::sync::atomic::{
-    AtomicBool, AtomicU32, AtomicU64,
+    AtomicBool, AtomicU8, AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
     fence,
 };
+
+use oxblk_ring::Words;
 
 const DIRTY: u32 = 1 << 31;
 const CLAIMED: u32 = 1 << 30;
@@ -23,6 +25,11 @@ const CHANGING: u64 = 1;
 const ANY_CHANGING: u64 = 0xffff;
 /// In `version`: something was changed.
 const CHANGED: u64 = ANY_CHANGING + 1;
+/// In `used`: since CLOCK has last come by.
+const USED_FOR_CLOCK: u8 = 1;
+/// In `used`: since unused slices were last dropped.
+const USED_IN_INTERVAL: u8 = 2;
+const USED: u8 = USED_FOR_CLOCK | USED_IN_INTERVAL;
 /// Tries to copy a slice between changes before other threads are let come first.
 const PATIENCE: u32 = 64;
 
@@ -30,18 +37,21 @@ pub(super) struct Slot {
     version: AtomicU64,
     key: AtomicU64,
     state: AtomicU32,
-    used: AtomicBool,
-    words: Box<[AtomicU64]>,
+    used: AtomicU8,
+    /// The words take up memory of the host.
+    filled: AtomicBool,
+    words: Words,
 }
 
 impl Slot {
-    pub(super) fn new(words: usize) -> Self {
+    pub(super) fn new(words: Words) -> Self {
         Self {
             version: AtomicU64::new(0),
             key: AtomicU64::new(NO_KEY),
             state: AtomicU32::new(0),
-            used: AtomicBool::new(false),
-            words: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            used: AtomicU8::new(0),
+            filled: AtomicBool::new(false),
+            words,
         }
     }
 
@@ -64,8 +74,8 @@ impl Slot {
         if self.version.load(Relaxed) != before {
             return None;
         }
-        if !self.used.load(Relaxed) {
-            self.used.store(true, Relaxed);
+        if self.used.load(Relaxed) != USED {
+            self.used.store(USED, Relaxed);
         }
         Some(seen)
     }
@@ -83,7 +93,7 @@ impl Slot {
             self.unpin();
             return false;
         }
-        self.used.store(true, Relaxed);
+        self.used.store(USED, Relaxed);
         true
     }
 
@@ -91,9 +101,28 @@ impl Slot {
         self.state.fetch_sub(1, AcqRel);
     }
 
-    /// Whether it was used since the last time asked.
+    /// Whether it was used since CLOCK last asked.
     pub(super) fn take_second_chance(&self) -> bool {
-        self.used.load(Relaxed) && self.used.swap(false, Relaxed)
+        self.take_used(USED_FOR_CLOCK)
+    }
+
+    /// Whether it was used since the last time asked.
+    pub(super) fn was_used_in_interval(&self) -> bool {
+        self.take_used(USED_IN_INTERVAL)
+    }
+
+    fn take_used(&self, bit: u8) -> bool {
+        self.used.load(Relaxed) & bit != 0 && self.used.fetch_and(!bit, Relaxed) & bit != 0
+    }
+
+    /// Whether the words take up memory of the host.
+    pub(super) fn is_filled(&self) -> bool {
+        self.filled.load(Relaxed)
+    }
+
+    /// The memory of the words was given back.
+    pub(super) fn set_released(&self) {
+        self.filled.store(false, Relaxed);
     }
 
     /// Claims a slot that is clean and not pinned.
@@ -106,7 +135,8 @@ impl Slot {
         let changing = self.begin_change();
         self.key.store(slice, Relaxed);
         let mut rest = bytes;
-        for word in &self.words {
+        self.filled.store(true, Relaxed);
+        for word in self.words.iter() {
             let value = match rest.split_first_chunk::<8>() {
                 Some((head, tail)) => {
                     rest = tail;
@@ -117,15 +147,19 @@ impl Slot {
             word.store(value, Relaxed);
         }
         drop(changing);
-        self.used.store(true, Relaxed);
+        self.used.store(USED, Relaxed);
         self.state.store(1, Release);
     }
 
-    /// Leaves a claimed slot to nobody.
-    pub(super) fn forget(&self) {
+    /// Takes a claimed slot from its slice. What its words are is nobody's business until the guard is dropped.
+    pub(super) fn forget(&self) -> Changing<'_> {
         let changing = self.begin_change();
         self.key.store(NO_KEY, Relaxed);
-        drop(changing);
+        changing
+    }
+
+    /// Leaves a claimed slot to nobody.
+    pub(super) fn unclaim(&self) {
         self.state.store(0, Release);
     }
 
@@ -146,7 +180,7 @@ impl Slot {
         loop {
             let before = self.version.load(Acquire);
             bytes.clear();
-            for word in &self.words {
+            for word in self.words.iter() {
                 bytes.extend_from_slice(&word.load(Acquire).to_be_bytes());
             }
             fence(Acquire);

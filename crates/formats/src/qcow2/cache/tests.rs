@@ -2,6 +2,10 @@ use super::*;
 use oxblk_ring::{IoBufMut, block_on, spawn};
 use std::rc::Rc;
 
+fn cache_of(words: usize, limit: usize) -> SliceCache {
+    SliceCache::new(words, limit, Arc::default())
+}
+
 fn bytes_of(slice: u64, words: usize) -> IoBufMut {
     let bytes: Vec<u8> = (0..words).flat_map(|_| slice.to_be_bytes()).collect();
     IoBufMut::from(bytes)
@@ -15,7 +19,7 @@ async fn load(cache: &SliceCache, slice: u64) -> Option<u64> {
 #[test]
 fn a_slice_is_found_until_another_takes_its_slot() {
     block_on(async {
-        let cache = SliceCache::new(4, 2);
+        let cache = cache_of(4, 2);
         for slice in [5, 6, 7, 1 << 31] {
             assert_eq!(load(&cache, slice).await, Some(slice));
             assert_eq!(cache.peek(slice, |words| words[3].load(Relaxed)), Some(slice));
@@ -29,7 +33,7 @@ fn a_slice_is_found_until_another_takes_its_slot() {
 #[test]
 fn dirty_and_pinned_slices_stay() {
     block_on(async {
-        let cache = SliceCache::new(4, 2);
+        let cache = cache_of(4, 2);
         let pinned = cache.get(1, || async { Ok(bytes_of(1, 4)) }).await.unwrap().unwrap();
         load(&cache, 2).await;
         cache.pin(2).unwrap().mark_dirty();
@@ -47,7 +51,7 @@ fn dirty_and_pinned_slices_stay() {
 #[test]
 fn misses_of_one_slice_load_it_once() {
     block_on(async {
-        let cache = Rc::new(SliceCache::new(4, 8));
+        let cache = Rc::new(cache_of(4, 8));
         let loads = Rc::new(std::cell::Cell::new(0));
         let tasks: Vec<_> = (0..8)
             .map(|_| {
@@ -73,7 +77,7 @@ fn misses_of_one_slice_load_it_once() {
 #[test]
 fn a_copy_that_was_not_written_leaves_its_slice_dirty() {
     block_on(async {
-        let cache = SliceCache::new(4, 4);
+        let cache = cache_of(4, 4);
         load(&cache, 1).await;
         cache.pin(1).unwrap().mark_dirty();
         drop(cache.take_dirty());
@@ -87,7 +91,7 @@ fn a_copy_that_was_not_written_leaves_its_slice_dirty() {
 #[test]
 fn a_change_made_while_a_copy_is_written_is_not_lost() {
     block_on(async {
-        let cache = SliceCache::new(4, 4);
+        let cache = cache_of(4, 4);
         load(&cache, 1).await;
         let pinned = cache.pin(1).unwrap();
         pinned.words()[0].store(10, Release);
@@ -103,7 +107,7 @@ fn a_change_made_while_a_copy_is_written_is_not_lost() {
 
 #[test]
 fn readers_never_see_the_words_of_another_slice() {
-    let cache = Arc::new(SliceCache::new(64, 2));
+    let cache = Arc::new(cache_of(64, 2));
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let readers: Vec<_> = (0..2)
         .map(|_| {
@@ -134,7 +138,7 @@ fn readers_never_see_the_words_of_another_slice() {
 
 #[test]
 fn words_that_belong_together_are_seen_and_written_together() {
-    let cache = Arc::new(SliceCache::new(64, 2));
+    let cache = Arc::new(cache_of(64, 2));
     assert!(cache.insert(1, &bytes_of(0, 64)).is_ok());
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let reader = {
@@ -181,4 +185,140 @@ fn words_that_belong_together_are_seen_and_written_together() {
     }
     stop.store(true, Relaxed);
     assert!(reader.join().unwrap() > 0);
+}
+
+/// Slots whose words take up memory of the host.
+fn filled(cache: &SliceCache) -> usize {
+    let numbers = 1..=u32::try_from(cache.made.load(Acquire)).unwrap();
+    numbers.filter(|number| cache.slot(*number).unwrap().is_filled()).count()
+}
+
+async fn load_long(cache: &SliceCache, slice: u64, words: usize) {
+    let load = || async move { Ok(bytes_of(slice, words)) };
+    assert!(cache.get(slice, load).await.unwrap().is_some());
+}
+
+#[test]
+fn what_was_not_used_is_dropped_and_its_memory_released() {
+    block_on(async {
+        let words = WordMemory::page_words();
+        let cache = cache_of(words, 16);
+        for slice in 1..=4 {
+            load_long(&cache, slice, words).await;
+        }
+        cache.pin(1).unwrap().mark_dirty();
+        let pinned = cache.pin(2).unwrap();
+        assert!(cache.drop_unused(0));
+        assert_eq!((cache.in_use(), filled(&cache)), (4, 4), "all were used");
+        assert!(cache.peek(3, |_| ()).is_some());
+        cache.drop_unused(0);
+        assert_eq!((cache.in_use(), filled(&cache)), (3, 3));
+        assert!(cache.peek(4, |_| ()).is_none() && cache.pin(4).is_none());
+        drop(pinned);
+        cache.take_dirty().into_iter().for_each(DirtyCopy::written);
+        cache.drop_unused(0);
+        cache.drop_unused(0);
+        assert_eq!((cache.in_use(), filled(&cache)), (0, 0));
+        assert!(!cache.drop_unused(1), "there is no such chunk");
+        // The slots are used again before others are made.
+        for slice in 11..=14 {
+            load_long(&cache, slice, words).await;
+            let right = |seen: &[AtomicU64]| seen.iter().all(|word| word.load(Relaxed) == slice);
+            assert_eq!(cache.peek(slice, right), Some(true));
+        }
+        assert_eq!((cache.made.load(Acquire), cache.in_use(), filled(&cache)), (4, 4, 4));
+    });
+}
+
+#[test]
+fn slices_that_share_a_page_release_it_together() {
+    block_on(async {
+        let words = WordMemory::page_words() / 4;
+        let cache = cache_of(words, 16);
+        for slice in 0..4 {
+            load_long(&cache, slice, words).await;
+        }
+        cache.drop_unused(0);
+        assert!(cache.peek(0, |_| ()).is_some());
+        cache.drop_unused(0);
+        assert_eq!((cache.in_use(), filled(&cache)), (1, 4));
+        let right = |seen: &[AtomicU64]| seen.iter().all(|word| word.load(Relaxed) == 0);
+        assert_eq!(cache.peek(0, right), Some(true));
+        cache.drop_unused(0);
+        cache.drop_unused(0);
+        assert_eq!((cache.in_use(), filled(&cache)), (0, 0));
+    });
+}
+
+#[test]
+fn readers_never_see_released_words() {
+    let words = WordMemory::page_words();
+    let cache = Arc::new(cache_of(words, 8));
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let readers: Vec<_> = (0..2)
+        .map(|_| {
+            let (cache, stop) = (Arc::clone(&cache), Arc::clone(&stop));
+            std::thread::spawn(move || {
+                while !stop.load(Relaxed) {
+                    for slice in 1..6 {
+                        let right = |seen: &[AtomicU64]| {
+                            seen.iter().all(|word| word.load(Relaxed) == slice)
+                        };
+                        assert_ne!(cache.peek(slice, right), Some(false));
+                    }
+                }
+            })
+        })
+        .collect();
+    for round in 0..5_000_u64 {
+        let slice = round % 5 + 1;
+        match cache.pin(slice) {
+            Some(pinned) => assert_eq!(pinned.words()[words - 1].load(Relaxed), slice),
+            None => drop(cache.insert(slice, &bytes_of(slice, words))),
+        }
+        let mut free = lock(&cache.claiming);
+        cache.drop_slices(0, &mut free, |_| round % 3 == 0);
+    }
+    stop.store(true, Relaxed);
+    for reader in readers {
+        reader.join().unwrap();
+    }
+}
+
+#[test]
+fn a_cleaner_works_by_the_clock_until_it_is_told_otherwise() {
+    let outcome = oxblk_ring::sim::run(1, async {
+        let seconds = std::time::Duration::from_secs;
+        let event = Arc::new(Event::new());
+        let new = || Arc::new(SliceCache::new(4, 16, Arc::clone(&event)));
+        let (one, two) = (new(), new());
+        let cleaner = Cleaner::new(Arc::clone(&event), [&one, &two].map(Arc::downgrade));
+        cleaner.set_interval(seconds(10));
+        load(&one, 1).await;
+        load(&two, 2).await;
+        oxblk_ring::sleep(seconds(15)).await;
+        assert_eq!((one.in_use(), two.in_use()), (1, 1));
+        one.peek(1, |_| ());
+        oxblk_ring::sleep(seconds(10)).await;
+        assert_eq!((one.in_use(), two.in_use()), (1, 0), "only one was used");
+        oxblk_ring::sleep(seconds(10)).await;
+        assert_eq!(one.in_use(), 0);
+        // Off; then on again, while the former task may not have ended yet.
+        load(&one, 1).await;
+        cleaner.set_interval(seconds(0));
+        oxblk_ring::sleep(seconds(100)).await;
+        assert_eq!(one.in_use(), 1);
+        cleaner.set_interval(seconds(5));
+        oxblk_ring::sleep(seconds(11)).await;
+        assert_eq!(one.in_use(), 0);
+        // Caches are not kept alive, and a cleaner that is dropped ends its task.
+        let weak = Arc::downgrade(&two);
+        drop(two);
+        assert!(weak.upgrade().is_none());
+        load(&one, 1).await;
+        drop(cleaner);
+        oxblk_ring::sleep(seconds(100)).await;
+        assert_eq!((one.in_use(), Arc::strong_count(&event)), (1, 2));
+    });
+    outcome
 }

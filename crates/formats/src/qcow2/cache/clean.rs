@@ -1,0 +1,93 @@
+//! Dropping what was not used for a while (`cache-clean-interval`).
+//!
+//! A task on the I/O thread that opened the image, or last changed the interval, looks through the caches each interval.
+//! It does not keep them alive, and sleeps without a timer while nothing is cached, so that an image that rests
+//! wakes nobody.
+
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{AcqRel, Acquire},
+};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use oxblk_ring::{Event, now, spawn, timeout, try_thread_index, yield_now};
+
+use super::{SliceCache, lock};
+
+/// What the task and those who direct it share.
+struct Signal {
+    /// Told when the task is to end, and when the first slice is cached.
+    event: Arc<Event>,
+    /// Goes up when the interval changes: a task of an earlier turn ends.
+    turn: AtomicU64,
+}
+
+/// Cleans the caches of an image until it is dropped.
+pub(in super::super) struct Cleaner {
+    signal: Arc<Signal>,
+    interval: Mutex<Duration>,
+    caches: [Weak<SliceCache>; 2],
+}
+
+impl Cleaner {
+    /// One that does nothing yet. `event` is what both caches tell when they are no longer empty.
+    pub(in super::super) fn new(event: Arc<Event>, caches: [Weak<SliceCache>; 2]) -> Self {
+        let signal = Arc::new(Signal { event, turn: AtomicU64::new(0) });
+        Self { signal, interval: Mutex::default(), caches }
+    }
+
+    /// From now on drops what was not used for `interval`; nothing if that is zero.
+    pub(in super::super) fn set_interval(&self, interval: Duration) {
+        let mut current = lock(&self.interval);
+        if *current == interval {
+            return;
+        }
+        *current = interval;
+        let turn = self.signal.turn.fetch_add(1, AcqRel).wrapping_add(1);
+        self.signal.event.notify(usize::MAX);
+        if !interval.is_zero() && try_thread_index().is_some() {
+            spawn(run(Arc::clone(&self.signal), turn, interval, self.caches.clone())).detach();
+        }
+    }
+}
+
+impl Drop for Cleaner {
+    fn drop(&mut self) {
+        self.set_interval(Duration::ZERO);
+    }
+}
+
+async fn run(signal: Arc<Signal>, turn: u64, interval: Duration, caches: [Weak<SliceCache>; 2]) {
+    let mut due = None;
+    loop {
+        let listener = signal.event.listen();
+        if signal.turn.load(Acquire) != turn {
+            return;
+        }
+        let cached = caches.iter().filter_map(Weak::upgrade).any(|cache| cache.in_use() != 0);
+        if !cached {
+            due = None;
+            listener.await;
+            continue;
+        }
+        let at: Duration = *due.get_or_insert_with(|| now().saturating_add(interval));
+        if timeout(at.saturating_sub(now()), listener).await.is_err() {
+            for cache in &caches {
+                clean(cache).await;
+            }
+            due = None;
+        }
+    }
+}
+
+/// Goes through a cache in small steps: nobody waits for long.
+async fn clean(cache: &Weak<SliceCache>) {
+    for chunk in 0.. {
+        let there = cache.upgrade().is_some_and(|cache| cache.drop_unused(chunk));
+        if !there {
+            return;
+        }
+        yield_now().await;
+    }
+}
