@@ -287,7 +287,7 @@ fn readers_never_see_released_words() {
 
 #[test]
 fn a_cleaner_works_by_the_clock_until_it_is_told_otherwise() {
-    let outcome = oxblk_ring::sim::run(1, async {
+    oxblk_ring::sim::run(1, async {
         let seconds = std::time::Duration::from_secs;
         let event = Arc::new(Event::new());
         let new = || Arc::new(SliceCache::new(4, 16, Arc::clone(&event)));
@@ -320,5 +320,4 @@ fn a_cleaner_works_by_the_clock_until_it_is_told_otherwise() {
         oxblk_ring::sleep(seconds(100)).await;
         assert_eq!((one.in_use(), Arc::strong_count(&event)), (1, 2));
     });
-    outcome
 }
