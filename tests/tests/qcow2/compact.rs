@@ -139,7 +139,7 @@ fn a_power_cut_during_compaction_loses_nothing_and_leaves_leaks_at_worst() {
             let backend = open(&disk).await;
             let kept = fill(&backend, &mut Random::new(7), snapshots).await;
             backend.close().await.unwrap();
-            disk.keep_moments(1, 40);
+            disk.keep_moments(1, 20);
             let backend = open(&disk).await;
             backend.compact(64 << 10, &|_, _| true).await.unwrap();
             backend.close().await.unwrap();
