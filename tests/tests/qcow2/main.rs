@@ -2,6 +2,7 @@
 
 mod against_qemu;
 mod bitmaps;
+mod cache_clean;
 mod changes;
 mod check;
 mod commit;
