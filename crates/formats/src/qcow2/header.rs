@@ -15,7 +15,7 @@
 //! extensions that are not known) is replaced in one write that a power cut may tear.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Release;
+use std::sync::atomic::{AtomicBool, Ordering::Release};
 use std::sync::{PoisonError, RwLock};
 
 use oxblk_core::{ChildIdx, Edge, Result, WriteFlags};
@@ -121,13 +121,9 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Has nothing written any more if `named`, the outcome of having the header name something else, is a failure: what
-    /// it names then is not known, and what only one of the two knows of would be lost with the other.
+    /// As [`stop_unless_known`], for this image.
     pub(super) fn stop_unless_known<T>(&self, named: Result<T>) -> Result<T> {
-        if named.is_err() {
-            self.corrupt.store(true, Release);
-        }
-        named
+        stop_unless_known(named, &self.corrupt)
     }
 
     pub(super) async fn write_header_field(&self, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -135,6 +131,15 @@ impl Qcow2 {
         file.write(offset, IoBuf::from(bytes.to_vec()), WriteFlags::empty()).await?;
         file.flush().await
     }
+}
+
+/// Sets `stop`, so that nothing is written any more, if `named`, the outcome of having a pointer name something else, is a
+/// failure: what it names then is not known, and what only one of the two knows of would be lost with the other.
+pub(super) fn stop_unless_known<T>(named: Result<T>, stop: &AtomicBool) -> Result<T> {
+    if named.is_err() {
+        stop.store(true, Release);
+    }
+    named
 }
 
 /// Puts `new` in the place of `old`, which is what the file's header says; see the module's text.

@@ -8,6 +8,7 @@ use oxblk_core::{Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
 use super::allocator::Resting;
+use super::header::stop_unless_known;
 use super::layout::refcount_get;
 use super::refcounts::Refcounts;
 
@@ -107,11 +108,4 @@ impl Refcounts {
         }
         Ok(1)
     }
-}
-
-fn stop_unless_known(named: Result<()>, stop: &AtomicBool) -> Result<()> {
-    if named.is_err() {
-        stop.store(true, Release);
-    }
-    named
 }

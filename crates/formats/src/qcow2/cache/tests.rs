@@ -105,13 +105,12 @@ fn a_change_made_while_a_copy_is_written_is_not_lost() {
     });
 }
 
-#[test]
-fn readers_never_see_the_words_of_another_slice() {
-    let cache = Arc::new(cache_of(64, 2));
+/// Does something while two threads read slices 1 to 5, whose words are their own numbers.
+fn while_read_by_others(cache: &Arc<SliceCache>, work: impl FnOnce()) {
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let readers: Vec<_> = (0..2)
         .map(|_| {
-            let (cache, stop) = (Arc::clone(&cache), Arc::clone(&stop));
+            let (cache, stop) = (Arc::clone(cache), Arc::clone(&stop));
             std::thread::spawn(move || {
                 while !stop.load(Relaxed) {
                     for slice in 1..6 {
@@ -124,16 +123,24 @@ fn readers_never_see_the_words_of_another_slice() {
             })
         })
         .collect();
-    for round in 0..20_000_u64 {
-        let slice = round % 5 + 1;
-        if cache.pin(slice).is_none() {
-            let _ = cache.insert(slice, &bytes_of(slice, 64));
-        }
-    }
+    work();
     stop.store(true, Relaxed);
     for reader in readers {
         reader.join().unwrap();
     }
+}
+
+#[test]
+fn readers_never_see_the_words_of_another_slice() {
+    let cache = Arc::new(cache_of(64, 2));
+    while_read_by_others(&cache, || {
+        for round in 0..20_000_u64 {
+            let slice = round % 5 + 1;
+            if cache.pin(slice).is_none() {
+                let _ = cache.insert(slice, &bytes_of(slice, 64));
+            }
+        }
+    });
 }
 
 #[test]
@@ -254,35 +261,17 @@ fn slices_that_share_a_page_release_it_together() {
 fn readers_never_see_released_words() {
     let words = WordMemory::page_words();
     let cache = Arc::new(cache_of(words, 8));
-    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let readers: Vec<_> = (0..2)
-        .map(|_| {
-            let (cache, stop) = (Arc::clone(&cache), Arc::clone(&stop));
-            std::thread::spawn(move || {
-                while !stop.load(Relaxed) {
-                    for slice in 1..6 {
-                        let right = |seen: &[AtomicU64]| {
-                            seen.iter().all(|word| word.load(Relaxed) == slice)
-                        };
-                        assert_ne!(cache.peek(slice, right), Some(false));
-                    }
-                }
-            })
-        })
-        .collect();
-    for round in 0..5_000_u64 {
-        let slice = round % 5 + 1;
-        match cache.pin(slice) {
-            Some(pinned) => assert_eq!(pinned.words()[words - 1].load(Relaxed), slice),
-            None => drop(cache.insert(slice, &bytes_of(slice, words))),
+    while_read_by_others(&cache, || {
+        for round in 0..5_000_u64 {
+            let slice = round % 5 + 1;
+            match cache.pin(slice) {
+                Some(pinned) => assert_eq!(pinned.words()[words - 1].load(Relaxed), slice),
+                None => drop(cache.insert(slice, &bytes_of(slice, words))),
+            }
+            let mut free = lock(&cache.claiming);
+            cache.drop_slices(0, &mut free, |_| round % 3 == 0);
         }
-        let mut free = lock(&cache.claiming);
-        cache.drop_slices(0, &mut free, |_| round % 3 == 0);
-    }
-    stop.store(true, Relaxed);
-    for reader in readers {
-        reader.join().unwrap();
-    }
+    });
 }
 
 #[test]

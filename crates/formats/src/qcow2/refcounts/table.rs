@@ -9,6 +9,7 @@ use oxblk_core::{Error, ErrorKind, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::super::allocator::Resting;
+use super::super::header::stop_unless_known;
 use super::super::layout::{MAX_REFCOUNT_TABLE_BYTES, field_offsets};
 use super::Refcounts;
 
@@ -55,10 +56,7 @@ impl Refcounts {
             file.write(field_offsets::REFCOUNT_TABLE_OFFSET, place, WriteFlags::empty()).await?;
             file.flush().await
         };
-        if let Err(error) = named.await {
-            stop.store(true, Release);
-            return Err(error);
-        }
+        stop_unless_known(named.await, stop)?;
         self.adopt_table(&[], start, start, entries);
         drop(growing);
         self.free_old_table(old.offset, entries).await?;
