@@ -101,7 +101,7 @@ struct Shared {
 /// Does the work of a rebase, on the current I/O thread and on `helpers`. Nothing is flushed.
 ///
 /// # Errors
-/// The first failure; requests in flight at that moment end first.
+/// The failure at the lowest offset, as if all had been done in order; requests in flight end first.
 pub async fn run(job: Rebase, helpers: &[IoThread]) -> Outcome {
     let parallel = job.parallel.max(1);
     let cluster = job.disk.node().map_or(0, |node| node.driver().info().cluster_size).max(512);
@@ -154,9 +154,10 @@ fn failed(stage: RebaseStage, offset: u64) -> impl Fn(Error) -> RebaseError {
 impl Shared {
     async fn work(&self) {
         let step = self.cluster.max(CHUNK);
-        loop {
+        // A piece that has been taken is begun, whatever failed meanwhile: it lies before all that is not taken yet.
+        while !self.is_over() {
             let start = self.next.fetch_add(step, Relaxed);
-            if start >= self.size || self.is_over() {
+            if start >= self.size {
                 return;
             }
             let end = start.saturating_add(step).min(self.size);
@@ -168,9 +169,12 @@ impl Shared {
         }
     }
 
+    /// Keeps the failure at the lowest offset.
     fn fail(&self, failure: RebaseError) {
         let mut first = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        first.get_or_insert(failure);
+        if first.as_ref().is_none_or(|earlier| failure.offset < earlier.offset) {
+            *first = Some(failure);
+        }
     }
 
     fn is_over(&self) -> bool {

@@ -108,6 +108,23 @@ fn a_write_that_fails_ends_the_copy_and_tells_where() {
 }
 
 #[test]
+fn of_many_failures_the_one_at_the_lowest_offset_is_told() {
+    for seed in 0..20 {
+        let target = Disk::new(seed, 512 * KIB);
+        let range = Some(100 * KIB..512 * KIB);
+        let fail =
+            vec![FailRule { op: FaultOp::Write, nth: None, range, errno: ENOSPC, once: false }];
+        let delay = Duration::ZERO..Duration::from_millis(1);
+        target.set_faults(Faults { fail, delay: delay.clone(), ..Faults::default() });
+        let source = Disk::from_bytes(!seed, &pattern(512 << 10));
+        source.set_faults(Faults { delay, ..Faults::default() });
+        let options = CopyOptions { chunk: 16 << 10, parallel: 12, ..CopyOptions::default() };
+        let failure = copy(seed, &[source], &target, options).unwrap_err();
+        assert_eq!((failure.stage, failure.offset), (Stage::Writing, 96 * KIB), "seed {seed}");
+    }
+}
+
+#[test]
 fn a_copy_between_failing_disks_either_says_so_or_is_whole() {
     let faulty = |fail_rate| Faults {
         fail_rate,

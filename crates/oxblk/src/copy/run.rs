@@ -37,7 +37,7 @@ struct Shared {
 /// Makes a copy, on the current I/O thread and on `helpers`.
 ///
 /// # Errors
-/// The first failure; requests in flight at that moment end first.
+/// The failure at the lowest offset, as if all had been copied in order; requests in flight end first.
 pub async fn run(copy: Copy, helpers: &[IoThread]) -> Result<(), CopyError> {
     let parallel = copy.options.parallel.max(1);
     let shared = Arc::new(Shared::new(copy));
@@ -113,9 +113,12 @@ impl Shared {
         }
     }
 
+    /// Keeps the failure at the lowest offset: what lies before it was begun earlier, and is still under way.
     fn fail(&self, failure: CopyError) {
         let mut first = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        first.get_or_insert(failure);
+        if first.as_ref().is_none_or(|earlier| failure.offset < earlier.offset) {
+            *first = Some(failure);
+        }
     }
 
     fn is_over(&self) -> bool {
