@@ -1,7 +1,8 @@
 //! How often each host cluster is referred to, and what is claimed of its refcount.
 //!
-//! The map is sparse, in pages. A cluster takes a byte of its page, for the count and the claims; only a page that has a
-//! cluster with more references than such a byte counts takes four bytes for each.
+//! The map is sparse, in pages. Where all clusters of a page have the same count and claims, as in most images nearly
+//! everywhere, they are kept once. Else a cluster takes a byte of its page; only a page that has a cluster with more
+//! references than such a byte counts takes four bytes for each.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -59,13 +60,15 @@ impl Referred {
 
 #[derive(Debug, Clone)]
 enum Page {
+    /// All clusters have the same entry.
+    Uniform(u32),
     Narrow(Box<[u8; LEN]>),
     Wide(Box<[u32; LEN]>),
 }
 
 impl Default for Page {
     fn default() -> Self {
-        Self::Narrow(Box::new([0; LEN]))
+        Self::Uniform(0)
     }
 }
 
@@ -82,12 +85,33 @@ fn narrow(entry: u32) -> Option<u8> {
 impl Page {
     fn get(&self, index: usize) -> u32 {
         match self {
+            Self::Uniform(entry) => *entry,
             Self::Narrow(entries) => entries.get(index).copied().map_or(0, widen),
             Self::Wide(entries) => entries.get(index).copied().unwrap_or(0),
         }
     }
 
+    /// Gives each cluster an entry of its own.
+    fn spread(&mut self) {
+        if let Self::Uniform(entry) = *self {
+            *self = match narrow(entry) {
+                Some(entry) => Self::Narrow(Box::new([entry; LEN])),
+                None => Self::Wide(Box::new([entry; LEN])),
+            };
+        }
+    }
+
+    /// Keeps one entry for all clusters if it is the same for all.
+    fn join(&mut self) {
+        let Self::Narrow(entries) = self else { return };
+        let [first, .., last] = **entries;
+        if first == last && entries.iter().all(|entry| *entry == first) {
+            *self = Self::Uniform(widen(first));
+        }
+    }
+
     fn set(&mut self, index: usize, entry: u32) {
+        self.spread();
         if let Self::Narrow(entries) = self {
             if let (Some(byte), Some(place)) = (narrow(entry), entries.get_mut(index)) {
                 *place = byte;
@@ -104,7 +128,12 @@ impl Page {
 
     /// Adds to all entries of `range`, unless one would come to count more than `limit` or the page can hold.
     fn add_to_all(&mut self, range: Range<usize>, times: u32, claims: u32, limit: u32) -> bool {
-        match self {
+        let whole = range == (0..LEN);
+        if !whole {
+            self.spread();
+        }
+        let fits = match self {
+            Self::Uniform(entry) => add(std::slice::from_mut(entry), times, claims, limit),
             Self::Narrow(entries) => {
                 let Some(entries) = entries.get_mut(range) else { return false };
                 let most = entries.iter().map(|entry| *entry & NARROW).max().unwrap_or(0);
@@ -120,15 +149,24 @@ impl Page {
             }
             Self::Wide(entries) => {
                 let Some(entries) = entries.get_mut(range) else { return false };
-                let most = entries.iter().map(|entry| *entry & COUNT).max().unwrap_or(0);
-                let fits = most.saturating_add(times) <= limit.min(COUNT);
-                if fits {
-                    entries.iter_mut().for_each(|entry| *entry = (*entry + times) | claims);
-                }
-                fits
+                add(entries, times, claims, limit)
             }
+        };
+        if fits && !whole {
+            self.join();
         }
+        fits
     }
+}
+
+/// Adds to all entries, unless one would come to count more than `limit` or an entry can hold.
+fn add(entries: &mut [u32], times: u32, claims: u32, limit: u32) -> bool {
+    let most = entries.iter().map(|entry| *entry & COUNT).max().unwrap_or(0);
+    let fits = most.saturating_add(times) <= limit.min(COUNT);
+    if fits {
+        entries.iter_mut().for_each(|entry| *entry = (*entry + times) | claims);
+    }
+    fits
 }
 
 /// A sparse map from clusters to their references.
@@ -400,6 +438,31 @@ mod tests {
         references.add_run(1000, 100, 1, Claim::None);
         assert_eq!(references.blocks(64), [0, 15, 16, 17]);
         assert_eq!(references.blocks(1024), [0, 1]);
+    }
+
+    #[test]
+    fn pages_take_memory_only_where_clusters_differ() {
+        let uniform = |references: &References| {
+            references
+                .pages
+                .values()
+                .map(|page| matches!(page, Page::Uniform(_)))
+                .collect::<Vec<_>>()
+        };
+        let mut references = References::new(u64::MAX);
+        assert_eq!(references.add_run(100, 600, 1, Claim::Copied(true)), 600);
+        assert_eq!(uniform(&references), [false, true, false]);
+        assert_eq!(references.add_run(0, 100, 1, Claim::Copied(true)), 100);
+        assert_eq!(uniform(&references), [true, true, false]);
+        references.remove(300);
+        assert_eq!(uniform(&references), [true, false, false]);
+        assert_eq!((references.get(299).count(), references.get(300).count()), (1, 0));
+        assert_eq!(references.add_run(0, 256, 100, Claim::None), 256);
+        assert_eq!(references.get(255).count(), 101);
+        references.add(255, 1, Claim::None);
+        assert_eq!((references.get(254).count(), references.get(255).count()), (101, 102));
+        assert!(references.get(254).is_belied_by(101));
+        assert_eq!(references.blocks(64), (0..11).collect::<Vec<_>>());
     }
 
     #[test]
