@@ -4,18 +4,17 @@
 //! be [drained](Backend::drain), keeps the epoch that freed clusters wait for, and counts what passes. Any I/O
 //! thread may use it at any time.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU64, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
 };
-use std::task::{Context, Poll};
 
 use arc_swap::ArcSwapOption;
-use oxblk_ring::{Event, Sharded, Task};
+use oxblk_ring::{Event, Sharded};
 use oxblk_ring::{IoBuf, IoBufMut};
 
+use crate::control::GoesOn;
 use crate::epoch::EpochGuard;
 use crate::perm::{Perm, Permissions};
 use crate::request::{self, ChainStatus};
@@ -306,8 +305,9 @@ impl Backend {
     /// Without resize permission; otherwise as driver and host report.
     pub async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         let edge = self.root()?;
-        let _drained = self.0.graph.drain(edge.node()).await;
-        edge.resize(size, preallocation).await
+        let root = Arc::clone(&edge);
+        let resize = move |_| async move { root.resize(size, preallocation).await };
+        self.0.graph.alone_with(edge.node(), resize).await
     }
 
     /// Copies a range to another backend by way of the host's copy offload.
@@ -338,6 +338,7 @@ impl Backend {
     /// The first failure of flush or close; everything is closed all the same.
     pub async fn close(&self) -> Result<()> {
         let Ok(edge) = self.root() else { return Ok(()) };
+        let _turn = edge.node().turns().take().await;
         let _drained = self.quiesce().await;
         let flushed = if edge.node().is_read_only() { Ok(()) } else { edge.flush().await };
         self.set_root(None);
@@ -525,28 +526,6 @@ impl Abandoned {
     }
 }
 
-/// A task whose result is wanted, and that goes on by itself when it no longer is.
-struct GoesOn<T>(Option<Task<T>>);
-
-impl<T> Future for GoesOn<T> {
-    type Output = T;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
-        match &mut self.0 {
-            Some(task) => Pin::new(task).poll(context),
-            None => Poll::Pending,
-        }
-    }
-}
-
-impl<T> Drop for GoesOn<T> {
-    fn drop(&mut self) {
-        if let Some(task) = self.0.take() {
-            task.detach();
-        }
-    }
-}
-
 impl Request<'_> {
     /// The request's place in the counts, apart from its future.
     fn leave_behind(&mut self) -> Option<Abandoned> {
@@ -569,7 +548,7 @@ impl Request<'_> {
             }
             outcome
         });
-        GoesOn(Some(task)).await
+        GoesOn::new(task).await
     }
 
     /// The request has succeeded: nothing of it is in flight.

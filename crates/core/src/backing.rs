@@ -22,10 +22,11 @@ impl Backend {
         filename: Option<&str>,
         format: Option<&str>,
     ) -> Result<()> {
-        let edge = self.root()?;
-        let backing = of(edge.node())?;
-        let _drained = self.graph().drain(edge.node()).await;
-        backing.change(filename, format).await
+        let (filename, format) = (filename.map(str::to_owned), format.map(str::to_owned));
+        let change = move |node: Arc<Node>| async move {
+            of(&node)?.change(filename.as_deref(), format.as_deref()).await
+        };
+        self.graph().alone_with(&self.node()?, change).await
     }
 
     /// Gives up all that the image holds itself: it reads as its backing file does from then on.
@@ -33,13 +34,12 @@ impl Backend {
     /// # Errors
     /// `ENOTSUP` where the format cannot; as the image reports.
     pub async fn make_empty(&self) -> Result<()> {
-        let edge = self.root()?;
-        let node = edge.node();
-        let backing = of(node)?;
-        let _drained = self.graph().drain(node).await;
-        let emptied = backing.make_empty().await;
-        node.bitmaps().mark(0, node.size());
-        emptied
+        let make_empty = |node: Arc<Node>| async move {
+            let emptied = of(&node)?.make_empty().await;
+            node.bitmaps().mark(0, node.size());
+            emptied
+        };
+        self.graph().alone_with(&self.node()?, make_empty).await
     }
 }
 

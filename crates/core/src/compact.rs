@@ -3,6 +3,8 @@
 //! It goes in steps. For each the node is drained, so that what moves is in nobody's hands; between two steps requests
 //! go on. A step is bounded by the bytes that it moves, so an image can be compacted while it is used.
 
+use std::sync::Arc;
+
 use crate::driver::BoxFuture;
 use crate::perm::Perm;
 use crate::{Backend, Error, Node, Result};
@@ -60,18 +62,18 @@ impl Backend {
     ) -> Result<Compacted> {
         let edge = self.root()?;
         let node = edge.node();
-        let compact = of(node)?;
+        of(node)?;
         if !edge.permissions().taken.contains(Perm::WRITE) {
             return Err(Error::from_errno(1));
         }
         let before = measured(node);
         let mut done = Compacted::default();
         loop {
-            let step = {
-                let _drained = self.graph().drain(node).await;
+            let step = move |node: Arc<Node>| async move {
                 node.mark_unflushed();
-                compact.step(at_once).await?
+                of(&node)?.step(at_once).await
             };
+            let step = self.graph().alone_with(node, step).await?;
             done.moved = done.moved.saturating_add(step.moved);
             done.obstacle = step.obstacle;
             if !go_on(done.moved, step.left) || step.moved == 0 {
@@ -81,10 +83,8 @@ impl Backend {
         }
         let mut from = Some(0);
         while let Some(offset) = from {
-            from = {
-                let _drained = self.graph().drain(node).await;
-                compact.release(offset).await?
-            };
+            let release = move |node: Arc<Node>| async move { of(&node)?.release(offset).await };
+            from = self.graph().alone_with(node, release).await?;
             oxblk_ring::yield_now().await;
         }
         let after = measured(node);

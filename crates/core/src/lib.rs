@@ -14,6 +14,7 @@ mod backing;
 pub mod bitmap;
 pub mod check;
 pub mod compact;
+mod control;
 pub mod create;
 pub mod driver;
 mod edge;

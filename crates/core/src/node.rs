@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
 use crate::bitmap::{BitmapList, DirtyBitmap};
+use crate::control::Turns;
 use crate::driver::{Driver, DriverFactory, DriverKind};
 use crate::epoch::Epochs;
 use crate::perm::{Perm, Permissions};
@@ -77,6 +78,7 @@ pub struct Node {
     /// A parent made it for itself: its cache mode and writability follow the parent's.
     follows_parent: AtomicBool,
     filename: Option<String>,
+    turns: Turns,
 }
 
 /// What a reopen may change.
@@ -129,6 +131,7 @@ impl Node {
             settings: ArcSwap::from_pointee(parts.settings),
             follows_parent: AtomicBool::new(false),
             filename: parts.filename,
+            turns: Turns::default(),
         };
         node.refresh_limits();
         Arc::new(node)
@@ -137,6 +140,11 @@ impl Node {
     /// The node-name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Who changes it next.
+    pub(crate) fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     /// The driver's factory.

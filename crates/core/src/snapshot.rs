@@ -1,5 +1,7 @@
 //! Internal snapshots: states of a disk kept inside its image.
 
+use std::sync::Arc;
+
 use crate::driver::BoxFuture;
 use crate::{Backend, Error, ErrorKind, Node, Result};
 
@@ -46,8 +48,7 @@ impl Backend {
     /// # Errors
     /// `ENOTSUP` where the format has none; as the image reports.
     pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>> {
-        let edge = self.root()?;
-        of(edge.node())?.list().await
+        of(&*self.node()?)?.list().await
     }
 
     /// Takes an internal snapshot.
@@ -55,10 +56,11 @@ impl Backend {
     /// # Errors
     /// `ENOTSUP` where the format has none; as the image reports. Nothing has changed then.
     pub async fn create_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
-        let edge = self.root()?;
-        let snapshots = of(edge.node())?;
-        let _drained = self.graph().drain(edge.node()).await;
-        snapshots.create(new).await
+        let node = self.node()?;
+        of(&node)?;
+        let new = new.clone();
+        let create = move |node: Arc<Node>| async move { of(&node)?.create(&new).await };
+        self.graph().alone_with(&node, create).await
     }
 
     /// Makes the disk what it was when the snapshot of this id was taken.
@@ -66,15 +68,17 @@ impl Backend {
     /// # Errors
     /// As [`Backend::create_snapshot`], and when there is no such snapshot.
     pub async fn apply_snapshot(&self, id: &str) -> Result<()> {
-        let edge = self.root()?;
-        let snapshots = of(edge.node())?;
-        let _drained = self.graph().drain(edge.node()).await;
-        let applied = snapshots.apply(id).await;
-        // Also after a failure: it may have come late.
-        let node = edge.node();
-        node.set_size(node.driver().size());
-        node.bitmaps().mark(0, node.size());
-        applied
+        let node = self.node()?;
+        of(&node)?;
+        let id = id.to_owned();
+        let apply = move |node: Arc<Node>| async move {
+            let applied = of(&node)?.apply(&id).await;
+            // Also after a failure: it may have come late.
+            node.set_size(node.driver().size());
+            node.bitmaps().mark(0, node.size());
+            applied
+        };
+        self.graph().alone_with(&node, apply).await
     }
 
     /// Has a read-only image show what the snapshot of this id holds, until it is closed. The image does not change.
@@ -83,16 +87,18 @@ impl Backend {
     /// `ENOTSUP` where the format has no snapshots, `EACCES` on a node that can be written, and when there is no such
     /// snapshot.
     pub async fn load_snapshot(&self, id: &str) -> Result<()> {
-        let edge = self.root()?;
-        let node = edge.node();
-        let snapshots = of(node)?;
+        let node = self.node()?;
+        of(&node)?;
         if !node.is_read_only() {
             return Err(Error::new(ErrorKind::Denied, "Device is not readonly").errno(13));
         }
-        let _drained = self.graph().drain(node).await;
-        snapshots.load(id).await?;
-        node.set_size(node.driver().size());
-        Ok(())
+        let id = id.to_owned();
+        let load = move |node: Arc<Node>| async move {
+            of(&node)?.load(&id).await?;
+            node.set_size(node.driver().size());
+            Ok(())
+        };
+        self.graph().alone_with(&node, load).await
     }
 
     /// Removes the snapshot of this id.
@@ -100,9 +106,10 @@ impl Backend {
     /// # Errors
     /// As [`Backend::apply_snapshot`].
     pub async fn delete_snapshot(&self, id: &str) -> Result<()> {
-        let edge = self.root()?;
-        let snapshots = of(edge.node())?;
-        let _drained = self.graph().drain(edge.node()).await;
-        snapshots.delete(id).await
+        let node = self.node()?;
+        of(&node)?;
+        let id = id.to_owned();
+        let delete = move |node: Arc<Node>| async move { of(&node)?.delete(&id).await };
+        self.graph().alone_with(&node, delete).await
     }
 }

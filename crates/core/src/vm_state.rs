@@ -3,6 +3,8 @@
 //! It belongs to the active state like the disk's content: a snapshot keeps what was saved before it, and applying the
 //! snapshot brings it back.
 
+use std::sync::Arc;
+
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use crate::driver::BoxFuture;
@@ -28,14 +30,16 @@ impl Backend {
     /// `ENOTSUP` where the format has no place for it; without the permission to write; as the image reports.
     pub async fn save_vm_state(&self, offset: u64, data: IoBuf) -> Result<()> {
         let edge = self.root()?;
-        let state = of(edge.node())?;
+        of(edge.node())?;
         if !edge.permissions().taken.contains(Perm::WRITE) {
             return Err(Error::from_errno(1));
         }
-        let _drained = self.graph().drain(edge.node()).await;
-        let saved = state.save(offset, data).await;
-        edge.node().mark_unflushed();
-        saved
+        let save = move |node: Arc<Node>| async move {
+            let saved = of(&node)?.save(offset, data).await;
+            node.mark_unflushed();
+            saved
+        };
+        self.graph().alone_with(edge.node(), save).await
     }
 
     /// Fills `buf` from `offset` of the VM state.
@@ -43,9 +47,7 @@ impl Backend {
     /// # Errors
     /// `ENOTSUP` where the format has no place for it; as the image reports.
     pub async fn load_vm_state(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
-        let edge = self.root()?;
-        let state = of(edge.node())?;
-        let _drained = self.graph().drain(edge.node()).await;
-        state.load(offset, buf).await
+        let load = move |node: Arc<Node>| async move { of(&node)?.load(offset, buf).await };
+        self.graph().alone_with(&self.node()?, load).await
     }
 }

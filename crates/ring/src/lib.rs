@@ -29,7 +29,8 @@ pub use runtime::{
     timeout, try_thread_index, yield_now,
 };
 pub use sync::{
-    Event, EventListener, Mutex, MutexGuard, RangeGuard, RangeLock, RwLock, Semaphore, Sharded,
+    Event, EventListener, Mutex, MutexGuard, MutexGuardArc, RangeGuard, RangeLock, RwLock,
+    Semaphore, Sharded,
 };
 
 /// A handle to a local task: dropping it cancels the task, [`detach`](async_task::Task::detach) lets it run on.

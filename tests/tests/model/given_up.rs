@@ -15,7 +15,7 @@ const CLUSTER: usize = 4096;
 const SIZE: u64 = 1 << 20;
 
 /// A request given up after so many polls; tells whether it was done before.
-async fn give_up<F: Future>(polls: usize, request: F) -> bool {
+pub(crate) async fn give_up<F: Future>(polls: usize, request: F) -> bool {
     let mut request = pin!(request);
     for _ in 0..polls {
         let done =
@@ -29,7 +29,7 @@ async fn give_up<F: Future>(polls: usize, request: F) -> bool {
 }
 
 /// A new qcow2 image on a disk that takes its time.
-async fn image() -> Image {
+pub(crate) async fn image() -> Image {
     let image = Image { variant: named("qcow2-4k")[0], disk: Disk::new(1, 0) };
     chain::create(&image, SIZE).await.expect("an image");
     let delay = Duration::from_micros(100)..Duration::from_millis(1);
@@ -37,7 +37,7 @@ async fn image() -> Image {
     image
 }
 
-async fn read(disk: &Backend, offset: u64, len: usize) -> IoBufMut {
+pub(crate) async fn read(disk: &Backend, offset: u64, len: usize) -> IoBufMut {
     disk.read(offset, IoBufMut::zeroed(len)).await.expect("a read")
 }
 

@@ -57,7 +57,7 @@ fn a_power_cut_leaves_an_image_full_or_empty() {
 
 async fn amend(image: &Backend, options: &str) -> oxblk_core::Result<()> {
     let options = Options::from_dotted(options, None)?;
-    image.amend(AmendRequest { options, force: false, progress: &|_, _| () }).await
+    image.amend(AmendRequest { options, force: false, progress: Box::new(|_, _| ()) }).await
 }
 
 /// All that can be amended, and what the disk and its snapshot hold.

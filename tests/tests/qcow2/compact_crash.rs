@@ -373,7 +373,7 @@ fn a_password_that_is_added_while_the_luks_header_moves_is_not_lost() {
             let adding = spawn(async move {
                 let add = "encrypt.state=active,encrypt.new-secret=new,encrypt.iter-time=1";
                 let options = Options::from_dotted(add, None).unwrap();
-                let request = AmendRequest { options, force: false, progress: &|_, _| {} };
+                let request = AmendRequest { options, force: false, progress: Box::new(|_, _| ()) };
                 user.amend(request).await.unwrap();
             });
             backend.compact(64 << 10, &|_, _| true).await.unwrap();

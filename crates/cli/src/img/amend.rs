@@ -131,10 +131,11 @@ async fn amend(
         }
         exit
     })?;
+    let progress = Arc::clone(progress);
     let request = AmendRequest {
         options: options.to_options(),
         force: arguments.force,
-        progress: &|done, total| progress.set(done, total),
+        progress: Box::new(move |done, total| progress.set(done, total)),
     };
     image.amend(request).await.map_err(|error| context.error(&error))
 }

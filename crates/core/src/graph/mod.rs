@@ -22,6 +22,8 @@ use std::sync::atomic::{
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use oxblk_ring::Mutex as AsyncMutex;
+
 pub use base::WritableBase;
 pub use drain::Drained;
 pub use filename::{BackingPolicy, relative_to};
@@ -51,6 +53,8 @@ struct Inner {
     secrets: Secrets,
     /// A node has been opened whose reads may write.
     copies_on_read: AtomicBool,
+    /// Held by the reopen that is under way.
+    reopening: AsyncMutex<()>,
 }
 
 /// All nodes and backends of one embedding. Clones are the same graph.
@@ -97,6 +101,7 @@ impl Graph {
             warner,
             secrets,
             copies_on_read: AtomicBool::new(false),
+            reopening: AsyncMutex::default(),
         }))
     }
 
@@ -131,6 +136,10 @@ impl Graph {
     /// The epoch domain.
     pub fn epochs(&self) -> &Arc<Epochs> {
         &self.0.epochs
+    }
+
+    pub(super) fn reopening(&self) -> &AsyncMutex<()> {
+        &self.0.reopening
     }
 
     /// Tells the user of something that is dangerous but not wrong.

@@ -2,7 +2,7 @@
 //!
 //! 1. Plan: the nodes named, and below them those that a parent opened for itself, which follow its cache mode
 //!    and writability. Parents come before their children.
-//! 2. Drain everything that reaches them; flush what will be read-only.
+//! 2. Take the turns of all of them (see [`crate::control`]), and drain everything that reaches them; flush what will be read-only.
 //! 3. Every driver prepares.
 //! 4. Backing files are exchanged where other ones were named, permissions are worked out as they will be, and
 //!    protocols take or release their locks.
@@ -20,7 +20,8 @@ use serde_json::Value;
 use replace::{Replaced, Replacement};
 
 use super::generic::take_generic;
-use super::{Drained, Graph, OpenFlags};
+use super::{Graph, OpenFlags};
+use crate::control::Alone;
 use crate::driver::DriverKind;
 use crate::node::Settings;
 use crate::perm::Perm;
@@ -56,15 +57,16 @@ impl Graph {
     /// When an option cannot change, a driver refuses, or a user of a node is in the way of what it
     /// becomes.
     pub async fn reopen(&self, requests: Vec<ReopenRequest>) -> Result<()> {
+        let _reopening = self.reopening().lock().await;
         let mut plan = Plan { graph: self, nodes: Vec::new(), replacements: Vec::new() };
         for request in requests {
             let base = if request.keep { request.node.flags() } else { defaults(&request.node) };
             plan.node(&request.node, &request.options, &base, request.keep)?;
         }
         let Plan { nodes, replacements, .. } = plan;
-        let drained = self.drain_all(&nodes).await;
+        let alone = self.alone_with_all(&nodes).await;
         let unused = change(nodes, &replacements).await?;
-        drop(drained);
+        drop(alone);
         for node in unused {
             let name = node.name().to_owned();
             if let Err(error) = self.release(node).await {
@@ -74,12 +76,12 @@ impl Graph {
         Ok(())
     }
 
-    async fn drain_all(&self, nodes: &[Planned]) -> Vec<Drained> {
-        let mut drained = Vec::new();
+    async fn alone_with_all(&self, nodes: &[Planned]) -> Vec<Alone> {
+        let mut alone = Vec::new();
         for planned in nodes {
-            drained.push(self.drain(&planned.node).await);
+            alone.push(self.alone(&planned.node).await);
         }
-        drained
+        alone
     }
 }
 

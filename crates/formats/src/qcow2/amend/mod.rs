@@ -173,7 +173,7 @@ fn check_downgrade(header: &Header, refcount_order: u32) -> Result<()> {
 }
 
 impl Qcow2 {
-    async fn amend_image(&self, request: AmendRequest<'_>) -> Result<()> {
+    async fn amend_image(&self, request: AmendRequest) -> Result<()> {
         self.check_writable()?;
         let wanted = Wanted::read(request.options)?;
         let header = self.header_on_disk().await?;
@@ -201,10 +201,10 @@ impl Qcow2 {
         }
         let downgraded = header.version >= 3 && version < 3;
         if downgraded {
-            self.expand_zero_clusters(request.progress).await?;
+            self.expand_zero_clusters(&*request.progress).await?;
         }
         let order = wanted.refcount_order.filter(|o| *o != header.geometry.refcount_order);
-        let finished = self.finish_amend(order, downgraded, request.progress).await;
+        let finished = self.finish_amend(order, downgraded, &*request.progress).await;
         if finished.is_err() {
             // Requests go on, and the bitmaps may have been completed.
             self.use_bitmaps().await;
@@ -291,7 +291,7 @@ impl Qcow2 {
 }
 
 impl Amend for Qcow2 {
-    fn amend<'a>(&'a self, request: AmendRequest<'a>) -> BoxFuture<'a, Result<()>> {
+    fn amend(&self, request: AmendRequest) -> BoxFuture<'_, Result<()>> {
         Box::pin(self.amend_image(request))
     }
 }

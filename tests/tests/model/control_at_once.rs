@@ -1,0 +1,127 @@
+//! Control operations that are begun at once on one image, some of them given up under way, amid writes.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use futures_util::future::join_all;
+use oxblk_core::amend::AmendRequest;
+use oxblk_core::snapshot::SnapshotInfo;
+use oxblk_core::{Backend, Options, Preallocation, Result, WriteFlags};
+use oxblk_ring::{IoBuf, sim};
+use oxblk_tests::model::chain::{self, Tolerance};
+
+use crate::given_up::{give_up, image, read};
+
+const KIB: u64 = 1024;
+/// What is written before anything else begins: part of every snapshot.
+const EARLY: usize = 200 << 10;
+/// Polls after which an operation is done for certain.
+const ALL: usize = 100_000;
+
+type Operation<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
+
+async fn take(disk: &Backend, name: &str) -> Result<()> {
+    disk.create_snapshot(&SnapshotInfo { name: name.to_owned(), ..SnapshotInfo::default() }).await
+}
+
+/// Removes the first snapshot, if there is one by then and nobody else removes it.
+async fn remove_first(disk: &Backend) -> Result<()> {
+    let Some(first) = disk.snapshots().await?.into_iter().next() else { return Ok(()) };
+    match disk.delete_snapshot(&first.id).await {
+        Err(error) if error.raw_errno() == 2 => Ok(()),
+        outcome => outcome,
+    }
+}
+
+async fn amend(disk: &Backend, lazy: bool) -> Result<()> {
+    let mut options = Options::new();
+    options.insert("lazy_refcounts", lazy);
+    disk.amend(AmendRequest { options, force: false, progress: Box::new(|_, _| ()) }).await
+}
+
+async fn reopen(disk: &Backend) -> Result<()> {
+    let mut options = Options::new();
+    options.insert("overlap-check", "all");
+    disk.reopen(options).await
+}
+
+/// What is done at once. Each write has its own place.
+fn operations(disk: &Backend) -> Vec<Operation<'_>> {
+    let write = |place: u64, byte: u8| {
+        let data = IoBuf::from(vec![byte; 20 << 10]);
+        disk.write(place * KIB, data, WriteFlags::empty())
+    };
+    vec![
+        Box::pin(take(disk, "a")),
+        Box::pin(write(300, 3)),
+        Box::pin(remove_first(disk)),
+        Box::pin(disk.resize(1200 * KIB, Preallocation::Off)),
+        Box::pin(async { disk.compact(64 * KIB, &|_, _| true).await.map(drop) }),
+        Box::pin(take(disk, "b")),
+        Box::pin(write(400, 4)),
+        Box::pin(amend(disk, true)),
+        Box::pin(disk.save_vm_state(0, IoBuf::from(vec![5; 9000]))),
+        Box::pin(disk.change_backing_file(None, None)),
+        Box::pin(reopen(disk)),
+        Box::pin(take(disk, "c")),
+        Box::pin(remove_first(disk)),
+        Box::pin(write(500, 5)),
+        Box::pin(amend(disk, false)),
+        Box::pin(disk.resize(1300 * KIB, Preallocation::Off)),
+    ]
+}
+
+async fn holds(disk: &Backend, offset: u64, len: usize, byte: u8) -> bool {
+    read(disk, offset, len).await.iter().all(|found| *found == byte)
+}
+
+async fn run(seed: u64, give_up_after: impl Fn(usize) -> usize) {
+    let image = image().await;
+    let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
+    let data = IoBuf::from(vec![1; EARLY]);
+    disk.write(0, data, WriteFlags::empty()).await.expect("a write");
+    take(&disk, "first").await.expect("a snapshot");
+    let data = IoBuf::from(vec![2; EARLY]);
+    disk.write(0, data, WriteFlags::empty()).await.expect("a write");
+    let mut waiting = operations(&disk);
+    // Whose turn comes first is different each time.
+    let first = usize::try_from(seed).unwrap() * 5 % waiting.len();
+    waiting.rotate_left(first);
+    let under_way = waiting.into_iter().enumerate().map(|(index, operation)| {
+        let operation = async move { operation.await.expect("it succeeds") };
+        give_up(give_up_after(index), operation)
+    });
+    let done = join_all(under_way).await;
+    drop(disk.quiesce().await);
+    assert!(holds(&disk, 0, EARLY, 2).await);
+    if done.iter().all(|done| *done) {
+        for (place, byte) in [(300, 3), (400, 4), (500, 5)] {
+            assert!(holds(&disk, place * KIB, 20 << 10, byte).await, "seed {seed}: at {place} KiB");
+        }
+    }
+    // Also waits for those that go on by themselves.
+    chain::close(disk).await.expect("it closes");
+    chain::check(&image, Tolerance::Clean).await.expect("it is clean");
+    let disk = chain::open(&[image]).await.expect("it opens");
+    for snapshot in disk.snapshots().await.expect("a list") {
+        disk.apply_snapshot(&snapshot.id).await.expect("it is applied");
+        let byte = if snapshot.name == "first" { 1 } else { 2 };
+        assert!(holds(&disk, 0, EARLY, byte).await, "seed {seed}: snapshot {}", snapshot.name);
+    }
+    chain::close(disk).await.expect("it closes");
+}
+
+#[test]
+fn control_operations_take_turns() {
+    for seed in 0..16 {
+        sim::run(seed, run(seed, |_| ALL));
+    }
+}
+
+#[test]
+fn control_operations_that_are_given_up_go_on_to_their_end() {
+    for seed in 0..48 {
+        let polls = |index: usize| 1 + (usize::try_from(seed).unwrap() + 7 * index) % 40;
+        sim::run(seed, run(seed, polls));
+    }
+}
