@@ -267,3 +267,20 @@ fn the_command_tells_what_it_gave_back() {
     assert_eq!(refused.code(), 1);
     assert!(refused.err().contains("Images of format 'raw' cannot be compacted"));
 }
+
+#[test]
+fn a_refcount_block_with_two_numbers_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("a.qcow2");
+    let create = ["create", "-q", "-f", "qcow2", "-o", "cluster_size=512"];
+    Program::new("qemu-img").args(create).arg(&path).arg("1M").succeed();
+    Program::new("qemu-io").args(["-c", "write 0 300k", "-c", "discard 0 9k"]).arg(&path).succeed();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let table = usize::try_from(u64::from_be_bytes(bytes[48..56].try_into().unwrap())).unwrap();
+    bytes.copy_within(table..table + 8, table + 8);
+    std::fs::write(&path, &bytes).unwrap();
+    let refused = Program::oxblk().args(["img", "compact"]).arg(&path).run();
+    assert_eq!(refused.code(), 1);
+    assert!(refused.err().contains("refcount block is used twice"), "{}", refused.err());
+    assert!(std::fs::read(&path).unwrap() == bytes, "the image has changed");
+}

@@ -11,6 +11,7 @@
 mod census;
 mod table;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{
     AtomicU64,
@@ -195,14 +196,22 @@ impl Refcounts {
     /// The offsets of refcount blocks, each with its number.
     ///
     /// # Errors
-    /// When there is none, or none that can be.
+    /// When there is none, none that can be, or one that has two numbers.
     pub(super) fn places_of(&self, blocks: Vec<u64>) -> Result<Vec<(u64, u64)>> {
         let place = |block| match self.block_offset(block) {
             0 => Err(Error::corrupt(format!("refcount block {block} is missing"))),
             offset if self.geometry.is_aligned(offset) => Ok((block, offset)),
             offset => Err(Error::corrupt(format!("refcount block {block} unaligned")).at(offset)),
         };
-        blocks.into_iter().map(place).collect()
+        let places = blocks.into_iter().map(place).collect::<Result<Vec<_>>>()?;
+        let mut known = HashSet::with_capacity(places.len());
+        match places.iter().find(|(_, offset)| !known.insert(*offset)) {
+            Some((_, offset)) => {
+                Err(Error::corrupt("refcount block is used twice: the image needs a check")
+                    .at(*offset))
+            }
+            None => Ok(places),
+        }
     }
 
     /// The slice that a place lies in; `None` if its block does not exist.

@@ -4,7 +4,6 @@
 //! A write that is cut short, or whose sectors reach the disk one by one, leaves refcounts of before and after side by
 //! side. Both are right or too high: raising comes before what it is for, lowering after.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures_util::stream::StreamExt as _;
@@ -123,10 +122,6 @@ impl Qcow2 {
         let file = self.children.require(ChildIdx::FILE)?;
         let (geometry, counted) = (self.geometry, Arc::clone(&reach.counted));
         let places = self.refcounts.places_of(blocks)?;
-        let known: HashSet<u64> = places.iter().map(|(_, offset)| *offset).collect();
-        if known.len() != places.len() {
-            return Err(Error::corrupt("refcount block is used twice"));
-        }
         let look = move |(index, _): &(u64, u64), block: IoBufMut| {
             change_block(&counted, *index, block, geometry, change)
         };
