@@ -14,7 +14,7 @@ use arc_swap::ArcSwapOption;
 use oxblk_ring::{Event, Sharded};
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use crate::control::GoesOn;
+use crate::control::carry_through;
 use crate::epoch::EpochGuard;
 use crate::perm::{Perm, Permissions};
 use crate::request::{self, ChainStatus};
@@ -332,22 +332,33 @@ impl Backend {
         Ok(())
     }
 
-    /// Flushes, gives the node up, and closes what nobody else uses.
+    /// Flushes, gives the node up, and closes what nobody else uses. Once begun it goes on to its end even if its future is
+    /// dropped.
     ///
     /// # Errors
     /// The first failure of flush or close; everything is closed all the same.
     pub async fn close(&self) -> Result<()> {
         let Ok(edge) = self.root() else { return Ok(()) };
-        let _turn = edge.node().turns().take().await;
-        let _drained = self.quiesce().await;
-        let flushed = if edge.node().is_read_only() { Ok(()) } else { edge.flush().await };
-        self.set_root(None);
-        edge.detach();
-        let node = Arc::clone(edge.node());
-        drop(edge);
-        let closed = self.0.graph.release(node).await;
-        self.0.graph.unregister_backend(self);
-        flushed.and(closed)
+        let turn = edge.node().turns().take().await;
+        let drained = self.quiesce().await;
+        if self.root().is_err() {
+            // Another call has closed it meanwhile.
+            return Ok(());
+        }
+        let backend = self.clone();
+        carry_through(async move {
+            let flushed = if edge.node().is_read_only() { Ok(()) } else { edge.flush().await };
+            backend.set_root(None);
+            edge.detach();
+            let node = Arc::clone(edge.node());
+            drop(edge);
+            let closed = backend.0.graph.release(node).await;
+            backend.0.graph.unregister_backend(&backend);
+            drop(drained);
+            drop(turn);
+            flushed.and(closed)
+        })
+        .await
     }
 
     /// Reopens the root node with other options; what is not mentioned stays. The backend's own permissions
@@ -356,6 +367,11 @@ impl Backend {
     /// # Errors
     /// As [`Graph::reopen`]; nothing has changed then.
     pub async fn reopen(&self, options: Options) -> Result<()> {
+        let backend = self.clone();
+        carry_through(async move { backend.reopen_root(options).await }).await
+    }
+
+    async fn reopen_root(&self, options: Options) -> Result<()> {
         let edge = self.root()?;
         let before = edge.permissions();
         let mut probe = options.clone();
@@ -438,7 +454,7 @@ impl PartialEq for Backend {
     }
 }
 
-fn no_medium() -> Error {
+pub(crate) fn no_medium() -> Error {
     Error::new(ErrorKind::NotFound, "No medium found").errno(123)
 }
 
@@ -540,15 +556,15 @@ impl Request<'_> {
         work: impl Future<Output = Result<T>> + 'static,
     ) -> Result<T> {
         let place = self.leave_behind();
-        let task = oxblk_ring::spawn(async move {
+        carry_through(async move {
             let outcome = work.await;
             match (&outcome, place) {
                 (Err(_), Some(place)) => place.settle(),
                 (_, place) => drop(place),
             }
             outcome
-        });
-        GoesOn::new(task).await
+        })
+        .await
     }
 
     /// The request has succeeded: nothing of it is in flight.

@@ -8,10 +8,12 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Acquire;
 use std::task::{Context, Poll};
 
 use oxblk_ring::{Mutex, MutexGuardArc, Task};
 
+use crate::backend::no_medium;
 use crate::{Drained, Graph, Node, Result};
 
 /// Who of those that change a node is next.
@@ -53,8 +55,11 @@ impl Graph {
         F: Future<Output = Result<T>> + 'static,
     {
         let alone = self.alone(node).await;
+        if node.closed.load(Acquire) {
+            return Err(no_medium());
+        }
         let node = Arc::clone(node);
-        let task = oxblk_ring::spawn(async move {
+        carry_through(async move {
             let outcome = work(node).await;
             if outcome.is_err() {
                 // Of what failed, operations may be left that the host is still carrying out.
@@ -62,19 +67,20 @@ impl Graph {
             }
             drop(alone);
             outcome
-        });
-        GoesOn::new(task).await
+        })
+        .await
     }
+}
+
+/// Begins `work`, which goes on to its end even if what this returns is dropped before.
+pub(crate) fn carry_through<T: 'static>(
+    work: impl Future<Output = T> + 'static,
+) -> impl Future<Output = T> {
+    GoesOn(Some(oxblk_ring::spawn(work)))
 }
 
 /// A task whose result is wanted, and that goes on by itself when it no longer is.
-pub(crate) struct GoesOn<T>(Option<Task<T>>);
-
-impl<T> GoesOn<T> {
-    pub(crate) fn new(task: Task<T>) -> Self {
-        Self(Some(task))
-    }
-}
+struct GoesOn<T>(Option<Task<T>>);
 
 impl<T> Future for GoesOn<T> {
     type Output = T;

@@ -125,3 +125,27 @@ fn control_operations_that_are_given_up_go_on_to_their_end() {
         sim::run(seed, run(seed, polls));
     }
 }
+
+#[test]
+fn a_close_that_is_given_up_goes_on_to_its_end() {
+    for polls in 1..60 {
+        let done = sim::run(polls as u64, async {
+            let image = image().await;
+            let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
+            let data = IoBuf::from(vec![1; EARLY]);
+            disk.write(0, data, WriteFlags::empty()).await.expect("a write");
+            let done = give_up(polls, async { disk.close().await.expect("it closes") }).await;
+            // Waits for the one that was given up.
+            chain::close(disk).await.expect("it closes");
+            chain::check(&image, Tolerance::Clean).await.expect("it is clean");
+            let disk = chain::open(&[image]).await.expect("it opens");
+            assert!(holds(&disk, 0, EARLY, 1).await);
+            chain::close(disk).await.expect("it closes");
+            done
+        });
+        if done {
+            return;
+        }
+    }
+    panic!("no number of polls is enough");
+}

@@ -22,14 +22,13 @@ use std::sync::atomic::{
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use oxblk_ring::Mutex as AsyncMutex;
-
 pub use base::WritableBase;
 pub use drain::Drained;
 pub use filename::{BackingPolicy, relative_to};
 pub use open::{BackingFile, OpenContext, OpenFlags};
 pub use reopen::ReopenRequest;
 
+use crate::control::Turns;
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
 use crate::epoch::Epochs;
 use crate::node::{NodeParts, Settings};
@@ -54,7 +53,7 @@ struct Inner {
     /// A node has been opened whose reads may write.
     copies_on_read: AtomicBool,
     /// Held by the reopen that is under way.
-    reopening: AsyncMutex<()>,
+    reopening: Turns,
 }
 
 /// All nodes and backends of one embedding. Clones are the same graph.
@@ -101,7 +100,7 @@ impl Graph {
             warner,
             secrets,
             copies_on_read: AtomicBool::new(false),
-            reopening: AsyncMutex::default(),
+            reopening: Turns::default(),
         }))
     }
 
@@ -138,7 +137,7 @@ impl Graph {
         &self.0.epochs
     }
 
-    pub(super) fn reopening(&self) -> &AsyncMutex<()> {
+    pub(super) fn reopening(&self) -> &Turns {
         &self.0.reopening
     }
 

@@ -2,13 +2,15 @@
 //!
 //! 1. Plan: the nodes named, and below them those that a parent opened for itself, which follow its cache mode
 //!    and writability. Parents come before their children.
-//! 2. Take the turns of all of them (see [`crate::control`]), and drain everything that reaches them; flush what will be read-only.
+//! 2. Take the turns of all of them (see [`crate::control`]), and drain everything that reaches them; flush what will be
+//!    read-only.
 //! 3. Every driver prepares.
 //! 4. Backing files are exchanged where other ones were named, permissions are worked out as they will be, and
 //!    protocols take or release their locks.
 //! 5. Every driver commits, children first, so that a parent that has something to write finds its file writable.
 //!
-//! A failure up to and including step 4 undoes the steps before; step 5 cannot fail. What has lost its last user is
+//! A failure up to and including step 4 undoes the steps before; step 5 cannot fail. From step 2 on it goes on to its end
+//! even if its future is dropped. What has lost its last user is
 //! closed at the end.
 
 mod replace;
@@ -21,7 +23,7 @@ use replace::{Replaced, Replacement};
 
 use super::generic::take_generic;
 use super::{Graph, OpenFlags};
-use crate::control::Alone;
+use crate::control::{Alone, carry_through};
 use crate::driver::DriverKind;
 use crate::node::Settings;
 use crate::perm::Perm;
@@ -57,7 +59,7 @@ impl Graph {
     /// When an option cannot change, a driver refuses, or a user of a node is in the way of what it
     /// becomes.
     pub async fn reopen(&self, requests: Vec<ReopenRequest>) -> Result<()> {
-        let _reopening = self.reopening().lock().await;
+        let turn = self.reopening().take().await;
         let mut plan = Plan { graph: self, nodes: Vec::new(), replacements: Vec::new() };
         for request in requests {
             let base = if request.keep { request.node.flags() } else { defaults(&request.node) };
@@ -65,15 +67,20 @@ impl Graph {
         }
         let Plan { nodes, replacements, .. } = plan;
         let alone = self.alone_with_all(&nodes).await;
-        let unused = change(nodes, &replacements).await?;
-        drop(alone);
-        for node in unused {
-            let name = node.name().to_owned();
-            if let Err(error) = self.release(node).await {
-                tracing::error!("closing '{name}', which is no backing file any more: {error}");
+        let graph = self.clone();
+        carry_through(async move {
+            let unused = change(nodes, &replacements).await?;
+            drop(alone);
+            for node in unused {
+                let name = node.name().to_owned();
+                if let Err(error) = graph.release(node).await {
+                    tracing::error!("closing '{name}', which is no backing file any more: {error}");
+                }
             }
-        }
-        Ok(())
+            drop(turn);
+            Ok(())
+        })
+        .await
     }
 
     async fn alone_with_all(&self, nodes: &[Planned]) -> Vec<Alone> {
