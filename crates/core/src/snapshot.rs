@@ -56,11 +56,9 @@ impl Backend {
     /// # Errors
     /// `ENOTSUP` where the format has none; as the image reports. Nothing has changed then.
     pub async fn create_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
-        let node = self.node()?;
-        of(&node)?;
         let new = new.clone();
         let create = move |node: Arc<Node>| async move { of(&node)?.create(&new).await };
-        self.graph().alone_with(&node, create).await
+        self.graph().alone_with(&self.node()?, create).await
     }
 
     /// Makes the disk what it was when the snapshot of this id was taken.
@@ -68,8 +66,6 @@ impl Backend {
     /// # Errors
     /// As [`Backend::create_snapshot`], and when there is no such snapshot.
     pub async fn apply_snapshot(&self, id: &str) -> Result<()> {
-        let node = self.node()?;
-        of(&node)?;
         let id = id.to_owned();
         let apply = move |node: Arc<Node>| async move {
             let applied = of(&node)?.apply(&id).await;
@@ -78,7 +74,7 @@ impl Backend {
             node.bitmaps().mark(0, node.size());
             applied
         };
-        self.graph().alone_with(&node, apply).await
+        self.graph().alone_with(&self.node()?, apply).await
     }
 
     /// Has a read-only image show what the snapshot of this id holds, until it is closed. The image does not change.
@@ -106,10 +102,8 @@ impl Backend {
     /// # Errors
     /// As [`Backend::apply_snapshot`].
     pub async fn delete_snapshot(&self, id: &str) -> Result<()> {
-        let node = self.node()?;
-        of(&node)?;
         let id = id.to_owned();
         let delete = move |node: Arc<Node>| async move { of(&node)?.delete(&id).await };
-        self.graph().alone_with(&node, delete).await
+        self.graph().alone_with(&self.node()?, delete).await
     }
 }

@@ -7,11 +7,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
 
 use oxblk_core::{Backend, ChainStatus, Error, ErrorKind, StatusFlags, Want};
 use oxblk_ring::Mutex as AsyncMutex;
 use oxblk_ring::{IoBuf, IoBufMut, IoThread};
+
+use crate::lowest::Lowest;
 
 /// Longest piece read at once in bytes.
 const CHUNK: u64 = 1 << 20;
@@ -98,8 +99,8 @@ struct Shared {
     cursor: AsyncMutex<Cursor>,
     /// Nothing at or behind this offset can change the answer.
     bound: AtomicU64,
-    found: Mutex<Option<Difference>>,
-    failure: Mutex<Option<CompareError>>,
+    found: Lowest<Difference>,
+    failure: Lowest<CompareError>,
 }
 
 /// Finds the first difference, on the current I/O thread and on `helpers`.
@@ -116,8 +117,8 @@ pub async fn compare(
         job,
         cursor: AsyncMutex::new(Cursor { offset: from, known: from, sides: Sides::Neither }),
         bound: AtomicU64::new(to),
-        found: Mutex::new(None),
-        failure: Mutex::new(None),
+        found: Lowest::default(),
+        failure: Lowest::default(),
     });
     let threads = helpers.len().saturating_add(1).min(parallel);
     let each = parallel.div_ceil(threads);
@@ -134,8 +135,8 @@ pub async fn compare(
     if lost {
         shared.stopped();
     }
-    let found = *shared.found.lock().unwrap_or_else(PoisonError::into_inner);
-    match shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    let found = shared.found.take();
+    match shared.failure.take() {
         // What was found before the failure is the answer, as if all had been compared in order.
         Some(failure) if found.is_none_or(|found| failure.offset <= found.offset()) => Err(failure),
         _ => Ok(found),
@@ -177,17 +178,11 @@ impl Shared {
     /// Keeps the failure at the lowest offset; what lies before it is still compared.
     fn failed(&self, failure: CompareError) {
         self.bound.fetch_min(failure.offset, Relaxed);
-        let mut first = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        if first.as_ref().is_none_or(|earlier| failure.offset < earlier.offset) {
-            *first = Some(failure);
-        }
+        self.failure.keep(failure.offset, failure);
     }
 
     fn found(&self, difference: Difference) {
-        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        if found.is_none_or(|earlier| difference.offset() < earlier.offset()) {
-            *found = Some(difference);
-        }
+        self.found.keep(difference.offset(), difference);
         self.bound.fetch_min(difference.offset(), Relaxed);
     }
 

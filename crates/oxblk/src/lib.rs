@@ -10,6 +10,7 @@ pub mod commit;
 pub mod compare;
 pub mod copy;
 mod drivers;
+mod lowest;
 pub mod rebase;
 pub mod temporary;
 

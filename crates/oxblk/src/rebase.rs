@@ -9,13 +9,14 @@
 //! up to the caller, who makes sure that all this has been done before.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use oxblk_core::{Backend, Error, ErrorKind, Node, Want, WriteFlags, ZeroFlags, strerror};
 use oxblk_ring::{IoBuf, IoBufMut, IoThread};
 
 use crate::copy::Observer;
+use crate::lowest::Lowest;
 
 /// Longest piece read at once in bytes, unless clusters are larger.
 const CHUNK: u64 = 1 << 20;
@@ -95,7 +96,7 @@ struct Shared {
     /// Where the next piece begins.
     next: AtomicU64,
     done: AtomicU64,
-    failure: Mutex<Option<RebaseError>>,
+    failure: Lowest<RebaseError>,
 }
 
 /// Does the work of a rebase, on the current I/O thread and on `helpers`. Nothing is flushed.
@@ -110,7 +111,7 @@ pub async fn run(job: Rebase, helpers: &[IoThread]) -> Outcome {
         cluster,
         next: AtomicU64::new(0),
         done: AtomicU64::new(0),
-        failure: Mutex::new(None),
+        failure: Lowest::default(),
         job,
     });
     let threads = helpers.len().saturating_add(1).min(parallel);
@@ -126,8 +127,7 @@ pub async fn run(job: Rebase, helpers: &[IoThread]) -> Outcome {
             shared.fail(stopped(0, "An I/O thread ended early"));
         }
     }
-    let failure = shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
-    failure.map_or(Ok(()), Err)
+    shared.failure.take().map_or(Ok(()), Err)
 }
 
 async fn on_one_thread(shared: Arc<Shared>, workers: usize) {
@@ -155,7 +155,7 @@ impl Shared {
     async fn work(&self) {
         let step = self.cluster.max(CHUNK);
         // A piece that has been taken is begun, whatever failed meanwhile: it lies before all that is not taken yet.
-        while !self.is_over() {
+        while !self.failure.is_some() {
             let start = self.next.fetch_add(step, Relaxed);
             if start >= self.size {
                 return;
@@ -169,16 +169,8 @@ impl Shared {
         }
     }
 
-    /// Keeps the failure at the lowest offset.
     fn fail(&self, failure: RebaseError) {
-        let mut first = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        if first.as_ref().is_none_or(|earlier| failure.offset < earlier.offset) {
-            *first = Some(failure);
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.failure.keep(failure.offset, failure);
     }
 
     /// Deals with whole clusters.

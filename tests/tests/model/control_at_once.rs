@@ -10,7 +10,7 @@ use oxblk_core::{Backend, Options, Preallocation, Result, WriteFlags};
 use oxblk_ring::{IoBuf, sim};
 use oxblk_tests::model::chain::{self, Tolerance};
 
-use crate::given_up::{give_up, image, read};
+use crate::given_up::{at_every_step, give_up, image, read};
 
 const KIB: u64 = 1024;
 /// What is written before anything else begins: part of every snapshot.
@@ -128,24 +128,18 @@ fn control_operations_that_are_given_up_go_on_to_their_end() {
 
 #[test]
 fn a_close_that_is_given_up_goes_on_to_its_end() {
-    for polls in 1..60 {
-        let done = sim::run(polls as u64, async {
-            let image = image().await;
-            let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
-            let data = IoBuf::from(vec![1; EARLY]);
-            disk.write(0, data, WriteFlags::empty()).await.expect("a write");
-            let done = give_up(polls, async { disk.close().await.expect("it closes") }).await;
-            // Waits for the one that was given up.
-            chain::close(disk).await.expect("it closes");
-            chain::check(&image, Tolerance::Clean).await.expect("it is clean");
-            let disk = chain::open(&[image]).await.expect("it opens");
-            assert!(holds(&disk, 0, EARLY, 1).await);
-            chain::close(disk).await.expect("it closes");
-            done
-        });
-        if done {
-            return;
-        }
-    }
-    panic!("no number of polls is enough");
+    at_every_step(60, |polls| async move {
+        let image = image().await;
+        let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
+        let data = IoBuf::from(vec![1; EARLY]);
+        disk.write(0, data, WriteFlags::empty()).await.expect("a write");
+        let done = give_up(polls, async { disk.close().await.expect("it closes") }).await;
+        // Waits for the one that was given up.
+        chain::close(disk).await.expect("it closes");
+        chain::check(&image, Tolerance::Clean).await.expect("it is clean");
+        let disk = chain::open(&[image]).await.expect("it opens");
+        assert!(holds(&disk, 0, EARLY, 1).await);
+        chain::close(disk).await.expect("it closes");
+        done
+    });
 }

@@ -28,6 +28,12 @@ pub(crate) async fn give_up<F: Future>(polls: usize, request: F) -> bool {
     false
 }
 
+/// Runs a test on the simulated executor with one more poll each time, until nothing is given up any more.
+pub(crate) fn at_every_step<F: Future<Output = bool>>(most: usize, test: impl Fn(usize) -> F) {
+    let ended = (1..most).any(|polls| sim::run(polls as u64, test(polls)));
+    assert!(ended, "no number of polls is enough");
+}
+
 /// A new qcow2 image on a disk that takes its time.
 pub(crate) async fn image() -> Image {
     let image = Image { variant: named("qcow2-4k")[0], disk: Disk::new(1, 0) };
@@ -43,55 +49,43 @@ pub(crate) async fn read(disk: &Backend, offset: u64, len: usize) -> IoBufMut {
 
 #[test]
 fn a_change_given_up_at_any_step_goes_on_to_its_end() {
-    for polls in 1..40 {
-        let done = sim::run(polls as u64, async {
-            let image = image().await;
-            let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
-            // Two clusters and parts of two: tables, clusters and copies are needed.
-            let data = IoBuf::from(vec![7; 3 * CLUSTER]);
-            let mut done = give_up(polls, disk.write(100, data, WriteFlags::empty())).await;
-            let packed = IoBuf::from(vec![8; CLUSTER]);
-            let compressed = disk.write(65_536, packed, WriteFlags::COMPRESSED);
-            done &= give_up(polls, compressed).await;
-            drop(disk.quiesce().await);
-            assert!(read(&disk, 100, 3 * CLUSTER).await.iter().all(|byte| *byte == 7));
-            assert!(read(&disk, 65_536, CLUSTER).await.iter().all(|byte| *byte == 8));
-            let zeroes = disk.write_zeroes(0, 8192, ZeroFlags::MAY_UNMAP);
-            done &= give_up(polls, zeroes).await;
-            drop(disk.quiesce().await);
-            assert!(read(&disk, 0, 8192).await.iter().all(|byte| *byte == 0));
-            chain::close(disk).await.expect("it closes");
-            chain::check(&image, Tolerance::Clean).await.expect("it is clean");
-            done
-        });
-        if done {
-            return;
-        }
-    }
-    panic!("no number of polls is enough");
+    at_every_step(40, |polls| async move {
+        let image = image().await;
+        let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
+        // Two clusters and parts of two: tables, clusters and copies are needed.
+        let data = IoBuf::from(vec![7; 3 * CLUSTER]);
+        let mut done = give_up(polls, disk.write(100, data, WriteFlags::empty())).await;
+        let packed = IoBuf::from(vec![8; CLUSTER]);
+        let compressed = disk.write(65_536, packed, WriteFlags::COMPRESSED);
+        done &= give_up(polls, compressed).await;
+        drop(disk.quiesce().await);
+        assert!(read(&disk, 100, 3 * CLUSTER).await.iter().all(|byte| *byte == 7));
+        assert!(read(&disk, 65_536, CLUSTER).await.iter().all(|byte| *byte == 8));
+        let zeroes = disk.write_zeroes(0, 8192, ZeroFlags::MAY_UNMAP);
+        done &= give_up(polls, zeroes).await;
+        drop(disk.quiesce().await);
+        assert!(read(&disk, 0, 8192).await.iter().all(|byte| *byte == 0));
+        chain::close(disk).await.expect("it closes");
+        chain::check(&image, Tolerance::Clean).await.expect("it is clean");
+        done
+    });
 }
 
 #[test]
 fn a_flush_given_up_at_any_step_does_not_keep_the_next_from_flushing() {
-    for polls in 1..60 {
-        let done = sim::run(polls as u64, async {
-            let image = image().await;
-            let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
-            let data = IoBuf::from(vec![7; CLUSTER]);
-            disk.write(0, data, WriteFlags::empty()).await.expect("a write");
-            let done = give_up(polls, disk.flush()).await;
-            disk.flush().await.expect("a flush");
-            // The power fails.
-            let left = Image { disk: image.disk.after_power_loss_none(), ..image };
-            let again = chain::open(&[left]).await.expect("it opens");
-            assert!(read(&again, 0, CLUSTER).await.iter().all(|byte| *byte == 7));
-            chain::close(again).await.expect("it closes");
-            chain::close(disk).await.expect("it closes");
-            done
-        });
-        if done {
-            return;
-        }
-    }
-    panic!("no number of polls is enough");
+    at_every_step(60, |polls| async move {
+        let image = image().await;
+        let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
+        let data = IoBuf::from(vec![7; CLUSTER]);
+        disk.write(0, data, WriteFlags::empty()).await.expect("a write");
+        let done = give_up(polls, disk.flush()).await;
+        disk.flush().await.expect("a flush");
+        // The power fails.
+        let left = Image { disk: image.disk.after_power_loss_none(), ..image };
+        let again = chain::open(&[left]).await.expect("it opens");
+        assert!(read(&again, 0, CLUSTER).await.iter().all(|byte| *byte == 7));
+        chain::close(again).await.expect("it closes");
+        chain::close(disk).await.expect("it closes");
+        done
+    });
 }

@@ -1,7 +1,7 @@
 //! The workers of a copy.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use oxblk_core::{Error, ErrorKind, WriteFlags, ZeroFlags, run_all};
 use oxblk_ring::Mutex as AsyncMutex;
@@ -12,6 +12,7 @@ use super::rate::Rate;
 use super::source::Sources;
 use super::sparse::{Run, runs};
 use super::{Copy, CopyError, CopyOptions, Stage};
+use crate::lowest::Lowest;
 
 /// Longest zero write issued at once in bytes, so that progress moves and a stop is noticed.
 const ZERO_STEP: u64 = 1 << 30;
@@ -31,7 +32,8 @@ struct Shared {
     done: AtomicU64,
     /// The thread that writes, where it is another one than the reader's. See [`Shared::write`].
     writer: Option<IoThread>,
-    failure: Mutex<Option<CopyError>>,
+    /// What lies before a failure was begun earlier, and is still under way.
+    failure: Lowest<CopyError>,
 }
 
 /// Makes a copy, on the current I/O thread and on `helpers`.
@@ -55,11 +57,7 @@ pub async fn run(copy: Copy, helpers: &[IoThread]) -> Result<(), CopyError> {
             shared.fail(stopped(0, "An I/O thread ended early"));
         }
     }
-    let failure = shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
-    match failure {
-        Some(failure) => Err(failure),
-        None => Ok(()),
-    }
+    shared.failure.take().map_or(Ok(()), Err)
 }
 
 async fn workers_on_one_thread(shared: Arc<Shared>, workers: usize) {
@@ -98,7 +96,7 @@ impl Shared {
             sources,
             done: AtomicU64::new(0),
             writer: IoThread::current().filter(|_| !compress),
-            failure: Mutex::new(None),
+            failure: Lowest::default(),
             copy,
         }
     }
@@ -113,21 +111,13 @@ impl Shared {
         }
     }
 
-    /// Keeps the failure at the lowest offset: what lies before it was begun earlier, and is still under way.
     fn fail(&self, failure: CopyError) {
-        let mut first = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        if first.as_ref().is_none_or(|earlier| failure.offset < earlier.offset) {
-            *first = Some(failure);
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.failure.keep(failure.offset, failure);
     }
 
     /// Deals with one chunk; `false` when there is none left.
     async fn step(self: &Arc<Self>) -> Result<bool, CopyError> {
-        if self.is_over() {
+        if self.failure.is_some() {
             return Ok(false);
         }
         let Some(chunk) = self.plan.lock().await.next().await? else { return Ok(false) };

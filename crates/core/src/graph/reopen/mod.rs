@@ -9,9 +9,8 @@
 //!    protocols take or release their locks.
 //! 5. Every driver commits, children first, so that a parent that has something to write finds its file writable.
 //!
-//! A failure up to and including step 4 undoes the steps before; step 5 cannot fail. From step 2 on it goes on to its end
-//! even if its future is dropped. What has lost its last user is
-//! closed at the end.
+//! A failure up to and including step 4 undoes the steps before; step 5 cannot fail. Once everything is drained it goes on
+//! to its end even if its future is dropped. What has lost its last user is closed at the end.
 
 mod replace;
 

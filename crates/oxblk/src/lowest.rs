@@ -1,0 +1,34 @@
+//! What workers that go through a disk in pieces find first, counted by offset and not by time.
+
+use std::sync::{Mutex, PoisonError};
+
+/// Of all that is kept, what has the lowest offset.
+#[derive(Debug)]
+pub(crate) struct Lowest<T>(Mutex<Option<(u64, T)>>);
+
+impl<T> Default for Lowest<T> {
+    fn default() -> Self {
+        Self(Mutex::new(None))
+    }
+}
+
+impl<T> Lowest<T> {
+    /// Keeps `value` unless something with an offset as low is kept already.
+    pub(crate) fn keep(&self, offset: u64, value: T) {
+        let mut lowest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lowest.as_ref().is_none_or(|(earlier, _)| offset < *earlier) {
+            *lowest = Some((offset, value));
+        }
+    }
+
+    /// Whether anything is kept.
+    pub(crate) fn is_some(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Gives out what is kept.
+    pub(crate) fn take(&self) -> Option<T> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        kept.map(|(_, value)| value)
+    }
+}
