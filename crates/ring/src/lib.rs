@@ -8,6 +8,7 @@
 //! * `reactor`: the slots, and what carries operations out: io_uring, Linux AIO, a pool of blocking threads, or poll.
 //! * `runtime`: the loop (harvest completions → run ready tasks → one submit-and-wait), tasks, timers, wakers.
 //! * [`File`], [`Stream`], [`Listener`]: what can be read and written.
+//! * [`perturb`]: random delays in lock-free hand-overs, in test builds.
 //! * [`sim`]: a simulated disk and a deterministic executor for tests.
 //! * locks that work across I/O threads: [`Mutex`], [`RwLock`], [`Semaphore`], [`RangeLock`]; and [`Sharded`] data.
 
@@ -15,6 +16,7 @@ mod buf;
 mod file;
 pub mod host;
 mod net;
+pub mod perturb;
 mod reactor;
 mod runtime;
 pub mod sim;

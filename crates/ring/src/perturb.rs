@@ -1,0 +1,81 @@
+//! Perturbation points: random yields and delays in lock-free hand-overs, for tests.
+//!
+//! A race between two steps of a hand-over may need a delay of milliseconds exactly between them to show. A
+//! hand-over names the place between its steps with [`point`]. Tests [`start`] perturbation; each pass of a point then
+//! goes on at once, yields, spins or sleeps, at random.
+//!
+//! Points exist in builds with the feature `perturb` only, which the test crates enable. In all other builds `point`
+//! is an empty function. A point never suspends a task: it delays the thread, as a busy machine does.
+
+/// A place between two steps of a hand-over.
+#[cfg(not(feature = "perturb"))]
+#[inline(always)]
+pub fn point() {}
+
+#[cfg(feature = "perturb")]
+pub use enabled::{point, start, stop};
+
+#[cfg(feature = "perturb")]
+mod enabled {
+    use std::cell::Cell;
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    use std::time::Duration;
+
+    /// The seed of the delays; zero while perturbation is off.
+    static SEED: AtomicU64 = AtomicU64::new(0);
+    /// Gives each thread a sequence of its own.
+    static THREADS: AtomicU64 = AtomicU64::new(1);
+
+    thread_local! {
+        /// The seed that the thread's sequence began with, and the sequence's state.
+        static STATE: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+    }
+
+    /// Turns perturbation on for the whole process. The machine still chooses the schedule: the same seed gives the
+    /// same delays, not the same run.
+    pub fn start(seed: u64) {
+        SEED.store(seed | 1, Relaxed);
+    }
+
+    /// Turns perturbation off.
+    pub fn stop() {
+        SEED.store(0, Relaxed);
+    }
+
+    /// A place between two steps of a hand-over: does nothing, yields, spins or sleeps.
+    #[inline]
+    pub fn point() {
+        let seed = SEED.load(Relaxed);
+        if seed != 0 {
+            delay(next(seed));
+        }
+    }
+
+    /// The next number of the thread's sequence (xorshift64*).
+    fn next(seed: u64) -> u64 {
+        STATE.with(|state| {
+            let (begun_with, mut x) = state.get();
+            if begun_with != seed {
+                let thread = THREADS.fetch_add(1, Relaxed);
+                x = seed ^ thread.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+            }
+            x ^= x >> 12;
+            x ^= x << 25;
+            x ^= x >> 27;
+            state.set((seed, x));
+            x.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32
+        })
+    }
+
+    /// Of 256 passes 200 go on at once, 40 yield, 12 spin, 3 sleep for some microseconds and one for milliseconds.
+    #[cold]
+    fn delay(random: u64) {
+        match random % 256 {
+            0 => std::thread::sleep(Duration::from_micros(500 + (random >> 8) % 2500)),
+            1..4 => std::thread::sleep(Duration::from_micros((random >> 8) % 100)),
+            4..16 => (0..(random >> 8) % 2000).for_each(|_| std::hint::spin_loop()),
+            16..56 => std::thread::yield_now(),
+            _ => {}
+        }
+    }
+}
