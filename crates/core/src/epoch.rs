@@ -52,7 +52,9 @@ impl Epochs {
         loop {
             let epoch = self.current.load(SeqCst);
             let count = slot(counts, epoch);
+            oxblk_ring::perturb::point();
             count.fetch_add(1, SeqCst);
+            oxblk_ring::perturb::point();
             if self.current.load(SeqCst) == epoch {
                 return EpochGuard { count, epoch, _thread: std::marker::PhantomData };
             }
@@ -97,6 +99,7 @@ impl Epochs {
         if self.counts.iter().any(|counts| slot(counts, previous).load(SeqCst) != 0) {
             return false;
         }
+        oxblk_ring::perturb::point();
         // Losing the race means that somebody else advanced it.
         let _ = self.current.compare_exchange(epoch, epoch.wrapping_add(1), SeqCst, SeqCst);
         true
