@@ -148,9 +148,14 @@ pub(crate) struct Qcow2 {
     prepared: Mutex<Option<Prepared>>,
 }
 
+/// The unit that disks consist of.
+const SECTOR: u64 = 512;
+
 impl Qcow2 {
+    /// The size of the disk: that of the header in whole sectors.
     fn size(&self) -> u64 {
-        self.size.load(Acquire)
+        let size = self.size.load(Acquire);
+        size.checked_next_multiple_of(SECTOR).unwrap_or(size)
     }
 
     fn l1_entries(&self) -> u64 {
