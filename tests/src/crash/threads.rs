@@ -13,7 +13,7 @@ use super::history::History;
 use super::look::{Look, look, look_at_cut};
 use super::qemu;
 use super::workload::{Workload, active};
-use crate::drivers::Variant;
+use crate::formats::Variant;
 use crate::model::chain::{self, Chain, Tolerance};
 use crate::model::pool::{Next, Pool};
 use crate::model::run;

@@ -20,7 +20,7 @@ use super::pool::{Next, Pool};
 use super::run::{Seen, execute};
 use super::threads::{Extent, Run};
 use crate::crash::oracle::CrashOracle;
-use crate::drivers::Variant;
+use crate::formats::Variant;
 use crate::random::Random;
 use crate::scratch;
 use crate::tally::Tally;

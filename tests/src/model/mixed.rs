@@ -26,7 +26,7 @@ use super::oracle::Oracle;
 use super::pool::Next;
 use super::run::{Seen, execute, judge};
 use crate::crash::qemu;
-use crate::drivers::Variant;
+use crate::formats::Variant;
 use crate::random::Random;
 
 /// I/O threads.

@@ -16,7 +16,7 @@ use super::oracle::Oracle;
 use super::pool::{Next, Pool};
 use super::run::{compare_all, execute, judge};
 use super::sim::{disk_size, random_chain};
-use crate::drivers::Variant;
+use crate::formats::Variant;
 use crate::random::Random;
 use crate::scratch;
 use crate::tally::Tally;

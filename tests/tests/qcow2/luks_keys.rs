@@ -6,7 +6,7 @@ use oxblk_core::{ChildIdx, Edge, Options, Perm, Permissions, Secrets};
 use oxblk_crypto::secret::Secret;
 use oxblk_formats::qcow2::encryption::keys::{Change, change};
 use oxblk_ring::sim::{self, Disk};
-use oxblk_tests::drivers::{Variant, named};
+use oxblk_tests::formats::{Variant, named};
 use oxblk_tests::model::chain::{self, Image};
 use oxblk_tests::sim_disk::{self, Pace};
 
@@ -16,7 +16,7 @@ const SECOND: &str = "n";
 const THIRD: &str = "m";
 
 fn secrets() -> Secrets {
-    let secrets = oxblk_tests::drivers::secrets();
+    let secrets = oxblk_tests::formats::secrets();
     for id in [SECOND, THIRD] {
         secrets.add(id, Secret::from_slice(id.as_bytes())).unwrap();
     }
