@@ -21,6 +21,7 @@ pub mod guest;
 pub mod host_clusters;
 pub mod hostile;
 pub mod model;
+pub mod perturbed;
 pub mod program;
 pub mod random;
 pub mod scratch;

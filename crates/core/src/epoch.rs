@@ -14,6 +14,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use oxblk_ring::Sharded;
+use oxblk_ring::perturb::point;
 
 const SLOTS: usize = 4;
 
@@ -41,9 +42,14 @@ fn slot(counts: &[AtomicU64; SLOTS], epoch: u64) -> &AtomicU64 {
 }
 
 impl Epochs {
-    /// The epoch that a request starting now belongs to (or the one before).
+    /// The epoch that a request starting now belongs to (or the one before). Requests of later epochs see all that the
+    /// caller has written before.
+    ///
+    /// A read-modify-write, although it changes nothing: a request that enters a later epoch reads what was written to the
+    /// counter after it, and so sees what the caller wrote. With a load alone the caller's writes could become visible
+    /// later than the load.
     pub fn current(&self) -> u64 {
-        self.current.load(SeqCst)
+        self.current.fetch_add(0, SeqCst)
     }
 
     /// Marks the start of a request.
@@ -52,7 +58,9 @@ impl Epochs {
         loop {
             let epoch = self.current.load(SeqCst);
             let count = slot(counts, epoch);
+            point();
             count.fetch_add(1, SeqCst);
+            point();
             if self.current.load(SeqCst) == epoch {
                 return EpochGuard { count, epoch, _thread: std::marker::PhantomData };
             }
@@ -69,7 +77,7 @@ impl Epochs {
     /// epoch on where it can, so that asking again later will at some point say yes.
     pub fn has_passed(&self, epoch: u64) -> bool {
         let target = epoch.saturating_add(2);
-        while self.current() < target {
+        while self.current.load(SeqCst) < target {
             if !self.try_advance() {
                 return false;
             }
@@ -97,6 +105,7 @@ impl Epochs {
         if self.counts.iter().any(|counts| slot(counts, previous).load(SeqCst) != 0) {
             return false;
         }
+        point();
         // Losing the race means that somebody else advanced it.
         let _ = self.current.compare_exchange(epoch, epoch.wrapping_add(1), SeqCst, SeqCst);
         true

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use oxblk_core::{ChildIdx, Error, ErrorKind, Result, ZeroFlags};
+use oxblk_ring::perturb::point;
 use roaring::RoaringTreemap;
 
 use super::Qcow2;
@@ -227,9 +228,11 @@ impl Qcow2 {
             }
             next = next.saturating_add(size);
         }
+        point();
         if changed {
             slice.mark_dirty();
         }
+        point();
         self.drop_entries(&old, if discard { Was::Discarded } else { Was::Data });
         match bad {
             None => Ok(next),
