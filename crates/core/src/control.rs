@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Acquire;
 use std::task::{Context, Poll};
 
-use oxblk_ring::{Mutex, MutexGuardArc, Task};
+use oxblk_ring::{Mutex, MutexGuardArc, Task, UntilSettled};
 
 use crate::backend::no_medium;
 use crate::{Drained, Graph, Node, Result};
@@ -59,13 +59,15 @@ impl Graph {
             return Err(no_medium());
         }
         let node = Arc::clone(node);
+        // Where the thread ends halfway, the node is held until the host has ended what was begun.
+        let alone = UntilSettled::new(alone);
         carry_through(async move {
             let outcome = work(node).await;
             if outcome.is_err() {
                 // Of what failed, operations may be left that the host is still carrying out.
                 oxblk_ring::settled().await;
             }
-            drop(alone);
+            drop(alone.release());
             outcome
         })
         .await

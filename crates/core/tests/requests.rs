@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "requests/abandoned.rs"]
+mod abandoned;
 #[path = "requests/failed_pieces.rs"]
 mod failed_pieces;
 mod memory;
