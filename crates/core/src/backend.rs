@@ -4,6 +4,8 @@
 //! be [drained](Backend::drain), keeps the epoch that freed clusters wait for, and counts what passes. Any I/O
 //! thread may use it at any time.
 
+mod copy;
+
 use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU64, AtomicUsize,
@@ -309,28 +311,6 @@ impl Backend {
         self.0.graph.alone_with(edge.node(), resize).await
     }
 
-    /// Copies a range to another backend by way of the host's copy offload.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Unsupported`] where it cannot be; otherwise as the host reports.
-    pub async fn copy_to(
-        &self,
-        offset: u64,
-        target: &Self,
-        target_offset: u64,
-        len: u64,
-    ) -> Result<()> {
-        let from = self.begin().await?;
-        let to = target.begin().await?;
-        from.check(offset, len)?;
-        to.check(target_offset, len)?;
-        from.root.edge.copy_to(offset, &to.root.edge, target_offset, len).await?;
-        from.done();
-        to.done();
-        target.count_write(len);
-        Ok(())
-    }
-
     /// Flushes, gives the node up, and closes what nobody else uses. Once begun it goes on to its end even if its future is
     /// dropped.
     ///
@@ -404,12 +384,24 @@ impl Backend {
 
     /// Holds back new requests and waits until those in flight have ended. They go on when the guard is dropped.
     pub async fn quiesce(&self) -> Quiesced {
+        let guard = self.hold_back();
+        self.idle().await;
+        guard
+    }
+
+    /// Holds back new requests.
+    pub(crate) fn hold_back(&self) -> Quiesced {
         self.0.quiesced.fetch_add(1, SeqCst);
-        let guard = Quiesced(self.clone());
+        oxblk_ring::perturb::point();
+        Quiesced(self.clone())
+    }
+
+    /// Waits until no request is in flight.
+    pub(crate) async fn idle(&self) {
         loop {
             let listener = self.0.changed.listen();
             if self.0.counters.iter().all(|one| one.in_flight.load(SeqCst) == 0) {
-                return guard;
+                return;
             }
             listener.await;
         }
@@ -425,19 +417,33 @@ impl Backend {
     async fn begin(&self) -> Result<Request<'_>> {
         loop {
             // Looked at before being counted: those who wait must not wake one another by coming and going.
-            while self.0.quiesced.load(SeqCst) != 0 {
-                let listener = self.0.changed.listen();
-                if self.0.quiesced.load(SeqCst) != 0 {
-                    listener.await;
-                }
-            }
-            let count = InFlight::enter(self);
-            if self.0.quiesced.load(SeqCst) == 0 {
-                let root = self.0.roots.mine().load_full().ok_or_else(no_medium)?;
-                let epoch = self.0.graph.epochs().enter();
-                return Ok(Request { root, guards: Some((epoch, count)), backend: self });
+            self.not_quiesced().await;
+            if let Some(request) = self.try_begin()? {
+                return Ok(request);
             }
         }
+    }
+
+    /// Waits until requests are not held back.
+    async fn not_quiesced(&self) {
+        while self.0.quiesced.load(SeqCst) != 0 {
+            let listener = self.0.changed.listen();
+            if self.0.quiesced.load(SeqCst) != 0 {
+                listener.await;
+            }
+        }
+    }
+
+    /// Starts a request unless requests are held back.
+    fn try_begin(&self) -> Result<Option<Request<'_>>> {
+        let count = InFlight::enter(self);
+        oxblk_ring::perturb::point();
+        if self.0.quiesced.load(SeqCst) != 0 {
+            return Ok(None);
+        }
+        let root = self.0.roots.mine().load_full().ok_or_else(no_medium)?;
+        let epoch = self.0.graph.epochs().enter();
+        Ok(Some(Request { root, guards: Some((epoch, count)), backend: self }))
     }
 }
 
@@ -460,6 +466,12 @@ pub(crate) fn no_medium() -> Error {
 /// Requests of a backend are held back while this lives.
 #[derive(Debug)]
 pub struct Quiesced(Backend);
+
+impl Quiesced {
+    pub(crate) fn backend(&self) -> &Backend {
+        &self.0
+    }
+}
 
 impl Drop for Quiesced {
     fn drop(&mut self) {

@@ -8,7 +8,6 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Acquire;
 use std::task::{Context, Poll};
 
 use oxblk_ring::{Mutex, MutexGuardArc, Task, UntilSettled};
@@ -55,7 +54,7 @@ impl Graph {
         F: Future<Output = Result<T>> + 'static,
     {
         let alone = self.alone(node).await;
-        if node.closed.load(Acquire) {
+        if node.users().is_closed() {
             return Err(no_medium());
         }
         let node = Arc::clone(node);

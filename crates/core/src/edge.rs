@@ -172,7 +172,9 @@ impl Edge {
         if let Err(error) = self.node.refresh_permissions() {
             self.replace_permissions(before);
             // Going back to what was held before cannot conflict.
-            let _ = self.node.refresh_permissions();
+            if let Err(error) = self.node.refresh_permissions() {
+                tracing::warn!(%error, "cannot put permissions back");
+            }
             return Err(error);
         }
         Ok(())

@@ -30,7 +30,16 @@ mod request;
 mod secret;
 pub mod snapshot;
 mod status;
+#[cfg(test)]
+mod under_loom;
+mod unflushed;
+mod users;
 pub mod vm_state;
+
+/// What the lock-free hand-overs are made of. Under the model checker they take loom's.
+mod atomics {
+    pub(crate) use std::sync::atomic::{AtomicBool, Ordering, fence};
+}
 
 pub use backend::{Backend, Quiesced, Statistics};
 pub use driver::{

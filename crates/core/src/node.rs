@@ -8,7 +8,7 @@ use std::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
 };
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
@@ -18,6 +18,8 @@ use crate::control::Turns;
 use crate::driver::{Driver, DriverFactory, DriverKind};
 use crate::epoch::Epochs;
 use crate::perm::{Perm, Permissions};
+use crate::unflushed::Unflushed;
+use crate::users::Users;
 use crate::{ChildIdx, Children, Edge, Error, ErrorKind, Limits, OpenFlags, Options, Result};
 
 bitflags::bitflags! {
@@ -59,7 +61,7 @@ pub struct Node {
     factory: &'static dyn DriverFactory,
     driver: Box<dyn Driver>,
     children: Arc<Children>,
-    parents: Mutex<Vec<Weak<Edge>>>,
+    users: Users,
     epochs: Arc<Epochs>,
     size: AtomicU64,
     limits: RwLock<Arc<Limits>>,
@@ -68,12 +70,13 @@ pub struct Node {
     gates: AtomicU32,
     write_guard: OnceLock<WriteGuard>,
     bitmaps: BitmapList,
+    // What is waited for while what is held: see "Locks and their order" in docs/architecture.md. A holder of a range
+    // waits for counted writes; so nobody waits for a range who is counted.
     pub(crate) serialise: RangeLock,
     pub(crate) aligned_writes: Epochs,
-    pub(crate) unflushed: AtomicBool,
+    pub(crate) unflushed: Unflushed,
     pub(crate) flushing: AsyncMutex<()>,
     read_only: AtomicBool,
-    pub(crate) closed: AtomicBool,
     settings: ArcSwap<Settings>,
     /// A parent made it for itself: its cache mode and writability follow the parent's.
     follows_parent: AtomicBool,
@@ -119,15 +122,14 @@ impl Node {
             factory: parts.factory,
             driver: parts.driver,
             children: parts.children,
-            parents: Mutex::default(),
+            users: Users::default(),
             epochs: parts.epochs,
             gates: AtomicU32::new(gates.bits()),
             serialise: RangeLock::new(),
             aligned_writes: Epochs::default(),
-            unflushed: AtomicBool::new(false),
+            unflushed: Unflushed::new(),
             flushing: AsyncMutex::new(()),
             read_only: AtomicBool::new(parts.settings.flags.read_only),
-            closed: AtomicBool::new(false),
             settings: ArcSwap::from_pointee(parts.settings),
             follows_parent: AtomicBool::new(false),
             filename: parts.filename,
@@ -250,6 +252,11 @@ impl Node {
         self.settings.load().flags.clone()
     }
 
+    /// Whether space may be given back (`discard=unmap`).
+    pub(crate) fn unmaps(&self) -> bool {
+        self.settings.load().flags.unmap
+    }
+
     /// The driver's options it was opened with, or reopened with last.
     pub fn options(&self) -> Options {
         self.settings.load().options.clone()
@@ -340,11 +347,9 @@ impl Node {
         self.gates.load(SeqCst) >= SERIALISING
     }
 
-    /// Notes that there is something to flush. Reads first, so that the line stays shared among threads.
+    /// Notes that a write has completed, so that there is something to flush.
     pub(crate) fn mark_unflushed(&self) {
-        if !self.unflushed.load(Acquire) {
-            self.unflushed.store(true, Release);
-        }
+        self.unflushed.mark();
     }
 
     /// Alignment of memory in bytes.
@@ -367,18 +372,19 @@ impl Node {
         }
     }
 
-    /// Whether anybody uses it.
+    /// Whether it has parents.
     pub fn has_parents(&self) -> bool {
-        self.lock_parents().iter().any(|edge| edge.strong_count() > 0)
+        self.users.has_edges()
     }
 
-    fn lock_parents(&self) -> MutexGuard<'_, Vec<Weak<Edge>>> {
-        self.parents.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The edges of its users.
+    /// The edges of its parents.
     pub fn parents(&self) -> Vec<Arc<Edge>> {
-        self.lock_parents().iter().filter_map(Weak::upgrade).collect()
+        self.users.edges()
+    }
+
+    /// Who uses it.
+    pub(crate) fn users(&self) -> &Users {
+        &self.users
     }
 
     pub(crate) fn add_parent(&self, edge: &Arc<Edge>) -> Result<()> {
@@ -386,7 +392,7 @@ impl Node {
         if self.is_read_only() && permissions.taken.contains(Perm::WRITE) {
             return Err(Error::new(ErrorKind::Denied, "Block node is read-only").errno(1));
         }
-        self.lock_parents().push(Arc::downgrade(edge));
+        self.users.add(edge).map_err(|error| error.on_node(&self.name))?;
         if let Err(error) = self.refresh_permissions() {
             self.remove_parent(edge);
             return Err(error);
@@ -395,11 +401,11 @@ impl Node {
     }
 
     pub(crate) fn remove_parent(&self, edge: &Edge) {
-        self.lock_parents().retain(|other| {
-            other.strong_count() > 0 && !std::ptr::eq(other.as_ptr(), std::ptr::from_ref(edge))
-        });
-        // Asking for less cannot conflict.
-        let _ = self.refresh_permissions();
+        self.users.remove(edge);
+        // Asking for less cannot conflict; that the host keeps a lock which it should give back is worth knowing.
+        if let Err(error) = self.refresh_permissions() {
+            tracing::warn!(node = self.name, %error, "cannot give permissions back");
+        }
     }
 
     /// What all users together take and share.
@@ -424,6 +430,8 @@ impl Node {
     pub(crate) fn refresh_permissions(&self) -> Result<()> {
         self.check_conflicts()?;
         let ours = self.cumulative();
+        ours.check_size(self.size(), self.request_alignment())
+            .map_err(|error| error.on_node(&self.name))?;
         let mut changed: Vec<(Arc<Edge>, Permissions)> = Vec::new();
         let outcome = (|| {
             for (child, edge) in self.children.iter() {
@@ -445,7 +453,9 @@ impl Node {
         if outcome.is_err() {
             for (edge, before) in changed.into_iter().rev() {
                 edge.replace_permissions(before);
-                let _ = edge.node().refresh_permissions();
+                if let Err(error) = edge.node().refresh_permissions() {
+                    tracing::warn!(%error, "cannot put permissions back");
+                }
             }
         }
         outcome

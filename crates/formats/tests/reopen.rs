@@ -50,7 +50,7 @@ fn a_disk_becomes_read_only_and_writable_again_with_its_file() {
         assert!(below.is_read_only());
         assert_eq!(write(&disk, 0, b"two").await.unwrap_err().raw_errno(), 1);
         // Nobody is kept from writing by us any more.
-        let other = FileLocks::new(file.as_file(), "other").unwrap();
+        let other = FileLocks::new(file.as_file(), "other").unwrap().unwrap();
         let alone = Permissions { taken: Perm::WRITE, shared: Perm::CONSISTENT_READ };
         other.set(alone).unwrap();
         let refused = disk.reopen(options("read-only=off")).await.unwrap_err();

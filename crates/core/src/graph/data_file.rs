@@ -47,7 +47,7 @@ impl OpenContext {
                 Ok(true)
             }
             Err(error) => {
-                let _ = self.graph.release(node).await;
+                self.graph.release_after_failure(node).await;
                 Err(error)
             }
         }
@@ -74,7 +74,7 @@ impl Graph {
         match Edge::attach(Arc::clone(&node), user, ChildIdx::DATA.name(), permissions) {
             Ok(edge) => Ok(edge),
             Err(error) => {
-                let _ = self.release(node).await;
+                self.release_after_failure(node).await;
                 Err(error)
             }
         }

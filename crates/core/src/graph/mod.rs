@@ -40,6 +40,9 @@ struct Registry {
     /// Nodes that live although nobody uses them (`blockdev-add`).
     owned: Vec<Arc<Node>>,
     backends: Vec<Backend>,
+    /// Drains under way: what holds back the backends of each.
+    drains: Vec<drain::Active>,
+    next_drain: u64,
 }
 
 struct Inner {
@@ -166,8 +169,13 @@ impl Graph {
     }
 
     /// Keeps `node` alive although nobody uses it, until [`Self::disown`].
-    pub fn own(&self, node: Arc<Node>) {
+    ///
+    /// # Errors
+    /// When the node is being closed.
+    pub fn own(&self, node: Arc<Node>) -> Result<()> {
+        node.users().set_owned(true).map_err(|error| error.on_node(node.name()))?;
         self.registry().owned.push(node);
+        Ok(())
     }
 
     /// Undoes [`Self::own`] and closes the node if nobody uses it.
@@ -175,12 +183,16 @@ impl Graph {
     /// # Errors
     /// As [`Self::release`].
     pub async fn disown(&self, node: Arc<Node>) -> Result<()> {
+        node.users().set_owned(false)?;
         self.registry().owned.retain(|other| !Arc::ptr_eq(other, &node));
         self.release(node).await
     }
 
+    /// Makes `backend` known; drains under way that concern it hold it back from its first request on.
     pub(crate) fn register_backend(&self, backend: &Backend) {
-        self.registry().backends.push(backend.clone());
+        let mut registry = self.registry();
+        registry.backends.push(backend.clone());
+        registry.extend_drains();
     }
 
     pub(crate) fn unregister_backend(&self, backend: &Backend) {
@@ -247,31 +259,39 @@ impl Graph {
         node
     }
 
+    /// The same after a failure, which is what is reported.
+    pub(crate) async fn release_after_failure(&self, node: Arc<Node>) {
+        let name = node.name().to_owned();
+        if let Err(error) = self.release(node).await {
+            tracing::warn!(node = name, %error, "closing what is not needed after a failure");
+        }
+    }
+
     /// Closes `node` and then its children, as far as nobody uses them.
     ///
     /// # Errors
     /// The first failure; everything is closed all the same.
     pub fn release(&self, node: Arc<Node>) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            let owned = self.registry().owned.iter().any(|other| Arc::ptr_eq(other, &node));
-            if owned
-                || node.has_parents()
-                || node.closed.swap(true, std::sync::atomic::Ordering::AcqRel)
-            {
-                return Ok(());
-            }
-            let mut outcome = match node.driver().close() {
-                Some(request) => request.await.map_err(|error| error.on_node(node.name())),
-                None => Ok(()),
-            };
-            self.registry().nodes.remove(node.name());
-            let children: Vec<_> = node.children().iter().collect();
-            for (child, edge) in children {
-                node.children().set(child, None);
-                edge.detach();
-                let below = Arc::clone(edge.node());
-                drop(edge);
-                outcome = outcome.and(self.release(below).await);
+            let mut outcome = Ok(());
+            // No recursion: a chain of backing files may be long.
+            let mut released = vec![node];
+            while let Some(node) = released.pop() {
+                if !node.users().close() {
+                    continue;
+                }
+                let closed = match node.driver().close() {
+                    Some(request) => request.await.map_err(|error| error.on_node(node.name())),
+                    None => Ok(()),
+                };
+                outcome = outcome.and(closed);
+                self.registry().nodes.remove(node.name());
+                let children: Vec<_> = node.children().iter().collect();
+                for (child, edge) in children.into_iter().rev() {
+                    node.children().set(child, None);
+                    edge.detach();
+                    released.push(Arc::clone(edge.node()));
+                }
             }
             outcome
         })

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::OptionFuture;
 use serde_json::Value;
 
 use super::generic::{Generic, take_generic};
@@ -173,7 +174,7 @@ impl Graph {
         match Backend::new(self, "", Arc::clone(&node), Permissions::sharing_all(taken)) {
             Ok(backend) => Ok(backend),
             Err(error) => {
-                let _ = self.release(node).await;
+                self.release_after_failure(node).await;
                 Err(error)
             }
         }
@@ -276,7 +277,7 @@ impl Graph {
         match driver {
             Ok(driver) => self.open_driver(driver, target, generic, Some(file)).await,
             Err(error) => {
-                let _ = self.release(file).await;
+                self.release_after_failure(file).await;
                 Err(error)
             }
         }
@@ -332,11 +333,11 @@ impl Graph {
             for child in ChildIdx::all() {
                 if let Some(edge) = children.set(child, None) {
                     edge.detach();
-                    let _ = self.release(Arc::clone(edge.node())).await;
+                    self.release_after_failure(Arc::clone(edge.node())).await;
                 }
             }
             if let Some(file) = file {
-                let _ = self.release(file).await;
+                self.release_after_failure(file).await;
             }
         }
         outcome
@@ -383,8 +384,8 @@ impl Graph {
         let bitmaps = match loaded {
             Ok(bitmaps) => bitmaps,
             Err(error) => {
-                if let Some(request) = opened.close() {
-                    let _ = request.await;
+                if let Some(Err(close)) = OptionFuture::from(opened.close()).await {
+                    tracing::warn!(error = %close, "closing an image that could not be opened");
                 }
                 return Err(error);
             }
@@ -444,7 +445,7 @@ impl Graph {
                 Ok(())
             }
             Err(error) => {
-                let _ = self.release(backing).await;
+                self.release_after_failure(backing).await;
                 Err(error)
             }
         }

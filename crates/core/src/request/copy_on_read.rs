@@ -57,6 +57,7 @@ async fn read_and_keep(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Resu
     let end = offset.saturating_add(as_u64(buf.len())).next_multiple_of(block).min(node.size());
     let lock = node.serialise.lock(start..end).await;
     let alone = align::Serialising::begin(node);
+    oxblk_ring::perturb::point();
     node.aligned_writes.grace().await;
     let mut at = start;
     while at < end {

@@ -6,7 +6,7 @@
 //! read-modify-write), the request goes through [`slow`] at the node that needs it. Requests over several
 //! extents are split and run side by side.
 //!
-//! Durability: `unflushed` is set on a node after a write through it has completed, and on every node that
+//! Durability: `unflushed` is set on a node after a write through it has completed, and, as a hint, on every node that
 //! a fast write passes when it starts. [`flush`] of a node hands the mark down to its children before it
 //! flushes, so that a flush covers every write completed through the same node, and a flush with nothing to
 //! make durable costs no system call.
@@ -21,7 +21,6 @@ mod together;
 mod zero;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Release;
 
 use futures_util::future::try_join_all;
 use oxblk_ring::{IoBuf, IoBufMut, WriteAt};
@@ -169,9 +168,8 @@ async fn write_compressed(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<
     let len = as_u64(data.len());
     let outcome = align::in_turn(node, offset, len, compress.write_compressed(offset, data)).await;
     node.mark_dirty(offset, len);
-    outcome.map_err(|e| e.on_node(node.name()).at(offset))?;
-    node.unflushed.store(true, Release);
-    Ok(())
+    node.mark_unflushed();
+    outcome.map_err(|e| e.on_node(node.name()).at(offset))
 }
 
 async fn write_plain(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
@@ -189,9 +187,11 @@ async fn write_plain(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
 }
 
 /// A write to a leaf whose requests must be aligned: it is counted, so that a read-modify-write can wait
-/// for it, and steps aside for one under way.
+/// for it, and steps aside for one under way. What is left of one that was cut short is a write of its own: it may have to
+/// wait for a range whose holder waits for this count, and so begins after the count has been given back.
 async fn tracked(leaf: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let guard = leaf.aligned_writes.enter();
+    oxblk_ring::perturb::point();
     let file = leaf.driver().host_file();
     let (Some(file), false) = (file, leaf.gated()) else {
         drop(guard);
@@ -200,7 +200,9 @@ async fn tracked(leaf: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let len = data.len();
     let operation = file.write_at(data.clone(), offset, false);
     drop(file);
-    let outcome = match operation.await {
+    let outcome = operation.await;
+    drop(guard);
+    let outcome = match outcome {
         Ok(done) if done == len => Ok(()),
         outcome => Box::pin(slow::finish_write(leaf, offset, data, outcome)).await,
     };
@@ -261,10 +263,12 @@ pub(crate) async fn copy_range(
     let Some(copy) = from.node.driver().copy_range() else {
         return Err(Error::unsupported("Copy offload is not possible here"));
     };
-    copy.copy_to(from.offset, to.node.driver(), to.offset, len).await?;
+    let copied = copy.copy_to(from.offset, to.node.driver(), to.offset, len);
+    let outcome = align::in_turn(&to.node, to.offset, len, copied).await;
+    // Also after a failure: part of it may have been copied.
     to.node.mark_unflushed();
     target.mark_unflushed();
-    Ok(())
+    outcome.map_err(|error| error.on_node(to.node.name()).at(to.offset))
 }
 
 /// `usize` to `u64`, which never loses anything on the platforms supported.

@@ -41,7 +41,7 @@ pub(super) fn open(path: &str, access: Access) -> Result<Handle, Errno> {
     rustix::fs::fcntl_setfl(&fd, flags - OFlags::NONBLOCK)?;
     match kind {
         // The kernel lets some read-only devices be opened for writing and fails the writes.
-        Some(Kind::Block) if !access.read_only && is_read_only(fd.as_fd()) => Err(Errno::ACCESS),
+        Some(Kind::Block) if !access.read_only && is_read_only(fd.as_fd())? => Err(Errno::ACCESS),
         Some(kind) => Ok(Handle { fd, kind }),
         None => Err(Errno::NOTSUP),
     }
@@ -73,20 +73,24 @@ pub(super) fn sector_size(fd: BorrowedFd<'_>) -> Option<u32> {
     rustix::fs::ioctl_blksszget(fd).ok().filter(|size| size.is_power_of_two())
 }
 
-fn is_read_only(fd: BorrowedFd<'_>) -> bool {
-    let flag = sysfs(fd).and_then(|device| std::fs::read_to_string(format!("{device}/ro")).ok());
-    flag.is_some_and(|text| text.trim() == "1")
+fn is_read_only(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    match std::fs::read_to_string(format!("{}/ro", sysfs(fd)?)) {
+        Ok(text) => Ok(text.trim() == "1"),
+        // Without sysfs the device says so when it is written.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+    }
 }
 
-fn sysfs(fd: BorrowedFd<'_>) -> Option<String> {
-    let stat = rustix::fs::fstat(fd).ok()?;
+fn sysfs(fd: BorrowedFd<'_>) -> Result<String, Errno> {
+    let stat = rustix::fs::fstat(fd)?;
     let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
-    Some(format!("/sys/dev/block/{major}:{minor}"))
+    Ok(format!("/sys/dev/block/{major}:{minor}"))
 }
 
 /// A number from a block device's queue directory in sysfs; partitions ask their disk.
 pub(super) fn queue_value(fd: BorrowedFd<'_>, name: &str) -> Option<u64> {
-    let device = sysfs(fd)?;
+    let device = sysfs(fd).ok()?;
     let paths = [format!("{device}/queue/{name}"), format!("{device}/../queue/{name}")];
     let text = paths.iter().find_map(|path| std::fs::read_to_string(path).ok())?;
     text.trim().parse().ok()

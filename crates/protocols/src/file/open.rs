@@ -67,6 +67,7 @@ impl FileFactory {
             path,
             size,
             aio,
+            read_only: context.flags.read_only,
             direct,
             no_flush: context.flags.no_flush,
             alignment,
@@ -97,17 +98,17 @@ impl FileFactory {
 }
 
 fn make_locks(handle: &Handle, path: &str, locking: Locking) -> Result<Option<FileLocks>> {
-    match locking {
-        Locking::Off => Ok(None),
-        Locking::On => FileLocks::new(&handle.fd, path).map(Some),
-        Locking::Auto => match FileLocks::new(&handle.fd, path) {
-            Ok(locks) => Ok(Some(locks)),
-            Err(error) => {
-                tracing::debug!(path, %error, "the file system has no locks");
-                Ok(None)
-            }
-        },
+    if locking == Locking::Off {
+        return Ok(None);
     }
+    let locks = FileLocks::new(&handle.fd, path)?;
+    if locks.is_none() {
+        if locking == Locking::On {
+            return Err(Error::unsupported(format!("'{path}' cannot be locked here")));
+        }
+        tracing::warn!(path, "other programs are not kept out: the file cannot be locked here");
+    }
+    Ok(locks)
 }
 
 impl DriverFactory for FileFactory {

@@ -22,6 +22,7 @@ pub(super) struct Prepared {
     /// `None`: the same file stays (it was handed in).
     file: Option<SharedFile>,
     alignment: Alignment,
+    read_only: bool,
     direct: bool,
     no_flush: bool,
 }
@@ -30,10 +31,13 @@ impl FileDriver {
     async fn prepare_reopen(&self, flags: OpenFlags, options: Options) -> Result<Prepared> {
         let options = self.check_unchanged(options)?;
         let (direct, no_flush) = (flags.direct, flags.no_flush);
+        let read_only = flags.read_only;
         let aio = options.aio(direct)?;
         if self.kind == Kind::Given {
-            return Ok(Prepared { file: None, alignment: Alignment::NONE, direct, no_flush });
+            let alignment = Alignment::NONE;
+            return Ok(Prepared { file: None, alignment, read_only, direct, no_flush });
         }
+        self.settle_descriptor().await?;
         let access = Access { read_only: flags.read_only, direct };
         let failed = |errno| handle::open_error(&self.path, errno, direct);
         let handle = handle::open(&self.path, access).map_err(failed)?;
@@ -46,7 +50,19 @@ impl FileDriver {
         let engine = if options.aio.is_some() { aio.engine() } else { self.aio.engine() };
         let file = File::from_fd(handle.fd, engine);
         let alignment = if direct { align::probe(&file).await? } else { Alignment::NONE };
-        Ok(Prepared { file: Some(Arc::new(file)), alignment, direct, no_flush })
+        let permissions = *self.permissions.lock().unwrap_or_else(PoisonError::into_inner);
+        permissions.check_size(self.size.load(Ordering::Acquire), alignment.request)?;
+        Ok(Prepared { file: Some(Arc::new(file)), alignment, read_only, direct, no_flush })
+    }
+
+    /// Learns what a close of the present descriptor would report while the reopen can still fail. Afterwards it has
+    /// nothing left to store.
+    async fn settle_descriptor(&self) -> Result<()> {
+        if self.read_only.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let closed = self.current().close().await;
+        closed.map_err(|e| Error::from(e).prefix(format!("Could not close '{}'", self.path)))
     }
 
     /// The options that a reopen may name; those that cannot change must be as they are.
@@ -98,7 +114,7 @@ impl Reopen for FileDriver {
             }
             self.direct.store(prepared.direct, Ordering::Release);
             self.no_flush.store(prepared.no_flush, Ordering::Release);
-            self.flush_error.store(0, Ordering::Release);
+            self.read_only.store(prepared.read_only, Ordering::Release);
             self.extents.invalidate();
         })
     }

@@ -69,6 +69,7 @@ impl Graph {
         let graph = self.clone();
         carry_through(async move {
             let unused = change(nodes, &replacements).await?;
+            graph.extend_drains();
             drop(alone);
             for node in unused {
                 let name = node.name().to_owned();
@@ -112,7 +113,9 @@ async fn change(nodes: Vec<Planned>, replacements: &[Replacement]) -> Result<Vec
         Err(error) => {
             for planned in &nodes {
                 // The edges are what they were before, so what was held can be held again.
-                let _ = planned.node.refresh_permissions();
+                if let Err(error) = planned.node.refresh_permissions() {
+                    tracing::warn!(%error, "cannot put permissions back");
+                }
             }
             abort(&nodes).await;
             return Err(error);
