@@ -1,6 +1,7 @@
 //! `oxblk serve`, and clients of others.
 
 mod guest_boot;
+mod log;
 mod peers;
 mod serve;
 mod served;
