@@ -1,5 +1,6 @@
 //! `oxblk serve`, and clients of others.
 
+mod addresses;
 mod guest_boot;
 mod log;
 mod peers;

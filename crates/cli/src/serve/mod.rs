@@ -74,11 +74,12 @@ async fn serve(options: Options) -> Result<()> {
 }
 
 async fn listen_and_serve(options: &Options, disk: &Disk, signals: Signals) -> Result<()> {
-    let addresses = match options.addresses.as_slice() {
-        [] => &[address::default_for(&disk.name)],
-        given => given,
-    };
-    let mut endpoints = addresses.iter().map(Endpoint::bind).collect::<Result<Vec<Endpoint>>>()?;
+    let mut addresses: Vec<_> = options.addresses.iter().map(|listen| &listen.address).collect();
+    let default = address::default_for(&disk.name);
+    if addresses.is_empty() {
+        addresses.push(&default);
+    }
+    let mut endpoints = addresses.into_iter().map(Endpoint::bind).collect::<Result<Vec<_>>>()?;
     let server = server(options, disk)?;
     say(attach::announcement(options, disk, &endpoints));
     let tasks: Vec<_> = endpoints
@@ -130,5 +131,9 @@ fn server(options: &Options, disk: &Disk) -> Result<Server> {
         backend: disk.backend.clone(),
         read_only: options.read_only,
     };
-    Server::new(vec![export], threads, ServerOptions::default()).map_err(started)
+    let mut limits = ServerOptions::default();
+    if let Some(connections) = options.max_connections {
+        limits.max_connections = connections;
+    }
+    Server::new(vec![export], threads, limits).map_err(started)
 }
