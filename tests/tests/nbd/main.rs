@@ -6,3 +6,4 @@ mod log;
 mod peers;
 mod serve;
 mod served;
+mod signals;

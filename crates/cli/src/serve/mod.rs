@@ -6,7 +6,7 @@
 //! | `disk` | which image, made first if need be, and opened |
 //! | `address` | where to listen; sockets left behind by a dead server |
 //! | `attach` | the commands that attach to the disk, ready to be copied |
-//! | `signals` | SIGINT and SIGTERM as a future |
+//! | `signals` | the request to end as a future |
 //!
 //! The thread that runs the command is the first I/O thread; `--threads` adds others. At the end,
 //! whatever the reason, the order is: stop accepting, let connections finish what they have received,
@@ -68,7 +68,10 @@ fn say(text: impl Display) {
 async fn serve(options: Options) -> Result<()> {
     let signals = Signals::new().map_err(|error| format!("Cannot catch signals: {error}"))?;
     let disk = disk::open(&options).await?;
-    let served = listen_and_serve(&options, &disk, signals).await;
+    let served = match signals.have_come() {
+        true => Ok(()),
+        false => listen_and_serve(&options, &disk, signals).await,
+    };
     let closed = disk.backend.close().await;
     served.and(closed.map_err(|error| format!("Could not close '{}': {error}", disk.name)))
 }
