@@ -28,7 +28,7 @@ impl Backend {
         from.check(offset, len)?;
         to.check(target_offset, len)?;
         let (source, dest) = (Arc::clone(&from.root), Arc::clone(&to.root));
-        let places = UntilSettled::new((from.leave_behind(), to.leave_behind()));
+        let places = UntilSettled::new([from.leave_behind(), to.leave_behind()]);
         carry_through(async move {
             let outcome = source.edge.copy_to(offset, &dest.edge, target_offset, len).await;
             if outcome.is_ok() {
