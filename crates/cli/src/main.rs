@@ -14,6 +14,7 @@ mod log;
 mod objects;
 mod program;
 mod serve;
+mod signals;
 mod text;
 
 use std::ffi::OsString;

@@ -13,11 +13,10 @@ use std::sync::atomic::{
 };
 
 use arc_swap::ArcSwapOption;
-use oxblk_ring::{Event, Sharded};
-use oxblk_ring::{IoBuf, IoBufMut};
+use oxblk_ring::{Event, IoBuf, IoBufMut, Shard, Sharded, UntilSettled, keep_until_settled};
 
 use crate::control::carry_through;
-use crate::epoch::EpochGuard;
+use crate::epoch::{EpochGuard, EpochPlace};
 use crate::perm::{Perm, Permissions};
 use crate::request::{self, ChainStatus};
 use crate::{
@@ -482,28 +481,28 @@ impl Drop for Quiesced {
 }
 
 struct InFlight<'a> {
-    count: &'a AtomicU64,
+    shard: Shard,
     backend: &'a Inner,
 }
 
 impl<'a> InFlight<'a> {
     fn enter(backend: &'a Backend) -> Self {
-        let count = &backend.0.counters.mine().in_flight;
-        count.fetch_add(1, SeqCst);
-        Self { count, backend: &backend.0 }
+        let shard = Shard::mine();
+        backend.0.counters.at(shard).in_flight.fetch_add(1, SeqCst);
+        Self { shard, backend: &backend.0 }
     }
-}
 
-impl InFlight<'_> {
     /// Leaves the request counted.
-    fn detach(self) {
+    fn detach(self) -> Shard {
+        let shard = self.shard;
         std::mem::forget(self);
+        shard
     }
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.count.fetch_sub(1, SeqCst);
+        self.backend.counters.at(self.shard).in_flight.fetch_sub(1, SeqCst);
         if self.backend.quiesced.load(SeqCst) != 0 {
             self.backend.changed.notify(usize::MAX);
         }
@@ -521,45 +520,32 @@ struct Request<'a> {
 
 impl Drop for Request<'_> {
     fn drop(&mut self) {
-        if let Some(abandoned) = self.leave_behind() {
-            abandoned.settle();
+        if let Some(place) = self.leave_behind() {
+            keep_until_settled(place);
         }
     }
 }
 
-/// A request whose future is gone while operations of it may be in flight.
-struct Abandoned {
+/// A request's place in the counts, apart from its future.
+struct Place {
     backend: Backend,
-    epoch: u64,
+    epoch: EpochPlace,
+    shard: Shard,
 }
 
-impl Drop for Abandoned {
+impl Drop for Place {
     fn drop(&mut self) {
         self.backend.0.graph.epochs().leave(self.epoch);
-        let count = &self.backend.0.counters.mine().in_flight;
-        drop(InFlight { count, backend: &self.backend.0 });
-    }
-}
-
-impl Abandoned {
-    /// Ends the request once the host has ended what the thread's dropped futures left behind.
-    fn settle(self) {
-        if oxblk_ring::try_thread_index().is_some() {
-            oxblk_ring::spawn(async move {
-                oxblk_ring::settled().await;
-                drop(self);
-            })
-            .detach();
-        }
+        drop(InFlight { shard: self.shard, backend: &self.backend.0 });
     }
 }
 
 impl Request<'_> {
-    /// The request's place in the counts, apart from its future.
-    fn leave_behind(&mut self) -> Option<Abandoned> {
+    /// The request's place, which the caller now keeps.
+    fn leave_behind(&mut self) -> Option<Place> {
         let (epoch, count) = self.guards.take()?;
-        count.detach();
-        Some(Abandoned { backend: self.backend.clone(), epoch: epoch.detach() })
+        let (epoch, shard) = (epoch.detach(), count.detach());
+        Some(Place { backend: self.backend.clone(), epoch, shard })
     }
 
     /// Carries out the work of the request, to its end even if the caller's future is dropped before.
@@ -567,12 +553,12 @@ impl Request<'_> {
         mut self,
         work: impl Future<Output = Result<T>> + 'static,
     ) -> Result<T> {
-        let place = self.leave_behind();
+        let place = UntilSettled::new(self.leave_behind());
         carry_through(async move {
             let outcome = work.await;
-            match (&outcome, place) {
-                (Err(_), Some(place)) => place.settle(),
-                (_, place) => drop(place),
+            if outcome.is_ok() {
+                // Nothing of it is in flight.
+                drop(place.release());
             }
             outcome
         })

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use oxblk_ring::{Mutex, MutexGuardArc, Task};
+use oxblk_ring::{Mutex, MutexGuardArc, Task, UntilSettled};
 
 use crate::backend::no_medium;
 use crate::{Drained, Graph, Node, Result};
@@ -58,13 +58,15 @@ impl Graph {
             return Err(no_medium());
         }
         let node = Arc::clone(node);
+        // Where the thread ends halfway, the node is held until the host has ended what was begun.
+        let alone = UntilSettled::new(alone);
         carry_through(async move {
             let outcome = work(node).await;
             if outcome.is_err() {
                 // Of what failed, operations may be left that the host is still carrying out.
                 oxblk_ring::settled().await;
             }
-            drop(alone);
+            drop(alone.release());
             outcome
         })
         .await

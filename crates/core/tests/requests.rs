@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "requests/abandoned.rs"]
+mod abandoned;
 #[path = "requests/drains.rs"]
 mod drains;
 #[path = "requests/failed_pieces.rs"]

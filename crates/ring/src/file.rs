@@ -17,7 +17,7 @@ use std::task::{Context, Poll};
 
 use crate::buf::{IoBuf, IoBufMut, IoVec, IoVecMut};
 use crate::reactor::{Op, Payload, Pending, start_file};
-use crate::runtime::offload::blocking;
+use crate::runtime::offload::on_file;
 use crate::runtime::shared::{Message, send_to};
 use crate::sim::Disk;
 
@@ -167,7 +167,7 @@ impl File {
     /// As `close(2)`. The handle is gone all the same.
     pub async fn close(self) -> io::Result<()> {
         match self.0 {
-            Inner::Host(host) => blocking(move || close_host(host)).await,
+            Inner::Host(host) => on_file(move || close_host(host)).await,
             Inner::Sim(disk) => disk.close(),
             Inner::Closed => Err(bad_descriptor()),
         }
@@ -369,9 +369,23 @@ impl File {
         };
         let len = signed(len)?;
         // SAFETY: no memory involved; the descriptor is kept open by `host`.
-        blocking(move || check(i64::from(unsafe { libc::ftruncate(host.fd.as_raw_fd(), len) })))
+        on_file(move || check(i64::from(unsafe { libc::ftruncate(host.fd.as_raw_fd(), len) })))
             .await
             .map(drop)
+    }
+
+    /// Runs a call of the host on this file that may block, on a worker thread. Like every other operation it goes on when
+    /// the future is dropped, and is waited for by [`settled`](crate::settled).
+    ///
+    /// # Panics
+    /// Off an I/O thread.
+    pub fn call<T, F>(&self, f: F) -> impl Future<Output = T> + use<T, F>
+    where
+        T: Send + 'static,
+        F: FnOnce(&File) -> T + Send + 'static,
+    {
+        let file = self.clone();
+        on_file(move || f(&file))
     }
 
     /// The size in bytes, of a block device as well.
@@ -403,7 +417,7 @@ impl File {
             Inner::Closed => Err(bad_descriptor()),
             Inner::Host(host) => {
                 let host = Arc::clone(host);
-                blocking(move || seek_extent(host.fd.as_fd(), offset)).await
+                on_file(move || seek_extent(host.fd.as_fd(), offset)).await
             }
         }
     }
@@ -418,7 +432,7 @@ impl File {
             Inner::Closed => Err(bad_descriptor()),
             Inner::Host(host) => {
                 let host = Arc::clone(host);
-                blocking(move || extents_with(offset, count, |at| seek_extent(host.fd.as_fd(), at)))
+                on_file(move || extents_with(offset, count, |at| seek_extent(host.fd.as_fd(), at)))
                     .await
             }
         }
@@ -441,7 +455,7 @@ impl File {
         let (from, to) = (Arc::clone(from), Arc::clone(to));
         let (mut offset, mut dst_offset) = (signed(offset)?, signed(dst_offset)?);
         let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
-        blocking(move || {
+        on_file(move || {
             // SAFETY: both offsets are local variables; the descriptors are kept open by `from` and `to`.
             check(unsafe {
                 libc::copy_file_range(

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use oxblk_tests::drivers::{VARIANTS, named};
+use oxblk_tests::formats::{named, variants};
 use oxblk_tests::soak::{Kind, Order, run};
 
 const USAGE: &str = "\
@@ -42,7 +42,7 @@ fn order(mut args: impl Iterator<Item = String>) -> Result<Order, String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut order = Order {
         kinds: Kind::ALL.to_vec(),
-        variants: VARIANTS.iter().collect(),
+        variants: variants().to_vec(),
         seed: now.as_secs() % 1_000_000 * 1_000_000,
         time: None,
         operations: 100_000,

@@ -14,7 +14,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use crate::drivers::Variant;
+use crate::formats::Variant;
 use crate::model::threads::Extent;
 use crate::tally::Tally;
 use crate::{crash, hostile, model, panic_text};

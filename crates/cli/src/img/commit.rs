@@ -12,8 +12,9 @@ use crate::cache::CacheMode;
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::out;
+use crate::signals::stop_flag;
 use crate::text::number::MAX_OFFSET;
-use crate::text::progress::{Progress, stop_flag};
+use crate::text::progress::Progress;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),

@@ -12,8 +12,9 @@ use crate::cache::CacheMode;
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::out;
+use crate::signals::stop_flag;
 use crate::text::number::in_sectors;
-use crate::text::progress::{Progress, stop_flag};
+use crate::text::progress::Progress;
 
 /// Exit codes, as scripts know them.
 const DIFFERENT: u8 = 1;

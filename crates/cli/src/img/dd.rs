@@ -10,7 +10,8 @@ use super::{Context, Exit, Step, graph, objects, threads};
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::err;
-use crate::text::{number, progress};
+use crate::signals::stop_flag;
+use crate::text::number;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
@@ -169,7 +170,7 @@ async fn copy(
         // The block size only counts for where to begin and end; every byte is written.
         options: CopyOptions { sparse: 0, ..CopyOptions::default() },
         observer: Arc::new(()),
-        stop: progress::stop_flag(),
+        stop: stop_flag(),
     };
     oxblk::copy::run(copy, helpers).await
 }

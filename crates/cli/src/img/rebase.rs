@@ -13,7 +13,8 @@ use super::{Context, Exit, Step, graph, objects, threads};
 use crate::cache::CacheMode;
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
-use crate::text::progress::{Progress, stop_flag};
+use crate::signals::stop_flag;
+use crate::text::progress::Progress;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),

@@ -12,6 +12,7 @@ use std::sync::atomic::{
 };
 
 use oxblk_core::{ChildIdx, Error, Result, WriteFlags, run_all};
+use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex};
 
 use super::layout::L2Entry;
@@ -98,6 +99,7 @@ impl Qcow2 {
         let next = self.compressed_tail.next.load(Acquire);
         let end = self.cluster_end(next);
         if next < end && len <= end - next && self.share_tail(next).await? {
+            point();
             self.compressed_tail.next.store(next.saturating_add(len), Release);
             return Ok(next);
         }
@@ -125,6 +127,7 @@ impl Qcow2 {
         if !self.refcounts.share(cluster).await? {
             return Ok(false);
         }
+        point();
         if self.compressed_tail.next.load(Acquire) == next {
             return Ok(true);
         }

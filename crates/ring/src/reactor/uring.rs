@@ -328,7 +328,7 @@ fn build_entry(slot: &mut Slot, arena: Option<&Arena>) -> squeue::Entry {
                 .build()
         }
         Op::Poll { events } => opcode::PollAdd::new(fd, u32::from(events.cast_unsigned())).build(),
-        Op::Truncate { .. } => unreachable!("truncation goes through a blocking call"),
+        Op::Truncate { .. } | Op::Call => unreachable!("blocking calls go to a worker"),
     };
     match slot.target {
         Some(Target::Fixed(_)) => entry.flags(squeue::Flags::FIXED_FILE),

@@ -76,10 +76,13 @@ impl Shared {
         self.bell.as_raw_fd()
     }
 
-    /// Leaves a message and wakes the thread if it sleeps.
+    /// Leaves a message and wakes the thread if it sleeps. Once the thread has ended, the message is dropped here: a call tells
+    /// whoever waits for it by being dropped; a runnable is never among them (see [`spawn`](super::spawn)).
     pub(crate) fn send(&self, message: Message) {
-        if self.mailbox.push(message) {
-            self.ring();
+        match self.mailbox.push(message) {
+            Ok(true) => self.ring(),
+            Ok(false) => {}
+            Err(refused) => drop(refused),
         }
     }
 

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use super::local::{self, Config};
 use super::oneshot;
 use super::shared::{Message, Shared};
+use super::tasks;
 
 /// A handle to an I/O thread. When the last one is dropped, the thread's tasks are dropped and it ends.
 #[derive(Clone)]
@@ -79,7 +80,7 @@ impl IoThread {
     {
         let (sender, receiver) = oneshot::channel();
         let start = move || {
-            local::spawn(async move {
+            tasks::spawn(async move {
                 let result = CatchUnwind(Box::pin(async move { f().await })).await;
                 sender.send(result);
             })

@@ -72,7 +72,7 @@ fn a_sleeping_thread_is_woken_by_whoever_leaves_a_message() {
             .map(|value| {
                 let (mailbox, bell) = (Arc::clone(&mailbox), bell.clone());
                 thread::spawn(move || {
-                    if mailbox.push(value) {
+                    if mailbox.push(value).unwrap() {
                         bell.ring();
                     }
                 })
@@ -80,7 +80,7 @@ fn a_sleeping_thread_is_woken_by_whoever_leaves_a_message() {
             .collect();
         let mut sum = 0;
         while sum < 3 {
-            mailbox.drain(|value| sum += value);
+            mailbox.take().for_each(|value| sum += value);
             if sum < 3 && mailbox.prepare_sleep() {
                 bell.wait();
                 mailbox.awake();
@@ -128,18 +128,34 @@ fn messages_of_one_sender_arrive_in_order_and_the_rest_are_dropped_with_the_mail
             let (mailbox, payload) = (Arc::clone(&mailbox), Arc::clone(&payload));
             thread::spawn(move || {
                 for number in 0..3 {
-                    let _ = mailbox.push((number, Arc::clone(&payload)));
+                    let _ = mailbox.push((number, Arc::clone(&payload))).unwrap_or(false);
                 }
             })
         };
-        let mut next = 0;
-        mailbox.drain(|(number, _)| {
-            assert_eq!(number, next);
-            next += 1;
-        });
+        for (place, (number, _)) in mailbox.take().enumerate() {
+            assert_eq!(number, place);
+        }
         sender.join().unwrap();
         drop(mailbox);
         assert_eq!(Arc::strong_count(&payload), 1);
+    });
+}
+
+#[test]
+fn a_message_that_comes_while_the_mailbox_is_closed_is_taken_or_given_back() {
+    bounded().check(|| {
+        let mailbox = Arc::new(Mailbox::new());
+        let senders: Vec<_> = [1u32, 2]
+            .into_iter()
+            .map(|value| {
+                let mailbox = Arc::clone(&mailbox);
+                thread::spawn(move || mailbox.push(value).err().unwrap_or(0))
+            })
+            .collect();
+        let taken: u32 = mailbox.take().sum::<u32>() + mailbox.close().sum::<u32>();
+        let given_back: u32 = senders.into_iter().map(|sender| sender.join().unwrap()).sum();
+        assert_eq!(taken + given_back, 3);
+        assert_eq!(mailbox.push(9), Err(9));
     });
 }
 

@@ -298,7 +298,9 @@ impl State {
                 self.media.truncate(len);
                 0
             }
-            Op::Recv { .. } | Op::Send { .. } | Op::Poll { .. } => return -libc::EOPNOTSUPP,
+            Op::Recv { .. } | Op::Send { .. } | Op::Poll { .. } | Op::Call => {
+                return -libc::EOPNOTSUPP;
+            }
         };
         i32::try_from(done).unwrap_or(i32::MAX)
     }

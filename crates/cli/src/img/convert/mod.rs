@@ -16,7 +16,8 @@ use super::source_snapshot::Wanted;
 use super::{Context, Exit, Step, graph, threads};
 use crate::image::Image;
 use crate::program::Program;
-use crate::text::progress::{Progress, stop_flag};
+use crate::signals::stop_flag;
+use crate::text::progress::Progress;
 use arguments::Arguments;
 
 /// Runs the command.

@@ -1,0 +1,34 @@
+//! Perturbation for the time of a run on several threads.
+
+use std::sync::{Mutex, PoisonError};
+
+use oxblk_ring::perturb;
+
+/// Runs of this process that want it now.
+static RUNS: Mutex<usize> = Mutex::new(0);
+
+/// Perturbation is on while one of these lives.
+#[derive(Debug)]
+pub struct Perturbed(());
+
+impl Perturbed {
+    /// Turns perturbation on, with the seed of the run if it is the only one.
+    pub fn new(seed: u64) -> Self {
+        let mut runs = RUNS.lock().unwrap_or_else(PoisonError::into_inner);
+        if *runs == 0 {
+            perturb::start(seed);
+        }
+        *runs += 1;
+        Self(())
+    }
+}
+
+impl Drop for Perturbed {
+    fn drop(&mut self) {
+        let mut runs = RUNS.lock().unwrap_or_else(PoisonError::into_inner);
+        *runs -= 1;
+        if *runs == 0 {
+            perturb::stop();
+        }
+    }
+}
