@@ -171,7 +171,7 @@ where
 #[test]
 fn a_read_in_flight_never_sees_another_clusters_data() {
     block_on(async {
-        let graph = Graph::new(DRIVERS);
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let storage = Arc::new(Storage::default());
         let disk = new_image(&graph, &storage).await;
         let reader = disk.clone();
@@ -188,7 +188,7 @@ fn a_read_in_flight_never_sees_another_clusters_data() {
 #[test]
 fn a_read_that_nobody_counts_would_see_it() {
     block_on(async {
-        let graph = Graph::new(DRIVERS);
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let storage = Arc::new(Storage::default());
         let disk = new_image(&graph, &storage).await;
         let node = disk.node().unwrap();

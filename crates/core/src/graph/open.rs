@@ -8,18 +8,18 @@ use std::sync::Arc;
 use futures_util::future::OptionFuture;
 use serde_json::Value;
 
+use super::chain::Above;
 use super::generic::{Generic, take_generic};
 use super::{Graph, filename};
 use crate::bitmap::DirtyBitmap;
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverKind};
 use crate::epoch::Epochs;
+use crate::gate::Purpose;
 use crate::node::{NodeParts, Settings};
 use crate::perm::{Permissions, Role};
 use crate::{Backend, ChildIdx, Children, Edge, Error, ErrorKind, Node, Options, Perm, Result};
 
 const EACCES: i32 = 13;
-/// Longest backing chain: more is a loop, or meant to exhaust us.
-const MAX_DEPTH: u32 = 200;
 
 /// How a node is opened, as far as drivers need to know it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub struct OpenFlags {
     pub copy_on_read: bool,
     /// Backing files and children made by name open without asking the host for data (`info`).
     pub no_io: bool,
+    /// The path of a file leads over no symbolic link. Set where a [`Gate`](crate::Gate) has checked the path.
+    pub no_symlinks: bool,
 }
 
 /// The backing file that an image names.
@@ -79,6 +81,11 @@ pub struct OpenContext {
 }
 
 impl OpenContext {
+    /// The file name of the image, from which the names in it are taken.
+    fn image_filename(&self) -> Option<String> {
+        self.filename.clone().or_else(|| self.file().ok()?.node().filename())
+    }
+
     /// The primary child.
     ///
     /// # Errors
@@ -110,7 +117,7 @@ struct Target {
     flags: OpenFlags,
     /// A protocol layer: a file name is not probed for a format.
     protocol: bool,
-    depth: u32,
+    above: Above,
 }
 
 impl Graph {
@@ -119,7 +126,8 @@ impl Graph {
     /// # Errors
     /// As the driver reports; nothing stays open.
     pub async fn open(&self, options: Options, flags: OpenFlags) -> Result<Arc<Node>> {
-        self.open_target(Target { filename: None, options, flags, protocol: false, depth: 0 }).await
+        let above = Above::default();
+        self.open_target(Target { filename: None, options, flags, protocol: false, above }).await
     }
 
     /// Opens an image by file name (a path, a URL, `json:{…}`); without a `driver` option its format is probed.
@@ -132,8 +140,8 @@ impl Graph {
         options: Options,
         flags: OpenFlags,
     ) -> Result<Arc<Node>> {
-        let target =
-            Target { filename: Some(name.to_owned()), options, flags, protocol: false, depth: 0 };
+        let (filename, above) = (Some(name.to_owned()), Above::default());
+        let target = Target { filename, options, flags, protocol: false, above };
         self.open_target(target).await
     }
 
@@ -147,8 +155,8 @@ impl Graph {
         options: Options,
         flags: OpenFlags,
     ) -> Result<Arc<Node>> {
-        let target =
-            Target { filename: Some(name.to_owned()), options, flags, protocol: true, depth: 0 };
+        let (filename, above) = (Some(name.to_owned()), Above::default());
+        let target = Target { filename, options, flags, protocol: true, above };
         self.open_target(target).await
     }
 
@@ -188,7 +196,8 @@ impl Graph {
         flags: OpenFlags,
     ) -> Result<Arc<Node>> {
         let filename = name.map(str::to_owned);
-        let target = Target { filename, options, flags, protocol: true, depth: 0 };
+        let above = Above::default();
+        let target = Target { filename, options, flags, protocol: true, above };
         // The name that is put before the error is that of the image.
         let node = Box::pin(self.open_node(target)).await?;
         node.follow_parent();
@@ -208,9 +217,7 @@ impl Graph {
     }
 
     async fn open_node(&self, mut target: Target) -> Result<Arc<Node>> {
-        if target.depth > MAX_DEPTH {
-            return Err(Error::invalid("The backing chain is too long, or a loop"));
-        }
+        target.above.check_depth()?;
         if let Some(json) = target.filename.as_deref().and_then(|name| name.strip_prefix("json:")) {
             let mut options = Options::from_json(json).map_err(|error| {
                 let is_json = error.to_string().starts_with("Invalid JSON object");
@@ -307,13 +314,8 @@ impl Graph {
         if filename.is_none() && options.is_empty() {
             return Err(Error::invalid("A block device must be specified for \"file\""));
         }
-        let child = Target {
-            filename,
-            options,
-            flags,
-            protocol: true,
-            depth: target.depth.saturating_add(1),
-        };
+        let child =
+            Target { filename, options, flags, protocol: true, above: target.above.deeper() };
         // The name is put before the error once, by whoever opens the image.
         let node = Box::pin(self.open_node(child)).await?;
         node.follow_parent();
@@ -375,7 +377,7 @@ impl Graph {
             attach_file(driver, file, &context)?;
         }
         let opened = driver.open(&mut context).await?;
-        let finished = self.finish_open(driver, &mut context, backing_option, target.depth).await;
+        let finished = self.finish_open(driver, &mut context, backing_option, &target.above).await;
         // The last thing that can fail: it may write to the image.
         let loaded = match finished {
             Ok(()) => load_bitmaps(&*opened, &context.flags).await,
@@ -418,7 +420,7 @@ impl Graph {
         driver: &'static dyn DriverFactory,
         context: &mut OpenContext,
         backing_option: Option<Value>,
-        depth: u32,
+        above: &Above,
     ) -> Result<()> {
         if let Some(key) = context.options.keys().next() {
             let (what, does_not) = match driver.kind() {
@@ -433,7 +435,7 @@ impl Graph {
         if context.flags.copy_on_read && context.flags.read_only {
             return Err(Error::invalid("Can't use copy-on-read on read-only device"));
         }
-        let Some(backing) = self.open_backing(context, backing_option, depth).await? else {
+        let Some(backing) = self.open_backing(context, backing_option, above).await? else {
             return Ok(());
         };
         let parents = Permissions::sharing_all(Perm::CONSISTENT_READ);
@@ -455,7 +457,7 @@ impl Graph {
         &self,
         context: &OpenContext,
         option: Option<Value>,
-        depth: u32,
+        above: &Above,
     ) -> Result<Option<Arc<Node>>> {
         let mut flags = context.flags.clone();
         flags.read_only = true;
@@ -488,29 +490,34 @@ impl Graph {
                         options,
                         flags,
                         protocol: false,
-                        depth: depth.saturating_add(1),
+                        above: above.below(context.image_filename().as_deref()),
                     };
                     let node = self.open_target(target).await?;
                     node.follow_parent();
                     Ok(Some(node))
                 };
             };
-            self.policy()
-                .check(&named.filename)
-                .map_err(|e| e.prefix("Could not open backing file"))?;
-            let base = context.filename.clone().or_else(|| context.file().ok()?.node().filename());
-            filename = Some(match base {
+            let path = match context.image_filename() {
                 Some(base) => filename::relative_to(&base, &named.filename),
                 None => named.filename.clone(),
-            });
+            };
+            let failed = |error: Error| error.prefix("Could not open backing file");
+            let admitted = self.gate().admit(Purpose::Backing, &path).map_err(failed)?;
+            above.below(context.image_filename().as_deref()).check_loop(&path).map_err(failed)?;
+            flags.no_symlinks = admitted.no_symlinks;
+            filename = Some(admitted.name);
             if let Some(format) = &named.format {
                 options.insert_default("driver", format.clone());
             }
         }
-        let target =
-            Target { filename, options, flags, protocol: false, depth: depth.saturating_add(1) };
+        let above = above.below(context.image_filename().as_deref());
+        let target = Target { filename, options, flags, protocol: false, above };
         let opened = self.open_target(target).await;
-        let node = opened.map_err(|error| error.prefix("Could not open backing file"))?;
+        let node = opened.map_err(|error| match error.kind() {
+            // Said once is enough, not once for each image above.
+            ErrorKind::BackingChain => error,
+            _ => error.prefix("Could not open backing file"),
+        })?;
         node.follow_parent();
         Ok(Some(node))
     }
