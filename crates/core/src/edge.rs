@@ -258,6 +258,14 @@ impl Edge {
         request::block_status(&self.node, offset, len, want).await
     }
 
+    /// The status of the start of a range, of this node and what backs it.
+    ///
+    /// # Errors
+    /// As the drivers and the host report.
+    pub async fn chain_status(&self, offset: u64, len: u64, want: Want) -> Result<Status> {
+        Ok(request::status_above(&self.node, None, offset, len, want).await?.status)
+    }
+
     /// Sets the size.
     ///
     /// # Errors

@@ -167,7 +167,7 @@ impl File {
     /// As `close(2)`. The handle is gone all the same.
     pub async fn close(self) -> io::Result<()> {
         match self.0 {
-            Inner::Host(host) => blocking(move || close_host(host)).await,
+            Inner::Host(host) => on_file(move || close_host(host)).await,
             Inner::Sim(disk) => disk.close(),
             Inner::Closed => Err(bad_descriptor()),
         }

@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use oxblk_ring::UntilSettled;
+
 use super::{Backend, Request};
 use crate::Result;
 use crate::control::carry_through;
@@ -26,11 +28,12 @@ impl Backend {
         from.check(offset, len)?;
         to.check(target_offset, len)?;
         let (source, dest) = (Arc::clone(&from.root), Arc::clone(&to.root));
-        let places = [from.leave_behind(), to.leave_behind()];
+        let places = UntilSettled::new([from.leave_behind(), to.leave_behind()]);
         carry_through(async move {
             let outcome = source.edge.copy_to(offset, &dest.edge, target_offset, len).await;
-            if outcome.is_err() {
-                places.into_iter().flatten().for_each(super::Abandoned::settle);
+            if outcome.is_ok() {
+                // Nothing of it is in flight.
+                drop(places.release());
             }
             outcome
         })

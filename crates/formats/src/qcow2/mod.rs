@@ -14,6 +14,7 @@
 //! | `subclusters/` | all that differs where L2 entries describe subclusters |
 //! | `tables` | making L2 tables |
 //! | `reach/` | what tables refer to, found out in bulk |
+//! | `read_ahead` | metadata whose length is not known yet |
 //! | `write_back`, `gate` | the order in which metadata reaches the disk |
 //! | `bitmaps/` | persistent dirty bitmaps |
 //! | `resize`, `preallocate`, `snapshots/`, `vm_state`, `status`, `check/`, `compact/`, `create`, `measure` | what the names say |
@@ -69,6 +70,7 @@ mod plan;
 mod preallocate;
 mod reach;
 mod read;
+mod read_ahead;
 mod refcount_blocks;
 mod refcounts;
 mod reopen;
