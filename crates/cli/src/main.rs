@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod cache;
+mod gate;
 mod getopt;
 mod image;
 mod img;

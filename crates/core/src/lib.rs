@@ -21,6 +21,7 @@ mod edge;
 mod epoch;
 mod error;
 mod flags;
+mod gate;
 mod graph;
 mod limits;
 mod node;
@@ -50,9 +51,9 @@ pub use edge::{ChildIdx, Children, Edge};
 pub use epoch::{EpochGuard, Epochs};
 pub use error::{Error, ErrorKind, Result, strerror};
 pub use flags::{WriteFlags, ZeroFlags};
+pub use gate::{Admitted, Directory, Gate, Purpose};
 pub use graph::{
-    BackingFile, BackingPolicy, Drained, Graph, OpenContext, OpenFlags, ReopenRequest,
-    WritableBase, relative_to,
+    BackingFile, Drained, Graph, OpenContext, OpenFlags, ReopenRequest, WritableBase, relative_to,
 };
 pub use limits::Limits;
 pub use node::{DetectZeroes, Node};

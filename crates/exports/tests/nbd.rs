@@ -532,6 +532,25 @@ fn stopping_lets_requests_in_flight_end_and_answers_them() {
 }
 
 #[test]
+fn an_export_that_is_closed_answers_what_it_has_begun_and_refuses_the_rest() {
+    let fixture = Fixture::new();
+    let mut client = fixture.client(false);
+    fixture.disk.hold();
+    client.request(CommandKind::WRITE, NONE, 0, 4096);
+    client.send(&[5; 4096]);
+    fixture.until("the write is in flight", |fixture| fixture.disk.waiting() == 1);
+    let closing = fixture.close_export();
+    fixture.disk.release();
+    assert_eq!(client.status(), None);
+    closing.wait().unwrap().unwrap();
+    assert_eq!(fixture.disk.bytes(0, 4096), [5; 4096]);
+    assert_eq!(client.write(0, &[6; 4096]), Some(ErrorCode::Shutdown));
+    client.request(CommandKind::READ, NONE, 0, 4096);
+    assert_eq!(client.status(), Some(ErrorCode::Shutdown));
+    assert_eq!(fixture.disk.bytes(0, 4096), [5; 4096]);
+}
+
+#[test]
 fn a_client_that_takes_no_replies_does_not_keep_the_server_from_stopping() {
     let options = ServerOptions { grace: Duration::from_millis(100), ..ServerOptions::default() };
     let fixture = Fixture::with(false, options);

@@ -58,7 +58,7 @@ fn occupy_workers() -> Vec<mpsc::Sender<()>> {
 fn a_flush_dropped_on_a_thread_that_ends_holds_back_the_next_one_until_the_host_is_done() {
     let directory = tempfile::tempdir_in("/var/tmp").unwrap();
     let path = directory.path().join("image");
-    let graph = Graph::new(DRIVERS);
+    let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
     let image = block_on(async {
         let image = new_image(&graph, &path).await;
         let data = IoBufMut::filled(65536, 1).freeze();

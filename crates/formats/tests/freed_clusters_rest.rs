@@ -196,7 +196,7 @@ where
 #[test]
 fn a_read_in_flight_never_sees_another_clusters_data() {
     block_on(async {
-        let graph = Graph::new(DRIVERS);
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let storage = Arc::new(Storage::default());
         let disk = new_image(&graph, &storage, "", "").await;
         let reader = disk.clone();
@@ -213,7 +213,7 @@ fn a_read_in_flight_never_sees_another_clusters_data() {
 #[test]
 fn a_read_that_nobody_counts_would_see_it() {
     block_on(async {
-        let graph = Graph::new(DRIVERS);
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let storage = Arc::new(Storage::default());
         let disk = new_image(&graph, &storage, "", "").await;
         let node = disk.node().unwrap();
@@ -328,7 +328,8 @@ async fn nothing_else_is_harmed(disk: &Backend, before: Before) {
 fn a_discard_during_a_write_with_copy_on_write_harms_neither() {
     for (layout, before) in LAYOUTS.into_iter().flat_map(|l| Before::ALL.map(|b| (l, b))) {
         block_on(async {
-            let (graph, storage) = (Graph::new(DRIVERS), Arc::new(Storage::default()));
+            let (graph, storage) =
+                (Graph::new(DRIVERS, oxblk_core::Gate::Anything), Arc::new(Storage::default()));
             let disk = new_image(&graph, &storage, layout, "").await;
             prepare(&disk, before).await;
             let other = disk.clone();
@@ -358,7 +359,8 @@ fn a_zero_write_that_may_unmap_leaves_a_write_to_another_part_of_the_cluster() {
     for (layout, before) in cases {
         for ranges in zeroed.clone() {
             block_on(async {
-                let (graph, storage) = (Graph::new(DRIVERS), Arc::new(Storage::default()));
+                let (graph, storage) =
+                    (Graph::new(DRIVERS, oxblk_core::Gate::Anything), Arc::new(Storage::default()));
                 let detect = ",discard=unmap,detect-zeroes=unmap";
                 let disk = new_image(&graph, &storage, layout, detect).await;
                 prepare(&disk, before).await;

@@ -38,7 +38,7 @@ fn file(graph: &Graph, disk: &Disk) -> Arc<Node> {
 
 /// An empty image.
 async fn create(disk: &Disk) {
-    let graph = Graph::new(DRIVERS);
+    let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
     let edge = Edge::attach(file(&graph, disk), "creation", "file", all()).unwrap();
     let options = options(&format!("size={SIZE},cluster_size={CLUSTER}"));
     let request = CreateRequest { target: CreateTarget::File(Arc::clone(&edge)), options };
@@ -48,7 +48,7 @@ async fn create(disk: &Disk) {
 }
 
 async fn open(disk: &Disk) -> Backend {
-    let graph = Graph::new(DRIVERS);
+    let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
     let _file = file(&graph, disk);
     let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
     graph.open_backend(None, options("driver=qcow2,file=file"), flags).await.unwrap()

@@ -7,9 +7,9 @@ use std::sync::Mutex;
 
 use oxblk_core::create::MeasureRequest;
 use oxblk_core::{
-    Backend, BackingPolicy, BoxFuture, Driver, DriverFactory, DriverKind, DriverTable, Error,
-    Graph, OpenContext, OpenFlags, Options, Perm, Permissions, Preallocation, Result, StatusFlags,
-    Want, WriteFlags, ZeroFlags,
+    Backend, BoxFuture, Driver, DriverFactory, DriverKind, DriverTable, Error, Graph, OpenContext,
+    OpenFlags, Options, Perm, Permissions, Preallocation, Result, StatusFlags, Want, WriteFlags,
+    ZeroFlags,
 };
 use oxblk_formats::raw::RAW;
 use oxblk_protocols::file::{FILE, FileDriver};
@@ -40,7 +40,7 @@ impl DriverFactory for Magic {
 static DRIVERS: DriverTable = &[&RAW, &MAGIC, &FILE];
 
 fn graph() -> Graph {
-    Graph::new(DRIVERS)
+    Graph::new(DRIVERS, oxblk_core::Gate::Anything)
 }
 
 fn file_of(bytes: &[u8]) -> tempfile::NamedTempFile {
@@ -161,7 +161,7 @@ fn a_probed_raw_image_cannot_be_turned_into_another_format() {
 fn probing_raw_for_writing_warns_once_and_for_reading_never() {
     static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
     let file = file_of(&[0; 8192]);
-    let graph = Graph::with_warner(DRIVERS, BackingPolicy::default(), |text| {
+    let graph = Graph::with_warner(DRIVERS, oxblk_core::Gate::Anything, |text| {
         SAID.lock().unwrap().push(text.to_owned());
     });
     block_on(async {

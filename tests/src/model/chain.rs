@@ -34,7 +34,7 @@ fn text(error: &oxblk_core::Error) -> String {
 
 /// A graph that knows every driver of the product, and the secrets of encrypted images.
 pub fn graph() -> Graph {
-    Graph::with_secrets(oxblk::drivers(), formats::secrets())
+    Graph::with_secrets(oxblk::drivers(), oxblk_core::Gate::Anything, formats::secrets())
 }
 
 /// Creates an empty image on a disk.

@@ -59,7 +59,7 @@ impl Image {
     }
 
     async fn open_as(&self, flags: OpenFlags) -> Backend {
-        let graph = Graph::with_secrets(DRIVERS, secrets());
+        let graph = Graph::with_secrets(DRIVERS, oxblk_core::Gate::Anything, secrets());
         let read_only = flags.read_only;
         graph
             .own(sim_disk::add(&graph, "disk", &self.disk, read_only, Pace::AtOnce).unwrap())

@@ -17,7 +17,7 @@ fn overlay_naming(directory: &Path, backing: &str) {
 }
 
 #[test]
-fn a_backing_name_that_chooses_a_protocol_is_not_followed() {
+fn an_untrusted_image_does_not_choose_a_protocol_for_its_backing_file() {
     for name in [
         r#"json:{"driver":"file","filename":"secret"}"#,
         "nbd:127.0.0.1:1",
@@ -32,9 +32,11 @@ fn a_backing_name_that_chooses_a_protocol_is_not_followed() {
         let directory = scratch.path();
         fs::write(directory.join("secret"), [7; 65_536]).expect("a file");
         overlay_naming(directory, name);
-        let reply = bounded(directory, &["io", "-r", "-f", "qcow2", "-c", "read 0 4k", "overlay"]);
+        let read = ["io", "--untrusted", "-r", "-f", "qcow2", "-c", "read 0 4k", "overlay"];
+        let reply = bounded(directory, &read);
         assert_eq!(reply.code(), 1, "{name}: {}", reply.out());
         assert!(reply.err().contains("overlay"), "the error names the image: {}", reply.err());
+        assert!(reply.err().contains(name), "the error names the file: {}", reply.err());
     }
 }
 

@@ -58,7 +58,8 @@ async fn amend(disk: &Disk, opened_with: &str, options: &str) -> Result<Vec<usiz
 
 /// Whether a password opens the image.
 async fn opens(disk: &Disk, secret: &str) -> bool {
-    let graph = oxblk_core::Graph::with_secrets(oxblk::drivers(), secrets());
+    let graph =
+        oxblk_core::Graph::with_secrets(oxblk::drivers(), oxblk_core::Gate::Anything, secrets());
     let node = sim_disk::add(&graph, "disk", disk, true, Pace::AtOnce).unwrap();
     graph.own(node).unwrap();
     let mut options = Options::new();

@@ -50,7 +50,7 @@ fn measured_sizes_are_the_same() {
         };
         let theirs = theirs.run();
         let ours = block_on(async {
-            let graph = Graph::new(DRIVERS);
+            let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
             let source = if from_source {
                 let format = Options::from_dotted("driver=raw", None)?;
                 Some(graph.open_backend(raw.to_str(), format, OpenFlags::default()).await?)

@@ -59,6 +59,8 @@ pub(crate) enum Operands {
 pub(crate) struct Parser<'t> {
     name: String,
     table: &'t [Opt],
+    /// Options that are only known by their whole word, so that they take no abbreviation away from others.
+    common: &'t [Opt],
     mode: Operands,
     rest: VecDeque<String>,
     cluster: VecDeque<char>,
@@ -85,11 +87,17 @@ impl<'t> Parser<'t> {
         Self {
             name: name.into(),
             table,
+            common: &[],
             mode,
             rest: arguments.into_iter().collect(),
             cluster: VecDeque::new(),
             operands: Vec::new(),
         }
+    }
+
+    /// Knows these long options too, by their whole word.
+    pub(crate) fn with_common(self, common: &'t [Opt]) -> Self {
+        Self { common, ..self }
     }
 
     /// The next option, or `None` when only operands are left.
@@ -164,7 +172,8 @@ impl<'t> Parser<'t> {
 
     /// The option of that name, or the only one that it is a prefix of.
     fn find_word(&self, word: &str, name: &str) -> Result<&'t Opt, Fault> {
-        if let Some(opt) = self.table.iter().find(|opt| opt.long == Some(name)) {
+        let mut known = self.table.iter().chain(self.common);
+        if let Some(opt) = known.find(|opt| opt.long == Some(name)) {
             return Ok(opt);
         }
         let matches: Vec<&'t Opt> =

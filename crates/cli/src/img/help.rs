@@ -39,6 +39,7 @@ pub(super) fn command(program: &Program, command: &str) {
 }
 
 const COMMON: &str = "  --object DEFINITION      a secret or other object that images refer to
+  --untrusted              refuse images that name other files (backing file, data file)
   -h, --help               this text
 
 Sizes take a suffix: k, M, G, T, P or E (powers of 1024).

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{ChildIdx, DriverKind, Graph, Node, Options, relative_to};
+use oxblk_core::{ChildIdx, DriverKind, Graph, Node, Options, Purpose, relative_to};
 use serde_json::{Map, Value, json};
 
 use super::{Context, Step, graph, objects};
@@ -53,6 +53,10 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
             is_options = false;
             if arguments.chain {
                 next = below(&info);
+            }
+            if let Some((name, _)) = &mut next {
+                let admitted = graph.gate().admit(Purpose::Backing, name);
+                *name = admitted.map_err(|error| context.error(&error))?.name;
             }
             seen.push(name);
             infos.push(info);

@@ -3,7 +3,7 @@
 use super::Result;
 use super::address::{self, Listen};
 use lexopt::{Arg, Parser, ValueExt};
-use oxblk_core::parse_size;
+use oxblk_core::{Gate, parse_size};
 use oxblk_nbd::proto::MAX_STRING;
 use std::ffi::OsString;
 
@@ -29,6 +29,8 @@ data directory ($XDG_DATA_HOME/oxblk/disk.qcow2), which is made when it is not t
   -f, --format FMT    the image's format (default: found out by looking; raw images should be named,
                       as writes to their first sector are restricted otherwise)
   --image-opts        IMAGE is a list of options (driver=qcow2,file.filename=disk.qcow2,…)
+  --untrusted         refuse an image that names other files (backing file, data file); name them
+                      with --image-opts instead
   --object DEFINITION a secret that the image refers to (secret,id=NAME,file=PATH); goes with
                       --image-opts and encrypt.key-secret=NAME
   --size SIZE         make the image with this size (64M, 10G) if it does not exist
@@ -55,11 +57,20 @@ pub(super) struct Options {
     /// Bytes.
     pub(super) size: Option<u64>,
     pub(super) read_only: bool,
+    /// The image may name no other files.
+    pub(super) untrusted: bool,
     pub(super) threads: usize,
     pub(super) export_name: String,
     /// Most connections at a time; by memory and descriptors if not given.
     pub(super) max_connections: Option<usize>,
     pub(super) description: Option<String>,
+}
+
+impl Options {
+    /// What the image may pull in.
+    pub(super) fn gate(&self) -> Gate {
+        if self.untrusted { Gate::Nothing } else { Gate::Anything }
+    }
 }
 
 /// A command line understood.
@@ -82,6 +93,7 @@ pub(super) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed>
         format: None,
         size: None,
         read_only: false,
+        untrusted: false,
         threads: default_threads(),
         export_name: String::new(),
         max_connections: None,
@@ -94,6 +106,7 @@ pub(super) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed>
             Arg::Short('h') | Arg::Long("help") => return Ok(Parsed::Help),
             Arg::Short('r') | Arg::Long("read-only") => options.read_only = true,
             Arg::Short('f') | Arg::Long("format") => options.format = Some(text(&mut parser)?),
+            Arg::Long("untrusted") => options.untrusted = true,
             Arg::Long("image-opts") => options.image_opts = true,
             Arg::Long("object") => options.objects.push(text(&mut parser)?),
             Arg::Long("nbd") => {

@@ -2,6 +2,8 @@
 //!
 //! The images that wait for what is below them are a list. What one of them takes does not depend on how many there are.
 
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Graph;
@@ -10,7 +12,7 @@ use crate::bitmap::DirtyBitmap;
 use crate::driver::{Driver, DriverFactory};
 use crate::node::{NodeParts, Settings};
 use crate::perm::{Permissions, Role};
-use crate::{ChildIdx, DetectZeroes, Edge, Error, Node, Options, Perm, Result};
+use crate::{ChildIdx, DetectZeroes, Edge, Error, ErrorKind, Node, Options, Perm, Result};
 
 /// Longest backing chain: more is a loop, or meant to exhaust memory and descriptors.
 const MAX_DEPTH: u32 = 5000;
@@ -75,9 +77,10 @@ impl Graph {
         layers: &mut Vec<Layer>,
     ) -> Result<Option<Arc<Node>>> {
         let mut next = target;
+        let mut above = Above::default();
         loop {
             let named = Named { path: next.filename.clone(), above: next.named_above };
-            let opened = match check(&next, layers) {
+            let opened = match above.check(&next) {
                 Ok(()) => self.open_layer(next).await,
                 Err(error) => Err(error),
             };
@@ -86,6 +89,7 @@ impl Graph {
                 true => error,
                 false => Context::default().about(error, named),
             })?;
+            above.push(&layer);
             layers.push(layer);
             next = match below {
                 Below::Nothing => return Ok(None),
@@ -159,14 +163,34 @@ impl Graph {
     }
 }
 
-/// Refuses what would not end. An image that names itself, or one above it, is a loop.
-fn check(target: &Target, layers: &[Layer]) -> Result<()> {
-    let is_above = |name: &String| layers.iter().any(|layer| layer.filename.as_ref() == Some(name));
-    let loops = target.named_above && target.filename.as_ref().is_some_and(is_above);
-    if loops || target.depth > MAX_DEPTH || target.nesting > MAX_NESTING {
-        return Err(Error::invalid("The backing chain is too long, or a loop"));
+/// The files of the images above one that is being opened.
+#[derive(Default)]
+struct Above(HashSet<PathBuf>);
+
+impl Above {
+    fn push(&mut self, layer: &Layer) {
+        self.0.extend(layer.context.image_filename().as_deref().and_then(real_path));
     }
-    Ok(())
+
+    /// Refuses a chain that would not end: a backing file that is one of the images above it, under any of its names, or
+    /// more images than anybody needs.
+    fn check(&self, target: &Target) -> Result<()> {
+        let refused = |message: String| Err(Error::new(ErrorKind::BackingChain, message));
+        if target.depth > MAX_DEPTH || target.nesting > MAX_NESTING {
+            return refused("The backing chain is too long".to_owned());
+        }
+        match target.filename.as_deref().filter(|_| target.named_above) {
+            Some(name) if real_path(name).is_some_and(|path| self.0.contains(&path)) => {
+                refused(format!("{BACKING}: Backing file '{name}' creates an infinite loop."))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The path of a file that is there.
+fn real_path(filename: &str) -> Option<PathBuf> {
+    Path::new(filename.strip_prefix("file:").unwrap_or(filename)).canonicalize().ok()
 }
 
 /// How an image of the chain came to be opened.
@@ -194,7 +218,9 @@ impl Context {
             Some(path) => error.on_path(&path),
             None => error,
         };
-        if !named.above || self.prefixes >= MAX_PREFIXES {
+        // That the chain does not end is said once, not once for each image above.
+        let said = error.kind() == ErrorKind::BackingChain;
+        if said || !named.above || self.prefixes >= MAX_PREFIXES {
             return error;
         }
         self.prefixes += 1;
@@ -221,5 +247,40 @@ async fn load_bitmaps(driver: &dyn Driver, flags: &OpenFlags) -> Result<Vec<Arc<
     match driver.persistent_bitmaps() {
         Some(persistent) if !flags.check => persistent.load().await,
         _ => Ok(Vec::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backing(name: &str, depth: u32) -> Target {
+        let mut target = Target::default();
+        target.filename = Some(name.to_owned());
+        target.named_above = true;
+        target.depth = depth;
+        target
+    }
+
+    #[test]
+    fn a_file_above_is_found_by_any_of_its_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        std::fs::write(path("a"), "").unwrap();
+        std::fs::write(path("b"), "").unwrap();
+        std::os::unix::fs::symlink("a", path("link")).unwrap();
+        let above = Above(real_path(&path("a")).into_iter().collect());
+        for name in [path("a"), path("./a"), path("link"), format!("file:{}", path("a"))] {
+            assert!(above.check(&backing(&name, 1)).is_err(), "{name}");
+        }
+        for name in [path("b"), path("absent"), "nbd://h/".to_owned()] {
+            assert!(above.check(&backing(&name, 1)).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_chain_has_an_end() {
+        assert!(Above::default().check(&backing("a", MAX_DEPTH)).is_ok());
+        assert!(Above::default().check(&backing("a", MAX_DEPTH + 1)).is_err());
     }
 }

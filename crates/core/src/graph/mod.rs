@@ -25,13 +25,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 pub use base::WritableBase;
 pub use drain::Drained;
-pub use filename::{BackingPolicy, relative_to};
+pub use filename::relative_to;
+pub(crate) use filename::scheme;
 pub use open::{BackingFile, OpenContext, OpenFlags};
 pub use reopen::ReopenRequest;
 
 use crate::control::Turns;
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
 use crate::epoch::Epochs;
+use crate::gate::Gate;
 use crate::node::{NodeParts, Settings};
 use crate::{Backend, Children, Error, ErrorKind, Node, Result, Secrets};
 
@@ -51,7 +53,6 @@ struct Inner {
     epochs: Arc<Epochs>,
     registry: Mutex<Registry>,
     next_name: AtomicU64,
-    policy: BackingPolicy,
     warner: fn(&str),
     secrets: Secrets,
     /// A node has been opened whose reads may write.
@@ -60,57 +61,62 @@ struct Inner {
     reopening: Turns,
 }
 
-/// All nodes and backends of one embedding. Clones are the same graph.
+/// All nodes and backends of one embedding, and what images opened through this handle may pull in. Clones are the same
+/// graph.
 #[derive(Clone)]
-pub struct Graph(Arc<Inner>);
+pub struct Graph {
+    inner: Arc<Inner>,
+    gate: Gate,
+}
 
 fn warn_in_log(text: &str) {
     tracing::warn!("{text}");
 }
 
 impl Graph {
-    /// An empty graph that knows `drivers`.
-    pub fn new(drivers: DriverTable) -> Self {
-        Self::with_policy(drivers, BackingPolicy::default())
-    }
-
-    /// An empty graph whose images may name what `policy` allows as their backing files.
-    pub fn with_policy(drivers: DriverTable, policy: BackingPolicy) -> Self {
-        Self::with_warner(drivers, policy, warn_in_log)
+    /// An empty graph that knows `drivers`. `gate` says what its images may pull in.
+    pub fn new(drivers: DriverTable, gate: Gate) -> Self {
+        Self::with_parts(drivers, gate, warn_in_log, Secrets::default())
     }
 
     /// The same, with warnings told by `warner` (tools print them); the default is the log.
-    pub fn with_warner(drivers: DriverTable, policy: BackingPolicy, warner: fn(&str)) -> Self {
-        Self::with_parts(drivers, policy, warner, Secrets::default())
+    pub fn with_warner(drivers: DriverTable, gate: Gate, warner: fn(&str)) -> Self {
+        Self::with_parts(drivers, gate, warner, Secrets::default())
     }
 
     /// An empty graph whose images may use the secrets of `secrets`, also those that are added to it later.
-    pub fn with_secrets(drivers: DriverTable, secrets: Secrets) -> Self {
-        Self::with_parts(drivers, BackingPolicy::default(), warn_in_log, secrets)
+    pub fn with_secrets(drivers: DriverTable, gate: Gate, secrets: Secrets) -> Self {
+        Self::with_parts(drivers, gate, warn_in_log, secrets)
     }
 
-    fn with_parts(
-        drivers: DriverTable,
-        policy: BackingPolicy,
-        warner: fn(&str),
-        secrets: Secrets,
-    ) -> Self {
-        Self(Arc::new(Inner {
+    fn with_parts(drivers: DriverTable, gate: Gate, warner: fn(&str), secrets: Secrets) -> Self {
+        let inner = Inner {
             drivers,
             epochs: Arc::default(),
             registry: Mutex::default(),
             next_name: AtomicU64::new(0),
-            policy,
             warner,
             secrets,
             copies_on_read: AtomicBool::new(false),
             reopening: Turns::default(),
-        }))
+        };
+        Self { inner: Arc::new(inner), gate }
+    }
+
+    /// The same graph, for images that may pull in something else.
+    #[must_use]
+    pub fn with_gate(&self, gate: Gate) -> Self {
+        Self { inner: Arc::clone(&self.inner), gate }
+    }
+
+    /// What images that are opened through this handle may pull in.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// The drivers it knows.
     pub fn drivers(&self) -> DriverTable {
-        self.0.drivers
+        self.inner.drivers
     }
 
     /// The driver of a name.
@@ -118,40 +124,35 @@ impl Graph {
     /// # Errors
     /// When there is none.
     pub fn driver(&self, name: &str) -> Result<&'static dyn DriverFactory> {
-        self.0
+        self.inner
             .drivers
             .iter()
             .find(|driver| driver.name() == name)
             .copied()
-            .ok_or_else(|| Error::invalid(format!("Unknown driver '{name}'")))
-    }
-
-    /// What an image may name as its backing file.
-    pub fn policy(&self) -> &BackingPolicy {
-        &self.0.policy
+            .ok_or_else(|| filename::no_driver(name))
     }
 
     /// The secrets that images may name.
     pub fn secrets(&self) -> &Secrets {
-        &self.0.secrets
+        &self.inner.secrets
     }
 
     /// The epoch domain.
     pub fn epochs(&self) -> &Arc<Epochs> {
-        &self.0.epochs
+        &self.inner.epochs
     }
 
     pub(super) fn reopening(&self) -> &Turns {
-        &self.0.reopening
+        &self.inner.reopening
     }
 
     /// Tells the user of something that is dangerous but not wrong.
     pub fn warn(&self, text: &str) {
-        (self.0.warner)(text);
+        (self.inner.warner)(text);
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {
-        self.0.registry.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The node of a name.
@@ -169,11 +170,14 @@ impl Graph {
         self.registry().backends.clone()
     }
 
-    /// Keeps `node` alive although nobody uses it, until [`Self::disown`]. For one that is being closed it is too late.
-    pub fn own(&self, node: Arc<Node>) {
-        if node.users().own() {
-            self.registry().owned.push(node);
-        }
+    /// Keeps `node` alive although nobody uses it, until [`Self::disown`].
+    ///
+    /// # Errors
+    /// When the node is being closed.
+    pub fn own(&self, node: Arc<Node>) -> Result<()> {
+        node.users().own().map_err(|error| error.on_node(node.name()))?;
+        self.registry().owned.push(node);
+        Ok(())
     }
 
     /// Undoes [`Self::own`] and closes the node if nobody uses it.
@@ -199,7 +203,7 @@ impl Graph {
 
     /// A name that no node has.
     fn generate_name(&self) -> String {
-        format!("#block{:03}", self.0.next_name.fetch_add(1, Relaxed))
+        format!("#block{:03}", self.inner.next_name.fetch_add(1, Relaxed))
     }
 
     /// Adds a node around a driver made by hand (tests, embedders with storage of their own).
@@ -243,12 +247,12 @@ impl Graph {
 
     /// Whether there has been a node whose reads may write.
     pub(crate) fn copies_on_read(&self) -> bool {
-        self.0.copies_on_read.load(Acquire)
+        self.inner.copies_on_read.load(Acquire)
     }
 
     fn insert(&self, parts: NodeParts) -> Arc<Node> {
         if parts.settings.flags.copy_on_read {
-            self.0.copies_on_read.store(true, Release);
+            self.inner.copies_on_read.store(true, Release);
         }
         let node = Node::new(parts);
         let mut registry = self.registry();

@@ -15,6 +15,7 @@ use super::generic::{Generic, take_generic};
 use super::{Graph, filename};
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverKind};
 use crate::epoch::Epochs;
+use crate::gate::Purpose;
 use crate::perm::{Permissions, Role};
 use crate::{Backend, ChildIdx, Children, Edge, Error, ErrorKind, Node, Options, Perm, Result};
 
@@ -46,6 +47,8 @@ pub struct OpenFlags {
     pub copy_on_read: bool,
     /// Backing files and children made by name open without asking the host for data (`info`).
     pub no_io: bool,
+    /// The path of a file leads over no symbolic link. Set where a [`Gate`](crate::Gate) has checked the path.
+    pub no_symlinks: bool,
 }
 
 /// The backing file that an image names.
@@ -78,6 +81,11 @@ pub struct OpenContext {
 }
 
 impl OpenContext {
+    /// The file name of the image, from which the names in it are taken.
+    pub(super) fn image_filename(&self) -> Option<String> {
+        self.filename.clone().or_else(|| self.file().ok()?.node().filename())
+    }
+
     /// The primary child.
     ///
     /// # Errors
@@ -449,14 +457,14 @@ impl Graph {
                     Below::Target(Target { options, flags, depth, nesting, ..Target::default() })
                 });
             };
-            self.policy()
-                .check(&named.filename)
-                .map_err(|e| e.prefix("Could not open backing file"))?;
-            let base = context.filename.clone().or_else(|| context.file().ok()?.node().filename());
-            filename = Some(match base {
+            let path = match context.image_filename() {
                 Some(base) => filename::relative_to(&base, &named.filename),
                 None => named.filename.clone(),
-            });
+            };
+            let failed = |error: Error| error.prefix("Could not open backing file");
+            let admitted = self.gate().admit(Purpose::Backing, &path).map_err(failed)?;
+            flags.no_symlinks = admitted.no_symlinks;
+            filename = Some(admitted.name);
             if let Some(format) = &named.format {
                 options.insert_default("driver", format.clone());
             }

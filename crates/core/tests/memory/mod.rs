@@ -289,7 +289,7 @@ impl DriverFactory for CheckeredFactory {
 pub static DRIVERS: &[&dyn DriverFactory] = &[&MemoryFactory, &CheckeredFactory];
 
 pub fn graph() -> Graph {
-    Graph::new(DRIVERS)
+    Graph::new(DRIVERS, oxblk_core::Gate::Anything)
 }
 
 /// A node on `memory`.

@@ -149,7 +149,7 @@ fn apply_hints(fd: &OwnedFd, wanted: &Wanted) {
 }
 
 async fn prepare_device(factory: &FileFactory, path: &str, wanted: &Wanted) -> Result<()> {
-    let access = Access { read_only: false, direct: false };
+    let access = Access { read_only: false, direct: false, no_symlinks: false };
     let handle = handle::open(path, access).map_err(|e| handle::open_error(path, e, false))?;
     factory.check_kind(Some(handle.kind), path)?;
     let locks = lock(&handle.fd, path)?;

@@ -1,9 +1,10 @@
 //! An open descriptor of the host and what is known of it.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use oxblk_core::{Error, Result, strerror};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 /// What sort of file it is.
@@ -21,6 +22,8 @@ pub(super) enum Kind {
 pub(super) struct Access {
     pub(super) read_only: bool,
     pub(super) direct: bool,
+    /// The path leads over no symbolic link.
+    pub(super) no_symlinks: bool,
 }
 
 /// A descriptor fresh from the host.
@@ -35,7 +38,10 @@ pub(super) fn open(path: &str, access: Access) -> Result<Handle, Errno> {
     let mut flags = OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     flags |= if access.read_only { OFlags::RDONLY } else { OFlags::RDWR };
     flags.set(OFlags::DIRECT, access.direct);
-    let fd = rustix::fs::open(path, flags, Mode::empty())?;
+    let fd = match access.no_symlinks {
+        false => rustix::fs::open(path, flags, Mode::empty())?,
+        true => open_without_links(path, flags)?,
+    };
     let kind = kind_of(fd.as_fd())?;
     let flags = rustix::fs::fcntl_getfl(&fd)?;
     rustix::fs::fcntl_setfl(&fd, flags - OFlags::NONBLOCK)?;
@@ -44,6 +50,21 @@ pub(super) fn open(path: &str, access: Access) -> Result<Handle, Errno> {
         Some(Kind::Block) if !access.read_only && is_read_only(fd.as_fd())? => Err(Errno::ACCESS),
         Some(kind) => Ok(Handle { fd, kind }),
         None => Err(Errno::NOTSUP),
+    }
+}
+
+/// Opens a path on which there is no symbolic link. Where the kernel cannot see to that itself, the path of the open file
+/// is compared with the one that was asked for.
+fn open_without_links(path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    match rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
+        Err(Errno::NOSYS | Errno::PERM) => {}
+        opened => return opened,
+    }
+    let fd = rustix::fs::open(path, flags | OFlags::NOFOLLOW, Mode::empty())?;
+    let real = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    match real {
+        Ok(real) if real == Path::new(path) => Ok(fd),
+        _ => Err(Errno::LOOP),
     }
 }
 
@@ -94,4 +115,28 @@ pub(super) fn queue_value(fd: BorrowedFd<'_>, name: &str) -> Option<u64> {
     let paths = [format!("{device}/queue/{name}"), format!("{device}/../queue/{name}")];
     let text = paths.iter().find_map(|path| std::fs::read_to_string(path).ok())?;
     text.trim().parse().ok()
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that fails may panic anywhere")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_anywhere_on_the_path_is_refused_where_none_may_be() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = scratch.path().canonicalize().unwrap();
+        std::fs::create_dir(root.join("dir")).unwrap();
+        std::fs::write(root.join("dir/file"), "x").unwrap();
+        std::os::unix::fs::symlink("dir", root.join("link")).unwrap();
+        std::os::unix::fs::symlink("file", root.join("dir/link")).unwrap();
+        let access = |no_symlinks| Access { read_only: true, direct: false, no_symlinks };
+        for (name, expected) in
+            [("dir/file", None), ("dir/link", Some(Errno::LOOP)), ("link/file", Some(Errno::LOOP))]
+        {
+            let path = root.join(name);
+            assert_eq!(open(path.to_str().unwrap(), access(true)).err(), expected, "{name}");
+            assert!(open(path.to_str().unwrap(), access(false)).is_ok(), "{name}");
+        }
+    }
 }

@@ -77,7 +77,8 @@ impl FileFactory {
 
     fn open_handle(&self, path: &str, context: &mut OpenContext) -> Result<Handle> {
         let direct = context.flags.direct;
-        let mut access = Access { read_only: context.flags.read_only, direct };
+        let no_symlinks = context.flags.no_symlinks;
+        let mut access = Access { read_only: context.flags.read_only, direct, no_symlinks };
         let mut opened = handle::open(path, access);
         let denied = matches!(opened, Err(Errno::ACCESS | Errno::PERM | Errno::ROFS));
         if denied && !access.read_only && context.flags.auto_read_only {

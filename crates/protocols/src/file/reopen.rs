@@ -38,7 +38,8 @@ impl FileDriver {
             return Ok(Prepared { file: None, alignment, read_only, direct, no_flush });
         }
         self.settle_descriptor().await?;
-        let access = Access { read_only: flags.read_only, direct };
+        let (read_only, no_symlinks) = (flags.read_only, flags.no_symlinks);
+        let access = Access { read_only, direct, no_symlinks };
         let failed = |errno| handle::open_error(&self.path, errno, direct);
         let handle = handle::open(&self.path, access).map_err(failed)?;
         if !self.is_same_file(&handle.fd)? {

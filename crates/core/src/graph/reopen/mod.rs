@@ -151,6 +151,7 @@ fn defaults(node: &Node) -> OpenFlags {
         check: now.check,
         probed: now.probed,
         no_io: now.no_io,
+        no_symlinks: now.no_symlinks,
         ..OpenFlags::default()
     }
 }
