@@ -22,6 +22,7 @@ impl Qcow2 {
         let (mut at, end) = (self.cluster_end(from), self.cluster_end(to));
         while at < end {
             let count = (end - at).min(STEP.max(self.geometry.cluster_size())) >> bits;
+            let count = self.table_before_data(at, count).await?;
             let mut run = self.reserve_data(at, count).await?;
             let (start, count) = (run.start, run.count);
             run.begin_write();
