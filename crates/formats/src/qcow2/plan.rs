@@ -127,8 +127,9 @@ impl Plan {
         Ok(block)
     }
 
-    /// The preallocated L2 table at `index`.
-    pub(super) fn l2_table(&self, index: u64) -> Result<IoBufMut> {
+    /// The preallocated L2 table at `index`. With `zero`, its entries say that the clusters read as zeroes, whatever they
+    /// hold.
+    pub(super) fn l2_table(&self, index: u64, zero: bool) -> Result<IoBufMut> {
         let (cluster_size, entries) = (self.geometry.cluster_size(), self.geometry.l2_entries());
         let used = self.data_clusters.saturating_sub(index * entries).min(entries);
         let first = match self.geometry.data_file {
@@ -138,7 +139,11 @@ impl Plan {
         let mut table = self.cluster()?;
         // With subclusters, all of them are left for the backing file to decide.
         let stride = usize::try_from(self.geometry.l2_entry_words()).unwrap_or(1);
-        let places = (0..used).map(|entry| L2Entry::data(first + entry * cluster_size).0);
+        let kind = match zero && !self.geometry.extended_l2 {
+            true => L2Entry::zero_allocated,
+            false => L2Entry::data,
+        };
+        let places = (0..used).map(|entry| kind(first + entry * cluster_size).0);
         for (to, entry) in table.chunks_exact_mut(8).step_by(stride).zip(places) {
             to.copy_from_slice(&entry.to_be_bytes());
         }

@@ -26,8 +26,8 @@ impl Qcow2 {
             let mut run = self.reserve_data(at, count).await?;
             let (start, count) = (run.start, run.count);
             run.begin_write();
-            // What a resize has added to a data file reads as zeroes.
-            let untouched = run.untouched || self.geometry.data_file;
+            // What a resize has added to a data file reads as zeroes, unless it was there before.
+            let untouched = run.untouched || self.geometry.data_file && file.node().limits().grows;
             let host = start << bits;
             let end = self.end_of_data(start.saturating_add(count) << bits);
             let len = end.saturating_sub(host);
