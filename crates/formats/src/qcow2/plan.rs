@@ -55,20 +55,10 @@ impl Plan {
         let luks_clusters = geometry.clusters_for(luks);
         let within = if geometry.data_file { 0 } else { data_clusters };
         let content = l1_clusters + luks_clusters + l2_tables + within;
-        let (mut table_clusters, mut blocks) = (1, 1);
-        // Each round covers what the round before added; it ends when nothing is added.
-        let clusters = loop {
-            let clusters = 1 + table_clusters + blocks + content;
-            let needed = clusters.div_ceil(geometry.refcounts_per_block());
-            let table = geometry.clusters_for(needed * 8);
-            if (table, needed) == (table_clusters, blocks) {
-                break clusters;
-            }
-            (table_clusters, blocks) = (table, needed);
-            if table_clusters * geometry.cluster_size() > MAX_REFCOUNT_TABLE_BYTES {
-                return Err(too_large());
-            }
-        };
+        let Counted { table_clusters, blocks, clusters } = Counted::new(geometry, content);
+        if table_clusters * geometry.cluster_size() > MAX_REFCOUNT_TABLE_BYTES {
+            return Err(too_large());
+        }
         let cluster_size = geometry.cluster_size();
         let l1_offset = (1 + table_clusters + blocks) * cluster_size;
         let content_end = (clusters - luks_clusters) * cluster_size;
@@ -158,8 +148,36 @@ pub(super) fn put_entries(table: &mut [u8], entries: impl Iterator<Item = u64>) 
     }
 }
 
-/// Bytes of an image of `size` bytes whose clusters are all allocated; `None` if it cannot be made.
+/// Clusters that count all clusters of an image, themselves included.
+struct Counted {
+    table_clusters: u64,
+    blocks: u64,
+    /// Clusters of the image, the header and these among them.
+    clusters: u64,
+}
+
+impl Counted {
+    fn new(geometry: Geometry, content: u64) -> Self {
+        let (mut table_clusters, mut blocks) = (1, 1);
+        // Each round covers what the round before added; it ends when nothing is added.
+        loop {
+            let clusters = 1 + table_clusters + blocks + content;
+            let needed = clusters.div_ceil(geometry.refcounts_per_block());
+            let table = geometry.clusters_for(needed * 8);
+            if (table, needed) == (table_clusters, blocks) {
+                return Self { table_clusters, blocks, clusters };
+            }
+            (table_clusters, blocks) = (table, needed);
+        }
+    }
+}
+
+/// Bytes of an image of `size` bytes whose clusters are all allocated, whether or not refcounts could count them; `None`
+/// if there is no image of that size.
 pub(super) fn fully_allocated(geometry: Geometry, size: u64) -> Option<u64> {
-    let plan = Plan::new(geometry, size, Preallocation::Metadata, 0).ok()?;
-    plan.clusters.checked_mul(geometry.cluster_size())
+    let l1_entries =
+        geometry.l1_entries_for(size).filter(|entries| *entries <= MAX_L1_BYTES / 8)?;
+    let l1_clusters = geometry.clusters_for(l1_entries * 8);
+    let content = l1_clusters + l1_entries + geometry.clusters_for(size);
+    Counted::new(geometry, content).clusters.checked_mul(geometry.cluster_size())
 }
