@@ -182,7 +182,7 @@ impl Qcow2 {
             };
             match self.l2.get(slice, load).await? {
                 Some(pinned) => {
-                    self.check_slice(&pinned, offset).await?;
+                    self.check_slice(&pinned).await?;
                     return Ok(Some(pinned));
                 }
                 // Every slice is dirty or pinned: writing back makes room.
@@ -210,7 +210,7 @@ impl Qcow2 {
 
     /// A writable image must not have guest data, or room for it, where its metadata is: a write in place would destroy
     /// it.
-    async fn check_slice(&self, slice: &Pinned<'_>, offset: u64) -> Result<()> {
+    async fn check_slice(&self, slice: &Pinned<'_>) -> Result<()> {
         if self.is_read_only() || self.geometry.data_file {
             return Ok(());
         }
@@ -220,9 +220,8 @@ impl Qcow2 {
                 L2Entry(word.load(Acquire)).kind(self.geometry, self.version)
                 && self.is_protected(host, self.geometry.cluster_size())
             {
-                let text = format!(
-                    "Preventing invalid write on metadata (data cluster at {host:#x}, guest offset near {offset:#x})"
-                );
+                let what = self.overlapped(host, self.geometry.cluster_size());
+                let text = format!("Preventing invalid write on metadata (overlaps with {what})");
                 return Err(self.mark_corrupt(&text, host).await);
             }
         }

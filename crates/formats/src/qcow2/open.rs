@@ -179,6 +179,7 @@ pub(super) async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header>
             "Could not repair dirty image: errors are left that img check -r all tells of",
         ));
     }
+    tracing::error!("qcow2: the image was not closed cleanly: its refcounts have been repaired");
     read_header(file).await
 }
 
@@ -222,7 +223,8 @@ async fn build(
         cache(refcount_slice(geometry), sizes.refcount_slices(geometry)),
         refcount_slice(geometry),
     )
-    .await?;
+    .await
+    .map_err(|error| error.prefix("Could not initialize refcount handling"))?;
     refcounts
         .allocator
         .note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
