@@ -59,9 +59,6 @@ impl Node {
 /// Whether `name`, said of the backing file of `over`, is the file of `below`.
 fn is_file(over: &Node, below: &Node, name: &str) -> bool {
     let Some(file) = below.filename() else { return false };
-    if file == name {
-        return true;
-    }
     let meant = over.filename().map_or_else(|| name.to_owned(), |base| relative_to(&base, name));
     match (real_path(&meant), real_path(&file)) {
         (Some(meant), Some(file)) => meant == file,

@@ -22,7 +22,7 @@ const WANTED_DESCRIPTORS: u64 = 2 * LEVELS as u64 + 200;
 fn make_chain(dir: &Path, levels: usize) {
     let image = |index: usize| dir.join(format!("{index:04}")).to_str().unwrap().to_owned();
     block_on(async {
-        let graph = Graph::new(DRIVERS);
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let size = Options::from_dotted("size=1M", None).unwrap();
         graph.create_image(&image(0), "qcow2", &size).await.unwrap();
         let mut overlay = Options::from_dotted("size=1M,backing_fmt=qcow2", None).unwrap();
@@ -75,7 +75,7 @@ fn a_chain_of_a_thousand_images_opens_is_read_and_closes() {
         make_chain(dir.path(), LEVELS);
         let top = dir.path().join(format!("{:04}", LEVELS - 1));
         block_on(async move {
-            let graph = Graph::new(DRIVERS);
+            let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
             let options = Options::from_dotted("driver=qcow2", None).unwrap();
             let name = top.to_str().unwrap();
             let node = graph.open_image(name, options, OpenFlags::default()).await.unwrap();
@@ -109,7 +109,7 @@ fn a_chain_that_cannot_be_opened_says_why_in_one_short_line() {
         std::fs::remove_file(dir.path().join("0000")).unwrap();
         let top = dir.path().join("0199");
         block_on(async move {
-            let graph = Graph::new(DRIVERS);
+            let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
             let options = || Options::from_dotted("driver=qcow2", None).unwrap();
             let name = top.to_str().unwrap();
             let error = graph.open_image(name, options(), OpenFlags::default()).await.unwrap_err();

@@ -20,7 +20,7 @@ fn a_qcow2_image_of_an_odd_size_has_one_size_everywhere() {
     let path = dir.path().join("disk.qcow2");
     let name = path.to_str().unwrap();
     block_on(async {
-        let graph = Graph::new(DRIVERS);
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let options = Options::from_dotted("size=1000001", None).unwrap();
         graph.create_image(name, "qcow2", &options).await.unwrap();
         let mut image = std::fs::read(&path).unwrap();

@@ -13,6 +13,7 @@ mod create;
 mod data_file;
 mod encryption;
 mod hostile;
+mod layout;
 mod luks_keys;
 mod matrix;
 mod measure;

@@ -25,6 +25,8 @@ fn measured_sizes_are_the_same() {
         "size=1",
         "size=1G",
         "size=10T",
+        "size=2P",
+        "size=3P",
         "size=1G,preallocation=full",
         "size=1G,preallocation=metadata",
         "size=1G,cluster_size=512",

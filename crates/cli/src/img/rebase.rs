@@ -171,7 +171,13 @@ impl Job<'_> {
             return self.change().await;
         }
         let node = self.disk.node().map_err(|error| self.context.error(&error))?;
-        let common = self.arguments.backing.as_ref().and_then(|name| node.find_backing(name));
+        let common = self.arguments.backing.as_ref().and_then(|name| {
+            // What the overlay will mean by it, wherever the images of the chain lie.
+            let path = path_from(&node, name);
+            let real = std::fs::canonicalize(&path).ok();
+            let real = real.and_then(|path| path.into_os_string().into_string().ok());
+            node.find_backing(&real.unwrap_or(path))
+        });
         let old = node.child(ChildIdx::BACKING).map(|node| self.reader(node)).transpose()?;
         let new = match (&common, &self.arguments.backing) {
             (Some(layer), _) => Some(self.reader(Arc::clone(layer))?),
@@ -193,7 +199,7 @@ impl Job<'_> {
     }
 
     async fn open_new(&self, node: &Node, name: &str) -> Step<Backend> {
-        let path = node.filename().map_or_else(|| name.to_owned(), |base| relative_to(&base, name));
+        let path = path_from(node, name);
         let opened = Image::read_only(&path)
             .format(self.arguments.backing_format.as_deref())
             .cache(self.arguments.backing_cache)
@@ -236,14 +242,14 @@ impl Job<'_> {
 
     fn check_change(&self) -> Step {
         let node = self.disk.node().map_err(|error| self.context.error(&error))?;
+        if self.arguments.compress && node.driver().compress().is_none() {
+            return Err(self.context.failed("Compression not supported for this file format"));
+        }
         if node.driver().backing().is_none() {
             return Err(self.cannot_change(&strerror(95)));
         }
         if self.arguments.backing.is_some() && self.arguments.backing_format.is_none() {
             return Err(self.cannot_change("backing format must be specified"));
-        }
-        if self.arguments.compress && node.driver().compress().is_none() {
-            return Err(self.context.failed("Compression not supported for this file format"));
         }
         Ok(())
     }
@@ -262,6 +268,11 @@ impl Job<'_> {
         let name = self.arguments.backing.as_deref().unwrap_or_default();
         self.context.failed(format_args!("Could not change the backing file to '{name}': {why}"))
     }
+}
+
+/// The backing file that `name` means in the image of a node.
+fn path_from(node: &Node, name: &str) -> String {
+    node.filename().map_or_else(|| name.to_owned(), |base| relative_to(&base, name))
 }
 
 /// Passes progress on.

@@ -196,7 +196,7 @@ impl Qcow2 {
         point();
         let len = usize::try_from(self.slice_words.saturating_mul(8)).unwrap_or(0);
         let bytes = self.children.require(ChildIdx::FILE)?.read(place, IoBufMut::new(len)).await?;
-        self.check_slice(&bytes, offset).await?;
+        self.check_slice(&bytes).await?;
         Ok(bytes)
     }
 
@@ -219,7 +219,7 @@ impl Qcow2 {
 
     /// A writable image must not have guest data, or room for it, where its metadata is: a write in place would destroy
     /// it. So a slice that says so is never cached.
-    async fn check_slice(&self, bytes: &[u8], offset: u64) -> Result<()> {
+    async fn check_slice(&self, bytes: &[u8]) -> Result<()> {
         if self.is_read_only() || self.geometry.data_file {
             return Ok(());
         }
@@ -230,9 +230,8 @@ impl Qcow2 {
                 entry.kind(self.geometry, self.version)
                 && self.is_protected(host, self.geometry.cluster_size())
             {
-                let text = format!(
-                    "Preventing invalid write on metadata (data cluster at {host:#x}, guest offset near {offset:#x})"
-                );
+                let what = self.overlapped(host, self.geometry.cluster_size());
+                let text = format!("Preventing invalid write on metadata (overlaps with {what})");
                 return Err(self.mark_corrupt(&text, host).await);
             }
         }

@@ -7,7 +7,9 @@ use std::sync::atomic::{
 use std::sync::{Arc, Mutex};
 
 use oxblk_core::check::Fix;
-use oxblk_core::{BackingFile, ChildIdx, Edge, Error, ErrorKind, OpenContext, Result};
+use oxblk_core::{
+    BackingFile, ChildIdx, Edge, Error, ErrorKind, OpenContext, Preallocation, Result,
+};
 use oxblk_ring::{Event, IoBufMut, Mutex as AsyncMutex, RangeLock};
 use serde::{Deserialize, Serialize};
 
@@ -177,6 +179,7 @@ pub(super) async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header>
             "Could not repair dirty image: errors are left that img check -r all tells of",
         ));
     }
+    tracing::error!("qcow2: the image was not closed cleanly: its refcounts have been repaired");
     read_header(file).await
 }
 
@@ -220,7 +223,8 @@ async fn build(
         cache(refcount_slice(geometry), sizes.refcount_slices(geometry)),
         refcount_slice(geometry),
     )
-    .await?;
+    .await
+    .map_err(|error| error.prefix("Could not initialize refcount handling"))?;
     refcounts
         .allocator
         .note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
@@ -312,6 +316,7 @@ impl Qcow2 {
         self.write_back(true).await?;
         let written = self.write_back(true).await;
         let written = written.and(self.write_postponed().await);
+        let written = written.and(self.complete_last_cluster().await);
         written.map_err(|error| {
             if error.kind() == ErrorKind::NoSpace {
                 error.prefix("Could not close the image cleanly")
@@ -319,5 +324,22 @@ impl Qcow2 {
                 error
             }
         })
+    }
+
+    /// Has the file end with its last cluster, or subcluster, as files end that QEMU writes. Of new data, only what was
+    /// written may be there; what is added is a hole.
+    async fn complete_last_cluster(&self) -> Result<()> {
+        let file = self.children.require(ChildIdx::FILE)?;
+        let (size, unit) = (file.size(), self.geometry.subcluster_size());
+        let cluster = self.geometry.cluster_index(size);
+        if size.is_multiple_of(unit)
+            || !self.refcounts.allocator.is_new_data(cluster)
+            || self.compressed_tail.is_in(cluster, self.geometry.cluster_bits)
+            || self.refcounts.get(cluster).await? == 0
+        {
+            return Ok(());
+        }
+        let end = size.checked_next_multiple_of(unit).unwrap_or(size);
+        file.resize(end, Preallocation::Off).await
     }
 }

@@ -434,6 +434,18 @@ impl Refcounts {
         (0..entries).filter(|block| self.block_offset(*block) != 0).collect()
     }
 
+    /// Makes sure that there are blocks for the refcounts of `count` host clusters from `cluster` on.
+    pub(super) async fn ensure_blocks(&self, cluster: u64, count: u64) -> Result<()> {
+        let per_block = self.geometry.refcounts_per_block();
+        let last = cluster.saturating_add(count).saturating_sub(1);
+        for block in cluster / per_block..=last / per_block {
+            if self.block_offset(block) == 0 {
+                self.make_block(block).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes refcount block `block` exist.
     async fn make_block(&self, block: u64) -> Result<()> {
         let _turn = self.growing.lock().await;

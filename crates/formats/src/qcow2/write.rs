@@ -113,6 +113,7 @@ impl Qcow2 {
             let first = self.cluster_start(at);
             let end = self.cluster_end(at.saturating_add(length(&data)));
             let count = (end - first) >> self.geometry.cluster_bits;
+            let count = self.table_before_data(first, count).await?;
             let run = self.reserve_data(first, count).await?;
             let reach = first.saturating_add(run.count << self.geometry.cluster_bits);
             let room = usize::try_from(reach - at).unwrap_or(usize::MAX).min(data.len());

@@ -255,6 +255,14 @@ impl Qcow2 {
         }
         self.note_if_corrupt(self.refcounts.reserve(count).await, 0).await
     }
+
+    /// The same for clusters that will surely be used: where they are the first of a refcount block, it is made at once. So
+    /// it lies directly behind them, as in images that QEMU writes, whatever is reserved before they are counted.
+    pub(super) async fn reserve_to_use(&self, count: u64) -> Result<Reserved<'_>> {
+        let reserved = self.reserve(count).await?;
+        self.refcounts.ensure_blocks(reserved.start(), reserved.count()).await?;
+        Ok(reserved)
+    }
 }
 
 /// Clusters that have rested and are being discarded on the host, in their order. Dropped unfinished, those that are
