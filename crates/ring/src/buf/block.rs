@@ -119,6 +119,7 @@ impl Drop for BlockRef {
         let block = self.block();
         // A sole holder needs no read-modify-write: nobody else can make the count grow.
         if block.refs.load(Ordering::Acquire) != 1 {
+            crate::perturb::point();
             if block.refs.fetch_sub(1, Ordering::Release) != 1 {
                 return;
             }

@@ -122,6 +122,7 @@ impl RangeLock {
 
     fn leave(&self, ticket: u64) {
         let wakers = lock(&self.queue).leave(ticket);
+        crate::perturb::point();
         for waker in wakers {
             waker.wake();
         }
