@@ -38,6 +38,7 @@ oxblk COMMAND --help tells more. Called as qemu-img or qemu-io, oxblk is that to
 
 fn main() -> ExitCode {
     outlive_file_size_limit();
+    oxblk_ring::host::limit_allocator_arenas();
     let mut arguments = std::env::args_os();
     let called_as = arguments.next().unwrap_or_else(|| OsString::from("oxblk"));
     let called_as = called_as.to_string_lossy().into_owned();
