@@ -41,6 +41,7 @@ fn main() -> ExitCode {
     outlive_file_size_limit();
     // Where that is not allowed, what is allowed has to do.
     drop(oxblk_ring::host::raise_open_files_limit());
+    oxblk_ring::host::limit_allocator_arenas();
     let mut arguments = std::env::args_os();
     let called_as = arguments.next().unwrap_or_else(|| OsString::from("oxblk"));
     let called_as = called_as.to_string_lossy().into_owned();

@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 
 use crate::buf::{IoBuf, IoBufMut, IoVec, IoVecMut};
@@ -136,6 +136,16 @@ enum Inner {
 #[derive(Clone)]
 pub struct File(Inner);
 
+/// See [`File::downgrade`].
+pub(crate) struct WeakFile(Weak<Host>);
+
+impl WeakFile {
+    /// The file, while there are handles to it.
+    pub(crate) fn upgrade(&self) -> Option<File> {
+        self.0.upgrade().map(|host| File(Inner::Host(host)))
+    }
+}
+
 impl File {
     /// Takes over a descriptor.
     pub fn from_fd(fd: OwnedFd, aio: Aio) -> File {
@@ -147,6 +157,14 @@ impl File {
             aio,
             in_memory,
         })))
+    }
+
+    /// A reference that does not keep a file of the host open.
+    pub(crate) fn downgrade(&self) -> WeakFile {
+        match &self.0 {
+            Inner::Host(host) => WeakFile(Arc::downgrade(host)),
+            Inner::Sim(_) | Inner::Closed => WeakFile(Weak::new()),
+        }
     }
 
     /// A simulated disk as a file.

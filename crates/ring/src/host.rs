@@ -5,6 +5,20 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+/// Has the allocator of the C library keep to a few arenas. Each takes 64 MiB of address space, which a process with many
+/// threads may not have. For programs of their own: a library does not decide for the process that it is part of.
+pub fn limit_allocator_arenas() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number of the allocator's.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, ARENAS);
+    }
+}
+
+/// The first is the heap of the process, which takes no more address space than it uses.
+#[cfg(target_env = "gnu")]
+const ARENAS: libc::c_int = 3;
+
 /// A range of bytes that locks are about; nothing of the file itself need be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LockRange {

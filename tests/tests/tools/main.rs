@@ -16,4 +16,5 @@ mod img_odd;
 mod img_rebase;
 mod img_snapshot;
 mod io_commands;
+mod limits;
 mod untrusted;

@@ -47,7 +47,7 @@ struct Arguments {
 /// Runs the command.
 pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
     let arguments = read(context, words)?;
-    let helpers = threads::helpers(context, arguments.threads)?;
+    let helpers = threads::helpers(context, arguments.threads);
     let progress = Progress::start(arguments.progress && !arguments.quiet);
     let outcome = context.block_on(commit(context, &arguments, &helpers, &progress));
     if outcome.is_ok() {

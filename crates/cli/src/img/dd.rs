@@ -42,7 +42,7 @@ struct Arguments {
 /// Runs the command.
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
-    let helpers = threads::helpers(context, arguments.threads)?;
+    let helpers = threads::helpers(context, arguments.threads);
     context.block_on(async {
         let graph = graph();
         let source = Image::read_only(&arguments.input)

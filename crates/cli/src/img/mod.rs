@@ -218,7 +218,12 @@ impl Context {
 
     /// Runs the asynchronous part of the command on this thread.
     fn block_on(&self, work: impl Future<Output = Step>) -> Step {
-        oxblk_ring::block_on(work)
+        self.run_to_end(work).unwrap_or(Err(Exit(1)))
+    }
+
+    /// Runs `work` on this thread, or says why it cannot.
+    fn run_to_end<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.program.run_to_end(work)
     }
 }
 

@@ -61,7 +61,7 @@ struct Arguments {
 pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
     let arguments = read(context, words)?;
     let threads = if arguments.only_name { 1 } else { arguments.threads };
-    let helpers = threads::helpers(context, threads)?;
+    let helpers = threads::helpers(context, threads);
     let progress = Progress::start(arguments.progress && !arguments.quiet);
     let outcome = context.block_on(rebase(context, &arguments, &helpers, &progress));
     if outcome.is_ok() {

@@ -79,7 +79,7 @@ pub(crate) fn run(program: Program, arguments: Vec<String>) -> u8 {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
-    oxblk_ring::block_on(async {
+    let outcome = program.clone().run_to_end(async {
         let session = Session::new(program);
         if let Some(filename) = &arguments.filename
             && !session.open(Some(filename), &arguments.opening).await
@@ -93,7 +93,8 @@ pub(crate) fn run(program: Program, arguments: Vec<String>) -> u8 {
         };
         let closed = session.close().await;
         u8::from(failed || !closed)
-    })
+    });
+    outcome.unwrap_or(1)
 }
 
 fn read(program: &Program, arguments: Vec<String>) -> Result<Arguments, u8> {

@@ -125,8 +125,13 @@ fn server(options: &Options, disk: &Disk) -> Result<Server> {
     let started = |error| format!("Cannot start an I/O thread: {error}");
     let mut threads: Vec<IoThread> = IoThread::current().into_iter().collect();
     for index in 1..options.threads {
-        let thread = IoThread::start(&format!("nbd-{index}"), Config::default());
-        threads.push(thread.map_err(started)?);
+        match IoThread::start(&format!("nbd-{index}"), Config::default()) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                tracing::warn!("using {index} of {} threads: {error}", options.threads);
+                break;
+            }
+        }
     }
     let export = Export {
         name: options.export_name.clone(),

@@ -36,6 +36,7 @@ impl BlockingOp {
     /// Does the work and reports it to the I/O thread.
     pub(crate) fn run(self) {
         let result = self.perform();
+        crate::perturb::point();
         self.shared.send(Message::Complete(self.key, result));
     }
 

@@ -99,6 +99,7 @@ pub(crate) struct Reactor {
     slots: RefCell<Slots>,
     driver: RefCell<Driver>,
     native: RefCell<Option<Native>>,
+    shared: Arc<Shared>,
     /// Scratch space of `turn`: what was harvested and is yet to be completed.
     harvest: RefCell<Vec<(Key, i32)>>,
     /// Transfers carried out on the spot since the last turn.
@@ -143,6 +144,7 @@ impl Reactor {
             slots: RefCell::default(),
             driver: RefCell::new(driver),
             native: RefCell::new(None),
+            shared: Arc::clone(shared),
             harvest: RefCell::default(),
             on_the_spot: Cell::new(0),
         })
@@ -168,9 +170,40 @@ impl Reactor {
             native.reap(&mut done);
         }
         for (key, result) in done.drain(..) {
-            self.complete(key, result);
+            if !(result == -libc::ECANCELED || result == -libc::EAGAIN) || !self.redo(key) {
+                self.complete(key, result);
+            }
         }
         *self.harvest.borrow_mut() = done;
+    }
+
+    /// Hands an operation on a file to a blocking thread, or carries it out if there is none. The kernel gives up what it has no
+    /// worker thread for (`RLIMIT_NPROC`), with `ECANCELED` or `EAGAIN`. Nobody else cancels operations on files.
+    fn redo(&self, key: Key) -> bool {
+        let file = {
+            let slots = self.slots.borrow();
+            let Some(slot) = slots.try_get(key).filter(|slot| slot.op.is_on_file()) else {
+                return false;
+            };
+            match (&slot.target, &*self.driver.borrow()) {
+                (Some(Target::File(file)), Driver::Uring(_)) => Some(file.clone()),
+                (Some(Target::Fixed(id)), Driver::Uring(uring)) => uring.file(*id),
+                _ => return false,
+            }
+        };
+        let Some(file) = file else {
+            // Nobody has the file any more.
+            self.complete(key, -libc::EIO);
+            return true;
+        };
+        let mut slots = self.slots.borrow_mut();
+        slots.takes_long(key);
+        let slot = slots.get_mut(key);
+        slot.target = Some(Target::File(file));
+        let job = BlockingOp::new(key, slot, &self.shared);
+        drop(slots);
+        BLOCKING.submit(Job::Io(job));
+        true
     }
 
     /// Records the end of an operation and wakes whoever waits for it.

@@ -73,6 +73,11 @@ impl Op {
         matches!(self, Op::Read { .. } | Op::Write { .. })
     }
 
+    /// Whether io_uring carries it out on a file.
+    pub(super) fn is_on_file(self) -> bool {
+        matches!(self, Op::Read { .. } | Op::Write { .. } | Op::Sync { .. } | Op::Fallocate { .. })
+    }
+
     /// Whether it may wait for a peer for ever.
     fn waits_for_peer(self) -> bool {
         matches!(self, Op::Recv { .. } | Op::Send { .. } | Op::Poll { .. })
@@ -231,6 +236,13 @@ impl Slots {
         }
     }
 
+    /// Notes that an operation is no longer such a one.
+    pub(super) fn takes_long(&mut self, key: Key) {
+        if let Some(slot) = self.try_get_mut(key) {
+            self.soon -= usize::from(std::mem::take(&mut slot.soon));
+        }
+    }
+
     #[expect(
         clippy::cast_possible_truncation,
         reason = "four thousand million operations do not fit in memory"
@@ -270,6 +282,12 @@ impl Slots {
             Some(slot) => slot,
             None => panic!("operation {key:?} does not exist"),
         }
+    }
+
+    pub(super) fn try_get(&self, key: Key) -> Option<&Slot> {
+        let index = key.slot as usize;
+        let slot = self.chunks.get(index / CHUNK)?.get(index % CHUNK)?;
+        (slot.generation == key.generation).then_some(slot)
     }
 
     pub(super) fn try_get_mut(&mut self, key: Key) -> Option<&mut Slot> {

@@ -20,6 +20,7 @@ use super::foreign::contained;
 use super::local::{CURRENT, Local, MainWaker, try_with};
 use super::quiet::Quiet;
 use super::shared::Shared;
+use crate::perturb;
 use crate::reactor::Reactor;
 use crate::sim::Scheduler;
 
@@ -73,9 +74,11 @@ impl Drop for Entered {
                 break;
             }
         }
+        perturb::point();
         local.reactor.release_memory();
         local.shared.unregister();
         let current = CURRENT.take();
+        perturb::point();
         // No task is left and nothing is in flight, so that these are calls that nobody carries out any more, and files that
         // the ring lets go of anyway.
         for message in local.shared.mailbox.close() {

@@ -24,6 +24,7 @@ use super::shared::{Message, Shared};
 use super::tasks::Tasks;
 use super::thread::Handle;
 use super::timer::{Timers, real_now};
+use crate::perturb;
 use crate::reactor::{Reactor, Wait};
 use crate::sim::Scheduler;
 
@@ -227,6 +228,7 @@ impl Local {
             return;
         }
         if self.shared.mailbox.prepare_sleep() {
+            perturb::point();
             // The main future's flag is published before the sleep flag is read, like a message.
             let timer = self.timers.borrow().next_deadline();
             let wait = match [timer, self.quiet.deadline()].into_iter().flatten().min() {

@@ -12,6 +12,7 @@ pub(crate) mod offload;
 pub(crate) mod oneshot;
 mod pool;
 mod quiet;
+mod room;
 pub(crate) mod shared;
 mod tasks;
 mod thread;

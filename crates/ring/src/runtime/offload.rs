@@ -8,12 +8,15 @@ use super::pool::{Job, WorkerPool};
 use super::{local, oneshot};
 use crate::reactor::start_call;
 
-static DATA: WorkerPool = WorkerPool::new("oxblk-work", cores);
+/// Bytes of stack where only system calls are made.
+const SMALL_STACK: usize = 512 << 10;
+
+static DATA: WorkerPool = WorkerPool::new("oxblk-work", cores, 2 << 20);
 /// Threads that wait in system calls on files; their number bounds the queue depth of the `threads` backend.
-pub(crate) static BLOCKING: WorkerPool = WorkerPool::new("oxblk-io", || 64);
+pub(crate) static BLOCKING: WorkerPool = WorkerPool::new("oxblk-io", || 64, SMALL_STACK);
 /// Threads that wait for peers, maybe for long. Operations on files, which a thread awaits before it ends, do not wait behind
 /// them.
-static WAITING: WorkerPool = WorkerPool::new("oxblk-wait", || 64);
+static WAITING: WorkerPool = WorkerPool::new("oxblk-wait", || 64, SMALL_STACK);
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)

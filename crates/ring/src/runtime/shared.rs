@@ -10,6 +10,7 @@ use async_task::Runnable;
 
 use super::local;
 use super::wake::Mailbox;
+use crate::perturb;
 use crate::reactor::Key;
 
 /// The most I/O threads that a process may have at once.
@@ -80,7 +81,10 @@ impl Shared {
     /// whoever waits for it by being dropped; a runnable is never among them (see [`spawn`](super::spawn)).
     pub(crate) fn send(&self, message: Message) {
         match self.mailbox.push(message) {
-            Ok(true) => self.ring(),
+            Ok(true) => {
+                perturb::point();
+                self.ring();
+            }
             Ok(false) => {}
             Err(refused) => drop(refused),
         }
@@ -88,6 +92,7 @@ impl Shared {
 
     /// Wakes the thread if it sleeps, for the sake of something published before.
     pub(crate) fn nudge(&self) {
+        perturb::point();
         if self.mailbox.must_ring() {
             self.ring();
         }

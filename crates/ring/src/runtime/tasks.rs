@@ -14,6 +14,7 @@ use async_task::{Runnable, Task};
 use super::foreign::contained;
 use super::local::{Local, current, try_with};
 use super::shared::{Message, Shared};
+use crate::perturb;
 
 /// The tasks of an I/O thread.
 #[derive(Default)]
@@ -114,6 +115,7 @@ fn schedule(shared: &Arc<Shared>, task: Runnable) {
         }
     });
     if let Some(task) = task {
+        perturb::point();
         // The mailbox is open: a thread closes it when none of its tasks is left (see `spawn`).
         shared.send(Message::Run(task));
     }

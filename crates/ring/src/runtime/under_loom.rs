@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a model may fail by panicking, in its helpers too")]
 
 mod atomics {
-    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicPtr, Ordering, fence};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, fence};
     pub(crate) use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
 
     pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -18,6 +18,8 @@ mod atomics {
 mod oneshot;
 #[path = "../sync/range_lock.rs"]
 mod range_lock;
+#[path = "../buf/references.rs"]
+mod references;
 #[path = "../buf/returned.rs"]
 mod returned;
 #[path = "wake.rs"]
@@ -30,6 +32,7 @@ use loom::cell::UnsafeCell;
 use loom::future::block_on;
 use loom::thread;
 use range_lock::RangeLock;
+use references::References;
 use returned::{Linked, Returned};
 use wake::Mailbox;
 
@@ -291,5 +294,75 @@ fn pieces_returned_by_other_threads_all_come_back_with_what_was_written_to_them(
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         take();
         assert_eq!(back, 3);
+    });
+}
+
+/// Memory that is counted, and that the last holder frees, as its own.
+struct Counted {
+    refs: References,
+    memory: UnsafeCell<u32>,
+}
+
+// SAFETY: holders read; who is alone writes. That is what the models check.
+unsafe impl Send for Counted {}
+// SAFETY: as above.
+unsafe impl Sync for Counted {}
+
+impl Counted {
+    /// Several references, to be given to threads.
+    fn shared(holders: usize) -> Arc<Counted> {
+        let counted = Counted { refs: References::one(), memory: UnsafeCell::new(1) };
+        (1..holders).for_each(|_| counted.refs.add());
+        Arc::new(counted)
+    }
+
+    /// Reads, and gives a reference up; the last one writes. Returns whether it was the last.
+    fn read_and_release(&self) -> bool {
+        // SAFETY: nobody writes while this reference is counted.
+        assert_eq!(self.memory.with(|memory| unsafe { *memory }), 1);
+        let last = self.refs.release();
+        if last {
+            // SAFETY: no reference is left.
+            self.memory.with_mut(|memory| unsafe { *memory = 0 });
+        }
+        last
+    }
+}
+
+#[test]
+fn of_several_holders_exactly_the_last_frees_the_memory_and_after_all_others() {
+    bounded().check(|| {
+        let counted = Counted::shared(3);
+        let threads: Vec<_> = (0..2)
+            .map(|_| {
+                let counted = Arc::clone(&counted);
+                thread::spawn(move || counted.read_and_release())
+            })
+            .collect();
+        let mut last = usize::from(counted.read_and_release());
+        last += threads
+            .into_iter()
+            .filter_map(|thread| thread.join().ok())
+            .filter(|last| *last)
+            .count();
+        assert_eq!(last, 1);
+    });
+}
+
+#[test]
+fn a_holder_that_finds_itself_alone_may_write() {
+    bounded().check(|| {
+        let counted = Counted::shared(2);
+        let other = {
+            let counted = Arc::clone(&counted);
+            thread::spawn(move || assert!(!counted.read_and_release()))
+        };
+        while !counted.refs.is_one() {
+            thread::yield_now();
+        }
+        // SAFETY: the only reference.
+        counted.memory.with_mut(|memory| unsafe { *memory = 2 });
+        assert!(counted.refs.release());
+        other.join().unwrap();
     });
 }

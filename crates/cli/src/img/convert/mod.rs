@@ -28,7 +28,7 @@ pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
         let target = Some(arguments.target.as_str()).filter(|name| !name.is_empty());
         return print_options(context, &graph, &arguments.target_format, target);
     }
-    let helpers = threads::helpers(context, arguments.threads)?;
+    let helpers = threads::helpers(context, arguments.threads);
     let progress = Progress::start(arguments.progress && !arguments.quiet);
     let outcome = context.block_on(convert(context, &arguments, &graph, &helpers, &progress));
     if outcome.is_ok() {
