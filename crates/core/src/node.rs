@@ -49,6 +49,9 @@ pub enum DetectZeroes {
     Unmap,
 }
 
+/// Bytes that guests see as one.
+const SECTOR: u64 = 512;
+
 /// One read-modify-write or copy-on-read in the count that shares a word with the gates.
 const SERIALISING: u32 = 1 << 16;
 
@@ -112,7 +115,7 @@ impl Node {
         gates.set(Gates::DETECT_ZEROES, parts.settings.detect_zeroes != DetectZeroes::Off);
         gates.set(Gates::COPY_ON_READ, parts.settings.flags.copy_on_read);
         let node = Self {
-            size: AtomicU64::new(parts.driver.size()),
+            size: AtomicU64::new(whole_sectors(parts.factory, parts.driver.size())),
             limits: RwLock::new(Arc::new(Limits::default())),
             request_alignment: AtomicU32::new(1),
             mem_alignment: AtomicU32::new(1),
@@ -174,20 +177,22 @@ impl Node {
         &self.epochs
     }
 
-    /// Virtual size in bytes.
+    /// Virtual size in bytes. A disk image is whole sectors long, whatever the size of what stores it: its last sector is
+    /// completed with zeroes, and can be written.
     pub fn size(&self) -> u64 {
         self.size.load(Acquire)
     }
 
     /// Records that the node has become at least `end` bytes long.
     pub(crate) fn grow_to(&self, end: u64) {
+        let end = whole_sectors(self.factory, end);
         if self.size.fetch_max(end, AcqRel) < end {
             self.bitmaps.resize(|| self.size());
         }
     }
 
     pub(crate) fn set_size(&self, size: u64) {
-        self.size.store(size, Release);
+        self.size.store(whole_sectors(self.factory, size), Release);
         self.bitmaps.resize(|| self.size());
     }
 
@@ -426,39 +431,88 @@ impl Node {
         Ok(())
     }
 
-    /// Brings the children's permissions in line with what the parents ask for.
-    pub(crate) fn refresh_permissions(&self) -> Result<()> {
+    /// What its children are to be used with, as its parents use it. Checks its own users on the way.
+    fn children_permissions(&self) -> Result<Vec<(Arc<Edge>, Permissions)>> {
         self.check_conflicts()?;
         let ours = self.cumulative();
         ours.check_size(self.size(), self.request_alignment())
             .map_err(|error| error.on_node(&self.name))?;
+        let wanted = |(child, edge): (ChildIdx, Arc<Edge>)| {
+            let wanted = self.driver.child_permissions(child, ours).unwrap_or_else(|| {
+                let kind = self.factory.kind();
+                Permissions::for_child(kind, child.role(), ours, !self.is_read_only())
+            });
+            (edge, wanted)
+        };
+        Ok(self.children.iter().map(wanted).collect())
+    }
+
+    /// Has the driver take or give back what keeps other processes out.
+    fn hand_permissions_to_driver(&self) -> Result<()> {
+        if self.settings.load().flags.force_share {
+            return Ok(());
+        }
+        self.driver.set_permissions(self.cumulative())
+    }
+
+    /// Brings the permissions of all that is below in line with what the parents ask for. No recursion: a chain may
+    /// be long. Edges change from the top down, drivers from the bottom up.
+    pub(crate) fn refresh_permissions(&self) -> Result<()> {
         let mut changed: Vec<(Arc<Edge>, Permissions)> = Vec::new();
+        let mut drivers = 0_usize;
         let outcome = (|| {
-            for (child, edge) in self.children.iter() {
-                let wanted = self.driver.child_permissions(child, ours).unwrap_or_else(|| {
-                    let kind = self.factory.kind();
-                    Permissions::for_child(kind, child.role(), ours, !self.is_read_only())
-                });
-                if wanted != edge.permissions() {
-                    let before = edge.replace_permissions(wanted);
-                    changed.push((Arc::clone(&edge), before));
-                    edge.node().refresh_permissions()?;
+            let mut at = 0_usize;
+            let mut children = self.children_permissions()?;
+            loop {
+                for (edge, wanted) in children {
+                    if wanted != edge.permissions() {
+                        let before = edge.replace_permissions(wanted);
+                        changed.push((edge, before));
+                    }
                 }
+                let Some((edge, _)) = changed.get(at) else { break };
+                at += 1;
+                children = edge.node().children_permissions()?;
             }
-            if self.settings.load().flags.force_share {
-                return Ok(());
+            for (edge, _) in changed.iter().rev() {
+                drivers += 1;
+                edge.node().hand_permissions_to_driver()?;
             }
-            self.driver.set_permissions(ours)
+            self.hand_permissions_to_driver()
         })();
         if outcome.is_err() {
-            for (edge, before) in changed.into_iter().rev() {
-                edge.replace_permissions(before);
-                if let Err(error) = edge.node().refresh_permissions() {
+            for (edge, before) in changed.iter().rev() {
+                edge.replace_permissions(*before);
+            }
+            for (edge, _) in changed.iter().rev().take(drivers) {
+                if let Err(error) = edge.node().hand_permissions_to_driver() {
                     tracing::warn!(%error, "cannot put permissions back");
                 }
             }
         }
         outcome
+    }
+}
+
+impl Drop for Node {
+    /// Children that nobody else uses go one after the other, not each within the one above.
+    fn drop(&mut self) {
+        let mut edges: Vec<Arc<Edge>> = self.children.take();
+        while let Some(edge) = edges.pop() {
+            if let Some(node) = Arc::into_inner(edge).and_then(Edge::into_node) {
+                edges.extend(node.children.take());
+            }
+        }
+    }
+}
+
+fn whole_sectors(factory: &dyn DriverFactory, size: u64) -> u64 {
+    match factory.kind() {
+        // Its bytes are what they are: an image may end anywhere.
+        DriverKind::Protocol => size,
+        DriverKind::Format | DriverKind::Filter => {
+            size.checked_next_multiple_of(SECTOR).unwrap_or(size)
+        }
     }
 }
 

@@ -35,7 +35,9 @@ impl Users {
     /// When the node is closed.
     pub(crate) fn add(&self, edge: &Arc<Edge>) -> Result<()> {
         let mut state = self.lock();
-        state.must_be_open()?;
+        if state.closed {
+            return Err(Error::new(ErrorKind::Busy, "The block node is being closed"));
+        }
         state.edges.push(Arc::downgrade(edge));
         Ok(())
     }
@@ -57,17 +59,16 @@ impl Users {
         self.lock().edges.iter().any(|edge| edge.strong_count() > 0)
     }
 
-    /// Makes a graph a user of the node, or no user any more.
-    ///
-    /// # Errors
-    /// When the node is closed.
-    pub(crate) fn set_owned(&self, owned: bool) -> Result<()> {
+    /// Makes a graph a user of the node. Says no when the node is closed.
+    pub(crate) fn own(&self) -> bool {
         let mut state = self.lock();
-        if owned {
-            state.must_be_open()?;
-        }
-        state.owned = owned;
-        Ok(())
+        state.owned = !state.closed;
+        state.owned
+    }
+
+    /// The graph is no user any more.
+    pub(crate) fn disown(&self) {
+        self.lock().owned = false;
     }
 
     /// Ends the node's life if nobody uses it. Says yes to one caller only, which closes the driver then.
@@ -83,14 +84,5 @@ impl Users {
     /// Whether the node's life has ended.
     pub(crate) fn is_closed(&self) -> bool {
         self.lock().closed
-    }
-}
-
-impl State {
-    fn must_be_open(&self) -> Result<()> {
-        if self.closed {
-            return Err(Error::new(ErrorKind::Busy, "The block node is being closed"));
-        }
-        Ok(())
     }
 }

@@ -52,7 +52,7 @@ fn blockdev(args: &[&str]) -> Vec<String> {
 
 async fn open(graph: &Graph, options: &str) -> Result<Arc<Node>> {
     let node = graph.open(Options::from_dotted(options, None)?, OpenFlags::default()).await?;
-    graph.own(Arc::clone(&node));
+    graph.own(Arc::clone(&node)).unwrap();
     Ok(node)
 }
 

@@ -223,6 +223,34 @@ fn raw_images_are_created_resized_and_measured() {
 }
 
 #[test]
+fn the_last_sector_is_completed_with_zeroes() {
+    block_on(async {
+        let graph = graph();
+        let data = pattern(1000);
+        let file = file_of(&data);
+        let disk = open(&graph, file.path(), "driver=raw").await.unwrap();
+        assert_eq!(disk.size(), 1024);
+        assert_eq!(read(&disk, 900, 124).await, [&data[900..], &[0; 24]].concat());
+        assert_eq!(read(&disk, 1000, 24).await, [0; 24]);
+        disk.read(1000, IoBufMut::new(25)).await.unwrap_err();
+        let status = disk.block_status(1000, 24, Want::Precise).await.unwrap().status;
+        assert!(status.is_zero() && status.len == 24);
+        disk.discard(512, 512).await.unwrap();
+        disk.discard(1000, 24).await.unwrap();
+        assert_eq!(std::fs::metadata(file.path()).unwrap().len(), 1000);
+        write(&disk, 1010, b"end").await.unwrap();
+        assert_eq!(disk.size(), 1024);
+        disk.close().await.unwrap();
+        let bytes = std::fs::read(file.path()).unwrap();
+        assert_eq!((bytes.len(), &bytes[1000..]), (1013, &b"\0\0\0\0\0\0\0\0\0\0end"[..]));
+        let disk = open(&graph, file.path(), "driver=raw").await.unwrap();
+        disk.write_zeroes(512, 512, ZeroFlags::empty()).await.unwrap();
+        disk.close().await.unwrap();
+        assert_eq!(std::fs::metadata(file.path()).unwrap().len(), 1024);
+    });
+}
+
+#[test]
 fn a_huge_sparse_image_is_mapped_in_a_few_questions() {
     let file = file_of(b"");
     file.as_file().set_len(15 << 40).unwrap();

@@ -79,6 +79,20 @@ pub fn is_locked_elsewhere(fd: BorrowedFd<'_>, range: LockRange) -> io::Result<b
     Ok(libc::c_int::from(request.l_type) != libc::F_UNLCK)
 }
 
+/// Lets the process have as many open files as it may ask for (the hard limit of `RLIMIT_NOFILE`). A chain of a thousand
+/// images needs more than the usual soft limit.
+///
+/// # Errors
+/// As `setrlimit(2)`; the limit is what it was then.
+pub fn raise_open_files_limit() -> io::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return Ok(());
+    }
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?)
+}
+
 /// Tells a block device that the contents of a range no longer matter (`BLKDISCARD`).
 ///
 /// # Errors

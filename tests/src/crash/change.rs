@@ -39,7 +39,7 @@ pub fn image(seed: u64, create: &[&str], prepare: &[&[&str]]) -> Disk {
 /// As the drivers report.
 pub async fn open(disk: &Disk, options: &str, check: bool) -> Result<Backend> {
     let graph = Graph::new(oxblk::drivers());
-    graph.own(sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce)?);
+    graph.own(sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce)?)?;
     let options = Options::from_dotted(&format!("driver=qcow2,file=disk{options}"), None)?;
     let flags = OpenFlags { unmap: true, no_backing: true, check, ..OpenFlags::default() };
     let node = graph.open(options, flags).await?;

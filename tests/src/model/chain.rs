@@ -122,7 +122,7 @@ async fn open_at(chain: &[Image], pace: Pace) -> Result<Backend, String> {
     for (index, image) in chain.iter().enumerate() {
         let top = index + 1 == chain.len();
         let disk = format!("disk{index}");
-        graph.own(add(&graph, image, &disk, MAIN, !top, pace)?);
+        graph.own(add(&graph, image, &disk, MAIN, !top, pace)?).map_err(|e| text(&e))?;
         let mut options = Options::new();
         options.insert("driver", image.variant.driver());
         options.insert("node-name", format!("image{index}"));
@@ -130,7 +130,7 @@ async fn open_at(chain: &[Image], pace: Pace) -> Result<Backend, String> {
         image.variant.add_open_options(&mut options);
         if image.variant.data_file {
             let data = format!("data{index}");
-            graph.own(add(&graph, image, &data, DATA, !top, pace)?);
+            graph.own(add(&graph, image, &data, DATA, !top, pace)?).map_err(|e| text(&e))?;
             options.insert("data-file", data);
         }
         if let Some(name) = below {
@@ -144,7 +144,7 @@ async fn open_at(chain: &[Image], pace: Pace) -> Result<Backend, String> {
             return graph.open_backend(None, options, flags).await.map_err(|e| text(&e));
         }
         let node = graph.open(options, flags).await.map_err(|e| text(&e))?;
-        graph.own(node);
+        graph.own(node).map_err(|e| text(&e))?;
         below = Some(format!("image{index}"));
     }
     Err("an empty chain".to_owned())
@@ -181,12 +181,12 @@ pub enum Tolerance {
 /// Tells what it found.
 pub async fn check(image: &Image, tolerance: Tolerance) -> Result<(), String> {
     let graph = graph();
-    graph.own(add(&graph, image, "disk", MAIN, true, Pace::AtOnce)?);
+    graph.own(add(&graph, image, "disk", MAIN, true, Pace::AtOnce)?).map_err(|e| text(&e))?;
     let mut options = Options::new();
     options.insert("driver", image.variant.driver());
     options.insert("file", "disk");
     if image.variant.data_file {
-        graph.own(add(&graph, image, "data", DATA, true, Pace::AtOnce)?);
+        graph.own(add(&graph, image, "data", DATA, true, Pace::AtOnce)?).map_err(|e| text(&e))?;
         options.insert("data-file", "data");
     }
     let flags =

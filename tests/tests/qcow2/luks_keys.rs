@@ -60,7 +60,7 @@ async fn amend(disk: &Disk, opened_with: &str, options: &str) -> Result<Vec<usiz
 async fn opens(disk: &Disk, secret: &str) -> bool {
     let graph = oxblk_core::Graph::with_secrets(oxblk::drivers(), secrets());
     let node = sim_disk::add(&graph, "disk", disk, true, Pace::AtOnce).unwrap();
-    graph.own(node);
+    graph.own(node).unwrap();
     let mut options = Options::new();
     options.insert("driver", "qcow2");
     options.insert("file", "disk");

@@ -20,3 +20,4 @@ mod run_options;
 mod snapshots;
 mod subclusters;
 mod vm_state;
+mod zeroes;

@@ -6,6 +6,7 @@
 
 mod base;
 mod bitmaps;
+mod chain;
 mod create;
 mod data_file;
 mod drain;
@@ -168,14 +169,11 @@ impl Graph {
         self.registry().backends.clone()
     }
 
-    /// Keeps `node` alive although nobody uses it, until [`Self::disown`].
-    ///
-    /// # Errors
-    /// When the node is being closed.
-    pub fn own(&self, node: Arc<Node>) -> Result<()> {
-        node.users().set_owned(true).map_err(|error| error.on_node(node.name()))?;
-        self.registry().owned.push(node);
-        Ok(())
+    /// Keeps `node` alive although nobody uses it, until [`Self::disown`]. For one that is being closed it is too late.
+    pub fn own(&self, node: Arc<Node>) {
+        if node.users().own() {
+            self.registry().owned.push(node);
+        }
     }
 
     /// Undoes [`Self::own`] and closes the node if nobody uses it.
@@ -183,7 +181,7 @@ impl Graph {
     /// # Errors
     /// As [`Self::release`].
     pub async fn disown(&self, node: Arc<Node>) -> Result<()> {
-        node.users().set_owned(false)?;
+        node.users().disown();
         self.registry().owned.retain(|other| !Arc::ptr_eq(other, &node));
         self.release(node).await
     }

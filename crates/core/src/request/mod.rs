@@ -38,6 +38,19 @@ use fast::{ReadStart, WriteStart};
 
 /// Reads `buf.len()` bytes at `offset`; past the end it reads zeroes.
 pub(crate) async fn read_padded(node: &Arc<Node>, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
+    read_within(node, offset, buf, 0).await
+}
+
+/// Most times that a piece of a request is split again while all pieces are in flight at once; see [`read_on`].
+const MAX_SPLITS: u32 = 8;
+
+/// The same for a piece of a request that has been split `splits` times.
+async fn read_within(
+    node: &Arc<Node>,
+    offset: u64,
+    buf: IoBufMut,
+    splits: u32,
+) -> Result<IoBufMut> {
     match fast::start_read(node, offset, buf) {
         ReadStart::Done(buf) => Ok(buf),
         ReadStart::InFlight(op) => {
@@ -47,9 +60,61 @@ pub(crate) async fn read_padded(node: &Arc<Node>, offset: u64, buf: IoBufMut) ->
                 outcome => Box::pin(slow::finish_read(node, offset, buf, outcome)).await,
             }
         }
-        ReadStart::Slow { node, offset, buf } => Box::pin(slow::read(node, offset, buf)).await,
-        ReadStart::Split { first, buf } => Box::pin(read_split(node, offset, buf, first)).await,
+        ReadStart::Slow { node, offset, buf } => Box::pin(read_on(node, offset, buf, splits)).await,
+        ReadStart::Split { first, buf } => {
+            Box::pin(read_split(node, offset, buf, first, splits)).await
+        }
     }
+}
+
+/// Goes on with a read where the walk had to stop for metadata. Once the driver has it, the walk goes on from there: a
+/// long chain of backing files is not a chain of calls. Pieces that a range falls apart into are read one after the
+/// other once it has been split often enough.
+async fn read_on(node: Arc<Node>, offset: u64, buf: IoBufMut, splits: u32) -> Result<IoBufMut> {
+    let mut whole: Option<IoBufMut> = None;
+    let mut left = vec![(node, offset, buf)];
+    while let Some((node, offset, buf)) = left.pop() {
+        let loaded = match node.driver().load_map(offset, as_u64(buf.len())) {
+            Some(load) if !buf.is_empty() => {
+                load.await.map_err(|error| error.on_node(node.name()).at(offset))?;
+                true
+            }
+            _ => false,
+        };
+        let next = match loaded {
+            true => fast::start_read(&node, offset, buf),
+            false => ReadStart::Slow { node: Arc::clone(&node), offset, buf },
+        };
+        let part = match next {
+            ReadStart::Done(buf) => buf,
+            ReadStart::InFlight(op) => match op.await {
+                (Ok(done), buf) if done == buf.len() => buf,
+                (outcome, buf) => Box::pin(slow::finish_read(&node, offset, buf, outcome)).await?,
+            },
+            // Its data is for the driver alone to read.
+            ReadStart::Slow { node: same, offset, buf } if Arc::ptr_eq(&same, &node) => {
+                Box::pin(slow::read(same, offset, buf)).await?
+            }
+            ReadStart::Slow { node, offset, buf } => {
+                left.push((node, offset, buf));
+                continue;
+            }
+            ReadStart::Split { first, buf } if splits < MAX_SPLITS => {
+                Box::pin(read_split(&node, offset, buf, first, splits)).await?
+            }
+            ReadStart::Split { first, mut buf } => {
+                let rest = buf.split_off(first);
+                left.push((Arc::clone(&node), offset.saturating_add(as_u64(first)), rest));
+                left.push((node, offset, buf));
+                continue;
+            }
+        };
+        match &mut whole {
+            None => whole = Some(part),
+            Some(whole) => whole.unsplit(part).map_err(|_| slow::replaced())?,
+        }
+    }
+    whole.ok_or_else(|| Error::invalid("empty read"))
 }
 
 /// Reads a request that lies in several extents, all of them at once.
@@ -58,15 +123,17 @@ async fn read_split(
     offset: u64,
     mut buf: IoBufMut,
     first: usize,
+    splits: u32,
 ) -> Result<IoBufMut> {
+    let splits = splits.saturating_add(1);
     let mut pieces = Vec::new();
     let head = buf.split_to(first);
-    pieces.push(Box::pin(read_padded(node, offset, head)));
+    pieces.push(Box::pin(read_within(node, offset, head, splits)));
     let mut at = offset.saturating_add(as_u64(first));
     while !buf.is_empty() {
         let len = fast::extent_len(node, crate::MapOp::Read, at, buf.len());
         let piece = buf.split_to(len);
-        pieces.push(Box::pin(read_padded(node, at, piece)));
+        pieces.push(Box::pin(read_within(node, at, piece, splits)));
         at = at.saturating_add(as_u64(len));
     }
     let mut whole: Option<IoBufMut> = None;

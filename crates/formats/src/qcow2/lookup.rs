@@ -22,7 +22,7 @@ use super::layout::{L1Entry, L2Entry, L2Kind};
 pub(super) enum Extent {
     /// At `host` in the file; `owned`: by this image's active state alone.
     Data { host: u64, len: u64, owned: bool },
-    /// Reads as zeroes. `host`: a cluster that is kept for it; `owned`: by this image's active state alone.
+    /// Reads as zeroes. `host`: its place in a cluster that is kept for it; `owned`: by this image's active state alone.
     Zero { len: u64, host: Option<u64>, owned: bool },
     /// Whatever the backing file has; `host`: where data would go.
     Unallocated { len: u64, host: Option<u64> },
@@ -136,7 +136,10 @@ impl Qcow2 {
             L2Kind::Data { host } => {
                 Extent::Data { host: host.saturating_add(within), len, owned: first.1 }
             }
-            L2Kind::Zero { host } => Extent::Zero { len, host, owned: first.1 },
+            L2Kind::Zero { host } => {
+                let host = host.map(|host| host.saturating_add(within));
+                Extent::Zero { len, host, owned: first.1 }
+            }
             L2Kind::Unallocated => Extent::Unallocated { len, host: None },
             L2Kind::Compressed { host, len: stored } => Extent::Compressed { host, stored, len },
         })

@@ -18,13 +18,14 @@ use super::check::check;
 use super::compressed::Tail;
 use super::encryption::{self, Encryption};
 use super::header::HeaderState;
-use super::layout::{Autoclear, Geometry, Header, Incompatible, L1Entry};
+use super::layout::{Autoclear, Geometry, Header, Incompatible, L1Entry, header_extent};
+use super::read_ahead::read_ahead;
 use super::refcounts::{Refcounts, TablePlace};
 use super::run_options::{Modes, RunOptions};
 use super::snapshots::TablePlace as SnapshotTable;
 
-/// The header and its extensions lie in the first cluster, which is no larger than this.
-const HEAD: u64 = 2 << 20;
+/// What is read at first of the header and its extensions: usually all of them.
+const HEAD: u64 = 64 << 10;
 /// What the L2 cache holds at most unless told otherwise.
 const L2_CACHE: u64 = 64 << 20;
 /// What the refcount cache holds at most unless told otherwise.
@@ -180,12 +181,19 @@ pub(super) async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header>
 }
 
 pub(super) async fn read_header(file: &Edge) -> Result<Header> {
-    let len = usize::try_from(file.size().min(HEAD)).unwrap_or(0);
-    let head = file
-        .read(0, IoBufMut::new(len))
-        .await
-        .map_err(|e| e.prefix("Could not read qcow2 header"))?;
-    Header::parse(&head, file.size())
+    let size = file.size();
+    let len = usize::try_from(size.min(HEAD)).unwrap_or(0);
+    let mut head = read_ahead(file, 0, len).await.bytes;
+    loop {
+        let have = u64::try_from(head.len()).unwrap_or(u64::MAX);
+        let needed = header_extent(&head).min(size);
+        if needed <= have {
+            return Header::parse(&head, size);
+        }
+        let more = IoBufMut::new(usize::try_from(needed - have).unwrap_or(0));
+        let more = file.read(have, more).await;
+        head.extend_from_slice(&more.map_err(|e| e.prefix("Could not read qcow2 header"))?);
+    }
 }
 
 async fn build(

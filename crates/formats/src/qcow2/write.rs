@@ -85,7 +85,7 @@ impl Qcow2 {
                     return Ok((Place::Data(host), len));
                 }
                 Extent::Zero { host: Some(host), len, owned: true } if covered == 0 => {
-                    return Ok((Place::Kept(host), len));
+                    return Ok((Place::Kept(self.geometry.cluster_start(host)), len));
                 }
                 Extent::Data { owned: true, .. }
                 | Extent::Zero { host: Some(_), owned: true, .. } => break,
