@@ -15,6 +15,13 @@ struct State {
 }
 
 impl State {
+    fn must_be_open(&self) -> Result<()> {
+        if self.closed {
+            return Err(Error::new(ErrorKind::Busy, "The block node is being closed"));
+        }
+        Ok(())
+    }
+
     fn is_used(&self) -> bool {
         self.owned || self.edges.iter().any(|edge| edge.strong_count() > 0)
     }
@@ -35,9 +42,7 @@ impl Users {
     /// When the node is closed.
     pub(crate) fn add(&self, edge: &Arc<Edge>) -> Result<()> {
         let mut state = self.lock();
-        if state.closed {
-            return Err(Error::new(ErrorKind::Busy, "The block node is being closed"));
-        }
+        state.must_be_open()?;
         state.edges.push(Arc::downgrade(edge));
         Ok(())
     }
@@ -59,11 +64,15 @@ impl Users {
         self.lock().edges.iter().any(|edge| edge.strong_count() > 0)
     }
 
-    /// Makes a graph a user of the node. Says no when the node is closed.
-    pub(crate) fn own(&self) -> bool {
+    /// Makes a graph a user of the node.
+    ///
+    /// # Errors
+    /// When the node is closed.
+    pub(crate) fn own(&self) -> Result<()> {
         let mut state = self.lock();
-        state.owned = !state.closed;
-        state.owned
+        state.must_be_open()?;
+        state.owned = true;
+        Ok(())
     }
 
     /// The graph is no user any more.

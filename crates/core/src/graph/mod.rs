@@ -169,11 +169,14 @@ impl Graph {
         self.registry().backends.clone()
     }
 
-    /// Keeps `node` alive although nobody uses it, until [`Self::disown`]. For one that is being closed it is too late.
-    pub fn own(&self, node: Arc<Node>) {
-        if node.users().own() {
-            self.registry().owned.push(node);
-        }
+    /// Keeps `node` alive although nobody uses it, until [`Self::disown`].
+    ///
+    /// # Errors
+    /// When the node is being closed.
+    pub fn own(&self, node: Arc<Node>) -> Result<()> {
+        node.users().own().map_err(|error| error.on_node(node.name()))?;
+        self.registry().owned.push(node);
+        Ok(())
     }
 
     /// Undoes [`Self::own`] and closes the node if nobody uses it.

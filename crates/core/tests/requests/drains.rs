@@ -52,6 +52,7 @@ fn nobody_becomes_a_user_of_a_node_that_closes() {
         yields(2).await;
         let attached = Edge::attach(Arc::clone(&node), "test", "root", super::all());
         assert_eq!(attached.err().unwrap().kind(), ErrorKind::Busy);
+        assert_eq!(graph.own(node).unwrap_err().kind(), ErrorKind::Busy);
         release.await.unwrap();
     });
 }
