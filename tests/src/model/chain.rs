@@ -136,6 +136,14 @@ async fn open_at(chain: &[Image], pace: Pace) -> Result<Backend, String> {
         options.insert("node-name", format!("image{index}"));
         options.insert("file", disk);
         image.variant.add_key(&mut options);
+        if pace == Pace::GivesWay
+            && image.variant.format == "qcow2"
+            && image.variant.cluster <= 16 << 10
+        {
+            // Room for a few slices only, so that they come and go under the requests.
+            options.insert("l2-cache-entry-size", 512);
+            options.insert("l2-cache-size", 3 * 512);
+        }
         if image.variant.data_file {
             let data = format!("data{index}");
             graph.own(add(&graph, image, &data, DATA, !top, pace)?);
