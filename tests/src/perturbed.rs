@@ -12,8 +12,10 @@ static RUNS: Mutex<usize> = Mutex::new(0);
 pub struct Perturbed(());
 
 impl Perturbed {
-    /// Turns perturbation on, with the seed of the run if it is the only one.
-    pub fn new(seed: u64) -> Self {
+    /// Turns perturbation on. If this is the only run, its seed and what it runs on choose the delays.
+    pub fn new(seed: u64, what: &str) -> Self {
+        let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        let seed = what.bytes().fold(seed, hash);
         let mut runs = RUNS.lock().unwrap_or_else(PoisonError::into_inner);
         if *runs == 0 {
             perturb::start(seed);

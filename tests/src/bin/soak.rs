@@ -16,7 +16,10 @@ Runs the random tests until each variant of each driver has had its share of eac
   cancel         a fifth of --operations, every other given up under way
   crash          --cuts (300) power cuts on simulated disks
   crash-threads  --cuts power cuts while four I/O threads work
+  changes        --cuts power cuts amid changes of size, snapshots and contents
+  changes-threads  the same, with requests from several I/O threads
   faults         --cuts failing disks
+  each-fault     --cuts times every fifth operation of a disk fails, one at a time
   damage         --cuts damaged disks
 With --minutes it runs for that time instead. --driver takes a family (qcow2) or a variant
 (qcow2-64k), --jobs says how many tests run at once (as many as there are cores).

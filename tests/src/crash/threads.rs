@@ -49,7 +49,7 @@ pub(super) async fn requests(disk: Backend, pool: Pool, history: History) {
 
 /// Runs the operations on a chain from every thread.
 fn work(chain: &Chain, pool: &Pool, history: &History, seed: u64) -> Result<(), String> {
-    let _perturbed = Perturbed::new(seed);
+    let _perturbed = Perturbed::new(seed, chain.last().map_or("", |image| image.variant.name));
     let start = |n| IoThread::start(&format!("crash-{n}"), Config::default()).expect("a thread");
     let threads: Vec<IoThread> = (0..THREADS).map(start).collect();
     let gone = |gone| format!("a thread ended early: {gone:?}");

@@ -46,6 +46,12 @@ pub trait TestFormat: Debug + Sync + RefUnwindSafe {
         let _ = (variant, options);
     }
 
+    /// Adds options that leave the driver's caches of metadata room for a few pieces only, so that they come and go under
+    /// the requests.
+    fn limit_caches(&self, variant: &Variant, options: &mut Options) {
+        let _ = (variant, options);
+    }
+
     /// Whether a file with these first bytes, 512 or fewer, is an image of the format. Raw images are recognised by
     /// being nothing else.
     fn is_image(&self, start: &[u8]) -> bool;

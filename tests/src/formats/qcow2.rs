@@ -99,6 +99,13 @@ impl TestFormat for Qcow2 {
         }
     }
 
+    fn limit_caches(&self, variant: &Variant, options: &mut Options) {
+        if variant.cluster <= 16 * KIB {
+            options.insert("l2-cache-entry-size", 512);
+            options.insert("l2-cache-size", 3 * 512);
+        }
+    }
+
     fn is_image(&self, start: &[u8]) -> bool {
         start.starts_with(b"QFI\xfb")
     }

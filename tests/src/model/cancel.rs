@@ -156,7 +156,7 @@ impl Run {
         oracle: &Arc<Mutex<CrashOracle>>,
         operations: u64,
     ) -> Result<(), String> {
-        let _perturbed = Perturbed::new(self.seed);
+        let _perturbed = Perturbed::new(self.seed, self.variant.name);
         let shape = Shape { alignment: 512, ..self.shape.clone() };
         let shared = Shared {
             pool: Pool::new(shape, self.random.fork(), operations),

@@ -128,6 +128,9 @@ async fn open_at(chain: &[Image], pace: Pace) -> Result<Backend, String> {
         options.insert("node-name", format!("image{index}"));
         options.insert("file", disk);
         image.variant.add_open_options(&mut options);
+        if pace == Pace::GivesWay {
+            image.variant.format.limit_caches(image.variant, &mut options);
+        }
         if image.variant.data_file {
             let data = format!("data{index}");
             graph.own(add(&graph, image, &data, DATA, !top, pace)?).map_err(|e| text(&e))?;

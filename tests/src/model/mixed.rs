@@ -470,7 +470,7 @@ pub fn attempt(variant: &'static Variant, seed: u64, plan: Plan) -> Result<(), S
         applying: false,
         failure: None,
     })));
-    let perturbed = Perturbed::new(seed);
+    let perturbed = Perturbed::new(seed, variant.name);
     work(&image, &shared, plan)?;
     drop(perturbed);
     sim::run(seed, chain::check(&image, Tolerance::Clean))?;

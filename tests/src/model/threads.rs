@@ -63,7 +63,7 @@ impl Run {
 
     /// Works on the open image from every thread until `operations` are done.
     fn work(&mut self, disk: &Backend, shape: &Shape, operations: u64) -> Result<(), String> {
-        let _perturbed = Perturbed::new(self.seed);
+        let _perturbed = Perturbed::new(self.seed, self.variant.name);
         let pool = Pool::new(shape.clone(), self.random.fork(), operations);
         let mut tasks = Vec::new();
         for thread in self.files.thread_of_each_task() {

@@ -1,7 +1,7 @@
 //! A short share of the random tests, on every variant of every format. `cargo xtask soak` is the long
 //! run; a failure prints the seed that brings it back.
 
-use oxblk_tests::formats::{Variant, named, variants};
+use oxblk_tests::formats::{self, Variant, named, variants};
 use oxblk_tests::model::mixed::Plan;
 use oxblk_tests::model::threads::Extent;
 use oxblk_tests::{crash, hostile, model, panic_text, scaled};
@@ -93,6 +93,33 @@ fn a_failing_disk_loses_nothing_that_succeeded() {
             crash::faults::run(variant, seed);
         }
     });
+}
+
+/// Variants that differ in how changes of the whole come about.
+fn changing() -> impl Iterator<Item = &'static Variant> {
+    let names = ["512", "4k", "v2", "refcount1", "ext-16k", "luks", "lazy", "bitmaps"];
+    names.into_iter().flat_map(|name| formats::named(&format!("qcow2-{name}")))
+}
+
+#[test]
+fn a_power_cut_amid_changes_of_the_whole_leaves_what_was_before_or_after_them() {
+    for variant in changing() {
+        crash::changes::run(variant, 1, 8, crash::changes::From::OneThread);
+    }
+}
+
+#[test]
+fn a_power_cut_amid_changes_of_the_whole_and_requests_of_threads_loses_nothing() {
+    for variant in changing() {
+        crash::changes::run(variant, 2, 4, crash::changes::From::Threads);
+    }
+}
+
+#[test]
+fn each_operation_of_the_disk_may_fail_and_nothing_that_succeeded_is_lost() {
+    for variant in changing().filter(|variant| !variant.repairs_on_open) {
+        crash::each_fault::run(variant, 1, 11);
+    }
 }
 
 #[test]
