@@ -316,6 +316,29 @@ fn bad_sectors_near_the_header_spoil_only_what_lies_there() {
 }
 
 #[test]
+fn copy_on_read_fails_only_where_what_is_asked_for_cannot_be_read() {
+    let (disk, base) = (Disk::new(1, 0), Disk::from_bytes(2, &[5; 4 * CLUSTER]));
+    sim::run(1, async {
+        create(&disk).await;
+        let graph = Graph::new(DRIVERS);
+        let _file = file(&graph, &disk);
+        let below = FileDriver::from_ring_file(File::sim(&base), base.len());
+        let flags = OpenFlags::default();
+        let _base = graph.add_node(Some("base"), &FILE, Box::new(below), flags).unwrap();
+        let flags = OpenFlags { copy_on_read: true, ..OpenFlags::default() };
+        let options = options("driver=qcow2,file=file,backing=base");
+        let image = graph.open_backend(None, options, flags).await.unwrap();
+        base.set_faults(bad_sectors(512..1024));
+        let sector = |at: u64| image.read(at, IoBufMut::new(512));
+        assert!(sector(2048).await.unwrap().iter().all(|byte| *byte == 5));
+        assert_eq!(sector(512).await.unwrap_err().raw_errno(), EIO);
+        base.set_faults(Faults::default());
+        assert_eq!(byte(&image, 0).await, 5);
+        image.close().await.unwrap();
+    });
+}
+
+#[test]
 fn what_is_preallocated_where_a_disk_has_old_bytes_reads_as_zeroes() {
     for version in ["0.10", "1.1"] {
         let disk = Disk::from_bytes(1, &vec![0xaa; 2 * usize::try_from(SIZE).unwrap()]);
