@@ -45,7 +45,10 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
         let mut next = Some((arguments.filename.clone(), arguments.format.clone()));
         let mut is_options = arguments.image_options;
         while let Some((name, format)) = next.take() {
-            if seen.contains(&name) {
+            // A name that is relative to the one before grows with each round of a loop.
+            let file =
+                std::path::Path::new(&name).canonicalize().unwrap_or_else(|_| name.clone().into());
+            if seen.contains(&file) {
                 let message = format_args!("Backing file '{name}' creates an infinite loop.");
                 return Err(context.failed(message));
             }
@@ -58,7 +61,7 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
                 let admitted = graph.gate().admit(Purpose::Backing, name);
                 *name = admitted.map_err(|error| context.error(&error))?.name;
             }
-            seen.push(name);
+            seen.push(file);
             infos.push(info);
         }
         print(&infos, &arguments);
