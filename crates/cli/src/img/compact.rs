@@ -9,7 +9,7 @@ use super::{Context, Exit, Step, graph, objects};
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::out;
-use crate::text::progress::{Progress, stop_flag};
+use crate::text::progress::{Progress, step, stop_flag};
 use crate::text::{json as text_json, size};
 
 const OPTIONS: &[Opt] = &[
@@ -38,7 +38,8 @@ struct Arguments {
 /// Runs the command.
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
-    let progress = Progress::start(arguments.progress && !arguments.quiet && !arguments.json);
+    let progress =
+        Progress::start(arguments.progress && !arguments.quiet && !arguments.json, step::USUAL);
     let mut told = (Compacted::default(), "");
     let outcome = context.block_on(async {
         told = compact(context, &arguments, &progress).await?;

@@ -13,7 +13,7 @@ use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::out;
 use crate::text::number::in_sectors;
-use crate::text::progress::{Progress, stop_flag};
+use crate::text::progress::{Progress, step, stop_flag};
 
 /// Exit codes, as scripts know them.
 const DIFFERENT: u8 = 1;
@@ -51,7 +51,7 @@ struct Arguments {
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
     let helpers = threads::helpers(context, arguments.threads)?;
-    let progress = Progress::start(arguments.progress && !arguments.quiet);
+    let progress = Progress::start(arguments.progress && !arguments.quiet, step::WIDE);
     let outcome = oxblk_ring::block_on(compare_images(context, &arguments, &helpers, &progress));
     progress.end();
     outcome
