@@ -320,7 +320,7 @@ fn copy_on_read_fails_only_where_what_is_asked_for_cannot_be_read() {
     let (disk, base) = (Disk::new(1, 0), Disk::from_bytes(2, &[5; 4 * CLUSTER]));
     sim::run(1, async {
         create(&disk).await;
-        let graph = Graph::new(DRIVERS);
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let _file = file(&graph, &disk);
         let below = FileDriver::from_ring_file(File::sim(&base), base.len());
         let flags = OpenFlags::default();
