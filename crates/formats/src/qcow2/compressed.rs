@@ -110,7 +110,11 @@ impl Qcow2 {
             self.drop_entries(&[entry], Was::Data);
             return Err(error);
         }
-        self.link(offset, 1, |_| entry).await
+        let linked = self.link(offset, 1, None, |_| entry).await;
+        if linked.is_err() {
+            self.drop_entries(&[entry], Was::Data);
+        }
+        linked
     }
 
     /// Whether a range can be stored compressed.
