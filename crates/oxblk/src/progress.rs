@@ -1,10 +1,13 @@
 //! Progress of workers that go through a disk in pieces, told in the order of the disk.
 //!
-//! A piece that ends before an earlier one is held back, so that what is told is the same on every run. Pieces that are
-//! held back and lie side by side are kept as one: there are never more than workers.
+//! A piece that ends before an earlier one is held back, so that what is told is the same on every run. Where many are held
+//! back, those that lie side by side are kept as one.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
+
+/// Pieces held back from which on neighbours are joined.
+const MANY: usize = 64;
 
 /// Pieces done, from an offset on.
 #[derive(Debug)]
@@ -18,6 +21,18 @@ struct State {
     later: BTreeMap<u64, u64>,
 }
 
+impl State {
+    /// A piece and its neighbours, which are taken out.
+    fn joined(&mut self, (start, end): (u64, u64)) -> (u64, u64) {
+        let before = self.later.range(..start).next_back().map(|(from, to)| (*from, *to));
+        let from = before.filter(|(_, to)| *to == start).map(|(from, _)| from);
+        if let Some(from) = from {
+            self.later.remove(&from);
+        }
+        (from.unwrap_or(start), self.later.remove(&end).unwrap_or(end))
+    }
+}
+
 impl InOrder {
     /// Nothing is done yet.
     pub(crate) fn new(begin: u64) -> Self {
@@ -29,13 +44,8 @@ impl InOrder {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut piece = (start, end);
         if start != state.next {
-            let before = state.later.range(..start).next_back().map(|(from, to)| (*from, *to));
-            if let Some((from, _)) = before.filter(|(_, to)| *to == start) {
-                state.later.remove(&from);
-                piece.0 = from;
-            }
-            if let Some(to) = state.later.remove(&end) {
-                piece.1 = to;
+            if state.later.len() >= MANY {
+                piece = state.joined(piece);
             }
             state.later.insert(piece.0, piece.1);
             return;
@@ -68,8 +78,22 @@ mod tests {
         done(30, 40);
         assert!(told.borrow().is_empty());
         done(10, 20);
-        assert_eq!(*told.borrow(), [10, 30]);
+        assert_eq!(*told.borrow(), [10, 10, 10, 10]);
         done(50, 51);
-        assert_eq!(*told.borrow(), [10, 30, 1]);
+        assert_eq!(*told.borrow(), [10, 10, 10, 10, 1]);
+    }
+
+    #[test]
+    fn no_more_than_a_bounded_number_is_held_back() {
+        let progress = InOrder::new(0);
+        let told = RefCell::new(Vec::new());
+        let done = |start, end| progress.done(start, end, |len| told.borrow_mut().push(len));
+        for piece in 1..1000 {
+            done(piece, piece + 1);
+        }
+        assert!(progress.0.lock().unwrap().later.len() <= MANY);
+        done(0, 1);
+        assert_eq!(told.borrow().iter().sum::<u64>(), 1000);
+        assert!(told.borrow().len() <= MANY + 1);
     }
 }
