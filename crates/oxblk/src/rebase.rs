@@ -366,6 +366,7 @@ fn within(from: u64, to: u64, start: u64) -> Range<usize> {
     index(from)..index(to)
 }
 
+/// Reads a range of a backing file, which may end inside or before it; behind its end there are zeroes.
 async fn read(
     disk: Option<&Backend>,
     look: Look,
@@ -374,9 +375,16 @@ async fn read(
 ) -> Outcome<IoBuf> {
     let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
     match disk {
-        Some(disk) if look != Look::Zero => {
-            let read = disk.read(range.start, buffer(len)).await;
-            Ok(read.map_err(failed(stage, range.start))?.freeze())
+        Some(disk) if look != Look::Zero && range.start < disk.size() => {
+            let there = usize::try_from(disk.size() - range.start).map_or(len, |l| l.min(len));
+            let read = disk.read(range.start, buffer(there)).await;
+            let read = read.map_err(failed(stage, range.start))?;
+            if there == len {
+                return Ok(read.freeze());
+            }
+            let mut whole = IoBufMut::zeroed(len);
+            whole.iter_mut().zip(read.iter()).for_each(|(to, from)| *to = *from);
+            Ok(whole.freeze())
         }
         _ => Ok(IoBuf::zeroes(len)),
     }
