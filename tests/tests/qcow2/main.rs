@@ -17,7 +17,6 @@ mod hostile;
 mod luks_keys;
 mod matrix;
 mod measure;
-mod repair_header;
 mod run_options;
 mod snapshots;
 mod subclusters;
