@@ -18,7 +18,6 @@ mod layout;
 mod luks_keys;
 mod matrix;
 mod measure;
-mod repair_header;
 mod run_options;
 mod snapshots;
 mod subclusters;
