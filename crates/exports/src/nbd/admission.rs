@@ -57,13 +57,13 @@ impl Handshakes {
     }
 
     /// A handshake begins.
-    pub(super) fn enter(&self) -> Handshake<'_> {
+    pub(super) fn enter(self: &Arc<Self>) -> Handshake {
         let cancelled = Arc::new(Flag::default());
         let mut waiting = self.lock();
         let id = waiting.next;
         waiting.next = id.wrapping_add(1);
         waiting.cancels.insert(id, Arc::clone(&cancelled));
-        Handshake { among: self, id, cancelled }
+        Handshake { among: Arc::clone(self), id, cancelled }
     }
 
     /// Ends the oldest handshake. Returns false if there is none.
@@ -74,13 +74,13 @@ impl Handshakes {
 }
 
 /// A connection in the handshake, until dropped.
-pub(super) struct Handshake<'a> {
-    among: &'a Handshakes,
+pub(super) struct Handshake {
+    among: Arc<Handshakes>,
     id: u64,
     cancelled: Arc<Flag>,
 }
 
-impl Handshake<'_> {
+impl Handshake {
     /// The handshake has succeeded. From now on nobody takes the place; returns false if somebody has done so already.
     pub(super) fn finish(&self) -> bool {
         self.among.lock().cancels.remove(&self.id).is_some()
@@ -92,7 +92,7 @@ impl Handshake<'_> {
     }
 }
 
-impl Drop for Handshake<'_> {
+impl Drop for Handshake {
     fn drop(&mut self) {
         self.finish();
     }
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn the_oldest_handshake_gives_way_and_one_that_has_ended_does_not() {
-        let handshakes = Handshakes::default();
+        let handshakes = Arc::new(Handshakes::default());
         assert!(!handshakes.cancel_oldest());
         let first = handshakes.enter();
         let second = handshakes.enter();

@@ -7,7 +7,7 @@
 //! end after [`ServerOptions::grace`].
 
 use super::account::Account;
-use super::admission::{Handshakes, Refusals, keep_alive, possible_connections};
+use super::admission::{Handshake, Handshakes, Refusals, keep_alive, possible_connections};
 use super::budget::Budget;
 use super::connection::{End, transmit};
 use super::flag::Flag;
@@ -81,7 +81,7 @@ struct Inner {
     threads: Vec<Worker>,
     budget: Arc<Budget>,
     connections: AtomicUsize,
-    handshakes: Handshakes,
+    handshakes: Arc<Handshakes>,
     refusals: Refusals,
     /// A connection has ended.
     left: Event,
@@ -117,7 +117,7 @@ impl Server {
             options,
             threads: threads.into_iter().map(worker).collect(),
             connections: AtomicUsize::new(0),
-            handshakes: Handshakes::default(),
+            handshakes: Arc::default(),
             refusals: Refusals::default(),
             left: Event::new(),
             stop: Flag::default(),
@@ -289,6 +289,8 @@ fn block_sizes(backend: &Backend) -> BlockSizes {
 struct Place {
     inner: Arc<Inner>,
     worker: usize,
+    /// Begun here, not on the connection's thread: whoever has a place and does not work yet can be asked to leave.
+    handshake: Handshake,
 }
 
 impl Place {
@@ -300,7 +302,8 @@ impl Place {
         let one_more = |open: usize| open.checked_add(1).filter(|after| *after <= most);
         inner.connections.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).ok()?;
         chosen.connections.fetch_add(1, Ordering::SeqCst);
-        let place = Place { inner: Arc::clone(inner), worker };
+        let handshake = inner.handshakes.enter();
+        let place = Place { inner: Arc::clone(inner), worker, handshake };
         // Who stops the server sets this before it counts the connections.
         (!inner.stop.is_set()).then_some(place)
     }
@@ -326,7 +329,7 @@ async fn connection(place: Place, socket: OwnedFd) {
     let work = pin!(async {
         let account = Account::new(Arc::clone(&inner.budget), inner.options.stall_timeout);
         keep_alive(stream.as_fd());
-        match greet(inner, &stream, Rc::clone(&account)).await {
+        match greet(&place, &stream, Rc::clone(&account)).await {
             Err(error) => tracing::debug!(%error, "NBD handshake failed"),
             Ok((session, input)) => {
                 let Some(export) = inner.exports.get(session.export) else { return };
@@ -342,11 +345,11 @@ async fn connection(place: Place, socket: OwnedFd) {
 
 /// The handshake, bounded in time and ended when the server stops.
 async fn greet(
-    inner: &Inner,
+    place: &Place,
     stream: &Stream,
     account: Rc<Account>,
 ) -> io::Result<(Session, Input)> {
-    let entered = inner.handshakes.enter();
+    let Place { inner, handshake: entered, .. } = place;
     let may_begin = || entered.finish();
     let work = pin!(handshake(stream, Input::new(account), inner.catalog(), may_begin));
     let (stop, cancelled) = (pin!(inner.stop.wait()), pin!(entered.cancelled()));

@@ -131,7 +131,7 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
         let outcome = (self.change)(&backend).await;
         Self::disarm(&tried);
         let failed = outcome.is_err();
-        if !(self.ends_use && !failed) {
+        if !self.ends_use || failed {
             let now = contents(&backend).await;
             let now = now.unwrap_or_else(|error| panic!("{what}: {outcome:?}, then {error}"));
             if failed {
