@@ -2,7 +2,11 @@
 //!
 //! `RUST_LOG` chooses how much of it; it goes to standard error.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
+
+use crate::program::LogStream;
 
 /// Starts it for a tool: errors alone unless `RUST_LOG` says otherwise, as bare lines.
 pub(crate) fn start_for_tool() {
@@ -19,7 +23,14 @@ pub(crate) fn start_for_server() {
 }
 
 fn start(filter: EnvFilter, levels: bool) {
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogStream);
+    let log = log.with_ansi(has_colours()).log_internal_errors(false);
     // One that was started before stays.
     let _ = log.without_time().with_target(false).with_level(levels).try_init();
+}
+
+/// Escape codes are for terminals, unless the user wants none (<https://no-color.org>).
+fn has_colours() -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    std::io::stderr().is_terminal() && !refused
 }

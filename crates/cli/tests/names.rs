@@ -24,3 +24,17 @@ fn the_program_answers_to_the_names_of_qemus_tools() {
         assert!(told.status.success() && text.contains(&help.to_lowercase()), "{text}");
     }
 }
+
+#[test]
+fn under_qemus_names_the_version_compares_with_qemus() {
+    let directory = tempfile::tempdir().unwrap();
+    for name in ["qemu-img", "qemu-io"] {
+        let link = directory.path().join(name);
+        std::os::unix::fs::symlink(PROGRAM, &link).unwrap();
+        let told = Command::new(&link).arg("--version").output().unwrap();
+        let text = String::from_utf8(told.stdout).unwrap();
+        let rest = text.strip_prefix(&format!("{name} version ")).unwrap();
+        let major: u32 = rest.split('.').next().unwrap().parse().unwrap();
+        assert!(major >= 10, "{text}");
+    }
+}

@@ -16,3 +16,4 @@ mod img_odd;
 mod img_rebase;
 mod img_snapshot;
 mod io_commands;
+mod names;

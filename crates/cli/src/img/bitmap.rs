@@ -11,18 +11,18 @@ use crate::image::Image;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
-    both('f', "format", true),
+    long('O', "object", true),
     long('I', "image-opts", false),
     long('1', "add", false),
-    both('g', "granularity", true),
     long('2', "remove", false),
     long('3', "clear", false),
     long('4', "enable", false),
     long('5', "disable", false),
     long('6', "merge", true),
+    both('g', "granularity", true),
     both('b', "source-file", true),
     both('F', "source-format", true),
-    long('O', "object", true),
+    both('f', "format", true).in_full(),
 ];
 
 /// What is to be done to the bitmap.
@@ -99,13 +99,13 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
             _ => objects::define(&value).map_err(|text| context.failed(text))?,
         }
     }
+    check(context, &read)?;
     let mut operands = parser.operands().into_iter();
     let (Some(filename), Some(bitmap), None) = (operands.next(), operands.next(), operands.next())
     else {
         return Err(context.failed("Expecting filename and bitmap name"));
     };
     (read.filename, read.bitmap) = (filename, bitmap);
-    check(context, &read)?;
     // 0 asks for the granularity that a bitmap has without it.
     read.granularity = read.granularity.filter(|granularity| *granularity > 0);
     Ok(read)
@@ -129,9 +129,6 @@ fn check(context: &Context, read: &Arguments) -> Step {
     }
     if read.source.is_some() && !merges {
         return clash("Merge bitmap source file only supported with --merge");
-    }
-    if read.image_options && read.format.is_some() {
-        return clash("--image-opts and --format are mutually exclusive");
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
-use crate::program::{err, flush_out, out};
+use crate::program::{err, note};
 
 /// Percentage points between two prints.
 const STEP: f64 = 1.0;
@@ -91,7 +91,7 @@ impl Progress {
     pub(crate) fn end(&self) {
         match &self.shown {
             Shown::OnRequest => {}
-            Shown::Text(_) => out(format_args!("\n")),
+            Shown::Text(_) => note(format_args!("\n")),
             Shown::Bar(bar) => bar.abandon(),
         }
     }
@@ -108,8 +108,7 @@ impl Progress {
 }
 
 fn print(percent: f64) {
-    out(format_args!("    ({percent:.2}/100%)\r"));
-    flush_out();
+    note(format_args!("    ({percent:.2}/100%)\r"));
 }
 
 /// Answers SIGUSR1 for as long as the progress lives.

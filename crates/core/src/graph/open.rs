@@ -17,6 +17,9 @@ use crate::perm::{Permissions, Role};
 use crate::{Backend, ChildIdx, Children, Edge, Error, ErrorKind, Node, Options, Perm, Result};
 
 const EACCES: i32 = 13;
+/// A child is named by a node's name and described by options as well.
+const PLAIN_AND_NESTED: &str =
+    "Cannot reference an existing block device with additional options or a new filename";
 /// Longest backing chain: more is a loop, or meant to exhaust us.
 const MAX_DEPTH: u32 = 200;
 
@@ -32,6 +35,8 @@ pub struct OpenFlags {
     pub direct: bool,
     /// Flushes do nothing (`cache.no-flush`).
     pub no_flush: bool,
+    /// How files do I/O where their options leave it open.
+    pub aio: Option<oxblk_ring::Aio>,
     /// Discards reach the host (`discard=unmap`).
     pub unmap: bool,
     /// Take no locks that exclude other processes.
@@ -215,9 +220,7 @@ impl Graph {
                 let is_json = error.to_string().starts_with("Invalid JSON object");
                 if is_json { error } else { error.prefix("Could not parse the JSON options") }
             })?;
-            for (key, value) in target.options.iter() {
-                options.insert(key, value.clone());
-            }
+            options.overlay(&target.options);
             target.options = options;
             target.filename = None;
         }
@@ -294,6 +297,9 @@ impl Graph {
                     Error::invalid(format!("Cannot find device='{name}' nor node-name='{name}'"))
                 });
             }
+            Some(Value::Object(map)) if map.contains_key("") => {
+                return Err(Error::invalid(PLAIN_AND_NESTED));
+            }
             Some(Value::Object(map)) => Options::from_map(map)?,
             Some(_) => return Err(Error::invalid("Invalid parameter type for 'file'")),
             None => Options::new(),
@@ -350,6 +356,9 @@ impl Graph {
         file: Option<&Arc<Node>>,
         children: &Arc<Children>,
     ) -> Result<Arc<Node>> {
+        if generic.flags.force_share && !generic.flags.read_only {
+            return Err(Error::invalid("force-share=on can only be used with read-only images"));
+        }
         let name = self.claim_name(generic.node_name.as_deref())?;
         let mut context = OpenContext {
             graph: self.clone(),
@@ -419,7 +428,7 @@ impl Graph {
         backing_option: Option<Value>,
         depth: u32,
     ) -> Result<()> {
-        if let Some(key) = context.options.keys().next() {
+        if let Some(key) = context.options.first_key() {
             let (what, does_not) = match driver.kind() {
                 DriverKind::Protocol => ("protocol", "doesn't"),
                 DriverKind::Format | DriverKind::Filter => ("format", "does not"),
@@ -432,7 +441,7 @@ impl Graph {
         if context.flags.copy_on_read && context.flags.read_only {
             return Err(Error::invalid("Can't use copy-on-read on read-only device"));
         }
-        let Some(backing) = self.open_backing(context, backing_option, depth).await? else {
+        let Some(backing) = self.open_backing(driver, context, backing_option, depth).await? else {
             return Ok(());
         };
         let parents = Permissions::sharing_all(Perm::CONSISTENT_READ);
@@ -452,6 +461,7 @@ impl Graph {
 
     async fn open_backing(
         &self,
+        driver: &'static dyn DriverFactory,
         context: &OpenContext,
         option: Option<Value>,
         depth: u32,
@@ -471,7 +481,24 @@ impl Graph {
                     Error::invalid(format!("Cannot find device='{name}' nor node-name='{name}'"))
                 });
             }
-            Some(Value::Object(map)) => Options::from_map(map)?,
+            Some(Value::Object(mut map)) => {
+                let plain = map.shift_remove("");
+                let options = Options::from_map(map)?;
+                match (plain, options.first_key()) {
+                    (Some(_), Some(key)) if context.flags.no_backing => {
+                        let name = driver.name();
+                        return Err(Error::invalid(format!(
+                            "Block format '{name}' does not support the option 'backing.{key}'"
+                        )));
+                    }
+                    (Some(_), Some(_)) => {
+                        return Err(
+                            Error::invalid(PLAIN_AND_NESTED).prefix("Could not open backing file")
+                        );
+                    }
+                    _ => options,
+                }
+            }
             Some(_) => return Err(Error::invalid("Invalid parameter type for 'backing'")),
             None if context.flags.no_backing => return Ok(None),
             None => Options::new(),

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use oxblk_core::{Error, Result, strerror};
+use oxblk_core::{Error, Result, names, strerror};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -35,7 +35,7 @@ pub(super) fn open(path: &str, access: Access) -> Result<Handle, Errno> {
     let mut flags = OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     flags |= if access.read_only { OFlags::RDONLY } else { OFlags::RDWR };
     flags.set(OFlags::DIRECT, access.direct);
-    let fd = rustix::fs::open(path, flags, Mode::empty())?;
+    let fd = rustix::fs::open(&*names::to_path(path), flags, Mode::empty())?;
     let kind = kind_of(fd.as_fd())?;
     let flags = rustix::fs::fcntl_getfl(&fd)?;
     rustix::fs::fcntl_setfl(&fd, flags - OFlags::NONBLOCK)?;

@@ -30,7 +30,7 @@ impl FileDriver {
     async fn prepare_reopen(&self, flags: OpenFlags, options: Options) -> Result<Prepared> {
         let options = self.check_unchanged(options)?;
         let (direct, no_flush) = (flags.direct, flags.no_flush);
-        let aio = options.aio(direct)?;
+        let aio = options.aio(direct, None)?;
         if self.kind == Kind::Given {
             return Ok(Prepared { file: None, alignment: Alignment::NONE, direct, no_flush });
         }
