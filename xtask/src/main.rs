@@ -1,15 +1,16 @@
 //! Development tasks, run as `cargo xtask TASK`.
 //!
-//! `soak` builds the long run of the test harnesses, optimised but with checks on, and starts it.
+//! `soak` builds the long run of the test harnesses, optimised but with checks on, and starts it; `differential`
+//! runs generated command lines through QEMU's tools and oxblk.
 
 use std::process::{Command, ExitCode};
 
-const USAGE: &str = "Usage: cargo xtask soak [OPTIONS]   (cargo xtask soak --help lists them)";
+const USAGE: &str = "Usage: cargo xtask soak|differential [OPTIONS]   (--help lists them)";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     match args.next().as_deref() {
-        Some("soak") => soak(args),
+        Some(name @ ("soak" | "differential")) => harness(name, args),
         _ => {
             eprintln!("{USAGE}");
             ExitCode::from(2)
@@ -17,7 +18,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn soak(args: impl Iterator<Item = String>) -> ExitCode {
+fn harness(name: &str, args: impl Iterator<Item = String>) -> ExitCode {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .args([
@@ -28,7 +29,7 @@ fn soak(args: impl Iterator<Item = String>) -> ExitCode {
             "--package",
             "oxblk-tests",
             "--bin",
-            "soak",
+            name,
             "--",
         ])
         .args(args)

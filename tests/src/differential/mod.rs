@@ -17,6 +17,7 @@
 //! both.same_content("a.qcow2"); // what each side wrote reads the same, and passes qemu-img check
 //! ```
 
+pub mod generator;
 pub mod normalise;
 
 use std::os::unix::fs::symlink;

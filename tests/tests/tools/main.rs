@@ -2,6 +2,7 @@
 
 mod convert_guest;
 mod copy;
+mod generated;
 mod img_amend;
 mod img_bitmap;
 mod img_chains;
