@@ -81,9 +81,13 @@ pub(crate) fn warn(message: impl Display) {
 /// Standard output could not be written.
 static OUTPUT_LOST: AtomicBool = AtomicBool::new(false);
 
+/// Results have been printed that may not have left the process yet.
+static RESULT_PENDING: AtomicBool = AtomicBool::new(false);
+
 /// Prints the result of a command to standard output. If it cannot be written, the command goes on and
 /// [`finish`] turns success into failure: stopping in the middle of a change would do harm.
 pub(crate) fn out(text: Arguments<'_>) {
+    RESULT_PENDING.store(true, Ordering::Relaxed);
     if write_all(&mut std::io::stdout().lock(), text).is_err() {
         OUTPUT_LOST.store(true, Ordering::Relaxed);
     }
@@ -92,13 +96,15 @@ pub(crate) fn out(text: Arguments<'_>) {
 /// Prints to standard output what only accompanies the work: progress, what is about to be done. Nobody needs
 /// to read it.
 pub(crate) fn note(text: Arguments<'_>) {
+    flush_out();
     let mut stdout = std::io::stdout().lock();
     drop(write_all(&mut stdout, text).and_then(|()| stdout.flush()));
 }
 
-/// Makes sure that everything printed has left the process.
+/// Makes sure that everything printed has left the process. What a note has left behind does not count.
 pub(crate) fn flush_out() {
-    if std::io::stdout().lock().flush().is_err() {
+    let flushed = std::io::stdout().lock().flush();
+    if RESULT_PENDING.swap(false, Ordering::Relaxed) && flushed.is_err() {
         OUTPUT_LOST.store(true, Ordering::Relaxed);
     }
 }
