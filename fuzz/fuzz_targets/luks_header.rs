@@ -1,26 +1,5 @@
-//! The LUKS header: whatever the bytes, parsing ends without a panic, and what is accepted has its key material
-//! where nothing else is, is written and read back as it was, and costs a bounded amount of work to try.
+//! Fuzz target; see `oxblk_tests::fuzz::luks_header`.
 
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use oxblk_crypto::luks::{Header, MAX_WORK};
-
-fuzz_target!(|data: &[u8]| {
-    let Ok(header) = Header::parse(data) else { return };
-    assert!(header.suite.check().is_ok());
-    let places = header.slots.each_ref().map(|slot| slot.material(header.suite));
-    for (index, place) in places.iter().enumerate() {
-        assert!(place.start >= Header::LEN as u64 && place.end <= header.payload_offset());
-        assert!(place.end - place.start < 1 << 20);
-        let apart =
-            |other: &std::ops::Range<u64>| other.end <= place.start || place.end <= other.start;
-        assert!(places.iter().skip(index + 1).all(apart));
-    }
-    let again = Header::parse(&header.encode()).expect("what was written is read");
-    assert_eq!(again, header);
-    if header.check_work().is_ok() {
-        let most = header.active_slots().map(|(_, slot)| u64::from(slot.iterations)).max();
-        assert!(most.unwrap_or(0) <= MAX_WORK);
-    }
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| oxblk_tests::fuzz::luks_header::run(data));

@@ -1,25 +1,5 @@
-//! A client's parsers against arbitrary bytes from a server, and URIs from arbitrary text.
+//! Fuzz target; see `oxblk_tests::fuzz::nbd_replies`.
 
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use oxblk_nbd::proto::ChunkKind;
-use oxblk_nbd::reply::{self, ReplyHeader};
-use oxblk_nbd::{NbdUri, info};
-
-fuzz_target!(|data: &[u8]| {
-    let _ = info::Info::parse(data);
-    let _ = info::parse_server(data);
-    let _ = info::parse_meta_context(data);
-    if let Ok(Some((ReplyHeader::Chunk { kind, .. }, used))) = ReplyHeader::parse(data) {
-        let _ = reply::parse_error(kind, &data[used..]);
-    }
-    let _ = reply::parse_hole(data);
-    let _ = reply::parse_error(ChunkKind::ERROR_OFFSET, data);
-    if let Ok((_, extents)) = reply::parse_block_status(data) {
-        assert!(extents.iter().all(|extent| extent.length.get() != 0));
-    }
-    if let Some(uri) = std::str::from_utf8(data).ok().and_then(|text| NbdUri::parse(text).ok()) {
-        assert_eq!(NbdUri::parse(&uri.to_string()), Ok(uri));
-    }
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| oxblk_tests::fuzz::nbd_replies::run(data));

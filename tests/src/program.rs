@@ -367,6 +367,25 @@ impl Server {
         self.child.id()
     }
 
+    /// Sends a signal, by its name without `SIG`. One that has ended meanwhile does not get it.
+    ///
+    /// # Panics
+    /// When there is no shell.
+    pub fn signal(&self, name: &str) {
+        let line = format!("kill -{name} {}", self.pid());
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(line).stderr(Stdio::null()).status().expect("sh runs");
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// When it does not end within 30 seconds.
+    pub fn wait(&mut self) -> ExitStatus {
+        let status = wait_until(&mut self.child, Instant::now() + Duration::from_secs(30));
+        status.unwrap_or_else(|| panic!("{} does not end", self.line))
+    }
+
     /// Sends SIGTERM and waits for a clean end; gives what it printed on standard output.
     ///
     /// # Panics

@@ -29,8 +29,8 @@ pub fn new(seed: u64, options: &str, size: u64) -> Disk {
 /// # Errors
 /// As the driver reports.
 pub async fn open(disk: &Disk, check: bool) -> Result<Backend> {
-    let graph = Graph::new(DRIVERS);
-    graph.own(sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce)?);
+    let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
+    graph.own(sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce)?)?;
     let options = Options::from_dotted("driver=qcow2,file=disk", None)?;
     let flags = OpenFlags { unmap: true, check, ..OpenFlags::default() };
     let node = graph.open(options, flags).await?;

@@ -1,16 +1,20 @@
 //! Development tasks, run as `cargo xtask TASK`.
 //!
-//! `soak` builds the long run of the test harnesses, optimised but with checks on, and starts it; `differential`
-//! runs generated command lines through QEMU's tools and oxblk.
+//! - `soak` builds the long run of the test harnesses, optimised but with checks on, and starts it.
+//! - `differential` runs generated command lines through QEMU's tools and oxblk.
+//! - `fresh-machine` makes a minimal Debian root and runs both commands of the README in it (`scripts/fresh-machine`).
 
 use std::process::{Command, ExitCode};
 
-const USAGE: &str = "Usage: cargo xtask soak|differential [OPTIONS]   (--help lists them)";
+const USAGE: &str = "\
+Usage: cargo xtask soak|differential [OPTIONS]   (--help lists them)
+       cargo xtask fresh-machine RELEASE DIRECTORY [COMMAND ...]";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     match args.next().as_deref() {
         Some(name @ ("soak" | "differential")) => harness(name, args),
+        Some("fresh-machine") => run(Command::new("scripts/fresh-machine").args(args)),
         _ => {
             eprintln!("{USAGE}");
             ExitCode::from(2)
@@ -20,25 +24,18 @@ fn main() -> ExitCode {
 
 fn harness(name: &str, args: impl Iterator<Item = String>) -> ExitCode {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .args([
-            "run",
-            "--quiet",
-            "--profile",
-            "soak",
-            "--package",
-            "oxblk-tests",
-            "--bin",
-            name,
-            "--",
-        ])
-        .args(args)
-        .status();
-    match status {
+    let program = ["--package", "oxblk-tests", "--bin", name, "--"];
+    run(Command::new(cargo).args(["run", "--quiet", "--profile", "soak"]).args(program).args(args))
+}
+
+/// Runs a command in the workspace's directory.
+fn run(command: &mut Command) -> ExitCode {
+    let workspace = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    match command.current_dir(workspace).status() {
         Ok(status) if status.success() => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("xtask: cannot run cargo: {error}");
+            eprintln!("xtask: cannot run {}: {error}", command.get_program().display());
             ExitCode::FAILURE
         }
     }

@@ -24,13 +24,16 @@ pub(crate) fn start_for_server() {
 
 fn start(filter: EnvFilter, levels: bool) {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogStream);
-    let log = log.with_ansi(has_colours()).log_internal_errors(false);
+    // A line that cannot be written is dropped. To report that, the library would write to standard error as well, and
+    // panic if that fails.
+    let log = log.with_ansi(is_coloured()).log_internal_errors(false);
     // One that was started before stays.
     let _ = log.without_time().with_target(false).with_level(levels).try_init();
 }
 
-/// Escape codes are for terminals, unless the user wants none (<https://no-color.org>).
-fn has_colours() -> bool {
-    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    std::io::stderr().is_terminal() && !refused
+/// Whether escape codes are wanted: on a terminal that knows them, unless `NO_COLOR` says no.
+fn is_coloured() -> bool {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+    std::io::stderr().is_terminal() && !unwanted && !is_dumb
 }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod cache;
+mod gate;
 mod getopt;
 mod image;
 mod img;
@@ -14,6 +15,7 @@ mod log;
 mod objects;
 mod program;
 mod serve;
+mod signals;
 mod text;
 
 use std::ffi::OsString;
@@ -51,6 +53,9 @@ oxblk COMMAND --help tells more. Called as qemu-img or qemu-io, oxblk is that to
 
 fn main() -> ExitCode {
     outlive_file_size_limit();
+    // Where that is not allowed, what is allowed has to do.
+    drop(oxblk_ring::host::raise_open_files_limit());
+    oxblk_ring::host::limit_allocator_arenas();
     let mut arguments = std::env::args_os();
     let called_as = arguments.next().unwrap_or_else(|| OsString::from("oxblk"));
     let called_as = names::from_os(called_as);

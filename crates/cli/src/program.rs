@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use oxblk_core::names;
 
+use oxblk_ring::{Config, block_on_with};
+
 /// A tool under the name it was called by.
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
@@ -38,6 +40,13 @@ impl Program {
     /// Prints an error.
     pub(crate) fn error(&self, message: impl Display) {
         err(format_args!("{}: {message}\n", self.name));
+    }
+
+    /// Runs `work` on this thread as an I/O thread, or says why that cannot be.
+    pub(crate) fn run_to_end<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        block_on_with(Config::default(), work)
+            .inspect_err(|error| self.error(format_args!("Cannot start an I/O thread: {error}")))
+            .ok()
     }
 
     /// Prints a warning.

@@ -4,6 +4,8 @@
 //! be [drained](Backend::drain), keeps the epoch that freed clusters wait for, and counts what passes. Any I/O
 //! thread may use it at any time.
 
+mod copy;
+
 use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU64, AtomicUsize,
@@ -11,11 +13,10 @@ use std::sync::atomic::{
 };
 
 use arc_swap::ArcSwapOption;
-use oxblk_ring::{Event, Sharded};
-use oxblk_ring::{IoBuf, IoBufMut};
+use oxblk_ring::{Event, IoBuf, IoBufMut, Shard, Sharded, UntilSettled, keep_until_settled};
 
 use crate::control::carry_through;
-use crate::epoch::EpochGuard;
+use crate::epoch::{EpochGuard, EpochPlace};
 use crate::perm::{Perm, Permissions};
 use crate::request::{self, ChainStatus};
 use crate::{
@@ -310,28 +311,6 @@ impl Backend {
         self.0.graph.alone_with(edge.node(), resize).await
     }
 
-    /// Copies a range to another backend by way of the host's copy offload.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Unsupported`] where it cannot be; otherwise as the host reports.
-    pub async fn copy_to(
-        &self,
-        offset: u64,
-        target: &Self,
-        target_offset: u64,
-        len: u64,
-    ) -> Result<()> {
-        let from = self.begin().await?;
-        let to = target.begin().await?;
-        from.check(offset, len)?;
-        to.check(target_offset, len)?;
-        from.root.edge.copy_to(offset, &to.root.edge, target_offset, len).await?;
-        from.done();
-        to.done();
-        target.count_write(len);
-        Ok(())
-    }
-
     /// Flushes, gives the node up, and closes what nobody else uses. Once begun it goes on to its end even if its future is
     /// dropped.
     ///
@@ -405,12 +384,24 @@ impl Backend {
 
     /// Holds back new requests and waits until those in flight have ended. They go on when the guard is dropped.
     pub async fn quiesce(&self) -> Quiesced {
+        let guard = self.hold_back();
+        self.idle().await;
+        guard
+    }
+
+    /// Holds back new requests.
+    pub(crate) fn hold_back(&self) -> Quiesced {
         self.0.quiesced.fetch_add(1, SeqCst);
-        let guard = Quiesced(self.clone());
+        oxblk_ring::perturb::point();
+        Quiesced(self.clone())
+    }
+
+    /// Waits until no request is in flight.
+    pub(crate) async fn idle(&self) {
         loop {
             let listener = self.0.changed.listen();
             if self.0.counters.iter().all(|one| one.in_flight.load(SeqCst) == 0) {
-                return guard;
+                return;
             }
             listener.await;
         }
@@ -426,19 +417,33 @@ impl Backend {
     async fn begin(&self) -> Result<Request<'_>> {
         loop {
             // Looked at before being counted: those who wait must not wake one another by coming and going.
-            while self.0.quiesced.load(SeqCst) != 0 {
-                let listener = self.0.changed.listen();
-                if self.0.quiesced.load(SeqCst) != 0 {
-                    listener.await;
-                }
-            }
-            let count = InFlight::enter(self);
-            if self.0.quiesced.load(SeqCst) == 0 {
-                let root = self.0.roots.mine().load_full().ok_or_else(no_medium)?;
-                let epoch = self.0.graph.epochs().enter();
-                return Ok(Request { root, guards: Some((epoch, count)), backend: self });
+            self.not_quiesced().await;
+            if let Some(request) = self.try_begin()? {
+                return Ok(request);
             }
         }
+    }
+
+    /// Waits until requests are not held back.
+    async fn not_quiesced(&self) {
+        while self.0.quiesced.load(SeqCst) != 0 {
+            let listener = self.0.changed.listen();
+            if self.0.quiesced.load(SeqCst) != 0 {
+                listener.await;
+            }
+        }
+    }
+
+    /// Starts a request unless requests are held back.
+    fn try_begin(&self) -> Result<Option<Request<'_>>> {
+        let count = InFlight::enter(self);
+        oxblk_ring::perturb::point();
+        if self.0.quiesced.load(SeqCst) != 0 {
+            return Ok(None);
+        }
+        let root = self.0.roots.mine().load_full().ok_or_else(no_medium)?;
+        let epoch = self.0.graph.epochs().enter();
+        Ok(Some(Request { root, guards: Some((epoch, count)), backend: self }))
     }
 }
 
@@ -462,6 +467,12 @@ pub(crate) fn no_medium() -> Error {
 #[derive(Debug)]
 pub struct Quiesced(Backend);
 
+impl Quiesced {
+    pub(crate) fn backend(&self) -> &Backend {
+        &self.0
+    }
+}
+
 impl Drop for Quiesced {
     fn drop(&mut self) {
         self.0.0.quiesced.fetch_sub(1, SeqCst);
@@ -470,28 +481,28 @@ impl Drop for Quiesced {
 }
 
 struct InFlight<'a> {
-    count: &'a AtomicU64,
+    shard: Shard,
     backend: &'a Inner,
 }
 
 impl<'a> InFlight<'a> {
     fn enter(backend: &'a Backend) -> Self {
-        let count = &backend.0.counters.mine().in_flight;
-        count.fetch_add(1, SeqCst);
-        Self { count, backend: &backend.0 }
+        let shard = Shard::mine();
+        backend.0.counters.at(shard).in_flight.fetch_add(1, SeqCst);
+        Self { shard, backend: &backend.0 }
     }
-}
 
-impl InFlight<'_> {
     /// Leaves the request counted.
-    fn detach(self) {
+    fn detach(self) -> Shard {
+        let shard = self.shard;
         std::mem::forget(self);
+        shard
     }
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.count.fetch_sub(1, SeqCst);
+        self.backend.counters.at(self.shard).in_flight.fetch_sub(1, SeqCst);
         if self.backend.quiesced.load(SeqCst) != 0 {
             self.backend.changed.notify(usize::MAX);
         }
@@ -509,45 +520,32 @@ struct Request<'a> {
 
 impl Drop for Request<'_> {
     fn drop(&mut self) {
-        if let Some(abandoned) = self.leave_behind() {
-            abandoned.settle();
+        if let Some(place) = self.leave_behind() {
+            keep_until_settled(place);
         }
     }
 }
 
-/// A request whose future is gone while operations of it may be in flight.
-struct Abandoned {
+/// A request's place in the counts, apart from its future.
+struct Place {
     backend: Backend,
-    epoch: u64,
+    epoch: EpochPlace,
+    shard: Shard,
 }
 
-impl Drop for Abandoned {
+impl Drop for Place {
     fn drop(&mut self) {
         self.backend.0.graph.epochs().leave(self.epoch);
-        let count = &self.backend.0.counters.mine().in_flight;
-        drop(InFlight { count, backend: &self.backend.0 });
-    }
-}
-
-impl Abandoned {
-    /// Ends the request once the host has ended what the thread's dropped futures left behind.
-    fn settle(self) {
-        if oxblk_ring::try_thread_index().is_some() {
-            oxblk_ring::spawn(async move {
-                oxblk_ring::settled().await;
-                drop(self);
-            })
-            .detach();
-        }
+        drop(InFlight { shard: self.shard, backend: &self.backend.0 });
     }
 }
 
 impl Request<'_> {
-    /// The request's place in the counts, apart from its future.
-    fn leave_behind(&mut self) -> Option<Abandoned> {
+    /// The request's place, which the caller now keeps.
+    fn leave_behind(&mut self) -> Option<Place> {
         let (epoch, count) = self.guards.take()?;
-        count.detach();
-        Some(Abandoned { backend: self.backend.clone(), epoch: epoch.detach() })
+        let (epoch, shard) = (epoch.detach(), count.detach());
+        Some(Place { backend: self.backend.clone(), epoch, shard })
     }
 
     /// Carries out the work of the request, to its end even if the caller's future is dropped before.
@@ -555,12 +553,12 @@ impl Request<'_> {
         mut self,
         work: impl Future<Output = Result<T>> + 'static,
     ) -> Result<T> {
-        let place = self.leave_behind();
+        let place = UntilSettled::new(self.leave_behind());
         carry_through(async move {
             let outcome = work.await;
-            match (&outcome, place) {
-                (Err(_), Some(place)) => place.settle(),
-                (_, place) => drop(place),
+            if outcome.is_ok() {
+                // Nothing of it is in flight.
+                drop(place.release());
             }
             outcome
         })

@@ -29,16 +29,13 @@ impl Backend {
         self.graph().alone_with(&self.node()?, change).await
     }
 
-    /// Gives up all that the image holds itself: it reads as its backing file does from then on.
+    /// Gives up all that the image holds itself: it reads as its backing file does from then on. The backing file holds
+    /// the same by now, so that what the image shows does not change, and its dirty bitmaps stay as they are.
     ///
     /// # Errors
     /// `ENOTSUP` where the format cannot; as the image reports.
     pub async fn make_empty(&self) -> Result<()> {
-        let make_empty = |node: Arc<Node>| async move {
-            let emptied = of(&node)?.make_empty().await;
-            node.bitmaps().mark(0, node.size());
-            emptied
-        };
+        let make_empty = |node: Arc<Node>| async move { of(&node)?.make_empty().await };
         self.graph().alone_with(&self.node()?, make_empty).await
     }
 }
@@ -62,9 +59,6 @@ impl Node {
 /// Whether `name`, said of the backing file of `over`, is the file of `below`.
 fn is_file(over: &Node, below: &Node, name: &str) -> bool {
     let Some(file) = below.filename() else { return false };
-    if file == name {
-        return true;
-    }
     let meant = over.filename().map_or_else(|| name.to_owned(), |base| relative_to(&base, name));
     match (real_path(&meant), real_path(&file)) {
         (Some(meant), Some(file)) => meant == file,

@@ -8,10 +8,9 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Acquire;
 use std::task::{Context, Poll};
 
-use oxblk_ring::{Mutex, MutexGuardArc, Task};
+use oxblk_ring::{Mutex, MutexGuardArc, Task, UntilSettled};
 
 use crate::backend::no_medium;
 use crate::{Drained, Graph, Node, Result};
@@ -55,17 +54,19 @@ impl Graph {
         F: Future<Output = Result<T>> + 'static,
     {
         let alone = self.alone(node).await;
-        if node.closed.load(Acquire) {
+        if node.users().is_closed() {
             return Err(no_medium());
         }
         let node = Arc::clone(node);
+        // Where the thread ends halfway, the node is held until the host has ended what was begun.
+        let alone = UntilSettled::new(alone);
         carry_through(async move {
             let outcome = work(node).await;
             if outcome.is_err() {
                 // Of what failed, operations may be left that the host is still carrying out.
                 oxblk_ring::settled().await;
             }
-            drop(alone);
+            drop(alone.release());
             outcome
         })
         .await

@@ -129,6 +129,13 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// Loads what [`Self::map`] needs to say where the start of a range lies. `None`: it always knows, or always asks for
+    /// [`Self::read`].
+    fn load_map(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
+        let _ = (offset, len);
+        None
+    }
+
     /// Fills `buf` from `offset` and gives it back.
     fn read(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>>;
 

@@ -96,6 +96,11 @@ impl Children {
         self.slot(child).swap(edge)
     }
 
+    /// Empties all slots.
+    pub(crate) fn take(&self) -> Vec<Arc<Edge>> {
+        ChildIdx::all().filter_map(|child| self.set(child, None)).collect()
+    }
+
     /// The filled slots.
     pub fn iter(&self) -> impl Iterator<Item = (ChildIdx, Arc<Edge>)> + '_ {
         ChildIdx::all().filter_map(|child| self.get(child).map(|edge| (child, edge)))
@@ -143,6 +148,11 @@ impl Edge {
         self.node.remove_parent(self);
     }
 
+    /// The node, if this was its last user.
+    pub(crate) fn into_node(self) -> Option<Node> {
+        Arc::into_inner(self.node)
+    }
+
     /// The node used.
     pub fn node(&self) -> &Arc<Node> {
         &self.node
@@ -172,7 +182,9 @@ impl Edge {
         if let Err(error) = self.node.refresh_permissions() {
             self.replace_permissions(before);
             // Going back to what was held before cannot conflict.
-            let _ = self.node.refresh_permissions();
+            if let Err(error) = self.node.refresh_permissions() {
+                tracing::warn!(%error, "cannot put permissions back");
+            }
             return Err(error);
         }
         Ok(())
@@ -254,6 +266,14 @@ impl Edge {
     /// As the driver and the host report.
     pub async fn block_status(&self, offset: u64, len: u64, want: Want) -> Result<Status> {
         request::block_status(&self.node, offset, len, want).await
+    }
+
+    /// The status of the start of a range, of this node and what backs it.
+    ///
+    /// # Errors
+    /// As the drivers and the host report.
+    pub async fn chain_status(&self, offset: u64, len: u64, want: Want) -> Result<Status> {
+        Ok(request::status_above(&self.node, None, offset, len, want).await?.status)
     }
 
     /// Sets the size.

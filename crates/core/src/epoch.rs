@@ -5,7 +5,7 @@
 //! once [`Epochs::has_passed`] that epoch. Requests hold an [`EpochGuard`] from before they map until their
 //! I/O has ended.
 //!
-//! The counters are kept per I/O thread (a guard never leaves its thread), in four slots used in rotation.
+//! The counters are kept per I/O thread (a guard is counted down where it was counted up), in four slots used in rotation.
 //! The epoch advances from `e` to `e + 1` only when no guard of epoch `e - 1` is left; hence guards of at
 //! most two epochs exist at any time, and once the epoch is `e + 2` all guards of `e` and before are gone.
 //! Entering and leaving are one uncontended atomic each; all orderings are `SeqCst` because entering is a
@@ -13,7 +13,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use oxblk_ring::Sharded;
+use oxblk_ring::perturb::point;
+use oxblk_ring::{Shard, Sharded};
 
 const SLOTS: usize = 4;
 
@@ -41,35 +42,43 @@ fn slot(counts: &[AtomicU64; SLOTS], epoch: u64) -> &AtomicU64 {
 }
 
 impl Epochs {
-    /// The epoch that a request starting now belongs to (or the one before).
+    /// The epoch that a request starting now belongs to (or the one before). Requests of later epochs see all that the
+    /// caller has written before.
+    ///
+    /// A read-modify-write, although it changes nothing: a request that enters a later epoch reads what was written to the
+    /// counter after it, and so sees what the caller wrote. With a load alone the caller's writes could become visible
+    /// later than the load.
     pub fn current(&self) -> u64 {
-        self.current.load(SeqCst)
+        self.current.fetch_add(0, SeqCst)
     }
 
     /// Marks the start of a request.
     pub fn enter(&self) -> EpochGuard<'_> {
-        let counts = self.counts.mine();
+        let shard = Shard::mine();
+        let counts = self.counts.at(shard);
         loop {
             let epoch = self.current.load(SeqCst);
             let count = slot(counts, epoch);
+            point();
             count.fetch_add(1, SeqCst);
+            point();
             if self.current.load(SeqCst) == epoch {
-                return EpochGuard { count, epoch, _thread: std::marker::PhantomData };
+                return EpochGuard { count, epoch, shard, _thread: std::marker::PhantomData };
             }
             count.fetch_sub(1, SeqCst);
         }
     }
 
     /// Ends a request whose guard was detached.
-    pub(crate) fn leave(&self, epoch: u64) {
-        slot(self.counts.mine(), epoch).fetch_sub(1, SeqCst);
+    pub(crate) fn leave(&self, place: EpochPlace) {
+        slot(self.counts.at(place.shard), place.epoch).fetch_sub(1, SeqCst);
     }
 
     /// Whether every request that had entered when [`Self::current`] was `epoch` has ended. Moves the
     /// epoch on where it can, so that asking again later will at some point say yes.
     pub fn has_passed(&self, epoch: u64) -> bool {
         let target = epoch.saturating_add(2);
-        while self.current() < target {
+        while self.current.load(SeqCst) < target {
             if !self.try_advance() {
                 return false;
             }
@@ -97,6 +106,7 @@ impl Epochs {
         if self.counts.iter().any(|counts| slot(counts, previous).load(SeqCst) != 0) {
             return false;
         }
+        point();
         // Losing the race means that somebody else advanced it.
         let _ = self.current.compare_exchange(epoch, epoch.wrapping_add(1), SeqCst, SeqCst);
         true
@@ -108,16 +118,23 @@ impl Epochs {
 pub struct EpochGuard<'a> {
     count: &'a AtomicU64,
     epoch: u64,
+    shard: Shard,
     _thread: std::marker::PhantomData<*const ()>,
 }
 
+/// The place of a request whose guard was detached.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EpochPlace {
+    epoch: u64,
+    shard: Shard,
+}
+
 impl EpochGuard<'_> {
-    /// Gives up the guard but not its place: the request goes on until [`Epochs::leave`] is called with what this returns,
-    /// on the same thread.
-    pub(crate) fn detach(self) -> u64 {
-        let epoch = self.epoch;
+    /// Gives up the guard but not its place: the request goes on until [`Epochs::leave`] is called with what this returns.
+    pub(crate) fn detach(self) -> EpochPlace {
+        let place = EpochPlace { epoch: self.epoch, shard: self.shard };
         std::mem::forget(self);
-        epoch
+        place
     }
 }
 
@@ -143,6 +160,14 @@ mod tests {
         let _young = epochs.enter();
         // A younger request does not hold back an epoch that it did not start in.
         assert!(epochs.has_passed(freed_at) || !epochs.has_passed(epochs.current()));
+    }
+
+    #[test]
+    fn a_guard_is_counted_down_in_the_shard_that_it_was_counted_up_in() {
+        let epochs = Epochs::default();
+        let place = oxblk_ring::block_on(async { epochs.enter().detach() });
+        epochs.leave(place);
+        assert!(epochs.has_passed(epochs.current()));
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub enum ErrorKind {
     OutOfRange,
     /// The operation was cancelled.
     Cancelled,
+    /// A backing chain is a loop, or too long.
+    BackingChain,
 }
 
 #[derive(Debug)]
@@ -266,6 +268,7 @@ fn default_errno(kind: ErrorKind) -> i32 {
         ErrorKind::Busy => 16,
         ErrorKind::OutOfRange => 5,
         ErrorKind::Cancelled => 125,
+        ErrorKind::BackingChain => 40,
     }
 }
 

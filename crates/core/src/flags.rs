@@ -23,8 +23,8 @@ bitflags::bitflags! {
         const MAY_UNMAP = 2;
         /// Fail with `ENOTSUP` rather than write zeroes as data.
         const NO_FALLBACK = 4;
-        /// They are the node's own: they stay zeroes whatever backing file it is given later. Without this, a node may
-        /// leave unallocated what nothing below it holds.
+        /// They are the node's own: they stay zeroes whatever backing file it is given later. Without this, a format that
+        /// has no other way to express zeroes may leave unallocated what nothing below it holds.
         const OWN = 8;
     }
 }

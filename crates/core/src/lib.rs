@@ -21,6 +21,7 @@ mod edge;
 mod epoch;
 mod error;
 mod flags;
+mod gate;
 mod graph;
 mod limits;
 pub mod names;
@@ -31,7 +32,16 @@ mod request;
 mod secret;
 pub mod snapshot;
 mod status;
+#[cfg(test)]
+mod under_loom;
+mod unflushed;
+mod users;
 pub mod vm_state;
+
+/// What the lock-free hand-overs are made of. Under the model checker they take loom's.
+mod atomics {
+    pub(crate) use std::sync::atomic::{AtomicBool, Ordering, fence};
+}
 
 pub use backend::{Backend, Quiesced, Statistics};
 pub use driver::{
@@ -42,9 +52,9 @@ pub use edge::{ChildIdx, Children, Edge};
 pub use epoch::{EpochGuard, Epochs};
 pub use error::{Error, ErrorKind, Result, strerror};
 pub use flags::{WriteFlags, ZeroFlags};
+pub use gate::{Admitted, Directory, Gate, Purpose};
 pub use graph::{
-    BackingFile, BackingPolicy, Drained, Graph, OpenContext, OpenFlags, ReopenRequest,
-    WritableBase, relative_to,
+    BackingFile, Drained, Graph, OpenContext, OpenFlags, ReopenRequest, WritableBase, relative_to,
 };
 pub use limits::Limits;
 pub use node::{DetectZeroes, Node};

@@ -8,7 +8,7 @@ use std::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
 };
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
@@ -18,6 +18,8 @@ use crate::control::Turns;
 use crate::driver::{Driver, DriverFactory, DriverKind};
 use crate::epoch::Epochs;
 use crate::perm::{Perm, Permissions};
+use crate::unflushed::Unflushed;
+use crate::users::Users;
 use crate::{ChildIdx, Children, Edge, Error, ErrorKind, Limits, OpenFlags, Options, Result};
 
 bitflags::bitflags! {
@@ -47,6 +49,9 @@ pub enum DetectZeroes {
     Unmap,
 }
 
+/// Bytes that guests see as one.
+const SECTOR: u64 = 512;
+
 /// One read-modify-write or copy-on-read in the count that shares a word with the gates.
 const SERIALISING: u32 = 1 << 16;
 
@@ -59,7 +64,7 @@ pub struct Node {
     factory: &'static dyn DriverFactory,
     driver: Box<dyn Driver>,
     children: Arc<Children>,
-    parents: Mutex<Vec<Weak<Edge>>>,
+    users: Users,
     epochs: Arc<Epochs>,
     size: AtomicU64,
     limits: RwLock<Arc<Limits>>,
@@ -68,12 +73,13 @@ pub struct Node {
     gates: AtomicU32,
     write_guard: OnceLock<WriteGuard>,
     bitmaps: BitmapList,
+    // What is waited for while what is held: see "Locks and their order" in docs/architecture.md. A holder of a range
+    // waits for counted writes; so nobody waits for a range who is counted.
     pub(crate) serialise: RangeLock,
     pub(crate) aligned_writes: Epochs,
-    pub(crate) unflushed: AtomicBool,
+    pub(crate) unflushed: Unflushed,
     pub(crate) flushing: AsyncMutex<()>,
     read_only: AtomicBool,
-    pub(crate) closed: AtomicBool,
     settings: ArcSwap<Settings>,
     /// A parent made it for itself: its cache mode and writability follow the parent's.
     follows_parent: AtomicBool,
@@ -109,7 +115,7 @@ impl Node {
         gates.set(Gates::DETECT_ZEROES, parts.settings.detect_zeroes != DetectZeroes::Off);
         gates.set(Gates::COPY_ON_READ, parts.settings.flags.copy_on_read);
         let node = Self {
-            size: AtomicU64::new(parts.driver.size()),
+            size: AtomicU64::new(whole_sectors(parts.factory, parts.driver.size())),
             limits: RwLock::new(Arc::new(Limits::default())),
             request_alignment: AtomicU32::new(1),
             mem_alignment: AtomicU32::new(1),
@@ -119,15 +125,14 @@ impl Node {
             factory: parts.factory,
             driver: parts.driver,
             children: parts.children,
-            parents: Mutex::default(),
+            users: Users::default(),
             epochs: parts.epochs,
             gates: AtomicU32::new(gates.bits()),
             serialise: RangeLock::new(),
             aligned_writes: Epochs::default(),
-            unflushed: AtomicBool::new(false),
+            unflushed: Unflushed::new(),
             flushing: AsyncMutex::new(()),
             read_only: AtomicBool::new(parts.settings.flags.read_only),
-            closed: AtomicBool::new(false),
             settings: ArcSwap::from_pointee(parts.settings),
             follows_parent: AtomicBool::new(false),
             filename: parts.filename,
@@ -172,20 +177,22 @@ impl Node {
         &self.epochs
     }
 
-    /// Virtual size in bytes.
+    /// Virtual size in bytes. A disk image is whole sectors long, whatever the size of what stores it: its last sector is
+    /// completed with zeroes, and can be written.
     pub fn size(&self) -> u64 {
         self.size.load(Acquire)
     }
 
     /// Records that the node has become at least `end` bytes long.
     pub(crate) fn grow_to(&self, end: u64) {
+        let end = whole_sectors(self.factory, end);
         if self.size.fetch_max(end, AcqRel) < end {
             self.bitmaps.resize(|| self.size());
         }
     }
 
     pub(crate) fn set_size(&self, size: u64) {
-        self.size.store(size, Release);
+        self.size.store(whole_sectors(self.factory, size), Release);
         self.bitmaps.resize(|| self.size());
     }
 
@@ -248,6 +255,11 @@ impl Node {
     /// The flags it was opened with, or reopened with last.
     pub fn flags(&self) -> OpenFlags {
         self.settings.load().flags.clone()
+    }
+
+    /// Whether space may be given back (`discard=unmap`).
+    pub(crate) fn unmaps(&self) -> bool {
+        self.settings.load().flags.unmap
     }
 
     /// The driver's options it was opened with, or reopened with last.
@@ -340,11 +352,9 @@ impl Node {
         self.gates.load(SeqCst) >= SERIALISING
     }
 
-    /// Notes that there is something to flush. Reads first, so that the line stays shared among threads.
+    /// Notes that a write has completed, so that there is something to flush.
     pub(crate) fn mark_unflushed(&self) {
-        if !self.unflushed.load(Acquire) {
-            self.unflushed.store(true, Release);
-        }
+        self.unflushed.mark();
     }
 
     /// Alignment of memory in bytes.
@@ -367,18 +377,19 @@ impl Node {
         }
     }
 
-    /// Whether anybody uses it.
+    /// Whether it has parents.
     pub fn has_parents(&self) -> bool {
-        self.lock_parents().iter().any(|edge| edge.strong_count() > 0)
+        self.users.has_edges()
     }
 
-    fn lock_parents(&self) -> MutexGuard<'_, Vec<Weak<Edge>>> {
-        self.parents.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The edges of its users.
+    /// The edges of its parents.
     pub fn parents(&self) -> Vec<Arc<Edge>> {
-        self.lock_parents().iter().filter_map(Weak::upgrade).collect()
+        self.users.edges()
+    }
+
+    /// Who uses it.
+    pub(crate) fn users(&self) -> &Users {
+        &self.users
     }
 
     pub(crate) fn add_parent(&self, edge: &Arc<Edge>) -> Result<()> {
@@ -386,7 +397,7 @@ impl Node {
         if self.is_read_only() && permissions.taken.contains(Perm::WRITE) {
             return Err(Error::new(ErrorKind::Denied, "Block node is read-only").errno(1));
         }
-        self.lock_parents().push(Arc::downgrade(edge));
+        self.users.add(edge).map_err(|error| error.on_node(&self.name))?;
         if let Err(error) = self.refresh_permissions() {
             self.remove_parent(edge);
             return Err(error);
@@ -395,11 +406,11 @@ impl Node {
     }
 
     pub(crate) fn remove_parent(&self, edge: &Edge) {
-        self.lock_parents().retain(|other| {
-            other.strong_count() > 0 && !std::ptr::eq(other.as_ptr(), std::ptr::from_ref(edge))
-        });
-        // Asking for less cannot conflict.
-        let _ = self.refresh_permissions();
+        self.users.remove(edge);
+        // Asking for less cannot conflict; that the host keeps a lock which it should give back is worth knowing.
+        if let Err(error) = self.refresh_permissions() {
+            tracing::warn!(node = self.name, %error, "cannot give permissions back");
+        }
     }
 
     /// What all users together take and share.
@@ -420,35 +431,88 @@ impl Node {
         Ok(())
     }
 
-    /// Brings the children's permissions in line with what the parents ask for.
-    pub(crate) fn refresh_permissions(&self) -> Result<()> {
+    /// What its children are to be used with, as its parents use it. Checks its own users on the way.
+    fn children_permissions(&self) -> Result<Vec<(Arc<Edge>, Permissions)>> {
         self.check_conflicts()?;
         let ours = self.cumulative();
+        ours.check_size(self.size(), self.request_alignment())
+            .map_err(|error| error.on_node(&self.name))?;
+        let wanted = |(child, edge): (ChildIdx, Arc<Edge>)| {
+            let wanted = self.driver.child_permissions(child, ours).unwrap_or_else(|| {
+                let kind = self.factory.kind();
+                Permissions::for_child(kind, child.role(), ours, !self.is_read_only())
+            });
+            (edge, wanted)
+        };
+        Ok(self.children.iter().map(wanted).collect())
+    }
+
+    /// Has the driver take or give back what keeps other processes out.
+    fn hand_permissions_to_driver(&self) -> Result<()> {
+        if self.settings.load().flags.force_share {
+            return Ok(());
+        }
+        self.driver.set_permissions(self.cumulative())
+    }
+
+    /// Brings the permissions of all that is below in line with what the parents ask for. No recursion: a chain may
+    /// be long. Edges change from the top down, drivers from the bottom up.
+    pub(crate) fn refresh_permissions(&self) -> Result<()> {
         let mut changed: Vec<(Arc<Edge>, Permissions)> = Vec::new();
+        let mut drivers = 0_usize;
         let outcome = (|| {
-            for (child, edge) in self.children.iter() {
-                let wanted = self.driver.child_permissions(child, ours).unwrap_or_else(|| {
-                    let kind = self.factory.kind();
-                    Permissions::for_child(kind, child.role(), ours, !self.is_read_only())
-                });
-                if wanted != edge.permissions() {
-                    let before = edge.replace_permissions(wanted);
-                    changed.push((Arc::clone(&edge), before));
-                    edge.node().refresh_permissions()?;
+            let mut at = 0_usize;
+            let mut children = self.children_permissions()?;
+            loop {
+                for (edge, wanted) in children {
+                    if wanted != edge.permissions() {
+                        let before = edge.replace_permissions(wanted);
+                        changed.push((edge, before));
+                    }
                 }
+                let Some((edge, _)) = changed.get(at) else { break };
+                at += 1;
+                children = edge.node().children_permissions()?;
             }
-            if self.settings.load().flags.force_share {
-                return Ok(());
+            for (edge, _) in changed.iter().rev() {
+                drivers += 1;
+                edge.node().hand_permissions_to_driver()?;
             }
-            self.driver.set_permissions(ours)
+            self.hand_permissions_to_driver()
         })();
         if outcome.is_err() {
-            for (edge, before) in changed.into_iter().rev() {
-                edge.replace_permissions(before);
-                let _ = edge.node().refresh_permissions();
+            for (edge, before) in changed.iter().rev() {
+                edge.replace_permissions(*before);
+            }
+            for (edge, _) in changed.iter().rev().take(drivers) {
+                if let Err(error) = edge.node().hand_permissions_to_driver() {
+                    tracing::warn!(%error, "cannot put permissions back");
+                }
             }
         }
         outcome
+    }
+}
+
+impl Drop for Node {
+    /// Children that nobody else uses go one after the other, not each within the one above.
+    fn drop(&mut self) {
+        let mut edges: Vec<Arc<Edge>> = self.children.take();
+        while let Some(edge) = edges.pop() {
+            if let Some(node) = Arc::into_inner(edge).and_then(Edge::into_node) {
+                edges.extend(node.children.take());
+            }
+        }
+    }
+}
+
+fn whole_sectors(factory: &dyn DriverFactory, size: u64) -> u64 {
+    match factory.kind() {
+        // Its bytes are what they are: an image may end anywhere.
+        DriverKind::Protocol => size,
+        DriverKind::Format | DriverKind::Filter => {
+            size.checked_next_multiple_of(SECTOR).unwrap_or(size)
+        }
     }
 }
 

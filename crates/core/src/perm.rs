@@ -5,7 +5,10 @@
 //! plus what its driver needs for itself; protocols turn the outcome into locks that exclude other
 //! processes.
 
-use crate::DriverKind;
+use crate::{DriverKind, Error, ErrorKind, Result};
+
+/// Sizes of nodes are looked at in sectors, as guests see them.
+const SECTOR: u64 = 512;
 
 bitflags::bitflags! {
     /// Things that a user does with a node. The bit numbers are those of the lock bytes that processes
@@ -73,6 +76,21 @@ impl Permissions {
             (_, Role::Backing) => Self::for_backing(parents),
             _ => Self::for_storage(parents, writable),
         }
+    }
+
+    /// Whether a node of `size` bytes whose requests are aligned to `alignment` bytes can be used like this. Writes are
+    /// whole blocks, so that a write to a last block that is not whole would enlarge the node.
+    ///
+    /// # Errors
+    /// When it is written, may not be resized, and does not end at a multiple of `alignment`.
+    pub fn check_size(self, size: u64, alignment: u32) -> Result<()> {
+        let writes = self.taken.contains(Perm::WRITE) && !self.taken.contains(Perm::RESIZE);
+        let end = size.checked_next_multiple_of(SECTOR).unwrap_or(size);
+        if writes && !end.is_multiple_of(u64::from(alignment.max(1))) {
+            let text = "Cannot get 'write' permission without 'resize': Image size is not a multiple of request alignment";
+            return Err(Error::new(ErrorKind::Denied, text));
+        }
+        Ok(())
     }
 
     fn for_backing(parents: Self) -> Self {

@@ -2,16 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "requests/abandoned.rs"]
+mod abandoned;
+#[path = "requests/drains.rs"]
+mod drains;
 #[path = "requests/failed_pieces.rs"]
 mod failed_pieces;
 mod memory;
 
 use std::sync::Arc;
 
-use memory::{Memory, graph, node, options};
+use memory::{Memory, graph, node, node_with, options};
 use oxblk_core::{
-    Backend, ErrorKind, Limits, OpenFlags, Perm, Permissions, Preallocation, StatusFlags, Want,
-    WriteFlags, ZeroFlags,
+    Backend, Edge, ErrorKind, Limits, OpenFlags, Perm, Permissions, Preallocation, StatusFlags,
+    Want, WriteFlags, ZeroFlags,
 };
 use oxblk_ring::{IoBuf, IoBufMut, block_on, spawn};
 
@@ -93,6 +97,52 @@ fn requests_outside_the_device_are_refused() {
             assert_eq!((error.kind(), error.raw_errno()), (ErrorKind::OutOfRange, 5));
         }
         assert!(memory.take_log().is_empty());
+    });
+}
+
+#[test]
+fn a_parent_that_needs_more_room_than_there_is_gets_enospc() {
+    block_on(async {
+        let graph = graph();
+        let memory = Memory::new(1024, Limits::default());
+        let edge = Edge::attach(node(&graph, "m", &memory), "test", "root", all()).unwrap();
+        let error = edge.write(1000, IoBuf::zeroes(25), WriteFlags::empty()).await.unwrap_err();
+        assert_eq!((error.kind(), error.raw_errno()), (ErrorKind::NoSpace, 28));
+        let error = edge.write_zeroes(1024, 1, ZeroFlags::empty()).await.unwrap_err();
+        assert_eq!((error.kind(), error.offset()), (ErrorKind::NoSpace, Some(1024)));
+        edge.write(1000, IoBuf::zeroes(24), WriteFlags::empty()).await.unwrap();
+    });
+}
+
+#[test]
+fn zero_writes_give_space_back_only_where_discards_are_passed_on() {
+    block_on(async {
+        let graph = graph();
+        for unmap in [true, false] {
+            let memory =
+                Arc::new(Memory { bytes: vec![0; 4096].into(), zeroes: true, ..Memory::default() });
+            let flags = OpenFlags { unmap, ..OpenFlags::default() };
+            let node = node_with(&graph, if unmap { "on" } else { "off" }, &memory, flags);
+            let backend = Backend::new(&graph, "", node, all()).unwrap();
+            backend.write_zeroes(0, 512, ZeroFlags::MAY_UNMAP).await.unwrap();
+            let done = if unmap { "unmap 0+512" } else { "zero 0+512" };
+            assert_eq!(memory.take_log(), [done]);
+        }
+    });
+}
+
+#[test]
+fn an_image_whose_last_block_is_not_whole_is_written_only_where_it_may_grow() {
+    block_on(async {
+        let graph = graph();
+        let limits = Limits { grows: true, ..aligned(4096) };
+        let node = node(&graph, "m", &Memory::new(1536, limits));
+        let write = Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE);
+        let error = Backend::new(&graph, "", Arc::clone(&node), write).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Denied);
+        let read = Permissions::sharing_all(Perm::CONSISTENT_READ);
+        Backend::new(&graph, "", Arc::clone(&node), read).unwrap();
+        Backend::new(&graph, "", node, all()).unwrap();
     });
 }
 

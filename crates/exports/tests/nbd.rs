@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic anywhere")]
 
+#[path = "nbd/admission.rs"]
+mod admission;
 #[path = "nbd/client.rs"]
 mod client;
 #[path = "nbd/memory.rs"]
@@ -456,25 +458,8 @@ fn a_stalled_handshake_is_closed_in_time_and_others_are_served() {
 }
 
 #[test]
-fn the_default_limits_are_ten_seconds_and_a_hundred_connections() {
-    let options = ServerOptions::default();
-    assert_eq!(options.handshake_timeout, Duration::from_secs(10));
-    assert_eq!(options.max_connections, 100);
-}
-
-#[test]
-fn clients_over_the_limit_wait_for_a_place() {
-    let options = ServerOptions { max_connections: 2, ..ServerOptions::default() };
-    let fixture = Fixture::with(false, options);
-    let first = fixture.client(false);
-    let _second = fixture.client(false);
-    let mut third = fixture.socket();
-    std::thread::sleep(Duration::from_millis(50));
-    assert_eq!(fixture.server.connections(), 2);
-    drop(first);
-    let mut greeting = [0; 18];
-    third.read_exact(&mut greeting).unwrap();
-    assert_eq!(&greeting[..8], b"NBDMAGIC");
+fn a_handshake_may_take_ten_seconds_by_default() {
+    assert_eq!(ServerOptions::default().handshake_timeout, Duration::from_secs(10));
 }
 
 #[test]
@@ -543,6 +528,25 @@ fn stopping_lets_requests_in_flight_end_and_answers_them() {
     assert!(client.is_closed());
     stopping.wait().unwrap();
     assert_eq!(fixture.server.connections(), 0);
+    assert_eq!(fixture.disk.bytes(0, 4096), [5; 4096]);
+}
+
+#[test]
+fn an_export_that_is_closed_answers_what_it_has_begun_and_refuses_the_rest() {
+    let fixture = Fixture::new();
+    let mut client = fixture.client(false);
+    fixture.disk.hold();
+    client.request(CommandKind::WRITE, NONE, 0, 4096);
+    client.send(&[5; 4096]);
+    fixture.until("the write is in flight", |fixture| fixture.disk.waiting() == 1);
+    let closing = fixture.close_export();
+    fixture.disk.release();
+    assert_eq!(client.status(), None);
+    closing.wait().unwrap().unwrap();
+    assert_eq!(fixture.disk.bytes(0, 4096), [5; 4096]);
+    assert_eq!(client.write(0, &[6; 4096]), Some(ErrorCode::Shutdown));
+    client.request(CommandKind::READ, NONE, 0, 4096);
+    assert_eq!(client.status(), Some(ErrorCode::Shutdown));
     assert_eq!(fixture.disk.bytes(0, 4096), [5; 4096]);
 }
 

@@ -3,13 +3,18 @@
 //! The storage holds back one read of a data cluster while that cluster is discarded and others are written. Through a
 //! backend, which marks the request as being in flight, the read sees the old contents. The same read made behind
 //! core's back sees another cluster's data: the rule is what stands between the two.
+//!
+//! Writes are held back as well, while their cluster is discarded or a part of it is zeroed with leave to unmap: their
+//! data must not go to a cluster that has been given away, and what was written must be there.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
+use oxblk_core::check::Fix;
 use oxblk_core::create::{CreateRequest, CreateTarget};
 use oxblk_core::driver::Resize;
+use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{
     Backend, BoxFuture, Driver, DriverFactory, DriverKind, Edge, Error, Graph, Limits, OpenContext,
     OpenFlags, Options, Perm, Permissions, Preallocation, Result, WriteFlags, ZeroFlags,
@@ -19,23 +24,50 @@ use oxblk_ring::{Event, IoBuf, IoBufMut, block_on, spawn, yield_now};
 
 const CLUSTER: u64 = 65536;
 
-/// Memory whose reads wait while it is held.
+/// What waits in the storage: the first operation of this kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// A read of a whole cluster.
+    Read,
+    /// A write that contains this byte.
+    Write(u8),
+}
+
+/// Memory that holds an operation back.
 #[derive(Default)]
 struct Storage {
     bytes: Mutex<Vec<u8>>,
-    held: AtomicBool,
+    held: Mutex<Option<Kind>>,
     waiting: AtomicBool,
     released: Event,
 }
 
 impl Storage {
-    fn hold(&self) {
-        self.held.store(true, SeqCst);
+    fn hold(&self, kind: Kind) {
+        *self.held.lock().unwrap() = Some(kind);
     }
 
     fn release(&self) {
-        self.held.store(false, SeqCst);
+        *self.held.lock().unwrap() = None;
         self.released.notify(usize::MAX);
+    }
+
+    /// Waits if an operation is held back for which `is_meant` says so, and none was yet.
+    async fn wait_if(&self, is_meant: impl Fn(Kind) -> bool) {
+        let held = || self.held.lock().unwrap().is_some_and(&is_meant);
+        if held() && !self.waiting.swap(true, SeqCst) {
+            let released = self.released.listen();
+            if held() {
+                released.await;
+            }
+        }
+    }
+
+    /// Until an operation is held back.
+    async fn until_waiting(&self) {
+        while !self.waiting.load(SeqCst) {
+            yield_now().await;
+        }
     }
 }
 
@@ -44,16 +76,8 @@ struct Held(Arc<Storage>);
 impl Driver for Held {
     fn read(&self, offset: u64, mut buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
         Box::pin(async move {
-            // Only the first read of a whole cluster is held: it is the one of the test.
-            if self.0.held.load(SeqCst)
-                && buf.len() as u64 == CLUSTER
-                && !self.0.waiting.swap(true, SeqCst)
-            {
-                let released = self.0.released.listen();
-                if self.0.held.load(SeqCst) {
-                    released.await;
-                }
-            }
+            let whole = buf.len() as u64 == CLUSTER;
+            self.0.wait_if(|kind| kind == Kind::Read && whole).await;
             let bytes = self.0.bytes.lock().unwrap();
             let at = usize::try_from(offset).unwrap();
             for (index, byte) in buf.iter_mut().enumerate() {
@@ -65,6 +89,8 @@ impl Driver for Held {
 
     fn write(&self, offset: u64, data: IoBuf, _flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
+            let is_meant = |kind| matches!(kind, Kind::Write(byte) if data.contains(&byte));
+            self.0.wait_if(is_meant).await;
             let at = usize::try_from(offset).unwrap();
             let mut bytes = self.0.bytes.lock().unwrap();
             if bytes.len() < at + data.len() {
@@ -125,17 +151,18 @@ impl DriverFactory for HeldFactory {
 
 static DRIVERS: &[&dyn DriverFactory] = &[&HELD, QCOW2];
 
-async fn new_image(graph: &Graph, storage: &Arc<Storage>) -> Backend {
+async fn new_image(graph: &Graph, storage: &Arc<Storage>, with: &str, opened: &str) -> Backend {
     let driver = Box::new(Held(Arc::clone(storage)));
     let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
     let file = graph.add_node(Some("store"), &HELD, driver, flags.clone()).unwrap();
     let all = Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
     let edge = Edge::attach(Arc::clone(&file), "creation", "file", all).unwrap();
-    let options = Options::from_dotted("size=1M", None).unwrap();
+    let options = Options::from_dotted(&format!("size=1M{with}"), None).unwrap();
     let request = CreateRequest { target: CreateTarget::File(Arc::clone(&edge)), options };
     QCOW2.create(graph, request).unwrap().await.unwrap();
     edge.detach();
-    let options = Options::from_dotted("driver=qcow2,file=store", None).unwrap();
+    let options = format!("driver=qcow2,file=store{opened}");
+    let options = Options::from_dotted(&options, None).unwrap();
     graph.open_backend(None, options, flags).await.unwrap()
 }
 
@@ -151,11 +178,9 @@ where
 {
     let cluster = |byte| IoBufMut::filled(usize::try_from(CLUSTER).unwrap(), byte).freeze();
     disk.write(0, cluster(0xaa), WriteFlags::FUA).await.unwrap();
-    storage.hold();
+    storage.hold(Kind::Read);
     let reader = spawn(read());
-    while !storage.waiting.load(SeqCst) {
-        yield_now().await;
-    }
+    storage.until_waiting().await;
     disk.discard(0, CLUSTER).await.unwrap();
     // The first write-back drops the reference, the second would be the earliest to see the cluster free.
     disk.flush().await.unwrap();
@@ -171,9 +196,9 @@ where
 #[test]
 fn a_read_in_flight_never_sees_another_clusters_data() {
     block_on(async {
-        let graph = Graph::new(DRIVERS);
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let storage = Arc::new(Storage::default());
-        let disk = new_image(&graph, &storage).await;
+        let disk = new_image(&graph, &storage, "", "").await;
         let reader = disk.clone();
         let len = usize::try_from(CLUSTER).unwrap();
         let seen = read_across_a_discard(&disk, &storage, || async move {
@@ -188,9 +213,9 @@ fn a_read_in_flight_never_sees_another_clusters_data() {
 #[test]
 fn a_read_that_nobody_counts_would_see_it() {
     block_on(async {
-        let graph = Graph::new(DRIVERS);
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let storage = Arc::new(Storage::default());
-        let disk = new_image(&graph, &storage).await;
+        let disk = new_image(&graph, &storage, "", "").await;
         let node = disk.node().unwrap();
         let len = usize::try_from(CLUSTER).unwrap();
         let seen = read_across_a_discard(&disk, &storage, || async move {
@@ -200,4 +225,172 @@ fn a_read_that_nobody_counts_would_see_it() {
         assert_eq!(seen, 0xbb, "the cluster was not handed out again: the test shows nothing");
         disk.close().await.unwrap();
     });
+}
+
+/// Images with whole clusters, and with subclusters.
+const LAYOUTS: [&str; 2] = ["", ",extended_l2=on"];
+/// What a held write writes, and where in cluster 0.
+const HELD_BYTE: u8 = 0xcc;
+const HELD_AT: u64 = 8192;
+const HELD_LEN: usize = 4096;
+
+/// What cluster 0 is when the held write comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    /// Data of the image's own: the write goes to its place.
+    Data,
+    /// Zeroes that keep a host cluster: the write goes there, with zeroes around it.
+    KeptZeroes,
+    /// Data that a snapshot shares: the write goes elsewhere, with the data around it.
+    Shared,
+}
+
+impl Before {
+    const ALL: [Self; 3] = [Self::Data, Self::KeptZeroes, Self::Shared];
+
+    fn byte(self) -> u8 {
+        if self == Self::KeptZeroes { 0 } else { 0xaa }
+    }
+}
+
+fn filled(len: usize, byte: u8) -> IoBuf {
+    IoBufMut::filled(len, byte).freeze()
+}
+
+async fn bytes(disk: &Backend, offset: u64, len: usize) -> Vec<u8> {
+    disk.read(offset, IoBufMut::new(len)).await.unwrap().to_vec()
+}
+
+async fn prepare(disk: &Backend, before: Before) {
+    let cluster = usize::try_from(CLUSTER).unwrap();
+    disk.write(0, filled(cluster, 0xaa), WriteFlags::empty()).await.unwrap();
+    match before {
+        Before::Data => {}
+        Before::KeptZeroes => disk.write_zeroes(0, CLUSTER, ZeroFlags::empty()).await.unwrap(),
+        Before::Shared => {
+            let new = SnapshotInfo { name: "shared".to_owned(), ..SnapshotInfo::default() };
+            disk.create_snapshot(&new).await.unwrap();
+        }
+    }
+    disk.flush().await.unwrap();
+}
+
+/// Writes a part of cluster 0. While that is held back, begins `other`, and uses up what clusters become free.
+async fn during_a_write<F>(disk: &Backend, storage: &Storage, other: F)
+where
+    F: Future<Output = Result<()>> + 'static,
+{
+    let writer = disk.clone();
+    storage.hold(Kind::Write(HELD_BYTE));
+    let writing = spawn(async move {
+        writer.write(HELD_AT, filled(HELD_LEN, HELD_BYTE), WriteFlags::empty()).await
+    });
+    storage.until_waiting().await;
+    let other = spawn(other);
+    for _ in 0..50 {
+        yield_now().await;
+    }
+    disk.flush().await.unwrap();
+    for index in 1..4 {
+        let data = filled(usize::try_from(CLUSTER).unwrap(), 0xbb);
+        disk.write(index * CLUSTER, data, WriteFlags::FUA).await.unwrap();
+    }
+    storage.release();
+    writing.await.unwrap();
+    other.await.unwrap();
+    for index in 4..7 {
+        let data = filled(usize::try_from(CLUSTER).unwrap(), 0xdd);
+        disk.write(index * CLUSTER, data, WriteFlags::FUA).await.unwrap();
+    }
+}
+
+/// The other clusters hold what was written to them, and the image is whole.
+async fn nothing_else_is_harmed(disk: &Backend, before: Before) {
+    let cluster = usize::try_from(CLUSTER).unwrap();
+    for index in 1..7 {
+        let byte = if index < 4 { 0xbb } else { 0xdd };
+        assert!(bytes(disk, index * CLUSTER, cluster).await.iter().all(|b| *b == byte));
+    }
+    // The first cycle lowers refcounts, the second writes them.
+    disk.flush().await.unwrap();
+    disk.flush().await.unwrap();
+    let node = disk.node().unwrap();
+    let report = node.driver().check().unwrap().check(Fix::Nothing, &|_| ()).await.unwrap();
+    assert_eq!((report.corruptions, report.leaks, report.check_errors), (0, 0, 0));
+    if before == Before::Shared {
+        let id = disk.snapshots().await.unwrap()[0].id.clone();
+        disk.apply_snapshot(&id).await.unwrap();
+        assert!(bytes(disk, 0, cluster).await.iter().all(|b| *b == 0xaa));
+    }
+}
+
+#[test]
+fn a_discard_during_a_write_with_copy_on_write_harms_neither() {
+    for (layout, before) in LAYOUTS.into_iter().flat_map(|l| Before::ALL.map(|b| (l, b))) {
+        block_on(async {
+            let (graph, storage) =
+                (Graph::new(DRIVERS, oxblk_core::Gate::Anything), Arc::new(Storage::default()));
+            let disk = new_image(&graph, &storage, layout, "").await;
+            prepare(&disk, before).await;
+            let other = disk.clone();
+            let discard = async move { other.discard(0, CLUSTER).await };
+            during_a_write(&disk, &storage, discard).await;
+            let (at, cluster) =
+                (usize::try_from(HELD_AT).unwrap(), usize::try_from(CLUSTER).unwrap());
+            let seen = bytes(&disk, 0, cluster).await;
+            // The two overlap: the write comes before the discard, or after it.
+            let written = seen[at];
+            assert!([0, HELD_BYTE].contains(&written), "{layout} {before:?}");
+            assert!(seen[at..at + HELD_LEN].iter().all(|byte| *byte == written));
+            assert!(seen[..at].iter().all(|byte| *byte == 0), "{layout} {before:?}");
+            assert!(seen[at + HELD_LEN..].iter().all(|byte| *byte == 0), "{layout} {before:?}");
+            nothing_else_is_harmed(&disk, before).await;
+            disk.close().await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_zero_write_that_may_unmap_leaves_a_write_to_another_part_of_the_cluster() {
+    // With what lies around the held write, and with a part of that.
+    let zeroed =
+        [vec![(0, HELD_AT), (HELD_AT + 4096, CLUSTER - HELD_AT - 4096)], vec![(32768, 4096)]];
+    let cases = LAYOUTS.into_iter().flat_map(|l| Before::ALL.map(|b| (l, b)));
+    for (layout, before) in cases {
+        for ranges in zeroed.clone() {
+            block_on(async {
+                let (graph, storage) =
+                    (Graph::new(DRIVERS, oxblk_core::Gate::Anything), Arc::new(Storage::default()));
+                let detect = ",discard=unmap,detect-zeroes=unmap";
+                let disk = new_image(&graph, &storage, layout, detect).await;
+                prepare(&disk, before).await;
+                let (other, zeroes) = (disk.clone(), ranges.clone());
+                let zero = async move {
+                    for (offset, len) in zeroes {
+                        let data = filled(usize::try_from(len).unwrap(), 0);
+                        other.write(offset, data, WriteFlags::empty()).await?;
+                    }
+                    Ok(())
+                };
+                during_a_write(&disk, &storage, zero).await;
+                let cluster = usize::try_from(CLUSTER).unwrap();
+                let seen = bytes(&disk, 0, cluster).await;
+                for (at, byte) in (0_u64..).zip(&seen) {
+                    let expected = if (HELD_AT..HELD_AT + HELD_LEN as u64).contains(&at) {
+                        HELD_BYTE
+                    } else if ranges
+                        .iter()
+                        .any(|(offset, len)| (*offset..offset + len).contains(&at))
+                    {
+                        0
+                    } else {
+                        before.byte()
+                    };
+                    assert_eq!(*byte, expected, "{layout} {before:?} {ranges:?} at {at}");
+                }
+                nothing_else_is_harmed(&disk, before).await;
+                disk.close().await.unwrap();
+            });
+        }
+    }
 }

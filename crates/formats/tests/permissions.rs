@@ -52,7 +52,7 @@ fn blockdev(args: &[&str]) -> Vec<String> {
 
 async fn open(graph: &Graph, options: &str) -> Result<Arc<Node>> {
     let node = graph.open(Options::from_dotted(options, None)?, OpenFlags::default()).await?;
-    graph.own(Arc::clone(&node));
+    graph.own(Arc::clone(&node)).unwrap();
     Ok(node)
 }
 
@@ -69,7 +69,7 @@ fn two_formats_on_one_file_are_refused_as_the_daemon_refuses_them() {
     let formats = ["driver=qcow2,file=f,node-name=q1", "driver=qcow2,file=f,node-name=q2"];
     let expected = daemon_refusal(&blockdev(&[&file, formats[0], formats[1]]));
     block_on(async {
-        let graph = Graph::new(DRIVERS);
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         open(&graph, &file).await.unwrap();
         let first = open(&graph, formats[0]).await.unwrap();
         let refused = open(&graph, formats[1]).await.unwrap_err();
@@ -97,7 +97,7 @@ fn a_writer_beside_a_format_is_refused_as_the_daemon_refuses_it_whoever_comes_fi
     let args = [&server[..], &blockdev(&[&file]), &export, &blockdev(&[format])].concat();
     let format_last = daemon_refusal(&args);
     block_on(async {
-        let graph = Graph::new(DRIVERS);
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let node = open(&graph, &file).await.unwrap();
         let above = open(&graph, format).await.unwrap();
         let refused = writer(&graph, &node).unwrap_err();
@@ -116,7 +116,7 @@ fn a_read_only_node_takes_no_writer() {
     let dir = tempfile::tempdir().unwrap();
     let path = image(dir.path());
     block_on(async {
-        let graph = Graph::new(DRIVERS);
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let options = format!("driver=file,node-name=f,read-only=on,filename={path}");
         let node = open(&graph, &options).await.unwrap();
         assert_eq!(writer(&graph, &node).unwrap_err().to_string(), "Block node is read-only");

@@ -38,9 +38,14 @@ fn file(graph: &Graph, disk: &Disk) -> Arc<Node> {
 
 /// An empty image.
 async fn create(disk: &Disk) {
-    let graph = Graph::new(DRIVERS);
+    create_with(disk, "preallocation=off").await;
+}
+
+/// An image made with more options.
+async fn create_with(disk: &Disk, more: &str) {
+    let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
     let edge = Edge::attach(file(&graph, disk), "creation", "file", all()).unwrap();
-    let options = options(&format!("size={SIZE},cluster_size={CLUSTER}"));
+    let options = options(&format!("size={SIZE},cluster_size={CLUSTER},{more}"));
     let request = CreateRequest { target: CreateTarget::File(Arc::clone(&edge)), options };
     QCOW2.create(&graph, request).unwrap().await.unwrap();
     edge.flush().await.unwrap();
@@ -48,7 +53,7 @@ async fn create(disk: &Disk) {
 }
 
 async fn open(disk: &Disk) -> Backend {
-    let graph = Graph::new(DRIVERS);
+    let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
     let _file = file(&graph, disk);
     let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
     graph.open_backend(None, options("driver=qcow2,file=file"), flags).await.unwrap()
@@ -271,4 +276,88 @@ fn no_compressed_cluster_goes_to_a_cluster_that_was_freed_and_given_to_another()
         assert_eq!((report.corruptions, report.leaks), (0, 0));
         again.close().await.unwrap();
     });
+}
+
+/// Reads of these bytes of the disk fail.
+fn bad_sectors(range: std::ops::Range<u64>) -> Faults {
+    let rule =
+        FailRule { op: FaultOp::Read, nth: None, range: Some(range), errno: EIO, once: false };
+    Faults { fail: vec![rule], ..Faults::default() }
+}
+
+#[test]
+fn bad_sectors_near_the_header_spoil_only_what_lies_there() {
+    let disk = Disk::new(1, 0);
+    sim::run(1, async {
+        create(&disk).await;
+        let image = open(&disk).await;
+        for cluster in 0..3 {
+            write(&image, cluster, 7).await;
+        }
+        image.close().await.unwrap();
+        let data = disk.bytes().chunks(CLUSTER).position(|cluster| cluster[0] == 7).unwrap() as u64;
+        let data = data * CLUSTER as u64;
+        // Behind the header and its extensions; in the first cluster of data.
+        for bad in [1024..1536, data..data + 512] {
+            disk.set_faults(bad_sectors(bad));
+            let image = open(&disk).await;
+            assert_eq!(byte(&image, 1).await, 7);
+            assert_eq!(byte(&image, 2).await, 7);
+            assert_eq!(check(&image).await.check_errors, 0);
+            image.close().await.unwrap();
+        }
+        disk.set_faults(bad_sectors(data..data + 512));
+        let image = open(&disk).await;
+        let error = image.read(0, IoBufMut::new(CLUSTER)).await.unwrap_err();
+        assert_eq!(error.raw_errno(), EIO);
+        disk.set_faults(Faults::default());
+        image.close().await.unwrap();
+    });
+}
+
+#[test]
+fn copy_on_read_fails_only_where_what_is_asked_for_cannot_be_read() {
+    let (disk, base) = (Disk::new(1, 0), Disk::from_bytes(2, &[5; 4 * CLUSTER]));
+    sim::run(1, async {
+        create(&disk).await;
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
+        let _file = file(&graph, &disk);
+        let below = FileDriver::from_ring_file(File::sim(&base), base.len());
+        let flags = OpenFlags::default();
+        let _base = graph.add_node(Some("base"), &FILE, Box::new(below), flags).unwrap();
+        let flags = OpenFlags { copy_on_read: true, ..OpenFlags::default() };
+        let options = options("driver=qcow2,file=file,backing=base");
+        let image = graph.open_backend(None, options, flags).await.unwrap();
+        base.set_faults(bad_sectors(512..1024));
+        let sector = |at: u64| image.read(at, IoBufMut::new(512));
+        assert!(sector(2048).await.unwrap().iter().all(|byte| *byte == 5));
+        assert_eq!(sector(512).await.unwrap_err().raw_errno(), EIO);
+        base.set_faults(Faults::default());
+        assert_eq!(byte(&image, 0).await, 5);
+        image.close().await.unwrap();
+    });
+}
+
+#[test]
+fn what_is_preallocated_where_a_disk_has_old_bytes_reads_as_zeroes() {
+    for version in ["0.10", "1.1"] {
+        let disk = Disk::from_bytes(1, &vec![0xaa; 2 * usize::try_from(SIZE).unwrap()]);
+        sim::run(1, async {
+            create_with(&disk, &format!("compat={version},preallocation=metadata")).await;
+            let image = open(&disk).await;
+            for cluster in [0, 1, 700, SIZE / CLUSTER as u64 - 1] {
+                assert_eq!(byte(&image, cluster).await, 0, "version {version}");
+            }
+            let half = IoBufMut::filled(CLUSTER / 2, 1).freeze();
+            image.write(0, half, WriteFlags::empty()).await.unwrap();
+            let read = image.read(0, IoBufMut::new(CLUSTER)).await.unwrap();
+            let (written, rest) = read.split_at(CLUSTER / 2);
+            assert!(written.iter().all(|byte| *byte == 1) && rest.iter().all(|byte| *byte == 0));
+            image.close().await.unwrap();
+            let image = open(&disk).await;
+            let report = check(&image).await;
+            assert_eq!((report.corruptions, report.leaks), (0, 0));
+            image.close().await.unwrap();
+        });
+    }
 }

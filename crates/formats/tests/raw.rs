@@ -7,9 +7,9 @@ use std::sync::Mutex;
 
 use oxblk_core::create::MeasureRequest;
 use oxblk_core::{
-    Backend, BackingPolicy, BoxFuture, Driver, DriverFactory, DriverKind, DriverTable, Error,
-    Graph, OpenContext, OpenFlags, Options, Perm, Permissions, Preallocation, Result, StatusFlags,
-    Want, WriteFlags, ZeroFlags,
+    Backend, BoxFuture, Driver, DriverFactory, DriverKind, DriverTable, Error, Graph, OpenContext,
+    OpenFlags, Options, Perm, Permissions, Preallocation, Result, StatusFlags, Want, WriteFlags,
+    ZeroFlags,
 };
 use oxblk_formats::raw::RAW;
 use oxblk_protocols::file::{FILE, FileDriver};
@@ -40,7 +40,7 @@ impl DriverFactory for Magic {
 static DRIVERS: DriverTable = &[&RAW, &MAGIC, &FILE];
 
 fn graph() -> Graph {
-    Graph::new(DRIVERS)
+    Graph::new(DRIVERS, oxblk_core::Gate::Anything)
 }
 
 fn file_of(bytes: &[u8]) -> tempfile::NamedTempFile {
@@ -161,7 +161,7 @@ fn a_probed_raw_image_cannot_be_turned_into_another_format() {
 fn probing_raw_for_writing_warns_once_and_for_reading_never() {
     static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
     let file = file_of(&[0; 8192]);
-    let graph = Graph::with_warner(DRIVERS, BackingPolicy::default(), |text| {
+    let graph = Graph::with_warner(DRIVERS, oxblk_core::Gate::Anything, |text| {
         SAID.lock().unwrap().push(text.to_owned());
     });
     block_on(async {
@@ -219,6 +219,34 @@ fn raw_images_are_created_resized_and_measured() {
             "Unsupported preallocation mode: metadata"
         );
         assert!(message(create("size=1M,cluster_size=64k").await).contains("cluster_size"));
+    });
+}
+
+#[test]
+fn the_last_sector_is_completed_with_zeroes() {
+    block_on(async {
+        let graph = graph();
+        let data = pattern(1000);
+        let file = file_of(&data);
+        let disk = open(&graph, file.path(), "driver=raw").await.unwrap();
+        assert_eq!(disk.size(), 1024);
+        assert_eq!(read(&disk, 900, 124).await, [&data[900..], &[0; 24]].concat());
+        assert_eq!(read(&disk, 1000, 24).await, [0; 24]);
+        disk.read(1000, IoBufMut::new(25)).await.unwrap_err();
+        let status = disk.block_status(1000, 24, Want::Precise).await.unwrap().status;
+        assert!(status.is_zero() && status.len == 24);
+        disk.discard(512, 512).await.unwrap();
+        disk.discard(1000, 24).await.unwrap();
+        assert_eq!(std::fs::metadata(file.path()).unwrap().len(), 1000);
+        write(&disk, 1010, b"end").await.unwrap();
+        assert_eq!(disk.size(), 1024);
+        disk.close().await.unwrap();
+        let bytes = std::fs::read(file.path()).unwrap();
+        assert_eq!((bytes.len(), &bytes[1000..]), (1013, &b"\0\0\0\0\0\0\0\0\0\0end"[..]));
+        let disk = open(&graph, file.path(), "driver=raw").await.unwrap();
+        disk.write_zeroes(512, 512, ZeroFlags::empty()).await.unwrap();
+        disk.close().await.unwrap();
+        assert_eq!(std::fs::metadata(file.path()).unwrap().len(), 1024);
     });
 }
 

@@ -41,7 +41,7 @@ async fn write(backend: &Backend, offset: u64, data: &[u8]) -> Result<()> {
 fn a_disk_becomes_read_only_and_writable_again_with_its_file() {
     let file = file();
     block_on(async {
-        let graph = Graph::new(DRIVERS);
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let disk = open(&graph, file.path(), "driver=raw").await;
         write(&disk, 0, b"one").await.unwrap();
         disk.reopen(options("read-only=on")).await.unwrap();
@@ -50,7 +50,7 @@ fn a_disk_becomes_read_only_and_writable_again_with_its_file() {
         assert!(below.is_read_only());
         assert_eq!(write(&disk, 0, b"two").await.unwrap_err().raw_errno(), 1);
         // Nobody is kept from writing by us any more.
-        let other = FileLocks::new(file.as_file(), "other").unwrap();
+        let other = FileLocks::new(file.as_file(), "other").unwrap().unwrap();
         let alone = Permissions { taken: Perm::WRITE, shared: Perm::CONSISTENT_READ };
         other.set(alone).unwrap();
         let refused = disk.reopen(options("read-only=off")).await.unwrap_err();
@@ -70,7 +70,7 @@ fn a_disk_becomes_read_only_and_writable_again_with_its_file() {
 fn requests_go_on_while_the_cache_mode_changes_under_them() {
     let file = file();
     block_on(async {
-        let graph = Graph::new(DRIVERS);
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let disk = open(&graph, file.path(), "driver=raw").await;
         let stop = Rc::new(Cell::new(false));
         let writers: Vec<_> = (0..4_u64)
@@ -113,7 +113,7 @@ fn requests_go_on_while_the_cache_mode_changes_under_them() {
 fn of_several_nodes_all_are_reopened_or_none() {
     let (first, second) = (file(), file());
     block_on(async {
-        let graph = Graph::new(DRIVERS);
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let a = open(&graph, first.path(), "driver=raw,node-name=a").await;
         let b = open(&graph, second.path(), "driver=raw,node-name=b").await;
         let request = |backend: &Backend, text: &str| ReopenRequest {
@@ -155,7 +155,7 @@ fn of_several_nodes_all_are_reopened_or_none() {
 fn what_a_reopen_cannot_change_is_told() {
     let file = file();
     block_on(async {
-        let graph = Graph::new(DRIVERS);
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let disk = open(&graph, file.path(), "driver=raw,node-name=disk").await;
         let cases = [
             ("driver=qcow2", "Cannot change the option 'driver'"),
@@ -191,7 +191,7 @@ fn a_file_that_another_has_replaced_is_not_reopened() {
     let path = dir.path().join("disk.raw");
     std::fs::write(&path, [1; 4096]).unwrap();
     block_on(async {
-        let graph = Graph::new(DRIVERS);
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let disk = open(&graph, &path, "driver=raw").await;
         std::fs::remove_file(&path).unwrap();
         let gone = disk.reopen(options("cache.direct=on")).await.unwrap_err();

@@ -31,7 +31,10 @@ struct Images {
 
 impl Images {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), graph: Graph::new(DRIVERS) }
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            graph: Graph::new(DRIVERS, oxblk_core::Gate::Anything),
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -132,7 +135,7 @@ fn an_image_becomes_read_only_and_writable_again() {
             disk.reopen(options("read-only=on")).await.unwrap();
             assert_eq!(write(&disk, 9, 11).await.unwrap_err().raw_errno(), 1);
             // What was written is on disk whole: another may look.
-            let other = Graph::new(DRIVERS);
+            let other = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
             let file = format!("driver=qcow2,file.filename={}", images.path("disk").display());
             let flags = OpenFlags { read_only: true, ..OpenFlags::default() };
             let look = other.open_backend(None, options(&file), flags).await.unwrap();
@@ -199,7 +202,7 @@ fn an_image_that_another_has_written_meanwhile_does_not_become_writable() {
         let disk = images.open("disk", ",read-only=on,force-share=on").await;
         assert_eq!(byte(&disk, 0).await, 0);
         {
-            let other = Graph::new(DRIVERS);
+            let other = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
             let path = images.path("disk");
             let file = format!("driver=qcow2,file.filename={}", path.display());
             let writer = other.open_backend(None, options(&file), OpenFlags::default()).await;

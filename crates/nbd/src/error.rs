@@ -39,7 +39,8 @@ impl ErrorCode {
             75 => ErrorCode::Overflow,
             // EOPNOTSUPP (ENOTSUP is the same number on Linux)
             95 => ErrorCode::NotSup,
-            108 => ErrorCode::Shutdown,
+            // ESHUTDOWN; ENOMEDIUM and ECANCELED: what is exported has been closed meanwhile.
+            108 | 123 | 125 => ErrorCode::Shutdown,
             _ => ErrorCode::Inval,
         }
     }
@@ -141,9 +142,19 @@ mod tests {
 
     #[test]
     fn errno_maps_to_the_closest_wire_error() {
-        for (errno, code) in
-            [(1, 1), (30, 1), (5, 5), (12, 12), (27, 28), (122, 28), (28, 28), (95, 95), (2, 22)]
-        {
+        for (errno, code) in [
+            (1, 1),
+            (30, 1),
+            (5, 5),
+            (12, 12),
+            (27, 28),
+            (122, 28),
+            (28, 28),
+            (95, 95),
+            (2, 22),
+            (123, 108),
+            (125, 108),
+        ] {
             assert_eq!(ErrorCode::from_errno(errno).code(), code, "errno {errno}");
         }
     }

@@ -200,13 +200,37 @@ impl Shared {
             let len = range.end - at;
             let (old, new) = (self.old_status(at, len).await?, self.new_status(at, len).await?);
             let end = at.saturating_add(old.len.min(new.len));
-            match (old.look, new.look) {
+            // What the overlay gets is whole clusters of its own, so that zero clusters suffice where all of one is zero.
+            let whole = end - end % self.cluster;
+            let (looks, end) = match end < range.end && whole < end {
+                false => ((old.look, new.look), end),
+                true if whole > at => ((old.look, new.look), whole),
+                true => {
+                    let end = whole.saturating_add(self.cluster).min(range.end);
+                    (self.mixed_looks(at..end).await?, end)
+                }
+            };
+            match looks {
                 (Look::Same, _) | (Look::Zero, Look::Zero) => {}
                 (old, new) => self.compare_data(at..end, old, new).await?,
             }
             at = end;
         }
         Ok(())
+    }
+
+    /// What the backing files have in a cluster of which they have several things.
+    async fn mixed_looks(&self, range: Range<u64>) -> Outcome<(Look, Look)> {
+        let mut at = range.start;
+        while at < range.end {
+            let len = range.end - at;
+            let (old, new) = (self.old_status(at, len).await?, self.new_status(at, len).await?);
+            if !matches!((old.look, new.look), (Look::Same, _) | (Look::Zero, Look::Zero)) {
+                return Ok((Look::Data, Look::Data));
+            }
+            at = at.saturating_add(old.len.min(new.len));
+        }
+        Ok((Look::Same, Look::Same))
     }
 
     async fn old_status(&self, at: u64, len: u64) -> Outcome<Extent> {

@@ -9,15 +9,15 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 
 use crate::buf::{IoBuf, IoBufMut, IoVec, IoVecMut};
 use crate::reactor::{Op, Payload, Pending, start_file};
-use crate::runtime::offload::blocking;
+use crate::runtime::offload::on_file;
 use crate::runtime::shared::{Message, send_to};
 use crate::sim::Disk;
 
@@ -101,16 +101,22 @@ impl Drop for FileId {
 }
 
 struct Host {
+    // In this order: rings are told to let go before the descriptor is closed.
+    registration: Registration,
     fd: OwnedFd,
     aio: Aio,
     /// The file's data is in memory and nowhere else (tmpfs): reading and writing it never waits.
     in_memory: bool,
+}
+
+/// The file's place in the tables of rings.
+struct Registration {
     id: Arc<FileId>,
     /// I/O threads whose ring may have registered the file, by index.
     rings: AtomicU64,
 }
 
-impl Drop for Host {
+impl Drop for Registration {
     fn drop(&mut self) {
         // The id goes back when the last ring has let go of the file.
         let rings = *self.rings.get_mut();
@@ -122,11 +128,23 @@ impl Drop for Host {
 enum Inner {
     Host(Arc<Host>),
     Sim(Disk),
+    /// Every operation fails with `EBADF`.
+    Closed,
 }
 
 /// An open file or block device, or a simulated disk. Cloning makes another handle to the same file.
 #[derive(Clone)]
 pub struct File(Inner);
+
+/// See [`File::downgrade`].
+pub(crate) struct WeakFile(Weak<Host>);
+
+impl WeakFile {
+    /// The file, while there are handles to it.
+    pub(crate) fn upgrade(&self) -> Option<File> {
+        self.0.upgrade().map(|host| File(Inner::Host(host)))
+    }
+}
 
 impl File {
     /// Takes over a descriptor.
@@ -134,12 +152,19 @@ impl File {
         let in_memory =
             rustix::fs::fstatfs(&fd).is_ok_and(|stat| MEMORY_FILE_SYSTEMS.contains(&stat.f_type));
         File(Inner::Host(Arc::new(Host {
+            registration: Registration { id: Arc::new(FileId::new()), rings: AtomicU64::new(0) },
             fd,
             aio,
             in_memory,
-            id: Arc::new(FileId::new()),
-            rings: AtomicU64::new(0),
         })))
+    }
+
+    /// A reference that does not keep a file of the host open.
+    pub(crate) fn downgrade(&self) -> WeakFile {
+        match &self.0 {
+            Inner::Host(host) => WeakFile(Arc::downgrade(host)),
+            Inner::Sim(_) | Inner::Closed => WeakFile(Weak::new()),
+        }
     }
 
     /// A simulated disk as a file.
@@ -147,32 +172,51 @@ impl File {
         File(Inner::Sim(disk.clone()))
     }
 
+    /// A file that has been closed: every operation fails with `EBADF`.
+    pub fn closed() -> File {
+        File(Inner::Closed)
+    }
+
+    /// Closes this handle and reports what the host still had to say: some file systems (network file systems, quotas)
+    /// report only now that data could not be stored. Where other handles remain, the descriptor stays open for them;
+    /// the host is asked all the same.
+    ///
+    /// # Errors
+    /// As `close(2)`. The handle is gone all the same.
+    pub async fn close(self) -> io::Result<()> {
+        match self.0 {
+            Inner::Host(host) => on_file(move || close_host(host)).await,
+            Inner::Sim(disk) => disk.close(),
+            Inner::Closed => Err(bad_descriptor()),
+        }
+    }
+
     /// The descriptor; `None` for a simulated disk.
     pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.0 {
             Inner::Host(host) => Some(host.fd.as_fd()),
-            Inner::Sim(_) => None,
+            Inner::Sim(_) | Inner::Closed => None,
         }
     }
 
     pub(crate) fn raw_fd(&self) -> RawFd {
         match &self.0 {
             Inner::Host(host) => host.fd.as_raw_fd(),
-            Inner::Sim(_) => -1,
+            Inner::Sim(_) | Inner::Closed => -1,
         }
     }
 
     pub(crate) fn disk(&self) -> Option<&Disk> {
         match &self.0 {
-            Inner::Host(_) => None,
             Inner::Sim(disk) => Some(disk),
+            Inner::Host(_) | Inner::Closed => None,
         }
     }
 
     pub(crate) fn aio(&self) -> Aio {
         match &self.0 {
             Inner::Host(host) => host.aio,
-            Inner::Sim(_) => Aio::Threads,
+            Inner::Sim(_) | Inner::Closed => Aio::Threads,
         }
     }
 
@@ -184,15 +228,15 @@ impl File {
     /// The dense id; no place in any table for a simulated disk.
     pub(crate) fn id(&self) -> u32 {
         match &self.0 {
-            Inner::Host(host) => host.id.0,
-            Inner::Sim(_) => u32::MAX,
+            Inner::Host(host) => host.registration.id.0,
+            Inner::Sim(_) | Inner::Closed => u32::MAX,
         }
     }
 
     /// Remembers that the ring of the I/O thread `index` has registered the file.
     pub(crate) fn note_ring(&self, index: usize) {
         if let Inner::Host(host) = &self.0 {
-            host.rings.fetch_or(1 << index, Ordering::Relaxed);
+            host.registration.rings.fetch_or(1 << index, Ordering::Relaxed);
         }
     }
 
@@ -338,13 +382,28 @@ impl File {
     pub async fn set_len(&self, len: u64) -> io::Result<()> {
         let host = match &self.0 {
             Inner::Sim(_) => return self.unit(Op::Truncate { len }).await,
+            Inner::Closed => return Err(bad_descriptor()),
             Inner::Host(host) => Arc::clone(host),
         };
         let len = signed(len)?;
         // SAFETY: no memory involved; the descriptor is kept open by `host`.
-        blocking(move || check(i64::from(unsafe { libc::ftruncate(host.fd.as_raw_fd(), len) })))
+        on_file(move || check(i64::from(unsafe { libc::ftruncate(host.fd.as_raw_fd(), len) })))
             .await
             .map(drop)
+    }
+
+    /// Runs a call of the host on this file that may block, on a worker thread. Like every other operation it goes on when
+    /// the future is dropped, and is waited for by [`settled`](crate::settled).
+    ///
+    /// # Panics
+    /// Off an I/O thread.
+    pub fn call<T, F>(&self, f: F) -> impl Future<Output = T> + use<T, F>
+    where
+        T: Send + 'static,
+        F: FnOnce(&File) -> T + Send + 'static,
+    {
+        let file = self.clone();
+        on_file(move || f(&file))
     }
 
     /// The size in bytes, of a block device as well.
@@ -358,6 +417,7 @@ impl File {
     pub async fn len(&self) -> io::Result<u64> {
         match &self.0 {
             Inner::Sim(disk) => Ok(disk.len()),
+            Inner::Closed => Err(bad_descriptor()),
             Inner::Host(host) => {
                 // SAFETY: no memory involved. The position of the descriptor is never used.
                 check(unsafe { libc::lseek(host.fd.as_raw_fd(), 0, libc::SEEK_END) })
@@ -372,9 +432,10 @@ impl File {
     pub async fn seek_extent(&self, offset: u64) -> io::Result<Extent> {
         match &self.0 {
             Inner::Sim(disk) => disk.seek_extent(offset),
+            Inner::Closed => Err(bad_descriptor()),
             Inner::Host(host) => {
                 let host = Arc::clone(host);
-                blocking(move || seek_extent(host.fd.as_fd(), offset)).await
+                on_file(move || seek_extent(host.fd.as_fd(), offset)).await
             }
         }
     }
@@ -386,9 +447,10 @@ impl File {
     pub async fn seek_extents(&self, offset: u64, count: usize) -> io::Result<Vec<Extent>> {
         match &self.0 {
             Inner::Sim(disk) => extents_with(offset, count, |at| disk.seek_extent(at)),
+            Inner::Closed => Err(bad_descriptor()),
             Inner::Host(host) => {
                 let host = Arc::clone(host);
-                blocking(move || extents_with(offset, count, |at| seek_extent(host.fd.as_fd(), at)))
+                on_file(move || extents_with(offset, count, |at| seek_extent(host.fd.as_fd(), at)))
                     .await
             }
         }
@@ -411,7 +473,7 @@ impl File {
         let (from, to) = (Arc::clone(from), Arc::clone(to));
         let (mut offset, mut dst_offset) = (signed(offset)?, signed(dst_offset)?);
         let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
-        blocking(move || {
+        on_file(move || {
             // SAFETY: both offsets are local variables; the descriptors are kept open by `from` and `to`.
             check(unsafe {
                 libc::copy_file_range(
@@ -433,8 +495,26 @@ impl fmt::Debug for File {
         match &self.0 {
             Inner::Host(host) => f.debug_tuple("File").field(&host.fd).finish(),
             Inner::Sim(_) => f.write_str("File(sim)"),
+            Inner::Closed => f.write_str("File(closed)"),
         }
     }
+}
+
+fn bad_descriptor() -> io::Error {
+    io::Error::from_raw_os_error(libc::EBADF)
+}
+
+/// Each close of a descriptor has the file system write back and report, also the close of a duplicate.
+fn close_host(host: Arc<Host>) -> io::Result<()> {
+    let fd = match Arc::try_unwrap(host) {
+        Ok(Host { registration, fd, .. }) => {
+            drop(registration);
+            fd
+        }
+        Err(shared) => shared.fd.try_clone()?,
+    };
+    // SAFETY: no memory involved; the descriptor is ours, and Linux closes it whatever it returns.
+    check(i64::from(unsafe { libc::close(fd.into_raw_fd()) })).map(drop)
 }
 
 fn join(front: Option<IoBufMut>, piece: IoBufMut) -> IoBufMut {

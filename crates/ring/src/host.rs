@@ -5,6 +5,20 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+/// Has the allocator of the C library keep to a few arenas. Each takes 64 MiB of address space, which a process with many
+/// threads may not have. For programs of their own: a library does not decide for the process that it is part of.
+pub fn limit_allocator_arenas() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number of the allocator's.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, ARENAS);
+    }
+}
+
+/// The first is the heap of the process, which takes no more address space than it uses.
+#[cfg(target_env = "gnu")]
+const ARENAS: libc::c_int = 3;
+
 /// A range of bytes that locks are about; nothing of the file itself need be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LockRange {
@@ -63,6 +77,20 @@ pub fn is_locked_elsewhere(fd: BorrowedFd<'_>, range: LockRange) -> io::Result<b
     // SAFETY: F_OFD_GETLK reads and writes one `flock`, which lives until the call returns; `fd` is open.
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut request) })?;
     Ok(libc::c_int::from(request.l_type) != libc::F_UNLCK)
+}
+
+/// Lets the process have as many open files as it may ask for (the hard limit of `RLIMIT_NOFILE`). A chain of a thousand
+/// images needs more than the usual soft limit.
+///
+/// # Errors
+/// As `setrlimit(2)`; the limit is what it was then.
+pub fn raise_open_files_limit() -> io::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return Ok(());
+    }
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?)
 }
 
 /// Tells a block device that the contents of a range no longer matter (`BLKDISCARD`).

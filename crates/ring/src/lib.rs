@@ -26,13 +26,13 @@ pub use buf::{IoBuf, IoBufMut, IoVec, IoVecMut, WordMemory, Words, is_zero};
 pub use file::{Aio, Extent, Falloc, File, ReadAt, ReadvAt, WriteAt, WritevAt};
 pub use net::{Address, Listener, Stream};
 pub use runtime::{
-    Config, Elapsed, Engine, IoThread, MAX_IO_THREADS, Remote, TaskGone, block_on, block_on_with,
-    now, offload, offload_threads, set_offload_threads, settled, sleep, spawn, thread_index,
-    timeout, try_thread_index, yield_now,
+    Config, Elapsed, Engine, IoThread, MAX_IO_THREADS, Remote, TaskGone, UntilSettled, block_on,
+    block_on_with, keep_until_settled, now, offload, offload_threads, set_offload_threads, settled,
+    sleep, spawn, thread_index, timeout, try_thread_index, yield_now,
 };
 pub use sync::{
     Event, EventListener, Mutex, MutexGuard, MutexGuardArc, RangeGuard, RangeLock, RwLock,
-    Semaphore, Sharded,
+    Semaphore, Shard, Sharded,
 };
 
 /// A handle to a local task: dropping it cancels the task, [`detach`](async_task::Task::detach) lets it run on.

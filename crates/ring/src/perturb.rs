@@ -2,7 +2,8 @@
 //!
 //! A race between two steps of a hand-over may need a delay of milliseconds exactly between them to show. A
 //! hand-over names the place between its steps with [`point`]. Tests [`start`] perturbation; each pass of a point then
-//! goes on at once, yields, spins or sleeps, at random.
+//! goes on at once, yields, spins or sleeps, at random. The seed also chooses some of the points, one in eight, that sleep
+//! for milliseconds at every other pass, a hundred times: some races take long delays at one place and none elsewhere.
 //!
 //! Points exist in builds with the feature `perturb` only, which the test crates enable. In all other builds `point`
 //! is an empty function. A point never suspends a task: it delays the thread, as a busy machine does.
@@ -18,11 +19,16 @@ pub use enabled::{point, start, stop};
 #[cfg(feature = "perturb")]
 mod enabled {
     use std::cell::Cell;
+    use std::panic::Location;
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use std::time::Duration;
 
     /// The seed of the delays; zero while perturbation is off.
     static SEED: AtomicU64 = AtomicU64::new(0);
+    /// Slow passes since perturbation was turned on, by hashes of points.
+    static SLOW: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
+    /// Most slow passes of a point.
+    const MOST_SLOW: u64 = 100;
     /// Gives each thread a sequence of its own.
     static THREADS: AtomicU64 = AtomicU64::new(1);
 
@@ -34,6 +40,7 @@ mod enabled {
     /// Turns perturbation on for the whole process. The machine still chooses the schedule: the same seed gives the
     /// same delays, not the same run.
     pub fn start(seed: u64) {
+        SLOW.iter().for_each(|count| count.store(0, Relaxed));
         SEED.store(seed | 1, Relaxed);
     }
 
@@ -44,11 +51,29 @@ mod enabled {
 
     /// A place between two steps of a hand-over: does nothing, yields, spins or sleeps.
     #[inline]
+    #[track_caller]
     pub fn point() {
         let seed = SEED.load(Relaxed);
         if seed != 0 {
-            delay(next(seed));
+            let random = next(seed);
+            if is_slow(seed, Location::caller(), random) {
+                std::thread::sleep(Duration::from_micros(500 + (random >> 9) % 2500));
+            } else {
+                delay(random);
+            }
         }
+    }
+
+    /// Whether this pass is one of the slow ones: the point is one that the seed has chosen, and has not had its share.
+    fn is_slow(seed: u64, point: &Location<'_>, random: u64) -> bool {
+        let place = [u64::from(point.line()), u64::from(point.column()), point.file().len() as u64];
+        let mix = |hash: u64, part: u64| {
+            (hash ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+        };
+        let hash = place.into_iter().fold(seed, mix);
+        let is_chosen = hash >> 13 & 7 == 0 && random >> 8 & 1 == 0;
+        let count = usize::try_from(hash >> 20 & 63).ok().and_then(|index| SLOW.get(index));
+        is_chosen && count.is_some_and(|count| count.fetch_add(1, Relaxed) < MOST_SLOW)
     }
 
     /// The next number of the thread's sequence (xorshift64*).

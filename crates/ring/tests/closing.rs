@@ -1,12 +1,21 @@
-//! Files are closed when the threads that used them have ended, not some time later.
+//! The end of a thread: files are closed when it has ended, not some time later, and nothing that others do as it ends frees
+//! memory which is in flight.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
 use std::fs::OpenOptions;
+use std::future::Future;
 use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::pin::pin;
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll, Wake, Waker};
 
-use oxblk_ring::{Aio, Config, Engine, File, IoBuf, IoThread, block_on_with};
+use oxblk_ring::{
+    Aio, Config, Engine, File, IoBuf, IoBufMut, IoThread, TaskGone, block_on, block_on_with,
+    settled, sleep, spawn, yield_now,
+};
 
 /// Nobody else has the file open: the kernel then grants a lease on it.
 fn is_closed_by_all(path: &Path) -> bool {
@@ -36,5 +45,137 @@ fn a_file_is_closed_when_the_threads_that_used_it_have_ended() {
         .unwrap();
         helper.join();
         assert!(is_closed_by_all(&path), "{engine:?}");
+    }
+}
+
+/// Panics when it is dropped, and says so before.
+struct Bomb(mpsc::Sender<()>);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+        if !std::thread::panicking() {
+            panic!("dropped");
+        }
+    }
+}
+
+#[test]
+fn destructors_that_panic_while_a_thread_closes_free_no_memory_in_flight() {
+    const LEN: usize = 512 << 10;
+    let file = || {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8 << 20).unwrap();
+        File::from_fd(OwnedFd::from(file), Aio::Threads)
+    };
+    let (gone, is_gone) = mpsc::channel();
+    let (ready, is_ready) = mpsc::channel();
+    let (in_task, in_call) = (Bomb(gone.clone()), Bomb(gone));
+    let thread = std::thread::spawn(move || {
+        block_on(async move {
+            let file = file();
+            // The reads stand behind these calls, which keep all workers busy.
+            let calls: Vec<_> = (0..64)
+                .map(|_| {
+                    let (end, ended) = mpsc::channel::<()>();
+                    drop(file.call(move |_| ended.recv()));
+                    end
+                })
+                .collect();
+            for at in 0..8_u64 {
+                drop(file.read_at(IoBufMut::filled(LEN, 0xaa), at << 20));
+            }
+            spawn(async move {
+                let _bomb = in_task;
+                std::future::pending::<()>().await;
+            })
+            .detach();
+            yield_now().await;
+            let me = IoThread::current().unwrap();
+            std::thread::spawn(move || {
+                drop(me.spawn(move || async move { drop(in_call) }));
+                ready.send(calls).unwrap();
+            })
+            .join()
+            .unwrap();
+        });
+    });
+    let calls = is_ready.recv().unwrap();
+    // The call that nobody carries out is dropped while the reads are in flight.
+    is_gone.recv().unwrap();
+    let mut mine: Vec<_> = (0..16).map(|_| IoBufMut::filled(LEN, 0x11)).collect();
+    drop(calls);
+    thread.join().expect("no panic leaves the closing");
+    is_gone.recv().unwrap();
+    assert!(mine.iter_mut().all(|buf| buf.iter().all(|byte| *byte == 0x11)));
+}
+
+#[test]
+fn work_sent_to_a_thread_that_has_ended_is_reported_as_gone() {
+    let handle = block_on(async { IoThread::current().unwrap() });
+    assert_eq!(handle.spawn(|| async { 1 }).wait(), Err(TaskGone));
+    assert_eq!(block_on(async { handle.spawn(|| async { 1 }).await }), Err(TaskGone));
+}
+
+#[test]
+fn work_sent_while_a_thread_ends_is_done_or_reported_as_gone() {
+    for _ in 0..200 {
+        let (handle, has_handle) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            block_on(async {
+                handle.send(IoThread::current().unwrap()).unwrap();
+                yield_now().await;
+            });
+        });
+        let handle = has_handle.recv().unwrap();
+        for _ in 0..20 {
+            let outcome = handle.spawn(|| async { 1 }).wait();
+            assert!(matches!(outcome, Ok(1) | Err(TaskGone)));
+        }
+        thread.join().unwrap();
+    }
+}
+
+/// A waker that panics.
+struct Grenade;
+
+impl Wake for Grenade {
+    fn wake(self: Arc<Self>) {
+        panic!("woken");
+    }
+}
+
+#[test]
+fn a_waker_that_panics_loses_no_completion_of_others() {
+    for engine in [Engine::Uring, Engine::Threads] {
+        block_on_with(Config { engine, ..Config::default() }, async {
+            let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+            let host = std::fs::File::options()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(directory.path().join("file"))
+                .unwrap();
+            let file = File::from_fd(host.into(), Aio::Threads);
+            let waker = Waker::from(Arc::new(Grenade));
+            let mut cx = Context::from_waker(&waker);
+            for _ in 0..20 {
+                let mut bad = pin!(file.sync(true));
+                let good: Vec<_> =
+                    (0..8).map(|i| file.write_at(IoBuf::zeroes(512), i * 512, false)).collect();
+                let mut late = pin!(sleep(std::time::Duration::from_micros(10)));
+                let pending = bad.as_mut().poll(&mut cx).is_pending();
+                let _ = late.as_mut().poll(&mut cx);
+                for write in good {
+                    assert_eq!(write.await.unwrap(), 512);
+                }
+                settled().await;
+                if pending {
+                    let again = bad.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                    assert!(matches!(again, Poll::Ready(Ok(()))));
+                }
+            }
+        })
+        .unwrap();
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
 use std::cell::RefCell;
+use std::future::Future;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -151,4 +152,28 @@ fn every_io_thread_has_its_own_shard_and_the_sum_is_whole() {
     addresses.sort_unstable();
     addresses.dedup();
     assert_eq!(addresses.len(), 4);
+}
+
+#[test]
+fn a_waker_that_panics_keeps_no_other_request_from_its_range() {
+    struct Grenade;
+    impl std::task::Wake for Grenade {
+        fn wake(self: Arc<Self>) {
+            panic!("woken");
+        }
+    }
+    block_on(async {
+        let lock = Rc::new(RangeLock::new());
+        let held = lock.lock(0..10).await;
+        let waker = std::task::Waker::from(Arc::new(Grenade));
+        let mut bad = Box::pin(lock.lock(0..5));
+        assert!(bad.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+        let good = Rc::clone(&lock);
+        let good = spawn(async move { drop(good.lock(5..10).await) });
+        yield_now().await;
+        drop(held);
+        good.await;
+        drop(bad);
+        assert!(lock.is_idle());
+    });
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use oxblk_tests::drivers::{VARIANTS, named};
+use oxblk_tests::formats::{named, variants};
 use oxblk_tests::soak::{Kind, Order, run};
 
 const USAGE: &str = "\
@@ -16,7 +16,10 @@ Runs the random tests until each variant of each driver has had its share of eac
   cancel         a fifth of --operations, every other given up under way
   crash          --cuts (300) power cuts on simulated disks
   crash-threads  --cuts power cuts while four I/O threads work
+  changes        --cuts power cuts amid changes of size, snapshots and contents
+  changes-threads  the same, with requests from several I/O threads
   faults         --cuts failing disks
+  each-fault     --cuts times every fifth operation of a disk fails, one at a time
   damage         --cuts damaged disks
 With --minutes it runs for that time instead. --driver takes a family (qcow2) or a variant
 (qcow2-64k), --jobs says how many tests run at once (as many as there are cores).
@@ -42,7 +45,7 @@ fn order(mut args: impl Iterator<Item = String>) -> Result<Order, String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut order = Order {
         kinds: Kind::ALL.to_vec(),
-        variants: VARIANTS.iter().collect(),
+        variants: variants().to_vec(),
         seed: now.as_secs() % 1_000_000 * 1_000_000,
         time: None,
         operations: 100_000,

@@ -11,7 +11,7 @@ use super::history::History;
 use super::look::{Look, look};
 use super::run::tracked;
 use super::workload::{Workload, active};
-use crate::drivers::Variant;
+use crate::formats::Variant;
 use crate::model::chain::{self, Chain, Tolerance};
 use crate::model::ops::Op;
 use crate::random::Random;

@@ -8,9 +8,12 @@
 //! `qemu-img check` as well.
 //!
 //! The workload runs in two ways: on the simulated executor ([`run`]), where a seed brings back the
-//! whole run, and on four I/O threads at once ([`threads`]), where the machine chooses the schedule.
+//! whole run, and on four I/O threads at once ([`threads`]), where the machine chooses the schedule. In [`changes`] the
+//! image also changes as a whole: its size, its snapshots, all that it holds.
 
 pub mod change;
+pub mod changes;
+pub mod each_fault;
 pub mod faults;
 pub mod history;
 mod look;

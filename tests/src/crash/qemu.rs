@@ -8,7 +8,7 @@ use oxblk_core::Options;
 use oxblk_ring::is_zero;
 use oxblk_ring::sim::Disk;
 
-use crate::drivers::{self, Variant};
+use crate::formats::{self, Variant};
 use crate::model::chain::{Chain, SPLIT, Tolerance};
 use crate::program::Program;
 use crate::scratch;
@@ -23,7 +23,7 @@ pub fn check(variant: &Variant, disk: &Disk, tolerance: Tolerance) -> Result<(),
     let path = directory.path().join("image");
     save(variant, disk, &path).map_err(|e| e.to_string())?;
     let mut options = Options::new();
-    options.insert("driver", variant.format);
+    options.insert("driver", variant.driver());
     options.set("file.filename", path.display().to_string()).map_err(|e| e.to_string())?;
     options.set("file.driver", "file").map_err(|e| e.to_string())?;
     if variant.data_file {
@@ -31,8 +31,8 @@ pub fn check(variant: &Variant, disk: &Disk, tolerance: Tolerance) -> Result<(),
         options.set("data-file.filename", data).map_err(|e| e.to_string())?;
         options.set("data-file.driver", "file").map_err(|e| e.to_string())?;
     }
-    variant.add_key(&mut options);
-    let check = drivers::with_secrets(Program::new("qemu-img").arg("check"));
+    variant.add_open_options(&mut options);
+    let check = formats::with_secrets(Program::new("qemu-img").arg("check"));
     let reply = check.arg(format!("json:{}", options.to_json())).run();
     match reply.code() {
         0 => Ok(()),

@@ -6,7 +6,7 @@ use oxblk_ring::sim;
 use super::history::History;
 use super::look::{Look, look, look_at_cut};
 use super::workload::{Workload, active};
-use crate::drivers::Variant;
+use crate::formats::Variant;
 use crate::model::chain::{self, Chain, Tolerance};
 use crate::model::ops::Op;
 use crate::model::run::{self, Seen};

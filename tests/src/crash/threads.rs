@@ -2,7 +2,8 @@
 //!
 //! The simulated disk serves any number of threads, and each operation on it is done at once, so what
 //! is under way at a cut is whatever the machine's scheduler had let begin. Tasks give way at random
-//! between the steps of a request, so that requests of one thread interleave as well. A seed gives the
+//! between the steps of a request, so that requests of one thread interleave as well, and hand-overs between
+//! threads are delayed at random ([`oxblk_ring::perturb`]). A seed gives the
 //! same images and operations but not the same run: a failure leaves its images behind.
 
 use oxblk_core::Backend;
@@ -13,10 +14,11 @@ use super::history::History;
 use super::look::{Look, look, look_at_cut};
 use super::qemu;
 use super::workload::{Workload, active};
-use crate::drivers::Variant;
+use crate::formats::Variant;
 use crate::model::chain::{self, Chain, Tolerance};
 use crate::model::pool::{Next, Pool};
 use crate::model::run;
+use crate::perturbed::Perturbed;
 use crate::random::Random;
 use crate::tally::Tally;
 
@@ -26,7 +28,7 @@ const THREADS: usize = 4;
 const TASKS: usize = 4;
 
 /// One task: takes operations until none are left or something is wrong.
-async fn task(disk: Backend, pool: Pool, history: History) {
+pub(super) async fn requests(disk: Backend, pool: Pool, history: History) {
     loop {
         let op = match pool.take() {
             Next::Do(op) => op,
@@ -46,7 +48,8 @@ async fn task(disk: Backend, pool: Pool, history: History) {
 }
 
 /// Runs the operations on a chain from every thread.
-fn work(chain: &Chain, pool: &Pool, history: &History) -> Result<(), String> {
+fn work(chain: &Chain, pool: &Pool, history: &History, seed: u64) -> Result<(), String> {
+    let _perturbed = Perturbed::new(seed, chain.last().map_or("", |image| image.variant.name));
     let start = |n| IoThread::start(&format!("crash-{n}"), Config::default()).expect("a thread");
     let threads: Vec<IoThread> = (0..THREADS).map(start).collect();
     let gone = |gone| format!("a thread ended early: {gone:?}");
@@ -56,7 +59,7 @@ fn work(chain: &Chain, pool: &Pool, history: &History) -> Result<(), String> {
     let mut tasks = Vec::new();
     for thread in threads.iter().cycle().take(THREADS * TASKS) {
         let (disk, pool, history) = (disk.clone(), pool.clone(), history.clone());
-        tasks.push(thread.spawn(move || task(disk, pool, history)));
+        tasks.push(thread.spawn(move || requests(disk, pool, history)));
     }
     for task in tasks {
         task.wait().map_err(gone)?;
@@ -72,7 +75,7 @@ fn attempt(workload: &Workload, operations: u64, cuts: usize) -> Result<Tally, S
     let history = History::new(power);
     let random = Random::new(workload.seed ^ 0x7ead);
     let pool = Pool::new(workload.shape.clone(), random, operations);
-    work(&chain, &pool, &history)?;
+    work(&chain, &pool, &history, workload.seed)?;
     let mut tally = Tally { operations: history.operations(), ..Tally::default() };
     tally.chain(workload.images());
     let mut replay = history.replay(start);

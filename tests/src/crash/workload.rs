@@ -3,7 +3,7 @@
 use oxblk_ring::sim::Disk;
 
 use super::oracle::CrashOracle;
-use crate::drivers::Variant;
+use crate::formats::Variant;
 use crate::model::chain::{self, Chain};
 use crate::model::ops::{Op, Shape};
 use crate::model::sim::{build, random_chain};

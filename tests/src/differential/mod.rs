@@ -17,6 +17,7 @@
 //! both.same_content("a.qcow2"); // what each side wrote reads the same, and passes qemu-img check
 //! ```
 
+pub mod format;
 pub mod generator;
 pub mod normalise;
 
@@ -135,6 +136,21 @@ impl Differential {
         self.prepare(|directory| {
             Program::new(tool.qemu_name()).args(args).directory(directory).succeed();
         });
+    }
+
+    /// Runs QEMU's tool in its own directory and copies the files that are there then to the others.
+    ///
+    /// # Panics
+    /// When it does not succeed.
+    pub fn made_once(&self, tool: Tool, args: &[&str]) {
+        let directory = self.qemu_directory();
+        Program::new(tool.qemu_name()).args(args).directory(&directory).succeed();
+        for file in std::fs::read_dir(&directory).expect("a directory") {
+            let file = file.expect("a file");
+            for ours in self.our_directories() {
+                std::fs::copy(file.path(), ours.join(file.file_name())).expect("a copy");
+            }
+        }
     }
 
     fn run(&self, side: Side, tool: Tool, args: &[&str], stdin: &[u8]) -> Reply {
@@ -256,12 +272,47 @@ impl Differential {
     }
 }
 
+impl Differential {
+    /// As [`Differential::same_content`], for an image that `words` choose on a command line: what QEMU reads from
+    /// oxblk's image is what it reads from its own.
+    ///
+    /// # Panics
+    /// When the contents differ or the check finds anything.
+    pub fn same_content_of(&self, words: &[String], name: &str) {
+        let content = |directory: &Path, check: bool| {
+            if check {
+                let reply =
+                    Program::new("qemu-img").arg("check").args(words).directory(directory).run();
+                assert!(
+                    matches!(reply.code(), 0 | NO_CHECK),
+                    "qemu-img check of {name}\n{}{}",
+                    reply.out(),
+                    reply.err()
+                );
+            }
+            let raw = format!("{name}.content");
+            let convert = Program::new("qemu-img").args(["convert", "-O", "raw"]);
+            convert.args(words).arg(&raw).directory(directory).succeed();
+            let bytes = std::fs::read(directory.join(&raw)).expect("the content");
+            std::fs::remove_file(directory.join(&raw)).expect("the content");
+            bytes
+        };
+        let theirs = content(&self.directory(Side::Qemu), false);
+        for side in Side::OURS {
+            let same = content(&self.directory(side), true) == theirs;
+            assert!(same, "the content of {name} ({})", side.name());
+        }
+    }
+}
+
+/// The exit code of `qemu-img check` for a format without a check.
+const NO_CHECK: i32 = 63;
+
 /// `qemu-img check` finds neither errors nor leaks; a format without a check passes.
 ///
 /// # Panics
 /// When the check finds anything.
 pub fn check_clean(image: &Path) {
-    const NO_CHECK: i32 = 63;
     let reply = Program::new("qemu-img").arg("check").arg(image).run();
     assert!(
         matches!(reply.code(), 0 | NO_CHECK),

@@ -3,12 +3,13 @@
 //! A [`Case`] is a name, a way to spoil a good image and what must come of it ([`Expect`]). Each case
 //! goes through every tool of the program, under a bound on time and memory ([`through_the_program`]):
 //! whatever is expected, a tool must end by itself, with an exit code, without a panic and in one
-//! line. A new format brings a table of cases; the rest is here.
+//! line. A new format brings tables of cases
+//! ([`TestFormat::hostile`](crate::formats::TestFormat::hostile)); the rest is here.
 //!
 //! # What bad input must not do, and which test shows it
 //!
 //! Cases of the tables [`qcow2`], [`qcow2_tables`] and [`qcow2_extra`] run as
-//! `qcow2::hostile::every_spoiled_image_is_refused_or_survived`; they are named in quotes. Wild combinations of damage
+//! `formats::every_spoiled_image_is_refused_or_survived`; they are named in quotes. Wild combinations of damage
 //! are [`mutate`] (`random::a_damaged_image_makes_no_request_panic_or_wait_for_ever`, the soak's `damage`) and the fuzz
 //! targets.
 //!
@@ -111,6 +112,17 @@ pub struct Case {
     pub spoil: fn(&mut Image),
     /// What must come of it.
     pub expect: Expect,
+}
+
+/// Spoiled images that are made from one good image.
+#[derive(Debug)]
+pub struct Table {
+    /// Says which images of the format these are.
+    pub name: &'static str,
+    /// The good image.
+    pub good: Image,
+    /// The ways to spoil it.
+    pub cases: Vec<Case>,
 }
 
 /// What the tools said of an image.

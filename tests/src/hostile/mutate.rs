@@ -9,7 +9,7 @@ use oxblk_core::check::Fix;
 use oxblk_core::{Backend, Preallocation};
 use oxblk_ring::sim::{self, Disk};
 
-use crate::drivers::Variant;
+use crate::formats::Variant;
 use crate::model::chain::{self, Image};
 use crate::model::ops::Shape;
 use crate::model::{run, sim::disk_size};
@@ -30,9 +30,9 @@ fn interesting(random: &mut Random, image_len: u64) -> u64 {
     }
 }
 
-/// Damages the bytes of an image in up to eight places: mostly in its first part, where headers are, or
-/// where another word that is not zero is, for those are tables.
-fn damage(random: &mut Random, bytes: &mut [u8], cluster: u64) {
+/// Damages the bytes of an image in up to eight places, with big-endian words: mostly in its first part, where headers
+/// are, or at the start of a cluster, where tables are.
+pub fn words(random: &mut Random, bytes: &mut [u8], cluster: u64) {
     let len = bytes.len() as u64;
     for _ in 0..random.within(1, 8) {
         let at = match random.below(4) {
@@ -102,7 +102,7 @@ pub fn run(variant: &'static Variant, seed: u64) {
             let mut random = Random::new(seed);
             let (disk, _) = make(variant, &mut random).await?;
             let mut bytes = disk.bytes();
-            damage(&mut random, &mut bytes, variant.cluster);
+            variant.format.damage(variant, &mut random, &mut bytes);
             let image = Image { variant, disk: Disk::from_bytes(seed, &bytes) };
             if let Ok(disk) = chain::open(std::slice::from_ref(&image)).await {
                 use_it(&disk, variant, &mut random).await;
@@ -123,20 +123,20 @@ pub fn run(variant: &'static Variant, seed: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::drivers::named;
-
-    /// Where a qcow2 header has the size of the disk, in bytes (the qcow2 specification, "Header").
-    const SIZE: usize = 24;
+    use crate::formats::FORMATS;
 
     #[test]
     fn a_disk_that_became_smaller_than_the_requests_for_it_answers_them_all() {
-        let variant = named("qcow2-4k")[0];
-        for size in [0, 512, 1000, 1024, 5000] {
+        let variants = FORMATS.iter().map(|format| &format.variants()[0]);
+        let sizes = [0, 512, 1000, 1024, 5000];
+        for (variant, size) in variants.flat_map(|v| sizes.map(|size| (v, size))) {
             sim::run(size, async {
                 let mut random = Random::new(size);
                 let (disk, _) = make(variant, &mut random).await.expect("a good image");
                 let mut bytes = disk.bytes();
-                bytes[SIZE..SIZE + 8].copy_from_slice(&size.to_be_bytes());
+                if !variant.format.set_size(&mut bytes, size) {
+                    return;
+                }
                 let image = Image { variant, disk: Disk::from_bytes(size, &bytes) };
                 let disk = chain::open(&[image]).await.expect("it opens");
                 assert_eq!(disk.size(), size);

@@ -20,7 +20,8 @@ use super::pool::{Next, Pool};
 use super::run::{Seen, execute};
 use super::threads::{Extent, Run};
 use crate::crash::oracle::CrashOracle;
-use crate::drivers::Variant;
+use crate::formats::Variant;
+use crate::perturbed::Perturbed;
 use crate::random::Random;
 use crate::scratch;
 use crate::tally::Tally;
@@ -155,6 +156,7 @@ impl Run {
         oracle: &Arc<Mutex<CrashOracle>>,
         operations: u64,
     ) -> Result<(), String> {
+        let _perturbed = Perturbed::new(self.seed, self.variant.name);
         let shape = Shape { alignment: 512, ..self.shape.clone() };
         let shared = Shared {
             pool: Pool::new(shape, self.random.fork(), operations),

@@ -7,7 +7,7 @@ use oxblk_core::create::{CreateRequest, CreateTarget};
 use oxblk_core::{Backend, ChildIdx, Edge, Graph, Node, OpenFlags, Options, Perm, Permissions};
 use oxblk_ring::sim::Disk;
 
-use crate::drivers::{self, Variant};
+use crate::formats::{self, Variant};
 use crate::sim_disk::{self, Pace, Part};
 
 /// Where an image lies whose data has a file of its own, and where that file lies: on one disk, so that the power fails
@@ -34,7 +34,7 @@ fn text(error: &oxblk_core::Error) -> String {
 
 /// A graph that knows every driver of the product, and the secrets of encrypted images.
 pub fn graph() -> Graph {
-    Graph::with_secrets(oxblk::drivers(), drivers::secrets())
+    Graph::with_secrets(oxblk::drivers(), oxblk_core::Gate::Anything, formats::secrets())
 }
 
 /// Creates an empty image on a disk.
@@ -53,14 +53,6 @@ pub async fn create(image: &Image, size: u64) -> Result<(), String> {
 
 async fn create_plain(image: &Image, size: u64) -> Result<(), String> {
     let graph = graph();
-    if image.variant.format == "raw" {
-        let node = sim_disk::add(&graph, "disk", &image.disk, false, Pace::AtOnce)
-            .map_err(|e| text(&e))?;
-        let permissions = Permissions::sharing_all(Perm::WRITE | Perm::RESIZE);
-        let backend = Backend::new(&graph, "", node, permissions).map_err(|e| text(&e))?;
-        backend.resize(size, oxblk_core::Preallocation::Off).await.map_err(|e| text(&e))?;
-        return backend.close().await.map_err(|e| text(&e));
-    }
     let mut options = Options::from_dotted(image.variant.options, None).map_err(|e| text(&e))?;
     options.insert("size", size);
     let node = add(&graph, image, "disk", MAIN, false, Pace::AtOnce)?;
@@ -81,10 +73,10 @@ async fn create_plain(image: &Image, size: u64) -> Result<(), String> {
         None => CreateTarget::File(edge.clone()),
     };
     let request = CreateRequest { target, options };
-    let driver = graph.driver(image.variant.format).map_err(|e| text(&e))?;
+    let driver = graph.driver(image.variant.driver()).map_err(|e| text(&e))?;
     let created = match driver.create(&graph, request) {
         Some(creation) => creation.await.map_err(|e| text(&e)),
-        None => Err(format!("{} cannot create", image.variant.format)),
+        None => Err(format!("{} cannot create", image.variant.driver())),
     };
     for edge in [Some(edge), data].into_iter().flatten() {
         edge.detach();
@@ -130,15 +122,18 @@ async fn open_at(chain: &[Image], pace: Pace) -> Result<Backend, String> {
     for (index, image) in chain.iter().enumerate() {
         let top = index + 1 == chain.len();
         let disk = format!("disk{index}");
-        graph.own(add(&graph, image, &disk, MAIN, !top, pace)?);
+        graph.own(add(&graph, image, &disk, MAIN, !top, pace)?).map_err(|e| text(&e))?;
         let mut options = Options::new();
-        options.insert("driver", image.variant.format);
+        options.insert("driver", image.variant.driver());
         options.insert("node-name", format!("image{index}"));
         options.insert("file", disk);
-        image.variant.add_key(&mut options);
+        image.variant.add_open_options(&mut options);
+        if pace == Pace::GivesWay {
+            image.variant.format.limit_caches(image.variant, &mut options);
+        }
         if image.variant.data_file {
             let data = format!("data{index}");
-            graph.own(add(&graph, image, &data, DATA, !top, pace)?);
+            graph.own(add(&graph, image, &data, DATA, !top, pace)?).map_err(|e| text(&e))?;
             options.insert("data-file", data);
         }
         if let Some(name) = below {
@@ -152,7 +147,7 @@ async fn open_at(chain: &[Image], pace: Pace) -> Result<Backend, String> {
             return graph.open_backend(None, options, flags).await.map_err(|e| text(&e));
         }
         let node = graph.open(options, flags).await.map_err(|e| text(&e))?;
-        graph.own(node);
+        graph.own(node).map_err(|e| text(&e))?;
         below = Some(format!("image{index}"));
     }
     Err("an empty chain".to_owned())
@@ -189,12 +184,12 @@ pub enum Tolerance {
 /// Tells what it found.
 pub async fn check(image: &Image, tolerance: Tolerance) -> Result<(), String> {
     let graph = graph();
-    graph.own(add(&graph, image, "disk", MAIN, true, Pace::AtOnce)?);
+    graph.own(add(&graph, image, "disk", MAIN, true, Pace::AtOnce)?).map_err(|e| text(&e))?;
     let mut options = Options::new();
-    options.insert("driver", image.variant.format);
+    options.insert("driver", image.variant.driver());
     options.insert("file", "disk");
     if image.variant.data_file {
-        graph.own(add(&graph, image, "data", DATA, true, Pace::AtOnce)?);
+        graph.own(add(&graph, image, "data", DATA, true, Pace::AtOnce)?).map_err(|e| text(&e))?;
         options.insert("data-file", "data");
     }
     let flags =

@@ -1,14 +1,13 @@
 //! Chains of image files, used from four I/O threads.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::PathBuf;
 
 use oxblk_core::{Backend, Graph, OpenFlags, Options};
 use oxblk_ring::{Config, IoThread};
 use tempfile::TempDir;
 
-use crate::drivers::{self, Variant};
+use crate::formats::{self, Variant};
 use crate::program::{self, Program, Reply};
 use crate::random::Random;
 
@@ -67,14 +66,14 @@ impl Files {
         let mut below: Option<Options> = None;
         for (_, variant) in &self.images {
             let mut options = Options::new();
-            variant.add_key(&mut options);
+            variant.add_open_options(&mut options);
             if let Some(below) = below.filter(|below| !below.is_empty()) {
                 options.insert("backing", below.to_json());
             }
             below = Some(options);
         }
         let mut options = below.ok_or("no image")?;
-        options.insert("driver", self.format().unwrap_or("raw"));
+        options.insert("driver", self.driver().ok_or("no image")?);
         options.insert("file", file.to_json());
         Ok(options)
     }
@@ -94,25 +93,23 @@ impl Files {
     /// Makes an image file above the last one: by us or by `qemu-img create`.
     pub(super) fn create(&mut self, variant: &'static Variant, size: u64) -> Result<(), String> {
         let path = self.directory.path().join(format!("image{}", self.images.len()));
-        let backing = self.images.last().map(|(path, _)| path.clone()).zip(self.format());
+        let backing = self.images.last().map(|(path, _)| path.clone()).zip(self.driver());
         if self.random.one_in(2) {
             create_by_qemu(variant, size, &path, backing)?;
         } else {
             self.create_by_us(variant, size, &path, backing)?;
         }
         if variant.bitmaps {
-            let add = ["bitmap", "--add", "-g", "4k", "-f", variant.format];
+            let add = ["bitmap", "--add", "-g", "4k", "-f", variant.driver()];
             Program::new("qemu-img").args(add).arg(&path).arg("b").succeed();
         }
         self.images.push((path, variant));
         Ok(())
     }
 
-    /// The format of the image that is last now: only a base has a variant of its own.
-    fn format(&self) -> Option<&'static str> {
-        let mut magic = [0; 4];
-        File::open(&self.images.last()?.0).ok()?.read_exact(&mut magic).ok()?;
-        Some(if magic == *b"QFI\xfb" { "qcow2" } else { "raw" })
+    /// The driver of the image that is last now.
+    fn driver(&self) -> Option<&'static str> {
+        self.images.last().map(|(_, variant)| variant.driver())
     }
 
     fn create_by_us(
@@ -135,7 +132,7 @@ impl Files {
                 options.insert("backing_file", name.display().to_string());
                 options.insert("backing_fmt", format);
             }
-            graph.create_image(&name, variant.format, &options).await.map_err(|e| e.to_string())
+            graph.create_image(&name, variant.driver(), &options).await.map_err(|e| e.to_string())
         })
     }
 
@@ -165,7 +162,7 @@ impl Files {
         if !variant.check {
             return Ok(0);
         }
-        let check = drivers::with_secrets(Program::new("qemu-img").arg("check"));
+        let check = formats::with_secrets(Program::new("qemu-img").arg("check"));
         let reply = check.arg(self.name_for_qemu()?).run();
         if reply.code() == 0 { Ok(1) } else { Err(format!("qemu-img check: {}", said(&reply))) }
     }
@@ -175,8 +172,8 @@ impl Files {
         let model = self.directory.path().join("model.raw");
         fs::write(&model, content).map_err(|e| e.to_string())?;
         let compare = Program::new("qemu-img").args(["compare", "-F", "raw"]);
-        let reply = drivers::with_secrets(compare).arg(self.name_for_qemu()?).arg(&model).run();
-        if let Some((image, _)) = self.images.last().filter(|(_, image)| image.has_raw_data()) {
+        let reply = formats::with_secrets(compare).arg(self.name_for_qemu()?).arg(&model).run();
+        if let Some((image, _)) = self.images.last().filter(|(_, image)| image.raw_data) {
             let data = PathBuf::from(format!("{}.data", image.display()));
             let bytes = fs::read(&data).map_err(|e| e.to_string())?;
             // QEMU makes it whole clusters long.
@@ -203,8 +200,8 @@ fn create_by_qemu(
     path: &std::path::Path,
     backing: Option<(PathBuf, &str)>,
 ) -> Result<(), String> {
-    let mut program = Program::new("qemu-img").args(["create", "-q", "-f", variant.format]);
-    program = drivers::with_secrets(program);
+    let mut program = Program::new("qemu-img").args(["create", "-q", "-f", variant.driver()]);
+    program = formats::with_secrets(program);
     if !variant.options.is_empty() {
         program = program.args(["-o", variant.options]);
     }

@@ -26,7 +26,8 @@ use super::oracle::Oracle;
 use super::pool::Next;
 use super::run::{Seen, execute, judge};
 use crate::crash::qemu;
-use crate::drivers::Variant;
+use crate::formats::Variant;
+use crate::perturbed::Perturbed;
 use crate::random::Random;
 
 /// I/O threads.
@@ -469,7 +470,9 @@ pub fn attempt(variant: &'static Variant, seed: u64, plan: Plan) -> Result<(), S
         applying: false,
         failure: None,
     })));
+    let perturbed = Perturbed::new(seed, variant.name);
     work(&image, &shared, plan)?;
+    drop(perturbed);
     sim::run(seed, chain::check(&image, Tolerance::Clean))?;
     qemu::check(variant, &image.disk, Tolerance::Clean)
 }

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::drivers::Variant;
+use crate::formats::Variant;
 use crate::random::Random;
 
 /// One request to a disk.

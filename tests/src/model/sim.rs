@@ -13,7 +13,7 @@ use super::oracle::Oracle;
 use super::run::{Seen, compare_all, execute, run_batch};
 use super::shrink::shrink;
 use crate::crash::qemu;
-use crate::drivers::{VARIANTS, Variant};
+use crate::formats::{self, Variant};
 use crate::random::Random;
 use crate::tally::Tally;
 
@@ -67,7 +67,7 @@ pub fn random_chain(
     let mut below = Vec::new();
     let count = if top.backing { seed % 4 } else { 0 };
     for _ in 0..count {
-        let other = if random.one_in(2) { top } else { random.pick(VARIANTS) };
+        let other = if random.one_in(2) { top } else { random.pick(formats::variants()) };
         let affordable = other.cluster <= top.cluster.max(64 << 10);
         // A format without backing files can only be the base.
         let fits = affordable && (below.is_empty() || other.backing);
@@ -189,7 +189,7 @@ async fn carry_out(plan: &Plan) -> Result<Chain, String> {
     if plan.variant.bitmaps {
         bitmaps::check_kept(&disk).map_err(|e| format!("after reopening: {e}"))?;
     }
-    if let Some(image) = chain.last().filter(|image| image.variant.has_raw_data()) {
+    if let Some(image) = chain.last().filter(|image| image.variant.raw_data) {
         check_raw_data(&disk, image).await?;
     }
     chain::close(disk).await?;

@@ -16,7 +16,8 @@ use super::oracle::Oracle;
 use super::pool::{Next, Pool};
 use super::run::{compare_all, execute, judge};
 use super::sim::{disk_size, random_chain};
-use crate::drivers::Variant;
+use crate::formats::Variant;
+use crate::perturbed::Perturbed;
 use crate::random::Random;
 use crate::scratch;
 use crate::tally::Tally;
@@ -36,7 +37,7 @@ pub(super) struct Run {
     pub(super) variant: &'static Variant,
     pub(super) shape: Shape,
     pub(super) random: Random,
-    seed: u64,
+    pub(super) seed: u64,
     oracle: Arc<Mutex<Oracle>>,
     pub(super) tally: Tally,
 }
@@ -62,6 +63,7 @@ impl Run {
 
     /// Works on the open image from every thread until `operations` are done.
     fn work(&mut self, disk: &Backend, shape: &Shape, operations: u64) -> Result<(), String> {
+        let _perturbed = Perturbed::new(self.seed, self.variant.name);
         let pool = Pool::new(shape.clone(), self.random.fork(), operations);
         let mut tasks = Vec::new();
         for thread in self.files.thread_of_each_task() {

@@ -14,7 +14,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use crate::drivers::Variant;
+use crate::crash::changes::From;
+use crate::formats::Variant;
 use crate::model::threads::Extent;
 use crate::tally::Tally;
 use crate::{crash, hostile, model, panic_text};
@@ -32,21 +33,30 @@ pub enum Kind {
     Crash,
     /// Power cuts while four I/O threads work.
     CrashThreads,
+    /// Power cuts amid changes of the whole, one thread.
+    Changes,
+    /// The same, with requests from several I/O threads.
+    ChangesThreads,
     /// Failing operations on simulated disks.
     Faults,
+    /// One failing operation after the other, amid changes of the whole.
+    EachFault,
     /// Damaged images on simulated disks.
     Damage,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Model,
         Kind::Threads,
         Kind::Cancel,
         Kind::Crash,
         Kind::CrashThreads,
+        Kind::Changes,
+        Kind::ChangesThreads,
         Kind::Faults,
+        Kind::EachFault,
         Kind::Damage,
     ];
 
@@ -58,7 +68,10 @@ impl Kind {
             Kind::Cancel => "cancel",
             Kind::Crash => "crash",
             Kind::CrashThreads => "crash-threads",
+            Kind::Changes => "changes",
+            Kind::ChangesThreads => "changes-threads",
             Kind::Faults => "faults",
+            Kind::EachFault => "each-fault",
             Kind::Damage => "damage",
         }
     }
@@ -68,12 +81,18 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
+    /// Whether there is such a test of a variant: raw images do not change as a whole.
+    fn suits(self, variant: &Variant) -> bool {
+        let changes = matches!(self, Kind::Changes | Kind::ChangesThreads | Kind::EachFault);
+        variant.check || !changes
+    }
+
     /// What a share is counted in.
     fn counted(self, tally: &Tally, jobs: u64) -> u64 {
         match self {
             Kind::Model | Kind::Threads | Kind::Cancel => tally.operations,
-            Kind::Crash | Kind::CrashThreads => tally.cuts,
-            Kind::Faults | Kind::Damage => jobs,
+            Kind::Crash | Kind::CrashThreads | Kind::Changes | Kind::ChangesThreads => tally.cuts,
+            Kind::Faults | Kind::EachFault | Kind::Damage => jobs,
         }
     }
 
@@ -83,8 +102,8 @@ impl Kind {
             Kind::Model => 1000,
             Kind::Threads => THREADS.phases * THREADS.operations,
             Kind::Cancel => CANCEL.phases * CANCEL.operations,
-            Kind::Crash | Kind::CrashThreads => CUTS as u64,
-            Kind::Faults | Kind::Damage => 1,
+            Kind::Crash | Kind::CrashThreads | Kind::Changes | Kind::ChangesThreads => CUTS as u64,
+            Kind::Faults | Kind::EachFault | Kind::Damage => 1,
         }
     }
 
@@ -96,7 +115,10 @@ impl Kind {
             Kind::Cancel => model::cancel::run(variant, seed, CANCEL),
             Kind::Crash => crash::run::run(variant, seed, CUTS),
             Kind::CrashThreads => crash::threads::run(variant, seed, 300, CUTS),
+            Kind::Changes => crash::changes::run(variant, seed, CUTS, From::OneThread),
+            Kind::ChangesThreads => crash::changes::run(variant, seed, CUTS, From::Threads),
             Kind::Faults => crash::faults::run(variant, seed),
+            Kind::EachFault => crash::each_fault::run(variant, seed, 5),
             Kind::Damage => {
                 hostile::mutate::run(variant, seed);
                 Tally::default()
@@ -151,7 +173,7 @@ impl Done {
         let share = match kind {
             Kind::Model | Kind::Threads => order.operations,
             Kind::Cancel => order.operations.div_ceil(5),
-            Kind::Crash | Kind::CrashThreads | Kind::Faults | Kind::Damage => order.cuts,
+            _ => order.cuts,
         };
         let under_way = self.started - self.ended - self.failures;
         kind.counted(&self.tally, self.ended) + under_way * kind.per_job() >= share
@@ -251,6 +273,9 @@ impl Soak {
             *next += 1;
             let variant = variants[turn % variants.len()];
             let kind = kinds[turn / variants.len() % kinds.len()];
+            if !kind.suits(variant) {
+                continue;
+            }
             let done = table.entry((kind, variant.name)).or_default();
             // One that fails again and again is not given more.
             if done.failures >= 3

@@ -34,7 +34,9 @@ impl Row<'_> {
         let number = |n: u64| n.to_string();
         let chains = |tally: &Tally| tally.chains.map(|n| n.to_string()).join("/");
         let cancel = self.tally(&[Kind::Cancel]);
+        let changes = [Kind::Changes, Kind::ChangesThreads];
         let cuts = self.tally(&[Kind::Crash, Kind::CrashThreads]);
+        let all_cuts = self.tally(&[&[Kind::Crash, Kind::CrashThreads][..], &changes].concat());
         let faults = self.tally(&[Kind::Faults]);
         vec![
             self.variant.unwrap_or("all").to_owned(),
@@ -44,10 +46,12 @@ impl Row<'_> {
             format!("{} ({})", cancel.operations, cancel.cancelled),
             number(self.tally(&[Kind::Crash]).cuts),
             number(self.tally(&[Kind::CrashThreads]).cuts),
+            format!("{}, {}", self.tally(&changes[..1]).cuts, self.tally(&changes[1..]).cuts),
             chains(&cuts),
-            number(cuts.operations),
-            number(cuts.disks),
+            number(all_cuts.operations),
+            number(all_cuts.disks),
             format!("{} ({})", self.jobs(&[Kind::Faults], |done| done.ended), faults.failed),
+            number(self.tally(&[Kind::EachFault]).failed),
             number(self.jobs(&[Kind::Damage], |done| done.ended)),
             number(self.tally(&Kind::ALL).checked_by_qemu),
             number(self.jobs(&Kind::ALL, |done| done.failures)),
@@ -55,7 +59,7 @@ impl Row<'_> {
     }
 }
 
-const HEAD: [&str; 14] = [
+const HEAD: [&str; 16] = [
     "variant",
     "model: operations",
     "4 threads: operations",
@@ -63,10 +67,12 @@ const HEAD: [&str; 14] = [
     "cancel: operations (given up)",
     "power cuts, 1 thread",
     "power cuts, 4 threads",
+    "power cuts amid changes, 1 thread and 3 threads",
     "chains of 1/2/3/4",
     "operations before cuts",
     "disks after cuts",
     "failing disks (failed operations)",
+    "failures of one operation each",
     "damaged disks",
     "qemu-img checks",
     "failures",

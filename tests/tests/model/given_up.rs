@@ -8,7 +8,7 @@ use std::time::Duration;
 use oxblk_core::{Backend, WriteFlags, ZeroFlags};
 use oxblk_ring::sim::{self, Disk, Faults};
 use oxblk_ring::{IoBuf, IoBufMut};
-use oxblk_tests::drivers::named;
+use oxblk_tests::formats::named;
 use oxblk_tests::model::chain::{self, Image, Tolerance};
 
 const CLUSTER: usize = 4096;

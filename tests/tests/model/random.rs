@@ -1,14 +1,14 @@
 //! A short share of the random tests, on every variant of every format. `cargo xtask soak` is the long
 //! run; a failure prints the seed that brings it back.
 
-use oxblk_tests::drivers::{self, VARIANTS, Variant};
+use oxblk_tests::formats::{self, Variant, named, variants};
 use oxblk_tests::model::mixed::Plan;
 use oxblk_tests::model::threads::Extent;
-use oxblk_tests::{crash, hostile, model, panic_text};
+use oxblk_tests::{crash, hostile, model, panic_text, scaled};
 
 /// Runs one kind of test on every variant and tells all failures at once.
 fn on_every_variant(test: impl Fn(&'static Variant) + std::panic::RefUnwindSafe) {
-    let failures: Vec<String> = VARIANTS
+    let failures: Vec<String> = variants()
         .iter()
         .filter_map(|variant| std::panic::catch_unwind(|| test(variant)).err())
         .map(|panic| panic_text(&*panic))
@@ -18,7 +18,7 @@ fn on_every_variant(test: impl Fn(&'static Variant) + std::panic::RefUnwindSafe)
 
 /// How many seeds a variant gets: large clusters are dear to simulate.
 fn seeds(variant: &Variant, most: u64) -> std::ops::RangeInclusive<u64> {
-    1..=if variant.cluster >= 256 << 10 { 1 } else { most }
+    1..=scaled(if variant.cluster >= 256 << 10 { 1 } else { most })
 }
 
 #[test]
@@ -33,7 +33,7 @@ fn a_simulated_disk_reads_as_the_model_does() {
 #[test]
 fn a_file_used_from_four_io_threads_reads_as_the_model_does_and_qemu_agrees() {
     on_every_variant(|variant| {
-        model::threads::run(variant, 1, Extent { phases: 2, operations: 600 });
+        model::threads::run(variant, 1, Extent { phases: 2, operations: scaled(600) });
     });
 }
 
@@ -41,9 +41,10 @@ fn a_file_used_from_four_io_threads_reads_as_the_model_does_and_qemu_agrees() {
 fn snapshots_growth_and_compaction_amid_requests_of_four_threads_leave_what_the_model_has() {
     let plan = Plan { operations: 120, changes: true, uncounted_reads: false };
     on_every_variant(|variant| {
-        // Nothing counts what is in a data file, so that it has no snapshots.
-        if variant.format == "qcow2" && !variant.name.starts_with("qcow2-datafile") {
-            model::mixed::run(variant, 1, plan);
+        if variant.snapshots {
+            for seed in 1..=scaled(1) {
+                model::mixed::run(variant, seed, plan);
+            }
         }
     });
 }
@@ -51,7 +52,7 @@ fn snapshots_growth_and_compaction_amid_requests_of_four_threads_leave_what_the_
 #[test]
 fn without_the_rest_of_freed_clusters_reads_are_found_to_be_wrong() {
     let plan = Plan { operations: 1500, changes: false, uncounted_reads: true };
-    let [variant] = drivers::named("qcow2-4k")[..] else { panic!("one variant") };
+    let [variant] = named("qcow2-4k")[..] else { panic!("one variant") };
     let found = (1..=40).any(|seed| model::mixed::attempt(variant, seed, plan).is_err());
     assert!(found, "nothing was wrong");
     model::mixed::run(variant, 1, Plan { uncounted_reads: false, ..plan });
@@ -60,14 +61,18 @@ fn without_the_rest_of_freed_clusters_reads_are_found_to_be_wrong() {
 #[test]
 fn a_power_cut_loses_nothing_that_was_flushed_and_leaves_leaks_at_worst() {
     on_every_variant(|variant| {
-        crash::run::run(variant, 1, 6);
+        for seed in 1..=scaled(1) {
+            crash::run::run(variant, seed, 6);
+        }
     });
 }
 
 #[test]
 fn a_power_cut_while_four_io_threads_work_loses_nothing_that_was_flushed() {
     on_every_variant(|variant| {
-        crash::threads::run(variant, 1, 60, 3);
+        for seed in 1..=scaled(1) {
+            crash::threads::run(variant, seed, 60, 3);
+        }
     });
 }
 
@@ -76,7 +81,7 @@ fn requests_given_up_under_way_leave_everything_else_as_it_should_be() {
     on_every_variant(|variant| {
         // The second is on a disk.
         for seed in [1, 6] {
-            model::cancel::run(variant, seed, Extent { phases: 1, operations: 300 });
+            model::cancel::run(variant, seed, Extent { phases: 1, operations: scaled(300) });
         }
     });
 }
@@ -88,6 +93,33 @@ fn a_failing_disk_loses_nothing_that_succeeded() {
             crash::faults::run(variant, seed);
         }
     });
+}
+
+/// Variants that differ in how changes of the whole come about.
+fn changing() -> impl Iterator<Item = &'static Variant> {
+    let names = ["512", "4k", "v2", "refcount1", "ext-16k", "luks", "lazy", "bitmaps"];
+    names.into_iter().flat_map(|name| formats::named(&format!("qcow2-{name}")))
+}
+
+#[test]
+fn a_power_cut_amid_changes_of_the_whole_leaves_what_was_before_or_after_them() {
+    for variant in changing() {
+        crash::changes::run(variant, 1, 8, crash::changes::From::OneThread);
+    }
+}
+
+#[test]
+fn a_power_cut_amid_changes_of_the_whole_and_requests_of_threads_loses_nothing() {
+    for variant in changing() {
+        crash::changes::run(variant, 2, 4, crash::changes::From::Threads);
+    }
+}
+
+#[test]
+fn each_operation_of_the_disk_may_fail_and_nothing_that_succeeded_is_lost() {
+    for variant in changing().filter(|variant| !variant.repairs_on_open) {
+        crash::each_fault::run(variant, 1, 11);
+    }
 }
 
 #[test]

@@ -66,8 +66,8 @@ fn what_cannot_be_served_is_refused_in_one_line() {
         (&["absent"][..], "Could not open 'absent': No such file or directory"),
         (&["no/such/dir/d", "--size", "1M"], "Could not create 'no/such/dir/d'"),
         (&["d", "-f", "nonsense"], "nonsense"),
-        (&["d", "-f", "raw", "--nbd", "taken"], "Another server"),
-        (&["d", "-f", "raw", "--nbd", "d"], "is not a socket"),
+        (&["d", "-f", "raw", "--nbd", "./taken"], "Another server"),
+        (&["d", "-f", "raw", "--nbd", "./d"], "is not a socket"),
         (&["d", "-f", "raw", "--nbd", "no/such/dir/s"], "Cannot listen on"),
         (&["d", "-f", "raw", "--nbd", "203.0.113.1:10809"], "Cannot listen on"),
     ] {
@@ -85,7 +85,7 @@ fn what_cannot_be_served_is_refused_in_one_line() {
 fn an_image_that_is_served_for_writing_is_not_written_by_others() {
     let dir = tempfile::tempdir().unwrap();
     let served = Served::start(dir.path(), &["d", "-f", "raw", "--size", "64M"]);
-    let error = refusal(dir.path(), &["d", "-f", "raw", "--nbd", "other"]);
+    let error = refusal(dir.path(), &["d", "-f", "raw", "--nbd", "./other"]);
     assert!(error.contains("Failed to get \"write\" lock"), "{error}");
     let io = Program::new("qemu-io").args(["-f", "raw", "-c", "write 0 4k", "d"]);
     assert!(!io.directory(dir.path()).run().status.success());

@@ -30,6 +30,11 @@ impl Served {
         self.server.pid()
     }
 
+    /// The process, which a test ends itself.
+    pub(crate) fn into_server(self) -> Server {
+        self.server
+    }
+
     /// SIGTERM, and a clean end.
     pub(crate) fn stop(self) -> String {
         let printed = self.server.stop();

@@ -76,7 +76,7 @@ fn run(options: &str, backing: bool, seed: u64) {
     for _ in 0..3 {
         block_on(async {
             let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
-            let graph = Graph::new(oxblk::drivers());
+            let graph = Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything);
             let disk = graph
                 .open_backend(
                     Some(&image),

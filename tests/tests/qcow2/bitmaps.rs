@@ -31,8 +31,8 @@ fn image(seed: u64, options: &str, size: u64) -> Disk {
 }
 
 async fn open_as(disk: &Disk, flags: OpenFlags) -> Result<Backend> {
-    let graph = Graph::new(DRIVERS);
-    graph.own(sim_disk::add(&graph, "disk", disk, flags.read_only, Pace::AtOnce)?);
+    let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
+    graph.own(sim_disk::add(&graph, "disk", disk, flags.read_only, Pace::AtOnce)?).unwrap();
     let options = Options::from_dotted("driver=qcow2,file=disk", None)?;
     let mut taken = Perm::CONSISTENT_READ;
     if !flags.read_only {
@@ -472,8 +472,8 @@ fn an_image_whose_bitmaps_were_changed_by_another_does_not_become_writable() {
         add(&backend, "b", 4096).await;
         backend.close().await.unwrap();
         let flags = OpenFlags { read_only: true, ..OpenFlags::default() };
-        let graph = Graph::new(DRIVERS);
-        graph.own(sim_disk::add(&graph, "disk", &disk, false, Pace::AtOnce).unwrap());
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
+        graph.own(sim_disk::add(&graph, "disk", &disk, false, Pace::AtOnce).unwrap()).unwrap();
         let options = Options::from_dotted("driver=qcow2,file=disk", None).unwrap();
         let node = graph.open(options, flags).await.unwrap();
         let reader = Permissions::sharing_all(Perm::CONSISTENT_READ);

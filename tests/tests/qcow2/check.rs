@@ -29,7 +29,7 @@ fn check_ours(path: &Path) -> (Result<CheckReport>, Vec<String>) {
 fn check_or_repair(path: &Path, fix: Fix) -> (Result<CheckReport>, Vec<String>) {
     let said = RefCell::new(Vec::new());
     let report = block_on(async {
-        let graph = Graph::new(DRIVERS);
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let options = Options::from_dotted("driver=qcow2", None)?;
         let flags =
             OpenFlags { check: true, read_only: fix == Fix::Nothing, ..OpenFlags::default() };

@@ -5,7 +5,9 @@ use std::sync::atomic::AtomicBool;
 
 use oxblk::commit::{self, Commit};
 use oxblk::copy::Observer;
-use oxblk_core::{Backend, ChildIdx, Graph, OpenFlags, Options, Perm, Permissions, Result};
+use oxblk_core::{
+    Backend, ChildIdx, Graph, OpenFlags, Options, Perm, Permissions, Result, WriteFlags,
+};
 use oxblk_ring::sim::{self, Disk};
 use oxblk_tests::crash::change::{self, assert_sound, contents, image};
 use oxblk_tests::sim_disk::{self, Pace};
@@ -18,9 +20,9 @@ impl Observer for Unheard {
 
 /// Opens an overlay over its base, each on its disk.
 async fn open(top: &Disk, base: &Disk) -> Result<Backend> {
-    let graph = Graph::new(oxblk::drivers());
-    graph.own(sim_disk::add(&graph, "top-disk", top, false, Pace::AtOnce)?);
-    graph.own(sim_disk::add(&graph, "base-disk", base, false, Pace::AtOnce)?);
+    let graph = Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything);
+    graph.own(sim_disk::add(&graph, "top-disk", top, false, Pace::AtOnce)?).unwrap();
+    graph.own(sim_disk::add(&graph, "base-disk", base, false, Pace::AtOnce)?).unwrap();
     let options = "driver=qcow2,file=top-disk,backing.driver=qcow2,backing.file=base-disk";
     let options = Options::from_dotted(options, None)?;
     let node = graph.open(options, OpenFlags { unmap: true, ..OpenFlags::default() }).await?;
@@ -119,4 +121,34 @@ fn a_power_cut_during_a_commit_changes_nothing_that_the_overlay_shows() {
             }
         }
     }
+}
+
+#[test]
+fn a_commit_leaves_the_bitmaps_of_the_overlay_as_they_are() {
+    const GRANULARITY: u64 = 65536;
+    let base = image(1, &["image", "1M"], &[]);
+    let top = image(1, &["image", "1M"], &[]);
+    sim::run(1, async {
+        let backend = open(&top, &base).await.expect("the chain");
+        let node = backend.node().expect("a node");
+        let graph = backend.graph().clone();
+        let bitmap = graph.add_bitmap(&node, "changes", Some(GRANULARITY)).await.expect("a bitmap");
+        backend
+            .write(GRANULARITY, vec![1; 512].into(), WriteFlags::empty())
+            .await
+            .expect("a write");
+        let commit = Commit {
+            top: backend.clone(),
+            base: node.child(ChildIdx::BACKING).expect("a base"),
+            empty: true,
+            parallel: 4,
+            rate: None,
+            observer: Arc::new(Unheard),
+            stop: Arc::new(AtomicBool::new(false)),
+        };
+        commit::run(commit, &[]).await.expect("a commit");
+        assert_eq!(bitmap.map().count(), GRANULARITY);
+        drop(node);
+        backend.close().await.expect("all in place");
+    });
 }

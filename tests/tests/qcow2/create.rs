@@ -25,7 +25,11 @@ fn create_ours(path: &Path, options: &str, size: &str) -> Result<()> {
     let mut options = Options::from_dotted(options, None)?;
     options.insert("size", size);
     let path = path.to_str().expect("a path in UTF-8");
-    block_on(async { Graph::new(oxblk::drivers()).create_image(path, "qcow2", &options).await })
+    block_on(async {
+        Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything)
+            .create_image(path, "qcow2", &options)
+            .await
+    })
 }
 
 #[test]

@@ -6,7 +6,7 @@ use oxblk_core::{ChildIdx, Edge, Options, Perm, Permissions, Secrets};
 use oxblk_crypto::secret::Secret;
 use oxblk_formats::qcow2::encryption::keys::{Change, change};
 use oxblk_ring::sim::{self, Disk};
-use oxblk_tests::drivers::{Variant, named};
+use oxblk_tests::formats::{Variant, named};
 use oxblk_tests::model::chain::{self, Image};
 use oxblk_tests::sim_disk::{self, Pace};
 
@@ -16,7 +16,7 @@ const SECOND: &str = "n";
 const THIRD: &str = "m";
 
 fn secrets() -> Secrets {
-    let secrets = oxblk_tests::drivers::secrets();
+    let secrets = oxblk_tests::formats::secrets();
     for id in [SECOND, THIRD] {
         secrets.add(id, Secret::from_slice(id.as_bytes())).unwrap();
     }
@@ -58,9 +58,10 @@ async fn amend(disk: &Disk, opened_with: &str, options: &str) -> Result<Vec<usiz
 
 /// Whether a password opens the image.
 async fn opens(disk: &Disk, secret: &str) -> bool {
-    let graph = oxblk_core::Graph::with_secrets(oxblk::drivers(), secrets());
+    let graph =
+        oxblk_core::Graph::with_secrets(oxblk::drivers(), oxblk_core::Gate::Anything, secrets());
     let node = sim_disk::add(&graph, "disk", disk, true, Pace::AtOnce).unwrap();
-    graph.own(node);
+    graph.own(node).unwrap();
     let mut options = Options::new();
     options.insert("driver", "qcow2");
     options.insert("file", "disk");

@@ -25,6 +25,8 @@ fn measured_sizes_are_the_same() {
         "size=1",
         "size=1G",
         "size=10T",
+        "size=2P",
+        "size=3P",
         "size=1G,preallocation=full",
         "size=1G,preallocation=metadata",
         "size=1G,cluster_size=512",
@@ -50,7 +52,7 @@ fn measured_sizes_are_the_same() {
         };
         let theirs = theirs.run();
         let ours = block_on(async {
-            let graph = Graph::new(DRIVERS);
+            let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
             let source = if from_source {
                 let format = Options::from_dotted("driver=raw", None)?;
                 Some(graph.open_backend(raw.to_str(), format, OpenFlags::default()).await?)

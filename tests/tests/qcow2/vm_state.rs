@@ -18,7 +18,7 @@ use oxblk_tests::program::Tool::{Img, Io};
 static DRIVERS: DriverTable = &[QCOW2, &FILE];
 
 async fn open(path: &Path) -> Backend {
-    let graph = Graph::new(DRIVERS);
+    let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
     let options = Options::from_dotted("driver=qcow2", None).unwrap();
     let node = graph.open_image(path.to_str().unwrap(), options, OpenFlags::default()).await;
     let taken = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;

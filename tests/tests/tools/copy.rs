@@ -56,7 +56,7 @@ fn copy_watched(
     stop: bool,
 ) -> Result<(), CopyError> {
     sim::run(seed, async move {
-        let graph = Graph::new(oxblk::drivers());
+        let graph = Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything);
         let into = backend(&graph, "target", target);
         let named = sources.iter().enumerate();
         let from = named.map(|(i, disk)| backend(&graph, &format!("source{i}"), disk)).collect();
@@ -193,7 +193,7 @@ fn a_copy_that_is_stopped_at_any_moment_does_not_call_itself_whole_when_it_is_no
         // Data throughout, so that the zeroes are found only once they have been read.
         let source = Disk::from_bytes(1, &vec![1; 16 << 10]);
         let target = Disk::from_bytes(2, &vec![0xff; 16 << 10]);
-        let graph = Graph::new(oxblk::drivers());
+        let graph = Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything);
         let stop = Arc::new(AtomicBool::new(false));
         let outcome = sim::run(tenth, async {
             let from = backend(&graph, "source", &source);

@@ -484,3 +484,44 @@ fn bitmaps_that_an_unaware_program_left_behind_are_gone_and_can_be_made_anew() {
     assert!(info.err().is_empty(), "{}", info.err());
     Program::new("qemu-img").arg("check").arg(&path).succeed();
 }
+
+#[test]
+fn a_missing_backing_file_keeps_no_bitmap_from_being_changed() {
+    let both = disk();
+    both.qemu(Img, &["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "a.raw", "over", "1M"]);
+    both.prepare(|directory| std::fs::remove_file(directory.join("a.raw")).unwrap());
+    same_lines(
+        &both,
+        &["bitmap --add over b", "bitmap --disable over b", "bitmap --remove over b"],
+    );
+}
+
+#[test]
+fn a_bitmap_is_merged_from_an_overlay_into_its_own_backing_file() {
+    let both = disk();
+    both.qemu(Img, &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "b.qcow2", "over", "32M"]);
+    both.qemu(Img, &["bitmap", "--add", "over", "b"]);
+    both.qemu(Io, &["-c", "write -q 1M 64k", "over"]);
+    same_lines(
+        &both,
+        &["bitmap --add --merge b -b over -F qcow2 b.qcow2 b", "info b.qcow2", "check b.qcow2"],
+    );
+}
+
+#[test]
+fn all_bitmaps_of_an_image_are_removed_at_once() {
+    let both = disk();
+    both.qemu(Img, &["bitmap", "--add", "a.qcow2", "one"]);
+    both.qemu(Img, &["bitmap", "--add", "--disable", "a.qcow2", "two"]);
+    for directory in both.our_directories() {
+        let img = |args: &[&str]| {
+            let words: Vec<&str> = ["img"].iter().chain(args).copied().collect();
+            Program::oxblk().args(words).directory(&directory)
+        };
+        assert_eq!(img(&["bitmap", "--remove-all", "a.qcow2", "one"]).run().code(), 1);
+        img(&["bitmap", "--remove-all", "a.qcow2"]).succeed();
+        assert!(!img(&["info", "a.qcow2"]).succeed().out().contains("bitmaps"));
+        img(&["bitmap", "--remove-all", "--add", "a.qcow2", "three"]).succeed();
+        assert!(img(&["info", "a.qcow2"]).succeed().out().contains("three"));
+    }
+}

@@ -87,7 +87,9 @@ impl Chain {
         self.told.push(line.to_owned());
         let words = line.split(' ').map(|word| if word == "''" { "" } else { word });
         let img = Program::oxblk().arg("img").args(words);
-        img.directory(self.path()).run().code() == 0
+        let reply = img.directory(self.path()).run();
+        eprintln!("{line}: {}", reply.err());
+        reply.code() == 0
     }
 
     fn amend(&mut self) {

@@ -117,3 +117,14 @@ fn faults_are_told_as_qemu_img_tells_them() {
     }
     each(&both, "compare -q top.qcow2 seen.raw");
 }
+
+#[test]
+fn a_base_is_named_as_the_overlay_names_it_or_by_its_full_path() {
+    let both = Differential::new();
+    both.prepare(|directory| std::fs::create_dir(directory.join("s")).unwrap());
+    both.qemu(Img, &words("create -q -f qcow2 s/base 1M"));
+    both.qemu(Img, &words("create -q -f qcow2 -F qcow2 -b base s/top"));
+    for line in ["commit -b s/base s/top", "commit -b x s/top", "commit -b base s/top"] {
+        both.same(Img, &words(line));
+    }
+}

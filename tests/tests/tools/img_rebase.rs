@@ -2,7 +2,7 @@
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Program;
-use oxblk_tests::program::Tool::Img;
+use oxblk_tests::program::Tool::{Img, Io};
 use tempfile::TempDir;
 
 fn words(line: &str) -> Vec<&str> {
@@ -193,5 +193,48 @@ fn a_loop_of_backing_files_ends_in_one_line() {
         let reply = Program::oxblk().arg("img").args(words(line)).directory(directory).run();
         assert_eq!(reply.code(), 1, "{line}");
         assert!(reply.err().len() < 60_000, "{}", reply.err().len());
+    }
+}
+
+#[test]
+fn zeroes_over_a_base_with_smaller_clusters_become_zero_clusters() {
+    let both = Differential::new();
+    both.qemu(Img, &words("create -q -f qcow2 -o cluster_size=4k base 1M"));
+    let lines: Vec<String> =
+        (0..96).step_by(2).map(|cluster| format!("write -q {}k 4k", cluster * 4)).collect();
+    let writes = lines.iter().flat_map(|line| ["-c", line.as_str()]);
+    both.qemu(Io, &writes.chain(["base"]).collect::<Vec<_>>());
+    both.qemu(Img, &words("create -q -f qcow2 top 1M"));
+    both.qemu(Io, &["-c", "write -q -P 1 128k 64k", "top"]);
+    both.same(Img, &words("rebase -b base -F qcow2 top"));
+    both.same_content("top");
+    for directory in both.our_directories() {
+        let map = Program::oxblk().args(["img", "map", "--output=json", "top"]);
+        let map = map.directory(&directory).succeed().out();
+        let data = map.lines().filter(|line| line.contains("\"data\": true"));
+        assert_eq!(data.count(), 1, "{map}");
+    }
+}
+
+#[test]
+fn a_backing_file_of_the_same_name_in_another_directory_is_another_one() {
+    let both = Differential::new();
+    both.prepare(|directory| std::fs::create_dir(directory.join("s")).unwrap());
+    both.qemu(Img, &words("create -q -f qcow2 s/base 1M"));
+    both.qemu(Io, &["-c", "write -q -P 1 0 1M", "s/base"]);
+    both.qemu(Img, &words("create -q -f qcow2 base 1M"));
+    both.qemu(Io, &["-c", "write -q -P 2 0 1M", "base"]);
+    both.qemu(Img, &words("create -q -f qcow2 -F qcow2 -b base s/mid"));
+    both.qemu(Img, &words("create -q -f qcow2 -F qcow2 -b s/mid top"));
+    both.same(Img, &words("rebase -b base -F qcow2 top"));
+    both.same(Io, &["-c", "read -P 1 0 1M", "top"]);
+}
+
+#[test]
+fn compression_that_a_format_cannot_do_is_refused_first() {
+    let both = Differential::new();
+    both.qemu(Img, &words("create -q -f raw r 1M"));
+    for line in ["rebase -f raw -c -b '' r", "rebase -u -f raw -c -b '' r"] {
+        both.same(Img, &words(line));
     }
 }

@@ -17,4 +17,6 @@ mod img_odd;
 mod img_rebase;
 mod img_snapshot;
 mod io_commands;
+mod limits;
 mod names;
+mod untrusted;

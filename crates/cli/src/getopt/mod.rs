@@ -79,6 +79,8 @@ pub(crate) enum Operands {
 pub(crate) struct Parser<'t> {
     name: String,
     table: &'t [Opt],
+    /// Options that are only known by their whole word, so that they take no abbreviation away from others.
+    common: &'t [Opt],
     mode: Operands,
     rest: VecDeque<String>,
     cluster: VecDeque<char>,
@@ -106,6 +108,7 @@ impl<'t> Parser<'t> {
         Self {
             name: name.into(),
             table,
+            common: &[],
             mode,
             rest: arguments.into_iter().collect(),
             cluster: VecDeque::new(),
@@ -119,6 +122,11 @@ impl<'t> Parser<'t> {
     pub(crate) fn letters_only(mut self) -> Self {
         self.letters_only = true;
         self
+    }
+
+    /// Knows these long options too, by their whole word.
+    pub(crate) fn with_common(self, common: &'t [Opt]) -> Self {
+        Self { common, ..self }
     }
 
     /// The next option, or `None` when only operands are left.
@@ -195,7 +203,8 @@ impl<'t> Parser<'t> {
 
     /// The option of that name, or the only one that it is a prefix of.
     fn find_word(&self, word: &str, name: &str) -> Result<&'t Opt, Fault> {
-        if let Some(opt) = self.table.iter().find(|opt| opt.long == Some(name)) {
+        let mut known = self.table.iter().chain(self.common);
+        if let Some(opt) = known.find(|opt| opt.long == Some(name)) {
             return Ok(opt);
         }
         let matches: Vec<&'t Opt> = self

@@ -75,7 +75,7 @@ impl Arguments {
 /// Runs the command.
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
-    let helpers = threads::helpers(context, arguments.threads())?;
+    let helpers = threads::helpers(context, arguments.threads());
     context.block_on(async {
         let mut image = Image::writable(&arguments.filename)
             .format(arguments.format.as_deref())

@@ -15,6 +15,7 @@ const OPTIONS: &[Opt] = &[
     long('I', "image-opts", false),
     long('1', "add", false),
     long('2', "remove", false),
+    long('7', "remove-all", false).in_full(),
     long('3', "clear", false),
     long('4', "enable", false),
     long('5', "disable", false),
@@ -29,6 +30,8 @@ const OPTIONS: &[Opt] = &[
 enum Action {
     Add,
     Remove,
+    /// Removes every bitmap of the image.
+    RemoveAll,
     Clear,
     Enable,
     Disable,
@@ -41,6 +44,7 @@ impl Action {
         match self {
             Self::Add => "add",
             Self::Remove => "remove",
+            Self::RemoveAll => "remove-all",
             Self::Clear => "clear",
             Self::Enable => "enable",
             Self::Disable => "disable",
@@ -60,6 +64,7 @@ struct Arguments {
     /// In the order in which they were given.
     actions: Vec<Action>,
     filename: String,
+    /// Empty where no action is for one bitmap.
     bitmap: String,
 }
 
@@ -68,11 +73,12 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
     context.block_on(async {
         let graph = graph();
-        let backend = Image::writable(&arguments.filename)
+        let mut image = Image::writable(&arguments.filename)
             .format(arguments.format.as_deref())
-            .options_if(arguments.image_options)
-            .open_or_say(&context.program, &graph)
-            .await?;
+            .options_if(arguments.image_options);
+        // Nothing is read of what lies below: it may be missing, or be the image that a bitmap is merged into.
+        image.flags.no_backing = true;
+        let backend = image.open_or_say(&context.program, &graph).await?;
         let outcome = act_with_source(context, &arguments, &graph, &backend).await;
         let closed = backend.close().await;
         outcome?;
@@ -90,6 +96,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
             'g' => read.granularity = Some(context.bytes("granularity", &value)?),
             '1' => read.actions.push(Action::Add),
             '2' => read.actions.push(Action::Remove),
+            '7' => read.actions.push(Action::RemoveAll),
             '3' => read.actions.push(Action::Clear),
             '4' => read.actions.push(Action::Enable),
             '5' => read.actions.push(Action::Disable),
@@ -100,12 +107,21 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
         }
     }
     check(context, &read)?;
+    let of_one = read.actions.iter().any(|action| !matches!(action, Action::RemoveAll));
     let mut operands = parser.operands().into_iter();
-    let (Some(filename), Some(bitmap), None) = (operands.next(), operands.next(), operands.next())
-    else {
-        return Err(context.failed("Expecting filename and bitmap name"));
+    let found = (operands.next(), operands.next(), operands.next());
+    (read.filename, read.bitmap) = match found {
+        (Some(filename), Some(bitmap), None) if of_one || read.actions.is_empty() => {
+            (filename, bitmap)
+        }
+        (Some(filename), None, None) if !of_one && !read.actions.is_empty() => {
+            (filename, String::new())
+        }
+        _ if !of_one && !read.actions.is_empty() => {
+            return Err(context.failed("Expecting filename"));
+        }
+        _ => return Err(context.failed("Expecting filename and bitmap name")),
     };
-    (read.filename, read.bitmap) = (filename, bitmap);
     // 0 asks for the granularity that a bitmap has without it.
     read.granularity = read.granularity.filter(|granularity| *granularity > 0);
     Ok(read)
@@ -144,6 +160,7 @@ async fn act_with_source(
     };
     let mut image = Image::read_only(name).format(arguments.source_format.as_deref());
     image.flags.no_io = true;
+    image.flags.no_backing = true;
     let source = image.open_or_say(&context.program, graph).await?;
     let outcome = act_all(context, arguments, backend, &source).await;
     // Nothing was written there: a failure to close changes nothing.
@@ -161,7 +178,10 @@ async fn act_all(
         let acted = act(action, arguments, backend, source).await;
         acted.map_err(|error| {
             let (what, name) = (action.name(), &arguments.bitmap);
-            let text = format!("Operation {what} on bitmap {name} failed: ");
+            let text = match name.is_empty() {
+                true => format!("Operation {what} failed: "),
+                false => format!("Operation {what} on bitmap {name} failed: "),
+            };
             context.program.report_in(text, &error);
             Exit(1)
         })?;
@@ -180,9 +200,15 @@ async fn act(
     if let Action::Add = action {
         return graph.add_persistent_bitmap(&node, name, arguments.granularity).await.map(drop);
     }
+    if let Action::RemoveAll = action {
+        for bitmap in node.bitmaps().snapshot().iter() {
+            graph.delete_bitmap(&node, bitmap).await?;
+        }
+        return Ok(());
+    }
     let bitmap = node.bitmaps().find(name)?;
     match action {
-        Action::Add => {}
+        Action::Add | Action::RemoveAll => {}
         Action::Remove => graph.delete_bitmap(&node, &bitmap).await?,
         Action::Clear => {
             bitmap.check(Checks::CHANGE)?;

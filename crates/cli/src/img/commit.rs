@@ -12,8 +12,9 @@ use crate::cache::CacheMode;
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::note;
+use crate::signals::stop_flag;
 use crate::text::number::MAX_OFFSET;
-use crate::text::progress::{Progress, stop_flag};
+use crate::text::progress::Progress;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
@@ -47,7 +48,7 @@ struct Arguments {
 /// Runs the command.
 pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
     let arguments = read(context, words)?;
-    let helpers = threads::helpers(context, arguments.threads)?;
+    let helpers = threads::helpers(context, arguments.threads);
     let progress = Progress::start(arguments.progress && !arguments.quiet);
     let outcome = context.block_on(commit(context, &arguments, &helpers, &progress));
     if outcome.is_ok() {

@@ -9,7 +9,8 @@ use super::{Context, Exit, Step, graph, objects};
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::out;
-use crate::text::progress::{Progress, stop_flag};
+use crate::signals::stop_flag;
+use crate::text::progress::Progress;
 use crate::text::{json as text_json, size};
 
 const OPTIONS: &[Opt] = &[

@@ -12,8 +12,9 @@ use crate::cache::CacheMode;
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::note;
+use crate::signals::stop_flag;
 use crate::text::number::in_sectors;
-use crate::text::progress::{Progress, stop_flag};
+use crate::text::progress::Progress;
 
 /// Exit codes, as scripts know them.
 const DIFFERENT: u8 = 1;
@@ -52,9 +53,11 @@ struct Arguments {
 /// Runs the command.
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
-    let helpers = threads::helpers(context, arguments.threads)?;
+    let helpers = threads::helpers(context, arguments.threads);
     let progress = Progress::start(arguments.progress && !arguments.quiet);
-    let outcome = oxblk_ring::block_on(compare_images(context, &arguments, &helpers, &progress));
+    let outcome = context
+        .run_to_end(compare_images(context, &arguments, &helpers, &progress))
+        .unwrap_or(Err(Exit(2)));
     progress.end();
     outcome
 }

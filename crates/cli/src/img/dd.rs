@@ -10,7 +10,8 @@ use super::{Context, Exit, Step, graph, objects, threads};
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::err;
-use crate::text::{number, progress};
+use crate::signals::stop_flag;
+use crate::text::number;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
@@ -41,7 +42,7 @@ struct Arguments {
 /// Runs the command.
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
-    let helpers = threads::helpers(context, arguments.threads)?;
+    let helpers = threads::helpers(context, arguments.threads);
     context.block_on(async {
         let graph = graph();
         let source = Image::read_only(&arguments.input)
@@ -166,7 +167,7 @@ async fn copy(
         // The block size only counts for where to begin and end; every byte is written.
         options: CopyOptions { sparse: 0, ..CopyOptions::default() },
         observer: Arc::new(()),
-        stop: progress::stop_flag(),
+        stop: stop_flag(),
     };
     oxblk::copy::run(copy, helpers).await
 }

@@ -39,6 +39,7 @@ pub(super) fn command(program: &Program, command: &str) {
 }
 
 const COMMON: &str = "  --object DEFINITION      a secret or other object that images refer to
+  --untrusted              refuse images that name other files (backing file, data file)
   -h, --help               this text
 
 Sizes take a suffix: k, M, G, T, P or E (powers of 1024).
@@ -86,10 +87,11 @@ const AMEND: Text = (
 );
 
 const BITMAP: Text = (
-    "[OPTIONS] ACTION... FILENAME BITMAP",
+    "[OPTIONS] ACTION... FILENAME [BITMAP]",
     "  --add                    make the bitmap; it records what is written from now on
   -g, --granularity SIZE   bytes that one bit stands for, with --add
   --remove                 take the bitmap out of the image, also a broken one
+  --remove-all             take all bitmaps out of the image; BITMAP is not needed then
   --clear                  forget what was recorded
   --enable, --disable      begin and end recording
   --merge NAME             add what the bitmap NAME has recorded

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{ChildIdx, DriverKind, Graph, Node, Options, relative_to};
+use oxblk_core::{ChildIdx, DriverKind, Graph, Node, Options, Purpose, relative_to};
 use serde_json::{Map, Value, json};
 
 use super::{Context, Step, graph, limits, objects};
@@ -50,7 +50,10 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
         let mut next = Some((arguments.filename.clone(), arguments.format.clone()));
         let mut is_options = arguments.image_options;
         while let Some((name, format)) = next.take() {
-            if seen.contains(&name) {
+            // A name that is relative to the one before grows with each round of a loop.
+            let file =
+                std::path::Path::new(&name).canonicalize().unwrap_or_else(|_| name.clone().into());
+            if seen.contains(&file) {
                 let message = format_args!("Backing file '{name}' creates an infinite loop.");
                 return Err(context.failed(message));
             }
@@ -59,7 +62,11 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
             if arguments.chain {
                 next = below(&info);
             }
-            seen.push(name);
+            if let Some((name, _)) = &mut next {
+                let admitted = graph.gate().admit(Purpose::Backing, name);
+                *name = admitted.map_err(|error| context.error(&error))?.name;
+            }
+            seen.push(file);
             infos.push(info);
         }
         print(&infos, &arguments);

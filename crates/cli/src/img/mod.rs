@@ -31,6 +31,7 @@ use std::future::Future;
 
 use oxblk_core::Graph;
 
+use crate::gate;
 use crate::getopt::{Fault, Found, Operands, Opt, Parser, both};
 use crate::image::Unopened;
 use crate::objects;
@@ -153,12 +154,16 @@ impl Context {
     /// A parser of this command's arguments.
     fn parser<'t>(&self, arguments: Vec<String>, table: &'t [Opt]) -> Parser<'t> {
         let name = format!("{} {}", self.program.called_as(), self.command);
-        Parser::new(name, arguments, table, Operands::Anywhere)
+        Parser::new(name, arguments, table, Operands::Anywhere).with_common(gate::OPTIONS)
     }
 
     /// The next option. `--help` is dealt with here.
     fn next(&self, parser: &mut Parser<'_>) -> Step<Option<Found>> {
         match parser.next() {
+            Ok(Some(Found { id: gate::UNTRUSTED, .. })) => {
+                gate::distrust();
+                self.next(parser)
+            }
             Ok(Some(Found { id: 'h', .. })) => {
                 help::command(&self.program, self.command);
                 Err(Exit(0))
@@ -223,11 +228,16 @@ impl Context {
 
     /// Runs the asynchronous part of the command on this thread.
     fn block_on(&self, work: impl Future<Output = Step>) -> Step {
-        oxblk_ring::block_on(work)
+        self.run_to_end(work).unwrap_or(Err(Exit(1)))
+    }
+
+    /// Runs `work` on this thread, or says why it cannot.
+    fn run_to_end<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.program.run_to_end(work)
     }
 }
 
-/// A graph that knows all drivers, and the secrets of the command line.
+/// A graph that knows all drivers, the secrets of the command line, and what images may pull in.
 pub(crate) fn graph() -> Graph {
-    Graph::with_secrets(oxblk::drivers(), objects::secrets().clone())
+    Graph::with_secrets(oxblk::drivers(), gate::chosen(), objects::secrets().clone())
 }

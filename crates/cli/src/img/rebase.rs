@@ -5,7 +5,7 @@ use std::sync::Arc;
 use oxblk::copy::Observer;
 use oxblk::rebase::{Rebase, RebaseError, RebaseStage};
 use oxblk_core::{
-    Backend, ChildIdx, ErrorKind, Graph, Node, Perm, Permissions, relative_to, strerror,
+    Backend, ChildIdx, ErrorKind, Graph, Node, Perm, Permissions, names, relative_to, strerror,
 };
 use oxblk_ring::IoThread;
 
@@ -13,7 +13,8 @@ use super::{Context, Exit, Step, graph, objects, threads};
 use crate::cache::CacheMode;
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
-use crate::text::progress::{Progress, stop_flag};
+use crate::signals::stop_flag;
+use crate::text::progress::Progress;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
@@ -63,7 +64,7 @@ struct Arguments {
 pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
     let arguments = read(context, words)?;
     let threads = if arguments.only_name { 1 } else { arguments.threads };
-    let helpers = threads::helpers(context, threads)?;
+    let helpers = threads::helpers(context, threads);
     let progress = Progress::start(arguments.progress && !arguments.quiet);
     let outcome = context.block_on(rebase(context, &arguments, &helpers, &progress));
     if outcome.is_ok() {
@@ -173,7 +174,12 @@ impl Job<'_> {
         if self.arguments.only_name {
             return self.change().await;
         }
-        let common = self.arguments.backing.as_ref().and_then(|name| node.find_backing(name));
+        let common = self.arguments.backing.as_ref().and_then(|name| {
+            // What the overlay will mean by it, wherever the images of the chain lie.
+            let path = path_from(&node, name);
+            let real = std::fs::canonicalize(names::to_path(&path)).ok().map(names::from_os);
+            node.find_backing(&real.unwrap_or(path))
+        });
         let old = node.child(ChildIdx::BACKING).map(|node| self.reader(node)).transpose()?;
         let new = match (&common, &self.arguments.backing) {
             (Some(layer), _) => Some(self.reader(Arc::clone(layer))?),
@@ -195,7 +201,7 @@ impl Job<'_> {
     }
 
     async fn open_new(&self, node: &Node, name: &str) -> Step<Backend> {
-        let path = node.filename().map_or_else(|| name.to_owned(), |base| relative_to(&base, name));
+        let path = path_from(node, name);
         let opened = Image::read_only(&path)
             .format(self.arguments.backing_format.as_deref())
             .cache(self.arguments.backing_cache)
@@ -263,6 +269,11 @@ impl Job<'_> {
         let name = self.arguments.backing.as_deref().unwrap_or(none);
         self.context.failed(format_args!("Could not change the backing file to '{name}': {why}"))
     }
+}
+
+/// The backing file that `name` means in the image of a node.
+fn path_from(node: &Node, name: &str) -> String {
+    node.filename().map_or_else(|| name.to_owned(), |base| relative_to(&base, name))
 }
 
 /// Passes progress on.

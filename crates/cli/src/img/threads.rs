@@ -38,16 +38,20 @@ impl Drop for Helpers {
     }
 }
 
-/// Starts the threads beside the one that calls.
-///
-/// # Errors
-/// When the system has none left; it has been said.
-pub(super) fn helpers(context: &Context, threads: usize) -> Step<Helpers> {
-    (1..threads)
-        .map(|index| IoThread::start(&format!("copy-{index}"), Config::default()))
-        .collect::<Result<_, _>>()
-        .map(Helpers)
-        .map_err(|error| context.failed(format_args!("Cannot start an I/O thread: {error}")))
+/// Starts the threads beside the one that calls, or as many of them as the system has room for.
+pub(super) fn helpers(context: &Context, threads: usize) -> Helpers {
+    let mut helpers = Helpers(Vec::new());
+    for index in 1..threads {
+        match IoThread::start(&format!("copy-{index}"), Config::default()) {
+            Ok(thread) => helpers.0.push(thread),
+            Err(error) => {
+                let message = format_args!("using {index} of {threads} threads: {error}");
+                context.program.warn(message);
+                break;
+            }
+        }
+    }
+    helpers
 }
 
 /// How many requests a copy has in flight over all threads, where nothing is said: a few on each.

@@ -15,6 +15,7 @@ use std::io::BufRead;
 
 use oxblk_core::names;
 
+use crate::gate;
 use crate::getopt::{Fault, Found, Operands, Opt, Parser, both, long};
 use crate::program::{Program, err, flush_out, out};
 use session::{Opening, Session};
@@ -52,6 +53,7 @@ const HELP: &str =
   -k, --native-aio         the same as -i native
   -m, --misalign           accepted; changes nothing
   -U, --force-share        do not mind that others write to it
+  --untrusted              refuse images that name other files (backing file, data file)
   --object DEFINITION      a secret or other object that images refer to
   -h, --help               this text
   -V, --version            the version
@@ -79,7 +81,7 @@ pub(crate) fn run(program: Program, arguments: Vec<String>) -> u8 {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
-    oxblk_ring::block_on(async {
+    let outcome = program.clone().run_to_end(async {
         let session = Session::new(program, arguments.opening.is_options);
         if let Some(filename) = &arguments.filename
             && !session.open(Some(filename), &arguments.opening).await
@@ -93,11 +95,13 @@ pub(crate) fn run(program: Program, arguments: Vec<String>) -> u8 {
         };
         let closed = session.close().await;
         u8::from(failed || !closed)
-    })
+    });
+    outcome.unwrap_or(1)
 }
 
 fn read(program: &Program, arguments: Vec<String>) -> Result<Arguments, u8> {
-    let mut parser = Parser::new(program.called_as(), arguments, OPTIONS, Operands::Anywhere);
+    let mut parser = Parser::new(program.called_as(), arguments, OPTIONS, Operands::Anywhere)
+        .with_common(gate::OPTIONS);
     let mut read = Arguments { commands: Vec::new(), opening: Opening::default(), filename: None };
     loop {
         match parser.next() {
@@ -129,6 +133,7 @@ fn read(program: &Program, arguments: Vec<String>) -> Result<Arguments, u8> {
 fn option(program: &Program, read: &mut Arguments, Found { id, value }: Found) -> Result<(), u8> {
     let opening = &mut read.opening;
     match id {
+        gate::UNTRUSTED => gate::distrust(),
         'h' => {
             usage(program);
             return Err(0);

@@ -8,7 +8,10 @@ use super::Result;
 use oxblk_nbd::proto::DEFAULT_PORT;
 use oxblk_nbd::uri::{Endpoint as UriEndpoint, NbdUri};
 use oxblk_ring::{Address, Listener};
+use std::ffi::OsStr;
 use std::io::{ErrorKind, Read};
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -17,29 +20,105 @@ use std::time::Duration;
 /// Longest path of a Unix socket, in bytes.
 const MAX_PATH: usize = 107;
 
-/// Parses an address: `HOST:PORT`, `:PORT` (this machine only), `unix:PATH` or a path.
+/// Where to listen, as the user gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Listen {
+    /// The socket.
+    pub(super) address: Address,
+    /// Name of the export, where a URI gives one.
+    pub(super) export: Option<String>,
+}
+
+/// Parses what stands behind `--nbd`: a URI, `unix:PATH`, `tcp:HOST:PORT`, `HOST:PORT`, a port or a path.
+///
+/// A name without a slash is a path only if it ends like a socket's (`.sock`, `.socket`): others could be the name of
+/// a host, and no file is to be made out of one. A port alone means this machine only.
 ///
 /// # Errors
 /// A line that says what is wrong.
-pub(super) fn parse(text: &str) -> Result<Address> {
-    if text.is_empty() {
-        return Err("an address to listen on must not be empty".into());
+pub(super) fn parse(given: &OsStr) -> Result<Listen> {
+    let bytes = given.as_bytes();
+    if let Some(path) = bytes.strip_prefix(b"unix:") {
+        return unix(OsStr::from_bytes(path));
     }
-    if let Some(path) = text.strip_prefix("unix:") {
-        return Ok(Address::Unix(path.into()));
+    let Some(text) = given.to_str() else {
+        return if bytes.contains(&b'/') { unix(given) } else { Err(ambiguous(given)) };
+    };
+    if text.contains("://") {
+        return uri(text);
     }
-    let Some((host, port)) = text.rsplit_once(':').filter(|_| !text.contains('/')) else {
-        return Ok(Address::Unix(text.into()));
+    if let Some(rest) = text.strip_prefix("tcp:") {
+        return tcp(rest, text);
+    }
+    if text.contains('/') {
+        return unix(given);
+    }
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if is_number || text.contains(':') || text == "localhost" || text.parse::<IpAddr>().is_ok() {
+        return tcp(text, text);
+    }
+    if text.ends_with(".sock") || text.ends_with(".socket") {
+        return unix(given);
+    }
+    Err(ambiguous(given))
+}
+
+fn ambiguous(given: &OsStr) -> String {
+    let name = given.display();
+    if given.is_empty() {
+        return "An address to listen on must not be empty".into();
+    }
+    format!(
+        "'{name}' is no address: write './{name}' for a Unix socket, or '{name}:PORT' for a host"
+    )
+}
+
+fn unix(path: &OsStr) -> Result<Listen> {
+    if path.is_empty() {
+        return Err("The path of a Unix socket must not be empty".into());
+    }
+    Ok(Listen { address: Address::Unix(path.into()), export: None })
+}
+
+fn uri(text: &str) -> Result<Listen> {
+    let uri = NbdUri::parse(text).map_err(|error| format!("'{text}': {error}"))?;
+    let address = match uri.endpoint {
+        UriEndpoint::Unix(path) => Address::Unix(path),
+        UriEndpoint::Tcp { host, port } => Address::Tcp { host, port },
+    };
+    Ok(Listen { address, export: Some(uri.export).filter(|name| !name.is_empty()) })
+}
+
+/// Parses `HOST:PORT`, where one of the two may be missing. `given` is the whole text, for messages.
+fn tcp(text: &str, given: &str) -> Result<Listen> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let (host, port) = if let Some(rest) = text.strip_prefix('[') {
+        let (host, rest) = rest.split_once(']').ok_or_else(|| invalid("host", given))?;
+        let is_address = host.parse::<Ipv6Addr>().is_ok();
+        let port = if rest.is_empty() { Some("") } else { rest.strip_prefix(':') };
+        (host, port.filter(|_| is_address).ok_or_else(|| invalid("host", given))?)
+    } else if is_number {
+        ("", text)
+    } else if text.parse::<Ipv6Addr>().is_ok() {
+        (text, "")
+    } else {
+        let (host, port) = text.split_once(':').unwrap_or((text, ""));
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+        if !host.chars().all(legal) {
+            return Err(invalid("host", given));
+        }
+        (host, port)
     };
     let port = match port {
         "" => DEFAULT_PORT,
-        digits => digits.parse().map_err(|_| format!("invalid port in '{text}'"))?,
+        digits => digits.parse().map_err(|_| invalid("port", given))?,
     };
-    let host = match host {
-        "" => "localhost",
-        _ => host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host),
-    };
-    Ok(Address::Tcp { host: host.to_owned(), port })
+    let host = if host.is_empty() { "localhost" } else { host };
+    Ok(Listen { address: Address::Tcp { host: host.to_owned(), port }, export: None })
+}
+
+fn invalid(what: &str, given: &str) -> String {
+    format!("Invalid {what} in '{given}'")
 }
 
 /// Where an image is served when nothing is said: a socket named after it in `$XDG_RUNTIME_DIR`, or
@@ -175,25 +254,92 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
 
+    fn parsed(text: &str) -> Result<Listen> {
+        parse(OsStr::new(text))
+    }
+
     #[test]
-    fn addresses_are_told_apart() {
+    fn paths_and_hosts_are_told_apart() {
         let tcp = |host: &str, port| Address::Tcp { host: host.to_owned(), port };
         for (text, address) in [
             ("/tmp/a.sock", Address::Unix("/tmp/a.sock".into())),
             ("a.sock", Address::Unix("a.sock".into())),
+            ("a.socket", Address::Unix("a.socket".into())),
             ("./a:1", Address::Unix("./a:1".into())),
+            ("./10809", Address::Unix("./10809".into())),
             ("unix:a:1", Address::Unix("a:1".into())),
+            ("unix:10809", Address::Unix("10809".into())),
             ("host:10810", tcp("host", 10810)),
             ("host:", tcp("host", 10809)),
             (":10810", tcp("localhost", 10810)),
-            ("[::1]:10810", tcp("::1", 10810)),
+            ("10810", tcp("localhost", 10810)),
+            ("tcp:10810", tcp("localhost", 10810)),
+            ("tcp:host:10810", tcp("host", 10810)),
+            ("tcp:host", tcp("host", 10809)),
+            ("localhost", tcp("localhost", 10809)),
+            ("127.0.0.1", tcp("127.0.0.1", 10809)),
             ("0.0.0.0:0", tcp("0.0.0.0", 0)),
+            ("::1", tcp("::1", 10809)),
+            ("[::1]", tcp("::1", 10809)),
+            ("[::1]:10810", tcp("::1", 10810)),
+            ("tcp:[::]:10810", tcp("::", 10810)),
         ] {
-            assert_eq!(parse(text), Ok(address), "{text}");
+            assert_eq!(parsed(text), Ok(Listen { address, export: None }), "{text}");
         }
-        assert!(parse("host:nbd").is_err());
-        assert!(parse("host:70000").is_err());
-        assert!(parse("").is_err());
+    }
+
+    #[test]
+    fn uris_are_taken_with_the_name_of_their_export() {
+        let tcp = |host: &str, port| Address::Tcp { host: host.to_owned(), port };
+        for (text, address, export) in [
+            ("nbd://h", tcp("h", 10809), None),
+            ("nbd://h:1/", tcp("h", 1), None),
+            ("nbd://h:1/a%20b", tcp("h", 1), Some("a b")),
+            ("nbd://[::1]:10810/x", tcp("::1", 10810), Some("x")),
+            ("nbd+unix:///?socket=/a%20b", Address::Unix("/a b".into()), None),
+            ("nbd+unix:///x?socket=rel", Address::Unix("rel".into()), Some("x")),
+        ] {
+            let export = export.map(str::to_owned);
+            assert_eq!(parsed(text), Ok(Listen { address, export }), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_neither_a_path_nor_an_address_is_refused_in_one_line() {
+        for text in [
+            "",
+            "unix:",
+            "myhost",
+            "example.com",
+            "disk",
+            "host:nbd",
+            "host:70000",
+            "70000",
+            "a b:1",
+            "nbd:host:1",
+            "[::1",
+            "[x]:1",
+            "[::1]1",
+            "nbds://h/",
+            "http://h/",
+            "nbd+unix:///x",
+            "nbd://h:x/",
+            "1:2:3",
+        ] {
+            let message = parsed(text).unwrap_err();
+            assert!(!message.contains('\n'), "{text}: {message}");
+        }
+        assert!(parse(OsStr::from_bytes(b"caf\xe9")).is_err());
+    }
+
+    #[test]
+    fn a_path_that_is_not_utf8_is_a_path() {
+        for path in [&b"./caf\xe9"[..], b"unix:caf\xe9"] {
+            let Address::Unix(path) = parse(OsStr::from_bytes(path)).unwrap().address else {
+                panic!()
+            };
+            assert!(path.as_os_str().as_bytes().ends_with(b"caf\xe9"));
+        }
     }
 
     #[test]

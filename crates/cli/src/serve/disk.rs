@@ -30,7 +30,7 @@ pub(super) async fn open(options: &Options) -> Result<Disk> {
     for definition in &options.objects {
         objects::define(definition)?;
     }
-    let graph = Graph::with_secrets(oxblk::drivers(), objects::secrets().clone());
+    let graph = Graph::with_secrets(oxblk::drivers(), options.gate(), objects::secrets().clone());
     let flags = OpenFlags { read_only: options.read_only, unmap: true, ..OpenFlags::default() };
     if let (Some(text), true) = (&options.image, options.image_opts) {
         return open_by_options(&graph, text, flags).await;

@@ -6,7 +6,7 @@
 //! | `disk` | which image, made first if need be, and opened |
 //! | `address` | where to listen; sockets left behind by a dead server |
 //! | `attach` | the commands that attach to the disk, ready to be copied |
-//! | `signals` | SIGINT and SIGTERM as a future |
+//! | `signals` | the request to end as a future |
 //!
 //! The thread that runs the command is the first I/O thread; `--threads` adds others. At the end,
 //! whatever the reason, the order is: stop accepting, let connections finish what they have received,
@@ -68,17 +68,21 @@ fn say(text: impl Display) {
 async fn serve(options: Options) -> Result<()> {
     let signals = Signals::new().map_err(|error| format!("Cannot catch signals: {error}"))?;
     let disk = disk::open(&options).await?;
-    let served = listen_and_serve(&options, &disk, signals).await;
+    let served = match signals.have_come() {
+        true => Ok(()),
+        false => listen_and_serve(&options, &disk, signals).await,
+    };
     let closed = disk.backend.close().await;
     served.and(closed.map_err(|error| format!("Could not close '{}': {error}", disk.name)))
 }
 
 async fn listen_and_serve(options: &Options, disk: &Disk, signals: Signals) -> Result<()> {
-    let addresses = match options.addresses.as_slice() {
-        [] => &[address::default_for(&disk.name)],
-        given => given,
-    };
-    let mut endpoints = addresses.iter().map(Endpoint::bind).collect::<Result<Vec<Endpoint>>>()?;
+    let mut addresses: Vec<_> = options.addresses.iter().map(|listen| &listen.address).collect();
+    let default = address::default_for(&disk.name);
+    if addresses.is_empty() {
+        addresses.push(&default);
+    }
+    let mut endpoints = addresses.into_iter().map(Endpoint::bind).collect::<Result<Vec<_>>>()?;
     let server = server(options, disk)?;
     say(attach::announcement(options, disk, &endpoints));
     let tasks: Vec<_> = endpoints
@@ -121,8 +125,13 @@ fn server(options: &Options, disk: &Disk) -> Result<Server> {
     let started = |error| format!("Cannot start an I/O thread: {error}");
     let mut threads: Vec<IoThread> = IoThread::current().into_iter().collect();
     for index in 1..options.threads {
-        let thread = IoThread::start(&format!("nbd-{index}"), Config::default());
-        threads.push(thread.map_err(started)?);
+        match IoThread::start(&format!("nbd-{index}"), Config::default()) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                tracing::warn!("using {index} of {} threads: {error}", options.threads);
+                break;
+            }
+        }
     }
     let export = Export {
         name: options.export_name.clone(),
@@ -130,5 +139,9 @@ fn server(options: &Options, disk: &Disk) -> Result<Server> {
         backend: disk.backend.clone(),
         read_only: options.read_only,
     };
-    Server::new(vec![export], threads, ServerOptions::default()).map_err(started)
+    let mut limits = ServerOptions::default();
+    if let Some(connections) = options.max_connections {
+        limits.max_connections = connections;
+    }
+    Server::new(vec![export], threads, limits).map_err(started)
 }

@@ -1,10 +1,10 @@
 //! The command line of `oxblk serve`.
 
 use super::Result;
+use super::address::{self, Listen};
 use lexopt::{Arg, Parser, ValueExt};
-use oxblk_core::parse_size;
+use oxblk_core::{Gate, parse_size};
 use oxblk_nbd::proto::MAX_STRING;
-use oxblk_ring::Address;
 use std::ffi::OsString;
 
 /// Most I/O threads.
@@ -18,11 +18,19 @@ Usage: oxblk serve [IMAGE] [OPTIONS]
 Serves a disk image over NBD until Ctrl-C or SIGTERM. Without IMAGE, serves a 10 GiB disk in your
 data directory ($XDG_DATA_HOME/oxblk/disk.qcow2), which is made when it is not there.
 
-  --nbd ADDRESS       where to listen: a path for a Unix socket, or HOST:PORT for TCP; may be given
-                      several times (default: a socket in $XDG_RUNTIME_DIR, or beside the image)
+  --nbd ADDRESS       where to listen; may be given several times (default: a socket in
+                      $XDG_RUNTIME_DIR, or beside the image):
+                        PATH, unix:PATH         a Unix socket; PATH has a slash or ends in .sock
+                        HOST:PORT, tcp:HOST:PORT, [IPV6]:PORT, PORT
+                                                TCP; without HOST this machine only, without
+                                                PORT 10809
+                        nbd://HOST:PORT/NAME, nbd+unix:///NAME?socket=PATH
+                                                the same as a URI, with the export's name
   -f, --format FMT    the image's format (default: found out by looking; raw images should be named,
                       as writes to their first sector are restricted otherwise)
   --image-opts        IMAGE is a list of options (driver=qcow2,file.filename=disk.qcow2,…)
+  --untrusted         refuse an image that names other files (backing file, data file); name them
+                      with --image-opts instead
   --object DEFINITION a secret that the image refers to (secret,id=NAME,file=PATH); goes with
                       --image-opts and encrypt.key-secret=NAME
   --size SIZE         make the image with this size (64M, 10G) if it does not exist
@@ -30,6 +38,9 @@ data directory ($XDG_DATA_HOME/oxblk/disk.qcow2), which is made when it is not t
   --threads N         I/O threads to spread connections over
   --export-name NAME  name of the export (clients that give none get it too)
   --description TEXT  text that clients show
+  -e, --shared N, --max-connections N
+                      connections at a time; further ones are refused (default: what memory and
+                      the limit on open files allow; 0 means the default)
   -h, --help          this text
 ";
 
@@ -37,7 +48,7 @@ data directory ($XDG_DATA_HOME/oxblk/disk.qcow2), which is made when it is not t
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Options {
     pub(super) image: Option<String>,
-    pub(super) addresses: Vec<Address>,
+    pub(super) addresses: Vec<Listen>,
     /// The image is given as a list of options.
     pub(super) image_opts: bool,
     /// Definitions of objects that the image may refer to.
@@ -46,9 +57,20 @@ pub(super) struct Options {
     /// Bytes.
     pub(super) size: Option<u64>,
     pub(super) read_only: bool,
+    /// The image may name no other files.
+    pub(super) untrusted: bool,
     pub(super) threads: usize,
     pub(super) export_name: String,
+    /// Most connections at a time; by memory and descriptors if not given.
+    pub(super) max_connections: Option<usize>,
     pub(super) description: Option<String>,
+}
+
+impl Options {
+    /// What the image may pull in.
+    pub(super) fn gate(&self) -> Gate {
+        if self.untrusted { Gate::Nothing } else { Gate::Anything }
+    }
 }
 
 /// A command line understood.
@@ -71,26 +93,36 @@ pub(super) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed>
         format: None,
         size: None,
         read_only: false,
+        untrusted: false,
         threads: default_threads(),
         export_name: String::new(),
+        max_connections: None,
         description: None,
     };
+    let mut export_name = None;
     let mut parser = Parser::from_args(arguments);
     while let Some(argument) = parser.next().map_err(told)? {
         match argument {
             Arg::Short('h') | Arg::Long("help") => return Ok(Parsed::Help),
             Arg::Short('r') | Arg::Long("read-only") => options.read_only = true,
             Arg::Short('f') | Arg::Long("format") => options.format = Some(text(&mut parser)?),
+            Arg::Long("untrusted") => options.untrusted = true,
             Arg::Long("image-opts") => options.image_opts = true,
             Arg::Long("object") => options.objects.push(text(&mut parser)?),
-            Arg::Long("nbd") => options.addresses.push(super::address::parse(&text(&mut parser)?)?),
+            Arg::Long("nbd") => {
+                let given = parser.value().map_err(told)?;
+                options.addresses.push(address::parse(&given)?);
+            }
             Arg::Long("size") => options.size = Some(size(&text(&mut parser)?)?),
             Arg::Long("threads") => options.threads = threads(&text(&mut parser)?)?,
             Arg::Long("export-name") => {
-                options.export_name = string("export name", text(&mut parser)?)?;
+                export_name = Some(string("export name", text(&mut parser)?)?);
             }
             Arg::Long("description") => {
                 options.description = Some(string("description", text(&mut parser)?)?);
+            }
+            Arg::Short('e') | Arg::Long("shared" | "max-connections") => {
+                options.max_connections = connections(&text(&mut parser)?)?;
             }
             Arg::Value(value) if options.image.is_none() => {
                 options.image = Some(value.string().map_err(told)?);
@@ -98,6 +130,7 @@ pub(super) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed>
             other => return Err(other.unexpected().to_string()),
         }
     }
+    options.export_name = one_export_name(export_name.as_deref(), &options.addresses)?;
     if options.read_only && options.size.is_some() {
         return Err("--size makes an image to write to; it does not go with --read-only".into());
     }
@@ -139,6 +172,25 @@ fn size(text: &str) -> Result<u64> {
     }
 }
 
+/// A number of connections; `None` for 0, as with `qemu-nbd --shared`.
+fn connections(text: &str) -> Result<Option<usize>> {
+    match text.parse() {
+        Ok(connections) => Ok(Some(connections).filter(|connections| *connections > 0)),
+        Err(_) => Err(format!("--max-connections must be a number, not '{text}'")),
+    }
+}
+
+/// The name of the export: `--export-name`, or that of the URIs. They must not differ.
+fn one_export_name(given: Option<&str>, addresses: &[Listen]) -> Result<String> {
+    let in_uris = addresses.iter().filter_map(|listen| listen.export.as_deref());
+    let mut names = given.into_iter().chain(in_uris);
+    let first = names.next().unwrap_or_default();
+    match names.find(|name| *name != first) {
+        Some(other) => Err(format!("One export cannot be named both '{first}' and '{other}'")),
+        None => Ok(first.to_owned()),
+    }
+}
+
 /// A string as the protocol allows it.
 fn string(what: &str, value: String) -> Result<String> {
     if value.len() > MAX_STRING {
@@ -150,6 +202,7 @@ fn string(what: &str, value: String) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use oxblk_ring::Address;
     use std::path::PathBuf;
 
     fn parsed(line: &str) -> Result<Parsed> {
@@ -170,13 +223,29 @@ mod tests {
              --export-name=x --description text",
         );
         assert_eq!(options.image.as_deref(), Some("d.img"));
-        assert_eq!(options.addresses[0], Address::Unix(PathBuf::from("/tmp/s")));
-        assert_eq!(options.addresses[1], Address::Tcp { host: "localhost".into(), port: 10809 });
+        let addresses: Vec<_> = options.addresses.iter().map(|listen| &listen.address).collect();
+        let tcp = Address::Tcp { host: "localhost".into(), port: 10809 };
+        assert_eq!(addresses, [&Address::Unix(PathBuf::from("/tmp/s")), &tcp]);
         assert_eq!(options.format.as_deref(), Some("raw"));
         assert_eq!(options.size, Some(3 << 29));
         assert_eq!((options.threads, options.read_only), (2, false));
         assert_eq!(options.export_name, "x");
         assert_eq!(options.description.as_deref(), Some("text"));
+    }
+
+    #[test]
+    fn the_limit_of_connections_has_the_name_that_qemu_nbd_gives_it() {
+        for line in ["-e 7", "--shared=7", "--max-connections 7"] {
+            assert_eq!(options(line).max_connections, Some(7), "{line}");
+        }
+        assert_eq!(options("-e 0").max_connections, None);
+    }
+
+    #[test]
+    fn a_uri_names_the_export() {
+        assert_eq!(options("--nbd nbd://h/x --nbd ./s").export_name, "x");
+        assert_eq!(options("--nbd nbd://h/x --export-name x").export_name, "x");
+        assert_eq!(options("--nbd nbd://h/").export_name, "");
     }
 
     #[test]
@@ -203,6 +272,11 @@ mod tests {
             "--image-opts",
             "--image-opts -f raw file.filename=a",
             "--object",
+            "--max-connections -1",
+            "--shared many",
+            "--nbd nbd://h/x --export-name y",
+            "--nbd nbd://h/x --nbd nbd://i/y",
+            "--nbd myhost",
         ] {
             let message = parsed(line).unwrap_err();
             assert!(!message.is_empty() && !message.contains('\n'), "{line}: {message}");

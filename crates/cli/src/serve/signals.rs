@@ -1,36 +1,35 @@
-//! SIGINT and SIGTERM as a future.
-//!
-//! The first signal ends the wait; a second SIGINT or SIGTERM ends the process at once, for a user who does not want to wait.
+//! The request to end as a future.
 
+use crate::signals;
 use oxblk_ring::{IoBufMut, Stream};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::SIGUSR1;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-/// Catches the signals from its making on.
+/// Catches the signals that ask for the end from its creation on.
 pub(super) struct Signals {
     stream: Stream,
+    seen: Arc<AtomicBool>,
 }
 
 impl Signals {
-    /// Begins to catch.
+    /// Begins to catch. The server has no progress to show, so SIGUSR1 asks for the end as well.
     ///
     /// # Errors
     /// When the system refuses.
     pub(super) fn new() -> io::Result<Signals> {
-        let (read, write) = UnixStream::pair()?;
         let seen = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
-            // In this order: the first signal finds the flag clear and sets it.
-            let status = 128 + signal;
-            signal_hook::flag::register_conditional_shutdown(signal, status, Arc::clone(&seen))?;
-            signal_hook::flag::register(signal, Arc::clone(&seen))?;
-            signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
-        }
-        Ok(Signals { stream: Stream::from_fd(OwnedFd::from(read))? })
+        let (woken, wake) = UnixStream::pair()?;
+        signals::catch(&seen, &[SIGUSR1], Some(&wake))?;
+        Ok(Signals { stream: Stream::from_fd(OwnedFd::from(woken))?, seen })
+    }
+
+    /// Whether one has come.
+    pub(super) fn have_come(&self) -> bool {
+        self.seen.load(SeqCst)
     }
 
     /// Waits for the first signal.

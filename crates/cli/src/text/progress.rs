@@ -1,4 +1,4 @@
-//! Progress of long commands, and the signals that concern it.
+//! Progress of long commands, and the signal that asks for it.
 //!
 //! With `-p` and a pipe, the percentage is printed as QEMU prints it, each time it has grown by a
 //! step. With `-p` and a terminal, a bar shows rate and time left. Without `-p` nothing is shown until
@@ -8,11 +8,11 @@
 //! enough has changed.
 
 use std::io::IsTerminal;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::SIGUSR1;
 
 use crate::program::{err, note};
 
@@ -122,15 +122,4 @@ fn answer_requests(progress: &Arc<Progress>) {
         }
     };
     drop(std::thread::Builder::new().name("progress".to_owned()).spawn(answer));
-}
-
-/// A flag that Ctrl-C and SIGTERM set, so that a long command can stop between two requests; the
-/// second one ends the process at once.
-pub(crate) fn stop_flag() -> Arc<AtomicBool> {
-    let flag = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        drop(signal_hook::flag::register_conditional_default(signal, Arc::clone(&flag)));
-        drop(signal_hook::flag::register(signal, Arc::clone(&flag)));
-    }
-    flag
 }

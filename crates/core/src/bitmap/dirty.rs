@@ -1,20 +1,19 @@
 //! A dirty bitmap as jobs and the monitor know it: a name, flags, and perhaps a successor.
 //!
-//! The map in use, whether it records, and the successor are one immutable state behind an atomic pointer.
-//! [`DirtyBitmap::mark`] marks through the state it finds and then looks whether it is still the current
-//! one; if not it marks again. Whoever changes the state swaps first and carries over old marks second. With a
-//! full fence between the two halves on both sides, either the marker sees the new state or the changer
-//! sees the mark. Changes themselves are serialised by `control`, which no marker takes.
+//! The map in use, whether it records, and the successor are one immutable state behind an atomic pointer, which
+//! [`DirtyBitmap::mark`] follows and changes of the state replace as `current` says. Changes themselves are serialised
+//! by `control`, which no marker takes.
 //!
 //! **Successor.** While a job reads a bitmap, writes are recorded in its successor. The job ends by
 //! *abdicating* (success: the successor's marks become the bitmap's) or *reclaiming* (failure: they are added to
 //! it). [`Successor`] reclaims when dropped, so a job that just vanishes loses nothing.
 
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 
+use super::current::{mark_current, replace};
 use super::{BitmapError, MAX_NAME, RangeMap};
 
 bitflags::bitflags! {
@@ -120,17 +119,17 @@ impl DirtyBitmap {
 
     /// Records a completed (or failed half-way) write.
     pub fn mark(&self, offset: u64, len: u64) {
-        loop {
-            let state = self.state.load();
-            state.own.mark(offset, len);
-            if let Some(successor) = &state.successor {
-                successor.mark(offset, len);
-            }
-            fence(Ordering::SeqCst);
-            if Arc::ptr_eq(&state, &self.state.load()) {
-                return;
-            }
-        }
+        let is_same = |one: &Guard<Arc<State>>, other: &Guard<Arc<State>>| Arc::ptr_eq(one, other);
+        mark_current(
+            || self.state.load(),
+            is_same,
+            |state| {
+                state.own.mark(offset, len);
+                if let Some(successor) = &state.successor {
+                    successor.mark(offset, len);
+                }
+            },
+        );
     }
 
     /// The map as it is now; a clear or a resize gives the bitmap another.
@@ -333,8 +332,7 @@ impl DirtyBitmap {
     }
 
     fn swap(&self, state: State) {
-        self.state.store(Arc::new(state));
-        fence(Ordering::SeqCst);
+        replace(|| self.state.store(Arc::new(state)));
     }
 
     fn end_successor(&self, abdicate: bool) {

@@ -7,6 +7,7 @@
 //! | `tree` | a set of bits: atomic leaf words under summary levels, pages made on first use |
 //! | `ranges` | the same in bytes: granularity, areas, merging, [`RangeMap`] |
 //! | `serial` | the bits as little-endian bytes, chunk by chunk, as images and migration store them |
+//! | `current` | marking through a state that may be replaced meanwhile |
 //! | `dirty`, `list` | [`DirtyBitmap`] with a name, flags and a successor; the [`BitmapList`] of a node |
 //! | `persistent` | what a format offers that keeps bitmaps in its images |
 //!
@@ -18,6 +19,7 @@
 //! Sizes come from images and from QMP, so every allocation here is either proportional to the bits really
 //! set or bounded by [`MAX_GRANULES`].
 
+mod current;
 mod dirty;
 mod error;
 mod list;
@@ -27,6 +29,13 @@ mod serial;
 #[cfg(test)]
 mod tests;
 mod tree;
+#[cfg(test)]
+mod under_loom;
+
+/// The primitives of the parts that also run under loom.
+mod atomics {
+    pub(super) use std::sync::atomic::{Ordering, fence};
+}
 
 pub use dirty::{BitmapInfo, Busy, Checks, DirtyBitmap, Successor};
 pub use error::BitmapError;

@@ -13,11 +13,15 @@
 //!
 //! All of this is `SeqCst`: on x86 the read-modify-writes cost the same, and the argument above needs the one
 //! total order. `set` starts with a fence and then only loads: where the bits are set already nothing is
-//! written. The fence orders it after the caller's data, so a reader that clears the bit and then reads
-//! the data sees what was written before a `set` that found the bit still set.
+//! written. The fence orders it after the caller's data, and `clear` ends with a fence before the reader's look at the
+//! data: a reader that clears the bit and then reads the data sees what was written before a `set` that found the bit
+//! still set. (Without the second fence the data could be read before the bit is seen to be clear, where an atomic
+//! operation is a load and a store, as on ARMv8.0 and RISC-V.)
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering, Ordering::SeqCst, fence};
+
+use oxblk_ring::perturb::point;
 
 const WORD_BITS: u64 = 64;
 const FANOUT: u64 = 512;
@@ -191,12 +195,15 @@ impl BitTree {
             let added = mask & !leaf.fetch_or(mask, SeqCst);
             self.count.fetch_add(u64::from(added.count_ones()), Ordering::Relaxed);
         }
+        point();
         self.mark_up(branch, page, at);
     }
 
     fn mark_up(&self, branch: &Branch, page: &Page, at: Place) {
         page.summary.set(at.page);
+        point();
         branch.summary.set(at.branch);
+        point();
         set_bit(&self.summary, at.root);
     }
 
@@ -216,6 +223,8 @@ impl BitTree {
             }
         }
         self.clears_done.fetch_add(1, SeqCst);
+        // The caller reads the data next; see the module's text.
+        fence(SeqCst);
     }
 
     fn clear_word(&self, branch: &Branch, page: &Page, word: u64, mask: u64) {
@@ -229,7 +238,9 @@ impl BitTree {
         if old & !mask != 0 {
             return;
         }
+        point();
         clear_bit(&page.summary.0, at.page);
+        point();
         if leaf.load(SeqCst) != 0 {
             return self.mark_up(branch, page, at);
         }
@@ -237,6 +248,7 @@ impl BitTree {
             return;
         }
         clear_bit(&branch.summary.0, at.branch);
+        point();
         if !page.summary.is_empty() {
             return self.mark_branch(branch, at);
         }
@@ -244,6 +256,7 @@ impl BitTree {
             return;
         }
         clear_bit(&self.summary, at.root);
+        point();
         if !branch.summary.is_empty() {
             set_bit(&self.summary, at.root);
         }
@@ -267,6 +280,7 @@ impl BitTree {
         let begun = self.clears_begun.load(SeqCst);
         if done == begun {
             let found = self.search(first, last, true);
+            point();
             if self.clears_begun.load(SeqCst) == begun {
                 return found;
             }

@@ -38,9 +38,11 @@ impl Graph {
             Ok(backend) => Ok(WritableBase { backend, parent, was_read_only }),
             Err(error) => {
                 // What was held before can be held again.
-                let _ = parent.edge.set_permissions(parent.before);
-                if was_read_only {
-                    let _ = self.set_read_only(base, true).await;
+                if let Err(error) = parent.edge.set_permissions(parent.before) {
+                    tracing::warn!(%error, "cannot put permissions back");
+                }
+                if was_read_only && let Err(error) = self.set_read_only(base, true).await {
+                    tracing::warn!(%error, "cannot make a backing file read-only again");
                 }
                 Err(error)
             }

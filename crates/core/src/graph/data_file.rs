@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{Graph, OpenContext, OpenFlags};
 use crate::driver::DriverKind;
+use crate::gate::Purpose;
 use crate::perm::{Perm, Permissions, Role};
 use crate::{ChildIdx, Edge, Error, Options, Result};
 
@@ -13,11 +14,11 @@ impl OpenContext {
     /// Opens the data file that the `data-file` option says, or else the one that the image names, and puts it into its
     /// slot. `false`: neither names one.
     ///
-    /// A name found inside an image is a path, taken as it stands: unlike a backing file's it does not depend on where the
-    /// image is.
+    /// A name found inside an image is always a path, taken as it stands: unlike a backing file's it does not depend on
+    /// where the image is.
     ///
     /// # Errors
-    /// When the name would choose a protocol, or as the protocol reports.
+    /// When the graph's gate refuses the name, or as the protocol reports.
     pub async fn open_data_file(&mut self, named: Option<&str>) -> Result<bool> {
         let mut flags = self.flags.clone();
         flags.probed = false;
@@ -33,8 +34,9 @@ impl OpenContext {
             Some(_) => return Err(Error::invalid("Invalid parameter type for 'data-file'")),
             None => {
                 let Some(name) = named else { return Ok(false) };
-                self.graph.policy().check(name)?;
-                self.graph.open_storage(Some(name), Options::new(), flags).await?
+                let admitted = self.graph.gate().admit(Purpose::Data, name)?;
+                flags.no_symlinks = admitted.no_symlinks;
+                self.graph.open_storage(Some(&admitted.name), Options::new(), flags).await?
             }
         };
         let writable = !self.flags.read_only;
@@ -47,7 +49,7 @@ impl OpenContext {
                 Ok(true)
             }
             Err(error) => {
-                let _ = self.graph.release(node).await;
+                self.graph.release_after_failure(node).await;
                 Err(error)
             }
         }
@@ -74,7 +76,7 @@ impl Graph {
         match Edge::attach(Arc::clone(&node), user, ChildIdx::DATA.name(), permissions) {
             Ok(edge) => Ok(edge),
             Err(error) => {
-                let _ = self.release(node).await;
+                self.release_after_failure(node).await;
                 Err(error)
             }
         }

@@ -1,26 +1,83 @@
 //! Draining: no request in flight in a part of the graph, and none that starts.
+//!
+//! The graph knows the drains under way. A backend that comes to reach a drained node while it is drained (it is new, or a
+//! node above has got another backing file) is held back as well, before it can make a request.
 
 use std::sync::Arc;
 
-use super::Graph;
+use super::{Graph, Registry};
 use crate::{Backend, Node, backend::Quiesced};
 
 /// The backends above a node are quiesced while this lives.
 #[derive(Debug)]
 pub struct Drained {
-    _quiesced: Vec<Quiesced>,
+    graph: Graph,
+    id: u64,
+}
+
+/// A drain under way.
+pub(super) struct Active {
+    id: u64,
+    node: Arc<Node>,
+    held: Vec<Quiesced>,
 }
 
 impl Graph {
     /// Holds back the requests of every backend that can reach `node` and waits for those in flight.
     pub async fn drain(&self, node: &Arc<Node>) -> Drained {
-        let mut quiesced = Vec::new();
-        for backend in self.backends() {
-            if reaches(&backend, node) {
-                quiesced.push(backend.quiesce().await);
+        let (drained, backends) = self.hold_back(node);
+        for backend in backends {
+            backend.idle().await;
+        }
+        drained
+    }
+
+    fn hold_back(&self, node: &Arc<Node>) -> (Drained, Vec<Backend>) {
+        let mut registry = self.registry();
+        let id = registry.next_drain;
+        registry.next_drain = id.wrapping_add(1);
+        registry.drains.push(Active { id, node: Arc::clone(node), held: Vec::new() });
+        registry.extend_drains();
+        let held = registry.drains.last().map(|drain| &drain.held);
+        let backends = held.into_iter().flatten().map(|quiesced| quiesced.backend().clone());
+        let backends = backends.collect();
+        (Drained { graph: self.clone(), id }, backends)
+    }
+
+    /// Has the drains under way hold back what has come to reach their nodes. For a caller that has changed edges, while
+    /// it holds back what is above them.
+    pub(super) fn extend_drains(&self) {
+        self.registry().extend_drains();
+    }
+}
+
+impl Registry {
+    pub(super) fn extend_drains(&mut self) {
+        for drain in &mut self.drains {
+            for backend in &self.backends {
+                let is_held = drain.held.iter().any(|quiesced| quiesced.backend() == backend);
+                if !is_held && reaches(backend, &drain.node) {
+                    drain.held.push(backend.hold_back());
+                }
             }
         }
-        Drained { _quiesced: quiesced }
+    }
+}
+
+impl Drop for Drained {
+    fn drop(&mut self) {
+        let mut registry = self.graph.registry();
+        let at = registry.drains.iter().position(|drain| drain.id == self.id);
+        let ended = at.map(|at| registry.drains.swap_remove(at));
+        drop(registry);
+        // Wakes requests, which is nothing to do with the registry locked.
+        drop(ended);
+    }
+}
+
+impl std::fmt::Debug for Graph {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Graph").finish_non_exhaustive()
     }
 }
 
@@ -30,5 +87,12 @@ fn reaches(backend: &Backend, node: &Arc<Node>) -> bool {
 
 /// Whether `node` is `top` or can be reached from it.
 pub(super) fn is_below(top: &Arc<Node>, node: &Arc<Node>) -> bool {
-    Arc::ptr_eq(top, node) || top.children().iter().any(|(_, edge)| is_below(edge.node(), node))
+    let mut from = vec![Arc::clone(top)];
+    while let Some(next) = from.pop() {
+        if Arc::ptr_eq(&next, node) {
+            return true;
+        }
+        from.extend(next.children().iter().map(|(_, edge)| Arc::clone(edge.node())));
+    }
+    false
 }

@@ -6,6 +6,7 @@
 
 mod base;
 mod bitmaps;
+mod chain;
 mod create;
 mod data_file;
 mod drain;
@@ -24,13 +25,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 pub use base::WritableBase;
 pub use drain::Drained;
-pub use filename::{BackingPolicy, relative_to};
+pub use filename::relative_to;
+pub(crate) use filename::scheme;
 pub use open::{BackingFile, OpenContext, OpenFlags};
 pub use reopen::ReopenRequest;
 
 use crate::control::Turns;
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
 use crate::epoch::Epochs;
+use crate::gate::Gate;
 use crate::node::{NodeParts, Settings};
 use crate::{Backend, Children, Error, ErrorKind, Node, Result, Secrets};
 
@@ -40,6 +43,9 @@ struct Registry {
     /// Nodes that live although nobody uses them (`blockdev-add`).
     owned: Vec<Arc<Node>>,
     backends: Vec<Backend>,
+    /// Drains under way: what holds back the backends of each.
+    drains: Vec<drain::Active>,
+    next_drain: u64,
 }
 
 struct Inner {
@@ -47,7 +53,6 @@ struct Inner {
     epochs: Arc<Epochs>,
     registry: Mutex<Registry>,
     next_name: AtomicU64,
-    policy: BackingPolicy,
     warner: fn(&str),
     secrets: Secrets,
     /// A node has been opened whose reads may write.
@@ -56,57 +61,62 @@ struct Inner {
     reopening: Turns,
 }
 
-/// All nodes and backends of one embedding. Clones are the same graph.
+/// All nodes and backends of one embedding, and what images opened through this handle may pull in. Clones are the same
+/// graph.
 #[derive(Clone)]
-pub struct Graph(Arc<Inner>);
+pub struct Graph {
+    inner: Arc<Inner>,
+    gate: Gate,
+}
 
 fn warn_in_log(text: &str) {
     tracing::warn!("{text}");
 }
 
 impl Graph {
-    /// An empty graph that knows `drivers`.
-    pub fn new(drivers: DriverTable) -> Self {
-        Self::with_policy(drivers, BackingPolicy::default())
-    }
-
-    /// An empty graph whose images may name what `policy` allows as their backing files.
-    pub fn with_policy(drivers: DriverTable, policy: BackingPolicy) -> Self {
-        Self::with_warner(drivers, policy, warn_in_log)
+    /// An empty graph that knows `drivers`. `gate` says what its images may pull in.
+    pub fn new(drivers: DriverTable, gate: Gate) -> Self {
+        Self::with_parts(drivers, gate, warn_in_log, Secrets::default())
     }
 
     /// The same, with warnings told by `warner` (tools print them); the default is the log.
-    pub fn with_warner(drivers: DriverTable, policy: BackingPolicy, warner: fn(&str)) -> Self {
-        Self::with_parts(drivers, policy, warner, Secrets::default())
+    pub fn with_warner(drivers: DriverTable, gate: Gate, warner: fn(&str)) -> Self {
+        Self::with_parts(drivers, gate, warner, Secrets::default())
     }
 
     /// An empty graph whose images may use the secrets of `secrets`, also those that are added to it later.
-    pub fn with_secrets(drivers: DriverTable, secrets: Secrets) -> Self {
-        Self::with_parts(drivers, BackingPolicy::default(), warn_in_log, secrets)
+    pub fn with_secrets(drivers: DriverTable, gate: Gate, secrets: Secrets) -> Self {
+        Self::with_parts(drivers, gate, warn_in_log, secrets)
     }
 
-    fn with_parts(
-        drivers: DriverTable,
-        policy: BackingPolicy,
-        warner: fn(&str),
-        secrets: Secrets,
-    ) -> Self {
-        Self(Arc::new(Inner {
+    fn with_parts(drivers: DriverTable, gate: Gate, warner: fn(&str), secrets: Secrets) -> Self {
+        let inner = Inner {
             drivers,
             epochs: Arc::default(),
             registry: Mutex::default(),
             next_name: AtomicU64::new(0),
-            policy,
             warner,
             secrets,
             copies_on_read: AtomicBool::new(false),
             reopening: Turns::default(),
-        }))
+        };
+        Self { inner: Arc::new(inner), gate }
+    }
+
+    /// The same graph, for images that may pull in something else.
+    #[must_use]
+    pub fn with_gate(&self, gate: Gate) -> Self {
+        Self { inner: Arc::clone(&self.inner), gate }
+    }
+
+    /// What images that are opened through this handle may pull in.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// The drivers it knows.
     pub fn drivers(&self) -> DriverTable {
-        self.0.drivers
+        self.inner.drivers
     }
 
     /// The driver of a name.
@@ -114,40 +124,35 @@ impl Graph {
     /// # Errors
     /// When there is none.
     pub fn driver(&self, name: &str) -> Result<&'static dyn DriverFactory> {
-        self.0
+        self.inner
             .drivers
             .iter()
             .find(|driver| driver.name() == name)
             .copied()
-            .ok_or_else(|| Error::invalid(format!("Unknown driver '{name}'")))
-    }
-
-    /// What an image may name as its backing file.
-    pub fn policy(&self) -> &BackingPolicy {
-        &self.0.policy
+            .ok_or_else(|| filename::no_driver(name))
     }
 
     /// The secrets that images may name.
     pub fn secrets(&self) -> &Secrets {
-        &self.0.secrets
+        &self.inner.secrets
     }
 
     /// The epoch domain.
     pub fn epochs(&self) -> &Arc<Epochs> {
-        &self.0.epochs
+        &self.inner.epochs
     }
 
     pub(super) fn reopening(&self) -> &Turns {
-        &self.0.reopening
+        &self.inner.reopening
     }
 
     /// Tells the user of something that is dangerous but not wrong.
     pub fn warn(&self, text: &str) {
-        (self.0.warner)(text);
+        (self.inner.warner)(text);
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {
-        self.0.registry.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The node of a name.
@@ -166,8 +171,13 @@ impl Graph {
     }
 
     /// Keeps `node` alive although nobody uses it, until [`Self::disown`].
-    pub fn own(&self, node: Arc<Node>) {
+    ///
+    /// # Errors
+    /// When the node is being closed.
+    pub fn own(&self, node: Arc<Node>) -> Result<()> {
+        node.users().own().map_err(|error| error.on_node(node.name()))?;
         self.registry().owned.push(node);
+        Ok(())
     }
 
     /// Undoes [`Self::own`] and closes the node if nobody uses it.
@@ -175,12 +185,16 @@ impl Graph {
     /// # Errors
     /// As [`Self::release`].
     pub async fn disown(&self, node: Arc<Node>) -> Result<()> {
+        node.users().disown();
         self.registry().owned.retain(|other| !Arc::ptr_eq(other, &node));
         self.release(node).await
     }
 
+    /// Makes `backend` known; drains under way that concern it hold it back from its first request on.
     pub(crate) fn register_backend(&self, backend: &Backend) {
-        self.registry().backends.push(backend.clone());
+        let mut registry = self.registry();
+        registry.backends.push(backend.clone());
+        registry.extend_drains();
     }
 
     pub(crate) fn unregister_backend(&self, backend: &Backend) {
@@ -189,7 +203,7 @@ impl Graph {
 
     /// A name that no node has.
     fn generate_name(&self) -> String {
-        format!("#block{:03}", self.0.next_name.fetch_add(1, Relaxed))
+        format!("#block{:03}", self.inner.next_name.fetch_add(1, Relaxed))
     }
 
     /// Adds a node around a driver made by hand (tests, embedders with storage of their own).
@@ -233,12 +247,12 @@ impl Graph {
 
     /// Whether there has been a node whose reads may write.
     pub(crate) fn copies_on_read(&self) -> bool {
-        self.0.copies_on_read.load(Acquire)
+        self.inner.copies_on_read.load(Acquire)
     }
 
     fn insert(&self, parts: NodeParts) -> Arc<Node> {
         if parts.settings.flags.copy_on_read {
-            self.0.copies_on_read.store(true, Release);
+            self.inner.copies_on_read.store(true, Release);
         }
         let node = Node::new(parts);
         let mut registry = self.registry();
@@ -247,31 +261,39 @@ impl Graph {
         node
     }
 
+    /// The same after a failure, which is what is reported.
+    pub(crate) async fn release_after_failure(&self, node: Arc<Node>) {
+        let name = node.name().to_owned();
+        if let Err(error) = self.release(node).await {
+            tracing::warn!(node = name, %error, "closing what is not needed after a failure");
+        }
+    }
+
     /// Closes `node` and then its children, as far as nobody uses them.
     ///
     /// # Errors
     /// The first failure; everything is closed all the same.
     pub fn release(&self, node: Arc<Node>) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            let owned = self.registry().owned.iter().any(|other| Arc::ptr_eq(other, &node));
-            if owned
-                || node.has_parents()
-                || node.closed.swap(true, std::sync::atomic::Ordering::AcqRel)
-            {
-                return Ok(());
-            }
-            let mut outcome = match node.driver().close() {
-                Some(request) => request.await.map_err(|error| error.on_node(node.name())),
-                None => Ok(()),
-            };
-            self.registry().nodes.remove(node.name());
-            let children: Vec<_> = node.children().iter().collect();
-            for (child, edge) in children {
-                node.children().set(child, None);
-                edge.detach();
-                let below = Arc::clone(edge.node());
-                drop(edge);
-                outcome = outcome.and(self.release(below).await);
+            let mut outcome = Ok(());
+            // No recursion: a chain of backing files may be long.
+            let mut released = vec![node];
+            while let Some(node) = released.pop() {
+                if !node.users().close() {
+                    continue;
+                }
+                let closed = match node.driver().close() {
+                    Some(request) => request.await.map_err(|error| error.on_node(node.name())),
+                    None => Ok(()),
+                };
+                outcome = outcome.and(closed);
+                self.registry().nodes.remove(node.name());
+                let children: Vec<_> = node.children().iter().collect();
+                for (child, edge) in children.into_iter().rev() {
+                    node.children().set(child, None);
+                    edge.detach();
+                    released.push(Arc::clone(edge.node()));
+                }
             }
             outcome
         })

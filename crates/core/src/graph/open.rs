@@ -2,17 +2,20 @@
 //!
 //! Generic options → driver (named, or probed where allowed) → `file` child first → the driver's own open →
 //! refusal of options nobody took → backing file → node. Whatever fails, what was opened before is closed again.
+//!
+//! Images of a backing chain are opened from the top down and become nodes from the bottom up ([`super::chain`]), so
+//! that a long chain is a list, not a chain of calls.
 
 use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::chain::{Below, Layer};
 use super::generic::{Generic, take_generic};
 use super::{Graph, filename};
-use crate::bitmap::DirtyBitmap;
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverKind};
 use crate::epoch::Epochs;
-use crate::node::{NodeParts, Settings};
+use crate::gate::Purpose;
 use crate::perm::{Permissions, Role};
 use crate::{Backend, ChildIdx, Children, Edge, Error, ErrorKind, Node, Options, Perm, Result};
 
@@ -20,8 +23,6 @@ const EACCES: i32 = 13;
 /// A child is named by a node's name and described by options as well.
 const PLAIN_AND_NESTED: &str =
     "Cannot reference an existing block device with additional options or a new filename";
-/// Longest backing chain: more is a loop, or meant to exhaust us.
-const MAX_DEPTH: u32 = 200;
 
 /// How a node is opened, as far as drivers need to know it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,6 +52,8 @@ pub struct OpenFlags {
     pub copy_on_read: bool,
     /// Backing files and children made by name open without asking the host for data (`info`).
     pub no_io: bool,
+    /// The path of a file leads over no symbolic link. Set where a [`Gate`](crate::Gate) has checked the path.
+    pub no_symlinks: bool,
 }
 
 /// The backing file that an image names.
@@ -83,6 +86,11 @@ pub struct OpenContext {
 }
 
 impl OpenContext {
+    /// The file name of the image, from which the names in it are taken.
+    pub(super) fn image_filename(&self) -> Option<String> {
+        self.filename.clone().or_else(|| self.file().ok()?.node().filename())
+    }
+
     /// The primary child.
     ///
     /// # Errors
@@ -108,13 +116,19 @@ impl OpenContext {
 }
 
 /// What is being opened.
-struct Target {
-    filename: Option<String>,
+#[derive(Default)]
+pub(super) struct Target {
+    pub(super) filename: Option<String>,
     options: Options,
     flags: OpenFlags,
     /// A protocol layer: a file name is not probed for a format.
     protocol: bool,
-    depth: u32,
+    /// The image above names it as its backing file.
+    pub(super) named_above: bool,
+    /// Images above it.
+    pub(super) depth: u32,
+    /// Nodes of which it is a part by way of their `file` child.
+    pub(super) nesting: u32,
 }
 
 impl Graph {
@@ -123,7 +137,7 @@ impl Graph {
     /// # Errors
     /// As the driver reports; nothing stays open.
     pub async fn open(&self, options: Options, flags: OpenFlags) -> Result<Arc<Node>> {
-        self.open_target(Target { filename: None, options, flags, protocol: false, depth: 0 }).await
+        self.open_target(Target { options, flags, ..Target::default() }).await
     }
 
     /// Opens an image by file name (a path, a URL, `json:{…}`); without a `driver` option its format is probed.
@@ -137,7 +151,7 @@ impl Graph {
         flags: OpenFlags,
     ) -> Result<Arc<Node>> {
         let target =
-            Target { filename: Some(name.to_owned()), options, flags, protocol: false, depth: 0 };
+            Target { filename: Some(name.to_owned()), options, flags, ..Target::default() };
         self.open_target(target).await
     }
 
@@ -151,8 +165,8 @@ impl Graph {
         options: Options,
         flags: OpenFlags,
     ) -> Result<Arc<Node>> {
-        let target =
-            Target { filename: Some(name.to_owned()), options, flags, protocol: true, depth: 0 };
+        let filename = Some(name.to_owned());
+        let target = Target { filename, options, flags, protocol: true, ..Target::default() };
         self.open_target(target).await
     }
 
@@ -178,7 +192,7 @@ impl Graph {
         match Backend::new(self, "", Arc::clone(&node), Permissions::sharing_all(taken)) {
             Ok(backend) => Ok(backend),
             Err(error) => {
-                let _ = self.release(node).await;
+                self.release_after_failure(node).await;
                 Err(error)
             }
         }
@@ -192,9 +206,9 @@ impl Graph {
         flags: OpenFlags,
     ) -> Result<Arc<Node>> {
         let filename = name.map(str::to_owned);
-        let target = Target { filename, options, flags, protocol: true, depth: 0 };
+        let target = Target { filename, options, flags, protocol: true, ..Target::default() };
         // The name that is put before the error is that of the image.
-        let node = Box::pin(self.open_node(target)).await?;
+        let node = Box::pin(self.open_chain(target)).await?;
         node.follow_parent();
         Ok(node)
     }
@@ -202,7 +216,7 @@ impl Graph {
     fn open_target(&self, target: Target) -> BoxFuture<'_, Result<Arc<Node>>> {
         Box::pin(async move {
             let shown = target.filename.clone();
-            let outcome = self.open_node(target).await;
+            let outcome = self.open_chain(target).await;
             // The name goes into the error, not its text: tools put it before the text themselves.
             outcome.map_err(|error| match shown {
                 Some(name) => error.on_path(&name),
@@ -211,10 +225,8 @@ impl Graph {
         })
     }
 
-    async fn open_node(&self, mut target: Target) -> Result<Arc<Node>> {
-        if target.depth > MAX_DEPTH {
-            return Err(Error::invalid("The backing chain is too long, or a loop"));
-        }
+    /// Opens an image, and what stores it, but nothing below it.
+    pub(super) async fn open_layer(&self, mut target: Target) -> Result<(Layer, Below)> {
         if let Some(json) = target.filename.as_deref().and_then(|name| name.strip_prefix("json:")) {
             let mut options = Options::from_json(json).map_err(|error| {
                 let is_json = error.to_string().starts_with("Invalid JSON object");
@@ -246,7 +258,7 @@ impl Graph {
         }
     }
 
-    async fn open_with(&self, mut target: Target, mut generic: Generic) -> Result<Arc<Node>> {
+    async fn open_with(&self, mut target: Target, mut generic: Generic) -> Result<(Layer, Below)> {
         let named = match &generic.driver {
             Some(name) => Some(self.driver(name)?),
             None => None,
@@ -279,7 +291,7 @@ impl Graph {
         match driver {
             Ok(driver) => self.open_driver(driver, target, generic, Some(file)).await,
             Err(error) => {
-                let _ = self.release(file).await;
+                self.release_after_failure(file).await;
                 Err(error)
             }
         }
@@ -317,10 +329,12 @@ impl Graph {
             options,
             flags,
             protocol: true,
-            depth: target.depth.saturating_add(1),
+            named_above: false,
+            depth: target.depth,
+            nesting: target.nesting.saturating_add(1),
         };
         // The name is put before the error once, by whoever opens the image.
-        let node = Box::pin(self.open_node(child)).await?;
+        let node = Box::pin(self.open_chain(child)).await?;
         node.follow_parent();
         Ok(node)
     }
@@ -331,21 +345,28 @@ impl Graph {
         target: Target,
         generic: Generic,
         file: Option<Arc<Node>>,
-    ) -> Result<Arc<Node>> {
+    ) -> Result<(Layer, Below)> {
         let children = Arc::new(Children::default());
-        let outcome = self.open_parts(driver, target, generic, file.as_ref(), &children).await;
-        if outcome.is_err() {
-            for child in ChildIdx::all() {
-                if let Some(edge) = children.set(child, None) {
-                    edge.detach();
-                    let _ = self.release(Arc::clone(edge.node())).await;
-                }
-            }
-            if let Some(file) = file {
-                let _ = self.release(file).await;
+        match self.open_parts(driver, target, generic, file.clone(), &children).await {
+            Ok(opened) => Ok(opened),
+            Err(error) => {
+                self.release_children(&children, file).await;
+                Err(error)
             }
         }
-        outcome
+    }
+
+    /// Closes what an image that could not be opened has opened below itself.
+    pub(super) async fn release_children(&self, children: &Children, file: Option<Arc<Node>>) {
+        for child in ChildIdx::all() {
+            if let Some(edge) = children.set(child, None) {
+                edge.detach();
+                self.release_after_failure(Arc::clone(edge.node())).await;
+            }
+        }
+        if let Some(file) = file {
+            self.release_after_failure(file).await;
+        }
     }
 
     async fn open_parts(
@@ -353,20 +374,21 @@ impl Graph {
         driver: &'static dyn DriverFactory,
         target: Target,
         generic: Generic,
-        file: Option<&Arc<Node>>,
+        file: Option<Arc<Node>>,
         children: &Arc<Children>,
-    ) -> Result<Arc<Node>> {
+    ) -> Result<(Layer, Below)> {
         if generic.flags.force_share && !generic.flags.read_only {
             return Err(Error::invalid("force-share=on can only be used with read-only images"));
         }
         let name = self.claim_name(generic.node_name.as_deref())?;
+        let Target { filename, options, named_above, depth, nesting, .. } = target;
         let mut context = OpenContext {
             graph: self.clone(),
             node_name: name,
-            options: target.options,
+            options,
             flags: generic.flags,
             children: Arc::clone(children),
-            filename: target.filename,
+            filename: filename.clone(),
             backing: None,
             epochs: Arc::clone(self.epochs()),
         };
@@ -375,7 +397,7 @@ impl Graph {
             backing_option = context.options.take("backing");
         }
         let opened_with = context.options.clone();
-        if let Some(file) = file {
+        if let Some(file) = &file {
             context.flags.read_only |= file.is_read_only() && context.flags.auto_read_only;
             if file.is_read_only() && !context.flags.read_only {
                 return Err(Error::new(ErrorKind::Denied, "Block node is read-only").errno(EACCES));
@@ -383,89 +405,38 @@ impl Graph {
             attach_file(driver, file, &context)?;
         }
         let opened = driver.open(&mut context).await?;
-        let finished = self.finish_open(driver, &mut context, backing_option, target.depth).await;
-        // The last thing that can fail: it may write to the image.
-        let loaded = match finished {
-            Ok(()) => load_bitmaps(&*opened, &context.flags).await,
-            Err(error) => Err(error),
-        };
-        let bitmaps = match loaded {
-            Ok(bitmaps) => bitmaps,
+        let below = check_options(driver, &context)
+            .and_then(|()| self.below(driver, &context, backing_option, depth, nesting));
+        let below = match below {
+            Ok(below) => below,
             Err(error) => {
-                if let Some(request) = opened.close() {
-                    let _ = request.await;
-                }
+                close_unused(&*opened).await;
                 return Err(error);
             }
         };
-        let probed_raw = context.flags.probed && driver.name() == "raw";
-        let node = self.insert(NodeParts {
-            name: context.node_name,
-            factory: driver,
-            driver: opened,
-            children: Arc::clone(children),
-            epochs: context.epochs,
-            settings: Settings {
-                flags: context.flags,
-                detect_zeroes: generic.detect_zeroes,
-                options: opened_with,
-                given: generic.given,
-            },
-            filename: context.filename,
-        });
-        node.adopt_bitmaps(bitmaps)?;
-        if probed_raw {
-            self.guard_probed_raw(&node);
-        }
-        Ok(node)
-    }
-
-    /// Refuses leftover options and opens the backing file.
-    async fn finish_open(
-        &self,
-        driver: &'static dyn DriverFactory,
-        context: &mut OpenContext,
-        backing_option: Option<Value>,
-        depth: u32,
-    ) -> Result<()> {
-        if let Some(key) = context.options.first_key() {
-            let (what, does_not) = match driver.kind() {
-                DriverKind::Protocol => ("protocol", "doesn't"),
-                DriverKind::Format | DriverKind::Filter => ("format", "does not"),
-            };
-            return Err(Error::invalid(format!(
-                "Block {what} '{}' {does_not} support the option '{key}'",
-                driver.name()
-            )));
-        }
-        if context.flags.copy_on_read && context.flags.read_only {
-            return Err(Error::invalid("Can't use copy-on-read on read-only device"));
-        }
-        let Some(backing) = self.open_backing(driver, context, backing_option, depth).await? else {
-            return Ok(());
+        let layer = Layer {
+            driver,
+            opened,
+            context,
+            detect_zeroes: generic.detect_zeroes,
+            given: generic.given,
+            opened_with,
+            file,
+            filename,
+            named_above,
         };
-        let parents = Permissions::sharing_all(Perm::CONSISTENT_READ);
-        let permissions = Permissions::for_child(driver.kind(), Role::Backing, parents, false);
-        let user = format!("node '{}'", context.node_name);
-        match Edge::attach(Arc::clone(&backing), user, ChildIdx::BACKING.name(), permissions) {
-            Ok(edge) => {
-                context.children.set(ChildIdx::BACKING, Some(edge));
-                Ok(())
-            }
-            Err(error) => {
-                let _ = self.release(backing).await;
-                Err(error)
-            }
-        }
+        Ok((layer, below))
     }
 
-    async fn open_backing(
+    /// What an image has below it: as the option says, or as the image does.
+    fn below(
         &self,
         driver: &'static dyn DriverFactory,
         context: &OpenContext,
         option: Option<Value>,
         depth: u32,
-    ) -> Result<Option<Arc<Node>>> {
+        nesting: u32,
+    ) -> Result<Below> {
         let mut flags = context.flags.clone();
         flags.read_only = true;
         flags.auto_read_only = false;
@@ -473,11 +444,11 @@ impl Graph {
         flags.unmap = false;
         flags.copy_on_read = false;
         let mut options = match option {
-            Some(Value::Null) => return Ok(None),
-            Some(Value::String(name)) if name.is_empty() => return Ok(None),
+            Some(Value::Null) => return Ok(Below::Nothing),
+            Some(Value::String(name)) if name.is_empty() => return Ok(Below::Nothing),
             Some(Value::String(name)) => {
                 let found = self.node(&name);
-                return found.map(Some).ok_or_else(|| {
+                return found.map(Below::Node).ok_or_else(|| {
                     Error::invalid(format!("Cannot find device='{name}' nor node-name='{name}'"))
                 });
             }
@@ -500,53 +471,66 @@ impl Graph {
                 }
             }
             Some(_) => return Err(Error::invalid("Invalid parameter type for 'backing'")),
-            None if context.flags.no_backing => return Ok(None),
+            None if context.flags.no_backing => return Ok(Below::Nothing),
             None => Options::new(),
         };
         let mut filename = None;
         if !options.contains("file") && !options.contains("filename") {
             let Some(named) = &context.backing else {
-                return if options.is_empty() {
-                    Ok(None)
+                return Ok(if options.is_empty() {
+                    Below::Nothing
                 } else {
-                    let target = Target {
-                        filename: None,
-                        options,
-                        flags,
-                        protocol: false,
-                        depth: depth.saturating_add(1),
-                    };
-                    let node = self.open_target(target).await?;
-                    node.follow_parent();
-                    Ok(Some(node))
-                };
+                    let depth = depth.saturating_add(1);
+                    Below::Target(Target { options, flags, depth, nesting, ..Target::default() })
+                });
             };
-            self.policy()
-                .check(&named.filename)
-                .map_err(|e| e.prefix("Could not open backing file"))?;
-            let base = context.filename.clone().or_else(|| context.file().ok()?.node().filename());
-            filename = Some(match base {
+            let path = match context.image_filename() {
                 Some(base) => filename::relative_to(&base, &named.filename),
                 None => named.filename.clone(),
-            });
+            };
+            let failed = |error: Error| error.prefix("Could not open backing file");
+            let admitted = self.gate().admit(Purpose::Backing, &path).map_err(failed)?;
+            flags.no_symlinks = admitted.no_symlinks;
+            filename = Some(admitted.name);
             if let Some(format) = &named.format {
                 options.insert_default("driver", format.clone());
             }
         }
-        let target =
-            Target { filename, options, flags, protocol: false, depth: depth.saturating_add(1) };
-        let opened = self.open_target(target).await;
-        let node = opened.map_err(|error| error.prefix("Could not open backing file"))?;
-        node.follow_parent();
-        Ok(Some(node))
+        Ok(Below::Target(Target {
+            filename,
+            options,
+            flags,
+            protocol: false,
+            named_above: true,
+            depth: depth.saturating_add(1),
+            nesting,
+        }))
     }
 }
 
-/// The bitmaps that the image holds; a check looks at them on disk.
-async fn load_bitmaps(driver: &dyn Driver, flags: &OpenFlags) -> Result<Vec<Arc<DirtyBitmap>>> {
-    match driver.persistent_bitmaps() {
-        Some(persistent) if !flags.check => persistent.load().await,
-        _ => Ok(Vec::new()),
+/// Refuses leftover options.
+fn check_options(driver: &dyn DriverFactory, context: &OpenContext) -> Result<()> {
+    if let Some(key) = context.options.first_key() {
+        let (what, does_not) = match driver.kind() {
+            DriverKind::Protocol => ("protocol", "doesn't"),
+            DriverKind::Format | DriverKind::Filter => ("format", "does not"),
+        };
+        return Err(Error::invalid(format!(
+            "Block {what} '{}' {does_not} support the option '{key}'",
+            driver.name()
+        )));
+    }
+    if context.flags.copy_on_read && context.flags.read_only {
+        return Err(Error::invalid("Can't use copy-on-read on read-only device"));
+    }
+    Ok(())
+}
+
+pub(super) async fn close_unused(opened: &dyn Driver) {
+    if let Some(request) = opened.close()
+        && let Err(error) = request.await
+    {
+        tracing::warn!(%error, "closing an image that could not be opened");
     }
 }
 

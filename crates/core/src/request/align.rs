@@ -5,8 +5,12 @@
 //!
 //! - it holds the node's `serialise` range lock on them, and is counted in the node's gates, so that writes
 //!   that start later go through [`write_counted`] and wait for the lock;
-//! - writes that started before are counted in `aligned_writes`, and it waits for them to end.
+//! - writes that started before are counted in `aligned_writes`, and it waits for them to end. So a counted write never waits
+//!   for the lock: it gives its place in the count back first;
+//! - the node has grown by the time that the lock, or a counted write's place, is given back. What a later writer reads
+//!   then is what was written, not zeroes beyond an old end.
 //!
+//! On the fast path only a leaf counts its writes, so that a write goes slow at a node with an alignment that is none.
 //! Copy-on-read keeps out other changes in the same way. Nodes with an alignment of one byte and without
 //! copy-on-read never come here and pay nothing for it.
 
@@ -66,6 +70,7 @@ pub(super) async fn read_modify_write(node: &Arc<Node>, offset: u64, data: IoBuf
     let end = start.saturating_add(as_u64(len));
     let _lock = node.serialise.lock(start..end).await;
     let _gate = Serialising::begin(node);
+    oxblk_ring::perturb::point();
     node.aligned_writes.grace().await;
 
     let mut bounce = IoBufMut::zeroed(len);
@@ -126,6 +131,7 @@ pub(super) async fn in_turn<T>(
         return change.await;
     }
     let guard = node.aligned_writes.enter();
+    oxblk_ring::perturb::point();
     if node.is_serialising() {
         drop(guard);
         let _lock = node.serialise.lock(offset..offset.saturating_add(len)).await;

@@ -57,6 +57,7 @@ async fn read_and_keep(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Resu
     let end = offset.saturating_add(as_u64(buf.len())).next_multiple_of(block).min(node.size());
     let lock = node.serialise.lock(start..end).await;
     let alone = align::Serialising::begin(node);
+    oxblk_ring::perturb::point();
     node.aligned_writes.grace().await;
     let mut at = start;
     while at < end {
@@ -64,14 +65,21 @@ async fn read_and_keep(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Resu
         let next = at.saturating_add(found.len.max(1)).min(end);
         let from = at.max(offset) - offset;
         let to = next.min(offset.saturating_add(as_u64(buf.len()))).saturating_sub(offset);
-        if !found.is_allocated() {
-            let piece = IoBufMut::new(min_len(next - at, usize::MAX));
-            let piece = slow::read_pieces(node, at, piece).await?.freeze();
-            if !found.is_zero() {
-                keep(node, at, piece.clone()).await?;
+        // Blocks that cannot be read as a whole are not kept: the read fails only if what it asks for cannot be read.
+        let block = match found.is_allocated() {
+            true => None,
+            false => {
+                let block = IoBufMut::new(min_len(next - at, usize::MAX));
+                slow::read_pieces(node, at, block).await.ok()
             }
-            let skip = min_len(offset.saturating_add(from).saturating_sub(at), piece.len());
-            copy(&mut buf, from, to, piece.get(skip..).unwrap_or_default());
+        };
+        if let Some(block) = block {
+            let block = block.freeze();
+            if !found.is_zero() {
+                keep(node, at, block.clone()).await?;
+            }
+            let skip = min_len(offset.saturating_add(from).saturating_sub(at), block.len());
+            copy(&mut buf, from, to, block.get(skip..).unwrap_or_default());
         } else if from < to {
             let piece = IoBufMut::new(min_len(to - from, usize::MAX));
             let piece = slow::read_pieces(node, offset.saturating_add(from), piece).await?;

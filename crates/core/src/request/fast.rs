@@ -116,6 +116,10 @@ fn walk<T>(
                 if first < len {
                     return then(End::Split { first });
                 }
+                // A write that passes here is not counted; see [`super::align`].
+                if op == MapOp::Write && node.request_alignment() > 1 {
+                    return then(End::Slow { node, offset: at });
+                }
                 let edge = node.children().peek(child);
                 if edge.is_none() {
                     return then(End::Slow { node, offset: at });
@@ -125,7 +129,7 @@ fn walk<T>(
             }
         };
         if op == MapOp::Write {
-            node.mark_unflushed();
+            node.unflushed.expect();
         }
         hop = Some(next);
     }
@@ -178,7 +182,7 @@ pub(super) fn start_write(root: &Arc<Node>, offset: u64, data: IoBuf) -> WriteSt
                 if leaf.request_alignment() > 1 {
                     return WriteStart::Tracked { leaf: Arc::clone(leaf), offset, data };
                 }
-                leaf.mark_unflushed();
+                leaf.unflushed.expect();
                 WriteStart::InFlight { op: file.write_at(data.clone(), offset, false), len, data }
             }
             _ => WriteStart::Slow { node: Arc::clone(leaf), offset, data },

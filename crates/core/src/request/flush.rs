@@ -1,7 +1,6 @@
 //! Flush: making completed writes durable, once.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::AcqRel;
 
 use crate::driver::BoxFuture;
 use crate::{ChildIdx, Node, Result};
@@ -12,7 +11,7 @@ use crate::{ChildIdx, Node, Result};
 /// last one has ended by then.
 pub(crate) async fn flush(node: &Arc<Node>) -> Result<()> {
     let _turn = node.flushing.lock().await;
-    if !node.unflushed.swap(false, AcqRel) {
+    if !node.unflushed.take() {
         return Ok(());
     }
     for (child, edge) in node.children().iter() {
@@ -20,18 +19,18 @@ pub(crate) async fn flush(node: &Arc<Node>) -> Result<()> {
             edge.node().mark_unflushed();
         }
     }
-    let unflushed = Unflushed(node);
+    let remark = Remark(node);
     let outcome = flush_driver(node).await;
     if outcome.is_ok() {
-        std::mem::forget(unflushed);
+        std::mem::forget(remark);
     }
     outcome.map_err(|error| error.on_node(node.name()))
 }
 
 /// What a flush that failed or was given up did not make durable is still to be flushed.
-struct Unflushed<'a>(&'a Node);
+struct Remark<'a>(&'a Node);
 
-impl Drop for Unflushed<'_> {
+impl Drop for Remark<'_> {
     fn drop(&mut self) {
         self.0.mark_unflushed();
     }

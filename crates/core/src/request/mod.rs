@@ -6,7 +6,7 @@
 //! read-modify-write), the request goes through [`slow`] at the node that needs it. Requests over several
 //! extents are split and run side by side.
 //!
-//! Durability: `unflushed` is set on a node after a write through it has completed, and on every node that
+//! Durability: `unflushed` is set on a node after a write through it has completed, and, as a hint, on every node that
 //! a fast write passes when it starts. [`flush`] of a node hands the mark down to its children before it
 //! flushes, so that a flush covers every write completed through the same node, and a flush with nothing to
 //! make durable costs no system call.
@@ -21,7 +21,6 @@ mod together;
 mod zero;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Release;
 
 use futures_util::future::try_join_all;
 use oxblk_ring::{IoBuf, IoBufMut, WriteAt};
@@ -39,6 +38,19 @@ use fast::{ReadStart, WriteStart};
 
 /// Reads `buf.len()` bytes at `offset`; past the end it reads zeroes.
 pub(crate) async fn read_padded(node: &Arc<Node>, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
+    read_within(node, offset, buf, 0).await
+}
+
+/// Most times that a piece of a request is split again while all pieces are in flight at once; see [`read_on`].
+const MAX_SPLITS: u32 = 8;
+
+/// The same for a piece of a request that has been split `splits` times.
+async fn read_within(
+    node: &Arc<Node>,
+    offset: u64,
+    buf: IoBufMut,
+    splits: u32,
+) -> Result<IoBufMut> {
     match fast::start_read(node, offset, buf) {
         ReadStart::Done(buf) => Ok(buf),
         ReadStart::InFlight(op) => {
@@ -48,9 +60,61 @@ pub(crate) async fn read_padded(node: &Arc<Node>, offset: u64, buf: IoBufMut) ->
                 outcome => Box::pin(slow::finish_read(node, offset, buf, outcome)).await,
             }
         }
-        ReadStart::Slow { node, offset, buf } => Box::pin(slow::read(node, offset, buf)).await,
-        ReadStart::Split { first, buf } => Box::pin(read_split(node, offset, buf, first)).await,
+        ReadStart::Slow { node, offset, buf } => Box::pin(read_on(node, offset, buf, splits)).await,
+        ReadStart::Split { first, buf } => {
+            Box::pin(read_split(node, offset, buf, first, splits)).await
+        }
     }
+}
+
+/// Goes on with a read where the walk had to stop for metadata. Once the driver has it, the walk goes on from there: a
+/// long chain of backing files is not a chain of calls. Pieces that a range falls apart into are read one after the
+/// other once it has been split often enough.
+async fn read_on(node: Arc<Node>, offset: u64, buf: IoBufMut, splits: u32) -> Result<IoBufMut> {
+    let mut whole: Option<IoBufMut> = None;
+    let mut left = vec![(node, offset, buf)];
+    while let Some((node, offset, buf)) = left.pop() {
+        let loaded = match node.driver().load_map(offset, as_u64(buf.len())) {
+            Some(load) if !buf.is_empty() => {
+                load.await.map_err(|error| error.on_node(node.name()).at(offset))?;
+                true
+            }
+            _ => false,
+        };
+        let next = match loaded {
+            true => fast::start_read(&node, offset, buf),
+            false => ReadStart::Slow { node: Arc::clone(&node), offset, buf },
+        };
+        let part = match next {
+            ReadStart::Done(buf) => buf,
+            ReadStart::InFlight(op) => match op.await {
+                (Ok(done), buf) if done == buf.len() => buf,
+                (outcome, buf) => Box::pin(slow::finish_read(&node, offset, buf, outcome)).await?,
+            },
+            // Its data is for the driver alone to read.
+            ReadStart::Slow { node: same, offset, buf } if Arc::ptr_eq(&same, &node) => {
+                Box::pin(slow::read(same, offset, buf)).await?
+            }
+            ReadStart::Slow { node, offset, buf } => {
+                left.push((node, offset, buf));
+                continue;
+            }
+            ReadStart::Split { first, buf } if splits < MAX_SPLITS => {
+                Box::pin(read_split(&node, offset, buf, first, splits)).await?
+            }
+            ReadStart::Split { first, mut buf } => {
+                let rest = buf.split_off(first);
+                left.push((Arc::clone(&node), offset.saturating_add(as_u64(first)), rest));
+                left.push((node, offset, buf));
+                continue;
+            }
+        };
+        match &mut whole {
+            None => whole = Some(part),
+            Some(whole) => whole.unsplit(part).map_err(|_| slow::replaced())?,
+        }
+    }
+    whole.ok_or_else(|| Error::invalid("empty read"))
 }
 
 /// Reads a request that lies in several extents, all of them at once.
@@ -59,15 +123,17 @@ async fn read_split(
     offset: u64,
     mut buf: IoBufMut,
     first: usize,
+    splits: u32,
 ) -> Result<IoBufMut> {
+    let splits = splits.saturating_add(1);
     let mut pieces = Vec::new();
     let head = buf.split_to(first);
-    pieces.push(Box::pin(read_padded(node, offset, head)));
+    pieces.push(Box::pin(read_within(node, offset, head, splits)));
     let mut at = offset.saturating_add(as_u64(first));
     while !buf.is_empty() {
         let len = fast::extent_len(node, crate::MapOp::Read, at, buf.len());
         let piece = buf.split_to(len);
-        pieces.push(Box::pin(read_padded(node, at, piece)));
+        pieces.push(Box::pin(read_within(node, at, piece, splits)));
         at = at.saturating_add(as_u64(len));
     }
     let mut whole: Option<IoBufMut> = None;
@@ -169,9 +235,8 @@ async fn write_compressed(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<
     let len = as_u64(data.len());
     let outcome = align::in_turn(node, offset, len, compress.write_compressed(offset, data)).await;
     node.mark_dirty(offset, len);
-    outcome.map_err(|e| e.on_node(node.name()).at(offset))?;
-    node.unflushed.store(true, Release);
-    Ok(())
+    node.mark_unflushed();
+    outcome.map_err(|e| e.on_node(node.name()).at(offset))
 }
 
 async fn write_plain(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
@@ -189,9 +254,11 @@ async fn write_plain(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
 }
 
 /// A write to a leaf whose requests must be aligned: it is counted, so that a read-modify-write can wait
-/// for it, and steps aside for one under way.
+/// for it, and steps aside for one under way. What is left of one that was cut short is a write of its own: it may have to
+/// wait for a range whose holder waits for this count, and so begins after the count has been given back.
 async fn tracked(leaf: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let guard = leaf.aligned_writes.enter();
+    oxblk_ring::perturb::point();
     let file = leaf.driver().host_file();
     let (Some(file), false) = (file, leaf.gated()) else {
         drop(guard);
@@ -200,7 +267,9 @@ async fn tracked(leaf: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let len = data.len();
     let operation = file.write_at(data.clone(), offset, false);
     drop(file);
-    let outcome = match operation.await {
+    let outcome = operation.await;
+    drop(guard);
+    let outcome = match outcome {
         Ok(done) if done == len => Ok(()),
         outcome => Box::pin(slow::finish_write(leaf, offset, data, outcome)).await,
     };
@@ -261,10 +330,12 @@ pub(crate) async fn copy_range(
     let Some(copy) = from.node.driver().copy_range() else {
         return Err(Error::unsupported("Copy offload is not possible here"));
     };
-    copy.copy_to(from.offset, to.node.driver(), to.offset, len).await?;
+    let copied = copy.copy_to(from.offset, to.node.driver(), to.offset, len);
+    let outcome = align::in_turn(&to.node, to.offset, len, copied).await;
+    // Also after a failure: part of it may have been copied.
     to.node.mark_unflushed();
     target.mark_unflushed();
-    Ok(())
+    outcome.map_err(|error| error.on_node(to.node.name()).at(to.offset))
 }
 
 /// `usize` to `u64`, which never loses anything on the platforms supported.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures_util::future::try_join_all;
 use oxblk_ring::{IoBuf, IoBufMut};
+use rustix::io::Errno;
 
 use super::{align, as_u64, copy_on_read, min_len, run_all, zero};
 use crate::node::{DetectZeroes, Gates};
@@ -21,10 +22,12 @@ pub(super) fn check_write(node: &Node, offset: u64, len: u64) -> Result<()> {
             .on_node(node.name()));
     }
     let end = offset.checked_add(len).filter(|end| i64::try_from(*end).is_ok());
-    match end {
-        Some(end) if end <= node.size() || node.limits().grows => Ok(()),
-        _ => Err(out_of_range(node, offset)),
+    let end = end.ok_or_else(|| out_of_range(node, offset))?;
+    if end > node.size() && !node.limits().grows {
+        // A backend lets no request pass its end: it is a parent that needs more room.
+        return Err(Error::from_errno(Errno::NOSPC.raw_os_error()).on_node(node.name()).at(offset));
     }
+    Ok(())
 }
 
 pub(super) fn out_of_range(node: &Node, offset: u64) -> Error {
@@ -147,9 +150,6 @@ pub(super) async fn write(node: Arc<Node>, offset: u64, data: IoBuf) -> Result<(
         return zero::write_zeroes(&node, offset, len, flags).await;
     }
     let outcome = write_data(&node, offset, data).await;
-    if outcome.is_ok() {
-        node.grow_to(offset.saturating_add(len));
-    }
     // Also after a failure: part of it may have been written.
     node.mark_dirty(offset, len);
     node.mark_unflushed();
@@ -170,11 +170,20 @@ pub(super) async fn write_data(node: &Arc<Node>, offset: u64, data: IoBuf) -> Re
     }
 }
 
-/// An aligned write, cut to what the driver takes at once.
-pub(super) async fn write_pieces(node: &Node, offset: u64, mut data: IoBuf) -> Result<()> {
+/// An aligned write, cut to what the driver takes at once. The node has grown when this returns, hence while the caller
+/// still holds what orders it with other writes of the block: the next writer of the block must not take it for new.
+pub(super) async fn write_pieces(node: &Node, offset: u64, data: IoBuf) -> Result<()> {
     if node.has_gate(Gates::WRITE_GUARD) {
         node.guard_write(offset, &data)?;
     }
+    let end = offset.saturating_add(as_u64(data.len()));
+    write_cut(node, offset, data).await?;
+    oxblk_ring::perturb::point();
+    node.grow_to(end);
+    Ok(())
+}
+
+async fn write_cut(node: &Node, offset: u64, mut data: IoBuf) -> Result<()> {
     let most = max_piece(node);
     let context = |error: Error| error.on_node(node.name()).at(offset);
     if data.len() <= most {

@@ -46,6 +46,9 @@ async fn ask_child(node: &Arc<Node>, status: &mut Status) -> Result<()> {
     if host >= child.size() {
         // Past the end of the file: reads as zeroes.
         status.flags |= StatusFlags::ZERO;
+        if status.flags.contains(StatusFlags::PASSED_ON) {
+            status.flags -= StatusFlags::DATA;
+        }
         return Ok(());
     }
     let below: BoxFuture<'_, Result<Status>> =

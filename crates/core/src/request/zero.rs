@@ -25,10 +25,11 @@ pub(crate) async fn write_zeroes(
         return Ok(());
     }
     slow::check_write(node, offset, len)?;
-    let outcome = write_zeroes_parts(node, offset, len, flags - ZeroFlags::FUA).await;
-    if outcome.is_ok() {
-        node.grow_to(offset.saturating_add(len));
+    let mut parts = flags - ZeroFlags::FUA;
+    if !node.unmaps() {
+        parts -= ZeroFlags::MAY_UNMAP;
     }
+    let outcome = write_zeroes_parts(node, offset, len, parts).await;
     node.mark_dirty(offset, len);
     node.mark_unflushed();
     outcome?;
@@ -73,7 +74,12 @@ async fn zero_one(node: &Arc<Node>, offset: u64, len: u64, flags: ZeroFlags) -> 
     if align::is_aligned(node, offset, len)
         && let Some(request) = node.driver().write_zeroes(offset, len, flags)
     {
-        match align::in_turn(node, offset, len, request).await {
+        let grow = async {
+            request.await?;
+            node.grow_to(offset.saturating_add(len));
+            Ok::<(), Error>(())
+        };
+        match align::in_turn(node, offset, len, grow).await {
             Err(error) if error.kind() == ErrorKind::Unsupported => {}
             outcome => return outcome.map_err(|error| error.on_node(node.name()).at(offset)),
         }
@@ -105,7 +111,7 @@ pub(crate) async fn discard(node: &Arc<Node>, offset: u64, len: u64) -> Result<(
     if offset.saturating_add(len) > node.size() {
         return Err(slow::out_of_range(node, offset));
     }
-    if !node.flags().unmap {
+    if !node.unmaps() {
         return Ok(());
     }
     let limits = node.limits();

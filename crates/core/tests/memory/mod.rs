@@ -134,14 +134,15 @@ impl Driver for MemoryDriver {
         &self,
         offset: u64,
         len: u64,
-        _flags: ZeroFlags,
+        flags: ZeroFlags,
     ) -> Option<BoxFuture<'_, Result<()>>> {
         if !self.0.zeroes {
             return None;
         }
         Some(Box::pin(async move {
             let len = usize::try_from(len).unwrap();
-            self.0.say("zero", offset, len);
+            let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
+            self.0.say(if unmap { "unmap" } else { "zero" }, offset, len);
             let at = usize::try_from(offset).unwrap();
             self.0.bytes.lock().unwrap()[at..at + len].fill(0);
             Ok(())
@@ -163,6 +164,13 @@ impl Driver for MemoryDriver {
         _want: Want,
     ) -> Option<BoxFuture<'_, Result<Status>>> {
         Some(Box::pin(async move { Ok(Status::data(len)) }))
+    }
+
+    fn close(&self) -> Option<BoxFuture<'_, Result<()>>> {
+        Some(Box::pin(async {
+            self.0.pause().await;
+            Ok(())
+        }))
     }
 
     fn size(&self) -> u64 {
@@ -281,20 +289,18 @@ impl DriverFactory for CheckeredFactory {
 pub static DRIVERS: &[&dyn DriverFactory] = &[&MemoryFactory, &CheckeredFactory];
 
 pub fn graph() -> Graph {
-    Graph::new(DRIVERS)
+    Graph::new(DRIVERS, oxblk_core::Gate::Anything)
 }
 
 /// A node on `memory`.
 pub fn node(graph: &Graph, name: &str, memory: &Arc<Memory>) -> Arc<Node> {
+    node_with(graph, name, memory, OpenFlags { unmap: true, ..OpenFlags::default() })
+}
+
+/// The same, opened with `flags`.
+pub fn node_with(graph: &Graph, name: &str, memory: &Arc<Memory>, flags: OpenFlags) -> Arc<Node> {
     let driver = Box::new(MemoryDriver(Arc::clone(memory)));
-    graph
-        .add_node(
-            Some(name),
-            &MemoryFactory,
-            driver,
-            OpenFlags { unmap: true, ..OpenFlags::default() },
-        )
-        .unwrap()
+    graph.add_node(Some(name), &MemoryFactory, driver, flags).unwrap()
 }
 
 pub fn options(dotted: &str) -> Options {

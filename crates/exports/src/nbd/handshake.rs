@@ -12,14 +12,15 @@ use std::sync::Arc;
 const ROOM: usize = MAX_OPTION_PAYLOAD + OptionHeader::SIZE;
 
 /// Greets the client and answers its options until transmission begins. Returns the session and the input
-/// with what was received beyond the handshake.
+/// with what was received beyond the handshake. `may_begin` is asked before the client is told that transmission begins.
 ///
 /// # Errors
-/// When the socket fails, the client hangs up, or the client breaks the protocol (`InvalidData`).
+/// When the socket fails, the client hangs up, `may_begin` says no, or the client breaks the protocol (`InvalidData`).
 pub(super) async fn handshake(
     stream: &Stream,
     mut input: Input,
     catalog: Arc<Catalog>,
+    may_begin: impl Fn() -> bool,
 ) -> io::Result<(Session, Input)> {
     send(stream, Negotiation::greeting().to_vec()).await?;
     let mut machine = Negotiation::new(catalog);
@@ -27,6 +28,9 @@ pub(super) async fn handshake(
     loop {
         let (used, progress) = machine.advance(input.bytes(), &mut out);
         input.consume(used);
+        if matches!(progress, Progress::Ready(_)) && !may_begin() {
+            return Err(io::Error::other("another client has taken the place"));
+        }
         if !out.is_empty() {
             send(stream, std::mem::take(&mut out)).await?;
         }

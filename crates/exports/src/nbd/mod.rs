@@ -3,6 +3,8 @@
 //! | file | concern |
 //! |---|---|
 //! | `server` | listening, spreading connections over I/O threads, limits, stopping |
+//! | `admission` | which clients are let in when places are scarce |
+//! | `flag` | a flag that tasks wait for |
 //! | `handshake` | drives [`oxblk_nbd::Negotiation`] over a socket |
 //! | `connection` | the transmission phase of one connection |
 //! | `input` | the receive buffer: requests and payloads out of few, large receives |
@@ -23,13 +25,15 @@
 //! * a reply that is not yet sent counts against the connection's limits, so that a client that
 //!   does not read its replies stops being read itself;
 //! * whatever memory a client can make the server hold is counted before it is taken, and is bounded by
-//!   [`ServerOptions::memory`];
+//!   [`ServerOptions::memory`] and the allowances of [`ServerOptions::max_connections`] connections;
 //! * a request that was received whole runs to its end, also when the client is gone.
 
 mod account;
+mod admission;
 mod budget;
 mod connection;
 mod execute;
+mod flag;
 mod handshake;
 mod input;
 mod outbox;

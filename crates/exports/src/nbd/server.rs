@@ -1,13 +1,16 @@
 //! Listening, spreading connections over I/O threads, and stopping.
 //!
-//! A connection lives on one I/O thread, the one with the fewest connections when it came. Any
+//! A connection lives on one I/O thread, the one with the fewest connections when it came; `admission` says who is let
+//! in. Any
 //! number of listeners may feed one server. [`Server::stop`] ends listening at once, lets every
 //! connection finish the requests that it has received, and closes those that have not come to an
 //! end after [`ServerOptions::grace`].
 
 use super::account::Account;
+use super::admission::{Handshakes, Refusals, keep_alive, possible_connections};
 use super::budget::Budget;
 use super::connection::{End, transmit};
+use super::flag::Flag;
 use super::handshake::handshake;
 use super::input::Input;
 use futures_util::future::{Either, select};
@@ -16,14 +19,13 @@ use oxblk_nbd::info::BlockSizes;
 use oxblk_nbd::proto::TransmissionFlags;
 use oxblk_nbd::{Catalog, ExportInfo, Session};
 use oxblk_ring::{Event, IoThread, Listener, Stream, sleep, timeout};
-use std::future::{Future, poll_fn};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::Poll;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// One export: a backend under a name.
@@ -42,7 +44,8 @@ pub struct Export {
 /// Limits of a server.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
-    /// Most connections at a time; further clients wait in the listening socket's queue.
+    /// Most connections at a time; further clients are refused. By default as many as the limit on open files and
+    /// memory allow.
     pub max_connections: usize,
     /// How long a handshake may take.
     pub handshake_timeout: Duration,
@@ -59,7 +62,7 @@ pub struct ServerOptions {
 impl Default for ServerOptions {
     fn default() -> ServerOptions {
         ServerOptions {
-            max_connections: 100,
+            max_connections: possible_connections(),
             handshake_timeout: Duration::from_secs(10),
             grace: Duration::from_secs(10),
             memory: 128 << 20,
@@ -78,6 +81,8 @@ struct Inner {
     threads: Vec<Worker>,
     budget: Arc<Budget>,
     connections: AtomicUsize,
+    handshakes: Handshakes,
+    refusals: Refusals,
     /// A connection has ended.
     left: Event,
     /// Come to an end.
@@ -112,6 +117,8 @@ impl Server {
             options,
             threads: threads.into_iter().map(worker).collect(),
             connections: AtomicUsize::new(0),
+            handshakes: Handshakes::default(),
+            refusals: Refusals::default(),
             left: Event::new(),
             stop: Flag::default(),
             abort: Flag::default(),
@@ -129,17 +136,30 @@ impl Server {
     /// # Errors
     /// When the listening socket fails for good.
     pub async fn serve(&self, listener: Listener) -> io::Result<()> {
+        let work = pin!(self.accept_all(&listener));
+        match select(work, pin!(self.0.stop.wait())).await {
+            Either::Left((failed, _)) => failed,
+            Either::Right(_) => Ok(()),
+        }
+    }
+
+    async fn accept_all(&self, listener: &Listener) -> io::Result<()> {
+        let mut spare = spare_descriptor();
         loop {
-            let accept = pin!(async {
-                self.0.fewer_than(self.0.options.max_connections).await;
-                listener.accept().await
-            });
-            let accepted = match select(accept, pin!(self.0.stop.wait())).await {
-                Either::Left((accepted, _)) => accepted,
-                Either::Right(_) => return Ok(()),
-            };
-            match accepted {
-                Ok(socket) => self.begin(socket),
+            match listener.accept().await {
+                Ok(socket) => self.admit(socket).await,
+                Err(error) if is_out_of_descriptors(&error) => {
+                    // The client would wait in the queue until a descriptor is free: this one serves to refuse it.
+                    let freed = spare.take().is_some();
+                    if freed && let Ok(socket) = listener.accept().await {
+                        drop(socket);
+                        self.0.refusals.add(format_args!("{error}"));
+                    } else {
+                        tracing::warn!(%error, "cannot accept an NBD connection");
+                        sleep(Duration::from_millis(50)).await;
+                    }
+                    spare = spare_descriptor();
+                }
                 Err(error) if is_passing(&error) => {
                     tracing::warn!(%error, "cannot accept an NBD connection");
                     sleep(Duration::from_millis(50)).await;
@@ -149,14 +169,19 @@ impl Server {
         }
     }
 
-    /// Hands a connected socket to the thread with the fewest connections.
-    fn begin(&self, socket: OwnedFd) {
-        let load = |worker: &&Worker| worker.connections.load(Ordering::SeqCst);
-        let Some(worker) = self.0.threads.iter().min_by_key(load) else { return };
-        let index = self.0.threads.iter().position(|other| std::ptr::eq(other, worker));
-        let place = Place::take(&self.0, index.unwrap_or(0));
-        let remote = worker.thread.spawn(move || connection(place, socket));
-        drop(remote);
+    /// Serves a client, or refuses it.
+    async fn admit(&self, socket: OwnedFd) {
+        let inner = &self.0;
+        let most = inner.options.max_connections;
+        loop {
+            if let Some(place) = Place::take(inner) {
+                return begin(place, socket);
+            }
+            if !inner.handshakes.cancel_oldest() {
+                return inner.refusals.add(format_args!("{most} are open, which is the limit"));
+            }
+            inner.fewer_than(most).await;
+        }
     }
 
     /// Stops: no further connections, and those that exist come to their end. Returns when all have.
@@ -171,11 +196,38 @@ impl Server {
     }
 }
 
+/// Hands a connected socket to its thread.
+fn begin(place: Place, socket: OwnedFd) {
+    let Some(worker) = place.inner.threads.get(place.worker) else { return };
+    let thread = worker.thread.clone();
+    drop(thread.spawn(move || connection(place, socket)));
+}
+
+/// A descriptor to be closed when there are no others.
+fn spare_descriptor() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+/// Whether the process or the system has no descriptor left.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    let errno = rustix::io::Errno::from_io_error(error);
+    matches!(errno, Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE))
+}
+
 /// Errors of `accept` that concern one connection or pass by themselves.
 fn is_passing(error: &io::Error) -> bool {
-    // ENFILE, EMFILE, EPROTO, ECONNABORTED, ENOBUFS, ENOMEM, EPERM (a firewall), EINTR, EAGAIN
-    let errnos = [23, 24, 71, 103, 105, 12, 1, 4, 11];
-    error.raw_os_error().is_some_and(|errno| errnos.contains(&errno))
+    use rustix::io::Errno;
+    // A firewall refuses with EPERM.
+    let passing = [
+        Errno::PROTO,
+        Errno::CONNABORTED,
+        Errno::NOBUFS,
+        Errno::NOMEM,
+        Errno::PERM,
+        Errno::INTR,
+        Errno::AGAIN,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| passing.contains(&errno))
 }
 
 impl Inner {
@@ -193,34 +245,6 @@ impl Inner {
     /// The exports as they are now; sizes may have changed since the last connection.
     fn catalog(&self) -> Arc<Catalog> {
         Arc::new(Catalog::new(self.exports.iter().map(describe).collect()))
-    }
-}
-
-/// Something that is set once and that tasks wait for.
-#[derive(Default)]
-struct Flag {
-    set: AtomicBool,
-    event: Event,
-}
-
-impl Flag {
-    fn set(&self) {
-        self.set.store(true, Ordering::SeqCst);
-        self.event.notify(usize::MAX);
-    }
-
-    /// Waits for the flag. Polling again costs one load, because connections do so with every
-    /// request: the first poll's task is the one that is woken.
-    fn wait(&self) -> impl Future<Output = ()> {
-        let mut listener = None;
-        poll_fn(move |cx| {
-            if listener.is_none() {
-                let mut new = self.event.listen();
-                let _ = Pin::new(&mut new).poll(cx);
-                listener = Some(new);
-            }
-            if self.set.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending }
-        })
     }
 }
 
@@ -268,12 +292,17 @@ struct Place {
 }
 
 impl Place {
-    fn take(inner: &Arc<Inner>, worker: usize) -> Place {
-        inner.connections.fetch_add(1, Ordering::SeqCst);
-        if let Some(worker) = inner.threads.get(worker) {
-            worker.connections.fetch_add(1, Ordering::SeqCst);
-        }
-        Place { inner: Arc::clone(inner), worker }
+    /// Takes a place on the thread with the fewest connections. `None` if all are taken, or the server stops.
+    fn take(inner: &Arc<Inner>) -> Option<Place> {
+        let load = |(_, worker): &(usize, &Worker)| worker.connections.load(Ordering::SeqCst);
+        let (worker, chosen) = inner.threads.iter().enumerate().min_by_key(load)?;
+        let most = inner.options.max_connections;
+        let one_more = |open: usize| open.checked_add(1).filter(|after| *after <= most);
+        inner.connections.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).ok()?;
+        chosen.connections.fetch_add(1, Ordering::SeqCst);
+        let place = Place { inner: Arc::clone(inner), worker };
+        // Who stops the server sets this before it counts the connections.
+        (!inner.stop.is_set()).then_some(place)
     }
 }
 
@@ -296,6 +325,7 @@ async fn connection(place: Place, socket: OwnedFd) {
     };
     let work = pin!(async {
         let account = Account::new(Arc::clone(&inner.budget), inner.options.stall_timeout);
+        keep_alive(stream.as_fd());
         match greet(inner, &stream, Rc::clone(&account)).await {
             Err(error) => tracing::debug!(%error, "NBD handshake failed"),
             Ok((session, input)) => {
@@ -316,11 +346,17 @@ async fn greet(
     stream: &Stream,
     account: Rc<Account>,
 ) -> io::Result<(Session, Input)> {
-    let work = pin!(handshake(stream, Input::new(account), inner.catalog()));
-    let stop = pin!(inner.stop.wait());
-    match timeout(inner.options.handshake_timeout, select(work, stop)).await {
+    let entered = inner.handshakes.enter();
+    let may_begin = || entered.finish();
+    let work = pin!(handshake(stream, Input::new(account), inner.catalog(), may_begin));
+    let (stop, cancelled) = (pin!(inner.stop.wait()), pin!(entered.cancelled()));
+    let ended = select(stop, cancelled);
+    match timeout(inner.options.handshake_timeout, select(work, ended)).await {
         Ok(Either::Left((result, _))) => result,
-        Ok(Either::Right(_)) => Err(io::Error::other("the server stops")),
+        Ok(Either::Right((Either::Left(_), _))) => Err(io::Error::other("the server stops")),
+        Ok(Either::Right((Either::Right(_), _))) => {
+            Err(io::Error::other("another client needs the place"))
+        }
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
 }

@@ -1,6 +1,7 @@
 //! A client that does what a test says, right or wrong, and a server to do it to.
 
 use crate::memory::Disk;
+use oxblk_core::Backend;
 use oxblk_exports::nbd::{Export, Server, ServerOptions};
 use oxblk_nbd::option::{info_request, meta_context_request, put_option};
 use oxblk_nbd::proto::{ClientFlags, CommandFlags, CommandKind, OptionKind, ReplyKind};
@@ -20,6 +21,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Fixture {
     pub(crate) disk: Arc<Disk>,
     pub(crate) server: Server,
+    backend: Backend,
     thread: IoThread,
     dir: tempfile::TempDir,
     pub(crate) tcp_port: u16,
@@ -40,10 +42,11 @@ impl Fixture {
         let disk = Disk::new(64 << 20);
         let dir = tempfile::tempdir().unwrap();
         let start = |name| IoThread::start(name, config.clone()).unwrap();
+        let backend = disk.backend(read_only);
         let export = Export {
             name: "disk".to_owned(),
             description: Some("a test disk".to_owned()),
-            backend: disk.backend(read_only),
+            backend: backend.clone(),
             read_only,
         };
         let threads = vec![start("nbd-0"), start("nbd-1")];
@@ -57,7 +60,7 @@ impl Fixture {
             let server = server.clone();
             drop(thread.spawn(move || async move { server.serve(listener).await }));
         }
-        Fixture { disk, server, thread, dir, tcp_port }
+        Fixture { disk, server, backend, thread, dir, tcp_port }
     }
 
     /// A socket on which nothing has been said.
@@ -96,6 +99,12 @@ impl Fixture {
     pub(crate) fn stop(&self) -> oxblk_ring::Remote<()> {
         let server = self.server.clone();
         self.thread.spawn(move || async move { server.stop().await })
+    }
+
+    /// Starts to close what is exported.
+    pub(crate) fn close_export(&self) -> oxblk_ring::Remote<oxblk_core::Result<()>> {
+        let backend = self.backend.clone();
+        self.thread.spawn(move || async move { backend.close().await })
     }
 
     /// Waits until a condition holds.

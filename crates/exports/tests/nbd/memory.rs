@@ -60,7 +60,7 @@ impl Disk {
 
     /// A backend on this disk.
     pub(crate) fn backend(self: &Arc<Disk>, read_only: bool) -> Backend {
-        let graph = Graph::new(&[]);
+        let graph = Graph::new(&[], oxblk_core::Gate::Anything);
         let flags = OpenFlags { read_only, unmap: true, ..OpenFlags::default() };
         let driver = Box::new(MemoryDriver(Arc::clone(self)));
         let node = graph.add_node(None, &Factory, driver, flags).unwrap();

@@ -39,6 +39,8 @@ struct Map {
     scanned: u64,
     /// Clusters from here on have never been written and read as zeroes.
     untouched: u64,
+    /// Clusters from here on did not exist when the file was opened, or was cut off.
+    new_from: u64,
     /// Clusters that hold metadata.
     metadata: RoaringTreemap,
 }
@@ -72,6 +74,7 @@ impl Allocator {
             resting: VecDeque::new(),
             scanned: 0,
             untouched,
+            new_from: untouched,
             metadata,
         };
         Self {
@@ -162,6 +165,13 @@ impl Allocator {
     pub(super) fn note_cut_off(&self, cluster: u64) {
         let mut map = self.lock();
         map.untouched = map.untouched.min(cluster);
+        map.new_from = map.new_from.min(cluster);
+    }
+
+    /// Whether a cluster was handed out behind what the file had when it was opened, and not for metadata.
+    pub(super) fn is_new_data(&self, cluster: u64) -> bool {
+        let map = self.lock();
+        (map.new_from..map.untouched).contains(&cluster) && !map.metadata.contains(cluster)
     }
 
     /// First cluster that has not been looked at.
@@ -342,6 +352,7 @@ mod tests {
             resting: VecDeque::new(),
             scanned: 0,
             untouched: 0,
+            new_from: 0,
             metadata: RoaringTreemap::new(),
         };
         map.insert(10, 2);

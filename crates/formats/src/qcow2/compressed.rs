@@ -12,6 +12,7 @@ use std::sync::atomic::{
 };
 
 use oxblk_core::{ChildIdx, Error, Result, WriteFlags, run_all};
+use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex};
 
 use super::layout::L2Entry;
@@ -28,6 +29,11 @@ pub(super) struct Tail {
 }
 
 impl Tail {
+    /// Whether the last stream ends in this host cluster.
+    pub(super) fn is_in(&self, cluster: u64, cluster_bits: u32) -> bool {
+        self.next.load(Acquire) >> cluster_bits == cluster
+    }
+
     /// The host cluster is about to rest and will be handed out for something else: no stream goes there any more.
     pub(super) fn leave(&self, cluster: u64, cluster_bits: u32) {
         let there = |next: u64| (next >> cluster_bits == cluster).then_some(0);
@@ -78,6 +84,7 @@ impl Qcow2 {
             return self.write_locked(offset, whole.slice(..room.min(size))).await;
         };
         let len = u64::try_from(packed.len()).unwrap_or(u64::MAX);
+        self.table_before_data(offset, 1).await?;
         let host = self.place_compressed(len).await?;
         let file = self.children.require(ChildIdx::FILE)?;
         let entry = L2Entry::compressed(self.geometry, host, len)
@@ -98,10 +105,11 @@ impl Qcow2 {
         let next = self.compressed_tail.next.load(Acquire);
         let end = self.cluster_end(next);
         if next < end && len <= end - next && self.share_tail(next).await? {
+            point();
             self.compressed_tail.next.store(next.saturating_add(len), Release);
             return Ok(next);
         }
-        let mut run = self.reserve(1).await?;
+        let mut run = self.reserve_to_use(1).await?;
         run.begin_write();
         let start = run.start() << bits;
         let follows = next < end && start == end && self.share_tail(next).await?;
@@ -125,6 +133,7 @@ impl Qcow2 {
         if !self.refcounts.share(cluster).await? {
             return Ok(false);
         }
+        point();
         if self.compressed_tail.next.load(Acquire) == next {
             return Ok(true);
         }

@@ -321,8 +321,8 @@ pub async fn create(
     for (to, from) in first_cluster.iter_mut().zip(&header) {
         *to = *from;
     }
-    preallocate(data.unwrap_or(file), &wanted, &plan).await?;
-    write_tables(file, &plan).await?;
+    let contents = preallocate(data.unwrap_or(file), &wanted, &plan).await?;
+    write_tables(file, &plan, contents == Contents::ZeroByEntry).await?;
     if let Some(crypto) = plan.crypto {
         let area = plan.geometry.clusters_for(crypto.length) * plan.geometry.cluster_size();
         wanted.encryption.write_header(file, crypto.offset, area, secrets).await?;
@@ -346,23 +346,49 @@ fn backing_fault(wanted: &Wanted, error: &Error) -> Error {
     Error::new(error.kind(), text).errno(error.raw_errno())
 }
 
-/// Sets the size of the file that holds the data as the preallocation wants it.
-async fn preallocate(file: &Edge, wanted: &Wanted, plan: &Plan) -> Result<()> {
+/// How preallocated clusters come to read as zeroes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Contents {
+    /// The file reads as zeroes there, or what it holds is what the guest is to read.
+    OfFile,
+    /// It may hold anything, so the L2 entries say that they read as zeroes.
+    ZeroByEntry,
+}
+
+/// Sets the size of the file that holds the data as the preallocation wants it. A file that may hold anything (a device, for
+/// one) is not overwritten if the tables can say that nothing of it is shown.
+async fn preallocate(file: &Edge, wanted: &Wanted, plan: &Plan) -> Result<Contents> {
     let size = match plan.geometry.data_file {
         true => wanted.size,
         false => plan.clusters * plan.geometry.cluster_size(),
     };
+    let limits = file.node().limits();
+    let is_zero = limits.has_zero_init && limits.grows && file.size() == 0;
     match wanted.preallocation {
-        Preallocation::Off if !plan.geometry.data_file => Ok(()),
+        Preallocation::Off if !plan.geometry.data_file => {}
         // The data clusters are holes.
-        Preallocation::Off | Preallocation::Metadata => file.resize(size, Preallocation::Off).await,
+        Preallocation::Off | Preallocation::Metadata => {
+            file.resize(size, Preallocation::Off).await?;
+        }
         mode => file.resize(size, mode).await.map_err(|error| {
             error.prefix("Could not resize image: Failed to resize underlying file")
-        }),
+        })?,
     }
+    // What a guest is to read from a raw data file is what that file holds. Subclusters are left unallocated.
+    let shows_file = wanted.data_file_raw || plan.geometry.extended_l2;
+    if is_zero || shows_file || plan.data_clusters == 0 {
+        return Ok(Contents::OfFile);
+    }
+    if wanted.version >= 3 {
+        return Ok(Contents::ZeroByEntry);
+    }
+    // Version 2 has no data file.
+    file.write_zeroes(plan.l2_offset, size.saturating_sub(plan.l2_offset), ZeroFlags::MAY_UNMAP)
+        .await?;
+    Ok(Contents::OfFile)
 }
 
-async fn write_tables(file: &Edge, plan: &Plan) -> Result<()> {
+async fn write_tables(file: &Edge, plan: &Plan, zero: bool) -> Result<()> {
     let write = async |offset: u64, table: Result<IoBufMut>| {
         file.write(offset, table?.freeze(), WriteFlags::empty()).await
     };
@@ -374,7 +400,7 @@ async fn write_tables(file: &Edge, plan: &Plan) -> Result<()> {
         .await?;
     stream::iter((0..plan.l2_tables()).map(Ok))
         .try_for_each_concurrent(IN_FLIGHT, |index| {
-            write(plan.table_offset(index), plan.l2_table(index))
+            write(plan.table_offset(index), plan.l2_table(index, zero))
         })
         .await?;
     let l1_bytes = u64::from(plan.l1_entries) * 8;

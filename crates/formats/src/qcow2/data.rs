@@ -102,7 +102,7 @@ impl Qcow2 {
             let start = self.geometry.cluster_index(guest);
             return Ok(NewData { start, count, untouched: false, reserved: None });
         }
-        let run = self.reserve(count).await?;
+        let run = self.reserve_to_use(count).await?;
         let (start, count, untouched) = (run.start(), run.count(), run.is_untouched());
         Ok(NewData { start, count, untouched, reserved: Some(run) })
     }

@@ -2,11 +2,13 @@
 
 use std::cell::RefCell;
 
-use oxblk_core::{ChildIdx, Error, ErrorKind, Result, ZeroFlags};
+use oxblk_core::{ChildIdx, Error, ErrorKind, Result, Want, ZeroFlags};
+use oxblk_ring::perturb::point;
 use roaring::RoaringTreemap;
 
 use super::Qcow2;
 use super::layout::{L2Entry, L2Kind};
+use super::lookup::Extent;
 use super::run_options::Modes;
 use super::write_back::Was;
 
@@ -14,24 +16,35 @@ use super::write_back::Was;
 const AT_ONCE: u64 = 1 << 16;
 
 impl Qcow2 {
-    /// Makes a range of the guest disk read as zeroes.
+    /// Makes a range of the guest disk read as zeroes, by entries that say so: it stays zero whatever backing file the
+    /// image is given later. In version 2, which has no such entries, this needs an image without a backing file, and
+    /// the clusters become unallocated.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] where only zeroes as data do: part of a cluster, or an old image with a backing file
-    /// (or one to come).
+    /// [`ErrorKind::Unsupported`] where only zeroes as data do: in a part of a cluster whose rest does not read as zeroes,
+    /// and in version 2 with a backing file (or one to come).
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.check_writable()?;
-        let own = flags.contains(ZeroFlags::OWN);
         let size = self.geometry.subcluster_size();
         let end = offset.saturating_add(len);
-        let last = if end == self.size() { self.cluster_end(end) } else { end };
         let _lock = self.guest.lock(self.cluster_start(offset)..self.cluster_end(end)).await;
-        if !offset.is_multiple_of(size) || !last.is_multiple_of(size) {
-            let zero = !own && self.reads_as_zero(offset, end).await?;
-            return if zero { Ok(()) } else { Err(unsupported()) };
-        }
+        let is_at_end = end == self.size();
+        let to_whole = |at: u64| at.checked_next_multiple_of(size).unwrap_or(u64::MAX);
+        let last = if is_at_end { to_whole(end) } else { end };
+        let (offset, last) = match offset.is_multiple_of(size) && last.is_multiple_of(size) {
+            true => (offset, last),
+            false if self.can_zero_whole(offset, end).await? => {
+                (offset - offset % size, to_whole(end))
+            }
+            false => return Err(unsupported()),
+        };
+        // The last cluster of the disk is whole although the disk ends in it.
+        let last = match is_at_end && self.geometry.offset_in_cluster(offset) == 0 {
+            true => self.cluster_end(last),
+            false => last,
+        };
         let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
-        self.zero_raw_data(offset, end, unmap).await?;
+        self.zero_raw_data(offset, last, unmap).await?;
         self.zero_entries(offset, last, flags).await?;
         if unmap {
             self.give_up_data(self.cluster_end(offset), self.cluster_start(last)).await;
@@ -39,32 +52,70 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Has the tables say that a range reads as zeroes.
+    /// Whether the cluster or subcluster that holds a range can become zero as a whole: it has no data, and what lies
+    /// around the range reads as zeroes.
+    async fn can_zero_whole(&self, from: u64, to: u64) -> Result<bool> {
+        let size = self.geometry.subcluster_size();
+        let start = from - from % size;
+        let end = start.saturating_add(size);
+        if to > end
+            || !matches!(
+                self.extent(start, size).await?,
+                Extent::Zero { .. } | Extent::Unallocated { .. }
+            )
+        {
+            return Ok(false);
+        }
+        Ok(self.shows_zeroes(start, from).await?
+            && self.shows_zeroes(to, end.min(self.size())).await?)
+    }
+
+    /// Whether a range without data is known to read as zeroes, the backing files included.
+    async fn shows_zeroes(&self, from: u64, to: u64) -> Result<bool> {
+        let mut at = from;
+        while at < to {
+            let extent = self.extent(at, to - at).await?;
+            let len = match (extent, self.children.get(ChildIdx::BACKING)) {
+                (Extent::Zero { len, .. }, _) | (Extent::Unallocated { len, .. }, None) => len,
+                (Extent::Unallocated { len, .. }, Some(backing)) if at >= backing.size() => len,
+                (Extent::Unallocated { len, .. }, Some(backing)) => {
+                    let below = backing.chain_status(at, len, Want::Precise).await?;
+                    if !below.is_zero() {
+                        return Ok(false);
+                    }
+                    below.len.clamp(1, len)
+                }
+                _ => return Ok(false),
+            };
+            at = at.saturating_add(len);
+        }
+        Ok(true)
+    }
+
+    /// Has the tables say that a range of whole clusters or subclusters reads as zeroes.
     async fn zero_entries(&self, offset: u64, last: u64, flags: ZeroFlags) -> Result<()> {
         if self.geometry.extended_l2 {
             return self.zero_subclusters(offset, last, flags).await;
         }
-        let (own, unmap) = (flags.contains(ZeroFlags::OWN), flags.contains(ZeroFlags::MAY_UNMAP));
         if self.version < 3 {
-            return if own { Err(unsupported()) } else { self.zero_old(offset, last, unmap).await };
+            return self.zero_old(offset, last, flags.contains(ZeroFlags::OWN)).await;
         }
-        self.change_entries(offset, last, unmap, |kind, copied, over_backing| match kind {
-            L2Kind::Zero { host: None } => None,
-            L2Kind::Unallocated if !over_backing && !own => None,
-            L2Kind::Data { host } | L2Kind::Zero { host: Some(host) } if copied && !unmap => {
-                Some(L2Entry::zero_allocated(host))
+        let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
+        if unmap && self.modes().contains(Modes::NO_UNREF) && !self.geometry.data_file {
+            return self.discard_in_place(offset, last, true).await;
+        }
+        self.change_entries(offset, last, unmap, |kind, copied, _| match kind {
+            L2Kind::Data { host } | L2Kind::Zero { host: Some(host) } if !unmap => {
+                Some(L2Entry::zero_allocated(host).with_copied(copied))
             }
             _ => Some(L2Entry::zero_plain()),
         })
         .await
     }
 
-    /// Version 2 has no zero clusters: only what needs no entry can be made zero without data.
-    async fn zero_old(&self, offset: u64, end: u64, unmap: bool) -> Result<()> {
-        if self.reads_as_zero(offset, end.min(self.size())).await? {
-            return Ok(());
-        }
-        if !unmap || self.children.get(ChildIdx::BACKING).is_some() {
+    /// Version 2 has no zero clusters: what is not allocated reads as zeroes, as long as there is no backing file.
+    async fn zero_old(&self, offset: u64, end: u64, own: bool) -> Result<()> {
+        if own || self.children.has(ChildIdx::BACKING) {
             return Err(unsupported());
         }
         self.change_entries(offset, end, true, |kind, _, _| match kind {
@@ -102,7 +153,7 @@ impl Qcow2 {
 
     async fn discard_entries(&self, first: u64, last: u64, new: L2Entry) -> Result<()> {
         if self.modes().contains(Modes::NO_UNREF) && !self.geometry.data_file {
-            return self.discard_in_place(first, last).await;
+            return self.discard_in_place(first, last, false).await;
         }
         self.change_entries(first, last, true, |kind, _, over_backing| match kind {
             L2Kind::Zero { host: None } => None,
@@ -112,13 +163,13 @@ impl Qcow2 {
         .await
     }
 
-    /// The same, but clusters that are the image's own stay allocated; the host may still take back what they hold. The
-    /// caller holds the range lock.
-    async fn discard_in_place(&self, first: u64, last: u64) -> Result<()> {
+    /// The same, but clusters that are the image's own stay allocated; the host may still take back what they hold. With
+    /// `explicit`, what is not allocated becomes a zero cluster too. The caller holds the range lock.
+    async fn discard_in_place(&self, first: u64, last: u64, explicit: bool) -> Result<()> {
         let kept = RefCell::new(RoaringTreemap::new());
         self.change_entries(first, last, true, |kind, copied, over_backing| match kind {
             L2Kind::Zero { .. } => None,
-            L2Kind::Unallocated if !over_backing => None,
+            L2Kind::Unallocated if !over_backing && !explicit => None,
             L2Kind::Data { host } if copied => {
                 kept.borrow_mut().insert(self.geometry.cluster_index(host));
                 Some(L2Entry::zero_allocated(host))
@@ -151,8 +202,8 @@ impl Qcow2 {
         .await
     }
 
-    /// Replaces the L2 entries of whole clusters by what `change` says of each (kind, whether it is owned, whether the
-    /// backing file would show). The caller holds the range lock.
+    /// Replaces the L2 entries of whole clusters by what `change` says of each (kind, whether it is owned, whether there is
+    /// a backing file). The caller holds the range lock.
     async fn change_entries(
         &self,
         from: u64,
@@ -160,14 +211,14 @@ impl Qcow2 {
         discard: bool,
         change: impl Fn(L2Kind, bool, bool) -> Option<L2Entry>,
     ) -> Result<()> {
-        let backing_end = self.children.get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
+        let has_backing = self.children.has(ChildIdx::BACKING);
         let mut at = from;
         while at < to {
             at = self
                 .change_slice(
                     at,
                     to.min(at.saturating_add(AT_ONCE << self.geometry.cluster_bits)),
-                    backing_end,
+                    has_backing,
                     discard,
                     &change,
                 )
@@ -191,14 +242,14 @@ impl Qcow2 {
         &self,
         at: u64,
         to: u64,
-        backing_end: u64,
+        has_backing: bool,
         discard: bool,
         change: &impl Fn(L2Kind, bool, bool) -> Option<L2Entry>,
     ) -> Result<u64> {
         let size = self.geometry.cluster_size();
         let table = size << self.geometry.l2_bits();
         let table_exists = self.l1_entry(self.l1_index(at)).0 != 0;
-        if !table_exists && change(L2Kind::Unallocated, false, at < backing_end).is_none() {
+        if !table_exists && change(L2Kind::Unallocated, false, has_backing).is_none() {
             return Ok(to.min((at - at % table).saturating_add(table)));
         }
         self.ensure_table(self.l1_index(at)).await?;
@@ -216,7 +267,7 @@ impl Qcow2 {
                 bad = Some(entry.0);
                 break;
             };
-            if let Some(new) = change(kind, entry.copied(), next < backing_end)
+            if let Some(new) = change(kind, entry.copied(), has_backing)
                 && new != entry
             {
                 word.store(new.0, std::sync::atomic::Ordering::Release);
@@ -227,9 +278,11 @@ impl Qcow2 {
             }
             next = next.saturating_add(size);
         }
+        point();
         if changed {
             slice.mark_dirty();
         }
+        point();
         self.drop_entries(&old, if discard { Was::Discarded } else { Was::Data });
         match bad {
             None => Ok(next),

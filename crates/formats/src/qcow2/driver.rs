@@ -45,6 +45,13 @@ impl Driver for Qcow2 {
         }
     }
 
+    fn load_map(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
+        Some(Box::pin(async move {
+            self.check_usable()?;
+            self.extent(offset, len).await.map(drop)
+        }))
+    }
+
     fn read(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>> {
         Box::pin(self.read_guest(offset, buf))
     }

@@ -47,16 +47,19 @@ impl Writing<'_> {
 
 impl Drop for Writing<'_> {
     fn drop(&mut self) {
-        if self.done || oxblk_ring::try_thread_index().is_none() {
-            return;
+        if !self.done {
+            self.gate.0.given_up.fetch_add(1, SeqCst);
+            oxblk_ring::keep_until_settled(GivenUp(Arc::clone(&self.gate.0)));
         }
-        let state = Arc::clone(&self.gate.0);
-        state.given_up.fetch_add(1, SeqCst);
-        oxblk_ring::spawn(async move {
-            oxblk_ring::settled().await;
-            state.given_up.fetch_sub(1, SeqCst);
-            state.settled.notify(usize::MAX);
-        })
-        .detach();
+    }
+}
+
+/// A write that was given up and may still be under way; kept until the host is done.
+struct GivenUp(Arc<State>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.given_up.fetch_sub(1, SeqCst);
+        self.0.settled.notify(usize::MAX);
     }
 }

@@ -7,11 +7,11 @@
 //! [`Pinned::begin_change`], and a lookup that runs into a change, or sees one behind it, has no answer and is tried
 //! again. The same holds for the copies of slices that are written to disk.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Acquire};
 
 use oxblk_core::{ChildIdx, Error, Result};
 use oxblk_ring::IoBufMut;
+use oxblk_ring::perturb::point;
 
 use super::Qcow2;
 use super::cache::Pinned;
@@ -22,7 +22,7 @@ use super::layout::{L1Entry, L2Entry, L2Kind};
 pub(super) enum Extent {
     /// At `host` in the file; `owned`: by this image's active state alone.
     Data { host: u64, len: u64, owned: bool },
-    /// Reads as zeroes. `host`: a cluster that is kept for it; `owned`: by this image's active state alone.
+    /// Reads as zeroes. `host`: its place in a cluster that is kept for it; `owned`: by this image's active state alone.
     Zero { len: u64, host: Option<u64>, owned: bool },
     /// Whatever the backing file has; `host`: where data would go.
     Unallocated { len: u64, host: Option<u64> },
@@ -136,7 +136,10 @@ impl Qcow2 {
             L2Kind::Data { host } => {
                 Extent::Data { host: host.saturating_add(within), len, owned: first.1 }
             }
-            L2Kind::Zero { host } => Extent::Zero { len, host, owned: first.1 },
+            L2Kind::Zero { host } => {
+                let host = host.map(|host| host.saturating_add(within));
+                Extent::Zero { len, host, owned: first.1 }
+            }
             L2Kind::Unallocated => Extent::Unallocated { len, host: None },
             L2Kind::Compressed { host, len: stored } => Extent::Compressed { host, stored, len },
         })
@@ -170,22 +173,31 @@ impl Qcow2 {
             if let Some(pinned) = self.l2.pin(slice) {
                 return Ok(Some(pinned));
             }
-            let Some(place) = self.slice_place(slice).await? else { return Ok(None) };
-            let file = self.children.require(ChildIdx::FILE)?;
-            let len = usize::try_from(self.slice_words.saturating_mul(8)).unwrap_or(0);
-            let load = || {
-                let file = Arc::clone(&file);
-                async move { file.read(place, IoBufMut::new(len)).await }
-            };
-            match self.l2.get(slice, load).await? {
-                Some(pinned) => {
-                    self.check_slice(&pinned, offset).await?;
-                    return Ok(Some(pinned));
-                }
+            if self.slice_place(slice).await?.is_none() {
+                return Ok(None);
+            }
+            point();
+            match self.l2.get(slice, || self.load_slice(slice, offset)).await? {
+                Some(pinned) => return Ok(Some(pinned)),
                 // Every slice is dirty or pinned: writing back makes room.
                 None => self.write_back(false).await?,
             }
         }
+    }
+
+    /// Reads a slice from the file. The caller keeps others from loading it.
+    ///
+    /// Where the table lies is only asked here: while this thread loads the slice, nobody can change its entries. An
+    /// offset from before could be that of the table that a snapshot shares, and the image's own copy of it could have
+    /// been made, changed and dropped from the cache meanwhile.
+    async fn load_slice(&self, slice: u64, offset: u64) -> Result<IoBufMut> {
+        let place = self.slice_place(slice).await?;
+        let place = place.ok_or_else(|| Error::corrupt("the L2 table is gone").at(offset))?;
+        point();
+        let len = usize::try_from(self.slice_words.saturating_mul(8)).unwrap_or(0);
+        let bytes = self.children.require(ChildIdx::FILE)?.read(place, IoBufMut::new(len)).await?;
+        self.check_slice(&bytes).await?;
+        Ok(bytes)
     }
 
     /// Host offset of a slice; `None` if its L2 table does not exist.
@@ -206,20 +218,20 @@ impl Qcow2 {
     }
 
     /// A writable image must not have guest data, or room for it, where its metadata is: a write in place would destroy
-    /// it.
-    async fn check_slice(&self, slice: &Pinned<'_>, offset: u64) -> Result<()> {
+    /// it. So a slice that says so is never cached.
+    async fn check_slice(&self, bytes: &[u8]) -> Result<()> {
         if self.is_read_only() || self.geometry.data_file {
             return Ok(());
         }
         let words = usize::try_from(self.geometry.l2_entry_words()).unwrap_or(1);
-        for word in slice.words().iter().step_by(words) {
+        for word in bytes.chunks_exact(8).step_by(words) {
+            let entry = L2Entry(word.try_into().map_or(0, u64::from_be_bytes));
             if let Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) =
-                L2Entry(word.load(Acquire)).kind(self.geometry, self.version)
+                entry.kind(self.geometry, self.version)
                 && self.is_protected(host, self.geometry.cluster_size())
             {
-                let text = format!(
-                    "Preventing invalid write on metadata (data cluster at {host:#x}, guest offset near {offset:#x})"
-                );
+                let what = self.overlapped(host, self.geometry.cluster_size());
+                let text = format!("Preventing invalid write on metadata (overlaps with {what})");
                 return Err(self.mark_corrupt(&text, host).await);
             }
         }

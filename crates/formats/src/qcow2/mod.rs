@@ -14,6 +14,7 @@
 //! | `subclusters/` | all that differs where L2 entries describe subclusters |
 //! | `tables` | making L2 tables |
 //! | `reach/` | what tables refer to, found out in bulk |
+//! | `read_ahead` | metadata whose length is not known yet |
 //! | `write_back`, `gate` | the order in which metadata reaches the disk |
 //! | `bitmaps/` | persistent dirty bitmaps |
 //! | `resize`, `preallocate`, `snapshots/`, `vm_state`, `status`, `check/`, `compact/`, `create`, `measure` | what the names say |
@@ -69,6 +70,7 @@ mod plan;
 mod preallocate;
 mod reach;
 mod read;
+mod read_ahead;
 mod refcount_blocks;
 mod refcounts;
 mod reopen;
@@ -148,9 +150,14 @@ pub(crate) struct Qcow2 {
     prepared: Mutex<Option<Prepared>>,
 }
 
+/// The unit that disks consist of.
+const SECTOR: u64 = 512;
+
 impl Qcow2 {
+    /// The size of the disk: that of the header in whole sectors.
     fn size(&self) -> u64 {
-        self.size.load(Acquire)
+        let size = self.size.load(Acquire);
+        size.checked_next_multiple_of(SECTOR).unwrap_or(size)
     }
 
     fn l1_entries(&self) -> u64 {

@@ -7,7 +7,9 @@ use std::sync::atomic::{
 use std::sync::{Arc, Mutex};
 
 use oxblk_core::check::Fix;
-use oxblk_core::{BackingFile, ChildIdx, Edge, Error, ErrorKind, OpenContext, Result};
+use oxblk_core::{
+    BackingFile, ChildIdx, Edge, Error, ErrorKind, OpenContext, Preallocation, Result,
+};
 use oxblk_ring::{Event, IoBufMut, Mutex as AsyncMutex, RangeLock};
 use serde::{Deserialize, Serialize};
 
@@ -18,13 +20,14 @@ use super::check::check;
 use super::compressed::Tail;
 use super::encryption::{self, Encryption};
 use super::header::HeaderState;
-use super::layout::{Autoclear, Geometry, Header, Incompatible, L1Entry};
+use super::layout::{Autoclear, Geometry, Header, Incompatible, L1Entry, header_extent};
+use super::read_ahead::read_ahead;
 use super::refcounts::{Refcounts, TablePlace};
 use super::run_options::{Modes, RunOptions};
 use super::snapshots::TablePlace as SnapshotTable;
 
-/// The header and its extensions lie in the first cluster, which is no larger than this.
-const HEAD: u64 = 2 << 20;
+/// What is read at first of the header and its extensions: usually all of them.
+const HEAD: u64 = 64 << 10;
 /// What the L2 cache holds at most unless told otherwise.
 const L2_CACHE: u64 = 64 << 20;
 /// What the refcount cache holds at most unless told otherwise.
@@ -179,16 +182,24 @@ pub(super) async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header>
             "Could not repair dirty image: errors are left that img check -r all tells of",
         ));
     }
+    tracing::error!("qcow2: the image was not closed cleanly: its refcounts have been repaired");
     read_header(file).await
 }
 
 pub(super) async fn read_header(file: &Edge) -> Result<Header> {
-    let len = usize::try_from(file.size().min(HEAD)).unwrap_or(0);
-    let head = file
-        .read(0, IoBufMut::new(len))
-        .await
-        .map_err(|e| e.prefix("Could not read qcow2 header"))?;
-    Header::parse(&head, file.size())
+    let size = file.size();
+    let len = usize::try_from(size.min(HEAD)).unwrap_or(0);
+    let mut head = read_ahead(file, 0, len).await.bytes;
+    loop {
+        let have = u64::try_from(head.len()).unwrap_or(u64::MAX);
+        let needed = header_extent(&head).min(size);
+        if needed <= have {
+            return Header::parse(&head, size);
+        }
+        let more = IoBufMut::new(usize::try_from(needed - have).unwrap_or(0));
+        let more = file.read(have, more).await;
+        head.extend_from_slice(&more.map_err(|e| e.prefix("Could not read qcow2 header"))?);
+    }
 }
 
 async fn build(
@@ -215,7 +226,8 @@ async fn build(
         cache(refcount_slice(geometry), sizes.refcount_slices(geometry)),
         refcount_slice(geometry),
     )
-    .await?;
+    .await
+    .map_err(|error| error.prefix("Could not initialize refcount handling"))?;
     refcounts
         .allocator
         .note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
@@ -307,6 +319,7 @@ impl Qcow2 {
         self.write_back(true).await?;
         let written = self.write_back(true).await;
         let written = written.and(self.write_postponed().await);
+        let written = written.and(self.complete_last_cluster().await);
         written.map_err(|error| {
             if error.kind() == ErrorKind::NoSpace {
                 error.prefix("Could not close the image cleanly")
@@ -314,5 +327,22 @@ impl Qcow2 {
                 error
             }
         })
+    }
+
+    /// Has the file end with its last cluster, or subcluster, as files end that QEMU writes. Of new data, only what was
+    /// written may be there; what is added is a hole.
+    async fn complete_last_cluster(&self) -> Result<()> {
+        let file = self.children.require(ChildIdx::FILE)?;
+        let (size, unit) = (file.size(), self.geometry.subcluster_size());
+        let cluster = self.geometry.cluster_index(size);
+        if size.is_multiple_of(unit)
+            || !self.refcounts.allocator.is_new_data(cluster)
+            || self.compressed_tail.is_in(cluster, self.geometry.cluster_bits)
+            || self.refcounts.get(cluster).await? == 0
+        {
+            return Ok(());
+        }
+        let end = size.checked_next_multiple_of(unit).unwrap_or(size);
+        file.resize(end, Preallocation::Off).await
     }
 }

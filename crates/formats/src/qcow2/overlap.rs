@@ -182,6 +182,11 @@ impl Qcow2 {
         protected.contains(Modes::CACHED) || self.structures_in(offset, bytes).intersects(protected)
     }
 
+    /// The names of the structures in a range of the file that holds metadata.
+    pub(super) fn overlapped(&self, offset: u64, bytes: u64) -> String {
+        names(self.structures_in(offset, bytes))
+    }
+
     /// The structures that lie in a range of the file that holds metadata.
     pub(super) fn structures_in(&self, offset: u64, bytes: u64) -> Modes {
         let end = offset.saturating_add(bytes);

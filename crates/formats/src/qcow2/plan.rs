@@ -55,20 +55,10 @@ impl Plan {
         let luks_clusters = geometry.clusters_for(luks);
         let within = if geometry.data_file { 0 } else { data_clusters };
         let content = l1_clusters + luks_clusters + l2_tables + within;
-        let (mut table_clusters, mut blocks) = (1, 1);
-        // Each round covers what the round before added; it ends when nothing is added.
-        let clusters = loop {
-            let clusters = 1 + table_clusters + blocks + content;
-            let needed = clusters.div_ceil(geometry.refcounts_per_block());
-            let table = geometry.clusters_for(needed * 8);
-            if (table, needed) == (table_clusters, blocks) {
-                break clusters;
-            }
-            (table_clusters, blocks) = (table, needed);
-            if table_clusters * geometry.cluster_size() > MAX_REFCOUNT_TABLE_BYTES {
-                return Err(too_large());
-            }
-        };
+        let Counted { table_clusters, blocks, clusters } = Counted::new(geometry, content);
+        if table_clusters * geometry.cluster_size() > MAX_REFCOUNT_TABLE_BYTES {
+            return Err(too_large());
+        }
         let cluster_size = geometry.cluster_size();
         let l1_offset = (1 + table_clusters + blocks) * cluster_size;
         let content_end = (clusters - luks_clusters) * cluster_size;
@@ -127,8 +117,9 @@ impl Plan {
         Ok(block)
     }
 
-    /// The preallocated L2 table at `index`.
-    pub(super) fn l2_table(&self, index: u64) -> Result<IoBufMut> {
+    /// The preallocated L2 table at `index`. With `zero`, its entries say that the clusters read as zeroes, whatever they
+    /// hold.
+    pub(super) fn l2_table(&self, index: u64, zero: bool) -> Result<IoBufMut> {
         let (cluster_size, entries) = (self.geometry.cluster_size(), self.geometry.l2_entries());
         let used = self.data_clusters.saturating_sub(index * entries).min(entries);
         let first = match self.geometry.data_file {
@@ -138,7 +129,11 @@ impl Plan {
         let mut table = self.cluster()?;
         // With subclusters, all of them are left for the backing file to decide.
         let stride = usize::try_from(self.geometry.l2_entry_words()).unwrap_or(1);
-        let places = (0..used).map(|entry| L2Entry::data(first + entry * cluster_size).0);
+        let kind = match zero && !self.geometry.extended_l2 {
+            true => L2Entry::zero_allocated,
+            false => L2Entry::data,
+        };
+        let places = (0..used).map(|entry| kind(first + entry * cluster_size).0);
         for (to, entry) in table.chunks_exact_mut(8).step_by(stride).zip(places) {
             to.copy_from_slice(&entry.to_be_bytes());
         }
@@ -153,8 +148,36 @@ pub(super) fn put_entries(table: &mut [u8], entries: impl Iterator<Item = u64>) 
     }
 }
 
-/// Bytes of an image of `size` bytes whose clusters are all allocated; `None` if it cannot be made.
+/// Clusters that count all clusters of an image, themselves included.
+struct Counted {
+    table_clusters: u64,
+    blocks: u64,
+    /// Clusters of the image, the header and these among them.
+    clusters: u64,
+}
+
+impl Counted {
+    fn new(geometry: Geometry, content: u64) -> Self {
+        let (mut table_clusters, mut blocks) = (1, 1);
+        // Each round covers what the round before added; it ends when nothing is added.
+        loop {
+            let clusters = 1 + table_clusters + blocks + content;
+            let needed = clusters.div_ceil(geometry.refcounts_per_block());
+            let table = geometry.clusters_for(needed * 8);
+            if (table, needed) == (table_clusters, blocks) {
+                return Self { table_clusters, blocks, clusters };
+            }
+            (table_clusters, blocks) = (table, needed);
+        }
+    }
+}
+
+/// Bytes of an image of `size` bytes whose clusters are all allocated, whether or not refcounts could count them; `None`
+/// if there is no image of that size.
 pub(super) fn fully_allocated(geometry: Geometry, size: u64) -> Option<u64> {
-    let plan = Plan::new(geometry, size, Preallocation::Metadata, 0).ok()?;
-    plan.clusters.checked_mul(geometry.cluster_size())
+    let l1_entries =
+        geometry.l1_entries_for(size).filter(|entries| *entries <= MAX_L1_BYTES / 8)?;
+    let l1_clusters = geometry.clusters_for(l1_entries * 8);
+    let content = l1_clusters + l1_entries + geometry.clusters_for(size);
+    Counted::new(geometry, content).clusters.checked_mul(geometry.cluster_size())
 }

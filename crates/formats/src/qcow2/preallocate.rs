@@ -22,11 +22,12 @@ impl Qcow2 {
         let (mut at, end) = (self.cluster_end(from), self.cluster_end(to));
         while at < end {
             let count = (end - at).min(STEP.max(self.geometry.cluster_size())) >> bits;
+            let count = self.table_before_data(at, count).await?;
             let mut run = self.reserve_data(at, count).await?;
             let (start, count) = (run.start, run.count);
             run.begin_write();
-            // What a resize has added to a data file reads as zeroes.
-            let untouched = run.untouched || self.geometry.data_file;
+            // What a resize has added to a data file reads as zeroes, unless it was there before.
+            let untouched = run.untouched || self.geometry.data_file && file.node().limits().grows;
             let host = start << bits;
             let end = self.end_of_data(start.saturating_add(count) << bits);
             let len = end.saturating_sub(host);

@@ -19,6 +19,7 @@ use std::sync::atomic::{
 };
 
 use oxblk_core::{ChildIdx, ChildrenRef, Edge, Error, Result, WriteFlags, run_all};
+use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex, MutexGuard};
 
 use super::allocator::{Allocator, Reserved};
@@ -254,6 +255,7 @@ impl Refcounts {
             let count = (word >> place.shift) & mask;
             (count > 0 && count < mask).then(|| word + (1 << place.shift))
         });
+        point();
         if shared.is_ok() {
             slice.mark_dirty();
         }
@@ -282,6 +284,7 @@ impl Refcounts {
                 }
                 at = at.saturating_add(1);
             }
+            point();
             slice.mark_dirty();
         }
         Ok(())
@@ -302,6 +305,7 @@ impl Refcounts {
             return Err(Error::corrupt(format!("cluster {cluster} has no refcount to drop")));
         };
         let left = self.change(&slice, &place, -1)?;
+        point();
         slice.mark_dirty();
         Ok(left)
     }
@@ -359,6 +363,7 @@ impl Refcounts {
     pub(super) async fn reserve(&self, count: u64) -> Result<Reserved<'_>> {
         loop {
             if let Some(reserved) = self.allocator.take(count)? {
+                point();
                 return Ok(reserved);
             }
             self.scan_next().await?;
@@ -427,6 +432,18 @@ impl Refcounts {
     pub(super) fn blocks(&self) -> Vec<u64> {
         let entries = self.table_entries.load(Acquire);
         (0..entries).filter(|block| self.block_offset(*block) != 0).collect()
+    }
+
+    /// Makes sure that there are blocks for the refcounts of `count` host clusters from `cluster` on.
+    pub(super) async fn ensure_blocks(&self, cluster: u64, count: u64) -> Result<()> {
+        let per_block = self.geometry.refcounts_per_block();
+        let last = cluster.saturating_add(count).saturating_sub(1);
+        for block in cluster / per_block..=last / per_block {
+            if self.block_offset(block) == 0 {
+                self.make_block(block).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes refcount block `block` exist.

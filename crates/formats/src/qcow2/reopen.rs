@@ -85,7 +85,7 @@ impl Qcow2 {
 
     async fn is_as_on_disk(&self, file: &Edge, header: &Header) -> Result<bool> {
         let same = header.geometry == self.geometry
-            && header.size == self.size()
+            && header.size == self.size.load(Acquire)
             && header.l1_offset == self.l1_offset.load(Acquire)
             && u64::from(header.l1_entries) == self.l1_entries()
             && header.crypt_method == self.header().crypt_method

@@ -11,6 +11,15 @@ use super::layout::L1Entry;
 use super::write_back::Was;
 
 impl Qcow2 {
+    /// Makes sure that the L2 table of a guest cluster exists before clusters are reserved for its data, so that a table
+    /// lies in front of the data that it maps first, as in images that QEMU writes. Gives how many of `count` clusters from
+    /// there on the table maps.
+    pub(super) async fn table_before_data(&self, guest: u64, count: u64) -> Result<u64> {
+        self.ensure_table(self.l1_index(guest)).await?;
+        let entries = self.geometry.l2_entries();
+        Ok(count.min(entries - self.geometry.cluster_index(guest) % entries))
+    }
+
     /// Makes sure that the L2 table of an L1 index exists and belongs to the active state alone.
     pub(super) async fn ensure_table(&self, index: u64) -> Result<()> {
         if self.l1_entry(index).copied() {
@@ -33,7 +42,7 @@ impl Qcow2 {
             Some(table) => file.read(table, IoBufMut::new(size)).await?.freeze(),
             None => IoBuf::zeroes(size),
         };
-        let mut run = self.reserve(1).await?;
+        let mut run = self.reserve_to_use(1).await?;
         run.begin_write();
         let cluster = run.start();
         let offset = cluster << self.geometry.cluster_bits;

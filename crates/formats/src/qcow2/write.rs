@@ -13,6 +13,7 @@ use std::ops::Range;
 
 use futures_util::future::try_join;
 use oxblk_core::{BoxFuture, ChildIdx, Result, run_all};
+use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
@@ -46,6 +47,7 @@ impl Qcow2 {
         if let Extent::Data { host, len, owned: true } = self.extent(offset, length(&data)).await?
             && len == length(&data)
         {
+            point();
             return self.write_data(offset, host, data).await;
         }
         let end = self.cluster_end(offset.saturating_add(length(&data)));
@@ -83,7 +85,7 @@ impl Qcow2 {
                     return Ok((Place::Data(host), len));
                 }
                 Extent::Zero { host: Some(host), len, owned: true } if covered == 0 => {
-                    return Ok((Place::Kept(host), len));
+                    return Ok((Place::Kept(self.geometry.cluster_start(host)), len));
                 }
                 Extent::Data { owned: true, .. }
                 | Extent::Zero { host: Some(_), owned: true, .. } => break,
@@ -111,6 +113,7 @@ impl Qcow2 {
             let first = self.cluster_start(at);
             let end = self.cluster_end(at.saturating_add(length(&data)));
             let count = (end - first) >> self.geometry.cluster_bits;
+            let count = self.table_before_data(first, count).await?;
             let run = self.reserve_data(first, count).await?;
             let reach = first.saturating_add(run.count << self.geometry.cluster_bits);
             let room = usize::try_from(reach - at).unwrap_or(usize::MAX).min(data.len());
@@ -246,7 +249,9 @@ impl Qcow2 {
                 }
                 index = index.saturating_add(1);
             }
+            point();
             slice.mark_dirty();
+            point();
             self.drop_entries(&old, Was::Data);
         }
         Ok(())

@@ -24,6 +24,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use oxblk_core::{ChildIdx, Edge, Result, WriteFlags, run_all};
 use oxblk_ring::IoBuf;
+use oxblk_ring::perturb::point;
 
 use super::Qcow2;
 use super::allocator::{Reserved, Resting};
@@ -113,6 +114,7 @@ impl Qcow2 {
         writing.done();
         outcome?;
         cycle.written();
+        point();
         self.lower(&mut cycle.dropped).await?;
         self.recycle().await
     }
@@ -208,6 +210,7 @@ impl Qcow2 {
         if self.refcounts.drop_one(cluster).await? > 0 {
             return Ok(());
         }
+        point();
         if was == Was::Table {
             self.refcounts.allocator.forget_metadata(offset, size);
         }
@@ -229,7 +232,8 @@ impl Qcow2 {
             return Ok(());
         }
         let file = self.children.require(ChildIdx::FILE)?;
-        for run in merge(woken) {
+        let mut woken = Woken { image: self, runs: merge(woken).into() };
+        while let Some(run) = woken.runs.front() {
             let bits = self.geometry.cluster_bits;
             let end = (run.cluster.saturating_add(run.count) << bits).min(file.size());
             let start = run.cluster << bits;
@@ -237,7 +241,9 @@ impl Qcow2 {
                 // It only saves space: the host may refuse.
                 let _ = file.discard(start, end - start).await;
             }
-            self.refcounts.allocator.free(run);
+            if let Some(run) = woken.runs.pop_front() {
+                self.refcounts.allocator.free(run);
+            }
         }
         Ok(())
     }
@@ -248,6 +254,31 @@ impl Qcow2 {
             self.recycle().await?;
         }
         self.note_if_corrupt(self.refcounts.reserve(count).await, 0).await
+    }
+
+    /// The same for clusters that will surely be used: where they are the first of a refcount block, it is made at once. So
+    /// it lies directly behind them, as in images that QEMU writes, whatever is reserved before they are counted.
+    pub(super) async fn reserve_to_use(&self, count: u64) -> Result<Reserved<'_>> {
+        let reserved = self.reserve(count).await?;
+        self.refcounts.ensure_blocks(reserved.start(), reserved.count()).await?;
+        Ok(reserved)
+    }
+}
+
+/// Clusters that have rested and are being discarded on the host, in their order. Dropped unfinished, those that are
+/// left rest once more: the host may still be discarding the first of them, for a request that keeps its place in the
+/// epoch until that has ended.
+struct Woken<'a> {
+    image: &'a Qcow2,
+    runs: VecDeque<Resting>,
+}
+
+impl Drop for Woken<'_> {
+    fn drop(&mut self) {
+        for run in self.runs.drain(..) {
+            let epoch = self.image.epochs.current();
+            self.image.refcounts.allocator.rest(Resting { epoch, ..run });
+        }
     }
 }
 
@@ -264,7 +295,10 @@ impl<'a> Cycle<'a> {
         let take_dropped = || std::mem::take(&mut *lock(&image.dropped));
         let take_l1 = || std::mem::take(&mut *lock(&image.l1_dirty));
         // In this order; see the module's text.
-        let (dropped, l1) = (take_dropped().into(), take_l1());
+        let dropped = take_dropped().into();
+        point();
+        let l1 = take_l1();
+        point();
         Self { image, dropped, l1, copies: image.l2.take_dirty() }
     }
 
@@ -291,6 +325,7 @@ fn set_and_note(
 ) {
     let mut notes = lock(notes);
     entries.get_or_make(index).store(entry.0, Release);
+    point();
     notes.insert(index);
 }
 

@@ -138,7 +138,12 @@ impl Driver for Raw {
     }
 
     fn discard(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
-        Some(Box::pin(async move { self.file()?.discard(self.below(offset), len).await }))
+        Some(Box::pin(async move {
+            let (file, from) = (self.file()?, self.below(offset));
+            // The last sector may end behind the file.
+            let len = len.min(file.size().saturating_sub(from));
+            if len == 0 { Ok(()) } else { file.discard(from, len).await }
+        }))
     }
 
     fn block_status(

@@ -9,6 +9,7 @@ use std::os::fd::BorrowedFd;
 use oxblk_core::{Error, Result};
 use oxblk_ring::{File, IoBufMut};
 use rustix::fs::{AtFlags, StatxFlags};
+use rustix::io::Errno;
 
 use super::handle;
 
@@ -29,7 +30,7 @@ const PAGE: u32 = 4096;
 /// The alignment that `file`, open with `O_DIRECT`, wants.
 pub(super) async fn probe(file: &File) -> Result<Alignment> {
     let Some(fd) = file.as_fd() else { return Ok(Alignment::NONE) };
-    if let Some(told) = ask_statx(fd) {
+    if let Some(told) = ask_statx(fd)? {
         return Ok(told);
     }
     if let Some(sector) = handle::sector_size(fd) {
@@ -40,14 +41,19 @@ pub(super) async fn probe(file: &File) -> Result<Alignment> {
     Ok(Alignment { request, memory })
 }
 
-fn ask_statx(fd: BorrowedFd<'_>) -> Option<Alignment> {
-    let stat = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
+fn ask_statx(fd: BorrowedFd<'_>) -> Result<Option<Alignment>> {
+    let stat = match rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
+        Ok(stat) => stat,
+        // An old kernel, or a sandbox that does not know the call.
+        Err(Errno::NOSYS | Errno::INVAL | Errno::PERM) => return Ok(None),
+        Err(errno) => return Err(Error::from_errno(errno.raw_os_error())),
+    };
     if stat.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
-        return None;
+        return Ok(None);
     }
     let valid = |size: u32| size.is_power_of_two() && size <= 1 << 20;
     let told = Alignment { request: stat.stx_dio_offset_align, memory: stat.stx_dio_mem_align };
-    (valid(told.request) && valid(told.memory)).then_some(told)
+    Ok((valid(told.request) && valid(told.memory)).then_some(told))
 }
 
 async fn probe_request(file: &File) -> Result<u32> {
@@ -68,6 +74,6 @@ async fn reads(file: &File, len: u32, skew: usize) -> bool {
     match file.read_at(buf, 0).await.0 {
         Ok(_) => true,
         // A bad sector says nothing of alignment.
-        Err(error) => error.raw_os_error() != Some(rustix::io::Errno::INVAL.raw_os_error()),
+        Err(error) => error.raw_os_error() != Some(Errno::INVAL.raw_os_error()),
     }
 }

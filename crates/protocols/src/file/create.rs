@@ -98,9 +98,18 @@ async fn make(path: &str, wanted: &Wanted) -> Result<()> {
     apply_hints(&fd, wanted);
     let file = File::from_fd(fd, Aio::default());
     file.set_len(0).await.map_err(|e| Error::from(e).prefix("Could not clear the file"))?;
-    let outcome = resize::set_size(&file, wanted.size, wanted.preallocation).await;
+    let mut outcome = resize::set_size(&file, wanted.size, wanted.preallocation).await;
+    if outcome.is_ok() && wanted.preallocation == Preallocation::Full {
+        let synced = file.sync(false).await;
+        outcome = synced.map_err(|e| Error::from(e).prefix("Could not flush file to disk"));
+    }
+    let closed = close(file).await;
     drop(locks);
-    outcome
+    outcome.and(closed)
+}
+
+async fn close(file: File) -> Result<()> {
+    file.close().await.map_err(|e| Error::from(e).prefix("Could not close the new file"))
 }
 
 /// Takes a file away whose image could not be made; devices stay.
@@ -112,18 +121,20 @@ pub(super) fn remove(path: &str) {
     if rustix::fs::stat(&*host_path).is_ok_and(|stat| regular(&stat))
         && let Err(error) = rustix::fs::unlink(&*host_path)
     {
-        tracing::debug!(path, %error, "cannot remove what is left of an image");
+        tracing::warn!(path, %error, "cannot remove what is left of an image");
     }
 }
 
 /// Takes what a creator needs; nobody else may change the size meanwhile.
 fn lock(fd: &OwnedFd, path: &str) -> Result<Option<FileLocks>> {
-    let Ok(locks) = FileLocks::new(fd, path) else { return Ok(None) };
-    locks.set(Permissions {
-        taken: Perm::WRITE | Perm::RESIZE,
-        shared: Perm::all() - Perm::RESIZE,
-    })?;
-    Ok(Some(locks))
+    let locks = FileLocks::new(fd, path)?;
+    if let Some(locks) = &locks {
+        locks.set(Permissions {
+            taken: Perm::WRITE | Perm::RESIZE,
+            shared: Perm::all() - Perm::RESIZE,
+        })?;
+    }
+    Ok(locks)
 }
 
 /// Hints that only some file systems know; the others' refusal is of no interest.
@@ -139,7 +150,7 @@ fn apply_hints(fd: &OwnedFd, wanted: &Wanted) {
 }
 
 async fn prepare_device(factory: &FileFactory, path: &str, wanted: &Wanted) -> Result<()> {
-    let access = Access { read_only: false, direct: false };
+    let access = Access { read_only: false, direct: false, no_symlinks: false };
     let handle = handle::open(path, access).map_err(|e| handle::open_error(path, e, false))?;
     factory.check_kind(Some(handle.kind), path)?;
     let locks = lock(&handle.fd, path)?;
@@ -152,6 +163,9 @@ async fn prepare_device(factory: &FileFactory, path: &str, wanted: &Wanted) -> R
     let head = usize::try_from(size.min(SECTOR)).unwrap_or(0);
     let clear = oxblk_ring::IoBuf::zeroes(head);
     let cleared = file.write_all_at(clear, 0, false).await;
+    let cleared =
+        cleared.map_err(|e| Error::from(e).prefix("Failed to clear the new image's first sector"));
+    let closed = close(file).await;
     drop(locks);
-    cleared.map_err(|e| Error::from(e).prefix("Failed to clear the new image's first sector"))
+    cleared.and(closed)
 }

@@ -1,7 +1,7 @@
 //! [`FileDriver`]: requests to one open file.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use oxblk_core::driver::{CopyRange, Reopen, Resize};
@@ -36,8 +36,11 @@ pub struct FileDriver {
     pub(super) refused: Refused,
     pub(super) extents: ExtentCache,
     /// The errno of a flush that failed: the host has forgotten then what was not written, so that a later
-    /// flush that succeeds would mean nothing. 0: none.
+    /// flush that succeeds would mean nothing, through another descriptor as well. 0: none.
     pub(super) flush_error: AtomicI32,
+    pub(super) read_only: AtomicBool,
+    /// What its users may do with it now.
+    pub(super) permissions: Mutex<Permissions>,
     pub(super) locks: Option<FileLocks>,
     pub(super) prepared: Mutex<Option<Prepared>>,
 }
@@ -49,6 +52,7 @@ pub(super) struct Parts {
     pub(super) path: String,
     pub(super) size: u64,
     pub(super) aio: AioOption,
+    pub(super) read_only: bool,
     pub(super) direct: bool,
     pub(super) no_flush: bool,
     pub(super) alignment: Alignment,
@@ -70,6 +74,8 @@ impl FileDriver {
             refused: Refused::default(),
             extents: ExtentCache::default(),
             flush_error: AtomicI32::new(0),
+            read_only: AtomicBool::new(parts.read_only),
+            permissions: Mutex::new(Permissions::NONE),
             locks: parts.locks,
             prepared: Mutex::new(None),
         }
@@ -84,6 +90,7 @@ impl FileDriver {
             path: String::new(),
             size,
             aio: AioOption::Default,
+            read_only: false,
             direct: false,
             no_flush: false,
             alignment: Alignment::NONE,
@@ -113,17 +120,40 @@ impl FileDriver {
     }
 
     async fn flush_host(&self) -> Result<()> {
+        self.sync_host(true).await
+    }
+
+    /// Has the host make everything durable. Every call to it goes through here: the host reports data that it could not
+    /// store once, to whoever asks first.
+    pub(super) async fn sync_host(&self, data_only: bool) -> Result<()> {
         let before = self.flush_error.load(Ordering::Acquire);
         if before != 0 {
             return Err(Error::from_errno(before));
         }
-        let Err(error) = self.current().sync(true).await else { return Ok(()) };
+        let Err(error) = self.current().sync(data_only).await else { return Ok(()) };
         let error = Error::from(error);
         // Without the page cache in between nothing is forgotten.
         if !self.direct.load(Ordering::Acquire) {
             self.flush_error.store(error.raw_errno(), Ordering::Release);
         }
         Err(error)
+    }
+
+    /// Gives the file and then its locks back. What the host could not store is the error of a file that was written.
+    async fn close_file(&self) -> Result<()> {
+        let file = self.file.swap(Arc::new(File::closed()));
+        let file = Arc::try_unwrap(file).unwrap_or_else(|shared| File::clone(&shared));
+        let closed = file
+            .close()
+            .await
+            .map_err(|error| Error::from(error).prefix(format!("Could not close '{}'", self.path)));
+        self.extents.set_permissions(Permissions::NONE);
+        let unlocked = self.locks.as_ref().map_or(Ok(()), |locks| locks.set(Permissions::NONE));
+        if let (Err(error), true) = (&closed, self.read_only.load(Ordering::Acquire)) {
+            tracing::warn!(%error, "a file that was only read");
+            return unlocked;
+        }
+        closed.and(unlocked)
     }
 
     async fn zero(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
@@ -247,18 +277,16 @@ impl Driver for FileDriver {
     }
 
     fn set_permissions(&self, permissions: Permissions) -> Result<()> {
-        let Some(locks) = &self.locks else { return Ok(()) };
-        locks.set(permissions)?;
-        self.extents.set_permissions(permissions);
+        if let Some(locks) = &self.locks {
+            locks.set(permissions)?;
+            self.extents.set_permissions(permissions);
+        }
+        *self.permissions.lock().unwrap_or_else(PoisonError::into_inner) = permissions;
         Ok(())
     }
 
     fn close(&self) -> Option<BoxFuture<'_, Result<()>>> {
-        let locks = self.locks.as_ref()?;
-        Some(Box::pin(async {
-            self.extents.set_permissions(Permissions::NONE);
-            locks.set(Permissions::NONE)
-        }))
+        Some(Box::pin(self.close_file()))
     }
 
     fn resize(&self) -> Option<&dyn Resize> {

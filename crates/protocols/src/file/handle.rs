@@ -1,9 +1,9 @@
 //! An open descriptor of the host and what is known of it.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use oxblk_core::{Error, Result, names, strerror};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 /// What sort of file it is.
@@ -21,6 +21,8 @@ pub(super) enum Kind {
 pub(super) struct Access {
     pub(super) read_only: bool,
     pub(super) direct: bool,
+    /// The path leads over no symbolic link.
+    pub(super) no_symlinks: bool,
 }
 
 /// A descriptor fresh from the host.
@@ -35,15 +37,34 @@ pub(super) fn open(path: &str, access: Access) -> Result<Handle, Errno> {
     let mut flags = OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     flags |= if access.read_only { OFlags::RDONLY } else { OFlags::RDWR };
     flags.set(OFlags::DIRECT, access.direct);
-    let fd = rustix::fs::open(&*names::to_path(path), flags, Mode::empty())?;
+    let fd = match access.no_symlinks {
+        false => rustix::fs::open(&*names::to_path(path), flags, Mode::empty())?,
+        true => open_without_links(path, flags)?,
+    };
     let kind = kind_of(fd.as_fd())?;
     let flags = rustix::fs::fcntl_getfl(&fd)?;
     rustix::fs::fcntl_setfl(&fd, flags - OFlags::NONBLOCK)?;
     match kind {
         // The kernel lets some read-only devices be opened for writing and fails the writes.
-        Some(Kind::Block) if !access.read_only && is_read_only(fd.as_fd()) => Err(Errno::ACCESS),
+        Some(Kind::Block) if !access.read_only && is_read_only(fd.as_fd())? => Err(Errno::ACCESS),
         Some(kind) => Ok(Handle { fd, kind }),
         None => Err(Errno::NOTSUP),
+    }
+}
+
+/// Opens a path on which there is no symbolic link. Where the kernel cannot see to that itself, the path of the open file
+/// is compared with the one that was asked for.
+fn open_without_links(path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let path = names::to_path(path);
+    match rustix::fs::openat2(CWD, &*path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
+        Err(Errno::NOSYS | Errno::PERM) => {}
+        opened => return opened,
+    }
+    let fd = rustix::fs::open(&*path, flags | OFlags::NOFOLLOW, Mode::empty())?;
+    let real = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    match real {
+        Ok(real) if real == *path => Ok(fd),
+        _ => Err(Errno::LOOP),
     }
 }
 
@@ -73,21 +94,48 @@ pub(super) fn sector_size(fd: BorrowedFd<'_>) -> Option<u32> {
     rustix::fs::ioctl_blksszget(fd).ok().filter(|size| size.is_power_of_two())
 }
 
-fn is_read_only(fd: BorrowedFd<'_>) -> bool {
-    let flag = sysfs(fd).and_then(|device| std::fs::read_to_string(format!("{device}/ro")).ok());
-    flag.is_some_and(|text| text.trim() == "1")
+fn is_read_only(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    match std::fs::read_to_string(format!("{}/ro", sysfs(fd)?)) {
+        Ok(text) => Ok(text.trim() == "1"),
+        // Without sysfs the device says so when it is written.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+    }
 }
 
-fn sysfs(fd: BorrowedFd<'_>) -> Option<String> {
-    let stat = rustix::fs::fstat(fd).ok()?;
+fn sysfs(fd: BorrowedFd<'_>) -> Result<String, Errno> {
+    let stat = rustix::fs::fstat(fd)?;
     let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
-    Some(format!("/sys/dev/block/{major}:{minor}"))
+    Ok(format!("/sys/dev/block/{major}:{minor}"))
 }
 
 /// A number from a block device's queue directory in sysfs; partitions ask their disk.
 pub(super) fn queue_value(fd: BorrowedFd<'_>, name: &str) -> Option<u64> {
-    let device = sysfs(fd)?;
+    let device = sysfs(fd).ok()?;
     let paths = [format!("{device}/queue/{name}"), format!("{device}/../queue/{name}")];
     let text = paths.iter().find_map(|path| std::fs::read_to_string(path).ok())?;
     text.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_anywhere_on_the_path_is_refused_where_none_may_be() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = scratch.path().canonicalize().unwrap();
+        std::fs::create_dir(root.join("dir")).unwrap();
+        std::fs::write(root.join("dir/file"), "x").unwrap();
+        std::os::unix::fs::symlink("dir", root.join("link")).unwrap();
+        std::os::unix::fs::symlink("file", root.join("dir/link")).unwrap();
+        let access = |no_symlinks| Access { read_only: true, direct: false, no_symlinks };
+        for (name, expected) in
+            [("dir/file", None), ("dir/link", Some(Errno::LOOP)), ("link/file", Some(Errno::LOOP))]
+        {
+            let path = root.join(name);
+            assert_eq!(open(path.to_str().unwrap(), access(true)).err(), expected, "{name}");
+            assert!(open(path.to_str().unwrap(), access(false)).is_ok(), "{name}");
+        }
+    }
 }

@@ -12,12 +12,14 @@
 //! The locks live on a descriptor of their own, so that a reopen of the data descriptor does not meet the locks
 //! of the old one.
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use oxblk_core::{Error, ErrorKind, Perm, Permissions, Result};
 use oxblk_ring::host::{LockRange, is_locked_elsewhere, lock_shared, unlock};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 const TAKEN: u32 = 100;
 const UNSHARED: u32 = 200;
@@ -50,11 +52,13 @@ pub struct FileLocks {
 }
 
 impl FileLocks {
-    /// No locks yet on the file open as `fd`; `path` is what messages call it.
+    /// No locks yet on the file open as `fd`; `path` is what messages call it. `None` where there are no locks of open file
+    /// descriptions (an old kernel, a file system without them). Anything else that is wrong with them shows when they
+    /// are taken.
     ///
     /// # Errors
-    /// Where the file has no locks of open file descriptions.
-    pub fn new(fd: impl AsFd, path: &str) -> Result<Self> {
+    /// As the host reports.
+    pub fn new(fd: impl AsFd, path: &str) -> Result<Option<Self>> {
         let fd = fd.as_fd();
         let own_path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
@@ -63,8 +67,11 @@ impl FileLocks {
             // Without /proc, or where only writing is allowed: the same description serves.
             Err(_) => rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(std::io::Error::from)?,
         };
-        is_locked_elsewhere(own.as_fd(), LockRange::byte(TAKEN))?;
-        Ok(Self { fd: own, path: path.to_owned(), held: Mutex::new(Held::NOTHING) })
+        let probe = uninterrupted(|| is_locked_elsewhere(own.as_fd(), LockRange::byte(TAKEN)));
+        if probe.is_err_and(|error| do_not_exist(&error)) {
+            return Ok(None);
+        }
+        Ok(Some(Self { fd: own, path: path.to_owned(), held: Mutex::new(Held::NOTHING) }))
     }
 
     /// Makes the locks those of `permissions`.
@@ -88,9 +95,9 @@ impl FileLocks {
         for (base, perms) in [(TAKEN, wanted.taken), (UNSHARED, wanted.unshared)] {
             for (bit, _) in bits(perms) {
                 let byte = base + bit;
-                lock_shared(self.fd.as_fd(), LockRange::byte(byte)).map_err(|error| {
-                    Error::from(error).reword(format!("Failed to lock byte {byte}"))
-                })?;
+                uninterrupted(|| lock_shared(self.fd.as_fd(), LockRange::byte(byte))).map_err(
+                    |error| Error::from(error).prefix(format!("Failed to lock byte {byte}")),
+                )?;
             }
         }
         Ok(())
@@ -109,8 +116,12 @@ impl FileLocks {
         Ok(())
     }
 
-    fn look_at(&self, byte: u32, message: impl FnOnce() -> String) -> Result<()> {
-        if is_locked_elsewhere(self.fd.as_fd(), LockRange::byte(byte))? {
+    fn look_at(&self, byte: u32, message: impl Fn() -> String) -> Result<()> {
+        let locked = uninterrupted(|| is_locked_elsewhere(self.fd.as_fd(), LockRange::byte(byte)));
+        let locked = locked.map_err(|error| {
+            Error::from(error).prefix(format!("{} (lock byte {byte})", message()))
+        })?;
+        if locked {
             let hint = format!("Is another process using the image [{}]?", self.path);
             return Err(Error::new(ErrorKind::Busy, message()).errno(11).with_hint(hint));
         }
@@ -120,9 +131,34 @@ impl FileLocks {
     fn release_all_but(&self, keep: Held) {
         for (base, perms) in [(TAKEN, keep.taken), (UNSHARED, keep.unshared)] {
             for (bit, _) in bits(Perm::all() - perms) {
-                // Giving back can fail only where taking could not have worked.
-                let _ = unlock(self.fd.as_fd(), LockRange::byte(base + bit));
+                let byte = base + bit;
+                if let Err(error) = uninterrupted(|| unlock(self.fd.as_fd(), LockRange::byte(byte)))
+                {
+                    // Others are kept out for longer than need be, at most until the file is closed.
+                    tracing::warn!(path = self.path, byte, %error, "cannot give a lock back");
+                }
             }
+        }
+    }
+}
+
+/// Whether `error` says that there are no locks of open file descriptions here.
+fn do_not_exist(error: &io::Error) -> bool {
+    let errnos = [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP];
+    errnos.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Makes a call again when a signal has interrupted it, which network file systems let happen. Not for ever: a host that
+/// never completes it is reported.
+fn uninterrupted<T>(call: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    const ATTEMPTS: u32 = 100;
+    let mut attempt = 1;
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted && attempt < ATTEMPTS => {
+                attempt += 1;
+            }
+            outcome => return outcome,
         }
     }
 }
@@ -141,7 +177,7 @@ mod tests {
 
     fn pair() -> (tempfile::NamedTempFile, FileLocks, FileLocks) {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let locks = || FileLocks::new(file.reopen().unwrap(), "disk.raw").unwrap();
+        let locks = || FileLocks::new(file.reopen().unwrap(), "disk.raw").unwrap().unwrap();
         let (first, second) = (locks(), locks());
         (file, first, second)
     }
@@ -189,5 +225,27 @@ mod tests {
         first.set(permissions(Perm::WRITE, Perm::empty())).unwrap();
         drop(first);
         second.set(permissions(Perm::WRITE, Perm::empty())).unwrap();
+    }
+
+    #[test]
+    fn a_call_that_is_always_interrupted_is_given_up_and_reported() {
+        let calls = std::cell::Cell::new(0);
+        let call = |until: u32| {
+            calls.set(calls.get() + 1);
+            if calls.get() < until { Err(io::Error::from(Errno::INTR)) } else { Ok(()) }
+        };
+        uninterrupted(|| call(5)).unwrap();
+        let error = uninterrupted(|| call(u32::MAX)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::INTR.raw_os_error()));
+    }
+
+    #[test]
+    fn only_a_host_without_locks_turns_locking_off() {
+        for errno in [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP] {
+            assert!(do_not_exist(&errno.into()), "{errno}");
+        }
+        for errno in [Errno::IO, Errno::NOLCK, Errno::STALE, Errno::INTR, Errno::ACCESS] {
+            assert!(!do_not_exist(&errno.into()), "{errno}");
+        }
     }
 }

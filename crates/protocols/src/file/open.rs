@@ -67,6 +67,7 @@ impl FileFactory {
             path,
             size,
             aio,
+            read_only: context.flags.read_only,
             direct,
             no_flush: context.flags.no_flush,
             alignment,
@@ -76,7 +77,8 @@ impl FileFactory {
 
     fn open_handle(&self, path: &str, context: &mut OpenContext) -> Result<Handle> {
         let direct = context.flags.direct;
-        let mut access = Access { read_only: context.flags.read_only, direct };
+        let no_symlinks = context.flags.no_symlinks;
+        let mut access = Access { read_only: context.flags.read_only, direct, no_symlinks };
         let mut opened = handle::open(path, access);
         let denied = matches!(opened, Err(Errno::ACCESS | Errno::PERM | Errno::ROFS));
         if denied && !access.read_only && context.flags.auto_read_only {
@@ -97,17 +99,17 @@ impl FileFactory {
 }
 
 fn make_locks(handle: &Handle, path: &str, locking: Locking) -> Result<Option<FileLocks>> {
-    match locking {
-        Locking::Off => Ok(None),
-        Locking::On => FileLocks::new(&handle.fd, path).map(Some),
-        Locking::Auto => match FileLocks::new(&handle.fd, path) {
-            Ok(locks) => Ok(Some(locks)),
-            Err(error) => {
-                tracing::debug!(path, %error, "the file system has no locks");
-                Ok(None)
-            }
-        },
+    if locking == Locking::Off {
+        return Ok(None);
     }
+    let locks = FileLocks::new(&handle.fd, path)?;
+    if locks.is_none() {
+        if locking == Locking::On {
+            return Err(Error::unsupported(format!("'{path}' cannot be locked here")));
+        }
+        tracing::warn!(path, "other programs are not kept out: the file cannot be locked here");
+    }
+    Ok(locks)
 }
 
 impl DriverFactory for FileFactory {

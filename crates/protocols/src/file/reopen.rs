@@ -22,6 +22,7 @@ pub(super) struct Prepared {
     /// `None`: the same file stays (it was handed in).
     file: Option<SharedFile>,
     alignment: Alignment,
+    read_only: bool,
     direct: bool,
     no_flush: bool,
 }
@@ -30,11 +31,15 @@ impl FileDriver {
     async fn prepare_reopen(&self, flags: OpenFlags, options: Options) -> Result<Prepared> {
         let options = self.check_unchanged(options)?;
         let (direct, no_flush) = (flags.direct, flags.no_flush);
+        let read_only = flags.read_only;
         let aio = options.aio(direct, None)?;
         if self.kind == Kind::Given {
-            return Ok(Prepared { file: None, alignment: Alignment::NONE, direct, no_flush });
+            let alignment = Alignment::NONE;
+            return Ok(Prepared { file: None, alignment, read_only, direct, no_flush });
         }
-        let access = Access { read_only: flags.read_only, direct };
+        self.settle_descriptor().await?;
+        let (read_only, no_symlinks) = (flags.read_only, flags.no_symlinks);
+        let access = Access { read_only, direct, no_symlinks };
         let failed = |errno| handle::open_error(&self.path, errno, direct);
         let handle = handle::open(&self.path, access).map_err(failed)?;
         if !self.is_same_file(&handle.fd)? {
@@ -46,7 +51,19 @@ impl FileDriver {
         let engine = if options.aio.is_some() { aio.engine() } else { self.aio.engine() };
         let file = File::from_fd(handle.fd, engine);
         let alignment = if direct { align::probe(&file).await? } else { Alignment::NONE };
-        Ok(Prepared { file: Some(Arc::new(file)), alignment, direct, no_flush })
+        let permissions = *self.permissions.lock().unwrap_or_else(PoisonError::into_inner);
+        permissions.check_size(self.size.load(Ordering::Acquire), alignment.request)?;
+        Ok(Prepared { file: Some(Arc::new(file)), alignment, read_only, direct, no_flush })
+    }
+
+    /// Learns what a close of the present descriptor would report while the reopen can still fail. Afterwards it has
+    /// nothing left to store.
+    async fn settle_descriptor(&self) -> Result<()> {
+        if self.read_only.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let closed = self.current().close().await;
+        closed.map_err(|e| Error::from(e).prefix(format!("Could not close '{}'", self.path)))
     }
 
     /// The options that a reopen may name; those that cannot change must be as they are.
@@ -98,7 +115,7 @@ impl Reopen for FileDriver {
             }
             self.direct.store(prepared.direct, Ordering::Release);
             self.no_flush.store(prepared.no_flush, Ordering::Release);
-            self.flush_error.store(0, Ordering::Release);
+            self.read_only.store(prepared.read_only, Ordering::Release);
             self.extents.invalidate();
         })
     }

@@ -25,12 +25,18 @@ impl Resize for FileDriver {
             if matches!(self.kind, Kind::Block | Kind::Character) {
                 return check_device(file.len().await?, size, preallocation);
             }
-            let outcome = set_size(&file, size, preallocation).await;
+            let mut outcome = set_size(&file, size, preallocation).await;
             self.extents.invalidate();
-            if let Ok(now) = file.len().await {
+            let now = file.len().await;
+            let now = now.map_err(|e| Error::from(e).prefix("Could not get file size"));
+            if let Ok(now) = now {
                 self.size.store(now, Ordering::Release);
             }
-            outcome
+            if outcome.is_ok() && preallocation == Preallocation::Full {
+                let synced = self.sync_host(false).await;
+                outcome = synced.map_err(|error| error.prefix("Could not flush file to disk"));
+            }
+            outcome.and(now.map(drop))
         })
     }
 }
@@ -48,7 +54,7 @@ fn check_device(current: u64, size: u64, preallocation: Preallocation) -> Result
     Ok(())
 }
 
-/// Gives a regular file the size `size`.
+/// Gives a regular file the size `size`. What was written for it is not durable yet.
 pub(super) async fn set_size(file: &File, size: u64, preallocation: Preallocation) -> Result<()> {
     let current = file.len().await.map_err(|e| Error::from(e).prefix("Could not get file size"))?;
     if size < current && preallocation != Preallocation::Off {
@@ -63,8 +69,10 @@ pub(super) async fn set_size(file: &File, size: u64, preallocation: Preallocatio
         }
     };
     if outcome.is_err() {
-        // The first failure is the one to tell of.
-        let _ = file.set_len(current).await;
+        // The first failure is the one to report.
+        if let Err(error) = file.set_len(current).await {
+            tracing::warn!(%error, "cannot put the size of a file back");
+        }
     }
     outcome
 }
@@ -98,8 +106,7 @@ async fn reserve(file: &File, current: u64, size: u64) -> Result<()> {
 async fn fill(file: &File, current: u64, size: u64) -> Result<()> {
     let failed = |error| Error::from(error).prefix("Could not write zeros for preallocation");
     file.set_len(size).await.map_err(|e| Error::from(e).prefix("Could not resize file"))?;
-    write_zeroes(file, current, size).await.map_err(failed)?;
-    file.sync(false).await.map_err(|e| Error::from(e).prefix("Could not flush file to disk"))
+    write_zeroes(file, current, size).await.map_err(failed)
 }
 
 async fn write_zeroes(file: &File, mut at: u64, end: u64) -> std::io::Result<()> {

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use oxblk_core::{Error, Result};
-use oxblk_ring::{Falloc, File, host, offload};
+use oxblk_ring::{Falloc, File, host};
 use rustix::io::Errno;
 
 use super::handle::Kind;
@@ -119,7 +119,7 @@ impl Refused {
 }
 
 async fn discard_blocks(file: File, offset: u64, len: u64) -> io::Result<()> {
-    offload(move || match file.as_fd() {
+    file.call(move |file| match file.as_fd() {
         Some(fd) => host::discard_blocks(fd, offset, len),
         None => Err(Errno::OPNOTSUPP.into()),
     })

@@ -11,7 +11,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 static DRIVERS: DriverTable = &[&file::FILE, &file::HOST_DEVICE, &null::NULL_CO, &null::NULL_AIO];
 
 pub fn graph() -> Graph {
-    Graph::new(DRIVERS)
+    Graph::new(DRIVERS, oxblk_core::Gate::Anything)
 }
 
 pub fn text(path: &Path) -> String {

@@ -89,6 +89,7 @@ fn holes_are_remembered_only_while_nobody_may_write() {
             .open(Options::from_dotted(&options, None).unwrap(), OpenFlags::default())
             .await
             .unwrap();
+        graph.own(Arc::clone(&node)).unwrap();
         let hole_at = async |user: &Backend, offset| {
             let found = user.block_status(offset, 200 * EXTENT, Want::Precise).await.unwrap();
             assert_eq!(found.status.len, EXTENT, "{offset}");
@@ -118,6 +119,7 @@ fn holes_are_remembered_only_while_nobody_may_write() {
             assert!(!found.status.is_zero(), "{index}");
         }
         writer.close().await.unwrap();
+        graph.disown(node).await.unwrap();
     });
 }
 

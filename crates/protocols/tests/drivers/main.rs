@@ -6,4 +6,5 @@ mod common;
 mod devices;
 mod file;
 mod locking;
+mod shared_blocks;
 mod simulated;

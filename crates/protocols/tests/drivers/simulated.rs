@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::common::{error, graph, pattern, read, write};
-use oxblk_core::{Backend, OpenFlags, Perm, Permissions, StatusFlags, Want, ZeroFlags};
+use oxblk_core::{Backend, OpenFlags, Options, Perm, Permissions, StatusFlags, Want, ZeroFlags};
 use oxblk_protocols::file::{FILE, FileDriver};
 use oxblk_ring::{File, sim};
 use sim::{FailRule, FaultOp, Faults};
@@ -43,6 +43,27 @@ fn short_transfers_in_any_order_move_every_byte() {
 }
 
 #[test]
+fn an_aligned_write_that_is_cut_short_is_completed() {
+    for seed in 0..20 {
+        let disk = sim::Disk::new(seed, SIZE);
+        disk.set_faults(Faults { short_writes: 0.9, ..Faults::default() });
+        sim::run(seed, async {
+            let backend = backend(&disk, 512);
+            let (one, other) = (pattern(65_536, 7), pattern(100, 9));
+            // The second write needs a block of the first, and waits for it.
+            futures_util::future::join(
+                write(&backend, 4096, &one),
+                write(&backend, 4096 + 65_536 - 612, &other),
+            )
+            .await;
+            let read = read(&backend, 4096, 65_536).await;
+            assert!(read[..64_924] == one[..64_924] && read[65_024..] == one[65_024..]);
+            backend.flush().await.unwrap();
+        });
+    }
+}
+
+#[test]
 fn after_a_failed_flush_no_later_flush_claims_success() {
     let disk = sim::Disk::new(1, SIZE);
     sim::run(1, async {
@@ -52,7 +73,33 @@ fn after_a_failed_flush_no_later_flush_claims_success() {
         assert_eq!(error(backend.flush().await), "Input/output error");
         write(&backend, 0, b"more").await;
         assert_eq!(error(backend.flush().await), "Input/output error");
+        // What was lost stays lost.
+        backend.reopen(Options::new()).await.unwrap();
+        assert_eq!(error(backend.flush().await), "Input/output error");
     });
+}
+
+#[test]
+fn a_file_that_cannot_be_closed_is_an_error_of_its_writer() {
+    const EDQUOT: i32 = 122;
+    for read_only in [false, true] {
+        let disk = sim::Disk::new(1, SIZE);
+        disk.set_faults(Faults {
+            fail: vec![fail(FaultOp::Close, EDQUOT, true)],
+            ..Faults::default()
+        });
+        sim::run(1, async {
+            let backend = backend(&disk, 1);
+            let mut options = Options::new();
+            options.insert("read-only", read_only);
+            backend.reopen(options).await.unwrap();
+            let closed = backend.close().await;
+            assert_eq!(
+                closed.map_err(|error| error.raw_errno()),
+                if read_only { Ok(()) } else { Err(EDQUOT) }
+            );
+        });
+    }
 }
 
 #[test]

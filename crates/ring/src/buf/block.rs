@@ -5,9 +5,10 @@
 //! a pool allocates nothing. All bytes of a block are initialised from the moment it is made.
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, fence};
+use std::sync::atomic::AtomicPtr;
 
 use super::pool::{self, Arena};
+use super::references::References;
 use super::returned::Linked;
 
 /// Where the memory of a block goes when nobody uses it any more.
@@ -27,7 +28,7 @@ pub(crate) enum Home {
 
 /// Header of one refcounted run of bytes.
 pub(crate) struct Block {
-    refs: AtomicUsize,
+    refs: References,
     pub(super) ptr: NonNull<u8>,
     pub(super) capacity: usize,
     pub(super) home: Home,
@@ -44,7 +45,7 @@ impl Linked for Block {
 impl Block {
     pub(super) fn new(ptr: NonNull<u8>, capacity: usize, home: Home) -> Block {
         Block {
-            refs: AtomicUsize::new(1),
+            refs: References::one(),
             ptr,
             capacity,
             home,
@@ -69,7 +70,7 @@ impl BlockRef {
     /// `block` is valid, nobody else uses it, and its count is meant to be one.
     pub(super) unsafe fn adopt(block: NonNull<Block>) -> BlockRef {
         // SAFETY: valid by the caller's promise.
-        unsafe { block.as_ref() }.refs.store(1, Ordering::Relaxed);
+        unsafe { block.as_ref() }.refs.restart();
         BlockRef(block)
     }
 
@@ -100,29 +101,21 @@ impl BlockRef {
 
     /// Whether this is the only reference, so that its holder may have the bytes for itself.
     pub(super) fn is_unique(&self) -> bool {
-        !matches!(self.block().home, Home::Static) && self.block().refs.load(Ordering::Acquire) == 1
+        !matches!(self.block().home, Home::Static) && self.block().refs.is_one()
     }
 }
 
 impl Clone for BlockRef {
     fn clone(&self) -> BlockRef {
-        let before = self.block().refs.fetch_add(1, Ordering::Relaxed);
-        if before > isize::MAX.unsigned_abs() {
-            std::process::abort(); // references were leaked until the count nearly wrapped
-        }
+        self.block().refs.add();
         BlockRef(self.0)
     }
 }
 
 impl Drop for BlockRef {
     fn drop(&mut self) {
-        let block = self.block();
-        // A sole holder needs no read-modify-write: nobody else can make the count grow.
-        if block.refs.load(Ordering::Acquire) != 1 {
-            if block.refs.fetch_sub(1, Ordering::Release) != 1 {
-                return;
-            }
-            fence(Ordering::Acquire);
+        if !self.block().refs.release() {
+            return;
         }
         // SAFETY: this was the last reference, so the header and the memory belong to us alone.
         unsafe { pool::recycle(self.0) };

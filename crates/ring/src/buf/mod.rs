@@ -16,6 +16,7 @@
 
 mod block;
 mod pool;
+mod references;
 mod returned;
 mod shared;
 mod unique;

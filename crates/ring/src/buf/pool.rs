@@ -276,7 +276,12 @@ fn take_big(len: usize) -> (BlockRef, bool) {
             return (unsafe { BlockRef::adopt(block.0) }, false);
         }
     }
-    let Ok(memory) = map_pages(capacity) else {
+    let mapped = map_pages(capacity).or_else(|_| {
+        // What is kept for reuse may be what is missing.
+        trim_shared();
+        map_pages(capacity)
+    });
+    let Ok(memory) = mapped else {
         handle_alloc_error(Layout::from_size_align(capacity, PAGE).unwrap_or(Layout::new::<u8>()))
     };
     let header = Box::leak(Box::new(Block::new(memory, capacity, Home::Mapped)));

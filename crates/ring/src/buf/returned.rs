@@ -31,6 +31,7 @@ impl<T: Linked> Returned<T> {
         loop {
             // SAFETY: valid by the caller's promise, and ours until the exchange publishes it.
             unsafe { element.as_ref() }.link().store(head, Ordering::Relaxed);
+            crate::perturb::point();
             match self.head.compare_exchange_weak(
                 head,
                 element.as_ptr(),

@@ -1,13 +1,15 @@
 //! File operations by blocking system calls on a worker thread.
 //!
-//! The worker works on the memory of the operation's slot by pointer; the slot keeps memory and file until the worker's
-//! message has come back, which it does in every case.
+//! The worker works on the buffers of the operation's slot by pointer; the slot keeps buffers and file until the worker's
+//! message has come back, which it does in every case. The scatter list is the worker's own: a slot is used through `&mut`
+//! while its operation is in flight (its future is polled, or dropped), so that no other thread may look into it. The buffers
+//! lie elsewhere, and nothing refers to their bytes but the list.
 
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use super::slots::{Key, Op, Slot};
+use super::slots::{Key, Op, ScatterList, Slot};
 use crate::runtime::shared::{Message, Shared};
 
 /// A file operation on its way to a worker.
@@ -16,31 +18,25 @@ pub(crate) struct BlockingOp {
     shared: Arc<Shared>,
     op: Op,
     fd: RawFd,
-    iovecs: *const libc::iovec,
-    count: usize,
+    iovecs: ScatterList,
 }
 
-// SAFETY: the pointed-to scatter list and buffers are owned by the operation's slot and stay in place, untouched by the
+// SAFETY: the buffers that the list names are owned by the operation's slot and stay in place, their bytes untouched by the
 // I/O thread, until the message of the operation's end has been received.
 unsafe impl Send for BlockingOp {}
 
 impl BlockingOp {
     pub(super) fn new(key: Key, slot: &mut Slot, shared: &Arc<Shared>) -> BlockingOp {
-        slot.prepare_vectors();
         let fd = slot.target.as_ref().map_or(-1, super::Target::fd);
-        BlockingOp {
-            key,
-            shared: Arc::clone(shared),
-            op: slot.op,
-            fd,
-            iovecs: slot.iovecs.as_ptr(),
-            count: slot.iovecs.len(),
-        }
+        let mut iovecs = ScatterList::new();
+        slot.payload.iovecs(&mut iovecs);
+        BlockingOp { key, shared: Arc::clone(shared), op: slot.op, fd, iovecs }
     }
 
     /// Does the work and reports it to the I/O thread.
     pub(crate) fn run(self) {
         let result = self.perform();
+        crate::perturb::point();
         self.shared.send(Message::Complete(self.key, result));
     }
 
@@ -61,33 +57,36 @@ impl BlockingOp {
 
     /// A transfer of one buffer, which the kernel does for less than one of a scatter list.
     fn single(&self) -> Option<libc::iovec> {
-        // SAFETY: the scatter list belongs to the slot and has `count` elements.
-        (self.count == 1).then(|| unsafe { *self.iovecs })
+        match *self.iovecs {
+            [one] => Some(one),
+            _ => None,
+        }
     }
 
     fn call(&self) -> i64 {
-        let count = libc::c_int::try_from(self.count).unwrap_or(0);
+        let iovecs = self.iovecs.as_ptr();
+        let count = libc::c_int::try_from(self.iovecs.len()).unwrap_or(0);
         match self.op {
             Op::Read { offset } => match libc::off_t::try_from(offset) {
                 Ok(offset) if let Some(one) = self.single() => {
                     // SAFETY: the buffer belongs to the slot, and the descriptor is kept open by it.
                     unsafe { libc::pread(self.fd, one.iov_base, one.iov_len, offset) as i64 }
                 }
-                // SAFETY: the scatter list and what it names belong to the slot, and the descriptor is kept open by it.
-                Ok(offset) => unsafe { libc::preadv(self.fd, self.iovecs, count, offset) as i64 },
+                // SAFETY: what the scatter list names belongs to the slot, and the descriptor is kept open by it.
+                Ok(offset) => unsafe { libc::preadv(self.fd, iovecs, count, offset) as i64 },
                 Err(_) => fail(libc::EINVAL),
             },
             Op::Write { offset, fua } => match libc::off_t::try_from(offset) {
                 // SAFETY: as above.
                 Ok(offset) if fua => unsafe {
-                    libc::pwritev2(self.fd, self.iovecs, count, offset, libc::RWF_DSYNC) as i64
+                    libc::pwritev2(self.fd, iovecs, count, offset, libc::RWF_DSYNC) as i64
                 },
                 Ok(offset) if let Some(one) = self.single() => {
                     // SAFETY: as above.
                     unsafe { libc::pwrite(self.fd, one.iov_base, one.iov_len, offset) as i64 }
                 }
                 // SAFETY: as above.
-                Ok(offset) => unsafe { libc::pwritev(self.fd, self.iovecs, count, offset) as i64 },
+                Ok(offset) => unsafe { libc::pwritev(self.fd, iovecs, count, offset) as i64 },
                 Err(_) => fail(libc::EINVAL),
             },
             // SAFETY: no memory involved.
@@ -103,9 +102,11 @@ impl BlockingOp {
                 // SAFETY: no memory involved.
                 i64::from(unsafe { libc::fallocate(self.fd, mode, offset, len) })
             }
-            Op::Truncate { .. } | Op::Recv { .. } | Op::Send { .. } | Op::Poll { .. } => {
-                fail(libc::EOPNOTSUPP)
-            }
+            Op::Truncate { .. }
+            | Op::Recv { .. }
+            | Op::Send { .. }
+            | Op::Poll { .. }
+            | Op::Call => fail(libc::EOPNOTSUPP),
         }
     }
 }

@@ -16,6 +16,7 @@
 
 mod blocking;
 mod fallback;
+mod kept;
 mod native;
 mod slots;
 mod uring;
@@ -32,13 +33,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 pub(crate) use blocking::BlockingOp;
+pub(crate) use kept::Kept;
 pub(crate) use slots::{Key, Op, Payload, Slot};
 
 use crate::file::{Aio, File};
+use crate::runtime::foreign::contained;
 use crate::runtime::local::{Local, current};
 use crate::runtime::offload::BLOCKING;
 use crate::runtime::real_now;
-use crate::runtime::shared::Shared;
+use crate::runtime::shared::{Message, Shared};
 use crate::runtime::{Config, Engine, Job};
 use fallback::Fallback;
 use native::Native;
@@ -53,8 +56,8 @@ pub(crate) enum Target {
     File(File),
     /// A descriptor that must stay open until the operation has completed.
     Fd(Arc<OwnedFd>),
-    /// A simulated disk, which the simulation's event keeps.
-    Disk,
+    /// Kept elsewhere: a simulated disk by the simulation's event, the file of a call by the call.
+    Elsewhere,
 }
 
 impl Target {
@@ -62,7 +65,7 @@ impl Target {
         match self {
             Target::File(file) => file.raw_fd(),
             Target::Fd(fd) => fd.as_raw_fd(),
-            Target::Fixed(_) | Target::Disk => -1,
+            Target::Fixed(_) | Target::Elsewhere => -1,
         }
     }
 }
@@ -96,6 +99,7 @@ pub(crate) struct Reactor {
     slots: RefCell<Slots>,
     driver: RefCell<Driver>,
     native: RefCell<Option<Native>>,
+    shared: Arc<Shared>,
     /// Scratch space of `turn`: what was harvested and is yet to be completed.
     harvest: RefCell<Vec<(Key, i32)>>,
     /// Transfers carried out on the spot since the last turn.
@@ -140,6 +144,7 @@ impl Reactor {
             slots: RefCell::default(),
             driver: RefCell::new(driver),
             native: RefCell::new(None),
+            shared: Arc::clone(shared),
             harvest: RefCell::default(),
             on_the_spot: Cell::new(0),
         })
@@ -165,19 +170,58 @@ impl Reactor {
             native.reap(&mut done);
         }
         for (key, result) in done.drain(..) {
-            self.complete(key, result);
+            if !(result == -libc::ECANCELED || result == -libc::EAGAIN) || !self.redo(key) {
+                self.complete(key, result);
+            }
         }
         *self.harvest.borrow_mut() = done;
     }
 
+    /// Hands an operation on a file to a blocking thread, or carries it out if there is none. The kernel gives up what it has no
+    /// worker thread for (`RLIMIT_NPROC`), with `ECANCELED` or `EAGAIN`. Nobody else cancels operations on files.
+    fn redo(&self, key: Key) -> bool {
+        let file = {
+            let slots = self.slots.borrow();
+            let Some(slot) = slots.try_get(key).filter(|slot| slot.op.is_on_file()) else {
+                return false;
+            };
+            match (&slot.target, &*self.driver.borrow()) {
+                (Some(Target::File(file)), Driver::Uring(_)) => Some(file.clone()),
+                (Some(Target::Fixed(id)), Driver::Uring(uring)) => uring.file(*id),
+                _ => return false,
+            }
+        };
+        let Some(file) = file else {
+            // Nobody has the file any more.
+            self.complete(key, -libc::EIO);
+            return true;
+        };
+        let mut slots = self.slots.borrow_mut();
+        slots.takes_long(key);
+        let slot = slots.get_mut(key);
+        slot.target = Some(Target::File(file));
+        let job = BlockingOp::new(key, slot, &self.shared);
+        drop(slots);
+        BLOCKING.submit(Job::Io(job));
+        true
+    }
+
     /// Records the end of an operation and wakes whoever waits for it.
     pub(crate) fn complete(&self, key: Key, result: i32) {
-        let done = self.slots.borrow_mut().complete(key, result);
+        let (done, kept) = self.slots.borrow_mut().complete(key, result);
         match done {
-            Done::Wake(waker) => waker.wake(),
+            Done::Wake(waker) => contained(|| waker.wake()),
             Done::Free(content) => drop(content),
             Done::Nothing => {}
         }
+        for value in kept {
+            contained(|| drop(value));
+        }
+    }
+
+    /// Keeps a value until the file operations that are in flight have completed; gives it back when none is.
+    pub(crate) fn keep(&self, value: Kept) -> Option<Kept> {
+        self.slots.borrow_mut().keep(value)
     }
 
     /// Starts an operation on a file.
@@ -301,9 +345,27 @@ impl Reactor {
         Pending::new(local, key)
     }
 
+    /// Starts a blocking call on a worker, which counts as an operation on a file: it is awaited when the thread closes, and by
+    /// what is [kept](Self::keep). The call itself keeps what it works on.
+    pub(crate) fn start_call(local: &Rc<Local>, call: Box<dyn FnOnce() + Send>) -> Pending {
+        let key =
+            local.reactor.slots.borrow_mut().insert(Op::Call, Target::Elsewhere, Payload::None);
+        if local.scheduler.is_some() {
+            call();
+            local.reactor.complete(key, 0);
+        } else {
+            let shared = Arc::clone(&local.shared);
+            BLOCKING.submit(Job::Call(Box::new(move || {
+                call();
+                shared.send(Message::Complete(key, 0));
+            })));
+        }
+        Pending::new(local, key)
+    }
+
     /// Starts an operation that the simulation will finish.
     pub(crate) fn start_simulated(local: &Rc<Local>, op: Op, payload: Payload) -> Pending {
-        let key = local.reactor.slots.borrow_mut().insert(op, Target::Disk, payload);
+        let key = local.reactor.slots.borrow_mut().insert(op, Target::Elsewhere, payload);
         Pending::new(local, key)
     }
 
@@ -330,21 +392,31 @@ impl Reactor {
         }
     }
 
-    /// Waits until no operation is in flight. Called once, when all tasks are gone.
-    pub(crate) fn close(&self, local: &Rc<Local>) {
+    /// Waits until no operation is in flight, and cancels those that may wait for ever. Nothing is carried out for its own
+    /// sake any more: tasks that are woken stay where they are.
+    pub(crate) fn finish(&self, local: &Rc<Local>) {
         self.cancel_all();
         if let Some(scheduler) = &local.scheduler {
             while let Some(event) = scheduler.next_event(None) {
                 self.finish_simulated(&event);
             }
         }
-        while self.slots.borrow().in_flight() > 0 {
+        while self.is_busy() {
             if local.shared.mailbox.prepare_sleep() {
                 self.turn(Wait::briefly());
                 local.shared.mailbox.awake();
             }
             local.take_mail();
         }
+    }
+
+    /// Whether operations are in flight.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.slots.borrow().in_flight() > 0
+    }
+
+    /// Gives the memory up that the thread has registered with its ring, once nothing is in flight.
+    pub(crate) fn release_memory(&self) {
         if let Driver::Uring(_) = &*self.driver.borrow() {
             crate::buf::uninstall_arena();
         }
@@ -355,16 +427,6 @@ impl Reactor {
         for key in keys {
             self.cancel(key);
         }
-    }
-
-    /// File operations in flight whose future is gone.
-    pub(crate) fn detached(&self) -> Vec<Key> {
-        self.slots.borrow().detached()
-    }
-
-    /// Whether an operation is still in flight.
-    pub(crate) fn is_in_flight(&self, key: Key) -> bool {
-        self.slots.borrow().is_in_flight(key)
     }
 
     /// Asks for an operation to end early; its completion tells whether it did.
@@ -411,8 +473,16 @@ impl Future for Pending {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let outcome = self.local.reactor.slots.borrow_mut().poll(self.key, cx.waker());
-        let (Poll::Ready((result, payload, target)), _) = outcome else { return Poll::Pending };
+        let slots = &self.local.reactor.slots;
+        let (outcome, waker_is_set) = slots.borrow_mut().poll(self.key, cx.waker());
+        let Poll::Ready((result, payload, target)) = outcome else {
+            if !waker_is_set {
+                let waker = cx.waker().clone();
+                let old = slots.borrow_mut().set_waker(self.key, waker);
+                drop(old);
+            }
+            return Poll::Pending;
+        };
         self.taken = true;
         drop(target);
         Poll::Ready((result, payload))
@@ -440,4 +510,9 @@ pub(crate) fn start_file(file: &File, op: Op, payload: Payload) -> Pending {
 /// Starts an operation on the current I/O thread.
 pub(crate) fn start_fd(fd: &Arc<OwnedFd>, op: Op, payload: Payload) -> Pending {
     Reactor::start_fd(&current(), fd, op, payload)
+}
+
+/// Starts a blocking call on behalf of the current I/O thread.
+pub(crate) fn start_call(call: Box<dyn FnOnce() + Send>) -> Pending {
+    Reactor::start_call(&current(), call)
 }

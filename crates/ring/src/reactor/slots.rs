@@ -8,6 +8,7 @@ use std::task::{Poll, Waker};
 use smallvec::SmallVec;
 
 use super::Target;
+use super::kept::{Kept, Period, Periods};
 use crate::buf::{IoBuf, IoBufMut, IoVec, IoVecMut};
 
 /// Slots per chunk; chunks never move.
@@ -63,6 +64,8 @@ pub(crate) enum Op {
     Poll {
         events: i16,
     },
+    /// A blocking call that only its worker knows.
+    Call,
 }
 
 impl Op {
@@ -70,11 +73,19 @@ impl Op {
         matches!(self, Op::Read { .. } | Op::Write { .. })
     }
 
+    /// Whether io_uring carries it out on a file.
+    pub(super) fn is_on_file(self) -> bool {
+        matches!(self, Op::Read { .. } | Op::Write { .. } | Op::Sync { .. } | Op::Fallocate { .. })
+    }
+
     /// Whether it may wait for a peer for ever.
     fn waits_for_peer(self) -> bool {
         matches!(self, Op::Recv { .. } | Op::Send { .. } | Op::Poll { .. })
     }
 }
+
+/// The buffers of a transfer as system calls take them.
+pub(super) type ScatterList = SmallVec<[libc::iovec; 4]>;
 
 /// The memory of an operation.
 #[derive(Debug, Default)]
@@ -99,8 +110,8 @@ impl Payload {
         }
     }
 
-    fn iovecs(&mut self, out: &mut SmallVec<[libc::iovec; 4]>) {
-        fn push(out: &mut SmallVec<[libc::iovec; 4]>, base: *const u8, len: usize) {
+    pub(super) fn iovecs(&mut self, out: &mut ScatterList) {
+        fn push(out: &mut ScatterList, base: *const u8, len: usize) {
             if out.len() < MAX_IOV && len > 0 {
                 out.push(libc::iovec { iov_base: base.cast_mut().cast(), iov_len: len });
             }
@@ -138,10 +149,12 @@ pub(crate) struct Slot {
     pub(crate) op: Op,
     pub(crate) payload: Payload,
     pub(crate) target: Option<Target>,
-    pub(super) iovecs: SmallVec<[libc::iovec; 4]>,
+    pub(super) iovecs: ScatterList,
     pub(super) message: libc::msghdr,
     /// Counted in [`Slots::soon`].
     soon: bool,
+    /// Counted in [`Slots::periods`].
+    period: Option<Period>,
 }
 
 impl Slot {
@@ -153,14 +166,16 @@ impl Slot {
             op: Op::Poll { events: 0 },
             payload: Payload::None,
             target: None,
-            iovecs: SmallVec::new(),
+            iovecs: ScatterList::new(),
             // SAFETY: all zero is a valid message header (null pointers with zero lengths).
             message: unsafe { std::mem::zeroed() },
             soon: false,
+            period: None,
         }
     }
 
-    /// Fills in the scatter list and the message header that points to it.
+    /// Fills in the scatter list and the message header that points to it, for the kernel to read while the slot stays where it
+    /// is. (For another thread, see [`BlockingOp`](super::BlockingOp).)
     pub(super) fn prepare_vectors(&mut self) {
         self.payload.iovecs(&mut self.iovecs);
         self.message.msg_iov = self.iovecs.as_mut_ptr();
@@ -188,6 +203,18 @@ pub(super) struct Slots {
     free: Vec<u32>,
     in_flight: usize,
     soon: usize,
+    /// Operations that come to their end by themselves, and what is kept for them.
+    periods: Periods,
+}
+
+/// The kernel or a worker may still use the memory of what is in flight: it is leaked rather than freed. A thread that closes
+/// awaits its operations, so that this only happens to one that ends without closing (`exit` within `block_on`).
+impl Drop for Slots {
+    fn drop(&mut self) {
+        if self.in_flight > 0 {
+            std::mem::forget(std::mem::take(&mut self.chunks));
+        }
+    }
 }
 
 impl Slots {
@@ -206,6 +233,13 @@ impl Slots {
         if !slot.soon {
             slot.soon = true;
             self.soon += 1;
+        }
+    }
+
+    /// Notes that an operation is no longer such a one.
+    pub(super) fn takes_long(&mut self, key: Key) {
+        if let Some(slot) = self.try_get_mut(key) {
+            self.soon -= usize::from(std::mem::take(&mut slot.soon));
         }
     }
 
@@ -232,8 +266,10 @@ impl Slots {
             }
         };
         self.in_flight += 1;
+        let period = (!op.waits_for_peer()).then(|| self.periods.begin());
         let slot = &mut self.chunks[index as usize / CHUNK][index as usize % CHUNK];
         slot.state = State::InFlight;
+        slot.period = period;
         slot.op = op;
         slot.target = Some(target);
         slot.payload = payload;
@@ -248,28 +284,43 @@ impl Slots {
         }
     }
 
+    pub(super) fn try_get(&self, key: Key) -> Option<&Slot> {
+        let index = key.slot as usize;
+        let slot = self.chunks.get(index / CHUNK)?.get(index % CHUNK)?;
+        (slot.generation == key.generation).then_some(slot)
+    }
+
     pub(super) fn try_get_mut(&mut self, key: Key) -> Option<&mut Slot> {
         self.slot(key.slot).filter(|slot| slot.generation == key.generation)
     }
 
-    pub(super) fn complete(&mut self, key: Key, result: i32) -> Done {
-        let Some(slot) = self.try_get_mut(key) else { return Done::Nothing };
-        let soon = usize::from(std::mem::take(&mut slot.soon));
-        match slot.state {
-            State::InFlight => {
-                slot.state = State::Done(result);
-                let waker = slot.waker.take();
-                self.soon -= soon;
-                self.in_flight -= 1;
-                waker.map_or(Done::Nothing, Done::Wake)
-            }
-            State::Detached => {
-                self.soon -= soon;
-                self.in_flight -= 1;
-                Done::Free(self.release(key))
-            }
-            State::Free | State::Done(_) => Done::Nothing,
-        }
+    /// An operation has ended. Gives what is to be done about it, and values that were kept for it.
+    pub(super) fn complete(&mut self, key: Key, result: i32) -> (Done, Vec<Kept>) {
+        let nothing = || (Done::Nothing, Vec::new());
+        let Some(slot) = self.try_get_mut(key) else { return nothing() };
+        let detached = match slot.state {
+            State::InFlight => false,
+            State::Detached => true,
+            State::Free | State::Done(_) => return nothing(),
+        };
+        let (soon, period) = (std::mem::take(&mut slot.soon), slot.period.take());
+        slot.state = State::Done(result);
+        let waker = slot.waker.take();
+        self.soon -= usize::from(soon);
+        self.in_flight -= 1;
+        let kept = period.map_or_else(Vec::new, |period| self.periods.end(period));
+        let done = if detached {
+            Done::Free(self.release(key))
+        } else {
+            waker.map_or(Done::Nothing, Done::Wake)
+        };
+        (done, kept)
+    }
+
+    /// Keeps a value until all that is in flight now has completed, but for what may wait for a peer for ever. Gives it back
+    /// when nothing is.
+    pub(super) fn keep(&mut self, value: Kept) -> Option<Kept> {
+        self.periods.keep(value)
     }
 
     fn release(&mut self, key: Key) -> Content {
@@ -281,17 +332,19 @@ impl Slots {
         content
     }
 
-    /// The outcome, or else leaves the waker. Gives the waker that was there before, to be dropped outside of any borrow.
-    pub(super) fn poll(&mut self, key: Key, waker: &Waker) -> (Poll<Outcome>, Option<Waker>) {
+    /// The outcome, or else whether `waker` is the one that is woken; if not, it is to be [set](Self::set_waker).
+    pub(super) fn poll(&mut self, key: Key, waker: &Waker) -> (Poll<Outcome>, bool) {
         let slot = self.get_mut(key);
         if let State::Done(result) = slot.state {
             let (payload, target) = self.release(key);
-            return (Poll::Ready((result, payload, target)), None);
+            return (Poll::Ready((result, payload, target)), true);
         }
-        if slot.waker.as_ref().is_some_and(|old| old.will_wake(waker)) {
-            return (Poll::Pending, None);
-        }
-        (Poll::Pending, slot.waker.replace(waker.clone()))
+        (Poll::Pending, slot.waker.as_ref().is_some_and(|old| old.will_wake(waker)))
+    }
+
+    /// Leaves a waker. Gives the one that was there before, to be dropped outside of any borrow.
+    pub(super) fn set_waker(&mut self, key: Key, waker: Waker) -> Option<Waker> {
+        self.get_mut(key).waker.replace(waker)
     }
 
     /// The future is gone. Gives what is to be dropped, and whether the operation should be cancelled.
@@ -304,26 +357,6 @@ impl Slots {
         slot.state = State::Detached;
         let cancel = slot.op.waits_for_peer();
         ((None, waker), cancel)
-    }
-
-    /// File operations in flight whose future is gone.
-    pub(super) fn detached(&self) -> Vec<Key> {
-        let slots = self.chunks.iter().flat_map(|chunk| chunk.iter());
-        let detached = slots
-            .zip(0u32..)
-            .filter(|(slot, _)| matches!(slot.state, State::Detached) && !slot.op.waits_for_peer());
-        detached.map(|(slot, index)| Key { slot: index, generation: slot.generation }).collect()
-    }
-
-    /// Whether an operation is still in flight.
-    pub(super) fn is_in_flight(&self, key: Key) -> bool {
-        self.chunks
-            .get(key.slot as usize / CHUNK)
-            .and_then(|chunk| chunk.get(key.slot as usize % CHUNK))
-            .is_some_and(|slot| {
-                slot.generation == key.generation
-                    && matches!(slot.state, State::InFlight | State::Detached)
-            })
     }
 
     /// Operations in flight that may wait for ever.
@@ -353,7 +386,7 @@ mod tests {
     }
 
     fn read(slots: &mut Slots) -> Key {
-        slots.insert(Op::Read { offset: 0 }, Target::Disk, Payload::Read(IoBufMut::new(8)))
+        slots.insert(Op::Read { offset: 0 }, Target::Elsewhere, Payload::Read(IoBufMut::new(8)))
     }
 
     #[test]
@@ -362,8 +395,10 @@ mod tests {
         let counter = Arc::new(Counter(AtomicU32::new(0)));
         let waker = Waker::from(Arc::clone(&counter));
         let key = read(&mut slots);
-        assert!(slots.poll(key, &waker).0.is_pending());
-        let Done::Wake(waiter) = slots.complete(key, 8) else { panic!("nobody is woken") };
+        assert!(matches!(slots.poll(key, &waker), (Poll::Pending, false)));
+        assert!(slots.set_waker(key, waker.clone()).is_none());
+        assert!(matches!(slots.poll(key, &waker), (Poll::Pending, true)));
+        let Done::Wake(waiter) = slots.complete(key, 8).0 else { panic!("nobody is woken") };
         waiter.wake();
         assert_eq!(counter.0.load(Ordering::Relaxed), 1);
         assert!(matches!(slots.poll(key, &waker).0, Poll::Ready((8, Payload::Read(_), _))));
@@ -377,10 +412,10 @@ mod tests {
     fn a_completion_of_an_earlier_operation_does_not_reach_the_slots_new_one() {
         let mut slots = Slots::default();
         let old = read(&mut slots);
-        assert!(matches!(slots.complete(old, 0), Done::Nothing));
+        assert!(matches!(slots.complete(old, 0).0, Done::Nothing));
         assert!(slots.detach(old).0.0.is_some(), "what was done is freed with its future");
         let new = read(&mut slots);
-        assert!(matches!(slots.complete(old, 0), Done::Nothing));
+        assert!(matches!(slots.complete(old, 0).0, Done::Nothing));
         assert!(slots.poll(new, Waker::noop()).0.is_pending());
     }
 
@@ -392,7 +427,7 @@ mod tests {
         assert!(content.is_none() && !cancel);
         assert!(slots.try_get_mut(key).is_some());
         assert_eq!(slots.in_flight(), 1);
-        assert!(matches!(slots.complete(key, 8), Done::Free((Payload::Read(_), _))));
+        assert!(matches!(slots.complete(key, 8).0, Done::Free((Payload::Read(_), _))));
         assert_eq!(slots.in_flight(), 0);
         assert!(slots.try_get_mut(key).is_none());
     }

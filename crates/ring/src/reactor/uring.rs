@@ -17,7 +17,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use super::slots::{Key, Op, Payload, Slot};
 use super::{Target, Wait};
 use crate::buf::{Arena, install_arena};
-use crate::file::File;
+use crate::file::{File, WeakFile};
 use crate::runtime::shared::Shared;
 use crate::runtime::{Config, real_now};
 
@@ -33,7 +33,7 @@ const MAX_TRANSFER: usize = 0x7fff_f000;
 /// Files registered with the ring, by their dense id.
 struct FileTable {
     capacity: u32,
-    registered: Vec<bool>,
+    registered: Vec<Option<WeakFile>>,
     /// Ids to unregister once everything queued so far has been submitted.
     leaving: Vec<(u32, Arc<dyn Any + Send + Sync>)>,
 }
@@ -51,6 +51,8 @@ pub(super) struct Uring {
     /// Where the kernel reads a timer's time when it is submitted. An entry that could not be submitted at once may find an
     /// earlier time here; it then fires early, which does no harm.
     timespec: Box<types::Timespec>,
+    /// The kernel refuses to be entered, and it has been reported.
+    refused: bool,
 }
 
 impl Uring {
@@ -69,6 +71,7 @@ impl Uring {
         };
         let mut uring = Uring {
             ring,
+            refused: false,
             backlog: VecDeque::new(),
             files: FileTable { capacity, registered: Vec::new(), leaving: Vec::new() },
             arena,
@@ -78,7 +81,18 @@ impl Uring {
             timespec: Box::default(),
         };
         uring.watch_bell();
+        uring.enter()?;
         Ok(uring)
+    }
+
+    /// Submits the first entry: where a ring can be made but not entered, it is of no use.
+    fn enter(&mut self) -> io::Result<()> {
+        loop {
+            match self.ring.submit() {
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                outcome => return outcome.map(drop),
+            }
+        }
     }
 
     fn watch_bell(&mut self) {
@@ -91,7 +105,7 @@ impl Uring {
     /// The place of a file in the ring's table; registers it at its first use. `None` when the table is full.
     pub(super) fn fixed(&mut self, file: &File) -> Option<u32> {
         let id = file.id();
-        if self.files.registered.get(id as usize).copied().unwrap_or(false) {
+        if self.is_registered(id) {
             return Some(id);
         }
         if id >= self.files.capacity {
@@ -99,16 +113,25 @@ impl Uring {
         }
         self.ring.submitter().register_files_update(id, &[file.raw_fd()]).ok()?;
         if self.files.registered.len() <= id as usize {
-            self.files.registered.resize(id as usize + 1, false);
+            self.files.registered.resize_with(id as usize + 1, || None);
         }
-        *self.files.registered.get_mut(id as usize)? = true;
+        *self.files.registered.get_mut(id as usize)? = Some(file.downgrade());
         file.note_ring(self.index);
         Some(id)
     }
 
+    fn is_registered(&self, id: u32) -> bool {
+        matches!(self.files.registered.get(id as usize), Some(Some(_)))
+    }
+
+    /// The file that has a place, while there are handles to it.
+    pub(super) fn file(&self, id: u32) -> Option<File> {
+        self.files.registered.get(id as usize)?.as_ref()?.upgrade()
+    }
+
     /// Gives up a file's place. Entries that name it may still be queued, so it waits for the next submission.
     pub(super) fn unregister(&mut self, id: u32, keep: Arc<dyn Any + Send + Sync>) {
-        if self.files.registered.get(id as usize).copied().unwrap_or(false) {
+        if self.is_registered(id) {
             self.files.leaving.push((id, keep));
         }
     }
@@ -123,7 +146,7 @@ impl Uring {
         for (id, keep) in self.files.leaving.drain(..) {
             let _ = self.ring.submitter().register_files_update(id, &[-1]);
             if let Some(place) = self.files.registered.get_mut(id as usize) {
-                *place = false;
+                *place = None;
             }
             drop(keep);
         }
@@ -184,6 +207,13 @@ impl Uring {
     }
 
     /// Submits, waits for `least` completions (one at least) if it may, and harvests.
+    ///
+    /// More than one may be waited for only if so many operations in flight complete whatever happens here and elsewhere, for
+    /// until then neither the bell nor a timer wakes the thread. Of such operations ([`Slots::soon`](super::slots::Slots))
+    /// `least` is a fraction. They are transfers of files in memory, which need nothing but the kernel's workers; they all
+    /// are in the kernel's hands when it waits, since it does not wait with a backlog, nor when it took fewer entries than
+    /// there were; each posts a completion, be it an error (the ring has neither linked nor silent entries); and those
+    /// that it has posted already count, being not yet harvested.
     pub(super) fn turn(&mut self, wait: Wait, least: usize, done: &mut Vec<(Key, i32)>) {
         self.flush_backlog();
         if let Wait::Until(deadline) = wait {
@@ -199,14 +229,22 @@ impl Uring {
             }
             _ => self.ring.submit(),
         };
-        // Interrupted, or the kernel wants completions harvested first: the next turn goes on.
-        if let Err(error) = outcome
-            && !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
-        {
-            tracing::error!("io_uring_enter: {error}");
+        match outcome {
+            Ok(_) => self.refused = false,
+            Err(error) if is_passing(&error) => {}
+            Err(error) => self.report_refusal(&error),
         }
         self.forget_files();
         self.harvest(done);
+    }
+
+    /// A kernel that could be entered before refuses it now. Nothing can be taken back from the ring, so that the thread asks
+    /// again, without keeping a core busy.
+    fn report_refusal(&mut self, error: &io::Error) {
+        if !std::mem::replace(&mut self.refused, true) {
+            tracing::error!("io_uring_enter: {error}");
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 
     fn harvest(&mut self, done: &mut Vec<(Key, i32)>) {
@@ -231,6 +269,11 @@ impl Drop for Uring {
     fn drop(&mut self) {
         let _ = self.ring.submitter().unregister_files();
     }
+}
+
+/// Interrupted, or the kernel wants completions harvested first, or has no memory at the moment: the next turn goes on.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
 }
 
 /// Makes a ring with the best flags that the kernel knows.
@@ -328,7 +371,7 @@ fn build_entry(slot: &mut Slot, arena: Option<&Arena>) -> squeue::Entry {
                 .build()
         }
         Op::Poll { events } => opcode::PollAdd::new(fd, u32::from(events.cast_unsigned())).build(),
-        Op::Truncate { .. } => unreachable!("truncation goes through a blocking call"),
+        Op::Truncate { .. } | Op::Call => unreachable!("blocking calls go to a worker"),
     };
     match slot.target {
         Some(Target::Fixed(_)) => entry.flags(squeue::Flags::FIXED_FILE),

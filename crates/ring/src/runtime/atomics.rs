@@ -1,7 +1,7 @@
-//! The synchronisation primitives of [`wake`](super::wake) and [`oneshot`](super::oneshot), in one place so that the model
+//! The synchronisation primitives of [`wake`](super::wake), [`oneshot`](super::oneshot) and others, in one place so that the model
 //! tests can compile the same files against a model checker's.
 
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering, fence};
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, fence};
 pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 /// Locks; a panic elsewhere does not matter, because every update of what is locked here is a single assignment.

@@ -3,11 +3,10 @@
 //! One turn: take the mail → poll the main future → run ready tasks → fire timers → one call into the driver that submits
 //! everything queued, sleeps when nothing is ready, and harvests all completions.
 //!
-//! Tasks never outlive the thread's context: when the loop ends, every task is dropped here (also when the main future
-//! panicked), then all operations in flight are awaited, and only then is the ring closed.
+//! Tasks never outlive the thread's context: [`closing`](super::closing) sees to it when the loop ends, also when the main
+//! future panicked.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
@@ -17,12 +16,15 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use async_task::{Runnable, Task};
-
+use super::closing::Entered;
+use super::foreign::contained;
+use super::oneshot;
 use super::quiet::Quiet;
 use super::shared::{Message, Shared};
+use super::tasks::Tasks;
 use super::thread::Handle;
 use super::timer::{Timers, real_now};
+use crate::perturb;
 use crate::reactor::{Reactor, Wait};
 use crate::sim::Scheduler;
 
@@ -66,29 +68,20 @@ impl Default for Config {
 /// The thread's own part of an I/O thread.
 pub(crate) struct Local {
     pub(crate) shared: Arc<Shared>,
-    handle: RefCell<Weak<Handle>>,
-    ready: RefCell<VecDeque<Runnable>>,
-    /// Wakers of all living tasks, so that they can be dropped when the loop ends.
-    living: RefCell<Living>,
+    pub(super) handle: RefCell<Weak<Handle>>,
+    pub(super) tasks: Tasks,
     pub(crate) timers: RefCell<Timers>,
     pub(crate) reactor: Reactor,
-    main: Arc<MainWaker>,
-    poll: Option<Duration>,
+    pub(super) main: Arc<MainWaker>,
+    pub(super) poll: Option<Duration>,
     /// Present in simulation: decides order and time.
     pub(crate) scheduler: Option<Scheduler>,
-    closing: Cell<bool>,
-    quiet: Quiet,
-}
-
-#[derive(Default)]
-struct Living {
-    wakers: Vec<Option<Waker>>,
-    free: Vec<usize>,
-    count: usize,
+    pub(super) closing: Cell<bool>,
+    pub(super) quiet: Quiet,
 }
 
 thread_local! {
-    static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
+    pub(super) static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
 }
 
 /// Runs `f` with the current I/O thread, if the caller is on one.
@@ -113,9 +106,9 @@ pub(crate) fn is_simulated() -> bool {
 }
 
 /// Wakes the future that the loop itself drives.
-struct MainWaker {
-    woken: AtomicBool,
-    shared: Arc<Shared>,
+pub(super) struct MainWaker {
+    pub(super) woken: AtomicBool,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl Wake for MainWaker {
@@ -185,54 +178,6 @@ pub(crate) fn serve(
     Ok(())
 }
 
-/// The thread is an I/O thread while this exists.
-struct Entered {
-    local: Rc<Local>,
-}
-
-impl Entered {
-    fn new(config: &Config, scheduler: Option<Scheduler>) -> io::Result<Entered> {
-        assert!(try_with(|_| ()).is_none(), "this thread already is an I/O thread");
-        let shared = Shared::register()?;
-        let reactor = match Reactor::new(config, &shared) {
-            Ok(reactor) => reactor,
-            Err(error) => {
-                shared.unregister();
-                return Err(error);
-            }
-        };
-        let main =
-            Arc::new(MainWaker { woken: AtomicBool::new(true), shared: Arc::clone(&shared) });
-        let local = Rc::new(Local {
-            shared,
-            handle: RefCell::new(Weak::new()),
-            ready: RefCell::default(),
-            living: RefCell::default(),
-            timers: RefCell::default(),
-            reactor,
-            main,
-            poll: config.poll,
-            scheduler,
-            closing: Cell::new(false),
-            quiet: Quiet::default(),
-        });
-        CURRENT.set(Some(Rc::clone(&local)));
-        Ok(Entered { local })
-    }
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.local.drop_all_tasks();
-        self.local.reactor.close(&self.local);
-        self.local.shared.unregister();
-        // Nothing new can be sent now except by those who hold the shared part already; what came late is dropped here.
-        self.local.shared.mailbox.drain(drop);
-        let local = CURRENT.take();
-        drop(local);
-    }
-}
-
 impl Local {
     pub(crate) fn handle(&self) -> Option<Arc<Handle>> {
         self.handle.borrow().upgrade()
@@ -267,7 +212,9 @@ impl Local {
 
     /// In simulation the main future takes its turn among the tasks by chance.
     fn main_may_run(&self) -> bool {
-        self.scheduler.as_ref().is_none_or(|s| self.ready.borrow().is_empty() || s.pick(2) == 0)
+        self.scheduler
+            .as_ref()
+            .is_none_or(|s| self.tasks.ready.borrow().is_empty() || s.pick(2) == 0)
     }
 
     fn turn(self: &Rc<Self>) {
@@ -281,6 +228,7 @@ impl Local {
             return;
         }
         if self.shared.mailbox.prepare_sleep() {
+            perturb::point();
             // The main future's flag is published before the sleep flag is read, like a message.
             let timer = self.timers.borrow().next_deadline();
             let wait = match [timer, self.quiet.deadline()].into_iter().flatten().min() {
@@ -310,17 +258,17 @@ impl Local {
     }
 
     fn is_idle(&self) -> bool {
-        self.ready.borrow().is_empty() && !self.main.woken.load(Ordering::Acquire)
+        self.tasks.ready.borrow().is_empty() && !self.main.woken.load(Ordering::Acquire)
     }
 
     /// How many tasks are ready to run.
     pub(crate) fn ready_tasks(&self) -> usize {
-        self.ready.borrow().len()
+        self.tasks.ready.borrow().len()
     }
 
     fn run_ready(&self) {
         for _ in 0..BUDGET {
-            let Some(task) = self.ready.borrow_mut().pop_front() else { break };
+            let Some(task) = self.tasks.ready.borrow_mut().pop_front() else { break };
             self.quiet.note();
             task.run();
         }
@@ -334,15 +282,15 @@ impl Local {
         loop {
             let due = self.timers.borrow_mut().take_due(now);
             let Some(waker) = due else { break };
-            waker.wake();
+            contained(|| waker.wake());
         }
     }
 
     /// One step of the simulation: one ready task, or else the next event in virtual time.
     fn simulated_turn(self: &Rc<Self>, scheduler: &Scheduler) {
-        let ready = self.ready.borrow().len();
+        let ready = self.tasks.ready.borrow().len();
         if ready > 0 {
-            let task = self.ready.borrow_mut().swap_remove_back(scheduler.pick(ready));
+            let task = self.tasks.ready.borrow_mut().swap_remove_back(scheduler.pick(ready));
             if let Some(task) = task {
                 task.run();
             }
@@ -367,7 +315,7 @@ impl Local {
                 self.reactor.turn(Wait::Until(real_now().saturating_add(PATIENCE)));
             }
             if self.is_idle() && self.shared.mailbox.is_empty() {
-                let living = self.living.borrow().count;
+                let living = self.tasks.living();
                 panic!(
                     "deadlock at {:?}: the main future and {living} tasks wait, and nothing can wake them",
                     scheduler.now()
@@ -377,136 +325,64 @@ impl Local {
         self.fire_timers();
     }
 
+    /// Handles the messages of other threads. One that panics takes no other with it.
     pub(crate) fn take_mail(self: &Rc<Self>) {
-        self.shared.mailbox.drain(|message| match message {
-            Message::Run(task) => self.ready.borrow_mut().push_back(task),
-            Message::Call(f) => {
-                if !self.closing.get() {
-                    f();
-                }
+        for message in self.shared.mailbox.take() {
+            match message {
+                Message::Run(task) => self.tasks.ready.borrow_mut().push_back(task),
+                Message::Call(f) if self.closing.get() => contained(|| drop(f)),
+                Message::Call(f) => contained(f),
+                Message::Complete(key, result) => self.reactor.complete(key, result),
+                Message::Unregister(id, keep) => self.reactor.unregister_file(id, keep),
+                Message::Nudge => self.main.woken.store(true, Ordering::Release),
             }
-            Message::Complete(key, result) => self.reactor.complete(key, result),
-            Message::Unregister(id, keep) => self.reactor.unregister_file(id, keep),
-            Message::Nudge => self.main.woken.store(true, Ordering::Release),
-        });
-    }
-
-    /// Drops all tasks, waiting for those that are on their way from another thread.
-    fn drop_all_tasks(self: &Rc<Self>) {
-        self.closing.set(true);
-        loop {
-            self.take_mail();
-            // Waking a task puts its runnable in the queue; dropping that drops the future.
-            let wakers: Vec<Waker> =
-                self.living.borrow_mut().wakers.iter_mut().filter_map(Option::take).collect();
-            for waker in wakers {
-                waker.wake();
-            }
-            loop {
-                let task = self.ready.borrow_mut().pop_front();
-                let Some(task) = task else { break };
-                drop(task);
-            }
-            if self.living.borrow().count == 0 {
-                break;
-            }
-            // A waker on another thread holds the runnable and is about to send it.
-            std::thread::yield_now();
-        }
-    }
-
-    fn schedule(shared: &Arc<Shared>, task: Runnable) {
-        let mut task = Some(task);
-        try_with(|local| {
-            if Arc::ptr_eq(&local.shared, shared)
-                && let Some(task) = task.take()
-            {
-                local.ready.borrow_mut().push_back(task);
-            }
-        });
-        if let Some(task) = task {
-            shared.send(Message::Run(task));
         }
     }
 }
 
-/// Counts a task as living while its future exists.
-struct LivingTask {
-    local: Rc<Local>,
-    id: usize,
-}
-
-impl LivingTask {
-    fn new(local: Rc<Local>) -> LivingTask {
-        let mut living = local.living.borrow_mut();
-        living.count += 1;
-        let id = living.free.pop().unwrap_or_else(|| {
-            living.wakers.push(None);
-            living.wakers.len() - 1
-        });
-        drop(living);
-        LivingTask { local, id }
-    }
-}
-
-impl Drop for LivingTask {
-    fn drop(&mut self) {
-        let mut living = self.local.living.borrow_mut();
-        living.count -= 1;
-        living.free.push(self.id);
-        let waker = living.wakers[self.id].take();
-        drop(living);
-        drop(waker);
-    }
-}
-
-/// Starts a task on the current I/O thread. Dropping the handle cancels it; a panic resumes where the handle is awaited.
+/// Keeps `value` until all file operations that are in flight on this I/O thread have come to their end, and drops it on this
+/// thread. Where nothing is in flight, or off I/O threads, it is dropped at once.
 ///
-/// # Panics
-/// When the caller is not on an I/O thread.
-pub fn spawn<F: Future + 'static>(future: F) -> Task<F::Output> {
-    let local = current();
-    let shared = Arc::clone(&local.shared);
-    let guard = LivingTask::new(Rc::clone(&local));
-    let id = guard.id;
-    let body = async move {
-        let guard = guard;
-        let output = future.await;
-        drop(guard);
-        output
-    };
-    let schedule = move |task| Local::schedule(&shared, task);
-    // SAFETY: the future is not `Send`, so its runnable must only be run and dropped here. `schedule` puts it in this
-    // thread's queue or mailbox; both are emptied only by this thread, which does not leave its context before all
-    // futures are gone (`drop_all_tasks`). The future and the schedule function are `'static`, and the latter is `Send + Sync`.
-    let (task, handle) = unsafe {
-        async_task::Builder::new().propagate_panic(true).spawn_unchecked(|()| body, schedule)
-    };
-    local.living.borrow_mut().wakers[id] = Some(task.waker());
-    task.schedule();
-    handle
+/// A future that is dropped leaves the operations that it has started to the host, which still reads from or writes to what
+/// they name. A value that says that something is in use (a count, an epoch, a lock) is kept so until it no longer is. It is
+/// also kept when the thread closes, which awaits what is in flight.
+///
+/// Operations of other tasks are waited for as well; those on sockets and pipes, which may wait for ever, are not.
+pub fn keep_until_settled<T: 'static>(value: T) {
+    let mut value = Some(value);
+    try_with(|local| value.take().and_then(|value| local.reactor.keep(Box::new(value))));
+    drop(value);
 }
 
-/// Waits until the file operations of this I/O thread whose futures were dropped so far have come to their end: what
-/// they read from or write to may be used otherwise from then on.
-pub async fn settled() {
-    let mut keys = current().reactor.detached();
-    while !keys.is_empty() {
-        crate::sleep(Duration::from_millis(1)).await;
-        let local = current();
-        keys.retain(|key| local.reactor.is_in_flight(*key));
+/// A value that is kept when it is dropped; see [`keep_until_settled`].
+#[derive(Debug)]
+pub struct UntilSettled<T: 'static>(Option<T>);
+
+impl<T: 'static> UntilSettled<T> {
+    /// Wraps a value.
+    pub fn new(value: T) -> Self {
+        UntilSettled(Some(value))
+    }
+
+    /// The value, when the caller knows that nothing which it guards is in flight.
+    pub fn release(mut self) -> Option<T> {
+        self.0.take()
     }
 }
 
-/// Lets other tasks run.
-pub async fn yield_now() {
-    let mut yielded = false;
-    std::future::poll_fn(|cx| {
-        if std::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
+impl<T: 'static> Drop for UntilSettled<T> {
+    fn drop(&mut self) {
+        if let Some(value) = self.0.take() {
+            keep_until_settled(value);
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
+    }
+}
+
+/// Waits until the file operations that are in flight on this I/O thread have come to their end: what those whose futures were
+/// dropped read from or write to may be used otherwise from then on.
+pub async fn settled() {
+    let (sender, receiver) = oneshot::channel::<()>();
+    keep_until_settled(sender);
+    // The sender was dropped.
+    let _ = receiver.await;
 }

@@ -1,16 +1,20 @@
 //! The I/O thread: tasks, timers, wakers and the loop that drives them.
 //!
-//! [`local`] holds what belongs to the thread and its loop, [`shared`] the part that other threads may touch (the mailbox
-//! with its sleep flag), [`thread`] the handles, [`timer`] the clock. [`oneshot`] carries results between threads,
+//! [`local`] holds what belongs to the thread and its loop, [`closing`] the end of it, [`tasks`] the tasks, [`shared`] the
+//! part that other threads may touch (the mailbox with its sleep flag), [`thread`] the handles, [`timer`] the clock. [`oneshot`] carries results between threads,
 //! [`offload`] runs data work on the worker pool, and [`quiet`] gives memory back when there is nothing to do.
 
 pub(crate) mod atomics;
+mod closing;
+pub(crate) mod foreign;
 pub(crate) mod local;
 pub(crate) mod offload;
 pub(crate) mod oneshot;
 mod pool;
 mod quiet;
+mod room;
 pub(crate) mod shared;
+mod tasks;
 mod thread;
 mod timer;
 #[cfg(test)]
@@ -20,8 +24,11 @@ pub(crate) mod wake;
 pub(crate) use pool::Job;
 pub(crate) use timer::real_now;
 
-pub use local::{Config, Engine, block_on, block_on_with, settled, spawn, yield_now};
+pub use local::{
+    Config, Engine, UntilSettled, block_on, block_on_with, keep_until_settled, settled,
+};
 pub use offload::{offload, offload_threads, set_offload_threads};
 pub use shared::{MAX_IO_THREADS, thread_index, try_thread_index};
+pub use tasks::{spawn, yield_now};
 pub use thread::{IoThread, Remote, TaskGone};
 pub use timer::{Elapsed, now, sleep, timeout};

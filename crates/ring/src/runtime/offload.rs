@@ -6,10 +6,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::pool::{Job, WorkerPool};
 use super::{local, oneshot};
+use crate::reactor::start_call;
 
-static DATA: WorkerPool = WorkerPool::new("oxblk-work", cores);
-/// Threads that wait in system calls; their number bounds the queue depth of the `threads` backend.
-pub(crate) static BLOCKING: WorkerPool = WorkerPool::new("oxblk-io", || 64);
+/// Bytes of stack where only system calls are made.
+const SMALL_STACK: usize = 512 << 10;
+
+static DATA: WorkerPool = WorkerPool::new("oxblk-work", cores, 2 << 20);
+/// Threads that wait in system calls on files; their number bounds the queue depth of the `threads` backend.
+pub(crate) static BLOCKING: WorkerPool = WorkerPool::new("oxblk-io", || 64, SMALL_STACK);
+/// Threads that wait for peers, maybe for long. Operations on files, which a thread awaits before it ends, do not wait behind
+/// them.
+static WAITING: WorkerPool = WorkerPool::new("oxblk-wait", || 64, SMALL_STACK);
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
@@ -34,11 +41,27 @@ pub fn offload<T: Send + 'static>(
     run_on(&DATA, f)
 }
 
-/// Runs a system call that may block for long.
+/// Runs a blocking call on a file. It counts as an operation of the current I/O thread: [`settled`](super::settled) waits
+/// for it, and so does the thread before it ends.
+///
+/// # Panics
+/// Off an I/O thread.
+pub(crate) fn on_file<T: Send + 'static>(
+    f: impl FnOnce() -> T + Send + 'static,
+) -> impl Future<Output = T> {
+    let (sender, receiver) = oneshot::channel();
+    let pending = start_call(Box::new(move || sender.send(catch_unwind(AssertUnwindSafe(f)))));
+    async move {
+        pending.await;
+        taken(receiver.await)
+    }
+}
+
+/// Runs a system call that may wait for a peer for long, and that nobody need wait for.
 pub(crate) fn blocking<T: Send + 'static>(
     f: impl FnOnce() -> T + Send + 'static,
 ) -> impl Future<Output = T> {
-    run_on(&BLOCKING, f)
+    run_on(&WAITING, f)
 }
 
 fn run_on<T: Send + 'static>(
@@ -52,11 +75,13 @@ fn run_on<T: Send + 'static>(
     } else {
         pool.submit(Job::Call(Box::new(job)));
     }
-    async move {
-        match receiver.await {
-            Some(Ok(value)) => value,
-            Some(Err(panic)) => resume_unwind(panic),
-            None => panic!("the worker pool lost a job"),
-        }
+    async move { taken(receiver.await) }
+}
+
+fn taken<T>(outcome: Option<std::thread::Result<T>>) -> T {
+    match outcome {
+        Some(Ok(value)) => value,
+        Some(Err(panic)) => resume_unwind(panic),
+        None => panic!("the worker pool lost a job"),
     }
 }

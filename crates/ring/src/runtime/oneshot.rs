@@ -40,6 +40,7 @@ impl<T> Sender<T> {
 impl<T> Inner<T> {
     fn settle(&self, new: State<T>) {
         let old = std::mem::replace(&mut *lock(&self.state), new);
+        crate::perturb::point();
         self.arrived.notify_all();
         if let State::Empty(Some(waker)) = old {
             waker.wake();

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::room;
+use crate::perturb;
 use crate::reactor::BlockingOp;
 
 /// Something to run on a worker.
@@ -38,15 +40,21 @@ pub(crate) struct WorkerPool {
     state: Mutex<State>,
     work: Condvar,
     default_limit: fn() -> usize,
+    /// Bytes of stack of each thread.
+    stack: usize,
 }
 
 /// How long an idle worker stays.
 const LINGER: Duration = Duration::from_secs(10);
 
 impl WorkerPool {
-    pub(crate) const fn new(name: &'static str, default_limit: fn() -> usize) -> WorkerPool {
+    pub(crate) const fn new(
+        name: &'static str,
+        default_limit: fn() -> usize,
+        stack: usize,
+    ) -> WorkerPool {
         let state = State { jobs: VecDeque::new(), threads: 0, idle: 0, limit: 0 };
-        WorkerPool { name, state: Mutex::new(state), work: Condvar::new(), default_limit }
+        WorkerPool { name, state: Mutex::new(state), work: Condvar::new(), default_limit, stack }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -70,25 +78,34 @@ impl WorkerPool {
         let limit = self.limit();
         let mut state = self.lock();
         state.jobs.push_back(job);
+        // `idle` counts those on their way to a job as well, and `jobs` the jobs that they are on their way to.
         if state.idle >= state.jobs.len() || state.threads >= limit {
             drop(state);
+            perturb::point();
             self.work.notify_one();
             return;
         }
         let number = state.threads;
         state.threads += 1;
         drop(state);
-        let started =
-            std::thread::Builder::new().name(format!("{}{number}", self.name)).spawn(|| self.run());
-        if started.is_err() {
-            let mut state = self.lock();
-            state.threads -= 1;
-            // With no thread at all the work is done here rather than never.
-            let job = if state.threads == 0 { state.jobs.pop_back() } else { None };
+        perturb::point();
+        let name = format!("{}{number}", self.name);
+        if room::start_thread(name, self.stack, || self.run()).is_err() {
+            self.do_without();
+        }
+    }
+
+    /// A thread that was counted could not be started. With no thread at all the work is done here rather than never: all
+    /// of it, since others may have left theirs to the thread that was counted.
+    fn do_without(&self) {
+        let mut state = self.lock();
+        state.threads -= 1;
+        while state.threads == 0 {
+            let Some(job) = state.jobs.pop_front() else { break };
             drop(state);
-            if let Some(job) = job {
-                job.run();
-            }
+            perturb::point();
+            job.run();
+            state = self.lock();
         }
     }
 
@@ -97,6 +114,7 @@ impl WorkerPool {
         while state.threads <= state.limit {
             if let Some(job) = state.jobs.pop_front() {
                 drop(state);
+                perturb::point();
                 job.run();
                 state = self.lock();
                 continue;

@@ -10,6 +10,7 @@ use async_task::Runnable;
 
 use super::local;
 use super::wake::Mailbox;
+use crate::perturb;
 use crate::reactor::Key;
 
 /// The most I/O threads that a process may have at once.
@@ -76,15 +77,22 @@ impl Shared {
         self.bell.as_raw_fd()
     }
 
-    /// Leaves a message and wakes the thread if it sleeps.
+    /// Leaves a message and wakes the thread if it sleeps. Once the thread has ended, the message is dropped here: a call tells
+    /// whoever waits for it by being dropped; a runnable is never among them (see [`spawn`](super::spawn)).
     pub(crate) fn send(&self, message: Message) {
-        if self.mailbox.push(message) {
-            self.ring();
+        match self.mailbox.push(message) {
+            Ok(true) => {
+                perturb::point();
+                self.ring();
+            }
+            Ok(false) => {}
+            Err(refused) => drop(refused),
         }
     }
 
     /// Wakes the thread if it sleeps, for the sake of something published before.
     pub(crate) fn nudge(&self) {
+        perturb::point();
         if self.mailbox.must_ring() {
             self.ring();
         }

@@ -12,6 +12,10 @@ use std::thread::JoinHandle;
 use super::local::{self, Config};
 use super::oneshot;
 use super::shared::{Message, Shared};
+use super::{room, tasks};
+
+/// Bytes of stack of a thread started here: requests are polled through chains of images.
+const STACK: usize = 2 << 20;
 
 /// A handle to an I/O thread. When the last one is dropped, the thread's tasks are dropped and it ends.
 #[derive(Clone)]
@@ -43,13 +47,15 @@ impl IoThread {
     /// Starts an I/O thread. Inside [`sim::run`](crate::sim::run) it stands for the one simulated thread.
     ///
     /// # Errors
-    /// When the thread or its ring cannot be made.
+    /// When the thread or its ring cannot be made: `ENOMEM` or `EMFILE` where limits on the address space or the number of
+    /// descriptors leave too little room for its work.
     pub fn start(name: &str, config: Config) -> io::Result<IoThread> {
         if local::is_simulated() {
             let shared =
                 local::try_with(|local| Arc::clone(&local.shared)).ok_or(io::ErrorKind::Other)?;
             return Ok(IoThread(Handle::borrowed(shared)));
         }
+        room::check_descriptors()?;
         let (sender, receiver) = mpsc::channel::<io::Result<Arc<Handle>>>();
         let body = move || {
             let announce = sender.clone();
@@ -63,7 +69,7 @@ impl IoThread {
                 let _ = sender.send(Err(error));
             }
         };
-        let join = std::thread::Builder::new().name(name.to_owned()).spawn(body)?;
+        let join = room::start_thread(name.to_owned(), STACK, body)?;
         let handle =
             receiver.recv().map_err(|_| io::Error::other("the I/O thread ended at once"))??;
         *handle.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(join);
@@ -79,7 +85,7 @@ impl IoThread {
     {
         let (sender, receiver) = oneshot::channel();
         let start = move || {
-            local::spawn(async move {
+            tasks::spawn(async move {
                 let result = CatchUnwind(Box::pin(async move { f().await })).await;
                 sender.send(result);
             })

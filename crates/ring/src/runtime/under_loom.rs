@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a model may fail by panicking, in its helpers too")]
 
 mod atomics {
-    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicPtr, Ordering, fence};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, fence};
     pub(crate) use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
 
     pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -18,6 +18,8 @@ mod atomics {
 mod oneshot;
 #[path = "../sync/range_lock.rs"]
 mod range_lock;
+#[path = "../buf/references.rs"]
+mod references;
 #[path = "../buf/returned.rs"]
 mod returned;
 #[path = "wake.rs"]
@@ -30,6 +32,7 @@ use loom::cell::UnsafeCell;
 use loom::future::block_on;
 use loom::thread;
 use range_lock::RangeLock;
+use references::References;
 use returned::{Linked, Returned};
 use wake::Mailbox;
 
@@ -72,7 +75,7 @@ fn a_sleeping_thread_is_woken_by_whoever_leaves_a_message() {
             .map(|value| {
                 let (mailbox, bell) = (Arc::clone(&mailbox), bell.clone());
                 thread::spawn(move || {
-                    if mailbox.push(value) {
+                    if mailbox.push(value).unwrap() {
                         bell.ring();
                     }
                 })
@@ -80,7 +83,7 @@ fn a_sleeping_thread_is_woken_by_whoever_leaves_a_message() {
             .collect();
         let mut sum = 0;
         while sum < 3 {
-            mailbox.drain(|value| sum += value);
+            mailbox.take().for_each(|value| sum += value);
             if sum < 3 && mailbox.prepare_sleep() {
                 bell.wait();
                 mailbox.awake();
@@ -128,18 +131,34 @@ fn messages_of_one_sender_arrive_in_order_and_the_rest_are_dropped_with_the_mail
             let (mailbox, payload) = (Arc::clone(&mailbox), Arc::clone(&payload));
             thread::spawn(move || {
                 for number in 0..3 {
-                    let _ = mailbox.push((number, Arc::clone(&payload)));
+                    let _ = mailbox.push((number, Arc::clone(&payload))).unwrap_or(false);
                 }
             })
         };
-        let mut next = 0;
-        mailbox.drain(|(number, _)| {
-            assert_eq!(number, next);
-            next += 1;
-        });
+        for (place, (number, _)) in mailbox.take().enumerate() {
+            assert_eq!(number, place);
+        }
         sender.join().unwrap();
         drop(mailbox);
         assert_eq!(Arc::strong_count(&payload), 1);
+    });
+}
+
+#[test]
+fn a_message_that_comes_while_the_mailbox_is_closed_is_taken_or_given_back() {
+    bounded().check(|| {
+        let mailbox = Arc::new(Mailbox::new());
+        let senders: Vec<_> = [1u32, 2]
+            .into_iter()
+            .map(|value| {
+                let mailbox = Arc::clone(&mailbox);
+                thread::spawn(move || mailbox.push(value).err().unwrap_or(0))
+            })
+            .collect();
+        let taken: u32 = mailbox.take().sum::<u32>() + mailbox.close().sum::<u32>();
+        let given_back: u32 = senders.into_iter().map(|sender| sender.join().unwrap()).sum();
+        assert_eq!(taken + given_back, 3);
+        assert_eq!(mailbox.push(9), Err(9));
     });
 }
 
@@ -275,5 +294,75 @@ fn pieces_returned_by_other_threads_all_come_back_with_what_was_written_to_them(
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         take();
         assert_eq!(back, 3);
+    });
+}
+
+/// Memory that is counted, and that the last holder frees, as its own.
+struct Counted {
+    refs: References,
+    memory: UnsafeCell<u32>,
+}
+
+// SAFETY: holders read; who is alone writes. That is what the models check.
+unsafe impl Send for Counted {}
+// SAFETY: as above.
+unsafe impl Sync for Counted {}
+
+impl Counted {
+    /// Several references, to be given to threads.
+    fn shared(holders: usize) -> Arc<Counted> {
+        let counted = Counted { refs: References::one(), memory: UnsafeCell::new(1) };
+        (1..holders).for_each(|_| counted.refs.add());
+        Arc::new(counted)
+    }
+
+    /// Reads, and gives a reference up; the last one writes. Returns whether it was the last.
+    fn read_and_release(&self) -> bool {
+        // SAFETY: nobody writes while this reference is counted.
+        assert_eq!(self.memory.with(|memory| unsafe { *memory }), 1);
+        let last = self.refs.release();
+        if last {
+            // SAFETY: no reference is left.
+            self.memory.with_mut(|memory| unsafe { *memory = 0 });
+        }
+        last
+    }
+}
+
+#[test]
+fn of_several_holders_exactly_the_last_frees_the_memory_and_after_all_others() {
+    bounded().check(|| {
+        let counted = Counted::shared(3);
+        let threads: Vec<_> = (0..2)
+            .map(|_| {
+                let counted = Arc::clone(&counted);
+                thread::spawn(move || counted.read_and_release())
+            })
+            .collect();
+        let mut last = usize::from(counted.read_and_release());
+        last += threads
+            .into_iter()
+            .filter_map(|thread| thread.join().ok())
+            .filter(|last| *last)
+            .count();
+        assert_eq!(last, 1);
+    });
+}
+
+#[test]
+fn a_holder_that_finds_itself_alone_may_write() {
+    bounded().check(|| {
+        let counted = Counted::shared(2);
+        let other = {
+            let counted = Arc::clone(&counted);
+            thread::spawn(move || assert!(!counted.read_and_release()))
+        };
+        while !counted.refs.is_one() {
+            thread::yield_now();
+        }
+        // SAFETY: the only reference.
+        counted.memory.with_mut(|memory| unsafe { *memory = 2 });
+        assert!(counted.refs.release());
+        other.join().unwrap();
     });
 }

@@ -205,6 +205,13 @@ impl Disk {
         (Started { id, change: state.media.change() }, delay)
     }
 
+    /// Closes a handle: nothing happens, but it may fail.
+    pub(crate) fn close(&self) -> io::Result<()> {
+        let rules = &mut self.lock().rules;
+        let mut failures = rules.iter_mut().filter_map(|r| r.judge(FaultOp::Close, &(0..u64::MAX)));
+        failures.next().map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
+    }
+
     /// Carries out an operation that has started: a count or a negative errno.
     pub(super) fn perform(&self, started: Started, slot: &mut Slot) -> i32 {
         let (kind, touched) = classify(slot.op, &slot.payload);
@@ -291,7 +298,9 @@ impl State {
                 self.media.truncate(len);
                 0
             }
-            Op::Recv { .. } | Op::Send { .. } | Op::Poll { .. } => return -libc::EOPNOTSUPP,
+            Op::Recv { .. } | Op::Send { .. } | Op::Poll { .. } | Op::Call => {
+                return -libc::EOPNOTSUPP;
+            }
         };
         i32::try_from(done).unwrap_or(i32::MAX)
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 /// Kinds of operation that a [`FailRule`] may name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultOp {
-    /// All of them.
+    /// All of them but closing.
     Any,
     /// Reads.
     Read,
@@ -18,6 +18,8 @@ pub enum FaultOp {
     Truncate,
     /// Flushes.
     Sync,
+    /// Closing a handle.
+    Close,
 }
 
 /// A rule by which operations fail. A condition that is `None` always holds.
@@ -76,7 +78,8 @@ impl ArmedRule {
 
     /// The error of this operation, if the rule says that it fails.
     pub(super) fn judge(&mut self, op: FaultOp, touched: &Range<u64>) -> Option<i32> {
-        let kind = self.rule.op == FaultOp::Any || self.rule.op == op;
+        let any = self.rule.op == FaultOp::Any && op != FaultOp::Close;
+        let kind = any || self.rule.op == op;
         let place =
             self.rule.range.as_ref().is_none_or(|r| r.start < touched.end && touched.start < r.end);
         if !kind || !place || (self.rule.once && self.fired) {

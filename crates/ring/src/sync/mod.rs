@@ -8,4 +8,4 @@ use crate::runtime::atomics;
 pub use async_lock::{Mutex, MutexGuard, MutexGuardArc, RwLock, Semaphore};
 pub use event_listener::{Event, EventListener};
 pub use range_lock::{RangeGuard, RangeLock};
-pub use sharded::Sharded;
+pub use sharded::{Shard, Sharded};

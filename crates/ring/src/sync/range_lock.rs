@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use super::atomics::{Mutex, lock};
+use crate::runtime::foreign::contained;
 
 struct Entry {
     ticket: u64,
@@ -122,8 +123,10 @@ impl RangeLock {
 
     fn leave(&self, ticket: u64) {
         let wakers = lock(&self.queue).leave(ticket);
+        crate::perturb::point();
+        // One that panics must not keep the others from being woken.
         for waker in wakers {
-            waker.wake();
+            contained(|| waker.wake());
         }
     }
 }

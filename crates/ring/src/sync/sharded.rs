@@ -4,6 +4,18 @@ use crossbeam_utils::CachePadded;
 
 use crate::runtime::{MAX_IO_THREADS, try_thread_index};
 
+/// Names a copy of [`Sharded`] data. A thread's copy may change: it has another one in each
+/// [`block_on`](crate::block_on), so that what is counted up and down notes where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard(usize);
+
+impl Shard {
+    /// That of the calling thread.
+    pub fn mine() -> Shard {
+        Shard(try_thread_index().unwrap_or(MAX_IO_THREADS))
+    }
+}
+
 /// One `T` per I/O thread, and one that all other threads share.
 #[derive(Debug)]
 pub struct Sharded<T>(Box<[CachePadded<T>]>);
@@ -16,8 +28,12 @@ impl<T> Sharded<T> {
 
     /// The calling thread's copy.
     pub fn mine(&self) -> &T {
-        let index = try_thread_index().unwrap_or(MAX_IO_THREADS);
-        &self.0[index.min(MAX_IO_THREADS)]
+        self.at(Shard::mine())
+    }
+
+    /// The copy of a shard, for those who must come back to the same one.
+    pub fn at(&self, shard: Shard) -> &T {
+        &self.0[shard.0.min(MAX_IO_THREADS)]
     }
 
     /// All copies.

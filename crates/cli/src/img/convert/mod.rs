@@ -16,7 +16,8 @@ use super::source_snapshot::Wanted;
 use super::{Context, Exit, Step, graph, threads};
 use crate::image::Image;
 use crate::program::Program;
-use crate::text::progress::{Progress, stop_flag};
+use crate::signals::stop_flag;
+use crate::text::progress::Progress;
 use arguments::Arguments;
 
 /// Runs the command.
@@ -27,7 +28,7 @@ pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
         let target = Some(arguments.target.as_str()).filter(|name| !name.is_empty());
         return print_options(context, &graph, arguments.new_format(), target);
     }
-    let helpers = threads::helpers(context, arguments.threads)?;
+    let helpers = threads::helpers(context, arguments.threads);
     let progress = Progress::start(arguments.progress && !arguments.quiet);
     let outcome = context.block_on(convert(context, &arguments, &graph, &helpers, &progress));
     if outcome.is_ok() {

@@ -44,6 +44,14 @@ struct Plan<'a> {
     graph: &'a Graph,
     nodes: Vec<Planned>,
     replacements: Vec<Replacement>,
+    /// Nodes below those planned that are to be planned next.
+    below: Vec<Change>,
+}
+
+/// A node to be planned, and the flags that its options leave open.
+struct Change {
+    request: ReopenRequest,
+    base: OpenFlags,
 }
 
 struct Planned {
@@ -59,16 +67,22 @@ impl Graph {
     /// becomes.
     pub async fn reopen(&self, requests: Vec<ReopenRequest>) -> Result<()> {
         let turn = self.reopening().take().await;
-        let mut plan = Plan { graph: self, nodes: Vec::new(), replacements: Vec::new() };
+        let mut plan =
+            Plan { graph: self, nodes: Vec::new(), replacements: Vec::new(), below: Vec::new() };
         for request in requests {
             let base = if request.keep { request.node.flags() } else { defaults(&request.node) };
-            plan.node(&request.node, &request.options, &base, request.keep)?;
+            plan.node(Change { request, base })?;
+            // No recursion: a chain of backing files may be long.
+            while let Some(change) = plan.below.pop() {
+                plan.node(change)?;
+            }
         }
         let Plan { nodes, replacements, .. } = plan;
         let alone = self.alone_with_all(&nodes).await;
         let graph = self.clone();
         carry_through(async move {
             let unused = change(nodes, &replacements).await?;
+            graph.extend_drains();
             drop(alone);
             for node in unused {
                 let name = node.name().to_owned();
@@ -112,7 +126,9 @@ async fn change(nodes: Vec<Planned>, replacements: &[Replacement]) -> Result<Vec
         Err(error) => {
             for planned in &nodes {
                 // The edges are what they were before, so what was held can be held again.
-                let _ = planned.node.refresh_permissions();
+                if let Err(error) = planned.node.refresh_permissions() {
+                    tracing::warn!(%error, "cannot put permissions back");
+                }
             }
             abort(&nodes).await;
             return Err(error);
@@ -135,18 +151,15 @@ fn defaults(node: &Node) -> OpenFlags {
         check: now.check,
         probed: now.probed,
         no_io: now.no_io,
+        no_symlinks: now.no_symlinks,
         ..OpenFlags::default()
     }
 }
 
 impl Plan<'_> {
-    fn node(
-        &mut self,
-        node: &Arc<Node>,
-        options: &Options,
-        base: &OpenFlags,
-        keep: bool,
-    ) -> Result<()> {
+    fn node(&mut self, change: Change) -> Result<()> {
+        let Change { request: ReopenRequest { node, options, keep }, base } = change;
+        let node = &node;
         if self.nodes.iter().any(|other| Arc::ptr_eq(&other.node, node)) {
             return Err(Error::invalid(format!("Node '{}' is to be reopened twice", node.name())));
         }
@@ -156,10 +169,10 @@ impl Plan<'_> {
             all.overlay(&now.given);
             all.overlay(&now.options);
         }
-        all.overlay(options);
+        all.overlay(&options);
         let children: Vec<_> =
             ChildIdx::all().map(|child| (child, take_child(&mut all, node, child))).collect();
-        let generic = take_generic(&mut all, base)?;
+        let generic = take_generic(&mut all, &base)?;
         must_be(generic.driver, node.factory().name(), "driver")?;
         must_be(generic.node_name, node.name(), "node-name")?;
         let mut flags = generic.flags;
@@ -179,7 +192,8 @@ impl Plan<'_> {
         };
         let flags = settings.flags.clone();
         self.nodes.push(Planned { node: Arc::clone(node), settings });
-        for (child, option) in children {
+        // The first of them is planned first.
+        for (child, option) in children.into_iter().rev() {
             if option.is_none() && child == ChildIdx::BACKING && !keep && may_have_backing(node) {
                 let text = format!("backing is missing for '{}'", node.name());
                 return Err(Error::invalid(text));
@@ -187,6 +201,11 @@ impl Plan<'_> {
             self.child(node, child, option.as_ref(), &flags, keep)?;
         }
         Ok(())
+    }
+
+    fn plan_below(&mut self, node: &Arc<Node>, options: Options, base: OpenFlags, keep: bool) {
+        let request = ReopenRequest { node: Arc::clone(node), options, keep };
+        self.below.push(Change { request, base });
     }
 
     fn child(
@@ -203,13 +222,14 @@ impl Plan<'_> {
             (None, Some(node)) => {
                 let inherited = inherit(&node.flags(), child, parent_flags);
                 if node.follows_parent() && inherited != node.flags() {
-                    return self.node(node, &Options::new(), &inherited, true);
+                    self.plan_below(node, Options::new(), inherited, true);
                 }
                 return Ok(());
             }
             (Some(Value::Object(map)), Some(node)) => {
                 let inherited = inherit(&node.flags(), child, parent_flags);
-                return self.node(node, &Options::from_map(map.clone())?, &inherited, keep);
+                self.plan_below(node, Options::from_map(map.clone())?, inherited, keep);
+                return Ok(());
             }
             (Some(Value::String(name)), Some(node)) if name == node.name() => return Ok(()),
             (Some(Value::Null), Some(_)) => None,

@@ -60,7 +60,9 @@ impl Drop for Replaced {
         for (parent, old) in self.undo.drain(..) {
             if let Some(old) = old {
                 // What was held before can be held again.
-                let _ = old.node().add_parent(&old);
+                if let Err(error) = old.node().add_parent(&old) {
+                    tracing::warn!(%error, "cannot put permissions back");
+                }
                 parent.children().set(ChildIdx::BACKING, Some(old));
             }
         }

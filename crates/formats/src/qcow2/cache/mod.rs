@@ -21,6 +21,21 @@
 mod clean;
 mod radix;
 mod slot;
+mod state;
+#[cfg(test)]
+mod under_loom;
+mod version;
+
+/// The primitives of the parts that also run under loom.
+mod atomics {
+    pub(super) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+    pub(super) use std::sync::{Mutex, MutexGuard};
+
+    /// Nothing that holds these locks leaves anything half done when it panics.
+    pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -28,15 +43,19 @@ use std::sync::atomic::{
     AtomicU32, AtomicU64, AtomicUsize,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use oxblk_core::Result;
+use oxblk_ring::perturb::point;
 use oxblk_ring::{Event, WordMemory};
 
 pub(super) use clean::Cleaner;
 pub(super) use radix::Radix;
-pub(super) use slot::Changing;
+pub(super) use version::Changing;
+
+use atomics::lock;
 use slot::Slot;
+use state::DirtyList;
 
 /// Slots are made this many at a time.
 const CHUNK: usize = 16;
@@ -58,7 +77,7 @@ pub(super) struct SliceCache {
     in_use: AtomicUsize,
     /// Told when the first slice is cached.
     filled: Arc<Event>,
-    dirty: Mutex<Vec<u32>>,
+    dirty: DirtyList,
     loading: Mutex<HashMap<u64, Arc<Event>>>,
 }
 
@@ -75,10 +94,6 @@ impl Chunk {
         let views = starts.filter_map(|start| memory.view(start..start.saturating_add(words)));
         Self { slots: views.map(Slot::new).collect(), memory }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// No slot can be given away: metadata must be written back first.
@@ -100,7 +115,7 @@ impl SliceCache {
             claiming: Mutex::default(),
             in_use: AtomicUsize::new(0),
             filled,
-            dirty: Mutex::default(),
+            dirty: DirtyList::default(),
             loading: Mutex::default(),
         }
     }
@@ -199,12 +214,14 @@ impl SliceCache {
     /// then.
     pub(super) fn peek<R>(&self, slice: u64, look: impl FnOnce(&[AtomicU64]) -> R) -> Option<R> {
         let number = self.directory.get(slice)?.load(Acquire);
+        point();
         self.slot(number)?.peek(slice, look)
     }
 
     /// Pins a slice if it is cached.
     pub(super) fn pin(&self, slice: u64) -> Option<Pinned<'_>> {
         let number = self.directory.get(slice)?.load(Acquire);
+        point();
         let slot = self.slot(number)?;
         slot.pin(slice).then_some(Pinned { cache: self, slot, number })
     }
@@ -263,6 +280,7 @@ impl SliceCache {
         let was_free = slot.key().is_none();
         self.unlist(slot, number);
         slot.refill(slice, bytes);
+        point();
         self.directory.get_or_make(slice).store(number, Release);
         if was_free && self.in_use.fetch_add(1, AcqRel) == 0 {
             self.filled.notify(usize::MAX);
@@ -296,6 +314,7 @@ impl SliceCache {
             let number = u32::try_from(index.saturating_add(1)).map_err(|_| Full)?;
             let Some(slot) = self.slot(number) else { continue };
             if !slot.take_second_chance() && slot.claim() {
+                point();
                 return Ok(number);
             }
         }
@@ -305,7 +324,8 @@ impl SliceCache {
     /// Takes all dirty slices as they are now, clean from here on unless changed again. They stay pinned until the
     /// copies are dropped, so that what is on disk is as new as what is cached whenever they may be evicted.
     pub(super) fn take_dirty(&self) -> Vec<DirtyCopy<'_>> {
-        let numbers = std::mem::take(&mut *lock(&self.dirty));
+        let numbers = self.dirty.take();
+        point();
         let mut copies = Vec::with_capacity(numbers.len());
         for number in numbers {
             let Some(slot) = self.slot(number) else { continue };
@@ -354,11 +374,9 @@ impl Pinned<'_> {
         self.slot.begin_change()
     }
 
-    /// Says that words were changed, after they were.
+    /// Says that words were changed, after they were. When it returns, [`SliceCache::take_dirty`] finds the change.
     pub(super) fn mark_dirty(&self) {
-        if self.slot.set_dirty() {
-            lock(&self.cache.dirty).push(self.number);
-        }
+        self.cache.dirty.mark(self.slot.state(), self.number);
     }
 }
 

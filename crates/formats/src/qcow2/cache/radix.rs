@@ -1,17 +1,19 @@
 //! A sparse array that only grows, read without a lock.
+//!
+//! Four levels of 256: what an image touches takes some KiB, so that a chain of a thousand images stays small.
 
 use std::sync::OnceLock;
 
-const BITS: u32 = 10;
-const FAN: usize = 1 << BITS;
-const TOP: usize = 1 << 12;
+const FAN: usize = 256;
 
 type Leaf<T> = Box<[T]>;
-type Middle<T> = Box<[OnceLock<Leaf<T>>]>;
+type Low<T> = Box<[OnceLock<Leaf<T>>]>;
+type High<T> = Box<[OnceLock<Low<T>>]>;
+type Top<T> = Box<[OnceLock<High<T>>]>;
 
 /// A sparse array of `T` for indices below 2^32, made where it is touched.
 pub(in super::super) struct Radix<T> {
-    top: OnceLock<Box<[OnceLock<Middle<T>>]>>,
+    top: OnceLock<Top<T>>,
 }
 
 impl<T> Default for Radix<T> {
@@ -20,30 +22,30 @@ impl<T> Default for Radix<T> {
     }
 }
 
-fn digits(index: u64) -> Option<(usize, usize, usize)> {
-    let index = usize::try_from(index).ok()?;
-    let top = index >> (2 * BITS);
-    (top < TOP).then_some((top, (index >> BITS) % FAN, index % FAN))
+fn digits(index: u64) -> Option<[usize; 4]> {
+    let [a, b, c, d] = u32::try_from(index).ok()?.to_be_bytes();
+    Some([a.into(), b.into(), c.into(), d.into()])
 }
 
-fn cells<T>(count: usize) -> Box<[OnceLock<T>]> {
-    (0..count).map(|_| OnceLock::new()).collect()
+fn cells<T>() -> Box<[OnceLock<T>]> {
+    (0..FAN).map(|_| OnceLock::new()).collect()
 }
 
 impl<T: Default> Radix<T> {
     /// The element, if its part of the array has been touched.
     pub(in super::super) fn get(&self, index: u64) -> Option<&T> {
-        let (top, middle, leaf) = digits(index)?;
-        self.top.get()?.get(top)?.get()?.get(middle)?.get()?.get(leaf)
+        let [top, high, low, leaf] = digits(index)?;
+        self.top.get()?.get(top)?.get()?.get(high)?.get()?.get(low)?.get()?.get(leaf)
     }
 
     /// The element, made if need be. Indices of 2^32 and more share the last element; callers do not reach them,
     /// since tables are limited.
     pub(in super::super) fn get_or_make(&self, index: u64) -> &T {
-        let (top, middle, leaf) = digits(index).unwrap_or((TOP - 1, FAN - 1, FAN - 1));
-        let tops = self.top.get_or_init(|| cells(TOP));
-        let middles = tops[top].get_or_init(|| cells(FAN));
-        let leaves = middles[middle].get_or_init(|| (0..FAN).map(|_| T::default()).collect());
+        let [top, high, low, leaf] = digits(index).unwrap_or([FAN - 1; 4]);
+        let tops = self.top.get_or_init(cells);
+        let highs = tops[top].get_or_init(cells);
+        let lows = highs[high].get_or_init(cells);
+        let leaves = lows[low].get_or_init(|| (0..FAN).map(|_| T::default()).collect());
         &leaves[leaf]
     }
 }

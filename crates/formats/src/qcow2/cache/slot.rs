@@ -1,30 +1,19 @@
 //! One slot of the cache: a slice's words, whose they are, and who relies on them.
 //!
-//! `state` counts pins in its low bits and has a bit for dirty and one for claimed. A slot may be claimed only when
-//! `state` is 0, and pinned only when not claimed.
-//!
-//! `version` counts, in its low bits, those who are changing what belongs together: the owner of the words, or several
-//! words of one entry. Above them it counts how often that has happened. Readers compare it before and after, and what
-//! they saw counts only if nobody was changing anything meanwhile (all words are atomics, so a torn read is a wrong
-//! answer at worst, and discarded). Single words that mean something by themselves change without it.
+//! [`State`] says who relies on the slot, [`Version`] lets readers notice that words were changed under them.
 
 use std::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU32, AtomicU64,
-    Ordering::{AcqRel, Acquire, Relaxed, Release},
-    fence,
+    AtomicBool, AtomicU8, AtomicU64,
+    Ordering::{Acquire, Relaxed},
 };
 
 use oxblk_ring::Words;
+use oxblk_ring::perturb::point;
 
-const DIRTY: u32 = 1 << 31;
-const CLAIMED: u32 = 1 << 30;
+use super::state::State;
+use super::version::{Changing, Version};
+
 const NO_KEY: u64 = u64::MAX;
-/// In `version`: one who is changing something.
-const CHANGING: u64 = 1;
-/// In `version`: those who are.
-const ANY_CHANGING: u64 = 0xffff;
-/// In `version`: something was changed.
-const CHANGED: u64 = ANY_CHANGING + 1;
 /// In `used`: since CLOCK has last come by.
 const USED_FOR_CLOCK: u8 = 1;
 /// In `used`: since unused slices were last dropped.
@@ -34,9 +23,9 @@ const USED: u8 = USED_FOR_CLOCK | USED_IN_INTERVAL;
 const PATIENCE: u32 = 64;
 
 pub(super) struct Slot {
-    version: AtomicU64,
+    version: Version,
     key: AtomicU64,
-    state: AtomicU32,
+    state: State,
     used: AtomicU8,
     /// The words take up memory of the host.
     filled: AtomicBool,
@@ -46,9 +35,9 @@ pub(super) struct Slot {
 impl Slot {
     pub(super) fn new(words: Words) -> Self {
         Self {
-            version: AtomicU64::new(0),
+            version: Version::new(),
             key: AtomicU64::new(NO_KEY),
-            state: AtomicU32::new(0),
+            state: State::new(),
             used: AtomicU8::new(0),
             filled: AtomicBool::new(false),
             words,
@@ -65,13 +54,12 @@ impl Slot {
 
     /// Lets `look` see the words if they are those of `slice` from beginning to end.
     pub(super) fn peek<R>(&self, slice: u64, look: impl FnOnce(&[AtomicU64]) -> R) -> Option<R> {
-        let before = self.version.load(Acquire);
-        if before & ANY_CHANGING != 0 || self.key.load(Relaxed) != slice {
+        let before = self.version.before()?;
+        if self.key.load(Relaxed) != slice {
             return None;
         }
         let seen = look(&self.words);
-        fence(Acquire);
-        if self.version.load(Relaxed) != before {
+        if !self.version.is_still(before) {
             return None;
         }
         if self.used.load(Relaxed) != USED {
@@ -82,12 +70,10 @@ impl Slot {
 
     /// Pins the slot if it holds `slice`.
     pub(super) fn pin(&self, slice: u64) -> bool {
-        let pinned = self.state.fetch_update(AcqRel, Acquire, |state| {
-            (state & CLAIMED == 0).then_some(state.wrapping_add(1))
-        });
-        if pinned.is_err() {
+        if !self.state.pin() {
             return false;
         }
+        point();
         // While pinned the key cannot change.
         if self.key.load(Acquire) != slice {
             self.unpin();
@@ -98,7 +84,7 @@ impl Slot {
     }
 
     pub(super) fn unpin(&self) {
-        self.state.fetch_sub(1, AcqRel);
+        self.state.unpin();
     }
 
     /// Whether it was used since CLOCK last asked.
@@ -127,12 +113,12 @@ impl Slot {
 
     /// Claims a slot that is clean and not pinned.
     pub(super) fn claim(&self) -> bool {
-        self.state.compare_exchange(0, CLAIMED, AcqRel, Relaxed).is_ok()
+        self.state.claim()
     }
 
     /// Gives a claimed slot to `slice`, pinned once.
     pub(super) fn refill(&self, slice: u64, bytes: &[u8]) {
-        let changing = self.begin_change();
+        let changing = self.version.begin_change();
         self.key.store(slice, Relaxed);
         let mut rest = bytes;
         self.filled.store(true, Relaxed);
@@ -148,44 +134,44 @@ impl Slot {
         }
         drop(changing);
         self.used.store(USED, Relaxed);
-        self.state.store(1, Release);
+        self.state.unclaim_pinned();
     }
 
     /// Takes a claimed slot from its slice. What its words are is nobody's business until the guard is dropped.
     pub(super) fn forget(&self) -> Changing<'_> {
-        let changing = self.begin_change();
+        let changing = self.version.begin_change();
         self.key.store(NO_KEY, Relaxed);
         changing
     }
 
     /// Leaves a claimed slot to nobody.
     pub(super) fn unclaim(&self) {
-        self.state.store(0, Release);
+        self.state.unclaim();
     }
 
-    /// Sets the dirty bit; true if it was clear.
-    pub(super) fn set_dirty(&self) -> bool {
-        self.state.fetch_or(DIRTY, AcqRel) & DIRTY == 0
+    /// Who relies on the slot.
+    pub(super) fn state(&self) -> &State {
+        &self.state
     }
 
     /// If dirty: clears the bit, pins, and copies the words (in that order, so that a change during the copy makes it
     /// dirty again).
     pub(super) fn copy_dirty(&self) -> Option<(u64, Vec<u8>)> {
-        let taken = self.state.fetch_update(AcqRel, Acquire, |state| {
-            (state & DIRTY != 0).then_some((state & !DIRTY).wrapping_add(1))
-        });
-        taken.ok()?;
+        if !self.state.take_dirty() {
+            return None;
+        }
+        point();
         let mut bytes = Vec::with_capacity(self.words.len().saturating_mul(8));
         let mut tries = 0_u32;
         loop {
-            let before = self.version.load(Acquire);
-            bytes.clear();
-            for word in self.words.iter() {
-                bytes.extend_from_slice(&word.load(Acquire).to_be_bytes());
-            }
-            fence(Acquire);
-            if before & ANY_CHANGING == 0 && self.version.load(Relaxed) == before {
-                return Some((self.key.load(Relaxed), bytes));
+            if let Some(before) = self.version.before() {
+                bytes.clear();
+                for word in self.words.iter() {
+                    bytes.extend_from_slice(&word.load(Acquire).to_be_bytes());
+                }
+                if self.version.is_still(before) {
+                    return Some((self.key.load(Relaxed), bytes));
+                }
             }
             tries = tries.saturating_add(1);
             if tries.is_multiple_of(PATIENCE) {
@@ -195,20 +181,8 @@ impl Slot {
         }
     }
 
-    /// From here until the guard is dropped, readers take what they see for nothing. Several may change different words
-    /// at once; nobody waits while changing.
+    /// See [`Version::begin_change`].
     pub(super) fn begin_change(&self) -> Changing<'_> {
-        self.version.fetch_add(CHANGING, Relaxed);
-        fence(Release);
-        Changing(self)
-    }
-}
-
-/// Words are being changed.
-pub(in super::super) struct Changing<'a>(&'a Slot);
-
-impl Drop for Changing<'_> {
-    fn drop(&mut self) {
-        self.0.version.fetch_add(CHANGED - CHANGING, Release);
+        self.version.begin_change()
     }
 }

@@ -105,6 +105,40 @@ fn a_change_made_while_a_copy_is_written_is_not_lost() {
     });
 }
 
+#[test]
+fn a_flush_takes_every_change_that_was_marked_before_it() {
+    const ROUNDS: u64 = 3000;
+    let cache = Arc::new(cache_of(4, 4));
+    assert!(cache.insert(1, &bytes_of(0, 4)).is_ok());
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    oxblk_ring::perturb::start(1);
+    std::thread::scope(|scope| {
+        for word in 1..3 {
+            let (cache, stop) = (&cache, &stop);
+            scope.spawn(move || {
+                while !stop.load(Relaxed) {
+                    let pinned = cache.pin(1).unwrap();
+                    pinned.words()[word].fetch_add(1, AcqRel);
+                    pinned.mark_dirty();
+                }
+            });
+        }
+        let seen = (1..=ROUNDS).all(|round| {
+            let pinned = cache.pin(1).unwrap();
+            pinned.words()[0].store(round, Release);
+            pinned.mark_dirty();
+            drop(pinned);
+            let copies = cache.take_dirty();
+            let seen = copies.iter().any(|copy| copy.bytes[..8] == round.to_be_bytes());
+            copies.into_iter().for_each(DirtyCopy::written);
+            seen
+        });
+        stop.store(true, Relaxed);
+        assert!(seen, "a change was marked and not taken");
+    });
+    oxblk_ring::perturb::stop();
+}
+
 /// Does something while two threads read slices 1 to 5, whose words are their own numbers.
 fn while_read_by_others(cache: &Arc<SliceCache>, work: impl FnOnce()) {
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));

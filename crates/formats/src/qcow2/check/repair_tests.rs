@@ -66,7 +66,7 @@ fn image(fault: Fault, order: u32) -> Image {
 
 fn checked(disk: &Disk, fix: Fix) -> Result<CheckReport> {
     sim::run(1, async {
-        let graph = Graph::new(DRIVERS);
+        let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let driver = FileDriver::from_ring_file(File::sim(disk), disk.len());
         let flags = OpenFlags::default();
         let node = graph.add_node(None, &file::FILE, Box::new(driver), flags)?;

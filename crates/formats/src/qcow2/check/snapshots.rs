@@ -9,6 +9,7 @@ use crate::qcow2::layout::{
     Excess, MAX_EXTRA, MAX_L1_BYTES, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, SNAPSHOT_HEAD,
     Snapshot, parse_snapshot,
 };
+use crate::qcow2::read_ahead::read_ahead;
 use crate::qcow2::snapshots::{TablePlace, visit_snapshots};
 
 /// Extra data that version 3 images must have in each entry, in bytes.
@@ -101,16 +102,21 @@ impl Checker<'_> {
     async fn read_entry(&self, offset: u64) -> Result<(Snapshot, u64, Option<Excess>)> {
         let head = self.read_or_zeroes(offset, SNAPSHOT_HEAD).await?;
         let excess = Excess::of(&head);
-        let bytes = match &excess {
+        let (bytes, fault) = match &excess {
             Some(excess) => {
                 let at = offset.saturating_add(excess.names_at);
                 let names = self.read_or_zeroes(at, excess.names_len).await?;
-                Excess::removed(&head, &names)
+                (Excess::removed(&head, &names), None)
             }
             // An entry that is no longer than it may be.
-            None => self.read_or_zeroes(offset, LONGEST).await?.to_vec(),
+            None if offset >= self.file.size() => (vec![0; LONGEST], None),
+            None => {
+                let ahead = read_ahead(self.file, offset, LONGEST).await;
+                (ahead.bytes, ahead.fault)
+            }
         };
-        let (snapshot, len) = parse_snapshot(&bytes)?.ok_or_else(|| Error::from_errno(27))?;
+        let missing = || fault.unwrap_or_else(|| Error::from_errno(27));
+        let (snapshot, len) = parse_snapshot(&bytes)?.ok_or_else(missing)?;
         Ok((snapshot, excess.map_or(len, |excess| excess.entry_len()), excess))
     }
 
@@ -140,7 +146,7 @@ impl Checker<'_> {
         if error.to_string().starts_with("Too much extra metadata") {
             (self.say)("You can force-remove this extra metadata with qemu-img check -r all");
         }
-        Error::from_errno(27)
+        Error::from_errno(error.raw_errno())
     }
 
     /// Whether a snapshot's L1 table is where and as large as one can be; if not, that is told.

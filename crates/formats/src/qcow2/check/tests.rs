@@ -85,7 +85,7 @@ impl Image {
         let scratch = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(scratch.path(), &self.bytes).unwrap();
         block_on(async {
-            let graph = Graph::new(DRIVERS);
+            let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
             let flags = OpenFlags { read_only: true, ..OpenFlags::default() };
             let name = scratch.path().to_str().unwrap();
             let node = graph.open_protocol(name, Options::new(), flags).await.unwrap();

@@ -200,6 +200,10 @@ impl Extensions {
             each(self, magic.get(), data)?;
             rest = after.get(len.next_multiple_of(8)..).unwrap_or_default();
         }
+        // Too little room for the type and the length of another one.
+        if (1..8).contains(&rest.len()) {
+            return Err(Error::invalid("Header extension too large"));
+        }
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use zerocopy::byteorder::big_endian::U32;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::extension::{Context, text};
+use super::head::header_extent;
 use super::raw::{MAGIC, RawHeader, V2_LENGTH, V3_LENGTH, V3_MIN_LENGTH};
 use super::{Autoclear, Compatible, Extensions, Geometry, Incompatible, features};
 
@@ -124,17 +125,16 @@ fn fault<T>(message: impl Into<std::borrow::Cow<'static, str>>) -> Result<T> {
 }
 
 impl Header {
-    /// Reads the header at the start of an image of `file_size` bytes. `head` is the first cluster (or
-    /// the first 2 MiB, where the cluster size is not known yet), or the whole file if that is
-    /// shorter; what a shorter file lacks counts as zeroes.
+    /// Reads the header at the start of an image of `file_size` bytes. `head` has as many bytes as [`header_extent`] asks
+    /// for, or the whole file if that is shorter; what a shorter file lacks counts as zeroes.
     ///
     /// # Errors
     /// When the image is not qcow2, contradicts the format or uses a feature that is not supported; in
     /// the words of QEMU's tools.
     pub fn parse(head: &[u8], file_size: u64) -> Result<Self> {
-        let raw = read_raw(head);
+        let raw = RawHeader::from_head(head);
         let geometry = check_identity(&raw)?;
-        if (head.len() as u64) < file_size.min(geometry.cluster_size()) {
+        if (head.len() as u64) < file_size.min(header_extent(head)) {
             return Err(Error::from_errno(5).prefix("Could not read qcow2 header"));
         }
         let raw = normalise(raw, geometry)?;
@@ -355,14 +355,6 @@ impl Cluster<'_> {
         part.resize(len, 0);
         part
     }
-}
-
-fn read_raw(head: &[u8]) -> RawHeader {
-    let mut bytes = [0; size_of::<RawHeader>()];
-    for (to, from) in bytes.iter_mut().zip(head) {
-        *to = *from;
-    }
-    zerocopy::transmute!(bytes)
 }
 
 /// Magic number, version and cluster size.

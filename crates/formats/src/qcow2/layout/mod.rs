@@ -15,6 +15,7 @@ mod extension;
 mod extension_change;
 mod features;
 mod geometry;
+mod head;
 mod header;
 mod raw;
 mod refcount;
@@ -30,6 +31,7 @@ pub use extension::{BitmapsExtension, CryptoHeader, Extensions, FeatureKind, Fea
 pub use extension_change::{HeaderWrite, change_bitmaps_extension};
 pub use features::{Autoclear, Compatible, Incompatible};
 pub use geometry::Geometry;
+pub use head::header_extent;
 pub use header::{
     Compression, CryptMethod, Header, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS,
     looks_like_qcow2,

@@ -59,6 +59,17 @@ pub(super) struct RawHeader {
     pub(super) padding: [u8; 7],
 }
 
+impl RawHeader {
+    /// The header at the start of an image; bytes that `head` lacks count as zeroes.
+    pub(super) fn from_head(head: &[u8]) -> Self {
+        let mut bytes = [0; size_of::<Self>()];
+        for (to, from) in bytes.iter_mut().zip(head) {
+            *to = *from;
+        }
+        zerocopy::transmute!(bytes)
+    }
+}
+
 /// Byte offsets of the header's fields, for updates in place.
 pub mod field_offsets {
     /// Virtual size (8 bytes).

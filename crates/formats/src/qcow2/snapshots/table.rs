@@ -4,7 +4,6 @@ use std::sync::{MutexGuard, PoisonError};
 
 use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{ChildIdx, Edge, Error, Result, WriteFlags};
-use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
@@ -12,6 +11,7 @@ use super::super::layout::{
     Header, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, Snapshot, encode_snapshot, field_offsets,
     parse_snapshot,
 };
+use super::super::read_ahead::{ReadAhead, read_ahead};
 use super::super::write_back::Was;
 
 /// Bytes of the snapshot table that are read at once: more than the longest entry has.
@@ -59,20 +59,27 @@ pub(in super::super) async fn visit_snapshots(
     mut visit: impl FnMut(Snapshot),
 ) -> Result<u64> {
     let mut table_bytes = 0_u64;
-    let mut chunk = Vec::new();
+    let mut chunk = ReadAhead { bytes: Vec::new(), fault: None };
     let mut taken = 0_usize;
     for index in 0..place.count {
-        let mut parsed = parse_snapshot(chunk.get(taken..).unwrap_or_default());
+        let mut parsed = parse_snapshot(chunk.bytes.get(taken..).unwrap_or_default());
         if matches!(parsed, Ok(None)) {
-            chunk = read_chunk(file, place.offset.saturating_add(table_bytes)).await?;
+            chunk = read_chunk(file, place.offset.saturating_add(table_bytes)).await;
             taken = 0;
-            parsed = parse_snapshot(&chunk);
+            parsed = parse_snapshot(&chunk.bytes);
         }
         let too_large = || Error::from_errno(27).reword("Snapshot table is too large");
         let (snapshot, len) = match parsed {
             Ok(Some(entry)) => entry,
-            Ok(None) => return Err(too_large()),
-            Err(error) => return Err(Error::from_errno(27).reword(format!("{error} {index}"))),
+            Ok(None) => {
+                let unread = |error: Error| error.prefix("Failed to read snapshot table");
+                return Err(chunk.fault.take().map_or_else(too_large, unread));
+            }
+            Err(error) => {
+                return Err(Error::from_errno(27).reword(format!("{error} {index}")).with_hint(
+                    "You can force-remove this extra metadata with qemu-img check -r all",
+                ));
+            }
         };
         taken = taken.saturating_add(usize::try_from(len).unwrap_or(usize::MAX));
         table_bytes = table_bytes.saturating_add(len);
@@ -84,11 +91,11 @@ pub(in super::super) async fn visit_snapshots(
     Ok(table_bytes)
 }
 
-async fn read_chunk(file: &Edge, offset: u64) -> Result<Vec<u8>> {
+async fn read_chunk(file: &Edge, offset: u64) -> ReadAhead {
     if offset >= file.size() {
-        return Ok(vec![0; CHUNK]);
+        return ReadAhead { bytes: vec![0; CHUNK], fault: None };
     }
-    Ok(file.read(offset, IoBufMut::new(CHUNK)).await?.to_vec())
+    read_ahead(file, offset, CHUNK).await
 }
 
 impl Qcow2 {

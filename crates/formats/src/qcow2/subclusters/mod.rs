@@ -24,6 +24,7 @@ use std::sync::atomic::{
 };
 
 use oxblk_core::Result;
+use oxblk_ring::perturb::point;
 
 use super::Qcow2;
 use super::layout::{ExtendedEntry, L2Entry, L2Kind, Subclusters};
@@ -42,6 +43,7 @@ fn load(words: &[AtomicU64], index: usize) -> Option<ExtendedEntry> {
 fn store(words: &[AtomicU64], index: usize, new: ExtendedEntry) {
     if let Some([entry, bitmap]) = index.checked_add(2).and_then(|end| words.get(index..end)) {
         entry.store(new.entry.0, Relaxed);
+        point();
         bitmap.store(new.bitmap.0, Relaxed);
     }
 }
@@ -93,6 +95,7 @@ impl Qcow2 {
             }
             drop(changing);
             slice.mark_dirty();
+            point();
             self.drop_entries(&dropped, Was::Data);
         }
         Ok(())

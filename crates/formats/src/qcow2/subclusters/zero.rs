@@ -13,8 +13,8 @@ use super::{load, same_place, store};
 struct Old {
     entry: ExtendedEntry,
     kind: L2Kind,
-    /// The backing file would show where nothing is allocated.
-    over_backing: bool,
+    /// There is a backing file, which shows where nothing is allocated.
+    has_backing: bool,
 }
 
 impl Qcow2 {
@@ -29,7 +29,8 @@ impl Qcow2 {
         end: u64,
         flags: ZeroFlags,
     ) -> Result<()> {
-        let (unmap, own) = (flags.contains(ZeroFlags::MAY_UNMAP), flags.contains(ZeroFlags::OWN));
+        let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
+        let keep = !unmap || self.modes().contains(Modes::NO_UNREF);
         let (first, last) =
             (self.cluster_end(offset).min(end), self.cluster_start(end).max(offset));
         if first > last {
@@ -38,15 +39,11 @@ impl Qcow2 {
         if offset < first {
             self.zero_part(offset, first, flags).await?;
         }
-        self.change_extended(first, last, unmap, |old| {
-            let empty = old.entry.entry.0 == 0 && !old.over_backing && !own;
-            match old.kind {
-                _ if empty || old.entry == ExtendedEntry::ZERO => None,
-                L2Kind::Data { .. } if old.entry.entry.copied() && !unmap => {
-                    Some(ExtendedEntry { bitmap: Subclusters::ZERO, ..old.entry })
-                }
-                _ => Some(ExtendedEntry::ZERO),
+        self.change_extended(first, last, unmap, |old| match old.kind {
+            L2Kind::Data { .. } if keep => {
+                Some(ExtendedEntry { bitmap: Subclusters::ZERO, ..old.entry })
             }
+            _ => Some(ExtendedEntry::ZERO),
         })
         .await?;
         if last < end {
@@ -57,10 +54,6 @@ impl Qcow2 {
 
     /// Makes a part of a cluster read as zeroes.
     async fn zero_part(&self, offset: u64, end: u64, flags: ZeroFlags) -> Result<()> {
-        let own = flags.contains(ZeroFlags::OWN);
-        if !own && self.reads_as_zero(offset, end.min(self.size())).await? {
-            return Ok(());
-        }
         let cluster = self.cluster_start(offset);
         let (_, kind) = self.extended_entry(cluster).await?;
         if matches!(kind, L2Kind::Compressed { .. }) {
@@ -87,7 +80,7 @@ impl Qcow2 {
     pub(in super::super) async fn discard_subclusters(&self, from: u64, to: u64) -> Result<()> {
         let keep = self.modes().contains(Modes::NO_UNREF);
         self.change_extended(from, to, true, |old| {
-            let empty = old.entry.entry.0 == 0 && !old.over_backing;
+            let empty = old.entry.entry.0 == 0 && !old.has_backing;
             let data = matches!(old.kind, L2Kind::Data { .. });
             if keep && data && old.entry.entry.copied() {
                 return Some(ExtendedEntry { bitmap: Subclusters::ZERO, ..old.entry });
@@ -113,20 +106,17 @@ impl Qcow2 {
         discard: bool,
         change: impl Fn(&Old) -> Option<ExtendedEntry>,
     ) -> Result<()> {
-        let backing_end = self.children.get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
+        let has_backing = self.children.has(ChildIdx::BACKING);
         let table = self.geometry.cluster_size() << self.geometry.l2_bits();
         let mut at = from;
         while at < to {
-            let nothing = Old {
-                entry: ExtendedEntry::EMPTY,
-                kind: L2Kind::Unallocated,
-                over_backing: at < backing_end,
-            };
+            let nothing =
+                Old { entry: ExtendedEntry::EMPTY, kind: L2Kind::Unallocated, has_backing };
             if self.l1_entry(self.l1_index(at)).0 == 0 && change(&nothing).is_none() {
                 at = to.min((at - at % table).saturating_add(table));
                 continue;
             }
-            at = self.change_extended_slice(at, to, backing_end, discard, &change).await?;
+            at = self.change_extended_slice(at, to, has_backing, discard, &change).await?;
             self.relieve().await?;
         }
         Ok(())
@@ -137,7 +127,7 @@ impl Qcow2 {
         &self,
         from: u64,
         to: u64,
-        backing_end: u64,
+        has_backing: bool,
         discard: bool,
         change: &impl Fn(&Old) -> Option<ExtendedEntry>,
     ) -> Result<u64> {
@@ -153,7 +143,7 @@ impl Qcow2 {
                 bad = Some(entry.entry.0);
                 break;
             };
-            let new = change(&Old { entry, kind, over_backing: at < backing_end });
+            let new = change(&Old { entry, kind, has_backing });
             if let Some(new) = new.filter(|new| *new != entry) {
                 store(slice.words(), word, new);
                 changed = true;

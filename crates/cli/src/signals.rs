@@ -1,0 +1,116 @@
+//! Signals that ask a command to end.
+//!
+//! A command that must not stop halfway (`serve`, a copy) treats every signal whose default action would end the
+//! process as a request to end in good order: finish what is in flight, close the images, remove the sockets.
+//!
+//! The same signal often arrives twice at once: `timeout` signals its child and then its process group, and a terminal
+//! that hangs up signals both the shell and its jobs. Therefore a repeated signal counts only [`REPEAT_AFTER`] the
+//! first one. From then on SIGHUP, SIGINT, SIGQUIT and SIGTERM have their default action. A thread of its own
+//! measures that time, so that it passes also when the command hangs.
+//!
+//! Signals that the parent process had set to be ignored stay ignored (`nohup`). SIGINT and SIGTERM are exceptions: a
+//! shell without job control starts background commands with SIGINT ignored, and supervisors use it nevertheless.
+
+use std::ffi::c_int;
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use signal_hook::consts::{
+    SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR2, SIGVTALRM, SIGXCPU,
+};
+
+/// Signals whose default action ends the process, and which are no fault of the program. SIGUSR1 is missing: the
+/// tools show their progress. SIGPIPE and SIGXFSZ are missing: the call that causes them fails instead.
+const ENDING: [c_int; 10] =
+    [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXCPU, SIGALRM, SIGVTALRM, SIGPROF, SIGUSR2, SIGIO];
+
+/// Signals that end the process at once when they come again. Timers and limits repeat by themselves.
+const INSISTENT: [c_int; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
+
+/// How long after the first signal another one ends the process at once.
+const REPEAT_AFTER: Duration = Duration::from_secs(1);
+
+/// A flag that these signals set.
+///
+/// Without the memory or descriptors that catching takes, the signals keep their default action.
+pub(crate) fn stop_flag() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    drop(catch(&stop, &[], None));
+    stop
+}
+
+/// Has these signals, and those of `more`, set `stop` and send a byte to `wake`.
+///
+/// # Errors
+/// When the system refuses.
+pub(crate) fn catch(
+    stop: &Arc<AtomicBool>,
+    more: &[c_int],
+    wake: Option<&UnixStream>,
+) -> io::Result<()> {
+    let (watched, watcher) = UnixStream::pair()?;
+    let repeated = Arc::new(AtomicBool::new(false));
+    let watching = watch(watched, Arc::clone(&repeated)).is_ok();
+    let ignored = ignored_signals();
+    for &signal in ENDING.iter().chain(more) {
+        let always = matches!(signal, SIGINT | SIGTERM);
+        if !always && is_in(ignored, signal) {
+            continue;
+        }
+        let insistent = INSISTENT.contains(&signal);
+        // Handlers run in the order of registration: the first signal must find the flag clear.
+        if insistent {
+            signal_hook::flag::register_conditional_default(signal, Arc::clone(&repeated))?;
+        }
+        signal_hook::flag::register(signal, Arc::clone(stop))?;
+        if let Some(wake) = wake {
+            signal_hook::low_level::pipe::register(signal, wake.try_clone()?)?;
+        }
+        if watching {
+            signal_hook::low_level::pipe::register(signal, watcher.try_clone()?)?;
+        } else if insistent {
+            signal_hook::flag::register(signal, Arc::clone(&repeated))?;
+        }
+    }
+    Ok(())
+}
+
+/// Starts the thread that sets `repeated` some time after the first signal.
+fn watch(mut first: UnixStream, repeated: Arc<AtomicBool>) -> io::Result<()> {
+    let work = move || {
+        if first.read_exact(&mut [0]).is_ok() {
+            std::thread::sleep(REPEAT_AFTER);
+            repeated.store(true, Relaxed);
+        }
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(work).map(drop)
+}
+
+/// The set of signals that this process ignores, a bit each; empty where it cannot be read.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+fn is_in(set: u64, signal: c_int) -> bool {
+    let bit = signal.checked_sub(1).and_then(|bit| u32::try_from(bit).ok());
+    bit.and_then(|bit| set.checked_shr(bit)).is_some_and(|bits| bits & 1 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_is_found_in_a_set() {
+        assert!(is_in(1, SIGHUP));
+        assert!(!is_in(1, SIGINT));
+        assert!(is_in(1 << (SIGIO - 1), SIGIO));
+        assert!(!is_in(u64::MAX, 65));
+        assert!(!is_in(u64::MAX, 0));
+    }
+}

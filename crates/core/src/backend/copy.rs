@@ -1,0 +1,62 @@
+//! Copies from one backend to another: one request that is in flight at both.
+//!
+//! A drain waits for the requests in flight of several backends. A request that is in flight at one backend and waits for
+//! the other would never let a drain of both end. So neither is waited for while the other's place is held.
+
+use std::sync::Arc;
+
+use oxblk_ring::UntilSettled;
+
+use super::{Backend, Request};
+use crate::Result;
+use crate::control::carry_through;
+
+impl Backend {
+    /// Copies a range to another backend by way of the host's copy offload. Once begun it goes on to its end even if
+    /// its future is dropped.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unsupported`] where it cannot be; otherwise as the host reports.
+    pub async fn copy_to(
+        &self,
+        offset: u64,
+        target: &Self,
+        target_offset: u64,
+        len: u64,
+    ) -> Result<()> {
+        let (mut from, mut to) = begin_both(self, target).await?;
+        from.check(offset, len)?;
+        to.check(target_offset, len)?;
+        let (source, dest) = (Arc::clone(&from.root), Arc::clone(&to.root));
+        let places = UntilSettled::new([from.leave_behind(), to.leave_behind()]);
+        carry_through(async move {
+            let outcome = source.edge.copy_to(offset, &dest.edge, target_offset, len).await;
+            if outcome.is_ok() {
+                // Nothing of it is in flight.
+                drop(places.release());
+            }
+            outcome
+        })
+        .await?;
+        target.count_write(len);
+        Ok(())
+    }
+}
+
+async fn begin_both<'a>(
+    source: &'a Backend,
+    target: &'a Backend,
+) -> Result<(Request<'a>, Request<'a>)> {
+    loop {
+        target.not_quiesced().await;
+        let from = source.begin().await?;
+        match target.try_begin() {
+            Ok(Some(to)) => return Ok((from, to)),
+            Ok(None) => from.done(),
+            Err(error) => {
+                from.done();
+                return Err(error);
+            }
+        }
+    }
+}

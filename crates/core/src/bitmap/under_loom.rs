@@ -1,0 +1,101 @@
+//! The protocol of `current` under a model checker: the very file, compiled against loom's primitives.
+
+#![allow(clippy::duplicate_mod, reason = "the same file, against other primitives")]
+#![allow(clippy::unwrap_used, reason = "a model may fail by panicking")]
+
+mod atomics {
+    pub(super) use loom::sync::atomic::{Ordering, fence};
+}
+
+#[path = "current.rs"]
+mod current;
+
+use current::{mark_current, replace};
+use loom::sync::Arc;
+use loom::sync::atomic::{
+    AtomicU64, AtomicUsize,
+    Ordering::{AcqRel, Acquire, Release},
+};
+use loom::thread;
+
+/// Two maps; the state is the number of the one in use.
+struct Bitmap {
+    state: AtomicUsize,
+    maps: [AtomicU64; 2],
+}
+
+impl Bitmap {
+    fn new() -> Arc<Self> {
+        let maps = [AtomicU64::new(0), AtomicU64::new(0)];
+        Arc::new(Self { state: AtomicUsize::new(0), maps })
+    }
+
+    /// Sets bits as a map does: where they are set already, nothing is written.
+    fn set(&self, map: usize, bits: u64) {
+        if self.maps[map].load(Acquire) & bits != bits {
+            self.maps[map].fetch_or(bits, AcqRel);
+        }
+    }
+
+    fn mark(&self, bits: u64) {
+        let current = || self.state.load(Acquire);
+        mark_current(current, |one, other| one == other, |map| self.set(*map, bits));
+    }
+
+    /// The second map replaces the first, and gets its marks.
+    fn resize(&self) {
+        replace(|| self.state.store(1, Release));
+        self.set(1, self.maps[0].load(Acquire));
+    }
+
+    /// The second map replaces the first; gives the marks that those who replaced it have seen.
+    fn clear(&self) -> u64 {
+        replace(|| self.state.store(1, Release));
+        self.maps[0].load(Acquire)
+    }
+}
+
+fn bounded() -> loom::model::Builder {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder
+}
+
+/// Marks in threads of their own while `change` runs; then all marks that are left.
+fn marked_during<T>(bits: [u64; 2], change: impl FnOnce(&Bitmap) -> T) -> (T, u64) {
+    let bitmap = Bitmap::new();
+    let marker = |bits| {
+        let bitmap = Arc::clone(&bitmap);
+        thread::spawn(move || bitmap.mark(bits))
+    };
+    let markers = bits.map(marker);
+    let changed = change(&bitmap);
+    for marker in markers {
+        marker.join().unwrap();
+    }
+    (changed, bitmap.maps[1].load(Acquire))
+}
+
+#[test]
+fn a_mark_is_carried_over_or_made_again() {
+    bounded().check(|| {
+        let ((), left) = marked_during([1, 2], Bitmap::resize);
+        assert_eq!(left, 3);
+    });
+}
+
+#[test]
+fn a_mark_that_was_there_already_is_not_lost() {
+    bounded().check(|| {
+        let ((), left) = marked_during([1, 1], Bitmap::resize);
+        assert_eq!(left, 1);
+    });
+}
+
+#[test]
+fn a_mark_is_in_what_was_cleared_or_in_what_is_left() {
+    bounded().check(|| {
+        let (cleared, left) = marked_during([1, 2], Bitmap::clear);
+        assert_eq!(cleared | left, 3);
+    });
+}

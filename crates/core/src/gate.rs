@@ -1,0 +1,236 @@
+//! What an image may pull in.
+//!
+//! Names of other files that are found inside an image (its backing file, its data file) come from whoever made the
+//! image. Therefore whoever opens images says with a [`Gate`] which of these names are followed. The gate is a part of
+//! the [`Graph`](crate::Graph) handle, so it applies to everything that is opened on behalf of an image, at any depth of
+//! its chain. What the user names in options is not subject to it.
+//!
+//! | gate | backing file | data file |
+//! |---|---|---|
+//! | [`Nothing`](Gate::Nothing) | refused | refused |
+//! | [`Directory`](Gate::Directory) | regular files below the directory | the same |
+//! | [`AnyFile`](Gate::AnyFile) | every path | every path |
+//! | [`Anything`](Gate::Anything) | every name, also `json:{…}` and `nbd://…` | every path |
+//!
+//! The name of a data file is always a path: `json:x` is a file of that name.
+//!
+//! With a directory, the path that is opened has no symbolic link and no `..` in it, and the host is asked to follow no
+//! link ([`OpenFlags::no_symlinks`](crate::OpenFlags)): a link that is put in place between the check and the opening
+//! leads nowhere.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::graph::scheme;
+use crate::{Error, ErrorKind, Result};
+
+const EACCES: i32 = 13;
+
+/// What an image may pull in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Gate {
+    /// No other file. For images from strangers.
+    Nothing,
+    /// Regular files below a directory; [`Gate::directory`] makes it.
+    Directory(Directory),
+    /// Every file that a path leads to, devices included.
+    AnyFile,
+    /// What the image names, with every protocol and with options (`json:{…}`), as QEMU does.
+    Anything,
+}
+
+/// A directory without symbolic links on the way to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directory(Arc<Path>);
+
+/// A name that the gate lets through.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Admitted {
+    /// What to open.
+    pub name: String,
+    /// The name is a path without symbolic links, and none may be followed.
+    pub no_symlinks: bool,
+}
+
+/// For what an image names a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// As its backing file.
+    Backing,
+    /// For its guest data.
+    Data,
+}
+
+impl Purpose {
+    fn noun(self) -> &'static str {
+        match self {
+            Self::Backing => "backing file",
+            Self::Data => "data file",
+        }
+    }
+
+    /// How the user can have the file opened nevertheless.
+    fn way(self) -> &'static str {
+        match self {
+            Self::Backing => {
+                "give it in the image's options (backing.file.filename=...), or open without it (backing=)"
+            }
+            Self::Data => "give it in the image's options (data-file.filename=...)",
+        }
+    }
+}
+
+impl Gate {
+    /// Lets images pull in regular files below this directory.
+    ///
+    /// # Errors
+    /// When there is no such directory.
+    pub fn directory(path: &Path) -> Result<Self> {
+        let real = path.canonicalize().map_err(|error| {
+            Error::from(error).prefix(format!("Could not open directory '{}'", path.display()))
+        })?;
+        if !real.is_dir() {
+            return Err(Error::invalid(format!("'{}' is not a directory", path.display())));
+        }
+        Ok(Self::Directory(Directory(real.into())))
+    }
+
+    /// Asks for a file that an image names. `name` is a path from the current directory, or chooses a protocol.
+    ///
+    /// # Errors
+    /// `EACCES` if the gate refuses it, with the name and a way to open it nevertheless.
+    pub fn admit(&self, purpose: Purpose, name: &str) -> Result<Admitted> {
+        let refuse = |reason: &str| Err(refused(purpose, name, reason));
+        let path = match (purpose, scheme(name)) {
+            (Purpose::Backing, Some("file")) => name.get("file:".len()..).unwrap_or_default(),
+            (Purpose::Backing, Some(_)) if *self != Self::Anything => {
+                return match self {
+                    Self::Nothing => refuse("untrusted images may not name other files"),
+                    _ => refuse("a name that chooses a protocol is not allowed here"),
+                };
+            }
+            _ => name,
+        };
+        match self {
+            Self::Nothing => refuse("untrusted images may not name other files"),
+            Self::Directory(directory) => match directory.find(path) {
+                Ok(name) => Ok(Admitted { name, no_symlinks: true }),
+                Err(reason) => refuse(&reason),
+            },
+            Self::AnyFile | Self::Anything => {
+                let is_path = purpose == Purpose::Data && scheme(name).is_some();
+                let name = if is_path { format!("./{name}") } else { name.to_owned() };
+                Ok(Admitted { name, no_symlinks: false })
+            }
+        }
+    }
+}
+
+impl Directory {
+    /// The path of a regular file below the directory, without symbolic links.
+    fn find(&self, path: &str) -> std::result::Result<String, String> {
+        let real = crate::names::to_path(path).canonicalize().map_err(|error| error.to_string())?;
+        if !real.starts_with(&self.0) {
+            return Err(format!("only files below '{}' are allowed", self.0.display()));
+        }
+        if !real.is_file() {
+            return Err("only regular files are allowed".to_owned());
+        }
+        Ok(crate::names::from_os(real))
+    }
+}
+
+fn refused(purpose: Purpose, name: &str, reason: &str) -> Error {
+    let (noun, way) = (purpose.noun(), purpose.way());
+    let message = format!("The image names the {noun} '{name}', but {reason}; {way}");
+    Error::new(ErrorKind::Denied, message).errno(EACCES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn text(path: &Path) -> &str {
+        path.to_str().unwrap()
+    }
+
+    fn is_refused(gate: &Gate, purpose: Purpose, name: &str) {
+        let error = gate.admit(purpose, name).unwrap_err();
+        assert_eq!((error.kind(), error.raw_errno()), (ErrorKind::Denied, EACCES), "{name}");
+        let message = error.to_string();
+        assert!(message.contains(name) && !message.contains('\n'), "{message}");
+    }
+
+    #[test]
+    fn nothing_refuses_every_name() {
+        for name in ["base", "/etc/passwd", "file:base", "json:{}", "nbd://h/"] {
+            is_refused(&Gate::Nothing, Purpose::Backing, name);
+            is_refused(&Gate::Nothing, Purpose::Data, name);
+        }
+    }
+
+    #[test]
+    fn any_file_follows_paths_and_no_protocol() {
+        for name in ["base", "../x", "/dev/sda", "file:x", "./nbd:x"] {
+            assert_eq!(Gate::AnyFile.admit(Purpose::Backing, name).unwrap().name, name);
+        }
+        for name in ["json:{}", "nbd://h/", "nbd:h:1", "host_device:/dev/sda"] {
+            is_refused(&Gate::AnyFile, Purpose::Backing, name);
+        }
+    }
+
+    #[test]
+    fn anything_follows_every_backing_name_and_takes_data_files_as_paths() {
+        for gate in [Gate::AnyFile, Gate::Anything] {
+            let admitted = gate.admit(Purpose::Data, "json:{}").unwrap();
+            assert_eq!(admitted.name, "./json:{}");
+            assert_eq!(gate.admit(Purpose::Data, "file:x").unwrap().name, "./file:x");
+            assert_eq!(gate.admit(Purpose::Data, "/a/b:c").unwrap().name, "/a/b:c");
+        }
+        for name in ["json:{}", "nbd://h/", "file:x", "base"] {
+            let admitted = Gate::Anything.admit(Purpose::Backing, name).unwrap();
+            assert_eq!(admitted, Admitted { name: name.to_owned(), no_symlinks: false });
+        }
+    }
+
+    #[test]
+    fn a_directory_is_left_neither_by_dots_nor_by_links_nor_by_protocols() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = scratch.path().canonicalize().unwrap();
+        let inside = root.join("inside");
+        std::fs::create_dir_all(inside.join("sub")).unwrap();
+        for file in [root.join("secret"), inside.join("base"), inside.join("sub/base")] {
+            std::fs::write(file, "x").unwrap();
+        }
+        symlink(root.join("secret"), inside.join("link")).unwrap();
+        symlink("sub/base", inside.join("good")).unwrap();
+        symlink(&root, inside.join("up")).unwrap();
+        std::fs::create_dir(root.join("inside-too")).unwrap();
+        std::fs::write(root.join("inside-too/f"), "x").unwrap();
+        let gate = Gate::directory(&inside).unwrap();
+        for (name, real) in [
+            ("base", "base"),
+            ("sub/../base", "base"),
+            ("sub/base", "sub/base"),
+            ("good", "sub/base"),
+        ] {
+            let admitted = gate.admit(Purpose::Backing, text(&inside.join(name))).unwrap();
+            assert_eq!(admitted.name, text(&inside.join(real)));
+            assert!(admitted.no_symlinks);
+        }
+        for name in ["../secret", "link", "up/secret", "sub", "absent", "../inside-too/f"] {
+            is_refused(&gate, Purpose::Backing, text(&inside.join(name)));
+            is_refused(&gate, Purpose::Data, text(&inside.join(name)));
+        }
+        for name in ["/dev/null", "/etc/passwd", "json:{}", "nbd://h/"] {
+            is_refused(&gate, Purpose::Backing, name);
+        }
+    }
+
+    #[test]
+    fn a_gate_needs_a_directory_that_is_there() {
+        assert!(Gate::directory(Path::new("/nonexistent")).is_err());
+        assert!(Gate::directory(Path::new("/dev/null")).is_err());
+    }
+}

@@ -1,0 +1,286 @@
+//! Opening a chain of backing files: from the top down, since each image names the next; nodes are made from the bottom up.
+//!
+//! The images that wait for what is below them are a list. What one of them takes does not depend on how many there are.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::Graph;
+use super::open::{OpenContext, OpenFlags, Target, close_unused};
+use crate::bitmap::DirtyBitmap;
+use crate::driver::{Driver, DriverFactory};
+use crate::node::{NodeParts, Settings};
+use crate::perm::{Permissions, Role};
+use crate::{ChildIdx, DetectZeroes, Edge, Error, ErrorKind, Node, Options, Perm, Result};
+
+/// Longest backing chain: more is a loop, or meant to exhaust memory and descriptors.
+const MAX_DEPTH: u32 = 5000;
+/// Most nodes that are each other's `file` child: each is a call within a call.
+const MAX_NESTING: u32 = 32;
+/// How often an error says that it is about a backing file.
+const MAX_PREFIXES: usize = 4;
+
+const BACKING: &str = "Could not open backing file";
+
+/// What is below an image.
+pub(super) enum Below {
+    Nothing,
+    Node(Arc<Node>),
+    Target(Target),
+}
+
+/// An image whose driver is open, while what is below it need not be.
+pub(super) struct Layer {
+    pub(super) driver: &'static dyn DriverFactory,
+    pub(super) opened: Box<dyn Driver>,
+    pub(super) context: OpenContext,
+    pub(super) detect_zeroes: DetectZeroes,
+    pub(super) given: Options,
+    pub(super) opened_with: Options,
+    pub(super) file: Option<Arc<Node>>,
+    pub(super) filename: Option<String>,
+    pub(super) named_above: bool,
+}
+
+impl Graph {
+    /// Opens an image and what is below it.
+    pub(super) async fn open_chain(&self, target: Target) -> Result<Arc<Node>> {
+        let mut layers = Vec::new();
+        let mut backing = match self.open_layers(target, &mut layers).await {
+            Ok(bottom) => bottom,
+            Err(error) => return Err(self.close_layers(layers, error).await),
+        };
+        while let Some(layer) = layers.pop() {
+            let named = Named::of(&layer);
+            match self.finish_layer(layer, backing).await {
+                Ok(node) if layers.is_empty() => return Ok(node),
+                Ok(node) => {
+                    node.follow_parent();
+                    backing = Some(node);
+                }
+                Err(error) if layers.is_empty() => return Err(error),
+                Err(error) => {
+                    let error = Context::default().about(error, named);
+                    return Err(self.close_layers(layers, error).await);
+                }
+            }
+        }
+        Err(Error::invalid("There is nothing to open"))
+    }
+
+    /// Opens the images from `target` down into `layers`. Gives the node below the last of them, where that was open
+    /// before.
+    async fn open_layers(
+        &self,
+        target: Target,
+        layers: &mut Vec<Layer>,
+    ) -> Result<Option<Arc<Node>>> {
+        let mut next = target;
+        let mut above = Above::default();
+        loop {
+            let named = Named { path: next.filename.clone(), above: next.named_above };
+            let opened = match above.check(&next) {
+                Ok(()) => self.open_layer(next).await,
+                Err(error) => Err(error),
+            };
+            let (layer, below) = opened.map_err(|error| match layers.is_empty() {
+                // The name of the image that was asked for is the caller's to add.
+                true => error,
+                false => Context::default().about(error, named),
+            })?;
+            above.push(&layer);
+            layers.push(layer);
+            next = match below {
+                Below::Nothing => return Ok(None),
+                Below::Node(node) => return Ok(Some(node)),
+                Below::Target(target) => target,
+            };
+        }
+    }
+
+    /// Closes images above one that failed. Gives its error as the topmost image has it.
+    async fn close_layers(&self, mut layers: Vec<Layer>, mut error: Error) -> Error {
+        // The failure itself has been said to be about a backing file once.
+        let mut context = Context { prefixes: 1 };
+        while let Some(layer) = layers.pop() {
+            if !layers.is_empty() {
+                error = context.about(error, Named::of(&layer));
+            }
+            self.close_layer(layer).await;
+        }
+        error
+    }
+
+    /// Makes a node of an image above `backing`.
+    async fn finish_layer(&self, layer: Layer, backing: Option<Arc<Node>>) -> Result<Arc<Node>> {
+        let attached = match &backing {
+            Some(backing) => attach_backing(layer.driver, backing, &layer.context),
+            None => Ok(()),
+        };
+        // The last thing that can fail: it may write to the image.
+        let loaded = match attached {
+            Ok(()) => load_bitmaps(&*layer.opened, &layer.context.flags).await,
+            Err(error) => Err(error),
+        };
+        let bitmaps = match loaded {
+            Ok(bitmaps) => bitmaps,
+            Err(error) => {
+                self.close_layer(layer).await;
+                if let Some(backing) = backing {
+                    self.release_after_failure(backing).await;
+                }
+                return Err(error);
+            }
+        };
+        let context = layer.context;
+        let probed_raw = context.flags.probed && layer.driver.name() == "raw";
+        let node = self.insert(NodeParts {
+            name: context.node_name,
+            factory: layer.driver,
+            driver: layer.opened,
+            children: context.children,
+            epochs: context.epochs,
+            settings: Settings {
+                flags: context.flags,
+                detect_zeroes: layer.detect_zeroes,
+                options: layer.opened_with,
+                given: layer.given,
+            },
+            filename: context.filename,
+        });
+        node.adopt_bitmaps(bitmaps)?;
+        if probed_raw {
+            self.guard_probed_raw(&node);
+        }
+        Ok(node)
+    }
+
+    /// Closes an image that does not become a node.
+    async fn close_layer(&self, layer: Layer) {
+        close_unused(&*layer.opened).await;
+        self.release_children(&layer.context.children, layer.file).await;
+    }
+}
+
+/// The files of the images above one that is being opened.
+#[derive(Default)]
+struct Above(HashSet<PathBuf>);
+
+impl Above {
+    fn push(&mut self, layer: &Layer) {
+        self.0.extend(layer.context.image_filename().as_deref().and_then(real_path));
+    }
+
+    /// Refuses a chain that would not end: a backing file that is one of the images above it, under any of its names, or
+    /// more images than anybody needs.
+    fn check(&self, target: &Target) -> Result<()> {
+        let refused = |message: String| Err(Error::new(ErrorKind::BackingChain, message));
+        if target.depth > MAX_DEPTH || target.nesting > MAX_NESTING {
+            return refused("The backing chain is too long".to_owned());
+        }
+        match target.filename.as_deref().filter(|_| target.named_above) {
+            Some(name) if real_path(name).is_some_and(|path| self.0.contains(&path)) => {
+                refused(format!("{BACKING}: Backing file '{name}' creates an infinite loop."))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The path of a file that is there.
+fn real_path(filename: &str) -> Option<PathBuf> {
+    crate::names::to_path(filename.strip_prefix("file:").unwrap_or(filename)).canonicalize().ok()
+}
+
+/// How an image of the chain came to be opened.
+struct Named {
+    path: Option<String>,
+    above: bool,
+}
+
+impl Named {
+    fn of(layer: &Layer) -> Self {
+        Self { path: layer.filename.clone(), above: layer.named_above }
+    }
+}
+
+/// What has been put before an error.
+#[derive(Default)]
+struct Context {
+    prefixes: usize,
+}
+
+impl Context {
+    /// Says which image of the chain an error is about. Far down, once more would tell nothing.
+    fn about(&mut self, error: Error, named: Named) -> Error {
+        let error = match named.path {
+            Some(path) => error.on_path(&path),
+            None => error,
+        };
+        // That the chain does not end is said once, not once for each image above.
+        let said = error.kind() == ErrorKind::BackingChain;
+        if said || !named.above || self.prefixes >= MAX_PREFIXES {
+            return error;
+        }
+        self.prefixes += 1;
+        error.prefix(BACKING)
+    }
+}
+
+/// Puts the backing file into its slot.
+fn attach_backing(
+    driver: &dyn DriverFactory,
+    backing: &Arc<Node>,
+    context: &OpenContext,
+) -> Result<()> {
+    let parents = Permissions::sharing_all(Perm::CONSISTENT_READ);
+    let permissions = Permissions::for_child(driver.kind(), Role::Backing, parents, false);
+    let user = format!("node '{}'", context.node_name);
+    let edge = Edge::attach(Arc::clone(backing), user, ChildIdx::BACKING.name(), permissions)?;
+    context.children.set(ChildIdx::BACKING, Some(edge));
+    Ok(())
+}
+
+/// The bitmaps that the image holds; a check looks at them on disk.
+async fn load_bitmaps(driver: &dyn Driver, flags: &OpenFlags) -> Result<Vec<Arc<DirtyBitmap>>> {
+    match driver.persistent_bitmaps() {
+        Some(persistent) if !flags.check => persistent.load().await,
+        _ => Ok(Vec::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backing(name: &str, depth: u32) -> Target {
+        let mut target = Target::default();
+        target.filename = Some(name.to_owned());
+        target.named_above = true;
+        target.depth = depth;
+        target
+    }
+
+    #[test]
+    fn a_file_above_is_found_by_any_of_its_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        std::fs::write(path("a"), "").unwrap();
+        std::fs::write(path("b"), "").unwrap();
+        std::os::unix::fs::symlink("a", path("link")).unwrap();
+        let above = Above(real_path(&path("a")).into_iter().collect());
+        for name in [path("a"), path("./a"), path("link"), format!("file:{}", path("a"))] {
+            assert!(above.check(&backing(&name, 1)).is_err(), "{name}");
+        }
+        for name in [path("b"), path("absent"), "nbd://h/".to_owned()] {
+            assert!(above.check(&backing(&name, 1)).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_chain_has_an_end() {
+        assert!(Above::default().check(&backing("a", MAX_DEPTH)).is_ok());
+        assert!(Above::default().check(&backing("a", MAX_DEPTH + 1)).is_err());
+    }
+}

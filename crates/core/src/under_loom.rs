@@ -1,0 +1,58 @@
+//! Lock-free hand-overs under a model checker: the very files of the crate, compiled against loom's primitives, so that
+//! every interleaving (and every reordering that the orderings permit) is tried.
+
+#![allow(dead_code, unreachable_pub, reason = "the models use a part of each file")]
+#![allow(clippy::duplicate_mod, reason = "the same files, against other primitives")]
+#![allow(clippy::unwrap_used, reason = "a model may fail by panicking, in its helpers too")]
+
+mod atomics {
+    pub(crate) use loom::sync::atomic::{AtomicBool, Ordering, fence};
+}
+
+#[path = "unflushed.rs"]
+mod unflushed;
+
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use loom::thread;
+use unflushed::Unflushed;
+
+/// A host with one block in its page cache and on its medium. Its accesses are relaxed: the order between them and the
+/// flag is the flag's to keep.
+struct Host {
+    unflushed: Unflushed,
+    cached: AtomicUsize,
+}
+
+impl Host {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { unflushed: Unflushed::new(), cached: AtomicUsize::new(0) })
+    }
+
+    fn write(&self, value: usize) {
+        self.cached.store(value, Relaxed);
+        self.unflushed.mark();
+    }
+
+    /// What the medium holds after the flush.
+    fn flush(&self, medium: usize) -> usize {
+        if self.unflushed.take() { self.cached.load(Relaxed) } else { medium }
+    }
+}
+
+#[test]
+fn a_flush_that_starts_after_a_write_leaves_it_on_the_medium() {
+    loom::model(|| {
+        let host = Host::new();
+        host.write(1);
+        let flusher = {
+            let host = Arc::clone(&host);
+            thread::spawn(move || host.flush(0))
+        };
+        // While the first flush is under way, a second write completes.
+        host.write(2);
+        let medium = flusher.join().unwrap();
+        // Flushes of one node follow one another.
+        assert_eq!(host.flush(medium), 2);
+    });
+}

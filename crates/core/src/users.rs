@@ -1,0 +1,97 @@
+//! The users of a node, and the end of its life.
+//!
+//! A node is used by the edges of its parents, and by a graph that owns it. It closes once, when it has no user; from then
+//! on nobody becomes a user of it. Both are decided under one lock, so that no user comes between the look and the end.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use crate::{Edge, Error, ErrorKind, Result};
+
+#[derive(Default)]
+struct State {
+    edges: Vec<Weak<Edge>>,
+    owned: bool,
+    closed: bool,
+}
+
+impl State {
+    fn must_be_open(&self) -> Result<()> {
+        if self.closed {
+            return Err(Error::new(ErrorKind::Busy, "The block node is being closed"));
+        }
+        Ok(())
+    }
+
+    fn is_used(&self) -> bool {
+        self.owned || self.edges.iter().any(|edge| edge.strong_count() > 0)
+    }
+}
+
+/// Who uses a node.
+#[derive(Default)]
+pub(crate) struct Users(Mutex<State>);
+
+impl Users {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a parent's edge.
+    ///
+    /// # Errors
+    /// When the node is closed.
+    pub(crate) fn add(&self, edge: &Arc<Edge>) -> Result<()> {
+        let mut state = self.lock();
+        state.must_be_open()?;
+        state.edges.push(Arc::downgrade(edge));
+        Ok(())
+    }
+
+    /// Takes a parent's edge away.
+    pub(crate) fn remove(&self, edge: &Edge) {
+        self.lock().edges.retain(|other| {
+            other.strong_count() > 0 && !std::ptr::eq(other.as_ptr(), std::ptr::from_ref(edge))
+        });
+    }
+
+    /// The edges of the parents.
+    pub(crate) fn edges(&self) -> Vec<Arc<Edge>> {
+        self.lock().edges.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Whether a parent uses the node.
+    pub(crate) fn has_edges(&self) -> bool {
+        self.lock().edges.iter().any(|edge| edge.strong_count() > 0)
+    }
+
+    /// Makes a graph a user of the node.
+    ///
+    /// # Errors
+    /// When the node is closed.
+    pub(crate) fn own(&self) -> Result<()> {
+        let mut state = self.lock();
+        state.must_be_open()?;
+        state.owned = true;
+        Ok(())
+    }
+
+    /// The graph is no user any more.
+    pub(crate) fn disown(&self) {
+        self.lock().owned = false;
+    }
+
+    /// Ends the node's life if nobody uses it. Says yes to one caller only, which closes the driver then.
+    pub(crate) fn close(&self) -> bool {
+        let mut state = self.lock();
+        if state.closed || state.is_used() {
+            return false;
+        }
+        state.closed = true;
+        true
+    }
+
+    /// Whether the node's life has ended.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+}

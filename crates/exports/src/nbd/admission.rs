@@ -1,0 +1,165 @@
+//! Which clients are let in.
+//!
+//! A client that comes when all places are taken is refused at once: were it left in the listening socket's queue, a
+//! client that opens several connections before it works would wait for ever. Clients in the handshake have proved
+//! nothing yet, so the one that has been in it for longest gives its place to a newcomer. Clients that connect and say
+//! nothing therefore keep nobody out.
+
+use super::account::ALLOWANCE;
+use super::flag::Flag;
+use oxblk_ring::now;
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Descriptors that connections leave to everything else.
+const SPARE_DESCRIPTORS: u64 = 64;
+/// Most memory for the allowances of all connections together, in bytes.
+const MAX_ALLOWANCES: u64 = 1 << 30;
+/// No line about refused connections is written sooner after the last one.
+const BETWEEN_WARNINGS: Duration = Duration::from_secs(60);
+
+/// How many connections this process can serve: what the limit on open files leaves, and as many as may have their
+/// allowances in a quarter of the machine's memory, and in 1 GiB. At least 16.
+pub(super) fn possible_connections() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, |open| open.count());
+    let used = u64::try_from(open).unwrap_or(u64::MAX).saturating_add(SPARE_DESCRIPTORS);
+    let descriptors = limit.unwrap_or(u64::MAX).saturating_sub(used);
+    let system = rustix::system::sysinfo();
+    #[expect(clippy::useless_conversion, reason = "the type differs between machines")]
+    let memory = u64::from(system.totalram).saturating_mul(u64::from(system.mem_unit)) / 4;
+    let allowance = u64::try_from(ALLOWANCE).unwrap_or(u64::MAX);
+    let places = descriptors.min(memory.min(MAX_ALLOWANCES) / allowance).max(16);
+    usize::try_from(places).unwrap_or(usize::MAX)
+}
+
+/// Has the kernel find out when the peer's machine is gone, so that its connection does not keep its place.
+pub(super) fn keep_alive(socket: impl AsFd) {
+    // Means nothing to Unix sockets, and is not worth an error elsewhere.
+    let _ = rustix::net::sockopt::set_socket_keepalive(socket, true);
+}
+
+/// Connections in the handshake, the oldest first.
+#[derive(Default)]
+pub(super) struct Handshakes(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    next: u64,
+    cancels: BTreeMap<u64, Arc<Flag>>,
+}
+
+impl Handshakes {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A handshake begins.
+    pub(super) fn enter(&self) -> Handshake<'_> {
+        let cancelled = Arc::new(Flag::default());
+        let mut waiting = self.lock();
+        let id = waiting.next;
+        waiting.next = id.wrapping_add(1);
+        waiting.cancels.insert(id, Arc::clone(&cancelled));
+        Handshake { among: self, id, cancelled }
+    }
+
+    /// Ends the oldest handshake. Returns false if there is none.
+    pub(super) fn cancel_oldest(&self) -> bool {
+        let oldest = self.lock().cancels.pop_first();
+        oldest.map(|(_, cancelled)| cancelled.set()).is_some()
+    }
+}
+
+/// A connection in the handshake, until dropped.
+pub(super) struct Handshake<'a> {
+    among: &'a Handshakes,
+    id: u64,
+    cancelled: Arc<Flag>,
+}
+
+impl Handshake<'_> {
+    /// The handshake has succeeded. From now on nobody takes the place; returns false if somebody has done so already.
+    pub(super) fn finish(&self) -> bool {
+        self.among.lock().cancels.remove(&self.id).is_some()
+    }
+
+    /// Ends when the place is needed for another client.
+    pub(super) async fn cancelled(&self) {
+        self.cancelled.wait().await;
+    }
+}
+
+impl Drop for Handshake<'_> {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// Counts refused connections, and writes the first into the log, and later ones together and seldom.
+#[derive(Default)]
+pub(super) struct Refusals(Mutex<Refused>);
+
+#[derive(Default)]
+struct Refused {
+    warned: Option<Duration>,
+    since: u64,
+}
+
+impl Refusals {
+    /// A connection was refused, for this reason.
+    pub(super) fn add(&self, reason: std::fmt::Arguments<'_>) {
+        if let Some(count) = self.count(now()) {
+            tracing::warn!("refusing NBD connections ({count}): {reason}");
+        }
+    }
+
+    /// Counts one. Returns how many there were since the last line, if it is time for one.
+    fn count(&self, now: Duration) -> Option<u64> {
+        let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.since = refused.since.saturating_add(1);
+        if refused.warned.is_some_and(|at| now.saturating_sub(at) < BETWEEN_WARNINGS) {
+            return None;
+        }
+        refused.warned = Some(now);
+        Some(std::mem::take(&mut refused.since))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_logged_at_first_and_then_seldom() {
+        let refusals = Refusals::default();
+        let at = Duration::from_secs;
+        assert_eq!(refusals.count(at(5)), Some(1));
+        assert_eq!(refusals.count(at(6)), None);
+        assert_eq!(refusals.count(at(64)), None);
+        assert_eq!(refusals.count(at(65)), Some(3));
+    }
+
+    #[test]
+    fn the_oldest_handshake_gives_way_and_one_that_has_ended_does_not() {
+        let handshakes = Handshakes::default();
+        assert!(!handshakes.cancel_oldest());
+        let first = handshakes.enter();
+        let second = handshakes.enter();
+        drop(first);
+        assert!(handshakes.cancel_oldest());
+        assert!(second.cancelled.is_set());
+        assert!(!second.finish());
+        assert!(!handshakes.cancel_oldest());
+    }
+
+    #[test]
+    fn more_than_a_hundred_connections_are_possible_by_default() {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        if limit.is_none_or(|limit| limit >= 1024) {
+            assert!(possible_connections() > 100);
+        }
+    }
+}

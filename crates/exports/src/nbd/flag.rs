@@ -1,0 +1,39 @@
+//! A flag that tasks of any thread wait for.
+
+use oxblk_ring::Event;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+
+/// Something that is set once and that tasks wait for.
+#[derive(Default)]
+pub(super) struct Flag {
+    set: AtomicBool,
+    event: Event,
+}
+
+impl Flag {
+    pub(super) fn set(&self) {
+        self.set.store(true, Ordering::SeqCst);
+        self.event.notify(usize::MAX);
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.set.load(Ordering::SeqCst)
+    }
+
+    /// Waits for the flag. Polling again costs one load, because connections do so with every
+    /// request: the first poll's task is the one that is woken.
+    pub(super) fn wait(&self) -> impl Future<Output = ()> {
+        let mut listener = None;
+        poll_fn(move |cx| {
+            if listener.is_none() {
+                let mut new = self.event.listen();
+                let _ = Pin::new(&mut new).poll(cx);
+                listener = Some(new);
+            }
+            if self.is_set() { Poll::Ready(()) } else { Poll::Pending }
+        })
+    }
+}

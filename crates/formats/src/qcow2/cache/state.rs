@@ -1,0 +1,91 @@
+//! Who relies on a slot, in one atomic word, and the list of dirty slots.
+//!
+//! A [`State`] counts pins in its low bits and has a bit for dirty and one for claimed. A slot may be claimed only when
+//! the state is 0, and pinned only when it is not claimed.
+//!
+//! Invariant: *when [`DirtyList::mark`] returns, whoever takes the list afterwards finds the slot in it, or the slot was
+//! copied after the caller's change*. The dirty bit is therefore set under the list's lock, in one step with listing the
+//! slot. A thread that finds the bit set may go on at once: to take the list, it waits for the lock, and so for the
+//! thread that set the bit.
+//!
+//! The first thread to change a clean slot takes the lock. Later ones only look at the bit, until it is cleared by a copy.
+
+use oxblk_ring::perturb::point;
+
+use super::atomics::{
+    AtomicU32, Mutex,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+    lock,
+};
+
+const DIRTY: u32 = 1 << 31;
+const CLAIMED: u32 = 1 << 30;
+
+/// The state of a slot.
+pub(super) struct State(AtomicU32);
+
+impl State {
+    pub(super) fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    /// Pins the slot unless it is claimed.
+    pub(super) fn pin(&self) -> bool {
+        let pinned = self.0.fetch_update(AcqRel, Acquire, |state| {
+            (state & CLAIMED == 0).then_some(state.wrapping_add(1))
+        });
+        pinned.is_ok()
+    }
+
+    pub(super) fn unpin(&self) {
+        self.0.fetch_sub(1, AcqRel);
+    }
+
+    /// Claims a slot that is clean and not pinned.
+    pub(super) fn claim(&self) -> bool {
+        self.0.compare_exchange(0, CLAIMED, AcqRel, Relaxed).is_ok()
+    }
+
+    /// Ends a claim: the slot can be pinned again.
+    pub(super) fn unclaim(&self) {
+        self.0.store(0, Release);
+    }
+
+    /// Ends a claim and pins the slot once.
+    pub(super) fn unclaim_pinned(&self) {
+        self.0.store(1, Release);
+    }
+
+    /// If dirty: clears the bit and pins. Changes made before [`DirtyList::mark`] found the bit set are seen from here on.
+    pub(super) fn take_dirty(&self) -> bool {
+        let taken = self.0.fetch_update(AcqRel, Acquire, |state| {
+            (state & DIRTY != 0).then_some((state & !DIRTY).wrapping_add(1))
+        });
+        taken.is_ok()
+    }
+}
+
+/// The numbers of the slots whose dirty bit was set since the list was last taken.
+#[derive(Default)]
+pub(super) struct DirtyList(Mutex<Vec<u32>>);
+
+impl DirtyList {
+    /// Marks a pinned slot dirty after a change of its words.
+    pub(super) fn mark(&self, state: &State, number: u32) {
+        // A read-modify-write, although it changes nothing: the thread that clears the bit then sees the caller's change.
+        if state.0.fetch_or(0, AcqRel) & DIRTY != 0 {
+            return;
+        }
+        point();
+        let mut numbers = lock(&self.0);
+        if state.0.fetch_or(DIRTY, AcqRel) & DIRTY == 0 {
+            point();
+            numbers.push(number);
+        }
+    }
+
+    /// Takes the list. A slot may be in it twice, or be clean by now.
+    pub(super) fn take(&self) -> Vec<u32> {
+        std::mem::take(&mut *lock(&self.0))
+    }
+}

@@ -1,0 +1,99 @@
+//! Values that are kept until the operations in flight at some moment have completed.
+//!
+//! Time is cut into periods: each value that is kept ends the current one. An operation belongs to the period in which it
+//! began; a value is given back when its period and all before it have no operation in flight. Beginning and ending an
+//! operation of the current period is a step of one counter.
+
+use std::any::Any;
+use std::collections::VecDeque;
+
+/// A value of somebody else, to be dropped.
+pub(crate) type Kept = Box<dyn Any>;
+
+/// Name of a period: they are numbered in their order.
+pub(super) type Period = u64;
+
+struct Ended {
+    in_flight: usize,
+    kept: Kept,
+}
+
+/// The periods that still have operations in flight.
+#[derive(Default)]
+pub(super) struct Periods {
+    current: Period,
+    /// Operations of the current period in flight.
+    in_flight: usize,
+    /// The periods before the current one, the oldest first.
+    ended: VecDeque<Ended>,
+}
+
+impl Periods {
+    /// An operation begins.
+    pub(super) fn begin(&mut self) -> Period {
+        self.in_flight += 1;
+        self.current
+    }
+
+    /// An operation has completed. Gives the values that were kept for it and are for no other.
+    pub(super) fn end(&mut self, period: Period) -> Vec<Kept> {
+        if period == self.current {
+            self.in_flight -= 1;
+            return Vec::new();
+        }
+        let age = usize::try_from(self.current - period).unwrap_or(usize::MAX);
+        if let Some(ended) = self.ended.len().checked_sub(age).and_then(|at| self.ended.get_mut(at))
+        {
+            ended.in_flight -= 1;
+        }
+        let mut done = Vec::new();
+        while let Some(oldest) = self.ended.pop_front_if(|oldest| oldest.in_flight == 0) {
+            done.push(oldest.kept);
+        }
+        done
+    }
+
+    /// Keeps a value, or gives it back when no operation is in flight.
+    pub(super) fn keep(&mut self, kept: Kept) -> Option<Kept> {
+        if self.in_flight == 0 && self.ended.is_empty() {
+            return Some(kept);
+        }
+        self.ended.push_back(Ended { in_flight: std::mem::take(&mut self.in_flight), kept });
+        self.current += 1;
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(kept: Vec<Kept>) -> Vec<u32> {
+        kept.into_iter().map(|value| *value.downcast::<u32>().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_value_is_kept_for_what_began_before_and_not_for_what_began_later() {
+        let mut periods = Periods::default();
+        assert!(periods.keep(Box::new(0_u32)).is_some(), "nothing is in flight");
+        let (first, second) = (periods.begin(), periods.begin());
+        assert!(periods.keep(Box::new(1_u32)).is_none());
+        let third = periods.begin();
+        assert!(numbers(periods.end(second)).is_empty());
+        assert_eq!(numbers(periods.end(first)), [1]);
+        assert!(numbers(periods.end(third)).is_empty());
+        assert!(periods.keep(Box::new(2_u32)).is_some());
+    }
+
+    #[test]
+    fn values_are_given_back_in_order_although_operations_end_in_another() {
+        let mut periods = Periods::default();
+        let first = periods.begin();
+        assert!(periods.keep(Box::new(1_u32)).is_none());
+        assert!(periods.keep(Box::new(2_u32)).is_none(), "the first is still in flight");
+        let second = periods.begin();
+        assert!(periods.keep(Box::new(3_u32)).is_none());
+        assert!(numbers(periods.end(second)).is_empty());
+        assert_eq!(numbers(periods.end(first)), [1, 2, 3]);
+    }
+}

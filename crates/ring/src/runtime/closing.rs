@@ -1,0 +1,89 @@
+//! Being an I/O thread, and ceasing to be one.
+//!
+//! The order of closing is what makes it sound, and what guards in futures rely on:
+//!
+//! 1. operations on sockets are cancelled, and **all operations in flight are awaited, before any task is dropped**: a
+//!    guard that lives in a task (a range lock, reserved clusters) is released when the host has ended what it guards;
+//! 2. tasks are dropped. Their destructors may start operations, which are awaited as in the first step, and so on;
+//! 3. the thread ceases to be an I/O thread, its mailbox is closed, and what was in it is dropped.
+//!
+//! Nothing unwinds out of this: destructors and wakers run [`contained`].
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
+
+use super::Config;
+use super::foreign::contained;
+use super::local::{CURRENT, Local, MainWaker, try_with};
+use super::quiet::Quiet;
+use super::shared::Shared;
+use crate::perturb;
+use crate::reactor::Reactor;
+use crate::sim::Scheduler;
+
+/// The thread is an I/O thread while this exists.
+pub(super) struct Entered {
+    pub(super) local: Rc<Local>,
+}
+
+impl Entered {
+    pub(super) fn new(config: &Config, scheduler: Option<Scheduler>) -> io::Result<Entered> {
+        assert!(try_with(|_| ()).is_none(), "this thread already is an I/O thread");
+        let shared = Shared::register()?;
+        let reactor = match Reactor::new(config, &shared) {
+            Ok(reactor) => reactor,
+            Err(error) => {
+                shared.unregister();
+                return Err(error);
+            }
+        };
+        let main =
+            Arc::new(MainWaker { woken: AtomicBool::new(true), shared: Arc::clone(&shared) });
+        let local = Rc::new(Local {
+            shared,
+            handle: RefCell::new(Weak::new()),
+            tasks: super::tasks::Tasks::default(),
+            timers: RefCell::default(),
+            reactor,
+            main,
+            poll: config.poll,
+            scheduler,
+            closing: Cell::new(false),
+            quiet: Quiet::default(),
+        });
+        CURRENT.set(Some(Rc::clone(&local)));
+        Ok(Entered { local })
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let local = &self.local;
+        local.closing.set(true);
+        loop {
+            local.reactor.finish(local);
+            local.take_mail();
+            local.tasks.drop_some();
+            if local.tasks.living() > 0 {
+                // A waker on another thread holds the runnable and is about to send it.
+                std::thread::yield_now();
+            } else if !local.reactor.is_busy() {
+                break;
+            }
+        }
+        perturb::point();
+        local.reactor.release_memory();
+        local.shared.unregister();
+        let current = CURRENT.take();
+        perturb::point();
+        // No task is left and nothing is in flight, so that these are calls that nobody carries out any more, and files that
+        // the ring lets go of anyway.
+        for message in local.shared.mailbox.close() {
+            contained(|| drop(message));
+        }
+        contained(|| drop(current));
+    }
+}

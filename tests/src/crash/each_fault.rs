@@ -1,0 +1,240 @@
+//! One operation of the disk after the other fails, once, in a run of requests and changes of the whole.
+//!
+//! The same steps run again and again; each time the next write, flush, change of size, zeroing or punching of the
+//! active image's disk fails with `ENOSPC` or `EIO`. What must hold:
+//!
+//! - the step that met the failure leaves what was there before, or part of what it was to write; a change of the whole
+//!   leaves what was there before it, or what is there after it;
+//! - steps that follow succeed, but for those that the image refuses because it is not known what a pointer of it names;
+//! - a power cut right after the failure loses nothing that was flushed;
+//! - in the end the image closes, opens, has leaks at worst, holds what was last read, and a write to it succeeds.
+
+use std::sync::Arc;
+
+use oxblk_core::Backend;
+use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
+
+use super::changes::{Change, Content, carry_out, read_all};
+use super::oracle::CrashOracle;
+use crate::formats::Variant;
+use crate::model::chain::{self, Image, Tolerance};
+use crate::model::ops::{Op, Shape};
+use crate::model::run;
+use crate::random::Random;
+use crate::tally::Tally;
+
+/// Linux's error numbers of an I/O error and of a full disk.
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+
+/// The kinds of operation that fail.
+const KINDS: [FaultOp; 4] = [FaultOp::Write, FaultOp::Sync, FaultOp::Fallocate, FaultOp::Truncate];
+
+/// One thing to do.
+#[derive(Clone, Debug)]
+enum Step {
+    Request(Op),
+    Change(Change),
+}
+
+/// The steps of a seed: requests of every kind, and each change once or twice.
+fn steps(shape: &Shape, variant: &Variant, random: &mut Random) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut now = shape.clone();
+    let snapshots = !variant.data_file && !variant.options.contains("refcount_bits=1,");
+    let requests = |steps: &mut Vec<Step>, now: &Shape, random: &mut Random| {
+        for _ in 0..5 {
+            let op = now.random_op(random);
+            if op.changes() || op == Op::Flush {
+                steps.push(Step::Request(op));
+            }
+        }
+        steps.push(Step::Request(Op::Flush));
+    };
+    requests(&mut steps, &now, random);
+    requests(&mut steps, &now, random);
+    if snapshots {
+        steps.push(Step::Change(Change::Take));
+        requests(&mut steps, &now, random);
+        steps.push(Step::Change(Change::Apply("1".to_owned())));
+        requests(&mut steps, &now, random);
+        steps.push(Step::Change(Change::Remove("1".to_owned())));
+    }
+    now.size = (now.size * 3 / 2).next_multiple_of(512);
+    steps.push(Step::Change(Change::Resize(now.size)));
+    requests(&mut steps, &now, random);
+    now.size = (now.size / 2).next_multiple_of(512);
+    now.longest = now.longest.min(now.size);
+    steps.push(Step::Change(Change::Resize(now.size)));
+    requests(&mut steps, &now, random);
+    if !variant.data_file {
+        steps.push(Step::Change(Change::Empty));
+        requests(&mut steps, &now, random);
+    }
+    steps
+}
+
+/// What is known of the disk while it works.
+struct Known {
+    content: Content,
+    /// What a power cut may leave.
+    durable: CrashOracle,
+}
+
+async fn seen(disk: &Backend, kept: &Content) -> Result<Content, String> {
+    Ok(Content { active: read_all(disk).await?, kept: kept.kept.clone() })
+}
+
+/// Opens what a power cut may leave, and gives what it holds.
+async fn after_cut(variant: &'static Variant, disk: Disk) -> Result<Arc<[u8]>, String> {
+    let image = Image { variant, disk };
+    if !variant.repairs_on_open {
+        chain::check(&image, Tolerance::Leaks).await?;
+    }
+    let disk = chain::open(std::slice::from_ref(&image)).await?;
+    let bytes = read_all(&disk).await?;
+    chain::close(disk).await?;
+    Ok(bytes)
+}
+
+impl Known {
+    /// One step; whether it failed.
+    async fn step(&mut self, disk: &Backend, medium: &Image, step: &Step) -> Result<bool, String> {
+        let outcome = match step {
+            Step::Request(op) if op.range().end > disk.size() => return Ok(false),
+            Step::Request(op) => {
+                let ticket = self.durable.issue(op);
+                let mut possible = CrashOracle::new(Arc::clone(&self.content.active));
+                possible.issue(op);
+                let outcome = run::execute(disk, op).await.map(drop);
+                if outcome.is_ok() {
+                    self.durable.complete(op, ticket);
+                }
+                let now = seen(disk, &self.content).await?;
+                possible.check(&now.active)?;
+                self.content = now;
+                outcome
+            }
+            Step::Change(Change::Apply(id) | Change::Remove(id))
+                if !self.content.kept.contains_key(id) =>
+            {
+                return Ok(false);
+            }
+            Step::Change(change) => {
+                let before = self.content.clone();
+                let after = before.after(change, &["1".to_owned()]);
+                let outcome = carry_out(disk, change).await;
+                let list = disk.snapshots().await.map_err(|e| format!("listing: {e}"))?;
+                let now = read_all(disk).await?;
+                let is =
+                    |content: &Content| content.active == now && content.kept.len() == list.len();
+                if !is(&after) && (outcome.is_ok() || !is(&before)) {
+                    return Err(format!("{outcome:?} left neither what was nor what was to be"));
+                }
+                self.content = if is(&after) { after } else { before };
+                let outcome = match outcome {
+                    Ok(()) => disk.flush().await,
+                    failed => failed,
+                };
+                // From here on a cut leaves one or the other; the next flush makes it known which.
+                self.durable = CrashOracle::new(Arc::clone(&self.content.active));
+                outcome
+            }
+        };
+        let Err(error) = outcome else { return Ok(false) };
+        if let Step::Request(_) = step {
+            for left in [medium.disk.after_power_loss_none(), medium.disk.after_power_loss_all()] {
+                let fail = |e| format!("{error}, and after a power cut: {e}");
+                let bytes = after_cut(medium.variant, left).await.map_err(fail)?;
+                self.durable.check(&bytes).map_err(fail)?;
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Runs the steps with one failure; gives whether it was met.
+async fn work(image: &Image, steps: &[Step], size: u64, rule: FailRule) -> Result<bool, String> {
+    chain::create(image, size).await?;
+    let images = std::slice::from_ref(image);
+    let disk = chain::open(images).await?;
+    let active: Arc<[u8]> = vec![0; usize::try_from(size).expect("a small disk")].into();
+    let content = Content { active: Arc::clone(&active), kept: std::collections::BTreeMap::new() };
+    let mut known = Known { content, durable: CrashOracle::new(active) };
+    disk.flush().await.map_err(|e| e.to_string())?;
+    image.disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
+    let mut met = None;
+    for (number, step) in steps.iter().enumerate() {
+        let fail = |e: String| format!("step {number} ({step:?}): {e}");
+        let failed = known.step(&disk, image, step).await.map_err(fail)?;
+        if failed && met.is_some() && !node_has_stopped(&disk) {
+            return Err(fail("it fails although the disk is good again".to_owned()));
+        }
+        met = met.or(failed.then_some(number));
+    }
+    image.disk.set_faults(Faults::default());
+    let stopped = node_has_stopped(&disk);
+    let closed = chain::close(disk).await;
+    if !stopped {
+        closed.map_err(|e| format!("cannot be closed: {e}"))?;
+    }
+    chain::check(image, Tolerance::Leaks).await?;
+    let disk = chain::open(images).await.map_err(|e| format!("cannot be opened: {e}"))?;
+    let last = read_all(&disk).await?;
+    if last != known.content.active {
+        let differs = last.iter().zip(&*known.content.active).position(|(a, b)| a != b);
+        return Err(format!(
+            "after step {met:?} had failed, byte {differs:?} is not what was last read"
+        ));
+    }
+    let op = Op::Write { offset: 0, len: 512, seed: 3, fua: true };
+    run::execute(&disk, &op).await.map_err(|e| format!("a last write: {e}"))?;
+    chain::close(disk).await.map_err(|e| format!("cannot be closed at last: {e}"))?;
+    chain::check(image, Tolerance::Leaks).await?;
+    Ok(met.is_some())
+}
+
+/// The image refuses to be written: it is not known what a pointer of it names.
+fn node_has_stopped(disk: &Backend) -> bool {
+    disk.node().is_ok_and(|node| node.driver().info().is_corrupt)
+}
+
+fn attempt(variant: &'static Variant, seed: u64, every: u64) -> Result<Tally, String> {
+    let mut random = Random::new(seed);
+    let clusters = if variant.cluster >= 256 << 10 { 4 } else { 20 };
+    let size = (clusters * variant.cluster).max(64 << 10);
+    let longest = (variant.cluster * 3).min(size);
+    let compress = variant.compress;
+    let shape = Shape { size, cluster: variant.cluster, alignment: 512, compress, longest };
+    let steps = steps(&shape, variant, &mut random);
+    let mut tally = Tally::default();
+    for op in KINDS {
+        let (mut nth, mut missed) = (random.within(1, every), 0);
+        // A failure that does not show, of a discard on the host for instance, is followed by others that do.
+        while missed < 4 {
+            let errno = if nth.is_multiple_of(2) { ENOSPC } else { EIO };
+            let rule = FailRule { op, nth: Some(nth), range: None, errno, once: true };
+            let image = Image { variant, disk: Disk::new(seed, 0) };
+            let outcome = sim::run(seed, work(&image, &steps, size, rule));
+            let met = outcome.map_err(|e| format!("{op:?} {nth} fails with {errno}: {e}"))?;
+            tally.operations += steps.len() as u64;
+            tally.failed += u64::from(met);
+            missed = if met { 0 } else { missed + 1 };
+            nth += every;
+        }
+    }
+    Ok(tally)
+}
+
+/// Runs the steps of a seed with every `every`th operation of the disk failing.
+///
+/// # Panics
+/// When something is lost or the image is left worse than leaking, with the seed and the operation.
+pub fn run(variant: &'static Variant, seed: u64, every: u64) -> Tally {
+    let attempt = std::panic::AssertUnwindSafe(|| attempt(variant, seed, every));
+    let outcome = std::panic::catch_unwind(attempt);
+    match outcome.unwrap_or_else(|panic| Err(crate::panic_text(&*panic))) {
+        Ok(tally) => tally,
+        Err(error) => panic!("{} each fault, seed {seed}: {error}", variant.name),
+    }
+}

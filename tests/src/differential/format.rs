@@ -1,0 +1,140 @@
+//! What both programs do to an image of any format: the same commands, compared.
+//!
+//! The commands are those that every format has: create, write, zero, discard, map, measure, resize, check, convert.
+//! Tests of one format's own options are elsewhere.
+
+use super::Differential;
+use crate::formats::{self, FORMATS, Variant};
+use crate::program::Tool::{self, Img, Io};
+
+/// The size of a test disk in bytes: several clusters of the largest size.
+const SIZE: &str = "6M";
+
+/// The commands that change the disk, in order.
+const CHANGES: [&str; 6] = [
+    "write -P 1 0 64k",
+    "write -P 2 1M 100k",
+    "write -z 2M 64k",
+    "write -P 3 3000k 4k",
+    "write -P 4 5M 1M",
+    // Last: which of several holes the next write takes is the program's choice.
+    "discard 1M 64k",
+];
+
+/// Command lines for images of one variant.
+struct Commands<'a> {
+    both: &'a Differential,
+    variant: &'a Variant,
+}
+
+impl Commands<'_> {
+    /// Words that choose the image `name`, with what opens it.
+    fn image(&self, name: &str) -> Vec<String> {
+        let driver = self.variant.driver();
+        if !self.variant.encrypted {
+            return ["-f", driver, name].map(str::to_owned).to_vec();
+        }
+        let mut words = formats::secret_words();
+        let options = format!("driver={driver},file.filename={name},encrypt.key-secret=s0");
+        words.extend(["--image-opts".to_owned(), options]);
+        words
+    }
+
+    /// The same command on the image `name` on every side.
+    fn same(&self, tool: Tool, first: &[&str], name: &str, last: &[&str]) {
+        let image = self.image(name);
+        let words: Vec<&str> = first
+            .iter()
+            .copied()
+            .chain(image.iter().map(String::as_str))
+            .chain(last.iter().copied())
+            .collect();
+        self.both.same(tool, &words);
+    }
+
+    /// The words of `create`.
+    fn create_words(&self, name: &str) -> Vec<String> {
+        let variant = self.variant;
+        let mut words = vec!["create".to_owned(), "-f".to_owned(), variant.driver().to_owned()];
+        words.extend(formats::secret_words().into_iter().filter(|_| variant.encrypted));
+        let data = variant.data_file.then(|| format!("data_file={name}.data"));
+        for options in [(!variant.options.is_empty()).then(|| variant.options.to_owned()), data] {
+            words.extend(options.into_iter().flat_map(|options| ["-o".to_owned(), options]));
+        }
+        words.extend([name.to_owned(), SIZE.to_owned()]);
+        words
+    }
+
+    /// Creates an image on every side. Encryption draws keys, so one encrypted image is made and copied.
+    fn create(&self, name: &str) {
+        let words = self.create_words(name);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        if self.variant.encrypted {
+            self.both.made_once(Img, &words);
+        } else {
+            self.both.same(Img, &words);
+        }
+    }
+
+    fn inspect(&self, name: &str) {
+        self.same(Img, &["info"], name, &[]);
+        self.same(Img, &["info", "--output=json"], name, &[]);
+        self.same(Img, &["map", "--output=json"], name, &[]);
+        self.same(Img, &["measure", "--output=json", "-O", "raw"], name, &[]);
+        self.same(Img, &["measure", "-O", self.variant.driver()], name, &[]);
+        self.same(Img, &["check", "--output=json"], name, &[]);
+    }
+}
+
+/// Creates, changes, inspects and resizes an image of the variant on every side.
+///
+/// # Panics
+/// When output, exit codes or contents differ.
+pub fn life_of_an_image(variant: &Variant) {
+    let both = Differential::new();
+    let commands = Commands { both: &both, variant };
+    commands.create("a");
+    commands.inspect("a");
+    for change in CHANGES {
+        commands.same(Io, &["-c", change], "a", &[]);
+    }
+    commands.same(Io, &["-r", "-c", "read -v 65500 40", "-c", "read -P 0 2M 64k"], "a", &[]);
+    commands.inspect("a");
+    commands.same(Img, &["resize"], "a", &["+1M"]);
+    commands.same(Img, &["resize", "--shrink"], "a", &["5M"]);
+    commands.inspect("a");
+    both.same_content_of(&commands.image("a"), "a");
+}
+
+/// Converts an image of the variant to the first variant of every format and back.
+///
+/// # Panics
+/// When output, exit codes or contents differ.
+pub fn conversions(variant: &Variant) {
+    // A target that needs a key or a file of its own has tests of its own.
+    if variant.encrypted || variant.data_file {
+        return;
+    }
+    let both = Differential::new();
+    let commands = Commands { both: &both, variant };
+    commands.create("a");
+    for change in CHANGES {
+        both.same(Io, &["-f", variant.driver(), "-c", change, "a"]);
+    }
+    for format in FORMATS {
+        let (there, back) = (format!("to-{}", format.name()), format!("from-{}", format.name()));
+        let to = ["convert", "-f", variant.driver(), "-O", format.name(), "a", &there];
+        both.same(Img, &to);
+        let mut from = vec!["convert", "-f", format.name(), "-O", variant.driver()];
+        if !variant.options.is_empty() {
+            from.extend(["-o", variant.options]);
+        }
+        from.extend([&*there, &*back]);
+        both.same(Img, &from);
+        for (name, driver) in [(&there, format.name()), (&back, variant.driver())] {
+            let image = ["-f", driver, name].map(str::to_owned);
+            both.same_content_of(&image, name);
+            both.same(Img, &["compare", "-f", variant.driver(), "-F", driver, "a", name]);
+        }
+    }
+}

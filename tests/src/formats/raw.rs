@@ -1,0 +1,24 @@
+//! Raw images: the disk's bytes and nothing else.
+
+use super::TestFormat;
+use super::variant::Variant;
+
+/// The format.
+#[derive(Debug)]
+pub(super) struct Raw;
+
+static VARIANTS: [Variant; 1] = [Variant::new(&Raw, "raw", "", 4096)];
+
+impl TestFormat for Raw {
+    fn name(&self) -> &'static str {
+        "raw"
+    }
+
+    fn variants(&self) -> &'static [Variant] {
+        &VARIANTS
+    }
+
+    fn is_image(&self, _start: &[u8]) -> bool {
+        true
+    }
+}

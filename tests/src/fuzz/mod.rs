@@ -1,0 +1,47 @@
+//! The fuzz targets: one function each, which takes arbitrary bytes and panics when the code under test is wrong.
+//!
+//! `fuzz/` makes libFuzzer programs of them. The inputs saved in `fuzz/seeds` are replayed by ordinary tests
+//! ([`replay`]), so that what fuzzing once found is tried on every change, without a fuzzing toolchain.
+
+pub mod luks_header;
+pub mod nbd_negotiation;
+pub mod nbd_replies;
+pub mod qcow2_bitmaps;
+pub mod qcow2_header;
+pub mod qcow2_subclusters;
+pub mod qcow2_tables;
+
+use std::path::Path;
+
+/// A target by its name, which is that of its program in `fuzz/` and of its directory of saved inputs.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const TARGETS: &[Target] = &[
+    ("luks_header", luks_header::run),
+    ("nbd_negotiation", nbd_negotiation::run),
+    ("nbd_replies", nbd_replies::run),
+    ("qcow2_bitmaps", qcow2_bitmaps::run),
+    ("qcow2_header", qcow2_header::run),
+    ("qcow2_subclusters", qcow2_subclusters::run),
+    ("qcow2_tables", qcow2_tables::run),
+];
+
+/// Runs every saved input of a target. Gives how many there are.
+///
+/// # Panics
+/// When an input makes the target panic; the message names the file.
+pub fn replay((name, run): Target) -> usize {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds").join(name);
+    let Ok(files) = std::fs::read_dir(&seeds) else { return 0 };
+    let mut count = 0;
+    for file in files {
+        let path = file.expect("a saved input").path();
+        let bytes = std::fs::read(&path).expect("a saved input");
+        if let Err(panic) = std::panic::catch_unwind(|| run(&bytes)) {
+            panic!("{name}: {}: {}", path.display(), crate::panic_text(&*panic));
+        }
+        count += 1;
+    }
+    count
+}

@@ -1,0 +1,36 @@
+//! Perturbation for the time of a run on several threads.
+
+use std::sync::{Mutex, PoisonError};
+
+use oxblk_ring::perturb;
+
+/// Runs of this process that want it now.
+static RUNS: Mutex<usize> = Mutex::new(0);
+
+/// Perturbation is on while one of these lives.
+#[derive(Debug)]
+pub struct Perturbed(());
+
+impl Perturbed {
+    /// Turns perturbation on. If this is the only run, its seed and what it runs on choose the delays.
+    pub fn new(seed: u64, what: &str) -> Self {
+        let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        let seed = what.bytes().fold(seed, hash);
+        let mut runs = RUNS.lock().unwrap_or_else(PoisonError::into_inner);
+        if *runs == 0 {
+            perturb::start(seed);
+        }
+        *runs += 1;
+        Self(())
+    }
+}
+
+impl Drop for Perturbed {
+    fn drop(&mut self) {
+        let mut runs = RUNS.lock().unwrap_or_else(PoisonError::into_inner);
+        *runs -= 1;
+        if *runs == 0 {
+            perturb::stop();
+        }
+    }
+}

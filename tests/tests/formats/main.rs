@@ -1,0 +1,40 @@
+//! Every format through the harnesses that ask for no format by name.
+
+use oxblk_tests::differential::format;
+use oxblk_tests::formats::{FORMATS, Variant, variants};
+use oxblk_tests::{fuzz, hostile, panic_text};
+
+/// Runs one kind of test on every variant and reports all failures at once.
+fn on_every_variant(test: impl Fn(&'static Variant) + std::panic::RefUnwindSafe) {
+    let fails = |variant: &&'static Variant| {
+        let panic = std::panic::catch_unwind(|| test(variant)).err()?;
+        Some(format!("{}: {}", variant.name, panic_text(&*panic)))
+    };
+    let failures: Vec<String> = variants().iter().filter_map(fails).collect();
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn an_image_is_made_changed_inspected_and_resized_as_by_the_qemu_tools() {
+    on_every_variant(format::life_of_an_image);
+}
+
+#[test]
+fn images_are_converted_between_all_formats_as_by_the_qemu_tools() {
+    on_every_variant(format::conversions);
+}
+
+#[test]
+fn every_spoiled_image_is_refused_or_survived() {
+    for format in FORMATS {
+        for table in format.hostile() {
+            hostile::through_the_program(format.name(), &table.good, &table.cases);
+        }
+    }
+}
+
+#[test]
+fn every_saved_input_of_the_fuzz_targets_is_survived() {
+    let saved: usize = fuzz::TARGETS.iter().copied().map(fuzz::replay).sum();
+    assert!(saved > 500, "only {saved} saved inputs");
+}

@@ -1,0 +1,88 @@
+//! What `oxblk serve` writes to standard error is advice: it is plain text in files, and nothing stops for it.
+
+use crate::served::python;
+use oxblk_tests::program::{Program, Server, oxblk};
+use std::path::Path;
+
+/// `oxblk serve` of a raw disk, started by a line of the shell in which `$SERVE` stands for it. It logs a lot.
+fn started_by(dir: &Path, line: &str) -> Server {
+    std::fs::write(dir.join("d"), vec![0; 1 << 20]).unwrap();
+    let serve = format!("{} serve d -f raw --nbd ./s", oxblk().display());
+    let line = line.replace("$SERVE", &serve);
+    let shell = Program::new("env").args(["RUST_LOG=trace", "sh", "-c"]).arg(line);
+    let mut server = shell.directory(dir).start();
+    server.wait_for_socket(&dir.join("s"));
+    server
+}
+
+fn is_served(dir: &Path) {
+    let uri = format!("nbd+unix:///?socket={}", dir.join("s").display());
+    for byte in [1, 2, 3] {
+        let script = format!("h.pwrite(b'\\x0{byte}' * 4096, 0); h.flush()");
+        python(&uri, &script).succeed();
+        assert_eq!(std::fs::read(dir.join("d")).unwrap()[..4096], [byte; 4096]);
+    }
+}
+
+#[test]
+fn a_log_in_a_file_holds_no_escape_codes() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = started_by(dir.path(), "exec $SERVE 2>log");
+    is_served(dir.path());
+    server.stop();
+    let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
+    assert!(log.contains("DEBUG"), "{log}");
+    assert!(!log.contains('\x1b'), "{log}");
+}
+
+#[test]
+fn a_log_on_a_terminal_is_coloured_unless_no_color_is_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = "
+import os, pty, signal, socket, sys, time
+os.environ['TERM'] = 'xterm'
+os.environ['RUST_LOG'] = 'debug'
+if sys.argv[2]: os.environ['NO_COLOR'] = sys.argv[2]
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[1], ['oxblk', 'serve', 'd', '-f', 'raw', '--size', '1M', '--nbd', './s'])
+for _ in range(3000):
+    try:
+        client = socket.socket(socket.AF_UNIX)
+        client.connect('s')
+        break
+    except OSError:
+        time.sleep(0.01)
+client.recv(18)
+client.close()
+text = b''
+while b'DEBUG' not in text:
+    text += os.read(terminal, 4096)
+os.kill(pid, signal.SIGINT)
+os.waitpid(pid, 0)
+sys.stdout.buffer.write(text)
+";
+    for (no_color, coloured) in [("", true), ("1", false)] {
+        let python = Program::new("/usr/bin/python3").arg("-c").arg(run).arg(oxblk()).arg(no_color);
+        let out = python.directory(dir.path()).succeed().out();
+        assert!(out.contains("erving 'd'"), "{out}");
+        assert_eq!(out.contains('\x1b'), coloured, "{out}");
+    }
+}
+
+#[test]
+fn standard_streams_that_are_closed_or_full_or_without_a_reader_stop_nothing() {
+    for line in [
+        "exec $SERVE 2>&-",
+        "exec $SERVE >&- 2>&-",
+        "exec $SERVE 2>/dev/full",
+        "exec $SERVE >/dev/full 2>/dev/full",
+        "mkfifo f; : <f & exec 2>f; wait $!; exec $SERVE",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let server = started_by(dir.path(), line);
+        is_served(dir.path());
+        server.stop();
+        assert!(!dir.path().join("s").exists(), "{line}");
+    }
+}

@@ -1,0 +1,136 @@
+//! Signals end `oxblk serve` and copies in good order: bitmaps stored, sockets removed.
+
+use crate::served::Served;
+use oxblk_tests::program::{Program, Server, oxblk};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+
+/// A qcow2 image with a persistent bitmap.
+fn image(dir: &Path) {
+    Program::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "d", "16M"])
+        .directory(dir)
+        .succeed();
+    Program::new("qemu-img").args(["bitmap", "--add", "d", "b"]).directory(dir).succeed();
+}
+
+fn has_bitmap_in_use(dir: &Path) -> bool {
+    let info = Program::new("qemu-img").args(["info", "d"]).directory(dir).succeed().out();
+    assert!(info.contains("name: b"), "{info}");
+    info.contains("in-use")
+}
+
+/// `oxblk serve` of that image, started by a line of the shell in which `$SERVE` stands for it.
+fn started_by(dir: &Path, line: &str) -> Server {
+    let serve = format!("{} serve d -f qcow2 --nbd ./s", oxblk().display());
+    let line = line.replace("$SERVE", &serve);
+    let mut server = Program::new("sh").arg("-c").arg(line).directory(dir).start();
+    server.wait_for_socket(&dir.join("s"));
+    server
+}
+
+#[test]
+fn every_signal_that_means_the_end_stores_the_bitmaps_and_removes_the_socket() {
+    for signal in ["HUP", "INT", "QUIT", "TERM", "XCPU", "ALRM", "USR1", "USR2", "PROF"] {
+        let dir = tempfile::tempdir().unwrap();
+        image(dir.path());
+        let mut server = started_by(dir.path(), "exec $SERVE");
+        server.signal(signal);
+        assert_eq!(server.wait().code(), Some(0), "SIG{signal}");
+        assert!(!dir.path().join("s").exists(), "SIG{signal}");
+        assert!(!has_bitmap_in_use(dir.path()), "SIG{signal}");
+    }
+}
+
+#[test]
+fn a_signal_that_comes_twice_at_once_is_one_request() {
+    let dir = tempfile::tempdir().unwrap();
+    image(dir.path());
+    let mut server = started_by(dir.path(), "exec $SERVE");
+    let twice = format!("kill -TERM {0}; kill -INT {0}; kill -TERM {0}", server.pid());
+    Program::new("sh").arg("-c").arg(twice).run();
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(!dir.path().join("s").exists());
+    assert!(!has_bitmap_in_use(dir.path()));
+}
+
+#[test]
+fn a_hangup_that_nohup_ignores_does_not_end_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    image(dir.path());
+    let server = started_by(dir.path(), "trap '' HUP; exec $SERVE");
+    server.signal("HUP");
+    // Whoever would end by the first of two signals has ended before the second one's effect is seen.
+    Program::new("nbdinfo").arg("nbd+unix:///?socket=s").directory(dir.path()).succeed();
+    server.stop();
+    assert!(!has_bitmap_in_use(dir.path()));
+}
+
+#[test]
+fn a_signal_while_the_server_starts_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    image(dir.path());
+    for round in 0..12 {
+        let mut server = Program::oxblk()
+            .args(["serve", "d", "-f", "qcow2", "--nbd", "./s"])
+            .directory(dir.path())
+            .start();
+        std::thread::sleep(std::time::Duration::from_millis(round));
+        server.signal("HUP");
+        let status = server.wait();
+        // Before it catches signals, it ends by them, and has opened nothing.
+        assert!(status.code() == Some(0) || status.signal() == Some(1), "{status}");
+        assert!(!dir.path().join("s").exists(), "round {round}");
+        assert!(!has_bitmap_in_use(dir.path()), "round {round}");
+    }
+}
+
+#[test]
+fn a_hangup_stops_a_copy_and_closes_its_target() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("source"), vec![7; 64 << 20]).unwrap();
+    let convert = ["convert", "-f", "raw", "-O", "raw", "-r", "1M", "source", "target"];
+    let mut copy = Program::oxblk().arg("img").args(convert).directory(dir.path()).start();
+    let target = dir.path().join("target");
+    copy.wait_for("data in the target", || target.metadata().is_ok_and(|file| file.blocks() > 8));
+    copy.signal("HUP");
+    assert_eq!(copy.wait().code(), Some(130));
+}
+
+#[test]
+fn a_server_whose_client_writes_ends_by_a_hangup_without_an_error_for_the_client() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = Served::start(dir.path(), &["d", "-f", "qcow2", "--size", "64M"]);
+    // Every write is answered with success, or not at all because the connection has ended.
+    let script = "
+import signal
+buffers = [nbd.Buffer(65536) for _ in range(64)]
+PID = int(os.environ['PID'])
+results = []
+def done(error):
+    results.append(error.value)
+    return 1
+for round in range(400):
+    if round == 100:
+        os.kill(PID, signal.SIGHUP)
+    try:
+        h.aio_pwrite(buffers[round % 64], (round % 1000) * 65536, completion=done)
+        h.poll(0)
+    except nbd.Error as error:
+        assert error.errno in ('ENOTCONN', 'EINVAL', 'EPIPE', 'ECONNRESET', None), error
+        break
+while h.aio_in_flight() > 0:
+    try:
+        h.poll(-1)
+    except nbd.Error:
+        break
+assert errno.ECANCELED not in results and errno.EIO not in results, results
+";
+    let pid = served.pid().to_string();
+    let prelude = format!("import os\nos.environ['PID'] = '{pid}'\n");
+    served.python(&(prelude + script));
+    let mut server = served.into_server();
+    assert_eq!(server.wait().code(), Some(0));
+    Program::new("qemu-img").args(["check", "d"]).directory(dir.path()).succeed();
+}

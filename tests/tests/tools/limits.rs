@@ -1,0 +1,89 @@
+//! Limits of the surroundings: a tool works with what there is, or ends in one clear line.
+
+use std::path::Path;
+
+use oxblk_tests::program::{Program, Reply, oxblk};
+
+const MIB: u64 = 1 << 20;
+
+/// An image with data in it.
+fn image() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path();
+    Program::oxblk()
+        .args(["img", "create", "-q", "-f", "qcow2", "s", "64M"])
+        .directory(path)
+        .succeed();
+    Program::oxblk().args(["io", "-c", "write -q -P 5 0 24M", "s"]).directory(path).succeed();
+    directory
+}
+
+/// Runs oxblk under limits, in `prlimit`'s words.
+fn limited(directory: &Path, limits: &[&str], line: &str) -> Reply {
+    let program = Program::new("prlimit").args(limits).arg("--core=0").arg("--").arg(oxblk());
+    program.args(line.split(' ')).directory(directory).run()
+}
+
+fn holds_the_same(directory: &Path) {
+    Program::oxblk()
+        .args(["img", "compare", "-q", "-f", "qcow2", "-F", "raw", "s", "o"])
+        .directory(directory)
+        .succeed();
+}
+
+#[test]
+fn many_threads_fit_in_a_small_address_space() {
+    let directory = image();
+    let path = directory.path();
+    for (threads, size) in [(1, 1024), (16, 1024), (64, 1024), (64, 512)] {
+        let line = format!("img convert --threads {threads} -O raw s o");
+        let reply = limited(path, &[&format!("--as={}", size * MIB)], &line);
+        assert_eq!((reply.code(), reply.err().as_str()), (0, ""), "{threads} in {size} MiB");
+        holds_the_same(path);
+    }
+}
+
+#[test]
+fn with_too_little_memory_for_all_threads_fewer_do_the_work() {
+    let directory = image();
+    let path = directory.path();
+    for size in [128, 256] {
+        let reply = limited(
+            path,
+            &[&format!("--as={}", size * MIB)],
+            "img convert --threads 64 -O raw s o",
+        );
+        let text = reply.err();
+        assert_eq!(reply.code(), 0, "{text}");
+        assert!(text.lines().count() == 1 && text.contains("of 64 threads"), "{text}");
+        holds_the_same(path);
+    }
+}
+
+#[test]
+fn with_few_descriptors_a_command_works_or_ends_in_one_line() {
+    let directory = image();
+    let path = directory.path();
+    let mut done = 0;
+    for descriptors in (4..=12).chain([16, 24, 32]) {
+        let limit = format!("--nofile={descriptors}:{descriptors}");
+        let info = limited(path, &[&limit], "img info s");
+        let convert = limited(path, &[&limit], "img convert --threads 8 -O raw s o");
+        for (reply, lines) in [(&info, 0), (&convert, 1)] {
+            let text = reply.err();
+            match reply.code() {
+                0 => assert!(text.lines().count() <= lines, "{descriptors}: {text}"),
+                1 => {
+                    assert!(text.lines().count() <= lines + 1, "{descriptors}: {text}");
+                    assert!(text.contains("Too many open files"), "{descriptors}: {text}");
+                }
+                code => panic!("{descriptors}: exit code {code}: {text}"),
+            }
+        }
+        if convert.code() == 0 {
+            done += 1;
+            holds_the_same(path);
+        }
+    }
+    assert!(done >= 3, "{done}");
+}
