@@ -55,3 +55,20 @@ pub(crate) fn print(case: &str, unit: &str, scale: f64, series: &[Series]) {
         .collect();
     println!("{}", json!({ "case": case, "contenders": entries }));
 }
+
+/// Prints a bar for each ratio: a block is a fifth, and a line marks 1.
+pub(crate) fn chart<'a>(ratios: impl Iterator<Item = (&'a str, f64)>) {
+    for (name, ratio) in ratios {
+        let mut bar = String::new();
+        for block in 1..=50_u8 {
+            if f64::from(block) * 0.2 > ratio + 0.1 {
+                break;
+            }
+            bar.push('█');
+            if block == 5 {
+                bar.push('|');
+            }
+        }
+        println!("{name:<54} {bar} {ratio:.2}");
+    }
+}

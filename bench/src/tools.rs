@@ -7,146 +7,18 @@
 //! A case with a new target pays above all for memory that the kernel gives it. Cases "in place" have targets whose
 //! memory is there already and show what the programs themselves cost.
 
+mod cases;
+mod disk;
+
 use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::CaseResult;
 use crate::report::{self, Series};
-
-const MIB: u64 = 1 << 20;
-
-/// One comparison: the arguments behind `oxblk img` and `qemu-img`.
-struct Case {
-    name: &'static str,
-    arguments: &'static [&'static str],
-    /// What only QEMU is told, so that it does its best.
-    qemu_only: &'static [&'static str],
-    /// What is made before each run, untimed.
-    fresh: Fresh,
-    /// How many times as fast as QEMU it should be.
-    mark: f64,
-}
-
-/// What a run starts from.
-enum Fresh {
-    /// The file of this name does not exist.
-    Absent(&'static str),
-    /// An empty qcow2 image of this name.
-    Image(&'static str),
-    /// An empty qcow2 image laid over the start of this file, which stays as long as it was: clusters that are
-    /// allocated have their memory already.
-    Emptied(&'static str),
-    Nothing,
-}
-
-const CASES: &[Case] = &[
-    Case {
-        name: "convert raw to qcow2",
-        arguments: &["convert", "-O", "qcow2", "disk.raw", "out.qcow2"],
-        qemu_only: &[],
-        fresh: Fresh::Absent("out.qcow2"),
-        mark: 1.0,
-    },
-    Case {
-        name: "convert qcow2 to raw",
-        arguments: &["convert", "-O", "raw", "disk.qcow2", "out.raw"],
-        qemu_only: &[],
-        fresh: Fresh::Absent("out.raw"),
-        mark: 1.0,
-    },
-    Case {
-        name: "convert raw to qcow2 in place",
-        arguments: &["convert", "-n", "--target-is-zero", "-O", "qcow2", "disk.raw", "old.qcow2"],
-        qemu_only: &[],
-        fresh: Fresh::Emptied("old.qcow2"),
-        mark: 1.0,
-    },
-    Case {
-        name: "convert qcow2 to raw in place",
-        arguments: &["convert", "-n", "-O", "raw", "disk.qcow2", "old.raw"],
-        qemu_only: &[],
-        fresh: Fresh::Nothing,
-        mark: 1.0,
-    },
-    Case {
-        name: "convert -c, zlib",
-        arguments: &["convert", "-c", "-O", "qcow2", "disk.raw", "out.qcow2"],
-        qemu_only: &[],
-        fresh: Fresh::Absent("out.qcow2"),
-        mark: 2.0,
-    },
-    Case {
-        name: "convert -c, zstd",
-        arguments: &[
-            "convert",
-            "-c",
-            "-O",
-            "qcow2",
-            "-o",
-            "compression_type=zstd",
-            "disk.raw",
-            "out.qcow2",
-        ],
-        qemu_only: &[],
-        fresh: Fresh::Absent("out.qcow2"),
-        mark: 2.0,
-    },
-    Case {
-        name: "bench: 4 KiB reads, depth 32",
-        arguments: &["bench", "-f", "qcow2", "-c", "1000000", "-d", "32", "-s", "4k", "full.qcow2"],
-        qemu_only: &["-i", "io_uring"],
-        fresh: Fresh::Nothing,
-        mark: 2.0,
-    },
-    Case {
-        name: "bench: 64 KiB allocating writes, depth 32",
-        arguments: &[
-            "bench",
-            "-w",
-            "-f",
-            "qcow2",
-            "-c",
-            "32768",
-            "-d",
-            "32",
-            "-s",
-            "64k",
-            "new.qcow2",
-        ],
-        qemu_only: &["-i", "io_uring"],
-        fresh: Fresh::Image("new.qcow2"),
-        mark: 2.0,
-    },
-    Case {
-        name: "bench: 64 KiB allocating writes, depth 32, in place",
-        arguments: &[
-            "bench",
-            "-w",
-            "-f",
-            "qcow2",
-            "-c",
-            "32768",
-            "-d",
-            "32",
-            "-s",
-            "64k",
-            "old.qcow2",
-        ],
-        qemu_only: &["-i", "io_uring"],
-        fresh: Fresh::Emptied("old.qcow2"),
-        mark: 2.0,
-    },
-    Case {
-        name: "compare raw with qcow2",
-        arguments: &["compare", "disk.raw", "disk.qcow2"],
-        qemu_only: &[],
-        fresh: Fresh::Nothing,
-        mark: 1.0,
-    },
-];
+use cases::{CASES, Case, Fresh};
 
 struct Bench {
     dir: PathBuf,
@@ -199,8 +71,15 @@ pub(crate) fn run(args: &[String]) -> CaseResult {
     let (rounds, gib) = (number("--rounds", 2)?, number("--gib", 4)?);
     let only = text("--only").map_or("", String::as_str);
     let bench = prepare(text("--oxblk").map(PathBuf::from), gib)?;
+    let cases: Vec<&Case> = CASES.iter().filter(|case| case.name.contains(only)).collect();
+    for kind in ["zlib", "zstd"] {
+        let name = format!("{kind}.qcow2");
+        if cases.iter().any(|case| case.arguments.contains(&name.as_str())) {
+            bench.pack(kind, &name)?;
+        }
+    }
     let mut summary = Vec::new();
-    for case in CASES.iter().filter(|case| case.name.contains(only)) {
+    for case in cases {
         let found = bench.compare(case, rounds)?;
         report::print(case.name, "seconds", 1.0, &found.times);
         report::print(&format!("{}: processor", case.name), "seconds", 1.0, &found.processor);
@@ -224,6 +103,16 @@ pub(crate) fn run(args: &[String]) -> CaseResult {
             their_work / our_work,
         );
     }
+    println!("\nTimes as fast as qemu-img:\n");
+    report::chart(summary.iter().map(|(case, found)| {
+        let [ours, theirs] = [&found.times[0], &found.times[1]].map(Series::median);
+        (case.name, theirs / ours)
+    }));
+    println!("\nTimes less processor time than qemu-img:\n");
+    report::chart(summary.iter().map(|(case, found)| {
+        let [ours, theirs] = [&found.processor[0], &found.processor[1]].map(Series::median);
+        (case.name, theirs / ours)
+    }));
     Ok(())
 }
 
@@ -248,6 +137,20 @@ impl Bench {
             Fresh::Image(name) => {
                 let _ = std::fs::remove_file(self.dir.join(name));
                 self.qemu_img(&["create", "-q", "-f", "qcow2", name, "4G"])?;
+            }
+            Fresh::Overlay(name) => {
+                let _ = std::fs::remove_file(self.dir.join(name));
+                self.qemu_img(&[
+                    "create",
+                    "-q",
+                    "-f",
+                    "qcow2",
+                    "-b",
+                    "disk.qcow2",
+                    "-F",
+                    "qcow2",
+                    name,
+                ])?;
             }
             Fresh::Emptied(name) => {
                 self.qemu_img(&["create", "-q", "-f", "qcow2", "empty.qcow2", "4G"])?;
@@ -274,6 +177,14 @@ impl Bench {
     fn lay_over(&self, name: &str, target: &str) -> std::io::Result<()> {
         let bytes = std::fs::read(self.dir.join(name))?;
         File::options().write(true).open(self.dir.join(target))?.write_all(&bytes)
+    }
+
+    /// Makes a compressed image of the disk.
+    fn pack(&self, kind: &str, name: &str) -> CaseResult {
+        let option = format!("compression_type={kind}");
+        let mut command = Command::new(&self.oxblk);
+        command.args(["img", "convert", "-c", "-O", "qcow2", "-o", &option, "disk.raw", name]);
+        timed(command.current_dir(&self.dir)).map(drop)
     }
 
     fn qemu_img(&self, args: &[&str]) -> CaseResult {
@@ -333,10 +244,17 @@ fn prepare(oxblk: Option<PathBuf>, gib: u64) -> Result<Bench, String> {
     let dir = Path::new("/dev/shm").join(format!("oxblk-bench-tools-{}", std::process::id()));
     std::fs::create_dir(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     let bench = Bench { dir, oxblk };
-    disk(&bench.dir.join("disk.raw"), gib).map_err(|error| format!("disk.raw: {error}"))?;
+    disk::write(&bench.dir.join("disk.raw"), gib).map_err(|error| format!("disk.raw: {error}"))?;
     bench.qemu_img(&["convert", "-O", "qcow2", "disk.raw", "disk.qcow2"])?;
     bench.qemu_img(&["convert", "-O", "qcow2", "disk.raw", "old.qcow2"])?;
     bench.qemu_img(&["convert", "-O", "raw", "disk.raw", "old.raw"])?;
+    bench.qemu_img(&["convert", "-O", "raw", "disk.raw", "other.raw"])?;
+    disk::change(&bench.dir.join("other.raw"), gib)
+        .map_err(|error| format!("other.raw: {error}"))?;
+    let metadata = ["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata"];
+    bench.qemu_img(&[&metadata[..], &["pieces.qcow2", "128G"]].concat())?;
+    disk::break_up(&bench.dir.join("pieces.qcow2"))
+        .map_err(|error| format!("pieces.qcow2: {error}"))?;
     bench.qemu_img(&["create", "-q", "-f", "qcow2", "full.qcow2", "1G"])?;
     bench.qemu_img(&[
         "bench",
@@ -353,37 +271,4 @@ fn prepare(oxblk: Option<PathBuf>, gib: u64) -> Result<Bench, String> {
         "full.qcow2",
     ])?;
     Ok(bench)
-}
-
-/// Writes the disk: a pseudorandom pattern of holes, noise and text, the same each time.
-fn disk(path: &Path, gib: u64) -> std::io::Result<()> {
-    let mut file = File::create(path)?;
-    file.set_len(gib << 30)?;
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    let half = usize::try_from(MIB / 2).unwrap_or_default();
-    let mut block = vec![0_u8; half * 2];
-    for index in 0..gib << 10 {
-        if next() % 5 < 2 {
-            continue;
-        }
-        for (at, byte) in block.iter_mut().enumerate() {
-            let random = next();
-            let text = b"the quick brown fox jumps over the lazy dog\n";
-            *byte = if at < half {
-                random.to_le_bytes()[3]
-            } else {
-                let letter = usize::from(random.to_le_bytes()[5] % 3);
-                text[(at / 4 + letter) % text.len()]
-            };
-        }
-        file.seek(SeekFrom::Start(index * MIB))?;
-        file.write_all(&block)?;
-    }
-    Ok(())
 }

@@ -20,8 +20,8 @@ use crate::epoch::{EpochGuard, EpochPlace};
 use crate::perm::{Perm, Permissions};
 use crate::request::{self, ChainStatus};
 use crate::{
-    Edge, Error, ErrorKind, Graph, Node, Options, Preallocation, ReopenRequest, Result, Want,
-    WriteFlags, ZeroFlags,
+    CompressedCluster, Edge, Error, ErrorKind, Graph, Node, Options, Preallocation, ReopenRequest,
+    Result, Want, WriteFlags, ZeroFlags,
 };
 
 /// Counters of one I/O thread.
@@ -196,6 +196,23 @@ impl Backend {
         let flags =
             if self.0.write_through.load(Relaxed) { flags | WriteFlags::FUA } else { flags };
         self.write_through_root(request, offset, data, flags).await?;
+        self.count_write(len);
+        Ok(())
+    }
+
+    /// Stores at `offset` a cluster that [`Self::compress`] has compressed.
+    ///
+    /// # Errors
+    /// As for [`Self::write`].
+    pub async fn write_compressed(&self, offset: u64, cluster: CompressedCluster) -> Result<()> {
+        let request = self.begin().await?;
+        let len = request::as_u64(cluster.plain.len());
+        request.check(offset, len)?;
+        let through = self.0.write_through.load(Relaxed);
+        let flags = if through { WriteFlags::FUA } else { WriteFlags::empty() };
+        let root = Arc::clone(&request.root);
+        let work = async move { root.edge.write_compressed(offset, cluster, flags).await };
+        request.carry_through(work).await?;
         self.count_write(len);
         Ok(())
     }

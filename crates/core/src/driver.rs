@@ -20,8 +20,8 @@ use crate::bitmap::PersistentBitmaps;
 use crate::check::Check;
 use crate::create::{CreateOption, CreateRequest, Measure, MeasureRequest};
 use crate::{
-    ChildIdx, Children, Graph, Limits, OpenContext, Options, Permissions, Result, Status,
-    WriteFlags, ZeroFlags,
+    ChildIdx, Children, CompressedCluster, Graph, Limits, OpenContext, Options, Permissions,
+    Result, Status, WriteFlags, ZeroFlags,
 };
 
 /// A boxed future bound to its I/O thread.
@@ -353,6 +353,12 @@ pub trait Compress: Send + Sync {
     /// Stores `data` (whole clusters, or up to the end of the image) compressed; falls back to plain
     /// storage where compression does not pay.
     fn write_compressed(&self, offset: u64, data: IoBuf) -> BoxFuture<'_, Result<()>>;
+
+    /// Compresses `data` (one cluster, or what is left of it at the end of the image) and stores nothing.
+    fn compress(&self, data: IoBuf) -> BoxFuture<'_, Result<CompressedCluster>>;
+
+    /// Stores at `offset` what [`Self::compress`] has returned.
+    fn store(&self, offset: u64, cluster: CompressedCluster) -> BoxFuture<'_, Result<()>>;
 }
 
 /// What images with backing files can do beside reading them. Core has drained the node of other requests.

@@ -12,7 +12,10 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use crate::perm::{Perm, Permissions, Role};
 use crate::request;
-use crate::{Error, ErrorKind, Node, Preallocation, Result, Status, Want, WriteFlags, ZeroFlags};
+use crate::{
+    CompressedCluster, Error, ErrorKind, Node, Preallocation, Result, Status, Want, WriteFlags,
+    ZeroFlags,
+};
 
 /// A slot among a node's children.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -232,6 +235,20 @@ impl Edge {
     pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
         self.may_write()?;
         request::write(&self.node, offset, data, flags).await
+    }
+
+    /// Stores a cluster that the driver has compressed before.
+    ///
+    /// # Errors
+    /// As for [`Self::write`].
+    pub async fn write_compressed(
+        &self,
+        offset: u64,
+        cluster: CompressedCluster,
+        flags: WriteFlags,
+    ) -> Result<()> {
+        self.may_write()?;
+        request::store_compressed(&self.node, offset, cluster, flags).await
     }
 
     /// Makes a range read as zeroes. See [`ZeroFlags`].

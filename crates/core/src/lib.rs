@@ -14,6 +14,7 @@ mod backing;
 pub mod bitmap;
 pub mod check;
 pub mod compact;
+mod compressed;
 mod control;
 pub mod create;
 pub mod driver;
@@ -44,6 +45,7 @@ mod atomics {
 }
 
 pub use backend::{Backend, Quiesced, Statistics};
+pub use compressed::CompressedCluster;
 pub use driver::{
     BoxFuture, ChildrenRef, Driver, DriverFactory, DriverKind, DriverTable, HostFile, ImageInfo,
     MapOp, Preallocation, Step, Want,

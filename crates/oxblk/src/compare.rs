@@ -10,12 +10,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use oxblk_core::{Backend, ChainStatus, Error, ErrorKind, StatusFlags, Want};
 use oxblk_ring::Mutex as AsyncMutex;
-use oxblk_ring::{IoBuf, IoBufMut, IoThread};
+use oxblk_ring::{IoBuf, IoThread, transfer_in_place};
 
+use crate::buffer::buffer;
 use crate::lowest::Lowest;
+use crate::progress::InOrder;
 
-/// Longest piece read at once in bytes.
-const CHUNK: u64 = 1 << 20;
+/// Longest piece that a worker takes at once, in bytes. Progress is told in these steps, which are QEMU's.
+const PIECE: u64 = 2 << 20;
+/// Bytes read of each disk at once: what has been read is still in the processor's caches when it is compared.
+const STEP: u64 = 256 << 10;
 /// Unit in which a difference is told, in bytes.
 const SECTOR: usize = 512;
 
@@ -31,7 +35,7 @@ pub struct Compare {
     pub strict: bool,
     /// Requests in flight over all threads.
     pub parallel: usize,
-    /// Hears of bytes compared, from several threads.
+    /// Hears of bytes compared, in the order of the disk, from several threads.
     pub progress: Arc<dyn Fn(u64) + Send + Sync>,
     /// Set from anywhere, this stops the comparison between two requests.
     pub stop: Arc<AtomicBool>,
@@ -100,6 +104,7 @@ struct Shared {
     /// Nothing at or behind this offset can change the answer.
     bound: AtomicU64,
     found: Lowest<Difference>,
+    progress: InOrder,
     failure: Lowest<CompareError>,
 }
 
@@ -118,6 +123,7 @@ pub async fn compare(
         cursor: AsyncMutex::new(Cursor { offset: from, known: from, sides: Sides::Neither }),
         bound: AtomicU64::new(to),
         found: Lowest::default(),
+        progress: InOrder::new(from),
         failure: Lowest::default(),
     });
     let threads = helpers.len().saturating_add(1).min(parallel);
@@ -144,6 +150,7 @@ pub async fn compare(
 }
 
 async fn on_one_thread(shared: Arc<Shared>, workers: usize) {
+    let _in_place = transfer_in_place(usize::try_from(STEP).unwrap_or(0));
     let tasks: Vec<_> = (0..workers)
         .map(|_| {
             let shared = Arc::clone(&shared);
@@ -193,8 +200,30 @@ impl Shared {
             self.stopped();
             return Ok(false);
         }
+        let end = offset.saturating_add(len);
+        let mut at = offset;
+        while at < end && sides != Sides::Neither {
+            let step = STEP.min(end - at);
+            if let Some(differs) = self.compare(at, step, sides).await? {
+                let differs = at.saturating_add(u64::try_from(differs).unwrap_or(u64::MAX));
+                self.found(Difference::Content(differs));
+                break;
+            }
+            at = at.saturating_add(step);
+        }
+        self.progress.done(offset, end, |bytes| (self.job.progress)(bytes));
+        Ok(true)
+    }
+
+    /// The first difference in a range, counted from its start.
+    async fn compare(
+        &self,
+        offset: u64,
+        len: u64,
+        sides: Sides,
+    ) -> Result<Option<usize>, CompareError> {
         let size = usize::try_from(len).unwrap_or(usize::MAX);
-        let differs = match sides {
+        Ok(match sides {
             Sides::Neither => None,
             Sides::First => first_data(&self.read(0, offset, size).await?),
             Sides::Second => first_data(&self.read(1, offset, size).await?),
@@ -203,13 +232,7 @@ impl Shared {
                 let (a, b) = futures_util::future::try_join(reads.0, reads.1).await?;
                 first_difference(&a, &b)
             }
-        };
-        if let Some(at) = differs {
-            let at = offset.saturating_add(u64::try_from(at).unwrap_or(u64::MAX));
-            self.found(Difference::Content(at));
-        }
-        (self.job.progress)(len);
-        Ok(true)
+        })
     }
 
     async fn read(&self, disk: usize, offset: u64, len: usize) -> Result<IoBuf, CompareError> {
@@ -218,7 +241,7 @@ impl Shared {
             ((_, Some(second)), _) => second,
             ((first, None), _) => first,
         };
-        match backend.read(offset, IoBufMut::new(len)).await {
+        match backend.read(offset, buffer(len)).await {
             Ok(buf) => Ok(buf.freeze()),
             Err(error) => Err(CompareError { stage: CompareStage::Reading, disk, offset, error }),
         }
@@ -239,7 +262,7 @@ impl Shared {
             }
         }
         let left = cursor.known - cursor.offset;
-        let len = if cursor.sides == Sides::Neither { left } else { left.min(CHUNK) };
+        let len = if cursor.sides == Sides::Neither { left } else { left.min(PIECE) };
         let piece = (cursor.offset, len, cursor.sides);
         cursor.offset = cursor.offset.saturating_add(len);
         Ok(Some(piece))
@@ -287,9 +310,10 @@ fn is_stored(found: &ChainStatus) -> bool {
     !found.status.is_zero()
 }
 
-/// The part of a status that a strict comparison looks at.
+/// The part of a status that a strict comparison looks at: all but what only the walk through the layers needs. That an
+/// extent reaches the end of the disk counts too, as it does in QEMU.
 fn kept_as(found: &ChainStatus) -> StatusFlags {
-    found.status.flags & (StatusFlags::DATA | StatusFlags::ZERO | StatusFlags::ALLOCATED)
+    found.status.flags - (StatusFlags::RECURSE | StatusFlags::PASSED_ON)
 }
 
 /// The offset of the first sector that is not all zero.

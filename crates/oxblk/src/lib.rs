@@ -6,11 +6,13 @@
 //! - [`core`] and [`ring`] are the block graph and the I/O engine; [`exports`] are the servers.
 #![forbid(unsafe_code)]
 
+mod buffer;
 pub mod commit;
 pub mod compare;
 pub mod copy;
 mod drivers;
 mod lowest;
+mod progress;
 pub mod rebase;
 pub mod temporary;
 

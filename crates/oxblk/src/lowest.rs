@@ -26,6 +26,12 @@ impl<T> Lowest<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
+    /// Whether something with an offset below `offset` is kept.
+    pub(crate) fn is_below(&self, offset: u64) -> bool {
+        let lowest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lowest.as_ref().is_some_and(|(earlier, _)| *earlier < offset)
+    }
+
     /// Gives out what is kept.
     pub(crate) fn take(&self) -> Option<T> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();

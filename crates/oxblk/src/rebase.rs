@@ -13,13 +13,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use oxblk_core::{Backend, Error, ErrorKind, Node, Want, WriteFlags, ZeroFlags, strerror};
-use oxblk_ring::{IoBuf, IoBufMut, IoThread};
+use oxblk_ring::{IoBuf, IoBufMut, IoThread, transfer_in_place};
 
+use crate::buffer::buffer;
 use crate::copy::Observer;
 use crate::lowest::Lowest;
 
-/// Longest piece read at once in bytes, unless clusters are larger.
-const CHUNK: u64 = 1 << 20;
+/// Longest piece that a worker takes at once in bytes, unless clusters are larger. Progress is told in these steps, which
+/// are QEMU's.
+const CHUNK: u64 = 2 << 20;
+/// Bytes read of each backing file at once, unless clusters are larger: what has been read is still in the processor's
+/// caches when it is compared and written.
+const STEP: u64 = 256 << 10;
 
 /// An overlay to be rebased.
 pub struct Rebase {
@@ -131,6 +136,7 @@ pub async fn run(job: Rebase, helpers: &[IoThread]) -> Outcome {
 }
 
 async fn on_one_thread(shared: Arc<Shared>, workers: usize) {
+    let _in_place = transfer_in_place(usize::try_from(STEP).unwrap_or(0));
     let tasks: Vec<_> = (0..workers)
         .map(|_| {
             let shared = Arc::clone(&shared);
@@ -212,7 +218,7 @@ impl Shared {
             };
             match looks {
                 (Look::Same, _) | (Look::Zero, Look::Zero) => {}
-                (old, new) => self.compare_data(at..end, old, new).await?,
+                (old, new) => self.compare_in_steps(at..end, old, new).await?,
             }
             at = end;
         }
@@ -266,6 +272,17 @@ impl Shared {
         let status = status.map_err(failed(RebaseStage::Status, at))?.status;
         let look = if status.is_zero() { Look::Zero } else { Look::Data };
         Ok(Extent { len: status.len.clamp(1, len), look })
+    }
+
+    async fn compare_in_steps(&self, range: Range<u64>, old: Look, new: Look) -> Outcome {
+        let step = STEP.max(self.cluster);
+        let mut at = range.start;
+        while at < range.end {
+            let end = (at - at % step).saturating_add(step).min(range.end);
+            self.compare_data(at..end, old, new).await?;
+            at = end;
+        }
+        Ok(())
     }
 
     async fn compare_data(&self, range: Range<u64>, old: Look, new: Look) -> Outcome {
@@ -349,6 +366,7 @@ fn within(from: u64, to: u64, start: u64) -> Range<usize> {
     index(from)..index(to)
 }
 
+/// Reads a range of a backing file, which may end inside or before it; behind its end there are zeroes.
 async fn read(
     disk: Option<&Backend>,
     look: Look,
@@ -357,9 +375,16 @@ async fn read(
 ) -> Outcome<IoBuf> {
     let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
     match disk {
-        Some(disk) if look != Look::Zero => {
-            let read = disk.read(range.start, IoBufMut::new(len)).await;
-            Ok(read.map_err(failed(stage, range.start))?.freeze())
+        Some(disk) if look != Look::Zero && range.start < disk.size() => {
+            let there = usize::try_from(disk.size() - range.start).map_or(len, |l| l.min(len));
+            let read = disk.read(range.start, buffer(there)).await;
+            let read = read.map_err(failed(stage, range.start))?;
+            if there == len {
+                return Ok(read.freeze());
+            }
+            let mut whole = IoBufMut::zeroed(len);
+            whole.iter_mut().zip(read.iter()).for_each(|(to, from)| *to = *from);
+            Ok(whole.freeze())
         }
         _ => Ok(IoBuf::zeroes(len)),
     }

@@ -25,6 +25,7 @@ mod sync;
 pub use buf::{IoBuf, IoBufMut, IoVec, IoVecMut, WordMemory, Words, is_zero};
 pub use file::{Aio, Extent, Falloc, File, ReadAt, ReadvAt, WriteAt, WritevAt};
 pub use net::{Address, Listener, Stream};
+pub use reactor::{InPlace, transfer_in_place};
 pub use runtime::{
     Config, Elapsed, Engine, IoThread, MAX_IO_THREADS, Remote, TaskGone, UntilSettled, block_on,
     block_on_with, keep_until_settled, now, offload, offload_threads, set_offload_threads, settled,

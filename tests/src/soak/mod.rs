@@ -109,14 +109,16 @@ impl Kind {
 
     /// Does one job.
     fn job(self, variant: &'static Variant, seed: u64) -> Tally {
+        // Snapshots of large clusters are dear to read.
+        let cuts = if variant.cluster >= 256 << 10 { CUTS / 5 } else { CUTS };
         match self {
             Kind::Model => model::sim::run(variant, seed, 250),
             Kind::Threads => model::threads::run(variant, seed, THREADS),
             Kind::Cancel => model::cancel::run(variant, seed, CANCEL),
             Kind::Crash => crash::run::run(variant, seed, CUTS),
             Kind::CrashThreads => crash::threads::run(variant, seed, 300, CUTS),
-            Kind::Changes => crash::changes::run(variant, seed, CUTS, From::OneThread),
-            Kind::ChangesThreads => crash::changes::run(variant, seed, CUTS, From::Threads),
+            Kind::Changes => crash::changes::run(variant, seed, cuts, From::OneThread),
+            Kind::ChangesThreads => crash::changes::run(variant, seed, cuts, From::Threads),
             Kind::Faults => crash::faults::run(variant, seed),
             Kind::EachFault => crash::each_fault::run(variant, seed, 5),
             Kind::Damage => {

@@ -4,6 +4,7 @@ mod against_qemu;
 mod bitmaps;
 mod cache_clean;
 mod changes;
+mod changes_fail;
 mod check;
 mod commit;
 mod compact;

@@ -52,9 +52,11 @@ fn zero_writes_make_the_entries_that_qemu_makes() {
                 let both = image(&format!("{options}{backing}"), before);
                 both.same(Io, &commands(&lines));
                 both.same_content("a");
-                // Data that has to be written may have another place in QEMU.
-                if backing.is_empty() && !options.contains("0.10") && !before.contains(&compressed)
-                {
+                // Data that has to be written may have another place in QEMU, and QEMU keeps the place of a cluster whose
+                // subclusters become zero one after the other.
+                let moves = before.contains(&compressed) || options.contains("0.10");
+                let is_plain = before.is_empty() || !options.contains("extended");
+                if backing.is_empty() && is_plain && !moves {
                     both.same_bytes("a");
                 }
             }

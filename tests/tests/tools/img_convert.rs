@@ -161,6 +161,11 @@ fn conversions_that_cannot_be_are_refused_in_the_same_words() {
             "dd if=a.raw of=out.raw skip=100000",
             "dd if=a.raw of=out.raw bogus=1",
             "dd if=a.raw of=out.raw bogus",
+            "dd if=a.raw of=out.raw skip",
+            "dd if=a.raw of=out.raw skip=",
+            "dd if=a.raw of=out.raw skip=-1",
+            "dd if=a.raw of=out.raw bs=1000 skip=2 count=1",
+            "dd if=a.raw of=out.raw bs=1000 skip=2 count=2",
             "dd if=nofile of=out.raw",
             "dd -O nope if=a.raw of=out.raw",
             "dd -f nope if=a.raw of=out.raw",
@@ -169,6 +174,26 @@ fn conversions_that_cannot_be_are_refused_in_the_same_words() {
             "dd -n if=a.raw of=out.raw",
         ],
     );
+}
+
+#[test]
+fn a_target_that_exists_keeps_the_backing_file_that_it_has() {
+    let both = images();
+    both.qemu(Img, &["create", "-q", "-f", "qcow2", "-b", "a.qcow2", "-F", "qcow2", "out.qcow2"]);
+    both.qemu(Img, &["create", "-q", "-f", "qcow2", "alone.qcow2", "4M"]);
+    for line in [
+        "convert -n -O qcow2 -B a.qcow2 c.qcow2 out.qcow2",
+        "convert -n -O qcow2 -B nofile c.qcow2 out.qcow2",
+        "convert -n -O qcow2 -B a.qcow2 -F nope c.qcow2 out.qcow2",
+        "convert -n -O qcow2 -F qcow2 c.qcow2 out.qcow2",
+        "convert -n --target-is-zero -O qcow2 -B a.qcow2 c.qcow2 out.qcow2",
+        "convert -n -O qcow2 -B a.qcow2 a.raw b.raw out.qcow2",
+        "convert -n -O qcow2 -B a.qcow2 a.qcow2 alone.qcow2",
+    ] {
+        same(&both, &[line]);
+        both.same_content("out.qcow2");
+        both.same_content("alone.qcow2");
+    }
 }
 
 #[test]

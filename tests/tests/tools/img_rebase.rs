@@ -227,7 +227,11 @@ fn a_backing_file_of_the_same_name_in_another_directory_is_another_one() {
     both.qemu(Img, &words("create -q -f qcow2 -F qcow2 -b base s/mid"));
     both.qemu(Img, &words("create -q -f qcow2 -F qcow2 -b s/mid top"));
     both.same(Img, &words("rebase -b base -F qcow2 top"));
-    both.same(Io, &["-c", "read -P 1 0 1M", "top"]);
+    // QEMU takes the layer of that name for the new backing file, and the data is lost.
+    for directory in both.our_directories() {
+        let read = ["io", "-c", "read -P 1 0 1M", "top"];
+        Program::oxblk().args(read).directory(&directory).succeed();
+    }
 }
 
 #[test]

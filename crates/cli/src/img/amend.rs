@@ -11,7 +11,7 @@ use crate::cache::CacheMode;
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::{err, out};
-use crate::text::progress::Progress;
+use crate::text::progress::{Progress, step};
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
@@ -48,7 +48,7 @@ pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
     let Some(filename) = &arguments.filename else {
         return Err(context.failed("Expecting one image file name"));
     };
-    let progress = Progress::start(arguments.progress);
+    let progress = Progress::start(arguments.progress, step::USUAL);
     let outcome = context.block_on(async {
         let image = Image::writable(filename)
             .format(arguments.format.as_deref())

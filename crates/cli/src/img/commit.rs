@@ -14,7 +14,7 @@ use crate::image::Image;
 use crate::program::note;
 use crate::signals::stop_flag;
 use crate::text::number::MAX_OFFSET;
-use crate::text::progress::Progress;
+use crate::text::progress::{Progress, step};
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
@@ -49,7 +49,7 @@ struct Arguments {
 pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
     let arguments = read(context, words)?;
     let helpers = threads::helpers(context, arguments.threads);
-    let progress = Progress::start(arguments.progress && !arguments.quiet);
+    let progress = Progress::start(arguments.progress && !arguments.quiet, step::USUAL);
     let outcome = context.block_on(commit(context, &arguments, &helpers, &progress));
     if outcome.is_ok() {
         progress.complete();
@@ -183,5 +183,9 @@ struct Told(Arc<Progress>);
 impl Observer for Told {
     fn progress(&self, done: u64, total: u64) {
         self.0.set(done, total);
+    }
+
+    fn wants_total(&self) -> bool {
+        self.0.is_shown()
     }
 }

@@ -10,7 +10,7 @@ use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::out;
 use crate::signals::stop_flag;
-use crate::text::progress::Progress;
+use crate::text::progress::{Progress, step};
 use crate::text::{json as text_json, size};
 
 const OPTIONS: &[Opt] = &[
@@ -39,7 +39,8 @@ struct Arguments {
 /// Runs the command.
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
-    let progress = Progress::start(arguments.progress && !arguments.quiet && !arguments.json);
+    let progress =
+        Progress::start(arguments.progress && !arguments.quiet && !arguments.json, step::USUAL);
     let mut told = (Compacted::default(), "");
     let outcome = context.block_on(async {
         told = compact(context, &arguments, &progress).await?;

@@ -14,7 +14,7 @@ use crate::image::Image;
 use crate::program::note;
 use crate::signals::stop_flag;
 use crate::text::number::in_sectors;
-use crate::text::progress::Progress;
+use crate::text::progress::{Progress, step};
 
 /// Exit codes, as scripts know them.
 const DIFFERENT: u8 = 1;
@@ -54,7 +54,7 @@ struct Arguments {
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
     let helpers = threads::helpers(context, arguments.threads);
-    let progress = Progress::start(arguments.progress && !arguments.quiet);
+    let progress = Progress::start(arguments.progress && !arguments.quiet, step::WIDE);
     let outcome = context
         .run_to_end(compare_images(context, &arguments, &helpers, &progress))
         .unwrap_or(Err(Exit(2)));

@@ -83,7 +83,9 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
         }
     }
     for operand in parser.operands() {
-        let (key, value) = operand.split_once('=').unwrap_or((&operand, ""));
+        let Some((key, value)) = operand.split_once('=') else {
+            return Err(context.failed(format_args!("unrecognized operand {operand}")));
+        };
         match key {
             "if" => read.input = value.to_owned(),
             "of" => read.output = value.to_owned(),
@@ -132,7 +134,7 @@ async fn dd(
             .report_in(format_args!("{output}: error while creating output image: "), &error);
         Exit(1)
     })?;
-    if begin > size {
+    if begin > end {
         err(format_args!("{}: {input}: cannot skip to specified offset\n", context.program.name()));
         return Ok(());
     }

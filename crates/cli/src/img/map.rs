@@ -1,6 +1,9 @@
 //! `img map`.
 
-use oxblk_core::{Backend, ChainStatus, StatusFlags, Want};
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use oxblk_core::{Backend, ChainStatus, Node, StatusFlags, Want};
 
 use super::{Context, Exit, Step, graph, objects};
 use crate::getopt::{Found, Opt, both, long};
@@ -33,8 +36,11 @@ struct Arguments {
     filename: String,
 }
 
+/// Bytes of output that are gathered before they are printed: an image may have millions of extents.
+const GATHERED: usize = 32 << 10;
+
 /// What is known of one extent.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 struct Extent {
     start: u64,
     length: u64,
@@ -43,8 +49,8 @@ struct Extent {
     zero: bool,
     data: bool,
     compressed: bool,
-    /// Where it lies, and in which file.
-    place: Option<(u64, String)>,
+    /// Where it lies, and in which node.
+    place: Option<(u64, Arc<Node>)>,
 }
 
 /// Runs the command.
@@ -87,8 +93,19 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
 }
 
 async fn map(context: &Context, arguments: &Arguments, backend: &Backend) -> Step {
-    let mut output = Output { context, json: arguments.json, first: true };
+    let mut output = Output { context, json: arguments.json, first: true, text: String::new() };
     output.begin();
+    let outcome = map_extents(context, arguments, backend, &mut output).await;
+    output.print();
+    outcome
+}
+
+async fn map_extents(
+    context: &Context,
+    arguments: &Arguments,
+    backend: &Backend,
+    output: &mut Output<'_>,
+) -> Step {
     let size = backend.size();
     let mut end = in_sectors(size);
     if let Some(length) = arguments.length {
@@ -100,6 +117,7 @@ async fn map(context: &Context, arguments: &Arguments, backend: &Backend) -> Ste
         let next = if at < size {
             let status = backend.block_status(at, STEP.min(end.min(size) - at), Want::Precise);
             let status = status.await.map_err(|error| {
+                output.print();
                 context.failed(format_args!("Failed to read image metadata: {error}"))
             })?;
             extent(at, &status)
@@ -131,9 +149,9 @@ fn extent(start: u64, found: &ChainStatus) -> Extent {
         (true, Some(host)) => {
             let holder = match found.status.child {
                 Some(child) => found.node.child(child),
-                None => Some(std::sync::Arc::clone(&found.node)),
+                None => Some(Arc::clone(&found.node)),
             };
-            holder.map(|node| (host, node.filename().unwrap_or_default()))
+            holder.map(|node| (host, node))
         }
         _ => None,
     };
@@ -154,7 +172,7 @@ fn rest_of_sector(start: u64, length: u64, before: &Extent) -> Extent {
     let place = before
         .place
         .as_ref()
-        .map(|(offset, file)| (offset.saturating_add(before.length), file.clone()));
+        .map(|(offset, node)| (offset.saturating_add(before.length), Arc::clone(node)));
     Extent { start, length, present: true, zero: true, place, ..Extent::default() }
 }
 
@@ -163,8 +181,8 @@ impl Extent {
     fn joins(&self, next: &Self) -> bool {
         let place = match (&self.place, &next.place) {
             (None, None) => true,
-            (Some((a, file)), Some((b, other))) => {
-                a.checked_add(self.length) == Some(*b) && file == other
+            (Some((a, node)), Some((b, other))) => {
+                a.checked_add(self.length) == Some(*b) && Arc::ptr_eq(node, other)
             }
             _ => false,
         };
@@ -179,20 +197,39 @@ struct Output<'a> {
     context: &'a Context,
     json: bool,
     first: bool,
+    /// What is to be printed.
+    text: String,
 }
 
 impl Output<'_> {
-    fn begin(&self) {
-        if self.json {
-            out(format_args!("["));
-        } else {
-            out(format_args!("{:<16}{:<16}{:<16}{}\n", "Offset", "Length", "Mapped to", "File"));
+    fn add(&mut self, text: std::fmt::Arguments<'_>) {
+        // A string takes all that is written to it.
+        let _ = self.text.write_fmt(text);
+        if self.text.len() >= GATHERED {
+            self.print();
         }
     }
 
-    fn end(&self) {
+    fn print(&mut self) {
+        out(format_args!("{}", self.text));
+        flush_out();
+        self.text.clear();
+    }
+
+    fn begin(&mut self) {
         if self.json {
-            out(format_args!("]\n"));
+            self.add(format_args!("["));
+        } else {
+            self.add(format_args!(
+                "{:<16}{:<16}{:<16}{}\n",
+                "Offset", "Length", "Mapped to", "File"
+            ));
+        }
+    }
+
+    fn end(&mut self) {
+        if self.json {
+            self.add(format_args!("]\n"));
         }
     }
 
@@ -205,14 +242,15 @@ impl Output<'_> {
             return Ok(());
         }
         match &extent.place {
-            Some((offset, file)) if !extent.compressed => {
+            Some((offset, node)) if !extent.compressed => {
+                let file = node.filename().unwrap_or_default();
                 let hex = |n: u64| if n == 0 { "0".to_owned() } else { format!("{n:#x}") };
                 let (start, length) = (hex(extent.start), hex(extent.length));
-                out(format_args!("{start:<16}{length:<16}{:<16}{file}\n", hex(*offset)));
+                self.add(format_args!("{start:<16}{length:<16}{:<16}{file}\n", hex(*offset)));
                 Ok(())
             }
             _ => {
-                flush_out();
+                self.print();
                 self.context
                     .program
                     .error("File contains external, encrypted or compressed clusters.");
@@ -225,12 +263,12 @@ impl Output<'_> {
         let separator = if self.first { "" } else { ",\n" };
         self.first = false;
         let Extent { start, length, depth, present, zero, data, compressed, .. } = extent;
-        out(format_args!(
+        self.add(format_args!(
             "{separator}{{ \"start\": {start}, \"length\": {length}, \"depth\": {depth}, \"present\": {present}, \"zero\": {zero}, \"data\": {data}, \"compressed\": {compressed}"
         ));
-        if let Some((offset, _)) = extent.place {
-            out(format_args!(", \"offset\": {offset}"));
+        if let Some((offset, _)) = &extent.place {
+            self.add(format_args!(", \"offset\": {offset}"));
         }
-        out(format_args!("}}"));
+        self.add(format_args!("}}"));
     }
 }

@@ -14,7 +14,7 @@ use crate::cache::CacheMode;
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::signals::stop_flag;
-use crate::text::progress::Progress;
+use crate::text::progress::{Progress, step};
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
@@ -65,7 +65,7 @@ pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
     let arguments = read(context, words)?;
     let threads = if arguments.only_name { 1 } else { arguments.threads };
     let helpers = threads::helpers(context, threads);
-    let progress = Progress::start(arguments.progress && !arguments.quiet);
+    let progress = Progress::start(arguments.progress && !arguments.quiet, step::WIDE);
     let outcome = context.block_on(rebase(context, &arguments, &helpers, &progress));
     if outcome.is_ok() {
         progress.complete();

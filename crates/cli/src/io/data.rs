@@ -29,7 +29,7 @@ pub(super) fn dump(bytes: &[u8], offset: u64) {
     for line in bytes.chunks(16) {
         let hex: String = line.iter().map(|byte| format!("{byte:02x} ")).collect();
         let shown = |byte: &u8| {
-            if byte.is_ascii_graphic() || *byte == b' ' { char::from(*byte) } else { '.' }
+            if byte.is_ascii_alphanumeric() { char::from(*byte) } else { '.' }
         };
         let text: String = line.iter().map(shown).collect();
         out(format_args!("{at:08x}:  {hex} {text}\n"));

@@ -16,15 +16,25 @@ use signal_hook::consts::SIGUSR1;
 
 use crate::program::{err, note};
 
-/// Percentage points between two prints.
-const STEP: f64 = 1.0;
+/// Percentage points that must pass between two prints, as QEMU has them.
+pub(crate) mod step {
+    /// Of most commands.
+    pub(crate) const USUAL: f64 = 1.0;
+    /// Of comparing and rebasing.
+    pub(crate) const WIDE: f64 = 2.0;
+}
 
 /// How progress is shown.
 enum Shown {
     /// Only when SIGUSR1 asks.
     OnRequest,
-    /// As text; the last percentage printed.
-    Text(Mutex<f64>),
+    /// As text.
+    Text {
+        /// Percentage points between two prints.
+        step: f64,
+        /// The last percentage printed.
+        last: Mutex<f64>,
+    },
     /// As a bar on a terminal.
     Bar(ProgressBar),
 }
@@ -37,8 +47,8 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Starts at 0 %. `wanted`: `-p` was given.
-    pub(crate) fn start(wanted: bool) -> Arc<Self> {
+    /// Starts at 0 %. `wanted`: `-p` was given. `step`: percentage points between two prints.
+    pub(crate) fn start(wanted: bool, step: f64) -> Arc<Self> {
         let shown = if !wanted {
             Shown::OnRequest
         } else if std::io::stdout().is_terminal() {
@@ -52,7 +62,7 @@ impl Progress {
             Shown::Bar(bar)
         } else {
             print(0.0);
-            Shown::Text(Mutex::new(0.0))
+            Shown::Text { step, last: Mutex::new(0.0) }
         };
         let progress = Arc::new(Self { shown, done: AtomicU64::new(0), total: AtomicU64::new(0) });
         answer_requests(&progress);
@@ -65,10 +75,10 @@ impl Progress {
         self.done.store(done, Relaxed);
         match &self.shown {
             Shown::OnRequest => {}
-            Shown::Text(last) => {
+            Shown::Text { step, last } => {
                 let percent = self.percent();
                 let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-                if percent > *last + STEP || (percent >= 100.0 && *last < 100.0) {
+                if percent > *last + step || (percent >= 100.0 && *last < 100.0) {
                     *last = percent;
                     print(percent);
                 }
@@ -80,9 +90,14 @@ impl Progress {
         }
     }
 
+    /// Whether the percentage is shown all the time, so that it is worth knowing beforehand how much there is to do.
+    pub(crate) fn is_shown(&self) -> bool {
+        !matches!(self.shown, Shown::OnRequest)
+    }
+
     /// All is done: shows 100 %.
     pub(crate) fn complete(&self) {
-        if let Shown::Text(_) = self.shown {
+        if let Shown::Text { .. } = self.shown {
             print(100.0);
         }
     }
@@ -91,7 +106,10 @@ impl Progress {
     pub(crate) fn end(&self) {
         match &self.shown {
             Shown::OnRequest => {}
-            Shown::Text(_) => note(format_args!("\n")),
+            Shown::Text { .. } => note(format_args!(
+                "
+"
+            )),
             Shown::Bar(bar) => bar.abandon(),
         }
     }

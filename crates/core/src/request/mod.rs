@@ -25,8 +25,9 @@ use std::sync::Arc;
 use futures_util::future::try_join_all;
 use oxblk_ring::{IoBuf, IoBufMut, WriteAt};
 
-use crate::driver::Preallocation;
-use crate::{Error, ErrorKind, Node, Result, WriteFlags};
+use crate::compressed::cannot_compress;
+use crate::driver::{BoxFuture, Preallocation};
+use crate::{CompressedCluster, Error, ErrorKind, Node, Result, WriteFlags};
 
 pub(crate) use flush::flush;
 pub use status::ChainStatus;
@@ -228,12 +229,37 @@ async fn write_flagged(
 }
 
 async fn write_compressed(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
-    slow::check_write(node, offset, as_u64(data.len()))?;
-    let Some(compress) = node.driver().compress() else {
-        return Err(Error::unsupported("Compression not supported for this file format"));
-    };
     let len = as_u64(data.len());
-    let outcome = align::in_turn(node, offset, len, compress.write_compressed(offset, data)).await;
+    slow::check_write(node, offset, len)?;
+    let compress = node.driver().compress().ok_or_else(cannot_compress)?;
+    changed(node, offset, len, compress.write_compressed(offset, data)).await
+}
+
+/// Stores a cluster that the driver has compressed before.
+pub(crate) async fn store_compressed(
+    node: &Arc<Node>,
+    offset: u64,
+    cluster: CompressedCluster,
+    flags: WriteFlags,
+) -> Result<()> {
+    let len = as_u64(cluster.plain.len());
+    slow::check_write(node, offset, len)?;
+    let compress = node.driver().compress().ok_or_else(cannot_compress)?;
+    changed(node, offset, len, compress.store(offset, cluster)).await?;
+    if flags.contains(WriteFlags::FUA) {
+        flush(node).await?;
+    }
+    Ok(())
+}
+
+/// Carries out a change that a driver makes of a range, and notes that it was made.
+async fn changed(
+    node: &Arc<Node>,
+    offset: u64,
+    len: u64,
+    change: BoxFuture<'_, Result<()>>,
+) -> Result<()> {
+    let outcome = align::in_turn(node, offset, len, change).await;
     node.mark_dirty(offset, len);
     node.mark_unflushed();
     outcome.map_err(|e| e.on_node(node.name()).at(offset))

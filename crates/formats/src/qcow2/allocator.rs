@@ -4,7 +4,8 @@
 //! clusters first, so that images stay compact. A cluster is in one of these states:
 //!
 //! - **free**: in the map;
-//! - **reserved**: handed out as a [`Reserved`], which gives it back when dropped before anything was written to it;
+//! - **reserved**: handed out as a [`Reserved`], which gives it back when dropped: at once if nothing was being written to it,
+//!   else it rests first;
 //! - **in use**: its refcount is not 0;
 //! - **resting**: freed, but a request that started before may still be using it. It becomes free once the epoch in which
 //!   it was freed has passed.
@@ -12,7 +13,7 @@
 //! The mutex is held for a few map operations and never across I/O.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oxblk_core::{Edge, Epochs, Error, Result};
 use oxblk_ring::Mutex as AsyncMutex;
@@ -49,6 +50,7 @@ struct Map {
 pub(super) struct Allocator {
     geometry: Geometry,
     map: Mutex<Map>,
+    epochs: Arc<Epochs>,
     /// Where metadata lies on other metadata.
     pub(super) overlaps: Overlaps,
     /// Held by the one task that fills the map.
@@ -66,7 +68,7 @@ fn untouched(geometry: Geometry, file: &Edge) -> u64 {
 
 impl Allocator {
     /// Knows nothing free yet, and the header cluster as metadata.
-    pub(super) fn new(geometry: Geometry, file: &Edge) -> Self {
+    pub(super) fn new(geometry: Geometry, file: &Edge, epochs: Arc<Epochs>) -> Self {
         let untouched = untouched(geometry, file);
         let metadata = RoaringTreemap::from_iter([0]);
         let map = Map {
@@ -80,6 +82,7 @@ impl Allocator {
         Self {
             geometry,
             map: Mutex::new(map),
+            epochs,
             overlaps: Overlaps::default(),
             scanning: AsyncMutex::new(()),
         }
@@ -311,8 +314,8 @@ impl Reserved<'_> {
         self.untouched
     }
 
-    /// Writing to them begins: if that is given up, a write may still be under way, so they are not handed out again
-    /// while the image is open (their refcount is 0: nothing is lost on disk).
+    /// Writing to them begins. If they are dropped from here on, a write may still be under way: they rest until the
+    /// requests of now have ended, and are free then.
     pub(super) fn begin_write(&mut self) {
         self.written = true;
     }
@@ -329,14 +332,24 @@ impl Reserved<'_> {
         self.count -= count;
     }
 
-    /// They are free again.
-    pub(super) fn give_back(self) {}
+    /// They are free again: nothing has been written to them, or all writes to them have ended.
+    pub(super) fn give_back(mut self) {
+        self.written = false;
+    }
 }
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        if self.count > 0 && !self.written {
-            self.allocator.lock().insert(self.start, self.count);
+        if self.count == 0 {
+            return;
+        }
+        let (cluster, count) = (self.start, self.count);
+        if self.written {
+            // They were scanned before they were handed out, so no scan can find them free.
+            let epoch = self.allocator.epochs.current();
+            self.allocator.rest(Resting { epoch, cluster, count, discard: false });
+        } else {
+            self.allocator.lock().insert(cluster, count);
         }
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Streams begin at any byte. A host cluster that holds several has a refcount of as many; a stream may run on into
 //! the next host cluster if that one follows. Where the next stream goes is [`Tail`], behind a lock that is held for
-//! the allocation and the refcounts, not for compressing or writing. A host cluster is shared only while it is in use:
-//! once all its streams are gone it belongs to the allocator.
+//! the allocation and the refcounts, not for compressing or writing. The streams of one request lie in the
+//! order of the disk. A host cluster is shared only while it is in use: once all its streams are gone it belongs to the
+//! allocator.
 
 use std::sync::Arc;
 use std::sync::atomic::{
@@ -11,13 +12,17 @@ use std::sync::atomic::{
     Ordering::{AcqRel, Acquire, Release},
 };
 
-use oxblk_core::{ChildIdx, Error, Result, WriteFlags, run_all};
+use futures_util::stream::{self, StreamExt as _};
+use oxblk_core::{ChildIdx, CompressedCluster, Error, Result, WriteFlags};
 use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex};
 
 use super::layout::L2Entry;
 use super::write_back::Was;
 use super::{Qcow2, compression};
+
+/// Clusters of one request that are compressed at the same time.
+const SIDE_BY_SIDE: usize = 16;
 
 /// Where the next compressed cluster goes: behind the last one, up to the end of its host cluster.
 #[derive(Debug, Default)]
@@ -52,50 +57,77 @@ impl Qcow2 {
     /// Stores whole clusters (or what is left at the end of the disk) compressed.
     pub(super) async fn compress_guest(&self, offset: u64, data: IoBuf) -> Result<()> {
         self.check_writable()?;
-        if self.geometry.data_file {
-            return Err(Error::from_errno(95));
-        }
+        self.check_compressed(offset, data.len())?;
         let size = self.geometry.cluster_size();
-        let len = u64::try_from(data.len()).unwrap_or(u64::MAX);
-        let end = offset.saturating_add(len);
-        if !offset.is_multiple_of(size) || (!end.is_multiple_of(size) && end != self.size()) {
-            return Err(Error::invalid("Compressed writes must cover whole clusters"));
-        }
         let cluster = usize::try_from(size).unwrap_or(usize::MAX);
-        let count = data.len().div_ceil(cluster);
-        let one = |index: usize| {
-            let start = index.saturating_mul(cluster);
-            let piece = data.slice(start..start.saturating_add(cluster).min(data.len()));
-            let at = offset.saturating_add(u64::try_from(start).unwrap_or(0));
-            Box::pin(self.compress_cluster(at, piece))
-        };
-        run_all((0..count).map(one)).await
+        let mut rest = data;
+        let pieces = std::iter::from_fn(|| {
+            (!rest.is_empty()).then(|| rest.split_to(cluster.min(rest.len())))
+        });
+        // Compressed side by side, stored in order.
+        let packed = pieces.map(|piece| Box::pin(self.pack_cluster(piece)));
+        let mut packed = stream::iter(packed).buffered(SIDE_BY_SIDE);
+        let mut at = offset;
+        while let Some(cluster) = packed.next().await {
+            self.store_cluster(at, cluster?).await?;
+            at = at.saturating_add(size);
+        }
+        Ok(())
     }
 
-    async fn compress_cluster(&self, offset: u64, data: IoBuf) -> Result<()> {
+    /// Compresses one cluster, or what is left of it at the end of the disk.
+    pub(super) async fn pack_cluster(&self, data: IoBuf) -> Result<CompressedCluster> {
         let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
-        let whole = if data.len() == size { data } else { padded(&data, size) };
-        let (method, input) = (self.compression, whole.clone());
-        let packed = oxblk_ring::offload(move || compression::compress(method, &input)).await?;
+        if data.is_empty() || data.len() > size {
+            return Err(whole_clusters());
+        }
+        let whole = if data.len() == size { data.clone() } else { padded(&data, size) };
+        let method = self.compression;
+        let stream = oxblk_ring::offload(move || compression::compress(method, &whole)).await?;
+        Ok(CompressedCluster { plain: data, stream: stream.map(IoBuf::from) })
+    }
+
+    /// Stores one cluster that has been compressed.
+    pub(super) async fn store_cluster(
+        &self,
+        offset: u64,
+        cluster: CompressedCluster,
+    ) -> Result<()> {
+        self.check_writable()?;
+        self.check_compressed(offset, cluster.plain.len())?;
         let end = offset.saturating_add(self.geometry.cluster_size());
         let _lock = self.guest.lock(offset..end).await;
-        let Some(packed) = packed else {
-            let room = usize::try_from(self.size().saturating_sub(offset)).unwrap_or(usize::MAX);
-            return self.write_locked(offset, whole.slice(..room.min(size))).await;
+        let Some(stream) = cluster.stream else {
+            return self.write_locked(offset, cluster.plain).await;
         };
-        let len = u64::try_from(packed.len()).unwrap_or(u64::MAX);
+        let len = u64::try_from(stream.len()).unwrap_or(u64::MAX);
         self.table_before_data(offset, 1).await?;
         let host = self.place_compressed(len).await?;
         let file = self.children.require(ChildIdx::FILE)?;
         let entry = L2Entry::compressed(self.geometry, host, len)
             .ok_or_else(|| Error::from_errno(27).prefix("compressed cluster out of reach"))?;
-        if let Err(error) =
-            Arc::clone(&file).write(host, IoBuf::from(packed), WriteFlags::empty()).await
-        {
+        if let Err(error) = Arc::clone(&file).write(host, stream, WriteFlags::empty()).await {
             self.drop_entries(&[entry], Was::Data);
             return Err(error);
         }
-        self.link(offset, 1, |_| entry).await
+        let linked = self.link(offset, 1, None, |_| entry).await;
+        if linked.is_err() {
+            self.drop_entries(&[entry], Was::Data);
+        }
+        linked
+    }
+
+    /// Whether a range can be stored compressed.
+    fn check_compressed(&self, offset: u64, len: usize) -> Result<()> {
+        if self.geometry.data_file {
+            return Err(Error::from_errno(95));
+        }
+        let size = self.geometry.cluster_size();
+        let end = offset.saturating_add(u64::try_from(len).unwrap_or(u64::MAX));
+        if !offset.is_multiple_of(size) || (!end.is_multiple_of(size) && end != self.size()) {
+            return Err(whole_clusters());
+        }
+        Ok(())
     }
 
     /// Allocates `len` bytes (less than a cluster) and counts one reference to each host cluster they touch.
@@ -140,6 +172,10 @@ impl Qcow2 {
         self.drop_clusters(cluster, 1, Was::Data);
         Ok(false)
     }
+}
+
+fn whole_clusters() -> Error {
+    Error::invalid("Compressed writes must cover whole clusters")
 }
 
 fn padded(data: &[u8], size: usize) -> IoBuf {

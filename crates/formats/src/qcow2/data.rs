@@ -12,8 +12,10 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
 use super::allocator::Reserved;
+use super::counted::Counted;
 use super::layout::L2Kind;
 use super::run_options::Modes;
+use super::write_back::Was;
 
 /// Clusters for guest data that nobody else can have.
 pub(super) struct NewData<'a> {
@@ -27,7 +29,7 @@ pub(super) struct NewData<'a> {
     reserved: Option<Reserved<'a>>,
 }
 
-impl NewData<'_> {
+impl<'a> NewData<'a> {
     /// Writing to them begins; see [`Reserved::begin_write`].
     pub(super) fn begin_write(&mut self) {
         if let Some(reserved) = &mut self.reserved {
@@ -35,13 +37,21 @@ impl NewData<'_> {
         }
     }
 
-    /// Counts a reference to each of them.
-    pub(super) async fn count_in(self, image: &Qcow2) -> Result<()> {
-        if let Some(reserved) = self.reserved {
-            image.refcounts.add(self.start, self.count).await?;
-            reserved.keep();
+    /// Counts a reference to each of them if `written` says that they hold what they are to hold; they are free again if
+    /// not. All writes to them have ended.
+    pub(super) async fn count_if(
+        self,
+        written: Result<()>,
+        image: &'a Qcow2,
+    ) -> Result<Option<Counted<'a>>> {
+        match (self.reserved, written) {
+            (None, written) => written.map(|()| None),
+            (Some(reserved), Ok(())) => image.count(reserved, Was::Data).await.map(Some),
+            (Some(reserved), Err(error)) => {
+                reserved.give_back();
+                Err(error)
+            }
         }
-        Ok(())
     }
 }
 

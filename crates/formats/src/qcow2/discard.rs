@@ -93,7 +93,12 @@ impl Qcow2 {
     }
 
     /// Has the tables say that a range of whole clusters or subclusters reads as zeroes.
-    async fn zero_entries(&self, offset: u64, last: u64, flags: ZeroFlags) -> Result<()> {
+    pub(super) async fn zero_entries(
+        &self,
+        offset: u64,
+        last: u64,
+        flags: ZeroFlags,
+    ) -> Result<()> {
         if self.geometry.extended_l2 {
             return self.zero_subclusters(offset, last, flags).await;
         }
@@ -104,7 +109,7 @@ impl Qcow2 {
         if unmap && self.modes().contains(Modes::NO_UNREF) && !self.geometry.data_file {
             return self.discard_in_place(offset, last, true).await;
         }
-        self.change_entries(offset, last, unmap, |kind, copied, _| match kind {
+        self.change_entries(offset, last, given_up(unmap), |kind, copied, _| match kind {
             L2Kind::Data { host } | L2Kind::Zero { host: Some(host) } if !unmap => {
                 Some(L2Entry::zero_allocated(host).with_copied(copied))
             }
@@ -118,7 +123,7 @@ impl Qcow2 {
         if own || self.children.has(ChildIdx::BACKING) {
             return Err(unsupported());
         }
-        self.change_entries(offset, end, true, |kind, _, _| match kind {
+        self.change_entries(offset, end, Was::Discarded, |kind, _, _| match kind {
             L2Kind::Unallocated => None,
             _ => Some(L2Entry::EMPTY),
         })
@@ -155,7 +160,7 @@ impl Qcow2 {
         if self.modes().contains(Modes::NO_UNREF) && !self.geometry.data_file {
             return self.discard_in_place(first, last, false).await;
         }
-        self.change_entries(first, last, true, |kind, _, over_backing| match kind {
+        self.change_entries(first, last, Was::Discarded, |kind, _, over_backing| match kind {
             L2Kind::Zero { host: None } => None,
             L2Kind::Unallocated if !over_backing => None,
             _ => Some(new),
@@ -167,7 +172,7 @@ impl Qcow2 {
     /// `explicit`, what is not allocated becomes a zero cluster too. The caller holds the range lock.
     async fn discard_in_place(&self, first: u64, last: u64, explicit: bool) -> Result<()> {
         let kept = RefCell::new(RoaringTreemap::new());
-        self.change_entries(first, last, true, |kind, copied, over_backing| match kind {
+        self.change_entries(first, last, Was::Discarded, |kind, copied, over_backing| match kind {
             L2Kind::Zero { .. } => None,
             L2Kind::Unallocated if !over_backing && !explicit => None,
             L2Kind::Data { host } if copied => {
@@ -189,26 +194,49 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Gives up everything from `from` on, as if it had never been written. Used when the disk shrinks.
-    pub(super) async fn forget_guest(&self, from: u64, to: u64) -> Result<()> {
+    /// Gives up whole clusters behind the end of the disk, as if they had never been written.
+    pub(super) async fn forget_guest(&self, from: u64, to: u64, was: Was) -> Result<()> {
+        if from >= to {
+            return Ok(());
+        }
         let _lock = self.guest.lock(from..to).await;
         if self.geometry.extended_l2 {
-            return self.forget_subclusters(from, to).await;
+            return self.forget_subclusters(from, to, was).await;
         }
-        self.change_entries(from, to, true, |kind, _, _| match kind {
+        self.change_entries(from, to, was, |kind, _, _| match kind {
             L2Kind::Unallocated => None,
             _ => Some(L2Entry::EMPTY),
         })
         .await
     }
 
-    /// Replaces the L2 entries of whole clusters by what `change` says of each (kind, whether it is owned, whether there is
-    /// a backing file). The caller holds the range lock.
+    /// Gives up whole clusters that are about to lie behind the end of the disk. Meanwhile the backing file does not show
+    /// where it did not before, as far as the format has words for that.
+    pub(super) async fn clear_guest(&self, from: u64, to: u64) -> Result<()> {
+        if from >= to {
+            return Ok(());
+        }
+        let _lock = self.guest.lock(from..to).await;
+        if self.geometry.extended_l2 {
+            return self.clear_subclusters(from, to).await;
+        }
+        let has_zeroes = self.version >= 3;
+        self.change_entries(from, to, Was::CutOff, |kind, _, over_backing| match kind {
+            L2Kind::Unallocated => None,
+            L2Kind::Zero { host: None } if over_backing => None,
+            _ if over_backing && has_zeroes => Some(L2Entry::zero_plain()),
+            _ => Some(L2Entry::EMPTY),
+        })
+        .await
+    }
+
+    /// Replaces the L2 entries of whole clusters by what `change` says of each (kind, whether it is owned, whether there
+    /// is a backing file). The caller holds the range lock.
     async fn change_entries(
         &self,
         from: u64,
         to: u64,
-        discard: bool,
+        was: Was,
         change: impl Fn(L2Kind, bool, bool) -> Option<L2Entry>,
     ) -> Result<()> {
         let has_backing = self.children.has(ChildIdx::BACKING);
@@ -219,7 +247,7 @@ impl Qcow2 {
                     at,
                     to.min(at.saturating_add(AT_ONCE << self.geometry.cluster_bits)),
                     has_backing,
-                    discard,
+                    was,
                     &change,
                 )
                 .await?;
@@ -237,13 +265,42 @@ impl Qcow2 {
         host_of(old).is_some_and(|host| host_of(new) == Some(host))
     }
 
+    /// Where the next slice begins if nothing changes in this one: a table that is shared need not be copied then.
+    async fn unchanged_slice(
+        &self,
+        at: u64,
+        to: u64,
+        has_backing: bool,
+        change: &impl Fn(L2Kind, bool, bool) -> Option<L2Entry>,
+    ) -> Result<Option<u64>> {
+        let Some(slice) = self.pin_slice(at).await? else { return Ok(None) };
+        let (_, first) = self.slice_of(at);
+        let mut next = at;
+        for word in slice.words().iter().skip(first) {
+            if next >= to {
+                break;
+            }
+            let entry = L2Entry(word.load(std::sync::atomic::Ordering::Acquire));
+            let kind = entry.kind(self.geometry, self.version);
+            if kind.is_err()
+                || kind.is_ok_and(|kind| {
+                    change(kind, entry.copied(), has_backing).is_some_and(|new| new != entry)
+                })
+            {
+                return Ok(None);
+            }
+            next = next.saturating_add(self.geometry.cluster_size());
+        }
+        Ok(Some(next))
+    }
+
     /// Changes the entries of one slice and returns where the next one begins.
     async fn change_slice(
         &self,
         at: u64,
         to: u64,
         has_backing: bool,
-        discard: bool,
+        was: Was,
         change: &impl Fn(L2Kind, bool, bool) -> Option<L2Entry>,
     ) -> Result<u64> {
         let size = self.geometry.cluster_size();
@@ -251,6 +308,11 @@ impl Qcow2 {
         let table_exists = self.l1_entry(self.l1_index(at)).0 != 0;
         if !table_exists && change(L2Kind::Unallocated, false, has_backing).is_none() {
             return Ok(to.min((at - at % table).saturating_add(table)));
+        }
+        if !self.l1_entry(self.l1_index(at)).copied()
+            && let Some(next) = self.unchanged_slice(at, to, has_backing, change).await?
+        {
+            return Ok(next);
         }
         self.ensure_table(self.l1_index(at)).await?;
         let Some(slice) = self.pin_slice(at).await? else { return Ok(at) };
@@ -283,7 +345,7 @@ impl Qcow2 {
             slice.mark_dirty();
         }
         point();
-        self.drop_entries(&old, if discard { Was::Discarded } else { Was::Data });
+        self.drop_entries(&old, was);
         match bad {
             None => Ok(next),
             Some(entry) => {
@@ -292,6 +354,11 @@ impl Qcow2 {
             }
         }
     }
+}
+
+/// What clusters were that a zero write gives up, by whether it may unmap.
+pub(super) fn given_up(unmap: bool) -> Was {
+    if unmap { Was::Discarded } else { Was::Data }
 }
 
 pub(super) fn unsupported() -> Error {

@@ -8,8 +8,8 @@ use oxblk_core::driver::{Backing, Compress, Reopen, Resize};
 use oxblk_core::snapshot::Snapshots;
 use oxblk_core::vm_state::VmState;
 use oxblk_core::{
-    BoxFuture, ChildIdx, Driver, ImageInfo, Limits, MapOp, Preallocation, Result, Status, Step,
-    Want, WriteFlags, ZeroFlags,
+    BoxFuture, ChildIdx, CompressedCluster, Driver, ImageInfo, Limits, MapOp, Preallocation,
+    Result, Status, Step, Want, WriteFlags, ZeroFlags,
 };
 use oxblk_ring::{IoBuf, IoBufMut};
 use serde_json::json;
@@ -202,6 +202,14 @@ impl Resize for Qcow2 {
 impl Compress for Qcow2 {
     fn write_compressed(&self, offset: u64, data: IoBuf) -> BoxFuture<'_, Result<()>> {
         Box::pin(self.compress_guest(offset, data))
+    }
+
+    fn compress(&self, data: IoBuf) -> BoxFuture<'_, Result<CompressedCluster>> {
+        Box::pin(self.pack_cluster(data))
+    }
+
+    fn store(&self, offset: u64, cluster: CompressedCluster) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.store_cluster(offset, cluster))
     }
 }
 

@@ -126,6 +126,21 @@ impl Qcow2 {
         stop_unless_known(named, &self.corrupt)
     }
 
+    /// Has a field of the header say `new` in the place of `old`, durably.
+    ///
+    /// # Errors
+    /// As the file reports. The field then says `old`, durably; if that could not be had either, nothing is written to the
+    /// image any more.
+    pub(super) async fn exchange_header_field(
+        &self,
+        offset: u64,
+        old: &[u8],
+        new: &[u8],
+    ) -> Result<()> {
+        let file = self.children.require(ChildIdx::FILE)?;
+        exchange(&file, offset, old, new, &self.corrupt).await
+    }
+
     pub(super) async fn write_header_field(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let file = self.children.require(ChildIdx::FILE)?;
         file.write(offset, IoBuf::from(bytes.to_vec()), WriteFlags::empty()).await?;
@@ -140,6 +155,31 @@ pub(super) fn stop_unless_known<T>(named: Result<T>, stop: &AtomicBool) -> Resul
         stop.store(true, Release);
     }
     named
+}
+
+/// Has a pointer at `offset` in the file name `new` in the place of `old`, durably.
+///
+/// # Errors
+/// As the file reports. After a write or a flush that failed the medium may have either; so `old` is written once more, and
+/// if that succeeds it is what the pointer names. If not, `stop` is set.
+pub(super) async fn exchange(
+    file: &Edge,
+    offset: u64,
+    old: &[u8],
+    new: &[u8],
+    stop: &AtomicBool,
+) -> Result<()> {
+    let write = async |bytes: &[u8]| {
+        file.write(offset, IoBuf::from(bytes.to_vec()), WriteFlags::empty()).await?;
+        file.flush().await
+    };
+    let Err(error) = write(new).await else { return Ok(()) };
+    if let Err(again) = stop_unless_known(write(old).await, stop) {
+        tracing::error!(
+            "qcow2: a pointer at offset {offset:#x} may have changed, so that nothing is written any more: {again}"
+        );
+    }
+    Err(error)
 }
 
 /// Puts `new` in the place of `old`, which is what the file's header says; see the module's text.

@@ -6,18 +6,18 @@
 //! |---|---|
 //! | `layout/` | on-disk structures, pure |
 //! | `cache/` | L2 and refcount tables in slices, read without a lock |
-//! | `refcounts`, `refcount_blocks`, `allocator` | which host clusters are in use, free, reserved, resting |
+//! | `refcounts`, `refcount_blocks`, `allocator`, `counted` | which host clusters are in use, free, reserved, resting |
 //! | `lookup` | guest offset → extent |
 //! | `data` | guest data at its host offset: which child, where new data goes, and what is done to it |
 //! | `encryption/` | encryption of guest data |
 //! | `read`, `write`, `discard`, `compressed` | requests that the map cannot answer |
 //! | `subclusters/` | all that differs where L2 entries describe subclusters |
-//! | `tables` | making L2 tables |
+//! | `tables`, `l1_table` | making L2 tables; moving the L1 table to a bigger place |
 //! | `reach/` | what tables refer to, found out in bulk |
 //! | `read_ahead` | metadata whose length is not known yet |
 //! | `write_back`, `gate` | the order in which metadata reaches the disk |
 //! | `bitmaps/` | persistent dirty bitmaps |
-//! | `resize`, `preallocate`, `snapshots/`, `vm_state`, `status`, `check/`, `compact/`, `create`, `measure` | what the names say |
+//! | `resize`, `shrink`, `preallocate`, `snapshots/`, `vm_state`, `status`, `check/`, `compact/`, `create`, `measure` | what the names say |
 //! | `plan` | where everything in a new image lies |
 //! | `header` | the header as a whole |
 //! | `amend/` | other options |
@@ -50,6 +50,7 @@ mod compact;
 mod compressed;
 #[doc(hidden)]
 pub mod compression;
+mod counted;
 #[doc(hidden)]
 pub mod create;
 mod data;
@@ -60,6 +61,7 @@ pub mod encryption;
 mod factory;
 mod gate;
 mod header;
+mod l1_table;
 #[doc(hidden)]
 pub mod layout;
 mod lookup;
@@ -76,6 +78,7 @@ mod refcounts;
 mod reopen;
 mod resize;
 mod run_options;
+mod shrink;
 mod snapshots;
 mod status;
 mod subclusters;
@@ -116,8 +119,8 @@ pub(crate) struct Qcow2 {
     encryption: Option<encryption::Encryption>,
     epochs: Arc<Epochs>,
     size: AtomicU64,
-    /// A writable image was found corrupt: everything is refused.
-    corrupt: AtomicBool,
+    /// A writable image was found corrupt, or it is not known what a pointer on disk names: everything is refused.
+    corrupt: Arc<AtomicBool>,
     /// Corruption has been reported.
     signalled: AtomicBool,
     /// Whether the metadata was allocated ahead of the data, once known (see `status`).
@@ -145,6 +148,8 @@ pub(crate) struct Qcow2 {
     modes: AtomicU32,
     /// The header says that refcounts may be too low because they are written later.
     postponed: AtomicBool,
+    /// A change of snapshots could not be carried to its end: the image stays dirty, so that the next to open it repairs it.
+    unfinished: AtomicBool,
     bitmaps: bitmaps::Bitmaps,
     /// A reopen that waits for commit or abort.
     prepared: Mutex<Option<Prepared>>,

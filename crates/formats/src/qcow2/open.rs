@@ -219,12 +219,14 @@ async fn build(
         let words = usize::try_from(bytes / 8).unwrap_or(64);
         Arc::new(SliceCache::new(words, slices, Arc::clone(&filled)))
     };
+    let corrupt = Arc::new(AtomicBool::new(false));
     let refcounts = Refcounts::open(
         geometry,
         Arc::clone(&context.children),
         place,
         cache(refcount_slice(geometry), sizes.refcount_slices(geometry)),
         refcount_slice(geometry),
+        (Arc::clone(&context.epochs), Arc::clone(&corrupt)),
     )
     .await
     .map_err(|error| error.prefix("Could not initialize refcount handling"))?;
@@ -249,7 +251,7 @@ async fn build(
         encryption,
         epochs: Arc::clone(&context.epochs),
         size: AtomicU64::new(header.size),
-        corrupt: AtomicBool::new(false),
+        corrupt,
         signalled: AtomicBool::new(false),
         preallocated: AtomicU8::new(0),
         l1: Radix::default(),
@@ -270,6 +272,7 @@ async fn build(
         bitmaps: Bitmaps::of(&header),
         modes: AtomicU32::new(modes.bits()),
         postponed: AtomicBool::new(false),
+        unfinished: AtomicBool::new(false),
         prepared: Mutex::default(),
         header: HeaderState::new(header),
     })

@@ -29,14 +29,16 @@ impl Qcow2 {
             // What a resize has added to a data file reads as zeroes, unless it was there before.
             let untouched = run.untouched || self.geometry.data_file && file.node().limits().grows;
             let host = start << bits;
-            let end = self.end_of_data(start.saturating_add(count) << bits);
+            let end = start.saturating_add(count) << bits;
+            // A data file ends with the disk as it will be.
+            let end = if self.geometry.data_file { end.min(to) } else { end };
             let len = end.saturating_sub(host);
-            if self.zeroes_as_entries() || self.is_plain() {
-                zero(&file, host, len, mode, untouched).await?;
+            let zeroed = if self.zeroes_as_entries() || self.is_plain() {
+                zero(&file, host, len, mode, untouched).await
             } else {
-                self.write_zero_ciphertext(at, host, len).await?;
-            }
-            run.count_in(self).await?;
+                self.write_zero_ciphertext(at, host, len).await
+            };
+            let counted = run.count_if(zeroed, self).await?;
             let place = |index: u64| start.saturating_add(index) << bits;
             if self.geometry.extended_l2 {
                 // The subclusters stay what they are: zero, or nothing.
@@ -44,11 +46,12 @@ impl Qcow2 {
                     entry: L2Entry::data(place(index)),
                     bitmap: old.bitmap.without_data(),
                 };
-                self.link_extended(at, count, kept).await?;
+                self.link_extended(at, count, counted, kept).await?;
             } else if self.zeroes_as_entries() {
-                self.link(at, count, |index| L2Entry::zero_allocated(place(index))).await?;
+                let entry = |index| L2Entry::zero_allocated(place(index));
+                self.link(at, count, counted, entry).await?;
             } else {
-                self.link(at, count, |index| L2Entry::data(place(index))).await?;
+                self.link(at, count, counted, |index| L2Entry::data(place(index))).await?;
             }
             self.relieve().await?;
             at = at.saturating_add(count << bits);

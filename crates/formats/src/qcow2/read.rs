@@ -49,7 +49,12 @@ impl Qcow2 {
                 Ok(buf)
             }
             Extent::Compressed { host, stored, .. } => {
-                let cluster = self.read_compressed(offset, host, stored).await?;
+                let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
+                if buf.len() == size {
+                    return self.read_compressed(offset, host, stored, buf).await;
+                }
+                let cluster = IoBufMut::new(size);
+                let cluster = self.read_compressed(offset, host, stored, cluster).await?;
                 let within = usize::try_from(self.geometry.offset_in_cluster(offset)).unwrap_or(0);
                 let wanted = cluster.get(within..).and_then(|rest| rest.get(..buf.len()));
                 buf.copy_from_slice(wanted.ok_or_else(|| Error::from_errno(5))?);
@@ -58,16 +63,20 @@ impl Qcow2 {
         }
     }
 
-    /// The contents of a compressed cluster.
-    async fn read_compressed(&self, offset: u64, host: u64, stored: u64) -> Result<IoBufMut> {
+    /// Fills `cluster` with the contents of a compressed cluster.
+    async fn read_compressed(
+        &self,
+        offset: u64,
+        host: u64,
+        stored: u64,
+        mut cluster: IoBufMut,
+    ) -> Result<IoBufMut> {
         // At most two clusters: the descriptor has no room for more.
         let len = usize::try_from(stored).map_err(|_| Error::from_errno(5))?;
         let file = self.children.require(ChildIdx::FILE)?;
         let data = file.read(host, IoBufMut::new(len)).await?;
-        let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let method = self.compression;
         let cluster = oxblk_ring::offload(move || {
-            let mut cluster = IoBufMut::new(size);
             compression::decompress(method, &data, &mut cluster).map(|()| cluster)
         })
         .await;

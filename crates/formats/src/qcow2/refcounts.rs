@@ -14,17 +14,18 @@ mod table;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{
-    AtomicU64,
+    AtomicBool, AtomicU64,
     Ordering::{AcqRel, Acquire, Release},
 };
 
-use oxblk_core::{ChildIdx, ChildrenRef, Edge, Error, Result, WriteFlags, run_all};
+use oxblk_core::{ChildIdx, ChildrenRef, Edge, Epochs, Error, Result, WriteFlags, run_all};
 use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex, MutexGuard};
 
 use super::allocator::{Allocator, Reserved};
 use super::cache::{DirtyCopy, Pinned, Radix, SliceCache};
 use super::gate::Gate;
+use super::header::exchange;
 use super::layout::{Geometry, Header, RefcountTableEntry, refcount_set};
 use super::run_options::Modes;
 
@@ -40,6 +41,8 @@ pub(super) struct Refcounts {
     growing: AsyncMutex<()>,
     writing: AsyncMutex<()>,
     gate: Gate,
+    /// Set when it is not known what a pointer on disk names (see `header`).
+    stop: Arc<AtomicBool>,
     pub(super) allocator: Allocator,
 }
 
@@ -67,6 +70,7 @@ impl Refcounts {
         place: TablePlace,
         cache: Arc<SliceCache>,
         slice_bytes: u64,
+        (epochs, stop): (Arc<Epochs>, Arc<AtomicBool>),
     ) -> Result<Self> {
         let bytes = place.clusters.saturating_mul(geometry.cluster_size());
         let file = children.require(ChildIdx::FILE)?;
@@ -80,7 +84,8 @@ impl Refcounts {
             growing: AsyncMutex::new(()),
             writing: AsyncMutex::new(()),
             gate: Gate::default(),
-            allocator: Allocator::new(geometry, &file),
+            stop,
+            allocator: Allocator::new(geometry, &file, epochs),
             children,
         };
         refcounts.read_table(&file, place.offset, bytes).await?;
@@ -262,19 +267,31 @@ impl Refcounts {
         Ok(shared.is_ok())
     }
 
-    /// Adds one reference to each of `count` host clusters from `cluster` on.
+    /// Adds one reference to each of `count` host clusters from `cluster` on, or to none if that fails.
     pub(super) async fn add(&self, cluster: u64, count: u64) -> Result<()> {
-        let mut at = cluster;
-        let end = cluster.saturating_add(count);
-        while at < end {
-            let place = self.place(at)?;
+        let mut added = cluster;
+        let outcome = self.add_up_to(&mut added, cluster.saturating_add(count)).await;
+        if outcome.is_err() {
+            for done in cluster..added {
+                if let Err(error) = self.drop_one(done).await {
+                    tracing::warn!("qcow2: cluster {done} leaks: {error}");
+                }
+            }
+        }
+        outcome
+    }
+
+    /// Adds one reference to each host cluster from `*at` on, which moves along, up to `end`.
+    async fn add_up_to(&self, at: &mut u64, end: u64) -> Result<()> {
+        while *at < end {
+            let place = self.place(*at)?;
             let Some(slice) = self.slice(&place).await? else {
                 self.make_block(place.block).await?;
                 continue;
             };
             let first = place.slice;
-            while at < end {
-                let place = self.place(at)?;
+            while *at < end {
+                let place = self.place(*at)?;
                 if place.slice != first {
                     break;
                 }
@@ -282,7 +299,7 @@ impl Refcounts {
                     slice.mark_dirty();
                     return Err(error);
                 }
-                at = at.saturating_add(1);
+                *at = at.saturating_add(1);
             }
             point();
             slice.mark_dirty();
@@ -462,21 +479,49 @@ impl Refcounts {
             }
             reserved.begin_write();
             self.write_new_block(cluster, own == target).await?;
-            reserved.keep();
-            if own != target {
+            if own == target {
+                self.name_new_block(target, cluster).await?;
+            } else {
                 // Its own refcount stands in a block that exists.
-                let place = self.place(cluster)?;
-                if let Some(slice) = self.slice(&place).await? {
-                    self.change(&slice, &place, 1)?;
-                    slice.mark_dirty();
-                    drop(slice);
+                self.add_one(cluster).await?;
+                let named = async {
                     self.write_back().await?;
                     self.file()?.flush().await?;
+                    self.name_new_block(target, cluster).await
+                };
+                if let Err(error) = named.await {
+                    self.drop_one(cluster).await?;
+                    return Err(error);
                 }
             }
-            self.publish_block(target, cluster).await?;
+            reserved.keep();
         }
         Ok(())
+    }
+
+    /// Adds one reference to a cluster whose block exists.
+    async fn add_one(&self, cluster: u64) -> Result<()> {
+        let place = self.place(cluster)?;
+        let slice = self.slice(&place).await?;
+        let slice = slice.ok_or_else(|| Error::corrupt("refcount block vanished"))?;
+        self.change(&slice, &place, 1)?;
+        slice.mark_dirty();
+        Ok(())
+    }
+
+    /// Has the table name a block that is on disk where there was none.
+    async fn name_new_block(&self, block: u64, cluster: u64) -> Result<()> {
+        let offset = self.host(cluster);
+        let place = self.table_entry_place(block)?;
+        let (before, after) = (0_u64.to_be_bytes(), offset.to_be_bytes());
+        exchange(&*self.file()?, place, &before, &after, &self.stop).await?;
+        self.adopt_block(block, offset);
+        Ok(())
+    }
+
+    fn adopt_block(&self, block: u64, offset: u64) {
+        self.allocator.note_metadata(offset, self.geometry.cluster_size());
+        self.table.get_or_make(block).store(offset, Release);
     }
 
     async fn write_new_block(&self, cluster: u64, counts_itself: bool) -> Result<()> {
@@ -503,19 +548,23 @@ impl Refcounts {
     pub(super) async fn publish_block(&self, block: u64, cluster: u64) -> Result<()> {
         let offset = self.host(cluster);
         self.write_table_entry(block, offset).await?;
-        self.allocator.note_metadata(offset, self.geometry.cluster_size());
-        self.table.get_or_make(block).store(offset, Release);
+        self.adopt_block(block, offset);
         Ok(())
     }
 
     /// Writes an entry of the refcount table.
     pub(super) async fn write_table_entry(&self, block: u64, offset: u64) -> Result<()> {
+        let place = self.table_entry_place(block)?;
+        let entry = IoBuf::from(offset.to_be_bytes().to_vec());
+        self.file()?.write(place, entry, WriteFlags::empty()).await
+    }
+
+    /// Where an entry of the refcount table lies in the file, if the table may be written.
+    fn table_entry_place(&self, block: u64) -> Result<u64> {
         let table = self.table_place();
         let start = self.geometry.cluster_index(table.offset);
         let clusters = start..start.saturating_add(table.clusters);
         self.allocator.overlaps.check(Modes::REFCOUNT_TABLE, clusters)?;
-        let place = self.table_offset.load(Acquire).saturating_add(block.saturating_mul(8));
-        let entry = IoBuf::from(offset.to_be_bytes().to_vec());
-        self.file()?.write(place, entry, WriteFlags::empty()).await
+        Ok(self.table_offset.load(Acquire).saturating_add(block.saturating_mul(8)))
     }
 }

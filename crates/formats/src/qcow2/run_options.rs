@@ -196,6 +196,7 @@ impl Qcow2 {
     pub(super) fn passes_discard(&self, was: Was) -> bool {
         let modes = self.modes();
         match was {
+            Was::CutOff => true,
             Was::Discarded => modes.contains(Modes::PASS_REQUEST),
             Was::Snapshot => modes.contains(Modes::PASS_SNAPSHOT),
             Was::Data | Was::Table => modes.contains(Modes::PASS_OTHER),
@@ -219,7 +220,7 @@ impl Qcow2 {
         }
         self.write_back_refcounts().await?;
         self.children.require(ChildIdx::FILE)?.flush().await?;
-        if self.postponed.load(Acquire) {
+        if self.postponed.load(Acquire) && !self.unfinished.load(Acquire) {
             self.set_incompatible(Incompatible::DIRTY, false).await?;
             self.postponed.store(false, Release);
         }

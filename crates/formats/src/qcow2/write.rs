@@ -17,6 +17,7 @@ use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
+use super::counted::Counted;
 use super::data::NewData;
 use super::layout::{ExtendedEntry, L2Entry};
 use super::lookup::Extent;
@@ -102,7 +103,7 @@ impl Qcow2 {
         let whole = first..self.cluster_end(offset.saturating_add(length(&data)));
         let place = host.saturating_add(offset - first);
         self.fill(whole, offset, data, place, false).await?;
-        self.link(first, 1, |_| L2Entry::data(host)).await
+        self.link(first, 1, None, |_| L2Entry::data(host)).await
     }
 
     /// Writes `data` into newly allocated clusters.
@@ -134,10 +135,11 @@ impl Qcow2 {
         run.begin_write();
         let whole = first..self.cluster_end(offset.saturating_add(length(&data)));
         let place = (start << self.geometry.cluster_bits).saturating_add(offset - first);
-        self.fill(whole, offset, data, place, self.reads_as_zeroes(&run)).await?;
-        run.count_in(self).await?;
+        let filled = self.fill(whole, offset, data, place, self.reads_as_zeroes(&run)).await;
+        let counted = run.count_if(filled, self).await?;
         let bits = self.geometry.cluster_bits;
-        self.link(first, count, |index| L2Entry::data(start.saturating_add(index) << bits)).await
+        let entry = |index| L2Entry::data(start.saturating_add(index) << bits);
+        self.link(first, count, counted, entry).await
     }
 
     /// Writes `data` to `at`, and around it what the guest range `whole` held before. `untouched`: all of the place reads
@@ -220,16 +222,17 @@ impl Qcow2 {
     }
 
     /// Makes the L2 entries of `count` guest clusters from `guest` on those that `entry` gives, and hands what they
-    /// referred to before to the write-back.
+    /// referred to before to the write-back. So it does with those of `counted` that a failure leaves without an entry.
     pub(super) async fn link(
         &self,
         guest: u64,
         count: u64,
+        mut counted: Option<Counted<'_>>,
         entry: impl Fn(u64) -> L2Entry,
     ) -> Result<()> {
         if self.geometry.extended_l2 {
             let whole = |index, _| ExtendedEntry::whole(entry(index));
-            return self.link_extended(guest, count, whole).await;
+            return self.link_extended(guest, count, counted, whole).await;
         }
         let mut index = 0_u64;
         while index < count {
@@ -238,20 +241,24 @@ impl Qcow2 {
             let Some(slice) = self.pin_slice(at).await? else { continue };
             let (_, first) = self.slice_of(at);
             let mut old = Vec::new();
+            let before = index;
             for word in slice.words().iter().skip(first) {
                 if index == count {
                     break;
                 }
                 let new = entry(index);
-                let before = L2Entry(word.swap(new.0, std::sync::atomic::Ordering::AcqRel));
-                if before.0 != 0 && !self.keeps_host(before, new) {
-                    old.push(before);
+                let replaced = L2Entry(word.swap(new.0, std::sync::atomic::Ordering::AcqRel));
+                if replaced.0 != 0 && !self.keeps_host(replaced, new) {
+                    old.push(replaced);
                 }
                 index = index.saturating_add(1);
             }
             point();
             slice.mark_dirty();
             point();
+            if let Some(counted) = &mut counted {
+                counted.keep_first(index.saturating_sub(before));
+            }
             self.drop_entries(&old, Was::Data);
         }
         Ok(())

@@ -12,7 +12,8 @@
 //! 5. only now lower the refcounts of what was dropped. What reaches 0 rests until the requests that may still be using
 //!    it have ended (see `allocator`).
 //!
-//! A failure puts everything back as it was: still dirty, still to be dropped. So does a cycle that is given up, and the
+//! A failure puts everything back as it was: still dirty, still to be dropped; refcounts that cannot be lowered are not a
+//! failure, for the next cycle tries again. So does a cycle that is given up, and the
 //! next one waits until the host has ended what it had begun (see `gate`).
 
 use std::collections::{BTreeSet, VecDeque};
@@ -22,7 +23,7 @@ use std::sync::atomic::{
 };
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use oxblk_core::{ChildIdx, Edge, Result, WriteFlags, run_all};
+use oxblk_core::{ChildIdx, Edge, ErrorKind, Result, WriteFlags, run_all};
 use oxblk_ring::IoBuf;
 use oxblk_ring::perturb::point;
 
@@ -51,6 +52,8 @@ pub(super) enum Was {
     Data,
     /// Guest data that the guest discarded.
     Discarded,
+    /// Guest data behind the end of the disk.
+    CutOff,
     /// Guest data of a snapshot, or of the state before one was applied.
     Snapshot,
     /// An L1 or L2 table.
@@ -109,13 +112,22 @@ impl Qcow2 {
         let file = self.children.require(ChildIdx::FILE)?;
         let mut cycle = Cycle::begin(self);
         let drops = !cycle.dropped.is_empty();
+        if cycle.has_work() {
+            // What a pointer on disk names may not be what memory knows.
+            self.check_usable()?;
+        }
         let writing = self.gate.pass().await;
         let outcome = self.write_ordered(&file, &cycle.copies, &cycle.l1, drops, durable).await;
         writing.done();
         outcome?;
         cycle.written();
         point();
-        self.lower(&mut cycle.dropped).await?;
+        match self.lower(&mut cycle.dropped).await {
+            Err(error) if error.kind() == ErrorKind::Corrupt => return Err(error),
+            // All that was asked for is done. What is left is tried again by the next cycle.
+            Err(error) => tracing::warn!("qcow2: refcounts stay too high for now: {error}"),
+            Ok(()) => {}
+        }
         self.recycle().await
     }
 
@@ -179,7 +191,8 @@ impl Qcow2 {
         run_all(writes).await
     }
 
-    /// Lowers the refcounts of what the disk no longer refers to, and takes it off the list as it does.
+    /// Lowers the refcounts of what the disk no longer refers to, and takes it off the list as it does. What cannot be read
+    /// now stays there.
     async fn lower(&self, dropped: &mut VecDeque<Dropped>) -> Result<()> {
         if dropped.is_empty() {
             return Ok(());
@@ -188,6 +201,9 @@ impl Qcow2 {
         let _turn = self.refcounts.allocator.scanning.lock().await;
         while let Some(Dropped { cluster, was, .. }) = dropped.front().copied() {
             let outcome = self.lower_one(cluster, was).await;
+            if matches!(&outcome, Err(error) if error.kind() != ErrorKind::Corrupt) {
+                return outcome;
+            }
             if let Some(run) = dropped.front_mut() {
                 run.cluster = run.cluster.saturating_add(1);
                 run.count = run.count.saturating_sub(1);
@@ -300,6 +316,10 @@ impl<'a> Cycle<'a> {
         let l1 = take_l1();
         point();
         Self { image, dropped, l1, copies: image.l2.take_dirty() }
+    }
+
+    fn has_work(&self) -> bool {
+        !(self.dropped.is_empty() && self.l1.is_empty() && self.copies.is_empty())
     }
 
     /// All is on disk; the references can be dropped now.

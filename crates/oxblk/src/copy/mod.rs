@@ -3,17 +3,18 @@
 //! A [`Copy`](struct@Copy) reads one or more sources end to end and writes what they hold to a target. Each worker
 //! takes the next chunk of the disk, reads it, looks for zeroes in it and writes the rest, so
 //! the bytes in memory are never more than workers × [`CopyOptions::chunk`], whatever the size of the
-//! disk. Chunks are handed out in the order of the disk and are short, so that a target which
-//! allocates as it is written is laid out in about that order.
+//! disk. They read and compress side by side; they write in the order of the disk, so that a target which allocates as it
+//! is written gets the same bytes on every run, whatever the number of workers ([`CopyOptions::in_order`]).
 //!
-//! What a reader of the target sees afterwards does not depend on the number of workers. Nothing is
-//! flushed; closing the target does that.
+//! Nothing is flushed; closing the target does that.
 
+mod order;
 mod plan;
 mod rate;
 mod run;
 mod source;
 mod sparse;
+mod write;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -47,13 +48,16 @@ pub struct CopyOptions {
     pub salvage: bool,
     /// Bytes a second, at most.
     pub rate: Option<u64>,
+    /// Write in the order of the disk, one request at a time. Otherwise writes are made side by side, and how the
+    /// target is laid out differs from run to run.
+    pub in_order: bool,
 }
 
 impl Default for CopyOptions {
     fn default() -> Self {
         Self {
             parallel: 8,
-            chunk: 1 << 20,
+            chunk: 512 << 10,
             sparse: 4096,
             compress: false,
             target_is_zero: false,
@@ -62,6 +66,7 @@ impl Default for CopyOptions {
             offload: false,
             salvage: false,
             rate: None,
+            in_order: true,
         }
     }
 }
@@ -71,6 +76,12 @@ pub trait Observer: Send + Sync {
     /// `done` of `total` bytes have been dealt with.
     fn progress(&self, done: u64, total: u64) {
         let _ = (done, total);
+    }
+
+    /// Whether progress is to count what there is to copy, and not holes. All sources are then asked for their data
+    /// before the copy begins.
+    fn wants_total(&self) -> bool {
+        false
     }
 
     /// Bytes that cannot be read have been taken for zeroes.

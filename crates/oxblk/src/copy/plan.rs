@@ -14,6 +14,9 @@ use super::{CopyError, CopyOptions, Stage};
 /// Longest range asked about at once, in bytes.
 const STATUS_STEP: u64 = 1 << 30;
 
+/// Bytes of an extent after which progress is told: in these steps QEMU copies.
+const PROGRESS_STEP: u64 = 2 << 20;
+
 /// What is to be done with a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
@@ -34,6 +37,8 @@ pub(super) struct Chunk {
     pub(super) len: u64,
     /// What to do.
     pub(super) action: Action,
+    /// A step of progress ends in it, this many bytes before its end.
+    pub(super) reports: Option<u64>,
 }
 
 /// Walks the sources.
@@ -44,7 +49,8 @@ pub(super) struct Plan {
     unit: u64,
     offset: u64,
     end: u64,
-    /// The end of the extent known, and what to do up to there.
+    /// Where the extent known begins and ends, and what to do with it.
+    begin: u64,
     known: u64,
     action: Action,
 }
@@ -60,7 +66,20 @@ impl Plan {
         let Range { start, end } = range;
         let end = end.min(sources.size());
         let unit = unit.max(1);
-        Self { sources, options, unit, offset: start, end, known: 0, action: Action::Skip }
+        let action = Action::Skip;
+        Self { sources, options, unit, offset: start, end, begin: start, known: 0, action }
+    }
+
+    /// How many bytes are to be copied in all. The plan is used up then.
+    pub(super) async fn count(mut self) -> Result<u64, CopyError> {
+        self.options.chunk = usize::MAX;
+        let mut bytes = 0_u64;
+        while let Some(chunk) = self.next().await? {
+            if chunk.action == Action::Copy {
+                bytes = bytes.saturating_add(chunk.len);
+            }
+        }
+        Ok(bytes)
     }
 
     /// The next chunk, or `None` at the end.
@@ -82,7 +101,14 @@ impl Plan {
         let aligned = (self.offset / chunk).saturating_add(1).saturating_mul(chunk);
         let end = if self.action == Action::Copy { self.known.min(aligned) } else { self.known };
         let len = end.saturating_sub(self.offset);
-        let chunk = Chunk { offset: self.offset, len, action: self.action };
+        // Steps are counted from where the extent begins, as QEMU does it.
+        let since = |at: u64| at.saturating_sub(self.begin);
+        let crosses = since(end) / PROGRESS_STEP > since(self.offset) / PROGRESS_STEP;
+        let reports = match end == self.known {
+            true => Some(0),
+            false => crosses.then(|| since(end) % PROGRESS_STEP),
+        };
+        let chunk = Chunk { offset: self.offset, len, action: self.action, reports };
         self.offset = end;
         chunk
     }
@@ -113,6 +139,7 @@ impl Plan {
                 return Err(CopyError { stage: Stage::Status, offset: self.offset, error });
             }
         };
+        self.begin = self.offset;
         self.known = self.offset.saturating_add(status.len.clamp(1, len));
         self.action = self.action_for(&status);
         Ok(())

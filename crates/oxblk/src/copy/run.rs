@@ -3,37 +3,43 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use oxblk_core::{Error, ErrorKind, WriteFlags, ZeroFlags, run_all};
+use oxblk_core::{Error, ErrorKind};
 use oxblk_ring::Mutex as AsyncMutex;
-use oxblk_ring::{IoBuf, IoBufMut, IoThread};
+use oxblk_ring::{IoBufMut, IoThread, transfer_in_place};
 
+use super::order::{Order, Ticket};
 use super::plan::{Action, Chunk, Plan};
 use super::rate::Rate;
 use super::source::Sources;
-use super::sparse::{Run, runs};
+use super::write::{Job, Part, Parts};
 use super::{Copy, CopyError, CopyOptions, Stage};
 use crate::lowest::Lowest;
 
-/// Longest zero write issued at once in bytes, so that progress moves and a stop is noticed.
-const ZERO_STEP: u64 = 1 << 30;
+/// Longest transfer of a file in memory that workers make themselves, in bytes.
+const LONGEST_IN_PLACE: usize = 1 << 20;
 /// Smallest piece that salvaging tells good from bad, in bytes.
 const SALVAGE_UNIT: usize = 512;
 
-struct Shared {
-    copy: Copy,
+pub(super) struct Shared {
+    pub(super) copy: Copy,
     sources: Arc<Sources>,
     plan: AsyncMutex<Plan>,
+    /// The order of writes; `None`: they come as they may.
+    order: Option<Arc<Order<Job>>>,
     /// Unit of zero detection in bytes.
-    unit: u64,
+    pub(super) unit: u64,
     rate: Option<Rate>,
     /// Where in the sources the copy begins.
-    begin: u64,
+    pub(super) begin: u64,
+    /// Bytes that progress counts: what is to be copied, or all.
     total: u64,
+    /// Holes are not counted.
+    only_data: bool,
     done: AtomicU64,
-    /// The thread that writes, where it is another one than the reader's. See [`Shared::write`].
-    writer: Option<IoThread>,
+    /// The thread that writes out of order, where it is another one than the reader's.
+    pub(super) writer: Option<IoThread>,
     /// What lies before a failure was begun earlier, and is still under way.
-    failure: Lowest<CopyError>,
+    pub(super) failure: Lowest<CopyError>,
 }
 
 /// Makes a copy, on the current I/O thread and on `helpers`.
@@ -42,7 +48,7 @@ struct Shared {
 /// The failure at the lowest offset, as if all had been copied in order; requests in flight end first.
 pub async fn run(copy: Copy, helpers: &[IoThread]) -> Result<(), CopyError> {
     let parallel = copy.options.parallel.max(1);
-    let shared = Arc::new(Shared::new(copy));
+    let shared = Arc::new(Shared::new(copy).await?);
     let threads = helpers.len().saturating_add(1).min(parallel);
     let (each, extra) = (parallel / threads, parallel % threads);
     let mut remote = Vec::new();
@@ -61,6 +67,7 @@ pub async fn run(copy: Copy, helpers: &[IoThread]) -> Result<(), CopyError> {
 }
 
 async fn workers_on_one_thread(shared: Arc<Shared>, workers: usize) {
+    let _in_place = transfer_in_place(shared.copy.options.chunk.min(LONGEST_IN_PLACE));
     let tasks: Vec<_> = (0..workers)
         .map(|_| {
             let shared = Arc::clone(&shared);
@@ -72,23 +79,33 @@ async fn workers_on_one_thread(shared: Arc<Shared>, workers: usize) {
     }
 }
 
-fn stopped(offset: u64, why: &'static str) -> CopyError {
+pub(super) fn stopped(offset: u64, why: &'static str) -> CopyError {
     CopyError { stage: Stage::Stopped, offset, error: Error::new(ErrorKind::Cancelled, why) }
 }
 
 impl Shared {
-    fn new(copy: Copy) -> Self {
-        let CopyOptions { sparse, compress, rate, .. } = copy.options;
+    async fn new(copy: Copy) -> Result<Self, CopyError> {
+        let CopyOptions { sparse, compress, rate, in_order, .. } = copy.options;
         let node = copy.target.node().ok();
         let cluster = node.as_ref().map_or(0, |node| node.driver().info().cluster_size).max(512);
         let zeroes = node.as_ref().map_or(1, |node| node.limits().write_zeroes_alignment);
+        // Where nothing is allocated the order shows nowhere. A file that the host caches takes one write at a time, so there
+        // taking turns costs nothing; other targets are best kept busy.
+        let order_matters = node.as_ref().is_none_or(|node| {
+            node.driver().info().cluster_size > 0 || node.limits().request_alignment <= 1
+        });
         let sources = Sources::new(&copy.sources);
         let aligned = if compress { cluster } else { 1 };
         let range = copy.range.clone().unwrap_or(0..sources.size());
-        let (begin, total) = (range.start, range.end.saturating_sub(range.start));
-        let plan = Plan::new(Arc::clone(&sources), copy.options.clone(), range, aligned);
-        Self {
+        let (begin, all) = (range.start, range.end.saturating_sub(range.start));
+        let plan = || Plan::new(Arc::clone(&sources), copy.options.clone(), range.clone(), aligned);
+        let only_data = copy.observer.wants_total();
+        let total = if only_data { plan().count().await? } else { all };
+        let plan = plan();
+        Ok(Self {
+            only_data,
             plan: AsyncMutex::new(plan),
+            order: (in_order && order_matters).then(Arc::default),
             unit: if compress { cluster } else { sparse.max(u64::from(zeroes)).max(1) },
             rate: rate.map(Rate::new),
             begin,
@@ -98,7 +115,7 @@ impl Shared {
             writer: IoThread::current().filter(|_| !compress),
             failure: Lowest::default(),
             copy,
-        }
+        })
     }
 
     async fn work(self: &Arc<Self>) {
@@ -120,40 +137,85 @@ impl Shared {
         if self.failure.is_some() {
             return Ok(false);
         }
-        let Some(chunk) = self.plan.lock().await.next().await? else { return Ok(false) };
-        self.go_on(chunk.offset)?;
-        match chunk.action {
-            Action::Skip => {}
-            Action::Zero => self.zero(chunk.offset - self.begin, chunk.len).await?,
-            Action::Copy => self.copy_chunk(chunk).await?,
+        let Some((chunk, ticket)) = self.next().await? else { return Ok(false) };
+        let outcome = match (self.prepare(chunk).await, &ticket) {
+            (Ok(parts), Some(ticket)) => {
+                self.write_in_order(ticket, Job { chunk, parts }).await;
+                Ok(())
+            }
+            (Ok(parts), None) => {
+                let written = self.write_any_time(chunk.offset - self.begin, parts).await;
+                written.map(|()| self.report(&chunk))
+            }
+            (Err(failure), _) => Err(failure),
+        };
+        // A failure is known before its number is given up.
+        if let Err(failure) = outcome {
+            self.fail_writing(failure);
         }
-        let done = self.done.fetch_add(chunk.len, Relaxed).saturating_add(chunk.len);
-        self.copy.observer.progress(done.min(self.total), self.total);
+        drop(ticket);
         Ok(true)
     }
 
+    /// Keeps a failure to write, whose offset is that in the target.
+    pub(super) fn fail_writing(&self, mut failure: CopyError) {
+        if failure.stage == Stage::Writing {
+            failure.offset = failure.offset.saturating_add(self.begin);
+        }
+        self.fail(failure);
+    }
+
+    /// The next chunk, and its place in the order of writes.
+    async fn next(&self) -> Result<Option<(Chunk, Option<Ticket<Job>>)>, CopyError> {
+        let mut plan = self.plan.lock().await;
+        let Some(chunk) = plan.next().await? else { return Ok(None) };
+        let is_zero = chunk.action == Action::Zero && self.copy.options.target_is_zero;
+        let writes = chunk.action != Action::Skip && !is_zero;
+        let order = self.order.as_ref().filter(|_| writes);
+        Ok(Some((chunk, order.map(Order::ticket))))
+    }
+
+    /// What is to be written of a chunk.
+    async fn prepare(&self, chunk: Chunk) -> Result<Parts, CopyError> {
+        self.go_on(chunk.offset)?;
+        let place = chunk.offset - self.begin;
+        match chunk.action {
+            Action::Skip => Ok(Vec::new()),
+            Action::Zero => Ok(vec![(place, Part::Zero(chunk.len))]),
+            Action::Copy => {
+                if let Some(rate) = &self.rate {
+                    rate.pass(chunk.len).await;
+                }
+                if self.copy.options.offload {
+                    return Ok(vec![(place, Part::Move(chunk))]);
+                }
+                self.parts(place, self.read(chunk).await?.freeze()).await
+            }
+        }
+    }
+
+    pub(super) fn report(&self, chunk: &Chunk) {
+        if self.only_data && chunk.action != Action::Copy {
+            return;
+        }
+        let done = self.done.fetch_add(chunk.len, Relaxed).saturating_add(chunk.len);
+        if let Some(behind) = chunk.reports {
+            let done = done.saturating_sub(behind).min(self.total);
+            self.copy.observer.progress(done, self.total);
+        }
+    }
+
     /// Fails when the copy has been told to stop; what is at `offset` and after it is not done yet.
-    fn go_on(&self, offset: u64) -> Result<(), CopyError> {
+    pub(super) fn go_on(&self, offset: u64) -> Result<(), CopyError> {
         if self.copy.stop.load(Relaxed) {
             return Err(stopped(offset, "Interrupted"));
         }
         Ok(())
     }
 
-    async fn copy_chunk(self: &Arc<Self>, chunk: Chunk) -> Result<(), CopyError> {
-        if let Some(rate) = &self.rate {
-            rate.pass(chunk.len).await;
-        }
-        if self.copy.options.offload && self.offload(chunk).await {
-            return Ok(());
-        }
-        let data = self.read(chunk).await?.freeze();
-        self.write(chunk.offset - self.begin, data).await
-    }
-
     /// Moves a chunk within the host; `false` where it cannot. Whatever the reason, the ordinary way
     /// either works or tells what is wrong.
-    async fn offload(&self, chunk: Chunk) -> bool {
+    pub(super) async fn offload(&self, chunk: Chunk) -> bool {
         let Some((source, offset)) = self.sources.at(chunk.offset) else { return false };
         if source.size().saturating_sub(offset) < chunk.len {
             return false;
@@ -162,7 +224,8 @@ impl Shared {
         source.copy_to(offset, &self.copy.target, place, chunk.len).await.is_ok()
     }
 
-    async fn read(&self, chunk: Chunk) -> Result<IoBufMut, CopyError> {
+    /// Reads a chunk.
+    pub(super) async fn read(&self, chunk: Chunk) -> Result<IoBufMut, CopyError> {
         let len = usize::try_from(chunk.len).unwrap_or(usize::MAX);
         match self.sources.read(chunk.offset, len).await {
             Ok(buf) => Ok(buf),
@@ -190,85 +253,5 @@ impl Shared {
             done = done.saturating_add(piece);
         }
         whole
-    }
-
-    /// Writes what has been read.
-    ///
-    /// Data that is not to be compressed first goes out from one thread. A host file that is not opened with
-    /// `O_DIRECT` takes one write at a time; writers on several rings would spin on its lock, while those of one
-    /// ring are queued by the kernel. One thread keeps any device busy with writes of this length.
-    async fn write(self: &Arc<Self>, offset: u64, data: IoBuf) -> Result<(), CopyError> {
-        let runs = if self.copy.options.sparse == 0 && !self.copy.options.compress {
-            vec![Run { range: 0..data.len(), zero: false }]
-        } else {
-            runs(&data, offset, self.unit)
-        };
-        let here = IoThread::current().map(|thread| thread.index());
-        match self.writer.as_ref().filter(|writer| Some(writer.index()) != here) {
-            None => self.write_runs(offset, data, runs).await,
-            Some(writer) => {
-                let shared = Arc::clone(self);
-                let written = writer
-                    .spawn(move || async move { shared.write_runs(offset, data, runs).await });
-                written.await.unwrap_or_else(|_| Err(stopped(offset, "An I/O thread ended early")))
-            }
-        }
-    }
-
-    async fn write_runs(&self, offset: u64, data: IoBuf, runs: Vec<Run>) -> Result<(), CopyError> {
-        match runs.as_slice() {
-            [Run { zero: false, .. }] => self.write_data(offset, data).await,
-            _ => {
-                let runs = runs.into_iter().map(|run| self.write_run(offset, &data, run));
-                run_all(runs).await
-            }
-        }
-    }
-
-    async fn write_run(&self, offset: u64, data: &IoBuf, run: Run) -> Result<(), CopyError> {
-        let start = u64::try_from(run.range.start).unwrap_or(u64::MAX);
-        let len = u64::try_from(run.range.len()).unwrap_or(u64::MAX);
-        let place = offset.saturating_add(start);
-        if run.zero && self.copy.options.sparse != 0 {
-            self.zero(place, len).await
-        } else {
-            self.write_data(place, data.slice(run.range)).await
-        }
-    }
-
-    async fn write_data(&self, offset: u64, data: IoBuf) -> Result<(), CopyError> {
-        let failed = |error| CopyError { stage: Stage::Writing, offset, error };
-        if !self.copy.options.compress {
-            let written = self.copy.target.write(offset, data, WriteFlags::empty()).await;
-            return written.map_err(failed);
-        }
-        // One request a cluster: all cores compress at once.
-        let unit = usize::try_from(self.unit).unwrap_or(usize::MAX);
-        let mut rest = data;
-        let mut at = offset;
-        let mut clusters = Vec::new();
-        while !rest.is_empty() {
-            let cluster = rest.split_to(unit.min(rest.len()));
-            let len = u64::try_from(cluster.len()).unwrap_or(u64::MAX);
-            clusters.push(self.copy.target.write(at, cluster, WriteFlags::COMPRESSED));
-            at = at.saturating_add(len);
-        }
-        run_all(clusters).await.map_err(failed)
-    }
-
-    async fn zero(&self, offset: u64, len: u64) -> Result<(), CopyError> {
-        if self.copy.options.target_is_zero {
-            return Ok(());
-        }
-        let end = offset.saturating_add(len);
-        let mut at = offset;
-        while at < end {
-            self.go_on(at)?;
-            let step = ZERO_STEP.min(end - at);
-            let zeroed = self.copy.target.write_zeroes(at, step, ZeroFlags::MAY_UNMAP).await;
-            zeroed.map_err(|error| CopyError { stage: Stage::Writing, offset: at, error })?;
-            at = at.saturating_add(step);
-        }
-        Ok(())
     }
 }

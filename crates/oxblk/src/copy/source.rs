@@ -5,6 +5,8 @@ use std::sync::Arc;
 use oxblk_core::{Backend, Result};
 use oxblk_ring::IoBufMut;
 
+use crate::buffer::buffer;
+
 /// Sources are laid end to end at multiples of this many bytes.
 const SECTOR: u64 = 512;
 
@@ -48,7 +50,7 @@ impl Sources {
     pub(super) async fn read(&self, offset: u64, len: usize) -> Result<IoBufMut> {
         match self.at(offset) {
             Some((source, at)) if source.size().saturating_sub(at) >= as_u64(len) => {
-                source.read(at, IoBufMut::new(len)).await
+                source.read(at, buffer(len)).await
             }
             _ => self.read_pieces(offset, len).await,
         }

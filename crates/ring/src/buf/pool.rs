@@ -3,7 +3,8 @@
 //! * Up to 64 KiB, on an I/O thread: its **arena**, one mapping that its ring has registered with the kernel, cut into
 //!   4, 16 and 64 KiB pieces. A piece that is freed on another thread comes back through a lock-free stack.
 //! * Up to 64 KiB otherwise: a small cache per thread.
-//! * Above: page mappings, kept by one process-wide cache that holds at most [`BIG_CACHE`] bytes.
+//! * Above: page mappings. Each thread keeps the last few that are not too long, which are in its core's caches; the rest
+//!   is kept by one process-wide cache that holds at most [`BIG_CACHE`] bytes.
 //!
 //! All caches are bounded; what does not fit goes back to the system, and so does everything but the arenas when
 //! there is nothing to do ([`trim_thread`], [`trim_shared`]). Memory is zero when it is made and stays
@@ -28,6 +29,10 @@ const LARGEST_SMALL: usize = 64 << 10;
 /// Bytes of big blocks that are kept for reuse.
 const BIG_CACHE: usize = 12 << 20;
 const LARGEST_CACHED: usize = 4 << 20;
+
+/// How many big blocks a thread keeps, and the longest of them in bytes.
+const BIG_KEEP: usize = 2;
+const LARGEST_KEPT: usize = 512 << 10;
 
 /// Free pieces of each class of an arena.
 type Pieces = [Vec<NonNull<Block>>; 3];
@@ -101,11 +106,18 @@ struct ThreadPool {
     arena: Option<Arc<Arena>>,
     pieces: Pieces,
     small: [Vec<NonNull<Block>>; 4],
+    /// The last big blocks that were freed here, the newest last.
+    big: Vec<FreeBlock>,
 }
 
 thread_local! {
     static POOL: RefCell<ThreadPool> = const {
-        RefCell::new(ThreadPool { arena: None, pieces: [const { Vec::new() }; 3], small: [const { Vec::new() }; 4] })
+        RefCell::new(ThreadPool {
+            arena: None,
+            pieces: [const { Vec::new() }; 3],
+            small: [const { Vec::new() }; 4],
+            big: Vec::new(),
+        })
     };
 }
 
@@ -152,7 +164,7 @@ fn put_piece(pieces: &mut Pieces, block: NonNull<Block>) {
 }
 
 impl ThreadPool {
-    /// Frees the small blocks kept for reuse.
+    /// Frees the blocks kept for reuse.
     fn trim(&mut self) {
         for (class, list) in self.small.iter_mut().enumerate() {
             for block in list.drain(..) {
@@ -160,6 +172,23 @@ impl ThreadPool {
                 unsafe { free_small(block, class) };
             }
         }
+        self.big.drain(..).for_each(unmap);
+    }
+
+    /// The newest free big block of this capacity.
+    fn take_big(&mut self, capacity: usize) -> Option<FreeBlock> {
+        let at = self.big.iter().rposition(|block| block.capacity() == capacity)?;
+        Some(self.big.remove(at))
+    }
+
+    /// Keeps a free big block; gives back what there is no room for.
+    fn keep_big(&mut self, block: FreeBlock) -> Option<FreeBlock> {
+        if block.capacity() > LARGEST_KEPT {
+            return Some(block);
+        }
+        let oldest = (self.big.len() >= BIG_KEEP).then(|| self.big.remove(0));
+        self.big.push(block);
+        oldest
     }
 }
 
@@ -255,6 +284,13 @@ struct FreeBlock(NonNull<Block>);
 // SAFETY: a free block belongs to its holder alone.
 unsafe impl Send for FreeBlock {}
 
+impl FreeBlock {
+    fn capacity(&self) -> usize {
+        // SAFETY: the header of a free block is valid and its holder's alone.
+        unsafe { self.0.as_ref() }.capacity
+    }
+}
+
 static BIG: Mutex<BigCache> = Mutex::new(BigCache { blocks: Vec::new(), bytes: 0 });
 
 /// Rounds so that blocks of about the same size can stand in for each other, wasting at most a quarter.
@@ -265,16 +301,10 @@ fn round_big(len: usize) -> usize {
 
 fn take_big(len: usize) -> (BlockRef, bool) {
     let capacity = round_big(len);
-    if capacity <= LARGEST_CACHED {
-        let mut cache = BIG.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: cached blocks are free and belong to the cache.
-        let fits = cache.blocks.iter().rposition(|b| unsafe { b.0.as_ref() }.capacity == capacity);
-        if let Some(at) = fits {
-            let block = cache.blocks.remove(at);
-            cache.bytes -= capacity;
-            // SAFETY: taken out of the cache, so ours alone.
-            return (unsafe { BlockRef::adopt(block.0) }, false);
-        }
+    let kept = POOL.try_with(|pool| pool.borrow_mut().take_big(capacity)).ok().flatten();
+    if let Some(block) = kept.or_else(|| take_shared(capacity)) {
+        // SAFETY: taken out of its cache, so ours alone.
+        return (unsafe { BlockRef::adopt(block.0) }, false);
     }
     let mapped = map_pages(capacity).or_else(|_| {
         // What is kept for reuse may be what is missing.
@@ -289,24 +319,36 @@ fn take_big(len: usize) -> (BlockRef, bool) {
     (unsafe { BlockRef::adopt(NonNull::from(header)) }, true)
 }
 
+/// The newest free block of this capacity among those that all threads share.
+fn take_shared(capacity: usize) -> Option<FreeBlock> {
+    if capacity > LARGEST_CACHED {
+        return None;
+    }
+    let mut cache = BIG.lock().unwrap_or_else(PoisonError::into_inner);
+    let at = cache.blocks.iter().rposition(|block| block.capacity() == capacity)?;
+    cache.bytes -= capacity;
+    Some(cache.blocks.remove(at))
+}
+
 fn recycle_big(block: NonNull<Block>) {
-    // SAFETY: the caller hands over a free block.
-    let (memory, capacity) = unsafe { (block.as_ref().ptr, block.as_ref().capacity) };
+    let mut block = Some(FreeBlock(block));
+    let _ = POOL.try_with(|pool| {
+        block = block.take().and_then(|block| pool.borrow_mut().keep_big(block));
+    });
+    let Some(block) = block else { return };
+    if block.capacity() > LARGEST_CACHED {
+        return unmap(block);
+    }
     let mut dropped = Vec::new();
-    if capacity <= LARGEST_CACHED {
+    {
         let mut cache = BIG.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.blocks.push(FreeBlock(block));
-        cache.bytes += capacity;
+        cache.bytes += block.capacity();
+        cache.blocks.push(block);
         while cache.bytes > BIG_CACHE {
             let oldest = cache.blocks.remove(0);
-            // SAFETY: cached blocks are free and belong to the cache.
-            cache.bytes -= unsafe { oldest.0.as_ref() }.capacity;
+            cache.bytes -= oldest.capacity();
             dropped.push(oldest);
         }
-    } else {
-        unmap_pages(memory, capacity);
-        // SAFETY: the header came from `Box::leak` and is ours.
-        drop(unsafe { Box::from_raw(block.as_ptr()) });
     }
     dropped.into_iter().for_each(unmap);
 }

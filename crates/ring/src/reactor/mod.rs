@@ -6,7 +6,7 @@
 //! | way | for | module |
 //! |---|---|---|
 //! | io_uring | files and sockets | [`uring`] |
-//! | a call on the spot | small transfers of files that are in memory (tmpfs) | [`blocking`] |
+//! | a call on the spot | small transfers of files that are in memory (tmpfs), see [`in_place`] | [`blocking`] |
 //! | Linux AIO | files opened with `aio=native` | [`native`] |
 //! | blocking threads | files with `aio=threads`, or all files where io_uring is refused | [`blocking`] |
 //! | poll | sockets where io_uring is refused | [`fallback`] |
@@ -16,6 +16,7 @@
 
 mod blocking;
 mod fallback;
+mod in_place;
 mod kept;
 mod native;
 mod slots;
@@ -44,6 +45,8 @@ use crate::runtime::real_now;
 use crate::runtime::shared::{Message, Shared};
 use crate::runtime::{Config, Engine, Job};
 use fallback::Fallback;
+pub use in_place::{InPlace, transfer_in_place};
+use in_place::{LEAST_MOVED, ORDINARY, Spot};
 use native::Native;
 use slots::{Done, Slots};
 use uring::Uring;
@@ -102,19 +105,11 @@ pub(crate) struct Reactor {
     shared: Arc<Shared>,
     /// Scratch space of `turn`: what was harvested and is yet to be completed.
     harvest: RefCell<Vec<(Key, i32)>>,
-    /// Transfers carried out on the spot since the last turn.
-    on_the_spot: Cell<u32>,
+    /// Bytes moved on the spot since the last turn.
+    moved: Cell<usize>,
+    /// What is carried out on the spot.
+    spot: Cell<Spot>,
 }
-
-/// Longest transfer carried out on the spot.
-///
-/// The kernel cannot complete a transfer of tmpfs without blocking in principle, so io_uring hands each one to a worker
-/// thread, which costs several times what copying a few pages does. Long transfers are worth a worker: it copies while
-/// this thread goes on.
-const ON_THE_SPOT: usize = 16 << 10;
-
-/// Transfers on the spot in one turn before tasks must let others run.
-const SPOT_BUDGET: u32 = 64;
 
 /// Ready tasks from which on transfers are handed to workers, up to [`HANDED_OVER`] at a time.
 const QUEUED: usize = 4;
@@ -146,13 +141,14 @@ impl Reactor {
             native: RefCell::new(None),
             shared: Arc::clone(shared),
             harvest: RefCell::default(),
-            on_the_spot: Cell::new(0),
+            moved: Cell::new(0),
+            spot: Cell::new(ORDINARY),
         })
     }
 
     /// Submits what is queued, waits for something to happen, and completes what has ended.
     pub(crate) fn turn(&self, wait: Wait) {
-        self.on_the_spot.set(0);
+        self.moved.set(0);
         let mut done = std::mem::take(&mut *self.harvest.borrow_mut());
         if let Some(native) = &mut *self.native.borrow_mut() {
             native.submit(&mut done);
@@ -242,11 +238,7 @@ impl Reactor {
             }
             return Pending::new(local, key);
         }
-        if file.is_in_memory()
-            && op.is_transfer()
-            && payload.len() <= ON_THE_SPOT
-            && !reactor.has_work_for_another_core(local)
-        {
+        if file.is_in_memory() && op.is_transfer() && reactor.on_the_spot(local, payload.len()) {
             return reactor.perform_now(local, file, op, payload);
         }
         let mut driver = reactor.driver.borrow_mut();
@@ -273,6 +265,17 @@ impl Reactor {
         Pending::new(local, key)
     }
 
+    /// Whether a transfer of a file in memory is carried out by this thread.
+    fn on_the_spot(&self, local: &Local, len: usize) -> bool {
+        let Spot { longest, .. } = self.spot.get();
+        len <= longest && (longest > ORDINARY.longest || !self.has_work_for_another_core(local))
+    }
+
+    /// Changes what is carried out on the spot.
+    fn change_spot(&self, change: impl FnOnce(Spot) -> Spot) {
+        self.spot.set(change(self.spot.get()));
+    }
+
     /// Whether tasks queue up here while the kernel's workers have little to do: then some transfers are better
     /// handed to them, so that two cores copy.
     fn has_work_for_another_core(&self, local: &Local) -> bool {
@@ -295,13 +298,14 @@ impl Reactor {
     /// Carries out an operation on the spot. Where many were since the last turn, its future waits for the next one, so that
     /// a task that finds all its data in memory does not keep others from running.
     fn perform_now(&self, local: &Rc<Local>, file: &File, op: Op, payload: Payload) -> Pending {
+        let len = payload.len().max(LEAST_MOVED);
         let (key, job) = self.blocking_op(local, file, op, payload);
         let result = job.perform();
         self.complete(key, result);
-        let spent = self.on_the_spot.get().saturating_add(1);
-        self.on_the_spot.set(spent);
+        let moved = self.moved.get().saturating_add(len);
+        self.moved.set(moved);
         let mut pending = Pending::new(local, key);
-        pending.yields = spent > SPOT_BUDGET;
+        pending.yields = moved > self.spot.get().budget;
         pending
     }
 

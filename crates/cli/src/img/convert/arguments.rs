@@ -74,6 +74,8 @@ pub(super) struct Arguments {
     pub(super) share: bool,
     pub(super) rate: Option<u64>,
     pub(super) parallel: usize,
+    /// Writes need not be in the order of the disk.
+    pub(super) out_of_order: bool,
     pub(super) offload: bool,
     pub(super) salvage: bool,
     pub(super) threads: usize,
@@ -130,6 +132,7 @@ pub(super) fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
         share: false,
         rate: None,
         parallel: 8,
+        out_of_order: false,
         offload: false,
         salvage: false,
         threads: threads::default(),
@@ -181,8 +184,8 @@ fn set(context: &Context, read: &mut Arguments, raw: &mut Raw, id: char, value: 
         '6' => read.salvage = true,
         '7' => objects::define(&value).map_err(|text| context.failed(text))?,
         '8' => read.threads = threads::parse(context, &value)?,
-        // -W: writes are out of order in any case.
-        _ => {}
+        // -W
+        _ => read.out_of_order = true,
     }
     Ok(())
 }

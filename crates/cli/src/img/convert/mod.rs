@@ -17,7 +17,7 @@ use super::{Context, Exit, Step, graph, threads};
 use crate::image::Image;
 use crate::program::Program;
 use crate::signals::stop_flag;
-use crate::text::progress::Progress;
+use crate::text::progress::{Progress, step};
 use arguments::Arguments;
 
 /// Runs the command.
@@ -29,7 +29,7 @@ pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
         return print_options(context, &graph, arguments.new_format(), target);
     }
     let helpers = threads::helpers(context, arguments.threads);
-    let progress = Progress::start(arguments.progress && !arguments.quiet);
+    let progress = Progress::start(arguments.progress && !arguments.quiet, step::USUAL);
     let outcome = context.block_on(convert(context, &arguments, &graph, &helpers, &progress));
     if outcome.is_ok() {
         progress.complete();
@@ -123,7 +123,8 @@ impl Job<'_> {
     }
 
     async fn copy(&self, sources: &[Backend], target: &target::Target) -> Step {
-        let Arguments { compress, sparse, salvage, offload, rate, .. } = *self.arguments;
+        let Arguments { compress, sparse, salvage, offload, rate, out_of_order, .. } =
+            *self.arguments;
         // A target that may hold something is overwritten in place, zeroes where the source has none: to empty it first
         // would give its space back to the host only to ask for it again.
         let options = CopyOptions {
@@ -135,6 +136,7 @@ impl Job<'_> {
             offload,
             salvage,
             rate,
+            in_order: !out_of_order,
             ..CopyOptions::default()
         };
         let observer = Arc::new(Told {
@@ -169,6 +171,10 @@ struct Told {
 impl Observer for Told {
     fn progress(&self, done: u64, total: u64) {
         self.progress.set(done, total);
+    }
+
+    fn wants_total(&self) -> bool {
+        self.progress.is_shown()
     }
 
     fn salvaged(&self, offset: u64, error: &Error) {

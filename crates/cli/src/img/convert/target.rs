@@ -33,9 +33,11 @@ pub(super) async fn prepare(
     let made = if arguments.create {
         create(context, arguments, graph, sources, size).await?
     } else {
-        let (file, format) = (arguments.backing.as_deref(), arguments.backing_format.as_deref());
-        check_backing(context, arguments, sources, file, format)?;
-        Made { has_backing: file.is_some(), ..Made::default() }
+        // Name and format say what a new image refers to. One that exists has the backing file that it has.
+        if arguments.backing.is_some() {
+            check_relied_on(context, arguments, sources)?;
+        }
+        Made { has_backing: arguments.backing.is_some(), ..Made::default() }
     };
     let has_backing = made.has_backing;
     let backend = open(context, arguments, graph, made.opening).await?;
@@ -56,22 +58,28 @@ fn check_backing(
     format: Option<&str>,
 ) -> Step {
     let Some(file) = file else { return Ok(()) };
-    if sources.len() > 1 {
-        return Err(context.failed("Having a backing file for the target makes no sense when concatenating multiple input images"));
-    }
+    check_relied_on(context, arguments, sources)?;
     if format.is_none() {
         return Err(context.failed("Use of backing file requires explicit backing format"));
+    }
+    if relative_to(&arguments.target, file) == arguments.target {
+        return Err(context.failed(
+            "Error: Trying to create an image with the same filename as the backing file",
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a copy may rely on a backing file of the target.
+fn check_relied_on(context: &Context, arguments: &Arguments, sources: &[Backend]) -> Step {
+    if sources.len() > 1 {
+        return Err(context.failed("Having a backing file for the target makes no sense when concatenating multiple input images"));
     }
     if arguments.target_is_zero {
         context
             .program
             .error("Cannot use --target-is-zero when the destination image has a backing file");
         return Err(Exit(0));
-    }
-    if arguments.create && relative_to(&arguments.target, file) == arguments.target {
-        return Err(context.failed(
-            "Error: Trying to create an image with the same filename as the backing file",
-        ));
     }
     Ok(())
 }
@@ -194,7 +202,8 @@ fn describe(
     let below = node.child(ChildIdx::BACKING);
     let backing = match (has_backing, below) {
         (true, Some(below)) => Some(below.size()),
-        (true, None) => Some(0),
+        // Its size is not known: all that is zero is written as zeroes.
+        (true, None) => Some(u64::MAX),
         (false, _) => None,
     };
     let fresh = arguments.create && node.limits().has_zero_init;

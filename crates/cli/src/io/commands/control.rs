@@ -63,7 +63,7 @@ pub(in crate::io) async fn sigraise(_session: &Session, call: Call<'_>) -> Outco
     let text = call.arguments.first().copied().unwrap_or_default();
     let Some(signal) = bytes(text) else { return Outcome::Failed };
     let Ok(signal) = i32::try_from(signal) else {
-        out(format_args!("signal argument '{text}' is too large to be a valid signal number\n"));
+        out(format_args!("signal argument '{text}' is too large to be a valid signal\n"));
         return Outcome::Failed;
     };
     flush_out();

@@ -8,6 +8,7 @@ use oxblk_ring::IoBuf;
 
 use super::Qcow2;
 use crate::qcow2::lookup::Extent;
+use crate::qcow2::write_back::Was;
 
 /// Zeroes written at once, in bytes.
 const PIECE: u64 = 1 << 20;
@@ -66,6 +67,6 @@ impl Qcow2 {
             self.relieve().await?;
         }
         let rest = self.cluster_end(end);
-        if rest < to { self.forget_guest(rest, to).await } else { Ok(()) }
+        self.forget_guest(rest, to, Was::Discarded).await
     }
 }

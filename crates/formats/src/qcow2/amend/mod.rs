@@ -2,12 +2,14 @@
 //!
 //! Everything that can be refused is refused before anything changes. Then come, each of them leaving a whole image:
 //!
-//! 1. the header of version 3, if the image gets that;
+//! 1. the header of version 3, if the image gets that, after what snapshots must have in it;
 //! 2. features and the data file's name;
 //! 3. the size;
 //! 4. for version 2: zero clusters become data, or nothing (`downgrade`);
 //! 5. refcounts of another width, written beside the old ones (`refcount_width`), and the header that names them and has
 //!    its final version.
+//!
+//! If one of the last two fails, a disk that has grown gets its old size back.
 //!
 //! What is in memory is of the old version and width; so the image takes no more requests once either has changed.
 
@@ -192,7 +194,12 @@ impl Qcow2 {
         // What is freed has to be free, and written, before anything is laid out anew.
         self.close_image().await?;
         self.stop_postponing().await?;
+        let order = wanted.refcount_order.filter(|o| *o != header.geometry.refcount_order);
+        if let Some(order) = order {
+            self.check_refcounts_fit(order).await?;
+        }
         if header.version < 3 && version >= 3 {
+            self.complete_snapshots().await?;
             self.rewrite_header(|header| header.version = 3).await?;
         }
         self.amend_header(&wanted).await?;
@@ -200,14 +207,11 @@ impl Qcow2 {
             self.resize_image(size, Preallocation::Off).await?;
         }
         let downgraded = header.version >= 3 && version < 3;
-        if downgraded {
-            self.expand_zero_clusters(&*request.progress).await?;
-        }
-        let order = wanted.refcount_order.filter(|o| *o != header.geometry.refcount_order);
         let finished = self.finish_amend(order, downgraded, &*request.progress).await;
         if finished.is_err() {
             // Requests go on, and the bitmaps may have been completed.
             self.use_bitmaps().await;
+            self.shrink_back(header.size).await;
         }
         finished?;
         if version != header.version || order.is_some() {
@@ -251,13 +255,27 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Writes refcounts of another width if one is given, and the header as it stays.
+    /// Gives a disk that has grown its old size back, as the rest of what was wanted has failed.
+    async fn shrink_back(&self, size: u64) {
+        if size < self.size()
+            && self.check_usable().is_ok()
+            && let Err(error) = self.resize_image(size, Preallocation::Off).await
+        {
+            tracing::warn!("qcow2: the disk stays larger than it was: {error}");
+        }
+    }
+
+    /// Leaves no zero clusters for version 2, writes refcounts of another width if one is given, and the header as it
+    /// stays.
     async fn finish_amend(
         &self,
         order: Option<u32>,
         downgrade: bool,
         progress: &dyn Fn(u64, u64),
     ) -> Result<()> {
+        if downgrade {
+            self.expand_zero_clusters(progress).await?;
+        }
         if order.is_some() || downgrade {
             // They cannot be written once refcounts are of another kind.
             self.complete_image().await?;

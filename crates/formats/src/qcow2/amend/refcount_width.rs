@@ -78,6 +78,13 @@ impl Qcow2 {
         })
     }
 
+    /// Refuses a width of 2^`order` bits that a refcount does not fit into. Nothing is dirty.
+    pub(super) async fn check_refcounts_fit(&self, order: u32) -> Result<()> {
+        let per_block = (self.geometry.cluster_size() << 3) >> order;
+        let old = self.refcounts.structure();
+        self.blocks_needed(order, per_block, &old).await.map(drop)
+    }
+
     /// Table indices of the blocks that have something to count.
     async fn blocks_needed(
         &self,

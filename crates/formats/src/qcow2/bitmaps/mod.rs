@@ -175,6 +175,17 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Has the bitmaps that are kept in the image follow a change of size.
+    pub(super) fn resize_bitmaps(&self, size: u64) {
+        let live = self.bitmaps.state().live.clone();
+        for bitmap in live {
+            if let Err(error) = bitmap.resize(size) {
+                // It has been checked that they can; core marks what does not.
+                tracing::warn!("qcow2: bitmap '{}' stays as it is: {error}", bitmap.name());
+            }
+        }
+    }
+
     fn check_can_store(&self, name: &str, granularity: u64) -> Result<()> {
         if self.version < 3 {
             return Err(Error::unsupported("Cannot store dirty bitmaps in qcow2 v2 files"));

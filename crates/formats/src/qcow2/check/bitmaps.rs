@@ -13,8 +13,8 @@ use oxblk_ring::IoBuf;
 use super::Checker;
 use crate::qcow2::bitmaps::{carry_out, distrust, plan, read_directory};
 use crate::qcow2::layout::{
-    BitmapData, BitmapEntry, BitmapFlags, BitmapTableEntry, BitmapsExtension, bitmap_bytes,
-    encode_bitmap_directory,
+    Autoclear, BitmapData, BitmapEntry, BitmapFlags, BitmapTableEntry, BitmapsExtension,
+    bitmap_bytes, encode_bitmap_directory,
 };
 use crate::qcow2::reach::Claim;
 
@@ -32,7 +32,14 @@ impl Checker<'_> {
         if let Some(fault) = self.header.extensions.bitmaps_fault.clone() {
             return self.broken_directory(&fault);
         }
-        let Some(place) = self.header.extensions.bitmaps else { return };
+        let Some(place) = self.header.extensions.bitmaps else {
+            if self.header.autoclear.contains(Autoclear::BITMAPS) {
+                self.not_seen("ERROR the header says that there are bitmaps but not where");
+            }
+            return;
+        };
+        let (offset, size) = (place.directory_offset, place.directory_size);
+        self.named.push((offset, size, "bitmap directory"));
         let entries = match read_directory(self.file, &place).await {
             Ok(entries) => entries,
             Err(error) if error.kind() == ErrorKind::Io => {
@@ -65,6 +72,8 @@ impl Checker<'_> {
     }
 
     fn broken_directory(&mut self, fault: &str) {
+        // What the bitmaps occupy is not known then.
+        self.unseen = true;
         if self.fixes_all() {
             self.say_repairing(&format!("the bitmap directory by dropping it: {fault}"));
             self.new_bitmaps = Some(NewDirectory::Dropped);

@@ -16,11 +16,15 @@
 //! are scattered, and nothing is read at a length that the image chooses, other than the tables whose limits [`Header`] has checked. References past the end of the
 //! file are told, and not counted.
 //!
+//! A repair frees only what it understands: where the header does not name what it should, clusters that seem to leak may
+//! belong to what it should name ([`named`]). Then refcounts may be raised, and nothing else.
+//!
 //! Findings are worded and counted as `qemu-img check` does.
 
 mod bitmaps;
 mod copied;
 mod entries;
+mod named;
 mod rebuild;
 mod refcounts;
 mod repair;
@@ -37,7 +41,7 @@ use oxblk_ring::IoBufMut;
 use std::sync::atomic::Ordering::Release;
 
 use super::Qcow2;
-use super::layout::{Geometry, Header, refcount_max};
+use super::layout::{Autoclear, Geometry, Header, field_offsets, refcount_max};
 use super::open::read_header;
 use super::reach::References;
 use snapshot_table::Mended;
@@ -55,8 +59,9 @@ pub(super) async fn check(
 ) -> Result<CheckReport> {
     let mut check = Checker::new(file, header, fix, say);
     check.count_references().await?;
-    check.complete = check.report.check_errors == 0;
+    check.complete = check.report.check_errors == 0 && !check.unseen;
     check.compare_refcounts().await?;
+    check.check_named_ranges().await;
     if fix != Fix::Nothing {
         check.repair().await?;
     } else if check.copied_suspect {
@@ -81,7 +86,19 @@ impl Qcow2 {
         }
         // What is in memory tells of the image as it was: it has to be opened again.
         self.corrupt.store(true, Release);
-        check(&file, &header, fix, say).await
+        let report = check(&file, &header, fix, say).await?;
+        self.clear_unknown_autoclear(&file).await?;
+        Ok(report)
+    }
+
+    /// Features that are not known are not kept up to date by a repair: they must not be believed after it.
+    async fn clear_unknown_autoclear(&self, file: &Edge) -> Result<()> {
+        let header = read_header(file).await?;
+        let known = header.autoclear & (Autoclear::BITMAPS | Autoclear::RAW_DATA_FILE);
+        if header.version < 3 || known == header.autoclear {
+            return Ok(());
+        }
+        self.write_header_field(field_offsets::AUTOCLEAR, &known.bits().to_be_bytes()).await
     }
 }
 
@@ -128,6 +145,16 @@ struct Checker<'a> {
     reused: BTreeSet<u64>,
     /// Refcount table indices whose block is none, or not one alone: it is not written to.
     unfit_blocks: HashSet<u64>,
+    /// Something that is in use may not have been seen: nothing is freed.
+    unseen: bool,
+    /// The header names something else than it should: tables are left alone as well.
+    misled: bool,
+    /// Why.
+    doubts: Vec<String>,
+    /// Active L1 entries that refer to nothing sensible.
+    l1_faults: u64,
+    /// What the header and the snapshot table name: offset, length, and what it is.
+    named: Vec<(u64, u64, &'static str)>,
 }
 
 impl<'a> Checker<'a> {
@@ -166,6 +193,11 @@ impl<'a> Checker<'a> {
             untold: BTreeSet::new(),
             reused: BTreeSet::new(),
             unfit_blocks: HashSet::new(),
+            unseen: false,
+            misled: false,
+            doubts: Vec::new(),
+            l1_faults: 0,
+            named: Vec::new(),
         }
     }
 

@@ -4,8 +4,8 @@
 //! given up, and last entries are made to claim what is true by then. Each step is durable before the next. Where
 //! refcounts cannot be mended in their place, [`super::rebuild`] writes all of them anew.
 //!
-//! A repair makes what progress it can. If something could not be read, so that some references may be unknown, no
-//! refcount is lowered: that leaks at worst.
+//! A repair makes what progress it can. If something could not be read, or the header does not name what it should, so that
+//! some references may be unknown, no refcount is lowered: that leaks at worst.
 
 use oxblk_core::check::Fix;
 use oxblk_core::{Error, Result, WriteFlags};
@@ -26,6 +26,12 @@ enum Change {
 impl Checker<'_> {
     /// Repairs what `fix` allows, after everything has been looked at.
     pub(super) async fn repair(&mut self) -> Result<()> {
+        self.tell_doubts();
+        if self.misled {
+            self.patches.clear();
+            self.mended = None;
+            self.new_bitmaps = None;
+        }
         self.write_patches().await?;
         self.write_new_bitmaps().await?;
         if self.fix == Fix::All {
@@ -53,7 +59,7 @@ impl Checker<'_> {
             self.report.leaks = self.report.leaks.saturating_sub(lowered);
             self.report.leaks_fixed = self.report.leaks_fixed.saturating_add(lowered);
         }
-        if self.copied_suspect {
+        if self.copied_suspect && !self.misled {
             // Leaks alone are mended without touching tables of an image that has worse faults.
             let mend = self.fix == Fix::All
                 || (self.report.corruptions, self.report.check_errors) == (0, 0);

@@ -10,10 +10,7 @@ use crate::qcow2::layout::{
     Snapshot, parse_snapshot,
 };
 use crate::qcow2::read_ahead::read_ahead;
-use crate::qcow2::snapshots::{TablePlace, visit_snapshots};
-
-/// Extra data that version 3 images must have in each entry, in bytes.
-const V3_EXTRA: usize = 16;
+use crate::qcow2::snapshots::{TablePlace, V3_EXTRA, visit_snapshots};
 
 /// The snapshots of an image.
 #[derive(Default)]

@@ -36,6 +36,7 @@ impl<'a> Checker<'a> {
         if let Some(crypto) = self.header.extensions.crypto {
             self.refer(crypto.offset, crypto.length, 1, Claim::None);
         }
+        self.check_what_header_names(&snapshots).await;
         if snapshots.faults > 0 {
             let first = self.geometry.cluster_index(self.header.snapshots_offset);
             let old = (first, self.geometry.clusters_for(snapshots.table_bytes));
@@ -167,10 +168,12 @@ impl<'a> Checker<'a> {
         inactive: &mut BTreeMap<u64, Times>,
     ) -> Result<()> {
         let l1 = self.read_l1(active).await;
+        self.find_flags_alone(active.0, &l1);
         let mut places = Vec::new();
         let mut times_of: BTreeMap<u64, Times> = BTreeMap::new();
         for entry in l1.iter().copied().map(L1Entry).filter(|entry| entry.raw_offset() != 0) {
             if entry.reserved() != 0 {
+                self.l1_faults = self.l1_faults.saturating_add(1);
                 self.corrupt(&format!(
                     "ERROR found L1 entry with reserved bits set: {:x}",
                     entry.0
@@ -204,8 +207,28 @@ impl<'a> Checker<'a> {
         Ok(())
     }
 
+    /// L1 entries that have flags and refer to no table: they read as empty ones, but QEMU takes the header for their table.
+    fn find_flags_alone(&mut self, l1_offset: u64, l1: &[u64]) {
+        for (index, entry) in (0_u64..).zip(l1) {
+            if *entry == 0 || L1Entry(*entry).raw_offset() != 0 {
+                continue;
+            }
+            self.l1_faults = self.l1_faults.saturating_add(1);
+            let finding = format!("L1 entry {index} has flags but no offset: {entry:x}");
+            if self.fix == Fix::All {
+                self.say_repairing(&finding);
+                self.patches.push((l1_offset.saturating_add(index.saturating_mul(8)), 0));
+            } else {
+                self.corrupt(&format!("ERROR {finding}"));
+            }
+        }
+    }
+
     fn refer_to_table(&mut self, offset: u64, times: Times, claim: Claim) {
         self.refer(offset, self.geometry.cluster_size(), times, claim);
+        if !self.geometry.is_aligned(offset) || offset >= self.file.size() {
+            self.l1_faults = self.l1_faults.saturating_add(1);
+        }
         if !self.geometry.is_aligned(offset) {
             self.corrupt(&format!(
                 "ERROR l2_offset={offset:x}: Table is not cluster aligned; L1 entry corrupted"

@@ -70,9 +70,13 @@ impl Qcow2 {
         }
         debug_assert!(self.clusters_of(old, self.l1_entries()).contains(&cluster));
         let offset = self.store_table(bytes).await?;
-        let place = offset.to_be_bytes();
-        let named = self.write_header_field(field_offsets::L1_TABLE_OFFSET, &place).await;
-        self.stop_unless_known(named)?;
+        let (before, after) = (old.to_be_bytes(), offset.to_be_bytes());
+        let named =
+            self.exchange_header_field(field_offsets::L1_TABLE_OFFSET, &before, &after).await;
+        if named.is_err() {
+            self.drop_l1_clusters(l1.len(), offset);
+        }
+        named?;
         self.l1_offset.store(offset, Release);
         let clusters = self.geometry.clusters_for(len);
         self.drop_clusters(self.geometry.cluster_index(old), clusters, Was::Table);
@@ -94,7 +98,7 @@ impl Qcow2 {
             }
             let room = self.has_room(place.bytes, table.start).await?;
             if room {
-                self.replace_snapshots(&list).await?;
+                self.store_snapshots(&list).await?;
             }
             return Ok(Some(if room { table.end.saturating_sub(table.start) } else { 0 }));
         };
@@ -106,14 +110,12 @@ impl Qcow2 {
         let l1 = self.read_inactive_l1(old, entries).await?;
         let words: Vec<u8> = l1.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
         snapshot.l1_offset = self.store_table(words).await?;
-        self.replace_snapshots(&list).await?;
+        let new = snapshot.l1_offset;
+        if let Err(error) = self.store_snapshots(&list).await {
+            self.drop_l1_clusters(l1.len(), new);
+            return Err(error);
+        }
         self.drop_l1_clusters(l1.len(), old);
         Ok(Some(self.geometry.clusters_for(bytes)))
-    }
-
-    async fn replace_snapshots(&self, list: &[Snapshot]) -> Result<()> {
-        let place = self.write_snapshots(list).await?;
-        let named = self.name_snapshots(place).await;
-        self.stop_unless_known(named)
     }
 }

@@ -9,7 +9,7 @@ use oxblk_core::{Error, ErrorKind, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::super::allocator::Resting;
-use super::super::header::stop_unless_known;
+use super::super::header::{exchange, stop_unless_known};
 use super::super::layout::{MAX_REFCOUNT_TABLE_BYTES, field_offsets};
 use super::Refcounts;
 
@@ -99,23 +99,27 @@ impl Refcounts {
         let table = self.encode_table(entries, &missing, start)?;
         let file = self.file()?;
         file.write(self.host(table_start), table, WriteFlags::empty()).await?;
-        for cluster in start..used_end {
-            if !missing.contains(&(cluster / per_block)) {
-                let place = self.place(cluster)?;
-                let slice = self.slice(&place).await?;
-                let slice = slice.ok_or_else(|| Error::corrupt("refcount block vanished"))?;
-                self.change(&slice, &place, 1)?;
-                slice.mark_dirty();
+        let before = table_fields(old_offset, old_entries.saturating_mul(8) / cluster_size)?;
+        let after = table_fields(self.host(table_start), table_clusters)?;
+        let mut counted = Vec::new();
+        let named = async {
+            for cluster in start..used_end {
+                if !missing.contains(&(cluster / per_block)) {
+                    self.add_one(cluster).await?;
+                    counted.push(cluster);
+                }
             }
+            self.write_back().await?;
+            file.flush().await?;
+            let place = field_offsets::REFCOUNT_TABLE_OFFSET;
+            exchange(&file, place, &before, &after, &self.stop).await
+        };
+        if let Err(error) = named.await {
+            for cluster in counted {
+                self.drop_one(cluster).await?;
+            }
+            return Err(error);
         }
-        self.write_back().await?;
-        file.flush().await?;
-        let mut pointer = self.host(table_start).to_be_bytes().to_vec();
-        let clusters = u32::try_from(table_clusters).map_err(|_| Error::from_errno(27))?;
-        pointer.extend_from_slice(&clusters.to_be_bytes());
-        file.write(field_offsets::REFCOUNT_TABLE_OFFSET, IoBuf::from(pointer), WriteFlags::empty())
-            .await?;
-        file.flush().await?;
         run.keep_first(used_end.saturating_sub(start));
         self.adopt_table(&missing, start, table_start, entries);
         self.free_old_table(old_offset, old_entries).await
@@ -174,4 +178,10 @@ impl Refcounts {
         }
         Ok(())
     }
+}
+
+/// How the header tells of a refcount table: its offset, then its length in clusters.
+fn table_fields(offset: u64, clusters: u64) -> Result<Vec<u8>> {
+    let clusters = u32::try_from(clusters).map_err(|_| Error::from_errno(27))?;
+    Ok([&offset.to_be_bytes()[..], &clusters.to_be_bytes()[..]].concat())
 }

@@ -29,9 +29,11 @@ impl Qcow2 {
         self.raise_reach(&reach).await?;
         let l1 = self.active_l1();
         self.store_new(&mut list, new, &l1, &reach).await?;
-        if new.vm_state_size > 0 {
+        if new.vm_state_size > 0
             // Nobody needs it any more but the snapshot: the next would keep and then copy it.
-            self.forget_vm_state().await?;
+            && let Err(error) = self.forget_vm_state().await
+        {
+            tracing::warn!("qcow2: the active state keeps the VM state: {error}");
         }
         Ok(())
     }
@@ -48,17 +50,29 @@ impl Qcow2 {
             true => 0,
             false => match self.store_table(bytes).await {
                 Ok(offset) => offset,
-                Err(error) => return self.lower_reach(reach).await.and(Err(error)),
+                Err(error) => return Err(self.undo_raise(reach, error).await),
             },
         };
         list.push(self.entry(list, new, l1_offset, l1.len()));
-        let stored = self.store_snapshots(list).await;
-        if stored.is_err() {
-            // The references that nothing came to hold.
-            self.lower_reach(reach).await?;
-            self.drop_l1_clusters(l1.len(), l1_offset);
+        match self.store_snapshots(list).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.drop_l1_clusters(l1.len(), l1_offset);
+                Err(self.undo_raise(reach, error).await)
+            }
         }
-        stored
+    }
+
+    /// Takes back references that nothing came to hold because of `error`, which is given back. What cannot be taken back
+    /// leaks.
+    pub(super) async fn undo_raise(&self, reach: &Reach, error: Error) -> Error {
+        // If it is not known what the header names, they may be held.
+        if self.check_usable().is_ok()
+            && let Err(failed) = self.lower_reach(reach).await
+        {
+            tracing::warn!("qcow2: clusters leak: {failed}");
+        }
+        error
     }
 
     fn entry(
@@ -97,6 +111,9 @@ impl Qcow2 {
         let snapshot = find(self.snapshot_list().await?, id)?.1;
         snapshot.check_l1(self.geometry)?;
         let size = snapshot.size.unwrap_or_else(|| self.size());
+        if size != self.size() {
+            self.check_bitmaps_can_follow(size)?;
+        }
         let mut l1 = self.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
         let needed = self.geometry.l1_entries_for(size).and_then(|n| usize::try_from(n).ok());
         let needed = needed.ok_or_else(|| Error::from_errno(27))?;
@@ -132,15 +149,17 @@ impl Qcow2 {
         let bytes: Vec<u8> = l1.iter().flat_map(|word| entry(word).0.to_be_bytes()).collect();
         let offset = match self.store_table(bytes).await {
             Ok(offset) => offset,
-            Err(error) => return self.lower_reach(reach).await.and(Err(error)),
+            Err(error) => return Err(self.undo_raise(reach, error).await),
         };
         let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(27))?;
-        // Size, encryption, L1 entries and L1 offset lie side by side, within one sector.
-        let mut fields = size.to_be_bytes().to_vec();
-        fields.extend(self.header().crypt_method.number().to_be_bytes());
-        fields.extend(entries.to_be_bytes());
-        fields.extend(offset.to_be_bytes());
-        self.write_header_field(field_offsets::SIZE, &fields).await?;
+        let old_entries = u32::try_from(old.0.len()).map_err(|_| Error::from_errno(27))?;
+        let before = self.active_fields(self.size(), old_entries, old.1);
+        let after = self.active_fields(size, entries, offset);
+        let named = self.exchange_header_field(field_offsets::SIZE, &before, &after).await;
+        if let Err(error) = named {
+            self.drop_l1_clusters(l1.len(), offset);
+            return Err(self.undo_raise(reach, error).await);
+        }
         self.l2.clear();
         for (index, word) in (0_u64..).zip(l1) {
             self.l1.get_or_make(index).store(entry(word).0, Release);
@@ -151,10 +170,25 @@ impl Qcow2 {
         self.l1_offset.store(offset, Release);
         self.l1_entries.store(entries.into(), Release);
         self.size.store(size, Release);
+        self.resize_bitmaps(size);
         for table in l1.iter().filter_map(|entry| entry.l2_offset(self.geometry).ok().flatten()) {
             self.refcounts.allocator.note_metadata(table, self.geometry.cluster_size());
         }
-        self.drop_l1(&old.0, old.1).await.map(drop)
+        // The change has been made: what cannot be given up leaks.
+        if let Err(error) = self.drop_l1(&old.0, old.1).await {
+            self.leaves_leaks(&error);
+        }
+        Ok(())
+    }
+
+    /// How the header tells of the active state: size, encryption, L1 entries and L1 offset lie side by side, within one
+    /// sector.
+    pub(in super::super) fn active_fields(&self, size: u64, entries: u32, offset: u64) -> Vec<u8> {
+        let mut fields = size.to_be_bytes().to_vec();
+        fields.extend(self.header().crypt_method.number().to_be_bytes());
+        fields.extend(entries.to_be_bytes());
+        fields.extend(offset.to_be_bytes());
+        fields
     }
 
     /// Removes a snapshot.
@@ -169,25 +203,43 @@ impl Qcow2 {
         list.remove(index);
         let reach = self.reach(&l1, Pass::Leave).await?;
         self.set_dirty(true).await?;
-        match self.store_without(&list, &reach).await {
+        if let Err(error) = self.store_snapshots(&list).await {
+            return self.settle(Err(error), Alone::default()).await;
+        }
+        // The snapshot is gone: what cannot be given up leaks.
+        let alone = match self.lower_durably(&reach).await {
             Ok(alone) => {
                 self.drop_l1_clusters(l1.len(), snapshot.l1_offset);
-                self.settle(Ok(()), alone).await
+                alone
             }
-            Err(error) => self.settle(Err(error), Alone::default()).await,
-        }
+            Err(error) => {
+                self.leaves_leaks(&error);
+                Alone::default()
+            }
+        };
+        self.settle(Ok(()), alone).await
     }
 
-    async fn store_without(&self, list: &[Snapshot], reach: &Reach) -> Result<Alone> {
-        self.store_snapshots(list).await?;
+    async fn lower_durably(&self, reach: &Reach) -> Result<Alone> {
         let alone = self.lower_reach(reach).await?;
         self.children.require(ChildIdx::FILE)?.flush().await?;
         Ok(Alone::new(alone))
     }
 
+    /// A change has been made, but something of what was there before could not be given up.
+    fn leaves_leaks(&self, error: &Error) {
+        tracing::warn!("qcow2: the image needs a repair when it is opened next: {error}");
+        self.unfinished.store(true, Release);
+    }
+
     /// Ends a change: refcounts are lowered, entries claim what is true, and the image is clean. After a success only
-    /// entries of clusters that are `alone` now can claim too little, after a failure any can.
+    /// entries of clusters that are `alone` now can claim too little, after a failure any can. If something of this cannot
+    /// be done, the change stands all the same, and the image stays dirty: the next to open it for writing repairs it.
     async fn settle(&self, outcome: Result<()>, alone: Alone) -> Result<()> {
+        if self.check_usable().is_err() {
+            // It is not known what the header names, or the image is corrupt: nothing is written any more.
+            return outcome;
+        }
         let succeeded = outcome.is_ok();
         let settled = async {
             // The first cycle lowers refcounts, the second writes them.
@@ -198,10 +250,12 @@ impl Qcow2 {
             } else {
                 self.claim_truth().await?;
             }
-            self.set_dirty(false).await
+            if self.unfinished.load(Acquire) { Ok(()) } else { self.set_dirty(false).await }
         };
-        let settled = settled.await;
-        outcome.and(settled)
+        if let Err(error) = settled.await {
+            self.leaves_leaks(&error);
+        }
+        outcome
     }
 }
 

@@ -96,11 +96,14 @@ impl Qcow2 {
         let bytes: Vec<u8> = l1.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
         let offset = match self.store_table(bytes).await {
             Ok(offset) => offset,
-            Err(error) => return self.lower_reach(&reach).await.and(Err(error)),
+            Err(error) => return Err(self.undo_raise(&reach, error).await),
         };
         let Some(snapshot) = list.get_mut(index) else { return Ok(()) };
         let old_offset = std::mem::replace(&mut snapshot.l1_offset, offset);
-        self.store_snapshots(list).await?;
+        if let Err(error) = self.store_snapshots(list).await {
+            self.drop_l1_clusters(l1.len(), offset);
+            return Err(self.undo_raise(&reach, error).await);
+        }
         self.lower_reach(&left).await?;
         self.drop_l1_clusters(old.len(), old_offset);
         // The first cycle lowers refcounts, the second writes them.

@@ -29,7 +29,7 @@ use oxblk_core::{BoxFuture, Result};
 
 use super::Qcow2;
 pub(super) use references::Pass;
-pub(super) use table::{TablePlace, visit_snapshots};
+pub(super) use table::{TablePlace, V3_EXTRA, visit_snapshots};
 
 impl Snapshots for Qcow2 {
     fn list(&self) -> BoxFuture<'_, Result<Vec<SnapshotInfo>>> {

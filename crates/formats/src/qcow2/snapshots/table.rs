@@ -17,6 +17,9 @@ use super::super::write_back::Was;
 /// Bytes of the snapshot table that are read at once: more than the longest entry has.
 const CHUNK: usize = 256 << 10;
 
+/// Extra data that version 3 images must have in each entry, in bytes.
+pub(in super::super) const V3_EXTRA: usize = 16;
+
 /// Where the snapshot table lies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in super::super) struct TablePlace {
@@ -161,6 +164,29 @@ impl Qcow2 {
         self.name_snapshots(place).await
     }
 
+    /// Has each entry of the snapshot table tell what version 3 wants to know of it.
+    pub(in super::super) async fn complete_snapshots(&self) -> Result<()> {
+        let mut list = self.snapshot_list().await?;
+        if list.iter().all(|snapshot| snapshot.extra.len() >= V3_EXTRA) {
+            return Ok(());
+        }
+        for snapshot in &mut list {
+            snapshot.size = snapshot.size.or(Some(self.size()));
+        }
+        self.store_snapshots(&list).await?;
+        // The first cycle gives the old table up, the second writes its refcounts.
+        self.write_back(true).await?;
+        self.write_back(true).await
+    }
+
+    /// Gives up a table that nothing refers to.
+    fn drop_table(&self, offset: u64, bytes: u64) {
+        if bytes > 0 {
+            let clusters = self.geometry.clusters_for(bytes);
+            self.drop_clusters(self.geometry.cluster_index(offset), clusters, Was::Table);
+        }
+    }
+
     /// Writes another table, durably, that nothing refers to yet.
     pub(in super::super) async fn write_snapshots(&self, list: &[Snapshot]) -> Result<TablePlace> {
         let bytes: Vec<u8> = list.iter().flat_map(encode_snapshot).collect();
@@ -177,14 +203,22 @@ impl Qcow2 {
     }
 
     /// Has the header name such a table, and gives the old one up.
+    ///
+    /// # Errors
+    /// As the file reports. The old one stays, and the new one is given up.
     pub(in super::super) async fn name_snapshots(&self, place: TablePlace) -> Result<()> {
-        let fields = [&place.count.to_be_bytes()[..], &place.offset.to_be_bytes()[..]].concat();
-        self.write_header_field(field_offsets::SNAPSHOT_COUNT, &fields).await?;
-        let old = std::mem::replace(&mut *self.snapshots(), place);
-        if old.bytes > 0 {
-            let clusters = self.geometry.clusters_for(old.bytes);
-            self.drop_clusters(self.geometry.cluster_index(old.offset), clusters, Was::Table);
+        let fields = |place: TablePlace| {
+            [&place.count.to_be_bytes()[..], &place.offset.to_be_bytes()[..]].concat()
+        };
+        let (before, after) = (fields(self.snapshot_table()), fields(place));
+        let named =
+            self.exchange_header_field(field_offsets::SNAPSHOT_COUNT, &before, &after).await;
+        if named.is_err() {
+            self.drop_table(place.offset, place.bytes);
+            return named;
         }
+        let old = std::mem::replace(&mut *self.snapshots(), place);
+        self.drop_table(old.offset, old.bytes);
         Ok(())
     }
 
@@ -195,14 +229,14 @@ impl Qcow2 {
         bytes.resize(usize::try_from(clusters << self.geometry.cluster_bits).unwrap_or(0), 0);
         let mut run = self.refcounts.reserve_contiguous(clusters).await?;
         run.begin_write();
-        let (start, offset) = (run.start(), run.start() << self.geometry.cluster_bits);
+        let offset = run.start() << self.geometry.cluster_bits;
         let file = self.children.require(ChildIdx::FILE)?;
         file.write(offset, bytes.into(), WriteFlags::empty()).await?;
-        self.refcounts.add(start, clusters).await?;
-        run.keep();
+        let counted = self.count(run, Was::Table).await?;
         self.refcounts.allocator.note_metadata(offset, len);
         self.write_back_refcounts().await?;
         file.flush().await?;
+        counted.keep();
         Ok(offset)
     }
 }

@@ -27,6 +27,7 @@ use oxblk_core::Result;
 use oxblk_ring::perturb::point;
 
 use super::Qcow2;
+use super::counted::Counted;
 use super::layout::{ExtendedEntry, L2Entry, L2Kind, Subclusters};
 use super::write_back::Was;
 
@@ -69,11 +70,13 @@ impl Qcow2 {
     }
 
     /// Replaces the entries of `count` guest clusters from `guest` on by what `change` makes of each, and hands what they
-    /// no longer refer to to the write-back. The caller holds the range lock.
+    /// no longer refer to to the write-back. So it does with those of `counted` that a failure leaves without an entry. The
+    /// caller holds the range lock.
     pub(super) async fn link_extended(
         &self,
         guest: u64,
         count: u64,
+        mut counted: Option<Counted<'_>>,
         change: impl Fn(u64, ExtendedEntry) -> ExtendedEntry,
     ) -> Result<()> {
         let mut index = 0_u64;
@@ -83,6 +86,7 @@ impl Qcow2 {
             let Some(slice) = self.pin_slice(at).await? else { continue };
             let (_, first) = self.slice_of(at);
             let mut dropped = Vec::new();
+            let before = index;
             let changing = slice.begin_change();
             for word in (first..slice.words().len()).step_by(2) {
                 let Some(old) = load(slice.words(), word).filter(|_| index < count) else { break };
@@ -96,6 +100,9 @@ impl Qcow2 {
             drop(changing);
             slice.mark_dirty();
             point();
+            if let Some(counted) = &mut counted {
+                counted.keep_first(index.saturating_sub(before));
+            }
             self.drop_entries(&dropped, Was::Data);
         }
         Ok(())

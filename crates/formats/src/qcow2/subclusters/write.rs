@@ -95,7 +95,7 @@ impl Qcow2 {
         self.fill(whole, offset, data, place, false).await?;
         let with_data =
             |_, old: ExtendedEntry| ExtendedEntry { bitmap: old.bitmap.with_data(touched), ..old };
-        self.link_extended(first, 1, with_data).await
+        self.link_extended(first, 1, None, with_data).await
     }
 
     /// The range from `offset` to `end`, rounded out to subclusters at the ends that lie in none of `complete`.
@@ -144,9 +144,9 @@ impl Qcow2 {
             }
         }
         copies.push(Box::pin(self.fill(whole, offset, data, host(offset), untouched)));
-        run_all(copies).await?;
-        run.count_in(self).await?;
-        self.link_extended(first, count, |index, old| {
+        let copied = run_all(copies).await;
+        let counted = run.count_if(copied, self).await?;
+        self.link_extended(first, count, counted, |index, old| {
             let guest = first.saturating_add(index << bits);
             let from = offset.max(guest) - guest;
             let to = end.min(guest.saturating_add(1 << bits)) - guest;

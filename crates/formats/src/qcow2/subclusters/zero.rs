@@ -4,6 +4,7 @@ use oxblk_core::{ChildIdx, Result, ZeroFlags};
 use oxblk_ring::IoBuf;
 
 use super::super::Qcow2;
+use super::super::discard::given_up;
 use super::super::layout::{ExtendedEntry, L2Kind, Subclusters};
 use super::super::run_options::Modes;
 use super::super::write_back::Was;
@@ -39,7 +40,7 @@ impl Qcow2 {
         if offset < first {
             self.zero_part(offset, first, flags).await?;
         }
-        self.change_extended(first, last, unmap, |old| match old.kind {
+        self.change_extended(first, last, given_up(unmap), |old| match old.kind {
             L2Kind::Data { .. } if keep => {
                 Some(ExtendedEntry { bitmap: Subclusters::ZERO, ..old.entry })
             }
@@ -66,7 +67,7 @@ impl Qcow2 {
         let mask = Subclusters::touched_by(self.geometry, offset - cluster, end - cluster);
         let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
         let next = cluster.saturating_add(self.geometry.cluster_size());
-        self.change_extended(cluster, next, unmap, |old| {
+        self.change_extended(cluster, next, given_up(unmap), |old| {
             let bitmap = old.entry.bitmap.with_zero(mask);
             Some(match bitmap {
                 Subclusters::ZERO if unmap => ExtendedEntry::ZERO,
@@ -79,7 +80,7 @@ impl Qcow2 {
     /// Gives up what whole clusters hold; they read as zeroes afterwards. The caller holds the range lock.
     pub(in super::super) async fn discard_subclusters(&self, from: u64, to: u64) -> Result<()> {
         let keep = self.modes().contains(Modes::NO_UNREF);
-        self.change_extended(from, to, true, |old| {
+        self.change_extended(from, to, Was::Discarded, |old| {
             let empty = old.entry.entry.0 == 0 && !old.has_backing;
             let data = matches!(old.kind, L2Kind::Data { .. });
             if keep && data && old.entry.entry.copied() {
@@ -91,9 +92,24 @@ impl Qcow2 {
     }
 
     /// Makes whole clusters what they were before anything was written. The caller holds the range lock.
-    pub(in super::super) async fn forget_subclusters(&self, from: u64, to: u64) -> Result<()> {
-        self.change_extended(from, to, true, |old| {
+    pub(in super::super) async fn forget_subclusters(
+        &self,
+        from: u64,
+        to: u64,
+        was: Was,
+    ) -> Result<()> {
+        self.change_extended(from, to, was, |old| {
             (old.entry != ExtendedEntry::EMPTY).then_some(ExtendedEntry::EMPTY)
+        })
+        .await
+    }
+
+    /// Gives up what whole clusters have; where they are not empty, a backing file does not show. The caller holds the range
+    /// lock.
+    pub(in super::super) async fn clear_subclusters(&self, from: u64, to: u64) -> Result<()> {
+        self.change_extended(from, to, Was::CutOff, |old| {
+            let new = if old.has_backing { ExtendedEntry::ZERO } else { ExtendedEntry::EMPTY };
+            (old.entry != ExtendedEntry::EMPTY && old.entry != new).then_some(new)
         })
         .await
     }
@@ -103,7 +119,7 @@ impl Qcow2 {
         &self,
         from: u64,
         to: u64,
-        discard: bool,
+        was: Was,
         change: impl Fn(&Old) -> Option<ExtendedEntry>,
     ) -> Result<()> {
         let has_backing = self.children.has(ChildIdx::BACKING);
@@ -116,7 +132,7 @@ impl Qcow2 {
                 at = to.min((at - at % table).saturating_add(table));
                 continue;
             }
-            at = self.change_extended_slice(at, to, has_backing, discard, &change).await?;
+            at = self.change_extended_slice(at, to, has_backing, was, &change).await?;
             self.relieve().await?;
         }
         Ok(())
@@ -128,7 +144,7 @@ impl Qcow2 {
         from: u64,
         to: u64,
         has_backing: bool,
-        discard: bool,
+        was: Was,
         change: &impl Fn(&Old) -> Option<ExtendedEntry>,
     ) -> Result<u64> {
         self.ensure_table(self.l1_index(from)).await?;
@@ -158,7 +174,7 @@ impl Qcow2 {
             slice.mark_dirty();
         }
         drop(slice);
-        self.drop_entries(&dropped, if discard { Was::Discarded } else { Was::Data });
+        self.drop_entries(&dropped, was);
         match bad {
             None => Ok(at),
             Some(entry) => Err(self.bad_entry(at, entry).await),

@@ -1,0 +1,199 @@
+//! Whether the header names what it should.
+//!
+//! A bit of a pointer or of a length that is wrong makes a table, or a part of it, vanish: what it refers to then looks like
+//! leaked clusters, and to free them would destroy it. So nothing is freed if
+//!
+//! - what a pointer names is not what should be there: a LUKS header without its mark, a bitmap directory that is none;
+//! - the refcounts know nothing of it, or something else lies there too;
+//! - more of it seems to follow: a snapshot behind the last one, whose L1 table is counted and referred to by nothing;
+//! - two fields of the header contradict each other.
+//!
+//! A snapshot table that is broken or not there is repaired as QEMU does it: what it should name is given up.
+
+use oxblk_core::check::Fix;
+use oxblk_ring::IoBufMut;
+
+use super::Checker;
+use super::snapshots::Snapshots;
+use crate::qcow2::layout::{CryptoHeader, Snapshot, parse_snapshot};
+
+/// How a LUKS header begins: its mark, then version 1.
+const LUKS_MARK: &[u8] = b"LUKS\xba\xbe\0\x01";
+/// Where a LUKS header tells the sector at which the payload would begin.
+const LUKS_PAYLOAD: usize = 104;
+/// Bytes of an entry of the snapshot table that are read to see whether there is one.
+const ENTRY: usize = 4096;
+/// Length of the header of version 3 as the header itself has it: without and with the compression type.
+const V3_LENGTHS: [u32; 2] = [104, 112];
+
+impl Checker<'_> {
+    /// Something that is in use may not have been seen.
+    pub(super) fn not_seen(&mut self, finding: &str) {
+        self.unseen = true;
+        self.complete = false;
+        self.doubts.push(finding.to_owned());
+    }
+
+    /// Tells what keeps a repair from freeing, if there is something to free. A check alone has told what is wrong already.
+    pub(super) fn tell_doubts(&mut self) {
+        let tables =
+            !self.patches.is_empty() || self.mended.is_some() || self.new_bitmaps.is_some();
+        let doubts = std::mem::take(&mut self.doubts);
+        if self.report.leaks > 0 || (self.misled && tables) {
+            doubts.iter().for_each(|doubt| self.failed(doubt));
+        }
+    }
+
+    /// The header names something else than it should.
+    fn misled(&mut self, finding: &str) {
+        self.not_seen(finding);
+        self.misled = true;
+    }
+
+    /// Looks at what the header's pointers name, after references have been counted but those of bitmaps and refcounts.
+    pub(super) async fn check_what_header_names(&mut self, snapshots: &Snapshots) {
+        let l1_bytes = u64::from(self.header.l1_entries).saturating_mul(8);
+        self.named.push((self.header.l1_offset, l1_bytes, "L1 table"));
+        if self.l1_faults > 0 && self.header.l1_entries > 0 {
+            self.not_seen("ERROR the L1 table is broken: what seems to leak may be in use");
+        }
+        if let Some(crypto) = self.header.extensions.crypto {
+            self.named.push((crypto.offset, crypto.length, "LUKS header"));
+            self.check_luks(crypto).await;
+        }
+        self.check_snapshots(snapshots).await;
+        self.check_version().await;
+    }
+
+    async fn bytes_at(&self, offset: u64, len: usize) -> Option<Vec<u8>> {
+        if offset >= self.file.size() {
+            return None;
+        }
+        Some(self.file.read(offset, IoBufMut::new(len)).await.ok()?.to_vec())
+    }
+
+    async fn check_luks(&mut self, crypto: CryptoHeader) {
+        let head = self.bytes_at(crypto.offset, 512).await.unwrap_or_default();
+        let payload = head.get(LUKS_PAYLOAD..LUKS_PAYLOAD.saturating_add(4));
+        let payload = payload.and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_be_bytes);
+        if !head.starts_with(LUKS_MARK) {
+            self.misled(&format!("ERROR there is no LUKS header at offset {:#x}", crypto.offset));
+        } else if crypto.length < u64::from(payload).saturating_mul(512) {
+            self.misled(&format!(
+                "ERROR the LUKS header is longer than {:#x} bytes",
+                crypto.length
+            ));
+        }
+    }
+
+    async fn check_snapshots(&mut self, snapshots: &Snapshots) {
+        let start = self.header.snapshots_offset;
+        self.named.push((start, snapshots.table_bytes, "snapshot table"));
+        for snapshot in &snapshots.list {
+            if !self.is_snapshot(snapshot) {
+                continue;
+            }
+            let bytes = u64::from(snapshot.l1_entries).saturating_mul(8);
+            self.named.push((snapshot.l1_offset, bytes, "snapshot's L1 table"));
+        }
+        let next = start.saturating_add(snapshots.table_bytes);
+        if start == 0 || !self.geometry.is_aligned(start) {
+            return;
+        }
+        let Some(bytes) = self.bytes_at(next, ENTRY).await else { return };
+        if let Ok(Some((snapshot, _))) = parse_snapshot(&bytes)
+            && snapshot.l1_entries > 0
+            && self.is_snapshot(&snapshot)
+            && self.seems_to_leak(snapshot.l1_offset).await
+        {
+            self.misled(&format!(
+                "ERROR a snapshot that the header does not count follows at offset {next:#x}"
+            ));
+        }
+    }
+
+    /// Whether an entry of the snapshot table can be one.
+    fn is_snapshot(&self, snapshot: &Snapshot) -> bool {
+        let bytes = u64::from(snapshot.l1_entries).saturating_mul(8);
+        let end = snapshot.l1_offset.saturating_add(bytes);
+        let in_place = bytes == 0
+            || (snapshot.l1_offset > 0
+                && self.geometry.is_aligned(snapshot.l1_offset)
+                && end <= self.clusters << self.geometry.cluster_bits);
+        !snapshot.id.is_empty() && in_place
+    }
+
+    /// Whether something is counted that nothing has been found to refer to.
+    async fn seems_to_leak(&self, offset: u64) -> bool {
+        let cluster = self.geometry.cluster_index(offset);
+        if self.references.get(cluster).count() > 0 {
+            return false;
+        }
+        let place = self.header.refcount_table_offset;
+        let index = cluster / self.geometry.refcounts_per_block();
+        let entry = place.saturating_add(index.saturating_mul(8));
+        let Some(word) = self.bytes_at(entry, 8).await else { return false };
+        let block = word.try_into().map_or(0, u64::from_be_bytes);
+        if block == 0 || !self.geometry.is_aligned(block) || block >= self.file.size() {
+            return false;
+        }
+        let Ok(block) = self.read_block(block).await else { return false };
+        let at = cluster % self.geometry.refcounts_per_block();
+        let order = self.geometry.refcount_order;
+        crate::qcow2::layout::refcount_get(&block, at, order).is_some_and(|count| count > 0)
+    }
+
+    /// A header of version 3 whose version has become 2 has no extensions any more.
+    async fn check_version(&mut self) {
+        if self.header.version >= 3 {
+            return;
+        }
+        let bytes = self.bytes_at(0, 112).await.unwrap_or_default();
+        let word = |at: usize| {
+            let bytes = bytes.get(at..at.saturating_add(4))?;
+            bytes.try_into().ok().map(u32::from_be_bytes)
+        };
+        let length = word(100).unwrap_or(0);
+        if V3_LENGTHS.contains(&length) && word(72) == Some(0) && word(96).is_some_and(|o| o <= 6) {
+            self.misled("ERROR the header is one of version 3 but says that it is of version 2");
+        }
+    }
+
+    /// Looks whether the refcounts agree that what is named lies there, and nothing else. Where they are lost, nothing
+    /// follows from that.
+    pub(super) async fn check_named_ranges(&mut self) {
+        if self.rebuild {
+            return;
+        }
+        let mut block = None;
+        for (offset, bytes, what) in std::mem::take(&mut self.named) {
+            let first = self.geometry.cluster_index(offset);
+            let end = self.geometry.clusters_for(offset.saturating_add(bytes));
+            if bytes == 0 {
+                continue;
+            }
+            if end > self.clusters {
+                if what.starts_with("snapshot") {
+                    continue;
+                }
+                self.misled(&format!(
+                    "ERROR the {what} at {offset:#x} reaches past the end of the file"
+                ));
+                continue;
+            }
+            for cluster in first..end {
+                let count = self.references.get(cluster).count();
+                let refcount = self.refcount_of(cluster, &mut block).await;
+                let shared = count > 1 && what != "snapshot's L1 table" && self.fix != Fix::All;
+                if shared || refcount == Some(0) {
+                    self.misled(&format!(
+                        "ERROR the {what} at {offset:#x} may lie elsewhere: cluster {cluster} refcount={} \
+                         reference={count}",
+                        refcount.unwrap_or(0)
+                    ));
+                    break;
+                }
+            }
+        }
+    }
+}

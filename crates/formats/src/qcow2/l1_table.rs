@@ -1,0 +1,70 @@
+//! Moving the L1 table to a bigger place. Core has drained the node.
+//!
+//! The new table is written and counted, durably, before the header names it, which is one write.
+
+use std::sync::atomic::Ordering::{Acquire, Release};
+
+use oxblk_core::{ChildIdx, Error, Result, WriteFlags};
+use oxblk_ring::IoBufMut;
+
+use super::Qcow2;
+use super::layout::{MAX_L1_BYTES, field_offsets};
+use super::write_back::Was;
+
+impl Qcow2 {
+    /// Moves the L1 table to a bigger place if `size` needs more entries than it has.
+    pub(super) async fn grow_l1(&self, size: u64) -> Result<()> {
+        self.grow_l1_to(self.geometry.l1_entries_for(size)).await
+    }
+
+    /// The same for so many entries (`None`: more than can be counted).
+    pub(super) async fn grow_l1_to(&self, entries: Option<u64>) -> Result<()> {
+        let needed = entries.filter(|entries| entries.saturating_mul(8) <= MAX_L1_BYTES);
+        let needed =
+            needed.ok_or_else(|| Error::from_errno(27).prefix("Failed to grow the L1 table"))?;
+        let old_entries = self.l1_entries.load(Acquire);
+        if needed <= old_entries {
+            return Ok(());
+        }
+        self.write_back(true).await?;
+        let old_offset = self.l1_offset.load(Acquire);
+        let bytes = needed.saturating_mul(8);
+        let clusters = self.geometry.clusters_for(bytes);
+        let mut run = self.refcounts.reserve_contiguous(clusters).await?;
+        run.begin_write();
+        let offset = run.start() << self.geometry.cluster_bits;
+        let len = usize::try_from(clusters << self.geometry.cluster_bits)
+            .map_err(|_| Error::from_errno(27))?;
+        let mut table = IoBufMut::zeroed(len);
+        for (index, word) in (0..old_entries).zip(table.chunks_exact_mut(8)) {
+            word.copy_from_slice(&self.l1_entry(index).0.to_be_bytes());
+        }
+        let file = self.children.require(ChildIdx::FILE)?;
+        file.write(offset, table.freeze(), WriteFlags::empty()).await?;
+        let counted = self.count(run, Was::Table).await?;
+        self.write_back_refcounts().await?;
+        file.flush().await?;
+        let before = l1_fields(old_entries, old_offset)?;
+        let after = l1_fields(needed, offset)?;
+        self.exchange_header_field(field_offsets::L1_SIZE, &before, &after).await?;
+        counted.keep();
+        self.l1_offset.store(offset, Release);
+        self.l1_entries.store(needed, Release);
+        self.refcounts.allocator.note_metadata(offset, bytes);
+        let old_bytes = old_entries.saturating_mul(8);
+        if old_bytes > 0 {
+            self.drop_clusters(
+                old_offset >> self.geometry.cluster_bits,
+                self.geometry.clusters_for(old_bytes),
+                Was::Table,
+            );
+        }
+        Ok(())
+    }
+}
+
+/// How the header tells of an L1 table: its entries, then its offset.
+fn l1_fields(entries: u64, offset: u64) -> Result<Vec<u8>> {
+    let entries = u32::try_from(entries).map_err(|_| Error::from_errno(27))?;
+    Ok([&entries.to_be_bytes()[..], &offset.to_be_bytes()[..]].concat())
+}

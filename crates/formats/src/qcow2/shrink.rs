@@ -1,0 +1,250 @@
+//! A smaller disk. Core has drained the node.
+//!
+//! What is cut off goes with one write to the header, which names the new size and an L1 table that no longer refers to it.
+//! Before it, the new L1 table, the L2 table that the new end lies in and the cluster there are written to new places, with
+//! nothing behind the new end; after it the old ones are given up. So a crash or a failure leaves the old disk or the new
+//! one, and leaks at worst.
+//!
+//! Where there is no room for that, what is cut off is cleared in its place before the size changes: a failure may then
+//! leave the old size with a part of it cleared.
+
+use std::sync::atomic::Ordering::{Acquire, Release};
+
+use oxblk_core::{ChildIdx, Error, ErrorKind, Preallocation, Result, WriteFlags};
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use super::Qcow2;
+use super::counted::Counted;
+use super::layout::{ExtendedEntry, L1Entry, L2Entry, field_offsets};
+use super::write_back::Was;
+
+/// Tables that refer to nothing behind the new end, written and counted.
+#[derive(Default)]
+struct Cut<'a> {
+    /// The L2 table that takes the place of the one in which the disk ends: its L1 index and its offset.
+    table: Option<(usize, u64)>,
+    held: Vec<Counted<'a>>,
+    /// Entries of the old table that have no part in the new one.
+    dropped: Vec<L2Entry>,
+}
+
+impl Qcow2 {
+    /// Makes the disk `size` bytes long, which is less than `old`.
+    pub(super) async fn shrink(&self, old: u64, size: u64) -> Result<()> {
+        match self.shrink_at_once(old, size).await {
+            Err(error) if error.kind() == ErrorKind::NoSpace && self.check_usable().is_ok() => {
+                self.shrink_in_place(old, size).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn shrink_at_once(&self, old: u64, size: u64) -> Result<()> {
+        self.write_back(true).await?;
+        let (l1, l1_offset) = (self.active_l1(), self.l1_offset.load(Acquire));
+        let kept = self.geometry.l1_entries_for(size).and_then(|kept| usize::try_from(kept).ok());
+        let kept = kept.unwrap_or(l1.len());
+        let mut new: Vec<L1Entry> = l1.iter().copied().take(kept).collect();
+        let cut = self.cut_table(size, new.last().copied()).await?;
+        if let Some((index, offset)) = cut.table
+            && let Some(entry) = new.get_mut(index)
+        {
+            *entry = L1Entry::new(offset);
+        }
+        new.resize(l1.len(), L1Entry::EMPTY);
+        let bytes: Vec<u8> = new.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
+        let offset = match bytes.is_empty() {
+            true => l1_offset,
+            false => self.store_table(bytes).await?,
+        };
+        self.shrink_raw_data(size).await?;
+        let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(27))?;
+        let before = self.active_fields(old, entries, l1_offset);
+        let after = self.active_fields(size, entries, offset);
+        let named = self.exchange_header_field(field_offsets::SIZE, &before, &after).await;
+        if named.is_err() {
+            if offset != l1_offset {
+                self.drop_l1_clusters(l1.len(), offset);
+            }
+            return named;
+        }
+        self.l2.clear();
+        for (index, entry) in (0_u64..).zip(&new) {
+            self.l1.get_or_make(index).store(entry.0, Release);
+        }
+        self.l1_offset.store(offset, Release);
+        self.size.store(size, Release);
+        self.resize_bitmaps(size);
+        if let Some((_, table)) = cut.table {
+            self.refcounts.allocator.note_metadata(table, self.geometry.cluster_size());
+        }
+        let replaced = cut.table.and_then(|(index, _)| l1.get(index)).copied();
+        cut.held.into_iter().for_each(Counted::keep);
+        self.drop_entries(&cut.dropped, Was::CutOff);
+        if offset != l1_offset {
+            self.drop_l1_clusters(l1.len(), l1_offset);
+        }
+        let gone: Vec<L1Entry> = l1.into_iter().skip(kept).collect();
+        // The disk is smaller: what cannot be given up only takes up room.
+        if let Err(error) = self.give_up_tables(replaced, &gone, size).await {
+            tracing::warn!("qcow2: not all space that the disk has lost was given back: {error}");
+        }
+        Ok(())
+    }
+
+    /// Writes the L2 table in which a disk of `size` bytes ends without what is behind the end; `entry` refers to it now.
+    /// Nothing comes of it where there is nothing behind the end.
+    async fn cut_table(&self, size: u64, entry: Option<L1Entry>) -> Result<Cut<'_>> {
+        let mut cut = Cut::default();
+        let Some((entry, last)) = entry.zip(size.checked_sub(1)) else { return Ok(cut) };
+        let Ok(offset) = entry.l2_offset(self.geometry) else {
+            return Err(self.mark_corrupt("L2 table offset unaligned", entry.0).await);
+        };
+        let file = self.children.require(ChildIdx::FILE)?;
+        let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
+        let mut table = match offset {
+            Some(offset) => file.read(offset, IoBufMut::new(len)).await?,
+            None => IoBufMut::zeroed(len),
+        };
+        let entry_size = usize::try_from(self.geometry.l2_entry_size()).unwrap_or(8);
+        let of_last = self.geometry.cluster_index(last) & (self.geometry.l2_entries() - 1);
+        let of_last = usize::try_from(of_last).unwrap_or(usize::MAX);
+        let mut changed = false;
+        for entry in table.chunks_exact_mut(entry_size).skip(of_last.saturating_add(1)) {
+            if entry.iter().any(|byte| *byte != 0) {
+                cut.dropped.push(first_word(entry));
+                entry.fill(0);
+                changed = true;
+            }
+        }
+        if let Some((cluster, counted)) = self.cut_last_cluster(size).await? {
+            let place = table.chunks_exact_mut(entry_size).nth(of_last);
+            let place = place.ok_or_else(|| Error::corrupt("L2 entry out of range"))?;
+            cut.dropped.push(first_word(place));
+            let new = ExtendedEntry::whole(L2Entry::data(cluster << self.geometry.cluster_bits));
+            let words = [new.entry.0.to_be_bytes(), new.bitmap.0.to_be_bytes()].concat();
+            place.copy_from_slice(words.get(..entry_size).unwrap_or_default());
+            cut.held.push(counted);
+            changed = true;
+        }
+        if !changed {
+            return Ok(cut);
+        }
+        let mut run = self.reserve(1).await?;
+        run.begin_write();
+        let place = run.start() << self.geometry.cluster_bits;
+        file.write(place, table.freeze(), WriteFlags::empty()).await?;
+        cut.held.push(self.count(run, Was::Table).await?);
+        cut.table = Some((usize::try_from(self.l1_index(last)).unwrap_or(usize::MAX), place));
+        Ok(cut)
+    }
+
+    /// Writes the cluster in which a disk of `size` bytes ends to a new place, with zeroes behind the end, if it has anything
+    /// else there. A data file is cut off instead.
+    async fn cut_last_cluster(&self, size: u64) -> Result<Option<(u64, Counted<'_>)>> {
+        let (start, end) = (self.cluster_start(size), self.cluster_end(size));
+        if size == end || self.geometry.data_file || self.reads_as_zero(size, end).await? {
+            return Ok(None);
+        }
+        let len = usize::try_from(end - start).unwrap_or(0);
+        let mut data = self.read_guest(start, IoBufMut::new(len)).await?;
+        let rest = data.get_mut(usize::try_from(size - start).unwrap_or(0)..).unwrap_or_default();
+        if oxblk_ring::is_zero(rest) {
+            return Ok(None);
+        }
+        rest.fill(0);
+        let mut run = self.reserve(1).await?;
+        run.begin_write();
+        let cluster = run.start();
+        self.write_data(start, cluster << self.geometry.cluster_bits, data.freeze()).await?;
+        Ok(Some((cluster, self.count(run, Was::CutOff).await?)))
+    }
+
+    /// A data file that must be what the guest reads is cut off first: what it had there would come back with the next
+    /// growth.
+    async fn shrink_raw_data(&self, size: u64) -> Result<()> {
+        match self.children.get(ChildIdx::DATA) {
+            Some(data) if self.has_raw_data() => {
+                data.resize(size, Preallocation::Off).await?;
+                data.flush().await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives up the table that was replaced, the tables that are gone and what they refer to, and the end of the files.
+    async fn give_up_tables(
+        &self,
+        replaced: Option<L1Entry>,
+        gone: &[L1Entry],
+        size: u64,
+    ) -> Result<()> {
+        let file = self.children.require(ChildIdx::FILE)?;
+        let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
+        let entry_size = usize::try_from(self.geometry.l2_entry_size()).unwrap_or(8);
+        let table_of = |entry: &L1Entry| entry.l2_offset(self.geometry).ok().flatten();
+        if let Some(table) = replaced.as_ref().and_then(table_of) {
+            self.drop_clusters(self.geometry.cluster_index(table), 1, Was::Table);
+        }
+        let mut outcome = Ok(());
+        for table in gone.iter().filter_map(table_of) {
+            match file.read(table, IoBufMut::new(len)).await {
+                Ok(words) => {
+                    let entries: Vec<L2Entry> =
+                        words.chunks_exact(entry_size).map(first_word).collect();
+                    self.drop_entries(&entries, Was::CutOff);
+                }
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
+            self.drop_clusters(self.geometry.cluster_index(table), 1, Was::Table);
+            self.relieve().await?;
+        }
+        // The first cycle lowers refcounts, the second writes them.
+        self.write_back(true).await?;
+        self.write_back(true).await?;
+        if let Some(data) = self.children.get(ChildIdx::DATA)
+            && data.size() > size
+        {
+            data.resize(size, Preallocation::Off).await?;
+        }
+        outcome.and(self.trim_file().await)
+    }
+
+    async fn shrink_in_place(&self, old: u64, size: u64) -> Result<()> {
+        // This alone may need room.
+        let last = if self.geometry.data_file { old } else { u64::MAX };
+        self.zero_if_needed(size, self.cluster_end(size).min(last)).await?;
+        self.clear_guest(self.cluster_end(size), self.cluster_end(old)).await?;
+        // The first cycle gives the clusters up, the second writes their refcounts.
+        self.write_back(true).await?;
+        self.write_back(true).await?;
+        self.shrink_raw_data(size).await?;
+        self.name_size(old, size).await?;
+        let kept = self.geometry.l1_entries_for(size).unwrap_or(u64::MAX);
+        let gone: Vec<L1Entry> = (kept..self.l1_entries()).map(|at| self.l1_entry(at)).collect();
+        (kept..self.l1_entries()).for_each(|at| self.set_l1_entry(at, L1Entry::EMPTY));
+        self.l2.clear();
+        if let Err(error) = self.give_up_tables(None, &gone, size).await {
+            tracing::warn!("qcow2: not all space that the disk has lost was given back: {error}");
+        }
+        Ok(())
+    }
+
+    /// Makes a part of one cluster read as zeroes, with as little change as can be.
+    pub(super) async fn zero_if_needed(&self, from: u64, to: u64) -> Result<()> {
+        if from >= to || self.reads_as_zero(from, to).await? {
+            return Ok(());
+        }
+        let len = usize::try_from(to - from).unwrap_or(0);
+        if oxblk_ring::is_zero(&self.read_guest(from, IoBufMut::new(len)).await?) {
+            return Ok(());
+        }
+        self.write_guest(from, IoBuf::zeroes(len)).await
+    }
+}
+
+/// The word of an L2 entry that says where the cluster lies.
+fn first_word(entry: &[u8]) -> L2Entry {
+    let word = entry.first_chunk().map_or(0, |word| u64::from_be_bytes(*word));
+    L2Entry(word)
+}

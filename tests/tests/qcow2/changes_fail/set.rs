@@ -1,0 +1,224 @@
+//! An image of any kind on simulated disks, and what it holds.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use oxblk_core::{
+    Backend, DriverTable, Graph, OpenFlags, Options, Perm, Permissions, Result, Secrets,
+};
+use oxblk_crypto::secret::Secret;
+use oxblk_formats::qcow2::QCOW2;
+use oxblk_ring::IoBufMut;
+use oxblk_ring::sim::Disk;
+use oxblk_tests::program::Program;
+use oxblk_tests::scratch;
+use oxblk_tests::sim_disk::{self, Pace, SimFactory};
+use oxblk_tests::sim_image::check_sound;
+
+static DRIVERS: DriverTable = &[QCOW2, &SimFactory];
+
+/// Size of the disk before any change, in bytes; it ends within a cluster.
+pub(in super::super) const OLD: u64 = 588 * 512;
+/// Size of the backing file, in bytes.
+const BACKING: usize = 2 << 20;
+
+/// A kind of image.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Kind {
+    pub(in super::super) name: &'static str,
+    /// Options of `qemu-img create`.
+    pub(in super::super) create: &'static str,
+    /// What is done to it by the tools, each a program and its arguments.
+    pub(in super::super) steps: &'static [&'static [&'static str]],
+    /// It has a backing file that is longer than itself.
+    pub(in super::super) backing: bool,
+}
+
+const WRITE: &[&str] =
+    &["qemu-io", "-c", "write -P 0xa1 0 200k", "-c", "write -P 0xa2 256000 45056"];
+const SECRET: &str = "secret,id=key,data=abc";
+const NAMED: &str = "driver=qcow2,encrypt.key-secret=key,file.filename=image";
+
+impl Kind {
+    pub(in super::super) const fn new(name: &'static str, create: &'static str) -> Self {
+        Self { name, create, steps: &[], backing: false }
+    }
+
+    pub(in super::super) const fn over_backing(self) -> Self {
+        Self { backing: true, ..self }
+    }
+
+    pub(in super::super) const fn with(self, steps: &'static [&'static [&'static str]]) -> Self {
+        Self { steps, ..self }
+    }
+
+    /// An image of this kind.
+    pub(in super::super) fn make(&self) -> Set {
+        let directory = scratch::in_memory();
+        let encrypted = self.create.contains("encrypt");
+        let run = |words: &[&str]| {
+            let (tool, args) = words.split_first().unwrap();
+            Program::new(tool).args(args).directory(directory.path()).succeed();
+        };
+        let size = OLD.to_string();
+        let mut create = vec!["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-o", self.create];
+        if encrypted {
+            create.extend(["--object", SECRET]);
+        }
+        if self.backing {
+            create.extend(["-b", "back", "-F", "raw"]);
+            std::fs::write(directory.path().join("back"), vec![0xbb; BACKING]).unwrap();
+        }
+        create.extend(["image", &size]);
+        run(&create);
+        for words in [WRITE].iter().chain(self.steps) {
+            let is_io = words.first() == Some(&"qemu-io");
+            let image: &[&str] = match (encrypted, is_io) {
+                (true, true) => &["--object", SECRET, "--image-opts", NAMED],
+                _ if is_io => &["image"],
+                _ => &[],
+            };
+            run(&[words, image].concat());
+        }
+        let read = |name: &str| std::fs::read(directory.path().join(name)).ok();
+        Set {
+            disk: Disk::from_bytes(1, &read("image").unwrap()),
+            data: read("data").map(|bytes| Disk::from_bytes(2, &bytes)),
+            backing: read("back").map(|bytes| Disk::from_bytes(3, &bytes)),
+            encrypted,
+        }
+    }
+}
+
+/// An image and the disks that belong to it.
+#[derive(Clone)]
+pub(in super::super) struct Set {
+    pub(in super::super) disk: Disk,
+    pub(in super::super) data: Option<Disk>,
+    backing: Option<Disk>,
+    encrypted: bool,
+}
+
+impl Set {
+    /// A copy, on what `of` makes of each disk.
+    pub(in super::super) fn map(&self, of: impl Fn(&Disk) -> Disk) -> Self {
+        Self { disk: of(&self.disk), data: self.data.as_ref().map(of), ..self.clone() }
+    }
+
+    pub(in super::super) fn copy(&self) -> Self {
+        self.map(|disk| Disk::from_bytes(7, &disk.bytes()))
+    }
+
+    /// The same image on other disks: its own first, then that of the data file.
+    pub(in super::super) fn on(&self, disks: &[Disk]) -> Self {
+        Self { disk: disks[0].clone(), data: disks.get(1).cloned(), ..self.clone() }
+    }
+
+    pub(in super::super) fn disks(&self) -> Vec<&Disk> {
+        std::iter::once(&self.disk).chain(&self.data).collect()
+    }
+
+    async fn open_as(&self, flags: OpenFlags) -> Result<Backend> {
+        let secrets = Secrets::default();
+        secrets.add("key", Secret::from_slice(b"abc"))?;
+        let graph = Graph::with_secrets(DRIVERS, oxblk_core::Gate::Anything, secrets);
+        let mut options = "driver=qcow2,file=disk".to_owned();
+        graph.own(sim_disk::add(&graph, "disk", &self.disk, false, Pace::AtOnce)?)?;
+        if let Some(data) = &self.data {
+            graph.own(sim_disk::add(&graph, "data", data, false, Pace::AtOnce)?)?;
+            options.push_str(",data-file=data");
+        }
+        if let Some(backing) = &self.backing {
+            graph.own(sim_disk::add(&graph, "back", backing, true, Pace::AtOnce)?)?;
+            options.push_str(",backing=back");
+        }
+        if self.encrypted {
+            options.push_str(",encrypt.key-secret=key");
+        }
+        let options = Options::from_dotted(&options, None)?;
+        let node = graph.open(options, flags).await?;
+        let taken = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
+        Backend::new(&graph, "", Arc::clone(&node), Permissions::sharing_all(taken))
+    }
+
+    pub(in super::super) async fn open(&self) -> Result<Backend> {
+        self.open_as(OpenFlags { unmap: true, ..OpenFlags::default() }).await
+    }
+
+    /// Opens it for a check alone.
+    pub(in super::super) async fn open_for_check(&self) -> Result<Backend> {
+        self.open_as(OpenFlags { check: true, ..OpenFlags::default() }).await
+    }
+
+    /// Our check finds nothing but leaks, if there may be some.
+    pub(in super::super) async fn assert_sound(&self, leaks: bool, what: &str) {
+        let backend = self.open_for_check().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        check_sound(&backend, leaks, what).await;
+        backend.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+    }
+
+    /// How `qemu-img check` ends, with what it says.
+    pub(in super::super) fn check_by_qemu(&self) -> (i32, String) {
+        let directory = scratch::in_memory();
+        std::fs::write(directory.path().join("image"), self.disk.bytes()).unwrap();
+        let reply = Program::new("qemu-img").args(["check", "image"]);
+        let reply = reply.directory(directory.path()).run();
+        (reply.code(), format!("{}{}", reply.out(), reply.err()))
+    }
+}
+
+/// What an image holds.
+#[derive(Clone, PartialEq)]
+pub(in super::super) struct Held {
+    pub(in super::super) active: Vec<u8>,
+    pub(in super::super) snapshots: Vec<(String, Vec<u8>)>,
+    /// Where each bitmap is dirty; of those that are inconsistent nothing.
+    pub(in super::super) bitmaps: BTreeMap<String, Vec<u64>>,
+    /// Options that can be amended.
+    pub(in super::super) info: String,
+}
+
+/// All that the guest reads.
+pub(in super::super) async fn contents(disk: &Backend) -> Result<Vec<u8>> {
+    let len = usize::try_from(disk.size()).unwrap();
+    Ok(disk.read(0, IoBufMut::new(len)).await?.to_vec())
+}
+
+/// Where each bitmap is dirty.
+pub(in super::super) fn bitmaps(disk: &Backend) -> BTreeMap<String, Vec<u64>> {
+    let mut found = BTreeMap::new();
+    for bitmap in disk.node().unwrap().bitmaps().snapshot().iter() {
+        if bitmap.is_inconsistent() {
+            continue;
+        }
+        let map = bitmap.map();
+        assert_eq!(map.size(), disk.size(), "bitmap {} does not fit the disk", bitmap.name());
+        let granules = (0..map.granules()).map(|granule| granule * map.granularity());
+        found.insert(bitmap.name().to_owned(), granules.filter(|at| map.get(*at)).collect());
+    }
+    found
+}
+
+impl Held {
+    /// Looks at a copy of the image, which is opened for writing.
+    pub(in super::super) async fn by(image: &Set, what: &str) -> Self {
+        let copy = image.copy();
+        let fail = |error: oxblk_core::Error| -> ! { panic!("{what}: {error}") };
+        let backend = copy.open().await.unwrap_or_else(|error| fail(error));
+        let active = contents(&backend).await.unwrap_or_else(|error| fail(error));
+        let bitmaps = bitmaps(&backend);
+        let info = backend.node().unwrap().driver().info();
+        let said = info.specific.unwrap();
+        let info = format!("{} {} {}", said["compat"], said["data"], backend.size());
+        let mut snapshots = Vec::new();
+        if image.data.is_none() {
+            for snapshot in backend.snapshots().await.unwrap() {
+                backend.apply_snapshot(&snapshot.id).await.unwrap_or_else(|error| fail(error));
+                let kept = contents(&backend).await.unwrap_or_else(|error| fail(error));
+                snapshots.push((snapshot.name, kept));
+            }
+        }
+        backend.close().await.unwrap_or_else(|error| fail(error));
+        Self { active, snapshots, bitmaps, info }
+    }
+}

@@ -1,0 +1,271 @@
+//! One change of one image: with every operation of the disk failing in turn, once and for good, and with the power cut at
+//! every write boundary.
+
+use oxblk_core::{Backend, Result, WriteFlags};
+use oxblk_ring::sim::{self, FailRule, FaultOp, Faults};
+use oxblk_ring::{IoBuf, is_zero};
+
+use super::set::{Held, Kind, Set, bitmaps, contents};
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+const SECTOR: usize = 512;
+
+/// What a change that has failed may leave.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// All that was there before.
+    Old,
+    /// The same, but that what lies behind this offset may read as zeroes.
+    ZeroedFrom(usize),
+}
+
+impl Left {
+    fn allows(self, old: &[u8], now: &[u8]) -> bool {
+        match self {
+            Self::Old => old == now,
+            Self::ZeroedFrom(_) if old.len() != now.len() => false,
+            Self::ZeroedFrom(end) => {
+                let sectors = old.chunks(SECTOR).zip(now.chunks(SECTOR));
+                sectors.enumerate().all(|(index, (old, now))| {
+                    old == now || (index * SECTOR >= end && is_zero(now))
+                })
+            }
+        }
+    }
+}
+
+/// A change of an image of some kind.
+pub(super) struct Trial<'a, C> {
+    pub(super) kind: &'a Kind,
+    pub(super) what: &'a str,
+    pub(super) change: C,
+    pub(super) left: Left,
+    /// A crash may leave an image that is repaired when it is opened for writing.
+    pub(super) repairs_on_open: bool,
+    /// The image refuses all requests after the change, until it is opened again.
+    pub(super) ends_use: bool,
+}
+
+impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
+    /// Tries all of it.
+    pub(super) fn run(&self) {
+        let image = self.kind.make();
+        let (old, new) = sim::run(1, async {
+            let old = Held::by(&image, self.what).await;
+            let done = image.copy();
+            let backend = done.open().await.unwrap();
+            (self.change)(&backend)
+                .await
+                .unwrap_or_else(|error| panic!("{}: {error}", self.name()));
+            backend.close().await.unwrap_or_else(|error| panic!("{}: {error}", self.name()));
+            done.assert_sound(false, &self.name()).await;
+            (old, Held::by(&done, self.what).await)
+        });
+        assert!(old != new, "{}: nothing changed", self.name());
+        for errno in [ENOSPC, EIO] {
+            self.fail_once(&image, &old, &new, errno);
+        }
+        self.fail_for_good(&image, &old, &new);
+        self.cut(&image, &old, &new);
+    }
+
+    fn name(&self) -> String {
+        format!("{}, {}", self.kind.name, self.what)
+    }
+
+    fn is_old(&self, old: &Held, now: &Held) -> bool {
+        let same_bitmaps = now.bitmaps.is_empty() || now.bitmaps == old.bitmaps;
+        self.left.allows(&old.active, &now.active)
+            && old.snapshots == now.snapshots
+            && same_bitmaps
+            && old.info == now.info
+    }
+
+    /// Bitmaps were in use when the power failed.
+    fn is_new(new: &Held, now: &Held) -> bool {
+        let same_bitmaps = now.bitmaps.is_empty() || now.bitmaps == new.bitmaps;
+        new.active == now.active
+            && new.snapshots == now.snapshots
+            && same_bitmaps
+            && new.info == now.info
+    }
+
+    /// Rules for all disks, by which the n-th operation of the image's own disk fails.
+    fn arm(image: &Set, nth: u64, errno: i32, once: bool) {
+        let rule = FailRule { op: FaultOp::Any, nth: Some(nth), range: None, errno, once };
+        image.disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
+    }
+
+    fn disarm(image: &Set) {
+        image.disks().iter().for_each(|disk| disk.set_faults(Faults::default()));
+    }
+
+    /// One operation fails: the change has been made or has not, and what says so is right. The image goes on being used.
+    fn fail_once(&self, image: &Set, old: &Held, new: &Held, errno: i32) {
+        let mut fine = 0;
+        for nth in 1.. {
+            let what = format!("{}: operation {nth} fails with {errno}", self.name());
+            let failed = sim::run(nth, self.try_failing_once(image, old, new, (nth, errno), &what));
+            fine = if failed { 0 } else { fine + 1 };
+            // Some failures are made up for.
+            if fine == 12 {
+                // For want of room there may be another way.
+                assert!(nth > fine || errno == ENOSPC, "{what}: nothing fails");
+                return;
+            }
+        }
+    }
+
+    async fn try_failing_once(
+        &self,
+        image: &Set,
+        old: &Held,
+        new: &Held,
+        (nth, errno): (u64, i32),
+        what: &str,
+    ) -> bool {
+        let tried = image.copy();
+        let backend = tried.open().await.unwrap();
+        Self::arm(&tried, nth, errno, true);
+        let outcome = (self.change)(&backend).await;
+        Self::disarm(&tried);
+        let failed = outcome.is_err();
+        if !(self.ends_use && !failed) {
+            let now = contents(&backend).await;
+            let now = now.unwrap_or_else(|error| panic!("{what}: {outcome:?}, then {error}"));
+            if failed {
+                assert!(self.left.allows(&old.active, &now), "{what}: not the old contents");
+            } else {
+                assert!(new.active == now, "{what}: not the new contents");
+            }
+            let bits = bitmaps(&backend);
+            assert!(bits == if failed { &old.bitmaps } else { &new.bitmaps }.clone(), "{what}");
+            // What is written and flushed now is there whatever happens next.
+            backend.write(0, IoBuf::from(vec![7; SECTOR]), WriteFlags::empty()).await.unwrap();
+            backend.flush().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+            let cut = tried.map(oxblk_ring::sim::Disk::after_power_loss_none);
+            let mut after = Held::by(&cut, what).await;
+            assert_eq!(after.active[..SECTOR], [7; SECTOR], "{what}: a flushed write is lost");
+            after.active[..SECTOR].copy_from_slice(&old.active[..SECTOR]);
+            let right = if failed { self.is_old(old, &after) } else { Self::is_new(new, &after) };
+            assert!(right, "{what}: a power cut after that leaves something else");
+            backend
+                .write(0, IoBuf::from(old.active[..SECTOR].to_vec()), WriteFlags::empty())
+                .await
+                .unwrap();
+        }
+        if failed {
+            // The retry does all of it.
+            (self.change)(&backend).await.unwrap_or_else(|error| panic!("{what}: retry: {error}"));
+        }
+        backend.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let dirty = self.repairs_on_open && word(&tried, 72) & 1 == 1;
+        if !dirty {
+            // A table that cannot be read when the disk has become smaller is not given up.
+            tried.assert_sound(self.left != Left::Old, what).await;
+        }
+        let mut now = Held::by(&tried, what).await;
+        // They tell of the write in between, too.
+        if !new.bitmaps.is_empty() {
+            assert_eq!(now.bitmaps.len(), new.bitmaps.len(), "{what}: a bitmap is lost");
+            now.bitmaps.clear();
+        }
+        assert!(Self::is_new(new, &now), "{what}: not the new image");
+        failed
+    }
+
+    /// All operations fail from some moment on: after that the image is the old one or the new one.
+    fn fail_for_good(&self, image: &Set, old: &Held, new: &Held) {
+        for nth in 1.. {
+            let what = format!("{}: all fails from operation {nth} on", self.name());
+            let failed = sim::run(nth, async {
+                let tried = image.copy();
+                let backend = tried.open().await.unwrap();
+                Self::arm(&tried, nth, EIO, false);
+                let failed = (self.change)(&backend).await.is_err();
+                drop(backend.close().await);
+                Self::disarm(&tried);
+                self.assert_old_or_new(&tried, old, new, &what).await;
+                failed
+            });
+            if !failed {
+                return;
+            }
+        }
+    }
+
+    /// The power fails at each write boundary.
+    fn cut(&self, image: &Set, old: &Held, new: &Held) {
+        let done = image.copy();
+        let moments = sim::run(1, async {
+            oxblk_ring::sim::Disk::keep_common_moments(&done.disks(), 1, usize::MAX);
+            let backend = done.open().await.unwrap();
+            (self.change)(&backend).await.unwrap();
+            backend.close().await.unwrap();
+            done.disk.common_moments()
+        });
+        assert!(moments.len() > 1, "{}: {} moments", self.name(), moments.len());
+        for (boundary, disks) in moments {
+            let left = image.on(&disks);
+            let ways = [
+                left.map(oxblk_ring::sim::Disk::after_power_loss_none),
+                left.map(oxblk_ring::sim::Disk::after_power_loss_all),
+                left.map(|disk| disk.after_power_loss(boundary)),
+            ];
+            for (number, left) in ways.iter().enumerate() {
+                let what = format!("{}: cut at {boundary}, disk {number}", self.name());
+                sim::run(boundary, self.assert_old_or_new(left, old, new, &what));
+                if self.repairs_on_open && number == 0 {
+                    self.check_by_qemu(left, &what);
+                }
+            }
+        }
+    }
+
+    /// What QEMU says of an image that a cut has left: at worst leaks, or it is dirty and sound once it has been opened.
+    fn check_by_qemu(&self, left: &Set, what: &str) {
+        let (code, text) = left.check_by_qemu();
+        let dirty = word(left, 72) & 1 == 1;
+        assert!(dirty || code == 0 || code == 3, "{what}: {text}");
+        if dirty {
+            let opened = left.copy();
+            sim::run(1, async { opened.open().await.unwrap().close().await.unwrap() });
+            let (code, text) = opened.check_by_qemu();
+            assert_eq!(code, 0, "{what}, opened: {text}");
+        }
+    }
+
+    async fn assert_old_or_new(&self, left: &Set, old: &Held, new: &Held, what: &str) {
+        let dirty = word(left, 72) & 1 == 1;
+        assert!(!dirty || self.repairs_on_open, "{what}: the image is dirty");
+        if !dirty {
+            left.assert_sound(true, what).await;
+        }
+        let now = Held::by(left, what).await;
+        let is_old = self.is_old(old, &now);
+        assert!(is_old || Self::is_new(new, &now), "{what}: neither the old image nor the new");
+        let again = left.copy();
+        let backend = again.open().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        if is_old && !old.bitmaps.is_empty() && now.bitmaps.is_empty() {
+            // Bitmaps that were in use when the power failed forbid some changes.
+        } else if is_old {
+            (self.change)(&backend).await.unwrap_or_else(|error| panic!("{what}: retry: {error}"));
+        }
+        backend.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        again.assert_sound(true, what).await;
+        if is_old && (old.bitmaps.is_empty() || !now.bitmaps.is_empty()) {
+            let now = Held::by(&again, what).await;
+            assert!(Self::is_new(new, &now), "{what}: a retry does not make the new image");
+        }
+    }
+}
+
+/// A word of the header; 0 for an old one, which has no features.
+fn word(image: &Set, at: usize) -> u64 {
+    let bytes = image.disk.bytes();
+    if bytes[7] < 3 {
+        return 0;
+    }
+    u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
+}
