@@ -1,18 +1,19 @@
 //! Development tasks, run as `cargo xtask TASK`.
 //!
 //! - `soak` builds the long run of the test harnesses, optimised but with checks on, and starts it.
+//! - `differential` runs generated command lines through QEMU's tools and oxblk.
 //! - `fresh-machine` makes a minimal Debian root and runs both commands of the README in it (`scripts/fresh-machine`).
 
 use std::process::{Command, ExitCode};
 
 const USAGE: &str = "\
-Usage: cargo xtask soak [OPTIONS]             (cargo xtask soak --help lists them)
+Usage: cargo xtask soak|differential [OPTIONS]   (--help lists them)
        cargo xtask fresh-machine RELEASE DIRECTORY [COMMAND ...]";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     match args.next().as_deref() {
-        Some("soak") => soak(args),
+        Some(name @ ("soak" | "differential")) => harness(name, args),
         Some("fresh-machine") => run(Command::new("scripts/fresh-machine").args(args)),
         _ => {
             eprintln!("{USAGE}");
@@ -21,9 +22,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn soak(args: impl Iterator<Item = String>) -> ExitCode {
+fn harness(name: &str, args: impl Iterator<Item = String>) -> ExitCode {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let program = ["--package", "oxblk-tests", "--bin", "soak", "--"];
+    let program = ["--package", "oxblk-tests", "--bin", name, "--"];
     run(Command::new(cargo).args(["run", "--quiet", "--profile", "soak"]).args(program).args(args))
 }
 

@@ -1,6 +1,7 @@
 //! Cache, discard and AIO modes by the names that options give them.
 
-use oxblk_core::{OpenFlags, Options};
+use oxblk_core::OpenFlags;
+use oxblk_ring::Aio;
 
 /// What a cache mode means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,8 +50,12 @@ pub(crate) fn parse_discard(name: &str) -> Option<bool> {
     }
 }
 
-/// Whether `name` is a way of doing I/O, and puts it into the options of the file.
-pub(crate) fn set_aio(name: &str, options: &mut Options) -> bool {
-    let known = matches!(name, "threads" | "native" | "io_uring");
-    known && options.set("file.aio", name).is_ok()
+/// Reads the name of a way of doing I/O.
+pub(crate) fn parse_aio(name: &str) -> Option<Aio> {
+    match name {
+        "threads" => Some(Aio::Threads),
+        "native" => Some(Aio::Native),
+        "io_uring" => Some(Aio::IoUring),
+        _ => None,
+    }
 }

@@ -6,6 +6,7 @@ use oxblk_core::{Backend, Error, ErrorKind, Graph, OpenFlags, Options, Perm, Per
 
 use crate::cache::CacheMode;
 use crate::program::{Program, err};
+use crate::text::option_list;
 
 const EACCES: i32 = 13;
 
@@ -16,6 +17,8 @@ pub(crate) struct Image<'a> {
     pub(crate) name: &'a str,
     /// The name is an option string (`--image-opts`).
     pub(crate) is_options: bool,
+    /// The key that a first word of an option string is the value of.
+    pub(crate) implied: Option<&'static str>,
     /// Format, unless it is to be probed.
     pub(crate) format: Option<&'a str>,
     /// How.
@@ -41,6 +44,7 @@ impl<'a> Image<'a> {
         Self {
             name,
             is_options: false,
+            implied: Some("file"),
             format: None,
             flags: OpenFlags::default(),
             write_through: false,
@@ -97,10 +101,7 @@ impl<'a> Image<'a> {
         let mut options = self.options.clone();
         let mut name = Some(self.name);
         if self.is_options {
-            let given = Options::from_dotted(self.name, Some("file"))?;
-            for (key, value) in given.iter() {
-                options.insert(key, value.clone());
-            }
+            options.overlay(&option_list::tree(self.name, self.implied)?);
             name = None;
         } else if let Some(format) = self.format {
             options.insert("driver", format);
@@ -127,7 +128,10 @@ impl<'a> Image<'a> {
             }
         };
         backend.set_write_through(self.write_through);
-        warn_of_probed_raw(&backend, self.name);
+        // The options of a file are told by its name.
+        let is_name = !self.is_options && !self.name.starts_with("json:");
+        let found = backend.node().ok().and_then(|node| node.filename());
+        warn_of_probed_raw(&backend, found.as_deref().filter(|_| !is_name).unwrap_or(self.name));
         Ok(backend)
     }
 
@@ -140,6 +144,16 @@ impl<'a> Image<'a> {
         program: &Program,
         graph: &Graph,
     ) -> Result<Backend, Unopened> {
+        if self.is_options && self.format.is_some() {
+            program.error("--image-opts and --format are mutually exclusive");
+            return Err(Unopened);
+        }
+        if self.is_options
+            && let Err(error) = option_list::check_id(self.name, self.implied)
+        {
+            program.report(&error);
+            return Err(Unopened);
+        }
         self.open(graph).await.map_err(|error| {
             program.report_in(format_args!("Could not open '{}': ", self.name), &error);
             Unopened

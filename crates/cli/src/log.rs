@@ -3,7 +3,10 @@
 //! `RUST_LOG` chooses how much of it; it goes to standard error.
 
 use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
+
+use crate::program::LogStream;
 
 /// Starts it for a tool: errors alone unless `RUST_LOG` says otherwise, as bare lines.
 pub(crate) fn start_for_tool() {
@@ -20,7 +23,7 @@ pub(crate) fn start_for_server() {
 }
 
 fn start(filter: EnvFilter, levels: bool) {
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogStream);
     // A line that cannot be written is dropped. To report that, the library would write to standard error as well, and
     // panic if that fails.
     let log = log.with_ansi(is_coloured()).log_internal_errors(false);

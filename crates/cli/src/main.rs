@@ -22,10 +22,24 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use program::{Program, err, flush_out, out};
+use oxblk_core::names;
+use program::{Program, err, finish, out};
 
 /// What `--version` prints.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The version of QEMU whose options and output the tools have.
+const QEMU_VERSION: &str = "10.0.0";
+
+/// What `--version` prints behind the name a tool was called by. Programs that call a tool by QEMU's name compare
+/// the version with those of QEMU.
+pub(crate) fn version_as(name: &str) -> String {
+    if name.starts_with("qemu-") {
+        format!("{QEMU_VERSION} (oxblk {VERSION})")
+    } else {
+        VERSION.to_owned()
+    }
+}
 
 const HELP: &str = "\
 Usage: oxblk COMMAND [ARGUMENTS]
@@ -44,15 +58,14 @@ fn main() -> ExitCode {
     oxblk_ring::host::limit_allocator_arenas();
     let mut arguments = std::env::args_os();
     let called_as = arguments.next().unwrap_or_else(|| OsString::from("oxblk"));
-    let called_as = called_as.to_string_lossy().into_owned();
+    let called_as = names::from_os(called_as);
     let name = called_as.rsplit('/').next().unwrap_or_default().to_owned();
     let code = match name.as_str() {
         "qemu-img" => tool(img::run, Program::new(name, called_as), arguments),
         "qemu-io" => tool(io::run, Program::new(name, called_as), arguments),
         _ => subcommand(&name, &called_as, arguments),
     };
-    flush_out();
-    code
+    finish(code)
 }
 
 /// A write beyond `ulimit -f` fails with `EFBIG`, which the user is told, rather than end the process by a signal.
@@ -66,9 +79,9 @@ fn subcommand(
     mut arguments: impl Iterator<Item = OsString>,
 ) -> ExitCode {
     let first = arguments.next().unwrap_or_default();
-    let word = first.to_string_lossy();
+    let word = names::from_os(first);
     let program = || Program::new(format!("{name} {word}"), format!("{called_as} {word}"));
-    match &*word {
+    match word.as_str() {
         "img" => tool(img::run, program(), arguments),
         "io" => tool(io::run, program(), arguments),
         "serve" => serve::run(arguments),
@@ -93,22 +106,13 @@ fn subcommand(
     }
 }
 
-/// Runs a tool, whose arguments must be text.
+/// Runs a tool. Arguments are names, or hold names, so they need not be UTF-8.
 fn tool(
     run: fn(Program, Vec<String>) -> u8,
     program: Program,
     arguments: impl Iterator<Item = OsString>,
 ) -> ExitCode {
-    let mut texts = Vec::new();
-    for argument in arguments {
-        match argument.into_string() {
-            Ok(text) => texts.push(text),
-            Err(other) => {
-                program.error(format_args!("'{}' is not UTF-8 text", other.display()));
-                return ExitCode::FAILURE;
-            }
-        }
-    }
+    program.be_the_one_that_runs();
     log::start_for_tool();
-    ExitCode::from(run(program, texts))
+    ExitCode::from(run(program, arguments.map(names::from_os).collect()))
 }

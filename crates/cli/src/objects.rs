@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 
 use oxblk_core::{Options, Secrets};
 
+use crate::text::option_list::{IDENTIFIER_HINT, is_identifier};
+
 /// Types that exist in QEMU's tools.
 const TYPES: &[&str] = &[
     "authz-list",
@@ -36,10 +38,10 @@ pub(crate) fn define(definition: &str) -> Result<(), String> {
 }
 
 fn define_in(secrets: &Secrets, definition: &str) -> Result<(), String> {
-    let options = if definition.trim_start().starts_with('{') {
+    let options = if definition.starts_with('{') {
         Options::from_json(definition)
     } else {
-        Options::from_dotted(definition, Some("qom-type"))
+        Options::from_keyval(definition, "qom-type")
     };
     let mut options = options.map_err(|error| error.to_string())?;
     let text = |key: &str, options: &mut Options| options.take_str(key).ok().flatten();
@@ -53,21 +55,12 @@ fn define_in(secrets: &Secrets, definition: &str) -> Result<(), String> {
         return Err("Parameter 'id' is missing".to_owned());
     };
     if !is_identifier(&id) {
-        return Err(
-            "Parameter 'id' expects an identifier\nIdentifiers consist of letters, digits, \
-                    '-', '.', '_', starting with a letter."
-                .to_owned(),
-        );
+        return Err(format!("Parameter 'id' expects an identifier\n{IDENTIFIER_HINT}"));
     }
     if kind != "secret" {
         return Ok(());
     }
     secrets.define(&id, options).map_err(|error| error.to_string())
-}
-
-fn is_identifier(text: &str) -> bool {
-    text.starts_with(|first: char| first.is_ascii_alphabetic())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
 }
 
 #[cfg(test)]

@@ -1,11 +1,16 @@
 //! The name that the tool was called by, and how it speaks to the user.
 //!
 //! Errors go to standard error behind that name (`qemu-img: …`, `oxblk img: …`), one fault a line,
-//! hints on lines of their own. Output goes through [`out`], so that a reader who hangs up (`| head`)
-//! ends the tool quietly instead of with a panic.
+//! hints on lines of their own. Output goes through [`out`] and [`note`]: a reader that hangs up (`| head`) never
+//! stops the work.
 
 use std::fmt::{Arguments, Display};
 use std::io::Write;
+use std::process::ExitCode;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use oxblk_core::names;
 
 use oxblk_ring::{Config, block_on_with};
 
@@ -49,6 +54,11 @@ impl Program {
         err(format_args!("{}: warning: {message}\n", self.name));
     }
 
+    /// Has [`warn`] speak under this name.
+    pub(crate) fn be_the_one_that_runs(&self) {
+        RUNNING.get_or_init(|| self.clone());
+    }
+
     /// Prints an error of the block layer with its hint.
     pub(crate) fn report(&self, error: &oxblk_core::Error) {
         self.error(error);
@@ -66,23 +76,81 @@ impl Program {
     }
 }
 
-/// Prints to standard output. When nobody reads it any more, the process ends.
+/// The tool that this process is.
+static RUNNING: OnceLock<Program> = OnceLock::new();
+
+/// Prints a warning under the name of the tool that runs.
+pub(crate) fn warn(message: impl Display) {
+    match RUNNING.get() {
+        Some(program) => program.warn(message),
+        None => err(format_args!("warning: {message}\n")),
+    }
+}
+
+/// Standard output could not be written.
+static OUTPUT_LOST: AtomicBool = AtomicBool::new(false);
+
+/// Results have been printed that may not have left the process yet.
+static RESULT_PENDING: AtomicBool = AtomicBool::new(false);
+
+/// Prints the result of a command to standard output. If it cannot be written, the command goes on and
+/// [`finish`] turns success into failure: stopping in the middle of a change would do harm.
 pub(crate) fn out(text: Arguments<'_>) {
+    RESULT_PENDING.store(true, Ordering::Relaxed);
+    if write_all(&mut std::io::stdout().lock(), text).is_err() {
+        OUTPUT_LOST.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Prints to standard output what only accompanies the work: progress, what is about to be done. Nobody needs
+/// to read it.
+pub(crate) fn note(text: Arguments<'_>) {
+    flush_out();
     let mut stdout = std::io::stdout().lock();
-    if stdout.write_fmt(text).is_err() {
-        std::process::exit(1);
-    }
+    drop(write_all(&mut stdout, text).and_then(|()| stdout.flush()));
 }
 
-/// Makes sure that everything printed has left the process.
+/// Makes sure that everything printed has left the process. What a note has left behind does not count.
 pub(crate) fn flush_out() {
-    if std::io::stdout().lock().flush().is_err() {
-        std::process::exit(1);
+    let flushed = std::io::stdout().lock().flush();
+    if RESULT_PENDING.swap(false, Ordering::Relaxed) && flushed.is_err() {
+        OUTPUT_LOST.store(true, Ordering::Relaxed);
     }
 }
 
-/// Prints to standard error.
+/// Prints to standard error. Nothing depends on whether it can be written.
 pub(crate) fn err(text: Arguments<'_>) {
     flush_out();
-    drop(std::io::stderr().lock().write_fmt(text));
+    drop(write_all(&mut std::io::stderr().lock(), text));
+}
+
+/// The exit code of the process: that of the command, unless its result could not be printed.
+pub(crate) fn finish(code: ExitCode) -> ExitCode {
+    flush_out();
+    let lost = OUTPUT_LOST.load(Ordering::Relaxed);
+    if lost && code == ExitCode::SUCCESS { ExitCode::FAILURE } else { code }
+}
+
+/// Writes text in which names are their bytes again.
+fn write_all(stream: &mut impl Write, text: Arguments<'_>) -> std::io::Result<()> {
+    match text.as_str() {
+        Some(text) => stream.write_all(text.as_bytes()),
+        None => stream.write_all(&names::to_bytes(&text.to_string())),
+    }
+}
+
+/// Standard error for the log. A log that cannot be written never stops the program.
+#[derive(Debug)]
+pub(crate) struct LogStream;
+
+impl Write for LogStream {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(bytes);
+        drop(std::io::stderr().lock().write_all(&names::to_bytes(&text)));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }

@@ -1,10 +1,10 @@
 //! Backing files: which one an image names, and overlays that give up what they hold.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::driver::Backing;
-use crate::{Backend, ChildIdx, Error, Node, Result, relative_to};
+use crate::{Backend, ChildIdx, Error, Node, Result, names, relative_to};
 
 fn of(node: &Node) -> Result<&dyn Backing> {
     node.driver().backing().ok_or_else(|| Error::from_errno(95))
@@ -67,5 +67,5 @@ fn is_file(over: &Node, below: &Node, name: &str) -> bool {
 }
 
 fn real_path(name: &str) -> Option<PathBuf> {
-    Path::new(name.strip_prefix("file:").unwrap_or(name)).canonicalize().ok()
+    names::to_path(name.strip_prefix("file:").unwrap_or(name)).canonicalize().ok()
 }

@@ -18,7 +18,7 @@
 //! link ([`OpenFlags::no_symlinks`](crate::OpenFlags)): a link that is put in place between the check and the opening
 //! leads nowhere.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::graph::scheme;
@@ -129,15 +129,14 @@ impl Gate {
 impl Directory {
     /// The path of a regular file below the directory, without symbolic links.
     fn find(&self, path: &str) -> std::result::Result<String, String> {
-        let real = Path::new(path).canonicalize().map_err(|error| error.to_string())?;
+        let real = crate::names::to_path(path).canonicalize().map_err(|error| error.to_string())?;
         if !real.starts_with(&self.0) {
             return Err(format!("only files below '{}' are allowed", self.0.display()));
         }
         if !real.is_file() {
             return Err("only regular files are allowed".to_owned());
         }
-        let text = PathBuf::into_os_string(real).into_string();
-        text.map_err(|path| format!("'{}' is not UTF-8 text", path.display()))
+        Ok(crate::names::from_os(real))
     }
 }
 

@@ -25,6 +25,7 @@ mod flags;
 mod gate;
 mod graph;
 mod limits;
+pub mod names;
 mod node;
 mod options;
 mod perm;
@@ -59,7 +60,10 @@ pub use graph::{
 };
 pub use limits::Limits;
 pub use node::{DetectZeroes, Node};
-pub use options::{Options, SizeError, parse_size, split_keyval};
+pub use options::{
+    ListItem, Options, SizeError, number_fault, parse_bool, parse_json, parse_number, parse_size,
+    size_fault, split_list,
+};
 pub use perm::{Perm, Permissions, Role};
 pub use request::{ChainStatus, run_all};
 pub use secret::Secrets;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oxblk_crypto::secret::{Form, Secret, Wrapping, decode};
 
-use crate::{Error, Options, Result, strerror};
+use crate::{Error, Options, Result, names, strerror};
 
 /// Largest file that a secret is read from, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -66,7 +66,7 @@ impl Secrets {
             return Err(Error::invalid(format!("Parameter '{key}' is unexpected")));
         }
         let given = match (data, file) {
-            (Some(data), None) => Secret::new(data.into_bytes()),
+            (Some(data), None) => Secret::new(names::to_bytes(&data).into_owned()),
             (None, Some(file)) => read_file(&file)?,
             (None, None) => {
                 return Err(Error::invalid("Either 'file' or 'data' must be provided"));
@@ -116,7 +116,8 @@ fn read_file(name: &str) -> Result<Secret> {
         );
         Error::invalid(text)
     };
-    let file = std::fs::File::open(name).map_err(|error| unreadable("open", &error))?;
+    let file =
+        std::fs::File::open(names::to_path(name)).map_err(|error| unreadable("open", &error))?;
     let mut bytes = Vec::new();
     let read = file.take(MAX_FILE.saturating_add(1)).read_to_end(&mut bytes);
     let secret = Secret::new(bytes);

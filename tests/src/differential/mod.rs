@@ -18,6 +18,7 @@
 //! ```
 
 pub mod format;
+pub mod generator;
 pub mod normalise;
 
 use std::os::unix::fs::symlink;

@@ -102,7 +102,6 @@ fn what_cannot_be_inspected_is_told_in_the_same_words() {
             "info --image-opts driver=raw,file.filename=a.raw,bogus=1",
             "info --image-opts -f raw a.qcow2",
             "info nosuchproto:foo",
-            "info --limits a.qcow2",
             "info --object",
             "check a.raw",
             "check --output json a.raw",

@@ -2,6 +2,7 @@
 
 mod convert_guest;
 mod copy;
+mod generated;
 mod img_amend;
 mod img_bitmap;
 mod img_chains;
@@ -18,4 +19,5 @@ mod img_rebase;
 mod img_snapshot;
 mod io_commands;
 mod limits;
+mod names;
 mod untrusted;

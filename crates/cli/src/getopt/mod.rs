@@ -24,21 +24,41 @@ pub(crate) struct Opt {
     pub(crate) long: Option<&'static str>,
     /// Whether a value follows.
     pub(crate) takes_value: bool,
+    /// The word must be written in full, and makes no abbreviation of another one ambiguous.
+    pub(crate) in_full: bool,
+}
+
+impl Opt {
+    /// Another word for an option, from a later version of the tools: it leaves the abbreviations of the words
+    /// that were there before as they are.
+    pub(crate) const fn alias(self, long: &'static str) -> Self {
+        Self { short: None, long: Some(long), in_full: true, ..self }
+    }
+
+    /// The option, its word without abbreviations.
+    pub(crate) const fn in_full(self) -> Self {
+        Self { in_full: true, ..self }
+    }
+
+    /// Another letter for an option.
+    pub(crate) const fn letter(self, letter: char) -> Self {
+        Self { short: Some(letter), long: None, in_full: true, ..self }
+    }
 }
 
 /// An option with a letter and a word.
 pub(crate) const fn both(letter: char, long: &'static str, takes_value: bool) -> Opt {
-    Opt { id: letter, short: Some(letter), long: Some(long), takes_value }
+    Opt { id: letter, short: Some(letter), long: Some(long), takes_value, in_full: false }
 }
 
 /// An option with a word only; `id` is any character that no other option of the table has.
 pub(crate) const fn long(id: char, long: &'static str, takes_value: bool) -> Opt {
-    Opt { id, short: None, long: Some(long), takes_value }
+    Opt { id, short: None, long: Some(long), takes_value, in_full: false }
 }
 
 /// An option with a letter only.
 pub(crate) const fn short(letter: char, takes_value: bool) -> Opt {
-    Opt { id: letter, short: Some(letter), long: None, takes_value }
+    Opt { id: letter, short: Some(letter), long: None, takes_value, in_full: false }
 }
 
 /// A command line that is wrong; the text is the C library's, the program's name before it.
@@ -65,6 +85,7 @@ pub(crate) struct Parser<'t> {
     rest: VecDeque<String>,
     cluster: VecDeque<char>,
     operands: Vec<String>,
+    letters_only: bool,
 }
 
 /// An option found, with its value if it takes one.
@@ -92,7 +113,15 @@ impl<'t> Parser<'t> {
             rest: arguments.into_iter().collect(),
             cluster: VecDeque::new(),
             operands: Vec::new(),
+            letters_only: false,
         }
+    }
+
+    /// Reads as `getopt(3)` does: there are no words, so `--x` is a cluster of letters.
+    #[must_use]
+    pub(crate) fn letters_only(mut self) -> Self {
+        self.letters_only = true;
+        self
     }
 
     /// Knows these long options too, by their whole word.
@@ -112,7 +141,9 @@ impl<'t> Parser<'t> {
             if argument == "--" {
                 break;
             }
-            if let Some(word) = argument.strip_prefix("--") {
+            if !self.letters_only
+                && let Some(word) = argument.strip_prefix("--")
+            {
                 return self.word(word).map(Some);
             }
             match argument.strip_prefix('-') {
@@ -176,8 +207,11 @@ impl<'t> Parser<'t> {
         if let Some(opt) = known.find(|opt| opt.long == Some(name)) {
             return Ok(opt);
         }
-        let matches: Vec<&'t Opt> =
-            self.table.iter().filter(|o| o.long.is_some_and(|l| l.starts_with(name))).collect();
+        let matches: Vec<&'t Opt> = self
+            .table
+            .iter()
+            .filter(|o| !o.in_full && o.long.is_some_and(|l| l.starts_with(name)))
+            .collect();
         let Some((first, others)) = matches.split_first() else {
             return Err(self.fault(format!("unrecognized option '--{word}'")));
         };

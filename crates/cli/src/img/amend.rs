@@ -17,12 +17,12 @@ const OPTIONS: &[Opt] = &[
     both('h', "help", false),
     both('q', "quiet", false),
     both('p', "progress", false),
+    long('O', "object", true),
     both('f', "format", true),
-    long('I', "image-opts", false),
     both('t', "cache", true),
     both('o', "options", true),
+    long('I', "image-opts", false),
     long('F', "force", false),
-    long('O', "object", true),
 ];
 
 struct Arguments {
@@ -97,10 +97,8 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     read.progress &= !quiet;
     let mut operands = parser.operands();
     read.filename = operands.pop().filter(|_| operands.is_empty());
-    if read.image_options && read.format.is_some() {
-        return Err(context.failed("--image-opts and --format are mutually exclusive"));
-    }
-    if let Some(name) = cache {
+    // A missing file name counts first.
+    if let Some(name) = cache.filter(|_| read.filename.is_some()) {
         read.cache = CacheMode::parse(&name)
             .ok_or_else(|| context.failed(format_args!("Invalid cache option: {name}")))?;
     }
@@ -126,7 +124,8 @@ async fn amend(
     }
     options.parse(&arguments.options).map_err(|error| {
         let exit = context.error(&error);
-        if is_for_creation(driver, &error) {
+        let would_do = CreateOptions::to_create_or_amend(driver).parse(&arguments.options).is_ok();
+        if would_do {
             err(format_args!("This option is only supported for image creation\n"));
         }
         exit
@@ -138,13 +137,4 @@ async fn amend(
         progress: Box::new(move |done, total| progress.set(done, total)),
     };
     image.amend(request).await.map_err(|error| context.error(&error))
-}
-
-/// Whether a message tells of an option that images are created with.
-fn is_for_creation(driver: &dyn DriverFactory, error: &oxblk_core::Error) -> bool {
-    let text = error.to_string();
-    driver
-        .create_options()
-        .iter()
-        .any(|option| text == format!("Invalid parameter '{}'", option.name))
 }

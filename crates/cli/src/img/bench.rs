@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use oxblk_core::{Backend, Error, ErrorKind, WriteFlags, strerror};
-use oxblk_ring::{IoBufMut, IoThread};
+use oxblk_ring::{Aio, IoBufMut, IoThread};
 
 use super::{Context, Step, graph, threads};
-use crate::cache::{CacheMode, set_aio};
+use crate::cache::{CacheMode, parse_aio};
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::{flush_out, out};
@@ -21,7 +21,6 @@ const MAX: u64 = i32::MAX as u64;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
-    both('q', "quiet", false),
     both('f', "format", true),
     long('I', "image-opts", false),
     both('t', "cache", true),
@@ -37,7 +36,8 @@ const OPTIONS: &[Opt] = &[
     long('F', "flush-interval", true),
     long('D', "no-drain", false),
     both('U', "force-share", false),
-    long('N', "threads", true),
+    both('q', "quiet", false).in_full(),
+    long('N', "threads", true).in_full(),
 ];
 
 #[derive(Debug, Clone)]
@@ -51,7 +51,7 @@ struct Arguments {
     offset: u64,
     size: u64,
     step: Option<u64>,
-    aio: Option<String>,
+    aio: Option<Aio>,
     write: bool,
     pattern: u8,
     flush_interval: u64,
@@ -83,9 +83,7 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
             .cache(arguments.cache)
             .share_if(arguments.share);
         image.flags.read_only = !arguments.write;
-        if let Some(aio) = &arguments.aio {
-            set_aio(aio, &mut image.options);
-        }
+        image.flags.aio = arguments.aio;
         let backend = image.open_or_say(&context.program, &graph()).await?;
         let outcome = bench(context, &arguments, &backend, &helpers).await;
         let closed = backend.close().await;
@@ -123,9 +121,6 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
         return Err(context.misused("Expecting one image file name"));
     };
     read.filename.clone_from(filename);
-    if read.image_options && read.format.is_some() {
-        return Err(context.failed("--image-opts and --format are mutually exclusive"));
-    }
     if !read.write && read.flush_interval != 0 {
         return Err(context.failed("--flush-interval is only available in write tests"));
     }
@@ -144,23 +139,23 @@ fn set(context: &Context, read: &mut Arguments, id: char, value: String) -> Step
             read.cache =
                 CacheMode::parse(&value).ok_or_else(|| context.failed("Invalid cache mode"))?;
         }
-        'c' => read.count = context.sized("request count", &value, 1, MAX)?,
-        'd' => read.depth = context.sized("queue depth", &value, 1, MAX)?,
+        'c' => read.count = context.count("request count", &value, 1, MAX)?,
+        'd' => read.depth = context.count("queue depth", &value, 1, MAX)?,
         'o' => read.offset = context.bytes("offset", &value)?,
         's' => read.size = context.sized("buffer size", &value, 1, MAX)?,
         // 0 stands for the buffer size, too.
         'S' => read.step = Some(context.sized("step size", &value, 0, MAX)?).filter(|n| *n > 0),
-        'i' if !matches!(value.as_str(), "threads" | "native" | "io_uring") => {
-            return Err(context.failed(format_args!("Invalid aio option: {value}")));
+        'i' => {
+            let unknown = || context.failed(format_args!("Invalid aio option: {value}"));
+            read.aio = Some(parse_aio(&value).ok_or_else(unknown)?);
         }
-        'i' => read.aio = Some(value),
-        'n' => read.aio = Some("native".to_owned()),
+        'n' => read.aio = Some(Aio::Native),
         'w' => read.write = true,
         'P' => {
-            let pattern = context.sized("pattern byte", &value, 0, 255)?;
+            let pattern = context.count("pattern byte", &value, 0, 255)?;
             read.pattern = u8::try_from(pattern).unwrap_or_default();
         }
-        'F' => read.flush_interval = context.sized("flush interval", &value, 0, MAX)?,
+        'F' => read.flush_interval = context.count("flush interval", &value, 0, MAX)?,
         'D' => read.drain = false,
         'N' => read.threads = Some(threads::parse(context, &value)?),
         _ => read.share = true,

@@ -11,19 +11,19 @@ use crate::image::Image;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
-    both('f', "format", true),
+    long('O', "object", true),
     long('I', "image-opts", false),
     long('1', "add", false),
-    both('g', "granularity", true),
     long('2', "remove", false),
-    long('7', "remove-all", false),
+    long('7', "remove-all", false).in_full(),
     long('3', "clear", false),
     long('4', "enable", false),
     long('5', "disable", false),
     long('6', "merge", true),
+    both('g', "granularity", true),
     both('b', "source-file", true),
     both('F', "source-format", true),
-    long('O', "object", true),
+    both('f', "format", true).in_full(),
 ];
 
 /// What is to be done to the bitmap.
@@ -106,6 +106,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
             _ => objects::define(&value).map_err(|text| context.failed(text))?,
         }
     }
+    check(context, &read)?;
     let of_one = read.actions.iter().any(|action| !matches!(action, Action::RemoveAll));
     let mut operands = parser.operands().into_iter();
     let found = (operands.next(), operands.next(), operands.next());
@@ -121,7 +122,6 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
         }
         _ => return Err(context.failed("Expecting filename and bitmap name")),
     };
-    check(context, &read)?;
     // 0 asks for the granularity that a bitmap has without it.
     read.granularity = read.granularity.filter(|granularity| *granularity > 0);
     Ok(read)
@@ -145,9 +145,6 @@ fn check(context: &Context, read: &Arguments) -> Step {
     }
     if read.source.is_some() && !merges {
         return clash("Merge bitmap source file only supported with --merge");
-    }
-    if read.image_options && read.format.is_some() {
-        return clash("--image-opts and --format are mutually exclusive");
     }
     Ok(())
 }

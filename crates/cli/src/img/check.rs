@@ -10,7 +10,7 @@ use super::{Context, Exit, Step, graph, objects};
 use crate::cache::CacheMode;
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
-use crate::program::{err, out};
+use crate::program::{err, note, out};
 use crate::text::json;
 
 /// Exit codes, as scripts know them.
@@ -23,12 +23,12 @@ const OPTIONS: &[Opt] = &[
     both('h', "help", false),
     both('q', "quiet", false),
     both('f', "format", true),
-    long('I', "image-opts", false),
     both('T', "cache", true),
-    both('U', "force-share", false),
-    long('J', "output", true),
     both('r', "repair", true),
+    long('J', "output", true),
     long('O', "object", true),
+    long('I', "image-opts", false),
+    both('U', "force-share", false),
 ];
 
 struct Arguments {
@@ -91,9 +91,6 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
     let [filename] = operands.as_slice() else {
         return Err(context.misused("Expecting one image file name"));
     };
-    if read.image_options && read.format.is_some() {
-        return Err(context.failed("--image-opts and --format are mutually exclusive"));
-    }
     read.cache = CacheMode::parse(&cache)
         .ok_or_else(|| context.failed(format_args!("Invalid source cache option: {cache}")))?;
     read.filename.clone_from(filename);
@@ -132,7 +129,7 @@ async fn check(context: &Context, arguments: &Arguments, backend: &Backend) -> S
     let fixed = (report.leaks_fixed, report.corruptions_fixed);
     if fixed != (0, 0) {
         if !arguments.json && !arguments.quiet {
-            out(format_args!(
+            note(format_args!(
                 "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    {} corruptions\n\nDouble checking the fixed image now...\n",
                 fixed.0, fixed.1
             ));
@@ -144,7 +141,7 @@ async fn check(context: &Context, arguments: &Arguments, backend: &Backend) -> S
         let value = to_json(&report, &arguments.filename, node.factory().name());
         out(format_args!("{}\n", json::pretty(&value)));
     } else if !arguments.quiet {
-        out(format_args!("{}", human(&report)));
+        note(format_args!("{}", human(&report)));
     }
     Ok(match report {
         CheckReport { check_errors: 1.., .. } => FAILED,

@@ -11,7 +11,7 @@ use super::{Context, Exit, Step, graph, objects, threads};
 use crate::cache::CacheMode;
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
-use crate::program::out;
+use crate::program::note;
 use crate::signals::stop_flag;
 use crate::text::number::MAX_OFFSET;
 use crate::text::progress::{Progress, step};
@@ -19,15 +19,16 @@ use crate::text::progress::{Progress, step};
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
     both('q', "quiet", false),
-    both('p', "progress", false),
+    long('O', "object", true),
     both('f', "format", true),
     long('I', "image-opts", false),
     both('t', "cache", true),
     both('d', "drop", false),
     both('b', "base", true),
+    both('p', "progress", false),
     both('r', "rate", true),
-    long('O', "object", true),
-    long('8', "threads", true),
+    long('8', "threads", true).in_full(),
+    both('r', "rate", true).alias("rate-limit"),
 ];
 
 struct Arguments {
@@ -56,7 +57,7 @@ pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
     progress.end();
     outcome?;
     if !arguments.quiet {
-        out(format_args!("Image committed.\n"));
+        note(format_args!("Image committed.\n"));
     }
     Ok(())
 }
@@ -102,9 +103,6 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     match (operands.pop(), operands.is_empty()) {
         (Some(filename), true) => read.filename = filename,
         _ => return Err(context.misused("Expecting one image file name")),
-    }
-    if read.image_options && read.format.is_some() {
-        return Err(context.failed("--image-opts and --format are mutually exclusive"));
     }
     if let Some(name) = cache {
         read.cache = CacheMode::parse(&name)

@@ -78,9 +78,6 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     let [filename] = operands.as_slice() else {
         return Err(context.misused("Expecting one image file name"));
     };
-    if read.image_options && read.format.is_some() {
-        return Err(context.failed("--image-opts and --format are mutually exclusive"));
-    }
     read.filename.clone_from(filename);
     Ok(read)
 }

@@ -11,7 +11,7 @@ use super::{Context, Exit, Step, graph, objects, threads};
 use crate::cache::CacheMode;
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
-use crate::program::out;
+use crate::program::note;
 use crate::signals::stop_flag;
 use crate::text::number::in_sectors;
 use crate::text::progress::{Progress, step};
@@ -25,15 +25,17 @@ const NO_READ: u8 = 4;
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
     both('q', "quiet", false),
-    both('p', "progress", false),
-    both('f', "a-format", true),
-    both('F', "b-format", true),
-    long('I', "image-opts", false),
-    both('s', "strict", false),
-    both('T', "cache", true),
-    both('U', "force-share", false),
     long('O', "object", true),
-    long('N', "threads", true),
+    both('T', "cache", true),
+    long('I', "image-opts", false),
+    both('f', "a-format", true),
+    Opt { long: Some("left-format"), ..both('f', "a-format", true) },
+    both('F', "b-format", true),
+    Opt { long: Some("right-format"), ..both('F', "b-format", true) },
+    both('U', "force-share", false),
+    both('s', "strict", false),
+    both('p', "progress", false),
+    long('N', "threads", true).in_full(),
 ];
 
 struct Arguments {
@@ -93,10 +95,6 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
         .operands()
         .try_into()
         .map_err(|_| context.misused("Expecting two image file names"))?;
-    if read.image_options && read.formats.iter().any(Option::is_some) {
-        let message = "--image-opts and --format are mutually exclusive";
-        return Err(failed(context, message, CANNOT_OPEN));
-    }
     read.cache = CacheMode::parse(&cache).ok_or_else(|| {
         failed(context, format_args!("Invalid source cache option: {cache}"), CANNOT_OPEN)
     })?;
@@ -180,7 +178,7 @@ impl Run<'_> {
 
     fn say(&self, message: std::fmt::Arguments<'_>) {
         if !self.arguments.quiet {
-            out(format_args!("{message}\n"));
+            note(format_args!("{message}\n"));
         }
     }
 

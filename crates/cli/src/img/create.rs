@@ -6,18 +6,19 @@ use super::create_options::{CreateOptions, append, asks_for_help};
 use super::{Context, Step, graph, objects};
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
-use crate::program::out;
+use crate::program::{note, out};
 use crate::text::number::in_sectors;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
     both('q', "quiet", false),
+    long('O', "object", true),
     both('f', "format", true),
-    both('o', "options", true),
     both('b', "backing", true),
     both('F', "backing-format", true),
     both('u', "backing-unsafe", false),
-    long('O', "object", true),
+    both('o', "options", true),
+    both('F', "backing-format", true).letter('B'),
 ];
 
 #[derive(Default)]
@@ -120,7 +121,7 @@ async fn create(graph: &Graph, arguments: &Arguments, name: &str) -> Result<(), 
         return Err(Error::invalid("Image creation needs a size parameter"));
     }
     if !arguments.quiet {
-        out(format_args!("Formatting '{name}', fmt={format}{}\n", options.shown()));
+        note(format_args!("Formatting '{name}', fmt={format}{}\n", options.shown()));
     }
     let cluster_hint = options.knows("cluster_size");
     graph
@@ -156,7 +157,7 @@ fn take_backing(
     }
     if let Some(backing_format) = &arguments.backing_format {
         if !options.knows("backing_fmt") {
-            return Err(refuse("format"));
+            return Err(refuse("file format"));
         }
         options.set("backing_fmt", backing_format);
     }
@@ -179,6 +180,9 @@ async fn check_backing(
         return Err(Error::invalid(
             "Error: Trying to create an image with the same filename as the backing file",
         ));
+    }
+    if name.is_empty() && !file.starts_with('/') && !file.contains(':') {
+        return Err(Error::invalid(format!("Cannot use relative backing file names for '{name}'")));
     }
     if arguments.backing_unsafe {
         return match format {

@@ -5,10 +5,9 @@
 
 use oxblk_core::create::{CreateOption, OptionType};
 use oxblk_core::{
-    DriverFactory, DriverKind, Error, ErrorKind, Options, Result, SizeError, parse_size,
+    DriverFactory, DriverKind, Error, Options, Result, number_fault, parse_bool, parse_number,
+    parse_size, size_fault, split_list,
 };
-
-const SIZE_HINT: &str = "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.";
 
 /// The value of an option.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +45,8 @@ pub(super) fn append(list: &mut Option<String>, more: &str) -> std::result::Resu
 
 /// Whether a list asks for help.
 pub(super) fn asks_for_help(list: &str) -> bool {
-    list.split(',').any(|word| word == "help" || word == "?")
+    let items = split_list(list, None);
+    items.iter().any(|item| matches!(item.short_form.as_deref(), Some("help" | "?")))
 }
 
 impl CreateOptions {
@@ -69,7 +69,7 @@ impl CreateOptions {
         let mut settings = Vec::new();
         for option in &table {
             if let Some(text) = option.default {
-                settings.push((option.name, read(option, Some(text))?));
+                settings.push((option.name, read(option, text)?));
             }
         }
         Ok(Self { table, settings })
@@ -87,6 +87,17 @@ impl CreateOptions {
             return Err(Error::unsupported(text));
         }
         Ok(Self { table, settings: Vec::new() })
+    }
+
+    /// All options that images of `format` know, when they are made or later; nothing is set.
+    pub(super) fn to_create_or_amend(format: &dyn DriverFactory) -> Self {
+        let mut table = format.amend_options().to_vec();
+        for option in format.create_options() {
+            if !table.iter().any(|own| own.name == option.name) {
+                table.push(*option);
+            }
+        }
+        Self { table, settings: Vec::new() }
     }
 
     /// What `-o help` prints below its title.
@@ -110,25 +121,13 @@ impl CreateOptions {
     /// # Errors
     /// When an option is unknown or its value of the wrong type.
     pub(super) fn parse(&mut self, list: &str) -> Result<()> {
-        for (key, value) in split_list(list) {
-            self.set_text(&key, value.as_deref())?;
+        // An identifier is accepted, and has no meaning here.
+        for item in split_list(list, None).iter().filter(|item| item.key != "id") {
+            let option = self.table.iter().find(|option| option.name == item.key);
+            let option = option.ok_or_else(|| unknown(&item.key))?;
+            let setting = read(option, &item.value)?;
+            self.put(option.name, setting);
         }
-        Ok(())
-    }
-
-    /// Sets an option from text; without a value it is switched on, or, with `no` before its name, off.
-    fn set_text(&mut self, key: &str, value: Option<&str>) -> Result<()> {
-        let find = |name: &str| self.table.iter().find(|option| option.name == name);
-        let (option, value) = match (find(key), value) {
-            (Some(option), value) => (option, value),
-            (None, None) => match key.strip_prefix("no").and_then(find) {
-                Some(option) => (option, Some("off")),
-                None => return Err(unknown(key)),
-            },
-            (None, Some(_)) => return Err(unknown(key)),
-        };
-        let setting = read(option, value)?;
-        self.put(option.name, setting);
         Ok(())
     }
 
@@ -238,50 +237,21 @@ fn unknown(key: &str) -> Error {
 }
 
 /// Reads a value of the option's type.
-fn read(option: &CreateOption, value: Option<&str>) -> Result<Setting> {
+fn read(option: &CreateOption, text: &str) -> Result<Setting> {
     let name = option.name;
-    let text = value.unwrap_or("on");
     match option.kind {
         OptionType::String => Ok(Setting::Text(text.to_owned())),
-        OptionType::Bool => match text {
-            "on" => Ok(Setting::Flag(true)),
-            "off" => Ok(Setting::Flag(false)),
-            _ => Err(Error::invalid(format!("Parameter '{name}' expects 'on' or 'off'"))),
+        OptionType::Bool => match parse_bool(text) {
+            Some(on) => Ok(Setting::Flag(on)),
+            None => Err(Error::invalid(format!("Parameter '{name}' expects 'on' or 'off'"))),
         },
-        OptionType::Number => match crate::text::number::plain(text) {
-            Some(number) => Ok(Setting::Number(number)),
-            None => Err(Error::invalid(format!("Parameter '{name}' expects a number"))),
-        },
-        OptionType::Size => match parse_size(text) {
-            Ok(size) => Ok(Setting::Number(size)),
-            Err(error) if error == SizeError::TooLarge || text.starts_with('-') => Err(Error::new(
-                ErrorKind::Invalid,
-                format!("Value '{text}' is out of range for parameter '{name}'"),
-            )),
-            Err(_) => Err(Error::invalid(format!(
-                "Parameter '{name}' expects a non-negative number below 2^64"
-            ))
-            .with_hint(SIZE_HINT)),
-        },
-    }
-}
-
-/// Splits `a=b,c,d=e,,f` at single commas; a doubled comma in a value is one.
-fn split_list(list: &str) -> Vec<(String, Option<String>)> {
-    let mut words = vec![String::new()];
-    let mut chars = list.chars().peekable();
-    while let Some(c) = chars.next() {
-        match words.last_mut() {
-            Some(word) if c != ',' => word.push(c),
-            Some(word) if chars.next_if_eq(&',').is_some() => word.push(','),
-            _ => words.push(String::new()),
+        OptionType::Number => {
+            parse_number(text).map(Setting::Number).map_err(|e| number_fault(e, name, text))
+        }
+        OptionType::Size => {
+            parse_size(text).map(Setting::Number).map_err(|e| size_fault(e, name, text))
         }
     }
-    let split = |word: String| match word.split_once('=') {
-        Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
-        None => (word, None),
-    };
-    words.into_iter().map(split).collect()
 }
 
 #[cfg(test)]
@@ -341,6 +311,12 @@ mod tests {
                 format!("Invalid option list: {wrong}")
             );
         }
+    }
+
+    #[test]
+    fn help_is_asked_for_by_a_word_and_not_by_a_part_of_a_value() {
+        assert!(asks_for_help("help") && asks_for_help("size=1,?") && asks_for_help("a=b,help,c"));
+        assert!(!asks_for_help("backing_file=a,,help") && !asks_for_help("a=help"));
     }
 
     #[test]

@@ -15,12 +15,12 @@ use crate::text::number;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
-    both('f', "format", true),
-    long('I', "image-opts", false),
-    both('O', "output-format", true),
-    both('U', "force-share", false),
     long('B', "object", true),
-    long('N', "threads", true),
+    both('f', "format", true),
+    both('O', "output-format", true),
+    long('I', "image-opts", false),
+    both('U', "force-share", false),
+    long('N', "threads", true).in_full(),
 ];
 
 /// Largest block size and count.
@@ -97,9 +97,6 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
     }
     if read.input.is_empty() || read.output.is_empty() {
         return Err(context.failed("Must specify both input and output files"));
-    }
-    if read.image_options && read.format.is_some() {
-        return Err(context.failed("--image-opts and --format are mutually exclusive"));
     }
     Ok(read)
 }

@@ -9,7 +9,8 @@ use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{ChildIdx, DriverKind, Graph, Node, Options, Purpose, relative_to};
 use serde_json::{Map, Value, json};
 
-use super::{Context, Step, graph, objects};
+use super::{Context, Step, graph, limits, objects};
+use crate::cache::CacheMode;
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::out;
@@ -19,18 +20,22 @@ use crate::text::{json, size, snapshot};
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
     both('f', "format", true),
-    long('I', "image-opts", false),
-    both('b', "backing-chain", false),
-    both('U', "force-share", false),
-    long('O', "object", true),
     long('J', "output", true),
+    both('b', "backing-chain", false),
+    long('O', "object", true),
+    long('I', "image-opts", false),
+    both('U', "force-share", false),
+    both('t', "cache", true).in_full(),
+    long('L', "limits", false).in_full(),
 ];
 
 struct Arguments {
     format: Option<String>,
     image_options: bool,
     chain: bool,
+    cache: CacheMode,
     share: bool,
+    limits: bool,
     json: bool,
     filename: String,
 }
@@ -71,11 +76,14 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
 
 fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
     let mut parser = context.parser(arguments, OPTIONS);
+    let mut cache = None;
     let mut read = Arguments {
         format: None,
         image_options: false,
         chain: false,
+        cache: CacheMode::WRITEBACK,
         share: false,
+        limits: false,
         json: false,
         filename: String::new(),
     };
@@ -84,18 +92,21 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
             'f' => read.format = Some(value),
             'I' => read.image_options = true,
             'b' => read.chain = true,
+            't' => cache = Some(value),
             'U' => read.share = true,
+            'L' => read.limits = true,
             'J' => read.json = context.wants_json(&value)?,
             _ => objects::define(&value).map_err(|text| context.failed(text))?,
         }
+    }
+    if let Some(name) = cache {
+        let unknown = || context.failed(format_args!("Invalid cache option: {name}"));
+        read.cache = CacheMode::parse(&name).ok_or_else(unknown)?;
     }
     let operands = parser.operands();
     let [filename] = operands.as_slice() else {
         return Err(context.misused("Expecting one image file name"));
     };
-    if read.image_options && read.format.is_some() {
-        return Err(context.failed("--image-opts and --format are mutually exclusive"));
-    }
     read.filename.clone_from(filename);
     Ok(read)
 }
@@ -110,12 +121,12 @@ async fn collect(
 ) -> Step<Value> {
     let mut image =
         Image { options: Options::new(), ..Image::read_only(name) }.format(format.as_deref());
-    image = image.options_if(is_options).share_if(arguments.share);
+    image = image.options_if(is_options).share_if(arguments.share).cache(arguments.cache);
     image.flags.no_backing = true;
     image.flags.no_io = true;
     let backend = image.open_or_say(&context.program, graph).await?;
     let mut info = match backend.node() {
-        Ok(node) => image_info(&node),
+        Ok(node) => image_info(&node, arguments.limits),
         Err(error) => return Err(context.error(&error)),
     };
     // A format without snapshots has none to tell of.
@@ -136,7 +147,7 @@ fn below(info: &Value) -> Option<(String, Option<String>)> {
 }
 
 /// QAPI's `ImageInfo` of a node.
-fn image_info(node: &Arc<Node>) -> Value {
+fn image_info(node: &Arc<Node>, with_limits: bool) -> Value {
     let driver = node.driver().info();
     let filename = name_of(node);
     let mut map = Map::new();
@@ -166,10 +177,13 @@ fn image_info(node: &Arc<Node>) -> Value {
             map.insert("backing-filename-format".to_owned(), json!(format));
         }
     }
+    if with_limits {
+        map.insert("limits".to_owned(), limits::to_json(&node.limits()));
+    }
     let children: Vec<_> = node
         .children()
         .iter()
-        .map(|(child, edge)| json!({"name": child.name(), "info": image_info(edge.node())}))
+        .map(|(child, edge)| json!({"name": child.name(), "info": image_info(edge.node(), with_limits)}))
         .collect();
     map.insert("children".to_owned(), Value::Array(children));
     Value::Object(map)
@@ -343,6 +357,15 @@ fn node_text(text: &mut String, info: &Value, level: usize, is_leaf: bool) {
     if let Some(list) = info.get("snapshots").and_then(Value::as_array) {
         let list: Vec<_> = list.iter().map(snapshot_of).collect();
         text.push_str(&snapshot::list(&list));
+    }
+    let mut line = |content: String| {
+        text.push_str(&indent);
+        text.push_str(&content);
+        text.push('\n');
+    };
+    if let Some(Value::Object(limits)) = info.get("limits") {
+        line("Block limits:".to_owned());
+        text.push_str(&specific_text(limits, level + 1));
     }
     let mut line = |content: String| {
         text.push_str(&indent);

@@ -17,12 +17,12 @@ const STEP: u64 = 1 << 50;
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
     both('f', "format", true),
+    long('J', "output", true),
+    long('O', "object", true),
     long('I', "image-opts", false),
+    both('U', "force-share", false),
     both('s', "start-offset", true),
     both('l', "max-length", true),
-    long('J', "output", true),
-    both('U', "force-share", false),
-    long('O', "object", true),
 ];
 
 #[derive(Default)]
@@ -88,9 +88,6 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
     let [filename] = operands.as_slice() else {
         return Err(context.misused("Expecting one image file name"));
     };
-    if read.image_options && read.format.is_some() {
-        return Err(context.failed("--image-opts and --format are mutually exclusive"));
-    }
     read.filename.clone_from(filename);
     Ok(read)
 }

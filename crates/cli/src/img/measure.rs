@@ -15,14 +15,14 @@ use crate::text::json;
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
     both('O', "target-format", true),
-    both('o', "options", true),
-    both('s', "size", true),
     both('f', "format", true),
     long('I', "image-opts", false),
+    both('o', "options", true),
     both('l', "snapshot", true),
-    long('J', "output", true),
-    both('U', "force-share", false),
     long('B', "object", true),
+    long('J', "output", true),
+    both('s', "size", true),
+    both('U', "force-share", false),
 ];
 
 #[derive(Default)]

@@ -17,6 +17,7 @@ mod create_options;
 mod dd;
 mod help;
 pub(crate) mod info;
+mod limits;
 mod map;
 mod measure;
 mod rebase;
@@ -113,7 +114,11 @@ pub(crate) fn run(program: Program, arguments: Vec<String>) -> u8 {
                 return 0;
             }
             Ok(Some(Found { id: 'V', .. })) => {
-                out(format_args!("{} version {}\n", program.name(), crate::VERSION));
+                out(format_args!(
+                    "{} version {}\n",
+                    program.name(),
+                    crate::version_as(program.name())
+                ));
                 return 0;
             }
             // Tracing is by RUST_LOG here.
@@ -198,6 +203,11 @@ impl Context {
     /// A number within bounds, or the exit after saying what is wrong with it.
     fn sized(&self, what: &str, text: &str, min: u64, max: u64) -> Step<u64> {
         number::sized(what, text, min, max).map_err(|message| self.failed(message))
+    }
+
+    /// A number without a suffix within bounds, or the exit after saying what is wrong with it.
+    fn count(&self, what: &str, text: &str, min: u64, max: u64) -> Step<u64> {
+        number::count(what, text, min, max).map_err(|message| self.failed(message))
     }
 
     /// A size or offset.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use oxblk::copy::Observer;
 use oxblk::rebase::{Rebase, RebaseError, RebaseStage};
 use oxblk_core::{
-    Backend, ChildIdx, ErrorKind, Graph, Node, Perm, Permissions, relative_to, strerror,
+    Backend, ChildIdx, ErrorKind, Graph, Node, Perm, Permissions, names, relative_to, strerror,
 };
 use oxblk_ring::IoThread;
 
@@ -20,17 +20,18 @@ const OPTIONS: &[Opt] = &[
     both('h', "help", false),
     both('q', "quiet", false),
     both('p', "progress", false),
-    both('f', "format", true),
+    long('O', "object", true),
     long('I', "image-opts", false),
+    both('U', "force-share", false),
+    both('f', "format", true),
     both('t', "cache", true),
+    both('c', "compress", false),
     both('b', "backing", true),
     both('F', "backing-format", true),
     both('T', "backing-cache", true),
     both('u', "backing-unsafe", false),
-    both('c', "compress", false),
-    both('U', "force-share", false),
-    long('O', "object", true),
-    long('8', "threads", true),
+    long('8', "threads", true).in_full(),
+    both('F', "backing-format", true).letter('B'),
 ];
 
 #[derive(Default)]
@@ -47,6 +48,8 @@ struct Arguments {
     cache: CacheMode,
     /// The new backing file; none for an image that stands alone.
     backing: Option<String>,
+    /// It was named, if only by an empty name.
+    backing_given: bool,
     backing_format: Option<String>,
     backing_cache: CacheMode,
     /// Only the name is changed.
@@ -81,6 +84,7 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
         image_options: false,
         cache: CacheMode::WRITEBACK,
         backing: None,
+        backing_given: false,
         backing_format: None,
         backing_cache: CacheMode::WRITEBACK,
         only_name: false,
@@ -89,7 +93,6 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
         threads: threads::default(),
         filename: String::new(),
     };
-    let mut backing_given = false;
     while let Some(Found { id, value }) = context.next(&mut parser)? {
         match id {
             'q' => read.quiet = true,
@@ -99,7 +102,7 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
             't' => raw.cache = Some(value),
             'T' => raw.backing_cache = Some(value),
             'b' => {
-                backing_given = true;
+                read.backing_given = true;
                 read.backing = Some(value).filter(|name| !name.is_empty());
             }
             'F' => read.backing_format = Some(value),
@@ -115,11 +118,8 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
         (Some(filename), true) => read.filename = filename,
         _ => return Err(context.misused("Expecting one image file name")),
     }
-    if !read.only_name && !backing_given {
+    if !read.only_name && !read.backing_given {
         return Err(context.misused("Must specify backing file (-b) or use unsafe mode (-u)"));
-    }
-    if read.image_options && read.format.is_some() {
-        return Err(context.failed("--image-opts and --format are mutually exclusive"));
     }
     let parse = |name: Option<String>, default, what| match name {
         None => Ok(default),
@@ -162,6 +162,10 @@ struct Job<'a> {
 
 impl Job<'_> {
     async fn run(&self) -> Step {
+        let node = self.disk.node().map_err(|error| self.context.error(&error))?;
+        if self.arguments.compress && node.driver().compress().is_none() {
+            return Err(self.context.failed("Compression not supported for this file format"));
+        }
         if let Some(format) = &self.arguments.backing_format
             && self.graph.driver(format).is_err()
         {
@@ -170,12 +174,10 @@ impl Job<'_> {
         if self.arguments.only_name {
             return self.change().await;
         }
-        let node = self.disk.node().map_err(|error| self.context.error(&error))?;
         let common = self.arguments.backing.as_ref().and_then(|name| {
             // What the overlay will mean by it, wherever the images of the chain lie.
             let path = path_from(&node, name);
-            let real = std::fs::canonicalize(&path).ok();
-            let real = real.and_then(|path| path.into_os_string().into_string().ok());
+            let real = std::fs::canonicalize(names::to_path(&path)).ok().map(names::from_os);
             node.find_backing(&real.unwrap_or(path))
         });
         let old = node.child(ChildIdx::BACKING).map(|node| self.reader(node)).transpose()?;
@@ -242,14 +244,11 @@ impl Job<'_> {
 
     fn check_change(&self) -> Step {
         let node = self.disk.node().map_err(|error| self.context.error(&error))?;
-        if self.arguments.compress && node.driver().compress().is_none() {
-            return Err(self.context.failed("Compression not supported for this file format"));
+        if self.arguments.backing.is_some() && self.arguments.backing_format.is_none() {
+            return Err(self.cannot_change("backing format must be specified"));
         }
         if node.driver().backing().is_none() {
             return Err(self.cannot_change(&strerror(95)));
-        }
-        if self.arguments.backing.is_some() && self.arguments.backing_format.is_none() {
-            return Err(self.cannot_change("backing format must be specified"));
         }
         Ok(())
     }
@@ -265,7 +264,9 @@ impl Job<'_> {
     }
 
     fn cannot_change(&self, why: &str) -> Exit {
-        let name = self.arguments.backing.as_deref().unwrap_or_default();
+        // The word of the C library for a name that was not given.
+        let none = if self.arguments.backing_given { "" } else { "(null)" };
+        let name = self.arguments.backing.as_deref().unwrap_or(none);
         self.context.failed(format_args!("Could not change the backing file to '{name}': {why}"))
     }
 }

@@ -1,24 +1,22 @@
 //! `img resize`.
 
-use oxblk_core::{Backend, Error, Preallocation, SizeError, parse_size};
+use oxblk_core::{Backend, Error, Preallocation, parse_size, size_fault};
 
 use super::{Context, Step, graph, objects};
-use crate::getopt::{Found, Opt, both, long};
+use crate::getopt::{Found, Operands, Opt, Parser, both, long};
 use crate::image::Image;
-use crate::program::out;
+use crate::program::note;
 use crate::text::number::MAX_OFFSET;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
     both('q', "quiet", false),
+    long('O', "object", true),
     both('f', "format", true),
     long('I', "image-opts", false),
-    long('S', "shrink", false),
     long('P', "preallocation", true),
-    long('O', "object", true),
+    long('S', "shrink", false),
 ];
-
-const SIZE_HINT: &str = "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.";
 
 /// The new size, perhaps relative to the old.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +50,7 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
         outcome?;
         closed.map_err(|error| context.error(&error))?;
         if !arguments.quiet {
-            out(format_args!("Image resized.\n"));
+            note(format_args!("Image resized.\n"));
         }
         Ok(())
     })
@@ -91,9 +89,6 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
         [] | [_] => return Err(context.misused("Expecting image file name and size")),
         _ => return Err(context.misused("Extra argument(s) in command line")),
     };
-    if read.image_options && read.format.is_some() {
-        return Err(context.failed("--image-opts and --format are mutually exclusive"));
-    }
     read.filename.clone_from(filename);
     read.change = change(size).map_err(|error| context.error(&error))?;
     Ok(read)
@@ -104,8 +99,23 @@ fn set_apart_size(mut arguments: Vec<String>) -> (Vec<String>, Option<String>) {
     let is_size = |word: &String| {
         word.strip_prefix('-').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
     };
-    let size = arguments.pop_if(|word| is_size(word));
+    let mut size = arguments.pop_if(|word| is_size(word));
+    // Without a file name before it, it is read as options after all.
+    if !has_operand(&arguments) {
+        arguments.extend(size.take());
+    }
     (arguments, size)
+}
+
+fn has_operand(arguments: &[String]) -> bool {
+    let mut parser = Parser::new("", arguments.to_vec(), OPTIONS, Operands::Anywhere);
+    loop {
+        match parser.next() {
+            Ok(Some(_)) => {}
+            Ok(None) => return !parser.operands().is_empty(),
+            Err(_) => return false,
+        }
+    }
 }
 
 fn change(text: &str) -> Result<Change, Error> {
@@ -114,18 +124,7 @@ fn change(text: &str) -> Result<Change, Error> {
         Some(("-", rest)) => (Change::Shrink, rest),
         _ => (Change::To, text),
     };
-    parse_size(number).map(make).map_err(|error| match error {
-        _ if number.starts_with('-') => {
-            Error::invalid(format!("Value '{number}' is out of range for parameter 'size'"))
-        }
-        SizeError::TooLarge => {
-            Error::invalid(format!("Value '{number}' is out of range for parameter 'size'"))
-        }
-        SizeError::Malformed => {
-            Error::invalid("Parameter 'size' expects a non-negative number below 2^64")
-                .with_hint(SIZE_HINT)
-        }
-    })
+    parse_size(number).map(make).map_err(|error| size_fault(error, "size", number))
 }
 
 async fn resize(context: &Context, arguments: &Arguments, backend: &Backend) -> Step {

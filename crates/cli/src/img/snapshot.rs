@@ -14,6 +14,7 @@ use crate::text::snapshot;
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
     both('q', "quiet", false),
+    long('O', "object", true),
     both('f', "format", true),
     long('I', "image-opts", false),
     both('U', "force-share", false),
@@ -21,7 +22,6 @@ const OPTIONS: &[Opt] = &[
     both('a', "apply", true),
     both('c', "create", true),
     both('d', "delete", true),
-    long('O', "object", true),
 ];
 
 /// What is to be done.
@@ -97,9 +97,6 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
     let [filename] = operands.as_slice() else {
         return Err(context.misused("Expecting one image file name"));
     };
-    if image_options && format.is_some() {
-        return Err(context.failed("--image-opts and --format are mutually exclusive"));
-    }
     let action = action.unwrap_or(Action::List);
     Ok(Arguments { format, image_options, share, action, filename: filename.clone() })
 }
@@ -136,6 +133,9 @@ async fn act(context: &Context, action: &Action, backend: &Backend) -> Step {
 }
 
 async fn apply(backend: &Backend, name: &str) -> Result<(), Error> {
+    if backend.node()?.driver().snapshots().is_none() {
+        return Err(Error::unsupported("Block driver does not support snapshots"));
+    }
     let list = backend.snapshots().await?;
     let by_id = list.iter().find(|snapshot| snapshot.id == name);
     let found = by_id.or_else(|| list.iter().find(|snapshot| snapshot.name == name));
@@ -146,7 +146,11 @@ async fn apply(backend: &Backend, name: &str) -> Result<(), Error> {
 }
 
 async fn delete(backend: &Backend, name: &str) -> Result<(), Error> {
-    let list = backend.snapshots().await?;
+    // A format without snapshots has none of that name.
+    let list = match backend.node()?.driver().snapshots() {
+        Some(_) => backend.snapshots().await?,
+        None => Vec::new(),
+    };
     match list.iter().find(|snapshot| snapshot.name == name) {
         Some(snapshot) => backend.delete_snapshot(&snapshot.id).await,
         None => Err(Error::invalid("snapshot not found")),

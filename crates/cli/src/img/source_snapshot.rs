@@ -1,7 +1,9 @@
 //! `-l` of `convert` and `measure`: a snapshot of the source instead of its active state.
 
+use oxblk_core::Backend;
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{Backend, split_keyval};
+
+use crate::text::option_list::list;
 
 use super::{Context, Step};
 
@@ -29,10 +31,10 @@ impl Wanted {
             return Ok(Self::Either(text.to_owned()));
         }
         let (mut id, mut name) = (None, None);
-        for (key, value) in split_keyval(text) {
-            match key.as_str() {
-                "snapshot.id" => id = value,
-                "snapshot.name" => name = value,
+        for item in list(text, None) {
+            match item.key.as_str() {
+                "snapshot.id" => id = Some(item.value),
+                "snapshot.name" => name = Some(item.value),
                 other => {
                     context.program.error(format_args!("Invalid parameter '{other}'"));
                     let text = format_args!("Failed in parsing snapshot param '{text}'");

@@ -13,6 +13,8 @@ mod table;
 
 use std::io::BufRead;
 
+use oxblk_core::names;
+
 use crate::gate;
 use crate::getopt::{Fault, Found, Operands, Opt, Parser, both, long};
 use crate::program::{Program, err, flush_out, out};
@@ -80,7 +82,7 @@ pub(crate) fn run(program: Program, arguments: Vec<String>) -> u8 {
         Err(code) => return code,
     };
     let outcome = program.clone().run_to_end(async {
-        let session = Session::new(program);
+        let session = Session::new(program, arguments.opening.is_options);
         if let Some(filename) = &arguments.filename
             && !session.open(Some(filename), &arguments.opening).await
         {
@@ -137,7 +139,7 @@ fn option(program: &Program, read: &mut Arguments, Found { id, value }: Found) -
             return Err(0);
         }
         'V' => {
-            out(format_args!("{} version {}\n", program.name(), crate::VERSION));
+            out(format_args!("{} version {}\n", program.name(), crate::version_as(program.name())));
             return Err(0);
         }
         'c' => read.commands.push(value),
@@ -183,8 +185,9 @@ async fn read_commands(session: &Session) -> bool {
         flush_out();
         // Requests under way go on while the user thinks.
         let line = oxblk_ring::offload(|| {
-            let mut line = String::new();
-            std::io::stdin().lock().read_line(&mut line).map(|read| (read, line))
+            let mut line = Vec::new();
+            let read = std::io::stdin().lock().read_until(b'\n', &mut line);
+            read.map(|read| (read, names::to_text(&line)))
         });
         match line.await {
             Ok((1.., line)) => match commands::run(session, line.trim_end_matches('\n')).await {

@@ -1,9 +1,8 @@
 //! Numbers in commands, and what is said of wrong ones.
 
-use oxblk_core::{SizeError, parse_size};
+use oxblk_core::{SizeError, parse_number, parse_size};
 
 use crate::program::out;
-use crate::text::number;
 
 /// Longest request in bytes.
 pub(super) const MAX_REQUEST: u64 = 2_147_483_136;
@@ -12,7 +11,7 @@ pub(super) const MAX_REQUEST: u64 = 2_147_483_136;
 pub(super) fn bytes(text: &str) -> Option<u64> {
     match parse_size(text) {
         Ok(number) if i64::try_from(number).is_ok() => Some(number),
-        Err(SizeError::Malformed) if !is_negative(text) => {
+        Err(SizeError::Malformed) => {
             out(format_args!(
                 "Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- {text}\n"
             ));
@@ -25,13 +24,11 @@ pub(super) fn bytes(text: &str) -> Option<u64> {
     }
 }
 
-fn is_negative(text: &str) -> bool {
-    text.strip_prefix('-').is_some_and(|rest| parse_size(rest).is_ok())
-}
-
 /// A byte to fill buffers with.
 pub(super) fn pattern(text: &str) -> Option<u8> {
-    let byte = number::plain(text).and_then(|number| u8::try_from(number).ok());
+    // Text without a digit counts as 0 unless something else stands there.
+    let number = if text.is_empty() { Ok(0) } else { parse_number(text) };
+    let byte = number.ok().and_then(|number| u8::try_from(number).ok());
     if byte.is_none() {
         out(format_args!("{text} is not a valid pattern byte\n"));
     }

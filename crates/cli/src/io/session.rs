@@ -6,9 +6,10 @@ use std::future::Future;
 use oxblk_core::{Backend, Error, Graph, OpenFlags, Options, Perm, Permissions};
 use oxblk_ring::Task;
 
-use crate::cache::{CacheMode, parse_discard, set_aio};
+use crate::cache::{CacheMode, parse_aio, parse_discard};
 use crate::image::Image;
 use crate::program::{Program, err};
+use crate::text::option_list;
 
 /// How an image is to be opened.
 #[derive(Debug, Clone)]
@@ -54,11 +55,11 @@ impl Opening {
                 Some(unmap) => self.flags.unmap = unmap,
                 None => return Err(format!("Invalid discard option: {value}")),
             },
-            'k' => {
-                set_aio("native", &mut self.options);
-            }
-            'i' if set_aio(value, &mut self.options) => {}
-            'i' => return Err(format!("Invalid aio option: {value}")),
+            'k' => self.flags.aio = parse_aio("native"),
+            'i' => match parse_aio(value) {
+                Some(aio) => self.flags.aio = Some(aio),
+                None => return Err(format!("Invalid aio option: {value}")),
+            },
             's' => self.temporary = true,
             'C' => self.flags.copy_on_read = true,
             _ => {}
@@ -82,6 +83,8 @@ pub(super) struct Open {
 /// The state of the tool.
 pub(super) struct Session {
     pub(super) program: Program,
+    /// Names are option strings (`--image-opts`).
+    pub(super) image_options: bool,
     graph: Graph,
     open: RefCell<Option<Open>>,
     in_flight: RefCell<Vec<Task<()>>>,
@@ -89,9 +92,10 @@ pub(super) struct Session {
 
 impl Session {
     /// Nothing is open.
-    pub(super) fn new(program: Program) -> Self {
+    pub(super) fn new(program: Program, image_options: bool) -> Self {
         Self {
             program,
+            image_options,
             graph: crate::img::graph(),
             open: RefCell::new(None),
             in_flight: RefCell::new(Vec::new()),
@@ -105,7 +109,14 @@ impl Session {
 
     /// Opens an image; tells whether it worked, and the user why not.
     pub(super) async fn open(&self, filename: Option<&str>, opening: &Opening) -> bool {
+        let given = filename.filter(|_| opening.is_options);
+        if let Some(Err(error)) = given.map(|text| option_list::check_id(text, None)) {
+            self.program.report(&error);
+            return false;
+        }
         if self.open.borrow().is_some() {
+            // Warnings about the options come all the same.
+            drop(given.map(|text| option_list::list(text, None)));
             self.program.error("file open already, try 'help close'");
             return false;
         }
@@ -128,6 +139,7 @@ impl Session {
         let mut image = Image::writable(filename.unwrap_or_default())
             .options_if(opening.is_options || filename.is_none())
             .format(opening.format.as_deref());
+        image.implied = None;
         image.flags = opening.flags.clone();
         image.write_through = opening.write_through;
         image.options = opening.options.clone();
@@ -178,8 +190,10 @@ impl Session {
     }
 
     /// Lets a request go on while further commands run.
-    pub(super) fn start(&self, request: impl Future<Output = ()> + 'static) {
+    pub(super) async fn start(&self, request: impl Future<Output = ()> + 'static) {
         self.in_flight.borrow_mut().push(oxblk_ring::spawn(request));
+        // It is on its way before the next command does anything.
+        oxblk_ring::yield_now().await;
     }
 
     /// Waits for the requests that [`Self::start`] began.

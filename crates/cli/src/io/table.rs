@@ -223,7 +223,7 @@ pub(super) static COMMANDS: &[Command] = &[
         Some("q"),
         "",
         "exit the program",
-        (0, Some(0)),
+        (0, None),
         Nothing,
         commands::control::quit,
         ""

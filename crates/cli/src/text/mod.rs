@@ -5,6 +5,7 @@
 
 pub(crate) mod json;
 pub(crate) mod number;
+pub(crate) mod option_list;
 pub(crate) mod progress;
 pub(crate) mod size;
 pub(crate) mod snapshot;

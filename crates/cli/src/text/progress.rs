@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::consts::SIGUSR1;
 
-use crate::program::{err, flush_out, out};
+use crate::program::{err, note};
 
 /// Percentage points that must pass between two prints, as QEMU has them.
 pub(crate) mod step {
@@ -106,7 +106,10 @@ impl Progress {
     pub(crate) fn end(&self) {
         match &self.shown {
             Shown::OnRequest => {}
-            Shown::Text { .. } => out(format_args!("\n")),
+            Shown::Text { .. } => note(format_args!(
+                "
+"
+            )),
             Shown::Bar(bar) => bar.abandon(),
         }
     }
@@ -123,8 +126,7 @@ impl Progress {
 }
 
 fn print(percent: f64) {
-    out(format_args!("    ({percent:.2}/100%)\r"));
-    flush_out();
+    note(format_args!("    ({percent:.2}/100%)\r"));
 }
 
 /// Answers SIGUSR1 for as long as the progress lives.

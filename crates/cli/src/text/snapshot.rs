@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use oxblk_core::names;
 use oxblk_core::snapshot::SnapshotInfo;
 
 use super::size;
@@ -25,7 +26,14 @@ pub(crate) fn list(snapshots: &[SnapshotInfo]) -> String {
 }
 
 fn line([id, name, size, date, clock, icount]: [&str; 6]) -> String {
-    format!("{id:<7} {name:<16} {size:>8} {date:>19} {clock:>15} {icount:>10}\n")
+    let (id, name) = (padded(id, 7), padded(name, 16));
+    format!("{id} {name} {size:>8} {date:>19} {clock:>15} {icount:>10}\n")
+}
+
+/// A name filled up with blanks to a width in bytes.
+fn padded(name: &str, width: usize) -> String {
+    let blanks = width.saturating_sub(names::to_bytes(name).len());
+    format!("{name}{}", " ".repeat(blanks))
 }
 
 fn date(seconds: u32, zone: &TimeZone) -> String {

@@ -97,7 +97,7 @@ impl DirtyBitmap {
     /// # Errors
     /// When the name is too long.
     pub fn with_map(name: &str, map: RangeMap) -> Result<Arc<Self>, BitmapError> {
-        if name.len() > MAX_NAME {
+        if crate::names::to_bytes(name).len() > MAX_NAME {
             return Err(BitmapError::NameTooLong(name.to_owned()));
         }
         let own = Recorder { map: Arc::new(map), enabled: true };

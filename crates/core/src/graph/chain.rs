@@ -3,7 +3,7 @@
 //! The images that wait for what is below them are a list. What one of them takes does not depend on how many there are.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Graph;
@@ -190,7 +190,7 @@ impl Above {
 
 /// The path of a file that is there.
 fn real_path(filename: &str) -> Option<PathBuf> {
-    Path::new(filename.strip_prefix("file:").unwrap_or(filename)).canonicalize().ok()
+    crate::names::to_path(filename.strip_prefix("file:").unwrap_or(filename)).canonicalize().ok()
 }
 
 /// How an image of the chain came to be opened.

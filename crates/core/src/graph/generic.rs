@@ -44,8 +44,9 @@ pub(super) fn take_generic(options: &mut Options, inherited: &OpenFlags) -> Resu
         };
         flags.direct = take("direct")?.unwrap_or(flags.direct);
         flags.no_flush = take("no-flush")?.unwrap_or(flags.no_flush);
-        if let Some(key) = cache.keys().next() {
-            return Err(Error::invalid(format!("Invalid parameter 'cache.{key}'")));
+        // The driver refuses what is left.
+        if !cache.is_empty() {
+            options.insert("cache", cache.to_json());
         }
     }
     match options.take_str("discard")?.as_deref() {
@@ -67,9 +68,6 @@ pub(super) fn take_generic(options: &mut Options, inherited: &OpenFlags) -> Resu
             return Err(Error::invalid(format!("invalid parameter value: {other}")));
         }
     };
-    if flags.force_share && !flags.read_only {
-        return Err(Error::invalid("force-share=on can only be used with read-only images"));
-    }
     Ok(Generic {
         driver: options.take_str("driver")?,
         node_name: options.take_str("node-name")?,

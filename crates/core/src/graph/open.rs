@@ -20,6 +20,9 @@ use crate::perm::{Permissions, Role};
 use crate::{Backend, ChildIdx, Children, Edge, Error, ErrorKind, Node, Options, Perm, Result};
 
 const EACCES: i32 = 13;
+/// A child is named by a node's name and described by options as well.
+const PLAIN_AND_NESTED: &str =
+    "Cannot reference an existing block device with additional options or a new filename";
 
 /// How a node is opened, as far as drivers need to know it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,6 +36,8 @@ pub struct OpenFlags {
     pub direct: bool,
     /// Flushes do nothing (`cache.no-flush`).
     pub no_flush: bool,
+    /// How files do I/O where their options leave it open.
+    pub aio: Option<oxblk_ring::Aio>,
     /// Discards reach the host (`discard=unmap`).
     pub unmap: bool,
     /// Take no locks that exclude other processes.
@@ -227,9 +232,7 @@ impl Graph {
                 let is_json = error.to_string().starts_with("Invalid JSON object");
                 if is_json { error } else { error.prefix("Could not parse the JSON options") }
             })?;
-            for (key, value) in target.options.iter() {
-                options.insert(key, value.clone());
-            }
+            options.overlay(&target.options);
             target.options = options;
             target.filename = None;
         }
@@ -306,6 +309,9 @@ impl Graph {
                     Error::invalid(format!("Cannot find device='{name}' nor node-name='{name}'"))
                 });
             }
+            Some(Value::Object(map)) if map.contains_key("") => {
+                return Err(Error::invalid(PLAIN_AND_NESTED));
+            }
             Some(Value::Object(map)) => Options::from_map(map)?,
             Some(_) => return Err(Error::invalid("Invalid parameter type for 'file'")),
             None => Options::new(),
@@ -371,6 +377,9 @@ impl Graph {
         file: Option<Arc<Node>>,
         children: &Arc<Children>,
     ) -> Result<(Layer, Below)> {
+        if generic.flags.force_share && !generic.flags.read_only {
+            return Err(Error::invalid("force-share=on can only be used with read-only images"));
+        }
         let name = self.claim_name(generic.node_name.as_deref())?;
         let Target { filename, options, named_above, depth, nesting, .. } = target;
         let mut context = OpenContext {
@@ -397,7 +406,7 @@ impl Graph {
         }
         let opened = driver.open(&mut context).await?;
         let below = check_options(driver, &context)
-            .and_then(|()| self.below(&context, backing_option, depth, nesting));
+            .and_then(|()| self.below(driver, &context, backing_option, depth, nesting));
         let below = match below {
             Ok(below) => below,
             Err(error) => {
@@ -422,6 +431,7 @@ impl Graph {
     /// What an image has below it: as the option says, or as the image does.
     fn below(
         &self,
+        driver: &'static dyn DriverFactory,
         context: &OpenContext,
         option: Option<Value>,
         depth: u32,
@@ -442,7 +452,24 @@ impl Graph {
                     Error::invalid(format!("Cannot find device='{name}' nor node-name='{name}'"))
                 });
             }
-            Some(Value::Object(map)) => Options::from_map(map)?,
+            Some(Value::Object(mut map)) => {
+                let plain = map.shift_remove("");
+                let options = Options::from_map(map)?;
+                match (plain, options.first_key()) {
+                    (Some(_), Some(key)) if context.flags.no_backing => {
+                        let name = driver.name();
+                        return Err(Error::invalid(format!(
+                            "Block format '{name}' does not support the option 'backing.{key}'"
+                        )));
+                    }
+                    (Some(_), Some(_)) => {
+                        return Err(
+                            Error::invalid(PLAIN_AND_NESTED).prefix("Could not open backing file")
+                        );
+                    }
+                    _ => options,
+                }
+            }
             Some(_) => return Err(Error::invalid("Invalid parameter type for 'backing'")),
             None if context.flags.no_backing => return Ok(Below::Nothing),
             None => Options::new(),
@@ -483,7 +510,7 @@ impl Graph {
 
 /// Refuses leftover options.
 fn check_options(driver: &dyn DriverFactory, context: &OpenContext) -> Result<()> {
-    if let Some(key) = context.options.keys().next() {
+    if let Some(key) = context.options.first_key() {
         let (what, does_not) = match driver.kind() {
             DriverKind::Protocol => ("protocol", "doesn't"),
             DriverKind::Format | DriverKind::Filter => ("format", "does not"),

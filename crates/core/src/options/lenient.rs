@@ -5,7 +5,8 @@ use serde::de::value::{MapDeserializer, SeqDeserializer};
 use serde::de::{DeserializeOwned, Deserializer, IntoDeserializer, Visitor};
 use serde_json::{Map, Value};
 
-use super::size::parse_size;
+use super::size::{SizeError, parse_bool, parse_size};
+use super::size_fault;
 use crate::{Error, Result};
 
 /// Fills a `T` from a map of option values.
@@ -18,17 +19,19 @@ pub(super) fn from_map<T: DeserializeOwned>(map: &Map<String, Value>) -> Result<
         let blamed = map.iter().find(|entry| read(alone(*entry)).is_err());
         let key = blamed.map_or("", |(key, _)| key);
         let text = error.to_string();
-        let fault = Error::invalid(text.replace(KEY, key));
-        if text.starts_with(NOT_A_SIZE) { fault.with_hint(SIZE_HINT) } else { fault }
+        let size =
+            blamed.and_then(|(_, value)| value.as_str()).map(|text| (text, parse_size(text)));
+        match size {
+            Some((wrong, Err(error))) if text == NOT_A_SIZE => size_fault(error, key, wrong),
+            _ if text == NOT_A_SIZE => size_fault(SizeError::Malformed, key, ""),
+            _ => Error::invalid(text.replace(KEY, key)),
+        }
     })
 }
 
 /// Stands for the option's name in messages until that is known.
 const KEY: &str = "\0";
 const NOT_A_SIZE: &str = "Parameter '\0' expects a non-negative number below 2^64";
-/// What goes with it.
-pub(super) const SIZE_HINT: &str = "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.";
-
 struct Lenient(Value);
 
 type DeError = serde::de::value::Error;
@@ -51,12 +54,7 @@ impl Lenient {
             Value::String(text) => parse_size(text).ok(),
             _ => None,
         }
-        .ok_or_else(|| match &self.0 {
-            Value::String(text) if text.trim_start().starts_with('-') => {
-                custom(format!("Value '{text}' is out of range for parameter '{KEY}'"))
-            }
-            _ => custom(NOT_A_SIZE.to_owned()),
-        })
+        .ok_or_else(|| custom(NOT_A_SIZE.to_owned()))
     }
 
     fn signed(&self) -> Result<i64, DeError> {
@@ -102,13 +100,10 @@ impl<'de> Deserializer<'de> for Lenient {
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DeError> {
         match &self.0 {
             Value::Bool(on) => visitor.visit_bool(*on),
-            Value::String(text) if text == "on" || text == "true" || text == "yes" => {
-                visitor.visit_bool(true)
-            }
-            Value::String(text) if text == "off" || text == "false" || text == "no" => {
-                visitor.visit_bool(false)
-            }
-            _ => Err(custom(format!("Parameter '{KEY}' expects 'on' or 'off'"))),
+            value => match value.as_str().and_then(parse_bool) {
+                Some(on) => visitor.visit_bool(on),
+                None => Err(custom(format!("Parameter '{KEY}' expects 'on' or 'off'"))),
+            },
         }
     }
 

@@ -5,13 +5,18 @@
 //! is lenient in QEMU's way: `on`/`off` for booleans, digits for numbers. A driver's own options are one
 //! serde struct, filled by [`Options::extract`].
 
+mod json;
+mod keyval;
 mod lenient;
+mod list;
 mod size;
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-pub use size::{SizeError, parse_size};
+pub use json::parse_json;
+pub use list::{ListItem, split_list};
+pub use size::{SizeError, parse_bool, parse_number, parse_size};
 
 use crate::{Error, Result};
 
@@ -33,9 +38,7 @@ impl Options {
     /// # Errors
     /// When it is not JSON, not an object, or contradicts itself.
     pub fn from_json(text: &str) -> Result<Self> {
-        let value: Value = serde_json::from_str(text)
-            .map_err(|error| Error::invalid(format!("JSON parse error, {error}")))?;
-        let Value::Object(map) = value else {
+        let Value::Object(map) = parse_json(text)? else {
             return Err(Error::invalid("Invalid JSON object given"));
         };
         Self::from_map(map)
@@ -57,49 +60,44 @@ impl Options {
         Ok(options)
     }
 
-    /// Parses `key=value,key=value` with dotted keys; a comma in a value is doubled. A first element
-    /// without `=` is the value of `implied`, later ones mean `on`.
+    /// Parses a list of options with dotted keys, as [`split_list`] takes it apart.
     ///
     /// # Errors
-    /// When keys contradict one another.
+    /// When a key is nested too deeply.
     pub fn from_dotted(text: &str, implied: Option<&str>) -> Result<Self> {
         let mut options = Self::new();
-        for (index, (key, value)) in split_keyval(text).into_iter().enumerate() {
-            match (value, implied) {
-                (Some(value), _) => options.set(&key, value)?,
-                (None, Some(implied)) if index == 0 => options.set(implied, key)?,
-                (None, _) => match key.strip_prefix("no") {
-                    Some(rest)
-                        if !rest.is_empty() && !rest.starts_with('-') && key != "node-name" =>
-                    {
-                        options.set(rest, "off")?;
-                    }
-                    _ => options.set(&key, "on")?,
-                },
-            }
+        for item in split_list(text, implied) {
+            options.set(&item.key, item.value)?;
         }
         Ok(options)
     }
 
-    /// Sets a value by its dotted key, making the objects on the way.
+    /// Sets a value by its dotted key, making the objects on the way. Where a key has a plain value as well as
+    /// nested ones, the plain value has the empty key among the nested ones; whoever takes the key out decides
+    /// whether that makes sense.
     ///
     /// # Errors
-    /// When a key on the way has a plain value, or is nested too deeply.
+    /// When the key is nested too deeply.
     pub fn set(&mut self, key: &str, value: impl Into<Value>) -> Result<()> {
         let parts: Vec<&str> = key.split('.').collect();
         if parts.len() > MAX_DEPTH {
             return Err(Error::invalid(format!("Parameter '{key}' is nested too deeply")));
         }
-        let Some((last, path)) = parts.split_last() else { return Ok(()) };
         let mut map = &mut self.0;
-        for part in path {
-            let entry = map.entry((*part).to_owned()).or_insert_with(|| Value::Object(Map::new()));
-            let Value::Object(inner) = entry else {
-                return Err(Error::invalid(format!("Parameters '{part}.*' used inconsistently")));
-            };
+        let mut parts = parts.into_iter().peekable();
+        while let Some(part) = parts.next() {
+            if parts.peek().is_none() {
+                set_in(map, part, value.into());
+                break;
+            }
+            let entry = map.entry(part).or_insert_with(|| Value::Object(Map::new()));
+            if !entry.is_object() {
+                let plain = std::mem::take(entry);
+                *entry = Value::Object(Map::from_iter([(String::new(), plain)]));
+            }
+            let Value::Object(inner) = entry else { break };
             map = inner;
         }
-        map.insert((*last).to_owned(), value.into());
         Ok(())
     }
 
@@ -115,16 +113,28 @@ impl Options {
         }
     }
 
-    /// Sets all that `other` has; objects are merged key by key.
+    /// Sets all that `other` has; objects are merged key by key, at every depth.
     pub fn overlay(&mut self, other: &Options) {
         for (key, value) in &other.0 {
             match (self.0.get_mut(key), value) {
-                (Some(Value::Object(own)), Value::Object(theirs)) => {
-                    own.extend(theirs.iter().map(|(key, value)| (key.clone(), value.clone())));
-                }
+                (Some(Value::Object(own)), Value::Object(theirs)) => merge(own, theirs),
                 _ => self.insert(key, value.clone()),
             }
         }
+    }
+
+    /// The dotted key of the first value left, of whatever depth.
+    pub fn first_key(&self) -> Option<String> {
+        let (key, mut value) = self.0.iter().next()?;
+        let mut path = key.clone();
+        while let Some((key, inner)) = value.as_object().and_then(|map| map.iter().next()) {
+            if !key.is_empty() {
+                path.push('.');
+                path.push_str(key);
+            }
+            value = inner;
+        }
+        Some(path)
     }
 
     /// The value of a key.
@@ -169,15 +179,12 @@ impl Options {
     /// When the value is something else.
     pub fn take_bool(&mut self, key: &str) -> Result<Option<bool>> {
         match self.take(key) {
-            None => Ok(None),
+            None | Some(Value::Null) => Ok(None),
             Some(Value::Bool(on)) => Ok(Some(on)),
-            Some(Value::String(text)) if text == "on" || text == "true" || text == "yes" => {
-                Ok(Some(true))
-            }
-            Some(Value::String(text)) if text == "off" || text == "false" || text == "no" => {
-                Ok(Some(false))
-            }
-            Some(_) => Err(Error::invalid(format!("Parameter '{key}' expects 'on' or 'off'"))),
+            Some(value) => match value.as_str().and_then(parse_bool) {
+                Some(on) => Ok(Some(on)),
+                None => Err(Error::invalid(format!("Parameter '{key}' expects 'on' or 'off'"))),
+            },
         }
     }
 
@@ -186,26 +193,25 @@ impl Options {
     /// # Errors
     /// When the value is something else.
     pub fn take_size(&mut self, key: &str) -> Result<Option<u64>> {
-        let wrong = |text: &str| match parse_size(text) {
-            Err(SizeError::Malformed) if text.trim_start().starts_with('-') => {
-                Error::invalid(format!("Value '{text}' is out of range for parameter '{key}'"))
-            }
-            Err(SizeError::TooLarge) => {
-                Error::invalid(format!("Value '{text}' is too large for parameter '{key}'"))
-            }
-            _ => Error::invalid(format!(
-                "Parameter '{key}' expects a non-negative number below 2^64"
-            ))
-            .with_hint(lenient::SIZE_HINT),
+        let text = match self.take(key) {
+            None | Some(Value::Null) => return Ok(None),
+            Some(Value::String(text)) => text,
+            Some(other) => other.to_string(),
         };
-        match self.take(key) {
-            None => Ok(None),
-            Some(Value::Number(number)) => {
-                number.as_u64().map(Some).ok_or_else(|| wrong(&number.to_string()))
-            }
-            Some(Value::String(text)) => parse_size(&text).map(Some).map_err(|_| wrong(&text)),
-            Some(_) => Err(wrong("")),
-        }
+        parse_size(&text).map(Some).map_err(|error| size_fault(error, key, &text))
+    }
+
+    /// Takes a number without a unit out.
+    ///
+    /// # Errors
+    /// When the value is something else.
+    pub fn take_number(&mut self, key: &str) -> Result<Option<u64>> {
+        let text = match self.take(key) {
+            None | Some(Value::Null) => return Ok(None),
+            Some(Value::String(text)) => text,
+            Some(other) => other.to_string(),
+        };
+        parse_number(&text).map(Some).map_err(|error| number_fault(error, key, &text))
     }
 
     /// Takes a nested object out; `None` if the key is absent or not an object.
@@ -257,30 +263,58 @@ impl Options {
     }
 }
 
-/// Splits `a=b,c,d=e,,f` at single commas into keys and values; doubled commas become one.
-pub fn split_keyval(text: &str) -> Vec<(String, Option<String>)> {
-    let mut elements = Vec::new();
-    let mut element = String::new();
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        if c == ',' {
-            if chars.peek() == Some(&',') {
-                chars.next();
-                element.push(',');
-                continue;
-            }
-            elements.push(std::mem::take(&mut element));
-            continue;
+/// Sets the value of a key of one level; a plain value joins nested ones that are there.
+fn set_in(map: &mut Map<String, Value>, key: &str, value: Value) {
+    match (map.get_mut(key), value) {
+        (Some(Value::Object(inner)), plain) if !plain.is_object() => {
+            inner.insert(String::new(), plain);
         }
-        element.push(c);
+        (Some(Value::Object(inner)), Value::Object(more)) => merge(inner, &more),
+        (Some(plain), Value::Object(mut inner)) => {
+            inner.insert(String::new(), std::mem::take(plain));
+            *plain = Value::Object(inner);
+        }
+        (_, value) => {
+            map.insert(key.to_owned(), value);
+        }
     }
-    elements.push(element);
-    let split = |element: String| match element.split_once('=') {
-        Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
-        None => (element, None),
-    };
-    elements.into_iter().filter(|element| !element.is_empty()).map(split).collect()
 }
+
+fn merge(own: &mut Map<String, Value>, theirs: &Map<String, Value>) {
+    for (key, value) in theirs {
+        match (own.get_mut(key), value) {
+            (Some(Value::Object(own)), Value::Object(theirs)) => merge(own, theirs),
+            _ => {
+                own.insert(key.clone(), value.clone());
+            }
+        }
+    }
+}
+
+/// What is said of a text that is not a size.
+pub fn size_fault(error: SizeError, key: &str, text: &str) -> Error {
+    match error {
+        SizeError::OutOfRange => {
+            Error::invalid(format!("Value '{text}' is out of range for parameter '{key}'"))
+        }
+        SizeError::Malformed => {
+            Error::invalid(format!("Parameter '{key}' expects a non-negative number below 2^64"))
+                .with_hint(SIZE_HINT)
+        }
+    }
+}
+
+/// What is said of a text that is not a number.
+pub fn number_fault(error: SizeError, key: &str, text: &str) -> Error {
+    match error {
+        SizeError::OutOfRange => {
+            Error::invalid(format!("Value '{text}' is too large for parameter '{key}'"))
+        }
+        SizeError::Malformed => Error::invalid(format!("Parameter '{key}' expects a number")),
+    }
+}
+
+const SIZE_HINT: &str = "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.";
 
 #[cfg(test)]
 mod tests {
@@ -296,9 +330,27 @@ mod tests {
     }
 
     #[test]
-    fn a_key_used_both_plain_and_nested_is_refused() {
-        let error = Options::from_dotted("file=x,file.filename=y", None).unwrap_err();
-        assert_eq!(error.to_string(), "Parameters 'file.*' used inconsistently");
+    fn a_key_used_both_plain_and_nested_keeps_both_values_in_either_order() {
+        for text in ["file=x,file.filename=y", "file.filename=y,file=x"] {
+            let mut options = Options::from_dotted(text, None).unwrap();
+            let file = options.take_options("file").unwrap();
+            assert_eq!((file.get_str(""), file.get_str("filename")), (Some("x"), Some("y")));
+        }
+    }
+
+    #[test]
+    fn overlaying_keeps_what_the_other_tree_does_not_set() {
+        let mut options = Options::from_dotted("a.b.c=1,a.b.d=2", None).unwrap();
+        options.overlay(&Options::from_dotted("a.b.d=3,a.e=4", None).unwrap());
+        assert_eq!(options, Options::from_dotted("a.b.c=1,a.b.d=3,a.e=4", None).unwrap());
+    }
+
+    #[test]
+    fn the_first_key_left_is_told_with_all_its_parts() {
+        let first = |text| Options::from_dotted(text, None).unwrap().first_key();
+        assert_eq!(first("a.b.c=1,d=2").as_deref(), Some("a.b.c"));
+        assert_eq!(first("a=1,a.b=2").as_deref(), Some("a"));
+        assert_eq!(first(""), None);
     }
 
     #[test]

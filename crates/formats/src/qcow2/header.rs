@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Release};
 use std::sync::{PoisonError, RwLock};
 
-use oxblk_core::{ChildIdx, Edge, Result, WriteFlags};
+use oxblk_core::{ChildIdx, Edge, Result, WriteFlags, names};
 use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex, MutexGuard};
 
 use super::Qcow2;
@@ -223,7 +223,7 @@ pub(super) async fn write_whole(file: &Edge, old: &Header, new: &Header) -> Resu
 /// The header's shortest form, if it is no longer than a sector, padded to one; and the backing file's name, which is
 /// to lie at `free`, if there is room for it in the first cluster.
 fn shorten(header: &Header, free: usize) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
-    let name = header.backing_file.as_ref().map(|name| name.clone().into_bytes());
+    let name = header.backing_file.as_ref().map(|name| names::to_bytes(name).into_owned());
     let end = free.checked_add(name.as_ref().map_or(0, Vec::len))?;
     if u64::try_from(end).ok()? > header.geometry.cluster_size() {
         return None;

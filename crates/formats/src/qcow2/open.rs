@@ -79,6 +79,9 @@ impl OpenOptions {
             (Some(all), None, None) => (all - all / 8, all / 8),
             (None, l2, refcounts) => (l2.unwrap_or(L2_CACHE), refcounts.unwrap_or(REFCOUNT_CACHE)),
         };
+        if i32::try_from(refcounts / cluster).is_err() {
+            return Err(Error::invalid("Refcount cache size too big"));
+        }
         Ok(CacheSizes { l2, refcounts, slice })
     }
 }

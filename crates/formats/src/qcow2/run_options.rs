@@ -83,18 +83,6 @@ struct Fields {
     cache_clean_interval: Option<u64>,
 }
 
-/// Takes a number without a unit.
-fn take_number(options: &mut Options, key: &str) -> Result<Option<u64>> {
-    let value = match options.take(key) {
-        None => return Ok(None),
-        Some(Value::Number(number)) => number.as_u64(),
-        Some(Value::String(text)) => text.parse().ok(),
-        Some(_) => None,
-    };
-    let wrong = || Error::invalid(format!("Parameter '{key}' expects a number"));
-    value.ok_or_else(wrong).map(Some)
-}
-
 /// What was asked for.
 pub(super) struct RunOptions {
     fields: Fields,
@@ -107,7 +95,7 @@ impl RunOptions {
     /// # Errors
     /// When a value is wrong, in the words of QEMU's tools.
     pub(super) fn take(options: &mut Options) -> Result<Self> {
-        let interval = take_number(options, "cache-clean-interval")?;
+        let interval = options.take_number("cache-clean-interval")?;
         let mut fields: Fields = options.extract()?;
         fields.cache_clean_interval = interval;
         if fields.cache_clean_interval.is_some_and(|seconds| u32::try_from(seconds).is_err()) {
@@ -168,9 +156,15 @@ fn template(name: &str) -> Result<Modes> {
 }
 
 fn protected(mut options: Options) -> Result<Modes> {
-    let mut modes = match options.take_str("template")? {
-        Some(name) => template(&name)?,
-        None => Modes::CACHED,
+    let mut modes = match (options.take_str("")?, options.take_str("template")?) {
+        (Some(plain), Some(name)) if plain != name => {
+            return Err(Error::invalid(format!(
+                "Conflicting values for qcow2 options 'overlap-check' ('{plain}') and \
+                 'overlap-check.template' ('{name}')"
+            )));
+        }
+        (Some(name), _) | (None, Some(name)) => template(&name)?,
+        (None, None) => Modes::CACHED,
     };
     for (name, structure) in STRUCTURES {
         let on = options.take_bool(name).map_err(|_| {
@@ -274,6 +268,11 @@ mod tests {
             told(&[("overlap-check", "foo")]),
             "Unsupported value 'foo' for qcow2 option 'overlap-check'. Allowed are any of the \
              following: none, constant, cached, all"
+        );
+        assert_eq!(
+            told(&[("overlap-check", "constant"), ("overlap-check.template", "all")]),
+            "Conflicting values for qcow2 options 'overlap-check' ('constant') and \
+             'overlap-check.template' ('all')"
         );
         assert_eq!(
             told(&[("overlap-check.main-header", "x")]),

@@ -4,7 +4,7 @@
 //! does not lose its disk to a `create` of the same name.
 
 use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, OptionType};
-use oxblk_core::{Error, Perm, Permissions, Preallocation, Result, strerror};
+use oxblk_core::{Error, Perm, Permissions, Preallocation, Result, names, strerror};
 use oxblk_ring::{Aio, File, host};
 use rustix::fs::{IFlags, Mode, OFlags};
 use std::os::fd::{AsFd, OwnedFd};
@@ -87,7 +87,7 @@ pub(super) async fn create(factory: &FileFactory, request: CreateRequest) -> Res
 async fn make(path: &str, wanted: &Wanted) -> Result<()> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOCTTY;
     let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
-    let fd = rustix::fs::open(path, flags, mode).map_err(|errno| {
+    let fd = rustix::fs::open(&*names::to_path(path), flags, mode).map_err(|errno| {
         let code = errno.raw_os_error();
         Error::from_errno(code).reword(format!("Could not create '{path}': {}", strerror(code)))
     })?;
@@ -117,8 +117,9 @@ pub(super) fn remove(path: &str) {
     let regular = |stat: &rustix::fs::Stat| {
         rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile
     };
-    if rustix::fs::stat(path).is_ok_and(|stat| regular(&stat))
-        && let Err(error) = rustix::fs::unlink(path)
+    let host_path = names::to_path(path);
+    if rustix::fs::stat(&*host_path).is_ok_and(|stat| regular(&stat))
+        && let Err(error) = rustix::fs::unlink(&*host_path)
     {
         tracing::warn!(path, %error, "cannot remove what is left of an image");
     }

@@ -1,9 +1,8 @@
 //! An open descriptor of the host and what is known of it.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
-use oxblk_core::{Error, Result, strerror};
+use oxblk_core::{Error, Result, names, strerror};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -39,7 +38,7 @@ pub(super) fn open(path: &str, access: Access) -> Result<Handle, Errno> {
     flags |= if access.read_only { OFlags::RDONLY } else { OFlags::RDWR };
     flags.set(OFlags::DIRECT, access.direct);
     let fd = match access.no_symlinks {
-        false => rustix::fs::open(path, flags, Mode::empty())?,
+        false => rustix::fs::open(&*names::to_path(path), flags, Mode::empty())?,
         true => open_without_links(path, flags)?,
     };
     let kind = kind_of(fd.as_fd())?;
@@ -56,14 +55,15 @@ pub(super) fn open(path: &str, access: Access) -> Result<Handle, Errno> {
 /// Opens a path on which there is no symbolic link. Where the kernel cannot see to that itself, the path of the open file
 /// is compared with the one that was asked for.
 fn open_without_links(path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
-    match rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
+    let path = names::to_path(path);
+    match rustix::fs::openat2(CWD, &*path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
         Err(Errno::NOSYS | Errno::PERM) => {}
         opened => return opened,
     }
-    let fd = rustix::fs::open(path, flags | OFlags::NOFOLLOW, Mode::empty())?;
+    let fd = rustix::fs::open(&*path, flags | OFlags::NOFOLLOW, Mode::empty())?;
     let real = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
     match real {
-        Ok(real) if real == Path::new(path) => Ok(fd),
+        Ok(real) if real == *path => Ok(fd),
         _ => Err(Errno::LOOP),
     }
 }

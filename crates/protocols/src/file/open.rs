@@ -2,7 +2,7 @@
 
 use oxblk_core::create::{CreateOption, CreateRequest};
 use oxblk_core::{
-    BoxFuture, Driver, DriverFactory, DriverKind, Error, Graph, OpenContext, Options, Result,
+    BoxFuture, Driver, DriverFactory, DriverKind, Error, Graph, OpenContext, Options, Result, names,
 };
 use oxblk_ring::File;
 use rustix::fs::FileType;
@@ -51,7 +51,7 @@ impl FileFactory {
             )));
         };
         let locking = options.locking()?;
-        let aio = options.aio(context.flags.direct)?;
+        let aio = options.aio(context.flags.direct, context.flags.aio)?;
         options.refuse_pr_manager()?;
         let handle = self.open_handle(&path, context)?;
         let locks = make_locks(&handle, &path, locking)?;
@@ -126,7 +126,7 @@ impl DriverFactory for FileFactory {
     }
 
     fn probe_path(&self, path: &str) -> u32 {
-        let stat = rustix::fs::stat(path).ok();
+        let stat = rustix::fs::stat(&*names::to_path(path)).ok();
         let kind = stat.map(|stat| FileType::from_raw_mode(stat.st_mode));
         let is_device = matches!(kind, Some(FileType::BlockDevice | FileType::CharacterDevice));
         if self.device && is_device { 100 } else { 0 }

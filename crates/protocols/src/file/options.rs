@@ -75,21 +75,24 @@ impl FileOptions {
         }
     }
 
-    /// The `aio` option, checked against the cache mode.
+    /// The `aio` option, or else what the opener prefers, checked against the cache mode.
     ///
     /// # Errors
     /// When it is none of the three words, or `native` without `cache.direct=on`.
-    pub fn aio(&self, direct: bool) -> Result<AioOption> {
-        match self.aio.as_deref() {
-            None => Ok(AioOption::Default),
-            Some("threads") => Ok(AioOption::Threads),
-            Some("io_uring") => Ok(AioOption::IoUring),
-            Some("native") if direct => Ok(AioOption::Native),
-            Some("native") => Err(Error::invalid(
+    pub fn aio(&self, direct: bool, preferred: Option<Aio>) -> Result<AioOption> {
+        let wanted = match (self.aio.as_deref(), preferred) {
+            (None, None) => AioOption::Default,
+            (Some("threads"), _) | (None, Some(Aio::Threads)) => AioOption::Threads,
+            (Some("io_uring"), _) | (None, Some(Aio::IoUring)) => AioOption::IoUring,
+            (Some("native"), _) | (None, Some(Aio::Native)) => AioOption::Native,
+            (Some(other), _) => return Err(invalid_value(other)),
+        };
+        if wanted == AioOption::Native && !direct {
+            return Err(Error::invalid(
                 "aio=native was specified, but it requires cache.direct=on, which was not specified.",
-            )),
-            Some(other) => Err(invalid_value(other)),
+            ));
         }
+        Ok(wanted)
     }
 
     /// Refuses a persistent reservation manager: there is none to be had.

@@ -32,7 +32,7 @@ impl FileDriver {
         let options = self.check_unchanged(options)?;
         let (direct, no_flush) = (flags.direct, flags.no_flush);
         let read_only = flags.read_only;
-        let aio = options.aio(direct)?;
+        let aio = options.aio(direct, None)?;
         if self.kind == Kind::Given {
             let alignment = Alignment::NONE;
             return Ok(Prepared { file: None, alignment, read_only, direct, no_flush });

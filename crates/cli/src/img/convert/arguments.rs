@@ -15,32 +15,39 @@ const MAX_SPARSE: u64 = 16 << 20;
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
     both('q', "quiet", false),
-    both('p', "progress", false),
-    both('f', "source-format", true),
-    long('1', "source-image-opts", false),
+    long('7', "object", true),
     long('1', "image-opts", false),
-    both('l', "source-snapshot", true),
+    long('1', "source-image-opts", false),
+    both('f', "source-format", true),
     both('T', "source-cache", true),
-    both('O', "target-format", true),
-    long('2', "target-image-opts", false),
-    both('o', "target-options", true),
-    both('c', "compress", false),
-    both('t', "target-cache", true),
+    both('l', "snapshot", true),
+    both('S', "sparse-size", true),
+    both('O', "output-format", true),
+    both('o', "options", true),
+    both('t', "output-cache", true),
     both('B', "backing", true),
     both('F', "backing-format", true),
-    both('n', "no-create", false),
+    both('U', "force-share", false),
+    long('2', "target-image-opts", false),
+    long('6', "salvage", false),
     long('3', "target-is-zero", false),
-    both('S', "sparse-size", true),
     long('4', "bitmaps", false),
     long('5', "skip-broken-bitmaps", false),
-    both('U', "force-share", false),
     both('r', "rate", true),
     both('m', "parallel", true),
-    both('C', "copy-range-offloading", false),
-    long('6', "salvage", false),
     both('W', "oob-writes", false),
-    long('7', "object", true),
-    long('8', "threads", true),
+    both('C', "copy-range-offloading", false),
+    both('p', "progress", false).in_full(),
+    both('c', "compress", false).in_full(),
+    both('n', "no-create", false).in_full(),
+    long('8', "threads", true).in_full(),
+    both('l', "snapshot", true).alias("source-snapshot"),
+    both('O', "output-format", true).alias("target-format"),
+    both('o', "options", true).alias("target-options"),
+    both('o', "options", true).alias("target-format-options"),
+    both('t', "output-cache", true).alias("target-cache"),
+    both('B', "backing", true).letter('b'),
+    both('r', "rate", true).alias("rate-limit"),
 ];
 
 /// What was asked for.
@@ -53,9 +60,9 @@ pub(super) struct Arguments {
     pub(super) source_options: bool,
     pub(super) source_cache: CacheMode,
     pub(super) target: String,
-    pub(super) target_format: String,
+    pub(super) target_format: Option<String>,
     pub(super) target_options: bool,
-    pub(super) target_cache: CacheMode,
+    pub(super) target_cache: Option<String>,
     pub(super) options: Option<String>,
     pub(super) compress: bool,
     pub(super) backing: Option<String>,
@@ -78,11 +85,22 @@ pub(super) struct Arguments {
     pub(super) snapshot: Option<Wanted>,
 }
 
+impl Arguments {
+    /// How the target is cached; `None` if the name of the mode is unknown. It counts when the target is opened.
+    pub(super) fn target_mode(&self) -> Option<CacheMode> {
+        self.target_cache.as_deref().map_or(Some(CacheMode::UNSAFE), CacheMode::parse)
+    }
+
+    /// The format of a new image.
+    pub(super) fn new_format(&self) -> &str {
+        self.target_format.as_deref().unwrap_or("raw")
+    }
+}
+
 /// What only matters while reading.
 #[derive(Default)]
 struct Raw {
     source_cache: Option<String>,
-    target_cache: Option<String>,
     target_format: Option<String>,
     sparse_set: bool,
     bitmaps: bool,
@@ -101,9 +119,9 @@ pub(super) fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
         source_options: false,
         source_cache: CacheMode::WRITEBACK,
         target: String::new(),
-        target_format: "raw".to_owned(),
+        target_format: None,
         target_options: false,
-        target_cache: CacheMode::UNSAFE,
+        target_cache: None,
         options: None,
         compress: false,
         backing: None,
@@ -141,7 +159,7 @@ fn set(context: &Context, read: &mut Arguments, raw: &mut Raw, id: char, value: 
         '2' => read.target_options = true,
         'o' => append(&mut read.options, &value).map_err(|text| context.failed(text))?,
         'c' => read.compress = true,
-        't' => raw.target_cache = Some(value),
+        't' => read.target_cache = Some(value),
         'B' => read.backing = Some(value),
         'F' => read.backing_format = Some(value),
         'n' => read.create = false,
@@ -159,7 +177,7 @@ fn set(context: &Context, read: &mut Arguments, raw: &mut Raw, id: char, value: 
                 Some(context.sized("rate limit", &value, 0, MAX_OFFSET)?).filter(|rate| *rate > 0);
         }
         'm' => {
-            let parallel = context.sized("number of coroutines", &value, 1, MAX_PARALLEL)?;
+            let parallel = context.count("number of coroutines", &value, 1, MAX_PARALLEL)?;
             read.parallel = usize::try_from(parallel).unwrap_or(1);
         }
         'C' => read.offload = true,
@@ -188,11 +206,6 @@ fn check(context: &Context, read: &mut Arguments, raw: Raw) -> Step {
     if raw.skip_broken && !raw.bitmaps {
         return clash("Use of --skip-broken-bitmaps requires --bitmaps");
     }
-    let both_formats = read.source_options && read.source_format.is_some()
-        || read.target_options && raw.target_format.is_some();
-    if both_formats {
-        return clash("--image-opts and --format are mutually exclusive");
-    }
     if read.offload && read.compress {
         return clash("Cannot enable copy offloading when -c is used");
     }
@@ -219,23 +232,17 @@ fn check(context: &Context, read: &mut Arguments, raw: Raw) -> Step {
         _ if asks_for_help => {}
         _ => return clash("Must specify image file name"),
     }
-    read.target_format = raw.target_format.unwrap_or_else(|| "raw".to_owned());
+    read.target_format = raw.target_format;
     if raw.bitmaps {
-        if read.sources.len() > 1 {
-            return clash("Copying bitmaps only possible with single source");
-        }
         read.bitmaps = Some(raw.skip_broken);
     }
     Ok(())
 }
 
 fn take_modes(context: &Context, read: &mut Arguments, raw: &Raw) -> Step {
-    let parse = |name: &Option<String>, default, what| match name {
-        None => Ok(default),
-        Some(name) => CacheMode::parse(name)
-            .ok_or_else(|| context.failed(format_args!("Invalid {what} option: {name}"))),
-    };
-    read.source_cache = parse(&raw.source_cache, CacheMode::WRITEBACK, "source cache")?;
-    read.target_cache = parse(&raw.target_cache, CacheMode::UNSAFE, "cache")?;
+    if let Some(name) = &raw.source_cache {
+        let unknown = || context.failed(format_args!("Invalid source cache option: {name}"));
+        read.source_cache = CacheMode::parse(name).ok_or_else(unknown)?;
+    }
     Ok(())
 }

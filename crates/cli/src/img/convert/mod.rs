@@ -26,7 +26,7 @@ pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
     let graph = graph();
     if arguments.options.as_deref().is_some_and(asks_for_help) {
         let target = Some(arguments.target.as_str()).filter(|name| !name.is_empty());
-        return print_options(context, &graph, &arguments.target_format, target);
+        return print_options(context, &graph, arguments.new_format(), target);
     }
     let helpers = threads::helpers(context, arguments.threads);
     let progress = Progress::start(arguments.progress && !arguments.quiet, step::USUAL);
@@ -93,8 +93,15 @@ struct Job<'a> {
 
 impl Job<'_> {
     async fn run(&self, sources: &[Backend]) -> Step {
-        if let (Some(skip_broken), [source]) = (self.arguments.bitmaps, sources) {
-            bitmaps::check_source(self.context, source, skip_broken)?;
+        match (self.arguments.bitmaps, sources) {
+            (Some(skip_broken), [source]) => {
+                bitmaps::check_source(self.context, source, skip_broken)?;
+            }
+            (Some(_), _) => {
+                let message = "Copying bitmaps only possible with single source";
+                return Err(self.context.failed(message));
+            }
+            (None, _) => {}
         }
         let target = target::prepare(self.context, self.arguments, self.graph, sources).await?;
         let copied = self.copy_all(sources, &target).await;

@@ -101,7 +101,7 @@ async fn create(
     sources: &[Backend],
     size: u64,
 ) -> Step<Made> {
-    let format = &arguments.target_format;
+    let format = arguments.new_format();
     let driver = graph
         .driver(format)
         .map_err(|_| context.failed(format_args!("Unknown file format '{format}'")))?;
@@ -149,7 +149,7 @@ fn set_backing(
 ) -> Step {
     let given = [
         ("backing_file", &arguments.backing, "file"),
-        ("backing_fmt", &arguments.backing_format, "format"),
+        ("backing_fmt", &arguments.backing_format, "file format"),
     ];
     for (name, value, what) in given {
         let Some(value) = value else { continue };
@@ -170,13 +170,16 @@ async fn open(
     graph: &Graph,
     options: Options,
 ) -> Step<Backend> {
-    let mut image =
-        Image { options, ..Image::writable(&arguments.target) }.cache(arguments.target_cache);
+    let Some(mode) = arguments.target_mode() else {
+        let name = arguments.target_cache.as_deref().unwrap_or_default();
+        return Err(context.failed(format_args!("Invalid cache option: {name}")));
+    };
+    let mut image = Image { options, ..Image::writable(&arguments.target) }.cache(mode);
     image.flags.unmap = true;
     image = if arguments.target_options {
-        image.options_if(true)
+        image.options_if(true).format(arguments.target_format.as_deref())
     } else {
-        image.format(Some(&arguments.target_format))
+        image.format(Some(arguments.new_format()))
     };
     Ok(image.open_or_say(&context.program, graph).await?)
 }

@@ -39,16 +39,20 @@ pub(in crate::io) async fn read(session: &Session, call: Call<'_>) -> Outcome {
     let mut invalid = false;
     let operands = call.parse(READ, |found| {
         match found.id {
+            // Nothing is read behind it.
+            'i' => {
+                invalid = true;
+                return None;
+            }
             'C' => shown.for_machines = true,
             'P' => shown.pattern = Some(pattern(&found.value)?),
-            'i' => invalid = true,
             'q' => shown.quiet = true,
             'v' => shown.dump = true,
             _ => {}
         }
         Some(())
     });
-    if invalid && operands.is_some() {
+    if invalid {
         out(format_args!("injecting invalid read request\n"));
         return Outcome::Done;
     }
@@ -62,14 +66,16 @@ pub(in crate::io) async fn read(session: &Session, call: Call<'_>) -> Outcome {
     let Some(open) = session.current() else { return Outcome::Failed };
     let buf = IoBufMut::filled(usize::try_from(len).unwrap_or(usize::MAX), 0xab);
     let timer = Timer::start();
-    session.start(async move {
-        match open.backend.read(offset, buf).await {
-            Ok(data) => {
-                shown.show(&data, offset, timer);
+    session
+        .start(async move {
+            match open.backend.read(offset, buf).await {
+                Ok(data) => {
+                    shown.show(&data, offset, timer);
+                }
+                Err(error) => failed("readv", &error),
             }
-            Err(error) => failed("readv", &error),
-        }
-    });
+        })
+        .await;
     Outcome::Done
 }
 
@@ -79,7 +85,6 @@ pub(in crate::io) async fn read(session: &Session, call: Call<'_>) -> Outcome {
 struct Options {
     for_machines: bool,
     fua: bool,
-    invalid: bool,
     pattern: Option<u8>,
     quiet: bool,
     unmap: bool,
@@ -89,11 +94,15 @@ struct Options {
 /// `aio_write`.
 pub(in crate::io) async fn write(session: &Session, call: Call<'_>) -> Outcome {
     let mut options = Options::default();
+    let mut invalid = false;
     let operands = call.parse(WRITE, |found| {
         match found.id {
             'C' => options.for_machines = true,
             'f' => options.fua = true,
-            'i' => options.invalid = true,
+            'i' => {
+                invalid = true;
+                return None;
+            }
             'P' => options.pattern = Some(pattern(&found.value)?),
             'q' => options.quiet = true,
             'u' => options.unmap = true,
@@ -102,7 +111,7 @@ pub(in crate::io) async fn write(session: &Session, call: Call<'_>) -> Outcome {
         }
         Some(())
     });
-    if options.invalid && operands.is_some() {
+    if invalid {
         out(format_args!("injecting invalid write request\n"));
         return Outcome::Done;
     }
@@ -120,17 +129,24 @@ pub(in crate::io) async fn write(session: &Session, call: Call<'_>) -> Outcome {
         return Outcome::Failed;
     }
     let Some(offset) = bytes(offset) else { return Outcome::Failed };
-    let Some(len) = total(lengths) else { return Outcome::Failed };
+    // Zeroes need no memory, so that their length has no bound of its own.
+    let len = match lengths {
+        [length] if options.zeroes => bytes(length),
+        lengths => total(lengths),
+    };
+    let Some(len) = len else { return Outcome::Failed };
     let Some(open) = session.current() else { return Outcome::Failed };
     let timer = Timer::start();
     let request = prepare(options, len);
-    session.start(async move {
-        match send(&open.backend, offset, len, request, options).await {
-            Ok(()) if options.quiet => {}
-            Ok(()) => timer.report("wrote", offset, len, options.for_machines),
-            Err(error) => failed("aio_write", &error),
-        }
-    });
+    session
+        .start(async move {
+            match send(&open.backend, offset, len, request, options).await {
+                Ok(()) if options.quiet => {}
+                Ok(()) => timer.report("wrote", offset, len, options.for_machines),
+                Err(error) => failed("aio_write", &error),
+            }
+        })
+        .await;
     Outcome::Done
 }
 

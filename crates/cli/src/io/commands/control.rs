@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use oxblk_core::{SizeError, parse_number};
+
 use super::{Call, done_if};
 use crate::io::Outcome;
 use crate::io::numbers::bytes;
 use crate::io::session::Session;
 use crate::io::table::{COMMANDS, find};
 use crate::program::{err, flush_out, out};
-use crate::text::number;
 
 /// `help`.
 pub(in crate::io) async fn help(_session: &Session, call: Call<'_>) -> Outcome {
@@ -43,14 +44,14 @@ pub(in crate::io) async fn close(session: &Session, _call: Call<'_>) -> Outcome 
 /// `sleep`.
 pub(in crate::io) async fn sleep(_session: &Session, call: Call<'_>) -> Outcome {
     let text = call.arguments.first().copied().unwrap_or_default();
-    match number::plain(text) {
-        Some(milliseconds) => {
+    match parse_number(text) {
+        Ok(milliseconds) if !text.starts_with('-') => {
             oxblk_ring::sleep(Duration::from_millis(milliseconds)).await;
             Outcome::Done
         }
         // A number too large to be a time.
-        None if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) => Outcome::Done,
-        None => {
+        Err(SizeError::OutOfRange) => Outcome::Done,
+        _ => {
             out(format_args!("{text} is not a valid number\n"));
             Outcome::Failed
         }
@@ -62,7 +63,7 @@ pub(in crate::io) async fn sigraise(_session: &Session, call: Call<'_>) -> Outco
     let text = call.arguments.first().copied().unwrap_or_default();
     let Some(signal) = bytes(text) else { return Outcome::Failed };
     let Ok(signal) = i32::try_from(signal) else {
-        out(format_args!("signal argument '{text}' is too large to be a valid signal number\n"));
+        out(format_args!("signal argument '{text}' is too large to be a valid signal\n"));
         return Outcome::Failed;
     };
     flush_out();

@@ -101,6 +101,7 @@ impl Call<'_> {
     ) -> Option<Vec<String>> {
         let arguments = self.arguments.iter().map(|&word| word.to_owned());
         let mut parser = Parser::new(self.name, arguments, table, Operands::Anywhere);
+        parser = parser.letters_only();
         loop {
             match parser.next() {
                 Ok(Some(found)) => each(found)?,

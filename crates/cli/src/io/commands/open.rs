@@ -8,7 +8,8 @@ use crate::cache::CacheMode;
 use crate::getopt::{Opt, short};
 use crate::io::Outcome;
 use crate::io::session::{Opening, Session};
-use crate::program::err;
+use crate::program::out;
+use crate::text::option_list::list;
 
 const OPEN: &[Opt] = &[
     short('s', false),
@@ -27,8 +28,12 @@ const REOPEN: &[Opt] = &[short('c', true), short('o', true), short('r', false), 
 
 /// `open`.
 pub(in crate::io) async fn open(session: &Session, call: Call<'_>) -> Outcome {
-    let mut opening = Opening::default();
+    let mut opening = Opening { is_options: session.image_options, ..Opening::default() };
     let operands = call.parse(OPEN, |found| match found.id {
+        'o' if session.image_options => {
+            out(format_args!("--image-opts and 'open -o' are mutually exclusive\n"));
+            None
+        }
         'o' => options(session, &mut opening.options, &found.value),
         id => opening.letter(id, &found.value).map_err(|text| session.program.error(text)).ok(),
     });
@@ -42,13 +47,12 @@ pub(in crate::io) async fn open(session: &Session, call: Call<'_>) -> Outcome {
 
 /// Reads `-o`, with a warning where a word stands alone.
 fn options(session: &Session, options: &mut Options, text: &str) -> Option<()> {
-    for (key, value) in oxblk_core::split_keyval(text) {
-        let value = value.unwrap_or_else(|| {
-            session.program.warn(format_args!("short-form boolean option '{key}' deprecated"));
-            err(format_args!("Please use {key}=on instead\n"));
-            "on".to_owned()
-        });
-        if let Err(error) = options.set(&key, value) {
+    for item in list(text, None) {
+        let set = match item.key.as_str() {
+            "id" => Err(Error::invalid("Invalid parameter 'id'")),
+            key => options.set(key, item.value),
+        };
+        if let Err(error) = set {
             session.program.report(&error);
             return None;
         }

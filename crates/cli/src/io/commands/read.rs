@@ -100,11 +100,11 @@ pub(in crate::io) async fn read(session: &Session, call: Call<'_>) -> Outcome {
     });
     let Some(operands) = operands else { return Outcome::Failed };
     let [offset, count] = operands.as_slice() else { return call.misused() };
+    let Some(offset) = bytes(offset) else { return Outcome::Failed };
+    let Some(len) = length(count) else { return Outcome::Failed };
     if sub_range && shown.pattern.is_none() {
         return call.misused();
     }
-    let Some(offset) = bytes(offset) else { return Outcome::Failed };
-    let Some(len) = length(count) else { return Outcome::Failed };
     let end = shown.check_len.map_or(Some(shown.check_from), |n| n.checked_add(shown.check_from));
     if shown.pattern.is_some() && end.is_none_or(|end| end > len) {
         out(format_args!("pattern verification range exceeds end of read data\n"));

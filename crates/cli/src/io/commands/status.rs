@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use oxblk_core::{Backend, ChildIdx, Error, Node, Want};
+use oxblk_core::{Backend, ChildIdx, Error, ImageInfo, Node, Want};
 
 use super::Call;
 use crate::img::info::{specific_text, tells_of_itself};
@@ -33,14 +33,23 @@ pub(in crate::io) async fn info(session: &Session, _call: Call<'_>) -> Outcome {
         return Outcome::Failed;
     }
     let info = node.driver().info();
-    out(format_args!("cluster size: {}\n", long_bytes(info.cluster_size)));
-    out(format_args!("vm state offset: {}\n", long_bytes(info.vm_state_offset)));
+    let layout = layout_of(&node);
+    out(format_args!("cluster size: {}\n", long_bytes(layout.cluster_size)));
+    out(format_args!("vm state offset: {}\n", long_bytes(layout.vm_state_offset)));
     if let Some(Value::Object(data)) = info.specific.as_ref().and_then(|s| s.get("data"))
         && !data.is_empty()
     {
         out(format_args!("Format specific information:\n{}", specific_text(data, 1)));
     }
     Outcome::Done
+}
+
+/// What the node, or what it passes everything on to, says of its layout.
+fn layout_of(node: &Node) -> ImageInfo {
+    match node.child(ChildIdx::FILE) {
+        Some(file) if node.factory().passes_permissions() => layout_of(&file),
+        _ => node.driver().info(),
+    }
 }
 
 /// How far the allocation status at `offset` reaches, and what it is. Backing files do not count.

@@ -1,6 +1,6 @@
 //! `write`, `writev`, `discard`, `flush` and `truncate`.
 
-use oxblk_core::{Preallocation, WriteFlags, ZeroFlags, strerror};
+use oxblk_core::{Preallocation, WriteFlags, ZeroFlags, names, strerror};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Call;
@@ -158,7 +158,7 @@ fn contents(options: &Options, len: u64) -> Option<IoBuf> {
         let byte = options.pattern.unwrap_or(DEFAULT_PATTERN);
         return Some(IoBufMut::filled(len, byte).freeze());
     };
-    match std::fs::read(path) {
+    match std::fs::read(names::to_path(path)) {
         Ok(bytes) if bytes.is_empty() => {
             err(format_args!("{path}: file is empty\n"));
             None
@@ -257,7 +257,8 @@ pub(in crate::io) async fn truncate(session: &Session, call: Call<'_>) -> Outcom
         Some(())
     });
     let Some(operands) = operands else { return Outcome::Failed };
-    let [size] = operands.as_slice() else { return call.misused() };
+    // Words behind the size are ignored, as QEMU does.
+    let [size, ..] = operands.as_slice() else { return call.misused() };
     let Some(size) = bytes(size) else { return Outcome::Failed };
     let Some(open) = session.current() else { return Outcome::Failed };
     match open.backend.resize(size, preallocation).await {

@@ -191,7 +191,7 @@ impl Qcow2 {
             return Err(Error::unsupported("Cannot store dirty bitmaps in qcow2 v2 files"));
         }
         self.check_writable()?;
-        if name.len() > MAX_NAME {
+        if oxblk_core::names::to_bytes(name).len() > MAX_NAME {
             let text = format!("Name length exceeds maximum ({MAX_NAME} characters)");
             return Err(Error::invalid(text));
         }

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use oxblk_core::bitmap::{MAX_GRANULARITY, MAX_NAME, MIN_GRANULARITY};
-use oxblk_core::{Error, Result};
+use oxblk_core::{Error, Result, names};
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -94,14 +94,14 @@ impl BitmapEntry {
             granularity_bits: u8::try_from(granularity.trailing_zeros()).unwrap_or(u8::MAX),
             kind: DIRTY_TRACKING,
             extra: Vec::new(),
-            name: name.as_bytes().to_vec(),
+            name: names::to_bytes(name).into_owned(),
         }
     }
 
-    /// The name: up to the first zero byte, with what is not UTF-8 replaced.
+    /// The name as text: up to the first zero byte.
     pub fn name(&self) -> Cow<'_, str> {
         let end = self.name.iter().position(|byte| *byte == 0).unwrap_or(self.name.len());
-        String::from_utf8_lossy(self.name.get(..end).unwrap_or_default())
+        Cow::Owned(names::to_text(self.name.get(..end).unwrap_or_default()))
     }
 
     /// Bytes that one bit stands for, where that can be expressed.

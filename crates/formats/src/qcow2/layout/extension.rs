@@ -3,7 +3,7 @@
 //! They follow the header in the first cluster, up to the backing file's name or the cluster's end. All
 //! lengths are checked against that area, so what is kept is never more than a cluster.
 
-use oxblk_core::{Error, Result};
+use oxblk_core::{Error, Result, names};
 use zerocopy::FromBytes;
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{Immutable, KnownLayout, Unaligned};
@@ -218,10 +218,10 @@ impl Extensions {
                     );
                     return Err(Error::invalid(text));
                 }
-                self.backing_format = Some(text(data, "Backing format name")?);
+                self.backing_format = Some(text(data));
             }
             FEATURE_NAMES => self.feature_names = parse_names(data),
-            DATA_FILE => self.data_file = Some(text(data, "Data file name")?),
+            DATA_FILE => self.data_file = Some(text(data)),
             BITMAPS => self.take_bitmaps(data, context),
             CRYPTO if context.luks => self.crypto = Some(parse_crypto(data, context.geometry)?),
             CRYPTO => {
@@ -259,10 +259,10 @@ impl Extensions {
 
     fn encode_parts(&self, out: &mut Vec<u8>, names: bool) {
         if let Some(format) = &self.backing_format {
-            put(out, BACKING_FORMAT, format.as_bytes());
+            put(out, BACKING_FORMAT, &names::to_bytes(format));
         }
         if let Some(name) = &self.data_file {
-            put(out, DATA_FILE, name.as_bytes());
+            put(out, DATA_FILE, &names::to_bytes(name));
         }
         if let Some(crypto) = &self.crypto {
             let words = [crypto.offset.to_be_bytes(), crypto.length.to_be_bytes()];
@@ -291,12 +291,8 @@ fn put(out: &mut Vec<u8>, magic: u32, data: &[u8]) {
 }
 
 /// Text in an image: up to the first zero byte, if there is one.
-pub(super) fn text(bytes: &[u8], what: &str) -> Result<String> {
-    let bytes = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
-    match std::str::from_utf8(bytes) {
-        Ok(text) => Ok(text.to_owned()),
-        Err(_) => Err(Error::invalid(format!("{what} is not valid UTF-8"))),
-    }
+pub(super) fn text(bytes: &[u8]) -> String {
+    names::to_text(bytes.split(|&byte| byte == 0).next().unwrap_or_default())
 }
 
 fn parse_names(data: &[u8]) -> Vec<FeatureName> {
@@ -304,7 +300,7 @@ fn parse_names(data: &[u8]) -> Vec<FeatureName> {
         .filter_map(|entry| match entry {
             [kind, bit, name @ ..] => {
                 let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
-                let name = String::from_utf8_lossy(name).into_owned();
+                let name = names::to_text(name);
                 Some(FeatureName { kind: FeatureKind::from_byte(*kind), bit: *bit, name })
             }
             _ => None,

@@ -4,7 +4,7 @@
 //! the same message. What depends on how the image is opened (a corrupt image opened for writing, a
 //! missing refcount table) is a method of its own, for the driver to call.
 
-use oxblk_core::{Error, Result};
+use oxblk_core::{Error, Result, names};
 use zerocopy::byteorder::big_endian::U32;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -268,11 +268,12 @@ impl Header {
         let mut out = self.fixed_part(0);
         self.extensions.encode(&mut out, self.version, self.geometry);
         if let Some(name) = &self.backing_file {
+            let name = names::to_bytes(name);
             if name.len() as u64 > MAX_BACKING_NAME {
                 return fault("Backing file name too long");
             }
             let fixed = self.fixed_part(out.len() as u64);
-            out.extend(name.as_bytes());
+            out.extend(name.iter());
             if let Some(start) = out.get_mut(..fixed.len()) {
                 start.copy_from_slice(&fixed);
             }
@@ -294,7 +295,8 @@ impl Header {
     /// The header's fields, known and unknown. The backing file's name lies at `name_offset`, if there is one.
     fn fixed_part(&self, name_offset: u64) -> Vec<u8> {
         let name = self.backing_file.as_ref().filter(|_| name_offset > 0);
-        let len = name.map_or(0, |name| u32::try_from(name.len()).unwrap_or(u32::MAX));
+        let len =
+            name.map_or(0, |name| u32::try_from(names::to_bytes(name).len()).unwrap_or(u32::MAX));
         let raw = self.raw(if name.is_some() { name_offset } else { 0 }, len);
         let mut out = raw.as_bytes().to_vec();
         if self.version >= 3 {
@@ -477,7 +479,7 @@ fn read_backing_name(raw: &RawHeader, first_cluster: &Cluster<'_>) -> Result<Opt
     if len > MAX_BACKING_NAME.min(first_cluster.size.saturating_sub(offset)) {
         return fault("Backing file name too long");
     }
-    let name = text(&first_cluster.part(offset, len), "Backing file name")?;
+    let name = text(&first_cluster.part(offset, len));
     Ok((!name.is_empty()).then_some(name))
 }
 

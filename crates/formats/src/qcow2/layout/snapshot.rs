@@ -1,6 +1,6 @@
 //! Entries of the snapshot table ("Snapshots").
 
-use oxblk_core::{Error, Result};
+use oxblk_core::{Error, Result, names};
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -95,8 +95,9 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> Vec<u8> {
         extra.extend(size.to_be_bytes());
     }
     extra.extend(snapshot.extra.get(extra.len()..).unwrap_or_default());
-    let length = |text: &str| u16::try_from(text.len()).unwrap_or(u16::MAX);
-    let (id_len, name_len) = (length(&snapshot.id), length(&snapshot.name));
+    let (id, name) = (names::to_bytes(&snapshot.id), names::to_bytes(&snapshot.name));
+    let length = |bytes: &[u8]| u16::try_from(bytes.len()).unwrap_or(u16::MAX);
+    let (id_len, name_len) = (length(&id), length(&name));
     let raw = RawSnapshot {
         l1_table_offset: snapshot.l1_offset.into(),
         l1_size: snapshot.l1_entries.into(),
@@ -110,8 +111,8 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> Vec<u8> {
     };
     let mut bytes = raw.as_bytes().to_vec();
     bytes.extend(extra);
-    bytes.extend(snapshot.id.bytes().take(id_len.into()));
-    bytes.extend(snapshot.name.bytes().take(name_len.into()));
+    bytes.extend(id.iter().take(id_len.into()));
+    bytes.extend(name.iter().take(name_len.into()));
     bytes.resize(bytes.len().next_multiple_of(8), 0);
     bytes
 }
@@ -140,7 +141,7 @@ pub fn parse_snapshot(bytes: &[u8]) -> Result<Option<(Snapshot, u64)>> {
     // A zero ends a name, as it does for QEMU.
     let text = |bytes: &[u8]| {
         let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-        String::from_utf8_lossy(name).into_owned()
+        names::to_text(name)
     };
     let snapshot = Snapshot {
         l1_offset: raw.l1_table_offset.get(),

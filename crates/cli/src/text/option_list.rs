@@ -1,0 +1,59 @@
+//! Option lists of the command line, with a warning where a word stands for a switch.
+
+use oxblk_core::{Error, ListItem, Options, Result, split_list};
+
+use crate::program::{err, warn};
+
+/// Splits a list and warns of words without a value.
+pub(crate) fn list(text: &str, implied: Option<&str>) -> Vec<ListItem> {
+    let items = split_list(text, implied);
+    for item in &items {
+        // A word that asks for help is none of the options.
+        if let Some(word) = &item.short_form
+            && !matches!(word.as_str(), "help" | "?")
+        {
+            warn(format_args!("short-form boolean option '{word}' deprecated"));
+            err(format_args!("Please use {}={} instead\n", item.key, item.value));
+        }
+    }
+    items
+}
+
+/// Reads a list with dotted keys into a tree.
+///
+/// # Errors
+/// When a key is nested too deeply.
+pub(crate) fn tree(text: &str, implied: Option<&str>) -> Result<Options> {
+    let mut options = Options::new();
+    for item in list(text, implied) {
+        if item.value.is_empty() && item.key.rsplit('.').next() == Some("backing") {
+            warn("Use of \"backing\": \"\" is deprecated; use \"backing\": null instead");
+        }
+        options.set(&item.key, item.value)?;
+    }
+    Ok(options)
+}
+
+/// Refuses a list whose `id` is not an identifier.
+///
+/// # Errors
+/// In the words of QEMU's tools.
+pub(crate) fn check_id(text: &str, implied: Option<&str>) -> Result<()> {
+    let items = split_list(text, implied);
+    match items.iter().find(|item| item.key == "id") {
+        Some(item) if !is_identifier(&item.value) => {
+            Err(Error::invalid("Parameter 'id' expects an identifier").with_hint(IDENTIFIER_HINT))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What an identifier is.
+pub(crate) const IDENTIFIER_HINT: &str =
+    "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.";
+
+/// Whether a text may name an object.
+pub(crate) fn is_identifier(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
+}

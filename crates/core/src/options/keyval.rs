@@ -1,0 +1,89 @@
+//! Definitions of objects: `secret,id=s0,data=x`. The syntax is that of option lists with stricter keys: names
+//! of letters, digits, `-` and `_` joined by dots, and every key has a value.
+
+use serde_json::Value;
+
+use super::{MAX_DEPTH, Options, list::take_value};
+use crate::{Error, Result};
+
+impl Options {
+    /// Parses a definition; a first element without `=` is the value of `implied`.
+    ///
+    /// # Errors
+    /// When a key is malformed, has no value, or is used both plain and nested.
+    pub fn from_keyval(text: &str, implied: &str) -> Result<Self> {
+        let mut options = Self::new();
+        let mut rest = text;
+        while !rest.is_empty() {
+            let end = rest.find(['=', ',']).unwrap_or(rest.len());
+            let (word, after) = rest.split_at(end);
+            let (key, value) = match after.strip_prefix('=') {
+                Some(after) => (word, after),
+                None if options.is_empty() && !word.is_empty() => (implied, rest),
+                None if word.is_empty() => return Err(invalid(word)),
+                None => {
+                    return Err(Error::invalid(format!("Expected '=' after parameter '{word}'")));
+                }
+            };
+            check(key)?;
+            let (value, after) = take_value(value);
+            if options.is_used_otherwise(key) {
+                let outer = key.split('.').next().unwrap_or_default();
+                return Err(Error::invalid(format!("Parameters '{outer}.*' used inconsistently")));
+            }
+            options.set(key, value)?;
+            rest = after.strip_prefix(',').unwrap_or(after);
+        }
+        Ok(options)
+    }
+
+    /// Whether a dotted key has a plain value where a nested one is wanted, or the other way round.
+    fn is_used_otherwise(&self, key: &str) -> bool {
+        let mut map = &self.0;
+        let mut parts = key.split('.').peekable();
+        while let Some(part) = parts.next() {
+            match (map.get(part), parts.peek().is_some()) {
+                (Some(Value::Object(inner)), true) => map = inner,
+                (Some(value), is_nested) => return is_nested != value.is_object(),
+                (None, _) => return false,
+            }
+        }
+        false
+    }
+}
+
+fn invalid(key: &str) -> Error {
+    Error::invalid(format!("Invalid parameter '{key}'"))
+}
+
+/// Refuses a key that is not made of names.
+fn check(key: &str) -> Result<()> {
+    let is_name = |part: &str| {
+        part.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+    };
+    let mut parts = key.split('.');
+    let first_is_name = parts.next().is_some_and(is_name);
+    let is_index = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let all_well = first_is_name && parts.clone().all(|part| is_name(part) || is_index(part));
+    if all_well && parts.count() < MAX_DEPTH { Ok(()) } else { Err(invalid(key)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_is_a_name_with_a_value() {
+        let told = |text| Options::from_keyval(text, "qom-type").unwrap_err().to_string();
+        assert_eq!(told(","), "Invalid parameter ''");
+        assert_eq!(told("secret,id"), "Expected '=' after parameter 'id'");
+        assert_eq!(told("secret,=x"), "Invalid parameter ''");
+        assert_eq!(told("secret,1x=x"), "Invalid parameter '1x'");
+        assert_eq!(told("secret,x.=1"), "Invalid parameter 'x.'");
+        assert_eq!(told("secret,data=y,data.x=1"), "Parameters 'data.*' used inconsistently");
+        assert_eq!(told("secret,data.x=1,data=y"), "Parameters 'data.*' used inconsistently");
+        let options = Options::from_keyval("secret,id=s,data=a,,b,data=c,", "qom-type").unwrap();
+        assert_eq!(options.get_str("data"), Some("c"));
+    }
+}
