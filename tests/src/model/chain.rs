@@ -75,7 +75,11 @@ async fn create_plain(image: &Image, size: u64) -> Result<(), String> {
     let request = CreateRequest { target, options };
     let driver = graph.driver(image.variant.driver()).map_err(|e| text(&e))?;
     let created = match driver.create(&graph, request) {
-        Some(creation) => creation.await.map_err(|e| text(&e)),
+        Some(creation) => match creation.await {
+            // Creation leaves it to the caller when an image is on stable storage.
+            Ok(()) => edge.flush().await.map_err(|e| text(&e)),
+            Err(error) => Err(text(&error)),
+        },
         None => Err(format!("{} cannot create", image.variant.driver())),
     };
     for edge in [Some(edge), data].into_iter().flatten() {

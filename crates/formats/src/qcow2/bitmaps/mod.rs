@@ -168,7 +168,12 @@ impl Qcow2 {
                 return Err(BitmapError::Inconsistent(name).into());
             }
         }
-        for live in &state.live {
+        self.check_live_bitmaps_can_follow(size)
+    }
+
+    /// The same, except that bitmaps which cannot be used stay as they are.
+    pub(super) fn check_live_bitmaps_can_follow(&self, size: u64) -> Result<()> {
+        for live in &self.bitmaps.state().live {
             live.check(Checks::CHANGE)?;
             check_fits(size, live.map().granularity())?;
         }

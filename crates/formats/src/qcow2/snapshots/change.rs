@@ -112,7 +112,7 @@ impl Qcow2 {
         snapshot.check_l1(self.geometry)?;
         let size = snapshot.size.unwrap_or_else(|| self.size());
         if size != self.size() {
-            self.check_bitmaps_can_follow(size)?;
+            self.check_live_bitmaps_can_follow(size)?;
         }
         let mut l1 = self.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
         let needed = self.geometry.l1_entries_for(size).and_then(|n| usize::try_from(n).ok());
