@@ -161,7 +161,10 @@ impl Set {
     pub(in super::super) fn check_by_qemu(&self) -> (i32, String) {
         let directory = scratch::in_memory();
         std::fs::write(directory.path().join("image"), self.disk.bytes()).unwrap();
-        let reply = Program::new("qemu-img").args(["check", "image"]);
+        // The backing file that the image names is on no disk of the host.
+        let name =
+            r#"json:{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"image"}}"#;
+        let reply = Program::new("qemu-img").args(["check", name]);
         let reply = reply.directory(directory.path()).run();
         (reply.code(), format!("{}{}", reply.out(), reply.err()))
     }
