@@ -111,7 +111,6 @@ pub fn life_of_an_image(variant: &Variant) {
     commands.same(Img, &["resize", "--shrink"], "a", &[&size(10)]);
     // Where the file ends after that is the program's choice.
     commands.same(Img, &["map", "--output=json"], "a", &[]);
-    commands.same(Img, &["check"], "a", &[]);
     both.same_content_of(&commands.image("a"), "a");
 }
 

@@ -459,6 +459,8 @@ fn a_directory_that_cannot_be_walked_keeps_nothing_from_being_repaired() {
         }
         let found = img(&["check"]).run();
         assert!(found.code() == 2 && found.err().contains(said), "{said}: {}", found.err());
+        // The first repair gives the directory up, and frees nothing: what the bitmaps had may be in use. Then it leaks.
+        img(&["check", "-r", "all"]).run();
         img(&["check", "-r", "all"]).run();
         Program::new("qemu-img").arg("check").arg(&path).succeed();
         img(&["check", "-q"]).succeed();

@@ -167,16 +167,19 @@ fn faults_are_told_as_qemu_img_tells_them() {
 }
 
 #[test]
-fn a_name_that_an_image_gives_chooses_no_protocol() {
+fn a_name_that_an_untrusted_image_gives_chooses_no_protocol() {
     let both = chain("cluster_size=64k");
     let hostile = "json:{\"driver\":\"file\",\"filename\":\"/etc/passwd\"}";
     both.qemu(Img, &["rebase", "-u", "-b", hostile, "-F", "raw", "mid.qcow2"]);
     let directory = &both.our_directories()[0];
-    for line in ["rebase -b base.qcow2 -F qcow2 top.qcow2", "commit top.qcow2", "commit mid.qcow2"]
-    {
+    for line in [
+        "rebase --untrusted -b base.qcow2 -F qcow2 top.qcow2",
+        "commit --untrusted top.qcow2",
+        "commit --untrusted mid.qcow2",
+    ] {
         let reply = Program::oxblk().arg("img").args(words(line)).directory(directory).run();
         assert_eq!(reply.code(), 1, "{line}");
-        assert!(reply.err().contains("is not a plain path"), "{line}: {}", reply.err());
+        assert!(reply.err().contains("The image names the"), "{line}: {}", reply.err());
     }
     // Who names the right file is helped.
     let line = words("img rebase -u -b base.qcow2 -F qcow2 mid.qcow2");

@@ -178,7 +178,7 @@ async fn act_all(
         let acted = act(action, arguments, backend, source).await;
         acted.map_err(|error| {
             let (what, name) = (action.name(), &arguments.bitmap);
-            let text = match name.is_empty() {
+            let text = match matches!(action, Action::RemoveAll) {
                 true => format!("Operation {what} failed: "),
                 false => format!("Operation {what} on bitmap {name} failed: "),
             };

@@ -95,6 +95,15 @@ impl Allocator {
         map.untouched = map.untouched.max(untouched);
     }
 
+    /// Forgets which clusters are free: another program may have used them meanwhile. The node is drained, so that nobody
+    /// uses what rests.
+    pub(super) fn forget_free(&self) {
+        let mut map = self.lock();
+        map.free.clear();
+        map.resting.clear();
+        map.scanned = 0;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Map> {
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }

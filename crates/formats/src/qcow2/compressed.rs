@@ -45,6 +45,11 @@ impl Tail {
         let _ = self.next.fetch_update(AcqRel, Acquire, there);
     }
 
+    /// The next stream goes to a new host cluster.
+    pub(super) fn forget(&self) {
+        self.next.store(0, Release);
+    }
+
     /// The same for `count` host clusters from `cluster` on.
     pub(super) fn leave_run(&self, cluster: u64, count: u64, cluster_bits: u32) {
         let run = cluster..cluster.saturating_add(count);

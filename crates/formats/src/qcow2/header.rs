@@ -90,7 +90,23 @@ impl Qcow2 {
         let old = read_header(&file).await?;
         let mut new = old.clone();
         change(&mut new);
-        write_whole(&file, &old, &new).await?;
+        // What cannot be written is refused before anything is.
+        new.encode()?;
+        let unknown = UntilKnown::new(&self.corrupt);
+        if let Err(error) = write_whole(&file, &old, &new).await {
+            let restored = async {
+                write_whole(&file, &old, &old).await?;
+                file.flush().await
+            };
+            if let Err(again) = self.stop_unless_known(restored.await) {
+                tracing::error!(
+                    "qcow2: the header may have changed, so that nothing is written any more: {again}"
+                );
+            }
+            unknown.known();
+            return Err(error);
+        }
+        unknown.known();
         self.header.set(new);
         Ok(())
     }
@@ -157,6 +173,28 @@ pub(super) fn stop_unless_known<T>(named: Result<T>, stop: &AtomicBool) -> Resul
     named
 }
 
+/// While this lives it is not known what a pointer on disk names. Dropped so, because the thread ended halfway, it sets
+/// `stop`: memory would go on with the old one.
+struct UntilKnown<'a>(Option<&'a AtomicBool>);
+
+impl<'a> UntilKnown<'a> {
+    fn new(stop: &'a AtomicBool) -> Self {
+        Self(Some(stop))
+    }
+
+    fn known(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for UntilKnown<'_> {
+    fn drop(&mut self) {
+        if let Some(stop) = self.0 {
+            stop.store(true, Release);
+        }
+    }
+}
+
 /// Has a pointer at `offset` in the file name `new` in the place of `old`, durably.
 ///
 /// # Errors
@@ -173,8 +211,14 @@ pub(super) async fn exchange(
         file.write(offset, IoBuf::from(bytes.to_vec()), WriteFlags::empty()).await?;
         file.flush().await
     };
-    let Err(error) = write(new).await else { return Ok(()) };
-    if let Err(again) = stop_unless_known(write(old).await, stop) {
+    let unknown = UntilKnown::new(stop);
+    let Err(error) = write(new).await else {
+        unknown.known();
+        return Ok(());
+    };
+    let restored = stop_unless_known(write(old).await, stop);
+    unknown.known();
+    if let Err(again) = restored {
         tracing::error!(
             "qcow2: a pointer at offset {offset:#x} may have changed, so that nothing is written any more: {again}"
         );

@@ -131,6 +131,8 @@ impl Qcow2 {
         if let Ok(file) = self.children.require(ChildIdx::FILE) {
             self.refcounts.allocator.note_file_size(&file);
         }
+        self.refcounts.allocator.forget_free();
+        self.compressed_tail.forget();
         let mut tables = RoaringTreemap::new();
         for index in 0..self.l1_entries() {
             if let Ok(Some(offset)) = self.l1_entry(index).l2_offset(self.geometry) {

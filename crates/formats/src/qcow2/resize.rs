@@ -38,11 +38,14 @@ impl Qcow2 {
         if size < old {
             return self.shrink(old, size).await;
         }
+        // A raw data file may be longer than the disk; what it has there stays.
+        let data = self.children.get(ChildIdx::DATA).filter(|_| self.has_raw_data());
+        let data_size = data.map_or(old, |data| data.size().max(old));
         let grown = self.grow(old, size, preallocation).await;
         if grown.is_err() && self.check_usable().is_ok() {
             // No write that was given up may be under way where clusters are given back.
             oxblk_ring::settled().await;
-            if let Err(error) = self.undo_growth(old).await {
+            if let Err(error) = self.undo_growth(old, data_size).await {
                 tracing::warn!("qcow2: what a failed growth has allocated stays: {error}");
             }
         }
@@ -87,7 +90,7 @@ impl Qcow2 {
     }
 
     /// Gives back what a growth has allocated that failed.
-    async fn undo_growth(&self, old: u64) -> Result<()> {
+    async fn undo_growth(&self, old: u64, data_size: u64) -> Result<()> {
         let reach = self.geometry.cluster_size() << self.geometry.l2_bits();
         let end = self.l1_entries().saturating_mul(reach);
         self.forget_guest(self.cluster_end(old), end, Was::CutOff).await?;
@@ -96,9 +99,9 @@ impl Qcow2 {
         self.write_back(true).await?;
         self.write_back(true).await?;
         if let Some(data) = self.children.get(ChildIdx::DATA)
-            && data.size() > old
+            && data.size() > data_size
         {
-            data.resize(old, Preallocation::Off).await?;
+            data.resize(data_size, Preallocation::Off).await?;
         }
         self.trim_file().await
     }

@@ -189,3 +189,237 @@ fn an_amend_that_cannot_have_its_refcounts_leaves_the_size() {
         image.assert_sound(false, "refused").await;
     });
 }
+
+/// Fails the n-th operation, then goes on with the image, and looks at it.
+async fn amended_with_a_fault(image: &set::Set, nth: u64, op: oxblk_ring::sim::FaultOp) -> bool {
+    use oxblk_ring::sim::{FailRule, Faults};
+    let what = format!("{op:?} {nth} fails");
+    let tried = image.copy();
+    let backend = tried.open().await.unwrap();
+    let rule = FailRule { op, nth: Some(nth), range: None, errno: 5, once: true };
+    tried.disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
+    let failed = amend(&backend, &format!("size={LARGE},refcount_bits=8")).await.is_err();
+    tried.disk.set_faults(Faults::default());
+    if failed {
+        for at in (0..OLD / 4096).map(|cluster| cluster * 4096) {
+            let data = oxblk_ring::IoBuf::from(vec![9; 4096]);
+            let written = backend.write(at, data, oxblk_core::WriteFlags::empty()).await;
+            if written.is_err() {
+                break;
+            }
+        }
+    }
+    drop(backend.close().await);
+    tried.assert_sound(true, &what).await;
+    failed
+}
+
+#[test]
+fn amending_the_size_with_the_width_of_refcounts_may_fail_anywhere() {
+    use oxblk_ring::sim::FaultOp;
+    let image = PLAIN.make();
+    for op in [FaultOp::Sync, FaultOp::Write] {
+        let mut fine = 0;
+        for nth in 1.. {
+            let failed = oxblk_ring::sim::run(nth, amended_with_a_fault(&image, nth, op));
+            fine = if failed { 0 } else { fine + 1 };
+            if fine == 12 {
+                break;
+            }
+        }
+    }
+}
+
+/// A change of size whose thread ends halfway; others go on with the image.
+async fn given_up(image: &set::Set, moment: u64, size: u64) -> bool {
+    let what = format!("size {size} given up at moment {moment}");
+    let tried = image.copy();
+    let backend = tried.open().await.unwrap();
+    let node = backend.node().unwrap();
+    let resize = node.driver().resize().unwrap().resize(size, Preallocation::Off);
+    let time = std::time::Duration::from_micros(moment * 100);
+    // Behind the back of core, which would let it come to its end.
+    let finished = oxblk_ring::timeout(time, resize).await.is_ok();
+    oxblk_ring::settled().await;
+    let mut written = Vec::new();
+    for at in (0..16_u64).map(|cluster| cluster * 4096) {
+        let data = oxblk_ring::IoBuf::from(vec![9; 4096]);
+        match backend.write(at, data, oxblk_core::WriteFlags::empty()).await {
+            Ok(()) => written.push(at),
+            Err(_) => break,
+        }
+    }
+    let discarded = backend.discard(65536, 65536).await.is_ok();
+    let flushed = backend.flush().await.is_ok();
+    for at in (32..36_u64).map(|cluster| cluster * 4096) {
+        let data = oxblk_ring::IoBuf::from(vec![9; 4096]);
+        if discarded
+            && flushed
+            && backend.write(at - 65536, data, oxblk_core::WriteFlags::empty()).await.is_ok()
+        {
+            written.push(at - 65536);
+        }
+    }
+    let closed = backend.close().await.is_ok();
+    tried.assert_sound(true, &what).await;
+    if flushed && closed {
+        let again = tried.copy();
+        let backend = again.open().await.unwrap();
+        let now = contents_of(&backend).await;
+        for at in written {
+            let at = usize::try_from(at).unwrap();
+            assert!(now[at..at + 4096].iter().all(|byte| *byte == 9), "{what}: {at} is lost");
+        }
+        backend.close().await.unwrap();
+    }
+    finished
+}
+
+async fn contents_of(backend: &Backend) -> Vec<u8> {
+    set::contents(backend).await.unwrap()
+}
+
+#[test]
+fn a_change_of_size_given_up_at_any_moment_leaves_memory_and_disk_in_agreement() {
+    for kind in [PLAIN, SHARED] {
+        let image = kind.make();
+        for size in [LARGE + (4 << 20), LITTLE] {
+            for moment in 0..4000 {
+                if oxblk_ring::sim::run(moment, given_up(&image, moment, size)) {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+const LAST: u64 = 9 << 20;
+
+/// An image with clusters of 512 bytes whose refcount table is nearly full.
+async fn nearly_full() -> set::Set {
+    let image = SMALL.make();
+    let backend = image.open().await.unwrap();
+    backend.resize(LAST, Preallocation::Off).await.unwrap();
+    let bytes = 7900 << 10;
+    let data = oxblk_ring::IoBuf::from(vec![8; bytes]);
+    backend.write(0, data, oxblk_core::WriteFlags::empty()).await.unwrap();
+    backend.close().await.unwrap();
+    image
+}
+
+async fn write_given_up(image: &set::Set, moment: u64) -> bool {
+    let what = format!("write given up at moment {moment}");
+    let tried = image.copy();
+    let backend = tried.open().await.unwrap();
+    let node = backend.node().unwrap();
+    let flags = oxblk_core::WriteFlags::empty();
+    let at = 8000 << 10;
+    let write = node.driver().write(at, oxblk_ring::IoBuf::from(vec![7; 160 << 10]), flags);
+    let time = std::time::Duration::from_micros(moment * 900);
+    let finished = oxblk_ring::timeout(time, write).await.is_ok();
+    oxblk_ring::settled().await;
+    let mut ok = true;
+    for at in (0..30_u64).map(|index| (8000 << 10) + index * 4096) {
+        let data = oxblk_ring::IoBuf::from(vec![9; 4096]);
+        ok &= backend.write(at, data, flags).await.is_ok();
+    }
+    ok &= backend.flush().await.is_ok();
+    ok &= backend.close().await.is_ok();
+    tried.assert_sound(true, &what).await;
+    if ok {
+        let again = tried.copy();
+        let backend = again.open().await.unwrap();
+        let now = contents_of(&backend).await;
+        assert!(now[8000 << 10..8120 << 10].iter().all(|byte| *byte == 9), "{what}: lost");
+        assert!(now[..7900 << 10].iter().all(|byte| *byte == 8), "{what}: destroyed");
+        backend.close().await.unwrap();
+    }
+    finished
+}
+
+#[test]
+fn a_write_given_up_at_any_moment_leaves_refcounts_in_agreement() {
+    let image = oxblk_ring::sim::run(1, nearly_full());
+    for moment in 0..4000 {
+        if oxblk_ring::sim::run(moment, write_given_up(&image, moment)) {
+            break;
+        }
+    }
+}
+
+async fn snapshot_given_up(image: &set::Set, moment: u64, which: u8) -> bool {
+    let what = format!("snapshot change {which} given up at moment {moment}");
+    let tried = image.copy();
+    let backend = tried.open().await.unwrap();
+    let node = backend.node().unwrap();
+    let new = SnapshotInfo { name: "new".to_owned(), ..SnapshotInfo::default() };
+    let snapshots = node.driver().snapshots().unwrap();
+    let time = std::time::Duration::from_micros(moment * 100);
+    let finished = match which {
+        0 => oxblk_ring::timeout(time, snapshots.create(&new)).await.is_ok(),
+        1 => oxblk_ring::timeout(time, snapshots.apply("1")).await.is_ok(),
+        _ => oxblk_ring::timeout(time, snapshots.delete("1")).await.is_ok(),
+    };
+    oxblk_ring::settled().await;
+    let flags = oxblk_core::WriteFlags::empty();
+    let mut ok = true;
+    for at in (0..16_u64).map(|index| index * 4096) {
+        ok &= backend.write(at, oxblk_ring::IoBuf::from(vec![9; 4096]), flags).await.is_ok();
+    }
+    ok &= backend.flush().await.is_ok();
+    ok &= backend.close().await.is_ok();
+    let dirty = tried.disk.bytes()[79] & 1 == 1;
+    if !dirty {
+        tried.assert_sound(true, &what).await;
+    }
+    if ok {
+        let again = tried.copy();
+        let backend = again.open().await.unwrap();
+        let now = contents_of(&backend).await;
+        assert!(now[..65536].iter().all(|byte| *byte == 9), "{what}: lost");
+        backend.close().await.unwrap();
+        again.assert_sound(true, &what).await;
+    }
+    finished
+}
+
+#[test]
+fn a_change_of_snapshots_given_up_at_any_moment_leaves_a_sound_image() {
+    let image = TWO.make();
+    for which in 0..3 {
+        for moment in 0..4000 {
+            if oxblk_ring::sim::run(moment, snapshot_given_up(&image, moment, which)) {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn an_image_that_another_has_written_meanwhile_is_refused_or_known() {
+    let image = PLAIN.make();
+    oxblk_ring::sim::run(1, async {
+        let flags = oxblk_core::WriteFlags::empty();
+        let fill = |byte: u8, len: usize| oxblk_ring::IoBuf::from(vec![byte; len]);
+        let first = image.open().await.unwrap();
+        // Frees and finds clusters.
+        first.write(200 << 10, fill(1, 4096), flags).await.unwrap();
+        first.discard(0, 65536).await.unwrap();
+        first.flush().await.unwrap();
+        first.reopen(Options::from_dotted("read-only=on", None).unwrap()).await.unwrap();
+        let second = image.open().await.unwrap();
+        second.write(0, fill(2, 65536), flags).await.unwrap();
+        second.close().await.unwrap();
+        let reopened = first.reopen(Options::from_dotted("read-only=off", None).unwrap()).await;
+        if reopened.is_ok() {
+            first.write(210 << 10, fill(3, 16384), flags).await.unwrap();
+            let now = contents_of(&first).await;
+            assert!(
+                now[..65536].iter().all(|byte| *byte == 2),
+                "what the other wrote is destroyed"
+            );
+        }
+        drop(first.close().await);
+        image.assert_sound(true, "reopened").await;
+    });
+}

@@ -203,6 +203,7 @@ impl Qcow2 {
             self.rewrite_header(|header| header.version = 3).await?;
         }
         self.amend_header(&wanted).await?;
+        let old_size = self.size();
         if let Some(size) = size {
             self.resize_image(size, Preallocation::Off).await?;
         }
@@ -211,7 +212,7 @@ impl Qcow2 {
         if finished.is_err() {
             // Requests go on, and the bitmaps may have been completed.
             self.use_bitmaps().await;
-            self.shrink_back(header.size).await;
+            self.shrink_back(old_size).await;
         }
         finished?;
         if version != header.version || order.is_some() {

@@ -50,6 +50,15 @@ impl Checker<'_> {
         self.misled = true;
     }
 
+    /// Something that the header names may lie elsewhere. A bitmap directory can be dropped all the same: an image could not
+    /// be opened with it, and what its bitmaps occupy stays counted.
+    fn lies_elsewhere(&mut self, what: &str, finding: &str) {
+        match what {
+            "bitmap directory" => self.not_seen(finding),
+            _ => self.misled(finding),
+        }
+    }
+
     /// Looks at what the header's pointers name, after references have been counted but those of bitmaps and refcounts.
     pub(super) async fn check_what_header_names(&mut self, snapshots: &Snapshots) {
         let l1_bytes = u64::from(self.header.l1_entries).saturating_mul(8);
@@ -176,9 +185,9 @@ impl Checker<'_> {
                 if what.starts_with("snapshot") {
                     continue;
                 }
-                self.misled(&format!(
-                    "ERROR the {what} at {offset:#x} reaches past the end of the file"
-                ));
+                let finding =
+                    format!("ERROR the {what} at {offset:#x} reaches past the end of the file");
+                self.lies_elsewhere(what, &finding);
                 continue;
             }
             for cluster in first..end {
@@ -186,11 +195,12 @@ impl Checker<'_> {
                 let refcount = self.refcount_of(cluster, &mut block).await;
                 let shared = count > 1 && what != "snapshot's L1 table" && self.fix != Fix::All;
                 if shared || refcount == Some(0) {
-                    self.misled(&format!(
+                    let finding = format!(
                         "ERROR the {what} at {offset:#x} may lie elsewhere: cluster {cluster} refcount={} \
                          reference={count}",
                         refcount.unwrap_or(0)
-                    ));
+                    );
+                    self.lies_elsewhere(what, &finding);
                     break;
                 }
             }

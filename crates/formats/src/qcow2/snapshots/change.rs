@@ -1,5 +1,6 @@
 //! Taking, applying and removing a snapshot.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use oxblk_core::snapshot::SnapshotInfo;
@@ -10,6 +11,24 @@ use super::super::layout::{L1Entry, Snapshot, field_offsets};
 use super::copied::Alone;
 use super::references::{Pass, Reach};
 
+/// A change under way. Dropped before it is over, because the thread ended halfway, it leaves the image to a repair.
+struct Halfway<'a>(Option<&'a AtomicBool>);
+
+impl Halfway<'_> {
+    fn over<T>(mut self, outcome: T) -> T {
+        self.0 = None;
+        outcome
+    }
+}
+
+impl Drop for Halfway<'_> {
+    fn drop(&mut self) {
+        if let Some(unfinished) = self.0 {
+            unfinished.store(true, Release);
+        }
+    }
+}
+
 impl Qcow2 {
     /// Takes a snapshot: a copy of the L1 table, which refers to everything that the active one does.
     pub(super) async fn take_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
@@ -18,9 +37,10 @@ impl Qcow2 {
         self.write_back(true).await?;
         let list = self.snapshot_list().await?;
         self.set_dirty(true).await?;
+        let halfway = Halfway(Some(&self.unfinished));
         let outcome = self.share_active(list, new).await;
         // Nothing is alone with its cluster any more.
-        self.settle(outcome, Alone::default()).await
+        halfway.over(self.settle(outcome, Alone::default()).await)
     }
 
     async fn share_active(&self, mut list: Vec<Snapshot>, new: &SnapshotInfo) -> Result<()> {
@@ -121,9 +141,10 @@ impl Qcow2 {
             l1.resize(needed, L1Entry::EMPTY);
         }
         self.set_dirty(true).await?;
+        let halfway = Halfway(Some(&self.unfinished));
         let outcome = self.share_snapshot(&l1, size).await;
         // The snapshot goes on referring to all that is active now.
-        self.settle(outcome, Alone::default()).await
+        halfway.over(self.settle(outcome, Alone::default()).await)
     }
 
     async fn share_snapshot(&self, l1: &[L1Entry], size: u64) -> Result<()> {
@@ -203,8 +224,9 @@ impl Qcow2 {
         list.remove(index);
         let reach = self.reach(&l1, Pass::Leave).await?;
         self.set_dirty(true).await?;
+        let halfway = Halfway(Some(&self.unfinished));
         if let Err(error) = self.store_snapshots(&list).await {
-            return self.settle(Err(error), Alone::default()).await;
+            return halfway.over(self.settle(Err(error), Alone::default()).await);
         }
         // The snapshot is gone: what cannot be given up leaks.
         let alone = match self.lower_durably(&reach).await {
@@ -217,7 +239,7 @@ impl Qcow2 {
                 Alone::default()
             }
         };
-        self.settle(Ok(()), alone).await
+        halfway.over(self.settle(Ok(()), alone).await)
     }
 
     async fn lower_durably(&self, reach: &Reach) -> Result<Alone> {
