@@ -182,11 +182,20 @@ fn a_chain_that_is_a_loop_is_refused_in_one_line() {
     qemu_img(dir, &["rebase", "-u", "-b", "self", "-F", "qcow2", "self"]);
     qemu_img(dir, &["create", "-q", "-u", "-f", "qcow2", "-b", "./b", "-F", "qcow2", "a", "1M"]);
     qemu_img(dir, &["create", "-q", "-u", "-f", "qcow2", "-b", "a", "-F", "qcow2", "b", "1M"]);
-    for image in ["self", "a", "b"] {
-        for args in [&["img", "map", image][..], &["io", "-c", "read 0 512", image]] {
-            is_refused(dir, args, &["infinite loop"]);
-            assert!(run(dir, args).err().len() < 300);
-        }
+    // Known by its file only once it is open.
+    let json = r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"json"}}"#;
+    qemu_img(dir, &["create", "-q", "-f", "qcow2", "json", "1M"]);
+    qemu_img(dir, &["rebase", "-u", "-b", json, "-F", "qcow2", "json"]);
+    let lines = ["self", "a", "b"].map(|image| ["io", "-c", "read 0 512", image]);
+    for args in
+        lines.iter().map(|line| &line[..]).chain([&["io", "-r", "-c", "read 0 512", "json"][..]])
+    {
+        is_refused(dir, args, &["infinite loop"]);
+        assert!(run(dir, args).err().len() < 300);
+    }
+    for image in ["self", "a", "b", "json"] {
+        is_refused(dir, &["img", "map", image], &["infinite loop"]);
+        assert!(run(dir, &["img", "map", image]).err().len() < 300);
         is_refused(dir, &["img", "info", "--backing-chain", image], &["infinite loop"]);
     }
 }

@@ -89,8 +89,15 @@ impl Graph {
                 true => error,
                 false => Context::default().about(error, named),
             })?;
+            // An image that options name is known by its file only once it is open.
+            let is_above = layer.named_above && above.has(&layer);
             above.push(&layer);
             layers.push(layer);
+            if is_above {
+                return Err(endless(
+                    &layers.last().and_then(|layer| layer.context.image_filename()),
+                ));
+            }
             next = match below {
                 Below::Nothing => return Ok(None),
                 Below::Node(node) => return Ok(Some(node)),
@@ -168,6 +175,11 @@ impl Graph {
 struct Above(HashSet<PathBuf>);
 
 impl Above {
+    fn has(&self, layer: &Layer) -> bool {
+        let path = layer.context.image_filename().as_deref().and_then(real_path);
+        path.is_some_and(|path| self.0.contains(&path))
+    }
+
     fn push(&mut self, layer: &Layer) {
         self.0.extend(layer.context.image_filename().as_deref().and_then(real_path));
     }
@@ -181,11 +193,17 @@ impl Above {
         }
         match target.filename.as_deref().filter(|_| target.named_above) {
             Some(name) if real_path(name).is_some_and(|path| self.0.contains(&path)) => {
-                refused(format!("{BACKING}: Backing file '{name}' creates an infinite loop."))
+                Err(endless(&Some(name.to_owned())))
             }
             _ => Ok(()),
         }
     }
+}
+
+fn endless(name: &Option<String>) -> Error {
+    let name = name.as_deref().unwrap_or_default();
+    let message = format!("{BACKING}: Backing file '{name}' creates an infinite loop.");
+    Error::new(ErrorKind::BackingChain, message)
 }
 
 /// The path of a file that is there.

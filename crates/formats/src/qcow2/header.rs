@@ -98,7 +98,7 @@ impl Qcow2 {
                 write_whole(&file, &old, &old).await?;
                 file.flush().await
             };
-            if let Err(again) = self.stop_unless_known(restored.await) {
+            if let Err(again) = self.stop_unless_known(restored).await {
                 tracing::error!(
                     "qcow2: the header may have changed, so that nothing is written any more: {again}"
                 );
@@ -138,8 +138,11 @@ impl Qcow2 {
     }
 
     /// As [`stop_unless_known`], for this image.
-    pub(super) fn stop_unless_known<T>(&self, named: Result<T>) -> Result<T> {
-        stop_unless_known(named, &self.corrupt)
+    pub(super) async fn stop_unless_known<T>(
+        &self,
+        named: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        stop_unless_known(named, &self.corrupt).await
     }
 
     /// Has a field of the header say `new` in the place of `old`, durably.
@@ -164,13 +167,18 @@ impl Qcow2 {
     }
 }
 
-/// Sets `stop`, so that nothing is written any more, if `named`, the outcome of having a pointer name something else, is a
-/// failure: what it names then is not known, and what only one of the two knows of would be lost with the other.
-pub(super) fn stop_unless_known<T>(named: Result<T>, stop: &AtomicBool) -> Result<T> {
-    if named.is_err() {
-        stop.store(true, Release);
+/// Sets `stop`, so that nothing is written any more, if `named`, which has a pointer name something else, fails or does not
+/// come to its end: what it names then is not known, and what only one of the two knows of would be lost with the other.
+pub(super) async fn stop_unless_known<T>(
+    named: impl Future<Output = Result<T>>,
+    stop: &AtomicBool,
+) -> Result<T> {
+    let unknown = UntilKnown::new(stop);
+    let outcome = named.await;
+    if outcome.is_ok() {
+        unknown.known();
     }
-    named
+    outcome
 }
 
 /// While this lives it is not known what a pointer on disk names. Dropped so, because the thread ended halfway, it sets
@@ -216,7 +224,7 @@ pub(super) async fn exchange(
         unknown.known();
         return Ok(());
     };
-    let restored = stop_unless_known(write(old).await, stop);
+    let restored = stop_unless_known(write(old), stop).await;
     unknown.known();
     if let Err(again) = restored {
         tracing::error!(

@@ -56,7 +56,7 @@ impl Refcounts {
             self.publish_block(block, new).await?;
             file.flush().await
         };
-        stop_unless_known(named.await, stop)?;
+        stop_unless_known(named, stop).await?;
         let size = self.geometry.cluster_size();
         self.allocator.forget_metadata(cluster << bits, size);
         let _turn = self.allocator.scanning.lock().await;
@@ -98,7 +98,7 @@ impl Refcounts {
             self.write_table_entry(block, 0).await?;
             file.flush().await
         };
-        stop_unless_known(named.await, stop)?;
+        stop_unless_known(named, stop).await?;
         self.table.get_or_make(block).store(0, Release);
         let bits = self.geometry.cluster_bits;
         self.allocator.forget_metadata(cluster << bits, self.geometry.cluster_size());

@@ -162,11 +162,11 @@ impl Qcow2 {
         let file = self.children.require(ChildIdx::FILE)?;
         let turn = self.hold_header().await;
         let writes = plan(&file, &self.header(), new.place.as_ref()).await?;
-        let named = carry_out(&file, writes).await;
+        let named = self.stop_unless_known(carry_out(&file, writes)).await;
         drop(turn);
-        fresh.keep();
         // Both stay if it is not known which of them is named.
-        self.stop_unless_known(named)?;
+        fresh.keep();
+        named?;
         self.bitmaps.state().directory = new;
         self.drop_table_clusters(old);
         Ok(())
@@ -214,7 +214,7 @@ impl Qcow2 {
             let writes = plan(&file, &self.header(), Some(place)).await?;
             carry_out(&file, writes).await
         };
-        self.stop_unless_known(outcome.await)?;
+        self.stop_unless_known(outcome).await?;
         drop(turn);
         let first = self.geometry.cluster_index(place.directory_offset);
         let end = first.saturating_add(self.geometry.clusters_for(place.directory_size));

@@ -46,7 +46,7 @@ impl Qcow2 {
         }
         let new = CryptoHeader { offset, ..old };
         let named = self.rewrite_held_header(&turn, |header| header.extensions.crypto = Some(new));
-        self.stop_unless_known(named.await)?;
+        self.stop_unless_known(named).await?;
         drop(turn);
         let count = clusters.end.saturating_sub(clusters.start);
         let zeroes =

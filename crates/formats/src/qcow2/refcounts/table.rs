@@ -56,7 +56,7 @@ impl Refcounts {
             file.write(field_offsets::REFCOUNT_TABLE_OFFSET, place, WriteFlags::empty()).await?;
             file.flush().await
         };
-        stop_unless_known(named.await, stop)?;
+        stop_unless_known(named, stop).await?;
         self.adopt_table(&[], start, start, entries);
         drop(growing);
         self.free_old_table(old.offset, entries).await?;
