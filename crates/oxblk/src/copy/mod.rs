@@ -71,7 +71,7 @@ impl Default for CopyOptions {
     }
 }
 
-/// Who hears of a copy under way. Called from several threads.
+/// Who hears of a copy under way. Called from several threads, in the order of the disk.
 pub trait Observer: Send + Sync {
     /// `done` of `total` bytes have been dealt with.
     fn progress(&self, done: u64, total: u64) {

@@ -1,7 +1,7 @@
 //! The workers of a copy.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use oxblk_core::{Error, ErrorKind};
 use oxblk_ring::Mutex as AsyncMutex;
@@ -14,6 +14,7 @@ use super::source::Sources;
 use super::write::{Job, Part, Parts};
 use super::{Copy, CopyError, CopyOptions, Stage};
 use crate::lowest::Lowest;
+use crate::progress::{InOrder, Piece};
 
 /// Longest transfer of a file in memory that workers make themselves, in bytes.
 const LONGEST_IN_PLACE: usize = 1 << 20;
@@ -35,7 +36,7 @@ pub(super) struct Shared {
     total: u64,
     /// Holes are not counted.
     only_data: bool,
-    done: AtomicU64,
+    progress: InOrder,
     /// The thread that writes out of order, where it is another one than the reader's.
     pub(super) writer: Option<IoThread>,
     /// What lies before a failure was begun earlier, and is still under way.
@@ -111,7 +112,7 @@ impl Shared {
             begin,
             total,
             sources,
-            done: AtomicU64::new(0),
+            progress: InOrder::new(begin),
             writer: IoThread::current().filter(|_| !compress),
             failure: Lowest::default(),
             copy,
@@ -195,14 +196,14 @@ impl Shared {
     }
 
     pub(super) fn report(&self, chunk: &Chunk) {
-        if self.only_data && chunk.action != Action::Copy {
-            return;
-        }
-        let done = self.done.fetch_add(chunk.len, Relaxed).saturating_add(chunk.len);
-        if let Some(behind) = chunk.reports {
-            let done = done.saturating_sub(behind).min(self.total);
-            self.copy.observer.progress(done, self.total);
-        }
+        let counts = !self.only_data || chunk.action == Action::Copy;
+        let piece = Piece {
+            end: chunk.offset.saturating_add(chunk.len),
+            counts: if counts { chunk.len } else { 0 },
+            reports: chunk.reports.filter(|_| counts),
+        };
+        let tell = |done: u64| self.copy.observer.progress(done.min(self.total), self.total);
+        self.progress.done(chunk.offset, piece, tell);
     }
 
     /// Fails when the copy has been told to stop; what is at `offset` and after it is not done yet.
