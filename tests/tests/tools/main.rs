@@ -11,6 +11,7 @@ mod img_commit;
 mod img_convert;
 mod img_convert_order;
 mod img_create;
+mod img_extremes;
 mod img_foreign;
 mod img_hostile;
 mod img_inspect;

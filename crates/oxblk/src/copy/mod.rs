@@ -20,7 +20,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use oxblk_core::{Backend, Error, Node, strerror};
+use oxblk_core::{Backend, Error, ErrorKind, Node, strerror};
 
 pub use run::run;
 
@@ -131,6 +131,13 @@ pub struct CopyError {
     pub offset: u64,
     /// Why.
     pub error: Error,
+}
+
+impl CopyError {
+    /// The copy has ended before `offset` because of `why`, which is no failed request.
+    fn stopped(offset: u64, why: &'static str) -> Self {
+        Self { stage: Stage::Stopped, offset, error: Error::new(ErrorKind::Cancelled, why) }
+    }
 }
 
 impl std::fmt::Display for CopyError {

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use oxblk_core::{ChildIdx, Status, StatusFlags, Want};
 
@@ -71,10 +72,16 @@ impl Plan {
     }
 
     /// How many bytes are to be copied in all. The plan is used up then.
-    pub(super) async fn count(mut self) -> Result<u64, CopyError> {
+    ///
+    /// # Errors
+    /// When the status of a source cannot be read, or `stop` is set meanwhile.
+    pub(super) async fn count(mut self, stop: &AtomicBool) -> Result<u64, CopyError> {
         self.options.chunk = usize::MAX;
         let mut bytes = 0_u64;
         while let Some(chunk) = self.next().await? {
+            if stop.load(Relaxed) {
+                return Err(CopyError::stopped(chunk.offset, "Interrupted"));
+            }
             if chunk.action == Action::Copy {
                 bytes = bytes.saturating_add(chunk.len);
             }

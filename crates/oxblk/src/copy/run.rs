@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use oxblk_core::{Error, ErrorKind};
 use oxblk_ring::Mutex as AsyncMutex;
 use oxblk_ring::{IoBufMut, IoThread, transfer_in_place};
 
@@ -61,7 +60,7 @@ pub async fn run(copy: Copy, helpers: &[IoThread]) -> Result<(), CopyError> {
     workers_on_one_thread(Arc::clone(&shared), each + usize::from(extra > 0)).await;
     for thread in remote {
         if thread.await.is_err() {
-            shared.fail(stopped(0, "An I/O thread ended early"));
+            shared.fail(CopyError::stopped(0, "An I/O thread ended early"));
         }
     }
     shared.failure.take().map_or(Ok(()), Err)
@@ -78,10 +77,6 @@ async fn workers_on_one_thread(shared: Arc<Shared>, workers: usize) {
     for task in tasks {
         task.await;
     }
-}
-
-pub(super) fn stopped(offset: u64, why: &'static str) -> CopyError {
-    CopyError { stage: Stage::Stopped, offset, error: Error::new(ErrorKind::Cancelled, why) }
 }
 
 impl Shared {
@@ -101,7 +96,7 @@ impl Shared {
         let (begin, all) = (range.start, range.end.saturating_sub(range.start));
         let plan = || Plan::new(Arc::clone(&sources), copy.options.clone(), range.clone(), aligned);
         let only_data = copy.observer.wants_total();
-        let total = if only_data { plan().count().await? } else { all };
+        let total = if only_data { plan().count(&copy.stop).await? } else { all };
         let plan = plan();
         Ok(Self {
             only_data,
@@ -209,7 +204,7 @@ impl Shared {
     /// Fails when the copy has been told to stop; what is at `offset` and after it is not done yet.
     pub(super) fn go_on(&self, offset: u64) -> Result<(), CopyError> {
         if self.copy.stop.load(Relaxed) {
-            return Err(stopped(offset, "Interrupted"));
+            return Err(CopyError::stopped(offset, "Interrupted"));
         }
         Ok(())
     }

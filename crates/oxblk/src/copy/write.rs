@@ -11,7 +11,7 @@ use oxblk_ring::{IoBuf, IoThread};
 
 use super::order::{Ticket, Writer};
 use super::plan::Chunk;
-use super::run::{Shared, stopped};
+use super::run::Shared;
 use super::sparse::{Run, runs};
 use super::{CopyError, Stage};
 
@@ -159,7 +159,9 @@ impl Shared {
                 let shared = Arc::clone(self);
                 let written =
                     writer.spawn(move || async move { shared.write_side_by_side(parts).await });
-                written.await.unwrap_or_else(|_| Err(stopped(offset, "An I/O thread ended early")))
+                written.await.unwrap_or_else(|_| {
+                    Err(CopyError::stopped(offset, "An I/O thread ended early"))
+                })
             }
         }
     }
