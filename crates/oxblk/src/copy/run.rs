@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use oxblk_ring::Mutex as AsyncMutex;
 use oxblk_ring::{IoBufMut, IoThread, transfer_in_place};
 
+use super::offload::Offload;
 use super::order::{Order, Ticket};
 use super::plan::{Action, Chunk, Plan};
 use super::rate::Rate;
@@ -29,6 +30,7 @@ pub(super) struct Shared {
     /// Unit of zero detection in bytes.
     pub(super) unit: u64,
     rate: Option<Rate>,
+    pub(super) offload: Offload,
     /// Where in the sources the copy begins.
     pub(super) begin: u64,
     /// Bytes that progress counts: what is to be copied, or all.
@@ -104,6 +106,7 @@ impl Shared {
             order: (in_order && order_matters).then(Arc::default),
             unit: if compress { cluster } else { sparse.max(u64::from(zeroes)).max(1) },
             rate: rate.map(Rate::new),
+            offload: Offload::new(&copy),
             begin,
             total,
             sources,
@@ -182,7 +185,7 @@ impl Shared {
                 if let Some(rate) = &self.rate {
                     rate.pass(chunk.len).await;
                 }
-                if self.copy.options.offload {
+                if self.offload.is_on() {
                     return Ok(vec![(place, Part::Move(chunk))]);
                 }
                 self.parts(place, self.read(chunk).await?.freeze()).await
@@ -209,9 +212,9 @@ impl Shared {
         Ok(())
     }
 
-    /// Moves a chunk within the host; `false` where it cannot. Whatever the reason, the ordinary way
-    /// either works or tells what is wrong.
-    pub(super) async fn offload(&self, chunk: Chunk) -> bool {
+    /// Has the host copy a chunk; `false` where it cannot, because the target has no place for it yet or for another
+    /// reason. Whatever it is, the ordinary way either works or tells what is wrong.
+    pub(super) async fn copy_by_host(&self, chunk: Chunk) -> bool {
         let Some((source, offset)) = self.sources.at(chunk.offset) else { return false };
         if source.size().saturating_sub(offset) < chunk.len {
             return false;
