@@ -8,3 +8,4 @@
 pub mod absent;
 pub mod qcow2;
 pub mod raw;
+mod write_barrier;
