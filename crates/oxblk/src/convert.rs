@@ -123,7 +123,7 @@ impl Convert {
                 range: None,
                 target: target.clone(),
                 options: CopyOptions { target_is_zero: fresh, ..self.options },
-                observer: Arc::new(Told(self.progress)),
+                observer: Arc::new(ProgressObserver(self.progress)),
                 stop: self.stop,
             };
             let copied = copy::run(copy, &helpers(&threads)).await.map_err(reason);
@@ -157,9 +157,9 @@ fn reason(failure: CopyError) -> Error {
 }
 
 /// Passes progress on.
-struct Told(Option<Progress>);
+struct ProgressObserver(Option<Progress>);
 
-impl Observer for Told {
+impl Observer for ProgressObserver {
     fn progress(&self, done: u64, total: u64) {
         if let Some(progress) = &self.0 {
             progress(done, total);

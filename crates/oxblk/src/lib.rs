@@ -91,7 +91,9 @@ pub use convert::{Convert, Stop};
 pub use create::Create;
 pub use disk::{Cache, Cursor, Disk, Extent, OpenOptions};
 pub use drivers::{drivers, is_absent};
-pub use format::{Compression, Format, NewFormat, Qcow2Options, Qcow2Version, RawOptions};
+pub use format::{
+    Compression, Format, NewFormat, Qcow2Options, Qcow2Version, RawOptions, VdiOptions,
+};
 pub use oxblk_core as core;
 pub use oxblk_core::bitmap::BitmapInfo;
 pub use oxblk_core::snapshot::SnapshotInfo;

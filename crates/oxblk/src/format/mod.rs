@@ -2,6 +2,7 @@
 
 mod qcow2;
 mod raw;
+mod vdi;
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,6 +11,7 @@ use oxblk_core::{Error, Options};
 
 pub use qcow2::{Compression, Qcow2Options, Qcow2Version};
 pub use raw::RawOptions;
+pub use vdi::VdiOptions;
 
 /// An image format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,17 +21,20 @@ pub enum Format {
     Raw,
     /// QEMU's own format.
     Qcow2,
+    /// VirtualBox's format.
+    Vdi,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: &[Self] = &[Self::Raw, Self::Qcow2];
+    pub const ALL: &[Self] = &[Self::Raw, Self::Qcow2, Self::Vdi];
 
     /// Its name, as QEMU's options have it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
+            Self::Vdi => "vdi",
         }
     }
 }
@@ -57,6 +62,8 @@ pub enum NewFormat {
     Raw(RawOptions),
     /// A qcow2 image.
     Qcow2(Qcow2Options),
+    /// A VDI image.
+    Vdi(VdiOptions),
 }
 
 impl NewFormat {
@@ -65,6 +72,7 @@ impl NewFormat {
         match self {
             Self::Raw(_) => Format::Raw,
             Self::Qcow2(_) => Format::Qcow2,
+            Self::Vdi(_) => Format::Vdi,
         }
     }
 
@@ -73,6 +81,7 @@ impl NewFormat {
         match self {
             Self::Raw(options) => options.to_options(),
             Self::Qcow2(options) => options.to_options(),
+            Self::Vdi(options) => options.to_options(),
         }
     }
 }
@@ -82,6 +91,7 @@ impl From<Format> for NewFormat {
         match format {
             Format::Raw => Self::Raw(RawOptions::default()),
             Format::Qcow2 => Self::Qcow2(Qcow2Options::default()),
+            Format::Vdi => Self::Vdi(VdiOptions::default()),
         }
     }
 }
@@ -95,5 +105,11 @@ impl From<RawOptions> for NewFormat {
 impl From<Qcow2Options> for NewFormat {
     fn from(options: Qcow2Options) -> Self {
         Self::Qcow2(options)
+    }
+}
+
+impl From<VdiOptions> for NewFormat {
+    fn from(options: VdiOptions) -> Self {
+        Self::Vdi(options)
     }
 }
