@@ -1,7 +1,7 @@
 //! Changes of an image as a whole whose operations fail or are cut off: the image is the old one or the new one, memory and
 //! disk agree about it, what was flushed stays, and nothing but a crash costs space.
 
-mod set;
+pub(super) mod set;
 mod trial;
 
 use oxblk_core::amend::AmendRequest;
