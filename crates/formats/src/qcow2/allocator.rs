@@ -50,7 +50,7 @@ struct Map {
 pub(super) struct Allocator {
     geometry: Geometry,
     map: Mutex<Map>,
-    epochs: Arc<Epochs>,
+    pub(super) epochs: Arc<Epochs>,
     /// Where metadata lies on other metadata.
     pub(super) overlaps: Overlaps,
     /// Held by the one task that fills the map.

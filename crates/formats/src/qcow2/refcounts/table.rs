@@ -173,7 +173,8 @@ impl Refcounts {
         let _turn = self.allocator.scanning.lock().await;
         for cluster in first..first.saturating_add(bytes.div_ceil(self.geometry.cluster_size())) {
             if self.drop_one(cluster).await? == 0 {
-                self.allocator.rest(Resting { epoch: 0, cluster, count: 1, discard: false });
+                let epoch = self.allocator.epochs.current();
+                self.allocator.rest(Resting { epoch, cluster, count: 1, discard: false });
             }
         }
         Ok(())
