@@ -33,8 +33,6 @@ const fn absent(name: &'static str, marks: &'static [Mark]) -> Absent {
 /// VMware.
 pub static VMDK: Absent =
     absent("vmdk", &[at(0, b"KDMV"), at(0, b"COWD"), at(0, b"# Disk DescriptorFile")]);
-/// VirtualBox.
-pub static VDI: Absent = absent("vdi", &[at(64, &[0x7f, 0x10, 0xda, 0xbe])]);
 /// Virtual PC.
 pub static VPC: Absent = absent("vpc", &[at(0, b"conectix")]);
 /// Hyper-V.
@@ -58,7 +56,7 @@ pub static DMG: Absent = Absent { name: "dmg", marks: &[], ending: Some(".dmg") 
 
 /// All of them.
 pub static ALL: &[&Absent] =
-    &[&VMDK, &VDI, &VPC, &VHDX, &QED, &QCOW, &LUKS, &PARALLELS, &BOCHS, &CLOOP, &DMG];
+    &[&VMDK, &VPC, &VHDX, &QED, &QCOW, &LUKS, &PARALLELS, &BOCHS, &CLOOP, &DMG];
 
 impl DriverFactory for Absent {
     fn name(&self) -> &'static str {
@@ -92,10 +90,6 @@ mod tests {
     fn a_format_is_known_by_its_mark_and_at_its_place_only() {
         assert_eq!(VMDK.probe(b"KDMV\x01\0\0\0", None), 100);
         assert_eq!(VMDK.probe(b" KDMV", None), 0);
-        let mut head = [0; 512];
-        head[64..68].copy_from_slice(&0xbeda_107f_u32.to_le_bytes());
-        assert_eq!(VDI.probe(&head, None), 100);
-        assert_eq!(VDI.probe(&head[..66], None), 0);
         assert_eq!(QCOW.probe(b"QFI\xfb\0\0\0\x03", None), 0);
     }
 

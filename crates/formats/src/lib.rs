@@ -2,9 +2,12 @@
 //!
 //! - [`raw`]: as they are.
 //! - [`qcow2`]: in clusters, with backing files, compression and more.
+//! - [`vdi`]: in blocks of 1 MiB, as VirtualBox has them.
 //! - [`absent`]: those that are known by sight only.
 #![forbid(unsafe_code)]
 
 pub mod absent;
 pub mod qcow2;
 pub mod raw;
+pub mod vdi;
+mod write_barrier;

@@ -1,7 +1,7 @@
 //! The one list of drivers. A new driver is a line here.
 
 use oxblk_core::{DriverFactory, DriverTable};
-use oxblk_formats::{absent, qcow2, raw};
+use oxblk_formats::{absent, qcow2, raw, vdi};
 use oxblk_protocols::{file, null};
 
 static DRIVERS: DriverTable = &[
@@ -10,9 +10,9 @@ static DRIVERS: DriverTable = &[
     &null::NULL_CO,
     &null::NULL_AIO,
     qcow2::QCOW2,
+    vdi::VDI,
     &raw::RAW,
     &absent::VMDK,
-    &absent::VDI,
     &absent::VPC,
     &absent::VHDX,
     &absent::QED,

@@ -41,7 +41,7 @@ enum Step {
 fn steps(shape: &Shape, variant: &Variant, random: &mut Random) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut now = shape.clone();
-    let snapshots = !variant.data_file && !variant.options.contains("refcount_bits=1,");
+    let snapshots = variant.snapshots && !variant.options.contains("refcount_bits=1,");
     let requests = |steps: &mut Vec<Step>, now: &Shape, random: &mut Random| {
         for _ in 0..5 {
             let op = now.random_op(random);
@@ -60,14 +60,16 @@ fn steps(shape: &Shape, variant: &Variant, random: &mut Random) -> Vec<Step> {
         requests(&mut steps, &now, random);
         steps.push(Step::Change(Change::Remove("1".to_owned())));
     }
-    now.size = (now.size * 3 / 2).next_multiple_of(512);
-    steps.push(Step::Change(Change::Resize(now.size)));
-    requests(&mut steps, &now, random);
-    now.size = (now.size / 2).next_multiple_of(512);
-    now.longest = now.longest.min(now.size);
-    steps.push(Step::Change(Change::Resize(now.size)));
-    requests(&mut steps, &now, random);
-    if !variant.data_file {
+    if variant.resizes {
+        now.size = (now.size * 3 / 2).next_multiple_of(512);
+        steps.push(Step::Change(Change::Resize(now.size)));
+        requests(&mut steps, &now, random);
+        now.size = (now.size / 2).next_multiple_of(512);
+        now.longest = now.longest.min(now.size);
+        steps.push(Step::Change(Change::Resize(now.size)));
+        requests(&mut steps, &now, random);
+    }
+    if variant.backing && !variant.data_file {
         steps.push(Step::Change(Change::Empty));
         requests(&mut steps, &now, random);
     }

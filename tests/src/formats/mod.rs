@@ -15,6 +15,7 @@
 mod qcow2;
 mod raw;
 mod variant;
+mod vdi;
 
 use std::fmt::Debug;
 use std::panic::RefUnwindSafe;
@@ -31,7 +32,7 @@ use crate::random::Random;
 pub use variant::Variant;
 
 /// The one table of formats.
-pub static FORMATS: &[&dyn TestFormat] = &[&raw::Raw, &qcow2::Qcow2];
+pub static FORMATS: &[&dyn TestFormat] = &[&raw::Raw, &qcow2::Qcow2, &vdi::Vdi];
 
 /// A format as the harnesses see it.
 pub trait TestFormat: Debug + Sync + RefUnwindSafe {

@@ -33,6 +33,12 @@ pub struct Variant {
     pub data_file: bool,
     /// The data file is by itself what a guest reads.
     pub raw_data: bool,
+    /// Images can change their size.
+    pub resizes: bool,
+    /// QEMU gives space back that is discarded.
+    pub discards_by_qemu: bool,
+    /// QEMU can tell how large a new image would be.
+    pub measured_by_qemu: bool,
 }
 
 impl Variant {
@@ -57,6 +63,9 @@ impl Variant {
             bitmaps: false,
             data_file: false,
             raw_data: false,
+            resizes: true,
+            discards_by_qemu: true,
+            measured_by_qemu: true,
         }
     }
 

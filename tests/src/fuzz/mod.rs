@@ -10,6 +10,7 @@ pub mod qcow2_bitmaps;
 pub mod qcow2_header;
 pub mod qcow2_subclusters;
 pub mod qcow2_tables;
+pub mod vdi_header;
 
 use std::path::Path;
 
@@ -25,6 +26,7 @@ pub const TARGETS: &[Target] = &[
     ("qcow2_header", qcow2_header::run),
     ("qcow2_subclusters", qcow2_subclusters::run),
     ("qcow2_tables", qcow2_tables::run),
+    ("vdi_header", vdi_header::run),
 ];
 
 /// Runs every saved input of a target. Gives how many there are.

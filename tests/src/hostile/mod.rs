@@ -51,6 +51,13 @@
 //! | writes and discards without refcounts | "no refcount blocks", "all refcounts 0"; each case is written to, zeroed, discarded, resized and repaired |
 //! | repair when the disk is full | `oxblk-formats: a_full_disk_does_not_keep_refcounts_from_being_rebuilt_where_there_is_room_inside` |
 //!
+//! | vdi | |
+//! |---|---|
+//! | header: signature, version, sizes, offsets, identifiers | "signature", "version", "block size …", "sector size …", "… offset …", "parent" |
+//! | blocks in the image against the disk's size; too many of them | "fewer blocks than the disk needs", "more blocks than there may be" |
+//! | block map larger than the file | "block map past the end of the file", `vdi::a_block_map_of_two_gibibytes_of_holes_is_checked_in_bounded_memory` |
+//! | entries: shared, too large, behind the end of the file | "two entries for one block", "an entry too large", … |
+//!
 //! | clients of the NBD server (`crates/exports/tests/nbd.rs` unless named) | |
 //! |---|---|
 //! | export name of 3,000 bytes | `an_export_name_of_three_thousand_bytes_is_unknown` |
@@ -68,6 +75,7 @@ pub mod qcow2;
 pub mod qcow2_extra;
 pub mod qcow2_subclusters;
 pub mod qcow2_tables;
+pub mod vdi;
 
 use std::io::Read;
 use std::path::Path;

@@ -16,7 +16,7 @@ use crate::model::{run, sim::disk_size};
 use crate::random::Random;
 
 /// A word to put somewhere: bounds, wild numbers, offsets inside and outside of the image.
-fn interesting(random: &mut Random, image_len: u64) -> u64 {
+pub(crate) fn interesting(random: &mut Random, image_len: u64) -> u64 {
     match random.below(9) {
         0 => 0,
         1 => u64::MAX,

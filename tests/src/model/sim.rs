@@ -90,7 +90,7 @@ impl Plan {
                 if random.one_in(40) {
                     return Step::Reopen;
                 }
-                if random.one_in(60) {
+                if random.one_in(60) && variant.resizes {
                     now.size += 512 * random.within(1, now.cluster / 64);
                     return Step::Resize(now.size);
                 }

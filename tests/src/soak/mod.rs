@@ -81,10 +81,13 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Whether there is such a test of a variant: raw images do not change as a whole.
+    /// Whether there is such a test of a variant: not all images change as a whole.
     fn suits(self, variant: &Variant) -> bool {
-        let changes = matches!(self, Kind::Changes | Kind::ChangesThreads | Kind::EachFault);
-        variant.check || !changes
+        match self {
+            Kind::Changes | Kind::ChangesThreads => variant.check && variant.resizes,
+            Kind::EachFault => variant.check,
+            _ => true,
+        }
     }
 
     /// What a share is counted in.

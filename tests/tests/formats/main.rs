@@ -29,8 +29,10 @@ fn an_image_is_made_changed_inspected_and_resized_as_by_the_qemu_tools() {
 
 #[test]
 fn images_are_converted_between_all_formats_as_by_the_qemu_tools() {
-    // The formats of all variants, and of their options a third.
-    on_variants(variants().iter().step_by(3), format::conversions);
+    // All formats, and of their options a third.
+    let first = |variant: &Variant| variant.format.variants()[0].name == variant.name;
+    let chosen = variants().iter().enumerate().filter(|(n, variant)| n % 3 == 0 || first(variant));
+    on_variants(chosen.map(|(_, variant)| variant), format::conversions);
 }
 
 #[test]

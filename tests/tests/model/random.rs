@@ -117,7 +117,7 @@ fn a_power_cut_amid_changes_of_the_whole_and_requests_of_threads_loses_nothing()
 
 #[test]
 fn each_operation_of_the_disk_may_fail_and_nothing_that_succeeded_is_lost() {
-    for variant in changing() {
+    for variant in changing().chain(named("vdi")) {
         crash::each_fault::run(variant, 1, 11);
     }
 }

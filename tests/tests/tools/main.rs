@@ -9,6 +9,7 @@ mod img_chains;
 mod img_change;
 mod img_commit;
 mod img_convert;
+mod img_convert_bytes;
 mod img_convert_order;
 mod img_create;
 mod img_extremes;

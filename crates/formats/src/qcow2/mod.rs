@@ -15,7 +15,7 @@
 //! | `tables`, `l1_table` | making L2 tables; moving the L1 table to a bigger place |
 //! | `reach/` | what tables refer to, found out in bulk |
 //! | `read_ahead` | metadata whose length is not known yet |
-//! | `write_back`, `gate` | the order in which metadata reaches the disk |
+//! | `write_back` | the order in which metadata reaches the disk |
 //! | `bitmaps/` | persistent dirty bitmaps |
 //! | `resize`, `shrink`, `preallocate`, `snapshots/`, `vm_state`, `status`, `check/`, `compact/`, `create`, `measure` | what the names say |
 //! | `plan` | where everything in a new image lies |
@@ -59,7 +59,6 @@ mod driver;
 #[doc(hidden)]
 pub mod encryption;
 mod factory;
-mod gate;
 mod header;
 mod l1_table;
 #[doc(hidden)]
@@ -100,9 +99,10 @@ use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
 pub use factory::QCOW2;
 
+use crate::write_barrier::WriteBarrier;
+
 use cache::{Cleaner, Radix, SliceCache};
 use compressed::Tail;
-use gate::Gate;
 use layout::{Compression, Geometry, Incompatible};
 use refcounts::Refcounts;
 use reopen::Prepared;
@@ -140,7 +140,7 @@ pub(crate) struct Qcow2 {
     compressed_tail: Tail,
     tables: AsyncMutex<()>,
     writing_back: AsyncMutex<()>,
-    gate: Gate,
+    barrier: WriteBarrier,
     dropped: Mutex<Vec<Dropped>>,
     l1_dirty: Mutex<BTreeSet<u64>>,
     snapshots: Mutex<snapshots::TablePlace>,

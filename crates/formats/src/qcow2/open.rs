@@ -265,7 +265,7 @@ async fn build(
         compressed_tail: Tail::default(),
         tables: AsyncMutex::new(()),
         writing_back: AsyncMutex::new(()),
-        gate: super::gate::Gate::default(),
+        barrier: crate::write_barrier::WriteBarrier::default(),
         dropped: Mutex::default(),
         l1_dirty: Mutex::default(),
         snapshots: Mutex::new(SnapshotTable::of(&header)),

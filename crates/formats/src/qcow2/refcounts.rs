@@ -24,10 +24,10 @@ use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex, MutexGuard};
 
 use super::allocator::{Allocator, Reserved};
 use super::cache::{DirtyCopy, Pinned, Radix, SliceCache};
-use super::gate::Gate;
 use super::header::exchange;
 use super::layout::{Geometry, Header, RefcountTableEntry, refcount_set};
 use super::run_options::Modes;
+use crate::write_barrier::WriteBarrier;
 
 /// The refcounts of an image.
 pub(super) struct Refcounts {
@@ -40,7 +40,7 @@ pub(super) struct Refcounts {
     slice_bytes: u64,
     growing: AsyncMutex<()>,
     writing: AsyncMutex<()>,
-    gate: Gate,
+    barrier: WriteBarrier,
     /// Set when it is not known what a pointer on disk names (see `header`).
     stop: Arc<AtomicBool>,
     pub(super) allocator: Allocator,
@@ -83,7 +83,7 @@ impl Refcounts {
             slice_bytes,
             growing: AsyncMutex::new(()),
             writing: AsyncMutex::new(()),
-            gate: Gate::default(),
+            barrier: WriteBarrier::default(),
             stop,
             allocator: Allocator::new(geometry, &file, epochs),
             children,
@@ -368,7 +368,7 @@ impl Refcounts {
                 WriteFlags::empty(),
             )
         });
-        let writing = self.gate.pass().await;
+        let writing = self.barrier.pass().await;
         let outcome = run_all(writes).await;
         writing.done();
         outcome?;

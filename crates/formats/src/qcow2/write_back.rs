@@ -14,7 +14,7 @@
 //!
 //! A failure puts everything back as it was: still dirty, still to be dropped; refcounts that cannot be lowered are not a
 //! failure, for the next cycle tries again. So does a cycle that is given up, and the
-//! next one waits until the host has ended what it had begun (see `gate`).
+//! next one waits until the host has ended what it had begun (see `write_barrier`).
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{
@@ -116,7 +116,7 @@ impl Qcow2 {
             // What a pointer on disk names may not be what memory knows.
             self.check_usable()?;
         }
-        let writing = self.gate.pass().await;
+        let writing = self.barrier.pass().await;
         let outcome = self.write_ordered(&file, &cycle.copies, &cycle.l1, drops, durable).await;
         writing.done();
         outcome?;

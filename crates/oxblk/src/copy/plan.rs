@@ -38,6 +38,8 @@ pub(super) struct Chunk {
     pub(super) len: u64,
     /// What to do.
     pub(super) action: Action,
+    /// The data is stored as the guest reads it, neither compressed nor encrypted.
+    pub(super) is_plain: bool,
     /// A step of progress ends in it, this many bytes before its end.
     pub(super) reports: Option<u64>,
 }
@@ -54,6 +56,7 @@ pub(super) struct Plan {
     begin: u64,
     known: u64,
     action: Action,
+    is_plain: bool,
 }
 
 impl Plan {
@@ -67,8 +70,17 @@ impl Plan {
         let Range { start, end } = range;
         let end = end.min(sources.size());
         let unit = unit.max(1);
-        let action = Action::Skip;
-        Self { sources, options, unit, offset: start, end, begin: start, known: 0, action }
+        Self {
+            sources,
+            options,
+            unit,
+            offset: start,
+            end,
+            begin: start,
+            known: 0,
+            action: Action::Skip,
+            is_plain: false,
+        }
     }
 
     /// How many bytes are to be copied in all. The plan is used up then.
@@ -115,7 +127,8 @@ impl Plan {
             true => Some(0),
             false => crosses.then(|| since(end) % PROGRESS_STEP),
         };
-        let chunk = Chunk { offset: self.offset, len, action: self.action, reports };
+        let Self { offset, action, is_plain, .. } = *self;
+        let chunk = Chunk { offset, len, action, is_plain, reports };
         self.offset = end;
         chunk
     }
@@ -149,6 +162,7 @@ impl Plan {
         self.begin = self.offset;
         self.known = self.offset.saturating_add(status.len.clamp(1, len));
         self.action = self.action_for(&status);
+        self.is_plain = status.flags.contains(StatusFlags::OFFSET_VALID);
         Ok(())
     }
 

@@ -23,7 +23,7 @@ pub(super) enum Part {
     Zero(u64),
     Data(IoBuf),
     Compressed(CompressedCluster),
-    /// The host moves it, or else it is read and written.
+    /// The host copies it, or else it is read and written.
     Move(Chunk),
 }
 
@@ -115,11 +115,17 @@ impl Shared {
         for (at, part) in parts {
             match part {
                 Part::Move(chunk) => {
-                    if !self.offload(chunk).await {
-                        let data = self.read(chunk).await?.freeze();
-                        for (at, part) in self.cut(at, &data) {
-                            self.write_part(at, part).await?;
-                        }
+                    let as_it_is = self.offload.takes(&chunk);
+                    if as_it_is && self.copy_by_host(chunk).await {
+                        continue;
+                    }
+                    let data = self.read(chunk).await?.freeze();
+                    if as_it_is {
+                        self.write_part(at, Part::Data(data)).await?;
+                        continue;
+                    }
+                    for (at, part) in self.cut(at, &data) {
+                        self.write_part(at, part).await?;
                     }
                 }
                 part => self.write_part(at, part).await?,

@@ -166,7 +166,7 @@ impl Qcow2 {
             }
         }
         let file = self.children.require(ChildIdx::FILE)?;
-        let writing = self.gate.pass().await;
+        let writing = self.barrier.pass().await;
         let written = file.write(offset, changed.block, WriteFlags::empty()).await;
         writing.done();
         written?;

@@ -1,0 +1,222 @@
+//! Which blocks of the file are in use.
+//!
+//! Blocks are handed out lowest first, so that an image has no gaps. A block is handed out as part of a [`Run`], which gives it
+//! back unless an entry of the map was made to name it: at once if nothing is being written to it, else when the host has ended
+//! what it had begun.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use oxblk_core::{Error, Result};
+use oxblk_ring::UntilSettled;
+use roaring::RoaringBitmap;
+
+/// Linux's error number of a full disk.
+const ENOSPC: i32 = 28;
+
+#[derive(Debug, Default)]
+struct State {
+    /// Blocks from here on are not in use.
+    end: u32,
+    /// Blocks before `end` that are not in use.
+    gaps: RoaringBitmap,
+    /// Blocks from here on have never been written and read as zeroes.
+    fresh: u32,
+    /// The most that `end` has been.
+    most: u32,
+}
+
+/// Hands out blocks of the file.
+#[derive(Debug)]
+pub(super) struct Allocator {
+    /// Blocks that there may be: the map names none behind them.
+    limit: u32,
+    state: Mutex<State>,
+}
+
+/// Blocks that lie together and that nobody else has.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) start: u32,
+    pub(super) count: u32,
+    /// They have never been written and read as zeroes once the file is long enough.
+    pub(super) fresh: bool,
+    give_back: Option<UntilSettled<GiveBack>>,
+}
+
+impl Run {
+    /// The block behind the last one.
+    pub(super) fn end(&self) -> u32 {
+        self.start.saturating_add(self.count)
+    }
+
+    /// The map names them all.
+    pub(super) fn keep(mut self) {
+        if let Some(mut back) = self.give_back.take().and_then(UntilSettled::release) {
+            back.count = 0;
+        }
+    }
+}
+
+#[derive(Debug)]
+struct GiveBack {
+    allocator: Arc<Allocator>,
+    start: u32,
+    count: u32,
+}
+
+impl Drop for GiveBack {
+    fn drop(&mut self) {
+        if self.count > 0 {
+            self.allocator.give_back(self.start, self.count);
+        }
+    }
+}
+
+impl State {
+    /// Gaps at the end are no gaps.
+    fn settle_end(&mut self) {
+        while let Some(last) = self.end.checked_sub(1) {
+            if !self.gaps.remove(last) {
+                break;
+            }
+            self.end = last;
+        }
+    }
+}
+
+impl Allocator {
+    /// For an image of at most `limit` blocks, with none in use.
+    pub(super) fn new(limit: u32) -> Arc<Self> {
+        Arc::new(Self { limit, state: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        super::lock(&self.state)
+    }
+
+    /// Takes in which blocks are in use, and from which one on the file has nothing (`None`: it does not grow).
+    pub(super) fn set_used(&self, used: &RoaringBitmap, fresh: Option<u32>, most: u32) {
+        let end = used.max().map_or(0, |last| last.saturating_add(1));
+        let mut gaps = RoaringBitmap::new();
+        gaps.insert_range(0..end);
+        gaps -= used;
+        let most = most.max(end);
+        *self.lock() = State { end, gaps, fresh: fresh.unwrap_or(u32::MAX).max(end), most };
+    }
+
+    /// Up to `count` blocks that lie together.
+    ///
+    /// # Errors
+    /// `ENOSPC` when all are in use.
+    pub(super) fn reserve(self: &Arc<Self>, count: u32) -> Result<Run> {
+        let mut state = self.lock();
+        let (start, count, fresh) = match state.gaps.min() {
+            Some(start) => {
+                let mut end = start;
+                while end.saturating_sub(start) < count && state.gaps.remove(end) {
+                    end = end.saturating_add(1);
+                }
+                (start, end.saturating_sub(start), false)
+            }
+            None => {
+                let start = state.end;
+                let count = count.min(self.limit.saturating_sub(start));
+                if count == 0 {
+                    let error = Error::from_errno(ENOSPC);
+                    return Err(error.reword("All blocks of the image are in use"));
+                }
+                let fresh = start >= state.fresh;
+                state.end = start.saturating_add(count);
+                state.fresh = state.fresh.max(state.end);
+                state.most = state.most.max(state.end);
+                (start, count, fresh)
+            }
+        };
+        let give_back = GiveBack { allocator: Arc::clone(self), start, count };
+        Ok(Run { start, count, fresh, give_back: Some(UntilSettled::new(give_back)) })
+    }
+
+    fn give_back(&self, start: u32, count: u32) {
+        let mut state = self.lock();
+        state.gaps.insert_range(start..start.saturating_add(count));
+        state.settle_end();
+    }
+
+    /// Blocks from here on are not in use.
+    pub(super) fn end(&self) -> u32 {
+        self.lock().end
+    }
+
+    /// The most that the end has been while the image was open.
+    pub(super) fn most(&self) -> u32 {
+        self.lock().most
+    }
+
+    /// The file ends with the last block in use.
+    pub(super) fn note_cut_off(&self) {
+        let mut state = self.lock();
+        state.most = state.end;
+        state.fresh = state.end;
+    }
+
+    /// Blocks before the end that are not in use, lowest first.
+    pub(super) fn gaps(&self) -> RoaringBitmap {
+        self.lock().gaps.clone()
+    }
+
+    /// The last blocks have filled all gaps.
+    pub(super) fn close_gaps(&self) {
+        let mut state = self.lock();
+        let gaps = u32::try_from(state.gaps.len()).unwrap_or(u32::MAX);
+        state.end = state.end.saturating_sub(gaps);
+        state.gaps.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn used(blocks: &[u32]) -> RoaringBitmap {
+        blocks.iter().copied().collect()
+    }
+
+    fn shape(run: &Run) -> (u32, u32, bool) {
+        (run.start, run.count, run.fresh)
+    }
+
+    #[test]
+    fn gaps_are_handed_out_first() {
+        let allocator = Allocator::new(8);
+        allocator.set_used(&used(&[0, 3]), Some(4), 0);
+        let gap = allocator.reserve(5).unwrap();
+        assert_eq!(shape(&gap), (1, 2, false));
+        let new = allocator.reserve(5).unwrap();
+        assert_eq!(shape(&new), (4, 4, true));
+        assert_eq!(allocator.reserve(1).unwrap_err().raw_errno(), ENOSPC);
+        gap.keep();
+        new.keep();
+        assert_eq!((allocator.end(), allocator.gaps().len()), (8, 0));
+    }
+
+    #[test]
+    fn blocks_given_back_are_no_longer_fresh_and_the_end_follows() {
+        let allocator = Allocator::new(8);
+        allocator.set_used(&used(&[]), Some(0), 0);
+        let first = allocator.reserve(2).unwrap();
+        let second = allocator.reserve(1).unwrap();
+        drop(first);
+        assert_eq!((allocator.end(), allocator.gaps().len()), (3, 2));
+        drop(second);
+        assert_eq!((allocator.end(), allocator.gaps().len(), allocator.most()), (0, 0, 3));
+        let run = allocator.reserve(4).unwrap();
+        assert_eq!(shape(&run), (0, 4, false));
+    }
+
+    #[test]
+    fn a_file_that_does_not_grow_has_no_fresh_blocks() {
+        let allocator = Allocator::new(8);
+        allocator.set_used(&used(&[]), None, 0);
+        assert_eq!(shape(&allocator.reserve(1).unwrap()), (0, 1, false));
+    }
+}

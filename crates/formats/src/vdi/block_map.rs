@@ -1,0 +1,223 @@
+//! The block map in memory: which block of the file holds each block of the disk.
+//!
+//! The map is read in chunks, as they are needed. A lookup takes no lock. A chunk whose entries are all the same, as most of a
+//! sparse image are, takes no memory. Entries change with one atomic store each; a chunk, once it is loaded, says what the image
+//! is, and what the file says no longer matters.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
+
+use super::header::ENTRY_BYTES;
+
+/// Entries of a chunk, the unit of loading.
+pub(super) const CHUNK: u32 = 1 << 14;
+/// An entry of a block that is not allocated.
+const ABSENT: u32 = u32::MAX;
+/// An entry of a block that was discarded.
+const DISCARDED: u32 = u32::MAX - 1;
+/// Marks that all entries of a chunk are what the low half says.
+const UNIFORM: u64 = 1 << 32;
+
+/// What the map says of a block of the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// It reads as zeroes.
+    Zero,
+    /// It is in this block of the file.
+    At(u32),
+}
+
+impl Entry {
+    /// Reads an entry's number.
+    pub fn from_number(number: u32) -> Self {
+        match number {
+            ABSENT | DISCARDED => Self::Zero,
+            at => Self::At(at),
+        }
+    }
+
+    /// The number that stands for it.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Zero => ABSENT,
+            Self::At(at) => at,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Chunk {
+    /// 0: not known.
+    uniform: AtomicU64,
+    own: OnceLock<Box<[AtomicU32]>>,
+}
+
+impl Chunk {
+    fn is_loaded(&self) -> bool {
+        self.own.get().is_some() || self.uniform.load(Acquire) != 0
+    }
+
+    fn number(&self, index: usize) -> Option<u32> {
+        match self.own.get() {
+            Some(own) => own.get(index).map(|entry| entry.load(Acquire)),
+            None => uniform(self.uniform.load(Acquire)),
+        }
+    }
+}
+
+fn uniform(word: u64) -> Option<u32> {
+    // The low half.
+    word.checked_sub(UNIFORM).and_then(|number| u32::try_from(number).ok())
+}
+
+/// The map.
+pub(super) struct BlockMap {
+    entries: u32,
+    chunks: Box<[Chunk]>,
+}
+
+fn split(index: u32) -> (usize, usize) {
+    let place = |number| usize::try_from(number).unwrap_or(usize::MAX);
+    (place(index / CHUNK), place(index % CHUNK))
+}
+
+impl BlockMap {
+    /// A map of which nothing is loaded.
+    pub(super) fn new(entries: u32) -> Self {
+        let chunks = (0..entries.div_ceil(CHUNK)).map(|_| Chunk::default()).collect();
+        Self { entries, chunks }
+    }
+
+    /// Entries that the map has.
+    pub(super) fn len(&self) -> u32 {
+        self.entries
+    }
+
+    /// The entries of the chunk that has this one.
+    pub(super) fn chunk_of(&self, index: u32) -> std::ops::Range<u32> {
+        let start = index - index % CHUNK;
+        start..start.saturating_add(CHUNK).min(self.entries)
+    }
+
+    /// The entry at an index; `None` when it is not loaded.
+    pub(super) fn get(&self, index: u32) -> Option<Entry> {
+        let (chunk, within) = split(index);
+        self.chunks.get(chunk)?.number(within).map(Entry::from_number)
+    }
+
+    /// What all entries of a chunk are, and how many there are from `index` to its end, where they are all the same.
+    pub(super) fn uniform(&self, index: u32) -> Option<(Entry, u32)> {
+        let chunk = self.chunks.get(split(index).0)?;
+        if chunk.own.get().is_some() {
+            return None;
+        }
+        let entry = Entry::from_number(uniform(chunk.uniform.load(Acquire))?);
+        Some((entry, self.chunk_of(index).end.saturating_sub(index)))
+    }
+
+    /// Whether the entry at an index is loaded.
+    pub(super) fn is_loaded(&self, index: u32) -> bool {
+        self.chunks.get(split(index).0).is_none_or(Chunk::is_loaded)
+    }
+
+    /// Takes in the bytes of the chunk that has the entry at `index`, unless another task has done so already.
+    pub(super) fn load(&self, index: u32, bytes: &[u8]) {
+        let Some(chunk) = self.chunks.get(split(index).0) else { return };
+        if chunk.is_loaded() {
+            return;
+        }
+        let mut numbers = numbers(bytes);
+        let Some(first) = numbers.next() else { return };
+        if numbers.all(|number| number == first) {
+            let word = UNIFORM | u64::from(first);
+            // Whoever was first has read the same: a chunk changes only once it is loaded.
+            let _ = chunk.uniform.compare_exchange(0, word, Release, Relaxed);
+        } else {
+            let own = self::numbers(bytes).map(AtomicU32::new).collect();
+            let _ = chunk.own.set(own);
+        }
+    }
+
+    /// Whether a loaded chunk says what these bytes do.
+    pub(super) fn is_same(&self, index: u32, bytes: &[u8]) -> bool {
+        let range = self.chunk_of(index);
+        range.zip(numbers(bytes)).all(|(index, number)| {
+            let (chunk, within) = split(index);
+            self.chunks.get(chunk).and_then(|chunk| chunk.number(within)) == Some(number)
+        })
+    }
+
+    /// Changes an entry of a loaded chunk. Readers see what was written before this call.
+    pub(super) fn set(&self, index: u32, entry: Entry) {
+        let (chunk, within) = split(index);
+        let Some(chunk) = self.chunks.get(chunk) else { return };
+        let own = chunk.own.get_or_init(|| {
+            let number = uniform(chunk.uniform.load(Acquire)).unwrap_or(ABSENT);
+            self.chunk_of(index).map(|_| AtomicU32::new(number)).collect()
+        });
+        if let Some(place) = own.get(within) {
+            place.store(entry.number(), Release);
+        }
+    }
+
+    /// The bytes of the loaded entries `range`, as they are written.
+    pub(super) fn encode(&self, range: std::ops::Range<u32>) -> Vec<u8> {
+        let number = |index| {
+            let (chunk, within) = split(index);
+            self.chunks.get(chunk).and_then(|chunk| chunk.number(within)).unwrap_or(ABSENT)
+        };
+        range.flat_map(|index| number(index).to_le_bytes()).collect()
+    }
+}
+
+fn numbers(bytes: &[u8]) -> impl Iterator<Item = u32> {
+    let width = usize::try_from(ENTRY_BYTES).unwrap_or(4);
+    bytes.chunks_exact(width).map(|word| word.try_into().map_or(ABSENT, u32::from_le_bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(numbers: &[u32]) -> Vec<u8> {
+        numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn what_is_not_loaded_is_not_known() {
+        let map = BlockMap::new(CHUNK + 2);
+        assert_eq!(map.get(0), None);
+        map.load(CHUNK + 1, &bytes(&[7, ABSENT]));
+        assert_eq!(map.get(0), None);
+        assert_eq!(map.get(CHUNK), Some(Entry::At(7)));
+        assert_eq!(map.get(CHUNK + 1), Some(Entry::Zero));
+        assert_eq!(map.get(CHUNK + 2), None);
+    }
+
+    #[test]
+    fn a_chunk_of_equal_entries_takes_memory_when_one_changes() {
+        let map = BlockMap::new(CHUNK);
+        map.load(0, &bytes(&vec![DISCARDED; 1 << 14]));
+        assert_eq!(map.uniform(5), Some((Entry::Zero, CHUNK - 5)));
+        map.set(5, Entry::At(9));
+        assert_eq!(map.uniform(5), None);
+        assert_eq!((map.get(5), map.get(6)), (Some(Entry::At(9)), Some(Entry::Zero)));
+        // Entries that did not change keep their number.
+        assert_eq!(map.encode(4..7), bytes(&[DISCARDED, 9, DISCARDED]));
+    }
+
+    #[test]
+    fn a_late_load_does_not_undo_a_change() {
+        let map = BlockMap::new(2);
+        let before = bytes(&[ABSENT, 3]);
+        map.load(0, &before);
+        assert!(map.is_same(0, &before));
+        map.set(0, Entry::At(4));
+        map.load(0, &before);
+        assert_eq!(map.get(0), Some(Entry::At(4)));
+        assert!(!map.is_same(0, &before));
+    }
+}

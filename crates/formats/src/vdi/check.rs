@@ -1,0 +1,199 @@
+//! Checking an image: does each entry of the block map name a block of its own, and does the header count them?
+//!
+//! What QEMU finds is worded and counted as `qemu-img check` does. Beyond that, blocks behind the end of the file and blocks
+//! that the header does not count are errors; blocks that it counts and no entry names are leaks, where nothing else is wrong.
+//!
+//! A repair loses nothing that can be read:
+//!
+//! - an entry that shares a block with another, or names one that the image cannot have, gets a copy of its own;
+//! - a file that is too short is made longer: what was cut off reads as zeroes, as before;
+//! - the last blocks fill the gaps, and the header counts what is in use.
+//!
+//! Leaks are freed only where nothing is wrong, or all that is wrong has been repaired.
+
+use std::sync::atomic::Ordering::{Acquire, Release};
+
+use oxblk_core::check::{CheckReport, Fix};
+use oxblk_core::{Error, Result};
+
+use super::Vdi;
+use super::block_map::Entry;
+use super::survey::{Fault, Finding, Survey};
+
+/// Linux's error number of a file system that cannot be written.
+const EROFS: i32 = 30;
+/// Copies that a repair makes at most beside as many as the file has blocks.
+const SPARE_COPIES: u64 = 64;
+/// Faulty entries that are told of one by one; those that follow are counted.
+const MOST_TOLD: u64 = 100_000;
+
+/// What was found.
+struct Findings {
+    survey: Survey,
+    report: CheckReport,
+    /// Entries that need a block of their own, if there are not too many.
+    misplaced: Vec<Finding>,
+    /// How many there are.
+    misplaced_count: u64,
+    cut_off: bool,
+}
+
+impl Findings {
+    fn take(&mut self, finding: Finding, most: u64, say: &dyn Fn(&str)) {
+        let (told, count) = (self.report.corruptions, u64::from(finding.count));
+        self.report.corruptions = told.saturating_add(count);
+        if told < MOST_TOLD {
+            say(&describe(finding));
+        }
+        if told <= MOST_TOLD && self.report.corruptions > MOST_TOLD {
+            say("ERROR: more entries of the block map are faulty");
+        }
+        if finding.fault == Fault::CutOff {
+            self.cut_off = true;
+            return;
+        }
+        self.misplaced_count = self.misplaced_count.saturating_add(count);
+        if self.misplaced_count <= most {
+            let end = finding.index.saturating_add(finding.count);
+            let one = |index| Finding { index, count: 1, ..finding };
+            self.misplaced.extend((finding.index..end).map(one));
+        }
+    }
+}
+
+fn describe(finding: Finding) -> String {
+    let Finding { fault, index, block, .. } = finding;
+    match fault {
+        Fault::Shared => format!("ERROR: block index {block} also used by {block}"),
+        Fault::TooLarge => format!("ERROR: block index {index} too large, is {block}"),
+        Fault::CutOff => {
+            format!("ERROR: block index {index} behind the end of the file, is {block}")
+        }
+    }
+}
+
+impl Vdi {
+    /// Checks the image, which takes no requests meanwhile, and repairs what `fix` allows.
+    pub(super) async fn check_image(&self, fix: Fix, say: &dyn Fn(&str)) -> Result<CheckReport> {
+        if !self.is_read_only() {
+            self.write_back().await?;
+        } else if fix != Fix::Nothing {
+            return Err(Error::from_errno(EROFS).prefix("Cannot repair the image"));
+        }
+        let mut findings = self.find(say).await?;
+        let report = &mut findings.report;
+        let sound = (report.corruptions, report.check_errors) == (0, 0);
+        let repaired = match fix {
+            Fix::Nothing => false,
+            Fix::Leaks => sound && report.leaks > 0,
+            Fix::All => !sound || report.leaks > 0,
+        };
+        if repaired && self.repair(&findings, say).await? {
+            let report = &mut findings.report;
+            report.corruptions_fixed = std::mem::take(&mut report.corruptions);
+            report.leaks_fixed = std::mem::take(&mut report.leaks);
+        }
+        Ok(findings.report)
+    }
+
+    /// Most entries that are given a block of their own: what the map names is not to make the file larger without bounds.
+    fn most_copies(&self) -> u64 {
+        u64::from(self.whole_blocks.load(Acquire)).saturating_add(SPARE_COPIES)
+    }
+
+    async fn find(&self, say: &dyn Fn(&str)) -> Result<Findings> {
+        let mut findings = Findings {
+            survey: Survey::default(),
+            report: CheckReport::default(),
+            misplaced: Vec::new(),
+            misplaced_count: 0,
+            cut_off: false,
+        };
+        let most = self.most_copies();
+        let survey = self.survey(|finding| {
+            findings.take(finding, most, say);
+            true
+        });
+        findings.survey = survey.await?;
+        let (survey, report) = (&findings.survey, &mut findings.report);
+        let (mapped, end) = (survey.mapped, survey.end());
+        let count = self.count_on_disk().unwrap_or(self.header.allocated);
+        let leaks = count
+            .checked_sub(mapped)
+            .filter(|_| report.corruptions == 0 && end <= count && count <= self.map.len());
+        match leaks {
+            Some(0) => {}
+            Some(leaks) => {
+                say(&format!("Leaked blocks: {leaks} of the {count} allocated blocks are unused"));
+                report.leaks = leaks.into();
+            }
+            None if mapped != count => {
+                say(&format!("ERROR: allocated blocks mismatch, is {mapped}, should be {count}"));
+                report.corruptions = report.corruptions.saturating_add(1);
+            }
+            None if end > count => {
+                say(&format!("ERROR: blocks up to {end} in use, but {count} are allocated"));
+                report.corruptions = report.corruptions.saturating_add(1);
+            }
+            None => {}
+        }
+        Ok(findings)
+    }
+
+    /// Repairs everything; whether it did.
+    async fn repair(&self, findings: &Findings, say: &dyn Fn(&str)) -> Result<bool> {
+        let Findings { survey, misplaced, misplaced_count, cut_off, .. } = findings;
+        if *misplaced_count > self.most_copies() {
+            say(&format!(
+                "Not repaired: {misplaced_count} entries need blocks of their own, which are more than the file has"
+            ));
+            return Ok(false);
+        }
+        // Until all is done, it is not known which blocks are in use.
+        self.surveyed.store(false, Release);
+        let limit = self.map.len();
+        let count = self.count_on_disk().unwrap_or(self.header.allocated);
+        let most = if count <= limit { count } else { 0 };
+        let behind = most.max(self.whole_blocks.load(Acquire)).max(survey.end());
+        let spare = u64::from(limit.saturating_sub(behind));
+        let mut used = survey.used.clone();
+        if !misplaced.is_empty() && spare >= *misplaced_count {
+            used.insert_range(0..behind);
+        }
+        self.allocator.set_used(&used, None, most);
+        for finding in misplaced {
+            say(&format!("Repairing block index {}", finding.index));
+        }
+        self.copy_misplaced(misplaced).await?;
+        if *cut_off {
+            self.lengthen(self.allocator.end()).await?;
+        }
+        self.fill_gaps(u64::MAX).await?;
+        self.settle_count().await?;
+        self.trim().await?;
+        self.surveyed.store(true, Release);
+        Ok(true)
+    }
+
+    async fn copy_misplaced(&self, misplaced: &[Finding]) -> Result<()> {
+        let mut copies = Vec::new();
+        let mut runs = Vec::new();
+        for finding in misplaced {
+            let data = self.read_block(self.header.block_offset(finding.block)).await?;
+            if oxblk_ring::is_zero(&data) {
+                self.map.set(finding.index, Entry::Zero);
+                self.mark_dirty(finding.index, 1);
+                continue;
+            }
+            let run = self.allocator.reserve(1)?;
+            self.write_block(run.start, data).await?;
+            copies.push((finding.index, run.start));
+            runs.push(run);
+        }
+        self.link_copies(&copies).await?;
+        for run in runs {
+            run.keep();
+        }
+        Ok(())
+    }
+}

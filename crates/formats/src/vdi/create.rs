@@ -1,0 +1,119 @@
+//! Making images. The header is written last: an image whose creation was interrupted is not mistaken for a whole one.
+
+use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, OptionType};
+use oxblk_core::{Edge, Error, Options, Preallocation, Result, WriteFlags, ZeroFlags};
+use oxblk_crypto::random;
+use oxblk_ring::IoBuf;
+
+use super::block_map::Entry;
+use super::header::{BLOCK, HEADER_BYTES, Header, MAX_SIZE, SECTOR, too_large};
+
+/// Entries of the map written at once.
+const ENTRIES_AT_ONCE: u32 = 1 << 18;
+
+/// The options that are not the protocol's. `preallocation` is: what it reserves is the file.
+pub(super) static OPTIONS: &[CreateOption] = &[
+    CreateOption { name: "size", kind: OptionType::Size, help: "Virtual disk size", default: None },
+    CreateOption {
+        name: "static",
+        kind: OptionType::Bool,
+        help: "VDI static (pre-allocated) image",
+        default: Some("off"),
+    },
+];
+
+/// What an image is to be: creation options that have been checked.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    pub(super) size: u64,
+    pub(super) blocks: u32,
+    pub(super) is_static: bool,
+    preallocation: Preallocation,
+}
+
+impl Wanted {
+    /// Reads the options; `size` is taken for theirs if it is given.
+    ///
+    /// # Errors
+    /// When one is wrong, in the words of QEMU's tools.
+    pub(super) fn from_options(mut options: Options, size: Option<u64>) -> Result<Self> {
+        let own = options.take_size("size")?;
+        let size = size.or(own).unwrap_or(0);
+        let preallocation = match options.take_str("preallocation")? {
+            None => Preallocation::Off,
+            Some(name) => match Preallocation::parse(&name) {
+                Some(Preallocation::Metadata) => {
+                    return Err(Error::unsupported("Unsupported preallocation mode: metadata"));
+                }
+                Some(mode) => mode,
+                None => return Err(Error::invalid(format!("invalid parameter value: {name}"))),
+            },
+        };
+        let is_static = options.take_bool("static")?.unwrap_or(false);
+        let size = size.checked_next_multiple_of(SECTOR).unwrap_or(size);
+        if size > MAX_SIZE {
+            return Err(too_large(size));
+        }
+        let blocks = u32::try_from(size.div_ceil(BLOCK)).map_err(|_| too_large(size))?;
+        Ok(Self { size, blocks, is_static, preallocation })
+    }
+}
+
+/// A random (version 4) UUID as it is stored: its first three parts are little-endian.
+fn uuid() -> Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    random::fill(&mut bytes).map_err(|error| Error::unsupported(error.to_string()))?;
+    let [_, _, _, _, _, _, _, version, variant, ..] = &mut bytes;
+    *version = *version & 0x0f | 0x40;
+    *variant = *variant & 0x3f | 0x80;
+    Ok(bytes)
+}
+
+/// Makes an image.
+///
+/// # Errors
+/// When an option is wrong; as the file reports.
+pub(super) async fn create(request: CreateRequest) -> Result<()> {
+    let wanted = Wanted::from_options(request.options, None)?;
+    let CreateTarget::File(file) = request.target else {
+        return Err(Error::invalid("A vdi image is created in a file"));
+    };
+    let uuids = [uuid()?, uuid()?];
+    let header = Header::new(wanted.size, wanted.blocks, wanted.is_static, uuids);
+    if wanted.is_static {
+        allocate(&file, &header, wanted.preallocation).await?;
+    }
+    write_map(&file, &header).await?;
+    file.write(0, IoBuf::from(header.encode()), WriteFlags::empty()).await?;
+    file.flush().await
+}
+
+/// Gives all blocks their place in the file; they read as zeroes.
+async fn allocate(file: &Edge, header: &Header, preallocation: Preallocation) -> Result<()> {
+    let limits = file.node().limits();
+    let is_zero = limits.has_zero_init && limits.grows && file.size() == 0;
+    let end = header.block_offset(header.blocks);
+    file.resize(end, preallocation).await?;
+    let len = end.saturating_sub(header.data_offset);
+    if is_zero || len == 0 {
+        return Ok(());
+    }
+    file.write_zeroes(header.data_offset, len, ZeroFlags::MAY_UNMAP).await
+}
+
+/// Writes the block map, in whole sectors.
+async fn write_map(file: &Edge, header: &Header) -> Result<()> {
+    let mut first = 0;
+    while first < header.blocks {
+        let end = header.blocks.min(first.saturating_add(ENTRIES_AT_ONCE));
+        let entry = |index| if header.allocated > 0 { Entry::At(index) } else { Entry::Zero };
+        let mut bytes: Vec<u8> =
+            (first..end).flat_map(|index| entry(index).number().to_le_bytes()).collect();
+        let sector = usize::try_from(SECTOR).unwrap_or(1);
+        bytes.resize(bytes.len().next_multiple_of(sector), 0);
+        let offset = HEADER_BYTES.saturating_add(u64::from(first).saturating_mul(4));
+        file.write(offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
+        first = end;
+    }
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! From disk offsets to extents: what the block map says of a range.
+//!
+//! [`Vdi::lookup`] answers from memory, without a lock; [`Vdi::extent`] loads what is missing.
+
+use oxblk_core::ChildIdx;
+use oxblk_core::{Error, Result, Status, StatusFlags, Want};
+use oxblk_ring::IoBufMut;
+
+use super::Vdi;
+use super::block_map::Entry;
+use super::header::{BLOCK, ENTRY_BYTES, ImageType};
+
+/// Most blocks whose entries one lookup goes through.
+const MAX_RUN: u32 = 1 << 20;
+
+/// What a range of the disk is, for its first `len` bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// At `host` in the file.
+    Data { host: u64, len: u64 },
+    /// Reads as zeroes; not allocated.
+    Zero { len: u64 },
+}
+
+impl Extent {
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Self::Data { len, .. } | Self::Zero { len } => *len,
+        }
+    }
+}
+
+/// The block of the disk that has this offset. The disk has less than 2^32 blocks.
+pub(super) fn block_of(offset: u64) -> u32 {
+    u32::try_from(offset / BLOCK).unwrap_or(u32::MAX)
+}
+
+impl Vdi {
+    /// What memory knows of the start of `offset..offset + len` (`len` > 0); `None` when the map is not loaded there. Takes
+    /// no lock.
+    pub(super) fn lookup(&self, offset: u64, len: u64) -> Option<Extent> {
+        let (first, within) = (block_of(offset), offset % BLOCK);
+        let entry = self.map.get(first)?;
+        let mut covered = BLOCK - within;
+        let mut blocks = 1_u32;
+        while covered < len && blocks < MAX_RUN {
+            let next = first.saturating_add(blocks);
+            let step = match (entry, self.map.uniform(next)) {
+                (Entry::Zero, Some((Entry::Zero, count))) => count.max(1),
+                _ if self.continues(entry, blocks, next) => 1,
+                _ => break,
+            };
+            blocks = blocks.saturating_add(step);
+            covered = covered.saturating_add(u64::from(step).saturating_mul(BLOCK));
+        }
+        let len = covered.min(len);
+        Some(match entry {
+            Entry::Zero => Extent::Zero { len },
+            Entry::At(block) => {
+                Extent::Data { host: self.header.block_offset(block).saturating_add(within), len }
+            }
+        })
+    }
+
+    fn continues(&self, first: Entry, blocks: u32, next: u32) -> bool {
+        match (first, self.map.get(next)) {
+            (Entry::Zero, Some(Entry::Zero)) => true,
+            (Entry::At(block), Some(Entry::At(other))) => block.checked_add(blocks) == Some(other),
+            _ => false,
+        }
+    }
+
+    /// What the start of `offset..offset + len` is, loading the map if need be.
+    pub(super) async fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
+        if let Some(extent) = self.lookup(offset, len) {
+            return Ok(extent);
+        }
+        self.load(block_of(offset)).await?;
+        self.lookup(offset, len)
+            .ok_or_else(|| Error::corrupt("the block map has no such entry").at(offset))
+    }
+
+    /// Loads the part of the map that has the entry of a block of the disk.
+    pub(super) async fn load(&self, block: u32) -> Result<()> {
+        if !self.map.is_loaded(block) {
+            let bytes = self.read_chunk(block).await?;
+            self.map.load(block, &bytes);
+        }
+        Ok(())
+    }
+
+    /// The part of the map that has the entry of a block of the disk, as the file has it.
+    pub(super) async fn read_chunk(&self, block: u32) -> Result<IoBufMut> {
+        let range = self.map.chunk_of(block);
+        let entries = u64::from(range.end.saturating_sub(range.start));
+        let len = usize::try_from(entries.saturating_mul(ENTRY_BYTES)).unwrap_or(0);
+        let offset = self.entry_offset(range.start);
+        let read = self.file()?.read(offset, IoBufMut::new(len)).await;
+        read.map_err(|error| error.prefix("Could not read the block map"))
+    }
+
+    /// Byte offset of an entry in the file.
+    pub(super) fn entry_offset(&self, index: u32) -> u64 {
+        self.header.map_offset.saturating_add(u64::from(index).saturating_mul(ENTRY_BYTES))
+    }
+
+    /// The status of the start of `offset..offset + len`. A block that is allocated is data; of a static image the file knows
+    /// which part of it was never written.
+    pub(super) async fn status(&self, offset: u64, len: u64, _want: Want) -> Result<Status> {
+        let first = self.extent(offset, len).await?;
+        let mut covered = first.len();
+        while covered < len {
+            let next = self.extent(offset.saturating_add(covered), len - covered).await?;
+            let same = match (first, next) {
+                (Extent::Zero { .. }, Extent::Zero { .. }) => true,
+                (Extent::Data { host, .. }, Extent::Data { host: other, .. }) => {
+                    host.saturating_add(covered) == other
+                }
+                _ => false,
+            };
+            if !same {
+                break;
+            }
+            covered = covered.saturating_add(next.len());
+        }
+        Ok(match first {
+            Extent::Zero { .. } => Status::zero(covered),
+            Extent::Data { host, .. } => {
+                let mut status = Status::stored(covered, ChildIdx::FILE, host);
+                if self.header.image_type != ImageType::Static {
+                    status.flags -= StatusFlags::RECURSE;
+                }
+                status
+            }
+        })
+    }
+}

@@ -1,0 +1,88 @@
+//! Opening. An image that is to be written has its whole map looked at: which blocks are free must be known, and two blocks of
+//! the disk in one place would spoil each other.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Release};
+use std::sync::{Arc, Mutex};
+
+use oxblk_core::{Edge, Error, OpenContext, Result};
+use oxblk_ring::{IoBufMut, Mutex as AsyncMutex, RangeLock};
+
+use super::Vdi;
+use super::allocator::Allocator;
+use super::block_map::BlockMap;
+use super::header::{BLOCK, HEADER_BYTES, Header};
+use super::survey::{Fault, Finding, Survey};
+use crate::write_barrier::WriteBarrier;
+
+/// Reads the header.
+pub(super) async fn read_header(file: &Edge) -> Result<Header> {
+    let size = file.size();
+    let len = usize::try_from(size.min(HEADER_BYTES)).unwrap_or(0);
+    let bytes = file.read(0, IoBufMut::new(len)).await;
+    Header::parse(&bytes.map_err(|error| error.prefix("Could not read the VDI header"))?, size)
+}
+
+/// Opens the image in `context`'s file child.
+pub(super) async fn open(context: &mut OpenContext) -> Result<Vdi> {
+    let file = context.file()?;
+    let header = read_header(&file).await?;
+    let whole = file.size().saturating_sub(header.data_offset) / BLOCK;
+    let image = Vdi {
+        header,
+        children: Arc::clone(&context.children),
+        read_only: AtomicBool::new(context.flags.read_only),
+        map: BlockMap::new(header.blocks),
+        allocator: Allocator::new(header.blocks),
+        allocated_on_disk: AtomicU64::new(header.allocated.into()),
+        surveyed: AtomicBool::new(false),
+        whole_blocks: AtomicU32::new(u32::try_from(whole).unwrap_or(u32::MAX)),
+        dirty: Mutex::default(),
+        guest: RangeLock::new(),
+        growing: AsyncMutex::new(()),
+        writing_back: AsyncMutex::new(()),
+        barrier: WriteBarrier::default(),
+        prepared: Mutex::default(),
+    };
+    if !context.flags.read_only && !context.flags.check {
+        let survey = image.survey_to_write().await?;
+        image.begin_to_write(&file, &survey);
+    }
+    Ok(image)
+}
+
+impl Vdi {
+    /// Looks at the whole map of an image that is to be written.
+    ///
+    /// # Errors
+    /// When writing could spoil what the image holds.
+    pub(super) async fn survey_to_write(&self) -> Result<Survey> {
+        let mut fault = None;
+        let survey = self.survey(|Finding { fault: found, index, block, .. }| {
+            let what = match found {
+                Fault::Shared => "is used twice",
+                Fault::TooLarge => "is too large",
+                // It is made whole when it is written.
+                Fault::CutOff => return true,
+            };
+            fault = Some(format!(
+                "Image is corrupt: block {block} of the file, which block {index} of the disk is in, {what}"
+            ));
+            false
+        });
+        let survey = survey.await?;
+        match fault {
+            Some(text) => Err(Error::corrupt(text)
+                .with_hint("It can be read; 'check -r all' repairs it without loss.")),
+            None => Ok(survey),
+        }
+    }
+
+    /// Takes in which blocks of the file are in use.
+    pub(super) fn begin_to_write(&self, file: &Edge, survey: &Survey) {
+        let grows = file.node().limits().grows;
+        let behind = file.size().saturating_sub(self.header.data_offset).div_ceil(BLOCK);
+        let fresh = grows.then(|| u32::try_from(behind).unwrap_or(u32::MAX));
+        self.allocator.set_used(&survey.used, fresh, 0);
+        self.surveyed.store(true, Release);
+    }
+}

@@ -1,0 +1,234 @@
+//! Requests that the map of the fast path cannot answer: those that allocate, and those that go over several extents.
+//!
+//! A request that allocates holds the range lock on its blocks of the disk from the moment it looks at them until the map names
+//! them, so that two writers of one block follow each other. Each run of blocks goes through
+//!
+//! 1. *reserve*: blocks of the file that nobody else can have; the file becomes long enough;
+//! 2. *write*: the data, and zeroes around it where the file may hold something else;
+//! 3. *link*: the entries name the blocks in memory. Readers see the new data from here on, and [`super::write_back`] writes
+//!    the entries.
+
+use std::sync::atomic::Ordering::{AcqRel, Acquire};
+
+use futures_util::future::try_join_all;
+use oxblk_core::{BoxFuture, Error, Preallocation, Result, WriteFlags, ZeroFlags, run_all};
+use oxblk_ring::perturb::point;
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use super::allocator::Run;
+use super::block_map::Entry;
+use super::extent::{Extent, block_of};
+use super::header::BLOCK;
+use super::{Vdi, length};
+
+/// Linux's error numbers.
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+
+/// What a range of the disk is to hold.
+enum Content {
+    Data(IoBuf),
+    /// So many zeroes.
+    Zeroes(u64, ZeroFlags),
+}
+
+impl Content {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Data(data) => length(data),
+            Self::Zeroes(len, _) => *len,
+        }
+    }
+
+    /// Takes the first `len` bytes, or all that there are.
+    fn split_to(&mut self, len: u64) -> Self {
+        match self {
+            Self::Data(data) => {
+                let len = usize::try_from(len).unwrap_or(usize::MAX).min(data.len());
+                Self::Data(data.split_to(len))
+            }
+            Self::Zeroes(left, flags) => {
+                let len = len.min(*left);
+                *left -= len;
+                Self::Zeroes(len, *flags)
+            }
+        }
+    }
+}
+
+impl Vdi {
+    /// Reads `buf.len()` bytes of the disk at `offset`.
+    pub(super) async fn read_guest(&self, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
+        let file = self.file()?;
+        let mut pieces: Vec<BoxFuture<'_, Result<IoBufMut>>> = Vec::new();
+        let mut at = offset;
+        while !buf.is_empty() {
+            let extent = self.extent(at, length(&buf)).await?;
+            let len = usize::try_from(extent.len()).unwrap_or(usize::MAX).clamp(1, buf.len());
+            let mut piece = buf.split_to(len);
+            at = at.saturating_add(length(&piece));
+            match extent {
+                Extent::Data { host, .. } => {
+                    let file = &file;
+                    pieces.push(Box::pin(async move { file.read(host, piece).await }));
+                }
+                Extent::Zero { .. } => {
+                    piece.fill(0);
+                    pieces.push(Box::pin(std::future::ready(Ok(piece))));
+                }
+            }
+        }
+        let mut parts = try_join_all(pieces).await?.into_iter();
+        let mut whole = parts.next().unwrap_or_else(|| IoBufMut::new(0));
+        for part in parts {
+            whole.unsplit(part).map_err(|_| Error::from_errno(EIO))?;
+        }
+        Ok(whole)
+    }
+
+    /// Writes `data` to the disk at `offset`.
+    pub(super) async fn write_guest(&self, offset: u64, data: IoBuf) -> Result<()> {
+        self.change(offset, Content::Data(data)).await
+    }
+
+    /// Makes a range of the disk read as zeroes. As with QEMU, its blocks are allocated; zeroes are written where the file
+    /// may hold something else.
+    pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
+        let flags = flags & ZeroFlags::MAY_UNMAP;
+        self.change(offset, Content::Zeroes(len, flags)).await
+    }
+
+    /// Gives the host the space back of what is allocated of a range. The blocks stay allocated.
+    pub(super) async fn discard_guest(&self, offset: u64, len: u64) -> Result<()> {
+        self.check_writable()?;
+        let file = self.file()?;
+        let end = offset.saturating_add(len);
+        let mut at = offset;
+        while at < end {
+            let extent = self.extent(at, end - at).await?;
+            if let Extent::Data { host, len } = extent {
+                let len = len.min(file.size().saturating_sub(host));
+                if len > 0 {
+                    file.discard(host, len).await?;
+                }
+            }
+            at = at.saturating_add(extent.len());
+        }
+        Ok(())
+    }
+
+    async fn change(&self, offset: u64, content: Content) -> Result<()> {
+        self.check_writable()?;
+        let len = content.len();
+        // What is in place needs no lock.
+        if let Extent::Data { host, len: covered } = self.extent(offset, len).await?
+            && covered == len
+        {
+            return self.put_in_place(host, content).await;
+        }
+        let last = offset.saturating_add(len).saturating_sub(1);
+        let blocks = u64::from(block_of(offset))..u64::from(block_of(last)).saturating_add(1);
+        let _lock = self.guest.lock(blocks).await;
+        self.change_locked(offset, content).await
+    }
+
+    async fn change_locked(&self, offset: u64, mut content: Content) -> Result<()> {
+        let mut jobs: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
+        let mut at = offset;
+        while content.len() > 0 {
+            let extent = match self.extent(at, content.len()).await {
+                Ok(extent) => extent,
+                // What has been reserved is given back when nothing is being written to it.
+                Err(error) => return run_all(jobs).await.and(Err(error)),
+            };
+            let mut piece = content.split_to(extent.len());
+            let first = at;
+            at = at.saturating_add(piece.len());
+            match extent {
+                Extent::Data { host, .. } => jobs.push(Box::pin(self.put_in_place(host, piece))),
+                Extent::Zero { .. } => {
+                    let mut from = first;
+                    while piece.len() > 0 {
+                        let end = block_of(from.saturating_add(piece.len()).saturating_sub(1));
+                        let count = end.saturating_sub(block_of(from)).saturating_add(1);
+                        let run = match self.allocator.reserve(count) {
+                            Ok(run) => run,
+                            Err(error) => return run_all(jobs).await.and(Err(error)),
+                        };
+                        let room = u64::from(run.count).saturating_mul(BLOCK) - from % BLOCK;
+                        let part = piece.split_to(room);
+                        let next = from.saturating_add(part.len());
+                        jobs.push(Box::pin(self.fill_and_link(from, part, run)));
+                        from = next;
+                    }
+                }
+            }
+        }
+        run_all(jobs).await
+    }
+
+    /// Writes to blocks that are allocated.
+    async fn put_in_place(&self, host: u64, content: Content) -> Result<()> {
+        // The blocks may be behind the end of the file, where somebody has cut it off.
+        let end = host.saturating_add(content.len()).saturating_sub(self.header.data_offset);
+        self.lengthen(block_of(end.saturating_add(BLOCK - 1))).await?;
+        self.put(host, content).await
+    }
+
+    async fn put(&self, host: u64, content: Content) -> Result<()> {
+        let file = self.file()?;
+        match content {
+            Content::Data(data) => file.write(host, data, WriteFlags::empty()).await,
+            Content::Zeroes(0, _) => Ok(()),
+            Content::Zeroes(len, flags) => file.write_zeroes(host, len, flags).await,
+        }
+    }
+
+    async fn fill_and_link(&self, offset: u64, content: Content, run: Run) -> Result<()> {
+        self.lengthen(run.end()).await?;
+        let start = self.header.block_offset(run.start);
+        let host = start.saturating_add(offset % BLOCK);
+        let end = host.saturating_add(content.len());
+        if run.fresh {
+            if let Content::Data(_) = content {
+                self.put(host, content).await?;
+            }
+        } else {
+            let flags = ZeroFlags::MAY_UNMAP;
+            let head = Content::Zeroes(host - start, flags);
+            let tail = self.header.block_offset(run.end()).saturating_sub(end);
+            let tail = Content::Zeroes(tail, flags);
+            run_all([self.put(start, head), self.put(host, content), self.put(end, tail)]).await?;
+        }
+        point();
+        let first = block_of(offset);
+        for index in 0..run.count {
+            let at = run.start.saturating_add(index);
+            self.map.set(first.saturating_add(index), Entry::At(at));
+        }
+        point();
+        self.mark_dirty(first, run.count);
+        run.keep();
+        Ok(())
+    }
+
+    /// Makes the file so long that it has all blocks before `end`. Nothing else makes it longer, so that it is never cut off.
+    pub(super) async fn lengthen(&self, end: u32) -> Result<()> {
+        if self.whole_blocks.load(Acquire) >= end {
+            return Ok(());
+        }
+        let _turn = self.growing.lock().await;
+        if self.whole_blocks.load(Acquire) >= end {
+            return Ok(());
+        }
+        let (file, needed) = (self.file()?, self.header.block_offset(end));
+        if file.size() < needed {
+            if !file.node().limits().grows {
+                return Err(Error::from_errno(ENOSPC));
+            }
+            file.resize(needed, Preallocation::Off).await?;
+        }
+        self.whole_blocks.fetch_max(end, AcqRel);
+        Ok(())
+    }
+}
