@@ -128,11 +128,26 @@ impl<'a> Image<'a> {
             }
         };
         backend.set_write_through(self.write_through);
-        // The options of a file are told by its name.
-        let is_name = !self.is_options && !self.name.starts_with("json:");
-        let found = backend.node().ok().and_then(|node| node.filename());
-        warn_of_probed_raw(&backend, found.as_deref().filter(|_| !is_name).unwrap_or(self.name));
+        self.warn_of_probed_raw(&backend);
         Ok(backend)
+    }
+
+    /// Warns if a writable image was opened as raw because its format was probed: writes that would make it look like
+    /// another format are refused.
+    pub(crate) fn warn_of_probed_raw(&self, backend: &Backend) {
+        let Ok(node) = backend.node() else { return };
+        if !node.flags().probed || node.factory().name() != "raw" || node.is_read_only() {
+            return;
+        }
+        // An image that options describe is shown by the name of its file.
+        let is_name = !self.is_options && !self.name.starts_with("json:");
+        let found = node.filename().filter(|_| !is_name);
+        let name = found.as_deref().unwrap_or(self.name);
+        err(format_args!(
+            "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
+             Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
+             Specify the 'raw' format explicitly to remove the restrictions.\n"
+        ));
     }
 
     /// Opens it, telling the user why not.
@@ -164,15 +179,3 @@ impl<'a> Image<'a> {
 /// An image could not be opened; the user has been told.
 #[derive(Debug)]
 pub(crate) struct Unopened;
-
-/// A writable raw image whose format was probed takes no writes that would make it another's.
-fn warn_of_probed_raw(backend: &Backend, name: &str) {
-    let Ok(node) = backend.node() else { return };
-    if node.flags().probed && node.factory().name() == "raw" && !node.is_read_only() {
-        err(format_args!(
-            "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
-             Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
-             Specify the 'raw' format explicitly to remove the restrictions.\n"
-        ));
-    }
-}

@@ -21,6 +21,7 @@ mod text;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use oxblk_core::names;
 use program::{Program, err, finish, out};
@@ -51,7 +52,27 @@ Usage: oxblk COMMAND [ARGUMENTS]
 oxblk COMMAND --help tells more. Called as qemu-img or qemu-io, oxblk is that tool.
 ";
 
+/// The stack that the tools may need, in bytes: as much as the main thread usually has.
+const STACK: usize = 8 << 20;
+/// With this much, they run on the main thread.
+const ENOUGH_STACK: u64 = 4 << 20;
+
 fn main() -> ExitCode {
+    if oxblk_ring::host::main_stack_limit().is_none_or(|limit| limit >= ENOUGH_STACK) {
+        return run();
+    }
+    // `ulimit -s` applies to the main thread alone.
+    match std::thread::Builder::new().stack_size(STACK).spawn(run).map(JoinHandle::join) {
+        Ok(Ok(code)) => code,
+        Ok(Err(panic)) => std::panic::resume_unwind(panic),
+        Err(error) => {
+            err(format_args!("oxblk: Cannot start a thread with a larger stack: {error}\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> ExitCode {
     outlive_file_size_limit();
     // Where that is not allowed, what is allowed has to do.
     drop(oxblk_ring::host::raise_open_files_limit());

@@ -21,6 +21,8 @@ use std::time::Duration;
 use signal_hook::consts::{
     SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR2, SIGVTALRM, SIGXCPU,
 };
+use signal_hook::iterator::backend::SignalDelivery;
+use signal_hook::iterator::exfiltrator::SignalOnly;
 
 /// Signals whose default action ends the process, and which are no fault of the program. SIGUSR1 is missing: the
 /// tools show their progress. SIGPIPE and SIGXFSZ are missing: the call that causes them fails instead.
@@ -33,60 +35,70 @@ const INSISTENT: [c_int; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
 /// How long after the first signal another one ends the process at once.
 const REPEAT_AFTER: Duration = Duration::from_secs(1);
 
+/// Sends a byte to a socket for each signal, until it is dropped.
+pub(crate) type Delivery = SignalDelivery<UnixStream, SignalOnly>;
+
 /// A flag that these signals set.
-///
-/// Without the memory or descriptors that catching takes, the signals keep their default action.
 pub(crate) fn stop_flag() -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
-    drop(catch(&stop, &[], None));
+    // A signal that cannot be caught keeps its default action.
+    drop(catch(&stop, &[]));
     stop
 }
 
-/// Has these signals, and those of `more`, set `stop` and send a byte to `wake`.
+/// Has these signals, and those of `more`, set `stop`. This takes no descriptors where there are none.
 ///
 /// # Errors
 /// When the system refuses.
-pub(crate) fn catch(
-    stop: &Arc<AtomicBool>,
-    more: &[c_int],
-    wake: Option<&UnixStream>,
-) -> io::Result<()> {
-    let (watched, watcher) = UnixStream::pair()?;
+pub(crate) fn catch(stop: &Arc<AtomicBool>, more: &[c_int]) -> io::Result<()> {
+    let caught = signals_to_catch(more);
+    let insistent = || caught.iter().filter(|signal| INSISTENT.contains(signal));
     let repeated = Arc::new(AtomicBool::new(false));
-    let watching = watch(watched, Arc::clone(&repeated)).is_ok();
-    let ignored = ignored_signals();
-    for &signal in ENDING.iter().chain(more) {
-        let always = matches!(signal, SIGINT | SIGTERM);
-        if !always && is_in(ignored, signal) {
-            continue;
-        }
-        let insistent = INSISTENT.contains(&signal);
-        // Handlers run in the order of registration: the first signal must find the flag clear.
-        if insistent {
-            signal_hook::flag::register_conditional_default(signal, Arc::clone(&repeated))?;
-        }
+    // Handlers run in the order of registration: the first signal must find the flag clear.
+    for &signal in insistent() {
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(&repeated))?;
+    }
+    for &signal in &caught {
         signal_hook::flag::register(signal, Arc::clone(stop))?;
-        if let Some(wake) = wake {
-            signal_hook::low_level::pipe::register(signal, wake.try_clone()?)?;
-        }
-        if watching {
-            signal_hook::low_level::pipe::register(signal, watcher.try_clone()?)?;
-        } else if insistent {
+    }
+    if watch(&caught, Arc::clone(&repeated)).is_err() {
+        // Nothing measures the time: the second signal ends the process whenever it comes.
+        for &signal in insistent() {
             signal_hook::flag::register(signal, Arc::clone(&repeated))?;
         }
     }
     Ok(())
 }
 
-/// Starts the thread that sets `repeated` some time after the first signal.
-fn watch(mut first: UnixStream, repeated: Arc<AtomicBool>) -> io::Result<()> {
+/// Has these signals, and those of `more`, send a byte to `to`, whose other end is `from`. All signals share the two
+/// descriptors.
+///
+/// # Errors
+/// When the system refuses.
+pub(crate) fn deliver(more: &[c_int], from: UnixStream, to: UnixStream) -> io::Result<Delivery> {
+    SignalDelivery::with_pipe(from, to, SignalOnly, signals_to_catch(more))
+}
+
+/// Starts the thread that sets `repeated` some time after the first of these signals.
+fn watch(caught: &[c_int], repeated: Arc<AtomicBool>) -> io::Result<()> {
+    let (mut from, to) = UnixStream::pair()?;
+    let delivery: Delivery = SignalDelivery::with_pipe(from.try_clone()?, to, SignalOnly, caught)?;
     let work = move || {
-        if first.read_exact(&mut [0]).is_ok() {
+        let first = from.read_exact(&mut [0]);
+        drop(delivery);
+        if first.is_ok() {
             std::thread::sleep(REPEAT_AFTER);
             repeated.store(true, Relaxed);
         }
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(work).map(drop)
+}
+
+/// The signals to catch: not those that the parent process had set to be ignored.
+fn signals_to_catch(more: &[c_int]) -> Vec<c_int> {
+    let ignored = ignored_signals();
+    let all = ENDING.iter().chain(more).copied();
+    all.filter(|signal| matches!(*signal, SIGINT | SIGTERM) || !is_in(ignored, *signal)).collect()
 }
 
 /// The set of signals that this process ignores, a bit each; empty where it cannot be read.

@@ -6,11 +6,11 @@
 
 mod copy;
 
-use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU64, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
 };
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwapOption;
 use oxblk_ring::{Event, IoBuf, IoBufMut, Shard, Sharded, UntilSettled, keep_until_settled};
@@ -68,9 +68,37 @@ struct Inner {
     write_through: AtomicBool,
 }
 
-/// A handle to a tree of nodes. Clones are the same backend.
+/// A handle to a tree of nodes. Clones are the same backend. When the last one is dropped without [`Backend::close`],
+/// the log says so: what a driver keeps in memory is lost, and files are closed where they are.
 #[derive(Clone)]
 pub struct Backend(Arc<Inner>);
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let root = self.roots.iter().find_map(ArcSwapOption::load_full);
+        let Some(node) = root.as_ref().map(|root| root.edge.node()) else { return };
+        if !node.is_read_only() {
+            tracing::error!(
+                backend = self.name,
+                node = node.name(),
+                "a backend was dropped without being closed: what it held in memory is lost"
+            );
+        }
+    }
+}
+
+/// The graph's knowledge of a backend, which does not keep it.
+pub(crate) struct WeakBackend(Weak<Inner>);
+
+impl WeakBackend {
+    pub(crate) fn upgrade(&self) -> Option<Backend> {
+        self.0.upgrade().map(Backend)
+    }
+
+    pub(crate) fn is(&self, backend: &Backend) -> bool {
+        std::ptr::eq(self.0.as_ptr(), Arc::as_ptr(&backend.0))
+    }
+}
 
 impl Backend {
     /// A backend named `name` (may be empty) on `node`.
@@ -101,6 +129,10 @@ impl Backend {
         backend.set_root(Some(&root));
         graph.register_backend(&backend);
         Ok(backend)
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakBackend {
+        WeakBackend(Arc::downgrade(&self.0))
     }
 
     /// Only while no request is in flight.

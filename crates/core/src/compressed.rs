@@ -4,9 +4,11 @@
 //! allocates, and the order of that decides how the image is laid out. A caller that wants the same layout on every run
 //! compresses ahead ([`Backend::compress`]) and stores in the order of the disk ([`Backend::write_compressed`]).
 
+use std::sync::Arc;
+
 use oxblk_ring::IoBuf;
 
-use crate::{Backend, Error, Result};
+use crate::{Backend, Error, Node, Result};
 
 /// A cluster that has been compressed and is not stored yet.
 #[derive(Debug, Clone)]
@@ -27,6 +29,19 @@ impl Backend {
         let node = self.node()?;
         let compress = node.driver().compress().ok_or_else(cannot_compress)?;
         compress.compress(data).await.map_err(|error| error.on_node(node.name()))
+    }
+
+    /// Ends a series of compressed writes: the file is made whole sectors long, which is what some readers of images
+    /// expect.
+    ///
+    /// # Errors
+    /// When the root's driver does not compress; as the file reports.
+    pub async fn end_compressed(&self) -> Result<()> {
+        let end = |node: Arc<Node>| async move {
+            let compress = node.driver().compress().ok_or_else(cannot_compress)?;
+            compress.end().await.map_err(|error| error.on_node(node.name()))
+        };
+        self.graph().alone_with(&self.node()?, end).await
     }
 }
 

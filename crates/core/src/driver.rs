@@ -359,6 +359,10 @@ pub trait Compress: Send + Sync {
 
     /// Stores at `offset` what [`Self::compress`] has returned.
     fn store(&self, offset: u64, cluster: CompressedCluster) -> BoxFuture<'_, Result<()>>;
+
+    /// No compressed cluster follows for now: the file ends with a whole sector from here on. Core has drained the
+    /// node.
+    fn end(&self) -> BoxFuture<'_, Result<()>>;
 }
 
 /// What images with backing files can do beside reading them. Core has drained the node of other requests.

@@ -58,7 +58,7 @@ pub use gate::{Admitted, Directory, Gate, Purpose};
 pub use graph::{
     BackingFile, Drained, Graph, OpenContext, OpenFlags, ReopenRequest, WritableBase, relative_to,
 };
-pub use limits::Limits;
+pub use limits::{Limits, MAX_LENGTH, check_length};
 pub use node::{DetectZeroes, Node};
 pub use options::{
     ListItem, Options, SizeError, number_fault, parse_bool, parse_json, parse_number, parse_size,

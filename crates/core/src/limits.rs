@@ -1,6 +1,24 @@
 //! Limits and capabilities of a node, as its driver and its children allow.
 
-use crate::{WriteFlags, ZeroFlags};
+use crate::{Error, ErrorKind, Result, WriteFlags, ZeroFlags};
+
+/// Longest disk in bytes: 2^63 - 1, rounded down to 1 GiB, so that offsets can be rounded up without overflow.
+pub const MAX_LENGTH: u64 = (i64::MAX as u64) & !((1 << 30) - 1);
+
+/// Checks that a disk may become `length` bytes long.
+///
+/// # Errors
+/// When it is longer than [`MAX_LENGTH`].
+pub fn check_length(length: u64) -> Result<()> {
+    if i64::try_from(length).is_err() {
+        return Err(Error::invalid("Image size cannot be negative"));
+    }
+    if length > MAX_LENGTH {
+        let message = format!("offset({length}) exceeds maximum({MAX_LENGTH})");
+        return Err(Error::new(ErrorKind::OutOfRange, message));
+    }
+    Ok(())
+}
 
 /// What requests a node takes as they are. All sizes are in bytes; 0 means "no limit" or "no
 /// preference". The request path aligns, splits and falls back so that drivers see only what fits.

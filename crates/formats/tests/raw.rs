@@ -213,7 +213,7 @@ fn raw_images_are_created_resized_and_measured() {
         };
         assert_eq!(RAW.measure(request).unwrap().await.unwrap().required, 512);
         disk.close().await.unwrap();
-        assert_eq!(message(create("size=8E").await), "Image size must be less than 8 EiB!");
+        assert_eq!(message(create("size=8E").await), "Could not resize file: Invalid argument");
         assert_eq!(
             message(create("size=1M,preallocation=metadata").await),
             "Unsupported preallocation mode: metadata"

@@ -14,7 +14,7 @@ use oxblk_ring::{IoBuf, IoThread, transfer_in_place};
 
 use crate::buffer::buffer;
 use crate::lowest::Lowest;
-use crate::progress::InOrder;
+use crate::progress::{InOrder, Piece};
 
 /// Longest piece that a worker takes at once, in bytes. Progress is told in these steps, which are QEMU's.
 const PIECE: u64 = 2 << 20;
@@ -35,7 +35,7 @@ pub struct Compare {
     pub strict: bool,
     /// Requests in flight over all threads.
     pub parallel: usize,
-    /// Hears of bytes compared, in the order of the disk, from several threads.
+    /// Hears from several threads how many bytes have been compared, in the order of the disk.
     pub progress: Arc<dyn Fn(u64) + Send + Sync>,
     /// Set from anywhere, this stops the comparison between two requests.
     pub stop: Arc<AtomicBool>,
@@ -211,7 +211,7 @@ impl Shared {
             }
             at = at.saturating_add(step);
         }
-        self.progress.done(offset, end, |bytes| (self.job.progress)(bytes));
+        self.progress.done(offset, Piece::whole(offset..end), |bytes| (self.job.progress)(bytes));
         Ok(true)
     }
 

@@ -18,6 +18,7 @@ use oxblk_ring::{IoBuf, IoBufMut, IoThread, transfer_in_place};
 use crate::buffer::buffer;
 use crate::copy::Observer;
 use crate::lowest::Lowest;
+use crate::progress::{InOrder, Piece};
 
 /// Longest piece that a worker takes at once in bytes, unless clusters are larger. Progress is told in these steps, which
 /// are QEMU's.
@@ -100,7 +101,7 @@ struct Shared {
     cluster: u64,
     /// Where the next piece begins.
     next: AtomicU64,
-    done: AtomicU64,
+    progress: InOrder,
     failure: Lowest<RebaseError>,
 }
 
@@ -115,7 +116,7 @@ pub async fn run(job: Rebase, helpers: &[IoThread]) -> Outcome {
         size: job.disk.size(),
         cluster,
         next: AtomicU64::new(0),
-        done: AtomicU64::new(0),
+        progress: InOrder::new(0),
         failure: Lowest::default(),
         job,
     });
@@ -170,8 +171,8 @@ impl Shared {
             if let Err(failure) = self.piece(start..end).await {
                 return self.fail(failure);
             }
-            let done = self.done.fetch_add(end - start, Relaxed).saturating_add(end - start);
-            self.job.observer.progress(done.min(self.size), self.size);
+            let tell = |done| self.job.observer.progress(done, self.size);
+            self.progress.done(start, Piece::whole(start..end), tell);
         }
     }
 

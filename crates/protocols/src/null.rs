@@ -173,10 +173,8 @@ impl DriverFactory for NullFactory {
         Box::pin(async move {
             let options: NullOptions = context.options.extract()?;
             let size = options.size.unwrap_or(DEFAULT_SIZE);
-            let size = size
-                .checked_next_multiple_of(SECTOR)
-                .filter(|size| i64::try_from(*size).is_ok())
-                .ok_or_else(|| Error::invalid("Image size must be less than 8 EiB!"))?;
+            // A size that is too large is refused when the node is made.
+            let size = size.checked_next_multiple_of(SECTOR).unwrap_or(u64::MAX);
             let latency = u64::try_from(options.latency_ns.unwrap_or(0))
                 .map_err(|_| Error::invalid("latency-ns is invalid"))?;
             Ok(Box::new(Null {

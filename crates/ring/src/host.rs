@@ -93,6 +93,11 @@ pub fn raise_open_files_limit() -> io::Result<()> {
     Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?)
 }
 
+/// The size of the main thread's stack in bytes (the soft limit of `RLIMIT_STACK`); `None` where nothing limits it.
+pub fn main_stack_limit() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Stack).current
+}
+
 /// Tells a block device that the contents of a range no longer matter (`BLKDISCARD`).
 ///
 /// # Errors

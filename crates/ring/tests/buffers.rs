@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
+use std::cell::RefCell;
+
 use oxblk_ring::{IoBuf, IoBufMut, block_on, is_zero};
 use proptest::prelude::*;
 
@@ -232,6 +234,80 @@ fn a_shared_buffer_becomes_unique_when_its_clones_are_gone() {
 fn buffers_outlive_the_thread_whose_arena_they_come_from() {
     let buf = std::thread::spawn(|| block_on(async { IoBufMut::filled(4096, 5) })).join().unwrap();
     assert!(buf.iter().all(|&b| b == 5));
+}
+
+/// Buffers from every place that memory comes from.
+fn one_of_each(byte: u8) -> Vec<IoBufMut> {
+    let pooled = [0, 100, 4096, 16 << 10, 64 << 10, 100_000, 1 << 20, 5 << 20];
+    let pooled = pooled.into_iter().map(|len| IoBufMut::filled(len, byte));
+    pooled.chain([IoBufMut::from(vec![byte; 1000])]).collect()
+}
+
+/// Buffers that are dropped when the thread ends; new ones come and go meanwhile.
+#[derive(Default)]
+struct AtEnd(Vec<IoBufMut>);
+
+impl Drop for AtEnd {
+    fn drop(&mut self) {
+        let new = one_of_each(2);
+        assert!(self.0.iter().all(|buf| buf.iter().all(|byte| *byte == 1)));
+        assert!(new.iter().all(|buf| buf.iter().all(|byte| *byte == 2)));
+        self.0.clear();
+        drop(one_of_each(3));
+        drop(new);
+    }
+}
+
+thread_local! {
+    static EARLY: RefCell<AtEnd> = RefCell::default();
+    static LATE: RefCell<AtEnd> = RefCell::default();
+}
+
+/// Lets a thread end with buffers in a value that is dropped after its pool and in one that is dropped before it.
+fn end_with_buffers(keep: impl FnOnce() + Send + 'static) {
+    let kept_elsewhere = std::thread::spawn(|| {
+        // Values are dropped in the opposite order of their first use.
+        EARLY.with_borrow(|early| assert!(early.0.is_empty()));
+        let kept_elsewhere = one_of_each(1);
+        LATE.with_borrow_mut(|late| late.0.extend(one_of_each(1)));
+        keep();
+        kept_elsewhere
+    });
+    let kept = kept_elsewhere.join().unwrap();
+    assert!(kept.iter().all(|buf| buf.iter().all(|byte| *byte == 1)));
+}
+
+fn keep_here() {
+    for value in [&EARLY, &LATE] {
+        value.with_borrow_mut(|at_end| at_end.0.extend(one_of_each(1)));
+    }
+}
+
+#[test]
+fn buffers_come_and_go_while_their_thread_ends() {
+    end_with_buffers(keep_here);
+}
+
+#[test]
+fn pieces_of_an_arena_come_and_go_while_their_thread_ends() {
+    end_with_buffers(|| {
+        // One arena after the other: what is left of one comes back while the thread has the next, or none.
+        for _ in 0..2 {
+            block_on(async { keep_here() });
+        }
+    });
+}
+
+#[test]
+fn buffers_of_one_thread_are_freed_on_another_that_has_an_arena_and_on_one_that_has_none() {
+    let make = || std::thread::spawn(|| block_on(async { one_of_each(1) })).join().unwrap();
+    let (first, second) = (make(), make());
+    drop(first);
+    block_on(async {
+        drop(second);
+        let again = one_of_each(4);
+        assert!(again.iter().all(|buf| buf.iter().all(|byte| *byte == 4)));
+    });
 }
 
 #[test]

@@ -281,13 +281,8 @@ impl Differential {
     pub fn same_content_of(&self, words: &[String], name: &str) {
         let content = |directory: &Path, check: bool| {
             if check {
-                let reply =
-                    Program::new("qemu-img").arg("check").args(words).directory(directory).run();
-                assert!(
-                    matches!(reply.code(), 0 | NO_CHECK),
-                    "qemu-img check of {name}\n{}{}",
-                    reply.out(),
-                    reply.err()
+                check_finds_nothing(
+                    Program::new("qemu-img").arg("check").args(words).directory(directory),
                 );
             }
             let raw = format!("{name}.content");
@@ -313,14 +308,15 @@ const NO_CHECK: i32 = 63;
 /// # Panics
 /// When the check finds anything.
 pub fn check_clean(image: &Path) {
-    let reply = Program::new("qemu-img").arg("check").arg(image).run();
-    assert!(
-        matches!(reply.code(), 0 | NO_CHECK),
-        "qemu-img check {}\n{}{}",
-        image.display(),
-        reply.out(),
-        reply.err()
-    );
+    check_finds_nothing(Program::new("qemu-img").arg("check").arg(image));
+}
+
+/// Runs `qemu-img check`, which must find nothing wrong.
+fn check_finds_nothing(check: Program) {
+    let what = format!("{check:?}");
+    let reply = check.run();
+    let is_clean = matches!(reply.code(), 0 | NO_CHECK);
+    assert!(is_clean, "{what}\n{}{}", reply.out(), reply.err());
 }
 
 /// Both texts, and the first line in which they differ.

@@ -2,10 +2,16 @@
 
 use crate::served::{Served, python};
 use oxblk_tests::program::{self, Program};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 fn refusal(dir: &Path, args: &[&str]) -> String {
+    refusal_of(dir, args)
+}
+
+fn refusal_of(dir: &Path, args: &[impl AsRef<OsStr> + std::fmt::Debug]) -> String {
     let reply = Program::oxblk().arg("serve").args(args).directory(dir).run();
     assert_eq!(reply.code(), 1, "{args:?}: {}{}", reply.out(), reply.err());
     assert_eq!(reply.out(), "");
@@ -227,4 +233,44 @@ fn an_encrypted_image_is_served_in_the_clear() {
     ];
     let reply = Program::new("qemu-io").args(read).directory(dir.path()).succeed();
     assert!(!reply.out().contains("failed"), "{}", reply.out());
+}
+
+#[test]
+fn an_image_whose_name_is_not_utf8_is_served_and_shown_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = OsStr::from_bytes(b"caf\xe9.raw");
+    let mut server = Program::oxblk()
+        .arg("serve")
+        .arg(name)
+        .args(["--size", "1M", "--nbd", "./s"])
+        .directory(dir.path())
+        .start();
+    let socket = dir.path().join("s");
+    server.wait_for_socket(&socket);
+    assert!(dir.path().join(name).exists());
+    server.stop();
+    let reply =
+        Program::oxblk().arg("serve").arg(OsStr::from_bytes(b"no\xe9")).directory(dir.path()).run();
+    let said = b"oxblk serve: Could not open 'no\xe9': No such file or directory";
+    assert!(reply.stderr.starts_with(said), "{}", reply.err());
+    let error = refusal_of(dir.path(), &[OsStr::new("--export-name"), name]);
+    assert!(error.contains("is not UTF-8"), "{error}");
+}
+
+#[test]
+fn twenty_descriptors_are_enough_to_serve_a_client() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("d.raw"), vec![0; 1 << 20]).unwrap();
+    let mut server = Program::new("prlimit")
+        .args(["--nofile=20:20", "--"])
+        .arg(program::oxblk())
+        .args(["serve", "d.raw", "-f", "raw", "--nbd", "./s"])
+        .directory(dir.path())
+        .start();
+    server.wait_for_socket(&dir.path().join("s"));
+    Program::new("nbdinfo")
+        .args(["--size", "nbd+unix:///?socket=s"])
+        .directory(dir.path())
+        .succeed();
+    server.stop();
 }

@@ -98,6 +98,31 @@ fn a_hangup_stops_a_copy_and_closes_its_target() {
     assert_eq!(copy.wait().code(), Some(130));
 }
 
+/// Whether a process has a handler for SIGINT.
+fn catches_interrupts(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & 1 << 1 != 0
+}
+
+#[test]
+fn a_signal_ends_a_copy_that_still_counts_what_there_is_to_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    // To count the data of a disk that is nearly as long as a disk can be takes hours.
+    let disk = "driver=null-co,size=9223372035781033984";
+    for signal in ["INT", "TERM", "HUP"] {
+        let mut copy = Program::oxblk()
+            .args(["img", "convert", "-p", "-n", "--image-opts", "--target-image-opts", disk, disk])
+            .directory(dir.path())
+            .start();
+        let pid = copy.pid();
+        copy.wait_for("a handler of signals", || catches_interrupts(pid));
+        copy.signal(signal);
+        assert_eq!(copy.wait().code(), Some(130), "{signal}");
+    }
+}
+
 #[test]
 fn a_server_whose_client_writes_ends_by_a_hangup_without_an_error_for_the_client() {
     let dir = tempfile::tempdir().unwrap();

@@ -264,14 +264,42 @@ const SNAPSHOT_FAULTS: &[Fault] = &[
     ("snapshot table unaligned", |i, p| i.put64(64, p.snapshots as u64 + 8)),
 ];
 
-/// Faults of the snapshot table itself whose repair is told word for word as QEMU tells it.
+/// Faults of the snapshot table with which no snapshot is lost. Their repair is reported as QEMU reports it.
 const MENDED_SNAPSHOT_FAULTS: &[Fault] = &[
+    ("snapshots with too much extra data", |i, p| {
+        let mut table = Vec::new();
+        let mut at = p.snapshots;
+        for _ in 0..2 {
+            let mut entry = i.bytes()[at..at + 72].to_vec();
+            assert_eq!(entry[36..40], [0, 0, 0, 24], "another layout");
+            let names = entry.split_off(64);
+            entry[36..40].copy_from_slice(&2000_u32.to_be_bytes());
+            entry.resize(2040, 0);
+            table.extend([entry, names].concat());
+            at += 72;
+        }
+        i.put(p.snapshots, &table);
+    }),
+    ("one snapshot more", |i, _| i.put32(60, 3)),
+];
+
+/// Faults with which snapshots are no longer seen.
+const LOST_SNAPSHOT_FAULTS: &[Fault] = &[
     ("snapshot with too much extra data", |i, p| i.put32(p.snapshots + 36, 2000)),
     ("snapshot with far too much extra data", |i, p| i.put32(p.snapshots + 36, u32::MAX)),
-    ("one snapshot more", |i, _| i.put32(60, 3)),
     ("snapshot L1 past the end", |i, p| i.put64(p.snapshots, FAR)),
     ("snapshot L1 unaligned", |i, p| i.put64(p.snapshots, 0x200)),
     ("snapshot L1 too large", |i, p| i.put32(p.snapshots + 8, 1 << 23)),
+    ("snapshot L1 of no entries", |i, p| i.put32(p.snapshots + 8, 0)),
+    ("snapshot L1 of the other snapshot", |i, p| i.put64(p.snapshots, i.get64(p.snapshots + 72))),
+    ("snapshot table past the end", |i, _| i.put64(64, FAR)),
+    ("snapshot table elsewhere", |i, p| i.put64(64, p.l1 as u64)),
+    ("many snapshots on data", |i, _| {
+        i.put32(60, 200);
+        i.put64(64, 0x5_0000);
+    }),
+    ("one snapshot less", |i, _| i.put32(60, 1)),
+    ("no snapshots", |i, _| i.put32(60, 0)),
 ];
 
 fn damaged(faults: &[Fault]) {
@@ -338,9 +366,37 @@ fn what_qemu_repairs_in_refcounts_is_repaired() {
     repaired(REFCOUNT_FAULTS);
 }
 
+/// QEMU frees what belongs to snapshots that it does not see; that is no repair to follow.
 #[test]
-fn what_qemu_repairs_in_snapshot_tables_is_repaired() {
-    repaired(SNAPSHOT_FAULTS);
+fn what_qemu_repairs_in_snapshot_tables_is_repaired_unless_snapshots_are_lost() {
+    let lost = |name: &str| LOST_SNAPSHOT_FAULTS.iter().any(|fault| fault.0 == name);
+    let faults: Vec<Fault> =
+        SNAPSHOT_FAULTS.iter().copied().filter(|fault| !lost(fault.0)).collect();
+    repaired(&faults);
+}
+
+#[test]
+fn a_repair_frees_nothing_of_snapshots_that_are_not_seen() {
+    let scratch = tempfile::tempdir().unwrap();
+    let good = std::fs::read(make(scratch.path(), "")).unwrap();
+    let path = scratch.path().join("bad.qcow2");
+    for (name, spoil) in LOST_SNAPSHOT_FAULTS {
+        let mut image = Image::new(good.clone());
+        let places = Places::of(&image);
+        spoil(&mut image, &places);
+        for fix in [Fix::Leaks, Fix::All] {
+            std::fs::write(&path, image.bytes()).unwrap();
+            let _ = check_or_repair(&path, fix);
+            // The fault is taken back.
+            let mut now = std::fs::read(&path).unwrap();
+            now[..112].copy_from_slice(&good[..112]);
+            let table = places.snapshots..places.snapshots + 144;
+            now[table.clone()].copy_from_slice(&good[table]);
+            std::fs::write(&path, &now).unwrap();
+            let state = state_of(&path);
+            assert!(state <= 1, "{name}, {fix:?}: clusters in use were freed");
+        }
+    }
 }
 
 #[test]

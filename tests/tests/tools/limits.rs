@@ -76,6 +76,8 @@ fn with_few_descriptors_a_command_works_or_ends_in_one_line() {
                 1 => {
                     assert!(text.lines().count() <= lines + 1, "{descriptors}: {text}");
                     assert!(text.contains("Too many open files"), "{descriptors}: {text}");
+                    let said = text.matches("Could not open").count();
+                    assert!(said <= 1, "{descriptors}: {text}");
                 }
                 code => panic!("{descriptors}: exit code {code}: {text}"),
             }
@@ -86,4 +88,18 @@ fn with_few_descriptors_a_command_works_or_ends_in_one_line() {
         }
     }
     assert!(done >= 3, "{done}");
+}
+
+#[test]
+fn a_small_stack_is_enough() {
+    let directory = image();
+    let path = directory.path();
+    for kib in [64, 256] {
+        let limit = format!("--stack={}", kib << 10);
+        for line in ["img info s", "img convert -O raw s o", "io -c quit s"] {
+            let reply = limited(path, &[&limit], line);
+            assert_eq!((reply.code(), reply.err().as_str()), (0, ""), "{line} in {kib} KiB");
+        }
+        holds_the_same(path);
+    }
 }

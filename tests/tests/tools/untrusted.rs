@@ -159,6 +159,29 @@ fn an_untrusted_image_with_a_data_file_is_refused_unless_the_user_names_it() {
 }
 
 #[test]
+fn the_files_that_the_user_names_for_the_target_of_a_conversion_are_opened() {
+    let scratch = images();
+    let dir = scratch.path();
+    let absolute = dir.join("base").to_str().unwrap().to_owned();
+    let convert = ["img", "convert", "--untrusted", "-O", "qcow2"];
+    for backing in ["base", "./base", "file:base", &absolute, JSON] {
+        let reply =
+            run(dir, &[&convert[..], &["-B", backing, "-F", "raw", "base", "out"]].concat());
+        assert_eq!((reply.code(), reply.err().as_str()), (0, ""), "{backing}");
+        let compare = ["compare", "-q", "-f", "qcow2", "-F", "raw", "out", "base"];
+        qemu_img(dir, &compare);
+        std::fs::remove_file(dir.join("out")).unwrap();
+    }
+    let reply = run(dir, &[&convert[..], &["-o", "data_file=new-guest", "base", "out"]].concat());
+    assert_eq!((reply.code(), reply.err().as_str()), (0, ""));
+    std::fs::remove_file(dir.join("out")).unwrap();
+    // What the backing file names in its turn is not.
+    let args = [&convert[..], &["-B", "mid", "-F", "qcow2", "base", "out"]].concat();
+    is_refused(dir, &args, &["'base'", "untrusted"]);
+    assert!(!dir.join("out").exists());
+}
+
+#[test]
 fn a_raw_image_that_its_guest_made_look_like_an_overlay_pulls_in_nothing() {
     let scratch = images();
     let dir = scratch.path();

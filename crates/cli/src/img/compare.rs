@@ -1,7 +1,7 @@
 //! `img compare`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
 
 use oxblk::compare::{Compare, CompareError, CompareStage, Difference, compare};
 use oxblk_core::{Backend, strerror};
@@ -160,17 +160,15 @@ impl Run<'_> {
             self.say(format_args!("Strict mode: Image size mismatch!"));
             return Err(Exit(DIFFERENT));
         }
-        let counted = Arc::new(AtomicU64::new(0));
-        let count = self.counter(&counted, total);
         let disks = (first.clone(), Some(second.clone()));
-        self.part(disks, 0..common, Arc::clone(&count), 0).await?;
+        self.part(disks, 0..common, total, 0).await?;
         let index = usize::from(sizes[0] < sizes[1]);
         let longer = if index == 0 { first } else { second };
         let alone = || (longer.clone(), None);
-        self.part(alone(), common..common_sectors, Arc::clone(&count), index).await?;
+        self.part(alone(), common..common_sectors, total, index).await?;
         if differ {
             self.say(format_args!("Warning: Image size mismatch!"));
-            self.part(alone(), common_sectors..total, count, index).await?;
+            self.part(alone(), common_sectors..total, total, index).await?;
         }
         self.say(format_args!("Images are identical."));
         Ok(())
@@ -182,12 +180,10 @@ impl Run<'_> {
         }
     }
 
-    fn counter(&self, counted: &Arc<AtomicU64>, total: u64) -> Arc<dyn Fn(u64) + Send + Sync> {
-        let (counted, progress) = (Arc::clone(counted), Arc::clone(&self.progress));
-        Arc::new(move |bytes| {
-            let done = counted.fetch_add(bytes, Relaxed).saturating_add(bytes);
-            progress.set(done, total);
-        })
+    /// Shows how far a part that begins at `start` has come.
+    fn counter(&self, start: u64, total: u64) -> Arc<dyn Fn(u64) + Send + Sync> {
+        let progress = Arc::clone(&self.progress);
+        Arc::new(move |done| progress.set(start.saturating_add(done), total))
     }
 
     /// Compares a part, or looks for data in one disk alone. `index` is that of the first disk.
@@ -195,7 +191,7 @@ impl Run<'_> {
         &self,
         disks: (Backend, Option<Backend>),
         range: std::ops::Range<u64>,
-        progress: Arc<dyn Fn(u64) + Send + Sync>,
+        total: u64,
         index: usize,
     ) -> Step {
         let job = Compare {
@@ -204,7 +200,7 @@ impl Run<'_> {
             to: range.end,
             strict: self.arguments.strict,
             parallel: 8,
-            progress,
+            progress: self.counter(range.start, total),
             stop: Arc::clone(&self.stop),
         };
         match compare(job, self.helpers).await {

@@ -117,7 +117,7 @@ async fn create(graph: &Graph, arguments: &Arguments, name: &str) -> Result<(), 
     take_size(&mut options, arguments.size)?;
     take_backing(&mut options, arguments, format)?;
     check_backing(graph, &mut options, arguments, name).await?;
-    if options.number("size").is_none() {
+    if matches!(options.number("size"), None | Some(NO_SIZE)) {
         return Err(Error::invalid("Image creation needs a size parameter"));
     }
     if !arguments.quiet {
@@ -229,3 +229,5 @@ fn too_large(error: Error, format: &str, cluster_hint: bool) -> Error {
 }
 
 const EFBIG: i32 = 27;
+/// QEMU's tools take this number for a size that is not given.
+const NO_SIZE: u64 = u64::MAX;

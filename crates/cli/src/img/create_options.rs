@@ -26,11 +26,12 @@ pub(super) struct CreateOptions {
 /// Appends one `-o` to those before it.
 ///
 /// # Errors
-/// The message to print when the list begins or ends with a single comma.
+/// The message to print when the list is empty, begins with a comma or ends with a single one.
 pub(super) fn append(list: &mut Option<String>, more: &str) -> std::result::Result<(), String> {
+    // A doubled comma belongs to a value, and no list begins with one.
     let commas = |text: &str| text.bytes().take_while(|byte| *byte == b',').count();
     let reversed: String = more.chars().rev().collect();
-    if commas(more) % 2 == 1 || commas(&reversed) % 2 == 1 || more.is_empty() {
+    if more.is_empty() || more.starts_with(',') || commas(&reversed) % 2 == 1 {
         return Err(format!("Invalid option list: {more}"));
     }
     match list {
@@ -198,7 +199,8 @@ impl CreateOptions {
         let show = |option: &CreateOption| {
             let value = match self.get(option.name)? {
                 Setting::Flag(on) => if *on { "on" } else { "off" }.to_owned(),
-                Setting::Number(number) => number.to_string(),
+                // QEMU's tools show numbers as signed ones.
+                Setting::Number(number) => number.cast_signed().to_string(),
                 Setting::Text(text) => text.replace(',', ",,"),
             };
             Some(format!(" {}={value}", option.name))
@@ -305,7 +307,7 @@ mod tests {
         append(&mut list, "a=1").unwrap();
         append(&mut list, "b=2").unwrap();
         assert_eq!(list.as_deref(), Some("a=1,b=2"));
-        for wrong in [",", ",a=1", "a=1,"] {
+        for wrong in ["", ",", ",,", ",a=1", ",,a=1", "a=1,", "a=1,,,"] {
             assert_eq!(
                 append(&mut list, wrong).unwrap_err(),
                 format!("Invalid option list: {wrong}")

@@ -3,13 +3,18 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{Backend, Error};
+use oxblk_core::{Backend, ChildIdx, Error, names};
 
 use super::{Context, Step, graph, objects};
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::out;
 use crate::text::snapshot;
+
+/// Longest name that is stored, in bytes.
+const MAX_NAME: usize = 255;
+const ENOENT: i32 = 2;
+const ENOTSUP: i32 = 95;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
@@ -45,17 +50,16 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
     context.block_on(async {
         let name = &arguments.filename;
-        let image = match arguments.action {
+        let image = match &arguments.action {
             Action::List => Image::read_only(name),
             _ => Image::writable(name),
         };
-        let backend = image
+        let image = image
             .format(arguments.format.as_deref())
             .options_if(arguments.image_options)
-            .share_if(arguments.share)
-            .open_or_say(&context.program, &graph())
-            .await?;
-        let outcome = act(context, &arguments.action, &backend).await;
+            .share_if(arguments.share);
+        let backend = image.open_or_say(&context.program, &graph()).await?;
+        let outcome = act(context, &arguments.action, &image, &backend).await;
         let closed = backend.close().await;
         outcome?;
         closed.map_err(|error| context.error(&error))
@@ -101,7 +105,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
     Ok(Arguments { format, image_options, share, action, filename: filename.clone() })
 }
 
-async fn act(context: &Context, action: &Action, backend: &Backend) -> Step {
+async fn act(context: &Context, action: &Action, image: &Image<'_>, backend: &Backend) -> Step {
     let failed = |what: &str, name: &str, error: &Error| {
         context.failed(format_args!("Could not {what} snapshot '{name}': {error}"))
     };
@@ -117,12 +121,13 @@ async fn act(context: &Context, action: &Action, backend: &Backend) -> Step {
         Action::Create(name) => {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let date = (u32::try_from(now.as_secs()).unwrap_or(u32::MAX), now.subsec_nanos());
-            let new = SnapshotInfo { name: name.clone(), date, ..SnapshotInfo::default() };
+            let name_stored = shortened(name);
+            let new = SnapshotInfo { name: name_stored, date, ..SnapshotInfo::default() };
             let made = backend.create_snapshot(&new).await;
             made.map_err(|error| failed("create", name, &error))
         }
         Action::Apply(name) => {
-            let applied = apply(backend, name).await;
+            let applied = apply(backend, image, name).await;
             applied.map_err(|error| failed("apply", name, &error))
         }
         Action::Delete(name) => {
@@ -132,8 +137,17 @@ async fn act(context: &Context, action: &Action, backend: &Backend) -> Step {
     }
 }
 
-async fn apply(backend: &Backend, name: &str) -> Result<(), Error> {
-    if backend.node()?.driver().snapshots().is_none() {
+/// The name as the tools store it: without what is behind its first 255 bytes.
+fn shortened(name: &str) -> String {
+    let bytes = names::to_bytes(name);
+    names::to_text(bytes.get(..MAX_NAME).unwrap_or(&bytes))
+}
+
+async fn apply(backend: &Backend, image: &Image<'_>, name: &str) -> Result<(), Error> {
+    let node = backend.node()?;
+    if node.driver().snapshots().is_none() {
+        // QEMU's tools open the image once more to find this out, and warn once more.
+        image.warn_of_probed_raw(backend);
         return Err(Error::unsupported("Block driver does not support snapshots"));
     }
     let list = backend.snapshots().await?;
@@ -141,7 +155,10 @@ async fn apply(backend: &Backend, name: &str) -> Result<(), Error> {
     let found = by_id.or_else(|| list.iter().find(|snapshot| snapshot.name == name));
     match found {
         Some(snapshot) => backend.apply_snapshot(&snapshot.id).await,
-        None => Err(Error::from_errno(2).prefix("Failed to load snapshot")),
+        None => {
+            let errno = if node.child(ChildIdx::DATA).is_some() { ENOTSUP } else { ENOENT };
+            Err(Error::from_errno(errno).prefix("Failed to load snapshot"))
+        }
     }
 }
 

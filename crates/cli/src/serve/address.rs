@@ -5,10 +5,11 @@
 //! is no socket, it is left alone. At the end the file is removed, provided that it is still ours.
 
 use super::Result;
+use oxblk_core::names;
 use oxblk_nbd::proto::DEFAULT_PORT;
 use oxblk_nbd::uri::{Endpoint as UriEndpoint, NbdUri};
 use oxblk_ring::{Address, Listener};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::unix::ffi::OsStrExt;
@@ -129,11 +130,17 @@ pub(super) fn default_for(image: &str) -> Address {
 }
 
 fn default_path(image: &str, runtime: Option<PathBuf>) -> PathBuf {
-    let path = Path::new(image);
-    match (runtime, path.file_stem()) {
-        (Some(dir), Some(stem)) => dir.join(format!("oxblk-{}.sock", stem.to_string_lossy())),
-        _ => PathBuf::from(format!("{image}.sock")),
-    }
+    let path = names::to_path(image);
+    let mut socket = match (runtime, path.file_stem()) {
+        (Some(dir), Some(stem)) => {
+            let mut name = OsString::from("oxblk-");
+            name.push(stem);
+            dir.join(name).into_os_string()
+        }
+        _ => path.into_owned().into_os_string(),
+    };
+    socket.push(".sock");
+    socket.into()
 }
 
 /// A socket that is listened on. Dropping it removes its file.

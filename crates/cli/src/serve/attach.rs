@@ -3,6 +3,7 @@
 use super::address::{Endpoint, reachable};
 use super::disk::Disk;
 use super::options::Options;
+use oxblk_core::names;
 use oxblk_ring::Address;
 use std::fmt::Write;
 use std::path::Path;
@@ -64,7 +65,7 @@ fn nbd_client(address: &Address, export: &str, read_only: bool) -> String {
 }
 
 fn path_argument(path: &Path) -> String {
-    quoted(&path.to_string_lossy())
+    quoted(&names::from_os(path))
 }
 
 /// A word as a shell takes it.

@@ -4,7 +4,7 @@ use super::Result;
 use super::options::Options;
 use crate::objects;
 use oxblk_core::{
-    Backend, Error, Graph, Node, OpenFlags, Options as NodeOptions, Perm, Permissions,
+    Backend, Error, Graph, Node, OpenFlags, Options as NodeOptions, Perm, Permissions, names,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,7 +41,7 @@ pub(super) async fn open(options: &Options) -> Result<Disk> {
     };
     let size = options.size.or(options.image.is_none().then_some(DEFAULT_SIZE));
     let is_path = !name.starts_with("json:") && !name.contains("://");
-    let missing = is_path && !Path::new(&name).exists();
+    let missing = is_path && !names::to_path(&name).exists();
     let mut format = options.format.clone();
     if missing {
         let size = size.ok_or_else(|| {
@@ -135,9 +135,7 @@ fn default_image() -> Result<String> {
     std::fs::create_dir_all(&dir)
         .map_err(|error| format!("Cannot make the directory '{}': {error}", dir.display()))?;
     let path = dir.join("disk.qcow2");
-    path.into_os_string()
-        .into_string()
-        .map_err(|path| format!("'{}' is not UTF-8 text", path.display()))
+    Ok(names::from_os(path))
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ mod options;
 mod signals;
 
 use crate::log;
+use crate::program::{err, note, out};
 use address::Endpoint;
 use disk::Disk;
 use options::{Options, Parsed};
@@ -29,7 +30,6 @@ use signals::Signals;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::future::{Future, poll_fn};
-use std::io::Write;
 use std::process::ExitCode;
 use std::task::Poll;
 
@@ -40,7 +40,7 @@ type Result<T> = std::result::Result<T, String>;
 pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let options = match options::parse(arguments) {
         Ok(Parsed::Help) => {
-            say(options::HELP);
+            out(format_args!("{}", options::HELP));
             return ExitCode::SUCCESS;
         }
         Ok(Parsed::Serve(options)) => options,
@@ -55,14 +55,8 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn fail(message: impl Display) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "oxblk serve: {message}");
+    err(format_args!("oxblk serve: {message}\n"));
     ExitCode::FAILURE
-}
-
-/// Prints to standard output. A reader who has hung up does not end the server.
-fn say(text: impl Display) {
-    let mut out = std::io::stdout().lock();
-    let _ = write!(out, "{text}").and_then(|()| out.flush());
 }
 
 async fn serve(options: Options) -> Result<()> {
@@ -84,7 +78,8 @@ async fn listen_and_serve(options: &Options, disk: &Disk, signals: Signals) -> R
     }
     let mut endpoints = addresses.into_iter().map(Endpoint::bind).collect::<Result<Vec<_>>>()?;
     let server = server(options, disk)?;
-    say(attach::announcement(options, disk, &endpoints));
+    // A reader who has hung up does not end the server.
+    note(format_args!("{}", attach::announcement(options, disk, &endpoints)));
     let tasks: Vec<_> = endpoints
         .iter_mut()
         .filter_map(Endpoint::take_listener)

@@ -2,8 +2,8 @@
 
 use super::Result;
 use super::address::{self, Listen};
-use lexopt::{Arg, Parser, ValueExt};
-use oxblk_core::{Gate, parse_size};
+use lexopt::{Arg, Parser};
+use oxblk_core::{Gate, names, parse_size};
 use oxblk_nbd::proto::MAX_STRING;
 use std::ffi::OsString;
 
@@ -125,7 +125,7 @@ pub(super) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed>
                 options.max_connections = connections(&text(&mut parser)?)?;
             }
             Arg::Value(value) if options.image.is_none() => {
-                options.image = Some(value.string().map_err(told)?);
+                options.image = Some(names::from_os(value));
             }
             other => return Err(other.unexpected().to_string()),
         }
@@ -151,7 +151,7 @@ fn told(error: lexopt::Error) -> String {
 }
 
 fn text(parser: &mut Parser) -> Result<String> {
-    parser.value().and_then(ValueExt::string).map_err(told)
+    parser.value().map(names::from_os).map_err(told)
 }
 
 fn default_threads() -> usize {
@@ -191,8 +191,11 @@ fn one_export_name(given: Option<&str>, addresses: &[Listen]) -> Result<String> 
     }
 }
 
-/// A string as the protocol allows it.
+/// A string as the protocol allows it: short, and UTF-8 on the wire.
 fn string(what: &str, value: String) -> Result<String> {
+    if std::str::from_utf8(&names::to_bytes(&value)).is_err() {
+        return Err(format!("The {what} '{value}' is not UTF-8"));
+    }
     if value.len() > MAX_STRING {
         return Err(format!("The {what} is longer than {MAX_STRING} bytes"));
     }

@@ -1,6 +1,6 @@
 //! The request to end as a future.
 
-use crate::signals;
+use crate::signals::{self, Delivery};
 use oxblk_ring::{IoBufMut, Stream};
 use signal_hook::consts::SIGUSR1;
 use std::io;
@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 pub(super) struct Signals {
     stream: Stream,
     seen: Arc<AtomicBool>,
+    /// Sends to `stream`.
+    _delivery: Delivery,
 }
 
 impl Signals {
@@ -22,9 +24,12 @@ impl Signals {
     /// When the system refuses.
     pub(super) fn new() -> io::Result<Signals> {
         let seen = Arc::new(AtomicBool::new(false));
-        let (woken, wake) = UnixStream::pair()?;
-        signals::catch(&seen, &[SIGUSR1], Some(&wake))?;
-        Ok(Signals { stream: Stream::from_fd(OwnedFd::from(woken))?, seen })
+        signals::catch(&seen, &[SIGUSR1])?;
+        let (from, to) = UnixStream::pair()?;
+        let stream = Stream::from_fd(OwnedFd::from(from.try_clone()?))?;
+        // A signal that comes before this is found by `have_come`.
+        let delivery = signals::deliver(&[SIGUSR1], from, to)?;
+        Ok(Signals { stream, seen, _delivery: delivery })
     }
 
     /// Whether one has come.

@@ -98,10 +98,12 @@ fn split_options(
         if knows(driver.create_options(), key) {
             own.insert(key, value.clone());
         } else if driver.kind() != DriverKind::Protocol && knows(protocol.create_options(), key) {
-            // The file is made empty; it is the format that gives it its size.
-            let of_the_size = key == "preallocation";
-            let (own, below) = (&mut own, &mut below);
-            if of_the_size { own } else { below }.insert(key, value.clone());
+            // The protocol makes an empty file, and the format gives it its size. Both must know the mode of
+            // preallocation: the protocol to refuse one that it lacks, the format to resize with it.
+            if key == "preallocation" {
+                own.insert(key, value.clone());
+            }
+            below.insert(key, value.clone());
         } else {
             return Err(Error::invalid(format!("Invalid parameter '{key}'")));
         }

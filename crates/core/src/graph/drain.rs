@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use super::{Graph, Registry};
-use crate::{Backend, Node, backend::Quiesced};
+use crate::backend::{Quiesced, WeakBackend};
+use crate::{Backend, Node};
 
 /// The backends above a node are quiesced while this lives.
 #[derive(Debug)]
@@ -54,9 +55,9 @@ impl Graph {
 impl Registry {
     pub(super) fn extend_drains(&mut self) {
         for drain in &mut self.drains {
-            for backend in &self.backends {
-                let is_held = drain.held.iter().any(|quiesced| quiesced.backend() == backend);
-                if !is_held && reaches(backend, &drain.node) {
+            for backend in self.backends.iter().filter_map(WeakBackend::upgrade) {
+                let is_held = drain.held.iter().any(|quiesced| *quiesced.backend() == backend);
+                if !is_held && reaches(&backend, &drain.node) {
                     drain.held.push(backend.hold_back());
                 }
             }

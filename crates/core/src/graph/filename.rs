@@ -1,5 +1,7 @@
 //! File names: schemes, protocols, `json:`, and names relative to the image that mentions them.
 
+use serde_json::Map;
+
 use super::Graph;
 use crate::driver::{DriverFactory, DriverKind};
 use crate::{Error, Options, Result};
@@ -66,6 +68,33 @@ impl Graph {
             None => self.driver("file")?,
         };
         Ok((driver, driver.parse_filename(filename)?))
+    }
+
+    /// The options that describe the image of this file name and format, for an image that has it as a child.
+    ///
+    /// # Errors
+    /// As [`Self::protocol_for`], and when a `json:` name or the format is wrong.
+    pub fn described(&self, filename: &str, format: Option<&str>) -> Result<Options> {
+        let mut options = match filename.strip_prefix("json:") {
+            Some(json) => Options::from_json(json)?,
+            None => {
+                let (protocol, mut file) = self.protocol_for(filename)?;
+                file.insert("driver", protocol.name());
+                let is_format = match format {
+                    Some(format) => self.driver(format)?.kind() != DriverKind::Protocol,
+                    None => true,
+                };
+                if is_format {
+                    Options::from_map(Map::from_iter([("file".to_owned(), file.to_json())]))?
+                } else {
+                    file
+                }
+            }
+        };
+        if let Some(format) = format {
+            options.insert("driver", format);
+        }
+        Ok(options)
     }
 }
 

@@ -30,6 +30,7 @@ pub(crate) use filename::scheme;
 pub use open::{BackingFile, OpenContext, OpenFlags};
 pub use reopen::ReopenRequest;
 
+use crate::backend::WeakBackend;
 use crate::control::Turns;
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
 use crate::epoch::Epochs;
@@ -42,7 +43,8 @@ struct Registry {
     nodes: HashMap<String, Weak<Node>>,
     /// Nodes that live although nobody uses them (`blockdev-add`).
     owned: Vec<Arc<Node>>,
-    backends: Vec<Backend>,
+    /// Backends that are not closed. A backend keeps its graph, so the graph does not keep it.
+    backends: Vec<WeakBackend>,
     /// Drains under way: what holds back the backends of each.
     drains: Vec<drain::Active>,
     next_drain: u64,
@@ -167,7 +169,7 @@ impl Graph {
 
     /// All backends.
     pub fn backends(&self) -> Vec<Backend> {
-        self.registry().backends.clone()
+        self.registry().backends.iter().filter_map(WeakBackend::upgrade).collect()
     }
 
     /// Keeps `node` alive although nobody uses it, until [`Self::disown`].
@@ -193,12 +195,13 @@ impl Graph {
     /// Makes `backend` known; drains under way that concern it hold it back from its first request on.
     pub(crate) fn register_backend(&self, backend: &Backend) {
         let mut registry = self.registry();
-        registry.backends.push(backend.clone());
+        registry.backends.retain(|other| other.upgrade().is_some());
+        registry.backends.push(backend.downgrade());
         registry.extend_drains();
     }
 
     pub(crate) fn unregister_backend(&self, backend: &Backend) {
-        self.registry().backends.retain(|other| other != backend);
+        self.registry().backends.retain(|other| !other.is(backend));
     }
 
     /// A name that no node has.

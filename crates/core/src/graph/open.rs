@@ -17,9 +17,12 @@ use crate::driver::{BoxFuture, Driver, DriverFactory, DriverKind};
 use crate::epoch::Epochs;
 use crate::gate::Purpose;
 use crate::perm::{Permissions, Role};
-use crate::{Backend, ChildIdx, Children, Edge, Error, ErrorKind, Node, Options, Perm, Result};
+use crate::{
+    Backend, ChildIdx, Children, Edge, Error, ErrorKind, MAX_LENGTH, Node, Options, Perm, Result,
+};
 
 const EACCES: i32 = 13;
+const EFBIG: i32 = 27;
 /// A child is named by a node's name and described by options as well.
 const PLAIN_AND_NESTED: &str =
     "Cannot reference an existing block device with additional options or a new filename";
@@ -405,7 +408,8 @@ impl Graph {
             attach_file(driver, file, &context)?;
         }
         let opened = driver.open(&mut context).await?;
-        let below = check_options(driver, &context)
+        let below = check_opened_length(&*opened)
+            .and_then(|()| check_options(driver, &context))
             .and_then(|()| self.below(driver, &context, backing_option, depth, nesting));
         let below = match below {
             Ok(below) => below,
@@ -506,6 +510,14 @@ impl Graph {
             nesting,
         }))
     }
+}
+
+/// Refuses an image that is too long.
+fn check_opened_length(opened: &dyn Driver) -> Result<()> {
+    if opened.size() > MAX_LENGTH {
+        return Err(Error::from_errno(EFBIG).prefix("Could not refresh total sector count"));
+    }
+    Ok(())
 }
 
 /// Refuses leftover options.

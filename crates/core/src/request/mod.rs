@@ -27,7 +27,7 @@ use oxblk_ring::{IoBuf, IoBufMut, WriteAt};
 
 use crate::compressed::cannot_compress;
 use crate::driver::{BoxFuture, Preallocation};
-use crate::{CompressedCluster, Error, ErrorKind, Node, Result, WriteFlags};
+use crate::{CompressedCluster, Error, ErrorKind, Node, Result, WriteFlags, check_length};
 
 pub(crate) use flush::flush;
 pub use status::ChainStatus;
@@ -320,15 +320,9 @@ pub(crate) async fn resize(
     size: u64,
     preallocation: Preallocation,
 ) -> Result<()> {
+    check_length(size)?;
     if node.is_read_only() {
         return Err(Error::new(ErrorKind::Denied, "Image is read-only").errno(13));
-    }
-    if i64::try_from(size).is_err() {
-        return Err(Error::new(
-            ErrorKind::Invalid,
-            "Required too big image size, it must be not greater than 9223372036854775807",
-        )
-        .errno(27));
     }
     let Some(driver) = node.driver().resize() else {
         return Err(Error::unsupported("Image format driver does not support resize"));

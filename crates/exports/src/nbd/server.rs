@@ -184,14 +184,18 @@ impl Server {
         }
     }
 
-    /// Stops: no further connections, and those that exist come to their end. Returns when all have.
-    pub async fn stop(&self) {
-        let inner = &self.0;
-        inner.stop.set();
-        if timeout(inner.options.grace, inner.fewer_than(1)).await.is_err() {
-            tracing::warn!("closing NBD connections that do not come to an end");
-            inner.abort.set();
-            inner.fewer_than(1).await;
+    /// Stops: no further connections, and those that exist come to their end. The future ends when all have; it may be
+    /// awaited anywhere, also outside of I/O threads.
+    pub fn stop(&self) -> impl Future<Output = ()> + Send + use<> {
+        let inner = Arc::clone(&self.0);
+        // Timers run on I/O threads.
+        let thread = inner.threads.first().map(|worker| worker.thread.clone());
+        let stopped = thread.map(|thread| thread.spawn(move || async move { inner.stop().await }));
+        async move {
+            if let Some(stopped) = stopped {
+                // A thread that has ended has closed its connections.
+                let _ = stopped.await;
+            }
         }
     }
 }
@@ -231,6 +235,15 @@ fn is_passing(error: &io::Error) -> bool {
 }
 
 impl Inner {
+    async fn stop(&self) {
+        self.stop.set();
+        if timeout(self.options.grace, self.fewer_than(1)).await.is_err() {
+            tracing::warn!("closing NBD connections that do not come to an end");
+            self.abort.set();
+            self.fewer_than(1).await;
+        }
+    }
+
     /// Waits until there are fewer connections than `limit`.
     async fn fewer_than(&self, limit: usize) {
         let fewer = || self.connections.load(Ordering::SeqCst) < limit;

@@ -13,7 +13,7 @@ use std::sync::atomic::{
 };
 
 use futures_util::stream::{self, StreamExt as _};
-use oxblk_core::{ChildIdx, CompressedCluster, Error, Result, WriteFlags};
+use oxblk_core::{ChildIdx, CompressedCluster, Error, Preallocation, Result, WriteFlags};
 use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex};
 
@@ -21,6 +21,8 @@ use super::layout::L2Entry;
 use super::write_back::Was;
 use super::{Qcow2, compression};
 
+/// An image file ends with a whole one, in bytes.
+const SECTOR: u64 = 512;
 /// Clusters of one request that are compressed at the same time.
 const SIDE_BY_SIDE: usize = 16;
 
@@ -120,6 +122,17 @@ impl Qcow2 {
             self.drop_entries(&[entry], Was::Data);
         }
         linked
+    }
+
+    /// Has the file end with a whole sector: the last stream may end anywhere. Core has drained the node.
+    pub(super) async fn end_with_a_sector(&self) -> Result<()> {
+        self.check_writable()?;
+        let file = self.children.require(ChildIdx::FILE)?;
+        let size = file.size();
+        let Some(end) = size.checked_next_multiple_of(SECTOR).filter(|end| *end > size) else {
+            return Ok(());
+        };
+        if file.node().limits().grows { file.resize(end, Preallocation::Off).await } else { Ok(()) }
     }
 
     /// Whether a range can be stored compressed.

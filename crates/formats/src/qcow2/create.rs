@@ -5,7 +5,9 @@
 
 use futures_util::stream::{self, TryStreamExt};
 use oxblk_core::create::{CreateOption, OptionType};
-use oxblk_core::{Edge, Error, Options, Preallocation, Result, Secrets, WriteFlags, ZeroFlags};
+use oxblk_core::{
+    Edge, Error, Options, Preallocation, Result, Secrets, WriteFlags, ZeroFlags, check_length,
+};
 use oxblk_ring::IoBufMut;
 
 use super::encryption::create::Wanted as Encryption;
@@ -143,7 +145,11 @@ impl Wanted {
             ));
         }
         let cluster_bits = cluster_bits(options.take_size("cluster_size")?, extended_l2)?;
-        let refcount_order = refcount_order(options.take_size("refcount_bits")?)?;
+        let refcount_bits = options.take_size("refcount_bits")?;
+        if refcount_bits.is_some_and(|bits| i64::try_from(bits).is_err()) {
+            return Err(Error::invalid("Parameter 'refcount-bits' expects integer"));
+        }
+        let refcount_order = refcount_order(refcount_bits)?;
         let size = options.take_size("size")?.unwrap_or(0);
         let encryption = Encryption::take(&mut options)?;
         let named = options.take_str("data_file")?;
@@ -155,7 +161,7 @@ impl Wanted {
             preallocation => preallocation,
         };
         let wanted = Self {
-            size: size.checked_next_multiple_of(SECTOR).ok_or_else(too_large)?,
+            size: size.checked_next_multiple_of(SECTOR).unwrap_or(u64::MAX),
             version,
             geometry: Geometry { cluster_bits, refcount_order, extended_l2, data_file },
             lazy_refcounts: options.take_bool("lazy_refcounts")?.unwrap_or(false),
@@ -168,6 +174,7 @@ impl Wanted {
             data_file_raw,
         };
         wanted.check()?;
+        check_length(wanted.size).map_err(|error| error.prefix("Could not resize image"))?;
         Ok(wanted)
     }
 

@@ -211,6 +211,10 @@ impl Compress for Qcow2 {
     fn store(&self, offset: u64, cluster: CompressedCluster) -> BoxFuture<'_, Result<()>> {
         Box::pin(self.store_cluster(offset, cluster))
     }
+
+    fn end(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.end_with_a_sector())
+    }
 }
 
 impl Check for Qcow2 {

@@ -3,9 +3,11 @@
 use oxblk_core::create::{
     CreateOption, CreateRequest, CreateTarget, Measure, MeasureRequest, OptionType,
 };
-use oxblk_core::{Error, Options, Preallocation, Result};
+use oxblk_core::{Error, Options, Preallocation, Result, check_length};
 
 use super::SECTOR;
+
+const EINVAL: i32 = 22;
 
 /// The options that are not the protocol's.
 pub(super) const OPTIONS: &[CreateOption] = &[CreateOption {
@@ -19,7 +21,7 @@ fn take_size(options: &mut Options) -> Result<Option<u64>> {
     let Some(size) = options.take_size("size")? else { return Ok(None) };
     let rounded = size.checked_next_multiple_of(SECTOR);
     let rounded = rounded.filter(|size| i64::try_from(*size).is_ok());
-    rounded.map(Some).ok_or_else(|| Error::invalid("Image size must be less than 8 EiB!"))
+    rounded.map(Some).ok_or_else(|| Error::from_errno(EINVAL).prefix("Could not resize file"))
 }
 
 /// Reads the options: size and preallocation.
@@ -28,6 +30,7 @@ fn take_size(options: &mut Options) -> Result<Option<u64>> {
 /// When one is wrong.
 pub(super) fn read(mut options: Options) -> Result<(u64, Preallocation)> {
     let size = take_size(&mut options)?.unwrap_or(0);
+    check_length(size)?;
     let preallocation = match options.take_str("preallocation")? {
         None => Preallocation::Off,
         Some(name) => Preallocation::parse(&name)
@@ -46,8 +49,9 @@ pub(super) async fn create(request: CreateRequest) -> Result<()> {
 
 pub(super) fn measure(mut request: MeasureRequest<'_>) -> Result<Measure> {
     let size = match request.source {
-        Some(source) => source.size().checked_next_multiple_of(SECTOR).unwrap_or(u64::MAX),
-        None => take_size(&mut request.options)?.unwrap_or(0),
+        Some(source) => source.size(),
+        None => request.options.take_size("size")?.unwrap_or(0),
     };
+    let size = size.checked_next_multiple_of(SECTOR).unwrap_or(u64::MAX);
     Ok(Measure { required: size, fully_allocated: size, bitmaps: None })
 }

@@ -8,6 +8,7 @@
 //!
 //! Nothing is flushed; closing the target does that.
 
+mod offload;
 mod order;
 mod plan;
 mod rate;
@@ -20,7 +21,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use oxblk_core::{Backend, Error, Node, strerror};
+use oxblk_core::{Backend, Error, ErrorKind, Node, strerror};
 
 pub use run::run;
 
@@ -42,7 +43,7 @@ pub struct CopyOptions {
     pub backing: Option<u64>,
     /// A layer of the source's chain, which the target is: only what the layers above it hold is copied.
     pub above: Option<Arc<Node>>,
-    /// Move data with the host's copy offload where it can.
+    /// Have the host copy data where it can, zeroes in it included.
     pub offload: bool,
     /// Take what cannot be read for zeroes.
     pub salvage: bool,
@@ -71,7 +72,7 @@ impl Default for CopyOptions {
     }
 }
 
-/// Who hears of a copy under way. Called from several threads.
+/// Who hears of a copy under way. Called from several threads, in the order of the disk.
 pub trait Observer: Send + Sync {
     /// `done` of `total` bytes have been dealt with.
     fn progress(&self, done: u64, total: u64) {
@@ -131,6 +132,13 @@ pub struct CopyError {
     pub offset: u64,
     /// Why.
     pub error: Error,
+}
+
+impl CopyError {
+    /// The copy has ended before `offset` because of `why`, which is no failed request.
+    fn stopped(offset: u64, why: &'static str) -> Self {
+        Self { stage: Stage::Stopped, offset, error: Error::new(ErrorKind::Cancelled, why) }
+    }
 }
 
 impl std::fmt::Display for CopyError {

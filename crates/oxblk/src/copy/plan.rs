@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use oxblk_core::{ChildIdx, Status, StatusFlags, Want};
 
@@ -37,6 +38,8 @@ pub(super) struct Chunk {
     pub(super) len: u64,
     /// What to do.
     pub(super) action: Action,
+    /// The data is stored as the guest reads it, neither compressed nor encrypted.
+    pub(super) is_plain: bool,
     /// A step of progress ends in it, this many bytes before its end.
     pub(super) reports: Option<u64>,
 }
@@ -53,6 +56,7 @@ pub(super) struct Plan {
     begin: u64,
     known: u64,
     action: Action,
+    is_plain: bool,
 }
 
 impl Plan {
@@ -66,15 +70,30 @@ impl Plan {
         let Range { start, end } = range;
         let end = end.min(sources.size());
         let unit = unit.max(1);
-        let action = Action::Skip;
-        Self { sources, options, unit, offset: start, end, begin: start, known: 0, action }
+        Self {
+            sources,
+            options,
+            unit,
+            offset: start,
+            end,
+            begin: start,
+            known: 0,
+            action: Action::Skip,
+            is_plain: false,
+        }
     }
 
     /// How many bytes are to be copied in all. The plan is used up then.
-    pub(super) async fn count(mut self) -> Result<u64, CopyError> {
+    ///
+    /// # Errors
+    /// When the status of a source cannot be read, or `stop` is set meanwhile.
+    pub(super) async fn count(mut self, stop: &AtomicBool) -> Result<u64, CopyError> {
         self.options.chunk = usize::MAX;
         let mut bytes = 0_u64;
         while let Some(chunk) = self.next().await? {
+            if stop.load(Relaxed) {
+                return Err(CopyError::stopped(chunk.offset, "Interrupted"));
+            }
             if chunk.action == Action::Copy {
                 bytes = bytes.saturating_add(chunk.len);
             }
@@ -108,7 +127,8 @@ impl Plan {
             true => Some(0),
             false => crosses.then(|| since(end) % PROGRESS_STEP),
         };
-        let chunk = Chunk { offset: self.offset, len, action: self.action, reports };
+        let Self { offset, action, is_plain, .. } = *self;
+        let chunk = Chunk { offset, len, action, is_plain, reports };
         self.offset = end;
         chunk
     }
@@ -142,6 +162,7 @@ impl Plan {
         self.begin = self.offset;
         self.known = self.offset.saturating_add(status.len.clamp(1, len));
         self.action = self.action_for(&status);
+        self.is_plain = status.flags.contains(StatusFlags::OFFSET_VALID);
         Ok(())
     }
 

@@ -1,12 +1,12 @@
 //! The workers of a copy.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
-use oxblk_core::{Error, ErrorKind};
 use oxblk_ring::Mutex as AsyncMutex;
 use oxblk_ring::{IoBufMut, IoThread, transfer_in_place};
 
+use super::offload::Offload;
 use super::order::{Order, Ticket};
 use super::plan::{Action, Chunk, Plan};
 use super::rate::Rate;
@@ -14,6 +14,7 @@ use super::source::Sources;
 use super::write::{Job, Part, Parts};
 use super::{Copy, CopyError, CopyOptions, Stage};
 use crate::lowest::Lowest;
+use crate::progress::{InOrder, Piece};
 
 /// Longest transfer of a file in memory that workers make themselves, in bytes.
 const LONGEST_IN_PLACE: usize = 1 << 20;
@@ -29,13 +30,14 @@ pub(super) struct Shared {
     /// Unit of zero detection in bytes.
     pub(super) unit: u64,
     rate: Option<Rate>,
+    pub(super) offload: Offload,
     /// Where in the sources the copy begins.
     pub(super) begin: u64,
     /// Bytes that progress counts: what is to be copied, or all.
     total: u64,
     /// Holes are not counted.
     only_data: bool,
-    done: AtomicU64,
+    progress: InOrder,
     /// The thread that writes out of order, where it is another one than the reader's.
     pub(super) writer: Option<IoThread>,
     /// What lies before a failure was begun earlier, and is still under way.
@@ -60,7 +62,7 @@ pub async fn run(copy: Copy, helpers: &[IoThread]) -> Result<(), CopyError> {
     workers_on_one_thread(Arc::clone(&shared), each + usize::from(extra > 0)).await;
     for thread in remote {
         if thread.await.is_err() {
-            shared.fail(stopped(0, "An I/O thread ended early"));
+            shared.fail(CopyError::stopped(0, "An I/O thread ended early"));
         }
     }
     shared.failure.take().map_or(Ok(()), Err)
@@ -77,10 +79,6 @@ async fn workers_on_one_thread(shared: Arc<Shared>, workers: usize) {
     for task in tasks {
         task.await;
     }
-}
-
-pub(super) fn stopped(offset: u64, why: &'static str) -> CopyError {
-    CopyError { stage: Stage::Stopped, offset, error: Error::new(ErrorKind::Cancelled, why) }
 }
 
 impl Shared {
@@ -100,7 +98,7 @@ impl Shared {
         let (begin, all) = (range.start, range.end.saturating_sub(range.start));
         let plan = || Plan::new(Arc::clone(&sources), copy.options.clone(), range.clone(), aligned);
         let only_data = copy.observer.wants_total();
-        let total = if only_data { plan().count().await? } else { all };
+        let total = if only_data { plan().count(&copy.stop).await? } else { all };
         let plan = plan();
         Ok(Self {
             only_data,
@@ -108,10 +106,11 @@ impl Shared {
             order: (in_order && order_matters).then(Arc::default),
             unit: if compress { cluster } else { sparse.max(u64::from(zeroes)).max(1) },
             rate: rate.map(Rate::new),
+            offload: Offload::new(&copy),
             begin,
             total,
             sources,
-            done: AtomicU64::new(0),
+            progress: InOrder::new(begin),
             writer: IoThread::current().filter(|_| !compress),
             failure: Lowest::default(),
             copy,
@@ -186,7 +185,7 @@ impl Shared {
                 if let Some(rate) = &self.rate {
                     rate.pass(chunk.len).await;
                 }
-                if self.copy.options.offload {
+                if self.offload.is_on() {
                     return Ok(vec![(place, Part::Move(chunk))]);
                 }
                 self.parts(place, self.read(chunk).await?.freeze()).await
@@ -195,27 +194,27 @@ impl Shared {
     }
 
     pub(super) fn report(&self, chunk: &Chunk) {
-        if self.only_data && chunk.action != Action::Copy {
-            return;
-        }
-        let done = self.done.fetch_add(chunk.len, Relaxed).saturating_add(chunk.len);
-        if let Some(behind) = chunk.reports {
-            let done = done.saturating_sub(behind).min(self.total);
-            self.copy.observer.progress(done, self.total);
-        }
+        let counts = !self.only_data || chunk.action == Action::Copy;
+        let piece = Piece {
+            end: chunk.offset.saturating_add(chunk.len),
+            counts: if counts { chunk.len } else { 0 },
+            reports: chunk.reports.filter(|_| counts),
+        };
+        let tell = |done: u64| self.copy.observer.progress(done.min(self.total), self.total);
+        self.progress.done(chunk.offset, piece, tell);
     }
 
     /// Fails when the copy has been told to stop; what is at `offset` and after it is not done yet.
     pub(super) fn go_on(&self, offset: u64) -> Result<(), CopyError> {
         if self.copy.stop.load(Relaxed) {
-            return Err(stopped(offset, "Interrupted"));
+            return Err(CopyError::stopped(offset, "Interrupted"));
         }
         Ok(())
     }
 
-    /// Moves a chunk within the host; `false` where it cannot. Whatever the reason, the ordinary way
-    /// either works or tells what is wrong.
-    pub(super) async fn offload(&self, chunk: Chunk) -> bool {
+    /// Has the host copy a chunk; `false` where it cannot, because the target has no place for it yet or for another
+    /// reason. Whatever it is, the ordinary way either works or tells what is wrong.
+    pub(super) async fn copy_by_host(&self, chunk: Chunk) -> bool {
         let Some((source, offset)) = self.sources.at(chunk.offset) else { return false };
         if source.size().saturating_sub(offset) < chunk.len {
             return false;

@@ -11,7 +11,7 @@ use oxblk_ring::{IoBuf, IoThread};
 
 use super::order::{Ticket, Writer};
 use super::plan::Chunk;
-use super::run::{Shared, stopped};
+use super::run::Shared;
 use super::sparse::{Run, runs};
 use super::{CopyError, Stage};
 
@@ -23,7 +23,7 @@ pub(super) enum Part {
     Zero(u64),
     Data(IoBuf),
     Compressed(CompressedCluster),
-    /// The host moves it, or else it is read and written.
+    /// The host copies it, or else it is read and written.
     Move(Chunk),
 }
 
@@ -115,11 +115,17 @@ impl Shared {
         for (at, part) in parts {
             match part {
                 Part::Move(chunk) => {
-                    if !self.offload(chunk).await {
-                        let data = self.read(chunk).await?.freeze();
-                        for (at, part) in self.cut(at, &data) {
-                            self.write_part(at, part).await?;
-                        }
+                    let as_it_is = self.offload.takes(&chunk);
+                    if as_it_is && self.copy_by_host(chunk).await {
+                        continue;
+                    }
+                    let data = self.read(chunk).await?.freeze();
+                    if as_it_is {
+                        self.write_part(at, Part::Data(data)).await?;
+                        continue;
+                    }
+                    for (at, part) in self.cut(at, &data) {
+                        self.write_part(at, part).await?;
                     }
                 }
                 part => self.write_part(at, part).await?,
@@ -159,7 +165,9 @@ impl Shared {
                 let shared = Arc::clone(self);
                 let written =
                     writer.spawn(move || async move { shared.write_side_by_side(parts).await });
-                written.await.unwrap_or_else(|_| Err(stopped(offset, "An I/O thread ended early")))
+                written.await.unwrap_or_else(|_| {
+                    Err(CopyError::stopped(offset, "An I/O thread ended early"))
+                })
             }
         }
     }

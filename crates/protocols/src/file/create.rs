@@ -9,12 +9,13 @@ use oxblk_ring::{Aio, File, host};
 use rustix::fs::{IFlags, Mode, OFlags};
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::handle::{self, Access};
+use super::handle::{self, Access, Handle};
 use super::locks::FileLocks;
 use super::open::FileFactory;
 use super::resize;
 
 const SECTOR: u64 = 512;
+const EINVAL: i32 = 22;
 const DEFAULT_EXTENT_SIZE_HINT: u64 = 1 << 20;
 
 /// In the order in which `img create` prints them.
@@ -43,7 +44,16 @@ pub(super) const CREATE_OPTIONS: &[CreateOption] = &[
 const SIZE: CreateOption =
     CreateOption { name: "size", kind: OptionType::Size, help: "Virtual disk size", default: None };
 
-pub(super) const SIZE_ONLY: &[CreateOption] = &[SIZE];
+/// A device cannot be preallocated.
+pub(super) const DEVICE_CREATE_OPTIONS: &[CreateOption] = &[
+    SIZE,
+    CreateOption {
+        name: "preallocation",
+        kind: OptionType::String,
+        help: "Preallocation mode (allowed values: off)",
+        default: None,
+    },
+];
 
 struct Wanted {
     size: u64,
@@ -58,7 +68,7 @@ fn parse(mut request: CreateRequest) -> Result<(String, Wanted)> {
     let size = size
         .checked_next_multiple_of(SECTOR)
         .filter(|size| i64::try_from(*size).is_ok())
-        .ok_or_else(|| Error::invalid("Image size must be less than 8 EiB!"))?;
+        .ok_or_else(|| Error::from_errno(EINVAL).prefix("Could not resize file"))?;
     let preallocation = match options.take_str("preallocation")? {
         None => Preallocation::Off,
         Some(name) => Preallocation::parse(&name)
@@ -149,10 +159,27 @@ fn apply_hints(fd: &OwnedFd, wanted: &Wanted) {
     }
 }
 
-async fn prepare_device(factory: &FileFactory, path: &str, wanted: &Wanted) -> Result<()> {
+fn open_device(factory: &FileFactory, path: &str) -> Result<Handle> {
+    factory.check_named(path)?;
     let access = Access { read_only: false, direct: false, no_symlinks: false };
     let handle = handle::open(path, access).map_err(|e| handle::open_error(path, e, false))?;
     factory.check_kind(Some(handle.kind), path)?;
+    Ok(handle)
+}
+
+/// Makes an existing device ready to be an image.
+async fn prepare_device(factory: &FileFactory, path: &str, wanted: &Wanted) -> Result<()> {
+    if wanted.preallocation != Preallocation::Off {
+        let mode = wanted.preallocation.name();
+        return Err(Error::unsupported(format!("Unsupported preallocation mode '{mode}'")));
+    }
+    let handle = open_device(factory, path).map_err(|error| {
+        error.prefix(format_args!(
+            "Protocol driver '{}' does not support creating new images, so an existing image must be \
+             selected as the target; however, opening the given target as an existing image failed",
+            factory.name
+        ))
+    })?;
     let locks = lock(&handle.fd, path)?;
     let file = File::from_fd(handle.fd, Aio::default());
     let size = file.len().await?;

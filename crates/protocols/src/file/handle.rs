@@ -81,6 +81,10 @@ fn kind_of(fd: BorrowedFd<'_>) -> Result<Option<Kind>, Errno> {
 /// What the tools say when a file cannot be opened.
 pub(super) fn open_error(path: &str, errno: Errno, direct: bool) -> Error {
     let code = errno.raw_os_error();
+    if matches!(errno, Errno::MFILE | Errno::NFILE) {
+        // The limit is what is short, whatever the file.
+        return Error::from_errno(code);
+    }
     if direct && errno == Errno::INVAL {
         return Error::from_errno(code)
             .reword(format!("Could not open '{path}': filesystem does not support O_DIRECT"))

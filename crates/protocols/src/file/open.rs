@@ -34,6 +34,15 @@ impl FileFactory {
         rest.unwrap_or(filename)
     }
 
+    /// Refuses an empty path.
+    pub(super) fn check_named(&self, path: &str) -> Result<()> {
+        if path.is_empty() {
+            let text = format!("The '{}' block driver requires a file name", self.name);
+            return Err(Error::invalid(text));
+        }
+        Ok(())
+    }
+
     pub(super) fn check_kind(&self, kind: Option<Kind>, path: &str) -> Result<()> {
         match (self.device, kind) {
             (false, Some(Kind::Regular)) | (true, Some(Kind::Block | Kind::Character)) => Ok(()),
@@ -44,12 +53,8 @@ impl FileFactory {
 
     async fn open_file(&self, context: &mut OpenContext) -> Result<FileDriver> {
         let options: FileOptions = context.options.extract()?;
-        let Some(path) = options.filename.clone().filter(|path| !path.is_empty()) else {
-            return Err(Error::invalid(format!(
-                "The '{}' block driver requires a file name",
-                self.name
-            )));
-        };
+        let path = options.filename.clone().unwrap_or_default();
+        self.check_named(&path)?;
         let locking = options.locking()?;
         let aio = options.aio(context.flags.direct, context.flags.aio)?;
         options.refuse_pr_manager()?;
@@ -153,7 +158,7 @@ impl DriverFactory for FileFactory {
     }
 
     fn create_options(&self) -> &'static [CreateOption] {
-        if self.device { create::SIZE_ONLY } else { CREATE_OPTIONS }
+        if self.device { create::DEVICE_CREATE_OPTIONS } else { CREATE_OPTIONS }
     }
 
     fn create<'a>(

@@ -278,7 +278,7 @@ fn creating_makes_a_file_of_the_size_and_preallocation_asked_for() {
             error(create("x", "size=1M,extent_size_hint=5G").await),
             "Extent size hint is too large"
         );
-        assert_eq!(error(create("x", "size=8E").await), "Image size must be less than 8 EiB!");
+        assert_eq!(error(create("x", "size=8E").await), "Could not resize file: Invalid argument");
         let nowhere = create("no/where", "size=1M").await;
         let path = text(&dir.path().join("no/where"));
         assert_eq!(error(nowhere), format!("Could not create '{path}': No such file or directory"));
@@ -340,7 +340,7 @@ fn null_disks_read_zeroes_if_asked_to_and_swallow_everything() {
         slow.close().await.unwrap();
         assert_eq!(error(open("driver=null-co,latency-ns=-5").await), "latency-ns is invalid");
         let huge = open("driver=null-co,size=15E").await;
-        assert_eq!(error(huge), "Image size must be less than 8 EiB!");
+        assert!(error(huge).ends_with("Could not refresh total sector count: File too large"));
         let named =
             graph().open_protocol("null-co://x", Options::new(), OpenFlags::default()).await;
         assert!(

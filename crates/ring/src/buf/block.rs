@@ -7,6 +7,7 @@
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicPtr;
 
+use super::free::FreeBlock;
 use super::pool::{self, Arena};
 use super::references::References;
 use super::returned::Linked;
@@ -118,6 +119,6 @@ impl Drop for BlockRef {
             return;
         }
         // SAFETY: this was the last reference, so the header and the memory belong to us alone.
-        unsafe { pool::recycle(self.0) };
+        pool::recycle(unsafe { FreeBlock::new(self.0) });
     }
 }

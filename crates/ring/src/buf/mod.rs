@@ -15,6 +15,7 @@
 //! kernel, larger ones from bounded caches of page-aligned memory.
 
 mod block;
+mod free;
 mod pool;
 mod references;
 mod returned;

@@ -17,6 +17,7 @@ use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::block::{Block, BlockRef, Home};
+use super::free::FreeBlock;
 use super::returned::Returned;
 
 /// Alignment of every buffer of 512 bytes or more.
@@ -35,7 +36,7 @@ const BIG_KEEP: usize = 2;
 const LARGEST_KEPT: usize = 512 << 10;
 
 /// Free pieces of each class of an arena.
-type Pieces = [Vec<NonNull<Block>>; 3];
+type Pieces = [Vec<FreeBlock>; 3];
 
 /// Memory registered with one ring, cut into equal pieces per class.
 pub(crate) struct Arena {
@@ -77,7 +78,8 @@ impl Arena {
                 at += size;
                 let header = NonNull::from(Box::leak(Box::new(Block::new(piece, size, home))));
                 headers.push(header);
-                list.push(header);
+                // SAFETY: just made and leaked; it stays in no other list, and is freed with the arena alone.
+                list.push(unsafe { FreeBlock::new(header) });
             }
             list.reverse();
         }
@@ -102,10 +104,16 @@ impl Drop for Arena {
 }
 
 /// The calling thread's free memory.
+///
+/// Nothing that is done with it while it is borrowed comes back to it: that is taking and adding blocks, the global
+/// allocator and the system's mappings. What may run anything else (giving up a count of an arena) is done after that.
+/// When the thread has ended (and in destructors of other thread-local values, which may run later), there is none:
+/// blocks are then made anew, and freed ones go to their arena, to what all threads share, or to the system.
 struct ThreadPool {
     arena: Option<Arc<Arena>>,
+    /// All are pieces of `arena`, which keeps them valid.
     pieces: Pieces,
-    small: [Vec<NonNull<Block>>; 4],
+    small: [Vec<FreeBlock>; 4],
     /// The last big blocks that were freed here, the newest last.
     big: Vec<FreeBlock>,
 }
@@ -124,41 +132,44 @@ thread_local! {
 /// Gives the calling thread an arena of about `bytes`.
 pub(crate) fn install_arena(bytes: usize) -> io::Result<Arc<Arena>> {
     let (arena, pieces) = Arena::new(bytes)?;
-    POOL.with_borrow_mut(|pool| {
-        pool.arena = Some(Arc::clone(&arena));
-        pool.pieces = pieces;
-    });
+    let before = POOL.with_borrow_mut(|pool| pool.exchange(Some(Arc::clone(&arena)), pieces));
+    drop(before);
     Ok(arena)
 }
 
 /// Takes the arena from the calling thread; buffers that are still out keep its memory.
 pub(crate) fn uninstall_arena() {
-    let _ = POOL.try_with(|pool| {
-        let mut pool = pool.borrow_mut();
-        pool.pieces = [const { Vec::new() }; 3];
-        pool.arena = None;
-    });
+    let none = [const { Vec::new() }; 3];
+    let before = POOL.try_with(|pool| pool.borrow_mut().exchange(None, none));
+    drop(before);
 }
 
 impl ThreadPool {
+    /// Puts an arena with its free pieces in the place of the one before, which the caller drops.
+    fn exchange(&mut self, arena: Option<Arc<Arena>>, pieces: Pieces) -> Option<Arc<Arena>> {
+        // Those of the arena before are freed with it.
+        self.pieces = pieces;
+        std::mem::replace(&mut self.arena, arena)
+    }
+
     fn take_piece(&mut self, len: usize) -> Option<BlockRef> {
         let arena = self.arena.as_ref()?;
         let wanted = ARENA_CLASSES.iter().position(|&size| size >= len)?;
         if self.pieces.get(wanted)?.is_empty() {
-            arena.returned.take(|block| put_piece(&mut self.pieces, block));
+            arena.returned.take(|block| {
+                // SAFETY: it was free when it was put there, and has been taken out.
+                put_piece(&mut self.pieces, unsafe { FreeBlock::new(block) });
+            });
         }
         let block = self.pieces.get_mut(wanted)?.pop()?;
         // SAFETY: the pointer comes from this very `Arc`. The count is given back by `recycle`.
         unsafe { Arc::increment_strong_count(Arc::as_ptr(arena)) };
-        // SAFETY: a free piece belongs to the list it was popped from, and to nobody else.
-        Some(unsafe { BlockRef::adopt(block) })
+        Some(block.hand_out())
     }
 }
 
-fn put_piece(pieces: &mut Pieces, block: NonNull<Block>) {
-    // SAFETY: free blocks are valid while their arena is.
-    let capacity = unsafe { block.as_ref() }.capacity;
-    if let Some(class) = ARENA_CLASSES.iter().position(|&size| size == capacity) {
+fn put_piece(pieces: &mut Pieces, block: FreeBlock) {
+    if let Some(class) = ARENA_CLASSES.iter().position(|&size| size == block.capacity()) {
         pieces[class].push(block);
     }
 }
@@ -167,10 +178,7 @@ impl ThreadPool {
     /// Frees the blocks kept for reuse.
     fn trim(&mut self) {
         for (class, list) in self.small.iter_mut().enumerate() {
-            for block in list.drain(..) {
-                // SAFETY: cached blocks are free and ours.
-                unsafe { free_small(block, class) };
-            }
+            list.drain(..).for_each(|block| free_small(block, class));
         }
         self.big.drain(..).for_each(unmap);
     }
@@ -236,8 +244,7 @@ pub(super) fn take(len: usize) -> (BlockRef, bool) {
         {
             return Some(piece);
         }
-        // SAFETY: cached blocks are free and belong to the list.
-        pool.small[class].pop().map(|block| unsafe { BlockRef::adopt(block) })
+        pool.small[class].pop().map(FreeBlock::hand_out)
     });
     match pooled {
         Ok(Some(block)) => (block, false),
@@ -262,33 +269,19 @@ fn new_small(class: usize) -> BlockRef {
     unsafe { BlockRef::adopt(NonNull::from(header)) }
 }
 
-/// # Safety
-/// `block` is a free block of `Home::Small(class)` that nobody else refers to.
-unsafe fn free_small(block: NonNull<Block>, class: usize) {
-    // SAFETY: header and memory were made in `new_small` and are ours by the caller's promise.
-    unsafe {
-        dealloc(block.as_ref().ptr.as_ptr(), small_layout(class));
-        drop(Box::from_raw(block.as_ptr()));
-    }
+/// Frees a block that `new_small` has made.
+fn free_small(block: FreeBlock, class: usize) {
+    debug_assert!(matches!(block.header().home, Home::Small(of) if of == class));
+    let header = block.into_header();
+    // SAFETY: the lists of a class hold blocks of `new_small` alone, which has allocated the memory with this layout; nobody
+    // else has it.
+    unsafe { dealloc(header.ptr.as_ptr(), small_layout(class)) };
 }
 
 /// Free big blocks, newest last.
 struct BigCache {
     blocks: Vec<FreeBlock>,
     bytes: usize,
-}
-
-/// A free mapped block.
-struct FreeBlock(NonNull<Block>);
-
-// SAFETY: a free block belongs to its holder alone.
-unsafe impl Send for FreeBlock {}
-
-impl FreeBlock {
-    fn capacity(&self) -> usize {
-        // SAFETY: the header of a free block is valid and its holder's alone.
-        unsafe { self.0.as_ref() }.capacity
-    }
 }
 
 static BIG: Mutex<BigCache> = Mutex::new(BigCache { blocks: Vec::new(), bytes: 0 });
@@ -303,11 +296,11 @@ fn take_big(len: usize) -> (BlockRef, bool) {
     let capacity = round_big(len);
     let kept = POOL.try_with(|pool| pool.borrow_mut().take_big(capacity)).ok().flatten();
     if let Some(block) = kept.or_else(|| take_shared(capacity)) {
-        // SAFETY: taken out of its cache, so ours alone.
-        return (unsafe { BlockRef::adopt(block.0) }, false);
+        return (block.hand_out(), false);
     }
     let mapped = map_pages(capacity).or_else(|_| {
         // What is kept for reuse may be what is missing.
+        trim_thread();
         trim_shared();
         map_pages(capacity)
     });
@@ -330,8 +323,8 @@ fn take_shared(capacity: usize) -> Option<FreeBlock> {
     Some(cache.blocks.remove(at))
 }
 
-fn recycle_big(block: NonNull<Block>) {
-    let mut block = Some(FreeBlock(block));
+fn recycle_big(block: FreeBlock) {
+    let mut block = Some(block);
     let _ = POOL.try_with(|pool| {
         block = block.take().and_then(|block| pool.borrow_mut().keep_big(block));
     });
@@ -353,64 +346,60 @@ fn recycle_big(block: NonNull<Block>) {
     dropped.into_iter().for_each(unmap);
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "nobody has the block afterwards")]
+/// Frees a block of `Home::Mapped`.
 fn unmap(block: FreeBlock) {
-    // SAFETY: a free block that is in no cache: header and memory are ours alone.
-    let header = unsafe { Box::from_raw(block.0.as_ptr()) };
+    debug_assert!(matches!(block.header().home, Home::Mapped));
+    let header = block.into_header();
     unmap_pages(header.ptr, header.capacity);
 }
 
 /// Takes back a block whose last reference is gone.
-///
-/// # Safety
-/// Nobody refers to `block` any more, and the header came from this module.
-pub(super) unsafe fn recycle(block: NonNull<Block>) {
-    // SAFETY: ours alone by the caller's promise.
-    let (home, capacity, memory) =
-        unsafe { (block.as_ref().home, block.as_ref().capacity, block.as_ref().ptr) };
-    match home {
-        Home::Arena(arena) => {
-            let kept = POOL.try_with(|pool| {
-                let mut pool = pool.borrow_mut();
-                let own =
-                    pool.arena.as_ref().is_some_and(|a| ptr::eq(Arc::as_ptr(a), arena.as_ptr()));
-                if own {
-                    put_piece(&mut pool.pieces, block);
-                }
-                own
-            });
-            if !kept.unwrap_or(false) {
-                // SAFETY: the block that is being recycled holds a count on its arena until the next statement; it is
-                // free, and valid as long as the arena, which takes it back.
-                unsafe { arena.as_ref().returned.put(block) };
-            }
-            // SAFETY: gives back the count taken in `take_piece`; the pointer came from `Arc::as_ptr`.
-            unsafe { Arc::decrement_strong_count(arena.as_ptr()) };
-        }
-        Home::Small(class) => {
-            let kept = POOL.try_with(|pool| {
-                let list = &mut pool.borrow_mut().small[class];
-                let room = list.len() < SMALL_KEEP[class];
-                if room {
-                    list.push(block);
-                }
-                room
-            });
-            if !kept.unwrap_or(false) {
-                // SAFETY: free, of this class, and not put in any list.
-                unsafe { free_small(block, class) };
-            }
-        }
+pub(super) fn recycle(block: FreeBlock) {
+    match block.header().home {
+        Home::Arena(arena) => recycle_piece(block, arena),
+        Home::Small(class) => recycle_small(block, class),
         Home::Mapped => recycle_big(block),
         Home::Vec => {
-            // SAFETY: memory and capacity are those of the `Vec` that `from_vec` took apart; the header was leaked there.
-            unsafe {
-                drop(Vec::from_raw_parts(memory.as_ptr(), 0, capacity));
-                drop(Box::from_raw(block.as_ptr()));
-            }
+            let header = block.into_header();
+            // SAFETY: memory and capacity are those of the `Vec` that `from_vec` took apart.
+            drop(unsafe { Vec::from_raw_parts(header.ptr.as_ptr(), 0, header.capacity) });
         }
-        // SAFETY: the header came from `Box::leak` and is ours; the memory stays.
-        Home::Static => drop(unsafe { Box::from_raw(block.as_ptr()) }),
+        // The memory stays.
+        Home::Static => drop(block.into_header()),
+    }
+}
+
+/// Gives a piece back to its arena, which may be another thread's or no thread's any more.
+fn recycle_piece(block: FreeBlock, arena: NonNull<Arena>) {
+    let mut block = Some(block);
+    let _ = POOL.try_with(|pool| {
+        let mut pool = pool.borrow_mut();
+        let own = |mine: &Arc<Arena>| ptr::eq(Arc::as_ptr(mine), arena.as_ptr());
+        if pool.arena.as_ref().is_some_and(own)
+            && let Some(block) = block.take()
+        {
+            put_piece(&mut pool.pieces, block);
+        }
+    });
+    if let Some(block) = block {
+        // SAFETY: the piece holds a count on its arena, which is given back below; it is free, and valid as long as the
+        // arena, which takes it back.
+        unsafe { arena.as_ref().returned.put(block.into_raw()) };
+    }
+    // SAFETY: gives back the count taken in `take_piece`; the pointer came from `Arc::as_ptr`.
+    unsafe { Arc::decrement_strong_count(arena.as_ptr()) };
+}
+
+fn recycle_small(block: FreeBlock, class: usize) {
+    let mut block = Some(block);
+    let _ = POOL.try_with(|pool| {
+        let list = &mut pool.borrow_mut().small[class];
+        if list.len() < SMALL_KEEP[class] {
+            list.extend(block.take());
+        }
+    });
+    if let Some(block) = block {
+        free_small(block, class);
     }
 }
 

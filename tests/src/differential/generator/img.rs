@@ -20,16 +20,24 @@ pub(super) struct Command {
     pub(super) main: &'static [&'static [&'static str]],
 }
 
-const fn value(short: char, long: &'static str, kind: Kind) -> Opt {
-    Opt { short: Some(short), long: Some(long), value: Some(kind) }
+/// An option with both names and a value.
+pub(super) const fn value(short: char, long: &'static str, kind: Kind) -> Opt {
+    Opt { value: Some(kind), ..flag(short, long) }
 }
 
-const fn flag(short: char, long: &'static str) -> Opt {
-    Opt { short: Some(short), long: Some(long), value: None }
+/// An option with both names and no value.
+pub(super) const fn flag(short: char, long: &'static str) -> Opt {
+    Opt { short: Some(short), ..self::long(long, None) }
 }
 
-const fn long(long: &'static str, value: Option<Kind>) -> Opt {
+/// An option with a long name alone.
+pub(super) const fn long(long: &'static str, value: Option<Kind>) -> Opt {
     Opt { short: None, long: Some(long), value }
+}
+
+/// An option with a letter alone.
+pub(super) const fn short(letter: char, value: Option<Kind>) -> Opt {
+    Opt { short: Some(letter), long: None, value }
 }
 
 const IMAGE_OPTS: Opt = long("image-opts", None);
@@ -92,11 +100,11 @@ pub(super) const COMMANDS: &[Command] = &[
             value('O', "output-format", Kind::Format),
             long("target-image-opts", None),
             value('o', "options", Kind::CreateOptions),
-            Opt { short: Some('c'), long: None, value: None },
+            short('c', None),
             value('t', "output-cache", Kind::Cache),
             value('B', "backing", Kind::Image),
             value('F', "backing-format", Kind::Format),
-            Opt { short: Some('n'), long: None, value: None },
+            short('n', None),
             long("target-is-zero", None),
             value('S', "sparse-size", Kind::Sparse),
             long("bitmaps", None),
@@ -238,9 +246,9 @@ pub(super) const COMMANDS: &[Command] = &[
             IMAGE_OPTS,
             SHARE,
             flag('l', "list"),
-            Opt { short: Some('a'), long: None, value: Some(Kind::Snapshot) },
-            Opt { short: Some('c'), long: None, value: Some(Kind::Snapshot) },
-            Opt { short: Some('d'), long: None, value: Some(Kind::Snapshot) },
+            short('a', Some(Kind::Snapshot)),
+            short('c', Some(Kind::Snapshot)),
+            short('d', Some(Kind::Snapshot)),
             OBJECT,
         ],
         operands: &[Kind::Image],
@@ -249,7 +257,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "bitmap",
         options: &[
-            Opt { short: Some('f'), long: None, value: Some(Kind::Format) },
+            short('f', Some(Kind::Format)),
             IMAGE_OPTS,
             long("add", None),
             value('g', "granularity", Kind::Block),
@@ -288,7 +296,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "bench",
         options: &[
-            Opt { short: Some('q'), long: None, value: None },
+            short('q', None),
             FORMAT,
             IMAGE_OPTS,
             value('t', "cache", Kind::Cache),

@@ -3,22 +3,22 @@
 use crate::random::Random;
 
 use super::case::{choose, option_words};
-use super::img::Opt;
+use super::img::{Opt, flag, long, value};
 use super::values::Kind;
 
 const OPTIONS: &[Opt] = &[
-    Opt { short: Some('f'), long: Some("format"), value: Some(Kind::Format) },
-    Opt { short: Some('r'), long: Some("read-only"), value: None },
-    Opt { short: Some('s'), long: Some("snapshot"), value: None },
-    Opt { short: Some('n'), long: Some("nocache"), value: None },
-    Opt { short: Some('C'), long: Some("copy-on-read"), value: None },
-    Opt { short: Some('m'), long: Some("misalign"), value: None },
-    Opt { short: Some('i'), long: Some("aio"), value: Some(Kind::Aio) },
-    Opt { short: Some('t'), long: Some("cache"), value: Some(Kind::Cache) },
-    Opt { short: Some('d'), long: Some("discard"), value: Some(Kind::Discard) },
-    Opt { short: Some('U'), long: Some("force-share"), value: None },
-    Opt { short: None, long: Some("object"), value: Some(Kind::Object) },
-    Opt { short: None, long: Some("image-opts"), value: None },
+    value('f', "format", Kind::Format),
+    flag('r', "read-only"),
+    flag('s', "snapshot"),
+    flag('n', "nocache"),
+    flag('C', "copy-on-read"),
+    flag('m', "misalign"),
+    value('i', "aio", Kind::Aio),
+    value('t', "cache", Kind::Cache),
+    value('d', "discard", Kind::Discard),
+    flag('U', "force-share"),
+    long("object", Some(Kind::Object)),
+    long("image-opts", None),
 ];
 
 /// A command, the letters of its options (a colon behind those with a value), and its operands.

@@ -152,7 +152,12 @@ impl Job<'_> {
             observer,
             stop: stop_flag(),
         };
-        oxblk::copy::run(copy, self.helpers).await.map_err(|failure| self.failed(&failure))
+        oxblk::copy::run(copy, self.helpers).await.map_err(|failure| self.failed(&failure))?;
+        if compress {
+            let ended = target.backend.end_compressed().await;
+            ended.map_err(|error| self.context.error(&error))?;
+        }
+        Ok(())
     }
 
     fn failed(&self, failure: &CopyError) -> Exit {

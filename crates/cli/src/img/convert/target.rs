@@ -1,6 +1,8 @@
 //! The target of `img convert`: made or opened, and what is known of it before the copy.
 
-use oxblk_core::{Backend, ChildIdx, DriverFactory, Graph, Options, relative_to};
+use oxblk_core::{
+    Backend, ChildIdx, DriverFactory, Error, Gate, Graph, Options, Purpose, relative_to,
+};
 
 use super::super::create_options::CreateOptions;
 use super::super::{Context, Exit, Step};
@@ -40,7 +42,14 @@ pub(super) async fn prepare(
         Made { has_backing: arguments.backing.is_some(), ..Made::default() }
     };
     let has_backing = made.has_backing;
-    let backend = open(context, arguments, graph, made.opening).await?;
+    let opened = open(context, arguments, graph, made.opening).await;
+    if let (Err(_), true) = (&opened, arguments.create)
+        && let Ok((protocol, _)) = graph.protocol_for(&arguments.target)
+    {
+        // Nobody asked for an image without contents.
+        protocol.remove_created(&arguments.target);
+    }
+    let backend = opened?;
     match describe(context, arguments, &backend, size, has_backing) {
         Ok((is_zero, backing)) => Ok(Target { backend, is_zero, backing }),
         Err(exit) => {
@@ -138,7 +147,33 @@ async fn create(
             .report_in(format_args!("{target}: error while converting {format}: "), &error);
         Exit(1)
     })?;
-    Ok(Made { has_backing: backing.is_some(), opening: options.key_secrets() })
+    let opening = opening(arguments, graph, &options).map_err(|error| context.error(&error))?;
+    Ok(Made { has_backing: backing.is_some(), opening })
+}
+
+/// The options that it takes to open the new image: its secrets and, where images may not name other files, the files
+/// that the command line names for it.
+fn opening(
+    arguments: &Arguments,
+    graph: &Graph,
+    options: &CreateOptions,
+) -> Result<Options, Error> {
+    let mut opening = options.key_secrets();
+    if *graph.gate() == Gate::Anything {
+        return Ok(opening);
+    }
+    if let Some(backing) = options.text("backing_file") {
+        let path = relative_to(&arguments.target, backing);
+        let described = graph.described(&path, options.text("backing_fmt"))?;
+        opening.insert("backing", described.to_json());
+    }
+    if let Some(data_file) = options.text("data_file") {
+        let path = Gate::AnyFile.admit(Purpose::Data, data_file)?.name;
+        let (protocol, mut described) = graph.protocol_for(&path)?;
+        described.insert("driver", protocol.name());
+        opening.insert("data-file", described.to_json());
+    }
+    Ok(opening)
 }
 
 fn set_backing(

@@ -62,6 +62,7 @@ pub(super) async fn check(
     check.complete = check.report.check_errors == 0 && !check.unseen;
     check.compare_refcounts().await?;
     check.check_named_ranges().await;
+    check.doubt_broken_snapshots();
     if fix != Fix::Nothing {
         check.repair().await?;
     } else if check.copied_suspect {
@@ -149,6 +150,8 @@ struct Checker<'a> {
     unseen: bool,
     /// The header names something else than it should: tables are left alone as well.
     misled: bool,
+    /// An entry of the snapshot table is none, or shares its L1 table.
+    broken_snapshots: bool,
     /// Why.
     doubts: Vec<String>,
     /// Active L1 entries that refer to nothing sensible.
@@ -195,6 +198,7 @@ impl<'a> Checker<'a> {
             unfit_blocks: HashSet::new(),
             unseen: false,
             misled: false,
+            broken_snapshots: false,
             doubts: Vec::new(),
             l1_faults: 0,
             named: Vec::new(),

@@ -6,9 +6,10 @@
 //! - what a pointer names is not what should be there: a LUKS header without its mark, a bitmap directory that is none;
 //! - the refcounts know nothing of it, or something else lies there too;
 //! - more of it seems to follow: a snapshot behind the last one, whose L1 table is counted and referred to by nothing;
-//! - two fields of the header contradict each other.
+//! - two fields of the header contradict each other;
+//! - an entry of the snapshot table is none, or has fewer L1 entries than its disk needs.
 //!
-//! A snapshot table that is broken or not there is repaired as QEMU does it: what it should name is given up.
+//! A snapshot table with such an entry is written anew only if no cluster leaks, so that no snapshot is lost with it.
 
 use oxblk_core::check::Fix;
 use oxblk_ring::IoBufMut;
@@ -100,6 +101,7 @@ impl Checker<'_> {
         self.named.push((start, snapshots.table_bytes, "snapshot table"));
         for snapshot in &snapshots.list {
             if !self.is_snapshot(snapshot) {
+                self.broken_snapshots = true;
                 continue;
             }
             let bytes = u64::from(snapshot.l1_entries).saturating_mul(8);
@@ -121,8 +123,18 @@ impl Checker<'_> {
         }
     }
 
+    /// Notes that snapshots may not have been seen, if an entry of their table is broken and something seems to leak.
+    pub(super) fn doubt_broken_snapshots(&mut self) {
+        if self.broken_snapshots && (self.report.leaks > 0 || self.rebuild) {
+            self.misled("ERROR the snapshot table is broken: what seems to leak may be in use");
+        }
+    }
+
     /// Whether an entry of the snapshot table can be one.
     fn is_snapshot(&self, snapshot: &Snapshot) -> bool {
+        if u64::from(snapshot.l1_entries) < self.l1_entries_of(snapshot) {
+            return false;
+        }
         let bytes = u64::from(snapshot.l1_entries).saturating_mul(8);
         let end = snapshot.l1_offset.saturating_add(bytes);
         let in_place = bytes == 0
@@ -130,6 +142,13 @@ impl Checker<'_> {
                 && self.geometry.is_aligned(snapshot.l1_offset)
                 && end <= self.clusters << self.geometry.cluster_bits);
         !snapshot.id.is_empty() && in_place
+    }
+
+    /// The L1 entries that the disk of a snapshot and the VM state behind it need, as far as the entry tells their size.
+    fn l1_entries_of(&self, snapshot: &Snapshot) -> u64 {
+        let entries = |bytes| self.geometry.l1_entries_for(bytes).unwrap_or(u64::MAX);
+        let disk = snapshot.size.map_or(0, entries);
+        disk.saturating_add(entries(snapshot.vm_state_size))
     }
 
     /// Whether something is counted that nothing has been found to refer to.
@@ -193,7 +212,11 @@ impl Checker<'_> {
             for cluster in first..end {
                 let count = self.references.get(cluster).count();
                 let refcount = self.refcount_of(cluster, &mut block).await;
-                let shared = count > 1 && what != "snapshot's L1 table" && self.fix != Fix::All;
+                let shared = count > 1 && self.fix != Fix::All;
+                if count > 1 && what == "snapshot's L1 table" {
+                    self.broken_snapshots = true;
+                    break;
+                }
                 if shared || refcount == Some(0) {
                     let finding = format!(
                         "ERROR the {what} at {offset:#x} may lie elsewhere: cluster {cluster} refcount={} \

@@ -45,10 +45,12 @@ const FAULTS: &[Fault] = &[
     ("a snapshot table with too much extra data", |image| {
         image.with_snapshot();
         image.put(SNAPSHOTS + 32, 2000);
+        image.put_snapshot_name(2000);
     }),
     ("a snapshot table with an entry that is incomplete", |image| {
         image.with_snapshot();
         image.put(SNAPSHOTS + 32, 0);
+        image.put_snapshot_name(0);
     }),
     ("a dirty image", |image| {
         image.bytes[79] = 1;

@@ -69,6 +69,7 @@ impl Checker<'_> {
             let over = count - MAX_SNAPSHOTS;
             (self.say)(&format!("Discarding {over} overhanging snapshots"));
             snapshots.faults = over.into();
+            self.broken_snapshots = true;
         }
         for index in 0..count.min(MAX_SNAPSHOTS) {
             let offset = self.header.snapshots_offset.saturating_add(snapshots.table_bytes);
@@ -87,6 +88,7 @@ impl Checker<'_> {
                     "Discarding {over} overhanging snapshots (snapshot table is too big)"
                 ));
                 snapshots.faults = snapshots.faults.saturating_add(over.into());
+                self.broken_snapshots = true;
                 break;
             }
             snapshots.table_bytes = end;

@@ -66,7 +66,13 @@ impl Image {
         self.put(SNAPSHOTS + 8, 1 << 32 | 1 << 16 | 4);
         self.put(SNAPSHOTS + 32, 16);
         self.put(SNAPSHOTS + 48, 1 << 20);
-        self.bytes[SNAPSHOTS + 56..SNAPSHOTS + 61].copy_from_slice(b"1name");
+        self.put_snapshot_name(16);
+    }
+
+    /// Puts the id and the name of the snapshot behind so many bytes of extra data.
+    pub(super) fn put_snapshot_name(&mut self, extra: usize) {
+        let at = SNAPSHOTS + 40 + extra;
+        self.bytes[at..at + 5].copy_from_slice(b"1name");
     }
 
     pub(super) fn put(&mut self, at: usize, value: u64) {

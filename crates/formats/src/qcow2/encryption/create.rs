@@ -162,6 +162,9 @@ fn take_recipe(encrypt: &mut Options) -> Result<Recipe> {
         Some(name) => find_hash("hash-alg", &name)?,
     };
     let iter_time = encrypt.take_size("iter-time")?.unwrap_or(ITER_TIME);
+    if i64::try_from(iter_time).is_err() {
+        return Err(Error::invalid("Parameter 'encrypt.iter-time' expects integer"));
+    }
     let suite = Suite { cipher, mode, iv };
     suite.check()?;
     Ok(Recipe { suite, hash, iter_time })

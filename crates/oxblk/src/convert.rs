@@ -1,0 +1,179 @@
+//! Copying a disk into a new image.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use oxblk_core::{Error, ErrorKind, names};
+use oxblk_ring::{IoThread, try_thread_index};
+
+use crate::copy::{self, Copy, CopyError, CopyOptions, Observer, Stage};
+use crate::{Cache, Create, Disk, IoThreads, NewFormat, Request, Result};
+
+/// Hears how many bytes of how many have been dealt with.
+type Progress = Box<dyn Fn(u64, u64) + Send + Sync>;
+
+/// A copy of a disk into a new image.
+///
+/// All that the chain of the source holds goes into one image, zeroes stay holes, and all threads of the source work. The image
+/// has the same bytes on every run.
+///
+/// ```no_run
+/// # fn main() -> oxblk::Result<()> {
+/// use oxblk::{Convert, Disk, Format};
+///
+/// let source = Disk::open_read_only("disk.raw").wait()?;
+/// Convert::new(&source, "disk.qcow2", Format::Qcow2)
+///     .compress(true)
+///     .progress(|done, total| println!("{done} of {total} bytes"))
+///     .run()
+///     .wait()?;
+/// source.close().wait()
+/// # }
+/// ```
+pub struct Convert {
+    source: Disk,
+    target: String,
+    create: Create,
+    options: CopyOptions,
+    progress: Option<Progress>,
+    stop: Arc<AtomicBool>,
+}
+
+/// Stops a conversion under way, from any thread.
+#[derive(Debug, Clone)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// The conversion ends with [`ErrorKind::Cancelled`], and its target is removed.
+    pub fn stop(&self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+impl Convert {
+    /// A copy of `source` into an image at `target`, which replaces a file that is there.
+    pub fn new(source: &Disk, target: impl AsRef<Path>, format: impl Into<NewFormat>) -> Self {
+        Self {
+            create: Create::new(target.as_ref(), format, source.size()),
+            target: names::from_os(target.as_ref()),
+            source: source.clone(),
+            options: CopyOptions::default(),
+            progress: None,
+            stop: Arc::default(),
+        }
+    }
+
+    /// Whether clusters are compressed.
+    #[must_use]
+    pub fn compress(mut self, compress: bool) -> Self {
+        self.options.compress = compress;
+        self
+    }
+
+    /// Whether what cannot be read is taken for zeroes.
+    #[must_use]
+    pub fn salvage(mut self, salvage: bool) -> Self {
+        self.options.salvage = salvage;
+        self
+    }
+
+    /// Bytes that are copied in a second, at most.
+    #[must_use]
+    pub fn rate(mut self, rate: u64) -> Self {
+        self.options.rate = Some(rate);
+        self
+    }
+
+    /// Has `progress` called with the bytes done and all there are, in growing order, from I/O threads.
+    #[must_use]
+    pub fn progress(mut self, progress: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
+        self.progress = Some(Box::new(progress));
+        self
+    }
+
+    /// What stops the conversion once it runs.
+    pub fn stopper(&self) -> Stop {
+        Stop(Arc::clone(&self.stop))
+    }
+
+    /// Makes the image, copies, and closes the image. What the image holds is durable then.
+    ///
+    /// # Errors
+    /// As the images and the system report; [`ErrorKind::Cancelled`] when it was stopped. The target is removed then.
+    pub fn run(self) -> Request<()> {
+        let threads = self.source.threads().clone();
+        Request::begin(&threads.clone(), move || self.convert(threads))
+    }
+
+    async fn convert(self, threads: IoThreads) -> Result<()> {
+        let format = self.create.format();
+        let graph = self.source.graph().clone();
+        self.create.make().await?;
+        let copied = async {
+            let target = Disk::options()
+                .graph(graph.clone())
+                .format(format)
+                .cache(Cache::Writeback)
+                .open_backend(&self.target)
+                .await?;
+            let fresh = target.node()?.limits().has_zero_init;
+            let copy = Copy {
+                sources: vec![self.source.backend().clone()],
+                range: None,
+                target: target.clone(),
+                options: CopyOptions { target_is_zero: fresh, ..self.options },
+                observer: Arc::new(ProgressObserver(self.progress)),
+                stop: self.stop,
+            };
+            let copied = copy::run(copy, &helpers(&threads)).await.map_err(reason);
+            copied.and(target.close().await)
+        };
+        let outcome = copied.await;
+        if outcome.is_err() {
+            // Half a disk must not be taken for a whole one.
+            graph.protocol_for(&self.target)?.0.remove_created(&self.target);
+        }
+        outcome
+    }
+}
+
+/// The threads beside the one that runs this.
+fn helpers(threads: &IoThreads) -> Vec<IoThread> {
+    let own = try_thread_index();
+    let others = threads.threads().iter().filter(|thread| Some(thread.index()) != own);
+    others.cloned().collect()
+}
+
+/// Why a copy failed, as an error of the block layer.
+fn reason(failure: CopyError) -> Error {
+    match failure.stage {
+        Stage::Stopped => Error::new(ErrorKind::Cancelled, "The conversion was stopped"),
+        _ => {
+            let text = failure.to_string();
+            failure.error.reword(text)
+        }
+    }
+}
+
+/// Passes progress on.
+struct ProgressObserver(Option<Progress>);
+
+impl Observer for ProgressObserver {
+    fn progress(&self, done: u64, total: u64) {
+        if let Some(progress) = &self.0 {
+            progress(done, total);
+        }
+    }
+
+    fn wants_total(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+impl std::fmt::Debug for Convert {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("Convert");
+        shown.field("source", &self.source).field("target", &self.target).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,113 @@
+//! New images.
+
+use std::path::Path;
+
+use oxblk_core::{Gate, Graph, OpenFlags, Options, Secrets, names, relative_to};
+
+use crate::{Format, IoThreads, NewFormat, Request, Result, drivers};
+
+/// A new image, to be made.
+///
+/// ```no_run
+/// # fn main() -> oxblk::Result<()> {
+/// use oxblk::{Create, Format, Qcow2Options};
+///
+/// let options = Qcow2Options { cluster_size: 1 << 20, ..Qcow2Options::default() };
+/// Create::new("disk.qcow2", options, 10 << 30).run().wait()?;
+/// Create::overlay("overlay.qcow2", "disk.qcow2", Format::Qcow2).run().wait()
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Create {
+    name: String,
+    format: NewFormat,
+    /// The backing file's name and format.
+    backing: Option<(String, Format)>,
+    options: Options,
+    secrets: Secrets,
+    threads: Option<IoThreads>,
+}
+
+impl Create {
+    /// An image of `size` bytes at `path`, which replaces a file that is there.
+    pub fn new(path: impl AsRef<Path>, format: impl Into<NewFormat>, size: u64) -> Self {
+        let mut create = Self::at(path.as_ref(), format.into());
+        create.options.insert("size", size);
+        create
+    }
+
+    /// A qcow2 image over the backing file `backing`, of the same size: what is not written to it reads as the backing file
+    /// does. The name is kept in the image; a relative one means the folder of the image.
+    pub fn overlay(path: impl AsRef<Path>, backing: impl AsRef<Path>, format: Format) -> Self {
+        let mut create = Self::at(path.as_ref(), Format::Qcow2.into());
+        create.backing = Some((names::from_os(backing.as_ref()), format));
+        create
+    }
+
+    fn at(path: &Path, format: NewFormat) -> Self {
+        let name = names::from_os(path);
+        let (options, secrets) = (Options::new(), Secrets::default());
+        Self { name, format, backing: None, options, secrets, threads: None }
+    }
+
+    /// Another option, by the name that QEMU gives it: `("encrypt.format", "luks")`.
+    #[must_use]
+    pub fn option(mut self, name: &str, value: impl Into<serde_json::Value>) -> Self {
+        self.options.insert(name, value);
+        self
+    }
+
+    /// The secrets that options may name.
+    #[must_use]
+    pub fn secrets(mut self, secrets: Secrets) -> Self {
+        self.secrets = secrets;
+        self
+    }
+
+    /// The I/O threads that do the work.
+    #[must_use]
+    pub fn threads(mut self, threads: IoThreads) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Makes the image.
+    ///
+    /// # Errors
+    /// When an option is wrong, or as the system reports.
+    pub fn run(self) -> Request<()> {
+        let threads = match self.threads.clone().map_or_else(IoThreads::shared, Ok) {
+            Ok(threads) => threads,
+            Err(error) => return Request::failed(error),
+        };
+        Request::begin(&threads, move || self.make())
+    }
+
+    pub(crate) fn format(&self) -> Format {
+        self.format.format()
+    }
+
+    pub(crate) async fn make(self) -> Result<()> {
+        let graph = Graph::with_secrets(drivers(), Gate::AnyFile, self.secrets);
+        let mut options = self.format.to_options();
+        options.overlay(&self.options);
+        if let Some((backing, format)) = self.backing {
+            let size = size_of(&graph, &relative_to(&self.name, &backing), format).await?;
+            options.insert("backing_file", backing);
+            options.insert("backing_fmt", format.name());
+            options.insert_default("size", size);
+        }
+        graph.create_image(&self.name, self.format.format().name(), &options).await
+    }
+}
+
+/// The size of the disk in an image, in bytes.
+async fn size_of(graph: &Graph, name: &str, format: Format) -> Result<u64> {
+    let mut options = Options::new();
+    options.insert("driver", format.name());
+    let flags = OpenFlags { read_only: true, no_backing: true, ..OpenFlags::default() };
+    let disk = graph.open_backend(Some(name), options, flags).await?;
+    let size = disk.size();
+    disk.close().await?;
+    Ok(size)
+}

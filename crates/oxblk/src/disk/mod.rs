@@ -1,0 +1,238 @@
+//! A disk: an image with all that it refers to, open.
+
+mod bitmaps;
+mod cursor;
+mod drop;
+mod open;
+mod snapshots;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use oxblk_core::{
+    Backend, Error, ErrorKind, Graph, Preallocation, StatusFlags, Want, WriteFlags, ZeroFlags,
+};
+use oxblk_ring::{IoBuf, IoBufMut};
+use rustix::io::Errno;
+
+pub use cursor::Cursor;
+pub use open::{Cache, OpenOptions};
+
+use crate::{IoThreads, Request};
+use drop::OpenDisk;
+
+/// An open disk image with its chain of backing files.
+///
+/// A `Disk` may be used from every thread and every executor: its methods begin a [`Request`] on an I/O thread, which is
+/// awaited or waited for. Clones are the same disk. [Close](Self::close) it at the end: see the
+/// [front page](crate#closing).
+#[derive(Clone)]
+pub struct Disk(Arc<OpenDisk>);
+
+/// Neighbouring bytes of a disk that have the same status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Byte offset in the disk.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// It reads as zeroes.
+    pub zero: bool,
+    /// An image of the chain stores data for it.
+    pub data: bool,
+    /// An image of the chain, and not the absence of all, decides what it reads as.
+    pub allocated: bool,
+    /// The image that decides: 0 for the disk's own, 1 for its backing file and so on.
+    pub depth: u32,
+}
+
+impl Disk {
+    /// Opens an image for reading and writing. Its format is probed.
+    ///
+    /// # Errors
+    /// As the system and the format report.
+    pub fn open(path: impl AsRef<Path>) -> Request<Self> {
+        Self::options().open(path)
+    }
+
+    /// Opens an image for reading. Its format is probed.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_read_only(path: impl AsRef<Path>) -> Request<Self> {
+        Self::options().read_only(true).open(path)
+    }
+
+    /// How to open an image in other ways.
+    pub fn options() -> OpenOptions {
+        OpenOptions::default()
+    }
+
+    pub(crate) fn new(backend: Backend, threads: IoThreads) -> Self {
+        Self(Arc::new(OpenDisk::new(backend, threads)))
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.backend().size()
+    }
+
+    /// Whether writes are refused.
+    pub fn is_read_only(&self) -> bool {
+        self.backend().is_read_only()
+    }
+
+    /// The node graph that the disk belongs to.
+    pub fn graph(&self) -> &Graph {
+        self.backend().graph()
+    }
+
+    /// What I/O threads make requests through, without a hop between threads. Its futures run on I/O threads only.
+    pub fn backend(&self) -> &Backend {
+        &self.0.backend
+    }
+
+    /// The threads that carry out its requests.
+    pub fn threads(&self) -> &IoThreads {
+        &self.0.threads
+    }
+
+    /// Runs `work` on an I/O thread with the disk's backend: many requests for one hop between threads.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub fn run<F, Fut, T>(&self, work: F) -> Request<T>
+    where
+        F: FnOnce(Backend) -> Fut + Send + 'static,
+        Fut: Future<Output = crate::Result<T>> + 'static,
+        T: Send + 'static,
+    {
+        if self.0.is_closed.load(Relaxed) {
+            return Request::failed(closed());
+        }
+        self.begin(work)
+    }
+
+    fn begin<F, Fut, T>(&self, work: F) -> Request<T>
+    where
+        F: FnOnce(Backend) -> Fut + Send + 'static,
+        Fut: Future<Output = crate::Result<T>> + 'static,
+        T: Send + 'static,
+    {
+        let backend = self.backend().clone();
+        Request::begin(self.threads(), move || work(backend))
+    }
+
+    /// Reads `len` bytes at the byte offset `offset`.
+    ///
+    /// # Errors
+    /// [`OutOfRange`](crate::ErrorKind::OutOfRange) past the end; otherwise as the images of the chain and the system report.
+    pub fn read(&self, offset: u64, len: usize) -> Request<IoBufMut> {
+        self.run(move |disk| async move {
+            // No buffer is made for a range that cannot be read.
+            let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
+            if end.is_none_or(|end| end > disk.size()) {
+                return Err(outside(offset));
+            }
+            disk.read(offset, IoBufMut::new(len)).await
+        })
+    }
+
+    /// Writes `data` at the byte offset `offset`. It is durable after the next [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// [`OutOfRange`](crate::ErrorKind::OutOfRange) past the end; otherwise as the images of the chain and the system report.
+    pub fn write(&self, offset: u64, data: impl Into<IoBuf>) -> Request<()> {
+        let data = data.into();
+        self.run(move |disk| async move { disk.write(offset, data, WriteFlags::empty()).await })
+    }
+
+    /// Makes `len` bytes read as zeroes, and gives their space back where the image can.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_zeroes(&self, offset: u64, len: u64) -> Request<()> {
+        self.run(
+            move |disk| async move { disk.write_zeroes(offset, len, ZeroFlags::MAY_UNMAP).await },
+        )
+    }
+
+    /// Tells that the contents of a range no longer matter.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn discard(&self, offset: u64, len: u64) -> Request<()> {
+        self.run(move |disk| async move { disk.discard(offset, len).await })
+    }
+
+    /// Makes all writes that have completed durable.
+    ///
+    /// # Errors
+    /// As the system reports. After a flush of a file has failed every later one fails too: what was lost is not known.
+    pub fn flush(&self) -> Request<()> {
+        self.run(|disk| async move { disk.flush().await })
+    }
+
+    /// Sets the size in bytes. What is added reads as zeroes.
+    ///
+    /// # Errors
+    /// As the format and the system report; the disk has its old size then.
+    pub fn resize(&self, size: u64) -> Request<()> {
+        self.run(move |disk| async move { disk.resize(size, Preallocation::Off).await })
+    }
+
+    /// What is stored at `offset` and right behind it.
+    ///
+    /// # Errors
+    /// As the images of the chain and the system report.
+    pub fn extent_at(&self, offset: u64) -> Request<Extent> {
+        self.run(move |disk| async move {
+            let len = disk.size().checked_sub(offset).filter(|len| *len > 0);
+            let len = len.ok_or_else(|| outside(offset))?;
+            let found = disk.block_status(offset, len, Want::Precise).await?;
+            let (status, depth) = (found.status, found.depth);
+            Ok(Extent {
+                offset,
+                len: status.len,
+                zero: status.is_zero(),
+                data: status.flags.contains(StatusFlags::DATA),
+                allocated: status.is_allocated(),
+                depth,
+            })
+        })
+    }
+
+    /// The disk as a [`std::io`] stream: for code that reads and writes files. It blocks.
+    pub fn cursor(&self) -> Cursor {
+        Cursor::new(self.clone())
+    }
+
+    /// Flushes, writes what the format keeps in memory, and closes all files, whatever other handles there are: their
+    /// requests fail from then on. Once begun it goes on to its end, whether it is awaited or not.
+    ///
+    /// # Errors
+    /// The first failure. All is closed nevertheless.
+    pub fn close(self) -> Request<()> {
+        if self.0.is_closed.swap(true, Relaxed) {
+            return Request::failed(closed());
+        }
+        self.begin(|disk| async move { disk.close().await })
+    }
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::NotFound, "The disk is closed").errno(Errno::NOMEDIUM.raw_os_error())
+}
+
+fn outside(offset: u64) -> Error {
+    Error::new(ErrorKind::OutOfRange, "Request lies outside the device").at(offset)
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.backend().node().ok().and_then(|node| node.filename());
+        f.debug_struct("Disk").field("name", &name).field("size", &self.size()).finish()
+    }
+}

@@ -1,0 +1,115 @@
+//! Image formats by name, and the typed options of those that are created.
+
+mod qcow2;
+mod raw;
+mod vdi;
+
+use std::fmt;
+use std::str::FromStr;
+
+use oxblk_core::{Error, Options};
+
+pub use qcow2::{Compression, Qcow2Options, Qcow2Version};
+pub use raw::RawOptions;
+pub use vdi::VdiOptions;
+
+/// An image format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Format {
+    /// The bytes of the disk and nothing else.
+    Raw,
+    /// QEMU's own format.
+    Qcow2,
+    /// VirtualBox's format.
+    Vdi,
+}
+
+impl Format {
+    /// Every format.
+    pub const ALL: &[Self] = &[Self::Raw, Self::Qcow2, Self::Vdi];
+
+    /// Its name, as QEMU's options have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+            Self::Vdi => "vdi",
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        let found = Self::ALL.iter().find(|format| format.name() == name);
+        found.copied().ok_or_else(|| Error::invalid(format!("Unknown driver '{name}'")))
+    }
+}
+
+/// A format with the options of a new image. A plain [`Format`] converts into it, with QEMU's defaults.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum NewFormat {
+    /// A raw image.
+    Raw(RawOptions),
+    /// A qcow2 image.
+    Qcow2(Qcow2Options),
+    /// A VDI image.
+    Vdi(VdiOptions),
+}
+
+impl NewFormat {
+    /// Which format.
+    pub fn format(&self) -> Format {
+        match self {
+            Self::Raw(_) => Format::Raw,
+            Self::Qcow2(_) => Format::Qcow2,
+            Self::Vdi(_) => Format::Vdi,
+        }
+    }
+
+    /// The options by the names that QEMU gives them.
+    pub fn to_options(&self) -> Options {
+        match self {
+            Self::Raw(options) => options.to_options(),
+            Self::Qcow2(options) => options.to_options(),
+            Self::Vdi(options) => options.to_options(),
+        }
+    }
+}
+
+impl From<Format> for NewFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Raw => Self::Raw(RawOptions::default()),
+            Format::Qcow2 => Self::Qcow2(Qcow2Options::default()),
+            Format::Vdi => Self::Vdi(VdiOptions::default()),
+        }
+    }
+}
+
+impl From<RawOptions> for NewFormat {
+    fn from(options: RawOptions) -> Self {
+        Self::Raw(options)
+    }
+}
+
+impl From<Qcow2Options> for NewFormat {
+    fn from(options: Qcow2Options) -> Self {
+        Self::Qcow2(options)
+    }
+}
+
+impl From<VdiOptions> for NewFormat {
+    fn from(options: VdiOptions) -> Self {
+        Self::Vdi(options)
+    }
+}

@@ -1,0 +1,87 @@
+//! Options of new qcow2 images.
+
+use oxblk_core::{Options, Preallocation};
+
+/// Version of the format.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Qcow2Version {
+    /// `compat=0.10`: for QEMU before 1.1.
+    V2,
+    /// `compat=1.1`.
+    #[default]
+    V3,
+}
+
+/// How clusters are compressed that are written compressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// Deflate, which every reader knows.
+    #[default]
+    Zlib,
+    /// Zstandard: smaller and faster, for QEMU from 5.1 on.
+    Zstd,
+}
+
+/// Options of a new qcow2 image. The default is QEMU's.
+#[derive(Debug, Clone)]
+pub struct Qcow2Options {
+    /// Version of the format.
+    pub version: Qcow2Version,
+    /// Bytes of a cluster: a power of two from 512 to 2 MiB.
+    pub cluster_size: u32,
+    /// Clusters have 32 subclusters, which are allocated one by one.
+    pub extended_l2: bool,
+    /// Bits of a refcount: a power of two from 1 to 64.
+    pub refcount_bits: u32,
+    /// Refcounts are written late; an image that was not closed is repaired when it is opened.
+    pub lazy_refcounts: bool,
+    /// How clusters are compressed.
+    pub compression: Compression,
+    /// What is allocated at once.
+    pub preallocation: Preallocation,
+    /// A file of its own for guest data, which is made too.
+    pub data_file: Option<String>,
+    /// The data file is always a valid raw image of the disk.
+    pub data_file_raw: bool,
+}
+
+impl Default for Qcow2Options {
+    fn default() -> Self {
+        Self {
+            version: Qcow2Version::default(),
+            cluster_size: 65536,
+            extended_l2: false,
+            refcount_bits: 16,
+            lazy_refcounts: false,
+            compression: Compression::default(),
+            preallocation: Preallocation::Off,
+            data_file: None,
+            data_file_raw: false,
+        }
+    }
+}
+
+impl Qcow2Options {
+    pub(super) fn to_options(&self) -> Options {
+        let mut options = Options::new();
+        let compat = if self.version == Qcow2Version::V2 { "0.10" } else { "1.1" };
+        options.insert("compat", compat);
+        options.insert("cluster_size", u64::from(self.cluster_size));
+        options.insert("extended_l2", self.extended_l2);
+        options.insert("refcount_bits", u64::from(self.refcount_bits));
+        options.insert("lazy_refcounts", self.lazy_refcounts);
+        if self.compression == Compression::Zstd {
+            options.insert("compression_type", "zstd");
+        }
+        if self.preallocation != Preallocation::Off {
+            options.insert("preallocation", self.preallocation.name());
+        }
+        if let Some(data_file) = &self.data_file {
+            options.insert("data_file", data_file.as_str());
+        }
+        if self.data_file_raw {
+            options.insert("data_file_raw", true);
+        }
+        options
+    }
+}

@@ -1,0 +1,20 @@
+//! Options of new VDI images.
+
+use oxblk_core::Options;
+
+/// Options of a new VDI image.
+#[derive(Debug, Clone, Default)]
+pub struct VdiOptions {
+    /// All blocks are allocated at once.
+    pub is_static: bool,
+}
+
+impl VdiOptions {
+    pub(super) fn to_options(&self) -> Options {
+        let mut options = Options::new();
+        if self.is_static {
+            options.insert("static", true);
+        }
+        options
+    }
+}

@@ -1,0 +1,83 @@
+//! Requests that can be awaited on any executor, or waited for without one.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use oxblk_core::{Error, ErrorKind, Result};
+use oxblk_ring::{Remote, TaskGone, try_thread_index};
+
+use crate::IoThreads;
+
+/// A request under way on an I/O thread.
+///
+/// It has begun when it is made. `await` it on any executor, or block the calling thread with [`wait`](Self::wait). Dropping
+/// it does not cancel it: the request goes on to its end.
+#[must_use = "whether the request succeeded is known from awaiting it only"]
+pub struct Request<T>(State<T>);
+
+enum State<T> {
+    Running(Remote<Result<T>>),
+    /// It could not begin. `None`: this has been told.
+    Failed(Option<Error>),
+}
+
+impl<T: Send + 'static> Request<T> {
+    /// Begins `work` on one of the threads.
+    pub(crate) fn begin<F, Fut>(threads: &IoThreads, work: F) -> Self
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T>> + 'static,
+    {
+        match threads.spawn(work) {
+            Some(remote) => Self(State::Running(remote)),
+            None => Self::failed(ended()),
+        }
+    }
+
+    /// A request that could not begin.
+    pub(crate) fn failed(error: Error) -> Self {
+        Self(State::Failed(Some(error)))
+    }
+
+    /// Blocks the calling thread until the request has ended.
+    ///
+    /// # Errors
+    /// Those of the request; `EDEADLK` on an I/O thread, whose requests could then never end: there it is to be awaited.
+    pub fn wait(self) -> Result<T> {
+        let running = match self.0 {
+            State::Running(running) => running,
+            State::Failed(error) => return Err(error.unwrap_or_else(ended)),
+        };
+        if try_thread_index().is_some() {
+            let message = "An I/O thread cannot wait for a request: await it instead";
+            return Err(Error::new(ErrorKind::Busy, message)
+                .errno(rustix::io::Errno::DEADLK.raw_os_error()));
+        }
+        running.wait().map_err(|TaskGone| ended())?
+    }
+}
+
+impl<T> Future for Request<T> {
+    type Output = Result<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            State::Running(remote) => match Pin::new(remote).poll(cx) {
+                Poll::Ready(outcome) => Poll::Ready(outcome.map_err(|TaskGone| ended()).flatten()),
+                Poll::Pending => Poll::Pending,
+            },
+            State::Failed(error) => Poll::Ready(Err(error.take().unwrap_or_else(ended))),
+        }
+    }
+}
+
+impl<T> fmt::Debug for Request<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request").finish_non_exhaustive()
+    }
+}
+
+fn ended() -> Error {
+    Error::new(ErrorKind::Cancelled, "The I/O thread has ended")
+}

@@ -1,0 +1,111 @@
+//! Serving disks to other programs.
+
+use std::sync::{Mutex, PoisonError};
+
+use oxblk_core::{Error, Result};
+use oxblk_exports::nbd::{Export, Server, ServerOptions};
+use oxblk_ring::{Address, Listener, Remote};
+
+use crate::{Disk, Request};
+
+/// An NBD server of disks.
+///
+/// It serves until it is [stopped](Self::stop) or dropped; connections that exist then come to an end only with `stop`. The
+/// disks are not closed by it.
+///
+/// ```no_run
+/// # fn main() -> oxblk::Result<()> {
+/// use oxblk::{Disk, NbdServer};
+/// use oxblk::ring::Address;
+///
+/// let disk = Disk::open("disk.qcow2").wait()?;
+/// let server = NbdServer::start(&[("", &disk)], &Address::Unix("/tmp/disk.sock".into()))?;
+/// println!("qemu-img info nbd+unix:///?socket=/tmp/disk.sock");
+/// # let signal_comes = || {};
+/// signal_comes();
+/// server.stop().wait()?;
+/// disk.close().wait()
+/// # }
+/// ```
+pub struct NbdServer {
+    server: Server,
+    disk: Disk,
+    address: Address,
+    /// The task that accepts connections. Dropping it does not end the task.
+    accepting: Mutex<Option<Remote<std::io::Result<()>>>>,
+}
+
+impl NbdServer {
+    /// Serves disks under the names given. A client that names none gets the first. A socket's path must not exist.
+    ///
+    /// # Errors
+    /// When the address cannot be listened at, or there is no disk.
+    pub fn start(disks: &[(&str, &Disk)], address: &Address) -> Result<Self> {
+        let [(_, first), ..] = disks else {
+            return Err(Error::invalid("An NBD server needs a disk to serve"));
+        };
+        let export = |(name, disk): &(&str, &Disk)| Export {
+            name: (*name).to_owned(),
+            description: None,
+            backend: disk.backend().clone(),
+            read_only: disk.is_read_only(),
+        };
+        let exports = disks.iter().map(export).collect();
+        let listener = Listener::bind(address)
+            .map_err(|error| Error::from(error).prefix(format!("Could not listen at {address}")))?;
+        let address = listener.local_address();
+        let threads = first.threads();
+        let server = Server::new(exports, threads.threads().to_vec(), ServerOptions::default())?;
+        let accepting = {
+            let server = server.clone();
+            threads.spawn(move || async move { server.serve(listener).await })
+        };
+        let disk = Disk::clone(first);
+        Ok(Self { server, disk, address, accepting: Mutex::new(accepting) })
+    }
+
+    /// Where it listens; with the port that the system has chosen.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// How many connections there are.
+    pub fn connections(&self) -> usize {
+        self.server.connections()
+    }
+
+    /// Stops listening, lets connections finish what they have received, and ends when all have.
+    ///
+    /// # Errors
+    /// When listening has failed meanwhile.
+    pub fn stop(self) -> Request<()> {
+        let accepting = self.accepting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let server = self.server.clone();
+        let address = self.address.clone();
+        Request::begin(self.disk.threads(), move || async move {
+            server.stop().await;
+            let listened = match accepting {
+                Some(accepting) => accepting.await.unwrap_or(Ok(())),
+                None => Ok(()),
+            };
+            if let Address::Unix(path) = &address {
+                // It may have been removed, or replaced, by another program.
+                let _ = std::fs::remove_file(path);
+            }
+            listened.map_err(Error::from)
+        })
+    }
+}
+
+impl Drop for NbdServer {
+    fn drop(&mut self) {
+        // Has begun when this returns; nobody waits.
+        drop(self.server.stop());
+    }
+}
+
+impl std::fmt::Debug for NbdServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NbdServer").field("address", &self.address).finish_non_exhaustive()
+    }
+}

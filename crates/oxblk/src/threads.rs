@@ -1,0 +1,101 @@
+//! The I/O threads on which disks live.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use oxblk_core::{Error, Result};
+use oxblk_ring::{Config, IoThread, Remote, try_thread_index};
+
+/// Most threads that are started by default.
+const MOST: usize = 16;
+
+/// A group of I/O threads. Clones are the same group; the threads end when the last clone and the last disk on them are
+/// gone.
+#[derive(Clone)]
+pub struct IoThreads(Arc<Group>);
+
+struct Group {
+    threads: Vec<IoThread>,
+    /// Counts the pieces of work, which are given to the threads in turn.
+    next: AtomicUsize,
+}
+
+/// The group that disks use where none is named.
+static SHARED: Mutex<Weak<Group>> = Mutex::new(Weak::new());
+
+impl IoThreads {
+    /// Starts `count` threads, or as many of them as the system has room for.
+    ///
+    /// # Errors
+    /// When not even one can be started: `EAGAIN`, `ENOMEM` or `EMFILE`.
+    pub fn start(count: usize) -> Result<Self> {
+        let mut threads = Vec::new();
+        for index in 0..count.max(1) {
+            match IoThread::start(&format!("oxblk-{index}"), Config::default()) {
+                Ok(thread) => threads.push(thread),
+                Err(error) if threads.is_empty() => {
+                    return Err(Error::from(error).prefix("Cannot start an I/O thread"));
+                }
+                Err(error) => {
+                    tracing::warn!("using {index} of {count} I/O threads: {error}");
+                    break;
+                }
+            }
+        }
+        Ok(Self(Arc::new(Group { threads, next: AtomicUsize::new(0) })))
+    }
+
+    /// The group that all disks of the process use where none is named: a thread for each core, 16 at most. It is started
+    /// at its first use.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn shared() -> Result<Self> {
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(group) = shared.upgrade() {
+            return Ok(Self(group));
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let group = Self::start(cores.min(MOST))?;
+        *shared = Arc::downgrade(&group.0);
+        Ok(group)
+    }
+
+    /// The threads.
+    pub fn threads(&self) -> &[IoThread] {
+        &self.0.threads
+    }
+
+    /// Sends `work` to one of the threads: to the calling one if it belongs to the group, else to each in turn. The group
+    /// lives until the work has ended.
+    pub(crate) fn spawn<F, Fut, T>(&self, work: F) -> Option<Remote<T>>
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = T> + 'static,
+        T: Send + 'static,
+    {
+        let group = self.clone();
+        Some(self.pick()?.spawn(move || async move {
+            let outcome = work().await;
+            drop(group);
+            outcome
+        }))
+    }
+
+    fn pick(&self) -> Option<&IoThread> {
+        let threads = &self.0.threads;
+        let caller = try_thread_index();
+        let own = threads.iter().find(|thread| Some(thread.index()) == caller);
+        own.or_else(|| {
+            let turn = self.0.next.fetch_add(1, Relaxed);
+            threads.get(turn.checked_rem(threads.len())?)
+        })
+    }
+}
+
+impl fmt::Debug for IoThreads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("IoThreads").field(&self.0.threads.len()).finish()
+    }
+}

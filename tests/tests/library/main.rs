@@ -1,0 +1,6 @@
+//! The library as an embedder uses it.
+
+mod closing;
+mod examples;
+mod executors;
+mod programs;
