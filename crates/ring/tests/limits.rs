@@ -1,7 +1,7 @@
-//! Where the system gives little (processes, locked memory, address space, descriptors) the engine works with what there
-//! is, or reports that it cannot.
+//! If the system limits a resource (processes, locked memory, address space, descriptors), the engine works with what
+//! is left, or reports an error.
 //!
-//! A limit cannot be taken back, so each test runs itself again as a child process that sets one.
+//! A limit cannot be raised again, so each test runs itself as a child process that sets one.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -33,7 +33,7 @@ fn is_child(test: &str) -> bool {
     false
 }
 
-/// Becomes a user whom limits concern.
+/// Becomes a user without privileges, to whom limits apply.
 fn become_nobody() {
     // SAFETY: no memory involved.
     unsafe {
@@ -55,7 +55,7 @@ fn temporary(directory: &str) -> Option<File> {
     Some(File::from_fd(OwnedFd::from(host), Aio::IoUring))
 }
 
-/// Everything that the kernel or the engine might want a thread for.
+/// Operations for which the kernel or the engine might start a thread.
 async fn work(files: &[File]) {
     for file in files {
         let writes: Vec<_> = (0..16_u64)
@@ -71,7 +71,7 @@ async fn work(files: &[File]) {
             write.await.unwrap();
         }
         file.sync(false).await.unwrap();
-        // Not every file system has it.
+        // Not every file system supports punching holes.
         let _ = file.fallocate(Falloc::PunchHole, 0, 4096).await.inspect_err(|error| {
             assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP), "{error}");
         });
@@ -89,8 +89,8 @@ fn files() -> Vec<File> {
 }
 
 #[test]
-fn where_no_thread_can_be_started_one_is_enough() {
-    if !is_child("where_no_thread_can_be_started_one_is_enough") {
+fn the_engine_works_if_no_other_thread_can_be_started() {
+    if !is_child("the_engine_works_if_no_other_thread_can_be_started") {
         return;
     }
     let files = files();
@@ -103,8 +103,8 @@ fn where_no_thread_can_be_started_one_is_enough() {
 }
 
 #[test]
-fn without_locked_memory_the_engine_works() {
-    if !is_child("without_locked_memory_the_engine_works") {
+fn the_engine_works_without_locked_memory() {
+    if !is_child("the_engine_works_without_locked_memory") {
         return;
     }
     let files = files();
@@ -133,15 +133,15 @@ fn a_ring_that_cannot_be_entered_is_not_used() {
 }
 
 #[test]
-fn threads_are_refused_before_the_address_space_is_used_up() {
-    if !is_child("threads_are_refused_before_the_address_space_is_used_up") {
+fn threads_are_refused_before_the_address_space_is_exhausted() {
+    if !is_child("threads_are_refused_before_the_address_space_is_exhausted") {
         return;
     }
     let size = || {
         let sizes = std::fs::read_to_string("/proc/self/statm").unwrap();
         sizes.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 4096
     };
-    // The shadow of a sanitizer takes terabytes of addresses.
+    // A sanitizer's shadow memory takes terabytes of addresses.
     if size() > 1 << 40 {
         return;
     }
@@ -187,8 +187,8 @@ fn threads_leave_descriptors_for_files() {
 }
 
 #[test]
-fn where_no_descriptor_is_left_it_is_an_error() {
-    if !is_child("where_no_descriptor_is_left_it_is_an_error") {
+fn an_io_thread_without_free_descriptors_is_an_error() {
+    if !is_child("an_io_thread_without_free_descriptors_is_an_error") {
         return;
     }
     let files = files();
@@ -197,7 +197,7 @@ fn where_no_descriptor_is_left_it_is_an_error() {
         while let Ok(file) = std::fs::File::open("/dev/null") {
             taken.push(file);
             if taken.len() > 4096 {
-                // No low limit here; set one.
+                // The process has no low limit; set one.
                 limit(libc::RLIMIT_NOFILE, 4000);
                 taken.truncate(100);
             }

@@ -1,6 +1,6 @@
-//! Where io_uring is forbidden, as in many containers, the engine says so once and works all the same.
+//! If io_uring is forbidden, as in many containers, the engine logs it once and works without it.
 //!
-//! A system-call filter cannot be taken back, so the test runs itself again as a child process that installs one.
+//! A system-call filter cannot be removed, so the test runs itself as a child process that installs one.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -41,7 +41,7 @@ fn run_child(test: &str) {
     assert!(output.status.success(), "{text}");
 }
 
-/// Where the log goes.
+/// Collects the log.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -81,9 +81,9 @@ async fn work(aio: Aio) {
 }
 
 #[test]
-fn without_io_uring_the_engine_says_so_once_and_works() {
+fn the_engine_works_without_io_uring_and_logs_it_once() {
     if std::env::var_os(CHILD).is_none() {
-        return run_child("without_io_uring_the_engine_says_so_once_and_works");
+        return run_child("the_engine_works_without_io_uring_and_logs_it_once");
     }
     forbid();
     let log = Log::default();

@@ -1,5 +1,5 @@
-//! A disk in memory whose requests can be held back and made to fail, and that knows which of its
-//! blocks were ever written.
+//! A disk in memory whose requests a test can hold back and make fail. It records which of its blocks were ever
+//! written.
 
 use oxblk_core::{
     Backend, BoxFuture, Driver, DriverFactory, DriverKind, Error, Graph, Limits, OpenContext,
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 /// Granularity of allocation.
 pub(crate) const BLOCK: u64 = 4096;
 
-/// The disk, and what the test does with it.
+/// The disk, and the controls of the test.
 #[derive(Default)]
 pub(crate) struct Disk {
     bytes: Mutex<Vec<u8>>,
@@ -30,7 +30,7 @@ impl Disk {
         Arc::new(Disk { bytes: Mutex::new(vec![0; size]), ..Disk::default() })
     }
 
-    /// From now on requests wait until [`Disk::release`].
+    /// From now on requests wait until [`Disk::release`] is called.
     pub(crate) fn hold(&self) {
         self.held.store(true, Ordering::SeqCst);
     }
@@ -40,7 +40,7 @@ impl Disk {
         self.released.notify(usize::MAX);
     }
 
-    /// How many requests wait.
+    /// The number of waiting requests.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::SeqCst)
     }

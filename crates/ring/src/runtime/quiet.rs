@@ -1,11 +1,11 @@
-//! Giving memory back when there is nothing to do.
+//! Frees cached memory when the process is idle.
 //!
-//! Freed buffers are kept for reuse. A thread that has run nothing for [`QUIET`] gives up those that it keeps for
-//! itself, and the last thread of the process to fall quiet gives up those that all share and has the allocator return
+//! Freed buffers are kept for reuse. A thread that has run nothing for [`QUIET`] frees the buffers that it keeps for
+//! itself. The last thread of the process to become idle also frees the shared caches and makes the allocator return
 //! its free pages to the system.
 //!
-//! A thread at work only notes that it is; the clock is looked at when it goes to sleep anyway. Once a thread has
-//! fallen quiet, nothing wakes it but work.
+//! A busy thread only sets a flag; it reads the clock when it is about to sleep anyway. Once a thread is idle, only
+//! work wakes it.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,28 +14,28 @@ use std::time::Duration;
 use super::timer::real_now;
 use crate::buf::{trim_shared, trim_thread};
 
-/// How long nothing must have happened.
+/// How long a thread must run nothing before it counts as idle.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// How many threads have not fallen quiet.
+/// Number of threads that are not idle.
 static ACTIVE: AtomicUsize = AtomicUsize::new(0);
 
-/// Whether the thread has something to do.
+/// The idle detection of one thread.
 #[derive(Default)]
 pub(super) struct Quiet {
-    /// Something was run since the last look.
+    /// The thread has run something since the last check.
     ran: Cell<bool>,
-    /// When to look next; the thread counts as active while there is such a time.
+    /// Time of the next check. The thread counts as active while this is set.
     look_at: Cell<Option<Duration>>,
 }
 
 impl Quiet {
-    /// Something is run.
+    /// Records that the thread runs something.
     pub(super) fn note(&self) {
         self.ran.set(true);
     }
 
-    /// When the thread, which is about to sleep, must wake at the latest.
+    /// The latest time at which the thread, which is about to sleep, must wake.
     pub(super) fn deadline(&self) -> Option<Duration> {
         if self.look_at.get().is_none() && self.ran.get() {
             ACTIVE.fetch_add(1, Ordering::Relaxed);
@@ -44,7 +44,7 @@ impl Quiet {
         self.look_at.get()
     }
 
-    /// The thread has slept.
+    /// Checks, after the thread has slept, whether it is idle.
     pub(super) fn slept(&self) {
         let Some(look_at) = self.look_at.get() else { return };
         let now = real_now();
@@ -61,7 +61,7 @@ impl Quiet {
         }
     }
 
-    /// Returns whether all threads are quiet now.
+    /// Marks the thread as idle. Returns whether all threads are idle now.
     fn fall_quiet(&self) -> bool {
         self.look_at.take().is_some() && ACTIVE.fetch_sub(1, Ordering::Relaxed) == 1
     }
