@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use oxblk_core::{Backend, ChainStatus, Node, StatusFlags, Want};
+use oxblk_core::{Backend, ChainStatus, Error, Node, StatusFlags, Want};
 
 use super::{Context, Exit, Step, graph, objects};
 use crate::getopt::{Found, Opt, both, long};
@@ -118,7 +118,8 @@ async fn map_extents(
             let status = backend.block_status(at, STEP.min(end.min(size) - at), Want::Precise);
             let status = status.await.map_err(|error| {
                 output.print();
-                context.failed(format_args!("Failed to read image metadata: {error}"))
+                let error = Error::from_errno(error.raw_errno());
+                context.failed(format_args!("Could not read file metadata: {error}"))
             })?;
             extent(at, &status)
         } else {
