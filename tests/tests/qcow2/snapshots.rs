@@ -273,3 +273,43 @@ fn a_snapshot_that_fails_leaves_no_write_under_way_behind() {
         });
     }
 }
+
+#[test]
+fn a_snapshot_is_applied_on_a_full_disk() {
+    let disk = sim_image::new(1, "cluster_size=4k", MIB);
+    let rule = |op| FailRule { op, nth: None, range: None, errno: 28, once: false };
+    let (old, new) = sim::run(1, async {
+        let image = open(&disk, false).await.unwrap();
+        let data = |byte| IoBuf::from(vec![byte; 200 << 10]);
+        image.write(0, data(1), WriteFlags::empty()).await.unwrap();
+        let new = contents(&image).await;
+        image.create_snapshot(&named("one")).await.unwrap();
+        image.write(100 << 10, data(2), WriteFlags::empty()).await.unwrap();
+        image.flush().await.unwrap();
+        let old = contents(&image).await;
+        let range = Some(disk.len()..u64::MAX);
+        let full = [FaultOp::Write, FaultOp::Truncate, FaultOp::Fallocate];
+        let fail = full.map(|op| FailRule { range: range.clone(), ..rule(op) }).to_vec();
+        disk.set_faults(Faults { fail, ..Faults::default() });
+        disk.keep_moments(1, usize::MAX);
+        image.apply_snapshot("1").await.unwrap();
+        assert!(contents(&image).await == new);
+        image.close().await.unwrap();
+        disk.set_faults(Faults::default());
+        assert_sound(&disk, false, "applied").await;
+        (old, new)
+    });
+    for (boundary, moment) in disk.moments() {
+        let found = (0..4).map(|seed| moment.after_power_loss(seed));
+        for found in found.chain([moment.after_power_loss_all()]) {
+            sim::run(1, async {
+                let what = format!("cut at {boundary}");
+                let image = open(&found, false).await.unwrap();
+                let now = contents(&image).await;
+                assert!(now == old || now == new, "{what}");
+                image.close().await.unwrap();
+                assert_sound(&found, true, &what).await;
+            });
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use oxblk::{Extent, Extents};
-use oxblk_core::Backend;
+use oxblk_core::{Backend, Error};
 
 use super::{Context, Exit, Step, graph, objects};
 use crate::getopt::{Found, Opt, both, long};
@@ -93,7 +93,8 @@ async fn map_extents(
     loop {
         let next = extents.next().await.map_err(|error| {
             output.print();
-            context.failed(format_args!("Failed to read image metadata: {error}"))
+            let error = Error::from_errno(error.raw_errno());
+            context.failed(format_args!("Could not read file metadata: {error}"))
         })?;
         let Some(extent) = next else { break };
         output.extent(&extent)?;
