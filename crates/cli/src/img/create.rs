@@ -1,6 +1,6 @@
 //! `img create`.
 
-use oxblk_core::{Error, ErrorKind, Graph, Options};
+use oxblk_core::{Errno, Error, ErrorKind, Graph, Options};
 
 use super::create_options::{CreateOptions, append, asks_for_help};
 use super::{Context, Step, graph, objects};
@@ -218,7 +218,7 @@ async fn check_backing(
 
 /// `EFBIG` by itself says nothing to a user.
 fn too_large(error: Error, format: &str, cluster_hint: bool) -> Error {
-    if error.raw_errno() != EFBIG {
+    if error.raw_errno() != Errno::FBIG {
         return error;
     }
     let hint = if cluster_hint { " (try using a larger cluster size)" } else { "" };
@@ -228,6 +228,5 @@ fn too_large(error: Error, format: &str, cluster_hint: bool) -> Error {
     )
 }
 
-const EFBIG: i32 = 27;
 /// QEMU's tools take this number for a size that is not given.
 const NO_SIZE: u64 = u64::MAX;

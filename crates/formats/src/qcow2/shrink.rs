@@ -10,7 +10,7 @@
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use oxblk_core::{ChildIdx, Error, ErrorKind, Preallocation, Result, WriteFlags};
+use oxblk_core::{ChildIdx, Errno, Error, ErrorKind, Preallocation, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
@@ -58,7 +58,7 @@ impl Qcow2 {
             false => self.store_table(bytes).await?,
         };
         self.shrink_raw_data(size).await?;
-        let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(27))?;
+        let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(Errno::FBIG))?;
         let before = self.active_fields(old, entries, l1_offset);
         let after = self.active_fields(size, entries, offset);
         let named = self.exchange_header_field(field_offsets::SIZE, &before, &after).await;

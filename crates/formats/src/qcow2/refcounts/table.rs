@@ -5,7 +5,7 @@ use std::sync::atomic::{
     Ordering::{Acquire, Release},
 };
 
-use oxblk_core::{Error, ErrorKind, Result, WriteFlags};
+use oxblk_core::{Errno, Error, ErrorKind, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::super::allocator::Resting;
@@ -44,7 +44,9 @@ impl Refcounts {
         self.write_back().await?;
         let growing = self.growing.lock().await;
         if self.table_place().offset != old.offset {
-            return Err(Error::new(ErrorKind::Busy, "the refcount table has moved").errno(16));
+            return Err(
+                Error::new(ErrorKind::Busy, "the refcount table has moved").errno(Errno::BUSY)
+            );
         }
         let entries = self.table_entries.load(Acquire);
         let table = self.encode_table(entries, &[], 0)?;
@@ -78,7 +80,7 @@ impl Refcounts {
         let spare = table_clusters.div_ceil(per_block).saturating_add(2);
         let total = table_clusters.saturating_add(spare);
         if table_clusters.saturating_mul(cluster_size) > MAX_REFCOUNT_TABLE_BYTES {
-            return Err(Error::from_errno(27).prefix("The refcount table cannot grow"));
+            return Err(Error::from_errno(Errno::FBIG).prefix("The refcount table cannot grow"));
         }
         let mut run = self.reserve_contiguous(total).await?;
         run.begin_write();
@@ -86,7 +88,7 @@ impl Refcounts {
         let last_block = (end.saturating_sub(1)) / per_block;
         let entries = table_clusters.saturating_mul(cluster_size) / 8;
         if last_block >= entries {
-            return Err(Error::from_errno(27).prefix("The refcount table cannot grow"));
+            return Err(Error::from_errno(Errno::FBIG).prefix("The refcount table cannot grow"));
         }
         // Blocks that are missing for the run itself stand at its start, the table behind them.
         let missing: Vec<u64> = (start / per_block..=last_block)
@@ -141,7 +143,8 @@ impl Refcounts {
     }
 
     fn encode_table(&self, entries: u64, missing: &[u64], start: u64) -> Result<IoBuf> {
-        let len = usize::try_from(entries.saturating_mul(8)).map_err(|_| Error::from_errno(27))?;
+        let len = usize::try_from(entries.saturating_mul(8))
+            .map_err(|_| Error::from_errno(Errno::FBIG))?;
         let mut bytes = IoBufMut::zeroed(len);
         let added: std::collections::HashMap<u64, u64> =
             missing.iter().copied().zip(start..).collect();
@@ -182,6 +185,6 @@ impl Refcounts {
 
 /// How the header tells of a refcount table: its offset, then its length in clusters.
 fn table_fields(offset: u64, clusters: u64) -> Result<Vec<u8>> {
-    let clusters = u32::try_from(clusters).map_err(|_| Error::from_errno(27))?;
+    let clusters = u32::try_from(clusters).map_err(|_| Error::from_errno(Errno::FBIG))?;
     Ok([&offset.to_be_bytes()[..], &clusters.to_be_bytes()[..]].concat())
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{ChildIdx, Error, ErrorKind, Result};
+use oxblk_core::{ChildIdx, Errno, Error, ErrorKind, Result};
 
 use super::super::Qcow2;
 use super::super::layout::{L1Entry, Snapshot, field_offsets};
@@ -120,7 +120,7 @@ impl Qcow2 {
 
     /// Clusters can be shared only where they are counted.
     fn check_counts_data(&self) -> Result<()> {
-        if self.geometry.data_file { Err(Error::from_errno(95)) } else { Ok(()) }
+        if self.geometry.data_file { Err(Error::from_errno(Errno::OPNOTSUPP)) } else { Ok(()) }
     }
 
     /// Makes the active state what a snapshot is.
@@ -136,7 +136,7 @@ impl Qcow2 {
         }
         let mut l1 = self.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
         let needed = self.geometry.l1_entries_for(size).and_then(|n| usize::try_from(n).ok());
-        let needed = needed.ok_or_else(|| Error::from_errno(27))?;
+        let needed = needed.ok_or_else(|| Error::from_errno(Errno::FBIG))?;
         if needed > l1.len() {
             l1.resize(needed, L1Entry::EMPTY);
         }
@@ -172,8 +172,8 @@ impl Qcow2 {
             Ok(offset) => offset,
             Err(error) => return Err(self.undo_raise(reach, error).await),
         };
-        let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(27))?;
-        let old_entries = u32::try_from(old.0.len()).map_err(|_| Error::from_errno(27))?;
+        let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(Errno::FBIG))?;
+        let old_entries = u32::try_from(old.0.len()).map_err(|_| Error::from_errno(Errno::FBIG))?;
         let before = self.active_fields(self.size(), old_entries, old.1);
         let after = self.active_fields(size, entries, offset);
         let named = self.exchange_header_field(field_offsets::SIZE, &before, &after).await;
@@ -283,5 +283,5 @@ impl Qcow2 {
 
 pub(super) fn find(list: Vec<Snapshot>, id: &str) -> Result<(usize, Snapshot)> {
     let found = list.into_iter().enumerate().find(|(_, snapshot)| snapshot.id == id);
-    found.ok_or_else(|| Error::new(ErrorKind::NotFound, "snapshot not found").errno(2))
+    found.ok_or_else(|| Error::new(ErrorKind::NotFound, "snapshot not found").errno(Errno::NOENT))
 }
