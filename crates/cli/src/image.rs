@@ -25,7 +25,7 @@ pub(crate) struct Image<'a> {
     pub(crate) write_through: bool,
     /// Options beside those of the name.
     pub(crate) options: Options,
-    /// What is done with it, and what others may do meanwhile.
+    /// The permissions that are taken and shared.
     pub(crate) permissions: Permissions,
 }
 
