@@ -1,15 +1,15 @@
-//! Option lists of the command line, with a warning where a word stands for a switch.
+//! Option lists of the command line, with the warnings that QEMU prints for deprecated forms.
 
 use oxblk_core::{Error, ListItem, Options, Result, split_list};
 use serde_json::Value;
 
 use crate::program::{err, warn};
 
-/// Splits a list and warns of words without a value.
+/// Splits a list and warns of each word without a value.
 pub(crate) fn list(text: &str, implied: Option<&str>) -> Vec<ListItem> {
     let items = split_list(text, implied);
     for item in &items {
-        // A word that asks for help is none of the options.
+        // `help` and `?` ask for help; they switch no option on.
         if let Some(word) = &item.short_form
             && !matches!(word.as_str(), "help" | "?")
         {
@@ -58,7 +58,7 @@ pub(crate) fn check_id(text: &str, implied: Option<&str>) -> Result<()> {
     }
 }
 
-/// What an identifier is.
+/// The hint that follows an error about an identifier.
 pub(crate) const IDENTIFIER_HINT: &str =
     "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.";
 

@@ -18,11 +18,10 @@ use crate::epoch::Epochs;
 use crate::gate::Purpose;
 use crate::perm::{Permissions, Role};
 use crate::{
-    Backend, ChildIdx, Children, Edge, Error, ErrorKind, MAX_LENGTH, Node, Options, Perm, Result,
+    Backend, ChildIdx, Children, Edge, Errno, Error, ErrorKind, MAX_LENGTH, Node, Options, Perm,
+    Result,
 };
 
-const EACCES: i32 = 13;
-const EFBIG: i32 = 27;
 /// A child is named by a node's name and described by options as well.
 const PLAIN_AND_NESTED: &str =
     "Cannot reference an existing block device with additional options or a new filename";
@@ -113,7 +112,7 @@ impl OpenContext {
             return Ok(());
         }
         if !self.flags.auto_read_only {
-            return Err(Error::new(ErrorKind::Denied, reason.to_owned()).errno(EACCES));
+            return Err(Error::new(ErrorKind::Denied, reason.to_owned()).errno(Errno::ACCES));
         }
         self.flags.read_only = true;
         Ok(())
@@ -402,7 +401,9 @@ impl Graph {
         if let Some(file) = &file {
             context.flags.read_only |= file.is_read_only() && context.flags.auto_read_only;
             if file.is_read_only() && !context.flags.read_only {
-                return Err(Error::new(ErrorKind::Denied, "Block node is read-only").errno(EACCES));
+                return Err(
+                    Error::new(ErrorKind::Denied, "Block node is read-only").errno(Errno::ACCES)
+                );
             }
             attach_file(driver, file, &context)?;
         }
@@ -522,7 +523,7 @@ fn describes_file(options: &Options) -> bool {
 /// Refuses an image that is too long.
 fn check_opened_length(opened: &dyn Driver) -> Result<()> {
     if opened.size() > MAX_LENGTH {
-        return Err(Error::from_errno(EFBIG).prefix("Could not refresh total sector count"));
+        return Err(Error::from_errno(Errno::FBIG).prefix("Could not refresh total sector count"));
     }
     Ok(())
 }

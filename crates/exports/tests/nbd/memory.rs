@@ -2,8 +2,8 @@
 //! written.
 
 use oxblk_core::{
-    Backend, BoxFuture, Driver, DriverFactory, DriverKind, Error, Graph, Limits, OpenContext,
-    OpenFlags, Perm, Permissions, Result, Status, Want, WriteFlags, ZeroFlags,
+    Backend, BoxFuture, Driver, DriverFactory, DriverKind, Errno, Error, Graph, Limits,
+    OpenContext, OpenFlags, Perm, Permissions, Result, Status, Want, WriteFlags, ZeroFlags,
 };
 use oxblk_ring::{Event, IoBuf, IoBufMut};
 use std::collections::BTreeSet;
@@ -79,7 +79,7 @@ impl Disk {
             }
         }
         self.waiting.fetch_sub(1, Ordering::SeqCst);
-        if self.failing.load(Ordering::SeqCst) { Err(Error::from_errno(5)) } else { Ok(()) }
+        if self.failing.load(Ordering::SeqCst) { Err(Error::from_errno(Errno::IO)) } else { Ok(()) }
     }
 
     fn mark(&self, offset: u64, len: u64, written: bool) {

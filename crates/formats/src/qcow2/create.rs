@@ -8,7 +8,8 @@ use std::sync::Arc;
 use futures_util::stream::{self, TryStreamExt};
 use oxblk_core::create::{CreateOption, OptionType};
 use oxblk_core::{
-    Edge, Error, Options, Preallocation, Result, Secrets, WriteFlags, ZeroFlags, check_length,
+    Edge, Errno, Error, Options, Preallocation, Result, Secrets, WriteFlags, ZeroFlags,
+    check_length,
 };
 use oxblk_ring::IoBufMut;
 
@@ -298,7 +299,7 @@ pub(super) fn too_large() -> Error {
     Error::invalid(
         "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
     )
-    .errno(27)
+    .errno(Errno::FBIG)
 }
 
 /// Checks the options of a new image.
@@ -567,7 +568,7 @@ mod tests {
     #[test]
     fn a_size_that_needs_too_large_an_l1_table_is_refused() {
         let error = plan(&[("size", "7E")]).unwrap_err();
-        assert_eq!(error.raw_errno(), 27);
+        assert_eq!(error.raw_errno(), Errno::FBIG);
         assert!(plan(&[("size", "200G"), ("cluster_size", "512")]).is_err());
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use oxblk_core::check::Fix;
 use oxblk_core::{
-    BackingFile, ChildIdx, Children, ChildrenRef, Edge, Epochs, Error, ErrorKind, OpenContext,
+    BackingFile, ChildIdx, Children, ChildrenRef, Edge, Epochs, Errno, Error, ErrorKind, OpenContext,
     Options, Preallocation, Result,
 };
 use oxblk_ring::{Event, IoBufMut, Mutex as AsyncMutex, RangeLock};
@@ -314,7 +314,7 @@ async fn build(
 impl Qcow2 {
     pub(super) async fn read_l1(&self, file: &Edge) -> Result<()> {
         let bytes = self.l1_entries().saturating_mul(8);
-        let len = usize::try_from(bytes).map_err(|_| Error::from_errno(27))?;
+        let len = usize::try_from(bytes).map_err(|_| Error::from_errno(Errno::FBIG))?;
         if len == 0 {
             return Ok(());
         }

@@ -18,7 +18,7 @@ use std::sync::atomic::{
     Ordering::{AcqRel, Acquire, Release},
 };
 
-use oxblk_core::{ChildIdx, ChildrenRef, Edge, Epochs, Error, Result, WriteFlags, run_all};
+use oxblk_core::{ChildIdx, ChildrenRef, Edge, Epochs, Errno, Error, Result, WriteFlags, run_all};
 use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex, MutexGuard};
 
@@ -425,7 +425,7 @@ impl Refcounts {
         let block = start / per_block;
         let end = block.saturating_add(1).saturating_mul(per_block);
         if end > 1 << (56 - self.geometry.cluster_bits) {
-            return Err(Error::from_errno(27));
+            return Err(Error::from_errno(Errno::FBIG));
         }
         let base = self.block_offset(block);
         if base == 0 {

@@ -11,7 +11,7 @@
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use oxblk_core::{ChildIdx, Error, ErrorKind, Preallocation, Result, WriteFlags};
+use oxblk_core::{ChildIdx, Errno, Error, ErrorKind, Preallocation, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
@@ -58,7 +58,7 @@ impl Qcow2 {
             true => l1_offset,
             false => self.store_table(bytes).await?,
         };
-        let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(27))?;
+        let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(Errno::FBIG))?;
         let before = self.active_fields(old, entries, l1_offset);
         let after = self.active_fields(size, entries, offset);
         let place = field_offsets::SIZE;

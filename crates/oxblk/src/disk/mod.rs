@@ -11,9 +11,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use oxblk_core::{Backend, Error, ErrorKind, Graph, Preallocation, WriteFlags, ZeroFlags};
+use oxblk_core::{Backend, Errno, Error, ErrorKind, Graph, Preallocation, WriteFlags, ZeroFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
-use rustix::io::Errno;
 
 pub use cursor::Cursor;
 pub use open::{Cache, OpenOptions};
@@ -203,7 +202,7 @@ impl Disk {
 }
 
 fn closed() -> Error {
-    Error::new(ErrorKind::NotFound, "The disk is closed").errno(Errno::NOMEDIUM.raw_os_error())
+    Error::new(ErrorKind::NotFound, "The disk is closed").errno(Errno::NOMEDIUM)
 }
 
 fn outside(offset: u64) -> Error {

@@ -4,7 +4,7 @@
 //! does not lose its disk to a `create` of the same name.
 
 use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, OptionType};
-use oxblk_core::{Error, Perm, Permissions, Preallocation, Result, names, strerror};
+use oxblk_core::{Errno, Error, Perm, Permissions, Preallocation, Result, names, strerror};
 use oxblk_ring::{Aio, File, host};
 use rustix::fs::{IFlags, Mode, OFlags};
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +15,6 @@ use super::open::FileFactory;
 use super::resize;
 
 const SECTOR: u64 = 512;
-const EINVAL: i32 = 22;
 const DEFAULT_EXTENT_SIZE_HINT: u64 = 1 << 20;
 
 /// In the order in which `img create` prints them.
@@ -68,7 +67,7 @@ fn parse(mut request: CreateRequest) -> Result<(String, Wanted)> {
     let size = size
         .checked_next_multiple_of(SECTOR)
         .filter(|size| i64::try_from(*size).is_ok())
-        .ok_or_else(|| Error::from_errno(EINVAL).prefix("Could not resize file"))?;
+        .ok_or_else(|| Error::from_errno(Errno::INVAL).prefix("Could not resize file"))?;
     let preallocation = match options.take_str("preallocation")? {
         None => Preallocation::Off,
         Some(name) => Preallocation::parse(&name)

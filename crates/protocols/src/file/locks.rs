@@ -123,7 +123,9 @@ impl FileLocks {
         })?;
         if locked {
             let hint = format!("Is another process using the image [{}]?", self.path);
-            return Err(Error::new(ErrorKind::Busy, message()).errno(11).with_hint(hint));
+            return Err(Error::new(ErrorKind::Busy, message())
+                .errno(Errno::AGAIN.raw_os_error())
+                .with_hint(hint));
         }
         Ok(())
     }

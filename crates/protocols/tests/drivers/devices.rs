@@ -4,10 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::common::{error, graph, open, pattern, read, write};
-use oxblk_core::{OpenFlags, Options, Preallocation, ZeroFlags};
+use oxblk_core::{Errno, OpenFlags, Options, Preallocation, ZeroFlags};
 use oxblk_ring::block_on;
 
-const ENOSPC: i32 = 28;
 const MIB: u64 = 1 << 20;
 
 struct Loop {
@@ -78,7 +77,7 @@ fn a_block_device_keeps_its_size() {
         let disk = open(&device.options()).await.unwrap();
         let root = disk.root().unwrap();
         let beyond = root.write(4 * MIB, vec![1; 512].into(), oxblk_core::WriteFlags::empty());
-        assert_eq!(beyond.await.unwrap_err().raw_errno(), ENOSPC);
+        assert_eq!(beyond.await.unwrap_err().raw_errno(), Errno::NOSPC);
         assert_eq!(
             error(disk.resize(5 * MIB, Preallocation::Off).await),
             "Cannot grow device files"

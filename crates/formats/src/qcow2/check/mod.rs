@@ -35,7 +35,7 @@ mod walk;
 use std::collections::{BTreeSet, HashSet};
 
 use oxblk_core::check::{CheckReport, Fix};
-use oxblk_core::{ChildIdx, Edge, Error, Result};
+use oxblk_core::{ChildIdx, Edge, Errno, Error, Result};
 use oxblk_ring::IoBufMut;
 
 use std::sync::atomic::Ordering::Release;
@@ -75,7 +75,7 @@ impl Qcow2 {
     /// Checks the file of an open image, which takes no requests meanwhile.
     pub(super) async fn check_image(&self, fix: Fix, say: &dyn Fn(&str)) -> Result<CheckReport> {
         if fix != Fix::Nothing && self.is_read_only() {
-            return Err(Error::from_errno(30).prefix("Cannot repair the image"));
+            return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
         }
         // Brings the file up to date, and what was freed back into its refcounts.
         self.close_image().await?;

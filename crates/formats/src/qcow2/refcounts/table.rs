@@ -5,7 +5,7 @@ use std::sync::atomic::{
     Ordering::{Acquire, Release},
 };
 
-use oxblk_core::{Error, ErrorKind, Result, WriteFlags};
+use oxblk_core::{Errno, Error, ErrorKind, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::super::allocator::Resting;
@@ -45,7 +45,9 @@ impl Refcounts {
         self.write_back().await?;
         let growing = self.growing.lock().await;
         if self.table_place().offset != old.offset {
-            return Err(Error::new(ErrorKind::Busy, "the refcount table has moved").errno(16));
+            return Err(
+                Error::new(ErrorKind::Busy, "the refcount table has moved").errno(Errno::BUSY)
+            );
         }
         let entries = self.table_entries.load(Acquire);
         let table = self.encode_table(entries, &[], 0)?;
@@ -107,7 +109,7 @@ impl Refcounts {
         };
         let table_clusters = wanted.saturating_mul(8).div_ceil(cluster_size);
         if table_clusters.saturating_mul(cluster_size) > MAX_REFCOUNT_TABLE_BYTES {
-            return Err(Error::from_errno(27).prefix("The refcount table cannot grow"));
+            return Err(Error::from_errno(Errno::FBIG).prefix("The refcount table cannot grow"));
         }
         let entries = table_clusters.saturating_mul(cluster_size) / 8;
         if self.blocks().last().is_some_and(|last| *last >= entries) {
@@ -172,7 +174,8 @@ impl Refcounts {
     }
 
     fn encode_table(&self, entries: u64, missing: &[u64], start: u64) -> Result<IoBuf> {
-        let len = usize::try_from(entries.saturating_mul(8)).map_err(|_| Error::from_errno(27))?;
+        let len = usize::try_from(entries.saturating_mul(8))
+            .map_err(|_| Error::from_errno(Errno::FBIG))?;
         let mut bytes = IoBufMut::zeroed(len);
         let added: std::collections::HashMap<u64, u64> =
             missing.iter().copied().zip(start..).collect();
@@ -244,6 +247,6 @@ fn blocks_for(geometry: Geometry, clusters: u64, growth: Growth) -> u64 {
 
 /// How the header tells of a refcount table: its offset, then its length in clusters.
 fn table_fields(offset: u64, clusters: u64) -> Result<Vec<u8>> {
-    let clusters = u32::try_from(clusters).map_err(|_| Error::from_errno(27))?;
+    let clusters = u32::try_from(clusters).map_err(|_| Error::from_errno(Errno::FBIG))?;
     Ok([&offset.to_be_bytes()[..], &clusters.to_be_bytes()[..]].concat())
 }

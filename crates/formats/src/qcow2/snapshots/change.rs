@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{ChildIdx, Error, ErrorKind, Result};
+use oxblk_core::{ChildIdx, Errno, Error, ErrorKind, Result};
 
 use super::super::Qcow2;
 use super::super::layout::{L1Entry, Snapshot, field_offsets};
@@ -123,7 +123,7 @@ impl Qcow2 {
 
     /// Clusters can be shared only where they are counted.
     fn check_counts_data(&self) -> Result<()> {
-        if self.geometry.data_file { Err(Error::from_errno(95)) } else { Ok(()) }
+        if self.geometry.data_file { Err(Error::from_errno(Errno::OPNOTSUPP)) } else { Ok(()) }
     }
 
     /// Makes the active state what a snapshot is.
@@ -139,7 +139,7 @@ impl Qcow2 {
         }
         let mut l1 = self.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
         let needed = self.geometry.l1_entries_for(size).and_then(|n| usize::try_from(n).ok());
-        let needed = needed.ok_or_else(|| Error::from_errno(27))?;
+        let needed = needed.ok_or_else(|| Error::from_errno(Errno::FBIG))?;
         if needed > l1.len() {
             l1.resize(needed, L1Entry::EMPTY);
         }
@@ -171,7 +171,7 @@ impl Qcow2 {
         // Entries of a snapshot may claim anything.
         let entry = |entry: &L1Entry| L1Entry(entry.0 & !(1 << 63));
         let bytes: Vec<u8> = l1.iter().flat_map(|word| entry(word).0.to_be_bytes()).collect();
-        let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(27))?;
+        let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(Errno::FBIG))?;
         let offset = match self.name_l1(&old, &bytes, size).await {
             Ok(offset) => offset,
             Err(error) => return Err(self.undo_raise(reach, error).await),
@@ -211,7 +211,7 @@ impl Qcow2 {
             }
             Err(error) => return Err(error),
         };
-        let count = |len: usize| u32::try_from(len).map_err(|_| Error::from_errno(27));
+        let count = |len: usize| u32::try_from(len).map_err(|_| Error::from_errno(Errno::FBIG));
         let entries = bytes.len() / 8;
         let before = self.active_fields(self.size(), count(old.0.len())?, old.1);
         let after = self.active_fields(size, count(entries)?, offset);
@@ -333,5 +333,5 @@ impl Qcow2 {
 
 pub(super) fn find(list: Vec<Snapshot>, id: &str) -> Result<(usize, Snapshot)> {
     let found = list.into_iter().enumerate().find(|(_, snapshot)| snapshot.id == id);
-    found.ok_or_else(|| Error::new(ErrorKind::NotFound, "snapshot not found").errno(2))
+    found.ok_or_else(|| Error::new(ErrorKind::NotFound, "snapshot not found").errno(Errno::NOENT))
 }
