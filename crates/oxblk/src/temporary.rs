@@ -53,5 +53,6 @@ async fn open_over(
     options.insert("driver", QCOW2.name());
     options.insert("file", file.name());
     options.insert("backing", base.name());
-    graph.open(options, OpenFlags { no_flush: true, ..flags }).await
+    // Nobody else can open the overlay; how the base is shared was said when it was opened.
+    graph.open(options, OpenFlags { no_flush: true, force_share: false, ..flags }).await
 }

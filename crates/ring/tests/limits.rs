@@ -5,33 +5,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
-use std::collections::BTreeMap;
+mod child;
+
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::Command;
 
+use child::{is_child, refuse};
 use oxblk_ring::{
     Aio, Config, Falloc, File, IoBufMut, IoThread, block_on, block_on_with, host, offload, spawn,
 };
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
-
-const CHILD: &str = "OXBLK_TEST_LIMITED";
-
-/// Runs the named test as a child in which [`CHILD`] is set; true in the child.
-fn is_child(test: &str) -> bool {
-    if std::env::var_os(CHILD).is_some() {
-        return true;
-    }
-    let mut child = Command::new(std::env::current_exe().unwrap());
-    let output = child.args(["--exact", test, "--nocapture"]).env(CHILD, "1").output().unwrap();
-    let text = format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert!(output.status.success(), "{text}");
-    false
-}
 
 /// Becomes a user without privileges, to whom limits apply.
 fn become_nobody() {
@@ -118,13 +100,7 @@ fn a_ring_that_cannot_be_entered_is_not_used() {
     if !is_child("a_ring_that_cannot_be_entered_is_not_used") {
         return;
     }
-    let rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>> =
-        [(libc::SYS_io_uring_enter, vec![])].into();
-    let refuse = SeccompAction::Errno(libc::EPERM.cast_unsigned());
-    let arch = std::env::consts::ARCH.try_into().unwrap();
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).unwrap();
-    let program: BpfProgram = filter.try_into().unwrap();
-    seccompiler::apply_filter_all_threads(&program).unwrap();
+    refuse(&[libc::SYS_io_uring_enter]);
     let files = files();
     block_on(work(&files));
     let thread = IoThread::start("helper", Config::default()).unwrap();

@@ -96,4 +96,8 @@ fn a_write_passes_over_gaps_that_are_too_small_for_it() {
     both.same_bytes("a");
     both.same(Io, &["-c", "write -q -P 4 20M 128k", "-c", "write -q -P 5 24M 64k", "a"]);
     both.same_bytes("a");
+    // What follows data of the same write takes the gap behind that.
+    both.qemu(Io, &["-c", "discard 512k 192k", "a"]);
+    both.same(Io, &["-c", "write -q -P 6 448k 256k", "a"]);
+    both.same_bytes("a");
 }

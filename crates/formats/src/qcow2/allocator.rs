@@ -156,6 +156,9 @@ impl Allocator {
     pub(super) fn take_at(&self, start: u64, count: u64) -> Result<Option<Reserved<'_>>> {
         let mut map = self.lock();
         let end = start.saturating_add(count);
+        if count == 0 {
+            return Ok(None);
+        }
         let run = map.free.range(..=start).next_back();
         match run.map(|(first, len)| first.saturating_add(*len)) {
             Some(last) if last >= end => {
@@ -166,6 +169,16 @@ impl Allocator {
             }
             _ => Ok(None),
         }
+    }
+
+    /// Up to `count` clusters from `start` on; `None` if that one is not free.
+    pub(super) fn take_from(&self, start: u64, count: u64) -> Result<Option<Reserved<'_>>> {
+        let end = {
+            let map = self.lock();
+            let run = map.free.range(..=start).next_back();
+            run.map_or(0, |(first, len)| first.saturating_add(*len))
+        };
+        self.take_at(start, end.saturating_sub(start).min(count))
     }
 
     /// The search for free clusters begins at the front once more.

@@ -51,15 +51,7 @@ impl Qcow2 {
         self.l1_offset.store(offset, Release);
         self.l1_entries.store(needed, Release);
         self.refcounts.allocator.note_metadata(offset, bytes);
-        let old_bytes = old_entries.saturating_mul(8);
-        if old_bytes > 0 {
-            self.drop_clusters(
-                old_offset >> self.geometry.cluster_bits,
-                self.geometry.clusters_for(old_bytes),
-                Was::Table,
-            );
-        }
-        Ok(())
+        self.refcounts.free_table(old_offset, old_entries.saturating_mul(8)).await
     }
 }
 

@@ -33,7 +33,7 @@ impl Qcow2 {
         while at < end {
             let count = (end - at).min(STEP.max(self.geometry.cluster_size())) >> bits;
             let count = self.table_before_data(at, count).await?;
-            let mut run = self.reserve_data(at, count).await?;
+            let mut run = self.reserve_data(at, count, None).await?;
             let (start, count) = (run.start, run.count);
             run.begin_write();
             // What a resize has added to a data file reads as zeroes, unless it was there before.
@@ -69,7 +69,8 @@ impl Qcow2 {
         let entries = self.geometry.l2_entries();
         let (mut at, end) = (self.cluster_end(from), self.cluster_end(to));
         let count = end.saturating_sub(at) >> bits;
-        let mut run = self.reserve_behind_refcounts(count, count.div_ceil(entries)).await?;
+        let run = self.reserve_behind_refcounts(count, count.div_ceil(entries)).await?;
+        let Some(mut run) = run else { return self.write_back(true).await };
         let (host, len) = (run.start() << bits, count << bits);
         run.begin_write();
         if let Err(error) = zero(file, host, len, mode, run.is_untouched()).await {
@@ -89,7 +90,12 @@ impl Qcow2 {
     }
 
     /// Reserves `count` clusters behind all that is in use, and behind refcounts for them and for `tables` L2 tables.
-    async fn reserve_behind_refcounts(&self, count: u64, tables: u64) -> Result<Reserved<'_>> {
+    /// `None` if they are none.
+    async fn reserve_behind_refcounts(
+        &self,
+        count: u64,
+        tables: u64,
+    ) -> Result<Option<Reserved<'_>>> {
         let file = self.children.require(ChildIdx::FILE)?;
         let in_file = self.geometry.clusters_for(file.size());
         let mut start = self.refcounts.last_in_use(in_file).await?.map_or(0, |last| last + 1);
@@ -98,7 +104,8 @@ impl Qcow2 {
             let counted = count.saturating_add(tables).saturating_add(1);
             if let Some(end) = self.refcounts.make_room(start, counted).await? {
                 self.refcounts.scan_up_to(end.saturating_add(count)).await?;
-                if let Some(run) = self.refcounts.allocator.take_at(end, count)? {
+                let run = self.refcounts.allocator.take_at(end, count)?;
+                if run.is_some() || count == 0 {
                     return Ok(run);
                 }
             }

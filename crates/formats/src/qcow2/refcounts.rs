@@ -397,13 +397,26 @@ impl Refcounts {
         }
     }
 
-    /// The same, but fewer where the file cannot grow and has no such run left.
-    pub(super) async fn reserve_run(&self, count: u64) -> Result<Reserved<'_>> {
+    /// The same, but fewer where the file cannot grow and has no such run left, and where some are free from `behind` on:
+    /// those are taken, so that data lies together.
+    pub(super) async fn reserve_run_behind(
+        &self,
+        behind: Option<u64>,
+        count: u64,
+    ) -> Result<Reserved<'_>> {
         let file = self.file()?;
         let limit = match file.node().limits().grows {
             true => u64::MAX,
             false => self.geometry.cluster_index(file.size()),
         };
+        if let Some(start) = behind {
+            let count = count.min(limit.saturating_sub(start));
+            self.scan_up_to(start.saturating_add(count)).await?;
+            if let Some(reserved) = self.allocator.take_from(start, count)? {
+                point();
+                return Ok(reserved);
+            }
+        }
         loop {
             if let Some(reserved) = self.allocator.take_contiguous(count, limit)? {
                 point();

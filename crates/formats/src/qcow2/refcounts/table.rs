@@ -62,7 +62,7 @@ impl Refcounts {
         stop_unless_known(named, stop).await?;
         self.adopt_table(&[], start, start, entries);
         drop(growing);
-        self.free_old_table(old.offset, entries).await?;
+        self.free_table(old.offset, entries.saturating_mul(8)).await?;
         Ok(old.clusters)
     }
 
@@ -154,7 +154,7 @@ impl Refcounts {
         }
         run.keep();
         self.adopt_table(&missing, start, table_start, entries);
-        self.free_old_table(old_offset, old_entries).await?;
+        self.free_table(old_offset, old_entries.saturating_mul(8)).await?;
         Ok(Some(used_end))
     }
 
@@ -200,8 +200,9 @@ impl Refcounts {
         self.allocator.note_metadata(self.host(table_start), entries.saturating_mul(8));
     }
 
-    async fn free_old_table(&self, offset: u64, entries: u64) -> Result<()> {
-        let bytes = entries.saturating_mul(8);
+    /// Frees the clusters of a table that nothing refers to any more, durably, and that no request reads: they can be used
+    /// again at once.
+    pub(in super::super) async fn free_table(&self, offset: u64, bytes: u64) -> Result<()> {
         self.allocator.forget_metadata(offset, bytes);
         let first = offset >> self.geometry.cluster_bits;
         let _turn = self.allocator.scanning.lock().await;
