@@ -55,7 +55,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn fail(message: impl Display) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "oxblk serve: {message}");
+    log::print_error(format_args!("oxblk serve: {message}"));
     ExitCode::FAILURE
 }
 
