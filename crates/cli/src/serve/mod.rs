@@ -55,7 +55,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn fail(message: impl Display) -> ExitCode {
-    err(format_args!("oxblk serve: {message}\n"));
+    log::print_error(format_args!("oxblk serve: {message}"));
     ExitCode::FAILURE
 }
 
