@@ -154,7 +154,8 @@ impl Bench {
             }
             Fresh::Emptied(name) => {
                 self.qemu_img(&["create", "-q", "-f", "qcow2", "empty.qcow2", "4G"])?;
-                self.lay_over("empty.qcow2", name).map_err(|error| format!("{name}: {error}"))?;
+                self.overwrite_start("empty.qcow2", name)
+                    .map_err(|error| format!("{name}: {error}"))?;
             }
             Fresh::Nothing => {}
         }
@@ -174,7 +175,7 @@ impl Bench {
     }
 
     /// Overwrites the start of a file with the content of another file.
-    fn lay_over(&self, name: &str, target: &str) -> std::io::Result<()> {
+    fn overwrite_start(&self, name: &str, target: &str) -> std::io::Result<()> {
         let bytes = std::fs::read(self.dir.join(name))?;
         File::options().write(true).open(self.dir.join(target))?.write_all(&bytes)
     }

@@ -123,7 +123,7 @@ impl Hash {
     /// measurement takes some tens of milliseconds of processor time.
     ///
     /// # Errors
-    /// As [`Self::pbkdf2`].
+    /// The errors of [`Self::pbkdf2`].
     pub fn iterations_per_second(self, len: usize) -> Result<u64> {
         const LONG_ENOUGH: Duration = Duration::from_millis(20);
         let mut out = Secret::zeroed(len);

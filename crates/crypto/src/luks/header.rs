@@ -112,7 +112,7 @@ impl Header {
         let cipher_name = text(&raw.cipher_name, "cipher name")?;
         let cipher_mode = text(&raw.cipher_mode, "cipher mode")?;
         let hash_spec = text(&raw.hash_spec, "hash spec")?;
-        check_places(&raw)?;
+        check_layout(&raw)?;
         let (suite, hash) =
             parse_suite(&cipher_name, &cipher_mode, &hash_spec, raw.key_bytes.get())?;
         let slot = |raw: RawSlot| Slot {
@@ -227,8 +227,8 @@ fn sectors(raw: &RawHeader, slot: &RawSlot) -> Range<u64> {
     start..start.saturating_add(material_len(key_len) / SECTOR_BYTES)
 }
 
-/// Checks that header, key material and payload do not overlap.
-fn check_places(raw: &RawHeader) -> Result<()> {
+/// Checks that header, key material and payload do not overlap, and that counts and slot states are valid.
+fn check_layout(raw: &RawHeader) -> Result<()> {
     let fault = |text: String| Err(Error::invalid(text));
     let payload = u64::from(raw.payload.get());
     if payload < HEADER_SECTORS {
@@ -238,12 +238,12 @@ fn check_places(raw: &RawHeader) -> Result<()> {
         return fault("LUKS key iteration count is zero".to_owned());
     }
     for (index, slot) in raw.slots.iter().enumerate() {
-        let place = sectors(raw, slot);
+        let area = sectors(raw, slot);
         if slot.stripes.get() != STRIPES {
             let stripes = slot.stripes.get().cast_signed();
             return fault(format!("Keyslot {index} is corrupted (stripes {stripes} != {STRIPES})"));
         }
-        if place.start < HEADER_SECTORS {
+        if area.start < HEADER_SECTORS {
             return fault(format!("Keyslot {index} is overlapping with the LUKS header"));
         }
         match slot.state.get() {
@@ -253,13 +253,13 @@ fn check_places(raw: &RawHeader) -> Result<()> {
             ACTIVE | INACTIVE => {}
             _ => return fault(format!("Keyslot {index} state (active/disable) is corrupted")),
         }
-        if place.end > payload {
+        if area.end > payload {
             return fault(format!("Keyslot {index} is overlapping with the encrypted payload"));
         }
         let others = raw.slots.iter().enumerate().skip(index.saturating_add(1));
         for (other, slot) in others {
-            let there = sectors(raw, slot);
-            if place.start < there.end && there.start < place.end {
+            let other_area = sectors(raw, slot);
+            if area.start < other_area.end && other_area.start < area.end {
                 let text = format!("Keyslots {index} and {other} are overlapping in the header");
                 return fault(text);
             }

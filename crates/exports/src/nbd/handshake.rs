@@ -29,7 +29,7 @@ pub(super) async fn handshake(
         let (used, progress) = machine.advance(input.bytes(), &mut out);
         input.consume(used);
         if matches!(progress, Progress::Ready(_)) && !may_begin() {
-            return Err(io::Error::other("another client has taken the connection slot"));
+            return Err(io::Error::other("cancelled to admit another client"));
         }
         if !out.is_empty() {
             send(stream, std::mem::take(&mut out)).await?;

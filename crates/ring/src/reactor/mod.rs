@@ -133,7 +133,7 @@ impl Reactor {
             Engine::Auto => match Uring::new(config, shared) {
                 Ok(uring) => Driver::Uring(uring),
                 Err(error) => {
-                    fallback::say_once(&error);
+                    fallback::log_once(&error);
                     Driver::Fallback(Fallback::new(shared))
                 }
             },

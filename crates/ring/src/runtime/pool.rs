@@ -92,13 +92,13 @@ impl WorkerPool {
         perturb::point();
         let name = format!("{}{number}", self.name);
         if room::start_thread(name, self.stack, || self.run()).is_err() {
-            self.do_without();
+            self.run_jobs_here();
         }
     }
 
     /// Handles a thread that was counted but could not be started. If no thread exists at all, the jobs run here, so
     /// that they are not lost: all jobs, because other callers may have relied on the thread that was counted.
-    fn do_without(&self) {
+    fn run_jobs_here(&self) {
         let mut state = self.lock();
         state.threads -= 1;
         while state.threads == 0 {
