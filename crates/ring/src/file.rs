@@ -110,7 +110,7 @@ struct Host {
     in_memory: bool,
 }
 
-/// The file's slot in the tables of rings.
+/// The file's index in the registered-file tables of rings.
 struct Registration {
     id: Arc<FileId>,
     /// I/O threads whose ring may have registered the file, by index.
@@ -226,7 +226,7 @@ impl File {
         matches!(&self.0, Inner::Host(host) if host.in_memory)
     }
 
-    /// The dense id; for a simulated disk, an id that has no slot in any table.
+    /// The dense id; for a simulated disk, an id beyond the end of every table.
     pub(crate) fn id(&self) -> u32 {
         match &self.0 {
             Inner::Host(host) => host.registration.id.0,

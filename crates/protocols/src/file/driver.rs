@@ -123,8 +123,8 @@ impl FileDriver {
         self.sync_host(true).await
     }
 
-    /// Makes the host store everything durably. Every such call goes through here, because the host reports data that
-    /// it could not store only once, to the first caller.
+    /// Makes the host store everything durably. Every such call goes through here, because the host reports a failure
+    /// to store data only once, to the first caller.
     pub(super) async fn sync_host(&self, data_only: bool) -> Result<()> {
         let before = self.flush_error.load(Ordering::Acquire);
         if before != 0 {

@@ -56,7 +56,8 @@ impl FileLocks {
     /// if locks of open file descriptions are not supported (an old kernel, or a file system without them). Other
     /// lock errors are reported when locks are taken.
     ///
-    /// # Errors The host's error.
+    /// # Errors
+    /// The host's error.
     pub fn new(fd: impl AsFd, path: &str) -> Result<Option<Self>> {
         let fd = fd.as_fd();
         let own_path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
@@ -133,7 +134,7 @@ impl FileLocks {
                 let byte = base + bit;
                 if let Err(error) = uninterrupted(|| unlock(self.fd.as_fd(), LockRange::byte(byte)))
                 {
-                    // Others are kept out for longer than need be, at most until the file is closed.
+                    // Other processes are excluded longer than necessary, at most until the file is closed.
                     tracing::warn!(path = self.path, byte, %error, "cannot release a lock");
                 }
             }

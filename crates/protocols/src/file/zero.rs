@@ -33,15 +33,15 @@ impl Refused {
     /// Calls the host unless it does not support the operation. Returns `None` if it does not, or if it refuses this
     /// range.
     async fn attempt(
-        memory: &AtomicBool,
+        refused: &AtomicBool,
         call: impl Future<Output = io::Result<()>>,
     ) -> Option<io::Result<()>> {
-        if memory.load(Relaxed) {
+        if refused.load(Relaxed) {
             return None;
         }
         match call.await {
             Err(error) if is_unsupported(&error) => {
-                memory.store(true, Relaxed);
+                refused.store(true, Relaxed);
                 None
             }
             // The operation does not work for this range (for example unaligned on a block device); it may work for

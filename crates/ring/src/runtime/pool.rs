@@ -131,8 +131,7 @@ impl WorkerPool {
         }
         state.threads -= 1;
         drop(state);
-        // This thread may have received a notification meant for another; that one checks the queue when it is
-        // notified.
+        // This thread may have consumed a notification meant for a waiting worker, so it passes one on.
         self.work.notify_one();
     }
 }
