@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_view_past_the_end_is_refused() {
+    fn ranges_past_the_end_are_refused() {
         let memory = WordMemory::new(10);
         assert_eq!(memory.view(2..10).unwrap().len(), 8);
         assert!(memory.view(2..11).is_none());
