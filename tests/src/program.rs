@@ -372,9 +372,14 @@ impl Server {
     /// # Panics
     /// When there is no shell.
     pub fn signal(&self, name: &str) {
+        self.try_signal(name);
+    }
+
+    /// Whether the process was there to get the signal. Minimal systems have no `kill` but that of the shell.
+    fn try_signal(&self, name: &str) -> bool {
         let line = format!("kill -{name} {}", self.pid());
         let mut shell = Command::new("sh");
-        shell.arg("-c").arg(line).stderr(Stdio::null()).status().expect("sh runs");
+        shell.arg("-c").arg(line).stderr(Stdio::null()).status().expect("sh runs").success()
     }
 
     /// Waits for its end.
@@ -391,8 +396,7 @@ impl Server {
     /// # Panics
     /// When it does not end within 30 seconds, or not with exit code 0.
     pub fn stop(mut self) -> String {
-        let kill = Command::new("kill").arg(self.pid().to_string()).status().expect("kill runs");
-        assert!(kill.success(), "{} had ended already", self.line);
+        assert!(self.try_signal("TERM"), "{} had ended already", self.line);
         let status = wait_until(&mut self.child, Instant::now() + Duration::from_secs(30));
         let status = status.unwrap_or_else(|| panic!("{} ignores SIGTERM", self.line));
         assert!(status.success(), "{} ended with {status}", self.line);

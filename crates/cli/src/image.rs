@@ -106,6 +106,11 @@ impl<'a> Image<'a> {
         } else if let Some(format) = self.format {
             options.insert("driver", format);
         }
+        if let Some(json) = name.and_then(|name| name.strip_prefix("json:"))
+            && let Ok(described) = Options::from_json(json)
+        {
+            option_list::warn_of_empty_backing(&described.to_json());
+        }
         let node = match name {
             Some(name) => graph.open_image(name, options, self.flags.clone()).await?,
             None => graph.open(options, self.flags.clone()).await?,

@@ -22,9 +22,11 @@ fn changes(variant: &Variant) -> Vec<String> {
     let mut changes = vec![
         format!("write -P 1 0 {}", at(1)),
         format!("write -P 2 {} {}", at(4), at(2)),
-        format!("write -z {} {}", at(7), at(1)),
         format!("write -P 4 {} {}", at(9), at(2)),
     ];
+    if variant.zeroes_by_qemu {
+        changes.insert(2, format!("write -z {} {}", at(7), at(1)));
+    }
     if variant.discards_by_qemu {
         // Last: which of several holes the next write takes is the program's choice.
         changes.push(format!("discard {} {}", at(4), at(1)));

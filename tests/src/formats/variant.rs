@@ -37,6 +37,8 @@ pub struct Variant {
     pub resizes: bool,
     /// QEMU gives space back that is discarded.
     pub discards_by_qemu: bool,
+    /// QEMU has the file hold zeroes that are written as holes, where the image tells of them.
+    pub zeroes_by_qemu: bool,
     /// QEMU can tell how large a new image would be.
     pub measured_by_qemu: bool,
 }
@@ -65,6 +67,7 @@ impl Variant {
             raw_data: false,
             resizes: true,
             discards_by_qemu: true,
+            zeroes_by_qemu: true,
             measured_by_qemu: true,
         }
     }

@@ -21,7 +21,8 @@ const fn variant(name: &'static str, options: &'static str) -> Variant {
     }
 }
 
-static VARIANTS: [Variant; 2] = [variant("vdi", ""), variant("vdi-static", "static=on")];
+static VARIANTS: [Variant; 2] =
+    [variant("vdi", ""), Variant { zeroes_by_qemu: false, ..variant("vdi-static", "static=on") }];
 
 /// Where the header has the size of the disk, in bytes.
 const SIZE: std::ops::Range<usize> = 0x170..0x178;

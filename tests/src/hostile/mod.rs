@@ -55,7 +55,7 @@
 //! |---|---|
 //! | header: signature, version, sizes, offsets, identifiers | "signature", "version", "block size …", "sector size …", "… offset …", "parent" |
 //! | blocks in the image against the disk's size; too many of them | "fewer blocks than the disk needs", "more blocks than there may be" |
-//! | block map larger than the file | "block map past the end of the file", `vdi::a_block_map_of_two_gibibytes_of_holes_is_checked_in_bounded_memory` |
+//! | block map larger than the file | "block map past the end of the file", `vdi::check::a_block_map_of_holes_is_checked_in_bounded_memory` |
 //! | entries: shared, too large, behind the end of the file | "two entries for one block", "an entry too large", … |
 //!
 //! | clients of the NBD server (`crates/exports/tests/nbd.rs` unless named) | |

@@ -2,10 +2,11 @@
 //! change leaves the old state or the new.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{Backend, Preallocation, WriteFlags, ZeroFlags};
-use oxblk_ring::sim::{self, Disk};
+use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
 use oxblk_ring::{IoBuf, IoBufMut};
 use oxblk_tests::program::Program;
 use oxblk_tests::random::Random;
@@ -238,5 +239,37 @@ fn a_power_cut_during_a_resize_leaves_the_old_size_or_the_new() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_snapshot_that_fails_leaves_no_write_under_way_behind() {
+    for seed in 0..20 {
+        sim::run(seed, async {
+            let disk = sim_image::new(seed, "cluster_size=512", MIB);
+            let image = open(&disk, false).await.unwrap();
+            for at in (0..MIB).step_by(32 << 10) {
+                image.write(at, IoBuf::from(vec![7; 512]), WriteFlags::empty()).await.unwrap();
+            }
+            image.flush().await.unwrap();
+            // The L2 table of the 21st L1 entry cannot be read.
+            let bytes = disk.bytes();
+            let word = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+            let l1 = usize::try_from(word(40)).unwrap();
+            let table = word(l1 + 8 * 20) & 0x00ff_ffff_ffff_fe00;
+            let fail = FailRule {
+                op: FaultOp::Read,
+                nth: None,
+                range: Some(table..table + 512),
+                errno: 5,
+                once: true,
+            };
+            let delay = Duration::from_micros(1)..Duration::from_millis(20);
+            disk.set_faults(Faults { fail: vec![fail], delay, ..Faults::default() });
+            assert!(image.create_snapshot(&named("new")).await.is_err());
+            image.close().await.unwrap();
+            disk.set_faults(Faults::default());
+            assert_sound(&disk, false, &format!("seed {seed}")).await;
+        });
     }
 }

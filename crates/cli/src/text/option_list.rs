@@ -1,6 +1,7 @@
 //! Option lists of the command line, with a warning where a word stands for a switch.
 
 use oxblk_core::{Error, ListItem, Options, Result, split_list};
+use serde_json::Value;
 
 use crate::program::{err, warn};
 
@@ -26,12 +27,21 @@ pub(crate) fn list(text: &str, implied: Option<&str>) -> Vec<ListItem> {
 pub(crate) fn tree(text: &str, implied: Option<&str>) -> Result<Options> {
     let mut options = Options::new();
     for item in list(text, implied) {
-        if item.value.is_empty() && item.key.rsplit('.').next() == Some("backing") {
-            warn("Use of \"backing\": \"\" is deprecated; use \"backing\": null instead");
-        }
         options.set(&item.key, item.value)?;
     }
+    warn_of_empty_backing(&options.to_json());
     Ok(options)
+}
+
+/// Warns of each backing file that is given as an empty name, at any depth.
+pub(crate) fn warn_of_empty_backing(options: &Value) {
+    let Some(map) = options.as_object() else { return };
+    for (key, value) in map {
+        if key == "backing" && value.as_str() == Some("") {
+            warn("Use of \"backing\": \"\" is deprecated; use \"backing\": null instead");
+        }
+        warn_of_empty_backing(value);
+    }
 }
 
 /// Refuses a list whose `id` is not an identifier.

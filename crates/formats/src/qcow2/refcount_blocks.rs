@@ -36,6 +36,7 @@ impl Refcounts {
         if self.counts_only(&bytes, block, cluster) {
             return self.give_up_block(block, cluster, epoch, stop).await;
         }
+        self.allocator.rewind();
         let mut run = self.reserve(1).await?;
         let new = run.start();
         if new >= cluster {

@@ -52,9 +52,10 @@ impl FileFactory {
     }
 
     async fn open_file(&self, context: &mut OpenContext) -> Result<FileDriver> {
-        let options: FileOptions = context.options.extract()?;
-        let path = options.filename.clone().unwrap_or_default();
+        // A value that is not text names no file.
+        let path = context.options.get_str("filename").unwrap_or_default().to_owned();
         self.check_named(&path)?;
+        let options: FileOptions = context.options.extract()?;
         let locking = options.locking()?;
         let aio = options.aio(context.flags.direct, context.flags.aio)?;
         options.refuse_pr_manager()?;

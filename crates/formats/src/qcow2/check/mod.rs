@@ -156,6 +156,10 @@ struct Checker<'a> {
     doubts: Vec<String>,
     /// Active L1 entries that refer to nothing sensible.
     l1_faults: u64,
+    /// Active L1 entries have flags and refer to nothing.
+    l1_flags_alone: bool,
+    /// An L1 entry refers to something that is no L2 table.
+    no_l2_table: bool,
     /// What the header and the snapshot table name: offset, length, and what it is.
     named: Vec<(u64, u64, &'static str)>,
 }
@@ -201,6 +205,8 @@ impl<'a> Checker<'a> {
             broken_snapshots: false,
             doubts: Vec::new(),
             l1_faults: 0,
+            l1_flags_alone: false,
+            no_l2_table: false,
             named: Vec::new(),
         }
     }
