@@ -293,7 +293,7 @@ impl Negotiation {
                 info::put_ack(out, option);
             }
             OptionKind::STRUCTURED_REPLY if self.structured => {
-                let message = "structured replies are already on";
+                let message = "structured replies are already enabled";
                 info::put_error(out, option, ReplyKind::ERR_INVALID, message);
             }
             OptionKind::STRUCTURED_REPLY => {
@@ -378,7 +378,7 @@ impl Negotiation {
             self.context_export = None;
         }
         if !self.structured {
-            let message = "structured replies have to be asked for first";
+            let message = "structured replies must be requested first";
             return info::put_error(out, option, ReplyKind::ERR_INVALID, message);
         }
         let request = match MetaContextRequest::parse(payload) {

@@ -110,7 +110,8 @@ pub enum ReplyHeader {
 impl ReplyHeader {
     /// Parses a head. Returns the head and its length in bytes, or `None` if more bytes are needed.
     ///
-    /// # Errors If the magic is that of neither kind of reply. The position in the stream is then lost.
+    /// # Errors
+    /// If the magic is that of neither kind of reply. The position in the stream is then lost.
     pub fn parse(bytes: &[u8]) -> Result<Option<(ReplyHeader, usize)>, Malformed> {
         let Some(magic) = bytes.first_chunk() else { return Ok(None) };
         match u32::from_be_bytes(*magic) {

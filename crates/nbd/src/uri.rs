@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_uris_are_refused_with_the_reason() {
+    fn invalid_uris_are_refused_with_the_reason() {
         for (uri, error) in [
             ("http://x/", UriError::Scheme("http".to_owned())),
             ("disk.img", UriError::Scheme("disk.img".to_owned())),

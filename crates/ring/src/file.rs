@@ -110,7 +110,7 @@ struct Host {
     in_memory: bool,
 }
 
-/// The file's slot in the tables of rings.
+/// The file's index in the registered-file tables of rings.
 struct Registration {
     id: Arc<FileId>,
     /// I/O threads whose ring may have registered the file, by index.
@@ -183,7 +183,7 @@ impl File {
     /// open for them, but the host still reports.
     ///
     /// # Errors
-    /// As `close(2)`. The handle is closed in this case too.
+    /// The errors of `close(2)`. The handle is closed in this case too.
     pub async fn close(self) -> io::Result<()> {
         match self.0 {
             Inner::Host(host) => on_file(move || close_host(host)).await,
@@ -226,7 +226,7 @@ impl File {
         matches!(&self.0, Inner::Host(host) if host.in_memory)
     }
 
-    /// The dense id; for a simulated disk, an id that has no slot in any table.
+    /// The dense id; for a simulated disk, an id beyond the end of every table.
     pub(crate) fn id(&self) -> u32 {
         match &self.0 {
             Inner::Host(host) => host.registration.id.0,
@@ -244,7 +244,7 @@ impl File {
     /// Reads once, at most `buf.len()` bytes. The read may be short; it returns 0 at the end of the file.
     ///
     /// # Panics
-    /// Off an I/O thread.
+    /// If the caller is not on an I/O thread.
     pub fn read_at(&self, buf: IoBufMut, offset: u64) -> ReadAt {
         ReadAt(start_file(self, Op::Read { offset }, Payload::Read(buf)))
     }
@@ -252,7 +252,7 @@ impl File {
     /// Writes once; the write may be short. With `fua` the data is durable on completion (`RWF_DSYNC`).
     ///
     /// # Panics
-    /// Off an I/O thread.
+    /// If the caller is not on an I/O thread.
     pub fn write_at(&self, buf: IoBuf, offset: u64, fua: bool) -> WriteAt {
         WriteAt(start_file(self, Op::Write { offset, fua }, Payload::Write(buf)))
     }
@@ -260,7 +260,7 @@ impl File {
     /// Reads once into several buffers in order; the read may be short.
     ///
     /// # Panics
-    /// Off an I/O thread.
+    /// If the caller is not on an I/O thread.
     pub fn read_vectored_at(&self, bufs: IoVecMut, offset: u64) -> ReadvAt {
         ReadvAt(start_file(self, Op::Read { offset }, Payload::ReadV(bufs)))
     }
@@ -268,7 +268,7 @@ impl File {
     /// Writes several buffers in order; the write may be short.
     ///
     /// # Panics
-    /// Off an I/O thread.
+    /// If the caller is not on an I/O thread.
     pub fn write_vectored_at(&self, bufs: IoVec, offset: u64, fua: bool) -> WritevAt {
         WritevAt(start_file(self, Op::Write { offset, fua }, Payload::WriteV(bufs)))
     }
@@ -362,7 +362,7 @@ impl File {
     /// Allocates, frees or zeroes a range.
     ///
     /// # Errors
-    /// As `fallocate(2)`: `EOPNOTSUPP` if the file does not support the mode.
+    /// The errors of `fallocate(2)`: `EOPNOTSUPP` if the file does not support the mode.
     pub async fn fallocate(&self, mode: Falloc, offset: u64, len: u64) -> io::Result<()> {
         self.unit(Op::Fallocate { mode: mode.mode(), offset, len }).await
     }
@@ -380,7 +380,7 @@ impl File {
     /// Truncates the file or extends it with zeroes.
     ///
     /// # Errors
-    /// As `ftruncate(2)`.
+    /// The errors of `ftruncate(2)`.
     pub async fn set_len(&self, len: u64) -> io::Result<()> {
         let host = match &self.0 {
             Inner::Sim(_) => return self.unit(Op::Truncate { len }).await,
@@ -398,7 +398,7 @@ impl File {
     /// continues if the future is dropped, and [`settled`](crate::settled) waits for it.
     ///
     /// # Panics
-    /// Off an I/O thread.
+    /// If the caller is not on an I/O thread.
     pub fn call<T, F>(&self, f: F) -> impl Future<Output = T> + use<T, F>
     where
         T: Send + 'static,
@@ -411,7 +411,7 @@ impl File {
     /// The size in bytes, also of a block device.
     ///
     /// # Errors
-    /// As `fstat(2)` and `lseek(2)`.
+    /// The errors of `fstat(2)` and `lseek(2)`.
     #[expect(
         clippy::unused_async,
         reason = "part of the interface: a remote file system may have to send a request"

@@ -57,7 +57,7 @@ pub fn lock_shared(fd: BorrowedFd<'_>, range: LockRange) -> io::Result<()> {
 /// Releases a lock.
 ///
 /// # Errors
-/// As `fcntl(2)` with `F_OFD_SETLK`.
+/// The errors of `fcntl(2)` with `F_OFD_SETLK`.
 pub fn unlock(fd: BorrowedFd<'_>, range: LockRange) -> io::Result<()> {
     set_lock(fd, range.request(libc::F_UNLCK))
 }
@@ -71,7 +71,7 @@ fn set_lock(fd: BorrowedFd<'_>, request: libc::flock) -> io::Result<()> {
 /// Whether another open file description holds any lock in `range`.
 ///
 /// # Errors
-/// As `fcntl(2)` with `F_OFD_GETLK`: `EINVAL` if the kernel or the file system has no such locks.
+/// The errors of `fcntl(2)` with `F_OFD_GETLK`: `EINVAL` if the kernel or the file system has no such locks.
 pub fn is_locked_elsewhere(fd: BorrowedFd<'_>, range: LockRange) -> io::Result<bool> {
     let mut request = range.request(libc::F_WRLCK);
     // SAFETY: F_OFD_GETLK reads and writes one `flock`, which lives until the call returns; `fd` is open.
@@ -83,7 +83,7 @@ pub fn is_locked_elsewhere(fd: BorrowedFd<'_>, range: LockRange) -> io::Result<b
 /// images needs more than the usual soft limit.
 ///
 /// # Errors
-/// As `setrlimit(2)`; then the limit is unchanged.
+/// The errors of `setrlimit(2)`; then the limit is unchanged.
 pub fn raise_open_files_limit() -> io::Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);

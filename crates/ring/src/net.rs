@@ -68,7 +68,7 @@ impl Listener {
     /// Waits for a connection. The descriptor may be handed to any thread.
     ///
     /// # Errors
-    /// As `accept(2)`. Connections that the peer has already closed are skipped.
+    /// The errors of `accept(2)`. Connections that the peer has already closed are skipped.
     pub async fn accept(&self) -> io::Result<OwnedFd> {
         loop {
             let (result, _) =
@@ -235,7 +235,7 @@ impl Stream {
     /// bytes. If the future is dropped, a part may have been sent.
     ///
     /// # Errors
-    /// As [`Stream::send_all`].
+    /// The errors of [`Stream::send_all`].
     pub async fn send(&self, bufs: &mut IoVec) -> io::Result<usize> {
         bufs.retain(|buf| !buf.is_empty());
         while !bufs.is_empty() {

@@ -158,7 +158,7 @@ fn a_listener_accepts_tcp_connections_on_a_port_of_the_kernels_choice() {
 }
 
 #[test]
-fn tasks_run_on_another_thread_and_give_their_result_back() {
+fn tasks_run_on_another_thread_and_return_their_result() {
     for engine in ENGINES {
         let thread = IoThread::start("test", config(engine)).unwrap();
         let index = thread.spawn(|| async { thread_index() }).wait().unwrap();

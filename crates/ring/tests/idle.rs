@@ -33,7 +33,7 @@ fn an_idle_thread_frees_its_cached_memory_and_is_not_woken_again() {
         return;
     }
     let anonymous = || status("/proc/self/status", "RssAnon:") << 10;
-    let thread = IoThread::start("quiet", Config::default()).unwrap();
+    let thread = IoThread::start("idle", Config::default()).unwrap();
     let work = || {
         let bufs: Vec<_> = (0..12).map(|_| IoBufMut::filled(MIB, 1)).collect();
         let small: Vec<_> = (0..100).map(|_| IoBufMut::filled(64 << 10, 1)).collect();

@@ -20,7 +20,7 @@ mod options;
 mod signals;
 
 use crate::log;
-use crate::program::{err, note, out};
+use crate::program::{note, out};
 use address::Endpoint;
 use disk::Disk;
 use options::{Options, Parsed};

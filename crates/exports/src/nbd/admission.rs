@@ -1,9 +1,10 @@
 //! Decides which clients may connect.
 //!
-//! A client that connects when all connection slots are taken is refused at once: if it stayed in the listening
-//! socket's queue, a client that opens several connections before it sends requests would wait for ever. Clients in
-//! the handshake have not proved to be useful clients yet, so the one that has been in the handshake for longest
-//! loses its slot to a new client. Clients that connect and send nothing therefore cannot block others.
+//! If a client connects while the server has its maximum of connections, the oldest connection that is still in the
+//! handshake is closed to admit the new client, because it has not yet proved to be a useful client. So clients that
+//! connect and send nothing cannot block others. If no connection is in the handshake, the new client is refused at
+//! once: if it stayed in the listening socket's queue, a client that opens several connections before it sends
+//! requests would wait for ever.
 
 use super::account::ALLOWANCE;
 use super::flag::Flag;
@@ -31,11 +32,11 @@ pub(super) fn possible_connections() -> usize {
     #[expect(clippy::useless_conversion, reason = "the type differs between machines")]
     let memory = u64::from(system.totalram).saturating_mul(u64::from(system.mem_unit)) / 4;
     let allowance = u64::try_from(ALLOWANCE).unwrap_or(u64::MAX);
-    let places = descriptors.min(memory.min(MAX_ALLOWANCES) / allowance).max(16);
-    usize::try_from(places).unwrap_or(usize::MAX)
+    let connections = descriptors.min(memory.min(MAX_ALLOWANCES) / allowance).max(16);
+    usize::try_from(connections).unwrap_or(usize::MAX)
 }
 
-/// Makes the kernel detect that the peer's machine is gone, so that its connection does not keep its slot.
+/// Makes the kernel detect that the peer's machine is gone, so that its connection does not keep its permit.
 pub(super) fn keep_alive(socket: impl AsFd) {
     // Has no effect on Unix sockets; an error on other sockets is not worth reporting.
     let _ = rustix::net::sockopt::set_socket_keepalive(socket, true);
@@ -81,13 +82,12 @@ pub(super) struct Handshake {
 }
 
 impl Handshake {
-    /// Records that the handshake has succeeded. From now on no new client can take the slot. Returns false if one
-    /// has done so already.
+    /// Records that the handshake has succeeded; it cannot be cancelled any more. Returns false if it already was.
     pub(super) fn finish(&self) -> bool {
         self.among.lock().cancels.remove(&self.id).is_some()
     }
 
-    /// Completes when another client needs the slot.
+    /// Completes when the handshake is cancelled to admit another client.
     pub(super) async fn cancelled(&self) {
         self.cancelled.wait().await;
     }

@@ -14,7 +14,8 @@ const ROOM: usize = MAX_OPTION_PAYLOAD + OptionHeader::SIZE;
 /// Greets the client and answers its options until transmission begins. Returns the session, and the input with the
 /// bytes received after the handshake. `may_begin` is called before the reply that starts transmission is sent.
 ///
-/// # Errors If the socket fails, the client hangs up, `may_begin` returns false, or the client violates the protocol
+/// # Errors
+/// If the socket fails, the client hangs up, `may_begin` returns false, or the client violates the protocol
 /// (`InvalidData`).
 pub(super) async fn handshake(
     stream: &Stream,
@@ -29,7 +30,7 @@ pub(super) async fn handshake(
         let (used, progress) = machine.advance(input.bytes(), &mut out);
         input.consume(used);
         if matches!(progress, Progress::Ready(_)) && !may_begin() {
-            return Err(io::Error::other("another client has taken the connection slot"));
+            return Err(io::Error::other("cancelled to admit another client"));
         }
         if !out.is_empty() {
             send(stream, std::mem::take(&mut out)).await?;

@@ -3,7 +3,7 @@
 //! | file | concern |
 //! |---|---|
 //! | `server` | listening, distributing connections over I/O threads, limits, stopping |
-//! | `admission` | which clients may connect when connection slots are scarce |
+//! | `admission` | which clients may connect when the server is full |
 //! | `flag` | a flag that tasks wait for |
 //! | `handshake` | runs [`oxblk_nbd::Negotiation`] over a socket |
 //! | `connection` | the transmission phase of one connection |

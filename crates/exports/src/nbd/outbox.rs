@@ -3,7 +3,6 @@
 //! Heads are written one after another into one small buffer. A read's data follows its head in the buffer into which
 //! it was read, without a copy. Replies that arrive while a send is in flight are sent by the next send as one
 //! scatter list.
-//! scatter list with the next.
 
 use super::execute::{Cost, Outcome, Reply};
 use oxblk_nbd::proto::MAX_STRING;

@@ -54,7 +54,7 @@ pub struct ServerOptions {
     /// 256 KiB, and one connection at a time may hold a request of the largest size.
     pub memory: usize,
     /// If a client keeps memory that others wait for and transfers nothing, or less than 1 MiB, for this long, its
-    /// connection is closed. Closing takes place before twice this time has passed.
+    /// connection is closed, before twice this time has passed.
     pub stall_timeout: Duration,
 }
 
@@ -174,8 +174,8 @@ impl Server {
         let inner = &self.0;
         let most = inner.options.max_connections;
         loop {
-            if let Some(place) = Place::take(inner) {
-                return begin(place, socket);
+            if let Some(permit) = ConnectionPermit::take(inner) {
+                return begin(permit, socket);
             }
             if !inner.handshakes.cancel_oldest() {
                 return inner.refusals.add(format_args!("{most} are open, which is the limit"));
@@ -201,10 +201,10 @@ impl Server {
 }
 
 /// Hands a connected socket to its I/O thread.
-fn begin(place: Place, socket: OwnedFd) {
-    let Some(worker) = place.inner.threads.get(place.worker) else { return };
+fn begin(permit: ConnectionPermit, socket: OwnedFd) {
+    let Some(worker) = permit.inner.threads.get(permit.worker) else { return };
     let thread = worker.thread.clone();
-    drop(thread.spawn(move || connection(place, socket)));
+    drop(thread.spawn(move || connection(permit, socket)));
 }
 
 /// A descriptor to be closed when no other is free.
@@ -298,19 +298,19 @@ fn block_sizes(backend: &Backend) -> BlockSizes {
     sizes
 }
 
-/// A connection's slot among the counted ones. Dropping it frees the slot, also during a panic.
-struct Place {
+/// The permission to have one connection; at most `max_connections` exist. Dropping it returns it, also during a panic.
+struct ConnectionPermit {
     inner: Arc<Inner>,
     worker: usize,
-    /// Started here, not on the connection's thread, so that a connection that has a slot but no session yet can be
+    /// Started here, not on the connection's thread, so that a connection that has a permit but no session yet can be
     /// cancelled.
     handshake: Handshake,
 }
 
-impl Place {
-    /// Takes a slot on the thread with the fewest connections. `None` if all slots are taken, or if the server is
+impl ConnectionPermit {
+    /// Takes a permit on the thread with the fewest connections. `None` if none is left, or if the server is
     /// stopping.
-    fn take(inner: &Arc<Inner>) -> Option<Place> {
+    fn take(inner: &Arc<Inner>) -> Option<ConnectionPermit> {
         let load = |(_, worker): &(usize, &Worker)| worker.connections.load(Ordering::SeqCst);
         let (worker, chosen) = inner.threads.iter().enumerate().min_by_key(load)?;
         let most = inner.options.max_connections;
@@ -318,13 +318,13 @@ impl Place {
         inner.connections.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).ok()?;
         chosen.connections.fetch_add(1, Ordering::SeqCst);
         let handshake = inner.handshakes.enter();
-        let place = Place { inner: Arc::clone(inner), worker, handshake };
+        let permit = ConnectionPermit { inner: Arc::clone(inner), worker, handshake };
         // The stopping thread sets this before it counts the connections.
-        (!inner.stop.is_set()).then_some(place)
+        (!inner.stop.is_set()).then_some(permit)
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         if let Some(worker) = self.inner.threads.get(self.worker) {
             worker.connections.fetch_sub(1, Ordering::SeqCst);
@@ -335,8 +335,8 @@ impl Drop for Place {
 }
 
 /// Runs one connection from its first byte to its last.
-async fn connection(place: Place, socket: OwnedFd) {
-    let inner = &place.inner;
+async fn connection(permit: ConnectionPermit, socket: OwnedFd) {
+    let inner = &permit.inner;
     let stream = match Stream::from_fd(socket) {
         Ok(stream) => stream,
         Err(error) => return tracing::warn!(%error, "cannot use an accepted socket"),
@@ -344,7 +344,7 @@ async fn connection(place: Place, socket: OwnedFd) {
     let work = pin!(async {
         let account = Account::new(Arc::clone(&inner.budget), inner.options.stall_timeout);
         keep_alive(stream.as_fd());
-        match greet(&place, &stream, Rc::clone(&account)).await {
+        match greet(&permit, &stream, Rc::clone(&account)).await {
             Err(error) => tracing::debug!(%error, "NBD handshake failed"),
             Ok((session, input)) => {
                 let Some(export) = inner.exports.get(session.export) else { return };
@@ -360,11 +360,11 @@ async fn connection(place: Place, socket: OwnedFd) {
 
 /// Runs the handshake with a time limit. It also ends if the server stops.
 async fn greet(
-    place: &Place,
+    permit: &ConnectionPermit,
     stream: &Stream,
     account: Rc<Account>,
 ) -> io::Result<(Session, Input)> {
-    let Place { inner, handshake: entered, .. } = place;
+    let ConnectionPermit { inner, handshake: entered, .. } = permit;
     let may_begin = || entered.finish();
     let work = pin!(handshake(stream, Input::new(account), inner.catalog(), may_begin));
     let (stop, cancelled) = (pin!(inner.stop.wait()), pin!(entered.cancelled()));
@@ -373,7 +373,7 @@ async fn greet(
         Ok(Either::Left((result, _))) => result,
         Ok(Either::Right((Either::Left(_), _))) => Err(io::Error::other("the server is stopping")),
         Ok(Either::Right((Either::Right(_), _))) => {
-            Err(io::Error::other("another client needs the connection slot"))
+            Err(io::Error::other("cancelled to admit another client"))
         }
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }

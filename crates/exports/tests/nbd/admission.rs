@@ -1,4 +1,4 @@
-//! More clients than connection slots.
+//! More clients than the server may have connections.
 
 use std::sync::{Arc, Barrier};
 
@@ -31,9 +31,9 @@ fn clients_that_stay_in_the_handshake_do_not_block_new_clients() {
     let fixture = with_places(4);
     let mut steady = fixture.client(false);
     let mut silent: Vec<_> = (0..3).map(|_| fixture.greeted()).collect();
-    fixture.until("all places are taken", |fixture| fixture.server.connections() == 4);
+    fixture.until("the server is full", |fixture| fixture.server.connections() == 4);
     assert_eq!(fixture.client(false).write(0, &[2; 512]), None);
-    // The oldest client lost its slot.
+    // The oldest handshake was cancelled.
     assert!(silent[0].is_closed());
     assert_eq!(steady.read(0, 512), [2; 512]);
 }
@@ -84,7 +84,7 @@ fn simultaneous_connections_never_exceed_the_limit() {
     for thread in threads {
         thread.join().unwrap();
     }
-    // For a moment, sockets that were closed while they waited in a queue still occupy slots.
+    // For a moment, sockets that were closed while they waited in a queue still count as connections.
     let is_greeted = |mut socket: Box<dyn Socket>| socket.read_exact(&mut [0; 18]).is_ok();
     fixture.until("the TCP queue is empty", |fixture| is_greeted(fixture.tcp_socket()));
     fixture.until("the Unix queue is empty", |fixture| is_greeted(fixture.socket()));

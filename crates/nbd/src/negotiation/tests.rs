@@ -88,7 +88,7 @@ fn export_name_sends_zeroes_unless_declined() {
 }
 
 #[test]
-fn export_name_works_without_fixed_newstyle_and_nothing_else_does() {
+fn only_export_name_works_without_fixed_newstyle() {
     let mut machine = open(ClientFlags::empty());
     let progress = machine.advance(&option(OptionKind::EXPORT_NAME, b""), &mut Vec::new()).1;
     assert!(matches!(progress, Progress::Ready(Session { export: 0, .. })));
@@ -98,7 +98,7 @@ fn export_name_works_without_fixed_newstyle_and_nothing_else_does() {
 }
 
 #[test]
-fn export_name_of_an_unknown_or_overlong_name_closes() {
+fn export_name_of_an_unknown_or_overlong_name_closes_the_connection() {
     let mut machine = open(ClientFlags::all());
     let progress =
         machine.advance(&option(OptionKind::EXPORT_NAME, &[b'x'; 3000]), &mut Vec::new()).1;
@@ -238,7 +238,7 @@ fn an_option_of_four_gigabytes_closes_the_connection_at_its_head() {
 }
 
 #[test]
-fn a_wrong_option_magic_closes() {
+fn a_wrong_option_magic_closes_the_connection() {
     let mut machine = open(ClientFlags::all());
     let mut input = option(OptionKind::LIST, b"");
     input[0] = b'G';

@@ -1,4 +1,4 @@
-//! `host_device` on a loop device, where the kernel has them and the test may make one.
+//! `host_device` on a loop device, if the kernel has loop devices and the test may create one.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +15,7 @@ struct Loop {
 }
 
 impl Loop {
-    /// `None`, said aloud, where there are no loop devices to be had.
+    /// `None`, with a message, if no loop device can be created.
     fn new(size: u64, read_only: bool) -> Option<Self> {
         if !Path::new("/dev/loop-control").exists() {
             eprintln!("skipped: this kernel has no loop devices");

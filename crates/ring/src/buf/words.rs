@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_checked() {
+    fn ranges_past_the_end_are_refused() {
         let memory = WordMemory::new(10);
         assert_eq!(memory.view(2..10).unwrap().len(), 8);
         assert!(memory.view(2..11).is_none());

@@ -15,7 +15,7 @@ use crate::runtime::real_now;
 use crate::runtime::shared::Shared;
 
 /// Reports, once per process, why the slower engine is used.
-pub(super) fn say_once(error: &io::Error) {
+pub(super) fn log_once(error: &io::Error) {
     static SAID: Once = Once::new();
     SAID.call_once(|| {
         tracing::warn!("io_uring is not available ({error}); using a pool of threads instead");

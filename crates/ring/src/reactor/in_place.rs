@@ -13,7 +13,7 @@ use crate::runtime::local::try_with;
 
 /// Limits of the transfers that are executed inline.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Spot {
+pub(super) struct InlineLimits {
     /// The longest transfer, in bytes.
     pub(super) longest: usize,
     /// Bytes in one turn of the loop, after which a task must let others run.
@@ -23,7 +23,8 @@ pub(super) struct Spot {
 }
 
 /// The limits without any guard.
-pub(super) const ORDINARY: Spot = Spot { longest: 16 << 10, budget: 1 << 20, holders: 0 };
+pub(super) const DEFAULT_LIMITS: InlineLimits =
+    InlineLimits { longest: 16 << 10, budget: 1 << 20, holders: 0 };
 
 /// The least number of bytes for which a transfer counts: the call itself costs as much as copying this many.
 pub(super) const LEAST_MOVED: usize = 16 << 10;
@@ -31,10 +32,10 @@ pub(super) const LEAST_MOVED: usize = 16 << 10;
 /// Bytes in one turn of a thread that holds a guard: some hundreds of microseconds.
 const BUDGET: usize = 4 << 20;
 
-impl Spot {
+impl InlineLimits {
     /// Adds a guard that asks for transfers of up to `longest` bytes.
-    fn hold(self, longest: usize) -> Spot {
-        Spot {
+    fn hold(self, longest: usize) -> InlineLimits {
+        InlineLimits {
             longest: self.longest.max(longest),
             budget: self.budget.max(longest).max(BUDGET),
             holders: self.holders.saturating_add(1),
@@ -42,10 +43,10 @@ impl Spot {
     }
 
     /// Removes a guard.
-    fn release(self) -> Spot {
+    fn release(self) -> InlineLimits {
         match self.holders.saturating_sub(1) {
-            0 => ORDINARY,
-            holders => Spot { holders, ..self },
+            0 => DEFAULT_LIMITS,
+            holders => InlineLimits { holders, ..self },
         }
     }
 }
@@ -55,7 +56,8 @@ impl Spot {
 ///
 /// For threads that copy or compare in bulk. On other threads than I/O threads it has no effect.
 pub fn transfer_in_place(longest: usize) -> InPlace {
-    let held = try_with(|local| local.reactor.change_spot(|spot| spot.hold(longest))).is_some();
+    let held = try_with(|local| local.reactor.change_inline_limits(|limits| limits.hold(longest)))
+        .is_some();
     InPlace { held, thread: PhantomData }
 }
 
@@ -69,7 +71,7 @@ pub struct InPlace {
 impl Drop for InPlace {
     fn drop(&mut self) {
         if self.held {
-            let _ = try_with(|local| local.reactor.change_spot(Spot::release));
+            let _ = try_with(|local| local.reactor.change_inline_limits(InlineLimits::release));
         }
     }
 }
@@ -80,8 +82,8 @@ mod tests {
 
     #[test]
     fn the_default_limits_return_when_the_last_guard_is_dropped() {
-        let two = ORDINARY.hold(1 << 18).hold(1 << 19);
+        let two = DEFAULT_LIMITS.hold(1 << 18).hold(1 << 19);
         assert_eq!((two.longest, two.release().longest), (1 << 19, 1 << 19));
-        assert_eq!(two.release().release().longest, ORDINARY.longest);
+        assert_eq!(two.release().release().longest, DEFAULT_LIMITS.longest);
     }
 }

@@ -47,8 +47,8 @@ use crate::runtime::real_now;
 use crate::runtime::shared::{Message, Shared};
 use crate::runtime::{Config, Engine, Job};
 use fallback::Fallback;
+use in_place::{DEFAULT_LIMITS, InlineLimits, LEAST_MOVED};
 pub use in_place::{InPlace, transfer_in_place};
-use in_place::{LEAST_MOVED, ORDINARY, Spot};
 use native::Native;
 use slots::{Done, Slots};
 use uring::Uring;
@@ -110,7 +110,7 @@ pub(crate) struct Reactor {
     /// Bytes moved inline since the last turn.
     moved: Cell<usize>,
     /// Which transfers are executed inline.
-    spot: Cell<Spot>,
+    inline_limits: Cell<InlineLimits>,
 }
 
 /// With this many ready tasks, transfers are handed to workers, up to [`HANDED_OVER`] at a time.
@@ -120,7 +120,6 @@ const HANDED_OVER: usize = 8;
 /// A kernel worker that copies to or from a file in memory completes its transfers one by one. A thread with many of
 /// them in flight sleeps until a fraction of them has completed, instead of being woken by each: this fraction, at
 /// most [`MOST_PER_WAKE_UP`] transfers of at most [`SOON`] bytes, so that other events wait some 100 µs at most.
-/// [`MOST_PER_WAKE_UP`] of at most [`SOON`] bytes, so that what else happens waits some 100 µs at most.
 const PER_WAKE_UP: usize = 4;
 const MOST_PER_WAKE_UP: usize = 8;
 const SOON: usize = 128 << 10;
@@ -133,7 +132,7 @@ impl Reactor {
             Engine::Auto => match Uring::new(config, shared) {
                 Ok(uring) => Driver::Uring(uring),
                 Err(error) => {
-                    fallback::say_once(&error);
+                    fallback::log_once(&error);
                     Driver::Fallback(Fallback::new(shared))
                 }
             },
@@ -145,7 +144,7 @@ impl Reactor {
             shared: Arc::clone(shared),
             harvest: RefCell::default(),
             moved: Cell::new(0),
-            spot: Cell::new(ORDINARY),
+            inline_limits: Cell::new(DEFAULT_LIMITS),
         })
     }
 
@@ -242,8 +241,8 @@ impl Reactor {
             }
             return Pending::new(local, key);
         }
-        if file.is_in_memory() && op.is_transfer() && reactor.on_the_spot(local, payload.len()) {
-            return reactor.perform_now(local, file, op, payload);
+        if file.is_in_memory() && op.is_transfer() && reactor.runs_inline(local, payload.len()) {
+            return reactor.perform_inline(local, file, op, payload);
         }
         let mut driver = reactor.driver.borrow_mut();
         if let Driver::Uring(uring) = &mut *driver
@@ -262,7 +261,7 @@ impl Reactor {
         }
         drop(driver);
         if local.scheduler.is_some() {
-            return reactor.perform_now(local, file, op, payload);
+            return reactor.perform_inline(local, file, op, payload);
         }
         let (key, job) = reactor.blocking_op(local, file, op, payload);
         BLOCKING.submit(Job::Io(job));
@@ -270,14 +269,15 @@ impl Reactor {
     }
 
     /// Whether this thread executes a transfer of a file in memory inline.
-    fn on_the_spot(&self, local: &Local, len: usize) -> bool {
-        let Spot { longest, .. } = self.spot.get();
-        len <= longest && (longest > ORDINARY.longest || !self.has_work_for_another_core(local))
+    fn runs_inline(&self, local: &Local, len: usize) -> bool {
+        let InlineLimits { longest, .. } = self.inline_limits.get();
+        len <= longest
+            && (longest > DEFAULT_LIMITS.longest || !self.has_work_for_another_core(local))
     }
 
     /// Changes which transfers are executed inline.
-    fn change_spot(&self, change: impl FnOnce(Spot) -> Spot) {
-        self.spot.set(change(self.spot.get()));
+    fn change_inline_limits(&self, change: impl FnOnce(InlineLimits) -> InlineLimits) {
+        self.inline_limits.set(change(self.inline_limits.get()));
     }
 
     /// Whether tasks queue up here while the kernel's workers have little to do. Then it is better to hand some
@@ -302,7 +302,7 @@ impl Reactor {
     /// Executes an operation inline. If the thread has moved more than the budget inline since the last turn, the
     /// future waits for the next turn, so that a task that finds all its data in memory does not keep other tasks
     /// from running.
-    fn perform_now(&self, local: &Rc<Local>, file: &File, op: Op, payload: Payload) -> Pending {
+    fn perform_inline(&self, local: &Rc<Local>, file: &File, op: Op, payload: Payload) -> Pending {
         let len = payload.len().max(LEAST_MOVED);
         let (key, job) = self.blocking_op(local, file, op, payload);
         let result = job.perform();
@@ -310,7 +310,7 @@ impl Reactor {
         let moved = self.moved.get().saturating_add(len);
         self.moved.set(moved);
         let mut pending = Pending::new(local, key);
-        pending.yields = moved > self.spot.get().budget;
+        pending.yields = moved > self.inline_limits.get().budget;
         pending
     }
 

@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_completion_of_an_earlier_operation_does_not_reach_the_slots_new_one() {
+    fn a_late_completion_does_not_reach_the_next_operation_of_its_slot() {
         let mut slots = Slots::default();
         let old = read(&mut slots);
         assert!(matches!(slots.complete(old, 0).0, Done::Nothing));

@@ -1,6 +1,6 @@
 //! The io_uring of an I/O thread.
 //!
-//! A file gets a place in the ring's table of registered files at its first use; buffers from the thread's arena are
+//! A file gets an index in the ring's table of registered files at its first use; buffers from the thread's arena are
 //! addressed as registered memory. If the submission queue is full, entries wait in a backlog, in order.
 //!
 //! One multishot poll watches the bell (an eventfd), so that waking the thread costs it no extra system call.
@@ -25,7 +25,7 @@ use crate::runtime::{Config, real_now};
 const BELL: u64 = u64::MAX;
 const CANCEL: u64 = u64::MAX - 1;
 const TIMER: u64 = u64::MAX - 2;
-/// Places in the table of registered files.
+/// Maximum size of the table of registered files.
 const FILES: u32 = 1024;
 /// The maximum that the kernel moves in one transfer.
 const MAX_TRANSFER: usize = 0x7fff_f000;

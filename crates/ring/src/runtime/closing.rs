@@ -18,8 +18,8 @@ use std::sync::{Arc, Weak};
 
 use super::Config;
 use super::foreign::contained;
+use super::idle_trim::IdleTrim;
 use super::local::{CURRENT, Local, MainWaker, try_with};
-use super::quiet::Quiet;
 use super::shared::Shared;
 use crate::perturb;
 use crate::reactor::Reactor;
@@ -53,7 +53,7 @@ impl Entered {
             poll: config.poll,
             scheduler,
             closing: Cell::new(false),
-            quiet: Quiet::default(),
+            idle_trim: IdleTrim::default(),
         });
         CURRENT.set(Some(Rc::clone(&local)));
         Ok(Entered { local })

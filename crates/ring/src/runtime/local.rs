@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use super::closing::Entered;
 use super::foreign::contained;
+use super::idle_trim::IdleTrim;
 use super::oneshot;
-use super::quiet::Quiet;
 use super::shared::{Message, Shared};
 use super::tasks::Tasks;
 use super::thread::Handle;
@@ -77,7 +77,7 @@ pub(crate) struct Local {
     /// Only in simulation: decides order and time.
     pub(crate) scheduler: Option<Scheduler>,
     pub(super) closing: Cell<bool>,
-    pub(super) quiet: Quiet,
+    pub(super) idle_trim: IdleTrim,
 }
 
 thread_local! {
@@ -92,7 +92,7 @@ pub(crate) fn try_with<R>(f: impl FnOnce(&Rc<Local>) -> R) -> Option<R> {
 /// The current I/O thread.
 ///
 /// # Panics
-/// When the caller is not on one.
+/// If the caller is not on one.
 pub(crate) fn current() -> Rc<Local> {
     match try_with(Rc::clone) {
         Some(local) => local,
@@ -198,7 +198,7 @@ impl Local {
         loop {
             self.take_mail();
             if self.main_may_run() && self.main.woken.swap(false, Ordering::Acquire) {
-                self.quiet.note();
+                self.idle_trim.note();
                 if let Poll::Ready(value) = main.as_mut().poll(&mut cx) {
                     return value;
                 }
@@ -232,14 +232,14 @@ impl Local {
             // The waker of the main future sets its flag before it reads the sleep flag, as a sender publishes its
             // message first.
             let timer = self.timers.borrow().next_deadline();
-            let wait = match [timer, self.quiet.deadline()].into_iter().flatten().min() {
+            let wait = match [timer, self.idle_trim.deadline()].into_iter().flatten().min() {
                 _ if !self.is_idle() => Wait::No,
                 Some(deadline) => Wait::Until(deadline),
                 None => Wait::Forever,
             };
             self.reactor.turn(wait);
             self.shared.mailbox.awake();
-            self.quiet.slept();
+            self.idle_trim.slept();
         }
     }
 
@@ -270,7 +270,7 @@ impl Local {
     fn run_ready(&self) {
         for _ in 0..BUDGET {
             let Some(task) = self.tasks.ready.borrow_mut().pop_front() else { break };
-            self.quiet.note();
+            self.idle_trim.note();
             task.run();
         }
     }

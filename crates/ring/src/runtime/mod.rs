@@ -2,17 +2,17 @@
 //!
 //! [`local`] holds the state of the thread and its loop, [`closing`] its end, [`tasks`] the tasks, [`shared`] the
 //! part that other threads may access (the mailbox with its sleep flag), [`thread`] the handles, [`timer`] the clock.
-//! [`oneshot`] carries results between threads, [`offload`] runs data work on the worker pool, and [`quiet`] frees
+//! [`oneshot`] carries results between threads, [`offload`] runs data work on the worker pool, and [`idle_trim`] frees
 //! cached memory when the process is idle.
 
 pub(crate) mod atomics;
 mod closing;
 pub(crate) mod foreign;
+mod idle_trim;
 pub(crate) mod local;
 pub(crate) mod offload;
 pub(crate) mod oneshot;
 mod pool;
-mod quiet;
 mod room;
 pub(crate) mod shared;
 mod tasks;

@@ -48,7 +48,7 @@ pub fn offload<T: Send + 'static>(
 /// for it, and so does the thread before it ends.
 ///
 /// # Panics
-/// Off an I/O thread.
+/// If the caller is not on an I/O thread.
 pub(crate) fn on_file<T: Send + 'static>(
     f: impl FnOnce() -> T + Send + 'static,
 ) -> impl Future<Output = T> {

@@ -92,13 +92,13 @@ impl WorkerPool {
         perturb::point();
         let name = format!("{}{number}", self.name);
         if room::start_thread(name, self.stack, || self.run()).is_err() {
-            self.do_without();
+            self.run_jobs_here();
         }
     }
 
     /// Handles a thread that was counted but could not be started. If no thread exists at all, the jobs run here, so
     /// that they are not lost: all jobs, because other callers may have relied on the thread that was counted.
-    fn do_without(&self) {
+    fn run_jobs_here(&self) {
         let mut state = self.lock();
         state.threads -= 1;
         while state.threads == 0 {
@@ -131,8 +131,7 @@ impl WorkerPool {
         }
         state.threads -= 1;
         drop(state);
-        // This thread may have received a notification meant for another; that one checks the queue when it is
-        // notified.
+        // This thread may have consumed a notification meant for a waiting worker, so it passes one on.
         self.work.notify_one();
     }
 }

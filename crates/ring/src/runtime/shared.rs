@@ -1,4 +1,5 @@
-//! The part of an I/O thread that other threads may access: its mailbox, its bell, and the table of all I/O threads.
+//! The part of an I/O thread that other threads may access: its mailbox, its bell (an eventfd that wakes it), and the
+//! table of all I/O threads.
 
 use std::any::Any;
 use std::io;

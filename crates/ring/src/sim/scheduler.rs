@@ -9,7 +9,7 @@ use super::disk::Started;
 use super::rng::Rng;
 use crate::reactor::{Key, Slot};
 
-/// A future completion of an operation.
+/// A completion that is still to come.
 pub(crate) struct Event {
     pub(crate) key: Key,
     pub(super) disk: Disk,
