@@ -140,10 +140,20 @@ impl Trial<'_> {
             return Some(fault);
         }
         drop(write_somewhere(&damaged).await);
-        match damaged.disk.bytes() != repaired {
+        let lost = match damaged.disk.bytes() != repaired {
             true => recover(self, &damaged, true).await,
             false => None,
+        };
+        let mut untouched = self.original.copy();
+        untouched.disk = Disk::from_bytes(8, &flipped);
+        if lost.is_some() {
+            drop(write_somewhere(&untouched).await);
+            if recover(self, &untouched, true).await.is_some() {
+                // It is not the repair that loses something.
+                return None;
+            }
         }
+        lost
     }
 }
 

@@ -244,6 +244,9 @@ impl Checker<'_> {
     /// Whether the active L1 table is what does not belong into a cluster that it shares. A repair of everything lets the
     /// cluster be shared if the table is sound and the other is a cluster of the guest.
     async fn is_misplaced_l1(&self, cluster: u64) -> bool {
+        if self.structure.contains(&cluster) {
+            return true;
+        }
         if self.l1_faults > 0 || self.l1_flags_alone || (self.fix != Fix::All && !self.rebuild) {
             return true;
         }
