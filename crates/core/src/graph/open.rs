@@ -450,6 +450,7 @@ impl Graph {
                 let found = self.node(&name);
                 return found.map(Below::Node).ok_or_else(|| {
                     Error::invalid(format!("Cannot find device='{name}' nor node-name='{name}'"))
+                        .prefix("Could not open backing file")
                 });
             }
             Some(Value::Object(mut map)) => {
