@@ -121,6 +121,9 @@ pub(super) fn is_meant(case: &Case) -> bool {
         (Tool::Io, _) => {
             // Less than a block is not discarded.
             discards_part_of_a_sector(case)
+                // Copy-on-read keeps nothing where no image has data, which a map shows.
+                || has("map")
+                    && case.arguments.iter().any(|word| word == "-C" || word.starts_with("--cop"))
                 // QEMU reads the second `-m` as a size.
                 || count(case, "truncate -m") > 1
                 // QEMU has removed the temporary file.
