@@ -52,6 +52,7 @@ oxblk COMMAND --help tells more. Called as qemu-img or qemu-io, oxblk is that to
 ";
 
 fn main() -> ExitCode {
+    oxblk_ring::perturb::start_from_environment();
     outlive_file_size_limit();
     // Where that is not allowed, what is allowed has to do.
     drop(oxblk_ring::host::raise_open_files_limit());

@@ -119,6 +119,7 @@ fn work_sent_to_a_thread_that_has_ended_is_reported_as_gone() {
 
 #[test]
 fn work_sent_while_a_thread_ends_is_done_or_reported_as_gone() {
+    oxblk_ring::perturb::start(1);
     for _ in 0..200 {
         let (handle, has_handle) = mpsc::channel();
         let thread = std::thread::spawn(move || {
