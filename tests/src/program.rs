@@ -143,6 +143,7 @@ pub struct Program {
     stdin: Vec<u8>,
     time_limit: Duration,
     address_space: Option<u64>,
+    perturbation: Option<u64>,
 }
 
 impl Program {
@@ -155,6 +156,7 @@ impl Program {
             stdin: Vec::new(),
             time_limit: DEFAULT_TIME_LIMIT,
             address_space: None,
+            perturbation: None,
         }
     }
 
@@ -205,6 +207,14 @@ impl Program {
         self
     }
 
+    /// Has it delay hand-overs between threads at random ([`oxblk_ring::perturb`]). Programs that were built without
+    /// perturbation take no notice.
+    #[must_use]
+    pub fn perturbed(mut self, seed: u64) -> Self {
+        self.perturbation = Some(seed);
+        self
+    }
+
     /// The command line, for messages.
     pub fn line(&self) -> String {
         let mut line = self.path.to_string_lossy().into_owned();
@@ -225,6 +235,9 @@ impl Program {
             }
         };
         command.args(&self.args).env("LC_ALL", "C").env("TZ", "UTC").env_remove("RUST_LOG");
+        if let Some(seed) = self.perturbation {
+            command.env("OXBLK_PERTURB", seed.to_string());
+        }
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }

@@ -78,6 +78,7 @@ fn data_of_every_size_reads_back_as_written() {
 
 #[test]
 fn many_requests_at_once_are_all_answered() {
+    oxblk_ring::perturb::start(1);
     let fixture = Fixture::new();
     let mut client = fixture.client(false);
     for round in 0_u64..4 {

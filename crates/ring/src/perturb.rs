@@ -8,14 +8,29 @@
 //!
 //! Points exist only in builds with the feature `perturb`, which the test crates enable. In all other builds `point`
 //! is an empty function. A point never suspends a task: it delays the thread, as a busy machine does.
+//!
+//! A program that is tested as a whole calls [`start_from_environment`] when it starts: in builds with the feature,
+//! `OXBLK_PERTURB` gives the seed.
 
 /// A place between two steps of a hand-over.
 #[cfg(not(feature = "perturb"))]
 #[inline(always)]
 pub fn point() {}
 
+/// Turns perturbation on in builds that have it; this one does not.
+#[cfg(not(feature = "perturb"))]
+pub fn start(_seed: u64) {}
+
+/// Turns perturbation on in builds that have it, if the environment asks for it.
+#[cfg(not(feature = "perturb"))]
+pub fn start_from_environment() {}
+
+/// Turns perturbation off.
+#[cfg(not(feature = "perturb"))]
+pub fn stop() {}
+
 #[cfg(feature = "perturb")]
-pub use enabled::{point, start, stop};
+pub use enabled::{point, start, start_from_environment, stop};
 
 #[cfg(feature = "perturb")]
 mod enabled {
@@ -43,6 +58,14 @@ mod enabled {
     pub fn start(seed: u64) {
         SLOW.iter().for_each(|count| count.store(0, Relaxed));
         SEED.store(seed | 1, Relaxed);
+    }
+
+    /// Turns perturbation on if the environment variable `OXBLK_PERTURB` has a seed.
+    pub fn start_from_environment() {
+        let seed = std::env::var("OXBLK_PERTURB").ok();
+        if let Some(seed) = seed.and_then(|seed| seed.parse().ok()) {
+            start(seed);
+        }
     }
 
     /// Turns perturbation off.

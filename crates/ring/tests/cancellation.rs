@@ -149,6 +149,7 @@ fn a_dropped_receive_does_not_write_to_reused_memory() {
 
 #[test]
 fn buffers_and_wakers_cross_threads_while_operations_run() {
+    oxblk_ring::perturb::start(1);
     for engine in [Engine::Uring, Engine::Threads] {
         let config = Config { engine, ..Config::default() };
         let threads: Vec<IoThread> =
@@ -193,6 +194,7 @@ fn tasks_cancelled_from_another_thread_are_dropped_on_their_own_thread() {
             );
         }
     }
+    oxblk_ring::perturb::start(2);
     let thread = IoThread::start("home", Config::default()).unwrap();
     for _ in 0..200 {
         let task = thread.spawn(|| async {

@@ -119,6 +119,7 @@ fn work_sent_to_an_ended_thread_is_reported_as_gone() {
 
 #[test]
 fn work_sent_to_an_ending_thread_completes_or_is_reported_as_gone() {
+    oxblk_ring::perturb::start(1);
     for _ in 0..200 {
         let (handle, has_handle) = mpsc::channel();
         let thread = std::thread::spawn(move || {

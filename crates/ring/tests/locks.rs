@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use oxblk_ring::{
-    Config, IoThread, RangeLock, Sharded, block_on, sim, sleep, spawn, thread_index, yield_now,
+    Config, IoThread, RangeLock, Sharded, block_on, perturb, sim, sleep, spawn, thread_index,
+    yield_now,
 };
 use proptest::prelude::*;
 
@@ -108,6 +109,7 @@ proptest! {
 
 #[test]
 fn a_range_lock_excludes_across_io_threads() {
+    perturb::start(1);
     let (lock, inside) = (Arc::new(RangeLock::new()), Arc::new(AtomicU64::new(0)));
     let threads: Vec<_> =
         (0..3).map(|_| IoThread::start("lock", Config::default()).unwrap()).collect();

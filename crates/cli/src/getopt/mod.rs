@@ -224,10 +224,7 @@ impl<'t> Parser<'t> {
             .collect();
         let Some((first, others)) = matches.split_first() else {
             let unknown = Some(name.to_owned());
-            return Err(Fault {
-                unknown,
-                ..self.fault(format!("unrecognized option '--{word}'"))
-            });
+            return Err(Fault { unknown, ..self.fault(format!("unrecognized option '--{word}'")) });
         };
         if others.iter().all(|o| o.id == first.id && o.takes_value == first.takes_value) {
             return Ok(first);
