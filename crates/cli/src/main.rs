@@ -16,6 +16,7 @@ mod objects;
 mod program;
 mod serve;
 mod signals;
+mod suggest;
 mod text;
 
 use std::ffi::OsString;
@@ -120,9 +121,14 @@ fn subcommand(
             ExitCode::FAILURE
         }
         _ => {
-            err(format_args!(
-                "{name}: Command not found: {word}\nTry '{called_as} --help' for more info\n"
-            ));
+            err(format_args!("{name}: Command not found: {word}\n"));
+            if img::has_command(&word) {
+                err(format_args!("Did you mean '{called_as} img {word}'?\n"));
+            } else {
+                let tools = ["img", "io", "serve"].into_iter();
+                suggest::print(&program(), &word, tools, |tool| format!("{called_as} {tool}"));
+            }
+            err(format_args!("Try '{called_as} --help' for more info\n"));
             ExitCode::FAILURE
         }
     }

@@ -87,7 +87,7 @@ fn a_signal_while_the_server_starts_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_hangup_stops_a_copy_and_closes_its_target() {
+fn a_hangup_stops_a_copy_and_removes_the_target_that_it_made() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("source"), vec![7; 64 << 20]).unwrap();
     let convert = ["convert", "-f", "raw", "-O", "raw", "-r", "1M", "source", "target"];
@@ -96,6 +96,22 @@ fn a_hangup_stops_a_copy_and_closes_its_target() {
     copy.wait_for("data in the target", || target.metadata().is_ok_and(|file| file.blocks() > 8));
     copy.signal("HUP");
     assert_eq!(copy.wait().code(), Some(130));
+    assert!(!target.exists());
+}
+
+#[test]
+fn a_copy_that_is_stopped_leaves_a_target_that_was_there_before() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("source"), vec![7; 64 << 20]).unwrap();
+    std::fs::write(dir.path().join("target"), vec![8; 64 << 20]).unwrap();
+    let convert = ["convert", "-n", "-f", "raw", "-O", "raw", "-r", "1M", "source", "target"];
+    let mut copy = Program::oxblk().arg("img").args(convert).directory(dir.path()).start();
+    let target = dir.path().join("target");
+    let begins_with = |byte| std::fs::read(&target).is_ok_and(|bytes| bytes.first() == Some(&byte));
+    copy.wait_for("data in the target", || begins_with(7));
+    copy.signal("HUP");
+    assert_eq!(copy.wait().code(), Some(130));
+    assert_eq!(target.metadata().unwrap().len(), 64 << 20);
 }
 
 /// Whether a process has a handler for SIGINT.

@@ -22,5 +22,6 @@ mod img_snapshot;
 mod io_commands;
 mod json_names;
 mod limits;
+mod misspelt;
 mod names;
 mod untrusted;

@@ -63,7 +63,12 @@ pub(crate) const fn short(letter: char, takes_value: bool) -> Opt {
 
 /// A fault of the command line: the C library's text, which begins with the program's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Fault(pub(crate) String);
+pub(crate) struct Fault {
+    /// What to print.
+    pub(crate) text: String,
+    /// The word that is no option, without `--`.
+    pub(crate) unknown: Option<String>,
+}
 
 /// What happens at the first operand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,6 +206,11 @@ impl<'t> Parser<'t> {
         }
     }
 
+    /// The words that the table has, without `--`.
+    pub(crate) fn words(&self) -> impl Iterator<Item = &'t str> + use<'t> {
+        self.table.iter().chain(self.common).filter_map(|opt| opt.long)
+    }
+
     /// The option of that name, or the only one that it is a prefix of.
     fn find_word(&self, word: &str, name: &str) -> Result<&'t Opt, Fault> {
         let mut known = self.table.iter().chain(self.common);
@@ -213,7 +223,8 @@ impl<'t> Parser<'t> {
             .filter(|o| !o.in_full && o.long.is_some_and(|l| l.starts_with(name)))
             .collect();
         let Some((first, others)) = matches.split_first() else {
-            return Err(self.fault(format!("unrecognized option '--{word}'")));
+            let unknown = Some(name.to_owned());
+            return Err(Fault { unknown, ..self.fault(format!("unrecognized option '--{word}'")) });
         };
         if others.iter().all(|o| o.id == first.id && o.takes_value == first.takes_value) {
             return Ok(first);
@@ -224,6 +235,6 @@ impl<'t> Parser<'t> {
     }
 
     fn fault(&self, text: impl std::fmt::Display) -> Fault {
-        Fault(format!("{}: {text}", self.name))
+        Fault { text: format!("{}: {text}", self.name), unknown: None }
     }
 }

@@ -18,7 +18,7 @@ fn run(arguments: &[&str]) -> (Vec<(char, String)>, Vec<String>, Vec<String>) {
         match parser.next() {
             Ok(Some(Found { id, value })) => found.push((id, value)),
             Ok(None) => return (found, parser.operands(), faults),
-            Err(Fault(text)) => faults.push(text),
+            Err(Fault { text, .. }) => faults.push(text),
         }
     }
 }

@@ -35,6 +35,7 @@ use crate::getopt::{Fault, Found, Operands, Opt, Parser, both};
 use crate::image::Unopened;
 use crate::objects;
 use crate::program::{Program, err, out};
+use crate::suggest;
 use crate::text::number;
 
 /// A command is over, with this exit code; whatever there was to say has been said.
@@ -123,7 +124,7 @@ pub(crate) fn run(program: Program, arguments: Vec<String>) -> u8 {
             // Tracing is by RUST_LOG here.
             Ok(Some(_)) => {}
             Ok(None) => break,
-            Err(Fault(text)) => {
+            Err(Fault { text, .. }) => {
                 err(format_args!("{text}\nTry '{} --help' for more info\n", program.called_as()));
                 return 1;
             }
@@ -134,7 +135,10 @@ pub(crate) fn run(program: Program, arguments: Vec<String>) -> u8 {
         return top_level_error(&program, "Not enough arguments");
     };
     let Some(command) = COMMANDS.iter().find(|command| command.name == word) else {
-        return top_level_error(&program, format_args!("Command not found: {word}"));
+        program.error(format_args!("Command not found: {word}"));
+        let names = COMMANDS.iter().map(|command| command.name);
+        suggest::print(&program, &word, names, |name| format!("{} {name}", program.called_as()));
+        return hint_at_overview(&program);
     };
     let context = Context { program, command: command.name };
     match (command.run)(&context, operands.collect()) {
@@ -143,8 +147,17 @@ pub(crate) fn run(program: Program, arguments: Vec<String>) -> u8 {
     }
 }
 
+/// Whether there is a command of that name.
+pub(crate) fn has_command(name: &str) -> bool {
+    COMMANDS.iter().any(|command| command.name == name)
+}
+
 fn top_level_error(program: &Program, message: impl Display) -> u8 {
     program.error(message);
+    hint_at_overview(program)
+}
+
+fn hint_at_overview(program: &Program) -> u8 {
     err(format_args!("Try '{} --help' for more info\n", program.called_as()));
     1
 }
@@ -168,8 +181,12 @@ impl Context {
                 Err(Exit(0))
             }
             Ok(found) => Ok(found),
-            Err(Fault(text)) => {
+            Err(Fault { text, unknown }) => {
                 err(format_args!("{text}\n"));
+                if let Some(word) = unknown {
+                    let shown = |word: &str| format!("--{word}");
+                    suggest::print(&self.program, &word, parser.words(), shown);
+                }
                 Err(self.hint_at_help())
             }
         }

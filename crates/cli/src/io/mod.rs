@@ -107,7 +107,7 @@ fn read(program: &Program, arguments: Vec<String>) -> Result<Arguments, u8> {
         match parser.next() {
             Ok(Some(found)) => option(program, &mut read, found)?,
             Ok(None) => break,
-            Err(Fault(text)) => {
+            Err(Fault { text, .. }) => {
                 err(format_args!("{text}\n"));
                 usage(program);
                 return Err(1);

@@ -8,7 +8,7 @@
 //! enough has changed.
 
 use std::io::IsTerminal;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -36,7 +36,11 @@ enum Shown {
         last: Mutex<f64>,
     },
     /// As a bar on a terminal.
-    Bar(ProgressBar),
+    Bar {
+        bar: ProgressBar,
+        /// Columns of the terminal that the bar is laid out for.
+        width: AtomicU16,
+    },
 }
 
 /// Progress of one command.
@@ -51,15 +55,11 @@ impl Progress {
     pub(crate) fn start(wanted: bool, step: f64) -> Arc<Self> {
         let shown = if !wanted {
             Shown::OnRequest
-        } else if std::io::stdout().is_terminal() {
+        } else if std::io::stdout().is_terminal() && !is_dumb() {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
-            let style =
-                "{bar:40} {percent:>3} %  {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
-            bar.set_style(
-                ProgressStyle::with_template(style)
-                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
-            );
-            Shown::Bar(bar)
+            let width = columns();
+            bar.set_style(style_for(width));
+            Shown::Bar { bar, width: width.into() }
         } else {
             print(0.0);
             Shown::Text { step, last: Mutex::new(0.0) }
@@ -83,7 +83,11 @@ impl Progress {
                     print(percent);
                 }
             }
-            Shown::Bar(bar) => {
+            Shown::Bar { bar, width } => {
+                let now = columns();
+                if width.swap(now, Relaxed) != now {
+                    bar.set_style(style_for(now));
+                }
                 bar.set_length(total);
                 bar.set_position(done);
             }
@@ -110,11 +114,12 @@ impl Progress {
                 "
 "
             )),
-            Shown::Bar(bar) => bar.abandon(),
+            Shown::Bar { bar, .. } => bar.abandon(),
         }
     }
 
-    fn percent(&self) -> f64 {
+    /// How much has been dealt with, in percent.
+    pub(crate) fn percent(&self) -> f64 {
         let (done, total) = (self.done.load(Relaxed), self.total.load(Relaxed));
         if total == 0 {
             return 0.0;
@@ -123,6 +128,26 @@ impl Progress {
         let percent = done as f64 * 100.0 / total as f64;
         percent.min(100.0)
     }
+}
+
+/// Whether the terminal cannot move its cursor.
+fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb")
+}
+
+/// Columns of the terminal.
+fn columns() -> u16 {
+    rustix::termios::tcgetwinsize(std::io::stdout()).map_or(80, |size| size.ws_col)
+}
+
+/// A bar that fits into one line: a line that wraps cannot be drawn over.
+fn style_for(columns: u16) -> ProgressStyle {
+    let template = match columns {
+        72.. => "{wide_bar} {percent:>3} %  {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left",
+        36..72 => "{wide_bar} {percent:>3} %  {bytes_per_sec}  {eta}",
+        _ => "{percent:>3} %",
+    };
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 fn print(percent: f64) {

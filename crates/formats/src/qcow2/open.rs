@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use oxblk_core::check::Fix;
 use oxblk_core::{
-    BackingFile, ChildIdx, Children, ChildrenRef, Edge, Epochs, Errno, Error, ErrorKind, OpenContext,
-    Options, Preallocation, Result,
+    BackingFile, ChildIdx, Children, ChildrenRef, Edge, Epochs, Errno, Error, ErrorKind,
+    OpenContext, Options, Preallocation, Result,
 };
 use oxblk_ring::{Event, IoBufMut, Mutex as AsyncMutex, RangeLock};
 use serde::{Deserialize, Serialize};

@@ -106,8 +106,23 @@ impl Job<'_> {
         let target = target::prepare(self.context, self.arguments, self.graph, sources).await?;
         let copied = self.copy_all(sources, &target).await;
         let closed = target.backend.close().await;
+        if let Err(Exit::INTERRUPTED) = copied {
+            self.report_stop();
+        }
         copied?;
         closed.map_err(|error| self.context.error(&error))
+    }
+
+    /// Says what is left after a signal. An image that this run made is removed: nothing tells it from a whole one.
+    fn report_stop(&self) {
+        let (percent, target) = (self.progress.percent(), &self.arguments.target);
+        let removed = self.arguments.create
+            && self.graph.protocol_for(target).is_ok_and(|(protocol, _)| {
+                protocol.remove_created(target);
+                !std::path::Path::new(&*oxblk_core::names::to_path(target)).exists()
+            });
+        let what = if removed { "was removed" } else { "is incomplete" };
+        self.context.program.error(format_args!("Stopped at {percent:.2} %: '{target}' {what}"));
     }
 
     async fn copy_all(&self, sources: &[Backend], target: &target::Target) -> Step {
@@ -161,8 +176,11 @@ impl Job<'_> {
     }
 
     fn failed(&self, failure: &CopyError) -> Exit {
+        if failure.stage == Stage::Stopped {
+            return Exit::INTERRUPTED;
+        }
         self.context.program.error(failure);
-        if failure.stage == Stage::Stopped { Exit::INTERRUPTED } else { Exit(1) }
+        Exit(1)
     }
 }
 

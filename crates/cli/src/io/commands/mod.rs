@@ -106,7 +106,7 @@ impl Call<'_> {
             match parser.next() {
                 Ok(Some(found)) => each(found)?,
                 Ok(None) => return Some(parser.operands()),
-                Err(Fault(text)) => {
+                Err(Fault { text, .. }) => {
                     err(format_args!("{text}\n"));
                     self.misused();
                     return None;
