@@ -273,8 +273,9 @@ fn options_of(node: &Node) -> Value {
 /// Whether the driver, or what it passes on to, knows more of its image than the size.
 pub(crate) fn tells_of_itself(node: &Node) -> bool {
     let knows = node.driver().info() != oxblk_core::ImageInfo::default();
-    let passes_on = node.factory().kind() != DriverKind::Protocol;
-    knows || passes_on && node.children().iter().any(|(_, edge)| tells_of_itself(edge.node()))
+    knows
+        || node.factory().passes_permissions()
+            && node.children().iter().any(|(_, edge)| tells_of_itself(edge.node()))
 }
 
 fn print(infos: &[Value], arguments: &Arguments) {
