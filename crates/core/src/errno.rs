@@ -17,11 +17,15 @@ macro_rules! errnos {
             /// `EACCES`.
             pub const ACCES: i32 = Host::ACCESS.raw_os_error();
 
+            /// `E2BIG`.
+            pub const TOOBIG: i32 = Host::TOOBIG.raw_os_error();
+
             /// The name of a number, with its leading `E`; `None` for a number that is not in this list.
             pub fn name(errno: i32) -> Option<&'static str> {
                 match errno {
                     $(Self::$name => Some(concat!("E", stringify!($name))),)*
                     Self::ACCES => Some("EACCES"),
+                    Self::TOOBIG => Some("E2BIG"),
                     _ => None,
                 }
             }

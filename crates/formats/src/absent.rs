@@ -43,9 +43,6 @@ pub static QED: Absent = absent("qed", &[at(0, b"QED\0")]);
 pub static QCOW: Absent = absent("qcow", &[at(0, b"QFI\xfb\0\0\0\x01")]);
 /// Encrypted disks.
 pub static LUKS: Absent = absent("luks", &[at(0, b"LUKS\xba\xbe\0\x01")]);
-/// Parallels.
-pub static PARALLELS: Absent =
-    absent("parallels", &[at(0, b"WithoutFreeSpace"), at(0, b"WithouFreSpacExt")]);
 /// Bochs.
 pub static BOCHS: Absent = absent("bochs", &[at(0, b"Bochs Virtual HD Image")]);
 /// Compressed loop devices.
@@ -55,8 +52,7 @@ pub static CLOOP: Absent =
 pub static DMG: Absent = Absent { name: "dmg", marks: &[], ending: Some(".dmg") };
 
 /// All of them.
-pub static ALL: &[&Absent] =
-    &[&VMDK, &VPC, &VHDX, &QED, &QCOW, &LUKS, &PARALLELS, &BOCHS, &CLOOP, &DMG];
+pub static ALL: &[&Absent] = &[&VMDK, &VPC, &VHDX, &QED, &QCOW, &LUKS, &BOCHS, &CLOOP, &DMG];
 
 impl DriverFactory for Absent {
     fn name(&self) -> &'static str {

@@ -1,7 +1,7 @@
 //! The one list of drivers. A new driver is a line here.
 
 use oxblk_core::{DriverFactory, DriverTable};
-use oxblk_formats::{absent, qcow2, raw, vdi};
+use oxblk_formats::{absent, parallels, qcow2, raw, vdi};
 use oxblk_protocols::{file, null};
 
 static DRIVERS: DriverTable = &[
@@ -11,6 +11,7 @@ static DRIVERS: DriverTable = &[
     &null::NULL_AIO,
     qcow2::QCOW2,
     vdi::VDI,
+    parallels::PARALLELS,
     &raw::RAW,
     &absent::VMDK,
     &absent::VPC,
@@ -18,7 +19,6 @@ static DRIVERS: DriverTable = &[
     &absent::QED,
     &absent::QCOW,
     &absent::LUKS,
-    &absent::PARALLELS,
     &absent::BOCHS,
     &absent::CLOOP,
     &absent::DMG,

@@ -12,6 +12,7 @@
 //!
 //! No harness asks for a format by its name.
 
+mod parallels;
 mod qcow2;
 mod raw;
 mod variant;
@@ -32,7 +33,8 @@ use crate::random::Random;
 pub use variant::Variant;
 
 /// The one table of formats.
-pub static FORMATS: &[&dyn TestFormat] = &[&raw::Raw, &qcow2::Qcow2, &vdi::Vdi];
+pub static FORMATS: &[&dyn TestFormat] =
+    &[&raw::Raw, &qcow2::Qcow2, &vdi::Vdi, &parallels::Parallels];
 
 /// A format as the harnesses see it.
 pub trait TestFormat: Debug + Sync + RefUnwindSafe {

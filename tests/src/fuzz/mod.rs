@@ -6,6 +6,7 @@
 pub mod luks_header;
 pub mod nbd_negotiation;
 pub mod nbd_replies;
+pub mod parallels_header;
 pub mod qcow2_bitmaps;
 pub mod qcow2_header;
 pub mod qcow2_subclusters;
@@ -22,6 +23,7 @@ pub const TARGETS: &[Target] = &[
     ("luks_header", luks_header::run),
     ("nbd_negotiation", nbd_negotiation::run),
     ("nbd_replies", nbd_replies::run),
+    ("parallels_header", parallels_header::run),
     ("qcow2_bitmaps", qcow2_bitmaps::run),
     ("qcow2_header", qcow2_header::run),
     ("qcow2_subclusters", qcow2_subclusters::run),

@@ -9,7 +9,7 @@
 //! # What bad input must not do, and which test shows it
 //!
 //! Cases of the tables [`qcow2`], [`qcow2_tables`] and [`qcow2_extra`] run as
-//! `formats::every_spoiled_image_is_refused_or_survived`; they are named in quotes. Wild combinations of damage
+//! `formats::every_spoiled_image_is_refused_or_survived_1` to `_4`; they are named in quotes. Wild combinations of damage
 //! are [`mutate`] (`random::a_damaged_image_makes_no_request_panic_or_wait_for_ever`, the soak's `damage`) and the fuzz
 //! targets.
 //!
@@ -58,6 +58,12 @@
 //! | block map larger than the file | "block map past the end of the file", `vdi::check::a_block_map_of_holes_is_checked_in_bounded_memory` |
 //! | entries: shared, too large, behind the end of the file | "two entries for one block", "an entry too large", … |
 //!
+//! | parallels | |
+//! |---|---|
+//! | tracks, entries, sectors: 0, too many, overflowing | "no tracks", "tracks …", "BAT of …", "… sectors" |
+//! | BAT larger than the file; entries past the end | "BAT past the end", "an entry behind the end of the file" |
+//! | offset of the data, format extension | "data offset …", "extension …" |
+//!
 //! | clients of the NBD server (`crates/exports/tests/nbd.rs` unless named) | |
 //! |---|---|
 //! | export name of 3,000 bytes | `an_export_name_of_three_thousand_bytes_is_unknown` |
@@ -71,6 +77,7 @@
 
 pub mod image;
 pub mod mutate;
+pub mod parallels;
 pub mod qcow2;
 pub mod qcow2_extra;
 pub mod qcow2_subclusters;

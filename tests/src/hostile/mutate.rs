@@ -16,7 +16,7 @@ use crate::model::{run, sim::disk_size};
 use crate::random::Random;
 
 /// A word to put somewhere: bounds, wild numbers, offsets inside and outside of the image.
-pub(crate) fn interesting(random: &mut Random, image_len: u64) -> u64 {
+fn interesting(random: &mut Random, image_len: u64) -> u64 {
     match random.below(9) {
         0 => 0,
         1 => u64::MAX,
@@ -47,6 +47,28 @@ pub fn words(random: &mut Random, bytes: &mut [u8], cluster: u64) {
         let end = (at + width).min(bytes.len());
         if at < end {
             bytes[at..end].copy_from_slice(&word[8 - width..][..end - at]);
+        }
+    }
+}
+
+/// Damages up to eight little-endian words of four bytes: one of four in the header, the others in a table of small numbers.
+pub fn little_words(
+    random: &mut Random,
+    bytes: &mut [u8],
+    header: std::ops::Range<usize>,
+    table: std::ops::Range<usize>,
+) {
+    let len = bytes.len() as u64;
+    for _ in 0..random.within(1, 8) {
+        let range = if random.one_in(4) { &header } else { &table };
+        let words = (range.end - range.start) as u64 / 4;
+        let value = match random.below(3) {
+            0 => random.below(64),
+            _ => interesting(random, len),
+        };
+        let at = range.start + usize::try_from(random.below(words)).expect("a small image") * 4;
+        if let Some(place) = bytes.get_mut(at..at + 4) {
+            place.copy_from_slice(&value.to_le_bytes()[..4]);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Spoiled vdi images: header fields, entries of the block map, files that are cut off.
 
 use super::image::Image;
-use super::mutate::interesting;
+use super::mutate;
 use super::{Case, Expect};
 use crate::program::Program;
 use crate::random::Random;
@@ -193,20 +193,5 @@ pub fn cases() -> Vec<Case> {
 
 /// Damages up to eight fields of the header or entries of the block map.
 pub fn damage(random: &mut Random, bytes: &mut [u8]) {
-    let len = bytes.len() as u64;
-    let first = SIGNATURE as u64 / 4;
-    for _ in 0..random.within(1, 8) {
-        let word = match random.below(4) {
-            0 => random.within(first, MAP as u64 / 4 - 1),
-            _ => MAP as u64 / 4 + random.below(64),
-        };
-        let value = match random.below(3) {
-            0 => random.below(64),
-            _ => interesting(random, len),
-        };
-        let at = usize::try_from(word).expect("a small image") * 4;
-        if let Some(place) = bytes.get_mut(at..at + 4) {
-            place.copy_from_slice(&value.to_le_bytes()[..4]);
-        }
-    }
+    mutate::little_words(random, bytes, SIGNATURE..MAP, MAP..MAP + 256);
 }

@@ -17,7 +17,7 @@ use oxblk_core::check::{CheckReport, Fix};
 use oxblk_core::{Errno, Error, Result};
 
 use super::Vdi;
-use super::block_map::Entry;
+use super::entry::Entry;
 use super::survey::{Fault, Finding, Survey};
 
 /// Copies that a repair makes at most beside as many as the file has blocks.
@@ -179,8 +179,7 @@ impl Vdi {
         for finding in misplaced {
             let data = self.read_block(self.header.block_offset(finding.block)).await?;
             if oxblk_ring::is_zero(&data) {
-                self.map.set(finding.index, Entry::Zero);
-                self.mark_dirty(finding.index, 1);
+                self.set_entry(finding.index, Entry::Zero);
                 continue;
             }
             let run = self.allocator.reserve(1)?;

@@ -5,7 +5,7 @@ use oxblk_core::{Edge, Error, Options, Preallocation, Result, WriteFlags, ZeroFl
 use oxblk_crypto::random;
 use oxblk_ring::IoBuf;
 
-use super::block_map::Entry;
+use super::entry::Entry;
 use super::header::{BLOCK, HEADER_BYTES, Header, MAX_SIZE, SECTOR, too_large};
 
 /// Entries of the map written at once.

@@ -7,8 +7,9 @@ use oxblk_core::{Error, Result, Status, StatusFlags, Want};
 use oxblk_ring::IoBufMut;
 
 use super::Vdi;
-use super::block_map::Entry;
-use super::header::{BLOCK, ENTRY_BYTES, ImageType};
+use super::entry::Entry;
+use super::header::{BLOCK, ImageType};
+use crate::blocks::ENTRY_BYTES;
 
 /// Most blocks whose entries one lookup goes through.
 const MAX_RUN: u32 = 1 << 20;
@@ -40,12 +41,12 @@ impl Vdi {
     /// no lock.
     pub(super) fn lookup(&self, offset: u64, len: u64) -> Option<Extent> {
         let (first, within) = (block_of(offset), offset % BLOCK);
-        let entry = self.map.get(first)?;
+        let entry = self.entry(first)?;
         let mut covered = BLOCK - within;
         let mut blocks = 1_u32;
         while covered < len && blocks < MAX_RUN {
             let next = first.saturating_add(blocks);
-            let step = match (entry, self.map.uniform(next)) {
+            let step = match (entry, self.uniform(next)) {
                 (Entry::Zero, Some((Entry::Zero, count))) => count.max(1),
                 _ if self.continues(entry, blocks, next) => 1,
                 _ => break,
@@ -63,7 +64,7 @@ impl Vdi {
     }
 
     fn continues(&self, first: Entry, blocks: u32, next: u32) -> bool {
-        match (first, self.map.get(next)) {
+        match (first, self.entry(next)) {
             (Entry::Zero, Some(Entry::Zero)) => true,
             (Entry::At(block), Some(Entry::At(other))) => block.checked_add(blocks) == Some(other),
             _ => false,

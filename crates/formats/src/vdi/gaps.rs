@@ -9,7 +9,7 @@ use oxblk_core::{Preallocation, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Vdi;
-use super::block_map::Entry;
+use super::entry::Entry;
 use super::header::BLOCK;
 
 /// Most blocks that are moved when an image is closed.
@@ -48,7 +48,7 @@ impl Vdi {
         let mut targets = gaps.iter().take_while(|gap| *gap < keep);
         let mut moved = Vec::new();
         for index in 0..self.map.len() {
-            let Some(Entry::At(block)) = self.map.get(index) else { continue };
+            let Some(Entry::At(block)) = self.entry(index) else { continue };
             if !(keep..end).contains(&block) {
                 continue;
             }
@@ -77,8 +77,7 @@ impl Vdi {
     /// Has the map name copies: blocks of the disk, and where they are now. Durable when this returns.
     pub(super) async fn link_copies(&self, copies: &[(u32, u32)]) -> Result<()> {
         for (index, block) in copies {
-            self.map.set(*index, Entry::At(*block));
-            self.mark_dirty(*index, 1);
+            self.set_entry(*index, Entry::At(*block));
         }
         self.write_back().await
     }

@@ -7,12 +7,12 @@ use oxblk_core::{Error, ErrorKind, Result};
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::blocks::ENTRY_BYTES;
+
 /// Bytes that the header takes up.
 pub const HEADER_BYTES: u64 = 512;
 /// Bytes of a block, the unit of allocation.
 pub const BLOCK: u64 = 1 << 20;
-/// Bytes of an entry of the block map.
-pub const ENTRY_BYTES: u64 = 4;
 /// Most blocks of an image.
 pub const MAX_BLOCKS: u32 = 0x1fff_ff80;
 /// Largest virtual size in bytes.

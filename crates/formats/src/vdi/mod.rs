@@ -7,9 +7,8 @@
 //! | | |
 //! |---|---|
 //! | `header` | the header, pure |
-//! | `block_map` | the map in memory, read without a lock |
+//! | `entry` | entries of the block map, pure |
 //! | `extent` | disk offset → extent; loading the map |
-//! | `allocator` | which blocks of the file are in use |
 //! | `read_write` | requests that the map of the fast path cannot answer |
 //! | `write_back` | the order in which the header and the map reach the disk |
 //! | `survey` | what the whole map says: blocks in use, faults |
@@ -17,12 +16,14 @@
 //! | `check` | check and repair |
 //! | `create`, `measure`, `open`, `reopen`, `driver` | what the names say |
 //!
+//! The map in memory, and which blocks of the file are in use, are kept by [`crate::blocks`].
+//!
 //! # Locks, in the order in which they are taken
 //!
 //! 1. `guest`: range lock over the blocks of the disk that are being allocated;
 //! 2. `writing_back`: one write-back at a time;
 //! 3. `growing`: making the file longer;
-//! 4. short mutexes (the allocator's, `dirty`), never across I/O.
+//! 4. short mutexes (of the allocator, of the dirty sectors), never across I/O.
 //!
 //! # What a crash leaves
 //!
@@ -31,11 +32,10 @@
 //! leaks. The next program that opens the image for writing through this driver allocates them first, and when it closes the image,
 //! the last blocks fill the gaps that are left.
 
-mod allocator;
-mod block_map;
 mod check;
 mod create;
 mod driver;
+mod entry;
 mod extent;
 mod gaps;
 #[doc(hidden)]
@@ -47,19 +47,17 @@ mod reopen;
 mod survey;
 mod write_back;
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oxblk_core::{ChildIdx, ChildrenRef, Edge, Error, ErrorKind, Result};
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
-pub use block_map::Entry;
 pub use driver::VDI;
+pub use entry::Entry;
 
+use crate::blocks::{Allocator, DirtySectors, EntryMap};
 use crate::write_barrier::WriteBarrier;
-use allocator::Allocator;
-use block_map::BlockMap;
 use header::Header;
 
 /// An open vdi image.
@@ -68,7 +66,7 @@ pub(crate) struct Vdi {
     header: Header,
     children: ChildrenRef,
     read_only: AtomicBool,
-    map: BlockMap,
+    map: EntryMap,
     allocator: Arc<Allocator>,
     /// How many blocks are allocated, as the header says it on disk (see `write_back`).
     allocated_on_disk: AtomicU64,
@@ -76,8 +74,7 @@ pub(crate) struct Vdi {
     surveyed: AtomicBool,
     /// The file has all blocks before this one.
     whole_blocks: AtomicU32,
-    /// Sectors of the map that are to be written.
-    dirty: Mutex<BTreeSet<u32>>,
+    dirty: DirtySectors,
     guest: RangeLock,
     growing: AsyncMutex<()>,
     writing_back: AsyncMutex<()>,

@@ -8,10 +8,9 @@ use oxblk_core::{Edge, Error, OpenContext, Result};
 use oxblk_ring::{IoBufMut, Mutex as AsyncMutex, RangeLock};
 
 use super::Vdi;
-use super::allocator::Allocator;
-use super::block_map::BlockMap;
 use super::header::{BLOCK, HEADER_BYTES, Header};
 use super::survey::{Fault, Finding, Survey};
+use crate::blocks::{Allocator, DirtySectors, EntryMap};
 use crate::write_barrier::WriteBarrier;
 
 /// Reads the header.
@@ -31,12 +30,12 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Vdi> {
         header,
         children: Arc::clone(&context.children),
         read_only: AtomicBool::new(context.flags.read_only),
-        map: BlockMap::new(header.blocks),
-        allocator: Allocator::new(header.blocks),
+        map: EntryMap::new(header.blocks),
+        allocator: Allocator::new(header.blocks, Arc::clone(&context.epochs)),
         allocated_on_disk: AtomicU64::new(header.allocated.into()),
         surveyed: AtomicBool::new(false),
         whole_blocks: AtomicU32::new(u32::try_from(whole).unwrap_or(u32::MAX)),
-        dirty: Mutex::default(),
+        dirty: DirtySectors::default(),
         guest: RangeLock::new(),
         growing: AsyncMutex::new(()),
         writing_back: AsyncMutex::new(()),

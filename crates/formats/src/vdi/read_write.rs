@@ -15,11 +15,11 @@ use oxblk_core::{BoxFuture, Errno, Error, Preallocation, Result, WriteFlags, Zer
 use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use super::allocator::Run;
-use super::block_map::Entry;
+use super::entry::Entry;
 use super::extent::{Extent, block_of};
 use super::header::BLOCK;
 use super::{Vdi, length};
+use crate::blocks::Run;
 
 /// What a range of the disk is to hold.
 enum Content {
@@ -200,10 +200,8 @@ impl Vdi {
         let first = block_of(offset);
         for index in 0..run.count {
             let at = run.start.saturating_add(index);
-            self.map.set(first.saturating_add(index), Entry::At(at));
+            self.set_entry(first.saturating_add(index), Entry::At(at));
         }
-        point();
-        self.mark_dirty(first, run.count);
         run.keep();
         Ok(())
     }

@@ -6,7 +6,7 @@ use oxblk_core::Result;
 use roaring::RoaringBitmap;
 
 use super::Vdi;
-use super::block_map::Entry;
+use super::entry::Entry;
 
 /// What is wrong with an entry of the map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,11 +61,11 @@ impl Vdi {
             start = range.end;
             while index < range.end {
                 // The first entry of a chunk tells what the others are.
-                let alike = match self.map.uniform(index) {
+                let alike = match self.uniform(index) {
                     Some((entry, count)) if entry == Entry::Zero || index > range.start => count,
                     _ => 1,
                 };
-                let entry = self.map.get(index);
+                let entry = self.entry(index);
                 let first = index;
                 index = index.saturating_add(alike.max(1));
                 let Some(Entry::At(block)) = entry else { continue };

@@ -1,5 +1,6 @@
 //! Image formats by name, and the typed options of those that are created.
 
+mod parallels;
 mod qcow2;
 mod raw;
 mod vdi;
@@ -9,6 +10,7 @@ use std::str::FromStr;
 
 use oxblk_core::{Error, Options};
 
+pub use parallels::ParallelsOptions;
 pub use qcow2::{Compression, Qcow2Options, Qcow2Version};
 pub use raw::RawOptions;
 pub use vdi::VdiOptions;
@@ -23,11 +25,13 @@ pub enum Format {
     Qcow2,
     /// VirtualBox's format.
     Vdi,
+    /// The expandable format of Parallels.
+    Parallels,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: &[Self] = &[Self::Raw, Self::Qcow2, Self::Vdi];
+    pub const ALL: &[Self] = &[Self::Raw, Self::Qcow2, Self::Vdi, Self::Parallels];
 
     /// Its name, as QEMU's options have it.
     pub fn name(self) -> &'static str {
@@ -35,6 +39,7 @@ impl Format {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
             Self::Vdi => "vdi",
+            Self::Parallels => "parallels",
         }
     }
 }
@@ -64,6 +69,8 @@ pub enum NewFormat {
     Qcow2(Qcow2Options),
     /// A VDI image.
     Vdi(VdiOptions),
+    /// A parallels image.
+    Parallels(ParallelsOptions),
 }
 
 impl NewFormat {
@@ -73,6 +80,7 @@ impl NewFormat {
             Self::Raw(_) => Format::Raw,
             Self::Qcow2(_) => Format::Qcow2,
             Self::Vdi(_) => Format::Vdi,
+            Self::Parallels(_) => Format::Parallels,
         }
     }
 
@@ -82,6 +90,7 @@ impl NewFormat {
             Self::Raw(options) => options.to_options(),
             Self::Qcow2(options) => options.to_options(),
             Self::Vdi(options) => options.to_options(),
+            Self::Parallels(options) => options.to_options(),
         }
     }
 }
@@ -92,6 +101,7 @@ impl From<Format> for NewFormat {
             Format::Raw => Self::Raw(RawOptions::default()),
             Format::Qcow2 => Self::Qcow2(Qcow2Options::default()),
             Format::Vdi => Self::Vdi(VdiOptions::default()),
+            Format::Parallels => Self::Parallels(ParallelsOptions::default()),
         }
     }
 }
@@ -111,5 +121,11 @@ impl From<Qcow2Options> for NewFormat {
 impl From<VdiOptions> for NewFormat {
     fn from(options: VdiOptions) -> Self {
         Self::Vdi(options)
+    }
+}
+
+impl From<ParallelsOptions> for NewFormat {
+    fn from(options: ParallelsOptions) -> Self {
+        Self::Parallels(options)
     }
 }

@@ -13,7 +13,7 @@ mod qapi;
 use std::sync::Arc;
 
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{Backend, ChildIdx, DriverKind, Limits, Node, Result, relative_to};
+use oxblk_core::{Backend, ChildIdx, Limits, Node, Result, relative_to};
 use serde_json::Value;
 
 /// Sizes of disks are multiples of this many bytes.
@@ -109,7 +109,7 @@ impl ImageInfo {
 /// Whether the driver, or a node that it passes on to, has more information on its image than the size.
 pub fn has_own_info(node: &Node) -> bool {
     let knows = node.driver().info() != oxblk_core::ImageInfo::default();
-    let passes_on = node.factory().kind() != DriverKind::Protocol;
+    let passes_on = node.factory().passes_permissions();
     knows || passes_on && node.children().iter().any(|(_, edge)| has_own_info(edge.node()))
 }
 

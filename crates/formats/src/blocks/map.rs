@@ -1,4 +1,4 @@
-//! The block map in memory: which block of the file holds each block of the disk.
+//! A map of 32-bit little-endian entries in memory: one for each block of the disk.
 //!
 //! The map is read in chunks, as they are needed. A lookup takes no lock. A chunk whose entries are all the same, as most of a
 //! sparse image are, takes no memory. Entries change with one atomic store each; a chunk, once it is loaded, says what the image
@@ -10,43 +10,12 @@ use std::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release},
 };
 
-use super::header::ENTRY_BYTES;
-
+/// Bytes of an entry.
+pub(crate) const ENTRY_BYTES: u64 = 4;
 /// Entries of a chunk, the unit of loading.
-pub(super) const CHUNK: u32 = 1 << 14;
-/// An entry of a block that is not allocated.
-const ABSENT: u32 = u32::MAX;
-/// An entry of a block that was discarded.
-const DISCARDED: u32 = u32::MAX - 1;
+pub(crate) const CHUNK: u32 = 1 << 14;
 /// Marks that all entries of a chunk are what the low half says.
 const UNIFORM: u64 = 1 << 32;
-
-/// What the map says of a block of the disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Entry {
-    /// It reads as zeroes.
-    Zero,
-    /// It is in this block of the file.
-    At(u32),
-}
-
-impl Entry {
-    /// Reads an entry's number.
-    pub fn from_number(number: u32) -> Self {
-        match number {
-            ABSENT | DISCARDED => Self::Zero,
-            at => Self::At(at),
-        }
-    }
-
-    /// The number that stands for it.
-    pub fn number(self) -> u32 {
-        match self {
-            Self::Zero => ABSENT,
-            Self::At(at) => at,
-        }
-    }
-}
 
 #[derive(Default)]
 struct Chunk {
@@ -74,7 +43,7 @@ fn uniform(word: u64) -> Option<u32> {
 }
 
 /// The map.
-pub(super) struct BlockMap {
+pub(crate) struct EntryMap {
     entries: u32,
     chunks: Box<[Chunk]>,
 }
@@ -84,47 +53,47 @@ fn split(index: u32) -> (usize, usize) {
     (place(index / CHUNK), place(index % CHUNK))
 }
 
-impl BlockMap {
+impl EntryMap {
     /// A map of which nothing is loaded.
-    pub(super) fn new(entries: u32) -> Self {
+    pub(crate) fn new(entries: u32) -> Self {
         let chunks = (0..entries.div_ceil(CHUNK)).map(|_| Chunk::default()).collect();
         Self { entries, chunks }
     }
 
     /// Entries that the map has.
-    pub(super) fn len(&self) -> u32 {
+    pub(crate) fn len(&self) -> u32 {
         self.entries
     }
 
     /// The entries of the chunk that has this one.
-    pub(super) fn chunk_of(&self, index: u32) -> std::ops::Range<u32> {
+    pub(crate) fn chunk_of(&self, index: u32) -> std::ops::Range<u32> {
         let start = index - index % CHUNK;
         start..start.saturating_add(CHUNK).min(self.entries)
     }
 
     /// The entry at an index; `None` when it is not loaded.
-    pub(super) fn get(&self, index: u32) -> Option<Entry> {
+    pub(crate) fn get(&self, index: u32) -> Option<u32> {
         let (chunk, within) = split(index);
-        self.chunks.get(chunk)?.number(within).map(Entry::from_number)
+        self.chunks.get(chunk)?.number(within)
     }
 
     /// What all entries of a chunk are, and how many there are from `index` to its end, where they are all the same.
-    pub(super) fn uniform(&self, index: u32) -> Option<(Entry, u32)> {
+    pub(crate) fn uniform(&self, index: u32) -> Option<(u32, u32)> {
         let chunk = self.chunks.get(split(index).0)?;
         if chunk.own.get().is_some() {
             return None;
         }
-        let entry = Entry::from_number(uniform(chunk.uniform.load(Acquire))?);
-        Some((entry, self.chunk_of(index).end.saturating_sub(index)))
+        let number = uniform(chunk.uniform.load(Acquire))?;
+        Some((number, self.chunk_of(index).end.saturating_sub(index)))
     }
 
     /// Whether the entry at an index is loaded.
-    pub(super) fn is_loaded(&self, index: u32) -> bool {
+    pub(crate) fn is_loaded(&self, index: u32) -> bool {
         self.chunks.get(split(index).0).is_none_or(Chunk::is_loaded)
     }
 
     /// Takes in the bytes of the chunk that has the entry at `index`, unless another task has done so already.
-    pub(super) fn load(&self, index: u32, bytes: &[u8]) {
+    pub(crate) fn load(&self, index: u32, bytes: &[u8]) {
         let Some(chunk) = self.chunks.get(split(index).0) else { return };
         if chunk.is_loaded() {
             return;
@@ -142,7 +111,7 @@ impl BlockMap {
     }
 
     /// Whether a loaded chunk says what these bytes do.
-    pub(super) fn is_same(&self, index: u32, bytes: &[u8]) -> bool {
+    pub(crate) fn is_same(&self, index: u32, bytes: &[u8]) -> bool {
         let range = self.chunk_of(index);
         range.zip(numbers(bytes)).all(|(index, number)| {
             let (chunk, within) = split(index);
@@ -151,23 +120,23 @@ impl BlockMap {
     }
 
     /// Changes an entry of a loaded chunk. Readers see what was written before this call.
-    pub(super) fn set(&self, index: u32, entry: Entry) {
+    pub(crate) fn set(&self, index: u32, number: u32) {
         let (chunk, within) = split(index);
         let Some(chunk) = self.chunks.get(chunk) else { return };
         let own = chunk.own.get_or_init(|| {
-            let number = uniform(chunk.uniform.load(Acquire)).unwrap_or(ABSENT);
+            let number = uniform(chunk.uniform.load(Acquire)).unwrap_or_default();
             self.chunk_of(index).map(|_| AtomicU32::new(number)).collect()
         });
         if let Some(place) = own.get(within) {
-            place.store(entry.number(), Release);
+            place.store(number, Release);
         }
     }
 
     /// The bytes of the loaded entries `range`, as they are written.
-    pub(super) fn encode(&self, range: std::ops::Range<u32>) -> Vec<u8> {
+    pub(crate) fn encode(&self, range: std::ops::Range<u32>) -> Vec<u8> {
         let number = |index| {
             let (chunk, within) = split(index);
-            self.chunks.get(chunk).and_then(|chunk| chunk.number(within)).unwrap_or(ABSENT)
+            self.chunks.get(chunk).and_then(|chunk| chunk.number(within)).unwrap_or_default()
         };
         range.flat_map(|index| number(index).to_le_bytes()).collect()
     }
@@ -175,7 +144,7 @@ impl BlockMap {
 
 fn numbers(bytes: &[u8]) -> impl Iterator<Item = u32> {
     let width = usize::try_from(ENTRY_BYTES).unwrap_or(4);
-    bytes.chunks_exact(width).map(|word| word.try_into().map_or(ABSENT, u32::from_le_bytes))
+    bytes.chunks_exact(width).map(|word| word.try_into().map_or(0, u32::from_le_bytes))
 }
 
 #[cfg(test)]
@@ -186,38 +155,41 @@ mod tests {
         numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
     }
 
+    const ABSENT: u32 = u32::MAX;
+    const DISCARDED: u32 = u32::MAX - 1;
+
     #[test]
     fn what_is_not_loaded_is_not_known() {
-        let map = BlockMap::new(CHUNK + 2);
+        let map = EntryMap::new(CHUNK + 2);
         assert_eq!(map.get(0), None);
         map.load(CHUNK + 1, &bytes(&[7, ABSENT]));
         assert_eq!(map.get(0), None);
-        assert_eq!(map.get(CHUNK), Some(Entry::At(7)));
-        assert_eq!(map.get(CHUNK + 1), Some(Entry::Zero));
+        assert_eq!(map.get(CHUNK), Some(7));
+        assert_eq!(map.get(CHUNK + 1), Some(ABSENT));
         assert_eq!(map.get(CHUNK + 2), None);
     }
 
     #[test]
     fn a_chunk_of_equal_entries_takes_memory_when_one_changes() {
-        let map = BlockMap::new(CHUNK);
+        let map = EntryMap::new(CHUNK);
         map.load(0, &bytes(&vec![DISCARDED; 1 << 14]));
-        assert_eq!(map.uniform(5), Some((Entry::Zero, CHUNK - 5)));
-        map.set(5, Entry::At(9));
+        assert_eq!(map.uniform(5), Some((DISCARDED, CHUNK - 5)));
+        map.set(5, 9);
         assert_eq!(map.uniform(5), None);
-        assert_eq!((map.get(5), map.get(6)), (Some(Entry::At(9)), Some(Entry::Zero)));
+        assert_eq!((map.get(5), map.get(6)), (Some(9), Some(DISCARDED)));
         // Entries that did not change keep their number.
         assert_eq!(map.encode(4..7), bytes(&[DISCARDED, 9, DISCARDED]));
     }
 
     #[test]
     fn a_late_load_does_not_undo_a_change() {
-        let map = BlockMap::new(2);
+        let map = EntryMap::new(2);
         let before = bytes(&[ABSENT, 3]);
         map.load(0, &before);
         assert!(map.is_same(0, &before));
-        map.set(0, Entry::At(4));
+        map.set(0, 4);
         map.load(0, &before);
-        assert_eq!(map.get(0), Some(Entry::At(4)));
+        assert_eq!(map.get(0), Some(4));
         assert!(!map.is_same(0, &before));
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! Blocks are handed out lowest first, so that an image has no gaps. A block is handed out as part of a [`Run`], which gives it
 //! back unless an entry of the map was made to name it: at once if nothing is being written to it, else when the host has ended
-//! what it had begun.
+//! what it had begun. A block that is freed rests until every request has ended that may have mapped it.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use oxblk_core::{Errno, Error, Result};
+use oxblk_core::{Epochs, Errno, Error, Result};
 use oxblk_ring::UntilSettled;
 use roaring::RoaringBitmap;
 
@@ -20,34 +21,37 @@ struct State {
     fresh: u32,
     /// The most that `end` has been.
     most: u32,
+    /// Freed blocks with the epochs in which they were freed, oldest first.
+    resting: VecDeque<(u64, u32)>,
 }
 
 /// Hands out blocks of the file.
 #[derive(Debug)]
-pub(super) struct Allocator {
-    /// Blocks that there may be: the map names none behind them.
+pub(crate) struct Allocator {
+    /// Blocks that there may be: the map cannot name any behind them.
     limit: u32,
+    epochs: Arc<Epochs>,
     state: Mutex<State>,
 }
 
 /// Blocks that lie together and that nobody else has.
 #[derive(Debug)]
-pub(super) struct Run {
-    pub(super) start: u32,
-    pub(super) count: u32,
+pub(crate) struct Run {
+    pub(crate) start: u32,
+    pub(crate) count: u32,
     /// They have never been written and read as zeroes once the file is long enough.
-    pub(super) fresh: bool,
+    pub(crate) fresh: bool,
     give_back: Option<UntilSettled<GiveBack>>,
 }
 
 impl Run {
     /// The block behind the last one.
-    pub(super) fn end(&self) -> u32 {
+    pub(crate) fn end(&self) -> u32 {
         self.start.saturating_add(self.count)
     }
 
     /// The map names them all.
-    pub(super) fn keep(mut self) {
+    pub(crate) fn keep(mut self) {
         if let Some(mut back) = self.give_back.take().and_then(UntilSettled::release) {
             back.count = 0;
         }
@@ -83,8 +87,8 @@ impl State {
 
 impl Allocator {
     /// For an image of at most `limit` blocks, with none in use.
-    pub(super) fn new(limit: u32) -> Arc<Self> {
-        Arc::new(Self { limit, state: Mutex::default() })
+    pub(crate) fn new(limit: u32, epochs: Arc<Epochs>) -> Arc<Self> {
+        Arc::new(Self { limit, epochs, state: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -92,21 +96,29 @@ impl Allocator {
     }
 
     /// Takes in which blocks are in use, and from which one on the file has nothing (`None`: it does not grow).
-    pub(super) fn set_used(&self, used: &RoaringBitmap, fresh: Option<u32>, most: u32) {
+    pub(crate) fn set_used(&self, used: &RoaringBitmap, fresh: Option<u32>, most: u32) {
         let end = used.max().map_or(0, |last| last.saturating_add(1));
         let mut gaps = RoaringBitmap::new();
         gaps.insert_range(0..end);
         gaps -= used;
         let most = most.max(end);
-        *self.lock() = State { end, gaps, fresh: fresh.unwrap_or(u32::MAX).max(end), most };
+        let fresh = fresh.unwrap_or(u32::MAX).max(end);
+        *self.lock() = State { end, gaps, fresh, most, resting: VecDeque::new() };
     }
 
     /// Up to `count` blocks that lie together.
     ///
     /// # Errors
     /// `ENOSPC` when all are in use.
-    pub(super) fn reserve(self: &Arc<Self>, count: u32) -> Result<Run> {
+    pub(crate) fn reserve(self: &Arc<Self>, count: u32) -> Result<Run> {
         let mut state = self.lock();
+        while let Some((epoch, block)) = state.resting.front().copied()
+            && self.epochs.has_passed(epoch)
+        {
+            state.resting.pop_front();
+            state.gaps.insert(block);
+        }
+        state.settle_end();
         let (start, count, fresh) = match state.gaps.min() {
             Some(start) => {
                 let mut end = start;
@@ -139,30 +151,47 @@ impl Allocator {
         state.settle_end();
     }
 
+    /// Blocks that no entry on disk names any more. They are in use until requests that began before have ended.
+    pub(crate) fn free(&self, blocks: impl IntoIterator<Item = u32>) {
+        let epoch = self.epochs.current();
+        self.lock().resting.extend(blocks.into_iter().map(|block| (epoch, block)));
+        // Moves the epoch on, so that the next request does not belong to this one.
+        self.epochs.has_passed(epoch);
+    }
+
+    /// No request is under way: blocks that rest are free.
+    pub(crate) fn end_rest(&self) {
+        let mut state = self.lock();
+        while let Some((_, block)) = state.resting.pop_front() {
+            state.gaps.insert(block);
+        }
+        state.settle_end();
+    }
+
     /// Blocks from here on are not in use.
-    pub(super) fn end(&self) -> u32 {
+    pub(crate) fn end(&self) -> u32 {
         self.lock().end
     }
 
     /// The most that the end has been while the image was open.
-    pub(super) fn most(&self) -> u32 {
+    pub(crate) fn most(&self) -> u32 {
         self.lock().most
     }
 
     /// The file ends with the last block in use.
-    pub(super) fn note_cut_off(&self) {
+    pub(crate) fn note_cut_off(&self) {
         let mut state = self.lock();
         state.most = state.end;
         state.fresh = state.end;
     }
 
     /// Blocks before the end that are not in use, lowest first.
-    pub(super) fn gaps(&self) -> RoaringBitmap {
+    pub(crate) fn gaps(&self) -> RoaringBitmap {
         self.lock().gaps.clone()
     }
 
     /// The last blocks have filled all gaps.
-    pub(super) fn close_gaps(&self) {
+    pub(crate) fn close_gaps(&self) {
         let mut state = self.lock();
         let gaps = u32::try_from(state.gaps.len()).unwrap_or(u32::MAX);
         state.end = state.end.saturating_sub(gaps);
@@ -184,7 +213,7 @@ mod tests {
 
     #[test]
     fn gaps_are_handed_out_first() {
-        let allocator = Allocator::new(8);
+        let allocator = Allocator::new(8, Arc::default());
         allocator.set_used(&used(&[0, 3]), Some(4), 0);
         let gap = allocator.reserve(5).unwrap();
         assert_eq!(shape(&gap), (1, 2, false));
@@ -198,7 +227,7 @@ mod tests {
 
     #[test]
     fn blocks_given_back_are_no_longer_fresh_and_the_end_follows() {
-        let allocator = Allocator::new(8);
+        let allocator = Allocator::new(8, Arc::default());
         allocator.set_used(&used(&[]), Some(0), 0);
         let first = allocator.reserve(2).unwrap();
         let second = allocator.reserve(1).unwrap();
@@ -211,8 +240,25 @@ mod tests {
     }
 
     #[test]
+    fn a_freed_block_rests_while_a_request_is_under_way_that_began_before() {
+        let epochs = Arc::new(Epochs::default());
+        let allocator = Allocator::new(8, Arc::clone(&epochs));
+        allocator.set_used(&used(&[0, 1, 2]), Some(3), 0);
+        let request = epochs.enter();
+        allocator.free([1]);
+        let new = allocator.reserve(1).unwrap();
+        assert_eq!(new.start, 3);
+        drop(request);
+        assert_eq!(allocator.reserve(1).unwrap().start, 1);
+        new.keep();
+        allocator.free([3]);
+        allocator.end_rest();
+        assert_eq!(allocator.end(), 3);
+    }
+
+    #[test]
     fn a_file_that_does_not_grow_has_no_fresh_blocks() {
-        let allocator = Allocator::new(8);
+        let allocator = Allocator::new(8, Arc::default());
         allocator.set_used(&used(&[]), None, 0);
         assert_eq!(shape(&allocator.reserve(1).unwrap()), (0, 1, false));
     }

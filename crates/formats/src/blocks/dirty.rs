@@ -1,0 +1,97 @@
+//! Which parts of a map are to be written.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Mutex;
+
+use super::lock;
+
+/// Entries in a sector: what is written whole or not at all.
+const PER_SECTOR: u32 = 128;
+/// Most sectors that are written at once.
+const MAX_SECTORS: u32 = 512;
+
+/// Sectors of a map whose entries have changed since they were written. Sectors are counted from the first entry.
+#[derive(Debug, Default)]
+pub(crate) struct DirtySectors(Mutex<BTreeSet<u32>>);
+
+/// Sectors that are being written; those of a write-back that fails or is cancelled are dirty again.
+#[derive(Debug)]
+pub(crate) struct Writing<'a> {
+    dirty: &'a DirtySectors,
+    sectors: BTreeSet<u32>,
+}
+
+impl DirtySectors {
+    /// Notes that `count` entries (one at least) have changed. They are set already.
+    pub(crate) fn mark(&self, first: u32, count: u32) {
+        let last = first.saturating_add(count).saturating_sub(1);
+        lock(&self.0).extend(first / PER_SECTOR..=last / PER_SECTOR);
+    }
+
+    /// Takes all of them, to be written.
+    pub(crate) fn take(&self) -> Writing<'_> {
+        Writing { dirty: self, sectors: std::mem::take(&mut *lock(&self.0)) }
+    }
+}
+
+impl Writing<'_> {
+    /// Whether there is nothing to write.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sectors.is_empty()
+    }
+
+    /// Runs of entries to be written, of a map with `entries` entries.
+    pub(crate) fn runs(&self, entries: u32) -> Vec<Range<u32>> {
+        let mut runs: Vec<(u32, u32)> = Vec::new();
+        for sector in &self.sectors {
+            match runs.last_mut() {
+                Some((first, count))
+                    if first.saturating_add(*count) == *sector && *count < MAX_SECTORS =>
+                {
+                    *count = count.saturating_add(1);
+                }
+                _ => runs.push((*sector, 1)),
+            }
+        }
+        let range = |(sector, count): (u32, u32)| {
+            let first = sector.saturating_mul(PER_SECTOR);
+            first..first.saturating_add(count.saturating_mul(PER_SECTOR)).min(entries)
+        };
+        runs.into_iter().map(range).collect()
+    }
+
+    /// They are written, durably.
+    pub(crate) fn written(mut self) {
+        self.sectors.clear();
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        if !self.sectors.is_empty() {
+            lock(&self.dirty.0).append(&mut self.sectors);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbouring_sectors_are_written_together() {
+        let dirty = DirtySectors::default();
+        dirty.mark(128, 300);
+        dirty.mark(1000, 1);
+        assert_eq!(dirty.take().runs(1001), [128..512, 896..1001]);
+        // They were not written.
+        dirty.mark(0, 1);
+        let writing = dirty.take();
+        assert_eq!(writing.runs(2000), [0..512, 896..1024]);
+        writing.written();
+        assert!(dirty.take().is_empty());
+        dirty.mark(0, (MAX_SECTORS + 1) * PER_SECTOR);
+        assert_eq!(dirty.take().runs(u32::MAX).len(), 2);
+    }
+}

@@ -1,0 +1,92 @@
+//! Making images. The header is written last: an image whose creation was interrupted is not mistaken for a whole one.
+
+use oxblk_core::Errno;
+use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, OptionType};
+use oxblk_core::{Edge, Error, Options, Preallocation, Result, WriteFlags, ZeroFlags};
+use oxblk_ring::IoBuf;
+
+use super::header::{Header, MAX_ENTRIES, SECTOR};
+
+/// Bytes of a cluster unless told otherwise.
+const CLUSTER: u64 = 1 << 20;
+/// Bytes that a cluster must be smaller than.
+const CLUSTER_LIMIT: u64 = 1 << 31;
+
+/// The options that are not the protocol's. `preallocation` is: what it reserves is the file.
+pub(super) static OPTIONS: &[CreateOption] = &[
+    CreateOption { name: "size", kind: OptionType::Size, help: "Virtual disk size", default: None },
+    CreateOption {
+        name: "cluster_size",
+        kind: OptionType::Size,
+        help: "Parallels image cluster size",
+        default: Some("1048576"),
+    },
+];
+
+/// What an image is to be: creation options that have been checked.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    pub(super) size: u64,
+    cluster: u64,
+    entries: u32,
+}
+
+impl Wanted {
+    /// Reads the options.
+    ///
+    /// # Errors
+    /// When one is wrong, in the words of QEMU's tools.
+    pub(super) fn from_options(mut options: Options) -> Result<Self> {
+        let size = options.take_size("size")?.unwrap_or(0);
+        // It is of the file, which is made empty.
+        if let Some(name) = options.take_str("preallocation")? {
+            match Preallocation::parse(&name) {
+                Some(Preallocation::Metadata) => {
+                    return Err(Error::unsupported("Unsupported preallocation mode: metadata"));
+                }
+                Some(_) => {}
+                None => return Err(Error::invalid(format!("invalid parameter value: {name}"))),
+            }
+        }
+        let cluster = options.take_size("cluster_size")?.unwrap_or(CLUSTER);
+        let cluster = cluster.checked_next_multiple_of(SECTOR).unwrap_or(u64::MAX);
+        let too_big = |text: &'static str| Err(Error::invalid(text).errno(Errno::TOOBIG));
+        if cluster >= CLUSTER_LIMIT {
+            return too_big("Cluster size is too large");
+        }
+        let size = size.checked_next_multiple_of(SECTOR).unwrap_or(u64::MAX);
+        let entries = size.checked_add(cluster).map(|end| (end - 1).checked_div(cluster));
+        match entries.flatten().and_then(|entries| u32::try_from(entries).ok()) {
+            Some(entries) if entries <= MAX_ENTRIES => Ok(Self { size, cluster, entries }),
+            _ => too_big("Image size is too large for this cluster size"),
+        }
+    }
+}
+
+/// Makes an image.
+///
+/// # Errors
+/// When an option is wrong; as the file reports.
+pub(super) async fn create(request: CreateRequest) -> Result<()> {
+    let wanted = Wanted::from_options(request.options)?;
+    let CreateTarget::File(file) = request.target else {
+        return Err(Error::invalid("A parallels image is created in a file"));
+    };
+    let header = Header::new(wanted.size, wanted.cluster, wanted.entries);
+    reserve_table(&file, &header).await?;
+    file.write(0, IoBuf::from(header.encode()), WriteFlags::empty()).await?;
+    file.flush().await
+}
+
+/// Has the file end where the clusters begin, with a BAT of zeroes.
+async fn reserve_table(file: &Edge, header: &Header) -> Result<()> {
+    let limits = file.node().limits();
+    let is_zero = limits.has_zero_init && limits.grows && file.size() == 0;
+    if file.size() < header.data_offset || limits.grows {
+        file.resize(header.data_offset, Preallocation::Off).await?;
+    }
+    if is_zero {
+        return Ok(());
+    }
+    file.write_zeroes(0, header.data_offset, ZeroFlags::MAY_UNMAP).await
+}

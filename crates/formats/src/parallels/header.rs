@@ -1,0 +1,292 @@
+//! The image header: 64 bytes with little-endian fields, parsed with every check that does not need I/O, and encoded.
+//!
+//! Spec: docs/interop/parallels ("Header").
+
+use oxblk_core::Errno;
+use oxblk_core::{Error, ErrorKind, Result};
+use zerocopy::byteorder::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::blocks::ENTRY_BYTES;
+
+/// Bytes that the header takes up; the BAT follows.
+pub const HEADER_BYTES: u64 = 64;
+/// Most entries of the BAT.
+pub const MAX_ENTRIES: u32 = 0x1fff_ffff;
+
+pub(super) const SECTOR: u64 = 512;
+/// Says that the image is open for writing.
+pub(super) const IN_USE: u32 = 0x746f_6e59;
+/// Where the header has that, and the offset of the data.
+pub(super) const IN_USE_OFFSET: u64 = 44;
+pub(super) const DATA_OFF_OFFSET: u64 = 48;
+
+const MAGIC: &[u8; 16] = b"WithoutFreeSpace";
+const MAGIC_EXT: &[u8; 16] = b"WithouFreSpacExt";
+const VERSION: u32 = 2;
+/// Most sectors of a cluster.
+const MAX_TRACKS: u32 = 0x7fff_ffff / 513;
+/// Geometry of new images.
+const HEADS: u32 = 16;
+const SECTORS_PER_TRACK: u64 = 32;
+
+/// The header's bytes with names.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawHeader {
+    magic: [u8; 16],
+    version: U32,
+    heads: U32,
+    cylinders: U32,
+    tracks: U32,
+    entries: U32,
+    sectors: U64,
+    in_use: U32,
+    data_off: U32,
+    flags: U32,
+    ext_off: U64,
+}
+
+const _: () = {
+    assert!(size_of::<RawHeader>() == 64);
+    assert!(std::mem::offset_of!(RawHeader, in_use) == 44);
+    assert!(std::mem::offset_of!(RawHeader, data_off) == 48);
+};
+
+/// A header that keeps what it promises: the BAT is in the file, and the clusters lie behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// BAT entries count clusters; otherwise sectors.
+    pub extended: bool,
+    /// Bytes of a cluster; a multiple of 512.
+    pub cluster: u64,
+    /// Entries of the BAT.
+    pub entries: u32,
+    /// Virtual size in bytes; a multiple of 512.
+    pub size: u64,
+    /// The image was not closed since it was opened for writing.
+    pub in_use: bool,
+    /// Byte offset of the clusters.
+    pub data_offset: u64,
+    /// The header says so itself.
+    pub data_offset_is_told: bool,
+    /// There is a format extension.
+    pub has_extension: bool,
+}
+
+/// Whether a file that begins with these bytes is an image.
+pub(super) fn looks_like_parallels(head: &[u8]) -> bool {
+    let version = head.get(16..).and_then(|rest| rest.first_chunk());
+    (head.starts_with(MAGIC) || head.starts_with(MAGIC_EXT))
+        && version.is_some_and(|bytes| u32::from_le_bytes(*bytes) == VERSION)
+}
+
+fn invalid(text: &'static str) -> Error {
+    Error::invalid(text)
+}
+
+fn multiple(number: u64, of: u64) -> u64 {
+    number.checked_next_multiple_of(of).unwrap_or(u64::MAX)
+}
+
+impl Header {
+    /// The header of a new image.
+    pub(super) fn new(size: u64, cluster: u64, entries: u32) -> Self {
+        let mut header = Self {
+            extended: true,
+            cluster,
+            entries,
+            size,
+            in_use: false,
+            data_offset: 0,
+            data_offset_is_told: true,
+            has_extension: false,
+        };
+        header.data_offset = header.least_data_offset();
+        header
+    }
+
+    /// Parses the first bytes of a file of `file_size` bytes.
+    ///
+    /// # Errors
+    /// When it is no image of a kind that is supported, or breaks the format.
+    pub fn parse(bytes: &[u8], file_size: u64) -> Result<Self> {
+        let not_parallels = || invalid("Image not in Parallels format");
+        let (raw, _) = RawHeader::read_from_prefix(bytes).map_err(|_| not_parallels())?;
+        if !looks_like_parallels(bytes) {
+            return Err(not_parallels());
+        }
+        let extended = raw.magic == *MAGIC_EXT;
+        let (tracks, entries) = (raw.tracks.get(), raw.entries.get());
+        if tracks == 0 {
+            return Err(invalid("Invalid image: Zero sectors per track"));
+        }
+        if tracks > MAX_TRACKS {
+            return Err(invalid("Invalid image: Too big cluster"));
+        }
+        if entries > MAX_ENTRIES {
+            return Err(Error::new(ErrorKind::Invalid, "Catalog too large").errno(Errno::FBIG));
+        }
+        let sectors = raw.sectors.get();
+        let sectors = if extended { sectors } else { sectors & 0xffff_ffff };
+        let size = sectors.checked_mul(SECTOR).filter(|size| i64::try_from(*size).is_ok());
+        let size = size.ok_or_else(|| {
+            let text = "Could not refresh total sector count: File too large";
+            Error::new(ErrorKind::Invalid, text).errno(Errno::FBIG)
+        })?;
+        let mut header = Self {
+            extended,
+            cluster: u64::from(tracks) * SECTOR,
+            entries,
+            size,
+            in_use: raw.in_use.get() == IN_USE,
+            data_offset: u64::from(raw.data_off.get()) * SECTOR,
+            data_offset_is_told: true,
+            has_extension: raw.ext_off.get() != 0,
+        };
+        if header.table_end() > file_size {
+            return Err(Error::corrupt(format!(
+                "Invalid image: BAT up to {:#x}, but the file ends at {file_size:#x}",
+                header.table_end()
+            )));
+        }
+        let least = header.least_data_offset();
+        let told = header.data_offset;
+        let fits = told >= least
+            && told / SECTOR <= file_size / SECTOR
+            && (!extended || told.is_multiple_of(header.cluster));
+        if !fits {
+            header.data_offset = least;
+            header.data_offset_is_told = told == 0 && !extended;
+        }
+        Ok(header)
+    }
+
+    /// Where the BAT ends.
+    pub fn table_end(&self) -> u64 {
+        HEADER_BYTES + u64::from(self.entries) * ENTRY_BYTES
+    }
+
+    /// The first place behind the BAT where clusters may begin.
+    fn least_data_offset(&self) -> u64 {
+        let end = multiple(self.table_end(), SECTOR);
+        if self.extended { multiple(end, self.cluster) } else { end }
+    }
+
+    /// What BAT entries count.
+    fn unit(&self) -> u64 {
+        if self.extended { self.cluster } else { SECTOR }
+    }
+
+    /// The place in the file that a BAT entry other than 0 names.
+    pub fn host(&self, entry: u32) -> u64 {
+        // Below 2^32 * 2^31.
+        u64::from(entry) * self.unit()
+    }
+
+    /// Byte offset of a cluster of the data area, or of the end of the one before it.
+    pub fn cluster_offset(&self, index: u32) -> u64 {
+        // Both parts are below 2^63.
+        self.data_offset.saturating_add(u64::from(index) * self.cluster)
+    }
+
+    /// The cluster of the data area at a place in the file, if one begins there.
+    pub fn cluster_index(&self, host: u64) -> Option<u32> {
+        let within = host.checked_sub(self.data_offset)?;
+        if !within.is_multiple_of(self.cluster) {
+            return None;
+        }
+        u32::try_from(within / self.cluster).ok()
+    }
+
+    /// The BAT entry that names a cluster of the data area, if one can.
+    pub fn entry(&self, index: u32) -> Option<u32> {
+        u32::try_from(self.cluster_offset(index) / self.unit()).ok()
+    }
+
+    /// Clusters of the data area that BAT entries can name.
+    pub(super) fn most_clusters(&self) -> u32 {
+        let nameable = (u64::from(u32::MAX) * self.unit()).saturating_sub(self.data_offset);
+        u32::try_from(nameable / self.cluster).unwrap_or(u32::MAX)
+    }
+
+    /// The header as it is written, 64 bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let low = |number: u64| U32::new(u32::try_from(number).unwrap_or(u32::MAX));
+        let sectors = self.size / SECTOR;
+        let raw = RawHeader {
+            magic: if self.extended { *MAGIC_EXT } else { *MAGIC },
+            version: U32::new(VERSION),
+            heads: U32::new(HEADS),
+            cylinders: low(sectors / u64::from(HEADS) / SECTORS_PER_TRACK),
+            tracks: low(self.cluster / SECTOR),
+            entries: U32::new(self.entries),
+            sectors: U64::new(sectors),
+            in_use: U32::new(if self.in_use { IN_USE } else { 0 }),
+            data_off: low(self.data_offset / SECTOR),
+            flags: U32::ZERO,
+            ext_off: U64::ZERO,
+        };
+        raw.as_bytes().to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: u64 = 64 << 20;
+
+    fn good() -> Vec<u8> {
+        Header::new(10 << 20, 1 << 20, 10).encode()
+    }
+
+    fn with(offset: usize, bytes: &[u8]) -> Vec<u8> {
+        let mut header = good();
+        header[offset..offset + bytes.len()].copy_from_slice(bytes);
+        header
+    }
+
+    #[test]
+    fn what_is_encoded_is_parsed() {
+        for (cluster, entries) in [(1 << 20, 10), (1024, 9000), (63 * 512, 400)] {
+            let header = Header::new(9000 << 10, cluster, entries);
+            assert_eq!(Header::parse(&header.encode(), FILE).unwrap(), header);
+            assert!(header.data_offset >= header.table_end());
+            assert_eq!(header.cluster_index(header.cluster_offset(7)), Some(7));
+            assert_eq!(header.host(header.entry(7).unwrap()), header.cluster_offset(7));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let cases: [(usize, u64, usize, &str); 8] = [
+            (0, 0, 4, "Image not in Parallels format"),
+            (16, 3, 4, "Image not in Parallels format"),
+            (28, 0, 4, "Invalid image: Zero sectors per track"),
+            (28, 0x3f_ffff, 4, "Invalid image: Too big cluster"),
+            (32, 0x2000_0000, 4, "Catalog too large"),
+            (36, u64::MAX, 8, "File too large"),
+            (36, 1 << 54, 8, "File too large"),
+            (32, 0x1000_0000, 4, "BAT up to 0x40000040, but the file ends at 0x4000000"),
+        ];
+        for (offset, value, len, text) in cases {
+            let error = Header::parse(&with(offset, &value.to_le_bytes()[..len]), FILE);
+            let error = error.expect_err(text).to_string();
+            assert!(error.contains(text), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_data_offset_is_replaced() {
+        for wrong in [0_u32, 1, 0x10, 0x801, 0xffff_fff0] {
+            let header = Header::parse(&with(48, &wrong.to_le_bytes()), FILE).unwrap();
+            assert_eq!((header.data_offset, header.data_offset_is_told), (1 << 20, false));
+        }
+        let mut old = with(48, &[0; 4]);
+        old[..16].copy_from_slice(MAGIC);
+        let header = Header::parse(&old, FILE).unwrap();
+        assert_eq!((header.data_offset, header.data_offset_is_told), (512, true));
+        assert_eq!(header.host(3), 3 * 512);
+    }
+}

@@ -1,0 +1,115 @@
+//! parallels: the expandable disk image format of Parallels.
+//!
+//! Spec: docs/interop/parallels. An image is `header | BAT | clusters`. The BAT has a 32-bit entry for each cluster of the disk:
+//! where in the file it is, or 0 if it reads as zeroes. Clusters are freed when they are discarded, and used again.
+//!
+//! | | |
+//! |---|---|
+//! | `header` | the header, pure |
+//! | `extent` | disk offset → extent; loading the BAT |
+//! | `read_write` | requests that the map of the fast path cannot answer |
+//! | `write_back` | the order in which the BAT reaches the disk; closing |
+//! | `survey` | what the whole BAT says: clusters in use, faults |
+//! | `check` | check and repair |
+//! | `create`, `open`, `reopen`, `driver` | what the names say |
+//!
+//! The BAT in memory, and which clusters of the file are in use, are kept by [`crate::blocks`].
+//!
+//! # Locks, in the order in which they are taken
+//!
+//! 1. `guest`: range lock over the clusters of the disk that are being allocated or freed;
+//! 2. `writing_back`: one write-back at a time;
+//! 3. `growing`: making the file longer;
+//! 4. short mutexes (of the allocator, of the dirty sectors, `freed`), never across I/O.
+//!
+//! # What a crash leaves
+//!
+//! An entry is written after the data of its cluster is durable, and a freed cluster is used again only after the entry that
+//! named it is durably 0. So a crash loses nothing that was flushed; the header says that the image was not closed, and clusters
+//! at the end of the file may be unused. The next program that opens the image for writing repairs that.
+
+mod check;
+mod create;
+mod driver;
+mod extent;
+#[doc(hidden)]
+pub mod header;
+mod open;
+mod read_write;
+mod reopen;
+mod survey;
+mod write_back;
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use oxblk_core::{ChildIdx, ChildrenRef, Edge, Error, ErrorKind, Result};
+use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
+
+pub use driver::PARALLELS;
+
+use crate::blocks::{Allocator, DirtySectors, EntryMap};
+use crate::write_barrier::WriteBarrier;
+use header::Header;
+
+/// An open parallels image.
+pub(crate) struct Parallels {
+    /// As the image was opened.
+    header: Header,
+    children: ChildrenRef,
+    read_only: AtomicBool,
+    map: EntryMap,
+    allocator: Arc<Allocator>,
+    /// The header on disk may say that the image is open for writing.
+    in_use: AtomicBool,
+    /// Somebody before did not close the image, and that was not repaired.
+    unclean: AtomicBool,
+    /// The header on disk says where the clusters are.
+    data_offset_is_told: AtomicBool,
+    /// The allocator knows which clusters are in use.
+    surveyed: AtomicBool,
+    /// The file has all clusters before this one.
+    whole_clusters: AtomicU32,
+    dirty: DirtySectors,
+    /// Clusters whose entries have become 0, and not yet on disk.
+    freed: Mutex<Vec<u32>>,
+    guest: RangeLock,
+    growing: AsyncMutex<()>,
+    writing_back: AsyncMutex<()>,
+    barrier: WriteBarrier,
+    /// A reopen that waits for commit or abort.
+    prepared: Mutex<Option<reopen::Prepared>>,
+}
+
+impl Parallels {
+    fn file(&self) -> Result<Arc<Edge>> {
+        self.children.require(ChildIdx::FILE)
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.read_only.load(Relaxed)
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.is_read_only() {
+            return Err(Error::new(ErrorKind::ReadOnly, "Image is read-only"));
+        }
+        Ok(())
+    }
+
+    /// Changes a BAT entry, and notes that it is to be written. Readers see what was written before this call.
+    fn set_entry(&self, index: u32, number: u32) {
+        self.map.set(index, number);
+        oxblk_ring::perturb::point();
+        self.dirty.mark(index, 1);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The length of a buffer.
+fn length(data: &[u8]) -> u64 {
+    u64::try_from(data.len()).unwrap_or(u64::MAX)
+}

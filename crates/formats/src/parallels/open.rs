@@ -1,0 +1,108 @@
+//! Opening. An image that is to be written has its whole BAT looked at, and is repaired if it was not closed or anything is wrong
+//! with it.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Release};
+use std::sync::{Arc, Mutex};
+
+use oxblk_core::check::Fix;
+use oxblk_core::{Edge, Error, ErrorKind, OpenContext, Result};
+use oxblk_ring::{IoBufMut, Mutex as AsyncMutex, RangeLock};
+
+use super::Parallels;
+use super::header::{HEADER_BYTES, Header};
+use super::survey::Survey;
+use crate::blocks::{Allocator, DirtySectors, EntryMap};
+use crate::write_barrier::WriteBarrier;
+
+/// Reads the header.
+pub(super) async fn read_header(file: &Edge) -> Result<Header> {
+    let size = file.size();
+    let len = usize::try_from(size.min(HEADER_BYTES)).unwrap_or(0);
+    let bytes = file.read(0, IoBufMut::new(len)).await;
+    let bytes = bytes.map_err(|error| error.prefix("Could not read the parallels header"))?;
+    Header::parse(&bytes, size)
+}
+
+/// Opens the image in `context`'s file child.
+pub(super) async fn open(context: &mut OpenContext) -> Result<Parallels> {
+    let file = context.file()?;
+    let header = read_header(&file).await?;
+    if header.has_extension {
+        context.fall_back_to_read_only(
+            "Images with a format extension (dirty bitmaps) can only be opened read-only",
+        )?;
+    }
+    let whole = file.size().saturating_sub(header.data_offset) / header.cluster;
+    let image = Parallels {
+        header,
+        children: Arc::clone(&context.children),
+        read_only: AtomicBool::new(context.flags.read_only),
+        map: EntryMap::new(header.entries),
+        allocator: Allocator::new(header.most_clusters(), Arc::clone(&context.epochs)),
+        in_use: AtomicBool::new(header.in_use),
+        unclean: AtomicBool::new(header.in_use),
+        data_offset_is_told: AtomicBool::new(header.data_offset_is_told),
+        surveyed: AtomicBool::new(false),
+        whole_clusters: AtomicU32::new(u32::try_from(whole).unwrap_or(u32::MAX)),
+        dirty: DirtySectors::default(),
+        freed: Mutex::default(),
+        guest: RangeLock::new(),
+        growing: AsyncMutex::new(()),
+        writing_back: AsyncMutex::new(()),
+        barrier: WriteBarrier::default(),
+        prepared: Mutex::default(),
+    };
+    if !context.flags.read_only && !context.flags.check {
+        image.make_sound().await?;
+        let survey = image.survey_to_write().await?;
+        image.begin_to_write(&file, &survey);
+    }
+    Ok(image)
+}
+
+impl Parallels {
+    /// Repairs what is wrong, if anything is.
+    async fn make_sound(&self) -> Result<()> {
+        if !self.header.in_use && self.header.data_offset_is_told {
+            let mut faults = 0_u32;
+            self.survey(|_| faults = faults.saturating_add(1)).await?;
+            if faults == 0 {
+                return Ok(());
+            }
+        }
+        let say = |line: &str| tracing::error!("parallels: {line}");
+        let report = self.check_image(Fix::All, &say).await;
+        let report = report.map_err(|error| error.prefix("Could not repair corrupted image"))?;
+        if report.corruptions > 0 {
+            return Err(Error::new(ErrorKind::Corrupt, "Could not repair corrupted image"));
+        }
+        Ok(())
+    }
+
+    /// Looks at the whole BAT of an image that is to be written.
+    ///
+    /// # Errors
+    /// When writing could spoil what the image holds.
+    pub(super) async fn survey_to_write(&self) -> Result<Survey> {
+        let mut fault = None;
+        let survey = self.survey(|finding| {
+            fault.get_or_insert(finding);
+        });
+        let survey = survey.await?;
+        match fault {
+            Some(finding) => {
+                Err(Error::corrupt(format!("Image is corrupt: BAT entry {}", finding.index)))
+            }
+            None => Ok(survey),
+        }
+    }
+
+    /// Takes in which clusters of the file are in use.
+    pub(super) fn begin_to_write(&self, file: &Edge, survey: &Survey) {
+        let grows = file.node().limits().grows;
+        let behind = file.size().saturating_sub(self.header.data_offset);
+        let fresh = u32::try_from(behind.div_ceil(self.header.cluster)).unwrap_or(u32::MAX);
+        self.allocator.set_used(&survey.used, grows.then_some(fresh), 0);
+        self.surveyed.store(true, Release);
+    }
+}

@@ -1,0 +1,143 @@
+//! The order in which the BAT reaches the disk.
+//!
+//! A write-back goes through
+//!
+//! 1. *copy*: the sectors of the BAT that changed, as they are now. All data that they name has been written;
+//! 2. *mark*: the header says that the image is open for writing;
+//! 3. *flush*: data and header are durable;
+//! 4. *entries*: the copies are written;
+//! 5. *flush*: clusters whose entries have become 0 are free from here on.
+//!
+//! An entry that is set later than its sector was copied is written by the next one.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+
+use oxblk_core::{Edge, Preallocation, Result, WriteFlags, run_all};
+use oxblk_ring::IoBuf;
+use oxblk_ring::perturb::point;
+
+use super::extent::entry_offset;
+use super::header::{DATA_OFF_OFFSET, IN_USE, IN_USE_OFFSET, SECTOR};
+use super::{Parallels, lock};
+
+/// Clusters being freed; they are to be freed again if the write-back fails or is cancelled.
+struct Freed<'a> {
+    image: &'a Parallels,
+    clusters: Vec<u32>,
+}
+
+impl Drop for Freed<'_> {
+    fn drop(&mut self) {
+        if !self.clusters.is_empty() {
+            lock(&self.image.freed).append(&mut self.clusters);
+        }
+    }
+}
+
+async fn write_field(file: &Edge, offset: u64, value: u32) -> Result<()> {
+    file.write(offset, IoBuf::from(value.to_le_bytes().to_vec()), WriteFlags::empty()).await
+}
+
+impl Parallels {
+    /// Makes everything durable that had completed before the call.
+    pub(super) async fn write_back(&self) -> Result<()> {
+        let _turn = self.writing_back.lock().await;
+        let file = self.file()?;
+        // Their entries are set and marked.
+        let clusters = std::mem::take(&mut *lock(&self.freed));
+        let mut freed = Freed { image: self, clusters };
+        let sectors = self.dirty.take();
+        if sectors.is_empty() && freed.clusters.is_empty() {
+            return file.flush().await;
+        }
+        point();
+        let copy = |entries: Range<u32>| {
+            (entry_offset(entries.start), IoBuf::from(self.map.encode(entries)))
+        };
+        let copies = sectors.runs(self.map.len()).into_iter().map(copy).collect();
+        point();
+        let writing = self.barrier.pass().await;
+        let outcome = self.write_ordered(&file, copies).await;
+        writing.done();
+        outcome?;
+        sectors.written();
+        let clusters = std::mem::take(&mut freed.clusters);
+        for cluster in &clusters {
+            let (host, size) = (self.header.cluster_offset(*cluster), file.size());
+            let len = self.header.cluster.min(size.saturating_sub(host));
+            // It only saves space: the host may refuse.
+            if len > 0
+                && let Err(error) = file.discard(host, len).await
+            {
+                tracing::debug!("parallels: a freed cluster keeps its space: {error}");
+            }
+        }
+        self.allocator.free(clusters);
+        Ok(())
+    }
+
+    async fn write_ordered(&self, file: &Edge, copies: Vec<(u64, IoBuf)>) -> Result<()> {
+        if !self.in_use.load(Acquire) {
+            write_field(file, IN_USE_OFFSET, IN_USE).await?;
+            self.in_use.store(true, Release);
+        }
+        file.flush().await?;
+        let write = |(offset, bytes)| file.write(offset, bytes, WriteFlags::empty());
+        run_all(copies.into_iter().map(write)).await?;
+        file.flush().await
+    }
+
+    /// Has the header say where the clusters are.
+    pub(super) async fn tell_data_offset(&self) -> Result<()> {
+        let file = self.file()?;
+        let sectors = u32::try_from(self.header.data_offset / SECTOR).unwrap_or(u32::MAX);
+        write_field(&file, DATA_OFF_OFFSET, sectors).await?;
+        self.data_offset_is_told.store(true, Release);
+        file.flush().await
+    }
+
+    /// Makes the image on disk complete: no metadata is left in memory, the file ends with its last cluster, and the header
+    /// says that the image is closed. No request is under way.
+    pub(super) async fn complete(&self) -> Result<()> {
+        if self.is_read_only() {
+            return Ok(());
+        }
+        self.write_back().await?;
+        if !self.surveyed.load(Acquire) {
+            return Ok(());
+        }
+        self.allocator.end_rest();
+        self.trim().await?;
+        if !self.in_use.load(Acquire) || self.unclean.load(Acquire) {
+            return Ok(());
+        }
+        let file = self.file()?;
+        let _turn = self.writing_back.lock().await;
+        let writing = self.barrier.pass().await;
+        let outcome = async {
+            write_field(&file, IN_USE_OFFSET, 0).await?;
+            file.flush().await
+        }
+        .await;
+        writing.done();
+        outcome?;
+        self.in_use.store(false, Release);
+        Ok(())
+    }
+
+    /// Cuts off what the file has behind its last cluster in use.
+    pub(super) async fn trim(&self) -> Result<()> {
+        let file = self.file()?;
+        let end = self.allocator.end();
+        let offset = self.header.cluster_offset(end);
+        // A device is as long as it is, and what a format extension uses is not known.
+        if file.size() <= offset || !file.node().limits().grows || self.header.has_extension {
+            return Ok(());
+        }
+        self.whole_clusters.fetch_min(end, AcqRel);
+        file.resize(offset, Preallocation::Off).await?;
+        self.allocator.note_cut_off();
+        Ok(())
+    }
+}
