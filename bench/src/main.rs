@@ -1,8 +1,8 @@
 //! Comparisons of oxblk with its peers: `cargo run --release -p oxblk-bench -- CASE [OPTION…]`.
 //!
-//! A case is a module with a `run` function and one line in [`CASES`]. Contenders of a case take turns on the same data
-//! in one run of the program, because the machine's speed drifts; [`report`] prints medians and ratios as a table
-//! and as JSON.
+//! A case is a module with a `run` function and one line in [`CASES`]. The contenders of a case run alternately on
+//! the same data in one run of the program, because the machine's speed drifts. [`report`] prints medians and ratios
+//! as a table and as JSON.
 
 mod engine;
 mod metadata;
@@ -12,10 +12,10 @@ mod tools;
 
 use std::process::ExitCode;
 
-/// Outcome of a case: a line to print when it cannot run.
+/// Outcome of a case; the error is a line to print if the case cannot run.
 type CaseResult = Result<(), String>;
 
-/// Name, what it compares, and its function, which is given the remaining arguments.
+/// Name, what it compares, and its function, which receives the remaining arguments.
 type Case = (&'static str, &'static str, fn(&[String]) -> CaseResult);
 
 const CASES: &[Case] = &[

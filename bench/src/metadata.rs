@@ -1,7 +1,8 @@
-//! What walks all metadata of a large image: `check` and internal snapshots of a disk of 1 TiB of which every cluster is
-//! allocated, in `/dev/shm`. The file is sparse: it holds 128 MiB of L2 tables and 32 MiB of refcounts, and no data.
+//! Operations that read all metadata of a large image: `check` and internal snapshots of a disk of 1 TiB whose
+//! clusters are all allocated, in `/dev/shm`. The file is sparse: it holds 128 MiB of L2 tables and 32 MiB of
+//! refcounts, and no data.
 //!
-//! Each run starts from a copy of the same image. Runs take turns, forwards and backwards.
+//! Each run starts from a copy of the same image. The two programs run alternately, forwards and backwards.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,11 +14,11 @@ use crate::tools::{Measured, timed};
 /// One comparison.
 struct Case {
     name: &'static str,
-    /// The arguments behind `oxblk img` and `qemu-img`; the image comes last.
+    /// The arguments after `oxblk img` and `qemu-img`; the image is the last argument.
     arguments: &'static [&'static str],
-    /// The image that a run starts from.
+    /// The image from which a run starts.
     image: &'static str,
-    /// How many times as fast as QEMU it should be.
+    /// The target: how many times as fast as QEMU it should be.
     mark: f64,
 }
 

@@ -1,7 +1,7 @@
-//! fio over NBD against `oxblk serve` and `qemu-nbd`, in turn, on the same qcow2 image in memory.
+//! fio over NBD against `oxblk serve` and `qemu-nbd`, alternately, on the same qcow2 image in memory.
 //!
-//! The image is full of random bytes, so that every read finds data. One server runs at a time; each turn starts it,
-//! lets fio work and stops it. Turns go forwards and then backwards through the contenders.
+//! The image is full of random bytes, so that every read finds data. One server runs at a time; each run starts the
+//! server, runs fio and stops the server. The contenders run forwards and then backwards.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -17,7 +17,7 @@ use crate::report::{self, Series};
 
 const IMAGE_SIZE: u64 = 1 << 30;
 
-/// A server on a socket, for an image.
+/// Makes the command of a server that exports an image on a socket.
 type Server = fn(&Bench) -> Command;
 
 const SERVERS: &[(&str, Server)] =
@@ -55,8 +55,8 @@ impl Drop for Bench {
     }
 }
 
-/// Runs the case. Options: `--rounds N` (each is one turn forwards and one backwards), `--seconds N` per turn,
-/// `--load N` to run one load, `--format raw` for a raw image.
+/// Runs the case. Options: `--rounds N` (each round runs all contenders forwards and then backwards), `--seconds N`
+/// per run, `--load N` to run one load, `--format raw` for a raw image.
 pub(crate) fn run(args: &[String]) -> CaseResult {
     let text = |name: &str| args.iter().position(|a| a == name).and_then(|at| args.get(at + 1));
     let number = |name: &str, default: usize| match text(name) {
@@ -148,7 +148,7 @@ impl Drop for Running {
     }
 }
 
-/// Requests per second of one turn.
+/// Measures requests per second in one run.
 fn measure(bench: &Bench, server: Server, load: &[&str], seconds: usize) -> Result<f64, String> {
     let _ = std::fs::remove_file(bench.socket());
     let mut command = server(bench);
@@ -168,7 +168,7 @@ fn measure(bench: &Bench, server: Server, load: &[&str], seconds: usize) -> Resu
         .args(load)
         .output()
         .map_err(|error| format!("fio: {error}"))?;
-    // Notes may precede the report.
+    // fio may print notes before its report.
     let text = String::from_utf8_lossy(&output.stdout);
     let json = text.find('{').and_then(|at| text.get(at..)).unwrap_or_default();
     let report: Value = serde_json::from_str(json)

@@ -1,11 +1,11 @@
-//! Medians, ratios, the table and the JSON.
+//! Reports: medians, ratios, the table and the JSON.
 
 use serde_json::{Value, json};
 
 /// All runs of one contender.
 pub(crate) struct Series {
     pub(crate) name: &'static str,
-    /// One figure per run.
+    /// One value per run.
     pub(crate) runs: Vec<f64>,
 }
 
@@ -30,7 +30,7 @@ impl Series {
     }
 }
 
-/// Prints a table (figures divided by `scale`) with each contender's ratio to the first, then the same as JSON.
+/// Prints a table (values divided by `scale`) with each contender's ratio to the first, then the same as JSON.
 pub(crate) fn print(case: &str, unit: &str, scale: f64, series: &[Series]) {
     let first = series.first().map_or(0.0, Series::median);
     println!(
@@ -56,7 +56,7 @@ pub(crate) fn print(case: &str, unit: &str, scale: f64, series: &[Series]) {
     println!("{}", json!({ "case": case, "contenders": entries }));
 }
 
-/// Prints a bar for each ratio: a block is a fifth, and a line marks 1.
+/// Prints a bar for each ratio: each block stands for 0.2, and a line marks the ratio 1.
 pub(crate) fn chart<'a>(ratios: impl Iterator<Item = (&'a str, f64)>) {
     for (name, ratio) in ratios {
         let mut bar = String::new();

@@ -1,11 +1,11 @@
-//! `oxblk img` against `qemu-img`, in turn, on the same disk in memory: conversions, benchmarks, peak memory.
+//! `oxblk img` against `qemu-img`, alternately, on the same disk in memory: conversions, benchmarks, peak memory.
 //!
-//! The disk has holes in two fifths of it; the rest is half noise, half text. Each pair of runs is followed by one in
-//! the opposite order, so that a drift of the machine's speed hits both sides alike; before them, each side runs once
-//! untimed.
+//! Two fifths of the disk are holes; the rest is half random bytes, half text. Each pair of runs is followed by one
+//! in the opposite order, so that a drift of the machine's speed affects both sides equally. Before them, each side
+//! runs once untimed.
 //!
-//! A case with a new target pays above all for memory that the kernel gives it. Cases "in place" have targets whose
-//! memory is there already and show what the programs themselves cost.
+//! In a case with a new target, most of the time is spent by the kernel on allocating memory for the target. The
+//! cases "in place" have targets whose memory is already allocated, and show the cost of the programs themselves.
 
 mod cases;
 mod disk;
@@ -34,12 +34,12 @@ impl Drop for Bench {
 /// Time and peak memory of one run.
 pub(crate) struct Run {
     pub(crate) seconds: f64,
-    /// Of all cores, in the program and in the kernel for it.
+    /// Processor time on all cores, of the program and of the kernel on its behalf.
     pub(crate) processor_seconds: f64,
     pub(crate) peak_kib: f64,
 }
 
-/// What was measured of a case, ours first.
+/// The measurements of a case; oxblk is the first.
 pub(crate) struct Measured {
     pub(crate) times: [Series; 2],
     pub(crate) processor: [Series; 2],
@@ -119,7 +119,7 @@ pub(crate) fn run(args: &[String]) -> CaseResult {
 impl Bench {
     fn compare(&self, case: &Case, rounds: u64) -> Result<Measured, String> {
         let mut found = Measured::new();
-        // The first run that touches memory pays for it; neither side is to be charged with that.
+        // The first run that touches memory pays for allocating it; this must not count against either side.
         for ours in [true, false] {
             self.once(case, ours)?;
         }
@@ -154,7 +154,8 @@ impl Bench {
             }
             Fresh::Emptied(name) => {
                 self.qemu_img(&["create", "-q", "-f", "qcow2", "empty.qcow2", "4G"])?;
-                self.lay_over("empty.qcow2", name).map_err(|error| format!("{name}: {error}"))?;
+                self.overwrite_start("empty.qcow2", name)
+                    .map_err(|error| format!("{name}: {error}"))?;
             }
             Fresh::Nothing => {}
         }
@@ -173,13 +174,13 @@ impl Bench {
         timed(command.args(rest).current_dir(&self.dir))
     }
 
-    /// Writes one file over the start of another.
-    fn lay_over(&self, name: &str, target: &str) -> std::io::Result<()> {
+    /// Overwrites the start of a file with the content of another file.
+    fn overwrite_start(&self, name: &str, target: &str) -> std::io::Result<()> {
         let bytes = std::fs::read(self.dir.join(name))?;
         File::options().write(true).open(self.dir.join(target))?.write_all(&bytes)
     }
 
-    /// Makes a compressed image of the disk.
+    /// Creates a compressed image of the disk.
     fn pack(&self, kind: &str, name: &str) -> CaseResult {
         let option = format!("compression_type={kind}");
         let mut command = Command::new(&self.oxblk);
@@ -197,7 +198,7 @@ impl Bench {
     }
 }
 
-/// Runs a program to its end, looking at its peak memory now and then.
+/// Runs a program to completion and samples its peak memory meanwhile.
 pub(crate) fn timed(command: &mut Command) -> Result<Run, String> {
     let (begin, work_before) = (Instant::now(), children_work()?);
     let mut child =
@@ -220,7 +221,8 @@ pub(crate) fn timed(command: &mut Command) -> Result<Run, String> {
     }
 }
 
-/// Processor time of the children that have ended, in seconds (proc(5): fields 16 and 17 of `stat`, in hundredths).
+/// Processor time of the child processes that have ended, in seconds (proc(5): fields 16 and 17 of `stat`, in
+/// hundredths).
 fn children_work() -> Result<f64, String> {
     let stat = std::fs::read_to_string("/proc/self/stat").map_err(|error| error.to_string())?;
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();

@@ -143,6 +143,7 @@ pub struct Program {
     stdin: Vec<u8>,
     time_limit: Duration,
     address_space: Option<u64>,
+    perturbation: Option<u64>,
 }
 
 impl Program {
@@ -155,6 +156,7 @@ impl Program {
             stdin: Vec::new(),
             time_limit: DEFAULT_TIME_LIMIT,
             address_space: None,
+            perturbation: None,
         }
     }
 
@@ -205,6 +207,14 @@ impl Program {
         self
     }
 
+    /// Has it delay hand-overs between threads at random ([`oxblk_ring::perturb`]). Programs that were built without
+    /// perturbation take no notice.
+    #[must_use]
+    pub fn perturbed(mut self, seed: u64) -> Self {
+        self.perturbation = Some(seed);
+        self
+    }
+
     /// The command line, for messages.
     pub fn line(&self) -> String {
         let mut line = self.path.to_string_lossy().into_owned();
@@ -225,6 +235,9 @@ impl Program {
             }
         };
         command.args(&self.args).env("LC_ALL", "C").env("TZ", "UTC").env_remove("RUST_LOG");
+        if let Some(seed) = self.perturbation {
+            command.env("OXBLK_PERTURB", seed.to_string());
+        }
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
@@ -372,9 +385,14 @@ impl Server {
     /// # Panics
     /// When there is no shell.
     pub fn signal(&self, name: &str) {
+        self.try_signal(name);
+    }
+
+    /// Whether the process was there to get the signal. Minimal systems have no `kill` but that of the shell.
+    fn try_signal(&self, name: &str) -> bool {
         let line = format!("kill -{name} {}", self.pid());
         let mut shell = Command::new("sh");
-        shell.arg("-c").arg(line).stderr(Stdio::null()).status().expect("sh runs");
+        shell.arg("-c").arg(line).stderr(Stdio::null()).status().expect("sh runs").success()
     }
 
     /// Waits for its end.
@@ -391,8 +409,7 @@ impl Server {
     /// # Panics
     /// When it does not end within 30 seconds, or not with exit code 0.
     pub fn stop(mut self) -> String {
-        let kill = Command::new("kill").arg(self.pid().to_string()).status().expect("kill runs");
-        assert!(kill.success(), "{} had ended already", self.line);
+        assert!(self.try_signal("TERM"), "{} had ended already", self.line);
         let status = wait_until(&mut self.child, Instant::now() + Duration::from_secs(30));
         let status = status.unwrap_or_else(|| panic!("{} ignores SIGTERM", self.line));
         assert!(status.success(), "{} ended with {status}", self.line);

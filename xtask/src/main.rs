@@ -1,8 +1,9 @@
 //! Development tasks, run as `cargo xtask TASK`.
 //!
-//! - `soak` builds the long run of the test harnesses, optimised but with checks on, and starts it.
+//! - `soak` builds the test harnesses for a long run, optimised but with checks enabled, and starts them.
 //! - `differential` runs generated command lines through QEMU's tools and oxblk.
-//! - `fresh-machine` makes a minimal Debian root and runs both commands of the README in it (`scripts/fresh-machine`).
+//! - `fresh-machine` creates a minimal Debian root and runs both commands of the README in it
+//!   (`scripts/fresh-machine`).
 
 use std::process::{Command, ExitCode};
 
@@ -28,7 +29,7 @@ fn harness(name: &str, args: impl Iterator<Item = String>) -> ExitCode {
     run(Command::new(cargo).args(["run", "--quiet", "--profile", "soak"]).args(program).args(args))
 }
 
-/// Runs a command in the workspace's directory.
+/// Runs a command in the workspace's root directory.
 fn run(command: &mut Command) -> ExitCode {
     let workspace = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     match command.current_dir(workspace).status() {

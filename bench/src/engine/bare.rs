@@ -1,4 +1,5 @@
-//! What the kernel allows: a loop on a ring with a fixed file, fixed buffers, `SINGLE_ISSUER` and `DEFER_TASKRUN`.
+//! The reference: a bare loop on a ring with a fixed file, fixed buffers, `SINGLE_ISSUER` and `DEFER_TASKRUN`. It
+//! shows what the kernel allows.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -14,16 +15,17 @@ pub(super) fn run(task: &Task<'_>) -> Rate {
 
 fn reads(task: &Task<'_>) -> std::io::Result<f64> {
     let file = File::open(task.path)?;
-    // One mapping for all buffers, aligned to a page by allocating one block more.
+    // One allocation for all buffers, with one extra block so that the buffers can be aligned to a page.
     let mut memory = vec![0u8; BLOCK * (DEPTH + 1)];
     let skip = memory.as_ptr().align_offset(BLOCK);
-    // SAFETY: `skip` is less than a block, and a block was added.
+    // SAFETY: `skip` is less than a block, and one extra block was allocated.
     let base = unsafe { memory.as_mut_ptr().add(skip) };
     let mut ring: IoUring =
         IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(64)?;
     ring.submitter().register_files(&[file.as_raw_fd()])?;
     let registered = libc::iovec { iov_base: base.cast(), iov_len: BLOCK * DEPTH };
-    // SAFETY: `memory` outlives the ring: it is declared before it, and the loop below ends with nothing in flight.
+    // SAFETY: `memory` outlives the ring: it is declared before the ring, and when the loop below ends nothing is in
+    // flight.
     unsafe { ring.submitter().register_buffers(&[registered])? };
     let mut random = Random::new(1);
     let started = Instant::now();
@@ -36,7 +38,7 @@ fn reads(task: &Task<'_>) -> std::io::Result<f64> {
             // SAFETY: `slot < DEPTH`.
             let buf = unsafe { base.add(slot * BLOCK) };
             let read = opcode::ReadFixed::new(types::Fixed(0), buf, len, 0).offset(random.offset());
-            // SAFETY: the buffer is part of `memory`, and this slot's alone until its completion.
+            // SAFETY: the buffer is part of `memory`, and only this slot uses it until its read completes.
             unsafe { ring.submission().push(&read.build().user_data(slot as u64)) }
                 .map_err(std::io::Error::other)?;
             in_flight += 1;

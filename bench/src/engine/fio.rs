@@ -1,4 +1,4 @@
-//! fio with its io_uring engine, as it comes and as fast as it goes.
+//! fio with its io_uring engine, with default settings and with its fastest settings.
 
 use std::process::Command;
 

@@ -1,7 +1,9 @@
-//! 4 KiB random reads at queue depth 32 on one thread, from a file in memory: what an operation costs, and nothing else.
+//! 4 KiB random reads at queue depth 32 on one thread, from a file in memory: the case measures only the cost of an
+//! operation.
 //!
-//! Contenders: the engine from 32 tasks; a bare loop on a ring with all that makes one fast; compio from 32 tasks; fio in
-//! its plain and in its fastest form. They take turns, forwards and then backwards, on the same file.
+//! Contenders: the engine with 32 tasks; a bare loop on a ring with all options that make a ring fast; compio with 32
+//! tasks; fio with default and with its fastest settings. They run one after another, forwards and then backwards, on
+//! the same file.
 
 mod bare;
 mod fio;
@@ -22,13 +24,13 @@ const BLOCK: usize = 4096;
 const DEPTH: usize = 32;
 const FILE_SIZE: u64 = 1 << 30;
 
-/// What a contender is given.
+/// The parameters of a contender.
 struct Task<'a> {
     path: &'a Path,
     time: Duration,
 }
 
-/// Reads per second, or why it cannot run.
+/// Reads per second, or the reason why the contender cannot run.
 type Rate = Result<f64, String>;
 
 /// Name and function of a contender.
@@ -42,8 +44,8 @@ const CONTENDERS: &[Contender] = &[
     ("fio io_uring, fixed bufs and files", fio::fixed),
 ];
 
-/// Runs the case. Options: `--rounds N` (each is one turn forwards and one backwards), `--seconds N` per turn, `--only N` to
-/// run one contender, for a profiler.
+/// Runs the case. Options: `--rounds N` (each round runs all contenders forwards and then backwards), `--seconds N`
+/// per run, `--only N` to run one contender, for a profiler.
 pub(crate) fn run(args: &[String]) -> CaseResult {
     let option = |name: &str, default: u64| -> Result<u64, String> {
         match args.iter().position(|a| a == name) {
@@ -80,7 +82,7 @@ pub(crate) fn run(args: &[String]) -> CaseResult {
     Ok(())
 }
 
-/// The file that all read, full of data; removed at the end.
+/// The file that all contenders read, full of data; removed at the end.
 struct DataFile(PathBuf);
 
 impl DataFile {
@@ -107,7 +109,7 @@ impl Drop for DataFile {
     }
 }
 
-/// Xorshift: the same cheap source of offsets for all contenders of this program.
+/// Xorshift: all contenders in this program use the same cheap source of offsets.
 struct Random(u64);
 
 impl Random {

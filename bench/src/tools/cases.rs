@@ -1,18 +1,18 @@
-//! What is compared, and how many times as fast as QEMU it should be.
+//! The comparisons, and for each the target: how many times as fast as QEMU it should be.
 
-/// One comparison: the arguments behind `oxblk img` and `qemu-img`.
+/// One comparison: the arguments after `oxblk img` and `qemu-img`.
 pub(super) struct Case {
     pub(super) name: &'static str,
     pub(super) arguments: &'static [&'static str],
-    /// What only QEMU is told, so that it does its best.
+    /// Arguments for QEMU only, with which it performs best.
     pub(super) qemu_only: &'static [&'static str],
-    /// What is made before each run, untimed.
+    /// The file that is created before each run, untimed.
     pub(super) fresh: Fresh,
-    /// How many times as fast as QEMU it should be.
+    /// The target: how many times as fast as QEMU it should be.
     pub(super) mark: f64,
 }
 
-/// What a run starts from.
+/// The state from which a run starts.
 pub(super) enum Fresh {
     /// The file of this name does not exist.
     Absent(&'static str),
@@ -20,8 +20,8 @@ pub(super) enum Fresh {
     Image(&'static str),
     /// An empty overlay of this name over `disk.qcow2`.
     Overlay(&'static str),
-    /// An empty qcow2 image laid over the start of this file, which stays as long as it was: clusters that are
-    /// allocated have their memory already.
+    /// An empty qcow2 image written over the start of this file, which keeps its length: newly allocated clusters
+    /// already have memory.
     Emptied(&'static str),
     Nothing,
 }

@@ -1,4 +1,4 @@
-//! The disks that the tools work on.
+//! The disks on which the tools work.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -6,7 +6,7 @@ use std::path::Path;
 
 const MIB: u64 = 1 << 20;
 
-/// Writes the disk: a pseudorandom pattern of holes, noise and text, the same each time.
+/// Writes the disk: a pseudorandom pattern of holes, random bytes and text, the same on every call.
 pub(super) fn write(path: &Path, gib: u64) -> std::io::Result<()> {
     let mut file = File::create(path)?;
     file.set_len(gib << 30)?;
@@ -39,7 +39,7 @@ pub(super) fn write(path: &Path, gib: u64) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Changes a sector in each eighth MiB that holds data.
+/// Changes one sector in every eighth MiB, if that MiB holds data.
 pub(super) fn change(path: &Path, gib: u64) -> std::io::Result<()> {
     let mut file = File::options().read(true).write(true).open(path)?;
     for index in (0..gib << 10).step_by(8) {
@@ -54,8 +54,8 @@ pub(super) fn change(path: &Path, gib: u64) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Exchanges neighbouring clusters in the L2 tables of an image of 64 KiB clusters whose metadata is allocated, so that
-/// no two lie side by side.
+/// Swaps adjacent clusters in the L2 tables of an image with 64 KiB clusters whose metadata is allocated, so that no
+/// two consecutive guest clusters are adjacent in the file.
 pub(super) fn break_up(path: &Path) -> std::io::Result<()> {
     let mut file = File::options().read(true).write(true).open(path)?;
     let mut header = [0_u8; 48];

@@ -18,7 +18,7 @@ impl CacheMode {
     /// `writeback`: the default of most commands.
     pub(crate) const WRITEBACK: Self =
         Self { direct: false, no_flush: false, write_through: false };
-    /// `unsafe`: the default for a target that is worthless unless complete.
+    /// `unsafe`: the default for a new target, which is of no use before it is complete.
     pub(crate) const UNSAFE: Self = Self { direct: false, no_flush: true, write_through: false };
 
     /// Reads a mode's name.
@@ -34,7 +34,7 @@ impl CacheMode {
         Some(Self { direct, no_flush, write_through })
     }
 
-    /// Puts the mode into how an image is opened.
+    /// Sets the flags of the mode.
     pub(crate) fn apply(self, flags: &mut OpenFlags) {
         flags.direct = self.direct;
         flags.no_flush = self.no_flush;
@@ -50,7 +50,7 @@ pub(crate) fn parse_discard(name: &str) -> Option<bool> {
     }
 }
 
-/// Reads the name of a way of doing I/O.
+/// Reads the name of an AIO mode.
 pub(crate) fn parse_aio(name: &str) -> Option<Aio> {
     match name {
         "threads" => Some(Aio::Threads),

@@ -6,7 +6,7 @@ use oxblk_core::Gate;
 
 use crate::getopt::{Opt, long};
 
-/// What the parser returns for the option.
+/// The option's identifier in the parser.
 pub(crate) const UNTRUSTED: char = '\u{1}';
 
 /// The option, which every command that opens images has.
@@ -14,12 +14,12 @@ pub(crate) const OPTIONS: &[Opt] = &[long(UNTRUSTED, "untrusted", false)];
 
 static DISTRUSTED: AtomicBool = AtomicBool::new(false);
 
-/// Images may name no other files from now on.
+/// Refuses files that images name from now on.
 pub(crate) fn distrust() {
     DISTRUSTED.store(true, Relaxed);
 }
 
-/// What the user chose: what QEMU follows, or nothing.
+/// The user's choice: follow every name, as QEMU does, or none.
 pub(crate) fn chosen() -> Gate {
     if DISTRUSTED.load(Relaxed) { Gate::Nothing } else { Gate::Anything }
 }

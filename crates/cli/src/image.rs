@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use oxblk_core::{Backend, Error, ErrorKind, Graph, OpenFlags, Options, Perm, Permissions};
+use oxblk_core::{Backend, Errno, Error, ErrorKind, Graph, OpenFlags, Options, Perm, Permissions};
 
 use crate::cache::CacheMode;
 use crate::program::{Program, err};
 use crate::text::option_list;
-
-const EACCES: i32 = 13;
 
 /// What is to be opened, and how.
 #[derive(Debug, Clone)]
@@ -27,7 +25,7 @@ pub(crate) struct Image<'a> {
     pub(crate) write_through: bool,
     /// Options beside those of the name.
     pub(crate) options: Options,
-    /// What is done with it, and what others may do meanwhile.
+    /// The permissions that are taken and shared.
     pub(crate) permissions: Permissions,
 }
 
@@ -106,6 +104,11 @@ impl<'a> Image<'a> {
         } else if let Some(format) = self.format {
             options.insert("driver", format);
         }
+        if let Some(json) = name.and_then(|name| name.strip_prefix("json:"))
+            && let Ok(described) = Options::from_json(json)
+        {
+            option_list::warn_of_empty_backing(&described.to_json());
+        }
         let node = match name {
             Some(name) => graph.open_image(name, options, self.flags.clone()).await?,
             None => graph.open(options, self.flags.clone()).await?,
@@ -116,7 +119,7 @@ impl<'a> Image<'a> {
         }
         let refused = node.is_read_only() && permissions.taken.contains(Perm::WRITE);
         let attached = if refused {
-            Err(Error::new(ErrorKind::Denied, "Block node is read-only").errno(EACCES))
+            Err(Error::new(ErrorKind::Denied, "Block node is read-only").errno(Errno::ACCES))
         } else {
             Backend::new(graph, "", Arc::clone(&node), permissions)
         };

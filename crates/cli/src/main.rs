@@ -73,6 +73,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> ExitCode {
+    oxblk_ring::perturb::start_from_environment();
     outlive_file_size_limit();
     // Where that is not allowed, what is allowed has to do.
     drop(oxblk_ring::host::raise_open_files_limit());

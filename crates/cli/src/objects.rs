@@ -1,5 +1,5 @@
-//! `--object`: objects that images may refer to. Secrets are kept for as long as the program runs, as it has one set of
-//! them whatever it opens; of other objects, type and identifier are checked.
+//! `--object`: objects that images may refer to. The process keeps one set of secrets for all images that it opens. Of
+//! other objects, only the type and the identifier are checked.
 
 use std::sync::OnceLock;
 

@@ -14,6 +14,8 @@ use oxblk_core::names;
 
 use oxblk_ring::{Config, block_on_with};
 
+use crate::log;
+
 /// A tool under the name it was called by.
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
@@ -118,15 +120,17 @@ pub(crate) fn flush_out() {
     }
 }
 
-/// Prints to standard error. Nothing depends on whether it can be written.
+/// Prints to standard error, after the log lines before it. Nothing depends on whether it can be written.
 pub(crate) fn err(text: Arguments<'_>) {
     flush_out();
+    log::settle();
     drop(write_all(&mut std::io::stderr().lock(), text));
 }
 
 /// The exit code of the process: that of the command, unless its result could not be printed.
 pub(crate) fn finish(code: ExitCode) -> ExitCode {
     flush_out();
+    log::settle();
     let lost = OUTPUT_LOST.load(Ordering::Relaxed);
     if lost && code == ExitCode::SUCCESS { ExitCode::FAILURE } else { code }
 }
@@ -136,21 +140,5 @@ fn write_all(stream: &mut impl Write, text: Arguments<'_>) -> std::io::Result<()
     match text.as_str() {
         Some(text) => stream.write_all(text.as_bytes()),
         None => stream.write_all(&names::to_bytes(&text.to_string())),
-    }
-}
-
-/// Standard error for the log. A log that cannot be written never stops the program.
-#[derive(Debug)]
-pub(crate) struct LogStream;
-
-impl Write for LogStream {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let text = String::from_utf8_lossy(bytes);
-        drop(std::io::stderr().lock().write_all(&names::to_bytes(&text)));
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }

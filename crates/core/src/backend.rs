@@ -20,8 +20,8 @@ use crate::epoch::{EpochGuard, EpochPlace};
 use crate::perm::{Perm, Permissions};
 use crate::request::{self, ChainStatus};
 use crate::{
-    CompressedCluster, Edge, Error, ErrorKind, Graph, Node, Options, Preallocation, ReopenRequest,
-    Result, Want, WriteFlags, ZeroFlags,
+    CompressedCluster, Edge, Errno, Error, ErrorKind, Graph, Node, Options, Preallocation,
+    ReopenRequest, Result, Want, WriteFlags, ZeroFlags,
 };
 
 /// Counters of one I/O thread.
@@ -509,7 +509,7 @@ impl PartialEq for Backend {
 }
 
 pub(crate) fn no_medium() -> Error {
-    Error::new(ErrorKind::NotFound, "No medium found").errno(123)
+    Error::new(ErrorKind::NotFound, "No medium found").errno(Errno::NOMEDIUM)
 }
 
 /// Requests of a backend are held back while this lives.

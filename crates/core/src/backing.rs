@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::driver::Backing;
-use crate::{Backend, ChildIdx, Error, Node, Result, names, relative_to};
+use crate::{Backend, ChildIdx, Errno, Error, Node, Result, names, relative_to};
 
 fn of(node: &Node) -> Result<&dyn Backing> {
-    node.driver().backing().ok_or_else(|| Error::from_errno(95))
+    node.driver().backing().ok_or_else(|| Error::from_errno(Errno::OPNOTSUPP))
 }
 
 impl Backend {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::driver::BoxFuture;
 use crate::perm::Perm;
-use crate::{Backend, Error, Node, Result};
+use crate::{Backend, Errno, Error, Node, Result};
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub struct Compacted {
 }
 
 fn of(node: &Node) -> Result<&dyn Compact> {
-    node.driver().compact().ok_or_else(|| Error::from_errno(95))
+    node.driver().compact().ok_or_else(|| Error::from_errno(Errno::OPNOTSUPP))
 }
 
 impl Backend {
@@ -64,7 +64,7 @@ impl Backend {
         let node = edge.node();
         of(node)?;
         if !edge.permissions().taken.contains(Perm::WRITE) {
-            return Err(Error::from_errno(1));
+            return Err(Error::from_errno(Errno::PERM));
         }
         let before = measured(node);
         let mut done = Compacted::default();

@@ -95,7 +95,7 @@ impl Children {
     }
 
     /// Puts `edge` into a slot and gives back the one before. Only while the node takes no requests.
-    pub(crate) fn set(&self, child: ChildIdx, edge: Option<Arc<Edge>>) -> Option<Arc<Edge>> {
+    pub fn set(&self, child: ChildIdx, edge: Option<Arc<Edge>>) -> Option<Arc<Edge>> {
         self.slot(child).swap(edge)
     }
 

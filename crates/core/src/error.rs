@@ -5,6 +5,7 @@
 //! `Display` is one line in the wording of QEMU's tools, because scripts match on it; the causes stay
 //! reachable through [`std::error::Error::source`] and are never flattened into text only.
 
+use crate::Errno;
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
@@ -189,7 +190,11 @@ impl fmt::Display for Error {
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inner = &self.0;
-        write!(f, "{} ({:?}, errno {}", inner.message, inner.kind, inner.errno)?;
+        write!(f, "{} ({:?}, ", inner.message, inner.kind)?;
+        match Errno::name(inner.errno) {
+            Some(name) => f.write_str(name)?,
+            None => write!(f, "errno {}", inner.errno)?,
+        }
         if let Some(node) = &inner.node {
             write!(f, ", node {node}")?;
         }
@@ -221,11 +226,13 @@ impl From<io::Error> for Error {
             return converted;
         }
         let (kind, errno) = match error.kind() {
-            io::ErrorKind::WriteZero | io::ErrorKind::StorageFull => (ErrorKind::NoSpace, 28),
-            io::ErrorKind::NotFound => (ErrorKind::NotFound, 2),
-            io::ErrorKind::InvalidInput => (ErrorKind::Invalid, 22),
-            io::ErrorKind::Unsupported => (ErrorKind::Unsupported, 95),
-            _ => (ErrorKind::Io, 5),
+            io::ErrorKind::WriteZero | io::ErrorKind::StorageFull => {
+                (ErrorKind::NoSpace, Errno::NOSPC)
+            }
+            io::ErrorKind::NotFound => (ErrorKind::NotFound, Errno::NOENT),
+            io::ErrorKind::InvalidInput => (ErrorKind::Invalid, Errno::INVAL),
+            io::ErrorKind::Unsupported => (ErrorKind::Unsupported, Errno::OPNOTSUPP),
+            _ => (ErrorKind::Io, Errno::IO),
         };
         let mut converted = Self::new(kind, error.to_string()).errno(errno);
         converted.0.source = Some(Box::new(error));
@@ -258,30 +265,30 @@ pub fn strerror(errno: i32) -> String {
 
 fn default_errno(kind: ErrorKind) -> i32 {
     match kind {
-        ErrorKind::Io | ErrorKind::Corrupt => 5,
-        ErrorKind::NoSpace => 28,
-        ErrorKind::NotFound => 2,
-        ErrorKind::Denied => 1,
-        ErrorKind::ReadOnly => 30,
-        ErrorKind::Invalid => 22,
-        ErrorKind::Unsupported => 95,
-        ErrorKind::Busy => 16,
-        ErrorKind::OutOfRange => 5,
-        ErrorKind::Cancelled => 125,
-        ErrorKind::BackingChain => 40,
+        ErrorKind::Io | ErrorKind::Corrupt => Errno::IO,
+        ErrorKind::NoSpace => Errno::NOSPC,
+        ErrorKind::NotFound => Errno::NOENT,
+        ErrorKind::Denied => Errno::PERM,
+        ErrorKind::ReadOnly => Errno::ROFS,
+        ErrorKind::Invalid => Errno::INVAL,
+        ErrorKind::Unsupported => Errno::OPNOTSUPP,
+        ErrorKind::Busy => Errno::BUSY,
+        ErrorKind::OutOfRange => Errno::IO,
+        ErrorKind::Cancelled => Errno::CANCELED,
+        ErrorKind::BackingChain => Errno::LOOP,
     }
 }
 
 fn kind_of(errno: i32) -> ErrorKind {
     match errno {
-        28 | 122 | 27 => ErrorKind::NoSpace,
-        2 => ErrorKind::NotFound,
-        1 | 13 => ErrorKind::Denied,
-        30 => ErrorKind::ReadOnly,
-        22 => ErrorKind::Invalid,
-        95 | 38 => ErrorKind::Unsupported,
-        16 | 11 => ErrorKind::Busy,
-        125 => ErrorKind::Cancelled,
+        Errno::NOSPC | Errno::DQUOT | Errno::FBIG => ErrorKind::NoSpace,
+        Errno::NOENT => ErrorKind::NotFound,
+        Errno::PERM | Errno::ACCES => ErrorKind::Denied,
+        Errno::ROFS => ErrorKind::ReadOnly,
+        Errno::INVAL => ErrorKind::Invalid,
+        Errno::OPNOTSUPP | Errno::NOSYS => ErrorKind::Unsupported,
+        Errno::BUSY | Errno::AGAIN => ErrorKind::Busy,
+        Errno::CANCELED => ErrorKind::Cancelled,
         _ => ErrorKind::Io,
     }
 }
@@ -294,13 +301,20 @@ mod tests {
     fn an_io_error_prints_as_the_system_does_without_its_number() {
         let error = Error::from(io::Error::from_raw_os_error(2)).prefix("Could not open 'x'");
         assert_eq!(error.to_string(), "Could not open 'x': No such file or directory");
-        assert_eq!(error.raw_errno(), 2);
+        assert_eq!(error.raw_errno(), Errno::NOENT);
         assert_eq!(error.kind(), ErrorKind::NotFound);
     }
 
     #[test]
+    fn the_debug_text_names_the_errno() {
+        let text = |errno| format!("{:?}", Error::from_errno(errno).on_path("x"));
+        assert_eq!(text(Errno::NOSPC), "No space left on device (NoSpace, ENOSPC, path x)");
+        assert!(text(4000).contains("(Io, errno 4000, path x)"));
+    }
+
+    #[test]
     fn context_closest_to_the_cause_wins() {
-        let error = Error::from_errno(5).on_node("inner").on_node("outer").at(512).at(0);
+        let error = Error::from_errno(Errno::IO).on_node("inner").on_node("outer").at(512).at(0);
         assert_eq!(error.node(), Some("inner"));
         assert_eq!(error.offset(), Some(512));
     }

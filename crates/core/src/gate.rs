@@ -22,9 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::graph::scheme;
-use crate::{Error, ErrorKind, Result};
-
-const EACCES: i32 = 13;
+use crate::{Errno, Error, ErrorKind, Result};
 
 /// What an image may pull in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,7 +141,7 @@ impl Directory {
 fn refused(purpose: Purpose, name: &str, reason: &str) -> Error {
     let (noun, way) = (purpose.noun(), purpose.way());
     let message = format!("The image names the {noun} '{name}', but {reason}; {way}");
-    Error::new(ErrorKind::Denied, message).errno(EACCES)
+    Error::new(ErrorKind::Denied, message).errno(Errno::ACCES)
 }
 
 #[cfg(test)]
@@ -157,7 +155,7 @@ mod tests {
 
     fn is_refused(gate: &Gate, purpose: Purpose, name: &str) {
         let error = gate.admit(purpose, name).unwrap_err();
-        assert_eq!((error.kind(), error.raw_errno()), (ErrorKind::Denied, EACCES), "{name}");
+        assert_eq!((error.kind(), error.raw_errno()), (ErrorKind::Denied, Errno::ACCES), "{name}");
         let message = error.to_string();
         assert!(message.contains(name) && !message.contains('\n'), "{message}");
     }

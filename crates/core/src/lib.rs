@@ -20,6 +20,7 @@ pub mod create;
 pub mod driver;
 mod edge;
 mod epoch;
+mod errno;
 mod error;
 mod flags;
 mod gate;
@@ -52,6 +53,7 @@ pub use driver::{
 };
 pub use edge::{ChildIdx, Children, Edge};
 pub use epoch::{EpochGuard, Epochs};
+pub use errno::Errno;
 pub use error::{Error, ErrorKind, Result, strerror};
 pub use flags::{WriteFlags, ZeroFlags};
 pub use gate::{Admitted, Directory, Gate, Purpose};

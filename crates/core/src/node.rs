@@ -20,7 +20,9 @@ use crate::epoch::Epochs;
 use crate::perm::{Perm, Permissions};
 use crate::unflushed::Unflushed;
 use crate::users::Users;
-use crate::{ChildIdx, Children, Edge, Error, ErrorKind, Limits, OpenFlags, Options, Result};
+use crate::{
+    ChildIdx, Children, Edge, Errno, Error, ErrorKind, Limits, OpenFlags, Options, Result,
+};
 
 bitflags::bitflags! {
     /// Reasons why a request must take the slow path of a node.
@@ -395,7 +397,7 @@ impl Node {
     pub(crate) fn add_parent(&self, edge: &Arc<Edge>) -> Result<()> {
         let permissions = edge.permissions();
         if self.is_read_only() && permissions.taken.contains(Perm::WRITE) {
-            return Err(Error::new(ErrorKind::Denied, "Block node is read-only").errno(1));
+            return Err(Error::new(ErrorKind::Denied, "Block node is read-only").errno(Errno::PERM));
         }
         self.users.add(edge).map_err(|error| error.on_node(&self.name))?;
         if let Err(error) = self.refresh_permissions() {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::driver::BoxFuture;
-use crate::{Backend, Error, ErrorKind, Node, Result};
+use crate::{Backend, Errno, Error, ErrorKind, Node, Result};
 
 /// What is told of an internal snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub trait Snapshots: Send + Sync {
 }
 
 fn of(node: &Node) -> Result<&dyn Snapshots> {
-    node.driver().snapshots().ok_or_else(|| Error::from_errno(95))
+    node.driver().snapshots().ok_or_else(|| Error::from_errno(Errno::OPNOTSUPP))
 }
 
 impl Backend {
@@ -86,7 +86,7 @@ impl Backend {
         let node = self.node()?;
         of(&node)?;
         if !node.is_read_only() {
-            return Err(Error::new(ErrorKind::Denied, "Device is not readonly").errno(13));
+            return Err(Error::new(ErrorKind::Denied, "Device is not readonly").errno(Errno::ACCES));
         }
         let id = id.to_owned();
         let load = move |node: Arc<Node>| async move {

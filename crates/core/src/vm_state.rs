@@ -9,7 +9,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use crate::driver::BoxFuture;
 use crate::perm::Perm;
-use crate::{Backend, Error, Node, Result};
+use crate::{Backend, Errno, Error, Node, Result};
 
 /// Offered by formats that can hold VM state. Core has drained the node of other requests.
 pub trait VmState: Send + Sync {
@@ -20,7 +20,7 @@ pub trait VmState: Send + Sync {
 }
 
 fn of(node: &Node) -> Result<&dyn VmState> {
-    node.driver().vm_state().ok_or_else(|| Error::from_errno(95))
+    node.driver().vm_state().ok_or_else(|| Error::from_errno(Errno::OPNOTSUPP))
 }
 
 impl Backend {
@@ -32,7 +32,7 @@ impl Backend {
         let edge = self.root()?;
         of(edge.node())?;
         if !edge.permissions().taken.contains(Perm::WRITE) {
-            return Err(Error::from_errno(1));
+            return Err(Error::from_errno(Errno::PERM));
         }
         let save = move |node: Arc<Node>| async move {
             let saved = of(&node)?.save(offset, data).await;

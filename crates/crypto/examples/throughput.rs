@@ -1,11 +1,11 @@
-//! How fast one core encrypts and decrypts by the sector:
-//! `cargo run --release -p oxblk-crypto --example throughput`.
+//! Measures how fast one core encrypts and decrypts sectors: `cargo run --release -p oxblk-crypto --example
+//! throughput`.
 
 use std::time::{Duration, Instant};
 
 use oxblk_crypto::cipher::{BlockCipher, Direction, IvGenerator, Mode, SectorCipher, Suite};
 
-/// Bytes worked on at once: what a worker is given of a request.
+/// Bytes per call: the part of a request that one worker processes.
 const PIECE: usize = 128 << 10;
 
 fn measure(cipher: &SectorCipher, direction: Direction, data: &mut [u8]) -> f64 {

@@ -1,25 +1,25 @@
-//! What can go wrong.
+//! The errors of this crate.
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// Outcome of what may fail in this crate.
+/// The result of a fallible operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What sort of failure it is.
+/// The kind of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// An argument, an option or a field of a header is wrong.
+    /// An argument, an option or a field of a header is invalid.
     Invalid,
-    /// The combination cannot be served.
+    /// The combination is not supported.
     Unsupported,
-    /// The password opens nothing.
+    /// The password opens no key slot.
     WrongPassword,
-    /// The system gives no random bytes.
+    /// The system provides no random bytes.
     NoRandom,
 }
 
-/// A failure, told in one line. It never holds key material.
+/// An error with a one-line message. It never contains key material.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     kind: ErrorKind,
@@ -39,7 +39,7 @@ impl Error {
         Self::new(ErrorKind::Unsupported, message)
     }
 
-    /// What sort of failure it is.
+    /// The kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }

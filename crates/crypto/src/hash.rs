@@ -1,4 +1,4 @@
-//! Hashes by name, and PBKDF2 over them.
+//! Hashes by name, and PBKDF2 with them.
 
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ pub enum Hash {
     Sm3,
 }
 
-/// What is done with a hash, whichever it is.
+/// The operations on a hash, independent of which hash it is.
 trait Work {
     type Outcome;
     fn with<D: EagerHash + Digest>(self) -> Self::Outcome
@@ -38,7 +38,7 @@ trait Work {
 }
 
 impl Hash {
-    /// All of them.
+    /// All hashes.
     pub const ALL: [Self; 8] = [
         Self::Md5,
         Self::Sha1,
@@ -64,12 +64,12 @@ impl Hash {
         }
     }
 
-    /// The hash of a name.
+    /// The hash with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|hash| hash.name() == name)
     }
 
-    /// Bytes of a digest.
+    /// Length of a digest in bytes.
     pub fn size(self) -> usize {
         match self {
             Self::Md5 => 16,
@@ -94,15 +94,15 @@ impl Hash {
         }
     }
 
-    /// The digest of `parts`, one after the other.
+    /// The digest of the concatenation of `parts`.
     pub fn digest(self, parts: &[&[u8]]) -> Secret {
         self.apply(Digesting(parts))
     }
 
-    /// Fills `out` by PBKDF2 with HMAC (RFC 8018, 5.2). The time it takes is proportional to [`Self::work`].
+    /// Fills `out` by PBKDF2 with HMAC (RFC 8018, 5.2). The time is proportional to [`Self::work`].
     ///
     /// # Errors
-    /// Never for passwords that fit into memory.
+    /// Never for passwords that fit in memory.
     pub fn pbkdf2(
         self,
         password: &[u8],
@@ -113,17 +113,17 @@ impl Hash {
         self.apply(Deriving { password, salt, iterations, out })
     }
 
-    /// What [`Self::pbkdf2`] computes for `len` bytes, in HMACs.
+    /// The number of HMACs that [`Self::pbkdf2`] computes for `len` bytes.
     pub fn work(self, iterations: u32, len: usize) -> u64 {
         let blocks = u64::try_from(len.div_ceil(self.size())).unwrap_or(u64::MAX);
         u64::from(iterations).saturating_mul(blocks)
     }
 
-    /// How many iterations of PBKDF2 for `len` bytes this machine does in a second, as measured now. Takes some tens
-    /// of milliseconds of computing.
+    /// The number of PBKDF2 iterations for `len` bytes that this machine computes per second, measured now. The
+    /// measurement takes some tens of milliseconds of processor time.
     ///
     /// # Errors
-    /// As [`Self::pbkdf2`].
+    /// The errors of [`Self::pbkdf2`].
     pub fn iterations_per_second(self, len: usize) -> Result<u64> {
         const LONG_ENOUGH: Duration = Duration::from_millis(20);
         let mut out = Secret::zeroed(len);
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_hash_has_a_name_and_the_size_it_says() {
+    fn every_hash_has_a_name_and_a_digest_of_its_declared_size() {
         for hash in Hash::ALL {
             assert_eq!(Hash::from_name(hash.name()), Some(hash));
             assert_eq!(hash.digest(&[b"a", b"bc"]).len(), hash.size());
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn pbkdf2_gives_the_published_bytes() {
+    fn pbkdf2_produces_the_published_test_vector() {
         // RFC 6070, second vector.
         let mut out = [0; 20];
         Hash::Sha1.pbkdf2(b"password", b"salt", 2, &mut out).unwrap();

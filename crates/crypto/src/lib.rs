@@ -1,16 +1,17 @@
-//! Encryption of disk images, without I/O: bytes in, validated types and transformed bytes out.
+//! Encryption of disk images, without I/O: the input is bytes, the output is validated types and transformed bytes.
 //!
-//! * [`cipher`]: ciphers by the sector: a block cipher, a mode, and how each sector's initialisation vector is made;
-//! * [`hash`]: hashes, and PBKDF2 over them;
+//! * [`cipher`]: ciphers that work on sectors: a block cipher, a mode, and how each sector's initialisation vector is
+//!   made;
+//! * [`hash`]: hashes, and PBKDF2 with them;
 //! * [`luks`]: the LUKS version 1 header, its key slots, and the anti-forensic splitter;
-//! * [`secret`]: passwords and keys in memory, and the forms in which they are given;
+//! * [`secret`]: passwords and keys in memory, and the formats in which users provide them;
 //! * [`random`]: random bytes from the system.
 //!
-//! The primitives are RustCrypto's; what is here is how LUKS and QEMU's images put them together. Everything that is
-//! read from an image is validated before it is used, and no length or count that an image chooses makes this crate
-//! allocate or compute without a bound ([`luks::MAX_WORK`]).
+//! The primitives come from RustCrypto; this crate combines them as LUKS and QEMU's images require. All data read
+//! from an image is validated before it is used. No length or count in an image makes this crate allocate or compute
+//! without a limit ([`luks::MAX_WORK`]).
 //!
-//! Key material lives in [`secret::Secret`], which is wiped when it is dropped and never printed; the ciphers wipe
+//! Key material is kept in [`secret::Secret`], which is wiped when it is dropped and never printed; the ciphers wipe
 //! their key schedules.
 #![forbid(unsafe_code)]
 
@@ -24,5 +25,5 @@ pub mod secret;
 
 pub use error::{Error, ErrorKind, Result};
 
-/// Bytes that are encrypted as a unit: each sector has an initialisation vector of its own.
+/// The unit of encryption in bytes: each sector has its own initialisation vector.
 pub const SECTOR: usize = 512;

@@ -2,19 +2,20 @@
 
 use crate::{Error, ErrorKind, Result};
 
-/// Fills `bytes` with random bytes fit for keys.
+/// Fills `bytes` with random bytes that are suitable for keys.
 ///
 /// # Errors
-/// When the system has none to give.
+/// If the system provides none.
 pub fn fill(bytes: &mut [u8]) -> Result<()> {
-    getrandom::fill(bytes)
-        .map_err(|error| Error::new(ErrorKind::NoRandom, format!("No random bytes: {error}")))
+    getrandom::fill(bytes).map_err(|error| {
+        Error::new(ErrorKind::NoRandom, format!("The system provides no random bytes: {error}"))
+    })
 }
 
 /// A random (version 4) UUID as text.
 ///
 /// # Errors
-/// When the system has no random bytes to give.
+/// If the system provides no random bytes.
 pub fn uuid() -> Result<String> {
     let mut bytes = [0; 16];
     fill(&mut bytes)?;
@@ -31,7 +32,7 @@ pub fn uuid() -> Result<String> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn a_uuid_tells_its_version_and_variant() {
+    fn a_uuid_has_version_4_and_the_rfc_variant() {
         let uuid = super::uuid().unwrap();
         assert_eq!(uuid.len(), 36);
         assert_eq!(uuid.as_bytes()[14], b'4');

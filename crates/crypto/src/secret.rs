@@ -1,8 +1,8 @@
-//! Passwords and keys in memory, and the forms in which they are given.
+//! Passwords and keys in memory, and the formats in which users provide them.
 //!
-//! A [`Secret`] is wiped when it is dropped and shows nothing of itself when it is printed. [`decode`] turns what a
-//! user gives (`--object secret,…`) into one: plain or base64, and optionally encrypted with AES-256-CBC under another
-//! secret, as QEMU's tools take it.
+//! A [`Secret`] is wiped when it is dropped, and printing it does not reveal its bytes. [`decode`] converts the value
+//! that a user provides (`--object secret,…`): plain or base64, and optionally encrypted with AES-256-CBC under
+//! another secret, as QEMU's tools accept it.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -17,7 +17,7 @@ use crate::{Error, Result};
 
 const BLOCK: usize = 16;
 
-/// Bytes that nobody may see: wiped when dropped, never printed.
+/// Confidential bytes: wiped when dropped, never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<Vec<u8>>);
 
@@ -27,7 +27,7 @@ impl Secret {
         Self(Zeroizing::new(bytes))
     }
 
-    /// A copy of bytes.
+    /// Copies bytes.
     pub fn from_slice(bytes: &[u8]) -> Self {
         Self::new(bytes.to_vec())
     }
@@ -40,14 +40,14 @@ impl Secret {
     /// `len` random bytes.
     ///
     /// # Errors
-    /// When the system has none to give.
+    /// If the system provides none.
     pub fn random(len: usize) -> Result<Self> {
         let mut secret = Self::zeroed(len);
         crate::random::fill(&mut secret)?;
         Ok(secret)
     }
 
-    /// Whether both hold the same bytes, in a time that does not tell where they differ.
+    /// Whether both are equal. The time does not depend on where they differ.
     pub fn matches(&self, other: &[u8]) -> bool {
         let differ = self.0.iter().zip(other).fold(0, |all, (a, b)| all | (a ^ b));
         self.0.len() == other.len() && std::hint::black_box(differ) == 0
@@ -74,28 +74,28 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// How the bytes of a secret are written down.
+/// The encoding of a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Form {
-    /// As they are.
+    /// Plain bytes.
     #[default]
     Raw,
     /// In base64.
     Base64,
 }
 
-/// The secret that another one encrypts.
+/// How a secret is encrypted with another secret.
 pub struct Wrapping<'a> {
-    /// The other one: 32 bytes.
+    /// The other secret: 32 bytes.
     pub key: &'a Secret,
     /// The initialisation vector, in base64.
     pub iv: &'a str,
 }
 
-/// Reads what a user gave as a secret.
+/// Decodes a secret that a user provides.
 ///
 /// # Errors
-/// In the words of QEMU's tools, without the bytes themselves.
+/// With the messages of QEMU's tools, which do not include the secret's bytes.
 pub fn decode(given: Secret, form: Form, wrapping: Option<&Wrapping<'_>>) -> Result<Secret> {
     let Some(wrapping) = wrapping else {
         return match form {
@@ -128,7 +128,7 @@ fn decode_base64(text: &[u8]) -> Result<Secret> {
         .map_err(|_| Error::invalid("Base64 data contains invalid characters"))
 }
 
-/// Decrypts `data` and takes off its padding (RFC 5652, 6.3).
+/// Decrypts `data` and removes its padding (RFC 5652, 6.3).
 fn unwrap_cbc(cipher: &Aes256, iv: &[u8; BLOCK], mut data: Secret) -> Result<Secret> {
     if data.is_empty() || !data.len().is_multiple_of(BLOCK) {
         let text = format!("Length {} must be a multiple of block size {BLOCK}", data.len());
@@ -159,12 +159,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_shows_nothing_of_itself() {
+    fn a_printed_secret_does_not_reveal_its_bytes() {
         assert_eq!(format!("{:?}", Secret::from_slice(b"open sesame")), "Secret(…)");
     }
 
     #[test]
-    fn base64_may_be_broken_into_lines() {
+    fn base64_may_contain_line_breaks() {
         let secret = decode(Secret::from_slice(b"YWJj\nZA==\n"), Form::Base64, None).unwrap();
         assert_eq!(&*secret, b"abcd");
         assert!(decode(Secret::from_slice(b"YWJ*"), Form::Base64, None).is_err());

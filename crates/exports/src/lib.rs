@@ -1,4 +1,4 @@
-//! Exports: ways for other programs to reach a [`Backend`](oxblk_core::Backend).
+//! Exports: other programs access a [`Backend`](oxblk_core::Backend) through them.
 //!
 //! * [`nbd`]: the NBD server.
 

@@ -1,4 +1,4 @@
-//! The NBD server over real sockets, against a client that also does what clients must not do.
+//! The NBD server over real sockets, with a client that can also violate the protocol.
 
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic anywhere")]
 
@@ -52,7 +52,7 @@ fn the_export_is_listed_and_described() {
 }
 
 #[test]
-fn data_of_every_size_comes_back_as_it_was_written() {
+fn data_of_every_size_reads_back_as_written() {
     for structured in [false, true] {
         let fixture = Fixture::new();
         let mut client = fixture.client(structured);
@@ -78,10 +78,11 @@ fn data_of_every_size_comes_back_as_it_was_written() {
 
 #[test]
 fn many_requests_at_once_are_all_answered() {
+    oxblk_ring::perturb::start(1);
     let fixture = Fixture::new();
     let mut client = fixture.client(false);
     for round in 0_u64..4 {
-        // More replies than a socket holds would block both sides, so writes come in batches.
+        // More replies than a socket buffer holds would block both sides, so writes are sent in batches.
         for batch in (0..1000).step_by(100) {
             for cookie in batch..batch + 100 {
                 client.request_as(cookie, CommandKind::WRITE, 0, cookie * 4096, 4096);
@@ -120,7 +121,7 @@ fn requests_are_served_while_an_earlier_one_waits() {
     client.request_as(1, CommandKind::READ, 0, 0, 512);
     client.request_as(2, CommandKind::READ, 0, 512, 512);
     fixture.until("both reads are in flight", |fixture| fixture.disk.waiting() == 2);
-    // Needs no disk: refused at once.
+    // This read is invalid, so it is refused at once without the disk.
     client.request_as(3, CommandKind::READ, 0, SIZE, 512);
     assert_eq!(client.answer(), Answer::Simple { cookie: 3, error: Some(ErrorCode::Inval) });
     fixture.disk.release();
@@ -140,7 +141,7 @@ fn tcp_works_like_unix() {
 }
 
 #[test]
-fn connections_see_each_others_writes() {
+fn connections_see_the_writes_of_other_connections() {
     let fixture = Fixture::new();
     let mut clients: Vec<_> = (0..6).map(|_| fixture.client(false)).collect();
     assert_eq!(fixture.server.connections(), 6);
@@ -179,7 +180,7 @@ fn flags_reach_the_disk() {
         assert_eq!(client.status(), error, "{kind:?} {flags:?}");
     }
     let log = fixture.disk.log();
-    // This disk has no FUA of its own, so the backend flushes.
+    // This disk has no FUA, so the backend flushes.
     let expected = [
         "write 0+512",
         "flush 0+0",
@@ -196,7 +197,7 @@ fn flags_reach_the_disk() {
 }
 
 #[test]
-fn zeroes_travel_as_holes_unless_the_client_declines() {
+fn zeroes_are_sent_as_holes_unless_the_client_declines() {
     let fixture = Fixture::new();
     let mut client = fixture.client(true);
     client.request(CommandKind::READ, NONE, 0, 1 << 20);
@@ -226,7 +227,7 @@ fn extents(client: &mut Client, flags: CommandFlags, offset: u64, length: u32) -
 }
 
 #[test]
-fn block_status_joins_neighbours_and_keeps_to_the_request() {
+fn block_status_joins_adjacent_extents_and_stays_within_the_request() {
     let fixture = Fixture::new();
     let mut client = fixture.client(true);
     assert_eq!(client.write(8192, &[1; 12288]), None);
@@ -246,7 +247,7 @@ fn block_status_without_a_context_is_refused() {
 }
 
 #[test]
-fn requests_past_the_end_get_the_error_of_the_specification() {
+fn requests_past_the_end_fail_with_the_errors_of_the_specification() {
     for structured in [false, true] {
         let fixture = Fixture::new();
         let mut client = fixture.client(structured);
@@ -283,7 +284,7 @@ fn a_read_only_export_refuses_every_write_and_still_reads() {
 }
 
 #[test]
-fn unknown_commands_and_flags_are_refused_and_the_session_goes_on() {
+fn unknown_commands_and_flags_are_refused_and_the_session_continues() {
     let fixture = Fixture::new();
     let mut client = fixture.client(false);
     client.request(CommandKind(77), NONE, 0, 0);
@@ -325,7 +326,7 @@ fn a_write_over_the_maximum_is_drained_and_refused() {
 }
 
 #[test]
-fn a_failing_disk_is_told_with_its_reason() {
+fn a_disk_error_is_reported_with_its_message() {
     let fixture = Fixture::new();
     let mut client = fixture.client(true);
     fixture.disk.fail();
@@ -340,7 +341,7 @@ fn a_failing_disk_is_told_with_its_reason() {
 }
 
 #[test]
-fn a_wrong_request_magic_ends_the_session_after_what_came_before() {
+fn a_wrong_request_magic_ends_the_session_after_earlier_requests_complete() {
     let fixture = Fixture::new();
     let mut client = fixture.client(false);
     fixture.disk.hold();
@@ -355,7 +356,7 @@ fn a_wrong_request_magic_ends_the_session_after_what_came_before() {
 }
 
 #[test]
-fn a_disconnect_request_ends_the_session_after_what_came_before() {
+fn a_disconnect_request_ends_the_session_after_earlier_requests_complete() {
     let fixture = Fixture::new();
     let mut client = fixture.client(false);
     fixture.disk.hold();
@@ -383,7 +384,7 @@ fn a_client_that_hangs_up_inside_a_write_leaves_the_disk_as_it_was() {
 }
 
 #[test]
-fn a_write_that_was_received_whole_is_done_although_the_client_is_gone() {
+fn a_completely_received_write_completes_although_the_client_is_gone() {
     let fixture = Fixture::new();
     let mut client = fixture.client(false);
     fixture.disk.hold();
@@ -399,12 +400,12 @@ fn a_write_that_was_received_whole_is_done_although_the_client_is_gone() {
 }
 
 #[test]
-fn a_client_that_reads_no_replies_is_not_read_for_ever() {
+fn the_server_stops_receiving_from_a_client_that_receives_no_replies() {
     let options = ServerOptions { grace: Duration::from_millis(100), ..ServerOptions::default() };
     let fixture = Fixture::with(false, options);
     let mut client = fixture.client(false);
     let mut sent = 0_u64;
-    // 4 GiB of replies are asked for; the server must stop taking requests long before.
+    // 4 GiB of replies are requested; the server must stop receiving requests long before.
     let (stop, stopped) = std::sync::mpsc::channel();
     let sender = std::thread::spawn(move || {
         for cookie in 0..1 << 16 {
@@ -423,7 +424,7 @@ fn a_client_that_reads_no_replies_is_not_read_for_ever() {
     let mut client = match stopped.try_recv() {
         Ok(()) => sender.join().unwrap(),
         Err(_) => {
-            // The sender is stuck, as it should be. Dropping the fixture closes its socket.
+            // The sender is blocked, as intended. Dropping the fixture closes its socket.
             let stopping = fixture.stop();
             drop(stopping);
             return;
@@ -453,7 +454,7 @@ fn a_stalled_handshake_is_closed_in_time_and_others_are_served() {
     silent.read_to_end(&mut rest).unwrap();
     assert_eq!(rest.len(), 18);
     assert!(start.elapsed() < PATIENCE);
-    // Transmission has no such limit.
+    // The transmission phase has no such time limit.
     assert_eq!(busy.read(0, 512), [1; 512]);
 }
 
@@ -463,7 +464,7 @@ fn a_handshake_may_take_ten_seconds_by_default() {
 }
 
 #[test]
-fn clients_that_connect_and_leave_do_no_harm() {
+fn clients_that_connect_and_disconnect_do_no_harm() {
     let fixture = Fixture::new();
     for round in 0..200 {
         let mut socket = fixture.socket();
@@ -500,7 +501,7 @@ fn an_option_of_four_gigabytes_ends_the_session() {
 }
 
 #[test]
-fn an_option_too_large_to_look_at_is_answered_and_the_session_goes_on() {
+fn an_option_too_large_to_parse_is_answered_and_the_session_continues() {
     let fixture = Fixture::new();
     let mut client = fixture.greeted();
     let replies = client.option(OptionKind::SET_META_CONTEXT, &vec![0; 1 << 20]);
@@ -511,7 +512,7 @@ fn an_option_too_large_to_look_at_is_answered_and_the_session_goes_on() {
 }
 
 #[test]
-fn stopping_lets_requests_in_flight_end_and_answers_them() {
+fn stopping_completes_and_answers_requests_in_flight() {
     let fixture = Fixture::new();
     let mut client = fixture.client(false);
     let mut idle = fixture.client(false);
@@ -532,7 +533,7 @@ fn stopping_lets_requests_in_flight_end_and_answers_them() {
 }
 
 #[test]
-fn an_export_that_is_closed_answers_what_it_has_begun_and_refuses_the_rest() {
+fn a_closed_export_answers_requests_in_flight_and_refuses_later_ones() {
     let fixture = Fixture::new();
     let mut client = fixture.client(false);
     fixture.disk.hold();
@@ -551,7 +552,7 @@ fn an_export_that_is_closed_answers_what_it_has_begun_and_refuses_the_rest() {
 }
 
 #[test]
-fn a_client_that_takes_no_replies_does_not_keep_the_server_from_stopping() {
+fn a_client_that_receives_no_replies_does_not_prevent_the_server_from_stopping() {
     let options = ServerOptions { grace: Duration::from_millis(100), ..ServerOptions::default() };
     let fixture = Fixture::with(false, options);
     let mut client = fixture.client(false);
@@ -564,7 +565,7 @@ fn a_client_that_takes_no_replies_does_not_keep_the_server_from_stopping() {
 }
 
 #[test]
-fn garbage_instead_of_requests_stops_nobody() {
+fn garbage_instead_of_requests_does_not_disturb_other_clients() {
     let fixture = Fixture::new();
     let mut steady = fixture.client(false);
     let mut state = 1_u64;
@@ -577,7 +578,7 @@ fn garbage_instead_of_requests_stops_nobody() {
         let mut client = fixture.client(round % 2 == 0);
         let mut bytes = Vec::new();
         for _ in 0..random() % 40 {
-            // Often a request in form, with values that are not.
+            // Often a request header with the right magic and random values.
             let raw = RawRequest {
                 flags: u16::try_from(random() % 40).unwrap(),
                 kind: CommandKind(u16::try_from(random() % 10).unwrap()),
@@ -590,7 +591,7 @@ fn garbage_instead_of_requests_stops_nobody() {
                 bytes.truncate(bytes.len() - 5);
             }
         }
-        // The server may hang up before it has read all.
+        // The server may hang up before it has received everything.
         let _ = client.socket.write_all(&bytes);
         drop(client);
         assert_eq!(steady.write(round * 512, &pattern(512, 1)), None);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use oxblk_core::{
-    Backend, DriverTable, Graph, Node, OpenFlags, Options, Perm, Permissions, Result,
+    Backend, DriverTable, Errno, Graph, Node, OpenFlags, Options, Perm, Permissions, Result,
 };
 use oxblk_formats::{qcow2::QCOW2, raw::RAW};
 use oxblk_protocols::file::FILE;
@@ -74,7 +74,7 @@ fn two_formats_on_one_file_are_refused_as_the_daemon_refuses_them() {
         let first = open(&graph, formats[0]).await.unwrap();
         let refused = open(&graph, formats[1]).await.unwrap_err();
         assert_eq!(refused.to_string(), expected);
-        assert_eq!(refused.raw_errno(), 1);
+        assert_eq!(refused.raw_errno(), Errno::PERM);
         assert!(graph.node("q2").is_none());
         // The first is none the worse for it, and when it goes the second may come.
         writer(&graph, &first).unwrap().close().await.unwrap();

@@ -8,7 +8,8 @@ use std::time::Duration;
 use oxblk_core::check::{CheckReport, Fix};
 use oxblk_core::create::{CreateRequest, CreateTarget};
 use oxblk_core::{
-    Backend, DriverTable, Edge, Graph, Node, OpenFlags, Options, Perm, Permissions, WriteFlags,
+    Backend, DriverTable, Edge, Errno, Graph, Node, OpenFlags, Options, Perm, Permissions,
+    WriteFlags,
 };
 use oxblk_formats::qcow2::QCOW2;
 use oxblk_protocols::file::{FILE, FileDriver};
@@ -20,7 +21,6 @@ static DRIVERS: DriverTable = &[QCOW2, &FILE];
 const CLUSTER: usize = 4096;
 /// One L2 table covers 512 clusters, so that the disk has four.
 const SIZE: u64 = 8 << 20;
-const EIO: i32 = 5;
 
 fn options(dotted: &str) -> Options {
     Options::from_dotted(dotted, None).unwrap()
@@ -123,7 +123,7 @@ fn a_write_back_that_failed_anywhere_is_made_up_for_by_the_next() {
                 op: FaultOp::Write,
                 nth: Some(nth),
                 range: None,
-                errno: EIO,
+                errno: Errno::IO,
                 once: true,
             };
             disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
@@ -172,7 +172,7 @@ fn an_image_that_cannot_be_made_complete_does_not_become_read_only() {
                 op: FaultOp::Write,
                 nth: Some(nth),
                 range: None,
-                errno: EIO,
+                errno: Errno::IO,
                 once: true,
             };
             disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
@@ -280,8 +280,13 @@ fn no_compressed_cluster_goes_to_a_cluster_that_was_freed_and_given_to_another()
 
 /// Reads of these bytes of the disk fail.
 fn bad_sectors(range: std::ops::Range<u64>) -> Faults {
-    let rule =
-        FailRule { op: FaultOp::Read, nth: None, range: Some(range), errno: EIO, once: false };
+    let rule = FailRule {
+        op: FaultOp::Read,
+        nth: None,
+        range: Some(range),
+        errno: Errno::IO,
+        once: false,
+    };
     Faults { fail: vec![rule], ..Faults::default() }
 }
 
@@ -309,7 +314,7 @@ fn bad_sectors_near_the_header_spoil_only_what_lies_there() {
         disk.set_faults(bad_sectors(data..data + 512));
         let image = open(&disk).await;
         let error = image.read(0, IoBufMut::new(CLUSTER)).await.unwrap_err();
-        assert_eq!(error.raw_errno(), EIO);
+        assert_eq!(error.raw_errno(), Errno::IO);
         disk.set_faults(Faults::default());
         image.close().await.unwrap();
     });
@@ -331,7 +336,7 @@ fn copy_on_read_fails_only_where_what_is_asked_for_cannot_be_read() {
         base.set_faults(bad_sectors(512..1024));
         let sector = |at: u64| image.read(at, IoBufMut::new(512));
         assert!(sector(2048).await.unwrap().iter().all(|byte| *byte == 5));
-        assert_eq!(sector(512).await.unwrap_err().raw_errno(), EIO);
+        assert_eq!(sector(512).await.unwrap_err().raw_errno(), Errno::IO);
         base.set_faults(Faults::default());
         assert_eq!(byte(&image, 0).await, 5);
         image.close().await.unwrap();

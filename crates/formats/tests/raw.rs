@@ -7,9 +7,9 @@ use std::sync::Mutex;
 
 use oxblk_core::create::MeasureRequest;
 use oxblk_core::{
-    Backend, BoxFuture, Driver, DriverFactory, DriverKind, DriverTable, Error, Graph, OpenContext,
-    OpenFlags, Options, Perm, Permissions, Preallocation, Result, StatusFlags, Want, WriteFlags,
-    ZeroFlags,
+    Backend, BoxFuture, Driver, DriverFactory, DriverKind, DriverTable, Errno, Error, Graph,
+    OpenContext, OpenFlags, Options, Perm, Permissions, Preallocation, Result, StatusFlags, Want,
+    WriteFlags, ZeroFlags,
 };
 use oxblk_formats::raw::RAW;
 use oxblk_protocols::file::{FILE, FileDriver};
@@ -140,15 +140,15 @@ fn a_probed_raw_image_cannot_be_turned_into_another_format() {
         let mut header = [0; 512];
         header[..5].copy_from_slice(b"MAGIC");
         let refused = write(&disk, 0, &header).await.unwrap_err();
-        assert_eq!(refused.raw_errno(), 1);
+        assert_eq!(refused.raw_errno(), Errno::PERM);
         // Not in pieces either: the last piece would complete the header.
         write(&disk, 2, b"GIC").await.unwrap();
         write(&disk, 0, b"M").await.unwrap();
-        assert_eq!(write(&disk, 1, b"A").await.unwrap_err().raw_errno(), 1);
-        assert_eq!(write(&disk, 0, b"MA").await.unwrap_err().raw_errno(), 1);
+        assert_eq!(write(&disk, 1, b"A").await.unwrap_err().raw_errno(), Errno::PERM);
+        assert_eq!(write(&disk, 0, b"MA").await.unwrap_err().raw_errno(), Errno::PERM);
         let mut longer = vec![0; 8192];
         longer[..5].copy_from_slice(b"MAGIC");
-        assert_eq!(write(&disk, 0, &longer).await.unwrap_err().raw_errno(), 1);
+        assert_eq!(write(&disk, 0, &longer).await.unwrap_err().raw_errno(), Errno::PERM);
         write(&disk, 512, &header).await.unwrap();
         disk.close().await.unwrap();
         let named = open(&graph, file.path(), "driver=raw").await.unwrap();

@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use oxblk_core::{
-    Backend, DriverTable, ErrorKind, Graph, OpenFlags, Options, Perm, Permissions, ReopenRequest,
-    Result, WriteFlags,
+    Backend, DriverTable, Errno, ErrorKind, Graph, OpenFlags, Options, Perm, Permissions,
+    ReopenRequest, Result, WriteFlags,
 };
 use oxblk_formats::raw::RAW;
 use oxblk_protocols::file::{FILE, locks::FileLocks};
@@ -48,7 +48,7 @@ fn a_disk_becomes_read_only_and_writable_again_with_its_file() {
         assert!(disk.is_read_only());
         let below = disk.root().unwrap().node().child(oxblk_core::ChildIdx::FILE).unwrap();
         assert!(below.is_read_only());
-        assert_eq!(write(&disk, 0, b"two").await.unwrap_err().raw_errno(), 1);
+        assert_eq!(write(&disk, 0, b"two").await.unwrap_err().raw_errno(), Errno::PERM);
         // Nobody is kept from writing by us any more.
         let other = FileLocks::new(file.as_file(), "other").unwrap().unwrap();
         let alone = Permissions { taken: Perm::WRITE, shared: Perm::CONSISTENT_READ };

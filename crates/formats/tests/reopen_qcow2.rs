@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use oxblk_core::create::{CreateRequest, CreateTarget};
 use oxblk_core::{
-    Backend, ChildIdx, DriverTable, Edge, Graph, Node, OpenFlags, Options, Perm, Permissions,
-    ReopenRequest, Result, WriteFlags,
+    Backend, ChildIdx, DriverTable, Edge, Errno, Graph, Node, OpenFlags, Options, Perm,
+    Permissions, ReopenRequest, Result, WriteFlags,
 };
 use oxblk_formats::qcow2::QCOW2;
 use oxblk_formats::raw::RAW;
@@ -133,7 +133,7 @@ fn an_image_becomes_read_only_and_writable_again() {
         for round in 0..3 {
             write(&disk, round + 1, 10).await.unwrap();
             disk.reopen(options("read-only=on")).await.unwrap();
-            assert_eq!(write(&disk, 9, 11).await.unwrap_err().raw_errno(), 1);
+            assert_eq!(write(&disk, 9, 11).await.unwrap_err().raw_errno(), Errno::PERM);
             // What was written is on disk whole: another may look.
             let other = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
             let file = format!("driver=qcow2,file.filename={}", images.path("disk").display());

@@ -1,9 +1,9 @@
-//! The protocol's error numbers ("Error values"), and what is wrong with a malformed message.
+//! The protocol's error numbers ("Error values"), and the ways in which a message can be malformed.
 
 use std::fmt;
 
-/// An error as NBD sends it. The numbers are Linux's errno values for the same names, but only
-/// these are legal on the wire.
+/// An error as NBD sends it. The numbers are Linux's errno values for the same names, but only these numbers are
+/// legal on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum ErrorCode {
@@ -13,20 +13,20 @@ pub enum ErrorCode {
     Io = 5,
     /// `NBD_ENOMEM`.
     NoMem = 12,
-    /// `NBD_EINVAL`: also every errno without a number of its own.
+    /// `NBD_EINVAL`: also for every errno that has no number in NBD.
     Inval = 22,
-    /// `NBD_ENOSPC`: also a write past the end.
+    /// `NBD_ENOSPC`: also for a write past the end.
     NoSpc = 28,
     /// `NBD_EOVERFLOW`: a read too large for `NBD_CMD_FLAG_DF`.
     Overflow = 75,
-    /// `NBD_ENOTSUP`: zeroes cannot be written fast.
+    /// `NBD_ENOTSUP`: the export cannot write zeroes fast.
     NotSup = 95,
     /// `NBD_ESHUTDOWN`.
     Shutdown = 108,
 }
 
 impl ErrorCode {
-    /// The number to send for a Linux errno.
+    /// The error to send for a Linux errno.
     #[must_use]
     pub fn from_errno(errno: i32) -> ErrorCode {
         match errno {
@@ -39,14 +39,14 @@ impl ErrorCode {
             75 => ErrorCode::Overflow,
             // EOPNOTSUPP (ENOTSUP is the same number on Linux)
             95 => ErrorCode::NotSup,
-            // ESHUTDOWN; ENOMEDIUM and ECANCELED: what is exported has been closed meanwhile.
+            // ESHUTDOWN; ENOMEDIUM and ECANCELED: the exported node was closed in the meantime.
             108 | 123 | 125 => ErrorCode::Shutdown,
             _ => ErrorCode::Inval,
         }
     }
 
-    /// The Linux errno for a number received; an unknown one counts as `EINVAL`, as the
-    /// specification asks of clients.
+    /// The error for a received number. An unknown number counts as `EINVAL`, as the specification requires of
+    /// clients.
     #[must_use]
     pub fn from_wire(code: u32) -> ErrorCode {
         match code {
@@ -82,7 +82,7 @@ impl ErrorCode {
         }
     }
 
-    /// A few words for people, used as the message of an error chunk.
+    /// A short human-readable text, used as the message of an error chunk.
     #[must_use]
     pub fn message(self) -> &'static str {
         match self {
@@ -104,18 +104,18 @@ impl fmt::Display for ErrorCode {
     }
 }
 
-/// A message that breaks the protocol; names the field at fault.
+/// A message that violates the protocol. Each variant names the invalid field or structure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Malformed {
-    /// A magic number is not the expected one; names the structure.
+    /// A magic number is wrong; names the structure.
     BadMagic(&'static str),
     /// The payload ends inside the named field.
     Truncated(&'static str),
-    /// Bytes are left after the named, last field.
+    /// Bytes remain after the named field, which is the last one.
     TrailingBytes(&'static str),
     /// The named string is longer than the protocol allows.
     StringTooLong(&'static str),
-    /// The named string is not UTF-8 or holds a NUL.
+    /// The named string is not UTF-8 or contains a NUL.
     BadString(&'static str),
     /// The named field has a value that the protocol forbids.
     BadValue(&'static str),

@@ -1,8 +1,7 @@
-//! Option replies: written by the server, parsed by the client.
+//! Option replies: the server writes them, the client parses them.
 //!
-//! The writers append whole replies, head and payload, to a buffer that is sent in one go. The
-//! parsers take the payload of one reply whose head the client has read and whose length it has
-//! bounded.
+//! The writers append whole replies, head and payload, to a buffer that the server sends at once. The parsers take
+//! the payload of one reply; before, the client has read the reply's head and checked its length against a limit.
 
 use crate::error::Malformed;
 use crate::option::{Fields, text};
@@ -15,7 +14,7 @@ use zerocopy::IntoBytes;
 pub struct BlockSizes {
     /// Smallest addressable unit, a power of two up to 65,536.
     pub minimum: u32,
-    /// Size and alignment from which requests are efficient, a power of two of 512 or more.
+    /// Size and alignment that make requests efficient, a power of two of at least 512.
     pub preferred: u32,
     /// Largest request, a multiple of `minimum`.
     pub maximum: u32,
@@ -27,7 +26,7 @@ impl Default for BlockSizes {
     }
 }
 
-/// Appends one reply; `payload` is bounded by the callers to a few kilobytes.
+/// Appends one reply. The callers limit `payload` to a few kilobytes.
 fn put_reply(out: &mut Vec<u8>, option: OptionKind, kind: ReplyKind, parts: &[&[u8]]) {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     let header = OptionReplyHeader {
@@ -47,7 +46,7 @@ pub fn put_ack(out: &mut Vec<u8>, option: OptionKind) {
     put_reply(out, option, ReplyKind::ACK, &[]);
 }
 
-/// Appends an error reply with a message for people.
+/// Appends an error reply with a human-readable message.
 pub fn put_error(out: &mut Vec<u8>, option: OptionKind, kind: ReplyKind, message: &str) {
     let message = truncated(message);
     put_reply(out, option, kind, &[message.as_bytes()]);
@@ -94,7 +93,7 @@ pub fn put_meta_context(out: &mut Vec<u8>, option: OptionKind, id: u32, name: &s
     put_reply(out, option, ReplyKind::META_CONTEXT, &parts);
 }
 
-/// Cuts a string to the protocol's limit, at a character's edge.
+/// Truncates a string to the protocol's limit, at a character boundary.
 fn truncated(string: &str) -> &str {
     let end = string.floor_char_boundary(crate::proto::MAX_STRING);
     string.get(..end).unwrap_or("")
@@ -103,20 +102,20 @@ fn truncated(string: &str) -> &str {
 /// One piece of information about an export, as a client receives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Info<'a> {
-    /// Size in bytes and what the export can do.
+    /// Size and capabilities of the export.
     Export {
         /// Size in bytes.
         size: u64,
-        /// Transmission flags; unknown bits are kept.
+        /// Transmission flags, including unknown bits.
         flags: TransmissionFlags,
     },
     /// Canonical name.
     Name(&'a str),
-    /// Text for people.
+    /// Human-readable description.
     Description(&'a str),
     /// Request sizes, validated.
     BlockSize(BlockSizes),
-    /// A type that this crate does not know and clients ignore.
+    /// A type that this crate does not know. Clients ignore it.
     Unknown(InfoKind),
 }
 
@@ -124,7 +123,7 @@ impl<'a> Info<'a> {
     /// Parses the payload of `NBD_REP_INFO`.
     ///
     /// # Errors
-    /// When the payload has not the length that its type asks for, or block sizes are impossible.
+    /// If the payload does not have the length that its type requires, or if the block sizes are invalid.
     pub fn parse(payload: &'a [u8]) -> Result<Info<'a>, Malformed> {
         let mut fields = Fields::new(payload);
         let kind = InfoKind(fields.u16("information type")?);
@@ -165,7 +164,7 @@ fn checked_sizes(minimum: u32, preferred: u32, maximum: u32) -> Result<BlockSize
 /// Parses the payload of `NBD_REP_SERVER` into name and description.
 ///
 /// # Errors
-/// When the name runs past the payload or a string is invalid.
+/// If the name extends past the payload or a string is invalid.
 pub fn parse_server(payload: &[u8]) -> Result<(&str, &str), Malformed> {
     let mut fields = Fields::new(payload);
     let name = fields.string("export name")?;
@@ -175,7 +174,7 @@ pub fn parse_server(payload: &[u8]) -> Result<(&str, &str), Malformed> {
 /// Parses the payload of `NBD_REP_META_CONTEXT` into id and name.
 ///
 /// # Errors
-/// When the payload is too short or the name invalid.
+/// If the payload is too short or the name is invalid.
 pub fn parse_meta_context(payload: &[u8]) -> Result<(u32, &str), Malformed> {
     let mut fields = Fields::new(payload);
     let id = fields.u32("metadata context id")?;
@@ -224,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_block_sizes_are_refused() {
+    fn invalid_block_sizes_are_refused() {
         for (minimum, preferred, maximum) in [
             (0, 4096, 4096),
             (3, 4096, 4096),
@@ -238,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn long_messages_are_cut_at_a_character() {
+    fn long_messages_are_truncated_at_a_character_boundary() {
         let mut out = Vec::new();
         let message = "é".repeat(4000);
         put_error(&mut out, OptionKind::GO, ReplyKind::ERR_UNKNOWN, &message);

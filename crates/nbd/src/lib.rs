@@ -1,22 +1,21 @@
-//! The NBD protocol without I/O: what the bytes mean, and nothing else.
+//! The NBD protocol without I/O: the crate only encodes and decodes messages.
 //!
-//! Server and client share this crate. Everything here is a pure function or a state machine
-//! from bytes to typed values and back, so that it can be unit-tested and fuzzed without a
-//! socket. Section names in the documentation refer to `doc/proto.md` of the NBD project.
+//! Server and client share this crate. Everything here is a pure function or a state machine that converts between
+//! bytes and typed values, so it can be unit-tested and fuzzed without a socket. Section names in the documentation
+//! refer to `doc/proto.md` of the NBD project.
 //!
 //! * [`proto`]: magic numbers, flags, and the numbers of options, commands and chunks;
-//! * [`wire`]: the fixed-size structures as they lie on the wire (big-endian, unaligned);
-//! * [`error`]: the protocol's error numbers, and what a malformed message is;
-//! * [`option`]: payloads of option requests, parsed with every length bounded;
+//! * [`wire`]: the fixed-size structures as they are laid out on the wire (big-endian, unaligned);
+//! * [`error`]: the protocol's error numbers, and the ways in which a message can be malformed;
+//! * [`option`]: payloads of option requests, parsed with every length checked against a limit;
 //! * [`info`]: payloads of option replies;
-//! * [`negotiation`]: the server's half of the handshake as a state machine;
+//! * [`negotiation`]: the server side of the handshake as a state machine;
 //! * [`request`]: transmission requests and the rules that decide whether one is valid;
 //! * [`reply`]: simple replies and structured reply chunks;
 //! * [`uri`]: `nbd://` and `nbd+unix://` addresses.
 //!
-//! Invariant: no length that a peer sends makes this crate allocate more than a small constant;
-//! lengths are compared with [`proto::MAX_STRING`] and [`negotiation::MAX_OPTION_PAYLOAD`]
-//! before they are believed.
+//! Invariant: no length that a peer sends makes this crate allocate more than a small constant. Lengths are compared
+//! with [`proto::MAX_STRING`] and [`negotiation::MAX_OPTION_PAYLOAD`] before they are used.
 
 #![forbid(unsafe_code)]
 

@@ -1,19 +1,16 @@
-//! The server's half of the handshake, as a state machine without I/O.
+//! The server side of the handshake, as a state machine without I/O.
 //!
-//! The driver sends [`Negotiation::greeting`], then feeds what it receives to
-//! [`Negotiation::advance`] and does what the returned [`Progress`] says. Only fixed newstyle is
-//! spoken ("Fixed newstyle negotiation"); a client that does not set the flag may still use
-//! `NBD_OPT_EXPORT_NAME`.
+//! The driver sends [`Negotiation::greeting`], then passes the bytes that it receives to [`Negotiation::advance`] and
+//! does what the returned [`Progress`] requires. The server supports fixed newstyle only ("Fixed newstyle
+//! negotiation"); a client that does not set the flag may still use `NBD_OPT_EXPORT_NAME`.
 //!
 //! Invariants, whatever the peer sends:
-//! * the driver's buffer needs no more than [`MAX_OPTION_PAYLOAD`] + 16 bytes: a longer payload is
-//!   dropped byte by byte as it comes and answered with `NBD_REP_ERR_TOO_BIG`, and one over
-//!   [`MAX_DRAIN`] ends the session;
-//! * one call answers at most one option, so that the output of a call is bounded by the list of
-//!   exports and never by the input;
-//! * an option is acted on only when all of its payload is there.
+//! * the driver's buffer needs at most [`MAX_OPTION_PAYLOAD`] + 16 bytes: a longer payload is discarded as it arrives
+//!   and answered with `NBD_REP_ERR_TOO_BIG`, and one over [`MAX_DRAIN`] ends the session;
+//! * one call answers at most one option, so the list of exports, and never the input, limits the output of a call;
+//! * an option is processed only after all of its payload has arrived.
 //!
-//! The machine keeps no time; the driver bounds how long a handshake may take.
+//! The machine does not measure time; the driver limits the duration of a handshake.
 
 use crate::error::Malformed;
 use crate::info::{self, BlockSizes};
@@ -27,39 +24,39 @@ use std::fmt;
 use std::sync::Arc;
 use zerocopy::IntoBytes;
 
-/// Longest option payload that is looked at, in bytes. It holds an export name and three queries
-/// of the greatest legal length.
+/// Longest option payload that is parsed, in bytes. It has room for an export name and three queries of maximum legal
+/// length.
 pub const MAX_OPTION_PAYLOAD: usize = 16 << 10;
 
-/// Longest option payload that is read and dropped, in bytes; beyond it the session ends.
+/// Longest option payload that is read and discarded, in bytes; a longer one ends the session.
 pub const MAX_DRAIN: u32 = 32 << 20;
 
 /// The id under which `base:allocation` is selected.
 pub const BASE_ALLOCATION_ID: u32 = 1;
 
-/// An export as the handshake describes it.
+/// An export as the server describes it in the handshake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportInfo {
     /// Name; may be empty.
     pub name: String,
-    /// Text for people.
+    /// Human-readable description.
     pub description: Option<String>,
     /// Size in bytes.
     pub size: u64,
-    /// What it can do. [`TransmissionFlags::SEND_DF`] is added when it applies.
+    /// Capabilities of the export. [`TransmissionFlags::SEND_DF`] is added if replies are structured.
     pub flags: TransmissionFlags,
     /// Request sizes.
     pub sizes: BlockSizes,
 }
 
-/// The exports of a server. The empty name means the first export unless one has that name.
+/// The exports of a server. The empty name means the first export, unless an export has the empty name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Catalog {
     exports: Vec<ExportInfo>,
 }
 
 impl Catalog {
-    /// A catalog of these exports, in the order in which they are listed.
+    /// A catalog of these exports. They are listed in this order.
     #[must_use]
     pub fn new(exports: Vec<ExportInfo>) -> Catalog {
         Catalog { exports }
@@ -71,7 +68,7 @@ impl Catalog {
         &self.exports
     }
 
-    /// Finds an export and its index by the name that a client gave.
+    /// Finds an export and its index by the name that a client sent.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<(usize, &ExportInfo)> {
         let named = self.exports.iter().enumerate().find(|(_, export)| export.name == name);
@@ -82,14 +79,14 @@ impl Catalog {
     }
 }
 
-/// What a successful handshake agreed on.
+/// The result of a successful handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Session {
     /// Index of the export in the catalog.
     pub export: usize,
-    /// Size in bytes that the client was told.
+    /// Size in bytes, as sent to the client.
     pub size: u64,
-    /// Flags that the client was told.
+    /// Flags, as sent to the client.
     pub flags: TransmissionFlags,
     /// Whether replies are structured.
     pub structured: bool,
@@ -97,7 +94,7 @@ pub struct Session {
     pub base_allocation: Option<u32>,
 }
 
-/// What the driver does next. In every case it first sends what was put out.
+/// What the driver does next. In every case it first sends the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
     /// Receive more and call again.
@@ -113,7 +110,7 @@ pub enum Progress {
 /// Why a handshake ended without a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloseReason {
-    /// The client said `NBD_OPT_ABORT`.
+    /// The client sent `NBD_OPT_ABORT`.
     Aborted,
     /// The bytes are not the NBD protocol.
     Malformed(Malformed),
@@ -121,9 +118,10 @@ pub enum CloseReason {
     ClientFlags(u32),
     /// An option's payload is over [`MAX_DRAIN`].
     OptionTooLarge(u32),
-    /// `NBD_OPT_EXPORT_NAME`, which cannot report errors, asked for an export that is not there.
+    /// The client asked with `NBD_OPT_EXPORT_NAME`, whose reply cannot report errors, for an export that does not
+    /// exist.
     UnknownExport,
-    /// An option other than `NBD_OPT_EXPORT_NAME` without the fixed newstyle flag.
+    /// The client sent an option other than `NBD_OPT_EXPORT_NAME` without the fixed newstyle flag.
     NotFixedNewstyle,
 }
 
@@ -140,7 +138,7 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// Where in the stream the machine is.
+/// The machine's position in the stream.
 #[derive(Debug, Clone, Copy)]
 enum State {
     ClientFlags,
@@ -174,7 +172,7 @@ impl Negotiation {
         }
     }
 
-    /// The bytes that the server says first.
+    /// The first bytes that the server sends.
     #[must_use]
     pub fn greeting() -> [u8; Greeting::SIZE] {
         let greeting = Greeting {
@@ -187,8 +185,8 @@ impl Negotiation {
         bytes
     }
 
-    /// Takes what it can from the front of `input`, appends replies to `out`, and returns how many
-    /// bytes it took and what to do next.
+    /// Consumes input from the front of `input` and appends replies to `out`. Returns the number of bytes consumed
+    /// and what to do next.
     pub fn advance(&mut self, input: &[u8], out: &mut Vec<u8>) -> (usize, Progress) {
         let mut used = 0;
         loop {
@@ -204,7 +202,8 @@ impl Negotiation {
         }
     }
 
-    /// One step: a piece of the stream, and how the call ends if it does.
+    /// One step: consumes one element of the stream. Returns the number of bytes consumed, and the result of the call
+    /// if it ends here.
     fn step(&mut self, input: &[u8], out: &mut Vec<u8>) -> (usize, Option<Progress>) {
         match self.state {
             State::ClientFlags => self.client_flags(input),
@@ -241,7 +240,7 @@ impl Negotiation {
         (4, None)
     }
 
-    /// Reads an option's head and decides how its payload is taken.
+    /// Reads an option's head and decides how to handle its payload.
     fn header(&mut self, input: &[u8]) -> (usize, Option<Progress>) {
         let Some(header) = OptionHeader::read(input) else { return (0, Some(Progress::More)) };
         let close = |reason| (OptionHeader::SIZE, Some(Progress::Close(reason)));
@@ -294,14 +293,14 @@ impl Negotiation {
                 info::put_ack(out, option);
             }
             OptionKind::STRUCTURED_REPLY if self.structured => {
-                let message = "structured replies are already on";
+                let message = "structured replies are already enabled";
                 info::put_error(out, option, ReplyKind::ERR_INVALID, message);
             }
             OptionKind::STRUCTURED_REPLY => {
                 self.structured = true;
                 info::put_ack(out, option);
             }
-            // The one option left of those that `is_known` lets through.
+            // The only remaining option that `is_known` accepts: STARTTLS.
             _ => info::put_error(out, option, ReplyKind::ERR_POLICY, "TLS is not configured"),
         }
         Progress::Again
@@ -358,7 +357,8 @@ impl Negotiation {
         if let Some(description) = &export.description {
             info::put_info_text(out, option, InfoKind::DESCRIPTION, description);
         }
-        // Unasked it is only advice, and must not say that small requests will be refused.
+        // If the client did not ask for it, it is only advice, and must not state that small requests will be
+        // refused.
         let asked = request.wants(InfoKind::BLOCK_SIZE) || option == OptionKind::INFO;
         let minimum = if asked { export.sizes.minimum } else { 1 };
         info::put_info_block_size(out, option, BlockSizes { minimum, ..export.sizes });
@@ -378,7 +378,7 @@ impl Negotiation {
             self.context_export = None;
         }
         if !self.structured {
-            let message = "structured replies have to be asked for first";
+            let message = "structured replies must be requested first";
             return info::put_error(out, option, ReplyKind::ERR_INVALID, message);
         }
         let request = match MetaContextRequest::parse(payload) {
@@ -429,7 +429,7 @@ fn drained_message(reply: ReplyKind) -> &'static str {
     }
 }
 
-/// Says that an export is not there, quoting at most 80 bytes of its name.
+/// Appends the error that an export does not exist, quoting at most 80 bytes of its name.
 fn put_unknown(out: &mut Vec<u8>, option: OptionKind, name: &str) {
     let end = name.floor_char_boundary(80);
     let shown = name.get(..end).unwrap_or("");

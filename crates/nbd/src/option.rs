@@ -1,15 +1,15 @@
-//! Payloads of option requests: parsed by the server, written by the client.
+//! Payloads of option requests: the server parses them, the client writes them.
 //!
-//! A payload is parsed only when all of it is in memory, and every string and count in it is
-//! checked against what is left of it, so that nothing is allocated on a peer's word: names and
-//! queries are borrowed from the payload.
+//! A payload is parsed only when all of it is in memory. Every string and every count in it is checked against the
+//! remaining length, so no number from the peer causes an allocation: names and queries are borrowed from the
+//! payload.
 
 use crate::error::Malformed;
 use crate::proto::{InfoKind, MAX_STRING, OPTION_MAGIC, OptionKind};
 use crate::wire::OptionHeader;
 use zerocopy::IntoBytes;
 
-/// Takes fields off the front of a payload.
+/// Takes fields from the front of a payload.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Fields<'a> {
     rest: &'a [u8],
@@ -44,7 +44,7 @@ impl<'a> Fields<'a> {
         Ok(u64::from_be_bytes(*head))
     }
 
-    /// A string with its 32-bit length in front.
+    /// A string preceded by its 32-bit length.
     pub(crate) fn string(&mut self, what: &'static str) -> Result<&'a str, Malformed> {
         let len = usize::try_from(self.u32(what)?).map_err(|_| Malformed::StringTooLong(what))?;
         text(self.bytes(len, what)?, what)
@@ -75,7 +75,7 @@ pub(crate) fn text<'a>(bytes: &'a [u8], what: &'static str) -> Result<&'a str, M
 pub struct InfoRequest<'a> {
     /// Name of the export; empty for the default one.
     pub name: &'a str,
-    /// The information types asked for, as they lie on the wire.
+    /// The information types that the client asks for, in wire format.
     kinds: &'a [u8],
 }
 
@@ -83,7 +83,7 @@ impl<'a> InfoRequest<'a> {
     /// Parses a whole payload.
     ///
     /// # Errors
-    /// When a field is cut short, bytes are left over, or the name is no valid string.
+    /// If a field is incomplete, bytes remain, or the name is not a valid string.
     pub fn parse(payload: &'a [u8]) -> Result<InfoRequest<'a>, Malformed> {
         let mut fields = Fields::new(payload);
         let name = fields.string("export name")?;
@@ -103,7 +103,7 @@ impl<'a> InfoRequest<'a> {
 /// Payload of `NBD_OPT_LIST_META_CONTEXT` and `NBD_OPT_SET_META_CONTEXT`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MetaContextRequest<'a> {
-    /// Name of the export that is queried.
+    /// Name of the queried export.
     pub name: &'a str,
     /// Number of queries.
     pub count: u32,
@@ -114,13 +114,13 @@ impl<'a> MetaContextRequest<'a> {
     /// Parses a whole payload, all queries included.
     ///
     /// # Errors
-    /// When a field is cut short, bytes are left over, or a string is invalid.
+    /// If a field is incomplete, bytes remain, or a string is invalid.
     pub fn parse(payload: &'a [u8]) -> Result<MetaContextRequest<'a>, Malformed> {
         let mut fields = Fields::new(payload);
         let name = fields.string("export name")?;
         let count = fields.u32("number of queries")?;
         let queries = fields.rest();
-        // A query takes at least four bytes, so this ends after at most a quarter of the payload.
+        // A query takes at least four bytes, so the loop runs at most once per four bytes of payload.
         for _ in 0..count {
             fields.string("metadata context query")?;
         }
@@ -138,7 +138,7 @@ impl<'a> MetaContextRequest<'a> {
 /// Appends an option request with any payload.
 ///
 /// # Errors
-/// When the payload does not fit a 32-bit length.
+/// If the payload's length does not fit in 32 bits.
 pub fn put_option(out: &mut Vec<u8>, option: OptionKind, payload: &[u8]) -> Result<(), Malformed> {
     let length =
         u32::try_from(payload.len()).map_err(|_| Malformed::BadValue("option payload length"))?;
@@ -152,7 +152,7 @@ pub fn put_option(out: &mut Vec<u8>, option: OptionKind, payload: &[u8]) -> Resu
 /// The payload of `NBD_OPT_INFO` or `NBD_OPT_GO`.
 ///
 /// # Errors
-/// When the name is longer than [`MAX_STRING`] or more than 65,535 kinds are asked for.
+/// If the name is longer than [`MAX_STRING`] or there are more than 65,535 kinds.
 pub fn info_request(name: &str, kinds: &[InfoKind]) -> Result<Vec<u8>, Malformed> {
     let mut out = Vec::with_capacity(6 + name.len() + 2 * kinds.len());
     put_string(&mut out, name, "export name")?;
@@ -168,7 +168,7 @@ pub fn info_request(name: &str, kinds: &[InfoKind]) -> Result<Vec<u8>, Malformed
 /// The payload of `NBD_OPT_LIST_META_CONTEXT` or `NBD_OPT_SET_META_CONTEXT`.
 ///
 /// # Errors
-/// When a string is longer than [`MAX_STRING`].
+/// If a string is longer than [`MAX_STRING`].
 pub fn meta_context_request(name: &str, queries: &[&str]) -> Result<Vec<u8>, Malformed> {
     let mut out = Vec::new();
     put_string(&mut out, name, "export name")?;
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn info_request_refuses_every_cut_and_every_extra_byte() {
+    fn info_request_refuses_every_truncation_and_every_extra_byte() {
         let mut payload = info_request("disk", &[InfoKind::BLOCK_SIZE]).unwrap();
         for cut in 0..payload.len() {
             assert!(InfoRequest::parse(&payload[..cut]).is_err(), "cut at {cut}");
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_length_of_four_gigabytes_is_only_a_short_payload() {
+    fn a_name_length_of_four_gigabytes_is_a_truncated_payload() {
         let mut payload = u32::MAX.to_be_bytes().to_vec();
         payload.extend_from_slice(b"disk\0\0");
         assert_eq!(InfoRequest::parse(&payload), Err(Malformed::Truncated("export name")));

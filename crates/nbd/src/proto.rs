@@ -1,8 +1,8 @@
 //! Numbers of the protocol: magics, flags, option, reply, command and chunk types.
 //!
-//! Types that a peer may extend (`OptionKind` and so on) are newtypes over the integer and not
-//! enums: an unknown value is legal on the wire and must be carried to the place that answers
-//! it. Sections "Values" of the specification.
+//! Types that a peer may extend (`OptionKind` and so on) are newtypes over the integer and not enums: an unknown
+//! value is legal on the wire, and must reach the code that answers it. See the sections "Values" of the
+//! specification.
 
 use bitflags::bitflags;
 
@@ -22,7 +22,7 @@ pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 pub const MAX_STRING: usize = 4096;
 /// Port that IANA assigned to NBD.
 pub const DEFAULT_PORT: u16 = 10809;
-/// The one metadata context that the protocol itself defines.
+/// The only metadata context that the protocol itself defines.
 pub const BASE_ALLOCATION: &str = "base:allocation";
 
 bitflags! {
@@ -44,39 +44,39 @@ bitflags! {
         const NO_ZEROES = 2;
     }
 
-    /// What an export can do ("Transmission flags").
+    /// Capabilities of an export ("Transmission flags").
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct TransmissionFlags: u16 {
         /// Always set.
         const HAS_FLAGS = 1;
-        /// Writes are refused.
+        /// The export refuses writes.
         const READ_ONLY = 1 << 1;
-        /// `NBD_CMD_FLUSH` is understood.
+        /// The server supports `NBD_CMD_FLUSH`.
         const SEND_FLUSH = 1 << 2;
-        /// `NBD_CMD_FLAG_FUA` is understood.
+        /// The server supports `NBD_CMD_FLAG_FUA`.
         const SEND_FUA = 1 << 3;
         /// The medium rotates.
         const ROTATIONAL = 1 << 4;
-        /// `NBD_CMD_TRIM` is understood.
+        /// The server supports `NBD_CMD_TRIM`.
         const SEND_TRIM = 1 << 5;
-        /// `NBD_CMD_WRITE_ZEROES` and `NBD_CMD_FLAG_NO_HOLE` are understood.
+        /// The server supports `NBD_CMD_WRITE_ZEROES` and `NBD_CMD_FLAG_NO_HOLE`.
         const SEND_WRITE_ZEROES = 1 << 6;
-        /// `NBD_CMD_FLAG_DF` is understood; only with structured replies.
+        /// The server supports `NBD_CMD_FLAG_DF`; only with structured replies.
         const SEND_DF = 1 << 7;
-        /// A flush on one connection covers the writes of all.
+        /// A flush on one connection covers the writes of all connections.
         const CAN_MULTI_CONN = 1 << 8;
         /// Reserved for the resize extension.
         const SEND_RESIZE = 1 << 9;
-        /// `NBD_CMD_CACHE` is understood.
+        /// The server supports `NBD_CMD_CACHE`.
         const SEND_CACHE = 1 << 10;
-        /// `NBD_CMD_FLAG_FAST_ZERO` is understood.
+        /// The server supports `NBD_CMD_FLAG_FAST_ZERO`.
         const SEND_FAST_ZERO = 1 << 11;
     }
 
     /// Flags of a request ("Command flags").
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct CommandFlags: u16 {
-        /// Reply only once the data is on stable storage.
+        /// Reply only when the data is on stable storage.
         const FUA = 1;
         /// Write zeroes without punching a hole.
         const NO_HOLE = 1 << 1;
@@ -84,7 +84,7 @@ bitflags! {
         const DF = 1 << 2;
         /// One extent is enough for block status.
         const REQ_ONE = 1 << 3;
-        /// Fail with `ENOTSUP` rather than write zeroes slowly.
+        /// Fail with `ENOTSUP` if zeroes cannot be written fast.
         const FAST_ZERO = 1 << 4;
     }
 
@@ -156,7 +156,7 @@ wire_number! {
 wire_number! {
     /// "Option reply types". Errors have bit 31 set.
     ReplyKind(u32) {
-        /// Accepted, nothing more follows.
+        /// Success; no further reply follows.
         ACK = 1;
         /// One export of the list.
         SERVER = 2;
@@ -168,15 +168,15 @@ wire_number! {
         ERR_UNSUP = 0x8000_0001;
         /// The server's configuration forbids the option.
         ERR_POLICY = 0x8000_0002;
-        /// The option is malformed or makes no sense now.
+        /// The option is malformed or not allowed in the current state.
         ERR_INVALID = 0x8000_0003;
         /// The option cannot work on the server's platform.
         ERR_PLATFORM = 0x8000_0004;
-        /// TLS first.
+        /// The server requires TLS first.
         ERR_TLS_REQD = 0x8000_0005;
-        /// No such export.
+        /// The export does not exist.
         ERR_UNKNOWN = 0x8000_0006;
-        /// The server is going away.
+        /// The server is shutting down.
         ERR_SHUTDOWN = 0x8000_0007;
         /// The client must ask for the block sizes first.
         ERR_BLOCK_SIZE_REQD = 0x8000_0008;
@@ -200,7 +200,7 @@ wire_number! {
         EXPORT = 0;
         /// Canonical name.
         NAME = 1;
-        /// Text for people.
+        /// Human-readable description.
         DESCRIPTION = 2;
         /// Minimum, preferred and maximum request size.
         BLOCK_SIZE = 3;
@@ -232,7 +232,7 @@ wire_number! {
 wire_number! {
     /// "Structured reply types". Errors have bit 15 set.
     ChunkKind(u16) {
-        /// Nothing; ends a reply.
+        /// No content; ends a reply.
         NONE = 0;
         /// Data at an offset.
         OFFSET_DATA = 1;

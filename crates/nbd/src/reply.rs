@@ -1,8 +1,8 @@
 //! Replies of the transmission phase: simple replies and structured reply chunks.
 //!
-//! The server's writers make the fixed part of a reply as an array, so that the data of a read
-//! can follow from its own buffer without a copy. The client's parsers check that what a server
-//! claims lies within the request that it answers ([`within`]).
+//! The server's writers build the fixed part of a reply as an array, so that the data of a read is sent from its own
+//! buffer without a copy. The client's parsers validate payloads; [`within`] checks that a chunk lies within the
+//! request that it answers.
 
 use crate::error::{ErrorCode, Malformed};
 use crate::option::{Fields, text};
@@ -12,7 +12,7 @@ use crate::wire::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-/// A simple reply; the data of a successful read has to follow it.
+/// A simple reply; the data of a successful read must follow it.
 #[must_use]
 pub fn simple(cookie: u64, error: Option<ErrorCode>) -> SimpleReply {
     SimpleReply {
@@ -39,7 +39,7 @@ pub fn none(cookie: u64) -> ChunkHeader {
     chunk(cookie, ChunkKind::NONE, true, 0)
 }
 
-/// The head of a data chunk; `length` bytes have to follow.
+/// The head of a data chunk; `length` bytes must follow.
 #[must_use]
 pub fn offset_data(cookie: u64, offset: u64, length: u32, done: bool) -> OffsetDataHeader {
     OffsetDataHeader {
@@ -48,7 +48,7 @@ pub fn offset_data(cookie: u64, offset: u64, length: u32, done: bool) -> OffsetD
     }
 }
 
-/// A chunk that says that `length` bytes (not zero) are zeroes.
+/// A chunk that states that `length` bytes (at least one) are zero.
 #[must_use]
 pub fn offset_hole(cookie: u64, offset: u64, length: u32, done: bool) -> OffsetHole {
     OffsetHole {
@@ -58,7 +58,7 @@ pub fn offset_hole(cookie: u64, offset: u64, length: u32, done: bool) -> OffsetH
     }
 }
 
-/// Appends a final error chunk with a message for people, cut to the protocol's limit.
+/// Appends a final error chunk with a human-readable message, truncated to the protocol's limit.
 pub fn put_error(out: &mut Vec<u8>, cookie: u64, error: ErrorCode, message: &str) {
     let end = message.floor_char_boundary(MAX_STRING);
     let message = message.get(..end).unwrap_or("");
@@ -69,7 +69,7 @@ pub fn put_error(out: &mut Vec<u8>, cookie: u64, error: ErrorCode, message: &str
     out.extend_from_slice(message.as_bytes());
 }
 
-/// Appends a block status chunk. `extents` is not empty and holds no zero length.
+/// Appends a block status chunk. `extents` is not empty and contains no extent of length zero.
 pub fn put_block_status(
     out: &mut Vec<u8>,
     cookie: u64,
@@ -87,31 +87,31 @@ pub fn put_block_status(
 /// The head of any reply, as a client receives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplyHeader {
-    /// A simple reply; after the success of a read its data follows.
+    /// A simple reply; if a read succeeded, its data follows.
     Simple {
-        /// The request's handle.
+        /// The request's cookie.
         cookie: u64,
-        /// The error, if it failed.
+        /// The error, if the request failed.
         error: Option<ErrorCode>,
     },
     /// A structured reply chunk; `length` bytes of payload follow.
     Chunk {
-        /// The request's handle.
+        /// The request's cookie.
         cookie: u64,
         /// Whether this is the request's last chunk.
         done: bool,
-        /// What the payload is.
+        /// The kind of payload.
         kind: ChunkKind,
-        /// Bytes of payload, as the server claims.
+        /// Bytes of payload, as stated by the server.
         length: u32,
     },
 }
 
 impl ReplyHeader {
-    /// Parses a head and tells how many bytes it took, or `None` when more bytes are needed.
+    /// Parses a head. Returns the head and its length in bytes, or `None` if more bytes are needed.
     ///
     /// # Errors
-    /// When the magic is neither kind of reply's: the stream cannot be followed any longer.
+    /// If the magic is that of neither kind of reply. The position in the stream is then lost.
     pub fn parse(bytes: &[u8]) -> Result<Option<(ReplyHeader, usize)>, Malformed> {
         let Some(magic) = bytes.first_chunk() else { return Ok(None) };
         match u32::from_be_bytes(*magic) {
@@ -141,7 +141,7 @@ impl ReplyHeader {
 /// Parses the payload of a hole chunk into offset and length.
 ///
 /// # Errors
-/// When the payload has not 12 bytes or the hole no length.
+/// If the payload does not have 12 bytes or the hole has length zero.
 pub fn parse_hole(payload: &[u8]) -> Result<(u64, u32), Malformed> {
     let mut fields = Fields::new(payload);
     let offset = fields.u64("hole offset")?;
@@ -153,10 +153,10 @@ pub fn parse_hole(payload: &[u8]) -> Result<(u64, u32), Malformed> {
     Ok((offset, length))
 }
 
-/// Parses the payload of a block status chunk into context id and extents, viewed in place.
+/// Parses the payload of a block status chunk into context id and extents, without a copy.
 ///
 /// # Errors
-/// When there is no extent, half an extent, or one of length zero.
+/// If there is no extent, an incomplete extent, or an extent of length zero.
 pub fn parse_block_status(payload: &[u8]) -> Result<(u32, &[StatusExtent]), Malformed> {
     let mut fields = Fields::new(payload);
     let context = fields.u32("metadata context id")?;
@@ -168,21 +168,21 @@ pub fn parse_block_status(payload: &[u8]) -> Result<(u32, &[StatusExtent]), Malf
     Ok((context, extents))
 }
 
-/// What an error chunk says.
+/// The content of an error chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkFailure<'a> {
     /// The error.
     pub error: ErrorCode,
-    /// The server's words, perhaps empty.
+    /// The server's message; may be empty.
     pub message: &'a str,
-    /// Where it happened, for `NBD_REPLY_TYPE_ERROR_OFFSET`.
+    /// The offset of the error, for `NBD_REPLY_TYPE_ERROR_OFFSET`.
     pub offset: Option<u64>,
 }
 
 /// Parses the payload of any error chunk, also one of an unknown type.
 ///
 /// # Errors
-/// When the message runs past the payload, is too long, or the error number is zero.
+/// If the message extends past the payload or is too long, or if the error number is zero.
 pub fn parse_error(kind: ChunkKind, payload: &[u8]) -> Result<ChunkFailure<'_>, Malformed> {
     let mut fields = Fields::new(payload);
     let code = fields.u32("error number")?;
@@ -269,13 +269,13 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_magic_loses_the_stream() {
+    fn an_unknown_reply_magic_is_an_error() {
         assert_eq!(ReplyHeader::parse(&[0; 20]), Err(Malformed::BadMagic("reply")));
         assert_eq!(ReplyHeader::parse(&[0; 3]), Ok(None));
     }
 
     #[test]
-    fn a_chunk_outside_its_request_is_seen() {
+    fn a_chunk_outside_its_request_is_detected() {
         assert!(within(4096, 4096, 4096, 4096));
         assert!(within(4096, 4096, 8191, 1));
         assert!(!within(4096, 4096, 4095, 1));

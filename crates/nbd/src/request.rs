@@ -1,26 +1,26 @@
-//! Transmission requests, and the rules that decide whether one may run.
+//! Transmission requests, and the rules that decide whether a request is valid.
 //!
-//! Parsing is in two steps because a server must answer a bad request and go on, while a wrong
-//! magic number means that the stream is lost: [`RawRequest::parse`] fails only on the magic,
-//! [`RawRequest::check`] gives the command or the error to reply. The payload of a write has to be
-//! taken off the stream whatever `check` says; [`RawRequest::payload`] tells its length.
+//! Parsing has two steps, because a server answers an invalid request and continues, while a wrong magic number means
+//! that the position in the stream is lost: [`RawRequest::parse`] fails only on the magic, [`RawRequest::check`]
+//! returns the command or the error to send. The payload of a write must be read from the stream whatever `check`
+//! returns; [`RawRequest::payload`] returns its length.
 //!
-//! The errors are those of "Error values": `EPERM` for writes to a read-only export, `ENOSPC` for
-//! writes and `EINVAL` for anything else past the end, `EINVAL` for unknown commands and flags.
+//! The errors follow "Error values": `EPERM` for writes to a read-only export; past the end, `ENOSPC` for writes and
+//! `EINVAL` for other commands; `EINVAL` for unknown commands and flags.
 
 use crate::error::{ErrorCode, Malformed};
 use crate::proto::{CommandFlags, CommandKind, REQUEST_MAGIC, TransmissionFlags};
 use crate::wire::RequestHeader;
 use zerocopy::{FromBytes, IntoBytes};
 
-/// A request as it came, before any rule was applied.
+/// A request as received, before any rule is applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RawRequest {
-    /// Flags, unknown bits included.
+    /// Flags, including unknown bits.
     pub flags: u16,
     /// The command's number.
     pub kind: CommandKind,
-    /// The client's handle.
+    /// The client's cookie.
     pub cookie: u64,
     /// Offset in bytes.
     pub offset: u64,
@@ -31,7 +31,7 @@ pub struct RawRequest {
 /// A valid request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
-    /// The client's handle.
+    /// The client's cookie.
     pub cookie: u64,
     /// Offset in bytes; `offset + length` lies within the export, except for `Flush`.
     pub offset: u64,
@@ -41,7 +41,7 @@ pub struct Request {
     pub command: Command,
 }
 
-/// What a valid request asks for.
+/// The operation of a valid request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
     /// Read.
@@ -58,14 +58,14 @@ pub enum Command {
     WriteZeroes {
         /// Reply once the data is on stable storage.
         fua: bool,
-        /// A hole may be punched.
+        /// The server may punch a hole.
         may_unmap: bool,
-        /// Fail with `ENOTSUP` rather than write slowly.
+        /// Fail with `ENOTSUP` if zeroes cannot be written fast.
         fast: bool,
     },
     /// Discard.
     Trim {
-        /// Reply once the effect is on stable storage.
+        /// Reply once the discard is on stable storage.
         fua: bool,
     },
     /// Make all completed writes durable.
@@ -81,12 +81,12 @@ pub enum Command {
     Disconnect,
 }
 
-/// What a connection has negotiated, as far as requests are checked against it.
+/// The negotiated parameters of a connection against which requests are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Size of the export in bytes.
     pub size: u64,
-    /// The flags that the client was given.
+    /// The flags that the server sent to the client.
     pub flags: TransmissionFlags,
     /// Largest read, write or prefetch in bytes.
     pub maximum: u32,
@@ -98,7 +98,7 @@ impl RawRequest {
     /// Parses one request header.
     ///
     /// # Errors
-    /// [`Malformed::BadMagic`] when this is no request: the stream cannot be followed any longer.
+    /// [`Malformed::BadMagic`] if this is not a request. The position in the stream is then lost.
     pub fn parse(bytes: &[u8; RequestHeader::SIZE]) -> Result<RawRequest, Malformed> {
         let header = RequestHeader::ref_from_bytes(bytes)
             .map_err(|_| Malformed::Truncated("request header"))?;
@@ -114,7 +114,7 @@ impl RawRequest {
         })
     }
 
-    /// The request as bytes, for clients.
+    /// Encodes the request, for clients.
     #[must_use]
     pub fn to_bytes(self) -> [u8; RequestHeader::SIZE] {
         let header = RequestHeader {
@@ -130,7 +130,7 @@ impl RawRequest {
         bytes
     }
 
-    /// Bytes of payload that follow the header, valid request or not.
+    /// Bytes of payload that follow the header, whether the request is valid or not.
     #[must_use]
     pub fn payload(&self) -> u32 {
         if self.kind == CommandKind::WRITE { self.length } else { 0 }
@@ -139,7 +139,7 @@ impl RawRequest {
     /// Applies the rules of the protocol.
     ///
     /// # Errors
-    /// The error number to reply.
+    /// The error to send.
     pub fn check(&self, limits: &Limits) -> Result<Request, ErrorCode> {
         let command = self.command(limits)?;
         let request =
@@ -173,7 +173,7 @@ impl RawRequest {
         Ok(request)
     }
 
-    /// The command with its flags, if command and flags are known and go together.
+    /// The command with its flags, if both are known and the command allows the flags.
     fn command(&self, limits: &Limits) -> Result<Command, ErrorCode> {
         let flags = CommandFlags::from_bits(self.flags).ok_or(ErrorCode::Inval)?;
         let has = |flag| limits.flags.contains(flag);
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn past_the_end_is_enospc_for_writes_and_einval_for_the_rest() {
+    fn past_the_end_writes_fail_with_enospc_and_other_commands_with_einval() {
         let end = 1 << 30;
         for (kind, expected) in [
             (CommandKind::READ, ErrorCode::Inval),
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn writing_a_read_only_export_is_eperm_even_past_the_end() {
+    fn writing_to_a_read_only_export_fails_with_eperm_even_past_the_end() {
         let mut limits = limits();
         limits.flags |= TransmissionFlags::READ_ONLY;
         for kind in [CommandKind::WRITE, CommandKind::TRIM, CommandKind::WRITE_ZEROES] {
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_commands_and_flags_are_einval() {
+    fn unknown_commands_and_flags_fail_with_einval() {
         assert_eq!(error(CommandKind(8), 0, 0), Some(ErrorCode::Inval));
         assert_eq!(error(CommandKind(0xffff), 0, 0), Some(ErrorCode::Inval));
         let mut request = raw(CommandKind::READ, CommandFlags::empty(), 0, 512);
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_that_were_not_offered_are_einval() {
+    fn flags_that_the_server_did_not_offer_fail_with_einval() {
         let mut limits = limits();
         limits.flags = TransmissionFlags::HAS_FLAGS;
         for (kind, flag) in [
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn only_requests_that_carry_data_are_bound_by_the_maximum() {
+    fn the_maximum_size_applies_only_to_requests_that_carry_data() {
         let over = (32 << 20) + 1;
         for kind in [CommandKind::READ, CommandKind::WRITE, CommandKind::CACHE] {
             assert_eq!(error(kind, 0, over), Some(ErrorCode::Inval), "{kind:?}");
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn block_status_needs_a_context_and_a_length() {
+    fn block_status_requires_a_context_and_a_length() {
         assert_eq!(error(CommandKind::BLOCK_STATUS, 0, 0), Some(ErrorCode::Inval));
         let mut limits = limits();
         limits.contexts = false;

@@ -1,8 +1,8 @@
 //! NBD addresses as text (`doc/uri.md`): `nbd://host:port/export` and
 //! `nbd+unix:///export?socket=/path`.
 //!
-//! Parsing takes user input and never the contents of an image. The TLS schemes are recognised
-//! and refused by name, so that a request for encryption cannot end in an open connection.
+//! Parsing handles user input, never the contents of an image. The TLS schemes are recognised and refused by name, so
+//! that a request for encryption never ends in an unencrypted connection.
 
 use crate::proto::{DEFAULT_PORT, MAX_STRING};
 use std::ffi::OsString;
@@ -11,10 +11,10 @@ use std::net::Ipv6Addr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-/// Where a server listens and which export is meant.
+/// The address of a server and the name of an export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NbdUri {
-    /// Where to connect.
+    /// The address to connect to.
     pub endpoint: Endpoint,
     /// Name of the export; empty for the default one.
     pub export: String,
@@ -25,33 +25,33 @@ pub struct NbdUri {
 pub enum Endpoint {
     /// TCP. The host has no brackets, also for IPv6.
     Tcp {
-        /// Name or address.
+        /// Host name or IP address.
         host: String,
-        /// Port, 10809 when none was given.
+        /// Port; 10809 if the URI has none.
         port: u16,
     },
     /// A Unix socket.
     Unix(PathBuf),
 }
 
-/// Why a text is no usable NBD URI.
+/// The reason why a text is not a usable NBD URI.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UriError {
-    /// The scheme is none of NBD's.
+    /// The scheme is not an NBD scheme.
     Scheme(String),
     /// The scheme asks for TLS.
     Tls(String),
     /// A percent sign is not followed by two hexadecimal digits, or the text is not UTF-8.
     Escape,
-    /// No host, or one that is neither a name nor an address (IPv6 in brackets).
+    /// There is no host, or it is neither a name nor an address (IPv6 in brackets).
     Host,
-    /// The port is no number up to 65535.
+    /// The port is not a number up to 65535.
     Port(String),
     /// `nbd+unix` without `socket=`.
     NoSocket,
-    /// A query parameter that is not understood.
+    /// A query parameter that is not supported.
     Parameter(String),
-    /// The export name is too long or holds a NUL.
+    /// The export name is too long or contains a NUL.
     Export,
 }
 
@@ -104,7 +104,7 @@ impl NbdUri {
     }
 }
 
-/// Reads the query; only `socket` is understood.
+/// Parses the query; only `socket` is supported.
 fn parse_query(query: &str) -> Result<Option<Vec<u8>>, UriError> {
     let mut socket = None;
     for parameter in query.split(['&', ';']).filter(|parameter| !parameter.is_empty()) {
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn the_examples_of_the_standard_are_understood() {
+    fn the_examples_of_the_specification_are_parsed() {
         for (uri, expected) in [
             ("nbd://example.com/disk", tcp("example.com", 10809, "disk")),
             ("nbd+unix:///disk?socket=sock", unix("sock", "disk")),
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_reads_back() {
+    fn a_printed_uri_parses_to_the_same_value() {
         for uri in [
             tcp("h", 1, "a b%c"),
             tcp("::1", 10809, ""),
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_uris_are_refused_with_the_reason() {
+    fn invalid_uris_are_refused_with_the_reason() {
         for (uri, error) in [
             ("http://x/", UriError::Scheme("http".to_owned())),
             ("disk.img", UriError::Scheme("disk.img".to_owned())),

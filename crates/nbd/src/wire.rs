@@ -1,9 +1,8 @@
-//! The fixed-size structures of the protocol as they lie on the wire.
+//! The fixed-size structures of the protocol in their wire format.
 //!
-//! Every integer is big-endian and every structure unaligned, so that one can be viewed in place
-//! in a receive buffer and written in place into a send buffer. The sizes are checked at compile
-//! time. A structure that has been read is only bytes with names: whether its values make sense
-//! is decided by the modules that use it.
+//! Every integer is big-endian and every structure is unaligned, so that a structure can be read in place from a
+//! receive buffer and written in place into a send buffer. The sizes are checked at compile time. Reading a structure
+//! does not validate its values; the modules that use it do.
 
 use zerocopy::byteorder::network_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -24,7 +23,7 @@ macro_rules! wire_struct {
             /// Size on the wire, in bytes.
             pub const SIZE: usize = $size;
 
-            /// Reads the structure from the front of `bytes`; `None` if they are too few.
+            /// Reads the structure from the front of `bytes`; `None` if `bytes` is too short.
             #[must_use]
             pub fn read(bytes: &[u8]) -> Option<$name> {
                 <$name as FromBytes>::read_from_prefix(bytes).ok().map(|(value, _)| value)
@@ -34,7 +33,7 @@ macro_rules! wire_struct {
 }
 
 wire_struct! {
-    /// What the server says first ("Newstyle negotiation").
+    /// The first message of the server ("Newstyle negotiation").
     Greeting: 18 {
         /// [`crate::proto::MAGIC`].
         magic: U64,
@@ -62,7 +61,7 @@ wire_struct! {
     OptionReplyHeader: 20 {
         /// [`crate::proto::OPTION_REPLY_MAGIC`].
         magic: U64,
-        /// The option that is answered.
+        /// The option that this reply answers.
         option: U32,
         /// [`crate::proto::ReplyKind`].
         kind: U32,
@@ -116,7 +115,7 @@ wire_struct! {
         flags: U16,
         /// [`crate::proto::CommandKind`].
         command: U16,
-        /// The client's handle, returned as it came.
+        /// The client's cookie, which the reply returns unchanged.
         cookie: U64,
         /// Offset in bytes.
         offset: U64,
@@ -132,7 +131,7 @@ wire_struct! {
         magic: U32,
         /// [`crate::error::ErrorCode`], or zero.
         error: U32,
-        /// The request's handle.
+        /// The request's cookie.
         cookie: U64,
     }
 }
@@ -146,7 +145,7 @@ wire_struct! {
         flags: U16,
         /// [`crate::proto::ChunkKind`].
         kind: U16,
-        /// The request's handle.
+        /// The request's cookie.
         cookie: U64,
         /// Bytes of payload that follow.
         length: U32,
@@ -158,7 +157,7 @@ wire_struct! {
     OffsetDataHeader: 28 {
         /// The chunk's head.
         chunk: ChunkHeader,
-        /// Where the data lies in the export, in bytes.
+        /// Offset of the data in the export, in bytes.
         offset: U64,
     }
 }
@@ -168,7 +167,7 @@ wire_struct! {
     OffsetHole: 32 {
         /// The chunk's head.
         chunk: ChunkHeader,
-        /// Where the hole lies in the export, in bytes.
+        /// Offset of the hole in the export, in bytes.
         offset: U64,
         /// Length of the hole in bytes.
         length: U32,
@@ -186,7 +185,7 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Front of the payload of an error chunk; the message follows.
+    /// Start of the payload of an error chunk; the message follows.
     ChunkError: 6 {
         /// [`crate::error::ErrorCode`].
         error: U32,

@@ -79,8 +79,11 @@ mod create;
 mod disk;
 mod drivers;
 mod format;
+mod image_info;
 mod lowest;
+mod map;
 mod progress;
+pub mod qemu_json;
 pub mod rebase;
 mod request;
 mod serve;
@@ -89,11 +92,13 @@ mod threads;
 
 pub use convert::{Convert, Stop};
 pub use create::Create;
-pub use disk::{Cache, Cursor, Disk, Extent, OpenOptions};
+pub use disk::{Cache, Cursor, Disk, OpenOptions};
 pub use drivers::{drivers, is_absent};
 pub use format::{
     Compression, Format, NewFormat, Qcow2Options, Qcow2Version, RawOptions, VdiOptions,
 };
+pub use image_info::{BackingName, ImageInfo, has_own_info};
+pub use map::{Extent, Extents};
 pub use oxblk_core as core;
 pub use oxblk_core::bitmap::BitmapInfo;
 pub use oxblk_core::snapshot::SnapshotInfo;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use oxblk_core::{Error, ErrorKind, Result};
+use oxblk_core::{Errno, Error, ErrorKind, Result};
 use oxblk_ring::{Remote, TaskGone, try_thread_index};
 
 use crate::IoThreads;
@@ -51,8 +51,7 @@ impl<T: Send + 'static> Request<T> {
         };
         if try_thread_index().is_some() {
             let message = "An I/O thread cannot wait for a request: await it instead";
-            return Err(Error::new(ErrorKind::Busy, message)
-                .errno(rustix::io::Errno::DEADLK.raw_os_error()));
+            return Err(Error::new(ErrorKind::Busy, message).errno(Errno::DEADLK));
         }
         running.wait().map_err(|TaskGone| ended())?
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use oxblk_core::create::{CreateRequest, CreateTarget};
 use oxblk_core::{
-    ChildIdx, Edge, Error, Graph, Node, OpenFlags, Options, Perm, Permissions, Result,
+    ChildIdx, Edge, Errno, Error, Graph, Node, OpenFlags, Options, Perm, Permissions, Result,
 };
 use oxblk_formats::qcow2::QCOW2;
 use oxblk_protocols::file::{FILE, FileDriver, temporary};
@@ -37,7 +37,7 @@ async fn open_over(
 ) -> Result<Arc<Node>> {
     let mut options = Options::new();
     let size = base.size().checked_next_multiple_of(SECTOR);
-    options.insert("size", size.ok_or_else(|| Error::from_errno(27))?);
+    options.insert("size", size.ok_or_else(|| Error::from_errno(Errno::FBIG))?);
     let taken = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
     let permissions = Permissions::sharing_all(taken);
     let name = ChildIdx::FILE.name();
@@ -45,7 +45,7 @@ async fn open_over(
     let request = CreateRequest { target: CreateTarget::File(Arc::clone(&edge)), options };
     let created = match QCOW2.create(graph, request) {
         Some(created) => created.await,
-        None => Err(Error::from_errno(95)),
+        None => Err(Error::from_errno(Errno::OPNOTSUPP)),
     };
     edge.detach();
     created?;
@@ -53,5 +53,6 @@ async fn open_over(
     options.insert("driver", QCOW2.name());
     options.insert("file", file.name());
     options.insert("backing", base.name());
-    graph.open(options, OpenFlags { no_flush: true, ..flags }).await
+    // Nobody else can open the overlay; how the base is shared was said when it was opened.
+    graph.open(options, OpenFlags { no_flush: true, force_share: false, ..flags }).await
 }

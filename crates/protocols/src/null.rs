@@ -1,5 +1,5 @@
-//! `null-co` and `null-aio`: a disk of nothing. Writes go nowhere, reads give back the buffer as it is, or zeroes
-//! if asked for. With `latency-ns` each request takes that long.
+//! `null-co` and `null-aio`: a disk without storage. Writes are discarded. Reads leave the buffer unchanged, or zero
+//! it if the option says so. With `latency-ns` each request takes that long.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use serde::{Deserialize, Serialize};
 
 /// The `null-co` driver.
 pub static NULL_CO: NullFactory = NullFactory("null-co");
-/// The `null-aio` driver: the same by another name.
+/// The `null-aio` driver: the same driver with another name.
 pub static NULL_AIO: NullFactory = NullFactory("null-aio");
 
 const DEFAULT_SIZE: u64 = 1 << 30;
 const SECTOR: u64 = 512;
 
-/// Makes null disks.
+/// Creates null disks.
 #[derive(Debug)]
 pub struct NullFactory(&'static str);
 
@@ -132,7 +132,7 @@ impl Driver for Null {
     }
 }
 
-/// Nothing depends on how a null disk was opened.
+/// No open option affects a null disk.
 impl Reopen for Null {
     fn prepare(&self, _flags: OpenFlags, _options: &Options) -> BoxFuture<'_, Result<()>> {
         Box::pin(std::future::ready(Ok(())))
@@ -173,7 +173,7 @@ impl DriverFactory for NullFactory {
         Box::pin(async move {
             let options: NullOptions = context.options.extract()?;
             let size = options.size.unwrap_or(DEFAULT_SIZE);
-            // A size that is too large is refused when the node is made.
+            // Creating the node refuses a size that is too large.
             let size = size.checked_next_multiple_of(SECTOR).unwrap_or(u64::MAX);
             let latency = u64::try_from(options.latency_ns.unwrap_or(0))
                 .map_err(|_| Error::invalid("latency-ns is invalid"))?;

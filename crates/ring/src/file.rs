@@ -1,10 +1,11 @@
-//! Files and what can be done with them.
+//! Files and the operations on them.
 //!
-//! A [`File`] is a handle that all I/O threads may use at once; each ring registers it at its first use, under the file's dense
-//! id. When the last handle is gone the descriptor is closed, and every ring that has registered it is told to let go.
+//! A [`File`] is a handle that all I/O threads may use at once. Each ring registers the file at its first use, under
+//! the file's dense id. When the last handle is dropped the descriptor is closed, and every ring that has registered
+//! the file is asked to unregister it.
 //!
-//! Reads and writes start when the method is called, on the current I/O thread, and own their buffers; dropping their future
-//! only detaches them. Everything else is an `async fn`.
+//! Reads and writes start when the method is called, on the current I/O thread, and own their buffers. Dropping their
+//! future only detaches the operation. All other operations are `async fn`s.
 
 use std::fmt;
 use std::future::Future;
@@ -24,7 +25,7 @@ use crate::sim::Disk;
 /// How a file's reads and writes are carried out (QEMU's `aio=`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Aio {
-    /// io_uring; on an I/O thread that has none this means [`Threads`](Aio::Threads).
+    /// io_uring; on an I/O thread without one it means [`Threads`](Aio::Threads).
     #[default]
     IoUring,
     /// Linux AIO. For files opened with `O_DIRECT`.
@@ -33,18 +34,18 @@ pub enum Aio {
     Threads,
 }
 
-/// What [`File::fallocate`] is to do.
+/// The mode of [`File::fallocate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Falloc {
-    /// Allocate, and extend the file if need be.
+    /// Allocate, and extend the file if necessary.
     Allocate,
-    /// Allocate beyond the end as well, but leave the size as it is.
+    /// Allocate, also beyond the end, but keep the size.
     AllocateKeepSize,
-    /// Give the space back; reads see zeroes. Keeps the size.
+    /// Free the space; reads return zeroes. Keeps the size.
     PunchHole,
-    /// Make it read as zeroes, and extend the file if need be.
+    /// Make the range read as zeroes, and extend the file if necessary.
     ZeroRange,
-    /// Make it read as zeroes; leave the size as it is.
+    /// Make the range read as zeroes; keep the size.
     ZeroRangeKeepSize,
 }
 
@@ -65,14 +66,14 @@ impl Falloc {
 pub struct Extent {
     /// Whether it is data; a hole reads as zeroes.
     pub is_data: bool,
-    /// Where it ends, in bytes from the start of the file.
+    /// Its end, in bytes from the start of the file.
     pub end: u64,
 }
 
 /// `f_type` of tmpfs and ramfs, see `statfs(2)`.
 const MEMORY_FILE_SYSTEMS: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 
-/// A small number that no other open file has; free for another when dropped.
+/// A small number that no other open file has. When dropped, another file may use it.
 struct FileId(u32);
 
 struct FreeIds {
@@ -101,15 +102,15 @@ impl Drop for FileId {
 }
 
 struct Host {
-    // In this order: rings are told to let go before the descriptor is closed.
+    // The fields drop in this order: rings are asked to unregister the file before the descriptor is closed.
     registration: Registration,
     fd: OwnedFd,
     aio: Aio,
-    /// The file's data is in memory and nowhere else (tmpfs): reading and writing it never waits.
+    /// The file's data exists in memory only (tmpfs): reads and writes never wait for a device.
     in_memory: bool,
 }
 
-/// The file's place in the tables of rings.
+/// The file's index in the registered-file tables of rings.
 struct Registration {
     id: Arc<FileId>,
     /// I/O threads whose ring may have registered the file, by index.
@@ -118,7 +119,7 @@ struct Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        // The id goes back when the last ring has let go of the file.
+        // The id becomes free when the last ring has unregistered the file.
         let rings = *self.rings.get_mut();
         send_to(rings, || Message::Unregister(self.id.0, Arc::clone(&self.id) as _));
     }
@@ -140,7 +141,7 @@ pub struct File(Inner);
 pub(crate) struct WeakFile(Weak<Host>);
 
 impl WeakFile {
-    /// The file, while there are handles to it.
+    /// The file; `None` if all its handles are dropped.
     pub(crate) fn upgrade(&self) -> Option<File> {
         self.0.upgrade().map(|host| File(Inner::Host(host)))
     }
@@ -159,7 +160,7 @@ impl File {
         })))
     }
 
-    /// A reference that does not keep a file of the host open.
+    /// A weak reference: it does not keep a file of the host open.
     pub(crate) fn downgrade(&self) -> WeakFile {
         match &self.0 {
             Inner::Host(host) => WeakFile(Arc::downgrade(host)),
@@ -177,12 +178,12 @@ impl File {
         File(Inner::Closed)
     }
 
-    /// Closes this handle and reports what the host still had to say: some file systems (network file systems, quotas)
-    /// report only now that data could not be stored. Where other handles remain, the descriptor stays open for them;
-    /// the host is asked all the same.
+    /// Closes this handle and returns the error that the host reports: some file systems (network file systems,
+    /// quotas) report only at this point that data could not be stored. If other handles remain, the descriptor stays
+    /// open for them, but the host still reports.
     ///
     /// # Errors
-    /// As `close(2)`. The handle is gone all the same.
+    /// The errors of `close(2)`. The handle is closed in this case too.
     pub async fn close(self) -> io::Result<()> {
         match self.0 {
             Inner::Host(host) => on_file(move || close_host(host)).await,
@@ -220,12 +221,12 @@ impl File {
         }
     }
 
-    /// Whether reading and writing it never waits for anything but memory.
+    /// Whether its reads and writes wait for nothing but memory.
     pub(crate) fn is_in_memory(&self) -> bool {
         matches!(&self.0, Inner::Host(host) if host.in_memory)
     }
 
-    /// The dense id; no place in any table for a simulated disk.
+    /// The dense id; for a simulated disk, an id beyond the end of every table.
     pub(crate) fn id(&self) -> u32 {
         match &self.0 {
             Inner::Host(host) => host.registration.id.0,
@@ -240,39 +241,40 @@ impl File {
         }
     }
 
-    /// Reads once, at most `buf.len()` bytes; may be short, 0 at the end of the file.
+    /// Reads once, at most `buf.len()` bytes. The read may be short; it returns 0 at the end of the file.
     ///
     /// # Panics
-    /// Off an I/O thread.
+    /// If the caller is not on an I/O thread.
     pub fn read_at(&self, buf: IoBufMut, offset: u64) -> ReadAt {
         ReadAt(start_file(self, Op::Read { offset }, Payload::Read(buf)))
     }
 
-    /// Writes once; may be short. With `fua` the data is durable on completion (`RWF_DSYNC`).
+    /// Writes once; the write may be short. With `fua` the data is durable on completion (`RWF_DSYNC`).
     ///
     /// # Panics
-    /// Off an I/O thread.
+    /// If the caller is not on an I/O thread.
     pub fn write_at(&self, buf: IoBuf, offset: u64, fua: bool) -> WriteAt {
         WriteAt(start_file(self, Op::Write { offset, fua }, Payload::Write(buf)))
     }
 
-    /// Reads once into several buffers in turn; may be short.
+    /// Reads once into several buffers in order; the read may be short.
     ///
     /// # Panics
-    /// Off an I/O thread.
+    /// If the caller is not on an I/O thread.
     pub fn read_vectored_at(&self, bufs: IoVecMut, offset: u64) -> ReadvAt {
         ReadvAt(start_file(self, Op::Read { offset }, Payload::ReadV(bufs)))
     }
 
-    /// Writes several buffers one after another; may be short.
+    /// Writes several buffers in order; the write may be short.
     ///
     /// # Panics
-    /// Off an I/O thread.
+    /// If the caller is not on an I/O thread.
     pub fn write_vectored_at(&self, bufs: IoVec, offset: u64, fua: bool) -> WritevAt {
         WritevAt(start_file(self, Op::Write { offset, fua }, Payload::WriteV(bufs)))
     }
 
-    /// Reads until the buffer is full or the file ends. Gives the number of bytes before the end; the rest is zeroed.
+    /// Reads until the buffer is full or the file ends. Returns the number of bytes that were before the end; the
+    /// rest of the buffer is zeroed.
     ///
     /// # Errors
     /// The read's error.
@@ -303,7 +305,7 @@ impl File {
     /// Writes everything.
     ///
     /// # Errors
-    /// The write's error; [`io::ErrorKind::WriteZero`] when the file takes no more.
+    /// The write's error; [`io::ErrorKind::WriteZero`] if the file accepts no more data.
     pub async fn write_all_at(&self, mut buf: IoBuf, offset: u64, fua: bool) -> io::Result<()> {
         let mut written = 0;
         while !buf.is_empty() {
@@ -323,10 +325,10 @@ impl File {
         Ok(())
     }
 
-    /// Writes all of several buffers one after another.
+    /// Writes several buffers completely, in order.
     ///
     /// # Errors
-    /// The write's error; [`io::ErrorKind::WriteZero`] when the file takes no more.
+    /// The write's error; [`io::ErrorKind::WriteZero`] if the file accepts no more data.
     pub async fn write_all_vectored_at(
         &self,
         mut bufs: IoVec,
@@ -349,10 +351,10 @@ impl File {
         Ok(())
     }
 
-    /// Makes what has been written durable; with `data_only`, only what is needed to read it back (`fdatasync`).
+    /// Makes what has been written durable; with `data_only`, only the metadata needed to read it back (`fdatasync`).
     ///
     /// # Errors
-    /// The file's error, after which it is unknown what is durable.
+    /// The file's error. After an error it is unknown what is durable.
     pub async fn sync(&self, data_only: bool) -> io::Result<()> {
         self.unit(Op::Sync { data_only }).await
     }
@@ -360,7 +362,7 @@ impl File {
     /// Allocates, frees or zeroes a range.
     ///
     /// # Errors
-    /// As `fallocate(2)`: `EOPNOTSUPP` where the file cannot do it.
+    /// The errors of `fallocate(2)`: `EOPNOTSUPP` if the file does not support the mode.
     pub async fn fallocate(&self, mode: Falloc, offset: u64, len: u64) -> io::Result<()> {
         self.unit(Op::Fallocate { mode: mode.mode(), offset, len }).await
     }
@@ -375,10 +377,10 @@ impl File {
         }
     }
 
-    /// Cuts the file off or extends it with zeroes.
+    /// Truncates the file or extends it with zeroes.
     ///
     /// # Errors
-    /// As `ftruncate(2)`.
+    /// The errors of `ftruncate(2)`.
     pub async fn set_len(&self, len: u64) -> io::Result<()> {
         let host = match &self.0 {
             Inner::Sim(_) => return self.unit(Op::Truncate { len }).await,
@@ -392,11 +394,11 @@ impl File {
             .map(drop)
     }
 
-    /// Runs a call of the host on this file that may block, on a worker thread. Like every other operation it goes on when
-    /// the future is dropped, and is waited for by [`settled`](crate::settled).
+    /// Runs a host system call on this file that may block, on a worker thread. Like every other operation it
+    /// continues if the future is dropped, and [`settled`](crate::settled) waits for it.
     ///
     /// # Panics
-    /// Off an I/O thread.
+    /// If the caller is not on an I/O thread.
     pub fn call<T, F>(&self, f: F) -> impl Future<Output = T> + use<T, F>
     where
         T: Send + 'static,
@@ -406,20 +408,20 @@ impl File {
         on_file(move || f(&file))
     }
 
-    /// The size in bytes, of a block device as well.
+    /// The size in bytes, also of a block device.
     ///
     /// # Errors
-    /// As `fstat(2)` and `lseek(2)`.
+    /// The errors of `fstat(2)` and `lseek(2)`.
     #[expect(
         clippy::unused_async,
-        reason = "part of the interface: a remote file system may have to ask"
+        reason = "part of the interface: a remote file system may have to send a request"
     )]
     pub async fn len(&self) -> io::Result<u64> {
         match &self.0 {
             Inner::Sim(disk) => Ok(disk.len()),
             Inner::Closed => Err(bad_descriptor()),
             Inner::Host(host) => {
-                // SAFETY: no memory involved. The position of the descriptor is never used.
+                // SAFETY: no memory involved. Nothing uses the descriptor's position.
                 check(unsafe { libc::lseek(host.fd.as_raw_fd(), 0, libc::SEEK_END) })
             }
         }
@@ -428,7 +430,7 @@ impl File {
     /// Finds the extent that contains `offset`.
     ///
     /// # Errors
-    /// `ENXIO` at and past the end; the file system's error. Where holes cannot be told, all is data.
+    /// `ENXIO` at and past the end; the file system's error. If the file system does not report holes, all is data.
     pub async fn seek_extent(&self, offset: u64) -> io::Result<Extent> {
         match &self.0 {
             Inner::Sim(disk) => disk.seek_extent(offset),
@@ -440,10 +442,10 @@ impl File {
         }
     }
 
-    /// Finds the extent that contains `offset` and those that follow it, up to `count` in all; at least one.
+    /// Finds the extent that contains `offset` and the extents that follow it: at least one, at most `count`.
     ///
     /// # Errors
-    /// Those of [`File::seek_extent`] at `offset`; where a later extent cannot be told, the list ends before it.
+    /// Those of [`File::seek_extent`] at `offset`. If a later extent cannot be found, the list ends before it.
     pub async fn seek_extents(&self, offset: u64, count: usize) -> io::Result<Vec<Extent>> {
         match &self.0 {
             Inner::Sim(disk) => extents_with(offset, count, |at| disk.seek_extent(at)),
@@ -456,10 +458,10 @@ impl File {
         }
     }
 
-    /// Copies inside the kernel (`copy_file_range`); may be short.
+    /// Copies inside the kernel (`copy_file_range`); the copy may be short.
     ///
     /// # Errors
-    /// `EXDEV`, `EOPNOTSUPP` or `EINVAL` where the kernel cannot do it for these files.
+    /// `EXDEV`, `EOPNOTSUPP` or `EINVAL` if the kernel cannot copy between these files.
     pub async fn copy_range_to(
         &self,
         offset: u64,
@@ -504,7 +506,7 @@ fn bad_descriptor() -> io::Error {
     io::Error::from_raw_os_error(libc::EBADF)
 }
 
-/// Each close of a descriptor has the file system write back and report, also the close of a duplicate.
+/// Each close of a descriptor makes the file system write back and report errors, also the close of a duplicate.
 fn close_host(host: Arc<Host>) -> io::Result<()> {
     let fd = match Arc::try_unwrap(host) {
         Ok(Host { registration, fd, .. }) => {
@@ -513,7 +515,7 @@ fn close_host(host: Arc<Host>) -> io::Result<()> {
         }
         Err(shared) => shared.fd.try_clone()?,
     };
-    // SAFETY: no memory involved; the descriptor is ours, and Linux closes it whatever it returns.
+    // SAFETY: no memory involved; the descriptor is ours, and Linux closes it whatever `close` returns.
     check(i64::from(unsafe { libc::close(fd.into_raw_fd()) })).map(drop)
 }
 
@@ -543,7 +545,7 @@ fn check(result: i64) -> io::Result<u64> {
     u64::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-/// A count or a negative errno.
+/// Converts a count or a negative errno into a result.
 pub(crate) fn count(result: i32) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(result.saturating_neg()))
 }
@@ -560,7 +562,7 @@ fn extents_with(
 
 fn seek_extent(fd: BorrowedFd<'_>, offset: u64) -> io::Result<Extent> {
     let at = signed(offset)?;
-    // SAFETY: no memory involved. The position of the descriptor is never used.
+    // SAFETY: no memory involved. Nothing uses the descriptor's position.
     let seek = |whence| check(unsafe { libc::lseek(fd.as_raw_fd(), at, whence) });
     // SAFETY: as above.
     let size = check(unsafe { libc::lseek(fd.as_raw_fd(), 0, libc::SEEK_END) })?;
@@ -571,7 +573,8 @@ fn seek_extent(fd: BorrowedFd<'_>, offset: u64) -> io::Result<Extent> {
         Ok(data) if data > offset => Ok(Extent { is_data: false, end: data }),
         Ok(_) => match seek(libc::SEEK_HOLE) {
             Ok(hole) if hole > offset => Ok(Extent { is_data: true, end: hole }),
-            // Punched in between the two looks: a hole of unknown length; the sector is a safe lower bound.
+            // The range was punched between the two calls: a hole of unknown length. One sector is a safe lower
+            // bound.
             Ok(_) => Ok(Extent { is_data: false, end: offset.saturating_add(1).min(size) }),
             Err(error) => Err(error),
         },
@@ -607,7 +610,7 @@ transfer_future!(
     (io::Result<usize>, IoBufMut),
     |result, payload| match payload {
         Payload::Read(buf) => (count(result), buf),
-        other => unreachable!("a read came back with {other:?}"),
+        other => unreachable!("a read completed with {other:?}"),
     }
 );
 transfer_future!(
@@ -616,7 +619,7 @@ transfer_future!(
     (io::Result<usize>, IoVecMut),
     |result, payload| match payload {
         Payload::ReadV(bufs) => (count(result), bufs),
-        other => unreachable!("a read came back with {other:?}"),
+        other => unreachable!("a read completed with {other:?}"),
     }
 );
 transfer_future!(

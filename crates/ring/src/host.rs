@@ -1,25 +1,25 @@
-//! System calls on host files that have no safe wrapper elsewhere and never wait for long: locks of open file descriptions,
-//! and the ioctls of block devices and file systems. They work on any descriptor and need no I/O thread; what may take long
-//! (discarding blocks) is made for [`offload`](crate::offload).
+//! System calls on host files that have no safe wrapper elsewhere and never wait for long: locks of open file
+//! descriptions, and the ioctls of block devices and file systems. They work on any descriptor and need no I/O
+//! thread. Calls that may take long (discarding blocks) are meant to be run through [`offload`](crate::offload).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Has the allocator of the C library keep to a few arenas. Each takes 64 MiB of address space, which a process with many
-/// threads may not have. For programs of their own: a library does not decide for the process that it is part of.
+/// Limits the C library's allocator to a few arenas. Each arena takes 64 MiB of address space, which a process with
+/// many threads may not have. Only a program should call this: a library does not decide it for the process.
 pub fn limit_allocator_arenas() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: sets a number of the allocator's.
+    // SAFETY: sets a numeric parameter of the allocator.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, ARENAS);
     }
 }
 
-/// The first is the heap of the process, which takes no more address space than it uses.
+/// The first arena is the heap of the process, which takes no more address space than it uses.
 #[cfg(target_env = "gnu")]
 const ARENAS: libc::c_int = 3;
 
-/// A range of bytes that locks are about; nothing of the file itself need be there.
+/// A range of bytes to lock. The file need not contain these bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LockRange {
     /// First byte.
@@ -36,7 +36,7 @@ impl LockRange {
 
     fn request(self, kind: libc::c_int) -> libc::flock {
         libc::flock {
-            // The constants are 0, 1 and 2 on every platform.
+            // The constants are 0, 1 and 2 on every platform, so they fit.
             l_type: i16::try_from(kind).unwrap_or_default(),
             l_whence: i16::try_from(libc::SEEK_SET).unwrap_or_default(),
             l_start: libc::off_t::from(self.start),
@@ -49,15 +49,15 @@ impl LockRange {
 /// Takes a shared lock for the open file description behind `fd`, which must be readable.
 ///
 /// # Errors
-/// `EAGAIN` when an exclusive lock is in the way; as `fcntl(2)` with `F_OFD_SETLK`.
+/// `EAGAIN` if an exclusive lock conflicts; otherwise as `fcntl(2)` with `F_OFD_SETLK`.
 pub fn lock_shared(fd: BorrowedFd<'_>, range: LockRange) -> io::Result<()> {
     set_lock(fd, range.request(libc::F_RDLCK))
 }
 
-/// Gives a lock back.
+/// Releases a lock.
 ///
 /// # Errors
-/// As `fcntl(2)` with `F_OFD_SETLK`.
+/// The errors of `fcntl(2)` with `F_OFD_SETLK`.
 pub fn unlock(fd: BorrowedFd<'_>, range: LockRange) -> io::Result<()> {
     set_lock(fd, range.request(libc::F_UNLCK))
 }
@@ -71,7 +71,7 @@ fn set_lock(fd: BorrowedFd<'_>, request: libc::flock) -> io::Result<()> {
 /// Whether another open file description holds any lock in `range`.
 ///
 /// # Errors
-/// As `fcntl(2)` with `F_OFD_GETLK`: `EINVAL` where the kernel or file system has no such locks.
+/// The errors of `fcntl(2)` with `F_OFD_GETLK`: `EINVAL` if the kernel or the file system has no such locks.
 pub fn is_locked_elsewhere(fd: BorrowedFd<'_>, range: LockRange) -> io::Result<bool> {
     let mut request = range.request(libc::F_WRLCK);
     // SAFETY: F_OFD_GETLK reads and writes one `flock`, which lives until the call returns; `fd` is open.
@@ -79,11 +79,11 @@ pub fn is_locked_elsewhere(fd: BorrowedFd<'_>, range: LockRange) -> io::Result<b
     Ok(libc::c_int::from(request.l_type) != libc::F_UNLCK)
 }
 
-/// Lets the process have as many open files as it may ask for (the hard limit of `RLIMIT_NOFILE`). A chain of a thousand
+/// Raises the limit on open files to its maximum (the hard limit of `RLIMIT_NOFILE`). A backing chain of a thousand
 /// images needs more than the usual soft limit.
 ///
 /// # Errors
-/// As `setrlimit(2)`; the limit is what it was then.
+/// The errors of `setrlimit(2)`; then the limit is unchanged.
 pub fn raise_open_files_limit() -> io::Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -93,7 +93,8 @@ pub fn raise_open_files_limit() -> io::Result<()> {
     Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?)
 }
 
-/// The size of the main thread's stack in bytes (the soft limit of `RLIMIT_STACK`); `None` where nothing limits it.
+/// The size limit of the main thread's stack in bytes (the soft limit of `RLIMIT_STACK`); `None` if there is no
+/// limit.
 pub fn main_stack_limit() -> Option<u64> {
     rustix::process::getrlimit(rustix::process::Resource::Stack).current
 }
@@ -101,7 +102,7 @@ pub fn main_stack_limit() -> Option<u64> {
 /// Tells a block device that the contents of a range no longer matter (`BLKDISCARD`).
 ///
 /// # Errors
-/// As the device reports: `EOPNOTSUPP` where it cannot.
+/// The device's error: `EOPNOTSUPP` if it does not support discard.
 pub fn discard_blocks(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
     const BLKDISCARD: libc::Ioctl = 0x1277;
     let range = [offset, len];
@@ -112,7 +113,7 @@ pub fn discard_blocks(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<(
 /// Asks the file system to allocate a new file in extents of `bytes` (`FS_IOC_FSSETXATTR`).
 ///
 /// # Errors
-/// As the file system reports: most have no such hint.
+/// The file system's error: most file systems do not support this hint.
 pub fn set_extent_size_hint(fd: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
     /// `struct fsxattr` of the kernel's interface.
     #[repr(C)]
@@ -130,11 +131,11 @@ pub fn set_extent_size_hint(fd: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
     const FS_IOC_FSSETXATTR: libc::Ioctl = 0x401c_5820;
     const EXTENT_SIZE: u32 = 0x800;
     let mut attributes = Attributes::default();
-    // SAFETY: the request writes one `struct fsxattr`, of the size that its number tells; `attributes` is one.
+    // SAFETY: the request writes one `struct fsxattr`, whose size is part of the request number; `attributes` is one.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut attributes) })?;
     attributes.flags |= EXTENT_SIZE;
     attributes.extent_size = bytes;
-    // SAFETY: the request reads one `struct fsxattr`, of the size that its number tells; `attributes` is one.
+    // SAFETY: the request reads one `struct fsxattr`, whose size is part of the request number; `attributes` is one.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const attributes) })
 }
 

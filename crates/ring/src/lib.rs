@@ -1,13 +1,15 @@
-//! The I/O engine: executor, operations, buffers, timers. Knows nothing of disk images.
+//! The I/O engine: executor, operations, buffers, timers. It knows nothing of disk images.
 //!
-//! One **I/O thread** is one executor with one io_uring. Its futures are `!Send` and live and die there; their wakers
-//! cross threads. [`block_on`] turns the calling thread into an I/O thread, [`IoThread::start`] makes another one.
+//! One **I/O thread** is one executor with one io_uring. Its futures are `!Send` and stay on that thread for their
+//! whole life; their wakers may be used from other threads. [`block_on`] turns the calling thread into an I/O thread,
+//! [`IoThread::start`] starts another one.
 //!
-//! * [`buf`](IoBuf): owned memory. What the kernel may touch belongs to an operation's slot until it has completed, so
-//!   a future can be dropped at any moment.
-//! * `reactor`: the slots, and what carries operations out: io_uring, Linux AIO, a pool of blocking threads, or poll.
+//! * [`buf`](IoBuf): owned memory. Memory that the kernel may touch belongs to an operation's slot until the
+//!   operation has completed, so a future can be dropped at any moment.
+//! * `reactor`: the slots, and the backends that execute operations: io_uring, Linux AIO, a pool of blocking threads,
+//!   or poll.
 //! * `runtime`: the loop (harvest completions → run ready tasks → one submit-and-wait), tasks, timers, wakers.
-//! * [`File`], [`Stream`], [`Listener`]: what can be read and written.
+//! * [`File`], [`Stream`], [`Listener`]: the objects that operations read from and write to.
 //! * [`perturb`]: random delays in lock-free hand-overs, in test builds.
 //! * [`sim`]: a simulated disk and a deterministic executor for tests.
 //! * locks that work across I/O threads: [`Mutex`], [`RwLock`], [`Semaphore`], [`RangeLock`]; and [`Sharded`] data.
@@ -36,5 +38,6 @@ pub use sync::{
     Semaphore, Shard, Sharded,
 };
 
-/// A handle to a local task: dropping it cancels the task, [`detach`](async_task::Task::detach) lets it run on.
+/// A handle to a local task. Dropping it cancels the task; [`detach`](async_task::Task::detach) lets the task
+/// continue.
 pub use async_task::Task;

@@ -1,4 +1,4 @@
-//! Stream sockets, listening sockets, and pipes or terminals used like them.
+//! Stream sockets, listening sockets, and pipes or terminals used as streams.
 
 use std::fmt;
 use std::io;
@@ -13,16 +13,16 @@ use crate::file::count;
 use crate::reactor::{Op, Payload, start_fd};
 use crate::runtime::offload::blocking;
 
-/// Where a socket listens or connects to.
+/// The address on which a socket listens, or to which it connects.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
     /// A Unix socket's path.
     Unix(PathBuf),
     /// A TCP host and port.
     Tcp {
-        /// Name or number of the host.
+        /// Name or IP address of the host.
         host: String,
-        /// Port; 0 lets the kernel choose one when listening.
+        /// Port; with 0 the kernel chooses one for a listening socket.
         port: u16,
     },
 }
@@ -37,14 +37,14 @@ impl fmt::Display for Address {
     }
 }
 
-/// A listening socket, usable from every I/O thread at once.
+/// A listening socket. All I/O threads may use it at once.
 pub struct Listener {
     fd: Arc<OwnedFd>,
     address: Address,
 }
 
 impl Listener {
-    /// Binds and listens. May look up the host's name, which blocks.
+    /// Binds and listens. May resolve the host's name, which blocks.
     ///
     /// # Errors
     /// The system's error, for example `EADDRINUSE`.
@@ -59,7 +59,7 @@ impl Listener {
     /// Takes over a listening socket.
     ///
     /// # Errors
-    /// When it is no Unix or TCP socket.
+    /// If it is not a Unix or TCP socket.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Listener> {
         let (address, fd) = local_address(fd)?;
         Ok(Listener { fd: Arc::new(fd), address })
@@ -68,13 +68,13 @@ impl Listener {
     /// Waits for a connection. The descriptor may be handed to any thread.
     ///
     /// # Errors
-    /// As `accept(2)`, except that connections which are gone already are skipped.
+    /// The errors of `accept(2)`. Connections that the peer has already closed are skipped.
     pub async fn accept(&self) -> io::Result<OwnedFd> {
         loop {
             let (result, _) =
                 start_fd(&self.fd, Op::Poll { events: libc::POLLIN }, Payload::None).await;
             count(result)?;
-            // SAFETY: the peer's address is not asked for.
+            // SAFETY: null pointers: the call does not return the peer's address.
             let fd = unsafe {
                 libc::accept4(
                     self.fd.as_raw_fd(),
@@ -97,13 +97,14 @@ impl Listener {
         }
     }
 
-    /// Where it listens, with the port that the kernel chose.
+    /// The address on which it listens, with the port that the kernel chose.
     pub fn local_address(&self) -> Address {
         self.address.clone()
     }
 }
 
-/// Asks for the address; makes the descriptor non-blocking, so that another thread may be faster to accept.
+/// Reads the socket's address. Makes the descriptor non-blocking, because another thread may accept a connection
+/// first.
 fn local_address(fd: OwnedFd) -> io::Result<(Address, OwnedFd)> {
     let tcp = TcpListener::from(fd);
     tcp.set_nonblocking(true)?;
@@ -116,7 +117,8 @@ fn local_address(fd: OwnedFd) -> io::Result<(Address, OwnedFd)> {
     Ok((Address::Unix(path), unix.into()))
 }
 
-/// A connected socket, or a pipe or terminal. Used by one I/O thread at a time; one task may receive while another sends.
+/// A connected socket, or a pipe or terminal. One I/O thread at a time uses it; on that thread one task may receive
+/// while another sends.
 pub struct Stream {
     fd: Arc<OwnedFd>,
     socket: bool,
@@ -126,7 +128,7 @@ impl Stream {
     /// Takes over a descriptor.
     ///
     /// # Errors
-    /// When it cannot be examined.
+    /// If the descriptor cannot be examined (`fstat`).
     pub fn from_fd(fd: OwnedFd) -> io::Result<Stream> {
         // SAFETY: all zero is a valid `stat` structure.
         let mut stat: libc::stat = unsafe { std::mem::zeroed() };
@@ -144,7 +146,7 @@ impl Stream {
     /// Connects.
     ///
     /// # Errors
-    /// The system's error; that of the last address tried when the host has several.
+    /// The system's error. If the host has several addresses, the error of the last one tried.
     pub async fn connect(address: &Address) -> io::Result<Stream> {
         let address = address.clone();
         let fd = blocking(move || -> io::Result<OwnedFd> {
@@ -166,14 +168,15 @@ impl Stream {
         Ok((Stream::from_fd(a.into())?, Stream::from_fd(b.into())?))
     }
 
-    /// Receives once; 0 at the end of the stream. Dropping the future cancels it; what it may have received by then is lost.
+    /// Receives once; returns 0 at the end of the stream. Dropping the future cancels the receive, and data that it
+    /// had already received is lost.
     pub async fn recv(&self, mut buf: IoBufMut) -> (io::Result<usize>, IoBufMut) {
         loop {
             let op = Op::Recv { socket: self.socket };
             let (result, payload) = start_fd(&self.fd, op, Payload::Read(buf)).await;
             buf = match payload {
                 Payload::Read(buf) => buf,
-                other => unreachable!("a read came back with {other:?}"),
+                other => unreachable!("a read completed with {other:?}"),
             };
             match result.saturating_neg() {
                 libc::EINTR => {}
@@ -190,7 +193,7 @@ impl Stream {
     /// Receives until the buffer is full.
     ///
     /// # Errors
-    /// [`io::ErrorKind::UnexpectedEof`] when the stream ends first; the socket's error.
+    /// [`io::ErrorKind::UnexpectedEof`] if the stream ends first; the socket's error.
     pub async fn recv_exact(&self, buf: IoBufMut) -> io::Result<IoBufMut> {
         let len = buf.len();
         let (mut front, mut rest, mut filled) = (None::<IoBufMut>, buf, 0usize);
@@ -217,10 +220,10 @@ impl Stream {
         Ok(front.unwrap_or_default())
     }
 
-    /// Sends everything. Dropping the future may leave a part sent.
+    /// Sends everything. If the future is dropped, a part may have been sent.
     ///
     /// # Errors
-    /// The socket's error; `EPIPE` raises no signal.
+    /// The socket's error. `EPIPE` raises no signal.
     pub async fn send_all(&self, mut bufs: IoVec) -> io::Result<()> {
         while !bufs.is_empty() {
             self.send(&mut bufs).await?;
@@ -228,11 +231,11 @@ impl Stream {
         Ok(())
     }
 
-    /// Sends as much as goes at once, at least something, and drops it from the list. Returns how many bytes.
-    /// Dropping the future may leave a part sent.
+    /// Sends as much as one operation can, at least one byte, and removes it from the list. Returns the number of
+    /// bytes. If the future is dropped, a part may have been sent.
     ///
     /// # Errors
-    /// As [`Stream::send_all`].
+    /// The errors of [`Stream::send_all`].
     pub async fn send(&self, bufs: &mut IoVec) -> io::Result<usize> {
         bufs.retain(|buf| !buf.is_empty());
         while !bufs.is_empty() {
@@ -253,13 +256,13 @@ impl Stream {
         Ok(0)
     }
 
-    /// Waits on a descriptor that does not block.
+    /// Waits until a non-blocking descriptor is ready.
     async fn ready(&self, events: i16) -> io::Result<()> {
         let (result, _) = start_fd(&self.fd, Op::Poll { events }, Payload::None).await;
         count(result).map(drop)
     }
 
-    /// Ends both directions; the peer and pending calls see the end of the stream.
+    /// Shuts down both directions. The peer and pending calls see the end of the stream.
     pub fn shutdown(&self) {
         // SAFETY: no memory involved.
         unsafe { libc::shutdown(self.fd.as_raw_fd(), libc::SHUT_RDWR) };
@@ -271,7 +274,8 @@ impl Stream {
     }
 }
 
-/// Small messages must not wait for the acknowledgement of earlier ones. Fails on Unix sockets, where it means nothing.
+/// Turns Nagle's algorithm off: a small message must not wait for the acknowledgement of an earlier one. Fails on
+/// Unix sockets, which have no such option.
 fn no_delay(fd: &OwnedFd) {
     let on: libc::c_int = 1;
     let len = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(4);

@@ -1,20 +1,36 @@
 //! Perturbation points: random yields and delays in lock-free hand-overs, for tests.
 //!
-//! A race between two steps of a hand-over may need a delay of milliseconds exactly between them to show. A
-//! hand-over names the place between its steps with [`point`]. Tests [`start`] perturbation; each pass of a point then
-//! goes on at once, yields, spins or sleeps, at random. The seed also chooses some of the points, one in eight, that sleep
-//! for milliseconds at every other pass, a hundred times: some races take long delays at one place and none elsewhere.
+//! A race between two steps of a hand-over may show only if one thread is delayed for milliseconds exactly between
+//! them. A hand-over calls [`point`] between its steps. Tests call `start`; then each pass of a point continues at
+//! once, yields, spins or sleeps, at random. The seed also chooses one point in eight. A chosen point sleeps for
+//! milliseconds at every other pass, up to a hundred times: some races show only if one place has long delays and the
+//! other places have none.
 //!
-//! Points exist in builds with the feature `perturb` only, which the test crates enable. In all other builds `point`
+//! Points exist only in builds with the feature `perturb`, which the test crates enable. In all other builds `point`
 //! is an empty function. A point never suspends a task: it delays the thread, as a busy machine does.
+//!
+//! A program that is tested as a whole calls [`start_from_environment`] when it starts: in builds with the feature,
+//! `OXBLK_PERTURB` gives the seed.
 
 /// A place between two steps of a hand-over.
 #[cfg(not(feature = "perturb"))]
 #[inline(always)]
 pub fn point() {}
 
+/// Turns perturbation on in builds that have it; this one does not.
+#[cfg(not(feature = "perturb"))]
+pub fn start(_seed: u64) {}
+
+/// Turns perturbation on in builds that have it, if the environment asks for it.
+#[cfg(not(feature = "perturb"))]
+pub fn start_from_environment() {}
+
+/// Turns perturbation off.
+#[cfg(not(feature = "perturb"))]
+pub fn stop() {}
+
 #[cfg(feature = "perturb")]
-pub use enabled::{point, start, stop};
+pub use enabled::{point, start, start_from_environment, stop};
 
 #[cfg(feature = "perturb")]
 mod enabled {
@@ -25,15 +41,15 @@ mod enabled {
 
     /// The seed of the delays; zero while perturbation is off.
     static SEED: AtomicU64 = AtomicU64::new(0);
-    /// Slow passes since perturbation was turned on, by hashes of points.
+    /// Number of slow passes since perturbation was turned on, by hash of the point.
     static SLOW: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
-    /// Most slow passes of a point.
+    /// Maximum number of slow passes of a point.
     const MOST_SLOW: u64 = 100;
-    /// Gives each thread a sequence of its own.
+    /// Counter that gives each thread its own random sequence.
     static THREADS: AtomicU64 = AtomicU64::new(1);
 
     thread_local! {
-        /// The seed that the thread's sequence began with, and the sequence's state.
+        /// The seed from which the thread's sequence started, and the sequence's state.
         static STATE: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
     }
 
@@ -42,6 +58,14 @@ mod enabled {
     pub fn start(seed: u64) {
         SLOW.iter().for_each(|count| count.store(0, Relaxed));
         SEED.store(seed | 1, Relaxed);
+    }
+
+    /// Turns perturbation on if the environment variable `OXBLK_PERTURB` has a seed.
+    pub fn start_from_environment() {
+        let seed = std::env::var("OXBLK_PERTURB").ok();
+        if let Some(seed) = seed.and_then(|seed| seed.parse().ok()) {
+            start(seed);
+        }
     }
 
     /// Turns perturbation off.
@@ -64,7 +88,7 @@ mod enabled {
         }
     }
 
-    /// Whether this pass is one of the slow ones: the point is one that the seed has chosen, and has not had its share.
+    /// Whether this pass is slow: the seed has chosen the point, and the point has not used up its slow passes.
     fn is_slow(seed: u64, point: &Location<'_>, random: u64) -> bool {
         let place = [u64::from(point.line()), u64::from(point.column()), point.file().len() as u64];
         let mix = |hash: u64, part: u64| {
@@ -92,7 +116,8 @@ mod enabled {
         })
     }
 
-    /// Of 256 passes 200 go on at once, 40 yield, 12 spin, 3 sleep for some microseconds and one for milliseconds.
+    /// Of 256 passes, 200 continue at once, 40 yield, 12 spin, 3 sleep for some microseconds and one sleeps for
+    /// milliseconds.
     #[cold]
     fn delay(random: u64) {
         match random % 256 {

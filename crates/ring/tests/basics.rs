@@ -1,4 +1,4 @@
-//! The engine at work: tasks, files, sockets and timers on each reactor.
+//! Basic operation of the engine: tasks, files, sockets and timers on each engine.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -42,9 +42,9 @@ fn a_file_reads_back_what_was_written_with_every_engine_and_aio() {
             assert_eq!(file.len().await.unwrap(), 104_096);
             let (back, n) = file.read_full_at(IoBufMut::filled(110_000, 7), 0).await.unwrap();
             assert_eq!(n, 104_096);
-            assert!(back[..4096].iter().all(|&b| b == 0), "the hole reads as zeroes");
+            assert!(back[..4096].iter().all(|&b| b == 0), "the hole must read as zeroes");
             assert_eq!(&back[4096..104_096], &data[..]);
-            assert!(back[104_096..].iter().all(|&b| b == 0), "what is past the end is zeroed");
+            assert!(back[104_096..].iter().all(|&b| b == 0), "bytes past the end must be zeroed");
             file.fallocate(Falloc::PunchHole, 4096, 4096).await.unwrap();
             let (result, back) = file.read_at(IoBufMut::new(4096), 4096).await;
             assert_eq!(result.unwrap(), 4096);
@@ -93,7 +93,7 @@ fn thousands_of_operations_at_once_overflow_no_queue() {
 }
 
 #[test]
-fn operations_dropped_in_flight_leave_the_engine_in_order() {
+fn operations_dropped_in_flight_do_not_disturb_the_engine() {
     on_each_engine(|| async {
         let file = temporary(Aio::IoUring);
         for i in 0..500u64 {
@@ -108,7 +108,7 @@ fn operations_dropped_in_flight_leave_the_engine_in_order() {
 }
 
 #[test]
-fn a_socket_carries_bytes_both_ways_and_ends() {
+fn a_socket_carries_bytes_both_ways_until_the_end_of_the_stream() {
     on_each_engine(|| async {
         let (a, b) = Stream::pair().unwrap();
         let echo = spawn(async move {
@@ -141,7 +141,7 @@ fn a_receive_that_is_dropped_is_cancelled_and_its_socket_closes() {
         assert!(timeout(Duration::from_millis(5), a.recv(IoBufMut::new(10))).await.is_err());
         drop(a);
         let (result, _) = b.recv(IoBufMut::new(10)).await;
-        assert_eq!(result.unwrap(), 0, "the peer sees the end of the stream");
+        assert_eq!(result.unwrap(), 0, "the peer must see the end of the stream");
     });
 }
 
@@ -158,7 +158,7 @@ fn a_listener_accepts_tcp_connections_on_a_port_of_the_kernels_choice() {
 }
 
 #[test]
-fn tasks_run_on_another_thread_and_give_their_result_back() {
+fn tasks_run_on_another_thread_and_return_their_result() {
     for engine in ENGINES {
         let thread = IoThread::start("test", config(engine)).unwrap();
         let index = thread.spawn(|| async { thread_index() }).wait().unwrap();
@@ -179,7 +179,7 @@ fn tasks_run_on_another_thread_and_give_their_result_back() {
 }
 
 #[test]
-fn a_task_left_behind_by_its_thread_is_reported_gone() {
+fn a_task_whose_thread_ended_is_reported_as_gone() {
     let thread = IoThread::start("test", Config::default()).unwrap();
     let stuck = thread.spawn(std::future::pending::<()>);
     thread.join();
@@ -194,13 +194,13 @@ fn a_panic_resumes_where_the_task_is_awaited() {
     let remote = thread.spawn(|| async { panic!("remote") });
     let remote = catch_unwind(AssertUnwindSafe(|| remote.wait()));
     assert!(remote.is_err());
-    assert_eq!(thread.spawn(|| async { 5 }).wait(), Ok(5), "the thread goes on");
+    assert_eq!(thread.spawn(|| async { 5 }).wait(), Ok(5), "the thread must still run tasks");
     let offloaded = catch_unwind(|| block_on(async { offload(|| panic!("worker")).await }));
     assert!(offloaded.is_err());
 }
 
 #[test]
-fn timers_fire_in_order_and_a_timeout_drops_what_is_late() {
+fn timers_fire_in_order_and_a_timeout_drops_a_late_future() {
     on_each_engine(|| async {
         let log = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
         let tasks: Vec<_> = [3u64, 1, 2]
@@ -223,7 +223,7 @@ fn timers_fire_in_order_and_a_timeout_drops_what_is_late() {
 }
 
 #[test]
-fn work_is_offloaded_and_its_result_comes_back() {
+fn offloaded_work_returns_its_result() {
     assert_eq!(block_on(offload(|| 6 * 7)), 42);
     assert!(oxblk_ring::offload_threads() >= 1);
 }
@@ -239,14 +239,15 @@ fn a_file_closes_when_its_last_handle_is_dropped() {
         file.write_all_at(IoBuf::zeroes(512), 0, false).await.unwrap();
         let held = std::fs::File::open(&path).unwrap();
         let lease = || read_lease(&held);
-        assert!(!lease(), "a file that is open for writing gives no read lease");
+        assert!(!lease(), "the file is open for writing, so the kernel must refuse a read lease");
         drop(file);
         sleep(Duration::from_millis(20)).await;
-        assert!(lease(), "nobody has the file open for writing any more");
+        assert!(lease(), "the last handle must have closed the file");
     });
 }
 
-/// Tries to take a read lease, which the kernel refuses while the file is open for writing anywhere.
+/// Takes a read lease, which the kernel refuses while the file is open for writing anywhere. Returns whether it was
+/// granted.
 fn read_lease(file: &std::fs::File) -> bool {
     use std::os::fd::AsRawFd;
     // SAFETY: no memory involved.
@@ -268,13 +269,13 @@ fn a_simulated_disk_works_inside_and_outside_of_a_simulation() {
 }
 
 #[test]
-fn a_simulation_that_cannot_go_on_panics() {
+fn a_deadlocked_simulation_panics() {
     let stuck = catch_unwind(|| sim::run(1, std::future::pending::<()>()));
     assert!(stuck.unwrap_err().downcast_ref::<String>().unwrap().contains("deadlock"));
 }
 
 #[test]
-fn thousands_of_files_come_and_go_and_none_is_taken_for_another() {
+fn thousands_of_files_open_and_close_and_none_is_confused_with_another() {
     let thread = IoThread::start("files", Config::default()).unwrap();
     block_on(async {
         let mut open: Vec<(u64, File)> = Vec::new();
@@ -298,7 +299,7 @@ fn thousands_of_files_come_and_go_and_none_is_taken_for_another() {
 }
 
 #[test]
-fn sockets_work_in_simulation_and_are_quicker_than_virtual_time() {
+fn sockets_work_in_simulation_before_virtual_time_advances() {
     sim::run(7, async {
         let (a, b) = Stream::pair().unwrap();
         let echo = spawn(async move {

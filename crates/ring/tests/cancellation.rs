@@ -1,5 +1,5 @@
-//! Futures dropped at every step: memory stays with the operation until the kernel is done with it, slots come back,
-//! and the engine goes on.
+//! Futures dropped at every step: memory stays with the operation until the kernel has finished with it, slots are
+//! reused, and the engine still works.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -15,10 +15,10 @@ use oxblk_ring::{
     offload, sleep, spawn, timeout, yield_now,
 };
 
-/// What is put into memory that a stray write would spoil.
+/// A fill byte that shows a stray write.
 const CANARY: u8 = 0xc5;
 
-/// Polls a future at most `polls` times, then drops it. True when it was done before.
+/// Polls a future at most `polls` times, then drops it. Returns true if it completed before.
 async fn poll_and_drop<F: Future>(future: F, polls: usize) -> bool {
     let mut future = pin!(future);
     let mut left = polls;
@@ -29,7 +29,7 @@ async fn poll_and_drop<F: Future>(future: F, polls: usize) -> bool {
         left -= 1;
         match future.as_mut().poll(cx) {
             Poll::Ready(_) => Poll::Ready(true),
-            // Dropped while it waits, not when it could go on.
+            // Dropped while it waits, not while it is ready to run.
             Poll::Pending if left == 0 => Poll::Ready(false),
             Poll::Pending => Poll::Pending,
         }
@@ -37,7 +37,7 @@ async fn poll_and_drop<F: Future>(future: F, polls: usize) -> bool {
     .await
 }
 
-/// A bit of everything, in many steps.
+/// A sequence of many steps with operations of every kind.
 async fn script(file: File) {
     let data = IoBufMut::filled(8192, 1).freeze();
     file.write_all_at(data.clone(), 0, false).await.unwrap();
@@ -62,7 +62,7 @@ async fn script(file: File) {
     sleep(Duration::from_micros(1)).await;
 }
 
-/// Drops the script after each number of polls; fresh buffers in between must keep what they are given.
+/// Drops the script after each number of polls. Buffers allocated in between must keep their content.
 async fn drop_everywhere(file: File) {
     for polls in 0..200 {
         let done = poll_and_drop(script(file.clone()), polls).await;
@@ -71,13 +71,13 @@ async fn drop_everywhere(file: File) {
         file.write_all_at(IoBuf::zeroes(512), 0, false).await.unwrap();
         assert!(
             canaries.iter().all(|c| c.iter().all(|&b| b == CANARY)),
-            "memory was given out while in use"
+            "memory was reused while an operation still used it"
         );
         if done {
             return;
         }
     }
-    panic!("the script never ended");
+    panic!("the script did not complete");
 }
 
 fn temporary(aio: Aio) -> File {
@@ -122,14 +122,14 @@ fn a_thread_ends_with_operations_in_flight_and_waits_for_them() {
                     .unwrap();
             assert!(
                 back[..n].iter().all(|&b| b == 7 || b == 0),
-                "what was started was written whole"
+                "the detached write must be complete"
             );
         }
     }
 }
 
 #[test]
-fn a_receive_that_was_dropped_writes_to_no_memory_that_was_given_out_again() {
+fn a_dropped_receive_does_not_write_to_reused_memory() {
     for engine in [Engine::Uring, Engine::Threads] {
         block_on_with(Config { engine, ..Config::default() }, async {
             let (a, b) = Stream::pair().unwrap();
@@ -139,7 +139,7 @@ fn a_receive_that_was_dropped_writes_to_no_memory_that_was_given_out_again() {
                     (0..4).map(|_| IoBufMut::filled(4096, CANARY)).collect();
                 b.send_all(std::iter::once(IoBuf::from(&b"x"[..])).collect()).await.unwrap();
                 let (result, _) = a.recv(IoBufMut::new(1)).await;
-                assert!(matches!(result, Ok(1)), "a receive that got nothing takes nothing away");
+                assert!(matches!(result, Ok(1)), "a cancelled receive must not consume data");
                 assert!(canaries.iter().all(|c| c.iter().all(|&byte| byte == CANARY)));
             }
         })
@@ -148,7 +148,8 @@ fn a_receive_that_was_dropped_writes_to_no_memory_that_was_given_out_again() {
 }
 
 #[test]
-fn buffers_and_wakers_cross_threads_while_operations_come_and_go() {
+fn buffers_and_wakers_cross_threads_while_operations_run() {
+    oxblk_ring::perturb::start(1);
     for engine in [Engine::Uring, Engine::Threads] {
         let config = Config { engine, ..Config::default() };
         let threads: Vec<IoThread> =
@@ -159,7 +160,7 @@ fn buffers_and_wakers_cross_threads_while_operations_come_and_go() {
                 let [first, second] =
                     [0, 1].map(|i| &threads[(usize::try_from(round).unwrap() + i) % threads.len()]);
                 let (writer, reader) = (file.clone(), file.clone());
-                // The buffer is made here, written there, and dropped wherever the last clone ends.
+                // The buffer is allocated here, written there, and freed on the thread that drops the last clone.
                 let buf = IoBufMut::filled(4096, round.to_le_bytes()[0]).freeze();
                 let copy = buf.clone();
                 first
@@ -181,7 +182,7 @@ fn buffers_and_wakers_cross_threads_while_operations_come_and_go() {
 }
 
 #[test]
-fn tasks_cancelled_from_another_thread_are_dropped_on_their_own() {
+fn tasks_cancelled_from_another_thread_are_dropped_on_their_own_thread() {
     struct Handle(oxblk_ring::Task<()>);
     struct Tattle(std::thread::ThreadId);
     impl Drop for Tattle {
@@ -189,10 +190,11 @@ fn tasks_cancelled_from_another_thread_are_dropped_on_their_own() {
             assert_eq!(
                 std::thread::current().id(),
                 self.0,
-                "the future was dropped on a foreign thread"
+                "the future was dropped on another thread than its own"
             );
         }
     }
+    oxblk_ring::perturb::start(2);
     let thread = IoThread::start("home", Config::default()).unwrap();
     for _ in 0..200 {
         let task = thread.spawn(|| async {
@@ -224,6 +226,6 @@ fn a_boxed_future_may_outlive_its_thread_context() {
     let n = block_on_with(Config::default(), async { kept.remove(0).await }).unwrap();
     assert_eq!(
         n, 0,
-        "the operation was awaited when its thread ended, and its result is still there"
+        "the thread must have awaited the operation when it ended, and its result must be available"
     );
 }

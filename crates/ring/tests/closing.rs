@@ -1,5 +1,5 @@
-//! The end of a thread: files are closed when it has ended, not some time later, and nothing that others do as it ends frees
-//! memory which is in flight.
+//! The end of a thread: its files are closed when the thread has ended, not some time later, and nothing that other
+//! threads do meanwhile frees memory of an operation in flight.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -17,10 +17,10 @@ use oxblk_ring::{
     settled, sleep, spawn, yield_now,
 };
 
-/// Nobody else has the file open: the kernel then grants a lease on it.
+/// Whether no process has the file open: only then does the kernel grant a write lease on it.
 fn is_closed_by_all(path: &Path) -> bool {
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
-    // SAFETY: the descriptor is open; a lease is given up when it is closed.
+    // SAFETY: the descriptor is open; the lease ends when the descriptor is closed.
     unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) == 0 }
 }
 
@@ -48,7 +48,7 @@ fn a_file_is_closed_when_the_threads_that_used_it_have_ended() {
     }
 }
 
-/// Panics when it is dropped, and says so before.
+/// Reports that it is dropped, then panics.
 struct Bomb(mpsc::Sender<()>);
 
 impl Drop for Bomb {
@@ -74,7 +74,7 @@ fn destructors_that_panic_while_a_thread_closes_free_no_memory_in_flight() {
     let thread = std::thread::spawn(move || {
         block_on(async move {
             let file = file();
-            // The reads stand behind these calls, which keep all workers busy.
+            // The reads are queued behind these calls, which keep all workers busy.
             let calls: Vec<_> = (0..64)
                 .map(|_| {
                     let (end, ended) = mpsc::channel::<()>();
@@ -101,24 +101,25 @@ fn destructors_that_panic_while_a_thread_closes_free_no_memory_in_flight() {
         });
     });
     let calls = is_ready.recv().unwrap();
-    // The call that nobody carries out is dropped while the reads are in flight.
+    // The call that never runs is dropped while the reads are in flight.
     is_gone.recv().unwrap();
     let mut mine: Vec<_> = (0..16).map(|_| IoBufMut::filled(LEN, 0x11)).collect();
     drop(calls);
-    thread.join().expect("no panic leaves the closing");
+    thread.join().expect("no panic must unwind out of closing");
     is_gone.recv().unwrap();
     assert!(mine.iter_mut().all(|buf| buf.iter().all(|byte| *byte == 0x11)));
 }
 
 #[test]
-fn work_sent_to_a_thread_that_has_ended_is_reported_as_gone() {
+fn work_sent_to_an_ended_thread_is_reported_as_gone() {
     let handle = block_on(async { IoThread::current().unwrap() });
     assert_eq!(handle.spawn(|| async { 1 }).wait(), Err(TaskGone));
     assert_eq!(block_on(async { handle.spawn(|| async { 1 }).await }), Err(TaskGone));
 }
 
 #[test]
-fn work_sent_while_a_thread_ends_is_done_or_reported_as_gone() {
+fn work_sent_to_an_ending_thread_completes_or_is_reported_as_gone() {
+    oxblk_ring::perturb::start(1);
     for _ in 0..200 {
         let (handle, has_handle) = mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -146,7 +147,7 @@ impl Wake for Grenade {
 }
 
 #[test]
-fn a_waker_that_panics_loses_no_completion_of_others() {
+fn a_panicking_waker_does_not_lose_other_completions() {
     for engine in [Engine::Uring, Engine::Threads] {
         block_on_with(Config { engine, ..Config::default() }, async {
             let directory = tempfile::tempdir_in("/var/tmp").unwrap();

@@ -1,4 +1,4 @@
-//! A file behaves like a vector of bytes, with every engine, every `aio` and on the simulated disk.
+//! A file behaves like a vector of bytes, with every engine, with every `aio` and on the simulated disk.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -12,7 +12,7 @@ use oxblk_ring::{
 };
 use proptest::prelude::*;
 
-/// The largest offset; files stay small, so that operations meet.
+/// The largest offset. Files are small, so that operations overlap often.
 const SPAN: u64 = 40_000;
 
 #[derive(Clone, Debug)]
@@ -80,7 +80,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Bytes that tell their place.
+/// Bytes whose values depend on their position.
 fn pattern(byte: u8, len: usize) -> Vec<u8> {
     (0u8..=255).cycle().map(|i| i.wrapping_mul(byte | 1)).take(len).collect()
 }
@@ -126,7 +126,7 @@ async fn apply(file: &File, model: &mut Vec<u8>, step: Step) {
             let joined: Vec<u8> = bufs.iter().flat_map(|b| b.iter().copied()).collect();
             assert!(
                 n > 0 || expected.is_empty() || joined.is_empty(),
-                "a read before the end reads something"
+                "a read before the end must return data"
             );
             assert!(joined[..n] == expected[..n]);
         }
@@ -158,7 +158,7 @@ async fn apply_to_space(file: &File, model: &mut Vec<u8>, step: Step) {
         }
         Step::Fallocate(mode, offset, len) => {
             match file.fallocate(mode, offset, len).await {
-                // Not every file system can do everything.
+                // Not every file system supports every mode.
                 Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return,
                 result => result.unwrap(),
             }
@@ -243,7 +243,7 @@ proptest! {
 }
 
 #[test]
-fn a_copy_inside_the_kernel_arrives_or_is_refused_with_the_kernels_error() {
+fn a_copy_inside_the_kernel_succeeds_or_fails_with_the_kernels_error() {
     block_on_with(Config::default(), async {
         let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         let (from, to) =

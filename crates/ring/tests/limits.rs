@@ -1,39 +1,21 @@
-//! Where the system gives little (processes, locked memory, address space, descriptors) the engine works with what there
-//! is, or reports that it cannot.
+//! If the system limits a resource (processes, locked memory, address space, descriptors), the engine works with what
+//! is left, or reports an error.
 //!
-//! A limit cannot be taken back, so each test runs itself again as a child process that sets one.
+//! A limit cannot be raised again, so each test runs itself as a child process that sets one.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
-use std::collections::BTreeMap;
+mod child;
+
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::Command;
 
+use child::{is_child, refuse};
 use oxblk_ring::{
     Aio, Config, Falloc, File, IoBufMut, IoThread, block_on, block_on_with, host, offload, spawn,
 };
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
-const CHILD: &str = "OXBLK_TEST_LIMITED";
-
-/// Runs the named test as a child in which [`CHILD`] is set; true in the child.
-fn is_child(test: &str) -> bool {
-    if std::env::var_os(CHILD).is_some() {
-        return true;
-    }
-    let mut child = Command::new(std::env::current_exe().unwrap());
-    let output = child.args(["--exact", test, "--nocapture"]).env(CHILD, "1").output().unwrap();
-    let text = format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert!(output.status.success(), "{text}");
-    false
-}
-
-/// Becomes a user whom limits concern.
+/// Becomes a user without privileges, to whom limits apply.
 fn become_nobody() {
     // SAFETY: no memory involved.
     unsafe {
@@ -55,7 +37,7 @@ fn temporary(directory: &str) -> Option<File> {
     Some(File::from_fd(OwnedFd::from(host), Aio::IoUring))
 }
 
-/// Everything that the kernel or the engine might want a thread for.
+/// Operations for which the kernel or the engine might start a thread.
 async fn work(files: &[File]) {
     for file in files {
         let writes: Vec<_> = (0..16_u64)
@@ -71,7 +53,7 @@ async fn work(files: &[File]) {
             write.await.unwrap();
         }
         file.sync(false).await.unwrap();
-        // Not every file system has it.
+        // Not every file system supports punching holes.
         let _ = file.fallocate(Falloc::PunchHole, 0, 4096).await.inspect_err(|error| {
             assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP), "{error}");
         });
@@ -89,8 +71,8 @@ fn files() -> Vec<File> {
 }
 
 #[test]
-fn where_no_thread_can_be_started_one_is_enough() {
-    if !is_child("where_no_thread_can_be_started_one_is_enough") {
+fn the_engine_works_if_no_other_thread_can_be_started() {
+    if !is_child("the_engine_works_if_no_other_thread_can_be_started") {
         return;
     }
     let files = files();
@@ -103,8 +85,8 @@ fn where_no_thread_can_be_started_one_is_enough() {
 }
 
 #[test]
-fn without_locked_memory_the_engine_works() {
-    if !is_child("without_locked_memory_the_engine_works") {
+fn the_engine_works_without_locked_memory() {
+    if !is_child("the_engine_works_without_locked_memory") {
         return;
     }
     let files = files();
@@ -118,13 +100,7 @@ fn a_ring_that_cannot_be_entered_is_not_used() {
     if !is_child("a_ring_that_cannot_be_entered_is_not_used") {
         return;
     }
-    let rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>> =
-        [(libc::SYS_io_uring_enter, vec![])].into();
-    let refuse = SeccompAction::Errno(libc::EPERM.cast_unsigned());
-    let arch = std::env::consts::ARCH.try_into().unwrap();
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).unwrap();
-    let program: BpfProgram = filter.try_into().unwrap();
-    seccompiler::apply_filter_all_threads(&program).unwrap();
+    refuse(&[libc::SYS_io_uring_enter]);
     let files = files();
     block_on(work(&files));
     let thread = IoThread::start("helper", Config::default()).unwrap();
@@ -133,15 +109,15 @@ fn a_ring_that_cannot_be_entered_is_not_used() {
 }
 
 #[test]
-fn threads_are_refused_before_the_address_space_is_used_up() {
-    if !is_child("threads_are_refused_before_the_address_space_is_used_up") {
+fn threads_are_refused_before_the_address_space_is_exhausted() {
+    if !is_child("threads_are_refused_before_the_address_space_is_exhausted") {
         return;
     }
     let size = || {
         let sizes = std::fs::read_to_string("/proc/self/statm").unwrap();
         sizes.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 4096
     };
-    // The shadow of a sanitizer takes terabytes of addresses.
+    // A sanitizer's shadow memory takes terabytes of addresses.
     if size() > 1 << 40 {
         return;
     }
@@ -187,8 +163,8 @@ fn threads_leave_descriptors_for_files() {
 }
 
 #[test]
-fn where_no_descriptor_is_left_it_is_an_error() {
-    if !is_child("where_no_descriptor_is_left_it_is_an_error") {
+fn an_io_thread_without_free_descriptors_is_an_error() {
+    if !is_child("an_io_thread_without_free_descriptors_is_an_error") {
         return;
     }
     let files = files();
@@ -197,7 +173,7 @@ fn where_no_descriptor_is_left_it_is_an_error() {
         while let Ok(file) = std::fs::File::open("/dev/null") {
             taken.push(file);
             if taken.len() > 4096 {
-                // No low limit here; set one.
+                // The process has no low limit; set one.
                 limit(libc::RLIMIT_NOFILE, 4000);
                 taken.truncate(100);
             }

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use oxblk_ring::{
-    Config, IoThread, RangeLock, Sharded, block_on, sim, sleep, spawn, thread_index, yield_now,
+    Config, IoThread, RangeLock, Sharded, block_on, perturb, sim, sleep, spawn, thread_index,
+    yield_now,
 };
 use proptest::prelude::*;
 
@@ -34,9 +35,9 @@ fn overlapping_requests_are_served_in_the_order_of_their_arrival() {
             })
             .collect();
         yield_now().await;
-        assert!(lock.try_lock(200..300).is_some(), "a disjoint range never waits");
+        assert!(lock.try_lock(200..300).is_some(), "a disjoint range must not wait");
         assert!(lock.try_lock(99..101).is_none());
-        assert!(lock.try_lock(50..50).is_some(), "an empty range conflicts with nothing");
+        assert!(lock.try_lock(50..50).is_some(), "an empty range must not conflict");
         drop(held);
         for task in tasks {
             task.await;
@@ -51,10 +52,13 @@ fn a_shared_request_does_not_pass_an_exclusive_one_that_waits() {
     block_on(async {
         let lock = RangeLock::new();
         let reader = lock.lock_shared(0..10).await;
-        assert!(lock.try_lock_shared(0..10).is_some(), "readers share");
+        assert!(lock.try_lock_shared(0..10).is_some(), "shared requests must not conflict");
         let mut writer = Box::pin(lock.lock(0..10));
         assert!(futures_util::poll!(writer.as_mut()).is_pending());
-        assert!(lock.try_lock_shared(0..10).is_none(), "the writer would starve");
+        assert!(
+            lock.try_lock_shared(0..10).is_none(),
+            "a shared request must not pass the waiting exclusive one"
+        );
         drop(reader);
         let writer = writer.await;
         assert!(lock.try_lock_shared(9..20).is_none());
@@ -66,7 +70,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn nobody_holds_what_another_holds_and_everybody_is_served(
+    fn conflicting_ranges_are_never_held_together_and_every_request_is_granted(
         seed in any::<u64>(),
         requests in proptest::collection::vec((0u64..30, 0u64..10, any::<bool>(), 0u64..5, any::<bool>()), 1..30),
     ) {
@@ -86,7 +90,7 @@ proptest! {
                         let conflict = held.borrow().iter().any(|(other, other_shared)| {
                             !(shared && *other_shared) && other.start.max(range.start) < other.end.min(range.end)
                         });
-                        assert!(!conflict, "{range:?} was given out twice");
+                        assert!(!conflict, "{range:?} was granted twice");
                         held.borrow_mut().push((range.clone(), shared));
                         sleep(Duration::from_micros(pause)).await;
                         let at = held.borrow().iter().position(|h| *h == (range.clone(), shared)).unwrap();
@@ -105,6 +109,7 @@ proptest! {
 
 #[test]
 fn a_range_lock_excludes_across_io_threads() {
+    perturb::start(1);
     let (lock, inside) = (Arc::new(RangeLock::new()), Arc::new(AtomicU64::new(0)));
     let threads: Vec<_> =
         (0..3).map(|_| IoThread::start("lock", Config::default()).unwrap()).collect();
@@ -131,7 +136,7 @@ fn a_range_lock_excludes_across_io_threads() {
 }
 
 #[test]
-fn every_io_thread_has_its_own_shard_and_the_sum_is_whole() {
+fn every_io_thread_has_its_own_shard_and_the_shards_sum_up() {
     let counts: Arc<Sharded<AtomicU64>> = Arc::new(Sharded::default());
     let threads: Vec<_> =
         (0..4).map(|_| IoThread::start("shard", Config::default()).unwrap()).collect();
@@ -155,7 +160,7 @@ fn every_io_thread_has_its_own_shard_and_the_sum_is_whole() {
 }
 
 #[test]
-fn a_waker_that_panics_keeps_no_other_request_from_its_range() {
+fn a_panicking_waker_does_not_block_other_requests() {
     struct Grenade;
     impl std::task::Wake for Grenade {
         fn wake(self: Arc<Self>) {

@@ -1,5 +1,5 @@
-//! Hand-overs between threads with random delays between their steps. In builds with the feature `perturb` only, which
-//! the tests of the workspace turn on.
+//! Hand-overs between threads with random delays between their steps. The tests exist only with the feature
+//! `perturb`, which the test builds of the workspace enable.
 #![cfg(feature = "perturb")]
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -19,7 +19,7 @@ fn threads(engine: Engine) -> Vec<IoThread> {
     (0..THREADS).map(|_| IoThread::start("perturbed", config()).unwrap()).collect()
 }
 
-/// Runs `body` under several seeds of delays.
+/// Runs `body` under several delay seeds.
 fn perturbed(body: impl Fn(Engine)) {
     for seed in 1..=4 {
         perturb::start(seed);
@@ -34,7 +34,7 @@ fn perturbed(body: impl Fn(Engine)) {
 fn no_wake_up_between_threads_is_lost() {
     perturbed(|engine| {
         let threads = threads(engine);
-        // A baton that each thread waits for in turn, with nothing else to wake it.
+        // Each thread waits in turn for a baton, and nothing else wakes it.
         let (turn, moved) = (Arc::new(AtomicU64::new(0)), Arc::new(Event::new()));
         let remotes: Vec<_> = (0_u64..)
             .zip(&threads)
@@ -62,7 +62,7 @@ fn no_wake_up_between_threads_is_lost() {
 }
 
 #[test]
-fn results_of_workers_arrive_while_threads_come_and_go() {
+fn results_of_workers_arrive_while_threads_start_and_end() {
     perturbed(|engine| {
         let host = OwnedFd::from(tempfile::tempfile().unwrap());
         let file = File::from_fd(host, Aio::Threads);
@@ -92,7 +92,7 @@ fn results_of_workers_arrive_while_threads_come_and_go() {
                     })
                 })
                 .collect();
-            // In some rounds the threads end while they are at work.
+            // In some rounds the threads end while work is still running on them.
             if round % 2 == 0 {
                 remotes.into_iter().for_each(|remote| assert_eq!(remote.wait(), Ok(120)));
             }
@@ -102,7 +102,7 @@ fn results_of_workers_arrive_while_threads_come_and_go() {
 }
 
 #[test]
-fn a_thread_that_ends_does_what_it_is_sent_or_reports_it_gone() {
+fn an_ending_thread_runs_the_work_sent_to_it_or_reports_it_as_gone() {
     perturbed(|_| {
         for _ in 0..20 {
             let (sender, receiver) = std::sync::mpsc::channel();
@@ -123,7 +123,7 @@ fn a_thread_that_ends_does_what_it_is_sent_or_reports_it_gone() {
 }
 
 #[test]
-fn buffers_come_back_from_other_threads_with_nobody_else_writing_to_them() {
+fn buffers_returned_by_other_threads_are_not_written_by_anyone_else() {
     perturbed(|engine| {
         let threads = threads(engine);
         let remotes: Vec<_> = (1_u8..)
@@ -135,7 +135,7 @@ fn buffers_come_back_from_other_threads_with_nobody_else_writing_to_them() {
                         let len = [600, 4096, 16 << 10, 64 << 10][round % 4];
                         let buf = IoBufMut::filled(len, me).freeze();
                         let (copy, other) = (buf.clone(), &others[round % others.len()]);
-                        // Dropped here and there at the same time.
+                        // The two handles are dropped on two threads at the same time.
                         let remote = other.spawn(move || async move { copy[0] });
                         let mine = IoBufMut::filled(len, me);
                         drop(buf);
@@ -152,7 +152,7 @@ fn buffers_come_back_from_other_threads_with_nobody_else_writing_to_them() {
 }
 
 #[test]
-fn locks_are_handed_on_between_threads() {
+fn locks_pass_from_thread_to_thread() {
     perturbed(|engine| {
         let threads = threads(engine);
         let (lock, permits) = (Arc::new(RangeLock::new()), Arc::new(Semaphore::new(1)));
@@ -178,11 +178,11 @@ fn locks_are_handed_on_between_threads() {
 }
 
 #[test]
-fn values_are_kept_until_workers_are_done() {
+fn values_are_kept_until_workers_have_finished() {
     struct Done(Arc<AtomicU64>, u64);
     impl Drop for Done {
         fn drop(&mut self) {
-            assert!(self.0.load(Relaxed) >= self.1, "dropped while a call was at work");
+            assert!(self.0.load(Relaxed) >= self.1, "dropped while a call was running");
         }
     }
     perturbed(|engine| {

@@ -1,5 +1,5 @@
-//! The simulated disk: the same seed gives the same run, faults come where they are asked for, and a power cut keeps what
-//! was made durable and anything of the rest.
+//! The simulated disk: the same seed gives the same run, faults happen as configured, and a power cut keeps
+//! everything durable and any part of the rest.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -39,7 +39,7 @@ fn a_run_is_the_same_for_the_same_seed_and_differs_for_others() {
     };
     assert_eq!(run(1), run(1));
     let winners: BTreeSet<u8> = (0..40).map(|seed| run(seed).1).collect();
-    assert!(winners.len() > 5, "the order varies with the seed");
+    assert!(winners.len() > 5, "the order must vary with the seed");
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn virtual_time_passes_without_waiting() {
 }
 
 #[test]
-fn faults_come_where_they_are_asked_for() {
+fn faults_happen_as_configured() {
     let disk = Disk::new(1, 1 << 20);
     let no_space =
         FailRule { op: FaultOp::Write, nth: Some(3), range: None, errno: libc::ENOSPC, once: true };
@@ -74,7 +74,7 @@ fn faults_come_where_they_are_asked_for() {
         let full =
             file.write_all_at(IoBufMut::filled(512, 2).freeze(), 0, false).await.unwrap_err();
         assert_eq!(full.raw_os_error(), Some(libc::ENOSPC));
-        assert_eq!(disk.bytes()[0], 1, "a write that failed wrote nothing");
+        assert_eq!(disk.bytes()[0], 1, "a failed write must change nothing");
         write(&file, 2, 1, 1).await;
         for _ in 0..2 {
             let bad = file.read_full_at(IoBufMut::new(4096), 8000).await.unwrap_err();
@@ -85,7 +85,7 @@ fn faults_come_where_they_are_asked_for() {
 }
 
 #[test]
-fn what_was_flushed_survives_every_power_cut_and_the_rest_in_any_subset_of_sectors() {
+fn flushed_data_survives_every_power_cut_and_any_subset_of_other_sectors_may() {
     let disk = Disk::new(1, 0);
     disk.set_faults(fast());
     sim::run(1, async {
@@ -103,20 +103,20 @@ fn what_was_flushed_survives_every_power_cut_and_the_rest_in_any_subset_of_secto
         let bytes = disk.after_power_loss(seed).bytes();
         lengths.insert(bytes.len());
         for (sector, content) in bytes.chunks(512).enumerate() {
-            assert!(content.iter().all(|&b| b == content[0]), "sectors are never torn inside");
+            assert!(content.iter().all(|&b| b == content[0]), "a sector must never be torn");
             seen[sector].insert(content[0]);
         }
         mixed |= bytes[0] != bytes[512];
     }
-    assert!(mixed, "a write is torn between its sectors");
+    assert!(mixed, "some write must be torn between its sectors");
     assert_eq!(lengths, BTreeSet::from([4096, 6144]));
     assert_eq!(seen[0], BTreeSet::from([1, 2]));
-    assert_eq!(seen[5], BTreeSet::from([1, 2, 3]), "any version since the flush may be there");
+    assert_eq!(seen[5], BTreeSet::from([1, 2, 3]), "each version since the flush must occur");
     assert_eq!(seen[11], BTreeSet::from([0, 3]));
 }
 
 #[test]
-fn a_write_through_is_durable_when_it_completes() {
+fn a_fua_write_is_durable_when_it_completes() {
     let disk = Disk::new(1, 4096);
     disk.set_faults(fast());
     sim::run(1, async {
@@ -129,13 +129,13 @@ fn a_write_through_is_durable_when_it_completes() {
         assert_eq!(
             disk.after_power_loss(seed).bytes()[512],
             2,
-            "an older version does not come back"
+            "an older version must not reappear"
         );
     }
 }
 
 #[test]
-fn a_flush_covers_only_what_was_complete_when_it_began() {
+fn a_flush_covers_only_writes_that_were_complete_when_it_began() {
     let mut lost = 0;
     for seed in 0..100 {
         let disk = Disk::new(seed, 4096);
@@ -170,12 +170,12 @@ fn truncation_punching_and_zeroing_are_volatile_until_a_flush() {
     assert_eq!(cut, expected);
     let grown = Disk::from_bytes(1, &cut);
     sim::run(2, async { File::sim(&grown).set_len(6000).await.unwrap() });
-    assert!(grown.bytes()[5000..].iter().all(|&b| b == 0), "what was cut off does not come back");
+    assert!(grown.bytes()[5000..].iter().all(|&b| b == 0), "truncated data must not reappear");
 }
 
 #[test]
 fn the_power_can_be_cut_at_every_write_boundary() {
-    // Count the boundaries of an undisturbed run, then cut at each.
+    // Count the boundaries of a run without a cut, then cut at each boundary.
     let script = |disk: Disk| async move {
         let file = File::sim(&disk);
         for i in 0..10u8 {
@@ -203,7 +203,7 @@ fn the_power_can_be_cut_at_every_write_boundary() {
                 let at = usize::from(i) * 1024;
                 assert!(
                     bytes[at..at + 1024].iter().all(|&b| b == i + 1),
-                    "a flushed write is there"
+                    "a flushed write must survive"
                 );
             }
         }
@@ -211,7 +211,7 @@ fn the_power_can_be_cut_at_every_write_boundary() {
 }
 
 #[test]
-fn a_write_in_flight_at_the_cut_may_be_there_in_part() {
+fn a_write_in_flight_at_the_cut_may_survive_in_part() {
     let mut outcomes = BTreeSet::new();
     for seed in 0..100 {
         let disk = Disk::new(seed, 2048);
@@ -231,7 +231,7 @@ fn a_write_in_flight_at_the_cut_may_be_there_in_part() {
 }
 
 #[test]
-fn a_moment_kept_is_the_disk_that_a_cut_at_its_boundary_leaves() {
+fn a_kept_copy_equals_the_disk_after_a_cut_at_its_boundary() {
     let run = |cut: Option<u64>| {
         let disk = Disk::new(3, 1 << 20);
         disk.set_faults(fast());
@@ -263,7 +263,7 @@ fn a_moment_kept_is_the_disk_that_a_cut_at_its_boundary_leaves() {
     assert_eq!(moments.len(), 12);
     assert!(moments.is_sorted_by_key(|(boundary, _)| *boundary));
     let last = moments.last().unwrap().0;
-    assert!(last > 12, "later ones take the place of earlier ones");
+    assert!(last > 12, "later boundaries must replace earlier ones");
     for (boundary, moment) in moments {
         let cut = run(Some(boundary));
         assert_eq!(cut.write_boundaries(), boundary);

@@ -1,47 +1,22 @@
-//! Where io_uring is forbidden, as in many containers, the engine says so once and works all the same.
+//! If io_uring is forbidden, as in many containers, the engine logs it once and works without it.
 //!
-//! A system-call filter cannot be taken back, so the test runs itself again as a child process that installs one.
+//! A system-call filter cannot be removed, so the test runs itself as a child process that installs one.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
-use std::collections::BTreeMap;
+mod child;
+
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 
+use child::{is_child, refuse};
 use oxblk_ring::{
     Aio, Config, Engine, File, IoBuf, IoBufMut, IoThread, Stream, block_on, block_on_with, is_zero,
     spawn,
 };
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
-const CHILD: &str = "OXBLK_TEST_REFUSED";
-
-/// Makes the kernel refuse io_uring and Linux AIO to this process.
-fn forbid() {
-    let rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>> =
-        [(libc::SYS_io_uring_setup, vec![]), (libc::SYS_io_setup, vec![])].into();
-    let refuse = SeccompAction::Errno(libc::EPERM.cast_unsigned());
-    let arch = std::env::consts::ARCH.try_into().unwrap();
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).unwrap();
-    let program: BpfProgram = filter.try_into().unwrap();
-    seccompiler::apply_filter_all_threads(&program).unwrap();
-}
-
-/// Runs the named test of this program as a child in which [`CHILD`] is set.
-fn run_child(test: &str) {
-    let mut child = Command::new(std::env::current_exe().unwrap());
-    let output = child.args(["--exact", test, "--nocapture"]).env(CHILD, "1").output().unwrap();
-    let text = format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert!(output.status.success(), "{text}");
-}
-
-/// Where the log goes.
+/// Collects the log.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -81,11 +56,11 @@ async fn work(aio: Aio) {
 }
 
 #[test]
-fn without_io_uring_the_engine_says_so_once_and_works() {
-    if std::env::var_os(CHILD).is_none() {
-        return run_child("without_io_uring_the_engine_says_so_once_and_works");
+fn the_engine_works_without_io_uring_and_logs_it_once() {
+    if !is_child("the_engine_works_without_io_uring_and_logs_it_once") {
+        return;
     }
-    forbid();
+    refuse(&[libc::SYS_io_uring_setup, libc::SYS_io_setup]);
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()

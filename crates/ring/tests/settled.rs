@@ -1,4 +1,4 @@
-//! Values kept for operations that were left to the host.
+//! Values kept until operations of dropped futures have completed.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -33,7 +33,7 @@ fn temporary() -> File {
     File::from_fd(OwnedFd::from(tempfile::tempfile().unwrap()), Aio::IoUring)
 }
 
-/// Begins a call that lasts until something is sent, and drops its future.
+/// Starts a call that lasts until a message is sent, and drops its future.
 fn leave_call_behind(file: &File) -> mpsc::Sender<()> {
     let (sender, receiver) = mpsc::channel::<()>();
     drop(file.call(move |_| receiver.recv()));
@@ -56,7 +56,7 @@ fn a_value_is_kept_until_the_operations_in_flight_have_ended() {
                 yield_now().await;
             }
             assert!(!dropped.load(SeqCst));
-            // What begins later is not waited for.
+            // Operations that begin later are not waited for.
             let later = leave_call_behind(&file);
             end.send(()).unwrap();
             while !dropped.load(SeqCst) {
@@ -71,17 +71,17 @@ fn a_value_is_kept_until_the_operations_in_flight_have_ended() {
 }
 
 #[test]
-fn a_value_is_dropped_at_once_where_nothing_is_in_flight() {
+fn a_value_is_dropped_at_once_if_nothing_is_in_flight() {
     let (value, dropped) = flag();
     keep_until_settled(value);
-    assert!(dropped.load(SeqCst), "not on an I/O thread");
+    assert!(dropped.load(SeqCst), "outside an I/O thread the value must be dropped at once");
     block_on(async {
         let (a, _b) = Stream::pair().unwrap();
         let receive = spawn(async move { a.recv(IoBufMut::new(1)).await.1.len() });
         yield_now().await;
         let (value, dropped) = flag();
         keep_until_settled(value);
-        assert!(dropped.load(SeqCst), "a receive may last for ever");
+        assert!(dropped.load(SeqCst), "a receive may last for ever, so it must not keep the value");
         drop(receive);
     });
 }
@@ -103,7 +103,7 @@ fn a_released_value_is_not_kept_and_a_dropped_one_is() {
 }
 
 #[test]
-fn a_thread_that_ends_keeps_values_until_the_host_is_done() {
+fn an_ending_thread_keeps_values_until_the_host_has_finished() {
     for engine in [Engine::Uring, Engine::Threads] {
         let (ending, has_ended) = mpsc::channel();
         let (value, dropped) = flag();
@@ -112,7 +112,7 @@ fn a_thread_that_ends_keeps_values_until_the_host_is_done() {
             block_on_with(Config { engine, ..Config::default() }, async move {
                 ending.send(leave_call_behind(&temporary())).unwrap();
                 keep_until_settled(value);
-                // A guard in a task is dropped after what was in flight has ended, too.
+                // A guard in a task is also dropped only after the operations in flight have completed.
                 spawn(async move {
                     let _guard = in_task;
                     std::future::pending::<()>().await;
@@ -154,7 +154,7 @@ fn in_simulation_a_value_is_kept_until_a_dropped_write_is_on_disk() {
 }
 
 #[test]
-fn waiting_for_what_is_in_flight_ends_when_polled_by_a_foreign_waker() {
+fn settled_completes_when_polled_with_a_waker_of_another_executor() {
     block_on(async {
         let end = leave_call_behind(&temporary());
         let mut wait = pin!(settled());

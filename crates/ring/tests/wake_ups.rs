@@ -1,4 +1,4 @@
-//! A thread that sleeps until several operations have ended is woken all the same.
+//! A thread that sleeps until several operations have completed is still woken by other events.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -8,10 +8,10 @@ use std::time::Duration;
 use futures_util::future::{join, join_all};
 use oxblk_ring::{Aio, Config, Engine, File, IoBufMut, IoThread, block_on_with, sleep};
 
-/// Transfers of a file in memory that are long enough for a worker of the kernel, in numbers from which on the thread waits
-/// for more than one of them, beside messages, timers and operations that are waited for one by one.
+/// Transfers of a file in memory that are long enough for the kernel's workers and so many that the thread waits for
+/// more than one at a time, together with messages, timers and operations that are awaited one by one.
 #[test]
-fn transfers_in_memory_messages_and_timers_do_not_wait_for_one_another_for_ever() {
+fn bulk_transfers_messages_and_timers_never_block_one_another() {
     let Ok(host) = tempfile::tempfile_in("/dev/shm") else { return };
     host.set_len(1 << 20).unwrap();
     let memory = File::from_fd(OwnedFd::from(host), Aio::IoUring);
@@ -25,7 +25,7 @@ fn transfers_in_memory_messages_and_timers_do_not_wait_for_one_another_for_ever(
                 let read = memory.read_at(IoBufMut::new(64 << 10), (i as u64 % 8) << 16);
                 async move { read.await.0.unwrap() }
             }));
-            // Left to the kernel, they still count.
+            // Detached transfers count as well.
             drop(memory.read_at(IoBufMut::new(64 << 10), 0));
             let message = other.spawn(|| async { 1 });
             let timer = sleep(Duration::from_micros(u64::try_from(round).unwrap()));

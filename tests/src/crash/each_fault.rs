@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use oxblk_core::Backend;
+use oxblk_core::{Backend, Errno};
 use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
 
 use super::changes::{Change, Content, carry_out, read_all};
@@ -22,10 +22,6 @@ use crate::model::ops::{Op, Shape};
 use crate::model::run;
 use crate::random::Random;
 use crate::tally::Tally;
-
-/// Linux's error numbers of an I/O error and of a full disk.
-const EIO: i32 = 5;
-const ENOSPC: i32 = 28;
 
 /// The kinds of operation that fail.
 const KINDS: [FaultOp; 4] = [FaultOp::Write, FaultOp::Sync, FaultOp::Fallocate, FaultOp::Truncate];
@@ -218,7 +214,7 @@ fn attempt(variant: &'static Variant, seed: u64, every: u64) -> Result<Tally, St
         let (mut nth, mut missed) = (random.within(1, every), 0);
         // A failure that does not show, of a discard on the host for instance, is followed by others that do.
         while missed < 4 {
-            let errno = if nth.is_multiple_of(2) { ENOSPC } else { EIO };
+            let errno = if nth.is_multiple_of(2) { Errno::NOSPC } else { Errno::IO };
             let rule = FailRule { op, nth: Some(nth), range: None, errno, once: true };
             let image = Image { variant, disk: Disk::new(seed, 0) };
             let outcome = sim::run(seed, work(&image, &steps, size, rule));

@@ -5,6 +5,7 @@
 //! must hold, the image must stay usable, and once the disk is good again it must close and check
 //! with nothing worse than leaks.
 
+use oxblk_core::Errno;
 use oxblk_ring::sim::{self, FailRule, FaultOp, Faults};
 
 use super::history::History;
@@ -17,10 +18,6 @@ use crate::model::ops::Op;
 use crate::random::Random;
 use crate::tally::Tally;
 
-/// Linux's error numbers of an I/O error and of a full disk.
-const EIO: i32 = 5;
-const ENOSPC: i32 = 28;
-
 /// Which operations of the disk fail, by the seed.
 fn faults(random: &mut Random) -> Faults {
     if random.one_in(2) {
@@ -31,7 +28,7 @@ fn faults(random: &mut Random) -> Faults {
         op: *random.pick(&kinds),
         nth: Some(random.within(1, 200)),
         range: None,
-        errno: if random.one_in(2) { ENOSPC } else { EIO },
+        errno: if random.one_in(2) { Errno::NOSPC } else { Errno::IO },
         once: random.one_in(2),
     };
     Faults { fail: vec![rule], ..Faults::default() }

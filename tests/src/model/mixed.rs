@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{Backend, Preallocation};
+use oxblk_core::{Backend, Errno, Preallocation};
 use oxblk_ring::sim::{self, Disk};
 use oxblk_ring::{Config, IoBufMut, IoThread};
 
@@ -393,7 +393,7 @@ async fn take(disk: &Backend, shared: &Shared) -> Result<(), String> {
             Ok(())
         }
         // Refcounts of one bit cannot count it.
-        Err(error) if error.raw_errno() == 22 => Ok(()),
+        Err(error) if error.raw_errno() == Errno::INVAL => Ok(()),
         Err(error) => Err(format!("taking a snapshot: {error}")),
     }
 }

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use futures_util::future::join_all;
 use oxblk_core::amend::AmendRequest;
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{Backend, Options, Preallocation, Result, WriteFlags};
+use oxblk_core::{Backend, Errno, Options, Preallocation, Result, WriteFlags};
 use oxblk_ring::{IoBuf, sim};
 use oxblk_tests::model::chain::{self, Tolerance};
 
@@ -28,7 +28,7 @@ async fn take(disk: &Backend, name: &str) -> Result<()> {
 async fn remove_first(disk: &Backend) -> Result<()> {
     let Some(first) = disk.snapshots().await?.into_iter().next() else { return Ok(()) };
     match disk.delete_snapshot(&first.id).await {
-        Err(error) if error.raw_errno() == 2 => Ok(()),
+        Err(error) if error.raw_errno() == Errno::NOENT => Ok(()),
         outcome => outcome,
     }
 }

@@ -2,6 +2,8 @@
 
 use crate::served::python;
 use oxblk_tests::program::{Program, Server, oxblk};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 /// `oxblk serve` of a raw disk, started by a line of the shell in which `$SERVE` stands for it. It logs a lot.
@@ -85,4 +87,28 @@ fn standard_streams_that_are_closed_or_full_or_without_a_reader_stop_nothing() {
         server.stop();
         assert!(!dir.path().join("s").exists(), "{line}");
     }
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_up_neither_requests_nor_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    // The server itself holds the reading end open.
+    let server = started_by(dir.path(), "mkfifo f && exec 3<>f 2>f && exec $SERVE");
+    is_served(dir.path());
+    // Each client leaves a line or two in the log. These are more than the pipe and the queue hold.
+    let hang_up = || {
+        for _ in 0..6000 {
+            let mut client = UnixStream::connect(dir.path().join("s")).unwrap();
+            client.read_exact(&mut [0; 18]).unwrap();
+        }
+    };
+    hang_up();
+    is_served(dir.path());
+    // What is read from now on says that lines are missing.
+    let log = std::fs::File::options().read(true).write(true).open(dir.path().join("f")).unwrap();
+    let mut lines = BufReader::new(log).lines().map(Result::unwrap);
+    let note = lines.find(|line| line.starts_with("log: ")).unwrap();
+    assert!(note.ends_with(" lines were dropped: standard error was not read in time"), "{note}");
+    hang_up();
+    server.stop();
 }

@@ -73,7 +73,7 @@ fn new_images_are_the_same_bytes() {
 }
 
 #[test]
-fn images_that_qemu_lays_out_in_another_order_are_sound_and_read_as_zeroes() {
+fn large_and_preallocated_images_are_sound_and_read_as_zeroes() {
     let cases = [
         ("cluster_size=512", "1G"),
         ("cluster_size=512,refcount_bits=64", "200M"),

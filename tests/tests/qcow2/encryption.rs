@@ -448,8 +448,8 @@ fn broken_luks_headers_are_refused_in_the_words_of_qemus_tools() {
 
 /// Ways to spoil one that QEMU does not mind, or that keep it busy for hours.
 const WORSE: &[(Spoil, &str)] = &[
-    (|i| i.put32(HEADER + 212, u32::MAX), "LUKS key slots ask for "),
-    (|i| i.put32(HEADER + 164, u32::MAX), "LUKS key slots ask for "),
+    (|i| i.put32(HEADER + 212, u32::MAX), "LUKS key slots require "),
+    (|i| i.put32(HEADER + 164, u32::MAX), "LUKS key slots require "),
     (|i| i.put32(HEADER + 248, u32::MAX), "Keyslot 0 is overlapping with the encrypted payload"),
     (|i| i.put32(HEADER + 108, 33), "XTS cipher key length should be a multiple of 2"),
     (|i| i.put64(0x78, 0xffff_ffff_fff0_0000), ""),

@@ -131,3 +131,29 @@ fn a_disk_of_12802_tib_is_looked_at_in_bounded_memory_and_time() {
     let len = fs::metadata(directory.join("huge")).expect("the image").len();
     assert!(len < 64 << 20, "{len} bytes");
 }
+
+#[test]
+fn a_cluster_off_its_place_is_reported_with_its_l2_entry() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    qemu_img(scratch.path(), &["create", "-q", "-f", "qcow2", "bad", "1M"]);
+    let write = ["-c", "write -q 0 256k", "bad"];
+    Program::new("qemu-io").args(write).directory(scratch.path()).succeed();
+    let path = scratch.path().join("bad");
+    let mut bytes = fs::read(&path).expect("the image");
+    let word = |bytes: &[u8], at: usize| {
+        let word = u64::from_be_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
+        usize::try_from(word & 0x00ff_ffff_ffff_fe00).expect("an offset")
+    };
+    let table = word(&bytes, word(&bytes, 40));
+    bytes[table + 14] |= 2;
+    let cluster = word(&bytes, table + 8);
+    fs::write(&path, bytes).expect("the image");
+    let reply = bounded(scratch.path(), &["io", "-r", "-c", "read 64k 64k", "bad"]);
+    let expected = format!(
+        "Cluster allocation offset {cluster:#x} unaligned (L2 offset: {table:#x}, L2 index: 0x1)"
+    );
+    assert!(reply.err().contains(&expected), "{}", reply.err());
+    let reply = bounded(scratch.path(), &["img", "map", "bad"]);
+    let expected = "Could not read file metadata: Input/output error\n";
+    assert!(reply.err().ends_with(expected), "{}", reply.err());
+}

@@ -23,3 +23,81 @@ fn writes_one_after_the_other_give_the_bytes_that_qemu_gives() {
         both.same_bytes("a");
     }
 }
+
+#[test]
+fn large_and_preallocated_images_have_the_bytes_that_qemu_gives_them() {
+    let both = Differential::new();
+    for (options, size) in
+        [("cluster_size=512", "1G"), ("cluster_size=512,refcount_bits=64", "200M")]
+    {
+        both.same(Img, &["create", "-q", "-f", "qcow2", "-o", options, "a", size]);
+        both.same_bytes("a");
+    }
+    for (cluster, other, size) in [
+        ("512", "refcount_bits=16", "9M"),
+        ("512", "refcount_bits=64", "1000448"),
+        ("1k", "compat=0.10", "3M"),
+        ("4k", "refcount_bits=64", "9M"),
+        ("64k", "refcount_bits=1", "1000448"),
+        ("64k", "extended_l2=on", "1000448"),
+        ("64k", "data_file=d", "3M"),
+        ("512", "data_file=d,data_file_raw=on", "3M"),
+        ("2M", "lazy_refcounts=on", "0"),
+    ] {
+        for mode in ["metadata", "falloc", "full"] {
+            let options = format!("cluster_size={cluster},{other},preallocation={mode}");
+            both.same(Img, &["create", "-q", "-f", "qcow2", "-o", &options, "a", size]);
+            both.same_bytes("a");
+        }
+    }
+}
+
+#[test]
+fn refcount_blocks_and_tables_grow_where_qemu_has_them() {
+    for (options, len) in [
+        // The first block ends at 8 MiB, within a write and at the end of one.
+        ("cluster_size=4k", "1000k"),
+        ("cluster_size=4k", "64k"),
+        ("cluster_size=4k", "4k"),
+        // The table gets too small.
+        ("cluster_size=512", "100k"),
+        ("cluster_size=512,refcount_bits=64", "512"),
+    ] {
+        let both = Differential::new();
+        both.qemu(Img, &["create", "-q", "-f", "qcow2", "-o", options, "a", "12M"]);
+        let unit: u64 = len.trim_end_matches('k').parse().expect("a number");
+        let bytes = if len.ends_with('k') { unit << 10 } else { unit };
+        // Only where something happens, writes are short.
+        let dense = if options.contains("refcount_bits") { 1 << 20 } else { 7 << 20 };
+        let start = dense / bytes * bytes;
+        let mut words = vec![format!("write -q -P 7 0 {start}")];
+        words.extend(
+            (0..160)
+                .map(|index| start + index * bytes)
+                .filter(|at| at + bytes <= 12 << 20)
+                .map(|at| format!("write -q -P {} {at} {bytes}", at / bytes % 255 + 1)),
+        );
+        let words: Vec<&str> =
+            words.iter().flat_map(|word| ["-c", word.as_str()]).chain(["a"]).collect();
+        both.same(Io, &words);
+        both.same_bytes("a");
+    }
+}
+
+#[test]
+fn a_write_passes_over_gaps_that_are_too_small_for_it() {
+    let both = Differential::new();
+    both.qemu(Img, &["create", "-q", "-f", "qcow2", "a", "64M"]);
+    both.qemu(
+        Io,
+        &["-c", "write -q -P 1 0 4M", "-c", "discard 1M 128k", "-c", "discard 2M 64k", "a"],
+    );
+    both.same(Io, &["-c", "write -q -P 2 8M 1M", "-c", "write -q -P 3 16M 64k", "a"]);
+    both.same_bytes("a");
+    both.same(Io, &["-c", "write -q -P 4 20M 128k", "-c", "write -q -P 5 24M 64k", "a"]);
+    both.same_bytes("a");
+    // What follows data of the same write takes the gap behind that.
+    both.qemu(Io, &["-c", "discard 512k 192k", "a"]);
+    both.same(Io, &["-c", "write -q -P 6 448k 256k", "a"]);
+    both.same_bytes("a");
+}

@@ -18,6 +18,7 @@ mod layout;
 mod luks_keys;
 mod matrix;
 mod measure;
+mod repair_header;
 mod run_options;
 mod snapshots;
 mod subclusters;

@@ -2,10 +2,11 @@
 //! change leaves the old state or the new.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{Backend, Preallocation, WriteFlags, ZeroFlags};
-use oxblk_ring::sim::{self, Disk};
+use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
 use oxblk_ring::{IoBuf, IoBufMut};
 use oxblk_tests::program::Program;
 use oxblk_tests::random::Random;
@@ -237,6 +238,78 @@ fn a_power_cut_during_a_resize_leaves_the_old_size_or_the_new() {
                     });
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn a_snapshot_that_fails_leaves_no_write_under_way_behind() {
+    for seed in 0..20 {
+        sim::run(seed, async {
+            let disk = sim_image::new(seed, "cluster_size=512", MIB);
+            let image = open(&disk, false).await.unwrap();
+            for at in (0..MIB).step_by(32 << 10) {
+                image.write(at, IoBuf::from(vec![7; 512]), WriteFlags::empty()).await.unwrap();
+            }
+            image.flush().await.unwrap();
+            // The L2 table of the 21st L1 entry cannot be read.
+            let bytes = disk.bytes();
+            let word = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+            let l1 = usize::try_from(word(40)).unwrap();
+            let table = word(l1 + 8 * 20) & 0x00ff_ffff_ffff_fe00;
+            let fail = FailRule {
+                op: FaultOp::Read,
+                nth: None,
+                range: Some(table..table + 512),
+                errno: 5,
+                once: true,
+            };
+            let delay = Duration::from_micros(1)..Duration::from_millis(20);
+            disk.set_faults(Faults { fail: vec![fail], delay, ..Faults::default() });
+            assert!(image.create_snapshot(&named("new")).await.is_err());
+            image.close().await.unwrap();
+            disk.set_faults(Faults::default());
+            assert_sound(&disk, false, &format!("seed {seed}")).await;
+        });
+    }
+}
+
+#[test]
+fn a_snapshot_is_applied_on_a_full_disk() {
+    let disk = sim_image::new(1, "cluster_size=4k", MIB);
+    let rule = |op| FailRule { op, nth: None, range: None, errno: 28, once: false };
+    let (old, new) = sim::run(1, async {
+        let image = open(&disk, false).await.unwrap();
+        let data = |byte| IoBuf::from(vec![byte; 200 << 10]);
+        image.write(0, data(1), WriteFlags::empty()).await.unwrap();
+        let new = contents(&image).await;
+        image.create_snapshot(&named("one")).await.unwrap();
+        image.write(100 << 10, data(2), WriteFlags::empty()).await.unwrap();
+        image.flush().await.unwrap();
+        let old = contents(&image).await;
+        let range = Some(disk.len()..u64::MAX);
+        let full = [FaultOp::Write, FaultOp::Truncate, FaultOp::Fallocate];
+        let fail = full.map(|op| FailRule { range: range.clone(), ..rule(op) }).to_vec();
+        disk.set_faults(Faults { fail, ..Faults::default() });
+        disk.keep_moments(1, usize::MAX);
+        image.apply_snapshot("1").await.unwrap();
+        assert!(contents(&image).await == new);
+        image.close().await.unwrap();
+        disk.set_faults(Faults::default());
+        assert_sound(&disk, false, "applied").await;
+        (old, new)
+    });
+    for (boundary, moment) in disk.moments() {
+        let found = (0..4).map(|seed| moment.after_power_loss(seed));
+        for found in found.chain([moment.after_power_loss_all()]) {
+            sim::run(1, async {
+                let what = format!("cut at {boundary}");
+                let image = open(&found, false).await.unwrap();
+                let now = contents(&image).await;
+                assert!(now == old || now == new, "{what}");
+                image.close().await.unwrap();
+                assert_sound(&found, true, &what).await;
+            });
         }
     }
 }

@@ -106,3 +106,11 @@ fn offsets_within_a_zero_cluster_that_keeps_its_place_are_counted() {
         both.same(Img, &["map", "--output=json", "-s", start, "a"]);
     }
 }
+
+#[test]
+fn version_2_writes_no_zeroes_without_a_fallback() {
+    let both = image("-o compat=0.10", &[]);
+    for line in ["write -z -n 0 64k", "write -z -u -n 0 64k"] {
+        both.same(Io, &commands(&[line]));
+    }
+}

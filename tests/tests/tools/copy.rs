@@ -6,14 +6,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use oxblk::copy::{Copy, CopyError, CopyOptions, Observer, Stage, run};
-use oxblk_core::{Backend, Error, Graph, Perm, Permissions, WriteFlags};
+use oxblk_core::{Backend, Errno, Error, Graph, Perm, Permissions, WriteFlags};
 use oxblk_ring::IoBuf;
 use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
 use oxblk_tests::sim_disk::{self, Pace};
 
 const KIB: u64 = 1024;
-const EIO: i32 = 5;
-const ENOSPC: i32 = 28;
 
 fn backend(graph: &Graph, name: &str, disk: &Disk) -> Backend {
     let node = sim_disk::add(graph, name, disk, false, Pace::AtOnce).unwrap();
@@ -37,7 +35,7 @@ struct Heard(Mutex<Vec<u64>>);
 
 impl Observer for Heard {
     fn salvaged(&self, offset: u64, error: &Error) {
-        assert_eq!(error.raw_errno(), EIO);
+        assert_eq!(error.raw_errno(), Errno::IO);
         self.0.lock().unwrap().push(offset);
     }
 }
@@ -89,7 +87,7 @@ fn several_disks_become_one_with_each_filled_up_to_whole_sectors() {
 #[test]
 fn a_read_that_fails_ends_the_copy_and_tells_where() {
     let source = Disk::from_bytes(1, &pattern(256 << 10));
-    fail(&source, FaultOp::Read, 100 * KIB..101 * KIB, EIO);
+    fail(&source, FaultOp::Read, 100 * KIB..101 * KIB, Errno::IO);
     let options = CopyOptions { chunk: 64 << 10, ..CopyOptions::default() };
     let failure = copy(7, &[source], &Disk::new(2, 256 * KIB), options).unwrap_err();
     assert_eq!((failure.stage, failure.offset), (Stage::Reading, 64 * KIB));
@@ -99,7 +97,7 @@ fn a_read_that_fails_ends_the_copy_and_tells_where() {
 #[test]
 fn a_write_that_fails_ends_the_copy_and_tells_where() {
     let target = Disk::new(2, 256 * KIB);
-    fail(&target, FaultOp::Write, 100 * KIB..101 * KIB, ENOSPC);
+    fail(&target, FaultOp::Write, 100 * KIB..101 * KIB, Errno::NOSPC);
     let options = CopyOptions { chunk: 64 << 10, ..CopyOptions::default() };
     let source = Disk::from_bytes(1, &pattern(256 << 10));
     let failure = copy(7, &[source], &target, options).unwrap_err();
@@ -112,8 +110,13 @@ fn of_many_failures_the_one_at_the_lowest_offset_is_told() {
     for seed in 0..20 {
         let target = Disk::new(seed, 512 * KIB);
         let range = Some(100 * KIB..512 * KIB);
-        let fail =
-            vec![FailRule { op: FaultOp::Write, nth: None, range, errno: ENOSPC, once: false }];
+        let fail = vec![FailRule {
+            op: FaultOp::Write,
+            nth: None,
+            range,
+            errno: Errno::NOSPC,
+            once: false,
+        }];
         let delay = Duration::ZERO..Duration::from_millis(1);
         target.set_faults(Faults { fail, delay: delay.clone(), ..Faults::default() });
         let source = Disk::from_bytes(!seed, &pattern(512 << 10));
@@ -147,7 +150,7 @@ fn a_copy_between_failing_disks_either_says_so_or_is_whole() {
                 whole += 1;
             }
             Err(failure) => {
-                assert_eq!(failure.error.raw_errno(), EIO, "seed {seed}: {failure}");
+                assert_eq!(failure.error.raw_errno(), Errno::IO, "seed {seed}: {failure}");
                 assert_ne!(failure.stage, Stage::Stopped, "seed {seed}: nobody stopped it");
                 failed += 1;
             }
@@ -160,7 +163,7 @@ fn a_copy_between_failing_disks_either_says_so_or_is_whole() {
 fn salvaging_leaves_zeroes_for_exactly_what_cannot_be_read() {
     let bytes = pattern(256 << 10);
     let source = Disk::from_bytes(1, &bytes);
-    fail(&source, FaultOp::Read, 100 * KIB..101 * KIB, EIO);
+    fail(&source, FaultOp::Read, 100 * KIB..101 * KIB, Errno::IO);
     let target = Disk::from_bytes(2, &vec![0xff; 256 << 10]);
     let options = CopyOptions { salvage: true, ..CopyOptions::default() };
     let heard = Arc::new(Heard::default());

@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
+use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Program;
+use oxblk_tests::program::Tool::Img;
 use oxblk_tests::random::Random;
 use tempfile::TempDir;
 
@@ -169,4 +171,11 @@ fn the_top_of_a_chain_shows_the_same_whatever_is_done_to_it() {
             chain.compare(&format!("check -q -f qcow2 {image}"));
         }
     }
+}
+
+#[test]
+fn a_backing_node_that_does_not_exist_is_named_as_one() {
+    let both = Differential::new();
+    both.qemu(Img, &["create", "-q", "-f", "qcow2", "a", "1M"]);
+    both.same(Img, &["map", "--image-opts", "driver=qcow2,file.filename=a,backing=x"]);
 }

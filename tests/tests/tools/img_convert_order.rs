@@ -42,9 +42,12 @@ fn a_conversion_makes_the_same_bytes_whatever_the_number_of_threads() {
         "-c -m 16",
         "-c -o compression_type=zstd,cluster_size=4k",
     ] {
-        let converted = ["1", "2", "8"].map(|threads| {
+        let converted = [1, 2, 8].map(|threads| {
             let line = format!("convert --threads {threads} -O qcow2 {options} disk.raw out.qcow2");
-            ours(scratch.path()).args(line.split_whitespace()).succeed();
+            let convert = ours(scratch.path()).args(line.split_whitespace());
+            // The one with the most threads is delayed where they meet.
+            let convert = if threads == 8 { convert.perturbed(1) } else { convert };
+            convert.succeed();
             std::fs::read(scratch.path().join("out.qcow2")).expect("an image")
         });
         assert!(converted[0] == converted[1] && converted[0] == converted[2], "[{options}]");

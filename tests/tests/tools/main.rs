@@ -20,6 +20,7 @@ mod img_odd;
 mod img_rebase;
 mod img_snapshot;
 mod io_commands;
+mod json_names;
 mod limits;
 mod names;
 mod untrusted;

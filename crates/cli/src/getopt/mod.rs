@@ -24,18 +24,18 @@ pub(crate) struct Opt {
     pub(crate) long: Option<&'static str>,
     /// Whether a value follows.
     pub(crate) takes_value: bool,
-    /// The word must be written in full, and makes no abbreviation of another one ambiguous.
+    /// The word must be written in full. It does not make abbreviations of other words ambiguous.
     pub(crate) in_full: bool,
 }
 
 impl Opt {
-    /// Another word for an option, from a later version of the tools: it leaves the abbreviations of the words
-    /// that were there before as they are.
+    /// Another word for an option, from a later version of the tools. It must be written in full, so the
+    /// abbreviations of older words keep their meaning.
     pub(crate) const fn alias(self, long: &'static str) -> Self {
         Self { short: None, long: Some(long), in_full: true, ..self }
     }
 
-    /// The option, its word without abbreviations.
+    /// The option, whose word must be written in full.
     pub(crate) const fn in_full(self) -> Self {
         Self { in_full: true, ..self }
     }
@@ -61,7 +61,7 @@ pub(crate) const fn short(letter: char, takes_value: bool) -> Opt {
     Opt { id: letter, short: Some(letter), long: None, takes_value, in_full: false }
 }
 
-/// A command line that is wrong; the text is the C library's, the program's name before it.
+/// A fault of the command line: the C library's text, which begins with the program's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fault(pub(crate) String);
 
@@ -79,7 +79,7 @@ pub(crate) enum Operands {
 pub(crate) struct Parser<'t> {
     name: String,
     table: &'t [Opt],
-    /// Options that are only known by their whole word, so that they take no abbreviation away from others.
+    /// Options whose words must be written in full.
     common: &'t [Opt],
     mode: Operands,
     rest: VecDeque<String>,
@@ -124,7 +124,7 @@ impl<'t> Parser<'t> {
         self
     }
 
-    /// Knows these long options too, by their whole word.
+    /// Accepts these long options too, when their words are written in full.
     pub(crate) fn with_common(self, common: &'t [Opt]) -> Self {
         Self { common, ..self }
     }

@@ -11,7 +11,7 @@ use crate::cache::CacheMode;
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::{err, note, out};
-use crate::text::json;
+use oxblk::qemu_json;
 
 /// Exit codes, as scripts know them.
 const FAILED: u8 = 1;
@@ -139,7 +139,7 @@ async fn check(context: &Context, arguments: &Arguments, backend: &Backend) -> S
     }
     if arguments.json {
         let value = to_json(&report, &arguments.filename, node.factory().name());
-        out(format_args!("{}\n", json::pretty(&value)));
+        out(format_args!("{}\n", qemu_json::pretty(&value)));
     } else if !arguments.quiet {
         note(format_args!("{}", human(&report)));
     }

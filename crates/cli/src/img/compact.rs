@@ -11,7 +11,8 @@ use crate::image::Image;
 use crate::program::out;
 use crate::signals::stop_flag;
 use crate::text::progress::{Progress, step};
-use crate::text::{json as text_json, size};
+use crate::text::size;
+use oxblk::qemu_json;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
@@ -54,7 +55,7 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let (compacted, format) = told;
     if arguments.json {
         let value = to_json(&compacted, &arguments.filename, format);
-        out(format_args!("{}\n", text_json::pretty(&value)));
+        out(format_args!("{}\n", qemu_json::pretty(&value)));
     } else if !arguments.quiet {
         out(format_args!("{}", human(&compacted)));
     }

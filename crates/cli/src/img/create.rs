@@ -1,6 +1,6 @@
 //! `img create`.
 
-use oxblk_core::{Error, ErrorKind, Graph, Options};
+use oxblk_core::{Errno, Error, ErrorKind, Graph, Options};
 
 use super::create_options::{CreateOptions, append, asks_for_help};
 use super::{Context, Step, graph, objects};
@@ -191,7 +191,7 @@ async fn check_backing(
         };
     }
     let path = oxblk_core::relative_to(name, &file);
-    // Only looked at: a guest may have it open, and it needs no key.
+    // The image is opened without locks and without its key: a guest may have it open, and only its size is read.
     let mut image = Image { options: Options::new(), ..Image::read_only(&path) }
         .format(format.as_deref())
         .share_if(true);
@@ -216,9 +216,9 @@ async fn check_backing(
     Ok(())
 }
 
-/// `EFBIG` by itself says nothing to a user.
+/// Rewords `EFBIG`, whose own text does not name the limit.
 fn too_large(error: Error, format: &str, cluster_hint: bool) -> Error {
-    if error.raw_errno() != EFBIG {
+    if error.raw_errno() != Errno::FBIG {
         return error;
     }
     let hint = if cluster_hint { " (try using a larger cluster size)" } else { "" };
@@ -228,6 +228,5 @@ fn too_large(error: Error, format: &str, cluster_hint: bool) -> Error {
     )
 }
 
-const EFBIG: i32 = 27;
-/// QEMU's tools take this number for a size that is not given.
+/// The number by which QEMU's tools mark a size that is not given.
 const NO_SIZE: u64 = u64::MAX;

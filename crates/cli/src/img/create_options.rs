@@ -1,7 +1,7 @@
 //! The options of a new image: `-o key=value,…`, what they mean, and how they are listed.
 //!
 //! A format and the protocol below it each have a table of options; a new image takes those of both.
-//! Values are checked against their type here, before anything is made, with QEMU's messages.
+//! Values are checked against their types here, before any file is made. The messages are QEMU's.
 
 use oxblk_core::create::{CreateOption, OptionType};
 use oxblk_core::{
@@ -28,7 +28,7 @@ pub(super) struct CreateOptions {
 /// # Errors
 /// The message to print when the list is empty, begins with a comma or ends with a single one.
 pub(super) fn append(list: &mut Option<String>, more: &str) -> std::result::Result<(), String> {
-    // A doubled comma belongs to a value, and no list begins with one.
+    // A doubled comma stands for a comma in a value, and a list does not begin with a value.
     let commas = |text: &str| text.bytes().take_while(|byte| *byte == b',').count();
     let reversed: String = more.chars().rev().collect();
     if more.is_empty() || more.starts_with(',') || commas(&reversed) % 2 == 1 {
@@ -54,7 +54,7 @@ impl CreateOptions {
     /// The options of `format` and, below it, `protocol`.
     ///
     /// # Errors
-    /// When one of them cannot make images.
+    /// When one of the drivers cannot create images.
     pub(super) fn new(
         format: &dyn DriverFactory,
         protocol: Option<&dyn DriverFactory>,
@@ -122,7 +122,7 @@ impl CreateOptions {
     /// # Errors
     /// When an option is unknown or its value of the wrong type.
     pub(super) fn parse(&mut self, list: &str) -> Result<()> {
-        // An identifier is accepted, and has no meaning here.
+        // `id` is accepted and has no effect.
         for item in split_list(list, None).iter().filter(|item| item.key != "id") {
             let option = self.table.iter().find(|option| option.name == item.key);
             let option = option.ok_or_else(|| unknown(&item.key))?;
@@ -180,26 +180,26 @@ impl CreateOptions {
         flag || self.text("encrypt.format").is_some()
     }
 
-    /// The identifiers of secrets among the options, which it takes to open the image again.
+    /// The options that name secrets. Opening the image needs them too.
     pub(super) fn key_secrets(&self) -> Options {
         let mut options = Options::new();
         for (name, setting) in &self.settings {
             if name.ends_with("key-secret")
                 && let Setting::Text(id) = setting
             {
-                // Names of options are not nested deeply, and none is a part of another.
+                // This cannot fail: the names of the table are not nested deeply.
                 let _ = options.set(name, id.as_str());
             }
         }
         options
     }
 
-    /// All that is set, in the order of the tables: ` key=value key=value`.
+    /// The options that are set, in the order of the table: ` key=value key=value`.
     pub(super) fn shown(&self) -> String {
         let show = |option: &CreateOption| {
             let value = match self.get(option.name)? {
                 Setting::Flag(on) => if *on { "on" } else { "off" }.to_owned(),
-                // QEMU's tools show numbers as signed ones.
+                // QEMU's tools print numbers as signed 64-bit integers.
                 Setting::Number(number) => number.cast_signed().to_string(),
                 Setting::Text(text) => text.replace(',', ",,"),
             };
@@ -208,7 +208,7 @@ impl CreateOptions {
         self.table.iter().filter_map(show).collect()
     }
 
-    /// For the drivers.
+    /// The options that are set, for the drivers.
     pub(super) fn to_options(&self) -> Options {
         let mut options = Options::new();
         for (name, setting) in &self.settings {

@@ -1,18 +1,14 @@
 //! `img map`.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 
-use oxblk_core::{Backend, ChainStatus, Node, StatusFlags, Want};
+use oxblk::{Extent, Extents};
+use oxblk_core::{Backend, Error};
 
 use super::{Context, Exit, Step, graph, objects};
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::{flush_out, out};
-use crate::text::number::in_sectors;
-
-/// Longest range asked about at once, in bytes: an image may promise petabytes of nothing.
-const STEP: u64 = 1 << 50;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
@@ -38,20 +34,6 @@ struct Arguments {
 
 /// Bytes of output that are gathered before they are printed: an image may have millions of extents.
 const GATHERED: usize = 32 << 10;
-
-/// What is known of one extent.
-#[derive(Debug, Clone, Default)]
-struct Extent {
-    start: u64,
-    length: u64,
-    depth: u32,
-    present: bool,
-    zero: bool,
-    data: bool,
-    compressed: bool,
-    /// Where it lies, and in which node.
-    place: Option<(u64, Arc<Node>)>,
-}
 
 /// Runs the command.
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
@@ -106,91 +88,23 @@ async fn map_extents(
     backend: &Backend,
     output: &mut Output<'_>,
 ) -> Step {
-    let size = backend.size();
-    let mut end = in_sectors(size);
-    if let Some(length) = arguments.length {
-        end = end.min(arguments.start.saturating_add(length));
+    let mut extents = Extents::new(backend, arguments.start, arguments.length);
+    let mut any = false;
+    loop {
+        let next = extents.next().await.map_err(|error| {
+            output.print();
+            let error = Error::from_errno(error.raw_errno());
+            context.failed(format_args!("Could not read file metadata: {error}"))
+        })?;
+        let Some(extent) = next else { break };
+        output.extent(&extent)?;
+        any = true;
     }
-    let mut current = Extent { start: arguments.start, ..Extent::default() };
-    let mut at = arguments.start;
-    while at < end {
-        let next = if at < size {
-            let status = backend.block_status(at, STEP.min(end.min(size) - at), Want::Precise);
-            let status = status.await.map_err(|error| {
-                output.print();
-                context.failed(format_args!("Failed to read image metadata: {error}"))
-            })?;
-            extent(at, &status)
-        } else {
-            rest_of_sector(at, end - at, &current)
-        };
-        at = at.saturating_add(next.length.max(1));
-        if current.joins(&next) {
-            current.length = current.length.saturating_add(next.length);
-        } else {
-            if current.length > 0 {
-                output.extent(&current)?;
-            }
-            current = next;
-        }
+    if !any {
+        output.extent(&Extent { offset: arguments.start, ..Extent::default() })?;
     }
-    output.extent(&current)?;
     output.end();
     Ok(())
-}
-
-fn extent(start: u64, found: &ChainStatus) -> Extent {
-    let mut flags = found.status.flags;
-    if !flags.intersects(StatusFlags::DATA | StatusFlags::ZERO) {
-        // No layer knows anything of it.
-        flags = StatusFlags::empty();
-    }
-    let place = match (flags.contains(StatusFlags::OFFSET_VALID), found.status.host) {
-        (true, Some(host)) => {
-            let holder = match found.status.child {
-                Some(child) => found.node.child(child),
-                None => Some(Arc::clone(&found.node)),
-            };
-            holder.map(|node| (host, node))
-        }
-        _ => None,
-    };
-    Extent {
-        start,
-        length: found.status.len,
-        depth: found.depth,
-        present: flags.contains(StatusFlags::ALLOCATED),
-        zero: flags.contains(StatusFlags::ZERO),
-        data: flags.contains(StatusFlags::DATA),
-        compressed: flags.contains(StatusFlags::COMPRESSED),
-        place,
-    }
-}
-
-/// What fills the last sector behind the end of an image of odd size.
-fn rest_of_sector(start: u64, length: u64, before: &Extent) -> Extent {
-    let place = before
-        .place
-        .as_ref()
-        .map(|(offset, node)| (offset.saturating_add(before.length), Arc::clone(node)));
-    Extent { start, length, present: true, zero: true, place, ..Extent::default() }
-}
-
-impl Extent {
-    /// Whether `next`, which follows it, is more of the same.
-    fn joins(&self, next: &Self) -> bool {
-        let place = match (&self.place, &next.place) {
-            (None, None) => true,
-            (Some((a, node)), Some((b, other))) => {
-                a.checked_add(self.length) == Some(*b) && Arc::ptr_eq(node, other)
-            }
-            _ => false,
-        };
-        self.length > 0
-            && place
-            && (self.depth, self.present, self.zero, self.data, self.compressed)
-                == (next.depth, next.present, next.zero, next.data, next.compressed)
-    }
 }
 
 struct Output<'a> {
@@ -245,7 +159,7 @@ impl Output<'_> {
             Some((offset, node)) if !extent.compressed => {
                 let file = node.filename().unwrap_or_default();
                 let hex = |n: u64| if n == 0 { "0".to_owned() } else { format!("{n:#x}") };
-                let (start, length) = (hex(extent.start), hex(extent.length));
+                let (start, length) = (hex(extent.offset), hex(extent.len));
                 self.add(format_args!("{start:<16}{length:<16}{:<16}{file}\n", hex(*offset)));
                 Ok(())
             }
@@ -262,7 +176,8 @@ impl Output<'_> {
     fn object(&mut self, extent: &Extent) {
         let separator = if self.first { "" } else { ",\n" };
         self.first = false;
-        let Extent { start, length, depth, present, zero, data, compressed, .. } = extent;
+        let Extent { offset: start, len: length, depth, present, zero, data, compressed, .. } =
+            extent;
         self.add(format_args!(
             "{separator}{{ \"start\": {start}, \"length\": {length}, \"depth\": {depth}, \"present\": {present}, \"zero\": {zero}, \"data\": {data}, \"compressed\": {compressed}"
         ));

@@ -10,7 +10,7 @@ use super::{Context, Step, graph, objects};
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::out;
-use crate::text::json;
+use oxblk::qemu_json;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
@@ -149,7 +149,7 @@ fn print(measure: &Measure, as_json: bool) {
         if let Some(bitmaps) = measure.bitmaps {
             map.insert("bitmaps".to_owned(), json!(bitmaps));
         }
-        out(format_args!("{}\n", json::pretty(&map.into())));
+        out(format_args!("{}\n", qemu_json::pretty(&map.into())));
         return;
     }
     out(format_args!("required size: {}\n", measure.required));

@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{Backend, ChildIdx, Error, names};
+use oxblk_core::{Backend, ChildIdx, Errno, Error, names};
 
 use super::{Context, Step, graph, objects};
 use crate::getopt::{Found, Opt, both, long};
@@ -13,8 +13,6 @@ use crate::text::snapshot;
 
 /// Longest name that is stored, in bytes.
 const MAX_NAME: usize = 255;
-const ENOENT: i32 = 2;
-const ENOTSUP: i32 = 95;
 
 const OPTIONS: &[Opt] = &[
     both('h', "help", false),
@@ -156,7 +154,8 @@ async fn apply(backend: &Backend, image: &Image<'_>, name: &str) -> Result<(), E
     match found {
         Some(snapshot) => backend.apply_snapshot(&snapshot.id).await,
         None => {
-            let errno = if node.child(ChildIdx::DATA).is_some() { ENOTSUP } else { ENOENT };
+            let errno =
+                if node.child(ChildIdx::DATA).is_some() { Errno::OPNOTSUPP } else { Errno::NOENT };
             Err(Error::from_errno(errno).prefix("Failed to load snapshot"))
         }
     }

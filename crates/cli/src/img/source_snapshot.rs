@@ -7,15 +7,15 @@ use crate::text::option_list::list;
 
 use super::{Context, Step};
 
-/// What begins a list of fields rather than a name.
+/// An argument that begins with this is a list of fields, not a name.
 const FIELDS: &str = "snapshot.";
 
-/// Which snapshot is meant.
+/// The snapshot that `-l` selects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Wanted {
-    /// The one with this id, or else this name.
+    /// The snapshot with this id, or else with this name.
     Either(String),
-    /// The one with all that is given.
+    /// The snapshot that has every field given.
     Both {
         /// Its id.
         id: Option<String>,
@@ -58,7 +58,7 @@ impl Wanted {
         }
     }
 
-    /// Has the source show the snapshot.
+    /// Makes reads of the source return the snapshot's data.
     pub(super) async fn load(&self, context: &Context, source: &Backend) -> Step {
         let node = source.node().map_err(|error| context.error(&error))?;
         if node.driver().snapshots().is_none() {

@@ -4,7 +4,7 @@ use oxblk_ring::{Config, IoThread};
 
 use super::{Context, Exit, Step};
 
-/// Most threads that can be asked for.
+/// Largest value of `--threads`.
 const MAX: u64 = 64;
 
 /// Reads the value of `--threads`.
@@ -13,12 +13,12 @@ pub(super) fn parse(context: &Context, text: &str) -> Step<usize> {
     usize::try_from(threads).map_err(|_| Exit(1))
 }
 
-/// The number of threads used when nothing is said: one a core.
+/// The default number of threads: one for each core.
 pub(super) fn default() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(16)
 }
 
-/// I/O threads that have ended, and let go of every file, when this is dropped.
+/// I/O threads. A drop of this waits until they have ended and closed every file.
 #[derive(Debug)]
 pub(super) struct Helpers(Vec<IoThread>);
 
@@ -38,7 +38,7 @@ impl Drop for Helpers {
     }
 }
 
-/// Starts the threads beside the one that calls, or as many of them as the system has room for.
+/// Starts the threads beside the calling one, or as many of them as the system allows.
 pub(super) fn helpers(context: &Context, threads: usize) -> Helpers {
     let mut helpers = Helpers(Vec::new());
     for index in 1..threads {
@@ -54,7 +54,7 @@ pub(super) fn helpers(context: &Context, threads: usize) -> Helpers {
     helpers
 }
 
-/// How many requests a copy has in flight over all threads, where nothing is said: a few on each.
+/// The default number of requests that a copy keeps in flight: a few on each thread.
 pub(super) fn requests(helpers: &[IoThread]) -> usize {
     helpers.len().saturating_add(1).max(8)
 }

@@ -1,12 +1,21 @@
-//! What the layers below tell beside the errors that requests get: that an image was marked corrupt, say.
+//! What the layers below report beside the errors that requests get: that an image was marked corrupt, say.
 //!
-//! `RUST_LOG` chooses how much of it; it goes to standard error.
+//! `RUST_LOG` chooses how much of it; it goes to standard error, from a thread of its own ([`stream`]).
 
-use std::io::IsTerminal;
+mod queue;
+mod stream;
+
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-use crate::program::LogStream;
+use stream::LogStream;
+pub(crate) use stream::settle;
+
+/// How long a server that ends waits for its log to be read.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Starts it for a tool: errors alone unless `RUST_LOG` says otherwise, as bare lines.
 pub(crate) fn start_for_tool() {
@@ -16,10 +25,17 @@ pub(crate) fn start_for_tool() {
     }
 }
 
-/// Starts it for a server: warnings too unless `RUST_LOG` says otherwise.
+/// Starts it for a server: warnings too unless `RUST_LOG` says otherwise. The server ends also if nobody reads its log.
 pub(crate) fn start_for_server() {
+    stream::start_writer(PATIENCE);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     start(filter, true);
+}
+
+/// Prints an error of a server, after the log lines before it and without waiting.
+pub(crate) fn print_error(text: impl Display) {
+    // It goes to the queue, which accepts everything.
+    drop(LogStream.write_all(format!("{text}\n").as_bytes()));
 }
 
 fn start(filter: EnvFilter, levels: bool) {

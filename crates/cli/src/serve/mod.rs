@@ -20,7 +20,7 @@ mod options;
 mod signals;
 
 use crate::log;
-use crate::program::{err, note, out};
+use crate::program::{note, out};
 use address::Endpoint;
 use disk::Disk;
 use options::{Options, Parsed};
@@ -55,7 +55,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn fail(message: impl Display) -> ExitCode {
-    err(format_args!("oxblk serve: {message}\n"));
+    log::print_error(format_args!("oxblk serve: {message}"));
     ExitCode::FAILURE
 }
 

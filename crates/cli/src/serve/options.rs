@@ -9,7 +9,7 @@ use std::ffi::OsString;
 
 /// Most I/O threads.
 const MAX_THREADS: usize = 64;
-/// I/O threads when nothing is said: one a core, but no more than this.
+/// Most I/O threads by default: there is one for each core up to this number.
 const DEFAULT_THREADS: usize = 4;
 
 pub(super) const HELP: &str = "\
@@ -44,7 +44,7 @@ data directory ($XDG_DATA_HOME/oxblk/disk.qcow2), which is made when it is not t
   -h, --help          this text
 ";
 
-/// What was asked for.
+/// The command line, read and checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Options {
     pub(super) image: Option<String>,
@@ -54,14 +54,14 @@ pub(super) struct Options {
     /// Definitions of objects that the image may refer to.
     pub(super) objects: Vec<String>,
     pub(super) format: Option<String>,
-    /// Bytes.
+    /// Size of a new image in bytes.
     pub(super) size: Option<u64>,
     pub(super) read_only: bool,
     /// The image may name no other files.
     pub(super) untrusted: bool,
     pub(super) threads: usize,
     pub(super) export_name: String,
-    /// Most connections at a time; by memory and descriptors if not given.
+    /// Most connections at a time; `None` for a limit by memory and descriptors.
     pub(super) max_connections: Option<usize>,
     pub(super) description: Option<String>,
 }
@@ -73,7 +73,7 @@ impl Options {
     }
 }
 
-/// A command line understood.
+/// The result of parsing.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Parsed {
     Help,
@@ -191,7 +191,7 @@ fn one_export_name(given: Option<&str>, addresses: &[Listen]) -> Result<String> 
     }
 }
 
-/// A string as the protocol allows it: short, and UTF-8 on the wire.
+/// Checks a string against the protocol: it is UTF-8 of at most [`MAX_STRING`] bytes.
 fn string(what: &str, value: String) -> Result<String> {
     if std::str::from_utf8(&names::to_bytes(&value)).is_err() {
         return Err(format!("The {what} '{value}' is not UTF-8"));

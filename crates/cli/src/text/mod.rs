@@ -3,7 +3,7 @@
 //! Everything here is pure, and kept apart from the commands because its output is an interface:
 //! scripts parse it, so its layout is QEMU's to the byte and is tested by example.
 
-pub(crate) mod json;
+pub(crate) mod info;
 pub(crate) mod number;
 pub(crate) mod option_list;
 pub(crate) mod progress;

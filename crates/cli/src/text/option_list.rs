@@ -1,14 +1,15 @@
-//! Option lists of the command line, with a warning where a word stands for a switch.
+//! Option lists of the command line, with the warnings that QEMU prints for deprecated forms.
 
 use oxblk_core::{Error, ListItem, Options, Result, split_list};
+use serde_json::Value;
 
 use crate::program::{err, warn};
 
-/// Splits a list and warns of words without a value.
+/// Splits a list and warns of each word without a value.
 pub(crate) fn list(text: &str, implied: Option<&str>) -> Vec<ListItem> {
     let items = split_list(text, implied);
     for item in &items {
-        // A word that asks for help is none of the options.
+        // `help` and `?` ask for help; they switch no option on.
         if let Some(word) = &item.short_form
             && !matches!(word.as_str(), "help" | "?")
         {
@@ -26,12 +27,21 @@ pub(crate) fn list(text: &str, implied: Option<&str>) -> Vec<ListItem> {
 pub(crate) fn tree(text: &str, implied: Option<&str>) -> Result<Options> {
     let mut options = Options::new();
     for item in list(text, implied) {
-        if item.value.is_empty() && item.key.rsplit('.').next() == Some("backing") {
-            warn("Use of \"backing\": \"\" is deprecated; use \"backing\": null instead");
-        }
         options.set(&item.key, item.value)?;
     }
+    warn_of_empty_backing(&options.to_json());
     Ok(options)
+}
+
+/// Warns of each backing file that is given as an empty name, at any depth.
+pub(crate) fn warn_of_empty_backing(options: &Value) {
+    let Some(map) = options.as_object() else { return };
+    for (key, value) in map {
+        if key == "backing" && value.as_str() == Some("") {
+            warn("Use of \"backing\": \"\" is deprecated; use \"backing\": null instead");
+        }
+        warn_of_empty_backing(value);
+    }
 }
 
 /// Refuses a list whose `id` is not an identifier.
@@ -48,7 +58,7 @@ pub(crate) fn check_id(text: &str, implied: Option<&str>) -> Result<()> {
     }
 }
 
-/// What an identifier is.
+/// The hint that follows an error about an identifier.
 pub(crate) const IDENTIFIER_HINT: &str =
     "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.";
 

@@ -208,11 +208,26 @@ fn merging_maps_of_different_sizes_is_refused() {
     );
 }
 
+/// Runs a race at full speed, and for fewer rounds with random delays between the steps of each thread.
+fn race(rounds: u64, run: impl Fn(u64)) {
+    // Miri is some thousand times slower.
+    let rounds = if cfg!(miri) { rounds / 1000 } else { rounds };
+    run(rounds);
+    for seed in 1..4 {
+        oxblk_ring::perturb::start(seed);
+        run(rounds.div_ceil(100));
+    }
+    oxblk_ring::perturb::stop();
+}
+
 #[test]
 fn marks_of_many_threads_are_all_found_while_another_clears_what_it_finds() {
+    race(20_000, mark_and_clear);
+}
+
+fn mark_and_clear(rounds: u64) {
     const THREADS: u64 = 4;
-    const ROUNDS: u64 = 20_000;
-    let map = Arc::new(RangeMap::new(THREADS * ROUNDS * GRAIN, GRAIN).unwrap());
+    let map = Arc::new(RangeMap::new(THREADS * rounds * GRAIN, GRAIN).unwrap());
     let stop = AtomicBool::new(false);
     let seen = std::thread::scope(|scope| {
         let writers: Vec<_> = (0..THREADS)
@@ -220,7 +235,7 @@ fn marks_of_many_threads_are_all_found_while_another_clears_what_it_finds() {
                 let map = map.clone();
                 // Interleaved granules, so that the threads meet in every word.
                 scope.spawn(move || {
-                    (0..ROUNDS).for_each(|n| map.set((n * THREADS + thread) * GRAIN, GRAIN));
+                    (0..rounds).for_each(|n| map.set((n * THREADS + thread) * GRAIN, GRAIN));
                 })
             })
             .collect();
@@ -243,19 +258,23 @@ fn marks_of_many_threads_are_all_found_while_another_clears_what_it_finds() {
         stop.store(true, Ordering::SeqCst);
         reader.join().unwrap()
     });
-    assert_eq!(seen, THREADS * ROUNDS);
+    assert_eq!(seen, THREADS * rounds);
     assert!(map.is_clean());
 }
 
 #[test]
 fn a_bit_set_while_its_neighbours_are_cleared_keeps_its_summaries() {
+    race(50_000, set_beside_clearing);
+}
+
+fn set_beside_clearing(rounds: u64) {
     let map = Arc::new(RangeMap::new(1 << 30, GRAIN).unwrap());
     std::thread::scope(|scope| {
         for side in 0..2u64 {
             let map = &map;
             scope.spawn(move || {
                 let mine = side * GRAIN;
-                for _ in 0..50_000 {
+                for _ in 0..rounds {
                     map.set(mine, GRAIN);
                     assert!(map.next_dirty(mine, GRAIN).is_some());
                     assert!(map.next_dirty(0, u64::MAX).is_some());
@@ -271,15 +290,18 @@ fn a_bit_set_while_its_neighbours_are_cleared_keeps_its_summaries() {
 
 #[test]
 fn no_mark_is_lost_while_successors_come_and_go() {
-    const ROUNDS: u64 = 30_000;
-    let bitmap = DirtyBitmap::new("b", 2 * ROUNDS * GRAIN, GRAIN).unwrap();
+    race(30_000, mark_while_successors_come_and_go);
+}
+
+fn mark_while_successors_come_and_go(rounds: u64) {
+    let bitmap = DirtyBitmap::new("b", 2 * rounds * GRAIN, GRAIN).unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let writers: Vec<_> = (0..2u64)
             .map(|thread| {
                 let bitmap = &bitmap;
                 scope.spawn(move || {
-                    (0..ROUNDS).for_each(|n| bitmap.mark((n * 2 + thread) * GRAIN, GRAIN));
+                    (0..rounds).for_each(|n| bitmap.mark((n * 2 + thread) * GRAIN, GRAIN));
                 })
             })
             .collect();
@@ -290,13 +312,13 @@ fn no_mark_is_lost_while_successors_come_and_go() {
                 bitmap.create_successor().unwrap().reclaim();
                 let old = bitmap.clear().unwrap();
                 bitmap.restore(&old);
-                bitmap.resize(2 * ROUNDS * GRAIN).unwrap();
+                bitmap.resize(2 * rounds * GRAIN).unwrap();
             }
         });
         writers.into_iter().for_each(|writer| writer.join().unwrap());
         stop.store(true, Ordering::SeqCst);
     });
-    assert_eq!(bitmap.map().dirty_granules(), 2 * ROUNDS);
+    assert_eq!(bitmap.map().dirty_granules(), 2 * rounds);
 }
 
 #[test]

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use super::Graph;
 use crate::bitmap::{BitmapError, Checks, DirtyBitmap, RangeMap, default_granularity};
 use crate::node::Gates;
-use crate::{Error, Node, Result};
-
-const ENOTSUP: i32 = 95;
+use crate::{Errno, Error, Node, Result};
 
 impl Graph {
     /// Adds an enabled, clean bitmap to `node`. Every write that ends after this returns is recorded: those
@@ -49,7 +47,7 @@ impl Graph {
         }
         let Some(persistent) = node.driver().persistent_bitmaps() else {
             let text = format!("Can't store persistent bitmaps to {}", node.name());
-            return Err(Error::from_errno(ENOTSUP).prefix(text));
+            return Err(Error::from_errno(Errno::OPNOTSUPP).prefix(text));
         };
         let cannot = |error: Error| {
             let text = format!("Can't make bitmap '{name}' persistent in '{}'", node.name());

@@ -21,7 +21,8 @@ const MAX_NESTING: u32 = 32;
 /// How often an error says that it is about a backing file.
 const MAX_PREFIXES: usize = 4;
 
-const BACKING: &str = "Could not open backing file";
+/// What stands before an error of a backing file.
+pub(super) const BACKING: &str = "Could not open backing file";
 
 /// What is below an image.
 pub(super) enum Below {

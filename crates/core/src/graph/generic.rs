@@ -1,5 +1,7 @@
 //! The options that every node has, whatever its driver.
 
+use serde_json::Value;
+
 use super::OpenFlags;
 use crate::{DetectZeroes, Error, Options, Result};
 
@@ -69,10 +71,18 @@ pub(super) fn take_generic(options: &mut Options, inherited: &OpenFlags) -> Resu
         }
     };
     Ok(Generic {
-        driver: options.take_str("driver")?,
+        driver: take_driver(options),
         node_name: options.take_str("node-name")?,
         flags,
         detect_zeroes,
         given,
     })
+}
+
+/// Takes the name of the driver. A value that is not text names none, as in QEMU.
+fn take_driver(options: &mut Options) -> Option<String> {
+    match options.take("driver") {
+        Some(Value::String(name)) => Some(name),
+        _ => None,
+    }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::chain::{Below, Layer};
+use super::chain::{BACKING, Below, Layer};
 use super::generic::{Generic, take_generic};
 use super::{Graph, filename};
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverKind};
@@ -18,14 +18,15 @@ use crate::epoch::Epochs;
 use crate::gate::Purpose;
 use crate::perm::{Permissions, Role};
 use crate::{
-    Backend, ChildIdx, Children, Edge, Error, ErrorKind, MAX_LENGTH, Node, Options, Perm, Result,
+    Backend, ChildIdx, Children, Edge, Errno, Error, ErrorKind, MAX_LENGTH, Node, Options, Perm,
+    Result,
 };
 
-const EACCES: i32 = 13;
-const EFBIG: i32 = 27;
 /// A child is named by a node's name and described by options as well.
 const PLAIN_AND_NESTED: &str =
     "Cannot reference an existing block device with additional options or a new filename";
+
+const NO_FILE: &str = "A block device must be specified for \"file\"";
 
 /// How a node is opened, as far as drivers need to know it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -111,7 +112,7 @@ impl OpenContext {
             return Ok(());
         }
         if !self.flags.auto_read_only {
-            return Err(Error::new(ErrorKind::Denied, reason.to_owned()).errno(EACCES));
+            return Err(Error::new(ErrorKind::Denied, reason.to_owned()).errno(Errno::ACCES));
         }
         self.flags.read_only = true;
         Ok(())
@@ -244,9 +245,9 @@ impl Graph {
         if target.protocol
             && target.filename.is_none()
             && generic.driver.is_none()
-            && let Some(name) = target.options.take_str("filename")?
+            && target.options.get_str("filename").is_some()
         {
-            target.filename = Some(name);
+            target.filename = target.options.take_str("filename")?;
         }
         self.open_with(target, generic).await
     }
@@ -269,7 +270,7 @@ impl Graph {
         let protocol = match (named, &target.filename) {
             (Some(driver), _) if driver.kind() == DriverKind::Protocol => Some(driver),
             (None, Some(name)) if target.protocol => Some(self.protocol_for(name)?.0),
-            (None, None) if !target.options.contains("file") => {
+            (None, None) if target.protocol || !describes_file(&target.options) => {
                 return Err(Error::invalid("Must specify either driver or file"));
             }
             _ => None,
@@ -316,7 +317,7 @@ impl Graph {
                 return Err(Error::invalid(PLAIN_AND_NESTED));
             }
             Some(Value::Object(map)) => Options::from_map(map)?,
-            Some(_) => return Err(Error::invalid("Invalid parameter type for 'file'")),
+            Some(_) => return Err(Error::invalid(NO_FILE)),
             None => Options::new(),
         };
         let filename = if options.contains("driver") || options.contains("filename") {
@@ -325,7 +326,7 @@ impl Graph {
             target.filename.clone()
         };
         if filename.is_none() && options.is_empty() {
-            return Err(Error::invalid("A block device must be specified for \"file\""));
+            return Err(Error::invalid(NO_FILE));
         }
         let child = Target {
             filename,
@@ -395,15 +396,14 @@ impl Graph {
             backing: None,
             epochs: Arc::clone(self.epochs()),
         };
-        let mut backing_option = None;
-        if driver.supports_backing() {
-            backing_option = context.options.take("backing");
-        }
+        let backing_option = take_backing(driver, &mut context)?;
         let opened_with = context.options.clone();
         if let Some(file) = &file {
             context.flags.read_only |= file.is_read_only() && context.flags.auto_read_only;
             if file.is_read_only() && !context.flags.read_only {
-                return Err(Error::new(ErrorKind::Denied, "Block node is read-only").errno(EACCES));
+                return Err(
+                    Error::new(ErrorKind::Denied, "Block node is read-only").errno(Errno::ACCES)
+                );
             }
             attach_file(driver, file, &context)?;
         }
@@ -450,10 +450,14 @@ impl Graph {
         let mut options = match option {
             Some(Value::Null) => return Ok(Below::Nothing),
             Some(Value::String(name)) if name.is_empty() => return Ok(Below::Nothing),
+            Some(other) if context.flags.no_backing && !other.is_object() => {
+                return Err(unsupported_option(driver, "backing"));
+            }
             Some(Value::String(name)) => {
                 let found = self.node(&name);
                 return found.map(Below::Node).ok_or_else(|| {
-                    Error::invalid(format!("Cannot find device='{name}' nor node-name='{name}'"))
+                    let text = format!("Cannot find device='{name}' nor node-name='{name}'");
+                    Error::invalid(text).prefix(BACKING)
                 });
             }
             Some(Value::Object(mut map)) => {
@@ -461,22 +465,17 @@ impl Graph {
                 let options = Options::from_map(map)?;
                 match (plain, options.first_key()) {
                     (Some(_), Some(key)) if context.flags.no_backing => {
-                        let name = driver.name();
-                        return Err(Error::invalid(format!(
-                            "Block format '{name}' does not support the option 'backing.{key}'"
-                        )));
+                        return Err(unsupported_option(driver, &format!("backing.{key}")));
                     }
                     (Some(_), Some(_)) => {
-                        return Err(
-                            Error::invalid(PLAIN_AND_NESTED).prefix("Could not open backing file")
-                        );
+                        return Err(Error::invalid(PLAIN_AND_NESTED).prefix(BACKING));
                     }
                     _ => options,
                 }
             }
-            Some(_) => return Err(Error::invalid("Invalid parameter type for 'backing'")),
             None if context.flags.no_backing => return Ok(Below::Nothing),
-            None => Options::new(),
+            // A value of another type says nothing.
+            Some(_) | None => Options::new(),
         };
         let mut filename = None;
         if !options.contains("file") && !options.contains("filename") {
@@ -492,7 +491,7 @@ impl Graph {
                 Some(base) => filename::relative_to(&base, &named.filename),
                 None => named.filename.clone(),
             };
-            let failed = |error: Error| error.prefix("Could not open backing file");
+            let failed = |error: Error| error.prefix(BACKING);
             let admitted = self.gate().admit(Purpose::Backing, &path).map_err(failed)?;
             flags.no_symlinks = admitted.no_symlinks;
             filename = Some(admitted.name);
@@ -512,25 +511,54 @@ impl Graph {
     }
 }
 
+/// Whether options say what stores an image.
+fn describes_file(options: &Options) -> bool {
+    match options.get("file") {
+        Some(Value::String(_)) => true,
+        Some(Value::Object(map)) => !map.is_empty(),
+        _ => false,
+    }
+}
+
 /// Refuses an image that is too long.
 fn check_opened_length(opened: &dyn Driver) -> Result<()> {
     if opened.size() > MAX_LENGTH {
-        return Err(Error::from_errno(EFBIG).prefix("Could not refresh total sector count"));
+        return Err(Error::from_errno(Errno::FBIG).prefix("Could not refresh total sector count"));
     }
     Ok(())
+}
+
+/// Takes the option that says what the backing file is.
+fn take_backing(driver: &dyn DriverFactory, context: &mut OpenContext) -> Result<Option<Value>> {
+    let (is_none, is_one) = match context.options.get("backing") {
+        Some(Value::Null) => (true, false),
+        Some(Value::String(name)) => (name.is_empty(), !name.is_empty()),
+        Some(Value::Object(_)) => (false, true),
+        _ => (false, false),
+    };
+    // An image of any format may be said to have no backing file.
+    if is_none || driver.supports_backing() {
+        return Ok(context.options.take("backing"));
+    }
+    if is_one && !context.flags.no_backing {
+        return Err(Error::unsupported("Driver doesn't support backing files"));
+    }
+    Ok(None)
+}
+
+fn unsupported_option(driver: &dyn DriverFactory, key: &str) -> Error {
+    let (what, does_not) = match driver.kind() {
+        DriverKind::Protocol => ("protocol", "doesn't"),
+        DriverKind::Format | DriverKind::Filter => ("format", "does not"),
+    };
+    let name = driver.name();
+    Error::invalid(format!("Block {what} '{name}' {does_not} support the option '{key}'"))
 }
 
 /// Refuses leftover options.
 fn check_options(driver: &dyn DriverFactory, context: &OpenContext) -> Result<()> {
     if let Some(key) = context.options.first_key() {
-        let (what, does_not) = match driver.kind() {
-            DriverKind::Protocol => ("protocol", "doesn't"),
-            DriverKind::Format | DriverKind::Filter => ("format", "does not"),
-        };
-        return Err(Error::invalid(format!(
-            "Block {what} '{}' {does_not} support the option '{key}'",
-            driver.name()
-        )));
+        return Err(unsupported_option(driver, &key));
     }
     if context.flags.copy_on_read && context.flags.read_only {
         return Err(Error::invalid("Can't use copy-on-read on read-only device"));

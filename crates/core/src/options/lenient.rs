@@ -1,6 +1,8 @@
 //! Reading option values as QEMU does: text stands for a boolean (`on`), a number (`4096`) or a size where the
 //! field wants one, and a number or boolean stands for text where the field wants text.
 
+use std::borrow::Cow;
+
 use serde::de::value::{MapDeserializer, SeqDeserializer};
 use serde::de::{DeserializeOwned, Deserializer, IntoDeserializer, Visitor};
 use serde_json::{Map, Value};
@@ -19,8 +21,8 @@ pub(super) fn from_map<T: DeserializeOwned>(map: &Map<String, Value>) -> Result<
         let blamed = map.iter().find(|entry| read(alone(*entry)).is_err());
         let key = blamed.map_or("", |(key, _)| key);
         let text = error.to_string();
-        let size =
-            blamed.and_then(|(_, value)| value.as_str()).map(|text| (text, parse_size(text)));
+        let shown = blamed.and_then(|(_, value)| as_text(value));
+        let size = shown.as_deref().map(|text| (text, parse_size(text)));
         match size {
             Some((wrong, Err(error))) if text == NOT_A_SIZE => size_fault(error, key, wrong),
             _ if text == NOT_A_SIZE => size_fault(SizeError::Malformed, key, ""),
@@ -32,6 +34,21 @@ pub(super) fn from_map<T: DeserializeOwned>(map: &Map<String, Value>) -> Result<
 /// Stands for the option's name in messages until that is known.
 const KEY: &str = "\0";
 const NOT_A_SIZE: &str = "Parameter '\0' expects a non-negative number below 2^64";
+/// The text that a number stands for, or the text itself.
+fn as_text(value: &Value) -> Option<Cow<'_, str>> {
+    match value {
+        Value::String(text) => Some(text.into()),
+        // Whole numbers have no fraction, however they are written.
+        Value::Number(number) => {
+            let text = number.to_string();
+            let whole = number.as_f64().filter(|value| number.is_f64() && value.abs() < 1e17);
+            let whole = whole.filter(|value| value.fract() == 0.0);
+            Some(whole.map_or(text, |value| format!("{value:.0}")).into())
+        }
+        _ => None,
+    }
+}
+
 struct Lenient(Value);
 
 type DeError = serde::de::value::Error;
@@ -49,12 +66,8 @@ fn custom(text: String) -> DeError {
 
 impl Lenient {
     fn unsigned(&self) -> Result<u64, DeError> {
-        match &self.0 {
-            Value::Number(number) => number.as_u64(),
-            Value::String(text) => parse_size(text).ok(),
-            _ => None,
-        }
-        .ok_or_else(|| custom(NOT_A_SIZE.to_owned()))
+        let size = as_text(&self.0).and_then(|text| parse_size(&text).ok());
+        size.ok_or_else(|| custom(NOT_A_SIZE.to_owned()))
     }
 
     fn signed(&self) -> Result<i64, DeError> {

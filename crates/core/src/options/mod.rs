@@ -44,20 +44,38 @@ impl Options {
         Self::from_map(map)
     }
 
-    /// Takes over a JSON object, nesting its dotted keys.
+    /// Takes over a JSON object, nesting its dotted keys. The elements of a list have their indices as keys. Where a
+    /// value is given by a dotted key and by a nested object, the nested one counts.
     ///
     /// # Errors
-    /// When keys contradict one another.
+    /// When a key is nested too deeply.
     pub fn from_map(map: Map<String, Value>) -> Result<Self> {
         let mut options = Self::new();
         for (key, value) in map {
-            let value = match value {
-                Value::Object(inner) => Value::Object(Self::from_map(inner)?.0),
-                other => other,
-            };
-            options.set(&key, value)?;
+            match value {
+                Value::Object(inner) => {
+                    options.set(&key, Value::Object(Self::from_map(inner)?.0))?;
+                }
+                Value::Array(list) if !list.is_empty() => {
+                    let indexed = list.into_iter().enumerate();
+                    let inner = indexed.map(|(index, value)| (index.to_string(), value)).collect();
+                    options.set(&key, Value::Object(Self::from_map(inner)?.0))?;
+                }
+                _ if key.contains('.') && options.has(&key) => {}
+                other => options.set(&key, other)?,
+            }
         }
         Ok(options)
+    }
+
+    /// Whether a dotted key has a value.
+    fn has(&self, key: &str) -> bool {
+        let (parents, last) = key.rsplit_once('.').unwrap_or(("", key));
+        let mut map = Some(&self.0);
+        for part in parents.split('.').filter(|part| !part.is_empty()) {
+            map = map.and_then(|map| map.get(part)?.as_object());
+        }
+        map.is_some_and(|map| map.contains_key(last))
     }
 
     /// Parses a list of options with dotted keys, as [`split_list`] takes it apart.
@@ -336,6 +354,15 @@ mod tests {
             let file = options.take_options("file").unwrap();
             assert_eq!((file.get_str(""), file.get_str("filename")), (Some("x"), Some("y")));
         }
+    }
+
+    #[test]
+    fn nested_values_count_before_dotted_ones_and_list_elements_have_their_indices() {
+        let nested = r#"{"file":{"filename":"a"},"file.filename":"b","list":["x",{"y":1}]}"#;
+        let dotted = r#"{"file.filename":"b","file":{"filename":"a"},"list.0":"x","list.1.y":1}"#;
+        let options = Options::from_json(nested).unwrap();
+        assert_eq!(options, Options::from_json(dotted).unwrap());
+        assert!(options.has("file.filename") && options.has("list.1.y") && !options.has("file.x"));
     }
 
     #[test]

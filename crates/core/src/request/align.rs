@@ -21,7 +21,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::{as_u64, min_len, slow};
 use crate::node::Gates;
-use crate::{Error, Node, Result};
+use crate::{Errno, Error, Node, Result};
 
 impl Node {
     /// Whether memory at `address` is aligned as the node's host demands.
@@ -60,7 +60,7 @@ pub(super) async fn read(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Re
     let bounce = slow::read_aligned(node, start, IoBufMut::new(len)).await?;
     let skip = min_len(offset - start, len);
     let wanted = bounce.get(skip..).and_then(|rest| rest.get(..buf.len()));
-    buf.copy_from_slice(wanted.ok_or_else(|| Error::from_errno(5).on_node(node.name()))?);
+    buf.copy_from_slice(wanted.ok_or_else(|| Error::from_errno(Errno::IO).on_node(node.name()))?);
     Ok(buf)
 }
 

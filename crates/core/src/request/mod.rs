@@ -27,7 +27,7 @@ use oxblk_ring::{IoBuf, IoBufMut, WriteAt};
 
 use crate::compressed::cannot_compress;
 use crate::driver::{BoxFuture, Preallocation};
-use crate::{CompressedCluster, Error, ErrorKind, Node, Result, WriteFlags, check_length};
+use crate::{CompressedCluster, Errno, Error, ErrorKind, Node, Result, WriteFlags, check_length};
 
 pub(crate) use flush::flush;
 pub use status::ChainStatus;
@@ -322,7 +322,7 @@ pub(crate) async fn resize(
 ) -> Result<()> {
     check_length(size)?;
     if node.is_read_only() {
-        return Err(Error::new(ErrorKind::Denied, "Image is read-only").errno(13));
+        return Err(Error::new(ErrorKind::Denied, "Image is read-only").errno(Errno::ACCES));
     }
     let Some(driver) = node.driver().resize() else {
         return Err(Error::unsupported("Image format driver does not support resize"));

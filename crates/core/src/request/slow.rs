@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use futures_util::future::try_join_all;
 use oxblk_ring::{IoBuf, IoBufMut};
-use rustix::io::Errno;
 
 use super::{align, as_u64, copy_on_read, min_len, run_all, zero};
 use crate::node::{DetectZeroes, Gates};
-use crate::{Error, ErrorKind, Node, Result, WriteFlags, ZeroFlags};
+use crate::{Errno, Error, ErrorKind, Node, Result, WriteFlags, ZeroFlags};
 
 /// Longest transfer handed to a driver in one piece: what Linux moves in one system call, rounded down.
 const MAX_TRANSFER: u64 = 1 << 30;
@@ -18,20 +17,23 @@ const MAX_TRANSFER: u64 = 1 << 30;
 pub(super) fn check_write(node: &Node, offset: u64, len: u64) -> Result<()> {
     if node.is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly, "Block node is read-only")
-            .errno(1)
+            .errno(Errno::PERM)
             .on_node(node.name()));
     }
     let end = offset.checked_add(len).filter(|end| i64::try_from(*end).is_ok());
     let end = end.ok_or_else(|| out_of_range(node, offset))?;
     if end > node.size() && !node.limits().grows {
         // A backend lets no request pass its end: it is a parent that needs more room.
-        return Err(Error::from_errno(Errno::NOSPC.raw_os_error()).on_node(node.name()).at(offset));
+        return Err(Error::from_errno(Errno::NOSPC).on_node(node.name()).at(offset));
     }
     Ok(())
 }
 
 pub(super) fn out_of_range(node: &Node, offset: u64) -> Error {
-    Error::from_errno(5).reword("Request lies outside the device").on_node(node.name()).at(offset)
+    Error::from_errno(Errno::IO)
+        .reword("Request lies outside the device")
+        .on_node(node.name())
+        .at(offset)
 }
 
 /// Reads through the driver; past the end of the node it reads zeroes.
@@ -130,7 +132,7 @@ pub(super) async fn finish_write(
     outcome: io::Result<usize>,
 ) -> Result<()> {
     let done = match outcome {
-        Ok(0) => return Err(Error::from_errno(28).on_node(node.name()).at(offset)),
+        Ok(0) => return Err(Error::from_errno(Errno::NOSPC).on_node(node.name()).at(offset)),
         Ok(done) => done,
         Err(error) if is_transient(&error) => 0,
         Err(error) => return Err(Error::from(error).on_node(node.name()).at(offset)),

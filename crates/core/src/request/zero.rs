@@ -5,7 +5,7 @@ use std::sync::Arc;
 use oxblk_ring::IoBuf;
 
 use super::{align, flush, min_len, run_all, slow};
-use crate::{Error, ErrorKind, Node, Result, ZeroFlags};
+use crate::{Errno, Error, ErrorKind, Node, Result, ZeroFlags};
 
 /// Most zeroes written as data in one request.
 const MAX_ZERO_DATA: u64 = 1 << 20;
@@ -85,7 +85,7 @@ async fn zero_one(node: &Arc<Node>, offset: u64, len: u64, flags: ZeroFlags) -> 
         }
     }
     if flags.contains(ZeroFlags::NO_FALLBACK) {
-        return Err(Error::from_errno(95).on_node(node.name()).at(offset));
+        return Err(Error::from_errno(Errno::OPNOTSUPP).on_node(node.name()).at(offset));
     }
     write_zero_data(node, offset, len).await
 }

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use oxblk_core::{
-    BoxFuture, ChildIdx, Driver, DriverFactory, DriverKind, Error, Graph, Limits, MapOp, Node,
-    OpenContext, OpenFlags, Options, Preallocation, Result, Status, Step, Want, WriteFlags,
+    BoxFuture, ChildIdx, Driver, DriverFactory, DriverKind, Errno, Error, Graph, Limits, MapOp,
+    Node, OpenContext, OpenFlags, Options, Preallocation, Result, Status, Step, Want, WriteFlags,
     ZeroFlags, driver::Resize,
 };
 use oxblk_ring::{IoBuf, IoBufMut};
@@ -74,7 +74,7 @@ impl Memory {
     }
 
     fn refuse(&self, offset: u64) -> Result<()> {
-        if self.bad == Some(offset) { Err(Error::from_errno(5)) } else { Ok(()) }
+        if self.bad == Some(offset) { Err(Error::from_errno(Errno::IO)) } else { Ok(()) }
     }
 }
 
@@ -245,7 +245,7 @@ impl Driver for Checkered {
         Box::pin(async { Err(Error::invalid("reads of this format never need the slow path")) })
     }
     fn write(&self, _offset: u64, _data: IoBuf, _flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async { Err(Error::from_errno(28)) })
+        Box::pin(async { Err(Error::from_errno(Errno::NOSPC)) })
     }
     fn block_status(
         &self,

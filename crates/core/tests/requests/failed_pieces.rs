@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
-use oxblk_core::{Backend, Error, Limits, OpenFlags, WriteFlags};
+use oxblk_core::{Backend, Errno, Error, Limits, OpenFlags, WriteFlags};
 use oxblk_ring::{IoBuf, block_on, yield_now};
 
 use crate::memory::{Memory, graph, node, options};
@@ -46,7 +46,7 @@ async fn wait() {
 }
 
 fn is_eio(outcome: Result<(), Error>) -> bool {
-    outcome.is_err_and(|error| error.raw_errno() == 5)
+    outcome.is_err_and(|error| error.raw_errno() == Errno::IO)
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn no_extent_of_a_failed_write_lands_on_newer_data() {
         let backend = graph.open_backend(None, top, OpenFlags::default()).await.unwrap();
         let older = IoBuf::from(vec![1; 1024]);
         let failed = backend.write(0, older, WriteFlags::empty()).await.unwrap_err();
-        assert_eq!(failed.raw_errno(), 28);
+        assert_eq!(failed.raw_errno(), Errno::NOSPC);
         memory.landing.store(0, SeqCst);
         backend.write(0, vec![2; 512].into(), WriteFlags::empty()).await.unwrap();
         wait().await;

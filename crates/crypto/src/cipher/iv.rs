@@ -3,7 +3,7 @@
 use cipher::array::{Array, ArraySize};
 use cipher::{BlockCipherEncrypt, BlockSizeUser};
 
-/// Encrypts IVs where they stand (ESSIV).
+/// Encrypts IVs in place (ESSIV).
 pub(super) trait Ivs<N: ArraySize>: Send + Sync {
     fn encrypt_ivs(&self, ivs: &mut [Array<u8, N>]);
 }
@@ -17,18 +17,18 @@ where
     }
 }
 
-/// How IVs of `N` bytes are made.
+/// How the IVs of `N` bytes are generated.
 pub(super) enum Generator<N: ArraySize> {
-    /// The low 32 bits of the number, little-endian.
+    /// The low 32 bits of the sector number, little-endian.
     Plain,
-    /// The number, little-endian.
+    /// The sector number, little-endian.
     Plain64,
-    /// The same, encrypted.
+    /// The sector number, little-endian and encrypted.
     Essiv(Box<dyn Ivs<N>>),
 }
 
 impl<N: ArraySize> Generator<N> {
-    /// The IVs of the sectors from `first` on.
+    /// Fills in the IVs of consecutive sectors, starting with sector `first`.
     pub(super) fn fill(&self, first: u64, ivs: &mut [Array<u8, N>]) {
         let mut number = first;
         for iv in ivs.iter_mut() {

@@ -1,11 +1,11 @@
-//! Ciphers by the sector.
+//! Ciphers that work on sectors.
 //!
-//! A [`SectorCipher`] is a block cipher in a mode, with the rule by which the initialisation vector (IV) of each 512-byte
-//! sector follows from its number. Several sectors are worked on at once wherever the mode allows, so that the block
-//! cipher always has enough blocks to keep its pipeline full; that is why the modes are written here (`modes`) on top
-//! of RustCrypto's block ciphers instead of being taken one sector at a time from its mode crates.
+//! A [`SectorCipher`] is a block cipher in a mode, with the rule that derives the initialisation vector (IV) of each
+//! 512-byte sector from its number. If the mode allows it, several sectors are processed at once, so that the block
+//! cipher always has enough blocks to fill its pipeline. For this reason the modes are implemented here (`modes`) on
+//! top of RustCrypto's block ciphers; RustCrypto's mode crates process one sector at a time.
 //!
-//! AES uses the processor's instructions where there are any, found out at run time.
+//! AES uses the processor's AES instructions if they exist, which is detected at run time.
 
 mod iv;
 mod modes;
@@ -23,23 +23,23 @@ use crate::{Error, Result, SECTOR};
 use iv::{Generator, Ivs};
 use modes::{Cbc, Ctr, Ecb, Xts};
 
-/// A cipher with its key: transforms whole sectors in place. Shared by all threads.
+/// A cipher with its key: transforms whole sectors in place. All threads may share it.
 pub struct SectorCipher(Box<dyn modes::Sectors>);
 
-/// Which way data goes.
+/// Whether data is encrypted or decrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// To the disk.
+    /// For writes to the disk.
     Encrypt,
-    /// From the disk.
+    /// For reads from the disk.
     Decrypt,
 }
 
 impl SectorCipher {
-    /// The cipher of `suite` with `key`, which has [`Suite::key_len`] bytes.
+    /// The cipher of `suite` with `key`, which must have [`Suite::key_len`] bytes.
     ///
     /// # Errors
-    /// When the parts do not go together.
+    /// If the parts of the suite cannot be combined.
     pub fn new(suite: Suite, key: &[u8]) -> Result<Self> {
         suite.check()?;
         if key.len() != suite.key_len() {
@@ -64,8 +64,7 @@ impl SectorCipher {
         Ok(Self(sectors))
     }
 
-    /// Transforms `data`, which begins with the sector of that number. What is behind the last whole sector is left
-    /// as it is.
+    /// Transforms `data`, which begins with sector number `sector`. Bytes after the last whole sector are unchanged.
     pub fn apply(&self, direction: Direction, sector: u64, data: &mut [u8]) {
         debug_assert!(data.len().is_multiple_of(SECTOR));
         match direction {
@@ -81,7 +80,7 @@ impl std::fmt::Debug for SectorCipher {
     }
 }
 
-/// What a block cipher must be able to do.
+/// The operations required of a block cipher.
 trait Keyed: KeyInit + BlockCipherEncrypt + BlockCipherDecrypt + Send + Sync + Sized + 'static {
     fn keyed(key: &[u8]) -> Result<Self> {
         Self::new_from_slice(key)
@@ -104,7 +103,7 @@ fn wide<C: Keyed + modes::Wide>(suite: Suite, key: &[u8]) -> Result<Box<dyn mode
     Ok(Box::new(Xts::new(C::keyed(data)?, C::keyed(tweak)?, ivs)))
 }
 
-/// The modes that need no particular block size.
+/// The modes that work with every block size.
 fn narrow<C: Keyed>(
     mode: Mode,
     key: &[u8],
@@ -127,8 +126,8 @@ fn cast5(suite: Suite, key: &[u8]) -> Result<Box<dyn modes::Sectors>> {
     narrow::<Cast5>(suite.mode, key, ivs)
 }
 
-/// The IVs of a cipher with 16-byte blocks. ESSIV encrypts the sector's number with a cipher of the same family,
-/// whose key is the hash of the key.
+/// The IVs of a cipher with 16-byte blocks. ESSIV encrypts the sector number with a cipher of the same family, whose
+/// key is the hash of the volume's key.
 fn generator(suite: Suite, key: &[u8]) -> Result<Generator<cipher::typenum::U16>> {
     let hash = match suite.iv {
         IvGenerator::Plain => return Ok(Generator::Plain),

@@ -8,9 +8,9 @@ use super::Keyed;
 use super::iv::Generator;
 use crate::SECTOR;
 
-/// Sectors worked on together.
+/// Number of sectors processed together.
 const TOGETHER: usize = 8;
-/// 16-byte blocks in a sector.
+/// Number of 16-byte blocks in a sector.
 const WIDE_BLOCKS: usize = SECTOR / 16;
 
 /// A mode with its cipher and key.
@@ -34,7 +34,7 @@ fn xor(to: &mut [u8], from: &[u8]) {
     }
 }
 
-/// Calls `each` with groups of up to [`TOGETHER`] sectors and their IVs.
+/// Calls `each` for groups of up to [`TOGETHER`] sectors with their IVs.
 fn by_groups<C: Keyed>(
     ivs: &Generator<C::BlockSize>,
     sector: u64,
@@ -52,7 +52,7 @@ fn by_groups<C: Keyed>(
     }
 }
 
-/// Each block by itself.
+/// Electronic codebook: each block independently.
 pub(super) struct Ecb<C>(pub(super) C);
 
 impl<C: Keyed> Sectors for Ecb<C> {
@@ -65,8 +65,8 @@ impl<C: Keyed> Sectors for Ecb<C> {
     }
 }
 
-/// Cipher block chaining. Blocks of one sector can only be encrypted one after the other, but those of several
-/// sectors at once.
+/// Cipher block chaining. The blocks of one sector must be encrypted one after the other, but blocks of several
+/// sectors are encrypted at once.
 pub(super) struct Cbc<C: BlockSizeUser> {
     pub(super) cipher: C,
     pub(super) ivs: Generator<C::BlockSize>,
@@ -149,7 +149,7 @@ impl<C: Keyed> Sectors for Ctr<C> {
     }
 }
 
-/// XTS (IEEE 1619): the IV, encrypted with the second half of the key, is the first of a sector's tweaks.
+/// XTS (IEEE 1619): the first tweak of a sector is its IV, encrypted with the second half of the key.
 pub(super) struct Xts<C> {
     data: C,
     tweak: C,
@@ -174,7 +174,7 @@ impl<C: Keyed + Wide> Xts<C> {
     }
 }
 
-/// The tweaks of a sector's blocks, each twice the one before in GF(2^128).
+/// The tweaks of a sector's blocks. Each is the previous one multiplied by two in GF(2^128).
 fn tweak_mask(first: &[u8]) -> [u8; SECTOR] {
     let mut mask = [0; SECTOR];
     let mut tweak = first.first_chunk().map_or(0, |bytes| u128::from_le_bytes(*bytes));

@@ -1,4 +1,4 @@
-//! What ciphers there are, and what they are called: in options, and in LUKS headers.
+//! The supported ciphers, and their names in options and in LUKS headers.
 
 use crate::hash::Hash;
 use crate::{Error, Result};
@@ -28,11 +28,11 @@ pub enum BlockCipher {
     Twofish256,
 }
 
-/// Ciphers that QEMU has a name for, and that its usual builds do not serve in LUKS either.
+/// Ciphers that QEMU knows by name but that its usual builds do not support in LUKS either.
 const KNOWN_ONLY: [&str; 3] = ["des", "3des", "sm4"];
 
 impl BlockCipher {
-    /// All of them.
+    /// All block ciphers.
     pub const ALL: [Self; 10] = [
         Self::Aes128,
         Self::Aes192,
@@ -62,10 +62,10 @@ impl BlockCipher {
         }
     }
 
-    /// The cipher of a name in options.
+    /// The cipher with this name in options.
     ///
     /// # Errors
-    /// When there is none, or when it is only known by name.
+    /// If there is none, or if QEMU only knows the name.
     pub fn from_name(name: &str) -> Result<Self> {
         if KNOWN_ONLY.contains(&name) {
             return Err(Error::unsupported(format!("Algorithm '{name}' not supported")));
@@ -74,15 +74,15 @@ impl BlockCipher {
         found.ok_or_else(|| rejected("cipher-alg", name))
     }
 
-    /// The name in a LUKS header, which leaves out the key length.
+    /// The name in a LUKS header, which does not include the key length.
     pub fn luks_name(self) -> &'static str {
         self.name().split('-').next().unwrap_or_default()
     }
 
-    /// The cipher of a LUKS header.
+    /// The cipher with this name in a LUKS header.
     ///
     /// # Errors
-    /// When there is none of that name and key length (in bytes).
+    /// If there is no cipher with this name and key length (in bytes).
     pub fn from_luks(name: &str, key_len: usize) -> Result<Self> {
         let matches = |cipher: &Self| cipher.luks_name() == name && cipher.key_len() == key_len;
         Self::ALL.into_iter().find(matches).ok_or_else(|| {
@@ -92,7 +92,7 @@ impl BlockCipher {
         })
     }
 
-    /// Bytes of its key.
+    /// Length of its key in bytes.
     pub fn key_len(self) -> usize {
         match self {
             Self::Aes128 | Self::Cast5 | Self::Serpent128 | Self::Twofish128 => 16,
@@ -115,18 +115,18 @@ impl BlockCipher {
 /// A mode of operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Each block by itself.
+    /// Electronic codebook: each block independently.
     Ecb,
     /// Cipher block chaining.
     Cbc,
-    /// XEX with tweaks (IEEE 1619); takes a key of twice the cipher's length.
+    /// XEX with tweaks (IEEE 1619); its key is twice as long as the cipher's key.
     Xts,
     /// Counter.
     Ctr,
 }
 
 impl Mode {
-    /// All of them.
+    /// All modes.
     pub const ALL: [Self; 4] = [Self::Ecb, Self::Cbc, Self::Xts, Self::Ctr];
 
     /// The name in options and in LUKS headers.
@@ -139,20 +139,20 @@ impl Mode {
         }
     }
 
-    /// The mode of a name.
+    /// The mode with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|mode| mode.name() == name)
     }
 }
 
-/// How the initialisation vector of a sector is made from its number.
+/// How the initialisation vector of a sector is derived from its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IvGenerator {
-    /// Its low 32 bits.
+    /// The low 32 bits of the number.
     Plain,
     /// The number.
     Plain64,
-    /// The number, encrypted with the hash of the key.
+    /// The number, encrypted with a key that is the hash of the volume's key.
     Essiv(Hash),
 }
 
@@ -179,16 +179,16 @@ pub struct Suite {
 }
 
 impl Suite {
-    /// Bytes of the key.
+    /// Length of the key in bytes.
     pub fn key_len(&self) -> usize {
         let len = self.cipher.key_len();
         if self.mode == Mode::Xts { len.saturating_mul(2) } else { len }
     }
 
-    /// Refuses parts that do not go together.
+    /// Refuses parts that cannot be combined.
     ///
     /// # Errors
-    /// In the words of QEMU's tools.
+    /// With the messages of QEMU's tools.
     pub fn check(&self) -> Result<()> {
         if self.mode == Mode::Xts && self.cipher == BlockCipher::Cast5 {
             return Err(Error::unsupported("Unsupported cipher mode xts"));
@@ -214,7 +214,7 @@ impl Suite {
     }
 }
 
-/// What is said of an option that has a wrong value.
+/// The error for an option with an invalid value.
 pub(crate) fn rejected(parameter: &str, value: &str) -> Error {
     Error::invalid(format!("Parameter '{parameter}' does not accept value '{value}'"))
 }

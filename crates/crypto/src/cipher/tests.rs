@@ -1,4 +1,4 @@
-//! Published vectors, and what must hold for every suite.
+//! Published test vectors, and properties of every suite.
 
 use super::*;
 use crate::hash::Hash;
@@ -7,7 +7,7 @@ fn suite(cipher: BlockCipher, mode: Mode, iv: IvGenerator) -> Suite {
     Suite { cipher, mode, iv }
 }
 
-/// Every suite that there is.
+/// All supported suites.
 fn suites() -> Vec<Suite> {
     let mut ivs = vec![IvGenerator::Plain, IvGenerator::Plain64];
     ivs.extend(Hash::ALL.map(IvGenerator::Essiv));
@@ -30,7 +30,7 @@ fn cipher(suite: Suite) -> SectorCipher {
 }
 
 #[test]
-fn what_is_encrypted_comes_back_from_the_same_sector_alone() {
+fn encrypted_data_decrypts_only_with_the_same_sector_number() {
     assert!(suites().len() > 100);
     for suite in suites() {
         let cipher = cipher(suite);
@@ -47,7 +47,7 @@ fn what_is_encrypted_comes_back_from_the_same_sector_alone() {
 }
 
 #[test]
-fn sectors_are_the_same_one_by_one_and_together() {
+fn sectors_encrypt_alike_one_by_one_and_together() {
     for suite in suites() {
         let cipher = cipher(suite);
         let mut together = pattern(SECTOR * 19);
@@ -61,7 +61,7 @@ fn sectors_are_the_same_one_by_one_and_together() {
 }
 
 #[test]
-fn xts_gives_the_bytes_of_ieee_1619() {
+fn xts_produces_the_test_vector_of_ieee_1619() {
     // Vector 4: AES-128, sector 0, data 00 01 02 … 512 bytes.
     let key: Vec<u8> =
         [0x2718_2818_2845_9045_2353_6028_7471_3526_u128, 0x3141_5926_5358_9793_2384_6264_3383_2795]
@@ -76,7 +76,7 @@ fn xts_gives_the_bytes_of_ieee_1619() {
 }
 
 #[test]
-fn parts_that_do_not_go_together_are_refused() {
+fn cipher_parts_that_cannot_be_combined_are_refused() {
     let refused = |cipher, mode, iv| suite(cipher, mode, iv).check().unwrap_err().to_string();
     let essiv = |hash| IvGenerator::Essiv(hash);
     assert_eq!(

@@ -1,4 +1,4 @@
-//! New headers.
+//! Creates headers.
 
 use super::header::{Header, SLOTS, Slot, material_len};
 use crate::cipher::Suite;
@@ -9,18 +9,18 @@ use crate::{Result, SECTOR};
 /// Key material begins at multiples of this many bytes.
 const ALIGNMENT: u64 = 4096;
 
-/// What a new header is to be.
+/// The parameters of a new header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recipe {
-    /// What encrypts the data.
+    /// The cipher of the data.
     pub suite: Suite,
     /// The hash of PBKDF2 and of the anti-forensic splitter.
     pub hash: Hash,
-    /// How long opening a key slot shall take on this machine, in milliseconds.
+    /// How long opening a key slot should take on this machine, in milliseconds.
     pub iter_time: u64,
 }
 
-/// A new header, its first key slot, and the key.
+/// A new header, the key material of its first key slot, and the master key.
 #[derive(Debug)]
 pub struct Created {
     /// The header; its slot 0 is active.
@@ -31,13 +31,12 @@ pub struct Created {
     pub key: Secret,
 }
 
-/// Bytes from the start of a new header to the end of its key material, which is where the data of a volume of its own
-/// begins.
+/// Bytes from the start of a new header to the end of its key material. In a LUKS volume the data begins there.
 pub fn header_len(suite: Suite) -> u64 {
     material_offset(suite, SLOTS)
 }
 
-/// Where a slot's key material begins.
+/// Offset of a slot's key material.
 fn material_offset(suite: Suite, index: usize) -> u64 {
     let each = material_len(suite.key_len()).next_multiple_of(ALIGNMENT);
     let before = u64::try_from(index).unwrap_or(u64::MAX).saturating_mul(each);
@@ -49,10 +48,12 @@ fn sector(offset: u64) -> u32 {
 }
 
 impl Recipe {
-    /// Makes a header with a new master key under `password` in slot 0. It takes a few times as long as `iter_time` says.
+    /// Creates a header with a new master key, whose slot 0 opens with `password`. It takes a few times as long as
+    /// `iter_time`.
     ///
     /// # Errors
-    /// When the parts do not go together, the iterations cannot be had, or the system gives no random bytes.
+    /// If the parts of the suite cannot be combined, the number of iterations is out of range, or the system provides
+    /// no random bytes.
     pub fn create(&self, password: &[u8]) -> Result<Created> {
         self.suite.check()?;
         let key = Secret::random(self.suite.key_len())?;

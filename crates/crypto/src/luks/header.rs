@@ -10,21 +10,21 @@ use crate::cipher::{BlockCipher, IvGenerator, Mode, Suite};
 use crate::hash::Hash;
 use crate::{Error, Result, SECTOR};
 
-/// Key slots of a header.
+/// Number of key slots in a header.
 pub const SLOTS: usize = 8;
-/// Stripes that a key is split into, in every slot.
+/// Number of stripes into which every slot splits the key.
 pub const STRIPES: u32 = 4000;
 
 const SECTOR_BYTES: u64 = SECTOR as u64;
-/// Bytes of the header in whole sectors.
+/// Length of the header in whole sectors.
 const HEADER_SECTORS: u64 = (Header::LEN as u64).div_ceil(SECTOR_BYTES);
 
 /// A key slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
-    /// It holds the master key.
+    /// Whether the slot holds the master key.
     pub active: bool,
-    /// PBKDF2 iterations of its password; 0 only where it is not active.
+    /// PBKDF2 iterations of its password; 0 only if the slot is not active.
     pub iterations: u32,
     /// PBKDF2 salt of its password.
     pub salt: [u8; 32],
@@ -33,10 +33,10 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// Bytes of a slot in the header.
+    /// Length of a slot in the header in bytes.
     pub const LEN: usize = 48;
 
-    /// Where its key material lies, in bytes from the start of the header.
+    /// The location of its key material, in bytes from the start of the header.
     pub fn material(&self, suite: Suite) -> Range<u64> {
         let start = u64::from(self.material).saturating_mul(SECTOR_BYTES);
         start..start.saturating_add(material_len(suite.key_len()))
@@ -48,7 +48,7 @@ impl Slot {
         Self { active: false, iterations: 0, salt: [0; 32], material: self.material }
     }
 
-    /// As it lies in the header.
+    /// The slot in its on-disk format.
     pub fn encode(&self) -> [u8; Self::LEN] {
         zerocopy::transmute!(self.raw())
     }
@@ -64,22 +64,22 @@ impl Slot {
     }
 }
 
-/// Bytes of a slot's key material, in whole sectors.
+/// Length of a slot's key material in bytes, in whole sectors.
 pub(super) fn material_len(key_len: usize) -> u64 {
     let bytes = u64::from(STRIPES).saturating_mul(u64::try_from(key_len).unwrap_or(u64::MAX));
     bytes.checked_next_multiple_of(SECTOR_BYTES).unwrap_or(u64::MAX)
 }
 
-/// A header whose parts are known and do not overlap.
+/// A header whose algorithms are supported and whose areas do not overlap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
-    /// What encrypts the data and the key material.
+    /// The cipher of the data and of the key material.
     pub suite: Suite,
     /// The hash of PBKDF2 and of the anti-forensic splitter.
     pub hash: Hash,
-    /// Sector at which the data begins in a volume of its own; the end of the key material at least.
+    /// Sector at which the data of a LUKS volume begins; not before the end of the key material.
     pub(super) payload: u32,
-    /// PBKDF2 of the master key.
+    /// Digest (PBKDF2) of the master key.
     pub(super) digest: [u8; 20],
     pub(super) digest_salt: [u8; 32],
     /// PBKDF2 iterations of the master key's digest.
@@ -90,13 +90,14 @@ pub struct Header {
 }
 
 impl Header {
-    /// Bytes of the header itself, without key material.
+    /// Length of the header in bytes, without key material.
     pub const LEN: usize = size_of::<RawHeader>();
 
-    /// Reads a header from its first [`Self::LEN`] bytes.
+    /// Parses a header from its first [`Self::LEN`] bytes.
     ///
     /// # Errors
-    /// When it is none, contradicts the format, or uses what cannot be served; in the words of QEMU's tools.
+    /// If the bytes are not a LUKS header, if the header is inconsistent, or if it uses an unsupported algorithm;
+    /// with the messages of QEMU's tools.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let raw = RawHeader::read_from_prefix(bytes)
             .map_err(|_| Error::invalid("Volume is not in LUKS format"))?
@@ -111,7 +112,7 @@ impl Header {
         let cipher_name = text(&raw.cipher_name, "cipher name")?;
         let cipher_mode = text(&raw.cipher_mode, "cipher mode")?;
         let hash_spec = text(&raw.hash_spec, "hash spec")?;
-        check_places(&raw)?;
+        check_layout(&raw)?;
         let (suite, hash) =
             parse_suite(&cipher_name, &cipher_mode, &hash_spec, raw.key_bytes.get())?;
         let slot = |raw: RawSlot| Slot {
@@ -132,7 +133,7 @@ impl Header {
         })
     }
 
-    /// As it lies on disk.
+    /// The header in its on-disk format.
     pub fn encode(&self) -> Vec<u8> {
         let iv = match self.suite.iv {
             IvGenerator::Essiv(hash) => format!("essiv:{}", hash.name()),
@@ -161,7 +162,7 @@ impl Header {
         u64::try_from(slots.saturating_add(index.saturating_mul(Slot::LEN))).unwrap_or(u64::MAX)
     }
 
-    /// Where the data begins in a volume of its own, in bytes.
+    /// Offset of the data in a LUKS volume, in bytes.
     pub fn payload_offset(&self) -> u64 {
         u64::from(self.payload).saturating_mul(SECTOR_BYTES)
     }
@@ -172,15 +173,15 @@ impl Header {
         String::from_utf8_lossy(self.uuid.get(..end).unwrap_or_default()).into_owned()
     }
 
-    /// The slots that hold a key, by number.
+    /// The active slots, with their numbers.
     pub fn active_slots(&self) -> impl Iterator<Item = (usize, &Slot)> {
         self.slots.iter().enumerate().filter(|(_, slot)| slot.active)
     }
 
-    /// Refuses a header whose passwords would take too long to try.
+    /// Refuses a header for which trying a password would take too long.
     ///
     /// # Errors
-    /// When trying all slots takes more than [`MAX_WORK`].
+    /// If trying all slots takes more than [`MAX_WORK`].
     pub fn check_work(&self) -> Result<()> {
         let key = self.suite.key_len();
         let one = |iterations| {
@@ -192,7 +193,7 @@ impl Header {
             .fold(0, |all: u64, (_, slot)| all.saturating_add(one(slot.iterations)));
         if all > MAX_WORK {
             let text = format!(
-                "LUKS key slots ask for {all} rounds of {}, more than the {MAX_WORK} allowed",
+                "LUKS key slots require {all} rounds of {}, more than the {MAX_WORK} allowed",
                 self.hash.name()
             );
             return Err(Error::unsupported(text));
@@ -201,7 +202,7 @@ impl Header {
     }
 }
 
-/// A name that is ended by a zero byte.
+/// A name that ends with a zero byte.
 fn text(bytes: &[u8; 32], what: &str) -> Result<String> {
     let Some(end) = bytes.iter().position(|byte| *byte == 0) else {
         return Err(Error::invalid(format!("LUKS header {what} is not NUL terminated")));
@@ -219,15 +220,15 @@ fn field<const N: usize>(text: &str) -> [u8; N] {
     bytes
 }
 
-/// Sectors that a slot's key material fills.
+/// The sectors of a slot's key material.
 fn sectors(raw: &RawHeader, slot: &RawSlot) -> Range<u64> {
     let key_len = usize::try_from(raw.key_bytes.get()).unwrap_or(usize::MAX);
     let start = u64::from(slot.material.get());
     start..start.saturating_add(material_len(key_len) / SECTOR_BYTES)
 }
 
-/// Header, key material and payload must lie apart.
-fn check_places(raw: &RawHeader) -> Result<()> {
+/// Checks that header, key material and payload do not overlap, and that counts and slot states are valid.
+fn check_layout(raw: &RawHeader) -> Result<()> {
     let fault = |text: String| Err(Error::invalid(text));
     let payload = u64::from(raw.payload.get());
     if payload < HEADER_SECTORS {
@@ -237,12 +238,12 @@ fn check_places(raw: &RawHeader) -> Result<()> {
         return fault("LUKS key iteration count is zero".to_owned());
     }
     for (index, slot) in raw.slots.iter().enumerate() {
-        let place = sectors(raw, slot);
+        let area = sectors(raw, slot);
         if slot.stripes.get() != STRIPES {
             let stripes = slot.stripes.get().cast_signed();
             return fault(format!("Keyslot {index} is corrupted (stripes {stripes} != {STRIPES})"));
         }
-        if place.start < HEADER_SECTORS {
+        if area.start < HEADER_SECTORS {
             return fault(format!("Keyslot {index} is overlapping with the LUKS header"));
         }
         match slot.state.get() {
@@ -252,13 +253,13 @@ fn check_places(raw: &RawHeader) -> Result<()> {
             ACTIVE | INACTIVE => {}
             _ => return fault(format!("Keyslot {index} state (active/disable) is corrupted")),
         }
-        if place.end > payload {
+        if area.end > payload {
             return fault(format!("Keyslot {index} is overlapping with the encrypted payload"));
         }
         let others = raw.slots.iter().enumerate().skip(index.saturating_add(1));
         for (other, slot) in others {
-            let there = sectors(raw, slot);
-            if place.start < there.end && there.start < place.end {
+            let other_area = sectors(raw, slot);
+            if area.start < other_area.end && other_area.start < area.end {
                 let text = format!("Keyslots {index} and {other} are overlapping in the header");
                 return fault(text);
             }
@@ -267,7 +268,7 @@ fn check_places(raw: &RawHeader) -> Result<()> {
     Ok(())
 }
 
-/// What the names in a header stand for.
+/// Parses the names in a header.
 fn parse_suite(cipher: &str, mode: &str, hash: &str, key_bytes: u32) -> Result<(Suite, Hash)> {
     let unsupported = |text: String| Err(Error::unsupported(text));
     let Some((mode_name, iv_name)) = mode.split_once('-') else {

@@ -1,4 +1,4 @@
-//! Headers as they are made, read back, spoiled and refused.
+//! Headers that are created, parsed, corrupted and refused.
 
 use proptest::prelude::*;
 
@@ -15,7 +15,7 @@ fn usual() -> Recipe {
 }
 
 #[test]
-fn a_new_header_reads_back_and_its_password_opens_it() {
+fn a_new_header_parses_again_and_its_password_opens_it() {
     let recipes = [
         usual(),
         recipe(BlockCipher::Aes192, Mode::Cbc, IvGenerator::Essiv(Hash::Sha256), Hash::Sha1),
@@ -50,7 +50,7 @@ fn a_second_slot_holds_the_same_key_under_another_password() {
 }
 
 #[test]
-fn slots_of_an_aes_256_xts_header_lie_where_qemu_puts_them() {
+fn slots_of_an_aes_256_xts_header_have_the_offsets_that_qemu_uses() {
     let header = usual().create(b"x").unwrap().header;
     let offsets: Vec<_> = header.slots.iter().map(|s| s.material(header.suite).start).collect();
     assert_eq!(offsets[..3], [4096, 262_144, 520_192]);
@@ -75,7 +75,7 @@ fn name(at: usize, text: &'static str) -> impl FnOnce(&mut Vec<u8>) {
 }
 
 #[test]
-fn broken_headers_are_refused_in_the_words_of_qemus_tools() {
+fn invalid_headers_are_refused_with_the_messages_of_qemus_tools() {
     const LONG: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
     assert_eq!(refused(put(0, 0)), "Volume is not in LUKS format");
     assert_eq!(refused(|bytes| bytes.truncate(591)), "Volume is not in LUKS format");
@@ -100,7 +100,7 @@ fn broken_headers_are_refused_in_the_words_of_qemus_tools() {
 }
 
 #[test]
-fn broken_key_slots_are_refused_in_the_words_of_qemus_tools() {
+fn invalid_key_slots_are_refused_with_the_messages_of_qemus_tools() {
     assert_eq!(refused(put(208, 1)), "Keyslot 0 state (active/disable) is corrupted");
     assert_eq!(refused(put(212, 0)), "Keyslot 0 iteration count is zero");
     assert_eq!(refused(put(248, 1)), "Keyslot 0 is overlapping with the LUKS header");
@@ -112,17 +112,17 @@ fn broken_key_slots_are_refused_in_the_words_of_qemus_tools() {
 }
 
 #[test]
-fn passwords_that_would_take_hours_to_try_are_not_tried() {
+fn key_slots_that_would_take_hours_to_try_are_refused() {
     let mut bytes = usual().create(b"x").unwrap().header.encode();
     put(212, u32::MAX)(&mut bytes);
     let header = Header::parse(&bytes).unwrap();
     let error = header.check_work().unwrap_err().to_string();
-    assert!(error.starts_with("LUKS key slots ask for 8589"), "{error}");
+    assert!(error.starts_with("LUKS key slots require 8589"), "{error}");
 }
 
 proptest! {
     #[test]
-    fn any_bytes_are_a_header_or_refused(
+    fn any_bytes_parse_as_a_header_or_are_refused(
         bytes in prop::collection::vec(any::<u8>(), 0..700),
         at in 0_usize..592,
         value in any::<u32>(),
@@ -139,7 +139,7 @@ proptest! {
     }
 }
 
-/// A header, made once.
+/// A valid header, created once.
 fn good() -> Vec<u8> {
     static GOOD: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
     GOOD.get_or_init(|| usual().create(b"x").unwrap().header.encode()).clone()

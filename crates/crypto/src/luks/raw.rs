@@ -1,4 +1,4 @@
-//! The header's bytes with names: big-endian, unaligned, nothing checked ("2.1 PHDR").
+//! The header's fields in their on-disk format: big-endian, unaligned, not validated ("2.1 PHDR").
 
 use zerocopy::byteorder::big_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub(super) const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
 /// A slot that holds a key.
 pub(super) const ACTIVE: u32 = 0x00ac_71f3;
-/// A slot that holds none.
+/// A slot that holds no key.
 pub(super) const INACTIVE: u32 = 0x0000_dead;
 
 /// A key slot.
@@ -31,7 +31,7 @@ pub(super) struct RawSlot {
 pub(super) struct RawHeader {
     /// [`MAGIC`].
     pub(super) magic: [u8; 6],
-    /// 1.
+    /// Version number: 1.
     pub(super) version: U16,
     /// Block cipher, without its key length.
     pub(super) cipher_name: [u8; 32],
@@ -43,11 +43,11 @@ pub(super) struct RawHeader {
     pub(super) payload: U32,
     /// Bytes of the master key.
     pub(super) key_bytes: U32,
-    /// PBKDF2 of the master key.
+    /// Digest (PBKDF2) of the master key.
     pub(super) digest: [u8; 20],
-    /// Its salt.
+    /// Salt of the digest.
     pub(super) digest_salt: [u8; 32],
-    /// Its iterations.
+    /// PBKDF2 iterations of the digest.
     pub(super) digest_iterations: U32,
     /// UUID as text.
     pub(super) uuid: [u8; 40],

@@ -1,4 +1,4 @@
-//! Opening and filling key slots.
+//! Opens and fills key slots.
 
 use super::header::{Header, Slot, material_len};
 use super::splitter;
@@ -7,17 +7,17 @@ use crate::hash::Hash;
 use crate::secret::Secret;
 use crate::{Error, ErrorKind, Result};
 
-/// Fewest PBKDF2 iterations of anything.
+/// Minimum number of PBKDF2 iterations for any use.
 const LEAST: u64 = 1000;
-/// What the digest of the master key takes of the time that a slot takes.
+/// The digest of the master key takes the time of a slot divided by this number.
 const DIGEST_SHARE: u64 = 8;
 
 impl Header {
-    /// The master key, if the slot of that number holds it under `password`. `material` is the slot's key material.
-    /// It takes as long as the slot's iterations say; [`Header::check_work`] bounds that.
+    /// Returns the master key, if slot `index` holds it and opens with `password`. `material` is the slot's key
+    /// material. The slot's iterations determine how long it takes; [`Header::check_work`] limits them.
     ///
     /// # Errors
-    /// When there is no such slot, or the material is cut short.
+    /// If the key material does not have the expected length.
     pub fn unlock(
         &self,
         index: usize,
@@ -29,25 +29,25 @@ impl Header {
         };
         let len = self.suite.key_len();
         if u64::try_from(material.len()).ok() != Some(material_len(len)) {
-            return Err(Error::invalid(format!("Keyslot {index} is cut short")));
+            return Err(Error::invalid(format!("Keyslot {index} has truncated key material")));
         }
         self.apply(Direction::Decrypt, slot, password, &mut material)?;
         let key = splitter::merge(self.hash, len, &material);
         Ok(self.is_master_key(&key)?.then_some(key))
     }
 
-    /// Whether `key` is the one that the header's digest is of.
+    /// Whether the header's digest is that of `key`.
     fn is_master_key(&self, key: &Secret) -> Result<bool> {
         let mut digest = Secret::zeroed(self.digest.len());
         self.hash.pbkdf2(key, &self.digest_salt, self.digest_iterations, &mut digest)?;
         Ok(digest.matches(&self.digest))
     }
 
-    /// A slot like the one of that number, but with the master key `key` under `password`, and its key material.
-    /// `iter_time` is how long opening it shall take on this machine, in milliseconds.
+    /// Returns a copy of slot `index` that holds the master key `key` under `password`, and its key material.
+    /// `iter_time` is how long opening it should take on this machine, in milliseconds.
     ///
     /// # Errors
-    /// When there is no such slot, the iterations cannot be had, or the system gives no random bytes.
+    /// If there is no such slot, the number of iterations is out of range, or the system provides no random bytes.
     pub fn seal(
         &self,
         index: usize,
@@ -68,7 +68,7 @@ impl Header {
         Ok((slot, material.to_vec()))
     }
 
-    /// Encrypts or decrypts key material under a password.
+    /// Encrypts or decrypts key material with a password.
     fn apply(
         &self,
         direction: Direction,
@@ -82,7 +82,7 @@ impl Header {
         Ok(())
     }
 
-    /// Makes the digest that of `key`.
+    /// Sets the digest to that of `key`.
     pub(super) fn set_digest(&mut self, key: &Secret, iter_time: u64) -> Result<()> {
         let len = self.digest.len();
         let rate = self.hash.iterations_per_second(len)?;
@@ -97,7 +97,7 @@ fn slot_iterations(hash: Hash, len: usize, iter_time: u64) -> Result<u32> {
     iterations(hash.iterations_per_second(len)?, iter_time, 1)
 }
 
-/// Iterations that take a `share`th of `iter_time` milliseconds.
+/// The number of iterations that take `iter_time` / `share` milliseconds.
 fn iterations(rate: u64, iter_time: u64, share: u64) -> Result<u32> {
     const RANGE: &str = "Numerical result out of range";
     let Some(scaled) = rate.checked_mul(iter_time) else {
@@ -115,7 +115,7 @@ mod tests {
     use super::iterations;
 
     #[test]
-    fn iterations_follow_the_time_asked_for_and_are_bounded() {
+    fn iterations_follow_the_requested_time_and_are_limited() {
         assert_eq!(iterations(1_000_000, 2000, 1), Ok(2_000_000));
         assert_eq!(iterations(1_000_000, 2000, 8), Ok(250_000));
         assert_eq!(iterations(5, 0, 1), Ok(1000));

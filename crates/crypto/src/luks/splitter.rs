@@ -1,7 +1,8 @@
-//! The anti-forensic splitter ("2.4 Anti-forensic splitter"): a key becomes stripes of which all are needed.
+//! The anti-forensic splitter ("2.4 Anti-forensic splitter"): it splits a key into stripes, all of which are needed
+//! to restore the key.
 //!
-//! All stripes but the last are random. The last is the key, exclusive-or a hash chain over the others; so to make the key
-//! unreadable it is enough to overwrite any of them.
+//! All stripes except the last are random. The last stripe is the key XOR a hash chain over the others. So
+//! overwriting any one stripe makes the key unreadable.
 
 use super::header::STRIPES;
 use crate::Result;
@@ -14,7 +15,7 @@ fn xor(to: &mut [u8], from: &[u8]) {
     }
 }
 
-/// Hashes each digest-sized piece with its number.
+/// Hashes each digest-sized piece together with its number.
 fn diffuse(hash: Hash, state: &mut Secret) {
     let pieces = state.chunks_mut(hash.size());
     for (piece, number) in pieces.zip(0_u32..) {
@@ -25,7 +26,7 @@ fn diffuse(hash: Hash, state: &mut Secret) {
     }
 }
 
-/// What the last stripe is combined with.
+/// The value that is XORed with the key to give the last stripe.
 fn chain<'a>(hash: Hash, len: usize, stripes: impl Iterator<Item = &'a [u8]>) -> Secret {
     let mut state = Secret::zeroed(len);
     for stripe in stripes {
@@ -39,7 +40,7 @@ fn all_but_last() -> usize {
     usize::try_from(STRIPES).unwrap_or(usize::MAX).saturating_sub(1)
 }
 
-/// Splits `key` into the start of `material`.
+/// Splits `key` and writes its stripes to the start of `material`.
 pub(super) fn split(hash: Hash, key: &Secret, material: &mut [u8]) -> Result<()> {
     crate::random::fill(material)?;
     let state = chain(hash, key.len(), material.chunks_exact(key.len()).take(all_but_last()));
@@ -50,7 +51,7 @@ pub(super) fn split(hash: Hash, key: &Secret, material: &mut [u8]) -> Result<()>
     Ok(())
 }
 
-/// The key of `len` bytes that `material` begins with the stripes of.
+/// Restores the key of `len` bytes from the stripes at the start of `material`.
 pub(super) fn merge(hash: Hash, len: usize, material: &[u8]) -> Secret {
     let mut stripes = material.chunks_exact(len.max(1));
     let mut key = chain(hash, len, stripes.by_ref().take(all_but_last()));
@@ -65,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_split_and_merged_and_every_stripe_is_needed() {
+    fn a_split_key_merges_again_only_if_every_stripe_is_intact() {
         for (hash, len) in [(Hash::Sha256, 64), (Hash::Sha1, 32), (Hash::Md5, 24)] {
             let key = Secret::random(len).unwrap();
             let mut material = vec![0; len * 4000];

@@ -1,13 +1,13 @@
 //! The memory that one connection holds.
 //!
-//! Whatever a client can make the server keep is held here before it is allocated: the buffers of reads until the
-//! reply has been sent, the payloads of writes as they arrive, and the receive blocks that payloads were cut out of.
-//! Up to [`ALLOWANCE`] belongs to the connection; the rest is taken from the [`Budget`] in steps of [`STEP`], so
-//! that ordinary traffic touches no memory that connections share.
+//! Memory that a client can make the server keep is counted here before it is allocated: the buffers of reads until
+//! the reply has been sent, the payloads of writes as they arrive, and the receive blocks that contain payloads. Up
+//! to [`ALLOWANCE`] bytes belong to the connection; the rest is taken from the [`Budget`] in steps of [`STEP`], so
+//! that ordinary traffic accesses no memory that connections share.
 //!
-//! Nobody starves: small requests need nothing from the budget; one connection at a time may overdraw it; and while
-//! somebody waits, a connection that has taken from it and whose client hardly sends or receives for a while is
-//! [stalled](Account::is_stalled), and is closed.
+//! No connection starves: small requests need nothing from the budget; one connection at a time may overdraw it; and
+//! while another connection waits for memory, a connection that has taken from the budget and whose client sends and
+//! receives too little for a while is [stalled](Account::is_stalled), and is closed.
 
 use super::MAX_REQUEST;
 use super::budget::Budget;
@@ -20,19 +20,19 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-/// Bytes that every connection may hold without asking.
+/// Bytes that every connection may hold without taking from the budget.
 pub(super) const ALLOWANCE: usize = 256 << 10;
-/// The budget is taken in multiples of this many bytes where it is not short.
+/// While the budget has enough left, it is taken in multiples of this many bytes.
 const STEP: usize = 256 << 10;
-/// Most bytes beyond the budget.
+/// Maximum overdraft of the budget in bytes.
 const MAX_OVERDRAFT: usize = MAX_REQUEST as usize + STEP;
 
-/// A client that holds this much or more has to move so many bytes in every [`ServerOptions::stall_timeout`].
+/// A client that holds at least this much must transfer this many bytes in every [`ServerOptions::stall_timeout`].
 ///
 /// [`ServerOptions::stall_timeout`]: super::ServerOptions::stall_timeout
 const LEAST_PROGRESS: usize = 1 << 20;
 
-/// How much memory a buffer of `len` bytes takes from the pool.
+/// Number of bytes of memory that a buffer of `len` bytes takes from the pool.
 pub(super) fn footprint(len: usize) -> usize {
     match len {
         0 => 0,
@@ -45,15 +45,15 @@ pub(super) fn footprint(len: usize) -> usize {
 
 pub(super) struct Account {
     budget: Arc<Budget>,
-    /// How long a client may keep what others wait for.
+    /// How long a client may keep memory that others wait for without making progress.
     stall_timeout: Duration,
     held: Cell<usize>,
     granted: Cell<usize>,
     overdraft: Cell<usize>,
     waiting: Cell<bool>,
-    /// Requests being carried out.
+    /// Number of requests being executed.
     running: Cell<usize>,
-    /// Bytes that the client has sent and taken.
+    /// Bytes that the client has sent and received.
     progress: Cell<usize>,
     watched: Cell<bool>,
     stalled: Cell<bool>,
@@ -75,7 +75,7 @@ impl Account {
         })
     }
 
-    /// Bytes beyond the allowance.
+    /// Bytes held beyond the allowance.
     fn taken(&self) -> usize {
         self.granted.get() + self.overdraft.get()
     }
@@ -106,7 +106,7 @@ impl Account {
         allowed
     }
 
-    /// Holds `bytes` more, as soon as they can be had.
+    /// Holds `bytes` more. Waits until they are available.
     pub(super) async fn hold(&self, bytes: usize) {
         if self.try_hold(bytes) {
             return;
@@ -130,7 +130,7 @@ impl Account {
         self.waiting.set(false);
     }
 
-    /// Holds `bytes` less.
+    /// Releases `bytes`.
     pub(super) fn release(&self, bytes: usize) {
         let held = self.held.get().saturating_sub(bytes);
         self.held.set(held);
@@ -144,7 +144,7 @@ impl Account {
             }
         }
         let spare = spare - repaid;
-        // Some is kept, so that requests that come and go do not go to the budget every time.
+        // A part is kept, so that not every request takes from the budget again.
         let keep = match self.budget.is_short() {
             true => 0,
             false if held > ALLOWANCE / 2 => 2 * STEP,
@@ -158,17 +158,17 @@ impl Account {
         }
     }
 
-    /// The client has sent or taken so many bytes.
+    /// Records that the client has sent or received `bytes` bytes.
     pub(super) fn progressed(&self, bytes: usize) {
         self.progress.set(self.progress.get().wrapping_add(bytes));
     }
 
-    /// Whether the client keeps what others wait for.
+    /// Whether the client makes too little progress while it keeps memory that others wait for.
     pub(super) fn is_stalled(&self) -> bool {
         self.stalled.get()
     }
 
-    /// Notes how many requests are being carried out; while something is taken from the budget, sees to it that
+    /// Records the number of requests being executed. While memory is taken from the budget, this also ensures that
     /// `waker` is woken when the client stalls.
     pub(super) fn watch(self: &Rc<Self>, running: usize, waker: &Waker) {
         self.running.set(running);
@@ -197,13 +197,13 @@ impl Account {
         spawn(watcher).detach();
     }
 
-    /// The progress made, if it is only the client who can make more.
+    /// The progress made so far, if the connection waits only for the client.
     fn blocked_at(&self) -> Option<usize> {
         let blocked = self.running.get() == 0 && !self.waiting.get();
         blocked.then(|| self.progress.get())
     }
 
-    /// Whether too little went on between two looks.
+    /// Whether the client made too little progress between two checks.
     fn is_too_slow(&self, before: Option<usize>, now: Option<usize>) -> bool {
         let (Some(before), Some(now)) = (before, now) else { return false };
         now.wrapping_sub(before) < self.taken().min(LEAST_PROGRESS)
@@ -219,7 +219,7 @@ impl Drop for Account {
     }
 }
 
-/// Bytes of one receive block, shared by the payloads that were cut out of it.
+/// Bytes of one receive block, shared by the payloads that lie in it.
 pub(super) struct Hold {
     account: Rc<Account>,
     bytes: usize,
@@ -231,9 +231,9 @@ impl Hold {
         Rc::new(Hold { account: Rc::clone(account), bytes })
     }
 
-    /// The first thing that a connection holds, for which its allowance is there.
+    /// The first memory that a connection holds; its allowance covers it.
     pub(super) fn first(account: &Rc<Account>, bytes: usize) -> Rc<Hold> {
-        debug_assert!(account.held.get() + bytes <= ALLOWANCE, "not the first");
+        debug_assert!(account.held.get() + bytes <= ALLOWANCE, "more than the allowance");
         account.held.set(account.held.get() + bytes);
         Rc::new(Hold { account: Rc::clone(account), bytes })
     }
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn the_allowance_needs_nothing_from_the_budget() {
+    fn holding_the_allowance_takes_nothing_from_the_budget() {
         let budget = Budget::new(0);
         let account = account(&budget);
         assert!(budget.overdraw());
@@ -272,11 +272,11 @@ mod tests {
     }
 
     #[test]
-    fn the_budget_bounds_all_but_one_and_gets_everything_back() {
+    fn all_connections_but_one_stay_within_the_budget_and_return_all_memory() {
         let budget = Budget::new(4 * MIB);
         let accounts = [account(&budget), account(&budget), account(&budget)];
         assert!(holds(&accounts[0], 3 * MIB));
-        // One may overdraw, and nobody else until it has given that back.
+        // One connection may overdraw, and no other until that connection has repaid.
         assert!(holds(&accounts[1], 2 * MIB));
         assert!(!holds(&accounts[2], 2 * MIB));
         accounts[1].release(2 * MIB);
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overdraft_has_an_end() {
+    fn an_overdraft_is_limited() {
         let budget = Budget::new(0);
         let account = account(&budget);
         assert!(holds(&account, MAX_REQUEST as usize));
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_ends_gives_everything_back() {
+    fn a_connection_that_ends_returns_all_memory() {
         let budget = Budget::new(MIB);
         let first = account(&budget);
         assert!(holds(&first, 5 * MIB));
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_that_come_and_go_do_not_go_to_the_budget_every_time() {
+    fn repeated_requests_do_not_take_from_the_budget_each_time() {
         let budget = Budget::new(64 * MIB);
         let account = account(&budget);
         assert!(holds(&account, MIB));

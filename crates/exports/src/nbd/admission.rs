@@ -1,9 +1,10 @@
-//! Which clients are let in.
+//! Decides which clients may connect.
 //!
-//! A client that comes when all places are taken is refused at once: were it left in the listening socket's queue, a
-//! client that opens several connections before it works would wait for ever. Clients in the handshake have proved
-//! nothing yet, so the one that has been in it for longest gives its place to a newcomer. Clients that connect and say
-//! nothing therefore keep nobody out.
+//! If a client connects while the server has its maximum of connections, the oldest connection that is still in the
+//! handshake is closed to admit the new client, because it has not yet proved to be a useful client. So clients that
+//! connect and send nothing cannot block others. If no connection is in the handshake, the new client is refused at
+//! once: if it stayed in the listening socket's queue, a client that opens several connections before it sends
+//! requests would wait for ever.
 
 use super::account::ALLOWANCE;
 use super::flag::Flag;
@@ -13,15 +14,15 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Descriptors that connections leave to everything else.
+/// Descriptors that connections leave to the rest of the process.
 const SPARE_DESCRIPTORS: u64 = 64;
-/// Most memory for the allowances of all connections together, in bytes.
+/// Maximum memory for the allowances of all connections together, in bytes.
 const MAX_ALLOWANCES: u64 = 1 << 30;
-/// No line about refused connections is written sooner after the last one.
+/// Minimum time between two log lines about refused connections.
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(60);
 
-/// How many connections this process can serve: what the limit on open files leaves, and as many as may have their
-/// allowances in a quarter of the machine's memory, and in 1 GiB. At least 16.
+/// The number of connections that this process can serve. It is limited by the limit on open files, by the number of
+/// allowances that fit in a quarter of the machine's memory, and by the number that fit in 1 GiB. It is at least 16.
 pub(super) fn possible_connections() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, |open| open.count());
@@ -31,13 +32,13 @@ pub(super) fn possible_connections() -> usize {
     #[expect(clippy::useless_conversion, reason = "the type differs between machines")]
     let memory = u64::from(system.totalram).saturating_mul(u64::from(system.mem_unit)) / 4;
     let allowance = u64::try_from(ALLOWANCE).unwrap_or(u64::MAX);
-    let places = descriptors.min(memory.min(MAX_ALLOWANCES) / allowance).max(16);
-    usize::try_from(places).unwrap_or(usize::MAX)
+    let connections = descriptors.min(memory.min(MAX_ALLOWANCES) / allowance).max(16);
+    usize::try_from(connections).unwrap_or(usize::MAX)
 }
 
-/// Has the kernel find out when the peer's machine is gone, so that its connection does not keep its place.
+/// Makes the kernel detect that the peer's machine is gone, so that its connection does not keep its permit.
 pub(super) fn keep_alive(socket: impl AsFd) {
-    // Means nothing to Unix sockets, and is not worth an error elsewhere.
+    // Has no effect on Unix sockets; an error on other sockets is not worth reporting.
     let _ = rustix::net::sockopt::set_socket_keepalive(socket, true);
 }
 
@@ -56,7 +57,7 @@ impl Handshakes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A handshake begins.
+    /// Records that a handshake begins.
     pub(super) fn enter(self: &Arc<Self>) -> Handshake {
         let cancelled = Arc::new(Flag::default());
         let mut waiting = self.lock();
@@ -81,12 +82,12 @@ pub(super) struct Handshake {
 }
 
 impl Handshake {
-    /// The handshake has succeeded. From now on nobody takes the place; returns false if somebody has done so already.
+    /// Records that the handshake has succeeded; it cannot be cancelled any more. Returns false if it already was.
     pub(super) fn finish(&self) -> bool {
         self.among.lock().cancels.remove(&self.id).is_some()
     }
 
-    /// Ends when the place is needed for another client.
+    /// Completes when the handshake is cancelled to admit another client.
     pub(super) async fn cancelled(&self) {
         self.cancelled.wait().await;
     }
@@ -98,7 +99,7 @@ impl Drop for Handshake {
     }
 }
 
-/// Counts refused connections, and writes the first into the log, and later ones together and seldom.
+/// Counts refused connections. The first one is logged at once; later ones are summed up and logged rarely.
 #[derive(Default)]
 pub(super) struct Refusals(Mutex<Refused>);
 
@@ -109,14 +110,14 @@ struct Refused {
 }
 
 impl Refusals {
-    /// A connection was refused, for this reason.
+    /// Records that a connection was refused for this reason.
     pub(super) fn add(&self, reason: std::fmt::Arguments<'_>) {
         if let Some(count) = self.count(now()) {
             tracing::warn!("refusing NBD connections ({count}): {reason}");
         }
     }
 
-    /// Counts one. Returns how many there were since the last line, if it is time for one.
+    /// Counts one refusal. If it is time for a log line, returns the number of refusals since the last line.
     fn count(&self, now: Duration) -> Option<u64> {
         let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         refused.since = refused.since.saturating_add(1);
@@ -133,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_are_logged_at_first_and_then_seldom() {
+    fn the_first_refusal_is_logged_and_later_ones_rarely() {
         let refusals = Refusals::default();
         let at = Duration::from_secs;
         assert_eq!(refusals.count(at(5)), Some(1));
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_handshake_gives_way_and_one_that_has_ended_does_not() {
+    fn the_oldest_handshake_is_cancelled_and_a_finished_one_is_not() {
         let handshakes = Arc::new(Handshakes::default());
         assert!(!handshakes.cancel_oldest());
         let first = handshakes.enter();

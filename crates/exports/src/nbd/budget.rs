@@ -1,9 +1,9 @@
 //! The memory that all connections of a server may hold together.
 //!
-//! Every connection has an [`Account`](super::account::Account) with an allowance of its own; what it holds beyond that
-//! it takes from here. When nothing is left, one connection at a time may overdraw the budget by one largest request:
-//! a write takes its memory step by step while it arrives, so all connections could otherwise hold a part of a write
-//! and wait for one another for ever.
+//! Every connection has an [`Account`](super::account::Account) with an allowance of its own; it takes the memory
+//! that it needs beyond the allowance from this budget. When nothing is left, one connection at a time may overdraw
+//! the budget by the size of one largest request. Without this, all connections could wait for one another for ever,
+//! each holding a part of a write, because a write takes its memory step by step while it arrives.
 
 use oxblk_ring::{Event, EventListener};
 use std::sync::Arc;
@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(super) struct Budget {
     limit: usize,
     used: AtomicUsize,
-    /// A connection holds more than what was left.
+    /// A connection has overdrawn the budget.
     overdrawn: AtomicBool,
-    /// How many connections wait.
+    /// Number of connections that wait for memory.
     waiting: AtomicUsize,
     freed: Event,
 }
@@ -31,7 +31,7 @@ impl Budget {
         })
     }
 
-    /// Takes `bytes` if they are free.
+    /// Takes `bytes` if they are available.
     pub(super) fn take(&self, bytes: usize) -> bool {
         let within = |used: usize| used.checked_add(bytes).filter(|after| *after <= self.limit);
         self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, within).is_ok()
@@ -44,7 +44,7 @@ impl Budget {
         }
     }
 
-    /// Allows the caller, and nobody else until [`Budget::repay`], to hold more than is free.
+    /// Allows the caller to hold more than is available. Until [`Budget::repay`], no other connection may do so.
     pub(super) fn overdraw(&self) -> bool {
         !self.overdrawn.swap(true, Ordering::SeqCst)
     }
@@ -54,18 +54,18 @@ impl Budget {
         self.freed.notify(usize::MAX);
     }
 
-    /// Whether somebody waits.
+    /// Whether a connection waits for memory.
     pub(super) fn is_short(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0
     }
 
-    /// Says that the caller waits, until the guard is dropped.
+    /// Records that the caller waits, until the guard is dropped.
     pub(super) fn wait(&self) -> Waiting<'_> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         Waiting(self)
     }
 
-    /// Wakes everybody who waits.
+    /// Wakes all waiting connections.
     pub(super) fn notify(&self) {
         self.freed.notify(usize::MAX);
     }
@@ -76,11 +76,11 @@ impl Budget {
     }
 }
 
-/// Somebody waits for memory.
+/// A connection that waits for memory.
 pub(super) struct Waiting<'a>(&'a Budget);
 
 impl Waiting<'_> {
-    /// Ends when memory is given back after this call.
+    /// Completes when memory is returned after this call.
     pub(super) fn listen(&self) -> EventListener {
         self.0.freed.listen()
     }

@@ -1,13 +1,13 @@
 //! The transmission phase of one connection.
 //!
-//! Three things go on in one task: receiving (parse requests, start them), running (the futures in
-//! the slots), and sending (batches from the outbox). [`transmit`] polls all three whenever the task
-//! is woken, in that order of dependence, until none of them makes the others runnable; so they
-//! share plain cells and need no wakers among themselves.
+//! One task does three things: it receives (parses requests and starts them), runs (the futures in the slots), and
+//! sends (batches from the outbox). Whenever the task is woken, [`transmit`] polls the three in this order, because
+//! each depends on the one before, until none makes another runnable. So they share plain cells and need no wakers
+//! among themselves.
 //!
-//! Limits: [`MAX_OUTSTANDING`] requests and [`MAX_DATA`] bytes are outstanding at most, counted from
-//! the moment a request is accepted until its reply has been sent; a larger request is accepted
-//! when it is the only one. What it takes in memory is held in the connection's [`Account`].
+//! Limits: at most [`MAX_OUTSTANDING`] requests and [`MAX_DATA`] bytes are outstanding, counted from the moment a
+//! request is accepted until its reply has been sent; a larger request is accepted only when no other is outstanding.
+//! The memory of requests is counted in the connection's [`Account`].
 
 use super::MAX_REQUEST;
 use super::account::Account;
@@ -26,40 +26,40 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
-/// Most requests of a connection between acceptance and the sending of the reply.
+/// Maximum number of requests of a connection that are accepted and whose replies are not yet sent.
 const MAX_OUTSTANDING: usize = CAPACITY;
-/// Most bytes of their data.
+/// Maximum number of bytes of their data.
 const MAX_DATA: usize = 16 << 20;
 
-/// How the transmission phase ended.
+/// The reason why the transmission phase ended.
 #[derive(Debug)]
 pub(super) enum End {
-    /// The client said so, or hung up between requests.
+    /// The client sent a disconnect request, or hung up between requests.
     Disconnected,
     /// The server was asked to stop.
     Stopped,
-    /// The client kept memory that others waited for, and did nothing.
+    /// The client made too little progress while it kept memory that others waited for.
     Stalled,
     /// The client hung up inside a request.
     Cut,
-    /// The stream is no longer the protocol's.
+    /// The client violated the protocol, so the position in the stream is lost.
     Malformed(Malformed),
     /// The socket failed.
     Failed(io::Error),
 }
 
-/// What receiving, running and sending share.
+/// State shared by receiving, running and sending.
 struct Shared<'a, F> {
     account: &'a Rc<Account>,
     slots: RefCell<Slots<F>>,
     outbox: RefCell<Outbox>,
-    /// Requests accepted whose replies are not sent.
+    /// Number of accepted requests whose replies are not yet sent.
     outstanding: Cell<usize>,
-    /// Bytes of data counted for them.
+    /// Bytes of data of these requests.
     data: Cell<usize>,
-    /// Whether the last of them is still being received.
+    /// Whether the last of these requests is still being received.
     receiving: Cell<bool>,
-    /// Bytes of data of the request that receiving holds back for want of room.
+    /// Bytes of data of a request that receiving holds back because the limits leave no room for it.
     held_back: Cell<Option<usize>>,
 }
 
@@ -69,8 +69,8 @@ impl<F: Future<Output = Reply>> Shared<'_, F> {
         self.outstanding.get() < MAX_OUTSTANDING && (used == 0 || used + data <= MAX_DATA)
     }
 
-    /// Waits until a request with `data` bytes may be accepted, and counts it. [`transmit`] polls
-    /// again whenever room is made, so nobody need be woken.
+    /// Waits until a request with `data` bytes may be accepted, and counts it. [`transmit`] polls again whenever
+    /// there is new room, so no waker is needed.
     async fn accept(&self, data: usize) {
         poll_fn(|_| {
             let ready = self.has_room(data);
@@ -103,19 +103,19 @@ impl<F: Future<Output = Reply>> Shared<'_, F> {
         }
     }
 
-    /// Whether all that was received whole has been answered.
+    /// Whether all completely received requests have been answered.
     fn is_answered(&self) -> bool {
         self.outstanding.get() == usize::from(self.receiving.get())
     }
 
-    /// Whether receiving waits for room that is there by now.
+    /// Whether receiving waits for room that is now available.
     fn may_accept(&self) -> bool {
         self.held_back.get().is_some_and(|data| self.has_room(data))
     }
 }
 
-/// Serves requests until the client leaves, the stream breaks, or `stop` ends. Requests in flight
-/// then come to their end, and their replies are sent if the socket still takes them.
+/// Serves requests until the client leaves, the stream breaks, or `stop` completes. Then requests in flight run to
+/// completion, and their replies are sent if the socket still accepts them.
 pub(super) async fn transmit(
     stream: &Stream,
     backend: Backend,
@@ -175,7 +175,7 @@ pub(super) async fn transmit(
     end.unwrap_or(End::Disconnected)
 }
 
-/// Sends what gathers in the outbox, one batch after another, until the socket fails.
+/// Sends the content of the outbox, one batch after another, until the socket fails.
 async fn send<F: Future<Output = Reply>>(stream: &Stream, shared: &Shared<'_, F>) -> io::Error {
     loop {
         let mut batch = poll_fn(|_| match shared.outbox.borrow_mut().take() {
@@ -222,7 +222,7 @@ struct Receiver<'a> {
 }
 
 impl Receiver<'_> {
-    /// The next request, valid or not, with its payload, once there is room for it.
+    /// Returns the next request, valid or not, with its payload. Waits until the limits have room for it.
     async fn next<F: Future<Output = Reply>>(
         &mut self,
         shared: &Shared<'_, F>,

@@ -1,7 +1,7 @@
-//! One request, carried out on a backend.
+//! Executes one request on a backend.
 //!
-//! The request has passed the protocol's rules; what the backend reports becomes the error that the
-//! client is told. Nothing here knows how replies look on the wire.
+//! The request has passed the protocol's rules. An error of the backend becomes the error that is sent to the client.
+//! This module does not know the wire format of replies.
 
 use super::account::{Hold, footprint};
 use oxblk_core::{Backend, Result, StatusFlags, Want, WriteFlags, ZeroFlags};
@@ -12,25 +12,25 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use std::borrow::Cow;
 use std::rc::Rc;
 
-/// Most extents in one reply to a block status request.
+/// Maximum number of extents in one reply to a block status request.
 const MAX_EXTENTS: usize = 8192;
-/// Bytes that a prefetch reads at a time.
+/// Number of bytes that a prefetch reads at a time.
 const PREFETCH: usize = 1 << 20;
 
-/// What a request came to.
+/// The outcome of a request.
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// Success without data.
     Done,
-    /// What was read.
+    /// The data read.
     Data { offset: u64, data: IoBuf, whole: bool },
     /// Extents of `base:allocation`, at least one.
     Status(Vec<StatusExtent>),
-    /// The error and a line about it.
+    /// The error and a one-line explanation.
     Failed(ErrorCode, Cow<'static, str>),
 }
 
-/// A request's outcome with what was counted for it.
+/// A request's outcome with the cost counted for it.
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) cookie: u64,
@@ -38,40 +38,40 @@ pub(super) struct Reply {
     pub(super) cost: Cost,
 }
 
-/// What a request is counted with until its reply has been sent.
+/// The cost of a request, counted until its reply has been sent.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Cost {
     /// Bytes of data.
     pub(super) data: usize,
-    /// Bytes of memory held for it.
+    /// Bytes of memory held for the request.
     pub(super) held: usize,
 }
 
-/// A request that was received whole and counted, or refused by the protocol's rules.
+/// A request that was completely received and counted, or refused by the protocol's rules.
 pub(super) struct Accepted {
     pub(super) cookie: u64,
-    /// The request with the data of a write, or why it is refused.
+    /// The request with the data of a write, or the error if it is refused.
     pub(super) work: std::result::Result<(Request, Option<IoBuf>), ErrorCode>,
     pub(super) cost: Cost,
-    /// The receive block that the data of a small write is part of.
+    /// The receive block in which the data of a small write lies.
     pub(super) block: Option<Rc<Hold>>,
 }
 
-/// The memory that carrying out a request takes, the data of a write apart.
+/// The memory that executing a request takes, without the data of a write.
 pub(super) fn memory(request: &Request) -> usize {
     let length = usize::try_from(request.length).unwrap_or(usize::MAX);
     match request.command {
         Command::Read { .. } => footprint(length),
         Command::Cache => footprint(length.min(PREFETCH)),
         Command::BlockStatus { one: false } => {
-            // An extent is at least a sector.
+            // An extent has at least one sector.
             footprint(MAX_EXTENTS.min(length / 512 + 1) * size_of::<(u64, AllocationFlags)>())
         }
         _ => 0,
     }
 }
 
-/// Carries out a request.
+/// Executes a request.
 pub(super) async fn execute(backend: Rc<Backend>, accepted: Accepted) -> Reply {
     let Accepted { cookie, work, cost, block } = accepted;
     let outcome = match work {
@@ -129,7 +129,7 @@ async fn trim(backend: &Backend, offset: u64, length: u64, fua: bool) -> Result<
     if fua { backend.flush().await } else { Ok(()) }
 }
 
-/// Reads a range so that whatever caches lie below have it.
+/// Reads a range, so that the caches below have it.
 async fn prefetch(backend: &Backend, mut offset: u64, mut length: u64) -> Result<()> {
     while length > 0 {
         let step = usize::try_from(length).unwrap_or(PREFETCH).min(PREFETCH);
@@ -141,7 +141,7 @@ async fn prefetch(backend: &Backend, mut offset: u64, mut length: u64) -> Result
     Ok(())
 }
 
-/// The extents of a range, neighbours with equal flags joined.
+/// The extents of a range. Adjacent extents with equal flags are joined.
 async fn status(
     backend: &Backend,
     mut offset: u64,

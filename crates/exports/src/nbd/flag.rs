@@ -1,4 +1,4 @@
-//! A flag that tasks of any thread wait for.
+//! A flag that tasks of any thread can wait for.
 
 use oxblk_ring::Event;
 use std::future::{Future, poll_fn};
@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
-/// Something that is set once and that tasks wait for.
+/// A flag that is set once.
 #[derive(Default)]
 pub(super) struct Flag {
     set: AtomicBool,
@@ -23,8 +23,8 @@ impl Flag {
         self.set.load(Ordering::SeqCst)
     }
 
-    /// Waits for the flag. Polling again costs one load, because connections do so with every
-    /// request: the first poll's task is the one that is woken.
+    /// Waits for the flag. Polling again costs one load, which matters because connections poll it with every
+    /// request. Only the task of the first poll is woken.
     pub(super) fn wait(&self) -> impl Future<Output = ()> {
         let mut listener = None;
         poll_fn(move |cx| {

@@ -1,4 +1,4 @@
-//! Drives the handshake over a socket. How long it may take is up to the caller.
+//! Runs the handshake over a socket. The caller limits its duration.
 
 use super::input::Input;
 use oxblk_nbd::negotiation::MAX_OPTION_PAYLOAD;
@@ -8,14 +8,15 @@ use oxblk_ring::{IoBuf, IoVec, Stream};
 use std::io;
 use std::sync::Arc;
 
-/// Room for the longest option that is looked at.
+/// Room for the longest option that is parsed.
 const ROOM: usize = MAX_OPTION_PAYLOAD + OptionHeader::SIZE;
 
-/// Greets the client and answers its options until transmission begins. Returns the session and the input
-/// with what was received beyond the handshake. `may_begin` is asked before the client is told that transmission begins.
+/// Greets the client and answers its options until transmission begins. Returns the session, and the input with the
+/// bytes received after the handshake. `may_begin` is called before the reply that starts transmission is sent.
 ///
 /// # Errors
-/// When the socket fails, the client hangs up, `may_begin` says no, or the client breaks the protocol (`InvalidData`).
+/// If the socket fails, the client hangs up, `may_begin` returns false, or the client violates the protocol
+/// (`InvalidData`).
 pub(super) async fn handshake(
     stream: &Stream,
     mut input: Input,
@@ -29,7 +30,7 @@ pub(super) async fn handshake(
         let (used, progress) = machine.advance(input.bytes(), &mut out);
         input.consume(used);
         if matches!(progress, Progress::Ready(_)) && !may_begin() {
-            return Err(io::Error::other("another client has taken the place"));
+            return Err(io::Error::other("cancelled to admit another client"));
         }
         if !out.is_empty() {
             send(stream, std::mem::take(&mut out)).await?;

@@ -1,14 +1,13 @@
 //! The receive buffer of a connection.
 //!
-//! One block of [`BLOCK`] bytes takes what one receive brings: requests are parsed in place, and the
-//! payload of a small write is cut out of the block without a copy (the block lives on until the
-//! write is done, and the input goes on behind it or in a new block). The payload of a larger write
-//! gets a buffer of its own: what is in the block already is copied there, the rest is received
-//! straight into it.
+//! One block of [`BLOCK`] bytes takes the data of one receive. Requests are parsed in place, and the payload of a
+//! small write is split off the block without a copy: the block stays allocated until the write completes, and the
+//! input continues behind the payload or in a new block. The payload of a larger write gets its own buffer: the part
+//! already in the block is copied there, and the rest is received directly into it.
 //!
-//! The connection's account is asked for every block, and for the buffer of a larger write step by step while it
-//! is filled (pages that were never touched take no memory). A block that payloads were cut out of is held until
-//! the last of them is done.
+//! The connection's account counts every block, and counts the buffer of a larger write step by step while it is
+//! filled (untouched pages take no memory). A block from which payloads were split off is counted until the last of
+//! them is dropped.
 
 use super::account::{Account, Hold, footprint};
 use oxblk_ring::{IoBufMut, Stream};
@@ -17,14 +16,14 @@ use std::rc::Rc;
 
 /// Size of a block in bytes.
 pub(super) const BLOCK: usize = 64 << 10;
-/// Payloads up to this many bytes are cut out of the block.
+/// Payloads up to this many bytes are split off the block.
 const CUT: usize = 16 << 10;
-/// With less room than this a new block is begun.
+/// If the block has less room than this, a new block is started.
 const LEAST_ROOM: usize = 4 << 10;
-/// A larger payload is received, and its memory held, in steps of this many bytes.
+/// A larger payload is received, and its memory counted, in steps of this many bytes.
 const STEP: usize = 1 << 20;
 
-/// What was received and not yet taken: `block[start..end]`.
+/// Bytes that were received and not yet consumed: `block[start..end]`.
 pub(super) struct Input {
     account: Rc<Account>,
     block: IoBufMut,
@@ -39,12 +38,12 @@ impl Input {
         Input { account, block: IoBufMut::new(BLOCK), hold, start: 0, end: 0 }
     }
 
-    /// What is there.
+    /// The available bytes.
     pub(super) fn bytes(&self) -> &[u8] {
         self.block.get(self.start..self.end).unwrap_or(&[])
     }
 
-    /// Takes `len` bytes off the front; no more than there are.
+    /// Consumes `len` bytes from the front; there must be that many.
     pub(super) fn consume(&mut self, len: usize) {
         self.start = self.end.min(self.start + len);
     }
@@ -70,7 +69,7 @@ impl Input {
         if !too_small && self.block.len() - self.end >= LEAST_ROOM {
             return;
         }
-        debug_assert!(want <= BLOCK, "more than a block is wanted");
+        debug_assert!(want <= BLOCK, "a fill of more than one block was requested");
         if Rc::strong_count(&self.hold) > 1 {
             self.hold = Hold::new(&self.account, BLOCK).await;
         }
@@ -83,7 +82,7 @@ impl Input {
         (self.block, self.start, self.end) = (block, 0, len);
     }
 
-    /// Takes a payload of `len` bytes. `None` at the end of the stream.
+    /// Consumes a payload of `len` bytes. `None` at the end of the stream.
     pub(super) async fn payload(
         &mut self,
         stream: &Stream,
@@ -100,7 +99,7 @@ impl Input {
         Ok(Some(Payload { data: self.cut(len), block: Some(Rc::clone(&self.hold)), held: 0 }))
     }
 
-    /// Takes a payload into a buffer of its own.
+    /// Receives a payload into its own buffer.
     async fn own(&mut self, stream: &Stream, len: usize) -> io::Result<Option<Payload>> {
         let mut rest = IoBufMut::new(len);
         let mut data = rest.split_to(0);
@@ -130,7 +129,7 @@ impl Input {
         Ok(Some(Payload { data, block: None, held }))
     }
 
-    /// Cuts `len` bytes, which are there, out of the block.
+    /// Splits `len` bytes off the block; they must be available.
     fn cut(&mut self, len: usize) -> IoBufMut {
         let mut front = self.block.split_to(self.start + len);
         let payload = front.split_off(self.start);
@@ -139,7 +138,7 @@ impl Input {
         payload
     }
 
-    /// Drops `len` bytes of the stream. Returns false at its end.
+    /// Discards `len` bytes of the stream. Returns false at the end of the stream.
     pub(super) async fn skip(&mut self, stream: &Stream, mut len: usize) -> io::Result<bool> {
         loop {
             let there = self.bytes().len().min(len);
@@ -159,10 +158,10 @@ fn exchanged(_: IoBufMut) -> io::Error {
     io::Error::other("receive buffer was exchanged")
 }
 
-/// The data of a write, and what it keeps in memory.
+/// The data of a write, and the memory that it keeps.
 pub(super) struct Payload {
     pub(super) data: IoBufMut,
-    /// The block that it is part of.
+    /// The block in which it lies.
     pub(super) block: Option<Rc<Hold>>,
     /// Bytes held for it in the connection's account.
     pub(super) held: usize,
@@ -189,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn payloads_of_every_size_come_out_as_they_went_in() {
+    fn payloads_of_every_size_arrive_unchanged() {
         block_on(async {
             for len in [1, 27, 512, CUT - 1, CUT, CUT + 1, BLOCK - 3, BLOCK, BLOCK + 1, 150_000] {
                 let (client, server) = Stream::pair().unwrap();
@@ -235,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_that_small_payloads_pin_are_held_until_the_payloads_are_done() {
+    fn blocks_that_small_payloads_pin_are_counted_until_the_payloads_are_dropped() {
         block_on(async {
             let budget = Budget::new(0);
             assert!(budget.overdraw());
@@ -247,7 +246,7 @@ mod tests {
             });
             let mut input = Input::new(Account::new(budget, std::time::Duration::from_secs(30)));
             let mut payloads = Vec::new();
-            // Of much that is received little is kept.
+            // Little of the received data is kept.
             loop {
                 let patience = std::time::Duration::from_millis(100);
                 let next = oxblk_ring::timeout(patience, async {
@@ -262,7 +261,10 @@ mod tests {
                     payloads.iter().flat_map(|payload| &payload.block).map(Rc::as_ptr).collect();
                 blocks.sort_unstable();
                 blocks.dedup();
-                assert!(blocks.len() <= ALLOWANCE / BLOCK, "more blocks than the allowance");
+                assert!(
+                    blocks.len() <= ALLOWANCE / BLOCK,
+                    "more blocks than the allowance permits"
+                );
             }
             assert!(!payloads.is_empty());
             payloads.clear();
@@ -272,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_stream_inside_a_payload_is_seen() {
+    fn the_end_of_the_stream_inside_a_payload_is_detected() {
         block_on(async {
             for len in [4096, 100_000] {
                 let (client, server) = Stream::pair().unwrap();

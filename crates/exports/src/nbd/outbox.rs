@@ -1,8 +1,8 @@
-//! Replies on their way out.
+//! Replies that wait to be sent.
 //!
-//! Heads are written one after another into one small buffer; a read's data follows its head as the
-//! buffer that was read into. What has gathered while the last send was under way leaves as one
-//! scatter list with the next.
+//! Heads are written one after another into one small buffer. A read's data follows its head in the buffer into which
+//! it was read, without a copy. Replies that arrive while a send is in flight are sent by the next send as one
+//! scatter list.
 
 use super::execute::{Cost, Outcome, Reply};
 use oxblk_nbd::proto::MAX_STRING;
@@ -11,18 +11,18 @@ use oxblk_nbd::{ErrorCode, Session, reply};
 use oxblk_ring::{IoBuf, IoBufMut, IoVec};
 use zerocopy::IntoBytes;
 
-/// Bytes of the buffer for heads.
+/// Size of the buffer for heads in bytes.
 const HEADS: usize = 4096;
-/// Zeroes are looked for in pieces of this many bytes.
+/// Zeroes are detected in pieces of this many bytes.
 const HOLE: usize = 64 << 10;
 
 /// A batch to send.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub(super) bufs: IoVec,
-    /// Replies that end in this batch.
+    /// Number of replies that end in this batch.
     pub(super) replies: usize,
-    /// What they are counted with together.
+    /// Their total cost.
     pub(super) cost: Cost,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct Outbox {
     session: Session,
     batch: Batch,
     heads: IoBufMut,
-    /// Bytes written into `heads` that are not in the batch yet.
+    /// Bytes written into `heads` that are not yet in the batch.
     filled: usize,
 }
 
@@ -66,7 +66,7 @@ impl Outbox {
         }
     }
 
-    /// The data of a read as chunks, zeroes as holes; `whole` forbids more than one chunk.
+    /// Adds the data of a read as chunks, zeroes as holes. `whole` forbids more than one chunk.
     fn structured_data(&mut self, cookie: u64, mut offset: u64, mut data: IoBuf, whole: bool) {
         if data.is_empty() {
             return self.head(reply::none(cookie).as_bytes());
@@ -95,7 +95,7 @@ impl Outbox {
         }
     }
 
-    /// Writes a head behind the last one.
+    /// Appends a head.
     fn head(&mut self, bytes: &[u8]) {
         const {
             assert!(OffsetHole::SIZE <= HEADS && SimpleReply::SIZE <= HEADS);
@@ -126,7 +126,7 @@ impl Outbox {
         }
     }
 
-    /// Everything that has gathered, or `None`.
+    /// Takes all collected replies; `None` if there are none.
     pub(super) fn take(&mut self) -> Option<Batch> {
         self.close_heads();
         if self.batch.bufs.is_empty() {
@@ -136,7 +136,7 @@ impl Outbox {
     }
 }
 
-/// How far data or zeroes reach from the start of `data`, in whole pieces of [`HOLE`] bytes.
+/// Length of the data or zeroes at the start of `data`, in whole pieces of [`HOLE`] bytes.
 fn next_run(data: &IoBuf) -> (usize, bool) {
     let mut pieces = data.chunks(HOLE);
     let first = pieces.next().map_or((0, false), |piece| (piece.len(), oxblk_ring::is_zero(piece)));
@@ -175,7 +175,8 @@ mod tests {
         batch.bufs.iter().flat_map(|buf| buf.iter().copied()).collect()
     }
 
-    /// Chunks of a batch: kind, offset, length of what they cover, and whether they are the last.
+    /// Parses the chunks of a batch: kind, offset, length of the range that they cover, and whether they are the
+    /// last.
     fn chunks(mut bytes: &[u8]) -> Vec<(ChunkKind, u64, usize, bool)> {
         let mut chunks = Vec::new();
         while !bytes.is_empty() {
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_without_data_leave_as_one_buffer() {
+    fn replies_without_data_are_sent_as_one_buffer() {
         let mut outbox = outbox(false);
         for cookie in 0..50 {
             outbox.push(Reply { cookie, outcome: Outcome::Done, cost: Cost::default() });
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_goes_out_in_the_buffer_it_was_read_into() {
+    fn read_data_is_sent_from_the_buffer_it_was_read_into() {
         let mut outbox = outbox(true);
         let data: IoBuf = vec![1; 4096].into();
         let address = data.as_ptr();

@@ -1,10 +1,9 @@
-//! Listening, spreading connections over I/O threads, and stopping.
+//! Listening, distributing connections over I/O threads, and stopping.
 //!
-//! A connection lives on one I/O thread, the one with the fewest connections when it came; `admission` says who is let
-//! in. Any
-//! number of listeners may feed one server. [`Server::stop`] ends listening at once, lets every
-//! connection finish the requests that it has received, and closes those that have not come to an
-//! end after [`ServerOptions::grace`].
+//! A connection stays on one I/O thread, the one with the fewest connections when the client connected; `admission`
+//! decides which clients may connect. Any number of listeners may feed one server. [`Server::stop`] ends listening at
+//! once, lets every connection finish the requests that it has received, and closes the connections that have not
+//! ended after [`ServerOptions::grace`].
 
 use super::account::Account;
 use super::admission::{Handshake, Handshakes, Refusals, keep_alive, possible_connections};
@@ -31,31 +30,31 @@ use std::time::Duration;
 /// One export: a backend under a name.
 #[derive(Clone, Debug)]
 pub struct Export {
-    /// Name; clients that give none get the first export.
+    /// Name; clients that send no name get the first export.
     pub name: String,
-    /// Text for people.
+    /// Human-readable description.
     pub description: Option<String>,
-    /// What is exported. It is not closed by the server.
+    /// The exported backend. The server does not close it.
     pub backend: Backend,
-    /// Refuse writes although the backend takes them.
+    /// Refuse writes even if the backend is writable.
     pub read_only: bool,
 }
 
 /// Limits of a server.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
-    /// Most connections at a time; further clients are refused. By default as many as the limit on open files and
-    /// memory allow.
+    /// Maximum number of connections at a time; further clients are refused. The default is as many as the limit on
+    /// open files and the memory allow.
     pub max_connections: usize,
     /// How long a handshake may take.
     pub handshake_timeout: Duration,
-    /// How long connections have to come to an end when the server stops.
+    /// How long connections may take to end when the server stops.
     pub grace: Duration,
-    /// Memory for the data of requests of all connections together, in bytes. A connection may hold 256 KiB besides,
-    /// and one at a time a request of the largest size.
+    /// Memory for the data of requests of all connections together, in bytes. In addition every connection may hold
+    /// 256 KiB, and one connection at a time may hold a request of the largest size.
     pub memory: usize,
-    /// How long a client may keep memory that others wait for while it neither sends nor receives, or less than 1 MiB
-    /// in this time; its connection is closed before twice of it have passed.
+    /// If a client keeps memory that others wait for and transfers nothing, or less than 1 MiB, for this long, its
+    /// connection is closed, before twice this time has passed.
     pub stall_timeout: Duration,
 }
 
@@ -71,7 +70,7 @@ impl Default for ServerOptions {
     }
 }
 
-/// An NBD server. Clones are the same server.
+/// An NBD server. Clones refer to the same server.
 #[derive(Clone)]
 pub struct Server(Arc<Inner>);
 
@@ -83,11 +82,11 @@ struct Inner {
     connections: AtomicUsize,
     handshakes: Arc<Handshakes>,
     refusals: Refusals,
-    /// A connection has ended.
+    /// Notified when a connection has ended.
     left: Event,
-    /// Come to an end.
+    /// Set when connections must finish their requests and end.
     stop: Flag,
-    /// End at once.
+    /// Set when connections must end at once.
     abort: Flag,
 }
 
@@ -100,7 +99,7 @@ impl Server {
     /// A server of these exports whose connections run on these threads (at least one).
     ///
     /// # Errors
-    /// When there is no thread or no export.
+    /// If there is no thread or no export.
     pub fn new(
         exports: Vec<Export>,
         threads: Vec<IoThread>,
@@ -125,7 +124,7 @@ impl Server {
         })))
     }
 
-    /// How many connections there are.
+    /// The number of connections.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.0.connections.load(Ordering::SeqCst)
@@ -134,7 +133,7 @@ impl Server {
     /// Accepts connections until the server stops. Run it as a task of any I/O thread.
     ///
     /// # Errors
-    /// When the listening socket fails for good.
+    /// If the listening socket fails permanently.
     pub async fn serve(&self, listener: Listener) -> io::Result<()> {
         let work = pin!(self.accept_all(&listener));
         match select(work, pin!(self.0.stop.wait())).await {
@@ -149,7 +148,8 @@ impl Server {
             match listener.accept().await {
                 Ok(socket) => self.admit(socket).await,
                 Err(error) if is_out_of_descriptors(&error) => {
-                    // The client would wait in the queue until a descriptor is free: this one serves to refuse it.
+                    // Without a free descriptor the client would wait in the queue. Closing the spare descriptor
+                    // frees one, which is used to accept and refuse the client.
                     let freed = spare.take().is_some();
                     if freed && let Ok(socket) = listener.accept().await {
                         drop(socket);
@@ -174,8 +174,8 @@ impl Server {
         let inner = &self.0;
         let most = inner.options.max_connections;
         loop {
-            if let Some(place) = Place::take(inner) {
-                return begin(place, socket);
+            if let Some(permit) = ConnectionPermit::take(inner) {
+                return begin(permit, socket);
             }
             if !inner.handshakes.cancel_oldest() {
                 return inner.refusals.add(format_args!("{most} are open, which is the limit"));
@@ -184,44 +184,44 @@ impl Server {
         }
     }
 
-    /// Stops: no further connections, and those that exist come to their end. The future ends when all have; it may be
-    /// awaited anywhere, also outside of I/O threads.
+    /// Stops the server: it accepts no further connections, and the existing ones finish their requests and end. The
+    /// future completes when all have ended; it may be awaited anywhere, also outside I/O threads.
     pub fn stop(&self) -> impl Future<Output = ()> + Send + use<> {
         let inner = Arc::clone(&self.0);
-        // Timers run on I/O threads.
+        // The stop runs on an I/O thread, because timers run only there.
         let thread = inner.threads.first().map(|worker| worker.thread.clone());
         let stopped = thread.map(|thread| thread.spawn(move || async move { inner.stop().await }));
         async move {
             if let Some(stopped) = stopped {
-                // A thread that has ended has closed its connections.
+                // If the thread has ended, it has closed its connections.
                 let _ = stopped.await;
             }
         }
     }
 }
 
-/// Hands a connected socket to its thread.
-fn begin(place: Place, socket: OwnedFd) {
-    let Some(worker) = place.inner.threads.get(place.worker) else { return };
+/// Hands a connected socket to its I/O thread.
+fn begin(permit: ConnectionPermit, socket: OwnedFd) {
+    let Some(worker) = permit.inner.threads.get(permit.worker) else { return };
     let thread = worker.thread.clone();
-    drop(thread.spawn(move || connection(place, socket)));
+    drop(thread.spawn(move || connection(permit, socket)));
 }
 
-/// A descriptor to be closed when there are no others.
+/// A descriptor to be closed when no other is free.
 fn spare_descriptor() -> Option<File> {
     File::open("/dev/null").ok()
 }
 
-/// Whether the process or the system has no descriptor left.
+/// Whether the process or the system has no free descriptor.
 fn is_out_of_descriptors(error: &io::Error) -> bool {
     let errno = rustix::io::Errno::from_io_error(error);
     matches!(errno, Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE))
 }
 
-/// Errors of `accept` that concern one connection or pass by themselves.
+/// Whether an error of `accept` concerns only one connection or is temporary.
 fn is_passing(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    // A firewall refuses with EPERM.
+    // EPERM: a firewall refused the connection.
     let passing = [
         Errno::PROTO,
         Errno::CONNABORTED,
@@ -238,13 +238,13 @@ impl Inner {
     async fn stop(&self) {
         self.stop.set();
         if timeout(self.options.grace, self.fewer_than(1)).await.is_err() {
-            tracing::warn!("closing NBD connections that do not come to an end");
+            tracing::warn!("closing NBD connections that have not ended within the grace period");
             self.abort.set();
             self.fewer_than(1).await;
         }
     }
 
-    /// Waits until there are fewer connections than `limit`.
+    /// Waits until the number of connections is below `limit`.
     async fn fewer_than(&self, limit: usize) {
         let fewer = || self.connections.load(Ordering::SeqCst) < limit;
         while !fewer() {
@@ -255,7 +255,7 @@ impl Inner {
         }
     }
 
-    /// The exports as they are now; sizes may have changed since the last connection.
+    /// The exports as they are now; sizes may have changed since the last client connected.
     fn catalog(&self) -> Arc<Catalog> {
         Arc::new(Catalog::new(self.exports.iter().map(describe).collect()))
     }
@@ -283,7 +283,7 @@ fn describe(export: &Export) -> ExportInfo {
     }
 }
 
-/// Smaller and unaligned requests work too (the backend does what is needed), so these are advice.
+/// These sizes are advice: the backend also accepts smaller and unaligned requests.
 fn block_sizes(backend: &Backend) -> BlockSizes {
     let mut sizes = BlockSizes::default();
     if let Ok(node) = backend.node() {
@@ -298,17 +298,19 @@ fn block_sizes(backend: &Backend) -> BlockSizes {
     sizes
 }
 
-/// A connection's place among the counted ones; given up when dropped, also by a panic.
-struct Place {
+/// The permission to have one connection; at most `max_connections` exist. Dropping it returns it, also during a panic.
+struct ConnectionPermit {
     inner: Arc<Inner>,
     worker: usize,
-    /// Begun here, not on the connection's thread: whoever has a place and does not work yet can be asked to leave.
+    /// Started here, not on the connection's thread, so that a connection that has a permit but no session yet can be
+    /// cancelled.
     handshake: Handshake,
 }
 
-impl Place {
-    /// Takes a place on the thread with the fewest connections. `None` if all are taken, or the server stops.
-    fn take(inner: &Arc<Inner>) -> Option<Place> {
+impl ConnectionPermit {
+    /// Takes a permit on the thread with the fewest connections. `None` if none is left, or if the server is
+    /// stopping.
+    fn take(inner: &Arc<Inner>) -> Option<ConnectionPermit> {
         let load = |(_, worker): &(usize, &Worker)| worker.connections.load(Ordering::SeqCst);
         let (worker, chosen) = inner.threads.iter().enumerate().min_by_key(load)?;
         let most = inner.options.max_connections;
@@ -316,13 +318,13 @@ impl Place {
         inner.connections.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).ok()?;
         chosen.connections.fetch_add(1, Ordering::SeqCst);
         let handshake = inner.handshakes.enter();
-        let place = Place { inner: Arc::clone(inner), worker, handshake };
-        // Who stops the server sets this before it counts the connections.
-        (!inner.stop.is_set()).then_some(place)
+        let permit = ConnectionPermit { inner: Arc::clone(inner), worker, handshake };
+        // The stopping thread sets this before it counts the connections.
+        (!inner.stop.is_set()).then_some(permit)
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         if let Some(worker) = self.inner.threads.get(self.worker) {
             worker.connections.fetch_sub(1, Ordering::SeqCst);
@@ -332,9 +334,9 @@ impl Drop for Place {
     }
 }
 
-/// One connection from its first byte to its last.
-async fn connection(place: Place, socket: OwnedFd) {
-    let inner = &place.inner;
+/// Runs one connection from its first byte to its last.
+async fn connection(permit: ConnectionPermit, socket: OwnedFd) {
+    let inner = &permit.inner;
     let stream = match Stream::from_fd(socket) {
         Ok(stream) => stream,
         Err(error) => return tracing::warn!(%error, "cannot use an accepted socket"),
@@ -342,7 +344,7 @@ async fn connection(place: Place, socket: OwnedFd) {
     let work = pin!(async {
         let account = Account::new(Arc::clone(&inner.budget), inner.options.stall_timeout);
         keep_alive(stream.as_fd());
-        match greet(&place, &stream, Rc::clone(&account)).await {
+        match greet(&permit, &stream, Rc::clone(&account)).await {
             Err(error) => tracing::debug!(%error, "NBD handshake failed"),
             Ok((session, input)) => {
                 let Some(export) = inner.exports.get(session.export) else { return };
@@ -356,22 +358,22 @@ async fn connection(place: Place, socket: OwnedFd) {
     select(work, pin!(inner.abort.wait())).await;
 }
 
-/// The handshake, bounded in time and ended when the server stops.
+/// Runs the handshake with a time limit. It also ends if the server stops.
 async fn greet(
-    place: &Place,
+    permit: &ConnectionPermit,
     stream: &Stream,
     account: Rc<Account>,
 ) -> io::Result<(Session, Input)> {
-    let Place { inner, handshake: entered, .. } = place;
+    let ConnectionPermit { inner, handshake: entered, .. } = permit;
     let may_begin = || entered.finish();
     let work = pin!(handshake(stream, Input::new(account), inner.catalog(), may_begin));
     let (stop, cancelled) = (pin!(inner.stop.wait()), pin!(entered.cancelled()));
     let ended = select(stop, cancelled);
     match timeout(inner.options.handshake_timeout, select(work, ended)).await {
         Ok(Either::Left((result, _))) => result,
-        Ok(Either::Right((Either::Left(_), _))) => Err(io::Error::other("the server stops")),
+        Ok(Either::Right((Either::Left(_), _))) => Err(io::Error::other("the server is stopping")),
         Ok(Either::Right((Either::Right(_), _))) => {
-            Err(io::Error::other("another client needs the place"))
+            Err(io::Error::other("cancelled to admit another client"))
         }
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
@@ -380,12 +382,14 @@ async fn greet(
 fn report(end: &End) {
     match end {
         End::Disconnected => tracing::debug!("NBD client disconnected"),
-        End::Stopped => tracing::debug!("NBD connection closed because the server stops"),
+        End::Stopped => tracing::debug!("NBD connection closed because the server is stopping"),
         End::Stalled => {
-            tracing::warn!("closing an NBD connection that keeps memory which others wait for");
+            tracing::warn!(
+                "closing a stalled NBD connection that keeps memory which other connections wait for"
+            );
         }
         End::Cut => tracing::debug!("NBD client hung up inside a request"),
-        End::Malformed(error) => tracing::debug!(%error, "NBD client broke the protocol"),
+        End::Malformed(error) => tracing::debug!(%error, "NBD client violated the protocol"),
         End::Failed(error) => tracing::debug!(%error, "NBD connection failed"),
     }
 }

@@ -1,9 +1,9 @@
-//! The requests in flight of one connection, as futures in slots that are used again.
+//! The requests in flight of one connection, as futures in reusable slots.
 //!
-//! A slot is a boxed place for one future and a waker made once. Waking sets the slot's bit and
-//! wakes the connection's task, which then polls exactly the futures whose bits are set. Starting,
-//! waking and finishing a request allocates nothing once the slots exist; they are made one by one
-//! as more requests are in flight than ever before.
+//! A slot is an allocation for one future, with a waker that is made once. Waking sets the slot's bit and wakes the
+//! connection's task, which then polls exactly the futures whose bits are set. Starting, waking and finishing a
+//! request allocates nothing in an existing slot; a new slot is made only when more requests are in flight than ever
+//! before.
 
 use futures_util::task::AtomicWaker;
 use std::future::Future;
@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-/// Most futures at a time.
+/// Maximum number of futures at a time.
 pub(super) const CAPACITY: usize = 256;
 const WORDS: usize = CAPACITY / 64;
 
-/// Which slots were woken, and the task to tell.
+/// The slots that were woken, and the task to wake.
 #[derive(Debug, Default)]
 struct Woken {
     bits: [AtomicU64; WORDS],
@@ -48,7 +48,7 @@ struct Slot<F> {
 }
 
 impl<F: Future> Slot<F> {
-    /// Polls the future; an empty slot (a late wake-up) gives nothing.
+    /// Polls the future. An empty slot (after a late wake-up) returns `None`.
     fn poll(&mut self) -> Option<F::Output> {
         let future = self.future.as_mut().as_pin_mut()?;
         match future.poll(&mut Context::from_waker(&self.waker)) {
@@ -72,7 +72,7 @@ impl<F: Future> Slots<F> {
         Slots { slots: Vec::new(), free: Vec::new(), woken: Arc::default() }
     }
 
-    /// How many futures are in flight.
+    /// The number of futures in flight.
     pub(super) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
@@ -82,8 +82,8 @@ impl<F: Future> Slots<F> {
         self.woken.task.register(cx.waker());
     }
 
-    /// Polls a new future at once; gives its output if it needed no waiting. The caller sees to it
-    /// that no more than [`CAPACITY`] are in flight.
+    /// Polls a new future at once; returns its output if it completed. The caller ensures that no more than
+    /// [`CAPACITY`] are in flight.
     pub(super) fn start(&mut self, future: F) -> Option<F::Output> {
         let index = self.free.pop().unwrap_or_else(|| self.add());
         let slot = self.slots.get_mut(index)?;
@@ -105,7 +105,7 @@ impl<F: Future> Slots<F> {
         index
     }
 
-    /// Polls the futures that were woken and hands out what they give.
+    /// Polls the futures that were woken and passes their outputs to `finished`.
     pub(super) fn poll_woken(&mut self, mut finished: impl FnMut(F::Output)) {
         for (word, bits) in self.woken.bits.iter().enumerate() {
             if bits.load(Ordering::Relaxed) == 0 {
@@ -130,7 +130,7 @@ mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
 
-    /// A future that ends when it is told to.
+    /// A future that a test completes.
     #[derive(Clone, Default)]
     struct Gate(Rc<RefCell<(Option<u32>, Option<Waker>)>>);
 
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_future_that_is_ready_never_stays_in_a_slot() {
+    fn a_ready_future_does_not_occupy_a_slot() {
         let mut slots = Slots::new();
         let gate = Gate::default();
         gate.open(7);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wake_up_after_the_end_is_harmless() {
+    fn a_wake_up_after_completion_is_harmless() {
         let mut slots = Slots::new();
         let gate = Gate::default();
         slots.start(gate.clone());

@@ -1,4 +1,4 @@
-//! More clients than there are places for.
+//! More clients than the server may have connections.
 
 use std::sync::{Arc, Barrier};
 
@@ -17,7 +17,7 @@ fn a_client_over_the_limit_is_refused_at_once_and_one_after_it_is_served() {
     let mut second = fixture.client(false);
     for _ in 0..3 {
         let mut third = fixture.socket();
-        // The end, without a word.
+        // The connection ends without any data.
         assert!(matches!(third.read(&mut [0; 18]), Ok(0) | Err(_)));
     }
     assert_eq!(second.write(0, &[1; 512]), None);
@@ -27,19 +27,19 @@ fn a_client_over_the_limit_is_refused_at_once_and_one_after_it_is_served() {
 }
 
 #[test]
-fn clients_that_stay_in_the_handshake_keep_nobody_out() {
+fn clients_that_stay_in_the_handshake_do_not_block_new_clients() {
     let fixture = with_places(4);
     let mut steady = fixture.client(false);
     let mut silent: Vec<_> = (0..3).map(|_| fixture.greeted()).collect();
-    fixture.until("all places are taken", |fixture| fixture.server.connections() == 4);
+    fixture.until("the server is full", |fixture| fixture.server.connections() == 4);
     assert_eq!(fixture.client(false).write(0, &[2; 512]), None);
-    // The oldest gave its place.
+    // The oldest handshake was cancelled.
     assert!(silent[0].is_closed());
     assert_eq!(steady.read(0, 512), [2; 512]);
 }
 
 #[test]
-fn a_flood_of_silent_clients_keeps_no_client_from_working() {
+fn a_flood_of_silent_clients_does_not_disturb_working_clients() {
     let fixture = with_places(8);
     let mut steady = fixture.client(false);
     let mut sockets = Vec::new();
@@ -64,7 +64,7 @@ fn clients_with_more_than_a_hundred_connections_are_served_by_default() {
 }
 
 #[test]
-fn connections_that_come_at_once_never_exceed_the_limit() {
+fn simultaneous_connections_never_exceed_the_limit() {
     let fixture = Arc::new(with_places(5));
     let start = Arc::new(Barrier::new(8));
     let threads: Vec<_> = (0..8)
@@ -84,7 +84,7 @@ fn connections_that_come_at_once_never_exceed_the_limit() {
     for thread in threads {
         thread.join().unwrap();
     }
-    // Sockets that were closed while they waited in a queue still take places, for a moment.
+    // For a moment, sockets that were closed while they waited in a queue still count as connections.
     let is_greeted = |mut socket: Box<dyn Socket>| socket.read_exact(&mut [0; 18]).is_ok();
     fixture.until("the TCP queue is empty", |fixture| is_greeted(fixture.tcp_socket()));
     fixture.until("the Unix queue is empty", |fixture| is_greeted(fixture.socket()));

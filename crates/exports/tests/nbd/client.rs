@@ -1,4 +1,4 @@
-//! A client that does what a test says, right or wrong, and a server to do it to.
+//! A test client that can also send invalid data, and a server to test.
 
 use crate::memory::Disk;
 use oxblk_core::Backend;
@@ -15,7 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Nothing here waits longer than this.
+/// The time limit of every wait in these tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Fixture {
@@ -28,7 +28,7 @@ pub(crate) struct Fixture {
 }
 
 impl Fixture {
-    /// A server of one disk of 64 MiB as `disk`, writable.
+    /// A server with one writable disk of 64 MiB, exported as `disk`.
     pub(crate) fn new() -> Fixture {
         Fixture::with(false, ServerOptions::default())
     }
@@ -37,7 +37,7 @@ impl Fixture {
         Fixture::on(&Config::default(), read_only, options)
     }
 
-    /// The same on I/O threads of another kind.
+    /// Like [`Fixture::new`], with another configuration of the I/O threads.
     pub(crate) fn on(config: &Config, read_only: bool, options: ServerOptions) -> Fixture {
         let disk = Disk::new(64 << 20);
         let dir = tempfile::tempdir().unwrap();
@@ -63,7 +63,7 @@ impl Fixture {
         Fixture { disk, server, backend, thread, dir, tcp_port }
     }
 
-    /// A socket on which nothing has been said.
+    /// A connected socket; nothing has been sent or received yet.
     pub(crate) fn socket(&self) -> Box<dyn Socket> {
         let socket = UnixStream::connect(self.dir.path().join("nbd.sock")).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -77,7 +77,7 @@ impl Fixture {
         Box::new(socket)
     }
 
-    /// A client past the greeting.
+    /// A client that has received the greeting.
     pub(crate) fn greeted(&self) -> Client {
         Client::greet(self.socket())
     }
@@ -101,7 +101,7 @@ impl Fixture {
         self.thread.spawn(move || async move { server.stop().await })
     }
 
-    /// Starts to close what is exported.
+    /// Starts to close the exported backend.
     pub(crate) fn close_export(&self) -> oxblk_ring::Remote<oxblk_core::Result<()>> {
         let backend = self.backend.clone();
         self.thread.spawn(move || async move { backend.close().await })
@@ -111,7 +111,7 @@ impl Fixture {
     pub(crate) fn until(&self, what: &str, condition: impl Fn(&Fixture) -> bool) {
         let start = Instant::now();
         while !condition(self) {
-            assert!(start.elapsed() < PATIENCE, "waited in vain until {what}");
+            assert!(start.elapsed() < PATIENCE, "timed out waiting until {what}");
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -130,7 +130,7 @@ impl Drop for Fixture {
 pub(crate) trait Socket: Read + Write + Send {}
 impl<T: Read + Write + Send> Socket for T {}
 
-/// What came back for a request.
+/// The answer to a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Simple { cookie: u64, error: Option<ErrorCode> },
@@ -161,7 +161,7 @@ impl Client {
         bytes
     }
 
-    /// Whether the server has closed the connection (and said nothing before).
+    /// Whether the server has closed the connection without sending anything before.
     pub(crate) fn is_closed(&mut self) -> bool {
         match self.socket.read(&mut [0; 1]) {
             Ok(n) => n == 0,
@@ -229,7 +229,7 @@ impl Client {
         }
     }
 
-    /// The error (or none) of the one reply to the last request, which has no data.
+    /// The error (or none) in the one reply to the last request, which carries no data.
     pub(crate) fn status(&mut self) -> Option<ErrorCode> {
         match self.answer() {
             Answer::Simple { error, .. } => error,
@@ -248,7 +248,7 @@ impl Client {
         self.status()
     }
 
-    /// Reads over simple replies.
+    /// Reads, with simple replies.
     pub(crate) fn read(&mut self, offset: u64, length: u32) -> Vec<u8> {
         self.request(CommandKind::READ, CommandFlags::empty(), offset, length);
         assert_eq!(self.answer(), Answer::Simple { cookie: 1, error: None });

@@ -1,9 +1,9 @@
-//! A disk in memory whose requests can be held back and made to fail, and that knows which of its
-//! blocks were ever written.
+//! A disk in memory whose requests a test can hold back and make fail. It records which of its blocks were ever
+//! written.
 
 use oxblk_core::{
-    Backend, BoxFuture, Driver, DriverFactory, DriverKind, Error, Graph, Limits, OpenContext,
-    OpenFlags, Perm, Permissions, Result, Status, Want, WriteFlags, ZeroFlags,
+    Backend, BoxFuture, Driver, DriverFactory, DriverKind, Errno, Error, Graph, Limits,
+    OpenContext, OpenFlags, Perm, Permissions, Result, Status, Want, WriteFlags, ZeroFlags,
 };
 use oxblk_ring::{Event, IoBuf, IoBufMut};
 use std::collections::BTreeSet;
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 /// Granularity of allocation.
 pub(crate) const BLOCK: u64 = 4096;
 
-/// The disk, and what the test does with it.
+/// The disk, and the controls of the test.
 #[derive(Default)]
 pub(crate) struct Disk {
     bytes: Mutex<Vec<u8>>,
@@ -30,7 +30,7 @@ impl Disk {
         Arc::new(Disk { bytes: Mutex::new(vec![0; size]), ..Disk::default() })
     }
 
-    /// From now on requests wait until [`Disk::release`].
+    /// From now on requests wait until [`Disk::release`] is called.
     pub(crate) fn hold(&self) {
         self.held.store(true, Ordering::SeqCst);
     }
@@ -40,7 +40,7 @@ impl Disk {
         self.released.notify(usize::MAX);
     }
 
-    /// How many requests wait.
+    /// The number of waiting requests.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::SeqCst)
     }
@@ -79,7 +79,7 @@ impl Disk {
             }
         }
         self.waiting.fetch_sub(1, Ordering::SeqCst);
-        if self.failing.load(Ordering::SeqCst) { Err(Error::from_errno(5)) } else { Ok(()) }
+        if self.failing.load(Ordering::SeqCst) { Err(Error::from_errno(Errno::IO)) } else { Ok(()) }
     }
 
     fn mark(&self, offset: u64, len: u64, written: bool) {

@@ -1,4 +1,4 @@
-//! I/O threads that look for completions for a while before they sleep.
+//! I/O threads that poll for completions for a while before they sleep.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::client::Fixture;
 use crate::pattern;
 
 #[test]
-fn threads_that_poll_serve_and_stop_like_others() {
+fn polling_threads_serve_and_stop_like_other_threads() {
     for poll in [Duration::from_micros(20), Duration::from_millis(5)] {
         let config = Config { poll: Some(poll), ..Config::default() };
         let fixture = Fixture::on(&config, false, ServerOptions::default());
@@ -22,7 +22,7 @@ fn threads_that_poll_serve_and_stop_like_others() {
                         let offset = index << 20 | round << 12;
                         let data = pattern(4096, usize::try_from(offset >> 12).unwrap());
                         assert_eq!(client.write(offset, &data), None);
-                        // Longer than it polls, now and then.
+                        // Sometimes wait longer than the thread polls.
                         if round % 10 == 0 {
                             std::thread::sleep(2 * Duration::from_millis(5));
                         }

@@ -1,4 +1,4 @@
-//! Clients that make the server hold as much memory as they can, and others that want to be served meanwhile.
+//! Clients that make the server hold as much memory as they can, while other clients must be served.
 
 use std::time::{Duration, Instant};
 
@@ -21,14 +21,14 @@ fn started(fixture: &Fixture, kind: &str) -> usize {
     lengths.map(|len| len.parse::<usize>().unwrap()).sum()
 }
 
-/// Writes and reads so little that it needs none of the shared memory.
+/// Writes and reads so little that the allowance covers it.
 fn is_served(client: &mut Client) {
     assert_eq!(client.write(0, &pattern(100_000, 3)), None);
     assert!(client.read(0, 100_000) == pattern(100_000, 3));
 }
 
 #[test]
-fn clients_that_take_no_replies_hold_no_more_than_the_budget() {
+fn clients_that_receive_no_replies_hold_no_more_than_the_budget() {
     let fixture = fixture(4 * MIB, PATIENCE);
     let mut steady = fixture.client(false);
     let mut greedy: Vec<_> = (0..12).map(|_| fixture.client(false)).collect();
@@ -37,7 +37,7 @@ fn clients_that_take_no_replies_hold_no_more_than_the_budget() {
             client.request_as(cookie, CommandKind::READ, 0, cookie * 65536, 65536);
         }
     }
-    // What is read for them comes to an end long before all that they ask for.
+    // The server stops reading for them long before it has read everything that they request.
     let (mut bytes, mut quiet) = (0, Instant::now());
     while quiet.elapsed() < Duration::from_millis(300) {
         let more = started(&fixture, "read ");
@@ -46,8 +46,8 @@ fn clients_that_take_no_replies_hold_no_more_than_the_budget() {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    // The budget, one overdraft (no more than a connection may have), and for each connection its allowance and what
-    // the socket holds.
+    // The budget, one overdraft (at most the limit of one connection), and for each connection its allowance and the
+    // content of the socket buffer.
     let most = 4 * MIB + 16 * MIB + 12 * MIB;
     assert!(bytes <= most, "{bytes} bytes are held");
     is_served(&mut steady);
@@ -60,7 +60,7 @@ fn clients_that_take_no_replies_hold_no_more_than_the_budget() {
 }
 
 #[test]
-fn clients_that_take_no_replies_are_closed_when_others_wait_for_memory() {
+fn clients_that_receive_no_replies_are_closed_when_others_wait_for_memory() {
     let fixture = fixture(4 * MIB, Duration::from_millis(200));
     let mut steady = fixture.client(false);
     let mut greedy: Vec<_> = (0..6).map(|_| fixture.client(false)).collect();
@@ -75,11 +75,11 @@ fn clients_that_take_no_replies_are_closed_when_others_wait_for_memory() {
         assert_eq!(steady.write(0, &pattern(8 * MIB, 1)), None);
     }
     assert!(steady.read(0, 8 << 20) == pattern(8 * MIB, 1));
-    assert!(fixture.server.connections() < 7, "nobody was closed");
+    assert!(fixture.server.connections() < 7, "no connection was closed");
 }
 
 #[test]
-fn clients_that_stop_inside_a_write_do_not_keep_others_from_writing() {
+fn clients_that_stop_inside_a_write_do_not_block_other_writers() {
     let fixture = fixture(8 * MIB, Duration::from_millis(200));
     let mut steady = fixture.client(false);
     let halves: Vec<_> = (0..6)
@@ -87,7 +87,7 @@ fn clients_that_stop_inside_a_write_do_not_keep_others_from_writing() {
             let mut client = fixture.client(false);
             std::thread::spawn(move || {
                 client.request(CommandKind::WRITE, NONE, 0, 32 << 20);
-                // It may be hung up on.
+                // The server may hang up.
                 let _ = client.socket.write_all(&vec![1; 16 * MIB]);
                 client
             })
@@ -106,7 +106,7 @@ fn clients_that_stop_inside_a_write_do_not_keep_others_from_writing() {
 }
 
 #[test]
-fn honest_writers_of_more_than_the_budget_all_come_to_their_end() {
+fn writes_of_more_than_the_budget_all_complete() {
     let fixture = fixture(MIB, PATIENCE);
     let writers: Vec<_> = (0_u64..8)
         .map(|index| {

@@ -7,12 +7,9 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use oxblk_core::{Epochs, Error, Result};
+use oxblk_core::{Epochs, Errno, Error, Result};
 use oxblk_ring::UntilSettled;
 use roaring::RoaringBitmap;
-
-/// Linux's error number of a full disk.
-const ENOSPC: i32 = 28;
 
 #[derive(Debug, Default)]
 struct State {
@@ -134,7 +131,7 @@ impl Allocator {
                 let start = state.end;
                 let count = count.min(self.limit.saturating_sub(start));
                 if count == 0 {
-                    let error = Error::from_errno(ENOSPC);
+                    let error = Error::from_errno(Errno::NOSPC);
                     return Err(error.reword("All blocks of the image are in use"));
                 }
                 let fresh = start >= state.fresh;
@@ -222,7 +219,7 @@ mod tests {
         assert_eq!(shape(&gap), (1, 2, false));
         let new = allocator.reserve(5).unwrap();
         assert_eq!(shape(&new), (4, 4, true));
-        assert_eq!(allocator.reserve(1).unwrap_err().raw_errno(), ENOSPC);
+        assert_eq!(allocator.reserve(1).unwrap_err().raw_errno(), Errno::NOSPC);
         gap.keep();
         new.keep();
         assert_eq!((allocator.end(), allocator.gaps().len()), (8, 0));

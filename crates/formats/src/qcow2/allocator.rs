@@ -1,7 +1,10 @@
 //! The free map: which host clusters may be handed out.
 //!
 //! The map is filled from the refcount blocks, one block at a time as it runs dry (`Refcounts::scan_next`), lowest
-//! clusters first, so that images stay compact. A cluster is in one of these states:
+//! clusters first, so that images stay compact. The search for free clusters begins behind those that were handed out
+//! last, and goes back to where clusters become free: gaps that were too small for a request are passed over until
+//! then, or until the image is opened again, as QEMU does it. [`Allocator::rewind`] has it begin at the front.
+//! A cluster is in one of these states:
 //!
 //! - **free**: in the map;
 //! - **reserved**: handed out as a [`Reserved`], which gives it back when dropped: at once if nothing was being written to it,
@@ -36,6 +39,8 @@ struct Map {
     /// Free runs, start to length.
     free: BTreeMap<u64, u64>,
     resting: VecDeque<Resting>,
+    /// The search for free clusters begins here.
+    next: u64,
     /// Clusters below this have been looked at.
     scanned: u64,
     /// Clusters from here on have never been written and read as zeroes.
@@ -50,7 +55,7 @@ struct Map {
 pub(super) struct Allocator {
     geometry: Geometry,
     map: Mutex<Map>,
-    epochs: Arc<Epochs>,
+    pub(super) epochs: Arc<Epochs>,
     /// Where metadata lies on other metadata.
     pub(super) overlaps: Overlaps,
     /// Held by the one task that fills the map.
@@ -74,6 +79,7 @@ impl Allocator {
         let map = Map {
             free: BTreeMap::new(),
             resting: VecDeque::new(),
+            next: 0,
             scanned: 0,
             untouched,
             new_from: untouched,
@@ -101,6 +107,7 @@ impl Allocator {
         let mut map = self.lock();
         map.free.clear();
         map.resting.clear();
+        map.next = 0;
         map.scanned = 0;
     }
 
@@ -133,28 +140,57 @@ impl Allocator {
     /// Up to `count` clusters that lie together; `None` when the map has none.
     pub(super) fn take(&self, count: u64) -> Result<Option<Reserved<'_>>> {
         let mut map = self.lock();
-        let Some((start, len)) = map.free.first_key_value().map(|(start, len)| (*start, *len))
-        else {
-            return Ok(None);
-        };
-        self.carve(&mut map, start, len, count.min(len).max(1)).map(Some)
+        let Some((start, len)) = map.find(1, u64::MAX) else { return Ok(None) };
+        self.carve(&mut map, start, count.min(len).max(1)).map(Some)
     }
 
-    /// Exactly `count` clusters that lie together; `None` when the map has no such run.
-    pub(super) fn take_contiguous(&self, count: u64) -> Result<Option<Reserved<'_>>> {
+    /// Exactly `count` clusters that lie together and end at `limit` at the latest; `None` when the map has no such
+    /// run.
+    pub(super) fn take_contiguous(&self, count: u64, limit: u64) -> Result<Option<Reserved<'_>>> {
         let mut map = self.lock();
-        let found =
-            map.free.iter().find(|(_, len)| **len >= count).map(|(start, len)| (*start, *len));
-        let Some((start, len)) = found else { return Ok(None) };
-        self.carve(&mut map, start, len, count).map(Some)
+        let Some((start, _)) = map.find(count, limit) else { return Ok(None) };
+        self.carve(&mut map, start, count).map(Some)
     }
 
-    fn carve(&self, map: &mut Map, start: u64, len: u64, count: u64) -> Result<Reserved<'_>> {
-        map.free.remove(&start);
+    /// The `count` clusters from `start` on; `None` unless the map has all of them.
+    pub(super) fn take_at(&self, start: u64, count: u64) -> Result<Option<Reserved<'_>>> {
+        let mut map = self.lock();
         let end = start.saturating_add(count);
-        if len > count {
-            map.free.insert(end, len - count);
+        if count == 0 {
+            return Ok(None);
         }
+        let run = map.free.range(..=start).next_back();
+        match run.map(|(first, len)| first.saturating_add(*len)) {
+            Some(last) if last >= end => {
+                let next = map.next;
+                let reserved = self.carve(&mut map, start, count)?;
+                map.next = next;
+                Ok(Some(reserved))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Up to `count` clusters from `start` on; `None` if that one is not free.
+    pub(super) fn take_from(&self, start: u64, count: u64) -> Result<Option<Reserved<'_>>> {
+        let end = {
+            let map = self.lock();
+            let run = map.free.range(..=start).next_back();
+            run.map_or(0, |(first, len)| first.saturating_add(*len))
+        };
+        self.take_at(start, end.saturating_sub(start).min(count))
+    }
+
+    /// The search for free clusters begins at the front once more.
+    pub(super) fn rewind(&self) {
+        self.lock().next = 0;
+    }
+
+    /// Takes free clusters out of the map.
+    fn carve(&self, map: &mut Map, start: u64, count: u64) -> Result<Reserved<'_>> {
+        map.remove(start, count);
+        let end = start.saturating_add(count);
+        map.next = end;
         if map.metadata.range_cardinality(start..end) > 0 {
             return Err(Error::corrupt(format!(
                 "Preventing invalid allocation of {count} clusters at offset {:#x}: they hold metadata",
@@ -166,9 +202,11 @@ impl Allocator {
         Ok(Reserved { allocator: self, start, count, untouched, written: false })
     }
 
-    /// Whether `count` free clusters lie together in front of `limit`.
+    /// Whether `count` free clusters lie together in front of `limit`. The search for free clusters begins at the front
+    /// once more, so that they are found.
     pub(super) fn has_run_below(&self, count: u64, limit: u64) -> bool {
-        let map = self.lock();
+        let mut map = self.lock();
+        map.next = 0;
         let first = map.free.iter().find(|(_, len)| **len >= count);
         first.is_some_and(|(start, _)| start.saturating_add(count) <= limit)
     }
@@ -198,9 +236,11 @@ impl Allocator {
             return;
         }
         map.scanned = end;
+        let next = map.next;
         for (first, last) in runs {
             map.insert(first, last - first);
         }
+        map.next = next;
         let resting: Vec<Resting> = map.resting.iter().copied().collect();
         for run in resting {
             map.remove(run.cluster, run.count);
@@ -244,6 +284,17 @@ impl Allocator {
 }
 
 impl Map {
+    /// The first run of `count` free clusters, with its length, that the search finds in front of `limit`.
+    fn find(&self, count: u64, limit: u64) -> Option<(u64, u64)> {
+        let around = self.free.range(..self.next).next_back();
+        let rest = |(start, len): (&u64, &u64)| {
+            let first = self.next.max(*start);
+            (first, start.saturating_add(*len).min(limit).saturating_sub(first))
+        };
+        let mut runs = around.into_iter().chain(self.free.range(self.next..)).map(rest);
+        runs.find(|(_, len)| *len >= count)
+    }
+
     /// Adds the part of a run that has been scanned; the scan finds the rest.
     fn insert_scanned(&mut self, start: u64, len: u64) {
         let end = start.saturating_add(len).min(self.scanned);
@@ -276,6 +327,7 @@ impl Map {
     /// Adds a run, merged with its neighbours.
     fn insert(&mut self, start: u64, len: u64) {
         let (mut start, mut len) = (start, len);
+        self.next = self.next.min(start);
         debug_assert!(
             self.free
                 .range(..start.saturating_add(len))
@@ -307,7 +359,7 @@ pub(super) struct Reserved<'a> {
     written: bool,
 }
 
-impl Reserved<'_> {
+impl<'a> Reserved<'a> {
     /// First cluster.
     pub(super) fn start(&self) -> u64 {
         self.start
@@ -334,11 +386,14 @@ impl Reserved<'_> {
         self.count = 0;
     }
 
-    /// Only the first `count` are in use from now on.
-    pub(super) fn keep_first(mut self, count: u64) {
+    /// Parts with the first `count`.
+    #[must_use]
+    pub(super) fn split_first(&mut self, count: u64) -> Self {
+        let Self { allocator, start, untouched, written, .. } = *self;
         let count = count.min(self.count);
-        self.start = self.start.saturating_add(count);
+        self.start = start.saturating_add(count);
         self.count -= count;
+        Self { allocator, start, count, untouched, written }
     }
 
     /// They are free again: nothing has been written to them, or all writes to them have ended.
@@ -372,6 +427,7 @@ mod tests {
         let mut map = Map {
             free: BTreeMap::new(),
             resting: VecDeque::new(),
+            next: 0,
             scanned: 0,
             untouched: 0,
             new_from: 0,

@@ -1,7 +1,7 @@
 //! Another backing file, and giving up all contents.
 
 use oxblk_core::driver::Backing;
-use oxblk_core::{BoxFuture, Error, Result};
+use oxblk_core::{BoxFuture, Errno, Error, Result};
 
 use super::Qcow2;
 use super::layout::{Autoclear, L1Entry};
@@ -12,7 +12,7 @@ impl Qcow2 {
         let raw_data = self.header().autoclear.contains(Autoclear::RAW_DATA_FILE);
         if raw_data && filename.is_some() {
             // The data file alone must tell what the disk holds.
-            return Err(Error::from_errno(22));
+            return Err(Error::from_errno(Errno::INVAL));
         }
         // What was written because of the change must not be lost if the change is not.
         self.write_back(true).await?;

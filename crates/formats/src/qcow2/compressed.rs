@@ -13,7 +13,7 @@ use std::sync::atomic::{
 };
 
 use futures_util::stream::{self, StreamExt as _};
-use oxblk_core::{ChildIdx, CompressedCluster, Error, Preallocation, Result, WriteFlags};
+use oxblk_core::{ChildIdx, CompressedCluster, Errno, Error, Preallocation, Result, WriteFlags};
 use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex};
 
@@ -111,8 +111,9 @@ impl Qcow2 {
         self.table_before_data(offset, 1).await?;
         let host = self.place_compressed(len).await?;
         let file = self.children.require(ChildIdx::FILE)?;
-        let entry = L2Entry::compressed(self.geometry, host, len)
-            .ok_or_else(|| Error::from_errno(27).prefix("compressed cluster out of reach"))?;
+        let entry = L2Entry::compressed(self.geometry, host, len).ok_or_else(|| {
+            Error::from_errno(Errno::FBIG).prefix("compressed cluster out of reach")
+        })?;
         if let Err(error) = Arc::clone(&file).write(host, stream, WriteFlags::empty()).await {
             self.drop_entries(&[entry], Was::Data);
             return Err(error);
@@ -138,7 +139,7 @@ impl Qcow2 {
     /// Whether a range can be stored compressed.
     fn check_compressed(&self, offset: u64, len: usize) -> Result<()> {
         if self.geometry.data_file {
-            return Err(Error::from_errno(95));
+            return Err(Error::from_errno(Errno::OPNOTSUPP));
         }
         let size = self.geometry.cluster_size();
         let end = offset.saturating_add(u64::try_from(len).unwrap_or(u64::MAX));

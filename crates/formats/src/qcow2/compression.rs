@@ -13,7 +13,7 @@
 use std::cell::RefCell;
 
 use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status};
-use oxblk_core::{Error, ErrorKind, Result};
+use oxblk_core::{Errno, Error, ErrorKind, Result};
 use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
 use super::layout::Compression;
@@ -116,7 +116,7 @@ impl Contexts {
                 Ok(Some(out))
             }
             Err(error) if error.kind() == std::io::ErrorKind::OutOfMemory => {
-                Err(Error::new(ErrorKind::Io, "Cannot allocate memory").errno(12))
+                Err(Error::new(ErrorKind::Io, "Cannot allocate memory").errno(Errno::NOMEM))
             }
             Err(_) => Ok(None),
         }

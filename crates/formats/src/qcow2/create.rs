@@ -3,10 +3,13 @@
 //! All sizes are known before the first byte is written, so the refcounts are written once and right. The header goes
 //! last: an image whose creation was interrupted is not mistaken for a whole one.
 
+use std::sync::Arc;
+
 use futures_util::stream::{self, TryStreamExt};
 use oxblk_core::create::{CreateOption, OptionType};
 use oxblk_core::{
-    Edge, Error, Options, Preallocation, Result, Secrets, WriteFlags, ZeroFlags, check_length,
+    Edge, Errno, Error, Options, Preallocation, Result, Secrets, WriteFlags, ZeroFlags,
+    check_length,
 };
 use oxblk_ring::IoBufMut;
 
@@ -14,6 +17,7 @@ use super::encryption::create::Wanted as Encryption;
 use super::layout::{
     Autoclear, Compatible, Compression, Extensions, Geometry, Header, Incompatible, L1Entry,
 };
+use super::open::{open_new, read_header};
 use super::plan::{Plan, put_entries};
 
 /// Virtual sizes are multiples of this many bytes.
@@ -295,7 +299,7 @@ pub(super) fn too_large() -> Error {
     Error::invalid(
         "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
     )
-    .errno(27)
+    .errno(Errno::FBIG)
 }
 
 /// Checks the options of a new image.
@@ -315,20 +319,62 @@ pub(super) fn check(options: Options, secrets: &Secrets) -> Result<()> {
 /// # Errors
 /// When the options are wrong, in the words of QEMU's tools; or as the file reports.
 pub async fn create(
-    file: &Edge,
-    data: Option<&Edge>,
+    file: &Arc<Edge>,
+    data: Option<&Arc<Edge>>,
     options: Options,
     secrets: &Secrets,
 ) -> Result<()> {
     let wanted = Wanted::from_options(options, data.is_some())?;
     wanted.encryption.password(secrets)?;
+    if grows_to_its_size(data.unwrap_or(file), &wanted)? {
+        return create_and_grow(file, data, wanted, secrets).await;
+    }
+    write_new(file, data.map(|data| &**data), &wanted, secrets).await
+}
+
+/// Whether an image that is more than a few clusters is made without a disk first, and then given its size with the space
+/// that is preallocated: so it gets the layout that a resize makes. It takes a file that reads as zeroes wherever it is
+/// not written.
+fn grows_to_its_size(file: &Edge, wanted: &Wanted) -> Result<bool> {
+    let limits = file.node().limits();
+    let is_empty = limits.has_zero_init && limits.grows && file.size() == 0;
+    let is_large = wanted.preallocation != Preallocation::Off || wanted.plan()?.blocks > 1;
+    Ok(is_large && is_empty && wanted.encryption.header_len() == 0)
+}
+
+async fn create_and_grow(
+    file: &Arc<Edge>,
+    data: Option<&Arc<Edge>>,
+    wanted: Wanted,
+    secrets: &Secrets,
+) -> Result<()> {
+    let Wanted { size, preallocation, .. } = wanted;
+    let wanted = Wanted { size: 0, preallocation: Preallocation::Off, ..wanted };
+    write_new(file, data.map(|data| &**data), &wanted, secrets).await?;
+    let image = open_new(file, data, read_header(file).await?).await?;
+    let grown = image.resize_image(size, preallocation).await;
+    grown.map_err(|error| error.prefix("Could not resize image"))?;
+    image.close_image().await?;
+    if let Some(data) = data {
+        data.flush().await?;
+    }
+    file.flush().await
+}
+
+/// Writes an image as it is planned.
+async fn write_new(
+    file: &Edge,
+    data: Option<&Edge>,
+    wanted: &Wanted,
+    secrets: &Secrets,
+) -> Result<()> {
     let plan = wanted.plan()?;
-    let header = wanted.header(&plan).encode().map_err(|error| backing_fault(&wanted, &error))?;
+    let header = wanted.header(&plan).encode().map_err(|error| backing_fault(wanted, &error))?;
     let mut first_cluster = plan.cluster()?;
     for (to, from) in first_cluster.iter_mut().zip(&header) {
         *to = *from;
     }
-    let contents = preallocate(data.unwrap_or(file), &wanted, &plan).await?;
+    let contents = preallocate(data.unwrap_or(file), wanted, &plan).await?;
     write_tables(file, &plan, contents == Contents::ZeroByEntry).await?;
     if let Some(crypto) = plan.crypto {
         let area = plan.geometry.clusters_for(crypto.length) * plan.geometry.cluster_size();
@@ -522,7 +568,7 @@ mod tests {
     #[test]
     fn a_size_that_needs_too_large_an_l1_table_is_refused() {
         let error = plan(&[("size", "7E")]).unwrap_err();
-        assert_eq!(error.raw_errno(), 27);
+        assert_eq!(error.raw_errno(), Errno::FBIG);
         assert!(plan(&[("size", "200G"), ("cluster_size", "512")]).is_err());
     }
 }

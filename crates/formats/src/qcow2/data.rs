@@ -106,13 +106,19 @@ impl Qcow2 {
         }
     }
 
-    /// Finds room for up to `count` guest clusters from `guest` on, one at least.
-    pub(super) async fn reserve_data(&self, guest: u64, count: u64) -> Result<NewData<'_>> {
+    /// Finds room for up to `count` guest clusters from `guest` on, one at least: from host cluster `behind` on, if there
+    /// is any.
+    pub(super) async fn reserve_data(
+        &self,
+        guest: u64,
+        count: u64,
+        behind: Option<u64>,
+    ) -> Result<NewData<'_>> {
         if self.geometry.data_file {
             let start = self.geometry.cluster_index(guest);
             return Ok(NewData { start, count, untouched: false, reserved: None });
         }
-        let run = self.reserve_to_use(count).await?;
+        let run = self.reserve_to_use_behind(behind, count).await?;
         let (start, count, untouched) = (run.start(), run.count(), run.is_untouched());
         Ok(NewData { start, count, untouched, reserved: Some(run) })
     }

@@ -25,6 +25,10 @@ impl Qcow2 {
     /// and in version 2 with a backing file (or one to come).
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.check_writable()?;
+        if self.version < 3 && flags.contains(ZeroFlags::NO_FALLBACK) {
+            // There are no zero clusters.
+            return Err(unsupported());
+        }
         let size = self.geometry.subcluster_size();
         let end = offset.saturating_add(len);
         let _lock = self.guest.lock(self.cluster_start(offset)..self.cluster_end(end)).await;

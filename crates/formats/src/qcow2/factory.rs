@@ -1,5 +1,7 @@
 //! The driver's entry in the table of drivers.
 
+use std::sync::Arc;
+
 use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, Measure, MeasureRequest};
 use oxblk_core::{
     BoxFuture, Driver, DriverFactory, DriverKind, Edge, Error, Graph, OpenContext, Options, Result,
@@ -14,7 +16,7 @@ use super::open::open;
 struct Factory;
 
 /// Makes the data file first, if the options want one.
-async fn create_with_data_file(graph: &Graph, file: &Edge, options: Options) -> Result<()> {
+async fn create_with_data_file(graph: &Graph, file: &Arc<Edge>, options: Options) -> Result<()> {
     create::check(options.clone(), graph.secrets())?;
     let Some(name) = options.get_str("data_file").map(str::to_owned) else {
         return create::create(file, None, options, graph.secrets()).await;
@@ -22,7 +24,7 @@ async fn create_with_data_file(graph: &Graph, file: &Edge, options: Options) -> 
     let data = graph.create_data_file(&name).await?;
     let created = create::create(file, Some(&data), options, graph.secrets()).await;
     data.detach();
-    let node = std::sync::Arc::clone(data.node());
+    let node = Arc::clone(data.node());
     drop(data);
     created.and(graph.release(node).await)
 }

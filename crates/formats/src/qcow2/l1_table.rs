@@ -4,7 +4,7 @@
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use oxblk_core::{ChildIdx, Error, Result, WriteFlags};
+use oxblk_core::{ChildIdx, Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
 use super::Qcow2;
@@ -20,8 +20,8 @@ impl Qcow2 {
     /// The same for so many entries (`None`: more than can be counted).
     pub(super) async fn grow_l1_to(&self, entries: Option<u64>) -> Result<()> {
         let needed = entries.filter(|entries| entries.saturating_mul(8) <= MAX_L1_BYTES);
-        let needed =
-            needed.ok_or_else(|| Error::from_errno(27).prefix("Failed to grow the L1 table"))?;
+        let needed = needed
+            .ok_or_else(|| Error::from_errno(Errno::FBIG).prefix("Failed to grow the L1 table"))?;
         let old_entries = self.l1_entries.load(Acquire);
         if needed <= old_entries {
             return Ok(());
@@ -34,7 +34,7 @@ impl Qcow2 {
         run.begin_write();
         let offset = run.start() << self.geometry.cluster_bits;
         let len = usize::try_from(clusters << self.geometry.cluster_bits)
-            .map_err(|_| Error::from_errno(27))?;
+            .map_err(|_| Error::from_errno(Errno::FBIG))?;
         let mut table = IoBufMut::zeroed(len);
         for (index, word) in (0..old_entries).zip(table.chunks_exact_mut(8)) {
             word.copy_from_slice(&self.l1_entry(index).0.to_be_bytes());
@@ -51,20 +51,12 @@ impl Qcow2 {
         self.l1_offset.store(offset, Release);
         self.l1_entries.store(needed, Release);
         self.refcounts.allocator.note_metadata(offset, bytes);
-        let old_bytes = old_entries.saturating_mul(8);
-        if old_bytes > 0 {
-            self.drop_clusters(
-                old_offset >> self.geometry.cluster_bits,
-                self.geometry.clusters_for(old_bytes),
-                Was::Table,
-            );
-        }
-        Ok(())
+        self.refcounts.free_table(old_offset, old_entries.saturating_mul(8)).await
     }
 }
 
 /// How the header tells of an L1 table: its entries, then its offset.
 fn l1_fields(entries: u64, offset: u64) -> Result<Vec<u8>> {
-    let entries = u32::try_from(entries).map_err(|_| Error::from_errno(27))?;
+    let entries = u32::try_from(entries).map_err(|_| Error::from_errno(Errno::FBIG))?;
     Ok([&entries.to_be_bytes()[..], &offset.to_be_bytes()[..]].concat())
 }

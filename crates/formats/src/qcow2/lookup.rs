@@ -162,7 +162,16 @@ impl Qcow2 {
     }
 
     pub(super) async fn bad_entry(&self, offset: u64, entry: u64) -> Error {
-        let text = format!("L2 entry {entry:#x} of guest offset {offset:#x} is invalid");
+        let host = L2Entry(entry).raw_offset();
+        let text = if !L2Entry(entry).is_compressed() && !self.geometry.is_aligned(host) {
+            let table = self.l1_entry(self.l1_index(offset)).raw_offset();
+            let index = self.geometry.cluster_index(offset) & (self.geometry.l2_entries() - 1);
+            format!(
+                "Cluster allocation offset {host:#x} unaligned (L2 offset: {table:#x}, L2 index: {index:#x})"
+            )
+        } else {
+            format!("L2 entry {entry:#x} of guest offset {offset:#x} is invalid")
+        };
         self.mark_corrupt(&text, offset).await
     }
 

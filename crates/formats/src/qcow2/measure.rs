@@ -5,7 +5,7 @@
 //! metadata stays counted, as `qemu-img measure` does.
 
 use oxblk_core::create::{Measure, MeasureRequest};
-use oxblk_core::{Backend, Error, Node, Options, Preallocation, Result, StatusFlags, Want};
+use oxblk_core::{Backend, Errno, Error, Node, Options, Preallocation, Result, StatusFlags, Want};
 
 use super::create::{cluster_bits, refcount_order};
 use super::encryption::create::Wanted as Encryption;
@@ -53,7 +53,8 @@ pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
 }
 
 fn too_large() -> Error {
-    Error::invalid("The image size is too large (try using a larger cluster size)").errno(27)
+    Error::invalid("The image size is too large (try using a larger cluster size)")
+        .errno(Errno::FBIG)
 }
 
 /// The options that matter for the size. The others are for `create` to judge.

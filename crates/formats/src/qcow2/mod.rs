@@ -94,7 +94,7 @@ use std::sync::atomic::{
 };
 use std::sync::{Arc, Mutex};
 
-use oxblk_core::{ChildrenRef, Epochs, Error, ErrorKind, Result};
+use oxblk_core::{ChildrenRef, Epochs, Errno, Error, ErrorKind, Result};
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
 pub use factory::QCOW2;
@@ -190,7 +190,7 @@ impl Qcow2 {
 
     fn check_usable(&self) -> Result<()> {
         if self.corrupt.load(Relaxed) {
-            return Err(Error::from_errno(5));
+            return Err(Error::from_errno(Errno::IO));
         }
         Ok(())
     }

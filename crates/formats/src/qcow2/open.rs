@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use oxblk_core::check::Fix;
 use oxblk_core::{
-    BackingFile, ChildIdx, Edge, Error, ErrorKind, OpenContext, Preallocation, Result,
+    BackingFile, ChildIdx, Children, ChildrenRef, Edge, Epochs, Errno, Error, ErrorKind,
+    OpenContext, Options, Preallocation, Result,
 };
 use oxblk_ring::{Event, IoBufMut, Mutex as AsyncMutex, RangeLock};
 use serde::{Deserialize, Serialize};
@@ -133,7 +134,12 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     let sizes = options.sizes(header.geometry)?;
     let encryption = encryption::open(context, &file, &header, encrypt).await?;
     let modes = run.settle(&header, context.flags.unmap)?;
-    let image = build(context, header, &sizes, encryption, modes).await?;
+    let surroundings = Surroundings {
+        children: Arc::clone(&context.children),
+        epochs: Arc::clone(&context.epochs),
+        read_only: context.flags.read_only,
+    };
+    let image = build(surroundings, header, &sizes, encryption, modes).await?;
     image.read_l1(&file).await?;
     if !context.flags.check {
         let inactive = image.note_snapshots(&file).await?;
@@ -202,8 +208,34 @@ pub(super) async fn read_header(file: &Edge) -> Result<Header> {
     }
 }
 
+/// Opens an image that has just been made in `file`, with its guest data in `data` if there is one, to go on making
+/// it: it is not a node of any graph, and nobody else uses it.
+pub(super) async fn open_new(
+    file: &Arc<Edge>,
+    data: Option<&Arc<Edge>>,
+    header: Header,
+) -> Result<Qcow2> {
+    let children = Arc::<Children>::default();
+    children.set(ChildIdx::FILE, Some(Arc::clone(file)));
+    children.set(ChildIdx::DATA, data.map(Arc::clone));
+    let sizes = OpenOptions::default().sizes(header.geometry)?;
+    // Its refcounts are written as they change.
+    let modes = RunOptions::take(&mut Options::new())?.settle(&header, false)? - Modes::LAZY;
+    let surroundings = Surroundings { children, epochs: Arc::default(), read_only: false };
+    let image = build(surroundings, header, &sizes, None, modes).await?;
+    image.read_l1(file).await?;
+    Ok(image)
+}
+
+/// What an image is opened with.
+struct Surroundings {
+    children: ChildrenRef,
+    epochs: Arc<Epochs>,
+    read_only: bool,
+}
+
 async fn build(
-    context: &OpenContext,
+    context: Surroundings,
     header: Header,
     sizes: &CacheSizes,
     encryption: Option<Encryption>,
@@ -235,7 +267,8 @@ async fn build(
         .note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
     if let Some(crypto) = header.extensions.crypto {
         // Where the image has it end is not to be believed; guest data lies within the file.
-        let len = crypto.length.min(context.file()?.size().saturating_sub(crypto.offset));
+        let size = context.children.require(ChildIdx::FILE)?.size();
+        let len = crypto.length.min(size.saturating_sub(crypto.offset));
         refcounts.allocator.note_metadata(crypto.offset, len);
     }
     let slice_words = sizes.slice / 8;
@@ -246,10 +279,10 @@ async fn build(
         geometry,
         version: header.version,
         compression: header.compression,
-        read_only: AtomicBool::new(context.flags.read_only),
-        children: Arc::clone(&context.children),
+        read_only: AtomicBool::new(context.read_only),
+        children: context.children,
         encryption,
-        epochs: Arc::clone(&context.epochs),
+        epochs: context.epochs,
         size: AtomicU64::new(header.size),
         corrupt,
         signalled: AtomicBool::new(false),
@@ -281,7 +314,7 @@ async fn build(
 impl Qcow2 {
     pub(super) async fn read_l1(&self, file: &Edge) -> Result<()> {
         let bytes = self.l1_entries().saturating_mul(8);
-        let len = usize::try_from(bytes).map_err(|_| Error::from_errno(27))?;
+        let len = usize::try_from(bytes).map_err(|_| Error::from_errno(Errno::FBIG))?;
         if len == 0 {
             return Ok(());
         }

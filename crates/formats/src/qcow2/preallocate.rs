@@ -2,12 +2,18 @@
 //!
 //! Each run of clusters is made to read as zeroes, counted and linked, in the order of an ordinary write (see
 //! [`super::write`]). How the file is made to read as zeroes is what the modes differ in.
+//!
+//! Where the space is to be allocated on the host as well, all of it lies in one piece at the end of the file, behind
+//! refcount blocks for it and a refcount table that names them: the layout that QEMU's tools give such images.
 
-use oxblk_core::{Edge, Preallocation, Result, WriteFlags, ZeroFlags};
+use oxblk_core::{ChildIdx, Edge, Preallocation, Result, WriteFlags, ZeroFlags};
 use oxblk_ring::IoBuf;
 
 use super::Qcow2;
+use super::allocator::Reserved;
+use super::counted::Counted;
 use super::layout::{ExtendedEntry, L2Entry};
+use super::write_back::Was;
 
 /// Bytes that are allocated at once.
 const STEP: u64 = 1 << 30;
@@ -19,19 +25,25 @@ impl Qcow2 {
     pub(super) async fn preallocate(&self, from: u64, to: u64, mode: Preallocation) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         let file = self.children.require(self.data_child())?;
+        let on_host = matches!(mode, Preallocation::Falloc | Preallocation::Full);
+        if on_host && !self.geometry.data_file && self.is_plain() && file.node().limits().grows {
+            return self.preallocate_in_one_piece(&file, from, to, mode).await;
+        }
         let (mut at, end) = (self.cluster_end(from), self.cluster_end(to));
         while at < end {
             let count = (end - at).min(STEP.max(self.geometry.cluster_size())) >> bits;
             let count = self.table_before_data(at, count).await?;
-            let mut run = self.reserve_data(at, count).await?;
+            let mut run = self.reserve_data(at, count, None).await?;
             let (start, count) = (run.start, run.count);
             run.begin_write();
             // What a resize has added to a data file reads as zeroes, unless it was there before.
             let untouched = run.untouched || self.geometry.data_file && file.node().limits().grows;
             let host = start << bits;
             let end = start.saturating_add(count) << bits;
-            // A data file ends with the disk as it will be.
-            let end = if self.geometry.data_file { end.min(to) } else { end };
+            // A data file ends with the disk as it will be, and an image with its last subcluster.
+            let unit = if self.geometry.data_file { 1 } else { self.geometry.subcluster_size() };
+            let disk_end = host.saturating_add((to - at).div_ceil(unit).saturating_mul(unit));
+            let end = end.min(disk_end);
             let len = end.saturating_sub(host);
             let zeroed = if self.zeroes_as_entries() || self.is_plain() {
                 zero(&file, host, len, mode, untouched).await
@@ -39,24 +51,91 @@ impl Qcow2 {
                 self.write_zero_ciphertext(at, host, len).await
             };
             let counted = run.count_if(zeroed, self).await?;
-            let place = |index: u64| start.saturating_add(index) << bits;
-            if self.geometry.extended_l2 {
-                // The subclusters stay what they are: zero, or nothing.
-                let kept = |index, old: ExtendedEntry| ExtendedEntry {
-                    entry: L2Entry::data(place(index)),
-                    bitmap: old.bitmap.without_data(),
-                };
-                self.link_extended(at, count, counted, kept).await?;
-            } else if self.zeroes_as_entries() {
-                let entry = |index| L2Entry::zero_allocated(place(index));
-                self.link(at, count, counted, entry).await?;
-            } else {
-                self.link(at, count, counted, |index| L2Entry::data(place(index))).await?;
-            }
+            self.link_preallocated(at, (start, count), counted).await?;
             self.relieve().await?;
             at = at.saturating_add(count << bits);
         }
         self.write_back(true).await
+    }
+
+    async fn preallocate_in_one_piece(
+        &self,
+        file: &Edge,
+        from: u64,
+        to: u64,
+        mode: Preallocation,
+    ) -> Result<()> {
+        let bits = self.geometry.cluster_bits;
+        let entries = self.geometry.l2_entries();
+        let (mut at, end) = (self.cluster_end(from), self.cluster_end(to));
+        let count = end.saturating_sub(at) >> bits;
+        let run = self.reserve_behind_refcounts(count, count.div_ceil(entries)).await?;
+        let Some(mut run) = run else { return self.write_back(true).await };
+        let (host, len) = (run.start() << bits, count << bits);
+        run.begin_write();
+        if let Err(error) = zero(file, host, len, mode, run.is_untouched()).await {
+            run.give_back();
+            return Err(error);
+        }
+        while at < end {
+            let in_table = entries - self.geometry.cluster_index(at) % entries;
+            let part = run.split_first(in_table.min((end - at) >> bits));
+            let place = (part.start(), part.count());
+            let counted = self.count(part, Was::Data).await?;
+            self.link_preallocated(at, place, Some(counted)).await?;
+            self.relieve().await?;
+            at = at.saturating_add(place.1 << bits);
+        }
+        self.write_back(true).await
+    }
+
+    /// Reserves `count` clusters behind all that is in use, and behind refcounts for them and for `tables` L2 tables.
+    /// `None` if they are none.
+    async fn reserve_behind_refcounts(
+        &self,
+        count: u64,
+        tables: u64,
+    ) -> Result<Option<Reserved<'_>>> {
+        let file = self.children.require(ChildIdx::FILE)?;
+        let in_file = self.geometry.clusters_for(file.size());
+        let mut start = self.refcounts.last_in_use(in_file).await?.map_or(0, |last| last + 1);
+        loop {
+            // The data may begin within the reach of an L2 table, and end within that of another.
+            let counted = count.saturating_add(tables).saturating_add(1);
+            if let Some(end) = self.refcounts.make_room(start, counted).await? {
+                self.refcounts.scan_up_to(end.saturating_add(count)).await?;
+                let run = self.refcounts.allocator.take_at(end, count)?;
+                if run.is_some() || count == 0 {
+                    return Ok(run);
+                }
+            }
+            // Clusters that were freed before may still be resting there.
+            start = start.saturating_add(1);
+        }
+    }
+
+    /// Has L2 entries refer to `count` clusters from `start` on, which read as zeroes.
+    async fn link_preallocated(
+        &self,
+        at: u64,
+        (start, count): (u64, u64),
+        counted: Option<Counted<'_>>,
+    ) -> Result<()> {
+        let bits = self.geometry.cluster_bits;
+        let place = |index: u64| start.saturating_add(index) << bits;
+        if self.geometry.extended_l2 {
+            // The subclusters stay what they are: zero, or nothing.
+            let kept = |index, old: ExtendedEntry| ExtendedEntry {
+                entry: L2Entry::data(place(index)),
+                bitmap: old.bitmap.without_data(),
+            };
+            return self.link_extended(at, count, counted, kept).await;
+        }
+        if self.zeroes_as_entries() {
+            let entry = |index| L2Entry::zero_allocated(place(index));
+            return self.link(at, count, counted, entry).await;
+        }
+        self.link(at, count, counted, |index| L2Entry::data(place(index))).await
     }
 
     /// Whether clusters are made to read as zeroes by their entries: zeroes in the file of an encrypted image are

@@ -1,7 +1,7 @@
 //! Reads that the map cannot answer: uncached metadata, and compressed clusters.
 
 use futures_util::future::try_join_all;
-use oxblk_core::{BoxFuture, ChildIdx, Error, Result};
+use oxblk_core::{BoxFuture, ChildIdx, Errno, Error, Result};
 use oxblk_ring::IoBufMut;
 
 use super::lookup::Extent;
@@ -24,7 +24,7 @@ impl Qcow2 {
         let mut parts = try_join_all(pieces).await?.into_iter();
         let mut whole = parts.next().unwrap_or_else(|| IoBufMut::new(0));
         for part in parts {
-            whole.unsplit(part).map_err(|_| Error::from_errno(5))?;
+            whole.unsplit(part).map_err(|_| Error::from_errno(Errno::IO))?;
         }
         Ok(whole)
     }
@@ -57,7 +57,7 @@ impl Qcow2 {
                 let cluster = self.read_compressed(offset, host, stored, cluster).await?;
                 let within = usize::try_from(self.geometry.offset_in_cluster(offset)).unwrap_or(0);
                 let wanted = cluster.get(within..).and_then(|rest| rest.get(..buf.len()));
-                buf.copy_from_slice(wanted.ok_or_else(|| Error::from_errno(5))?);
+                buf.copy_from_slice(wanted.ok_or_else(|| Error::from_errno(Errno::IO))?);
                 Ok(buf)
             }
         }
@@ -72,7 +72,7 @@ impl Qcow2 {
         mut cluster: IoBufMut,
     ) -> Result<IoBufMut> {
         // At most two clusters: the descriptor has no room for more.
-        let len = usize::try_from(stored).map_err(|_| Error::from_errno(5))?;
+        let len = usize::try_from(stored).map_err(|_| Error::from_errno(Errno::IO))?;
         let file = self.children.require(ChildIdx::FILE)?;
         let data = file.read(host, IoBufMut::new(len)).await?;
         let method = self.compression;

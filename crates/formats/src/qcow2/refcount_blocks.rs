@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::Release};
 
-use oxblk_core::{Error, Result, WriteFlags};
+use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
 use super::allocator::Resting;
@@ -36,6 +36,7 @@ impl Refcounts {
         if self.counts_only(&bytes, block, cluster) {
             return self.give_up_block(block, cluster, epoch, stop).await;
         }
+        self.allocator.rewind();
         let mut run = self.reserve(1).await?;
         let new = run.start();
         if new >= cluster {
@@ -90,7 +91,9 @@ impl Refcounts {
         stop: &AtomicBool,
     ) -> Result<u64> {
         if !self.cache().clear() {
-            return Err(Error::new(oxblk_core::ErrorKind::Busy, "refcounts are in use").errno(16));
+            return Err(
+                Error::new(oxblk_core::ErrorKind::Busy, "refcounts are in use").errno(Errno::BUSY)
+            );
         }
         let _turn = self.allocator.scanning.lock().await;
         let file = self.file()?;

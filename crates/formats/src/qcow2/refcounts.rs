@@ -18,7 +18,7 @@ use std::sync::atomic::{
     Ordering::{AcqRel, Acquire, Release},
 };
 
-use oxblk_core::{ChildIdx, ChildrenRef, Edge, Epochs, Error, Result, WriteFlags, run_all};
+use oxblk_core::{ChildIdx, ChildrenRef, Edge, Epochs, Errno, Error, Result, WriteFlags, run_all};
 use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex, MutexGuard};
 
@@ -376,7 +376,7 @@ impl Refcounts {
         Ok(())
     }
 
-    /// Reserves up to `count` host clusters that lie together (at least one).
+    /// Reserves up to `count` host clusters that lie together (at least one): those that are found first.
     pub(super) async fn reserve(&self, count: u64) -> Result<Reserved<'_>> {
         loop {
             if let Some(reserved) = self.allocator.take(count)? {
@@ -390,8 +390,41 @@ impl Refcounts {
     /// Reserves exactly `count` host clusters that lie together.
     pub(super) async fn reserve_contiguous(&self, count: u64) -> Result<Reserved<'_>> {
         loop {
-            if let Some(reserved) = self.allocator.take_contiguous(count)? {
+            if let Some(reserved) = self.allocator.take_contiguous(count, u64::MAX)? {
                 return Ok(reserved);
+            }
+            self.scan_next().await?;
+        }
+    }
+
+    /// The same, but fewer where the file cannot grow and has no such run left, and where some are free from `behind` on:
+    /// those are taken, so that data lies together.
+    pub(super) async fn reserve_run_behind(
+        &self,
+        behind: Option<u64>,
+        count: u64,
+    ) -> Result<Reserved<'_>> {
+        let file = self.file()?;
+        let limit = match file.node().limits().grows {
+            true => u64::MAX,
+            false => self.geometry.cluster_index(file.size()),
+        };
+        if let Some(start) = behind {
+            let count = count.min(limit.saturating_sub(start));
+            self.scan_up_to(start.saturating_add(count)).await?;
+            if let Some(reserved) = self.allocator.take_from(start, count)? {
+                point();
+                return Ok(reserved);
+            }
+        }
+        loop {
+            if let Some(reserved) = self.allocator.take_contiguous(count, limit)? {
+                point();
+                return Ok(reserved);
+            }
+            if self.allocator.scanned() >= limit {
+                self.allocator.rewind();
+                return self.reserve(count).await;
             }
             self.scan_next().await?;
         }
@@ -405,7 +438,7 @@ impl Refcounts {
         let block = start / per_block;
         let end = block.saturating_add(1).saturating_mul(per_block);
         if end > 1 << (56 - self.geometry.cluster_bits) {
-            return Err(Error::from_errno(27));
+            return Err(Error::from_errno(Errno::FBIG));
         }
         let base = self.block_offset(block);
         if base == 0 {
@@ -451,52 +484,73 @@ impl Refcounts {
         (0..entries).filter(|block| self.block_offset(*block) != 0).collect()
     }
 
-    /// Makes sure that there are blocks for the refcounts of `count` host clusters from `cluster` on.
-    pub(super) async fn ensure_blocks(&self, cluster: u64, count: u64) -> Result<()> {
+    /// Makes sure that there are blocks for the refcounts of `count` host clusters from `cluster` on. Tells whether the
+    /// refcount table has moved for that, so that clusters have become free.
+    pub(super) async fn ensure_blocks(&self, cluster: u64, count: u64) -> Result<bool> {
         let per_block = self.geometry.refcounts_per_block();
         let last = cluster.saturating_add(count).saturating_sub(1);
+        let mut moved = false;
         for block in cluster / per_block..=last / per_block {
             if self.block_offset(block) == 0 {
-                self.make_block(block).await?;
+                moved |= self.make_block(block).await?;
             }
         }
-        Ok(())
+        Ok(moved)
     }
 
-    /// Makes refcount block `block` exist.
-    async fn make_block(&self, block: u64) -> Result<()> {
+    /// Makes refcount block `block` exist. Tells whether the table has moved for that.
+    async fn make_block(&self, block: u64) -> Result<bool> {
         let _turn = self.growing.lock().await;
+        let mut moved = false;
+        let mut wanted = block;
+        // Blocks that have their place where no block counts yet: that one comes first, behind them.
+        let mut waiting: Vec<(u64, Reserved<'_>)> = Vec::new();
         while self.block_offset(block) == 0 {
-            let mut reserved = self.reserve(1).await?;
-            let cluster = reserved.start();
-            let own = cluster / self.geometry.refcounts_per_block();
-            // A block that would stand where no block counts yet counts itself first.
-            let target = if self.block_offset(own) == 0 { own } else { block };
-            if target >= self.table_entries.load(Acquire) {
-                reserved.give_back();
-                self.grow_table(target).await?;
+            let reserved = self.reserve(1).await?;
+            let own = reserved.start() / self.geometry.refcounts_per_block();
+            if own != wanted && self.block_offset(own) == 0 {
+                waiting.push((wanted, reserved));
+                wanted = own;
                 continue;
             }
-            reserved.begin_write();
-            self.write_new_block(cluster, own == target).await?;
-            if own == target {
-                self.name_new_block(target, cluster).await?;
-            } else {
-                // Its own refcount stands in a block that exists.
-                self.add_one(cluster).await?;
-                let named = async {
-                    self.write_back().await?;
-                    self.file()?.flush().await?;
-                    self.name_new_block(target, cluster).await
-                };
-                if let Err(error) = named.await {
-                    self.drop_one(cluster).await?;
-                    return Err(error);
+            moved |= self.place_block(wanted, reserved).await?;
+            while let Some((wanted, reserved)) = waiting.pop() {
+                if self.block_offset(wanted) == 0 {
+                    moved |= self.place_block(wanted, reserved).await?;
                 }
             }
-            reserved.keep();
+            wanted = block;
         }
-        Ok(())
+        Ok(moved)
+    }
+
+    /// Makes a block in a cluster that it counts itself, or another block. Tells whether the table has moved for that.
+    async fn place_block(&self, block: u64, mut reserved: Reserved<'_>) -> Result<bool> {
+        let cluster = reserved.start();
+        let own = cluster / self.geometry.refcounts_per_block();
+        let moves = block >= self.table_entries.load(Acquire);
+        if moves {
+            self.grow_table(block, cluster).await?;
+        }
+        reserved.begin_write();
+        self.write_new_block(cluster, own == block).await?;
+        if own == block {
+            self.name_new_block(block, cluster).await?;
+        } else {
+            // Its own refcount stands in a block that exists.
+            self.add_one(cluster).await?;
+            let named = async {
+                self.write_back().await?;
+                self.file()?.flush().await?;
+                self.name_new_block(block, cluster).await
+            };
+            if let Err(error) = named.await {
+                self.drop_one(cluster).await?;
+                return Err(error);
+            }
+        }
+        reserved.keep();
+        Ok(moves)
     }
 
     /// Adds one reference to a cluster whose block exists.

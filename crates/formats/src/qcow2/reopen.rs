@@ -9,7 +9,7 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oxblk_core::driver::Reopen;
-use oxblk_core::{BoxFuture, ChildIdx, Edge, Error, ErrorKind, OpenFlags, Options, Result};
+use oxblk_core::{BoxFuture, ChildIdx, Edge, Errno, Error, ErrorKind, OpenFlags, Options, Result};
 use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
@@ -80,7 +80,8 @@ impl Qcow2 {
         if same && self.has_bitmaps_on_disk(&file, &header).await? {
             return Ok(header.incompatible.contains(Incompatible::DIRTY));
         }
-        Err(Error::new(ErrorKind::Busy, "Image was changed while it was open read-only").errno(16))
+        Err(Error::new(ErrorKind::Busy, "Image was changed while it was open read-only")
+            .errno(Errno::BUSY))
     }
 
     async fn is_as_on_disk(&self, file: &Edge, header: &Header) -> Result<bool> {

@@ -3,14 +3,15 @@
 //! What is cut off goes with one write to the header, which names the new size and an L1 table that no longer refers to it.
 //! Before it, the new L1 table, the L2 table that the new end lies in and the cluster there are written to new places, with
 //! nothing behind the new end; after it the old ones are given up. So a crash or a failure leaves the old disk or the new
-//! one, and leaks at worst.
+//! one, and leaks at worst. A raw data file is cut off right after it; if that fails, the header names the old size again. A
+//! crash between the two leaves the file longer than the disk.
 //!
 //! Where there is no room for that, what is cut off is cleared in its place before the size changes: a failure may then
 //! leave the old size with a part of it cleared.
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use oxblk_core::{ChildIdx, Error, ErrorKind, Preallocation, Result, WriteFlags};
+use oxblk_core::{ChildIdx, Errno, Error, ErrorKind, Preallocation, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
@@ -57,11 +58,17 @@ impl Qcow2 {
             true => l1_offset,
             false => self.store_table(bytes).await?,
         };
-        self.shrink_raw_data(size).await?;
-        let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(27))?;
+        let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(Errno::FBIG))?;
         let before = self.active_fields(old, entries, l1_offset);
         let after = self.active_fields(size, entries, offset);
-        let named = self.exchange_header_field(field_offsets::SIZE, &before, &after).await;
+        let place = field_offsets::SIZE;
+        let mut named = self.exchange_header_field(place, &before, &after).await;
+        if named.is_ok()
+            && let Err(error) = self.shrink_raw_data(size).await
+        {
+            self.exchange_header_field(place, &after, &before).await?;
+            named = Err(error);
+        }
         if named.is_err() {
             if offset != l1_offset {
                 self.drop_l1_clusters(l1.len(), offset);
@@ -160,8 +167,7 @@ impl Qcow2 {
         Ok(Some((cluster, self.count(run, Was::CutOff).await?)))
     }
 
-    /// A data file that must be what the guest reads is cut off first: what it had there would come back with the next
-    /// growth.
+    /// Cuts off a data file that must be what the guest reads: what it has there would come back with the next growth.
     async fn shrink_raw_data(&self, size: u64) -> Result<()> {
         match self.children.get(ChildIdx::DATA) {
             Some(data) if self.has_raw_data() => {
@@ -218,8 +224,11 @@ impl Qcow2 {
         // The first cycle gives the clusters up, the second writes their refcounts.
         self.write_back(true).await?;
         self.write_back(true).await?;
-        self.shrink_raw_data(size).await?;
         self.name_size(old, size).await?;
+        if let Err(error) = self.shrink_raw_data(size).await {
+            self.name_size(size, old).await?;
+            return Err(error);
+        }
         let kept = self.geometry.l1_entries_for(size).unwrap_or(u64::MAX);
         let gone: Vec<L1Entry> = (kept..self.l1_entries()).map(|at| self.l1_entry(at)).collect();
         (kept..self.l1_entries()).for_each(|at| self.set_l1_entry(at, L1Entry::EMPTY));

@@ -3,7 +3,7 @@
 //! A new table is written to the file before the L1 entry in memory refers to it, so that its slices can be loaded like
 //! any others. The L1 entry reaches the disk with the next write-back, after the table's contents and its refcount.
 
-use oxblk_core::{ChildIdx, Error, Result, WriteFlags};
+use oxblk_core::{ChildIdx, Errno, Error, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
@@ -31,7 +31,7 @@ impl Qcow2 {
             return Ok(());
         }
         if index >= self.l1_entries() {
-            return Err(Error::from_errno(5).prefix("L1 index out of range"));
+            return Err(Error::from_errno(Errno::IO).prefix("L1 index out of range"));
         }
         let Ok(shared) = entry.l2_offset(self.geometry) else {
             return Err(self.mark_corrupt("L2 table offset unaligned", entry.0).await);

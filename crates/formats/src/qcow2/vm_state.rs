@@ -5,7 +5,7 @@
 //! end; a resize moves that place, and gives up what was there.
 
 use oxblk_core::vm_state::VmState;
-use oxblk_core::{BoxFuture, Error, Result};
+use oxblk_core::{BoxFuture, Errno, Error, Result};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
@@ -24,7 +24,7 @@ impl Qcow2 {
         let end = place.and_then(|place| place.checked_add(len)).filter(|end| *end <= MAX_OFFSET);
         match (place, end) {
             (Some(place), Some(_)) => Ok(place),
-            _ => Err(Error::from_errno(27)),
+            _ => Err(Error::from_errno(Errno::FBIG)),
         }
     }
 
@@ -32,7 +32,7 @@ impl Qcow2 {
         self.check_writable()?;
         if self.geometry.data_file {
             // It would make the data file longer than the disk.
-            return Err(Error::from_errno(95));
+            return Err(Error::from_errno(Errno::OPNOTSUPP));
         }
         let place = self.vm_state_place(offset, data.len())?;
         let Some(last) = u64::try_from(data.len()).unwrap_or(u64::MAX).checked_sub(1) else {

@@ -63,13 +63,24 @@ impl Qcow2 {
         }
         let mut jobs: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         let mut at = offset;
+        // Where the host cluster begins that follows the piece before.
+        let mut behind = None;
         while !data.is_empty() {
             let (place, len) = self.run_at(at, length(&data)).await?;
             let piece = data.split_to(usize::try_from(len).unwrap_or(usize::MAX).min(data.len()));
             match place {
-                Place::Data(host) => jobs.push(Box::pin(self.write_data(at, host, piece))),
-                Place::Kept(cluster) => jobs.push(Box::pin(self.write_kept(at, piece, cluster))),
-                Place::New => jobs.push(Box::pin(self.write_new(at, piece))),
+                Place::Data(host) => {
+                    behind = Some(self.cluster_end(host.saturating_add(length(&piece))));
+                    jobs.push(Box::pin(self.write_data(at, host, piece)));
+                }
+                Place::Kept(cluster) => {
+                    behind = Some(cluster.saturating_add(self.geometry.cluster_size()));
+                    jobs.push(Box::pin(self.write_kept(at, piece, cluster)));
+                }
+                Place::New => {
+                    let behind = behind.take().map(|host| self.geometry.cluster_index(host));
+                    jobs.push(Box::pin(self.write_new(at, piece, behind)));
+                }
             }
             at = at.saturating_add(len);
         }
@@ -106,8 +117,14 @@ impl Qcow2 {
         self.link(first, 1, None, |_| L2Entry::data(host)).await
     }
 
-    /// Writes `data` into newly allocated clusters.
-    pub(super) async fn write_new(&self, offset: u64, mut data: IoBuf) -> Result<()> {
+    /// Writes `data` into newly allocated clusters: from host cluster `behind` on, which follows what the guest has in
+    /// front, as far as they are free there.
+    pub(super) async fn write_new(
+        &self,
+        offset: u64,
+        mut data: IoBuf,
+        mut behind: Option<u64>,
+    ) -> Result<()> {
         let mut at = offset;
         let mut jobs: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         while !data.is_empty() {
@@ -115,7 +132,8 @@ impl Qcow2 {
             let end = self.cluster_end(at.saturating_add(length(&data)));
             let count = (end - first) >> self.geometry.cluster_bits;
             let count = self.table_before_data(first, count).await?;
-            let run = self.reserve_data(first, count).await?;
+            let run = self.reserve_data(first, count, behind).await?;
+            behind = Some(run.start.saturating_add(run.count));
             let reach = first.saturating_add(run.count << self.geometry.cluster_bits);
             let room = usize::try_from(reach - at).unwrap_or(usize::MAX).min(data.len());
             let piece = data.split_to(room);

@@ -274,10 +274,29 @@ impl Qcow2 {
 
     /// The same for clusters that will surely be used: where they are the first of a refcount block, it is made at once. So
     /// it lies directly behind them, as in images that QEMU writes, whatever is reserved before they are counted.
+    /// If the refcount table moves for that, what it leaves free counts as well. They are as many as are asked for, or
+    /// fewer where the file cannot grow.
     pub(super) async fn reserve_to_use(&self, count: u64) -> Result<Reserved<'_>> {
-        let reserved = self.reserve(count).await?;
-        self.refcounts.ensure_blocks(reserved.start(), reserved.count()).await?;
-        Ok(reserved)
+        self.reserve_to_use_behind(None, count).await
+    }
+
+    /// The same. Where clusters are free from `behind` on, they are taken, if fewer than are asked for.
+    pub(super) async fn reserve_to_use_behind(
+        &self,
+        behind: Option<u64>,
+        count: u64,
+    ) -> Result<Reserved<'_>> {
+        loop {
+            if self.refcounts.allocator.has_resting() {
+                self.recycle().await?;
+            }
+            let reserved = self.refcounts.reserve_run_behind(behind, count).await;
+            let reserved = self.note_if_corrupt(reserved, 0).await?;
+            if !self.refcounts.ensure_blocks(reserved.start(), reserved.count()).await? {
+                return Ok(reserved);
+            }
+            reserved.give_back();
+        }
     }
 }
 

@@ -3,11 +3,9 @@
 use oxblk_core::create::{
     CreateOption, CreateRequest, CreateTarget, Measure, MeasureRequest, OptionType,
 };
-use oxblk_core::{Error, Options, Preallocation, Result, check_length};
+use oxblk_core::{Errno, Error, Options, Preallocation, Result, check_length};
 
 use super::SECTOR;
-
-const EINVAL: i32 = 22;
 
 /// The options that are not the protocol's.
 pub(super) const OPTIONS: &[CreateOption] = &[CreateOption {
@@ -21,7 +19,7 @@ fn take_size(options: &mut Options) -> Result<Option<u64>> {
     let Some(size) = options.take_size("size")? else { return Ok(None) };
     let rounded = size.checked_next_multiple_of(SECTOR);
     let rounded = rounded.filter(|size| i64::try_from(*size).is_ok());
-    rounded.map(Some).ok_or_else(|| Error::from_errno(EINVAL).prefix("Could not resize file"))
+    rounded.map(Some).ok_or_else(|| Error::from_errno(Errno::INVAL).prefix("Could not resize file"))
 }
 
 /// Reads the options: size and preallocation.

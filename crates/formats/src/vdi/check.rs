@@ -14,14 +14,12 @@
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use oxblk_core::check::{CheckReport, Fix};
-use oxblk_core::{Error, Result};
+use oxblk_core::{Errno, Error, Result};
 
 use super::Vdi;
 use super::entry::Entry;
 use super::survey::{Fault, Finding, Survey};
 
-/// Linux's error number of a file system that cannot be written.
-const EROFS: i32 = 30;
 /// Copies that a repair makes at most beside as many as the file has blocks.
 const SPARE_COPIES: u64 = 64;
 /// Faulty entries that are told of one by one; those that follow are counted.
@@ -78,7 +76,7 @@ impl Vdi {
         if !self.is_read_only() {
             self.write_back().await?;
         } else if fix != Fix::Nothing {
-            return Err(Error::from_errno(EROFS).prefix("Cannot repair the image"));
+            return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
         }
         let mut findings = self.find(say).await?;
         let report = &mut findings.report;

@@ -11,7 +11,7 @@
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
 
 use futures_util::future::try_join_all;
-use oxblk_core::{BoxFuture, Error, Preallocation, Result, WriteFlags, ZeroFlags, run_all};
+use oxblk_core::{BoxFuture, Errno, Error, Preallocation, Result, WriteFlags, ZeroFlags, run_all};
 use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut};
 
@@ -20,10 +20,6 @@ use super::extent::{Extent, block_of};
 use super::header::BLOCK;
 use super::{Vdi, length};
 use crate::blocks::Run;
-
-/// Linux's error numbers.
-const EIO: i32 = 5;
-const ENOSPC: i32 = 28;
 
 /// What a range of the disk is to hold.
 enum Content {
@@ -81,7 +77,7 @@ impl Vdi {
         let mut parts = try_join_all(pieces).await?.into_iter();
         let mut whole = parts.next().unwrap_or_else(|| IoBufMut::new(0));
         for part in parts {
-            whole.unsplit(part).map_err(|_| Error::from_errno(EIO))?;
+            whole.unsplit(part).map_err(|_| Error::from_errno(Errno::IO))?;
         }
         Ok(whole)
     }
@@ -222,7 +218,7 @@ impl Vdi {
         let (file, needed) = (self.file()?, self.header.block_offset(end));
         if file.size() < needed {
             if !file.node().limits().grows {
-                return Err(Error::from_errno(ENOSPC));
+                return Err(Error::from_errno(Errno::NOSPC));
             }
             file.resize(needed, Preallocation::Off).await?;
         }

@@ -6,15 +6,12 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use oxblk_core::driver::Reopen;
-use oxblk_core::{BoxFuture, Error, ErrorKind, OpenFlags, Options, Result};
+use oxblk_core::{BoxFuture, Errno, Error, ErrorKind, OpenFlags, Options, Result};
 
 use super::header::Header;
 use super::open::read_header;
 use super::survey::Survey;
 use super::{Vdi, lock};
-
-/// Linux's error number of something that is in use.
-const EBUSY: i32 = 16;
 
 /// A reopen that waits for commit or abort.
 pub(super) struct Prepared {
@@ -44,7 +41,7 @@ impl Vdi {
     async fn require_unchanged(&self) -> Result<()> {
         let changed = || {
             let text = "Image was changed while it was open read-only";
-            Error::new(ErrorKind::Busy, text).errno(EBUSY)
+            Error::new(ErrorKind::Busy, text).errno(Errno::BUSY)
         };
         let header = read_header(&*self.file()?).await?;
         let allocated = self.count_on_disk().unwrap_or(header.allocated);

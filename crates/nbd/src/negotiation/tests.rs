@@ -16,7 +16,7 @@ fn catalog() -> Arc<Catalog> {
     Arc::new(Catalog::new(vec![export("disk", 1 << 30, Some("a disk")), export("iso", 4096, None)]))
 }
 
-/// A machine past the client flags.
+/// A machine that has received the client flags.
 fn open(flags: ClientFlags) -> Negotiation {
     let mut machine = Negotiation::new(catalog());
     let mut out = Vec::new();
@@ -31,7 +31,7 @@ fn option(kind: OptionKind, payload: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Sends one option whole and returns the replies (kind, payload) and what comes next.
+/// Sends one complete option. Returns the replies (kind, payload) and the progress.
 fn ask(
     machine: &mut Negotiation,
     kind: OptionKind,
@@ -88,7 +88,7 @@ fn export_name_sends_zeroes_unless_declined() {
 }
 
 #[test]
-fn export_name_works_without_fixed_newstyle_and_nothing_else_does() {
+fn only_export_name_works_without_fixed_newstyle() {
     let mut machine = open(ClientFlags::empty());
     let progress = machine.advance(&option(OptionKind::EXPORT_NAME, b""), &mut Vec::new()).1;
     assert!(matches!(progress, Progress::Ready(Session { export: 0, .. })));
@@ -98,7 +98,7 @@ fn export_name_works_without_fixed_newstyle_and_nothing_else_does() {
 }
 
 #[test]
-fn export_name_of_an_unknown_or_overlong_name_closes() {
+fn export_name_of_an_unknown_or_overlong_name_closes_the_connection() {
     let mut machine = open(ClientFlags::all());
     let progress =
         machine.advance(&option(OptionKind::EXPORT_NAME, &[b'x'; 3000]), &mut Vec::new()).1;
@@ -130,7 +130,7 @@ fn go_gives_all_information_and_starts_transmission() {
 }
 
 #[test]
-fn block_sizes_that_were_not_asked_for_promise_nothing() {
+fn unrequested_block_sizes_do_not_restrict_requests() {
     let mut machine = open(ClientFlags::all());
     let (replies, _) = ask(&mut machine, OptionKind::GO, &info_request("iso", &[]).unwrap());
     let sizes = BlockSizes { minimum: 1, preferred: 65536, maximum: 32 << 20 };
@@ -138,7 +138,7 @@ fn block_sizes_that_were_not_asked_for_promise_nothing() {
 }
 
 #[test]
-fn info_leaves_the_negotiation_open() {
+fn info_does_not_end_the_negotiation() {
     let mut machine = open(ClientFlags::all());
     let payload = info_request("iso", &[]).unwrap();
     assert_eq!(ask(&mut machine, OptionKind::INFO, &payload).1, Progress::Again);
@@ -176,7 +176,7 @@ fn list_names_every_export() {
 }
 
 #[test]
-fn options_without_payload_refuse_one() {
+fn options_that_take_no_payload_refuse_one() {
     for kind in [OptionKind::LIST, OptionKind::STRUCTURED_REPLY, OptionKind::STARTTLS] {
         let mut machine = open(ClientFlags::all());
         let (replies, progress) = ask(&mut machine, kind, b"x");
@@ -186,7 +186,7 @@ fn options_without_payload_refuse_one() {
 }
 
 #[test]
-fn tls_is_refused_and_the_session_goes_on() {
+fn tls_is_refused_and_the_negotiation_continues() {
     let mut machine = open(ClientFlags::all());
     let (replies, progress) = ask(&mut machine, OptionKind::STARTTLS, b"");
     assert_eq!((kinds(&replies), progress), (vec![ReplyKind::ERR_POLICY], Progress::Again));
@@ -212,7 +212,7 @@ fn an_unknown_option_is_unsupported_and_its_payload_is_skipped() {
 }
 
 #[test]
-fn a_large_payload_of_a_known_option_is_dropped_piece_by_piece() {
+fn a_large_payload_of_a_known_option_is_discarded_as_it_arrives() {
     let mut machine = open(ClientFlags::all());
     let mut out = Vec::new();
     let input = option(OptionKind::GO, &[0; 100_000]);
@@ -233,12 +233,12 @@ fn an_option_of_four_gigabytes_closes_the_connection_at_its_head() {
     input[12..].copy_from_slice(&u32::MAX.to_be_bytes());
     let (_, progress) = machine.advance(&input, &mut Vec::new());
     assert_eq!(progress, Progress::Close(CloseReason::OptionTooLarge(u32::MAX)));
-    // Nothing that comes later is looked at.
+    // Later input is not consumed.
     assert_eq!(machine.advance(&input, &mut Vec::new()), (0, progress));
 }
 
 #[test]
-fn a_wrong_option_magic_closes() {
+fn a_wrong_option_magic_closes_the_connection() {
     let mut machine = open(ClientFlags::all());
     let mut input = option(OptionKind::LIST, b"");
     input[0] = b'G';
@@ -248,7 +248,7 @@ fn a_wrong_option_magic_closes() {
 }
 
 #[test]
-fn contexts_need_structured_replies() {
+fn metadata_contexts_require_structured_replies() {
     let mut machine = open(ClientFlags::all());
     let payload = meta_context_request("disk", &["base:allocation"]).unwrap();
     for kind in [OptionKind::SET_META_CONTEXT, OptionKind::LIST_META_CONTEXT] {
@@ -276,7 +276,7 @@ fn a_selected_context_belongs_to_its_export() {
 }
 
 #[test]
-fn a_failed_selection_drops_the_earlier_one() {
+fn a_failed_context_selection_removes_the_earlier_one() {
     let mut machine = open(ClientFlags::all());
     ask(&mut machine, OptionKind::STRUCTURED_REPLY, b"");
     let good = meta_context_request("disk", &["base:allocation"]).unwrap();
@@ -310,7 +310,7 @@ fn the_base_wildcard_lists_but_does_not_select() {
 }
 
 #[test]
-fn requests_that_follow_the_handshake_at_once_are_left_in_the_input() {
+fn requests_sent_right_after_the_handshake_stay_in_the_input() {
     let mut machine = open(ClientFlags::all());
     let mut input = option(OptionKind::GO, &info_request("disk", &[]).unwrap());
     let handshake = input.len();
@@ -322,7 +322,7 @@ fn requests_that_follow_the_handshake_at_once_are_left_in_the_input() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_taken_without_panic_and_in_any_pieces(
+    fn any_bytes_in_any_fragments_never_cause_a_panic(
         bytes in prop::collection::vec(any::<u8>(), 0..400),
         options in prop::collection::vec((0_u32..12, prop::collection::vec(any::<u8>(), 0..40)), 0..6),
         piece in 1_usize..50,

@@ -11,16 +11,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use oxblk_core::{
-    Backend, Error, ErrorKind, Graph, Preallocation, StatusFlags, Want, WriteFlags, ZeroFlags,
-};
+use oxblk_core::{Backend, Errno, Error, ErrorKind, Graph, Preallocation, WriteFlags, ZeroFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
-use rustix::io::Errno;
 
 pub use cursor::Cursor;
 pub use open::{Cache, OpenOptions};
 
-use crate::{IoThreads, Request};
+use crate::{Extent, Extents, ImageInfo, IoThreads, Request};
 use drop::OpenDisk;
 
 /// An open disk image with its chain of backing files.
@@ -30,23 +27,6 @@ use drop::OpenDisk;
 /// [front page](crate#closing).
 #[derive(Clone)]
 pub struct Disk(Arc<OpenDisk>);
-
-/// Neighbouring bytes of a disk that have the same status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
-    /// Byte offset in the disk.
-    pub offset: u64,
-    /// Length in bytes.
-    pub len: u64,
-    /// It reads as zeroes.
-    pub zero: bool,
-    /// An image of the chain stores data for it.
-    pub data: bool,
-    /// An image of the chain, and not the absence of all, decides what it reads as.
-    pub allocated: bool,
-    /// The image that decides: 0 for the disk's own, 1 for its backing file and so on.
-    pub depth: u32,
-}
 
 impl Disk {
     /// Opens an image for reading and writing. Its format is probed.
@@ -183,25 +163,24 @@ impl Disk {
         self.run(move |disk| async move { disk.resize(size, Preallocation::Off).await })
     }
 
-    /// What is stored at `offset` and right behind it.
+    /// The extent at the byte offset `offset`: how far it goes from there, and what it is. [`Extents`](crate::Extents) walks all
+    /// of them on an I/O thread.
     ///
     /// # Errors
     /// As the images of the chain and the system report.
     pub fn extent_at(&self, offset: u64) -> Request<Extent> {
         self.run(move |disk| async move {
-            let len = disk.size().checked_sub(offset).filter(|len| *len > 0);
-            let len = len.ok_or_else(|| outside(offset))?;
-            let found = disk.block_status(offset, len, Want::Precise).await?;
-            let (status, depth) = (found.status, found.depth);
-            Ok(Extent {
-                offset,
-                len: status.len,
-                zero: status.is_zero(),
-                data: status.flags.contains(StatusFlags::DATA),
-                allocated: status.is_allocated(),
-                depth,
-            })
+            let mut extents = Extents::new(&disk, offset, None);
+            extents.next().await?.ok_or_else(|| outside(offset))
         })
+    }
+
+    /// What the image is: size, format, files, snapshots.
+    ///
+    /// # Errors
+    /// When the disk is closed.
+    pub fn info(&self) -> Request<ImageInfo> {
+        self.run(|disk| async move { ImageInfo::read(&disk).await })
     }
 
     /// The disk as a [`std::io`] stream: for code that reads and writes files. It blocks.
@@ -223,7 +202,7 @@ impl Disk {
 }
 
 fn closed() -> Error {
-    Error::new(ErrorKind::NotFound, "The disk is closed").errno(Errno::NOMEDIUM.raw_os_error())
+    Error::new(ErrorKind::NotFound, "The disk is closed").errno(Errno::NOMEDIUM)
 }
 
 fn outside(offset: u64) -> Error {

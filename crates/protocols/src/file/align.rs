@@ -1,8 +1,8 @@
-//! Which alignment `O_DIRECT` wants of offsets, lengths and memory.
+//! The alignment of offsets, lengths and memory that `O_DIRECT` requires.
 //!
-//! The kernel is asked first (`statx`, since Linux 6.1), then a block device for its sectors; where neither
-//! knows, small reads are tried. A file system that takes even one byte does not care for alignment but may
-//! then go through the page cache, so the page size is used, which is always right.
+//! The kernel is asked first (`statx`, since Linux 6.1), then a block device for its sector size. If neither reports
+//! it, small reads are tried. If a file system accepts a read of a single byte, it does not check alignment, but it
+//! may then use the page cache; so the page size is used, which is always valid.
 
 use std::os::fd::BorrowedFd;
 
@@ -21,13 +21,13 @@ pub(super) struct Alignment {
 }
 
 impl Alignment {
-    /// For files that go through the page cache.
+    /// For files that use the page cache.
     pub(super) const NONE: Self = Self { request: 1, memory: 1 };
 }
 
 const PAGE: u32 = 4096;
 
-/// The alignment that `file`, open with `O_DIRECT`, wants.
+/// The alignment that `file`, opened with `O_DIRECT`, requires.
 pub(super) async fn probe(file: &File) -> Result<Alignment> {
     let Some(fd) = file.as_fd() else { return Ok(Alignment::NONE) };
     if let Some(told) = ask_statx(fd)? {
@@ -44,7 +44,7 @@ pub(super) async fn probe(file: &File) -> Result<Alignment> {
 fn ask_statx(fd: BorrowedFd<'_>) -> Result<Option<Alignment>> {
     let stat = match rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
         Ok(stat) => stat,
-        // An old kernel, or a sandbox that does not know the call.
+        // An old kernel, or a sandbox that does not allow the call.
         Err(Errno::NOSYS | Errno::INVAL | Errno::PERM) => return Ok(None),
         Err(errno) => return Err(Error::from_errno(errno.raw_os_error())),
     };
@@ -66,14 +66,14 @@ async fn probe_request(file: &File) -> Result<u32> {
         .with_hint("Try cache.direct=off"))
 }
 
-/// Whether a read of `len` bytes at offset 0 works into memory at `skew` from a page.
+/// Whether a read of `len` bytes at offset 0 succeeds, into memory that starts `skew` bytes after a page boundary.
 async fn reads(file: &File, len: u32, skew: usize) -> bool {
     let mut page = IoBufMut::new(2 * PAGE as usize);
     let mut buf = page.split_off(skew);
     buf.truncate(len as usize);
     match file.read_at(buf, 0).await.0 {
         Ok(_) => true,
-        // A bad sector says nothing of alignment.
+        // Another error, such as a bad sector, does not depend on alignment.
         Err(error) => error.raw_os_error() != Some(Errno::INVAL.raw_os_error()),
     }
 }

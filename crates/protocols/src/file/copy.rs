@@ -1,5 +1,5 @@
-//! Copy offload: the kernel copies between two files, sharing blocks (reflink) where the file system can;
-//! `copy_file_range` tries that first by itself.
+//! Copy offload: the kernel copies between two files. `copy_file_range` shares blocks (reflink) if the file system
+//! can; otherwise it copies them.
 
 use oxblk_core::driver::CopyRange;
 use oxblk_core::{BoxFuture, Driver, Error, Result};
@@ -25,7 +25,8 @@ impl CopyRange for FileDriver {
                 let (source, dest) =
                     (offset.saturating_add(done), target_offset.saturating_add(done));
                 match from.copy_range_to(source, &to, dest, len - done).await {
-                    // The end of the source: what is beyond reads as zeroes, which only a copy by hand knows.
+                    // The source file ends here. The range beyond reads as zeroes, which only a copy through buffers
+                    // handles.
                     Ok(0) => return Err(Error::unsupported("Copy offload ended early")),
                     Ok(copied) => done = done.saturating_add(copied),
                     Err(error) => return Err(converted(error)),
@@ -36,7 +37,7 @@ impl CopyRange for FileDriver {
     }
 }
 
-/// Whatever means "not with these files" sends the caller to copying by hand.
+/// Converts an error: each errno that means "not with these files" makes the caller copy through buffers.
 fn converted(error: std::io::Error) -> Error {
     let impossible = [
         Errno::XDEV,

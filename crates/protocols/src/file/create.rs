@@ -1,10 +1,10 @@
-//! New files.
+//! Creates files.
 //!
-//! An existing file is taken over, as the tools have always done, but only after its locks are ours: a running guest
-//! does not lose its disk to a `create` of the same name.
+//! An existing file is overwritten, as the tools have always done, but only after its locks are taken: `create` with
+//! the name of a running guest's disk does not destroy the disk.
 
 use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, OptionType};
-use oxblk_core::{Error, Perm, Permissions, Preallocation, Result, names, strerror};
+use oxblk_core::{Errno, Error, Perm, Permissions, Preallocation, Result, names, strerror};
 use oxblk_ring::{Aio, File, host};
 use rustix::fs::{IFlags, Mode, OFlags};
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +15,6 @@ use super::open::FileFactory;
 use super::resize;
 
 const SECTOR: u64 = 512;
-const EINVAL: i32 = 22;
 const DEFAULT_EXTENT_SIZE_HINT: u64 = 1 << 20;
 
 /// In the order in which `img create` prints them.
@@ -68,7 +67,7 @@ fn parse(mut request: CreateRequest) -> Result<(String, Wanted)> {
     let size = size
         .checked_next_multiple_of(SECTOR)
         .filter(|size| i64::try_from(*size).is_ok())
-        .ok_or_else(|| Error::from_errno(EINVAL).prefix("Could not resize file"))?;
+        .ok_or_else(|| Error::from_errno(Errno::INVAL).prefix("Could not resize file"))?;
     let preallocation = match options.take_str("preallocation")? {
         None => Preallocation::Off,
         Some(name) => Preallocation::parse(&name)
@@ -83,7 +82,7 @@ fn parse(mut request: CreateRequest) -> Result<(String, Wanted)> {
     Ok((name, Wanted { size, preallocation, nocow, extent_size_hint }))
 }
 
-/// Makes a file, or makes an existing one (or a device) fit.
+/// Creates a file, or prepares an existing file or device.
 pub(super) async fn create(factory: &FileFactory, request: CreateRequest) -> Result<()> {
     let (name, wanted) = parse(request)?;
     let path = factory.path_of(&name);
@@ -122,7 +121,7 @@ async fn close(file: File) -> Result<()> {
     file.close().await.map_err(|e| Error::from(e).prefix("Could not close the new file"))
 }
 
-/// Takes a file away whose image could not be made; devices stay.
+/// Removes a file whose image could not be created; devices are kept.
 pub(super) fn remove(path: &str) {
     let regular = |stat: &rustix::fs::Stat| {
         rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile
@@ -131,11 +130,11 @@ pub(super) fn remove(path: &str) {
     if rustix::fs::stat(&*host_path).is_ok_and(|stat| regular(&stat))
         && let Err(error) = rustix::fs::unlink(&*host_path)
     {
-        tracing::warn!(path, %error, "cannot remove what is left of an image");
+        tracing::warn!(path, %error, "cannot remove the file of an incomplete image");
     }
 }
 
-/// Takes what a creator needs; nobody else may change the size meanwhile.
+/// Takes the locks of a creator; meanwhile no other process may change the size.
 fn lock(fd: &OwnedFd, path: &str) -> Result<Option<FileLocks>> {
     let locks = FileLocks::new(fd, path)?;
     if let Some(locks) = &locks {
@@ -147,7 +146,7 @@ fn lock(fd: &OwnedFd, path: &str) -> Result<Option<FileLocks>> {
     Ok(locks)
 }
 
-/// Hints that only some file systems know; the others' refusal is of no interest.
+/// Applies hints that only some file systems support; errors of the others are ignored.
 fn apply_hints(fd: &OwnedFd, wanted: &Wanted) {
     if wanted.nocow
         && let Ok(flags) = rustix::fs::ioctl_getflags(fd)
@@ -167,7 +166,7 @@ fn open_device(factory: &FileFactory, path: &str) -> Result<Handle> {
     Ok(handle)
 }
 
-/// Makes an existing device ready to be an image.
+/// Prepares an existing device as an image.
 async fn prepare_device(factory: &FileFactory, path: &str, wanted: &Wanted) -> Result<()> {
     if wanted.preallocation != Preallocation::Off {
         let mode = wanted.preallocation.name();
@@ -186,7 +185,7 @@ async fn prepare_device(factory: &FileFactory, path: &str, wanted: &Wanted) -> R
     if size < wanted.size {
         return Err(Error::invalid("Cannot grow device files"));
     }
-    // So that what was there before is not found by probing.
+    // Cleared so that probing does not find the previous content.
     let head = usize::try_from(size.min(SECTOR)).unwrap_or(0);
     let clear = oxblk_ring::IoBuf::zeroes(head);
     let cleared = file.write_all_at(clear, 0, false).await;

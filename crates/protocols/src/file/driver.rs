@@ -1,4 +1,4 @@
-//! [`FileDriver`]: requests to one open file.
+//! [`FileDriver`]: executes the requests of one open file.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,9 +21,9 @@ use super::options::AioOption;
 use super::reopen::Prepared;
 use super::zero::Refused;
 
-/// A file or block device of the host, or a file that the embedder (a test, say) hands in.
+/// A file or block device of the host, or a file that the embedder (for example a test) provides.
 pub struct FileDriver {
-    /// The file of now; a reopen brings another while the node is drained.
+    /// The current file; a reopen replaces it while the node is drained.
     pub(super) file: ArcSwap<File>,
     pub(super) kind: Kind,
     pub(super) path: String,
@@ -35,17 +35,17 @@ pub struct FileDriver {
     memory_alignment: AtomicU32,
     pub(super) refused: Refused,
     pub(super) extents: ExtentCache,
-    /// The errno of a flush that failed: the host has forgotten then what was not written, so that a later
-    /// flush that succeeds would mean nothing, through another descriptor as well. 0: none.
+    /// The errno of the first failed flush, or 0. After a failed flush the host discards the data that it could not
+    /// write, so the success of a later flush would mean nothing, even through another descriptor.
     pub(super) flush_error: AtomicI32,
     pub(super) read_only: AtomicBool,
-    /// What its users may do with it now.
+    /// The current permissions of the users of the node.
     pub(super) permissions: Mutex<Permissions>,
     pub(super) locks: Option<FileLocks>,
     pub(super) prepared: Mutex<Option<Prepared>>,
 }
 
-/// What a driver is made of.
+/// The parts from which a driver is built.
 pub(super) struct Parts {
     pub(super) file: File,
     pub(super) kind: Kind,
@@ -81,8 +81,8 @@ impl FileDriver {
         }
     }
 
-    /// A driver for a file that is open already: a simulated disk, a temporary file. `size` is its size in
-    /// bytes; it has no name and takes no locks.
+    /// A driver for a file that is already open: a simulated disk, or a temporary file. `size` is its size in bytes.
+    /// The file has no name, and the driver takes no locks.
     pub fn from_ring_file(file: File, size: u64) -> Self {
         Self::new(Parts {
             file,
@@ -98,7 +98,7 @@ impl FileDriver {
         })
     }
 
-    /// The same, wanting requests and memory aligned to `alignment` bytes (a power of two).
+    /// The same driver, but it requires requests and memory aligned to `alignment` bytes (a power of two).
     #[must_use]
     pub fn with_alignment(self, alignment: u32) -> Self {
         self.set_alignment(Alignment { request: alignment, memory: alignment });
@@ -110,7 +110,7 @@ impl FileDriver {
         self.memory_alignment.store(alignment.memory, Ordering::Release);
     }
 
-    /// A handle to the file of now.
+    /// A handle to the current file.
     pub(super) fn current(&self) -> File {
         File::clone(&self.file.load())
     }
@@ -123,8 +123,8 @@ impl FileDriver {
         self.sync_host(true).await
     }
 
-    /// Has the host make everything durable. Every call to it goes through here: the host reports data that it could not
-    /// store once, to whoever asks first.
+    /// Makes the host store everything durably. Every such call goes through here, because the host reports a failure
+    /// to store data only once, to the first caller.
     pub(super) async fn sync_host(&self, data_only: bool) -> Result<()> {
         let before = self.flush_error.load(Ordering::Acquire);
         if before != 0 {
@@ -132,14 +132,15 @@ impl FileDriver {
         }
         let Err(error) = self.current().sync(data_only).await else { return Ok(()) };
         let error = Error::from(error);
-        // Without the page cache in between nothing is forgotten.
+        // Without the page cache (direct I/O) the host discards nothing.
         if !self.direct.load(Ordering::Acquire) {
             self.flush_error.store(error.raw_errno(), Ordering::Release);
         }
         Err(error)
     }
 
-    /// Gives the file and then its locks back. What the host could not store is the error of a file that was written.
+    /// Closes the file, then releases its locks. If the file was writable, an error of the host on close is the
+    /// result.
     async fn close_file(&self) -> Result<()> {
         let file = self.file.swap(Arc::new(File::closed()));
         let file = Arc::try_unwrap(file).unwrap_or_else(|shared| File::clone(&shared));
@@ -150,7 +151,7 @@ impl FileDriver {
         self.extents.set_permissions(Permissions::NONE);
         let unlocked = self.locks.as_ref().map_or(Ok(()), |locks| locks.set(Permissions::NONE));
         if let (Err(error), true) = (&closed, self.read_only.load(Ordering::Acquire)) {
-            tracing::warn!(%error, "a file that was only read");
+            tracing::warn!(%error, "cannot close a file that was opened read-only");
             return unlocked;
         }
         closed.and(unlocked)
@@ -321,7 +322,7 @@ impl std::fmt::Debug for FileDriver {
     }
 }
 
-/// The error for a file that was to be a regular file, or a device, and is not.
+/// The error for a file of the wrong type: the driver requires a regular file, or a device.
 pub(super) fn wrong_kind(driver: &str, path: &str, wanted: &str) -> Error {
     Error::from_errno(Errno::INVAL.raw_os_error())
         .reword(format!("'{driver}' driver requires '{path}' to be {wanted}"))

@@ -1,33 +1,33 @@
-//! Data and holes: `SEEK_DATA`/`SEEK_HOLE`, with the extents last seen remembered.
+//! Data and holes: `SEEK_DATA`/`SEEK_HOLE`, with a cache of the last extents found.
 //!
-//! Asking again for every cluster of a big file costs a system call each, on some file systems a slow one, and a trip to
-//! a thread that may block. As a rule only an extent of data is remembered, and only until something is discarded, zeroed
-//! or cut off: calling a hole data is harmless, calling data a hole is not. An answer that was on its way while that
-//! happened is not kept (`generation`).
+//! A lookup for every cluster of a big file costs a system call each, which is slow on some file systems and runs on
+//! a thread that may block. Normally only extents of data are cached, and only until a discard, a zero write or a
+//! truncation: reporting a hole as data is harmless, reporting data as a hole is not. A lookup that was in flight
+//! during such a change is not cached (`generation`).
 //!
-//! While nobody may write to the file (our users do not, and locks keep other processes from it) holes stay holes: then a
-//! whole run of extents is looked up at once and kept.
+//! While nobody may write to the file (this node's users do not, and locks exclude other processes), holes stay
+//! holes. Then a whole run of extents is looked up at once and cached.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use oxblk_core::{Perm, Permissions, Result, Status, StatusFlags};
 use oxblk_ring::{Extent, File};
 
-/// Extents looked up at once in a file that nobody writes to.
+/// Number of extents per lookup in a file that nobody writes to.
 const AHEAD: usize = 64;
 
 #[derive(Default)]
 struct Known {
     generation: u64,
-    /// Whether nobody may write.
+    /// Whether nobody may write to the file.
     constant: bool,
-    /// Where the first of `extents` begins, or a place within it.
+    /// Start of the first of `extents`, or an offset within it.
     start: u64,
-    /// One after the other, without gaps.
+    /// Consecutive extents without gaps.
     extents: Vec<Extent>,
 }
 
-/// The extents last seen.
+/// The last extents found.
 #[derive(Default)]
 pub(super) struct ExtentCache(Mutex<Known>);
 
@@ -36,12 +36,12 @@ impl ExtentCache {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets: something that was data may be none any more.
+    /// Empties the cache, because data may have become a hole.
     pub(super) fn invalidate(&self) {
         self.lock().forget();
     }
 
-    /// Takes note of who may do what to a locked file from now on.
+    /// Records the new permissions on a locked file.
     pub(super) fn set_permissions(&self, permissions: Permissions) {
         let writing = Perm::WRITE | Perm::RESIZE;
         let mut known = self.lock();
@@ -49,7 +49,8 @@ impl ExtentCache {
         known.forget();
     }
 
-    /// The extent at `offset` if it is known; else how many to look for, and the generation to remember them with.
+    /// The cached extent at `offset`; if there is none, the number of extents to look up, and the generation to pass
+    /// to `remember`.
     fn find(&self, offset: u64) -> std::result::Result<Extent, (usize, u64)> {
         let known = self.lock();
         let at = known.extents.partition_point(|extent| extent.end <= offset);
@@ -81,12 +82,13 @@ fn here(offset: u64, len: u64, is_data: bool) -> Status {
     Status { len, flags, host: Some(offset), child: None }
 }
 
-/// Data as far as anybody cares: no question asked of the host.
+/// Reports data without a system call.
 pub(super) fn assume_data(offset: u64, len: u64) -> Status {
     here(offset, len, true)
 }
 
-/// The status of the start of `offset..offset + len`; extents end at multiples of `alignment`, in doubt as data.
+/// The status of the start of `offset..offset + len`. Extents are extended or cut to multiples of `alignment`; a
+/// partial block counts as data.
 pub(super) async fn status(
     file: &File,
     cache: &ExtentCache,
@@ -102,11 +104,11 @@ pub(super) async fn status(
                 cache.remember(offset, extents, generation);
                 first.unwrap_or(Extent { is_data: true, end: offset.saturating_add(len) })
             }
-            // Past the end of a file that was cut off under us: nothing there.
+            // Another process truncated the file, and the offset is past its end: a hole.
             Err(error) if error.raw_os_error() == Some(libc_enxio()) => {
                 return Ok(here(offset, len, false));
             }
-            // Where holes cannot be told, all is data.
+            // If the file system does not report holes, everything is data.
             Err(_) => return Ok(here(offset, len, true)),
         },
     };

@@ -1,4 +1,4 @@
-//! An open descriptor of the host and what is known of it.
+//! An open host descriptor and its properties.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -6,13 +6,13 @@ use oxblk_core::{Error, Result, names, strerror};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-/// What sort of file it is.
+/// The type of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Regular,
     Block,
     Character,
-    /// Not a file of the host: a simulated disk, or one handed in by the embedder.
+    /// Not a host file: a simulated disk, or a file provided by the embedder.
     Given,
 }
 
@@ -21,18 +21,19 @@ pub(super) enum Kind {
 pub(super) struct Access {
     pub(super) read_only: bool,
     pub(super) direct: bool,
-    /// The path leads over no symbolic link.
+    /// Whether the path must not contain a symbolic link.
     pub(super) no_symlinks: bool,
 }
 
-/// A descriptor fresh from the host.
+/// A newly opened host descriptor.
 pub(super) struct Handle {
     pub(super) fd: OwnedFd,
     pub(super) kind: Kind,
 }
 
-/// Opens an existing file. A pipe or a terminal must not make us wait, so it is opened without blocking
-/// and made blocking again (io_uring would give up where it should wait) once its kind is known.
+/// Opens an existing file. Opening a pipe or a terminal must not block, so the file is opened non-blocking. When its
+/// type is known the descriptor is made blocking, because io_uring would otherwise return an error where it should
+/// wait.
 pub(super) fn open(path: &str, access: Access) -> Result<Handle, Errno> {
     let mut flags = OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     flags |= if access.read_only { OFlags::RDONLY } else { OFlags::RDWR };
@@ -45,15 +46,15 @@ pub(super) fn open(path: &str, access: Access) -> Result<Handle, Errno> {
     let flags = rustix::fs::fcntl_getfl(&fd)?;
     rustix::fs::fcntl_setfl(&fd, flags - OFlags::NONBLOCK)?;
     match kind {
-        // The kernel lets some read-only devices be opened for writing and fails the writes.
+        // The kernel allows some read-only devices to be opened for writing and then fails the writes.
         Some(Kind::Block) if !access.read_only && is_read_only(fd.as_fd())? => Err(Errno::ACCESS),
         Some(kind) => Ok(Handle { fd, kind }),
         None => Err(Errno::NOTSUP),
     }
 }
 
-/// Opens a path on which there is no symbolic link. Where the kernel cannot see to that itself, the path of the open file
-/// is compared with the one that was asked for.
+/// Opens a path that must not contain a symbolic link. If the kernel cannot check this itself, the path of the open
+/// file is compared with the requested path.
 fn open_without_links(path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
     let path = names::to_path(path);
     match rustix::fs::openat2(CWD, &*path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
@@ -78,11 +79,11 @@ fn kind_of(fd: BorrowedFd<'_>) -> Result<Option<Kind>, Errno> {
     })
 }
 
-/// What the tools say when a file cannot be opened.
+/// The tools' error for a file that cannot be opened.
 pub(super) fn open_error(path: &str, errno: Errno, direct: bool) -> Error {
     let code = errno.raw_os_error();
     if matches!(errno, Errno::MFILE | Errno::NFILE) {
-        // The limit is what is short, whatever the file.
+        // The limit on open files is the cause, not the file.
         return Error::from_errno(code);
     }
     if direct && errno == Errno::INVAL {
@@ -93,7 +94,7 @@ pub(super) fn open_error(path: &str, errno: Errno, direct: bool) -> Error {
     Error::from_errno(code).reword(format!("Could not open '{path}': {}", strerror(code)))
 }
 
-/// The sectors of a block device, in bytes.
+/// The sector size of a block device in bytes.
 pub(super) fn sector_size(fd: BorrowedFd<'_>) -> Option<u32> {
     rustix::fs::ioctl_blksszget(fd).ok().filter(|size| size.is_power_of_two())
 }
@@ -101,7 +102,7 @@ pub(super) fn sector_size(fd: BorrowedFd<'_>) -> Option<u32> {
 fn is_read_only(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     match std::fs::read_to_string(format!("{}/ro", sysfs(fd)?)) {
         Ok(text) => Ok(text.trim() == "1"),
-        // Without sysfs the device says so when it is written.
+        // Without sysfs, writes report that the device is read-only.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
     }
@@ -113,7 +114,7 @@ fn sysfs(fd: BorrowedFd<'_>) -> Result<String, Errno> {
     Ok(format!("/sys/dev/block/{major}:{minor}"))
 }
 
-/// A number from a block device's queue directory in sysfs; partitions ask their disk.
+/// A number from a block device's queue directory in sysfs; for a partition, from that of its disk.
 pub(super) fn queue_value(fd: BorrowedFd<'_>, name: &str) -> Option<u64> {
     let device = sysfs(fd).ok()?;
     let paths = [format!("{device}/queue/{name}"), format!("{device}/../queue/{name}")];
@@ -126,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_anywhere_on_the_path_is_refused_where_none_may_be() {
+    fn a_symbolic_link_anywhere_on_the_path_is_refused_if_forbidden() {
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path().canonicalize().unwrap();
         std::fs::create_dir(root.join("dir")).unwrap();

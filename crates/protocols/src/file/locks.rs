@@ -1,16 +1,16 @@
-//! Locks by which processes keep out of each other's images.
+//! Locks that prevent processes from using the same image in conflicting ways.
 //!
-//! Each of the four permissions has two lock bytes in the file (nothing is stored there): byte `100 + n` is locked
-//! by whoever takes permission `n`, byte `200 + n` by whoever does not share it. All locks are *shared* locks
-//! of the open file description, so any number of processes may hold each; conflicts are found by asking whether
-//! anybody else holds the opposite byte. That is QEMU's protocol, so a running qemu-img or guest and we exclude
-//! one another.
+//! Each of the four permissions has two lock bytes in the file (nothing is stored there): byte `100 + n` is locked by
+//! a process that takes permission `n`, byte `200 + n` by a process that does not share it. All locks are *shared*
+//! locks of the open file description, so any number of processes may hold each. Conflicts are detected by querying
+//! whether another process holds the opposite byte. This is QEMU's protocol, so running QEMU processes and this
+//! driver exclude one another.
 //!
-//! Locks are taken first and looked for second. Two processes that start at once may both see the other and
-//! both be refused; they can never both go on.
+//! A process first takes its locks, then checks for conflicts. Two processes that start at the same time may both see
+//! the other and both be refused; they can never both succeed.
 //!
-//! The locks live on a descriptor of their own, so that a reopen of the data descriptor does not meet the locks
-//! of the old one.
+//! The locks are held on their own descriptor, so that a reopen of the data descriptor does not conflict with the
+//! locks of the old one.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,7 +24,7 @@ use rustix::io::Errno;
 const TAKEN: u32 = 100;
 const UNSHARED: u32 = 200;
 
-/// What is locked now.
+/// The permissions whose bytes are locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Held {
     taken: Perm,
@@ -52,19 +52,19 @@ pub struct FileLocks {
 }
 
 impl FileLocks {
-    /// No locks yet on the file open as `fd`; `path` is what messages call it. `None` where there are no locks of open file
-    /// descriptions (an old kernel, a file system without them). Anything else that is wrong with them shows when they
-    /// are taken.
+    /// Prepares locking of the file open as `fd`; no lock is taken yet. Messages name the file `path`. Returns `None`
+    /// if locks of open file descriptions are not supported (an old kernel, or a file system without them). Other
+    /// lock errors are reported when locks are taken.
     ///
     /// # Errors
-    /// As the host reports.
+    /// The host's error.
     pub fn new(fd: impl AsFd, path: &str) -> Result<Option<Self>> {
         let fd = fd.as_fd();
         let own_path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let own = match rustix::fs::open(own_path, flags, Mode::empty()) {
             Ok(own) => own,
-            // Without /proc, or where only writing is allowed: the same description serves.
+            // Without /proc, or if the file may only be written, the locks use the same open file description.
             Err(_) => rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(std::io::Error::from)?,
         };
         let probe = uninterrupted(|| is_locked_elsewhere(own.as_fd(), LockRange::byte(TAKEN)));
@@ -74,10 +74,10 @@ impl FileLocks {
         Ok(Some(Self { fd: own, path: path.to_owned(), held: Mutex::new(Held::NOTHING) }))
     }
 
-    /// Makes the locks those of `permissions`.
+    /// Changes the locks to those of `permissions`.
     ///
     /// # Errors
-    /// When another process is in the way; the locks are then those of before.
+    /// If another process holds a conflicting lock; then the previous locks remain.
     pub fn set(&self, permissions: Permissions) -> Result<()> {
         let wanted = Held::of(permissions);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
@@ -103,7 +103,7 @@ impl FileLocks {
         Ok(())
     }
 
-    /// Looks for others that hold the opposite of what is wanted.
+    /// Checks whether another process holds a lock opposite to those wanted.
     fn look(&self, wanted: Held) -> Result<()> {
         for (bit, perm) in bits(wanted.taken) {
             self.look_at(UNSHARED + bit, || format!("Failed to get \"{}\" lock", perm.names()))?;
@@ -123,7 +123,9 @@ impl FileLocks {
         })?;
         if locked {
             let hint = format!("Is another process using the image [{}]?", self.path);
-            return Err(Error::new(ErrorKind::Busy, message()).errno(11).with_hint(hint));
+            return Err(Error::new(ErrorKind::Busy, message())
+                .errno(Errno::AGAIN.raw_os_error())
+                .with_hint(hint));
         }
         Ok(())
     }
@@ -134,22 +136,22 @@ impl FileLocks {
                 let byte = base + bit;
                 if let Err(error) = uninterrupted(|| unlock(self.fd.as_fd(), LockRange::byte(byte)))
                 {
-                    // Others are kept out for longer than need be, at most until the file is closed.
-                    tracing::warn!(path = self.path, byte, %error, "cannot give a lock back");
+                    // Other processes are excluded longer than necessary, at most until the file is closed.
+                    tracing::warn!(path = self.path, byte, %error, "cannot release a lock");
                 }
             }
         }
     }
 }
 
-/// Whether `error` says that there are no locks of open file descriptions here.
+/// Whether `error` means that locks of open file descriptions are not supported.
 fn do_not_exist(error: &io::Error) -> bool {
     let errnos = [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP];
     errnos.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Makes a call again when a signal has interrupted it, which network file systems let happen. Not for ever: a host that
-/// never completes it is reported.
+/// Repeats a call that a signal interrupts, which happens on network file systems. The number of attempts is limited;
+/// after the last one the error is reported.
 fn uninterrupted<T>(call: impl Fn() -> io::Result<T>) -> io::Result<T> {
     const ATTEMPTS: u32 = 100;
     let mut attempt = 1;
@@ -183,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_that_shares_no_writing_keeps_writers_out_and_lets_readers_in() {
+    fn a_writer_that_does_not_share_writing_excludes_writers_and_admits_readers() {
         let (_file, first, second) = pair();
         let read = Perm::CONSISTENT_READ;
         first.set(permissions(read | Perm::WRITE, read)).unwrap();
@@ -194,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_shares_no_writing_is_refused_while_there_is_a_writer() {
+    fn a_reader_that_does_not_share_writing_is_refused_while_a_writer_exists() {
         let (_file, first, second) = pair();
         first.set(permissions(Perm::WRITE, Perm::all())).unwrap();
         let reader = permissions(Perm::CONSISTENT_READ, Perm::CONSISTENT_READ);
@@ -206,21 +208,21 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_leaves_the_locks_of_before() {
+    fn a_refused_change_keeps_the_previous_locks() {
         let (_file, first, second) = pair();
         let read = Perm::CONSISTENT_READ;
         second.set(permissions(read, Perm::all())).unwrap();
         first.set(permissions(read, read)).unwrap();
         second.set(permissions(read | Perm::RESIZE, Perm::all())).unwrap_err();
-        // Had the resize lock stayed, the first could not change what it shares.
+        // If the resize lock had remained, the first process could not change what it shares.
         first.set(permissions(read | Perm::WRITE, read)).unwrap();
-        // And the read lock of before is still there.
+        // The previous read lock is still held.
         let error = first.set(permissions(Perm::WRITE, Perm::empty())).unwrap_err();
         assert_eq!(error.to_string(), "Failed to get shared \"consistent read\" lock");
     }
 
     #[test]
-    fn closing_gives_all_locks_back() {
+    fn closing_releases_all_locks() {
         let (_file, first, second) = pair();
         first.set(permissions(Perm::WRITE, Perm::empty())).unwrap();
         drop(first);
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_is_always_interrupted_is_given_up_and_reported() {
+    fn a_call_that_is_always_interrupted_ends_with_an_error() {
         let calls = std::cell::Cell::new(0);
         let call = |until: u32| {
             calls.set(calls.get() + 1);
@@ -240,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_host_without_locks_turns_locking_off() {
+    fn only_a_host_without_lock_support_disables_locking() {
         for errno in [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP] {
             assert!(do_not_exist(&errno.into()), "{errno}");
         }

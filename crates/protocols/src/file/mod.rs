@@ -1,22 +1,22 @@
 //! The `file` and `host_device` drivers: files and block devices of the host.
 //!
-//! | file | what |
+//! | file | concern |
 //! |---|---|
 //! | `options` | option struct, file name prefixes |
-//! | `open` | the two factories: opening, what sort of file it may be, read-only fallback |
-//! | `handle` | an open descriptor and what is known of it |
-//! | `locks` | keeping other processes out |
-//! | `align` | which alignment `O_DIRECT` wants |
+//! | `open` | the two factories: opening, accepted file types, read-only fallback |
+//! | `handle` | an open descriptor and its properties |
+//! | `locks` | excluding other processes |
+//! | `align` | the alignment that `O_DIRECT` requires |
 //! | `driver` | [`FileDriver`]: requests |
-//! | `zero` | zeroing and discarding, and remembering what the host cannot do |
+//! | `zero` | zeroing and discarding; records which operations the host does not support |
 //! | `extents` | data and holes |
 //! | `resize`, `create` | size, preallocation, new files |
 //! | `copy` | copy offload |
-//! | `reopen` | the same node with another descriptor |
+//! | `reopen` | replacing the descriptor of a node |
 //!
-//! Reads and writes inside the file never come here: [`FileDriver`] answers `map` with "in the host file, at the
-//! same offset" and core submits the operation itself. What comes here is the rest: growth, zeroes,
-//! discards, status, flushes.
+//! Reads and writes inside the file do not go through this driver: [`FileDriver`] answers `map` with "in the host
+//! file, at the same offset", and core submits the operation itself. The driver executes all other requests: growth,
+//! zero writes, discards, status, flushes.
 
 mod align;
 mod copy;

@@ -28,7 +28,7 @@ pub struct FileFactory {
 }
 
 impl FileFactory {
-    /// The path that a file name stands for: without this driver's prefix.
+    /// The path in a file name: the name without this driver's prefix.
     pub(super) fn path_of<'n>(&self, filename: &'n str) -> &'n str {
         let rest = filename.strip_prefix(self.name).and_then(|rest| rest.strip_prefix(':'));
         rest.unwrap_or(filename)
@@ -52,9 +52,10 @@ impl FileFactory {
     }
 
     async fn open_file(&self, context: &mut OpenContext) -> Result<FileDriver> {
-        let options: FileOptions = context.options.extract()?;
-        let path = options.filename.clone().unwrap_or_default();
+        // A value that is not text names no file.
+        let path = context.options.get_str("filename").unwrap_or_default().to_owned();
         self.check_named(&path)?;
+        let options: FileOptions = context.options.extract()?;
         let locking = options.locking()?;
         let aio = options.aio(context.flags.direct, context.flags.aio)?;
         options.refuse_pr_manager()?;
@@ -110,9 +111,14 @@ fn make_locks(handle: &Handle, path: &str, locking: Locking) -> Result<Option<Fi
     let locks = FileLocks::new(&handle.fd, path)?;
     if locks.is_none() {
         if locking == Locking::On {
-            return Err(Error::unsupported(format!("'{path}' cannot be locked here")));
+            return Err(Error::unsupported(format!(
+                "'{path}' cannot be locked: its file system or the kernel has no open file description locks"
+            )));
         }
-        tracing::warn!(path, "other programs are not kept out: the file cannot be locked here");
+        tracing::warn!(
+            path,
+            "the file is not locked against other programs: its file system or the kernel has no open file description locks"
+        );
     }
     Ok(locks)
 }
@@ -142,7 +148,7 @@ impl DriverFactory for FileFactory {
         let path = self.path_of(filename);
         let first = path.split('/').next().unwrap_or_default();
         if path != filename && first.contains(':') {
-            // Without its prefix, the path must not look as if it had one.
+            // A path without prefix must not look as if it had one.
             options.insert("filename", format!("./{path}"));
         } else {
             options.insert("filename", path);

@@ -14,32 +14,33 @@ pub struct FileOptions {
     pub locking: Option<String>,
     /// `threads`, `native` or `io_uring`.
     pub aio: Option<String>,
-    /// Most requests handed to the kernel at once; the engine batches by itself, so this is only checked.
+    /// Maximum number of requests submitted to the kernel at once. The engine batches by itself, so the value is only
+    /// checked.
     pub aio_max_batch: Option<u64>,
-    /// Object that helps with persistent reservations: not available.
+    /// Object that manages persistent reservations: not available.
     pub pr_manager: Option<String>,
-    /// Drop the page cache when a migration hands the image over.
+    /// Drop the page cache when a migration transfers the image to another host.
     pub drop_cache: Option<bool>,
-    /// Debugging aid of the above; accepted and without effect.
+    /// Debugging aid for `drop_cache`; accepted and without effect.
     pub x_check_cache_dropped: Option<bool>,
 }
 
-/// Whether other processes are kept out.
+/// Whether other processes are excluded by locks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Locking {
-    /// If the file system can lock.
+    /// If the host supports locks on the file.
     #[default]
     Auto,
-    /// Always; opening fails where that is impossible.
+    /// Always; opening fails if the host does not support it.
     On,
     /// Never.
     Off,
 }
 
-/// How I/O is carried out, as the option says.
+/// The `aio` option.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AioOption {
-    /// Nothing said: io_uring where it can be had, which is always the fastest here.
+    /// No option given: io_uring if it is available, which is always the fastest here.
     #[default]
     Default,
     /// Blocking calls on worker threads.
@@ -51,7 +52,7 @@ pub enum AioOption {
 }
 
 impl AioOption {
-    /// The engine's name for it.
+    /// The engine's value for it.
     pub fn engine(self) -> Aio {
         match self {
             Self::Default | Self::IoUring => Aio::IoUring,
@@ -65,7 +66,7 @@ impl FileOptions {
     /// The `locking` option.
     ///
     /// # Errors
-    /// When it is none of the three words.
+    /// If it is none of the three words.
     pub fn locking(&self) -> Result<Locking> {
         match self.locking.as_deref() {
             None | Some("auto") => Ok(Locking::Auto),
@@ -75,10 +76,10 @@ impl FileOptions {
         }
     }
 
-    /// The `aio` option, or else what the opener prefers, checked against the cache mode.
+    /// The `aio` option, or the opener's preference if there is none, checked against the cache mode.
     ///
     /// # Errors
-    /// When it is none of the three words, or `native` without `cache.direct=on`.
+    /// If it is none of the three words, or `native` without `cache.direct=on`.
     pub fn aio(&self, direct: bool, preferred: Option<Aio>) -> Result<AioOption> {
         let wanted = match (self.aio.as_deref(), preferred) {
             (None, None) => AioOption::Default,
@@ -95,10 +96,10 @@ impl FileOptions {
         Ok(wanted)
     }
 
-    /// Refuses a persistent reservation manager: there is none to be had.
+    /// Refuses a persistent reservation manager: there is none.
     ///
     /// # Errors
-    /// When one was named.
+    /// If one was named.
     pub fn refuse_pr_manager(&self) -> Result<()> {
         match &self.pr_manager {
             None => Ok(()),

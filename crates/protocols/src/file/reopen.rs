@@ -1,7 +1,7 @@
-//! Reopen: the same node over a fresh descriptor, read-only or not, with or without the page cache.
+//! Reopen: replaces the descriptor of a node, with or without write access, with or without the page cache.
 //!
-//! `prepare` opens the new descriptor and finds out all about it, `commit` swaps it in. The locks stay on their own
-//! descriptor throughout; whether writing is allowed is for the permissions of the graph to say.
+//! `prepare` opens the new descriptor and examines it, `commit` makes it the current one. The locks stay on their own
+//! descriptor throughout; the permissions of the graph decide whether writing is allowed.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -17,9 +17,9 @@ use super::driver::SharedFile;
 use super::handle::{self, Access, Kind};
 use super::options::{FileOptions, Locking};
 
-/// A reopen that waits for commit or abort.
+/// A prepared reopen that waits for commit or abort.
 pub(super) struct Prepared {
-    /// `None`: the same file stays (it was handed in).
+    /// `None`: the same file remains (the embedder provided it).
     file: Option<SharedFile>,
     alignment: Alignment,
     read_only: bool,
@@ -56,8 +56,8 @@ impl FileDriver {
         Ok(Prepared { file: Some(Arc::new(file)), alignment, read_only, direct, no_flush })
     }
 
-    /// Learns what a close of the present descriptor would report while the reopen can still fail. Afterwards it has
-    /// nothing left to store.
+    /// Makes the host report errors that a close of the current descriptor would report, while the reopen can still
+    /// fail. Afterwards the descriptor has no data left to store.
     async fn settle_descriptor(&self) -> Result<()> {
         if self.read_only.load(Ordering::Acquire) {
             return Ok(());
@@ -66,7 +66,7 @@ impl FileDriver {
         closed.map_err(|e| Error::from(e).prefix(format!("Could not close '{}'", self.path)))
     }
 
-    /// The options that a reopen may name; those that cannot change must be as they are.
+    /// Checks the options of a reopen; options that cannot change must have their current values.
     fn check_unchanged(&self, mut options: Options) -> Result<FileOptions> {
         let own: FileOptions = options.extract()?;
         if let Some(key) = options.keys().next() {

@@ -1,8 +1,7 @@
-//! Change of size, with or without preallocation.
+//! Changes the size, with or without preallocation.
 //!
-//! Space that is added reads as zeroes by the nature of files. A preallocation that fails half-way puts the old size
-//! back. Devices have the size that they have: anything up to it is accepted, so that formats can be
-//! created on them.
+//! Added space reads as zeroes, because files behave so. If a preallocation fails half-way, the old size is restored.
+//! Devices have a fixed size: any size up to it is accepted, so that formats can be created on them.
 
 use std::sync::atomic::Ordering;
 
@@ -54,7 +53,7 @@ fn check_device(current: u64, size: u64, preallocation: Preallocation) -> Result
     Ok(())
 }
 
-/// Gives a regular file the size `size`. What was written for it is not durable yet.
+/// Sets the size of a regular file. The written data is not durable yet.
 pub(super) async fn set_size(file: &File, size: u64, preallocation: Preallocation) -> Result<()> {
     let current = file.len().await.map_err(|e| Error::from(e).prefix("Could not get file size"))?;
     if size < current && preallocation != Preallocation::Off {
@@ -69,9 +68,9 @@ pub(super) async fn set_size(file: &File, size: u64, preallocation: Preallocatio
         }
     };
     if outcome.is_err() {
-        // The first failure is the one to report.
+        // The first failure is the one that is reported.
         if let Err(error) = file.set_len(current).await {
-            tracing::warn!(%error, "cannot put the size of a file back");
+            tracing::warn!(%error, "cannot restore the size of a file");
         }
     }
     outcome
@@ -81,7 +80,7 @@ async fn truncate(file: &File, current: u64, size: u64) -> Result<()> {
     let failed = |error| Error::from(error).prefix("Could not resize file");
     file.set_len(size).await.map_err(failed)?;
     if current == 0 && size > 0 {
-        // One block is allocated, so that the alignment of direct I/O can be found out by reading it.
+        // One block is allocated, so that a read of it can detect the alignment of direct I/O.
         let len = usize::try_from(size.min(FIRST_BLOCK)).unwrap_or(1);
         let _ = file.write_all_at(IoBuf::zeroes(len), 0, false).await;
     }
@@ -94,7 +93,7 @@ async fn reserve(file: &File, current: u64, size: u64) -> Result<()> {
     }
     match file.fallocate(Falloc::Allocate, current, size - current).await {
         Ok(()) => Ok(()),
-        // What the C library does where the file system has no way: write.
+        // If the file system cannot allocate, write zeroes, as the C library does.
         Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => {
             write_zeroes(file, current, size).await
         }
@@ -112,7 +111,7 @@ async fn fill(file: &File, current: u64, size: u64) -> Result<()> {
 async fn write_zeroes(file: &File, mut at: u64, end: u64) -> std::io::Result<()> {
     let zeroes = IoBuf::zeroes(usize::try_from(ZERO_STEP).unwrap_or(4096));
     while at < end {
-        // Steps end at their own multiples, so that direct I/O sees whole blocks.
+        // Each step ends at a multiple of its size, so that direct I/O gets whole blocks.
         let step = (ZERO_STEP - at % ZERO_STEP).min(end - at);
         let piece = zeroes.slice(..usize::try_from(step).unwrap_or(zeroes.len()));
         file.write_all_at(piece, at, false).await?;

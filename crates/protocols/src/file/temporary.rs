@@ -1,5 +1,5 @@
-//! Temporary files: without a name where the file system can, so that nobody else can open or replace them
-//! and nothing is left behind.
+//! Temporary files. If the file system allows it, they have no name, so that nobody else can open or replace them and
+//! no file remains after a crash.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,10 +11,10 @@ use rustix::io::Errno;
 
 const ATTEMPTS: u32 = 64;
 
-/// An empty file for reading and writing in `$TMPDIR`, or in `/var/tmp`, which is meant for large files.
+/// Creates an empty file for reading and writing in `$TMPDIR`, or in `/var/tmp`, which is intended for large files.
 ///
 /// # Errors
-/// As the file system reports.
+/// The file system's error.
 pub fn temporary() -> Result<OwnedFd> {
     let dir = std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty());
     let dir = dir.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
@@ -46,7 +46,7 @@ fn temporary_in(dir: &Path) -> Result<OwnedFd, Errno> {
     Err(Errno::EXIST)
 }
 
-/// Something that two attempts hardly share. `O_EXCL` is what keeps strangers out, not this.
+/// A number that two attempts are unlikely to share. Safety comes from `O_EXCL`, not from this number.
 fn random(attempt: u32) -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one((attempt, io::stdin as fn() -> io::Stdin as usize))

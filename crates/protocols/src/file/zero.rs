@@ -1,7 +1,7 @@
-//! Zeroing and discarding by the host, and remembering what it cannot do.
+//! Zeroing and discarding by the host; records which operations the host does not support.
 //!
-//! For each way there is a memory: once the file system has said that it does not have it, it is not asked again.
-//! Only "not supported" counts; that one range was refused (alignment, a quota) says nothing of the next.
+//! Each operation has a flag: once the file system has reported it as unsupported, it is not tried again. Only "not
+//! supported" counts: an error for one range (alignment, a quota) does not apply to the next range.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::handle::Kind;
 
-/// What the host has not yet refused.
+/// The operations that the host has reported as unsupported.
 #[derive(Default)]
 pub(super) struct Refused {
     zero_range: AtomicBool,
@@ -30,26 +30,28 @@ fn unsupported() -> Error {
 }
 
 impl Refused {
-    /// Calls the host unless it has refused this before; `None` if it does (or has).
+    /// Calls the host unless it does not support the operation. Returns `None` if it does not, or if it refuses this
+    /// range.
     async fn attempt(
-        memory: &AtomicBool,
+        refused: &AtomicBool,
         call: impl Future<Output = io::Result<()>>,
     ) -> Option<io::Result<()>> {
-        if memory.load(Relaxed) {
+        if refused.load(Relaxed) {
             return None;
         }
         match call.await {
             Err(error) if is_unsupported(&error) => {
-                memory.store(true, Relaxed);
+                refused.store(true, Relaxed);
                 None
             }
-            // This range cannot be done this way (unaligned on a block device, say); another may.
+            // The operation does not work for this range (for example unaligned on a block device); it may work for
+            // another.
             Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => None,
             outcome => Some(outcome),
         }
     }
 
-    /// Makes a range read as zeroes; with `unmap` rather as a hole.
+    /// Makes a range read as zeroes; with `unmap` preferably as a hole.
     pub(super) async fn zero(
         &self,
         file: &File,
@@ -59,7 +61,7 @@ impl Refused {
         grows: bool,
     ) -> Result<()> {
         let (offset, len) = range;
-        // Holes cannot be punched beyond the end.
+        // Holes cannot be punched beyond the end of the file.
         if unmap && !grows {
             let punch = file.fallocate(Falloc::PunchHole, offset, len);
             if let Some(outcome) = Self::attempt(&self.punch_hole, punch).await {
@@ -77,14 +79,14 @@ impl Refused {
         self.punch_and_allocate(file, offset, len).await
     }
 
-    /// What `zero range` does, in two steps, for file systems that only have these.
+    /// The effect of `zero range` in two steps, for file systems that support only these.
     async fn punch_and_allocate(&self, file: &File, offset: u64, len: u64) -> Result<()> {
         let punch = file.fallocate(Falloc::PunchHole, offset, len);
         match Self::attempt(&self.punch_hole, punch).await {
             None => Err(unsupported()),
             Some(Err(error)) => Err(error.into()),
             Some(Ok(())) => {
-                // The hole reads as zeroes already; failing to reserve its space is no failure.
+                // The hole already reads as zeroes, so failing to reserve its space is not an error.
                 let reserve = file.fallocate(Falloc::AllocateKeepSize, offset, len).await;
                 match reserve {
                     Err(error) if error.raw_os_error() == Some(Errno::NOSPC.raw_os_error()) => {
@@ -96,7 +98,7 @@ impl Refused {
         }
     }
 
-    /// Gives a range back to the host.
+    /// Frees a range on the host.
     pub(super) async fn discard(
         &self,
         file: &File,

@@ -1,4 +1,4 @@
-//! A graph of this crate's drivers only, and files to open with it.
+//! A graph with this crate's drivers only, and files to open in it.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ pub fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// Opens the node that `options` (dotted keys) describe and makes it a backend that reads, writes and resizes.
+/// Opens the node described by `options` (dotted keys), with a backend that reads, writes and resizes.
 pub async fn open_with(graph: &Graph, options: &str, flags: OpenFlags) -> Result<Backend> {
     let node = graph.open(Options::from_dotted(options, None)?, flags).await?;
     let mut taken = Perm::CONSISTENT_READ;
@@ -32,7 +32,7 @@ pub async fn open(options: &str) -> Result<Backend> {
     open_with(&graph(), options, OpenFlags { unmap: true, ..OpenFlags::default() }).await
 }
 
-/// An existing file of `bytes`, opened with `options` beside its name.
+/// Opens an existing file of `bytes` bytes with `options` in addition to its name.
 pub async fn open_file(path: &Path, options: &str) -> Result<Backend> {
     let name = text(path).replace(',', ",,");
     open(&format!("driver=file,filename={name}{options}")).await

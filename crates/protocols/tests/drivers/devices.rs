@@ -1,13 +1,12 @@
-//! `host_device` on a loop device, where the kernel has them and the test may make one.
+//! `host_device` on a loop device, if the kernel has loop devices and the test may create one.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::common::{error, graph, open, pattern, read, write};
-use oxblk_core::{OpenFlags, Options, Preallocation, ZeroFlags};
+use oxblk_core::{Errno, OpenFlags, Options, Preallocation, ZeroFlags};
 use oxblk_ring::block_on;
 
-const ENOSPC: i32 = 28;
 const MIB: u64 = 1 << 20;
 
 struct Loop {
@@ -16,7 +15,7 @@ struct Loop {
 }
 
 impl Loop {
-    /// `None`, said aloud, where there are no loop devices to be had.
+    /// `None`, with a message, if no loop device can be created.
     fn new(size: u64, read_only: bool) -> Option<Self> {
         if !Path::new("/dev/loop-control").exists() {
             eprintln!("skipped: this kernel has no loop devices");
@@ -78,7 +77,7 @@ fn a_block_device_keeps_its_size() {
         let disk = open(&device.options()).await.unwrap();
         let root = disk.root().unwrap();
         let beyond = root.write(4 * MIB, vec![1; 512].into(), oxblk_core::WriteFlags::empty());
-        assert_eq!(beyond.await.unwrap_err().raw_errno(), ENOSPC);
+        assert_eq!(beyond.await.unwrap_err().raw_errno(), Errno::NOSPC);
         assert_eq!(
             error(disk.resize(5 * MIB, Preallocation::Off).await),
             "Cannot grow device files"

@@ -76,7 +76,7 @@ fn zeroes_and_discards_make_holes_and_block_status_sees_them() {
 }
 
 #[test]
-fn holes_are_remembered_only_while_nobody_may_write() {
+fn holes_are_cached_only_while_nobody_may_write() {
     const EXTENT: u64 = 65536;
     let file = file_of(200 * EXTENT);
     for index in (0..200).filter(|index| index % 2 == 0) {
@@ -100,7 +100,7 @@ fn holes_are_remembered_only_while_nobody_may_write() {
             shared: Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED,
         };
         let reader = Backend::new(&graph, "", Arc::clone(&node), read_only).unwrap();
-        // Forwards through what is looked up ahead, then backwards.
+        // Forwards, which uses the cached lookups, then backwards.
         for index in (0..200).chain((0..200).rev()) {
             assert_eq!(hole_at(&reader, index * EXTENT).await, index % 2 == 1, "{index}");
         }
@@ -150,7 +150,7 @@ fn a_file_grows_by_writing_and_by_resizing() {
 }
 
 #[test]
-fn what_cannot_be_opened_is_told_in_the_tools_words() {
+fn open_failures_are_reported_with_the_messages_of_qemus_tools() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| text(&dir.path().join(name));
     Command::new("mkfifo").arg(path("fifo")).status().unwrap();
@@ -215,8 +215,8 @@ fn what_cannot_be_opened_is_told_in_the_tools_words() {
 }
 
 #[test]
-fn a_file_that_cannot_be_written_becomes_read_only_only_where_that_is_allowed() {
-    // An attribute of the kernel: its size is told as one page, and even root may not write it.
+fn a_file_that_cannot_be_written_becomes_read_only_only_if_allowed() {
+    // A kernel attribute file: it reports a size of one page, and even root may not write it.
     let path = "/sys/devices/system/cpu/possible";
     block_on(async {
         let refused = open(&format!("driver=file,locking=off,filename={path}")).await;
@@ -230,7 +230,7 @@ fn a_file_that_cannot_be_written_becomes_read_only_only_where_that_is_allowed() 
 }
 
 #[test]
-fn odd_names_are_names() {
+fn unusual_file_names_are_accepted() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
         let long = "n".repeat(255);
@@ -258,7 +258,7 @@ fn odd_names_are_names() {
 }
 
 #[test]
-fn creating_makes_a_file_of_the_size_and_preallocation_asked_for() {
+fn create_makes_a_file_of_the_requested_size_and_preallocation() {
     let dir = tempfile::tempdir().unwrap();
     let create = async |name: &str, options: &str| {
         let options = Options::from_dotted(options, None).unwrap();
@@ -282,7 +282,7 @@ fn creating_makes_a_file_of_the_size_and_preallocation_asked_for() {
         let nowhere = create("no/where", "size=1M").await;
         let path = text(&dir.path().join("no/where"));
         assert_eq!(error(nowhere), format!("Could not create '{path}': No such file or directory"));
-        // An existing file is taken over and emptied.
+        // An existing file is truncated and reused.
         std::fs::write(dir.path().join("old"), [7; 5000]).unwrap();
         create("old", "size=4096").await.unwrap();
     });
@@ -296,7 +296,7 @@ fn creating_makes_a_file_of_the_size_and_preallocation_asked_for() {
 }
 
 #[test]
-fn copies_between_files_need_no_buffer_of_ours() {
+fn copies_between_files_are_done_by_the_kernel() {
     let (from, to) = (file_of(0), file_of(MIB));
     std::fs::write(from.path(), pattern(1 << 20, 3)).unwrap();
     block_on(async {
@@ -304,7 +304,7 @@ fn copies_between_files_need_no_buffer_of_ours() {
         let target = open_file(to.path(), "").await.unwrap();
         match source.copy_to(4096, &target, 8192, 65536).await {
             Ok(()) => assert_eq!(read(&target, 8192, 65536).await, pattern(69632, 3)[4096..]),
-            // The file system of the tests may not have it; that must be told apart from failure.
+            // The file system of the tests may not support it; this must not look like a failure.
             Err(error) => assert_eq!(error.kind(), ErrorKind::Unsupported),
         }
         source.close().await.unwrap();
@@ -313,7 +313,7 @@ fn copies_between_files_need_no_buffer_of_ours() {
 }
 
 #[test]
-fn flushing_a_disk_that_asks_for_none_is_free_and_works() {
+fn a_flush_succeeds_with_cache_no_flush() {
     let file = file_of(4096);
     block_on(async {
         let disk = open_file(file.path(), ",cache.no-flush=on").await.unwrap();
@@ -324,7 +324,7 @@ fn flushing_a_disk_that_asks_for_none_is_free_and_works() {
 }
 
 #[test]
-fn null_disks_read_zeroes_if_asked_to_and_swallow_everything() {
+fn null_disks_read_zeroes_if_requested_and_discard_writes() {
     block_on(async {
         let disk = open("driver=null-co,size=1M,read-zeroes=on").await.unwrap();
         write(&disk, 4096, &[1; 4096]).await;

@@ -1,4 +1,4 @@
-//! Locks against the installed tools, both ways.
+//! Locks against the installed QEMU tools, in both directions.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -8,7 +8,7 @@ use crate::common::{error, graph, open_file, text};
 use oxblk_core::{Backend, OpenFlags, Options, Perm, Permissions};
 use oxblk_ring::block_on;
 
-/// A qemu-io that has an image open until dropped.
+/// A qemu-io process that keeps an image open until dropped.
 struct Holder(Child);
 
 impl Holder {
@@ -20,7 +20,7 @@ impl Holder {
             .stdout(Stdio::piped())
             .spawn()
             .expect("qemu-io is installed");
-        // It answers the first command only when the image is open.
+        // It answers the first command only after the image is open.
         child.stdin.as_mut().unwrap().write_all(b"length\n").unwrap();
         let mut answer = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut answer).unwrap();
@@ -48,7 +48,7 @@ fn qcow2(dir: &Path) -> std::path::PathBuf {
     path
 }
 
-/// Uses the file as a format driver uses it: writing, and sharing neither writing nor resizing.
+/// Opens the file as a format driver does: it writes, and it shares neither writing nor resizing.
 async fn open_as_format(path: &Path) -> oxblk_core::Result<Backend> {
     let options = format!("driver=file,filename={}", text(path));
     let graph = graph();
@@ -71,7 +71,7 @@ fn qemu_io(args: &[&str], path: &Path) -> (bool, String) {
 }
 
 #[test]
-fn an_image_that_qemu_has_open_for_writing_is_refused_and_free_again_when_it_ends() {
+fn an_image_that_qemu_has_open_for_writing_is_refused_until_qemu_ends() {
     let dir = tempfile::tempdir().unwrap();
     let path = qcow2(dir.path());
     let holder = Holder::new(&["-f", "qcow2"], &path);
@@ -85,7 +85,7 @@ fn an_image_that_qemu_has_open_for_writing_is_refused_and_free_again_when_it_end
             .create_image(&text(&path), "file", &Options::from_dotted("size=0", None).unwrap())
             .await;
         assert_eq!(error(create), "Failed to get \"write\" lock");
-        // Reading while nothing is asked of others is fine, and so is ignoring the locks.
+        // Reading works if it demands nothing of other users, and so does ignoring the locks.
         let options = ",read-only=on";
         open_file(&path, options).await.unwrap().close().await.unwrap();
         open_file(&path, ",locking=off").await.unwrap().close().await.unwrap();
@@ -95,7 +95,7 @@ fn an_image_that_qemu_has_open_for_writing_is_refused_and_free_again_when_it_end
 }
 
 #[test]
-fn an_image_that_we_have_open_for_writing_is_refused_to_qemu_until_it_is_closed() {
+fn qemu_is_refused_an_image_open_for_writing_here_until_it_is_closed() {
     let dir = tempfile::tempdir().unwrap();
     let path = qcow2(dir.path());
     block_on(async {
@@ -129,7 +129,7 @@ fn readers_on_both_sides_share_an_image() {
 }
 
 #[test]
-fn locking_off_keeps_nobody_out() {
+fn locking_off_excludes_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let path = qcow2(dir.path());
     block_on(async {

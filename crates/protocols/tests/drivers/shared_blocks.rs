@@ -1,4 +1,4 @@
-//! Several threads write parts of the same blocks of a file that wants aligned requests.
+//! Several threads write parts of the same blocks of a file that requires aligned requests.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -14,7 +14,7 @@ const BLOCK: u64 = 4096;
 const PART: u64 = BLOCK / THREADS;
 const BLOCKS: u64 = 60;
 
-/// The process's I/O threads: there is a limit on how many it may start.
+/// The process's I/O threads, shared by the tests because their number is limited.
 fn threads() -> &'static [IoThread] {
     static STARTED: OnceLock<Vec<IoThread>> = OnceLock::new();
     STARTED.get_or_init(|| {
@@ -23,7 +23,7 @@ fn threads() -> &'static [IoThread] {
     })
 }
 
-/// An edge to a new, empty file that wants blocks.
+/// An edge to a new, empty file that requires whole blocks.
 async fn empty_file() -> (Graph, Arc<Edge>) {
     let graph = graph();
     let file = File::from_fd(OwnedFd::from(tempfile::tempfile().unwrap()), Aio::default());
@@ -43,7 +43,7 @@ fn part_of(edge: Arc<Edge>, offset: u64, value: u8) -> oxblk_core::BoxFuture<'st
     })
 }
 
-/// Every thread changes its part of each of `BLOCKS` new blocks, all of them at about the same time.
+/// Every thread changes its part of each of `BLOCKS` new blocks, all threads at about the same time.
 fn write_in_step(edge: &Arc<Edge>, change: Change) {
     let turn = Arc::new(AtomicU64::new(0));
     let writers: Vec<_> = threads()
@@ -78,7 +78,7 @@ async fn parts(edge: &Edge, block: u64) -> Vec<u8> {
 }
 
 #[test]
-fn parts_of_a_block_beyond_the_end_keep_each_other() {
+fn concurrent_writes_of_parts_of_a_new_block_preserve_one_another() {
     let (graph, edge) = block_on(empty_file());
     write_in_step(&edge, part_of);
     block_on(async move {
@@ -90,9 +90,9 @@ fn parts_of_a_block_beyond_the_end_keep_each_other() {
 }
 
 #[test]
-fn whole_blocks_beyond_the_end_and_parts_of_them_keep_each_other() {
-    // The first thread writes its block as a whole, before or after the others' parts of it; whatever comes first, the
-    // last writer of a part wins.
+fn concurrent_writes_of_whole_new_blocks_and_of_parts_preserve_one_another() {
+    // The first thread writes each block as a whole, before or after the other threads write their parts. Whatever
+    // the order, the last writer of a part wins.
     let (graph, edge) = block_on(empty_file());
     write_in_step(&edge, |edge, offset, value| {
         if value != 1 {
@@ -114,8 +114,8 @@ fn whole_blocks_beyond_the_end_and_parts_of_them_keep_each_other() {
 }
 
 #[test]
-fn copies_inside_the_host_and_parts_of_their_blocks_keep_each_other() {
-    /// What is copied from.
+fn copy_offload_and_concurrent_writes_of_parts_preserve_one_another() {
+    /// The source of the copies.
     static ONES: OnceLock<Arc<Edge>> = OnceLock::new();
     let (graph, edge) = block_on(empty_file());
     let (sources, ones) = block_on(empty_file());
@@ -131,7 +131,7 @@ fn copies_inside_the_host_and_parts_of_their_blocks_keep_each_other() {
         Box::pin(async move {
             let ones = ONES.get().unwrap();
             if let Err(error) = ones.copy_to(0, &edge, offset, BLOCK).await {
-                // Also where a part is written just now.
+                // Also if another thread is writing a part of the block.
                 assert_eq!(error.kind(), ErrorKind::Unsupported);
                 edge.write(offset, vec![1; 4096].into(), WriteFlags::empty()).await.unwrap();
             }

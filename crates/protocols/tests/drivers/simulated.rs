@@ -1,15 +1,15 @@
-//! The `file` driver on a simulated disk that fails.
+//! The `file` driver on a simulated disk with faults.
 
 use std::sync::Arc;
 
 use crate::common::{error, graph, pattern, read, write};
-use oxblk_core::{Backend, OpenFlags, Options, Perm, Permissions, StatusFlags, Want, ZeroFlags};
+use oxblk_core::{
+    Backend, Errno, OpenFlags, Options, Perm, Permissions, StatusFlags, Want, ZeroFlags,
+};
 use oxblk_protocols::file::{FILE, FileDriver};
 use oxblk_ring::{File, sim};
 use sim::{FailRule, FaultOp, Faults};
 
-const EIO: i32 = 5;
-const EOPNOTSUPP: i32 = 95;
 const SIZE: u64 = 1 << 20;
 
 fn backend(disk: &sim::Disk, alignment: u32) -> Backend {
@@ -43,7 +43,7 @@ fn short_transfers_in_any_order_move_every_byte() {
 }
 
 #[test]
-fn an_aligned_write_that_is_cut_short_is_completed() {
+fn a_short_aligned_write_is_completed() {
     for seed in 0..20 {
         let disk = sim::Disk::new(seed, SIZE);
         disk.set_faults(Faults { short_writes: 0.9, ..Faults::default() });
@@ -64,28 +64,30 @@ fn an_aligned_write_that_is_cut_short_is_completed() {
 }
 
 #[test]
-fn after_a_failed_flush_no_later_flush_claims_success() {
+fn no_flush_succeeds_after_a_failed_flush() {
     let disk = sim::Disk::new(1, SIZE);
     sim::run(1, async {
         let backend = backend(&disk, 1);
         write(&backend, 0, b"lost").await;
-        disk.set_faults(Faults { fail: vec![fail(FaultOp::Sync, EIO, true)], ..Faults::default() });
+        disk.set_faults(Faults {
+            fail: vec![fail(FaultOp::Sync, Errno::IO, true)],
+            ..Faults::default()
+        });
         assert_eq!(error(backend.flush().await), "Input/output error");
         write(&backend, 0, b"more").await;
         assert_eq!(error(backend.flush().await), "Input/output error");
-        // What was lost stays lost.
+        // Lost data stays lost, also after a reopen.
         backend.reopen(Options::new()).await.unwrap();
         assert_eq!(error(backend.flush().await), "Input/output error");
     });
 }
 
 #[test]
-fn a_file_that_cannot_be_closed_is_an_error_of_its_writer() {
-    const EDQUOT: i32 = 122;
+fn a_failing_close_is_an_error_only_if_the_file_was_writable() {
     for read_only in [false, true] {
         let disk = sim::Disk::new(1, SIZE);
         disk.set_faults(Faults {
-            fail: vec![fail(FaultOp::Close, EDQUOT, true)],
+            fail: vec![fail(FaultOp::Close, Errno::DQUOT, true)],
             ..Faults::default()
         });
         sim::run(1, async {
@@ -96,41 +98,41 @@ fn a_file_that_cannot_be_closed_is_an_error_of_its_writer() {
             let closed = backend.close().await;
             assert_eq!(
                 closed.map_err(|error| error.raw_errno()),
-                if read_only { Ok(()) } else { Err(EDQUOT) }
+                if read_only { Ok(()) } else { Err(Errno::DQUOT) }
             );
         });
     }
 }
 
 #[test]
-fn a_host_that_cannot_zero_gets_zeroes_written_and_is_asked_only_once() {
+fn unsupported_zeroing_falls_back_to_writes_and_is_tried_only_once() {
     let disk = sim::Disk::from_bytes(2, &pattern(1 << 20, 1));
     sim::run(2, async {
         let backend = backend(&disk, 1);
-        let refuse = fail(FaultOp::Fallocate, EOPNOTSUPP, false);
+        let refuse = fail(FaultOp::Fallocate, Errno::OPNOTSUPP, false);
         disk.set_faults(Faults { fail: vec![refuse], ..Faults::default() });
         backend.write_zeroes(1000, 5000, ZeroFlags::MAY_UNMAP).await.unwrap();
         assert_eq!(read(&backend, 1000, 5000).await, [0; 5000]);
-        // A discard that the host cannot do is no error.
+        // A discard that the host does not support is not an error.
         backend.discard(0, 4096).await.unwrap();
-        // Both ways are known to be missing now: they are not tried again, though they would work.
+        // Both operations are known as unsupported: they are not tried again, although they would work now.
         disk.set_faults(Faults::default());
         let refused = backend.write_zeroes(8192, 4096, ZeroFlags::NO_FALLBACK).await;
-        assert_eq!(refused.unwrap_err().raw_errno(), EOPNOTSUPP);
+        assert_eq!(refused.unwrap_err().raw_errno(), Errno::OPNOTSUPP);
         backend.discard(8192, 4096).await.unwrap();
         assert_eq!(read(&backend, 8192, 4).await, pattern(8196, 1)[8192..]);
     });
 }
 
 #[test]
-fn an_error_while_zeroing_is_told_and_the_next_attempt_works() {
+fn an_error_while_zeroing_is_reported_and_the_next_attempt_succeeds() {
     let disk = sim::Disk::from_bytes(3, &pattern(1 << 20, 1));
     sim::run(3, async {
         let backend = backend(&disk, 1);
-        let once = fail(FaultOp::Fallocate, EIO, true);
+        let once = fail(FaultOp::Fallocate, Errno::IO, true);
         disk.set_faults(Faults { fail: vec![once], ..Faults::default() });
         let failed = backend.write_zeroes(0, 4096, ZeroFlags::empty()).await.unwrap_err();
-        assert_eq!((failed.raw_errno(), failed.offset()), (EIO, Some(0)));
+        assert_eq!((failed.raw_errno(), failed.offset()), (Errno::IO, Some(0)));
         backend.write_zeroes(0, 4096, ZeroFlags::empty()).await.unwrap();
         assert_eq!(read(&backend, 0, 4096).await, [0; 4096]);
     });

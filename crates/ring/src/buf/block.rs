@@ -1,8 +1,8 @@
 //! The refcounted memory behind the buffer views.
 //!
-//! A [`Block`] is a header that describes one run of bytes: where it lies, how many views share it and where it
-//! goes when the last view is gone. Headers are recycled together with their memory, so that taking a buffer from
-//! a pool allocates nothing. All bytes of a block are initialised from the moment it is made.
+//! A [`Block`] is a header that describes one run of bytes: where the bytes lie, how many views share them and where
+//! the memory goes when the last view is dropped. Headers are recycled together with their memory, so that taking a
+//! buffer from a pool allocates nothing. All bytes of a block are initialised from the moment the block is made.
 
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicPtr;
@@ -12,10 +12,11 @@ use super::pool::{self, Arena};
 use super::references::References;
 use super::returned::Linked;
 
-/// Where the memory of a block goes when nobody uses it any more.
+/// Where the memory of a block goes when its last reference is dropped.
 #[derive(Clone, Copy)]
 pub(crate) enum Home {
-    /// A piece of a registered arena; the pointer is good while the block is out, because it then counts as a reference.
+    /// A piece of a registered arena. The pointer is valid while the block is in use, because the block then counts
+    /// as a reference to the arena.
     Arena(NonNull<Arena>),
     /// A size class of the per-thread cache.
     Small(usize),
@@ -33,7 +34,7 @@ pub(crate) struct Block {
     pub(super) ptr: NonNull<u8>,
     pub(super) capacity: usize,
     pub(super) home: Home,
-    /// Link of the arena's stack of blocks that came back from other threads.
+    /// Link in the arena's stack of blocks that other threads returned.
     next: AtomicPtr<Block>,
 }
 
@@ -58,17 +59,17 @@ impl Block {
 /// One counted reference to a [`Block`].
 pub(crate) struct BlockRef(NonNull<Block>);
 
-// SAFETY: the count is atomic, and access to the bytes is governed by the views (disjoint unique ranges or shared
-// read-only ones), so a reference may move to and be used from any thread.
+// SAFETY: the count is atomic, and the views govern access to the bytes (disjoint unique ranges or shared read-only
+// ones), so a reference may move to any thread and be used there.
 unsafe impl Send for BlockRef {}
 // SAFETY: as above; `&BlockRef` only offers the atomic count and plain reads of fields that never change while shared.
 unsafe impl Sync for BlockRef {}
 
 impl BlockRef {
-    /// Takes over the single reference that a fresh or recycled header stands for.
+    /// Takes over the one reference that the count of a fresh or recycled header stands for.
     ///
     /// # Safety
-    /// `block` is valid, nobody else uses it, and its count is meant to be one.
+    /// `block` is valid, nobody else uses it, and its count is meant to become one.
     pub(super) unsafe fn adopt(block: NonNull<Block>) -> BlockRef {
         // SAFETY: valid by the caller's promise.
         unsafe { block.as_ref() }.refs.restart();
@@ -100,7 +101,7 @@ impl BlockRef {
         }
     }
 
-    /// Whether this is the only reference, so that its holder may have the bytes for itself.
+    /// Whether this is the only reference, so that its holder has exclusive use of the bytes.
     pub(super) fn is_unique(&self) -> bool {
         !matches!(self.block().home, Home::Static) && self.block().refs.is_one()
     }
@@ -118,7 +119,7 @@ impl Drop for BlockRef {
         if !self.block().refs.release() {
             return;
         }
-        // SAFETY: this was the last reference, so the header and the memory belong to us alone.
+        // SAFETY: this was the last reference, so nobody else uses the header or the memory.
         pool::recycle(unsafe { FreeBlock::new(self.0) });
     }
 }

@@ -1,21 +1,23 @@
-//! Blocks that nobody refers to.
+//! Blocks without references.
 
 use std::ptr::NonNull;
 
 use super::block::{Block, BlockRef};
 
-/// A block without references, which its holder alone may use: hand it out, keep it for reuse, or free it.
+/// A block without references, which only its holder may use: the holder hands it out, keeps it for reuse, or frees
+/// it.
 ///
-/// Invariant: the header is valid and leaked from a `Box`, and no reference or other `FreeBlock` of it exists. The memory of
-/// a piece of an arena is valid only while the arena is; whoever keeps pieces keeps the arena as well.
+/// Invariant: the header is valid and leaked from a `Box`, and no reference or other `FreeBlock` of it exists. The
+/// memory of a piece of an arena is valid only while the arena exists; a cache that keeps pieces keeps the arena as
+/// well.
 pub(super) struct FreeBlock(NonNull<Block>);
 
-// SAFETY: the header and the memory belong to the holder alone (invariant), and neither is tied to a thread.
+// SAFETY: nobody but the holder uses the header and the memory (invariant), and neither is tied to a thread.
 unsafe impl Send for FreeBlock {}
 
 impl FreeBlock {
     /// # Safety
-    /// The block is as the invariant says.
+    /// The block satisfies the invariant of [`FreeBlock`].
     pub(super) unsafe fn new(block: NonNull<Block>) -> FreeBlock {
         FreeBlock(block)
     }
@@ -29,13 +31,13 @@ impl FreeBlock {
         self.header().capacity
     }
 
-    /// The first reference to the block.
+    /// Returns the first reference to the block.
     pub(super) fn hand_out(self) -> BlockRef {
         // SAFETY: valid, and nobody else has it (invariant), now that this value is gone.
         unsafe { BlockRef::adopt(self.0) }
     }
 
-    /// The header, to be freed. What happens to the memory is up to the caller.
+    /// Returns the header, to be freed. The caller decides what happens to the memory.
     pub(super) fn into_header(self) -> Box<Block> {
         // SAFETY: leaked from a `Box`, and nobody else has it (invariant).
         unsafe { Box::from_raw(self.0.as_ptr()) }

@@ -1,7 +1,7 @@
 //! Owned I/O memory.
 //!
-//! The kernel may touch a buffer long after the future that asked for it is gone, so nothing here is
-//! ever borrowed: an operation takes a buffer by value and gives it back when it has completed.
+//! The kernel may touch a buffer long after the future that started the operation was dropped, so nothing here is
+//! ever borrowed: an operation takes a buffer by value and returns it when it has completed.
 //!
 //! * [`IoBufMut`] is the unique view of a range of refcounted memory; it can be split into disjoint
 //!   views, joined again, and frozen.
@@ -11,8 +11,8 @@
 //! the ranges of all its `IoBuf`s. Every constructor and splitter below keeps it; that is what makes
 //! `&mut [u8]` from an `IoBufMut` sound.
 //!
-//! Memory comes from [`pool`]: small sizes from an arena that the I/O thread's ring has registered with the
-//! kernel, larger ones from bounded caches of page-aligned memory.
+//! Memory comes from [`pool`]: small sizes from an arena that the I/O thread has registered with its ring, larger
+//! sizes from bounded caches of page-aligned memory.
 
 mod block;
 mod free;

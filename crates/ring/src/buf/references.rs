@@ -1,8 +1,8 @@
 //! The count of references to a block of memory.
 //!
-//! Two facts follow from one reference being left, and each must hold across threads. Its holder may have the bytes for
-//! itself: all that others did to them through references which are gone happened before. And nobody else can make the
-//! count grow, so that the last holder may free the block without counting down.
+//! When one reference is left, two facts must hold across threads. First, its holder has exclusive use of the bytes:
+//! everything that other threads did through dropped references happened before. Second, nobody else can increase the
+//! count, so that the last holder may free the block without decreasing it.
 
 use super::atomics::{AtomicUsize, Ordering, fence};
 
@@ -15,12 +15,13 @@ impl References {
         References(AtomicUsize::new(1))
     }
 
-    /// Begins with one again. The caller has the only reference.
+    /// Starts again at one. The caller has the only reference.
     pub(super) fn restart(&self) {
         self.0.store(1, Ordering::Relaxed);
     }
 
-    /// Adds one to those that the caller has. It needs no order: what the new one is passed on by orders it.
+    /// Adds one reference; the caller has one already. It needs no memory ordering: passing the new reference to
+    /// another thread orders it.
     pub(super) fn add(&self) {
         let before = self.0.fetch_add(1, Ordering::Relaxed);
         if before > isize::MAX.unsigned_abs() {
@@ -28,12 +29,12 @@ impl References {
         }
     }
 
-    /// Whether the caller's reference is the only one. Acquires what was done through those that are gone.
+    /// Whether the caller's reference is the only one. Acquires what was done through the dropped references.
     pub(super) fn is_one(&self) -> bool {
         self.0.load(Ordering::Acquire) == 1
     }
 
-    /// Gives up one; true when it was the last, and all that was done through the others happened before.
+    /// Drops one reference. Returns true if it was the last; then everything done through the others happened before.
     pub(super) fn release(&self) -> bool {
         // A sole holder needs no read-modify-write.
         if self.is_one() {

@@ -68,7 +68,7 @@ impl IoBuf {
         self.block.is_in(arena)
     }
 
-    /// Shortens the view; no effect when it is not longer than `len`.
+    /// Shortens the view to `len` bytes; no effect if it is not longer.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
@@ -76,7 +76,7 @@ impl IoBuf {
     /// Makes the view unique again. O(1).
     ///
     /// # Errors
-    /// Gives the view back when others share its memory, or when the memory is static.
+    /// Returns the view unchanged if others share its memory, or if the memory is static.
     pub fn try_into_mut(self) -> Result<IoBufMut, IoBuf> {
         if self.block.is_unique() {
             Ok(IoBufMut { block: self.block, ptr: self.ptr, len: self.len })
@@ -85,7 +85,7 @@ impl IoBuf {
         }
     }
 
-    /// `len` zero bytes. Up to 2 MiB they cost no memory.
+    /// Returns `len` zero bytes. Up to 2 MiB they take no memory.
     pub fn zeroes(len: usize) -> IoBuf {
         static ZEROES: OnceLock<IoBuf> = OnceLock::new();
         if len > SHARED_ZEROES {

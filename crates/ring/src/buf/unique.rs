@@ -10,15 +10,15 @@ use super::pool::{self, Arena};
 
 /// A unique view of refcounted memory: nobody else can read or write these bytes.
 ///
-/// A fresh buffer of 512 bytes or more is aligned to 4096 bytes. Views that were split from one another keep the
-/// memory alive together.
+/// A fresh buffer of 512 bytes or more is aligned to 4096 bytes. The memory stays allocated until all views split
+/// from it are dropped.
 pub struct IoBufMut {
     pub(super) block: BlockRef,
     pub(super) ptr: NonNull<u8>,
     pub(super) len: usize,
 }
 
-// SAFETY: the view owns its range exclusively (module invariant), and the block may be dropped on any thread.
+// SAFETY: the view has exclusive use of its range (module invariant), and the block may be dropped on any thread.
 unsafe impl Send for IoBufMut {}
 // SAFETY: `&IoBufMut` only reads the range.
 unsafe impl Sync for IoBufMut {}
@@ -86,7 +86,7 @@ impl IoBufMut {
     /// Joins a view that directly follows this one in the same memory. O(1).
     ///
     /// # Errors
-    /// Gives `tail` back when it does not follow `self`.
+    /// Returns `tail` unchanged if it does not directly follow `self`.
     pub fn unsplit(&mut self, tail: Self) -> Result<(), Self> {
         let end = self.ptr.as_ptr().wrapping_add(self.len);
         if self.block.same(&tail.block) && end == tail.ptr.as_ptr() {
@@ -102,7 +102,7 @@ impl IoBufMut {
         self.block.is_in(arena)
     }
 
-    /// Shortens the view; no effect when it is not longer than `len`.
+    /// Shortens the view to `len` bytes; no effect if it is not longer.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
@@ -117,7 +117,7 @@ impl Deref for IoBufMut {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the range lies in the block, is initialised, and is ours alone (module invariant).
+        // SAFETY: the range lies in the block, is initialised, and no other view overlaps it (module invariant).
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
     }
 }

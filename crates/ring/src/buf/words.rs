@@ -1,4 +1,4 @@
-//! Words that threads share, in memory that can be given back to the system while it stays mapped.
+//! 64-bit words that threads share, in memory whose pages can be returned to the system while it stays mapped.
 
 use std::alloc::{Layout, handle_alloc_error};
 use std::ops::{Deref, Range};
@@ -11,7 +11,7 @@ use super::pool::{map_pages, unmap_pages};
 /// Bytes of a word.
 const WORD: usize = size_of::<AtomicU64>();
 
-/// Mapped memory of 64-bit words, all zero at first. It takes up memory of the host where it has been written.
+/// Mapped memory of 64-bit words, all zero at first. Only pages that have been written take up memory of the host.
 pub struct WordMemory {
     base: NonNull<AtomicU64>,
     words: usize,
@@ -19,13 +19,14 @@ pub struct WordMemory {
     mapped: usize,
 }
 
-// SAFETY: the memory is only ever reached as atomics, stays mapped until the value is dropped, and belongs to it alone.
+// SAFETY: the memory is accessed only through atomics, stays mapped until the value is dropped, and belongs to this
+// value alone.
 unsafe impl Send for WordMemory {}
 // SAFETY: as above.
 unsafe impl Sync for WordMemory {}
 
 impl WordMemory {
-    /// Maps `words` words. Aborts the process if there is no memory, as any allocation does.
+    /// Maps `words` words. Aborts the process if there is no memory, as every allocation does.
     pub fn new(words: usize) -> Arc<Self> {
         let page = Self::page_words().saturating_mul(WORD);
         let mapped = words.max(1).saturating_mul(WORD).checked_next_multiple_of(page);
@@ -36,12 +37,12 @@ impl WordMemory {
         Arc::new(Self { base: base.cast(), words, mapped })
     }
 
-    /// Words in a page: the least that can be given back.
+    /// Number of words in a page, the smallest unit that can be returned to the system.
     pub fn page_words() -> usize {
         rustix::param::page_size() / WORD
     }
 
-    /// The words `range`, if there are so many.
+    /// The words in `range`; `None` if the range goes past the end.
     pub fn view(self: &Arc<Self>, range: Range<usize>) -> Option<Words> {
         let count = range.end.checked_sub(range.start)?;
         if range.end > self.words {
@@ -52,12 +53,12 @@ impl WordMemory {
         Some(Words { start, count, _memory: Arc::clone(self) })
     }
 
-    /// Gives the pages that lie wholly in `range` back to the system; their words are zero from then on, also for those
-    /// who read them meanwhile. Returns how many bytes that were: 0 if the system keeps them (locked memory).
+    /// Returns the pages that lie entirely in `range` to the system. Their words are zero from then on, also for
+    /// concurrent readers. Returns the number of bytes released: 0 if the system keeps the pages (locked memory).
     pub fn release(&self, range: Range<usize>) -> usize {
         let page = Self::page_words();
         let Some(start) = range.start.checked_next_multiple_of(page) else { return 0 };
-        // Nothing lies behind the last word.
+        // A range that ends at the last word extends to the end of the last page: no word lies behind it.
         let end = if range.end == self.words { self.mapped / WORD } else { range.end };
         let end = end.min(self.mapped / WORD) / page * page;
         let Some(bytes) = end.checked_sub(start).and_then(|words| words.checked_mul(WORD)) else {
@@ -66,8 +67,8 @@ impl WordMemory {
         if bytes == 0 {
             return 0;
         }
-        // SAFETY: the pages lie within the mapping, which is private and anonymous. What they hold is only ever seen as
-        // atomics, for which zero is as good as any other value.
+        // SAFETY: the pages lie within the mapping, which is private and anonymous. Their content is only accessed
+        // through atomics, and zero is a valid value of them.
         let done = unsafe {
             let at = self.base.add(start).as_ptr().cast::<libc::c_void>();
             libc::madvise(at, bytes, libc::MADV_DONTNEED)
@@ -78,19 +79,19 @@ impl WordMemory {
 
 impl Drop for WordMemory {
     fn drop(&mut self) {
-        // Views keep the value alive, so none is left.
+        // Views keep this value alive, so no view is left.
         unmap_pages(self.base.cast(), self.mapped);
     }
 }
 
-/// A run of words of a [`WordMemory`], which it keeps mapped.
+/// A run of words of a [`WordMemory`]. It keeps the memory mapped.
 pub struct Words {
     start: NonNull<AtomicU64>,
     count: usize,
     _memory: Arc<WordMemory>,
 }
 
-// SAFETY: it offers nothing but shared atomics, in memory that it keeps mapped.
+// SAFETY: it offers only shared atomics, in memory that it keeps mapped.
 unsafe impl Send for Words {}
 // SAFETY: as above.
 unsafe impl Sync for Words {}
@@ -110,7 +111,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::Ordering::Relaxed;
 
-    /// Pages of the memory that are in the host's memory.
+    /// The number of pages that take up memory of the host.
     fn resident(memory: &WordMemory) -> usize {
         let mut pages = vec![0_u8; memory.mapped / (WordMemory::page_words() * WORD)];
         // SAFETY: the range is mapped, and there is a byte for each page.
@@ -128,7 +129,7 @@ mod tests {
         let words = memory.view(0..4 * page).unwrap();
         words.iter().for_each(|word| word.store(7, Relaxed));
         assert_eq!(resident(&memory), 4);
-        // The page that is only partly in the range stays.
+        // The page that lies only partly in the range is kept.
         assert_eq!(memory.release(page..3 * page - 1), page * WORD);
         assert_eq!(resident(&memory), 3);
         let zero = |range: Range<usize>| words[range].iter().all(|word| word.load(Relaxed) == 0);
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_checked() {
+    fn ranges_past_the_end_are_refused() {
         let memory = WordMemory::new(10);
         assert_eq!(memory.view(2..10).unwrap().len(), 8);
         assert!(memory.view(2..11).is_none());

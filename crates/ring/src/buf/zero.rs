@@ -1,13 +1,13 @@
 //! The zero scan: is a run of bytes all zero?
 //!
-//! Data that is not zero nearly always shows it in its first, last or middle word, so those are looked at first;
-//! the rest is OR-ed in 256-byte chunks, a shape that the compiler turns into vector instructions, with an exit per chunk.
+//! Data that is not zero nearly always differs from zero in its first, last or middle byte, so those are checked
+//! first. The rest is OR-ed in 256-byte chunks, a loop that the compiler vectorises, with an exit after each chunk.
 
 const CHUNK: usize = 256;
 
 /// Whether every byte is zero (true for the empty slice). Runs at memory bandwidth.
 pub fn is_zero(bytes: &[u8]) -> bool {
-    // Sentinels: three cheap looks settle almost all data.
+    // Checking three sentinel bytes settles almost all data.
     if let [first, .., last] = bytes {
         let middle = bytes.get(bytes.len() / 2).copied().unwrap_or(0);
         if first | last | middle != 0 {

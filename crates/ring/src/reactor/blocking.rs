@@ -1,9 +1,10 @@
 //! File operations by blocking system calls on a worker thread.
 //!
-//! The worker works on the buffers of the operation's slot by pointer; the slot keeps buffers and file until the worker's
-//! message has come back, which it does in every case. The scatter list is the worker's own: a slot is used through `&mut`
-//! while its operation is in flight (its future is polled, or dropped), so that no other thread may look into it. The buffers
-//! lie elsewhere, and nothing refers to their bytes but the list.
+//! The worker accesses the buffers of the operation's slot by pointer. The slot keeps buffers and file until the
+//! worker's completion message has been received; the worker sends one in every case. The scatter list belongs to the
+//! worker: the I/O thread uses the slot through `&mut` while the operation is in flight (its future is polled, or
+//! dropped), so no other thread may read the slot. The buffers lie outside the slot, and only the list refers to
+//! their bytes.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -21,8 +22,8 @@ pub(crate) struct BlockingOp {
     iovecs: ScatterList,
 }
 
-// SAFETY: the buffers that the list names are owned by the operation's slot and stay in place, their bytes untouched by the
-// I/O thread, until the message of the operation's end has been received.
+// SAFETY: the buffers that the list names are owned by the operation's slot and stay in place, and the I/O thread
+// does not touch their bytes until it has received the operation's completion message.
 unsafe impl Send for BlockingOp {}
 
 impl BlockingOp {
@@ -33,14 +34,14 @@ impl BlockingOp {
         BlockingOp { key, shared: Arc::clone(shared), op: slot.op, fd, iovecs }
     }
 
-    /// Does the work and reports it to the I/O thread.
+    /// Executes the operation and reports its result to the I/O thread.
     pub(crate) fn run(self) {
         let result = self.perform();
         crate::perturb::point();
         self.shared.send(Message::Complete(self.key, result));
     }
 
-    /// Does the work: a count or a negative errno.
+    /// Executes the operation. Returns a count or a negative errno.
     pub(super) fn perform(&self) -> i32 {
         loop {
             let result = self.call();
@@ -55,7 +56,7 @@ impl BlockingOp {
         }
     }
 
-    /// A transfer of one buffer, which the kernel does for less than one of a scatter list.
+    /// A transfer of one buffer, for which the kernel has a cheaper call than for a scatter list.
     fn single(&self) -> Option<libc::iovec> {
         match *self.iovecs {
             [one] => Some(one),
@@ -72,7 +73,7 @@ impl BlockingOp {
                     // SAFETY: the buffer belongs to the slot, and the descriptor is kept open by it.
                     unsafe { libc::pread(self.fd, one.iov_base, one.iov_len, offset) as i64 }
                 }
-                // SAFETY: what the scatter list names belongs to the slot, and the descriptor is kept open by it.
+                // SAFETY: the slot owns the buffers that the scatter list names, and keeps the descriptor open.
                 Ok(offset) => unsafe { libc::preadv(self.fd, iovecs, count, offset) as i64 },
                 Err(_) => fail(libc::EINVAL),
             },
@@ -112,7 +113,7 @@ impl BlockingOp {
 }
 
 fn fail(errno: i32) -> i64 {
-    // SAFETY: the address of the thread's own errno.
+    // SAFETY: the returned pointer is the address of this thread's own errno.
     unsafe { *libc::__errno_location() = errno };
     -1
 }

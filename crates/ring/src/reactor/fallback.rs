@@ -1,6 +1,8 @@
-//! The reactor where io_uring is refused: `poll` for sockets and the bell; files go to blocking threads.
+//! The reactor for systems that refuse io_uring: `poll` for sockets and the bell; file operations go to blocking
+//! threads.
 //!
-//! Socket calls are made without blocking, at once when an operation starts and again whenever `poll` says so.
+//! Socket calls are non-blocking: the first attempt is made when an operation starts, and another one each time
+//! `poll` reports the socket as ready.
 
 use std::cell::RefCell;
 use std::io;
@@ -12,19 +14,19 @@ use super::slots::{Key, Op, Slot, Slots};
 use crate::runtime::real_now;
 use crate::runtime::shared::Shared;
 
-/// Tells, once per process, why the slower way is taken.
-pub(super) fn say_once(error: &io::Error) {
+/// Reports, once per process, why the slower engine is used.
+pub(super) fn log_once(error: &io::Error) {
     static SAID: Once = Once::new();
     SAID.call_once(|| {
         tracing::warn!("io_uring is not available ({error}); using a pool of threads instead");
     });
 }
 
-/// Sockets that are waited for.
+/// Socket operations that wait until their socket is ready.
 pub(super) struct Fallback {
     bell: RawFd,
     waiting: Vec<Key>,
-    /// The bell, then one entry for each of `waiting`.
+    /// One entry for the bell, then one for each element of `waiting`.
     polled: Vec<libc::pollfd>,
 }
 
@@ -38,7 +40,7 @@ impl Fallback {
         !self.waiting.is_empty()
     }
 
-    /// Tries an operation; `None` when it has to wait.
+    /// Attempts an operation; `None` if it has to wait.
     pub(super) fn start(&mut self, key: Key, slot: &mut Slot) -> Option<i32> {
         slot.prepare_vectors();
         let result = attempt(slot);
@@ -50,7 +52,7 @@ impl Fallback {
         result
     }
 
-    /// Stops waiting for an operation; false when it was not waited for.
+    /// Stops waiting for an operation. Returns false if the operation was not waiting.
     pub(super) fn cancel(&mut self, key: Key) -> bool {
         let Some(at) = self.waiting.iter().position(|&k| k == key) else { return false };
         self.forget(at);
@@ -63,7 +65,7 @@ impl Fallback {
     }
 
     pub(super) fn turn(&mut self, slots: &RefCell<Slots>, wait: Wait, done: &mut Vec<(Key, i32)>) {
-        // Rounded up, so that a timer is due when the wait is over.
+        // Rounded up, so that a timer is due when the wait ends.
         let millis = match wait {
             Wait::No => 0,
             Wait::Forever => -1,
@@ -80,7 +82,7 @@ impl Fallback {
         }
         if self.polled.first().is_some_and(|bell| bell.revents != 0) {
             let mut word = [0u8; 8];
-            // SAFETY: eight writable bytes; the descriptor does not block.
+            // SAFETY: eight writable bytes; the descriptor is non-blocking.
             unsafe { libc::read(self.bell, word.as_mut_ptr().cast(), word.len()) };
         }
         let mut slots = slots.borrow_mut();
@@ -153,7 +155,7 @@ fn attempt(slot: &mut Slot) -> Option<i32> {
     }
 }
 
-/// Whether a pipe or terminal, whose calls may block, is ready.
+/// Whether a pipe or terminal is ready; calls on it may block otherwise.
 fn is_ready(fd: RawFd, events: i16) -> bool {
     let mut polled = libc::pollfd { fd, events, revents: 0 };
     // SAFETY: one entry.

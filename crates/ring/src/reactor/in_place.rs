@@ -1,64 +1,67 @@
-//! Which transfers of files in memory (tmpfs) a thread carries out itself, on the spot.
+//! Decides which transfers of files in memory (tmpfs) a thread executes itself, inline.
 //!
-//! The kernel cannot complete a transfer of tmpfs without blocking in principle, so io_uring hands each one to a worker
-//! thread, which costs several times what copying a few pages does. Small transfers are therefore carried out at once. Long
-//! ones are worth a worker: it copies while this thread goes on. A thread that copies in bulk is better off to move long
-//! ones itself too ([`transfer_in_place`]): then the data is in the caches of the core that goes on with it.
+//! The kernel cannot guarantee that a transfer on tmpfs does not block, so io_uring hands each one to a worker
+//! thread, which costs several times as much as copying a few pages. Small transfers are therefore executed inline. A
+//! long transfer is worth a worker: the worker copies while this thread continues. A thread that copies in bulk
+//! should execute long transfers inline as well ([`transfer_in_place`]): then the data is in the caches of the core
+//! that processes it.
 
 use std::marker::PhantomData;
 use std::rc::Rc;
 
 use crate::runtime::local::try_with;
 
-/// What is carried out on the spot.
+/// Limits of the transfers that are executed inline.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Spot {
+pub(super) struct InlineLimits {
     /// The longest transfer, in bytes.
     pub(super) longest: usize,
-    /// Bytes in one turn before tasks must let others run.
+    /// Bytes in one turn of the loop, after which a task must let others run.
     pub(super) budget: usize,
-    /// How many ask for long ones.
+    /// Number of guards that ask for long transfers inline.
     holders: u32,
 }
 
-/// What holds where nothing else is asked for.
-pub(super) const ORDINARY: Spot = Spot { longest: 16 << 10, budget: 1 << 20, holders: 0 };
+/// The limits without any guard.
+pub(super) const DEFAULT_LIMITS: InlineLimits =
+    InlineLimits { longest: 16 << 10, budget: 1 << 20, holders: 0 };
 
-/// What a transfer counts for at least, in bytes: the call costs as much as moving this much.
+/// The least number of bytes for which a transfer counts: the call itself costs as much as copying this many.
 pub(super) const LEAST_MOVED: usize = 16 << 10;
 
-/// Bytes in one turn of a thread that transfers in place: some hundreds of microseconds.
+/// Bytes in one turn of a thread that holds a guard: some hundreds of microseconds.
 const BUDGET: usize = 4 << 20;
 
-impl Spot {
-    /// One more asks for transfers of up to `longest` bytes.
-    fn hold(self, longest: usize) -> Spot {
-        Spot {
+impl InlineLimits {
+    /// Adds a guard that asks for transfers of up to `longest` bytes.
+    fn hold(self, longest: usize) -> InlineLimits {
+        InlineLimits {
             longest: self.longest.max(longest),
             budget: self.budget.max(longest).max(BUDGET),
             holders: self.holders.saturating_add(1),
         }
     }
 
-    /// One of them is gone.
-    fn release(self) -> Spot {
+    /// Removes a guard.
+    fn release(self) -> InlineLimits {
         match self.holders.saturating_sub(1) {
-            0 => ORDINARY,
-            holders => Spot { holders, ..self },
+            0 => DEFAULT_LIMITS,
+            holders => InlineLimits { holders, ..self },
         }
     }
 }
 
-/// Has the calling I/O thread carry out transfers of files in memory (tmpfs) of up to `longest` bytes itself until the
-/// guard is dropped, rather than hand them to the kernel's workers.
+/// Makes the calling I/O thread execute transfers of files in memory (tmpfs) of up to `longest` bytes itself until
+/// the guard is dropped, instead of handing them to the kernel's workers.
 ///
-/// For threads that copy or compare in bulk. Off an I/O thread it does nothing.
+/// For threads that copy or compare in bulk. On other threads than I/O threads it has no effect.
 pub fn transfer_in_place(longest: usize) -> InPlace {
-    let held = try_with(|local| local.reactor.change_spot(|spot| spot.hold(longest))).is_some();
+    let held = try_with(|local| local.reactor.change_inline_limits(|limits| limits.hold(longest)))
+        .is_some();
     InPlace { held, thread: PhantomData }
 }
 
-/// Ends what [`transfer_in_place`] began. It belongs to its thread.
+/// Guard of [`transfer_in_place`]; dropping it ends the effect. It cannot leave its thread.
 #[derive(Debug)]
 pub struct InPlace {
     held: bool,
@@ -68,7 +71,7 @@ pub struct InPlace {
 impl Drop for InPlace {
     fn drop(&mut self) {
         if self.held {
-            let _ = try_with(|local| local.reactor.change_spot(Spot::release));
+            let _ = try_with(|local| local.reactor.change_inline_limits(InlineLimits::release));
         }
     }
 }
@@ -78,9 +81,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ordinary_way_comes_back_when_the_last_holder_is_gone() {
-        let two = ORDINARY.hold(1 << 18).hold(1 << 19);
+    fn the_default_limits_return_when_the_last_guard_is_dropped() {
+        let two = DEFAULT_LIMITS.hold(1 << 18).hold(1 << 19);
         assert_eq!((two.longest, two.release().longest), (1 << 19, 1 << 19));
-        assert_eq!(two.release().release().longest, ORDINARY.longest);
+        assert_eq!(two.release().release().longest, DEFAULT_LIMITS.longest);
     }
 }

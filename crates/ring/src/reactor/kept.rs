@@ -1,16 +1,16 @@
 //! Values that are kept until the operations in flight at some moment have completed.
 //!
-//! Time is cut into periods: each value that is kept ends the current one. An operation belongs to the period in which it
-//! began; a value is given back when its period and all before it have no operation in flight. Beginning and ending an
-//! operation of the current period is a step of one counter.
+//! Time is divided into periods: keeping a value ends the current period. An operation belongs to the period in which
+//! it began. A value is returned when its period and all earlier ones have no operation in flight. Beginning or
+//! ending an operation of the current period changes one counter.
 
 use std::any::Any;
 use std::collections::VecDeque;
 
-/// A value of somebody else, to be dropped.
+/// A caller's value, to be dropped.
 pub(crate) type Kept = Box<dyn Any>;
 
-/// Name of a period: they are numbered in their order.
+/// Number of a period; later periods have higher numbers.
 pub(super) type Period = u64;
 
 struct Ended {
@@ -29,13 +29,13 @@ pub(super) struct Periods {
 }
 
 impl Periods {
-    /// An operation begins.
+    /// Records that an operation begins. Returns its period.
     pub(super) fn begin(&mut self) -> Period {
         self.in_flight += 1;
         self.current
     }
 
-    /// An operation has completed. Gives the values that were kept for it and are for no other.
+    /// Records that an operation has completed. Returns the values that no operation requires any more.
     pub(super) fn end(&mut self, period: Period) -> Vec<Kept> {
         if period == self.current {
             self.in_flight -= 1;
@@ -53,7 +53,7 @@ impl Periods {
         done
     }
 
-    /// Keeps a value, or gives it back when no operation is in flight.
+    /// Keeps a value. Returns it if no operation is in flight.
     pub(super) fn keep(&mut self, kept: Kept) -> Option<Kept> {
         if self.in_flight == 0 && self.ended.is_empty() {
             return Some(kept);
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_kept_for_what_began_before_and_not_for_what_began_later() {
+    fn a_value_is_kept_for_operations_that_began_before_it_and_not_for_later_ones() {
         let mut periods = Periods::default();
         assert!(periods.keep(Box::new(0_u32)).is_some(), "nothing is in flight");
         let (first, second) = (periods.begin(), periods.begin());
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_given_back_in_order_although_operations_end_in_another() {
+    fn values_are_returned_in_order_although_operations_end_out_of_order() {
         let mut periods = Periods::default();
         let first = periods.begin();
         assert!(periods.keep(Box::new(1_u32)).is_none());

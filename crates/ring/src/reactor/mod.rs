@@ -1,18 +1,20 @@
-//! Operations and what carries them out.
+//! Operations and the backends that execute them.
 //!
-//! An operation lives in a slot ([`slots`]) from its start until it has completed **and** its future has taken the result or
-//! is gone. The slot owns all memory that the kernel or a worker thread may touch. [`Pending`] is the future's side.
+//! An operation lives in a slot ([`slots`]) from its start until it has completed **and** its future has taken the
+//! result or was dropped. The slot owns all memory that the kernel or a worker thread may touch. [`Pending`] is the
+//! future of an operation.
 //!
-//! | way | for | module |
+//! | backend | for | module |
 //! |---|---|---|
 //! | io_uring | files and sockets | [`uring`] |
-//! | a call on the spot | small transfers of files that are in memory (tmpfs), see [`in_place`] | [`blocking`] |
+//! | a system call inline | small transfers of files in memory (tmpfs), see [`in_place`] | [`blocking`] |
 //! | Linux AIO | files opened with `aio=native` | [`native`] |
-//! | blocking threads | files with `aio=threads`, or all files where io_uring is refused | [`blocking`] |
-//! | poll | sockets where io_uring is refused | [`fallback`] |
+//! | blocking threads | files with `aio=threads`, or all files if io_uring is refused | [`blocking`] |
+//! | poll | sockets if io_uring is refused | [`fallback`] |
 //! | simulation | files of a simulated disk | [`crate::sim`] |
 //!
-//! The borrow rule of this module: no `RefCell` is held while a waker, a payload's drop or other foreign code runs.
+//! The borrow rule of this module: no `RefCell` is borrowed while a waker, the drop of a payload or other foreign
+//! code runs.
 
 mod blocking;
 mod fallback;
@@ -45,13 +47,13 @@ use crate::runtime::real_now;
 use crate::runtime::shared::{Message, Shared};
 use crate::runtime::{Config, Engine, Job};
 use fallback::Fallback;
+use in_place::{DEFAULT_LIMITS, InlineLimits, LEAST_MOVED};
 pub use in_place::{InPlace, transfer_in_place};
-use in_place::{LEAST_MOVED, ORDINARY, Spot};
 use native::Native;
 use slots::{Done, Slots};
 use uring::Uring;
 
-/// What an operation works on; kept by its slot where nothing else keeps it open.
+/// The file or descriptor of an operation. The slot keeps it open if nothing else does.
 pub(crate) enum Target {
     /// Registered with the ring under this index; the ring keeps it open until it is unregistered.
     Fixed(u32),
@@ -59,7 +61,7 @@ pub(crate) enum Target {
     File(File),
     /// A descriptor that must stay open until the operation has completed.
     Fd(Arc<OwnedFd>),
-    /// Kept elsewhere: a simulated disk by the simulation's event, the file of a call by the call.
+    /// Kept open elsewhere: the simulation's event keeps a simulated disk, and a call keeps its file.
     Elsewhere,
 }
 
@@ -73,7 +75,7 @@ impl Target {
     }
 }
 
-/// How long a turn may sleep.
+/// How long a turn of the loop may sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
     /// Not at all.
@@ -85,7 +87,7 @@ pub(crate) enum Wait {
 }
 
 impl Wait {
-    /// A short sleep, for loops that look again by themselves.
+    /// A short sleep, for loops that check again afterwards.
     fn briefly() -> Wait {
         Wait::Until(real_now().saturating_add(Duration::from_millis(100)))
     }
@@ -103,21 +105,21 @@ pub(crate) struct Reactor {
     driver: RefCell<Driver>,
     native: RefCell<Option<Native>>,
     shared: Arc<Shared>,
-    /// Scratch space of `turn`: what was harvested and is yet to be completed.
+    /// Scratch space of `turn`: completions that were harvested and are not yet processed.
     harvest: RefCell<Vec<(Key, i32)>>,
-    /// Bytes moved on the spot since the last turn.
+    /// Bytes moved inline since the last turn.
     moved: Cell<usize>,
-    /// What is carried out on the spot.
-    spot: Cell<Spot>,
+    /// Which transfers are executed inline.
+    inline_limits: Cell<InlineLimits>,
 }
 
-/// Ready tasks from which on transfers are handed to workers, up to [`HANDED_OVER`] at a time.
+/// With this many ready tasks, transfers are handed to workers, up to [`HANDED_OVER`] at a time.
 const QUEUED: usize = 4;
 const HANDED_OVER: usize = 8;
 
-/// A worker of the kernel that copies to or from a file in memory ends one transfer after the other. A thread that has many
-/// of them under way sleeps until a share of them has ended, rather than be woken by each: this share, up to
-/// [`MOST_PER_WAKE_UP`] of at most [`SOON`] bytes, so that what else happens waits some 100 µs at most.
+/// A kernel worker that copies to or from a file in memory completes its transfers one by one. A thread with many of
+/// them in flight sleeps until a fraction of them has completed, instead of being woken by each: this fraction, at
+/// most [`MOST_PER_WAKE_UP`] transfers of at most [`SOON`] bytes, so that other events wait some 100 µs at most.
 const PER_WAKE_UP: usize = 4;
 const MOST_PER_WAKE_UP: usize = 8;
 const SOON: usize = 128 << 10;
@@ -130,7 +132,7 @@ impl Reactor {
             Engine::Auto => match Uring::new(config, shared) {
                 Ok(uring) => Driver::Uring(uring),
                 Err(error) => {
-                    fallback::say_once(&error);
+                    fallback::log_once(&error);
                     Driver::Fallback(Fallback::new(shared))
                 }
             },
@@ -142,11 +144,11 @@ impl Reactor {
             shared: Arc::clone(shared),
             harvest: RefCell::default(),
             moved: Cell::new(0),
-            spot: Cell::new(ORDINARY),
+            inline_limits: Cell::new(DEFAULT_LIMITS),
         })
     }
 
-    /// Submits what is queued, waits for something to happen, and completes what has ended.
+    /// Submits the queued operations, waits for an event, and processes the completions.
     pub(crate) fn turn(&self, wait: Wait) {
         self.moved.set(0);
         let mut done = std::mem::take(&mut *self.harvest.borrow_mut());
@@ -173,8 +175,9 @@ impl Reactor {
         *self.harvest.borrow_mut() = done;
     }
 
-    /// Hands an operation on a file to a blocking thread, or carries it out if there is none. The kernel gives up what it has no
-    /// worker thread for (`RLIMIT_NPROC`), with `ECANCELED` or `EAGAIN`. Nobody else cancels operations on files.
+    /// Hands an operation on a file to a blocking thread, or executes it here if there is none. The kernel ends an
+    /// operation with `ECANCELED` or `EAGAIN` if it has no worker thread for it (`RLIMIT_NPROC`). Nothing else
+    /// cancels operations on files.
     fn redo(&self, key: Key) -> bool {
         let file = {
             let slots = self.slots.borrow();
@@ -188,7 +191,7 @@ impl Reactor {
             }
         };
         let Some(file) = file else {
-            // Nobody has the file any more.
+            // The file is closed and no handle to it is left.
             self.complete(key, -libc::EIO);
             return true;
         };
@@ -202,7 +205,7 @@ impl Reactor {
         true
     }
 
-    /// Records the end of an operation and wakes whoever waits for it.
+    /// Records the completion of an operation and wakes its future.
     pub(crate) fn complete(&self, key: Key, result: i32) {
         let (done, kept) = self.slots.borrow_mut().complete(key, result);
         match done {
@@ -215,7 +218,7 @@ impl Reactor {
         }
     }
 
-    /// Keeps a value until the file operations that are in flight have completed; gives it back when none is.
+    /// Keeps a value until the file operations in flight have completed. Returns it if none is in flight.
     pub(crate) fn keep(&self, value: Kept) -> Option<Kept> {
         self.slots.borrow_mut().keep(value)
     }
@@ -238,8 +241,8 @@ impl Reactor {
             }
             return Pending::new(local, key);
         }
-        if file.is_in_memory() && op.is_transfer() && reactor.on_the_spot(local, payload.len()) {
-            return reactor.perform_now(local, file, op, payload);
+        if file.is_in_memory() && op.is_transfer() && reactor.runs_inline(local, payload.len()) {
+            return reactor.perform_inline(local, file, op, payload);
         }
         let mut driver = reactor.driver.borrow_mut();
         if let Driver::Uring(uring) = &mut *driver
@@ -258,26 +261,27 @@ impl Reactor {
         }
         drop(driver);
         if local.scheduler.is_some() {
-            return reactor.perform_now(local, file, op, payload);
+            return reactor.perform_inline(local, file, op, payload);
         }
         let (key, job) = reactor.blocking_op(local, file, op, payload);
         BLOCKING.submit(Job::Io(job));
         Pending::new(local, key)
     }
 
-    /// Whether a transfer of a file in memory is carried out by this thread.
-    fn on_the_spot(&self, local: &Local, len: usize) -> bool {
-        let Spot { longest, .. } = self.spot.get();
-        len <= longest && (longest > ORDINARY.longest || !self.has_work_for_another_core(local))
+    /// Whether this thread executes a transfer of a file in memory inline.
+    fn runs_inline(&self, local: &Local, len: usize) -> bool {
+        let InlineLimits { longest, .. } = self.inline_limits.get();
+        len <= longest
+            && (longest > DEFAULT_LIMITS.longest || !self.has_work_for_another_core(local))
     }
 
-    /// Changes what is carried out on the spot.
-    fn change_spot(&self, change: impl FnOnce(Spot) -> Spot) {
-        self.spot.set(change(self.spot.get()));
+    /// Changes which transfers are executed inline.
+    fn change_inline_limits(&self, change: impl FnOnce(InlineLimits) -> InlineLimits) {
+        self.inline_limits.set(change(self.inline_limits.get()));
     }
 
-    /// Whether tasks queue up here while the kernel's workers have little to do: then some transfers are better
-    /// handed to them, so that two cores copy.
+    /// Whether tasks queue up here while the kernel's workers have little to do. Then it is better to hand some
+    /// transfers to the workers, so that two cores copy.
     fn has_work_for_another_core(&self, local: &Local) -> bool {
         local.ready_tasks() >= QUEUED && self.slots.borrow().in_flight() < HANDED_OVER
     }
@@ -295,9 +299,10 @@ impl Reactor {
         (key, job)
     }
 
-    /// Carries out an operation on the spot. Where many were since the last turn, its future waits for the next one, so that
-    /// a task that finds all its data in memory does not keep others from running.
-    fn perform_now(&self, local: &Rc<Local>, file: &File, op: Op, payload: Payload) -> Pending {
+    /// Executes an operation inline. If the thread has moved more than the budget inline since the last turn, the
+    /// future waits for the next turn, so that a task that finds all its data in memory does not keep other tasks
+    /// from running.
+    fn perform_inline(&self, local: &Rc<Local>, file: &File, op: Op, payload: Payload) -> Pending {
         let len = payload.len().max(LEAST_MOVED);
         let (key, job) = self.blocking_op(local, file, op, payload);
         let result = job.perform();
@@ -305,11 +310,12 @@ impl Reactor {
         let moved = self.moved.get().saturating_add(len);
         self.moved.set(moved);
         let mut pending = Pending::new(local, key);
-        pending.yields = moved > self.spot.get().budget;
+        pending.yields = moved > self.inline_limits.get().budget;
         pending
     }
 
-    /// Whether there is an AIO context; makes it at the first use. Where AIO is refused, blocking threads do its work.
+    /// Whether there is an AIO context; the first call creates it. If the kernel refuses AIO, blocking threads do its
+    /// work.
     fn has_native(&self, local: &Local) -> bool {
         let mut native = self.native.borrow_mut();
         if native.is_none() {
@@ -349,8 +355,8 @@ impl Reactor {
         Pending::new(local, key)
     }
 
-    /// Starts a blocking call on a worker, which counts as an operation on a file: it is awaited when the thread closes, and by
-    /// what is [kept](Self::keep). The call itself keeps what it works on.
+    /// Starts a blocking call on a worker. It counts as an operation on a file: the closing of the thread waits for
+    /// it, and so do [kept](Self::keep) values. The call itself owns the objects that it uses.
     pub(crate) fn start_call(local: &Rc<Local>, call: Box<dyn FnOnce() + Send>) -> Pending {
         let key =
             local.reactor.slots.borrow_mut().insert(Op::Call, Target::Elsewhere, Payload::None);
@@ -373,7 +379,7 @@ impl Reactor {
         Pending::new(local, key)
     }
 
-    /// Carries out a simulated operation and completes it.
+    /// Executes a simulated operation and completes it.
     pub(crate) fn finish_simulated(&self, event: &crate::sim::Event) {
         let result = self.slots.borrow_mut().try_get_mut(event.key).map(|slot| event.perform(slot));
         if let Some(result) = result {
@@ -381,7 +387,8 @@ impl Reactor {
         }
     }
 
-    /// Whether an operation waits for a socket to become ready (known to the fallback only, which simulations run on).
+    /// Whether an operation waits for a socket to become ready. Only the fallback knows this; simulations use the
+    /// fallback.
     pub(crate) fn waits_for_sockets(&self) -> bool {
         match &*self.driver.borrow() {
             Driver::Fallback(fallback) => fallback.is_waiting(),
@@ -389,15 +396,15 @@ impl Reactor {
         }
     }
 
-    /// Gives up the registration of a file whose last handle is gone.
+    /// Releases the registration of a file whose last handle was dropped.
     pub(crate) fn unregister_file(&self, id: u32, keep: Arc<dyn Any + Send + Sync>) {
         if let Driver::Uring(uring) = &mut *self.driver.borrow_mut() {
             uring.unregister(id, keep);
         }
     }
 
-    /// Waits until no operation is in flight, and cancels those that may wait for ever. Nothing is carried out for its own
-    /// sake any more: tasks that are woken stay where they are.
+    /// Waits until no operation is in flight, and cancels those that may wait for ever. No task runs meanwhile: tasks
+    /// that are woken stay in the queue.
     pub(crate) fn finish(&self, local: &Rc<Local>) {
         self.cancel_all();
         if let Some(scheduler) = &local.scheduler {
@@ -419,7 +426,7 @@ impl Reactor {
         self.slots.borrow().in_flight() > 0
     }
 
-    /// Gives the memory up that the thread has registered with its ring, once nothing is in flight.
+    /// Frees the memory that the thread has registered with its ring, once nothing is in flight.
     pub(crate) fn release_memory(&self) {
         if let Driver::Uring(_) = &*self.driver.borrow() {
             crate::buf::uninstall_arena();
@@ -433,7 +440,7 @@ impl Reactor {
         }
     }
 
-    /// Asks for an operation to end early; its completion tells whether it did.
+    /// Requests the cancellation of an operation; its completion shows whether it was cancelled.
     fn cancel(&self, key: Key) {
         let fallen = match &mut *self.driver.borrow_mut() {
             Driver::Uring(uring) => {
@@ -448,13 +455,13 @@ impl Reactor {
     }
 }
 
-/// The future's side of an operation in flight. Dropping it detaches the operation: its memory stays with the slot until
-/// the completion comes. Operations that might wait for ever (sockets) are cancelled as well.
+/// The future of an operation in flight. Dropping it detaches the operation: its memory stays with the slot until the
+/// operation completes. Dropping it also cancels an operation that might wait for ever (sockets).
 pub(crate) struct Pending {
     local: Rc<Local>,
     key: Key,
     taken: bool,
-    /// Lets others run once before it looks at the slot.
+    /// Yields to other tasks once before it checks the slot.
     yields: bool,
 }
 

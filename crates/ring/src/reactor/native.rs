@@ -1,6 +1,7 @@
-//! Linux AIO (`aio=native`): `io_submit` once per turn, completions announced through the thread's bell.
+//! Linux AIO (`aio=native`): one `io_submit` per turn of the loop; the kernel announces completions through the
+//! thread's bell.
 //!
-//! It is asynchronous only for files opened with `O_DIRECT`; that is for the caller to see to.
+//! AIO is asynchronous only for files opened with `O_DIRECT`; the caller must ensure that.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -10,7 +11,7 @@ use super::slots::{Key, Op, Slot};
 const OP_PREADV: u16 = 7;
 const OP_PWRITEV: u16 = 8;
 const FLAG_RESFD: u32 = 1;
-/// Operations in flight at most; more wait in the queue.
+/// Maximum number of operations in flight; further ones wait in the queue.
 const DEPTH: libc::c_long = 256;
 const BATCH: usize = 64;
 
@@ -61,20 +62,20 @@ impl Native {
             u32::try_from(slot.target.as_ref().map_or(-1, super::Target::fd)).unwrap_or(u32::MAX);
         block.aio_buf = slot.iovecs.as_ptr() as u64;
         block.aio_nbytes = slot.iovecs.len() as u64;
-        // An offset beyond the signed range is refused by the kernel.
+        // The kernel refuses an offset beyond the signed range.
         block.aio_offset = offset.cast_signed();
         block.aio_flags = FLAG_RESFD;
         block.aio_resfd = u32::try_from(self.bell).unwrap_or(0);
         self.queue.push(block);
     }
 
-    /// Hands the queue to the kernel, as far as it takes it.
+    /// Submits the queue to the kernel, as much of it as the kernel accepts.
     pub(super) fn submit(&mut self, done: &mut Vec<(Key, i32)>) {
         while !self.queue.is_empty() {
             let mut pointers: Vec<*mut libc::iocb> =
                 self.queue.iter_mut().take(BATCH).map(|block| &raw mut *block).collect();
-            // SAFETY: valid control blocks, which the kernel copies; the scatter lists and buffers that they name are
-            // owned by their slots until the events have been read.
+            // SAFETY: valid control blocks, which the kernel copies. Their slots own the scatter lists and buffers
+            // that they name until the events have been read.
             let taken = unsafe {
                 libc::syscall(
                     libc::SYS_io_submit,
@@ -101,7 +102,7 @@ impl Native {
         }
     }
 
-    /// Reads the events that are there.
+    /// Reads the available events.
     pub(super) fn reap(&mut self, done: &mut Vec<(Key, i32)>) {
         while self.in_flight > 0 {
             let mut events = [IoEvent { data: 0, obj: 0, res: 0, res2: 0 }; BATCH];
@@ -136,7 +137,7 @@ impl Native {
 
 impl Drop for Native {
     fn drop(&mut self) {
-        // SAFETY: the context is ours. The call waits for operations in flight.
+        // SAFETY: the context is ours. The call waits for the operations in flight.
         unsafe { libc::syscall(libc::SYS_io_destroy, self.context) };
     }
 }

@@ -1,7 +1,7 @@
-//! The slots of operations: a slab of stable addresses that only grows.
+//! The slots of operations: a slab with stable addresses that only grows.
 //!
-//! Life of a slot: free → in flight → done → free, or, when its future goes first, in flight → detached → free. A key names
-//! a slot and its generation, so that a completion can never reach the wrong operation.
+//! Life of a slot: free → in flight → done → free, or, if its future is dropped first, in flight → detached → free. A
+//! key names a slot and its generation, so that a completion can never reach the wrong operation.
 
 use std::task::{Poll, Waker};
 
@@ -14,7 +14,7 @@ use crate::buf::{IoBuf, IoBufMut, IoVec, IoVecMut};
 /// Slots per chunk; chunks never move.
 const CHUNK: usize = 64;
 
-/// Name of an operation: slot and generation.
+/// Name of an operation: slot index and generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
     pub(super) slot: u32,
@@ -26,13 +26,13 @@ impl Key {
         u64::from(self.generation) << 32 | u64::from(self.slot)
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "takes the two halves apart")]
+    #[expect(clippy::cast_possible_truncation, reason = "splits the two halves")]
     pub(super) fn from_bits(bits: u64) -> Key {
         Key { slot: bits as u32, generation: (bits >> 32) as u32 }
     }
 }
 
-/// What is to be done. Buffers are in the slot's payload.
+/// What an operation does. Its buffers are in the slot's payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
     Read {
@@ -50,7 +50,7 @@ pub(crate) enum Op {
         offset: u64,
         len: u64,
     },
-    /// Simulated disks only; real files are truncated by a blocking call.
+    /// On simulated disks only; a blocking call truncates host files.
     Truncate {
         len: u64,
     },
@@ -64,7 +64,7 @@ pub(crate) enum Op {
     Poll {
         events: i16,
     },
-    /// A blocking call that only its worker knows.
+    /// A blocking call; only its worker knows what it does.
     Call,
 }
 
@@ -73,12 +73,12 @@ impl Op {
         matches!(self, Op::Read { .. } | Op::Write { .. })
     }
 
-    /// Whether io_uring carries it out on a file.
+    /// Whether it is an operation on a file that io_uring can execute.
     pub(super) fn is_on_file(self) -> bool {
         matches!(self, Op::Read { .. } | Op::Write { .. } | Op::Sync { .. } | Op::Fallocate { .. })
     }
 
-    /// Whether it may wait for a peer for ever.
+    /// Whether it may wait for a peer without a time limit.
     fn waits_for_peer(self) -> bool {
         matches!(self, Op::Recv { .. } | Op::Send { .. } | Op::Poll { .. })
     }
@@ -99,7 +99,7 @@ pub(crate) enum Payload {
 }
 
 impl Payload {
-    /// Bytes to transfer.
+    /// Number of bytes to transfer.
     pub(super) fn len(&self) -> usize {
         match self {
             Payload::None => 0,
@@ -131,7 +131,7 @@ impl Payload {
     }
 }
 
-/// The kernel's limit on the number of pieces of one transfer; what is beyond makes the transfer short.
+/// The kernel's limit on the number of buffers in one transfer. With more buffers the transfer is short.
 const MAX_IOV: usize = 1024;
 
 enum State {
@@ -174,8 +174,8 @@ impl Slot {
         }
     }
 
-    /// Fills in the scatter list and the message header that points to it, for the kernel to read while the slot stays where it
-    /// is. (For another thread, see [`BlockingOp`](super::BlockingOp).)
+    /// Fills in the scatter list and the message header that points to it. The kernel reads them while the slot stays
+    /// at its address. (For another thread, see [`BlockingOp`](super::BlockingOp).)
     pub(super) fn prepare_vectors(&mut self) {
         self.payload.iovecs(&mut self.iovecs);
         self.message.msg_iov = self.iovecs.as_mut_ptr();
@@ -183,13 +183,13 @@ impl Slot {
     }
 }
 
-/// What is left of a slot that has become free, to be dropped outside of any borrow.
+/// The content of a slot that has become free, to be dropped while nothing is borrowed.
 pub(super) type Content = (Payload, Option<Target>);
 
-/// What the future gets: the result, and what the slot held.
+/// What the future receives: the result, and the content of the slot.
 pub(super) type Outcome = (i32, Payload, Option<Target>);
 
-/// What a completion calls for.
+/// What to do after a completion.
 pub(super) enum Done {
     Wake(Waker),
     Free(Content),
@@ -203,12 +203,13 @@ pub(super) struct Slots {
     free: Vec<u32>,
     in_flight: usize,
     soon: usize,
-    /// Operations that come to their end by themselves, and what is kept for them.
+    /// Counts of the operations that complete without a peer, and the values kept for them.
     periods: Periods,
 }
 
-/// The kernel or a worker may still use the memory of what is in flight: it is leaked rather than freed. A thread that closes
-/// awaits its operations, so that this only happens to one that ends without closing (`exit` within `block_on`).
+/// Memory of operations in flight is leaked and not freed, because the kernel or a worker may still use it. A thread
+/// that closes waits for its operations, so this happens only on a thread that ends without closing (`exit` within
+/// `block_on`).
 impl Drop for Slots {
     fn drop(&mut self) {
         if self.in_flight > 0 {
@@ -222,12 +223,13 @@ impl Slots {
         self.in_flight
     }
 
-    /// Operations in flight that will end within microseconds of each other, whatever happens elsewhere.
+    /// Number of operations in flight that will complete within microseconds of each other, whatever happens
+    /// elsewhere.
     pub(super) fn soon(&self) -> usize {
         self.soon
     }
 
-    /// Notes that an operation that was just started is such a one.
+    /// Marks an operation that was just started as one that completes soon.
     pub(super) fn ends_soon(&mut self, key: Key) {
         let slot = self.get_mut(key);
         if !slot.soon {
@@ -236,7 +238,7 @@ impl Slots {
         }
     }
 
-    /// Notes that an operation is no longer such a one.
+    /// Removes that mark.
     pub(super) fn takes_long(&mut self, key: Key) {
         if let Some(slot) = self.try_get_mut(key) {
             self.soon -= usize::from(std::mem::take(&mut slot.soon));
@@ -276,7 +278,7 @@ impl Slots {
         Key { slot: index, generation: slot.generation }
     }
 
-    /// The slot of an operation that is known to exist.
+    /// The slot of an operation that exists.
     pub(super) fn get_mut(&mut self, key: Key) -> &mut Slot {
         match self.try_get_mut(key) {
             Some(slot) => slot,
@@ -294,7 +296,8 @@ impl Slots {
         self.slot(key.slot).filter(|slot| slot.generation == key.generation)
     }
 
-    /// An operation has ended. Gives what is to be done about it, and values that were kept for it.
+    /// Records that an operation has completed. Returns what to do about it, and the values that no operation
+    /// requires any more.
     pub(super) fn complete(&mut self, key: Key, result: i32) -> (Done, Vec<Kept>) {
         let nothing = || (Done::Nothing, Vec::new());
         let Some(slot) = self.try_get_mut(key) else { return nothing() };
@@ -317,8 +320,8 @@ impl Slots {
         (done, kept)
     }
 
-    /// Keeps a value until all that is in flight now has completed, but for what may wait for a peer for ever. Gives it back
-    /// when nothing is.
+    /// Keeps a value until all operations now in flight have completed, except those that may wait for a peer without
+    /// a time limit. Returns the value if none is in flight.
     pub(super) fn keep(&mut self, value: Kept) -> Option<Kept> {
         self.periods.keep(value)
     }
@@ -332,7 +335,8 @@ impl Slots {
         content
     }
 
-    /// The outcome, or else whether `waker` is the one that is woken; if not, it is to be [set](Self::set_waker).
+    /// Returns the outcome if the operation is done. Otherwise returns whether its stored waker wakes the same task
+    /// as `waker`; if not, the caller [sets](Self::set_waker) `waker`.
     pub(super) fn poll(&mut self, key: Key, waker: &Waker) -> (Poll<Outcome>, bool) {
         let slot = self.get_mut(key);
         if let State::Done(result) = slot.state {
@@ -342,12 +346,13 @@ impl Slots {
         (Poll::Pending, slot.waker.as_ref().is_some_and(|old| old.will_wake(waker)))
     }
 
-    /// Leaves a waker. Gives the one that was there before, to be dropped outside of any borrow.
+    /// Stores a waker. Returns the previous one, to be dropped while nothing is borrowed.
     pub(super) fn set_waker(&mut self, key: Key, waker: Waker) -> Option<Waker> {
         self.get_mut(key).waker.replace(waker)
     }
 
-    /// The future is gone. Gives what is to be dropped, and whether the operation should be cancelled.
+    /// Records that the future was dropped. Returns the values to drop, and whether the operation should be
+    /// cancelled.
     pub(super) fn detach(&mut self, key: Key) -> ((Option<Content>, Option<Waker>), bool) {
         let slot = self.get_mut(key);
         let waker = slot.waker.take();
@@ -359,7 +364,7 @@ impl Slots {
         ((None, waker), cancel)
     }
 
-    /// Operations in flight that may wait for ever.
+    /// Operations in flight that may wait without a time limit.
     pub(super) fn cancellable(&self) -> Vec<Key> {
         let slots = self.chunks.iter().flat_map(|chunk| chunk.iter());
         let in_flight = slots.zip(0u32..).filter(|(slot, _)| {
@@ -398,7 +403,7 @@ mod tests {
         assert!(matches!(slots.poll(key, &waker), (Poll::Pending, false)));
         assert!(slots.set_waker(key, waker.clone()).is_none());
         assert!(matches!(slots.poll(key, &waker), (Poll::Pending, true)));
-        let Done::Wake(waiter) = slots.complete(key, 8).0 else { panic!("nobody is woken") };
+        let Done::Wake(waiter) = slots.complete(key, 8).0 else { panic!("no waker was returned") };
         waiter.wake();
         assert_eq!(counter.0.load(Ordering::Relaxed), 1);
         assert!(matches!(slots.poll(key, &waker).0, Poll::Ready((8, Payload::Read(_), _))));
@@ -409,11 +414,14 @@ mod tests {
     }
 
     #[test]
-    fn a_completion_of_an_earlier_operation_does_not_reach_the_slots_new_one() {
+    fn a_late_completion_does_not_reach_the_next_operation_of_its_slot() {
         let mut slots = Slots::default();
         let old = read(&mut slots);
         assert!(matches!(slots.complete(old, 0).0, Done::Nothing));
-        assert!(slots.detach(old).0.0.is_some(), "what was done is freed with its future");
+        assert!(
+            slots.detach(old).0.0.is_some(),
+            "a completed slot is freed when its future is dropped"
+        );
         let new = read(&mut slots);
         assert!(matches!(slots.complete(old, 0).0, Done::Nothing));
         assert!(slots.poll(new, Waker::noop()).0.is_pending());
@@ -433,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_soon_is_counted_until_its_completion() {
+    fn an_operation_marked_as_soon_is_counted_until_its_completion() {
         let mut slots = Slots::default();
         let (one, other) = (read(&mut slots), read(&mut slots));
         slots.ends_soon(one);
@@ -451,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_stay_where_they_are_while_their_number_grows() {
+    fn slots_keep_their_addresses_while_the_slab_grows() {
         let mut slots = Slots::default();
         let first = read(&mut slots);
         let address = &raw const *slots.get_mut(first);
@@ -462,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_survives_the_trip_through_the_kernel() {
+    fn a_key_is_restored_from_its_user_data_bits() {
         let key = Key { slot: 0x89ab_cdef, generation: 0x7fff_ffff };
         assert_eq!(Key::from_bits(key.to_bits()), key);
     }

@@ -1,9 +1,9 @@
 //! The io_uring of an I/O thread.
 //!
-//! Files get a place in the ring's table of registered files at their first use; buffers from the thread's arena are
-//! addressed as registered memory. Entries that find the submission queue full wait in a backlog, in order.
+//! A file gets an index in the ring's table of registered files at its first use; buffers from the thread's arena are
+//! addressed as registered memory. If the submission queue is full, entries wait in a backlog, in order.
 //!
-//! The bell (an eventfd) is watched by one multishot poll, so that being woken costs no extra system call.
+//! One multishot poll watches the bell (an eventfd), so that waking the thread costs it no extra system call.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -21,13 +21,13 @@ use crate::file::{File, WeakFile};
 use crate::runtime::shared::Shared;
 use crate::runtime::{Config, real_now};
 
-/// `user_data` of the bell, of cancellations and of timers; generations have 31 bits, so that no key looks like these.
+/// `user_data` of the bell, of cancellations and of timers. Generations have 31 bits, so no key has these values.
 const BELL: u64 = u64::MAX;
 const CANCEL: u64 = u64::MAX - 1;
 const TIMER: u64 = u64::MAX - 2;
-/// Places in the table of registered files.
+/// Maximum size of the table of registered files.
 const FILES: u32 = 1024;
-/// The kernel moves at most this much at once.
+/// The maximum that the kernel moves in one transfer.
 const MAX_TRANSFER: usize = 0x7fff_f000;
 
 /// Files registered with the ring, by their dense id.
@@ -46,12 +46,13 @@ pub(super) struct Uring {
     arena: Option<Arc<Arena>>,
     bell: RawFd,
     index: usize,
-    /// Times for which timers are armed, the earliest last: they are armed in falling order and fire in rising order.
+    /// Deadlines of the armed timers, the earliest last: they are armed in descending order and fire in ascending
+    /// order.
     armed: Vec<Duration>,
-    /// Where the kernel reads a timer's time when it is submitted. An entry that could not be submitted at once may find an
-    /// earlier time here; it then fires early, which does no harm.
+    /// The kernel reads a timer's time from here when the entry is submitted. An entry whose submission was delayed
+    /// may find an earlier time here; it then fires early, which does no harm.
     timespec: Box<types::Timespec>,
-    /// The kernel refuses to be entered, and it has been reported.
+    /// The kernel refuses `io_uring_enter`, and the error has been logged.
     refused: bool,
 }
 
@@ -85,7 +86,7 @@ impl Uring {
         Ok(uring)
     }
 
-    /// Submits the first entry: where a ring can be made but not entered, it is of no use.
+    /// Submits the first entry. Some systems allow a ring to be created but not entered; such a ring is of no use.
     fn enter(&mut self) -> io::Result<()> {
         loop {
             match self.ring.submit() {
@@ -102,7 +103,7 @@ impl Uring {
         self.push(poll.build().user_data(BELL));
     }
 
-    /// The place of a file in the ring's table; registers it at its first use. `None` when the table is full.
+    /// The index of a file in the ring's table; registers the file at its first use. `None` if the table is full.
     pub(super) fn fixed(&mut self, file: &File) -> Option<u32> {
         let id = file.id();
         if self.is_registered(id) {
@@ -124,12 +125,12 @@ impl Uring {
         matches!(self.files.registered.get(id as usize), Some(Some(_)))
     }
 
-    /// The file that has a place, while there are handles to it.
+    /// The file at an index of the table; `None` if all its handles are dropped.
     pub(super) fn file(&self, id: u32) -> Option<File> {
         self.files.registered.get(id as usize)?.as_ref()?.upgrade()
     }
 
-    /// Gives up a file's place. Entries that name it may still be queued, so it waits for the next submission.
+    /// Removes a file from the table. Queued entries may still name it, so the removal waits for the next submission.
     pub(super) fn unregister(&mut self, id: u32, keep: Arc<dyn Any + Send + Sync>) {
         if self.is_registered(id) {
             self.files.leaving.push((id, keep));
@@ -170,8 +171,8 @@ impl Uring {
                 return;
             }
         }
-        // SAFETY: all that the entry points to is owned by the operation's slot until its completion is harvested, and
-        // its descriptor is kept open by the slot or the table.
+        // SAFETY: the operation's slot owns all memory that the entry points to until the completion is harvested,
+        // and the slot or the table keeps the descriptor open.
         if unsafe { self.ring.submission().push(&entry) }.is_err() {
             self.backlog.push_back(entry);
         }
@@ -188,14 +189,14 @@ impl Uring {
         }
     }
 
-    /// Submits what is queued, without waiting; false when the queue is still full.
+    /// Submits the queue without waiting. Returns false if the queue is still full.
     fn submit(&mut self) -> bool {
         let _ = self.ring.submit();
         !self.ring.submission().is_full()
     }
 
-    /// Sees to it that a completion arrives when the clock shows `deadline`. Only a deadline earlier than all that are armed
-    /// costs an operation; one that has become useless wakes the thread once for nothing.
+    /// Ensures that a completion arrives at `deadline`. Only a deadline earlier than all armed ones costs an
+    /// operation. A timer that is no longer needed wakes the thread once without need.
     fn arm_timer(&mut self, deadline: Duration) {
         if self.armed.last().is_some_and(|&armed| armed <= deadline) {
             return;
@@ -206,14 +207,15 @@ impl Uring {
         self.push(timer);
     }
 
-    /// Submits, waits for `least` completions (one at least) if it may, and harvests.
+    /// Submits, waits for `least` completions (at least one) if `wait` allows it, and harvests.
     ///
-    /// More than one may be waited for only if so many operations in flight complete whatever happens here and elsewhere, for
-    /// until then neither the bell nor a timer wakes the thread. Of such operations ([`Slots::soon`](super::slots::Slots))
-    /// `least` is a fraction. They are transfers of files in memory, which need nothing but the kernel's workers; they all
-    /// are in the kernel's hands when it waits, since it does not wait with a backlog, nor when it took fewer entries than
-    /// there were; each posts a completion, be it an error (the ring has neither linked nor silent entries); and those
-    /// that it has posted already count, being not yet harvested.
+    /// While it waits for more than one, neither the bell nor a timer wakes the thread. So `least` may exceed one
+    /// only if that many operations in flight complete whatever happens on this thread and elsewhere. `least` is a
+    /// fraction of the number of such operations ([`Slots::soon`](super::slots::Slots)). They are transfers of files
+    /// in memory, which need only the kernel's workers. The kernel has accepted all of them when it waits, since it
+    /// waits neither with a backlog nor if it accepted fewer entries than were queued. Each of them posts a
+    /// completion, even on an error (the ring has neither linked entries nor entries without completions).
+    /// Completions already posted count as well, because they are not yet harvested.
     pub(super) fn turn(&mut self, wait: Wait, least: usize, done: &mut Vec<(Key, i32)>) {
         self.flush_backlog();
         if let Wait::Until(deadline) = wait {
@@ -238,8 +240,8 @@ impl Uring {
         self.harvest(done);
     }
 
-    /// A kernel that could be entered before refuses it now. Nothing can be taken back from the ring, so that the thread asks
-    /// again, without keeping a core busy.
+    /// Handles a kernel that now refuses a ring that could be entered before. Entries cannot be taken back from the
+    /// ring, so the thread tries again, with a pause so that it does not keep a core busy.
     fn report_refusal(&mut self, error: &io::Error) {
         if !std::mem::replace(&mut self.refused, true) {
             tracing::error!("io_uring_enter: {error}");
@@ -263,20 +265,22 @@ impl Uring {
     }
 }
 
-/// The kernel takes a ring apart some time after it was closed, and its files with it: until then a file system could not be
-/// unmounted, nor the space of a deleted file be used. Given up here, the files are closed when this returns.
+/// The kernel destroys a ring some time after it was closed, and only then closes its registered files: until then a
+/// file system could not be unmounted, and the space of a deleted file would stay in use. Dropping unregisters the
+/// files, so that they are closed when `drop` returns.
 impl Drop for Uring {
     fn drop(&mut self) {
         let _ = self.ring.submitter().unregister_files();
     }
 }
 
-/// Interrupted, or the kernel wants completions harvested first, or has no memory at the moment: the next turn goes on.
+/// Whether the error is temporary: the call was interrupted, the kernel wants completions harvested first, or it has
+/// no memory at the moment. The next turn tries again.
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
 }
 
-/// Makes a ring with the best flags that the kernel knows.
+/// Creates a ring with the best flags that the kernel supports.
 fn build(entries: u32) -> io::Result<IoUring> {
     let entries = entries.clamp(8, 4096);
     let mut builder = IoUring::builder();
@@ -314,7 +318,7 @@ fn build(entries: u32) -> io::Result<IoUring> {
     }
 }
 
-/// The kernel refuses tables larger than the limit on open files.
+/// The size of the file table: the kernel refuses tables larger than the limit on open files.
 fn file_capacity() -> u32 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel writes the structure.
@@ -324,10 +328,12 @@ fn file_capacity() -> u32 {
     u32::try_from(limit.rlim_cur).map_or(FILES, |n| n.min(FILES))
 }
 
-/// Registered memory is an optimisation: without it (a low `RLIMIT_MEMLOCK`), plain memory is used.
+/// Registers the arena. Registered memory is an optimisation: without it (a low `RLIMIT_MEMLOCK`), ordinary memory is
+/// used.
 fn register_arena(ring: &IoUring, bytes: usize) -> Option<Arc<Arena>> {
     let arena = install_arena(bytes).ok()?;
-    // SAFETY: the arena lives as long as the ring (it is a field of `Uring`, dropped after it) and is never unmapped before.
+    // SAFETY: the arena outlives the ring (both are fields of `Uring`, and the arena is dropped after the ring) and
+    // is never unmapped before.
     match unsafe { ring.submitter().register_buffers(&[arena.as_iovec()]) } {
         Ok(()) => Some(arena),
         Err(_) => None,
@@ -338,7 +344,7 @@ fn transfer_len(len: usize) -> u32 {
     u32::try_from(len.min(MAX_TRANSFER)).unwrap_or(0)
 }
 
-/// Translates an operation. A registered file is named by its index and a flag.
+/// Builds the entry of an operation. A registered file is named by its index and a flag.
 fn build_entry(slot: &mut Slot, arena: Option<&Arena>) -> squeue::Entry {
     let fd = match &slot.target {
         Some(Target::Fixed(index)) => types::Fd(index.cast_signed()),

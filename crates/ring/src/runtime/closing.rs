@@ -1,13 +1,14 @@
-//! Being an I/O thread, and ceasing to be one.
+//! How a thread becomes an I/O thread, and how it ceases to be one.
 //!
-//! The order of closing is what makes it sound, and what guards in futures rely on:
+//! Closing is sound because of its order, on which guards in futures rely:
 //!
-//! 1. operations on sockets are cancelled, and **all operations in flight are awaited, before any task is dropped**: a
-//!    guard that lives in a task (a range lock, reserved clusters) is released when the host has ended what it guards;
+//! 1. operations on sockets are cancelled, and **all operations in flight are awaited, before any task is dropped**:
+//!    a guard that lives in a task (a range lock, reserved clusters) is released only after the host has finished the
+//!    operations that it guards;
 //! 2. tasks are dropped. Their destructors may start operations, which are awaited as in the first step, and so on;
-//! 3. the thread ceases to be an I/O thread, its mailbox is closed, and what was in it is dropped.
+//! 3. the thread ceases to be an I/O thread, its mailbox is closed, and the remaining messages are dropped.
 //!
-//! Nothing unwinds out of this: destructors and wakers run [`contained`].
+//! No panic unwinds out of closing: destructors and wakers run [`contained`].
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -17,8 +18,8 @@ use std::sync::{Arc, Weak};
 
 use super::Config;
 use super::foreign::contained;
+use super::idle_trim::IdleTrim;
 use super::local::{CURRENT, Local, MainWaker, try_with};
-use super::quiet::Quiet;
 use super::shared::Shared;
 use crate::perturb;
 use crate::reactor::Reactor;
@@ -52,7 +53,7 @@ impl Entered {
             poll: config.poll,
             scheduler,
             closing: Cell::new(false),
-            quiet: Quiet::default(),
+            idle_trim: IdleTrim::default(),
         });
         CURRENT.set(Some(Rc::clone(&local)));
         Ok(Entered { local })
@@ -79,8 +80,8 @@ impl Drop for Entered {
         local.shared.unregister();
         let current = CURRENT.take();
         perturb::point();
-        // No task is left and nothing is in flight, so that these are calls that nobody carries out any more, and files that
-        // the ring lets go of anyway.
+        // No task is left and nothing is in flight, so the remaining messages are calls that will not run, and files
+        // that the ring unregisters anyway.
         for message in local.shared.mailbox.close() {
             contained(|| drop(message));
         }

@@ -1,10 +1,10 @@
-//! What belongs to one I/O thread, and its loop.
+//! The state of one I/O thread, and its loop.
 //!
-//! One turn: take the mail → poll the main future → run ready tasks → fire timers → one call into the driver that submits
-//! everything queued, sleeps when nothing is ready, and harvests all completions.
+//! One turn: take the mail → poll the main future → run ready tasks → fire timers → one call into the driver that
+//! submits everything queued, sleeps if nothing is ready, and harvests all completions.
 //!
-//! Tasks never outlive the thread's context: [`closing`](super::closing) sees to it when the loop ends, also when the main
-//! future panicked.
+//! Tasks never outlive the thread's context: [`closing`](super::closing) ensures this when the loop ends, also if the
+//! main future panicked.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use super::closing::Entered;
 use super::foreign::contained;
+use super::idle_trim::IdleTrim;
 use super::oneshot;
-use super::quiet::Quiet;
 use super::shared::{Message, Shared};
 use super::tasks::Tasks;
 use super::thread::Handle;
@@ -28,32 +28,32 @@ use crate::perturb;
 use crate::reactor::{Reactor, Wait};
 use crate::sim::Scheduler;
 
-/// How many tasks are run before completions are looked at again.
+/// How many tasks run before completions are checked again.
 const BUDGET: usize = 256;
 
-/// How long a simulation that has nothing else to do waits for a socket whose peer may be outside of it.
+/// How long a simulation that has nothing else to do waits for a socket whose peer may be outside the simulation.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What an I/O thread sleeps on.
+/// The mechanism by which an I/O thread executes operations and sleeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Engine {
-    /// io_uring, or, where that is refused, the fallback (which is said once).
+    /// io_uring, or the fallback if io_uring is refused (logged once per process).
     #[default]
     Auto,
-    /// io_uring or an error.
+    /// io_uring; an error if it is refused.
     Uring,
     /// `poll` and a pool of blocking threads.
     Threads,
 }
 
-/// How to make an I/O thread.
+/// Configuration of an I/O thread.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Entries of the submission queue, rounded up to a power of two by the kernel.
     pub entries: u32,
-    /// How long to look for completions before going to sleep.
+    /// How long to poll for completions before sleeping.
     pub poll: Option<Duration>,
-    /// What to sleep on.
+    /// The engine.
     pub engine: Engine,
     /// Bytes of buffer memory to register with the ring; 0 for none.
     pub registered_buffers: usize,
@@ -65,7 +65,7 @@ impl Default for Config {
     }
 }
 
-/// The thread's own part of an I/O thread.
+/// The part of an I/O thread that only the thread itself uses.
 pub(crate) struct Local {
     pub(crate) shared: Arc<Shared>,
     pub(super) handle: RefCell<Weak<Handle>>,
@@ -74,17 +74,17 @@ pub(crate) struct Local {
     pub(crate) reactor: Reactor,
     pub(super) main: Arc<MainWaker>,
     pub(super) poll: Option<Duration>,
-    /// Present in simulation: decides order and time.
+    /// Only in simulation: decides order and time.
     pub(crate) scheduler: Option<Scheduler>,
     pub(super) closing: Cell<bool>,
-    pub(super) quiet: Quiet,
+    pub(super) idle_trim: IdleTrim,
 }
 
 thread_local! {
     pub(super) static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
 }
 
-/// Runs `f` with the current I/O thread, if the caller is on one.
+/// Runs `f` with the current I/O thread. Returns `None` if the caller is not on one.
 pub(crate) fn try_with<R>(f: impl FnOnce(&Rc<Local>) -> R) -> Option<R> {
     CURRENT.try_with(|current| current.borrow().as_ref().map(f)).ok().flatten()
 }
@@ -92,7 +92,7 @@ pub(crate) fn try_with<R>(f: impl FnOnce(&Rc<Local>) -> R) -> Option<R> {
 /// The current I/O thread.
 ///
 /// # Panics
-/// When the caller is not on one.
+/// If the caller is not on one.
 pub(crate) fn current() -> Rc<Local> {
     match try_with(Rc::clone) {
         Some(local) => local,
@@ -125,10 +125,10 @@ impl Wake for MainWaker {
     }
 }
 
-/// Turns the current thread into an I/O thread until `f` is done. Tasks that are left then are dropped.
+/// Turns the current thread into an I/O thread until `f` completes. Tasks that exist then are dropped.
 ///
 /// # Panics
-/// When the thread already is an I/O thread, when no ring and no fallback can be made, or when `f` panics.
+/// If the thread already is an I/O thread, if neither a ring nor the fallback can be created, or if `f` panics.
 pub fn block_on<F: Future>(f: F) -> F::Output {
     match block_on_with(Config::default(), f) {
         Ok(value) => value,
@@ -139,10 +139,10 @@ pub fn block_on<F: Future>(f: F) -> F::Output {
 /// [`block_on`] with a choice of engine.
 ///
 /// # Errors
-/// When the ring cannot be made.
+/// If the ring cannot be created.
 ///
 /// # Panics
-/// When the thread already is an I/O thread, or when `f` panics.
+/// If the thread already is an I/O thread, or if `f` panics.
 #[expect(clippy::needless_pass_by_value, reason = "a configuration is made for one thread")]
 pub fn block_on_with<F: Future>(config: Config, f: F) -> io::Result<F::Output> {
     let entered = Entered::new(&config, None)?;
@@ -151,7 +151,7 @@ pub fn block_on_with<F: Future>(config: Config, f: F) -> io::Result<F::Output> {
     Ok(entered.local.run(pin!(f)))
 }
 
-/// [`block_on`] under a scheduler that decides order and time.
+/// [`block_on`] with a scheduler that decides order and time.
 pub(crate) fn simulate<F: Future>(scheduler: Scheduler, f: F) -> F::Output {
     let config = Config { engine: Engine::Threads, registered_buffers: 0, ..Config::default() };
     let entered = match Entered::new(&config, Some(scheduler)) {
@@ -183,7 +183,7 @@ impl Local {
         self.handle.borrow().upgrade()
     }
 
-    /// The virtual time, in simulation.
+    /// The virtual time; `None` outside a simulation.
     pub(crate) fn virtual_now(&self) -> Option<Duration> {
         self.scheduler.as_ref().map(Scheduler::now)
     }
@@ -198,7 +198,7 @@ impl Local {
         loop {
             self.take_mail();
             if self.main_may_run() && self.main.woken.swap(false, Ordering::Acquire) {
-                self.quiet.note();
+                self.idle_trim.note();
                 if let Poll::Ready(value) = main.as_mut().poll(&mut cx) {
                     return value;
                 }
@@ -210,7 +210,7 @@ impl Local {
         }
     }
 
-    /// In simulation the main future takes its turn among the tasks by chance.
+    /// In simulation, chance decides when the main future runs among the tasks.
     fn main_may_run(&self) -> bool {
         self.scheduler
             .as_ref()
@@ -229,20 +229,21 @@ impl Local {
         }
         if self.shared.mailbox.prepare_sleep() {
             perturb::point();
-            // The main future's flag is published before the sleep flag is read, like a message.
+            // The waker of the main future sets its flag before it reads the sleep flag, as a sender publishes its
+            // message first.
             let timer = self.timers.borrow().next_deadline();
-            let wait = match [timer, self.quiet.deadline()].into_iter().flatten().min() {
+            let wait = match [timer, self.idle_trim.deadline()].into_iter().flatten().min() {
                 _ if !self.is_idle() => Wait::No,
                 Some(deadline) => Wait::Until(deadline),
                 None => Wait::Forever,
             };
             self.reactor.turn(wait);
             self.shared.mailbox.awake();
-            self.quiet.slept();
+            self.idle_trim.slept();
         }
     }
 
-    /// Looks for completions for a while instead of sleeping; true when there was something.
+    /// Polls for completions for a while before the thread sleeps. Returns true if there was something to do.
     fn spin(self: &Rc<Self>) -> bool {
         let Some(limit) = self.poll else { return false };
         let until = real_now().saturating_add(limit);
@@ -269,7 +270,7 @@ impl Local {
     fn run_ready(&self) {
         for _ in 0..BUDGET {
             let Some(task) = self.tasks.ready.borrow_mut().pop_front() else { break };
-            self.quiet.note();
+            self.idle_trim.note();
             task.run();
         }
     }
@@ -299,7 +300,7 @@ impl Local {
         if self.main.woken.load(Ordering::Acquire) || !self.shared.mailbox.is_empty() {
             return;
         }
-        // Real sockets are quicker than virtual time.
+        // A real socket may become ready before virtual time advances.
         let sockets = self.reactor.waits_for_sockets();
         if sockets {
             self.reactor.turn(Wait::No);
@@ -325,7 +326,7 @@ impl Local {
         self.fire_timers();
     }
 
-    /// Handles the messages of other threads. One that panics takes no other with it.
+    /// Handles the messages of other threads. If one panics, the others are still handled.
     pub(crate) fn take_mail(self: &Rc<Self>) {
         for message in self.shared.mailbox.take() {
             match message {
@@ -340,14 +341,16 @@ impl Local {
     }
 }
 
-/// Keeps `value` until all file operations that are in flight on this I/O thread have come to their end, and drops it on this
-/// thread. Where nothing is in flight, or off I/O threads, it is dropped at once.
+/// Keeps `value` until all file operations in flight on this I/O thread have completed, then drops it on this thread.
+/// If nothing is in flight, or if the caller is not on an I/O thread, `value` is dropped at once.
 ///
-/// A future that is dropped leaves the operations that it has started to the host, which still reads from or writes to what
-/// they name. A value that says that something is in use (a count, an epoch, a lock) is kept so until it no longer is. It is
-/// also kept when the thread closes, which awaits what is in flight.
+/// When a future is dropped, the operations that it has started continue on the host, which still reads from or
+/// writes to their files. So a value that marks something as in use (a count, an epoch, a lock) is kept until these
+/// operations have completed. It is also kept when the thread closes, because closing waits for the operations in
+/// flight.
 ///
-/// Operations of other tasks are waited for as well; those on sockets and pipes, which may wait for ever, are not.
+/// Operations of other tasks are waited for as well. Operations on sockets and pipes, which may take for ever, are
+/// not.
 pub fn keep_until_settled<T: 'static>(value: T) {
     let mut value = Some(value);
     try_with(|local| value.take().and_then(|value| local.reactor.keep(Box::new(value))));
@@ -364,7 +367,7 @@ impl<T: 'static> UntilSettled<T> {
         UntilSettled(Some(value))
     }
 
-    /// The value, when the caller knows that nothing which it guards is in flight.
+    /// Returns the value. For callers who know that no operation which the value guards is in flight.
     pub fn release(mut self) -> Option<T> {
         self.0.take()
     }
@@ -378,8 +381,8 @@ impl<T: 'static> Drop for UntilSettled<T> {
     }
 }
 
-/// Waits until the file operations that are in flight on this I/O thread have come to their end: what those whose futures were
-/// dropped read from or write to may be used otherwise from then on.
+/// Waits until the file operations in flight on this I/O thread have completed, including those whose futures were
+/// dropped. After that, the ranges of their files may be used for other purposes.
 pub async fn settled() {
     let (sender, receiver) = oneshot::channel::<()>();
     keep_until_settled(sender);

@@ -1,17 +1,18 @@
 //! The I/O thread: tasks, timers, wakers and the loop that drives them.
 //!
-//! [`local`] holds what belongs to the thread and its loop, [`closing`] the end of it, [`tasks`] the tasks, [`shared`] the
-//! part that other threads may touch (the mailbox with its sleep flag), [`thread`] the handles, [`timer`] the clock. [`oneshot`] carries results between threads,
-//! [`offload`] runs data work on the worker pool, and [`quiet`] gives memory back when there is nothing to do.
+//! [`local`] holds the state of the thread and its loop, [`closing`] its end, [`tasks`] the tasks, [`shared`] the
+//! part that other threads may access (the mailbox with its sleep flag), [`thread`] the handles, [`timer`] the clock.
+//! [`oneshot`] carries results between threads, [`offload`] runs data work on the worker pool, and [`idle_trim`] frees
+//! cached memory when the process is idle.
 
 pub(crate) mod atomics;
 mod closing;
 pub(crate) mod foreign;
+mod idle_trim;
 pub(crate) mod local;
 pub(crate) mod offload;
 pub(crate) mod oneshot;
 mod pool;
-mod quiet;
 mod room;
 pub(crate) mod shared;
 mod tasks;

@@ -1,4 +1,5 @@
-//! Data work (compress, encrypt, hash) on a pool of worker threads sized to the cores, and blocking system calls on another.
+//! Two pools of worker threads: one, sized to the number of cores, for data work (compress, encrypt, hash); one for
+//! blocking system calls.
 
 use std::future::Future;
 use std::num::NonZero;
@@ -8,33 +9,35 @@ use super::pool::{Job, WorkerPool};
 use super::{local, oneshot};
 use crate::reactor::start_call;
 
-/// Bytes of stack where only system calls are made.
+/// Bytes of stack of threads that only make system calls.
 const SMALL_STACK: usize = 512 << 10;
 
 static DATA: WorkerPool = WorkerPool::new("oxblk-work", cores, 2 << 20);
-/// Threads that wait in system calls on files; their number bounds the queue depth of the `threads` backend.
+/// Threads that execute system calls on files; their number limits the queue depth of the `threads` backend.
 pub(crate) static BLOCKING: WorkerPool = WorkerPool::new("oxblk-io", || 64, SMALL_STACK);
-/// Threads that wait for peers, maybe for long. Operations on files, which a thread awaits before it ends, do not wait behind
-/// them.
+/// Threads that wait for peers, possibly for long. They are a separate pool because a closing thread waits for its
+/// operations on files, which must not queue behind a peer.
 static WAITING: WorkerPool = WorkerPool::new("oxblk-wait", || 64, SMALL_STACK);
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-/// How many threads [`offload`] uses at most: the number of cores unless set otherwise.
+/// Maximum number of threads that [`offload`] uses: the number of cores unless set otherwise.
 pub fn offload_threads() -> usize {
     DATA.limit()
 }
 
-/// Sets how many threads [`offload`] uses at most (at least one). Surplus threads end when they become idle.
+/// Sets the maximum number of threads that [`offload`] uses (at least one). Surplus threads end when they become
+/// idle.
 pub fn set_offload_threads(n: usize) {
     DATA.set_limit(n);
 }
 
-/// Runs `f` on the worker pool; inside [`sim::run`](crate::sim::run) it runs at once, on the spot.
+/// Runs `f` on the worker pool; inside [`sim::run`](crate::sim::run) `f` runs at once on the calling thread.
 ///
-/// The work starts right away and runs to its end even when the future is dropped. A panic in `f` resumes in the awaiter.
+/// The work starts at once and runs to completion even if the future is dropped. A panic in `f` resumes in the
+/// awaiting task.
 pub fn offload<T: Send + 'static>(
     f: impl FnOnce() -> T + Send + 'static,
 ) -> impl Future<Output = T> {
@@ -45,7 +48,7 @@ pub fn offload<T: Send + 'static>(
 /// for it, and so does the thread before it ends.
 ///
 /// # Panics
-/// Off an I/O thread.
+/// If the caller is not on an I/O thread.
 pub(crate) fn on_file<T: Send + 'static>(
     f: impl FnOnce() -> T + Send + 'static,
 ) -> impl Future<Output = T> {
@@ -57,7 +60,7 @@ pub(crate) fn on_file<T: Send + 'static>(
     }
 }
 
-/// Runs a system call that may wait for a peer for long, and that nobody need wait for.
+/// Runs a system call that may wait for a peer for long, and that a closing thread does not wait for.
 pub(crate) fn blocking<T: Send + 'static>(
     f: impl FnOnce() -> T + Send + 'static,
 ) -> impl Future<Output = T> {

@@ -1,7 +1,7 @@
-//! One value from one thread to another.
+//! Passes one value from one thread to another.
 //!
-//! The receiver may be a future on any executor or a plain thread that blocks. A panic travels as a value and is
-//! resumed where the result is awaited.
+//! The receiver may be a future on any executor or a plain thread that blocks. A panic is sent as a value and resumes
+//! where the result is awaited.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use super::atomics::{Arc, Condvar, Mutex, lock};
 enum State<T> {
     Empty(Option<Waker>),
     Full(std::thread::Result<T>),
-    /// The sender is gone without a value, or the value was taken.
+    /// The sender was dropped without a value, or the value was taken.
     Closed,
 }
 
@@ -57,7 +57,7 @@ impl<T> Drop for Sender<T> {
 }
 
 impl<T> Receiver<T> {
-    /// Blocks until the value is there; `None` when the sender is gone.
+    /// Blocks until the value arrives; `None` if the sender was dropped.
     pub(crate) fn wait(self) -> Option<std::thread::Result<T>> {
         let mut state = lock(&self.0.state);
         loop {

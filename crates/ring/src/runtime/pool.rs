@@ -1,4 +1,4 @@
-//! Worker threads that take jobs from a queue, grown on demand up to a limit.
+//! Worker threads that take jobs from a queue. The pool starts threads on demand up to a limit.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use super::room;
 use crate::perturb;
 use crate::reactor::BlockingOp;
 
-/// Something to run on a worker.
+/// A job for a worker.
 pub(crate) enum Job {
     /// Any closure.
     Call(Box<dyn FnOnce() + Send>),
@@ -27,10 +27,10 @@ impl Job {
 
 struct State {
     jobs: VecDeque<Job>,
-    /// Threads that exist, and those of them that wait for work.
+    /// Number of threads, and number of those that wait for work.
     threads: usize,
     idle: usize,
-    /// Most threads; 0 until it is first needed.
+    /// Maximum number of threads; 0 until it is first needed.
     limit: usize,
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct WorkerPool {
     stack: usize,
 }
 
-/// How long an idle worker stays.
+/// How long a worker stays idle before it ends.
 const LINGER: Duration = Duration::from_secs(10);
 
 impl WorkerPool {
@@ -78,7 +78,8 @@ impl WorkerPool {
         let limit = self.limit();
         let mut state = self.lock();
         state.jobs.push_back(job);
-        // `idle` counts those on their way to a job as well, and `jobs` the jobs that they are on their way to.
+        // `idle` includes threads that are already notified but have not yet taken their job, and `jobs` includes
+        // those jobs.
         if state.idle >= state.jobs.len() || state.threads >= limit {
             drop(state);
             perturb::point();
@@ -91,13 +92,13 @@ impl WorkerPool {
         perturb::point();
         let name = format!("{}{number}", self.name);
         if room::start_thread(name, self.stack, || self.run()).is_err() {
-            self.do_without();
+            self.run_jobs_here();
         }
     }
 
-    /// A thread that was counted could not be started. With no thread at all the work is done here rather than never: all
-    /// of it, since others may have left theirs to the thread that was counted.
-    fn do_without(&self) {
+    /// Handles a thread that was counted but could not be started. If no thread exists at all, the jobs run here, so
+    /// that they are not lost: all jobs, because other callers may have relied on the thread that was counted.
+    fn run_jobs_here(&self) {
         let mut state = self.lock();
         state.threads -= 1;
         while state.threads == 0 {
@@ -130,7 +131,7 @@ impl WorkerPool {
         }
         state.threads -= 1;
         drop(state);
-        // Whoever was meant to be woken by a notification that came here finds the queue itself.
+        // This thread may have consumed a notification meant for a waiting worker, so it passes one on.
         self.work.notify_one();
     }
 }

@@ -1,10 +1,11 @@
-//! Whether the process has room for another thread.
+//! Checks whether the process has enough resources for another thread.
 //!
-//! The last descriptors are for files: an I/O thread that takes them keeps the others from opening what they are for.
+//! The last free descriptors are reserved for files: an I/O thread that used them would keep the other threads from
+//! opening their files.
 //!
-//! Where the address space is limited (`ulimit -v`), the system may grant a thread its stack and have nothing left for what
-//! the thread needs next. The standard library and the allocator then end the process. So a thread is not started in
-//! the last part of the address space.
+//! If the address space is limited (`ulimit -v`), the system may grant a thread its stack and have nothing left for
+//! the thread's next allocation. The standard library and the allocator then abort the process. So no thread is
+//! started in the last part of the address space.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -13,28 +14,28 @@ use std::thread::{Builder, JoinHandle};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Resource, getrlimit};
 
-/// What must be left beside the stack of a new thread.
+/// Address space that must remain beside the stack of a new thread.
 const RESERVE: u64 = 128 << 20;
 
-/// Bytes of address space that the process may still map; `None` where nothing limits it.
+/// Bytes of address space that the process may still map; `None` if there is no limit.
 fn address_space_left() -> Option<u64> {
     let limit = getrlimit(Resource::As).current?;
-    // Its first field is the size in pages. Where it cannot be read, mapping fails early enough or it does not.
+    // The first field is the size in pages. If it cannot be read, the check is skipped.
     let sizes = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = sizes.split_whitespace().next()?.parse().ok()?;
     Some(limit.saturating_sub(pages.saturating_mul(rustix::param::page_size() as u64)))
 }
 
-/// Descriptors that must be left beside those of a new I/O thread.
+/// Descriptors that must remain after a new I/O thread has taken its own.
 const RESERVED_DESCRIPTORS: u64 = 16;
 
-/// Whether an I/O thread may take descriptors.
+/// Checks whether enough descriptors are free for an I/O thread.
 ///
 /// # Errors
-/// `EMFILE` where few are left.
+/// `EMFILE` if too few are left.
 pub(super) fn check_descriptors() -> io::Result<()> {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    // The system gives out the lowest number that is free.
+    // The system always returns the lowest free number.
     let lowest = eventfd(0, EventfdFlags::CLOEXEC)?.as_raw_fd();
     if u64::try_from(lowest).is_ok_and(|lowest| lowest.saturating_add(RESERVED_DESCRIPTORS) < limit)
     {
@@ -47,7 +48,7 @@ pub(super) fn check_descriptors() -> io::Result<()> {
 /// Starts a thread with a stack of `stack` bytes.
 ///
 /// # Errors
-/// `ENOMEM` in the last part of a limited address space; as `pthread_create(3)`.
+/// `ENOMEM` if little of a limited address space is left; otherwise as `pthread_create(3)`.
 pub(super) fn start_thread(
     name: String,
     stack: usize,

@@ -1,4 +1,5 @@
-//! What other threads may touch of an I/O thread: its mailbox, its bell, and the table of all I/O threads.
+//! The part of an I/O thread that other threads may access: its mailbox, its bell (an eventfd that wakes it), and the
+//! table of all I/O threads.
 
 use std::any::Any;
 use std::io;
@@ -13,21 +14,21 @@ use super::wake::Mailbox;
 use crate::perturb;
 use crate::reactor::Key;
 
-/// The most I/O threads that a process may have at once.
+/// The maximum number of I/O threads that a process may have at once.
 pub const MAX_IO_THREADS: usize = 64;
 
-/// What arrives in the mailbox.
+/// A message in the mailbox.
 pub(crate) enum Message {
     /// A task was woken from another thread.
     Run(Runnable),
     /// A closure to run on the thread (it starts a task).
     Call(Box<dyn FnOnce() + Send>),
-    /// A blocking operation has ended with this result (negative errno).
+    /// A blocking operation has completed with this result (negative errno).
     Complete(Key, i32),
-    /// The last handle of a file is gone: give up its place in the table of registered files. The id is free for another
-    /// file when all copies of the second part are dropped.
+    /// The last handle of a file was dropped: remove the file from the table of registered files. The file's id
+    /// becomes free for another file when all copies of the second field are dropped.
     Unregister(u32, Arc<dyn Any + Send + Sync>),
-    /// Something to look at (a flag was set).
+    /// Only wakes the thread, which then checks a flag.
     Nudge,
 }
 
@@ -36,7 +37,7 @@ pub(crate) struct Shared {
     pub(crate) mailbox: Mailbox<Message>,
     bell: OwnedFd,
     index: usize,
-    /// No handle is left: the loop is to end.
+    /// No handle is left: the loop must end.
     pub(crate) stop: AtomicBool,
 }
 
@@ -63,7 +64,7 @@ impl Shared {
         Ok(shared)
     }
 
-    /// Gives the index back.
+    /// Releases the index.
     pub(crate) fn unregister(&self) {
         let gone = THREADS.lock().unwrap_or_else(PoisonError::into_inner)[self.index].take();
         drop(gone);
@@ -77,8 +78,9 @@ impl Shared {
         self.bell.as_raw_fd()
     }
 
-    /// Leaves a message and wakes the thread if it sleeps. Once the thread has ended, the message is dropped here: a call tells
-    /// whoever waits for it by being dropped; a runnable is never among them (see [`spawn`](super::spawn)).
+    /// Puts a message in the mailbox and wakes the thread if it sleeps. If the thread has ended, the message is
+    /// dropped here. Dropping a call reports to its waiter that it will not run; a runnable is never among these
+    /// messages (see [`spawn`](super::spawn)).
     pub(crate) fn send(&self, message: Message) {
         match self.mailbox.push(message) {
             Ok(true) => {
@@ -90,7 +92,7 @@ impl Shared {
         }
     }
 
-    /// Wakes the thread if it sleeps, for the sake of something published before.
+    /// Wakes the thread if it sleeps, so that it sees something that the caller has published before.
     pub(crate) fn nudge(&self) {
         perturb::point();
         if self.mailbox.must_ring() {
@@ -100,7 +102,8 @@ impl Shared {
 
     fn ring(&self) {
         let one = 1u64.to_ne_bytes();
-        // SAFETY: eight readable bytes. It only fails when the counter is about to overflow, and then the bell rings anyway.
+        // SAFETY: eight readable bytes. The write fails only if the counter is about to overflow; then the bell is
+        // readable anyway.
         unsafe { libc::write(self.bell(), one.as_ptr().cast(), one.len()) };
     }
 
@@ -126,10 +129,11 @@ pub(crate) fn send_to(threads: u64, mut message: impl FnMut() -> Message) {
     }
 }
 
-/// The dense index of the current I/O thread, below [`MAX_IO_THREADS`]. Reused after the thread has ended.
+/// The dense index of the current I/O thread, below [`MAX_IO_THREADS`]. An index is reused after its thread has
+/// ended.
 ///
 /// # Panics
-/// When the caller is not on an I/O thread.
+/// If the caller is not on an I/O thread.
 pub fn thread_index() -> usize {
     match try_thread_index() {
         Some(index) => index,
@@ -137,7 +141,7 @@ pub fn thread_index() -> usize {
     }
 }
 
-/// The dense index of the current I/O thread, if the caller is on one.
+/// The dense index of the current I/O thread; `None` if the caller is not on one.
 pub fn try_thread_index() -> Option<usize> {
     local::try_with(|local| local.shared.index())
 }

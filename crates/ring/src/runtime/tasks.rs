@@ -1,4 +1,4 @@
-//! Tasks of an I/O thread: starting them, and dropping them all when the thread ends.
+//! Tasks of an I/O thread: starts them, and drops all of them when the thread ends.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -37,8 +37,8 @@ impl Tasks {
         self.living.borrow().count
     }
 
-    /// Drops the tasks that are ready, and makes the others ready. To be called again while tasks are living: a waker on
-    /// another thread may hold a runnable and be about to send it.
+    /// Drops the tasks that are ready, and makes the other tasks ready. The caller repeats this while tasks are
+    /// living: a waker on another thread may hold a runnable and be about to send it.
     pub(super) fn drop_some(&self) {
         // Waking a task puts its runnable in the queue; dropping that drops the future.
         let wakers: Vec<Waker> =
@@ -84,14 +84,14 @@ impl Drop for LivingTask {
     }
 }
 
-/// A future whose destructor does not unwind: `async_task` would end the process.
+/// A future whose destructor does not unwind: a panic there would make `async_task` abort the process.
 struct Shielded<F>(ManuallyDrop<F>);
 
 impl<F: Future> Future for Shielded<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        // SAFETY: the future is pinned with the value around it: it is never moved out, and dropped in place.
+        // SAFETY: the future is pinned together with this value: it is never moved out, and it is dropped in place.
         let inner = unsafe { self.map_unchecked_mut(|shielded| &mut *shielded.0) };
         inner.poll(cx)
     }
@@ -116,7 +116,7 @@ fn schedule(shared: &Arc<Shared>, task: Runnable) {
     });
     if let Some(task) = task {
         perturb::point();
-        // The mailbox is open: a thread closes it when none of its tasks is left (see `spawn`).
+        // The mailbox is open: a thread closes it only when none of its tasks is left (see `spawn`).
         shared.send(Message::Run(task));
     }
 }
@@ -124,7 +124,7 @@ fn schedule(shared: &Arc<Shared>, task: Runnable) {
 /// Starts a task on the current I/O thread. Dropping the handle cancels it; a panic resumes where the handle is awaited.
 ///
 /// # Panics
-/// When the caller is not on an I/O thread.
+/// If the caller is not on an I/O thread.
 pub fn spawn<F: Future + 'static>(future: F) -> Task<F::Output> {
     let local = current();
     let shared = Arc::clone(&local.shared);
@@ -138,10 +138,11 @@ pub fn spawn<F: Future + 'static>(future: F) -> Task<F::Output> {
         output
     };
     let schedule = move |task| schedule(&shared, task);
-    // SAFETY: the future is not `Send`, so its runnable must only be run and dropped here. `schedule` puts it in this
-    // thread's queue or mailbox. Both are emptied only by this thread, which does not leave its context, nor close its
-    // mailbox, before all futures are gone (`Entered`); a message that a closed mailbox refuses, and that the sender
-    // drops, is never a living task. The future and the schedule function are `'static`, and the latter is `Send + Sync`.
+    // SAFETY: the future is not `Send`, so its runnable must be run and dropped on this thread only. `schedule` puts
+    // it in this thread's queue or mailbox. Only this thread empties them, and it neither leaves its context nor
+    // closes its mailbox before all futures are dropped (`Entered`). A message that a closed mailbox refuses, and
+    // that the sender drops, is never a living task. The future and the schedule function are `'static`, and the
+    // latter is `Send + Sync`.
     let (task, handle) = unsafe {
         async_task::Builder::new().propagate_panic(true).spawn_unchecked(|()| body, schedule)
     };

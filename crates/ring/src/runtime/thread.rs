@@ -1,4 +1,4 @@
-//! Handles: [`IoThread`] to start work on another thread, [`Remote`] for its result.
+//! Handles: [`IoThread`] starts work on another thread, [`Remote`] is its result.
 
 use std::fmt;
 use std::future::Future;
@@ -14,10 +14,11 @@ use super::oneshot;
 use super::shared::{Message, Shared};
 use super::{room, tasks};
 
-/// Bytes of stack of a thread started here: requests are polled through chains of images.
+/// Bytes of stack of a thread started here. It must be large, because a request is polled through a whole chain of
+/// images.
 const STACK: usize = 2 << 20;
 
-/// A handle to an I/O thread. When the last one is dropped, the thread's tasks are dropped and it ends.
+/// A handle to an I/O thread. When the last handle is dropped, the thread drops its tasks and ends.
 #[derive(Clone)]
 pub struct IoThread(Arc<Handle>);
 
@@ -29,7 +30,7 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
-    /// The handle of a thread that is an I/O thread only while it runs `block_on`.
+    /// The handle of a thread that is an I/O thread only during `block_on`.
     pub(crate) fn borrowed(shared: Arc<Shared>) -> Arc<Handle> {
         Arc::new(Handle { shared, thread: Arc::default(), owned: false })
     }
@@ -44,11 +45,11 @@ impl Drop for Handle {
 }
 
 impl IoThread {
-    /// Starts an I/O thread. Inside [`sim::run`](crate::sim::run) it stands for the one simulated thread.
+    /// Starts an I/O thread. Inside [`sim::run`](crate::sim::run) the handle refers to the one simulated thread.
     ///
     /// # Errors
-    /// When the thread or its ring cannot be made: `ENOMEM` or `EMFILE` where limits on the address space or the number of
-    /// descriptors leave too little room for its work.
+    /// If the thread or its ring cannot be created: `ENOMEM` or `EMFILE` if limits on the address space or the number
+    /// of descriptors leave too little for it.
     pub fn start(name: &str, config: Config) -> io::Result<IoThread> {
         if local::is_simulated() {
             let shared =
@@ -76,7 +77,8 @@ impl IoThread {
         Ok(IoThread(handle))
     }
 
-    /// Sends `f` to the thread and runs the future that it makes there. The work goes on when the result is not awaited.
+    /// Sends `f` to the thread and runs the future that `f` returns there. The work continues if the result is not
+    /// awaited.
     pub fn spawn<F, Fut, T>(&self, f: F) -> Remote<T>
     where
         F: FnOnce() -> Fut + Send + 'static,
@@ -95,7 +97,7 @@ impl IoThread {
         Remote(receiver)
     }
 
-    /// The I/O thread that the caller is on.
+    /// The I/O thread that the caller is on; `None` if it is not on one.
     pub fn current() -> Option<IoThread> {
         local::try_with(|local| local.handle()).flatten().map(IoThread)
     }
@@ -105,9 +107,9 @@ impl IoThread {
         self.0.shared.index()
     }
 
-    /// Drops this handle and waits for the thread to end, which it does when no other handle is left.
+    /// Drops this handle and waits for the thread to end. The thread ends when no other handle is left.
     ///
-    /// Returns at once for a thread that is in `block_on`, and on the thread itself.
+    /// Returns at once if the thread is in `block_on`, or if it is the calling thread.
     pub fn join(self) {
         let slot = Arc::clone(&self.0.thread);
         drop(self);
@@ -140,7 +142,7 @@ impl<F: Future> Future for CatchUnwind<F> {
     }
 }
 
-/// The task was dropped with its I/O thread before it could finish.
+/// The task was dropped with its I/O thread before it completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TaskGone;
 
@@ -159,10 +161,11 @@ impl std::error::Error for TaskGone {}
 pub struct Remote<T>(oneshot::Receiver<T>);
 
 impl<T> Remote<T> {
-    /// Blocks the calling thread until the result is there. Not for I/O threads: their tasks would wait as well.
+    /// Blocks the calling thread until the result is available. Not for I/O threads: their tasks would be blocked as
+    /// well.
     ///
     /// # Errors
-    /// [`TaskGone`] when the thread ended first.
+    /// [`TaskGone`] if the thread ended first.
     pub fn wait(self) -> Result<T, TaskGone> {
         settle(self.0.wait())
     }

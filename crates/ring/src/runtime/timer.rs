@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::local::{self, Local};
 
-/// Pending timers, by deadline and then by order of creation.
+/// Pending timers, ordered by deadline and then by creation.
 #[derive(Default)]
 pub(crate) struct Timers {
     pending: BTreeMap<(Duration, u64), Waker>,
@@ -23,14 +23,14 @@ impl Timers {
         self.pending.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// Takes one timer that is due.
+    /// Removes and returns one timer that is due.
     pub(crate) fn take_due(&mut self, now: Duration) -> Option<Waker> {
         let entry = self.pending.first_entry()?;
         (entry.key().0 <= now).then(|| entry.remove())
     }
 }
 
-/// Monotonic time since the process first asked; virtual inside [`sim::run`](crate::sim::run).
+/// Monotonic time since the process first read the clock; virtual time inside [`sim::run`](crate::sim::run).
 pub fn now() -> Duration {
     local::try_with(|local| local.virtual_now()).flatten().unwrap_or_else(real_now)
 }
@@ -43,7 +43,7 @@ pub(crate) fn real_now() -> Duration {
 /// Waits for `d`.
 ///
 /// # Panics
-/// When awaited off an I/O thread.
+/// If awaited outside an I/O thread.
 pub async fn sleep(d: Duration) {
     Sleep { deadline: now().saturating_add(d), armed: None }.await;
 }
@@ -85,7 +85,7 @@ impl Drop for Sleep {
     }
 }
 
-/// The time given to [`timeout`] is over.
+/// The time limit of [`timeout`] has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Elapsed;
 
@@ -97,10 +97,10 @@ impl fmt::Display for Elapsed {
 
 impl std::error::Error for Elapsed {}
 
-/// Runs `f`, but drops it when it takes longer than `d`.
+/// Runs `f`, but drops it if it takes longer than `d`.
 ///
 /// # Errors
-/// [`Elapsed`] when the time was over first.
+/// [`Elapsed`] if the time limit passed first.
 pub async fn timeout<F: Future>(d: Duration, f: F) -> Result<F::Output, Elapsed> {
     let mut f = pin!(f);
     let mut sleep = pin!(sleep(d));

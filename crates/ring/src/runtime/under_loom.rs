@@ -1,5 +1,6 @@
-//! The cross-thread parts under a model checker: the very files of the engine, compiled against loom's primitives, so that
-//! every interleaving (and every reordering that the orderings permit) is tried. A lost wake-up shows as a deadlock.
+//! The cross-thread parts under a model checker: the engine's own source files, compiled against loom's primitives,
+//! so that loom explores every interleaving (and every reordering that the memory orderings permit). A lost wake-up
+//! shows as a deadlock.
 
 #![allow(dead_code, unreachable_pub, reason = "the models use a part of each file")]
 #![allow(clippy::duplicate_mod, reason = "the same files, against other primitives")]
@@ -36,7 +37,7 @@ use references::References;
 use returned::{Linked, Returned};
 use wake::Mailbox;
 
-/// Stands for the eventfd: ringing before the wait is not lost.
+/// Models the eventfd: a ring before the wait is not lost.
 #[derive(Clone)]
 struct Bell(Arc<(Mutex<bool>, Condvar)>);
 
@@ -66,7 +67,7 @@ fn bounded() -> loom::model::Builder {
 }
 
 #[test]
-fn a_sleeping_thread_is_woken_by_whoever_leaves_a_message() {
+fn a_sleeping_thread_is_woken_by_each_sender_of_a_message() {
     bounded().check(|| {
         let mailbox = Arc::new(Mailbox::new());
         let bell = Bell::new();
@@ -145,7 +146,7 @@ fn messages_of_one_sender_arrive_in_order_and_the_rest_are_dropped_with_the_mail
 }
 
 #[test]
-fn a_message_that_comes_while_the_mailbox_is_closed_is_taken_or_given_back() {
+fn a_message_pushed_while_the_mailbox_closes_is_taken_or_returned_to_its_sender() {
     bounded().check(|| {
         let mailbox = Arc::new(Mailbox::new());
         let senders: Vec<_> = [1u32, 2]
@@ -163,7 +164,7 @@ fn a_message_that_comes_while_the_mailbox_is_closed_is_taken_or_given_back() {
 }
 
 #[test]
-fn a_result_reaches_a_thread_that_blocks_for_it() {
+fn a_result_reaches_a_thread_that_blocks_on_it() {
     loom::model(|| {
         let (sender, receiver) = oneshot::channel();
         let thread = thread::spawn(move || sender.send(Ok(7)));
@@ -173,7 +174,7 @@ fn a_result_reaches_a_thread_that_blocks_for_it() {
 }
 
 #[test]
-fn a_result_reaches_a_future_and_so_does_its_absence() {
+fn a_future_receives_a_result_and_learns_of_a_dropped_sender() {
     loom::model(|| {
         let (sender, receiver) = oneshot::channel();
         let (lost, gone) = oneshot::channel::<u32>();
@@ -187,7 +188,8 @@ fn a_result_reaches_a_future_and_so_does_its_absence() {
     });
 }
 
-/// Takes the range in another thread and writes to the cell that it guards; loom reports an access that is not exclusive.
+/// Takes the range on another thread and writes to the cell that it guards; loom reports an access that is not
+/// exclusive.
 fn write_under(
     lock: &Arc<RangeLock>,
     cell: &Arc<UnsafeCell<u32>>,
@@ -197,7 +199,7 @@ fn write_under(
     thread::spawn(move || {
         block_on(async {
             let guard = lock.lock(range).await;
-            // SAFETY: the lock makes this the only access; that is what the model checks.
+            // SAFETY: the lock makes this the only access; the model checks exactly that.
             cell.with_mut(|value| unsafe { *value += 1 });
             drop(guard);
         });
@@ -220,7 +222,7 @@ fn overlapping_ranges_exclude_each_other_across_threads() {
 }
 
 #[test]
-fn a_request_given_up_lets_those_behind_it_go_on() {
+fn a_cancelled_request_unblocks_the_requests_behind_it() {
     bounded().check(|| {
         let lock = Arc::new(RangeLock::new());
         let cell = Arc::new(UnsafeCell::new(0));
@@ -237,7 +239,7 @@ fn a_request_given_up_lets_those_behind_it_go_on() {
     });
 }
 
-/// A piece of an arena, with memory that loom watches.
+/// A piece of an arena, with memory that loom observes.
 struct Piece {
     next: AtomicPtr<Piece>,
     memory: UnsafeCell<u32>,
@@ -249,13 +251,13 @@ impl Linked for Piece {
     }
 }
 
-// SAFETY: the memory is used by who holds the piece, which is what the model checks.
+// SAFETY: only the holder of the piece uses the memory; the model checks exactly that.
 unsafe impl Send for Piece {}
 // SAFETY: as above.
 unsafe impl Sync for Piece {}
 
 #[test]
-fn pieces_returned_by_other_threads_all_come_back_with_what_was_written_to_them() {
+fn pieces_returned_by_other_threads_all_come_back_with_their_written_data() {
     bounded().check(|| {
         let pieces: Vec<Arc<Piece>> = (0..3)
             .map(|_| {
@@ -264,7 +266,7 @@ fn pieces_returned_by_other_threads_all_come_back_with_what_was_written_to_them(
             })
             .collect();
         let stack = Arc::new(Returned::new());
-        // One thread uses and returns two pieces, the other one.
+        // One thread uses and returns two pieces, the other thread one.
         let threads: Vec<_> = [vec![0, 1], vec![2]]
             .into_iter()
             .map(|mine| {
@@ -283,13 +285,13 @@ fn pieces_returned_by_other_threads_all_come_back_with_what_was_written_to_them(
         let mut back = 0;
         let mut take = || {
             stack.take(|piece| {
-                // SAFETY: alive, see above, and ours now.
+                // SAFETY: alive (see above), and no longer in the stack.
                 let piece = unsafe { piece.as_ref() };
                 // SAFETY: the piece is ours.
                 back += piece.memory.with_mut(|memory| unsafe { std::mem::take(&mut *memory) });
             });
         };
-        // While they are at it, and again when they are done.
+        // Take while the threads run, and again after they have ended.
         take();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         take();
@@ -297,26 +299,26 @@ fn pieces_returned_by_other_threads_all_come_back_with_what_was_written_to_them(
     });
 }
 
-/// Memory that is counted, and that the last holder frees, as its own.
+/// Counted memory that the last holder frees.
 struct Counted {
     refs: References,
     memory: UnsafeCell<u32>,
 }
 
-// SAFETY: holders read; who is alone writes. That is what the models check.
+// SAFETY: holders read; only a sole holder writes. The models check exactly that.
 unsafe impl Send for Counted {}
 // SAFETY: as above.
 unsafe impl Sync for Counted {}
 
 impl Counted {
-    /// Several references, to be given to threads.
+    /// Creates several references, to be given to threads.
     fn shared(holders: usize) -> Arc<Counted> {
         let counted = Counted { refs: References::one(), memory: UnsafeCell::new(1) };
         (1..holders).for_each(|_| counted.refs.add());
         Arc::new(counted)
     }
 
-    /// Reads, and gives a reference up; the last one writes. Returns whether it was the last.
+    /// Reads, and drops a reference; the last holder writes. Returns whether it was the last.
     fn read_and_release(&self) -> bool {
         // SAFETY: nobody writes while this reference is counted.
         assert_eq!(self.memory.with(|memory| unsafe { *memory }), 1);
@@ -330,7 +332,7 @@ impl Counted {
 }
 
 #[test]
-fn of_several_holders_exactly_the_last_frees_the_memory_and_after_all_others() {
+fn exactly_one_holder_frees_the_memory_after_all_other_holders_released_it() {
     bounded().check(|| {
         let counted = Counted::shared(3);
         let threads: Vec<_> = (0..2)
@@ -350,7 +352,7 @@ fn of_several_holders_exactly_the_last_frees_the_memory_and_after_all_others() {
 }
 
 #[test]
-fn a_holder_that_finds_itself_alone_may_write() {
+fn a_holder_that_sees_one_reference_may_write() {
     bounded().check(|| {
         let counted = Counted::shared(2);
         let other = {

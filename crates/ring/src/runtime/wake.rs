@@ -1,13 +1,14 @@
-//! The lock-free mailbox of an I/O thread and the flag that says it sleeps.
+//! The lock-free mailbox of an I/O thread, with the flag that marks the thread as asleep.
 //!
-//! Many threads push, one takes everything at once. Before it blocks, the owner announces that it sleeps and looks
-//! again; a pusher first publishes its message and then looks at the flag. Both do so with a sequentially consistent fence in
-//! between, so that at least one of them sees the other: either the owner finds the message, or the pusher finds the
-//! flag and is told to ring the bell (exactly one pusher is). No wake-up is lost and none is paid for while the owner is awake.
+//! Many threads push messages; the owner takes all of them at once. Before it blocks, the owner sets the sleep flag
+//! and then checks the mailbox again; a pusher publishes its message and then reads the flag. Both have a
+//! sequentially consistent fence between their two steps, so at least one of them sees the other's step: either the
+//! owner finds the message, or the pusher finds the flag and must ring the bell (exactly one pusher must). No wake-up
+//! is lost, and while the owner is awake no wake-up costs anything.
 //!
-//! An owner that ends [closes](Mailbox::close) its mailbox: the head then is a mark that no exchange replaces, and a pusher
-//! that finds it gets its message back. Closing and taking the last messages is one swap, so that each message is either
-//! handed to the owner or given back, and never lies in a mailbox that nobody looks into.
+//! An owner that ends [closes](Mailbox::close) its mailbox: the head is then a mark that no exchange replaces, and a
+//! pusher that finds it gets its message back. One swap both closes the mailbox and takes the last messages, so each
+//! message is either taken by the owner or returned to its pusher, and none stays in a mailbox that nobody reads.
 
 use std::ptr;
 
@@ -18,13 +19,13 @@ struct Node<T> {
     next: *mut Node<T>,
 }
 
-/// A multi-producer mailbox whose single owner takes everything at once.
+/// A mailbox with many producers whose single owner takes everything at once.
 pub(crate) struct Mailbox<T> {
     head: AtomicPtr<Node<T>>,
     sleeping: AtomicBool,
 }
 
-// SAFETY: nodes are reached only through the atomic head; whoever swaps the head out owns the chain.
+// SAFETY: nodes are reached only through the atomic head; the thread that swaps the head out owns the chain.
 unsafe impl<T: Send> Send for Mailbox<T> {}
 // SAFETY: as above; a shared mailbox only moves whole `T`s between threads.
 unsafe impl<T: Send> Sync for Mailbox<T> {}
@@ -34,10 +35,10 @@ impl<T> Mailbox<T> {
         Mailbox { head: AtomicPtr::new(ptr::null_mut()), sleeping: AtomicBool::new(false) }
     }
 
-    /// Leaves a message. True when the owner sleeps and the caller must ring its bell.
+    /// Pushes a message. Returns true if the owner sleeps and the caller must ring its bell.
     ///
     /// # Errors
-    /// Gives the message back when the mailbox is closed.
+    /// Returns the message if the mailbox is closed.
     pub(crate) fn push(&self, value: T) -> Result<bool, T> {
         let node = Box::into_raw(Box::new(Node { value, next: ptr::null_mut() }));
         let mut head = self.head.load(Ordering::Relaxed);
@@ -46,7 +47,7 @@ impl<T> Mailbox<T> {
                 // SAFETY: made above, and no exchange has published it.
                 return Err(unsafe { Box::from_raw(node) }.value);
             }
-            // SAFETY: the node is ours until the exchange publishes it.
+            // SAFETY: only this thread has the node until the exchange publishes it.
             unsafe { (*node).next = head };
             crate::perturb::point();
             match self.head.compare_exchange(head, node, Ordering::Release, Ordering::Relaxed) {
@@ -58,7 +59,8 @@ impl<T> Mailbox<T> {
         Ok(self.must_ring())
     }
 
-    /// Whether the owner sleeps and the caller is the one to wake it. To be called after publishing what it should see.
+    /// Whether the owner sleeps and this caller must wake it. Call it after publishing the data that the owner should
+    /// see.
     #[must_use]
     pub(crate) fn must_ring(&self) -> bool {
         fence(Ordering::SeqCst);
@@ -78,18 +80,18 @@ impl<T> Mailbox<T> {
         Mail::of(self.head.swap(ptr::null_mut(), Ordering::Acquire))
     }
 
-    /// Owner: takes the last messages; whoever pushes from now on gets the message back. The owner calls nothing else
+    /// Owner: takes the last messages; later pushers get their messages back. The owner calls nothing else
     /// afterwards.
     pub(crate) fn close(&self) -> Mail<T> {
         Mail::of(self.head.swap(closed(), Ordering::Acquire))
     }
 
-    /// Owner: whether there is no message.
+    /// Owner: whether the mailbox is empty.
     pub(crate) fn is_empty(&self) -> bool {
         self.head.load(Ordering::Relaxed).is_null()
     }
 
-    /// Owner: announces sleep. False when there is something to do after all.
+    /// Owner: sets the sleep flag. Returns false if there is a message after all.
     #[must_use]
     pub(crate) fn prepare_sleep(&self) -> bool {
         self.sleeping.store(true, Ordering::Relaxed);
@@ -102,7 +104,7 @@ impl<T> Mailbox<T> {
         false
     }
 
-    /// Owner: takes the announcement back.
+    /// Owner: clears the sleep flag.
     pub(crate) fn awake(&self) {
         self.sleeping.swap(false, Ordering::AcqRel);
     }
@@ -114,22 +116,23 @@ impl<T> Drop for Mailbox<T> {
     }
 }
 
-/// The head of a mailbox that is closed: an address at which no node lies.
+/// The head of a closed mailbox: an address that no node has.
 fn closed<T>() -> *mut Node<T> {
     ptr::without_provenance_mut(1)
 }
 
-/// Messages that were taken. What is not asked for is dropped with it, also when one that was asked for panics.
+/// Messages that were taken. Dropping it drops the messages not yet taken out of it, also if handling one of them
+/// panicked.
 pub(crate) struct Mail<T> {
     oldest: *mut Node<T>,
 }
 
 impl<T> Mail<T> {
-    /// The messages of a chain that begins with the newest.
+    /// Builds the list from a chain that begins with the newest message.
     fn of(mut newest: *mut Node<T>) -> Mail<T> {
         let mut oldest: *mut Node<T> = ptr::null_mut();
         while !newest.is_null() && newest != closed() {
-            // SAFETY: the chain was swapped out of the head, and is ours.
+            // SAFETY: the chain was swapped out of the head, so no other thread has it.
             let next = unsafe { std::mem::replace(&mut (*newest).next, oldest) };
             oldest = newest;
             newest = next;

@@ -1,7 +1,7 @@
 //! [`Disk`]: a simulated disk with faults and power cuts.
 //!
-//! An operation takes effect when it completes, at a virtual time of the disk's choosing. Writes that were started and
-//! had not completed when the power was cut may have reached the disk in part.
+//! An operation takes effect when it completes, at a virtual time that the disk chooses. Writes in flight at a power
+//! cut may have reached the disk in part.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,7 +18,8 @@ use crate::buf::IoVec;
 use crate::file::Extent;
 use crate::reactor::{Op, Payload, Slot};
 
-/// A simulated disk; cloning makes another handle to the same one. Sectors have 512 bytes; writes past the end extend it.
+/// A simulated disk; cloning makes another handle to the same disk. Sectors have 512 bytes; a write past the end
+/// extends the disk.
 #[derive(Clone)]
 pub struct Disk(Arc<Mutex<State>>);
 
@@ -29,7 +30,7 @@ pub(super) struct State {
     rules: Vec<ArmedRule>,
     boundaries: u64,
     cut_after: Option<u64>,
-    /// Writes that have started: their place and data.
+    /// Writes in flight: offset and data.
     in_flight: BTreeMap<u64, (u64, IoVec)>,
     next_id: u64,
     moments: Option<Arc<Moments>>,
@@ -39,7 +40,7 @@ pub(super) struct State {
 #[derive(Clone, Copy)]
 pub(crate) struct Started {
     id: u64,
-    /// The last change when it started; what a flush makes durable.
+    /// Number of the last change when the operation started; a flush makes durable all changes up to it.
     change: u64,
 }
 
@@ -90,26 +91,29 @@ impl Disk {
         self.len() == 0
     }
 
-    /// Says what goes wrong from now on; rules count from here.
+    /// Sets the faults that happen from now on; rules count operations from here.
     pub fn set_faults(&self, faults: Faults) {
         let mut state = self.lock();
         state.rules = faults.fail.iter().cloned().map(ArmedRule::new).collect();
         state.faults = faults;
     }
 
-    /// Cuts the power when this many write boundaries have been passed (writes, zeroing, punching, changes of size and
-    /// flushes, each as it completes). What was not complete then fails with `EIO`, like everything later.
+    /// Cuts the power once the disk has passed `n_writes` write boundaries in all (writes, zeroing, punching, changes
+    /// of size and flushes, each when it completes). Operations that are not complete then fail with `EIO`, and so do
+    /// all later ones.
     pub fn cut_after(&self, n_writes: u64) {
         self.lock().cut_after = Some(n_writes);
     }
 
-    /// Keeps the disk as it is at up to `most` of the write boundaries that follow, each with the same chance. What a power
-    /// cut there leaves is then asked of [`moments`](Disk::moments), and one run serves for many cuts.
+    /// Keeps copies of the disk at up to `most` of the following write boundaries; each boundary has the same chance.
+    /// [`moments`](Disk::moments) returns the copies, which show what power cuts at these boundaries leave. So one
+    /// run covers many cuts.
     pub fn keep_moments(&self, seed: u64, most: usize) {
         Disk::keep_common_moments(&[self], seed, most);
     }
 
-    /// The same for disks that lose power together: at each boundary of one of them, all are kept as they are.
+    /// Like [`keep_moments`](Disk::keep_moments), for disks that lose power together: at a chosen boundary of any of
+    /// them, all are copied.
     pub fn keep_common_moments(disks: &[&Disk], seed: u64, most: usize) {
         let handles = disks.iter().map(|disk| Arc::downgrade(&disk.0)).collect();
         let moments = Arc::new(Moments::new(handles, seed, most));
@@ -118,20 +122,21 @@ impl Disk {
         }
     }
 
-    /// The moments kept: how many boundaries had been passed, and the disk as it was then, with all writes under way that
-    /// began before the next boundary.
+    /// The copies kept: the number of boundaries passed, and the disk at that time, including the writes in flight
+    /// that began before the next boundary.
     pub fn moments(&self) -> Vec<(u64, Disk)> {
         let common = self.common_moments().into_iter();
         common.filter_map(|(boundary, disks)| Some((boundary, disks.into_iter().next()?))).collect()
     }
 
-    /// The moments kept of several disks: how many boundaries the first had passed, and each of them as it was then.
+    /// The copies kept of several disks: the number of boundaries that the first disk had passed, and each disk at
+    /// that time.
     pub fn common_moments(&self) -> Vec<(u64, Vec<Disk>)> {
         let moments = self.lock().moments.clone();
         moments.map_or_else(Vec::new, |moments| moments.kept())
     }
 
-    /// A disk of its own, as this one is now, and how many boundaries this one has passed.
+    /// An independent copy of this disk as it is now, and the number of boundaries that this disk has passed.
     pub(super) fn keep(state: &Arc<Mutex<State>>) -> (u64, Disk) {
         let state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let copy = Disk::with_media(state.boundaries, state.media.clone());
@@ -139,7 +144,7 @@ impl Disk {
         (state.boundaries, copy)
     }
 
-    /// How many write boundaries have been passed.
+    /// Number of write boundaries passed.
     pub fn write_boundaries(&self) -> u64 {
         self.lock().boundaries
     }
@@ -149,7 +154,8 @@ impl Disk {
         self.lock().is_cut()
     }
 
-    /// The disk as it may be found after a power cut now: what is durable, and for each sector by itself any of its later versions.
+    /// A possible state of the disk after a power cut now: the durable data, where each sector independently may have
+    /// any of its later versions.
     pub fn after_power_loss(&self, rng_seed: u64) -> Disk {
         let mut rng = Rng::new(rng_seed);
         let state = self.lock();
@@ -166,12 +172,12 @@ impl Disk {
         Disk::with_media(rng_seed, media.after_power_loss(Survivors::Any(&mut rng)))
     }
 
-    /// The disk after a power cut that took everything that was not durable.
+    /// The disk after a power cut that lost everything that was not durable.
     pub fn after_power_loss_none(&self) -> Disk {
         Disk::with_media(0, self.lock().media.after_power_loss(Survivors::None))
     }
 
-    /// The disk after a power cut that took nothing that had completed.
+    /// The disk after a power cut that lost nothing that had completed.
     pub fn after_power_loss_all(&self) -> Disk {
         Disk::with_media(0, self.lock().media.after_power_loss(Survivors::All))
     }
@@ -185,7 +191,7 @@ impl Disk {
         Ok(Extent { is_data, end })
     }
 
-    /// Notes the start of an operation; gives how long it takes.
+    /// Records the start of an operation; returns how long it takes.
     pub(super) fn begin(&self, op: Op, payload: &Payload) -> (Started, Duration) {
         let mut state = self.lock();
         let id = state.next_id;
@@ -205,14 +211,14 @@ impl Disk {
         (Started { id, change: state.media.change() }, delay)
     }
 
-    /// Closes a handle: nothing happens, but it may fail.
+    /// Closes a handle: it changes nothing, but it may fail.
     pub(crate) fn close(&self) -> io::Result<()> {
         let rules = &mut self.lock().rules;
         let mut failures = rules.iter_mut().filter_map(|r| r.judge(FaultOp::Close, &(0..u64::MAX)));
         failures.next().map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
     }
 
-    /// Carries out an operation that has started: a count or a negative errno.
+    /// Executes an operation that has started. Returns a count or a negative errno.
     pub(super) fn perform(&self, started: Started, slot: &mut Slot) -> i32 {
         let (kind, touched) = classify(slot.op, &slot.payload);
         let mut state = self.lock();
@@ -222,7 +228,7 @@ impl Disk {
         if kind != FaultOp::Read
             && let Some(moments) = state.moments.clone()
         {
-            // Several disks may be kept, and this one is among them.
+            // Unlocked, because keeping copies locks several disks, and this one is among them.
             drop(state);
             moments.pass();
             state = self.lock();
@@ -273,7 +279,7 @@ impl State {
         self.cut_after.is_some_and(|n| self.boundaries >= n)
     }
 
-    /// How much of a transfer is done.
+    /// How many bytes of a transfer are done.
     fn amount(&mut self, len: usize, short: f64) -> usize {
         if len > 1 && self.rng.chance(short) { 1 + self.rng.index(len - 1) } else { len }
     }

@@ -1,4 +1,4 @@
-//! What goes wrong on a simulated disk.
+//! Faults of a simulated disk.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 /// Kinds of operation that a [`FailRule`] may name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultOp {
-    /// All of them but closing.
+    /// All operations except closing.
     Any,
     /// Reads.
     Read,
@@ -14,7 +14,7 @@ pub enum FaultOp {
     Write,
     /// Allocating, zeroing and punching holes.
     Fallocate,
-    /// Changes of the size.
+    /// Changes of size.
     Truncate,
     /// Flushes.
     Sync,
@@ -22,18 +22,18 @@ pub enum FaultOp {
     Close,
 }
 
-/// A rule by which operations fail. A condition that is `None` always holds.
+/// A rule that makes operations fail. A condition that is `None` always holds.
 #[derive(Clone, Debug)]
 pub struct FailRule {
-    /// Which kind of operation.
+    /// The kind of operation.
     pub op: FaultOp,
-    /// Only from the n-th operation (counted from 1) that satisfies the other conditions.
+    /// Only operations from the n-th on (counted from 1) that satisfy the other conditions.
     pub nth: Option<u64>,
     /// Only operations that touch these bytes.
     pub range: Option<Range<u64>>,
     /// The error, for example `libc::ENOSPC`.
     pub errno: i32,
-    /// Only one operation fails by this rule.
+    /// Whether only one operation fails by this rule.
     pub once: bool,
 }
 
@@ -76,7 +76,7 @@ impl ArmedRule {
         ArmedRule { rule, hits: 0, fired: false }
     }
 
-    /// The error of this operation, if the rule says that it fails.
+    /// The error of this operation, if the rule makes it fail.
     pub(super) fn judge(&mut self, op: FaultOp, touched: &Range<u64>) -> Option<i32> {
         let any = self.rule.op == FaultOp::Any && op != FaultOp::Close;
         let kind = any || self.rule.op == op;

@@ -1,8 +1,9 @@
 //! The sectors of a simulated disk, and which of their versions are durable.
 //!
-//! `live` is what a read sees. For every sector that was changed since it last became durable, `pending` has all later
-//! versions in order. After a power cut a sector is its durable version or any pending one, each sector by itself; so is the
-//! size. A flush makes the newest version durable that was complete when the flush began.
+//! `live` is the content that a read returns. For every sector that was changed since it last became durable,
+//! `pending` has all later versions in order. After a power cut, each sector independently is its durable version or
+//! any pending one; the same holds for the size. A flush makes durable the newest version that was complete when the
+//! flush began.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ pub(super) struct Media {
     change: u64,
 }
 
-/// Which pending versions survive.
+/// Selects the pending versions that survive.
 pub(super) enum Survivors<'a> {
     None,
     All,
@@ -60,7 +61,7 @@ impl Media {
         self.len
     }
 
-    /// The number of the last change, for a flush that begins now.
+    /// The number of the last change, recorded by a flush that begins now.
     pub(super) fn change(&self) -> u64 {
         self.change
     }
@@ -122,7 +123,7 @@ impl Media {
         }
     }
 
-    /// Zeroes a range of sectors' bytes; whole sectors become holes.
+    /// Zeroes a byte range; whole sectors become holes.
     pub(super) fn zero(&mut self, offset: u64, len: u64, extend: bool) {
         self.change += 1;
         let end = offset.saturating_add(len);
@@ -151,7 +152,7 @@ impl Media {
     pub(super) fn truncate(&mut self, len: u64) {
         if len < self.len {
             self.zero(len, self.len - len, false);
-            // A sector cut off whole is gone even where the cut is not at a sector's edge.
+            // A sector that lies entirely behind the cut is removed even if the cut is not at a sector boundary.
             let first = len.div_ceil(SECTOR);
             let beyond: Vec<u64> = self.live.range(first..).map(|(&n, _)| n).collect();
             for number in beyond {
@@ -162,7 +163,7 @@ impl Media {
         self.set_live_len(len);
     }
 
-    /// Makes durable what was changed up to and including `change`.
+    /// Makes all changes up to and including `change` durable.
     pub(super) fn settle(&mut self, change: u64) {
         let numbers: Vec<u64> = self.pending.keys().copied().collect();
         for number in numbers {
@@ -226,7 +227,7 @@ impl Media {
         Media { live: sectors.clone(), len, durable: sectors, durable_len: len, ..Media::default() }
     }
 
-    /// Whether the sector at `offset` has data, and where the run of like sectors ends.
+    /// Whether the sector at `offset` has data, and the end of the run of sectors of the same kind.
     pub(super) fn extent(&self, offset: u64) -> (bool, u64) {
         let first = offset / SECTOR;
         let mut expected = first;
@@ -244,7 +245,7 @@ impl Media {
     }
 }
 
-/// Sector number, offset within it, and how much of `len` bytes at `offset` lies in it.
+/// Sector number, offset within the sector, and the number of the `len` bytes at `offset` that lie in the sector.
 fn piece(offset: u64, len: usize) -> (u64, usize, usize) {
     let within = usize::try_from(offset % SECTOR).unwrap_or(0);
     (offset / SECTOR, within, len.min(SECTOR_LEN - within))

@@ -1,10 +1,10 @@
-//! Simulation for tests: a disk that fails on demand and an executor that is the same in every run of a seed.
+//! Simulation for tests: a disk that fails on demand, and an executor whose runs depend on the seed alone.
 //!
-//! [`run`] drives a future and its tasks with virtual time: which ready task goes next, and how long each operation on a
-//! [`Disk`] takes, comes from seeds. When nothing can go on any more, it panics instead of hanging.
+//! [`run`] drives a future and its tasks with virtual time. Seeds decide which ready task runs next and how long each
+//! operation on a [`Disk`] takes. If nothing can make progress any more, `run` panics instead of hanging.
 //!
-//! A power cut is played by [`Disk::cut_after`] and looked at with [`Disk::after_power_loss`]: everything flushed is there,
-//! and each sector by itself may have any version written later.
+//! [`Disk::cut_after`] cuts the power, and [`Disk::after_power_loss`] shows what is left: everything that was
+//! flushed; each sector independently may have any version written later.
 
 mod disk;
 mod faults;
@@ -23,15 +23,15 @@ pub(crate) use scheduler::{Event, Scheduler};
 use crate::reactor::{Op, Payload, Pending, Reactor};
 use crate::runtime::local::{self, Local};
 
-/// Runs a future to its end, deterministically for a given seed.
+/// Runs a future to completion, deterministically for a given seed.
 ///
 /// # Panics
-/// When nothing can wake the future any more (a deadlock), on an I/O thread, or when the future panics.
+/// If nothing can wake the future any more (a deadlock), if called on an I/O thread, or if the future panics.
 pub fn run<F: Future>(seed: u64, f: F) -> F::Output {
     local::simulate(Scheduler::new(seed), f)
 }
 
-/// Starts an operation on a simulated disk. Outside of [`run`] it is carried out at once.
+/// Starts an operation on a simulated disk. Outside [`run`] it is executed at once.
 pub(crate) fn start(local: &Rc<Local>, disk: &Disk, op: Op, payload: Payload) -> Pending {
     let (started, delay) = disk.begin(op, &payload);
     let pending = Reactor::start_simulated(local, op, payload);

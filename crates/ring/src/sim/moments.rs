@@ -1,11 +1,11 @@
-//! Disks as they were at some of their write boundaries, for power cuts without a run of their own.
+//! Copies of disks at some of their write boundaries, so that a test of power cuts needs one run only.
 
 use std::sync::{Mutex, PoisonError, Weak};
 
 use super::disk::{Disk, State};
 use super::rng::Rng;
 
-/// A fair sample of the boundaries that disks have passed. The disks keep it, so that it does not keep them.
+/// A uniform sample of the boundaries that disks have passed. The disks own it; it holds weak references to them.
 pub(super) struct Moments {
     disks: Vec<Weak<Mutex<State>>>,
     most: usize,
@@ -24,7 +24,8 @@ impl Moments {
         Moments { disks, most, sample: Mutex::new(sample) }
     }
 
-    /// Before a boundary is passed: keeps the disks as they are, perhaps in place of an earlier moment. No disk is locked.
+    /// Called before a boundary is passed: copies the disks, possibly in place of an earlier copy. The caller holds
+    /// no disk's lock.
     pub(super) fn pass(&self) {
         let mut sample = self.sample.lock().unwrap_or_else(PoisonError::into_inner);
         sample.seen += 1;
@@ -43,7 +44,7 @@ impl Moments {
         }
     }
 
-    /// The moments kept, in order of the boundaries of the first disk.
+    /// The copies kept, in order of the boundaries of the first disk.
     pub(super) fn kept(&self) -> Vec<(u64, Vec<Disk>)> {
         let sample = self.sample.lock().unwrap_or_else(PoisonError::into_inner);
         let mut kept = sample.kept.clone();

@@ -1,4 +1,4 @@
-//! A small deterministic random generator (SplitMix64): the same seed gives the same run on every machine.
+//! A small deterministic random generator (SplitMix64): the same seed gives the same sequence on every machine.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -18,7 +18,7 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// A number below `bound`; 0 when that is 0.
+    /// A number below `bound`; 0 if `bound` is 0.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next().checked_rem(bound).unwrap_or(0)
     }

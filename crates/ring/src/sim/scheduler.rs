@@ -9,7 +9,7 @@ use super::disk::Started;
 use super::rng::Rng;
 use crate::reactor::{Key, Slot};
 
-/// The completion of an operation, to come.
+/// A completion that is still to come.
 pub(crate) struct Event {
     pub(crate) key: Key,
     pub(super) disk: Disk,
@@ -17,7 +17,7 @@ pub(crate) struct Event {
 }
 
 impl Event {
-    /// Carries the operation out: a count or a negative errno.
+    /// Executes the operation. Returns a count or a negative errno.
     pub(crate) fn perform(&self, slot: &mut Slot) -> i32 {
         self.disk.perform(self.started, slot)
     }
@@ -45,7 +45,7 @@ impl Scheduler {
         self.now.get()
     }
 
-    /// Which of `len` ready tasks goes next.
+    /// Picks which of `len` ready tasks runs next.
     pub(crate) fn pick(&self, len: usize) -> usize {
         self.rng.borrow_mut().index(len)
     }
@@ -56,7 +56,8 @@ impl Scheduler {
         self.events.borrow_mut().insert((self.now().saturating_add(delay), number), event);
     }
 
-    /// Goes forward to the next event, or to the timer if that comes first. `None` when it is the timer's turn or nothing is left.
+    /// Advances to the next event, or to the timer if that is earlier. `None` if the timer is next or nothing is
+    /// left.
     pub(crate) fn next_event(&self, timer: Option<Duration>) -> Option<Event> {
         let mut events = self.events.borrow_mut();
         let first = events.first_entry();

@@ -1,9 +1,9 @@
 //! Locks on ranges of numbers (bytes, clusters).
 //!
-//! Requests stand in one queue in the order of their arrival. A request is granted as soon as no earlier one in the queue,
-//! granted or waiting, conflicts with it: overlaps, and is not shared with it. So overlapping requests are served first come
-//! first served, and disjoint ones never wait for each other. A guard dropped, or a waiting request given up, leaves the
-//! queue, and those behind it that have become free are woken.
+//! Requests are queued in the order of their arrival. A request is granted as soon as no earlier request in the
+//! queue, granted or waiting, conflicts with it. Two requests conflict if they overlap and are not both shared. So
+//! overlapping requests are served first come first served, and disjoint requests never wait for each other. A
+//! dropped guard or a cancelled request leaves the queue and wakes the requests behind it that have become free.
 
 use std::future::Future;
 use std::ops::Range;
@@ -50,7 +50,7 @@ impl Queue {
         self.entries.binary_search_by_key(&ticket, |e| e.ticket).ok()
     }
 
-    /// Takes a request out; gives the wakers of those that it had held up.
+    /// Removes a request. Returns the wakers of the requests that it had blocked.
     fn leave(&mut self, ticket: u64) -> Vec<Waker> {
         let Some(at) = self.position(ticket) else { return Vec::new() };
         let gone = self.entries.remove(at);
@@ -82,27 +82,27 @@ pub struct RangeLock {
 }
 
 impl RangeLock {
-    /// A lock that nobody holds.
+    /// Creates a lock that nobody holds.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Waits for the exclusive use of a range. An empty range conflicts with nothing.
+    /// Waits for exclusive use of a range. An empty range conflicts with nothing.
     pub async fn lock(&self, range: Range<u64>) -> RangeGuard<'_> {
         Acquire { lock: self, request: Some((range, false)), ticket: None }.await
     }
 
-    /// Waits for a range that others may have in shared use too.
+    /// Waits for shared use of a range.
     pub async fn lock_shared(&self, range: Range<u64>) -> RangeGuard<'_> {
         Acquire { lock: self, request: Some((range, true)), ticket: None }.await
     }
 
-    /// Takes the exclusive use of a range if nobody holds or waits for any of it.
+    /// Takes exclusive use of a range if no other request holds or waits for a part of it.
     pub fn try_lock(&self, range: Range<u64>) -> Option<RangeGuard<'_>> {
         self.try_acquire(range, false)
     }
 
-    /// Takes a range in shared use if nobody holds or waits for any of it exclusively.
+    /// Takes shared use of a range if no exclusive request holds or waits for a part of it.
     pub fn try_lock_shared(&self, range: Range<u64>) -> Option<RangeGuard<'_>> {
         self.try_acquire(range, true)
     }
@@ -116,7 +116,7 @@ impl RangeLock {
         Some(RangeGuard { lock: self, ticket })
     }
 
-    /// Whether nobody holds or waits for anything.
+    /// Whether no request holds or waits for anything.
     pub fn is_idle(&self) -> bool {
         lock(&self.queue).entries.is_empty()
     }
@@ -124,7 +124,7 @@ impl RangeLock {
     fn leave(&self, ticket: u64) {
         let wakers = lock(&self.queue).leave(ticket);
         crate::perturb::point();
-        // One that panics must not keep the others from being woken.
+        // A waker that panics must not keep the others from being woken.
         for waker in wakers {
             contained(|| waker.wake());
         }
@@ -137,7 +137,7 @@ impl std::fmt::Debug for RangeLock {
     }
 }
 
-/// The use of a range; ends when dropped.
+/// Exclusive or shared use of a range, until dropped.
 #[must_use = "the range is released at once when the guard is not kept"]
 pub struct RangeGuard<'a> {
     lock: &'a RangeLock,
@@ -156,7 +156,7 @@ impl Drop for RangeGuard<'_> {
     }
 }
 
-/// A request; stands in the queue from its first poll.
+/// A request; it enters the queue at its first poll.
 struct Acquire<'a> {
     lock: &'a RangeLock,
     request: Option<(Range<u64>, bool)>,

@@ -1,22 +1,22 @@
-//! Data of which every I/O thread has its own copy, so that hot paths touch no shared cache line.
+//! Data with one copy per I/O thread, so that hot paths touch no shared cache line.
 
 use crossbeam_utils::CachePadded;
 
 use crate::runtime::{MAX_IO_THREADS, try_thread_index};
 
-/// Names a copy of [`Sharded`] data. A thread's copy may change: it has another one in each
-/// [`block_on`](crate::block_on), so that what is counted up and down notes where.
+/// Names one copy of [`Sharded`] data. A thread may have another copy in each [`block_on`](crate::block_on), so code
+/// that counts up and later down stores the shard in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard(usize);
 
 impl Shard {
-    /// That of the calling thread.
+    /// The shard of the calling thread.
     pub fn mine() -> Shard {
         Shard(try_thread_index().unwrap_or(MAX_IO_THREADS))
     }
 }
 
-/// One `T` per I/O thread, and one that all other threads share.
+/// One `T` per I/O thread, and one `T` that all other threads share.
 #[derive(Debug)]
 pub struct Sharded<T>(Box<[CachePadded<T>]>);
 
@@ -31,7 +31,7 @@ impl<T> Sharded<T> {
         self.at(Shard::mine())
     }
 
-    /// The copy of a shard, for those who must come back to the same one.
+    /// The copy of a shard, for callers that must return to the same copy.
     pub fn at(&self, shard: Shard) -> &T {
         &self.0[shard.0.min(MAX_IO_THREADS)]
     }

@@ -47,47 +47,85 @@ pub(super) fn is_unordered(case: &Case) -> bool {
 /// Whether the bytes of files may differ as long as the guest's view is the same.
 pub(super) fn bytes_may_differ(case: &Case) -> bool {
     let has = |part: &str| case.arguments.iter().any(|word| word.contains(part));
+    let begins = |parts: &[&str]| {
+        case.arguments.iter().any(|word| parts.iter().any(|part| word.starts_with(part)))
+    };
     match (case.tool, case.arguments.first().map_or("", String::as_str)) {
-        // The time of a snapshot is in them.
-        (Tool::Img, "snapshot")
-        // Bitmaps stay where they are in a repair, and requests of threads are in no order.
-        | (Tool::Img, "check" | "bench") => true,
-        // The refcount table stays where it is.
-        (Tool::Img, "create") => has("falloc") || has("full"),
+        // The time of a snapshot is in them. One that is applied gets a new L1 table.
+        (Tool::Img, "snapshot") => begins(&["-c", "-a"]),
+        // Requests in flight at once are in no order.
+        (Tool::Img, "bench") => begins(&["-w", "--w"]),
+        // Bitmaps stay where they are in a repair.
+        (Tool::Img, "check") => has("m.qcow2") && begins(&["-r", "--r"]),
         // Tables of refcounts of another width may lie elsewhere in an image with bitmaps.
-        (Tool::Img, "amend") if has("refcount_bits") => has("m.qcow2"),
-        // Only the name changes.
-        (Tool::Img, "rebase") if has("-u") || has("unsafe") => false,
-        (Tool::Img, command) => places_differ(command),
-        // `truncate` can preallocate as well; freed clusters are not used again at once.
-        (Tool::Io, _) => {
-            ["discard", "truncate", "-z", "-C"].iter().any(|part| has(part))
-                || case.arguments.iter().any(|word| word.starts_with("--cop"))
-        }
+        (Tool::Img, "amend") => has("refcount_bits") && has("m.qcow2"),
+        // Compressors differ; out-of-order writes are in no order.
+        (Tool::Img, "convert") => begins(&["-c", "-W", "--oob"]),
+        // What reads as zeroes is kept as zero clusters, and nothing is changed before a failure.
+        (Tool::Img, "rebase") => !begins(&["-u", "--backing-u"]),
+        // Copy-on-read keeps nothing where no image has data; a disk that became smaller may have grown again.
+        (Tool::Io, _) => begins(&["-C", "--cop"]) || has("open -") || count(case, "truncate") > 1,
         _ => false,
     }
 }
 
-/// Commands that put clusters in another order than QEMU: their requests are those of several threads, or they
-/// cut a file off in another way.
-fn places_differ(command: &str) -> bool {
-    matches!(command, "convert" | "dd" | "rebase" | "resize")
+/// Whether a disk became smaller, so that it has a new L1 table.
+pub(super) fn is_shrunk(before: Option<&Vec<u8>>, after: &[u8]) -> bool {
+    let size = |bytes: &[u8]| {
+        let field = bytes.get(24..32).filter(|_| bytes.starts_with(b"QFI\xfb"));
+        field.and_then(|field| field.try_into().ok()).map(u64::from_be_bytes)
+    };
+    let before = before.and_then(|bytes| size(bytes));
+    before.is_some_and(|before| size(after).is_some_and(|after| after < before))
+}
+
+fn count(case: &Case, part: &str) -> usize {
+    case.arguments.iter().filter(|word| word.contains(part)).count()
+}
+
+/// Whether a discard takes in a part of a sector of a raw image.
+fn discards_part_of_a_sector(case: &Case) -> bool {
+    let is_whole = |word: &str| {
+        let whole = ["0", "512", "4k", "64k", "65536", "1M", "4096", "3M", "1.5M", "0x10000"];
+        word.starts_with('-') || whole.contains(&word)
+    };
+    let discards = |word: &String| {
+        word.strip_prefix("discard").is_some_and(|rest| !rest.split_whitespace().all(is_whole))
+    };
+    case.arguments.iter().any(discards) && case.arguments.iter().any(|word| word.contains(".raw"))
+}
+
+/// Whether the image that is rebased has a name.
+fn rebases(case: &Case, name: &str) -> bool {
+    let mut words = case.arguments.iter().map(String::as_str);
+    let mut before = "";
+    words.any(|word| {
+        let is_value = ["-b", "--backing", "-F", "-f", "-t", "-T"].contains(&before);
+        before = word;
+        word.ends_with(name) && !is_value && !word.starts_with("-b") && !word.starts_with("--b")
+    })
 }
 
 /// Whether the tools are meant to do different things.
 pub(super) fn is_meant(case: &Case) -> bool {
     let has = |part: &str| case.arguments.iter().any(|word| word.contains(part));
-    let count = |part: &str| case.arguments.iter().filter(|word| word.contains(part)).count();
     match (case.tool, case.arguments.first().map_or("", String::as_str)) {
         // Version 2 has no words for bitmaps; QEMU leaks them.
         (Tool::Img, "amend") => has("m.qcow2") && (has("compat=0.10") || has("compat=v2")),
-        // A snapshot is applied to a disk with bitmaps, too.
-        (Tool::Img, "snapshot") => has("m.qcow2"),
+        // A snapshot is applied to a disk with bitmaps, too, and not through a raw image over it.
+        (Tool::Img, "snapshot") => has("m.qcow2") || has("driver=raw,file.driver=qcow2"),
         // A refusal of QEMU's alone.
         (Tool::Img, "measure") => has("compat=v"),
+        // QEMU loses zeroes of an image of version 2.
+        (Tool::Img, "rebase") => rebases(case, "old.qcow2"),
         (Tool::Io, _) => {
-            // QEMU reads the second `-m` as a size.
-            count("truncate -m") > 1
+            // Less than a block is not discarded.
+            discards_part_of_a_sector(case)
+                // Copy-on-read keeps nothing where no image has data, which a map shows.
+                || has("map")
+                    && case.arguments.iter().any(|word| word == "-C" || word.starts_with("--cop"))
+                // QEMU reads the second `-m` as a size.
+                || count(case, "truncate -m") > 1
                 // QEMU has removed the temporary file.
                 || has("reopen") && has("-s")
         }

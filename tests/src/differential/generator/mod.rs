@@ -121,8 +121,39 @@ impl Bench {
         if theirs.code() != ours.code() {
             wrong.push_str(&format!("exit code: QEMU {}, oxblk {}\n", theirs.code(), ours.code()));
         }
-        wrong.push_str(&files_differ(case, theirs.code(), &qemu, &own));
+        wrong.push_str(&self.files_differ(case, theirs.code(), &qemu, &own));
         (!wrong.is_empty()).then_some(wrong)
+    }
+
+    /// How the files of two directories differ; empty if they do not.
+    fn files_differ(&self, case: &Case, code: i32, qemu: &Path, own: &Path) -> String {
+        let (theirs, ours) = (fixture::read(qemu), fixture::read(own));
+        let mut text = String::new();
+        let survives = meant::target_may_survive(case, code);
+        for name in theirs.keys().filter(|name| !ours.contains_key(*name)) {
+            text.push_str(&format!("{}: only QEMU made it\n", name.display()));
+        }
+        for name in ours.keys().filter(|name| !theirs.contains_key(*name) && !survives) {
+            text.push_str(&format!("{}: only oxblk made it\n", name.display()));
+        }
+        for (name, a) in &theirs {
+            let Some(b) = ours.get(name).filter(|b| *b != a) else { continue };
+            if meant::bytes_may_differ(case) || meant::is_shrunk(self.files.get(name), b) {
+                text.push_str(&contents_differ(&qemu.join(name), &own.join(name)));
+                continue;
+            }
+            let (a, b) = (layout::significant(a), layout::significant(b));
+            if a == b {
+                continue;
+            }
+            let at = a.iter().zip(&b).position(|(a, b)| a != b).unwrap_or(a.len().min(b.len()));
+            let lengths = (a.len(), b.len());
+            text.push_str(&format!(
+                "{}: differs at {at:#x}, lengths {lengths:x?}\n",
+                name.display()
+            ));
+        }
+        text
     }
 }
 
@@ -130,34 +161,6 @@ fn sorted(text: &str) -> Vec<&str> {
     let mut lines: Vec<_> = text.lines().collect();
     lines.sort_unstable();
     lines
-}
-
-/// How the files of two directories differ; empty if they do not.
-fn files_differ(case: &Case, code: i32, qemu: &Path, own: &Path) -> String {
-    let (theirs, ours) = (fixture::read(qemu), fixture::read(own));
-    let mut text = String::new();
-    let survives = meant::target_may_survive(case, code);
-    for name in theirs.keys().filter(|name| !ours.contains_key(*name)) {
-        text.push_str(&format!("{}: only QEMU made it\n", name.display()));
-    }
-    for name in ours.keys().filter(|name| !theirs.contains_key(*name) && !survives) {
-        text.push_str(&format!("{}: only oxblk made it\n", name.display()));
-    }
-    for (name, a) in &theirs {
-        let Some(b) = ours.get(name).filter(|b| *b != a) else { continue };
-        if meant::bytes_may_differ(case) {
-            text.push_str(&contents_differ(&qemu.join(name), &own.join(name)));
-            continue;
-        }
-        let (a, b) = (layout::significant(a), layout::significant(b));
-        if a == b {
-            continue;
-        }
-        let at = a.iter().zip(&b).position(|(a, b)| a != b).unwrap_or(a.len().min(b.len()));
-        let lengths = (a.len(), b.len());
-        text.push_str(&format!("{}: differs at {at:#x}, lengths {lengths:x?}\n", name.display()));
-    }
-    text
 }
 
 /// How the guest's view of two images differs; empty if it does not.

@@ -1,7 +1,7 @@
 //! Changes of an image as a whole whose operations fail or are cut off: the image is the old one or the new one, memory and
 //! disk agree about it, what was flushed stays, and nothing but a crash costs space.
 
-mod set;
+pub(super) mod set;
 mod trial;
 
 use oxblk_core::amend::AmendRequest;
@@ -187,6 +187,26 @@ fn an_amend_that_cannot_have_its_refcounts_leaves_the_size() {
         assert_eq!(backend.size(), OLD);
         backend.close().await.unwrap();
         image.assert_sound(false, "refused").await;
+    });
+}
+
+#[test]
+fn an_amend_to_version_2_that_finds_no_room_leaves_the_size() {
+    use oxblk_ring::sim::{FailRule, FaultOp, Faults};
+    const ZEROED: Kind = BACKED.with(&[&["qemu-io", "-c", "write -z 0 290k"]]);
+    let image = ZEROED.make();
+    oxblk_ring::sim::run(1, async {
+        let backend = image.open().await.unwrap();
+        // The metadata comes first.
+        let range = Some(6 * 4096..u64::MAX);
+        let full = FailRule { op: FaultOp::Write, nth: None, range, errno: 28, once: false };
+        image.disk.set_faults(Faults { fail: vec![full], ..Faults::default() });
+        let refused = amend(&backend, &format!("size={LITTLE},compat=0.10")).await;
+        assert!(refused.is_err(), "there was room");
+        assert_eq!(backend.size(), OLD);
+        image.disk.set_faults(Faults::default());
+        backend.close().await.unwrap();
+        image.assert_sound(true, "refused").await;
     });
 }
 

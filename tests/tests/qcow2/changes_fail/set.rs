@@ -205,23 +205,26 @@ pub(in super::super) fn bitmaps(disk: &Backend) -> BTreeMap<String, Vec<u64>> {
 impl Held {
     /// Looks at a copy of the image, which is opened for writing.
     pub(in super::super) async fn by(image: &Set, what: &str) -> Self {
+        Self::of(image).await.unwrap_or_else(|error| panic!("{what}: {error}"))
+    }
+
+    /// The same, as far as the image can be opened.
+    pub(in super::super) async fn of(image: &Set) -> Result<Self> {
         let copy = image.copy();
-        let fail = |error: oxblk_core::Error| -> ! { panic!("{what}: {error}") };
-        let backend = copy.open().await.unwrap_or_else(|error| fail(error));
-        let active = contents(&backend).await.unwrap_or_else(|error| fail(error));
+        let backend = copy.open().await?;
+        let active = contents(&backend).await?;
         let bitmaps = bitmaps(&backend);
         let info = backend.node().unwrap().driver().info();
         let said = info.specific.unwrap();
         let info = format!("{} {} {}", said["compat"], said["data"], backend.size());
         let mut snapshots = Vec::new();
         if image.data.is_none() {
-            for snapshot in backend.snapshots().await.unwrap() {
-                backend.apply_snapshot(&snapshot.id).await.unwrap_or_else(|error| fail(error));
-                let kept = contents(&backend).await.unwrap_or_else(|error| fail(error));
-                snapshots.push((snapshot.name, kept));
+            for snapshot in backend.snapshots().await? {
+                backend.apply_snapshot(&snapshot.id).await?;
+                snapshots.push((snapshot.name, contents(&backend).await?));
             }
         }
-        backend.close().await.unwrap_or_else(|error| fail(error));
-        Self { active, snapshots, bitmaps, info }
+        backend.close().await?;
+        Ok(Self { active, snapshots, bitmaps, info })
     }
 }

@@ -1,14 +1,12 @@
 //! One change of one image: with every operation of the disk failing in turn, once and for good, and with the power cut at
 //! every write boundary.
 
-use oxblk_core::{Backend, Result, WriteFlags};
+use oxblk_core::{Backend, Errno, Result, WriteFlags};
 use oxblk_ring::sim::{self, FailRule, FaultOp, Faults};
 use oxblk_ring::{IoBuf, is_zero};
 
 use super::set::{Held, Kind, Set, bitmaps, contents};
 
-const EIO: i32 = 5;
-const ENOSPC: i32 = 28;
 const SECTOR: usize = 512;
 
 /// What a change that has failed may leave.
@@ -63,7 +61,7 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
             (old, Held::by(&done, self.what).await)
         });
         assert!(old != new, "{}: nothing changed", self.name());
-        for errno in [ENOSPC, EIO] {
+        for errno in [Errno::NOSPC, Errno::IO] {
             self.fail_once(&image, &old, &new, errno);
         }
         self.fail_for_good(&image, &old, &new);
@@ -111,7 +109,7 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
             // Some failures are made up for.
             if fine == 12 {
                 // For want of room there may be another way.
-                assert!(nth > fine || errno == ENOSPC, "{what}: nothing fails");
+                assert!(nth > fine || errno == Errno::NOSPC, "{what}: nothing fails");
                 return;
             }
         }
@@ -182,7 +180,7 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
             let failed = sim::run(nth, async {
                 let tried = image.copy();
                 let backend = tried.open().await.unwrap();
-                Self::arm(&tried, nth, EIO, false);
+                Self::arm(&tried, nth, Errno::IO, false);
                 let failed = (self.change)(&backend).await.is_err();
                 drop(backend.close().await);
                 Self::disarm(&tried);

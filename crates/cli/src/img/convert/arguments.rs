@@ -50,7 +50,7 @@ const OPTIONS: &[Opt] = &[
     both('r', "rate", true).alias("rate-limit"),
 ];
 
-/// What was asked for.
+/// The command line, read and checked.
 #[derive(Debug)]
 pub(super) struct Arguments {
     pub(super) quiet: bool,
@@ -69,7 +69,7 @@ pub(super) struct Arguments {
     pub(super) backing_format: Option<String>,
     pub(super) create: bool,
     pub(super) target_is_zero: bool,
-    /// Bytes; 0 for a target without holes.
+    /// Shortest run of zero bytes that becomes a hole; 0 for a target without holes.
     pub(super) sparse: u64,
     pub(super) share: bool,
     pub(super) rate: Option<u64>,
@@ -79,14 +79,14 @@ pub(super) struct Arguments {
     pub(super) offload: bool,
     pub(super) salvage: bool,
     pub(super) threads: usize,
-    /// Bitmaps are copied as well; with true, those that can be.
+    /// Whether bitmaps are copied; with `Some(true)`, broken bitmaps are skipped.
     pub(super) bitmaps: Option<bool>,
-    /// The snapshot of the source that is meant.
+    /// The snapshot of the source to copy.
     pub(super) snapshot: Option<Wanted>,
 }
 
 impl Arguments {
-    /// How the target is cached; `None` if the name of the mode is unknown. It counts when the target is opened.
+    /// The cache mode of the target; `None` if its name is unknown, which is an error once the target is opened.
     pub(super) fn target_mode(&self) -> Option<CacheMode> {
         self.target_cache.as_deref().map_or(Some(CacheMode::UNSAFE), CacheMode::parse)
     }
@@ -97,7 +97,7 @@ impl Arguments {
     }
 }
 
-/// What only matters while reading.
+/// Values that are needed only while the command line is read.
 #[derive(Default)]
 struct Raw {
     source_cache: Option<String>,
@@ -171,7 +171,7 @@ fn set(context: &Context, read: &mut Arguments, raw: &mut Raw, id: char, value: 
         '4' => raw.bitmaps = true,
         '5' => raw.skip_broken = true,
         'U' => read.share = true,
-        // 0 is no limit.
+        // A rate of 0 means no limit.
         'r' => {
             read.rate =
                 Some(context.sized("rate limit", &value, 0, MAX_OFFSET)?).filter(|rate| *rate > 0);
@@ -200,7 +200,7 @@ fn sparse(context: &Context, text: &str) -> Step<u64> {
     Ok(bytes)
 }
 
-/// What excludes what, in the order in which QEMU complains.
+/// Refuses options that exclude one another, in the order in which QEMU reports them.
 fn check(context: &Context, read: &mut Arguments, raw: Raw) -> Step {
     let clash = |message: &str| Err(context.failed(message));
     if raw.skip_broken && !raw.bitmaps {

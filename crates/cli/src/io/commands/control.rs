@@ -9,6 +9,7 @@ use crate::io::Outcome;
 use crate::io::numbers::bytes;
 use crate::io::session::Session;
 use crate::io::table::{COMMANDS, find};
+use crate::log;
 use crate::program::{err, flush_out, out};
 
 /// `help`.
@@ -67,6 +68,7 @@ pub(in crate::io) async fn sigraise(_session: &Session, call: Call<'_>) -> Outco
         return Outcome::Failed;
     };
     flush_out();
+    log::settle();
     // As raise(3), a number that is no signal changes nothing.
     drop(signal_hook::low_level::raise(signal));
     Outcome::Done

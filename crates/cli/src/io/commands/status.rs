@@ -5,11 +5,11 @@ use serde_json::Value;
 use oxblk_core::{Backend, ChildIdx, Error, ImageInfo, Node, Want};
 
 use super::Call;
-use crate::img::info::{specific_text, tells_of_itself};
 use crate::io::Outcome;
 use crate::io::numbers::bytes;
 use crate::io::session::Session;
 use crate::program::out;
+use crate::text::info::specific;
 use crate::text::number::in_sectors;
 use crate::text::size::long_bytes;
 
@@ -29,7 +29,7 @@ pub(in crate::io) async fn info(session: &Session, _call: Call<'_>) -> Outcome {
         return Outcome::Failed;
     };
     out(format_args!("format name: {}\n", node.factory().name()));
-    if !tells_of_itself(&node) {
+    if !oxblk::has_own_info(&node) {
         return Outcome::Failed;
     }
     let info = node.driver().info();
@@ -39,7 +39,7 @@ pub(in crate::io) async fn info(session: &Session, _call: Call<'_>) -> Outcome {
     if let Some(Value::Object(data)) = info.specific.as_ref().and_then(|s| s.get("data"))
         && !data.is_empty()
     {
-        out(format_args!("Format specific information:\n{}", specific_text(data, 1)));
+        out(format_args!("Format specific information:\n{}", specific(data, 1)));
     }
     Outcome::Done
 }

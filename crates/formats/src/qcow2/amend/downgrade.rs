@@ -3,6 +3,8 @@
 //! They are replaced by way of ordinary writes, so a power cut at any point leaves the same disk with fewer of them. Those
 //! of snapshots are replaced by `snapshots::expand`.
 
+use std::sync::atomic::Ordering::Acquire;
+
 use oxblk_core::{Error, Result, run_all};
 use oxblk_ring::IoBuf;
 
@@ -22,6 +24,14 @@ impl Qcow2 {
             return Ok(());
         }
         Err(Error::unsupported("Internal snapshots prevent downgrade of image"))
+    }
+
+    /// Version 2 cannot say that an image needs a repair.
+    pub(super) fn check_needs_no_repair(&self) -> Result<()> {
+        if self.unfinished.load(Acquire) {
+            return Err(Error::unsupported("Cannot downgrade an image that needs a repair"));
+        }
+        Ok(())
     }
 
     /// Leaves no zero cluster, neither in the active state nor in a snapshot.

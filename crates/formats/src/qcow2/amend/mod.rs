@@ -4,12 +4,13 @@
 //!
 //! 1. the header of version 3, if the image gets that, after what snapshots must have in it;
 //! 2. features and the data file's name;
-//! 3. the size;
+//! 3. the size, if the disk grows;
 //! 4. for version 2: zero clusters become data, or nothing (`downgrade`);
-//! 5. refcounts of another width, written beside the old ones (`refcount_width`), and the header that names them and has
+//! 5. the size, if the disk shrinks: what is cut off does not come back;
+//! 6. refcounts of another width, written beside the old ones (`refcount_width`), and the header that names them and has
 //!    its final version.
 //!
-//! If one of the last two fails, a disk that has grown gets its old size back.
+//! If one of the last three fails, a disk that has grown gets its old size back.
 //!
 //! What is in memory is of the old version and width; so the image takes no more requests once either has changed.
 
@@ -185,6 +186,7 @@ impl Qcow2 {
         }
         let version = wanted.version.unwrap_or(header.version);
         if header.version >= 3 && version < 3 {
+            self.check_needs_no_repair()?;
             self.check_snapshots_for_downgrade(wanted.size.unwrap_or(header.size)).await?;
         }
         let size = wanted.size.filter(|size| *size != header.size);
@@ -204,11 +206,12 @@ impl Qcow2 {
         }
         self.amend_header(&wanted).await?;
         let old_size = self.size();
-        if let Some(size) = size {
+        if let Some(size) = size.filter(|size| *size > old_size) {
             self.resize_image(size, Preallocation::Off).await?;
         }
+        let smaller = size.filter(|size| *size < old_size);
         let downgraded = header.version >= 3 && version < 3;
-        let finished = self.finish_amend(order, downgraded, &*request.progress).await;
+        let finished = self.finish_amend(order, downgraded, smaller, &*request.progress).await;
         if finished.is_err() {
             // Requests go on, and the bitmaps may have been completed.
             self.use_bitmaps().await;
@@ -266,16 +269,21 @@ impl Qcow2 {
         }
     }
 
-    /// Leaves no zero clusters for version 2, writes refcounts of another width if one is given, and the header as it
-    /// stays.
+    /// Leaves no zero clusters for version 2, shrinks the disk to `smaller`, writes refcounts of another width if one is
+    /// given, and the header as it stays.
     async fn finish_amend(
         &self,
         order: Option<u32>,
         downgrade: bool,
+        smaller: Option<u64>,
         progress: &dyn Fn(u64, u64),
     ) -> Result<()> {
         if downgrade {
             self.expand_zero_clusters(progress).await?;
+            self.check_needs_no_repair()?;
+        }
+        if let Some(size) = smaller {
+            self.resize_image(size, Preallocation::Off).await?;
         }
         if order.is_some() || downgrade {
             // They cannot be written once refcounts are of another kind.

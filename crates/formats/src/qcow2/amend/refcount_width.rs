@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use oxblk_core::{ChildIdx, Error, Result, WriteFlags};
+use oxblk_core::{ChildIdx, Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
 use super::Qcow2;
@@ -121,7 +121,9 @@ impl Qcow2 {
             let entries = layout.blocks.last_key_value().map_or(1, |(last, _)| last + 1);
             let bytes = entries.saturating_mul(8);
             if bytes > MAX_REFCOUNT_TABLE_BYTES {
-                return Err(Error::from_errno(27).prefix("The refcount table would be too large"));
+                return Err(
+                    Error::from_errno(Errno::FBIG).prefix("The refcount table would be too large")
+                );
             }
             let clusters = bytes.div_ceil(size);
             let run = self.refcounts.reserve_contiguous(clusters).await?;
@@ -199,7 +201,7 @@ impl Qcow2 {
 
     fn zeroed(&self, clusters: u64) -> Result<IoBufMut> {
         let bytes = clusters.saturating_mul(self.geometry.cluster_size());
-        let len = usize::try_from(bytes).map_err(|_| Error::from_errno(27))?;
+        let len = usize::try_from(bytes).map_err(|_| Error::from_errno(Errno::FBIG))?;
         Ok(IoBufMut::zeroed(len))
     }
 }

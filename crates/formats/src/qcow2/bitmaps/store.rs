@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use oxblk_core::bitmap::{Checks, DirtyBitmap, RangeMap};
-use oxblk_core::{ChildIdx, Error, ErrorKind, Result, WriteFlags};
+use oxblk_core::{ChildIdx, Errno, Error, ErrorKind, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
@@ -84,7 +84,7 @@ impl Qcow2 {
             return Ok(None);
         }
         let (table, mut clusters) = self.write_bitmap_data(fresh, &map).await?;
-        let entries = u32::try_from(table.len()).map_err(|_| Error::from_errno(27))?;
+        let entries = u32::try_from(table.len()).map_err(|_| Error::from_errno(Errno::FBIG))?;
         let table: Vec<u8> = table.into_iter().flat_map(u64::to_be_bytes).collect();
         let count = self.geometry.clusters_for(u64::from(entries).saturating_mul(8));
         let place = fresh.put_together(table).await?;

@@ -43,7 +43,8 @@ impl Checker<'_> {
                     entry.0
                 );
                 self.tell_copied(&finding, mend);
-                if mend {
+                // What is no entry may be something else's.
+                if mend && entry.reserved() == 0 && self.geometry.is_aligned(entry.raw_offset()) {
                     let at = self.header.l1_offset.saturating_add(index.saturating_mul(8));
                     self.patch(at, entry.0 ^ COPIED).await?;
                 }
@@ -85,8 +86,10 @@ impl Checker<'_> {
                     entry.0
                 );
                 self.tell_copied(&finding, mend);
-                *word ^= COPIED;
-                changed = true;
+                if entry.reserved() == 0 {
+                    *word ^= COPIED;
+                    changed = true;
+                }
             }
         }
         if mend && changed {

@@ -35,7 +35,7 @@ mod walk;
 use std::collections::{BTreeSet, HashSet};
 
 use oxblk_core::check::{CheckReport, Fix};
-use oxblk_core::{ChildIdx, Edge, Error, Result};
+use oxblk_core::{ChildIdx, Edge, Errno, Error, Result};
 use oxblk_ring::IoBufMut;
 
 use std::sync::atomic::Ordering::Release;
@@ -75,7 +75,7 @@ impl Qcow2 {
     /// Checks the file of an open image, which takes no requests meanwhile.
     pub(super) async fn check_image(&self, fix: Fix, say: &dyn Fn(&str)) -> Result<CheckReport> {
         if fix != Fix::Nothing && self.is_read_only() {
-            return Err(Error::from_errno(30).prefix("Cannot repair the image"));
+            return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
         }
         // Brings the file up to date, and what was freed back into its refcounts.
         self.close_image().await?;
@@ -156,6 +156,10 @@ struct Checker<'a> {
     doubts: Vec<String>,
     /// Active L1 entries that refer to nothing sensible.
     l1_faults: u64,
+    /// Active L1 entries have flags and refer to nothing.
+    l1_flags_alone: bool,
+    /// An L1 entry refers to something that is no L2 table.
+    no_l2_table: bool,
     /// What the header and the snapshot table name: offset, length, and what it is.
     named: Vec<(u64, u64, &'static str)>,
 }
@@ -201,6 +205,8 @@ impl<'a> Checker<'a> {
             broken_snapshots: false,
             doubts: Vec::new(),
             l1_faults: 0,
+            l1_flags_alone: false,
+            no_l2_table: false,
             named: Vec::new(),
         }
     }

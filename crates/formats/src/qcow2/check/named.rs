@@ -16,7 +16,7 @@ use oxblk_ring::IoBufMut;
 
 use super::Checker;
 use super::snapshots::Snapshots;
-use crate::qcow2::layout::{CryptoHeader, Snapshot, parse_snapshot};
+use crate::qcow2::layout::{CryptoHeader, L1Entry, Snapshot, parse_snapshot};
 
 /// How a LUKS header begins: its mark, then version 1.
 const LUKS_MARK: &[u8] = b"LUKS\xba\xbe\0\x01";
@@ -64,8 +64,14 @@ impl Checker<'_> {
     pub(super) async fn check_what_header_names(&mut self, snapshots: &Snapshots) {
         let l1_bytes = u64::from(self.header.l1_entries).saturating_mul(8);
         self.named.push((self.header.l1_offset, l1_bytes, "L1 table"));
+        let broken = "ERROR the L1 table is broken: what seems to leak may be in use";
         if self.l1_faults > 0 && self.header.l1_entries > 0 {
-            self.not_seen("ERROR the L1 table is broken: what seems to leak may be in use");
+            self.misled(broken);
+        } else if self.l1_flags_alone {
+            self.not_seen(broken);
+        }
+        if self.no_l2_table {
+            self.misled("ERROR an L2 table is none: what seems to leak may be in use");
         }
         if let Some(crypto) = self.header.extensions.crypto {
             self.named.push((crypto.offset, crypto.length, "LUKS header"));
@@ -125,7 +131,8 @@ impl Checker<'_> {
 
     /// Notes that snapshots may not have been seen, if an entry of their table is broken and something seems to leak.
     pub(super) fn doubt_broken_snapshots(&mut self) {
-        if self.broken_snapshots && (self.report.leaks > 0 || self.rebuild) {
+        let faults = self.report.leaks > 0 || self.report.corruptions > 0;
+        if self.broken_snapshots && (faults || !self.patches.is_empty() || self.rebuild) {
             self.misled("ERROR the snapshot table is broken: what seems to leak may be in use");
         }
     }
@@ -188,11 +195,8 @@ impl Checker<'_> {
     }
 
     /// Looks whether the refcounts agree that what is named lies there, and nothing else. Where they are lost, nothing
-    /// follows from that.
+    /// follows from them.
     pub(super) async fn check_named_ranges(&mut self) {
-        if self.rebuild {
-            return;
-        }
         let mut block = None;
         for (offset, bytes, what) in std::mem::take(&mut self.named) {
             let first = self.geometry.cluster_index(offset);
@@ -211,12 +215,19 @@ impl Checker<'_> {
             }
             for cluster in first..end {
                 let count = self.references.get(cluster).count();
-                let refcount = self.refcount_of(cluster, &mut block).await;
-                let shared = count > 1 && self.fix != Fix::All;
                 if count > 1 && what == "snapshot's L1 table" {
                     self.broken_snapshots = true;
                     break;
                 }
+                let refcount = match self.rebuild {
+                    true => None,
+                    false => self.refcount_of(cluster, &mut block).await,
+                };
+                let shared = count > 1
+                    && match what {
+                        "L1 table" => self.is_misplaced_l1(cluster).await,
+                        _ => self.fix != Fix::All && !self.rebuild,
+                    };
                 if shared || refcount == Some(0) {
                     let finding = format!(
                         "ERROR the {what} at {offset:#x} may lie elsewhere: cluster {cluster} refcount={} \
@@ -228,5 +239,26 @@ impl Checker<'_> {
                 }
             }
         }
+    }
+
+    /// Whether the active L1 table is what does not belong into a cluster that it shares. A repair of everything lets the
+    /// cluster be shared if the table is sound and the other is a cluster of the guest.
+    async fn is_misplaced_l1(&self, cluster: u64) -> bool {
+        if self.structure.contains(&cluster) {
+            return true;
+        }
+        if self.l1_faults > 0 || self.l1_flags_alone || (self.fix != Fix::All && !self.rebuild) {
+            return true;
+        }
+        let (offset, entries) = (self.header.l1_offset, u64::from(self.header.l1_entries));
+        let needed = self.geometry.l1_entries_for(self.header.size).unwrap_or(entries).max(1);
+        let needed_end = offset.saturating_add(needed.saturating_mul(8));
+        if cluster >= self.geometry.clusters_for(needed_end) {
+            return true;
+        }
+        let Ok(l1) = self.read_table(offset, entries).await else { return true };
+        let mut tables = l1.iter().map(|entry| L1Entry(*entry).raw_offset());
+        let is_table = tables.any(|table| self.geometry.cluster_index(table) == cluster);
+        is_table || l1.iter().all(|entry| *entry == 0)
     }
 }

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use oxblk_core::{Error, Result, WriteFlags};
+use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
 use super::Checker;
@@ -95,7 +95,9 @@ impl Checker<'_> {
             let entries = blocks.last_key_value().map_or(1, |(last, _)| last.saturating_add(1));
             let bytes = entries.saturating_mul(8);
             if bytes > MAX_REFCOUNT_TABLE_BYTES {
-                return Err(Error::from_errno(27).prefix("The refcount table would be too large"));
+                return Err(
+                    Error::from_errno(Errno::FBIG).prefix("The refcount table would be too large")
+                );
             }
             let table_clusters = bytes.div_ceil(size);
             let table = self.take(table_clusters, &mut room);

@@ -8,7 +8,7 @@
 //! some references may be unknown, no refcount is lowered: that leaks at worst.
 
 use oxblk_core::check::Fix;
-use oxblk_core::{Error, Result, WriteFlags};
+use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBuf;
 
 use super::Checker;
@@ -40,7 +40,7 @@ impl Checker<'_> {
         if self.rebuild {
             if self.fix != Fix::All {
                 (self.say)("ERROR need to rebuild refcount structures");
-                return Err(Error::from_errno(5));
+                return Err(Error::from_errno(Errno::IO));
             }
             (self.say)("Rebuilding refcount structure");
             if let Err(error) = self.rebuild_refcounts().await {

@@ -3,7 +3,7 @@
 //! The new table is written into clusters that nothing refers to and counted like everything else; the header names it
 //! once the refcounts are mended, in one write, and only then the clusters of the old one count for nothing.
 
-use oxblk_core::{Error, Result, WriteFlags};
+use oxblk_core::{Errno, Error, Result, WriteFlags};
 
 use super::Checker;
 use super::snapshots::Snapshots;
@@ -58,7 +58,7 @@ impl Checker<'_> {
     async fn write_snapshots(&mut self, mended: &mut Mended) -> Result<()> {
         let len = u64::try_from(mended.table.len()).unwrap_or(u64::MAX);
         if len > MAX_SNAPSHOT_TABLE_BYTES {
-            return Err(Error::from_errno(27));
+            return Err(Error::from_errno(Errno::FBIG));
         }
         if len == 0 {
             mended.place = Some(0);
@@ -108,7 +108,7 @@ impl Checker<'_> {
         let (first, mut block) = (self.geometry.cluster_index(offset), None);
         for cluster in first..first.saturating_add(mended.clusters) {
             if self.refcount_of(cluster, &mut block).await.is_none_or(|count| count == 0) {
-                self.snapshots_not_mended(&mended, &Error::from_errno(28));
+                self.snapshots_not_mended(&mended, &Error::from_errno(Errno::NOSPC));
                 return Ok(());
             }
         }

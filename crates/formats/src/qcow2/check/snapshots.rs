@@ -1,7 +1,7 @@
 //! The snapshot table ("Snapshots"): reading it, broken or not.
 
 use oxblk_core::check::Fix;
-use oxblk_core::{Error, Result};
+use oxblk_core::{Errno, Error, Result};
 use oxblk_ring::IoBufMut;
 
 use super::Checker;
@@ -114,7 +114,7 @@ impl Checker<'_> {
                 (ahead.bytes, ahead.fault)
             }
         };
-        let missing = || fault.unwrap_or_else(|| Error::from_errno(27));
+        let missing = || fault.unwrap_or_else(|| Error::from_errno(Errno::FBIG));
         let (snapshot, len) = parse_snapshot(&bytes)?.ok_or_else(missing)?;
         Ok((snapshot, excess.map_or(len, |excess| excess.entry_len()), excess))
     }

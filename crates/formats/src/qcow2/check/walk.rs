@@ -15,6 +15,9 @@ use crate::qcow2::reach::{Claim, Piece, pieces, read_tables};
 /// An L1 table: its offset and its entries.
 type Place = (u64, u64);
 
+/// A table with so many faults, and fewer sound entries, is not taken for an L2 table.
+const FAULTS_OF_NO_TABLE: u64 = 8;
+
 /// How often something is referred to.
 type Times = u32;
 
@@ -213,7 +216,7 @@ impl<'a> Checker<'a> {
             if *entry == 0 || L1Entry(*entry).raw_offset() != 0 {
                 continue;
             }
-            self.l1_faults = self.l1_faults.saturating_add(1);
+            self.l1_flags_alone = true;
             let finding = format!("L1 entry {index} has flags but no offset: {entry:x}");
             if self.fix == Fix::All {
                 self.say_repairing(&finding);
@@ -257,6 +260,7 @@ impl<'a> Checker<'a> {
         times: Times,
         mut usage: Option<&mut Usage>,
     ) {
+        let (before, mut right) = (self.faults_told(), 0_u64);
         for piece in table {
             match *piece {
                 Piece::Run { cluster, count, copied } => {
@@ -265,6 +269,7 @@ impl<'a> Checker<'a> {
                         let host = cluster << self.geometry.cluster_bits;
                         usage.count(host, count.into(), self.geometry.cluster_size());
                     }
+                    right = right.saturating_add(count.into());
                     self.refer_to_run(cluster, count.into(), times, claim);
                 }
                 Piece::Odd { index, both } => {
@@ -272,6 +277,14 @@ impl<'a> Checker<'a> {
                 }
             }
         }
+        let wrong = self.faults_told().saturating_sub(before);
+        self.no_l2_table |= wrong >= FAULTS_OF_NO_TABLE && wrong > right;
+    }
+
+    /// Corruptions that have been told of, and those that a repair mends in tables.
+    fn faults_told(&self) -> u64 {
+        let mended = u64::try_from(self.patches.len()).unwrap_or(u64::MAX);
+        self.report.corruptions.saturating_add(mended)
     }
 
     /// Counts the references of one entry of the L2 table at `place` that is not simply a cluster of the file.

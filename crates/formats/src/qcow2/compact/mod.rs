@@ -31,7 +31,7 @@ mod structures;
 mod usage;
 
 use oxblk_core::compact::{Compact, Step};
-use oxblk_core::{BoxFuture, Error, ErrorKind, Result};
+use oxblk_core::{BoxFuture, Errno, Error, ErrorKind, Result};
 
 use super::Qcow2;
 use changes::Changes;
@@ -73,7 +73,7 @@ impl Qcow2 {
         if self.l2.clear() && self.refcounts.cache().clear() {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Busy, "metadata is in use").errno(16))
+        Err(Error::new(ErrorKind::Busy, "metadata is in use").errno(Errno::BUSY))
     }
 
     /// Moves clusters of the window, from its end on, up to the first that stays. `packed_end` is where the file would end

@@ -63,6 +63,7 @@ impl Qcow2 {
 
     /// A free cluster in front of `cluster`.
     async fn reserve_below(&self, cluster: u64) -> Result<Option<Reserved<'_>>> {
+        self.refcounts.allocator.rewind();
         let run = self.reserve(1).await?;
         if run.start() < cluster {
             return Ok(Some(run));

@@ -179,6 +179,7 @@ impl Qcow2 {
             return Ok(true);
         }
         if let Room::Behind(count) = room {
+            self.refcounts.allocator.rewind();
             let run = self.reserve(count).await?;
             let follows = run.start() == packing.end() && run.count() == count;
             if follows && run.start().saturating_add(count) <= limit {
@@ -189,6 +190,7 @@ impl Qcow2 {
             run.give_back();
         }
         let count = packing.clusters_for(&sectors);
+        self.refcounts.allocator.rewind();
         let run = self.refcounts.reserve_contiguous(count).await?;
         if run.start().saturating_add(count) > limit {
             run.give_back();

@@ -4,7 +4,7 @@
 //! material is, and one whose material is about to be overwritten is the last one only when that is what was asked for.
 //! A slot that is erased loses its material first, so that no crash leaves a password behind that still opens the disk.
 
-use oxblk_core::{Edge, Error, Options, Result, Secrets, WriteFlags};
+use oxblk_core::{Edge, Errno, Error, Options, Result, Secrets, WriteFlags};
 use oxblk_crypto::luks::{self, SLOTS, Slot};
 use oxblk_crypto::random;
 use oxblk_crypto::secret::Secret;
@@ -278,7 +278,7 @@ impl Slots<'_> {
 
     fn without_key(&self, index: usize) -> Result<Slot> {
         let slot = self.header.slots.get(index);
-        Ok(slot.ok_or_else(|| Error::from_errno(22))?.erased())
+        Ok(slot.ok_or_else(|| Error::from_errno(Errno::INVAL))?.erased())
     }
 
     /// Makes a slot's key material unreadable, then the slot inactive.
@@ -286,7 +286,7 @@ impl Slots<'_> {
         let erased = self.without_key(index)?;
         let material = erased.material(self.header.suite);
         let len = material.end.saturating_sub(material.start);
-        let mut noise = vec![0; usize::try_from(len).map_err(|_| Error::from_errno(27))?];
+        let mut noise = vec![0; usize::try_from(len).map_err(|_| Error::from_errno(Errno::FBIG))?];
         random::fill(&mut noise)?;
         self.write(material.start, noise).await?;
         self.put(index, &erased).await?;

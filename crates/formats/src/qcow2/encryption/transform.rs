@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
-use oxblk_core::{Edge, Error, Result, WriteFlags};
+use oxblk_core::{Edge, Errno, Error, Result, WriteFlags};
 use oxblk_crypto::cipher::{Direction, SectorCipher};
 use oxblk_ring::{IoBuf, IoBufMut};
 
@@ -53,7 +53,7 @@ impl Encryption {
     ) -> Result<IoBufMut> {
         let (skip, around) = self.read_around(child, guest, host, buf.len()).await?;
         let wanted = around.get(skip..).and_then(|rest| rest.get(..buf.len()));
-        buf.copy_from_slice(wanted.ok_or_else(|| Error::from_errno(5))?);
+        buf.copy_from_slice(wanted.ok_or_else(|| Error::from_errno(Errno::IO))?);
         Ok(buf)
     }
 
@@ -77,7 +77,7 @@ impl Encryption {
     async fn write_within(&self, child: &Edge, guest: u64, host: u64, data: IoBuf) -> Result<()> {
         let (skip, mut around) = self.read_around(child, guest, host, data.len()).await?;
         let place = around.get_mut(skip..).and_then(|rest| rest.get_mut(..data.len()));
-        place.ok_or_else(|| Error::from_errno(5))?.copy_from_slice(&data);
+        place.ok_or_else(|| Error::from_errno(Errno::IO))?.copy_from_slice(&data);
         let skip = host % SECTOR;
         let (guest, host) = (guest.saturating_sub(skip), host.saturating_sub(skip));
         Box::pin(self.write(child, guest, host, around.freeze())).await
@@ -147,7 +147,7 @@ fn join(pieces: impl IntoIterator<Item = IoBufMut>) -> Result<IoBufMut> {
     let mut pieces = pieces.into_iter();
     let mut whole = pieces.next().unwrap_or_default();
     for piece in pieces {
-        whole.unsplit(piece).map_err(|_| Error::from_errno(5))?;
+        whole.unsplit(piece).map_err(|_| Error::from_errno(Errno::IO))?;
     }
     Ok(whole)
 }

@@ -6,7 +6,7 @@
 //! (autoclear bit 0 is not set). Where the extension is there already and lies within a sector, as it does with the headers
 //! that QEMU and this program make, it is one write, and the old directory or the new one is named at any time.
 
-use oxblk_core::{Error, Result};
+use oxblk_core::{Errno, Error, Result};
 use zerocopy::FromBytes;
 use zerocopy::byteorder::big_endian::{U32, U64};
 
@@ -141,7 +141,8 @@ impl Change {
 
     /// Puts the extension where the end marker is, and the marker behind it.
     fn insert(&mut self, end: usize, new: &BitmapsExtension) -> Result<()> {
-        let no_room = || Error::from_errno(28).prefix("The header has no room for bitmaps");
+        let no_room =
+            || Error::from_errno(Errno::NOSPC).prefix("The header has no room for bitmaps");
         let behind = end.saturating_add(WITH_END);
         let mut covered = behind;
         if let Some((name, len)) = self.backing_name().filter(|(name, _)| *name < behind) {

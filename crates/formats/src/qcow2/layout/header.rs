@@ -4,7 +4,7 @@
 //! the same message. What depends on how the image is opened (a corrupt image opened for writing, a
 //! missing refcount table) is a method of its own, for the driver to call.
 
-use oxblk_core::{Error, Result, names};
+use oxblk_core::{Errno, Error, Result, names};
 use zerocopy::byteorder::big_endian::U32;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -135,7 +135,7 @@ impl Header {
         let raw = RawHeader::from_head(head);
         let geometry = check_identity(&raw)?;
         if (head.len() as u64) < file_size.min(header_extent(head)) {
-            return Err(Error::from_errno(5).prefix("Could not read qcow2 header"));
+            return Err(Error::from_errno(Errno::IO).prefix("Could not read qcow2 header"));
         }
         let raw = normalise(raw, geometry)?;
         let first_cluster = Cluster { head, size: geometry.cluster_size() };
@@ -253,7 +253,7 @@ impl Header {
                 oxblk_core::ErrorKind::Denied,
                 "qcow2: Image is corrupt; cannot be opened read/write",
             )
-            .errno(13));
+            .errno(Errno::ACCES));
         }
         Ok(())
     }
@@ -279,7 +279,7 @@ impl Header {
             }
         }
         if out.len() as u64 > self.geometry.cluster_size() {
-            return Err(Error::from_errno(28));
+            return Err(Error::from_errno(Errno::NOSPC));
         }
         Ok(out)
     }
@@ -431,7 +431,7 @@ fn check_table(
 ) -> Result<()> {
     let bytes = entries.saturating_mul(entry_bytes);
     if bytes > max_bytes {
-        return Err(Error::invalid(format!("{name} too large")).errno(27));
+        return Err(Error::invalid(format!("{name} too large")).errno(Errno::FBIG));
     }
     let highest = i64::MAX.unsigned_abs() - bytes;
     if offset > highest || !geometry.is_aligned(offset) {
@@ -462,7 +462,7 @@ fn check_tables(raw: &RawHeader, geometry: Geometry) -> Result<()> {
 /// The L1 table must map the whole virtual disk.
 fn check_l1(raw: &RawHeader, geometry: Geometry) -> Result<()> {
     let Some(needed) = geometry.l1_entries_for(raw.size.get()) else {
-        return Err(Error::invalid("Image is too big").errno(27));
+        return Err(Error::invalid("Image is too big").errno(Errno::FBIG));
     };
     if u64::from(raw.l1_size.get()) < needed {
         return fault("L1 table is too small");

@@ -1,5 +1,6 @@
 //! Tests of the header: what is accepted, what is refused and with which words.
 
+use oxblk_core::Errno;
 use proptest::prelude::*;
 
 use super::super::{BitmapsExtension, FeatureKind, field_offsets};
@@ -230,7 +231,7 @@ fn a_head_that_lacks_what_the_file_has_is_refused() {
     let bytes = good().encode().unwrap();
     let extent = usize::try_from(header_extent(&bytes)).unwrap();
     assert!(Header::parse(&bytes[..extent], 1 << 20).is_ok());
-    assert_eq!(Header::parse(&bytes[..extent - 1], 1 << 20).unwrap_err().raw_errno(), 5);
+    assert_eq!(Header::parse(&bytes[..extent - 1], 1 << 20).unwrap_err().raw_errno(), Errno::IO);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Entries of the snapshot table ("Snapshots").
 
-use oxblk_core::{Error, Result, names};
+use oxblk_core::{Errno, Error, Result, names};
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -77,7 +77,7 @@ impl Snapshot {
     pub fn check_l1(&self, geometry: Geometry) -> Result<()> {
         let bytes = u64::from(self.l1_entries) * 8;
         if bytes > super::MAX_L1_BYTES {
-            return Err(Error::invalid("Snapshot L1 table too large").errno(27));
+            return Err(Error::invalid("Snapshot L1 table too large").errno(Errno::FBIG));
         }
         if self.l1_offset > i64::MAX.unsigned_abs() - bytes || !geometry.is_aligned(self.l1_offset)
         {

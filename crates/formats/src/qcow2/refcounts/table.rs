@@ -5,12 +5,12 @@ use std::sync::atomic::{
     Ordering::{Acquire, Release},
 };
 
-use oxblk_core::{Error, ErrorKind, Result, WriteFlags};
+use oxblk_core::{Errno, Error, ErrorKind, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::super::allocator::Resting;
 use super::super::header::{exchange, stop_unless_known};
-use super::super::layout::{MAX_REFCOUNT_TABLE_BYTES, field_offsets};
+use super::super::layout::{Geometry, MAX_REFCOUNT_TABLE_BYTES, field_offsets};
 use super::Refcounts;
 
 impl Refcounts {
@@ -31,6 +31,7 @@ impl Refcounts {
     /// of them had would be lost with the other.
     pub(in super::super) async fn move_table(&self, stop: &AtomicBool) -> Result<u64> {
         let old = self.table_place();
+        self.allocator.rewind();
         let mut run = self.reserve_contiguous(old.clusters).await?;
         let start = run.start();
         if start.saturating_add(old.clusters) > self.geometry.cluster_index(old.offset) {
@@ -44,7 +45,9 @@ impl Refcounts {
         self.write_back().await?;
         let growing = self.growing.lock().await;
         if self.table_place().offset != old.offset {
-            return Err(Error::new(ErrorKind::Busy, "the refcount table has moved").errno(16));
+            return Err(
+                Error::new(ErrorKind::Busy, "the refcount table has moved").errno(Errno::BUSY)
+            );
         }
         let entries = self.table_entries.load(Acquire);
         let table = self.encode_table(entries, &[], 0)?;
@@ -59,42 +62,71 @@ impl Refcounts {
         stop_unless_known(named, stop).await?;
         self.adopt_table(&[], start, start, entries);
         drop(growing);
-        self.free_old_table(old.offset, entries).await?;
+        self.free_table(old.offset, entries.saturating_mul(8)).await?;
         Ok(old.clusters)
     }
 
-    /// Moves the refcount table to a bigger place, so that it has an entry for `block`.
+    /// Moves the refcount table to a bigger place, so that it has an entry for `block`, which is to lie in `cluster`.
+    ///
+    /// The new one lies where no refcount block counts yet, as in images that QEMU writes.
+    pub(super) async fn grow_table(&self, block: u64, cluster: u64) -> Result<()> {
+        let per_block = self.geometry.refcounts_per_block();
+        let mut area = block.saturating_add(1).max(cluster.div_ceil(per_block));
+        loop {
+            let start = area.saturating_mul(per_block);
+            if self.write_table(start, 0, Growth::Spare).await?.is_some() {
+                return Ok(());
+            }
+            area = area.saturating_add(1);
+        }
+    }
+
+    /// Moves the refcount table behind all that is in use, to `start`, and makes refcount blocks for it and for so many
+    /// clusters more, no more than are needed. Gives the first cluster behind the table; `None` if there is no room.
+    pub(in super::super) async fn make_room(
+        &self,
+        start: u64,
+        clusters: u64,
+    ) -> Result<Option<u64>> {
+        let _turn = self.growing.lock().await;
+        self.write_table(start, clusters, Growth::Exact).await
+    }
+
+    /// Writes a new table from cluster `start` on, behind blocks for the refcounts of all clusters from `start` to
+    /// `clusters` behind the table. Gives the first cluster behind the table; `None` if there is no room for it.
     ///
     /// The new table and the blocks that count its own clusters are written together in one run of clusters, made
     /// durable, and only then does the header refer to them.
-    pub(super) async fn grow_table(&self, block: u64) -> Result<()> {
+    async fn write_table(&self, start: u64, clusters: u64, growth: Growth) -> Result<Option<u64>> {
         let per_block = self.geometry.refcounts_per_block();
         let cluster_size = self.geometry.cluster_size();
         let old_entries = self.table_entries.load(Acquire);
         let old_offset = self.table_offset.load(Acquire);
-        let wanted = block.saturating_add(1).max(old_entries.saturating_mul(3) / 2);
-        let table_clusters = wanted.saturating_mul(8).div_ceil(cluster_size).saturating_add(1);
-        // Enough blocks for any place of the run: one more than its length divided by a block's reach, rounded up.
-        let spare = table_clusters.div_ceil(per_block).saturating_add(2);
-        let total = table_clusters.saturating_add(spare);
+        let blocks_end = blocks_for(self.geometry, start.saturating_add(clusters), growth);
+        let wanted = match growth {
+            Growth::Exact => blocks_end,
+            Growth::Spare => blocks_end.saturating_add(blocks_end.div_ceil(2)),
+        };
+        let table_clusters = wanted.saturating_mul(8).div_ceil(cluster_size);
         if table_clusters.saturating_mul(cluster_size) > MAX_REFCOUNT_TABLE_BYTES {
-            return Err(Error::from_errno(27).prefix("The refcount table cannot grow"));
+            return Err(Error::from_errno(Errno::FBIG).prefix("The refcount table cannot grow"));
         }
-        let mut run = self.reserve_contiguous(total).await?;
-        run.begin_write();
-        let (start, end) = (run.start(), run.start().saturating_add(total));
-        let last_block = (end.saturating_sub(1)) / per_block;
         let entries = table_clusters.saturating_mul(cluster_size) / 8;
-        if last_block >= entries {
-            return Err(Error::from_errno(27).prefix("The refcount table cannot grow"));
+        if self.blocks().last().is_some_and(|last| *last >= entries) {
+            return Ok(None);
         }
-        // Blocks that are missing for the run itself stand at its start, the table behind them.
-        let missing: Vec<u64> = (start / per_block..=last_block)
+        // Blocks that are missing stand at its start, the table behind them.
+        let missing: Vec<u64> = (start / per_block..blocks_end)
             .filter(|block| self.block_offset(*block) == 0)
             .collect();
         let blocks = u64::try_from(missing.len()).unwrap_or(u64::MAX);
         let table_start = start.saturating_add(blocks);
         let used_end = table_start.saturating_add(table_clusters);
+        self.scan_up_to(used_end).await?;
+        let Some(mut run) = self.allocator.take_at(start, used_end.saturating_sub(start))? else {
+            return Ok(None);
+        };
+        run.begin_write();
         self.write_missing_blocks(&missing, start, used_end).await?;
         let table = self.encode_table(entries, &missing, start)?;
         let file = self.file()?;
@@ -120,9 +152,10 @@ impl Refcounts {
             }
             return Err(error);
         }
-        run.keep_first(used_end.saturating_sub(start));
+        run.keep();
         self.adopt_table(&missing, start, table_start, entries);
-        self.free_old_table(old_offset, old_entries).await
+        self.free_table(old_offset, old_entries.saturating_mul(8)).await?;
+        Ok(Some(used_end))
     }
 
     async fn write_missing_blocks(&self, missing: &[u64], start: u64, used_end: u64) -> Result<()> {
@@ -141,7 +174,8 @@ impl Refcounts {
     }
 
     fn encode_table(&self, entries: u64, missing: &[u64], start: u64) -> Result<IoBuf> {
-        let len = usize::try_from(entries.saturating_mul(8)).map_err(|_| Error::from_errno(27))?;
+        let len = usize::try_from(entries.saturating_mul(8))
+            .map_err(|_| Error::from_errno(Errno::FBIG))?;
         let mut bytes = IoBufMut::zeroed(len);
         let added: std::collections::HashMap<u64, u64> =
             missing.iter().copied().zip(start..).collect();
@@ -166,22 +200,54 @@ impl Refcounts {
         self.allocator.note_metadata(self.host(table_start), entries.saturating_mul(8));
     }
 
-    async fn free_old_table(&self, offset: u64, entries: u64) -> Result<()> {
-        let bytes = entries.saturating_mul(8);
+    /// Frees the clusters of a table that nothing refers to any more, durably, and that no request reads: they can be used
+    /// again at once.
+    pub(in super::super) async fn free_table(&self, offset: u64, bytes: u64) -> Result<()> {
         self.allocator.forget_metadata(offset, bytes);
         let first = offset >> self.geometry.cluster_bits;
         let _turn = self.allocator.scanning.lock().await;
         for cluster in first..first.saturating_add(bytes.div_ceil(self.geometry.cluster_size())) {
             if self.drop_one(cluster).await? == 0 {
-                self.allocator.rest(Resting { epoch: 0, cluster, count: 1, discard: false });
+                let epoch = self.allocator.epochs.current();
+                self.allocator.rest(Resting { epoch, cluster, count: 1, discard: false });
             }
         }
         Ok(())
     }
 }
 
+/// How much a new table has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Growth {
+    /// What is needed.
+    Exact,
+    /// That and more, so that it need not grow soon.
+    Spare,
+}
+
+/// Refcount blocks that count `clusters` clusters, themselves, and a table with an entry for each.
+fn blocks_for(geometry: Geometry, clusters: u64, growth: Growth) -> u64 {
+    let counted = |clusters: u64| {
+        let (mut blocks, mut table) = (0_u64, 0_u64);
+        loop {
+            let all = clusters.saturating_add(blocks).saturating_add(table);
+            let needed = all.div_ceil(geometry.refcounts_per_block());
+            let entries = geometry.clusters_for(needed.saturating_mul(8));
+            if (needed, entries) == (blocks, table) {
+                return (blocks, table);
+            }
+            (blocks, table) = (needed, entries);
+        }
+    };
+    let (blocks, table) = counted(clusters);
+    match growth {
+        Growth::Exact => blocks,
+        Growth::Spare => counted(clusters.saturating_add(table.div_ceil(2))).0,
+    }
+}
+
 /// How the header tells of a refcount table: its offset, then its length in clusters.
 fn table_fields(offset: u64, clusters: u64) -> Result<Vec<u8>> {
-    let clusters = u32::try_from(clusters).map_err(|_| Error::from_errno(27))?;
+    let clusters = u32::try_from(clusters).map_err(|_| Error::from_errno(Errno::FBIG))?;
     Ok([&offset.to_be_bytes()[..], &clusters.to_be_bytes()[..]].concat())
 }

@@ -4,12 +4,15 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{ChildIdx, Error, ErrorKind, Result};
+use oxblk_core::{ChildIdx, Errno, Error, ErrorKind, Result};
 
 use super::super::Qcow2;
 use super::super::layout::{L1Entry, Snapshot, field_offsets};
 use super::copied::Alone;
 use super::references::{Pass, Reach};
+
+/// What a disk writes wholly or not at all, in bytes.
+const SECTOR: usize = 512;
 
 /// A change under way. Dropped before it is over, because the thread ended halfway, it leaves the image to a repair.
 struct Halfway<'a>(Option<&'a AtomicBool>);
@@ -120,7 +123,7 @@ impl Qcow2 {
 
     /// Clusters can be shared only where they are counted.
     fn check_counts_data(&self) -> Result<()> {
-        if self.geometry.data_file { Err(Error::from_errno(95)) } else { Ok(()) }
+        if self.geometry.data_file { Err(Error::from_errno(Errno::OPNOTSUPP)) } else { Ok(()) }
     }
 
     /// Makes the active state what a snapshot is.
@@ -136,7 +139,7 @@ impl Qcow2 {
         }
         let mut l1 = self.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
         let needed = self.geometry.l1_entries_for(size).and_then(|n| usize::try_from(n).ok());
-        let needed = needed.ok_or_else(|| Error::from_errno(27))?;
+        let needed = needed.ok_or_else(|| Error::from_errno(Errno::FBIG))?;
         if needed > l1.len() {
             l1.resize(needed, L1Entry::EMPTY);
         }
@@ -168,19 +171,11 @@ impl Qcow2 {
         // Entries of a snapshot may claim anything.
         let entry = |entry: &L1Entry| L1Entry(entry.0 & !(1 << 63));
         let bytes: Vec<u8> = l1.iter().flat_map(|word| entry(word).0.to_be_bytes()).collect();
-        let offset = match self.store_table(bytes).await {
+        let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(Errno::FBIG))?;
+        let offset = match self.name_l1(&old, &bytes, size).await {
             Ok(offset) => offset,
             Err(error) => return Err(self.undo_raise(reach, error).await),
         };
-        let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(27))?;
-        let old_entries = u32::try_from(old.0.len()).map_err(|_| Error::from_errno(27))?;
-        let before = self.active_fields(self.size(), old_entries, old.1);
-        let after = self.active_fields(size, entries, offset);
-        let named = self.exchange_header_field(field_offsets::SIZE, &before, &after).await;
-        if let Err(error) = named {
-            self.drop_l1_clusters(l1.len(), offset);
-            return Err(self.undo_raise(reach, error).await);
-        }
         self.l2.clear();
         for (index, word) in (0_u64..).zip(l1) {
             self.l1.get_or_make(index).store(entry(word).0, Release);
@@ -196,10 +191,65 @@ impl Qcow2 {
             self.refcounts.allocator.note_metadata(table, self.geometry.cluster_size());
         }
         // The change has been made: what cannot be given up leaks.
-        if let Err(error) = self.drop_l1(&old.0, old.1).await {
+        let dropped = match offset == old.1 {
+            true => self.drop_reached(&old.0).await,
+            false => self.drop_l1(&old.0, old.1).await.map(drop),
+        };
+        if let Err(error) = dropped {
             self.leaves_leaks(&error);
         }
         Ok(())
+    }
+
+    /// Has the header name an L1 table with these bytes, and a disk of `size` bytes, instead of the `old` table. Gives the
+    /// table's offset. If there is no room for another table, the old one is overwritten.
+    async fn name_l1(&self, old: &(Vec<L1Entry>, u64), bytes: &[u8], size: u64) -> Result<u64> {
+        let offset = match self.store_table(bytes.to_vec()).await {
+            Ok(offset) => offset,
+            Err(error) if error.kind() == ErrorKind::NoSpace && size == self.size() => {
+                return self.overwrite_l1(old, bytes, error).await;
+            }
+            Err(error) => return Err(error),
+        };
+        let count = |len: usize| u32::try_from(len).map_err(|_| Error::from_errno(Errno::FBIG));
+        let entries = bytes.len() / 8;
+        let before = self.active_fields(self.size(), count(old.0.len())?, old.1);
+        let after = self.active_fields(size, count(entries)?, offset);
+        let named = self.exchange_header_field(field_offsets::SIZE, &before, &after).await;
+        if let Err(error) = named {
+            self.drop_l1_clusters(entries, offset);
+            return Err(error);
+        }
+        Ok(offset)
+    }
+
+    /// Puts these bytes in the place of the active L1 table, if they change one sector of it alone: a crash then leaves the
+    /// old table or the new one. Otherwise gives `error` back.
+    async fn overwrite_l1(
+        &self,
+        old: &(Vec<L1Entry>, u64),
+        bytes: &[u8],
+        error: Error,
+    ) -> Result<u64> {
+        let before: Vec<u8> = old.0.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
+        let mut sectors = before.chunks(SECTOR).zip(bytes.chunks(SECTOR)).zip(0_u64..);
+        let changed = sectors.find(|((before, after), _)| before != after);
+        let others = sectors.any(|((before, after), _)| before != after);
+        if before.len() != bytes.len() || others {
+            return Err(error);
+        }
+        if let Some(((before, after), index)) = changed {
+            let place = old.1.saturating_add(index.saturating_mul(SECTOR as u64));
+            // Like a pointer of the header, a part of the table names what the disk holds.
+            self.exchange_header_field(place, before, after).await?;
+        }
+        Ok(old.1)
+    }
+
+    /// Drops the references of everything that an L1 table has reached.
+    async fn drop_reached(&self, l1: &[L1Entry]) -> Result<()> {
+        let reach = self.reach(l1, Pass::Leave).await?;
+        self.lower_reach(&reach).await.map(drop)
     }
 
     /// How the header tells of the active state: size, encryption, L1 entries and L1 offset lie side by side, within one
@@ -283,5 +333,5 @@ impl Qcow2 {
 
 pub(super) fn find(list: Vec<Snapshot>, id: &str) -> Result<(usize, Snapshot)> {
     let found = list.into_iter().enumerate().find(|(_, snapshot)| snapshot.id == id);
-    found.ok_or_else(|| Error::new(ErrorKind::NotFound, "snapshot not found").errno(2))
+    found.ok_or_else(|| Error::new(ErrorKind::NotFound, "snapshot not found").errno(Errno::NOENT))
 }

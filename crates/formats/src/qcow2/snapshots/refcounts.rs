@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use futures_util::stream::StreamExt as _;
-use oxblk_core::{ChildIdx, Error, ErrorKind, Result, WriteFlags};
+use oxblk_core::{ChildIdx, Errno, Error, ErrorKind, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
@@ -115,7 +115,7 @@ impl Qcow2 {
         // Nothing may be in the cache that is not what is in the file, before or after.
         self.write_back_refcounts().await?;
         if !self.refcounts.cache().clear() {
-            return Err(Error::new(ErrorKind::Busy, "refcounts are in use").errno(16));
+            return Err(Error::new(ErrorKind::Busy, "refcounts are in use").errno(Errno::BUSY));
         }
         // A scan must not find a cluster whose refcount is 0 before it rests.
         let _turn = self.refcounts.allocator.scanning.lock().await;
@@ -184,7 +184,7 @@ impl Qcow2 {
 
 fn out_of_bounds(cluster: u64, change: Change) -> Error {
     match change {
-        Change::Raise => Error::from_errno(22),
+        Change::Raise => Error::from_errno(Errno::INVAL),
         Change::Lower => Error::corrupt(format!("the refcount of cluster {cluster} is too low")),
     }
 }

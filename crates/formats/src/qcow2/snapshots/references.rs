@@ -127,8 +127,17 @@ impl Qcow2 {
     /// Counts everything that an L1 table reaches. Tables that change are written, and durable after the next flush.
     ///
     /// # Errors
-    /// When a table cannot be read or written, or refers to what cannot be. Some entries may claim nothing by then.
+    /// When a table cannot be read or written, or refers to what cannot be. Some entries may claim nothing by then. No
+    /// write is under way any more: the caller writes to the same tables next.
     pub(in super::super) async fn reach(&self, l1: &[L1Entry], pass: Pass) -> Result<Reach> {
+        let counted = self.count_tables(l1, pass).await;
+        if counted.is_err() {
+            oxblk_ring::settled().await;
+        }
+        counted
+    }
+
+    async fn count_tables(&self, l1: &[L1Entry], pass: Pass) -> Result<Reach> {
         let file = self.children.require(ChildIdx::FILE)?;
         let (geometry, version) = (self.geometry, self.version);
         let clusters = geometry.clusters_for(file.size());

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Release;
 
-use oxblk_core::{Error, Result};
+use oxblk_core::{Errno, Error, Result};
 
 use super::super::Qcow2;
 use super::super::layout::L1Entry;
@@ -13,7 +13,7 @@ impl Qcow2 {
     pub(super) async fn show_snapshot(&self, id: &str) -> Result<()> {
         self.check_usable()?;
         if !self.is_read_only() {
-            return Err(Error::from_errno(13));
+            return Err(Error::from_errno(Errno::ACCES));
         }
         let snapshot = find(self.snapshot_list().await?, id)?.1;
         snapshot.check_l1(self.geometry)?;

@@ -3,7 +3,7 @@
 use std::sync::{MutexGuard, PoisonError};
 
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{ChildIdx, Edge, Error, Result, WriteFlags};
+use oxblk_core::{ChildIdx, Edge, Errno, Error, Result, WriteFlags};
 use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
@@ -71,7 +71,7 @@ pub(in super::super) async fn visit_snapshots(
             taken = 0;
             parsed = parse_snapshot(&chunk.bytes);
         }
-        let too_large = || Error::from_errno(27).reword("Snapshot table is too large");
+        let too_large = || Error::from_errno(Errno::FBIG).reword("Snapshot table is too large");
         let (snapshot, len) = match parsed {
             Ok(Some(entry)) => entry,
             Ok(None) => {
@@ -79,9 +79,11 @@ pub(in super::super) async fn visit_snapshots(
                 return Err(chunk.fault.take().map_or_else(too_large, unread));
             }
             Err(error) => {
-                return Err(Error::from_errno(27).reword(format!("{error} {index}")).with_hint(
-                    "You can force-remove this extra metadata with qemu-img check -r all",
-                ));
+                return Err(Error::from_errno(Errno::FBIG)
+                    .reword(format!("{error} {index}"))
+                    .with_hint(
+                        "You can force-remove this extra metadata with qemu-img check -r all",
+                    ));
             }
         };
         taken = taken.saturating_add(usize::try_from(len).unwrap_or(usize::MAX));
@@ -193,7 +195,7 @@ impl Qcow2 {
         let count = u32::try_from(list.len()).unwrap_or(u32::MAX);
         let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         if count > MAX_SNAPSHOTS || len > MAX_SNAPSHOT_TABLE_BYTES {
-            return Err(Error::from_errno(27));
+            return Err(Error::from_errno(Errno::FBIG));
         }
         let mut place = TablePlace { offset: 0, count, bytes: len };
         if len > 0 {

@@ -46,7 +46,7 @@ impl Qcow2 {
                 Run::Owned { host, bitmap, .. } => {
                     Box::pin(self.write_owned(at, piece, host, bitmap))
                 }
-                Run::New { .. } => Box::pin(self.write_new(at, piece)),
+                Run::New { .. } => Box::pin(self.write_new(at, piece, None)),
             });
             at = at.saturating_add(len);
         }

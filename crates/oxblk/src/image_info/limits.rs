@@ -1,4 +1,4 @@
-//! `info --limits`: what requests a node takes, as QAPI's `BlockLimitsInfo`.
+//! What requests a node takes, as QAPI's `BlockLimitsInfo`.
 
 use oxblk_core::Limits;
 use serde_json::{Map, Value, json};

@@ -11,21 +11,21 @@ use serde_json::{Map, Value};
 const BUCKETS: u32 = 512;
 
 /// `value` over several lines, without a line end after the last.
-pub(crate) fn pretty(value: &Value) -> String {
+pub fn pretty(value: &Value) -> String {
     let mut out = String::new();
     print(&mut out, value, Some(0));
     out
 }
 
 /// `value` on one line, as in `json:{…}` file names.
-pub(crate) fn compact(value: &Value) -> String {
+pub fn compact(value: &Value) -> String {
     let mut out = String::new();
     print(&mut out, value, None);
     out
 }
 
 /// The entries of an object in the order of printing.
-pub(crate) fn ordered(map: &Map<String, Value>) -> Vec<(&String, &Value)> {
+pub fn ordered(map: &Map<String, Value>) -> Vec<(&String, &Value)> {
     let mut entries: Vec<_> = map.iter().collect();
     entries.reverse();
     entries.sort_by_key(|(key, _)| bucket(key));

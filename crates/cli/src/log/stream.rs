@@ -1,0 +1,127 @@
+//! Standard error for the log, without waiting for whoever reads it.
+//!
+//! I/O threads write log lines. A reader that stops reading (of a full pipe, say) must not stop them. So a line goes to a
+//! bounded queue, and a thread of its own writes the queue to standard error.
+//!
+//! Invariant: nothing waits for standard error while it holds the lock of the queue, so [`LogStream`] never waits for
+//! standard error. What the program prints itself comes after the log lines before it ([`settle`]).
+//!
+//! Without a thread (where none can be started) lines stay in the queue until the next one tries again, or until
+//! [`settle`] writes them itself.
+
+use std::io::{self, Write};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use oxblk_core::names;
+
+use super::queue::Queue;
+
+/// Stack of the thread that writes.
+const STACK: usize = 128 << 10;
+
+struct Shared {
+    queue: Queue,
+    has_writer: bool,
+    /// The thread is writing a line.
+    is_writing: bool,
+    /// How long [`settle`] waits for a line to be written; without end if there is no number.
+    patience: Option<Duration>,
+}
+
+static SHARED: Mutex<Shared> = Mutex::new(Shared {
+    queue: Queue::new(),
+    has_writer: false,
+    is_writing: false,
+    patience: None,
+});
+/// A line was added.
+static ADDED: Condvar = Condvar::new();
+/// A line was written.
+static WRITTEN: Condvar = Condvar::new();
+
+fn lock() -> MutexGuard<'static, Shared> {
+    SHARED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts the thread that writes, if there is none, and has [`settle`] wait no longer than `patience` for a line.
+pub(super) fn start_writer(patience: Duration) {
+    let mut shared = lock();
+    shared.patience = Some(patience);
+    ensure_writer(&mut shared);
+}
+
+fn ensure_writer(shared: &mut Shared) {
+    if !shared.has_writer {
+        let thread = std::thread::Builder::new().name("log".to_owned()).stack_size(STACK);
+        shared.has_writer = thread.spawn(write_lines).is_ok();
+    }
+}
+
+/// Writes lines for ever.
+fn write_lines() {
+    let mut shared = lock();
+    loop {
+        if let Some(line) = shared.queue.pop() {
+            shared.is_writing = true;
+            drop(shared);
+            write(&line);
+            shared = lock();
+            shared.is_writing = false;
+            WRITTEN.notify_all();
+        } else {
+            shared = ADDED.wait(shared).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Writes a line to standard error. One that cannot be written is lost.
+fn write(line: &[u8]) {
+    drop(io::stderr().lock().write_all(line));
+}
+
+/// Waits until all lines are written. For a server, this ends when a line is not written in time.
+pub(crate) fn settle() {
+    let mut shared = lock();
+    loop {
+        if shared.has_writer {
+            if !shared.is_writing && shared.queue.is_empty() {
+                return;
+            }
+            let Some(patience) = shared.patience else {
+                shared = WRITTEN.wait(shared).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let waited = WRITTEN.wait_timeout(shared, patience);
+            let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            if timeout.timed_out() {
+                return;
+            }
+            shared = guard;
+        } else {
+            let Some(line) = shared.queue.pop() else { return };
+            drop(shared);
+            write(&line);
+            shared = lock();
+        }
+    }
+}
+
+/// The log's way to standard error.
+#[derive(Debug)]
+pub(crate) struct LogStream;
+
+impl Write for LogStream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let line = names::to_bytes(&String::from_utf8_lossy(bytes)).into_owned();
+        let mut shared = lock();
+        shared.queue.push(line);
+        ensure_writer(&mut shared);
+        ADDED.notify_one();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,137 @@
+//! What is stored where: the extents of a disk, one after the other. The contents of `img map`.
+
+use std::sync::Arc;
+
+use oxblk_core::{Backend, ChainStatus, Node, Result, StatusFlags, Want};
+
+/// Longest range asked about at once, in bytes: an image may promise petabytes of nothing.
+const STEP: u64 = 1 << 50;
+/// Sizes of disks are multiples of this many bytes.
+const SECTOR: u64 = 512;
+
+/// Neighbouring bytes of a disk that are alike.
+#[derive(Debug, Clone, Default)]
+pub struct Extent {
+    /// Byte offset in the disk.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// The image of the chain that decides what it reads as: 0 for the disk's own, 1 for its backing file and so on.
+    pub depth: u32,
+    /// An image of the chain decides, and not the absence of all.
+    pub present: bool,
+    /// It reads as zeroes.
+    pub zero: bool,
+    /// The image stores data for it.
+    pub data: bool,
+    /// The data is compressed.
+    pub compressed: bool,
+    /// The byte offset at which the data lies unchanged, and the node that it lies in.
+    pub place: Option<(u64, Arc<Node>)>,
+}
+
+impl Extent {
+    fn new(offset: u64, found: &ChainStatus) -> Self {
+        let mut flags = found.status.flags;
+        if !flags.intersects(StatusFlags::DATA | StatusFlags::ZERO) {
+            // No image of the chain has it.
+            flags = StatusFlags::empty();
+        }
+        let place = match (flags.contains(StatusFlags::OFFSET_VALID), found.status.host) {
+            (true, Some(host)) => {
+                let holder = match found.status.child {
+                    Some(child) => found.node.child(child),
+                    None => Some(Arc::clone(&found.node)),
+                };
+                holder.map(|node| (host, node))
+            }
+            _ => None,
+        };
+        Self {
+            offset,
+            len: found.status.len,
+            depth: found.depth,
+            present: flags.contains(StatusFlags::ALLOCATED),
+            zero: flags.contains(StatusFlags::ZERO),
+            data: flags.contains(StatusFlags::DATA),
+            compressed: flags.contains(StatusFlags::COMPRESSED),
+            place,
+        }
+    }
+
+    /// The rest of the last sector behind an image of odd size: `len` zeroes behind `before`.
+    fn rest_of_sector(offset: u64, len: u64, before: &Self) -> Self {
+        let place = before
+            .place
+            .as_ref()
+            .map(|(offset, node)| (offset.saturating_add(before.len), Arc::clone(node)));
+        Self { offset, len, present: true, zero: true, place, ..Self::default() }
+    }
+
+    /// Whether `next`, which follows it, is alike.
+    fn joins(&self, next: &Self) -> bool {
+        let place = match (&self.place, &next.place) {
+            (None, None) => true,
+            (Some((a, node)), Some((b, other))) => {
+                a.checked_add(self.len) == Some(*b) && Arc::ptr_eq(node, other)
+            }
+            _ => false,
+        };
+        self.len > 0
+            && place
+            && (self.depth, self.present, self.zero, self.data, self.compressed)
+                == (next.depth, next.present, next.zero, next.data, next.compressed)
+    }
+}
+
+/// Walks the extents of a disk in their order. Neighbours that are alike come as one.
+#[derive(Debug)]
+pub struct Extents<'a> {
+    disk: &'a Backend,
+    /// Where the next query begins.
+    at: u64,
+    end: u64,
+    /// Found, but what follows may join it.
+    current: Extent,
+}
+
+impl<'a> Extents<'a> {
+    /// The extents of `len` bytes (`None`: all) from the byte offset `start` on.
+    pub fn new(disk: &'a Backend, start: u64, len: Option<u64>) -> Self {
+        let size = disk.size();
+        let size = size.checked_next_multiple_of(SECTOR).unwrap_or(size);
+        let end = len.map_or(size, |len| size.min(start.saturating_add(len)));
+        Self { disk, at: start, end, current: Extent { offset: start, ..Extent::default() } }
+    }
+
+    /// The next extent; `None` at the end.
+    ///
+    /// # Errors
+    /// As the images of the chain and the system report.
+    pub async fn next(&mut self) -> Result<Option<Extent>> {
+        while self.at < self.end {
+            let next = self.query().await?;
+            self.at = self.at.saturating_add(next.len.max(1));
+            if self.current.joins(&next) {
+                self.current.len = self.current.len.saturating_add(next.len);
+                continue;
+            }
+            let done = std::mem::replace(&mut self.current, next);
+            if done.len > 0 {
+                return Ok(Some(done));
+            }
+        }
+        let last = std::mem::take(&mut self.current);
+        Ok(Some(last).filter(|last| last.len > 0))
+    }
+
+    async fn query(&self) -> Result<Extent> {
+        let (at, size) = (self.at, self.disk.size());
+        if at >= size {
+            return Ok(Extent::rest_of_sector(at, self.end - at, &self.current));
+        }
+        let len = STEP.min(self.end.min(size) - at);
+        let status = self.disk.block_status(at, len, Want::Precise).await?;
+        Ok(Extent::new(at, &status))
+    }
+}
