@@ -274,3 +274,17 @@ fn twenty_descriptors_are_enough_to_serve_a_client() {
         .succeed();
     server.stop();
 }
+
+#[test]
+fn a_server_that_has_no_descriptor_for_a_client_does_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("d"), vec![0; 1 << 20]).unwrap();
+    let script = "ulimit -n 15; exec \"$0\" serve d -f raw --nbd nbd.sock";
+    let reply =
+        Program::new("sh").arg("-c").arg(script).arg(program::oxblk()).directory(dir.path()).run();
+    let error = reply.err();
+    assert_eq!(reply.code(), 1, "{error}");
+    assert_eq!(reply.out(), "");
+    assert_eq!(error, "oxblk serve: Cannot serve any client: Too many open files (os error 24)\n");
+    assert!(!dir.path().join("nbd.sock").exists());
+}

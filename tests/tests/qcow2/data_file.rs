@@ -249,6 +249,29 @@ fn a_data_file_that_is_shorter_than_the_disk_reads_as_zeroes_behind_its_end() {
 }
 
 #[test]
+fn a_growth_shows_nothing_that_a_longer_raw_data_file_has_behind_the_old_end() {
+    for (old, new) in [("1M", "3M"), ("1M", "1536k"), ("1000k", "1001k"), ("1000k", "4M")] {
+        let both = image(",data_file_raw=on", old);
+        both.qemu(Io, &["-c", "write -P 1 0 1000k", "a"]);
+        both.prepare(|directory| {
+            let path = directory.join("d");
+            let mut data = std::fs::read(&path).expect("a data file");
+            data.resize(2 << 20, 0x78);
+            std::fs::write(&path, data).expect("a data file");
+        });
+        for directory in both.our_directories() {
+            let run = |words: &[&str]| Program::oxblk().args(words).directory(&directory).succeed();
+            run(&["img", "resize", "a", new]);
+            run(&["img", "convert", "-O", "raw", "a", "content.raw"]);
+            let content = std::fs::read(directory.join("content.raw")).expect("the content");
+            let (written, gained) = content.split_at(1000 << 10);
+            assert!(written.iter().all(|byte| *byte == 1), "{old} to {new}: data lost");
+            assert!(gained.iter().all(|byte| *byte == 0), "{old} to {new}: old data shows");
+        }
+    }
+}
+
+#[test]
 fn the_name_of_a_data_file_is_a_path_whatever_it_looks_like() {
     for name in [r#"json:{"driver":"null-co"}"#, "nbd:127.0.0.1:1", "nbd://127.0.0.1:1/x"] {
         let both = Differential::new();

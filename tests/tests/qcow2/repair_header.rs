@@ -23,6 +23,8 @@ const LUKS_SHARE: u64 = 96;
 const ROOM: u64 = 512 << 10;
 /// Where the header and its extensions are.
 const HEAD: usize = 4096;
+/// Where the header has the order of refcounts.
+const WIDTH: Range<usize> = 96..100;
 
 fn word(bytes: &[u8], at: usize) -> usize {
     u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()).try_into().unwrap()
@@ -86,18 +88,25 @@ async fn fault_of(image: &Set, old: &Held, written: bool) -> Option<String> {
     lost.into_iter().find(|(_, lost)| *lost).map(|(what, _)| format!("{what} is lost"))
 }
 
-/// All is there once the header says what it said, or once the bit is right, or as it is; else what is wrong.
-async fn recover(trial: &Trial<'_>, damaged: &Set, written: bool) -> Option<String> {
+/// The image once the header says what it said, once the bit is right, and as it is.
+fn put_right(trial: &Trial<'_>, damaged: &Set) -> [Set; 3] {
     let now = damaged.disk.bytes();
     let mut right = now.clone();
     right[trial.bit / 8] ^= 0x80 >> (trial.bit % 8);
     let mut old = if trial.bit / 8 < HEAD { now.clone() } else { right.clone() };
     old[..HEAD].copy_from_slice(&trial.original.disk.bytes()[..HEAD]);
-    let mut faults = Vec::new();
-    for bytes in [old, right, now] {
+    [old, right, now].map(|bytes| {
         let data = damaged.data.as_ref().map(|disk| disk.bytes());
         let mut restored = damaged.map(|_| Disk::from_bytes(9, data.as_deref().unwrap_or(&[])));
         restored.disk = Disk::from_bytes(9, &bytes);
+        restored
+    })
+}
+
+/// All is there once the header says what it said, or once the bit is right, or as it is; else what is wrong.
+async fn recover(trial: &Trial<'_>, damaged: &Set, written: bool) -> Option<String> {
+    let mut faults = Vec::new();
+    for restored in put_right(trial, damaged) {
         match fault_of(&restored, trial.old, written).await {
             None => return None,
             Some(fault) => faults.push(fault),
@@ -106,6 +115,18 @@ async fn recover(trial: &Trial<'_>, damaged: &Set, written: bool) -> Option<Stri
     let (name, bit, fix) = (trial.name, trial.bit, trial.fix);
     let (byte, part) = (bit / 8, bit % 8);
     Some(format!("{name}: byte {byte}, bit {part}, {fix:?}, written: {written}: {faults:?}"))
+}
+
+/// Whether the image is corrupt whichever way it is put right, before anything else repairs it.
+async fn is_corrupt(trial: &Trial<'_>, damaged: &Set) -> bool {
+    for restored in put_right(trial, damaged) {
+        if let Ok(report) = repair(&restored, Fix::Nothing).await
+            && (report.corruptions, report.check_errors) == (0, 0)
+        {
+            return false;
+        }
+    }
+    true
 }
 
 /// A bit that is wrong.
@@ -134,6 +155,7 @@ impl Trial<'_> {
         // Either may be refused. Then nothing has changed.
         drop(repair(&damaged, self.fix).await);
         let repaired = damaged.disk.bytes();
+        let corrupt = repaired != flipped && is_corrupt(self, &damaged).await;
         if repaired != flipped
             && let Some(fault) = recover(self, &damaged, false).await
         {
@@ -148,8 +170,8 @@ impl Trial<'_> {
         untouched.disk = Disk::from_bytes(8, &flipped);
         if lost.is_some() {
             drop(write_somewhere(&untouched).await);
-            if recover(self, &untouched, true).await.is_some() {
-                // It is not the repair that loses something.
+            if !corrupt && recover(self, &untouched, true).await.is_some() {
+                // It is not the repair that loses something: it has freed nothing in use.
                 return None;
             }
         }
@@ -158,14 +180,18 @@ impl Trial<'_> {
 }
 
 fn flip_bits(kind: &Kind, share: u64) {
-    let original = kind.make();
-    let bytes = original.disk.bytes();
-    let old = sim::run(1, Held::by(&original, kind.name));
-    let bits = ranges(&bytes).into_iter().flat_map(|range| range.start * 8..range.end * 8);
     let taken = |bit: &usize| {
         let random = (*bit as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         random % share < scaled(1)
     };
+    flip(kind, taken);
+}
+
+fn flip(kind: &Kind, taken: impl Fn(&usize) -> bool) {
+    let original = kind.make();
+    let bytes = original.disk.bytes();
+    let old = sim::run(1, Held::by(&original, kind.name));
+    let bits = ranges(&bytes).into_iter().flat_map(|range| range.start * 8..range.end * 8);
     let mut failures = Vec::new();
     for bit in bits.filter(taken) {
         for fix in [Fix::Leaks, Fix::All] {
@@ -180,6 +206,14 @@ const SNAPSHOT: &[&str] = &["qemu-img", "snapshot", "-c", "one", "image"];
 const AGAIN: &[&str] = &["qemu-img", "snapshot", "-c", "two", "image"];
 const BITMAP: &[&str] = &["qemu-img", "bitmap", "--add", "-g", "4096", "image", "b"];
 const MORE: &[&str] = &["qemu-io", "-c", "write -P 0xa3 40k 30k"];
+
+#[test]
+fn a_wrong_refcount_width_frees_nothing() {
+    for changes in [&[MORE][..], &[SNAPSHOT, MORE]] {
+        let kind = Kind::new("refcount width", "cluster_size=4k");
+        flip(&kind.with(changes), |bit| WIDTH.contains(&(bit / 8)));
+    }
+}
 
 #[test]
 fn a_wrong_bit_loses_nothing_of_snapshots() {

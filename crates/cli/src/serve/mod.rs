@@ -77,7 +77,10 @@ async fn listen_and_serve(options: &Options, disk: &Disk, signals: Signals) -> R
         addresses.push(&default);
     }
     let mut endpoints = addresses.into_iter().map(Endpoint::bind).collect::<Result<Vec<_>>>()?;
+    check_descriptors(endpoints.len())?;
     let server = server(options, disk)?;
+    // Its I/O threads have descriptors too.
+    check_descriptors(endpoints.len())?;
     // A reader who has hung up does not end the server.
     note(format_args!("{}", attach::announcement(options, disk, &endpoints)));
     let tasks: Vec<_> = endpoints
@@ -93,6 +96,17 @@ async fn listen_and_serve(options: &Options, disk: &Disk, signals: Signals) -> R
     drop(endpoints);
     server.stop().await;
     ended
+}
+
+/// Checks that the process can open the descriptors that the listeners and one client need.
+fn check_descriptors(listeners: usize) -> Result<()> {
+    // Each listener keeps one in reserve.
+    let opened: std::io::Result<Vec<_>> =
+        (0..=listeners).map(|_| std::fs::File::open("/dev/null")).collect();
+    match opened {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("Cannot serve any client: {error}")),
+    }
 }
 
 /// Waits for a signal, or for a listener to fail.

@@ -38,7 +38,7 @@ impl Qcow2 {
         if size < old {
             return self.shrink(old, size).await;
         }
-        // A raw data file may be longer than the disk; what it has there stays.
+        // A raw data file may be longer than the disk, and stays so if the growth fails.
         let data = self.children.get(ChildIdx::DATA).filter(|_| self.has_raw_data());
         let data_size = data.map_or(old, |data| data.size().max(old));
         let grown = self.grow(old, size, preallocation).await;
@@ -106,8 +106,9 @@ impl Qcow2 {
         self.trim_file().await
     }
 
-    /// Makes a data file as long as the disk. What it has behind the old end is cut off first, unless it is said to be what
-    /// a guest reads.
+    /// Makes a data file as long as the disk, with zeroes behind the old end. A data file that is not raw is cut off there
+    /// first. A raw one may be longer than the disk on purpose, or because a crash cut a shrink short: what the disk gains
+    /// is zeroed.
     async fn grow_data(&self, old: u64, size: u64) -> Result<()> {
         if !self.geometry.data_file {
             return Ok(());
@@ -115,6 +116,11 @@ impl Qcow2 {
         let data = self.children.require(ChildIdx::DATA)?;
         if data.size() > old && !self.has_raw_data() {
             data.resize(old, Preallocation::Off).await?;
+        }
+        let gained = old..data.size().min(size);
+        if !gained.is_empty() {
+            data.write_zeroes(gained.start, gained.end - gained.start, ZeroFlags::MAY_UNMAP)
+                .await?;
         }
         data.resize(size, Preallocation::Off).await
     }

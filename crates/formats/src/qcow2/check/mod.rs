@@ -17,7 +17,8 @@
 //! file are told, and not counted.
 //!
 //! A repair frees only what it understands: where the header does not name what it should, clusters that seem to leak may
-//! belong to what it should name ([`named`]). Then refcounts may be raised, and nothing else.
+//! belong to what it should name ([`named`]). Then refcounts may be raised, and nothing else. Where refcounts do not seem to
+//! have the width that the header tells ([`width`]), not even that.
 //!
 //! Findings are worded and counted as `qemu-img check` does.
 
@@ -31,6 +32,7 @@ mod repair;
 mod snapshot_table;
 mod snapshots;
 mod walk;
+mod width;
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -64,6 +66,7 @@ pub(super) async fn check(
     check.check_named_ranges().await;
     check.doubt_broken_snapshots();
     if fix != Fix::Nothing {
+        check.check_width().await;
         check.repair().await?;
     } else if check.copied_suspect {
         check.check_copied(false).await?;
@@ -150,6 +153,8 @@ struct Checker<'a> {
     unseen: bool,
     /// The header names something else than it should: tables are left alone as well.
     misled: bool,
+    /// Refcounts seem to have another width than the header says: nothing is repaired.
+    wrong_width: bool,
     /// An entry of the snapshot table is none, or shares its L1 table.
     broken_snapshots: bool,
     /// Why.
@@ -202,6 +207,7 @@ impl<'a> Checker<'a> {
             unfit_blocks: HashSet::new(),
             unseen: false,
             misled: false,
+            wrong_width: false,
             broken_snapshots: false,
             doubts: Vec::new(),
             l1_faults: 0,

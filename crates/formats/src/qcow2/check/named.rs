@@ -7,7 +7,8 @@
 //! - the refcounts know nothing of it, or something else lies there too;
 //! - more of it seems to follow: a snapshot behind the last one, whose L1 table is counted and referred to by nothing;
 //! - two fields of the header contradict each other;
-//! - an entry of the snapshot table is none, or has fewer L1 entries than its disk needs.
+//! - an entry of the snapshot table is none, or has fewer L1 entries than its disk needs;
+//! - refcounts seem to have another width than the header tells ([`super::width`]).
 //!
 //! A snapshot table with such an entry is written anew only if no cluster leaks, so that no snapshot is lost with it.
 
@@ -40,7 +41,7 @@ impl Checker<'_> {
         let tables =
             !self.patches.is_empty() || self.mended.is_some() || self.new_bitmaps.is_some();
         let doubts = std::mem::take(&mut self.doubts);
-        if self.report.leaks > 0 || (self.misled && tables) {
+        if self.report.leaks > 0 || self.wrong_width || (self.misled && tables) {
             doubts.iter().for_each(|doubt| self.failed(doubt));
         }
     }

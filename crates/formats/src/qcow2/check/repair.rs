@@ -27,6 +27,9 @@ impl Checker<'_> {
     /// Repairs what `fix` allows, after everything has been looked at.
     pub(super) async fn repair(&mut self) -> Result<()> {
         self.tell_doubts();
+        if self.wrong_width {
+            return Ok(());
+        }
         if self.misled {
             self.patches.clear();
             self.mended = None;
