@@ -2,8 +2,9 @@
 //!
 //! Each has its node to itself. The others of the node wait for their turn, and requests are held back. Once begun it
 //! goes on to its end, also when its future is dropped: a driver that stopped halfway would be left with metadata that
-//! does not fit together. A reopen takes the turns of all nodes that it concerns; there is one at a time in a graph, so
-//! that two never wait for each other. Nothing that has a turn waits for another.
+//! does not fit together. A reopen takes the turns of all nodes that it concerns, and so does an operation on a node below
+//! others that pass everything on to it. Both take the graph's reopen turn before: it keeps two that take several turns
+//! from waiting for each other. Nothing else that has a turn waits for another.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -36,13 +37,14 @@ pub(crate) struct Alone {
     // In this order: requests go on before the next operation has its turn.
     _drained: Drained,
     _turn: Turn,
+    _turns_above: Vec<Turn>,
 }
 
 impl Graph {
     /// Waits until nothing else is under way on `node`, and keeps it so.
     pub(crate) async fn alone(&self, node: &Arc<Node>) -> Alone {
         let turn = node.turns().take().await;
-        Alone { _drained: self.drain(node).await, _turn: turn }
+        Alone { _drained: self.drain(node).await, _turn: turn, _turns_above: Vec::new() }
     }
 
     /// Carries out `work` on `node` while nothing else is under way there, to its end even if the caller's future is
@@ -54,6 +56,42 @@ impl Graph {
         F: Future<Output = Result<T>> + 'static,
     {
         let alone = self.alone(node).await;
+        Self::carry_out(alone, node, work).await
+    }
+
+    /// As [`Self::alone_with`] for a caller that reaches `node` through the nodes `above` it, of which the first is the
+    /// uppermost: no control operation is under way on those either.
+    pub(crate) async fn alone_with_below<T, W, F>(
+        &self,
+        above: Vec<Arc<Node>>,
+        node: &Arc<Node>,
+        work: W,
+    ) -> Result<T>
+    where
+        T: 'static,
+        W: FnOnce(Arc<Node>) -> F + 'static,
+        F: Future<Output = Result<T>> + 'static,
+    {
+        if above.is_empty() {
+            return self.alone_with(node, work).await;
+        }
+        let mut turns = vec![self.reopening().take().await];
+        for parent in &above {
+            turns.push(parent.turns().take().await);
+        }
+        if above.iter().any(|parent| parent.users().is_closed()) {
+            return Err(no_medium());
+        }
+        let alone = Alone { _turns_above: turns, ..self.alone(node).await };
+        Self::carry_out(alone, node, work).await
+    }
+
+    async fn carry_out<T, W, F>(alone: Alone, node: &Arc<Node>, work: W) -> Result<T>
+    where
+        T: 'static,
+        W: FnOnce(Arc<Node>) -> F + 'static,
+        F: Future<Output = Result<T>> + 'static,
+    {
         if node.users().is_closed() {
             return Err(no_medium());
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::driver::BoxFuture;
-use crate::{Backend, Errno, Error, ErrorKind, Node, Result};
+use crate::{Backend, ChildIdx, Errno, Error, ErrorKind, Node, Result};
 
 /// What is told of an internal snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,13 +42,43 @@ fn of(node: &Node) -> Result<&dyn Snapshots> {
     node.driver().snapshots().ok_or_else(|| Error::from_errno(Errno::OPNOTSUPP))
 }
 
+/// The node that keeps the snapshots of `node`, and before it those that pass everything on to it, `node` first.
+fn keeper(node: Arc<Node>) -> Result<(Arc<Node>, Vec<Arc<Node>>)> {
+    let (mut keeper, mut above) = (node, Vec::new());
+    while keeper.driver().snapshots().is_none() {
+        let passes = keeper.factory().passes_permissions();
+        let below = keeper.child(ChildIdx::FILE).filter(|_| passes);
+        let below = below.ok_or_else(|| Error::from_errno(Errno::OPNOTSUPP))?;
+        above.push(std::mem::replace(&mut keeper, below));
+    }
+    Ok((keeper, above))
+}
+
+/// The internal snapshots of the image of a node: its own, or those of the node that it passes everything on to.
+///
+/// # Errors
+/// As [`Backend::snapshots`].
+pub async fn list(node: &Arc<Node>) -> Result<Vec<SnapshotInfo>> {
+    let (keeper, _) = keeper(Arc::clone(node))?;
+    of(&keeper)?.list().await
+}
+
 impl Backend {
+    /// The node that keeps the snapshots of the image: the root, or the node that the root passes everything on to (a
+    /// raw image over a qcow2 one).
+    ///
+    /// # Errors
+    /// `ENOTSUP` where the format has no snapshots.
+    pub fn snapshot_node(&self) -> Result<Arc<Node>> {
+        Ok(keeper(self.node()?)?.0)
+    }
+
     /// The internal snapshots of the image.
     ///
     /// # Errors
     /// `ENOTSUP` where the format has none; as the image reports.
     pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>> {
-        of(&*self.node()?)?.list().await
+        list(&self.node()?).await
     }
 
     /// Takes an internal snapshot.
@@ -57,8 +87,9 @@ impl Backend {
     /// `ENOTSUP` where the format has none; as the image reports. Nothing has changed then.
     pub async fn create_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
         let new = new.clone();
+        let (keeper, above) = keeper(self.node()?)?;
         let create = move |node: Arc<Node>| async move { of(&node)?.create(&new).await };
-        self.graph().alone_with(&self.node()?, create).await
+        self.graph().alone_with_below(above, &keeper, create).await
     }
 
     /// Makes the disk what it was when the snapshot of this id was taken.
@@ -67,14 +98,21 @@ impl Backend {
     /// As [`Backend::create_snapshot`], and when there is no such snapshot.
     pub async fn apply_snapshot(&self, id: &str) -> Result<()> {
         let id = id.to_owned();
+        let (keeper, above) = keeper(self.node()?)?;
+        let parents = above.clone();
         let apply = move |node: Arc<Node>| async move {
             let applied = of(&node)?.apply(&id).await;
             // Also after a failure: it may have come late.
-            node.set_size(node.driver().size());
-            node.bitmaps().mark(0, node.size());
+            changed_as_a_whole(&node);
+            for parent in parents.iter().rev() {
+                if let Some(refreshed) = parent.driver().refresh_size() {
+                    refreshed.await?;
+                }
+                changed_as_a_whole(parent);
+            }
             applied
         };
-        self.graph().alone_with(&self.node()?, apply).await
+        self.graph().alone_with_below(above, &keeper, apply).await
     }
 
     /// Has a read-only image show what the snapshot of this id holds, until it is closed. The image does not change.
@@ -103,7 +141,14 @@ impl Backend {
     /// As [`Backend::apply_snapshot`].
     pub async fn delete_snapshot(&self, id: &str) -> Result<()> {
         let id = id.to_owned();
+        let (keeper, above) = keeper(self.node()?)?;
         let delete = move |node: Arc<Node>| async move { of(&node)?.delete(&id).await };
-        self.graph().alone_with(&self.node()?, delete).await
+        self.graph().alone_with_below(above, &keeper, delete).await
     }
+}
+
+/// Takes the size of a node from its driver, and has its bitmaps record that all of it may have changed.
+fn changed_as_a_whole(node: &Node) {
+    node.set_size(node.driver().size());
+    node.bitmaps().mark(0, node.size());
 }

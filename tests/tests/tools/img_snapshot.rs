@@ -47,6 +47,51 @@ fn snapshots_are_listed_and_refused_as_qemu_does() {
     }
 }
 
+/// The image through a raw one over it.
+const THROUGH_RAW: &str = "driver=raw,file.driver=qcow2,file.file.filename=a.qcow2";
+
+#[test]
+fn a_raw_image_passes_on_to_the_snapshots_of_the_image_below() {
+    let both = with_snapshots();
+    for line in [
+        "info --image-opts",
+        "info --output json --image-opts",
+        "snapshot -l --image-opts",
+        "snapshot -a nope --image-opts",
+        "snapshot -d nope --image-opts",
+        "snapshot -d one --image-opts",
+        "snapshot -l --image-opts",
+        "convert -l 2 -O raw n.raw --image-opts",
+    ] {
+        let words: Vec<_> = line.split(' ').chain([THROUGH_RAW]).collect();
+        both.same(Img, &words);
+    }
+}
+
+#[test]
+fn a_snapshot_is_taken_and_applied_through_a_raw_image() {
+    let both = images();
+    let image = both.qemu_directory().join("a.qcow2");
+    let through = format!("driver=raw,file.driver=qcow2,file.file.filename={}", image.display());
+    let snapshot = |args: &[&str]| {
+        Program::oxblk()
+            .args(["img", "snapshot", "--image-opts"])
+            .args(args)
+            .arg(&through)
+            .succeed();
+        Program::new("qemu-img").arg("check").arg(&image).succeed();
+    };
+    snapshot(&["-c", "one"]);
+    Program::new("qemu-img").args(["resize", "-q"]).arg(&image).arg("8M").succeed();
+    Program::new("qemu-io").args(["-c", "write -q -P 2 0 5M"]).arg(&image).succeed();
+    snapshot(&["-a", "one"]);
+    let read = Program::new("qemu-io").args(["-c", "read -P 1 0 1M"]).arg(&image).succeed();
+    assert!(!read.out().contains("failed"));
+    let info = Program::new("qemu-img").arg("info").arg(&image).succeed();
+    assert!(info.out().contains("virtual size: 4 MiB"));
+    snapshot(&["-d", "one"]);
+}
+
 #[test]
 fn each_tool_goes_on_with_the_others_snapshots() {
     let both = images();

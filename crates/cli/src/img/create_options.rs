@@ -12,7 +12,8 @@ use oxblk_core::{
 /// The value of an option.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Setting {
-    Flag(bool),
+    /// The value, and the word that stands for it.
+    Flag(bool, String),
     Number(u64),
     Text(String),
 }
@@ -162,7 +163,7 @@ impl CreateOptions {
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         match self.get(name)? {
             Setting::Text(text) => Some(text),
-            Setting::Flag(_) | Setting::Number(_) => None,
+            Setting::Flag(..) | Setting::Number(_) => None,
         }
     }
 
@@ -170,13 +171,13 @@ impl CreateOptions {
     pub(super) fn number(&self, name: &str) -> Option<u64> {
         match self.get(name)? {
             Setting::Number(number) => Some(*number),
-            Setting::Flag(_) | Setting::Text(_) => None,
+            Setting::Flag(..) | Setting::Text(_) => None,
         }
     }
 
     /// Whether the new image is to be encrypted.
     pub(super) fn is_encrypted(&self) -> bool {
-        let flag = matches!(self.get("encryption"), Some(Setting::Flag(true)));
+        let flag = matches!(self.get("encryption"), Some(Setting::Flag(true, _)));
         flag || self.text("encrypt.format").is_some()
     }
 
@@ -198,7 +199,7 @@ impl CreateOptions {
     pub(super) fn shown(&self) -> String {
         let show = |option: &CreateOption| {
             let value = match self.get(option.name)? {
-                Setting::Flag(on) => if *on { "on" } else { "off" }.to_owned(),
+                Setting::Flag(_, word) => word.clone(),
                 // QEMU's tools print numbers as signed 64-bit integers.
                 Setting::Number(number) => number.cast_signed().to_string(),
                 Setting::Text(text) => text.replace(',', ",,"),
@@ -213,7 +214,7 @@ impl CreateOptions {
         let mut options = Options::new();
         for (name, setting) in &self.settings {
             match setting {
-                Setting::Flag(on) => options.insert(name, *on),
+                Setting::Flag(on, _) => options.insert(name, *on),
                 Setting::Number(number) => options.insert(name, *number),
                 Setting::Text(text) => options.insert(name, text.as_str()),
             }
@@ -244,7 +245,7 @@ fn read(option: &CreateOption, text: &str) -> Result<Setting> {
     match option.kind {
         OptionType::String => Ok(Setting::Text(text.to_owned())),
         OptionType::Bool => match parse_bool(text) {
-            Some(on) => Ok(Setting::Flag(on)),
+            Some(on) => Ok(Setting::Flag(on, text.to_owned())),
             None => Err(Error::invalid(format!("Parameter '{name}' expects 'on' or 'off'"))),
         },
         OptionType::Number => {
@@ -298,6 +299,8 @@ mod tests {
         options.parse("backing_file=x,,y,nolazy_refcounts,size=64k").unwrap();
         assert_eq!(options.shown(), " size=65536 lazy_refcounts=off backing_file=x,,y");
         assert_eq!(options.text("backing_file"), Some("x,y"));
+        options.parse("lazy_refcounts=yes").unwrap();
+        assert_eq!(options.shown(), " size=65536 lazy_refcounts=yes backing_file=x,,y");
         assert_eq!(options.number("size"), Some(65536));
     }
 

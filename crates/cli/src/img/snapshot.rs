@@ -142,12 +142,11 @@ fn shortened(name: &str) -> String {
 }
 
 async fn apply(backend: &Backend, image: &Image<'_>, name: &str) -> Result<(), Error> {
-    let node = backend.node()?;
-    if node.driver().snapshots().is_none() {
+    let Ok(node) = backend.snapshot_node() else {
         // QEMU's tools open the image once more to find this out, and warn once more.
         image.warn_of_probed_raw(backend);
         return Err(Error::unsupported("Block driver does not support snapshots"));
-    }
+    };
     let list = backend.snapshots().await?;
     let by_id = list.iter().find(|snapshot| snapshot.id == name);
     let found = by_id.or_else(|| list.iter().find(|snapshot| snapshot.name == name));
@@ -163,9 +162,9 @@ async fn apply(backend: &Backend, image: &Image<'_>, name: &str) -> Result<(), E
 
 async fn delete(backend: &Backend, name: &str) -> Result<(), Error> {
     // A format without snapshots has none of that name.
-    let list = match backend.node()?.driver().snapshots() {
-        Some(_) => backend.snapshots().await?,
-        None => Vec::new(),
+    let list = match backend.snapshot_node() {
+        Ok(_) => backend.snapshots().await?,
+        Err(_) => Vec::new(),
     };
     match list.iter().find(|snapshot| snapshot.name == name) {
         Some(snapshot) => backend.delete_snapshot(&snapshot.id).await,

@@ -9,16 +9,21 @@ pub(super) const MAX_REQUEST: u64 = 2_147_483_136;
 
 /// A size or offset in bytes with an optional suffix; says what is wrong with another text.
 pub(super) fn bytes(text: &str) -> Option<u64> {
+    bytes_named(text, text)
+}
+
+/// As [`bytes`], with another word in the message.
+pub(super) fn bytes_named(text: &str, named: &str) -> Option<u64> {
     match parse_size(text) {
         Ok(number) if i64::try_from(number).is_ok() => Some(number),
         Err(SizeError::Malformed) => {
             out(format_args!(
-                "Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- {text}\n"
+                "Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- {named}\n"
             ));
             None
         }
         _ => {
-            out(format_args!("Parsing error: argument too large -- {text}\n"));
+            out(format_args!("Parsing error: argument too large -- {named}\n"));
             None
         }
     }

@@ -59,7 +59,7 @@ fn node_text(text: &mut String, info: &ImageInfo, level: usize, is_leaf: bool, w
         }
     }
     if !info.snapshots.is_empty() {
-        text.push_str(&snapshot::list(&info.snapshots));
+        snapshot::list(&info.snapshots).lines().for_each(|one| line(text, one));
     }
     let json = info.to_json(with_limits);
     if let Some(Value::Object(limits)) = json.get("limits") {

@@ -144,7 +144,7 @@ impl Graph {
         &self.inner.epochs
     }
 
-    pub(super) fn reopening(&self) -> &Turns {
+    pub(crate) fn reopening(&self) -> &Turns {
         &self.inner.reopening
     }
 

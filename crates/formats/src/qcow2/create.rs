@@ -119,23 +119,34 @@ pub(super) fn rejected(parameter: &str, value: &str) -> Error {
     Error::invalid(format!("Parameter '{parameter}' does not accept value '{value}'"))
 }
 
+/// The version that an option asks for.
+pub(super) fn version(compat: Option<&str>) -> Result<u32> {
+    match compat {
+        None | Some("1.1" | "v3") => Ok(3),
+        Some("0.10" | "v2") => Ok(2),
+        Some(other) => Err(rejected("version", other)),
+    }
+}
+
 impl Wanted {
     /// Reads the options of `create`. `external`: there is a data file, whether it has a name or not.
     ///
     /// # Errors
-    /// When an option is wrong or contradicts another; in the words of QEMU's tools.
+    /// When an option is wrong or contradicts another; in the words of QEMU's tools, and of several faults the one that
+    /// they report.
     pub fn from_options(mut options: Options, external: bool) -> Result<Self> {
-        let version = match options.take_str("compat")?.as_deref() {
-            None | Some("1.1" | "v3") => 3,
-            Some("0.10" | "v2") => 2,
-            Some(other) => return Err(rejected("version", other)),
-        };
+        let version = version(options.take_str("compat")?.as_deref())?;
+        let encryption = Encryption::take(&mut options)?;
         let preallocation = match options.take_str("preallocation")? {
             None => Preallocation::Off,
             Some(name) => {
                 Preallocation::parse(&name).ok_or_else(|| rejected("preallocation", &name))?
             }
         };
+        let refcount_bits = options.take_size("refcount_bits")?;
+        if refcount_bits.is_some_and(|bits| i64::try_from(bits).is_err()) {
+            return Err(Error::invalid("Parameter 'refcount-bits' expects integer"));
+        }
         let compression = match options.take_str("compression_type")?.as_deref() {
             None | Some("zlib") => Compression::Zlib,
             Some("zstd") => Compression::Zstd,
@@ -149,25 +160,14 @@ impl Wanted {
             ));
         }
         let cluster_bits = cluster_bits(options.take_size("cluster_size")?, extended_l2)?;
-        let refcount_bits = options.take_size("refcount_bits")?;
-        if refcount_bits.is_some_and(|bits| i64::try_from(bits).is_err()) {
-            return Err(Error::invalid("Parameter 'refcount-bits' expects integer"));
-        }
-        let refcount_order = refcount_order(refcount_bits)?;
         let size = options.take_size("size")?.unwrap_or(0);
-        let encryption = Encryption::take(&mut options)?;
         let named = options.take_str("data_file")?;
         let data_file = named.is_some() || external;
         let data_file_raw = options.take_bool("data_file_raw")?.unwrap_or(false);
-        let preallocation = match preallocation {
-            // What is read must be in its place from the beginning.
-            Preallocation::Off if data_file_raw => Preallocation::Metadata,
-            preallocation => preallocation,
-        };
-        let wanted = Self {
+        let mut wanted = Self {
             size: size.checked_next_multiple_of(SECTOR).unwrap_or(u64::MAX),
             version,
-            geometry: Geometry { cluster_bits, refcount_order, extended_l2, data_file },
+            geometry: Geometry { cluster_bits, refcount_order: 4, extended_l2, data_file },
             lazy_refcounts: options.take_bool("lazy_refcounts")?.unwrap_or(false),
             preallocation,
             compression,
@@ -177,28 +177,22 @@ impl Wanted {
             data_file: named,
             data_file_raw,
         };
+        wanted.check_backing()?;
+        wanted.geometry.refcount_order = refcount_order(refcount_bits)?;
         wanted.check()?;
+        if data_file_raw && preallocation == Preallocation::Off {
+            // What is read must be in its place from the beginning.
+            wanted.preallocation = Preallocation::Metadata;
+        }
         check_length(wanted.size).map_err(|error| error.prefix("Could not resize image"))?;
         Ok(wanted)
     }
 
-    /// Refuses what does not go together.
-    fn check(&self) -> Result<()> {
+    /// Refuses what does not go together with a backing file, and lazy refcounts.
+    fn check_backing(&self) -> Result<()> {
         let fault = |text: &'static str| Err(Error::invalid(text));
         if self.backing_format.is_some() && self.backing_file.is_none() {
             return fault("Backing format cannot be used without backing file");
-        }
-        if self.data_file_raw && !self.geometry.data_file {
-            return fault("data-file-raw requires data-file");
-        }
-        if self.data_file_raw && self.backing_file.is_some() {
-            return fault("Backing file and data-file-raw cannot be used at the same time");
-        }
-        if self.version < 3 && self.geometry.data_file {
-            return fault(
-                "External data files are only supported with compatibility level 1.1 and above \
-                 (use version=v3 or greater)",
-            );
         }
         let preallocated = self.preallocation != Preallocation::Off;
         if preallocated && self.backing_file.is_some() && !self.geometry.extended_l2 {
@@ -212,9 +206,27 @@ impl Wanted {
                  (use version=v3 or greater)",
             );
         }
+        Ok(())
+    }
+
+    /// Refuses what else does not go together.
+    fn check(&self) -> Result<()> {
+        let fault = |text: &'static str| Err(Error::invalid(text));
         if self.version < 3 && self.geometry.refcount_order != 4 {
             return fault(
                 "Different refcount widths than 16 bits require compatibility level 1.1 or above \
+                 (use version=v3 or greater)",
+            );
+        }
+        if self.data_file_raw && !self.geometry.data_file {
+            return fault("data-file-raw requires data-file");
+        }
+        if self.data_file_raw && self.backing_file.is_some() {
+            return fault("Backing file and data-file-raw cannot be used at the same time");
+        }
+        if self.version < 3 && self.geometry.data_file {
+            return fault(
+                "External data files are only supported with compatibility level 1.1 and above \
                  (use version=v3 or greater)",
             );
         }
@@ -558,6 +570,37 @@ mod tests {
             (
                 &[("encrypt.format", "luks"), ("encrypt.cipher-mode", "x")],
                 "Parameter 'cipher-mode' does not accept value 'x'",
+            ),
+        ];
+        for (options, message) in cases {
+            assert_eq!(wanted(options).unwrap_err().to_string(), *message);
+        }
+    }
+
+    #[test]
+    fn of_several_faults_the_one_that_qemu_reports_is_reported() {
+        let cases: &[(&[(&str, &str)], &str)] = &[
+            (
+                &[("backing_fmt", "raw"), ("refcount_bits", "3")],
+                "Backing format cannot be used without backing file",
+            ),
+            (
+                &[("data_file_raw", "on"), ("lazy_refcounts", "on"), ("compat", "v2")],
+                "Lazy refcounts only supported with compatibility level 1.1 and above \
+                 (use version=v3 or greater)",
+            ),
+            (
+                &[("data_file_raw", "on"), ("refcount_bits", "8"), ("compat", "v2")],
+                "Different refcount widths than 16 bits require compatibility level 1.1 or above \
+                 (use version=v3 or greater)",
+            ),
+            (
+                &[("encrypt.format", "x"), ("preallocation", "x")],
+                "Parameter 'format' does not accept value 'x'",
+            ),
+            (
+                &[("refcount_bits", "9223372036854775808"), ("cluster_size", "3")],
+                "Parameter 'refcount-bits' expects integer",
             ),
         ];
         for (options, message) in cases {

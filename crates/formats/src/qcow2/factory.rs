@@ -15,6 +15,16 @@ use super::open::open;
 
 struct Factory;
 
+/// Refuses a format of the backing file that no driver has.
+fn check_backing_format(graph: &Graph, options: &Options) -> Result<()> {
+    // Of several faults, that of the version is reported first, as QEMU does.
+    create::version(options.get_str("compat"))?;
+    match options.get_str("backing_fmt").filter(|name| graph.driver(name).is_err()) {
+        Some(name) => Err(create::rejected("backing-fmt", name)),
+        None => Ok(()),
+    }
+}
+
 /// Makes the data file first, if the options want one.
 async fn create_with_data_file(graph: &Graph, file: &Arc<Edge>, options: Options) -> Result<()> {
     create::check(options.clone(), graph.secrets())?;
@@ -65,6 +75,7 @@ impl DriverFactory for Factory {
     }
 
     fn check_create(&self, graph: &Graph, options: &Options) -> Result<()> {
+        check_backing_format(graph, options)?;
         create::check(options.clone(), graph.secrets())
     }
 
@@ -74,11 +85,7 @@ impl DriverFactory for Factory {
         request: CreateRequest,
     ) -> Option<BoxFuture<'a, Result<()>>> {
         Some(Box::pin(async move {
-            if let Some(name) = request.options.get_str("backing_fmt")
-                && graph.driver(name).is_err()
-            {
-                return Err(create::rejected("backing-fmt", name));
-            }
+            check_backing_format(graph, &request.options)?;
             match request.target {
                 CreateTarget::File(file) => {
                     create_with_data_file(graph, &file, request.options).await

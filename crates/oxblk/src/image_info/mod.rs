@@ -12,7 +12,7 @@ mod qapi;
 
 use std::sync::Arc;
 
-use oxblk_core::snapshot::SnapshotInfo;
+use oxblk_core::snapshot::{self, SnapshotInfo};
 use oxblk_core::{Backend, ChildIdx, Limits, Node, Result, relative_to};
 use serde_json::Value;
 
@@ -60,14 +60,24 @@ pub struct ImageInfo {
 }
 
 impl ImageInfo {
-    /// Reads it from an image that is open, with its snapshots.
+    /// Reads it from an image that is open, with its snapshots and those of the nodes below.
     ///
     /// # Errors
     /// [`NotFound`](crate::ErrorKind::NotFound) if the backend is closed.
     pub async fn read(backend: &Backend) -> Result<Self> {
-        let mut info = Self::of_node(&*backend.node()?);
-        // A format without snapshots has none to list.
-        info.snapshots = backend.snapshots().await.unwrap_or_default();
+        let root = backend.node()?;
+        let mut info = Self::of_node(&root);
+        let mut rest = vec![(root, &mut info)];
+        while let Some((node, info)) = rest.pop() {
+            // A format without snapshots has none to list.
+            info.snapshots = snapshot::list(&node).await.unwrap_or_default();
+            for (name, below) in &mut info.children {
+                let mut children = node.children().iter();
+                if let Some((_, edge)) = children.find(|(child, _)| child.name() == *name) {
+                    rest.push((Arc::clone(edge.node()), below));
+                }
+            }
+        }
         Ok(info)
     }
 

@@ -8,7 +8,7 @@ use super::read::{SECTOR, length, total};
 use crate::getopt::{Opt, short};
 use crate::io::Outcome;
 use crate::io::data::repeating;
-use crate::io::numbers::{MAX_REQUEST, bytes, pattern};
+use crate::io::numbers::{MAX_REQUEST, bytes, bytes_named, pattern};
 use crate::io::report::Timer;
 use crate::io::session::Session;
 use crate::program::{err, out};
@@ -259,7 +259,9 @@ pub(in crate::io) async fn truncate(session: &Session, call: Call<'_>) -> Outcom
     let Some(operands) = operands else { return Outcome::Failed };
     // Words behind the size are ignored, as QEMU does.
     let [size, ..] = operands.as_slice() else { return call.misused() };
-    let Some(size) = bytes(size) else { return Outcome::Failed };
+    // QEMU's message names the first word of the command, whatever it is.
+    let named = call.arguments.first().copied().unwrap_or(size);
+    let Some(size) = bytes_named(size, named) else { return Outcome::Failed };
     let Some(open) = session.current() else { return Outcome::Failed };
     match open.backend.resize(size, preallocation).await {
         Ok(()) => Outcome::Done,

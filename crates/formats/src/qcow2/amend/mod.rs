@@ -25,7 +25,7 @@ use oxblk_core::{BoxFuture, ChildIdx, Error, Options, Preallocation, Result};
 
 use super::Qcow2;
 use super::create::refcount_order;
-use super::layout::{Autoclear, Compatible, Header, Incompatible};
+use super::layout::{Autoclear, Compatible, CryptMethod, Header, Incompatible};
 use super::run_options::Modes;
 
 const fn option(name: &'static str, kind: OptionType, help: &'static str) -> CreateOption {
@@ -65,13 +65,16 @@ pub(super) static AMEND_OPTIONS: &[CreateOption] = &[
     option("size", OptionType::Size, "Virtual disk size"),
 ];
 
+/// What is said where there are no keys to change.
+const NOT_ENCRYPTED: &str = "Can't amend encryption options - encryption not present";
+
 /// What an image is to become; nothing for what stays as it is.
 #[derive(Debug, Default)]
 struct Wanted {
     version: Option<u32>,
     size: Option<u64>,
     lazy_refcounts: Option<bool>,
-    refcount_order: Option<u32>,
+    refcount_bits: Option<u64>,
     backing_file: Option<String>,
     backing_format: Option<String>,
     data_file: Option<String>,
@@ -90,13 +93,12 @@ impl Wanted {
                 return Err(Error::invalid(format!("Unknown compatibility level {other}")));
             }
         };
-        let bits = options.take_size("refcount_bits")?;
         let mut encrypt = options.take_options("encrypt").unwrap_or_default();
         let wanted = Self {
             version,
             size: options.take_size("size")?.filter(|size| *size > 0),
             lazy_refcounts: options.take_bool("lazy_refcounts")?,
-            refcount_order: bits.map(|bits| refcount_order(Some(bits))).transpose()?,
+            refcount_bits: options.take_size("refcount_bits")?,
             backing_file: options.take_str("backing_file")?,
             backing_format: options.take_str("backing_fmt")?,
             data_file: options.take_str("data_file")?,
@@ -113,23 +115,31 @@ impl Wanted {
         Ok(Self { encrypt, ..wanted })
     }
 
-    /// Refuses what cannot be.
+    /// The width of refcounts.
+    fn refcount_order(&self) -> Result<Option<u32>> {
+        self.refcount_bits.map(|bits| refcount_order(Some(bits))).transpose()
+    }
+
+    /// Refuses what cannot be; of several faults it reports the one that QEMU does.
     fn check(&self, header: &Header) -> Result<()> {
         let version = self.version.unwrap_or(header.version);
-        let order = self.refcount_order.unwrap_or(header.geometry.refcount_order);
         let fault = |text: &'static str| Err(Error::invalid(text));
-        if order != header.geometry.refcount_order && order != 4 && version < 3 {
-            return Err(Error::unsupported(
-                "Refcount widths other than 16 bits require compatibility level 1.1 or above \
-                 (use compat=1.1 or greater)",
-            ));
+        if !self.encrypt.is_empty() && header.crypt_method == CryptMethod::None {
+            return fault(NOT_ENCRYPTED);
+        }
+        if self.data_file.is_some() && !header.incompatible.contains(Incompatible::DATA_FILE) {
+            return fault("data-file can only be set for images that use an external data file");
         }
         let raw = header.autoclear.contains(Autoclear::RAW_DATA_FILE);
         if self.data_file_raw == Some(true) && !raw {
             return fault("data-file-raw cannot be set on existing images");
         }
-        if self.data_file.is_some() && !header.incompatible.contains(Incompatible::DATA_FILE) {
-            return fault("data-file can only be set for images that use an external data file");
+        let order = self.refcount_order()?.unwrap_or(header.geometry.refcount_order);
+        if order != header.geometry.refcount_order && order != 4 && version < 3 {
+            return Err(Error::unsupported(
+                "Refcount widths other than 16 bits require compatibility level 1.1 or above \
+                 (use compat=1.1 or greater)",
+            ));
         }
         let backing = (&self.backing_file, &self.backing_format);
         let now = (&header.backing_file, &header.extensions.backing_format);
@@ -196,7 +206,7 @@ impl Qcow2 {
         // What is freed has to be free, and written, before anything is laid out anew.
         self.close_image().await?;
         self.stop_postponing().await?;
-        let order = wanted.refcount_order.filter(|o| *o != header.geometry.refcount_order);
+        let order = wanted.refcount_order()?.filter(|o| *o != header.geometry.refcount_order);
         if let Some(order) = order {
             self.check_refcounts_fit(order).await?;
         }
@@ -228,8 +238,7 @@ impl Qcow2 {
     /// Passwords of an encrypted image.
     async fn amend_keys(&self, options: Options, force: bool) -> Result<()> {
         let Some(encryption) = &self.encryption else {
-            let text = "Can't amend encryption options - encryption not present";
-            return Err(Error::invalid(text));
+            return Err(Error::invalid(NOT_ENCRYPTED));
         };
         let file = self.children.require(ChildIdx::FILE)?;
         // The LUKS header stays where it is meanwhile.
@@ -339,7 +348,7 @@ mod tests {
     fn options_are_read_and_wrong_ones_refused() {
         let wanted = read(&[("compat", "v2"), ("size", "0"), ("refcount_bits", "64")]).unwrap();
         assert_eq!((wanted.version, wanted.size), (Some(2), None));
-        assert_eq!(wanted.refcount_order, Some(6));
+        assert_eq!(wanted.refcount_order().unwrap(), Some(6));
         assert_eq!(
             read(&[("compat", "0.9")]).unwrap_err().to_string(),
             "Unknown compatibility level 0.9"
