@@ -95,6 +95,11 @@ impl WeakBackend {
         self.0.upgrade().map(Backend)
     }
 
+    /// Whether it exists. The answer may be old.
+    pub(crate) fn exists(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
     pub(crate) fn is(&self, backend: &Backend) -> bool {
         std::ptr::eq(self.0.as_ptr(), Arc::as_ptr(&backend.0))
     }

@@ -157,3 +157,30 @@ fn a_cluster_off_its_place_is_reported_with_its_l2_entry() {
     let expected = "Could not read file metadata: Input/output error\n";
     assert!(reply.err().ends_with(expected), "{}", reply.err());
 }
+
+#[test]
+fn a_refcount_block_far_behind_the_file_does_not_delay_preallocation() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    qemu_img(scratch.path(), &["create", "-q", "-f", "qcow2", "far", "1M"]);
+    let path = scratch.path().join("far");
+    let mut bytes = fs::read(&path).expect("the image");
+    const CLUSTER: usize = 65_536;
+    // A table of two clusters at the end, whose last entry names a block behind it.
+    let table = bytes.len().next_multiple_of(CLUSTER);
+    let old = u64::from_be_bytes(bytes[48..56].try_into().expect("8 bytes"));
+    let old = usize::try_from(old).expect("an offset");
+    let first_block = bytes[old..old + 8].to_vec();
+    bytes.resize(table + 3 * CLUSTER, 0);
+    let word = |number: usize| u64::try_from(number).expect("a number").to_be_bytes();
+    bytes[table..table + 8].copy_from_slice(&first_block);
+    bytes[table + 2 * CLUSTER - 8..table + 2 * CLUSTER].copy_from_slice(&word(table + 2 * CLUSTER));
+    bytes[48..56].copy_from_slice(&word(table));
+    bytes[56..60].copy_from_slice(&2_u32.to_be_bytes());
+    fs::write(&path, bytes).expect("the image");
+    for tool in [&["img", "check", "-r", "all", "far"][..], &["img", "check", "far"]] {
+        bounded(scratch.path(), tool);
+    }
+    let reply = bounded(scratch.path(), &["img", "resize", "--preallocation=falloc", "far", "+1M"]);
+    assert_eq!(reply.code(), 0, "{}", reply.err());
+    qemu_img(scratch.path(), &["check", "-q", "far"]);
+}

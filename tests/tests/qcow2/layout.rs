@@ -1,6 +1,10 @@
 //! Where data and tables of a fresh image lie: as in images that the QEMU tools write.
 
+use oxblk::core::snapshot::SnapshotInfo;
+use oxblk::core::{Gate, Graph, OpenFlags, Options, WriteFlags};
+use oxblk::ring::block_on;
 use oxblk_tests::differential::Differential;
+use oxblk_tests::program::Program;
 use oxblk_tests::program::Tool::{Img, Io};
 
 #[test]
@@ -100,4 +104,57 @@ fn a_write_passes_over_gaps_that_are_too_small_for_it() {
     both.qemu(Io, &["-c", "discard 512k 192k", "a"]);
     both.same(Io, &["-c", "write -q -P 6 448k 256k", "a"]);
     both.same_bytes("a");
+}
+
+#[test]
+fn gaps_are_used_before_a_file_that_cannot_grow_is_full() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let path = scratch.path().join("image");
+    let create = ["create", "-q", "-f", "qcow2", "-o", "cluster_size=512"];
+    let mut tried = 0;
+    for clusters in 13..24 {
+        Program::new("qemu-img").args(create).arg(&path).arg("256k").succeed();
+        let options = format!(
+            "driver=qcow2,file.driver=raw,file.size={},file.file.driver=file,file.file.filename={}",
+            clusters * 512,
+            path.display()
+        );
+        std::fs::File::options()
+            .write(true)
+            .open(&path)
+            .and_then(|file| file.set_len(clusters * 512))
+            .expect("the image");
+        block_on(async {
+            let graph = Graph::new(oxblk::drivers(), Gate::Anything);
+            let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
+            let options = Options::from_dotted(&options, None).expect("options");
+            let disk = graph.open_backend(None, options, flags).await.expect("an image");
+            let write = async |at: u64, len: usize| {
+                disk.write(at, vec![1; len].into(), WriteFlags::empty()).await
+            };
+            let mut has_room = true;
+            for at in 0..6 {
+                has_room &= write(at * 512, 512).await.is_ok();
+            }
+            for at in [0, 2, 4] {
+                disk.discard(at * 512, 512).await.expect("a discard");
+            }
+            disk.flush().await.expect("a flush");
+            disk.flush().await.expect("a flush");
+            // What was given up is free from here on.
+            has_room &= write(8 << 10, 512).await.is_ok();
+            disk.flush().await.expect("a flush");
+            // Too long for the gaps.
+            has_room &= write(4 << 10, 1024).await.is_ok();
+            if has_room {
+                tried += 1;
+                // Two tables of one cluster each.
+                let new = SnapshotInfo { name: "one".to_owned(), ..SnapshotInfo::default() };
+                let taken = disk.create_snapshot(&new).await;
+                taken.unwrap_or_else(|error| panic!("{clusters}: {error}"));
+            }
+            disk.close().await.expect("it closes");
+        });
+    }
+    assert!(tried > 4);
 }

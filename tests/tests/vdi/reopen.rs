@@ -57,3 +57,21 @@ fn an_image_that_was_changed_meanwhile_stays_read_only() {
         disk.close().await.expect("it closes");
     });
 }
+
+#[test]
+fn an_image_that_is_opened_for_a_check_allocates_nothing() {
+    let (_scratch, path) = new_image();
+    let write = ["-c", "write -P 1 0 1M"];
+    Program::new("qemu-io").args(["-f", "vdi"]).args(write).arg(&path).succeed();
+    block_on(async {
+        let graph = Graph::new(oxblk::drivers(), Gate::Anything);
+        let flags = OpenFlags { check: true, ..OpenFlags::default() };
+        let disk = graph.open_backend(path.to_str(), options("driver=vdi"), flags).await;
+        let disk = disk.expect("an image");
+        let refused = disk.write(5 << 20, vec![2; 512].into(), WriteFlags::empty()).await;
+        assert!(refused.unwrap_err().to_string().contains("opened again"));
+        disk.close().await.expect("it closes");
+    });
+    let read = ["-c", "read -P 1 0 1M"];
+    Program::new("qemu-io").args(["-f", "vdi"]).args(read).arg(&path).succeed();
+}

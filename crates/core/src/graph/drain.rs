@@ -38,30 +38,41 @@ impl Graph {
         let id = registry.next_drain;
         registry.next_drain = id.wrapping_add(1);
         registry.drains.push(Active { id, node: Arc::clone(node), held: Vec::new() });
-        registry.extend_drains();
+        let looked_at = registry.extend_drains();
         let held = registry.drains.last().map(|drain| &drain.held);
         let backends = held.into_iter().flatten().map(|quiesced| quiesced.backend().clone());
         let backends = backends.collect();
+        drop(registry);
+        drop(looked_at);
         (Drained { graph: self.clone(), id }, backends)
     }
 
     /// Has the drains under way hold back what has come to reach their nodes. For a caller that has changed edges, while
     /// it holds back what is above them.
     pub(super) fn extend_drains(&self) {
-        self.registry().extend_drains();
+        let looked_at = self.registry().extend_drains();
+        drop(looked_at);
     }
 }
 
 impl Registry {
-    pub(super) fn extend_drains(&mut self) {
+    /// Gives the backends that were looked at. The caller drops them once the registry is no longer locked: it may be the last
+    /// to have one, and what a backend holds may need the registry to end.
+    #[must_use]
+    pub(super) fn extend_drains(&mut self) -> Vec<Backend> {
+        if self.drains.is_empty() {
+            return Vec::new();
+        }
+        let backends: Vec<_> = self.backends.iter().filter_map(WeakBackend::upgrade).collect();
         for drain in &mut self.drains {
-            for backend in self.backends.iter().filter_map(WeakBackend::upgrade) {
-                let is_held = drain.held.iter().any(|quiesced| *quiesced.backend() == backend);
-                if !is_held && reaches(&backend, &drain.node) {
+            for backend in &backends {
+                let is_held = drain.held.iter().any(|quiesced| quiesced.backend() == backend);
+                if !is_held && reaches(backend, &drain.node) {
                     drain.held.push(backend.hold_back());
                 }
             }
         }
+        backends
     }
 }
 

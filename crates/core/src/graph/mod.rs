@@ -195,9 +195,11 @@ impl Graph {
     /// Makes `backend` known; drains under way that concern it hold it back from its first request on.
     pub(crate) fn register_backend(&self, backend: &Backend) {
         let mut registry = self.registry();
-        registry.backends.retain(|other| other.upgrade().is_some());
+        registry.backends.retain(WeakBackend::exists);
         registry.backends.push(backend.downgrade());
-        registry.extend_drains();
+        let looked_at = registry.extend_drains();
+        drop(registry);
+        drop(looked_at);
     }
 
     pub(crate) fn unregister_backend(&self, backend: &Backend) {

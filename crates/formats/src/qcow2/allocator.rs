@@ -137,10 +137,10 @@ impl Allocator {
         self.lock().metadata.range_cardinality(range) > 0
     }
 
-    /// Up to `count` clusters that lie together; `None` when the map has none.
-    pub(super) fn take(&self, count: u64) -> Result<Option<Reserved<'_>>> {
+    /// Up to `count` clusters that lie together and end at `limit` at the latest; `None` when the map has none.
+    pub(super) fn take(&self, count: u64, limit: u64) -> Result<Option<Reserved<'_>>> {
         let mut map = self.lock();
-        let Some((start, len)) = map.find(1, u64::MAX) else { return Ok(None) };
+        let Some((start, len)) = map.find(1, limit) else { return Ok(None) };
         self.carve(&mut map, start, count.min(len).max(1)).map(Some)
     }
 

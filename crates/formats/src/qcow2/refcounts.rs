@@ -376,25 +376,48 @@ impl Refcounts {
         Ok(())
     }
 
-    /// Reserves up to `count` host clusters that lie together (at least one): those that are found first.
-    pub(super) async fn reserve(&self, count: u64) -> Result<Reserved<'_>> {
+    /// The first cluster that the file cannot have.
+    fn limit(&self) -> Result<u64> {
+        let file = self.file()?;
+        Ok(match file.node().limits().grows {
+            true => u64::MAX,
+            false => self.geometry.cluster_index(file.size()),
+        })
+    }
+
+    /// Reserves host clusters with `take`, which is given the cluster that they must end at. Where the file cannot grow, gaps
+    /// that the search has passed over come before what lies behind its end.
+    async fn reserve_with<'a>(
+        &'a self,
+        take: impl Fn(u64) -> Result<Option<Reserved<'a>>>,
+    ) -> Result<Reserved<'a>> {
+        let mut limit = self.limit()?;
         loop {
-            if let Some(reserved) = self.allocator.take(count)? {
+            if let Some(reserved) = take(limit)? {
                 point();
                 return Ok(reserved);
             }
-            self.scan_next().await?;
+            if self.allocator.scanned() < limit {
+                self.scan_next().await?;
+                continue;
+            }
+            self.allocator.rewind();
+            if let Some(reserved) = take(limit)? {
+                point();
+                return Ok(reserved);
+            }
+            limit = u64::MAX;
         }
+    }
+
+    /// Reserves up to `count` host clusters that lie together (at least one): those that are found first.
+    pub(super) async fn reserve(&self, count: u64) -> Result<Reserved<'_>> {
+        self.reserve_with(|limit| self.allocator.take(count, limit)).await
     }
 
     /// Reserves exactly `count` host clusters that lie together.
     pub(super) async fn reserve_contiguous(&self, count: u64) -> Result<Reserved<'_>> {
-        loop {
-            if let Some(reserved) = self.allocator.take_contiguous(count, u64::MAX)? {
-                return Ok(reserved);
-            }
-            self.scan_next().await?;
-        }
+        self.reserve_with(|limit| self.allocator.take_contiguous(count, limit)).await
     }
 
     /// The same, but fewer where the file cannot grow and has no such run left, and where some are free from `behind` on:
@@ -404,11 +427,7 @@ impl Refcounts {
         behind: Option<u64>,
         count: u64,
     ) -> Result<Reserved<'_>> {
-        let file = self.file()?;
-        let limit = match file.node().limits().grows {
-            true => u64::MAX,
-            false => self.geometry.cluster_index(file.size()),
-        };
+        let limit = self.limit()?;
         if let Some(start) = behind {
             let count = count.min(limit.saturating_sub(start));
             self.scan_up_to(start.saturating_add(count)).await?;

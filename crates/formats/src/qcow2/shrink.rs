@@ -16,6 +16,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
 use super::counted::Counted;
+use super::header::stop_unless_known;
 use super::layout::{ExtendedEntry, L1Entry, L2Entry, field_offsets};
 use super::write_back::Was;
 
@@ -66,7 +67,9 @@ impl Qcow2 {
         if named.is_ok()
             && let Err(error) = self.shrink_raw_data(size).await
         {
-            self.exchange_header_field(place, &after, &before).await?;
+            // Memory tells of the old size: if the header keeps the new one, nothing may be written any more.
+            let back = self.exchange_header_field(place, &after, &before);
+            stop_unless_known(back, &self.corrupt).await?;
             named = Err(error);
         }
         if named.is_err() {

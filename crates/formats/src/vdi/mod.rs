@@ -70,7 +70,8 @@ pub(crate) struct Vdi {
     allocator: Arc<Allocator>,
     /// How many blocks are allocated, as the header says it on disk (see `write_back`).
     allocated_on_disk: AtomicU64,
-    /// The allocator knows which blocks are in use.
+    /// The allocator knows which blocks are in use. Requests allocate none until it does: after an image was opened for a
+    /// check, and after gaps could not be filled.
     surveyed: AtomicBool,
     /// The file has all blocks before this one.
     whole_blocks: AtomicU32,

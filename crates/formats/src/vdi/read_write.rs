@@ -147,7 +147,7 @@ impl Vdi {
                     while piece.len() > 0 {
                         let end = block_of(from.saturating_add(piece.len()).saturating_sub(1));
                         let count = end.saturating_sub(block_of(from)).saturating_add(1);
-                        let run = match self.allocator.reserve(count) {
+                        let run = match self.reserve(count) {
                             Ok(run) => run,
                             Err(error) => return run_all(jobs).await.and(Err(error)),
                         };
@@ -161,6 +161,16 @@ impl Vdi {
             }
         }
         run_all(jobs).await
+    }
+
+    /// Blocks for new data; refused while it is not known which ones are free.
+    fn reserve(&self, count: u32) -> Result<Run> {
+        if !self.surveyed.load(Acquire) {
+            return Err(Error::from_errno(Errno::IO).reword(
+                "It is not known which blocks of the image are free: it has to be opened again",
+            ));
+        }
+        self.allocator.reserve(count)
     }
 
     /// Writes to blocks that are allocated.

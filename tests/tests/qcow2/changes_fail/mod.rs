@@ -6,9 +6,10 @@ mod trial;
 
 use oxblk_core::amend::AmendRequest;
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{Backend, Options, Preallocation, Result};
+use oxblk_core::{Backend, Errno, Options, Preallocation, Result, WriteFlags};
+use oxblk_ring::sim::{self, FailRule, FaultOp, Faults};
 
-use set::{Kind, OLD};
+use set::{Held, Kind, OLD};
 use trial::{Left, Trial};
 
 const SNAPSHOT: &[&str] = &["qemu-img", "snapshot", "-c", "one", "image"];
@@ -441,5 +442,28 @@ fn an_image_that_another_has_written_meanwhile_is_refused_or_known() {
         }
         drop(first.close().await);
         image.assert_sound(true, "reopened").await;
+    });
+}
+
+#[test]
+fn a_header_that_keeps_the_smaller_size_ends_the_use_of_the_image() {
+    let fails = |op, nth, range| FailRule { op, nth, range, errno: Errno::IO, once: true };
+    let image = RAW_DATA.make();
+    let old = sim::run(1, Held::by(&image, "before"));
+    sim::run(1, async {
+        let backend = image.open().await.unwrap();
+        // The data file keeps its length, and of the writes of the header the one fails that names the old size again.
+        let data = image.data.as_ref().unwrap();
+        let faults = |rule| Faults { fail: vec![rule], ..Faults::default() };
+        data.set_faults(faults(fails(FaultOp::Truncate, None, None)));
+        image.disk.set_faults(faults(fails(FaultOp::Write, Some(2), Some(24..48))));
+        backend.resize(LITTLE, Preallocation::Off).await.unwrap_err();
+        // Memory tells of the old size, and the header of the new one.
+        backend.write(0, vec![7; 512].into(), WriteFlags::empty()).await.unwrap_err();
+        drop(backend.close().await);
+        image.disks().iter().for_each(|disk| disk.set_faults(Faults::default()));
+        image.assert_sound(true, "after").await;
+        let now = Held::by(&image, "after").await;
+        assert_eq!(now.active, old.active[..usize::try_from(LITTLE).unwrap()]);
     });
 }

@@ -102,19 +102,18 @@ impl Refcounts {
         let cluster_size = self.geometry.cluster_size();
         let old_entries = self.table_entries.load(Acquire);
         let old_offset = self.table_offset.load(Acquire);
-        let blocks_end = blocks_for(self.geometry, start.saturating_add(clusters), growth);
+        // A block that counts clusters far behind these keeps its entry.
+        let least = self.blocks().last().map_or(0, |last| last.saturating_add(1));
+        let blocks_end = blocks_for(self.geometry, start.saturating_add(clusters), least, growth);
         let wanted = match growth {
-            Growth::Exact => blocks_end,
-            Growth::Spare => blocks_end.saturating_add(blocks_end.div_ceil(2)),
+            Growth::Exact => blocks_end.max(least),
+            Growth::Spare => blocks_end.saturating_add(blocks_end.div_ceil(2)).max(least),
         };
         let table_clusters = wanted.saturating_mul(8).div_ceil(cluster_size);
         if table_clusters.saturating_mul(cluster_size) > MAX_REFCOUNT_TABLE_BYTES {
             return Err(Error::from_errno(Errno::FBIG).prefix("The refcount table cannot grow"));
         }
         let entries = table_clusters.saturating_mul(cluster_size) / 8;
-        if self.blocks().last().is_some_and(|last| *last >= entries) {
-            return Ok(None);
-        }
         // Blocks that are missing stand at its start, the table behind them.
         let missing: Vec<u64> = (start / per_block..blocks_end)
             .filter(|block| self.block_offset(*block) == 0)
@@ -225,14 +224,15 @@ enum Growth {
     Spare,
 }
 
-/// Refcount blocks that count `clusters` clusters, themselves, and a table with an entry for each.
-fn blocks_for(geometry: Geometry, clusters: u64, growth: Growth) -> u64 {
+/// Refcount blocks that count `clusters` clusters, themselves, and a table with an entry for each and `least` entries at the
+/// least.
+fn blocks_for(geometry: Geometry, clusters: u64, least: u64, growth: Growth) -> u64 {
     let counted = |clusters: u64| {
         let (mut blocks, mut table) = (0_u64, 0_u64);
         loop {
             let all = clusters.saturating_add(blocks).saturating_add(table);
             let needed = all.div_ceil(geometry.refcounts_per_block());
-            let entries = geometry.clusters_for(needed.saturating_mul(8));
+            let entries = geometry.clusters_for(needed.max(least).saturating_mul(8));
             if (needed, entries) == (blocks, table) {
                 return (blocks, table);
             }
