@@ -6,7 +6,7 @@ use oxblk_core::{Error, Result};
 use oxblk_exports::nbd::{Export, Server, ServerOptions};
 use oxblk_ring::{Address, Listener, Remote};
 
-use crate::{Disk, Request};
+use crate::{Disk, IoThreads, Request};
 
 /// An NBD server of disks.
 ///
@@ -29,7 +29,9 @@ use crate::{Disk, Request};
 /// ```
 pub struct NbdServer {
     server: Server,
-    disk: Disk,
+    /// Open as long as they are served.
+    _disks: Vec<Disk>,
+    threads: IoThreads,
     address: Address,
     /// The task that accepts connections. Dropping it does not end the task.
     accepting: Mutex<Option<Remote<std::io::Result<()>>>>,
@@ -54,14 +56,14 @@ impl NbdServer {
         let listener = Listener::bind(address)
             .map_err(|error| Error::from(error).prefix(format!("Could not listen at {address}")))?;
         let address = listener.local_address();
-        let threads = first.threads();
+        let threads = first.threads().clone();
         let server = Server::new(exports, threads.threads().to_vec(), ServerOptions::default())?;
         let accepting = {
             let server = server.clone();
             threads.spawn(move || async move { server.serve(listener).await })
         };
-        let disk = Disk::clone(first);
-        Ok(Self { server, disk, address, accepting: Mutex::new(accepting) })
+        let disks = disks.iter().map(|(_, disk)| Disk::clone(disk)).collect();
+        Ok(Self { server, _disks: disks, threads, address, accepting: Mutex::new(accepting) })
     }
 
     /// Where it listens; with the port that the system has chosen.
@@ -82,7 +84,7 @@ impl NbdServer {
         let accepting = self.accepting.lock().unwrap_or_else(PoisonError::into_inner).take();
         let server = self.server.clone();
         let address = self.address.clone();
-        Request::begin(self.disk.threads(), move || async move {
+        Request::begin(&self.threads, move || async move {
             server.stop().await;
             let listened = match accepting {
                 Some(accepting) => accepting.await.unwrap_or(Ok(())),

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use oxblk::{Create, Disk, ErrorKind, Format};
+use oxblk::ring::Address;
+use oxblk::{Create, Disk, ErrorKind, Format, NbdServer};
 use oxblk_tests::scratch::in_memory;
 
 fn image(folder: &Path) -> PathBuf {
@@ -96,6 +97,24 @@ fn a_disk_that_is_dropped_on_an_io_thread_is_closed_in_the_background() {
         std::thread::yield_now();
     }
     assert_holds(&path, 5);
+}
+
+#[test]
+fn a_server_keeps_all_its_disks_open() {
+    let folder = in_memory();
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    let open = |path: &Path| {
+        Create::new(path, Format::Qcow2, 4 << 20).run().wait().unwrap();
+        Disk::open(path).wait().unwrap()
+    };
+    let (one, two) = (open(&one), open(&two));
+    let address = Address::Unix(folder.path().join("socket"));
+    let server = NbdServer::start(&[("one", &one), ("two", &two)], &address).unwrap();
+    let backends = [one.backend().clone(), two.backend().clone()];
+    drop((one, two));
+    assert!(backends.iter().all(|backend| backend.node().is_ok()));
+    server.stop().wait().unwrap();
+    assert!(backends.iter().all(|backend| backend.node().is_err()));
 }
 
 #[test]
