@@ -1,5 +1,7 @@
 //! Serving disks to other programs.
 
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use oxblk_core::{Error, Result};
@@ -30,9 +32,10 @@ use crate::{Disk, IoThreads, Request};
 pub struct NbdServer {
     server: Server,
     /// Open as long as they are served.
-    _disks: Vec<Disk>,
+    disks: Vec<Disk>,
     threads: IoThreads,
     address: Address,
+    socket: Option<SocketFile>,
     /// The task that accepts connections. Dropping it does not end the task.
     accepting: Mutex<Option<Remote<std::io::Result<()>>>>,
 }
@@ -63,7 +66,8 @@ impl NbdServer {
             threads.spawn(move || async move { server.serve(listener).await })
         };
         let disks = disks.iter().map(|(_, disk)| Disk::clone(disk)).collect();
-        Ok(Self { server, _disks: disks, threads, address, accepting: Mutex::new(accepting) })
+        let (socket, accepting) = (SocketFile::new(&address), Mutex::new(accepting));
+        Ok(Self { server, disks, threads, address, socket, accepting })
     }
 
     /// Where it listens; with the port that the system has chosen.
@@ -80,23 +84,51 @@ impl NbdServer {
     ///
     /// # Errors
     /// When listening has failed meanwhile.
-    pub fn stop(self) -> Request<()> {
+    pub fn stop(mut self) -> Request<()> {
         let accepting = self.accepting.lock().unwrap_or_else(PoisonError::into_inner).take();
         let server = self.server.clone();
-        let address = self.address.clone();
+        let (socket, disks) = (self.socket.take(), std::mem::take(&mut self.disks));
         Request::begin(&self.threads, move || async move {
             server.stop().await;
+            // Connections have used them until now.
+            drop(disks);
             let listened = match accepting {
                 Some(accepting) => accepting.await.unwrap_or(Ok(())),
                 None => Ok(()),
             };
-            if let Address::Unix(path) = &address {
-                // It may have been removed, or replaced, by another program.
-                let _ = std::fs::remove_file(path);
+            if let Some(socket) = socket {
+                socket.remove();
             }
             listened.map_err(Error::from)
         })
     }
+}
+
+/// The file of a Unix socket.
+struct SocketFile {
+    path: PathBuf,
+    /// Device and inode number.
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(address: &Address) -> Option<Self> {
+        let Address::Unix(path) = address else { return None };
+        Some(Self { identity: identity(path)?, path: path.clone() })
+    }
+
+    /// Removes it, unless another program has replaced it.
+    fn remove(self) {
+        if identity(&self.path) == Some(self.identity)
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), "cannot remove a socket: {error}");
+        }
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 impl Drop for NbdServer {

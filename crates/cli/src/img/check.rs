@@ -141,7 +141,7 @@ async fn check(context: &Context, arguments: &Arguments, backend: &Backend) -> S
         let value = to_json(&report, &arguments.filename, node.factory().name());
         out(format_args!("{}\n", qemu_json::pretty(&value)));
     } else if !arguments.quiet {
-        note(format_args!("{}", human(&report)));
+        out(format_args!("{}", human(&report)));
     }
     Ok(match report {
         CheckReport { check_errors: 1.., .. } => FAILED,

@@ -11,7 +11,7 @@ use super::{Context, Exit, Step, graph, objects, threads};
 use crate::cache::CacheMode;
 use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
-use crate::program::note;
+use crate::program::out;
 use crate::signals::stop_flag;
 use crate::text::number::in_sectors;
 use crate::text::progress::{Progress, step};
@@ -176,7 +176,7 @@ impl Run<'_> {
 
     fn say(&self, message: std::fmt::Arguments<'_>) {
         if !self.arguments.quiet {
-            note(format_args!("{message}\n"));
+            out(format_args!("{message}\n"));
         }
     }
 

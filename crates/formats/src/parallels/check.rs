@@ -112,23 +112,19 @@ impl Parallels {
             self.tell_data_offset().await?;
         }
         let size = self.file()?.size();
-        let mut runs = Vec::new();
         for finding in &findings.outside.entries {
             match finding.fault {
                 Fault::CutOff => {}
                 _ if finding.host >= size => self.set_entry(finding.index, 0),
-                _ => runs.push(self.give_copy(finding).await?),
+                _ => self.give_copy(finding).await?,
             }
         }
         for finding in &findings.duplicates.entries {
-            runs.push(self.give_copy(finding).await?);
+            self.give_copy(finding).await?;
         }
         self.lengthen(self.allocator.end()).await?;
         // The copies are durable before the entries that name them are written.
         self.write_back().await?;
-        for run in runs.into_iter().flatten() {
-            run.keep();
-        }
         self.surveyed.store(true, Release);
         self.trim().await?;
         // The header is told so when the image is closed.
@@ -139,19 +135,21 @@ impl Parallels {
     }
 
     /// Copies what an entry names to a cluster of its own, if it is not zeroes.
-    async fn give_copy(&self, finding: &Finding) -> Result<Option<crate::blocks::Run>> {
+    async fn give_copy(&self, finding: &Finding) -> Result<()> {
         let file = self.file()?;
         let buf = IoBufMut::new(usize::try_from(self.header.cluster).unwrap_or(0));
         let data = file.read(finding.host, buf).await?.freeze();
         if oxblk_ring::is_zero(&data) {
             self.set_entry(finding.index, 0);
-            return Ok(None);
+            return Ok(());
         }
         let run = self.allocator.reserve(1)?;
         self.lengthen(run.end()).await?;
         let at = self.header.cluster_offset(run.start);
         file.write(at, data, WriteFlags::empty()).await?;
         self.set_entry(finding.index, self.header.entry(run.start).unwrap_or_default());
-        Ok(Some(run))
+        // The map names the cluster from here on, whatever fails later.
+        run.keep();
+        Ok(())
     }
 }

@@ -208,7 +208,7 @@ impl Parallels {
                         let end =
                             self.cluster_of(from.saturating_add(piece.len()).saturating_sub(1));
                         let count = end.saturating_sub(self.cluster_of(from)).saturating_add(1);
-                        let run = match self.allocator.reserve(count) {
+                        let run = match self.reserve(count) {
                             Ok(run) => run,
                             Err(error) => return run_all(jobs).await.and(Err(error)),
                         };
@@ -223,6 +223,16 @@ impl Parallels {
             }
         }
         run_all(jobs).await
+    }
+
+    /// Clusters for new data; refused while it is not known which ones are free.
+    fn reserve(&self, count: u32) -> Result<Run> {
+        if !self.surveyed.load(Acquire) {
+            return Err(Error::from_errno(Errno::IO).reword(
+                "It is not known which clusters of the image are free: it has to be opened again",
+            ));
+        }
+        self.allocator.reserve(count)
     }
 
     /// Writes to clusters that are allocated.

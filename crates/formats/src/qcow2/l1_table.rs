@@ -14,14 +14,14 @@ use super::write_back::Was;
 impl Qcow2 {
     /// Moves the L1 table to a bigger place if `size` needs more entries than it has.
     pub(super) async fn grow_l1(&self, size: u64) -> Result<()> {
-        self.grow_l1_to(self.geometry.l1_entries_for(size)).await
+        let grown = self.grow_l1_to(self.geometry.l1_entries_for(size)).await;
+        grown.map_err(|error| error.prefix("Failed to grow the L1 table"))
     }
 
     /// The same for so many entries (`None`: more than can be counted).
     pub(super) async fn grow_l1_to(&self, entries: Option<u64>) -> Result<()> {
         let needed = entries.filter(|entries| entries.saturating_mul(8) <= MAX_L1_BYTES);
-        let needed = needed
-            .ok_or_else(|| Error::from_errno(Errno::FBIG).prefix("Failed to grow the L1 table"))?;
+        let needed = needed.ok_or_else(|| Error::from_errno(Errno::FBIG))?;
         let old_entries = self.l1_entries.load(Acquire);
         if needed <= old_entries {
             return Ok(());

@@ -1,5 +1,9 @@
 //! `write`, `writev`, `discard`, `flush` and `truncate`.
 
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
 use oxblk_core::{Preallocation, WriteFlags, ZeroFlags, names, strerror};
 use oxblk_ring::{IoBuf, IoBufMut};
 
@@ -158,7 +162,7 @@ fn contents(options: &Options, len: u64) -> Option<IoBuf> {
         let byte = options.pattern.unwrap_or(DEFAULT_PATTERN);
         return Some(IoBufMut::filled(len, byte).freeze());
     };
-    match std::fs::read(names::to_path(path)) {
+    match read_start(&names::to_path(path), len) {
         Ok(bytes) if bytes.is_empty() => {
             err(format_args!("{path}: file is empty\n"));
             None
@@ -170,6 +174,14 @@ fn contents(options: &Options, len: u64) -> Option<IoBuf> {
             None
         }
     }
+}
+
+/// The first `len` bytes of a file, or all if it has fewer: a device or a pipe may have no end.
+fn read_start(path: &Path, len: usize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let len = u64::try_from(len).unwrap_or(u64::MAX);
+    File::open(path)?.take(len).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// `writev`.
