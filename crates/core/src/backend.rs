@@ -15,7 +15,7 @@ use std::sync::{Arc, Weak};
 use arc_swap::ArcSwapOption;
 use oxblk_ring::{Event, IoBuf, IoBufMut, Shard, Sharded, UntilSettled, keep_until_settled};
 
-use crate::control::carry_through;
+use crate::control::run_to_completion;
 use crate::epoch::{EpochGuard, EpochPlace};
 use crate::perm::{Perm, Permissions};
 use crate::request::{self, ChainStatus};
@@ -210,7 +210,7 @@ impl Backend {
         let buf = if self.0.graph.copies_on_read() {
             let root = Arc::clone(&request.root);
             let work = async move { request::read_padded(root.edge.node(), offset, buf).await };
-            request.carry_through(work).await?
+            request.run_to_completion(work).await?
         } else {
             let buf = request::read_padded(request.root.edge.node(), offset, buf).await?;
             request.done();
@@ -232,7 +232,7 @@ impl Backend {
         request.check(offset, len)?;
         let flags =
             if self.0.write_through.load(Relaxed) { flags | WriteFlags::FUA } else { flags };
-        self.write_through_root(request, offset, data, flags).await?;
+        self.write_root(request, offset, data, flags).await?;
         self.count_write(len);
         Ok(())
     }
@@ -249,12 +249,12 @@ impl Backend {
         let flags = if through { WriteFlags::FUA } else { WriteFlags::empty() };
         let root = Arc::clone(&request.root);
         let work = async move { root.edge.write_compressed(offset, cluster, flags).await };
-        request.carry_through(work).await?;
+        request.run_to_completion(work).await?;
         self.count_write(len);
         Ok(())
     }
 
-    async fn write_through_root(
+    async fn write_root(
         &self,
         request: Request<'_>,
         offset: u64,
@@ -265,7 +265,7 @@ impl Backend {
         root.edge.may_write()?;
         if !flags.is_empty() || data.is_empty() {
             let work = async move { root.edge.write(offset, data, flags).await };
-            return request.carry_through(work).await;
+            return request.run_to_completion(work).await;
         }
         match request::start_in_place(root.edge.node(), offset, data) {
             Ok(operation) => match operation.done(root.edge.node()).await {
@@ -277,12 +277,12 @@ impl Backend {
                     let finish = async move {
                         request::finish_in_place(root.edge.node(), offset, rest).await
                     };
-                    request.carry_through(finish).await
+                    request.run_to_completion(finish).await
                 }
             },
             Err(data) => {
                 let work = async move { root.edge.write(offset, data, flags).await };
-                request.carry_through(work).await
+                request.run_to_completion(work).await
             }
         }
     }
@@ -297,7 +297,7 @@ impl Backend {
         let flags = if self.0.write_through.load(Relaxed) { flags | ZeroFlags::FUA } else { flags };
         let root = Arc::clone(&request.root);
         let work = async move { root.edge.write_zeroes(offset, len, flags).await };
-        request.carry_through(work).await?;
+        request.run_to_completion(work).await?;
         self.count_write(len);
         Ok(())
     }
@@ -310,7 +310,7 @@ impl Backend {
         let request = self.begin().await?;
         request.check(offset, len)?;
         let root = Arc::clone(&request.root);
-        request.carry_through(async move { root.edge.discard(offset, len).await }).await?;
+        request.run_to_completion(async move { root.edge.discard(offset, len).await }).await?;
         self.count_write(len);
         Ok(())
     }
@@ -322,7 +322,7 @@ impl Backend {
     pub async fn flush(&self) -> Result<()> {
         let request = self.begin().await?;
         let root = Arc::clone(&request.root);
-        request.carry_through(async move { root.edge.flush().await }).await?;
+        request.run_to_completion(async move { root.edge.flush().await }).await?;
         self.0.counters.mine().flush_ops.fetch_add(1, Relaxed);
         Ok(())
     }
@@ -362,7 +362,7 @@ impl Backend {
         let edge = self.root()?;
         let root = Arc::clone(&edge);
         let resize = move |_| async move { root.resize(size, preallocation).await };
-        self.0.graph.alone_with(edge.node(), resize).await
+        self.0.graph.run_exclusive(edge.node(), resize).await
     }
 
     /// Flushes, gives the node up, and closes what nobody else uses. Once begun it goes on to its end even if its future is
@@ -372,14 +372,14 @@ impl Backend {
     /// The first failure of flush or close; everything is closed all the same.
     pub async fn close(&self) -> Result<()> {
         let Ok(edge) = self.root() else { return Ok(()) };
-        let turn = edge.node().turns().take().await;
+        let control = edge.node().control_lock().acquire().await;
         let drained = self.quiesce().await;
         if self.root().is_err() {
             // Another call has closed it meanwhile.
             return Ok(());
         }
         let backend = self.clone();
-        carry_through(async move {
+        run_to_completion(async move {
             let flushed = if edge.node().is_read_only() { Ok(()) } else { edge.flush().await };
             backend.set_root(None);
             edge.detach();
@@ -388,7 +388,7 @@ impl Backend {
             let closed = backend.0.graph.release(node).await;
             backend.0.graph.unregister_backend(&backend);
             drop(drained);
-            drop(turn);
+            drop(control);
             flushed.and(closed)
         })
         .await
@@ -401,7 +401,7 @@ impl Backend {
     /// As [`Graph::reopen`]; nothing has changed then.
     pub async fn reopen(&self, options: Options) -> Result<()> {
         let backend = self.clone();
-        carry_through(async move { backend.reopen_root(options).await }).await
+        run_to_completion(async move { backend.reopen_root(options).await }).await
     }
 
     async fn reopen_root(&self, options: Options) -> Result<()> {
@@ -603,12 +603,12 @@ impl Request<'_> {
     }
 
     /// Carries out the work of the request, to its end even if the caller's future is dropped before.
-    async fn carry_through<T: 'static>(
+    async fn run_to_completion<T: 'static>(
         mut self,
         work: impl Future<Output = Result<T>> + 'static,
     ) -> Result<T> {
         let place = UntilSettled::new(self.leave_behind());
-        carry_through(async move {
+        run_to_completion(async move {
             let outcome = work.await;
             if outcome.is_ok() {
                 // Nothing of it is in flight.

@@ -26,7 +26,7 @@ impl Backend {
         let change = move |node: Arc<Node>| async move {
             of(&node)?.change(filename.as_deref(), format.as_deref()).await
         };
-        self.graph().alone_with(&self.node()?, change).await
+        self.graph().run_exclusive(&self.node()?, change).await
     }
 
     /// Gives up all that the image holds itself: it reads as its backing file does from then on. The backing file holds
@@ -36,7 +36,7 @@ impl Backend {
     /// `ENOTSUP` where the format cannot; as the image reports.
     pub async fn make_empty(&self) -> Result<()> {
         let make_empty = |node: Arc<Node>| async move { of(&node)?.make_empty().await };
-        self.graph().alone_with(&self.node()?, make_empty).await
+        self.graph().run_exclusive(&self.node()?, make_empty).await
     }
 }
 

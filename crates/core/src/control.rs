@@ -1,10 +1,10 @@
 //! Control operations: what changes or replaces an image as a whole, such as a snapshot or another size.
 //!
-//! Each has its node to itself. The others of the node wait for their turn, and requests are held back. Once begun it
-//! goes on to its end, also when its future is dropped: a driver that stopped halfway would be left with metadata that
-//! does not fit together. A reopen takes the turns of all nodes that it concerns, and so does an operation on a node below
-//! others that pass everything on to it. Both take the graph's reopen turn before: it keeps two that take several turns
-//! from waiting for each other. Nothing else that has a turn waits for another.
+//! Each has its node to itself: it holds the node's [`ControlLock`], and requests are held back. Once begun it runs to its
+//! end, also when its future is dropped: a driver that stopped halfway would be left with metadata that does not fit
+//! together. A reopen, and an operation that passes through several nodes, hold the locks of all nodes that they concern; there is
+//! one of these at a time in a graph, so that two never wait for each other. A holder of the lock of one node never waits for
+//! another node's lock.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,50 +16,54 @@ use oxblk_ring::{Mutex, MutexGuardArc, Task, UntilSettled};
 use crate::backend::no_medium;
 use crate::{Drained, Graph, Node, Result};
 
-/// Who of those that change a node is next.
+/// Held by the control operation that is under way on a node.
 #[derive(Debug, Default)]
-pub(crate) struct Turns(Arc<Mutex<()>>);
+pub(crate) struct ControlLock(Arc<Mutex<()>>);
 
-impl Turns {
-    /// Waits until no other control operation is under way. The node is the caller's until this is dropped.
-    pub(crate) async fn take(&self) -> Turn {
-        Turn { _guard: self.0.lock_arc().await }
+impl ControlLock {
+    /// Waits until no other control operation is under way. Others wait until the guard is dropped.
+    pub(crate) async fn acquire(&self) -> ControlGuard {
+        ControlGuard { _guard: self.0.lock_arc().await }
     }
 }
 
 /// Keeps other control operations away.
-pub(crate) struct Turn {
+pub(crate) struct ControlGuard {
     _guard: MutexGuardArc<()>,
 }
 
 /// Has a node to itself: no request and no other control operation is under way.
-pub(crate) struct Alone {
+pub(crate) struct Exclusive {
     // In this order: requests go on before the next operation has its turn.
     _drained: Drained,
-    _turn: Turn,
-    _turns_above: Vec<Turn>,
+    _control: ControlGuard,
+    _controls_above: Vec<ControlGuard>,
 }
 
 impl Graph {
     /// Waits until nothing else is under way on `node`, and keeps it so.
-    pub(crate) async fn alone(&self, node: &Arc<Node>) -> Alone {
-        let turn = node.turns().take().await;
-        Alone { _drained: self.drain(node).await, _turn: turn, _turns_above: Vec::new() }
+    pub(crate) async fn exclusive(&self, node: &Arc<Node>) -> Exclusive {
+        let control = node.control_lock().acquire().await;
+        Exclusive {
+            _drained: self.drain(node).await,
+            _control: control,
+            _controls_above: Vec::new(),
+        }
     }
 
     /// Carries out `work` on `node` while nothing else is under way there, to its end even if the caller's future is
     /// dropped before.
-    pub(crate) async fn alone_with<T, W, F>(&self, node: &Arc<Node>, work: W) -> Result<T>
+    pub(crate) async fn run_exclusive<T, W, F>(&self, node: &Arc<Node>, work: W) -> Result<T>
     where
         T: 'static,
         W: FnOnce(Arc<Node>) -> F + 'static,
         F: Future<Output = Result<T>> + 'static,
     {
-        let alone = self.alone(node).await;
-        Self::carry_out(alone, node, work).await
+        let exclusive = self.exclusive(node).await;
+        Self::carry_out(exclusive, node, work).await
     }
 
-    /// As [`Self::alone_with`] for a caller that reaches `node` through the nodes `above` it, of which the first is the
+    /// As [`Self::run_exclusive`] for a caller that reaches `node` through the nodes `above` it, of which the first is the
     /// uppermost: no control operation is under way on those either.
     pub(crate) async fn alone_with_below<T, W, F>(
         &self,
@@ -73,20 +77,20 @@ impl Graph {
         F: Future<Output = Result<T>> + 'static,
     {
         if above.is_empty() {
-            return self.alone_with(node, work).await;
+            return self.run_exclusive(node, work).await;
         }
-        let mut turns = vec![self.reopening().take().await];
+        let mut turns = vec![self.reopening().acquire().await];
         for parent in &above {
-            turns.push(parent.turns().take().await);
+            turns.push(parent.control_lock().acquire().await);
         }
         if above.iter().any(|parent| parent.users().is_closed()) {
             return Err(no_medium());
         }
-        let alone = Alone { _turns_above: turns, ..self.alone(node).await };
-        Self::carry_out(alone, node, work).await
+        let exclusive = Exclusive { _controls_above: turns, ..self.exclusive(node).await };
+        Self::carry_out(exclusive, node, work).await
     }
 
-    async fn carry_out<T, W, F>(alone: Alone, node: &Arc<Node>, work: W) -> Result<T>
+    async fn carry_out<T, W, F>(exclusive: Exclusive, node: &Arc<Node>, work: W) -> Result<T>
     where
         T: 'static,
         W: FnOnce(Arc<Node>) -> F + 'static,
@@ -97,14 +101,14 @@ impl Graph {
         }
         let node = Arc::clone(node);
         // Where the thread ends halfway, the node is held until the host has ended what was begun.
-        let alone = UntilSettled::new(alone);
-        carry_through(async move {
+        let exclusive = UntilSettled::new(exclusive);
+        run_to_completion(async move {
             let outcome = work(node).await;
             if outcome.is_err() {
                 // Of what failed, operations may be left that the host is still carrying out.
                 oxblk_ring::settled().await;
             }
-            drop(alone.release());
+            drop(exclusive.release());
             outcome
         })
         .await
@@ -112,7 +116,7 @@ impl Graph {
 }
 
 /// Begins `work`, which goes on to its end even if what this returns is dropped before.
-pub(crate) fn carry_through<T: 'static>(
+pub(crate) fn run_to_completion<T: 'static>(
     work: impl Future<Output = T> + 'static,
 ) -> impl Future<Output = T> {
     GoesOn(Some(oxblk_ring::spawn(work)))

@@ -1,7 +1,7 @@
 //! Nodes: one driver instance in the graph, shared by all I/O threads.
 //!
 //! A node owns its driver and its children, knows its parents' edges, and keeps what the request path
-//! needs at hand without a lock: size, limits, and the [`Gates`] that take a request off the fast path.
+//! needs at hand without a lock: size, limits, and the [`SlowPathFlags`] that take a request off the fast path.
 //! Everything here that is not an atomic is control-plane state.
 
 use std::sync::atomic::{
@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
 use crate::bitmap::{BitmapList, DirtyBitmap};
-use crate::control::Turns;
+use crate::control::ControlLock;
 use crate::driver::{Driver, DriverFactory, DriverKind};
 use crate::epoch::Epochs;
 use crate::perm::{Perm, Permissions};
@@ -27,7 +27,7 @@ use crate::{
 bitflags::bitflags! {
     /// Reasons why a request must take the slow path of a node.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub(crate) struct Gates: u32 {
+    pub(crate) struct SlowPathFlags: u32 {
         /// Writes are turned into zero writes where they are zero.
         const DETECT_ZEROES = 1;
         /// A guard looks at what is written (probed raw images).
@@ -86,7 +86,7 @@ pub struct Node {
     /// A parent made it for itself: its cache mode and writability follow the parent's.
     follows_parent: AtomicBool,
     filename: Option<String>,
-    turns: Turns,
+    control_lock: ControlLock,
 }
 
 /// What a reopen may change.
@@ -113,9 +113,9 @@ pub(crate) struct NodeParts {
 
 impl Node {
     pub(crate) fn new(parts: NodeParts) -> Arc<Self> {
-        let mut gates = Gates::empty();
-        gates.set(Gates::DETECT_ZEROES, parts.settings.detect_zeroes != DetectZeroes::Off);
-        gates.set(Gates::COPY_ON_READ, parts.settings.flags.copy_on_read);
+        let mut gates = SlowPathFlags::empty();
+        gates.set(SlowPathFlags::DETECT_ZEROES, parts.settings.detect_zeroes != DetectZeroes::Off);
+        gates.set(SlowPathFlags::COPY_ON_READ, parts.settings.flags.copy_on_read);
         let node = Self {
             size: AtomicU64::new(whole_sectors(parts.factory, parts.driver.size())),
             limits: RwLock::new(Arc::new(Limits::default())),
@@ -138,7 +138,7 @@ impl Node {
             settings: ArcSwap::from_pointee(parts.settings),
             follows_parent: AtomicBool::new(false),
             filename: parts.filename,
-            turns: Turns::default(),
+            control_lock: ControlLock::default(),
         };
         node.refresh_limits();
         Arc::new(node)
@@ -150,8 +150,8 @@ impl Node {
     }
 
     /// Who changes it next.
-    pub(crate) fn turns(&self) -> &Turns {
-        &self.turns
+    pub(crate) fn control_lock(&self) -> &ControlLock {
+        &self.control_lock
     }
 
     /// The driver's factory.
@@ -207,14 +207,14 @@ impl Node {
     pub(crate) fn adopt_bitmaps(&self, bitmaps: Vec<Arc<DirtyBitmap>>) -> Result<()> {
         if !bitmaps.is_empty() {
             self.bitmaps.insert_all(bitmaps)?;
-            self.set_gate(Gates::BITMAPS);
+            self.set_slow_path(SlowPathFlags::BITMAPS);
         }
         Ok(())
     }
 
     /// Records a write, a zero write or a discard in the bitmaps, after the node's size has followed it.
     pub(crate) fn mark_dirty(&self, offset: u64, len: u64) {
-        if self.has_gate(Gates::BITMAPS) {
+        if self.has_gate(SlowPathFlags::BITMAPS) {
             self.bitmaps.mark(offset, len);
         }
     }
@@ -277,9 +277,9 @@ impl Node {
     pub(crate) fn apply(&self, settings: Settings) {
         self.set_read_only(settings.flags.read_only);
         if settings.detect_zeroes == DetectZeroes::Off {
-            self.clear_gate(Gates::DETECT_ZEROES);
+            self.clear_slow_path(SlowPathFlags::DETECT_ZEROES);
         } else {
-            self.set_gate(Gates::DETECT_ZEROES);
+            self.set_slow_path(SlowPathFlags::DETECT_ZEROES);
         }
         self.settings.store(Arc::new(settings));
         self.refresh_limits();
@@ -329,15 +329,15 @@ impl Node {
         self.gates.load(SeqCst) != 0
     }
 
-    pub(crate) fn has_gate(&self, gate: Gates) -> bool {
+    pub(crate) fn has_gate(&self, gate: SlowPathFlags) -> bool {
         self.gates.load(Acquire) & gate.bits() != 0
     }
 
-    pub(crate) fn set_gate(&self, gate: Gates) {
+    pub(crate) fn set_slow_path(&self, gate: SlowPathFlags) {
         self.gates.fetch_or(gate.bits(), AcqRel);
     }
 
-    pub(crate) fn clear_gate(&self, gate: Gates) {
+    pub(crate) fn clear_slow_path(&self, gate: SlowPathFlags) {
         self.gates.fetch_and(!gate.bits(), AcqRel);
     }
 
@@ -375,7 +375,7 @@ impl Node {
     /// Looks at every write from now on.
     pub(crate) fn set_write_guard(&self, guard: WriteGuard) {
         if self.write_guard.set(guard).is_ok() {
-            self.set_gate(Gates::WRITE_GUARD);
+            self.set_slow_path(SlowPathFlags::WRITE_GUARD);
         }
     }
 

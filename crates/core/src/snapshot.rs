@@ -132,7 +132,7 @@ impl Backend {
             node.set_size(node.driver().size());
             Ok(())
         };
-        self.graph().alone_with(&node, load).await
+        self.graph().run_exclusive(&node, load).await
     }
 
     /// Removes the snapshot of this id.

@@ -39,7 +39,7 @@ impl Backend {
             node.mark_unflushed();
             saved
         };
-        self.graph().alone_with(edge.node(), save).await
+        self.graph().run_exclusive(edge.node(), save).await
     }
 
     /// Fills `buf` from `offset` of the VM state.
@@ -48,6 +48,6 @@ impl Backend {
     /// `ENOTSUP` where the format has no place for it; as the image reports.
     pub async fn load_vm_state(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
         let load = move |node: Arc<Node>| async move { of(&node)?.load(offset, buf).await };
-        self.graph().alone_with(&self.node()?, load).await
+        self.graph().run_exclusive(&self.node()?, load).await
     }
 }

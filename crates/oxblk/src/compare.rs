@@ -13,7 +13,7 @@ use oxblk_ring::Mutex as AsyncMutex;
 use oxblk_ring::{IoBuf, IoThread, transfer_in_place};
 
 use crate::buffer::buffer;
-use crate::lowest::Lowest;
+use crate::first_by_offset::FirstByOffset;
 use crate::progress::{InOrder, Piece};
 
 /// Longest piece that a worker takes at once, in bytes. Progress is told in these steps, which are QEMU's.
@@ -103,9 +103,9 @@ struct Shared {
     cursor: AsyncMutex<Cursor>,
     /// Nothing at or behind this offset can change the answer.
     bound: AtomicU64,
-    found: Lowest<Difference>,
+    found: FirstByOffset<Difference>,
     progress: InOrder,
-    failure: Lowest<CompareError>,
+    failure: FirstByOffset<CompareError>,
 }
 
 /// Finds the first difference, on the current I/O thread and on `helpers`.
@@ -122,9 +122,9 @@ pub async fn compare(
         job,
         cursor: AsyncMutex::new(Cursor { offset: from, known: from, sides: Sides::Neither }),
         bound: AtomicU64::new(to),
-        found: Lowest::default(),
+        found: FirstByOffset::default(),
         progress: InOrder::new(from),
-        failure: Lowest::default(),
+        failure: FirstByOffset::default(),
     });
     let threads = helpers.len().saturating_add(1).min(parallel);
     let each = parallel.div_ceil(threads);

@@ -17,7 +17,7 @@ use oxblk_ring::{IoBuf, IoBufMut, IoThread, transfer_in_place};
 
 use crate::buffer::buffer;
 use crate::copy::Observer;
-use crate::lowest::Lowest;
+use crate::first_by_offset::FirstByOffset;
 use crate::progress::{InOrder, Piece};
 
 /// Longest piece that a worker takes at once in bytes, unless clusters are larger. Progress is told in these steps, which
@@ -102,7 +102,7 @@ struct Shared {
     /// Where the next piece begins.
     next: AtomicU64,
     progress: InOrder,
-    failure: Lowest<RebaseError>,
+    failure: FirstByOffset<RebaseError>,
 }
 
 /// Does the work of a rebase, on the current I/O thread and on `helpers`. Nothing is flushed.
@@ -117,7 +117,7 @@ pub async fn run(job: Rebase, helpers: &[IoThread]) -> Outcome {
         cluster,
         next: AtomicU64::new(0),
         progress: InOrder::new(0),
-        failure: Lowest::default(),
+        failure: FirstByOffset::default(),
         job,
     });
     let threads = helpers.len().saturating_add(1).min(parallel);

@@ -265,7 +265,7 @@ const SNAPSHOT_FAULTS: &[Fault] = &[
 ];
 
 /// Faults of the snapshot table with which no snapshot is lost. Their repair is reported as QEMU reports it.
-const MENDED_SNAPSHOT_FAULTS: &[Fault] = &[
+const REPAIRED_SNAPSHOT_FAULTS: &[Fault] = &[
     ("snapshots with too much extra data", |i, p| {
         let mut table = Vec::new();
         let mut at = p.snapshots;
@@ -404,7 +404,7 @@ fn the_repair_of_snapshot_tables_is_told_as_qemu_tells_it() {
     let scratch = tempfile::tempdir().unwrap();
     let good = std::fs::read(make(scratch.path(), "")).unwrap();
     let mut failures = Vec::new();
-    for (name, spoil) in MENDED_SNAPSHOT_FAULTS {
+    for (name, spoil) in REPAIRED_SNAPSHOT_FAULTS {
         let mut image = Image::new(good.clone());
         let places = Places::of(&image);
         spoil(&mut image, &places);

@@ -112,7 +112,7 @@ fn a_power_cut_during_a_commit_changes_nothing_that_the_overlay_shows() {
                     let now = now.unwrap_or_else(|error| panic!("{what}: {error}"));
                     assert!(now == old, "{what}: the overlay shows something else");
                     for disk in [&top, &base] {
-                        // A dirty image is mended as it is opened for writing.
+                        // A dirty image is repaired as it is opened for writing.
                         let image = change::open(disk, "", false).await.expect("an image");
                         image.close().await.expect("all in place");
                         assert_sound(disk, true, &what).await;

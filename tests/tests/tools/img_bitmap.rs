@@ -402,7 +402,7 @@ fn a_broken_bitmap_can_be_told_of_removed_and_repaired_and_costs_no_data() {
         }
         Program::new("qemu-img").arg("check").arg(&path).succeed();
         assert!(!img(&["info"]).succeed().out().contains("b0"), "{name}");
-        // Or it is mended with all else.
+        // Or it is repaired with all else.
         spoiled();
         img(&["check", "-r", "all"]).succeed();
         Program::new("qemu-img").arg("check").arg(&path).succeed();

@@ -131,7 +131,7 @@ async fn commit(
                 empty: !arguments.keep,
                 parallel: threads::requests(helpers),
                 rate: arguments.rate,
-                observer: Arc::new(Told(Arc::clone(progress))),
+                observer: Arc::new(ProgressObserver(Arc::clone(progress))),
                 stop: stop_flag(),
             };
             let committed = oxblk::commit::run(commit, helpers).await;
@@ -178,9 +178,9 @@ fn failed(context: &Context, arguments: &Arguments, failure: &CommitError) -> Ex
 }
 
 /// Passes progress on.
-struct Told(Arc<Progress>);
+struct ProgressObserver(Arc<Progress>);
 
-impl Observer for Told {
+impl Observer for ProgressObserver {
     fn progress(&self, done: u64, total: u64) {
         self.0.set(done, total);
     }

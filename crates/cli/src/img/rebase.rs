@@ -231,7 +231,7 @@ impl Job<'_> {
             common,
             compress: self.arguments.compress,
             parallel: threads::requests(self.helpers),
-            observer: Arc::new(Told(Arc::clone(self.progress))),
+            observer: Arc::new(ProgressObserver(Arc::clone(self.progress))),
             stop: stop_flag(),
         };
         oxblk::rebase::run(rebase, self.helpers).await.map_err(|failure| self.failed(&failure))
@@ -277,9 +277,9 @@ fn path_from(node: &Node, name: &str) -> String {
 }
 
 /// Passes progress on.
-struct Told(Arc<Progress>);
+struct ProgressObserver(Arc<Progress>);
 
-impl Observer for Told {
+impl Observer for ProgressObserver {
     fn progress(&self, done: u64, total: u64) {
         self.0.set(done, total);
     }

@@ -9,7 +9,7 @@ use oxblk_ring::UntilSettled;
 
 use super::{Backend, Request};
 use crate::Result;
-use crate::control::carry_through;
+use crate::control::run_to_completion;
 
 impl Backend {
     /// Copies a range to another backend by way of the host's copy offload. Once begun it goes on to its end even if
@@ -29,7 +29,7 @@ impl Backend {
         to.check(target_offset, len)?;
         let (source, dest) = (Arc::clone(&from.root), Arc::clone(&to.root));
         let places = UntilSettled::new([from.leave_behind(), to.leave_behind()]);
-        carry_through(async move {
+        run_to_completion(async move {
             let outcome = source.edge.copy_to(offset, &dest.edge, target_offset, len).await;
             if outcome.is_ok() {
                 // Nothing of it is in flight.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Graph;
 use crate::bitmap::{BitmapError, Checks, DirtyBitmap, RangeMap, default_granularity};
-use crate::node::Gates;
+use crate::node::SlowPathFlags;
 use crate::{Errno, Error, Node, Result};
 
 impl Graph {
@@ -80,7 +80,7 @@ impl Graph {
 
     /// Makes `node` record writes in the bitmaps that it has been given.
     pub async fn attach_bitmaps(&self, node: &Arc<Node>) {
-        node.set_gate(Gates::BITMAPS);
+        node.set_slow_path(SlowPathFlags::BITMAPS);
         let drained = self.drain(node).await;
         // The node may have grown before the bitmap was in its list.
         node.bitmaps().resize(|| node.size());
@@ -91,11 +91,11 @@ impl Graph {
     pub fn remove_bitmap(&self, node: &Node, bitmap: &Arc<DirtyBitmap>) {
         node.bitmaps().remove(bitmap);
         if node.bitmaps().is_empty() {
-            node.clear_gate(Gates::BITMAPS);
+            node.clear_slow_path(SlowPathFlags::BITMAPS);
         }
         // One may have been added just now.
         if !node.bitmaps().is_empty() {
-            node.set_gate(Gates::BITMAPS);
+            node.set_slow_path(SlowPathFlags::BITMAPS);
         }
     }
 }

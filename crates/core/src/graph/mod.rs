@@ -31,7 +31,7 @@ pub use open::{BackingFile, OpenContext, OpenFlags};
 pub use reopen::ReopenRequest;
 
 use crate::backend::WeakBackend;
-use crate::control::Turns;
+use crate::control::ControlLock;
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
 use crate::epoch::Epochs;
 use crate::gate::Gate;
@@ -60,7 +60,7 @@ struct Inner {
     /// A node has been opened whose reads may write.
     copies_on_read: AtomicBool,
     /// Held by the reopen that is under way.
-    reopening: Turns,
+    reopening: ControlLock,
 }
 
 /// All nodes and backends of one embedding, and what images opened through this handle may pull in. Clones are the same
@@ -100,7 +100,7 @@ impl Graph {
             warner,
             secrets,
             copies_on_read: AtomicBool::new(false),
-            reopening: Turns::default(),
+            reopening: ControlLock::default(),
         };
         Self { inner: Arc::new(inner), gate }
     }
@@ -144,7 +144,7 @@ impl Graph {
         &self.inner.epochs
     }
 
-    pub(crate) fn reopening(&self) -> &Turns {
+    pub(crate) fn reopening(&self) -> &ControlLock {
         &self.inner.reopening
     }
 

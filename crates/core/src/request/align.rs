@@ -20,7 +20,7 @@ use std::sync::Arc;
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::{as_u64, min_len, slow};
-use crate::node::Gates;
+use crate::node::SlowPathFlags;
 use crate::{Errno, Error, Node, Result};
 
 impl Node {
@@ -127,7 +127,7 @@ pub(super) async fn in_turn<T>(
     len: u64,
     change: impl Future<Output = T>,
 ) -> T {
-    if node.request_alignment() <= 1 && !node.has_gate(Gates::COPY_ON_READ) {
+    if node.request_alignment() <= 1 && !node.has_gate(SlowPathFlags::COPY_ON_READ) {
         return change.await;
     }
     let guard = node.aligned_writes.enter();

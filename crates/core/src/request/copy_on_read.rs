@@ -56,7 +56,7 @@ async fn read_and_keep(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Resu
     let start = offset - offset % block;
     let end = offset.saturating_add(as_u64(buf.len())).next_multiple_of(block).min(node.size());
     let lock = node.serialise.lock(start..end).await;
-    let alone = align::Serialising::begin(node);
+    let exclusive = align::Serialising::begin(node);
     oxblk_ring::perturb::point();
     node.aligned_writes.grace().await;
     let mut at = start;
@@ -87,7 +87,7 @@ async fn read_and_keep(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Resu
         }
         at = next;
     }
-    drop(alone);
+    drop(exclusive);
     drop(lock);
     Ok(buf)
 }

@@ -11,7 +11,7 @@ use oxblk_ring::{IoBuf, IoBufMut, ReadAt, WriteAt};
 
 use super::{as_u64, min_len};
 use crate::driver::{MapOp, Step};
-use crate::node::Gates;
+use crate::node::SlowPathFlags;
 use crate::{Edge, Node};
 
 pub(super) enum ReadStart {
@@ -139,7 +139,7 @@ impl Node {
     /// Whether a request must take the slow path here before the driver is even asked.
     fn must_go_slow(&self, op: MapOp, offset: u64, len: usize) -> bool {
         let gated = match op {
-            MapOp::Read => self.has_gate(Gates::COPY_ON_READ),
+            MapOp::Read => self.has_gate(SlowPathFlags::COPY_ON_READ),
             MapOp::Write => self.gated() || self.is_read_only(),
         };
         if gated {

@@ -10,7 +10,7 @@ use crate::{ChildIdx, Node, Result};
 /// Flushes of one node follow one another: one that finds nothing new since the last has nothing to do, and that
 /// last one has ended by then.
 pub(crate) async fn flush(node: &Arc<Node>) -> Result<()> {
-    let _turn = node.flushing.lock().await;
+    let _control = node.flushing.lock().await;
     if !node.unflushed.take() {
         return Ok(());
     }

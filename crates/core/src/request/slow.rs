@@ -7,7 +7,7 @@ use futures_util::future::try_join_all;
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::{align, as_u64, copy_on_read, min_len, run_all, zero};
-use crate::node::{DetectZeroes, Gates};
+use crate::node::{DetectZeroes, SlowPathFlags};
 use crate::{Errno, Error, ErrorKind, Node, Result, WriteFlags, ZeroFlags};
 
 /// Longest transfer handed to a driver in one piece: what Linux moves in one system call, rounded down.
@@ -56,7 +56,7 @@ pub(super) async fn read(node: Arc<Node>, offset: u64, mut buf: IoBufMut) -> Res
 
 /// An aligned read inside the node.
 pub(super) async fn read_aligned(node: &Arc<Node>, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
-    if node.has_gate(Gates::COPY_ON_READ) {
+    if node.has_gate(SlowPathFlags::COPY_ON_READ) {
         return Box::pin(copy_on_read::read(node, offset, buf)).await;
     }
     read_pieces(node, offset, buf).await
@@ -146,7 +146,7 @@ pub(super) async fn finish_write(
 pub(super) async fn write(node: Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let len = as_u64(data.len());
     check_write(&node, offset, len)?;
-    if node.has_gate(Gates::DETECT_ZEROES) && oxblk_ring::is_zero(&data) {
+    if node.has_gate(SlowPathFlags::DETECT_ZEROES) && oxblk_ring::is_zero(&data) {
         let mut flags = ZeroFlags::empty();
         flags.set(ZeroFlags::MAY_UNMAP, node.detect_zeroes() == DetectZeroes::Unmap);
         return zero::write_zeroes(&node, offset, len, flags).await;
@@ -162,7 +162,7 @@ pub(super) async fn write(node: Arc<Node>, offset: u64, data: IoBuf) -> Result<(
 pub(super) async fn write_data(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     if !align::is_aligned(node, offset, as_u64(data.len())) {
         align::read_modify_write(node, offset, data).await
-    } else if node.has_gate(Gates::COPY_ON_READ)
+    } else if node.has_gate(SlowPathFlags::COPY_ON_READ)
         || node.request_alignment() > 1
         || !node.takes_memory_at(data.as_ptr().addr())
     {
@@ -175,7 +175,7 @@ pub(super) async fn write_data(node: &Arc<Node>, offset: u64, data: IoBuf) -> Re
 /// An aligned write, cut to what the driver takes at once. The node has grown when this returns, hence while the caller
 /// still holds what orders it with other writes of the block: the next writer of the block must not take it for new.
 pub(super) async fn write_pieces(node: &Node, offset: u64, data: IoBuf) -> Result<()> {
-    if node.has_gate(Gates::WRITE_GUARD) {
+    if node.has_gate(SlowPathFlags::WRITE_GUARD) {
         node.guard_write(offset, &data)?;
     }
     let end = offset.saturating_add(as_u64(data.len()));

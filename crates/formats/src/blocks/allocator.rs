@@ -22,7 +22,7 @@ struct State {
     /// The most that `end` has been.
     most: u32,
     /// Freed blocks with the epochs in which they were freed, oldest first.
-    resting: VecDeque<(u64, u32)>,
+    quarantined: VecDeque<(u64, u32)>,
 }
 
 /// Hands out blocks of the file.
@@ -103,7 +103,7 @@ impl Allocator {
         gaps -= used;
         let most = most.max(end);
         let fresh = fresh.unwrap_or(u32::MAX).max(end);
-        *self.lock() = State { end, gaps, fresh, most, resting: VecDeque::new() };
+        *self.lock() = State { end, gaps, fresh, most, quarantined: VecDeque::new() };
     }
 
     /// Up to `count` blocks that lie together.
@@ -112,10 +112,10 @@ impl Allocator {
     /// `ENOSPC` when all are in use.
     pub(crate) fn reserve(self: &Arc<Self>, count: u32) -> Result<Run> {
         let mut state = self.lock();
-        while let Some((epoch, block)) = state.resting.front().copied()
+        while let Some((epoch, block)) = state.quarantined.front().copied()
             && self.epochs.has_passed(epoch)
         {
-            state.resting.pop_front();
+            state.quarantined.pop_front();
             state.gaps.insert(block);
         }
         state.settle_end();
@@ -154,7 +154,7 @@ impl Allocator {
     /// Blocks that no entry on disk names any more. They are in use until requests that began before have ended.
     pub(crate) fn free(&self, blocks: impl IntoIterator<Item = u32>) {
         let epoch = self.epochs.current();
-        self.lock().resting.extend(blocks.into_iter().map(|block| (epoch, block)));
+        self.lock().quarantined.extend(blocks.into_iter().map(|block| (epoch, block)));
         // Moves the epoch on, so that the next request does not belong to this one.
         self.epochs.has_passed(epoch);
     }
@@ -162,7 +162,7 @@ impl Allocator {
     /// No request is under way: blocks that rest are free.
     pub(crate) fn end_rest(&self) {
         let mut state = self.lock();
-        while let Some((_, block)) = state.resting.pop_front() {
+        while let Some((_, block)) = state.quarantined.pop_front() {
             state.gaps.insert(block);
         }
         state.settle_end();

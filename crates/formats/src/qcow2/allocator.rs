@@ -10,7 +10,7 @@
 //! - **reserved**: handed out as a [`Reserved`], which gives it back when dropped: at once if nothing was being written to it,
 //!   else it rests first;
 //! - **in use**: its refcount is not 0;
-//! - **resting**: freed, but a request that started before may still be using it. It becomes free once the epoch in which
+//! - **quarantined**: freed, but a request that started before may still be using it. It becomes free once the epoch in which
 //!   it was freed has passed.
 //!
 //! The mutex is held for a few map operations and never across I/O.
@@ -27,7 +27,7 @@ use super::overlap::Overlaps;
 
 /// Clusters freed in one epoch.
 #[derive(Clone, Copy)]
-pub(super) struct Resting {
+pub(super) struct Quarantined {
     pub(super) epoch: u64,
     pub(super) cluster: u64,
     pub(super) count: u64,
@@ -38,7 +38,7 @@ pub(super) struct Resting {
 struct Map {
     /// Free runs, start to length.
     free: BTreeMap<u64, u64>,
-    resting: VecDeque<Resting>,
+    quarantined: VecDeque<Quarantined>,
     /// The search for free clusters begins here.
     next: u64,
     /// Clusters below this have been looked at.
@@ -78,7 +78,7 @@ impl Allocator {
         let metadata = RoaringTreemap::from_iter([0]);
         let map = Map {
             free: BTreeMap::new(),
-            resting: VecDeque::new(),
+            quarantined: VecDeque::new(),
             next: 0,
             scanned: 0,
             untouched,
@@ -106,7 +106,7 @@ impl Allocator {
     pub(super) fn forget_free(&self) {
         let mut map = self.lock();
         map.free.clear();
-        map.resting.clear();
+        map.quarantined.clear();
         map.next = 0;
         map.scanned = 0;
     }
@@ -241,28 +241,28 @@ impl Allocator {
             map.insert(first, last - first);
         }
         map.next = next;
-        let resting: Vec<Resting> = map.resting.iter().copied().collect();
-        for run in resting {
+        let quarantined: Vec<Quarantined> = map.quarantined.iter().copied().collect();
+        for run in quarantined {
             map.remove(run.cluster, run.count);
         }
     }
 
     /// Clusters whose refcount became 0: they become free when the epoch has passed. The caller holds
     /// [`Self::scanning`] from before the refcount changes until it has called this.
-    pub(super) fn rest(&self, run: Resting) {
-        self.lock().resting.push_back(run);
+    pub(super) fn rest(&self, run: Quarantined) {
+        self.lock().quarantined.push_back(run);
     }
 
     /// Frees the clusters whose epoch has passed, except those that the host is to be told of first: they are
     /// returned, and [`Self::free`] frees them.
-    pub(super) fn wake(&self, epochs: &Epochs) -> Vec<Resting> {
+    pub(super) fn wake(&self, epochs: &Epochs) -> Vec<Quarantined> {
         let mut to_discard = Vec::new();
         let mut map = self.lock();
-        while let Some(front) = map.resting.front().copied() {
+        while let Some(front) = map.quarantined.front().copied() {
             if !epochs.has_passed(front.epoch) {
                 break;
             }
-            map.resting.pop_front();
+            map.quarantined.pop_front();
             if front.discard {
                 to_discard.push(front);
             } else {
@@ -273,13 +273,13 @@ impl Allocator {
     }
 
     /// Frees clusters that [`Self::wake`] returned.
-    pub(super) fn free(&self, run: Resting) {
+    pub(super) fn free(&self, run: Quarantined) {
         self.lock().insert_scanned(run.cluster, run.count);
     }
 
     /// Whether any cluster rests.
     pub(super) fn has_resting(&self) -> bool {
-        !self.lock().resting.is_empty()
+        !self.lock().quarantined.is_empty()
     }
 }
 
@@ -411,7 +411,7 @@ impl Drop for Reserved<'_> {
         if self.written {
             // They were scanned before they were handed out, so no scan can find them free.
             let epoch = self.allocator.epochs.current();
-            self.allocator.rest(Resting { epoch, cluster, count, discard: false });
+            self.allocator.rest(Quarantined { epoch, cluster, count, discard: false });
         } else {
             self.allocator.lock().insert(cluster, count);
         }
@@ -426,7 +426,7 @@ mod tests {
     fn neighbouring_runs_merge() {
         let mut map = Map {
             free: BTreeMap::new(),
-            resting: VecDeque::new(),
+            quarantined: VecDeque::new(),
             next: 0,
             scanned: 0,
             untouched: 0,

@@ -18,7 +18,7 @@ use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex};
 
 use super::layout::L2Entry;
-use super::write_back::Was;
+use super::write_back::ReleaseReason;
 use super::{Qcow2, compression};
 
 /// An image file ends with a whole one, in bytes.
@@ -115,12 +115,12 @@ impl Qcow2 {
             Error::from_errno(Errno::FBIG).prefix("compressed cluster out of reach")
         })?;
         if let Err(error) = Arc::clone(&file).write(host, stream, WriteFlags::empty()).await {
-            self.drop_entries(&[entry], Was::Data);
+            self.drop_entries(&[entry], ReleaseReason::Data);
             return Err(error);
         }
         let linked = self.link(offset, 1, None, |_| entry).await;
         if linked.is_err() {
-            self.drop_entries(&[entry], Was::Data);
+            self.drop_entries(&[entry], ReleaseReason::Data);
         }
         linked
     }
@@ -166,7 +166,7 @@ impl Qcow2 {
         let follows = next < end && start == end && self.share_tail(next).await?;
         if let Err(error) = self.refcounts.add(run.start(), 1).await {
             if follows {
-                self.drop_clusters(next >> bits, 1, Was::Data);
+                self.drop_clusters(next >> bits, 1, ReleaseReason::Data);
             }
             return Err(error);
         }
@@ -188,7 +188,7 @@ impl Qcow2 {
         if self.compressed_tail.next.load(Acquire) == next {
             return Ok(true);
         }
-        self.drop_clusters(cluster, 1, Was::Data);
+        self.drop_clusters(cluster, 1, ReleaseReason::Data);
         Ok(false)
     }
 }

@@ -7,14 +7,14 @@ use oxblk_core::Result;
 
 use super::Qcow2;
 use super::allocator::Reserved;
-use super::write_back::Was;
+use super::write_back::ReleaseReason;
 
 /// Host clusters with one reference each that is held by this alone.
 pub(super) struct Counted<'a> {
     image: &'a Qcow2,
     start: u64,
     count: u64,
-    was: Was,
+    was: ReleaseReason,
 }
 
 impl Counted<'_> {
@@ -44,7 +44,11 @@ impl Qcow2 {
     ///
     /// # Errors
     /// As the file reports. The run is then given back.
-    pub(super) async fn count<'a>(&'a self, run: Reserved<'a>, was: Was) -> Result<Counted<'a>> {
+    pub(super) async fn count<'a>(
+        &'a self,
+        run: Reserved<'a>,
+        was: ReleaseReason,
+    ) -> Result<Counted<'a>> {
         let (start, count) = (run.start(), run.count());
         match self.refcounts.add(start, count).await {
             Ok(()) => run.keep(),

@@ -15,7 +15,7 @@ use super::allocator::Reserved;
 use super::counted::Counted;
 use super::layout::L2Kind;
 use super::run_options::Modes;
-use super::write_back::Was;
+use super::write_back::ReleaseReason;
 
 /// Clusters for guest data that nobody else can have.
 pub(super) struct NewData<'a> {
@@ -46,7 +46,7 @@ impl<'a> NewData<'a> {
     ) -> Result<Option<Counted<'a>>> {
         match (self.reserved, written) {
             (None, written) => written.map(|()| None),
-            (Some(reserved), Ok(())) => image.count(reserved, Was::Data).await.map(Some),
+            (Some(reserved), Ok(())) => image.count(reserved, ReleaseReason::Data).await.map(Some),
             (Some(reserved), Err(error)) => {
                 reserved.give_back();
                 Err(error)

@@ -10,7 +10,7 @@ use super::Qcow2;
 use super::layout::{L2Entry, L2Kind};
 use super::lookup::Extent;
 use super::run_options::Modes;
-use super::write_back::Was;
+use super::write_back::ReleaseReason;
 
 /// Guest clusters changed under one hold of the range lock.
 const AT_ONCE: u64 = 1 << 16;
@@ -127,7 +127,7 @@ impl Qcow2 {
         if own || self.children.has(ChildIdx::BACKING) {
             return Err(unsupported());
         }
-        self.change_entries(offset, end, Was::Discarded, |kind, _, _| match kind {
+        self.change_entries(offset, end, ReleaseReason::Discarded, |kind, _, _| match kind {
             L2Kind::Unallocated => None,
             _ => Some(L2Entry::EMPTY),
         })
@@ -164,10 +164,12 @@ impl Qcow2 {
         if self.modes().contains(Modes::NO_UNREF) && !self.geometry.data_file {
             return self.discard_in_place(first, last, false).await;
         }
-        self.change_entries(first, last, Was::Discarded, |kind, _, over_backing| match kind {
-            L2Kind::Zero { host: None } => None,
-            L2Kind::Unallocated if !over_backing => None,
-            _ => Some(new),
+        self.change_entries(first, last, ReleaseReason::Discarded, |kind, _, over_backing| {
+            match kind {
+                L2Kind::Zero { host: None } => None,
+                L2Kind::Unallocated if !over_backing => None,
+                _ => Some(new),
+            }
         })
         .await
     }
@@ -176,17 +178,19 @@ impl Qcow2 {
     /// `explicit`, what is not allocated becomes a zero cluster too. The caller holds the range lock.
     async fn discard_in_place(&self, first: u64, last: u64, explicit: bool) -> Result<()> {
         let kept = RefCell::new(RoaringTreemap::new());
-        self.change_entries(first, last, Was::Discarded, |kind, copied, over_backing| match kind {
-            L2Kind::Zero { .. } => None,
-            L2Kind::Unallocated if !over_backing && !explicit => None,
-            L2Kind::Data { host } if copied => {
-                kept.borrow_mut().insert(self.geometry.cluster_index(host));
-                Some(L2Entry::zero_allocated(host))
+        self.change_entries(first, last, ReleaseReason::Discarded, |kind, copied, over_backing| {
+            match kind {
+                L2Kind::Zero { .. } => None,
+                L2Kind::Unallocated if !over_backing && !explicit => None,
+                L2Kind::Data { host } if copied => {
+                    kept.borrow_mut().insert(self.geometry.cluster_index(host));
+                    Some(L2Entry::zero_allocated(host))
+                }
+                _ => Some(L2Entry::zero_plain()),
             }
-            _ => Some(L2Entry::zero_plain()),
         })
         .await?;
-        if !self.passes_discard(Was::Discarded) {
+        if !self.passes_discard(ReleaseReason::Discarded) {
             return Ok(());
         }
         let file = self.children.require(ChildIdx::FILE)?;
@@ -199,7 +203,7 @@ impl Qcow2 {
     }
 
     /// Gives up whole clusters behind the end of the disk, as if they had never been written.
-    pub(super) async fn forget_guest(&self, from: u64, to: u64, was: Was) -> Result<()> {
+    pub(super) async fn forget_guest(&self, from: u64, to: u64, was: ReleaseReason) -> Result<()> {
         if from >= to {
             return Ok(());
         }
@@ -225,7 +229,7 @@ impl Qcow2 {
             return self.clear_subclusters(from, to).await;
         }
         let has_zeroes = self.version >= 3;
-        self.change_entries(from, to, Was::CutOff, |kind, _, over_backing| match kind {
+        self.change_entries(from, to, ReleaseReason::CutOff, |kind, _, over_backing| match kind {
             L2Kind::Unallocated => None,
             L2Kind::Zero { host: None } if over_backing => None,
             _ if over_backing && has_zeroes => Some(L2Entry::zero_plain()),
@@ -240,7 +244,7 @@ impl Qcow2 {
         &self,
         from: u64,
         to: u64,
-        was: Was,
+        was: ReleaseReason,
         change: impl Fn(L2Kind, bool, bool) -> Option<L2Entry>,
     ) -> Result<()> {
         let has_backing = self.children.has(ChildIdx::BACKING);
@@ -304,7 +308,7 @@ impl Qcow2 {
         at: u64,
         to: u64,
         has_backing: bool,
-        was: Was,
+        was: ReleaseReason,
         change: &impl Fn(L2Kind, bool, bool) -> Option<L2Entry>,
     ) -> Result<u64> {
         let size = self.geometry.cluster_size();
@@ -361,8 +365,8 @@ impl Qcow2 {
 }
 
 /// What clusters were that a zero write gives up, by whether it may unmap.
-pub(super) fn given_up(unmap: bool) -> Was {
-    if unmap { Was::Discarded } else { Was::Data }
+pub(super) fn given_up(unmap: bool) -> ReleaseReason {
+    if unmap { ReleaseReason::Discarded } else { ReleaseReason::Data }
 }
 
 pub(super) fn unsupported() -> Error {

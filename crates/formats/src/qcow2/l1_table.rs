@@ -9,7 +9,7 @@ use oxblk_ring::IoBufMut;
 
 use super::Qcow2;
 use super::layout::{MAX_L1_BYTES, field_offsets};
-use super::write_back::Was;
+use super::write_back::ReleaseReason;
 
 impl Qcow2 {
     /// Moves the L1 table to a bigger place if `size` needs more entries than it has.
@@ -41,7 +41,7 @@ impl Qcow2 {
         }
         let file = self.children.require(ChildIdx::FILE)?;
         file.write(offset, table.freeze(), WriteFlags::empty()).await?;
-        let counted = self.count(run, Was::Table).await?;
+        let counted = self.count(run, ReleaseReason::Table).await?;
         self.write_back_refcounts().await?;
         file.flush().await?;
         let before = l1_fields(old_entries, old_offset)?;

@@ -6,14 +6,14 @@
 //! |---|---|
 //! | `layout/` | on-disk structures, pure |
 //! | `cache/` | L2 and refcount tables in slices, read without a lock |
-//! | `refcounts`, `refcount_blocks`, `allocator`, `counted` | which host clusters are in use, free, reserved, resting |
+//! | `refcounts`, `refcount_blocks`, `allocator`, `counted` | which host clusters are in use, free, reserved, quarantined |
 //! | `lookup` | guest offset → extent |
 //! | `data` | guest data at its host offset: which child, where new data goes, and what is done to it |
 //! | `encryption/` | encryption of guest data |
 //! | `read`, `write`, `discard`, `compressed` | requests that the map cannot answer |
 //! | `subclusters/` | all that differs where L2 entries describe subclusters |
 //! | `tables`, `l1_table` | making L2 tables; moving the L1 table to a bigger place |
-//! | `reach/` | what tables refer to, found out in bulk |
+//! | `refscan/` | what tables refer to, found out in bulk |
 //! | `read_ahead` | metadata whose length is not known yet |
 //! | `write_back` | the order in which metadata reaches the disk |
 //! | `bitmaps/` | persistent dirty bitmaps |
@@ -69,11 +69,11 @@ mod open;
 mod overlap;
 mod plan;
 mod preallocate;
-mod reach;
 mod read;
 mod read_ahead;
 mod refcount_blocks;
 mod refcounts;
+mod refscan;
 mod reopen;
 mod resize;
 mod run_options;

@@ -13,7 +13,7 @@ use super::Qcow2;
 use super::allocator::Reserved;
 use super::counted::Counted;
 use super::layout::{ExtendedEntry, L2Entry};
-use super::write_back::Was;
+use super::write_back::ReleaseReason;
 
 /// Bytes that are allocated at once.
 const STEP: u64 = 1 << 30;
@@ -81,7 +81,7 @@ impl Qcow2 {
             let in_table = entries - self.geometry.cluster_index(at) % entries;
             let part = run.split_first(in_table.min((end - at) >> bits));
             let place = (part.start(), part.count());
-            let counted = self.count(part, Was::Data).await?;
+            let counted = self.count(part, ReleaseReason::Data).await?;
             self.link_preallocated(at, place, Some(counted)).await?;
             self.relieve().await?;
             at = at.saturating_add(place.1 << bits);
@@ -109,7 +109,7 @@ impl Qcow2 {
                     return Ok(run);
                 }
             }
-            // Clusters that were freed before may still be resting there.
+            // Clusters that were freed before may still be quarantined there.
             start = start.saturating_add(1);
         }
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Release};
 use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
-use super::allocator::Resting;
+use super::allocator::Quarantined;
 use super::header::stop_unless_known;
 use super::layout::refcount_get;
 use super::refcounts::Refcounts;
@@ -62,7 +62,7 @@ impl Refcounts {
         self.allocator.forget_metadata(cluster << bits, size);
         let _turn = self.allocator.scanning.lock().await;
         if self.drop_one(cluster).await? == 0 {
-            self.allocator.rest(Resting { epoch, cluster, count: 1, discard: true });
+            self.allocator.rest(Quarantined { epoch, cluster, count: 1, discard: true });
         }
         Ok(1)
     }
@@ -107,7 +107,7 @@ impl Refcounts {
         self.allocator.forget_metadata(cluster << bits, self.geometry.cluster_size());
         let counted_itself = cluster / self.geometry.refcounts_per_block() == block;
         if counted_itself || self.drop_one(cluster).await? == 0 {
-            self.allocator.rest(Resting { epoch, cluster, count: 1, discard: true });
+            self.allocator.rest(Quarantined { epoch, cluster, count: 1, discard: true });
         }
         Ok(1)
     }

@@ -12,7 +12,7 @@ use oxblk_ring::IoBuf;
 use super::Qcow2;
 use super::layout::{L1Entry, field_offsets};
 use super::lookup::Extent;
-use super::write_back::Was;
+use super::write_back::ReleaseReason;
 
 /// Zeroes written at once, in bytes.
 const PIECE: usize = 1 << 20;
@@ -73,7 +73,8 @@ impl Qcow2 {
         self.grow_data(old, size).await?;
         self.grow_l1(size).await?;
         // A crash of another program may have left data behind the end.
-        self.forget_guest(self.cluster_end(old), self.vm_state_offset(), Was::CutOff).await?;
+        self.forget_guest(self.cluster_end(old), self.vm_state_offset(), ReleaseReason::CutOff)
+            .await?;
         self.zero_rest_of_cluster(old, size, preallocation).await?;
         self.hide_backing(old, size).await?;
         // A data file that is what the guest reads has everything in its place.
@@ -93,7 +94,7 @@ impl Qcow2 {
     async fn undo_growth(&self, old: u64, data_size: u64) -> Result<()> {
         let reach = self.geometry.cluster_size() << self.geometry.l2_bits();
         let end = self.l1_entries().saturating_mul(reach);
-        self.forget_guest(self.cluster_end(old), end, Was::CutOff).await?;
+        self.forget_guest(self.cluster_end(old), end, ReleaseReason::CutOff).await?;
         self.drop_tables_from(self.geometry.l1_entries_for(old).unwrap_or(u64::MAX));
         // The first cycle lowers refcounts, the second writes them.
         self.write_back(true).await?;
@@ -190,7 +191,7 @@ impl Qcow2 {
         for index in index..self.l1_entries() {
             if let Ok(Some(table)) = self.l1_entry(index).l2_offset(self.geometry) {
                 self.set_l1_entry(index, L1Entry::EMPTY);
-                self.drop_clusters(self.geometry.cluster_index(table), 1, Was::Table);
+                self.drop_clusters(self.geometry.cluster_index(table), 1, ReleaseReason::Table);
             }
         }
     }

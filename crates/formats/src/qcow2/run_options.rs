@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::Qcow2;
 use super::layout::{Autoclear, Compatible, Header, Incompatible};
-use super::write_back::Was;
+use super::write_back::ReleaseReason;
 
 bitflags::bitflags! {
     /// All of them, settled.
@@ -193,13 +193,13 @@ impl Qcow2 {
     }
 
     /// Whether the host is told of a cluster that is given up.
-    pub(super) fn passes_discard(&self, was: Was) -> bool {
+    pub(super) fn passes_discard(&self, was: ReleaseReason) -> bool {
         let modes = self.modes();
         match was {
-            Was::CutOff => true,
-            Was::Discarded => modes.contains(Modes::PASS_REQUEST),
-            Was::Snapshot => modes.contains(Modes::PASS_SNAPSHOT),
-            Was::Data | Was::Table => modes.contains(Modes::PASS_OTHER),
+            ReleaseReason::CutOff => true,
+            ReleaseReason::Discarded => modes.contains(Modes::PASS_REQUEST),
+            ReleaseReason::Snapshot => modes.contains(Modes::PASS_SNAPSHOT),
+            ReleaseReason::Data | ReleaseReason::Table => modes.contains(Modes::PASS_OTHER),
         }
     }
 

@@ -18,7 +18,7 @@ use super::Qcow2;
 use super::counted::Counted;
 use super::header::stop_unless_known;
 use super::layout::{ExtendedEntry, L1Entry, L2Entry, field_offsets};
-use super::write_back::Was;
+use super::write_back::ReleaseReason;
 
 /// Tables that refer to nothing behind the new end, written and counted.
 #[derive(Default)]
@@ -90,7 +90,7 @@ impl Qcow2 {
         }
         let replaced = cut.table.and_then(|(index, _)| l1.get(index)).copied();
         cut.held.into_iter().for_each(Counted::keep);
-        self.drop_entries(&cut.dropped, Was::CutOff);
+        self.drop_entries(&cut.dropped, ReleaseReason::CutOff);
         if offset != l1_offset {
             self.drop_l1_clusters(l1.len(), l1_offset);
         }
@@ -144,7 +144,7 @@ impl Qcow2 {
         run.begin_write();
         let place = run.start() << self.geometry.cluster_bits;
         file.write(place, table.freeze(), WriteFlags::empty()).await?;
-        cut.held.push(self.count(run, Was::Table).await?);
+        cut.held.push(self.count(run, ReleaseReason::Table).await?);
         cut.table = Some((usize::try_from(self.l1_index(last)).unwrap_or(usize::MAX), place));
         Ok(cut)
     }
@@ -167,7 +167,7 @@ impl Qcow2 {
         run.begin_write();
         let cluster = run.start();
         self.write_data(start, cluster << self.geometry.cluster_bits, data.freeze()).await?;
-        Ok(Some((cluster, self.count(run, Was::CutOff).await?)))
+        Ok(Some((cluster, self.count(run, ReleaseReason::CutOff).await?)))
     }
 
     /// Cuts off a data file that must be what the guest reads: what it has there would come back with the next growth.
@@ -193,7 +193,7 @@ impl Qcow2 {
         let entry_size = usize::try_from(self.geometry.l2_entry_size()).unwrap_or(8);
         let table_of = |entry: &L1Entry| entry.l2_offset(self.geometry).ok().flatten();
         if let Some(table) = replaced.as_ref().and_then(table_of) {
-            self.drop_clusters(self.geometry.cluster_index(table), 1, Was::Table);
+            self.drop_clusters(self.geometry.cluster_index(table), 1, ReleaseReason::Table);
         }
         let mut outcome = Ok(());
         for table in gone.iter().filter_map(table_of) {
@@ -201,11 +201,11 @@ impl Qcow2 {
                 Ok(words) => {
                     let entries: Vec<L2Entry> =
                         words.chunks_exact(entry_size).map(first_word).collect();
-                    self.drop_entries(&entries, Was::CutOff);
+                    self.drop_entries(&entries, ReleaseReason::CutOff);
                 }
                 Err(error) => outcome = outcome.and(Err(error)),
             }
-            self.drop_clusters(self.geometry.cluster_index(table), 1, Was::Table);
+            self.drop_clusters(self.geometry.cluster_index(table), 1, ReleaseReason::Table);
             self.relieve().await?;
         }
         // The first cycle lowers refcounts, the second writes them.

@@ -8,7 +8,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
 use super::layout::L1Entry;
-use super::write_back::Was;
+use super::write_back::ReleaseReason;
 
 impl Qcow2 {
     /// Makes sure that the L2 table of a guest cluster exists before clusters are reserved for its data, so that a table
@@ -52,7 +52,7 @@ impl Qcow2 {
         self.refcounts.allocator.note_metadata(offset, self.geometry.cluster_size());
         self.set_l1_entry(index, L1Entry::new(offset));
         if let Some(table) = shared {
-            self.drop_clusters(table >> self.geometry.cluster_bits, 1, Was::Table);
+            self.drop_clusters(table >> self.geometry.cluster_bits, 1, ReleaseReason::Table);
         }
         Ok(())
     }

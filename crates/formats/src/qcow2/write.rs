@@ -21,7 +21,7 @@ use super::counted::Counted;
 use super::data::NewData;
 use super::layout::{ExtendedEntry, L2Entry};
 use super::lookup::Extent;
-use super::write_back::Was;
+use super::write_back::ReleaseReason;
 
 /// Up to this size a cluster's old and new contents are put together in memory and written at once.
 const ASSEMBLE: u64 = 256 << 10;
@@ -277,7 +277,7 @@ impl Qcow2 {
             if let Some(counted) = &mut counted {
                 counted.keep_first(index.saturating_sub(before));
             }
-            self.drop_entries(&old, Was::Data);
+            self.drop_entries(&old, ReleaseReason::Data);
         }
         Ok(())
     }

@@ -28,7 +28,7 @@ use oxblk_ring::IoBuf;
 use oxblk_ring::perturb::point;
 
 use super::Qcow2;
-use super::allocator::{Reserved, Resting};
+use super::allocator::{Quarantined, Reserved};
 use super::cache::{DirtyCopy, Radix};
 use super::layout::{L1Entry, L2Entry, L2Kind};
 use super::run_options::Modes;
@@ -42,12 +42,12 @@ const MANY_DROPPED: usize = 8192;
 pub(super) struct Dropped {
     cluster: u64,
     count: u64,
-    was: Was,
+    was: ReleaseReason,
 }
 
 /// What a host cluster was to the reference that was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Was {
+pub(super) enum ReleaseReason {
     /// Guest data.
     Data,
     /// Guest data that the guest discarded.
@@ -62,7 +62,7 @@ pub(super) enum Was {
 
 impl Qcow2 {
     /// Hands the references that `old` entries held to the write-back. Their slices are marked dirty already.
-    pub(super) fn drop_entries(&self, old: &[L2Entry], was: Was) {
+    pub(super) fn drop_entries(&self, old: &[L2Entry], was: ReleaseReason) {
         if self.geometry.data_file {
             // Nothing counts what is there.
             return;
@@ -82,7 +82,7 @@ impl Qcow2 {
     }
 
     /// Hands one reference of each of `count` host clusters to the write-back.
-    pub(super) fn drop_clusters(&self, cluster: u64, count: u64, was: Was) {
+    pub(super) fn drop_clusters(&self, cluster: u64, count: u64, was: ReleaseReason) {
         let mut dropped = lock(&self.dropped);
         if let Some(last) = dropped.last_mut()
             && last.cluster.saturating_add(last.count) == cluster
@@ -216,10 +216,10 @@ impl Qcow2 {
         Ok(())
     }
 
-    async fn lower_one(&self, cluster: u64, was: Was) -> Result<()> {
+    async fn lower_one(&self, cluster: u64, was: ReleaseReason) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         let (offset, size) = (cluster << bits, self.geometry.cluster_size());
-        if was != Was::Table && self.is_protected(offset, size) {
+        if was != ReleaseReason::Table && self.is_protected(offset, size) {
             let text = format!("Preventing invalid freeing of metadata at offset {offset:#x}");
             return Err(self.mark_corrupt(&text, offset).await);
         }
@@ -227,12 +227,12 @@ impl Qcow2 {
             return Ok(());
         }
         point();
-        if was == Was::Table {
+        if was == ReleaseReason::Table {
             self.refcounts.allocator.forget_metadata(offset, size);
         }
         self.compressed_tail.leave(cluster, bits);
         let (epoch, discard) = (self.epochs.current(), self.passes_discard(was));
-        self.refcounts.allocator.rest(Resting { epoch, cluster, count: 1, discard });
+        self.refcounts.allocator.rest(Quarantined { epoch, cluster, count: 1, discard });
         Ok(())
     }
 
@@ -305,14 +305,14 @@ impl Qcow2 {
 /// epoch until that has ended.
 struct Woken<'a> {
     image: &'a Qcow2,
-    runs: VecDeque<Resting>,
+    runs: VecDeque<Quarantined>,
 }
 
 impl Drop for Woken<'_> {
     fn drop(&mut self) {
         for run in self.runs.drain(..) {
             let epoch = self.image.epochs.current();
-            self.image.refcounts.allocator.rest(Resting { epoch, ..run });
+            self.image.refcounts.allocator.rest(Quarantined { epoch, ..run });
         }
     }
 }
@@ -373,9 +373,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Neighbouring runs as one.
-fn merge(mut runs: Vec<Resting>) -> Vec<Resting> {
+fn merge(mut runs: Vec<Quarantined>) -> Vec<Quarantined> {
     runs.sort_unstable_by_key(|run| run.cluster);
-    let mut merged: Vec<Resting> = Vec::new();
+    let mut merged: Vec<Quarantined> = Vec::new();
     for run in runs {
         match merged.last_mut() {
             Some(last) if last.cluster.saturating_add(last.count) == run.cluster => {

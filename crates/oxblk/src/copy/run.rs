@@ -13,7 +13,7 @@ use super::rate::Rate;
 use super::source::Sources;
 use super::write::{Job, Part, Parts};
 use super::{Copy, CopyError, CopyOptions, Stage};
-use crate::lowest::Lowest;
+use crate::first_by_offset::FirstByOffset;
 use crate::progress::{InOrder, Piece};
 
 /// Longest transfer of a file in memory that workers make themselves, in bytes.
@@ -41,7 +41,7 @@ pub(super) struct Shared {
     /// The thread that writes out of order, where it is another one than the reader's.
     pub(super) writer: Option<IoThread>,
     /// What lies before a failure was begun earlier, and is still under way.
-    pub(super) failure: Lowest<CopyError>,
+    pub(super) failure: FirstByOffset<CopyError>,
 }
 
 /// Makes a copy, on the current I/O thread and on `helpers`.
@@ -112,7 +112,7 @@ impl Shared {
             sources,
             progress: InOrder::new(begin),
             writer: IoThread::current().filter(|_| !compress),
-            failure: Lowest::default(),
+            failure: FirstByOffset::default(),
             copy,
         })
     }

@@ -154,7 +154,7 @@ impl Job<'_> {
             in_order: !out_of_order,
             ..CopyOptions::default()
         };
-        let observer = Arc::new(Told {
+        let observer = Arc::new(ProgressObserver {
             program: self.context.program.clone(),
             quiet: self.arguments.quiet,
             progress: Arc::clone(self.progress),
@@ -185,13 +185,13 @@ impl Job<'_> {
 }
 
 /// Passes on what a copy tells.
-struct Told {
+struct ProgressObserver {
     program: Program,
     quiet: bool,
     progress: Arc<Progress>,
 }
 
-impl Observer for Told {
+impl Observer for ProgressObserver {
     fn progress(&self, done: u64, total: u64) {
         self.progress.set(done, total);
     }

@@ -22,7 +22,7 @@ use replace::{Replaced, Replacement};
 
 use super::generic::take_generic;
 use super::{Graph, OpenFlags};
-use crate::control::{Alone, carry_through};
+use crate::control::{Exclusive, run_to_completion};
 use crate::driver::DriverKind;
 use crate::node::Settings;
 use crate::perm::Perm;
@@ -66,7 +66,7 @@ impl Graph {
     /// When an option cannot change, a driver refuses, or a user of a node is in the way of what it
     /// becomes.
     pub async fn reopen(&self, requests: Vec<ReopenRequest>) -> Result<()> {
-        let turn = self.reopening().take().await;
+        let control = self.reopening().acquire().await;
         let mut plan =
             Plan { graph: self, nodes: Vec::new(), replacements: Vec::new(), below: Vec::new() };
         for request in requests {
@@ -78,28 +78,28 @@ impl Graph {
             }
         }
         let Plan { nodes, replacements, .. } = plan;
-        let alone = self.alone_with_all(&nodes).await;
+        let exclusive = self.exclusive_on_all(&nodes).await;
         let graph = self.clone();
-        carry_through(async move {
+        run_to_completion(async move {
             let unused = change(nodes, &replacements).await?;
             graph.extend_drains();
-            drop(alone);
+            drop(exclusive);
             for node in unused {
                 let name = node.name().to_owned();
                 if let Err(error) = graph.release(node).await {
                     tracing::error!("closing '{name}', which is no backing file any more: {error}");
                 }
             }
-            drop(turn);
+            drop(control);
             Ok(())
         })
         .await
     }
 
-    async fn alone_with_all(&self, nodes: &[Planned]) -> Vec<Alone> {
+    async fn exclusive_on_all(&self, nodes: &[Planned]) -> Vec<Exclusive> {
         let mut alone = Vec::new();
         for planned in nodes {
-            alone.push(self.alone(&planned.node).await);
+            alone.push(self.exclusive(&planned.node).await);
         }
         alone
     }

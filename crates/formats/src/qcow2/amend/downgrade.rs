@@ -10,7 +10,7 @@ use oxblk_ring::IoBuf;
 
 use super::Qcow2;
 use crate::qcow2::lookup::Extent;
-use crate::qcow2::write_back::Was;
+use crate::qcow2::write_back::ReleaseReason;
 
 /// Zeroes written at once, in bytes.
 const PIECE: u64 = 1 << 20;
@@ -77,6 +77,6 @@ impl Qcow2 {
             self.relieve().await?;
         }
         let rest = self.cluster_end(end);
-        self.forget_guest(rest, to, Was::Discarded).await
+        self.forget_guest(rest, to, ReleaseReason::Discarded).await
     }
 }

@@ -7,7 +7,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
-use super::super::write_back::Was;
+use super::super::write_back::ReleaseReason;
 
 /// New clusters of metadata.
 pub(super) struct Fresh<'a> {
@@ -99,7 +99,7 @@ impl Qcow2 {
     /// Hands one reference of each of these clusters to the write-back.
     pub(super) fn drop_table_clusters(&self, clusters: &RoaringTreemap) {
         for cluster in clusters {
-            self.drop_clusters(cluster, 1, Was::Table);
+            self.drop_clusters(cluster, 1, ReleaseReason::Table);
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::qcow2::layout::{
     Autoclear, BitmapData, BitmapEntry, BitmapFlags, BitmapTableEntry, BitmapsExtension,
     bitmap_bytes, encode_bitmap_directory,
 };
-use crate::qcow2::reach::Claim;
+use crate::qcow2::refscan::Claim;
 
 /// What is to become of the bitmaps, where they must change.
 pub(super) enum NewDirectory {

@@ -8,14 +8,14 @@ use oxblk_ring::IoBufMut;
 
 use super::{Checker, words};
 use crate::qcow2::layout::{L1Entry, L2Entry};
-use crate::qcow2::reach::read_tables;
+use crate::qcow2::refscan::read_tables;
 
 /// The flag in L1 and L2 entries that claims it.
 const COPIED: u64 = 1 << 63;
 
 impl Checker<'_> {
-    /// Tells them, L1 entry by L1 entry, and with `mend` has them claim what is true. The caller flushes.
-    pub(super) async fn check_copied(&mut self, mend: bool) -> Result<()> {
+    /// Tells them, L1 entry by L1 entry, and with `repair` has them claim what is true. The caller flushes.
+    pub(super) async fn check_copied(&mut self, repair: bool) -> Result<()> {
         if self.header.l1_offset >= self.file.size() {
             return Ok(());
         }
@@ -42,9 +42,9 @@ impl Checker<'_> {
                     "OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={:x} refcount={refcount}",
                     entry.0
                 );
-                self.tell_copied(&finding, mend);
+                self.tell_copied(&finding, repair);
                 // What is no entry may be something else's.
-                if mend && entry.reserved() == 0 && self.geometry.is_aligned(entry.raw_offset()) {
+                if repair && entry.reserved() == 0 && self.geometry.is_aligned(entry.raw_offset()) {
                     let at = self.header.l1_offset.saturating_add(index.saturating_mul(8));
                     self.patch(at, entry.0 ^ COPIED).await?;
                 }
@@ -52,7 +52,7 @@ impl Checker<'_> {
             let (true, Ok(table)) = (first && entry.raw_offset() < self.file.size(), table) else {
                 continue;
             };
-            self.check_table_copied(entry.raw_offset(), &table, mend, &mut block).await?;
+            self.check_table_copied(entry.raw_offset(), &table, repair, &mut block).await?;
         }
         Ok(())
     }
@@ -61,7 +61,7 @@ impl Checker<'_> {
         &mut self,
         place: u64,
         table: &[u8],
-        mend: bool,
+        repair: bool,
         block: &mut Option<(u64, IoBufMut)>,
     ) -> Result<()> {
         let mut entries = words(table);
@@ -85,22 +85,22 @@ impl Checker<'_> {
                     "OFLAG_COPIED data cluster: l2_entry={:x} refcount={refcount}",
                     entry.0
                 );
-                self.tell_copied(&finding, mend);
+                self.tell_copied(&finding, repair);
                 if entry.reserved() == 0 {
                     *word ^= COPIED;
                     changed = true;
                 }
             }
         }
-        if mend && changed {
+        if repair && changed {
             let bytes: Vec<u8> = entries.into_iter().flat_map(u64::to_be_bytes).collect();
             self.file.write(place, bytes.into(), WriteFlags::empty()).await?;
         }
         Ok(())
     }
 
-    fn tell_copied(&mut self, finding: &str, mend: bool) {
-        if mend {
+    fn tell_copied(&mut self, finding: &str, repair: bool) {
+        if repair {
             self.say_repairing(finding);
         } else {
             self.corrupt(&format!("ERROR {finding}"));

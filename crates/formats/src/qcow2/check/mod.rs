@@ -7,7 +7,7 @@
 //! 2. [`refcounts`] compares the counts with the refcounts on disk: too low is corruption, too high a leak.
 //! 3. [`copied`] tells which entries claim wrongly that their cluster's refcount is (not) exactly one. It walks the
 //!    active tables again, and so is done only where the first two found that there is something to tell.
-//! 4. [`repair`] mends what it may, or has [`rebuild`] write new refcounts where the old ones have no room for it.
+//! 4. [`repair`] repairs what it may, or has [`rebuild`] write new refcounts where the old ones have no room for it.
 //!
 //! Tables and refcount blocks are read many at a time and looked at on all cores; what they say is told and counted on one
 //! thread, in their order.
@@ -45,8 +45,8 @@ use std::sync::atomic::Ordering::Release;
 use super::Qcow2;
 use super::layout::{Autoclear, Geometry, Header, field_offsets, refcount_max};
 use super::open::read_header;
-use super::reach::References;
-use snapshot_table::Mended;
+use super::refscan::References;
+use snapshot_table::RepairedTable;
 
 /// Checks the image in `file`, and repairs what `fix` allows. Each finding is told to `say` as it comes.
 ///
@@ -125,7 +125,7 @@ struct Checker<'a> {
     copied_suspect: bool,
     /// All references have been seen, so that a cluster without any is free.
     complete: bool,
-    /// The refcounts on disk are no place to mend them in.
+    /// The refcounts on disk are no place to repair them in.
     rebuild: bool,
     /// Corruptions of the refcount table and blocks themselves.
     broken_structure: u64,
@@ -142,10 +142,10 @@ struct Checker<'a> {
     /// The bitmap directory to be written, where it must change.
     new_bitmaps: Option<bitmaps::NewDirectory>,
     /// The snapshot table that is to replace the one of the image.
-    mended: Option<Mended>,
+    repaired_table: Option<RepairedTable>,
     /// Clusters whose refcounts are changed by the repair of something else, so that they are not told of.
     untold: BTreeSet<u64>,
-    /// Clusters that leaked and are in use by what has been mended.
+    /// Clusters that leaked and are in use by what has been repaired.
     reused: BTreeSet<u64>,
     /// Refcount table indices whose block is none, or not one alone: it is not written to.
     unfit_blocks: HashSet<u64>,
@@ -201,7 +201,7 @@ impl<'a> Checker<'a> {
             structure: Vec::new(),
             patches: Vec::new(),
             new_bitmaps: None,
-            mended: None,
+            repaired_table: None,
             untold: BTreeSet::new(),
             reused: BTreeSet::new(),
             unfit_blocks: HashSet::new(),

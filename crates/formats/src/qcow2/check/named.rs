@@ -39,7 +39,7 @@ impl Checker<'_> {
     /// Tells what keeps a repair from freeing, if there is something to free. A check alone has told what is wrong already.
     pub(super) fn tell_doubts(&mut self) {
         let tables =
-            !self.patches.is_empty() || self.mended.is_some() || self.new_bitmaps.is_some();
+            !self.patches.is_empty() || self.repaired_table.is_some() || self.new_bitmaps.is_some();
         let doubts = std::mem::take(&mut self.doubts);
         if self.report.leaks > 0 || self.wrong_width || (self.misled && tables) {
             doubts.iter().for_each(|doubt| self.failed(doubt));

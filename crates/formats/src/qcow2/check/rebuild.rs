@@ -1,4 +1,4 @@
-//! Writing all refcounts anew, for an image whose refcount table or blocks are no place to mend them in.
+//! Writing all refcounts anew, for an image whose refcount table or blocks are no place to repair them in.
 //!
 //! The new table and blocks go into clusters that nothing refers to, or else behind the end of the file, never over the
 //! old ones: until the header names the new table, in one write, the image is what it was. What the old ones occupied is
@@ -16,7 +16,7 @@ use super::Checker;
 use crate::qcow2::layout::{
     MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, field_offsets, refcount_get, refcount_set,
 };
-use crate::qcow2::reach::Claim;
+use crate::qcow2::refscan::Claim;
 
 /// Where the new structures go, in clusters.
 struct Layout {
@@ -59,7 +59,7 @@ impl Checker<'_> {
             self.structure = structure;
             return Err(error);
         }
-        self.refcounts_mended(&layout);
+        self.refcounts_repaired(&layout);
         Ok(())
     }
 
@@ -227,7 +227,7 @@ impl Checker<'_> {
     }
 
     /// All faults of refcounts are gone.
-    fn refcounts_mended(&mut self, layout: &Layout) {
+    fn refcounts_repaired(&mut self, layout: &Layout) {
         let last = layout.blocks.last_key_value().map_or(0, |(last, _)| *last);
         let offset = |index| {
             let cluster = layout.blocks.get(&index).copied().unwrap_or(0);
@@ -237,9 +237,9 @@ impl Checker<'_> {
         self.broken_blocks.clear();
         self.unreadable_blocks.clear();
         self.unfit_blocks.clear();
-        let mended = self.too_low.saturating_add(self.broken_structure);
+        let repaired = self.too_low.saturating_add(self.broken_structure);
         (self.too_low, self.broken_structure) = (0, 0);
-        self.corruptions_mended(mended);
+        self.corruptions_repaired(repaired);
         self.report.check_errors = self.report.check_errors.saturating_sub(self.unknown);
         self.unknown = 0;
         if self.complete {

@@ -11,7 +11,7 @@ use oxblk_ring::IoBufMut;
 
 use super::Checker;
 use crate::qcow2::layout::{RefcountTableEntry, refcount_get};
-use crate::qcow2::reach::{Agreement, References, Referred, read_tables};
+use crate::qcow2::refscan::{Agreement, References, Referred, read_tables};
 
 /// What a worker found of a block: that its refcounts are what was counted, or else the block.
 type Seen = Result<Agreement, IoBufMut>;

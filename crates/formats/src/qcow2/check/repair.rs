@@ -1,8 +1,8 @@
-//! Mending what a check found.
+//! Repairing what a check found.
 //!
 //! The order keeps a crash from making anything worse: refcounts that are too low are raised first, then what leaks is
 //! given up, and last entries are made to claim what is true by then. Each step is durable before the next. Where
-//! refcounts cannot be mended in their place, [`super::rebuild`] writes all of them anew.
+//! refcounts cannot be repaired in their place, [`super::rebuild`] writes all of them anew.
 //!
 //! A repair makes what progress it can. If something could not be read, or the header does not name what it should, so that
 //! some references may be unknown, no refcount is lowered: that leaks at worst.
@@ -32,7 +32,7 @@ impl Checker<'_> {
         }
         if self.misled {
             self.patches.clear();
-            self.mended = None;
+            self.repaired_table = None;
             self.new_bitmaps = None;
         }
         self.write_patches().await?;
@@ -48,14 +48,14 @@ impl Checker<'_> {
             (self.say)("Rebuilding refcount structure");
             if let Err(error) = self.rebuild_refcounts().await {
                 self.failed(&format!("ERROR failed to rebuild the refcounts: {error}"));
-                // What the old structures have room for is mended in its place. Nothing is lowered: they may overlap.
+                // What the old structures have room for is repaired in its place. Nothing is lowered: they may overlap.
                 self.raise_refcounts().await?;
                 self.complete = false;
             }
-        } else if self.fix == Fix::All && (self.too_low > 0 || self.mended.is_some()) {
+        } else if self.fix == Fix::All && (self.too_low > 0 || self.repaired_table.is_some()) {
             self.raise_refcounts().await?;
         }
-        let renamed = self.mended.is_some();
+        let renamed = self.repaired_table.is_some();
         self.name_snapshots().await?;
         if (self.report.leaks > 0 || renamed) && self.complete {
             let lowered = self.change_refcounts(Change::Lower).await?;
@@ -63,10 +63,10 @@ impl Checker<'_> {
             self.report.leaks_fixed = self.report.leaks_fixed.saturating_add(lowered);
         }
         if self.copied_suspect && !self.misled {
-            // Leaks alone are mended without touching tables of an image that has worse faults.
-            let mend = self.fix == Fix::All
+            // Leaks alone are repaired without touching tables of an image that has worse faults.
+            let repair = self.fix == Fix::All
                 || (self.report.corruptions, self.report.check_errors) == (0, 0);
-            self.check_copied(mend).await?;
+            self.check_copied(repair).await?;
             self.file.flush().await?;
         }
         if (self.report.corruptions, self.report.check_errors) == (0, 0) {
@@ -78,12 +78,12 @@ impl Checker<'_> {
     async fn raise_refcounts(&mut self) -> Result<()> {
         let raised = self.change_refcounts(Change::Raise).await?;
         self.too_low = self.too_low.saturating_sub(raised);
-        self.corruptions_mended(raised);
+        self.corruptions_repaired(raised);
         Ok(())
     }
 
     /// Counts `count` corruptions as repaired.
-    pub(super) fn corruptions_mended(&mut self, count: u64) {
+    pub(super) fn corruptions_repaired(&mut self, count: u64) {
         self.report.corruptions = self.report.corruptions.saturating_sub(count);
         self.report.corruptions_fixed = self.report.corruptions_fixed.saturating_add(count);
     }

@@ -135,7 +135,7 @@ fn leaks_are_repaired_alone_where_only_that_is_allowed() {
         // Without the snapshot table nothing can be told.
         let Ok(before) = checked(&disk, Fix::Nothing) else { continue };
         match checked(&disk, Fix::Leaks) {
-            // Refcounts that cannot be mended in place are not written anew for leaks.
+            // Refcounts that cannot be repaired in place are not written anew for leaks.
             Err(error) => assert_eq!(error.to_string(), "Input/output error", "{}", fault.0),
             Ok(report) => {
                 let after = checked(&disk, Fix::Nothing).unwrap();
@@ -193,7 +193,11 @@ fn a_full_disk_keeps_nothing_from_being_mended_that_needs_no_room() {
     let report = checked(&disk, Fix::All).unwrap();
     assert!(report.check_errors > 0, "the full disk was not told of");
     let block = &disk.bytes()[1536..2048];
-    assert_eq!(refcount_get(block, 100 - 64, 6), Some(1), "what there was room for was not mended");
+    assert_eq!(
+        refcount_get(block, 100 - 64, 6),
+        Some(1),
+        "what there was room for was not repaired"
+    );
     disk.set_faults(Faults::default());
     let report = checked(&disk, Fix::All).unwrap();
     assert_eq!((report.corruptions, report.leaks, report.check_errors), (0, 0, 0));

@@ -7,10 +7,10 @@ use oxblk_core::Result;
 use oxblk_core::check::Fix;
 
 use super::Checker;
-use super::snapshot_table::Mended;
+use super::snapshot_table::RepairedTable;
 use super::snapshots::Snapshots;
 use crate::qcow2::layout::{ExtendedEntry, L1Entry, L2Entry, RefcountTableEntry, Snapshot};
-use crate::qcow2::reach::{Claim, Piece, pieces, read_tables};
+use crate::qcow2::refscan::{Claim, Piece, pieces, read_tables};
 
 /// An L1 table: its offset and its entries.
 type Place = (u64, u64);
@@ -27,7 +27,7 @@ impl<'a> Checker<'a> {
         self.refer(0, self.geometry.cluster_size(), 1, Claim::None);
         let snapshots = match self.read_snapshots().await {
             Ok(snapshots) => snapshots,
-            // What can be mended without knowing them is mended.
+            // What can be repaired without knowing them is repaired.
             Err(_) if self.fix == Fix::All => {
                 self.report.check_errors = self.report.check_errors.saturating_add(1);
                 Snapshots::default()
@@ -43,7 +43,7 @@ impl<'a> Checker<'a> {
         if snapshots.faults > 0 {
             let first = self.geometry.cluster_index(self.header.snapshots_offset);
             let old = (first, self.geometry.clusters_for(snapshots.table_bytes));
-            self.mended = Some(Mended::new(&snapshots, old));
+            self.repaired_table = Some(RepairedTable::new(&snapshots, old));
         }
         self.count_bitmaps().await;
         self.count_refcount_structures().await
@@ -281,10 +281,10 @@ impl<'a> Checker<'a> {
         self.no_l2_table |= wrong >= FAULTS_OF_NO_TABLE && wrong > right;
     }
 
-    /// Corruptions that have been told of, and those that a repair mends in tables.
+    /// Corruptions that have been told of, and those that a repair repairs in tables.
     fn faults_told(&self) -> u64 {
-        let mended = u64::try_from(self.patches.len()).unwrap_or(u64::MAX);
-        self.report.corruptions.saturating_add(mended)
+        let repaired = u64::try_from(self.patches.len()).unwrap_or(u64::MAX);
+        self.report.corruptions.saturating_add(repaired)
     }
 
     /// Counts the references of one entry of the L2 table at `place` that is not simply a cluster of the file.

@@ -7,7 +7,7 @@ use oxblk_ring::IoBufMut;
 
 use super::super::Qcow2;
 use super::super::layout::L2Entry;
-use super::super::write_back::Was;
+use super::super::write_back::ReleaseReason;
 use super::sources::{EntryAt, references};
 
 /// Tables that are changed at once.
@@ -74,7 +74,7 @@ impl Qcow2 {
         file.flush().await?;
         for (first, count, references) in changes.old {
             for _ in 0..references {
-                self.drop_clusters(first, count, Was::Discarded);
+                self.drop_clusters(first, count, ReleaseReason::Discarded);
             }
         }
         Ok(())

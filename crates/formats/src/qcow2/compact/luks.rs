@@ -12,7 +12,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::super::Qcow2;
 use super::super::layout::CryptoHeader;
 use super::super::run_options::Modes;
-use super::super::write_back::Was;
+use super::super::write_back::ReleaseReason;
 
 /// The longest that is moved. With the eight slots that LUKS has it is a few MiB.
 const MOST: u64 = 16 << 20;
@@ -53,7 +53,7 @@ impl Qcow2 {
             IoBuf::zeroes(usize::try_from(count << self.geometry.cluster_bits).unwrap_or(0));
         file.write(old.offset, zeroes, WriteFlags::empty()).await?;
         file.flush().await?;
-        self.drop_clusters(clusters.start, count, Was::Table);
+        self.drop_clusters(clusters.start, count, ReleaseReason::Table);
         Ok(Some(count))
     }
 

@@ -7,9 +7,9 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::super::Qcow2;
 use super::super::allocator::Reserved;
 use super::super::layout::{L1Entry, L2Kind};
-use super::super::write_back::Was;
+use super::super::write_back::ReleaseReason;
 use super::changes::Changes;
-use super::sources::{EntryAt, Sources, TableAt, references};
+use super::sources::{EntryAt, Referrers, TableAt, references};
 
 /// Bytes that are copied at once.
 const AT_ONCE: u64 = 4 << 20;
@@ -38,7 +38,7 @@ impl Chosen {
 
 impl Qcow2 {
     /// Takes clusters from the start of the window, up to the first of which not every reference is known.
-    pub(super) async fn choose(&self, sources: &mut Sources) -> Result<Chosen> {
+    pub(super) async fn choose(&self, sources: &mut Referrers) -> Result<Chosen> {
         let mut chosen = Chosen::default();
         for cluster in &sources.window {
             let refcount = self.refcounts.get(*cluster).await?;
@@ -116,7 +116,7 @@ impl Qcow2 {
     }
 
     /// Moves L2 tables, and gives how many found a place in front of theirs.
-    pub(super) async fn move_tables(&self, tables: &[u64], sources: &Sources) -> Result<u64> {
+    pub(super) async fn move_tables(&self, tables: &[u64], sources: &Referrers) -> Result<u64> {
         let bits = self.geometry.cluster_bits;
         let file = self.children.require(ChildIdx::FILE)?;
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
@@ -146,7 +146,7 @@ impl Qcow2 {
         self.write_back(true).await?;
         for (cluster, _, places) in &placed {
             for _ in *places {
-                self.drop_clusters(*cluster, 1, Was::Table);
+                self.drop_clusters(*cluster, 1, ReleaseReason::Table);
             }
         }
         Ok(u64::try_from(placed.len()).unwrap_or(u64::MAX))

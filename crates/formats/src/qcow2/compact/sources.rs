@@ -11,7 +11,7 @@ use oxblk_ring::IoBufMut;
 
 use super::super::Qcow2;
 use super::super::layout::{ExtendedEntry, Geometry, L1Entry, L2Entry, L2Kind, l2_table};
-use super::super::reach::read_tables;
+use super::super::refscan::read_tables;
 use super::packed::{Piece, Pieces};
 
 /// Entries that are kept at once.
@@ -48,7 +48,7 @@ pub(super) fn references(entries: &[EntryAt]) -> u64 {
 
 /// What refers to clusters, by cluster.
 #[derive(Default)]
-pub(super) struct Sources {
+pub(super) struct Referrers {
     /// The clusters, last first. Fewer than were asked for, none perhaps, if too much refers to them.
     pub(super) window: Vec<u64>,
     /// What refers to whole clusters of guest data.
@@ -63,7 +63,7 @@ pub(super) struct Sources {
     kept: usize,
 }
 
-impl Sources {
+impl Referrers {
     fn has(&self, cluster: u64) -> bool {
         self.window.binary_search_by(|one| cluster.cmp(one)).is_ok()
     }
@@ -115,7 +115,7 @@ impl Sources {
 
 impl Qcow2 {
     /// Finds what refers to the clusters of a window. No slice may be dirty.
-    pub(super) async fn sources_of(&self, window: &[u64]) -> Result<Sources> {
+    pub(super) async fn sources_of(&self, window: &[u64]) -> Result<Referrers> {
         let tables = self.all_tables().await?;
         let mut sources = self.entries_of(window, &tables).await?;
         let cluster = |offset: u64| self.geometry.cluster_index(offset);
@@ -159,8 +159,8 @@ impl Qcow2 {
         &self,
         window: &[u64],
         tables: &BTreeMap<u64, Vec<TableAt>>,
-    ) -> Result<Sources> {
-        let mut found = Sources { window: window.to_vec(), ..Sources::default() };
+    ) -> Result<Referrers> {
+        let mut found = Referrers { window: window.to_vec(), ..Referrers::default() };
         let Some(lowest) = window.last().copied() else { return Ok(found) };
         if self.data_child() != ChildIdx::FILE {
             // No guest data lies in this file.
@@ -207,14 +207,14 @@ mod tests {
     const GEOMETRY: Geometry =
         Geometry { cluster_bits: 12, refcount_order: 4, extended_l2: false, data_file: false };
 
-    fn take_in(sources: &mut Sources, entry: L2Entry) {
+    fn take_in(sources: &mut Referrers, entry: L2Entry) {
         let at = EntryAt { table: 0x1000, index: 0, guest: 0, entry, times: 2 };
         sources.take_in(at, entry.kind(GEOMETRY, 3).unwrap(), GEOMETRY);
     }
 
     #[test]
     fn each_cluster_that_compressed_data_touches_has_its_references() {
-        let mut sources = Sources { window: vec![9, 8, 5], ..Sources::default() };
+        let mut sources = Referrers { window: vec![9, 8, 5], ..Referrers::default() };
         take_in(&mut sources, L2Entry::compressed(GEOMETRY, 0x7e00, 0x700).unwrap());
         take_in(&mut sources, L2Entry::compressed(GEOMETRY, 0x8600, 0x100).unwrap());
         take_in(&mut sources, L2Entry::compressed(GEOMETRY, 0x6600, 0x100).unwrap());

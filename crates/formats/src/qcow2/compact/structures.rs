@@ -6,7 +6,7 @@ use oxblk_core::Result;
 
 use super::super::Qcow2;
 use super::super::layout::{Snapshot, field_offsets};
-use super::super::write_back::Was;
+use super::super::write_back::ReleaseReason;
 use super::Moved;
 
 impl Qcow2 {
@@ -79,7 +79,7 @@ impl Qcow2 {
         named?;
         self.l1_offset.store(offset, Release);
         let clusters = self.geometry.clusters_for(len);
-        self.drop_clusters(self.geometry.cluster_index(old), clusters, Was::Table);
+        self.drop_clusters(self.geometry.cluster_index(old), clusters, ReleaseReason::Table);
         Ok(clusters)
     }
 

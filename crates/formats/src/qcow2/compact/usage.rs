@@ -7,7 +7,7 @@ use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
 use super::super::layout::refcount_get;
-use super::super::reach::read_tables;
+use super::super::refscan::read_tables;
 
 /// The clusters in use.
 pub(super) struct Used(RoaringTreemap);

@@ -8,7 +8,7 @@ use std::sync::atomic::{
 use oxblk_core::{Errno, Error, ErrorKind, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use super::super::allocator::Resting;
+use super::super::allocator::Quarantined;
 use super::super::header::{exchange, stop_unless_known};
 use super::super::layout::{Geometry, MAX_REFCOUNT_TABLE_BYTES, field_offsets};
 use super::Refcounts;
@@ -208,7 +208,7 @@ impl Refcounts {
         for cluster in first..first.saturating_add(bytes.div_ceil(self.geometry.cluster_size())) {
             if self.drop_one(cluster).await? == 0 {
                 let epoch = self.allocator.epochs.current();
-                self.allocator.rest(Resting { epoch, cluster, count: 1, discard: false });
+                self.allocator.rest(Quarantined { epoch, cluster, count: 1, discard: false });
             }
         }
         Ok(())

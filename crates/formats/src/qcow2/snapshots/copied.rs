@@ -13,7 +13,7 @@ use roaring::RoaringTreemap;
 use super::super::Qcow2;
 use super::super::layout::Geometry;
 use super::super::layout::{Incompatible, L1Entry, L2Entry, L2Kind};
-use super::super::reach::{Piece, pieces, read_tables};
+use super::super::refscan::{Piece, pieces, read_tables};
 
 /// The flag in L1 and L2 entries.
 const COPIED: u64 = 1 << 63;

@@ -12,7 +12,7 @@ use oxblk_core::{ChildIdx, Error, Result, WriteFlags, ZeroFlags};
 use super::super::Qcow2;
 use super::super::allocator::Reserved;
 use super::super::layout::{CryptMethod, L1Entry, L2Entry, L2Kind, Snapshot};
-use super::super::write_back::Was;
+use super::super::write_back::ReleaseReason;
 use super::references::Pass;
 
 /// L2 tables that have been replaced: from where, to where.
@@ -91,7 +91,7 @@ impl Qcow2 {
         self.children.require(ChildIdx::FILE)?.flush().await?;
         self.raise_reach(&reach).await?;
         for cluster in new {
-            self.drop_clusters(cluster, 1, Was::Data);
+            self.drop_clusters(cluster, 1, ReleaseReason::Data);
         }
         let bytes: Vec<u8> = l1.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
         let offset = match self.store_table(bytes).await {

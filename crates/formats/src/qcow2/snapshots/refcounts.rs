@@ -12,10 +12,10 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
-use super::super::allocator::Resting;
+use super::super::allocator::Quarantined;
 use super::super::layout::{Geometry, refcount_get, refcount_max, refcount_set};
-use super::super::reach::{References, read_tables};
-use super::super::write_back::Was;
+use super::super::refscan::{References, read_tables};
+use super::super::write_back::ReleaseReason;
 use super::references::Reach;
 
 /// What is done to refcounts.
@@ -170,10 +170,11 @@ impl Qcow2 {
         let written = file.write(offset, changed.block, WriteFlags::empty()).await;
         writing.done();
         written?;
-        let (epoch, discard) = (self.epochs.current(), self.passes_discard(Was::Snapshot));
+        let (epoch, discard) =
+            (self.epochs.current(), self.passes_discard(ReleaseReason::Snapshot));
         for (cluster, count) in changed.freed {
             self.compressed_tail.leave_run(cluster, count, bits);
-            allocator.rest(Resting { epoch, cluster, count, discard });
+            allocator.rest(Quarantined { epoch, cluster, count, discard });
         }
         for (cluster, count) in changed.alone {
             alone.insert_range(cluster..cluster.saturating_add(count));

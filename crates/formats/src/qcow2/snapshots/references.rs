@@ -13,8 +13,8 @@ use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
 use super::super::layout::{Geometry, L1Entry, L2Entry, L2Kind, l2_table};
-use super::super::reach::{Claim, Piece, References, pieces, read_tables};
-use super::super::write_back::Was;
+use super::super::refscan::{Claim, Piece, References, pieces, read_tables};
+use super::super::write_back::ReleaseReason;
 
 /// Bytes of L2 tables that are read ahead.
 const READ_AHEAD: u64 = 4 << 20;
@@ -220,7 +220,11 @@ impl Qcow2 {
         let bytes = u64::try_from(entries).unwrap_or(0).saturating_mul(8);
         if bytes > 0 {
             let clusters = self.geometry.clusters_for(bytes);
-            self.drop_clusters(offset >> self.geometry.cluster_bits, clusters, Was::Table);
+            self.drop_clusters(
+                offset >> self.geometry.cluster_bits,
+                clusters,
+                ReleaseReason::Table,
+            );
         }
     }
 }

@@ -12,7 +12,7 @@ use super::super::layout::{
     parse_snapshot,
 };
 use super::super::read_ahead::{ReadAhead, read_ahead};
-use super::super::write_back::Was;
+use super::super::write_back::ReleaseReason;
 
 /// Bytes of the snapshot table that are read at once: more than the longest entry has.
 const CHUNK: usize = 256 << 10;
@@ -185,7 +185,7 @@ impl Qcow2 {
     fn drop_table(&self, offset: u64, bytes: u64) {
         if bytes > 0 {
             let clusters = self.geometry.clusters_for(bytes);
-            self.drop_clusters(self.geometry.cluster_index(offset), clusters, Was::Table);
+            self.drop_clusters(self.geometry.cluster_index(offset), clusters, ReleaseReason::Table);
         }
     }
 
@@ -234,7 +234,7 @@ impl Qcow2 {
         let offset = run.start() << self.geometry.cluster_bits;
         let file = self.children.require(ChildIdx::FILE)?;
         file.write(offset, bytes.into(), WriteFlags::empty()).await?;
-        let counted = self.count(run, Was::Table).await?;
+        let counted = self.count(run, ReleaseReason::Table).await?;
         self.refcounts.allocator.note_metadata(offset, len);
         self.write_back_refcounts().await?;
         file.flush().await?;

@@ -29,7 +29,7 @@ use oxblk_ring::perturb::point;
 use super::Qcow2;
 use super::counted::Counted;
 use super::layout::{ExtendedEntry, L2Entry, L2Kind, Subclusters};
-use super::write_back::Was;
+use super::write_back::ReleaseReason;
 
 /// The entry at word `index` of a slice.
 fn load(words: &[AtomicU64], index: usize) -> Option<ExtendedEntry> {
@@ -103,7 +103,7 @@ impl Qcow2 {
             if let Some(counted) = &mut counted {
                 counted.keep_first(index.saturating_sub(before));
             }
-            self.drop_entries(&dropped, Was::Data);
+            self.drop_entries(&dropped, ReleaseReason::Data);
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use super::super::Qcow2;
 use super::super::discard::given_up;
 use super::super::layout::{ExtendedEntry, L2Kind, Subclusters};
 use super::super::run_options::Modes;
-use super::super::write_back::Was;
+use super::super::write_back::ReleaseReason;
 use super::{load, same_place, store};
 
 /// What a change of an entry goes by.
@@ -80,7 +80,7 @@ impl Qcow2 {
     /// Gives up what whole clusters hold; they read as zeroes afterwards. The caller holds the range lock.
     pub(in super::super) async fn discard_subclusters(&self, from: u64, to: u64) -> Result<()> {
         let keep = self.modes().contains(Modes::NO_UNREF);
-        self.change_extended(from, to, Was::Discarded, |old| {
+        self.change_extended(from, to, ReleaseReason::Discarded, |old| {
             let empty = old.entry.entry.0 == 0 && !old.has_backing;
             let data = matches!(old.kind, L2Kind::Data { .. });
             if keep && data && old.entry.entry.copied() {
@@ -96,7 +96,7 @@ impl Qcow2 {
         &self,
         from: u64,
         to: u64,
-        was: Was,
+        was: ReleaseReason,
     ) -> Result<()> {
         self.change_extended(from, to, was, |old| {
             (old.entry != ExtendedEntry::EMPTY).then_some(ExtendedEntry::EMPTY)
@@ -107,7 +107,7 @@ impl Qcow2 {
     /// Gives up what whole clusters have; where they are not empty, a backing file does not show. The caller holds the range
     /// lock.
     pub(in super::super) async fn clear_subclusters(&self, from: u64, to: u64) -> Result<()> {
-        self.change_extended(from, to, Was::CutOff, |old| {
+        self.change_extended(from, to, ReleaseReason::CutOff, |old| {
             let new = if old.has_backing { ExtendedEntry::ZERO } else { ExtendedEntry::EMPTY };
             (old.entry != ExtendedEntry::EMPTY && old.entry != new).then_some(new)
         })
@@ -119,7 +119,7 @@ impl Qcow2 {
         &self,
         from: u64,
         to: u64,
-        was: Was,
+        was: ReleaseReason,
         change: impl Fn(&Old) -> Option<ExtendedEntry>,
     ) -> Result<()> {
         let has_backing = self.children.has(ChildIdx::BACKING);
@@ -144,7 +144,7 @@ impl Qcow2 {
         from: u64,
         to: u64,
         has_backing: bool,
-        was: Was,
+        was: ReleaseReason,
         change: &impl Fn(&Old) -> Option<ExtendedEntry>,
     ) -> Result<u64> {
         self.ensure_table(self.l1_index(from)).await?;

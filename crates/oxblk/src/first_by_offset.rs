@@ -4,15 +4,15 @@ use std::sync::{Mutex, PoisonError};
 
 /// Of all that is kept, what has the lowest offset.
 #[derive(Debug)]
-pub(crate) struct Lowest<T>(Mutex<Option<(u64, T)>>);
+pub(crate) struct FirstByOffset<T>(Mutex<Option<(u64, T)>>);
 
-impl<T> Default for Lowest<T> {
+impl<T> Default for FirstByOffset<T> {
     fn default() -> Self {
         Self(Mutex::new(None))
     }
 }
 
-impl<T> Lowest<T> {
+impl<T> FirstByOffset<T> {
     /// Keeps `value` unless something with an offset as low is kept already.
     pub(crate) fn keep(&self, offset: u64, value: T) {
         let mut lowest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
