@@ -32,7 +32,8 @@ fn word(bytes: &[u8], at: usize) -> usize {
 
 /// The fields of the header and the extensions that point somewhere or count something, and the snapshot table.
 fn ranges(bytes: &[u8]) -> Vec<Range<usize>> {
-    let (mut at, mut found) = (word(bytes, 100), Vec::from([4..112]));
+    let fields = 4..112;
+    let (mut at, mut found) = (word(bytes, 100), vec![fields]);
     while word(bytes, at) != 0 {
         let end = at + 8 + word(bytes, at + 4).next_multiple_of(8);
         // Bitmaps, the LUKS header, the data file's name.
