@@ -2,7 +2,7 @@
 //!
 //! Two things set it apart from any other printer. The layout: four spaces a level, and an empty list
 //! or object still takes two lines. And the order of keys: QEMU keeps objects in a hash table with
-//! [`BUCKETS`] chains and prints them chain by chain, newest first within one, so the order looks
+//! 512 chains and prints them chain by chain, newest first within one, so the order looks
 //! arbitrary but is always the same. Scripts should not care; people who compare outputs do.
 
 use serde_json::{Map, Value};

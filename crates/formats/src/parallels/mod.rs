@@ -13,7 +13,7 @@
 //! | `check` | check and repair |
 //! | `create`, `open`, `reopen`, `driver` | what the names say |
 //!
-//! The BAT in memory, and which clusters of the file are in use, are kept by [`crate::blocks`].
+//! The BAT in memory, and which clusters of the file are in use, are kept by `blocks`.
 //!
 //! # Locks, in the order in which they are taken
 //!

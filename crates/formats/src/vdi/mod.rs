@@ -16,7 +16,7 @@
 //! | `check` | check and repair |
 //! | `create`, `measure`, `open`, `reopen`, `driver` | what the names say |
 //!
-//! The map in memory, and which blocks of the file are in use, are kept by [`crate::blocks`].
+//! The map in memory, and which blocks of the file are in use, are kept by `blocks`.
 //!
 //! # Locks, in the order in which they are taken
 //!
