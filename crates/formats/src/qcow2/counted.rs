@@ -50,13 +50,47 @@ impl Qcow2 {
         was: ReleaseReason,
     ) -> Result<Counted<'a>> {
         let (start, count) = (run.start(), run.count());
-        match self.refcounts.add(start, count).await {
-            Ok(()) => run.keep(),
-            Err(error) => {
-                run.give_back();
-                return Err(error);
+        let mut counting = Counting { image: self, run: Some(run), at: start, was };
+        let end = start.saturating_add(count);
+        if let Err(error) = self.refcounts.add_up_to(&mut counting.at, end).await {
+            if let Some(rest) = counting.stop() {
+                rest.give_back();
             }
+            return Err(error);
+        }
+        if let Some(run) = counting.run.take() {
+            run.keep();
         }
         Ok(Counted { image: self, start, count, was })
+    }
+}
+
+/// A run whose clusters are being counted, one after the other. If this is dropped, because counting failed or was cancelled,
+/// those that have been counted go to the write-back, and the others are given back.
+struct Counting<'a> {
+    image: &'a Qcow2,
+    run: Option<Reserved<'a>>,
+    /// The first cluster that has not been counted.
+    at: u64,
+    was: ReleaseReason,
+}
+
+impl<'a> Counting<'a> {
+    /// Has the write-back drop the references that have been counted. Gives the clusters that were not counted.
+    fn stop(&mut self) -> Option<Reserved<'a>> {
+        let mut run = self.run.take()?;
+        let counted = self.at.saturating_sub(run.start());
+        if counted > 0 {
+            let start = run.start();
+            run.split_first(counted).keep();
+            self.image.drop_clusters(start, counted, self.was);
+        }
+        Some(run)
+    }
+}
+
+impl Drop for Counting<'_> {
+    fn drop(&mut self) {
+        drop(self.stop());
     }
 }

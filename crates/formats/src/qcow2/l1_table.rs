@@ -4,12 +4,15 @@
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use oxblk_core::{ChildIdx, Errno, Error, Result, WriteFlags};
+use oxblk_core::{ChildIdx, Errno, Error, Result, WriteFlags, ZeroFlags};
 use oxblk_ring::IoBufMut;
 
 use super::Qcow2;
 use super::layout::{MAX_L1_BYTES, field_offsets};
 use super::write_back::ReleaseReason;
+
+/// What a file is written in, in bytes.
+const SECTOR: u64 = 512;
 
 impl Qcow2 {
     /// Moves the L1 table to a bigger place if `size` needs more entries than it has.
@@ -35,12 +38,24 @@ impl Qcow2 {
         let offset = run.start() << self.geometry.cluster_bits;
         let len = usize::try_from(clusters << self.geometry.cluster_bits)
             .map_err(|_| Error::from_errno(Errno::FBIG))?;
-        let mut table = IoBufMut::zeroed(len);
+        // What the table leaves of its last cluster stays a hole, if it is one.
+        let written = match run.is_untouched() {
+            true => {
+                usize::try_from(bytes.next_multiple_of(SECTOR)).map_or(len, |most| len.min(most))
+            }
+            false => len,
+        };
+        let mut table = IoBufMut::zeroed(written);
         for (index, word) in (0..old_entries).zip(table.chunks_exact_mut(8)) {
             word.copy_from_slice(&self.l1_entry(index).0.to_be_bytes());
         }
         let file = self.children.require(ChildIdx::FILE)?;
         file.write(offset, table.freeze(), WriteFlags::empty()).await?;
+        if written < len {
+            let [written, len] = [written, len].map(|len| u64::try_from(len).unwrap_or(0));
+            let rest = offset.saturating_add(written);
+            file.write_zeroes(rest, len.saturating_sub(written), ZeroFlags::MAY_UNMAP).await?;
+        }
         let counted = self.count(run, ReleaseReason::Table).await?;
         self.write_back_refcounts().await?;
         file.flush().await?;

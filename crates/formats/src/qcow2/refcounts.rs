@@ -281,8 +281,9 @@ impl Refcounts {
         outcome
     }
 
-    /// Adds one reference to each host cluster from `*at` on, which moves along, up to `end`.
-    async fn add_up_to(&self, at: &mut u64, end: u64) -> Result<()> {
+    /// Adds one reference to each host cluster from `*at` on, which moves along, up to `end`. Also if this is cancelled,
+    /// those before `*at` have been counted, and no other.
+    pub(super) async fn add_up_to(&self, at: &mut u64, end: u64) -> Result<()> {
         while *at < end {
             let place = self.place(*at)?;
             let Some(slice) = self.slice(&place).await? else {
