@@ -4,7 +4,7 @@
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use oxblk_core::{ChildIdx, Errno, Error, Result, WriteFlags, ZeroFlags};
+use oxblk_core::{ChildIdx, Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
 use super::Qcow2;
@@ -38,7 +38,7 @@ impl Qcow2 {
         let offset = run.start() << self.geometry.cluster_bits;
         let len = usize::try_from(clusters << self.geometry.cluster_bits)
             .map_err(|_| Error::from_errno(Errno::FBIG))?;
-        // What the table leaves of its last cluster stays a hole, if it is one.
+        // The rest of the last cluster stays a hole if it is one. The file may end within it.
         let written = match run.is_untouched() {
             true => {
                 usize::try_from(bytes.next_multiple_of(SECTOR)).map_or(len, |most| len.min(most))
@@ -51,11 +51,6 @@ impl Qcow2 {
         }
         let file = self.children.require(ChildIdx::FILE)?;
         file.write(offset, table.freeze(), WriteFlags::empty()).await?;
-        if written < len {
-            let [written, len] = [written, len].map(|len| u64::try_from(len).unwrap_or(0));
-            let rest = offset.saturating_add(written);
-            file.write_zeroes(rest, len.saturating_sub(written), ZeroFlags::MAY_UNMAP).await?;
-        }
         let counted = self.count(run, ReleaseReason::Table).await?;
         self.write_back_refcounts().await?;
         file.flush().await?;
