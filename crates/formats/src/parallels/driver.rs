@@ -13,9 +13,9 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Parallels;
 use super::create::{self, Wanted};
-use super::extent::Extent;
 use super::header::looks_like_parallels;
 use super::open::open;
+use crate::blocks::Extent;
 
 impl Driver for Parallels {
     fn map(&self, op: MapOp, offset: u64, len: u64) -> Step {

@@ -7,27 +7,10 @@ use oxblk_ring::IoBufMut;
 
 use super::Parallels;
 use super::header::HEADER_BYTES;
-use crate::blocks::ENTRY_BYTES;
+use crate::blocks::{ENTRY_BYTES, Extent, extent};
 
 /// Most clusters whose entries one lookup goes through.
 const MAX_RUN: u32 = 1 << 20;
-
-/// What a range of the disk is, for its first `len` bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Extent {
-    /// At `host` in the file.
-    Data { host: u64, len: u64 },
-    /// Not allocated: it reads as zeroes.
-    Unallocated { len: u64 },
-}
-
-impl Extent {
-    pub(super) fn len(&self) -> u64 {
-        match self {
-            Self::Data { len, .. } | Self::Unallocated { len } => *len,
-        }
-    }
-}
 
 impl Parallels {
     /// The cluster of the disk that has this offset.
@@ -103,26 +86,11 @@ impl Parallels {
 
     /// The status of the start of `offset..offset + len`. A cluster that is allocated is data.
     pub(super) async fn status(&self, offset: u64, len: u64) -> Result<Status> {
-        let first = self.extent(offset, len).await?;
-        let mut covered = first.len();
-        while covered < len {
-            let next = self.extent(offset.saturating_add(covered), len - covered).await?;
-            let same = match (first, next) {
-                (Extent::Unallocated { .. }, Extent::Unallocated { .. }) => true,
-                (Extent::Data { host, .. }, Extent::Data { host: other, .. }) => {
-                    host.saturating_add(covered) == other
-                }
-                _ => false,
-            };
-            if !same {
-                break;
-            }
-            covered = covered.saturating_add(next.len());
-        }
-        Ok(match first {
-            Extent::Unallocated { .. } => Status::unallocated(covered),
-            Extent::Data { host, .. } => {
-                let mut status = Status::stored(covered, ChildIdx::FILE, host);
+        let extent = async |at, len| self.extent(at, len).await;
+        Ok(match extent::joined(offset, len, extent).await? {
+            Extent::Unallocated { len } => Status::unallocated(len),
+            Extent::Data { host, len } => {
+                let mut status = Status::stored(len, ChildIdx::FILE, host);
                 status.flags -= StatusFlags::RECURSE;
                 status
             }

@@ -10,78 +10,23 @@
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
 
-use futures_util::future::try_join_all;
 use oxblk_core::Errno;
 use oxblk_core::{BoxFuture, Error, Preallocation, Result, WriteFlags, ZeroFlags, run_all};
 use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use super::extent::Extent;
-use super::{Parallels, length, lock};
-use crate::blocks::Run;
+use super::{Parallels, lock};
+use crate::blocks::{Content, Extent, Run, extent, length};
 
 /// Clusters that may wait for their entries to be written before they are free, if no flush comes.
 const MANY_FREED: usize = 64;
 
-/// What a range of the disk is to hold.
-enum Content {
-    Data(IoBuf),
-    /// So many zeroes.
-    Zeroes(u64, ZeroFlags),
-}
-
-impl Content {
-    fn len(&self) -> u64 {
-        match self {
-            Self::Data(data) => length(data),
-            Self::Zeroes(len, _) => *len,
-        }
-    }
-
-    /// Takes the first `len` bytes, or all that there are.
-    fn split_to(&mut self, len: u64) -> Self {
-        match self {
-            Self::Data(data) => {
-                let len = usize::try_from(len).unwrap_or(usize::MAX).min(data.len());
-                Self::Data(data.split_to(len))
-            }
-            Self::Zeroes(left, flags) => {
-                let len = len.min(*left);
-                *left -= len;
-                Self::Zeroes(len, *flags)
-            }
-        }
-    }
-}
-
 impl Parallels {
     /// Reads `buf.len()` bytes of the disk at `offset`.
-    pub(super) async fn read_guest(&self, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
+    pub(super) async fn read_guest(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
         let file = self.file()?;
-        let mut pieces: Vec<BoxFuture<'_, Result<IoBufMut>>> = Vec::new();
-        let mut at = offset;
-        while !buf.is_empty() {
-            let extent = self.extent(at, length(&buf)).await?;
-            let len = usize::try_from(extent.len()).unwrap_or(usize::MAX).clamp(1, buf.len());
-            let mut piece = buf.split_to(len);
-            at = at.saturating_add(length(&piece));
-            match extent {
-                Extent::Data { host, .. } => {
-                    let file = &file;
-                    pieces.push(Box::pin(async move { file.read(host, piece).await }));
-                }
-                Extent::Unallocated { .. } => {
-                    piece.fill(0);
-                    pieces.push(Box::pin(std::future::ready(Ok(piece))));
-                }
-            }
-        }
-        let mut parts = try_join_all(pieces).await?.into_iter();
-        let mut whole = parts.next().unwrap_or_else(|| IoBufMut::new(0));
-        for part in parts {
-            whole.unsplit(part).map_err(|_| Error::from_errno(Errno::IO))?;
-        }
-        Ok(whole)
+        let extent = async |at, len| self.extent(at, len).await;
+        extent::read(&file, offset, buf, extent).await
     }
 
     /// Writes `data` to the disk at `offset`.

@@ -13,16 +13,17 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Vdi;
 use super::create::{self, Wanted};
-use super::extent::{Extent, block_of};
+use super::extent::block_of;
 use super::header::{BLOCK, ImageType, looks_like_vdi};
 use super::measure::measure;
 use super::open::open;
+use crate::blocks::Extent;
 
 impl Driver for Vdi {
     fn map(&self, op: MapOp, offset: u64, len: u64) -> Step {
         let child = ChildIdx::FILE;
         match (self.lookup(offset, len), op) {
-            (Some(Extent::Zero { len }), MapOp::Read) => Step::Zero { len },
+            (Some(Extent::Unallocated { len }), MapOp::Read) => Step::Zero { len },
             (Some(Extent::Data { host, len }), MapOp::Read) => {
                 Step::Forward { child, offset: host, len }
             }
@@ -35,7 +36,7 @@ impl Driver for Vdi {
                 }
                 Step::Forward { child, offset: host, len }
             }
-            (Some(Extent::Zero { .. }), MapOp::Write) | (None, _) => Step::Slow,
+            (Some(Extent::Unallocated { .. }), MapOp::Write) | (None, _) => Step::Slow,
         }
     }
 

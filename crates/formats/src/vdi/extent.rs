@@ -9,27 +9,10 @@ use oxblk_ring::IoBufMut;
 use super::Vdi;
 use super::entry::Entry;
 use super::header::{BLOCK, ImageType};
-use crate::blocks::ENTRY_BYTES;
+use crate::blocks::{ENTRY_BYTES, Extent, extent};
 
 /// Most blocks whose entries one lookup goes through.
 const MAX_RUN: u32 = 1 << 20;
-
-/// What a range of the disk is, for its first `len` bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Extent {
-    /// At `host` in the file.
-    Data { host: u64, len: u64 },
-    /// Reads as zeroes; not allocated.
-    Zero { len: u64 },
-}
-
-impl Extent {
-    pub(super) fn len(&self) -> u64 {
-        match self {
-            Self::Data { len, .. } | Self::Zero { len } => *len,
-        }
-    }
-}
 
 /// The block of the disk that has this offset. The disk has less than 2^32 blocks.
 pub(super) fn block_of(offset: u64) -> u32 {
@@ -56,7 +39,7 @@ impl Vdi {
         }
         let len = covered.min(len);
         Some(match entry {
-            Entry::Zero => Extent::Zero { len },
+            Entry::Zero => Extent::Unallocated { len },
             Entry::At(block) => {
                 Extent::Data { host: self.header.block_offset(block).saturating_add(within), len }
             }
@@ -108,26 +91,11 @@ impl Vdi {
     /// The status of the start of `offset..offset + len`. A block that is allocated is data; of a static image the file knows
     /// which part of it was never written.
     pub(super) async fn status(&self, offset: u64, len: u64, _want: Want) -> Result<Status> {
-        let first = self.extent(offset, len).await?;
-        let mut covered = first.len();
-        while covered < len {
-            let next = self.extent(offset.saturating_add(covered), len - covered).await?;
-            let same = match (first, next) {
-                (Extent::Zero { .. }, Extent::Zero { .. }) => true,
-                (Extent::Data { host, .. }, Extent::Data { host: other, .. }) => {
-                    host.saturating_add(covered) == other
-                }
-                _ => false,
-            };
-            if !same {
-                break;
-            }
-            covered = covered.saturating_add(next.len());
-        }
-        Ok(match first {
-            Extent::Zero { .. } => Status::zero(covered),
-            Extent::Data { host, .. } => {
-                let mut status = Status::stored(covered, ChildIdx::FILE, host);
+        let extent = async |at, len| self.extent(at, len).await;
+        Ok(match extent::joined(offset, len, extent).await? {
+            Extent::Unallocated { len } => Status::zero(len),
+            Extent::Data { host, len } => {
+                let mut status = Status::stored(len, ChildIdx::FILE, host);
                 if self.header.image_type != ImageType::Static {
                     status.flags -= StatusFlags::RECURSE;
                 }
