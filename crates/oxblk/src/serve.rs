@@ -91,7 +91,9 @@ impl NbdServer {
         Request::begin(&self.threads, move || async move {
             server.stop().await;
             // Connections have used them until now.
-            drop(disks);
+            for disk in disks {
+                disk.release().await;
+            }
             let listened = match accepting {
                 Some(accepting) => accepting.await.unwrap_or(Ok(())),
                 None => Ok(()),

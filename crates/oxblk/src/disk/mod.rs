@@ -201,6 +201,15 @@ impl Disk {
     }
 }
 
+impl Disk {
+    /// Drops this handle on an I/O thread. If it was the last one, the disk is closed when this ends.
+    pub(crate) async fn release(self) {
+        if let Some(disk) = Arc::into_inner(self.0) {
+            disk.release().await;
+        }
+    }
+}
+
 fn closed() -> Error {
     Error::new(ErrorKind::NotFound, "The disk is closed").errno(Errno::NOMEDIUM)
 }
