@@ -1,4 +1,4 @@
-//! Which host clusters of a qcow2 image its refcounts call free, and images that have something at their end.
+//! Free host clusters of qcow2 images, and a helper that moves metadata to the end of an image file.
 
 use std::path::Path;
 
@@ -10,10 +10,10 @@ fn place(bytes: &[u8], at: usize, len: usize) -> usize {
     usize::try_from(number(bytes, at, len)).expect("an offset in the file")
 }
 
-/// How many clusters in front of the last one in use are free. Refcounts have eight bits or more.
+/// Returns the number of free clusters before the last cluster in use. Refcounts must have eight bits or more.
 ///
 /// # Panics
-/// When the image's tables lie outside of it.
+/// When the image's tables lie outside the file.
 pub fn gaps(bytes: &[u8]) -> usize {
     let size = 1 << number(bytes, 20, 4);
     let order = if number(bytes, 4, 4) < 3 { 4 } else { number(bytes, 96, 4) };
@@ -37,11 +37,11 @@ pub fn gaps(bytes: &[u8]) -> usize {
     gaps
 }
 
-/// Puts the `len` bytes of metadata whose place in the file stands at the byte `pointer` of the header at the end of the file,
-/// in whole clusters; their old place is free then. One refcount block of refcounts of 16 bits counts all.
+/// Moves `len` bytes of metadata to the end of the file, in whole clusters. The header field at the byte `pointer` holds their
+/// offset. Their old clusters become free. The image must have 16-bit refcounts in one refcount block.
 ///
 /// # Panics
-/// When the image is another.
+/// When the image does not have one refcount block of 16-bit refcounts.
 pub fn put_at_the_end(bytes: &mut Vec<u8>, pointer: usize, len: usize) {
     let size = 1_usize << number(bytes, 20, 4);
     let block = place(bytes, place(bytes, 48, 8), 8);
@@ -50,7 +50,7 @@ pub fn put_at_the_end(bytes: &mut Vec<u8>, pointer: usize, len: usize) {
     bytes.resize(new, 0);
     bytes.extend_from_within(old..old + count * size);
     bytes[pointer..pointer + 8].copy_from_slice(&(new as u64).to_be_bytes());
-    assert!((new / size + count) * 2 <= size, "more than one refcount block counts");
+    assert!((new / size + count) * 2 <= size, "the image needs more than one refcount block");
     for (start, refcount) in [(old, 0_u16), (new, 1)] {
         for cluster in start / size..start / size + count {
             let at = block + cluster * 2;
@@ -59,10 +59,10 @@ pub fn put_at_the_end(bytes: &mut Vec<u8>, pointer: usize, len: usize) {
     }
 }
 
-/// The gaps of an image in a file.
+/// Returns the number of gaps of the image in a file (see [`gaps`]).
 ///
 /// # Panics
-/// When it cannot be read.
+/// When the file cannot be read.
 pub fn gaps_in(path: &Path) -> usize {
     gaps(&std::fs::read(path).expect("an image"))
 }

@@ -1,4 +1,5 @@
-//! Generated command lines through QEMU's tools and oxblk; `cargo xtask differential` builds and starts it.
+//! Runs generated command lines through QEMU's tools and through oxblk. `cargo xtask differential` builds and starts this
+//! program.
 
 use std::process::ExitCode;
 

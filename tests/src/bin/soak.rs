@@ -1,4 +1,4 @@
-//! The long run of the model and crash harnesses; `cargo xtask soak` builds and starts it.
+//! Runs the model and crash harnesses for a long time. `cargo xtask soak` builds and starts this program.
 
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -35,8 +35,8 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    println!("first seed {}, {} jobs at once", order.seed, order.jobs);
-    // A failure is told once, by the report.
+    println!("first seed {}, {} jobs run concurrently", order.seed, order.jobs);
+    // The report prints each failure, so the default panic message would be a repetition.
     std::panic::set_hook(Box::new(|_| {}));
     if run(&order).is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -1,7 +1,7 @@
-//! Power cuts in the middle of one change of an image: what is left is the old image or the new one.
+//! Power cuts in the middle of one change of an image: the disk then holds the old image or the new one.
 //!
-//! The image is made by `qemu-img`, so that it may be of any kind; its backing file, if it names one, is not opened. What
-//! counts as a state of it is up to the test: a function that looks at the open image and gives something to compare.
+//! `qemu-img` makes the image, so that it may be of any kind. If the image names a backing file, that file is not opened. The
+//! test decides what it compares: its `look` function examines the open image and returns a value.
 
 use std::sync::Arc;
 
@@ -14,10 +14,11 @@ use crate::program::Program;
 use crate::scratch;
 use crate::sim_disk::{self, Pace};
 
-/// A new image on a simulated disk; `prepare` is done to its file by way of the QEMU tools.
+/// Creates an image with `qemu-img` and puts its file on a simulated disk. Each entry of `prepare` is a command line of a QEMU
+/// tool that changes the file first.
 ///
 /// # Panics
-/// When the tools fail.
+/// When a tool fails.
 pub fn image(seed: u64, create: &[&str], prepare: &[&[&str]]) -> Disk {
     let directory = scratch::in_memory();
     let run = |tool: &str, args: &[&str]| {
@@ -36,7 +37,7 @@ pub fn image(seed: u64, create: &[&str], prepare: &[&[&str]]) -> Disk {
 /// Opens the image on a disk, writable and without its backing file.
 ///
 /// # Errors
-/// As the drivers report.
+/// The errors that the drivers report.
 pub async fn open(disk: &Disk, options: &str, check: bool) -> Result<Backend> {
     let graph = Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything);
     graph.own(sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce)?)?;
@@ -47,19 +48,19 @@ pub async fn open(disk: &Disk, options: &str, check: bool) -> Result<Backend> {
     Backend::new(&graph, "", Arc::clone(&node), Permissions::sharing_all(taken))
 }
 
-/// All that an image holds.
+/// Reads the image-wide contents.
 ///
 /// # Panics
-/// When it cannot be read.
+/// When the read fails.
 pub async fn contents(image: &Backend) -> Vec<u8> {
     let len = usize::try_from(image.size()).expect("a small disk");
     image.read(0, IoBufMut::new(len)).await.expect("the contents").to_vec()
 }
 
-/// Our check finds nothing, but for leaks if there may be some.
+/// Asserts that the driver's check finds no corruption. It may find leaks only if `leaks` is set.
 ///
 /// # Panics
-/// When it does.
+/// When the check finds more than that.
 pub async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
     let image = open(disk, "", true).await.unwrap_or_else(|error| panic!("{what}: {error}"));
     let node = image.node().expect("a node");
@@ -72,22 +73,22 @@ pub async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
     image.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
 }
 
-/// How a change is looked at.
+/// The settings of one test of a change.
 pub struct Trial<'a> {
-    /// Named in failures.
+    /// Describes the change in the messages of failures.
     pub what: &'a str,
-    /// Of all that is random.
+    /// The seed of everything random.
     pub seed: u64,
     /// Options with which the image is opened for the change, with a comma before them.
     pub options: &'a str,
-    /// A cut may leave an image that must be opened for writing before it checks clean.
+    /// Whether an image must be opened for writing after a power cut before it passes the check.
     pub repairs_on_open: bool,
 }
 
-/// Makes a change and looks at the disks that a cut at each of its writes may leave.
+/// Makes a change, then looks at the disks that a power cut at each of its writes may leave.
 ///
 /// # Panics
-/// When one of them cannot be opened, is corrupt, or is neither what the image was nor what it has become.
+/// When an image on one of these disks cannot be opened, is corrupt, or is neither the old image nor the new one.
 pub fn old_or_new<S: PartialEq>(
     trial: &Trial<'_>,
     disk: &Disk,
@@ -99,10 +100,10 @@ pub fn old_or_new<S: PartialEq>(
     look_at_cuts(trial, disk, look, |now| *now == old || *now == new);
 }
 
-/// The same for a change that what is looked at does not show.
+/// As [`old_or_new`], for a change that `look` cannot see: `look` gives the same value before, during and after the change.
 ///
 /// # Panics
-/// When one of the disks cannot be opened, is corrupt, or is not what the image was.
+/// When an image on one of the disks cannot be opened, is corrupt, or looks different from the old image.
 pub fn same_throughout<S: PartialEq>(
     trial: &Trial<'_>,
     disk: &Disk,
@@ -110,7 +111,7 @@ pub fn same_throughout<S: PartialEq>(
     look: &impl AsyncFn(&Backend) -> S,
 ) {
     let (old, new) = attempt(trial, disk, change, look);
-    assert!(old == new, "{}: it changed", trial.what);
+    assert!(old == new, "{}: the change is visible", trial.what);
     look_at_cuts(trial, disk, look, |now| *now == old);
 }
 
@@ -121,7 +122,7 @@ async fn seen<S>(disk: &Disk, what: &str, look: &impl AsyncFn(&Backend) -> S) ->
     seen
 }
 
-/// Makes the change; gives what is seen before and after.
+/// Makes the change. Returns what `look` sees before and after the change.
 fn attempt<S>(
     trial: &Trial<'_>,
     disk: &Disk,
@@ -130,7 +131,7 @@ fn attempt<S>(
 ) -> (S, S) {
     let Trial { what, seed, .. } = *trial;
     sim::run(seed, async {
-        // On a copy: looking may write.
+        // `look` runs on a copy of the disk, since it may write.
         let old = seen(&disk.after_power_loss_all(), what, look).await;
         disk.keep_moments(seed, 16);
         let image = open(disk, trial.options, false).await.expect("the image");

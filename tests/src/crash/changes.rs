@@ -1,12 +1,12 @@
-//! Power cuts while an image changes as a whole: its size, its snapshots, all that it holds, its bitmaps.
+//! Power cuts during image-wide changes: of the size, the snapshots, the contents and the bitmaps.
 //!
-//! A run alternates between stages of requests and changes. Before a change everything is flushed and read, so that
-//! it is known what the disk holds: a cut during a change must leave what was there before it, or what is there after
-//! it, with the snapshots of that moment and their contents. A cut during a stage of requests leaves what the
-//! [`CrashOracle`] allows. After any cut the image opens, has leaks at worst, and can be worked with.
+//! A run alternates between stages of requests and changes. Before a change, the run flushes and reads the disk, so that the
+//! harness knows its contents. A power cut during a change must leave the contents and the snapshots from before the change, or
+//! those from after it. A power cut during a stage of requests leaves what the [`CrashOracle`] allows. After any power cut the
+//! image opens, has at worst leaks, and accepts requests.
 //!
-//! Requests come from one simulated thread, where a seed brings back the whole run, or from four I/O threads that
-//! are delayed at random ([`oxblk_ring::perturb`]).
+//! Requests come from one simulated thread, where a seed reproduces the run exactly, or from several I/O threads that are
+//! delayed at random ([`oxblk_ring::perturb`]).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,11 +30,11 @@ use crate::perturbed::Perturbed;
 use crate::random::Random;
 use crate::tally::Tally;
 
-/// The most operations of a batch.
+/// The largest number of operations in a batch.
 const BATCH: u64 = 6;
-/// Most snapshots at once.
+/// The largest number of snapshots that exist at the same time.
 const KEPT: usize = 3;
-/// I/O threads, and tasks on each.
+/// The number of I/O threads, and the number of tasks on each of them.
 const THREADS: usize = 3;
 const TASKS: usize = 3;
 
@@ -47,18 +47,18 @@ pub enum From {
     Threads,
 }
 
-/// What a disk holds, and its snapshots by their identifiers.
+/// The contents of a disk, and of its snapshots by their identifiers.
 #[derive(Clone, Debug)]
 pub(super) struct Content {
     pub(super) active: Arc<[u8]>,
     pub(super) kept: Kept,
 }
 
-/// What snapshots hold, by their identifiers.
+/// The contents of snapshots, by their identifiers.
 pub(super) type Kept = BTreeMap<String, Arc<[u8]>>;
 
 impl Content {
-    /// What there is after a change that succeeds; these are the snapshots then.
+    /// Returns the content after `change` has succeeded. `ids` are the identifiers of the snapshots at that moment.
     pub(super) fn after(&self, change: &Change, ids: &[String]) -> Self {
         let mut after = self.clone();
         match change {
@@ -80,7 +80,7 @@ impl Content {
     }
 }
 
-/// A change of the whole.
+/// An image-wide change.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
     Resize(u64),
@@ -92,7 +92,7 @@ pub(super) enum Change {
     RemoveBitmap(String),
 }
 
-/// What happened from a write boundary on.
+/// One stage of a run, with the write boundary at which it began.
 enum Stage {
     Requests { from: u64, replay: Box<Replay>, kept: Kept },
     Change { from: u64, change: Change, before: Content, after: Content },
@@ -106,13 +106,13 @@ impl Stage {
     }
 }
 
-/// Runs futures where the run has its I/O done.
+/// Where the futures of a run are executed.
 enum Place {
     Sim,
     Threads(Vec<IoThread>),
 }
 
-/// A run under way.
+/// The state of a run.
 struct Run {
     seed: u64,
     shape: Shape,
@@ -128,7 +128,7 @@ fn gone<T: std::fmt::Debug>(gone: T) -> String {
     format!("a thread ended early: {gone:?}")
 }
 
-/// All that the disk holds.
+/// Reads the image-wide contents.
 pub(super) async fn read_all(disk: &Backend) -> Result<Arc<[u8]>, String> {
     let all = Op::Read { offset: 0, len: disk.size() };
     match run::execute(disk, &all).await.map_err(|error| format!("{all:?}: {error}"))? {
@@ -177,7 +177,7 @@ impl Run {
         let kept: Vec<&String> = self.content.kept.keys().collect();
         let size = self.content.active.len() as u64;
         let snapshots = !variant.data_file && !variant.options.contains("refcount_bits=1,");
-        // Old images with snapshots keep their size.
+        // An old image (version 2) with snapshots cannot be resized.
         let sized = !variant.options.contains("compat=0.10") || kept.is_empty();
         loop {
             match random.below(10) {
@@ -204,7 +204,7 @@ impl Run {
         }
     }
 
-    /// A stage of requests begins: gives what is to be told of them.
+    /// Begins a stage of requests. Returns the history that records them.
     fn begin_requests(&mut self) -> History {
         self.shape.size = self.content.active.len() as u64;
         self.shape.longest = (self.shape.cluster * 4).clamp(4096, 512 << 10).min(self.shape.size);
@@ -251,7 +251,7 @@ async fn batches(disk: Backend, run: &mut Run, history: &History) -> Result<(), 
     Ok(())
 }
 
-/// One stage of requests and one change, on the simulated executor.
+/// Runs one stage of requests and one change on the simulated executor.
 async fn step(disk: &Backend, run: &mut Run, variant: &Variant) -> Result<(), String> {
     let (from, history) = (run.disk.write_boundaries(), run.begin_requests());
     batches(disk.clone(), run, &history).await?;
@@ -267,7 +267,7 @@ async fn step(disk: &Backend, run: &mut Run, variant: &Variant) -> Result<(), St
     Ok(())
 }
 
-/// The same on threads.
+/// Runs one stage of requests and one change on I/O threads.
 fn step_on(
     threads: &[IoThread],
     disk: &Backend,
@@ -320,7 +320,7 @@ fn work(chain: &Chain, run: &mut Run, steps: u64, place: &Place) -> Result<(), S
     }
 }
 
-/// What a disk holds, and its snapshots.
+/// Reads the contents of a disk and of its snapshots, and checks that a write to the disk works.
 async fn found(chain: &[Image]) -> Result<Content, String> {
     let disk = chain::open(chain).await.map_err(|e| format!("cannot be opened: {e}"))?;
     let active = read_all(&disk).await?;
@@ -331,7 +331,7 @@ async fn found(chain: &[Image]) -> Result<Content, String> {
         applied.map_err(|e| format!("applying {}: {e}", snapshot.id))?;
         kept.insert(snapshot.id, read_all(&disk).await?);
     }
-    // It can be worked with: what is written is there.
+    // A write must succeed, and a read must return its data.
     if disk.size() >= 512 {
         let op = Op::Write { offset: 0, len: 512, seed: 3, fua: true };
         run::execute(&disk, &op).await.map_err(|e| format!("going on: {e}"))?;
@@ -370,7 +370,7 @@ fn has_snapshots(found: &Kept, expected: &Kept) -> Result<(), String> {
     }
 }
 
-/// Whether a cut at a boundary may leave this.
+/// Checks that a power cut at a boundary may leave these contents.
 fn judge(stage: &mut Stage, boundary: u64, found: &Content) -> Result<(), String> {
     match stage {
         Stage::Requests { replay, kept, .. } => {
@@ -387,25 +387,26 @@ fn judge(stage: &mut Stage, boundary: u64, found: &Content) -> Result<(), String
     }
 }
 
-/// While snapshots change, tables may not say that clusters are the image's own that are: the image is marked dirty
-/// meanwhile, and repaired when it is next opened for writing.
+/// While snapshots change, L1 and L2 entries may lack the copied flag although the image alone uses the cluster. The image is
+/// therefore marked dirty during the change, and repaired when it is next opened for writing.
 fn claims_may_be_stale(stage: &Stage) -> bool {
     let snapshots =
         |change: &Change| matches!(change, Change::Take | Change::Apply(_) | Change::Remove(_));
     matches!(stage, Stage::Change { change, .. } if snapshots(change))
 }
 
-/// An image of version 2, which cannot be marked: its tables go on saying too little, which costs a copy at worst.
+/// Whether the image has version 2, which has no dirty bit. Its entries keep lacking copied flags; at worst, a later write
+/// makes an unneeded copy.
 fn is_old(disk: &Disk) -> bool {
     disk.bytes().get(4..8).is_some_and(|version| *version == 2_u32.to_be_bytes())
 }
 
-/// The first incompatible feature of a qcow2 header.
+/// Whether the image has the dirty bit set (the first incompatible feature of the qcow2 header), or cannot have it.
 fn is_marked_dirty(disk: &Disk) -> bool {
     is_old(disk) || disk.bytes().get(79).is_some_and(|features| features & 1 == 1)
 }
 
-/// Looks at the disks that a cut at a moment may leave.
+/// Looks at the disks that a power cut at this moment may leave.
 fn look(
     chain: &Chain,
     run: &mut Run,
@@ -453,7 +454,7 @@ fn attempt(variant: &'static Variant, seed: u64, cuts: usize, from: From) -> Res
     let image = Image { variant, disk: Disk::new(seed, 0) };
     let chain = vec![image.clone()];
     sim::run(seed, async {
-        // All of it is durable.
+        // Makes the image durable before the first stage.
         chain::create(&image, size).await?;
         let disk = chain::open(&chain).await?;
         disk.flush().await.map_err(|error| error.to_string())?;
@@ -483,10 +484,10 @@ fn attempt(variant: &'static Variant, seed: u64, cuts: usize, from: From) -> Res
     Ok(tally)
 }
 
-/// Runs the changes of a seed and looks at what a power cut would leave at up to `cuts` of the write boundaries.
+/// Runs the changes of a seed, then looks at what a power cut would leave at up to `cuts` of the write boundaries.
 ///
 /// # Panics
-/// When something is lost or an image is left worse than leaking, with the seed and the boundary.
+/// When data is lost, or an image has worse faults than leaks. The message names the seed and the boundary.
 pub fn run(variant: &'static Variant, seed: u64, cuts: usize, from: From) -> Tally {
     let attempt = std::panic::AssertUnwindSafe(|| attempt(variant, seed, cuts, from));
     let outcome = std::panic::catch_unwind(attempt);

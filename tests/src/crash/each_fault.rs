@@ -1,13 +1,14 @@
-//! One operation of the disk after the other fails, once, in a run of requests and changes of the whole.
+//! One operation of the disk after the other fails, once, in a run of requests and image-wide changes.
 //!
-//! The same steps run again and again; each time the next write, flush, change of size, zeroing or punching of the
-//! active image's disk fails with `ENOSPC` or `EIO`. What must hold:
+//! The harness repeats the same steps. In each repetition another write, flush, change of size, zeroing or punching of the
+//! active image's disk fails, with `ENOSPC` or `EIO`. These properties must hold:
 //!
-//! - the step that met the failure leaves what was there before, or part of what it was to write; a change of the whole
-//!   leaves what was there before it, or what is there after it;
-//! - steps that follow succeed, but for those that the image refuses because it is not known what a pointer of it names;
+//! - a request that meets the failure leaves the old data, or part of the new data; an image-wide change leaves the state from
+//!   before it, or the state from after it;
+//! - later steps succeed, except those that the image refuses because the value of one of its pointers is unknown;
 //! - a power cut right after the failure loses nothing that was flushed;
-//! - in the end the image closes, opens, has leaks at worst, holds what was last read, and a write to it succeeds.
+//! - at the end the image can be closed and opened, has at worst leaks, holds the contents that were read last, and accepts a
+//!   write.
 
 use std::sync::Arc;
 
@@ -26,14 +27,14 @@ use crate::tally::Tally;
 /// The kinds of operation that fail.
 const KINDS: [FaultOp; 4] = [FaultOp::Write, FaultOp::Sync, FaultOp::Fallocate, FaultOp::Truncate];
 
-/// One thing to do.
+/// One step of a run.
 #[derive(Clone, Debug)]
 enum Step {
     Request(Op),
     Change(Change),
 }
 
-/// The steps of a seed: requests of every kind, and each change once or twice.
+/// Returns the steps of a seed: requests of every kind, and each change once or twice.
 fn steps(shape: &Shape, variant: &Variant, random: &mut Random) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut now = shape.clone();
@@ -72,10 +73,10 @@ fn steps(shape: &Shape, variant: &Variant, random: &mut Random) -> Vec<Step> {
     steps
 }
 
-/// What is known of the disk while it works.
+/// The harness's knowledge of the disk during a run.
 struct Known {
     content: Content,
-    /// What a power cut may leave.
+    /// The contents that a power cut may leave.
     durable: CrashOracle,
 }
 
@@ -83,7 +84,7 @@ async fn seen(disk: &Backend, kept: &Content) -> Result<Content, String> {
     Ok(Content { active: read_all(disk).await?, kept: kept.kept.clone() })
 }
 
-/// Opens what a power cut may leave, and gives what it holds.
+/// Opens the image that a power cut may leave, and returns its contents.
 async fn after_cut(variant: &'static Variant, disk: Disk) -> Result<Arc<[u8]>, String> {
     let image = Image { variant, disk };
     if !variant.repairs_on_open {
@@ -96,7 +97,7 @@ async fn after_cut(variant: &'static Variant, disk: Disk) -> Result<Arc<[u8]>, S
 }
 
 impl Known {
-    /// One step; whether it failed.
+    /// Executes one step. Returns whether the step failed.
     async fn step(&mut self, disk: &Backend, medium: &Image, step: &Step) -> Result<bool, String> {
         let outcome = match step {
             Step::Request(op) if op.range().end > disk.size() => return Ok(false),
@@ -134,13 +135,13 @@ impl Known {
                     Ok(()) => disk.flush().await,
                     failed => failed,
                 };
-                // From here on a cut leaves one or the other; the next flush makes it known which.
+                // From here on a power cut leaves either state. The next flush settles which one.
                 self.durable = CrashOracle::new(Arc::clone(&self.content.active));
                 outcome
             }
         };
         let Err(error) = outcome else { return Ok(false) };
-        // The snapshot whose removal failed is still there, which the format does not allow here.
+        // The snapshot whose removal failed still exists, and the format does not allow this change while a snapshot exists.
         if error.kind() == oxblk_core::ErrorKind::Unsupported {
             return Ok(false);
         }
@@ -155,7 +156,7 @@ impl Known {
     }
 }
 
-/// Runs the steps with one failure; gives whether it was met.
+/// Runs the steps with one failing operation. Returns whether a step met the failure.
 async fn work(image: &Image, steps: &[Step], size: u64, rule: FailRule) -> Result<bool, String> {
     chain::create(image, size).await?;
     let images = std::slice::from_ref(image);
@@ -170,7 +171,7 @@ async fn work(image: &Image, steps: &[Step], size: u64, rule: FailRule) -> Resul
         let fail = |e: String| format!("step {number} ({step:?}): {e}");
         let failed = known.step(&disk, image, step).await.map_err(fail)?;
         if failed && met.is_some() && !node_has_stopped(&disk) {
-            return Err(fail("it fails although the disk is good again".to_owned()));
+            return Err(fail("the step fails although the disk works again".to_owned()));
         }
         met = met.or(failed.then_some(number));
     }
@@ -196,7 +197,7 @@ async fn work(image: &Image, steps: &[Step], size: u64, rule: FailRule) -> Resul
     Ok(met.is_some())
 }
 
-/// The image refuses to be written: it is not known what a pointer of it names.
+/// Whether the image refuses writes because the value of one of its pointers is unknown.
 fn node_has_stopped(disk: &Backend) -> bool {
     disk.node().is_ok_and(|node| node.driver().info().is_corrupt)
 }
@@ -212,7 +213,8 @@ fn attempt(variant: &'static Variant, seed: u64, every: u64) -> Result<Tally, St
     let mut tally = Tally::default();
     for op in KINDS {
         let (mut nth, mut missed) = (random.within(1, every), 0);
-        // A failure that does not show, of a discard on the host for instance, is followed by others that do.
+        // A failure may stay invisible, for example that of a discard on the host. Later operations of the same kind may still
+        // fail visibly.
         while missed < 4 {
             let errno = if nth.is_multiple_of(2) { Errno::NOSPC } else { Errno::IO };
             let rule = FailRule { op, nth: Some(nth), range: None, errno, once: true };
@@ -228,10 +230,10 @@ fn attempt(variant: &'static Variant, seed: u64, every: u64) -> Result<Tally, St
     Ok(tally)
 }
 
-/// Runs the steps of a seed with every `every`th operation of the disk failing.
+/// Runs the steps of a seed repeatedly. In each run, another operation of the disk fails, chosen in steps of `every`.
 ///
 /// # Panics
-/// When something is lost or the image is left worse than leaking, with the seed and the operation.
+/// When data is lost, or the image has worse faults than leaks. The message names the seed and the operation.
 pub fn run(variant: &'static Variant, seed: u64, every: u64) -> Tally {
     let attempt = std::panic::AssertUnwindSafe(|| attempt(variant, seed, every));
     let outcome = std::panic::catch_unwind(attempt);

@@ -1,9 +1,8 @@
-//! Failing operations on a simulated disk: what fails may be lost, what succeeded may not.
+//! Failing operations on a simulated disk: data of a failed request may be lost, data of a completed request may not.
 //!
-//! Writes, zeroing, punching, growth and flushes of the active image's disk fail at random, as they do
-//! on a bad or full disk. A request that reported an error may have happened in part; everything else
-//! must hold, the image must stay usable, and once the disk is good again it must close and check
-//! with nothing worse than leaks.
+//! Writes, zeroing, punching, growth and flushes of the active image's disk fail at random, as on a bad or full disk. A failed
+//! request may have been executed in part. Everything else must hold, and the image must stay usable. Once the disk works
+//! again, the image must close, and its check must find nothing worse than leaks.
 
 use oxblk_core::Errno;
 use oxblk_ring::sim::{self, FailRule, FaultOp, Faults};
@@ -18,7 +17,7 @@ use crate::model::ops::Op;
 use crate::random::Random;
 use crate::tally::Tally;
 
-/// Which operations of the disk fail, by the seed.
+/// Chooses the operations of the disk that fail.
 fn faults(random: &mut Random) -> Faults {
     if random.one_in(2) {
         return Faults { fail_rate: 0.03, ..Faults::default() };
@@ -34,7 +33,7 @@ fn faults(random: &mut Random) -> Faults {
     Faults { fail: vec![rule], ..Faults::default() }
 }
 
-/// Runs the batches on a failing disk; gives how many operations reported an error.
+/// Runs the batches on a failing disk. Returns how many operations failed.
 async fn work(workload: &Workload, chain: &Chain, history: &History) -> Result<u64, String> {
     let mut random = Random::new(workload.seed ^ 0xfa);
     let disk = chain::open(chain).await?;
@@ -53,7 +52,7 @@ async fn work(workload: &Workload, chain: &Chain, history: &History) -> Result<u
         }
     }
     active(chain).set_faults(Faults::default());
-    // Once it is closed without an error, all that succeeded is there.
+    // A close without an error makes the data of all completed operations durable.
     let flush = history.issue(&Op::Flush);
     chain::close(disk).await.map_err(|e| format!("cannot be closed on a good disk: {e}"))?;
     history.complete(flush);
@@ -79,7 +78,7 @@ fn attempt(workload: &Workload) -> Result<Tally, String> {
 /// Runs the workload of a seed on a failing disk.
 ///
 /// # Panics
-/// When something that succeeded is lost or the image is left worse than leaking, with the seed.
+/// When data of a completed operation is lost, or the image has worse faults than leaks. The message names the seed.
 pub fn run(variant: &'static Variant, seed: u64) -> Tally {
     let workload = Workload::new(variant, seed);
     let attempt = std::panic::AssertUnwindSafe(|| attempt(&workload));

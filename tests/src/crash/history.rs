@@ -1,9 +1,9 @@
-//! What was asked of a disk and what it answered, so that the oracle can be had for any moment.
+//! A record of the requests to a disk and of their completions. It can construct the oracle for any moment of the run.
 //!
-//! Each entry tells how many write boundaries of the disk had been passed when it was made. The oracle
-//! of a cut at a boundary is the replay of the entries made up to it: what was issued by then may be on
-//! the disk, and what had completed by then was carried out by no later boundary. Entries are made from
-//! several threads, an issue before its operation begins and a completion after it has ended.
+//! Each entry has the number of write boundaries that the disk had passed when the entry was made. The oracle of a power cut at
+//! a boundary replays the entries up to that boundary. An operation that was issued by then may be on the disk, and one that
+//! completed by then needed no later boundary. Several threads add entries: the issue entry before an operation begins, and the
+//! completion entry after it has ended.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,11 +16,11 @@ use crate::model::ops::Op;
 #[derive(Clone, Debug)]
 enum Event {
     Issued(Op),
-    /// The operation issued by the entry of this number.
+    /// The operation whose issue entry has this number has completed.
     Completed(usize),
 }
 
-/// The entries so far; cloning makes another handle to the same ones.
+/// The list of entries so far. Clones are handles to the same list.
 #[derive(Clone)]
 pub struct History {
     disk: Disk,
@@ -28,35 +28,35 @@ pub struct History {
 }
 
 impl History {
-    /// An empty history of what happens to `disk`.
+    /// Makes an empty history of `disk`.
     pub fn new(disk: &Disk) -> Self {
         Self { disk: disk.clone(), entries: Arc::default() }
     }
 
     fn note(&self, event: Event) -> usize {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        // Under the lock, so that the numbers never fall.
+        // The boundary is read with the lock held, so that the numbers never decrease.
         entries.push((self.disk.write_boundaries(), event));
         entries.len() - 1
     }
 
-    /// An operation is about to be issued; gives its number.
+    /// Records that an operation is about to be issued. Returns the number of the entry.
     pub fn issue(&self, op: &Op) -> usize {
         self.note(Event::Issued(op.clone()))
     }
 
-    /// The operation of this number has completed without an error.
+    /// Records that the operation of this issue entry has completed without an error.
     pub fn complete(&self, number: usize) {
         self.note(Event::Completed(number));
     }
 
-    /// The operations issued.
+    /// Returns the number of issued operations.
     pub fn operations(&self) -> u64 {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.iter().filter(|(_, event)| matches!(event, Event::Issued(_))).count() as u64
     }
 
-    /// Goes through the history from its beginning.
+    /// Starts a replay of the history from its beginning.
     pub fn replay(&self, start: CrashOracle) -> Replay {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let tickets = vec![None; entries.len()];
@@ -64,7 +64,7 @@ impl History {
     }
 }
 
-/// A history under way.
+/// A replay that has reached some boundary of its history.
 pub struct Replay {
     entries: Vec<(u64, Event)>,
     tickets: Vec<Option<Ticket>>,
@@ -73,7 +73,8 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// What the disk may hold after a cut at this boundary, which is not before the one asked for last.
+    /// Returns what the disk may hold after a power cut at this boundary. The boundary must not be lower than the one of the
+    /// previous call.
     pub fn at(&mut self, boundary: u64) -> &CrashOracle {
         while let Some((when, event)) = self.entries.get(self.next) {
             if *when > boundary {
@@ -94,7 +95,7 @@ impl Replay {
         &self.oracle
     }
 
-    /// What the disk may hold once everything has been done.
+    /// Returns what the disk may hold after all entries of the history.
     pub fn at_the_end(&mut self) -> &CrashOracle {
         self.at(u64::MAX)
     }
@@ -124,7 +125,11 @@ mod tests {
         });
         assert_eq!(disk.write_boundaries(), 2);
         let mut replay = history.replay(CrashOracle::new(vec![0; 512].into()));
-        assert_eq!(replay.at(1).check(&[0; 512]), Ok(()), "the flush had not been carried out");
+        assert_eq!(
+            replay.at(1).check(&[0; 512]),
+            Ok(()),
+            "a power cut at this boundary precedes the flush"
+        );
         assert_eq!(replay.at(1).check(&content(3, 0, 512)), Ok(()));
         assert!(replay.at(2).check(&[0; 512]).is_err());
         assert_eq!(replay.at_the_end().check(&content(3, 0, 512)), Ok(()));

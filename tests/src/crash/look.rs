@@ -1,4 +1,4 @@
-//! Looks at the disks that a power cut may leave.
+//! Examines the disks that a power cut may leave.
 
 use oxblk_ring::sim::{self, Disk};
 
@@ -13,18 +13,18 @@ use crate::model::run::{self, Seen};
 use crate::random::Random;
 use crate::tally::Tally;
 
-/// How closely to look.
+/// How thorough an examination is.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Look {
-    /// Work with the image once it has been read.
+    /// Sends requests to the image after its contents have been read.
     pub(super) go_on: bool,
-    /// Ask QEMU as well.
+    /// Runs `qemu-img check` as well.
     pub(super) by_qemu: bool,
 }
 
-/// Looks at a disk in the place of the active one: it opens, its check finds nothing worse than
-/// tolerated, it holds what the oracle allows, and it can be worked with and closed. Gives how often
-/// QEMU was asked.
+/// Examines a chain in which the disk `left` replaces the active image's disk. The image must open, its check must find nothing
+/// worse than `tolerance`, its contents must be allowed by the oracle, and it must close. Returns how often `qemu-img check`
+/// ran.
 pub(super) async fn look(
     workload: &Workload,
     chain: &Chain,
@@ -79,9 +79,9 @@ pub(super) async fn look(
     Ok(asked)
 }
 
-/// Looks at the disks that a cut at a moment of the active disk may leave: with all that had completed,
-/// with nothing that was not durable, and two with any of the rest. The `number` of the cut chooses
-/// which of them QEMU is shown (one of every second cut) and which are worked with.
+/// Examines four disks that a power cut at this moment of the active disk may leave: one with all completed writes, one with
+/// the durable writes only, and two with a random part of the others. The `number` of the cut chooses which disk `qemu-img
+/// check` examines (one at every second cut) and which disks get further requests.
 pub(super) fn look_at_cut(
     workload: &Workload,
     chain: &Chain,
@@ -91,10 +91,10 @@ pub(super) fn look_at_cut(
 ) -> Result<Tally, String> {
     let boundary = *boundary;
     let left = [
-        ("all that had completed is left", moment.after_power_loss_all()),
-        ("all that was not durable is lost", moment.after_power_loss_none()),
-        ("some of it is left", moment.after_power_loss(boundary)),
-        ("some of it is left", moment.after_power_loss(!boundary)),
+        ("all completed writes are kept", moment.after_power_loss_all()),
+        ("all writes that were not durable are lost", moment.after_power_loss_none()),
+        ("some writes are kept", moment.after_power_loss(boundary)),
+        ("some writes are kept", moment.after_power_loss(!boundary)),
     ];
     let mut tally = Tally { cuts: 1, ..Tally::default() };
     for (index, (what, disk)) in left.iter().enumerate() {

@@ -1,15 +1,14 @@
 //! Power cuts on a simulated disk.
 //!
-//! A workload of random operations runs against a chain of images whose active one is on a simulated
-//! disk, and the disk is kept as it is at many write boundaries. What a power cut there leaves is
-//! anything between "only what was flushed" and "all that was sent": several such disks are made for
-//! each cut. Each must open, pass the driver's check (leaks are allowed, errors are not), hold every
-//! byte that a completed flush or FUA write made durable, and be good to go on with; some are shown to
-//! `qemu-img check` as well.
+//! A workload of random operations runs on a chain of images. The active image is on a simulated disk, and the harness keeps
+//! the state of this disk at many write boundaries. A power cut there may leave anything between "only what was flushed" and
+//! "all that was written", so the harness makes several disks for each cut. The image on each of them must open and pass the
+//! driver's check (leaks are allowed, corruptions are not). It must hold every byte that a completed flush or FUA write made
+//! durable, and accept requests. Some of the images also go through `qemu-img check`.
 //!
-//! The workload runs in two ways: on the simulated executor ([`run`]), where a seed brings back the
-//! whole run, and on four I/O threads at once ([`threads`]), where the machine chooses the schedule. In [`changes`] the
-//! image also changes as a whole: its size, its snapshots, all that it holds.
+//! The workload runs in two ways: on the simulated executor ([`run`]), where a seed reproduces the run exactly, and on four I/O
+//! threads concurrently ([`threads`]), where the scheduler of the machine chooses the order. In [`changes`] the image also
+//! changes as a whole: its size, its snapshots, its contents.
 
 pub mod change;
 pub mod changes;

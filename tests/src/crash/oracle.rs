@@ -1,9 +1,9 @@
-//! What a disk may contain after the power failed.
+//! The contents that a disk may have after a power cut.
 //!
-//! Of each sector the oracle keeps the versions that a power cut may leave: the last one known to be
-//! durable, and every one issued since. A flush makes durable what had completed when it was issued;
-//! a write with FUA makes itself durable. A version is the seed of the write that made it, so a whole
-//! history costs a few words. Operations are aligned to sectors, and no two at once touch one.
+//! For each sector, the oracle keeps the versions that a power cut may leave: the last version that is known to be durable, and
+//! every version issued since. A flush makes those writes durable that had completed when the flush was issued; a write with
+//! FUA makes itself durable. A version is the seed of the write that made it, so a long history needs little memory. Operations
+//! are aligned to sectors, and concurrent operations never touch the same sector.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,17 +12,17 @@ use oxblk_ring::is_zero;
 
 use crate::model::ops::{Op, content};
 
-/// Size of a sector, the unit that a disk writes whole or not at all, in bytes.
+/// Size of a sector in bytes. A disk writes a sector completely or not at all.
 pub const SECTOR: u64 = 512;
 
-/// What a sector may hold.
+/// The content of a sector.
 #[derive(Clone, Copy, Debug)]
 enum Content {
-    /// What it held at the beginning.
+    /// The content at the beginning.
     Old,
     /// Zeroes.
     Zeroes,
-    /// What a write with this seed put there.
+    /// The data of a write with this seed.
     Seed(u64),
 }
 
@@ -30,24 +30,24 @@ enum Content {
 #[derive(Clone, Copy, Debug)]
 struct Version {
     content: Content,
-    /// Whether the change may not have happened at all (a discard).
+    /// Whether the sector may stay unchanged although the operation completed (a discard).
     optional: bool,
-    /// When it completed, on the oracle's clock.
+    /// When the operation completed, on the oracle's clock.
     completed: Option<u64>,
 }
 
-/// The versions that each sector may have, oldest first; the first is never optional.
+/// The versions that each sector may have, oldest first. The first version is never optional.
 #[derive(Clone, Debug)]
 pub struct CrashOracle {
     sectors: Vec<Vec<Version>>,
-    /// Sectors with more than one version.
+    /// The sectors with more than one version.
     unsettled: BTreeSet<usize>,
     clock: u64,
-    /// The content at the beginning.
+    /// The content of the disk at the beginning.
     old: Arc<[u8]>,
 }
 
-/// An operation under way, to be handed back when it completes.
+/// An operation in flight. The caller returns the ticket when the operation completes.
 #[derive(Clone, Copy, Debug)]
 pub struct Ticket {
     issued: u64,
@@ -60,7 +60,7 @@ fn sectors_of(op: &Op) -> std::ops::Range<usize> {
 }
 
 impl CrashOracle {
-    /// A disk of whole sectors with this content, all of it durable.
+    /// Makes the oracle of a disk with this durable content, a multiple of the sector size.
     pub fn new(content: Arc<[u8]>) -> Self {
         let first = Version { content: Content::Old, optional: false, completed: Some(0) };
         let sectors = vec![vec![first]; content.len() / 512];
@@ -72,7 +72,7 @@ impl CrashOracle {
         self.clock
     }
 
-    /// An operation is about to be issued.
+    /// Records that an operation is about to be issued.
     pub fn issue(&mut self, op: &Op) -> Ticket {
         let version = match *op {
             Op::Write { seed, .. } | Op::WriteCompressed { seed, .. } => {
@@ -91,7 +91,7 @@ impl CrashOracle {
         Ticket { issued: self.tick() }
     }
 
-    /// An operation has completed without an error.
+    /// Records that an operation has completed without an error.
     pub fn complete(&mut self, op: &Op, ticket: Ticket) {
         let now = self.tick();
         match op {
@@ -110,7 +110,7 @@ impl CrashOracle {
         }
     }
 
-    /// All that completed before `mark` can no longer be lost.
+    /// Records that no change that completed before `mark` can be lost any more.
     fn make_durable(&mut self, mark: u64) {
         for sector in std::mem::take(&mut self.unsettled) {
             self.forget_before(sector, mark);
@@ -120,7 +120,7 @@ impl CrashOracle {
         }
     }
 
-    /// Drops the versions that cannot come back once what completed by `mark` is durable.
+    /// Drops the versions that cannot return once all changes that completed by `mark` are durable.
     fn forget_before(&mut self, sector: usize, mark: u64) {
         let versions = &mut self.sectors[sector];
         let durable = |version: &Version| {
@@ -131,7 +131,7 @@ impl CrashOracle {
         }
     }
 
-    /// As [`complete`](CrashOracle::complete), on a disk that keeps its power: what completed is there.
+    /// As [`complete`](CrashOracle::complete), for a disk that keeps its power: the completed change is the only version left.
     pub fn complete_for_good(&mut self, op: &Op, ticket: Ticket) {
         self.complete(op, ticket);
         if op.changes() {
@@ -149,10 +149,10 @@ impl CrashOracle {
         }
     }
 
-    /// Checks the content of the whole disk.
+    /// Checks the content of the disk.
     ///
     /// # Errors
-    /// Tells the first sector that has none of the versions that it may have.
+    /// Names the first sector that has none of its possible versions.
     pub fn check(&self, disk: &[u8]) -> Result<(), String> {
         if disk.len() != self.old.len() {
             return Err(format!("the disk has {} bytes, not {}", disk.len(), self.old.len()));
@@ -175,8 +175,8 @@ impl CrashOracle {
         ))
     }
 
-    /// Checks what a read of whole sectors at `offset` brought, on a disk that keeps its power: it is
-    /// what they hold from then on.
+    /// Checks the data of a read of whole sectors at `offset`, on a disk that keeps its power. From then on, the sectors can
+    /// hold only the versions that the read returned.
     ///
     /// # Errors
     /// As [`check`](CrashOracle::check).
@@ -269,7 +269,7 @@ mod tests {
         oracle.issue(&given_up);
         assert_eq!(oracle.check(&disk([5, 0])), Ok(()));
         assert_eq!(oracle.observe(0, &disk([0, 0])), Ok(()));
-        assert!(oracle.check(&disk([5, 0])).is_err(), "what a read said holds");
+        assert!(oracle.check(&disk([5, 0])).is_err(), "the read has excluded this version");
     }
 
     #[test]

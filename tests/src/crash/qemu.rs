@@ -1,4 +1,4 @@
-//! What QEMU says of an image on a simulated disk.
+//! Examines an image on a simulated disk with the QEMU tools.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -13,10 +13,10 @@ use crate::model::chain::{Chain, SPLIT, Tolerance};
 use crate::program::Program;
 use crate::scratch;
 
-/// `qemu-img check` finds nothing worse than is tolerated.
+/// Checks that `qemu-img check` finds nothing worse than `tolerance`.
 ///
 /// # Errors
-/// With what it printed.
+/// The error has the tool's output.
 pub fn check(variant: &Variant, disk: &Disk, tolerance: Tolerance) -> Result<(), String> {
     const LEAKS: i32 = 3;
     let directory = scratch::in_memory();
@@ -41,12 +41,12 @@ pub fn check(variant: &Variant, disk: &Disk, tolerance: Tolerance) -> Result<(),
     }
 }
 
-/// The data file of the image at `path`.
+/// Returns the path of the data file of the image at `path`.
 fn data_path(path: &Path) -> PathBuf {
     path.with_extension("data")
 }
 
-/// Copies a disk to a file, or to two.
+/// Copies a disk to a file, or to two files if the variant has a data file.
 fn save(variant: &Variant, disk: &Disk, path: &Path) -> std::io::Result<()> {
     let bytes = disk.bytes();
     let split = usize::try_from(SPLIT).unwrap_or(usize::MAX);
@@ -59,7 +59,7 @@ fn save(variant: &Variant, disk: &Disk, path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Writes a file; zeroes become holes.
+/// Writes a file with holes in place of zeroes.
 fn save_bytes(bytes: &[u8], path: &Path) -> std::io::Result<()> {
     const PIECE: usize = 4096;
     let file = File::create_new(path)?;
@@ -71,7 +71,7 @@ fn save_bytes(bytes: &[u8], path: &Path) -> std::io::Result<()> {
     file.set_len(bytes.len() as u64)
 }
 
-/// Leaves the images of a chain in a directory, for who looks into a failure; tells where.
+/// Saves the images of a chain in a directory for the analysis of a failure. Returns a text that names the directory.
 pub(super) fn keep(chain: &Chain, active: &Disk) -> String {
     let directory = scratch::in_memory().keep();
     for (index, image) in chain.iter().enumerate() {

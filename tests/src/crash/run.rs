@@ -1,4 +1,4 @@
-//! Power cuts in a run on the simulated executor: one thread, the same for the same seed.
+//! Power cuts in a run on the simulated executor. The run has one thread, and the same seed gives the same run.
 
 use oxblk_core::Backend;
 use oxblk_ring::sim;
@@ -12,7 +12,7 @@ use crate::model::ops::Op;
 use crate::model::run::{self, Seen};
 use crate::tally::Tally;
 
-/// One operation, told to the history before and after.
+/// Executes one operation and records its issue and its completion in the history.
 pub(super) async fn tracked(disk: Backend, op: Op, history: History) -> Result<Seen, String> {
     let number = history.issue(&op);
     let seen = run::execute(&disk, &op).await.map_err(|error| format!("{op:?}: {error}"))?;
@@ -20,7 +20,7 @@ pub(super) async fn tracked(disk: Backend, op: Op, history: History) -> Result<S
     Ok(seen)
 }
 
-/// Runs the batches; those of one batch at once.
+/// Runs the batches one after another. The operations of one batch run concurrently.
 async fn work(workload: &Workload, chain: &Chain, history: &History) -> Result<(), String> {
     let disk = chain::open(chain).await?;
     for batch in &workload.batches {
@@ -57,11 +57,10 @@ fn attempt(workload: &Workload, cuts: usize) -> Result<Tally, String> {
     Ok(tally)
 }
 
-/// Runs the workload of a seed and looks at what a power cut would leave at up to `cuts` of its write
-/// boundaries.
+/// Runs the workload of a seed, then examines what a power cut would leave at up to `cuts` of its write boundaries.
 ///
 /// # Panics
-/// When flushed data is lost or an image is left worse than leaking, with the seed and the boundary.
+/// When flushed data is lost, or an image has worse faults than leaks. The message names the seed and the boundary.
 pub fn run(variant: &'static Variant, seed: u64, cuts: usize) -> Tally {
     let workload = Workload::new(variant, seed);
     let attempt = std::panic::AssertUnwindSafe(|| attempt(&workload, cuts));

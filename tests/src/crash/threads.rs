@@ -1,10 +1,9 @@
-//! Power cuts while four I/O threads work on the image at once.
+//! Power cuts while four I/O threads work on the image concurrently.
 //!
-//! The simulated disk serves any number of threads, and each operation on it is done at once, so what
-//! is under way at a cut is whatever the machine's scheduler had let begin. Tasks give way at random
-//! between the steps of a request, so that requests of one thread interleave as well, and hand-overs between
-//! threads are delayed at random ([`oxblk_ring::perturb`]). A seed gives the
-//! same images and operations but not the same run: a failure leaves its images behind.
+//! The simulated disk serves any number of threads and executes each operation immediately. So the operations in flight at a
+//! power cut are those that the machine's scheduler had started. Tasks yield at random between the steps of a request, so that
+//! requests of one thread interleave as well, and hand-overs between threads are delayed at random ([`oxblk_ring::perturb`]). A
+//! seed gives the same images and operations, but not the same order. A failure therefore saves its images.
 
 use oxblk_core::Backend;
 use oxblk_ring::sim;
@@ -22,12 +21,12 @@ use crate::perturbed::Perturbed;
 use crate::random::Random;
 use crate::tally::Tally;
 
-/// I/O threads.
+/// The number of I/O threads.
 const THREADS: usize = 4;
-/// Tasks on each thread, each with one operation under way.
+/// The number of tasks on each thread. Each task has one operation in flight.
 const TASKS: usize = 4;
 
-/// One task: takes operations until none are left or something is wrong.
+/// One task: executes operations until the pool is empty or a check fails.
 pub(super) async fn requests(disk: Backend, pool: Pool, history: History) {
     loop {
         let op = match pool.take() {
@@ -47,7 +46,7 @@ pub(super) async fn requests(disk: Backend, pool: Pool, history: History) {
     }
 }
 
-/// Runs the operations on a chain from every thread.
+/// Runs the operations on a chain from all threads.
 fn work(chain: &Chain, pool: &Pool, history: &History, seed: u64) -> Result<(), String> {
     let _perturbed = Perturbed::new(seed, chain.last().map_or("", |image| image.variant.name));
     let start = |n| IoThread::start(&format!("crash-{n}"), Config::default()).expect("a thread");
@@ -90,11 +89,10 @@ fn attempt(workload: &Workload, operations: u64, cuts: usize) -> Result<Tally, S
     Ok(tally)
 }
 
-/// Runs so many operations of a seed and looks at what a power cut would leave at up to `cuts` of the
-/// write boundaries.
+/// Runs `operations` operations of a seed, then examines what a power cut would leave at up to `cuts` of the write boundaries.
 ///
 /// # Panics
-/// When flushed data is lost or an image is left worse than leaking, with the seed and the boundary.
+/// When flushed data is lost, or an image has worse faults than leaks. The message names the seed and the boundary.
 pub fn run(variant: &'static Variant, seed: u64, operations: u64, cuts: usize) -> Tally {
     let workload = Workload::new(variant, seed);
     let attempt = std::panic::AssertUnwindSafe(|| attempt(&workload, operations, cuts));

@@ -1,4 +1,4 @@
-//! What runs against the disk whose power is cut: a chain of images, and batches of operations.
+//! The workload of a power-cut run: a chain of images, and batches of operations.
 
 use oxblk_ring::sim::Disk;
 
@@ -9,15 +9,15 @@ use crate::model::ops::{Op, Shape};
 use crate::model::sim::{build, random_chain};
 use crate::random::Random;
 
-/// The most operations of a batch, and so under way at once.
+/// The largest number of operations in a batch, all of them in flight concurrently.
 pub(super) const BATCH: u64 = 8;
 
-/// A workload: everything in it follows from the seed.
+/// A workload. The seed determines all of it.
 #[derive(Clone, Debug)]
 pub(super) struct Workload {
     pub(super) seed: u64,
     pub(super) variant: &'static Variant,
-    /// The images below the active one, from the base up, and their sizes in bytes.
+    /// The images below the active one with their sizes in bytes, base first.
     below: Vec<(&'static Variant, u64)>,
     pub(super) shape: Shape,
     pub(super) batches: Vec<Vec<Op>>,
@@ -26,7 +26,7 @@ pub(super) struct Workload {
 impl Workload {
     pub(super) fn new(variant: &'static Variant, seed: u64) -> Self {
         let mut random = Random::new(seed);
-        // Large clusters are dear to simulate and few of them meet all there is to meet.
+        // Large clusters are slow to simulate, and a few of them suffice to meet every case.
         let large = variant.cluster >= 256 << 10;
         let clusters = if large { random.within(5, 10) } else { random.within(24, 80) };
         let size = (clusters * variant.cluster).max(64 << 10);
@@ -47,14 +47,15 @@ impl Workload {
         Self { seed, variant, below, shape, batches }
     }
 
-    /// Images in the chain.
+    /// Returns the number of images in the chain.
     pub(super) fn images(&self) -> usize {
         self.below.len() + 1
     }
 
-    /// Makes the images, all of them durable; the active one is the last. Gives what may be found in it.
+    /// Creates the images and makes them durable; the active image is the last. Returns the chain, and the oracle of the active
+    /// image.
     pub(super) async fn build(&self) -> Result<(Chain, CrashOracle), String> {
-        // No short writes: they would tear sectors, and a sector is written whole or not at all.
+        // Short writes are disabled: they would tear sectors, but a disk writes a sector completely or not at all.
         let made = build(&self.below, self.variant, self.shape.size, self.seed, false).await;
         let (chain, model) = made.map_err(|e| format!("while building: {e}"))?;
         let disk = chain::open(&chain).await?;
@@ -63,7 +64,7 @@ impl Workload {
         Ok((chain, CrashOracle::new(model.bytes().into())))
     }
 
-    /// Names the workload in a failure.
+    /// Describes the workload for the message of a failure.
     pub(super) fn describe(&self) -> String {
         let below: Vec<_> = self.below.iter().map(|(v, size)| (v.name, size)).collect();
         format!(

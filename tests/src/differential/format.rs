@@ -1,22 +1,23 @@
-//! What both programs do to an image of any format: the same commands, compared.
+//! The same commands on images of any format, run through QEMU's tools and through oxblk and compared.
 //!
-//! The commands are those that every format has: create, write, zero, discard, map, measure, resize, check, convert.
-//! Tests of one format's own options are elsewhere.
+//! The commands are those that every format supports: create, write, zero, discard, map, measure, resize, check, convert. Other
+//! tests cover the options of a single format.
 
 use super::Differential;
 use super::normalise::Rules;
 use crate::formats::{self, FORMATS, Variant};
 use crate::program::Tool::{self, Img, Io};
 
-/// The unit of the changes in bytes: whole clusters, since what is in the rest of a new cluster is the host's matter.
+/// The unit of the changes in bytes. Changes cover whole clusters, since the content of the unwritten part of a new cluster is
+/// left to the host.
 fn unit(variant: &Variant) -> u64 {
     variant.cluster.max(64 << 10)
 }
 
-/// The size of a test disk in units.
+/// The size of a test disk, in units.
 const UNITS: u64 = 12;
 
-/// The commands that change the disk, in order.
+/// Returns the commands that change the disk, in order.
 fn changes(variant: &Variant) -> Vec<String> {
     let at = |units: u64| units * unit(variant);
     let mut changes = vec![
@@ -28,7 +29,7 @@ fn changes(variant: &Variant) -> Vec<String> {
         changes.insert(2, format!("write -z {} {}", at(7), at(1)));
     }
     if variant.discards_by_qemu {
-        // Last: which of several holes the next write takes is the program's choice.
+        // The discard is last: each program chooses by itself which hole the next write takes.
         changes.push(format!("discard {} {}", at(4), at(1)));
     }
     changes
@@ -38,14 +39,14 @@ fn as_commands(changes: &[String]) -> Vec<&str> {
     changes.iter().flat_map(|change| ["-c", change]).collect()
 }
 
-/// Command lines for images of one variant.
+/// Runs command lines on images of one variant.
 struct Commands<'a> {
     both: &'a Differential,
     variant: &'a Variant,
 }
 
 impl Commands<'_> {
-    /// Words that choose the image `name`, with what opens it.
+    /// Returns the words that choose the image `name` on a command line, with the options that open it.
     fn image(&self, name: &str) -> Vec<String> {
         let driver = self.variant.driver();
         if !self.variant.encrypted {
@@ -57,7 +58,7 @@ impl Commands<'_> {
         words
     }
 
-    /// The same command on the image `name` on every side.
+    /// Runs the same command on the image `name` on every side.
     fn same(&self, tool: Tool, first: &[&str], name: &str, last: &[&str]) {
         let image = self.image(name);
         let words: Vec<&str> = first
@@ -69,7 +70,7 @@ impl Commands<'_> {
         self.both.same(tool, &words);
     }
 
-    /// The words of `create`.
+    /// Returns the words of the `create` command.
     fn create_words(&self, name: &str) -> Vec<String> {
         let variant = self.variant;
         let mut words = vec!["create".to_owned(), "-f".to_owned(), variant.driver().to_owned()];
@@ -82,7 +83,7 @@ impl Commands<'_> {
         words
     }
 
-    /// Creates an image on every side. Encryption draws keys, so one encrypted image is made and copied.
+    /// Creates an image on every side. Encryption draws random keys, so an encrypted image is created once and copied.
     fn create(&self, name: &str) {
         let words = self.create_words(name);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -109,7 +110,7 @@ impl Commands<'_> {
 /// # Panics
 /// When output, exit codes or contents differ.
 pub fn life_of_an_image(variant: &Variant) {
-    // The rest of a new cluster is a hole with us, and zeroes with QEMU.
+    // The unwritten part of a new cluster is a hole with oxblk, and zeroes with QEMU.
     let both = Differential::new().rules(Rules { disk_size: true, ..Rules::default() });
     let commands = Commands { both: &both, variant };
     commands.create("a");
@@ -120,7 +121,7 @@ pub fn life_of_an_image(variant: &Variant) {
     let size = |units: u64| (units * unit(variant)).to_string();
     commands.same(Img, &["resize"], "a", &[&size(UNITS + 1)]);
     commands.same(Img, &["resize", "--shrink"], "a", &[&size(10)]);
-    // Where the file ends after that is the program's choice.
+    // Each program chooses by itself where the file ends after the resize.
     commands.same(Img, &["map", "--output=json"], "a", &[]);
     both.same_content_of(&commands.image("a"), "a");
 }
@@ -130,7 +131,7 @@ pub fn life_of_an_image(variant: &Variant) {
 /// # Panics
 /// When output, exit codes or contents differ.
 pub fn conversions(variant: &Variant) {
-    // A target that needs a key or a file of its own has tests of its own.
+    // Other tests cover targets that need a key or a data file.
     if variant.encrypted || variant.data_file {
         return;
     }

@@ -1,10 +1,10 @@
-//! The same command through oxblk and through the QEMU tools, compared to the byte.
+//! Runs the same command through oxblk and through the QEMU tools, and compares the results byte by byte.
 //!
-//! A [`Differential`] has three directories that begin with the same files: in one, QEMU's tool runs;
-//! in the second, `oxblk img …`; in the third, oxblk through a link named as QEMU's tool. All names
-//! in the arguments are relative, so the three command lines are the same, and so must be standard
-//! output, standard error and the exit code. What cannot be the same (the directory's path, timings,
-//! rates) is blanked by [`normalise`](normalise::normalise) on every side alike.
+//! A [`Differential`] has three directories with the same files. In the first, QEMU's tool runs; in the second, `oxblk img …`;
+//! in the third, oxblk through a link that has the name of QEMU's tool. All names in the arguments are relative, so the three
+//! command lines are the same. Standard output, standard error and the exit code must be the same too.
+//! [`normalise`](normalise::normalise) removes what cannot be the same (the directory's path, times, rates) from the output of
+//! every side.
 //!
 //! ```no_run
 //! use oxblk_tests::differential::Differential;
@@ -14,7 +14,7 @@
 //! both.qemu(Img, &["create", "-q", "-f", "qcow2", "a.qcow2", "1M"]); // the same input on each side
 //! both.same(Io, &["-c", "write -P 7 0 64k", "a.qcow2"]); // one command, compared
 //! both.same(Img, &["map", "a.qcow2"]);
-//! both.same_content("a.qcow2"); // what each side wrote reads the same, and passes qemu-img check
+//! both.same_content("a.qcow2"); // both images read the same, and pass qemu-img check
 //! ```
 
 pub mod format;
@@ -29,7 +29,7 @@ use tempfile::TempDir;
 use crate::program::{Program, Reply, Tool, oxblk};
 use normalise::{Rules, normalise};
 
-/// Who runs the command, and the name of its directory.
+/// The program that runs the command; each side has a directory with its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
     Qemu,
@@ -50,7 +50,7 @@ impl Side {
     }
 }
 
-/// Three directories in which the same things happen.
+/// Three directories with the same files, in which the same commands run.
 #[derive(Debug)]
 pub struct Differential {
     root: TempDir,
@@ -64,10 +64,10 @@ impl Default for Differential {
 }
 
 impl Differential {
-    /// Three empty directories.
+    /// Creates three empty directories.
     ///
     /// # Panics
-    /// When they cannot be made.
+    /// When a directory cannot be created.
     pub fn new() -> Self {
         let root =
             tempfile::Builder::new().prefix("oxblk-diff-").tempdir().expect("a scratch directory");
@@ -82,7 +82,7 @@ impl Differential {
         Self { root, rules: Rules::default() }
     }
 
-    /// Blanks more than timings and paths from here on.
+    /// Sets rules that remove more from the output than times and paths.
     #[must_use]
     pub fn rules(mut self, rules: Rules) -> Self {
         self.rules = rules;
@@ -93,27 +93,27 @@ impl Differential {
         self.root.path().join(side.name())
     }
 
-    /// The directory in which QEMU's tool runs.
+    /// Returns the directory in which QEMU's tool runs.
     pub fn qemu_directory(&self) -> PathBuf {
         self.directory(Side::Qemu)
     }
 
-    /// The two directories in which oxblk runs.
+    /// Returns the two directories in which oxblk runs.
     pub fn our_directories(&self) -> [PathBuf; 2] {
         Side::OURS.map(|side| self.directory(side))
     }
 
-    /// Does the same in every directory: makes files, changes bytes.
+    /// Calls `each` for every directory, to make files or change bytes.
     pub fn prepare(&self, each: impl Fn(&Path)) {
         for side in Side::ALL {
             each(&self.directory(side));
         }
     }
 
-    /// Copies of the files of a directory in every directory.
+    /// Copies the files of a directory into every directory.
     ///
     /// # Panics
-    /// When they cannot be made.
+    /// When a file cannot be copied.
     pub fn copies(&self, of: &Path) {
         self.prepare(|directory| {
             for file in std::fs::read_dir(of).expect("a directory") {
@@ -123,25 +123,25 @@ impl Differential {
         });
     }
 
-    /// The same file in every directory.
+    /// Writes the same file into every directory.
     ///
     /// # Panics
-    /// When it cannot be written.
+    /// When the file cannot be written.
     pub fn file(&self, name: &str, bytes: &[u8]) {
         self.prepare(|directory| std::fs::write(directory.join(name), bytes).expect("a file"));
     }
 
-    /// Runs QEMU's tool in every directory, to make the same input; it must succeed.
+    /// Runs QEMU's tool in every directory, to create the same input. The tool must succeed.
     pub fn qemu(&self, tool: Tool, args: &[&str]) {
         self.prepare(|directory| {
             Program::new(tool.qemu_name()).args(args).directory(directory).succeed();
         });
     }
 
-    /// Runs QEMU's tool in its own directory and copies the files that are there then to the others.
+    /// Runs QEMU's tool in its own directory, then copies all files of that directory to the other directories.
     ///
     /// # Panics
-    /// When it does not succeed.
+    /// When the tool fails.
     pub fn made_once(&self, tool: Tool, args: &[&str]) {
         let directory = self.qemu_directory();
         Program::new(tool.qemu_name()).args(args).directory(&directory).succeed();
@@ -162,10 +162,10 @@ impl Differential {
         program.args(args).directory(self.directory(side)).stdin(stdin).run()
     }
 
-    /// Runs one command on every side; output and exit code must be the same. Gives QEMU's reply.
+    /// Runs one command on every side. Output and exit code must be the same. Returns QEMU's reply.
     ///
     /// # Panics
-    /// When they differ, telling how.
+    /// When the sides differ. The message shows the difference.
     pub fn same(&self, tool: Tool, args: &[&str]) -> Reply {
         self.same_with_input(tool, args, b"")
     }
@@ -183,7 +183,7 @@ impl Differential {
         theirs
     }
 
-    /// As [`Differential::same`], but only the exit code is compared, not the text.
+    /// As [`Differential::same`], but compares only the exit code, not the output.
     ///
     /// # Panics
     /// When the exit codes differ.
@@ -231,7 +231,7 @@ impl Differential {
         );
     }
 
-    /// Names in messages are those a tool was called by: all become QEMU's.
+    /// Replaces oxblk's names in messages by QEMU's. A tool uses the name under which it was called.
     fn called_as_qemu(&self, tool: Tool, text: &str) -> String {
         let (qemu, own) = (tool.qemu_name(), tool.subcommand());
         let link = self.root.path().join("bin").join(qemu);
@@ -240,10 +240,10 @@ impl Differential {
             .replace(&format!("oxblk {own}"), qemu)
     }
 
-    /// The file that QEMU wrote and those that oxblk wrote have the same bytes.
+    /// Asserts that the file that QEMU wrote and those that oxblk wrote have the same bytes.
     ///
     /// # Panics
-    /// When they differ, telling where.
+    /// When the files differ. The message has the offset.
     pub fn same_bytes(&self, name: &str) {
         let theirs = std::fs::read(self.directory(Side::Qemu).join(name)).expect("QEMU's file");
         for side in Side::OURS {
@@ -254,11 +254,11 @@ impl Differential {
         }
     }
 
-    /// What a guest reads from the image is the same on every side, by `qemu-img compare`, and oxblk's
-    /// images pass `qemu-img check` where the format has one.
+    /// Asserts that a guest reads the same from the image of every side (`qemu-img compare`), and that oxblk's images pass
+    /// `qemu-img check` if the format has a check.
     ///
     /// # Panics
-    /// When the contents differ or the check finds anything.
+    /// When the contents differ or the check finds a fault.
     pub fn same_content(&self, name: &str) {
         for side in Side::OURS {
             let ours = self.directory(side);
@@ -273,11 +273,11 @@ impl Differential {
 }
 
 impl Differential {
-    /// As [`Differential::same_content`], for an image that `words` choose on a command line: what QEMU reads from
-    /// oxblk's image is what it reads from its own.
+    /// As [`Differential::same_content`], for an image that `words` choose on a command line: QEMU reads the same contents from
+    /// oxblk's image as from its own.
     ///
     /// # Panics
-    /// When the contents differ or the check finds anything.
+    /// When the contents differ or the check finds a fault.
     pub fn same_content_of(&self, words: &[String], name: &str) {
         let content = |directory: &Path, check: bool| {
             if check {
@@ -303,15 +303,15 @@ impl Differential {
 /// The exit code of `qemu-img check` for a format without a check.
 const NO_CHECK: i32 = 63;
 
-/// `qemu-img check` finds neither errors nor leaks; a format without a check passes.
+/// Asserts that `qemu-img check` finds neither errors nor leaks. A format without a check passes.
 ///
 /// # Panics
-/// When the check finds anything.
+/// When the check finds a fault.
 pub fn check_clean(image: &Path) {
     check_finds_nothing(Program::new("qemu-img").arg("check").arg(image));
 }
 
-/// Runs `qemu-img check`, which must find nothing wrong.
+/// Runs `qemu-img check` and asserts that it finds no fault.
 fn check_finds_nothing(check: Program) {
     let what = format!("{check:?}");
     let reply = check.run();
@@ -319,7 +319,7 @@ fn check_finds_nothing(check: Program) {
     assert!(is_clean, "{what}\n{}{}", reply.out(), reply.err());
 }
 
-/// Both texts, and the first line in which they differ.
+/// Returns both texts, and the number of the first line in which they differ.
 fn difference(stream: &str, theirs: &str, ours: &str) -> String {
     let mut lines = theirs.lines().zip(ours.lines()).enumerate();
     let first = lines.find(|(_, (a, b))| a != b).map_or_else(

@@ -1,20 +1,19 @@
-//! Blanks out of a tool's output what two correct runs cannot have in common.
+//! Replaces those parts of a tool's output that differ between two correct runs.
 //!
-//! Always: the scratch directory's path, times and rates. By choice ([`Rules`]): how much a file takes
-//! on the host's disk, and the steps of a progress bar. Nothing else is touched, so spacing, order and
-//! wording are compared as they are.
+//! The scratch directory's path, times and rates are always replaced. By choice ([`Rules`]), so are the space that a file takes
+//! on the host and the steps of a progress bar. Spacing, order and wording stay as they are, so they are compared.
 
 use std::path::Path;
 use std::sync::LazyLock;
 
 use regex_lite::{Captures, Regex};
 
-/// What else is blanked.
+/// Chooses further parts of the output to replace.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rules {
-    /// `disk size:` and `actual-size`: the two sides may lay an image out differently.
+    /// `disk size:` and `actual-size`: the two sides may lay out an image differently.
     pub disk_size: bool,
-    /// The steps of `-p`: only that there was progress, and where it ended, is compared.
+    /// The steps of `-p`: only the existence of progress and its last value are compared.
     pub progress: bool,
 }
 
@@ -26,7 +25,7 @@ static TIMINGS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
     vec![
         // qemu-io: 4 KiB, 1 ops; 00.01 sec (2.5 MiB/sec and 641.0256 ops/sec)
         (
-            // and, from a second on: 4 KiB, 1 ops; 0:00:01.50 (2.5 KiB/sec and 0.6410 ops/sec)
+            // and, if it takes a second or more: 4 KiB, 1 ops; 0:00:01.50 (2.5 KiB/sec and 0.6410 ops/sec)
             regex(r"ops; [0-9:.]+(?: sec)? \([^()]+/sec and [^()]+ ops/sec\)"),
             "ops; TIME sec (RATE/sec and RATE ops/sec)",
         ),
@@ -44,7 +43,7 @@ static DISK_SIZE: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
 });
 static PROGRESS: LazyLock<Regex> = LazyLock::new(|| regex(r"(?: +\(([0-9.]+)/100%\)\r?)+"));
 
-/// The output of a tool that ran in `directory`, with what cannot be compared blanked.
+/// Returns the output of a tool that ran in `directory`, without the parts that cannot be compared.
 pub fn normalise(output: &[u8], directory: &Path, rules: Rules) -> String {
     let mut text =
         String::from_utf8_lossy(output).replace(&*directory.to_string_lossy(), "DIRECTORY");

@@ -1,8 +1,8 @@
 //! The formats that the harnesses run on.
 //!
-//! A [`TestFormat`] tells the harnesses all that they need to know of a format: in which variants its images are made,
-//! what the variants can do, how an image is spoiled, and what QEMU's tools say of it. A format that is added to
-//! [`FORMATS`] gets every test that is not about one format alone:
+//! A [`TestFormat`] describes a format to the harnesses: the variants of its images, the abilities of each variant, ways to
+//! corrupt an image, and what QEMU's tools do with it. A format that is added to [`FORMATS`] takes part in every test that is
+//! not specific to one format:
 //!
 //! - random operations against a model, from one thread and from four, with cancelled requests ([`crate::model`]);
 //! - power cuts and failing disks ([`crate::crash`]);
@@ -10,7 +10,7 @@
 //! - the same commands through both programs ([`crate::differential::format`]), and conversions between all formats;
 //! - its share of the soak.
 //!
-//! No harness asks for a format by its name.
+//! No harness depends on the name of a format.
 
 mod parallels;
 mod qcow2;
@@ -32,57 +32,56 @@ use crate::random::Random;
 
 pub use variant::Variant;
 
-/// The one table of formats.
+/// The table of formats.
 pub static FORMATS: &[&dyn TestFormat] =
     &[&raw::Raw, &qcow2::Qcow2, &vdi::Vdi, &parallels::Parallels];
 
-/// A format as the harnesses see it.
+/// A format, as the harnesses use it.
 pub trait TestFormat: Debug + Sync + RefUnwindSafe {
-    /// The name of the driver, as after `-f`.
+    /// The name of the driver, as used after `-f`.
     fn name(&self) -> &'static str;
 
-    /// The ways of making images that the harnesses go through. The first one has no options.
+    /// The variants of images that the harnesses create. The first variant has no creation options.
     fn variants(&self) -> &'static [Variant];
 
-    /// Adds to the options of opening an image of this variant what its contents cannot tell.
+    /// Adds options that are needed to open an image of this variant but are not stored in the image.
     fn add_open_options(&self, variant: &Variant, options: &mut Options) {
         let _ = (variant, options);
     }
 
-    /// Adds options that leave the driver's caches of metadata room for a few pieces only, so that they come and go under
-    /// the requests.
+    /// Adds options that limit the driver's metadata caches to a few slices, so that requests evict and reload slices often.
     fn limit_caches(&self, variant: &Variant, options: &mut Options) {
         let _ = (variant, options);
     }
 
-    /// Whether a file with these first bytes, 512 or fewer, is an image of the format. Raw images are recognised by
-    /// being nothing else.
+    /// Whether a file that begins with these bytes (at most 512) is an image of the format. Raw images match if no other format
+    /// does.
     fn is_image(&self, start: &[u8]) -> bool;
 
-    /// Damages some words of an image at random. An image whose structures are not strewn with big-endian words of
-    /// four or eight bytes needs a way of its own.
+    /// Damages some words of an image at random. A format overrides this if its structures do not consist of big-endian words
+    /// of four or eight bytes.
     fn damage(&self, variant: &Variant, random: &mut Random, bytes: &mut [u8]) {
         mutate::words(random, bytes, variant.cluster);
     }
 
-    /// Writes another disk size, in bytes, into the header. Tells whether the format has such a field.
+    /// Writes another disk size, in bytes, into the header. Returns whether the header has such a field.
     fn set_size(&self, bytes: &mut [u8], size: u64) -> bool {
         let _ = (bytes, size);
         false
     }
 
-    /// Images spoiled on purpose, and what must come of each.
+    /// Corrupt images, each with its expected result.
     fn hostile(&self) -> Vec<Table> {
         Vec::new()
     }
 }
 
-/// Identifier of the secret that encrypted images are made and opened with.
+/// Identifier of the secret with which encrypted images are created and opened.
 pub(crate) const SECRET: &str = "s0";
-/// Its value.
+/// The value of the secret.
 const PASSWORD: &str = "open sesame";
 
-/// The secrets that encrypted images need, for a graph.
+/// Returns the secrets that encrypted images need, for a graph.
 ///
 /// # Panics
 /// Never.
@@ -92,12 +91,12 @@ pub fn secrets() -> Secrets {
     secrets
 }
 
-/// The words of a command line that give a tool the secrets that encrypted images need.
+/// Returns the command-line words that give a tool the secrets of encrypted images.
 pub fn secret_words() -> Vec<String> {
     vec!["--object".to_owned(), format!("secret,id={SECRET},data={PASSWORD}")]
 }
 
-/// Gives a QEMU tool the secrets that encrypted images need.
+/// Adds the secrets of encrypted images to the command line of a QEMU tool.
 pub fn with_secrets(program: Program) -> Program {
     program.args(secret_words())
 }
@@ -109,14 +108,15 @@ pub fn variants() -> &'static [&'static Variant] {
     &ALL
 }
 
-/// The variants whose name begins with `name` and a dash, or is `name` (`qcow2` gives them all).
+/// Returns the variant with this name, and the variants whose name begins with `name` and a dash (`qcow2` returns all of its
+/// variants).
 pub fn named(name: &str) -> Vec<&'static Variant> {
     let family = format!("{name}-");
     let chosen = |v: &&Variant| v.name == name || v.name.starts_with(&family);
     variants().iter().copied().filter(chosen).collect()
 }
 
-/// The format of an image with these first bytes; the last resort is the format that recognises anything.
+/// Returns the format of an image that begins with these bytes. Raw, which matches anything, is tried last.
 pub fn probe(start: &[u8]) -> Option<&'static dyn TestFormat> {
     FORMATS.iter().rev().copied().find(|format| format.is_image(start))
 }

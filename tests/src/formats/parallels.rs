@@ -1,4 +1,4 @@
-//! parallels images.
+//! Parallels images.
 
 use super::TestFormat;
 use super::variant::Variant;
@@ -12,7 +12,7 @@ pub(super) struct Parallels;
 const fn variant(name: &'static str, options: &'static str, cluster: u64) -> Variant {
     Variant {
         check: true,
-        // The header says that the image was not closed.
+        // After a power cut, the header still says that the image is open.
         repairs_on_open: true,
         resizes: false,
         measured_by_qemu: false,
@@ -23,7 +23,7 @@ const fn variant(name: &'static str, options: &'static str, cluster: u64) -> Var
 static VARIANTS: [Variant; 2] =
     [variant("parallels", "", 1 << 20), variant("parallels-64k", "cluster_size=64k", 64 << 10)];
 
-/// Where the header has the size of the disk, in sectors.
+/// The header field with the size of the disk, in sectors.
 const SIZE: std::ops::Range<usize> = 36..44;
 
 impl TestFormat for Parallels {

@@ -1,4 +1,4 @@
-//! qcow2 images: every cluster size, and each feature that changes where data and metadata lie.
+//! qcow2 images: every cluster size, and each feature that changes where data and metadata are stored.
 
 use oxblk_core::Options;
 
@@ -24,7 +24,7 @@ const fn encrypted(name: &'static str, options: &'static str, cluster: u64) -> V
     Variant { encrypted: true, compress: false, ..plain(name, options, cluster) }
 }
 
-/// Nothing counts the clusters of a data file: they are neither compressed nor shared with snapshots.
+/// The clusters of a data file have no refcounts, so they can be neither compressed nor shared with snapshots.
 const fn data_file(name: &'static str, options: &'static str, cluster: u64) -> Variant {
     Variant { compress: false, snapshots: false, data_file: true, ..plain(name, options, cluster) }
 }
@@ -53,7 +53,7 @@ static VARIANTS: [Variant; 27] = [
     plain("qcow2-ext-16k", "extended_l2=on,cluster_size=16k", 16 * KIB),
     plain("qcow2-ext-64k", "extended_l2=on", 64 * KIB),
     plain("qcow2-ext-2m", "extended_l2=on,cluster_size=2M", 2 * MIB),
-    // Short keys make for a small LUKS header, and few iterations for images that open at once.
+    // Short keys give a small LUKS header. Few iterations let an image open without delay.
     encrypted(
         "qcow2-luks",
         "encrypt.format=luks,encrypt.key-secret=s0,encrypt.iter-time=1,encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,cluster_size=4k",
@@ -67,7 +67,7 @@ static VARIANTS: [Variant; 27] = [
     data_file("qcow2-datafile", "cluster_size=4k", 4 * KIB),
     data_file("qcow2-datafile-ext", "extended_l2=on,cluster_size=16k", 16 * KIB),
     Variant {
-        // Such images have no backing files.
+        // Images of this kind cannot have a backing file.
         backing: false,
         raw_data: true,
         ..data_file("qcow2-datafile-raw", "data_file_raw=on,cluster_size=4k", 4 * KIB)
@@ -79,7 +79,7 @@ static VARIANTS: [Variant; 27] = [
     Variant { bitmaps: true, ..plain("qcow2-bitmaps", "cluster_size=4k", 4 * KIB) },
 ];
 
-/// Where the header has the size of the disk, in bytes (the qcow2 specification, "Header").
+/// The header field with the size of the disk, in bytes (the qcow2 specification, "Header").
 const SIZE: std::ops::Range<usize> = 24..32;
 
 impl TestFormat for Qcow2 {

@@ -1,4 +1,4 @@
-//! Raw images: the disk's bytes and nothing else.
+//! Raw images: the file holds the bytes of the disk and nothing else.
 
 use super::TestFormat;
 use super::variant::Variant;

@@ -1,50 +1,50 @@
-//! A variant of a format: creation options, and what images made with them can do.
+//! A variant of a format: creation options, and the abilities of images that have them.
 
 use oxblk_core::Options;
 
 use super::TestFormat;
 
-/// A way to make images.
+/// One way to create images.
 #[derive(Clone, Copy, Debug)]
 pub struct Variant {
-    /// Names it in test output and on the command line of the soak.
+    /// The name in test output and on the command line of the soak.
     pub name: &'static str,
     /// The format of the images.
     pub format: &'static dyn TestFormat,
-    /// Creation options, as after `-o`.
+    /// Creation options, as written after `-o`.
     pub options: &'static str,
-    /// The unit of allocation in bytes, around which offsets are chosen.
+    /// The unit of allocation in bytes; tests choose offsets around its multiples.
     pub cluster: u64,
     /// Images can have a backing file.
     pub backing: bool,
-    /// Guest data is encrypted: it takes the password to open an image.
+    /// Guest data is encrypted, so opening an image needs the password.
     pub encrypted: bool,
     /// Clusters can be written compressed.
     pub compress: bool,
-    /// Images can be checked, by us and by `qemu-img check`.
+    /// oxblk and `qemu-img check` can check images.
     pub check: bool,
-    /// After a power cut the image must be opened for writing before it checks clean.
+    /// After a power cut an image must be opened for writing before it passes the check.
     pub repairs_on_open: bool,
     /// Images can have internal snapshots.
     pub snapshots: bool,
-    /// Persistent bitmaps record what is written.
+    /// Persistent bitmaps record the writes to an image.
     pub bitmaps: bool,
-    /// Guest data lies in a file of its own.
+    /// Guest data is in a data file, apart from the metadata.
     pub data_file: bool,
-    /// The data file is by itself what a guest reads.
+    /// The data file is a raw image of the disk.
     pub raw_data: bool,
-    /// Images can change their size.
+    /// Images can be resized.
     pub resizes: bool,
-    /// QEMU gives space back that is discarded.
+    /// QEMU releases discarded space to the host.
     pub discards_by_qemu: bool,
-    /// QEMU has the file hold zeroes that are written as holes, where the image tells of them.
+    /// QEMU punches holes into the file for written zeroes if the image records that these ranges are zero.
     pub zeroes_by_qemu: bool,
-    /// QEMU can tell how large a new image would be.
+    /// `qemu-img measure` can compute the size of a new image.
     pub measured_by_qemu: bool,
 }
 
 impl Variant {
-    /// A variant whose images can be created, read, written and resized, and nothing more. `cluster` is in bytes.
+    /// A variant whose images can be created, read, written and resized; all other abilities are off. `cluster` is in bytes.
     pub(super) const fn new(
         format: &'static dyn TestFormat,
         name: &'static str,
@@ -77,7 +77,7 @@ impl Variant {
         self.format.name()
     }
 
-    /// Adds to the options that an image is opened with what this variant needs.
+    /// Adds the options that are needed to open an image of this variant.
     pub fn add_open_options(&self, options: &mut Options) {
         self.format.add_open_options(self, options);
     }

@@ -1,4 +1,4 @@
-//! vdi images: dynamic and static.
+//! VDI images: dynamic and static.
 
 use super::TestFormat;
 use super::variant::Variant;
@@ -12,7 +12,8 @@ pub(super) struct Vdi;
 const fn variant(name: &'static str, options: &'static str) -> Variant {
     Variant {
         check: true,
-        // Blocks that the header counts and no entry names are errors to QEMU; they are filled when the image is next closed.
+        // QEMU reports an error if the header counts blocks that no entry of the block map names. The next close of the image
+        // fills these gaps.
         repairs_on_open: true,
         resizes: false,
         discards_by_qemu: false,
@@ -24,7 +25,7 @@ const fn variant(name: &'static str, options: &'static str) -> Variant {
 static VARIANTS: [Variant; 2] =
     [variant("vdi", ""), Variant { zeroes_by_qemu: false, ..variant("vdi-static", "static=on") }];
 
-/// Where the header has the size of the disk, in bytes.
+/// The header field with the size of the disk, in bytes.
 const SIZE: std::ops::Range<usize> = 0x170..0x178;
 
 impl TestFormat for Vdi {

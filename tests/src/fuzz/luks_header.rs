@@ -1,12 +1,12 @@
-//! The LUKS header: whatever the bytes, parsing ends without a panic, and what is accepted has its key material
-//! where nothing else is, is written and read back as it was, and costs a bounded amount of work to try.
+//! Fuzzes the LUKS header. Parsing never panics. An accepted header has key material that overlaps nothing else, stays the same
+//! when it is written and read again, and costs a bounded amount of work per unlock attempt.
 
 use oxblk_crypto::luks::{Header, MAX_WORK};
 
-/// Takes one input.
+/// Runs one input.
 ///
 /// # Panics
-/// When the code under test does, or breaks one of its promises.
+/// When the code under test panics or violates a checked property.
 pub fn run(data: &[u8]) {
     let Ok(header) = Header::parse(data) else { return };
     assert!(header.suite.check().is_ok());

@@ -1,7 +1,7 @@
-//! The fuzz targets: one function each, which takes arbitrary bytes and panics when the code under test is wrong.
+//! The fuzz targets. Each target is a function that takes arbitrary bytes and panics when the code under test is wrong.
 //!
-//! `fuzz/` makes libFuzzer programs of them. The inputs saved in `fuzz/seeds` are replayed by ordinary tests
-//! ([`replay`]), so that what fuzzing once found is tried on every change, without a fuzzing toolchain.
+//! The programs in `fuzz/` pass these functions to libFuzzer. Ordinary tests replay the inputs that are saved in `fuzz/seeds`
+//! ([`replay`]). So every change is tested with the inputs that fuzzing once found, without a fuzzing toolchain.
 
 pub mod luks_header;
 pub mod nbd_negotiation;
@@ -15,7 +15,7 @@ pub mod vdi_header;
 
 use std::path::Path;
 
-/// A target by its name, which is that of its program in `fuzz/` and of its directory of saved inputs.
+/// A target and its name. Its program in `fuzz/` and its directory of saved inputs have the same name.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
@@ -31,10 +31,10 @@ pub const TARGETS: &[Target] = &[
     ("vdi_header", vdi_header::run),
 ];
 
-/// Runs every saved input of a target. Gives how many there are.
+/// Runs every saved input of a target. Returns the number of inputs.
 ///
 /// # Panics
-/// When an input makes the target panic; the message names the file.
+/// When an input makes the target panic. The message names the file.
 pub fn replay((name, run): Target) -> usize {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds").join(name);
     let Ok(files) = std::fs::read_dir(&seeds) else { return 0 };

@@ -1,5 +1,5 @@
-//! The server's handshake against arbitrary bytes: it must not panic, must give the same answer
-//! however the bytes are cut, and must not put out more than its list of exports allows.
+//! Fuzzes the server's handshake with arbitrary bytes. The handshake never panics, gives the same answer whatever the sizes of
+//! the received pieces are, and produces no more output than its list of exports allows.
 
 use oxblk_nbd::info::BlockSizes;
 use oxblk_nbd::proto::TransmissionFlags;
@@ -17,7 +17,7 @@ fn catalog() -> Arc<Catalog> {
     Arc::new(Catalog::new(vec![export("disk"), export("")]))
 }
 
-/// Feeds `input` in pieces; returns the output, the end, and how much of the input was taken.
+/// Feeds `input` in pieces. Returns the output, the state at the end, and the number of bytes that were consumed.
 fn feed(input: &[u8], piece: usize) -> (Vec<u8>, Progress, usize) {
     let mut machine = Negotiation::new(catalog());
     let (mut out, mut pending, mut taken) = (Vec::new(), Vec::new(), 0);
@@ -39,10 +39,10 @@ fn feed(input: &[u8], piece: usize) -> (Vec<u8>, Progress, usize) {
     (out, Progress::More, taken)
 }
 
-/// Takes one input.
+/// Runs one input.
 ///
 /// # Panics
-/// When the code under test does, or breaks one of its promises.
+/// When the code under test panics or violates a checked property.
 pub fn run(data: &[u8]) {
     let Some((&piece, input)) = data.split_first() else { return };
     let whole = feed(input, usize::MAX);
@@ -59,7 +59,7 @@ pub fn run(data: &[u8]) {
         for header in rest.chunks_exact(28) {
             let Ok(request) = RawRequest::parse(header.try_into().unwrap()) else { return };
             let Ok(request) = request.check(&limits) else { continue };
-            // The others carry no range.
+            // Other commands carry no range.
             if !matches!(request.command, Command::Disconnect | Command::Flush) {
                 let end = request.offset.checked_add(u64::from(request.length));
                 assert!(end.is_some_and(|end| end <= limits.size));

@@ -1,13 +1,13 @@
-//! A client's parsers against arbitrary bytes from a server, and URIs from arbitrary text.
+//! Fuzzes a client's parsers with arbitrary bytes from a server, and the URI parser with arbitrary text.
 
 use oxblk_nbd::proto::ChunkKind;
 use oxblk_nbd::reply::{self, ReplyHeader};
 use oxblk_nbd::{NbdUri, info};
 
-/// Takes one input.
+/// Runs one input.
 ///
 /// # Panics
-/// When the code under test does, or breaks one of its promises.
+/// When the code under test panics or violates a checked property.
 pub fn run(data: &[u8]) {
     let _ = info::Info::parse(data);
     let _ = info::parse_server(data);

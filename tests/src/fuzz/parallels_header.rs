@@ -1,12 +1,11 @@
-//! The parallels header: whatever the bytes, parsing ends without a panic, and what is accepted keeps the promises of
-//! [`Header`].
+//! Fuzzes the parallels header. Parsing never panics, and an accepted header keeps the invariants of [`Header`].
 
 use oxblk_formats::parallels::header::{HEADER_BYTES, Header, MAX_ENTRIES};
 
-/// Takes one input: the size of the file, a cluster, and the first bytes of the file.
+/// Runs one input: the size of the file, the index of a cluster, and the first bytes of the file.
 ///
 /// # Panics
-/// When the code under test does, or breaks one of its promises.
+/// When the code under test panics or violates a checked property.
 pub fn run(data: &[u8]) {
     let Some((size, rest)) = data.split_first_chunk() else { return };
     let Some((index, head)) = rest.split_first_chunk() else { return };

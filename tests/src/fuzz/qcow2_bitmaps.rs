@@ -1,5 +1,6 @@
-//! qcow2 bitmap directories, bitmap tables, and the change of the header extension that names them: no bytes make them
-//! panic, what is read is written as it was, and a header that could be read can be read after the change.
+//! Fuzzes qcow2 bitmap directories, bitmap tables, and changes of the header extension that names them. Parsing never panics. A
+//! parsed structure stays the same when it is written and read again, and a header can still be read after the extension was
+//! changed.
 
 use oxblk_formats::qcow2::layout::{
     BitmapData, BitmapEntry, BitmapTableEntry, BitmapsExtension, Geometry, Header, HeaderWrite,
@@ -43,10 +44,10 @@ fn header(bytes: &[u8]) {
     }
 }
 
-/// Takes one input.
+/// Runs one input.
 ///
 /// # Panics
-/// When the code under test does, or breaks one of its promises.
+/// When the code under test panics or violates a checked property.
 pub fn run(data: &[u8]) {
     let [bits, count, rest @ ..] = data else { return };
     let cluster_bits = 9 + u32::from(bits % 13);

@@ -1,12 +1,12 @@
-//! The qcow2 header: whatever the bytes, parsing ends without a panic, and what is accepted keeps the
-//! promises of [`Header`] and survives being written and read again.
+//! Fuzzes the qcow2 header. Parsing never panics. An accepted header keeps the invariants of [`Header`], and stays the same
+//! when it is written and read again.
 
 use oxblk_formats::qcow2::layout::{Header, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
 
-/// Takes one input.
+/// Runs one input.
 ///
 /// # Panics
-/// When the code under test does, or breaks one of its promises.
+/// When the code under test panics or violates a checked property.
 pub fn run(data: &[u8]) {
     let Ok(header) = Header::parse(data, data.len() as u64) else { return };
     let geometry = header.geometry;
@@ -18,16 +18,16 @@ pub fn run(data: &[u8]) {
     assert!(geometry.is_aligned(header.refcount_table_offset));
     assert!(geometry.l1_entries_for(header.size).is_some_and(|n| n <= header.l1_entries.into()));
 
-    // It may not fit once the names of all features are added, but then it says so.
+    // `encode` adds the names of all features. If the header then exceeds a cluster, `encode` returns an error.
     let Ok(bytes) = header.encode() else { return };
     assert!(bytes.len() as u64 <= geometry.cluster_size());
     let mut again = Header::parse(&bytes, bytes.len() as u64).expect("what was written is read");
     again.extensions.feature_names.clone_from(&header.extensions.feature_names);
     again.header_length = header.header_length;
-    // Word of bitmaps that another program let become outdated is not written again.
+    // `encode` does not write the mark of bitmaps that another program made outdated.
     assert!(!again.extensions.bitmaps_outdated);
     again.extensions.bitmaps_outdated = header.extensions.bitmaps_outdated;
-    // Nor is broken word of them: only a check opens such an image, and a repair drops it.
+    // `encode` does not write a broken bitmaps extension either: only a check opens such an image, and a repair removes it.
     assert!(again.extensions.bitmaps_fault.is_none());
     again.extensions.bitmaps_fault.clone_from(&header.extensions.bitmaps_fault);
     assert_eq!(again, header);

@@ -1,10 +1,11 @@
-//! Extended L2 entries: no bytes make them panic, and a bitmap says of each subcluster what an array of them would.
+//! Fuzzes extended L2 entries. Parsing never panics, and the operations on a subcluster bitmap give the same results as those
+//! on an array of subclusters.
 
 use oxblk_formats::qcow2::layout::{
     ExtendedEntry, Geometry, L2Kind, SUBCLUSTERS, Subcluster, Subclusters, l2_table,
 };
 
-/// The bitmap one by one.
+/// Returns the subclusters of the bitmap as an array.
 fn spread(bitmap: Subclusters) -> Vec<Subcluster> {
     (0..SUBCLUSTERS)
         .map(|index| {
@@ -68,10 +69,10 @@ fn change(geometry: Geometry, bitmap: Subclusters, from: u64, to: u64) {
     assert_eq!(bitmap.without_data().allocated(), 0);
 }
 
-/// Takes one input.
+/// Runs one input.
 ///
 /// # Panics
-/// When the code under test does, or breaks one of its promises.
+/// When the code under test panics or violates a checked property.
 pub fn run(data: &[u8]) {
     let [bits, rest @ ..] = data else { return };
     let geometry = Geometry {

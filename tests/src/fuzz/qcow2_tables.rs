@@ -1,5 +1,5 @@
-//! qcow2 table entries, refcounts, snapshot entries and compressed clusters: no bytes make them panic
-//! or point at what they may not.
+//! Fuzzes qcow2 table entries, refcounts, snapshot entries and compressed clusters. Parsing never panics, and an accepted entry
+//! points only at allowed offsets.
 
 use oxblk_formats::qcow2::compression::{compress, decompress};
 use oxblk_formats::qcow2::layout::{
@@ -27,10 +27,10 @@ fn entry(geometry: Geometry, version: u32, entry: u64) {
     }
 }
 
-/// Takes one input.
+/// Runs one input.
 ///
 /// # Panics
-/// When the code under test does, or breaks one of its promises.
+/// When the code under test panics or violates a checked property.
 pub fn run(data: &[u8]) {
     let [bits, order, version, rest @ ..] = data else { return };
     let geometry = Geometry {

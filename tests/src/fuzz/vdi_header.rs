@@ -1,13 +1,13 @@
-//! The vdi header and entries of the block map: whatever the bytes, parsing ends without a panic, and what is accepted keeps the
-//! promises of [`Header`].
+//! Fuzzes the VDI header and entries of the block map. Parsing never panics, and an accepted header keeps the invariants of
+//! [`Header`].
 
 use oxblk_formats::vdi::Entry;
 use oxblk_formats::vdi::header::{HEADER_BYTES, Header, MAX_BLOCKS, MAX_SIZE};
 
-/// Takes one input: the size of the file, and its first bytes.
+/// Runs one input: the size of the file, and its first bytes.
 ///
 /// # Panics
-/// When the code under test does, or breaks one of its promises.
+/// When the code under test panics or violates a checked property.
 pub fn run(data: &[u8]) {
     let Some((size, head)) = data.split_first_chunk() else { return };
     let file_size = u64::from_le_bytes(*size);

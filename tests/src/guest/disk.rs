@@ -1,4 +1,4 @@
-//! Makes a guest's disk: a GPT partition with an ext4 root, some of it data, most of it holes.
+//! Creates a guest's disk: a GPT partition with an ext4 root file system that has some data and many holes.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -11,12 +11,12 @@ use crate::random::Random;
 
 /// Size of the disk, in bytes.
 pub const DISK_SIZE: u64 = 768 << 20;
-/// Where the partition begins, in bytes.
+/// The offset of the partition, in bytes.
 const PARTITION: u64 = 1 << 20;
-/// Left free after the partition for the second partition table, in bytes.
+/// The space after the partition for the backup partition table, in bytes.
 const TAIL: u64 = 1 << 20;
 
-/// The init of the disk: does the task named on the kernel's command line and powers off.
+/// The init program of the disk. It runs the task that the kernel's command line names, then powers the guest off.
 const INIT: &str = r#"#!/bin/busybox sh
 export PATH=/bin:/sbin
 mount -t proc proc /proc
@@ -61,7 +61,7 @@ sync
 poweroff -f
 "#;
 
-/// A root file system below `root`: busybox, the init above, and data of several kinds.
+/// Creates a root file system below `root`: busybox, the init program above, and data of several kinds.
 fn fill_root(root: &Path) {
     for directory in ["bin", "sbin", "proc", "dev", "sys", "srv", "etc"] {
         fs::create_dir_all(root.join(directory)).expect("a directory");
@@ -113,7 +113,7 @@ fn fill_root(root: &Path) {
     Program::new("sh").args(["-c", names]).directory(root).succeed();
 }
 
-/// Makes the raw disk in `scratch` and gives its path.
+/// Creates the raw disk in `scratch` and returns its path.
 ///
 /// # Panics
 /// When sfdisk or mke2fs is missing or fails.

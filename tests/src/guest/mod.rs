@@ -1,12 +1,12 @@
-//! A real Linux guest, to be booted from a disk that oxblk serves.
+//! A real Linux guest that boots from a disk which oxblk serves.
 //!
-//! [`Kernel`] finds a Debian cloud kernel (installed, or unpacked into the cache by
-//! `scripts/install-test-tools`); [`initramfs`] packs the modules of a virtio disk, busybox and e2fsck;
-//! [`disk`] makes a partitioned disk with an ext4 root; [`boot`] starts it under qemu-system (TCG, so
-//! that it runs everywhere) and gives back the serial console.
+//! [`Kernel`] finds a Debian cloud kernel (installed, or unpacked into the cache by `scripts/install-test-tools`).
+//! [`initramfs`] packs the modules of a virtio disk, busybox and e2fsck. [`disk`] creates a partitioned disk with an ext4 root.
+//! [`boot`] boots it under qemu-system and returns the output of the serial console. The guest uses TCG, so that it runs on
+//! every machine.
 //!
-//! What a boot does is chosen on the kernel's command line ([`Task`]). Either way e2fsck must find the
-//! file system clean before it is mounted, and the guest powers off by itself at the end.
+//! The kernel's command line chooses the guest's task ([`Task`]). With every task, e2fsck must find the file system clean
+//! before it is mounted, and the guest powers itself off at the end.
 
 pub mod disk;
 
@@ -17,10 +17,10 @@ use std::time::Duration;
 
 use crate::program::Program;
 
-/// Longer than a boot under TCG takes on a loaded machine.
+/// Longer than a boot under TCG takes on a heavily loaded machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(280);
 
-/// The modules of a virtio disk, each after those that it needs.
+/// The modules of a virtio disk, each after its dependencies.
 const MODULES: [&str; 6] = [
     "virtio/virtio_ring",
     "virtio/virtio",
@@ -30,7 +30,8 @@ const MODULES: [&str; 6] = [
     "block/virtio_blk",
 ];
 
-/// The first program of the initramfs: checks the root file system, mounts it, and hands over to it.
+/// The first program of the initramfs. It checks the root file system, mounts it, and starts the init program of that file
+/// system.
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -46,12 +47,12 @@ mount -t ext4 /dev/vda1 /root || { echo 'GUEST: cannot mount'; poweroff -f; }
 exec switch_root /root /sbin/init
 "#;
 
-/// What a boot is for.
+/// The task of a boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
     /// Writes files with checksums, deletes and overwrites others, discards, syncs.
     Write,
-    /// Checks what [`Task::Write`] left.
+    /// Checks the files that [`Task::Write`] left.
     Verify,
 }
 
@@ -67,17 +68,17 @@ impl Task {
 /// A kernel and its modules.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    /// The compressed image, as `-kernel` takes it.
+    /// The compressed image, in the form that `-kernel` takes.
     pub image: PathBuf,
     /// `lib/modules/VERSION/kernel/drivers`.
     drivers: PathBuf,
 }
 
 impl Kernel {
-    /// The newest cloud kernel on the machine or in the cache.
+    /// Finds the newest cloud kernel on the machine or in the cache.
     ///
     /// # Panics
-    /// When there is none; `scripts/install-test-tools` fetches one.
+    /// When there is no kernel; `scripts/install-test-tools` downloads one.
     pub fn find() -> Self {
         let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
             || PathBuf::from(std::env::var_os("HOME").expect("HOME")).join(".cache"),
@@ -105,7 +106,7 @@ impl Kernel {
     }
 }
 
-/// Copies a program and the shared libraries that it loads below `root`, at the same paths.
+/// Copies a program and the shared libraries that it loads to the same paths below `root`.
 fn copy_program(program: &Path, root: &Path) {
     let copy = |file: &Path| {
         let target = root.join(file.strip_prefix("/").expect("an absolute path"));
@@ -126,10 +127,10 @@ fn write_script(path: &Path, text: &str) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("permissions");
 }
 
-/// Packs the initramfs into `scratch` and gives its path.
+/// Packs the initramfs into `scratch` and returns its path.
 ///
 /// # Panics
-/// When a program that it holds is missing.
+/// When a program for the initramfs is missing.
 pub fn initramfs(kernel: &Kernel, scratch: &Path) -> PathBuf {
     let root = scratch.join("initramfs");
     for directory in ["bin", "proc", "sys", "dev", "root", "modules"] {
@@ -140,7 +141,7 @@ pub fn initramfs(kernel: &Kernel, scratch: &Path) -> PathBuf {
     symlink("/sbin/e2fsck", root.join("bin/e2fsck")).expect("a link");
     for (order, module) in MODULES.iter().enumerate() {
         let file = kernel.drivers.join(format!("{module}.ko"));
-        // A kernel that has it built in needs no module.
+        // A driver that is built into the kernel has no module file.
         if file.exists() {
             fs::copy(file, root.join(format!("modules/{order}.ko"))).expect("a module");
         }
@@ -152,12 +153,12 @@ pub fn initramfs(kernel: &Kernel, scratch: &Path) -> PathBuf {
     archive
 }
 
-/// Boots a disk under qemu-system and gives its console once it has powered off.
+/// Boots a disk under qemu-system. Returns the output of the console once the guest has powered off.
 ///
-/// `disk` is a `-blockdev` description (JSON) whose node is named `disk`.
+/// `disk` is a `-blockdev` description (JSON) whose node has the name `disk`.
 ///
 /// # Panics
-/// When it does not power off in time or QEMU fails.
+/// When the guest does not power off in time or QEMU fails.
 pub fn boot(kernel: &Kernel, initramfs: &Path, disk: &str, task: Task) -> String {
     let reply = Program::new("qemu-system-x86_64")
         .args(["-accel", "tcg", "-m", "384", "-nodefaults", "-no-reboot"])
@@ -166,7 +167,7 @@ pub fn boot(kernel: &Kernel, initramfs: &Path, disk: &str, task: Task) -> String
         .arg("-initrd")
         .arg(initramfs)
         .arg("-append")
-        // On a busy host an emulated timer is so late that the kernel takes it for a broken one.
+        // On a busy host an emulated timer can be so late that the kernel considers it broken.
         .arg(format!("console=ttyS0 panic=-1 quiet no_timer_check oxblk.task={}", task.name()))
         .args(["-blockdev", disk, "-device", "virtio-blk-pci,drive=disk"])
         .time_limit(BOOT_LIMIT)
@@ -174,7 +175,7 @@ pub fn boot(kernel: &Kernel, initramfs: &Path, disk: &str, task: Task) -> String
     reply.out()
 }
 
-/// The `-blockdev` of an NBD export on a Unix socket, with discard passed on.
+/// Returns the `-blockdev` description of an NBD export on a Unix socket, with discards passed on.
 pub fn nbd_blockdev(socket: &Path) -> String {
     format!(
         r#"{{"driver":"nbd","node-name":"disk","discard":"unmap","server":{{"type":"unix","path":"{}"}}}}"#,
@@ -182,10 +183,10 @@ pub fn nbd_blockdev(socket: &Path) -> String {
     )
 }
 
-/// The guest said that its file system was clean and that its task was done.
+/// Asserts that the guest reported a clean file system and a completed task.
 ///
 /// # Panics
-/// With the console, when it did not.
+/// When a report is missing. The message has the console output.
 pub fn assert_succeeded(console: &str, task: Task) {
     for line in [
         "GUEST: fsck before mounting ended with 0".to_owned(),

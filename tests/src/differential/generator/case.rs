@@ -1,4 +1,4 @@
-//! One command line, made from a seed.
+//! A command line that is made from a seed.
 
 use crate::program::Tool;
 use crate::random::Random;
@@ -7,17 +7,17 @@ use super::img::{COMMANDS, Command, Opt};
 use super::io;
 use super::values::Kind;
 
-/// A command line for both tools.
+/// A command line for QEMU's tool and for oxblk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Case {
-    /// Which tool.
+    /// The tool.
     pub tool: Tool,
     /// Its arguments.
     pub arguments: Vec<String>,
 }
 
 impl Case {
-    /// The command line of a seed.
+    /// Makes the command line of a seed.
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         loop {
@@ -33,7 +33,7 @@ impl Case {
         }
     }
 
-    /// As a shell would take it.
+    /// Returns the command line as a shell would take it.
     pub fn line(&self) -> String {
         let quoted = |word: &String| {
             let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:+,=%".contains(c);
@@ -47,7 +47,7 @@ impl Case {
         format!("{} {}", self.tool.qemu_name(), words.join(" "))
     }
 
-    /// Whether it ends soon and needs little space with every tool: no preallocation of huge sizes.
+    /// Whether the command ends soon and needs little space with every tool. A preallocation of a huge size does not.
     fn is_short(&self) -> bool {
         let huge =
             |word: &String| ["E", "99999", "4294967296"].iter().any(|size| word.contains(size));
@@ -59,7 +59,7 @@ impl Case {
     }
 }
 
-/// A value: mostly a good one.
+/// Chooses a value for an option or operand; most of the chosen values are good.
 pub(super) fn choose(random: &mut Random, kind: Kind) -> String {
     let (good, bad, odd) = kind.pool();
     let from = match random.below(100) {
@@ -70,7 +70,7 @@ pub(super) fn choose(random: &mut Random, kind: Kind) -> String {
     (*random.pick(from)).to_owned()
 }
 
-/// An option in one of the forms that it can be given in.
+/// Returns an option in one of the forms that the tools accept.
 pub(super) fn option_words(random: &mut Random, option: Opt) -> Vec<String> {
     let value = option.value.map(|kind| choose(random, kind));
     let short = option.short.filter(|_| option.long.is_none() || !random.one_in(3));
@@ -128,7 +128,7 @@ fn img(random: &mut Random, command: &Command) -> Vec<String> {
     if random.one_in(30) {
         groups.push(vec!["extra".to_owned()]);
     }
-    // Options come in any order, also behind operands, whose own order stays.
+    // Options may be anywhere among the operands; the order of the operands does not change.
     if random.one_in(3) && groups.len() > 1 {
         let from = usize::try_from(random.below(groups.len() as u64)).expect("an index");
         let group = groups.remove(from);

@@ -1,4 +1,4 @@
-//! The files that every command line starts with.
+//! The files that are present before every command line runs.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,17 +8,17 @@ use std::path::{Path, PathBuf};
 
 use crate::program::Program;
 
-/// Files of a directory, by path below it.
+/// The contents of the files of a directory, by their relative paths.
 pub(super) type Files = BTreeMap<PathBuf, Vec<u8>>;
 
 fn tool(directory: &Path, name: &str, line: &str) {
     Program::new(name).args(line.split('|')).directory(directory).succeed();
 }
 
-/// Makes the files, with QEMU's tools.
+/// Creates the files with QEMU's tools.
 ///
 /// # Panics
-/// When they cannot be made.
+/// When a file cannot be created.
 pub(super) fn make(directory: &Path) {
     let write = |name: &str, bytes: &[u8]| {
         std::fs::write(directory.join(name), bytes).expect("a file");
@@ -55,7 +55,7 @@ pub(super) fn make(directory: &Path) {
 /// Writes the files of a fixture into an empty directory.
 ///
 /// # Panics
-/// When they cannot be written.
+/// When a file cannot be written.
 pub(super) fn write(files: &Files, directory: &Path) {
     std::fs::create_dir_all(directory.join("dir")).expect("a directory");
     for (name, bytes) in files {
@@ -64,10 +64,10 @@ pub(super) fn write(files: &Files, directory: &Path) {
     symlink("a.qcow2", directory.join("link.qcow2")).expect("a link");
 }
 
-/// All files below a directory.
+/// Reads all files below a directory.
 ///
 /// # Panics
-/// When they cannot be read.
+/// When a file cannot be read.
 pub(super) fn read(directory: &Path) -> Files {
     let mut files = Files::new();
     collect(directory, Path::new(""), &mut files);
@@ -86,7 +86,7 @@ fn collect(root: &Path, below: &Path, files: &mut Files) {
     }
 }
 
-/// The bytes of a file; of a long one, its length, its beginning and its end.
+/// Returns the bytes of a file, or the length, the beginning and the end of a long file.
 fn ends(path: &Path) -> Vec<u8> {
     const LONG: u64 = 64 << 20;
     const END: u64 = 1 << 20;

@@ -1,4 +1,4 @@
-//! The commands of `img`: their options and operands.
+//! The commands of `img` with their options and operands.
 
 use super::values::Kind;
 
@@ -16,7 +16,7 @@ pub(super) struct Command {
     pub(super) name: &'static str,
     pub(super) options: &'static [Opt],
     pub(super) operands: &'static [Kind],
-    /// Options that make the command do its work, one of which is mostly given.
+    /// Options that choose the command's action. Most generated command lines have one of them.
     pub(super) main: &'static [&'static [&'static str]],
 }
 

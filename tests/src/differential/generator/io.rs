@@ -21,7 +21,7 @@ const OPTIONS: &[Opt] = &[
     long("image-opts", None),
 ];
 
-/// A command, the letters of its options (a colon behind those with a value), and its operands.
+/// A command, the letters of its options (a colon follows a letter that takes a value), and its operands.
 type Form = (&'static str, &'static str, &'static [Kind]);
 
 const COMMANDS: &[Form] = &[

@@ -1,6 +1,7 @@
-//! What of an image's bytes counts: not what free clusters hold, nor zeroes behind the last byte in use.
+//! The bytes of an image that are compared: all except the contents of free clusters and the zeroes behind the last cluster in
+//! use.
 
-/// The bytes of a file without what does not count. Files that are no qcow2 images stay as they are.
+/// Returns the bytes of a file that are compared. All bytes of a file that is not a qcow2 image are compared.
 pub(super) fn significant(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     if let Some(free) = free_clusters(&bytes) {
@@ -19,7 +20,7 @@ fn field(bytes: &[u8], at: usize, len: usize) -> Option<usize> {
     usize::try_from(value).ok()
 }
 
-/// The ranges of clusters that a qcow2 image counts no reference to.
+/// Returns the ranges of the clusters whose refcount is zero in a qcow2 image.
 fn free_clusters(bytes: &[u8]) -> Option<Vec<(usize, usize)>> {
     if !bytes.starts_with(b"QFI\xfb") {
         return None;

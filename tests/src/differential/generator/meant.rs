@@ -1,4 +1,4 @@
-//! What may differ, each with the line of docs/differences.md that says why.
+//! Intended differences. docs/differences.md explains each of them.
 
 use std::sync::LazyLock;
 
@@ -10,11 +10,11 @@ use crate::program::Tool;
 static PATTERNS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
     let regex = |pattern| Regex::new(pattern).expect("a constant pattern");
     vec![
-        // Names that nodes get by themselves have random digits in QEMU.
+        // QEMU puts random digits into generated node names.
         (regex(r"#block[0-9]+"), "#blockN"),
-        // What help says is oxblk's own.
+        // The text of `help` is oxblk's own.
         (regex(r"(?s)Usage: qemu-io \[OPTIONS\].*$"), "USAGE"),
-        // Malformed json: names have texts of their own.
+        // The JSON parsers describe syntax errors in different words.
         (
             regex(r"(?m)Could not parse the JSON options: .*$"),
             "Could not parse the JSON options: FAULT",
@@ -22,13 +22,13 @@ static PATTERNS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
     ]
 });
 
-/// Text with meant differences taken out, on both sides alike.
+/// Removes intended differences from the text; the texts of both sides go through this.
 pub(super) fn normalise(text: &str) -> String {
     let mut text = text.to_owned();
     for (pattern, with) in PATTERNS.iter() {
         text = pattern.replace_all(&text, *with).into_owned();
     }
-    // QEMU opens a raw image anew before it says that it has no snapshots, and warns again.
+    // QEMU opens a raw image a second time before it reports that the image has no snapshots, and repeats its warning.
     let warning = text.find("WARNING: Image format").and_then(|start| {
         let end = start + text[start..].find("remove the restrictions.\n")?;
         Some(text[start..end + "remove the restrictions.\n".len()].to_owned())
@@ -39,41 +39,41 @@ pub(super) fn normalise(text: &str) -> String {
     }
 }
 
-/// Whether the lines of the output come in no order: requests in flight end when they end.
+/// Whether the order of the output lines is undefined: concurrent requests end in any order.
 pub(super) fn is_unordered(case: &Case) -> bool {
     case.tool == Tool::Io && case.arguments.iter().any(|word| word.starts_with("aio_"))
 }
 
-/// Whether the bytes of files may differ as long as the guest's view is the same.
+/// Whether the bytes of files may differ although a guest reads the same contents.
 pub(super) fn bytes_may_differ(case: &Case) -> bool {
     let has = |part: &str| case.arguments.iter().any(|word| word.contains(part));
     let begins = |parts: &[&str]| {
         case.arguments.iter().any(|word| parts.iter().any(|part| word.starts_with(part)))
     };
     match (case.tool, case.arguments.first().map_or("", String::as_str)) {
-        // The time of a snapshot is in them. One that is applied gets a new L1 table.
+        // The file holds the time of the snapshot. An applied snapshot gets a new L1 table.
         (Tool::Img, "snapshot") => begins(&["-c", "-a"]),
-        // Requests in flight at once are in no order.
+        // Concurrent requests have no defined order.
         (Tool::Img, "bench") => begins(&["-w", "--w"]),
-        // Bitmaps stay where they are in a repair.
+        // A repair by oxblk does not move bitmaps.
         (Tool::Img, "check") => has("m.qcow2") && begins(&["-r", "--r"]),
-        // Tables of refcounts of another width may lie elsewhere in an image with bitmaps.
-        // A snapshot with zero clusters gets new tables for version 2.
+        // In an image with bitmaps, refcount blocks of another width may lie elsewhere. A snapshot with zero clusters gets new
+        // tables when the image becomes version 2.
         (Tool::Img, "amend") => {
             has("refcount_bits") && has("m.qcow2")
                 || has("a.qcow2") && (has("compat=0.10") || has("compat=v2"))
         }
-        // Compressors differ; out-of-order writes are in no order.
+        // The compressors differ, and out-of-order writes have no defined order.
         (Tool::Img, "convert") => begins(&["-c", "-W", "--oob"]),
-        // What reads as zeroes is kept as zero clusters, and nothing is changed before a failure.
+        // oxblk stores zeroes as zero clusters, and changes nothing before a failure.
         (Tool::Img, "rebase") => !begins(&["-u", "--backing-u"]),
-        // Copy-on-read keeps nothing where no image has data; a disk that became smaller may have grown again.
+        // Copy-on-read stores nothing where no image of the chain has data. A disk that was shrunk may have grown again.
         (Tool::Io, _) => begins(&["-C", "--cop"]) || has("open -") || count(case, "truncate") > 1,
         _ => false,
     }
 }
 
-/// Whether a disk became smaller, so that it has a new L1 table.
+/// Whether the disk was shrunk and therefore has a new L1 table.
 pub(super) fn is_shrunk(before: Option<&Vec<u8>>, after: &[u8]) -> bool {
     let size = |bytes: &[u8]| {
         let field = bytes.get(24..32).filter(|_| bytes.starts_with(b"QFI\xfb"));
@@ -87,7 +87,7 @@ fn count(case: &Case, part: &str) -> usize {
     case.arguments.iter().filter(|word| word.contains(part)).count()
 }
 
-/// Whether a discard takes in a part of a sector of a raw image.
+/// Whether a discard covers only a part of some sector of a raw image.
 fn discards_part_of_a_sector(case: &Case) -> bool {
     let is_whole = |word: &str| {
         let whole = ["0", "512", "4k", "64k", "65536", "1M", "4096", "3M", "1.5M", "0x10000"];
@@ -99,7 +99,7 @@ fn discards_part_of_a_sector(case: &Case) -> bool {
     case.arguments.iter().any(discards) && case.arguments.iter().any(|word| word.contains(".raw"))
 }
 
-/// Whether the image that is rebased has a name.
+/// Whether the command rebases the image with this name.
 fn rebases(case: &Case, name: &str) -> bool {
     let mut words = case.arguments.iter().map(String::as_str);
     let mut before = "";
@@ -110,7 +110,7 @@ fn rebases(case: &Case, name: &str) -> bool {
     })
 }
 
-/// Whether a format is given for a backing file that is not.
+/// Whether the command gives a backing format but no backing file.
 fn lacks_backing(case: &Case) -> bool {
     let mut words = case.arguments.iter().map(String::as_str);
     let names = |word: &str| {
@@ -120,37 +120,37 @@ fn lacks_backing(case: &Case) -> bool {
         && words.any(|word| word.starts_with("-F") || word.starts_with("--backing-f"))
 }
 
-/// Whether the tools are meant to do different things.
+/// Whether the tools are intended to act differently on this command line.
 pub(super) fn is_meant(case: &Case) -> bool {
     let has = |part: &str| case.arguments.iter().any(|word| word.contains(part));
     match (case.tool, case.arguments.first().map_or("", String::as_str)) {
-        // Version 2 has no words for bitmaps; QEMU leaks them.
+        // Version 2 cannot store bitmaps; QEMU leaks their clusters.
         (Tool::Img, "amend") => has("m.qcow2") && (has("compat=0.10") || has("compat=v2")),
-        // A snapshot is applied to a disk with bitmaps, too.
+        // oxblk also applies a snapshot to a disk with bitmaps.
         (Tool::Img, "snapshot") => has("m.qcow2"),
-        // Options are checked before the file is made, which QEMU could not make.
+        // oxblk checks the options before it creates the file; QEMU fails because it cannot create the file.
         (Tool::Img, "create") => case.arguments.iter().any(String::is_empty) && lacks_backing(case),
-        // A refusal of QEMU's alone.
+        // Only QEMU refuses this option.
         (Tool::Img, "measure") => has("compat=v"),
-        // QEMU loses zeroes of an image of version 2.
+        // QEMU loses zeroes of a version 2 image here.
         (Tool::Img, "rebase") => rebases(case, "old.qcow2"),
         (Tool::Io, _) => {
-            // Less than a block is not discarded.
+            // oxblk does not discard a part of a block.
             discards_part_of_a_sector(case)
-                // Copy-on-read keeps nothing where no image has data, which a map shows.
+                // Copy-on-read stores nothing where no image of the chain has data, and a map shows this.
                 || has("map")
                     && case.arguments.iter().any(|word| word == "-C" || word.starts_with("--cop"))
                 // QEMU reads the second `-m` as a size.
                 || count(case, "truncate -m") > 1
-                // QEMU has removed the temporary file.
+                // QEMU has already removed the temporary file.
                 || has("reopen") && has("-s")
         }
         _ => false,
     }
 }
 
-/// Whether a command failed before it touched its target: options are checked before a file is made, where QEMU
-/// removes the file that it could not make an image of.
+/// Whether a failed command may leave its old target in place: oxblk checks the options before it creates the file, while QEMU
+/// removes the file in which it could not create an image.
 pub(super) fn target_may_survive(case: &Case, code: i32) -> bool {
     let makes = ["create", "convert", "dd"];
     code != 0 && case.arguments.first().is_some_and(|name| makes.contains(&name.as_str()))

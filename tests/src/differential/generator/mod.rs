@@ -1,9 +1,9 @@
-//! Command lines made from tables of options and values, run through QEMU's tools and through oxblk.
+//! Command lines that are generated from tables of options and values, and run through QEMU's tools and through oxblk.
 //!
-//! A seed makes a [`Case`]: a command with some of its options, in any of the forms that a user may write
-//! them, and values that are good, bad or odd. Both tools run it in directories with the same files. Text, exit
-//! code, and the bytes of every file afterwards must be the same. The module `meant` lists what may differ: only what
-//! docs/differences.md explains.
+//! A seed makes a [`Case`]: a command with some of its options, in any form that a user may write, and with good, bad or odd
+//! values. Both tools run the command line in directories with the same files. The output, the exit code and the bytes of every
+//! file afterwards must be the same. The module `meant` lists the intended differences; docs/differences.md explains each of
+//! them.
 
 mod case;
 mod fixture;
@@ -26,27 +26,27 @@ pub use case::Case;
 use super::normalise::{Rules, normalise};
 use crate::program::{Program, Reply, Tool, oxblk};
 
-/// A case in which the two sides differ.
+/// A command line on which the two sides differ.
 #[derive(Clone, Debug)]
 pub struct Difference {
     /// Its seed.
     pub seed: u64,
     /// The command line.
     pub line: String,
-    /// How they differ.
+    /// A description of the difference.
     pub text: String,
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
     /// Command lines that were compared.
     pub compared: u64,
     /// Command lines on which QEMU's tool ended by a signal.
     pub crashed: u64,
-    /// Those that ended with exit code 0.
+    /// Command lines that ended with exit code 0.
     pub succeeded: u64,
-    /// Where the sides differ.
+    /// The command lines on which the sides differ.
     pub differences: Vec<Difference>,
 }
 
@@ -90,7 +90,7 @@ impl Bench {
             .run()
     }
 
-    /// Runs a case on both sides; how they differ, unless they do not.
+    /// Runs a case on both sides. Returns the difference, if there is one.
     fn compare(&self, case: &Case, outcome: &mut Outcome) -> Option<String> {
         let (qemu, own) = (self.directory("qemu"), self.directory("oxblk"));
         let name = case.tool.qemu_name();
@@ -125,7 +125,7 @@ impl Bench {
         (!wrong.is_empty()).then_some(wrong)
     }
 
-    /// How the files of two directories differ; empty if they do not.
+    /// Describes how the files of two directories differ. The text is empty if they are the same.
     fn files_differ(&self, case: &Case, code: i32, qemu: &Path, own: &Path) -> String {
         let (theirs, ours) = (fixture::read(qemu), fixture::read(own));
         let mut text = String::new();
@@ -163,7 +163,7 @@ fn sorted(text: &str) -> Vec<&str> {
     lines
 }
 
-/// How the guest's view of two images differs; empty if it does not.
+/// Describes how the guest-visible contents of two images differ. The text is empty if they are the same.
 fn contents_differ(theirs: &Path, ours: &Path) -> String {
     let reply = Program::new("qemu-img").args(["compare", "-U"]).arg(theirs).arg(ours).run();
     if reply.code() == 0 {
@@ -172,7 +172,7 @@ fn contents_differ(theirs: &Path, ours: &Path) -> String {
     format!("{}: another content: {}{}", theirs.display(), reply.out(), reply.err())
 }
 
-/// Runs the cases of `count` seeds from `first` on, `jobs` at a time.
+/// Runs the cases of `count` seeds from `first` on. At most `jobs` cases run concurrently.
 ///
 /// # Panics
 /// When a tool cannot be run.
@@ -195,7 +195,7 @@ pub fn run(first: u64, count: u64, jobs: usize) -> Outcome {
                     }
                     let compared =
                         catch_unwind(AssertUnwindSafe(|| bench.compare(&case, &mut own)));
-                    // A tool that does not end is a difference, too.
+                    // A tool that does not end counts as a difference.
                     let found = compared.unwrap_or_else(|panic| Some(crate::panic_text(&*panic)));
                     if let Some(text) = found {
                         own.differences.push(Difference { seed, line: case.line(), text });

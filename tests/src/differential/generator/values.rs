@@ -1,8 +1,8 @@
-//! Values for options and operands, by kind: good ones, bad ones and odd ones.
+//! Good, bad and odd values for options and operands, by kind.
 //!
-//! Nothing here makes a tool work for long: numbers are small, or so large that they are refused.
+//! No value makes a tool work for long: numbers are small, or so large that the tools refuse them.
 
-/// What a value is for.
+/// The purpose of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A format's name.
@@ -19,9 +19,9 @@ pub(super) enum Kind {
     Count,
     /// A request size.
     Block,
-    /// A file that exists, or does not.
+    /// A file that may or may not exist.
     Image,
-    /// An image with bitmaps, mostly.
+    /// An image; most of the values name one with bitmaps.
     WithBitmaps,
     /// A name for a new file.
     NewImage,
@@ -39,7 +39,7 @@ pub(super) enum Kind {
     SourceSnapshot,
     /// A bitmap's name.
     Bitmap,
-    /// A way of doing I/O.
+    /// A value of `--aio`.
     Aio,
     /// A preallocation mode.
     Preallocation,
@@ -49,13 +49,13 @@ pub(super) enum Kind {
     Pattern,
     /// Operands of `dd`.
     Dd,
-    /// `-S` of `convert`.
+    /// A value of `-S` of `convert`.
     Sparse,
-    /// Rates in bytes a second.
+    /// A rate in bytes per second.
     Rate,
-    /// Discard modes of `io`.
+    /// A discard mode of `io`.
     Discard,
-    /// Changes for `reopen`, options for `open`.
+    /// Options of `reopen` and `open`.
     RunOptions,
 }
 
