@@ -1,17 +1,16 @@
-//! The harnesses that every driver, tool and server passes.
+//! The test harnesses for drivers, tools and servers.
 //!
-//! A test in `tests/` is what a user or a peer does: it runs the built program, or drives the library
-//! as an embedder would. Each kind of test has one harness here, so that a new format gets all of
-//! them by a line in the table of [`formats`]:
+//! A test in `tests/` does the work of a user or a peer: it runs the built program, or uses the library as an embedder would.
+//! Each kind of test has one harness here. A new format takes part in all of them with one line in the table of [`formats`]:
 //!
 //! - [`differential`]: the same command through oxblk and through the QEMU tools;
 //! - [`hostile`]: damaged images, and images made to do harm;
 //! - [`model`]: random operations against a model in memory;
 //! - [`crash`]: power cuts and failing disks under random operations;
-//! - [`fuzz`]: the fuzz targets, and what fuzzing found, replayed;
+//! - [`fuzz`]: the fuzz targets, and the saved inputs that fuzzing found;
 //! - [`guest`]: a Linux guest that boots from a served disk.
 //!
-//! Nothing here is part of the product, and everything reports by panicking.
+//! This crate is not part of the product. Its functions report failures by panicking.
 
 pub mod crash;
 pub mod differential;
@@ -30,14 +29,14 @@ pub mod sim_image;
 pub mod soak;
 pub mod tally;
 
-/// A count of random runs, multiplied by the environment's `OXBLK_TEST_SCALE`. Ordinary runs take a short share;
-/// whoever has more time sets the variable.
+/// Multiplies a number of random runs by the environment variable `OXBLK_TEST_SCALE`. Without the variable, tests make few runs
+/// and take little time.
 pub fn scaled(count: u64) -> u64 {
     let scale = std::env::var("OXBLK_TEST_SCALE").ok().and_then(|text| text.parse().ok());
     count.saturating_mul(scale.unwrap_or(1))
 }
 
-/// What a caught panic said.
+/// Returns the message of a caught panic.
 pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()

@@ -1,18 +1,18 @@
-//! Perturbation for the time of a run on several threads.
+//! Turns perturbation on for the time of a run with several threads.
 
 use std::sync::{Mutex, PoisonError};
 
 use oxblk_ring::perturb;
 
-/// Runs of this process that want it now.
+/// The number of runs in this process that need perturbation now.
 static RUNS: Mutex<usize> = Mutex::new(0);
 
-/// Perturbation is on while one of these lives.
+/// Perturbation is on as long as a value of this type exists.
 #[derive(Debug)]
 pub struct Perturbed(());
 
 impl Perturbed {
-    /// Turns perturbation on. If this is the only run, its seed and what it runs on choose the delays.
+    /// Turns perturbation on. If this is the only run, the seed and `what` choose the delays.
     pub fn new(seed: u64, what: &str) -> Self {
         let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
         let seed = what.bytes().fold(seed, hash);

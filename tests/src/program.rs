@@ -1,11 +1,10 @@
-//! Running programs under a time and memory bound: the built oxblk, the QEMU tools, other peers.
+//! Runs programs with bounded time and memory: the built oxblk, the QEMU tools, other peers.
 //!
-//! Every run has a deadline, so no test can hang: a program that passes it is killed and the test
-//! fails with what it had printed. Output is read while the program runs, so a full pipe never
-//! blocks it.
+//! Every run has a deadline, so no test can hang. A program that exceeds its deadline is killed, and the test fails with the
+//! program's output. The output is read while the program runs, so a full pipe never blocks the program.
 //!
-//! The oxblk under test is `$OXBLK_BIN` when that is set (the nextest setup script and the soak set
-//! it); otherwise it is built once per test process, beside the test binary.
+//! The oxblk under test is `$OXBLK_BIN` if that is set (the nextest setup script and the soak set it). Otherwise it is built
+//! once per test process, beside the test binary.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
@@ -16,19 +15,19 @@ use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a program may run when the test sets no other bound.
+/// The time limit of a program if the test sets no other.
 pub const DEFAULT_TIME_LIMIT: Duration = Duration::from_secs(120);
 
 /// Held while a program is being started.
 static STARTING: RwLock<()> = RwLock::new(());
 
-/// No program is being started while this lives: a file that is closed meanwhile is closed for good, and its
-/// locks with it.
+/// Prevents programs from being started while the guard lives. A child that is being started holds copies of all descriptors,
+/// so a file that is closed meanwhile, and its locks, would stay open.
 pub fn none_starting() -> RwLockReadGuard<'static, ()> {
     STARTING.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A tool that oxblk and QEMU both have.
+/// A tool of oxblk and of QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tool {
     /// `qemu-img`, `oxblk img`.
@@ -45,7 +44,7 @@ impl Tool {
     /// Every tool.
     pub const ALL: [Tool; 4] = [Tool::Img, Tool::Io, Tool::Nbd, Tool::Daemon];
 
-    /// QEMU's name for the tool, also the name of the link that makes oxblk answer to it.
+    /// QEMU's name of the tool. oxblk acts as the tool when it is called through a link with this name.
     pub fn qemu_name(self) -> &'static str {
         match self {
             Tool::Img => "qemu-img",
@@ -78,7 +77,7 @@ pub fn oxblk() -> &'static Path {
     })
 }
 
-/// Builds oxblk under the profile that this process was built with, into the same target directory.
+/// Builds oxblk with the profile of this process, into the same target directory.
 fn build_oxblk() -> PathBuf {
     let test = std::env::current_exe().expect("the test's own path");
     let mut directory = test.parent().expect("the test is in a directory");
@@ -106,29 +105,29 @@ fn build_oxblk() -> PathBuf {
     directory.join("oxblk")
 }
 
-/// What a program did.
+/// The result of a program.
 #[derive(Clone, Debug)]
 pub struct Reply {
-    /// How it ended.
+    /// The exit status.
     pub status: ExitStatus,
-    /// Its standard output.
+    /// The standard output.
     pub stdout: Vec<u8>,
-    /// Its standard error.
+    /// The standard error output.
     pub stderr: Vec<u8>,
 }
 
 impl Reply {
-    /// Standard output as text.
+    /// Returns the standard output as text.
     pub fn out(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
-    /// Standard error as text.
+    /// Returns the standard error output as text.
     pub fn err(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
-    /// The exit code, or 128 + the signal that ended it, as a shell would say.
+    /// Returns the exit code, or 128 + the number of the signal that ended the program, as a shell does.
     pub fn code(&self) -> i32 {
         self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
     }
@@ -147,7 +146,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// A program by path, or by name through `PATH`.
+    /// A program given by its path, or by a name that is looked up in `PATH`.
     pub fn new(path: impl AsRef<OsStr>) -> Self {
         Self {
             path: path.as_ref().to_owned(),
@@ -160,7 +159,7 @@ impl Program {
         }
     }
 
-    /// oxblk, with the arguments that follow.
+    /// The oxblk under test.
     pub fn oxblk() -> Self {
         Self::new(oxblk())
     }
@@ -179,43 +178,43 @@ impl Program {
         self
     }
 
-    /// Runs it in this directory.
+    /// Sets the working directory.
     #[must_use]
     pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = Some(directory.into());
         self
     }
 
-    /// What it reads from standard input (nothing, unless set).
+    /// Sets the bytes that the program reads from standard input. The default is no bytes.
     #[must_use]
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = bytes.into();
         self
     }
 
-    /// How long it may run before it is killed and the test fails.
+    /// Sets the time after which the program is killed and the test fails.
     #[must_use]
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = limit;
         self
     }
 
-    /// Bounds its address space, in bytes (`RLIMIT_AS`, set by `prlimit`).
+    /// Limits the program's address space, in bytes (`RLIMIT_AS`, set by `prlimit`).
     #[must_use]
     pub fn address_space(mut self, bytes: u64) -> Self {
         self.address_space = Some(bytes);
         self
     }
 
-    /// Has it delay hand-overs between threads at random ([`oxblk_ring::perturb`]). Programs that were built without
-    /// perturbation take no notice.
+    /// Makes the program delay hand-overs between threads at random ([`oxblk_ring::perturb`]). A program that was built without
+    /// perturbation ignores this.
     #[must_use]
     pub fn perturbed(mut self, seed: u64) -> Self {
         self.perturbation = Some(seed);
         self
     }
 
-    /// The command line, for messages.
+    /// Returns the command line, for messages.
     pub fn line(&self) -> String {
         let mut line = self.path.to_string_lossy().into_owned();
         for arg in &self.args {
@@ -244,8 +243,7 @@ impl Program {
         command
     }
 
-    /// Starts the command. Until it has become another program, the child holds a copy of every file that
-    /// this process has open.
+    /// Starts the command. Until the child process calls exec, it holds copies of all descriptors of this process.
     fn spawn(&self, command: &mut Command) -> Child {
         let _alone = STARTING.write().unwrap_or_else(PoisonError::into_inner);
         let child = command.spawn();
@@ -253,10 +251,10 @@ impl Program {
             .unwrap_or_else(|error| panic!("{}: {error} (scripts/install-test-tools)", self.line()))
     }
 
-    /// Runs it to its end.
+    /// Runs the program to its end.
     ///
     /// # Panics
-    /// When it cannot be started (the message says what installs it) or passes its time limit.
+    /// When the program cannot be started (the message says which script installs it) or exceeds its time limit.
     pub fn run(self) -> Reply {
         let mut command = self.command();
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -265,7 +263,7 @@ impl Program {
         let stderr = drain(child.stderr.take().expect("piped"));
         let mut stdin = child.stdin.take().expect("piped");
         let input = self.stdin.clone();
-        // A program may end without reading its input: a broken pipe is no failure.
+        // A program may end without reading its input, so a broken pipe is not an error.
         let feeder = std::thread::spawn(move || drop(stdin.write_all(&input)));
         let status = wait_until(&mut child, Instant::now() + self.time_limit);
         if status.is_none() {
@@ -287,10 +285,10 @@ impl Program {
         Reply { status, stdout, stderr }
     }
 
-    /// Runs it to its end, which must be exit code 0.
+    /// Runs the program to its end. The exit code must be 0.
     ///
     /// # Panics
-    /// As [`Program::run`], and when it fails.
+    /// As [`Program::run`], and when the program fails.
     pub fn succeed(self) -> Reply {
         let line = self.line();
         let reply = self.run();
@@ -304,10 +302,10 @@ impl Program {
         reply
     }
 
-    /// Starts it as a server, to be stopped when the guard is dropped.
+    /// Starts the program as a server, which is killed when the guard is dropped.
     ///
     /// # Panics
-    /// When it cannot be started.
+    /// When the program cannot be started.
     pub fn start(self) -> Server {
         let mut command = self.command();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
@@ -316,7 +314,7 @@ impl Program {
     }
 }
 
-/// Reads a pipe to its end on a thread of its own.
+/// Reads a pipe to its end on a new thread.
 fn drain(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
@@ -325,7 +323,7 @@ fn drain(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
     })
 }
 
-/// Waits for the end of a child, or for the deadline (`None`).
+/// Waits for the end of a child. Returns `None` if the child still runs at the deadline.
 fn wait_until(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
     let mut nap = Duration::from_micros(500);
     loop {
@@ -340,7 +338,7 @@ fn wait_until(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
     }
 }
 
-/// A running server. Dropping it kills it; [`Server::stop`] asks it to end and checks that it does.
+/// A running server. Dropping it kills the server. [`Server::stop`] sends SIGTERM and checks that the server ends.
 #[derive(Debug)]
 pub struct Server {
     line: String,
@@ -349,7 +347,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Waits until `ready` says so (a socket exists, a port answers).
+    /// Waits until `ready` returns true (a socket exists, a port accepts connections).
     ///
     /// # Panics
     /// When the server ends first, or after 30 seconds.
@@ -375,12 +373,12 @@ impl Server {
         self.wait_for("socket", || std::os::unix::net::UnixStream::connect(path).is_ok());
     }
 
-    /// Its process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Sends a signal, by its name without `SIG`. One that has ended meanwhile does not get it.
+    /// Sends a signal, given by its name without `SIG`. A server that has already ended does not get it.
     ///
     /// # Panics
     /// When there is no shell.
@@ -388,26 +386,26 @@ impl Server {
         self.try_signal(name);
     }
 
-    /// Whether the process was there to get the signal. Minimal systems have no `kill` but that of the shell.
+    /// Sends a signal. Returns whether the process still existed. A minimal system has `kill` only as a command of the shell.
     fn try_signal(&self, name: &str) -> bool {
         let line = format!("kill -{name} {}", self.pid());
         let mut shell = Command::new("sh");
         shell.arg("-c").arg(line).stderr(Stdio::null()).status().expect("sh runs").success()
     }
 
-    /// Waits for its end.
+    /// Waits until the server ends.
     ///
     /// # Panics
-    /// When it does not end within 30 seconds.
+    /// When the server does not end within 30 seconds.
     pub fn wait(&mut self) -> ExitStatus {
         let status = wait_until(&mut self.child, Instant::now() + Duration::from_secs(30));
         status.unwrap_or_else(|| panic!("{} does not end", self.line))
     }
 
-    /// Sends SIGTERM and waits for a clean end; gives what it printed on standard output.
+    /// Sends SIGTERM and waits for the end with exit code 0. Returns the standard output.
     ///
     /// # Panics
-    /// When it does not end within 30 seconds, or not with exit code 0.
+    /// When the server does not end within 30 seconds, or with another exit code.
     pub fn stop(mut self) -> String {
         assert!(self.try_signal("TERM"), "{} had ended already", self.line);
         let status = wait_until(&mut self.child, Instant::now() + Duration::from_secs(30));

@@ -1,7 +1,7 @@
 //! Random numbers for tests: small, fast, and the same on every machine for the same seed.
 //!
-//! A failure prints a seed; the seed alone must bring it back, whatever the version of a library. So
-//! the generator is here: xoshiro256**, its state filled by splitmix64.
+//! A failure prints a seed, which alone must reproduce the failure with any version of any library. Therefore the generator is
+//! part of this crate: xoshiro256**, whose state splitmix64 fills.
 
 /// A stream of random numbers.
 #[derive(Clone, Debug)]
@@ -10,13 +10,13 @@ pub struct Random {
 }
 
 impl Random {
-    /// The stream of a seed.
+    /// Makes the stream of a seed.
     pub fn new(seed: u64) -> Self {
         let mut next = seed;
         Self { state: std::array::from_fn(|_| splitmix(&mut next)) }
     }
 
-    /// The next 64 bits.
+    /// Returns the next 64 bits.
     pub fn next_u64(&mut self) -> u64 {
         let [a, b, c, d] = &mut self.state;
         let result = b.wrapping_mul(5).rotate_left(7).wrapping_mul(9);
@@ -30,24 +30,24 @@ impl Random {
         result
     }
 
-    /// A number below `bound`, which is not 0 (the bias of a 128-bit product is far below what a test
-    /// could see).
+    /// Returns a number below `bound`, which must not be 0. (The bias of the 128-bit product is too small for a test to
+    /// notice.)
     pub fn below(&mut self, bound: u64) -> u64 {
         let product = u128::from(self.next_u64()) * u128::from(bound);
         u64::try_from(product >> 64).expect("the upper half of a 128-bit number")
     }
 
-    /// A number in `low..=high`.
+    /// Returns a number in `low..=high`.
     pub fn within(&mut self, low: u64, high: u64) -> u64 {
         low + self.below(high - low + 1)
     }
 
-    /// True once in `n` on average.
+    /// Returns true once in `n` calls on average.
     pub fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 
-    /// One of these.
+    /// Returns one of these values.
     pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         let index = usize::try_from(self.below(from.len() as u64)).expect("below a usize");
         &from[index]
@@ -60,7 +60,7 @@ impl Random {
         }
     }
 
-    /// A stream of its own, for a part of the test that must not disturb this one.
+    /// Returns a separate stream, for a part of the test that must not affect this stream.
     pub fn fork(&mut self) -> Self {
         Self::new(self.next_u64())
     }

@@ -1,9 +1,8 @@
 //! A node on a simulated disk, for graphs that run in [`oxblk_ring::sim`].
 //!
-//! It does what the protocol driver of host files does, as plainly as can be: every request is one
-//! operation on the disk, and reads and in-place writes are mapped straight to it. Outside of the
-//! simulated executor a disk answers at once; there a node may be told to take its time
-//! ([`Pace::GivesWay`]), so that other requests come in between.
+//! The driver does the work of the protocol driver of host files in the simplest way: every request is one operation on the
+//! disk, and reads and in-place writes are mapped directly to the disk. Outside the simulated executor, a disk answers
+//! immediately. There, a node can be configured to yield often ([`Pace::GivesWay`]), so that other requests execute in between.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
@@ -17,16 +16,16 @@ use oxblk_ring::{Falloc, File, IoBuf, IoBufMut, sim::Disk};
 
 use crate::random::Random;
 
-/// How a node carries out requests.
+/// When a node executes a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
-    /// As soon as they come.
+    /// Immediately.
     AtOnce,
-    /// After a moment, often: other tasks of the thread come first.
+    /// Often only after other tasks of the thread have run.
     GivesWay,
 }
 
-/// The driver's entry in a table of drivers. Nodes are made by [`add`], not opened.
+/// The entry of the driver in a table of drivers. [`add`] creates nodes; they cannot be opened by name.
 pub struct SimFactory;
 
 impl DriverFactory for SimFactory {
@@ -43,14 +42,14 @@ impl DriverFactory for SimFactory {
     }
 }
 
-/// A part of a disk. Several nodes on one disk lose power together.
+/// A part of a disk. Several nodes on one disk lose power at the same moment.
 #[derive(Clone, Copy, Debug)]
 pub enum Part {
-    /// All of it.
+    /// All of the disk.
     Whole,
-    /// So many bytes from its beginning on; the node's size is fixed.
+    /// The first bytes of the disk, up to this offset. The node has a fixed size.
     First(u64),
-    /// What follows these; the node grows.
+    /// The bytes from this offset on. The node can grow.
     Behind(u64),
 }
 
@@ -74,7 +73,7 @@ impl Part {
 /// Adds a node named `name` on `disk`.
 ///
 /// # Errors
-/// When the name is taken.
+/// When the name is in use.
 pub fn add(
     graph: &Graph,
     name: &str,
@@ -88,7 +87,7 @@ pub fn add(
 /// Adds a node named `name` on a part of a disk.
 ///
 /// # Errors
-/// When the name is taken.
+/// When the name is in use.
 pub fn add_part(
     graph: &Graph,
     name: &str,
@@ -107,17 +106,17 @@ struct SimDriver {
     part: Part,
     size: AtomicU64,
     pace: Pace,
-    /// Counts the requests that might give way.
+    /// Counts the requests, to choose which of them yield.
     turn: AtomicU64,
 }
 
 impl SimDriver {
-    /// A number for the next request, as random as a test needs.
+    /// Returns a random number for the next request.
     fn draw(&self) -> u64 {
         Random::new(self.turn.fetch_add(1, Relaxed)).below(8)
     }
 
-    /// Where an offset of the node lies on the disk.
+    /// Converts an offset of the node to an offset of the disk.
     fn at(&self, offset: u64) -> u64 {
         self.part.start() + offset
     }

@@ -1,4 +1,4 @@
-//! Images on one simulated disk: made by qemu-img, opened, found sound.
+//! Images on one simulated disk: functions that create them with qemu-img, open them and check them.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use crate::sim_disk::{self, Pace, SimFactory};
 
 static DRIVERS: DriverTable = &[QCOW2, &SimFactory];
 
-/// A qcow2 image of `size` bytes as `qemu-img create -o options` makes it.
+/// Creates a qcow2 image of `size` bytes with `qemu-img create -o options`.
 ///
 /// # Panics
-/// When it cannot be made.
+/// When the image cannot be created.
 pub fn new(seed: u64, options: &str, size: u64) -> Disk {
     let scratch = crate::scratch::in_memory();
     let path = scratch.path().join("a.qcow2");
@@ -24,10 +24,10 @@ pub fn new(seed: u64, options: &str, size: u64) -> Disk {
     Disk::from_bytes(seed, &std::fs::read(&path).expect("the image that was made"))
 }
 
-/// Opens the image for reading, writing and resizing; with `check` it is opened as for a check.
+/// Opens the image for reading, writing and resizing, or for a check if `check` is set.
 ///
 /// # Errors
-/// As the driver reports.
+/// The error that the driver reports.
 pub async fn open(disk: &Disk, check: bool) -> Result<Backend> {
     let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
     graph.own(sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce)?)?;
@@ -38,20 +38,20 @@ pub async fn open(disk: &Disk, check: bool) -> Result<Backend> {
     Backend::new(&graph, "", Arc::clone(&node), Permissions::sharing_all(taken))
 }
 
-/// Our check finds nothing but leaks, of which there may be some with `leaks`.
+/// Asserts that the driver's check finds no corruption. It may find leaks only if `leaks` is set.
 ///
 /// # Panics
-/// When it finds more.
+/// When the check finds more than that.
 pub async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
     let backend = open(disk, true).await.unwrap_or_else(|error| panic!("{what}: {error}"));
     check_sound(&backend, leaks, what).await;
     backend.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
 }
 
-/// The same of an image that is open.
+/// As [`assert_sound`], for an open image.
 ///
 /// # Panics
-/// When it finds more.
+/// When the check finds more than that.
 pub async fn check_sound(backend: &Backend, leaks: bool, what: &str) {
     let node = backend.node().expect("an open image");
     let say = |line: &str| eprintln!("{line}");

@@ -1,26 +1,26 @@
-//! What a random test did, for the report of a long run.
+//! The amount of work that a random test did, for the report of a long run.
 
 /// Counts of one or more runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Operations on the active image.
     pub operations: u64,
-    /// Of those, how many were cancelled under way.
+    /// The cancelled ones of these operations.
     pub cancelled: u64,
     /// Operations that reported an error on a failing disk.
     pub failed: u64,
-    /// Chains by their length: of one image, of two, of three, of four.
+    /// The numbers of chains of one, two, three and four images.
     pub chains: [u64; 4],
     /// Power cuts.
     pub cuts: u64,
-    /// Disks left by cuts that were opened, checked and compared.
+    /// Disks left by power cuts that were opened, checked and compared.
     pub disks: u64,
-    /// Images that `qemu-img check` was run on.
+    /// Images that `qemu-img check` examined.
     pub checked_by_qemu: u64,
 }
 
 impl Tally {
-    /// Counts a chain of so many images.
+    /// Counts a chain of this many images.
     pub fn chain(&mut self, images: usize) {
         if let Some(count) = images.checked_sub(1).and_then(|index| self.chains.get_mut(index)) {
             *count += 1;

@@ -1,26 +1,26 @@
-//! An image as bytes, to be spoiled at chosen places.
+//! An image as bytes, to be corrupted at chosen offsets.
 
 /// The bytes of an image file, with big-endian access.
 #[derive(Clone, Debug)]
 pub struct Image(Vec<u8>);
 
 impl Image {
-    /// An image with these bytes.
+    /// Makes an image of these bytes.
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(bytes)
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// Cuts the file off.
+    /// Truncates the file to `len` bytes.
     pub fn truncate(&mut self, len: usize) {
         self.0.truncate(len);
     }
 
-    /// Writes bytes over what is at `offset`; the file grows where it is too short.
+    /// Writes bytes at `offset`. The file grows if it is too short.
     pub fn put(&mut self, offset: usize, bytes: &[u8]) {
         let end = offset + bytes.len();
         if self.0.len() < end {

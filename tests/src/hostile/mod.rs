@@ -1,35 +1,34 @@
 //! Images that are damaged or made to do harm.
 //!
-//! A [`Case`] is a name, a way to spoil a good image and what must come of it ([`Expect`]). Each case
-//! goes through every tool of the program, under a bound on time and memory ([`through_the_program`]):
-//! whatever is expected, a tool must end by itself, with an exit code, without a panic and in one
-//! line. A new format brings tables of cases
-//! ([`TestFormat::hostile`](crate::formats::TestFormat::hostile)); the rest is here.
+//! A [`Case`] has a name, a way to corrupt a good image, and an expected result ([`Expect`]). Each case goes through every tool
+//! of the program with bounded time and memory ([`through_the_program`]). Whatever the expected result is, a tool must end by
+//! itself, with an exit code, without a panic, and with a one-line error if it fails. A new format adds tables of cases
+//! ([`TestFormat::hostile`](crate::formats::TestFormat::hostile)); this module does everything else.
 //!
-//! # What bad input must not do, and which test shows it
+//! # Kinds of bad input, and the tests that cover them
 //!
-//! Cases of the tables [`qcow2`], [`qcow2_tables`] and [`qcow2_extra`] run as
-//! `formats::every_spoiled_image_is_refused_or_survived_1` to `_4`; they are named in quotes. Wild combinations of damage
-//! are [`mutate`] (`random::a_damaged_image_makes_no_request_panic_or_wait_for_ever`, the soak's `damage`) and the fuzz
+//! Names in quotes are cases of the tables [`qcow2`], [`qcow2_tables`] and [`qcow2_extra`]. The tests
+//! `formats::every_spoiled_image_is_refused_or_survived_1` to `_4` run them. Random combinations of faults come from
+//! [`mutate`] (`random::a_damaged_image_makes_no_request_panic_or_wait_for_ever`, the soak's `damage`) and from the fuzz
 //! targets.
 //!
 //! | an image that names other files | |
 //! |---|---|
 //! | raw content that looks like a qcow2 header | `qcow2::hostile::what_a_guest_wrote_into_a_raw_disk_does_not_make_it_another_format`, `nbd::serve::a_probed_raw_image_never_turns_into_another_format` |
 //! | writing to a probed image | `qcow2::hostile::a_disk_that_was_probed_as_raw_refuses_to_become_another_format` |
-//! | backing name `json:`, `nbd:`, `nfs:`, … | `qcow2::hostile::a_backing_name_that_chooses_a_protocol_is_not_followed`, `tools::img_hostile::an_image_does_not_choose_a_protocol_for_its_backing_file` |
-//! | data file name `json:`, `nbd:`; one that is not there, or the image itself | `qcow2_data_file::an_image_does_not_choose_a_protocol_for_its_data_file`, "data file that …" |
-//! | `info` opens the image alone | `qcow2::hostile::info_opens_nothing_but_the_image_unless_asked`, `tools::img_hostile::info_opens_nothing_but_the_image_itself` |
-//! | a format given wins over probing, also in `convert` and `resize` | `tools::img_hostile::a_named_format_wins_over_what_the_image_looks_like` |
+//! | backing name `json:`, `nbd:`, `nfs:`, … | `qcow2::hostile::an_untrusted_image_does_not_choose_a_protocol_for_its_backing_file`, `tools::img_rebase::a_name_that_an_untrusted_image_gives_chooses_no_protocol` |
+//! | data file name `json:`, `nbd:`; one that is not there, or the image itself | `qcow2::data_file::the_name_of_a_data_file_is_a_path_whatever_it_looks_like`, "data file that …" |
+//! | `info` opens only the image | `qcow2::hostile::info_opens_nothing_but_the_image_unless_asked`, `tools::img_hostile::info_opens_nothing_but_the_image_itself` |
+//! | a given format overrides probing, also in `convert` and `resize` | `tools::img_hostile::a_named_format_wins_over_what_the_image_looks_like` |
 //! | loops of backing files | `qcow2::hostile::a_loop_of_backing_files_ends_in_an_error` |
-//! | temporary files have no name that others could take | `oxblk-protocols: a_temporary_file_has_no_name` |
+//! | temporary files have no name that another process could use | `oxblk-protocols: a_temporary_file_has_no_name` |
 //!
 //! | sizes | |
 //! |---|---|
 //! | 2^63, 2^64 - 1, 0 | "size 2^63", "size 2^64 - 1", "size 0" |
 //! | 12,802 TiB | `qcow2::hostile::a_disk_of_12802_tib_is_looked_at_in_bounded_memory_and_time` |
 //! | tables larger than the file | "L1 of 32 MiB in a file of 600 KiB", "refcount table of 8 MiB in a file of 600 KiB" |
-//! | compressed bombs | "a bomb: one compressed stream for 8,192 clusters", "compressed data that claims more than it has" |
+//! | compression bombs | "a bomb: one compressed stream for 8,192 clusters", "compressed data that claims more than it has" |
 //! | `check`, `map`, `info`, `measure` in bounded memory and time | every case, by [`bounded`] |
 //!
 //! | qcow2 | |
@@ -37,7 +36,7 @@
 //! | header length, extension length | "header of 71 bytes" … "extension length all set" |
 //! | backing file offset and size | "backing name …" |
 //! | refcount table, L1: unaligned, past the end, overlapping, overflowing, too large | "refcount table …", "L1 …" |
-//! | snapshot table: place, count | "more snapshots than allowed", "65,536 snapshots of nothing", "snapshot table …" |
+//! | snapshot table: offset, count | "more snapshots than allowed", "65,536 snapshots of nothing", "snapshot table …" |
 //! | snapshot: extra data, name, L1 larger than the active one | "snapshot with …", "snapshot L1 …" |
 //! | refcount order, cluster bits, encryption method | "refcounts of 128 bits", "clusters of …", "unknown encryption" |
 //! | LUKS header: magic, names, key slots, key material, payload, iterations | `encryption::broken_luks_headers_are_refused_in_the_words_of_qemus_tools`, `encryption::no_luks_header_makes_a_tool_compute_for_hours_or_read_where_there_is_nothing` |
@@ -46,17 +45,17 @@
 //! | L2 entries: reserved bits, unaligned, on metadata, on themselves | "L2 entry …" |
 //! | extended L2 entries: bitmaps that contradict themselves or the entry | the cases of [`qcow2_subclusters`] |
 //! | compressed descriptors past the end | "compressed data past the end", "compressed descriptor all set" |
-//! | bitmap directory: wild sizes, duplicate names, in use | "bitmap …", "two bitmaps of one name", `img_bitmap::a_broken_bitmap_can_be_told_of_removed_and_repaired_and_costs_no_data`, `img_bitmap::a_directory_that_cannot_be_walked_keeps_nothing_from_being_repaired` |
+//! | bitmap directory: wrong sizes, duplicate names, in use | "bitmap …", "two bitmaps of one name", `img_bitmap::a_broken_bitmap_can_be_told_of_removed_and_repaired_and_costs_no_data`, `img_bitmap::a_directory_that_cannot_be_walked_keeps_nothing_from_being_repaired` |
 //! | dirty and corrupt bits | "dirty", "marked corrupt" |
-//! | writes and discards without refcounts | "no refcount blocks", "all refcounts 0"; each case is written to, zeroed, discarded, resized and repaired |
+//! | writes and discards without refcounts | "no refcount blocks", "all refcounts 0"; every case includes a write, a zero write, a discard, a resize and a repair |
 //! | repair when the disk is full | `oxblk-formats: a_full_disk_does_not_keep_refcounts_from_being_rebuilt_where_there_is_room_inside` |
 //!
 //! | vdi | |
 //! |---|---|
 //! | header: signature, version, sizes, offsets, identifiers | "signature", "version", "block size …", "sector size …", "… offset …", "parent" |
-//! | blocks in the image against the disk's size; too many of them | "fewer blocks than the disk needs", "more blocks than there may be" |
+//! | number of blocks: too few for the disk size, too many | "fewer blocks than the disk needs", "more blocks than there may be" |
 //! | block map larger than the file | "block map past the end of the file", `vdi::check::a_block_map_of_holes_is_checked_in_bounded_memory` |
-//! | entries: shared, too large, behind the end of the file | "two entries for one block", "an entry too large", … |
+//! | entries: shared, too large, past the end of the file | "two entries for one block", "an entry too large", … |
 //!
 //! | parallels | |
 //! |---|---|
@@ -68,12 +67,12 @@
 //! |---|---|
 //! | export name of 3,000 bytes | `an_export_name_of_three_thousand_bytes_is_unknown` |
 //! | option of 4 GiB | `an_option_of_four_gigabytes_ends_the_session`, `an_option_too_large_to_parse_is_answered_and_the_session_continues` |
-//! | connect and drop | `clients_that_connect_and_disconnect_do_no_harm`, `nbd::peers::a_port_scan_does_no_harm` |
-//! | a handshake that stalls; 10 s and 100 connections | `a_stalled_handshake_is_closed_in_time_and_others_are_served`, `the_default_limits_are_ten_seconds_and_a_hundred_connections` |
+//! | connect and disconnect immediately | `clients_that_connect_and_disconnect_do_no_harm`, `nbd::peers::a_port_scan_does_no_harm` |
+//! | a stalled handshake; more than 100 connections | `a_stalled_handshake_is_closed_in_time_and_others_are_served`, `admission::clients_with_more_than_a_hundred_connections_are_served_by_default` |
 //! | request past the end, write to a read-only export | `requests_past_the_end_fail_with_the_errors_of_the_specification`, `a_read_only_export_refuses_every_write_and_still_reads` |
-//! | hang up inside a write | `a_client_that_hangs_up_inside_a_write_leaves_the_disk_as_it_was` |
-//! | takes no replies, holds memory | `the_server_stops_receiving_from_a_client_that_receives_no_replies`, `serve::memory_stays_bounded_while_clients_ask_for_all_they_may` |
-//! | the server ends under a client | `stopping_completes_and_answers_requests_in_flight` |
+//! | a disconnect inside a write | `a_client_that_hangs_up_inside_a_write_leaves_the_disk_as_it_was` |
+//! | a client that reads no replies, memory use | `the_server_stops_receiving_from_a_client_that_receives_no_replies`, `serve::memory_stays_bounded_while_clients_ask_for_all_they_may` |
+//! | the server stops while a client is connected | `stopping_completes_and_answers_requests_in_flight` |
 
 pub mod image;
 pub mod mutate;
@@ -91,56 +90,55 @@ use std::time::Duration;
 use crate::program::{Program, Reply};
 use image::Image;
 
-/// The most address space that a tool may take for a small image, in bytes: thread stacks and
-/// allocator arenas are counted here, so it is far more than is ever touched.
+/// The address space that a tool may use for a small image, in bytes. It includes thread stacks and allocator arenas, so it is
+/// far more than the memory that a tool touches.
 const ADDRESS_SPACE: u64 = 3 << 30;
 
-/// The longest that a tool may take over a small image.
+/// The time that a tool may take for a small image.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
 
-/// What must come of a spoiled image.
+/// The expected result for a corrupt image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
-    /// No tool opens it; the error has this text.
+    /// No tool opens the image. The error contains this text.
     Refused(&'static str),
-    /// `check` finds errors (exit code 2), and its output has this text. Reads and writes may work or
-    /// fail.
+    /// `check` finds errors (exit code 2), and its output contains this text. Reads and writes may succeed or fail.
     Damaged(&'static str),
-    /// As [`Expect::Damaged`], and a write fails rather than spoil more.
+    /// As [`Expect::Damaged`], and a write fails, so that it causes no more damage.
     NotWritable(&'static str),
-    /// `check` finds leaks alone (exit code 3).
+    /// `check` finds only leaks (exit code 3).
     Leaking,
-    /// It opens, reads and checks clean after all.
+    /// Every tool opens the image, and reads and checks succeed.
     Harmless,
-    /// It opens and checks clean, but cannot be opened for writing; the error has this text.
+    /// The image opens and passes the check, but cannot be opened for writing. The error contains this text.
     ReadOnly(&'static str),
-    /// Nothing but to end without a crash.
+    /// No tool crashes. Nothing else is expected.
     Survives,
 }
 
-/// One spoiled image.
+/// One corrupt image.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
-    /// Says what is wrong with it.
+    /// Describes the fault.
     pub name: &'static str,
-    /// Spoils a good image.
+    /// Corrupts a good image.
     pub spoil: fn(&mut Image),
-    /// What must come of it.
+    /// The expected result.
     pub expect: Expect,
 }
 
-/// Spoiled images that are made from one good image.
+/// Corrupt images that are made from one good image.
 #[derive(Debug)]
 pub struct Table {
-    /// Says which images of the format these are.
+    /// Names the kind of image within its format.
     pub name: &'static str,
     /// The good image.
     pub good: Image,
-    /// The ways to spoil it.
+    /// The cases: ways to corrupt the good image.
     pub cases: Vec<Case>,
 }
 
-/// What the tools said of an image.
+/// The replies of the tools for one image.
 struct Verdict {
     info: Reply,
     check: Reply,
@@ -148,10 +146,10 @@ struct Verdict {
     write: Reply,
 }
 
-/// Runs oxblk in a directory under the bounds; it must end as a program should.
+/// Runs oxblk in a directory with bounded time and memory. It must end by itself.
 ///
 /// # Panics
-/// When it is killed, panics, or fails without saying why.
+/// When oxblk is killed, panics, or fails without a message.
 pub fn bounded(directory: &Path, args: &[&str]) -> Reply {
     let reply = Program::oxblk()
         .args(args)
@@ -165,15 +163,15 @@ pub fn bounded(directory: &Path, args: &[&str]) -> Reply {
     assert!(!said.contains("panicked"), "oxblk {line} panicked: {said}");
     assert!(
         reply.code() == 0 || !reply.stdout.is_empty() || !said.is_empty(),
-        "oxblk {line} failed without a word"
+        "oxblk {line} failed without a message"
     );
     reply
 }
 
-/// Takes every case through the program, each in a fresh directory, and reports all that went wrong.
+/// Runs the program on every case, each in a new directory, and reports all wrong results.
 ///
 /// # Panics
-/// When any case did not come out as expected.
+/// When any case does not have its expected result.
 pub fn through_the_program(format: &str, good: &Image, cases: &[Case]) {
     let mut wrong = Vec::new();
     for case in cases {
@@ -198,12 +196,12 @@ fn judge(format: &str, directory: &Path, image: &Image, expect: Expect) -> Resul
     let run = |args: &[&str]| bounded(directory, args);
     let info = run(&["img", "info", "-f", format, NAME]);
     let check = run(&["img", "check", "-f", format, NAME]);
-    // What walks the whole image: it may fail, but must end.
+    // These commands read all metadata. They may fail, but must end.
     run(&["img", "map", "-f", format, NAME]);
     run(&["img", "measure", "-f", format, "-O", "qcow2", NAME]);
     let read = run(&["io", "-r", "-f", format, "-c", "read 0 320k", NAME]);
     let write = run(&["io", "-f", format, "-c", "write -P 9 0 64k", "-c", "write 1M 64k", NAME]);
-    // What changes metadata, on whatever the write left.
+    // These commands change metadata after the write.
     let change = ["-c", "discard 0 128k", "-c", "write -z 64k 64k", "-c", "write -c 192k 64k"];
     run(&[&["io", "-f", format], &change[..], &[NAME]].concat());
     run(&["img", "resize", "-q", "-f", format, NAME, "+1M"]);
@@ -212,13 +210,13 @@ fn judge(format: &str, directory: &Path, image: &Image, expect: Expect) -> Resul
     run(&["img", "compact", "-q", "-f", format, NAME]);
     verdict(&Verdict { info, check, read, write }, expect)?;
     if head(&directory.join(NAME)) != image.bytes().get(..8).unwrap_or(image.bytes()) {
-        return Err("the write went over the header".to_owned());
+        return Err("a write changed the header".to_owned());
     }
     Ok(())
 }
 
-/// The first 8 bytes of a file, or all of a shorter one: a write through a spoiled table may have made
-/// it too long to read.
+/// Returns the first 8 bytes of a file, or all bytes of a shorter file. A write through a corrupt table may have made the file
+/// too long to read completely.
 fn head(path: &Path) -> Vec<u8> {
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).expect("the image's file");

@@ -1,9 +1,7 @@
-//! Random damage: an image with content loses some words or gets others, and everything that can be
-//! done with it is done.
+//! Random damage. An image with data loses some words or gets others, then every kind of request is sent to it.
 //!
-//! Nothing is expected but that each request ends, with success or an error: no panic, no request
-//! that waits for ever (the simulated executor notices), no allocation that follows a wild number
-//! (the address space of the process is what bounds it).
+//! Each request must end, with success or an error. No request panics or waits forever (the simulated executor detects this).
+//! No request allocates the amount of memory that a corrupt field gives; the limit on the process's address space detects this.
 
 use oxblk_core::check::Fix;
 use oxblk_core::{Backend, Preallocation};
@@ -15,7 +13,7 @@ use crate::model::ops::Shape;
 use crate::model::{run, sim::disk_size};
 use crate::random::Random;
 
-/// A word to put somewhere: bounds, wild numbers, offsets inside and outside of the image.
+/// Returns a word to write: a limit value, a random number, or an offset inside or outside the image.
 fn interesting(random: &mut Random, image_len: u64) -> u64 {
     match random.below(9) {
         0 => 0,
@@ -30,8 +28,8 @@ fn interesting(random: &mut Random, image_len: u64) -> u64 {
     }
 }
 
-/// Damages the bytes of an image in up to eight places, with big-endian words: mostly in its first part, where headers
-/// are, or at the start of a cluster, where tables are.
+/// Damages up to eight places of an image with big-endian words. Most places are in the first part of the file, which has the
+/// headers, or at the start of a cluster, where tables begin.
 pub fn words(random: &mut Random, bytes: &mut [u8], cluster: u64) {
     let len = bytes.len() as u64;
     for _ in 0..random.within(1, 8) {
@@ -51,7 +49,8 @@ pub fn words(random: &mut Random, bytes: &mut [u8], cluster: u64) {
     }
 }
 
-/// Damages up to eight little-endian words of four bytes: one of four in the header, the others in a table of small numbers.
+/// Damages up to eight little-endian words of four bytes. One of four is in the header; the others are in a table and get small
+/// numbers.
 pub fn little_words(
     random: &mut Random,
     bytes: &mut [u8],
@@ -88,8 +87,8 @@ async fn make(variant: &'static Variant, random: &mut Random) -> Result<(Disk, u
     Ok((image.disk, size))
 }
 
-/// Everything that can be done with an open image, whatever comes of it. Damage may have left the disk
-/// with any size; requests are made for one of 64 KiB at least, so that those past the end are met too.
+/// Sends requests of every kind to an open image; they may fail. The damage may have changed the disk to any size. The requests
+/// are made for a disk of at least 64 KiB, so some of them reach past the end of a smaller disk.
 async fn use_it(disk: &Backend, variant: &Variant, random: &mut Random) {
     let shape = Shape::of(variant, disk.size().clamp(64 << 10, 64 << 20));
     for _ in 0..12 {
@@ -114,10 +113,10 @@ async fn use_it(disk: &Backend, variant: &Variant, random: &mut Random) {
     }
 }
 
-/// Damages an image by the seed and uses it.
+/// Damages an image at places that the seed chooses, then uses the image.
 ///
 /// # Panics
-/// When the code under test does, or waits for ever; the message has the seed.
+/// When the code under test panics, or a request waits forever. The message names the seed.
 pub fn run(variant: &'static Variant, seed: u64) {
     let attempt = std::panic::AssertUnwindSafe(|| {
         sim::run(seed, async {
@@ -161,7 +160,7 @@ mod tests {
                 }
                 let image = Image { variant, disk: Disk::from_bytes(size, &bytes) };
                 let disk = chain::open(&[image]).await.expect("it opens");
-                // In whole sectors.
+                // The size is a whole number of sectors.
                 assert_eq!(disk.size(), size.next_multiple_of(512));
                 use_it(&disk, variant, &mut random).await;
                 chain::close(disk).await.expect("it closes");

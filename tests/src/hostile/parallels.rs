@@ -1,4 +1,4 @@
-//! Spoiled parallels images: header fields, BAT entries, files that are cut off.
+//! Corrupt parallels images: header fields, BAT entries, truncated files.
 
 use super::image::Image;
 use super::mutate;
@@ -6,9 +6,9 @@ use super::{Case, Expect};
 use crate::program::Program;
 use crate::random::Random;
 
-/// Where the BAT begins.
+/// The offset of the BAT, in bytes.
 const BAT: usize = 64;
-/// Bytes of a cluster.
+/// The size of a cluster, in bytes.
 const CLUSTER: usize = 1 << 20;
 
 /// Offsets of header fields, in bytes.
@@ -26,7 +26,7 @@ mod field {
 
 use field::*;
 
-/// A good image of 8 MiB: clusters 0, 1, 3 and 6 of the disk have data.
+/// Returns a good image of 8 MiB. Clusters 0, 1, 3 and 6 of the disk have data.
 ///
 /// # Panics
 /// When the QEMU tools are missing.
@@ -57,7 +57,7 @@ fn refused(name: &'static str, spoil: fn(&mut Image), text: &'static str) -> Cas
     case(name, spoil, Expect::Refused(text))
 }
 
-/// Every case.
+/// Returns all cases.
 pub fn cases() -> Vec<Case> {
     vec![
         refused("magic", |i| put(i, 4, 0), "Image not in Parallels format"),
@@ -133,7 +133,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// Damages up to eight fields of the header or entries of the BAT.
+/// Damages up to eight header fields or BAT entries.
 pub fn damage(random: &mut Random, bytes: &mut [u8]) {
     mutate::little_words(random, bytes, 16..BAT, BAT..BAT + 256);
 }

@@ -1,12 +1,12 @@
-//! Spoiled qcow2 headers and header extensions. What is wrong with tables is in
-//! [`super::qcow2_tables`], with snapshots, bitmaps and sizes in [`super::qcow2_extra`].
+//! Corrupt qcow2 headers and header extensions. [`super::qcow2_tables`] has faults of tables, and [`super::qcow2_extra`] has
+//! faults of snapshots, bitmaps and sizes.
 
 use super::image::Image;
 use super::{Case, Expect};
 use crate::program::Program;
 
-/// A good version 3 image of 4 MiB with 64 KiB clusters: three data clusters, an empty one, one
-/// compressed cluster.
+/// Returns a good version 3 image of 4 MiB with 64 KiB clusters: three data clusters, an unallocated one, one compressed
+/// cluster.
 ///
 /// # Panics
 /// When the QEMU tools are missing.
@@ -97,7 +97,7 @@ fn plain_fields() -> Vec<Case> {
     ]
 }
 
-/// Header length, extensions and the backing file's name.
+/// Header length, extensions, and the name of the backing file.
 fn lengths() -> Vec<Case> {
     vec![
         refused("header of 71 bytes", |i| i.put32(HEADER_LENGTH, 71), "qcow2 header too short"),
@@ -163,7 +163,7 @@ fn lengths() -> Vec<Case> {
     ]
 }
 
-/// Where the tables are said to be.
+/// Offsets and sizes of the tables.
 fn table_places() -> Vec<Case> {
     const NOT_ALIGNED: u64 = 0x1_0001;
     vec![
@@ -306,7 +306,7 @@ fn cut_off() -> Vec<Case> {
     ]
 }
 
-/// Every case.
+/// Returns all cases.
 pub fn cases() -> Vec<Case> {
     let tables = [super::qcow2_tables::cases(), super::qcow2_extra::cases()].concat();
     [plain_fields(), lengths(), table_places(), features(), cut_off(), tables].concat()

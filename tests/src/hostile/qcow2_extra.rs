@@ -1,5 +1,5 @@
-//! Spoiled snapshot tables and bitmap directories, and sizes that promise more than there is, put into
-//! the image that [`super::qcow2::good`] makes.
+//! Corrupt snapshot tables and bitmap directories, and sizes larger than the file allows. The cases corrupt the image of
+//! [`super::qcow2::good`].
 
 use super::image::Image;
 use super::qcow2::field::{
@@ -12,11 +12,11 @@ const L1: u64 = 0x3_0000;
 const L2: usize = 0x4_0000;
 /// The L2 entry of the compressed cluster.
 const COMPRESSED_ENTRY: usize = L2 + 4 * 8;
-/// Behind the good image's last cluster.
+/// The end of the good image, in bytes.
 const NEW: usize = 0x9_0000;
 const PAST_THE_END: u64 = 1 << 40;
 
-/// Has an image name a data file by 11 bytes.
+/// Makes the image name a data file; the name has 11 bytes.
 fn data_file(image: &mut Image, name: &[u8; 11]) {
     image.put64(INCOMPATIBLE, 4);
     image.put32(EXTENSIONS, 0x4441_5441);
@@ -29,8 +29,8 @@ const fn case(name: &'static str, spoil: fn(&mut Image), expect: Expect) -> Case
     Case { name, spoil, expect }
 }
 
-/// A snapshot table of one entry (the qcow2 specification, "Snapshots"): where its L1 table is, entries in it,
-/// and the lengths of its name and of its extra data.
+/// Adds a snapshot table with one entry (the qcow2 specification, "Snapshots"): the offset and the number of entries of its L1
+/// table, and the lengths of its name and of its extra data.
 fn snapshot(image: &mut Image, l1: u64, entries: u32, name: u16, extra: u32) {
     image.put32(SNAPSHOTS, 1);
     image.put64(SNAPSHOTS_OFFSET, NEW as u64);
@@ -97,7 +97,7 @@ fn snapshots() -> Vec<Case> {
     ]
 }
 
-/// What an entry of a bitmap directory says (the specification, "Bitmaps extension").
+/// The fields of an entry of a bitmap directory (the qcow2 specification, "Bitmaps extension").
 struct Bitmap {
     table: u64,
     entries: u32,
@@ -109,7 +109,8 @@ struct Bitmap {
 const BITMAP: Bitmap =
     Bitmap { table: NEW as u64 + 0x1_0000, entries: 1, flags: 0, granularity: 16, name_len: 4 };
 
-/// A bitmaps extension: how many, and the directory's size and place; and the entries at its usual place.
+/// Adds a bitmaps extension with the number of bitmaps and the size and offset of the directory. The entries are written at
+/// `NEW`.
 fn bitmaps(image: &mut Image, count: u32, size: u64, offset: u64, entries: &[Bitmap]) {
     image.put64(AUTOCLEAR, 1);
     image.put32(EXTENSIONS, 0x2385_2875);
@@ -132,7 +133,7 @@ fn bitmaps(image: &mut Image, count: u32, size: u64, offset: u64, entries: &[Bit
     image.put(NEW + 0x1_ffff, &[0]);
 }
 
-/// One entry at the usual place.
+/// Adds a bitmaps extension with one entry at `NEW`.
 fn bitmap(image: &mut Image, entry: Bitmap) {
     bitmaps(image, 1, 32, NEW as u64, &[entry]);
 }
@@ -233,7 +234,7 @@ fn sizes() -> Vec<Case> {
     ]
 }
 
-/// Every case.
+/// Returns all cases.
 pub fn cases() -> Vec<Case> {
     [snapshots(), bitmap_directories(), sizes()].concat()
 }

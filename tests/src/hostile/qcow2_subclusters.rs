@@ -1,4 +1,4 @@
-//! Spoiled images with subclusters: extended L2 entries that contradict themselves or one another.
+//! Corrupt images with subclusters: extended L2 entries that contradict themselves or one another.
 
 use super::image::Image;
 use super::qcow2::field::{CLUSTER_BITS, INCOMPATIBLE};
@@ -8,11 +8,11 @@ use crate::program::Program;
 const L1: u64 = 0x3_0000;
 const L2: usize = 0x4_0000;
 const COPIED: u64 = 1 << 63;
-/// The compressed cluster's entry.
+/// The L2 entry of the compressed cluster.
 const COMPRESSED_ENTRY: usize = L2 + 3 * 16;
 
-/// A good image of 4 MiB with 64 KiB clusters: one with data in all of its subclusters, one with data and zeroes in
-/// some, one of zeroes, one that is compressed.
+/// Returns a good image of 4 MiB with 64 KiB clusters: one has data in all subclusters, one has data and zeroes in some
+/// subclusters, one has only zeroes, one is compressed.
 ///
 /// # Panics
 /// When the QEMU tools are missing.
@@ -38,7 +38,7 @@ const fn case(name: &'static str, spoil: fn(&mut Image), expect: Expect) -> Case
     Case { name, spoil, expect }
 }
 
-/// Every case.
+/// Returns all cases.
 pub fn cases() -> Vec<Case> {
     const CONTRADICTS: &str = "corrupted subcluster allocation bitmap";
     const NO_CLUSTER: &str = "non-zero subcluster allocation map";

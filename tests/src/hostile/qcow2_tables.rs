@@ -1,5 +1,4 @@
-//! Spoiled L1, L2 and refcount tables of the image that [`super::qcow2::good`] makes, whose tables are
-//! at known places.
+//! Corrupt L1, L2 and refcount tables. The cases corrupt the image of [`super::qcow2::good`], whose tables have known offsets.
 
 use super::image::Image;
 use super::{Case, Expect};
@@ -176,7 +175,7 @@ fn refcounts() -> Vec<Case> {
     ]
 }
 
-/// Every case.
+/// Returns all cases.
 pub fn cases() -> Vec<Case> {
     [l2_entries(), compressed_entries(), l1_entries(), refcounts()].concat()
 }

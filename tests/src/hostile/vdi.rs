@@ -1,4 +1,4 @@
-//! Spoiled vdi images: header fields, entries of the block map, files that are cut off.
+//! Corrupt VDI images: header fields, entries of the block map, truncated files.
 
 use super::image::Image;
 use super::mutate;
@@ -6,9 +6,9 @@ use super::{Case, Expect};
 use crate::program::Program;
 use crate::random::Random;
 
-/// Where the block map of the images here begins.
+/// The offset of the block map in these images, in bytes.
 const MAP: usize = 0x200;
-/// Bytes of a block.
+/// The size of a block, in bytes.
 const BLOCK: usize = 1 << 20;
 
 /// Offsets of header fields, in bytes.
@@ -29,7 +29,7 @@ mod field {
 
 use field::*;
 
-/// A good image of 8 MiB: blocks 0, 1, 3 and 6 of the disk have data.
+/// Returns a good image of 8 MiB. Blocks 0, 1, 3 and 6 of the disk have data.
 ///
 /// # Panics
 /// When the QEMU tools are missing.
@@ -184,14 +184,14 @@ fn map() -> Vec<Case> {
     ]
 }
 
-/// Every case.
+/// Returns all cases.
 pub fn cases() -> Vec<Case> {
     let mut cases = header();
     cases.extend(map());
     cases
 }
 
-/// Damages up to eight fields of the header or entries of the block map.
+/// Damages up to eight header fields or entries of the block map.
 pub fn damage(random: &mut Random, bytes: &mut [u8]) {
     mutate::little_words(random, bytes, SIGNATURE..MAP, MAP..MAP + 256);
 }

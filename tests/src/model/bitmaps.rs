@@ -1,17 +1,18 @@
-//! Persistent bitmaps of the images under test: made with them, and never wrong.
+//! Persistent bitmaps of the images under test. The harness creates them with the image and checks that they never miss a
+//! write.
 
 use std::sync::Arc;
 
 use oxblk_core::bitmap::DirtyBitmap;
 use oxblk_core::{Backend, Want};
 
-/// The bitmaps that an image is made with, and their granularities in bytes.
+/// The bitmaps that every such image gets, with their granularities in bytes.
 const BITMAPS: [(&str, u64); 2] = [("fine", 512), ("coarse", 64 << 10)];
 
-/// Adds them to an image that was just made.
+/// Adds the bitmaps to a new image.
 ///
 /// # Errors
-/// As the driver reports.
+/// The error that the driver reports.
 pub async fn add(disk: &Backend) -> Result<(), String> {
     let node = disk.node().map_err(|e| e.to_string())?;
     for (name, granularity) in BITMAPS {
@@ -29,10 +30,10 @@ fn all(disk: &Backend) -> Result<Vec<Arc<DirtyBitmap>>, String> {
     Err(format!("there are {} bitmaps", bitmaps.len()))
 }
 
-/// The image was closed: its bitmaps are good.
+/// Checks that all bitmaps are consistent and recording. The image must have been closed before it was opened.
 ///
 /// # Errors
-/// Tells which one is not.
+/// Names the bitmap that is not.
 pub fn check_kept(disk: &Backend) -> Result<(), String> {
     match all(disk)?.iter().find(|bitmap| bitmap.is_inconsistent() || !bitmap.is_recording()) {
         Some(bitmap) => Err(format!("bitmap {} was lost", bitmap.name())),
@@ -40,16 +41,16 @@ pub fn check_kept(disk: &Backend) -> Result<(), String> {
     }
 }
 
-/// Nothing is known of how the image was left, but that its size has not changed: a bitmap that is called good has recorded
-/// something in each cluster that the image has written.
+/// Checks that no consistent bitmap has missed a write: each has recorded a write in every cluster that the image has
+/// allocated. The image may have been closed or not, but its size must never have changed.
 ///
 /// # Errors
-/// Tells which one has not.
+/// Names the bitmap that missed a write.
 pub async fn check_honest(disk: &Backend, cluster: u64) -> Result<(), String> {
     let bitmaps = all(disk)?;
     let node = disk.node().map_err(|e| e.to_string())?;
     if node.flags().copy_on_read {
-        // What was read has been written as well, and is no change.
+        // Copy-on-read allocates clusters without a change of the disk.
         return Ok(());
     }
     let below = node.child(oxblk_core::ChildIdx::BACKING);

@@ -1,10 +1,9 @@
-//! Requests dropped under way, on real files from four I/O threads.
+//! Cancelled requests on real files from four I/O threads.
 //!
-//! Every other request is given up: its future is dropped after some polls or some microseconds,
-//! wherever it is then. The range of one that was given up is used again once all that was left of it
-//! has ended ([`Backend::quiesce`]). What must hold: nothing waits for ever, every request that
-//! completed did what it said, each sector of one that was given up is as before or as it would have
-//! become, and the image closes and checks clean, without even a leak.
+//! Every other request is cancelled: its future is dropped after some polls or some microseconds, at any step. The range of a
+//! cancelled request is used again once all of its remaining operations have ended ([`Backend::quiesce`]). These properties
+//! must hold: no request waits forever; every completed request has its effect; each sector of a cancelled request has its old
+//! or its new content; the image closes, and its check finds no fault, not even a leak.
 
 use std::pin::pin;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -26,15 +25,15 @@ use crate::random::Random;
 use crate::scratch;
 use crate::tally::Tally;
 
-/// How long a phase may take on the slowest of machines: past this, something waits for ever.
+/// The time that a phase may take on a slow machine. A longer phase means that a request waits forever.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// When a request is given up.
+/// When a request is cancelled.
 #[derive(Clone, Copy, Debug)]
 enum Patience {
     /// Never.
     Endless,
-    /// When it waits after so many polls.
+    /// After this number of polls, if the request is still pending then.
     Polls(u64),
     /// After this time.
     Time(Duration),
@@ -50,7 +49,7 @@ impl Patience {
     }
 }
 
-/// Polls a future until it is done or the patience is at its end; then it is dropped where it is.
+/// Polls a future until it is done or the patience has ended. In the second case, the future is dropped.
 async fn with_patience<F: Future>(patience: Patience, future: F) -> Option<F::Output> {
     match patience {
         Patience::Endless => Some(future.await),
@@ -71,17 +70,17 @@ async fn with_patience<F: Future>(patience: Patience, future: F) -> Option<F::Ou
     }
 }
 
-/// What the tasks of a phase share.
+/// The state that the tasks of a phase share.
 #[derive(Clone)]
 struct Shared {
     pool: Pool,
     oracle: Arc<Mutex<CrashOracle>>,
     cancelled: Arc<Mutex<u64>>,
-    /// Operations that were given up and may still be going on.
+    /// Cancelled operations that may still be in progress.
     lingering: Arc<Mutex<Vec<Op>>>,
 }
 
-/// So many operations may linger before their end is waited for.
+/// With this many cancelled operations, a task waits for their end.
 const LINGERING: usize = 12;
 
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -89,7 +88,7 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// Carries out one operation, with patience or without; tells whether it came to its end.
+    /// Executes one operation, which may be cancelled. Returns whether it completed.
     async fn carry_out(&self, disk: &Backend, op: &Op, patience: Patience) -> Result<bool, String> {
         let ticket = lock(&self.oracle).issue(op);
         let Some(outcome) = with_patience(patience, execute(disk, op)).await else {
@@ -108,7 +107,7 @@ impl Shared {
         .map_err(|error| format!("{op:?}: {error}"))
     }
 
-    /// Waits until what was given up so far has ended; its ranges may be used again then.
+    /// Waits until all operations that were cancelled so far have ended. After that, their ranges may be used again.
     async fn wait_for_lingering(&self, disk: &Backend) {
         let gone = std::mem::take(&mut *lock(&self.lingering));
         if !gone.is_empty() {
@@ -119,7 +118,7 @@ impl Shared {
         }
     }
 
-    /// One task: takes operations until none are left or something is wrong.
+    /// One task: executes operations until the pool is empty or a check fails.
     async fn task(self, disk: Backend, seed: u64) {
         let mut random = Random::new(seed);
         loop {
@@ -149,7 +148,7 @@ impl Shared {
 }
 
 impl Run {
-    /// Works on the open image from every thread; requests are given up.
+    /// Sends requests to the open image from all threads and cancels some of them.
     fn work_impatiently(
         &mut self,
         disk: &Backend,
@@ -181,7 +180,7 @@ impl Run {
             let left = deadline.saturating_duration_since(Instant::now());
             match ends.recv_timeout(left) {
                 Ok(()) => {}
-                // A panic, which is told below.
+                // A task panicked; `wait` below reports the panic.
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
                     return Err(format!(
@@ -204,7 +203,7 @@ impl Run {
         shared.pool.outcome()
     }
 
-    /// Reads the whole image: what it holds must be possible, and is what it holds from then on.
+    /// Reads the disk. The contents must be possible, and they are the only possible contents from then on.
     fn observe_all(
         &self,
         disk: &Backend,
@@ -243,12 +242,11 @@ impl Run {
     }
 }
 
-/// Runs the operations of a seed on a fresh chain of image files, every other one impatiently. The files
-/// are in memory or, by the seed, on a disk, where requests take longer.
+/// Runs the operations of a seed on a new chain of image files, and cancels every other one. The seed chooses whether the files
+/// are in memory or on a disk, where requests take longer.
 ///
 /// # Panics
-/// When a request waits for ever, the content is not what it may be, or QEMU finds fault with an
-/// image, with the seed.
+/// When a request waits forever, the contents are not possible, or QEMU's check of an image fails. The message names the seed.
 pub fn run(variant: &'static Variant, seed: u64, extent: Extent) -> Tally {
     let on_disk = seed / 4 % 2 == 1;
     let directory = if on_disk { scratch::on_disk() } else { scratch::in_memory() };

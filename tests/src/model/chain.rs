@@ -1,4 +1,4 @@
-//! Chains of images on simulated disks: made, opened, closed, checked.
+//! Chains of images on simulated disks: functions that create, open, close and check them.
 
 use std::sync::Arc;
 
@@ -10,29 +10,29 @@ use oxblk_ring::sim::Disk;
 use crate::formats::{self, Variant};
 use crate::sim_disk::{self, Pace, Part};
 
-/// Where an image lies whose data has a file of its own, and where that file lies: on one disk, so that the power fails
-/// for both at once.
+/// The parts of the disk for the image and for its data file. Both are on one disk, so that a power cut affects both at the
+/// same moment.
 pub(crate) const MAIN: Part = Part::First(SPLIT);
 pub(crate) const DATA: Part = Part::Behind(SPLIT);
 pub(crate) const SPLIT: u64 = 8 << 20;
 
-/// One image of a chain: how it was made, and the disk that holds it.
+/// One image of a chain: its variant, and the disk that holds it.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// How it was made.
+    /// The variant of the image.
     pub variant: &'static Variant,
-    /// The simulated disk that holds it.
+    /// The simulated disk that holds the image.
     pub disk: Disk,
 }
 
-/// Images from the base up to the active one.
+/// The images of a chain, base first, active image last.
 pub type Chain = Vec<Image>;
 
 fn text(error: &oxblk_core::Error) -> String {
     error.to_string()
 }
 
-/// A graph that knows every driver of the product, and the secrets of encrypted images.
+/// Makes a graph with all drivers of the product and the secrets of encrypted images.
 pub fn graph() -> Graph {
     Graph::with_secrets(oxblk::drivers(), oxblk_core::Gate::Anything, formats::secrets())
 }
@@ -40,7 +40,7 @@ pub fn graph() -> Graph {
 /// Creates an empty image on a disk.
 ///
 /// # Errors
-/// As the driver reports.
+/// The error that the driver reports.
 pub async fn create(image: &Image, size: u64) -> Result<(), String> {
     create_plain(image, size).await?;
     if image.variant.bitmaps {
@@ -76,7 +76,7 @@ async fn create_plain(image: &Image, size: u64) -> Result<(), String> {
     let driver = graph.driver(image.variant.driver()).map_err(|e| text(&e))?;
     let created = match driver.create(&graph, request) {
         Some(creation) => match creation.await {
-            // Creation leaves it to the caller when an image is on stable storage.
+            // Creation does not flush; the caller does.
             Ok(()) => edge.flush().await.map_err(|e| text(&e)),
             Err(error) => Err(text(&error)),
         },
@@ -91,7 +91,7 @@ async fn create_plain(image: &Image, size: u64) -> Result<(), String> {
     created
 }
 
-/// Adds the node of one of an image's files.
+/// Adds the node of one file of an image.
 fn add(
     graph: &Graph,
     image: &Image,
@@ -104,18 +104,18 @@ fn add(
     sim_disk::add_part(graph, name, (&image.disk, part), read_only, pace).map_err(|e| text(&e))
 }
 
-/// Opens a chain: the last image to be read and written, those before it as its backing files.
+/// Opens a chain: the last image for reading and writing, the images before it as its backing files.
 ///
 /// # Errors
-/// As the drivers report.
+/// The errors that the drivers report.
 pub async fn open(chain: &[Image]) -> Result<Backend, String> {
     open_at(chain, Pace::AtOnce).await
 }
 
-/// Opens a chain whose disks let other tasks come first; for use outside of the simulated executor.
+/// Opens a chain whose disks often yield to other tasks. It is meant for use outside the simulated executor.
 ///
 /// # Errors
-/// As the drivers report.
+/// The errors that the drivers report.
 pub async fn open_slow(chain: &[Image]) -> Result<Backend, String> {
     open_at(chain, Pace::GivesWay).await
 }
@@ -143,7 +143,7 @@ async fn open_at(chain: &[Image], pace: Pace) -> Result<Backend, String> {
         if let Some(name) = below {
             options.insert("backing", name);
         }
-        // Chains of three keep what is read from below.
+        // Chains of three images use copy-on-read.
         let copy_on_read = top && chain.len() == 3;
         let flags =
             OpenFlags { read_only: !top, unmap: true, copy_on_read, ..OpenFlags::default() };
@@ -160,7 +160,7 @@ async fn open_at(chain: &[Image], pace: Pace) -> Result<Backend, String> {
 /// Closes a chain.
 ///
 /// # Errors
-/// As the drivers report.
+/// The errors that the drivers report.
 pub async fn close(backend: Backend) -> Result<(), String> {
     let graph = backend.graph().clone();
     backend.close().await.map_err(|e| text(&e))?;
@@ -173,19 +173,19 @@ pub async fn close(backend: Backend) -> Result<(), String> {
     Ok(())
 }
 
-/// What the driver's own check may find.
+/// The faults that the driver's check may find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tolerance {
-    /// Nothing: the image was closed.
+    /// No fault: the image was closed.
     Clean,
-    /// Leaked clusters: the power failed.
+    /// Leaked clusters: the image was not closed before the power cut.
     Leaks,
 }
 
-/// Runs the driver's own check on an image that nobody has open.
+/// Runs the driver's check on an image that is not open.
 ///
 /// # Errors
-/// Tells what it found.
+/// Describes the faults that the check found.
 pub async fn check(image: &Image, tolerance: Tolerance) -> Result<(), String> {
     let graph = graph();
     graph.own(add(&graph, image, "disk", MAIN, true, Pace::AtOnce)?).map_err(|e| text(&e))?;

@@ -1,4 +1,4 @@
-//! Chains of image files, used from four I/O threads.
+//! Chains of image files that four I/O threads use.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,23 +11,23 @@ use crate::formats::{self, Variant};
 use crate::program::{self, Program, Reply};
 use crate::random::Random;
 
-/// I/O threads.
+/// The number of I/O threads.
 const THREADS: usize = 4;
-/// Tasks on each thread, each with one operation under way.
+/// The number of tasks on each thread. Each task has one operation in flight.
 const TASKS: usize = 4;
 
-/// How host files are used.
+/// How oxblk accesses host files.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Access {
-    /// The way of doing I/O (`aio`).
+    /// The I/O engine (the option `aio`).
     pub(super) aio: &'static str,
-    /// Past the host's cache.
+    /// Whether I/O bypasses the host's page cache.
     pub(super) direct: bool,
-    /// What is read from a backing file is kept.
+    /// Whether copy-on-read is on.
     pub(super) copy_on_read: bool,
 }
 
-/// Image files from the base up, and the threads that use the last one.
+/// The image files, base first, and the I/O threads that use the active image.
 pub(super) struct Files {
     pub(super) directory: TempDir,
     pub(super) threads: Vec<IoThread>,
@@ -40,7 +40,7 @@ fn said(reply: &Reply) -> String {
 }
 
 impl Files {
-    /// No images yet, in this directory.
+    /// An empty chain in this directory.
     pub(super) fn new(directory: TempDir, random: Random) -> Self {
         let start = |n| IoThread::start(&format!("model-{n}"), Config::default());
         let threads = (0..THREADS).map(|n| start(n).expect("a thread")).collect();
@@ -51,17 +51,17 @@ impl Files {
         &self,
         work: impl FnOnce() -> F + Send + 'static,
     ) -> Result<T, String> {
-        // What is closed here is opened by other programs right after.
+        // Other programs open the files as soon as they are closed here.
         let _held = program::none_starting();
         self.threads[0].spawn(work).wait().map_err(|gone| format!("{gone:?}"))?
     }
 
-    /// The thread of each task, as many on one as on any other.
+    /// Returns the I/O thread of each task; the tasks are distributed evenly.
     pub(super) fn thread_of_each_task(&self) -> impl Iterator<Item = &IoThread> {
         self.threads.iter().cycle().take(THREADS * TASKS)
     }
 
-    /// The options that open the active image, with what those below it need.
+    /// Returns the options that open the active image, including those that its backing files need.
     fn options(&self, file: &Options) -> Result<Options, String> {
         let mut below: Option<Options> = None;
         for (_, variant) in &self.images {
@@ -78,7 +78,7 @@ impl Files {
         Ok(options)
     }
 
-    /// The name by which a QEMU tool opens the active image.
+    /// Returns the name by which a QEMU tool opens the active image.
     fn name_for_qemu(&self) -> Result<String, String> {
         let mut file = Options::new();
         file.insert("driver", "file");
@@ -90,7 +90,7 @@ impl Files {
         &self.images.last().expect("an active image").0
     }
 
-    /// Makes an image file above the last one: by us or by `qemu-img create`.
+    /// Creates an image file above the active one, with oxblk or with `qemu-img create`.
     pub(super) fn create(&mut self, variant: &'static Variant, size: u64) -> Result<(), String> {
         let path = self.directory.path().join(format!("image{}", self.images.len()));
         let backing = self.images.last().map(|(path, _)| path.clone()).zip(self.driver());
@@ -107,7 +107,7 @@ impl Files {
         Ok(())
     }
 
-    /// The driver of the image that is last now.
+    /// Returns the driver of the active image.
     fn driver(&self) -> Option<&'static str> {
         self.images.last().map(|(_, variant)| variant.driver())
     }
@@ -152,12 +152,12 @@ impl Files {
         })
     }
 
-    /// Closes it.
+    /// Closes the active image.
     pub(super) fn close(&self, disk: Backend) -> Result<(), String> {
         self.on_thread(move || async move { disk.close().await.map_err(|e| e.to_string()) })
     }
 
-    /// `qemu-img check` finds the active image clean; gives how often it was asked.
+    /// Checks that `qemu-img check` finds no fault in the active image. Returns how often it ran.
     pub(super) fn check_by_qemu(&self, variant: &Variant) -> Result<u64, String> {
         if !variant.check {
             return Ok(0);
@@ -167,7 +167,7 @@ impl Files {
         if reply.code() == 0 { Ok(1) } else { Err(format!("qemu-img check: {}", said(&reply))) }
     }
 
-    /// `qemu-img compare` finds this content in the active image.
+    /// Checks that `qemu-img compare` finds this content in the active image.
     pub(super) fn compare_by_qemu(&self, content: &[u8]) -> Result<(), String> {
         let model = self.directory.path().join("model.raw");
         fs::write(&model, content).map_err(|e| e.to_string())?;
@@ -176,7 +176,7 @@ impl Files {
         if let Some((image, _)) = self.images.last().filter(|(_, image)| image.raw_data) {
             let data = PathBuf::from(format!("{}.data", image.display()));
             let bytes = fs::read(&data).map_err(|e| e.to_string())?;
-            // QEMU makes it whole clusters long.
+            // QEMU rounds the length of the data file up to whole clusters.
             let behind = bytes.get(content.len()..).unwrap_or(&[1]);
             if !bytes.starts_with(content) || behind.iter().any(|byte| *byte != 0) {
                 return Err(format!("{} is not what a guest reads", data.display()));
@@ -185,8 +185,8 @@ impl Files {
         if reply.code() == 0 { Ok(()) } else { Err(format!("qemu-img compare: {}", said(&reply))) }
     }
 
-    /// Leaves the files behind, for who looks into a failure; tells where. The threads are left to
-    /// themselves: one of them may wait for ever.
+    /// Keeps the files for the analysis of a failure. Returns a text that names their directory. The threads are not joined,
+    /// since one of them may wait forever.
     pub(super) fn keep(self) -> String {
         let Self { directory, threads, .. } = self;
         std::mem::forget(threads);

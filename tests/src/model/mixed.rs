@@ -1,14 +1,15 @@
-//! Snapshots, growth and compaction while four I/O threads work on the image.
+//! Snapshots, growth and compaction while four I/O threads send requests to the image.
 //!
-//! Tasks on four threads take requests that do not conflict; one more task takes, applies and removes snapshots, makes the
-//! disk larger, compacts the image and flushes, without waiting for the others. A change that is under way while a
-//! snapshot is taken may be in it or not, and one under way while a snapshot is applied may come before or after: the
-//! model does not know those bytes until they are read or written again (`Model::forget`). A read may meet changes of
-//! what it reads, and returns for each byte what was there before or what one of them put there (`Active::allows`).
-//! Reads are held up once they have found out where their data lies, so that much happens meanwhile.
+//! Tasks on four threads execute requests that do not conflict. Concurrently, one more task takes, applies and removes
+//! snapshots, grows the disk, compacts the image and flushes. A write that is in flight while a snapshot is taken may be in the
+//! snapshot or not. A write that is in flight while a snapshot is applied may come before or after that. The model does not
+//! know such bytes until they are read or written again (`Model::forget`). A read may overlap concurrent writes. It then
+//! returns for each byte the old value or the value of one of these writes (`Active::allows`). The harness delays reads after
+//! they have looked up the host offset of their data, so that many other requests execute meanwhile.
 //!
-//! With [`Plan::uncounted_reads`] reads go past what counts requests in flight, so that freed clusters do not rest for
-//! them. That must be found out: it shows that the rule matters, and that this test would miss it.
+//! With [`Plan::uncounted_reads`], reads are not counted as requests in flight, so that freed clusters are not quarantined
+//! until these reads have ended. The test must then find wrong data. This shows that the quarantine is needed, and that this
+//! test would notice its absence.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -30,31 +31,32 @@ use crate::formats::Variant;
 use crate::perturbed::Perturbed;
 use crate::random::Random;
 
-/// I/O threads.
+/// The number of I/O threads.
 const THREADS: usize = 4;
-/// Tasks on each thread, each with one operation under way.
+/// The number of tasks on each thread. Each task has one operation in flight.
 const TASKS: usize = 3;
-/// Rounds of the scheduler for which a read is held up at least.
+/// The least number of scheduler rounds for which a read is delayed.
 const HELD_UP: usize = 60;
-/// Requests that others begin while a read is held up, so that how much happens does not hang on the machine.
+/// The number of requests that other tasks begin while a read is delayed. This makes the amount of concurrent work independent
+/// of the machine's speed.
 const MEANWHILE: u64 = 40;
-/// Rounds after which a read goes on in any case: all tasks may be reading.
+/// The number of rounds after which a read continues in any case, since all tasks may be delayed reads.
 const PATIENCE: usize = 3000;
-/// Most snapshots at once.
+/// The largest number of snapshots that exist at the same time.
 const KEPT: usize = 3;
 
-/// What is to be done.
+/// The work of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// Requests.
+    /// The number of requests.
     pub operations: u64,
-    /// Snapshots are taken, applied and removed, the disk grows, the image is compacted.
+    /// Whether snapshots are taken, applied and removed, the disk grows, and the image is compacted.
     pub changes: bool,
-    /// Reads are not counted as requests in flight.
+    /// Whether reads are not counted as requests in flight.
     pub uncounted_reads: bool,
 }
 
-/// What a disk must hold, as far as that is known.
+/// The contents that a disk must have, as far as they are known.
 #[derive(Clone)]
 struct Model {
     oracle: Oracle,
@@ -77,12 +79,12 @@ impl Model {
         self.unknown.resize(slots(0..size).end, false);
     }
 
-    /// The bytes may have any value.
+    /// Records that the bytes may have any value.
     fn forget(&mut self, range: Range<u64>) {
         self.unknown[slots(range)].fill(true);
     }
 
-    /// Takes over what the disk says of bytes that are not known.
+    /// Takes the values of unknown bytes from data that was read.
     fn learn(&mut self, offset: u64, bytes: &[u8]) {
         let range = slots(offset..offset + bytes.len() as u64);
         if !self.unknown[range.clone()].contains(&true) {
@@ -105,7 +107,7 @@ impl Model {
         match seen {
             Seen::Bytes(bytes) => self.learn(op.range().start, bytes),
             Seen::Extents(_) if self.unknown[range.clone()].contains(&true) => return Ok(()),
-            // What is discarded stays or becomes zero: it has to be known first.
+            // A discarded byte keeps its value or becomes zero, so an unknown byte stays unknown.
             Seen::Done if op.changes() && !matches!(op, Op::Discard { .. }) => {
                 self.unknown[range].fill(false);
             }
@@ -115,12 +117,12 @@ impl Model {
     }
 }
 
-/// A request under way.
+/// A request in flight.
 struct Active {
     op: Op,
-    /// A snapshot is applied meanwhile: what it reads or leaves is not known.
+    /// A snapshot is applied concurrently, so the result of the request is not known.
     ambiguous: bool,
-    /// Of a read: what there was at its beginning, where that is known, and the changes that it meets.
+    /// For a read: the known old values of its bytes, and the writes that overlap it.
     before: Vec<Option<u8>>,
     met: Vec<Op>,
 }
@@ -130,14 +132,15 @@ fn overlap(one: &Op, other: &Op) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-/// The two may be under way at once: they do not touch the same bytes, or one of them reads them.
+/// Whether the two requests may be in flight concurrently: they touch different bytes, or one of them reads.
 fn go_together(one: &Op, other: &Op) -> bool {
     let reads = |op: &Op| matches!(op, Op::Read { .. });
     one != other && (one.commutes_with(other) || reads(one) || reads(other))
 }
 
 impl Active {
-    /// Whether a read that meets changes may return this. Zeroes are what discards leave, then or earlier.
+    /// Whether a read that overlaps writes may return these bytes. Zero is always possible, since a concurrent or earlier
+    /// discard may leave zeroes.
     fn allows(&self, bytes: &[u8]) -> bool {
         let start = self.op.range().start;
         let made: Vec<(Range<u64>, Vec<u8>)> = self
@@ -161,7 +164,7 @@ impl Active {
     }
 }
 
-/// What happens at once: the tasks' requests, and the change of the whole under way.
+/// The requests in flight and the image-wide change in progress.
 struct State {
     model: Model,
     kept: BTreeMap<String, Model>,
@@ -169,9 +172,9 @@ struct State {
     random: Random,
     left: u64,
     under_way: Vec<Active>,
-    /// Changes that were under way at any moment since a change of the whole began.
+    /// The ranges of all writes that were in flight at any moment since the current image-wide change began.
     meanwhile: Option<Vec<Range<u64>>>,
-    /// The active state changes: what reads return is not known.
+    /// A snapshot is being applied, so the results of reads are not known.
     applying: bool,
     failure: Option<String>,
 }
@@ -219,7 +222,7 @@ impl Shared {
             Ok(Seen::Bytes(bytes)) if !active.met.is_empty() => match active.allows(&bytes) {
                 true => Ok(()),
                 false => Err(format!(
-                    "{op:?}: neither what was there nor what {:?} put there",
+                    "{op:?}: returned neither the old data nor that of {:?}",
                     active.met
                 )),
             },
@@ -230,7 +233,7 @@ impl Shared {
         }
     }
 
-    /// A change of the whole begins. With `applying` it changes what the disk holds.
+    /// Records that an image-wide change begins. `applying` says that it changes the disk's contents.
     fn begin(&self, applying: bool) {
         let mut state = self.lock();
         let changes = state.under_way.iter().filter(|active| active.op.changes());
@@ -241,7 +244,7 @@ impl Shared {
         }
     }
 
-    /// It has ended; gives the ranges that were being changed meanwhile.
+    /// Records that the change has ended. Returns the ranges that were written meanwhile.
     fn end(state: &mut State) -> Vec<Range<u64>> {
         state.applying = false;
         state.meanwhile.take().unwrap_or_default()
@@ -249,7 +252,7 @@ impl Shared {
 }
 
 impl State {
-    /// A request begins.
+    /// Records that a request begins.
     fn start(&mut self, op: &Op) {
         let (mut before, mut met) = (Vec::new(), Vec::new());
         for active in self.under_way.iter_mut().filter(|active| overlap(&active.op, op)) {
@@ -289,7 +292,7 @@ async fn request(
     held_up(node.driver().read(offset, buf), shared).await.map(Seen::Bytes)
 }
 
-/// Begins, and goes on after a while.
+/// Polls the future once, then delays it.
 async fn held_up<T>(work: impl Future<Output = T>, shared: &Shared) -> T {
     let mut work = std::pin::pin!(work);
     let mut begun = None;
@@ -313,7 +316,7 @@ async fn held_up<T>(work: impl Future<Output = T>, shared: &Shared) -> T {
     work.await
 }
 
-/// One task of requests.
+/// One task: executes requests until none are left.
 async fn requests(disk: Backend, shared: Shared, uncounted: bool) {
     loop {
         let op = match shared.take() {
@@ -329,7 +332,7 @@ async fn requests(disk: Backend, shared: Shared, uncounted: bool) {
     }
 }
 
-/// The task of changes to the whole.
+/// The task that makes image-wide changes.
 async fn changes(disk: Backend, shared: Shared, mut random: Random) {
     while shared.lock().left > 0 {
         if let Err(error) = change(&disk, &shared, &mut random).await {
@@ -363,7 +366,7 @@ async fn change(disk: &Backend, shared: &Shared, random: &mut Random) -> Result<
             let size = disk.size() + random.within(1, 64) * 512;
             match disk.resize(size, Preallocation::Off).await {
                 Ok(()) => shared.lock().model.resize(size),
-                // Old images with snapshots keep their size.
+                // An old image (version 2) with snapshots cannot be resized.
                 Err(error) if error.to_string().contains("version 2") => {}
                 Err(error) => return Err(format!("growing: {error}")),
             }
@@ -392,13 +395,13 @@ async fn take(disk: &Backend, shared: &Shared) -> Result<(), String> {
             state.kept.insert(id, model);
             Ok(())
         }
-        // Refcounts of one bit cannot count it.
+        // A refcount of one bit cannot count the second reference.
         Err(error) if error.raw_errno() == Errno::INVAL => Ok(()),
         Err(error) => Err(format!("taking a snapshot: {error}")),
     }
 }
 
-/// Reads the whole disk and compares it with the model.
+/// Reads the disk and compares it with the model.
 async fn compare(disk: &Backend, model: &mut Model, what: &str) -> Result<(), String> {
     let all = Op::Read { offset: 0, len: model.oracle.len() };
     if disk.size() != model.oracle.len() {
@@ -408,7 +411,7 @@ async fn compare(disk: &Backend, model: &mut Model, what: &str) -> Result<(), St
     model.judge(&all, &seen).map_err(|error| format!("{what}: {error}"))
 }
 
-/// The disk and all snapshots hold what they should.
+/// Checks the contents of the disk and of all snapshots.
 async fn compare_all(disk: Backend, shared: Shared) -> Result<(), String> {
     let (mut model, kept) = {
         let state = shared.lock();
@@ -449,10 +452,10 @@ fn work(image: &Image, shared: &Shared, plan: Plan) -> Result<(), String> {
     threads[0].spawn(move || compare_all(disk, shared)).wait().map_err(gone)?
 }
 
-/// Carries out the plan of a seed on a new image.
+/// Executes the plan of a seed on a new image.
 ///
 /// # Errors
-/// Tells what differs from the model.
+/// Describes the difference from the model.
 pub fn attempt(variant: &'static Variant, seed: u64, plan: Plan) -> Result<(), String> {
     let clusters = if variant.cluster >= 256 << 10 { 6 } else { 40 };
     let size = (clusters * variant.cluster).max(64 << 10);
@@ -477,10 +480,10 @@ pub fn attempt(variant: &'static Variant, seed: u64, plan: Plan) -> Result<(), S
     qemu::check(variant, &image.disk, Tolerance::Clean)
 }
 
-/// Carries out the plan of a seed on a new image.
+/// Executes the plan of a seed on a new image.
 ///
 /// # Panics
-/// When something differs from the model, with the seed.
+/// When the image differs from the model. The message names the seed.
 pub fn run(variant: &'static Variant, seed: u64, plan: Plan) {
     if let Err(error) = attempt(variant, seed, plan) {
         panic!("{} mixed seed {seed}: {error}", variant.name);

@@ -1,12 +1,12 @@
-//! Random operations on a disk, checked against a model of it in memory.
+//! Random operations on a disk, checked against a model in memory.
 //!
-//! The model ([`oracle`]) is a plain array of bytes; what the disk returns must be what the array has.
-//! Operations come from a seed ([`ops`]) in *batches*: those of one batch run at once, and no two of
-//! them touch the same byte unless both read, so that the outcome is the same in whatever order they
-//! happen. They do share sectors, clusters, tables and refcount blocks, which is where the bugs are.
+//! The model ([`oracle`]) is an array of bytes. The disk must return the bytes that the array has. A seed chooses the
+//! operations ([`ops`]), which form *batches*. The operations of one batch run concurrently. No two of them touch the same byte
+//! unless both read, so the outcome does not depend on their order. They do share sectors, clusters, tables and refcount
+//! blocks, and most faults appear there.
 //!
-//! A failure prints its seed. Where the run is deterministic the failing batches are first cut down to
-//! the few that are needed ([`shrink`]).
+//! A failure prints its seed. If the run is deterministic, the harness first reduces the failing sequence to the operations
+//! that are needed ([`shrink`]).
 
 pub mod bitmaps;
 pub mod cancel;

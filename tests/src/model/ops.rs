@@ -1,8 +1,8 @@
-//! Random operations: what they are and how they are chosen.
+//! Random operations, and how the harness chooses them.
 //!
-//! Offsets and lengths are chosen for trouble: around cluster boundaries, within one hot region as
-//! often as anywhere, lengths from one byte to several clusters. The content of a write is made from
-//! its `seed`, so that an operation prints in a line and content tells which write it came from.
+//! The choice favours error-prone cases: offsets near cluster boundaries, half of the operations in one hot region, lengths
+//! from one byte to several clusters. The `seed` of a write determines its data, so an operation can be printed in one line,
+//! and data shows which write it came from.
 
 use std::ops::Range;
 
@@ -19,24 +19,24 @@ pub enum Op {
         /// Bytes.
         len: u64,
     },
-    /// Writes what [`content`] gives for the seed.
+    /// Writes the data that [`content`] returns for the seed.
     Write {
         /// First byte.
         offset: u64,
         /// Bytes.
         len: u64,
-        /// Makes the content.
+        /// Determines the data.
         seed: u64,
-        /// Must be durable when it completes.
+        /// The write must be durable when it completes.
         fua: bool,
     },
-    /// Writes through the compressing path (whole clusters).
+    /// Writes compressed data (whole clusters).
     WriteCompressed {
         /// First byte, the beginning of a cluster.
         offset: u64,
-        /// Bytes: one cluster, or what is left of the disk.
+        /// Bytes: one cluster, or the remainder of the disk.
         len: u64,
-        /// Makes the content.
+        /// Determines the data.
         seed: u64,
     },
     /// Writes zeroes.
@@ -45,29 +45,29 @@ pub enum Op {
         offset: u64,
         /// Bytes.
         len: u64,
-        /// The space may be given back.
+        /// Whether the space may be deallocated.
         unmap: bool,
     },
-    /// Says that the content is no longer needed: it becomes zero or stays.
+    /// Discards the range: each byte becomes zero or stays the same.
     Discard {
         /// First byte.
         offset: u64,
         /// Bytes.
         len: u64,
     },
-    /// Asks which parts are data and zeroes; what is said to be zero must read so.
+    /// Queries which parts are data and which are zeroes. A range that is reported as zero must read as zeroes.
     Status {
         /// First byte.
         offset: u64,
         /// Bytes.
         len: u64,
     },
-    /// Makes everything that completed before durable.
+    /// Makes the data of all operations durable that completed before it was issued.
     Flush,
 }
 
 impl Op {
-    /// The bytes that it touches (none for a flush).
+    /// The range that the operation touches (empty for a flush).
     pub fn range(&self) -> Range<u64> {
         match *self {
             Op::Read { offset, len }
@@ -80,7 +80,7 @@ impl Op {
         }
     }
 
-    /// Whether it changes the disk's content.
+    /// Whether the operation changes the disk's content.
     pub fn changes(&self) -> bool {
         matches!(
             self,
@@ -91,40 +91,40 @@ impl Op {
         )
     }
 
-    /// Whether the two may run at once and still have one outcome.
+    /// Whether the outcome of both operations is independent of their order.
     pub fn commutes_with(&self, other: &Op) -> bool {
         let (a, b) = (self.range(), other.range());
         !(self.changes() || other.changes()) || a.end <= b.start || b.end <= a.start
     }
 }
 
-/// Most data requests are no longer than this, in bytes.
+/// The largest length of most data requests, in bytes.
 const SMALL_DATA: u64 = 256 << 10;
 
-/// The disk that operations are made for.
+/// The properties of the disk for which operations are chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Size of the disk, in bytes.
     pub size: u64,
-    /// The format's unit of allocation, in bytes; offsets are chosen around its multiples.
+    /// The format's unit of allocation, in bytes. Offsets are chosen near its multiples.
     pub cluster: u64,
-    /// Every offset and length is a multiple of this.
+    /// The alignment of every offset and length.
     pub alignment: u64,
-    /// Whether the format compresses.
+    /// Whether the format supports compression.
     pub compress: bool,
-    /// The most bytes in one request.
+    /// The largest length of a request, in bytes.
     pub longest: u64,
 }
 
 impl Shape {
-    /// A disk of this variant and size, for requests of any alignment.
+    /// The shape of a disk of this variant and size, for requests of any alignment.
     pub fn of(variant: &Variant, size: u64) -> Self {
         let longest = (variant.cluster * 6).clamp(64 << 10, 8 << 20).min(size);
         Self { size, cluster: variant.cluster, alignment: 1, compress: variant.compress, longest }
     }
 
     fn random_range(&self, random: &mut Random) -> Range<u64> {
-        // Half of all requests go to a hot sixteenth of the disk.
+        // Half of all requests access a hot sixteenth of the disk.
         let region =
             if random.one_in(2) { (self.size / 16).max(self.cluster * 4) } else { self.size };
         let region = region.min(self.size);
@@ -151,11 +151,11 @@ impl Shape {
         start..end
     }
 
-    /// One operation.
+    /// Chooses one operation.
     pub fn random_op(&self, random: &mut Random) -> Op {
         let Range { start: offset, end } = self.random_range(random);
         let len = end - offset;
-        // Data costs time by the byte, so most of it comes in small pieces even where clusters are large.
+        // The cost of data grows with its length, so most data requests are short even if clusters are large.
         let dear = len > SMALL_DATA && !random.one_in(8);
         let data =
             if dear { random.within(1, SMALL_DATA / self.alignment) * self.alignment } else { len };
@@ -180,7 +180,7 @@ impl Shape {
         Op::WriteCompressed { offset, len, seed: random.next_u64() }
     }
 
-    /// Operations that may run at once: up to `most` of them, at least one.
+    /// Chooses operations that may run concurrently: at least one, at most `most`.
     pub fn random_batch(&self, random: &mut Random, most: u64) -> Vec<Op> {
         let wanted = random.within(1, most);
         let mut batch: Vec<Op> = Vec::new();
@@ -194,9 +194,9 @@ impl Shape {
     }
 }
 
-/// What a write with this seed writes at `offset`: a stamp of seed and sector in each 512 bytes, so
-/// that misplaced sectors show, and so that a part of a write has the same bytes as the whole. One
-/// seed in four gives content that compresses well, one in sixteen nothing but zeroes.
+/// Returns the data that a write with this seed writes at `offset`. Each 512 bytes are stamped with seed and sector, so that
+/// misplaced sectors are visible, and a part of a write has the same bytes as in the full write. One seed of four gives data
+/// that compresses well; one of sixteen gives only zeroes.
 pub fn content(seed: u64, offset: u64, len: u64) -> Vec<u8> {
     let len = usize::try_from(len).expect("a request fits in memory");
     let mut bytes = vec![0; len];

@@ -1,22 +1,22 @@
-//! The disk as it ought to be: an array of bytes.
+//! The expected contents of the disk: an array of bytes.
 //!
-//! A discarded byte may stay or become zero; it is *doubtful* until it is read or written, and what
-//! the first read says then holds.
+//! A discarded byte may keep its value or become zero. It is *doubtful* until it is read or written. The first read settles its
+//! value.
 
 use super::ops::{Op, content};
 
-/// What the disk must contain.
+/// The expected contents of a disk.
 #[derive(Clone, Debug)]
 pub struct Oracle {
     bytes: Vec<u8>,
-    /// One bit per byte: discarded, and not read or written since.
+    /// One bit per byte: the byte was discarded, and not read or written since.
     doubtful: Vec<u64>,
 }
 
 /// One extent of a block status reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StatusExtent {
-    /// Bytes.
+    /// Length in bytes.
     pub len: u64,
     /// Reads as zeroes.
     pub zero: bool,
@@ -27,23 +27,23 @@ fn index(position: u64) -> usize {
 }
 
 impl Oracle {
-    /// A disk with this content.
+    /// Makes the model of a disk with this content.
     pub fn new(bytes: Vec<u8>) -> Self {
         let doubtful = vec![0; bytes.len().div_ceil(64)];
         Self { bytes, doubtful }
     }
 
-    /// A disk of zeroes.
+    /// Makes the model of a disk of zeroes.
     pub fn zeroed(size: u64) -> Self {
         Self::new(vec![0; index(size)])
     }
 
-    /// The content, doubtful bytes as they were before they were discarded.
+    /// Returns the content. A doubtful byte has its value from before the discard.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The content at `offset` is this, whatever it was.
+    /// Sets the content at `offset`.
     pub fn set(&mut self, offset: u64, bytes: &[u8]) {
         let end = offset + bytes.len() as u64;
         self.bytes[index(offset)..index(end)].copy_from_slice(bytes);
@@ -54,19 +54,19 @@ impl Oracle {
         self.bytes.len() as u64
     }
 
-    /// Whether the disk has no bytes.
+    /// Whether the size is zero.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// Changes the size; what is added is zero.
+    /// Changes the size; the new bytes are zero.
     pub fn resize(&mut self, size: u64) {
         self.settle(size.min(self.len())..self.len());
         self.bytes.resize(index(size), 0);
         self.doubtful.resize(self.bytes.len().div_ceil(64), 0);
     }
 
-    /// Does to the model what the operation does to the disk.
+    /// Applies the operation to the model.
     pub fn apply(&mut self, op: &Op) {
         let range = op.range();
         let slots = index(range.start)..index(range.end);
@@ -107,10 +107,10 @@ impl Oracle {
         self.doubtful[index(position / 64)] >> (position % 64) & 1 == 1
     }
 
-    /// Checks what the disk returned at `offset`, and learns what became of discarded bytes.
+    /// Checks the data that a read at `offset` returned, and settles doubtful bytes.
     ///
     /// # Errors
-    /// Tells the first wrong byte.
+    /// Names the first wrong byte.
     pub fn check_read(&mut self, offset: u64, got: &[u8]) -> Result<(), String> {
         let end = offset + got.len() as u64;
         let slots = index(offset)..index(end);
@@ -142,10 +142,10 @@ impl Oracle {
         )
     }
 
-    /// Checks a block status reply for `offset`: what is said to be zero must be, or may have become so.
+    /// Checks a block status reply for `offset`. Bytes that are reported as zero must be zero or doubtful.
     ///
     /// # Errors
-    /// Tells the first byte that is not zero though it was said to be.
+    /// Names the first byte that is reported as zero and is not.
     pub fn check_status(&self, offset: u64, extents: &[StatusExtent]) -> Result<(), String> {
         let mut position = offset;
         for extent in extents {
@@ -157,7 +157,7 @@ impl Oracle {
                     .find(|(position, byte)| **byte != 0 && !self.is_doubtful(*position));
                 if let Some((wrong, byte)) = wrong {
                     return Err(format!(
-                        "status says that {} bytes at {position} are zero, but byte {wrong} is {byte:#04x}",
+                        "status reports {} bytes at {position} as zero, but byte {wrong} is {byte:#04x}",
                         extent.len
                     ));
                 }
@@ -190,7 +190,7 @@ mod tests {
         let mut half = vec![7; 256];
         half[128..].fill(0);
         assert_eq!(oracle.check_read(0, &half), Ok(()));
-        assert!(oracle.check_read(0, &[0; 256]).is_err(), "what a read said holds");
+        assert!(oracle.check_read(0, &[0; 256]).is_err(), "the first read has settled the byte");
         assert_eq!(oracle.check_read(0, &half), Ok(()));
     }
 

@@ -1,11 +1,11 @@
-//! Hands out operations to tasks on several threads, never two at once that conflict.
+//! Distributes operations to tasks on several threads. Operations in flight never conflict.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::ops::{Op, Shape};
 use crate::random::Random;
 
-/// What there is to do; cloning makes another handle to the same pool.
+/// The operations to do. Clones are handles to the same pool.
 #[derive(Clone)]
 pub(crate) struct Pool(Arc<Mutex<State>>);
 
@@ -17,18 +17,18 @@ struct State {
     failure: Option<String>,
 }
 
-/// What a task is to do next.
+/// The answer to a task that asks for work.
 pub(crate) enum Next {
-    /// This.
+    /// Execute this operation.
     Do(Op),
-    /// Nothing was found that does not conflict with what is under way: ask again later.
+    /// Ask again later: every operation that was tried conflicts with one in flight.
     Wait,
-    /// Nothing more.
+    /// No operations are left.
     End,
 }
 
 impl Pool {
-    /// So many operations on a disk of this shape.
+    /// A pool of `operations` operations on a disk of this shape.
     pub(crate) fn new(shape: Shape, random: Random, operations: u64) -> Self {
         let left = operations;
         let state = State { shape, random, under_way: Vec::new(), left, failure: None };
@@ -39,7 +39,7 @@ impl Pool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes an operation; it is under way until it is [given back](Pool::done).
+    /// Takes an operation. It is in flight until [`Pool::done`].
     pub(crate) fn take(&self) -> Next {
         let mut state = self.lock();
         if state.left == 0 {
@@ -57,7 +57,7 @@ impl Pool {
         Next::Wait
     }
 
-    /// An operation that was taken is no longer under way. A failure ends the work.
+    /// Records that an operation is no longer in flight. A failure ends the work.
     pub(crate) fn done(&self, op: &Op, outcome: Result<(), String>) {
         let mut state = self.lock();
         state.under_way.retain(|other| other != op);
@@ -67,7 +67,7 @@ impl Pool {
         }
     }
 
-    /// What went wrong, if anything did.
+    /// Returns the first failure, if there was one.
     pub(crate) fn outcome(&self) -> Result<(), String> {
         self.lock().failure.take().map_or(Ok(()), Err)
     }

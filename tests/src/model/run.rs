@@ -1,4 +1,4 @@
-//! Carries out operations on a disk and checks what comes back.
+//! Executes operations on a disk and checks their results.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -9,21 +9,21 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::ops::{Op, content};
 use super::oracle::{Oracle, StatusExtent};
 
-/// What an operation brought back.
+/// The result of an operation.
 #[derive(Debug)]
 pub enum Seen {
-    /// Nothing but that it was done.
+    /// Completion without data.
     Done,
-    /// Bytes.
+    /// The bytes of a read.
     Bytes(IoBufMut),
-    /// The extents of a range.
+    /// The extents of a status query.
     Extents(Vec<StatusExtent>),
 }
 
-/// Carries out one operation.
+/// Executes one operation.
 ///
 /// # Errors
-/// As the disk reports.
+/// The error that the disk reports.
 pub async fn execute(disk: &Backend, op: &Op) -> oxblk_core::Result<Seen> {
     match *op {
         Op::Read { offset, len } => {
@@ -49,7 +49,7 @@ pub async fn execute(disk: &Backend, op: &Op) -> oxblk_core::Result<Seen> {
     Ok(Seen::Done)
 }
 
-/// The extents of a range, up to the end of the disk: there, and only there, an answer is empty.
+/// Returns the extents of a range, up to the end of the disk. An empty answer is allowed only at the end of the disk.
 async fn status(disk: &Backend, offset: u64, len: u64) -> oxblk_core::Result<Vec<StatusExtent>> {
     let mut extents = Vec::new();
     let mut at = offset;
@@ -65,10 +65,10 @@ async fn status(disk: &Backend, offset: u64, len: u64) -> oxblk_core::Result<Vec
     Ok(extents)
 }
 
-/// Checks what an operation brought back, or does to the model what it did to the disk.
+/// Checks the result of an operation, or applies the operation to the model.
 ///
 /// # Errors
-/// Tells what is wrong.
+/// Describes the difference.
 pub fn judge(oracle: &mut Oracle, op: &Op, seen: &Seen) -> Result<(), String> {
     let start = op.range().start;
     match seen {
@@ -82,13 +82,13 @@ pub fn judge(oracle: &mut Oracle, op: &Op, seen: &Seen) -> Result<(), String> {
     .map_err(|message| format!("{op:?}: {message}"))
 }
 
-/// Carries out the operations of one batch at once and checks them all.
+/// Executes the operations of one batch concurrently and checks their results.
 ///
 /// # Errors
-/// Tells the first thing that is wrong.
+/// Describes the first difference.
 pub async fn run_batch(disk: &Backend, oracle: &mut Oracle, batch: &[Op]) -> Result<(), String> {
     let outcomes = Rc::new(RefCell::new(Vec::new()));
-    // What lies past the end was made for a larger disk, by a step that is no longer there.
+    // If a reduced sequence lacks a resize, an operation may lie past the end of the disk.
     let size = disk.size();
     let tasks: Vec<_> = batch
         .iter()
@@ -111,10 +111,10 @@ pub async fn run_batch(disk: &Backend, oracle: &mut Oracle, batch: &[Op]) -> Res
     Ok(())
 }
 
-/// Reads the whole disk and compares.
+/// Reads the disk and compares it with the model.
 ///
 /// # Errors
-/// Tells the first wrong byte.
+/// Names the first wrong byte.
 pub async fn compare_all(disk: &Backend, oracle: &mut Oracle) -> Result<(), String> {
     const STEP: u64 = 1 << 20;
     if disk.size() != oracle.len() {

@@ -1,9 +1,9 @@
-//! Cuts a failing sequence down to the part that is needed to fail.
+//! Reduces a failing sequence to the part that is needed for the failure.
 
-/// The shortest sequence that was found to fail, in at most `tries` runs of `fails`.
+/// Returns the shortest sequence found that still fails, after at most `tries` calls of `fails`.
 ///
-/// Removes ever smaller runs of elements for as long as what is left still fails; then elements one by
-/// one. `sequence` itself must fail.
+/// Removes shorter and shorter runs of elements, as long as the remaining sequence fails; then single elements. `sequence`
+/// itself must fail.
 pub fn shrink<T: Clone>(
     sequence: Vec<T>,
     tries: usize,

@@ -1,5 +1,5 @@
-//! The model test on simulated disks: one thread, deterministic, so that a failure is cut down to the
-//! operations that it needs.
+//! The model test on simulated disks. It has one thread and is deterministic, so a failing sequence can be reduced to the
+//! operations that are needed.
 
 use std::time::Duration;
 
@@ -17,21 +17,21 @@ use crate::formats::{self, Variant};
 use crate::random::Random;
 use crate::tally::Tally;
 
-/// The most operations under way at once.
+/// The largest number of concurrent operations.
 const BATCH: u64 = 8;
 
-/// One run: everything in it follows from the seed.
+/// One run. The seed determines all of it.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Made everything else.
+    /// The seed of all other fields.
     pub seed: u64,
-    /// How the active image is made.
+    /// The variant of the active image.
     pub variant: &'static Variant,
-    /// How each image below it is made, from the base up, and its size in bytes.
+    /// The variant and the size in bytes of each image below the active one, base first.
     below: Vec<(&'static Variant, u64)>,
-    /// What the batches are made for.
+    /// The shape for which operations are chosen.
     pub shape: Shape,
-    /// The operations; between two batches of one element the image may be closed and opened.
+    /// The steps of the run. Between batches, the image may be reopened or resized.
     pub batches: Vec<Step>,
     slow_disks: bool,
 }
@@ -39,25 +39,25 @@ pub struct Plan {
 /// One step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Operations at once.
+    /// Concurrent operations.
     Batch(Vec<Op>),
-    /// Closes and opens the image again.
+    /// Closes and reopens the image.
     Reopen,
     /// Sets the size, in bytes.
     Resize(u64),
 }
 
-/// The size of a test disk: enough clusters for several tables, no more than a test can afford.
+/// Chooses the size of a test disk: enough clusters for several tables, but not too many for a test.
 pub fn disk_size(variant: &Variant, random: &mut Random) -> u64 {
     let clusters = random.within(40, 200);
     let size = (clusters * variant.cluster).clamp(96 << 10, 48 << 20);
-    // Mostly not a whole number of clusters.
+    // The size is rarely a whole number of clusters.
     size / 512 * 512 - 512 * random.below(8)
 }
 
-/// The images below an active one of this variant and size, from the base up: none to three, mostly of
-/// the same variant, some smaller and some larger than the active image. How many there are follows
-/// from the seed alone, so that four seeds in a row meet every length.
+/// Chooses the images below an active one of this variant and size, base first: none to three, most of the same variant, some
+/// smaller and some larger than the active image. The seed alone determines their number, so that four consecutive seeds give
+/// all chain lengths.
 pub fn random_chain(
     random: &mut Random,
     top: &'static Variant,
@@ -69,7 +69,7 @@ pub fn random_chain(
     for _ in 0..count {
         let other = if random.one_in(2) { top } else { random.pick(formats::variants()) };
         let affordable = other.cluster <= top.cluster.max(64 << 10);
-        // A format without backing files can only be the base.
+        // An image of a format without backing files can only be the base.
         let fits = affordable && (below.is_empty() || other.backing);
         let sectors = size * random.within(2, 6) / 4 / 512;
         below.push((if fits { other } else { top }, sectors * 512));
@@ -78,7 +78,7 @@ pub fn random_chain(
 }
 
 impl Plan {
-    /// The plan of a seed.
+    /// Makes the plan of a seed.
     pub fn new(variant: &'static Variant, seed: u64, steps: usize) -> Self {
         let mut random = Random::new(seed);
         let size = disk_size(variant, &mut random);
@@ -101,12 +101,12 @@ impl Plan {
         Self { seed, variant, below, shape, batches, slow_disks }
     }
 
-    /// Images in the chain.
+    /// Returns the number of images in the chain.
     pub fn images(&self) -> usize {
         self.below.len() + 1
     }
 
-    /// Operations in it.
+    /// Returns the number of operations in the plan.
     pub fn operations(&self) -> u64 {
         let count = |step: &Step| match step {
             Step::Batch(ops) => ops.len() as u64,
@@ -116,7 +116,7 @@ impl Plan {
     }
 }
 
-/// An empty disk; a slow one reorders its operations and cuts some transfers short.
+/// Makes an empty disk. A slow disk reorders its operations and makes some transfers short.
 pub fn new_disk(seed: u64, slow: bool) -> Disk {
     let disk = Disk::new(seed, 0);
     if slow {
@@ -130,8 +130,8 @@ pub fn new_disk(seed: u64, slow: bool) -> Disk {
     disk
 }
 
-/// Makes the images below an active one, each with content of its own, and the active one, empty.
-/// Gives the model of what the active image reads as.
+/// Creates the images below an active one, each with its own content, and the active one without data. Returns the chain, and
+/// the model of the active image.
 pub(crate) async fn build(
     below: &[(&'static Variant, u64)],
     variant: &'static Variant,
@@ -199,16 +199,16 @@ async fn carry_out(plan: &Plan) -> Result<Chain, String> {
     Ok(chain)
 }
 
-/// The data file holds what the image reads as, and nothing else.
+/// Checks that the data file holds exactly the contents of the disk.
 async fn check_raw_data(disk: &Backend, image: &Image) -> Result<(), String> {
     let all = Op::Read { offset: 0, len: disk.size() };
     let Seen::Bytes(bytes) = execute(disk, &all).await.map_err(|e| e.to_string())? else {
-        return Err("a read without bytes".to_owned());
+        return Err("a read returned no bytes".to_owned());
     };
     let split = usize::try_from(chain::SPLIT).expect("it fits in memory");
     match image.disk.bytes().get(split..) {
         Some(data) if *data == *bytes => Ok(()),
-        _ => Err("the data file is not what the image reads as".to_owned()),
+        _ => Err("the data file differs from the contents of the disk".to_owned()),
     }
 }
 
@@ -220,7 +220,7 @@ fn attempt(plan: &Plan) -> Result<Chain, String> {
     }
 }
 
-/// The operations of batches one by one, each with the number of its batch.
+/// Splits batches into single operations, each with the number of its batch.
 fn apart(steps: &[Step]) -> Vec<(usize, Step)> {
     let each = |(index, step): (usize, &Step)| match step {
         Step::Batch(ops) => ops.iter().map(|op| (index, Step::Batch(vec![op.clone()]))).collect(),
@@ -229,7 +229,7 @@ fn apart(steps: &[Step]) -> Vec<(usize, Step)> {
     steps.iter().enumerate().flat_map(each).collect::<Vec<_>>()
 }
 
-/// Undoes [`apart`].
+/// Reverses [`apart`].
 fn together(ops: &[(usize, Step)]) -> Vec<Step> {
     let mut steps: Vec<(usize, Step)> = Vec::new();
     for (index, step) in ops {
@@ -243,7 +243,7 @@ fn together(ops: &[(usize, Step)]) -> Vec<Step> {
     steps.into_iter().map(|(_, step)| step).collect()
 }
 
-/// QEMU's opinion of the images that a plan left; gives how often it was asked.
+/// Runs `qemu-img check` on the images of a finished plan. Returns how often it ran.
 fn ask_qemu(chain: &Chain) -> Result<u64, String> {
     let mut asked = 0;
     for image in chain.iter().filter(|image| image.variant.check) {
@@ -253,11 +253,11 @@ fn ask_qemu(chain: &Chain) -> Result<u64, String> {
     Ok(asked)
 }
 
-/// Runs the plan of a seed and shows the images that are left to QEMU.
+/// Runs the plan of a seed, then `qemu-img check` on its images.
 ///
 /// # Panics
-/// When the disk and the model differ, with the seed and the fewest steps that were found to fail, or
-/// when QEMU finds fault with an image.
+/// When the disk and the model differ, or QEMU's check of an image fails. The message has the seed and the shortest failing
+/// sequence that was found.
 pub fn run(variant: &'static Variant, seed: u64, steps: usize) -> Tally {
     let plan = Plan::new(variant, seed, steps);
     let outcome = attempt(&plan);
@@ -269,7 +269,7 @@ pub fn run(variant: &'static Variant, seed: u64, steps: usize) -> Tally {
     tally
 }
 
-/// Cuts a plan that fails down and tells what is left of it.
+/// Reduces a failing plan, and panics with a message that shows the reduced plan.
 fn fail(plan: &Plan, error: &str) -> ! {
     let with = |batches: &[Step]| Plan { batches: batches.to_vec(), ..plan.clone() };
     let fails = |batches: &[Step]| attempt(&with(batches)).is_err();

@@ -1,9 +1,9 @@
-//! The model test on real files: four I/O threads at once on one image.
+//! The model test on real files: four I/O threads use one image concurrently.
 //!
-//! Each of several tasks on each thread takes an operation that does not conflict with those under
-//! way, carries it out and checks it. Now and then all stop: the image is closed, `qemu-img check`
-//! must find it clean, `qemu-img compare` must find the model's content in it, and it is opened again.
-//! The schedule is the machine's, so a seed gives the same operations but not always the same run.
+//! Several tasks on each thread take an operation that does not conflict with those in flight, execute it and check its result.
+//! After each phase the image is closed. `qemu-img check` must find no fault, and `qemu-img compare` must find the model's
+//! content in the image, which is then opened again. The machine's scheduler chooses the order, so a seed gives the same
+//! operations, but not always the same run.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,16 +22,16 @@ use crate::random::Random;
 use crate::scratch;
 use crate::tally::Tally;
 
-/// How much to do.
+/// The amount of work.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
-    /// Times that the image is opened, worked on and closed.
+    /// The number of phases. In each phase, the image is opened, used and closed.
     pub phases: u64,
-    /// Operations in each.
+    /// The number of operations in each phase.
     pub operations: u64,
 }
 
-/// A run: a chain of image files and the model of what the active one reads as.
+/// A run: a chain of image files, and the model of the active image.
 pub(super) struct Run {
     pub(super) files: Files,
     pub(super) variant: &'static Variant,
@@ -56,12 +56,12 @@ impl Run {
         Self { files, variant, shape, random, seed, oracle, tally: Tally::default() }
     }
 
-    /// The content of the active image, as the model has it.
+    /// Returns the content of the active image according to the model.
     pub(super) fn content(&self) -> Arc<[u8]> {
         lock(&self.oracle).bytes().into()
     }
 
-    /// Works on the open image from every thread until `operations` are done.
+    /// Sends requests to the open image from all threads until `operations` operations are done.
     fn work(&mut self, disk: &Backend, shape: &Shape, operations: u64) -> Result<(), String> {
         let _perturbed = Perturbed::new(self.seed, self.variant.name);
         let pool = Pool::new(shape.clone(), self.random.fork(), operations);
@@ -76,7 +76,7 @@ impl Run {
         pool.outcome()
     }
 
-    /// Reads the whole disk and compares it with the model.
+    /// Reads the disk and compares it with the model.
     fn compare(&self, disk: &Backend) -> Result<(), String> {
         let mut oracle = lock(&self.oracle).clone();
         let disk = disk.clone();
@@ -88,7 +88,7 @@ impl Run {
         Ok(())
     }
 
-    /// One phase: open, in one of two ways of doing I/O, work, compare, close, ask QEMU.
+    /// One phase: opens the image with one of two I/O engines, sends requests, compares, closes, and runs QEMU's tools.
     fn phase(
         &mut self,
         variant: &Variant,
@@ -98,7 +98,8 @@ impl Run {
         let aio = self.random.pick(&["io_uring", "threads"]);
         let copy_on_read = self.random.one_in(3);
         let disk = self.files.open(Access { aio, direct: false, copy_on_read })?;
-        // To compare all would copy all, with nothing left for the requests that follow.
+        // With copy-on-read, this comparison would copy all data into the image, so later requests would meet no unallocated
+        // cluster.
         if !copy_on_read {
             self.compare(&disk).map_err(|e| format!("after opening: {e}"))?;
         }
@@ -124,7 +125,7 @@ impl Run {
         Ok(())
     }
 
-    /// Makes the images of the chain: those below with content of their own, the active one empty.
+    /// Creates the images of the chain: those below with their own content, the active one without data.
     pub(super) fn build(&mut self) -> Result<(), String> {
         let chain = random_chain(&mut self.random, self.variant, self.shape.size, self.seed);
         self.tally.chain(chain.len() + 1);
@@ -133,7 +134,7 @@ impl Run {
             lock(&self.oracle).resize(size);
             self.phase(variant, &mut Shape::of(variant, size), 200)
                 .map_err(|e| format!("below: {e}"))?;
-            // The phase may have grown the image: the overlay decides what shows of it.
+            // The phase may have grown the image. The overlay's size limits the visible part of it.
         }
         self.files.create(self.variant, self.shape.size)?;
         lock(&self.oracle).resize(self.shape.size);
@@ -152,7 +153,7 @@ impl Run {
     }
 }
 
-/// One task: takes operations until none are left or something is wrong.
+/// One task: executes operations until the pool is empty or a check fails.
 async fn task(disk: Backend, pool: Pool, oracle: Arc<Mutex<Oracle>>) {
     loop {
         let op = match pool.take() {
@@ -169,10 +170,10 @@ async fn task(disk: Backend, pool: Pool, oracle: Arc<Mutex<Oracle>>) {
     }
 }
 
-/// Runs the operations of a seed on a fresh chain of image files.
+/// Runs the operations of a seed on a new chain of image files.
 ///
 /// # Panics
-/// When the disk and the model differ or QEMU finds fault with an image, with the seed.
+/// When the disk and the model differ, or a QEMU tool finds a fault. The message names the seed.
 pub fn run(variant: &'static Variant, seed: u64, extent: Extent) -> Tally {
     let mut run = Run::new(variant, seed, scratch::in_memory());
     match run.carry_out(extent) {

@@ -1,11 +1,11 @@
-//! The long run of the harnesses: jobs, how much is to be done, and the tally of what was.
+//! The long run of the harnesses: its jobs, its amount of work, and its tally.
 //!
-//! A job is one seed of one kind of test on one variant. Jobs are taken in turn by as many threads as
-//! there are cores, until every variant has had its share or the time is over. A failure is reported
-//! and the run goes on: it exits with an error at the end.
+//! A job is one seed of one kind of test on one variant. As many threads as there are cores take the jobs in turn, until every
+//! variant has had its share or the time is over. After a failure the run reports it and continues; at the end the program
+//! exits with an error.
 //!
-//! The length of a chain follows from the seed modulo 4; a variant's jobs of one kind go through all
-//! four remainders in turn, so every length is met as often as any other.
+//! The seed modulo 4 determines the length of a chain. The jobs of one kind and variant go through all four remainders in turn,
+//! so every length is tested equally often.
 
 mod report;
 
@@ -27,19 +27,19 @@ pub enum Kind {
     Model,
     /// Random operations on real files from four I/O threads.
     Threads,
-    /// The same, with every other request given up under way.
+    /// As `Threads`, with every other request cancelled.
     Cancel,
     /// Power cuts on simulated disks, one thread.
     Crash,
-    /// Power cuts while four I/O threads work.
+    /// Power cuts while four I/O threads send requests.
     CrashThreads,
-    /// Power cuts amid changes of the whole, one thread.
+    /// Power cuts during image-wide changes, one thread.
     Changes,
-    /// The same, with requests from several I/O threads.
+    /// As `Changes`, with requests from several I/O threads.
     ChangesThreads,
     /// Failing operations on simulated disks.
     Faults,
-    /// One failing operation after the other, amid changes of the whole.
+    /// One failing operation after the other, during image-wide changes.
     EachFault,
     /// Damaged images on simulated disks.
     Damage,
@@ -60,7 +60,7 @@ impl Kind {
         Kind::Damage,
     ];
 
-    /// Its name on the command line.
+    /// Returns the name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Model => "model",
@@ -76,12 +76,12 @@ impl Kind {
         }
     }
 
-    /// The kind of this name.
+    /// Returns the kind with this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Whether there is such a test of a variant: not all images change as a whole.
+    /// Whether this kind of test exists for the variant. Not every image supports image-wide changes.
     fn suits(self, variant: &Variant) -> bool {
         match self {
             Kind::Changes | Kind::ChangesThreads => variant.check && variant.resizes,
@@ -90,7 +90,7 @@ impl Kind {
         }
     }
 
-    /// What a share is counted in.
+    /// Returns the count in which a share is measured.
     fn counted(self, tally: &Tally, jobs: u64) -> u64 {
         match self {
             Kind::Model | Kind::Threads | Kind::Cancel => tally.operations,
@@ -99,7 +99,7 @@ impl Kind {
         }
     }
 
-    /// About how much of that one job does.
+    /// Returns about how much of that count one job does.
     fn per_job(self) -> u64 {
         match self {
             Kind::Model => 1000,
@@ -110,9 +110,9 @@ impl Kind {
         }
     }
 
-    /// Does one job.
+    /// Runs one job.
     fn job(self, variant: &'static Variant, seed: u64) -> Tally {
-        // Snapshots of large clusters are dear to read.
+        // Snapshots of large clusters take long to read.
         let cuts = if variant.cluster >= 256 << 10 { CUTS / 5 } else { CUTS };
         match self {
             Kind::Model => model::sim::run(variant, seed, 250),
@@ -132,38 +132,38 @@ impl Kind {
     }
 }
 
-/// How often a run under way prints its table.
+/// The interval at which a run in progress prints its table.
 const REPORT_EVERY: Duration = Duration::from_secs(600);
 
-/// Power cuts in one job.
+/// The number of power cuts in one job.
 const CUTS: usize = 20;
 
 /// The size of one job on real files.
 const THREADS: Extent = Extent { phases: 3, operations: 3000 };
 
-/// The size of one job whose requests are given up.
+/// The size of one job with cancelled requests.
 const CANCEL: Extent = Extent { phases: 3, operations: 1000 };
 
-/// What to run and for how long.
+/// The work and the duration of a run.
 #[derive(Clone, Debug)]
 pub struct Order {
     /// Kinds of test.
     pub kinds: Vec<Kind>,
     /// Variants of formats.
     pub variants: Vec<&'static Variant>,
-    /// The first seed; each job takes a later one.
+    /// The first seed. Later jobs use greater seeds.
     pub seed: u64,
-    /// Stop after this time; without it, when every share is done.
+    /// Stops the run after this time. Without it, the run ends when every share is done.
     pub time: Option<Duration>,
-    /// Operations for each kind and variant that is counted in operations.
+    /// The share of operations for each kind and variant that is measured in operations.
     pub operations: u64,
-    /// Power cuts, failing disks and damaged disks for each kind and variant.
+    /// The share of power cuts, failing disks and damaged disks for each kind and variant.
     pub cuts: u64,
-    /// Jobs at once.
+    /// The number of concurrent jobs.
     pub jobs: usize,
 }
 
-/// What was done for one kind and variant.
+/// The finished work of one kind and variant.
 #[derive(Clone, Copy, Debug, Default)]
 struct Done {
     tally: Tally,
@@ -173,7 +173,7 @@ struct Done {
 }
 
 impl Done {
-    /// Whether all is done once the jobs under way have ended.
+    /// Whether the share is done once the running jobs have ended.
     fn is_enough(&self, kind: Kind, order: &Order) -> bool {
         let share = match kind {
             Kind::Model | Kind::Threads => order.operations,
@@ -190,7 +190,7 @@ type Table = BTreeMap<(Kind, &'static str), Done>;
 struct Soak {
     order: Order,
     started: Instant,
-    /// When the table was last printed.
+    /// The time at which the table was last printed.
     reported: Mutex<Instant>,
     next: Mutex<usize>,
     table: Mutex<Table>,
@@ -198,7 +198,7 @@ struct Soak {
     stop: AtomicBool,
 }
 
-/// Runs what was ordered and prints the tally; gives the failures.
+/// Runs the order and prints the tally. Returns the failures.
 ///
 /// # Panics
 /// When a worker thread cannot be started.
@@ -245,7 +245,7 @@ impl Soak {
         }
     }
 
-    /// Tells when a kind and variant is done.
+    /// Prints a line when a kind and variant has had its share.
     fn announce(&self, kind: Kind, variant: &Variant, done: &Done) {
         let last = done.started == done.ended + done.failures;
         if self.order.time.is_none() && last && done.is_enough(kind, &self.order) {
@@ -254,7 +254,7 @@ impl Soak {
         }
     }
 
-    /// Prints the table as it is, if that was long ago: a long run may not come to its end.
+    /// Prints the current table if the last report was long ago. A long run may be stopped before its end.
     fn report_now_and_then(&self, table: &Table) {
         let mut reported = self.reported.lock().expect("nothing panics with it");
         if reported.elapsed() >= REPORT_EVERY {
@@ -263,7 +263,7 @@ impl Soak {
         }
     }
 
-    /// The next job: kinds and variants in turn, without those that have had their share.
+    /// Chooses the next job: kinds and variants in turn, except those that have had their share.
     fn take(&self) -> Option<(Kind, &'static Variant, u64)> {
         let mut next = self.next.lock().expect("nothing panics with it");
         let mut table = self.table.lock().expect("no job panics with the table");
@@ -282,7 +282,7 @@ impl Soak {
                 continue;
             }
             let done = table.entry((kind, variant.name)).or_default();
-            // One that fails again and again is not given more.
+            // A kind and variant that fails repeatedly gets no more jobs.
             if done.failures >= 3
                 || (self.order.time.is_none() && done.is_enough(kind, &self.order))
             {

@@ -1,18 +1,18 @@
-//! The table at the end of a long run: a row for each variant, as Markdown.
+//! The table at the end of a long run: one Markdown row for each variant.
 
 use std::time::Duration;
 
 use super::{Kind, Order, Table};
 use crate::tally::Tally;
 
-/// Everything that was done for one variant.
+/// The results of one variant.
 struct Row<'a> {
     table: &'a Table,
     variant: Option<&'static str>,
 }
 
 impl Row<'_> {
-    /// The sum over kinds.
+    /// Returns the sum over these kinds.
     fn tally(&self, kinds: &[Kind]) -> Tally {
         let mut sum = Tally::default();
         for ((kind, variant), done) in self.table {
