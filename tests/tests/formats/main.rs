@@ -1,4 +1,4 @@
-//! Every format through the harnesses that ask for no format by name.
+//! Runs the harnesses that work on any format, on every format.
 
 use oxblk_tests::differential::format;
 use oxblk_tests::formats::{FORMATS, Variant, variants};
@@ -29,13 +29,13 @@ fn an_image_is_made_changed_inspected_and_resized_as_by_the_qemu_tools() {
 
 #[test]
 fn images_are_converted_between_all_formats_as_by_the_qemu_tools() {
-    // All formats, and of their options a third.
+    // The first variant of each format, and one third of all variants.
     let first = |variant: &Variant| variant.format.variants()[0].name == variant.name;
     let chosen = variants().iter().enumerate().filter(|(n, variant)| n % 3 == 0 || first(variant));
     on_variants(chosen.map(|(_, variant)| variant), format::conversions);
 }
 
-/// Takes one of four shares of the spoiled images of every format through the program.
+/// Runs one of four shares of the corrupt images of every format through the program.
 fn spoiled_images(share: usize) {
     for format in FORMATS {
         for table in format.hostile() {

@@ -1,4 +1,4 @@
-//! Every example of the library does what it says.
+//! Runs every example of the library and checks its result.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::programs;
 
-/// A qcow2 disk of 4 MiB whose second MiB is filled with `byte`.
+/// Creates a qcow2 disk of 4 MiB whose second MiB is filled with `byte`.
 fn disk(folder: &TempDir, byte: u8) -> std::path::PathBuf {
     let path = folder.path().join("disk.qcow2");
     Create::new(&path, Format::Qcow2, 4 << 20).run().wait().unwrap();

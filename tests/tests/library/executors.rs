@@ -57,7 +57,7 @@ fn a_server_with_a_client_stops_on_tokio() {
         while server.connections() == 0 {
             tokio::task::yield_now().await;
         }
-        // The client stays connected.
+        // The client stays connected while the server stops.
         let stopping = server.stop();
         client.stdin.take().unwrap().write_all(b"quit\n").unwrap();
         stopping.await.unwrap();

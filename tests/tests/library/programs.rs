@@ -1,4 +1,4 @@
-//! The examples of the library, as modules.
+//! The examples of the library, included as modules.
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "they are programs of their own")]
 #![allow(clippy::cast_possible_truncation, reason = "examples run on 64-bit machines")]
 

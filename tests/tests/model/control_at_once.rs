@@ -1,4 +1,4 @@
-//! Control operations that are begun at once on one image, some of them given up under way, amid writes.
+//! Concurrent control operations and writes on one image; some of the control operations are cancelled.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,9 +13,9 @@ use oxblk_tests::model::chain::{self, Tolerance};
 use crate::given_up::{at_every_step, give_up, image, read};
 
 const KIB: u64 = 1024;
-/// What is written before anything else begins: part of every snapshot.
+/// The number of bytes that are written before all other operations. Every snapshot has them.
 const EARLY: usize = 200 << 10;
-/// Polls after which an operation is done for certain.
+/// A number of polls that is enough for every operation.
 const ALL: usize = 100_000;
 
 type Operation<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
@@ -24,7 +24,7 @@ async fn take(disk: &Backend, name: &str) -> Result<()> {
     disk.create_snapshot(&SnapshotInfo { name: name.to_owned(), ..SnapshotInfo::default() }).await
 }
 
-/// Removes the first snapshot, if there is one by then and nobody else removes it.
+/// Deletes the first snapshot, unless there is none or another task deletes it first.
 async fn remove_first(disk: &Backend) -> Result<()> {
     let Some(first) = disk.snapshots().await?.into_iter().next() else { return Ok(()) };
     match disk.delete_snapshot(&first.id).await {
@@ -45,7 +45,7 @@ async fn reopen(disk: &Backend) -> Result<()> {
     disk.reopen(options).await
 }
 
-/// What is done at once. Each write has its own place.
+/// The concurrent operations. Each write has its own range.
 fn operations(disk: &Backend) -> Vec<Operation<'_>> {
     let write = |place: u64, byte: u8| {
         let data = IoBuf::from(vec![byte; 20 << 10]);
@@ -84,7 +84,7 @@ async fn run(seed: u64, give_up_after: impl Fn(usize) -> usize) {
     let data = IoBuf::from(vec![2; EARLY]);
     disk.write(0, data, WriteFlags::empty()).await.expect("a write");
     let mut waiting = operations(&disk);
-    // Whose turn comes first is different each time.
+    // The seed chooses which operation begins first.
     let first = usize::try_from(seed).unwrap() * 5 % waiting.len();
     waiting.rotate_left(first);
     let under_way = waiting.into_iter().enumerate().map(|(index, operation)| {
@@ -99,7 +99,7 @@ async fn run(seed: u64, give_up_after: impl Fn(usize) -> usize) {
             assert!(holds(&disk, place * KIB, 20 << 10, byte).await, "seed {seed}: at {place} KiB");
         }
     }
-    // Also waits for those that go on by themselves.
+    // `close` also waits for cancelled operations that continue in the background.
     chain::close(disk).await.expect("it closes");
     chain::check(&image, Tolerance::Clean).await.expect("it is clean");
     let disk = chain::open(&[image]).await.expect("it opens");
@@ -134,7 +134,7 @@ fn a_close_that_is_given_up_goes_on_to_its_end() {
         let data = IoBuf::from(vec![1; EARLY]);
         disk.write(0, data, WriteFlags::empty()).await.expect("a write");
         let done = give_up(polls, async { disk.close().await.expect("it closes") }).await;
-        // Waits for the one that was given up.
+        // `close` waits for the cancelled close.
         chain::close(disk).await.expect("it closes");
         chain::check(&image, Tolerance::Clean).await.expect("it is clean");
         let disk = chain::open(&[image]).await.expect("it opens");

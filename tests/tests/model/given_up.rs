@@ -1,4 +1,4 @@
-//! Requests whose futures are dropped before they are done, on simulated disks.
+//! Requests that are cancelled (their futures are dropped) on simulated disks.
 
 use std::future::Future;
 use std::pin::pin;
@@ -14,7 +14,7 @@ use oxblk_tests::model::chain::{self, Image, Tolerance};
 const CLUSTER: usize = 4096;
 const SIZE: u64 = 1 << 20;
 
-/// A request given up after so many polls; tells whether it was done before.
+/// Polls a request up to `polls` times, then cancels it. Returns whether the request completed first.
 pub(crate) async fn give_up<F: Future>(polls: usize, request: F) -> bool {
     let mut request = pin!(request);
     for _ in 0..polls {
@@ -28,13 +28,14 @@ pub(crate) async fn give_up<F: Future>(polls: usize, request: F) -> bool {
     false
 }
 
-/// Runs a test on the simulated executor with one more poll each time, until nothing is given up any more.
+/// Runs a test on the simulated executor again and again, with one more poll each time, until the test no longer cancels a
+/// request.
 pub(crate) fn at_every_step<F: Future<Output = bool>>(most: usize, test: impl Fn(usize) -> F) {
     let ended = (1..most).any(|polls| sim::run(polls as u64, test(polls)));
     assert!(ended, "no number of polls is enough");
 }
 
-/// A new qcow2 image on a disk that takes its time.
+/// Creates a qcow2 image on a disk with latency.
 pub(crate) async fn image() -> Image {
     let image = Image { variant: named("qcow2-4k")[0], disk: Disk::new(1, 0) };
     chain::create(&image, SIZE).await.expect("an image");
@@ -52,7 +53,7 @@ fn a_change_given_up_at_any_step_goes_on_to_its_end() {
     at_every_step(40, |polls| async move {
         let image = image().await;
         let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
-        // Two clusters and parts of two: tables, clusters and copies are needed.
+        // Two full clusters and two partial ones: the write needs tables, clusters and copy-on-write.
         let data = IoBuf::from(vec![7; 3 * CLUSTER]);
         let mut done = give_up(polls, disk.write(100, data, WriteFlags::empty())).await;
         let packed = IoBuf::from(vec![8; CLUSTER]);
@@ -80,7 +81,7 @@ fn a_flush_given_up_at_any_step_does_not_keep_the_next_from_flushing() {
         disk.write(0, data, WriteFlags::empty()).await.expect("a write");
         let done = give_up(polls, disk.flush()).await;
         disk.flush().await.expect("a flush");
-        // The power fails.
+        // A power cut.
         let left = Image { disk: image.disk.after_power_loss_none(), ..image };
         let again = chain::open(&[left]).await.expect("it opens");
         assert!(read(&again, 0, CLUSTER).await.iter().all(|byte| *byte == 7));

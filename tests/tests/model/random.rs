@@ -1,12 +1,12 @@
-//! A short share of the random tests, on every variant of every format. `cargo xtask soak` is the long
-//! run; a failure prints the seed that brings it back.
+//! A short run of the random tests on every variant of every format. `cargo xtask soak` is the long run. A failure prints the
+//! seed that reproduces it.
 
 use oxblk_tests::formats::{self, Variant, named, variants};
 use oxblk_tests::model::mixed::Plan;
 use oxblk_tests::model::threads::Extent;
 use oxblk_tests::{crash, hostile, model, panic_text, scaled};
 
-/// Runs one kind of test on every variant and tells all failures at once.
+/// Runs one kind of test on every variant and reports all failures together.
 fn on_every_variant(test: impl Fn(&'static Variant) + std::panic::RefUnwindSafe) {
     let failures: Vec<String> = variants()
         .iter()
@@ -16,7 +16,7 @@ fn on_every_variant(test: impl Fn(&'static Variant) + std::panic::RefUnwindSafe)
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
 
-/// How many seeds a variant gets: large clusters are dear to simulate.
+/// The seeds of a variant. Variants with large clusters get fewer, since large clusters are slow to simulate.
 fn seeds(variant: &Variant, most: u64) -> std::ops::RangeInclusive<u64> {
     1..=scaled(if variant.cluster >= 256 << 10 { 1 } else { most })
 }
@@ -54,7 +54,7 @@ fn without_the_rest_of_freed_clusters_reads_are_found_to_be_wrong() {
     let plan = Plan { operations: 1500, changes: false, uncounted_reads: true };
     let [variant] = named("qcow2-4k")[..] else { panic!("one variant") };
     let found = (1..=40).any(|seed| model::mixed::attempt(variant, seed, plan).is_err());
-    assert!(found, "nothing was wrong");
+    assert!(found, "no read returned wrong data");
     model::mixed::run(variant, 1, Plan { uncounted_reads: false, ..plan });
 }
 
@@ -79,7 +79,7 @@ fn a_power_cut_while_four_io_threads_work_loses_nothing_that_was_flushed() {
 #[test]
 fn requests_given_up_under_way_leave_everything_else_as_it_should_be() {
     on_every_variant(|variant| {
-        // The second is on a disk.
+        // Seed 6 uses a disk; seed 1 uses files in memory.
         for seed in [1, 6] {
             model::cancel::run(variant, seed, Extent { phases: 1, operations: scaled(300) });
         }
@@ -95,7 +95,7 @@ fn a_failing_disk_loses_nothing_that_succeeded() {
     });
 }
 
-/// Variants that differ in how changes of the whole come about.
+/// Variants that differ in how they make image-wide changes.
 fn changing() -> impl Iterator<Item = &'static Variant> {
     let names = ["512", "4k", "v2", "refcount1", "ext-16k", "luks", "lazy", "bitmaps"];
     names.into_iter().flat_map(|name| formats::named(&format!("qcow2-{name}")))

@@ -1,4 +1,4 @@
-//! `oxblk serve --nbd`: every way to say where to listen.
+//! Every form of address for `oxblk serve --nbd`.
 
 use crate::served::python;
 use oxblk_tests::program::{Program, Server};
@@ -27,7 +27,7 @@ fn files(dir: &Path) -> Vec<String> {
     names.collect()
 }
 
-/// The URI that the server has printed.
+/// Returns the URI that the server has printed.
 fn printed_uri(printed: &str) -> String {
     let line = printed.lines().find_map(|line| line.strip_prefix("  at "));
     line.unwrap_or_else(|| panic!("no URI in {printed}")).to_owned()

@@ -1,4 +1,4 @@
-//! A Linux guest boots from a disk that oxblk converts and serves, writes to it, and finds it whole.
+//! A Linux guest boots from a disk that oxblk converted and serves. It writes to the disk, and its file system stays clean.
 
 use oxblk_tests::differential::check_clean;
 use oxblk_tests::guest::{self, Kernel, Task};
@@ -27,7 +27,7 @@ fn a_linux_guest_boots_from_the_nbd_export_and_its_file_system_stays_clean() {
         check_clean(&disk);
     }
 
-    // Back to raw, by us and by QEMU: the same disk, and e2fsck agrees outside the guest too.
+    // The image is converted back to raw by oxblk and compared by QEMU. e2fsck then checks the disk outside the guest too.
     let back = path("back.raw");
     Program::oxblk().args(["img", "convert", "-O", "raw"]).arg(&disk).arg(&back).succeed();
     Program::new("qemu-img").arg("compare").arg(&disk).arg(&back).succeed();

@@ -1,4 +1,4 @@
-//! What `oxblk serve` writes to standard error is advice: it is plain text in files, and nothing stops for it.
+//! The log that `oxblk serve` writes to standard error. It is plain text in files, and the server never waits for its readers.
 
 use crate::served::python;
 use oxblk_tests::program::{Program, Server, oxblk};
@@ -6,7 +6,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-/// `oxblk serve` of a raw disk, started by a line of the shell in which `$SERVE` stands for it. It logs a lot.
+/// Starts `oxblk serve` on a raw disk, with a verbose log. `line` is a line of the shell in which `$SERVE` stands for the
+/// command.
 fn started_by(dir: &Path, line: &str) -> Server {
     std::fs::write(dir.join("d"), vec![0; 1 << 20]).unwrap();
     let serve = format!("{} serve d -f raw --nbd ./s", oxblk().display());
@@ -92,10 +93,11 @@ fn standard_streams_that_are_closed_or_full_or_without_a_reader_stop_nothing() {
 #[test]
 fn a_log_that_nobody_reads_holds_up_neither_requests_nor_the_end() {
     let dir = tempfile::tempdir().unwrap();
-    // The server itself holds the reading end open.
+    // The server itself holds the reading end of the FIFO open.
     let server = started_by(dir.path(), "mkfifo f && exec 3<>f 2>f && exec $SERVE");
     is_served(dir.path());
-    // Each client leaves a line or two in the log. These are more than the pipe and the queue hold.
+    // Each client causes one or two lines in the log. All clients together cause more lines than the pipe and the queue can
+    // hold.
     let hang_up = || {
         for _ in 0..6000 {
             let mut client = UnixStream::connect(dir.path().join("s")).unwrap();
@@ -104,7 +106,7 @@ fn a_log_that_nobody_reads_holds_up_neither_requests_nor_the_end() {
     };
     hang_up();
     is_served(dir.path());
-    // What is read from now on says that lines are missing.
+    // Once the FIFO is read, a line in the log reports how many lines were dropped.
     let log = std::fs::File::options().read(true).write(true).open(dir.path().join("f")).unwrap();
     let mut lines = BufReader::new(log).lines().map(Result::unwrap);
     let note = lines.find(|line| line.starts_with("log: ")).unwrap();

@@ -1,4 +1,4 @@
-//! `oxblk serve`, and clients of others.
+//! `oxblk serve` with NBD clients of other projects.
 
 mod addresses;
 mod guest_boot;

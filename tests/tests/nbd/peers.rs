@@ -1,20 +1,19 @@
-//! Other people's NBD clients against `oxblk serve`: libnbd's tools and bindings, fio, the QEMU tools,
-//! nmap.
+//! NBD clients of other projects against `oxblk serve`: libnbd's tools and bindings, fio, the QEMU tools, nmap.
 
 use crate::served::{Served, python};
 use oxblk_tests::program::Program;
 use std::path::Path;
 use std::time::Duration;
 
-/// The formats that every peer is set on.
+/// The image formats that every client is tested with.
 const FORMATS: &[&str] = &["raw", "qcow2"];
 
-/// A new image of 256 MiB, served.
+/// Creates and serves an image of 256 MiB.
 fn new_disk(dir: &Path, format: &str) -> Served {
     Served::start(dir, &["disk", "-f", format, "--size", "256M"])
 }
 
-/// A file of data and holes.
+/// Writes a file with data and holes.
 fn make_pattern(path: &Path) {
     let mut bytes = vec![0_u8; 256 << 20];
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
@@ -60,7 +59,7 @@ fn nbdinfo_sees_the_export_as_it_was_described() {
     }
     let list = Program::new("nbdinfo").arg("--list").arg(served.uri()).succeed().out();
     assert!(list.contains("export=\"vm 1\":"), "{list}");
-    // The empty name means this export too.
+    // The empty name also selects this export.
     Program::new("nbdinfo").arg("--size").arg(served.uri()).succeed();
     let unknown = served.uri().replace("///", "///other");
     assert!(!Program::new("nbdinfo").arg(unknown).run().status.success());
@@ -226,8 +225,8 @@ fn qemu_io_finds_its_patterns() {
     }
 }
 
-/// Writes block after block, each with its number, flushing now and then; prints the number of the
-/// last block whose flush was answered when the server goes away.
+/// Writes numbered blocks one after the other, with a flush now and then. When the server ends, prints the number of the last
+/// block that a completed flush has covered.
 const WRITER: &str = "
 flushed = 0
 try:
@@ -264,13 +263,13 @@ fn interrupted_writer(format: &str, end: impl FnOnce(Served)) {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert!(begun.exists(), "the writer does not get on");
+    assert!(begun.exists(), "the writer makes no progress");
     std::thread::sleep(Duration::from_millis(100));
     end(served);
     std::fs::write(dir.path().join("last"), writer.join().unwrap()).unwrap();
     let check = Program::new("qemu-img").args(["check", "disk"]).directory(dir.path());
     if format == "qcow2" {
-        // Leaked clusters (3) are all that a killed server may leave behind.
+        // A killed server may leave leaked clusters (exit code 3), but nothing worse.
         assert!([0, 3].contains(&check.run().code()));
     }
     let served = Served::start(dir.path(), &["disk", "-f", format]);
@@ -297,14 +296,14 @@ fn a_port_scan_does_no_harm() {
     let dir = tempfile::tempdir().unwrap();
     let served =
         Served::start(dir.path(), &["d", "-f", "raw", "--size", "64M", "--nbd", "127.0.0.1:0"]);
-    // The port is printed; ask the system instead, so that the server's output stays untouched.
+    // The server prints the port, but reading it here would consume the server's output. /proc has it too.
     let port = listening_port(served.pid());
     Program::new("nmap").args(["-Pn", "-sT", "-p", &port.to_string(), "127.0.0.1"]).succeed();
     Program::new("nbdinfo").arg("--size").arg(format!("nbd://127.0.0.1:{port}")).succeed();
     served.stop();
 }
 
-/// The TCP port of the one listening TCP socket of a process.
+/// Returns the port of the only listening TCP socket of a process.
 fn listening_port(pid: u32) -> u16 {
     let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     let sockets: Vec<String> = fds

@@ -1,4 +1,4 @@
-//! `oxblk serve` as a user meets it: what it makes, prints, refuses and leaves behind.
+//! `oxblk serve` from a user's view: what it creates, prints and refuses, and what it leaves behind.
 
 use crate::served::{Served, python};
 use oxblk_tests::program::{self, Program};

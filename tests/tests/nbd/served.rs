@@ -1,18 +1,18 @@
-//! An `oxblk serve` of the built program, and clients to set on it.
+//! Starts `oxblk serve` of the built program, and runs clients against it.
 
 use oxblk_tests::program::{Program, Reply, Server};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// A served image in a directory of its own.
+/// A served image in its own directory.
 pub(crate) struct Served {
     server: Server,
     pub(crate) socket: PathBuf,
 }
 
 impl Served {
-    /// `oxblk serve` with these arguments, on a socket in `dir`.
+    /// Starts `oxblk serve` with these arguments, on a socket in `dir`.
     pub(crate) fn start(dir: &Path, args: &[&str]) -> Served {
         let socket = dir.join("nbd.sock");
         let program = Program::oxblk().arg("serve").args(args).arg("--nbd").arg(&socket);
@@ -21,7 +21,7 @@ impl Served {
         Served { server, socket }
     }
 
-    /// The URI of the default export.
+    /// Returns the URI of the default export.
     pub(crate) fn uri(&self) -> String {
         format!("nbd+unix:///?socket={}", self.socket.display())
     }
@@ -30,19 +30,20 @@ impl Served {
         self.server.pid()
     }
 
-    /// The process, which a test ends itself.
+    /// Returns the process, for a test that ends it itself.
     pub(crate) fn into_server(self) -> Server {
         self.server
     }
 
-    /// SIGTERM, and a clean end.
+    /// Sends SIGTERM and waits for an end without error. Returns the output.
     pub(crate) fn stop(self) -> String {
         let printed = self.server.stop();
         assert!(!self.socket.exists(), "the socket's file is still there");
         printed
     }
 
-    /// SIGKILL, and the end of its socket: the kernel closes what an io_uring holds a little later.
+    /// Sends SIGKILL and waits until the socket is closed. The kernel closes the files of an io_uring a little later than the
+    /// process.
     pub(crate) fn kill(self) {
         drop(self.server);
         for _ in 0..1000 {
@@ -51,16 +52,16 @@ impl Served {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        panic!("somebody still listens on the socket of a dead server");
+        panic!("the socket of a killed server still accepts connections");
     }
 
-    /// Runs Python with libnbd: `h` is connected to the export, `uri` is its URI.
+    /// Runs Python with libnbd. In the script, `h` is connected to the export, and `uri` is its URI.
     pub(crate) fn python(&self, script: &str) -> Reply {
         python(&self.uri(), script).succeed()
     }
 }
 
-/// Python with libnbd (the system's, which has the module).
+/// Runs Python with libnbd. The system's Python is used, since it has the module.
 pub(crate) fn python(uri: &str, script: &str) -> Program {
     let prelude = format!(
         "import nbd, sys, os, errno\nuri = '{uri}'\nh = nbd.NBD()\n\

@@ -1,4 +1,4 @@
-//! Signals end `oxblk serve` and copies in good order: bitmaps stored, sockets removed.
+//! A signal stops `oxblk serve` or a copy cleanly: bitmaps are stored, sockets are removed.
 
 use crate::served::Served;
 use oxblk_tests::program::{Program, Server, oxblk};
@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
-/// A qcow2 image with a persistent bitmap.
+/// Creates a qcow2 image with a persistent bitmap.
 fn image(dir: &Path) {
     Program::new("qemu-img")
         .args(["create", "-q", "-f", "qcow2", "d", "16M"])
@@ -21,7 +21,7 @@ fn has_bitmap_in_use(dir: &Path) -> bool {
     info.contains("in-use")
 }
 
-/// `oxblk serve` of that image, started by a line of the shell in which `$SERVE` stands for it.
+/// Starts `oxblk serve` on that image. `line` is a line of the shell in which `$SERVE` stands for the command.
 fn started_by(dir: &Path, line: &str) -> Server {
     let serve = format!("{} serve d -f qcow2 --nbd ./s", oxblk().display());
     let line = line.replace("$SERVE", &serve);
@@ -61,7 +61,7 @@ fn a_hangup_that_nohup_ignores_does_not_end_the_server() {
     image(dir.path());
     let server = started_by(dir.path(), "trap '' HUP; exec $SERVE");
     server.signal("HUP");
-    // Whoever would end by the first of two signals has ended before the second one's effect is seen.
+    // If SIGHUP ended the server, it would have ended before it could serve this client.
     Program::new("nbdinfo").arg("nbd+unix:///?socket=s").directory(dir.path()).succeed();
     server.stop();
     assert!(!has_bitmap_in_use(dir.path()));
@@ -79,7 +79,7 @@ fn a_signal_while_the_server_starts_leaves_nothing_behind() {
         std::thread::sleep(std::time::Duration::from_millis(round));
         server.signal("HUP");
         let status = server.wait();
-        // Before it catches signals, it ends by them, and has opened nothing.
+        // A signal that arrives before the server installs its handlers kills it. The server has opened nothing by then.
         assert!(status.code() == Some(0) || status.signal() == Some(1), "{status}");
         assert!(!dir.path().join("s").exists(), "round {round}");
         assert!(!has_bitmap_in_use(dir.path()), "round {round}");
@@ -114,7 +114,7 @@ fn a_copy_that_is_stopped_leaves_a_target_that_was_there_before() {
     assert_eq!(target.metadata().unwrap().len(), 64 << 20);
 }
 
-/// Whether a process has a handler for SIGINT.
+/// Whether a process catches SIGINT.
 fn catches_interrupts(pid: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
@@ -125,7 +125,7 @@ fn catches_interrupts(pid: u32) -> bool {
 #[test]
 fn a_signal_ends_a_copy_that_still_counts_what_there_is_to_copy() {
     let dir = tempfile::tempdir().unwrap();
-    // To count the data of a disk that is nearly as long as a disk can be takes hours.
+    // This disk has nearly the greatest possible size, so counting its data takes hours.
     let disk = "driver=null-co,size=9223372035781033984";
     for signal in ["INT", "TERM", "HUP"] {
         let mut copy = Program::oxblk()
@@ -133,7 +133,7 @@ fn a_signal_ends_a_copy_that_still_counts_what_there_is_to_copy() {
             .directory(dir.path())
             .start();
         let pid = copy.pid();
-        copy.wait_for("a handler of signals", || catches_interrupts(pid));
+        copy.wait_for("a signal handler", || catches_interrupts(pid));
         copy.signal(signal);
         assert_eq!(copy.wait().code(), Some(130), "{signal}");
     }
@@ -143,7 +143,7 @@ fn a_signal_ends_a_copy_that_still_counts_what_there_is_to_copy() {
 fn a_server_whose_client_writes_ends_by_a_hangup_without_an_error_for_the_client() {
     let dir = tempfile::tempdir().unwrap();
     let served = Served::start(dir.path(), &["d", "-f", "qcow2", "--size", "64M"]);
-    // Every write is answered with success, or not at all because the connection has ended.
+    // Every write succeeds, or gets no reply because the connection has ended.
     let script = "
 import signal
 buffers = [nbd.Buffer(65536) for _ in range(64)]

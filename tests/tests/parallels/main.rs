@@ -1,4 +1,4 @@
-//! parallels images: made, checked and repaired as by the QEMU tools, and continued by either.
+//! Parallels images: created, checked and repaired as by the QEMU tools, and used alternately by both programs.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -7,7 +7,7 @@ use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Program;
 use oxblk_tests::program::Tool::{Img, Io};
 
-/// Where images have what the tests change.
+/// Offsets of the fields that the tests change, in bytes.
 const IN_USE: u64 = 44;
 const DATA_OFF: u64 = 48;
 const BAT: u64 = 64;
@@ -38,7 +38,7 @@ fn wrong_options_are_refused_as_by_the_qemu_tools() {
     both.same(Img, &["create", "-f", "parallels", "-b", "base", "-F", "raw", "image"]);
 }
 
-/// An image of 10 MiB on every side; the clusters 0, 3, 5 and 9 of the disk are the clusters 1 to 4 of the file.
+/// Creates an image of 10 MiB on every side. Clusters 0, 3, 5 and 9 of the disk are clusters 1 to 4 of the file.
 fn image() -> Differential {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "parallels", "image", "10M"]);
@@ -52,7 +52,7 @@ fn put(file: &File, offset: u64, value: u32) {
     file.write_all_at(&value.to_le_bytes(), offset).expect("the image");
 }
 
-/// Spoils the image on every side.
+/// Corrupts the image on every side.
 fn spoil(both: &Differential, spoil: &dyn Fn(&File)) {
     both.prepare(|directory| {
         let file = File::options().write(true).open(directory.join("image"));
@@ -78,7 +78,7 @@ fn what_is_wrong_is_found_and_repaired_as_by_the_qemu_tools() {
             both.same(Img, &["check", "-f", "parallels", "image"]);
             both.same(Img, &["check", "--output=json", "-f", "parallels", "image"]);
             both.same(Img, &["check", "-r", fix, "-f", "parallels", "image"]);
-            // QEMU marks an image as closed that it has not repaired.
+            // QEMU marks an image as closed even if it has not repaired it, so the bytes are compared only after a full repair.
             if fix == "all" {
                 both.same_bytes("image");
             }

@@ -1,4 +1,4 @@
-//! Random writes to qcow2 images that `qemu-img` made, checked and compared by `qemu-img` afterwards.
+//! Random writes to qcow2 images that `qemu-img` created. Afterwards `qemu-img` checks the images and compares their contents.
 
 use std::path::Path;
 use std::process::Command;

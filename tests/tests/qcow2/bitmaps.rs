@@ -1,5 +1,5 @@
-//! Persistent bitmaps: they record what is written over many openings of an image, and a power cut at any moment leaves them
-//! right or known to be worthless. A bitmap that is called good and misses a write is the one thing that must not be.
+//! Persistent bitmaps. They record writes while an image is opened many times, and after a power cut at any moment they are
+//! correct or marked as inconsistent. A bitmap that is marked as consistent and misses a write would be a fault.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ static DRIVERS: DriverTable = &[QCOW2, &SimFactory];
 
 const MIB: u64 = 1 << 20;
 
-/// A new image on a simulated disk.
+/// Creates an image on a simulated disk.
 fn image(seed: u64, options: &str, size: u64) -> Disk {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("a.qcow2");
@@ -78,7 +78,7 @@ fn dirty(bitmap: &DirtyBitmap) -> Vec<bool> {
     (0..map.granules()).map(|granule| map.get(granule * map.granularity())).collect()
 }
 
-/// Our check finds nothing but leaks, of which there may be some; gives how many.
+/// Asserts that the driver's check finds no corruption, and no leaks unless `leaks` is set. Returns the number of leaks.
 async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
     let flags = OpenFlags { check: true, read_only: true, ..OpenFlags::default() };
     let backend = open_as(disk, flags).await.unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -99,11 +99,11 @@ fn assert_qemu_finds(disk: &Disk, leaks: bool, what: &str) {
     assert!(fine, "{what}: {}{}", reply.out(), reply.err());
 }
 
-/// What the bitmaps of an image should say.
+/// The expected bitmaps of an image.
 #[derive(Clone, Default)]
 struct Model {
     size: u64,
-    /// Granularity, whether it records, and the sectors that must be dirty.
+    /// For each bitmap: its granularity, whether it is recording, and the sectors that must be dirty.
     bitmaps: BTreeMap<String, (u64, bool, Vec<bool>)>,
 }
 
@@ -126,7 +126,7 @@ impl Model {
         }
     }
 
-    /// The bitmaps say exactly that.
+    /// Asserts that the bitmaps of the disk are exactly those of the model.
     fn assert_is(&self, disk: &Backend, what: &str) {
         let found = all(disk);
         let names: Vec<_> = found.iter().map(|bitmap| bitmap.name().to_owned()).collect();
@@ -229,8 +229,8 @@ fn bitmaps_record_what_is_written_over_many_openings() {
     }
 }
 
-/// What may be on the disk after a power cut: each bitmap is worthless, or covers all that is not as it was when the
-/// bitmap was made (the disk read as zeroes then).
+/// Asserts that the disk after a power cut is allowed: each bitmap is inconsistent, or it covers every range that has changed
+/// since the bitmap was created. (At that moment the disk was all zeroes.)
 async fn assert_no_lie(left: &Disk, what: &str) {
     let backend = open(left).await;
     let bytes = contents(&backend).await;
@@ -256,7 +256,7 @@ async fn assert_no_lie(left: &Disk, what: &str) {
             }
         }
     }
-    // It can be worked with, whatever it is.
+    // Bitmaps can be removed and the disk can be written, whatever the state of the bitmaps is.
     for bitmap in all(&backend) {
         if bitmap.is_inconsistent() {
             remove(&backend, bitmap.name()).await;
@@ -270,7 +270,7 @@ async fn assert_no_lie(left: &Disk, what: &str) {
     backend.close().await.unwrap();
 }
 
-/// Bitmaps come and go, and record, in five openings of an image.
+/// Opens an image five times, and adds, removes and uses bitmaps each time.
 async fn five_openings(disk: &Disk, seed: u64) {
     let mut random = Random::new(seed);
     let backend = open(disk).await;
@@ -289,7 +289,8 @@ async fn five_openings(disk: &Disk, seed: u64) {
             }
         }
         match opening {
-            // Not what was written before: it does not know that, and the disk does not read as zeroes.
+            // No bitmap is added later: it would not cover earlier writes, but `assert_no_lie` expects that the disk was all
+            // zeroes.
             1 => remove(&backend, "first").await,
             2 => remove(&backend, "frozen").await,
             _ => {}
@@ -338,7 +339,7 @@ fn a_crash_while_bitmaps_are_tracked_makes_them_inconsistent_and_they_can_be_rem
         backend.close().await.unwrap();
         let backend = open(&disk).await;
         write(&backend, 0, 4096, 1).await;
-        // Nobody closes it.
+        // The image is not closed.
         let left = disk.after_power_loss_all();
         let again = open(&left).await;
         let bitmap = again.node().unwrap().bitmaps().find("b").unwrap();
@@ -363,7 +364,7 @@ fn an_image_that_goes_back_and_forth_between_writable_and_read_only_keeps_its_bi
             write(&backend, round * 8192, 4096, 1).await;
             let in_use = disk.after_power_loss_all();
             reopen(&backend, true).await;
-            // What is on disk now is complete, though nobody has closed it.
+            // The image on disk is complete now, although it has not been closed.
             let other = open(&disk.after_power_loss_none()).await;
             let bitmap = other.node().unwrap().bitmaps().find("b").unwrap();
             assert_eq!(bitmap.map().dirty_granules(), round + 1);
@@ -374,7 +375,7 @@ fn an_image_that_goes_back_and_forth_between_writable_and_read_only_keeps_its_bi
             assert!(!bitmap.is_read_only());
             for left in [in_use, disk.after_power_loss_none()] {
                 let other = open(&left).await;
-                // The first of them was not on disk yet.
+                // The first of these writes has not reached the disk yet.
                 let mut bitmaps = all(&other).into_iter();
                 assert!(bitmaps.all(|bitmap| bitmap.is_inconsistent()));
                 other.close().await.unwrap();
@@ -385,7 +386,7 @@ fn an_image_that_goes_back_and_forth_between_writable_and_read_only_keeps_its_bi
     });
 }
 
-/// Where the header says that the bitmap directory is.
+/// Returns the offset of the bitmap directory, as the header has it.
 fn directory_offset(disk: &Disk) -> u64 {
     let bytes = disk.bytes();
     let word = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
@@ -403,7 +404,7 @@ fn a_bitmap_can_be_removed_where_the_disk_is_full() {
         }
         write(&backend, 0, MIB, 1).await;
         backend.close().await.unwrap();
-        // Not a byte more than there is, nor is anything free in between.
+        // The file cannot grow, and no cluster in it is free.
         let end = disk.len();
         let full = [FaultOp::Write, FaultOp::Fallocate].map(|op| {
             let range = Some(end..u64::MAX);
@@ -413,7 +414,11 @@ fn a_bitmap_can_be_removed_where_the_disk_is_full() {
         let backend = open(&disk).await;
         let before = directory_offset(&disk);
         remove(&backend, "two").await;
-        assert_eq!(directory_offset(&disk), before, "there was room for another directory");
+        assert_eq!(
+            directory_offset(&disk),
+            before,
+            "the directory was written elsewhere, so the disk was not full"
+        );
         assert!(backend.node().unwrap().bitmaps().find("two").is_err());
         let closed = backend.close().await;
         disk.set_faults(Faults::default());
@@ -421,7 +426,7 @@ fn a_bitmap_can_be_removed_where_the_disk_is_full() {
         let backend = open(&disk).await;
         let names: Vec<_> = all(&backend).iter().map(|b| b.name().to_owned()).collect();
         assert_eq!(names, ["three", "one"]);
-        // They could be stored, or are known not to have been.
+        // The close stored the bitmaps, or reported that it could not.
         let kept = all(&backend).iter().all(|bitmap| !bitmap.is_inconsistent());
         assert_eq!(kept, closed.is_ok());
         backend.close().await.unwrap();

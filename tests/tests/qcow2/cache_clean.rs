@@ -1,4 +1,4 @@
-//! Requests while the caches drop what was not used for a while.
+//! Requests while the caches drop slices that were not used for a while.
 
 use oxblk_core::{Backend, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut, sim, sleep, spawn};
@@ -6,11 +6,12 @@ use oxblk_tests::crash::change::{assert_sound, contents, image, open};
 use oxblk_tests::random::Random;
 use std::time::Duration;
 
-/// Tasks, and the bytes that each has for itself.
+/// The number of tasks, and the number of bytes in the share of each task.
 const TASKS: u64 = 4;
 const SHARE: usize = 1 << 20;
 
-/// Random requests to one share of the disk, with pauses of up to two seconds; gives what the share holds then.
+/// Sends random requests to one share of the disk, with pauses of up to two seconds. Returns the contents of the share at the
+/// end.
 async fn work(disk: Backend, task: u64) -> Vec<u8> {
     let mut random = Random::new(task);
     let mut model = vec![0; SHARE];
@@ -22,7 +23,7 @@ async fn work(disk: Backend, task: u64) -> Vec<u8> {
         match random.below(5) {
             0 => {
                 disk.discard(start + at, len).await.unwrap();
-                // What a discard leaves of a cluster is the disk's business.
+                // A discard may zero a cluster or leave it unchanged.
                 let now = disk.read(start + at, IoBufMut::new(range.len())).await.unwrap();
                 assert!(
                     now.iter().zip(&model[range.clone()]).all(|(now, old)| now == old || *now == 0)

@@ -1,4 +1,4 @@
-//! Changes of whole qcow2 images: a power cut at any write leaves the old image or the new one.
+//! Image-wide changes of qcow2 images. A power cut at any write leaves the old image or the new one.
 
 use oxblk_core::amend::AmendRequest;
 use oxblk_core::snapshot::SnapshotInfo;
@@ -60,7 +60,7 @@ async fn amend(image: &Backend, options: &str) -> oxblk_core::Result<()> {
     image.amend(AmendRequest { options, force: false, progress: Box::new(|_, _| ()) }).await
 }
 
-/// All that can be amended, and what the disk and its snapshot hold.
+/// Returns everything that an amend can change, and the contents of the disk and of its snapshot.
 async fn whole(image: &Backend) -> (String, Vec<u8>, Vec<u8>) {
     let info = image.node().unwrap().driver().info();
     let said = format!("{} {}", image.size(), info.specific.unwrap());
@@ -104,12 +104,12 @@ fn a_power_cut_leaves_the_old_options_or_the_new_ones() {
         let change = async |image: &Backend| amend(image, options).await;
         let steps = options.contains(',');
         let look = async |image: &Backend| whole(image).await;
-        // A change in several steps is in between for a while, but what the image holds is the same all the time.
+        // A change in several steps has intermediate states, but the contents of the image stay the same.
         let held = async |image: &Backend| {
             let (_, now, kept) = whole(image).await;
             (now, kept)
         };
-        // Taking snapshots apart is undone or finished by a repair.
+        // A repair reverts or completes the copying of tables that snapshots share.
         let repairs_on_open = options == &"compat=0.10" && prepare.contains(&snapshot);
         let trial = Trial { repairs_on_open, ..trial(&what, seed) };
         if steps {

@@ -1,5 +1,5 @@
-//! What the consistency check finds in sound and in damaged images, and how it says it, is what
-//! `qemu-img check` finds and says.
+//! The consistency check finds the same faults as `qemu-img check` in sound and in damaged images, and reports them in the same
+//! words.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -21,7 +21,7 @@ const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 const FAR: u64 = 1 << 40;
 
-/// Checks an image. Gives the report and what was said.
+/// Checks an image. Returns the report and the printed lines.
 fn check_ours(path: &Path) -> (Result<CheckReport>, Vec<String>) {
     check_or_repair(path, Fix::Nothing)
 }
@@ -46,7 +46,7 @@ fn check_or_repair(path: &Path, fix: Fix) -> (Result<CheckReport>, Vec<String>) 
     (report, said.into_inner())
 }
 
-/// A number of `qemu-img check --output=json`; those that are 0 it leaves out.
+/// Returns a number of `qemu-img check --output=json`, which omits numbers that are 0.
 fn number(json: &str, name: &str) -> u64 {
     let key = format!("\"{name}\": ");
     json.split_once(&key).map_or(0, |(_, rest)| {
@@ -55,14 +55,14 @@ fn number(json: &str, name: &str) -> u64 {
     })
 }
 
-/// Compares the check of an image with that of qemu-img.
+/// Compares the results of oxblk's and QEMU's checks of an image.
 fn compare(path: &Path, what: &str) {
     let theirs = Program::new("qemu-img").args(["check", "--output=json"]).arg(path).run();
     let json = theirs.out();
     let (report, said) = check_ours(path);
     let theirs_said = theirs.err();
     if json.is_empty() {
-        // It gave up before it could count.
+        // QEMU stopped before it could count.
         let error = report.expect_err(&format!("{what}: {theirs_said}"));
         let mut all: Vec<String> = said;
         all.push(format!("Check failed: {error}"));
@@ -90,7 +90,7 @@ fn compare(path: &Path, what: &str) {
     assert_eq!(report, expected, "{what}");
 }
 
-/// Makes an image with data, zeroes, compressed clusters, a snapshot and writes after it.
+/// Creates an image with data, zeroes, compressed clusters, a snapshot, and writes after the snapshot.
 fn make(directory: &Path, options: &str) -> std::path::PathBuf {
     let run = |tool: &str, args: &[&str]| {
         Program::new(tool).args(args).directory(directory).succeed();
@@ -157,7 +157,7 @@ fn clusters_of_persistent_bitmaps_are_not_leaks() {
     assert_eq!((report.unwrap().leaks, said), (0, vec![]));
 }
 
-/// Where the structures of the image that [`make`] makes are.
+/// The offsets of the structures in an image of [`make`].
 struct Places {
     l1: usize,
     l2: usize,
@@ -182,7 +182,7 @@ impl Places {
         }
     }
 
-    /// The two bytes of a cluster's refcount.
+    /// Returns the offset of the two bytes of a cluster's refcount.
     fn refcount(&self, offset: usize) -> usize {
         self.refcount_block + 2 * (offset >> 16)
     }
@@ -264,14 +264,14 @@ const SNAPSHOT_FAULTS: &[Fault] = &[
     ("snapshot table unaligned", |i, p| i.put64(64, p.snapshots as u64 + 8)),
 ];
 
-/// Faults of the snapshot table with which no snapshot is lost. Their repair is reported as QEMU reports it.
+/// Faults of the snapshot table that lose no snapshot. oxblk and QEMU report the same repairs.
 const REPAIRED_SNAPSHOT_FAULTS: &[Fault] = &[
     ("snapshots with too much extra data", |i, p| {
         let mut table = Vec::new();
         let mut at = p.snapshots;
         for _ in 0..2 {
             let mut entry = i.bytes()[at..at + 72].to_vec();
-            assert_eq!(entry[36..40], [0, 0, 0, 24], "another layout");
+            assert_eq!(entry[36..40], [0, 0, 0, 24], "the layout has changed");
             let names = entry.split_off(64);
             entry[36..40].copy_from_slice(&2000_u32.to_be_bytes());
             entry.resize(2040, 0);
@@ -283,7 +283,7 @@ const REPAIRED_SNAPSHOT_FAULTS: &[Fault] = &[
     ("one snapshot more", |i, _| i.put32(60, 3)),
 ];
 
-/// Faults with which snapshots are no longer seen.
+/// Faults that hide snapshots.
 const LOST_SNAPSHOT_FAULTS: &[Fault] = &[
     ("snapshot with too much extra data", |i, p| i.put32(p.snapshots + 36, 2000)),
     ("snapshot with far too much extra data", |i, p| i.put32(p.snapshots + 36, u32::MAX)),
@@ -318,7 +318,7 @@ fn damaged(faults: &[Fault]) {
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
 
-/// What `qemu-img check` calls an image: sound, leaking, or worse.
+/// Classifies an image by `qemu-img check`: sound, leaking, or worse.
 fn state_of(path: &Path) -> u8 {
     match Program::new("qemu-img").arg("check").arg(path).run().code() {
         0 => 0,
@@ -327,7 +327,7 @@ fn state_of(path: &Path) -> u8 {
     }
 }
 
-/// Repairs the image with each fault; what qemu-img leaves after its own repair, ours may leave too, but no more.
+/// Repairs an image with each fault. oxblk's repair must leave no worse faults than qemu-img's repair.
 fn repaired(faults: &[Fault]) {
     let scratch = tempfile::tempdir().unwrap();
     let good = std::fs::read(make(scratch.path(), "")).unwrap();
@@ -366,7 +366,7 @@ fn what_qemu_repairs_in_refcounts_is_repaired() {
     repaired(REFCOUNT_FAULTS);
 }
 
-/// QEMU frees what belongs to snapshots that it does not see; that is no repair to follow.
+/// QEMU frees the clusters of snapshots that it does not find. oxblk does not do that.
 #[test]
 fn what_qemu_repairs_in_snapshot_tables_is_repaired_unless_snapshots_are_lost() {
     let lost = |name: &str| LOST_SNAPSHOT_FAULTS.iter().any(|fault| fault.0 == name);
@@ -387,7 +387,7 @@ fn a_repair_frees_nothing_of_snapshots_that_are_not_seen() {
         for fix in [Fix::Leaks, Fix::All] {
             std::fs::write(&path, image.bytes()).unwrap();
             let _ = check_or_repair(&path, fix);
-            // The fault is taken back.
+            // Reverts the fault.
             let mut now = std::fs::read(&path).unwrap();
             now[..112].copy_from_slice(&good[..112]);
             let table = places.snapshots..places.snapshots + 144;

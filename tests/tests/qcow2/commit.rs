@@ -1,4 +1,5 @@
-//! Committing an overlay while the power may fail: whatever either image has kept of it, the overlay shows the same.
+//! Power cuts while an overlay is committed. Whatever parts of the commit each image has stored, the contents of the overlay
+//! stay the same.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -18,7 +19,7 @@ impl Observer for Unheard {
     fn progress(&self, _done: u64, _total: u64) {}
 }
 
-/// Opens an overlay over its base, each on its disk.
+/// Opens an overlay over its base; each image has its own disk.
 async fn open(top: &Disk, base: &Disk) -> Result<Backend> {
     let graph = Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything);
     graph.own(sim_disk::add(&graph, "top-disk", top, false, Pace::AtOnce)?).unwrap();
@@ -50,10 +51,10 @@ async fn commit(top: &Disk, base: &Disk, empty: bool) {
         stop: Arc::new(AtomicBool::new(false)),
     };
     commit::run(commit, &[]).await.expect("a commit");
-    backend.close().await.expect("all in place");
+    backend.close().await.expect("a close");
 }
 
-/// What of a disk is left after a power cut.
+/// Returns the disk after a power cut.
 fn left(disk: &Disk, how: u64) -> Disk {
     match how {
         0 => disk.after_power_loss_none(),
@@ -112,9 +113,9 @@ fn a_power_cut_during_a_commit_changes_nothing_that_the_overlay_shows() {
                     let now = now.unwrap_or_else(|error| panic!("{what}: {error}"));
                     assert!(now == old, "{what}: the overlay shows something else");
                     for disk in [&top, &base] {
-                        // A dirty image is repaired as it is opened for writing.
+                        // A dirty image is repaired when it is opened for writing.
                         let image = change::open(disk, "", false).await.expect("an image");
-                        image.close().await.expect("all in place");
+                        image.close().await.expect("a close");
                         assert_sound(disk, true, &what).await;
                     }
                 });
@@ -149,6 +150,6 @@ fn a_commit_leaves_the_bitmaps_of_the_overlay_as_they_are() {
         commit::run(commit, &[]).await.expect("a commit");
         assert_eq!(bitmap.map().count(), GRANULARITY);
         drop(node);
-        backend.close().await.expect("all in place");
+        backend.close().await.expect("a close");
     });
 }

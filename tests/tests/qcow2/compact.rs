@@ -1,5 +1,5 @@
-//! Compaction: the content stays, the file becomes as short as what is in it, the host gets the rest back; with a power cut
-//! at any moment, and while the disk is in use.
+//! Compaction keeps the contents, makes the file as short as its allocated clusters allow, and releases the remainder to the
+//! host. The tests include power cuts at any moment, and requests during the compaction.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -31,7 +31,8 @@ fn named(name: &str) -> SnapshotInfo {
     SnapshotInfo { name: name.to_owned(), ..SnapshotInfo::default() }
 }
 
-/// Fills the disk in disorder, snapshots it, and frees most of the front; gives what the disk and the snapshots hold.
+/// Writes to the disk in random order, takes snapshots, and frees most clusters at the beginning. Returns the contents of the
+/// disk and of the snapshots.
 async fn fill(disk: &Backend, random: &mut Random, snapshots: usize) -> Vec<Vec<u8>> {
     let mut now = vec![0; MIB];
     let mut kept = Vec::new();
@@ -242,7 +243,7 @@ fn the_command_tells_what_it_gave_back() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("a.qcow2");
     Program::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&path).arg("64M").succeed();
-    // Freed clusters keep what the host stores of them.
+    // With these options, the host still stores freed clusters.
     let image = format!(
         "driver=qcow2,discard=unmap,pass-discard-request=off,file.filename={}",
         path.display()

@@ -1,5 +1,5 @@
-//! Compaction of images that QEMU's tools have made: of every kind of cluster that can be at the end of a file, what it holds
-//! stays what it was, QEMU's check finds nothing, and the file becomes shorter.
+//! Compaction of images that QEMU's tools created, for every kind of cluster that can be at the end of a file. The contents
+//! stay the same, QEMU's check finds no fault, and the file becomes shorter.
 
 use std::path::PathBuf;
 
@@ -11,15 +11,15 @@ use oxblk_tests::scratch;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Clusters that may still be free in front of compressed data at the end. An entry refers to a piece of it as a whole, so
-/// that a piece is not taken apart. To free the last cluster takes room for all pieces that it has a part of, and the first
-/// of them may begin in the cluster before: that is more than one cluster where one becomes free.
+/// The number of clusters that may still be free before compressed data at the end of the file. An L2 entry refers to a piece
+/// of compressed data as a whole, so a piece cannot be split. Freeing the last cluster needs space for all pieces that overlap
+/// it. The first of them may begin in the previous cluster, so freeing one cluster may need more than one.
 const PACKED: usize = 2;
 
-/// An image in a directory of its own.
+/// An image in its own directory.
 pub(super) struct Image {
     pub(super) directory: TempDir,
-    /// What the tools are given behind the image's name where it needs more than that to be opened.
+    /// The definition of the secret that opens the image, for images that need one.
     pub(super) secret: Option<&'static str>,
 }
 
@@ -43,7 +43,7 @@ impl Image {
         program.succeed().out().to_owned()
     }
 
-    /// Commands of qemu-io; what is freed is discarded.
+    /// Runs commands of qemu-io, with discards passed on to the file.
     pub(super) fn io(&self, commands: &[&str]) {
         let commands = commands.iter().flat_map(|command| ["-c", command]);
         let secret = self.secret.iter().flat_map(|secret| ["--object", secret]);
@@ -55,7 +55,7 @@ impl Image {
         program.arg(image).directory(self.directory.path()).succeed();
     }
 
-    /// Writes data that compresses more or less well, by qemu-io's `command` with its options.
+    /// Writes data of varying compressibility with qemu-io's `command` and its options.
     pub(super) fn write_mixed(&self, command: &str, seed: u64, offset: u64, len: u64) {
         let mut random = Random::new(seed);
         let mut data = vec![0; usize::try_from(len).unwrap()];
@@ -81,7 +81,7 @@ impl Image {
         serde_json::from_str(&said).unwrap()
     }
 
-    /// The disks of the snapshots.
+    /// Returns the disk contents of the snapshots.
     fn snapshots(&self, names: &[&str], image: &str) -> Vec<Vec<u8>> {
         let one = |name: &&str| {
             self.img(&["convert", "-l", name, "-O", "raw", image, "snapshot"]);
@@ -103,8 +103,8 @@ impl Image {
         assert_eq!(reply.code(), 0, "{what}: {}{}", reply.out(), reply.err());
     }
 
-    /// Compacts it, with options of the open image, and looks at what has become of it: up to `room` clusters may still be
-    /// free in front of its last one.
+    /// Compacts the image, opened with `options`, and checks the result. Up to `room` clusters may still be free before its
+    /// last cluster.
     fn compact_and_look(&self, what: &str, snapshots: &[&str], options: &str, room: usize) {
         let before = self.directory.path().join("before");
         std::fs::copy(self.path(), &before).unwrap();
@@ -132,7 +132,7 @@ impl Image {
     }
 }
 
-/// Images whose front is free and whose end is compressed data, of snapshots too if there are some.
+/// The front of each image is free, and its end has compressed data. Some of the images have snapshots with compressed data.
 #[test]
 fn compressed_data_moves() {
     const MIB: u64 = 1 << 20;
@@ -160,7 +160,7 @@ fn compressed_data_moves() {
     }
 }
 
-/// Some of the pieces that share a cluster are gone, so that there are gaps between them.
+/// Some of the pieces that share a cluster have been freed, so there are gaps between the others.
 #[test]
 fn compressed_data_with_gaps_moves() {
     for cluster in ["512", "4k", "64k", "2M"] {
@@ -190,7 +190,7 @@ fn an_image_whose_refcounts_are_written_late_is_compacted() {
     }
 }
 
-/// A LUKS image that the secret `key` opens.
+/// Creates a LUKS image that the secret `key` opens.
 pub(super) fn encrypted(options: &str, size: &str) -> Image {
     let secret = "secret,id=key,data=abc";
     let image = Image { directory: scratch::in_memory(), secret: Some(secret) };
@@ -201,7 +201,7 @@ pub(super) fn encrypted(options: &str, size: &str) -> Image {
     image
 }
 
-/// Where the header says that the LUKS header is: the place of that word, the offset, and the length.
+/// Returns the position of the header field with the offset of the LUKS header, that offset, and the length.
 pub(super) fn luks_header(bytes: &[u8]) -> (usize, usize, usize) {
     let word = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
     let at = (104..512).step_by(8).find(|at| word(*at) == 0x0537_be77_0000_0010).unwrap() + 8;
@@ -209,7 +209,7 @@ pub(super) fn luks_header(bytes: &[u8]) -> (usize, usize, usize) {
     (at, offset, len)
 }
 
-/// Puts the LUKS header at the end of the file, so that its place is free.
+/// Moves the LUKS header to the end of the file, so that its old clusters are free.
 pub(super) fn put_luks_header_at_the_end(image: &Image) {
     let mut bytes = std::fs::read(image.path()).unwrap();
     let (at, _, len) = luks_header(&bytes);
@@ -237,7 +237,7 @@ fn a_luks_header_moves_and_leaves_nothing_behind() {
         let after = luks_header(&bytes);
         assert!(after.1 < before.1 && after.2 == before.2, "{before:?} -> {after:?}");
         assert_eq!(bytes.windows(6).filter(|bytes| *bytes == b"LUKS\xba\xbe").count(), 1);
-        // QEMU's tools change passwords in it.
+        // QEMU's tools can change passwords in the moved header.
         let secrets = ["--object", "secret,id=key,data=abc", "--object", "secret,id=new,data=def"];
         let opened = "driver=qcow2,encrypt.key-secret=key,file.filename=image";
         let add = "encrypt.state=active,encrypt.new-secret=new,encrypt.iter-time=10";
@@ -250,7 +250,7 @@ fn a_luks_header_moves_and_leaves_nothing_behind() {
     }
 }
 
-/// A cluster that the active state calls zeroes and keeps, and that a snapshot reads.
+/// In the active state the clusters are zero and keep their host offsets; a snapshot reads their data.
 #[test]
 fn what_a_snapshot_reads_moves_though_the_active_state_calls_it_zeroes() {
     let image = Image::new("cluster_size=4k", "16M");

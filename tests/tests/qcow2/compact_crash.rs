@@ -1,5 +1,5 @@
-//! Power cuts while an image is compacted, at every write boundary of it, and operations of the disk that fail: whatever has
-//! to move, the image opens, has leaks at worst, and holds what it held, bits of bitmaps and snapshots included.
+//! Power cuts at every write boundary of a compaction, and failing operations of the disk. Whatever clusters move, the image
+//! opens, has at worst leaks, and keeps its contents, including bitmaps and snapshots.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ static DRIVERS: DriverTable = &[QCOW2, &SimFactory];
 
 const KIB: u64 = 1 << 10;
 
-/// Those that encrypted images are opened with.
+/// The secrets that open encrypted images.
 fn secrets() -> Secrets {
     let secrets = Secrets::default();
     for (id, password) in [("key", "abc"), ("new", "def")] {
@@ -39,12 +39,12 @@ fn secrets() -> Secrets {
 struct Image {
     disk: Disk,
     data: Option<Disk>,
-    /// Options that it is opened with.
+    /// The options that open the image.
     options: &'static str,
 }
 
 impl Image {
-    /// What qemu's tools have made.
+    /// Takes an image that QEMU's tools created.
     fn of(made: &Made, options: &'static str) -> Self {
         let bytes = std::fs::read(made.path()).unwrap();
         let data = std::fs::read(made.directory.path().join("image.data")).ok();
@@ -52,7 +52,7 @@ impl Image {
         Self { disk: Disk::from_bytes(1, &bytes), data, options }
     }
 
-    /// The same on what is left of the disk.
+    /// Returns the same image on another disk, for example one after a power cut.
     fn left(&self, disk: Disk) -> Self {
         let data = self.data.as_ref().map(|data| Disk::from_bytes(3, &data.bytes()));
         Self { disk, data, options: self.options }
@@ -90,7 +90,7 @@ impl Image {
         backend.close().await.unwrap();
     }
 
-    /// A field of the header.
+    /// Returns a field of the header.
     fn word(&self, at: usize) -> u64 {
         word(&self.disk.bytes(), at)
     }
@@ -100,12 +100,12 @@ fn word(bytes: &[u8], at: usize) -> u64 {
     u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
 }
 
-/// What an image holds.
+/// The contents of an image.
 #[derive(PartialEq)]
 struct Held {
     active: Vec<u8>,
     snapshots: Vec<Vec<u8>>,
-    /// Where each bitmap is dirty.
+    /// The dirty ranges of each bitmap.
     bitmaps: BTreeMap<String, Vec<u64>>,
 }
 
@@ -115,7 +115,7 @@ async fn contents(disk: &Backend) -> Vec<u8> {
 }
 
 impl Held {
-    /// Looks at a copy of the image. Bitmaps that are marked as in use are looked at without the mark.
+    /// Examines a copy of the image. The in-use marks of bitmaps are removed first.
     async fn by(image: &Image) -> Self {
         let copy = image.left(Disk::from_bytes(4, &without_marks(image.disk.bytes())));
         let backend = copy.open().await;
@@ -140,14 +140,14 @@ impl Held {
     }
 }
 
-/// Where the header says that the bitmap directory is, and how many bitmaps there are.
+/// Returns the offset of the bitmap directory and the number of bitmaps, as the header has them.
 fn directory(bytes: &[u8]) -> Option<(usize, u64)> {
     let mut places = (104..512).step_by(8);
     let at = places.find(|at| word(bytes, *at) == 0x2385_2875_0000_0018)?;
     Some((usize::try_from(word(bytes, at + 24)).unwrap(), word(bytes, at + 8) >> 32))
 }
 
-/// Where each bitmap's table lies.
+/// Returns the offset of each bitmap's table.
 fn bitmap_tables(bytes: &[u8]) -> Vec<u64> {
     let mut tables = Vec::new();
     let mut bytes = bytes.to_vec();
@@ -169,7 +169,7 @@ fn without_marks(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// Where the compressed data of the active state lies.
+/// Returns the offsets of the compressed data of the active state.
 fn compressed(bytes: &[u8]) -> Vec<u64> {
     let bits = u32::from_be_bytes(bytes[20..24].try_into().unwrap());
     let entries = usize::try_from(u32::from_be_bytes(bytes[36..40].try_into().unwrap())).unwrap();
@@ -183,7 +183,8 @@ fn compressed(bytes: &[u8]) -> Vec<u64> {
     words.map(|word| word & ((1 << (62 - (bits - 8))) - 1)).collect()
 }
 
-/// Compacts an image, and looks at what a power cut leaves at every write boundary of that; gives it as it is compacted.
+/// Compacts an image and examines what a power cut leaves at every write boundary of the compaction. Returns the compacted
+/// image.
 async fn cut_at_every_boundary(image: &Image, what: &str) -> Image {
     let held = Held::by(image).await;
     let done = image.left(Disk::from_bytes(5, &image.disk.bytes()));
@@ -236,8 +237,7 @@ fn bitmaps_that_have_to_move_keep_their_bits() {
     made.io(&["write -P 10 2M 3k"]);
     let image = Image::of(&made, "");
     sim::run(1, async {
-        // Bitmaps that do not change stay where they are in an image that has been compacted: what is freed then is in
-        // front of them.
+        // Unchanged bitmaps of a compacted image are not rewritten. The clusters that are freed next are in front of them.
         let backend = image.open().await;
         backend.compact(64 << 10, &|_, _| true).await.unwrap();
         backend.write_zeroes(0, 256 * KIB, ZeroFlags::MAY_UNMAP).await.unwrap();
@@ -266,7 +266,7 @@ fn the_refcount_table_moves() {
     });
 }
 
-/// Compressed data behind a front that is free.
+/// Creates an image whose front is free and whose end has compressed data.
 fn with_compressed_data(options: &str) -> Made {
     let made = Made::new(options, "1M");
     made.io(&["write -P 7 0 300k"]);
@@ -396,7 +396,7 @@ fn a_password_that_is_added_while_the_luks_header_moves_is_not_lost() {
     }
 }
 
-/// Has each operation of a compaction fail in turn, once. The image then goes on being used, or refuses to be.
+/// Makes each operation of a compaction fail in turn, once. Afterwards the image still works, or refuses all requests.
 async fn fail_each_operation(image: &Image, what: &str) {
     let held = Held::by(image).await;
     for op in [FaultOp::Write, FaultOp::Sync, FaultOp::Read, FaultOp::Truncate] {
@@ -422,7 +422,7 @@ async fn fail_each_operation(image: &Image, what: &str) {
                 now.active[..512].copy_from_slice(&held.active[..512]);
             }
             assert!(now == held, "{what}");
-            // A read of many tables that fails is made up for by reads of each.
+            // If a read of many tables fails, the driver reads each table separately.
             fine = if failed { 0 } else { fine + 1 };
             if fine == 4 {
                 assert!(nth > fine, "{what}: no {op:?} fails");

@@ -1,5 +1,5 @@
-//! New qcow2 images are those that `qemu-img create` makes: the same bytes where it has but one way to
-//! lay them out, and sound in any case.
+//! oxblk creates the same qcow2 images as `qemu-img create`: byte by byte where qemu-img's layout is fixed, and sound in all
+//! cases.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use oxblk::ring::block_on;
 use oxblk_tests::differential::check_clean;
 use oxblk_tests::program::Program;
 
-/// Makes the same image with qemu-img and with this program. Gives the two paths.
+/// Creates the same image with qemu-img and with oxblk. Returns the two paths.
 fn both(directory: &Path, options: &str, size: &str) -> [std::path::PathBuf; 2] {
     let theirs = directory.join("theirs.qcow2");
     let ours = directory.join("ours.qcow2");

@@ -1,4 +1,4 @@
-//! qcow2 images whose guest data lies in a file of its own, beside the QEMU tools.
+//! qcow2 images with an external data file, compared with the QEMU tools.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ fn words(line: &str) -> Vec<&str> {
     line.split(' ').collect()
 }
 
-/// An image `a` with the data file `d`, the same on every side.
+/// Creates an image `a` with the data file `d`, the same on every side.
 fn image(options: &str, size: &str) -> Differential {
     let both = Differential::new();
     let options = format!("data_file=d{options}");
@@ -23,21 +23,25 @@ fn image(options: &str, size: &str) -> Differential {
     both
 }
 
-/// QEMU finds every side's image sound and reads the same from it. Data files are found from where the tool runs.
+/// Asserts that QEMU's check passes on every side's image and that QEMU reads the same from it. The tools run in the directory
+/// of the images, since the data file's name is relative.
 fn same_content(both: &Differential, image: &str) {
     both.qemu(Img, &["check", "-q", image]);
     both.qemu(Img, &["convert", "-O", "raw", image, "content.raw"]);
     both.same_bytes("content.raw");
 }
 
-/// The data files `d` have the same bytes; QEMU's may go on with zeroes to the end of a cluster.
+/// Asserts that the data files `d` have the same bytes. QEMU's file may have zeroes up to the end of the last cluster.
 fn same_data(both: &Differential) {
     let theirs = std::fs::read(both.qemu_directory().join("d")).expect("QEMU's file");
     for directory in both.our_directories() {
         let ours = std::fs::read(directory.join("d")).expect("oxblk's file");
         let behind = theirs.get(ours.len()..).expect("a file that is no longer than QEMU's");
-        assert!(theirs.starts_with(&ours), "another content");
-        assert!(behind.len() < 2 << 20 && behind.iter().all(|byte| *byte == 0), "another length");
+        assert!(theirs.starts_with(&ours), "the contents differ");
+        assert!(
+            behind.len() < 2 << 20 && behind.iter().all(|byte| *byte == 0),
+            "the lengths differ"
+        );
     }
 }
 
@@ -187,7 +191,7 @@ fn another_data_file_may_be_given_than_the_image_names() {
     both.same(Io, &[&read[..], &[json]].concat());
 }
 
-/// Four clusters of data, and something spoiled.
+/// Creates an image with four clusters of data, which `spoil` then corrupts.
 fn damaged(spoil: impl Fn(&mut Image)) -> Differential {
     let both = image("", "1M");
     both.qemu(Io, &["-c", "write -P 1 0 256k", "a"]);
@@ -306,7 +310,7 @@ fn a_data_file_follows_its_image_when_that_is_reopened() {
     same_content(&both, "a");
 }
 
-/// Opens an image of its own graph; the data file is named by its whole path.
+/// Opens an image in a new graph. `name` is an absolute path, so the data file is named absolutely too.
 async fn open(name: &Path, driver: &str, flags: OpenFlags) -> Result<Backend> {
     let options = Options::from_dotted(&format!("driver={driver}"), None)?;
     Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything)

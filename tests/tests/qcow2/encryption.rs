@@ -1,4 +1,4 @@
-//! Encrypted qcow2 images: made by one program and used by the other, and both say the same of them.
+//! Encrypted qcow2 images that one program creates and the other uses. Both programs report the same about them.
 
 use std::path::{Path, PathBuf};
 
@@ -11,10 +11,10 @@ const SECRET: &str = "secret,id=s,data=abc";
 const LUKS: &str = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=1";
 const SMALL: &str = "cluster_size=4k,encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=1";
 const AES: &str = "encrypt.format=aes,encrypt.key-secret=s";
-/// Where the LUKS header is in a new image with clusters of 64 KiB.
+/// The offset of the LUKS header in a new image with clusters of 64 KiB.
 const HEADER: usize = 0x4_0000;
 
-/// The program that a test asks.
+/// The program that a test runs.
 #[derive(Clone, Copy, Debug)]
 enum Who {
     Qemu,
@@ -65,7 +65,7 @@ fn opening(path: &Path) -> String {
     format!("driver=qcow2,encrypt.key-secret=s,file.filename={}", path.display())
 }
 
-/// An image that one makes and fills, and the other reads, changes and checks.
+/// One program creates and fills an image; the other one reads, changes and checks it.
 fn share(directory: &Path, options: &str, maker: Who, user: Who) {
     let path = directory.join(format!("{maker:?}.qcow2"));
     maker.create(&path, options);
@@ -95,8 +95,7 @@ fn share(directory: &Path, options: &str, maker: Who, user: Who) {
     user.check(&path);
 }
 
-/// Every cipher, mode, way of making IVs and hash that QEMU takes, in pairs. (With keys of 24 bytes QEMU takes XTS
-/// alone.)
+/// Every cipher, mode, IV generator and hash that QEMU accepts, in pairs. (QEMU supports keys of 24 bytes only with XTS.)
 const SUITES: &[[&str; 5]] = &[
     ["aes-128", "ecb", "plain", "sha256", "md5"],
     ["aes-128", "cbc", "essiv", "sha256", "sha1"],
@@ -125,7 +124,7 @@ const SUITES: &[[&str; 5]] = &[
 #[test]
 fn every_cipher_mode_iv_and_hash_is_that_of_qemu() {
     let directory = tempfile::tempdir().unwrap();
-    // QEMU takes its time to make a header, so not every one is of its making.
+    // QEMU takes long to create a header, so it creates only some of the images.
     for (index, [cipher, mode, iv, iv_hash, hash]) in SUITES.iter().enumerate() {
         let options = format!(
             "{LUKS},encrypt.cipher-alg={cipher},encrypt.cipher-mode={mode},encrypt.ivgen-alg={iv},\
@@ -201,12 +200,12 @@ fn new_images_are_laid_out_as_qemu_does() {
     }
 }
 
-/// Blanks what is random in a LUKS header, and what depends on the machine's speed.
+/// Clears the random bytes of a LUKS header, and those that depend on the machine's speed.
 fn without_keys(mut bytes: Vec<u8>) -> Vec<u8> {
     let Some(at) = bytes.windows(6).position(|window| window == b"LUKS\xba\xbe") else {
         return bytes;
     };
-    // Digest, salt, iterations and UUID of the header; iterations and salt of the slot; its key material.
+    // Digest, salt, iterations and UUID of the header; iterations and salt of the slot; key material of the slot.
     for (start, len) in [(112, 96), (212, 36), (4096, 256_000)] {
         let end = (at + start + len).min(bytes.len());
         bytes[at + start..end].fill(0);
@@ -214,7 +213,7 @@ fn without_keys(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// The bytes of an image that QEMU makes.
+/// Returns the bytes of an image that QEMU creates.
 fn image(options: &str) -> Vec<u8> {
     let directory = tempfile::tempdir().unwrap();
     let path: PathBuf = directory.path().join("image");
@@ -234,7 +233,7 @@ fn with_images() -> Differential {
     both
 }
 
-/// Words, with a secret where `@` stands, and the image's options where `NAME!` does.
+/// Splits a command line. `@` stands for the definition of a secret, and `NAME!` for the options that open the image `NAME`.
 fn words(line: &str) -> Vec<String> {
     let word = |word: &str| match word.strip_suffix('!') {
         Some(name) => format!("driver=qcow2,encrypt.key-secret=s,file.filename={name}"),
@@ -351,7 +350,7 @@ fn keys_that_do_not_open_an_image_are_refused_as_by_qemu() {
         for word in self::words(line) {
             words.push(word);
         }
-        // The image's options end where the line's words do, so that more of them may follow.
+        // The options of the image end with the word, so that more options can follow.
         let words: Vec<String> = words
             .iter()
             .map(|word| match word.split_once("!,") {
@@ -387,7 +386,7 @@ fn secrets_may_be_encrypted_with_another_secret() {
     }
 }
 
-/// Ways to spoil a LUKS image, of which QEMU says the same as we do.
+/// Ways to corrupt a LUKS image for which QEMU and oxblk print the same error.
 type Spoil = fn(&mut Image);
 const SPOILS: &[Spoil] = &[
     |i| i.put(HEADER, b"X"),
@@ -446,7 +445,7 @@ fn broken_luks_headers_are_refused_in_the_words_of_qemus_tools() {
     }
 }
 
-/// Ways to spoil one that QEMU does not mind, or that keep it busy for hours.
+/// Ways to corrupt a LUKS image that QEMU accepts, or that make it compute for hours.
 const WORSE: &[(Spoil, &str)] = &[
     (|i| i.put32(HEADER + 212, u32::MAX), "LUKS key slots require "),
     (|i| i.put32(HEADER + 164, u32::MAX), "LUKS key slots require "),
@@ -545,7 +544,7 @@ fn nothing_is_compressed_into_an_encrypted_image() {
     Who::Us.create(&path, LUKS);
     let write = Who::Us.tool("io").args(["-c", "write -c 0 64k", "--image-opts"]);
     assert_eq!(write.arg(opening(&path)).run().code(), 1);
-    // What QEMU's tools have put there is read.
+    // oxblk can read the compressed clusters that QEMU's tools have written.
     Who::Qemu.io(&path, &["write -c -P 5 0 64k", "write -P 6 64k 64k"]);
     Who::Us.io(
         &path,
@@ -572,13 +571,13 @@ fn snapshots_and_vm_state_of_encrypted_images_are_shared_with_qemu() {
             first.io(&path, &["write -P 1 0 1M", "write -b -P 2 512 300k"]);
             let file = std::fs::read(&path).unwrap();
             let plain = |byte: u8| file.windows(64).any(|bytes| bytes.iter().all(|b| *b == byte));
-            assert!(!plain(1) && !plain(2), "{first:?}: {options}: it is in the file as it is");
+            assert!(!plain(1) && !plain(2), "{first:?}: {options}: the plaintext is in the file");
             second.io(&path, &["read -b -P 2 512 300k"]);
             snapshot(first, "-c");
             first.io(&path, &["write -P 3 512k 1M"]);
             second.io(&path, &["read -P 1 0 512k", "read -P 3 512k 1M"]);
             snapshot(second, "-a");
-            // The header still says that the image is encrypted, and how.
+            // After that, the header still has the encryption method and its parameters.
             first.io(&path, &["read -P 1 0 1M", "write -P 4 2M 100k"]);
             second.io(&path, &["read -P 1 0 1M", "read -P 4 2M 100k", "write -b -P 5 1M 4k"]);
             first.io(&path, &["read -b -P 5 1M 4k"]);

@@ -1,4 +1,4 @@
-//! Damaged and malicious qcow2 images, through the program.
+//! Damaged and malicious qcow2 images, run through the program.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ fn qemu_img(directory: &Path, args: &[&str]) {
     Program::new("qemu-img").args(args).directory(directory).succeed();
 }
 
-/// An overlay whose header names `backing`, whatever that is.
+/// Creates an overlay whose header names `backing`, which need not exist.
 fn overlay_naming(directory: &Path, backing: &str) {
     qemu_img(directory, &["create", "-q", "-f", "qcow2", "overlay", "1M"]);
     qemu_img(directory, &["rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", backing, "overlay"]);
@@ -71,7 +71,7 @@ fn a_loop_of_backing_files_ends_in_an_error() {
         ] {
             let args = [command, &[image]].concat();
             let reply = bounded(directory, &args);
-            // A check opens the image alone.
+            // A check opens only the image itself.
             assert!(reply.code() == 1 || command.contains(&"check"), "{args:?}: {}", reply.out());
         }
     }
@@ -85,7 +85,7 @@ fn what_a_guest_wrote_into_a_raw_disk_does_not_make_it_another_format() {
     overlay_naming(directory, "secret");
     fs::rename(directory.join("overlay"), directory.join("disk.raw")).expect("a rename");
     let bytes = fs::read(directory.join("disk.raw")).expect("the disk");
-    // With the format given, it is what was given, everywhere.
+    // If the user gives a format, every command uses that format.
     let info = bounded(directory, &["img", "info", "-f", "raw", "disk.raw"]);
     assert!(info.out().contains("file format: raw"), "{}", info.out());
     let convert = ["img", "convert", "-f", "raw", "-O", "raw", "disk.raw", "copy.raw"];
@@ -165,7 +165,7 @@ fn a_refcount_block_far_behind_the_file_does_not_delay_preallocation() {
     let path = scratch.path().join("far");
     let mut bytes = fs::read(&path).expect("the image");
     const CLUSTER: usize = 65_536;
-    // A table of two clusters at the end, whose last entry names a block behind it.
+    // A refcount table of two clusters at the end of the file. Its last entry names a block past the end.
     let table = bytes.len().next_multiple_of(CLUSTER);
     let old = u64::from_be_bytes(bytes[48..56].try_into().expect("8 bytes"));
     let old = usize::try_from(old).expect("an offset");

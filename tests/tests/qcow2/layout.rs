@@ -1,4 +1,4 @@
-//! Where data and tables of a fresh image lie: as in images that the QEMU tools write.
+//! The offsets of data and tables in a new image are the same as in images that the QEMU tools write.
 
 use oxblk::core::snapshot::SnapshotInfo;
 use oxblk::core::{Gate, Graph, OpenFlags, Options, WriteFlags};
@@ -59,11 +59,11 @@ fn large_and_preallocated_images_have_the_bytes_that_qemu_gives_them() {
 #[test]
 fn refcount_blocks_and_tables_grow_where_qemu_has_them() {
     for (options, len) in [
-        // The first block ends at 8 MiB, within a write and at the end of one.
+        // The first refcount block ends at 8 MiB. One write crosses this offset, and another one ends there.
         ("cluster_size=4k", "1000k"),
         ("cluster_size=4k", "64k"),
         ("cluster_size=4k", "4k"),
-        // The table gets too small.
+        // The refcount table becomes too small.
         ("cluster_size=512", "100k"),
         ("cluster_size=512,refcount_bits=64", "512"),
     ] {
@@ -71,7 +71,7 @@ fn refcount_blocks_and_tables_grow_where_qemu_has_them() {
         both.qemu(Img, &["create", "-q", "-f", "qcow2", "-o", options, "a", "12M"]);
         let unit: u64 = len.trim_end_matches('k').parse().expect("a number");
         let bytes = if len.ends_with('k') { unit << 10 } else { unit };
-        // Only where something happens, writes are short.
+        // Writes are short only near the offset where the structures grow.
         let dense = if options.contains("refcount_bits") { 1 << 20 } else { 7 << 20 };
         let start = dense / bytes * bytes;
         let mut words = vec![format!("write -q -P 7 0 {start}")];
@@ -100,7 +100,7 @@ fn a_write_passes_over_gaps_that_are_too_small_for_it() {
     both.same_bytes("a");
     both.same(Io, &["-c", "write -q -P 4 20M 128k", "-c", "write -q -P 5 24M 64k", "a"]);
     both.same_bytes("a");
-    // What follows data of the same write takes the gap behind that.
+    // The remainder of a write goes into the gap behind its first part.
     both.qemu(Io, &["-c", "discard 512k 192k", "a"]);
     both.same(Io, &["-c", "write -q -P 6 448k 256k", "a"]);
     both.same_bytes("a");
@@ -141,14 +141,14 @@ fn gaps_are_used_before_a_file_that_cannot_grow_is_full() {
             }
             disk.flush().await.expect("a flush");
             disk.flush().await.expect("a flush");
-            // What was given up is free from here on.
+            // The discarded clusters are free from here on.
             has_room &= write(8 << 10, 512).await.is_ok();
             disk.flush().await.expect("a flush");
-            // Too long for the gaps.
+            // This write is too long for the gaps.
             has_room &= write(4 << 10, 1024).await.is_ok();
             if has_room {
                 tried += 1;
-                // Two tables of one cluster each.
+                // The snapshot needs two tables of one cluster each.
                 let new = SnapshotInfo { name: "one".to_owned(), ..SnapshotInfo::default() };
                 let taken = disk.create_snapshot(&new).await;
                 taken.unwrap_or_else(|error| panic!("{clusters}: {error}"));

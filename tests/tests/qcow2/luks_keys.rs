@@ -1,4 +1,5 @@
-//! Passwords of LUKS images: added, erased, refused; and whatever moment the power fails, one opens the disk.
+//! Passwords of LUKS images: adding, erasing, refused changes. After a power cut at any moment, one of the passwords opens the
+//! disk.
 
 use std::cell::RefCell;
 
@@ -10,7 +11,7 @@ use oxblk_tests::formats::{Variant, named};
 use oxblk_tests::model::chain::{self, Image};
 use oxblk_tests::sim_disk::{self, Pace};
 
-/// The secret that the harness makes encrypted images with.
+/// The secret with which the harness creates encrypted images.
 const FIRST: &str = "s0";
 const SECOND: &str = "n";
 const THIRD: &str = "m";
@@ -33,7 +34,7 @@ async fn new_image() -> Disk {
     image.disk
 }
 
-/// Changes keys as told, `force`d where the options begin with `!`. Gives the active slots then, or what was said.
+/// Changes keys. If the options begin with `!`, the change is forced. Returns the active slots after it, or the error.
 async fn amend(disk: &Disk, opened_with: &str, options: &str) -> Result<Vec<usize>, String> {
     let graph = chain::graph();
     let node = sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce).unwrap();
@@ -160,7 +161,7 @@ fn what_would_lock_the_user_out_is_refused_in_the_words_of_qemus_tools() {
     });
 }
 
-/// Changes keys, and looks at what a power cut at every moment of it leaves: one of the passwords opens the disk.
+/// Changes keys and examines what a power cut leaves at every moment of the change. One of the passwords must open the disk.
 fn cut(before: &[&str], options: &str, opened_with: &str, one_of: &[&str]) {
     let moments = RefCell::new(Vec::new());
     sim::run(3, async {
@@ -198,7 +199,7 @@ fn cut(before: &[&str], options: &str, opened_with: &str, one_of: &[&str]) {
 fn a_power_cut_while_keys_change_leaves_one_that_opens_the_disk() {
     let add = "state=active,iter-time=1,new-secret=n";
     cut(&[], add, FIRST, &[FIRST]);
-    // The slot's bytes lie in two sectors.
+    // The header entry of this slot lies in two sectors.
     cut(&[], "state=active,iter-time=1,new-secret=n,keyslot=6", FIRST, &[FIRST]);
     cut(&[add], "state=inactive,keyslot=0", FIRST, &[SECOND]);
     cut(&[], "!state=active,iter-time=1,new-secret=n,keyslot=0", FIRST, &[FIRST, SECOND]);

@@ -1,4 +1,4 @@
-//! qcow2 images: what is in them, under changes, power cuts, and in the hands of the QEMU tools.
+//! qcow2 images: their contents, changes, power cuts, and compatibility with the QEMU tools.
 
 mod against_qemu;
 mod bitmaps;

@@ -1,7 +1,7 @@
-//! qcow2 images with every pair of creation options: made by one tool, used by the other, checked by both, both ways.
+//! qcow2 images with every pair of creation options. Each tool creates images, uses those of the other tool, and checks both.
 //!
-//! [`pairs`] makes a table in which each value of each option meets each value of every other, where the format
-//! allows it. What `qemu-img` refuses, oxblk refuses in the same words.
+//! [`pairs`] makes a table in which each value of each option meets each value of every other option, where the format allows
+//! it. oxblk refuses the same combinations as `qemu-img`, with the same messages.
 
 mod pairs;
 
@@ -17,7 +17,7 @@ use pairs::{Row, rows};
 
 const SECRET: &str = "secret,id=key,data=a passphrase";
 
-/// What names an image of a row on a command line.
+/// Returns the words that choose an image of a row on a command line.
 fn named(row: &Row, name: &str) -> Vec<String> {
     let words: &[&str] = match row.encryption() {
         None => &["-f", "qcow2", name],
@@ -31,12 +31,12 @@ fn named(row: &Row, name: &str) -> Vec<String> {
     words.iter().map(ToString::to_string).collect()
 }
 
-/// The options before and after the name of a command.
+/// Returns a command line: the words before the image and the words that choose the image.
 fn command(row: &Row, first: &[&str], name: &str) -> Vec<String> {
     first.iter().map(ToString::to_string).chain(named(row, name)).collect()
 }
 
-/// What `info` tells, without what two sound images need not have in common.
+/// Returns the output of `info` without the fields in which two sound images may differ.
 fn info(program: Program, row: &Row, directory: &Path) -> Value {
     let reply = program.args(command(row, &["info", "--output=json"], "disk")).directory(directory);
     let mut info = serde_json::from_slice(&reply.succeed().stdout).expect("JSON");
@@ -44,7 +44,7 @@ fn info(program: Program, row: &Row, directory: &Path) -> Value {
     info
 }
 
-/// Sizes on the host depend on the order of allocation; salts and the times of key derivation are drawn anew.
+/// Clears sizes on the host, which depend on the order of allocation, and salts and key derivation times, which are random.
 fn blank(value: &mut Value, in_child: bool) {
     const DRAWN: [&str; 4] = ["actual-size", "iters", "master-key-iters", "uuid"];
     match value {
@@ -61,7 +61,7 @@ fn blank(value: &mut Value, in_child: bool) {
     }
 }
 
-/// The pattern that is written in `step` at each of some places, and where: sizes around clusters of every size.
+/// Returns the writes of one step: one at each of several offsets, with sizes around clusters of every size.
 fn writes(step: u8) -> Vec<String> {
     let places = [(0, 512), (1 << 20, 70_000), (2_500_000, 3000), (3 << 20, 1 << 20), (700_000, 9)];
     let shift = u32::from(step) * 5120;
@@ -100,7 +100,7 @@ fn check(row: &Row, directory: &Path) {
     }
 }
 
-/// The content as a raw image, read by each tool.
+/// Returns the contents as a raw image. Both tools must read the same.
 fn contents(row: &Row, directory: &Path) -> Vec<u8> {
     let read = |program: Program, out: &str| -> Vec<u8> {
         let mut words = command(row, &["convert", "-O", "raw"], "disk");
@@ -132,12 +132,12 @@ fn run(row: &Row) {
     assert!(created.code() == 0, "{row}: {}", created.err());
     let [first, _] = both.our_directories();
     let theirs = info(qemu(Img), row, &both.qemu_directory());
-    // The same fields of images made by either, told by either.
+    // Both tools print the same fields for the images of both tools.
     for directory in each_directory(&both) {
         assert_eq!(info(ours(Img), row, &directory), theirs, "{row}: info");
     }
     assert_eq!(info(qemu(Img), row, &first), theirs, "{row}: info of our image by qemu-img");
-    // Each writes to its own image, then to the other's.
+    // Each tool writes to its own image, then to the image of the other tool.
     for step in 0..3 {
         let swapped = step % 2 == 1;
         for (directory, is_theirs) in each_directory(&both).into_iter().zip([true, false]) {
@@ -163,7 +163,7 @@ fn run(row: &Row) {
     both.same(Img, &measure);
 }
 
-/// Every `of`th row, from `part` on, so that the rows run side by side.
+/// Runs every `of`th row, from `part` on, so that the tests run in parallel.
 fn run_part(part: usize, of: usize) {
     for row in rows().iter().skip(part).step_by(of) {
         run(row);

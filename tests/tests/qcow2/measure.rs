@@ -1,4 +1,4 @@
-//! What a new qcow2 image would take is what `qemu-img measure` says.
+//! oxblk's size estimate for a new qcow2 image is that of `qemu-img measure`.
 
 use oxblk_core::create::MeasureRequest;
 use oxblk_core::{DriverTable, Graph, OpenFlags, Options};

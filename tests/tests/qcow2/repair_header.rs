@@ -1,7 +1,8 @@
-//! One bit of the header, of its extensions or of the snapshot table is wrong, a repair runs, and the image is written to. Once
-//! the bit is right again, all is there: neither of them frees or overwrites what it does not see.
+//! Damage of one bit of the header, of its extensions or of the snapshot table, followed by a repair and a write. Once the bit
+//! is corrected, the data must be complete: neither the repair nor the write frees or overwrites clusters that it does not
+//! know.
 //!
-//! Ordinary runs take a share of the bits; `OXBLK_TEST_SCALE=96` takes all of them.
+//! Ordinary runs test a share of the bits; `OXBLK_TEST_SCALE=96` tests all of them.
 
 use std::ops::Range;
 
@@ -13,30 +14,30 @@ use oxblk_tests::scaled;
 
 use super::changes_fail::set::{Held, Kind, Set};
 
-/// The guest range that is written after a repair; nothing of it is allocated.
+/// The guest range that is written after a repair. No cluster of it is allocated.
 const WRITTEN: Range<usize> = 210 << 10..242 << 10;
-/// One bit of so many is tried in an ordinary run.
+/// An ordinary run tests one of this many bits.
 const SHARE: u64 = 48;
-/// The same for images with large LUKS headers.
+/// As [`SHARE`], for images with large LUKS headers.
 const LUKS_SHARE: u64 = 96;
-/// By how much the file can grow, in bytes.
+/// The space by which the file can grow, in bytes.
 const ROOM: u64 = 512 << 10;
-/// Where the header and its extensions are.
+/// The size of the header with its extensions.
 const HEAD: usize = 4096;
-/// Where the header has the order of refcounts.
+/// The header field with the refcount order.
 const WIDTH: Range<usize> = 96..100;
 
 fn word(bytes: &[u8], at: usize) -> usize {
     u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()).try_into().unwrap()
 }
 
-/// The fields of the header and the extensions that point somewhere or count something, and the snapshot table.
+/// Returns the fields of the header and of the extensions that hold offsets or counts, and the snapshot table.
 fn ranges(bytes: &[u8]) -> Vec<Range<usize>> {
     let fields = 4..112;
     let (mut at, mut found) = (word(bytes, 100), vec![fields]);
     while word(bytes, at) != 0 {
         let end = at + 8 + word(bytes, at + 4).next_multiple_of(8);
-        // Bitmaps, the LUKS header, the data file's name.
+        // Bitmaps extension, LUKS header extension, name of the data file.
         if [0x2385_2875, 0x0537_be77, 0x4441_5441].contains(&word(bytes, at)) {
             found.push(at..end);
         }
@@ -63,7 +64,7 @@ async fn write_somewhere(image: &Set) -> Result<()> {
     written.and(backend.close().await)
 }
 
-/// What is wrong with an image that has been put right.
+/// Repairs a restored image and returns its first fault.
 async fn fault_of(image: &Set, old: &Held, written: bool) -> Option<String> {
     let told = async {
         repair(image, Fix::All).await?;
@@ -78,7 +79,7 @@ async fn fault_of(image: &Set, old: &Held, written: bool) -> Option<String> {
     }
     if written {
         now.active[WRITTEN].copy_from_slice(&old.active[WRITTEN]);
-        // They may be in use.
+        // Bitmaps may still be marked as in use.
         now.bitmaps.clone_from(&old.bitmaps);
     }
     let lost = [
@@ -89,7 +90,7 @@ async fn fault_of(image: &Set, old: &Held, written: bool) -> Option<String> {
     lost.into_iter().find(|(_, lost)| *lost).map(|(what, _)| format!("{what} is lost"))
 }
 
-/// The image once the header says what it said, once the bit is right, and as it is.
+/// Returns three versions of the image: with the original header, with the corrected bit, and unchanged.
 fn put_right(trial: &Trial<'_>, damaged: &Set) -> [Set; 3] {
     let now = damaged.disk.bytes();
     let mut right = now.clone();
@@ -104,7 +105,8 @@ fn put_right(trial: &Trial<'_>, damaged: &Set) -> [Set; 3] {
     })
 }
 
-/// All is there once the header says what it said, or once the bit is right, or as it is; else what is wrong.
+/// Returns `None` if the data is complete with the original header, with the corrected bit, or unchanged. Otherwise returns the
+/// faults.
 async fn recover(trial: &Trial<'_>, damaged: &Set, written: bool) -> Option<String> {
     let mut faults = Vec::new();
     for restored in put_right(trial, damaged) {
@@ -118,7 +120,7 @@ async fn recover(trial: &Trial<'_>, damaged: &Set, written: bool) -> Option<Stri
     Some(format!("{name}: byte {byte}, bit {part}, {fix:?}, written: {written}: {faults:?}"))
 }
 
-/// Whether the image is corrupt whichever way it is put right, before anything else repairs it.
+/// Whether the image is corrupt in all three restored versions, before any other repair.
 async fn is_corrupt(trial: &Trial<'_>, damaged: &Set) -> bool {
     for restored in put_right(trial, damaged) {
         if let Ok(report) = repair(&restored, Fix::Nothing).await
@@ -130,7 +132,7 @@ async fn is_corrupt(trial: &Trial<'_>, damaged: &Set) -> bool {
     true
 }
 
-/// A bit that is wrong.
+/// A damaged bit.
 struct Trial<'a> {
     name: &'a str,
     original: &'a Set,
@@ -153,7 +155,7 @@ impl Trial<'_> {
             once: false,
         };
         damaged.disk.set_faults(Faults { fail: vec![fail], ..Faults::default() });
-        // Either may be refused. Then nothing has changed.
+        // The repair may be refused. It changes nothing then.
         drop(repair(&damaged, self.fix).await);
         let repaired = damaged.disk.bytes();
         let corrupt = repaired != flipped && is_corrupt(self, &damaged).await;
@@ -172,7 +174,7 @@ impl Trial<'_> {
         if lost.is_some() {
             drop(write_somewhere(&untouched).await);
             if !corrupt && recover(self, &untouched, true).await.is_some() {
-                // It is not the repair that loses something: it has freed nothing in use.
+                // The repair did not cause the loss: it has freed no cluster in use.
                 return None;
             }
         }

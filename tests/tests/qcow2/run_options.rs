@@ -1,4 +1,4 @@
-//! Options that concern how a qcow2 image is worked with, beside the QEMU tools; and temporary snapshots.
+//! Run-time options of a qcow2 image, compared with the QEMU tools; and temporary snapshots.
 
 use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{Error, Preallocation, WriteFlags};
@@ -12,7 +12,7 @@ fn words(line: &str) -> Vec<&str> {
     line.split(' ').collect()
 }
 
-/// The dirty bit of an image.
+/// Whether an image has the dirty bit set.
 fn is_dirty(bytes: &[u8]) -> bool {
     bytes[79] & 1 == 1
 }
@@ -25,14 +25,14 @@ fn lazy_refcounts_are_written_when_the_image_is_closed() {
         assert!(!is_dirty(&disk.bytes()), "nothing has been allocated");
         disk_open.write(0, IoBuf::from(vec![7; 300_000]), WriteFlags::empty()).await?;
         disk_open.flush().await?;
-        // What a power cut leaves now has all data, and refcounts that are to be made anew.
+        // After a power cut now, the image has all data, and its refcounts must be rebuilt.
         let left = disk.after_power_loss_none();
         assert!(is_dirty(&left.bytes()));
         let again = open(&left, "", false).await?;
         assert!(contents(&again).await.iter().take(300_000).all(|byte| *byte == 7));
         again.close().await?;
         assert_sound(&left, false, "after a power cut").await;
-        // Snapshots and changes of size need refcounts that are right, and leave the image lazy.
+        // Snapshots and resizes write correct refcounts first. The refcounts stay lazy afterwards.
         disk_open.create_snapshot(&SnapshotInfo::default()).await?;
         disk_open.write(0, IoBuf::from(vec![8; 100_000]), WriteFlags::empty()).await?;
         disk_open.discard(200_000, 100_000).await?;
@@ -121,7 +121,7 @@ fn discarded_clusters_stay_allocated_if_wanted() {
     both.same(Img, &words("map --output=json a.qcow2"));
     both.same(Io, &["-c", "write -P 3 100k 100k", "-c", "read -P 3 100k 100k", "a.qcow2"]);
     both.same_content("a.qcow2");
-    // What was kept is taken again.
+    // A later write uses the clusters that were kept.
     both.same(Img, &words("map --output=json a.qcow2"));
     both.same(Img, &words("check a.qcow2"));
 }
@@ -175,7 +175,7 @@ fn what_is_written_to_a_temporary_snapshot_is_forgotten() {
     both.same_bytes("odd.raw");
 }
 
-/// An image of 64 KiB clusters with one L2 table, of which `spoil` changes the bytes.
+/// Creates an image with 64 KiB clusters and one L2 table. `spoil` changes its bytes.
 fn spoilt(directory: &std::path::Path, spoil: impl Fn(&mut [u8])) {
     let run = |program: Program, args: &[&str]| program.args(args).directory(directory).run();
     run(Program::new("qemu-img"), &words("create -q -f qcow2 a.qcow2 1G"));
@@ -188,7 +188,7 @@ fn spoilt(directory: &std::path::Path, spoil: impl Fn(&mut [u8])) {
 
 #[test]
 fn metadata_is_not_written_over_metadata() {
-    // Header, refcount table at 0x1_0000, refcount block at 0x2_0000, L1 at 0x3_0000, L2 at 0x4_0000.
+    // Offsets: refcount table at 0x1_0000, refcount block at 0x2_0000, L1 table at 0x3_0000, L2 table at 0x4_0000.
     let put = |bytes: &mut [u8], at: usize, value: u64| {
         bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
     };
@@ -212,7 +212,7 @@ fn metadata_is_not_written_over_metadata() {
         assert!(told.contains(found), "{found}: {told}");
         let after = std::fs::read(&path).unwrap();
         assert_eq!(after[79] & 2, 2, "{found}: not marked corrupt");
-        // The tables are as they were; refcounts may be too high.
+        // The tables are unchanged; refcounts may be too high.
         assert!(before[0x3_0000..0x5_0000] == after[0x3_0000..0x5_0000], "{found}: overwritten");
     }
 }
@@ -227,7 +227,7 @@ fn overlaps_that_are_not_looked_for_are_not_found() {
     let write = ["io", "-c", "write -P 2 0 64k", "--image-opts", image];
     let reply = Program::oxblk().args(write).directory(directory.path()).run();
     assert!(!reply.err().contains("corrupt"), "{}", reply.err());
-    // A reopen has them looked for.
+    // A reopen turns the overlap checks on.
     spoilt(directory.path(), |bytes| {
         bytes[0x3_0000..0x3_0008].copy_from_slice(&(1 << 63 | 0x2_0000_u64).to_be_bytes());
     });

@@ -1,5 +1,5 @@
-//! Internal snapshots: whatever is done between, each holds what the disk held; and a power cut in the middle of a
-//! change leaves the old state or the new.
+//! Internal snapshots keep the contents of the disk from the moment at which they were taken, whatever happens later. A power
+//! cut during a change leaves the old state or the new state.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn named(name: &str) -> SnapshotInfo {
     SnapshotInfo { name: name.to_owned(), ..SnapshotInfo::default() }
 }
 
-/// The disk, and what each snapshot holds by id.
+/// The contents of the disk, and of each snapshot by its id.
 #[derive(Clone, Default)]
 struct Model {
     now: Vec<u8>,
@@ -76,7 +76,7 @@ impl Model {
         }
     }
 
-    /// The disk and all snapshots hold what they should; the active state is changed.
+    /// Asserts the contents of the disk and of all snapshots. Applies the snapshots, so the active state changes.
     async fn assert_holds(&self, disk: &Backend, what: &str) {
         assert!(contents(disk).await == self.now, "{what}: the active state");
         let ids: Vec<_> = disk.snapshots().await.unwrap().into_iter().map(|one| one.id).collect();
@@ -130,7 +130,7 @@ fn snapshots_hold_what_the_disk_held_whatever_is_done_between() {
     }
 }
 
-/// Makes an image with two snapshots, and gives the model of it.
+/// Creates an image with two snapshots and returns its model.
 async fn prepared(disk: &Disk) -> Model {
     let backend = open(disk, false).await.unwrap();
     let mut model = Model { now: vec![0; 1 << 20], ..Model::default() };

@@ -1,5 +1,5 @@
-//! qcow2 images with subclusters (extended L2 entries), beside the QEMU tools: made, used, looked at, checked and resized
-//! by either, and by one after the other.
+//! qcow2 images with subclusters (extended L2 entries), compared with the QEMU tools. Either program creates, uses, inspects,
+//! checks and resizes the images, and each also uses the images of the other.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ fn words(line: &str) -> Vec<&str> {
     line.split(' ').collect()
 }
 
-/// An image of this size over 3 MiB of data, the same on every side.
+/// Creates an image of this size over 3 MiB of data, the same on every side.
 fn over_a_backing_file(options: &str, size: &str) -> Differential {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "base", "3M"]);
@@ -24,7 +24,7 @@ fn over_a_backing_file(options: &str, size: &str) -> Differential {
     both
 }
 
-/// What `map` says of an image, wherever its data lies: each extent without its offset, joined with what is the same.
+/// Returns the extents that `map` prints, without their offsets. Adjacent extents of the same kind are joined.
 fn map_of(mut program: Program, directory: &Path, image: &str) -> Vec<(String, u64)> {
     program = program.args(["map", "--output=json", image]).directory(directory);
     let mut extents: Vec<(String, u64)> = Vec::new();
@@ -32,7 +32,7 @@ fn map_of(mut program: Program, directory: &Path, image: &str) -> Vec<(String, u
         let (_, line) = line.split_once("\"length\": ").expect("an extent");
         let (length, what) = line.split_once(',').expect("an extent");
         let place = if what.contains("offset") { " at a place" } else { "" };
-        // The host may store data as a hole.
+        // The host may store zero data as a hole.
         let what = match what.contains("\"data\": true") {
             true => what.replace("\"zero\": true", "\"zero\": false"),
             false => what.to_owned(),
@@ -48,7 +48,7 @@ fn map_of(mut program: Program, directory: &Path, image: &str) -> Vec<(String, u
     extents
 }
 
-/// What an image reads as and what `map` says of it is the same on every side.
+/// Asserts that the contents and the map of an image are the same on every side.
 fn look_the_same(both: &Differential, image: &str) {
     let theirs = map_of(Program::new("qemu-img"), &both.qemu_directory(), image);
     for directory in both.our_directories() {
@@ -112,7 +112,7 @@ fn a_cluster_shared_with_a_snapshot_is_copied_only_where_it_has_data() {
         both.same(Io, &["-c", line, "a"]);
         both.same_content("a");
     }
-    // QEMU copies what lies between as well.
+    // QEMU also copies the subclusters between the written ones.
     let [directory, _] = both.our_directories();
     let map = map_of(Program::oxblk().arg("img"), &directory, "a");
     let depths: Vec<_> =
@@ -219,7 +219,7 @@ fn images_are_converted_to_and_from_subclusters() {
     }
 }
 
-/// An image with all that an entry can be; the L2 table is at [`L2`].
+/// Creates an image with every kind of entry, which `spoil` then corrupts. The L2 table is at [`L2`].
 fn damaged(spoil: impl Fn(&mut Image)) -> Differential {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "-o", "extended_l2=on", "a", "1M"]);
@@ -238,19 +238,19 @@ fn damaged(spoil: impl Fn(&mut Image)) -> Differential {
     both
 }
 
-/// The words of the table's entries: which, and what is put there.
+/// The damaged words of the L2 table: the index and the new value.
 const FAULTS: &[(usize, u64)] = &[
-    // Allocated and zero at once.
+    // Both allocated and zero.
     (1, 0x0000_0001_ffff_ffff),
     (7, u64::MAX),
-    // Allocated where there is no cluster.
+    // Allocated although the entry has no cluster.
     (5, 1),
     (5, u64::MAX),
     (11, 1 << 31),
-    // Bit 0 of the first word, which means nothing.
+    // Bit 0 of the first word, which is unused.
     (6, 0x8000_0000_0007_0001),
     (10, 1),
-    // Unaligned, reserved, of another cluster.
+    // Unaligned, reserved bits, the offset of another cluster.
     (6, 0x8000_0000_0007_0200),
     (6, 0x8200_0000_0007_0000),
     (6, 0x8000_0000_0005_0000),
@@ -266,7 +266,7 @@ fn damaged_entries_are_told_as_qemu_tells_them() {
     for (word, value) in FAULTS {
         let both = damaged(|image| image.put64(L2 + word * 8, *value));
         both.same(Img, &["check", "a"]);
-        // What has reserved bits is refused, and nothing lies behind the end.
+        // oxblk refuses entries with reserved bits. No entry lies past the end.
         if value & 0x3f00_0100_0000_0000 == 0 {
             both.same_exit_code(Io, &["-r", "-c", "read 0 512k", "a"]);
         }

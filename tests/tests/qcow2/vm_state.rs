@@ -1,4 +1,4 @@
-//! VM state: saved and loaded as QEMU does, kept by snapshots, and good for a guest that QEMU runs.
+//! VM state is saved and loaded as by QEMU, snapshots keep it, and a guest under QEMU can resume from it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -105,7 +105,7 @@ fn a_snapshot_keeps_the_state_that_was_saved_before_it() {
     }
 }
 
-/// Runs a guest without an operating system on the image and gives it commands of the monitor.
+/// Runs a guest without an operating system on the image and sends it monitor commands.
 fn guest(image: &Path, more: &[&str], commands: &str) -> String {
     let script = format!("sleep 1; printf '{commands}quit\\n'");
     let qemu = format!(
@@ -138,7 +138,7 @@ fn a_guests_state_is_read_back_and_can_be_resumed_after_its_snapshot_was_applied
     img(&["snapshot", "-c", "disk only"]);
     img(&["snapshot", "-a", "one"]);
     check_clean(&path);
-    // QEMU's migration stream begins with its name and version.
+    // QEMU's migration stream begins with a magic number and a version.
     let head = io(&["read -b -v 0 512"]);
     assert!(head.contains("51 45 56 4d 00 00 00 03"), "{head}");
     assert!(!io(&["read -P 7 0 1M"]).contains("failed"));

@@ -1,5 +1,5 @@
-//! Zero writes and discards in qcow2 images, beside the QEMU tools: the L2 entries are QEMU's, so that what was made zero
-//! stays zero when a backing file is put below.
+//! Zero writes and discards in qcow2 images, compared with the QEMU tools. Both programs write the same L2 entries, so zeroed
+//! ranges stay zero when a backing file is added later.
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Tool::{Img, Io};
@@ -52,7 +52,7 @@ fn zero_writes_make_the_entries_that_qemu_makes() {
                 let both = image(&format!("{options}{backing}"), before);
                 both.same(Io, &commands(&lines));
                 both.same_content("a");
-                // Data that has to be written may have another place in QEMU, and QEMU keeps the place of a cluster whose
+                // QEMU may choose another offset for data that must be written, and it keeps the offset of a cluster whose
                 // subclusters become zero one after the other.
                 let moves = before.contains(&compressed) || options.contains("0.10");
                 let is_plain = before.is_empty() || !options.contains("extended");

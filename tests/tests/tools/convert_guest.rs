@@ -1,4 +1,4 @@
-//! A real guest disk, partitioned with an ext4 root, goes from raw to qcow2 and back unchanged.
+//! A real guest disk, partitioned and with an ext4 root, is converted from raw to qcow2 and back without changes.
 
 use std::path::Path;
 
@@ -44,7 +44,7 @@ fn a_guest_disk_converted_to_qcow2_and_back_is_identical_by_us_and_by_qemu() {
     convert(ours(), ("qcow2", &ours_up), ("raw", &ours_down), &[]);
     same_bytes(&raw, &ours_down);
 
-    // What one wrote, the other reads.
+    // Each tool reads the image that the other one wrote.
     let (theirs_up, crossed, crossed_back) = (path("theirs.qcow2"), path("a.raw"), path("b.raw"));
     convert(qemu(), ("raw", &raw), ("qcow2", &theirs_up), &[]);
     convert(ours(), ("qcow2", &theirs_up), ("raw", &crossed), &[]);

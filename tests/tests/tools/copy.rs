@@ -1,4 +1,4 @@
-//! Copying disks as embedders do, on simulated disks that fail.
+//! Copies of disks through the library, on simulated disks that fail.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -19,12 +19,12 @@ fn backend(graph: &Graph, name: &str, disk: &Disk) -> Backend {
     Backend::new(graph, "", node, permissions).unwrap()
 }
 
-/// Bytes that tell where they are; none is zero.
+/// Returns bytes that depend on their offset. None of them is zero.
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| u8::try_from(at / 512 % 255).unwrap() + 1).collect()
 }
 
-/// Makes every operation of a kind on `range` of the disk fail.
+/// Makes every operation of one kind in a range of the disk fail.
 fn fail(disk: &Disk, op: FaultOp, range: Range<u64>, errno: i32) {
     let rule = FailRule { op, nth: None, range: Some(range), errno, once: false };
     disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
@@ -40,7 +40,7 @@ impl Observer for Heard {
     }
 }
 
-/// A copy of `sources` to `target` with nobody watching.
+/// Copies `sources` to `target` without a progress observer.
 fn copy(seed: u64, sources: &[Disk], target: &Disk, options: CopyOptions) -> Result<(), CopyError> {
     copy_watched(seed, sources, target, options, Arc::new(()), false)
 }
@@ -76,7 +76,7 @@ fn several_disks_become_one_with_each_filled_up_to_whole_sectors() {
         CopyOptions { chunk: 4096, parallel: 3, ..CopyOptions::default() },
         CopyOptions { sparse: 0, chunk: 512, ..CopyOptions::default() },
     ] {
-        // What was on the target must be gone, unless it is said to be empty.
+        // The copy must replace the old contents of the target, unless the options say that the target is empty.
         let old = if options.target_is_zero { 0 } else { 0xff };
         let target = Disk::from_bytes(2, &vec![old; expected.len()]);
         copy(7, &sources, &target, options.clone()).unwrap();
@@ -193,7 +193,7 @@ fn a_copy_that_is_stopped_at_any_moment_does_not_call_itself_whole_when_it_is_no
         ..Faults::default()
     };
     for tenth in 0..60 {
-        // Data throughout, so that the zeroes are found only once they have been read.
+        // The source has only data, so zeroes are found only after they were read.
         let source = Disk::from_bytes(1, &vec![1; 16 << 10]);
         let target = Disk::from_bytes(2, &vec![0xff; 16 << 10]);
         let graph = Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything);

@@ -1,4 +1,4 @@
-//! `img amend` beside qemu-img: text, exit codes, and what becomes of the image.
+//! `img amend` compared with qemu-img: output, exit codes, and the changed image.
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Program;
@@ -14,7 +14,8 @@ fn each(both: &Differential, line: &str) {
     });
 }
 
-/// An image with data and zero clusters over a backing file, and with a snapshot if wanted; `seen` is what it shows.
+/// Creates an image with data and zero clusters over a backing file, and with a snapshot if `snapshot` is set. `seen.raw` has
+/// its guest-visible contents.
 fn image(options: &str, snapshot: bool) -> Differential {
     let made = tempfile::tempdir().unwrap();
     let run = |tool: &str, args: &[&str]| {
@@ -49,7 +50,7 @@ fn an_image_goes_from_one_version_to_the_other_and_back() {
             });
         }
         if snapshot {
-            // Its zero clusters have become data, too.
+            // The zero clusters of the snapshot have become data clusters too.
             each(&both, "snapshot -a kept a.qcow2");
             both.same_content("a.qcow2");
         }
@@ -76,7 +77,7 @@ fn refcounts_get_every_width() {
         both.same_content("a.qcow2");
         each(&both, "compare -q a.qcow2 seen.raw");
     }
-    // Where QEMU takes long, it is not asked to do the same.
+    // QEMU takes long for these widths, so only oxblk runs.
     let ours = image("cluster_size=64k", false);
     let directory = &ours.our_directories()[0];
     for width in ["1", "64", "8", "4"] {
@@ -201,7 +202,7 @@ fn a_damaged_image_is_not_downgraded() {
         assert_eq!(reply.code(), 1, "{}", reply.err());
         let last = reply.err();
         assert!(last.lines().count() <= 2, "{last}");
-        // It is of version 3 still, and says that it is corrupt.
+        // The image still has version 3, and is marked corrupt.
         let after = std::fs::read(&path).unwrap();
         assert_eq!(after[7], 3);
         assert_eq!(after[79] & 2, 2);

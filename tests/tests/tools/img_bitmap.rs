@@ -1,5 +1,5 @@
-//! `img bitmap`, and bitmaps in `info`, `measure`, `convert` and `check`, beside qemu-img; and what each tool makes of the
-//! other's bitmaps.
+//! `img bitmap`, and bitmaps in `info`, `measure`, `convert` and `check`, compared with qemu-img. Each tool also uses the
+//! bitmaps of the other.
 
 use std::path::Path;
 
@@ -103,7 +103,7 @@ fn a_bitmap_too_large_for_its_granularity_is_refused_as_qemu_does() {
     );
 }
 
-/// An image with a bitmap that records, one that does not, and data.
+/// Creates an image with an enabled bitmap, a disabled one, and data.
 fn with_bitmaps() -> Differential {
     let both = disk();
     both.qemu(Img, &["bitmap", "--add", "a.qcow2", "auto"]);
@@ -163,7 +163,7 @@ fn spoil(image: &Path) {
     std::fs::write(image, bytes.bytes()).unwrap();
 }
 
-/// Where the bitmap directory is.
+/// Returns the offset of the bitmap directory.
 fn directory_of(image: &Image) -> usize {
     let mut at = usize::try_from(get32(image, 100)).unwrap();
     while get32(image, at) != 0x2385_2875 {
@@ -201,7 +201,7 @@ fn a_bitmap_in_use_is_refused_and_removed_as_with_qemu() {
     }
 }
 
-/// What a bitmap has dirty, by way of qemu-nbd: offset and length. It must not record.
+/// Returns the dirty ranges of a bitmap as offset and length, read through qemu-nbd. The bitmap must be disabled.
 fn dirty(image: &Path, name: &str) -> Vec<(u64, u64)> {
     let map = format!("--map=qemu:dirty-bitmap:{name}");
     let reply = Program::new("nbdinfo")
@@ -301,7 +301,7 @@ fn a_hundred_bitmaps_and_one_of_many_clusters_go_from_tool_to_tool() {
         let name = format!("bitmap number {number}");
         tool(number % 10 != 0, Img).args(["bitmap", "--add"]).arg(&image).arg(name).succeed();
     }
-    // 128 clusters of data: a table of two clusters.
+    // 128 clusters of bitmap data need a bitmap table of two clusters.
     tool(true, Img).args(["bitmap", "--add", "-g", "512"]).arg(&image).arg("fine").succeed();
     tool(true, Io)
         .args(["-c", "write 0 64k", "-c", "write 100M 64k", "-c", "write 255M 1M"])
@@ -325,7 +325,7 @@ fn a_hundred_bitmaps_and_one_of_many_clusters_go_from_tool_to_tool() {
     assert_eq!(dirty(&image, "fine"), wanted);
 }
 
-/// A broken part of a bitmap directory, put into an image with two bitmaps.
+/// A fault in a bitmap directory, in an image with two bitmaps.
 type Fault = (&'static str, fn(&mut Image, usize));
 
 const BROKEN: &[Fault] = &[
@@ -363,7 +363,7 @@ fn put_in_table(image: &mut Image, entry: usize, value: u64) {
     image.put64(table, value);
 }
 
-/// An image with the bitmaps `b0` and `b1`, in which both have something.
+/// Creates an image with the bitmaps `b0` and `b1`, which both have dirty bits.
 fn two_bitmaps(path: &Path) -> Image {
     Program::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(path).arg("8M").succeed();
     for name in ["b0", "b1"] {
@@ -390,7 +390,7 @@ fn a_broken_bitmap_can_be_told_of_removed_and_repaired_and_costs_no_data() {
         assert_eq!(img(&["check"]).run().code(), 2, "{name}");
         let refused = img(&["bitmap", "--clear"]).arg("b0").run();
         assert!(refused.err().contains("Bitmap 'b0' is inconsistent and cannot be used"), "{name}");
-        // It can be written to, and removed.
+        // The image can be written to, and the bitmap can be removed.
         let io = ["-c", "write -P 6 4M 64k", "-c", "read -P 5 1M 1M"];
         let reply = tool(true, Io).args(io).arg(&path).succeed();
         assert!(!reply.out().contains("failed"), "{name}: {}", reply.out());
@@ -402,7 +402,7 @@ fn a_broken_bitmap_can_be_told_of_removed_and_repaired_and_costs_no_data() {
         }
         Program::new("qemu-img").arg("check").arg(&path).succeed();
         assert!(!img(&["info"]).succeed().out().contains("b0"), "{name}");
-        // Or it is repaired with all else.
+        // A repair also removes the bitmap.
         spoiled();
         img(&["check", "-r", "all"]).succeed();
         Program::new("qemu-img").arg("check").arg(&path).succeed();
@@ -413,8 +413,8 @@ fn a_broken_bitmap_can_be_told_of_removed_and_repaired_and_costs_no_data() {
     }
 }
 
-/// What is said of a directory that cannot be walked, and how it came to be so, given where the extension and the directory
-/// are.
+/// The error for a directory that cannot be read, and the change that causes it. The change gets the offsets of the extension
+/// and of the directory.
 type Unwalkable = (&'static str, fn(&mut Image, usize, usize));
 
 const UNWALKABLE: &[Unwalkable] = &[
@@ -444,7 +444,7 @@ fn a_directory_that_cannot_be_walked_keeps_nothing_from_being_repaired() {
         let mut image = good.clone();
         let places = (extension(&image), directory_of(&image));
         fault(&mut image, places.0, places.1);
-        // Something else is wrong as well.
+        // The image has another fault as well.
         let table = usize::try_from(image.get64(48)).unwrap();
         let block = usize::try_from(image.get64(table)).unwrap();
         image.put(block + 2 * 5, &[0, 0]);
@@ -459,7 +459,8 @@ fn a_directory_that_cannot_be_walked_keeps_nothing_from_being_repaired() {
         }
         let found = img(&["check"]).run();
         assert!(found.code() == 2 && found.err().contains(said), "{said}: {}", found.err());
-        // The first repair gives the directory up, and frees nothing: what the bitmaps had may be in use. Then it leaks.
+        // The first repair removes the directory but frees no cluster, since clusters of bitmaps may be in use. The second
+        // repair frees them as leaks.
         img(&["check", "-r", "all"]).run();
         img(&["check", "-r", "all"]).run();
         Program::new("qemu-img").arg("check").arg(&path).succeed();

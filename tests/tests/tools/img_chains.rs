@@ -1,5 +1,5 @@
-//! Random chains of images, amended, rebased and committed in any order: what the top shows stays the same, and every
-//! image checks clean.
+//! Random chains of images that are amended, rebased and committed in any order. The guest-visible contents of the top stay the
+//! same, and every image passes the check.
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ const KINDS: &[&str] = &[
 struct Chain {
     directory: TempDir,
     random: Random,
-    /// The images below the top, from the base up.
+    /// The images below the top, base first.
     below: Vec<String>,
     told: Vec<String>,
 }
@@ -64,7 +64,7 @@ impl Chain {
         Program::new(tool).args(line.split(' ')).directory(self.path()).succeed();
     }
 
-    /// Random writes, zeroes and discards.
+    /// Makes random writes, zero writes and discards.
     fn write(&mut self, name: &str, format: &str, size: u64) {
         let mut io = Program::oxblk().args(["io", "-f", format]);
         for _ in 0..6 {
@@ -80,7 +80,7 @@ impl Chain {
         io.arg(name).directory(self.path()).succeed();
     }
 
-    /// What the top shows from now on.
+    /// Stores the current contents of the top, to which later contents are compared.
     fn keep(&self) {
         self.qemu("qemu-img", "convert -f qcow2 -O raw top seen");
     }
@@ -105,7 +105,7 @@ impl Chain {
             "lazy_refcounts=off",
         ];
         let pick = usize::try_from(self.random.below(options.len() as u64)).unwrap();
-        // Not every image can become everything.
+        // Some changes are impossible for some images.
         self.img(&format!("amend -f qcow2 -o {} top", options[pick]));
     }
 
@@ -126,12 +126,13 @@ impl Chain {
         };
     }
 
-    /// Afterwards the image below shows what the top does; of what lies below `base` nothing is left to rely on.
+    /// Commits the top. Afterwards the image below has the contents of the top; the contents of images below `base` are
+    /// undefined.
     fn commit(&mut self) {
         let Some(below) = self.below.last().cloned() else { return };
         assert!(self.img("commit -f qcow2 top"), "{:?}", self.told);
         let format = if below == "base" { "raw" } else { "qcow2" };
-        // It may be longer than the top.
+        // The image below may be longer than the top.
         self.qemu("qemu-img", &format!("convert -f {format} -O raw {below} committed"));
         let read = |name: &str| std::fs::read(self.path().join(name)).unwrap();
         let (seen, committed) = (read("seen"), read("committed"));

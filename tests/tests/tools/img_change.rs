@@ -1,4 +1,4 @@
-//! `img compare`, `resize` and `bench` say and do what qemu-img does.
+//! `img compare`, `resize` and `bench` print and do the same as qemu-img.
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::differential::normalise::Rules;
@@ -129,7 +129,7 @@ fn qcow2_images_grow_with_their_clusters_allocated() {
     ] {
         let both = Differential::new();
         both.qemu(Img, &["create", "-q", "-f", "qcow2", "-o", options, "a.qcow2", "1M"]);
-        // Freed clusters with old data in the middle of the file.
+        // The file has freed clusters with old data in its middle.
         both.qemu(Io, &["-c", "write -P 6 0 1M", "-c", "write -P 5 0 64k", "a.qcow2"]);
         both.qemu(Io, &["-d", "unmap", "-c", "discard 512k 256k", "a.qcow2"]);
         both.same(Img, &["resize", &format!("--preallocation={mode}"), "a.qcow2", "+9M"]);

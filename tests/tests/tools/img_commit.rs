@@ -1,4 +1,4 @@
-//! `img commit` beside qemu-img: text, exit codes, and what the images hold afterwards.
+//! `img commit` compared with qemu-img: output, exit codes, and the contents of the images afterwards.
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Program;
@@ -8,7 +8,7 @@ fn words(line: &str) -> Vec<&str> {
     line.split(' ').collect()
 }
 
-/// `top` over `mid` over `base`, all of different sizes; `seen` is what `top` shows.
+/// Creates `top` over `mid` over `base`, all of different sizes. `seen.raw` has the contents of `top`.
 fn chain(options: &str, base: &str) -> Differential {
     let made = tempfile::tempdir().unwrap();
     let run = |tool: &str, args: &[&str]| {

@@ -1,4 +1,4 @@
-//! `img convert` and `dd` say what qemu-img says and make images that hold the same.
+//! `img convert` and `dd` print the same as qemu-img and create images with the same contents.
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::differential::normalise::Rules;

@@ -1,4 +1,4 @@
-//! `img convert` makes the same bytes on every run and lays images out as qemu-img does; progress comes in its steps.
+//! `img convert` writes the same bytes on every run and uses qemu-img's layout. Its progress has the steps of qemu-img.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use oxblk_tests::program::Program;
 use oxblk_tests::program::Tool::{Img, Io};
 use serde_json::Value;
 
-/// A disk with holes, zeroes that are stored, noise, and text that compresses.
+/// Returns a disk with holes, stored zeroes, noise, and text that compresses well.
 fn disk() -> Vec<u8> {
     let mut state = 1_u64;
     let mut bytes = vec![0; 12 << 20];
@@ -45,7 +45,7 @@ fn a_conversion_makes_the_same_bytes_whatever_the_number_of_threads() {
         let converted = [1, 2, 8].map(|threads| {
             let line = format!("convert --threads {threads} -O qcow2 {options} disk.raw out.qcow2");
             let convert = ours(scratch.path()).args(line.split_whitespace());
-            // The one with the most threads is delayed where they meet.
+            // The run with the most threads is perturbed where threads interact.
             let convert = if threads == 8 { convert.perturbed(1) } else { convert };
             convert.succeed();
             std::fs::read(scratch.path().join("out.qcow2")).expect("an image")
@@ -54,7 +54,7 @@ fn a_conversion_makes_the_same_bytes_whatever_the_number_of_threads() {
     }
 }
 
-/// The data extents of an image: guest offset, length, host offset.
+/// Returns the data extents of an image: guest offset, length, host offset.
 fn layout(image: &Path) -> Vec<(u64, u64, Option<u64>)> {
     let map = Program::new("qemu-img").args(["map", "--output=json"]).arg(image).succeed();
     let map: Value = serde_json::from_slice(&map.stdout).expect("JSON");
@@ -68,7 +68,7 @@ fn layout(image: &Path) -> Vec<(u64, u64, Option<u64>)> {
     data.map(place).collect()
 }
 
-/// The same, of an encrypted image: its L2 tables, as they are on disk.
+/// Returns the layout of an encrypted image: its L2 table as stored on disk.
 fn entries(image: &Path) -> Vec<u8> {
     let bytes = std::fs::read(image).expect("an image");
     let word =

@@ -1,4 +1,4 @@
-//! `img create` says and makes what qemu-img does.
+//! `img create` prints and creates the same as qemu-img.
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Tool::{Img, Io};

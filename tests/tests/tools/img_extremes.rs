@@ -1,4 +1,4 @@
-//! Sizes, names and option lists at their limits, and devices as targets: what QEMU's tools say of them.
+//! Sizes, names and option lists at their limits, and devices as targets, compared with QEMU's tools.
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Tool::{Img, Io};
@@ -114,7 +114,7 @@ fn a_name_of_a_snapshot_is_stored_up_to_255_bytes() {
 fn a_name_of_a_bitmap_is_not_shortened() {
     let both = images();
     for len in [1023, 1024, 1100] {
-        // The message names the node, whose generated name differs.
+        // The message contains the generated node name, which differs between the tools.
         both.same_exit_code(Img, &["bitmap", "--add", "a.qcow2", &"a".repeat(len)]);
     }
     both.same(Img, &["map", "a.qcow2"]);

@@ -1,4 +1,4 @@
-//! Images of formats that are not there yet are neither read as raw disks nor lost by accident.
+//! Images of unsupported formats are not read as raw disks, and not overwritten by mistake.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! What tools must not do for an image that means harm.
+//! Protection against malicious images in the tools.
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Tool::{Img, Io};

@@ -1,4 +1,4 @@
-//! `img info`, `map`, `measure` and `check` tell what qemu-img tells.
+//! `img info`, `map`, `measure` and `check` print the same as qemu-img.
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Program;
@@ -10,7 +10,7 @@ fn same(both: &Differential, lines: &[&str]) {
     }
 }
 
-/// A chain of three qcow2 images with data, zeroes, discards and a compressed cluster, and raw images.
+/// Creates a chain of three qcow2 images with data, zeroes, discards and a compressed cluster, and raw images.
 fn images() -> Differential {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "raw", "a.raw", "1M"]);
@@ -144,7 +144,7 @@ fn maps_are_the_same() {
     );
 }
 
-/// An image of 100 data clusters, of which the host lacks the last `missing`.
+/// Creates an image of 100 data clusters, of which the last `missing` are holes in the file.
 fn with_holes_in_the_file(both: &Differential, name: &str, missing: u64) {
     const CLUSTER: u64 = 65536;
     both.qemu(Img, &["create", "-q", "-f", "qcow2", name, "1G"]);

@@ -1,4 +1,4 @@
-//! `img rebase` beside qemu-img: text, exit codes, and that a guest goes on seeing what it saw.
+//! `img rebase` compared with qemu-img: output, exit codes, and unchanged guest-visible contents.
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Program;
@@ -9,8 +9,8 @@ fn words(line: &str) -> Vec<&str> {
     line.split(' ').map(|word| if word == "''" { "" } else { word }).collect()
 }
 
-/// `top` over `mid` over `base`, all of different sizes; another base, and one longer than all; `seen` is what `top`
-/// shows.
+/// Creates `top` over `mid` over `base`, all of different sizes; another base; and one that is longer than all of them.
+/// `seen.raw` has the contents of `top`.
 fn files(options: &str) -> TempDir {
     let made = tempfile::tempdir().unwrap();
     let run = |tool: &str, args: &[&str]| {
@@ -39,7 +39,7 @@ fn chain(options: &str) -> Differential {
     both
 }
 
-/// Every side's `top.qcow2` shows what it did before.
+/// Asserts that the contents of `top.qcow2` have not changed on any side.
 fn same_as_before(both: &Differential) {
     both.same_content("top.qcow2");
     both.prepare(|directory| {
@@ -66,7 +66,7 @@ fn a_rebased_image_shows_what_it_showed() {
     ];
     for (options, count) in kinds {
         let made = files(options);
-        // There qemu-img 10.0 stops with an assertion when it is to compress.
+        // qemu-img 10.0 stops with an assertion failure if it compresses into such an image.
         let crashes = |line: &str| options == "extended_l2=on" && line.contains("-c");
         for line in lines.iter().rev().take(count).filter(|line| !crashes(line)) {
             let both = Differential::new();
@@ -83,7 +83,7 @@ fn an_image_that_stood_alone_hides_what_its_new_backing_file_holds() {
     both.same(Img, &words("rebase -b '' top.qcow2"));
     both.same(Img, &words("rebase -b long.raw -F raw top.qcow2"));
     same_as_before(&both);
-    // Zeroes took no space.
+    // Zeroes take no space.
     for directory in both.our_directories() {
         let size = std::fs::metadata(directory.join("top.qcow2")).unwrap().len();
         assert!(size < 8 << 20, "{size} bytes");
@@ -159,7 +159,7 @@ fn faults_are_told_as_qemu_img_tells_them() {
     ] {
         both.same(Img, &words(line));
     }
-    // Nothing was begun that could not succeed.
+    // A command that cannot succeed changes nothing.
     for directory in both.our_directories() {
         let now = std::fs::read(directory.join("top.qcow2")).unwrap();
         assert!(now == before);
@@ -181,7 +181,7 @@ fn a_name_that_an_untrusted_image_gives_chooses_no_protocol() {
         assert_eq!(reply.code(), 1, "{line}");
         assert!(reply.err().contains("The image names the"), "{line}: {}", reply.err());
     }
-    // Who names the right file is helped.
+    // If the user names the right file, the commands work.
     let line = words("img rebase -u -b base.qcow2 -F qcow2 mid.qcow2");
     Program::oxblk().args(line).directory(directory).succeed();
     Program::oxblk().args(words("img commit mid.qcow2")).directory(directory).succeed();
@@ -230,7 +230,7 @@ fn a_backing_file_of_the_same_name_in_another_directory_is_another_one() {
     both.qemu(Img, &words("create -q -f qcow2 -F qcow2 -b base s/mid"));
     both.qemu(Img, &words("create -q -f qcow2 -F qcow2 -b s/mid top"));
     both.same(Img, &words("rebase -b base -F qcow2 top"));
-    // QEMU takes the layer of that name for the new backing file, and the data is lost.
+    // QEMU mistakes the layer of the same name for the new backing file, and loses the data.
     for directory in both.our_directories() {
         let read = ["io", "-c", "read -P 1 0 1M", "top"];
         Program::oxblk().args(read).directory(&directory).succeed();

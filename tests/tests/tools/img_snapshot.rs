@@ -1,4 +1,4 @@
-//! `img snapshot` and the snapshots that `img info` lists, beside qemu-img.
+//! `img snapshot` and the snapshot list of `img info`, compared with qemu-img.
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Program;
@@ -12,7 +12,7 @@ fn images() -> Differential {
     both
 }
 
-/// The same image with snapshots in every directory, dates included.
+/// Creates the same image with the same snapshots and dates in every directory.
 fn with_snapshots() -> Differential {
     let both = images();
     let made = both.qemu_directory().join("a.qcow2");
@@ -47,7 +47,7 @@ fn snapshots_are_listed_and_refused_as_qemu_does() {
     }
 }
 
-/// The image through a raw one over it.
+/// Options that open the image through a raw node.
 const THROUGH_RAW: &str = "driver=raw,file.driver=qcow2,file.file.filename=a.qcow2";
 
 #[test]

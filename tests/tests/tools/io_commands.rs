@@ -1,11 +1,11 @@
-//! `io`'s commands answer as qemu-io's do, on raw and on qcow2 images.
+//! The commands of `io` answer as those of qemu-io, on raw and on qcow2 images.
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Tool::{Img, Io};
 
 const FORMATS: [&str; 2] = ["raw", "qcow2"];
 
-/// A disk of 64 MiB with some data, and files to write from.
+/// Creates a disk of 64 MiB with some data, and files to write from.
 fn disk(format: &str) -> Differential {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", format, "disk", "64M"]);
@@ -17,7 +17,7 @@ fn disk(format: &str) -> Differential {
     both
 }
 
-/// Runs each command by itself on one disk of each format.
+/// Runs each command separately on one disk of each format.
 fn each(commands: &[&str]) {
     for format in FORMATS {
         let both = disk(format);
@@ -28,7 +28,7 @@ fn each(commands: &[&str]) {
     }
 }
 
-/// Runs command lines (words that contain blanks are in single quotes) on one disk of each format.
+/// Runs command lines on one disk of each format. Words with blanks are in single quotes.
 fn lines(lines: &[&str]) {
     for format in FORMATS {
         let both = disk(format);

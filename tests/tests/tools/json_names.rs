@@ -1,4 +1,4 @@
-//! `json:` file names, right and wrong, of many forms.
+//! Valid and invalid `json:` file names of many forms.
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Tool::{Img, Io};
@@ -163,7 +163,7 @@ const NAMES: &[&str] = &[
     r#"json:{"driver":"raw","file":{"driver":"null-co"}}"#,
 ];
 
-/// Names of QCOW2 images whose backing file options describe.
+/// Options that describe the backing file of a qcow2 image.
 const BACKING: &[&str] = &[
     r#""backing":null"#,
     r#""backing":"""#,

@@ -1,4 +1,4 @@
-//! Limits of the surroundings: a tool works with what there is, or ends in one clear line.
+//! Resource limits. A tool works with the resources that it gets, or ends with a one-line error.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use oxblk_tests::program::{Program, Reply, oxblk};
 
 const MIB: u64 = 1 << 20;
 
-/// An image with data in it.
+/// Creates an image with data.
 fn image() -> tempfile::TempDir {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path();
@@ -18,7 +18,7 @@ fn image() -> tempfile::TempDir {
     directory
 }
 
-/// Runs oxblk under limits, in `prlimit`'s words.
+/// Runs oxblk with limits, given as options of `prlimit`.
 fn limited(directory: &Path, limits: &[&str], line: &str) -> Reply {
     let program = Program::new("prlimit").args(limits).arg("--core=0").arg("--").arg(oxblk());
     program.args(line.split(' ')).directory(directory).run()

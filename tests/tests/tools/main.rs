@@ -1,4 +1,4 @@
-//! `oxblk img` and `io`, beside the QEMU tools.
+//! `oxblk img` and `io`, compared with the QEMU tools.
 
 mod convert_guest;
 mod copy;

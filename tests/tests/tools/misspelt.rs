@@ -1,4 +1,4 @@
-//! Misspelt words: under its own name, oxblk says what may have been meant.
+//! Misspelt words. When it is called by its own name, oxblk suggests a similar word.
 
 use oxblk_tests::program::Program;
 

@@ -10,7 +10,7 @@ fn bytes(name: &[u8]) -> OsString {
     OsStr::from_bytes(name).to_owned()
 }
 
-/// Runs oxblk; words beginning with `@` stand for the names.
+/// Runs oxblk. A word that begins with `@` is replaced by the name with that index.
 fn run(program: impl AsRef<OsStr>, directory: &Path, line: &str, names: &[&[u8]]) -> Reply {
     let word = |word: &str| match word.strip_prefix('@') {
         Some(index) => bytes(names[index.parse::<usize>().expect("an index")]),

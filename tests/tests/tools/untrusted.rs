@@ -1,4 +1,4 @@
-//! What an image may pull in: by default what QEMU follows, with `--untrusted` nothing.
+//! The files that an image may open: by default the same as with QEMU, with `--untrusted` none.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ fn qemu_img(directory: &Path, args: &[&str]) {
     Program::new("qemu-img").args(args).directory(directory).succeed();
 }
 
-/// `base` (raw), `mid` over it and `top` over that, `data` with a data file `guest`.
+/// Creates `base` (raw), `mid` over it, `top` over that, and `data` with the data file `guest`.
 fn images() -> tempfile::TempDir {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path();
@@ -24,7 +24,7 @@ fn images() -> tempfile::TempDir {
     scratch
 }
 
-/// An overlay of 1 MiB that names `backing`, which is not looked at.
+/// Creates an overlay of 1 MiB that names `backing`. The backing file is not opened.
 fn overlay(directory: &Path, name: &str, backing: &str) {
     let args = ["create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "raw", name, "1M"];
     qemu_img(directory, &args);
@@ -34,11 +34,11 @@ fn run(directory: &Path, args: &[&str]) -> oxblk_tests::program::Reply {
     Program::oxblk().args(args).directory(directory).run()
 }
 
-/// Fails in one line that holds all of `parts`.
+/// Asserts that the command fails with one line that contains all of `parts`.
 fn is_refused(directory: &Path, args: &[&str], parts: &[&str]) {
     let reply = run(directory, args);
     let error = reply.err();
-    // `compare` has 1 for images that differ.
+    // `compare` uses exit code 1 for images that differ.
     let expected = if args.contains(&"compare") { 2 } else { 1 };
     assert_eq!(reply.code(), expected, "{args:?}: {}{error}", reply.out());
     assert_eq!(error.lines().count(), 1, "{args:?}: {error}");
@@ -175,7 +175,7 @@ fn the_files_that_the_user_names_for_the_target_of_a_conversion_are_opened() {
     let reply = run(dir, &[&convert[..], &["-o", "data_file=new-guest", "base", "out"]].concat());
     assert_eq!((reply.code(), reply.err().as_str()), (0, ""));
     std::fs::remove_file(dir.join("out")).unwrap();
-    // What the backing file names in its turn is not.
+    // A file that the backing file names is not opened.
     let args = [&convert[..], &["-B", "mid", "-F", "qcow2", "base", "out"]].concat();
     is_refused(dir, &args, &["'base'", "untrusted"]);
     assert!(!dir.join("out").exists());
@@ -205,7 +205,7 @@ fn a_chain_that_is_a_loop_is_refused_in_one_line() {
     qemu_img(dir, &["rebase", "-u", "-b", "self", "-F", "qcow2", "self"]);
     qemu_img(dir, &["create", "-q", "-u", "-f", "qcow2", "-b", "./b", "-F", "qcow2", "a", "1M"]);
     qemu_img(dir, &["create", "-q", "-u", "-f", "qcow2", "-b", "a", "-F", "qcow2", "b", "1M"]);
-    // Known by its file only once it is open.
+    // The image names itself by a `json:` name, so the loop is detected only once the file is open.
     let json = r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"json"}}"#;
     qemu_img(dir, &["create", "-q", "-f", "qcow2", "json", "1M"]);
     qemu_img(dir, &["rebase", "-u", "-b", json, "-F", "qcow2", "json"]);

@@ -1,4 +1,4 @@
-//! Repairs lose nothing, free only what is known to be free, and leave images that QEMU finds clean.
+//! Repairs of VDI images lose no data, free only blocks that are certainly free, and leave images that pass QEMU's check.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -7,14 +7,14 @@ use std::path::Path;
 use oxblk_tests::hostile::bounded;
 use oxblk_tests::program::{Program, Reply};
 
-/// Where images have what the tests change.
+/// Offsets of the fields that the tests change, in bytes.
 const ALLOCATED: u64 = 0x184;
 const MAP: u64 = 0x200;
 const DATA: u64 = 0x400;
 const MIB: u64 = 1 << 20;
 const ABSENT: u32 = u32::MAX;
 
-/// An image of 10 MiB; the blocks 0, 3, 5 and 9 of the disk are the blocks 0 to 3 of the file.
+/// An image of 10 MiB. Blocks 0, 3, 5 and 9 of the disk are blocks 0 to 3 of the file.
 struct Image {
     scratch: tempfile::TempDir,
 }
@@ -55,7 +55,7 @@ impl Image {
         self.put(MAP + 4 * block, value);
     }
 
-    /// What the disk holds now.
+    /// Stores the current contents of the disk.
     fn remember(&self) {
         self.qemu("qemu-img", &["convert", "-f", "vdi", "-O", "raw", "image", "before"]).succeed();
     }
@@ -126,7 +126,7 @@ fn a_gap_that_the_count_hides_is_found() {
 #[test]
 fn entries_that_share_a_block_get_copies_and_blocks_that_nothing_names_are_not_reused_for_them() {
     let image = Image::new();
-    // Block 2 of the file, with what the disk had at 5 MiB, is named by nothing now.
+    // No entry names block 2 of the file now. It has the old data of the disk at 5 MiB.
     image.entry(5, 1);
     image.entry(6, 1);
     image.remember();
@@ -144,7 +144,7 @@ fn entries_that_share_a_block_get_copies_and_blocks_that_nothing_names_are_not_r
 fn entries_that_are_too_large_read_as_before() {
     let image = Image::new();
     image.entry(4, 20);
-    // In the file, behind all blocks that there may be.
+    // The block lies in the file, past all blocks that the image may have.
     image.file().write_all_at(&[7; 1 << 20], DATA + 11 * MIB).expect("the image");
     image.entry(6, 11);
     image.remember();

@@ -1,4 +1,4 @@
-//! New images, and writing to them.
+//! Creation of VDI images, and writes to them.
 
 use std::path::Path;
 
@@ -6,14 +6,14 @@ use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Program;
 use oxblk_tests::program::Tool::{Img, Io};
 
-/// Where the header has the identifiers of the image, which are random.
+/// The header fields with the random identifiers of the image.
 const IDENTIFIERS: std::ops::Range<usize> = 0x188..0x1a8;
 
 fn oxblk(directory: &Path, line: &str) -> Program {
     Program::oxblk().args(line.split(' ')).directory(directory)
 }
 
-/// The bytes of an image but for its identifiers, which are version 4 UUIDs.
+/// Returns the bytes of an image without its identifiers, which are version 4 UUIDs.
 fn without_identifiers(path: &Path) -> Vec<u8> {
     let mut bytes = std::fs::read(path).expect("an image");
     for uuid in bytes[IDENTIFIERS].chunks_exact_mut(16) {
@@ -160,7 +160,7 @@ fn discarded_space_is_given_back_to_the_host_and_stays_allocated() {
     io(&["discard 1M 2M", "read -P 1 0 1M", "read -P 0 1M 2M", "read -P 1 3M 1M"]);
     let after = std::fs::metadata(directory.join("image")).expect("an image");
     assert_eq!(before.len(), after.len());
-    // Blocks of the image do not begin where those of the host do.
+    // Blocks of the image are not aligned to blocks of the host.
     assert!(before.blocks() - after.blocks() >= (2 << 11) - 32);
     Program::new("qemu-img").args(["check", "image"]).directory(directory).succeed();
 }

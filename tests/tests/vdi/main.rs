@@ -1,4 +1,4 @@
-//! vdi images: made as the QEMU tools make them, continued by either, checked, and repaired without loss.
+//! VDI images: created as by the QEMU tools, used alternately by both programs, checked, and repaired without loss.
 
 mod check;
 mod create;

@@ -1,4 +1,5 @@
-//! An image that becomes read-only is complete on disk; one that becomes writable is as it was read.
+//! Reopening VDI images. An image that becomes read-only is complete on disk. An image becomes writable only if no other
+//! program has changed it.
 
 use std::os::unix::fs::FileExt;
 

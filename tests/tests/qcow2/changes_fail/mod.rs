@@ -1,5 +1,5 @@
-//! Changes of an image as a whole whose operations fail or are cut off: the image is the old one or the new one, memory and
-//! disk agree about it, what was flushed stays, and nothing but a crash costs space.
+//! Image-wide changes in which operations of the disk fail or the power is cut. The image must then be the old one or the new
+//! one, memory and disk must agree, flushed data must be kept, and only a power cut may leak clusters.
 
 pub(super) mod set;
 mod trial;
@@ -34,7 +34,7 @@ const OLD_VERSION: Kind = Kind::new("version 2", "cluster_size=4k,compat=0.10");
 const OLD_BACKED: Kind =
     Kind::new("version 2 over a longer backing file", "cluster_size=4k,compat=0.10").over_backing();
 
-/// Bytes of the disk after growth and after shrinking; both end within a cluster.
+/// The disk size after growth and after shrinking, in bytes. Both end within a cluster.
 const LARGE: u64 = (1 << 20) + 512;
 const LITTLE: u64 = 196 * 512;
 
@@ -198,12 +198,12 @@ fn an_amend_to_version_2_that_finds_no_room_leaves_the_size() {
     let image = ZEROED.make();
     oxblk_ring::sim::run(1, async {
         let backend = image.open().await.unwrap();
-        // The metadata comes first.
+        // The range begins after the metadata, so writes to metadata succeed.
         let range = Some(6 * 4096..u64::MAX);
         let full = FailRule { op: FaultOp::Write, nth: None, range, errno: 28, once: false };
         image.disk.set_faults(Faults { fail: vec![full], ..Faults::default() });
         let refused = amend(&backend, &format!("size={LITTLE},compat=0.10")).await;
-        assert!(refused.is_err(), "there was room");
+        assert!(refused.is_err(), "the amend succeeded on a full disk");
         assert_eq!(backend.size(), OLD);
         image.disk.set_faults(Faults::default());
         backend.close().await.unwrap();
@@ -211,7 +211,7 @@ fn an_amend_to_version_2_that_finds_no_room_leaves_the_size() {
     });
 }
 
-/// Fails the n-th operation, then goes on with the image, and looks at it.
+/// Makes the n-th operation fail, then continues to use the image and checks it.
 async fn amended_with_a_fault(image: &set::Set, nth: u64, op: oxblk_ring::sim::FaultOp) -> bool {
     use oxblk_ring::sim::{FailRule, Faults};
     let what = format!("{op:?} {nth} fails");
@@ -251,15 +251,15 @@ fn amending_the_size_with_the_width_of_refcounts_may_fail_anywhere() {
     }
 }
 
-/// A change of size whose thread ends halfway; others go on with the image.
+/// Cancels a change of size at some moment. Other tasks continue to use the image.
 async fn given_up(image: &set::Set, moment: u64, size: u64) -> bool {
-    let what = format!("size {size} given up at moment {moment}");
+    let what = format!("size {size} cancelled at moment {moment}");
     let tried = image.copy();
     let backend = tried.open().await.unwrap();
     let node = backend.node().unwrap();
     let resize = node.driver().resize().unwrap().resize(size, Preallocation::Off);
     let time = std::time::Duration::from_micros(moment * 100);
-    // Behind the back of core, which would let it come to its end.
+    // The driver is called directly, since core would run a cancelled change to completion.
     let finished = oxblk_ring::timeout(time, resize).await.is_ok();
     oxblk_ring::settled().await;
     let mut written = Vec::new();
@@ -316,7 +316,7 @@ fn a_change_of_size_given_up_at_any_moment_leaves_memory_and_disk_in_agreement()
 
 const LAST: u64 = 9 << 20;
 
-/// An image with clusters of 512 bytes whose refcount table is nearly full.
+/// Creates an image with clusters of 512 bytes whose refcount table is nearly full.
 async fn nearly_full() -> set::Set {
     let image = SMALL.make();
     let backend = image.open().await.unwrap();
@@ -329,7 +329,7 @@ async fn nearly_full() -> set::Set {
 }
 
 async fn write_given_up(image: &set::Set, moment: u64) -> bool {
-    let what = format!("write given up at moment {moment}");
+    let what = format!("write cancelled at moment {moment}");
     let tried = image.copy();
     let backend = tried.open().await.unwrap();
     let node = backend.node().unwrap();
@@ -352,7 +352,7 @@ async fn write_given_up(image: &set::Set, moment: u64) -> bool {
         let backend = again.open().await.unwrap();
         let now = contents_of(&backend).await;
         assert!(now[8000 << 10..8120 << 10].iter().all(|byte| *byte == 9), "{what}: lost");
-        assert!(now[..7900 << 10].iter().all(|byte| *byte == 8), "{what}: destroyed");
+        assert!(now[..7900 << 10].iter().all(|byte| *byte == 8), "{what}: overwritten");
         backend.close().await.unwrap();
     }
     finished
@@ -369,7 +369,7 @@ fn a_write_given_up_at_any_moment_leaves_refcounts_in_agreement() {
 }
 
 async fn snapshot_given_up(image: &set::Set, moment: u64, which: u8) -> bool {
-    let what = format!("snapshot change {which} given up at moment {moment}");
+    let what = format!("snapshot change {which} cancelled at moment {moment}");
     let tried = image.copy();
     let backend = tried.open().await.unwrap();
     let node = backend.node().unwrap();
@@ -423,7 +423,7 @@ fn an_image_that_another_has_written_meanwhile_is_refused_or_known() {
         let flags = oxblk_core::WriteFlags::empty();
         let fill = |byte: u8, len: usize| oxblk_ring::IoBuf::from(vec![byte; len]);
         let first = image.open().await.unwrap();
-        // Frees and finds clusters.
+        // These requests free clusters and search for free ones.
         first.write(200 << 10, fill(1, 4096), flags).await.unwrap();
         first.discard(0, 65536).await.unwrap();
         first.flush().await.unwrap();
@@ -437,7 +437,7 @@ fn an_image_that_another_has_written_meanwhile_is_refused_or_known() {
             let now = contents_of(&first).await;
             assert!(
                 now[..65536].iter().all(|byte| *byte == 2),
-                "what the other wrote is destroyed"
+                "the data of the other program is overwritten"
             );
         }
         drop(first.close().await);
@@ -452,13 +452,13 @@ fn a_header_that_keeps_the_smaller_size_ends_the_use_of_the_image() {
     let old = sim::run(1, Held::by(&image, "before"));
     sim::run(1, async {
         let backend = image.open().await.unwrap();
-        // The data file keeps its length, and of the writes of the header the one fails that names the old size again.
+        // The truncation of the data file fails. So does the second write to the header, which would restore the old size.
         let data = image.data.as_ref().unwrap();
         let faults = |rule| Faults { fail: vec![rule], ..Faults::default() };
         data.set_faults(faults(fails(FaultOp::Truncate, None, None)));
         image.disk.set_faults(faults(fails(FaultOp::Write, Some(2), Some(24..48))));
         backend.resize(LITTLE, Preallocation::Off).await.unwrap_err();
-        // Memory tells of the old size, and the header of the new one.
+        // Memory has the old size, and the header has the new one.
         backend.write(0, vec![7; 512].into(), WriteFlags::empty()).await.unwrap_err();
         drop(backend.close().await);
         image.disks().iter().for_each(|disk| disk.set_faults(Faults::default()));

@@ -1,4 +1,4 @@
-//! An image of any kind on simulated disks, and what it holds.
+//! Images of any kind on simulated disks, and their contents.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use oxblk_tests::sim_image::check_sound;
 
 static DRIVERS: DriverTable = &[QCOW2, &SimFactory];
 
-/// Size of the disk before any change, in bytes; it ends within a cluster.
+/// Size of the disk before any change, in bytes. It ends within a cluster.
 pub(in super::super) const OLD: u64 = 588 * 512;
 /// Size of the backing file, in bytes.
 const BACKING: usize = 2 << 20;
@@ -28,9 +28,9 @@ pub(in super::super) struct Kind {
     pub(in super::super) name: &'static str,
     /// Options of `qemu-img create`.
     pub(in super::super) create: &'static str,
-    /// What is done to it by the tools, each a program and its arguments.
+    /// Command lines of tools that change the new image, each a program and its arguments.
     pub(in super::super) steps: &'static [&'static [&'static str]],
-    /// It has a backing file that is longer than itself.
+    /// Whether it has a backing file that is longer than the image.
     pub(in super::super) backing: bool,
 }
 
@@ -52,7 +52,7 @@ impl Kind {
         Self { steps, ..self }
     }
 
-    /// An image of this kind.
+    /// Creates an image of this kind.
     pub(in super::super) fn make(&self) -> Set {
         let directory = scratch::in_memory();
         let encrypted = self.create.contains("encrypt");
@@ -90,7 +90,7 @@ impl Kind {
     }
 }
 
-/// An image and the disks that belong to it.
+/// An image and its disks.
 #[derive(Clone)]
 pub(in super::super) struct Set {
     pub(in super::super) disk: Disk,
@@ -100,7 +100,7 @@ pub(in super::super) struct Set {
 }
 
 impl Set {
-    /// A copy, on what `of` makes of each disk.
+    /// Returns a copy of the image; `of` makes the copy of each disk.
     pub(in super::super) fn map(&self, of: impl Fn(&Disk) -> Disk) -> Self {
         Self { disk: of(&self.disk), data: self.data.as_ref().map(of), ..self.clone() }
     }
@@ -109,7 +109,7 @@ impl Set {
         self.map(|disk| Disk::from_bytes(7, &disk.bytes()))
     }
 
-    /// The same image on other disks: its own first, then that of the data file.
+    /// Returns the same image on other disks: first its own, then that of the data file.
     pub(in super::super) fn on(&self, disks: &[Disk]) -> Self {
         Self { disk: disks[0].clone(), data: disks.get(1).cloned(), ..self.clone() }
     }
@@ -145,23 +145,23 @@ impl Set {
         self.open_as(OpenFlags { unmap: true, ..OpenFlags::default() }).await
     }
 
-    /// Opens it for a check alone.
+    /// Opens the image for a check only.
     pub(in super::super) async fn open_for_check(&self) -> Result<Backend> {
         self.open_as(OpenFlags { check: true, ..OpenFlags::default() }).await
     }
 
-    /// Our check finds nothing but leaks, if there may be some.
+    /// Asserts that the driver's check finds no corruption. It may find leaks only if `leaks` is set.
     pub(in super::super) async fn assert_sound(&self, leaks: bool, what: &str) {
         let backend = self.open_for_check().await.unwrap_or_else(|error| panic!("{what}: {error}"));
         check_sound(&backend, leaks, what).await;
         backend.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
     }
 
-    /// How `qemu-img check` ends, with what it says.
+    /// Returns the exit code of `qemu-img check` and its output.
     pub(in super::super) fn check_by_qemu(&self) -> (i32, String) {
         let directory = scratch::in_memory();
         std::fs::write(directory.path().join("image"), self.disk.bytes()).unwrap();
-        // The backing file that the image names is on no disk of the host.
+        // The backing file that the image names does not exist on the host.
         let name =
             r#"json:{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"image"}}"#;
         let reply = Program::new("qemu-img").args(["check", name]);
@@ -170,24 +170,24 @@ impl Set {
     }
 }
 
-/// What an image holds.
+/// The contents of an image.
 #[derive(Clone, PartialEq)]
 pub(in super::super) struct Held {
     pub(in super::super) active: Vec<u8>,
     pub(in super::super) snapshots: Vec<(String, Vec<u8>)>,
-    /// Where each bitmap is dirty; of those that are inconsistent nothing.
+    /// The dirty ranges of each bitmap. An inconsistent bitmap is left out.
     pub(in super::super) bitmaps: BTreeMap<String, Vec<u64>>,
-    /// Options that can be amended.
+    /// The options that can be amended.
     pub(in super::super) info: String,
 }
 
-/// All that the guest reads.
+/// Reads all guest data.
 pub(in super::super) async fn contents(disk: &Backend) -> Result<Vec<u8>> {
     let len = usize::try_from(disk.size()).unwrap();
     Ok(disk.read(0, IoBufMut::new(len)).await?.to_vec())
 }
 
-/// Where each bitmap is dirty.
+/// Returns the dirty ranges of each bitmap.
 pub(in super::super) fn bitmaps(disk: &Backend) -> BTreeMap<String, Vec<u64>> {
     let mut found = BTreeMap::new();
     for bitmap in disk.node().unwrap().bitmaps().snapshot().iter() {
@@ -203,12 +203,12 @@ pub(in super::super) fn bitmaps(disk: &Backend) -> BTreeMap<String, Vec<u64>> {
 }
 
 impl Held {
-    /// Looks at a copy of the image, which is opened for writing.
+    /// Examines a copy of the image, which is opened for writing.
     pub(in super::super) async fn by(image: &Set, what: &str) -> Self {
         Self::of(image).await.unwrap_or_else(|error| panic!("{what}: {error}"))
     }
 
-    /// The same, as far as the image can be opened.
+    /// As [`Held::by`]. Returns an error if the image cannot be opened.
     pub(in super::super) async fn of(image: &Set) -> Result<Self> {
         let copy = image.copy();
         let backend = copy.open().await?;

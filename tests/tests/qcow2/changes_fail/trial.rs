@@ -1,5 +1,5 @@
-//! One change of one image: with every operation of the disk failing in turn, once and for good, and with the power cut at
-//! every write boundary.
+//! One change of one image. Every operation of the disk fails in turn, once and permanently, and the power is cut at every
+//! write boundary.
 
 use oxblk_core::{Backend, Errno, Result, WriteFlags};
 use oxblk_ring::sim::{self, FailRule, FaultOp, Faults};
@@ -9,12 +9,12 @@ use super::set::{Held, Kind, Set, bitmaps, contents};
 
 const SECTOR: usize = 512;
 
-/// What a change that has failed may leave.
+/// The contents that a failed change may leave.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Left {
-    /// All that was there before.
+    /// The old contents.
     Old,
-    /// The same, but that what lies behind this offset may read as zeroes.
+    /// The old contents, except that bytes behind this offset may read as zeroes.
     ZeroedFrom(usize),
 }
 
@@ -39,14 +39,14 @@ pub(super) struct Trial<'a, C> {
     pub(super) what: &'a str,
     pub(super) change: C,
     pub(super) left: Left,
-    /// A crash may leave an image that is repaired when it is opened for writing.
+    /// Whether a power cut may leave an image that must be repaired when it is opened for writing.
     pub(super) repairs_on_open: bool,
-    /// The image refuses all requests after the change, until it is opened again.
+    /// Whether the image refuses all requests after the change, until it is reopened.
     pub(super) ends_use: bool,
 }
 
 impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
-    /// Tries all of it.
+    /// Runs all parts of the trial.
     pub(super) fn run(&self) {
         let image = self.kind.make();
         let (old, new) = sim::run(1, async {
@@ -80,7 +80,7 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
             && old.info == now.info
     }
 
-    /// Bitmaps were in use when the power failed.
+    /// After a power cut, bitmaps that were in use are lost.
     fn is_new(new: &Held, now: &Held) -> bool {
         let same_bitmaps = now.bitmaps.is_empty() || now.bitmaps == new.bitmaps;
         new.active == now.active
@@ -89,7 +89,7 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
             && new.info == now.info
     }
 
-    /// Rules for all disks, by which the n-th operation of the image's own disk fails.
+    /// Sets faults: the n-th operation of the image's own disk fails.
     fn arm(image: &Set, nth: u64, errno: i32, once: bool) {
         let rule = FailRule { op: FaultOp::Any, nth: Some(nth), range: None, errno, once };
         image.disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
@@ -99,16 +99,17 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
         image.disks().iter().for_each(|disk| disk.set_faults(Faults::default()));
     }
 
-    /// One operation fails: the change has been made or has not, and what says so is right. The image goes on being used.
+    /// One operation fails. The change must have happened completely or not at all, and its result must say which. The image
+    /// stays in use.
     fn fail_once(&self, image: &Set, old: &Held, new: &Held, errno: i32) {
         let mut fine = 0;
         for nth in 1.. {
             let what = format!("{}: operation {nth} fails with {errno}", self.name());
             let failed = sim::run(nth, self.try_failing_once(image, old, new, (nth, errno), &what));
             fine = if failed { 0 } else { fine + 1 };
-            // Some failures are made up for.
+            // The driver compensates for some failures.
             if fine == 12 {
-                // For want of room there may be another way.
+                // On a full disk there may be another way.
                 assert!(nth > fine || errno == Errno::NOSPC, "{what}: nothing fails");
                 return;
             }
@@ -139,7 +140,7 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
             }
             let bits = bitmaps(&backend);
             assert!(bits == if failed { &old.bitmaps } else { &new.bitmaps }.clone(), "{what}");
-            // What is written and flushed now is there whatever happens next.
+            // Data that is written and flushed now must survive any later event.
             backend.write(0, IoBuf::from(vec![7; SECTOR]), WriteFlags::empty()).await.unwrap();
             backend.flush().await.unwrap_or_else(|error| panic!("{what}: {error}"));
             let cut = tried.map(oxblk_ring::sim::Disk::after_power_loss_none);
@@ -154,17 +155,17 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
                 .unwrap();
         }
         if failed {
-            // The retry does all of it.
+            // The retry must make the change completely.
             (self.change)(&backend).await.unwrap_or_else(|error| panic!("{what}: retry: {error}"));
         }
         backend.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
         let dirty = self.repairs_on_open && word(&tried, 72) & 1 == 1;
         if !dirty {
-            // A table that cannot be read when the disk has become smaller is not given up.
+            // After a shrink, a table that could not be read keeps its clusters.
             tried.assert_sound(self.left != Left::Old, what).await;
         }
         let mut now = Held::by(&tried, what).await;
-        // They tell of the write in between, too.
+        // The bitmaps also have the write in between.
         if !new.bitmaps.is_empty() {
             assert_eq!(now.bitmaps.len(), new.bitmaps.len(), "{what}: a bitmap is lost");
             now.bitmaps.clear();
@@ -173,7 +174,7 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
         failed
     }
 
-    /// All operations fail from some moment on: after that the image is the old one or the new one.
+    /// All operations fail from some moment on. Afterwards the image must be the old one or the new one.
     fn fail_for_good(&self, image: &Set, old: &Held, new: &Held) {
         for nth in 1.. {
             let what = format!("{}: all fails from operation {nth} on", self.name());
@@ -193,7 +194,7 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
         }
     }
 
-    /// The power fails at each write boundary.
+    /// The power is cut at each write boundary.
     fn cut(&self, image: &Set, old: &Held, new: &Held) {
         let done = image.copy();
         let moments = sim::run(1, async {
@@ -221,7 +222,8 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
         }
     }
 
-    /// What QEMU says of an image that a cut has left: at worst leaks, or it is dirty and sound once it has been opened.
+    /// Runs `qemu-img check` on an image after a power cut. The image must have at worst leaks, or be dirty and pass the check
+    /// once it has been opened.
     fn check_by_qemu(&self, left: &Set, what: &str) {
         let (code, text) = left.check_by_qemu();
         let dirty = word(left, 72) & 1 == 1;
@@ -246,7 +248,7 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
         let again = left.copy();
         let backend = again.open().await.unwrap_or_else(|error| panic!("{what}: {error}"));
         if is_old && !old.bitmaps.is_empty() && now.bitmaps.is_empty() {
-            // Bitmaps that were in use when the power failed forbid some changes.
+            // Bitmaps that were in use during the power cut prevent some changes.
         } else if is_old {
             (self.change)(&backend).await.unwrap_or_else(|error| panic!("{what}: retry: {error}"));
         }
@@ -259,7 +261,7 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
     }
 }
 
-/// A word of the header; 0 for an old one, which has no features.
+/// Returns a word of the header, or 0 for a version 2 image, which has no feature fields.
 fn word(image: &Set, at: usize) -> u64 {
     let bytes = image.disk.bytes();
     if bytes[7] < 3 {

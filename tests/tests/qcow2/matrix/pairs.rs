@@ -1,4 +1,4 @@
-//! The rows of the matrix: few of them, so that each pair of values of two options stands in one.
+//! The rows of the matrix. There are few of them, but each pair of values of two options is in one.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -28,7 +28,7 @@ const ENCRYPTION: usize = 7;
 const PREALLOCATION: usize = 8;
 const BACKING: usize = 9;
 
-/// An image of the matrix: which value each option has.
+/// An image of the matrix: the index of the value of each option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Row([usize; OPTIONS.len()]);
 
@@ -37,12 +37,13 @@ impl Row {
         OPTIONS[option].1[self.0[option]]
     }
 
-    /// How it is encrypted.
+    /// Returns the encryption format.
     pub(crate) fn encryption(&self) -> Option<&'static str> {
         Some(self.value(ENCRYPTION)).filter(|format| !format.is_empty())
     }
 
-    /// Whether qemu-img makes images that read as what the file's zeroes decrypt to.
+    /// Whether a new image of qemu-img reads as noise, since qemu-img allocates zeroes in the file and the guest reads them
+    /// decrypted.
     pub(crate) fn begins_as_noise(&self) -> bool {
         let preallocated = self.0[PREALLOCATION] != 0 || self.value(DATA).contains("raw");
         self.encryption().is_some() && preallocated
@@ -52,7 +53,7 @@ impl Row {
         let mut all = Vec::new();
         for (option, (name, values)) in OPTIONS.iter().enumerate() {
             let value = self.value(option);
-            // The first value is the default; the tools shall come to it by themselves.
+            // The first value is the default. It is left out, so that the tools choose it by themselves.
             if self.0[option] == 0 || (!with_files && option == BACKING) {
                 continue;
             }
@@ -70,17 +71,17 @@ impl Row {
         all.join(",")
     }
 
-    /// As after `-o`.
+    /// Returns the options as written after `-o`.
     pub(crate) fn options(&self) -> String {
         self.write(true)
     }
 
-    /// The same for `measure`, which knows no backing file.
+    /// Returns the options for `measure`, which accepts no backing file.
     pub(crate) fn options_for_measure(&self) -> String {
         self.write(false)
     }
 
-    /// Whether the format has such images; `qemu-img` refuses the others.
+    /// Whether the format allows these options. `qemu-img` refuses the other combinations.
     fn is_possible(&self) -> bool {
         let given = |option: usize| self.0[option] != 0;
         let old = given(COMPAT);
@@ -110,7 +111,7 @@ fn pairs_of(row: &Row) -> impl Iterator<Item = Pair> + '_ {
         .flat_map(move |a| (a + 1..OPTIONS.len()).map(move |b| ((a, row.0[a]), (b, row.0[b]))))
 }
 
-/// All images that the format has, each option's values in turn.
+/// Returns all images that the format allows, with each option's values in turn.
 fn possible() -> Vec<Row> {
     let mut all = vec![Row([0; OPTIONS.len()])];
     for (option, (_, values)) in OPTIONS.iter().enumerate() {
@@ -129,7 +130,7 @@ fn possible() -> Vec<Row> {
     all
 }
 
-/// Rows in which every possible pair stands: each time the row that brings the most pairs still missing.
+/// Returns rows that contain every possible pair. Each next row is the one with the most pairs that are still missing.
 pub(crate) fn rows() -> Vec<Row> {
     let possible = possible();
     let mut missing: BTreeSet<Pair> = possible.iter().flat_map(pairs_of).collect();
