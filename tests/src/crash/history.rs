@@ -109,7 +109,7 @@ mod tests {
     use crate::model::ops::content;
 
     #[test]
-    fn a_cut_before_a_flush_knows_nothing_of_it() {
+    fn a_power_cut_before_a_flush_may_lose_the_data() {
         let disk = Disk::new(1, 512);
         let history = History::new(&disk);
         sim::run(1, async {

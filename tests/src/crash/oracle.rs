@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unflushed_write_may_be_lost_and_a_flushed_one_not() {
+    fn an_unflushed_write_may_be_lost_and_a_flushed_write_may_not() {
         let mut oracle = CrashOracle::new(vec![0; 1024].into());
         run(&mut oracle, &write(0, 5, false));
         assert_eq!(oracle.check(&disk([5, 0])), Ok(()));
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_was_under_way_when_the_flush_began_may_still_be_lost() {
+    fn a_write_in_flight_when_a_flush_begins_may_still_be_lost() {
         let mut oracle = CrashOracle::new(vec![0; 1024].into());
         let (late, flush) = (write(512, 7, false), Op::Flush);
         run(&mut oracle, &write(0, 5, false));
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_given_up_is_there_or_not_until_it_is_seen() {
+    fn a_cancelled_change_may_be_present_or_absent_until_it_is_read() {
         let mut oracle = CrashOracle::new(vec![0; 1024].into());
         let given_up = write(0, 5, false);
         oracle.issue(&given_up);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_completed_for_good_leaves_no_other_version() {
+    fn a_completed_change_leaves_no_other_version_while_the_power_stays_on() {
         let mut oracle = CrashOracle::new(vec![0; 1024].into());
         let (given_up, completed) = (write(0, 5, false), write(0, 7, false));
         oracle.issue(&given_up);

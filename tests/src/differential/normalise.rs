@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn progress_keeps_only_where_it_ended() {
+    fn only_the_last_value_of_progress_is_kept() {
         let rules = Rules { progress: true, ..Rules::default() };
         let text = b"    (0.00/100%)\r    (50.00/100%)\r    (100.00/100%)\r\n";
         assert_eq!(normalise(text, Path::new("/none"), rules), "PROGRESS to 100.00\n");

@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_family_name_gives_all_its_variants_and_a_full_name_one() {
+    fn a_format_name_selects_all_its_variants_and_a_variant_name_one() {
         assert_eq!(named("raw").len(), 1);
         assert!(named("qcow2").len() >= 13);
         assert_eq!(named("qcow2-1m").len(), 1);
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn each_variant_belongs_to_its_format_and_has_a_name_of_its_own() {
+    fn each_variant_belongs_to_its_format_and_has_a_unique_name() {
         let mut names = std::collections::BTreeSet::new();
         for format in FORMATS {
             assert!(!format.variants().is_empty(), "{}", format.name());

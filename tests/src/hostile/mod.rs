@@ -8,25 +8,25 @@
 //! # Kinds of bad input, and the tests that cover them
 //!
 //! Names in quotes are cases of the tables [`qcow2`], [`qcow2_tables`] and [`qcow2_extra`]. The tests
-//! `formats::every_spoiled_image_is_refused_or_survived_1` to `_4` run them. Random combinations of faults come from
-//! [`mutate`] (`random::a_damaged_image_makes_no_request_panic_or_wait_for_ever`, the soak's `damage`) and from the fuzz
+//! `formats::every_corrupt_image_gives_its_expected_result_1` to `_4` run them. Random combinations of faults come from
+//! [`mutate`] (`random::no_request_to_a_damaged_image_panics_or_waits_forever`, the soak's `damage`) and from the fuzz
 //! targets.
 //!
 //! | an image that names other files | |
 //! |---|---|
-//! | raw content that looks like a qcow2 header | `qcow2::hostile::what_a_guest_wrote_into_a_raw_disk_does_not_make_it_another_format`, `nbd::serve::a_probed_raw_image_never_turns_into_another_format` |
+//! | raw content that looks like a qcow2 header | `qcow2::hostile::guest_data_does_not_turn_a_raw_disk_into_another_format`, `nbd::serve::a_probed_raw_image_never_turns_into_another_format` |
 //! | writing to a probed image | `qcow2::hostile::a_disk_that_was_probed_as_raw_refuses_to_become_another_format` |
-//! | backing name `json:`, `nbd:`, `nfs:`, … | `qcow2::hostile::an_untrusted_image_does_not_choose_a_protocol_for_its_backing_file`, `tools::img_rebase::a_name_that_an_untrusted_image_gives_chooses_no_protocol` |
+//! | backing name `json:`, `nbd:`, `nfs:`, … | `qcow2::hostile::an_untrusted_image_does_not_choose_a_protocol_for_its_backing_file`, `tools::img_rebase::a_name_in_an_untrusted_image_does_not_choose_a_protocol` |
 //! | data file name `json:`, `nbd:`; one that is not there, or the image itself | `qcow2::data_file::the_name_of_a_data_file_is_a_path_whatever_it_looks_like`, "data file that …" |
 //! | `info` opens only the image | `qcow2::hostile::info_opens_nothing_but_the_image_unless_asked`, `tools::img_hostile::info_opens_nothing_but_the_image_itself` |
-//! | a given format overrides probing, also in `convert` and `resize` | `tools::img_hostile::a_named_format_wins_over_what_the_image_looks_like` |
+//! | a given format overrides probing, also in `convert` and `resize` | `tools::img_hostile::a_given_format_overrides_probing` |
 //! | loops of backing files | `qcow2::hostile::a_loop_of_backing_files_ends_in_an_error` |
 //! | temporary files have no name that another process could use | `oxblk-protocols: a_temporary_file_has_no_name` |
 //!
 //! | sizes | |
 //! |---|---|
 //! | 2^63, 2^64 - 1, 0 | "size 2^63", "size 2^64 - 1", "size 0" |
-//! | 12,802 TiB | `qcow2::hostile::a_disk_of_12802_tib_is_looked_at_in_bounded_memory_and_time` |
+//! | 12,802 TiB | `qcow2::hostile::a_disk_of_12802_tib_is_inspected_in_bounded_memory_and_time` |
 //! | tables larger than the file | "L1 of 32 MiB in a file of 600 KiB", "refcount table of 8 MiB in a file of 600 KiB" |
 //! | compression bombs | "a bomb: one compressed stream for 8,192 clusters", "compressed data that claims more than it has" |
 //! | `check`, `map`, `info`, `measure` in bounded memory and time | every case, by [`bounded`] |
@@ -39,13 +39,13 @@
 //! | snapshot table: offset, count | "more snapshots than allowed", "65,536 snapshots of nothing", "snapshot table …" |
 //! | snapshot: extra data, name, L1 larger than the active one | "snapshot with …", "snapshot L1 …" |
 //! | refcount order, cluster bits, encryption method | "refcounts of 128 bits", "clusters of …", "unknown encryption" |
-//! | LUKS header: magic, names, key slots, key material, payload, iterations | `encryption::broken_luks_headers_are_refused_in_the_words_of_qemus_tools`, `encryption::no_luks_header_makes_a_tool_compute_for_hours_or_read_where_there_is_nothing` |
+//! | LUKS header: magic, names, key slots, key material, payload, iterations | `encryption::broken_luks_headers_are_refused_with_qemus_messages`, `encryption::no_luks_header_makes_a_tool_compute_for_hours_or_read_past_the_end` |
 //! | unknown incompatible bits are named; autoclear bits | "unknown incompatible bit 63", "unknown autoclear bit" |
 //! | clusters beyond the refcount table | "L2 entry beyond all that the refcount table could count" |
 //! | L2 entries: reserved bits, unaligned, on metadata, on themselves | "L2 entry …" |
 //! | extended L2 entries: bitmaps that contradict themselves or the entry | the cases of [`qcow2_subclusters`] |
 //! | compressed descriptors past the end | "compressed data past the end", "compressed descriptor all set" |
-//! | bitmap directory: wrong sizes, duplicate names, in use | "bitmap …", "two bitmaps of one name", `img_bitmap::a_broken_bitmap_can_be_told_of_removed_and_repaired_and_costs_no_data`, `img_bitmap::a_directory_that_cannot_be_walked_keeps_nothing_from_being_repaired` |
+//! | bitmap directory: wrong sizes, duplicate names, in use | "bitmap …", "two bitmaps of one name", `img_bitmap::a_broken_bitmap_can_be_listed_removed_and_repaired_without_data_loss`, `img_bitmap::an_unreadable_bitmap_directory_does_not_prevent_a_repair` |
 //! | dirty and corrupt bits | "dirty", "marked corrupt" |
 //! | writes and discards without refcounts | "no refcount blocks", "all refcounts 0"; every case includes a write, a zero write, a discard, a resize and a repair |
 //! | repair when the disk is full | `oxblk-formats: a_full_disk_does_not_keep_refcounts_from_being_rebuilt_where_there_is_room_inside` |
@@ -71,7 +71,7 @@
 //! | a stalled handshake; more than 100 connections | `a_stalled_handshake_is_closed_in_time_and_others_are_served`, `admission::clients_with_more_than_a_hundred_connections_are_served_by_default` |
 //! | request past the end, write to a read-only export | `requests_past_the_end_fail_with_the_errors_of_the_specification`, `a_read_only_export_refuses_every_write_and_still_reads` |
 //! | a disconnect inside a write | `a_client_that_hangs_up_inside_a_write_leaves_the_disk_as_it_was` |
-//! | a client that reads no replies, memory use | `the_server_stops_receiving_from_a_client_that_receives_no_replies`, `serve::memory_stays_bounded_while_clients_ask_for_all_they_may` |
+//! | a client that reads no replies, memory use | `the_server_stops_receiving_from_a_client_that_receives_no_replies`, `serve::memory_stays_bounded_while_clients_send_reads_and_receive_no_replies` |
 //! | the server stops while a client is connected | `stopping_completes_and_answers_requests_in_flight` |
 
 pub mod image;

@@ -147,7 +147,7 @@ mod tests {
     use crate::formats::FORMATS;
 
     #[test]
-    fn a_disk_that_became_smaller_than_the_requests_for_it_answers_them_all() {
+    fn requests_past_the_end_of_a_damaged_smaller_disk_all_end() {
         let variants = FORMATS.iter().map(|format| &format.variants()[0]);
         let sizes = [0, 512, 1000, 1024, 5000];
         for (variant, size) in variants.flat_map(|v| sizes.map(|size| (v, size))) {

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn operations_of_one_batch_touch_no_byte_twice_but_to_read_it() {
+    fn operations_of_one_batch_share_a_byte_only_if_both_read_it() {
         let mut random = Random::new(6);
         for _ in 0..500 {
             let batch = shape(1).random_batch(&mut random, 8);
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_a_write_has_the_bytes_of_the_whole() {
+    fn a_part_of_a_write_has_the_same_bytes_as_in_the_full_write() {
         for seed in [0, 4, 7] {
             let whole = content(seed, 1000, 5000);
             assert_eq!(content(seed, 1700, 300), whole[700..1000]);

@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_read_of_what_was_written_is_right_and_of_anything_else_wrong() {
+    fn a_read_must_return_the_written_data() {
         let mut oracle = Oracle::zeroed(4096);
         oracle.apply(&Op::Write { offset: 100, len: 50, seed: 3, fua: false });
         let mut bytes = content(3, 100, 50);
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_discarded_byte_is_either_value_until_it_is_read() {
+    fn a_discarded_byte_is_zero_or_unchanged_until_it_is_read() {
         let mut oracle = Oracle::new(vec![7; 256]);
         oracle.apply(&Op::Discard { offset: 0, len: 256 });
         let mut half = vec![7; 256];
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn writing_settles_what_discard_left_open() {
+    fn a_write_settles_a_discarded_byte() {
         let mut oracle = Oracle::new(vec![7; 256]);
         oracle.apply(&Op::Discard { offset: 0, len: 256 });
         oracle.apply(&Op::Write { offset: 0, len: 200, seed: 5, fua: false });
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_that_calls_data_zero_is_wrong() {
+    fn a_status_that_reports_data_as_zero_is_an_error() {
         let mut oracle = Oracle::zeroed(1024);
         oracle.apply(&Op::Write { offset: 512, len: 512, seed: 3, fua: false });
         let extent = |len, zero| StatusExtent { len, zero };

@@ -37,13 +37,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_elements_that_make_it_fail_are_left() {
+    fn only_the_elements_needed_for_the_failure_remain() {
         let fails = |items: &[u32]| items.contains(&3) && items.contains(&77);
         assert_eq!(shrink((0..100).collect(), 10_000, fails), [3, 77]);
     }
 
     #[test]
-    fn it_stops_after_the_given_number_of_tries() {
+    fn shrinking_stops_after_the_given_number_of_tries() {
         let mut tries = 0;
         let fails = |items: &[u32]| {
             tries += 1;

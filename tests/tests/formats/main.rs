@@ -46,27 +46,27 @@ fn spoiled_images(share: usize) {
 }
 
 #[test]
-fn every_spoiled_image_is_refused_or_survived_1() {
+fn every_corrupt_image_gives_its_expected_result_1() {
     spoiled_images(0);
 }
 
 #[test]
-fn every_spoiled_image_is_refused_or_survived_2() {
+fn every_corrupt_image_gives_its_expected_result_2() {
     spoiled_images(1);
 }
 
 #[test]
-fn every_spoiled_image_is_refused_or_survived_3() {
+fn every_corrupt_image_gives_its_expected_result_3() {
     spoiled_images(2);
 }
 
 #[test]
-fn every_spoiled_image_is_refused_or_survived_4() {
+fn every_corrupt_image_gives_its_expected_result_4() {
     spoiled_images(3);
 }
 
 #[test]
-fn every_saved_input_of_the_fuzz_targets_is_survived() {
+fn no_saved_fuzz_input_makes_its_target_panic() {
     let saved: usize = fuzz::TARGETS.iter().copied().map(fuzz::replay).sum();
     assert!(saved > 500, "only {saved} saved inputs");
 }

@@ -25,19 +25,19 @@ fn assert_same(one: &Path, other: &Path) {
 }
 
 #[test]
-fn read_tells_what_is_stored() {
+fn the_read_example_finds_the_stored_data() {
     let folder = in_memory();
     programs::read::run(&disk(&folder, 1)).unwrap();
 }
 
 #[test]
-fn tokio_reads_from_its_tasks() {
+fn the_tokio_example_reads_in_tokio_tasks() {
     let folder = in_memory();
     programs::tokio::run(&disk(&folder, 1)).unwrap();
 }
 
 #[test]
-fn convert_makes_an_image_that_qemu_reads() {
+fn the_convert_example_makes_an_image_that_qemu_reads() {
     let folder = in_memory();
     let (source, target) = (disk(&folder, 1), folder.path().join("copy.qcow2"));
     programs::convert::run(&source, &target).unwrap();
@@ -45,7 +45,7 @@ fn convert_makes_an_image_that_qemu_reads() {
 }
 
 #[test]
-fn progress_copies_to_the_end_or_leaves_nothing() {
+fn the_progress_example_copies_completely_or_leaves_no_target() {
     let folder = in_memory();
     let (source, target) = (disk(&folder, 1), folder.path().join("copy.qcow2"));
     programs::progress::run(&source, &target, |_| ()).unwrap();
@@ -55,7 +55,7 @@ fn progress_copies_to_the_end_or_leaves_nothing() {
 }
 
 #[test]
-fn snapshot_goes_back_to_what_was() {
+fn the_snapshot_example_restores_the_old_contents() {
     let folder = in_memory();
     let path = disk(&folder, 1);
     let before = folder.path().join("before.raw");
@@ -65,7 +65,7 @@ fn snapshot_goes_back_to_what_was() {
 }
 
 #[test]
-fn bitmap_backup_copies_what_was_written_since() {
+fn the_bitmap_backup_example_copies_new_writes() {
     let folder = in_memory();
     let (path, backup) = (disk(&folder, 1), folder.path().join("backup.raw"));
     programs::bitmap_backup::run(&path, &backup).unwrap();
@@ -78,7 +78,7 @@ fn bitmap_backup_copies_what_was_written_since() {
 }
 
 #[test]
-fn serve_nbd_serves_until_it_is_told_to_stop() {
+fn the_serve_nbd_example_serves_until_it_is_stopped() {
     let folder = in_memory();
     let (path, socket) = (disk(&folder, 7), folder.path().join("socket"));
     programs::serve_nbd::run(&path, &socket, || {
@@ -93,6 +93,6 @@ fn serve_nbd_serves_until_it_is_told_to_stop() {
 }
 
 #[test]
-fn custom_driver_holds_what_is_written() {
+fn the_custom_driver_example_stores_written_data() {
     programs::custom_driver::run().unwrap();
 }

@@ -67,7 +67,7 @@ fn a_server_with_a_client_stops_on_tokio() {
 }
 
 #[test]
-fn waiting_on_an_io_thread_is_refused() {
+fn blocking_wait_on_an_io_thread_is_refused() {
     let folder = in_memory();
     let disk = Disk::open(image(folder.path())).wait().unwrap();
     let other = disk.clone();
@@ -99,7 +99,7 @@ fn a_cursor_reads_writes_and_seeks_like_a_file() {
 }
 
 #[test]
-fn disks_share_threads_or_have_their_own() {
+fn disks_share_io_threads_or_have_their_own() {
     let folder = in_memory();
     let path = image(folder.path());
     let own = IoThreads::start(2).unwrap();

@@ -112,14 +112,14 @@ async fn run(seed: u64, give_up_after: impl Fn(usize) -> usize) {
 }
 
 #[test]
-fn control_operations_take_turns() {
+fn control_operations_on_one_image_run_one_at_a_time() {
     for seed in 0..16 {
         sim::run(seed, run(seed, |_| ALL));
     }
 }
 
 #[test]
-fn control_operations_that_are_given_up_go_on_to_their_end() {
+fn cancelled_control_operations_run_to_completion() {
     for seed in 0..48 {
         let polls = |index: usize| 1 + (usize::try_from(seed).unwrap() + 7 * index) % 40;
         sim::run(seed, run(seed, polls));
@@ -127,7 +127,7 @@ fn control_operations_that_are_given_up_go_on_to_their_end() {
 }
 
 #[test]
-fn a_close_that_is_given_up_goes_on_to_its_end() {
+fn a_cancelled_close_runs_to_completion() {
     at_every_step(60, |polls| async move {
         let image = image().await;
         let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");

@@ -49,7 +49,7 @@ pub(crate) async fn read(disk: &Backend, offset: u64, len: usize) -> IoBufMut {
 }
 
 #[test]
-fn a_change_given_up_at_any_step_goes_on_to_its_end() {
+fn a_write_cancelled_at_any_step_runs_to_completion() {
     at_every_step(40, |polls| async move {
         let image = image().await;
         let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
@@ -73,7 +73,7 @@ fn a_change_given_up_at_any_step_goes_on_to_its_end() {
 }
 
 #[test]
-fn a_flush_given_up_at_any_step_does_not_keep_the_next_from_flushing() {
+fn the_flush_after_a_cancelled_flush_makes_writes_durable() {
     at_every_step(60, |polls| async move {
         let image = image().await;
         let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");

@@ -22,7 +22,7 @@ fn seeds(variant: &Variant, most: u64) -> std::ops::RangeInclusive<u64> {
 }
 
 #[test]
-fn a_simulated_disk_reads_as_the_model_does() {
+fn a_simulated_disk_matches_the_model() {
     on_every_variant(|variant| {
         for seed in seeds(variant, 2) {
             model::sim::run(variant, seed, 60);
@@ -31,14 +31,14 @@ fn a_simulated_disk_reads_as_the_model_does() {
 }
 
 #[test]
-fn a_file_used_from_four_io_threads_reads_as_the_model_does_and_qemu_agrees() {
+fn a_file_used_from_four_io_threads_matches_the_model_and_passes_qemus_check() {
     on_every_variant(|variant| {
         model::threads::run(variant, 1, Extent { phases: 2, operations: scaled(600) });
     });
 }
 
 #[test]
-fn snapshots_growth_and_compaction_amid_requests_of_four_threads_leave_what_the_model_has() {
+fn snapshots_growth_and_compaction_during_requests_of_four_threads_match_the_model() {
     let plan = Plan { operations: 120, changes: true, uncounted_reads: false };
     on_every_variant(|variant| {
         if variant.snapshots {
@@ -50,7 +50,7 @@ fn snapshots_growth_and_compaction_amid_requests_of_four_threads_leave_what_the_
 }
 
 #[test]
-fn without_the_rest_of_freed_clusters_reads_are_found_to_be_wrong() {
+fn without_the_quarantine_of_freed_clusters_reads_return_wrong_data() {
     let plan = Plan { operations: 1500, changes: false, uncounted_reads: true };
     let [variant] = named("qcow2-4k")[..] else { panic!("one variant") };
     let found = (1..=40).any(|seed| model::mixed::attempt(variant, seed, plan).is_err());
@@ -77,7 +77,7 @@ fn a_power_cut_while_four_io_threads_work_loses_nothing_that_was_flushed() {
 }
 
 #[test]
-fn requests_given_up_under_way_leave_everything_else_as_it_should_be() {
+fn cancelled_requests_leave_all_other_data_correct() {
     on_every_variant(|variant| {
         // Seed 6 uses a disk; seed 1 uses files in memory.
         for seed in [1, 6] {
@@ -87,7 +87,7 @@ fn requests_given_up_under_way_leave_everything_else_as_it_should_be() {
 }
 
 #[test]
-fn a_failing_disk_loses_nothing_that_succeeded() {
+fn a_failing_disk_loses_no_data_of_completed_requests() {
     on_every_variant(|variant| {
         for seed in seeds(variant, 6) {
             crash::faults::run(variant, seed);
@@ -102,28 +102,28 @@ fn changing() -> impl Iterator<Item = &'static Variant> {
 }
 
 #[test]
-fn a_power_cut_amid_changes_of_the_whole_leaves_what_was_before_or_after_them() {
+fn a_power_cut_during_an_image_wide_change_leaves_the_old_or_the_new_state() {
     for variant in changing() {
         crash::changes::run(variant, 1, 8, crash::changes::From::OneThread);
     }
 }
 
 #[test]
-fn a_power_cut_amid_changes_of_the_whole_and_requests_of_threads_loses_nothing() {
+fn a_power_cut_during_changes_and_requests_of_several_threads_loses_no_flushed_data() {
     for variant in changing() {
         crash::changes::run(variant, 2, 4, crash::changes::From::Threads);
     }
 }
 
 #[test]
-fn each_operation_of_the_disk_may_fail_and_nothing_that_succeeded_is_lost() {
+fn one_failed_disk_operation_loses_no_data_of_completed_requests() {
     for variant in changing().chain(named("vdi")) {
         crash::each_fault::run(variant, 1, 11);
     }
 }
 
 #[test]
-fn a_damaged_image_makes_no_request_panic_or_wait_for_ever() {
+fn no_request_to_a_damaged_image_panics_or_waits_forever() {
     on_every_variant(|variant| {
         for seed in seeds(variant, 10) {
             hostile::mutate::run(variant, seed);

@@ -34,7 +34,7 @@ fn printed_uri(printed: &str) -> String {
 }
 
 #[test]
-fn tcp_addresses_of_every_form_listen_there_and_make_no_file() {
+fn every_form_of_tcp_address_is_listened_on_and_creates_no_file() {
     let dir = with_disk();
     for (form, uri) in [
         ("PORT", "nbd://localhost:PORT/"),
@@ -58,7 +58,7 @@ fn tcp_addresses_of_every_form_listen_there_and_make_no_file() {
 }
 
 #[test]
-fn ipv6_addresses_are_taken_in_brackets() {
+fn ipv6_addresses_are_accepted_in_brackets() {
     let Ok(probe) = TcpListener::bind("[::1]:0") else {
         return eprintln!("this machine has no IPv6");
     };
@@ -73,7 +73,7 @@ fn ipv6_addresses_are_taken_in_brackets() {
 }
 
 #[test]
-fn unix_addresses_of_every_form_listen_there_and_what_is_printed_is_taken_again() {
+fn every_form_of_unix_address_is_listened_on_and_the_printed_uri_is_accepted() {
     let dir = with_disk();
     let here = dir.path().display().to_string();
     for (form, socket) in [
@@ -100,7 +100,7 @@ fn unix_addresses_of_every_form_listen_there_and_what_is_printed_is_taken_again(
 }
 
 #[test]
-fn what_is_no_address_is_refused_and_makes_no_file() {
+fn an_invalid_address_is_refused_and_creates_no_file() {
     let dir = with_disk();
     for (form, part) in [
         ("myhost", "'./myhost'"),

@@ -74,7 +74,7 @@ sys.stdout.buffer.write(text)
 }
 
 #[test]
-fn standard_streams_that_are_closed_or_full_or_without_a_reader_stop_nothing() {
+fn closed_full_or_unread_standard_streams_do_not_stop_the_server() {
     for line in [
         "exec $SERVE 2>&-",
         "exec $SERVE >&- 2>&-",
@@ -91,7 +91,7 @@ fn standard_streams_that_are_closed_or_full_or_without_a_reader_stop_nothing() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_holds_up_neither_requests_nor_the_end() {
+fn an_unread_log_delays_neither_requests_nor_shutdown() {
     let dir = tempfile::tempdir().unwrap();
     // The server itself holds the reading end of the FIFO open.
     let server = started_by(dir.path(), "mkfifo f && exec 3<>f 2>f && exec $SERVE");

@@ -31,7 +31,7 @@ fn assert_same(a: &Path, b: &Path) {
 }
 
 #[test]
-fn nbdinfo_sees_the_export_as_it_was_described() {
+fn nbdinfo_reports_the_properties_of_the_export() {
     let dir = tempfile::tempdir().unwrap();
     let served = Served::start(
         dir.path(),
@@ -122,7 +122,7 @@ h.shutdown()
 }
 
 #[test]
-fn libnbd_is_told_the_errors_of_the_specification() {
+fn libnbd_receives_the_errors_of_the_specification() {
     let dir = tempfile::tempdir().unwrap();
     let script = "
 h.set_strict_mode(0)
@@ -196,7 +196,7 @@ fn qemu_img_converts_compares_and_maps_over_nbd() {
 }
 
 #[test]
-fn qemu_io_finds_its_patterns() {
+fn qemu_io_reads_back_its_patterns_over_nbd() {
     for format in FORMATS {
         let dir = tempfile::tempdir().unwrap();
         let served = new_disk(dir.path(), format);
@@ -278,14 +278,14 @@ fn interrupted_writer(format: &str, end: impl FnOnce(Served)) {
 }
 
 #[test]
-fn flushed_data_is_there_after_sigterm_in_the_middle_of_writes() {
+fn flushed_data_survives_sigterm_during_writes() {
     for format in FORMATS {
         interrupted_writer(format, |served| drop(served.stop()));
     }
 }
 
 #[test]
-fn flushed_data_is_there_after_sigkill_in_the_middle_of_writes() {
+fn flushed_data_survives_sigkill_during_writes() {
     for format in FORMATS {
         interrupted_writer(format, Served::kill);
     }

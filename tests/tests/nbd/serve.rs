@@ -21,7 +21,7 @@ fn refusal_of(dir: &Path, args: &[impl AsRef<OsStr> + std::fmt::Debug]) -> Strin
 }
 
 #[test]
-fn the_commands_that_it_prints_work_as_they_stand() {
+fn the_printed_commands_work_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("a socket");
     let mut server = Program::oxblk()
@@ -50,7 +50,7 @@ fn the_commands_that_it_prints_work_as_they_stand() {
 }
 
 #[test]
-fn a_socket_of_a_dead_server_is_taken_over_and_one_of_a_living_server_is_not() {
+fn the_socket_of_a_dead_server_is_replaced_and_that_of_a_running_server_is_not() {
     let dir = tempfile::tempdir().unwrap();
     let served = Served::start(dir.path(), &["d", "-f", "raw", "--size", "64M"]);
     std::fs::write(dir.path().join("e"), vec![0; 1 << 20]).unwrap();
@@ -64,7 +64,7 @@ fn a_socket_of_a_dead_server_is_taken_over_and_one_of_a_living_server_is_not() {
 }
 
 #[test]
-fn what_cannot_be_served_is_refused_in_one_line() {
+fn a_disk_or_address_that_cannot_be_served_is_refused_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let _living = UnixListener::bind(dir.path().join("taken")).unwrap();
     std::fs::write(dir.path().join("d"), vec![0; 1 << 20]).unwrap();
@@ -133,7 +133,7 @@ h.zero(512, 0)
 }
 
 #[test]
-fn no_argument_makes_a_disk_in_the_data_directory_and_serves_it_again() {
+fn serve_without_arguments_creates_a_disk_in_the_data_directory_and_reuses_it() {
     let dir = tempfile::tempdir().unwrap();
     let (data, runtime) = (dir.path().join("data"), dir.path().join("run"));
     std::fs::create_dir(&runtime).unwrap();
@@ -160,7 +160,7 @@ fn no_argument_makes_a_disk_in_the_data_directory_and_serves_it_again() {
 }
 
 #[test]
-fn an_idle_server_is_small() {
+fn an_idle_server_uses_little_memory() {
     let dir = tempfile::tempdir().unwrap();
     let served = Served::start(dir.path(), &["d", "-f", "raw", "--size", "64M", "--threads", "4"]);
     Program::new("nbdinfo").arg(served.uri()).succeed();
@@ -172,7 +172,7 @@ fn an_idle_server_is_small() {
 }
 
 #[test]
-fn memory_stays_bounded_while_clients_ask_for_all_they_may() {
+fn memory_stays_bounded_while_clients_send_reads_and_receive_no_replies() {
     let dir = tempfile::tempdir().unwrap();
     let served = Served::start(dir.path(), &["d", "-f", "raw", "--size", "256M"]);
     served.python(
@@ -199,7 +199,7 @@ time.sleep(1)
 }
 
 #[test]
-fn an_encrypted_image_is_served_in_the_clear() {
+fn an_encrypted_image_is_served_decrypted() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("key"), "abc").unwrap();
     let secret = "secret,id=s,file=key";
@@ -236,7 +236,7 @@ fn an_encrypted_image_is_served_in_the_clear() {
 }
 
 #[test]
-fn an_image_whose_name_is_not_utf8_is_served_and_shown_as_it_is() {
+fn an_image_whose_name_is_not_utf8_is_served_and_its_name_is_printed_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let name = OsStr::from_bytes(b"caf\xe9.raw");
     let mut server = Program::oxblk()

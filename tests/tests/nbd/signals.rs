@@ -31,7 +31,7 @@ fn started_by(dir: &Path, line: &str) -> Server {
 }
 
 #[test]
-fn every_signal_that_means_the_end_stores_the_bitmaps_and_removes_the_socket() {
+fn every_terminating_signal_stores_the_bitmaps_and_removes_the_socket() {
     for signal in ["HUP", "INT", "QUIT", "TERM", "XCPU", "ALRM", "USR1", "USR2", "PROF"] {
         let dir = tempfile::tempdir().unwrap();
         image(dir.path());
@@ -44,7 +44,7 @@ fn every_signal_that_means_the_end_stores_the_bitmaps_and_removes_the_socket() {
 }
 
 #[test]
-fn a_signal_that_comes_twice_at_once_is_one_request() {
+fn several_signals_in_quick_succession_count_as_one_stop_request() {
     let dir = tempfile::tempdir().unwrap();
     image(dir.path());
     let mut server = started_by(dir.path(), "exec $SERVE");
@@ -100,7 +100,7 @@ fn a_hangup_stops_a_copy_and_removes_the_target_that_it_made() {
 }
 
 #[test]
-fn a_copy_that_is_stopped_leaves_a_target_that_was_there_before() {
+fn a_stopped_copy_keeps_a_target_that_existed_before() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("source"), vec![7; 64 << 20]).unwrap();
     std::fs::write(dir.path().join("target"), vec![8; 64 << 20]).unwrap();
@@ -123,7 +123,7 @@ fn catches_interrupts(pid: u32) -> bool {
 }
 
 #[test]
-fn a_signal_ends_a_copy_that_still_counts_what_there_is_to_copy() {
+fn a_signal_ends_a_copy_that_is_still_counting_its_data() {
     let dir = tempfile::tempdir().unwrap();
     // This disk has nearly the greatest possible size, so counting its data takes hours.
     let disk = "driver=null-co,size=9223372035781033984";
@@ -140,7 +140,7 @@ fn a_signal_ends_a_copy_that_still_counts_what_there_is_to_copy() {
 }
 
 #[test]
-fn a_server_whose_client_writes_ends_by_a_hangup_without_an_error_for_the_client() {
+fn a_hangup_stops_the_server_without_an_error_for_a_writing_client() {
     let dir = tempfile::tempdir().unwrap();
     let served = Served::start(dir.path(), &["d", "-f", "qcow2", "--size", "64M"]);
     // Every write succeeds, or gets no reply because the connection has ended.

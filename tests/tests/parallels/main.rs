@@ -61,7 +61,7 @@ fn spoil(both: &Differential, spoil: &dyn Fn(&File)) {
 }
 
 #[test]
-fn what_is_wrong_is_found_and_repaired_as_by_the_qemu_tools() {
+fn faults_are_found_and_repaired_as_by_the_qemu_tools() {
     let cases: [&dyn Fn(&File); 7] = [
         &|_| (),
         &|file| put(file, IN_USE, 0x746f_6e59),
@@ -87,7 +87,7 @@ fn what_is_wrong_is_found_and_repaired_as_by_the_qemu_tools() {
 }
 
 #[test]
-fn what_a_cluster_has_that_the_file_ends_in_survives_a_repair() {
+fn a_repair_keeps_the_data_of_a_cluster_that_the_file_cuts_off() {
     let both = image();
     let [directory, _] = both.our_directories();
     let path = directory.join("image");
@@ -104,7 +104,7 @@ fn what_a_cluster_has_that_the_file_ends_in_survives_a_repair() {
 }
 
 #[test]
-fn discarded_clusters_are_used_again() {
+fn discarded_clusters_are_reused() {
     let both = image();
     let [directory, _] = both.our_directories();
     let changes =

@@ -201,7 +201,7 @@ const OPTIONS: &[&str] =
     &["cluster_size=512", "cluster_size=4k,refcount_bits=8", "cluster_size=64k", "cluster_size=2M"];
 
 #[test]
-fn bitmaps_record_what_is_written_over_many_openings() {
+fn bitmaps_record_writes_while_an_image_is_opened_many_times() {
     for options in OPTIONS {
         for seed in 0..5 {
             let what = format!("{options}, seed {seed}");
@@ -300,7 +300,7 @@ async fn five_openings(disk: &Disk, seed: u64) {
 }
 
 #[test]
-fn after_a_power_cut_a_bitmap_is_right_or_known_to_be_worthless() {
+fn after_a_power_cut_a_bitmap_is_correct_or_inconsistent() {
     for (options, seed) in [
         ("cluster_size=512", 1),
         ("cluster_size=4k", 2),
@@ -355,7 +355,7 @@ fn a_crash_while_bitmaps_are_tracked_makes_them_inconsistent_and_they_can_be_rem
 }
 
 #[test]
-fn an_image_that_goes_back_and_forth_between_writable_and_read_only_keeps_its_bitmaps_right() {
+fn reopening_between_writable_and_read_only_keeps_bitmaps_correct() {
     let disk = image(1, "cluster_size=4k", MIB);
     sim::run(1, async {
         let backend = open(&disk).await;
@@ -395,7 +395,7 @@ fn directory_offset(disk: &Disk) -> u64 {
 }
 
 #[test]
-fn a_bitmap_can_be_removed_where_the_disk_is_full() {
+fn a_bitmap_can_be_removed_on_a_full_disk() {
     let disk = image(1, "cluster_size=4k", MIB);
     sim::run(1, async {
         let backend = open(&disk).await;
@@ -435,7 +435,7 @@ fn a_bitmap_can_be_removed_where_the_disk_is_full() {
 }
 
 #[test]
-fn what_cannot_be_stored_is_told_and_costs_nothing_but_the_bitmaps() {
+fn bitmaps_that_cannot_be_stored_are_reported_and_no_other_data_is_lost() {
     for nth in 1..60 {
         let disk = image(1, "cluster_size=4k", MIB);
         sim::run(1, async {
@@ -470,7 +470,7 @@ async fn reopen(disk: &Backend, read_only: bool) {
 }
 
 #[test]
-fn an_image_whose_bitmaps_were_changed_by_another_does_not_become_writable() {
+fn an_image_whose_bitmaps_another_program_changed_does_not_become_writable() {
     let disk = image(1, "cluster_size=4k", MIB);
     sim::run(1, async {
         let backend = open(&disk).await;
@@ -496,7 +496,7 @@ fn an_image_whose_bitmaps_were_changed_by_another_does_not_become_writable() {
 }
 
 #[test]
-fn applying_a_snapshot_is_a_change_of_the_whole_disk() {
+fn applying_a_snapshot_marks_the_entire_bitmap_dirty() {
     let disk = image(1, "cluster_size=4k", MIB);
     sim::run(1, async {
         let backend = open(&disk).await;

@@ -48,7 +48,7 @@ async fn work(disk: Backend, task: u64) -> Vec<u8> {
 }
 
 #[test]
-fn a_disk_holds_the_same_while_unused_slices_are_dropped() {
+fn the_contents_stay_the_same_while_unused_slices_are_dropped() {
     for (seed, options) in
         (1..).zip(["cluster_size=512", "cluster_size=4k", "extended_l2=on,cluster_size=16k"])
     {

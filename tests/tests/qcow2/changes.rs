@@ -42,7 +42,7 @@ const WRITE: &[&str] =
     &["qemu-io", "-c", "write -P 1 0 300k", "-c", "write -P 2 700k 200k", "image"];
 
 #[test]
-fn a_power_cut_leaves_an_image_full_or_empty() {
+fn a_power_cut_while_an_image_is_emptied_leaves_all_of_its_data_or_none() {
     let snapshot: &[&str] = &["qemu-img", "snapshot", "-c", "kept", "image"];
     for (seed, kind) in (0..).zip(["cluster_size=512", "cluster_size=64k", "compat=0.10"]) {
         for prepare in [&[WRITE][..], &[WRITE, snapshot, WRITE][..]] {

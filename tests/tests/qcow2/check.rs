@@ -122,7 +122,7 @@ fn make(directory: &Path, options: &str) -> std::path::PathBuf {
 }
 
 #[test]
-fn sound_images_are_found_sound_with_the_same_figures() {
+fn sound_images_pass_the_check_with_the_same_figures_as_qemus() {
     for options in [
         "",
         "compat=0.10",
@@ -357,18 +357,18 @@ fn repaired(faults: &[Fault]) {
 }
 
 #[test]
-fn what_qemu_repairs_in_tables_is_repaired() {
+fn faults_of_tables_that_qemu_repairs_are_repaired() {
     repaired(TABLE_FAULTS);
 }
 
 #[test]
-fn what_qemu_repairs_in_refcounts_is_repaired() {
+fn faults_of_refcounts_that_qemu_repairs_are_repaired() {
     repaired(REFCOUNT_FAULTS);
 }
 
 /// QEMU frees the clusters of snapshots that it does not find. oxblk does not do that.
 #[test]
-fn what_qemu_repairs_in_snapshot_tables_is_repaired_unless_snapshots_are_lost() {
+fn faults_of_snapshot_tables_that_qemu_repairs_are_repaired_unless_snapshots_are_lost() {
     let lost = |name: &str| LOST_SNAPSHOT_FAULTS.iter().any(|fault| fault.0 == name);
     let faults: Vec<Fault> =
         SNAPSHOT_FAULTS.iter().copied().filter(|fault| !lost(fault.0)).collect();
@@ -376,7 +376,7 @@ fn what_qemu_repairs_in_snapshot_tables_is_repaired_unless_snapshots_are_lost() 
 }
 
 #[test]
-fn a_repair_frees_nothing_of_snapshots_that_are_not_seen() {
+fn a_repair_frees_no_clusters_of_hidden_snapshots() {
     let scratch = tempfile::tempdir().unwrap();
     let good = std::fs::read(make(scratch.path(), "")).unwrap();
     let path = scratch.path().join("bad.qcow2");
@@ -400,7 +400,7 @@ fn a_repair_frees_nothing_of_snapshots_that_are_not_seen() {
 }
 
 #[test]
-fn the_repair_of_snapshot_tables_is_told_as_qemu_tells_it() {
+fn the_repair_of_snapshot_tables_is_reported_as_by_qemu() {
     let scratch = tempfile::tempdir().unwrap();
     let good = std::fs::read(make(scratch.path(), "")).unwrap();
     let mut failures = Vec::new();
@@ -450,22 +450,22 @@ fn an_image_that_was_not_closed_cleanly_is_repaired_when_it_is_opened_for_writin
 }
 
 #[test]
-fn damaged_l1_and_l2_tables_are_told_as_qemu_tells_them() {
+fn damaged_l1_and_l2_tables_are_reported_as_by_qemu() {
     damaged(TABLE_FAULTS);
 }
 
 #[test]
-fn damaged_refcounts_are_told_as_qemu_tells_them() {
+fn damaged_refcounts_are_reported_as_by_qemu() {
     damaged(REFCOUNT_FAULTS);
 }
 
 #[test]
-fn damaged_snapshot_tables_are_told_as_qemu_tells_them() {
+fn damaged_snapshot_tables_are_reported_as_by_qemu() {
     damaged(SNAPSHOT_FAULTS);
 }
 
 #[test]
-fn references_that_the_refcount_width_cannot_count_are_overflows() {
+fn more_references_than_a_refcount_can_count_are_reported_as_overflows() {
     let scratch = tempfile::tempdir().unwrap();
     let path = make(scratch.path(), "refcount_bits=1");
     let mut image = Image::new(std::fs::read(&path).unwrap());
@@ -476,7 +476,7 @@ fn references_that_the_refcount_width_cannot_count_are_overflows() {
 }
 
 #[test]
-fn a_huge_sparse_file_with_nothing_in_it_is_checked_at_once() {
+fn an_empty_huge_sparse_file_is_checked_quickly() {
     let scratch = tempfile::tempdir().unwrap();
     let path = make(scratch.path(), "cluster_size=512");
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(8 << 40).unwrap();

@@ -79,7 +79,7 @@ const ABOVE: &[&[&str]] = &[&[
 ]];
 
 #[test]
-fn a_power_cut_during_a_commit_changes_nothing_that_the_overlay_shows() {
+fn a_power_cut_during_a_commit_leaves_the_overlay_contents_unchanged() {
     let cases = [
         ("cluster_size=4k", "cluster_size=64k", "1M", true),
         ("cluster_size=64k", "cluster_size=512", "1M", true),
@@ -125,7 +125,7 @@ fn a_power_cut_during_a_commit_changes_nothing_that_the_overlay_shows() {
 }
 
 #[test]
-fn a_commit_leaves_the_bitmaps_of_the_overlay_as_they_are() {
+fn a_commit_does_not_change_the_bitmaps_of_the_overlay() {
     const GRANULARITY: u64 = 65536;
     let base = image(1, &["image", "1M"], &[]);
     let top = image(1, &["image", "1M"], &[]);

@@ -91,7 +91,7 @@ const OPTIONS: &[&str] = &[
 ];
 
 #[test]
-fn a_compacted_image_holds_the_same_in_a_shorter_file() {
+fn compaction_shortens_the_file_and_keeps_the_contents() {
     for options in OPTIONS {
         for snapshots in 0..3 {
             let what = format!("{options}, {snapshots} snapshots");
@@ -239,7 +239,7 @@ fn stored(path: &Path) -> u64 {
 }
 
 #[test]
-fn the_command_tells_what_it_gave_back() {
+fn the_compact_command_reports_the_released_space() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("a.qcow2");
     Program::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&path).arg("64M").succeed();
@@ -270,7 +270,7 @@ fn the_command_tells_what_it_gave_back() {
 }
 
 #[test]
-fn a_refcount_block_with_two_numbers_is_refused() {
+fn a_refcount_block_that_two_table_entries_name_is_refused() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("a.qcow2");
     let create = ["create", "-q", "-f", "qcow2", "-o", "cluster_size=512"];

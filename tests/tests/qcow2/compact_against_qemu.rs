@@ -179,7 +179,7 @@ fn compressed_data_with_gaps_moves() {
 }
 
 #[test]
-fn an_image_whose_refcounts_are_written_late_is_compacted() {
+fn an_image_with_lazy_refcounts_is_compacted() {
     for options in ["", ",lazy-refcounts=on"] {
         let image = Image::new("cluster_size=4k,lazy_refcounts=on", "32M");
         image.io(&["write -P 7 0 4M"]);
@@ -252,7 +252,7 @@ fn a_luks_header_moves_and_leaves_nothing_behind() {
 
 /// In the active state the clusters are zero and keep their host offsets; a snapshot reads their data.
 #[test]
-fn what_a_snapshot_reads_moves_though_the_active_state_calls_it_zeroes() {
+fn data_of_a_snapshot_moves_although_the_active_state_reads_as_zeroes() {
     let image = Image::new("cluster_size=4k", "16M");
     image.io(&["write -P 7 0 1M"]);
     image.img(&["snapshot", "-c", "zero", "image"]);

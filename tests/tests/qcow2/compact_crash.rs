@@ -225,7 +225,7 @@ async fn cut_at_every_boundary(image: &Image, what: &str) -> Image {
 }
 
 #[test]
-fn bitmaps_that_have_to_move_keep_their_bits() {
+fn moved_bitmaps_keep_their_bits() {
     let made = Made::new("cluster_size=512", "4M");
     made.io(&["write -P 7 0 256k"]);
     for (name, granularity) in [("one", "512"), ("two", "4096"), ("three", "512")] {
@@ -329,7 +329,7 @@ fn the_metadata_of_an_image_with_a_data_file_moves() {
 }
 
 #[test]
-fn an_image_whose_refcounts_are_written_late_is_compacted() {
+fn an_image_with_lazy_refcounts_is_compacted() {
     for (create, options) in [
         (",lazy_refcounts=on", ""),
         ("", ",lazy-refcounts=on"),
@@ -433,7 +433,7 @@ async fn fail_each_operation(image: &Image, what: &str) {
 }
 
 #[test]
-fn an_operation_that_fails_costs_nothing_but_leaks() {
+fn a_failed_operation_causes_at_worst_leaks() {
     let made = with_compressed_data("cluster_size=4k");
     made.img(&["snapshot", "-c", "one", "image"]);
     made.io(&["write -P 9 560k 8k"]);

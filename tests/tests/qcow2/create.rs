@@ -102,7 +102,7 @@ fn large_and_preallocated_images_are_sound_and_read_as_zeroes() {
 }
 
 #[test]
-fn what_cannot_be_created_is_refused_with_the_same_words() {
+fn impossible_options_are_refused_with_qemus_messages() {
     let long = "x".repeat(1024);
     let long_backing = format!("backing_file={long},backing_fmt=raw");
     let no_room = format!("backing_file={},backing_fmt=raw,cluster_size=512", &long[..500]);

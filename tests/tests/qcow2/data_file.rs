@@ -74,7 +74,7 @@ fn new_images_and_their_data_files_are_the_same() {
 }
 
 #[test]
-fn data_lies_where_it_is_for_the_guest() {
+fn guest_data_lies_in_the_data_file_at_its_guest_offset() {
     for options in
         ["", ",data_file_raw=on", ",extended_l2=on,cluster_size=16k", ",preallocation=metadata"]
     {
@@ -146,7 +146,7 @@ fn an_image_is_resized_together_with_its_data_file() {
 }
 
 #[test]
-fn what_does_not_go_together_is_refused_in_the_same_words() {
+fn conflicting_options_are_refused_with_qemus_messages() {
     let both = image("", "1M");
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "plain", "1M"]);
     for line in [
@@ -170,7 +170,7 @@ fn what_does_not_go_together_is_refused_in_the_same_words() {
 }
 
 #[test]
-fn another_data_file_may_be_given_than_the_image_names() {
+fn the_user_may_give_another_data_file_than_the_image_names() {
     let both = image("", "1M");
     both.qemu(Io, &["-c", "write -P 7 0 64k", "a"]);
     both.prepare(|directory| {
@@ -202,7 +202,7 @@ fn damaged(spoil: impl Fn(&mut Image)) -> Differential {
 }
 
 #[test]
-fn damaged_entries_are_told_and_repaired_as_qemu_does() {
+fn damaged_entries_are_reported_and_repaired_as_by_qemu() {
     for (word, value) in [
         (1, 0x0000_0000_0001_0000),
         (0, 0),
@@ -223,7 +223,7 @@ fn damaged_entries_are_told_and_repaired_as_qemu_does() {
 }
 
 #[test]
-fn an_image_that_needs_a_data_file_or_must_not_have_one_says_so() {
+fn contradictory_data_file_bits_are_reported_as_by_qemu() {
     const INCOMPATIBLE: usize = 79;
     const AUTOCLEAR: usize = 95;
     for (at, value) in [(INCOMPATIBLE, 4), (AUTOCLEAR, 2)] {
@@ -253,7 +253,7 @@ fn a_data_file_that_is_shorter_than_the_disk_reads_as_zeroes_behind_its_end() {
 }
 
 #[test]
-fn a_growth_shows_nothing_that_a_longer_raw_data_file_has_behind_the_old_end() {
+fn growth_reveals_no_old_data_behind_the_end_in_a_longer_raw_data_file() {
     for (old, new) in [("1M", "3M"), ("1M", "1536k"), ("1000k", "1001k"), ("1000k", "4M")] {
         let both = image(",data_file_raw=on", old);
         both.qemu(Io, &["-c", "write -P 1 0 1000k", "a"]);
@@ -319,7 +319,7 @@ async fn open(name: &Path, driver: &str, flags: OpenFlags) -> Result<Backend> {
 }
 
 #[test]
-fn nobody_else_writes_a_data_file_that_is_in_use() {
+fn a_data_file_in_use_is_locked_against_other_writers() {
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let [image, other, data] = ["a", "b", "d"].map(|name| scratch.path().join(name));
     for name in [&image, &other] {

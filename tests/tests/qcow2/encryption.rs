@@ -122,7 +122,7 @@ const SUITES: &[[&str; 5]] = &[
 ];
 
 #[test]
-fn every_cipher_mode_iv_and_hash_is_that_of_qemu() {
+fn every_cipher_mode_iv_and_hash_is_compatible_with_qemu() {
     let directory = tempfile::tempdir().unwrap();
     // QEMU takes long to create a header, so it creates only some of the images.
     for (index, [cipher, mode, iv, iv_hash, hash]) in SUITES.iter().enumerate() {
@@ -152,7 +152,7 @@ fn images_of_every_layout_are_shared_with_qemu() {
 }
 
 #[test]
-fn keys_of_24_bytes_go_with_every_mode() {
+fn keys_of_24_bytes_work_with_every_mode() {
     let directory = tempfile::tempdir().unwrap();
     for (cipher, mode) in [("aes-192", "cbc"), ("serpent-192", "ctr"), ("twofish-192", "ecb")] {
         let options = format!("{LUKS},encrypt.cipher-alg={cipher},encrypt.cipher-mode={mode}");
@@ -161,7 +161,7 @@ fn keys_of_24_bytes_go_with_every_mode() {
 }
 
 #[test]
-fn no_guest_data_is_in_the_file_as_it_is() {
+fn no_plaintext_guest_data_is_in_the_file() {
     let directory = tempfile::tempdir().unwrap();
     for format in [LUKS, AES] {
         let path = directory.path().join("image");
@@ -173,7 +173,7 @@ fn no_guest_data_is_in_the_file_as_it_is() {
 }
 
 #[test]
-fn new_images_are_laid_out_as_qemu_does() {
+fn new_encrypted_images_have_qemus_layout() {
     let directory = tempfile::tempdir().unwrap();
     let layouts = [
         "cluster_size=64k",
@@ -243,7 +243,7 @@ fn words(line: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_tools_say_of_encrypted_images_what_qemus_do() {
+fn the_tools_print_the_same_as_qemus_for_encrypted_images() {
     let both = with_images();
     let lines = [
         "info l.qcow2",
@@ -287,7 +287,7 @@ fn the_tools_say_of_encrypted_images_what_qemus_do() {
 }
 
 #[test]
-fn wrong_options_of_new_images_are_told_in_the_words_of_qemus_tools() {
+fn wrong_encryption_options_are_refused_with_qemus_messages() {
     let both = Differential::new();
     let wrong = [
         "encrypt.format=luks",
@@ -323,7 +323,7 @@ fn wrong_options_of_new_images_are_told_in_the_words_of_qemus_tools() {
 }
 
 #[test]
-fn keys_that_do_not_open_an_image_are_refused_as_by_qemu() {
+fn wrong_keys_are_refused_as_by_qemu() {
     let both = with_images();
     let lines = [
         "l.qcow2",
@@ -432,7 +432,7 @@ fn name(image: &mut Image, at: usize, name: &str) {
 }
 
 #[test]
-fn broken_luks_headers_are_refused_in_the_words_of_qemus_tools() {
+fn broken_luks_headers_are_refused_with_qemus_messages() {
     let both = Differential::new();
     let good = Image::new(image(LUKS));
     let options = "driver=qcow2,encrypt.key-secret=s,file.filename=x.qcow2";
@@ -455,7 +455,7 @@ const WORSE: &[(Spoil, &str)] = &[
 ];
 
 #[test]
-fn no_luks_header_makes_a_tool_compute_for_hours_or_read_where_there_is_nothing() {
+fn no_luks_header_makes_a_tool_compute_for_hours_or_read_past_the_end() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("image");
     let good = Image::new(image(LUKS));
@@ -486,7 +486,7 @@ fn an_image_is_checked_without_its_key() {
 }
 
 #[test]
-fn space_that_is_added_reads_as_zeroes_whatever_is_allocated_for_it() {
+fn added_space_reads_as_zeroes_with_every_preallocation_mode() {
     let directory = tempfile::tempdir().unwrap();
     for options in [LUKS.to_owned(), format!("{AES},compat=0.10")] {
         let path = directory.path().join("image");
@@ -507,7 +507,7 @@ fn space_that_is_added_reads_as_zeroes_whatever_is_allocated_for_it() {
 }
 
 #[test]
-fn encrypted_images_lie_over_others_and_under_them() {
+fn encrypted_images_work_as_overlays_and_as_backing_files() {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     Who::Qemu.create(&at("base"), LUKS);
@@ -538,7 +538,7 @@ fn encrypted_images_lie_over_others_and_under_them() {
 }
 
 #[test]
-fn nothing_is_compressed_into_an_encrypted_image() {
+fn compressed_writes_to_an_encrypted_image_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("image");
     Who::Us.create(&path, LUKS);

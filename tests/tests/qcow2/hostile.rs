@@ -78,7 +78,7 @@ fn a_loop_of_backing_files_ends_in_an_error() {
 }
 
 #[test]
-fn what_a_guest_wrote_into_a_raw_disk_does_not_make_it_another_format() {
+fn guest_data_does_not_turn_a_raw_disk_into_another_format() {
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let directory = scratch.path();
     fs::write(directory.join("secret"), [7; 65_536]).expect("a file");
@@ -110,7 +110,7 @@ fn a_disk_that_was_probed_as_raw_refuses_to_become_another_format() {
 }
 
 #[test]
-fn a_disk_of_12802_tib_is_looked_at_in_bounded_memory_and_time() {
+fn a_disk_of_12802_tib_is_inspected_in_bounded_memory_and_time() {
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let directory = scratch.path();
     let options = "cluster_size=2M";
@@ -133,7 +133,7 @@ fn a_disk_of_12802_tib_is_looked_at_in_bounded_memory_and_time() {
 }
 
 #[test]
-fn a_cluster_off_its_place_is_reported_with_its_l2_entry() {
+fn an_unaligned_cluster_is_reported_with_its_l2_entry() {
     let scratch = tempfile::tempdir().expect("a scratch directory");
     qemu_img(scratch.path(), &["create", "-q", "-f", "qcow2", "bad", "1M"]);
     let write = ["-c", "write -q 0 256k", "bad"];

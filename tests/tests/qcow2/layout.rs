@@ -8,7 +8,7 @@ use oxblk_tests::program::Program;
 use oxblk_tests::program::Tool::{Img, Io};
 
 #[test]
-fn writes_one_after_the_other_give_the_bytes_that_qemu_gives() {
+fn sequential_writes_give_the_same_bytes_as_with_qemu() {
     for (options, unit) in [
         ("cluster_size=64k", 64),
         ("cluster_size=4k", 4),
@@ -29,7 +29,7 @@ fn writes_one_after_the_other_give_the_bytes_that_qemu_gives() {
 }
 
 #[test]
-fn large_and_preallocated_images_have_the_bytes_that_qemu_gives_them() {
+fn large_and_preallocated_images_have_the_same_bytes_as_with_qemu() {
     let both = Differential::new();
     for (options, size) in
         [("cluster_size=512", "1G"), ("cluster_size=512,refcount_bits=64", "200M")]
@@ -57,7 +57,7 @@ fn large_and_preallocated_images_have_the_bytes_that_qemu_gives_them() {
 }
 
 #[test]
-fn refcount_blocks_and_tables_grow_where_qemu_has_them() {
+fn refcount_blocks_and_tables_grow_at_the_same_offsets_as_with_qemu() {
     for (options, len) in [
         // The first refcount block ends at 8 MiB. One write crosses this offset, and another one ends there.
         ("cluster_size=4k", "1000k"),
@@ -89,7 +89,7 @@ fn refcount_blocks_and_tables_grow_where_qemu_has_them() {
 }
 
 #[test]
-fn a_write_passes_over_gaps_that_are_too_small_for_it() {
+fn a_write_skips_gaps_that_are_too_small() {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "a", "64M"]);
     both.qemu(

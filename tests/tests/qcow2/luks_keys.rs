@@ -104,7 +104,7 @@ fn passwords_are_added_and_erased() {
 }
 
 #[test]
-fn what_would_lock_the_user_out_is_refused_in_the_words_of_qemus_tools() {
+fn key_changes_that_lock_the_user_out_are_refused_with_qemus_messages() {
     let cases = [
         (
             "state=active,new-secret=m,keyslot=1",
@@ -196,7 +196,7 @@ fn cut(before: &[&str], options: &str, opened_with: &str, one_of: &[&str]) {
 }
 
 #[test]
-fn a_power_cut_while_keys_change_leaves_one_that_opens_the_disk() {
+fn a_power_cut_during_a_key_change_leaves_a_password_that_opens_the_disk() {
     let add = "state=active,iter-time=1,new-secret=n";
     cut(&[], add, FIRST, &[FIRST]);
     // The header entry of this slot lies in two sectors.

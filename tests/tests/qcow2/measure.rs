@@ -15,7 +15,7 @@ fn option_list(program: Program, options: &str) -> Program {
 }
 
 #[test]
-fn measured_sizes_are_the_same() {
+fn measured_sizes_are_the_same_as_with_qemu() {
     let scratch = tempfile::tempdir().unwrap();
     let raw = scratch.path().join("source.raw");
     std::fs::write(&raw, vec![5; 300_000]).unwrap();

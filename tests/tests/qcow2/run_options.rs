@@ -78,7 +78,7 @@ fn a_dirty_image_is_repaired_when_it_is_reopened_for_writing() {
 }
 
 #[test]
-fn options_are_taken_and_refused_as_qemu_does() {
+fn options_are_accepted_and_refused_as_by_qemu() {
     let both = Differential::new();
     both.qemu(Img, &words("create -q -f qcow2 a.qcow2 10M"));
     both.qemu(Img, &words("create -q -f qcow2 -o compat=0.10 old.qcow2 10M"));
@@ -111,7 +111,7 @@ fn options_are_taken_and_refused_as_qemu_does() {
 }
 
 #[test]
-fn discarded_clusters_stay_allocated_if_wanted() {
+fn discarded_clusters_stay_allocated_if_the_options_say_so() {
     let both = Differential::new();
     both.qemu(Img, &words("create -q -f qcow2 a.qcow2 10M"));
     both.qemu(Io, &["-c", "write -P 1 0 1M", "a.qcow2"]);
@@ -127,7 +127,7 @@ fn discarded_clusters_stay_allocated_if_wanted() {
 }
 
 #[test]
-fn the_host_hears_of_discards_as_the_options_say() {
+fn discards_reach_the_host_if_the_options_say_so() {
     use std::os::unix::fs::MetadataExt;
     for (options, kept) in [("pass-discard-request=off", true), ("pass-discard-request=on", false)]
     {
@@ -146,7 +146,7 @@ fn the_host_hears_of_discards_as_the_options_say() {
 }
 
 #[test]
-fn what_is_written_to_a_temporary_snapshot_is_forgotten() {
+fn writes_to_a_temporary_snapshot_are_dropped() {
     let both = Differential::new();
     both.qemu(Img, &words("create -q -f qcow2 a.qcow2 10M"));
     both.qemu(Io, &["-c", "write -P 1 0 1M", "a.qcow2"]);
@@ -187,7 +187,7 @@ fn spoilt(directory: &std::path::Path, spoil: impl Fn(&mut [u8])) {
 }
 
 #[test]
-fn metadata_is_not_written_over_metadata() {
+fn a_write_that_would_overwrite_metadata_is_refused() {
     // Offsets: refcount table at 0x1_0000, refcount block at 0x2_0000, L1 table at 0x3_0000, L2 table at 0x4_0000.
     let put = |bytes: &mut [u8], at: usize, value: u64| {
         bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
@@ -218,7 +218,7 @@ fn metadata_is_not_written_over_metadata() {
 }
 
 #[test]
-fn overlaps_that_are_not_looked_for_are_not_found() {
+fn disabled_overlap_checks_report_no_overlap() {
     let directory = tempfile::tempdir().unwrap();
     spoilt(directory.path(), |bytes| {
         bytes[0x1_0000..0x1_0008].copy_from_slice(&0x3_0000_u64.to_be_bytes());

@@ -99,7 +99,7 @@ const OPTIONS: &[(&str, bool)] = &[
 ];
 
 #[test]
-fn snapshots_hold_what_the_disk_held_whatever_is_done_between() {
+fn snapshots_keep_their_contents_during_all_later_operations() {
     for (options, resizes) in OPTIONS {
         for seed in 0..6 {
             let what = format!("{options}, seed {seed}");
@@ -243,7 +243,7 @@ fn a_power_cut_during_a_resize_leaves_the_old_size_or_the_new() {
 }
 
 #[test]
-fn a_snapshot_that_fails_leaves_no_write_under_way_behind() {
+fn a_failed_snapshot_leaves_no_write_in_flight() {
     for seed in 0..20 {
         sim::run(seed, async {
             let disk = sim_image::new(seed, "cluster_size=512", MIB);

@@ -58,7 +58,7 @@ fn look_the_same(both: &Differential, image: &str) {
 }
 
 #[test]
-fn what_is_written_and_zeroed_covers_the_same_subclusters() {
+fn writes_and_zero_writes_cover_the_same_subclusters_as_with_qemu() {
     for (options, unit) in [("", 2048), ("cluster_size=16k,", 512), ("cluster_size=2M,", 65_536)] {
         let both = over_a_backing_file(options, "6M");
         for (command, offset, len) in [
@@ -86,7 +86,7 @@ fn what_is_written_and_zeroed_covers_the_same_subclusters() {
 }
 
 #[test]
-fn compressed_clusters_become_whole_clusters_where_they_are_written() {
+fn a_write_turns_a_compressed_cluster_into_a_standard_cluster() {
     let both = over_a_backing_file("", "4M");
     for line in [
         "write -c -P 1 64k 64k",
@@ -135,7 +135,7 @@ fn a_cluster_shared_with_a_snapshot_is_copied_only_where_it_has_data() {
 }
 
 #[test]
-fn sizes_preallocation_and_what_is_told_of_an_image_are_those_of_qemu() {
+fn sizes_preallocation_and_info_are_the_same_as_with_qemu() {
     let both = Differential::new();
     for options in
         ["extended_l2=on", "extended_l2=on,cluster_size=16k", "extended_l2=on,cluster_size=2M"]
@@ -169,7 +169,7 @@ fn an_image_with_a_backing_file_may_be_preallocated() {
 }
 
 #[test]
-fn an_image_is_resized_as_qemu_does() {
+fn an_image_is_resized_as_by_qemu() {
     let both = over_a_backing_file("", "1234k");
     both.same(Io, &["-c", "write -P 1 1M 200k", "a"]);
     for line in [
@@ -187,7 +187,7 @@ fn an_image_is_resized_as_qemu_does() {
 }
 
 #[test]
-fn what_does_not_go_together_is_refused_in_the_same_words() {
+fn conflicting_options_are_refused_with_qemus_messages() {
     let both = Differential::new();
     for line in [
         "create -f qcow2 -o extended_l2=on,cluster_size=8k a 1M",
@@ -262,7 +262,7 @@ const FAULTS: &[(usize, u64)] = &[
 ];
 
 #[test]
-fn damaged_entries_are_told_as_qemu_tells_them() {
+fn damaged_entries_are_reported_as_by_qemu() {
     for (word, value) in FAULTS {
         let both = damaged(|image| image.put64(L2 + word * 8, *value));
         both.same(Img, &["check", "a"]);
@@ -274,7 +274,7 @@ fn damaged_entries_are_told_as_qemu_tells_them() {
 }
 
 #[test]
-fn a_place_that_no_cluster_can_have_is_given_up_where_there_is_no_data() {
+fn a_repair_drops_an_unaligned_offset_of_a_cluster_without_data() {
     let both = damaged(|image| {
         image.put64(L2 + 48, 0x8000_0000_0007_0200);
         image.put64(L2 + 56, 0xffff_0000 << 32);
@@ -284,7 +284,7 @@ fn a_place_that_no_cluster_can_have_is_given_up_where_there_is_no_data() {
 }
 
 #[test]
-fn a_repair_does_not_give_up_the_data_of_a_compressed_cluster_with_a_bitmap() {
+fn a_repair_keeps_the_data_of_a_compressed_cluster_with_a_bitmap() {
     for fix in ["leaks", "all"] {
         let both = damaged(|image| image.put64(L2 + 24, 0xff));
         for directory in both.our_directories() {

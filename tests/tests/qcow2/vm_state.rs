@@ -27,7 +27,7 @@ async fn open(path: &Path) -> Backend {
 }
 
 #[test]
-fn io_reads_and_writes_vm_state_as_qemu_io_does() {
+fn io_reads_and_writes_vm_state_as_qemu_io() {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "a.qcow2", "3M"]);
     both.qemu(Img, &["create", "-q", "-f", "raw", "a.raw", "1M"]);

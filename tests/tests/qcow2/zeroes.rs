@@ -30,7 +30,7 @@ fn commands<'a>(lines: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn zero_writes_make_the_entries_that_qemu_makes() {
+fn zero_writes_make_the_same_entries_as_with_qemu() {
     let lines = [
         "write -q -z 0 128k",
         "write -q -z -u 128k 128k",
@@ -65,7 +65,7 @@ fn zero_writes_make_the_entries_that_qemu_makes() {
 }
 
 #[test]
-fn what_was_made_zero_stays_zero_over_a_backing_file_that_comes_later() {
+fn zeroed_ranges_stay_zero_when_a_backing_file_is_added_later() {
     for options in ["-o compat=1.1", "-o extended_l2=on"] {
         let both = image(options, &["write -q -P 1 256k 64k"]);
         let zeroes = ["write -q -z 0 128k", "write -q -z 140k 4k", "discard -q 256k 64k"];
@@ -87,7 +87,7 @@ fn converting_into_an_existing_image_writes_its_zeroes() {
 }
 
 #[test]
-fn a_shared_cluster_that_becomes_zero_stays_the_place_of_both() {
+fn a_shared_cluster_that_becomes_zero_keeps_the_data_of_the_snapshot() {
     for command in ["write -q -z 0 128k", "write -q -z -u 0 128k", "discard -q 0 128k"] {
         let both = image("", &["write -q -P 1 0 1000k"]);
         both.same(Img, &["snapshot", "-c", "one", "a"]);
@@ -100,7 +100,7 @@ fn a_shared_cluster_that_becomes_zero_stays_the_place_of_both() {
 }
 
 #[test]
-fn offsets_within_a_zero_cluster_that_keeps_its_place_are_counted() {
+fn a_map_that_starts_inside_an_allocated_zero_cluster_has_the_right_offset() {
     let both = image("", &["write -q -P 1 0 256k", "write -q -z 0 192k"]);
     for start in ["0", "4k", "68k", "130k"] {
         both.same(Img, &["map", "--output=json", "-s", start, "a"]);
@@ -108,7 +108,7 @@ fn offsets_within_a_zero_cluster_that_keeps_its_place_are_counted() {
 }
 
 #[test]
-fn version_2_writes_no_zeroes_without_a_fallback() {
+fn version_2_refuses_zero_writes_without_a_fallback() {
     let both = image("-o compat=0.10", &[]);
     for line in ["write -z -n 0 64k", "write -z -u -n 0 64k"] {
         both.same(Io, &commands(&[line]));

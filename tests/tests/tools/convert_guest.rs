@@ -33,7 +33,7 @@ fn same_content(a: &Path, b: &Path) {
 }
 
 #[test]
-fn a_guest_disk_converted_to_qcow2_and_back_is_identical_by_us_and_by_qemu() {
+fn a_guest_disk_converted_to_qcow2_and_back_is_identical_with_both_tools() {
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let raw = guest::disk::build(scratch.path());
     let path = |name: &str| scratch.path().join(name);

@@ -64,7 +64,7 @@ fn copy_watched(
 }
 
 #[test]
-fn several_disks_become_one_with_each_filled_up_to_whole_sectors() {
+fn several_sources_are_joined_with_padding_to_whole_sectors() {
     let (a, b) = (pattern(3000), pattern(200_000));
     let sources = [Disk::from_bytes(3, &a), Disk::from_bytes(4, &b)];
     let mut expected = a;
@@ -85,7 +85,7 @@ fn several_disks_become_one_with_each_filled_up_to_whole_sectors() {
 }
 
 #[test]
-fn a_read_that_fails_ends_the_copy_and_tells_where() {
+fn a_failed_read_ends_the_copy_and_the_error_has_its_offset() {
     let source = Disk::from_bytes(1, &pattern(256 << 10));
     fail(&source, FaultOp::Read, 100 * KIB..101 * KIB, Errno::IO);
     let options = CopyOptions { chunk: 64 << 10, ..CopyOptions::default() };
@@ -95,7 +95,7 @@ fn a_read_that_fails_ends_the_copy_and_tells_where() {
 }
 
 #[test]
-fn a_write_that_fails_ends_the_copy_and_tells_where() {
+fn a_failed_write_ends_the_copy_and_the_error_has_its_offset() {
     let target = Disk::new(2, 256 * KIB);
     fail(&target, FaultOp::Write, 100 * KIB..101 * KIB, Errno::NOSPC);
     let options = CopyOptions { chunk: 64 << 10, ..CopyOptions::default() };
@@ -106,7 +106,7 @@ fn a_write_that_fails_ends_the_copy_and_tells_where() {
 }
 
 #[test]
-fn of_many_failures_the_one_at_the_lowest_offset_is_told() {
+fn of_several_failures_the_one_at_the_lowest_offset_is_reported() {
     for seed in 0..20 {
         let target = Disk::new(seed, 512 * KIB);
         let range = Some(100 * KIB..512 * KIB);
@@ -128,7 +128,7 @@ fn of_many_failures_the_one_at_the_lowest_offset_is_told() {
 }
 
 #[test]
-fn a_copy_between_failing_disks_either_says_so_or_is_whole() {
+fn a_copy_between_failing_disks_reports_an_error_or_is_complete() {
     let faulty = |fail_rate| Faults {
         fail_rate,
         short_reads: 0.1,
@@ -160,7 +160,7 @@ fn a_copy_between_failing_disks_either_says_so_or_is_whole() {
 }
 
 #[test]
-fn salvaging_leaves_zeroes_for_exactly_what_cannot_be_read() {
+fn salvage_writes_zeroes_for_exactly_the_unreadable_ranges() {
     let bytes = pattern(256 << 10);
     let source = Disk::from_bytes(1, &bytes);
     fail(&source, FaultOp::Read, 100 * KIB..101 * KIB, Errno::IO);
@@ -176,7 +176,7 @@ fn salvaging_leaves_zeroes_for_exactly_what_cannot_be_read() {
 }
 
 #[test]
-fn a_copy_that_is_told_to_stop_writes_nothing_more() {
+fn a_stopped_copy_writes_nothing_more() {
     let (source, target) = (Disk::from_bytes(1, &pattern(256 << 10)), Disk::new(2, 256 * KIB));
     let options = CopyOptions::default();
     let outcome = copy_watched(7, &[source], &target, options, Arc::new(()), true);
@@ -185,7 +185,7 @@ fn a_copy_that_is_told_to_stop_writes_nothing_more() {
 }
 
 #[test]
-fn a_copy_that_is_stopped_at_any_moment_does_not_call_itself_whole_when_it_is_not() {
+fn a_stopped_copy_never_reports_success_if_it_is_incomplete() {
     let mut bytes = pattern(16 << 10);
     bytes[8 << 10..].fill(0);
     let slow = || Faults {

@@ -37,7 +37,7 @@ fn image(options: &str, snapshot: bool) -> Differential {
 }
 
 #[test]
-fn an_image_goes_from_one_version_to_the_other_and_back() {
+fn an_image_is_amended_from_one_version_to_the_other_and_back() {
     for (options, snapshot) in [("cluster_size=64k", true), ("cluster_size=4k", false)] {
         let both = image(options, snapshot);
         for options in ["compat=0.10", "compat=v3,lazy_refcounts=on", "compat=v2"] {
@@ -70,7 +70,7 @@ fn a_version_2_image_without_a_backing_file_takes_no_space_for_zeroes() {
 }
 
 #[test]
-fn refcounts_get_every_width() {
+fn refcounts_are_amended_to_every_width() {
     let both = image("cluster_size=512", true);
     for width in ["64", "2", "32", "16"] {
         both.same(Img, &["amend", "-q", "-o", &format!("refcount_bits={width}"), "a.qcow2"]);
@@ -94,7 +94,7 @@ fn refcounts_get_every_width() {
 }
 
 #[test]
-fn several_options_are_amended_at_once() {
+fn one_command_amends_several_options() {
     let both = image("compat=0.10,cluster_size=4k", true);
     both.same(
         Img,
@@ -109,7 +109,7 @@ fn several_options_are_amended_at_once() {
 }
 
 #[test]
-fn what_cannot_be_is_refused_as_qemu_img_refuses_it() {
+fn impossible_amends_are_refused_as_by_qemu_img() {
     let both = image("cluster_size=64k", true);
     both.qemu(Img, &words("create -q -f qcow2 -o compat=0.10 old.qcow2 10M"));
     both.qemu(Img, &words("create -q -f raw a.raw 10M"));
@@ -172,7 +172,7 @@ fn what_cannot_be_is_refused_as_qemu_img_refuses_it() {
 }
 
 #[test]
-fn features_that_version_2_has_no_words_for_are_kept() {
+fn an_amend_to_version_2_that_would_lose_a_feature_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let run = |program: Program, line: &str| program.args(words(line)).directory(directory.path());
     let create = "create -q -f qcow2 -o compression_type=zstd a.qcow2 1M";

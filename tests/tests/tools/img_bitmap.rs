@@ -25,7 +25,7 @@ fn same_lines(both: &Differential, lines: &[&str]) {
 }
 
 #[test]
-fn bitmaps_are_changed_and_refused_as_qemu_does() {
+fn bitmaps_are_changed_and_refused_as_by_qemu() {
     let both = disk();
     same_lines(
         &both,
@@ -88,7 +88,7 @@ fn bitmaps_are_changed_and_refused_as_qemu_does() {
 }
 
 #[test]
-fn a_bitmap_too_large_for_its_granularity_is_refused_as_qemu_does() {
+fn a_bitmap_too_large_for_its_granularity_is_refused_as_by_qemu() {
     let both = disk();
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "big.qcow2", "100T"]);
     let image = "driver=qcow2,node-name=n,file.filename=big.qcow2";
@@ -232,7 +232,7 @@ fn tool(ours: bool, tool: Tool) -> Program {
 }
 
 #[test]
-fn each_tool_goes_on_with_the_others_bitmaps_at_every_granularity() {
+fn each_tool_continues_the_bitmaps_of_the_other_at_every_granularity() {
     let scratch = tempfile::tempdir().unwrap();
     let image = scratch.path().join("a.qcow2");
     for (number, options) in
@@ -292,7 +292,7 @@ fn each_tool_goes_on_with_the_others_bitmaps_at_every_granularity() {
 }
 
 #[test]
-fn a_hundred_bitmaps_and_one_of_many_clusters_go_from_tool_to_tool() {
+fn both_tools_use_a_hundred_bitmaps_and_one_of_many_clusters() {
     let scratch = tempfile::tempdir().unwrap();
     let image = scratch.path().join("a.qcow2");
     let create = ["create", "-q", "-f", "qcow2", "-o", "cluster_size=512"];
@@ -374,7 +374,7 @@ fn two_bitmaps(path: &Path) -> Image {
 }
 
 #[test]
-fn a_broken_bitmap_can_be_told_of_removed_and_repaired_and_costs_no_data() {
+fn a_broken_bitmap_can_be_listed_removed_and_repaired_without_data_loss() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("a.qcow2");
     let good = two_bitmaps(&path);
@@ -432,7 +432,7 @@ const UNWALKABLE: &[Unwalkable] = &[
 ];
 
 #[test]
-fn a_directory_that_cannot_be_walked_keeps_nothing_from_being_repaired() {
+fn an_unreadable_bitmap_directory_does_not_prevent_a_repair() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("a.qcow2");
     let good = two_bitmaps(&path);
@@ -471,7 +471,7 @@ fn a_directory_that_cannot_be_walked_keeps_nothing_from_being_repaired() {
 }
 
 #[test]
-fn bitmaps_that_an_unaware_program_left_behind_are_gone_and_can_be_made_anew() {
+fn bitmaps_outdated_by_an_unaware_program_are_dropped_and_can_be_recreated() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("a.qcow2");
     let mut image = two_bitmaps(&path);
@@ -489,7 +489,7 @@ fn bitmaps_that_an_unaware_program_left_behind_are_gone_and_can_be_made_anew() {
 }
 
 #[test]
-fn a_missing_backing_file_keeps_no_bitmap_from_being_changed() {
+fn bitmaps_can_be_changed_while_the_backing_file_is_missing() {
     let both = disk();
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "a.raw", "over", "1M"]);
     both.prepare(|directory| std::fs::remove_file(directory.join("a.raw")).unwrap());
@@ -512,7 +512,7 @@ fn a_bitmap_is_merged_from_an_overlay_into_its_own_backing_file() {
 }
 
 #[test]
-fn all_bitmaps_of_an_image_are_removed_at_once() {
+fn one_command_removes_all_bitmaps_of_an_image() {
     let both = disk();
     both.qemu(Img, &["bitmap", "--add", "a.qcow2", "one"]);
     both.qemu(Img, &["bitmap", "--add", "--disable", "a.qcow2", "two"]);

@@ -162,7 +162,7 @@ impl Chain {
 }
 
 #[test]
-fn the_top_of_a_chain_shows_the_same_whatever_is_done_to_it() {
+fn amends_rebases_and_commits_keep_the_contents_of_the_top() {
     for seed in 1..=5 {
         let mut chain = Chain::new(seed);
         for _ in 0..8 {
@@ -175,7 +175,7 @@ fn the_top_of_a_chain_shows_the_same_whatever_is_done_to_it() {
 }
 
 #[test]
-fn a_backing_node_that_does_not_exist_is_named_as_one() {
+fn an_unknown_backing_node_is_reported_as_by_qemu_img() {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "a", "1M"]);
     both.same(Img, &["map", "--image-opts", "driver=qcow2,file.filename=a,backing=x"]);

@@ -33,7 +33,7 @@ fn images() -> Differential {
 }
 
 #[test]
-fn comparisons_find_the_same_differences() {
+fn comparisons_find_the_same_differences_as_qemu_img() {
     let both = images();
     same(
         &both,
@@ -118,7 +118,7 @@ fn qcow2_images_are_resized() {
 }
 
 #[test]
-fn qcow2_images_grow_with_their_clusters_allocated() {
+fn preallocated_growth_of_qcow2_images_allocates_their_clusters() {
     use std::os::unix::fs::MetadataExt;
     for (mode, options) in [
         ("metadata", "cluster_size=64k"),
@@ -147,7 +147,7 @@ fn qcow2_images_grow_with_their_clusters_allocated() {
 }
 
 #[test]
-fn benchmarks_announce_and_refuse_the_same() {
+fn benchmarks_print_and_refuse_the_same_as_qemu_img() {
     let both = images();
     same(
         &both,

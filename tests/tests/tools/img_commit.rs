@@ -36,7 +36,7 @@ fn each(both: &Differential, line: &str) {
 }
 
 #[test]
-fn what_an_overlay_holds_comes_to_its_backing_file_and_the_overlay_is_emptied() {
+fn a_commit_moves_the_overlays_data_to_its_backing_file_and_empties_the_overlay() {
     for options in
         ["cluster_size=64k", "compat=0.10", "refcount_bits=1,cluster_size=4k", "extended_l2=on"]
     {
@@ -60,7 +60,7 @@ fn what_an_overlay_holds_comes_to_its_backing_file_and_the_overlay_is_emptied() 
 }
 
 #[test]
-fn a_raw_base_grows_and_takes_everything() {
+fn a_commit_grows_a_raw_base_and_writes_all_data_to_it() {
     let both = chain("cluster_size=64k", "raw");
     both.same(Img, &words("commit -b base top.qcow2"));
     each(&both, "compare -q -f raw base seen.raw");
@@ -70,7 +70,7 @@ fn a_raw_base_grows_and_takes_everything() {
 }
 
 #[test]
-fn layers_in_between_are_committed_with_the_top_which_keeps_what_it_holds() {
+fn a_commit_includes_intermediate_layers_and_the_top_keeps_its_data() {
     for name in ["base", "./base", "mid.qcow2"] {
         let both = chain("cluster_size=4k", "qcow2");
         both.same(Img, &["commit", "-b", name, "top.qcow2"]);
@@ -93,7 +93,7 @@ fn snapshots_of_an_overlay_outlive_its_commit() {
 }
 
 #[test]
-fn faults_are_told_as_qemu_img_tells_them() {
+fn errors_are_reported_as_by_qemu_img() {
     let both = chain("cluster_size=64k", "raw");
     both.qemu(Img, &words("create -q -f qcow2 alone.qcow2 1M"));
     for line in [

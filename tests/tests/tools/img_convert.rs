@@ -29,7 +29,7 @@ fn images() -> Differential {
 }
 
 #[test]
-fn conversions_between_formats_hold_the_same() {
+fn conversions_between_formats_keep_the_contents() {
     let both = images();
     for line in [
         "convert -O qcow2 a.raw out.qcow2",
@@ -60,7 +60,7 @@ fn conversions_between_formats_hold_the_same() {
 }
 
 #[test]
-fn conversions_to_raw_make_the_same_bytes() {
+fn conversions_to_raw_write_the_same_bytes_as_qemu_img() {
     let both = images();
     for line in [
         "convert a.raw out.raw",
@@ -108,7 +108,7 @@ fn progress_is_shown_unless_quiet() {
 }
 
 #[test]
-fn conversions_that_cannot_be_are_refused_in_the_same_words() {
+fn impossible_conversions_are_refused_with_qemus_messages() {
     let both = images();
     same(
         &both,
@@ -177,7 +177,7 @@ fn conversions_that_cannot_be_are_refused_in_the_same_words() {
 }
 
 #[test]
-fn a_target_that_exists_keeps_the_backing_file_that_it_has() {
+fn an_existing_target_keeps_its_backing_file() {
     let both = images();
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "-b", "a.qcow2", "-F", "qcow2", "out.qcow2"]);
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "alone.qcow2", "4M"]);

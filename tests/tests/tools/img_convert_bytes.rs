@@ -29,7 +29,7 @@ fn sources() -> Differential {
 }
 
 #[test]
-fn a_copy_by_the_host_keeps_zeroes_that_are_stored() {
+fn a_conversion_with_copy_offloading_keeps_stored_zeroes() {
     let both = sources();
     for options in ["", "-o cluster_size=4k", "-o compat=0.10", "-o extended_l2=on"] {
         for source in ["disk.raw", "plain.qcow2", "packed.qcow2"] {

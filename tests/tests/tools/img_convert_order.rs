@@ -81,7 +81,7 @@ fn entries(image: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn data_lies_in_the_order_of_the_disk() {
+fn data_is_stored_in_guest_order() {
     let scratch = tempfile::tempdir().expect("a scratch directory");
     std::fs::write(scratch.path().join("disk.raw"), disk()).expect("a disk");
     for options in ["", "-o cluster_size=4k", "-o cluster_size=2M"] {
@@ -110,7 +110,7 @@ fn an_encrypted_image_has_the_same_layout_on_every_run() {
 }
 
 #[test]
-fn progress_counts_data_alone_in_the_steps_of_qemu() {
+fn progress_counts_only_data_and_has_the_steps_of_qemu() {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "raw", "disk.raw", "100M"]);
     both.qemu(Io, &["-f", "raw", "-c", "write -q -P 1 50M 3M", "disk.raw"]);
@@ -130,7 +130,7 @@ fn progress_counts_data_alone_in_the_steps_of_qemu() {
 }
 
 #[test]
-fn a_strict_comparison_looks_at_all_that_is_known_of_an_extent() {
+fn a_strict_comparison_also_compares_allocation() {
     let both = Differential::new();
     let image = |name, commands: &[&str]| {
         both.qemu(Img, &["create", "-q", "-f", "qcow2", name, "1M"]);

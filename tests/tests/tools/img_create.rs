@@ -11,7 +11,7 @@ fn same(both: &Differential, lines: &[&str]) {
 }
 
 #[test]
-fn a_new_raw_image_is_announced_and_made() {
+fn a_new_raw_image_is_printed_and_created() {
     let both = Differential::new();
     same(
         &both,
@@ -37,7 +37,7 @@ fn a_new_raw_image_is_announced_and_made() {
 }
 
 #[test]
-fn wrong_sizes_and_options_are_refused_in_the_same_words() {
+fn wrong_sizes_and_options_are_refused_with_qemus_messages() {
     let both = Differential::new();
     same(
         &both,
@@ -100,7 +100,7 @@ fn options_of_formats_are_listed() {
 }
 
 #[test]
-fn a_new_qcow2_image_is_announced_with_its_options_and_made() {
+fn a_new_qcow2_image_is_printed_with_its_options_and_created() {
     let both = Differential::new();
     for line in [
         "create -f qcow2 a.qcow2 1M",
@@ -122,7 +122,7 @@ fn a_new_qcow2_image_is_announced_with_its_options_and_made() {
 }
 
 #[test]
-fn wrong_qcow2_options_are_refused_in_the_same_words() {
+fn wrong_qcow2_options_are_refused_with_qemus_messages() {
     let both = Differential::new();
     same(
         &both,
@@ -146,7 +146,7 @@ fn wrong_qcow2_options_are_refused_in_the_same_words() {
 }
 
 #[test]
-fn a_backing_file_is_looked_at_unless_told_not_to() {
+fn a_backing_file_is_opened_unless_an_option_forbids_it() {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "base.qcow2", "3M"]);
     same(

@@ -121,7 +121,7 @@ fn a_name_of_a_bitmap_is_not_shortened() {
 }
 
 #[test]
-fn a_snapshot_that_cannot_be_applied_is_told_as_qemu_tells_it() {
+fn a_snapshot_that_cannot_be_applied_is_reported_as_by_qemu() {
     same(
         &images(),
         &[
@@ -135,7 +135,7 @@ fn a_snapshot_that_cannot_be_applied_is_told_as_qemu_tells_it() {
 }
 
 #[test]
-fn a_device_is_taken_over_and_never_made() {
+fn an_existing_device_is_used_and_a_missing_one_is_not_created() {
     same(
         &images(),
         &[

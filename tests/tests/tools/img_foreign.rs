@@ -56,7 +56,7 @@ fn a_guest_cannot_turn_its_probed_raw_disk_into_another_format() {
 }
 
 #[test]
-fn a_wrong_option_does_not_cost_the_image_that_is_there() {
+fn a_wrong_option_does_not_destroy_an_existing_image() {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "image.qcow2", "1M"]);
     let [directory, _] = both.our_directories();

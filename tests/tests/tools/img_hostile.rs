@@ -14,7 +14,7 @@ fn info_opens_nothing_but_the_image_itself() {
 }
 
 #[test]
-fn a_named_format_wins_over_what_the_image_looks_like() {
+fn a_given_format_overrides_probing() {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "inner.qcow2", "64M"]);
     both.same(Img, &["info", "-f", "raw", "inner.qcow2"]);
@@ -26,7 +26,7 @@ fn a_named_format_wins_over_what_the_image_looks_like() {
 }
 
 #[test]
-fn a_huge_virtual_size_costs_nothing_to_look_at() {
+fn an_image_of_a_huge_virtual_size_is_inspected_as_by_qemu() {
     let both = Differential::new();
     let args = ["create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", "huge.qcow2", "4P"];
     both.qemu(Img, &args);

@@ -72,7 +72,7 @@ fn info_of_qcow2_images_and_chains_is_the_same() {
 }
 
 #[test]
-fn info_tells_where_a_backing_file_is_relative_to_the_image() {
+fn info_prints_where_a_backing_file_is_relative_to_the_image() {
     let both = Differential::new();
     both.prepare(|directory| std::fs::create_dir(directory.join("sub")).expect("a directory"));
     both.qemu(Img, &["create", "-q", "-f", "raw", "sub/base.raw", "1M"]);
@@ -85,7 +85,7 @@ fn info_tells_where_a_backing_file_is_relative_to_the_image() {
 }
 
 #[test]
-fn what_cannot_be_inspected_is_told_in_the_same_words() {
+fn images_that_cannot_be_inspected_are_reported_with_qemus_messages() {
     let both = images();
     same(
         &both,
@@ -162,7 +162,7 @@ fn with_holes_in_the_file(both: &Differential, name: &str, missing: u64) {
 }
 
 #[test]
-fn holes_of_the_file_count_only_where_much_of_it_is_missing() {
+fn a_map_asks_for_holes_of_the_file_only_if_much_of_it_is_missing() {
     let both = Differential::new();
     with_holes_in_the_file(&both, "few.qcow2", 9);
     with_holes_in_the_file(&both, "some.qcow2", 10);
@@ -224,7 +224,7 @@ fn measurements_are_the_same() {
 }
 
 #[test]
-fn a_chain_that_is_broken_or_a_loop_is_told_of_but_not_followed() {
+fn a_broken_or_looping_chain_is_reported_and_not_followed() {
     let both = Differential::new();
     let over = |below: &str, name: &str| {
         let args = ["create", "-q", "-u", "-f", "qcow2", "-b", below, "-F", "qcow2", name, "1M"];

@@ -45,7 +45,7 @@ fn names_with_prefixes_colons_and_commas_are_shown_as_qemu_shows_them() {
 }
 
 #[test]
-fn formats_upon_formats_are_told_of_level_by_level() {
+fn info_prints_nested_formats_level_by_level() {
     same(
         &images(),
         &[
@@ -57,7 +57,7 @@ fn formats_upon_formats_are_told_of_level_by_level() {
 }
 
 #[test]
-fn wrong_values_in_option_strings_are_refused_in_the_same_words() {
+fn wrong_values_in_option_strings_are_refused_with_qemus_messages() {
     same(
         &images(),
         &[
@@ -89,7 +89,7 @@ fn wrong_values_in_option_strings_are_refused_in_the_same_words() {
 }
 
 #[test]
-fn numbers_are_read_as_the_c_library_does() {
+fn numbers_are_parsed_as_by_the_c_library() {
     let both = images();
     both.same(Img, &["create", "-f", "raw", "n.raw", " +1M"]);
     both.same(Img, &["resize", "a.qcow2", " 5M"]);
@@ -97,7 +97,7 @@ fn numbers_are_read_as_the_c_library_does() {
 }
 
 #[test]
-fn files_of_odd_sizes_are_whole_sectors() {
+fn files_of_odd_sizes_read_as_whole_sectors() {
     let both = images();
     same(
         &both,
@@ -132,7 +132,7 @@ fn an_image_that_ends_too_early_compares_and_maps_the_same() {
 }
 
 #[test]
-fn an_image_read_only_below_is_not_opened_for_writing() {
+fn an_image_over_a_read_only_node_is_not_opened_for_writing() {
     let both = images();
     let json = "json:{\"driver\":\"raw\",\"file\":{\"driver\":\"file\",\"filename\":\"odd.raw\",\"read-only\":true}}";
     both.same(Io, &["-c", "write 0 512", json]);
@@ -142,7 +142,7 @@ fn an_image_read_only_below_is_not_opened_for_writing() {
 }
 
 #[test]
-fn a_limit_on_file_sizes_is_an_error_and_not_the_end_by_a_signal() {
+fn exceeding_the_file_size_limit_is_an_error_and_not_a_fatal_signal() {
     let both = Differential::new();
     let command = "ulimit -f 100; exec \"$0\" img create -f raw n.raw 1M";
     for directory in both.our_directories() {
@@ -155,7 +155,7 @@ fn a_limit_on_file_sizes_is_an_error_and_not_the_end_by_a_signal() {
 }
 
 #[test]
-fn an_image_in_use_becomes_a_backing_file() {
+fn an_image_in_use_can_become_a_backing_file() {
     let both = images();
     let mut users: Vec<_> = [both.qemu_directory()]
         .into_iter()
@@ -182,7 +182,7 @@ fn an_image_in_use_becomes_a_backing_file() {
 }
 
 #[test]
-fn numbers_of_copies_mean_what_they_mean_to_qemu() {
+fn numbers_of_dd_mean_the_same_as_with_qemu() {
     let both = images();
     same(
         &both,
@@ -202,7 +202,7 @@ fn numbers_of_copies_mean_what_they_mean_to_qemu() {
 }
 
 #[test]
-fn only_the_first_wrong_number_of_a_command_is_told_of() {
+fn only_the_first_wrong_number_of_a_command_is_reported() {
     let both = images();
     for command in ["write \"0\" \"512\"", "write 'a' 'b'", "alloc a b", "discard a b", "read a b"]
     {
@@ -211,7 +211,7 @@ fn only_the_first_wrong_number_of_a_command_is_told_of() {
 }
 
 #[test]
-fn commands_of_io_that_are_not_there_are_named() {
+fn the_error_for_an_unavailable_io_command_names_it() {
     for name in ["break", "zone_report", "zrp"] {
         let reply = Program::oxblk().args(["io", "-c", name]).run();
         assert_eq!(reply.code(), 1);

@@ -49,7 +49,7 @@ fn same_as_before(both: &Differential) {
 }
 
 #[test]
-fn a_rebased_image_shows_what_it_showed() {
+fn a_rebase_keeps_the_guest_visible_contents() {
     let lines = [
         "rebase -b new.qcow2 -F qcow2 top.qcow2",
         "rebase -b base.qcow2 -F qcow2 top.qcow2",
@@ -78,7 +78,7 @@ fn a_rebased_image_shows_what_it_showed() {
 }
 
 #[test]
-fn an_image_that_stood_alone_hides_what_its_new_backing_file_holds() {
+fn an_image_without_a_backing_file_hides_the_data_of_a_new_one() {
     let both = chain("cluster_size=64k");
     both.same(Img, &words("rebase -b '' top.qcow2"));
     both.same(Img, &words("rebase -b long.raw -F raw top.qcow2"));
@@ -91,7 +91,7 @@ fn an_image_that_stood_alone_hides_what_its_new_backing_file_holds() {
 }
 
 #[test]
-fn what_the_new_backing_file_has_in_common_with_the_old_is_not_copied() {
+fn data_that_the_old_and_the_new_backing_file_share_is_not_copied() {
     let both = chain("cluster_size=64k");
     both.same(Img, &words("rebase -b base.qcow2 -F qcow2 top.qcow2"));
     both.same(Img, &words("map --output=json top.qcow2"));
@@ -119,7 +119,7 @@ fn only_the_name_is_changed_in_unsafe_mode() {
 }
 
 #[test]
-fn names_that_do_not_fit_are_refused_and_change_nothing() {
+fn too_long_backing_names_are_refused_and_change_nothing() {
     let both = Differential::new();
     both.qemu(Img, &words("create -q -f qcow2 -o cluster_size=512 small.qcow2 1M"));
     both.qemu(Img, &words("create -q -f qcow2 large.qcow2 1M"));
@@ -133,7 +133,7 @@ fn names_that_do_not_fit_are_refused_and_change_nothing() {
 }
 
 #[test]
-fn faults_are_told_as_qemu_img_tells_them() {
+fn errors_are_reported_as_by_qemu_img() {
     let both = chain("cluster_size=64k");
     both.qemu(Img, &words("create -q -f raw a.raw 10M"));
     let before = std::fs::read(both.qemu_directory().join("top.qcow2")).unwrap();
@@ -167,7 +167,7 @@ fn faults_are_told_as_qemu_img_tells_them() {
 }
 
 #[test]
-fn a_name_that_an_untrusted_image_gives_chooses_no_protocol() {
+fn a_name_in_an_untrusted_image_does_not_choose_a_protocol() {
     let both = chain("cluster_size=64k");
     let hostile = "json:{\"driver\":\"file\",\"filename\":\"/etc/passwd\"}";
     both.qemu(Img, &["rebase", "-u", "-b", hostile, "-F", "raw", "mid.qcow2"]);
@@ -200,7 +200,7 @@ fn a_loop_of_backing_files_ends_in_one_line() {
 }
 
 #[test]
-fn zeroes_over_a_base_with_smaller_clusters_become_zero_clusters() {
+fn zeroes_over_a_new_base_with_smaller_clusters_become_zero_clusters() {
     let both = Differential::new();
     both.qemu(Img, &words("create -q -f qcow2 -o cluster_size=4k base 1M"));
     let lines: Vec<String> =
@@ -238,7 +238,7 @@ fn a_backing_file_of_the_same_name_in_another_directory_is_another_one() {
 }
 
 #[test]
-fn compression_that_a_format_cannot_do_is_refused_first() {
+fn unsupported_compression_is_refused_before_any_change() {
     let both = Differential::new();
     both.qemu(Img, &words("create -q -f raw r 1M"));
     for line in ["rebase -f raw -c -b '' r", "rebase -u -f raw -c -b '' r"] {

@@ -25,7 +25,7 @@ fn with_snapshots() -> Differential {
 }
 
 #[test]
-fn snapshots_are_listed_and_refused_as_qemu_does() {
+fn snapshots_are_listed_and_refused_as_by_qemu() {
     let both = with_snapshots();
     for line in [
         "snapshot a.qcow2",
@@ -51,7 +51,7 @@ fn snapshots_are_listed_and_refused_as_qemu_does() {
 const THROUGH_RAW: &str = "driver=raw,file.driver=qcow2,file.file.filename=a.qcow2";
 
 #[test]
-fn a_raw_image_passes_on_to_the_snapshots_of_the_image_below() {
+fn a_raw_node_passes_snapshot_requests_to_the_image_below() {
     let both = with_snapshots();
     for line in [
         "info --image-opts",
@@ -93,7 +93,7 @@ fn a_snapshot_is_taken_and_applied_through_a_raw_image() {
 }
 
 #[test]
-fn each_tool_goes_on_with_the_others_snapshots() {
+fn each_tool_continues_the_snapshots_of_the_other() {
     let both = images();
     let (ours, theirs) = (Program::oxblk, || Program::new("qemu-img"));
     let image = both.qemu_directory().join("a.qcow2");
@@ -158,7 +158,7 @@ fn a_snapshot_can_be_converted_and_measured_instead_of_the_active_state() {
 }
 
 #[test]
-fn a_snapshot_of_another_size_is_converted_whole() {
+fn a_snapshot_of_another_size_is_converted_completely() {
     let scratch = tempfile::tempdir().unwrap();
     let (image, out) = (scratch.path().join("a.qcow2"), scratch.path().join("out.raw"));
     let img = |args: &[&str]| Program::oxblk().arg("img").args(args).arg(&image).succeed();

@@ -49,7 +49,7 @@ fn lines(lines: &[&str]) {
 }
 
 #[test]
-fn reads_verify_show_and_report_the_same() {
+fn reads_verify_print_and_report_the_same_as_qemu_io() {
     each(&[
         "read",
         "read 0",
@@ -103,7 +103,7 @@ fn reads_verify_show_and_report_the_same() {
 }
 
 #[test]
-fn writes_report_and_fail_the_same() {
+fn writes_report_and_fail_as_with_qemu_io() {
     each(&[
         "write",
         "write 0 512",
@@ -163,7 +163,7 @@ fn writes_report_and_fail_the_same() {
 }
 
 #[test]
-fn requests_in_the_background_report_the_same() {
+fn aio_requests_report_the_same_as_qemu_io() {
     each(&[
         "aio_read 0 512",
         "aio_read -P 3 0 512",
@@ -187,7 +187,7 @@ fn requests_in_the_background_report_the_same() {
 }
 
 #[test]
-fn other_commands_answer_the_same() {
+fn other_commands_answer_as_those_of_qemu_io() {
     each(&[
         "length",
         "length foo",
@@ -248,7 +248,7 @@ fn other_commands_answer_the_same() {
 }
 
 #[test]
-fn command_lines_open_and_refuse_the_same() {
+fn command_lines_open_and_refuse_the_same_as_qemu_io() {
     lines(&[
         "-f FORMAT -r -c 'write 0 512' disk",
         "-f FORMAT -r -c 'discard 0 512' disk",
@@ -349,12 +349,12 @@ fn a_probed_raw_image_does_not_become_another_format() {
 }
 
 #[test]
-fn compressed_writes_work_where_the_format_has_them() {
+fn compressed_writes_work_if_the_format_supports_them() {
     each(&["write -c 10M 64k", "read -P 0xcd 10M 64k", "write -c 20M 512"]);
 }
 
 #[test]
-fn copy_on_read_keeps_what_is_read_and_nothing_else() {
+fn copy_on_read_stores_only_data_that_was_read() {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "base", "1M"]);
     both.qemu(Io, &["-c", "write -q -P 7 0 512k", "base"]);

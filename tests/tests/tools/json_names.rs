@@ -176,7 +176,7 @@ const BACKING: &[&str] = &[
 ];
 
 #[test]
-fn info_opens_and_refuses_what_qemu_does() {
+fn info_opens_and_refuses_the_same_json_names_as_qemu() {
     let both = images();
     for name in NAMES {
         both.same(Img, &["info", name]);
@@ -221,7 +221,7 @@ fn options_describe_a_backing_file_as_in_qemu() {
 }
 
 #[test]
-fn every_command_takes_such_names() {
+fn every_command_accepts_json_names() {
     let both = images();
     let raw = r#"json:{"driver":"raw","file.filename":"b.raw"}"#;
     let qcow2 = r#"json:{"driver":"qcow2","file.filename":"a.qcow2"}"#;

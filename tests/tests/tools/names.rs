@@ -28,7 +28,7 @@ const SNAPSHOT: &[u8] = b"s\xe9\xff n";
 const BITMAP: &[u8] = b"b\x80";
 
 #[test]
-fn names_that_are_not_utf8_are_stored_and_shown_as_they_are() {
+fn names_that_are_not_utf8_are_stored_and_printed_unchanged() {
     let directory = tempfile::tempdir().expect("a directory");
     let directory = directory.path();
     let names = [FILE, SNAPSHOT, BITMAP];
@@ -60,7 +60,7 @@ fn names_that_are_not_utf8_are_stored_and_shown_as_they_are() {
 }
 
 #[test]
-fn json_escapes_such_names_and_reads_its_escapes_back() {
+fn json_output_escapes_names_that_are_not_utf8_and_its_escapes_are_accepted() {
     let directory = tempfile::tempdir().expect("a directory");
     let directory = directory.path();
     let info = |line: &str| run(oxblk(), directory, line, &[FILE]);

@@ -73,7 +73,7 @@ fn a_backing_name_that_holds_options_opens_as_in_qemu() {
 }
 
 #[test]
-fn a_backing_name_with_a_protocol_that_is_not_there_yet_says_so() {
+fn a_backing_name_with_an_unsupported_protocol_is_reported_as_such() {
     let scratch = images();
     let json_nbd = r#"json:{"driver":"raw","file":{"driver":"nbd","host":"::1"}}"#;
     for name in [
@@ -116,7 +116,7 @@ fn an_untrusted_image_that_names_a_backing_file_is_refused_by_name() {
 }
 
 #[test]
-fn what_the_user_names_for_an_untrusted_image_is_opened_and_what_that_names_is_not() {
+fn files_that_the_user_names_are_opened_and_files_that_those_name_are_not() {
     let scratch = images();
     let dir = scratch.path();
     let top = "driver=qcow2,file.filename=top";
@@ -182,7 +182,7 @@ fn the_files_that_the_user_names_for_the_target_of_a_conversion_are_opened() {
 }
 
 #[test]
-fn a_raw_image_that_its_guest_made_look_like_an_overlay_pulls_in_nothing() {
+fn a_raw_image_that_looks_like_an_overlay_opens_no_other_file() {
     let scratch = images();
     let dir = scratch.path();
     overlay(dir, "raw", "/etc/passwd");
@@ -198,7 +198,7 @@ fn a_raw_image_that_its_guest_made_look_like_an_overlay_pulls_in_nothing() {
 }
 
 #[test]
-fn a_chain_that_is_a_loop_is_refused_in_one_line() {
+fn a_looping_chain_is_refused_in_one_line() {
     let scratch = images();
     let dir = scratch.path();
     qemu_img(dir, &["create", "-q", "-u", "-f", "qcow2", "-b", "x", "-F", "qcow2", "self", "1M"]);
@@ -224,14 +224,14 @@ fn a_chain_that_is_a_loop_is_refused_in_one_line() {
 }
 
 #[test]
-fn the_option_takes_no_abbreviation() {
+fn the_untrusted_option_cannot_be_abbreviated() {
     let scratch = images();
     assert_eq!(run(scratch.path(), &["img", "map", "--untrust", "base"]).code(), 1);
     assert_eq!(run(scratch.path(), &["img", "rebase", "--untrusted=x", "base"]).code(), 1);
 }
 
 #[test]
-fn a_directory_gate_lets_a_chain_stay_inside_and_nothing_leave() {
+fn a_directory_gate_opens_only_files_inside_the_directory() {
     let scratch = images();
     let dir = scratch.path();
     let outside = tempfile::tempdir().unwrap();

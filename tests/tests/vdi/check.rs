@@ -73,7 +73,7 @@ impl Image {
 }
 
 #[test]
-fn leaked_blocks_are_told_of_and_the_last_blocks_fill_the_gaps() {
+fn leaked_blocks_are_reported_and_the_last_blocks_fill_the_gaps() {
     let image = Image::new();
     image.entry(0, ABSENT);
     image.put(ALLOCATED, 5);
@@ -124,7 +124,7 @@ fn a_gap_that_the_count_hides_is_found() {
 }
 
 #[test]
-fn entries_that_share_a_block_get_copies_and_blocks_that_nothing_names_are_not_reused_for_them() {
+fn a_repair_copies_shared_blocks_and_does_not_reuse_unreferenced_blocks() {
     let image = Image::new();
     // No entry names block 2 of the file now. It has the old data of the disk at 5 MiB.
     image.entry(5, 1);
@@ -141,7 +141,7 @@ fn entries_that_share_a_block_get_copies_and_blocks_that_nothing_names_are_not_r
 }
 
 #[test]
-fn entries_that_are_too_large_read_as_before() {
+fn a_repair_keeps_the_data_of_too_large_entries() {
     let image = Image::new();
     image.entry(4, 20);
     // The block lies in the file, past all blocks that the image may have.
@@ -153,7 +153,7 @@ fn entries_that_are_too_large_read_as_before() {
 }
 
 #[test]
-fn a_file_that_was_cut_off_is_made_whole() {
+fn a_truncated_file_is_repaired() {
     let image = Image::new();
     image.file().set_len(image.len() - MIB - 5).expect("the image");
     image.remember();
@@ -165,7 +165,7 @@ fn a_file_that_was_cut_off_is_made_whole() {
 }
 
 #[test]
-fn an_image_that_writing_would_spoil_can_be_read_and_says_what_helps() {
+fn an_image_that_is_unsafe_to_write_can_be_read_and_the_error_names_the_repair() {
     let image = Image::new();
     image.entry(4, 1);
     let io = |access: &[&str], command: &str| {

@@ -70,7 +70,7 @@ fn space_is_reserved_for_a_static_image_if_asked_for() {
 }
 
 #[test]
-fn what_images_cannot_do_is_refused_as_by_the_qemu_tools() {
+fn unsupported_operations_are_refused_as_by_the_qemu_tools() {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "vdi", "image", "2M"]);
     both.same(Img, &["resize", "-f", "vdi", "image", "4M"]);
@@ -86,7 +86,7 @@ fn what_images_cannot_do_is_refused_as_by_the_qemu_tools() {
 }
 
 #[test]
-fn either_program_goes_on_where_the_other_has_stopped() {
+fn either_program_continues_an_image_of_the_other() {
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let run = |tool: &str, args: &[&str]| {
         let program = match tool {
@@ -145,7 +145,7 @@ fn a_new_image_is_as_large_as_measured() {
 }
 
 #[test]
-fn discarded_space_is_given_back_to_the_host_and_stays_allocated() {
+fn discarded_space_is_released_to_the_host_and_stays_allocated() {
     use std::os::unix::fs::MetadataExt;
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let directory = scratch.path();

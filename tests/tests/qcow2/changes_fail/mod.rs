@@ -64,27 +64,27 @@ fn shrink(kind: &Kind) {
 }
 
 #[test]
-fn growth_that_fails_leaves_the_old_size_and_shows_zeroes_in_the_end() {
+fn growth_that_fails_leaves_the_old_size_and_its_retry_adds_zeroes() {
     [PLAIN, SMALL, OLD_VERSION, OLD_BACKED].iter().for_each(grow);
 }
 
 #[test]
-fn growth_over_a_longer_backing_file_never_shows_it() {
+fn growth_never_reveals_data_of_a_longer_backing_file() {
     [BACKED, SUBCLUSTERS].iter().for_each(grow);
 }
 
 #[test]
-fn growth_with_snapshots_bitmaps_and_encryption_may_fail_anywhere() {
+fn growth_with_snapshots_bitmaps_and_encryption_may_fail_at_any_operation() {
     [SHARED, BITMAPS, LUKS].iter().for_each(grow);
 }
 
 #[test]
-fn growth_with_a_data_file_may_fail_anywhere() {
+fn growth_with_a_data_file_may_fail_at_any_operation() {
     [DATA_FILE, RAW_DATA].iter().for_each(grow);
 }
 
 #[test]
-fn preallocation_that_fails_gives_all_of_it_back() {
+fn failed_preallocation_frees_all_its_clusters() {
     for preallocation in [Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full] {
         grow_by(&PLAIN, preallocation);
     }
@@ -97,17 +97,17 @@ fn shrinking_that_fails_leaves_the_old_size() {
 }
 
 #[test]
-fn shrinking_over_a_backing_file_may_fail_anywhere() {
+fn shrinking_over_a_backing_file_may_fail_at_any_operation() {
     [BACKED, SUBCLUSTERS].iter().for_each(shrink);
 }
 
 #[test]
-fn shrinking_with_snapshots_bitmaps_and_encryption_may_fail_anywhere() {
+fn shrinking_with_snapshots_bitmaps_and_encryption_may_fail_at_any_operation() {
     [SHARED, BITMAPS, LUKS].iter().for_each(shrink);
 }
 
 #[test]
-fn shrinking_with_a_data_file_may_fail_anywhere() {
+fn shrinking_with_a_data_file_may_fail_at_any_operation() {
     [DATA_FILE, RAW_DATA].iter().for_each(shrink);
 }
 
@@ -124,7 +124,7 @@ const TWO: Kind = Kind::new("two snapshots", "cluster_size=4k").with(&[
 ]);
 
 #[test]
-fn taking_a_snapshot_may_fail_anywhere() {
+fn taking_a_snapshot_may_fail_at_any_operation() {
     let new = SnapshotInfo { name: "new".to_owned(), ..SnapshotInfo::default() };
     for kind in [PLAIN, SHARED, SUBCLUSTERS] {
         change_snapshots(&kind, "a new snapshot", async |disk| disk.create_snapshot(&new).await);
@@ -132,12 +132,12 @@ fn taking_a_snapshot_may_fail_anywhere() {
 }
 
 #[test]
-fn applying_a_snapshot_may_fail_anywhere() {
+fn applying_a_snapshot_may_fail_at_any_operation() {
     change_snapshots(&TWO, "a snapshot applied", async |disk| disk.apply_snapshot("1").await);
 }
 
 #[test]
-fn removing_a_snapshot_may_fail_anywhere() {
+fn removing_a_snapshot_may_fail_at_any_operation() {
     change_snapshots(&TWO, "a snapshot removed", async |disk| disk.delete_snapshot("1").await);
 }
 
@@ -147,7 +147,7 @@ async fn amend(disk: &Backend, options: &str) -> Result<()> {
 }
 
 #[test]
-fn amending_the_size_with_bitmaps_may_fail_anywhere() {
+fn amending_the_size_with_bitmaps_may_fail_at_any_operation() {
     let large = format!("size={LARGE}");
     for kind in [BITMAPS, BACKED] {
         let change = async |disk: &Backend| amend(disk, &large).await;
@@ -157,7 +157,7 @@ fn amending_the_size_with_bitmaps_may_fail_anywhere() {
 }
 
 #[test]
-fn amending_the_size_with_the_width_of_refcounts_keeps_the_bitmaps() {
+fn amending_the_size_and_the_refcount_width_keeps_the_bitmaps() {
     for size in [LARGE, LITTLE] {
         let image = BITMAPS.make();
         oxblk_ring::sim::run(1, async {
@@ -178,7 +178,7 @@ fn amending_the_size_with_the_width_of_refcounts_keeps_the_bitmaps() {
 }
 
 #[test]
-fn an_amend_that_cannot_have_its_refcounts_leaves_the_size() {
+fn an_amend_with_a_refused_refcount_width_leaves_the_size() {
     let image = TWO.make();
     oxblk_ring::sim::run(1, async {
         let backend = image.open().await.unwrap();
@@ -192,7 +192,7 @@ fn an_amend_that_cannot_have_its_refcounts_leaves_the_size() {
 }
 
 #[test]
-fn an_amend_to_version_2_that_finds_no_room_leaves_the_size() {
+fn an_amend_to_version_2_on_a_full_disk_leaves_the_size() {
     use oxblk_ring::sim::{FailRule, FaultOp, Faults};
     const ZEROED: Kind = BACKED.with(&[&["qemu-io", "-c", "write -z 0 290k"]]);
     let image = ZEROED.make();
@@ -236,7 +236,7 @@ async fn amended_with_a_fault(image: &set::Set, nth: u64, op: oxblk_ring::sim::F
 }
 
 #[test]
-fn amending_the_size_with_the_width_of_refcounts_may_fail_anywhere() {
+fn amending_the_size_and_the_refcount_width_may_fail_at_any_operation() {
     use oxblk_ring::sim::FaultOp;
     let image = PLAIN.make();
     for op in [FaultOp::Sync, FaultOp::Write] {
@@ -301,7 +301,7 @@ async fn contents_of(backend: &Backend) -> Vec<u8> {
 }
 
 #[test]
-fn a_change_of_size_given_up_at_any_moment_leaves_memory_and_disk_in_agreement() {
+fn a_resize_cancelled_at_any_moment_leaves_memory_and_disk_consistent() {
     for kind in [PLAIN, SHARED] {
         let image = kind.make();
         for size in [LARGE + (4 << 20), LITTLE] {
@@ -359,7 +359,7 @@ async fn write_given_up(image: &set::Set, moment: u64) -> bool {
 }
 
 #[test]
-fn a_write_given_up_at_any_moment_leaves_refcounts_in_agreement() {
+fn a_write_cancelled_at_any_moment_leaves_consistent_refcounts() {
     let image = oxblk_ring::sim::run(1, nearly_full());
     for moment in 0..4000 {
         if oxblk_ring::sim::run(moment, write_given_up(&image, moment)) {
@@ -405,7 +405,7 @@ async fn snapshot_given_up(image: &set::Set, moment: u64, which: u8) -> bool {
 }
 
 #[test]
-fn a_change_of_snapshots_given_up_at_any_moment_leaves_a_sound_image() {
+fn a_snapshot_change_cancelled_at_any_moment_leaves_a_sound_image() {
     let image = TWO.make();
     for which in 0..3 {
         for moment in 0..4000 {
@@ -417,7 +417,7 @@ fn a_change_of_snapshots_given_up_at_any_moment_leaves_a_sound_image() {
 }
 
 #[test]
-fn an_image_that_another_has_written_meanwhile_is_refused_or_known() {
+fn a_reopen_for_writing_never_overwrites_what_another_program_wrote_meanwhile() {
     let image = PLAIN.make();
     oxblk_ring::sim::run(1, async {
         let flags = oxblk_core::WriteFlags::empty();
@@ -446,7 +446,7 @@ fn an_image_that_another_has_written_meanwhile_is_refused_or_known() {
 }
 
 #[test]
-fn a_header_that_keeps_the_smaller_size_ends_the_use_of_the_image() {
+fn an_image_whose_header_cannot_get_its_old_size_back_refuses_writes() {
     let fails = |op, nth, range| FailRule { op, nth, range, errno: Errno::IO, once: true };
     let image = RAW_DATA.make();
     let old = sim::run(1, Held::by(&image, "before"));

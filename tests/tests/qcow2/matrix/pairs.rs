@@ -147,7 +147,7 @@ pub(crate) fn rows() -> Vec<Row> {
 }
 
 #[test]
-fn every_possible_pair_of_values_stands_in_a_row() {
+fn every_possible_pair_of_values_is_in_a_row() {
     let rows = rows();
     let covered: BTreeSet<Pair> = rows.iter().flat_map(pairs_of).collect();
     let wanted: BTreeSet<Pair> = possible().iter().flat_map(pairs_of).collect();
