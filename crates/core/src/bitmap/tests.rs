@@ -23,7 +23,7 @@ fn op(size: u64) -> impl Strategy<Value = Op> {
     })
 }
 
-/// The same in terms of single granules, slowly.
+/// A simple model of a map: a set of granules, changed one granule at a time.
 struct Oracle {
     bits: RoaringTreemap,
     size: u64,
@@ -208,9 +208,9 @@ fn merging_maps_of_different_sizes_is_refused() {
     );
 }
 
-/// Runs a race at full speed, and for fewer rounds with random delays between the steps of each thread.
+/// Runs a race at full speed, and then fewer rounds with random delays between the steps of each thread.
 fn race(rounds: u64, run: impl Fn(u64)) {
-    // Miri is some thousand times slower.
+    // Under Miri the test runs several thousand times slower.
     let rounds = if cfg!(miri) { rounds / 1000 } else { rounds };
     run(rounds);
     for seed in 1..4 {
@@ -233,7 +233,7 @@ fn mark_and_clear(rounds: u64) {
         let writers: Vec<_> = (0..THREADS)
             .map(|thread| {
                 let map = map.clone();
-                // Interleaved granules, so that the threads meet in every word.
+                // The threads mark interleaved granules, so that they meet in every word.
                 scope.spawn(move || {
                     (0..rounds).for_each(|n| map.set((n * THREADS + thread) * GRAIN, GRAIN));
                 })

@@ -1,4 +1,4 @@
-//! The protocol of `current` under a model checker: the very file, compiled against loom's primitives.
+//! Models of `current` under loom. They include the crate's own source file with loom's primitives.
 
 #![allow(clippy::duplicate_mod, reason = "the same file, against other primitives")]
 #![allow(clippy::unwrap_used, reason = "a model may fail by panicking")]
@@ -18,7 +18,7 @@ use loom::sync::atomic::{
 };
 use loom::thread;
 
-/// Two maps; the state is the number of the one in use.
+/// A bitmap with two maps; the state is the number of the current map.
 struct Bitmap {
     state: AtomicUsize,
     maps: [AtomicU64; 2],
@@ -30,7 +30,7 @@ impl Bitmap {
         Arc::new(Self { state: AtomicUsize::new(0), maps })
     }
 
-    /// Sets bits as a map does: where they are set already, nothing is written.
+    /// Sets bits as a map does: it writes nothing if the bits are set already.
     fn set(&self, map: usize, bits: u64) {
         if self.maps[map].load(Acquire) & bits != bits {
             self.maps[map].fetch_or(bits, AcqRel);
@@ -42,13 +42,13 @@ impl Bitmap {
         mark_current(current, |one, other| one == other, |map| self.set(*map, bits));
     }
 
-    /// The second map replaces the first, and gets its marks.
+    /// Replaces the first map by the second and copies the marks of the first.
     fn resize(&self) {
         replace(|| self.state.store(1, Release));
         self.set(1, self.maps[0].load(Acquire));
     }
 
-    /// The second map replaces the first; gives the marks that those who replaced it have seen.
+    /// Replaces the first map by the second. Returns the marks that the first map has after the replacement.
     fn clear(&self) -> u64 {
         replace(|| self.state.store(1, Release));
         self.maps[0].load(Acquire)
@@ -61,7 +61,7 @@ fn bounded() -> loom::model::Builder {
     builder
 }
 
-/// Marks in threads of their own while `change` runs; then all marks that are left.
+/// Runs `change` while two threads mark. Returns its result, and the marks of the second map at the end.
 fn marked_during<T>(bits: [u64; 2], change: impl FnOnce(&Bitmap) -> T) -> (T, u64) {
     let bitmap = Bitmap::new();
     let marker = |bits| {
