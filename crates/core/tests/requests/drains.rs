@@ -1,4 +1,4 @@
-//! What is held back while a node is drained or closes.
+//! Requests and users that are held back while a node is drained or closes.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ fn a_backend_made_during_a_drain_waits_for_its_end() {
             write.await.unwrap();
         }
         assert_eq!(memory.take_log(), ["write 0+512"]);
-        // Nothing of the drain is left.
+        // The drain has left no effect.
         drop(graph.drain(&backend.node().unwrap()).await);
         backend.flush().await.unwrap();
     });
@@ -74,7 +74,7 @@ fn a_copy_that_waits_for_one_backend_does_not_hold_up_the_other() {
         // Both backends of the node are drained now.
         drop(source.quiesce().await);
         drop(held);
-        // Memory has no copy offload; that it was asked is enough.
+        // The memory driver has no copy offload. It is enough that the request reached it.
         assert_eq!(copy.await.unwrap_err().kind(), ErrorKind::Unsupported);
     });
 }
