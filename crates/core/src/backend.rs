@@ -81,7 +81,7 @@ impl Drop for Inner {
             tracing::error!(
                 backend = self.name,
                 node = node.name(),
-                "a backend was dropped without being closed: what it held in memory is lost"
+                "a backend was dropped without being closed: data cached in memory is lost"
             );
         }
     }

@@ -187,7 +187,7 @@ impl Edge {
             self.replace_permissions(before);
             // The previous permissions were valid before, so they cannot conflict now.
             if let Err(error) = self.node.refresh_permissions() {
-                tracing::warn!(%error, "cannot put permissions back");
+                tracing::warn!(%error, "cannot restore permissions");
             }
             return Err(error);
         }

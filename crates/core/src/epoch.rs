@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn without_requests_every_epoch_passes_at_once() {
+    fn without_requests_every_epoch_passes_immediately() {
         let epochs = Epochs::default();
         for _ in 0..10 {
             assert!(epochs.has_passed(epochs.current()));

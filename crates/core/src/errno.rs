@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_has_the_name_of_its_constant() {
+    fn an_errno_value_has_the_name_of_its_constant() {
         assert_eq!((Errno::NOSPC, Errno::name(28)), (28, Some("ENOSPC")));
         assert_eq!(Errno::name(0), None);
     }

@@ -297,7 +297,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_io_error_prints_as_the_system_does_without_its_number() {
+    fn an_io_error_prints_the_system_text_without_its_number() {
         let error = Error::from(io::Error::from_raw_os_error(2)).prefix("Could not open 'x'");
         assert_eq!(error.to_string(), "Could not open 'x': No such file or directory");
         assert_eq!(error.raw_errno(), Errno::NOENT);

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_refuses_every_name() {
+    fn the_gate_nothing_refuses_every_name() {
         for name in ["base", "/etc/passwd", "file:base", "json:{}", "nbd://h/"] {
             is_refused(&Gate::Nothing, Purpose::Backing, name);
             is_refused(&Gate::Nothing, Purpose::Data, name);
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn any_file_follows_paths_and_no_protocol() {
+    fn the_gate_any_file_accepts_paths_and_no_protocols() {
         for name in ["base", "../x", "/dev/sda", "file:x", "./nbd:x"] {
             assert_eq!(Gate::AnyFile.admit(Purpose::Backing, name).unwrap().name, name);
         }
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_follows_every_backing_name_and_takes_data_files_as_paths() {
+    fn the_gate_anything_accepts_every_backing_name_and_reads_data_file_names_as_paths() {
         for gate in [Gate::AnyFile, Gate::Anything] {
             let admitted = gate.admit(Purpose::Data, "json:{}").unwrap();
             assert_eq!(admitted.name, "./json:{}");
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_left_neither_by_dots_nor_by_links_nor_by_protocols() {
+    fn the_gate_directory_refuses_names_that_lead_out_of_the_directory() {
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path().canonicalize().unwrap();
         let inside = root.join("inside");
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_needs_a_directory_that_is_there() {
+    fn the_gate_directory_needs_an_existing_directory() {
         assert!(Gate::directory(Path::new("/nonexistent")).is_err());
         assert!(Gate::directory(Path::new("/dev/null")).is_err());
     }

@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_byte_sequence_survives_the_way_through_text() {
+    fn every_byte_sequence_survives_conversion_to_text_and_back() {
         let escaped_itself = "\u{10fee9}".as_bytes();
         let all: Vec<u8> = (0..=255).collect();
         let names: [&[u8]; 7] =
@@ -92,12 +92,12 @@ mod tests {
     }
 
     #[test]
-    fn names_that_differ_become_texts_that_differ() {
+    fn different_names_become_different_texts() {
         assert_ne!(to_text("\u{10fee9}".as_bytes()), to_text(b"\xe9"));
     }
 
     #[test]
-    fn text_is_kept_as_it_is() {
+    fn valid_text_is_not_changed() {
         assert_eq!(to_text("na\u{ef}ve \u{1f600}".as_bytes()), "na\u{ef}ve \u{1f600}");
         assert_eq!(serde_json::to_value(to_text(b"x\xe9")).unwrap(), "x\u{10fee9}");
     }

@@ -412,7 +412,7 @@ impl Node {
         // Releasing permissions cannot conflict. If it fails, the host keeps a lock that it should release: the log
         // reports this.
         if let Err(error) = self.refresh_permissions() {
-            tracing::warn!(node = self.name, %error, "cannot give permissions back");
+            tracing::warn!(node = self.name, %error, "cannot release permissions");
         }
     }
 
@@ -490,7 +490,7 @@ impl Node {
             }
             for (edge, _) in changed.iter().rev().take(drivers) {
                 if let Err(error) = edge.node().hand_permissions_to_driver() {
-                    tracing::warn!(%error, "cannot put permissions back");
+                    tracing::warn!(%error, "cannot restore permissions");
                 }
             }
         }

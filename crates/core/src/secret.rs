@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_says_where_it_comes_from() {
+    fn a_secret_needs_exactly_one_source() {
         let secrets = Secrets::default();
         define(&secrets, "id=s,data=abc").unwrap();
         assert_eq!(&*secrets.get("s").unwrap(), b"abc");
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn an_encrypted_secret_is_decrypted_with_the_one_that_it_names() {
+    fn an_encrypted_secret_is_decrypted_with_the_secret_that_it_names() {
         let secrets = Secrets::default();
         // AES-256-CBC of "abc" under 32 bytes of 1 and an IV of 2.
         define(&secrets, "id=k,format=base64,data=AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=")

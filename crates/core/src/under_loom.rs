@@ -1,8 +1,8 @@
 //! Models of lock-free code under loom. The models include the crate's own source files with loom's primitives, so that
 //! loom tries every interleaving, and every reordering that the memory orderings permit.
 
-#![allow(dead_code, unreachable_pub, reason = "the models use a part of each file")]
-#![allow(clippy::duplicate_mod, reason = "the same files, against other primitives")]
+#![allow(dead_code, unreachable_pub, reason = "the models use only parts of each file")]
+#![allow(clippy::duplicate_mod, reason = "the same files with loom's primitives")]
 #![allow(clippy::unwrap_used, reason = "a model may fail by panicking, in its helpers too")]
 
 mod atomics {
@@ -41,7 +41,7 @@ impl Host {
 }
 
 #[test]
-fn a_flush_that_starts_after_a_write_leaves_it_on_the_medium() {
+fn a_flush_that_starts_after_a_write_puts_it_on_the_medium() {
     loom::model(|| {
         let host = Host::new();
         host.write(1);

@@ -83,14 +83,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_format_is_known_by_its_mark_and_at_its_place_only() {
+    fn a_format_is_recognised_by_its_mark_at_the_right_offset_only() {
         assert_eq!(VMDK.probe(b"KDMV\x01\0\0\0", None), 100);
         assert_eq!(VMDK.probe(b" KDMV", None), 0);
         assert_eq!(QCOW.probe(b"QFI\xfb\0\0\0\x03", None), 0);
     }
 
     #[test]
-    fn an_apple_image_is_known_by_its_name() {
+    fn an_apple_image_is_recognised_by_its_file_name() {
         assert_eq!(DMG.probe(b"", Some("x.dmg")), 2);
         assert_eq!(DMG.probe(b"", Some("x.img")), 0);
         assert_eq!(DMG.probe(b"", None), 0);

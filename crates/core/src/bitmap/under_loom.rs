@@ -1,6 +1,6 @@
 //! Models of `current` under loom. They include the crate's own source file with loom's primitives.
 
-#![allow(clippy::duplicate_mod, reason = "the same file, against other primitives")]
+#![allow(clippy::duplicate_mod, reason = "the same file with loom's primitives")]
 #![allow(clippy::unwrap_used, reason = "a model may fail by panicking")]
 
 mod atomics {
@@ -77,7 +77,7 @@ fn marked_during<T>(bits: [u64; 2], change: impl FnOnce(&Bitmap) -> T) -> (T, u6
 }
 
 #[test]
-fn a_mark_is_carried_over_or_made_again() {
+fn a_mark_during_a_resize_is_copied_or_repeated() {
     bounded().check(|| {
         let ((), left) = marked_during([1, 2], Bitmap::resize);
         assert_eq!(left, 3);
@@ -85,7 +85,7 @@ fn a_mark_is_carried_over_or_made_again() {
 }
 
 #[test]
-fn a_mark_that_was_there_already_is_not_lost() {
+fn a_mark_on_bits_already_set_survives_a_resize() {
     bounded().check(|| {
         let ((), left) = marked_during([1, 1], Bitmap::resize);
         assert_eq!(left, 1);
@@ -93,7 +93,7 @@ fn a_mark_that_was_there_already_is_not_lost() {
 }
 
 #[test]
-fn a_mark_is_in_what_was_cleared_or_in_what_is_left() {
+fn a_mark_during_a_clear_is_in_the_old_map_or_in_the_new_one() {
     bounded().check(|| {
         let (cleared, left) = marked_during([1, 2], Bitmap::clear);
         assert_eq!(cleared | left, 3);

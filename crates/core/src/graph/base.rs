@@ -39,7 +39,7 @@ impl Graph {
             Err(error) => {
                 // The former permissions were valid before, so they cannot conflict now.
                 if let Err(error) = parent.edge.set_permissions(parent.before) {
-                    tracing::warn!(%error, "cannot put permissions back");
+                    tracing::warn!(%error, "cannot restore permissions");
                 }
                 if was_read_only && let Err(error) = self.set_read_only(base, true).await {
                     tracing::warn!(%error, "cannot make a backing file read-only again");

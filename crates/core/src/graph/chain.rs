@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_above_is_found_by_any_of_its_names() {
+    fn an_image_above_is_found_under_any_name_of_its_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
         std::fs::write(path("a"), "").unwrap();
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_has_an_end() {
+    fn a_chain_longer_than_the_limit_is_refused() {
         assert!(Above::default().check(&backing("a", MAX_DEPTH)).is_ok());
         assert!(Above::default().check(&backing("a", MAX_DEPTH + 1)).is_err());
     }

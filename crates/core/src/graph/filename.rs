@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_protocol_that_is_not_there_yet_is_told_from_an_unknown_one() {
+    fn an_unsupported_protocol_is_distinguished_from_an_unknown_one() {
         assert_eq!(no_protocol("nbd+unix").kind(), ErrorKind::Unsupported);
         assert_eq!(no_protocol("x").to_string(), "Unknown protocol 'x'");
         assert_eq!(no_driver("ssh").kind(), ErrorKind::Unsupported);

@@ -271,7 +271,7 @@ impl Graph {
     pub(crate) async fn release_after_failure(&self, node: Arc<Node>) {
         let name = node.name().to_owned();
         if let Err(error) = self.release(node).await {
-            tracing::warn!(node = name, %error, "closing what is not needed after a failure");
+            tracing::warn!(node = name, %error, "cannot close a node after another failure");
         }
     }
 

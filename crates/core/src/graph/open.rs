@@ -571,7 +571,7 @@ pub(super) async fn close_unused(opened: &dyn Driver) {
     if let Some(request) = opened.close()
         && let Err(error) = request.await
     {
-        tracing::warn!(%error, "closing an image that could not be opened");
+        tracing::warn!(%error, "cannot close an image that failed to open");
     }
 }
 

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_key_is_a_name_with_a_value() {
+    fn keys_that_are_no_names_or_have_no_value_are_refused() {
         let told = |text| Options::from_keyval(text, "qom-type").unwrap_err().to_string();
         assert_eq!(told(","), "Invalid parameter ''");
         assert_eq!(told("secret,id"), "Expected '=' after parameter 'id'");

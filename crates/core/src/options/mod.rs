@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn nested_values_count_before_dotted_ones_and_list_elements_have_their_indices() {
+    fn nested_values_win_over_dotted_ones_and_list_elements_have_their_indices() {
         let nested = r#"{"file":{"filename":"a"},"file.filename":"b","list":["x",{"y":1}]}"#;
         let dotted = r#"{"file.filename":"b","file":{"filename":"a"},"list.0":"x","list.1.y":1}"#;
         let options = Options::from_json(nested).unwrap();
@@ -366,14 +366,14 @@ mod tests {
     }
 
     #[test]
-    fn overlaying_keeps_what_the_other_tree_does_not_set() {
+    fn overlaying_keeps_values_that_the_other_tree_does_not_set() {
         let mut options = Options::from_dotted("a.b.c=1,a.b.d=2", None).unwrap();
         options.overlay(&Options::from_dotted("a.b.d=3,a.e=4", None).unwrap());
         assert_eq!(options, Options::from_dotted("a.b.c=1,a.b.d=3,a.e=4", None).unwrap());
     }
 
     #[test]
-    fn the_first_key_left_is_told_with_all_its_parts() {
+    fn the_first_remaining_key_includes_all_its_parts() {
         let first = |text| Options::from_dotted(text, None).unwrap().first_key();
         assert_eq!(first("a.b.c=1,d=2").as_deref(), Some("a.b.c"));
         assert_eq!(first("a=1,a.b=2").as_deref(), Some("a"));

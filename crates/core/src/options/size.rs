@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_told_apart_from_numbers_out_of_range() {
+    fn malformed_sizes_are_distinguished_from_sizes_out_of_range() {
         for text in ["16E", "-1", "-0", "18446744073709551616", "15.99999999999999999999E"] {
             assert_eq!(parse_size(text), Err(OutOfRange), "{text}");
         }

@@ -87,7 +87,7 @@ impl MemoryDriver {
         assert_eq!(offset % alignment, 0, "misaligned request reached the driver");
         assert_eq!(len as u64 % alignment, 0, "misaligned request reached the driver");
         let most = self.0.limits.max_transfer;
-        assert!(most == 0 || len as u64 <= most, "too long a request reached the driver");
+        assert!(most == 0 || len as u64 <= most, "a request that is too long reached the driver");
     }
 }
 

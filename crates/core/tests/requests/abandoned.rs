@@ -81,7 +81,7 @@ fn a_request_begun_in_one_context_and_dropped_in_another_is_counted_down_once() 
 }
 
 #[test]
-fn a_request_left_behind_by_a_thread_that_ends_is_in_flight_until_the_host_is_done() {
+fn a_request_of_a_thread_that_ends_is_in_flight_until_the_host_has_completed_it() {
     let graph = graph();
     let (end, ended) = mpsc::channel();
     let file = File::from_fd(std::fs::File::open("/dev/null").unwrap().into(), Aio::IoUring);

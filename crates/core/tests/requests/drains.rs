@@ -16,7 +16,7 @@ async fn yields(count: u32) {
 }
 
 #[test]
-fn a_backend_made_during_a_drain_waits_for_its_end() {
+fn a_new_backend_waits_for_the_end_of_a_drain() {
     block_on(async {
         let graph = graph();
         let memory = Memory::new(4096, Limits::default());
@@ -40,7 +40,7 @@ fn a_backend_made_during_a_drain_waits_for_its_end() {
 }
 
 #[test]
-fn nobody_becomes_a_user_of_a_node_that_closes() {
+fn a_node_that_closes_accepts_no_new_user() {
     block_on(async {
         let graph = graph();
         let memory = Arc::new(Memory { yields: 5, ..Memory::default() });
@@ -58,7 +58,7 @@ fn nobody_becomes_a_user_of_a_node_that_closes() {
 }
 
 #[test]
-fn a_copy_that_waits_for_one_backend_does_not_hold_up_the_other() {
+fn a_copy_that_waits_for_one_backend_does_not_block_a_drain_of_the_other() {
     block_on(async {
         let graph = graph();
         let memory = Memory::new(4096, Limits::default());

@@ -36,7 +36,10 @@ async fn newer_data_stays(backend: &Backend, memory: &Memory) {
         backend.write(offset, piece.to_vec().into(), WriteFlags::empty()).await.unwrap();
     }
     wait().await;
-    assert!(memory.bytes.lock().unwrap()[..LAST] == newer, "an older piece landed on newer data");
+    assert!(
+        memory.bytes.lock().unwrap()[..LAST] == newer,
+        "an older piece has overwritten newer data"
+    );
 }
 
 async fn wait() {
@@ -50,7 +53,7 @@ fn is_eio(outcome: Result<(), Error>) -> bool {
 }
 
 #[test]
-fn no_piece_of_a_failed_write_lands_on_newer_data() {
+fn no_piece_of_a_failed_write_overwrites_newer_data() {
     block_on(async {
         let graph = graph();
         let memory = failing_at(LAST as u64);
@@ -62,7 +65,7 @@ fn no_piece_of_a_failed_write_lands_on_newer_data() {
 }
 
 #[test]
-fn no_piece_of_a_failed_discard_lands_on_newer_data() {
+fn no_piece_of_a_failed_discard_overwrites_newer_data() {
     block_on(async {
         let graph = graph();
         let memory = failing_at(LAST as u64);
@@ -73,7 +76,7 @@ fn no_piece_of_a_failed_discard_lands_on_newer_data() {
 }
 
 #[test]
-fn no_extent_of_a_failed_write_lands_on_newer_data() {
+fn no_extent_of_a_failed_write_overwrites_newer_data() {
     block_on(async {
         let graph = graph();
         // The first block lies in the memory; the second cannot be written.

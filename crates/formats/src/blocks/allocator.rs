@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn gaps_are_handed_out_first() {
+    fn gaps_are_allocated_first() {
         let allocator = Allocator::new(8, Arc::default());
         allocator.set_used(&used(&[0, 3]), Some(4), 0);
         let gap = allocator.reserve(5).unwrap();
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_given_back_are_no_longer_fresh_and_the_end_follows() {
+    fn returned_blocks_are_no_longer_fresh_and_the_end_moves_back() {
         let allocator = Allocator::new(8, Arc::default());
         allocator.set_used(&used(&[]), Some(0), 0);
         let first = allocator.reserve(2).unwrap();
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_freed_block_rests_while_a_request_is_under_way_that_began_before() {
+    fn a_freed_block_is_quarantined_while_an_earlier_request_is_in_flight() {
         let epochs = Arc::new(Epochs::default());
         let allocator = Allocator::new(8, Arc::clone(&epochs));
         allocator.set_used(&used(&[0, 1, 2]), Some(3), 0);

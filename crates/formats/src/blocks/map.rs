@@ -160,7 +160,7 @@ mod tests {
     const DISCARDED: u32 = u32::MAX - 1;
 
     #[test]
-    fn what_is_not_loaded_is_not_known() {
+    fn entries_of_a_chunk_that_is_not_loaded_are_unknown() {
         let map = EntryMap::new(CHUNK + 2);
         assert_eq!(map.get(0), None);
         map.load(CHUNK + 1, &bytes(&[7, ABSENT]));

@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_encoded_is_parsed() {
+    fn an_encoded_header_parses_to_the_same_header() {
         for (cluster, entries) in [(1 << 20, 10), (1024, 9000), (63 * 512, 400)] {
             let header = Header::new(9000 << 10, cluster, entries);
             assert_eq!(Header::parse(&header.encode(), FILE).unwrap(), header);
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn a_fault_of_the_header_is_named_in_the_error() {
         let cases: [(usize, u64, usize, &str); 8] = [
             (0, 0, 4, "Image not in Parallels format"),
             (16, 3, 4, "Image not in Parallels format"),

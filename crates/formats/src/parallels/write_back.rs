@@ -70,7 +70,7 @@ impl Parallels {
             if len > 0
                 && let Err(error) = file.discard(host, len).await
             {
-                tracing::debug!("parallels: a freed cluster keeps its space: {error}");
+                tracing::debug!("parallels: cannot discard a freed cluster: {error}");
             }
         }
         self.allocator.free(clusters);

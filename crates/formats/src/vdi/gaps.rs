@@ -28,7 +28,7 @@ impl Vdi {
         }
         if let Err(error) = self.fill_gaps(MOST_AT_CLOSE).await {
             self.surveyed.store(false, Release);
-            tracing::warn!("vdi: blocks that nothing uses stay in the image: {error}");
+            tracing::warn!("vdi: unused blocks stay in the image: {error}");
             return Ok(());
         }
         self.settle_count().await?;

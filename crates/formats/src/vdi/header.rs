@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_encoded_is_parsed() {
+    fn an_encoded_header_parses_to_the_same_header() {
         let header = Header::new(3_500_032, 4, true, [[1; 16], [2; 16]]);
         assert_eq!(header.allocated, 4);
         assert_eq!(Header::parse(&header.encode(), 1024).unwrap(), header);
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn a_fault_of_the_header_is_named_in_the_error() {
         let cases: [(usize, u64, usize, &str); 13] = [
             (0x40, 0, 4, "bad signature 00000000"),
             (0x44, 0x1_0002, 4, "version 1.2"),

@@ -87,7 +87,9 @@ impl Graph {
             for node in unused {
                 let name = node.name().to_owned();
                 if let Err(error) = graph.release(node).await {
-                    tracing::error!("closing '{name}', which is no backing file any more: {error}");
+                    tracing::error!(
+                        "cannot close '{name}', which is no longer a backing file: {error}"
+                    );
                 }
             }
             drop(control);
@@ -127,7 +129,7 @@ async fn change(nodes: Vec<Planned>, replacements: &[Replacement]) -> Result<Vec
             for planned in &nodes {
                 // The edges have their former state, so the former permissions cannot conflict.
                 if let Err(error) = planned.node.refresh_permissions() {
-                    tracing::warn!(%error, "cannot put permissions back");
+                    tracing::warn!(%error, "cannot restore permissions");
                 }
             }
             abort(&nodes).await;

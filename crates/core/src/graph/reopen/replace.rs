@@ -62,7 +62,7 @@ impl Drop for Replaced {
             if let Some(old) = old {
                 // The former permissions were valid before, so they cannot conflict now.
                 if let Err(error) = old.node().add_parent(&old) {
-                    tracing::warn!(%error, "cannot put permissions back");
+                    tracing::warn!(%error, "cannot restore permissions");
                 }
                 parent.children().set(ChildIdx::BACKING, Some(old));
             }

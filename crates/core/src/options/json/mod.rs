@@ -149,7 +149,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn strings_stand_in_single_or_double_quotes() {
+    fn strings_may_have_single_or_double_quotes() {
         let value = parse_json(
             r#" {'a': "it's", "b": 'say "x"', 'c': ["\'", '\'', '\u00e9\ud83d\ude00']} "#,
         );
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_told_in_the_words_of_qemus_tools() {
+    fn faults_are_reported_in_the_words_of_qemus_tools() {
         let cases = [
             ("", "Expecting a JSON value"),
             ("{", "JSON parse error, premature EOI"),

@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stray_character_comes_with_the_token_that_it_cuts_short() {
+    fn an_error_contains_the_stray_character_and_the_token_before_it() {
         let cases = [
             ("'a\nb'", "'a\n"),
             ("\"abc", "\"abc"),
