@@ -147,7 +147,7 @@ impl Backend {
         }
     }
 
-    /// Its name.
+    /// The name of the backend.
     pub fn name(&self) -> &str {
         &self.0.name
     }
@@ -202,7 +202,7 @@ impl Backend {
     /// Reads `buf.len()` bytes at `offset`.
     ///
     /// # Errors
-    /// [`ErrorKind::OutOfRange`] past the end; otherwise as driver and host report.
+    /// [`ErrorKind::OutOfRange`] past the end; otherwise the errors of the driver and the host.
     pub async fn read(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
         let request = self.begin().await?;
         let len = request::as_u64(buf.len());
@@ -225,7 +225,7 @@ impl Backend {
     /// Writes `data` at `offset`.
     ///
     /// # Errors
-    /// [`ErrorKind::OutOfRange`] past the end; otherwise as driver and host report.
+    /// [`ErrorKind::OutOfRange`] past the end; otherwise the errors of the driver and the host.
     pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
         let request = self.begin().await?;
         let len = request::as_u64(data.len());
@@ -240,7 +240,7 @@ impl Backend {
     /// Stores at `offset` a cluster that [`Self::compress`] has compressed.
     ///
     /// # Errors
-    /// As for [`Self::write`].
+    /// The errors of [`Self::write`].
     pub async fn write_compressed(&self, offset: u64, cluster: CompressedCluster) -> Result<()> {
         let request = self.begin().await?;
         let len = request::as_u64(cluster.plain.len());
@@ -290,7 +290,7 @@ impl Backend {
     /// Makes a range read as zeroes.
     ///
     /// # Errors
-    /// As for [`Self::write`].
+    /// The errors of [`Self::write`].
     pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         let request = self.begin().await?;
         request.check(offset, len)?;
@@ -305,7 +305,7 @@ impl Backend {
     /// Discards a range: its contents no longer matter.
     ///
     /// # Errors
-    /// As for [`Self::write`].
+    /// The errors of [`Self::write`].
     pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
         let request = self.begin().await?;
         request.check(offset, len)?;
@@ -318,7 +318,7 @@ impl Backend {
     /// Makes all completed writes durable.
     ///
     /// # Errors
-    /// As driver and host report.
+    /// The errors of the driver and the host.
     pub async fn flush(&self) -> Result<()> {
         let request = self.begin().await?;
         let root = Arc::clone(&request.root);
@@ -330,7 +330,7 @@ impl Backend {
     /// The status of the start of a range, through the complete backing chain.
     ///
     /// # Errors
-    /// As driver and host report.
+    /// The errors of the driver and the host.
     pub async fn block_status(&self, offset: u64, len: u64, want: Want) -> Result<ChainStatus> {
         self.status_above(None, offset, len, want).await
     }
@@ -338,7 +338,7 @@ impl Backend {
     /// The status of the start of a range from the root down to, but not including, `base`.
     ///
     /// # Errors
-    /// As driver and host report.
+    /// The errors of the driver and the host.
     pub async fn status_above(
         &self,
         base: Option<&Arc<Node>>,
@@ -357,7 +357,7 @@ impl Backend {
     /// Sets the size. Other requests wait until the resize has ended.
     ///
     /// # Errors
-    /// [`ErrorKind::Denied`] without resize permission; otherwise as driver and host report.
+    /// [`ErrorKind::Denied`] without resize permission; otherwise the errors of the driver and the host.
     pub async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         let edge = self.root()?;
         let root = Arc::clone(&edge);
@@ -399,7 +399,7 @@ impl Backend {
     /// one that becomes writable.
     ///
     /// # Errors
-    /// As [`Graph::reopen`]; nothing has changed then.
+    /// The errors of [`Graph::reopen`]. Nothing has changed then.
     pub async fn reopen(&self, options: Options) -> Result<()> {
         let backend = self.clone();
         run_to_completion(async move { backend.reopen_root(options).await }).await

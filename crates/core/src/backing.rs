@@ -35,7 +35,7 @@ impl Backend {
     /// neither do the dirty bitmaps.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format cannot do this; the errors that the image reports.
+    /// `ENOTSUP` if the format cannot do this; the errors of the image.
     pub async fn make_empty(&self) -> Result<()> {
         let make_empty = |node: Arc<Node>| async move { of(&node)?.make_empty().await };
         self.graph().run_exclusive(&self.node()?, make_empty).await

@@ -54,7 +54,7 @@ impl Backend {
     /// false.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format cannot be compacted; `EPERM` without write permission; as the image reports. The image
+    /// `ENOTSUP` if the format cannot be compacted; `EPERM` without write permission; the errors of the image. The image
     /// is valid even after an error.
     pub async fn compact(
         &self,

@@ -35,7 +35,7 @@ impl Backend {
     /// Ends a series of compressed writes: pads the file to whole sectors, because some readers of images expect this.
     ///
     /// # Errors
-    /// When the root's driver does not compress; as the file reports.
+    /// When the root's driver does not compress; the errors of the file.
     pub async fn end_compressed(&self) -> Result<()> {
         let end = |node: Arc<Node>| async move {
             let compress = node.driver().compress().ok_or_else(cannot_compress)?;

@@ -1,4 +1,4 @@
-//! The driver contract: what a format, protocol or filter gives to the graph.
+//! The driver contract: the interface that formats, protocols and filters implement for the graph.
 //!
 //! A [`DriverFactory`] knows the driver's name and options, and opens or creates an image. It makes one [`Driver`] for
 //! each node. A driver holds no reference to its node. It receives its [`Children`] and sends requests to them through
@@ -262,7 +262,7 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
-    /// Dirty bitmaps kept in the image.
+    /// Dirty bitmaps stored in the image.
     fn persistent_bitmaps(&self) -> Option<&dyn PersistentBitmaps> {
         None
     }
@@ -283,7 +283,7 @@ pub trait Driver: Send + Sync + 'static {
     }
 }
 
-/// How a resize treats the space it adds.
+/// Allocation of the space that a resize adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Preallocation {
     /// Allocate nothing.

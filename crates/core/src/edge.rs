@@ -180,7 +180,7 @@ impl Edge {
     /// Changes the permissions.
     ///
     /// # Errors
-    /// When they conflict; nothing has changed then.
+    /// When they conflict. Nothing has changed then.
     pub fn set_permissions(&self, permissions: Permissions) -> Result<()> {
         let before = self.replace_permissions(permissions);
         if let Err(error) = self.node.refresh_permissions() {
@@ -223,7 +223,7 @@ impl Edge {
     /// Reads `buf.len()` bytes at `offset`; past the end of the node it reads zeroes.
     ///
     /// # Errors
-    /// As the driver and the host report.
+    /// The errors of the driver and the host.
     pub async fn read(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
         request::read_padded(&self.node, offset, buf).await
     }
@@ -231,7 +231,7 @@ impl Edge {
     /// Writes `data` at `offset`. The node grows if its driver can grow it and the edge has resize permission.
     ///
     /// # Errors
-    /// As the driver and the host report; [`ErrorKind::OutOfRange`] past the end of a node that does
+    /// The errors of the driver and the host; [`ErrorKind::OutOfRange`] past the end of a node that does
     /// not grow.
     pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
         self.may_write()?;
@@ -241,7 +241,7 @@ impl Edge {
     /// Stores a cluster that [`Compress::compress`](crate::driver::Compress::compress) has compressed.
     ///
     /// # Errors
-    /// As for [`Self::write`].
+    /// The errors of [`Self::write`].
     pub async fn write_compressed(
         &self,
         offset: u64,
@@ -255,7 +255,7 @@ impl Edge {
     /// Makes a range read as zeroes. See [`ZeroFlags`].
     ///
     /// # Errors
-    /// As for [`Self::write`].
+    /// The errors of [`Self::write`].
     pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.may_write()?;
         request::write_zeroes(&self.node, offset, len, flags).await
@@ -264,7 +264,7 @@ impl Edge {
     /// Discards a range: its contents no longer matter.
     ///
     /// # Errors
-    /// As the driver and the host report.
+    /// The errors of the driver and the host.
     pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
         self.may_write()?;
         request::discard(&self.node, offset, len).await
@@ -273,7 +273,7 @@ impl Edge {
     /// Makes all completed writes durable.
     ///
     /// # Errors
-    /// As the driver and the host report.
+    /// The errors of the driver and the host.
     pub async fn flush(&self) -> Result<()> {
         request::flush(&self.node).await
     }
@@ -281,7 +281,7 @@ impl Edge {
     /// The status of the start of a range in this node alone, without its backing file.
     ///
     /// # Errors
-    /// As the driver and the host report.
+    /// The errors of the driver and the host.
     pub async fn block_status(&self, offset: u64, len: u64, want: Want) -> Result<Status> {
         request::block_status(&self.node, offset, len, want).await
     }
@@ -289,7 +289,7 @@ impl Edge {
     /// The status of the start of a range in this node and its backing chain.
     ///
     /// # Errors
-    /// As the drivers and the host report.
+    /// The errors of the driver and the host.
     pub async fn chain_status(&self, offset: u64, len: u64, want: Want) -> Result<Status> {
         Ok(request::status_above(&self.node, None, offset, len, want).await?.status)
     }
@@ -297,7 +297,7 @@ impl Edge {
     /// Sets the size.
     ///
     /// # Errors
-    /// As the driver and the host report; [`ErrorKind::Denied`] without resize permission.
+    /// The errors of the driver and the host; [`ErrorKind::Denied`] without resize permission.
     pub async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         if !self.takes(Perm::RESIZE) {
             let text = format!("{} did not ask to resize", self.user);
@@ -309,7 +309,7 @@ impl Edge {
     /// Copies a range to another node with the host's copy offload, if both drivers support it.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] if one of them does not; otherwise as the host reports.
+    /// [`ErrorKind::Unsupported`] if one of them does not; otherwise the errors of the host.
     pub async fn copy_to(
         &self,
         offset: u64,

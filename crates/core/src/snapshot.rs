@@ -60,7 +60,7 @@ fn keeper(node: Arc<Node>) -> Result<(Arc<Node>, Vec<Arc<Node>>)> {
 /// below.
 ///
 /// # Errors
-/// As [`Backend::snapshots`].
+/// The errors of [`Backend::snapshots`].
 pub async fn list(node: &Arc<Node>) -> Result<Vec<SnapshotInfo>> {
     let (keeper, _) = keeper(Arc::clone(node))?;
     of(&keeper)?.list().await
@@ -79,7 +79,7 @@ impl Backend {
     /// The internal snapshots of the image.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no snapshots; as the image reports.
+    /// `ENOTSUP` if the format has no snapshots; the errors of the image.
     pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>> {
         list(&self.node()?).await
     }
@@ -87,7 +87,7 @@ impl Backend {
     /// Takes an internal snapshot.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no snapshots; as the image reports. Nothing has changed then.
+    /// `ENOTSUP` if the format has no snapshots; the errors of the image. Nothing has changed then.
     pub async fn create_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
         let new = new.clone();
         let (keeper, above) = keeper(self.node()?)?;
@@ -98,7 +98,7 @@ impl Backend {
     /// Restores the state of the disk that the snapshot of this id stores.
     ///
     /// # Errors
-    /// As [`Backend::create_snapshot`], and when there is no such snapshot.
+    /// The errors of [`Backend::create_snapshot`], and when there is no such snapshot.
     pub async fn apply_snapshot(&self, id: &str) -> Result<()> {
         let id = id.to_owned();
         let (keeper, above) = keeper(self.node()?)?;
@@ -141,7 +141,7 @@ impl Backend {
     /// Deletes the snapshot of this id.
     ///
     /// # Errors
-    /// As [`Backend::apply_snapshot`].
+    /// The errors of [`Backend::apply_snapshot`].
     pub async fn delete_snapshot(&self, id: &str) -> Result<()> {
         let id = id.to_owned();
         let (keeper, above) = keeper(self.node()?)?;

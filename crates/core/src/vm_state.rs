@@ -28,7 +28,7 @@ impl Backend {
     /// Writes `data` at `offset` of the VM state.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format cannot store VM state; `EPERM` without write permission; as the image reports.
+    /// `ENOTSUP` if the format cannot store VM state; `EPERM` without write permission; the errors of the image.
     pub async fn save_vm_state(&self, offset: u64, data: IoBuf) -> Result<()> {
         let edge = self.root()?;
         of(edge.node())?;
@@ -46,7 +46,7 @@ impl Backend {
     /// Fills `buf` from `offset` of the VM state.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format cannot store VM state; as the image reports.
+    /// `ENOTSUP` if the format cannot store VM state; the errors of the image.
     pub async fn load_vm_state(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
         let load = move |node: Arc<Node>| async move { of(&node)?.load(offset, buf).await };
         self.graph().run_exclusive(&self.node()?, load).await

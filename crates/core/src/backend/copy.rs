@@ -17,7 +17,7 @@ impl Backend {
     /// future is dropped.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Unsupported`] if copy offload is not possible here; otherwise as the host reports.
+    /// [`crate::ErrorKind::Unsupported`] if copy offload is not possible here; otherwise the errors of the host.
     pub async fn copy_to(
         &self,
         offset: u64,

@@ -32,7 +32,7 @@ pub trait PersistentBitmaps: Send + Sync {
     /// Adds a bitmap of the node to the image. The image contains the bitmap once the image has been closed.
     ///
     /// # Errors
-    /// As [`PersistentBitmaps::can_store_new`].
+    /// The errors of [`PersistentBitmaps::can_store_new`].
     fn store(&self, bitmap: &Arc<DirtyBitmap>) -> Result<()>;
 
     /// Removes every bitmap with this name from the image, whatever its state. A bitmap that was never written to the

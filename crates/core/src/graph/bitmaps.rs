@@ -29,7 +29,7 @@ impl Graph {
     /// As [`Self::add_bitmap`], for a persistent bitmap. The image contains the bitmap once the image has been closed.
     ///
     /// # Errors
-    /// As [`Self::add_bitmap`], and when the image cannot store the bitmap.
+    /// The errors of [`Self::add_bitmap`], and when the image cannot store the bitmap.
     pub async fn add_persistent_bitmap(
         &self,
         node: &Arc<Node>,

@@ -14,7 +14,7 @@ impl Graph {
     /// Creates the image `filename` of `format`. Options that the format does not know are passed to the protocol.
     ///
     /// # Errors
-    /// When an option is unknown to both; otherwise as the drivers report.
+    /// When an option is unknown to both; otherwise the errors of the drivers.
     pub async fn create_image(
         &self,
         filename: &str,

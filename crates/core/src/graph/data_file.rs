@@ -18,7 +18,7 @@ impl OpenContext {
     /// relative to the directory of the image.
     ///
     /// # Errors
-    /// When the graph's gate refuses the name, or as the protocol reports.
+    /// When the graph's gate refuses the name; otherwise the errors of the protocol.
     pub async fn open_data_file(&mut self, named: Option<&str>) -> Result<bool> {
         let mut flags = self.flags.clone();
         flags.probed = false;
@@ -61,7 +61,7 @@ impl Graph {
     /// overwritten. Afterwards the caller detaches the edge and releases its node.
     ///
     /// # Errors
-    /// As the protocol reports.
+    /// The errors of the protocol.
     pub async fn create_data_file(&self, filename: &str) -> Result<Arc<Edge>> {
         let (protocol, _) = self.protocol_for(filename)?;
         let mut options = Options::new();

@@ -73,7 +73,7 @@ impl Graph {
     /// The options that describe the image with this file name and format, for a parent that has it as a child.
     ///
     /// # Errors
-    /// As [`Self::protocol_for`], and when a `json:` name or the format is wrong.
+    /// The errors of [`Self::protocol_for`], and when a `json:` name or the format is wrong.
     pub fn described(&self, filename: &str, format: Option<&str>) -> Result<Options> {
         let mut options = match filename.strip_prefix("json:") {
             Some(json) => Options::from_json(json)?,

@@ -185,7 +185,7 @@ impl Graph {
     /// Undoes [`Self::own`], and closes the node if it has no user.
     ///
     /// # Errors
-    /// As [`Self::release`].
+    /// The errors of [`Self::release`].
     pub async fn disown(&self, node: Arc<Node>) -> Result<()> {
         node.users().disown();
         self.registry().owned.retain(|other| !Arc::ptr_eq(other, &node));

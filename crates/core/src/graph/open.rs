@@ -140,7 +140,7 @@ impl Graph {
     /// Opens a node from options that name the driver, as `blockdev-add` does.
     ///
     /// # Errors
-    /// As the driver reports; nothing stays open.
+    /// The errors of the driver; nothing stays open.
     pub async fn open(&self, options: Options, flags: OpenFlags) -> Result<Arc<Node>> {
         self.open_target(Target { options, flags, ..Target::default() }).await
     }
@@ -148,7 +148,7 @@ impl Graph {
     /// Opens an image by file name (a path, a URL, `json:{…}`); without a `driver` option its format is probed.
     ///
     /// # Errors
-    /// As the driver reports, with the file name as context; nothing stays open.
+    /// The errors of the driver, with the file name as context; nothing stays open.
     pub async fn open_image(
         &self,
         name: &str,
@@ -163,7 +163,7 @@ impl Graph {
     /// Opens the protocol layer of a file name: the raw bytes, whatever their format.
     ///
     /// # Errors
-    /// As [`Self::open_image`].
+    /// The errors of [`Self::open_image`].
     pub async fn open_protocol(
         &self,
         name: &str,
@@ -179,7 +179,7 @@ impl Graph {
     /// read-only, write and resize permission. It shares all permissions, as tools do.
     ///
     /// # Errors
-    /// As [`Self::open_image`].
+    /// The errors of [`Self::open_image`].
     pub async fn open_backend(
         &self,
         name: Option<&str>,

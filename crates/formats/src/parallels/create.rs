@@ -67,7 +67,7 @@ impl Wanted {
 /// Creates an image.
 ///
 /// # Errors
-/// When an option is wrong; otherwise as the file reports.
+/// When an option is wrong; otherwise the errors of the file.
 pub(super) async fn create(request: CreateRequest) -> Result<()> {
     let wanted = Wanted::from_options(request.options)?;
     let CreateTarget::File(file) = request.target else {

@@ -49,7 +49,7 @@ impl Parallels {
     /// Loads and checks the complete BAT, and reports faults in the order of the disk.
     ///
     /// # Errors
-    /// As the file reports.
+    /// The errors of the file.
     pub(super) async fn survey(&self, mut found: impl FnMut(Finding)) -> Result<Survey> {
         let (size, cluster) = (self.file()?.size(), self.header.cluster);
         let mut survey = Survey::default();

@@ -73,7 +73,7 @@ fn uuid() -> Result<[u8; 16]> {
 /// Creates an image.
 ///
 /// # Errors
-/// When an option is wrong; otherwise as the file reports.
+/// When an option is wrong; otherwise the errors of the file.
 pub(super) async fn create(request: CreateRequest) -> Result<()> {
     let wanted = Wanted::from_options(request.options, None)?;
     let CreateTarget::File(file) = request.target else {

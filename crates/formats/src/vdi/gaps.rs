@@ -38,7 +38,7 @@ impl Vdi {
     /// Moves the last blocks into all gaps, if there are at most `most` gaps.
     ///
     /// # Errors
-    /// As the file reports. The image is valid even then, but the allocator no longer knows the blocks in use.
+    /// The errors of the file. The image is valid even then, but the allocator no longer knows the blocks in use.
     pub(super) async fn fill_gaps(&self, most: u64) -> Result<()> {
         let gaps = self.allocator.gaps();
         if gaps.is_empty() || gaps.len() > most {

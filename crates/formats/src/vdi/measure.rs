@@ -12,7 +12,7 @@ const STATUS_CHUNK: u64 = 1 << 40;
 /// Measures an image with the contents of the source, or, without a source, an empty image.
 ///
 /// # Errors
-/// When the options are wrong, or as the source reports.
+/// When the options are wrong; otherwise the errors of the source.
 pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     let wanted = Wanted::from_options(request.options, request.source.map(Backend::size))?;
     let header = Header::new(wanted.size, wanted.blocks, wanted.is_static, [[0; 16]; 2]);

@@ -50,7 +50,7 @@ impl Vdi {
     /// returns false.
     ///
     /// # Errors
-    /// As the file reports.
+    /// The errors of the file.
     pub(super) async fn survey(&self, mut found: impl FnMut(Finding) -> bool) -> Result<Survey> {
         let whole = self.whole_blocks.load(Acquire);
         let mut survey = Survey::default();
