@@ -26,8 +26,8 @@ impl Backend {
     /// Changes options of the image.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no options that can be changed; when a value is not valid for its option; as the
-    /// image reports.
+    /// `ENOTSUP` if the format has no options that can be changed; when a value is not valid for its option; the errors
+    /// of the image.
     pub async fn amend(&self, request: AmendRequest) -> Result<()> {
         let amend = |node: Arc<Node>| async move {
             let Some(amend) = node.driver().amend() else {

@@ -365,8 +365,8 @@ impl Backend {
         self.0.graph.run_exclusive(edge.node(), resize).await
     }
 
-    /// Flushes, detaches from the root node, and closes the nodes that have no other user. Once begun, it runs to its
-    /// end even if its future is dropped.
+    /// Flushes, detaches from the root node, and closes the nodes that have no other user. Once begun, the close runs
+    /// to its end even if its future is dropped.
     ///
     /// # Errors
     /// The first failure of flush or close. All nodes are closed even then.
@@ -605,7 +605,7 @@ impl Request<'_> {
         Some(Place { backend: self.backend.clone(), epoch, shard })
     }
 
-    /// Runs the work of the request. Once begun, it runs to its end even if the caller's future is dropped.
+    /// Runs the work of the request. Once begun, the work runs to its end even if the caller's future is dropped.
     async fn run_to_completion<T: 'static>(
         mut self,
         work: impl Future<Output = Result<T>> + 'static,

@@ -110,7 +110,7 @@ pub struct ImageInfo {
     pub backing_filename: Option<String>,
     /// Backing format as stored in the image.
     pub backing_format: Option<String>,
-    /// The format supports compressed clusters.
+    /// The driver can write compressed clusters.
     pub can_compress: bool,
     /// Driver-specific part of `info`, as QAPI's `ImageInfoSpecific` (`{"type": …, "data": …}`).
     pub specific: Option<Value>,

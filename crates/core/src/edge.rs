@@ -228,11 +228,10 @@ impl Edge {
         request::read_padded(&self.node, offset, buf).await
     }
 
-    /// Writes `data` at `offset`. The node grows if its driver can grow it and the edge has resize permission.
+    /// Writes `data` at `offset`. A write past the end makes the node grow, if its driver allows this.
     ///
     /// # Errors
-    /// The errors of the driver and the host; [`ErrorKind::OutOfRange`] past the end of a node that does
-    /// not grow.
+    /// The errors of the driver and the host; [`ErrorKind::NoSpace`] past the end of a node that does not grow.
     pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
         self.may_write()?;
         request::write(&self.node, offset, data, flags).await

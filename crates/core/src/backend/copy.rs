@@ -13,8 +13,8 @@ use crate::Result;
 use crate::control::run_to_completion;
 
 impl Backend {
-    /// Copies a range to another backend with the host's copy offload. Once begun, it runs to its end even if its
-    /// future is dropped.
+    /// Copies a range to another backend with the host's copy offload. Once begun, the copy runs to its end even if
+    /// its future is dropped.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Unsupported`] if copy offload is not possible here; otherwise the errors of the host.

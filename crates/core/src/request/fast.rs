@@ -116,7 +116,7 @@ fn walk<T>(
                 if first < len {
                     return then(End::Split { first });
                 }
-                // The leaf counts this write, but this node does not; see [`super::align`].
+                // On the fast path only a leaf counts the write, but this node must count it too; see [`super::align`].
                 if op == MapOp::Write && node.request_alignment() > 1 {
                     return then(End::Slow { node, offset: at });
                 }

@@ -1,4 +1,4 @@
-//! Flush: making all completed writes of a node durable, at the cost of one flush each.
+//! Flush: making all completed writes of a node durable. Without writes since the last flush, a flush does nothing.
 
 use std::sync::Arc;
 
