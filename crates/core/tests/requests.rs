@@ -1,4 +1,4 @@
-//! The request path against drivers in memory.
+//! Tests of the request path with drivers in memory.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,8 @@
 //! The slow path of one node: bounds, alignment, zero detection, splitting by limits, then the driver.
+//!
+//! A request takes this path when the fast path cannot serve it. The driver receives only requests that are aligned and
+//! within its limits. After a write, even after one that failed, the range is marked in the dirty bitmaps and the node is
+//! marked as unflushed.
 
 use std::io;
 use std::sync::Arc;
