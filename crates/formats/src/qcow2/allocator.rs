@@ -6,14 +6,14 @@
 //! small for a request are skipped until then, or until the image is opened again, as in QEMU. [`Allocator::rewind`] restarts
 //! the search at the front. A cluster is in one of these states:
 //!
-//! - **free**: in the map;
+//! - **free**: the cluster is in the map;
 //! - **reserved**: handed out as a [`Reserved`]. A [`Reserved`] that is dropped frees its clusters immediately if no write to
 //!   them has begun. Otherwise it quarantines them;
 //! - **in use**: its refcount is not 0;
 //! - **quarantined**: freed, but a request that started before may still use the cluster. The cluster becomes free once the
 //!   epoch in which it was freed has passed.
 //!
-//! The mutex is held for a few map operations and never across I/O.
+//! The mutex is held for a few map operations. It is never held across I/O.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -51,14 +51,14 @@ struct Map {
     metadata: RoaringTreemap,
 }
 
-/// Hands out host clusters.
+/// Allocates host clusters. Its free map is filled lazily from the refcount blocks.
 pub(super) struct Allocator {
     geometry: Geometry,
     map: Mutex<Map>,
     pub(super) epochs: Arc<Epochs>,
-    /// Where metadata lies on other metadata.
+    /// Which metadata structures overlap.
     pub(super) overlaps: Overlaps,
-    /// Held by the one task that fills the map.
+    /// Held by the task that fills the map, and while refcounts drop to 0.
     pub(super) scanning: AsyncMutex<()>,
 }
 
@@ -360,17 +360,17 @@ pub(super) struct Reserved<'a> {
 }
 
 impl<'a> Reserved<'a> {
-    /// First cluster.
+    /// First cluster of the run.
     pub(super) fn start(&self) -> u64 {
         self.start
     }
 
-    /// How many.
+    /// Number of clusters.
     pub(super) fn count(&self) -> u64 {
         self.count
     }
 
-    /// Whether they have never been written and read as zeroes.
+    /// Whether the clusters have never been written and read as zeroes.
     pub(super) fn is_untouched(&self) -> bool {
         self.untouched
     }

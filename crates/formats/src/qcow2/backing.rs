@@ -43,7 +43,7 @@ impl Qcow2 {
         self.trim_file().await
     }
 
-    /// Makes an L1 table without entries the active one.
+    /// Replaces the active L1 table by one without entries, and frees what the old one mapped.
     async fn begin_empty(&self, entries: usize) -> Result<()> {
         let emptied = self.activate_nothing(entries).await;
         // The first cycle lowers refcounts, the second writes them.

@@ -23,7 +23,7 @@ use super::{Qcow2, compression};
 
 /// An image file ends at a multiple of this many bytes.
 const SECTOR: u64 = 512;
-/// Clusters of one request that are compressed at the same time.
+/// Number of clusters of one request that are compressed concurrently.
 const SIDE_BY_SIDE: usize = 16;
 
 /// The position of the next compressed cluster: behind the last stream, in the rest of its host cluster.
@@ -94,7 +94,7 @@ impl Qcow2 {
         Ok(CompressedCluster { plain: data, stream: stream.map(IoBuf::from) })
     }
 
-    /// Stores one cluster that has been compressed.
+    /// Stores one cluster that [`Self::pack_cluster`] has compressed. A cluster without a stream is stored uncompressed.
     pub(super) async fn store_cluster(
         &self,
         offset: u64,

@@ -51,7 +51,7 @@ pub fn compress(method: Compression, cluster: &[u8]) -> Result<Option<Vec<u8>>> 
     })
 }
 
-/// Decompresses `data`, which may have trailing bytes, into all of `cluster`.
+/// Decompresses `data`, which may have trailing bytes, so that it fills `cluster`.
 ///
 /// # Errors
 /// `EIO` when the data is not a valid stream, or decompresses to less than a cluster.

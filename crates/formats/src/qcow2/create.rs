@@ -1,7 +1,8 @@
 //! Creating images: checking the options, and writing the layout that `plan` computes.
 //!
 //! All sizes are known before the first write, so the refcounts are written once with their final values. The header is written
-//! last, so a creation that fails or is killed does not leave a file that looks like a complete image.
+//! after all tables. A large or preallocated image is first created with size 0 and then resized, which writes the full size to
+//! the header last. So a creation that fails or is killed leaves no valid header, or an image of size 0.
 
 use std::sync::Arc;
 
@@ -97,7 +98,7 @@ pub struct Wanted {
     pub version: u32,
     /// Cluster size and refcount width.
     pub geometry: Geometry,
-    /// Postpone refcount updates.
+    /// Lazy refcounts: refcount updates are postponed.
     pub lazy_refcounts: bool,
     /// What is allocated at creation.
     pub preallocation: Preallocation,
@@ -317,7 +318,7 @@ pub(super) fn too_large() -> Error {
 /// Checks the options of a new image.
 ///
 /// # Errors
-/// As [`create`] would.
+/// As [`create`] reports for wrong options.
 pub(super) fn check(options: Options, secrets: &Secrets) -> Result<()> {
     let wanted = Wanted::from_options(options, false)?;
     wanted.encryption.password(secrets)?;

@@ -22,7 +22,7 @@ use super::write_back::ReleaseReason;
 pub(super) struct NewData<'a> {
     /// First cluster.
     pub(super) start: u64,
-    /// How many.
+    /// Number of clusters.
     pub(super) count: u64,
     /// The clusters have never been written and read as zeroes.
     pub(super) untouched: bool,

@@ -21,8 +21,8 @@ impl Qcow2 {
     /// clusters become unallocated.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] where the caller must write zeroes as data: in a part of a cluster whose other parts do not
-    /// read as zeroes, and in version 2 with a backing file (present, or expected later).
+    /// [`ErrorKind::Unsupported`] where the caller must write zeroes as data. This is so in a part of a cluster whose other
+    /// parts do not read as zeroes. It is also so in version 2 with a backing file (present, or expected later).
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.check_writable()?;
         if self.version < 3 && flags.contains(ZeroFlags::NO_FALLBACK) {

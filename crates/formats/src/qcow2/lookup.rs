@@ -92,7 +92,7 @@ impl Qcow2 {
         })
     }
 
-    /// The extent that starts at word `index`, as far as the slice and the range go.
+    /// The extent that starts at word `index`. The end of the slice and the end of the range limit it.
     fn scan(
         &self,
         words: &[AtomicU64],

@@ -15,7 +15,7 @@
 //! | `tables`, `l1_table` | making L2 tables; replacing the L1 table by a larger one |
 //! | `refscan/` | reads many tables in parallel and lists the clusters that they refer to |
 //! | `read_ahead` | reads metadata whose length is not known yet |
-//! | `write_back` | the order in which metadata reaches the disk |
+//! | `write_back` | write-back cycles, in an order that survives a crash |
 //! | `bitmaps/` | persistent dirty bitmaps |
 //! | `resize`, `shrink`, `preallocate`, `snapshots/`, `vm_state`, `status`, `check/`, `compact/`, `create`, `measure` | one operation each, as named |
 //! | `plan` | the layout of a new image |
@@ -33,8 +33,9 @@
 //! 3. `tables`: making an L2 table;
 //! 4. `writing_back`: one write-back cycle at a time;
 //! 5. `HeaderState::turn`: writing more of the header than one table pointer, changing passwords;
-//! 6. `Refcounts::growing`: making refcount blocks and tables;
-//! 7. `Allocator::scanning`; 8. `Refcounts::writing`;
+//! 6. `Refcounts::growing`: making refcount blocks, moving the refcount table;
+//! 7. `Allocator::scanning`: scanning refcount blocks for free clusters, lowering refcounts to 0;
+//! 8. `Refcounts::writing`: writing dirty refcount slices;
 //! 9. short mutexes (`l1_dirty`, `dropped`, the free map), never held across I/O.
 //!
 //! Crash safety: guest data reaches the disk first, then refcounts, then L2 tables, then the L1 table. Refcounts are lowered
@@ -133,7 +134,7 @@ pub(crate) struct Qcow2 {
     l2: Arc<SliceCache>,
     /// Drops cached slices that were not used for a while.
     cleaner: Cleaner,
-    /// 64-bit words in a slice of an L2 table; a power of two.
+    /// Number of 64-bit words in a slice of an L2 table; a power of two.
     slice_words: u64,
     refcounts: Refcounts,
 

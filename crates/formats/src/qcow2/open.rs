@@ -52,7 +52,7 @@ pub(super) struct OpenOptions {
 pub(super) struct CacheSizes {
     l2: u64,
     refcounts: u64,
-    /// Of one slice of the L2 cache.
+    /// Size of one slice of the L2 cache.
     pub(super) slice: u64,
 }
 

@@ -1,9 +1,9 @@
 //! Reopen: changes read-only mode, the cache sizes, and the runtime options.
 //!
-//! An image that becomes read-only first writes all its metadata. An image that becomes writable must pass these checks: its
-//! metadata on disk is the same as in memory (another program may have written the image if locking is off), and its header
-//! permits writing. It then drops its cached slices, because slices that were loaded read-only were not checked for overlaps
-//! with metadata.
+//! An image that becomes read-only first writes all its metadata. An image that becomes writable must pass two checks. Its
+//! header must permit writing. Its metadata on disk must be the same as in memory, because another program may have written the
+//! image if locking is off. It then drops its cached slices, because slices that were loaded read-only were not checked for
+//! overlaps with metadata.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{MutexGuard, PoisonError};

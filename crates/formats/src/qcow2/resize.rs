@@ -46,7 +46,9 @@ impl Qcow2 {
             // Cancelled writes must end before their clusters are freed.
             oxblk_ring::settled().await;
             if let Err(error) = self.undo_growth(old, data_size).await {
-                tracing::warn!("qcow2: clusters that a failed growth has allocated could not be freed: {error}");
+                tracing::warn!(
+                    "qcow2: clusters that a failed growth has allocated could not be freed: {error}"
+                );
             }
         }
         grown

@@ -1,7 +1,7 @@
 //! Block status: the extents of the lookup, merged where they continue each other.
 //!
-//! An allocated cluster counts as data, even if it is a hole in the file, because asking the file for its holes costs one
-//! system call each. Only for an image with preallocated metadata is the file asked, because such an image has many allocated
+//! An allocated cluster counts as data, even if it is a hole in the file. Asking the file for its holes would cost one system
+//! call per hole. Only for an image with preallocated metadata is the file asked, because such an image has many allocated
 //! clusters that are holes.
 
 use std::sync::atomic::Ordering::Relaxed;

@@ -1,7 +1,7 @@
 //! L2 tables: making new ones, and copying a table that a snapshot shares before it is changed.
 //!
-//! A new table is written to the file before the L1 entry in memory refers to it, so that its slices can be loaded like
-//! any others. The L1 entry reaches the disk with the next write-back, after the table's contents and its refcount.
+//! A new table is written to the file before the L1 entry in memory refers to it. So its slices can be loaded like all others.
+//! The L1 entry reaches the disk with the next write-back, after the table's contents and its refcount.
 
 use oxblk_core::{ChildIdx, Errno, Error, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};

@@ -55,9 +55,9 @@ pub(super) enum ReleaseReason {
     Discarded,
     /// Guest data behind the end of the disk.
     CutOff,
-    /// Guest data of a snapshot, or of the state before one was applied.
+    /// Guest data of a snapshot, or of the active state that was replaced when a snapshot was applied.
     Snapshot,
-    /// An L1 or L2 table.
+    /// An L1 table or an L2 table.
     Table,
 }
 
@@ -126,7 +126,9 @@ impl Qcow2 {
         match self.lower(&mut cycle.dropped).await {
             Err(error) if error.kind() == ErrorKind::Corrupt => return Err(error),
             // The requested data is durable. The next cycle lowers the remaining refcounts.
-            Err(error) => tracing::warn!("qcow2: refcounts could not be lowered yet; the next write-back tries again: {error}"),
+            Err(error) => tracing::warn!(
+                "qcow2: refcounts could not be lowered yet; the next write-back tries again: {error}"
+            ),
             Ok(()) => {}
         }
         self.recycle().await

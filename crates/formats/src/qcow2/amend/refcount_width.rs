@@ -36,7 +36,7 @@ impl NewRefcounts<'_> {
 /// The places of the new refcount structures.
 #[derive(Default)]
 struct Layout<'a> {
-    /// Refcount table index to the cluster of the block.
+    /// The cluster of each new block, by refcount table index.
     blocks: BTreeMap<u64, u64>,
     table: u64,
     table_clusters: u64,

@@ -1,4 +1,4 @@
-//! Dropping what was not used for a while (`cache-clean-interval`).
+//! Dropping cached slices that were not used for a while (`cache-clean-interval`).
 //!
 //! A task scans the caches once per interval. It runs on the I/O thread that opened the image or last changed the interval. The
 //! task does not keep the caches alive. While nothing is cached, it waits without a timer, so that an idle image wakes no

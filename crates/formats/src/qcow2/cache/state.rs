@@ -84,7 +84,7 @@ impl DirtyList {
         }
     }
 
-    /// Takes the list. A slot may be in it twice, or be clean by now.
+    /// Takes the list. It may contain a slot twice, or a slot that is already clean.
     pub(super) fn take(&self) -> Vec<u32> {
         std::mem::take(&mut *lock(&self.0))
     }

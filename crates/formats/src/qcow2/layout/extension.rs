@@ -30,11 +30,11 @@ const MAX_FORMAT_NAME: usize = 15;
 /// The header field that contains a feature bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FeatureKind {
-    /// Must be understood.
+    /// A program that does not know the feature must not open the image.
     Incompatible,
-    /// May be ignored.
+    /// A program that does not know the feature may ignore it.
     Compatible,
-    /// Must be cleared by a writer that does not know it.
+    /// A program that does not know the feature must clear the bit when it writes.
     Autoclear,
     /// A kind that this version does not know.
     Other(u8),

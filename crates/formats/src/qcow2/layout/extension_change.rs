@@ -19,7 +19,7 @@ use super::{Autoclear, field_offsets};
 const SECTOR: usize = 512;
 /// Bytes of the magic number and the length in front of an extension's data.
 const HEAD: usize = 8;
-/// Bytes of the extension's data.
+/// Length of the extension's data, in bytes.
 const DATA: usize = 24;
 /// Bytes of the bitmaps extension and the end marker behind it.
 const WITH_END: usize = HEAD + DATA + HEAD;
@@ -50,7 +50,7 @@ struct Chain {
 /// image.
 ///
 /// # Errors
-/// [`oxblk_core::ErrorKind::NoSpace`] when there is no room for the extension.
+/// [`oxblk_core::ErrorKind::NoSpace`] when the first cluster has no free space for the extension.
 pub fn change_bitmaps_extension(
     head: &[u8],
     new: Option<&BitmapsExtension>,
