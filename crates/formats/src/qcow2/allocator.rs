@@ -4,7 +4,9 @@
 //! clusters come first, so that images stay compact. The search for free clusters begins behind the clusters that were
 //! allocated last. When a cluster below that position becomes free, the search restarts at that cluster. Gaps that were too
 //! small for a request are skipped until then, or until the image is opened again, as in QEMU. [`Allocator::rewind`] restarts
-//! the search at the front. A cluster is in one of these states:
+//! the search at the front.
+//!
+//! A cluster is in one of these states:
 //!
 //! - **free**: the cluster is in the map;
 //! - **reserved**: handed out as a [`Reserved`]. A [`Reserved`] that is dropped frees its clusters immediately if no write to

@@ -178,7 +178,8 @@ impl Qcow2 {
 
     /// Counts one more reference to the host cluster of the tail. Returns `false` if the cluster is no longer the tail's: all
     /// its streams may have been freed, and the cluster may hold something else by now. Code that frees the cluster calls
-    /// [`Tail::leave`] first. So if the tail is unchanged after the reference was counted, the cluster is still valid.
+    /// [`Tail::leave`] before the cluster can be reused. So if the tail is unchanged after the reference was counted, the
+    /// cluster is still valid.
     async fn share_tail(&self, next: u64) -> Result<bool> {
         let cluster = next >> self.geometry.cluster_bits;
         if !self.refcounts.share(cluster).await? {

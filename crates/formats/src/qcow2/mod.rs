@@ -125,7 +125,7 @@ pub(crate) struct Qcow2 {
     corrupt: Arc<AtomicBool>,
     /// Corruption has already been reported. It is reported once.
     signalled: AtomicBool,
-    /// Whether the image was created with preallocated metadata. Filled in at the first use (see `status`).
+    /// Whether the image appears to have preallocated metadata. Computed at the first use (see `status`).
     preallocated: AtomicU8,
 
     l1: Radix<AtomicU64>,

@@ -1,7 +1,7 @@
 //! Opening and closing an image.
 //!
-//! Opening checks the header, repairs an image that was not closed cleanly, and reads the L1 table and the refcount table.
-//! Closing writes all metadata, so that no cluster leaks.
+//! Opening checks the header, and reads the L1 table and the refcount table. Opening for writing also repairs an image that was
+//! not closed cleanly. Closing writes all metadata, so that no cluster leaks.
 
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU32, AtomicU64,

@@ -1,7 +1,7 @@
 //! Sizes that are computed from the cluster size and the widths of table entries.
 
 /// Cluster size and widths of an image's table entries. [`super::Header::parse`] only creates values within the format's
-/// limits. The arithmetic below does not overflow or panic for other values either.
+/// limits. The arithmetic below does not panic for other values either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
     /// Binary logarithm of the cluster size in bytes, 9 to 21.
