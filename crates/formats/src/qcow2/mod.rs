@@ -17,7 +17,8 @@
 //! | `read_ahead` | reads metadata whose length is not known yet |
 //! | `write_back` | write-back cycles, in an order that survives a crash |
 //! | `bitmaps/` | persistent dirty bitmaps |
-//! | `resize`, `shrink`, `preallocate`, `snapshots/`, `vm_state`, `status`, `check/`, `compact/`, `create`, `measure` | one operation each, as named |
+//! | `resize`, `shrink`, `preallocate`, `snapshots/`, `vm_state` | one operation each, as named |
+//! | `status`, `check/`, `compact/`, `create`, `measure` | one operation each, as named |
 //! | `plan` | the layout of a new image |
 //! | `header` | the header of an open image, and rewriting it safely |
 //! | `amend/` | changing the options of an existing image |

@@ -1,8 +1,8 @@
 //! Runtime options of an open image. A reopen can change them, and they are not stored in the image.
 //!
-//! - `lazy-refcounts`: refcounts stay in memory until the image is closed. The dirty bit of the header is set before a
-//!   reference reaches the disk whose refcount is not on disk. It is cleared when all refcounts are on disk. A writable open of
-//!   a dirty image rebuilds its refcounts.
+//! - `lazy-refcounts`: refcounts stay in memory until the image is closed. The dirty bit of the header is set before the disk
+//!   gets a reference to a cluster whose refcount is not on disk. It is cleared when all refcounts are on disk. A writable open
+//!   of a dirty image rebuilds its refcounts.
 //! - `pass-discard-*`, `discard-no-unref`: which freed clusters are discarded on the host, and whether discarded clusters are
 //!   freed at all.
 //! - `cache-clean-interval`: the time after which unused slices of the caches are dropped (see `cache`).
