@@ -1,4 +1,5 @@
-//! Repairs of images with one fault each, on a simulated disk: whole, cut short by a power loss, on a full disk.
+//! Repairs of images with one fault each, on a simulated disk: complete repairs, repairs interrupted by a power cut,
+//! and repairs on a full disk.
 
 use oxblk_core::check::{CheckReport, Fix};
 use oxblk_core::{DriverTable, Edge, Graph, OpenFlags, Perm, Permissions, Result};
@@ -14,7 +15,7 @@ static DRIVERS: DriverTable = &[&file::FILE];
 
 type Fault = (&'static str, fn(&mut Image));
 
-/// Each leaves the guest's data where it is.
+/// No fault changes the guest's data.
 const FAULTS: &[Fault] = &[
     ("a refcount too low", |image| image.set_refcount(7, 0)),
     ("no refcounts at all", |image| (0..8).for_each(|cluster| image.set_refcount(cluster, 0))),
@@ -24,7 +25,7 @@ const FAULTS: &[Fault] = &[
     ("reserved bits in the table", |image| image.put(TABLE, offset(BLOCK) | 1)),
     ("a block that two entries share", |image| image.put(TABLE + 8, offset(BLOCK))),
     ("data over the block", |image| {
-        // One more guest cluster, which claims the block as its own.
+        // One more guest cluster, whose L2 entry names the cluster of the refcount block.
         image.put(L2 + 24, L2Entry::data(offset(BLOCK)).0);
     }),
     ("leaked clusters", |image| {
@@ -83,7 +84,7 @@ fn checked(disk: &Disk, fix: Fix) -> Result<CheckReport> {
     })
 }
 
-/// The image has no fault left, and the data is what it was.
+/// Asserts that the image has no fault and that its data is unchanged.
 fn assert_whole(disk: &Disk, what: &str) {
     let report = checked(disk, Fix::Nothing).unwrap();
     let faults = (report.corruptions, report.leaks, report.check_errors);
@@ -132,10 +133,10 @@ fn a_repair_cut_short_anywhere_can_be_done_again() {
 fn leaks_are_repaired_alone_where_only_that_is_allowed() {
     for fault in FAULTS {
         let disk = Disk::from_bytes(1, &image(*fault, 4).bytes);
-        // Without the snapshot table nothing can be told.
+        // An image with an unreadable snapshot table cannot be checked.
         let Ok(before) = checked(&disk, Fix::Nothing) else { continue };
         match checked(&disk, Fix::Leaks) {
-            // Refcounts that cannot be repaired in place are not written anew for leaks.
+            // `Fix::Leaks` does not rebuild refcounts that cannot be repaired in place.
             Err(error) => assert_eq!(error.to_string(), "Input/output error", "{}", fault.0),
             Ok(report) => {
                 let after = checked(&disk, Fix::Nothing).unwrap();
@@ -150,7 +151,7 @@ fn leaks_are_repaired_alone_where_only_that_is_allowed() {
 #[test]
 fn a_full_disk_does_not_keep_refcounts_from_being_rebuilt_where_there_is_room_inside() {
     let mut image = image(("no refcount block", |image| image.put(TABLE, 0)), 4);
-    // Two clusters that nothing refers to: one for the table, one for the block.
+    // Two clusters without references: one for the new table, one for the new block.
     image.bytes.resize(10 * CLUSTER, 0);
     let disk = Disk::from_bytes(1, &image.bytes);
     let rule = FailRule {
@@ -169,7 +170,8 @@ fn a_full_disk_does_not_keep_refcounts_from_being_rebuilt_where_there_is_room_in
 
 #[test]
 fn a_full_disk_keeps_nothing_from_being_mended_that_needs_no_room() {
-    // The first block cannot be where it is said to be; the second is fine, and has a refcount that is too low.
+    // The offset of the first block is past the end of the file. The second block is valid and has a refcount that is
+    // too low.
     let mut bytes = vec![0_u8; 300 * 512];
     let mut put = |at: usize, value: u64| bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
     put(0, 0x5146_49fb_0000_0003);
@@ -187,7 +189,7 @@ fn a_full_disk_keeps_nothing_from_being_mended_that_needs_no_room() {
     let disk = Disk::from_bytes(1, &bytes);
     let range = Some(offset(300 * 512)..u64::MAX);
     let full = FailRule { op: FaultOp::Write, nth: None, range, errno: 28, once: false };
-    // Nor is there room inside.
+    // Writes to free clusters inside the file fail as well.
     let inside = FailRule { range: Some(2560..51_200), ..full.clone() };
     disk.set_faults(Faults { fail: vec![full, inside], ..Faults::default() });
     let report = checked(&disk, Fix::All).unwrap();
@@ -211,7 +213,7 @@ fn no_refcount_is_lowered_while_some_references_may_be_unknown() {
     image.bytes[39] = 2;
     image.put(L1 + 8, L1Entry::new(offset(8 * CLUSTER)).0);
     image.set_refcount(8, 1);
-    // Perhaps that table refers to this one.
+    // The unreadable table may refer to this cluster.
     image.set_refcount(9, 1);
     let disk = Disk::from_bytes(1, &image.bytes);
     let range = Some(offset(8 * CLUSTER)..offset(9 * CLUSTER));
@@ -233,7 +235,7 @@ fn refcounts_rebuilt_without_knowing_all_references_keep_what_the_old_ones_say()
     image.put(L1 + 8, L1Entry::new(offset(8 * CLUSTER)).0);
     image.set_refcount(8, 1);
     image.set_refcount(9, 1);
-    // The free cluster in the middle has a refcount of zero and may be the unknown table's all the same.
+    // Cluster 9 has no known reference, but the unreadable table may refer to it.
     let disk = Disk::from_bytes(1, &image.bytes);
     let range = Some(offset(8 * CLUSTER)..offset(9 * CLUSTER));
     let rule = FailRule { op: FaultOp::Read, nth: None, range, errno: 5, once: false };
@@ -243,13 +245,13 @@ fn refcounts_rebuilt_without_knowing_all_references_keep_what_the_old_ones_say()
     assert_eq!(report.check_errors, 1);
     disk.set_faults(Faults::default());
     let report = checked(&disk, Fix::Nothing).unwrap();
-    // The old table and block, and the cluster that nobody refers to after all.
+    // The old refcount table, the old refcount block, and cluster 9, which has no reference.
     assert_eq!((report.corruptions, report.leaks), (0, 3));
 }
 
 #[test]
 fn more_refcounts_than_one_block_holds_are_rebuilt() {
-    // 512-byte clusters with 64-bit refcounts: 64 to a block.
+    // With 512-byte clusters and 64-bit refcounts, a block contains 64 refcounts.
     let mut bytes = vec![0_u8; 300 * 512];
     let mut put = |at: usize, value: u64| bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
     put(0, 0x5146_49fb_0000_0003);

@@ -1,4 +1,4 @@
-//! Images made of bytes: one good image, and one fault each.
+//! Checks of images that the tests build from bytes: a valid image, and variants with one fault each.
 
 use std::cell::RefCell;
 
@@ -18,7 +18,7 @@ pub(super) const BLOCK: usize = 2 * CLUSTER;
 pub(super) const L1: usize = 3 * CLUSTER;
 pub(super) const L2: usize = 4 * CLUSTER;
 pub(super) const DATA: usize = 5 * CLUSTER;
-/// The snapshot table, where there is one.
+/// Offset of the snapshot table, in images that have one.
 pub(super) const SNAPSHOTS: usize = 8 * CLUSTER;
 const COPIED: u64 = 1 << 63;
 
@@ -69,7 +69,7 @@ impl Image {
         self.put_snapshot_name(16);
     }
 
-    /// Puts the id and the name of the snapshot behind so many bytes of extra data.
+    /// Writes the id and the name of the snapshot behind `extra` bytes of extra data.
     pub(super) fn put_snapshot_name(&mut self, extra: usize) {
         let at = SNAPSHOTS + 40 + extra;
         self.bytes[at..at + 5].copy_from_slice(b"1name");
@@ -109,7 +109,7 @@ impl Image {
         })
     }
 
-    /// What a fault makes of the good image.
+    /// Checks the valid image after `fault` has changed it.
     fn spoiled(fault: impl FnOnce(&mut Self)) -> (CheckReport, Vec<String>) {
         let mut image = Self::good(4);
         fault(&mut image);
@@ -164,7 +164,7 @@ fn a_table_that_entries_share_is_counted_as_often_as_it_is_referred_to() {
         image.put(L1 + 16, L1Entry::new(offset(L2)).0);
         (4..8).for_each(|cluster| image.set_refcount(cluster, 3));
     });
-    // The counts are right; what is wrong is that the entries claim to be alone.
+    // The refcounts are correct. The copied flags of the entries are wrong.
     assert_eq!(report.leaks, 0);
     let tables =
         said.iter().filter(|line| line.starts_with("ERROR OFLAG_COPIED L2 cluster")).count();
