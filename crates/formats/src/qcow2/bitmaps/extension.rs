@@ -1,7 +1,7 @@
 //! The bitmaps extension of the header, which names the bitmap directory.
 //!
-//! Header changes are first planned and then carried out, so that a caller notices a missing extension slot before it
-//! writes anything. Each write is flushed before the next one starts.
+//! Header changes are first planned and then carried out, so that a caller learns before any write whether the header
+//! has space for the extension. Each write is flushed before the next one starts.
 
 use oxblk_core::{Edge, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};

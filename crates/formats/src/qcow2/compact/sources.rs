@@ -22,7 +22,7 @@ const MOST: usize = 1 << 19;
 pub(super) struct EntryAt {
     /// Byte offset of the L2 table in the file.
     pub(super) table: u64,
-    /// Its index there.
+    /// Index of the entry in its table.
     pub(super) index: u64,
     /// The guest offset that the entry maps.
     pub(super) guest: u64,
@@ -36,7 +36,7 @@ pub(super) struct EntryAt {
 pub(super) struct TableAt {
     /// Byte offset of the L1 table of a snapshot; `None` for the active L1 table.
     pub(super) l1: Option<u64>,
-    /// Its index there.
+    /// Index of the entry in its table.
     pub(super) index: u64,
     pub(super) entry: L1Entry,
 }
