@@ -2,13 +2,13 @@
 //!
 //! | file | concern |
 //! |---|---|
-//! | `load` | reading directory, tables and data; what cannot be used |
-//! | `in_use` | the mark on disk that says so, set and taken back |
-//! | `store` | writing the bitmaps when the image is closed, and taking one out |
-//! | `unchanged` | the bitmaps of a compacted image that need not be written when it is closed |
-//! | `relocate` | moving them towards the front of the file |
-//! | `fresh` | clusters that nothing refers to yet |
-//! | `extension` | the header's word of where the directory is |
+//! | `load` | reading directory, tables and data; finding unusable bitmaps |
+//! | `in_use` | setting the in-use flag on disk |
+//! | `store` | writing the bitmaps when the image is closed, and removing one |
+//! | `unchanged` | closing a compacted image without rewriting its unchanged bitmaps |
+//! | `relocate` | moving bitmaps to lower clusters |
+//! | `fresh` | new clusters that are not referred to yet |
+//! | `extension` | the header extension that names the directory |
 //!
 //! Core tracks writes in the bitmaps that [`PersistentBitmaps::load`] returned. Before the node accepts requests, each
 //! bitmap is durably marked as in use on disk.
@@ -194,7 +194,7 @@ impl Qcow2 {
         for bitmap in live {
             if let Err(error) = bitmap.resize(size) {
                 // The caller checked before that a resize is possible. Core marks a bitmap that was not resized.
-                tracing::warn!("qcow2: bitmap '{}' stays as it is: {error}", bitmap.name());
+                tracing::warn!("qcow2: bitmap '{}' was not resized: {error}", bitmap.name());
             }
         }
     }

@@ -81,7 +81,7 @@ impl Qcow2 {
     ) -> Result<Option<Stored>> {
         let map = bitmap.everything()?;
         if map.size() != self.size() || check_fits(map.size(), map.granularity()).is_err() {
-            tracing::error!("qcow2: bitmap '{}' does not suit the disk and is lost", bitmap.name());
+            tracing::error!("qcow2: bitmap '{}' does not fit the disk and is lost", bitmap.name());
             return Ok(None);
         }
         let (table, mut clusters) = self.write_bitmap_data(fresh, &map).await?;

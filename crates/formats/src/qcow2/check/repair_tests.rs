@@ -20,11 +20,11 @@ const FAULTS: &[Fault] = &[
     ("a refcount too low", |image| image.set_refcount(7, 0)),
     ("no refcounts at all", |image| (0..8).for_each(|cluster| image.set_refcount(cluster, 0))),
     ("no refcount block", |image| image.put(TABLE, 0)),
-    ("a block off its cluster", |image| image.put(TABLE, offset(BLOCK) | 0x200)),
+    ("a refcount block that is not aligned", |image| image.put(TABLE, offset(BLOCK) | 0x200)),
     ("a block past the end", |image| image.put(TABLE, 1 << 40)),
     ("reserved bits in the table", |image| image.put(TABLE, offset(BLOCK) | 1)),
     ("a block that two entries share", |image| image.put(TABLE + 8, offset(BLOCK))),
-    ("data over the block", |image| {
+    ("data in the cluster of the refcount block", |image| {
         // One more guest cluster, whose L2 entry names the cluster of the refcount block.
         image.put(L2 + 24, L2Entry::data(offset(BLOCK)).0);
     }),
@@ -33,13 +33,13 @@ const FAULTS: &[Fault] = &[
         image.set_refcount(8, 1);
         image.set_refcount(9, 1);
     }),
-    ("a refcount too high, and an entry that says so", |image| {
+    ("a refcount too high, and an entry without the copied flag", |image| {
         if image.can_count_to(2) {
             image.set_refcount(5, 2);
         }
         image.put(L2, offset(DATA));
     }),
-    ("entries that do not claim their clusters", |image| {
+    ("entries without the copied flag", |image| {
         image.put(L1, offset(L2));
         image.put(L2, offset(DATA));
     }),
@@ -110,7 +110,7 @@ fn every_fault_is_repaired_at_every_refcount_width() {
 }
 
 #[test]
-fn a_repair_cut_short_anywhere_can_be_done_again() {
+fn a_repair_interrupted_by_a_power_cut_can_be_repeated() {
     for fault in FAULTS {
         let disk = Disk::from_bytes(1, &image(*fault, 4).bytes);
         disk.keep_moments(1, usize::MAX);
@@ -121,7 +121,7 @@ fn a_repair_cut_short_anywhere_can_be_done_again() {
             let any = (0..8).map(|seed| moment.after_power_loss(seed));
             let ends = [moment.after_power_loss_none(), moment.after_power_loss_all()];
             for found in any.chain(ends) {
-                let what = format!("{}, cut at {boundary}", fault.0);
+                let what = format!("{}, power cut at {boundary}", fault.0);
                 checked(&found, Fix::All).unwrap_or_else(|error| panic!("{what}: {error}"));
                 assert_whole(&found, &what);
             }
@@ -130,7 +130,7 @@ fn a_repair_cut_short_anywhere_can_be_done_again() {
 }
 
 #[test]
-fn leaks_are_repaired_alone_where_only_that_is_allowed() {
+fn a_repair_of_leaks_alone_does_not_change_corruptions() {
     for fault in FAULTS {
         let disk = Disk::from_bytes(1, &image(*fault, 4).bytes);
         // An image with an unreadable snapshot table cannot be checked.
@@ -149,7 +149,7 @@ fn leaks_are_repaired_alone_where_only_that_is_allowed() {
 }
 
 #[test]
-fn a_full_disk_does_not_keep_refcounts_from_being_rebuilt_where_there_is_room_inside() {
+fn refcounts_are_rebuilt_inside_the_file_if_the_disk_is_full() {
     let mut image = image(("no refcount block", |image| image.put(TABLE, 0)), 4);
     // Two clusters without references: one for the new table, one for the new block.
     image.bytes.resize(10 * CLUSTER, 0);
@@ -169,7 +169,7 @@ fn a_full_disk_does_not_keep_refcounts_from_being_rebuilt_where_there_is_room_in
 }
 
 #[test]
-fn a_full_disk_keeps_nothing_from_being_mended_that_needs_no_room() {
+fn a_full_disk_does_not_prevent_repairs_that_need_no_space() {
     // The offset of the first block is past the end of the file. The second block is valid and has a refcount that is
     // too low.
     let mut bytes = vec![0_u8; 300 * 512];
@@ -193,12 +193,12 @@ fn a_full_disk_keeps_nothing_from_being_mended_that_needs_no_room() {
     let inside = FailRule { range: Some(2560..51_200), ..full.clone() };
     disk.set_faults(Faults { fail: vec![full, inside], ..Faults::default() });
     let report = checked(&disk, Fix::All).unwrap();
-    assert!(report.check_errors > 0, "the full disk was not told of");
+    assert!(report.check_errors > 0, "the full disk was not reported");
     let block = &disk.bytes()[1536..2048];
     assert_eq!(
         refcount_get(block, 100 - 64, 6),
         Some(1),
-        "what there was room for was not repaired"
+        "a repair that needs no space was not made"
     );
     disk.set_faults(Faults::default());
     let report = checked(&disk, Fix::All).unwrap();
@@ -228,7 +228,7 @@ fn no_refcount_is_lowered_while_some_references_may_be_unknown() {
 }
 
 #[test]
-fn refcounts_rebuilt_without_knowing_all_references_keep_what_the_old_ones_say() {
+fn a_rebuild_with_unknown_references_does_not_lower_refcounts() {
     let mut image = image(("reserved bits", |image| image.put(TABLE, offset(BLOCK) | 1)), 4);
     image.bytes.resize(10 * CLUSTER, 0);
     image.bytes[39] = 2;

@@ -3,14 +3,14 @@
 //!
 //! | file | concern |
 //! |---|---|
-//! | `usage` | which clusters are in use |
-//! | `sources` | what refers to the clusters at the end |
-//! | `moves` | choosing what moves; moving guest data and L2 tables |
-//! | `packed`, `packing` | moving compressed data; where it goes (pure) |
-//! | `changes` | having entries refer to what has moved |
-//! | `structures` | moving everything else, one thing at a time |
+//! | `usage` | finding the clusters in use |
+//! | `sources` | finding the references to the clusters at the end |
+//! | `moves` | choosing the clusters that move; moving guest data and L2 tables |
+//! | `packed`, `packing` | moving compressed data; choosing its new location (without I/O) |
+//! | `changes` | making L2 entries refer to the copies |
+//! | `structures` | moving all other metadata, one structure at a time |
 //! | `luks` | moving the LUKS header |
-//! | `release` | cutting the file off, punching holes |
+//! | `release` | truncating the file and punching holes |
 //!
 //! Compaction works from the end of the file to its start. A cluster moves only if all its references are known, that
 //! is, if the number of known references equals its refcount. Other clusters, for example leaked ones, stay. Compaction

@@ -241,7 +241,7 @@ mod tests {
         Geometry { cluster_bits: 12, refcount_order: 4, extended_l2: false, data_file: false };
 
     #[test]
-    fn a_piece_keeps_its_byte_of_the_sector_and_its_sectors() {
+    fn a_moved_piece_keeps_its_offset_in_the_sector_and_its_length() {
         let old = L2Entry::compressed(GEOMETRY, 0x7f0a, 700).unwrap();
         let (host, len) = old.compressed_extent(GEOMETRY);
         let piece = Piece { host, len };
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_taken_that_reach_into_the_clusters() {
+    fn all_pieces_that_reach_into_the_clusters_are_taken() {
         let piece = |host, len| Piece { host, len };
         let all = [piece(0x1000, 0x400), piece(0x1e00, 0x200), piece(0x1f00, 0x300)];
         let all = all.into_iter().chain([piece(0x0e00, 0x1400), piece(0x3000, 0x200)]);

@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_that_share_sectors_stay_beside_each_other_and_gaps_go() {
+    fn pieces_that_share_sectors_stay_adjacent_and_gaps_disappear() {
         let mut packing = Packing::new(8, 100);
         assert_eq!(packing.room(&(805..808), 1), Room::Elsewhere);
         packing.begin(2, 1);
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn in_clusters_elsewhere_a_shared_sector_is_there_twice() {
+    fn a_shared_sector_is_copied_twice_if_the_clusters_are_not_adjacent() {
         let mut packing = Packing::new(8, 100);
         packing.begin(2, 1);
         packing.put(&(800..806), 1);
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_gets_no_more_references_than_can_be_counted() {
+    fn a_cluster_gets_no_more_references_than_its_refcount_can_express() {
         let mut packing = Packing::new(8, 3);
         packing.begin(2, 1);
         packing.put(&(800..801), 2);

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn each_cluster_that_compressed_data_touches_has_its_references() {
+    fn each_cluster_of_the_window_counts_the_compressed_data_that_touches_it() {
         let mut sources = Referrers { window: vec![9, 8, 5], ..Referrers::default() };
         take_in(&mut sources, L2Entry::compressed(GEOMETRY, 0x7e00, 0x700).unwrap());
         take_in(&mut sources, L2Entry::compressed(GEOMETRY, 0x8600, 0x100).unwrap());

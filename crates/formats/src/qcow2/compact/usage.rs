@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gaps_and_what_lies_behind_them_are_known() {
+    fn gaps_between_used_clusters_are_found() {
         let used = Used(RoaringTreemap::from_iter([0, 1, 2, 5, 6, 9]));
         assert_eq!(used.gaps(0).collect::<Vec<_>>(), [(3, 5), (7, 9)]);
         assert_eq!(used.gaps(4).collect::<Vec<_>>(), [(4, 5), (7, 9)]);

@@ -8,10 +8,10 @@
 //!
 //! | | |
 //! |---|---|
-//! | `open` | options, and the way from a password to the key |
+//! | `open` | options, and unlocking the key with a password |
 //! | `transform` | encrypting and decrypting requests, large ones on several cores |
-//! | `keys` | passwords, added and erased |
-//! | `create` | options of new images, and their LUKS header |
+//! | `keys` | adding and erasing passwords |
+//! | `create` | encryption options of new images, and their LUKS header |
 //!
 //! Invariant: every cluster that a data entry refers to contains ciphertext. So a new cluster is always written
 //! completely, because zeroes in the file would decrypt to noise.

@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_stop_at_their_most_without_touching_the_claims() {
+    fn a_count_saturates_without_changing_the_claims() {
         let mut references = References::new(u64::MAX);
         references.add(0, u32::MAX, Claim::Copied(false));
         assert_eq!(references.add(0, u32::MAX, Claim::None).count, u64::from(COUNT));
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_added_at_a_stroke_up_to_where_a_cluster_counts_too_much() {
+    fn a_run_is_added_up_to_the_page_where_a_count_would_overflow() {
         let mut references = References::new(u64::MAX);
         references.add(700, 60, Claim::None);
         assert_eq!(references.add_run(100, 1000, 1, Claim::Copied(true)), 1000);
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_agrees_where_each_refcount_is_what_was_counted() {
+    fn a_block_agrees_if_each_refcount_equals_the_counted_references() {
         for order in 0..=6 {
             let mut references = References::new(u64::MAX);
             let range = 300..1300;
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn the_blocks_that_count_something_are_known() {
+    fn the_refcount_blocks_of_referenced_clusters_are_listed() {
         let mut references = References::new(u64::MAX);
         references.add(5, 1, Claim::None);
         references.add_run(1000, 100, 1, Claim::None);

@@ -2,9 +2,9 @@
 //!
 //! | file | concern |
 //! |---|---|
-//! | `counts` | a sparse, compact map from clusters to how often they are referred to |
-//! | `pieces` | the entries of an L2 table, joined to runs of clusters (pure) |
-//! | `tables` | reading many tables, each batch looked at on a worker thread |
+//! | `counts` | a sparse, compact map from clusters to their number of references |
+//! | `pieces` | parsing an L2 table into runs of clusters (without I/O) |
+//! | `tables` | reading many tables, and processing each batch on a worker thread |
 //!
 //! Tables are read and parsed on all cores. References are counted on one thread, in the order of the tables, so that
 //! findings have the same order on every run.

@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn clusters_that_lie_together_and_claim_the_same_are_one_run() {
+    fn contiguous_clusters_with_the_same_copied_flag_are_one_run() {
         let entries = [
             L2Entry::data(0x5000).0,
             L2Entry::data(0x6000).0,
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_wants_a_closer_look_stands_between_the_runs_in_its_place() {
+    fn unusual_entries_are_returned_between_the_runs_in_table_order() {
         let packed = L2Entry::compressed(GEOMETRY, 0x7000, 700).unwrap().0;
         let entries = [0x5000, packed, 0x6000 | 1 << 57, 0x6200, 100 << 12, 0x6000];
         let odd = |index: u32| {

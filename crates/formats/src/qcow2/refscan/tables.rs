@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tables_that_lie_together_are_read_together() {
+    fn contiguous_tables_are_read_with_one_request() {
         let groups = grouped(vec![('a', 512), ('b', 1024), ('c', 4096), ('d', 1024)], 512);
         let expected = vec![(512, vec!['a', 'b']), (4096, vec!['c']), (1024, vec!['d'])];
         assert_eq!(groups, expected);

@@ -2,13 +2,13 @@
 //!
 //! | file | concern |
 //! |---|---|
-//! | `table` | the snapshot table: reading it, and putting another in its place |
-//! | `references` | what an L1 table reaches: counting it |
-//! | `refcounts` | raising and lowering refcounts by what was counted |
-//! | `copied` | the claims of entries to be alone with their cluster |
-//! | `change` | taking, applying, removing |
-//! | `expand` | snapshots without zero clusters, for version 2 |
-//! | `show` | looking at one without changing the image |
+//! | `table` | reading and replacing the snapshot table |
+//! | `references` | counting the references of an L1 table |
+//! | `refcounts` | raising and lowering refcounts by these counts |
+//! | `copied` | setting and clearing copied flags |
+//! | `change` | creating, applying and deleting a snapshot |
+//! | `expand` | replacing zero clusters of snapshots, for version 2 |
+//! | `show` | reading a snapshot without changing the image |
 //!
 //! A crash at any point leaves either the old state or the new one. The step that decides is one write to the header,
 //! which changes the location of the snapshot table or of the L1 table. Refcounts are raised before this write, and the

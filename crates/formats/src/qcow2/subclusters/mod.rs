@@ -3,7 +3,7 @@
 //! | file | concern |
 //! |---|---|
 //! | `lookup` | extents of subclusters |
-//! | `write` | writes that take a place for the first time, and copy-on-write |
+//! | `write` | writes that allocate clusters or subclusters, and copy-on-write |
 //! | `zero` | zero writes and discards |
 //!
 //! The unit of allocation is the cluster, but each subcluster has its own state in the bitmap of the L2 entry. A write
