@@ -67,7 +67,7 @@ pub(super) struct Bitmaps {
 #[derive(Clone, Default)]
 struct State {
     directory: Directory,
-    /// The node's usable bitmaps that are stored in this image.
+    /// The node's usable bitmaps that this image stores, including new ones that are not on disk yet.
     live: Vec<Arc<DirtyBitmap>>,
 }
 
@@ -86,7 +86,7 @@ struct Directory {
 #[derive(Clone)]
 struct Stored {
     entry: BitmapEntry,
-    /// Clusters of the table and the data. Empty if other metadata uses any of them.
+    /// Clusters of the table and the data. Empty if the table is broken, or if other metadata uses any of them.
     clusters: RoaringTreemap,
     /// Why the bitmap is unusable, apart from the in-use flag.
     fault: Option<String>,

@@ -160,7 +160,7 @@ struct Checker<'a> {
     broken_snapshots: bool,
     /// Why references may be unknown.
     doubts: Vec<String>,
-    /// Number of active L1 entries with an impossible offset or reserved bits.
+    /// Number of L1 entries with an impossible offset, and of active L1 entries with reserved bits.
     l1_faults: u64,
     /// Some active L1 entries have flags but no offset.
     l1_flags_alone: bool,

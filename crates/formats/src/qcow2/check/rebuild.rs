@@ -38,7 +38,7 @@ impl Layout {
 struct Room {
     /// The next cluster inside the file to examine.
     inside: u64,
-    /// The first cluster behind the file and all clusters taken there.
+    /// The next free cluster behind the end of the file.
     end: u64,
 }
 

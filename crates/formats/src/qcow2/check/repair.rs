@@ -2,9 +2,10 @@
 //!
 //! The order ensures that a crash makes nothing worse:
 //!
-//! 1. Raise refcounts that are too low.
-//! 2. Free leaked clusters.
-//! 3. Correct copied flags.
+//! 1. Replace faulty table entries, and the bitmap directory if it is faulty.
+//! 2. Raise refcounts that are too low.
+//! 3. Free leaked clusters.
+//! 4. Correct copied flags.
 //!
 //! Each step is durable before the next one starts. If refcounts cannot be repaired in place, [`super::rebuild`] writes
 //! new refcount structures.

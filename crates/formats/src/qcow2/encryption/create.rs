@@ -22,14 +22,14 @@ pub enum Wanted {
     No,
     /// The obsolete AES format.
     Aes {
-        /// The secret that holds the password.
+        /// The secret that contains the password.
         secret: Option<String>,
     },
     /// The LUKS format.
     Luks {
         /// Parameters of the LUKS header.
         recipe: Recipe,
-        /// The secret that holds the password.
+        /// The secret that contains the password.
         secret: Option<String>,
     },
 }

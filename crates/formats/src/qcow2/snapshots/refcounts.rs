@@ -98,7 +98,8 @@ impl Qcow2 {
     /// whose refcount is one now.
     ///
     /// # Errors
-    /// As the file reports, or when a refcount was too low; what could be lowered has been.
+    /// As the file reports, or when a refcount is too low. A read error ends the change early. After other errors, the
+    /// remaining refcounts are still lowered.
     pub(in super::super) async fn lower_reach(&self, reach: &Reach) -> Result<RoaringTreemap> {
         let blocks = reach.counted.blocks(self.geometry.refcounts_per_block());
         self.change_blocks(reach, blocks, Change::Lower, &mut Vec::new()).await
