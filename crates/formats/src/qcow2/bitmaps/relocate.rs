@@ -1,8 +1,8 @@
 //! Moving bitmaps towards the front of the file.
 //!
 //! Only the bitmaps on disk move, whatever their state: a bitmap that is marked as in use keeps the mark. Copies of the
-//! data, a table that refers to the copies, and a directory that names the table are written, counted and durable
-//! before the header names the directory.
+//! data, a new table and a new directory are written, counted and made durable first. Then the header names the new
+//! directory.
 
 use oxblk_core::{ChildIdx, Error, Result};
 use oxblk_ring::IoBufMut;

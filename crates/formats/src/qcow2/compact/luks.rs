@@ -3,9 +3,9 @@
 //! The copy is written, counted and durable before the extension of the image header names it. A change of passwords
 //! takes the header lock, and changes the LUKS header that the extension names.
 //!
-//! The old LUKS header is overwritten with zeroes before its clusters are freed, so that a password which is erased
-//! later cannot open the disk from the old copy. After a crash in between, the old copy stays in leaked clusters until
-//! a repair.
+//! The old LUKS header is overwritten with zeroes before its clusters are freed. Otherwise a password that is erased
+//! later could still open the disk with the old copy. After a crash in between, the old copy stays in leaked clusters
+//! until a repair.
 
 use std::ops::Range;
 

@@ -1,8 +1,8 @@
 //! Creating, applying and deleting a snapshot.
 //!
-//! Each operation first raises the refcounts of everything that gains a reference, then makes one write to the header
-//! (or to one sector of the L1 table), and then lowers the refcounts of everything that lost a reference. The dirty bit
-//! is set during the operation, so that a crash causes a repair when the image is opened next.
+//! Each operation has three steps. It raises the refcounts of all clusters that gain a reference. Then one write to the
+//! header, or to one sector of the L1 table, makes the change. Then it lowers the refcounts of all clusters that lost a
+//! reference. The dirty bit is set during the operation, so that a crash causes a repair when the image is opened next.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
