@@ -49,7 +49,7 @@
 //! | bitmap directory: wild sizes, duplicate names, in use | "bitmap …", "two bitmaps of one name", `img_bitmap::a_broken_bitmap_can_be_told_of_removed_and_repaired_and_costs_no_data`, `img_bitmap::a_directory_that_cannot_be_walked_keeps_nothing_from_being_repaired` |
 //! | dirty and corrupt bits | "dirty", "marked corrupt" |
 //! | writes and discards without refcounts | "no refcount blocks", "all refcounts 0"; each case is written to, zeroed, discarded, resized and repaired |
-//! | repair when the disk is full | `oxblk-formats: a_full_disk_does_not_keep_refcounts_from_being_rebuilt_where_there_is_room_inside` |
+//! | repair when the disk is full | `oxblk-formats: refcounts_are_rebuilt_inside_the_file_if_the_disk_is_full` |
 //!
 //! | vdi | |
 //! |---|---|
