@@ -69,7 +69,7 @@ impl ImageInfo {
         let mut info = Self::of_node(&root);
         let mut rest = vec![(root, &mut info)];
         while let Some((node, info)) = rest.pop() {
-            // An error means that the format has no snapshots.
+            // Treat an error as an empty list: the format may have no snapshots.
             info.snapshots = snapshot::list(&node).await.unwrap_or_default();
             for (name, below) in &mut info.children {
                 let mut children = node.children().iter();
