@@ -3,7 +3,7 @@
 //! A command that must not stop halfway (`serve`, a copy) treats every signal whose default action would end the
 //! process as a request to end in good order: finish what is in flight, close the images, remove the sockets.
 //!
-//! The same signal often arrives twice at once: `timeout` signals its child and then its process group, and a terminal
+//! The same signal often arrives twice within moments: `timeout` signals its child and then its process group, and a terminal
 //! that hangs up signals both the shell and its jobs. Therefore a repeated signal counts only [`REPEAT_AFTER`] the
 //! first one. From then on SIGHUP, SIGINT, SIGQUIT and SIGTERM have their default action. A thread of its own
 //! measures that time, so that it passes also when the command hangs.

@@ -34,7 +34,7 @@ pub struct Compare {
     pub to: u64,
     /// Strict comparison: a range with a different block status on the two disks is a difference too.
     pub strict: bool,
-    /// Maximum number of pieces in work on all threads together.
+    /// Maximum number of pieces that all threads together process at a time.
     pub parallel: usize,
     /// Called with the number of compared bytes, in the order of the disk, from several threads.
     pub progress: Arc<dyn Fn(u64) + Send + Sync>,

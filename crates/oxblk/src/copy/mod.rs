@@ -28,7 +28,7 @@ pub use run::run;
 /// Options of a copy.
 #[derive(Debug, Clone)]
 pub struct CopyOptions {
-    /// Maximum number of chunks in work on all threads together.
+    /// Maximum number of chunks that all threads together process at a time.
     pub parallel: usize,
     /// Longest chunk in bytes; a multiple of 512.
     pub chunk: usize,
@@ -43,7 +43,7 @@ pub struct CopyOptions {
     pub backing: Option<u64>,
     /// A node of the source's backing chain, if that node is the target. Only the data of the layers above it is copied.
     pub above: Option<Arc<Node>>,
-    /// Use the host's copy offload where possible. Data that is copied so is not searched for zeroes.
+    /// Use the host's copy offload where possible. Data copied in this way is not searched for zeroes.
     pub offload: bool,
     /// Copy unreadable data as zeroes instead of failing.
     pub salvage: bool,

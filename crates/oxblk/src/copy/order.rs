@@ -186,7 +186,7 @@ mod tests {
         assert!(poll(second_waits.as_mut()).is_pending());
         assert!(poll(fourth_waits.as_mut()).is_pending());
         let Poll::Ready(Some((1, mut writer))) = poll(pin!(first.hand_in(1))) else {
-            panic!("it is the turn of the first")
+            panic!("the first job is the next to be written")
         };
         assert_eq!(writer.next(), Some(2));
         assert!(poll(second_waits.as_mut()).is_pending(), "the second job is still being written");
@@ -205,7 +205,7 @@ mod tests {
         let mut third_waits = Box::pin(third.hand_in(3));
         assert!(poll(third_waits.as_mut()).is_pending());
         let Poll::Ready(Some((1, writer))) = poll(pin!(first.hand_in(1))) else {
-            panic!("it is the turn of the first")
+            panic!("the first job is the next to be written")
         };
         drop(second);
         drop((first, writer));

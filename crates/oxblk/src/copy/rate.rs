@@ -3,8 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Assigns start times: each request delays the earliest start of the next one by the time that its bytes take at the given
-/// rate.
+/// Assigns start times to requests. The next request may start after the time that the bytes of this request take at the
+/// given rate.
 pub(super) struct Rate {
     bytes_per_second: u64,
     next: Mutex<Duration>,

@@ -2,8 +2,8 @@
 //!
 //! Each worker takes chunks from the plan until none is left. It reads a chunk, prepares the parts to be written, and
 //! writes them in the order of the disk ([`super::order`]) or immediately ([`super::write`]). After a failure no worker
-//! takes another chunk. Chunks that were taken before are below the failure or still in work, so the failure at the lowest
-//! offset is reported.
+//! takes another chunk. Chunks are taken in the order of the disk, and each chunk that was taken is processed to its end.
+//! So the failure at the lowest offset is found, whichever fails first.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -45,7 +45,7 @@ pub(super) struct Shared {
     progress: InOrder,
     /// The thread that issues the unordered writes of all workers. `None`: each worker writes on its own thread.
     pub(super) writer: Option<IoThread>,
-    /// The failure at the lowest offset. Chunks below it were taken earlier and may still be in work.
+    /// The failure at the lowest offset. Chunks below it were taken earlier and may still be processed.
     pub(super) failure: FirstByOffset<CopyError>,
 }
 
