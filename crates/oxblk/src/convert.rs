@@ -1,6 +1,6 @@
 //! Copying a disk into a new image: [`Convert`] creates the image, copies with [`crate::copy`], and closes the image.
 //!
-//! A conversion either completes or removes its target, so that an incomplete image is never left behind.
+//! If the copy fails or is stopped, the target is removed, so that no incomplete image is left behind.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -54,7 +54,8 @@ impl Stop {
 }
 
 impl Convert {
-    /// A copy of `source` into a new image at `target`. It replaces an existing file.
+    /// A copy of `source` into a new image at `target`. It replaces an existing file, which must not be a file of the
+    /// source.
     pub fn new(source: &Disk, target: impl AsRef<Path>, format: impl Into<NewFormat>) -> Self {
         Self {
             create: Create::new(target.as_ref(), format, source.size()),

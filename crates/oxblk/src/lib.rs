@@ -34,7 +34,7 @@
 //! # }
 //! ```
 //!
-//! - A [`Disk`] is an open image with its chain of backing files. [`Disk::options`] says how to open it.
+//! - A [`Disk`] is an open image with its chain of backing files. [`Disk::options`] opens it with options.
 //! - [`Create`] creates an image.
 //! - [`Convert`] copies a disk into a new image.
 //! - [`NbdServer`] serves disks to other programs.

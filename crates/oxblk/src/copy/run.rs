@@ -2,8 +2,8 @@
 //!
 //! Each worker takes chunks from the plan until none is left. It reads a chunk, prepares the parts to be written, and
 //! writes them in the order of the disk ([`super::order`]) or immediately ([`super::write`]). After a failure no worker
-//! takes another chunk. Chunks are taken in the order of the disk, and each chunk that was taken is processed to its end.
-//! So the failure at the lowest offset is found, whichever fails first.
+//! takes another chunk. Chunks are taken in the order of the disk, and each taken chunk below a failure is processed to its
+//! end. So the failure at the lowest offset is found, whichever fails first.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
