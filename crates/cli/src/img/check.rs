@@ -1,4 +1,4 @@
-//! `img check`.
+//! `img check`: checks the metadata of an image, and repairs it if requested. The driver of the format does the work.
 
 use std::sync::Mutex;
 

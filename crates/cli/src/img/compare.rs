@@ -1,4 +1,6 @@
-//! `img compare`.
+//! `img compare`: compares the contents of two images. [`oxblk::compare`] does the work.
+//!
+//! If one image is larger, the rest of that image is compared with zeroes.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

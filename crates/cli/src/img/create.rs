@@ -1,4 +1,6 @@
-//! `img create`.
+//! `img create`: creates an image, with a backing file if requested.
+//!
+//! The command checks options and the backing file before it creates a file, and prints the resulting options as QEMU does.
 
 use oxblk_core::{Errno, Error, ErrorKind, Graph, Options};
 

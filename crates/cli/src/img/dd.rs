@@ -1,4 +1,4 @@
-//! `img dd`.
+//! `img dd`: copies a range of an image, given in blocks, into a new image. [`oxblk::copy`] does the work.
 
 use std::sync::Arc;
 

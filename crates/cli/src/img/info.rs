@@ -1,4 +1,4 @@
-//! `img info`.
+//! `img info`: prints information on an image. [`oxblk::ImageInfo`] collects it.
 //!
 //! The command opens only the image itself and, with `--backing-chain`, its backing files. Other files that an image refers
 //! to are only printed.

@@ -1,4 +1,4 @@
-//! `img map`.
+//! `img map`: prints where the data of an image is stored. [`oxblk::Extents`] finds the extents.
 
 use std::fmt::Write as _;
 

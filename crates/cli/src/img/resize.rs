@@ -1,4 +1,4 @@
-//! `img resize`.
+//! `img resize`: changes the virtual size of an image.
 
 use oxblk_core::{Backend, Error, Preallocation, parse_size, size_fault};
 
