@@ -15,7 +15,7 @@ use crate::IoThreads;
 ///
 /// The operation has already begun. `await` the request on any executor, or block the calling thread with
 /// [`wait`](Self::wait). Dropping the request does not cancel the operation, which runs to completion.
-#[must_use = "only awaiting the request reports whether it succeeded"]
+#[must_use = "await the request or wait for it: otherwise its failure goes unnoticed"]
 pub struct Request<T>(State<T>);
 
 enum State<T> {
