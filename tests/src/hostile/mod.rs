@@ -68,10 +68,10 @@
 //! |---|---|
 //! | export name of 3,000 bytes | `an_export_name_of_three_thousand_bytes_is_unknown` |
 //! | option of 4 GiB | `an_option_of_four_gigabytes_ends_the_session`, `an_option_too_large_to_parse_is_answered_and_the_session_continues` |
-//! | connect and drop | `clients_that_connect_and_disconnect_do_no_harm`, `nbd::peers::a_port_scan_does_no_harm` |
-//! | a handshake that stalls; 10 s and 100 connections | `a_stalled_handshake_is_closed_in_time_and_others_are_served`, `the_default_limits_are_ten_seconds_and_a_hundred_connections` |
+//! | connect and drop | `clients_that_disconnect_during_the_handshake_do_not_disturb_the_server`, `nbd::peers::a_port_scan_does_no_harm` |
+//! | a handshake that stalls; 10 s and 100 connections | `a_stalled_handshake_is_closed_in_time_and_others_are_served`, `a_handshake_may_take_ten_seconds_by_default`, `clients_with_more_than_a_hundred_connections_are_served_by_default` |
 //! | request past the end, write to a read-only export | `requests_past_the_end_fail_with_the_errors_of_the_specification`, `a_read_only_export_refuses_every_write_and_still_reads` |
-//! | hang up inside a write | `a_client_that_hangs_up_inside_a_write_leaves_the_disk_as_it_was` |
+//! | hang up inside a write | `a_client_that_hangs_up_inside_a_write_leaves_the_disk_unchanged` |
 //! | takes no replies, holds memory | `the_server_stops_receiving_from_a_client_that_receives_no_replies`, `serve::memory_stays_bounded_while_clients_ask_for_all_they_may` |
 //! | the server ends under a client | `stopping_completes_and_answers_requests_in_flight` |
 
