@@ -1,9 +1,9 @@
-//! Cache, discard and AIO modes by the names that options give them.
+//! Cache, discard and AIO modes, by the names that the command line uses.
 
 use oxblk_core::OpenFlags;
 use oxblk_ring::Aio;
 
-/// What a cache mode means.
+/// The properties of a cache mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CacheMode {
     /// Bypass the host's page cache.
@@ -18,7 +18,7 @@ impl CacheMode {
     /// `writeback`: the default of most commands.
     pub(crate) const WRITEBACK: Self =
         Self { direct: false, no_flush: false, write_through: false };
-    /// `unsafe`: the default for a new target, which is of no use before it is complete.
+    /// `unsafe`: the default for a new target, since a crash makes an incomplete target useless anyway.
     pub(crate) const UNSAFE: Self = Self { direct: false, no_flush: true, write_through: false };
 
     /// Reads a mode's name.

@@ -1,4 +1,4 @@
-//! `--untrusted`: what the images of this command line may pull in.
+//! `--untrusted`: which other files the images of this command line may refer to.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -14,12 +14,12 @@ pub(crate) const OPTIONS: &[Opt] = &[long(UNTRUSTED, "untrusted", false)];
 
 static DISTRUSTED: AtomicBool = AtomicBool::new(false);
 
-/// Refuses files that images name from now on.
+/// From now on, refuses all files that images refer to.
 pub(crate) fn distrust() {
     DISTRUSTED.store(true, Relaxed);
 }
 
-/// The user's choice: follow every name, as QEMU does, or none.
+/// The gate that the user chose: it accepts every name, as QEMU does, or none.
 pub(crate) fn chosen() -> Gate {
     if DISTRUSTED.load(Relaxed) { Gate::Nothing } else { Gate::Anything }
 }

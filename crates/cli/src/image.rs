@@ -1,4 +1,4 @@
-//! Opening images as the tools do: by file name or by an option string, with QEMU's messages.
+//! Opening images for the tools, by file name or option string, with QEMU's error messages.
 
 use std::sync::Arc;
 
@@ -8,24 +8,24 @@ use crate::cache::CacheMode;
 use crate::program::{Program, err};
 use crate::text::option_list;
 
-/// What is to be opened, and how.
+/// An image to be opened, with the options for opening it.
 #[derive(Debug, Clone)]
 pub(crate) struct Image<'a> {
     /// File name or option string.
     pub(crate) name: &'a str,
     /// The name is an option string (`--image-opts`).
     pub(crate) is_options: bool,
-    /// The key that a first word of an option string is the value of.
+    /// The key of the first word in an option string, if that word has no key.
     pub(crate) implied: Option<&'static str>,
-    /// Format, unless it is to be probed.
+    /// The format; `None`: it is probed.
     pub(crate) format: Option<&'a str>,
-    /// How.
+    /// Flags for opening.
     pub(crate) flags: OpenFlags,
     /// Every write is durable when it completes.
     pub(crate) write_through: bool,
-    /// Options beside those of the name.
+    /// Options in addition to those in the name.
     pub(crate) options: Options,
-    /// The permissions that are taken and shared.
+    /// The permissions to take and to share.
     pub(crate) permissions: Permissions,
 }
 
@@ -53,7 +53,7 @@ impl<'a> Image<'a> {
         }
     }
 
-    /// Nobody else may write to it meanwhile, unless it is shared.
+    /// Lets no other user write to the image while it is open, unless `--force-share` was given.
     #[must_use]
     pub(crate) fn unchanging(mut self) -> Self {
         if !self.flags.force_share {
@@ -62,21 +62,21 @@ impl<'a> Image<'a> {
         self
     }
 
-    /// The name is an option string.
+    /// Sets whether the name is an option string.
     #[must_use]
     pub(crate) fn options_if(mut self, is_options: bool) -> Self {
         self.is_options = is_options;
         self
     }
 
-    /// Of this format.
+    /// Sets the format.
     #[must_use]
     pub(crate) fn format(mut self, format: Option<&'a str>) -> Self {
         self.format = format;
         self
     }
 
-    /// With this cache mode.
+    /// Sets the cache mode.
     #[must_use]
     pub(crate) fn cache(mut self, mode: CacheMode) -> Self {
         mode.apply(&mut self.flags);
@@ -84,17 +84,17 @@ impl<'a> Image<'a> {
         self
     }
 
-    /// Without locks that exclude others.
+    /// Sets whether to open without locks that exclude others.
     #[must_use]
     pub(crate) fn share_if(mut self, share: bool) -> Self {
         self.flags.force_share = share;
         self
     }
 
-    /// Opens it.
+    /// Opens the image.
     ///
     /// # Errors
-    /// Why not, without the image's name before it.
+    /// The reason, without the image's name in front of it.
     pub(crate) async fn open(&self, graph: &Graph) -> Result<Backend, Error> {
         let mut options = self.options.clone();
         let mut name = Some(self.name);
@@ -135,14 +135,14 @@ impl<'a> Image<'a> {
         Ok(backend)
     }
 
-    /// Warns if a writable image was opened as raw because its format was probed: writes that would make it look like
-    /// another format are refused.
+    /// Warns if a writable image was opened as raw because its format was probed. Writes that would make it look like
+    /// another format are then refused.
     pub(crate) fn warn_of_probed_raw(&self, backend: &Backend) {
         let Ok(node) = backend.node() else { return };
         if !node.flags().probed || node.factory().name() != "raw" || node.is_read_only() {
             return;
         }
-        // An image that options describe is shown by the name of its file.
+        // For an image that is described by options, print the name of its file.
         let is_name = !self.is_options && !self.name.starts_with("json:");
         let found = node.filename().filter(|_| !is_name);
         let name = found.as_deref().unwrap_or(self.name);
@@ -153,10 +153,10 @@ impl<'a> Image<'a> {
         ));
     }
 
-    /// Opens it, telling the user why not.
+    /// Opens the image, and prints the error if that fails.
     ///
     /// # Errors
-    /// When it cannot be opened; it has been said.
+    /// If the image cannot be opened. The error has been printed.
     pub(crate) async fn open_or_say(
         &self,
         program: &Program,
@@ -179,6 +179,6 @@ impl<'a> Image<'a> {
     }
 }
 
-/// An image could not be opened; the user has been told.
+/// An image could not be opened, and the error has been printed.
 #[derive(Debug)]
 pub(crate) struct Unopened;

@@ -1,8 +1,8 @@
-//! oxblk: one program for everything one does with disk images.
+//! oxblk: one program with all tools for disk images.
 //!
-//! It answers to QEMU's names: called `qemu-img` or `qemu-io` (by a symlink, say), it is that tool.
-//! Under its own name, the first argument says which tool is meant. Either way options, output and
-//! exit codes of a tool are the same; only the name before its messages is the one it was called by.
+//! If it is started as `qemu-img` or `qemu-io`, for example through a symlink, it runs that tool. Otherwise the first
+//! argument selects the tool. The options, output and exit codes of a tool are the same in both cases. Only the name in
+//! front of its messages differs: it is the name that the user typed.
 #![forbid(unsafe_code)]
 
 mod cache;
@@ -27,14 +27,14 @@ use std::thread::JoinHandle;
 use oxblk_core::names;
 use program::{Program, err, finish, out};
 
-/// What `--version` prints.
+/// The version of oxblk.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The version of QEMU whose options and output the tools have.
+/// The version of QEMU with whose options and output the tools are compatible.
 const QEMU_VERSION: &str = "10.0.0";
 
-/// What `--version` prints behind the name a tool was called by. Programs that call a tool by QEMU's name compare
-/// the version with those of QEMU.
+/// The version that `--version` prints after the name of the tool. Programs that start a tool under QEMU's name expect a
+/// version of QEMU.
 pub(crate) fn version_as(name: &str) -> String {
     if name.starts_with("qemu-") {
         format!("{QEMU_VERSION} (oxblk {VERSION})")
@@ -53,9 +53,9 @@ Usage: oxblk COMMAND [ARGUMENTS]
 oxblk COMMAND --help tells more. Called as qemu-img or qemu-io, oxblk is that tool.
 ";
 
-/// The stack that the tools may need, in bytes: as much as the main thread usually has.
+/// The stack size of the thread that runs the tools, in bytes. It is the usual size of the main thread's stack.
 const STACK: usize = 8 << 20;
-/// With this much, they run on the main thread.
+/// The tools run on the main thread if its stack has at least this size, in bytes.
 const ENOUGH_STACK: u64 = 4 << 20;
 
 fn main() -> ExitCode {
@@ -76,7 +76,7 @@ fn main() -> ExitCode {
 fn run() -> ExitCode {
     oxblk_ring::perturb::start_from_environment();
     outlive_file_size_limit();
-    // Where that is not allowed, what is allowed has to do.
+    // If the system refuses, the program works with the lower limit.
     drop(oxblk_ring::host::raise_open_files_limit());
     oxblk_ring::host::limit_allocator_arenas();
     let mut arguments = std::env::args_os();
@@ -91,7 +91,8 @@ fn run() -> ExitCode {
     finish(code)
 }
 
-/// A write beyond `ulimit -f` fails with `EFBIG`, which the user is told, rather than end the process by a signal.
+/// Makes a write past `ulimit -f` fail with `EFBIG`, which is reported to the user. Without this, a signal would end the
+/// process.
 fn outlive_file_size_limit() {
     drop(signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()));
 }
@@ -134,7 +135,7 @@ fn subcommand(
     }
 }
 
-/// Runs a tool. Arguments are names, or hold names, so they need not be UTF-8.
+/// Runs a tool. Arguments may contain file names, so they need not be UTF-8.
 fn tool(
     run: fn(Program, Vec<String>) -> u8,
     program: Program,

@@ -1,5 +1,5 @@
-//! `--object`: objects that images may refer to. The process keeps one set of secrets for all images that it opens. Of
-//! other objects, only the type and the identifier are checked.
+//! `--object`: objects that images may refer to. The process has one set of secrets for all images that it opens. For
+//! objects of other types, only the type and the identifier are checked.
 
 use std::sync::OnceLock;
 
@@ -7,7 +7,7 @@ use oxblk_core::{Options, Secrets};
 
 use crate::text::option_list::{IDENTIFIER_HINT, is_identifier};
 
-/// Types that exist in QEMU's tools.
+/// The object types of QEMU's tools.
 const TYPES: &[&str] = &[
     "authz-list",
     "authz-list-file",
@@ -23,13 +23,13 @@ const TYPES: &[&str] = &[
     "tls-creds-x509",
 ];
 
-/// The secrets that have been defined.
+/// The secrets defined on the command line.
 pub(crate) fn secrets() -> &'static Secrets {
     static SECRETS: OnceLock<Secrets> = OnceLock::new();
     SECRETS.get_or_init(Secrets::default)
 }
 
-/// Takes one object definition.
+/// Processes one object definition.
 ///
 /// # Errors
 /// The message to print.

@@ -1,8 +1,8 @@
-//! The name that the tool was called by, and how it speaks to the user.
+//! The name that the tool was started under, and its output to the user.
 //!
-//! Errors go to standard error behind that name (`qemu-img: …`, `oxblk img: …`), one fault a line,
-//! hints on lines of their own. Output goes through [`out`] and [`note`]: a reader that hangs up (`| head`) never
-//! stops the work.
+//! Errors go to standard error, after that name (`qemu-img: …`, `oxblk img: …`), one error per line, with hints on separate
+//! lines. Results go to standard output through [`out`] and [`note`]. A reader that closes the pipe (`| head`) does not
+//! stop a command.
 
 use std::fmt::{Arguments, Display};
 use std::io::Write;
@@ -16,7 +16,7 @@ use oxblk_ring::{Config, block_on_with};
 
 use crate::log;
 
-/// A tool under the name it was called by.
+/// A tool, with the name that it was started under.
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
     name: String,
@@ -24,17 +24,17 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// `name` stands before errors; `called_as` is what the user typed.
+    /// `name` is printed in front of errors; `called_as` is what the user typed.
     pub(crate) fn new(name: impl Into<String>, called_as: impl Into<String>) -> Self {
         Self { name: name.into(), called_as: called_as.into() }
     }
 
-    /// The name that stands before errors.
+    /// The name that is printed in front of errors.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// What the user typed to call it: stands before faults of the command line.
+    /// What the user typed to start the tool. It is printed in front of errors about the command line.
     pub(crate) fn called_as(&self) -> &str {
         &self.called_as
     }
@@ -44,7 +44,7 @@ impl Program {
         err(format_args!("{}: {message}\n", self.name));
     }
 
-    /// Runs `work` on this thread as an I/O thread, or says why that cannot be.
+    /// Runs `work` on this thread as an I/O thread. `None`: that failed, and the error has been printed.
     pub(crate) fn run_to_end<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         block_on_with(Config::default(), work)
             .inspect_err(|error| self.error(format_args!("Cannot start an I/O thread: {error}")))
@@ -56,7 +56,7 @@ impl Program {
         err(format_args!("{}: warning: {message}\n", self.name));
     }
 
-    /// Has [`warn`] speak under this name.
+    /// Makes [`warn`] use this name.
     pub(crate) fn be_the_one_that_runs(&self) {
         RUNNING.get_or_init(|| self.clone());
     }
@@ -69,7 +69,7 @@ impl Program {
         }
     }
 
-    /// Prints an error of the block layer behind a line of context.
+    /// Prints an error of the block layer with its hint, after the text `context`.
     pub(crate) fn report_in(&self, context: impl Display, error: &oxblk_core::Error) {
         self.error(format_args!("{context}{error}"));
         if let Some(hint) = error.hint() {
@@ -78,7 +78,7 @@ impl Program {
     }
 }
 
-/// The tool that this process is.
+/// The tool that this process runs.
 static RUNNING: OnceLock<Program> = OnceLock::new();
 
 /// Prints a warning under the name of the tool that runs.
@@ -89,14 +89,14 @@ pub(crate) fn warn(message: impl Display) {
     }
 }
 
-/// Standard output could not be written.
+/// Set when a write to standard output has failed.
 static OUTPUT_LOST: AtomicBool = AtomicBool::new(false);
 
-/// Results have been printed that may not have left the process yet.
+/// Set while printed results may still be in the buffer of standard output.
 static RESULT_PENDING: AtomicBool = AtomicBool::new(false);
 
-/// Prints the result of a command to standard output. If it cannot be written, the command goes on and
-/// [`finish`] turns success into failure: stopping in the middle of a change would do harm.
+/// Prints the result of a command to standard output. If the write fails, the command continues, because stopping in the
+/// middle of a change would do harm. [`finish`] then turns success into failure.
 pub(crate) fn out(text: Arguments<'_>) {
     RESULT_PENDING.store(true, Ordering::Relaxed);
     if write_all(&mut std::io::stdout().lock(), text).is_err() {
@@ -104,15 +104,14 @@ pub(crate) fn out(text: Arguments<'_>) {
     }
 }
 
-/// Prints to standard output what only accompanies the work: progress, what is about to be done. Nobody needs
-/// to read it.
+/// Prints a message about the work, such as progress, to standard output. A failed write is ignored.
 pub(crate) fn note(text: Arguments<'_>) {
     flush_out();
     let mut stdout = std::io::stdout().lock();
     drop(write_all(&mut stdout, text).and_then(|()| stdout.flush()));
 }
 
-/// Makes sure that everything printed has left the process. What a note has left behind does not count.
+/// Flushes standard output. A failure counts only if results were pending, not if only a note was.
 pub(crate) fn flush_out() {
     let flushed = std::io::stdout().lock().flush();
     if RESULT_PENDING.swap(false, Ordering::Relaxed) && flushed.is_err() {
@@ -120,14 +119,14 @@ pub(crate) fn flush_out() {
     }
 }
 
-/// Prints to standard error, after the log lines before it. Nothing depends on whether it can be written.
+/// Prints to standard error, after all earlier log lines. A failed write is ignored.
 pub(crate) fn err(text: Arguments<'_>) {
     flush_out();
     log::settle();
     drop(write_all(&mut std::io::stderr().lock(), text));
 }
 
-/// The exit code of the process: that of the command, unless its result could not be printed.
+/// The exit code of the process: that of the command, or failure if the result could not be printed.
 pub(crate) fn finish(code: ExitCode) -> ExitCode {
     flush_out();
     log::settle();
@@ -135,7 +134,7 @@ pub(crate) fn finish(code: ExitCode) -> ExitCode {
     if lost && code == ExitCode::SUCCESS { ExitCode::FAILURE } else { code }
 }
 
-/// Writes text in which names are their bytes again.
+/// Writes text, with the names in it converted back to their original bytes.
 fn write_all(stream: &mut impl Write, text: Arguments<'_>) -> std::io::Result<()> {
     match text.as_str() {
         Some(text) => stream.write_all(text.as_bytes()),

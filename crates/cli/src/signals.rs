@@ -3,7 +3,7 @@
 //! A command that must not stop halfway (`serve`, a copy) treats every signal whose default action would end the
 //! process as a request to end in good order: finish what is in flight, close the images, remove the sockets.
 //!
-//! The same signal often arrives twice at once: `timeout` signals its child and then its process group, and a terminal
+//! The same signal often arrives twice within moments: `timeout` signals its child and then its process group, and a terminal
 //! that hangs up signals both the shell and its jobs. Therefore a repeated signal counts only [`REPEAT_AFTER`] the
 //! first one. From then on SIGHUP, SIGINT, SIGQUIT and SIGTERM have their default action. A thread of its own
 //! measures that time, so that it passes also when the command hangs.
@@ -29,10 +29,11 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 const ENDING: [c_int; 10] =
     [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXCPU, SIGALRM, SIGVTALRM, SIGPROF, SIGUSR2, SIGIO];
 
-/// Signals that end the process at once when they come again. Timers and limits repeat by themselves.
+/// Signals that end the process immediately when they are repeated. Signals of timers and limits are missing: they repeat
+/// by themselves.
 const INSISTENT: [c_int; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
 
-/// How long after the first signal another one ends the process at once.
+/// After this time since the first signal, another signal ends the process immediately.
 const REPEAT_AFTER: Duration = Duration::from_secs(1);
 
 /// Sends a byte to a socket for each signal, until it is dropped.
@@ -46,10 +47,10 @@ pub(crate) fn stop_flag() -> Arc<AtomicBool> {
     stop
 }
 
-/// Has these signals, and those of `more`, set `stop`. This takes no descriptors where there are none.
+/// Makes the signals of `ENDING`, and those of `more`, set `stop`. It works without free descriptors.
 ///
 /// # Errors
-/// When the system refuses.
+/// If the system refuses.
 pub(crate) fn catch(stop: &Arc<AtomicBool>, more: &[c_int]) -> io::Result<()> {
     let caught = signals_to_catch(more);
     let insistent = || caught.iter().filter(|signal| INSISTENT.contains(signal));
@@ -70,11 +71,11 @@ pub(crate) fn catch(stop: &Arc<AtomicBool>, more: &[c_int]) -> io::Result<()> {
     Ok(())
 }
 
-/// Has these signals, and those of `more`, send a byte to `to`, whose other end is `from`. All signals share the two
-/// descriptors.
+/// Makes the signals of `ENDING`, and those of `more`, send a byte to `to`. `from` is the other end of that socket. All
+/// signals share the two descriptors.
 ///
 /// # Errors
-/// When the system refuses.
+/// If the system refuses.
 pub(crate) fn deliver(more: &[c_int], from: UnixStream, to: UnixStream) -> io::Result<Delivery> {
     SignalDelivery::with_pipe(from, to, SignalOnly, signals_to_catch(more))
 }
@@ -101,7 +102,7 @@ fn signals_to_catch(more: &[c_int]) -> Vec<c_int> {
     all.filter(|signal| matches!(*signal, SIGINT | SIGTERM) || !is_in(ignored, *signal)).collect()
 }
 
-/// The set of signals that this process ignores, a bit each; empty where it cannot be read.
+/// The set of signals that this process ignores, one bit each. It is empty if it cannot be read.
 fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

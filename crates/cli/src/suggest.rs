@@ -1,19 +1,19 @@
 //! Suggestions for misspelt words.
 //!
-//! Under QEMU's names the tools print what QEMU's tools print and nothing more, so there are no suggestions.
+//! A tool that is started under QEMU's name prints no suggestions, because its output must equal that of QEMU's tool.
 
 use strsim::damerau_levenshtein;
 
 use crate::program::{Program, err};
 
-/// The word of `known` that `word` was probably meant to be: at most every third character differs.
+/// The word of `known` that is closest to `word`, if at most a third of the characters differ.
 fn closest<'w>(word: &str, known: impl Iterator<Item = &'w str>) -> Option<&'w str> {
     let most = (word.chars().count() / 3).max(1);
     let distances = known.map(|one| (damerau_levenshtein(word, one), one));
     distances.filter(|(distance, _)| *distance <= most).min().map(|(_, one)| one)
 }
 
-/// Prints a suggestion if one of `known` is close to `word`. `shown` puts it the way the user types it.
+/// Prints a suggestion if one of `known` is close to `word`. `shown` formats the suggestion as the user would type it.
 pub(crate) fn print<'w>(
     program: &Program,
     word: &str,
@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_with_few_faults_is_recognised_and_another_word_is_not() {
+    fn a_misspelt_word_gets_a_suggestion_and_an_unrelated_word_gets_none() {
         let known = || ["convert", "compare", "commit", "check"].into_iter();
         assert_eq!(closest("convret", known()), Some("convert"));
         assert_eq!(closest("chek", known()), Some("check"));

@@ -1,12 +1,12 @@
-//! The program itself, as it is installed. A test of this package has the program built along with all tests, and with
-//! the same features, so that nothing is built twice.
+//! Tests of the program as it is installed. They are in this package so that the program is built together with the tests
+//! and with the same features; nothing is built twice.
 
 use std::process::Command;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_oxblk");
 
 #[test]
-fn the_program_tells_its_version() {
+fn the_program_prints_its_version() {
     let told = Command::new(PROGRAM).arg("--version").output().unwrap();
     assert!(told.status.success());
     let expected = format!("oxblk {}\n", env!("CARGO_PKG_VERSION"));
@@ -14,7 +14,7 @@ fn the_program_tells_its_version() {
 }
 
 #[test]
-fn the_program_answers_to_the_names_of_qemus_tools() {
+fn the_program_runs_as_qemus_tools_under_their_names() {
     let directory = tempfile::tempdir().unwrap();
     for (name, help) in [("qemu-img", "usage: qemu-img"), ("qemu-io", "Usage: qemu-io")] {
         let link = directory.path().join(name);
@@ -26,7 +26,7 @@ fn the_program_answers_to_the_names_of_qemus_tools() {
 }
 
 #[test]
-fn under_qemus_names_the_version_compares_with_qemus() {
+fn the_version_under_qemus_names_is_a_version_of_qemu() {
     let directory = tempfile::tempdir().unwrap();
     for name in ["qemu-img", "qemu-io"] {
         let link = directory.path().join(name);
@@ -40,7 +40,7 @@ fn under_qemus_names_the_version_compares_with_qemus() {
 }
 
 #[test]
-fn progress_that_nobody_reads_stops_nothing_but_a_lost_result_is_a_failure() {
+fn unwritable_progress_is_ignored_but_an_unwritable_result_is_a_failure() {
     let directory = tempfile::tempdir().unwrap();
     let source = directory.path().join("source");
     std::fs::write(&source, vec![7; 1 << 20]).unwrap();

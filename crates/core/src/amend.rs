@@ -1,24 +1,24 @@
-//! Changing the options of an image that exists.
+//! Amend: changing the options of an existing image.
 
 use std::sync::Arc;
 
 use crate::driver::BoxFuture;
 use crate::{Backend, Error, Node, Options, Result};
 
-/// What is to be changed, and how.
+/// The options to change.
 pub struct AmendRequest {
-    /// Options as [`crate::DriverFactory::amend_options`] lists them; what is not mentioned stays as it is.
+    /// Options that [`crate::DriverFactory::amend_options`] lists. Options that are missing here stay unchanged.
     pub options: Options,
-    /// Allow what may lock the user out.
+    /// Allows changes after which the user may be unable to open the image.
     pub force: bool,
-    /// Hears how many steps of how many are done.
+    /// Receives the number of completed steps and the total number of steps.
     pub progress: Box<dyn Fn(u64, u64)>,
 }
 
-/// Offered by formats whose images can be changed so. Core has drained the node of other requests.
+/// Offered by formats whose options can be changed. Core has drained the node of other requests.
 pub trait Amend: Send + Sync {
-    /// Changes the image: all at once where the format can, else in steps of which each leaves a whole image. The node
-    /// may refuse everything but to be closed afterwards: the image is then to be opened again.
+    /// Changes the image atomically if the format can do so, otherwise in steps that each leave a valid image.
+    /// Afterwards the node may refuse all operations except close; the caller must then open the image again.
     fn amend(&self, request: AmendRequest) -> BoxFuture<'_, Result<()>>;
 }
 
@@ -26,8 +26,8 @@ impl Backend {
     /// Changes options of the image.
     ///
     /// # Errors
-    /// `ENOTSUP` where the format has none that can be changed; when an option cannot have its value; as the image
-    /// reports.
+    /// `ENOTSUP` if the format has no options that can be changed; when a value is not valid for its option; the errors
+    /// of the image.
     pub async fn amend(&self, request: AmendRequest) -> Result<()> {
         let amend = |node: Arc<Node>| async move {
             let Some(amend) = node.driver().amend() else {
@@ -36,7 +36,7 @@ impl Backend {
                 return Err(Error::unsupported(text));
             };
             let amended = amend.amend(request).await;
-            // Also after a failure: it may have come late.
+            // Also after a failure: the driver may have changed the size before it failed.
             node.set_size(node.driver().size());
             amended
         };

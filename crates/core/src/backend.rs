@@ -1,8 +1,8 @@
-//! Backends: what devices, exports, jobs and tools hold.
+//! Backends: the handles through which devices, exports, jobs and tools make requests.
 //!
-//! A [`Backend`] has a name and a root edge. It checks bounds, counts requests in flight per thread so that it can
-//! be [drained](Backend::drain), keeps the epoch that freed clusters wait for, and counts what passes. Any I/O
-//! thread may use it at any time.
+//! A [`Backend`] has a name and a root edge. It checks bounds, counts requests in flight per thread so that it can be
+//! [quiesced](Backend::quiesce), enters each request into the epoch that freed clusters wait for, and keeps statistics.
+//! Any I/O thread may use it at any time.
 
 mod copy;
 
@@ -35,7 +35,7 @@ struct Counters {
     flush_ops: AtomicU64,
 }
 
-/// What has passed through a backend.
+/// Counts of the requests completed through a backend.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Statistics {
     /// Reads completed.
@@ -50,8 +50,8 @@ pub struct Statistics {
     pub flush_ops: u64,
 }
 
-/// The root edge, as one I/O thread sees it: each has a reference count of its own to it, so that requests of
-/// several threads do not fight for one cache line.
+/// The root edge as one I/O thread sees it. Each thread has its own reference count for the edge, so that requests of
+/// several threads do not contend for one cache line.
 type Root = ArcSwapOption<RootEdge>;
 
 struct RootEdge {
@@ -68,8 +68,8 @@ struct Inner {
     write_through: AtomicBool,
 }
 
-/// A handle to a tree of nodes. Clones are the same backend. When the last one is dropped without [`Backend::close`],
-/// the log says so: what a driver keeps in memory is lost, and files are closed where they are.
+/// A handle to a tree of nodes. Clones are the same backend. If the last clone is dropped without [`Backend::close`],
+/// the log reports it: data that a driver caches in memory is lost, and files are closed in their present state.
 #[derive(Clone)]
 pub struct Backend(Arc<Inner>);
 
@@ -81,13 +81,13 @@ impl Drop for Inner {
             tracing::error!(
                 backend = self.name,
                 node = node.name(),
-                "a backend was dropped without being closed: what it held in memory is lost"
+                "a backend was dropped without being closed: data cached in memory is lost"
             );
         }
     }
 }
 
-/// The graph's knowledge of a backend, which does not keep it.
+/// The graph's weak reference to a backend; it does not keep the backend alive.
 pub(crate) struct WeakBackend(Weak<Inner>);
 
 impl WeakBackend {
@@ -95,7 +95,7 @@ impl WeakBackend {
         self.0.upgrade().map(Backend)
     }
 
-    /// Whether it exists. The answer may be old.
+    /// Whether the backend still exists. It may be dropped at any time after a positive answer.
     pub(crate) fn exists(&self) -> bool {
         self.0.strong_count() > 0
     }
@@ -140,19 +140,19 @@ impl Backend {
         WeakBackend(Arc::downgrade(&self.0))
     }
 
-    /// Only while no request is in flight.
+    /// Sets the root edge of all threads. Only while no request is in flight.
     fn set_root(&self, edge: Option<&Arc<Edge>>) {
         for root in self.0.roots.iter() {
             root.store(edge.map(|edge| Arc::new(RootEdge { edge: Arc::clone(edge) })));
         }
     }
 
-    /// Its name.
+    /// The name of the backend.
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// The graph it belongs to.
+    /// The graph that the backend belongs to.
     pub fn graph(&self) -> &Graph {
         &self.0.graph
     }
@@ -183,12 +183,12 @@ impl Backend {
         self.0.roots.mine().load().as_ref().is_none_or(|root| root.edge.node().is_read_only())
     }
 
-    /// With write-through, every write is durable when it completes.
+    /// Sets write-through mode. With it, every write is durable when it completes.
     pub fn set_write_through(&self, on: bool) {
         self.0.write_through.store(on, Relaxed);
     }
 
-    /// What has passed so far.
+    /// The counts of all requests completed so far.
     pub fn statistics(&self) -> Statistics {
         self.0.counters.iter().fold(Statistics::default(), |sum, one| Statistics {
             read_ops: sum.read_ops.wrapping_add(one.read_ops.load(Relaxed)),
@@ -202,7 +202,7 @@ impl Backend {
     /// Reads `buf.len()` bytes at `offset`.
     ///
     /// # Errors
-    /// [`ErrorKind::OutOfRange`] past the end; otherwise as driver and host report.
+    /// [`ErrorKind::OutOfRange`] past the end; otherwise the errors of the driver and the host.
     pub async fn read(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
         let request = self.begin().await?;
         let len = request::as_u64(buf.len());
@@ -225,7 +225,7 @@ impl Backend {
     /// Writes `data` at `offset`.
     ///
     /// # Errors
-    /// [`ErrorKind::OutOfRange`] past the end; otherwise as driver and host report.
+    /// [`ErrorKind::OutOfRange`] past the end; otherwise the errors of the driver and the host.
     pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
         let request = self.begin().await?;
         let len = request::as_u64(data.len());
@@ -240,7 +240,7 @@ impl Backend {
     /// Stores at `offset` a cluster that [`Self::compress`] has compressed.
     ///
     /// # Errors
-    /// As for [`Self::write`].
+    /// The errors of [`Self::write`].
     pub async fn write_compressed(&self, offset: u64, cluster: CompressedCluster) -> Result<()> {
         let request = self.begin().await?;
         let len = request::as_u64(cluster.plain.len());
@@ -290,7 +290,7 @@ impl Backend {
     /// Makes a range read as zeroes.
     ///
     /// # Errors
-    /// As for [`Self::write`].
+    /// The errors of [`Self::write`].
     pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         let request = self.begin().await?;
         request.check(offset, len)?;
@@ -302,10 +302,10 @@ impl Backend {
         Ok(())
     }
 
-    /// Tells that the contents of a range no longer matter.
+    /// Discards a range: its contents no longer matter.
     ///
     /// # Errors
-    /// As for [`Self::write`].
+    /// The errors of [`Self::write`].
     pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
         let request = self.begin().await?;
         request.check(offset, len)?;
@@ -318,7 +318,7 @@ impl Backend {
     /// Makes all completed writes durable.
     ///
     /// # Errors
-    /// As driver and host report.
+    /// The errors of the driver and the host.
     pub async fn flush(&self) -> Result<()> {
         let request = self.begin().await?;
         let root = Arc::clone(&request.root);
@@ -327,10 +327,10 @@ impl Backend {
         Ok(())
     }
 
-    /// The status of the start of a range, through the whole chain of backing files.
+    /// The status of the start of a range, through the complete backing chain.
     ///
     /// # Errors
-    /// As driver and host report.
+    /// The errors of the driver and the host.
     pub async fn block_status(&self, offset: u64, len: u64, want: Want) -> Result<ChainStatus> {
         self.status_above(None, offset, len, want).await
     }
@@ -338,7 +338,7 @@ impl Backend {
     /// The status of the start of a range from the root down to, but not including, `base`.
     ///
     /// # Errors
-    /// As driver and host report.
+    /// The errors of the driver and the host.
     pub async fn status_above(
         &self,
         base: Option<&Arc<Node>>,
@@ -354,10 +354,10 @@ impl Backend {
         Ok(status)
     }
 
-    /// Sets the size. Other requests wait until it is done.
+    /// Sets the size. Other requests wait until the resize has ended.
     ///
     /// # Errors
-    /// Without resize permission; otherwise as driver and host report.
+    /// [`ErrorKind::Denied`] without resize permission; otherwise the errors of the driver and the host.
     pub async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         let edge = self.root()?;
         let root = Arc::clone(&edge);
@@ -365,17 +365,17 @@ impl Backend {
         self.0.graph.run_exclusive(edge.node(), resize).await
     }
 
-    /// Flushes, gives the node up, and closes what nobody else uses. Once begun it goes on to its end even if its future is
-    /// dropped.
+    /// Flushes, detaches from the root node, and closes the nodes that have no other user. Once begun, the close runs
+    /// to its end even if its future is dropped.
     ///
     /// # Errors
-    /// The first failure of flush or close; everything is closed all the same.
+    /// The first failure of flush or close. All nodes are closed even then.
     pub async fn close(&self) -> Result<()> {
         let Ok(edge) = self.root() else { return Ok(()) };
         let control = edge.node().control_lock().acquire().await;
         let drained = self.quiesce().await;
         if self.root().is_err() {
-            // Another call has closed it meanwhile.
+            // Another call has closed the backend while this one waited.
             return Ok(());
         }
         let backend = self.clone();
@@ -394,11 +394,12 @@ impl Backend {
         .await
     }
 
-    /// Reopens the root node with other options; what is not mentioned stays. The backend's own permissions
-    /// follow: writing and resizing are given up for a read-only node, and taken for a writable one.
+    /// Reopens the root node with other options; options that are not mentioned stay unchanged. The backend's own
+    /// permissions follow: it releases write and resize permission on a node that becomes read-only, and takes them on
+    /// one that becomes writable.
     ///
     /// # Errors
-    /// As [`Graph::reopen`]; nothing has changed then.
+    /// The errors of [`Graph::reopen`]. Nothing has changed then.
     pub async fn reopen(&self, options: Options) -> Result<()> {
         let backend = self.clone();
         run_to_completion(async move { backend.reopen_root(options).await }).await
@@ -410,7 +411,7 @@ impl Backend {
         let mut probe = options.clone();
         let read_only = probe.take_bool("read-only")?.unwrap_or(self.is_read_only());
         let writing = Perm::WRITE | Perm::RESIZE;
-        // Requests in flight go on under the permissions that they began with.
+        // Requests in flight end under the permissions that they began with.
         let _quiesced = self.quiesce().await;
         if read_only {
             edge.set_permissions(Permissions { taken: before.taken - writing, ..before })?;
@@ -436,7 +437,8 @@ impl Backend {
         Ok(())
     }
 
-    /// Holds back new requests and waits until those in flight have ended. They go on when the guard is dropped.
+    /// Holds back new requests and waits until the requests in flight have ended. New requests resume when the guard is
+    /// dropped.
     pub async fn quiesce(&self) -> Quiesced {
         let guard = self.hold_back();
         self.idle().await;
@@ -467,10 +469,11 @@ impl Backend {
         counters.write_bytes.fetch_add(len, Relaxed);
     }
 
-    /// Starts a request: counted, in an epoch, not while quiesced.
+    /// Begins a request: waits while requests are held back, counts the request, and enters it into the current epoch.
     async fn begin(&self) -> Result<Request<'_>> {
         loop {
-            // Looked at before being counted: those who wait must not wake one another by coming and going.
+            // This check comes before the request is counted. Otherwise waiting requests would count and uncount
+            // themselves, and each time wake the others.
             self.not_quiesced().await;
             if let Some(request) = self.try_begin()? {
                 return Ok(request);
@@ -478,7 +481,7 @@ impl Backend {
         }
     }
 
-    /// Waits until requests are not held back.
+    /// Waits until requests are no longer held back.
     async fn not_quiesced(&self) {
         while self.0.quiesced.load(SeqCst) != 0 {
             let listener = self.0.changed.listen();
@@ -488,7 +491,7 @@ impl Backend {
         }
     }
 
-    /// Starts a request unless requests are held back.
+    /// Begins a request, unless requests are held back.
     fn try_begin(&self) -> Result<Option<Request<'_>>> {
         let count = InFlight::enter(self);
         oxblk_ring::perturb::point();
@@ -517,7 +520,7 @@ pub(crate) fn no_medium() -> Error {
     Error::new(ErrorKind::NotFound, "No medium found").errno(Errno::NOMEDIUM)
 }
 
-/// Requests of a backend are held back while this lives.
+/// Holds back the requests of a backend until it is dropped.
 #[derive(Debug)]
 pub struct Quiesced(Backend);
 
@@ -546,7 +549,7 @@ impl<'a> InFlight<'a> {
         Self { shard, backend: &backend.0 }
     }
 
-    /// Leaves the request counted.
+    /// Ends the guard but leaves the request counted.
     fn detach(self) -> Shard {
         let shard = self.shard;
         std::mem::forget(self);
@@ -563,9 +566,9 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// A request in progress. One that is dropped before [`Request::done`], because its future was dropped or because it
-/// failed, may have left operations behind that the host is still carrying out. It goes on being counted until those have
-/// ended: nobody may reuse what they touch.
+/// A request in progress. If it is dropped before [`Request::done`], because its future was dropped or because it
+/// failed, the host may still carry out some of its operations. The request stays counted until these have ended, so
+/// that nobody reuses the clusters and buffers that they access.
 struct Request<'a> {
     root: Arc<RootEdge>,
     guards: Option<(EpochGuard<'a>, InFlight<'a>)>,
@@ -580,7 +583,7 @@ impl Drop for Request<'_> {
     }
 }
 
-/// A request's place in the counts, apart from its future.
+/// The counts that a request holds (in flight, epoch), separate from its future.
 struct Place {
     backend: Backend,
     epoch: EpochPlace,
@@ -595,14 +598,14 @@ impl Drop for Place {
 }
 
 impl Request<'_> {
-    /// The request's place, which the caller now keeps.
+    /// Moves the request's place in the counts to the caller.
     fn leave_behind(&mut self) -> Option<Place> {
         let (epoch, count) = self.guards.take()?;
         let (epoch, shard) = (epoch.detach(), count.detach());
         Some(Place { backend: self.backend.clone(), epoch, shard })
     }
 
-    /// Carries out the work of the request, to its end even if the caller's future is dropped before.
+    /// Runs the work of the request. Once begun, the work runs to its end even if the caller's future is dropped.
     async fn run_to_completion<T: 'static>(
         mut self,
         work: impl Future<Output = Result<T>> + 'static,
@@ -611,7 +614,7 @@ impl Request<'_> {
         run_to_completion(async move {
             let outcome = work.await;
             if outcome.is_ok() {
-                // Nothing of it is in flight.
+                // After success, the request has no operation in flight.
                 drop(place.release());
             }
             outcome
@@ -619,7 +622,7 @@ impl Request<'_> {
         .await
     }
 
-    /// The request has succeeded: nothing of it is in flight.
+    /// Ends a request that has succeeded: it has no operation in flight.
     fn done(mut self) {
         self.guards = None;
     }

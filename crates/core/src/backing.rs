@@ -1,4 +1,4 @@
-//! Backing files: which one an image names, and overlays that give up what they hold.
+//! Backing files: changing the name that an image stores, emptying an overlay, and finding a node in a backing chain.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,12 +11,13 @@ fn of(node: &Node) -> Result<&dyn Backing> {
 }
 
 impl Backend {
-    /// Has the image name another backing file, or none. Everything written before is durable then. What this node
-    /// reads its unallocated parts from stays as it is until the image is opened again.
+    /// Changes the backing file name that the image stores; `None` removes it. All earlier writes are durable
+    /// afterwards. This node continues to read unallocated ranges from the backing file that it has open, until the
+    /// image is opened again.
     ///
     /// # Errors
-    /// `ENOTSUP` where the format has no backing files; `ENOSPC` where the name does not fit into the image; as the
-    /// image reports.
+    /// `ENOTSUP` if the format has no backing files; `ENOSPC` if the name does not fit into the image; the errors that
+    /// the image reports.
     pub async fn change_backing_file(
         &self,
         filename: Option<&str>,
@@ -29,11 +30,12 @@ impl Backend {
         self.graph().run_exclusive(&self.node()?, change).await
     }
 
-    /// Gives up all that the image holds itself: it reads as its backing file does from then on. The backing file holds
-    /// the same by now, so that what the image shows does not change, and its dirty bitmaps stay as they are.
+    /// Discards all guest data that the image itself stores: from then on, reads go to its backing file. The caller
+    /// guarantees that the backing file already has the same contents. So the visible contents do not change, and
+    /// neither do the dirty bitmaps.
     ///
     /// # Errors
-    /// `ENOTSUP` where the format cannot; as the image reports.
+    /// `ENOTSUP` if the format cannot do this; the errors of the image.
     pub async fn make_empty(&self) -> Result<()> {
         let make_empty = |node: Arc<Node>| async move { of(&node)?.make_empty().await };
         self.graph().run_exclusive(&self.node()?, make_empty).await
@@ -41,8 +43,8 @@ impl Backend {
 }
 
 impl Node {
-    /// The node of the backing chain below this one that `name` means: a name as an image of the chain has it, or the
-    /// path of the file, taken from the directory of the image above it where it is relative.
+    /// Finds a node by `name` in the backing chain below this node. `name` is either a name as an image of the chain
+    /// stores it, or the path of the file. A relative path starts at the directory of the image above.
     pub fn find_backing(self: &Arc<Self>, name: &str) -> Option<Arc<Self>> {
         let mut over = Arc::clone(self);
         while let Some(below) = over.child(ChildIdx::BACKING) {
@@ -56,7 +58,7 @@ impl Node {
     }
 }
 
-/// Whether `name`, said of the backing file of `over`, is the file of `below`.
+/// Whether `name`, as the backing file name of `over`, refers to the file of `below`.
 fn is_file(over: &Node, below: &Node, name: &str) -> bool {
     let Some(file) = below.filename() else { return false };
     let meant = over.filename().map_or_else(|| name.to_owned(), |base| relative_to(&base, name));

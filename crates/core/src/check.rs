@@ -3,19 +3,19 @@
 use crate::Result;
 use crate::driver::BoxFuture;
 
-/// What a check may repair.
+/// The faults that a check may repair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Fix {
-    /// Nothing: only report.
+    /// None: the check only reports.
     #[default]
     Nothing,
-    /// Clusters that nothing refers to.
+    /// Leaked clusters (nothing refers to them).
     Leaks,
-    /// Everything that can be.
+    /// All faults that can be repaired.
     All,
 }
 
-/// What a check found. The names are those of `qemu-img check --output=json`.
+/// The result of a check. The names are those of `qemu-img check --output=json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CheckReport {
     /// Errors of the check itself (I/O, memory).
@@ -42,7 +42,7 @@ pub struct CheckReport {
 
 /// Offered by formats that can check their images.
 pub trait Check: Send + Sync {
-    /// Checks the image, repairing what `fix` allows. Each finding is told to `say` as it comes, one
-    /// line each, worded as `qemu-img check` words it.
+    /// Checks the image and repairs the faults that `fix` allows. Each finding is reported to `say` when it is found,
+    /// as one line in the wording of `qemu-img check`.
     fn check<'a>(&'a self, fix: Fix, say: &'a dyn Fn(&str)) -> BoxFuture<'a, Result<CheckReport>>;
 }

@@ -1,7 +1,7 @@
-//! Compaction: giving space that an image does not use back to the host, without copying the image.
+//! Compaction: returning unused space of an image to the host, without copying the image.
 //!
-//! It goes in steps. For each the node is drained, so that what moves is in nobody's hands; between two steps requests
-//! go on. A step is bounded by the bytes that it moves, so an image can be compacted while it is used.
+//! Compaction works in steps. The node is drained for each step, so no request uses a cluster while it moves. Requests
+//! resume between two steps. A step moves a bounded number of bytes, so an image can be compacted while it is in use.
 
 use std::sync::Arc;
 
@@ -9,38 +9,38 @@ use crate::driver::BoxFuture;
 use crate::perm::Perm;
 use crate::{Backend, Errno, Error, Node, Result};
 
-/// What a step did.
+/// The result of a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Step {
     /// Bytes moved towards the front of the file.
     pub moved: u64,
-    /// Bytes that are left to be moved, as far as is known.
+    /// Estimated number of bytes that still have to move.
     pub left: u64,
-    /// What stands at the end of the file and stays there; nothing more is moved then.
+    /// The structure at the end of the file that cannot be moved. Compaction stops there.
     pub obstacle: Option<&'static str>,
 }
 
 /// Offered by formats that can be compacted. Core has drained the node of other requests.
 pub trait Compact: Send + Sync {
-    /// Moves up to `most` bytes from the end of the file into free space in front of them. A step that moves nothing is
-    /// the last one.
+    /// Moves up to `most` bytes from the end of the file into free space nearer to its start. A step that moves nothing
+    /// is the last one.
     fn step(&self, most: u64) -> BoxFuture<'_, Result<Step>>;
 
-    /// Gives free space to the host: cuts off what is free at the end, and punches holes from the byte offset `from` of
-    /// the file on. Gives where to go on, if there is more to do.
+    /// Returns free space to the host: truncates free space at the end of the file, and punches holes from the byte
+    /// offset `from` on. Returns the offset where the next call continues, if there is more to do.
     fn release(&self, from: u64) -> BoxFuture<'_, Result<Option<u64>>>;
 }
 
-/// What a compaction did. Sizes are in bytes.
+/// The result of a compaction. Sizes are in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Compacted {
     /// Moved towards the front of the file.
     pub moved: u64,
     /// Length of the file before and after.
     pub length: (u64, u64),
-    /// What the host stores of the file before and after, where it tells.
+    /// Space that the file occupies on the host before and after, if the host reports it.
     pub stored: Option<(u64, u64)>,
-    /// What stands at the end of the file and could not be moved.
+    /// The structure at the end of the file that could not be moved.
     pub obstacle: Option<&'static str>,
 }
 
@@ -49,12 +49,13 @@ fn of(node: &Node) -> Result<&dyn Compact> {
 }
 
 impl Backend {
-    /// Compacts the image, at most `at_once` bytes for each time that requests are held back. `go_on` is told of the bytes
-    /// that have been moved and those that are left; nothing more is moved once it says no.
+    /// Compacts the image and moves at most `at_once` bytes for each time that requests are held back. Each step
+    /// reports to `go_on` how many bytes have been moved and how many are left. Moving stops when `go_on` returns
+    /// false.
     ///
     /// # Errors
-    /// `ENOTSUP` where the format cannot be compacted; without the permission to write; as the image reports. The image is
-    /// whole then.
+    /// `ENOTSUP` if the format cannot be compacted; `EPERM` without write permission; the errors of the image. The image
+    /// is valid even after an error.
     pub async fn compact(
         &self,
         at_once: u64,
@@ -94,7 +95,7 @@ impl Backend {
     }
 }
 
-/// Length of the file, and what the host stores of it.
+/// Length of the file, and the space that it occupies on the host.
 fn measured(node: &Node) -> (u64, Option<u64>) {
     let file = node.children().get(crate::ChildIdx::FILE);
     file.map_or((0, None), |edge| (edge.size(), edge.node().driver().allocated_size()))

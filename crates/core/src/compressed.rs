@@ -1,8 +1,9 @@
 //! Compressed writes in two steps.
 //!
-//! Compressing takes processor time and no I/O, so many clusters can be compressed at once, in any order. Storing them
-//! allocates, and the order of that decides how the image is laid out. A caller that wants the same layout on every run
-//! compresses ahead ([`Backend::compress`]) and stores in the order of the disk ([`Backend::write_compressed`]).
+//! Compression takes processor time and no I/O, so many clusters can be compressed concurrently, in any order. Storing
+//! a cluster allocates space, and the order of these allocations determines the layout of the image. A caller that
+//! needs the same layout on every run compresses ahead ([`Backend::compress`]) and stores the clusters in the order of
+//! the disk ([`Backend::write_compressed`]).
 
 use std::sync::Arc;
 
@@ -13,15 +14,15 @@ use crate::{Backend, Error, Node, Result};
 /// A cluster that has been compressed and is not stored yet.
 #[derive(Debug, Clone)]
 pub struct CompressedCluster {
-    /// What the guest is to read.
+    /// The uncompressed guest data.
     pub plain: IoBuf,
-    /// The compressed stream; `None` where it would not be smaller, so that the cluster is stored as it is.
+    /// The compressed data; `None` if it would not be smaller, and the cluster is stored uncompressed.
     pub stream: Option<IoBuf>,
 }
 
 impl Backend {
-    /// Compresses `data`, which is one cluster (or what is left of it at the end of the image), for
-    /// [`Backend::write_compressed`].
+    /// Compresses `data` for [`Backend::write_compressed`]. `data` is one cluster, or the last part of one at the end
+    /// of the image.
     ///
     /// # Errors
     /// When the root's driver does not compress; when memory runs out.
@@ -31,11 +32,10 @@ impl Backend {
         compress.compress(data).await.map_err(|error| error.on_node(node.name()))
     }
 
-    /// Ends a series of compressed writes: the file is made whole sectors long, which is what some readers of images
-    /// expect.
+    /// Ends a series of compressed writes: pads the file to whole sectors, because some readers of images expect this.
     ///
     /// # Errors
-    /// When the root's driver does not compress; as the file reports.
+    /// When the root's driver does not compress; the errors of the file.
     pub async fn end_compressed(&self) -> Result<()> {
         let end = |node: Arc<Node>| async move {
             let compress = node.driver().compress().ok_or_else(cannot_compress)?;

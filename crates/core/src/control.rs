@@ -1,10 +1,12 @@
-//! Control operations: what changes or replaces an image as a whole, such as a snapshot or another size.
+//! Control operations: operations that change or replace an entire image, such as a snapshot or a resize.
 //!
-//! Each has its node to itself: it holds the node's [`ControlLock`], and requests are held back. Once begun it runs to its
-//! end, also when its future is dropped: a driver that stopped halfway would be left with metadata that does not fit
-//! together. A reopen, and an operation that passes through several nodes, hold the locks of all nodes that they concern; there is
-//! one of these at a time in a graph, so that two never wait for each other. A holder of the lock of one node never waits for
-//! another node's lock.
+//! A control operation has exclusive use of its node: it holds the node's [`ControlLock`], and requests are held back.
+//! Once begun, it runs to its end even if its future is dropped; a driver that stopped halfway would have inconsistent
+//! metadata.
+//!
+//! A reopen, and an operation that passes through several nodes, hold the locks of all nodes concerned. Only one such
+//! operation runs at a time in a graph, so two of them never wait for each other. A holder of the lock of one node
+//! never waits for another node's lock.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,32 +18,32 @@ use oxblk_ring::{Mutex, MutexGuardArc, Task, UntilSettled};
 use crate::backend::no_medium;
 use crate::{Drained, Graph, Node, Result};
 
-/// Held by the control operation that is under way on a node.
+/// The lock that a control operation holds on its node.
 #[derive(Debug, Default)]
 pub(crate) struct ControlLock(Arc<Mutex<()>>);
 
 impl ControlLock {
-    /// Waits until no other control operation is under way. Others wait until the guard is dropped.
+    /// Waits until no other control operation is in progress. Other control operations wait until the guard is dropped.
     pub(crate) async fn acquire(&self) -> ControlGuard {
         ControlGuard { _guard: self.0.lock_arc().await }
     }
 }
 
-/// Keeps other control operations away.
+/// The held [`ControlLock`]. Dropping it releases the lock.
 pub(crate) struct ControlGuard {
     _guard: MutexGuardArc<()>,
 }
 
-/// Has a node to itself: no request and no other control operation is under way.
+/// Exclusive use of a node: no request and no other control operation is in progress.
 pub(crate) struct Exclusive {
-    // In this order: requests go on before the next operation has its turn.
+    // Fields drop in this order: requests resume before the next control operation gets the lock.
     _drained: Drained,
     _control: ControlGuard,
     _controls_above: Vec<ControlGuard>,
 }
 
 impl Graph {
-    /// Waits until nothing else is under way on `node`, and keeps it so.
+    /// Waits for exclusive use of `node`; the returned guard holds it.
     pub(crate) async fn exclusive(&self, node: &Arc<Node>) -> Exclusive {
         let control = node.control_lock().acquire().await;
         Exclusive {
@@ -51,8 +53,8 @@ impl Graph {
         }
     }
 
-    /// Carries out `work` on `node` while nothing else is under way there, to its end even if the caller's future is
-    /// dropped before.
+    /// Runs `work` with exclusive use of `node`. Once begun, `work` runs to its end even if the caller's future is
+    /// dropped.
     pub(crate) async fn run_exclusive<T, W, F>(&self, node: &Arc<Node>, work: W) -> Result<T>
     where
         T: 'static,
@@ -63,8 +65,8 @@ impl Graph {
         Self::carry_out(exclusive, node, work).await
     }
 
-    /// As [`Self::run_exclusive`] for a caller that reaches `node` through the nodes `above` it, of which the first is the
-    /// uppermost: no control operation is under way on those either.
+    /// As [`Self::run_exclusive`], for a caller that reaches `node` through the nodes `above`, uppermost first. No
+    /// other control operation runs on those nodes either.
     pub(crate) async fn alone_with_below<T, W, F>(
         &self,
         above: Vec<Arc<Node>>,
@@ -100,12 +102,13 @@ impl Graph {
             return Err(no_medium());
         }
         let node = Arc::clone(node);
-        // Where the thread ends halfway, the node is held until the host has ended what was begun.
+        // If the thread ends halfway, the node stays locked until the host has completed the operations that were
+        // begun.
         let exclusive = UntilSettled::new(exclusive);
         run_to_completion(async move {
             let outcome = work(node).await;
             if outcome.is_err() {
-                // Of what failed, operations may be left that the host is still carrying out.
+                // A failed operation may leave host I/O in flight. Wait for it before requests resume.
                 oxblk_ring::settled().await;
             }
             drop(exclusive.release());
@@ -115,14 +118,14 @@ impl Graph {
     }
 }
 
-/// Begins `work`, which goes on to its end even if what this returns is dropped before.
+/// Starts `work` immediately as a task. It runs to its end even if the returned future is dropped.
 pub(crate) fn run_to_completion<T: 'static>(
     work: impl Future<Output = T> + 'static,
 ) -> impl Future<Output = T> {
     GoesOn(Some(oxblk_ring::spawn(work)))
 }
 
-/// A task whose result is wanted, and that goes on by itself when it no longer is.
+/// A task whose result the caller awaits. Dropping this detaches the task, which then runs to its end.
 struct GoesOn<T>(Option<Task<T>>);
 
 impl<T> Future for GoesOn<T> {

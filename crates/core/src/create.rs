@@ -1,4 +1,4 @@
-//! Making images: option tables, and what drivers are asked for.
+//! Creating and measuring images: option tables and the requests to drivers.
 
 use std::sync::Arc;
 
@@ -26,52 +26,52 @@ pub struct CreateOption {
     pub kind: OptionType,
     /// Help text.
     pub help: &'static str,
-    /// Default shown in the help, where there is one.
+    /// Default shown in the help, if there is one.
     pub default: Option<&'static str>,
 }
 
-/// Where a new image is made.
+/// The place where a new image is created.
 #[derive(Clone)]
 pub enum CreateTarget {
-    /// Protocols: make the file of this name.
+    /// Protocols: create the file of this name.
     Filename(String),
-    /// Formats: write the format's structures into this file, which exists and is opened for writing.
+    /// Formats: write the image's metadata and data into this file, which exists and is open for writing.
     File(Arc<Edge>),
-    /// The same, but that guest data goes into a file of its own, empty and opened for writing.
+    /// Formats with a separate data file: it is empty and open for writing.
     Files {
-        /// What the format's structures are written into.
+        /// The file for the format's metadata.
         file: Arc<Edge>,
-        /// What guest data will be written into.
+        /// The file for the guest data.
         data: Arc<Edge>,
     },
 }
 
-/// What a driver is asked to make.
+/// A request to a driver to create an image.
 #[derive(Clone)]
 pub struct CreateRequest {
-    /// Where.
+    /// The place of the new image.
     pub target: CreateTarget,
     /// The creation options by their names; `size` among them (bytes).
     pub options: Options,
 }
 
-/// What an image would be measured for.
+/// A request to compute the size of a new image.
 pub struct MeasureRequest<'a> {
-    /// Creation options of the new image (`size` among them where there is no source).
+    /// Creation options of the new image (including `size` if there is no source).
     pub options: Options,
-    /// The image whose contents are to be stored, where there is one.
+    /// The image whose contents the new image would store, if there is one.
     pub source: Option<&'a Backend>,
-    /// The secrets that options may name.
+    /// The secrets that the options may refer to.
     pub secrets: &'a Secrets,
 }
 
 /// Bytes that a new image needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Measure {
-    /// For the contents of the source, or an empty image.
+    /// With the contents of the source, or, without a source, for an empty image.
     pub required: u64,
-    /// When everything is allocated.
+    /// With all clusters allocated.
     pub fully_allocated: u64,
-    /// For the persistent bitmaps of the source, where there are any.
+    /// For the persistent bitmaps of the source, if it can have any.
     pub bitmaps: Option<u64>,
 }

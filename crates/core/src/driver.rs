@@ -1,14 +1,14 @@
-//! The driver contract: what a format, protocol or filter gives to the graph.
+//! The driver contract: the interface that formats, protocols and filters implement for the graph.
 //!
-//! A [`DriverFactory`] knows the driver's name, options and how to open or create an image; it makes a
-//! [`Driver`] for each node. A driver holds no reference to its node: it is given its [`Children`] and
-//! speaks to them through [`Edge`](crate::Edge)s, whose requests take the same path as everybody's.
+//! A [`DriverFactory`] knows the driver's name and options, and opens or creates an image. It makes one [`Driver`] for
+//! each node. A driver holds no reference to its node. It receives its [`Children`] and sends requests to them through
+//! [`Edge`](crate::Edge)s; these requests take the same path as requests of any other parent.
 //!
-//! What only some drivers can do is a capability: a small trait that a driver offers through an
-//! `Option`, so that core asks before it acts and nothing has a default that panics.
+//! A feature that only some drivers have is a capability: a small trait that the driver offers through an `Option`.
+//! Core asks for the capability before it acts, so no trait needs a default method that panics.
 //!
-//! Requests that reach a driver are already inside the node, aligned to its [`Limits`] and no longer than
-//! they allow. Drivers are called from every I/O thread at once.
+//! Requests that reach a driver lie inside the node, are aligned to its [`Limits`], and are no longer than these allow.
+//! All I/O threads may call a driver concurrently.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -27,49 +27,49 @@ use crate::{
 /// A boxed future bound to its I/O thread.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
-/// What [`Driver::map`] is asked for.
+/// The operation that [`Driver::map`] is asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MapOp {
-    /// The range is to be read.
+    /// The caller reads the range.
     Read,
-    /// The range is to be written in place; only data allocated and owned by this node may be mapped.
+    /// The caller writes the range in place. Only data that this node has allocated and owns may be mapped.
     Write,
 }
 
 /// A driver's answer to "where does this range lie?" for the first `len` bytes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Unchanged in a child. Past the child's end it reads as zeroes.
+    /// The range lies unchanged in a child. Past the child's end it reads as zeroes.
     Forward {
         /// Which child.
         child: ChildIdx,
         /// Byte offset in the child.
         offset: u64,
-        /// Bytes covered, from 1 up; more than was asked for is allowed.
+        /// Bytes covered, from 1 up. May be more than the caller asked for.
         len: u64,
     },
-    /// It reads as zeroes (reads only).
+    /// The range reads as zeroes (reads only).
     Zero {
         /// Bytes covered, from 1 up.
         len: u64,
     },
-    /// In the file that [`Driver::host_file`] gives (leaf drivers).
+    /// The range lies in the file that [`Driver::host_file`] returns (leaf drivers).
     Host {
         /// Byte offset in that file.
         offset: u64,
         /// Bytes covered, from 1 up.
         len: u64,
     },
-    /// Ask the asynchronous request functions.
+    /// The driver cannot answer here: the caller uses the asynchronous request functions.
     Slow,
 }
 
-/// The file behind [`Step::Host`]: a driver's own, or the one of the moment where a reopen may bring another.
-/// Held only while an operation is started; the operation keeps the file open itself.
+/// The file behind [`Step::Host`]. It is held only while an operation is started; the operation itself keeps the file
+/// open.
 pub enum HostFile<'a> {
-    /// The same for as long as the driver lives.
+    /// The file stays the same for as long as the driver lives.
     Fixed(&'a File),
-    /// The one of now.
+    /// The file that is current now. A reopen may replace it.
     Current(arc_swap::Guard<std::sync::Arc<File>>),
 }
 
@@ -84,16 +84,16 @@ impl std::ops::Deref for HostFile<'_> {
     }
 }
 
-/// How much a caller of [`Driver::block_status`] wants to know.
+/// The precision that a caller of [`Driver::block_status`] needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Want {
-    /// Everything, zeroes and offsets included, even where finding out costs a system call.
+    /// Everything, zeroes and offsets included, even if it costs a system call.
     Precise,
     /// Only whether this layer has the range allocated.
     Allocation,
 }
 
-/// What a driver tells of its image as a whole.
+/// Properties of an image that a driver reports.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageInfo {
     /// Cluster size in bytes, or 0.
@@ -106,11 +106,11 @@ pub struct ImageInfo {
     pub is_encrypted: bool,
     /// Byte offset at which VM state is stored, or 0.
     pub vm_state_offset: u64,
-    /// Backing file name as the image has it.
+    /// Backing file name as stored in the image.
     pub backing_filename: Option<String>,
-    /// Backing format as the image has it.
+    /// Backing format as stored in the image.
     pub backing_format: Option<String>,
-    /// Compressed clusters can be written.
+    /// The driver can write compressed clusters.
     pub can_compress: bool,
     /// Driver-specific part of `info`, as QAPI's `ImageInfoSpecific` (`{"type": …, "data": …}`).
     pub specific: Option<Value>,
@@ -118,7 +118,7 @@ pub struct ImageInfo {
 
 /// An open image, protocol connection or filter.
 pub trait Driver: Send + Sync + 'static {
-    /// Where the start of a range lies: synchronous, without locks or allocation. See [`Step`].
+    /// Returns where the start of a range lies. Synchronous, without locks or allocation. See [`Step`].
     fn map(&self, op: MapOp, offset: u64, len: u64) -> Step {
         let _ = (op, offset, len);
         Step::Slow
@@ -129,21 +129,21 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
-    /// Loads what [`Self::map`] needs to say where the start of a range lies. `None`: it always knows, or always asks for
-    /// [`Self::read`].
+    /// Loads the metadata that [`Self::map`] needs for the start of a range. `None`: [`Self::map`] needs no metadata,
+    /// or its [`Step::Slow`] always requires [`Self::read`].
     fn load_map(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
         let _ = (offset, len);
         None
     }
 
-    /// Fills `buf` from `offset` and gives it back.
+    /// Fills `buf` from `offset` and returns it.
     fn read(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>>;
 
     /// Writes all of `data` at `offset`. Flags not in [`Limits::write_flags`] never arrive.
     fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> BoxFuture<'_, Result<()>>;
 
-    /// Makes a range read as zeroes. `None`: the driver has no way but to write zeroes, which the
-    /// request path does; a future that ends in [`crate::ErrorKind::Unsupported`] means the same.
+    /// Makes a range read as zeroes. `None`: the driver has no special way to do this, and the request path writes
+    /// zeroes as data. A future that ends in [`crate::ErrorKind::Unsupported`] means the same.
     fn write_zeroes(
         &self,
         offset: u64,
@@ -154,7 +154,7 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
-    /// Tells that a range's contents no longer matter. `None`: nothing to do.
+    /// Informs the driver that a range's contents no longer matter. `None`: the driver ignores discards.
     fn discard(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
         let _ = (offset, len);
         None
@@ -179,7 +179,7 @@ pub trait Driver: Send + Sync + 'static {
     /// Virtual size in bytes, as known now.
     fn size(&self) -> u64;
 
-    /// Asks the host for the size again (protocols whose file may change under them).
+    /// Queries the host for the size again (protocols whose file may change in size outside the program).
     fn refresh_size(&self) -> Option<BoxFuture<'_, Result<u64>>> {
         None
     }
@@ -189,39 +189,40 @@ pub trait Driver: Send + Sync + 'static {
         Limits::default()
     }
 
-    /// What to tell of the image.
+    /// Returns the properties of the image.
     fn info(&self) -> ImageInfo {
         ImageInfo::default()
     }
 
-    /// Bytes that the image occupies on the host, where the driver itself knows (protocols).
+    /// Bytes that the image occupies on the host, if the driver itself knows (protocols).
     fn allocated_size(&self) -> Option<u64> {
         None
     }
 
-    /// The name that opens this node again, where there is one (protocols: the file name).
+    /// The name that opens this node again, if there is one (protocols: the file name).
     fn filename(&self) -> Option<String> {
         None
     }
 
-    /// Permissions this driver needs on a child when its own parents use it with `parents`; the
-    /// default is the usual one of formats and filters (see [`Permissions::for_child`]).
+    /// Permissions that this driver needs on a child when its own parents use the node with `parents`. `None`: the
+    /// default of formats and filters (see [`Permissions::for_child`]).
     fn child_permissions(&self, child: ChildIdx, parents: Permissions) -> Option<Permissions> {
         let _ = (child, parents);
         None
     }
 
-    /// The union of what the parents take and the intersection of what they share has become
-    /// `permissions`: protocols take or release the host's locks. An error leaves all as it was.
+    /// Applies new cumulative permissions: `permissions` is the union of what the parents take and the intersection of
+    /// what they share. Protocols take or release the host's locks. After an error, the previous permissions still
+    /// apply.
     ///
     /// # Errors
-    /// When another process excludes it.
+    /// When another process holds a conflicting lock.
     fn set_permissions(&self, permissions: Permissions) -> Result<()> {
         let _ = permissions;
         Ok(())
     }
 
-    /// Writes back what is cached and releases what is held. No request follows.
+    /// Writes back cached metadata and releases resources. No request follows.
     fn close(&self) -> Option<BoxFuture<'_, Result<()>>> {
         None
     }
@@ -261,7 +262,7 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
-    /// Dirty bitmaps kept in the image.
+    /// Dirty bitmaps stored in the image.
     fn persistent_bitmaps(&self) -> Option<&dyn PersistentBitmaps> {
         None
     }
@@ -282,7 +283,7 @@ pub trait Driver: Send + Sync + 'static {
     }
 }
 
-/// How a resize treats the space it adds.
+/// Allocation of the space that a resize adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Preallocation {
     /// Allocate nothing.
@@ -321,18 +322,18 @@ impl Preallocation {
 
 /// Change of a node's size.
 pub trait Resize: Send + Sync {
-    /// Sets the virtual size to `size` bytes; space that is added reads as zeroes, whatever a backing
-    /// file has there. The node is drained of other requests by core.
+    /// Sets the virtual size to `size` bytes. Added space reads as zeroes, whatever a backing file stores there. Core
+    /// has drained the node of other requests.
     fn resize(&self, size: u64, preallocation: Preallocation) -> BoxFuture<'_, Result<()>>;
 }
 
-/// Reopen in three steps, so that several nodes change together or not at all.
+/// Reopen in three steps, so that either all nodes of a reopen change or none does.
 pub trait Reopen: Send + Sync {
-    /// Checks and prepares; `read_only` and the cache flags are in `flags`. Nothing visible changes.
+    /// Checks and prepares the change; `read_only` and the cache flags are in `flags`. No visible state changes.
     fn prepare(&self, flags: crate::OpenFlags, options: &Options) -> BoxFuture<'_, Result<()>>;
-    /// Makes what was prepared valid. Cannot fail.
+    /// Puts the prepared change into effect. Cannot fail.
     fn commit(&self) -> BoxFuture<'_, ()>;
-    /// Forgets what was prepared.
+    /// Discards the prepared change.
     fn abort(&self) -> BoxFuture<'_, ()>;
 }
 
@@ -350,37 +351,36 @@ pub trait CopyRange: Send + Sync {
 
 /// Compressed writes.
 pub trait Compress: Send + Sync {
-    /// Stores `data` (whole clusters, or up to the end of the image) compressed; falls back to plain
-    /// storage where compression does not pay.
+    /// Stores `data` (whole clusters, or up to the end of the image) compressed. Stores it uncompressed if compression
+    /// does not save space.
     fn write_compressed(&self, offset: u64, data: IoBuf) -> BoxFuture<'_, Result<()>>;
 
-    /// Compresses `data` (one cluster, or what is left of it at the end of the image) and stores nothing.
+    /// Compresses `data` (one cluster, or the last part of one at the end of the image) and stores nothing.
     fn compress(&self, data: IoBuf) -> BoxFuture<'_, Result<CompressedCluster>>;
 
-    /// Stores at `offset` what [`Self::compress`] has returned.
+    /// Stores at `offset` a cluster that [`Self::compress`] has returned.
     fn store(&self, offset: u64, cluster: CompressedCluster) -> BoxFuture<'_, Result<()>>;
 
-    /// No compressed cluster follows for now: the file ends with a whole sector from here on. Core has drained the
-    /// node.
+    /// Ends a series of compressed writes: pads the file to whole sectors. Core has drained the node.
     fn end(&self) -> BoxFuture<'_, Result<()>>;
 }
 
-/// What images with backing files can do beside reading them. Core has drained the node of other requests.
+/// Changes to an image that has, or may have, a backing file. Core has drained the node of other requests.
 pub trait Backing: Send + Sync {
-    /// Records `filename` and `format` in the image, durably; `None` removes the reference. What has been written
-    /// before is durable then. The node keeps the backing file that it has open.
+    /// Records `filename` and `format` in the image, durably; `None` removes the reference. All earlier writes are
+    /// durable afterwards. The node continues to use the backing file that it has open.
     fn change<'a>(
         &'a self,
         filename: Option<&'a str>,
         format: Option<&'a str>,
     ) -> BoxFuture<'a, Result<()>>;
 
-    /// Gives up all that the image holds itself, so that only its backing file is seen; snapshots stay. After a crash it
-    /// holds all or nothing.
+    /// Discards all guest data that the image itself stores, so that only its backing file is visible. Snapshots stay.
+    /// After a crash the image has either all of this data or none of it.
     fn make_empty(&self) -> BoxFuture<'_, Result<()>>;
 }
 
-/// What sort of driver it is: decides the default children and permissions.
+/// The category of a driver. It decides the default children and permissions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DriverKind {
     /// Talks to the host or the network; has no `file` child.
@@ -391,15 +391,15 @@ pub enum DriverKind {
     Filter,
 }
 
-/// A kind of driver: one static of it stands in the table of drivers.
+/// A type of driver. The table of drivers contains one static instance of each.
 pub trait DriverFactory: Send + Sync + 'static {
     /// The name in `driver=` and `-f`.
     fn name(&self) -> &'static str;
 
-    /// What sort of driver it is.
+    /// The category of the driver.
     fn kind(&self) -> DriverKind;
 
-    /// How sure the driver is that an image starting with `head` is of its format, 0 (not) to 100.
+    /// How likely it is that an image starting with `head` has the driver's format, 0 (not) to 100 (certain).
     fn probe(&self, head: &[u8], filename: Option<&str>) -> u32 {
         let _ = (head, filename);
         0
@@ -410,7 +410,7 @@ pub trait DriverFactory: Send + Sync + 'static {
         &[]
     }
 
-    /// Whether a host path of this sort (a device node, say) is this protocol's, 0 (not) to 100.
+    /// How well a host path (a device node, for example) suits this protocol, 0 (not) to 100.
     fn probe_path(&self, path: &str) -> u32 {
         let _ = path;
         0
@@ -431,27 +431,27 @@ pub trait DriverFactory: Send + Sync + 'static {
         false
     }
 
-    /// Whether a parent's permissions are passed on to the primary child as they are: filters, and formats that
-    /// keep nothing of their own there.
+    /// Whether the node passes its parents' permissions unchanged to the primary child. This is so for filters, and for
+    /// formats that store no metadata in that child.
     fn passes_permissions(&self) -> bool {
         self.kind() == DriverKind::Filter
     }
 
-    /// Opens a node. The generic options are in `context`; what the driver does not take out of
-    /// [`OpenContext::options`] is refused by core as unknown.
+    /// Opens a node. The generic options are in `context`. Core refuses as unknown any option that the driver does not
+    /// remove from [`OpenContext::options`].
     fn open<'a>(&'a self, context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>>;
 
-    /// The options of [`Self::create`], for `-o help` and for checking; empty: cannot create.
+    /// The options of [`Self::create`], for `-o help` and for checking. Empty: the driver cannot create images.
     fn create_options(&self) -> &'static [CreateOption] {
         &[]
     }
 
-    /// The options that [`Driver::amend`] changes, for `-o help` and for checking; empty: none.
+    /// The options that [`Driver::amend`] can change, for `-o help` and for checking. Empty: it can change none.
     fn amend_options(&self) -> &'static [CreateOption] {
         &[]
     }
 
-    /// Makes a new image (formats: on the already created protocol file in the request).
+    /// Creates a new image. The protocol file of a format already exists; it is in the request.
     fn create<'a>(
         &'a self,
         graph: &'a Graph,
@@ -461,22 +461,23 @@ pub trait DriverFactory: Send + Sync + 'static {
         None
     }
 
-    /// Checks the options of [`Self::create`] before anything is made, so that what is there already is not lost
-    /// for a mistyped option.
+    /// Checks the options of [`Self::create`] before anything is created, so that a mistyped option does not destroy an
+    /// existing image.
     ///
     /// # Errors
-    /// What [`Self::create`] would say of the options.
+    /// The errors that [`Self::create`] would return for these options.
     fn check_create(&self, graph: &Graph, options: &Options) -> Result<()> {
         let _ = (graph, options);
         Ok(())
     }
 
-    /// Takes away what [`Self::create`] made under this name, after the format above has failed (protocols).
+    /// Removes what [`Self::create`] created under this name, after the format above has failed to create its image
+    /// (protocols).
     fn remove_created(&self, filename: &str) {
         let _ = filename;
     }
 
-    /// Bytes that an image made by [`Self::create`] would need.
+    /// Computes how many bytes an image made by [`Self::create`] would need.
     fn measure<'a>(
         &'a self,
         request: MeasureRequest<'a>,

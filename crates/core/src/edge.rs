@@ -1,8 +1,8 @@
-//! Edges: who uses a node, as what, and with which permissions.
+//! Edges: an edge records who uses a node, in which role, and with which permissions.
 //!
-//! An [`Edge`] belongs to its parent (a node's slot in [`Children`], or a backend). It never changes its
-//! node: replacing a child means a new edge in the slot, made while the parent is drained. Requests made
-//! through an edge take the whole request path of the child.
+//! An [`Edge`] belongs to its parent (a node's slot in [`Children`], or a backend). It refers to the same node for its
+//! whole life. To replace a child, the drained parent gets a new edge in the slot. Requests made through an edge take
+//! the complete request path of the child.
 
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,7 +28,7 @@ impl ChildIdx {
     pub const BACKING: Self = Self(1);
     /// An external data file.
     pub const DATA: Self = Self(2);
-    /// How many slots a node has.
+    /// Number of slots in a node.
     pub const COUNT: usize = 3;
 
     /// All slots.
@@ -45,7 +45,7 @@ impl ChildIdx {
         }
     }
 
-    /// What the child is to its parent.
+    /// The child's role for its parent.
     pub fn role(self) -> Role {
         match self {
             Self::BACKING => Role::Backing,
@@ -55,7 +55,7 @@ impl ChildIdx {
     }
 }
 
-/// A node's children, shared by the node and its driver. Looking one up takes no lock.
+/// A node's children, shared by the node and its driver. A lookup takes no lock.
 #[derive(Default)]
 pub struct Children {
     slots: [ArcSwapOption<Edge>; ChildIdx::COUNT],
@@ -71,7 +71,7 @@ impl Children {
         }
     }
 
-    /// The edge in a slot, for a while: cheap, no reference is counted.
+    /// The edge in a slot, borrowed for a short time. Cheap: no reference is counted.
     pub(crate) fn peek(&self, child: ChildIdx) -> arc_swap::Guard<Option<Arc<Edge>>> {
         self.slot(child).load()
     }
@@ -94,7 +94,7 @@ impl Children {
         self.get(child).ok_or_else(|| Error::from_errno(libc_enomedium()).prefix(child.name()))
     }
 
-    /// Puts `edge` into a slot and gives back the one before. Only while the node takes no requests.
+    /// Puts `edge` into a slot and returns the previous edge. Only while the node takes no requests.
     pub fn set(&self, child: ChildIdx, edge: Option<Arc<Edge>>) -> Option<Arc<Edge>> {
         self.slot(child).swap(edge)
     }
@@ -128,7 +128,8 @@ impl Edge {
     /// `name`.
     ///
     /// # Errors
-    /// When the permissions conflict with another user's, in this process or (locks) another.
+    /// When the permissions conflict with those of another user in this process, or (through file locks) in another
+    /// process.
     pub fn attach(
         node: Arc<Node>,
         user: impl Into<String>,
@@ -146,12 +147,12 @@ impl Edge {
         Ok(edge)
     }
 
-    /// Ends the use: the permissions are given back. The node stays as long as somebody holds it.
+    /// Ends the use and releases the permissions. The node lives as long as other references to it exist.
     pub fn detach(&self) {
         self.node.remove_parent(self);
     }
 
-    /// The node, if this was its last user.
+    /// The node, if this edge has the last reference to it.
     pub(crate) fn into_node(self) -> Option<Node> {
         Arc::into_inner(self.node)
     }
@@ -161,12 +162,12 @@ impl Edge {
         &self.node
     }
 
-    /// What the parent calls this child (`file`, `backing`, `root`).
+    /// The parent's name for this child (`file`, `backing`, `root`).
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Who uses it, for messages.
+    /// The name of the user, for messages.
     pub fn user(&self) -> &str {
         &self.user
     }
@@ -179,14 +180,14 @@ impl Edge {
     /// Changes the permissions.
     ///
     /// # Errors
-    /// When they conflict; nothing has changed then.
+    /// When they conflict. Nothing has changed then.
     pub fn set_permissions(&self, permissions: Permissions) -> Result<()> {
         let before = self.replace_permissions(permissions);
         if let Err(error) = self.node.refresh_permissions() {
             self.replace_permissions(before);
-            // Going back to what was held before cannot conflict.
+            // The previous permissions were valid before, so they cannot conflict now.
             if let Err(error) = self.node.refresh_permissions() {
-                tracing::warn!(%error, "cannot put permissions back");
+                tracing::warn!(%error, "cannot restore permissions");
             }
             return Err(error);
         }
@@ -222,25 +223,24 @@ impl Edge {
     /// Reads `buf.len()` bytes at `offset`; past the end of the node it reads zeroes.
     ///
     /// # Errors
-    /// As the driver and the host report.
+    /// The errors of the driver and the host.
     pub async fn read(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
         request::read_padded(&self.node, offset, buf).await
     }
 
-    /// Writes `data` at `offset`; the node grows if it can and the edge has resize permission.
+    /// Writes `data` at `offset`. A write past the end makes the node grow, if its driver allows this.
     ///
     /// # Errors
-    /// As the driver and the host report; [`ErrorKind::OutOfRange`] past the end of a node that does
-    /// not grow.
+    /// The errors of the driver and the host; [`ErrorKind::NoSpace`] past the end of a node that does not grow.
     pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
         self.may_write()?;
         request::write(&self.node, offset, data, flags).await
     }
 
-    /// Stores a cluster that the driver has compressed before.
+    /// Stores a cluster that [`Compress::compress`](crate::driver::Compress::compress) has compressed.
     ///
     /// # Errors
-    /// As for [`Self::write`].
+    /// The errors of [`Self::write`].
     pub async fn write_compressed(
         &self,
         offset: u64,
@@ -254,16 +254,16 @@ impl Edge {
     /// Makes a range read as zeroes. See [`ZeroFlags`].
     ///
     /// # Errors
-    /// As for [`Self::write`].
+    /// The errors of [`Self::write`].
     pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.may_write()?;
         request::write_zeroes(&self.node, offset, len, flags).await
     }
 
-    /// Tells that the contents of a range no longer matter.
+    /// Discards a range: its contents no longer matter.
     ///
     /// # Errors
-    /// As the driver and the host report.
+    /// The errors of the driver and the host.
     pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
         self.may_write()?;
         request::discard(&self.node, offset, len).await
@@ -272,23 +272,23 @@ impl Edge {
     /// Makes all completed writes durable.
     ///
     /// # Errors
-    /// As the driver and the host report.
+    /// The errors of the driver and the host.
     pub async fn flush(&self) -> Result<()> {
         request::flush(&self.node).await
     }
 
-    /// The status of the start of a range, of this node alone (its backing file is not asked).
+    /// The status of the start of a range in this node alone, without its backing file.
     ///
     /// # Errors
-    /// As the driver and the host report.
+    /// The errors of the driver and the host.
     pub async fn block_status(&self, offset: u64, len: u64, want: Want) -> Result<Status> {
         request::block_status(&self.node, offset, len, want).await
     }
 
-    /// The status of the start of a range, of this node and what backs it.
+    /// The status of the start of a range in this node and its backing chain.
     ///
     /// # Errors
-    /// As the drivers and the host report.
+    /// The errors of the driver and the host.
     pub async fn chain_status(&self, offset: u64, len: u64, want: Want) -> Result<Status> {
         Ok(request::status_above(&self.node, None, offset, len, want).await?.status)
     }
@@ -296,7 +296,7 @@ impl Edge {
     /// Sets the size.
     ///
     /// # Errors
-    /// As the driver and the host report; without resize permission.
+    /// The errors of the driver and the host; [`ErrorKind::Denied`] without resize permission.
     pub async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         if !self.takes(Perm::RESIZE) {
             let text = format!("{} did not ask to resize", self.user);
@@ -305,10 +305,10 @@ impl Edge {
         request::resize(&self.node, size, preallocation).await
     }
 
-    /// Copies a range to another node without passing it through memory, where both can.
+    /// Copies a range to another node with the host's copy offload, if both drivers support it.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] where they cannot; otherwise as the host reports.
+    /// [`ErrorKind::Unsupported`] if one of them does not; otherwise the errors of the host.
     pub async fn copy_to(
         &self,
         offset: u64,

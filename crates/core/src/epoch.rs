@@ -1,15 +1,14 @@
-//! Epochs: knowing that every request which started before some moment has ended.
+//! Epochs: a way to know that every request which started before some moment has ended.
 //!
-//! A request that has mapped a host cluster may still be reading it when another frees that cluster.
-//! So a freed cluster rests: it is tagged with the [`Epochs::current`] epoch and may be handed out again
-//! once [`Epochs::has_passed`] that epoch. Requests hold an [`EpochGuard`] from before they map until their
-//! I/O has ended.
+//! A request that has mapped a host cluster may still read the cluster when another request frees it. So a freed
+//! cluster is quarantined: it is tagged with the [`Epochs::current`] epoch and may be allocated again once
+//! [`Epochs::has_passed`] that epoch. A request holds an [`EpochGuard`] from before it maps until its I/O has ended.
 //!
-//! The counters are kept per I/O thread (a guard is counted down where it was counted up), in four slots used in rotation.
-//! The epoch advances from `e` to `e + 1` only when no guard of epoch `e - 1` is left; hence guards of at
-//! most two epochs exist at any time, and once the epoch is `e + 2` all guards of `e` and before are gone.
-//! Entering and leaving are one uncontended atomic each; all orderings are `SeqCst` because entering is a
-//! store followed by a load of another location that the advancing thread writes.
+//! The counters are kept per I/O thread, in four slots used in rotation. A guard is counted down in the slot where it
+//! was counted up. The epoch advances from `e` to `e + 1` only when no guard of epoch `e - 1` is left. Hence guards of
+//! at most two epochs exist at any time, and once the epoch is `e + 2` all guards of `e` and earlier are gone. Entering
+//! and leaving each cost one uncontended atomic operation. All orderings are `SeqCst`, because entering is a store
+//! followed by a load of another location that the advancing thread writes.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
@@ -42,12 +41,12 @@ fn slot(counts: &[AtomicU64; SLOTS], epoch: u64) -> &AtomicU64 {
 }
 
 impl Epochs {
-    /// The epoch that a request starting now belongs to (or the one before). Requests of later epochs see all that the
-    /// caller has written before.
+    /// The epoch of a request that starts now (it may also get the epoch before). Requests of later epochs see all
+    /// earlier writes of the caller.
     ///
-    /// A read-modify-write, although it changes nothing: a request that enters a later epoch reads what was written to the
-    /// counter after it, and so sees what the caller wrote. With a load alone the caller's writes could become visible
-    /// later than the load.
+    /// This is a read-modify-write operation, although it changes nothing. A request that enters a later epoch reads a
+    /// value that was written to the counter after this operation, and therefore sees the caller's writes. After a mere
+    /// load, the caller's writes could become visible later than the load.
     pub fn current(&self) -> u64 {
         self.current.fetch_add(0, SeqCst)
     }
@@ -74,8 +73,8 @@ impl Epochs {
         slot(self.counts.at(place.shard), place.epoch).fetch_sub(1, SeqCst);
     }
 
-    /// Whether every request that had entered when [`Self::current`] was `epoch` has ended. Moves the
-    /// epoch on where it can, so that asking again later will at some point say yes.
+    /// Whether every request that entered the epoch `epoch` or an earlier one has ended. Advances the epoch if
+    /// possible, so that repeated calls eventually return true.
     pub fn has_passed(&self, epoch: u64) -> bool {
         let target = epoch.saturating_add(2);
         while self.current.load(SeqCst) < target {
@@ -107,13 +106,13 @@ impl Epochs {
             return false;
         }
         point();
-        // Losing the race means that somebody else advanced it.
+        // If the exchange fails, another thread has advanced the epoch.
         let _ = self.current.compare_exchange(epoch, epoch.wrapping_add(1), SeqCst, SeqCst);
         true
     }
 }
 
-/// A request in progress; ends when dropped, on the thread that made it.
+/// A request in progress. It ends when the guard is dropped, on the thread that made it.
 #[derive(Debug)]
 pub struct EpochGuard<'a> {
     count: &'a AtomicU64,
@@ -122,7 +121,7 @@ pub struct EpochGuard<'a> {
     _thread: std::marker::PhantomData<*const ()>,
 }
 
-/// The place of a request whose guard was detached.
+/// The epoch and counter of a request whose guard was detached.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EpochPlace {
     epoch: u64,
@@ -130,7 +129,7 @@ pub(crate) struct EpochPlace {
 }
 
 impl EpochGuard<'_> {
-    /// Gives up the guard but not its place: the request goes on until [`Epochs::leave`] is called with what this returns.
+    /// Drops the guard but leaves the request counted, until [`Epochs::leave`] is called with the returned place.
     pub(crate) fn detach(self) -> EpochPlace {
         let place = EpochPlace { epoch: self.epoch, shard: self.shard };
         std::mem::forget(self);
@@ -158,7 +157,7 @@ mod tests {
             freed_at
         };
         let _young = epochs.enter();
-        // A younger request does not hold back an epoch that it did not start in.
+        // A request of a later epoch does not hold back an epoch in which it did not start.
         assert!(epochs.has_passed(freed_at) || !epochs.has_passed(epochs.current()));
     }
 
@@ -171,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn without_requests_every_epoch_passes_at_once() {
+    fn without_requests_every_epoch_passes_immediately() {
         let epochs = Epochs::default();
         for _ in 0..10 {
             assert!(epochs.has_passed(epochs.current()));

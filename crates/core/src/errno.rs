@@ -1,8 +1,8 @@
-//! The errors of the host by name.
+//! The errno values of the host by name.
 
 use rustix::io::Errno as Host;
 
-/// The numbers of the host's errors, named as the host names them, without the leading `E`.
+/// The errno values of the host. The constants have the host's names without the leading `E`.
 #[derive(Debug)]
 pub enum Errno {}
 
@@ -20,7 +20,7 @@ macro_rules! errnos {
             /// `E2BIG`.
             pub const TOOBIG: i32 = Host::TOOBIG.raw_os_error();
 
-            /// The name of a number, with its leading `E`; `None` for a number that is not in this list.
+            /// The name of an errno value, with its leading `E`; `None` for a value that is not in this list.
             pub fn name(errno: i32) -> Option<&'static str> {
                 match errno {
                     $(Self::$name => Some(concat!("E", stringify!($name))),)*
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_has_the_name_of_its_constant() {
+    fn an_errno_value_has_the_name_of_its_constant() {
         assert_eq!((Errno::NOSPC, Errno::name(28)), (28, Some("ENOSPC")));
         assert_eq!(Errno::name(0), None);
     }

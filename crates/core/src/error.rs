@@ -1,9 +1,9 @@
-//! The one error type of the block layer.
+//! The only error type of the block layer.
 //!
-//! An [`Error`] keeps what a caller may act on (a small stable [`ErrorKind`], the errno a guest or a
-//! network client is told, the node, path and offset concerned) apart from what a person reads. Its
-//! `Display` is one line in the wording of QEMU's tools, because scripts match on it; the causes stay
-//! reachable through [`std::error::Error::source`] and are never flattened into text only.
+//! An [`Error`] separates what a caller may act on from the text for people. A caller may act on a small stable
+//! [`ErrorKind`], the errno that a guest or a network client receives, and the node, path and offset concerned. The
+//! `Display` text is one line in the wording of QEMU's tools, because scripts match on it. Causes stay available
+//! through [`std::error::Error::source`] and never exist only as text.
 
 use crate::Errno;
 use std::borrow::Cow;
@@ -13,7 +13,7 @@ use std::io;
 /// Result of a block layer operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What sort of failure it is. Stable: callers may match on it.
+/// Category of a failure. Stable: callers may match on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -23,23 +23,23 @@ pub enum ErrorKind {
     NoSpace,
     /// The file or object does not exist.
     NotFound,
-    /// The host, a lock or a permission of another user forbids it.
+    /// The host, a lock, or the permissions of another user forbid the operation.
     Denied,
-    /// A write reached something that is read-only.
+    /// A write was made to a read-only node or file.
     ReadOnly,
     /// An argument or option is wrong.
     Invalid,
     /// The driver cannot do this.
     Unsupported,
-    /// The image contradicts its format.
+    /// The image violates the specification of its format.
     Corrupt,
-    /// The object is in use in a way that excludes the request.
+    /// The object is in use in a way that excludes the operation.
     Busy,
     /// The request lies outside the device.
     OutOfRange,
     /// The operation was cancelled.
     Cancelled,
-    /// A backing chain is a loop, or too long.
+    /// The backing chain contains a loop, or is too long.
     BackingChain,
 }
 
@@ -55,11 +55,11 @@ struct Inner {
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
-/// A failed block layer operation. One pointer wide, so that `Result`s stay small.
+/// A failed block layer operation. It has the size of one pointer, so that `Result`s stay small.
 pub struct Error(Box<Inner>);
 
 impl Error {
-    /// An error of `kind` whose one-line text is `message`; the errno is the usual one of the kind.
+    /// An error of `kind` with the one-line text `message`. Its errno is the default errno of the kind.
     pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
         Self(Box::new(Inner {
             kind,
@@ -95,15 +95,14 @@ impl Error {
         Self::new(ErrorKind::Corrupt, message)
     }
 
-    /// The same error, its text opened by `prefix` and `": "`, as in `Could not open 'x': reason`.
+    /// Puts `prefix` and `": "` in front of the text, as in `Could not open 'x': reason`.
     #[must_use]
     pub fn prefix(mut self, prefix: impl fmt::Display) -> Self {
         self.0.message = format!("{prefix}: {}", self.0.message).into();
         self
     }
 
-    /// The same error told in other words; kind, errno and context stay, the old text becomes the
-    /// source.
+    /// Replaces the text by `message`. Kind, errno and context stay; the error with the old text becomes the source.
     #[must_use]
     pub fn reword(self, message: impl Into<Cow<'static, str>>) -> Self {
         let mut outer = Self::new(self.0.kind, message);
@@ -115,42 +114,42 @@ impl Error {
         outer
     }
 
-    /// Sets the errno that guests and clients are told.
+    /// Sets the errno that guests and clients receive.
     #[must_use]
     pub fn errno(mut self, errno: i32) -> Self {
         self.0.errno = errno;
         self
     }
 
-    /// Names the node concerned, unless one closer to the cause is named already.
+    /// Records the node concerned, unless a node closer to the cause is recorded already.
     #[must_use]
     pub fn on_node(mut self, node: &str) -> Self {
         self.0.node.get_or_insert_with(|| node.to_owned());
         self
     }
 
-    /// Names the file concerned, unless one closer to the cause is named already.
+    /// Records the file concerned, unless a file closer to the cause is recorded already.
     #[must_use]
     pub fn on_path(mut self, path: &str) -> Self {
         self.0.path.get_or_insert_with(|| path.to_owned());
         self
     }
 
-    /// Tells the byte offset concerned, unless one closer to the cause is told already.
+    /// Records the byte offset concerned, unless an offset closer to the cause is recorded already.
     #[must_use]
     pub fn at(mut self, offset: u64) -> Self {
         self.0.offset.get_or_insert(offset);
         self
     }
 
-    /// Adds a hint that tools print on a line of its own after the error.
+    /// Adds a hint that tools print on a separate line after the error.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
         self
     }
 
-    /// What sort of failure it is.
+    /// Category of the failure.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
@@ -175,7 +174,7 @@ impl Error {
         self.0.offset
     }
 
-    /// What the user may do about it, where known.
+    /// Advice to the user how to solve the problem, if there is any.
     pub fn hint(&self) -> Option<&str> {
         self.0.hint.as_deref()
     }
@@ -298,7 +297,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_io_error_prints_as_the_system_does_without_its_number() {
+    fn an_io_error_prints_the_system_text_without_its_number() {
         let error = Error::from(io::Error::from_raw_os_error(2)).prefix("Could not open 'x'");
         assert_eq!(error.to_string(), "Could not open 'x': No such file or directory");
         assert_eq!(error.raw_errno(), Errno::NOENT);

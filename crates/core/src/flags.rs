@@ -6,7 +6,7 @@ bitflags::bitflags! {
     pub struct WriteFlags: u8 {
         /// The data is on stable storage when the write completes.
         const FUA = 1;
-        /// The data is what a read would return already: nothing that a reader sees changes.
+        /// The data equals what a read of the range returns already, so readers see no change.
         const UNCHANGED = 2;
         /// Store the data compressed (formats that can; whole clusters).
         const COMPRESSED = 4;
@@ -19,12 +19,13 @@ bitflags::bitflags! {
     pub struct ZeroFlags: u8 {
         /// The zeroes are on stable storage when the request completes.
         const FUA = 1;
-        /// The space may be given back to the host.
+        /// The host may free the space.
         const MAY_UNMAP = 2;
         /// Fail with `ENOTSUP` rather than write zeroes as data.
         const NO_FALLBACK = 4;
-        /// They are the node's own: they stay zeroes whatever backing file it is given later. Without this, a format that
-        /// has no other way to express zeroes may leave unallocated what nothing below it holds.
+        /// The image itself must record the zeroes, so that they stay zeroes with any backing file that is set later.
+        /// Without this flag, a format that has no other way to record zeroes may leave a range unallocated if no layer
+        /// below has data there.
         const OWN = 8;
     }
 }

@@ -1,22 +1,22 @@
-//! What an image may pull in.
+//! Gate: the other files that an image may open.
 //!
-//! Names of other files that are found inside an image (its backing file, its data file) come from whoever made the
-//! image. Therefore whoever opens images says with a [`Gate`] which of these names are followed. The gate is a part of
-//! the [`Graph`](crate::Graph) handle, so it applies to everything that is opened on behalf of an image, at any depth of
-//! its chain. What the user names in options is not subject to it.
+//! Names of other files inside an image (its backing file, its data file) come from the person who made the image, and
+//! may be malicious. The program that opens images chooses with a [`Gate`] which of these names the graph follows. The
+//! gate is a part of the [`Graph`](crate::Graph) handle, so it applies to all files that an image names, at any depth
+//! of its chain. It does not apply to files that the user names in options.
 //!
 //! | gate | backing file | data file |
 //! |---|---|---|
 //! | [`Nothing`](Gate::Nothing) | refused | refused |
 //! | [`Directory`](Gate::Directory) | regular files below the directory | the same |
 //! | [`AnyFile`](Gate::AnyFile) | every path | every path |
-//! | [`Anything`](Gate::Anything) | every name, also `json:{…}` and `nbd://…` | every path |
+//! | [`Anything`](Gate::Anything) | every name, including `json:{…}` and `nbd://…` | every path |
 //!
-//! The name of a data file is always a path: `json:x` is a file of that name.
+//! The name of a data file is always a path: `json:x` means a file of that name.
 //!
-//! With a directory, the path that is opened has no symbolic link and no `..` in it, and the host is asked to follow no
-//! link ([`OpenFlags::no_symlinks`](crate::OpenFlags)): a link that is put in place between the check and the opening
-//! leads nowhere.
+//! With a directory, the resolved path contains no symbolic link and no `..`. In addition, the host is asked to follow
+//! no link when it opens the path ([`OpenFlags::no_symlinks`](crate::OpenFlags)). So a link that somebody creates
+//! between the check and the open is not followed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,38 +24,38 @@ use std::sync::Arc;
 use crate::graph::scheme;
 use crate::{Errno, Error, ErrorKind, Result};
 
-/// What an image may pull in.
+/// The other files that an image may open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Gate {
-    /// No other file. For images from strangers.
+    /// No other file. For untrusted images.
     Nothing,
-    /// Regular files below a directory; [`Gate::directory`] makes it.
+    /// Regular files below a directory. [`Gate::directory`] makes this value.
     Directory(Directory),
-    /// Every file that a path leads to, devices included.
+    /// Every file that can be reached by a path, including devices.
     AnyFile,
-    /// What the image names, with every protocol and with options (`json:{…}`), as QEMU does.
+    /// Every name, including names with a protocol and names with options (`json:{…}`), as in QEMU.
     Anything,
 }
 
-/// A directory without symbolic links on the way to it.
+/// A canonical directory: its path contains no symbolic links.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directory(Arc<Path>);
 
 /// A name that the gate lets through.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Admitted {
-    /// What to open.
+    /// The name to open.
     pub name: String,
-    /// The name is a path without symbolic links, and none may be followed.
+    /// `name` is a path without symbolic links, and the open must follow none.
     pub no_symlinks: bool,
 }
 
-/// For what an image names a file.
+/// The use that an image makes of a file that it names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// As its backing file.
+    /// The backing file of the image.
     Backing,
-    /// For its guest data.
+    /// The file for the image's guest data.
     Data,
 }
 
@@ -67,7 +67,7 @@ impl Purpose {
         }
     }
 
-    /// How the user can have the file opened nevertheless.
+    /// The advice to the user how to open the file despite the gate.
     fn way(self) -> &'static str {
         match self {
             Self::Backing => {
@@ -79,10 +79,10 @@ impl Purpose {
 }
 
 impl Gate {
-    /// Lets images pull in regular files below this directory.
+    /// Allows images to open regular files below this directory.
     ///
     /// # Errors
-    /// When there is no such directory.
+    /// When the directory does not exist.
     pub fn directory(path: &Path) -> Result<Self> {
         let real = path.canonicalize().map_err(|error| {
             Error::from(error).prefix(format!("Could not open directory '{}'", path.display()))
@@ -93,10 +93,11 @@ impl Gate {
         Ok(Self::Directory(Directory(real.into())))
     }
 
-    /// Asks for a file that an image names. `name` is a path from the current directory, or chooses a protocol.
+    /// Checks a file name that an image contains. `name` is a path relative to the current directory, or has a protocol
+    /// prefix.
     ///
     /// # Errors
-    /// `EACCES` if the gate refuses it, with the name and a way to open it nevertheless.
+    /// `EACCES` if the gate refuses the name. The message contains the name and a way to open it nevertheless.
     pub fn admit(&self, purpose: Purpose, name: &str) -> Result<Admitted> {
         let refuse = |reason: &str| Err(refused(purpose, name, reason));
         let path = match (purpose, scheme(name)) {
@@ -125,7 +126,7 @@ impl Gate {
 }
 
 impl Directory {
-    /// The path of a regular file below the directory, without symbolic links.
+    /// The canonical path of a regular file below the directory.
     fn find(&self, path: &str) -> std::result::Result<String, String> {
         let real = crate::names::to_path(path).canonicalize().map_err(|error| error.to_string())?;
         if !real.starts_with(&self.0) {
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_refuses_every_name() {
+    fn the_gate_nothing_refuses_every_name() {
         for name in ["base", "/etc/passwd", "file:base", "json:{}", "nbd://h/"] {
             is_refused(&Gate::Nothing, Purpose::Backing, name);
             is_refused(&Gate::Nothing, Purpose::Data, name);
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn any_file_follows_paths_and_no_protocol() {
+    fn the_gate_any_file_accepts_paths_and_no_protocols() {
         for name in ["base", "../x", "/dev/sda", "file:x", "./nbd:x"] {
             assert_eq!(Gate::AnyFile.admit(Purpose::Backing, name).unwrap().name, name);
         }
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_follows_every_backing_name_and_takes_data_files_as_paths() {
+    fn the_gate_anything_accepts_every_backing_name_and_reads_data_file_names_as_paths() {
         for gate in [Gate::AnyFile, Gate::Anything] {
             let admitted = gate.admit(Purpose::Data, "json:{}").unwrap();
             assert_eq!(admitted.name, "./json:{}");
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_left_neither_by_dots_nor_by_links_nor_by_protocols() {
+    fn the_gate_directory_refuses_names_that_lead_out_of_the_directory() {
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path().canonicalize().unwrap();
         let inside = root.join("inside");
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_needs_a_directory_that_is_there() {
+    fn the_gate_directory_needs_an_existing_directory() {
         assert!(Gate::directory(Path::new("/nonexistent")).is_err());
         assert!(Gate::directory(Path::new("/dev/null")).is_err());
     }

@@ -1,11 +1,11 @@
 //! The block graph: nodes, edges, backends, and the path that requests take through them.
 //!
-//! - [`Graph`] opens, creates, finds, drains and closes.
-//! - [`Backend`] is what a device, export, job or tool holds and makes requests through.
+//! - [`Graph`] opens, creates, finds, drains and closes nodes.
+//! - [`Backend`] is the handle through which a device, export, job or tool makes requests.
 //! - [`Node`] is one driver instance; [`Edge`] is the use that a parent makes of a node.
 //! - [`driver`] is the contract that formats, protocols and filters fulfil.
 //!
-//! Requests may be made from every I/O thread of [`oxblk_ring`] at once; a node belongs to no thread.
+//! All I/O threads of [`oxblk_ring`] may make requests concurrently; a node belongs to no thread.
 #![forbid(unsafe_code)]
 
 pub mod amend;
@@ -40,7 +40,7 @@ mod unflushed;
 mod users;
 pub mod vm_state;
 
-/// What the lock-free hand-overs are made of. Under the model checker they take loom's.
+/// The atomics of the lock-free code. The loom models replace this module by one with loom's types.
 mod atomics {
     pub(crate) use std::sync::atomic::{AtomicBool, Ordering, fence};
 }

@@ -1,4 +1,4 @@
-//! Limits and capabilities of a node, as its driver and its children allow.
+//! Limits and capabilities of a node, derived from its driver and its children.
 
 use crate::{Error, ErrorKind, Result, WriteFlags, ZeroFlags};
 
@@ -20,13 +20,13 @@ pub fn check_length(length: u64) -> Result<()> {
     Ok(())
 }
 
-/// What requests a node takes as they are. All sizes are in bytes; 0 means "no limit" or "no
-/// preference". The request path aligns, splits and falls back so that drivers see only what fits.
+/// The requests that a driver accepts. All sizes are in bytes; 0 means "no limit" or "no preference". The request path
+/// aligns and splits requests and emulates missing features, so that drivers only receive requests within these limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Alignment of offset and length of every request; a power of two, at least 1.
     pub request_alignment: u32,
-    /// Alignment of buffers in memory that the host demands (`O_DIRECT`).
+    /// Alignment of buffers in memory that the host requires (`O_DIRECT`).
     pub mem_alignment: u32,
     /// Longest read or write.
     pub max_transfer: u64,
@@ -40,13 +40,13 @@ pub struct Limits {
     pub max_discard: u64,
     /// Alignment at which discards have an effect.
     pub discard_alignment: u32,
-    /// Flags that the driver's `write` honours itself; the request path emulates FUA otherwise.
+    /// Write flags that the driver implements itself. The request path emulates FUA for other drivers.
     pub write_flags: WriteFlags,
-    /// Flags that the driver's `write_zeroes` honours itself.
+    /// Zero-write flags that the driver implements itself.
     pub zero_flags: ZeroFlags,
-    /// A newly created image reads as zeroes where nothing was written.
+    /// A newly created image reads as zeroes in ranges that were never written.
     pub has_zero_init: bool,
-    /// The node's file grows when written past its end.
+    /// The node's file grows when a write reaches past its end.
     pub grows: bool,
 }
 

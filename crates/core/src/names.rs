@@ -8,16 +8,16 @@
 //! Invariant: `to_bytes(&to_text(bytes)) == bytes` for all bytes. UTF-8 that encodes one of these private-use
 //! characters itself is represented byte by byte as well, so that two names never become the same text.
 //!
-//! Names become text where they enter (arguments, an image's header) and bytes where they leave (system calls,
-//! headers, messages). Everything between handles ordinary strings. The length of a name in bytes is that of
-//! [`to_bytes`].
+//! Names become text where they enter the program (arguments, an image's header) and bytes where they leave it (system
+//! calls, headers, messages). All code in between handles ordinary strings. The length of a name in bytes is the length
+//! of [`to_bytes`].
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// The character that represents byte 0 would be this one; those of 0x80 to 0xff are used.
+/// Base of the escapes: byte `b` becomes the character `BASE + b`. Only bytes 0x80 to 0xff are escaped.
 const BASE: u32 = 0x10_fe00;
 
 /// The character for a byte that is not part of UTF-8 text.
@@ -48,7 +48,7 @@ pub fn to_text(bytes: &[u8]) -> String {
     text
 }
 
-/// The bytes of a name that is held as text.
+/// The bytes of a name that is stored as text.
 pub fn to_bytes(text: &str) -> Cow<'_, [u8]> {
     if !text.chars().any(|c| unescape(c).is_some()) {
         return Cow::Borrowed(text.as_bytes());
@@ -63,12 +63,12 @@ pub fn to_bytes(text: &str) -> Cow<'_, [u8]> {
     Cow::Owned(bytes)
 }
 
-/// A name of the host (an argument, a path) as text.
+/// A name from the host (an argument, a path) as text.
 pub fn from_os(name: impl AsRef<OsStr>) -> String {
     to_text(name.as_ref().as_bytes())
 }
 
-/// The path of the host that a name held as text stands for.
+/// The host path of a name that is stored as text.
 pub fn to_path(text: &str) -> Cow<'_, Path> {
     match to_bytes(text) {
         Cow::Borrowed(bytes) => Cow::Borrowed(Path::new(OsStr::from_bytes(bytes))),
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_byte_sequence_survives_the_way_through_text() {
+    fn every_byte_sequence_survives_conversion_to_text_and_back() {
         let escaped_itself = "\u{10fee9}".as_bytes();
         let all: Vec<u8> = (0..=255).collect();
         let names: [&[u8]; 7] =
@@ -92,12 +92,12 @@ mod tests {
     }
 
     #[test]
-    fn names_that_differ_become_texts_that_differ() {
+    fn different_names_become_different_texts() {
         assert_ne!(to_text("\u{10fee9}".as_bytes()), to_text(b"\xe9"));
     }
 
     #[test]
-    fn text_is_kept_as_it_is() {
+    fn valid_text_is_not_changed() {
         assert_eq!(to_text("na\u{ef}ve \u{1f600}".as_bytes()), "na\u{ef}ve \u{1f600}");
         assert_eq!(serde_json::to_value(to_text(b"x\xe9")).unwrap(), "x\u{10fee9}");
     }

@@ -1,8 +1,8 @@
 //! Nodes: one driver instance in the graph, shared by all I/O threads.
 //!
-//! A node owns its driver and its children, knows its parents' edges, and keeps what the request path
-//! needs at hand without a lock: size, limits, and the [`SlowPathFlags`] that take a request off the fast path.
-//! Everything here that is not an atomic is control-plane state.
+//! A node owns its driver and its children, and knows its parents' edges. It provides the request path with state that
+//! needs no lock: size, limits, and the [`SlowPathFlags`] that move a request off the fast path. All fields that are
+//! not atomics are control-plane state.
 
 use std::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64,
@@ -28,36 +28,36 @@ bitflags::bitflags! {
     /// Reasons why a request must take the slow path of a node.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(crate) struct SlowPathFlags: u32 {
-        /// Writes are turned into zero writes where they are zero.
+        /// Writes that contain only zeroes become zero writes.
         const DETECT_ZEROES = 1;
-        /// A guard looks at what is written (probed raw images).
+        /// A guard checks the data of each write (probed raw images).
         const WRITE_GUARD = 4;
-        /// Dirty bitmaps follow the writes.
+        /// Dirty bitmaps record the writes.
         const BITMAPS = 8;
-        /// Reads keep what they fetch from the backing file.
+        /// Reads store in this node the data that they fetch from the backing file.
         const COPY_ON_READ = 16;
     }
 }
 
-/// What `detect-zeroes` makes of writes that are all zero.
+/// How `detect-zeroes` treats writes that contain only zeroes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DetectZeroes {
-    /// Write them as data.
+    /// It writes them as data.
     #[default]
     Off,
-    /// Write them as zeroes.
+    /// It writes them as zeroes.
     On,
-    /// Write them as zeroes and give the space back.
+    /// It writes them as zeroes and frees the space.
     Unmap,
 }
 
-/// Bytes that guests see as one.
+/// Smallest unit, in bytes, that a guest reads or writes.
 const SECTOR: u64 = 512;
 
-/// One read-modify-write or copy-on-read in the count that shares a word with the gates.
+/// One read-modify-write or copy-on-read. Their count shares an atomic word with the slow-path flags.
 const SERIALISING: u32 = 1 << 16;
 
-/// Looks at offset and data of a write and may refuse it.
+/// Checks offset and data of a write and may refuse the write.
 pub(crate) type WriteGuard = Box<dyn Fn(u64, &[u8]) -> Result<()> + Send + Sync>;
 
 /// One driver instance in the graph.
@@ -75,32 +75,32 @@ pub struct Node {
     gates: AtomicU32,
     write_guard: OnceLock<WriteGuard>,
     bitmaps: BitmapList,
-    // What is waited for while what is held: see "Locks and their order" in docs/architecture.md. A holder of a range
-    // waits for counted writes; so nobody waits for a range who is counted.
+    // The order of these locks is in docs/architecture.md, "Locks and their order". A holder of a range in `serialise`
+    // waits for the writes that `aligned_writes` counts. Therefore a counted write never waits for a range.
     pub(crate) serialise: RangeLock,
     pub(crate) aligned_writes: Epochs,
     pub(crate) unflushed: Unflushed,
     pub(crate) flushing: AsyncMutex<()>,
     read_only: AtomicBool,
     settings: ArcSwap<Settings>,
-    /// A parent made it for itself: its cache mode and writability follow the parent's.
+    /// A parent opened this node implicitly: its cache mode and writability follow the parent's.
     follows_parent: AtomicBool,
     filename: Option<String>,
     control_lock: ControlLock,
 }
 
-/// What a reopen may change.
+/// The settings that a reopen may change.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Settings {
     pub(crate) flags: OpenFlags,
     pub(crate) detect_zeroes: DetectZeroes,
     /// The driver's own options.
     pub(crate) options: Options,
-    /// The generic options that were given, as they were.
+    /// The generic options as the user gave them.
     pub(crate) given: Options,
 }
 
-/// What a node is made of; see [`crate::Graph::open`].
+/// The parts that a new node consists of; see [`crate::Graph::open`].
 pub(crate) struct NodeParts {
     pub(crate) name: String,
     pub(crate) factory: &'static dyn DriverFactory,
@@ -149,7 +149,7 @@ impl Node {
         &self.name
     }
 
-    /// Who changes it next.
+    /// The lock that serialises control operations on this node.
     pub(crate) fn control_lock(&self) -> &ControlLock {
         &self.control_lock
     }
@@ -174,13 +174,13 @@ impl Node {
         self.children.get(child).map(|edge| Arc::clone(edge.node()))
     }
 
-    /// The epoch domain that its requests belong to.
+    /// The epoch domain that requests to this node belong to.
     pub fn epochs(&self) -> &Epochs {
         &self.epochs
     }
 
-    /// Virtual size in bytes. A disk image is whole sectors long, whatever the size of what stores it: its last sector is
-    /// completed with zeroes, and can be written.
+    /// Virtual size in bytes. A format or filter node is always whole sectors long, whatever the size of its storage:
+    /// its last sector is padded with zeroes and can be written.
     pub fn size(&self) -> u64 {
         self.size.load(Acquire)
     }
@@ -198,12 +198,12 @@ impl Node {
         self.bitmaps.resize(|| self.size());
     }
 
-    /// Its dirty bitmaps. [`crate::Graph::add_bitmap`] adds one.
+    /// The dirty bitmaps of this node. [`crate::Graph::add_bitmap`] adds one.
     pub fn bitmaps(&self) -> &BitmapList {
         &self.bitmaps
     }
 
-    /// Gives it the bitmaps that its image holds, before it takes requests.
+    /// Attaches the bitmaps that the image stores, before the node takes requests.
     pub(crate) fn adopt_bitmaps(&self, bitmaps: Vec<Arc<DirtyBitmap>>) -> Result<()> {
         if !bitmaps.is_empty() {
             self.bitmaps.insert_all(bitmaps)?;
@@ -212,7 +212,7 @@ impl Node {
         Ok(())
     }
 
-    /// Records a write, a zero write or a discard in the bitmaps, after the node's size has followed it.
+    /// Records a write, a zero write or a discard in the bitmaps. The caller has already updated the node's size.
     pub(crate) fn mark_dirty(&self, offset: u64, len: u64) {
         if self.has_gate(SlowPathFlags::BITMAPS) {
             self.bitmaps.mark(offset, len);
@@ -249,22 +249,22 @@ impl Node {
         self.read_only.load(Relaxed)
     }
 
-    /// What `detect-zeroes` is set to.
+    /// The setting of `detect-zeroes`.
     pub fn detect_zeroes(&self) -> DetectZeroes {
         self.settings.load().detect_zeroes
     }
 
-    /// The flags it was opened with, or reopened with last.
+    /// The flags of the last open or reopen of this node.
     pub fn flags(&self) -> OpenFlags {
         self.settings.load().flags.clone()
     }
 
-    /// Whether space may be given back (`discard=unmap`).
+    /// Whether discards may free space (`discard=unmap`).
     pub(crate) fn unmaps(&self) -> bool {
         self.settings.load().flags.unmap
     }
 
-    /// The driver's options it was opened with, or reopened with last.
+    /// The driver's options of the last open or reopen of this node.
     pub fn options(&self) -> Options {
         self.settings.load().options.clone()
     }
@@ -273,7 +273,7 @@ impl Node {
         Settings::clone(&self.settings.load())
     }
 
-    /// Makes new settings valid. Only while the node takes no requests.
+    /// Puts new settings into effect. Only while the node takes no requests.
     pub(crate) fn apply(&self, settings: Settings) {
         self.set_read_only(settings.flags.read_only);
         if settings.detect_zeroes == DetectZeroes::Off {
@@ -290,7 +290,7 @@ impl Node {
         self.read_only.store(read_only, Release);
     }
 
-    /// Notes that a parent opened it for itself.
+    /// Records that a parent opened this node implicitly.
     pub(crate) fn follow_parent(&self) {
         self.follows_parent.store(true, Release);
     }
@@ -299,7 +299,7 @@ impl Node {
         self.follows_parent.load(Acquire)
     }
 
-    /// The file name that opens it, where it was opened by one or the protocol knows one.
+    /// The file name that opens this node: the name that it was opened by, or a name that the protocol reports.
     pub fn filename(&self) -> Option<String> {
         if let Some(name) = &self.filename {
             return Some(name.clone());
@@ -310,7 +310,7 @@ impl Node {
         })
     }
 
-    /// Bytes occupied on the host by this node and what stores it (not its backing file).
+    /// Bytes that this node and its storage occupy on the host, without its backing file.
     pub fn allocated_size(&self) -> Option<u64> {
         if let Some(bytes) = self.driver.allocated_size() {
             return Some(bytes);
@@ -341,7 +341,7 @@ impl Node {
         self.gates.fetch_and(!gate.bits(), AcqRel);
     }
 
-    /// Counts a request that begins and lets no others change its range; see [`crate::request`].
+    /// Counts a request that keeps other requests from changing its range; see [`crate::request`].
     pub(crate) fn begin_serialising(&self) {
         self.gates.fetch_add(SERIALISING, SeqCst);
     }
@@ -354,7 +354,7 @@ impl Node {
         self.gates.load(SeqCst) >= SERIALISING
     }
 
-    /// Notes that a write has completed, so that there is something to flush.
+    /// Records that a write has completed, so that the next flush has data to flush.
     pub(crate) fn mark_unflushed(&self) {
         self.unflushed.mark();
     }
@@ -372,14 +372,14 @@ impl Node {
         }
     }
 
-    /// Looks at every write from now on.
+    /// Installs a guard that checks every write from now on.
     pub(crate) fn set_write_guard(&self, guard: WriteGuard) {
         if self.write_guard.set(guard).is_ok() {
             self.set_slow_path(SlowPathFlags::WRITE_GUARD);
         }
     }
 
-    /// Whether it has parents.
+    /// Whether this node has parents.
     pub fn has_parents(&self) -> bool {
         self.users.has_edges()
     }
@@ -389,7 +389,7 @@ impl Node {
         self.users.edges()
     }
 
-    /// Who uses it.
+    /// The users of this node.
     pub(crate) fn users(&self) -> &Users {
         &self.users
     }
@@ -409,13 +409,14 @@ impl Node {
 
     pub(crate) fn remove_parent(&self, edge: &Edge) {
         self.users.remove(edge);
-        // Asking for less cannot conflict; that the host keeps a lock which it should give back is worth knowing.
+        // Releasing permissions cannot conflict. If it fails, the host keeps a lock that it should release: the log
+        // reports this.
         if let Err(error) = self.refresh_permissions() {
-            tracing::warn!(node = self.name, %error, "cannot give permissions back");
+            tracing::warn!(node = self.name, %error, "cannot release permissions");
         }
     }
 
-    /// What all users together take and share.
+    /// The permissions that all users together take and share.
     pub(crate) fn cumulative(&self) -> Permissions {
         self.parents().iter().fold(Permissions::NONE, |all, edge| all.and(edge.permissions()))
     }
@@ -433,7 +434,8 @@ impl Node {
         Ok(())
     }
 
-    /// What its children are to be used with, as its parents use it. Checks its own users on the way.
+    /// The permissions that this node needs on its children, given how its parents use it. Also checks its own users
+    /// for conflicts.
     fn children_permissions(&self) -> Result<Vec<(Arc<Edge>, Permissions)>> {
         self.check_conflicts()?;
         let ours = self.cumulative();
@@ -449,7 +451,7 @@ impl Node {
         Ok(self.children.iter().map(wanted).collect())
     }
 
-    /// Has the driver take or give back what keeps other processes out.
+    /// Has the driver take or release the locks that exclude other processes.
     fn hand_permissions_to_driver(&self) -> Result<()> {
         if self.settings.load().flags.force_share {
             return Ok(());
@@ -457,8 +459,8 @@ impl Node {
         self.driver.set_permissions(self.cumulative())
     }
 
-    /// Brings the permissions of all that is below in line with what the parents ask for. No recursion: a chain may
-    /// be long. Edges change from the top down, drivers from the bottom up.
+    /// Updates the permissions of all nodes below this one to match what the parents ask for. Iterative, because a
+    /// chain may be long. Edges change from the top down, drivers from the bottom up.
     pub(crate) fn refresh_permissions(&self) -> Result<()> {
         let mut changed: Vec<(Arc<Edge>, Permissions)> = Vec::new();
         let mut drivers = 0_usize;
@@ -488,7 +490,7 @@ impl Node {
             }
             for (edge, _) in changed.iter().rev().take(drivers) {
                 if let Err(error) = edge.node().hand_permissions_to_driver() {
-                    tracing::warn!(%error, "cannot put permissions back");
+                    tracing::warn!(%error, "cannot restore permissions");
                 }
             }
         }
@@ -497,7 +499,8 @@ impl Node {
 }
 
 impl Drop for Node {
-    /// Children that nobody else uses go one after the other, not each within the one above.
+    /// Drops the nodes that only this node uses one after the other. Nested drops would overflow the stack on a long
+    /// chain.
     fn drop(&mut self) {
         let mut edges: Vec<Arc<Edge>> = self.children.take();
         while let Some(edge) = edges.pop() {
@@ -510,7 +513,7 @@ impl Drop for Node {
 
 fn whole_sectors(factory: &dyn DriverFactory, size: u64) -> u64 {
     match factory.kind() {
-        // Its bytes are what they are: an image may end anywhere.
+        // A protocol node reports the exact size in bytes: a file may end anywhere.
         DriverKind::Protocol => size,
         DriverKind::Format | DriverKind::Filter => {
             size.checked_next_multiple_of(SECTOR).unwrap_or(size)

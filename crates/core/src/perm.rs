@@ -1,25 +1,25 @@
-//! Permissions: what each user of a node does with it and lets others do.
+//! Permissions: the operations that each user of a node performs, and those that it allows other users.
 //!
-//! Every [`crate::Edge`] takes some permissions on its node and shares some. Two users conflict when
-//! one takes what the other does not share. A node asks of its children what its own parents ask of it,
-//! plus what its driver needs for itself; protocols turn the outcome into locks that exclude other
-//! processes.
+//! Every [`crate::Edge`] takes some permissions on its node and shares some. Two users conflict when one takes a
+//! permission that the other does not share. A node requests from its children the permissions that its own parents
+//! request from it, plus those that its driver needs. Protocol drivers turn the resulting permissions into file locks
+//! that exclude other processes.
 
 use crate::{DriverKind, Error, ErrorKind, Result};
 
-/// Sizes of nodes are looked at in sectors, as guests see them.
+/// Guests see sizes in units of sectors, so size checks use them too.
 const SECTOR: u64 = 512;
 
 bitflags::bitflags! {
-    /// Things that a user does with a node. The bit numbers are those of the lock bytes that processes
-    /// exclude one another with.
+    /// Operations that a user performs on a node. The bit numbers are those of the bytes of a file that processes lock
+    /// to exclude one another.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
     pub struct Perm: u8 {
-        /// Reads, and relies on what it reads being what a guest would see.
+        /// Reads, and requires that the data is what a guest would see.
         const CONSISTENT_READ = 1;
         /// Writes.
         const WRITE = 2;
-        /// Writes that do not change what a reader sees.
+        /// Writes that do not change the data that readers see.
         const WRITE_UNCHANGED = 4;
         /// Changes the size.
         const RESIZE = 8;
@@ -41,12 +41,12 @@ impl Perm {
     }
 }
 
-/// What a user takes and what it lets others take.
+/// The permissions that a user takes, and those that it allows other users to take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Permissions {
-    /// What it does.
+    /// The operations of this user.
     pub taken: Perm,
-    /// What others may do.
+    /// The operations allowed to other users.
     pub shared: Perm,
 }
 
@@ -59,17 +59,17 @@ impl Permissions {
         Self { taken, shared: Perm::all() }
     }
 
-    /// Both uses at once.
+    /// The combination of two uses.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self { taken: self.taken | other.taken, shared: self.shared & other.shared }
     }
 
-    /// The usual permissions on a child in `role` of a node whose parents use it with `parents`.
+    /// The default permissions on a child in `role` of a node whose parents use the node with `parents`.
     ///
-    /// A filter asks what is asked of it. A format that is writable writes and resizes its file even
-    /// where no parent writes yet (metadata), and lets nobody else do so. A backing file is only read,
-    /// and may change only if the parents say that the overlay may.
+    /// A filter passes the permissions of its parents to its child. A writable format takes write and resize permission
+    /// on its file even if no parent writes yet, because it writes metadata, and it shares neither of the two. A
+    /// backing file is only read, and may change only if the parents share write permission on the overlay.
     pub fn for_child(kind: DriverKind, role: Role, parents: Self, writable: bool) -> Self {
         match (kind, role) {
             (DriverKind::Filter, Role::Primary) => parents,
@@ -78,11 +78,11 @@ impl Permissions {
         }
     }
 
-    /// Whether a node of `size` bytes whose requests are aligned to `alignment` bytes can be used like this. Writes are
-    /// whole blocks, so that a write to a last block that is not whole would enlarge the node.
+    /// Checks whether a node of `size` bytes with a request alignment of `alignment` bytes can be used with these
+    /// permissions. Writes cover whole blocks, so a write to an incomplete last block would enlarge the node.
     ///
     /// # Errors
-    /// When it is written, may not be resized, and does not end at a multiple of `alignment`.
+    /// When the user takes write but not resize permission, and the size is no multiple of `alignment`.
     pub fn check_size(self, size: u64, alignment: u32) -> Result<()> {
         let writes = self.taken.contains(Perm::WRITE) && !self.taken.contains(Perm::RESIZE);
         let end = size.checked_next_multiple_of(SECTOR).unwrap_or(size);
@@ -112,15 +112,15 @@ impl Permissions {
     }
 }
 
-/// What a child is to its parent.
+/// The role of a child for its parent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// The child that the node's own data and metadata live in (`file`).
+    /// The child that stores the node's own data and metadata (`file`).
     Primary,
     /// Guest data only (external data file).
     Data,
     /// Metadata only.
     Metadata,
-    /// Read where the node itself has nothing allocated.
+    /// Read where the node itself has no allocation.
     Backing,
 }

@@ -1,7 +1,7 @@
-//! Secrets by name: passwords and keys that images, and other secrets, refer to by an identifier.
+//! Secrets: passwords and keys that images, and other secrets, refer to by an identifier.
 //!
-//! They are given once, by whoever starts the program (`--object secret,…`), and looked up when an image is opened or
-//! made. Their bytes are wiped when they are dropped, and nothing here prints them.
+//! The user gives them when the program starts (`--object secret,…`). The block layer looks them up when it opens or
+//! creates an image. Their bytes are wiped when they are dropped, and no code here prints them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,7 +15,7 @@ use crate::{Error, Options, Result, names, strerror};
 /// Largest file that a secret is read from, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
-/// All secrets of one embedding. Clones are the same set.
+/// All secrets of one program. Clones refer to the same set.
 #[derive(Clone, Default)]
 pub struct Secrets(Arc<Mutex<HashMap<String, Secret>>>);
 
@@ -33,7 +33,7 @@ impl Secrets {
     /// Adds a secret.
     ///
     /// # Errors
-    /// When the identifier is taken; in the words of QEMU's tools.
+    /// When the identifier is in use already; in the words of QEMU's tools.
     pub fn add(&self, id: &str, secret: Secret) -> Result<()> {
         let mut secrets = self.lock();
         if secrets.contains_key(id) {
@@ -45,8 +45,8 @@ impl Secrets {
         Ok(())
     }
 
-    /// Adds a secret as QAPI's `SecretProperties` describe it: `data` or `file`, `format`, and `keyid` with `iv` where
-    /// it is encrypted under another one. A file is read here and now.
+    /// Adds a secret from its description in QAPI's `SecretProperties`: `data` or `file`, `format`, and, if another
+    /// secret encrypts it, `keyid` and `iv`. A file is read immediately.
     ///
     /// # Errors
     /// When the description is wrong, the file cannot be read or the bytes cannot be decoded; in the words of QEMU's
@@ -86,19 +86,19 @@ impl Secrets {
         self.add(id, secret)
     }
 
-    /// The secret of an identifier.
+    /// The secret with this identifier.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is no such secret.
     pub fn get(&self, id: &str) -> Result<Secret> {
         let found = self.lock().get(id).cloned();
         found.ok_or_else(|| Error::invalid(format!("No secret with id '{id}'")))
     }
 
-    /// The secret of an identifier, which must be text.
+    /// The secret with this identifier, which must be text.
     ///
     /// # Errors
-    /// When there is none, or it is not UTF-8.
+    /// When there is no such secret, or it is not UTF-8.
     pub fn password(&self, id: &str) -> Result<Secret> {
         let secret = self.get(id)?;
         if std::str::from_utf8(&secret).is_err() {
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_says_where_it_comes_from() {
+    fn a_secret_needs_exactly_one_source() {
         let secrets = Secrets::default();
         define(&secrets, "id=s,data=abc").unwrap();
         assert_eq!(&*secrets.get("s").unwrap(), b"abc");
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn an_encrypted_secret_is_decrypted_with_the_one_that_it_names() {
+    fn an_encrypted_secret_is_decrypted_with_the_secret_that_it_names() {
         let secrets = Secrets::default();
         // AES-256-CBC of "abc" under 32 bytes of 1 and an IV of 2.
         define(&secrets, "id=k,format=base64,data=AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=")

@@ -1,40 +1,41 @@
-//! Internal snapshots: states of a disk kept inside its image.
+//! Internal snapshots: earlier states of a disk, stored inside its image.
 
 use std::sync::Arc;
 
 use crate::driver::BoxFuture;
 use crate::{Backend, ChildIdx, Errno, Error, ErrorKind, Node, Result};
 
-/// What is told of an internal snapshot.
+/// Properties of an internal snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SnapshotInfo {
     /// Unique in the image.
     pub id: String,
     /// Chosen by the user; need not be unique.
     pub name: String,
-    /// When it was taken: seconds and nanoseconds since the epoch.
+    /// Time at which the snapshot was taken: seconds and nanoseconds since the epoch.
     pub date: (u32, u32),
     /// Guest time in nanoseconds.
     pub vm_clock: u64,
-    /// Bytes of VM state saved with it.
+    /// Bytes of VM state saved with the snapshot.
     pub vm_state_size: u64,
-    /// Instructions that the guest had executed, where they were counted.
+    /// Number of instructions that the guest had executed, if the VM counted them.
     pub icount: Option<u64>,
-    /// The disk's size then, in bytes, where the image tells it.
+    /// Size of the disk at that time, in bytes, if the image stores it.
     pub size: Option<u64>,
 }
 
-/// Offered by formats that keep snapshots. Core has drained the node of other requests.
+/// Offered by formats with internal snapshots. Core has drained the node of other requests.
 pub trait Snapshots: Send + Sync {
-    /// All of them, in the order in which they were taken.
+    /// All snapshots, in the order in which they were taken.
     fn list(&self) -> BoxFuture<'_, Result<Vec<SnapshotInfo>>>;
-    /// Takes one. Its id and the disk's size are chosen by the driver.
+    /// Takes a snapshot. The driver chooses its id, and sets the disk's size.
     fn create<'a>(&'a self, new: &'a SnapshotInfo) -> BoxFuture<'a, Result<()>>;
-    /// Makes the disk what it was, size included.
+    /// Restores the state that the snapshot stores, including the disk's size.
     fn apply<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>>;
-    /// Removes one.
+    /// Deletes a snapshot.
     fn delete<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>>;
-    /// Makes a node that is read-only show what one holds, size included, until it is closed. The image does not change.
+    /// Makes a read-only node show the state that a snapshot stores, including its size, until the node is closed. The
+    /// image does not change.
     fn load<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>>;
 }
 
@@ -42,7 +43,8 @@ fn of(node: &Node) -> Result<&dyn Snapshots> {
     node.driver().snapshots().ok_or_else(|| Error::from_errno(Errno::OPNOTSUPP))
 }
 
-/// The node that keeps the snapshots of `node`, and before it those that pass everything on to it, `node` first.
+/// Finds the node whose driver implements snapshots. Returns it together with the nodes from `node` down to it, which
+/// only pass requests on (`node` first).
 fn keeper(node: Arc<Node>) -> Result<(Arc<Node>, Vec<Arc<Node>>)> {
     let (mut keeper, mut above) = (node, Vec::new());
     while keeper.driver().snapshots().is_none() {
@@ -54,21 +56,22 @@ fn keeper(node: Arc<Node>) -> Result<(Arc<Node>, Vec<Arc<Node>>)> {
     Ok((keeper, above))
 }
 
-/// The internal snapshots of the image of a node: its own, or those of the node that it passes everything on to.
+/// The internal snapshots of a node's image. If the node only passes requests on, these are the snapshots of the node
+/// below.
 ///
 /// # Errors
-/// As [`Backend::snapshots`].
+/// The errors of [`Backend::snapshots`].
 pub async fn list(node: &Arc<Node>) -> Result<Vec<SnapshotInfo>> {
     let (keeper, _) = keeper(Arc::clone(node))?;
     of(&keeper)?.list().await
 }
 
 impl Backend {
-    /// The node that keeps the snapshots of the image: the root, or the node that the root passes everything on to (a
-    /// raw image over a qcow2 one).
+    /// The node whose driver implements snapshots: the root, or the node to which the root passes all requests (a raw
+    /// node over a qcow2 image).
     ///
     /// # Errors
-    /// `ENOTSUP` where the format has no snapshots.
+    /// `ENOTSUP` if the format has no snapshots.
     pub fn snapshot_node(&self) -> Result<Arc<Node>> {
         Ok(keeper(self.node()?)?.0)
     }
@@ -76,7 +79,7 @@ impl Backend {
     /// The internal snapshots of the image.
     ///
     /// # Errors
-    /// `ENOTSUP` where the format has none; as the image reports.
+    /// `ENOTSUP` if the format has no snapshots; the errors of the image.
     pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>> {
         list(&self.node()?).await
     }
@@ -84,7 +87,7 @@ impl Backend {
     /// Takes an internal snapshot.
     ///
     /// # Errors
-    /// `ENOTSUP` where the format has none; as the image reports. Nothing has changed then.
+    /// `ENOTSUP` if the format has no snapshots; the errors of the image. Nothing has changed then.
     pub async fn create_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
         let new = new.clone();
         let (keeper, above) = keeper(self.node()?)?;
@@ -92,17 +95,17 @@ impl Backend {
         self.graph().alone_with_below(above, &keeper, create).await
     }
 
-    /// Makes the disk what it was when the snapshot of this id was taken.
+    /// Restores the state of the disk that the snapshot of this id stores.
     ///
     /// # Errors
-    /// As [`Backend::create_snapshot`], and when there is no such snapshot.
+    /// The errors of [`Backend::create_snapshot`], and when there is no such snapshot.
     pub async fn apply_snapshot(&self, id: &str) -> Result<()> {
         let id = id.to_owned();
         let (keeper, above) = keeper(self.node()?)?;
         let parents = above.clone();
         let apply = move |node: Arc<Node>| async move {
             let applied = of(&node)?.apply(&id).await;
-            // Also after a failure: it may have come late.
+            // Also after a failure: the driver may have changed the disk before it failed.
             changed_as_a_whole(&node);
             for parent in parents.iter().rev() {
                 if let Some(refreshed) = parent.driver().refresh_size() {
@@ -115,11 +118,11 @@ impl Backend {
         self.graph().alone_with_below(above, &keeper, apply).await
     }
 
-    /// Has a read-only image show what the snapshot of this id holds, until it is closed. The image does not change.
+    /// Makes a read-only image show the state that the snapshot of this id stores, until the image is closed. The image
+    /// does not change.
     ///
     /// # Errors
-    /// `ENOTSUP` where the format has no snapshots, `EACCES` on a node that can be written, and when there is no such
-    /// snapshot.
+    /// `ENOTSUP` if the format has no snapshots, `EACCES` on a writable node, and when there is no such snapshot.
     pub async fn load_snapshot(&self, id: &str) -> Result<()> {
         let node = self.node()?;
         of(&node)?;
@@ -135,10 +138,10 @@ impl Backend {
         self.graph().run_exclusive(&node, load).await
     }
 
-    /// Removes the snapshot of this id.
+    /// Deletes the snapshot of this id.
     ///
     /// # Errors
-    /// As [`Backend::apply_snapshot`].
+    /// The errors of [`Backend::apply_snapshot`].
     pub async fn delete_snapshot(&self, id: &str) -> Result<()> {
         let id = id.to_owned();
         let (keeper, above) = keeper(self.node()?)?;
@@ -147,7 +150,7 @@ impl Backend {
     }
 }
 
-/// Takes the size of a node from its driver, and has its bitmaps record that all of it may have changed.
+/// Takes the size of a node from its driver, and marks the entire disk as dirty in its bitmaps.
 fn changed_as_a_whole(node: &Node) {
     node.set_size(node.driver().size());
     node.bitmaps().mark(0, node.size());

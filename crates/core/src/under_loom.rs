@@ -1,8 +1,8 @@
-//! Lock-free hand-overs under a model checker: the very files of the crate, compiled against loom's primitives, so that
-//! every interleaving (and every reordering that the orderings permit) is tried.
+//! Models of lock-free code under loom. The models include the crate's own source files with loom's primitives, so that
+//! loom tries every interleaving, and every reordering that the memory orderings permit.
 
-#![allow(dead_code, unreachable_pub, reason = "the models use a part of each file")]
-#![allow(clippy::duplicate_mod, reason = "the same files, against other primitives")]
+#![allow(dead_code, unreachable_pub, reason = "the models use only parts of each file")]
+#![allow(clippy::duplicate_mod, reason = "the same files with loom's primitives")]
 #![allow(clippy::unwrap_used, reason = "a model may fail by panicking, in its helpers too")]
 
 mod atomics {
@@ -17,8 +17,8 @@ use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::thread;
 use unflushed::Unflushed;
 
-/// A host with one block in its page cache and on its medium. Its accesses are relaxed: the order between them and the
-/// flag is the flag's to keep.
+/// A host with one block in its page cache and on its medium. Accesses to the block are relaxed, so that only the flag
+/// orders them.
 struct Host {
     unflushed: Unflushed,
     cached: AtomicUsize,
@@ -34,14 +34,14 @@ impl Host {
         self.unflushed.mark();
     }
 
-    /// What the medium holds after the flush.
+    /// Flushes, and returns the contents of the medium. `medium` is the contents before.
     fn flush(&self, medium: usize) -> usize {
         if self.unflushed.take() { self.cached.load(Relaxed) } else { medium }
     }
 }
 
 #[test]
-fn a_flush_that_starts_after_a_write_leaves_it_on_the_medium() {
+fn a_flush_that_starts_after_a_write_puts_it_on_the_medium() {
     loom::model(|| {
         let host = Host::new();
         host.write(1);
@@ -49,10 +49,10 @@ fn a_flush_that_starts_after_a_write_leaves_it_on_the_medium() {
             let host = Arc::clone(&host);
             thread::spawn(move || host.flush(0))
         };
-        // While the first flush is under way, a second write completes.
+        // A second write completes while the first flush is in progress.
         host.write(2);
         let medium = flusher.join().unwrap();
-        // Flushes of one node follow one another.
+        // Flushes of one node run one after the other.
         assert_eq!(host.flush(medium), 2);
     });
 }

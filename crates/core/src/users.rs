@@ -1,7 +1,8 @@
 //! The users of a node, and the end of its life.
 //!
-//! A node is used by the edges of its parents, and by a graph that owns it. It closes once, when it has no user; from then
-//! on nobody becomes a user of it. Both are decided under one lock, so that no user comes between the look and the end.
+//! The users of a node are the edges of its parents, and a graph that owns it. A node closes once, when it has no user,
+//! and gets no new user afterwards. One lock covers both the check for users and the decision to close. So no user can
+//! appear between the two.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -27,7 +28,7 @@ impl State {
     }
 }
 
-/// Who uses a node.
+/// The users of one node.
 #[derive(Default)]
 pub(crate) struct Users(Mutex<State>);
 
@@ -47,7 +48,7 @@ impl Users {
         Ok(())
     }
 
-    /// Takes a parent's edge away.
+    /// Removes a parent's edge.
     pub(crate) fn remove(&self, edge: &Edge) {
         self.lock().edges.retain(|other| {
             other.strong_count() > 0 && !std::ptr::eq(other.as_ptr(), std::ptr::from_ref(edge))
@@ -75,12 +76,12 @@ impl Users {
         Ok(())
     }
 
-    /// The graph is no user any more.
+    /// Records that the graph no longer owns the node.
     pub(crate) fn disown(&self) {
         self.lock().owned = false;
     }
 
-    /// Ends the node's life if nobody uses it. Says yes to one caller only, which closes the driver then.
+    /// Marks the node as closed if it has no user. Returns true to one caller only; that caller then closes the driver.
     pub(crate) fn close(&self) -> bool {
         let mut state = self.lock();
         if state.closed || state.is_used() {
@@ -90,7 +91,7 @@ impl Users {
         true
     }
 
-    /// Whether the node's life has ended.
+    /// Whether the node is closed.
     pub(crate) fn is_closed(&self) -> bool {
         self.lock().closed
     }

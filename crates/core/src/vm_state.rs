@@ -1,7 +1,8 @@
-//! VM state: what a virtual machine was, beside its disks, kept in an image behind the guest disk.
+//! VM state: the saved state of a virtual machine without its disks. An image stores it in an area behind the guest
+//! disk.
 //!
-//! It belongs to the active state like the disk's content: a snapshot keeps what was saved before it, and applying the
-//! snapshot brings it back.
+//! VM state belongs to the active state, like the disk's contents: a snapshot preserves the VM state that was saved
+//! before it, and applying the snapshot restores it.
 
 use std::sync::Arc;
 
@@ -11,11 +12,11 @@ use crate::driver::BoxFuture;
 use crate::perm::Perm;
 use crate::{Backend, Errno, Error, Node, Result};
 
-/// Offered by formats that can hold VM state. Core has drained the node of other requests.
+/// Offered by formats that can store VM state. Core has drained the node of other requests.
 pub trait VmState: Send + Sync {
-    /// Writes `data` at `offset` of the area.
+    /// Writes `data` at byte `offset` of the VM state area.
     fn save(&self, offset: u64, data: IoBuf) -> BoxFuture<'_, Result<()>>;
-    /// Fills `buf` from `offset` of the area; what was never written is zero.
+    /// Fills `buf` from byte `offset` of the VM state area. Bytes that were never written are zero.
     fn load(&self, offset: u64, buf: IoBufMut) -> BoxFuture<'_, Result<IoBufMut>>;
 }
 
@@ -27,7 +28,7 @@ impl Backend {
     /// Writes `data` at `offset` of the VM state.
     ///
     /// # Errors
-    /// `ENOTSUP` where the format has no place for it; without the permission to write; as the image reports.
+    /// `ENOTSUP` if the format cannot store VM state; `EPERM` without write permission; the errors of the image.
     pub async fn save_vm_state(&self, offset: u64, data: IoBuf) -> Result<()> {
         let edge = self.root()?;
         of(edge.node())?;
@@ -45,7 +46,7 @@ impl Backend {
     /// Fills `buf` from `offset` of the VM state.
     ///
     /// # Errors
-    /// `ENOTSUP` where the format has no place for it; as the image reports.
+    /// `ENOTSUP` if the format cannot store VM state; the errors of the image.
     pub async fn load_vm_state(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
         let load = move |node: Arc<Node>| async move { of(&node)?.load(offset, buf).await };
         self.graph().run_exclusive(&self.node()?, load).await

@@ -1,4 +1,4 @@
-//! The request path against drivers in memory.
+//! Tests of the request path with drivers in memory.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -101,7 +101,7 @@ fn requests_outside_the_device_are_refused() {
 }
 
 #[test]
-fn a_parent_that_needs_more_room_than_there_is_gets_enospc() {
+fn a_parent_that_writes_past_the_end_of_its_child_gets_enospc() {
     block_on(async {
         let graph = graph();
         let memory = Memory::new(1024, Limits::default());
@@ -115,7 +115,7 @@ fn a_parent_that_needs_more_room_than_there_is_gets_enospc() {
 }
 
 #[test]
-fn zero_writes_give_space_back_only_where_discards_are_passed_on() {
+fn zero_writes_free_space_only_on_nodes_with_discard_unmap() {
     block_on(async {
         let graph = graph();
         for unmap in [true, false] {
@@ -132,7 +132,7 @@ fn zero_writes_give_space_back_only_where_discards_are_passed_on() {
 }
 
 #[test]
-fn an_image_whose_last_block_is_not_whole_is_written_only_where_it_may_grow() {
+fn an_image_with_an_incomplete_last_block_is_writable_only_if_it_may_grow() {
     block_on(async {
         let graph = graph();
         let limits = Limits { grows: true, ..aligned(4096) };
@@ -147,7 +147,7 @@ fn an_image_whose_last_block_is_not_whole_is_written_only_where_it_may_grow() {
 }
 
 #[test]
-fn a_flush_with_nothing_to_make_durable_reaches_no_driver() {
+fn a_flush_without_completed_writes_reaches_no_driver() {
     block_on(async {
         let graph = graph();
         let memory = Memory::new(1024, Limits::default());
@@ -183,7 +183,7 @@ fn zero_writes_use_the_driver_for_whole_blocks_and_data_for_the_rest() {
 }
 
 #[test]
-fn zero_writes_without_fallback_say_so() {
+fn zero_writes_without_fallback_fail_if_the_driver_has_none() {
     block_on(async {
         let graph = graph();
         let memory = Memory::new(8192, Limits::default());
@@ -251,7 +251,7 @@ fn resize_waits_for_requests_in_flight() {
 }
 
 #[test]
-fn users_that_exclude_each_other_are_told_apart_by_name() {
+fn a_permission_conflict_names_both_users() {
     block_on(async {
         let graph = graph();
         let memory = Memory::new(1024, Limits::default());
@@ -283,7 +283,7 @@ fn a_failed_open_leaves_nothing_open() {
 }
 
 #[test]
-fn whatever_changes_a_node_is_marked_in_its_bitmaps_and_nothing_else() {
+fn only_requests_that_change_a_node_are_marked_in_its_bitmaps() {
     block_on(async {
         let graph = graph();
         let memory = Memory::new(1 << 20, Limits { grows: true, ..aligned(512) });
@@ -312,7 +312,7 @@ fn whatever_changes_a_node_is_marked_in_its_bitmaps_and_nothing_else() {
 }
 
 #[test]
-fn a_write_under_way_when_a_bitmap_is_added_ends_before_it_counts_as_added() {
+fn adding_a_bitmap_waits_for_writes_in_flight() {
     block_on(async {
         let graph = graph();
         let memory = Arc::new(Memory {
@@ -334,7 +334,7 @@ fn a_write_under_way_when_a_bitmap_is_added_ends_before_it_counts_as_added() {
 }
 
 #[test]
-fn a_request_given_up_is_counted_until_the_host_is_done_with_it() {
+fn a_cancelled_request_is_counted_until_the_host_has_completed_it() {
     block_on(async {
         let graph = graph();
         let memory =
@@ -346,9 +346,12 @@ fn a_request_given_up_is_counted_until_the_host_is_done_with_it() {
             spawn(async move { backend.read(0, IoBufMut::new(512)).await.map(drop) })
         };
         oxblk_ring::yield_now().await;
-        assert!(!graph.epochs().has_passed(epoch), "a request is in progress");
+        assert!(
+            !graph.epochs().has_passed(epoch),
+            "the epoch passed while a request was in progress"
+        );
         drop(task);
         drop(backend.quiesce().await);
-        assert!(graph.epochs().has_passed(epoch), "nothing of it is left in flight");
+        assert!(graph.epochs().has_passed(epoch), "a completed request is still counted");
     });
 }

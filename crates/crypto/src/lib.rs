@@ -1,7 +1,7 @@
 //! Encryption of disk images, without I/O: the input is bytes, the output is validated types and transformed bytes.
 //!
-//! * [`cipher`]: ciphers that work on sectors: a block cipher, a mode, and how each sector's initialisation vector is
-//!   made;
+//! * [`cipher`]: ciphers that work on sectors: a block cipher, a mode, and the rule that derives each sector's
+//!   initialisation vector;
 //! * [`hash`]: hashes, and PBKDF2 with them;
 //! * [`luks`]: the LUKS version 1 header, its key slots, and the anti-forensic splitter;
 //! * [`secret`]: passwords and keys in memory, and the formats in which users provide them;

@@ -5,7 +5,7 @@ use crate::{Error, ErrorKind, Result};
 /// Fills `bytes` with random bytes that are suitable for keys.
 ///
 /// # Errors
-/// If the system provides none.
+/// If the system provides no random bytes.
 pub fn fill(bytes: &mut [u8]) -> Result<()> {
     getrandom::fill(bytes).map_err(|error| {
         Error::new(ErrorKind::NoRandom, format!("The system provides no random bytes: {error}"))

@@ -22,32 +22,32 @@ const BLOCK: usize = 16;
 pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
-    /// Takes over bytes.
+    /// Takes ownership of `bytes`.
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
-    /// Copies bytes.
+    /// Copies `bytes`.
     pub fn from_slice(bytes: &[u8]) -> Self {
         Self::new(bytes.to_vec())
     }
 
-    /// `len` zero bytes, to be filled.
+    /// A secret of `len` zero bytes, for the caller to fill.
     pub fn zeroed(len: usize) -> Self {
         Self::new(vec![0; len])
     }
 
-    /// `len` random bytes.
+    /// A secret of `len` random bytes.
     ///
     /// # Errors
-    /// If the system provides none.
+    /// If the system provides no random bytes.
     pub fn random(len: usize) -> Result<Self> {
         let mut secret = Self::zeroed(len);
         crate::random::fill(&mut secret)?;
         Ok(secret)
     }
 
-    /// Whether both are equal. The time does not depend on where they differ.
+    /// Whether the secret equals `other`. The comparison takes the same time wherever they differ.
     pub fn matches(&self, other: &[u8]) -> bool {
         let differ = self.0.iter().zip(other).fold(0, |all, (a, b)| all | (a ^ b));
         self.0.len() == other.len() && std::hint::black_box(differ) == 0
@@ -80,11 +80,11 @@ pub enum Form {
     /// Plain bytes.
     #[default]
     Raw,
-    /// In base64.
+    /// Base64.
     Base64,
 }
 
-/// How a secret is encrypted with another secret.
+/// The key and IV with which a secret is encrypted.
 pub struct Wrapping<'a> {
     /// The other secret: 32 bytes.
     pub key: &'a Secret,
@@ -95,7 +95,8 @@ pub struct Wrapping<'a> {
 /// Decodes a secret that a user provides.
 ///
 /// # Errors
-/// With the messages of QEMU's tools, which do not include the secret's bytes.
+/// If the secret cannot be decoded or decrypted; with the messages of QEMU's tools, which do not include the secret's
+/// bytes.
 pub fn decode(given: Secret, form: Form, wrapping: Option<&Wrapping<'_>>) -> Result<Secret> {
     let Some(wrapping) = wrapping else {
         return match form {

@@ -77,7 +77,7 @@ fn data_of_every_size_reads_back_as_written() {
 }
 
 #[test]
-fn many_requests_at_once_are_all_answered() {
+fn a_thousand_concurrent_requests_are_all_answered() {
     oxblk_ring::perturb::start(1);
     let fixture = Fixture::new();
     let mut client = fixture.client(false);
@@ -121,7 +121,7 @@ fn requests_are_served_while_an_earlier_one_waits() {
     client.request_as(1, CommandKind::READ, 0, 0, 512);
     client.request_as(2, CommandKind::READ, 0, 512, 512);
     fixture.until("both reads are in flight", |fixture| fixture.disk.waiting() == 2);
-    // This read is invalid, so it is refused at once without the disk.
+    // This read is invalid, so the server refuses it immediately, without a request to the disk.
     client.request_as(3, CommandKind::READ, 0, SIZE, 512);
     assert_eq!(client.answer(), Answer::Simple { cookie: 3, error: Some(ErrorCode::Inval) });
     fixture.disk.release();
@@ -132,7 +132,7 @@ fn requests_are_served_while_an_earlier_one_waits() {
 }
 
 #[test]
-fn tcp_works_like_unix() {
+fn a_tcp_socket_works_like_a_unix_socket() {
     let fixture = Fixture::new();
     let mut client = Client::greet(fixture.tcp_socket());
     client.acked(OptionKind::GO, &info_request("disk", &[]).unwrap());
@@ -156,7 +156,7 @@ fn connections_see_the_writes_of_other_connections() {
 }
 
 #[test]
-fn flags_reach_the_disk() {
+fn command_flags_become_flags_of_disk_requests() {
     let fixture = Fixture::new();
     let mut client = fixture.client(false);
     client.request(CommandKind::WRITE, CommandFlags::FUA, 0, 512);
@@ -180,7 +180,7 @@ fn flags_reach_the_disk() {
         assert_eq!(client.status(), error, "{kind:?} {flags:?}");
     }
     let log = fixture.disk.log();
-    // This disk has no FUA, so the backend flushes.
+    // The backend executes FUA as a request followed by a flush.
     let expected = [
         "write 0+512",
         "flush 0+0",
@@ -370,7 +370,7 @@ fn a_disconnect_request_ends_the_session_after_earlier_requests_complete() {
 }
 
 #[test]
-fn a_client_that_hangs_up_inside_a_write_leaves_the_disk_as_it_was() {
+fn a_client_that_hangs_up_inside_a_write_leaves_the_disk_unchanged() {
     for sent in [0, 100, 4000, 100_000] {
         let fixture = Fixture::new();
         let mut client = fixture.client(false);
@@ -464,7 +464,7 @@ fn a_handshake_may_take_ten_seconds_by_default() {
 }
 
 #[test]
-fn clients_that_connect_and_disconnect_do_no_harm() {
+fn clients_that_disconnect_during_the_handshake_do_not_disturb_the_server() {
     let fixture = Fixture::new();
     for round in 0..200 {
         let mut socket = fixture.socket();

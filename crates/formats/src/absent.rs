@@ -1,21 +1,21 @@
-//! Formats that QEMU knows and this library does not have yet.
+//! Formats that QEMU supports and this library does not support yet.
 //!
-//! They are recognised by their magic numbers all the same: an image of one of them must not be taken for
-//! a raw disk, whose "contents" would be its headers and tables, and a probed raw disk must not be turned
-//! into one of them by its guest. To open one is refused in one line that says what it is.
+//! They are recognised by their magic numbers, for two reasons. Such an image must not be opened as a raw disk, which
+//! would show its headers and tables as guest data. And a guest must not be able to turn its probed raw disk into such
+//! an image. Opening one fails with an error that names the format.
 
 use oxblk_core::{BoxFuture, Driver, DriverFactory, DriverKind, Error, OpenContext, Result};
 
-/// A format by name, and how it is recognised.
+/// The name of a format, and the marks by which it is recognised.
 #[derive(Debug)]
 pub struct Absent {
     name: &'static str,
     marks: &'static [Mark],
-    /// File name ending that, without better knowledge, stands for the format.
+    /// File name extension that identifies the format, if no mark does.
     ending: Option<&'static str>,
 }
 
-/// Bytes that an image of a format has at a place.
+/// Bytes that every image of a format has at a certain offset.
 #[derive(Debug)]
 struct Mark {
     offset: usize,
@@ -48,10 +48,10 @@ pub static BOCHS: Absent = absent("bochs", &[at(0, b"Bochs Virtual HD Image")]);
 /// Compressed loop devices.
 pub static CLOOP: Absent =
     absent("cloop", &[at(0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=")]);
-/// Apple disk images, which have nothing at their beginning.
+/// Apple disk images. They have no mark at their beginning.
 pub static DMG: Absent = Absent { name: "dmg", marks: &[], ending: Some(".dmg") };
 
-/// All of them.
+/// All formats of this module.
 pub static ALL: &[&Absent] = &[&VMDK, &VPC, &VHDX, &QED, &QCOW, &LUKS, &BOCHS, &CLOOP, &DMG];
 
 impl DriverFactory for Absent {
@@ -83,14 +83,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_format_is_known_by_its_mark_and_at_its_place_only() {
+    fn a_format_is_recognised_by_its_mark_at_the_right_offset_only() {
         assert_eq!(VMDK.probe(b"KDMV\x01\0\0\0", None), 100);
         assert_eq!(VMDK.probe(b" KDMV", None), 0);
         assert_eq!(QCOW.probe(b"QFI\xfb\0\0\0\x03", None), 0);
     }
 
     #[test]
-    fn an_apple_image_is_known_by_its_name() {
+    fn an_apple_image_is_recognised_by_its_file_name() {
         assert_eq!(DMG.probe(b"", Some("x.dmg")), 2);
         assert_eq!(DMG.probe(b"", Some("x.img")), 0);
         assert_eq!(DMG.probe(b"", None), 0);

@@ -1,10 +1,10 @@
-//! Image formats: how disks are laid out in files.
+//! Image formats: the layout of disks in files.
 //!
-//! - [`raw`]: as they are.
-//! - [`qcow2`]: in clusters, with backing files, compression and more.
-//! - [`parallels`]: in clusters, as Parallels has them.
-//! - [`vdi`]: in blocks of 1 MiB, as VirtualBox has them.
-//! - [`absent`]: those that are known by sight only.
+//! - [`raw`]: the file contains the disk without metadata.
+//! - [`qcow2`]: clusters, with backing files, compression, snapshots and more.
+//! - [`parallels`]: the format of Parallels, with clusters.
+//! - [`vdi`]: the format of VirtualBox, with blocks of 1 MiB.
+//! - [`absent`]: formats that are recognised but not supported.
 #![forbid(unsafe_code)]
 
 pub mod absent;

@@ -1,8 +1,8 @@
-//! Holds back a write of metadata until one that was cancelled has come to its end on the host.
+//! Delays a metadata write until the host has completed earlier writes that were cancelled.
 //!
-//! Reads may have to write metadata back to make room for more, and a read may be dropped at any time. What it had
-//! begun to write is dirty again then, and the next write of it goes to the same place: were both under way at once, the
-//! older might come last.
+//! A read may have to write back metadata to free space in a cache, and the future of a read may be dropped at any
+//! time. The metadata that it began to write is then dirty again, and the next write goes to the same place in the
+//! file. If both writes were in flight concurrently, the older one could reach the file last.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -15,12 +15,13 @@ struct State {
     settled: Event,
 }
 
-/// Whether writes that were cancelled may still be under way.
+/// Counts the cancelled writes that may still be in flight.
 #[derive(Debug, Default)]
 pub(crate) struct WriteBarrier(Arc<State>);
 
 impl WriteBarrier {
-    /// Waits until none are, and begins to write. The caller holds the lock that keeps others from beginning.
+    /// Waits until no cancelled write is in flight, and begins a write. The caller holds the lock that serialises these
+    /// writes.
     pub(crate) async fn pass(&self) -> Writing<'_> {
         while self.0.cancelled.load(SeqCst) > 0 {
             let listener = self.0.settled.listen();
@@ -32,14 +33,15 @@ impl WriteBarrier {
     }
 }
 
-/// A write under way. Dropped before it is done, it closes the barrier until the host is done.
+/// A write in progress. If it is dropped before [`Writing::done`], the barrier stays closed until the host has
+/// completed it.
 pub(crate) struct Writing<'a> {
     barrier: &'a WriteBarrier,
     done: bool,
 }
 
 impl Writing<'_> {
-    /// Nothing is under way any more, whether it succeeded or failed.
+    /// Ends the write, after success or failure: none of its operations is in flight.
     pub(crate) fn done(mut self) {
         self.done = true;
     }
@@ -54,7 +56,7 @@ impl Drop for Writing<'_> {
     }
 }
 
-/// A write that was cancelled and may still be under way; kept until the host is done.
+/// A cancelled write that may still be in flight. It is kept until the host has completed it.
 struct Cancelled(Arc<State>);
 
 impl Drop for Cancelled {

@@ -1,6 +1,6 @@
-//! A flush that is dropped while the host is at work on its writes, on a thread that ends.
+//! A flush whose future is dropped because its thread ends, while the writes of the flush are in flight.
 //!
-//! The next flush has to wait for those writes, and must not wait for ever.
+//! The next flush must wait for these writes to end, but must not wait for ever.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::future::Future;
@@ -18,14 +18,14 @@ use oxblk_protocols::file::FILE;
 use oxblk_ring::{Aio, File, IoBufMut, block_on, settled, timeout, yield_now};
 
 static DRIVERS: DriverTable = &[QCOW2, &FILE];
-/// Threads that carry out blocking calls on files.
+/// Number of worker threads for blocking calls on files.
 const WORKERS: usize = 64;
 
 fn options(dotted: &str) -> Options {
     Options::from_dotted(dotted, None).unwrap()
 }
 
-/// An empty image in a file of which worker threads read and write.
+/// Creates and opens an empty image. Worker threads read and write its file.
 async fn new_image(graph: &Graph, path: &std::path::Path) -> Backend {
     std::fs::write(path, []).unwrap();
     let file = format!("driver=file,filename={},aio=threads", path.display());
@@ -43,7 +43,7 @@ async fn new_image(graph: &Graph, path: &std::path::Path) -> Backend {
     graph.open_backend(None, options(&dotted), OpenFlags::default()).await.unwrap()
 }
 
-/// Occupies all worker threads until what this returns is dropped.
+/// Blocks all worker threads until the returned senders are dropped.
 fn occupy_workers() -> Vec<mpsc::Sender<()>> {
     let file = File::from_fd(std::fs::File::open("/dev/null").unwrap().into(), Aio::Threads);
     let occupy = |_| {
@@ -55,7 +55,7 @@ fn occupy_workers() -> Vec<mpsc::Sender<()>> {
 }
 
 #[test]
-fn a_flush_dropped_on_a_thread_that_ends_holds_back_the_next_one_until_the_host_is_done() {
+fn a_flush_waits_for_the_writes_of_a_flush_that_ended_with_its_thread() {
     let directory = tempfile::tempdir_in("/var/tmp").unwrap();
     let path = directory.path().join("image");
     let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
@@ -83,7 +83,7 @@ fn a_flush_dropped_on_a_thread_that_ends_holds_back_the_next_one_until_the_host_
         let mut flush = Box::pin(image.flush());
         for _ in 0..100 {
             let mut cx = Context::from_waker(Waker::noop());
-            assert!(flush.as_mut().poll(&mut cx).is_pending(), "the host is at work for the first");
+            assert!(flush.as_mut().poll(&mut cx).is_pending(), "the first flush is in flight");
             yield_now().await;
         }
         drop(workers);

@@ -1,11 +1,12 @@
-//! A freed cluster is handed out again only after every request that was in flight when it was freed has ended.
+//! A freed cluster is quarantined: it is allocated again only after all requests that were in flight when it was freed
+//! have ended.
 //!
-//! The storage holds back one read of a data cluster while that cluster is discarded and others are written. Through a
-//! backend, which marks the request as being in flight, the read sees the old contents. The same read made behind
-//! core's back sees another cluster's data: the rule is what stands between the two.
+//! The storage delays one read of a data cluster, while that cluster is discarded and other clusters are written.
+//! Through a backend, which counts the request as in flight, the read returns the old contents. If the test bypasses
+//! the backend, the same read returns the data of another cluster. This proves that the quarantine is effective.
 //!
-//! Writes are held back as well, while their cluster is discarded or a part of it is zeroed with leave to unmap: their
-//! data must not go to a cluster that has been given away, and what was written must be there.
+//! Other tests delay a write, while its cluster is discarded or a part of the cluster is zeroed with permission to
+//! unmap. The data must not go to a cluster that was freed and allocated again, and it must be readable afterwards.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -24,7 +25,7 @@ use oxblk_ring::{Event, IoBuf, IoBufMut, block_on, spawn, yield_now};
 
 const CLUSTER: u64 = 65536;
 
-/// What waits in the storage: the first operation of this kind.
+/// The kind of operation that the storage delays. It delays the first such operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// A read of a whole cluster.
@@ -33,7 +34,7 @@ enum Kind {
     Write(u8),
 }
 
-/// Memory that holds an operation back.
+/// Storage in memory that delays one operation.
 #[derive(Default)]
 struct Storage {
     bytes: Mutex<Vec<u8>>,
@@ -52,7 +53,7 @@ impl Storage {
         self.released.notify(usize::MAX);
     }
 
-    /// Waits if an operation is held back for which `is_meant` says so, and none was yet.
+    /// Waits for the release if `is_meant` accepts the delayed kind and no operation was delayed before.
     async fn wait_if(&self, is_meant: impl Fn(Kind) -> bool) {
         let held = || self.held.lock().unwrap().is_some_and(&is_meant);
         if held() && !self.waiting.swap(true, SeqCst) {
@@ -63,7 +64,7 @@ impl Storage {
         }
     }
 
-    /// Until an operation is held back.
+    /// Waits until the storage is delaying an operation.
     async fn until_waiting(&self) {
         while !self.waiting.load(SeqCst) {
             yield_now().await;
@@ -166,8 +167,8 @@ async fn new_image(graph: &Graph, storage: &Arc<Storage>, with: &str, opened: &s
     graph.open_backend(None, options, flags).await.unwrap()
 }
 
-/// Reads guest cluster 0 with `read`, which the storage holds back while the cluster is discarded and three others are
-/// written, and gives the first byte that the read returns.
+/// Reads guest cluster 0 with `read`. The storage delays the read while the cluster is discarded and three other
+/// clusters are written. Returns the first byte of the result.
 async fn read_across_a_discard<F>(
     disk: &Backend,
     storage: &Arc<Storage>,
@@ -182,7 +183,7 @@ where
     let reader = spawn(read());
     storage.until_waiting().await;
     disk.discard(0, CLUSTER).await.unwrap();
-    // The first write-back drops the reference, the second would be the earliest to see the cluster free.
+    // The first write-back drops the reference. Only the second one could make the cluster available for allocation.
     disk.flush().await.unwrap();
     for index in 1..4 {
         disk.write(index * CLUSTER, cluster(0xbb), WriteFlags::FUA).await.unwrap();
@@ -211,7 +212,7 @@ fn a_read_in_flight_never_sees_another_clusters_data() {
 }
 
 #[test]
-fn a_read_that_nobody_counts_would_see_it() {
+fn a_read_that_is_not_counted_as_in_flight_sees_another_clusters_data() {
     block_on(async {
         let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
         let storage = Arc::new(Storage::default());
@@ -222,26 +223,26 @@ fn a_read_that_nobody_counts_would_see_it() {
             node.driver().read(0, IoBufMut::new(len)).await
         })
         .await;
-        assert_eq!(seen, 0xbb, "the cluster was not handed out again: the test shows nothing");
+        assert_eq!(seen, 0xbb, "the cluster was not allocated again: the test proves nothing");
         disk.close().await.unwrap();
     });
 }
 
-/// Images with whole clusters, and with subclusters.
+/// Images without and with subclusters.
 const LAYOUTS: [&str; 2] = ["", ",extended_l2=on"];
-/// What a held write writes, and where in cluster 0.
+/// The byte that the delayed write writes, and its range in cluster 0.
 const HELD_BYTE: u8 = 0xcc;
 const HELD_AT: u64 = 8192;
 const HELD_LEN: usize = 4096;
 
-/// What cluster 0 is when the held write comes.
+/// The state of cluster 0 before the delayed write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Before {
-    /// Data of the image's own: the write goes to its place.
+    /// Data in a cluster that the image owns: the write goes to this cluster.
     Data,
-    /// Zeroes that keep a host cluster: the write goes there, with zeroes around it.
+    /// An allocated zero cluster: the write goes to its host cluster, with zeroes around it.
     KeptZeroes,
-    /// Data that a snapshot shares: the write goes elsewhere, with the data around it.
+    /// Data in a cluster shared with a snapshot: the write goes to a new cluster, with the old data around it.
     Shared,
 }
 
@@ -275,7 +276,8 @@ async fn prepare(disk: &Backend, before: Before) {
     disk.flush().await.unwrap();
 }
 
-/// Writes a part of cluster 0. While that is held back, begins `other`, and uses up what clusters become free.
+/// Writes a part of cluster 0. While the storage delays this write, starts `other`, and allocates the clusters that
+/// become free.
 async fn during_a_write<F>(disk: &Backend, storage: &Storage, other: F)
 where
     F: Future<Output = Result<()>> + 'static,
@@ -304,14 +306,14 @@ where
     }
 }
 
-/// The other clusters hold what was written to them, and the image is whole.
+/// Asserts that the other clusters contain the data written to them, and that a check of the image finds no errors.
 async fn nothing_else_is_harmed(disk: &Backend, before: Before) {
     let cluster = usize::try_from(CLUSTER).unwrap();
     for index in 1..7 {
         let byte = if index < 4 { 0xbb } else { 0xdd };
         assert!(bytes(disk, index * CLUSTER, cluster).await.iter().all(|b| *b == byte));
     }
-    // The first cycle lowers refcounts, the second writes them.
+    // The first write-back cycle lowers refcounts in memory, and the second one writes them.
     disk.flush().await.unwrap();
     disk.flush().await.unwrap();
     let node = disk.node().unwrap();
@@ -325,7 +327,7 @@ async fn nothing_else_is_harmed(disk: &Backend, before: Before) {
 }
 
 #[test]
-fn a_discard_during_a_write_with_copy_on_write_harms_neither() {
+fn a_discard_during_a_write_with_copy_on_write_corrupts_nothing() {
     for (layout, before) in LAYOUTS.into_iter().flat_map(|l| Before::ALL.map(|b| (l, b))) {
         block_on(async {
             let (graph, storage) =
@@ -338,7 +340,7 @@ fn a_discard_during_a_write_with_copy_on_write_harms_neither() {
             let (at, cluster) =
                 (usize::try_from(HELD_AT).unwrap(), usize::try_from(CLUSTER).unwrap());
             let seen = bytes(&disk, 0, cluster).await;
-            // The two overlap: the write comes before the discard, or after it.
+            // The requests overlap, so the write may take effect before or after the discard.
             let written = seen[at];
             assert!([0, HELD_BYTE].contains(&written), "{layout} {before:?}");
             assert!(seen[at..at + HELD_LEN].iter().all(|byte| *byte == written));
@@ -351,8 +353,8 @@ fn a_discard_during_a_write_with_copy_on_write_harms_neither() {
 }
 
 #[test]
-fn a_zero_write_that_may_unmap_leaves_a_write_to_another_part_of_the_cluster() {
-    // With what lies around the held write, and with a part of that.
+fn a_zero_write_with_unmap_does_not_affect_a_write_to_another_part_of_the_cluster() {
+    // Zero everything around the delayed write, or only a part of it.
     let zeroed =
         [vec![(0, HELD_AT), (HELD_AT + 4096, CLUSTER - HELD_AT - 4096)], vec![(32768, 4096)]];
     let cases = LAYOUTS.into_iter().flat_map(|l| Before::ALL.map(|b| (l, b)));

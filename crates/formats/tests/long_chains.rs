@@ -1,4 +1,4 @@
-//! Chains of many backing files.
+//! Long backing chains: requests, permissions and errors must not recurse over the images.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -15,10 +15,11 @@ static DRIVERS: DriverTable = &[QCOW2, &FILE];
 
 const LEVELS: usize = 1000;
 const CLUSTER: u64 = 65536;
-/// An image takes two descriptors, and a machine may allow no more than the usual number.
+/// An image needs two file descriptors. The usual limit of a process may be lower than this number.
 const WANTED_DESCRIPTORS: u64 = 2 * LEVELS as u64 + 200;
 
-/// Makes `levels` images, each above the one before. All are copies of one file but for the names in them.
+/// Creates `levels` images, each an overlay of the one before. All overlays are copies of one file, apart from the name
+/// of the backing file.
 fn make_chain(dir: &Path, levels: usize) {
     let image = |index: usize| dir.join(format!("{index:04}")).to_str().unwrap().to_owned();
     block_on(async {
@@ -28,7 +29,8 @@ fn make_chain(dir: &Path, levels: usize) {
         let mut overlay = Options::from_dotted("size=1M,backing_fmt=qcow2", None).unwrap();
         overlay.insert("backing_file", "0000");
         graph.create_image(&image(1), "qcow2", &overlay).await.unwrap();
-        // Each cluster has an owner further down, so that every L2 table on the way has to be read.
+        // Only image 0 allocates cluster 0, and every overlay allocates cluster 1, so that it has an L2 table. A read of
+        // cluster 0 must look into the L2 tables of all images.
         for (index, byte) in [(0, 1), (1, 2)] {
             let mut options = Options::from_dotted("driver=qcow2", None).unwrap();
             options.insert("backing", serde_json::Value::Null);
@@ -59,13 +61,13 @@ fn allow_descriptors() -> bool {
         && rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).is_ok()
 }
 
-/// Runs with the stack of an ordinary thread, which calls that nest with the chain would use up.
+/// Runs `work` with a small stack, which would overflow if calls nested with the length of the chain.
 fn on_a_thread(work: impl FnOnce() + Send + 'static) {
     std::thread::Builder::new().stack_size(1 << 20).spawn(work).unwrap().join().unwrap();
 }
 
 #[test]
-fn a_chain_of_a_thousand_images_opens_is_read_and_closes() {
+fn a_chain_of_a_thousand_images_can_be_opened_read_and_closed() {
     if !allow_descriptors() {
         eprintln!("too few descriptors are allowed: skipped");
         return;
@@ -79,7 +81,7 @@ fn a_chain_of_a_thousand_images_opens_is_read_and_closes() {
             let options = Options::from_dotted("driver=qcow2", None).unwrap();
             let name = top.to_str().unwrap();
             let node = graph.open_image(name, options, OpenFlags::default()).await.unwrap();
-            // The permissions of the whole chain change.
+            // This changes the permissions of all nodes in the chain.
             let permissions = Permissions {
                 taken: Perm::CONSISTENT_READ | Perm::WRITE,
                 shared: Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED,
@@ -89,7 +91,7 @@ fn a_chain_of_a_thousand_images_opens_is_read_and_closes() {
             assert_eq!((&read[..4096], &read[4096..]), (&[1; 4096][..], &[0; 4096][..]));
             assert_eq!(*disk.read(CLUSTER, IoBufMut::new(4096)).await.unwrap(), [2; 4096]);
             assert_eq!(*disk.read(2 * CLUSTER, IoBufMut::new(4096)).await.unwrap(), [0; 4096]);
-            // What is below is copied around the new data.
+            // Copy-on-write fills the rest of the cluster from the backing chain.
             disk.write(0, vec![3; 512].into(), WriteFlags::empty()).await.unwrap();
             let read = disk.read(0, IoBufMut::new(1024)).await.unwrap();
             assert_eq!((&read[..512], &read[512..]), (&[3; 512][..], &[1; 512][..]));
@@ -102,7 +104,7 @@ fn a_chain_of_a_thousand_images_opens_is_read_and_closes() {
 }
 
 #[test]
-fn a_chain_that_cannot_be_opened_says_why_in_one_short_line() {
+fn a_chain_that_cannot_be_opened_gives_one_short_error_message() {
     on_a_thread(|| {
         let dir = tempfile::tempdir().unwrap();
         make_chain(dir.path(), 200);
@@ -121,7 +123,7 @@ fn a_chain_that_cannot_be_opened_says_why_in_one_short_line() {
             assert!(text.contains("0000") && !text.contains('\n'), "{text}");
             assert_eq!(error.kind(), ErrorKind::NotFound);
             assert!(graph.nodes().is_empty());
-            // A chain that leads back to itself.
+            // A backing chain that forms a loop.
             std::fs::copy(dir.path().join("0199"), dir.path().join("0000")).unwrap();
             let error = graph.open_image(name, options(), OpenFlags::default()).await.unwrap_err();
             let text = error.to_string();

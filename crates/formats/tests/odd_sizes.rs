@@ -1,4 +1,5 @@
-//! Disks whose images name a size that is not whole sectors.
+//! Images whose disk size is not a multiple of the sector size. Core rounds it up, and every request sees the rounded
+//! size.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -9,13 +10,13 @@ use oxblk_ring::{IoBufMut, block_on};
 
 static DRIVERS: DriverTable = &[QCOW2, &FILE];
 
-/// Where the header has the size, see "Header" in the specification.
+/// Byte offset of the disk size in the header; see "Header" in the specification.
 const SIZE_AT: usize = 24;
 const ODD: u64 = 1_000_001;
 const WHOLE: u64 = 1_000_448;
 
 #[test]
-fn a_qcow2_image_of_an_odd_size_has_one_size_everywhere() {
+fn a_qcow2_image_with_an_odd_size_has_the_rounded_size_everywhere() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.qcow2");
     let name = path.to_str().unwrap();

@@ -1,4 +1,5 @@
-//! Users of one node that exclude one another, told in the words of the installed qemu-storage-daemon.
+//! Users of one node with conflicting permissions. The error messages must equal those of the installed
+//! qemu-storage-daemon.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -25,7 +26,7 @@ fn image(dir: &Path) -> String {
     path
 }
 
-/// What the daemon says when it refuses its last option; the option's own text is cut off.
+/// The error message of the daemon when it refuses its last option, without the text of the option.
 fn daemon_refusal(args: &[String]) -> String {
     let mut daemon = Command::new("qemu-storage-daemon")
         .args(args)
@@ -40,7 +41,7 @@ fn daemon_refusal(args: &[String]) -> String {
         std::thread::sleep(Duration::from_millis(5));
     }
     let output = daemon.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "it was to refuse {args:?}");
+    assert_eq!(output.status.code(), Some(1), "the daemon did not refuse {args:?}");
     let text = String::from_utf8(output.stderr).unwrap();
     let at = text.find("Permission conflict").expect("a permission conflict");
     text[at..].trim_end().to_owned()
@@ -76,7 +77,7 @@ fn two_formats_on_one_file_are_refused_as_the_daemon_refuses_them() {
         assert_eq!(refused.to_string(), expected);
         assert_eq!(refused.raw_errno(), Errno::PERM);
         assert!(graph.node("q2").is_none());
-        // The first is none the worse for it, and when it goes the second may come.
+        // The first format node still works. After it is closed, the second one can be opened.
         writer(&graph, &first).unwrap().close().await.unwrap();
         graph.disown(first).await.unwrap();
         open(&graph, formats[1]).await.unwrap();
@@ -84,7 +85,7 @@ fn two_formats_on_one_file_are_refused_as_the_daemon_refuses_them() {
 }
 
 #[test]
-fn a_writer_beside_a_format_is_refused_as_the_daemon_refuses_it_whoever_comes_first() {
+fn a_writer_and_a_format_on_one_file_are_refused_in_either_order_as_the_daemon_does() {
     let dir = tempfile::tempdir().unwrap();
     let path = image(dir.path());
     let file = format!("driver=file,node-name=f,filename={path}");
@@ -112,7 +113,7 @@ fn a_writer_beside_a_format_is_refused_as_the_daemon_refuses_it_whoever_comes_fi
 }
 
 #[test]
-fn a_read_only_node_takes_no_writer() {
+fn a_read_only_node_refuses_writers() {
     let dir = tempfile::tempdir().unwrap();
     let path = image(dir.path());
     block_on(async {
@@ -120,7 +121,7 @@ fn a_read_only_node_takes_no_writer() {
         let options = format!("driver=file,node-name=f,read-only=on,filename={path}");
         let node = open(&graph, &options).await.unwrap();
         assert_eq!(writer(&graph, &node).unwrap_err().to_string(), "Block node is read-only");
-        // A read-only format on it may stand beside another.
+        // Several read-only format nodes may share the file node.
         open(&graph, "driver=qcow2,file=f,read-only=on,node-name=a").await.unwrap();
         open(&graph, "driver=qcow2,file=f,read-only=on,node-name=b").await.unwrap();
     });

@@ -1,4 +1,4 @@
-//! qcow2 on a simulated disk that fails at the worst moment, and images that contradict themselves.
+//! qcow2 on a simulated disk with I/O errors and power cuts, and qcow2 images with contradictory metadata.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -19,7 +19,7 @@ use oxblk_ring::{File, IoBufMut, timeout};
 static DRIVERS: DriverTable = &[QCOW2, &FILE];
 
 const CLUSTER: usize = 4096;
-/// One L2 table covers 512 clusters, so that the disk has four.
+/// One L2 table covers 512 clusters, so the disk needs four L2 tables.
 const SIZE: u64 = 8 << 20;
 
 fn options(dotted: &str) -> Options {
@@ -36,12 +36,12 @@ fn file(graph: &Graph, disk: &Disk) -> Arc<Node> {
     graph.add_node(Some("file"), &FILE, Box::new(driver), flags).unwrap()
 }
 
-/// An empty image.
+/// Creates an empty image.
 async fn create(disk: &Disk) {
     create_with(disk, "preallocation=off").await;
 }
 
-/// An image made with more options.
+/// Creates an empty image with further options.
 async fn create_with(disk: &Disk, more: &str) {
     let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
     let edge = Edge::attach(file(&graph, disk), "creation", "file", all()).unwrap();
@@ -66,7 +66,7 @@ async fn write(image: &Backend, cluster: u64, byte: u8) {
 
 async fn byte(image: &Backend, cluster: u64) -> u8 {
     let read = image.read(cluster * CLUSTER as u64, IoBufMut::new(CLUSTER)).await.unwrap();
-    assert!(read.iter().all(|byte| *byte == read[0]), "cluster {cluster} is mixed");
+    assert!(read.iter().all(|byte| *byte == read[0]), "cluster {cluster} has different bytes");
     read[0]
 }
 
@@ -75,10 +75,11 @@ async fn check(image: &Backend) -> CheckReport {
     node.driver().check().unwrap().check(Fix::Nothing, &|_| {}).await.unwrap()
 }
 
-/// Clusters in two L2 tables, one of which is new.
+/// Clusters that two L2 tables map. One of these tables is new.
 const WRITTEN: [u64; 4] = [1, 2, 700, 701];
 
-/// An image with something on disk, which has then been changed: new clusters, new tables, and dropped ones.
+/// An image with flushed data and with later changes that are not flushed: new clusters, a new L2 table, and a dropped
+/// cluster.
 async fn changed(disk: &Disk) -> Backend {
     create(disk).await;
     let image = open(disk).await;
@@ -93,7 +94,7 @@ async fn changed(disk: &Disk) -> Backend {
     image
 }
 
-/// What a flush that succeeded has made durable is there after a power cut, and at the end no cluster leaks.
+/// Asserts that flushed data is readable after a power cut, and that no cluster is leaked after the image is closed.
 async fn nothing_was_lost(disk: &Disk, image: Backend, context: &str) {
     image.flush().await.unwrap();
     let left = disk.after_power_loss_none();
@@ -113,7 +114,7 @@ async fn nothing_was_lost(disk: &Disk, image: Backend, context: &str) {
 }
 
 #[test]
-fn a_write_back_that_failed_anywhere_is_made_up_for_by_the_next() {
+fn a_write_back_that_fails_is_completed_by_the_next_one() {
     let mut failures = 0;
     for nth in 1..100 {
         let disk = Disk::new(nth, 0);
@@ -141,7 +142,7 @@ fn a_write_back_that_failed_anywhere_is_made_up_for_by_the_next() {
 }
 
 #[test]
-fn a_write_back_that_is_given_up_at_any_moment_is_made_up_for_by_the_next() {
+fn a_write_back_that_is_cancelled_is_completed_by_the_next_one() {
     let mut moments = 0;
     for moment in 0..2000 {
         let disk = Disk::new(moment, 0);
@@ -149,9 +150,9 @@ fn a_write_back_that_is_given_up_at_any_moment_is_made_up_for_by_the_next() {
             let image = changed(&disk).await;
             let node = image.node().unwrap();
             let flush = node.driver().flush().unwrap();
-            // Behind the back of core, which would let it come to its end.
+            // Call the driver directly, because core would run the flush to completion.
             let outcome = timeout(Duration::from_micros(moment * 50), flush).await;
-            nothing_was_lost(&disk, image, &format!("given up at moment {moment}")).await;
+            nothing_was_lost(&disk, image, &format!("cancelled at moment {moment}")).await;
             outcome.is_ok()
         });
         if finished {
@@ -163,7 +164,7 @@ fn a_write_back_that_is_given_up_at_any_moment_is_made_up_for_by_the_next() {
 }
 
 #[test]
-fn an_image_that_cannot_be_made_complete_does_not_become_read_only() {
+fn an_image_whose_write_back_fails_does_not_become_read_only() {
     for nth in 1..100 {
         let disk = Disk::new(nth, 0);
         let refused = sim::run(nth, async {
@@ -183,7 +184,7 @@ fn an_image_that_cannot_be_made_complete_does_not_become_read_only() {
                 write(&image, 0, 1).await;
                 image.reopen(options("read-only=on")).await.unwrap();
             }
-            // Nothing is left to be written: this is the image as it was left.
+            // The read-only image has no unwritten metadata, so the state after a power cut is complete.
             let left = open(&disk.after_power_loss_none()).await;
             let report = check(&left).await;
             assert_eq!((report.corruptions, report.leaks), (0, 0), "write {nth} failed");
@@ -205,8 +206,8 @@ fn word(bytes: &[u8], at: u64) -> u64 {
 }
 
 #[test]
-fn metadata_that_a_damaged_image_calls_a_guests_is_not_freed() {
-    // Guest cluster 1 reads as zeroes and owns the refcount block, or has its data compressed there.
+fn metadata_is_not_freed_if_a_damaged_l2_entry_refers_to_it() {
+    // The entry of guest cluster 1 names the refcount block: as an allocated zero cluster, or as compressed data.
     for (bits, told) in [
         (1 << 63 | 1_u64, "Preventing invalid write on metadata"),
         (1 << 62, "Preventing invalid freeing of metadata"),
@@ -241,13 +242,13 @@ fn metadata_that_a_damaged_image_calls_a_guests_is_not_freed() {
         let index = usize::try_from(block).unwrap() / CLUSTER * 2;
         let block = usize::try_from(block).unwrap();
         let count = &bytes[block + index..block + index + 2];
-        assert_eq!(count, [0, 1], "{told}: the block is counted no more");
+        assert_eq!(count, [0, 1], "{told}: the refcount of the block has changed");
         assert_eq!(word(&bytes, 72), 2, "{told}: the image is not marked corrupt");
     }
 }
 
 #[test]
-fn no_compressed_cluster_goes_to_a_cluster_that_was_freed_and_given_to_another() {
+fn compressed_data_is_not_appended_to_a_cluster_that_was_freed_and_allocated_again() {
     let disk = Disk::new(1, 0);
     sim::run(1, async {
         create(&disk).await;
@@ -258,7 +259,7 @@ fn no_compressed_cluster_goes_to_a_cluster_that_was_freed_and_given_to_another()
         };
         compressed(0, 1).await.unwrap();
         image.discard(0, CLUSTER as u64).await.unwrap();
-        // Freed by the first, out of rest after the second.
+        // The first flush frees the cluster, and the second one ends its quarantine.
         image.flush().await.unwrap();
         write(&image, 10, 2).await;
         image.flush().await.unwrap();
@@ -278,7 +279,7 @@ fn no_compressed_cluster_goes_to_a_cluster_that_was_freed_and_given_to_another()
     });
 }
 
-/// Reads of these bytes of the disk fail.
+/// Faults that make reads of this byte range fail.
 fn bad_sectors(range: std::ops::Range<u64>) -> Faults {
     let rule = FailRule {
         op: FaultOp::Read,
@@ -291,7 +292,7 @@ fn bad_sectors(range: std::ops::Range<u64>) -> Faults {
 }
 
 #[test]
-fn bad_sectors_near_the_header_spoil_only_what_lies_there() {
+fn bad_sectors_affect_only_reads_of_these_sectors() {
     let disk = Disk::new(1, 0);
     sim::run(1, async {
         create(&disk).await;
@@ -302,7 +303,7 @@ fn bad_sectors_near_the_header_spoil_only_what_lies_there() {
         image.close().await.unwrap();
         let data = disk.bytes().chunks(CLUSTER).position(|cluster| cluster[0] == 7).unwrap() as u64;
         let data = data * CLUSTER as u64;
-        // Behind the header and its extensions; in the first cluster of data.
+        // A sector behind the header and its extensions, and a sector in the first data cluster.
         for bad in [1024..1536, data..data + 512] {
             disk.set_faults(bad_sectors(bad));
             let image = open(&disk).await;
@@ -321,7 +322,7 @@ fn bad_sectors_near_the_header_spoil_only_what_lies_there() {
 }
 
 #[test]
-fn copy_on_read_fails_only_where_what_is_asked_for_cannot_be_read() {
+fn copy_on_read_fails_only_if_the_requested_data_cannot_be_read() {
     let (disk, base) = (Disk::new(1, 0), Disk::from_bytes(2, &[5; 4 * CLUSTER]));
     sim::run(1, async {
         create(&disk).await;
@@ -344,7 +345,7 @@ fn copy_on_read_fails_only_where_what_is_asked_for_cannot_be_read() {
 }
 
 #[test]
-fn what_is_preallocated_where_a_disk_has_old_bytes_reads_as_zeroes() {
+fn preallocated_clusters_over_old_data_read_as_zeroes() {
     for version in ["0.10", "1.1"] {
         let disk = Disk::from_bytes(1, &vec![0xaa; 2 * usize::try_from(SIZE).unwrap()]);
         sim::run(1, async {

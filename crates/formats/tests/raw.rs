@@ -1,4 +1,4 @@
-//! The `raw` driver through the graph.
+//! Tests of the `raw` driver through the graph.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -15,7 +15,7 @@ use oxblk_formats::raw::RAW;
 use oxblk_protocols::file::{FILE, FileDriver};
 use oxblk_ring::{File, IoBufMut, block_on, sim};
 
-/// A format that is told by its first bytes and can do nothing else.
+/// A format that probing recognises by its first bytes, and that cannot be opened.
 struct Magic;
 static MAGIC: Magic = Magic;
 
@@ -141,7 +141,7 @@ fn a_probed_raw_image_cannot_be_turned_into_another_format() {
         header[..5].copy_from_slice(b"MAGIC");
         let refused = write(&disk, 0, &header).await.unwrap_err();
         assert_eq!(refused.raw_errno(), Errno::PERM);
-        // Not in pieces either: the last piece would complete the header.
+        // Writing the header in pieces is refused too, at the piece that would complete it.
         write(&disk, 2, b"GIC").await.unwrap();
         write(&disk, 0, b"M").await.unwrap();
         assert_eq!(write(&disk, 1, b"A").await.unwrap_err().raw_errno(), Errno::PERM);
@@ -223,7 +223,7 @@ fn raw_images_are_created_resized_and_measured() {
 }
 
 #[test]
-fn the_last_sector_is_completed_with_zeroes() {
+fn a_partial_last_sector_is_padded_with_zeroes() {
     block_on(async {
         let graph = graph();
         let data = pattern(1000);
@@ -251,7 +251,7 @@ fn the_last_sector_is_completed_with_zeroes() {
 }
 
 #[test]
-fn a_huge_sparse_image_is_mapped_in_a_few_questions() {
+fn a_huge_sparse_image_is_mapped_with_a_few_queries() {
     let file = file_of(b"");
     file.as_file().set_len(15 << 40).unwrap();
     block_on(async {
@@ -269,7 +269,7 @@ fn a_huge_sparse_image_is_mapped_in_a_few_questions() {
 }
 
 #[test]
-fn a_window_on_a_disk_of_short_transfers_keeps_every_byte_apart() {
+fn a_window_on_a_disk_with_short_transfers_changes_only_its_own_bytes() {
     for seed in 0..20 {
         let media = sim::Disk::from_bytes(seed, &pattern(65536));
         media.set_faults(sim::Faults {
@@ -301,7 +301,7 @@ fn a_window_on_a_disk_of_short_transfers_keeps_every_byte_apart() {
 }
 
 #[test]
-fn two_users_of_a_raw_image_share_it_as_they_themselves_allow() {
+fn two_users_of_a_raw_image_share_it_as_their_permissions_allow() {
     let file = file_of(&[0; 4096]);
     block_on(async {
         let graph = graph();
@@ -323,7 +323,7 @@ fn two_users_of_a_raw_image_share_it_as_they_themselves_allow() {
 }
 
 #[test]
-fn a_raw_image_is_created_anew_beside_a_writer_that_shares_it_but_not_beside_one_that_resizes() {
+fn a_raw_image_is_recreated_beside_a_writer_but_not_beside_a_user_that_resizes() {
     let file = file_of(&[1; 4096]);
     let name = file.path().to_str().unwrap();
     block_on(async {

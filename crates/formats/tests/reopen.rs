@@ -49,7 +49,7 @@ fn a_disk_becomes_read_only_and_writable_again_with_its_file() {
         let below = disk.root().unwrap().node().child(oxblk_core::ChildIdx::FILE).unwrap();
         assert!(below.is_read_only());
         assert_eq!(write(&disk, 0, b"two").await.unwrap_err().raw_errno(), Errno::PERM);
-        // Nobody is kept from writing by us any more.
+        // The read-only disk no longer prevents other processes from writing.
         let other = FileLocks::new(file.as_file(), "other").unwrap().unwrap();
         let alone = Permissions { taken: Perm::WRITE, shared: Perm::CONSISTENT_READ };
         other.set(alone).unwrap();
@@ -80,7 +80,7 @@ fn requests_go_on_while_the_cache_mode_changes_under_them() {
                     let mut round = 0_u8;
                     while !stop.get() {
                         round = round.wrapping_add(1);
-                        // Misaligned for direct I/O, and crossing the others' blocks.
+                        // The range is not aligned for direct I/O, and it shares blocks with the other tasks.
                         let offset = task * 1000 + 77;
                         write(&disk, offset, &[round; 1000]).await.unwrap();
                         let back = disk.read(offset, IoBufMut::new(1000)).await.unwrap();
@@ -110,7 +110,7 @@ fn requests_go_on_while_the_cache_mode_changes_under_them() {
 }
 
 #[test]
-fn of_several_nodes_all_are_reopened_or_none() {
+fn several_nodes_are_reopened_together_or_not_at_all() {
     let (first, second) = (file(), file());
     block_on(async {
         let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
@@ -125,7 +125,7 @@ fn of_several_nodes_all_are_reopened_or_none() {
         let refused = graph.reopen(requests).await.unwrap_err();
         assert!(refused.to_string().starts_with("Offset (9999999) cannot be greater"), "{refused}");
         assert!(!a.node().unwrap().flags().direct);
-        // Permissions come last, and undo everything too.
+        // Permissions are checked last. If this check fails, all changes are rolled back too.
         let requests = vec![request(&a, "cache.direct=on"), request(&b, "read-only=on")];
         let refused = graph.reopen(requests).await.unwrap_err();
         assert_eq!(refused.to_string(), "Read-only block node 'b' cannot support read-write users");
@@ -139,7 +139,7 @@ fn of_several_nodes_all_are_reopened_or_none() {
         graph.reopen(requests).await.unwrap();
         assert_eq!(b.size(), 8192);
         assert!(b.node().unwrap().flags().unmap && !a.node().unwrap().flags().unmap);
-        // Without `keep` what is not said goes back to its default.
+        // Without `keep`, options that are not given return to their defaults.
         let node = b.node().unwrap();
         let request =
             ReopenRequest { node, options: options("driver=raw,node-name=b"), keep: false };
@@ -152,7 +152,7 @@ fn of_several_nodes_all_are_reopened_or_none() {
 }
 
 #[test]
-fn what_a_reopen_cannot_change_is_told() {
+fn a_reopen_names_the_option_that_it_cannot_change() {
     let file = file();
     block_on(async {
         let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
@@ -186,7 +186,7 @@ fn what_a_reopen_cannot_change_is_told() {
 }
 
 #[test]
-fn a_file_that_another_has_replaced_is_not_reopened() {
+fn a_file_that_was_replaced_by_another_is_not_reopened() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.raw");
     std::fs::write(&path, [1; 4096]).unwrap();

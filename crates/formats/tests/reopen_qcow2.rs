@@ -1,4 +1,4 @@
-//! Reopening qcow2 images: writability, caches, exchanged backing files, and failures half-way.
+//! Reopening qcow2 images: writability, cache sizes, replaced backing files, and rollback after a failure.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -41,7 +41,7 @@ impl Images {
         self.dir.path().join(name)
     }
 
-    /// Makes an image of 1 MiB whose first cluster is full of `byte`.
+    /// Creates an image of 1 MiB. With `byte`, its first cluster is filled with this byte.
     async fn make(&self, name: &str, more: &str, byte: Option<u8>) {
         let path = self.path(name);
         std::fs::write(&path, []).unwrap();
@@ -73,7 +73,7 @@ impl Images {
         self.graph.open_backend(None, all, OpenFlags::default()).await.unwrap()
     }
 
-    /// Opens an image that nobody else may write meanwhile.
+    /// Opens an image for writing, and does not share the write permission.
     async fn open_alone(&self, name: &str, more: &str) -> Backend {
         let path = self.path(name);
         let all = format!("driver=qcow2,node-name={name},file.filename={}{more}", path.display());
@@ -97,7 +97,7 @@ impl Images {
         self.graph.reopen(vec![self.request(name, text)]).await
     }
 
-    /// Why a reopen is refused.
+    /// The error message of a reopen that is refused.
     async fn refusal(&self, name: &str, text: &str) -> String {
         self.reopen(name, text).await.unwrap_err().to_string()
     }
@@ -134,7 +134,7 @@ fn an_image_becomes_read_only_and_writable_again() {
             write(&disk, round + 1, 10).await.unwrap();
             disk.reopen(options("read-only=on")).await.unwrap();
             assert_eq!(write(&disk, 9, 11).await.unwrap_err().raw_errno(), Errno::PERM);
-            // What was written is on disk whole: another may look.
+            // All metadata is on disk, so another graph can read the image.
             let other = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
             let file = format!("driver=qcow2,file.filename={}", images.path("disk").display());
             let flags = OpenFlags { read_only: true, ..OpenFlags::default() };
@@ -154,7 +154,7 @@ fn an_image_becomes_read_only_and_writable_again() {
 }
 
 #[test]
-fn a_write_under_way_ends_before_the_image_becomes_read_only() {
+fn a_write_in_flight_ends_before_the_image_becomes_read_only() {
     block_on(async {
         let images = Images::new();
         images.make("disk", "", None).await;
@@ -195,7 +195,7 @@ fn an_image_opened_for_reading_can_be_made_writable() {
 }
 
 #[test]
-fn an_image_that_another_has_written_meanwhile_does_not_become_writable() {
+fn an_image_that_changed_while_it_was_read_only_does_not_become_writable() {
     block_on(async {
         let images = Images::new();
         images.make("disk", "", None).await;
@@ -219,7 +219,7 @@ fn an_image_that_another_has_written_meanwhile_does_not_become_writable() {
 }
 
 #[test]
-fn what_cannot_be_written_does_not_become_writable() {
+fn a_corrupt_image_does_not_become_writable() {
     block_on(async {
         let images = Images::new();
         images.make("disk", "", None).await;
@@ -241,7 +241,7 @@ fn an_image_that_was_not_closed_is_repaired_before_it_becomes_writable() {
         images.make("disk", ",cluster_size=4k", Some(1)).await;
         let path = images.path("disk");
         let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
-        // Incompatible feature bit 0: dirty; and the refcounts of all that was written are lost.
+        // Set incompatible feature bit 0 (dirty), and overwrite all refcounts with zeroes.
         file.write_all_at(&1_u64.to_be_bytes(), 72).unwrap();
         file.write_all_at(&[0; 4096], 2 * 4096).unwrap();
         let disk = images.open("disk", ",read-only=on").await;
@@ -255,7 +255,7 @@ fn an_image_that_was_not_closed_is_repaired_before_it_becomes_writable() {
 }
 
 #[test]
-fn caches_change_their_size_and_other_options_are_told() {
+fn cache_sizes_can_be_changed_and_fixed_options_are_refused() {
     block_on(async {
         let images = Images::new();
         images.make("disk", ",cluster_size=512", None).await;
@@ -292,7 +292,8 @@ fn caches_change_their_size_and_other_options_are_told() {
     });
 }
 
-/// `top` on `base`, which has 1 in its first cluster, and `other`, which has 2 there.
+/// Opens `top`, an overlay of `base`, and a separate image `other`. The first cluster is filled with 1 in `base`, and
+/// with 2 in `other`.
 async fn chain(images: &Images) -> (Backend, Backend) {
     images.make("base", "", Some(1)).await;
     images.make("other", "", Some(2)).await;
@@ -303,7 +304,7 @@ async fn chain(images: &Images) -> (Backend, Backend) {
 }
 
 #[test]
-fn a_backing_file_is_exchanged_taken_away_and_given_back() {
+fn a_backing_file_is_replaced_removed_and_added_again() {
     block_on(async {
         let images = Images::new();
         let (top, other) = chain(&images).await;
@@ -311,7 +312,7 @@ fn a_backing_file_is_exchanged_taken_away_and_given_back() {
         assert_eq!(byte(&top, 0).await, 1);
         images.reopen("top", "backing=other").await.unwrap();
         assert_eq!((byte(&top, 0).await, byte(&top, 1).await), (2, 9));
-        assert!(images.node("base").is_none(), "nobody uses it any more");
+        assert!(images.node("base").is_none(), "`base` has no user any more");
         let null = ReopenRequest {
             node: images.node("top").unwrap(),
             options: Options::from_json(r#"{"backing": null}"#).unwrap(),
@@ -319,10 +320,10 @@ fn a_backing_file_is_exchanged_taken_away_and_given_back() {
         };
         images.graph.reopen(vec![null]).await.unwrap();
         assert_eq!((byte(&top, 0).await, byte(&top, 1).await), (0, 9));
-        assert!(images.node("other").is_some(), "it has a user of its own");
+        assert!(images.node("other").is_some(), "`other` has its own user");
         images.reopen("top", "backing=other").await.unwrap();
         assert_eq!(byte(&top, 0).await, 2);
-        // What is below a disk cannot be written by others.
+        // A backing file cannot be opened for writing by other users.
         let refused = other.reopen(options("read-only=off")).await.unwrap_err().to_string();
         assert!(refused.starts_with("Permission conflict on node 'other'"), "{refused}");
         top.close().await.unwrap();
@@ -332,7 +333,7 @@ fn a_backing_file_is_exchanged_taken_away_and_given_back() {
 }
 
 #[test]
-fn a_backing_file_that_cannot_be_is_refused_and_nothing_changes() {
+fn an_impossible_backing_file_is_refused_and_nothing_changes() {
     block_on(async {
         let images = Images::new();
         let (top, other) = chain(&images).await;
@@ -343,12 +344,12 @@ fn a_backing_file_that_cannot_be_is_refused_and_nothing_changes() {
         ] {
             assert_eq!(images.refusal(name, text).await, message);
         }
-        // Without `keep` it must be said.
+        // Without `keep`, the backing file must be given.
         let node = images.node("top").unwrap();
         let request = ReopenRequest { node, options: options("driver=qcow2"), keep: false };
         let refused = images.graph.reopen(vec![request]).await.unwrap_err();
         assert_eq!(refused.to_string(), "backing is missing for 'top'");
-        // Somebody writes the other image: it cannot be below this one.
+        // The other image has a writer, so it cannot become a backing file.
         other.reopen(options("read-only=off")).await.unwrap();
         let refused = images.refusal("top", "backing=other").await;
         assert!(
@@ -369,12 +370,13 @@ fn a_backing_file_that_cannot_be_is_refused_and_nothing_changes() {
 }
 
 #[test]
-fn two_images_change_places_in_one_reopen() {
+fn two_images_of_a_chain_swap_places_in_one_reopen() {
     block_on(async {
         let images = Images::new();
         let (top, other) = chain(&images).await;
         images.reopen("base", "backing=other").await.unwrap();
-        // `base` above `other` becomes `other` above `base`: a circle at any moment but the last.
+        // `base` above `other` becomes `other` above `base`. If the changes were made one by one, the chain would be a
+        // loop in between.
         let null = ReopenRequest {
             node: images.node("base").unwrap(),
             options: Options::from_json(r#"{"backing": null}"#).unwrap(),
@@ -395,7 +397,7 @@ fn two_images_change_places_in_one_reopen() {
 }
 
 #[test]
-fn a_failure_half_way_leaves_every_image_as_it_was() {
+fn a_failed_reopen_is_rolled_back_for_all_images() {
     block_on(async {
         let images = Images::new();
         let (top, other) = chain(&images).await;

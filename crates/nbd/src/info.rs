@@ -1,7 +1,7 @@
 //! Option replies: the server writes them, the client parses them.
 //!
-//! The writers append whole replies, head and payload, to a buffer that the server sends at once. The parsers take
-//! the payload of one reply; before, the client has read the reply's head and checked its length against a limit.
+//! The writers append complete replies (head and payload) to a buffer, which the server sends in one piece. The parsers
+//! take the payload of one reply. Before that, the client has read the reply's head and checked the length against a limit.
 
 use crate::error::Malformed;
 use crate::option::{Fields, text};

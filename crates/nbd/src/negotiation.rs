@@ -7,7 +7,8 @@
 //! Invariants, whatever the peer sends:
 //! * the driver's buffer needs at most [`MAX_OPTION_PAYLOAD`] + 16 bytes: a longer payload is discarded as it arrives
 //!   and answered with `NBD_REP_ERR_TOO_BIG`, and one over [`MAX_DRAIN`] ends the session;
-//! * one call answers at most one option, so the list of exports, and never the input, limits the output of a call;
+//! * one call answers at most one option, so the size of the output depends on the list of exports and never on the length
+//!   of the input;
 //! * an option is processed only after all of its payload has arrived.
 //!
 //! The machine does not measure time; the driver limits the duration of a handshake.
@@ -24,8 +25,8 @@ use std::fmt;
 use std::sync::Arc;
 use zerocopy::IntoBytes;
 
-/// Longest option payload that is parsed, in bytes. It has room for an export name and three queries of maximum legal
-/// length.
+/// Longest option payload that is parsed, in bytes. An export name and three queries of the maximum legal length fit into
+/// it.
 pub const MAX_OPTION_PAYLOAD: usize = 16 << 10;
 
 /// Longest option payload that is read and discarded, in bytes; a longer one ends the session.
@@ -357,8 +358,8 @@ impl Negotiation {
         if let Some(description) = &export.description {
             info::put_info_text(out, option, InfoKind::DESCRIPTION, description);
         }
-        // If the client did not ask for it, it is only advice, and must not state that small requests will be
-        // refused.
+        // If the client did not ask for block sizes, they are only advice. The advertised minimum is then 1, so that the
+        // client does not expect smaller requests to be refused.
         let asked = request.wants(InfoKind::BLOCK_SIZE) || option == OptionKind::INFO;
         let minimum = if asked { export.sizes.minimum } else { 1 };
         info::put_info_block_size(out, option, BlockSizes { minimum, ..export.sizes });

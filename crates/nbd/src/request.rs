@@ -1,9 +1,9 @@
 //! Transmission requests, and the rules that decide whether a request is valid.
 //!
-//! Parsing has two steps, because a server answers an invalid request and continues, while a wrong magic number means
-//! that the position in the stream is lost: [`RawRequest::parse`] fails only on the magic, [`RawRequest::check`]
-//! returns the command or the error to send. The payload of a write must be read from the stream whatever `check`
-//! returns; [`RawRequest::payload`] returns its length.
+//! Parsing has two steps. [`RawRequest::parse`] fails only on a wrong magic number, which means that the position in the
+//! stream is lost. [`RawRequest::check`] returns the command, or the error to send: the server answers an invalid request
+//! and continues. The payload of a write must be read from the stream whatever `check` returns; [`RawRequest::payload`]
+//! returns its length.
 //!
 //! The errors follow "Error values": `EPERM` for writes to a read-only export; past the end, `ENOSPC` for writes and
 //! `EINVAL` for other commands; `EINVAL` for unknown commands and flags.

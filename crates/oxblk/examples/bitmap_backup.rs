@@ -1,7 +1,7 @@
-//! Backs up what has been written since the last run: `bitmap_backup IMAGE BACKUP.raw`.
+//! Makes an incremental backup: `bitmap_backup IMAGE BACKUP.raw`.
 //!
-//! The first run copies the whole disk and adds a bitmap to the image, which must be qcow2. Later runs copy what the bitmap
-//! has recorded meanwhile.
+//! The first run adds a bitmap to the image, which must be qcow2, and copies the whole disk. Later runs copy only the
+//! ranges that the bitmap has recorded since the last run.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ pub fn run(image: &Path, backup: &Path) -> Result<()> {
     if disk.bitmaps()?.iter().any(|bitmap| bitmap.name == BITMAP) {
         let copy = Disk::options().format(Format::Raw).open(backup).wait()?;
         for range in disk.take_dirty_ranges(BITMAP)? {
-            // Piece by piece: a range may be as long as the disk.
+            // Copy in pieces of 1 MiB, since a range may be as long as the disk.
             for offset in range.clone().step_by(1 << 20) {
                 let len = (range.end - offset).min(1 << 20);
                 let data = disk.read(offset, usize::try_from(len).unwrap_or(0)).wait()?;

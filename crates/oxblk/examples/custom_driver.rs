@@ -1,4 +1,4 @@
-//! A driver of one's own: a disk that lives in memory.
+//! Implements a driver: a disk in memory.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -35,7 +35,7 @@ impl Driver for Memory {
     }
 }
 
-/// The kind of driver that it is.
+/// The factory of the driver.
 struct MemoryKind;
 
 impl DriverFactory for MemoryKind {

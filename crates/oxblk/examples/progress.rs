@@ -1,4 +1,4 @@
-//! Copies a disk, tells how far it has come, and stops when Enter is pressed: `progress SOURCE TARGET`.
+//! Copies a disk, prints the progress, and stops when Enter is pressed: `progress SOURCE TARGET`.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ fn main() -> Result<()> {
     })
 }
 
-/// Copies a disk. `stop_later` gets what stops that.
+/// Copies a disk. `stop_later` gets the handle to stop the copy.
 pub fn run(source: &Path, target: &Path, stop_later: impl FnOnce(oxblk::Stop)) -> Result<()> {
     let source = Disk::open_read_only(source).wait()?;
     let convert = Convert::new(&source, target, Format::Qcow2)

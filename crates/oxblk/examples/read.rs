@@ -1,4 +1,4 @@
-//! Reads the first bytes of a disk and tells what is stored where: `read IMAGE` (of 512 bytes at least).
+//! Prints the first bytes of a disk and its extents: `read IMAGE`. The disk must have at least 512 bytes.
 
 use oxblk::{Disk, Result};
 
@@ -7,7 +7,7 @@ fn main() -> Result<()> {
     run(image.as_ref())
 }
 
-/// Prints what the image at `image` begins with, and its extents.
+/// Prints the first bytes and the extents of the disk in `image`.
 pub fn run(image: &std::path::Path) -> Result<()> {
     let disk = Disk::open_read_only(image).wait()?;
     let start = disk.read(0, 512).wait()?;

@@ -1,4 +1,4 @@
-//! Keeps a state of a disk inside its image, and goes back to it: `snapshot IMAGE`.
+//! Takes an internal snapshot of a disk and reverts the disk to it: `snapshot IMAGE`.
 
 use oxblk::{Disk, Result};
 
@@ -7,7 +7,7 @@ fn main() -> Result<()> {
     run(image.as_ref())
 }
 
-/// Takes a snapshot, changes the disk and goes back.
+/// Takes a snapshot, changes the disk, and reverts the change.
 pub fn run(image: &std::path::Path) -> Result<()> {
     let disk = Disk::open(image).wait()?;
     disk.create_snapshot("before").wait()?;

@@ -1,4 +1,4 @@
-//! Uses a disk from tokio, with many requests under way at once: `tokio IMAGE`.
+//! Uses a disk from tokio, with several requests in flight: `tokio IMAGE`.
 
 use oxblk::{Disk, Result};
 
@@ -7,7 +7,7 @@ fn main() -> Result<()> {
     run(image.as_ref())
 }
 
-/// Reads eight places of the disk at once.
+/// Reads from eight offsets of the disk concurrently.
 #[tokio::main]
 pub async fn run(image: &std::path::Path) -> Result<()> {
     let disk = Disk::open_read_only(image).await?;

@@ -1,9 +1,9 @@
-//! Buffers of workers that go through a disk in steps.
+//! Buffers for workers that process a disk in steps.
 
 use oxblk_ring::IoBufMut;
 
-/// A buffer of `len` bytes. Its memory has one of a few sizes, so a worker usually gets the memory that it used last,
-/// which is still in the processor's caches.
+/// A buffer of `len` bytes. Its allocation is rounded up to a power of two, so that a worker usually gets the memory that
+/// it used last. That memory is still in the processor's caches.
 pub(crate) fn buffer(len: usize) -> IoBufMut {
     let mut buf = IoBufMut::new(len.checked_next_power_of_two().unwrap_or(len));
     buf.truncate(len);

@@ -1,12 +1,12 @@
-//! Committing an overlay: what it holds is written into an image below it.
+//! Committing an overlay: its data is copied into an image of its backing chain, the base.
 //!
-//! 1. The base is made writable, and as large as the overlay if it is smaller.
-//! 2. What the layers above the base hold is copied into it, zeroes included ([`crate::copy`]).
-//! 3. The base is made durable, and a backing file again.
-//! 4. If wanted, the overlay is emptied: only now, so that a crash loses nothing.
+//! 1. Make the base writable, and grow it to the overlay's size if it is smaller.
+//! 2. Copy all data of the layers above the base into the base, zeroes included ([`crate::copy`]).
+//! 3. Flush the base and make it read-only again.
+//! 4. If requested, empty the overlay. This is the last step, so that a crash loses no data.
 //!
-//! What the overlay shows is the same at every moment. Layers between it and the base, if there are any, are of no use by
-//! themselves afterwards.
+//! The guest-visible contents of the overlay do not change at any time. Images between the overlay and the base have
+//! inconsistent contents afterwards, since their backing file has changed.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -16,34 +16,34 @@ use oxblk_ring::IoThread;
 
 use crate::copy::{self, Copy, CopyError, CopyOptions, Observer};
 
-/// An overlay to be committed.
+/// A commit to be run.
 pub struct Commit {
-    /// The overlay; writable if it is to be emptied.
+    /// The overlay. It must be writable if `empty` is set.
     pub top: Backend,
-    /// A node of its backing chain, into which it is committed.
+    /// The node of the overlay's backing chain that receives the data.
     pub base: Arc<Node>,
-    /// The overlay gives up what it holds when all is done.
+    /// Empty the overlay at the end.
     pub empty: bool,
-    /// Requests in flight over all threads.
+    /// Maximum number of requests in flight on all threads together.
     pub parallel: usize,
-    /// Bytes a second, at most.
+    /// Maximum rate in bytes per second.
     pub rate: Option<u64>,
-    /// Who hears of it.
+    /// Receives the progress.
     pub observer: Arc<dyn Observer>,
-    /// Set from anywhere, this stops the copy between two requests. The overlay is not emptied then.
+    /// Any thread may set this to stop the copy before its next request. The overlay is not emptied then.
     pub stop: Arc<AtomicBool>,
 }
 
-/// A commit that failed. The overlay shows what it has shown before.
+/// The failure of a commit. The guest-visible contents of the overlay are unchanged.
 #[derive(Debug)]
 pub enum CommitError {
-    /// The base cannot be written, or not made large enough.
+    /// The base could not be made writable or large enough.
     Base(Error),
-    /// While data was copied.
+    /// The copy failed.
     Copy(CopyError),
-    /// All is in the base, but it was not made durable.
+    /// The base has all data, but could not be flushed or made read-only again.
     Close(Error),
-    /// All is in the base, but the overlay could not be emptied.
+    /// The base has all data, but the overlay could not be emptied.
     Empty(Error),
 }
 

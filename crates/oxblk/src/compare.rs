@@ -1,9 +1,9 @@
-//! Comparing two disks: where do they first differ?
+//! Comparing two disks: this finds the lowest offset at which they differ.
 //!
-//! Workers on several I/O threads take pieces of the disks in order, read both sides and compare. The
-//! first difference or failure found bounds what is still looked at, so the answer is the lowest offset
-//! whatever the number of workers, and nothing far behind it is read. Parts that neither side stores are not
-//! read at all; a part that only one side stores is compared with zeroes.
+//! Workers on several I/O threads take pieces of the disks in order, read both disks and compare. After a difference or a
+//! failure, workers only take pieces below its offset. So the result is the lowest offset for any number of workers, and
+//! little is read above it. Ranges that are zero on both disks are not read. A range that is zero on one disk is read from
+//! the other disk and compared with zeroes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -16,28 +16,29 @@ use crate::buffer::buffer;
 use crate::first_by_offset::FirstByOffset;
 use crate::progress::{InOrder, Piece};
 
-/// Longest piece that a worker takes at once, in bytes. Progress is told in these steps, which are QEMU's.
+/// Longest piece that a worker takes in one step, in bytes. Progress is reported in these steps, as QEMU does.
 const PIECE: u64 = 2 << 20;
-/// Bytes read of each disk at once: what has been read is still in the processor's caches when it is compared.
+/// Length of one read from each disk, in bytes. It is short, so that the data is still in the processor's caches when it is
+/// compared.
 const STEP: u64 = 256 << 10;
-/// Unit in which a difference is told, in bytes.
+/// Unit of the offset of a difference, in bytes.
 const SECTOR: usize = 512;
 
-/// A comparison to be made.
+/// A comparison to be run.
 pub struct Compare {
-    /// The two disks; with one of them, the other is all zeroes.
+    /// The two disks. If the second is `None`, the first is compared with zeroes.
     pub disks: (Backend, Option<Backend>),
-    /// Bytes from here…
+    /// Start of the compared range, as a byte offset.
     pub from: u64,
-    /// …to here are compared; both disks are at least that large.
+    /// End of the compared range, as a byte offset. Both disks are at least this large.
     pub to: u64,
-    /// A part stored by one disk and not by the other is a difference.
+    /// Strict comparison: a range with a different block status on the two disks is a difference too.
     pub strict: bool,
-    /// Requests in flight over all threads.
+    /// Maximum number of pieces that all threads together process at a time.
     pub parallel: usize,
-    /// Hears from several threads how many bytes have been compared, in the order of the disk.
+    /// Called with the number of compared bytes, in the order of the disk, from several threads.
     pub progress: Arc<dyn Fn(u64) + Send + Sync>,
-    /// Set from anywhere, this stops the comparison between two requests.
+    /// Any thread may set this to stop the comparison before its next piece.
     pub stop: Arc<AtomicBool>,
 }
 
@@ -46,7 +47,7 @@ pub struct Compare {
 pub enum Difference {
     /// The sector at this byte offset differs.
     Content(u64),
-    /// The disks store the part at this byte offset differently (strict comparison).
+    /// The block status at this byte offset differs (strict comparison).
     Status(u64),
 }
 
@@ -59,31 +60,31 @@ impl Difference {
     }
 }
 
-/// What a comparison was doing when it failed.
+/// The step at which a comparison failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CompareStage {
-    /// Asking a disk which parts it stores.
+    /// Querying the block status of a disk.
     Status,
-    /// Reading it.
+    /// Reading a disk.
     Reading,
-    /// It was told to stop.
+    /// The comparison was stopped on request.
     Stopped,
 }
 
-/// A comparison that failed.
+/// The failure of a comparison.
 #[derive(Debug)]
 pub struct CompareError {
-    /// At what.
+    /// The step that failed.
     pub stage: CompareStage,
-    /// Which disk: 0 or 1.
+    /// The disk: 0 or 1.
     pub disk: usize,
-    /// Byte offset.
+    /// The byte offset.
     pub offset: u64,
-    /// Why.
+    /// The cause.
     pub error: Error,
 }
 
-/// Which sides of a piece must be read.
+/// Which disks must be read to compare a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sides {
     Neither,
@@ -101,7 +102,7 @@ struct Cursor {
 struct Shared {
     job: Compare,
     cursor: AsyncMutex<Cursor>,
-    /// Nothing at or behind this offset can change the answer.
+    /// The lowest offset of a difference or failure so far. Pieces at or above it need not be compared.
     bound: AtomicU64,
     found: FirstByOffset<Difference>,
     progress: InOrder,
@@ -111,7 +112,7 @@ struct Shared {
 /// Finds the first difference, on the current I/O thread and on `helpers`.
 ///
 /// # Errors
-/// The failure at the lowest offset, if no difference was found before it.
+/// The failure at the lowest offset, if no difference was found below it.
 pub async fn compare(
     job: Compare,
     helpers: &[IoThread],
@@ -143,7 +144,7 @@ pub async fn compare(
     }
     let found = shared.found.take();
     match shared.failure.take() {
-        // What was found before the failure is the answer, as if all had been compared in order.
+        // A difference below the failure is the result, as if the pieces had been compared in order.
         Some(failure) if found.is_none_or(|found| failure.offset <= found.offset()) => Err(failure),
         _ => Ok(found),
     }
@@ -176,13 +177,13 @@ impl Shared {
         }
     }
 
-    /// The comparison ends before it has an answer, whatever has been found.
+    /// Ends the comparison with an error, even if a difference has been found.
     fn stopped(&self) {
         let error = Error::new(ErrorKind::Cancelled, "Interrupted");
         self.failed(CompareError { stage: CompareStage::Stopped, disk: 0, offset: 0, error });
     }
 
-    /// Keeps the failure at the lowest offset; what lies before it is still compared.
+    /// Keeps the failure with the lowest offset. Pieces below it are still compared.
     fn failed(&self, failure: CompareError) {
         self.bound.fetch_min(failure.offset, Relaxed);
         self.failure.keep(failure.offset, failure);
@@ -193,7 +194,7 @@ impl Shared {
         self.bound.fetch_min(difference.offset(), Relaxed);
     }
 
-    /// Compares one piece; `false` when there is none left.
+    /// Compares one piece; `false` if no piece is left.
     async fn step(&self) -> Result<bool, CompareError> {
         let Some((offset, len, sides)) = self.next().await? else { return Ok(false) };
         if self.job.stop.load(Relaxed) {
@@ -215,7 +216,7 @@ impl Shared {
         Ok(true)
     }
 
-    /// The first difference in a range, counted from its start.
+    /// The offset of the first difference in a range, relative to the start of the range.
     async fn compare(
         &self,
         offset: u64,
@@ -268,8 +269,8 @@ impl Shared {
         Ok(Some(piece))
     }
 
-    /// How far the status at `offset` reaches, and what must be read there; `None` where the disks
-    /// differ in status and that counts.
+    /// The length of the range with the status at `offset`, and which disks must be read there. `None`: the block status
+    /// differs, and the comparison is strict.
     async fn sides(&self, offset: u64) -> Result<Option<(u64, Sides)>, CompareError> {
         let left = self.job.to - offset;
         let first = self.status(0, &self.job.disks.0, offset, left).await?;
@@ -310,13 +311,13 @@ fn is_stored(found: &ChainStatus) -> bool {
     !found.status.is_zero()
 }
 
-/// The part of a status that a strict comparison looks at: all but what only the walk through the layers needs. That an
-/// extent reaches the end of the disk counts too, as it does in QEMU.
+/// The status flags that a strict comparison compares. Flags that only serve the walk through the layers are left out. The
+/// flag for the end of the disk is compared, as in QEMU.
 fn kept_as(found: &ChainStatus) -> StatusFlags {
     found.status.flags - (StatusFlags::RECURSE | StatusFlags::PASSED_ON)
 }
 
-/// The offset of the first sector that is not all zero.
+/// The offset of the first sector that contains a nonzero byte.
 fn first_data(bytes: &[u8]) -> Option<usize> {
     if oxblk_ring::is_zero(bytes) {
         return None;
@@ -342,7 +343,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_difference_is_told_by_its_sector() {
+    fn a_difference_has_the_offset_of_its_sector() {
         let a = vec![0_u8; 2000];
         let mut b = a.clone();
         *b.get_mut(1700).unwrap() = 1;

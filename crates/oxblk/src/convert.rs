@@ -1,4 +1,6 @@
-//! Copying a disk into a new image.
+//! Copying a disk into a new image: [`Convert`] creates the image, copies with [`crate::copy`], and closes the image.
+//!
+//! If the copy fails or is stopped, the target is removed, so that no incomplete image is left behind.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,13 +12,13 @@ use oxblk_ring::{IoThread, try_thread_index};
 use crate::copy::{self, Copy, CopyError, CopyOptions, Observer, Stage};
 use crate::{Cache, Create, Disk, IoThreads, NewFormat, Request, Result};
 
-/// Hears how many bytes of how many have been dealt with.
+/// Called with the number of bytes done and the total number.
 type Progress = Box<dyn Fn(u64, u64) + Send + Sync>;
 
 /// A copy of a disk into a new image.
 ///
-/// All that the chain of the source holds goes into one image, zeroes stay holes, and all threads of the source work. The image
-/// has the same bytes on every run.
+/// The data of the source's whole backing chain is copied into one image. Zeroes stay unallocated. All I/O threads of the
+/// source take part. The image has the same bytes on every run.
 ///
 /// ```no_run
 /// # fn main() -> oxblk::Result<()> {
@@ -40,19 +42,20 @@ pub struct Convert {
     stop: Arc<AtomicBool>,
 }
 
-/// Stops a conversion under way, from any thread.
+/// A handle with which any thread can stop a running conversion.
 #[derive(Debug, Clone)]
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// The conversion ends with [`ErrorKind::Cancelled`], and its target is removed.
+    /// Stops the conversion: it ends with [`ErrorKind::Cancelled`], and its target is removed.
     pub fn stop(&self) {
         self.0.store(true, Relaxed);
     }
 }
 
 impl Convert {
-    /// A copy of `source` into an image at `target`, which replaces a file that is there.
+    /// A copy of `source` into a new image at `target`. It replaces an existing file, which must not be a file of the
+    /// source.
     pub fn new(source: &Disk, target: impl AsRef<Path>, format: impl Into<NewFormat>) -> Self {
         Self {
             create: Create::new(target.as_ref(), format, source.size()),
@@ -64,43 +67,45 @@ impl Convert {
         }
     }
 
-    /// Whether clusters are compressed.
+    /// Whether to write compressed clusters.
     #[must_use]
     pub fn compress(mut self, compress: bool) -> Self {
         self.options.compress = compress;
         self
     }
 
-    /// Whether what cannot be read is taken for zeroes.
+    /// Whether to copy unreadable data as zeroes instead of failing.
     #[must_use]
     pub fn salvage(mut self, salvage: bool) -> Self {
         self.options.salvage = salvage;
         self
     }
 
-    /// Bytes that are copied in a second, at most.
+    /// Limits the rate of copying, in bytes per second.
     #[must_use]
     pub fn rate(mut self, rate: u64) -> Self {
         self.options.rate = Some(rate);
         self
     }
 
-    /// Has `progress` called with the bytes done and all there are, in growing order, from I/O threads.
+    /// Calls `progress` with the number of bytes done, in increasing order, and the total number. The calls come from I/O
+    /// threads.
     #[must_use]
     pub fn progress(mut self, progress: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
         self.progress = Some(Box::new(progress));
         self
     }
 
-    /// What stops the conversion once it runs.
+    /// A handle to stop the conversion while it runs.
     pub fn stopper(&self) -> Stop {
         Stop(Arc::clone(&self.stop))
     }
 
-    /// Makes the image, copies, and closes the image. What the image holds is durable then.
+    /// Creates the image, copies the disk, and closes the image. The image is durable when the request completes.
     ///
     /// # Errors
-    /// As the images and the system report; [`ErrorKind::Cancelled`] when it was stopped. The target is removed then.
+    /// As the images and the system report; [`ErrorKind::Cancelled`] if the conversion was stopped. The target is removed
+    /// then.
     pub fn run(self) -> Request<()> {
         let threads = self.source.threads().clone();
         Request::begin(&threads.clone(), move || self.convert(threads))
@@ -131,21 +136,21 @@ impl Convert {
         };
         let outcome = copied.await;
         if outcome.is_err() {
-            // Half a disk must not be taken for a whole one.
+            // Remove the incomplete image, so that nobody takes it for a complete one.
             graph.protocol_for(&self.target)?.0.remove_created(&self.target);
         }
         outcome
     }
 }
 
-/// The threads beside the one that runs this.
+/// The threads of the group without the calling thread.
 fn helpers(threads: &IoThreads) -> Vec<IoThread> {
     let own = try_thread_index();
     let others = threads.threads().iter().filter(|thread| Some(thread.index()) != own);
     others.cloned().collect()
 }
 
-/// Why a copy failed, as an error of the block layer.
+/// Converts the failure of a copy to an error of the block layer.
 fn reason(failure: CopyError) -> Error {
     match failure.stage {
         Stage::Stopped => Error::new(ErrorKind::Cancelled, "The conversion was stopped"),
@@ -156,7 +161,7 @@ fn reason(failure: CopyError) -> Error {
     }
 }
 
-/// Passes progress on.
+/// Passes progress on to the caller's closure.
 struct ProgressObserver(Option<Progress>);
 
 impl Observer for ProgressObserver {

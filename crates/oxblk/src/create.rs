@@ -1,4 +1,4 @@
-//! New images.
+//! Creating images: [`Create`] collects the options of a new image and then creates it.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use oxblk_core::{Gate, Graph, OpenFlags, Options, Secrets, names, relative_to};
 
 use crate::{Format, IoThreads, NewFormat, Request, Result, drivers};
 
-/// A new image, to be made.
+/// The description of a new image; [`run`](Self::run) creates the image.
 ///
 /// ```no_run
 /// # fn main() -> oxblk::Result<()> {
@@ -29,15 +29,16 @@ pub struct Create {
 }
 
 impl Create {
-    /// An image of `size` bytes at `path`, which replaces a file that is there.
+    /// An image of `size` bytes at `path`. It replaces an existing file.
     pub fn new(path: impl AsRef<Path>, format: impl Into<NewFormat>, size: u64) -> Self {
         let mut create = Self::at(path.as_ref(), format.into());
         create.options.insert("size", size);
         create
     }
 
-    /// A qcow2 image over the backing file `backing`, of the same size: what is not written to it reads as the backing file
-    /// does. The name is kept in the image; a relative one means the folder of the image.
+    /// A qcow2 image with the backing file `backing` and of the same size. Clusters that are not written in the image are
+    /// read from the backing file. The image stores the name of the backing file; a relative name is relative to the folder
+    /// of the image.
     pub fn overlay(path: impl AsRef<Path>, backing: impl AsRef<Path>, format: Format) -> Self {
         let mut create = Self::at(path.as_ref(), Format::Qcow2.into());
         create.backing = Some((names::from_os(backing.as_ref()), format));
@@ -50,31 +51,31 @@ impl Create {
         Self { name, format, backing: None, options, secrets, threads: None }
     }
 
-    /// Another option, by the name that QEMU gives it: `("encrypt.format", "luks")`.
+    /// Sets another option by its QEMU name: `("encrypt.format", "luks")`.
     #[must_use]
     pub fn option(mut self, name: &str, value: impl Into<serde_json::Value>) -> Self {
         self.options.insert(name, value);
         self
     }
 
-    /// The secrets that options may name.
+    /// Sets the secrets that options may refer to.
     #[must_use]
     pub fn secrets(mut self, secrets: Secrets) -> Self {
         self.secrets = secrets;
         self
     }
 
-    /// The I/O threads that do the work.
+    /// Sets the I/O threads that create the image.
     #[must_use]
     pub fn threads(mut self, threads: IoThreads) -> Self {
         self.threads = Some(threads);
         self
     }
 
-    /// Makes the image.
+    /// Creates the image.
     ///
     /// # Errors
-    /// When an option is wrong, or as the system reports.
+    /// If an option is invalid, or as the system reports.
     pub fn run(self) -> Request<()> {
         let threads = match self.threads.clone().map_or_else(IoThreads::shared, Ok) {
             Ok(threads) => threads,
@@ -101,7 +102,7 @@ impl Create {
     }
 }
 
-/// The size of the disk in an image, in bytes.
+/// The virtual size of an existing image, in bytes.
 async fn size_of(graph: &Graph, name: &str, format: Format) -> Result<u64> {
     let mut options = Options::new();
     options.insert("driver", format.name());

@@ -1,4 +1,4 @@
-//! The one list of drivers. A new driver is a line here.
+//! The table of all drivers. It is the only such list: a new driver is added here.
 
 use oxblk_core::{DriverFactory, DriverTable};
 use oxblk_formats::{absent, parallels, qcow2, raw, vdi};
@@ -24,7 +24,7 @@ static DRIVERS: DriverTable = &[
     &absent::DMG,
 ];
 
-/// Whether a driver of the table only knows its images by sight and cannot open them.
+/// Whether a driver of the table can only recognise images of its format and cannot open them.
 pub fn is_absent(name: &str) -> bool {
     absent::ALL.iter().any(|format| format.name() == name)
 }

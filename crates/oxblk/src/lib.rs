@@ -1,4 +1,17 @@
-//! The QEMU block layer as a library.
+//! oxblk is the block layer of QEMU as a Rust library.
+//!
+//! # Why
+//!
+//! A disk image is more than a file with the bytes of a disk. A qcow2 image maps clusters through tables, reads unallocated
+//! clusters from a chain of backing files, and stores snapshots and dirty bitmaps. The order of its writes decides whether it
+//! survives a power cut. Programs that need such images usually start QEMU's tools and parse what these print.
+//!
+//! With oxblk, a program opens, reads, writes, creates, copies and serves disk images itself. Images, option names and error
+//! texts are those of QEMU, so both can use the same images. Requests run on `io_uring`, many in flight at a time.
+//!
+//! # A first program
+//!
+//! This program creates an overlay over an existing raw image, writes to it, and converts the disk into one compressed image:
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -7,67 +20,88 @@
 //! # std::fs::write("base.raw", vec![7; 1 << 20])?;
 //! use oxblk::{Convert, Create, Disk, Format};
 //!
+//! // The overlay has the size of its backing file, and stores only what is written to the overlay.
 //! Create::overlay("overlay.qcow2", "base.raw", Format::Raw).run().wait()?;
 //! let disk = Disk::options().format(Format::Qcow2).open("overlay.qcow2").wait()?;
 //! disk.write(4096, b"hello".as_slice()).wait()?;
+//! // From here on, the write survives a power cut.
 //! disk.flush().wait()?;
 //! assert_eq!(disk.read(4096, 5).wait()?[..], *b"hello");
+//! // The new image has no backing file: it stores the data of the whole chain.
 //! Convert::new(&disk, "whole.qcow2", Format::Qcow2).compress(true).run().wait()?;
 //! disk.close().wait()?;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! A [`Disk`] is an open image with its chain of backing files; [`Create`] makes images, [`Convert`] copies a disk into a new
-//! one, [`NbdServer`] serves disks to other programs.
+//! - A [`Disk`] is an open image with its chain of backing files. [`Disk::options`] opens it with options.
+//! - [`Create`] creates an image.
+//! - [`Convert`] copies a disk into a new image.
+//! - [`NbdServer`] serves disks to other programs.
+//! - A [`Request`] is one operation in flight. Every method that does I/O returns one.
 //!
-//! # Threads and tokio
-//!
-//! Disks live on I/O threads, which the library starts: one for each core, shared by all disks, or the [`IoThreads`] that
-//! [`OpenOptions::threads`] names. Every method of a disk begins a [`Request`] there and returns it at once. Use the request as
-//! it suits your program:
-//!
-//! - on **plain threads** block with [`Request::wait`];
-//! - on **tokio** or any other executor `await` it: a request is an ordinary [`Send`] future. Do not `wait` there: it
-//!   would block a thread of the executor;
-//! - on an **I/O thread** `await` it as well ([`Request::wait`] refuses), or make requests without a hop between
-//!   threads through [`Disk::backend`]. [`Disk::run`] sends a piece of your own code there.
-//!
-//! A hop costs some microseconds. Programs that make hundreds of thousands of requests in a second send their loop to the I/O
-//! threads with [`Disk::run`]; a virtual machine monitor gives each of its queues an I/O thread.
-//!
-//! # Flushing
-//!
-//! A write that has completed can be read back at once, but survives a power cut only after a [`Disk::flush`] that began
-//! later has succeeded. With [`Cache::Writethrough`] and [`Cache::Directsync`] every write does. A flush that fails
-//! means that writes may be lost; it fails for good, since the system does not tell which.
+//! The folder `examples` has small programs for snapshots, incremental backups, NBD, tokio, and a driver of your own.
 //!
 //! # Closing
 //!
-//! [`Disk::close`] flushes, writes what the format keeps in memory, closes all files and gives up their locks. It
-//! tells whether all of this worked, and so belongs at the end of every program.
+//! Call [`Disk::close`] when you have finished with a disk. It writes cached metadata, flushes, closes all files and releases
+//! their locks. It returns an error if any of these steps fails.
 //!
-//! A disk that is dropped without it is closed all the same, while the drop waits; the log (of the crate `tracing`) gets an
-//! error, which is also the only one to hear of a failure. On an I/O thread a drop cannot wait: the disk is closed in the
-//! background.
+//! Dropping the last handle of a disk also closes the disk. A drop cannot return an error, so failures go only to the log (of
+//! the crate `tracing`), and the log gets an error in any case. The drop waits until the disk is closed. On an I/O thread a
+//! drop cannot wait: there the disk is closed in the background.
+//!
+//! # Flushing
+//!
+//! When a write has completed, later reads return its data. The write survives a power cut only after a [`Disk::flush`] that
+//! began after the write completed has succeeded. With [`Cache::Writethrough`] and [`Cache::Directsync`], each write is durable
+//! when it completes.
+//!
+//! If a flush fails, completed writes may be lost. The system does not report which ones, so every later flush of that file
+//! fails too.
+//!
+//! # Threads and tokio
+//!
+//! Requests run on I/O threads, which the library starts: by default one for each core (16 at most), shared by all disks. To
+//! use other threads, pass [`IoThreads`] to [`OpenOptions::threads`]. A method of a disk starts its request on an I/O thread
+//! and immediately returns a [`Request`]. How to get the result depends on the caller:
+//!
+//! - on a **plain thread**, block with [`Request::wait`];
+//! - on **tokio** or any other executor, `await` the request: it is an ordinary [`Send`] future. Do not call `wait` there,
+//!   since it blocks a thread of the executor;
+//! - on an **I/O thread**, `await` the request as well ([`Request::wait`] fails there).
+//!
+//! Sending a request to an I/O thread and its result back costs some microseconds. A program that makes hundreds of thousands
+//! of requests per second should send its loop to the I/O threads with [`Disk::run`]. There, [`Disk::backend`] makes requests
+//! without changing threads. A virtual machine monitor should give an I/O thread to each queue of a device.
+//!
+//! # Formats
+//!
+//! [`Format`] lists the formats that can be opened and created: raw, qcow2, VDI and Parallels. A new image takes a [`Format`]
+//! with QEMU's default options, or options of a type such as [`Qcow2Options`]. Other formats, such as VMDK and VHDX, are
+//! recognised and refused, so that such an image is never taken for a raw one.
+//!
+//! If you do not name the format, the library probes it from the first bytes of the file. Name it with
+//! [`OpenOptions::format`] wherever you know it, and always for images that a guest has written to: a guest can write the
+//! header of another format into a raw disk.
 //!
 //! # Errors
 //!
-//! There is one [`Error`]. It prints as one line in the words of QEMU's tools; [`Error::kind`] is for programs,
-//! [`Error::raw_errno`] for guests, and node, path and offset are there where they are known.
+//! Disks, requests and servers report failures as one [`Error`] type. Its text is one line, worded as in QEMU's tools.
+//! [`Error::kind`] is for decisions of the program, and [`Error::raw_errno`] is the errno value to pass on to a guest. An error
+//! also names the node, the path and the offset where they are known.
 //!
 //! # Images from strangers
 //!
-//! An image may name other files: its backing file, its data file. [`OpenOptions::gate`] says which of these names are
-//! followed; for images that others made, that should be [`Gate::Nothing`] or one directory. Name the format of
-//! images that a guest has written to.
+//! An image may name other files: its backing file and its data file. [`OpenOptions::gate`] says which of them may be opened.
+//! For images that others made, use [`Gate::Nothing`] or restrict the names to one directory, and name the format.
 //!
-//! # Below
+//! # Other modules
 //!
-//! - [`drivers`] is the list of all drivers, for [`core::Graph::new`].
-//! - [`copy`], [`compare`], [`commit`] and [`rebase`] work on whole disks, with many requests in flight on several I/O
-//!   threads.
-//! - [`core`] and [`ring`] are the block graph and the I/O engine; [`exports`] are the servers.
+//! - [`drivers`] returns the table of all drivers, for [`core::Graph::new`].
+//! - [`copy`], [`compare`], [`commit`] and [`rebase`] are the engines that work on whole disks, with many requests in flight on
+//!   several I/O threads.
+//! - [`core`] is the block graph, [`ring`] the I/O engine, and [`exports`] contains the servers.
 #![forbid(unsafe_code)]
 
 mod buffer;

@@ -1,32 +1,33 @@
-//! What is stored where: the extents of a disk, one after the other. The contents of `img map`.
+//! The extents of a disk in order: where its data is stored, and which ranges are zero. `img map` prints them.
 
 use std::sync::Arc;
 
 use oxblk_core::{Backend, ChainStatus, Node, Result, StatusFlags, Want};
 
-/// Longest range asked about at once, in bytes: an image may promise petabytes of nothing.
+/// Longest range of one status query, in bytes. It is large because an image may have petabytes of unallocated space.
 const STEP: u64 = 1 << 50;
 /// Sizes of disks are multiples of this many bytes.
 const SECTOR: u64 = 512;
 
-/// Neighbouring bytes of a disk that are alike.
+/// A range of the disk with the same status throughout.
 #[derive(Debug, Clone, Default)]
 pub struct Extent {
-    /// Byte offset in the disk.
+    /// Byte offset on the disk.
     pub offset: u64,
     /// Length in bytes.
     pub len: u64,
-    /// The image of the chain that decides what it reads as: 0 for the disk's own, 1 for its backing file and so on.
+    /// The image in the chain that reads of the range end at: 0 for the top image, 1 for its backing file, and so on.
     pub depth: u32,
-    /// An image of the chain decides, and not the absence of all.
+    /// An image of the chain has allocated the range.
     pub present: bool,
-    /// It reads as zeroes.
+    /// The range reads as zeroes.
     pub zero: bool,
-    /// The image stores data for it.
+    /// The image stores data for the range.
     pub data: bool,
     /// The data is compressed.
     pub compressed: bool,
-    /// The byte offset at which the data lies unchanged, and the node that it lies in.
+    /// The byte offset of the data, and the node that contains it. `None`: there is no data, or it is compressed or
+    /// encrypted.
     pub place: Option<(u64, Arc<Node>)>,
 }
 
@@ -34,7 +35,7 @@ impl Extent {
     fn new(offset: u64, found: &ChainStatus) -> Self {
         let mut flags = found.status.flags;
         if !flags.intersects(StatusFlags::DATA | StatusFlags::ZERO) {
-            // No image of the chain has it.
+            // No image of the chain has allocated the range.
             flags = StatusFlags::empty();
         }
         let place = match (flags.contains(StatusFlags::OFFSET_VALID), found.status.host) {
@@ -59,7 +60,8 @@ impl Extent {
         }
     }
 
-    /// The rest of the last sector behind an image of odd size: `len` zeroes behind `before`.
+    /// The zeroes that fill up the last sector of an image whose size is not a multiple of the sector size. They are `len`
+    /// bytes long and follow the extent `before`.
     fn rest_of_sector(offset: u64, len: u64, before: &Self) -> Self {
         let place = before
             .place
@@ -68,7 +70,7 @@ impl Extent {
         Self { offset, len, present: true, zero: true, place, ..Self::default() }
     }
 
-    /// Whether `next`, which follows it, is alike.
+    /// Whether `next`, which follows this extent, can be merged with it.
     fn joins(&self, next: &Self) -> bool {
         let place = match (&self.place, &next.place) {
             (None, None) => true,
@@ -84,19 +86,19 @@ impl Extent {
     }
 }
 
-/// Walks the extents of a disk in their order. Neighbours that are alike come as one.
+/// Walks the extents of a disk in order. Adjacent extents with the same status are merged.
 #[derive(Debug)]
 pub struct Extents<'a> {
     disk: &'a Backend,
-    /// Where the next query begins.
+    /// The start of the next status query.
     at: u64,
     end: u64,
-    /// Found, but what follows may join it.
+    /// The extent found last. It is not returned yet, since the next one may be merged with it.
     current: Extent,
 }
 
 impl<'a> Extents<'a> {
-    /// The extents of `len` bytes (`None`: all) from the byte offset `start` on.
+    /// Walks the extents of `len` bytes from the byte offset `start` on. `None`: up to the end of the disk.
     pub fn new(disk: &'a Backend, start: u64, len: Option<u64>) -> Self {
         let size = disk.size();
         let size = size.checked_next_multiple_of(SECTOR).unwrap_or(size);

@@ -1,34 +1,35 @@
-//! Progress of workers that go through a disk in pieces, told in the order of the disk.
+//! Progress of several workers that process a disk in pieces, reported in the order of the disk.
 //!
-//! A piece that ends before an earlier one is held back, so that what is told is the same on every run. Where many are held
-//! back, those that lie side by side are kept as one.
+//! If a piece completes before a piece at a lower offset, its report is held back. So the reported numbers are the same on
+//! every run. If many reports are held back, adjacent pieces are merged, which bounds the memory.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-/// Pieces held back from which on neighbours are joined.
+/// If this many pieces are held back, adjacent ones are merged.
 const MANY: usize = 64;
 
-/// A piece of the disk that is done.
+/// A completed piece of the disk.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Piece {
-    /// Byte offset of its end.
+    /// The byte offset of its end.
     pub(crate) end: u64,
-    /// How many bytes of it count as progress.
+    /// The number of its bytes that count as progress.
     pub(crate) counts: u64,
-    /// A step of progress ends in it, this many counted bytes before its end.
+    /// The place of a progress report inside the piece, as the number of counted bytes between that place and the end.
+    /// `None`: the piece causes no report.
     pub(crate) reports: Option<u64>,
 }
 
 impl Piece {
-    /// A piece all of which counts, and which is told when it is done.
+    /// A piece whose bytes all count, with a report at its end.
     pub(crate) fn whole(range: Range<u64>) -> Self {
         let counts = range.end.saturating_sub(range.start);
         Self { end: range.end, counts, reports: Some(0) }
     }
 
-    /// This piece and the one right behind it as one.
+    /// Merges this piece with the piece that starts at its end.
     fn and(self, next: Self) -> Self {
         let earlier = self.reports.map(|behind| behind.saturating_add(next.counts));
         Self {
@@ -39,22 +40,22 @@ impl Piece {
     }
 }
 
-/// Pieces done, from an offset on.
+/// Collects completed pieces and reports them in order.
 #[derive(Debug)]
 pub(crate) struct InOrder(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    /// All before this offset has been told.
+    /// All pieces below this offset have been reported.
     next: u64,
-    /// How many bytes of it counted.
+    /// The number of counted bytes below this offset.
     counted: u64,
-    /// Pieces behind it, by their start.
+    /// Completed pieces above this offset, by their start.
     later: BTreeMap<u64, Piece>,
 }
 
 impl State {
-    /// Keeps a piece, as one with its neighbours.
+    /// Holds back a piece, merged with the pieces adjacent to it.
     fn join(&mut self, mut start: u64, mut piece: Piece) {
         let before = self.later.range(..start).next_back().map(|(from, to)| (*from, *to));
         if let Some((from, earlier)) = before.filter(|(_, earlier)| earlier.end == start) {
@@ -68,13 +69,13 @@ impl State {
 }
 
 impl InOrder {
-    /// Nothing is done yet.
+    /// Starts at the byte offset `begin`, with no completed piece.
     pub(crate) fn new(begin: u64) -> Self {
         Self(Mutex::new(State { next: begin, counted: 0, later: BTreeMap::new() }))
     }
 
-    /// The piece that begins at `start` is done. For each step that ends in what can be told now, `tell` gets the number of
-    /// bytes that count up to there.
+    /// Records that the piece at `start` is complete. Then calls `tell` for each progress report that is now due, with the
+    /// number of counted bytes up to that report.
     pub(crate) fn done(&self, start: u64, piece: Piece, tell: impl Fn(u64)) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if start != state.next {
@@ -104,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_are_told_in_order_and_never_twice() {
+    fn pieces_are_reported_in_order_and_only_once() {
         let progress = InOrder::new(10);
         let told = RefCell::new(Vec::new());
         let done = |start, end| {
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_ends_where_its_piece_says() {
+    fn a_report_counts_bytes_up_to_its_place_in_the_piece() {
         let progress = InOrder::new(0);
         let told = RefCell::new(Vec::new());
         let done = |start, end, counts, reports| {
@@ -135,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_a_bounded_number_is_held_back() {
+    fn the_number_of_pieces_held_back_is_bounded() {
         let progress = InOrder::new(0);
         let told = RefCell::new(Vec::new());
         let done = |start, end| {

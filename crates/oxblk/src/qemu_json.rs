@@ -1,30 +1,32 @@
 //! JSON as QEMU's tools print it.
 //!
-//! Two things set it apart from any other printer. The layout: four spaces a level, and an empty list
-//! or object still takes two lines. And the order of keys: QEMU keeps objects in a hash table with
-//! 512 chains and prints them chain by chain, newest first within one, so the order looks
-//! arbitrary but is always the same. Scripts should not care; people who compare outputs do.
+//! The output is equal to QEMU's, byte for byte, so that people and tests can compare outputs. It differs from that of
+//! other printers in two ways:
+//!
+//! - Layout: four spaces per level, and an empty list or object takes two lines.
+//! - Order of keys: QEMU stores an object in a hash table with 512 chains and prints chain by chain, within a chain the
+//!   newest key first. So the order looks arbitrary, but is always the same.
 
 use serde_json::{Map, Value};
 
-/// Chains of the hash table.
+/// Number of chains of the hash table.
 const BUCKETS: u32 = 512;
 
-/// `value` over several lines, without a line end after the last.
+/// Formats `value` on several lines, without a newline at the end.
 pub fn pretty(value: &Value) -> String {
     let mut out = String::new();
     print(&mut out, value, Some(0));
     out
 }
 
-/// `value` on one line, as in `json:{…}` file names.
+/// Formats `value` on one line, as in `json:{…}` file names.
 pub fn compact(value: &Value) -> String {
     let mut out = String::new();
     print(&mut out, value, None);
     out
 }
 
-/// The entries of an object in the order of printing.
+/// The entries of an object in the order in which QEMU prints them.
 pub fn ordered(map: &Map<String, Value>) -> Vec<(&String, &Value)> {
     let mut entries: Vec<_> = map.iter().collect();
     entries.reverse();
@@ -32,7 +34,7 @@ pub fn ordered(map: &Map<String, Value>) -> Vec<(&String, &Value)> {
     entries
 }
 
-/// The chain that a key is kept in: the multiplicative string hash of the TDB database.
+/// The chain that contains a key. The hash function is that of the TDB database.
 fn bucket(key: &str) -> u32 {
     let length = u32::try_from(key.len()).unwrap_or(u32::MAX);
     let mut value = 0x238f_13af_u32.wrapping_mul(length);
@@ -148,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn one_line_form_separates_with_blanks() {
+    fn compact_output_has_a_space_after_each_comma() {
         let value =
             json!({"file": {"driver": "file", "filename": "a"}, "driver": "raw", "offset": "512"});
         assert_eq!(

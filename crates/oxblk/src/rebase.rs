@@ -1,12 +1,12 @@
-//! Rebasing an overlay: it is given another backing file and goes on showing what it has shown.
+//! Rebasing an overlay: the overlay gets another backing file, and its guest-visible contents stay the same.
 //!
-//! Workers on several I/O threads take pieces of the disk that are whole clusters. Of what the overlay does not hold
-//! itself, they compare the old backing file with the new one, and where these differ the overlay is made to hold what
-//! the old one has. Nothing is read where both are known to be zero, or where the new one is a layer of the old one and
-//! nothing lies between.
+//! Workers on several I/O threads take pieces of the disk that are whole clusters. In ranges that the overlay has not
+//! allocated, they compare the old backing file with the new one. Where the two differ, they write the contents of the old
+//! backing file to the overlay. They read nothing where both backing files are known to be zero. They also read nothing
+//! where the new backing file is a layer of the old one and no layer between the two has allocated the range.
 //!
-//! The overlay still has its old backing file meanwhile; when it names the new one ([`Backend::change_backing_file`]) is
-//! up to the caller, who makes sure that all this has been done before.
+//! The overlay keeps its old backing file during this work. The caller exchanges it afterwards
+//! ([`Backend::change_backing_file`]), and only if the work has succeeded.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,56 +20,56 @@ use crate::copy::Observer;
 use crate::first_by_offset::FirstByOffset;
 use crate::progress::{InOrder, Piece};
 
-/// Longest piece that a worker takes at once in bytes, unless clusters are larger. Progress is told in these steps, which
-/// are QEMU's.
+/// Longest piece that a worker takes in one step, in bytes, unless clusters are larger. Progress is reported in these
+/// steps, as QEMU does.
 const CHUNK: u64 = 2 << 20;
-/// Bytes read of each backing file at once, unless clusters are larger: what has been read is still in the processor's
-/// caches when it is compared and written.
+/// Length of one read from each backing file in bytes, unless clusters are larger. It is short, so that the data is still
+/// in the processor's caches when it is compared and written.
 const STEP: u64 = 256 << 10;
 
 /// An overlay to be rebased.
 pub struct Rebase {
     /// The overlay, writable, with its old backing file.
     pub disk: Backend,
-    /// What it reads where it holds nothing.
+    /// The old backing file; `None`: zeroes.
     pub old: Option<Backend>,
-    /// What it is to read there.
+    /// The new backing file; `None`: zeroes.
     pub new: Option<Backend>,
-    /// The node of `new`, if that is a layer of `old`.
+    /// The node of `new`, if that node is in the backing chain of `old`.
     pub common: Option<Arc<Node>>,
     /// Write compressed clusters.
     pub compress: bool,
-    /// Requests in flight over all threads.
+    /// Maximum number of requests in flight on all threads together.
     pub parallel: usize,
-    /// Who hears of it.
+    /// Receives the progress.
     pub observer: Arc<dyn Observer>,
-    /// Set from anywhere, this stops the work between two requests.
+    /// Any thread may set this to stop the work before its next request.
     pub stop: Arc<AtomicBool>,
 }
 
-/// What a rebase was doing when it failed.
+/// The step at which a rebase failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RebaseStage {
-    /// Asking an image what it holds.
+    /// Querying the block status of an image.
     Status,
     /// Reading the old backing file.
     ReadingOld,
     /// Reading the new backing file.
     ReadingNew,
-    /// Writing the overlay, or reading from it what is to be compressed.
+    /// Writing to the overlay, or reading from it the data to be compressed.
     Writing,
-    /// It was told to stop.
+    /// The rebase was stopped on request.
     Stopped,
 }
 
-/// A rebase that failed. The overlay shows what it has shown before, by way of its old backing file.
+/// The failure of a rebase. The overlay still has its old backing file, and its guest-visible contents are unchanged.
 #[derive(Debug)]
 pub struct RebaseError {
-    /// At what.
+    /// The step that failed.
     pub stage: RebaseStage,
-    /// Byte offset in the overlay.
+    /// The byte offset in the overlay.
     pub offset: u64,
-    /// Why.
+    /// The cause.
     pub error: Error,
 }
 
@@ -97,18 +97,20 @@ type Outcome<T = ()> = Result<T, RebaseError>;
 struct Shared {
     job: Rebase,
     size: u64,
-    /// Bytes of a cluster: the unit that is compared and written.
+    /// Cluster size in bytes: the unit of comparing and writing.
     cluster: u64,
-    /// Where the next piece begins.
+    /// The start of the next piece.
     next: AtomicU64,
     progress: InOrder,
     failure: FirstByOffset<RebaseError>,
 }
 
-/// Does the work of a rebase, on the current I/O thread and on `helpers`. Nothing is flushed.
+/// Compares the backing files and writes the differences to the overlay, on the current I/O thread and on `helpers`. It
+/// does not flush.
 ///
 /// # Errors
-/// The failure at the lowest offset, as if all had been done in order; requests in flight end first.
+/// The failure at the lowest offset, as if the pieces had been processed in order. All requests in flight have ended by
+/// then.
 pub async fn run(job: Rebase, helpers: &[IoThread]) -> Outcome {
     let parallel = job.parallel.max(1);
     let cluster = job.disk.node().map_or(0, |node| node.driver().info().cluster_size).max(512);
@@ -161,7 +163,8 @@ fn failed(stage: RebaseStage, offset: u64) -> impl Fn(Error) -> RebaseError {
 impl Shared {
     async fn work(&self) {
         let step = self.cluster.max(CHUNK);
-        // A piece that has been taken is begun, whatever failed meanwhile: it lies before all that is not taken yet.
+        // A worker processes each piece that it has taken, even if another piece has failed meanwhile. So every piece below
+        // a failed piece is processed, and the failure at the lowest offset is found.
         while !self.failure.is_some() {
             let start = self.next.fetch_add(step, Relaxed);
             if start >= self.size {
@@ -180,7 +183,7 @@ impl Shared {
         self.failure.keep(failure.offset, failure);
     }
 
-    /// Deals with whole clusters.
+    /// Processes one piece, which is whole clusters.
     async fn piece(&self, range: Range<u64>) -> Outcome {
         let below = self.job.old.as_ref().and_then(|old| old.node().ok());
         let mut at = range.start;
@@ -200,14 +203,14 @@ impl Shared {
         Ok(())
     }
 
-    /// Compares the backing files in a range that the overlay does not hold.
+    /// Compares the backing files in a range that the overlay has not allocated.
     async fn compare(&self, range: Range<u64>) -> Outcome {
         let mut at = range.start;
         while at < range.end {
             let len = range.end - at;
             let (old, new) = (self.old_status(at, len).await?, self.new_status(at, len).await?);
             let end = at.saturating_add(old.len.min(new.len));
-            // What the overlay gets is whole clusters of its own, so that zero clusters suffice where all of one is zero.
+            // Ranges end at cluster boundaries, so that an all-zero cluster can become a zero cluster of the overlay.
             let whole = end - end % self.cluster;
             let (looks, end) = match end < range.end && whole < end {
                 false => ((old.look, new.look), end),
@@ -226,7 +229,7 @@ impl Shared {
         Ok(())
     }
 
-    /// What the backing files have in a cluster of which they have several things.
+    /// The contents of the backing files in one cluster that consists of several extents.
     async fn mixed_looks(&self, range: Range<u64>) -> Outcome<(Look, Look)> {
         let mut at = range.start;
         while at < range.end {
@@ -316,7 +319,7 @@ impl Shared {
         }
     }
 
-    /// Has the overlay hold what the old backing file has there; `old` lies at `start`.
+    /// Writes the range `run` of the old backing file to the overlay. `old` contains its data from the offset `start` on.
     async fn keep(&self, run: Range<u64>, zero: bool, old: &IoBuf, start: u64) -> Outcome {
         let disk = &self.job.disk;
         let failed = failed(RebaseStage::Writing, run.start);
@@ -331,8 +334,8 @@ impl Shared {
         disk.write(run.start, data, WriteFlags::empty()).await.map_err(failed)
     }
 
-    /// Compresses the clusters that a range lies in, with all that the overlay shows there: parts of them it may hold
-    /// already.
+    /// Compresses the clusters that contain a range. It reads them through the overlay, because the overlay may have
+    /// allocated parts of them.
     async fn compress(&self, run: Range<u64>) -> Outcome {
         let disk = &self.job.disk;
         let mut at = run.start - run.start % self.cluster;
@@ -348,10 +351,10 @@ impl Shared {
     }
 }
 
-/// What a backing file has somewhere.
+/// The contents of a backing file in one extent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
-    /// The same as the new one: both have it from the same layer.
+    /// Equal in the old and the new backing file: both read the same layer.
     Same,
     Zero,
     Data,
@@ -367,7 +370,7 @@ fn within(from: u64, to: u64, start: u64) -> Range<usize> {
     index(from)..index(to)
 }
 
-/// Reads a range of a backing file, which may end inside or before it; behind its end there are zeroes.
+/// Reads a range of a backing file. Bytes past the end of the backing file are zeroes.
 async fn read(
     disk: Option<&Backend>,
     look: Look,

@@ -1,4 +1,6 @@
-//! Requests that can be awaited on any executor, or waited for without one.
+//! [`Request`]: the result of an operation that runs on an I/O thread.
+//!
+//! A request can be awaited on any executor; without an executor, [`Request::wait`] blocks the calling thread.
 
 use std::fmt;
 use std::pin::Pin;
@@ -9,21 +11,21 @@ use oxblk_ring::{Remote, TaskGone, try_thread_index};
 
 use crate::IoThreads;
 
-/// A request under way on an I/O thread.
+/// A request in flight on an I/O thread.
 ///
-/// It has begun when it is made. `await` it on any executor, or block the calling thread with [`wait`](Self::wait). Dropping
-/// it does not cancel it: the request goes on to its end.
-#[must_use = "whether the request succeeded is known from awaiting it only"]
+/// The operation has already begun. `await` the request on any executor, or block the calling thread with
+/// [`wait`](Self::wait). Dropping the request does not cancel the operation, which runs to completion.
+#[must_use = "await the request or wait for it: otherwise its failure goes unnoticed"]
 pub struct Request<T>(State<T>);
 
 enum State<T> {
     Running(Remote<Result<T>>),
-    /// It could not begin. `None`: this has been told.
+    /// The operation could not begin. `None`: the error has been returned.
     Failed(Option<Error>),
 }
 
 impl<T: Send + 'static> Request<T> {
-    /// Begins `work` on one of the threads.
+    /// Starts `work` on one of the threads.
     pub(crate) fn begin<F, Fut>(threads: &IoThreads, work: F) -> Self
     where
         F: FnOnce() -> Fut + Send + 'static,
@@ -40,10 +42,11 @@ impl<T: Send + 'static> Request<T> {
         Self(State::Failed(Some(error)))
     }
 
-    /// Blocks the calling thread until the request has ended.
+    /// Blocks the calling thread until the request has completed.
     ///
     /// # Errors
-    /// Those of the request; `EDEADLK` on an I/O thread, whose requests could then never end: there it is to be awaited.
+    /// Those of the request; `EDEADLK` on an I/O thread. There, await the request instead: a blocked I/O thread could never
+    /// complete its own requests.
     pub fn wait(self) -> Result<T> {
         let running = match self.0 {
             State::Running(running) => running,

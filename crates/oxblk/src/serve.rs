@@ -1,4 +1,4 @@
-//! Serving disks to other programs.
+//! Serving disks to other programs over NBD.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use oxblk_ring::{Address, Listener, Remote};
 
 use crate::{Disk, IoThreads, Request};
 
-/// An NBD server of disks.
+/// An NBD server for one or more disks.
 ///
-/// It serves until it is [stopped](Self::stop) or dropped; connections that exist then come to an end only with `stop`. The
-/// disks are not closed by it.
+/// It serves until it is [stopped](Self::stop) or dropped. `stop` waits until all connections have ended; a drop starts the
+/// same stop and does not wait. The server does not close disks that the caller still holds.
 ///
 /// ```no_run
 /// # fn main() -> oxblk::Result<()> {
@@ -31,7 +31,7 @@ use crate::{Disk, IoThreads, Request};
 /// ```
 pub struct NbdServer {
     server: Server,
-    /// Open as long as they are served.
+    /// These handles keep the disks open while they are served.
     disks: Vec<Disk>,
     threads: IoThreads,
     address: Address,
@@ -41,10 +41,11 @@ pub struct NbdServer {
 }
 
 impl NbdServer {
-    /// Serves disks under the names given. A client that names none gets the first. A socket's path must not exist.
+    /// Serves each disk under its name. A client that sends no name gets the first disk. The path of a Unix socket must not
+    /// exist yet.
     ///
     /// # Errors
-    /// When the address cannot be listened at, or there is no disk.
+    /// If the server cannot listen at the address, or if there is no disk.
     pub fn start(disks: &[(&str, &Disk)], address: &Address) -> Result<Self> {
         let [(_, first), ..] = disks else {
             return Err(Error::invalid("An NBD server needs a disk to serve"));
@@ -70,27 +71,28 @@ impl NbdServer {
         Ok(Self { server, disks, threads, address, socket, accepting })
     }
 
-    /// Where it listens; with the port that the system has chosen.
+    /// The address that the server listens at. If the system chose the port, this is the chosen port.
     pub fn address(&self) -> &Address {
         &self.address
     }
 
-    /// How many connections there are.
+    /// The number of connections.
     pub fn connections(&self) -> usize {
         self.server.connections()
     }
 
-    /// Stops listening, lets connections finish what they have received, and ends when all have.
+    /// Stops listening, lets each connection finish the requests that it has received, and completes when all connections
+    /// have ended.
     ///
     /// # Errors
-    /// When listening has failed meanwhile.
+    /// If the listening socket failed while the server ran.
     pub fn stop(mut self) -> Request<()> {
         let accepting = self.accepting.lock().unwrap_or_else(PoisonError::into_inner).take();
         let server = self.server.clone();
         let (socket, disks) = (self.socket.take(), std::mem::take(&mut self.disks));
         Request::begin(&self.threads, move || async move {
             server.stop().await;
-            // Connections have used them until now.
+            // Release the disks only now: connections have used them until here.
             for disk in disks {
                 disk.release().await;
             }
@@ -106,7 +108,7 @@ impl NbdServer {
     }
 }
 
-/// The file of a Unix socket.
+/// The socket file of a Unix address.
 struct SocketFile {
     path: PathBuf,
     /// Device and inode number.
@@ -119,7 +121,7 @@ impl SocketFile {
         Some(Self { identity: identity(path)?, path: path.clone() })
     }
 
-    /// Removes it, unless another program has replaced it.
+    /// Removes the file, unless another program has replaced it.
     fn remove(self) {
         if identity(&self.path) == Some(self.identity)
             && let Err(error) = std::fs::remove_file(&self.path)
@@ -135,7 +137,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 
 impl Drop for NbdServer {
     fn drop(&mut self) {
-        // Has begun when this returns; nobody waits.
+        // The stop has begun when this returns. Nobody waits for it to end.
         drop(self.server.stop());
     }
 }

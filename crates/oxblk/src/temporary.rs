@@ -1,4 +1,7 @@
-//! Temporary snapshots: an overlay in a file without a name, which is gone when it is closed.
+//! Temporary snapshots: an overlay in an unnamed file, which the system deletes when it is closed.
+//!
+//! All writes go to the overlay, so the base does not change. The overlay is never flushed, because nothing reads it after
+//! it has been closed.
 
 use std::sync::Arc;
 
@@ -13,10 +16,10 @@ use oxblk_ring::{Aio, File};
 /// Sizes of disks are multiples of this many bytes.
 const SECTOR: u64 = 512;
 
-/// Opens an overlay over `base` that takes all that is written to it, and nobody will see again.
+/// Opens a temporary overlay whose backing file is `base`.
 ///
 /// # Errors
-/// As the file system of temporary files reports; when `base` is written by somebody.
+/// As the file system of temporary files reports; also if another user writes to `base`.
 pub async fn overlay(graph: &Graph, base: &Arc<Node>, flags: OpenFlags) -> Result<Arc<Node>> {
     let file = File::from_fd(temporary()?, Aio::IoUring);
     let driver = Box::new(FileDriver::from_ring_file(file, 0));
@@ -53,6 +56,6 @@ async fn open_over(
     options.insert("driver", QCOW2.name());
     options.insert("file", file.name());
     options.insert("backing", base.name());
-    // Nobody else can open the overlay; how the base is shared was said when it was opened.
+    // `force_share` is off: nobody else can open the overlay, and `base` is open already.
     graph.open(options, OpenFlags { no_flush: true, force_share: false, ..flags }).await
 }

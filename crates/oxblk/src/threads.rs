@@ -1,4 +1,8 @@
-//! The I/O threads on which disks live.
+//! Groups of I/O threads, which run the requests of disks.
+//!
+//! A disk belongs to one group. Each request goes to one thread of the group ([`IoThreads::spawn`]). The process has one
+//! shared group, which is started at its first use and ends when nothing uses it. Tasks hold a reference to their group, so
+//! that its threads do not end before the tasks.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -7,28 +11,28 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use oxblk_core::{Error, Result};
 use oxblk_ring::{Config, IoThread, Remote, try_thread_index};
 
-/// Most threads that are started by default.
+/// Maximum number of threads of the shared group.
 const MOST: usize = 16;
 
-/// A group of I/O threads. Clones are the same group; the threads end when the last clone and the last disk on them are
-/// gone.
+/// A group of I/O threads. Clones refer to the same group. The threads end when the last clone and the last disk of the
+/// group have been dropped.
 #[derive(Clone)]
 pub struct IoThreads(Arc<Group>);
 
 struct Group {
     threads: Vec<IoThread>,
-    /// Counts the pieces of work, which are given to the threads in turn.
+    /// Counts the tasks sent to the group, to distribute them over the threads in turn.
     next: AtomicUsize,
 }
 
-/// The group that disks use where none is named.
+/// The group of disks that are opened without an explicit group.
 static SHARED: Mutex<Weak<Group>> = Mutex::new(Weak::new());
 
 impl IoThreads {
-    /// Starts `count` threads, or as many of them as the system has room for.
+    /// Starts `count` threads, or fewer if the system cannot start more.
     ///
     /// # Errors
-    /// When not even one can be started: `EAGAIN`, `ENOMEM` or `EMFILE`.
+    /// If no thread can be started: `EAGAIN`, `ENOMEM` or `EMFILE`.
     pub fn start(count: usize) -> Result<Self> {
         let mut threads = Vec::new();
         for index in 0..count.max(1) {
@@ -46,8 +50,8 @@ impl IoThreads {
         Ok(Self(Arc::new(Group { threads, next: AtomicUsize::new(0) })))
     }
 
-    /// The group that all disks of the process use where none is named: a thread for each core, 16 at most. It is started
-    /// at its first use.
+    /// The shared group of the process, which disks use by default. It has one thread for each core, 16 at most, and is
+    /// started at its first use.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -67,8 +71,8 @@ impl IoThreads {
         &self.0.threads
     }
 
-    /// Sends `work` to one of the threads: to the calling one if it belongs to the group, else to each in turn. The group
-    /// lives until the work has ended.
+    /// Runs `work` on a thread of the group: on the calling thread if it belongs to the group, otherwise on each thread in
+    /// turn. The group exists until the work has ended.
     pub(crate) fn spawn<F, Fut, T>(&self, work: F) -> Option<Remote<T>>
     where
         F: FnOnce() -> Fut + Send + 'static,

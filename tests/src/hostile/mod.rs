@@ -48,7 +48,7 @@
 //! | bitmap directory: wrong sizes, duplicate names, in use | "bitmap …", "two bitmaps of one name", `img_bitmap::a_broken_bitmap_can_be_listed_removed_and_repaired_without_data_loss`, `img_bitmap::an_unreadable_bitmap_directory_does_not_prevent_a_repair` |
 //! | dirty and corrupt bits | "dirty", "marked corrupt" |
 //! | writes and discards without refcounts | "no refcount blocks", "all refcounts 0"; every case includes a write, a zero write, a discard, a resize and a repair |
-//! | repair when the disk is full | `oxblk-formats: a_full_disk_does_not_keep_refcounts_from_being_rebuilt_where_there_is_room_inside` |
+//! | repair when the disk is full | `oxblk-formats: refcounts_are_rebuilt_inside_the_file_if_the_disk_is_full` |
 //!
 //! | vdi | |
 //! |---|---|
@@ -67,10 +67,10 @@
 //! |---|---|
 //! | export name of 3,000 bytes | `an_export_name_of_three_thousand_bytes_is_unknown` |
 //! | option of 4 GiB | `an_option_of_four_gigabytes_ends_the_session`, `an_option_too_large_to_parse_is_answered_and_the_session_continues` |
-//! | connect and disconnect immediately | `clients_that_connect_and_disconnect_do_no_harm`, `nbd::peers::a_port_scan_does_no_harm` |
-//! | a stalled handshake; more than 100 connections | `a_stalled_handshake_is_closed_in_time_and_others_are_served`, `admission::clients_with_more_than_a_hundred_connections_are_served_by_default` |
+//! | connect and disconnect immediately | `clients_that_disconnect_during_the_handshake_do_not_disturb_the_server`, `nbd::peers::a_port_scan_does_no_harm` |
+//! | a stalled handshake; 10 s and more than 100 connections | `a_stalled_handshake_is_closed_in_time_and_others_are_served`, `a_handshake_may_take_ten_seconds_by_default`, `clients_with_more_than_a_hundred_connections_are_served_by_default` |
 //! | request past the end, write to a read-only export | `requests_past_the_end_fail_with_the_errors_of_the_specification`, `a_read_only_export_refuses_every_write_and_still_reads` |
-//! | a disconnect inside a write | `a_client_that_hangs_up_inside_a_write_leaves_the_disk_as_it_was` |
+//! | a disconnect inside a write | `a_client_that_hangs_up_inside_a_write_leaves_the_disk_unchanged` |
 //! | a client that reads no replies, memory use | `the_server_stops_receiving_from_a_client_that_receives_no_replies`, `serve::memory_stays_bounded_while_clients_send_reads_and_receive_no_replies` |
 //! | the server stops while a client is connected | `stopping_completes_and_answers_requests_in_flight` |
 

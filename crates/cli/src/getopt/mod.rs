@@ -1,22 +1,21 @@
-//! Command lines as `getopt_long(3)` reads them.
+//! Parsing command lines in the way of `getopt_long(3)`.
 //!
-//! QEMU's tools take their options through the C library's parser, so scripts rely on its habits: short
-//! options in clusters (`-qf raw`, `-fraw`), long ones by any unambiguous prefix (`--out json`,
-//! `--output=json`), options after operands, `--` as the end of options. This parser keeps those habits
-//! and the library's wording of faults, to the byte.
+//! QEMU's tools use the C library's parser, so scripts rely on its behaviour: short options in clusters (`-qf raw`,
+//! `-fraw`), any unambiguous prefix of a long option (`--out json`, `--output=json`), options after operands, and `--` as
+//! the end of options. This parser behaves the same and has the same error messages.
 //!
-//! A table of [`Opt`] says what exists; [`Parser::next`] hands out one option at a time, in the order
-//! of the command line; [`Parser::operands`] gives what is left. A parser never looks at the values.
+//! A table of [`Opt`] lists the options. [`Parser::next`] returns one option at a time, in the order of the command line.
+//! [`Parser::operands`] returns the remaining words. The parser does not interpret values.
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 
-/// One option of a command. At least one of `short` and `long` is there.
+/// One option of a command. At least one of `short` and `long` is set.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Opt {
-    /// What [`Parser::next`] returns for it; by custom the short letter.
+    /// The identifier that [`Parser::next`] returns for it; usually the short letter.
     pub(crate) id: char,
     /// The letter after `-`.
     pub(crate) short: Option<char>,
@@ -24,18 +23,18 @@ pub(crate) struct Opt {
     pub(crate) long: Option<&'static str>,
     /// Whether a value follows.
     pub(crate) takes_value: bool,
-    /// The word must be written in full. It does not make abbreviations of other words ambiguous.
+    /// The word cannot be abbreviated. It does not make abbreviations of other words ambiguous.
     pub(crate) in_full: bool,
 }
 
 impl Opt {
-    /// Another word for an option, from a later version of the tools. It must be written in full, so the
-    /// abbreviations of older words keep their meaning.
+    /// Another word for an option, from a later version of the tools. It cannot be abbreviated, so the abbreviations of
+    /// older words keep their meaning.
     pub(crate) const fn alias(self, long: &'static str) -> Self {
         Self { short: None, long: Some(long), in_full: true, ..self }
     }
 
-    /// The option, whose word must be written in full.
+    /// The same option, but its word cannot be abbreviated.
     pub(crate) const fn in_full(self) -> Self {
         Self { in_full: true, ..self }
     }
@@ -51,7 +50,7 @@ pub(crate) const fn both(letter: char, long: &'static str, takes_value: bool) ->
     Opt { id: letter, short: Some(letter), long: Some(long), takes_value, in_full: false }
 }
 
-/// An option with a word only; `id` is any character that no other option of the table has.
+/// An option with a word only. `id` is any character that no other option of the table uses.
 pub(crate) const fn long(id: char, long: &'static str, takes_value: bool) -> Opt {
     Opt { id, short: None, long: Some(long), takes_value, in_full: false }
 }
@@ -61,30 +60,30 @@ pub(crate) const fn short(letter: char, takes_value: bool) -> Opt {
     Opt { id: letter, short: Some(letter), long: None, takes_value, in_full: false }
 }
 
-/// A fault of the command line: the C library's text, which begins with the program's name.
+/// An error in the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fault {
-    /// What to print.
+    /// The message of the C library, which begins with the program's name.
     pub(crate) text: String,
-    /// The word that is no option, without `--`.
+    /// The unknown option without `--`, if that is the error.
     pub(crate) unknown: Option<String>,
 }
 
-/// What happens at the first operand.
+/// Where operands may stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Operands {
-    /// Options may still follow.
+    /// Options may follow operands.
     Anywhere,
-    /// It ends the options.
+    /// The first operand ends the options.
     EndOptions,
 }
 
-/// Reads one command line.
+/// Parses one command line.
 #[derive(Debug)]
 pub(crate) struct Parser<'t> {
     name: String,
     table: &'t [Opt],
-    /// Options whose words must be written in full.
+    /// Further long options, which cannot be abbreviated.
     common: &'t [Opt],
     mode: Operands,
     rest: VecDeque<String>,
@@ -93,7 +92,7 @@ pub(crate) struct Parser<'t> {
     letters_only: bool,
 }
 
-/// An option found, with its value if it takes one.
+/// An option of the command line, with its value if it takes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
     /// [`Opt::id`].
@@ -103,7 +102,7 @@ pub(crate) struct Found {
 }
 
 impl<'t> Parser<'t> {
-    /// `name` stands before messages; `arguments` come without the program's name.
+    /// `name` is printed in front of messages. `arguments` do not include the program's name.
     pub(crate) fn new(
         name: impl Into<String>,
         arguments: impl IntoIterator<Item = String>,
@@ -122,22 +121,22 @@ impl<'t> Parser<'t> {
         }
     }
 
-    /// Reads as `getopt(3)` does: there are no words, so `--x` is a cluster of letters.
+    /// Parses in the way of `getopt(3)`: there are no long options, so `--x` is a cluster of letters.
     #[must_use]
     pub(crate) fn letters_only(mut self) -> Self {
         self.letters_only = true;
         self
     }
 
-    /// Accepts these long options too, when their words are written in full.
+    /// Accepts these long options too, without abbreviations.
     pub(crate) fn with_common(self, common: &'t [Opt]) -> Self {
         Self { common, ..self }
     }
 
-    /// The next option, or `None` when only operands are left.
+    /// The next option, or `None` if only operands are left.
     ///
     /// # Errors
-    /// [`Fault`] with the message to print; the option at fault is skipped.
+    /// [`Fault`] with the message to print. The invalid option is skipped.
     pub(crate) fn next(&mut self) -> Result<Option<Found>, Fault> {
         if let Some(letter) = self.cluster.pop_front() {
             return self.letter(letter).map(Some);
@@ -167,7 +166,7 @@ impl<'t> Parser<'t> {
         Ok(None)
     }
 
-    /// What is not an option, in order. Complete once [`Self::next`] has returned `None`.
+    /// The operands in order. They are complete once [`Self::next`] has returned `None`.
     pub(crate) fn operands(self) -> Vec<String> {
         self.operands
     }
@@ -206,12 +205,12 @@ impl<'t> Parser<'t> {
         }
     }
 
-    /// The words that the table has, without `--`.
+    /// All long options, without `--`.
     pub(crate) fn words(&self) -> impl Iterator<Item = &'t str> + use<'t> {
         self.table.iter().chain(self.common).filter_map(|opt| opt.long)
     }
 
-    /// The option of that name, or the only one that it is a prefix of.
+    /// The long option with that name, or the only one that begins with it.
     fn find_word(&self, word: &str, name: &str) -> Result<&'t Opt, Fault> {
         let mut known = self.table.iter().chain(self.common);
         if let Some(opt) = known.find(|opt| opt.long == Some(name)) {

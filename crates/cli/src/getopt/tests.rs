@@ -36,7 +36,7 @@ fn short_options_cluster_and_the_last_takes_the_rest_as_value() {
 }
 
 #[test]
-fn long_options_may_be_cut_short_where_only_one_fits() {
+fn long_options_may_be_abbreviated_to_an_unambiguous_prefix() {
     let (found, ..) = run(&["--out=json", "--qui", "--form", "raw", "--backing", "x"]);
     let expected = [('\u{1}', "json"), ('q', ""), ('f', "raw"), ('b', "x")];
     assert_eq!(found, expected.map(|(id, value)| (id, value.to_owned())));
@@ -50,7 +50,7 @@ fn operands_mix_with_options_until_a_double_dash() {
 }
 
 #[test]
-fn options_end_at_the_first_operand_where_asked() {
+fn options_end_at_the_first_operand_in_that_mode() {
     let arguments = ["-q", "create", "-x"].map(str::to_owned);
     let mut parser = Parser::new("tool", arguments, TABLE, Operands::EndOptions);
     assert_eq!(parser.next().unwrap().unwrap().id, 'q');
@@ -59,7 +59,7 @@ fn options_end_at_the_first_operand_where_asked() {
 }
 
 #[test]
-fn faults_are_worded_as_the_c_library_words_them() {
+fn error_messages_equal_those_of_the_c_library() {
     assert_eq!(fault(&["-y"]), "tool create: invalid option -- 'y'");
     assert_eq!(fault(&["-f"]), "tool create: option requires an argument -- 'f'");
     assert_eq!(fault(&["--format"]), "tool create: option '--format' requires an argument");

@@ -1,4 +1,4 @@
-//! `img amend`: other options for an image that exists.
+//! `img amend`: changes options of an existing image.
 
 use std::sync::Arc;
 
@@ -97,7 +97,7 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     read.progress &= !quiet;
     let mut operands = parser.operands();
     read.filename = operands.pop().filter(|_| operands.is_empty());
-    // A missing file name counts first.
+    // A missing file name is reported before an invalid cache mode.
     if let Some(name) = cache.filter(|_| read.filename.is_some()) {
         read.cache = CacheMode::parse(&name)
             .ok_or_else(|| context.failed(format_args!("Invalid cache option: {name}")))?;

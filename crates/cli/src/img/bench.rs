@@ -1,7 +1,7 @@
 //! `img bench`: a simple sequential benchmark.
 //!
-//! The requests in parallel are spread over the I/O threads; each worker takes the next offset when its
-//! request is done. Long writes are sent from one thread unless told otherwise.
+//! The parallel requests are distributed over the I/O threads. Each worker takes the next offset when its request has
+//! completed. Long writes are sent from one thread, unless `--threads` is given.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -16,7 +16,7 @@ use crate::getopt::{Found, Opt, both, long};
 use crate::image::Image;
 use crate::program::{flush_out, out};
 
-/// Largest number of requests, depth and size.
+/// Maximum number of requests, queue depth and size.
 const MAX: u64 = i32::MAX as u64;
 
 const OPTIONS: &[Opt] = &[
@@ -61,8 +61,8 @@ struct Arguments {
     filename: String,
 }
 
-/// Writes from this size on are sent from one thread: the kernel lets one write into a file at a time, and threads that
-/// wait for each other there cost more than they prepare.
+/// Writes of at least this size are sent from one thread. The kernel executes writes to a file one at a time, so several
+/// threads would only wait for each other.
 const LONG_WRITE: u64 = 32 << 10;
 
 impl Arguments {
@@ -143,7 +143,7 @@ fn set(context: &Context, read: &mut Arguments, id: char, value: String) -> Step
         'd' => read.depth = context.count("queue depth", &value, 1, MAX)?,
         'o' => read.offset = context.bytes("offset", &value)?,
         's' => read.size = context.sized("buffer size", &value, 1, MAX)?,
-        // 0 stands for the buffer size, too.
+        // 0 means the buffer size, too.
         'S' => read.step = Some(context.sized("step size", &value, 0, MAX)?).filter(|n| *n > 0),
         'i' => {
             let unknown = || context.failed(format_args!("Invalid aio option: {value}"));
@@ -172,9 +172,9 @@ struct Run {
     step: u64,
     write: bool,
     pattern: u8,
-    /// Flush before the requests whose index is a multiple of this, without waiting for those before.
+    /// Flush before each request whose index is a multiple of this, without waiting for earlier requests.
     flush_every: Option<u64>,
-    /// The next request, and where the batch under way ends.
+    /// The index of the next request, and the end of the current batch.
     next: AtomicU64,
     end: AtomicU64,
 }
@@ -185,7 +185,7 @@ impl Run {
         self.next.fetch_update(Relaxed, Relaxed, |next| (next < end).then_some(next + 1)).ok()
     }
 
-    /// Requests go forward by steps and begin again at the end of the image.
+    /// The offset of a request: each one is a step after the previous one, and wraps around at the end of the image.
     fn place(&self, index: u64) -> u64 {
         if index == 0 {
             return self.offset;
@@ -215,7 +215,7 @@ impl Run {
     }
 }
 
-/// Runs `workers` at once on the current thread; the first failure ends the batch.
+/// Runs `workers` workers concurrently on the current thread. The first failure ends the batch.
 async fn work_here(run: Arc<Run>, workers: usize) -> Result<(), Error> {
     let tasks: Vec<_> = (0..workers)
         .map(|_| {

@@ -26,7 +26,7 @@ const OPTIONS: &[Opt] = &[
     both('f', "format", true).in_full(),
 ];
 
-/// What is to be done to the bitmap.
+/// An action on the bitmap.
 enum Action {
     Add,
     Remove,
@@ -35,7 +35,7 @@ enum Action {
     Clear,
     Enable,
     Disable,
-    /// Adds what this bitmap has.
+    /// Adds the dirty ranges of this bitmap.
     Merge(String),
 }
 
@@ -61,10 +61,10 @@ struct Arguments {
     granularity: Option<u64>,
     source: Option<String>,
     source_format: Option<String>,
-    /// In the order in which they were given.
+    /// The actions in the order of the command line.
     actions: Vec<Action>,
     filename: String,
-    /// Empty where no action is for one bitmap.
+    /// The name of the bitmap; empty if no action concerns a single bitmap.
     bitmap: String,
 }
 
@@ -76,7 +76,7 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
         let mut image = Image::writable(&arguments.filename)
             .format(arguments.format.as_deref())
             .options_if(arguments.image_options);
-        // Nothing is read of what lies below: it may be missing, or be the image that a bitmap is merged into.
+        // The backing file is not read. It may be missing, or it may be the image whose bitmap is merged.
         image.flags.no_backing = true;
         let backend = image.open_or_say(&context.program, &graph).await?;
         let outcome = act_with_source(context, &arguments, &graph, &backend).await;
@@ -122,12 +122,12 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
         }
         _ => return Err(context.failed("Expecting filename and bitmap name")),
     };
-    // 0 asks for the granularity that a bitmap has without it.
+    // 0 means the default granularity.
     read.granularity = read.granularity.filter(|granularity| *granularity > 0);
     Ok(read)
 }
 
-/// What excludes what, in the order in which QEMU complains.
+/// Refuses options that exclude one another, in the order in which QEMU reports them.
 fn check(context: &Context, read: &Arguments) -> Step {
     let clash = |message: &str| Err(context.failed(message));
     let adds = read.actions.iter().any(|action| matches!(action, Action::Add));
@@ -163,7 +163,7 @@ async fn act_with_source(
     image.flags.no_backing = true;
     let source = image.open_or_say(&context.program, graph).await?;
     let outcome = act_all(context, arguments, backend, &source).await;
-    // Nothing was written there: a failure to close changes nothing.
+    // The source was only read, so an error on closing it is ignored.
     drop(source.close().await);
     outcome
 }

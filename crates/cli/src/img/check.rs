@@ -1,4 +1,4 @@
-//! `img check`.
+//! `img check`: checks the metadata of an image, and repairs it if requested. The driver of the format does the work.
 
 use std::sync::Mutex;
 
@@ -13,7 +13,7 @@ use crate::image::Image;
 use crate::program::{err, note, out};
 use oxblk::qemu_json;
 
-/// Exit codes, as scripts know them.
+/// Exit codes, as in QEMU.
 const FAILED: u8 = 1;
 const CORRUPT: u8 = 2;
 const LEAKS: u8 = 3;
@@ -108,7 +108,7 @@ fn fix(context: &Context, text: &str) -> Step<Fix> {
     }
 }
 
-/// Checks, repairs if asked, tells, and gives the exit code.
+/// Checks the image, repairs it if requested, prints the report, and returns the exit code.
 async fn check(context: &Context, arguments: &Arguments, backend: &Backend) -> Step<u8> {
     let node = backend.node().map_err(|error| context.error(&error))?;
     let Some(checker) = node.driver().check() else {
@@ -151,7 +151,7 @@ async fn check(context: &Context, arguments: &Arguments, backend: &Backend) -> S
     })
 }
 
-/// Of all findings, QEMU's tools put their name before that the snapshot table cannot be read.
+/// Whether QEMU's tools print this finding after their own name. They do so only for errors on reading the snapshot table.
 fn is_said_in_own_name(line: &str) -> bool {
     ["failed to read the snapshot table:", "snapshot table too large", "snapshot table offset"]
         .iter()
@@ -202,7 +202,7 @@ fn percent(part: u64, whole: u64) -> f64 {
     part as f64 * 100.0 / whole as f64
 }
 
-/// QAPI's `ImageCheck`: what is zero is left out, but for the errors of the check itself.
+/// The report as QAPI's `ImageCheck`. Numbers that are zero are left out, except `check-errors`.
 fn to_json(report: &CheckReport, filename: &str, format: &str) -> Value {
     let numbers = [
         ("image-end-offset", report.image_end_offset),
@@ -228,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_tells_corruptions_leaks_and_how_full_the_image_is() {
+    fn a_report_lists_corruptions_leaks_and_allocated_clusters() {
         let report = CheckReport {
             leaks: 1,
             image_end_offset: 393_216,

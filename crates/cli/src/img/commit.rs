@@ -1,4 +1,4 @@
-//! `img commit`: options here, the work in [`oxblk::commit`].
+//! `img commit`: options and messages. [`oxblk::commit`] does the work.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ struct Arguments {
     format: Option<String>,
     image_options: bool,
     cache: CacheMode,
-    /// The image keeps what it holds.
+    /// The image is not emptied.
     keep: bool,
     base: Option<String>,
     rate: Option<u64>,
@@ -87,10 +87,11 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
             'd' => read.keep = true,
             'b' => {
                 read.base = Some(value);
-                // Layers in between would show something else once the image has given up what it holds.
+                // Do not empty the image: it would then read from the layers between it and the base, which have other
+                // contents.
                 read.keep = true;
             }
-            // 0 is no limit.
+            // 0 means no limit.
             'r' => {
                 read.rate = Some(context.sized("rate limit", &value, 0, MAX_OFFSET)?)
                     .filter(|rate| *rate > 0);
@@ -144,7 +145,7 @@ async fn commit(
     closed.map_err(|error| context.error(&error))
 }
 
-/// The image that is committed to.
+/// The image that receives the data.
 fn base(context: &Context, arguments: &Arguments, top: &Backend) -> Step<Arc<Node>> {
     let node = top.node().map_err(|error| context.error(&error))?;
     let Some(name) = &arguments.base else {
@@ -177,7 +178,7 @@ fn failed(context: &Context, arguments: &Arguments, failure: &CommitError) -> Ex
     }
 }
 
-/// Passes progress on.
+/// Passes progress on to the display.
 struct ProgressObserver(Arc<Progress>);
 
 impl Observer for ProgressObserver {

@@ -1,4 +1,4 @@
-//! `img compact`: free space in the middle and at the end of an image goes back to the host.
+//! `img compact`: returns unused space in an image to the host.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -24,7 +24,7 @@ const OPTIONS: &[Opt] = &[
     long('O', "object", true),
 ];
 
-/// Bytes that are moved between two looks at the progress.
+/// Bytes that are moved between two progress reports.
 const AT_ONCE: u64 = 256 << 20;
 
 #[derive(Default)]

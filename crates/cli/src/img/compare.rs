@@ -1,4 +1,6 @@
-//! `img compare`.
+//! `img compare`: compares the contents of two images. [`oxblk::compare`] does the work.
+//!
+//! If one image is larger, the rest of that image is compared with zeroes.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -16,7 +18,7 @@ use crate::signals::stop_flag;
 use crate::text::number::in_sectors;
 use crate::text::progress::{Progress, step};
 
-/// Exit codes, as scripts know them.
+/// Exit codes, as in QEMU.
 const DIFFERENT: u8 = 1;
 const CANNOT_OPEN: u8 = 2;
 const NO_STATUS: u8 = 3;
@@ -135,7 +137,7 @@ async fn compare_images(
         outcome = run.compare(first, second).await;
     }
     for disk in disks {
-        // Nothing was written: a failure to close changes nothing.
+        // The images were only read, so an error on closing them is ignored.
         drop(disk.close().await);
     }
     outcome
@@ -153,7 +155,7 @@ impl Run<'_> {
     async fn compare(&self, first: &Backend, second: &Backend) -> Step {
         let sizes = [first.size(), second.size()];
         let [common, total] = [sizes[0].min(sizes[1]), sizes[0].max(sizes[1])];
-        // Disks are whole sectors; what a file lacks of its last one is zeroes.
+        // Disks consist of whole sectors. If a file ends inside its last sector, the rest of that sector is zeroes.
         let common_sectors = in_sectors(common).min(total);
         let differ = in_sectors(common) != in_sectors(total);
         if self.arguments.strict && differ {
@@ -180,13 +182,13 @@ impl Run<'_> {
         }
     }
 
-    /// Shows how far a part that begins at `start` has come.
+    /// A callback that shows the progress in a part that begins at `start`.
     fn counter(&self, start: u64, total: u64) -> Arc<dyn Fn(u64) + Send + Sync> {
         let progress = Arc::clone(&self.progress);
         Arc::new(move |done| progress.set(start.saturating_add(done), total))
     }
 
-    /// Compares a part, or looks for data in one disk alone. `index` is that of the first disk.
+    /// Compares a range of two disks, or of one disk with zeroes. `index` is the index of the first disk.
     async fn part(
         &self,
         disks: (Backend, Option<Backend>),

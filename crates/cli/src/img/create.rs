@@ -1,4 +1,6 @@
-//! `img create`.
+//! `img create`: creates an image, with a backing file if requested.
+//!
+//! The command checks options and the backing file before it creates a file, and prints the resulting options as QEMU does.
 
 use oxblk_core::{Errno, Error, ErrorKind, Graph, Options};
 
@@ -78,7 +80,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
     }
 }
 
-/// Prints what `-o` takes.
+/// Prints the options that `-o` accepts.
 pub(super) fn print_options(
     context: &Context,
     graph: &Graph,
@@ -164,7 +166,7 @@ fn take_backing(
     Ok(())
 }
 
-/// Opens the backing file to see that it is one, and takes the size from it if none is given.
+/// Checks that the backing file can be opened, and uses its size if the command line gives none.
 async fn check_backing(
     graph: &Graph,
     options: &mut CreateOptions,
@@ -216,7 +218,7 @@ async fn check_backing(
     Ok(())
 }
 
-/// Rewords `EFBIG`, whose own text does not name the limit.
+/// Rewords `EFBIG`, since its own text does not name the format.
 fn too_large(error: Error, format: &str, cluster_hint: bool) -> Error {
     if error.raw_errno() != Errno::FBIG {
         return error;
@@ -228,5 +230,5 @@ fn too_large(error: Error, format: &str, cluster_hint: bool) -> Error {
     )
 }
 
-/// The number by which QEMU's tools mark a size that is not given.
+/// The value with which QEMU's tools mark a missing size.
 const NO_SIZE: u64 = u64::MAX;

@@ -1,7 +1,7 @@
-//! The options of a new image: `-o key=value,…`, what they mean, and how they are listed.
+//! The options of a new image (`-o key=value,…`): parsing, checking and listing them.
 //!
-//! A format and the protocol below it each have a table of options; a new image takes those of both.
-//! Values are checked against their types here, before any file is made. The messages are QEMU's.
+//! A format and the protocol below it each have a table of options. A new image accepts the options of both. Values are
+//! checked against their types here, before any file is created. The messages are those of QEMU.
 
 use oxblk_core::create::{CreateOption, OptionType};
 use oxblk_core::{
@@ -12,7 +12,7 @@ use oxblk_core::{
 /// The value of an option.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Setting {
-    /// The value, and the word that stands for it.
+    /// The value, and the word that the user gave for it.
     Flag(bool, String),
     Number(u64),
     Text(String),
@@ -24,12 +24,12 @@ pub(super) struct CreateOptions {
     settings: Vec<(&'static str, Setting)>,
 }
 
-/// Appends one `-o` to those before it.
+/// Appends the value of one `-o` to those before it.
 ///
 /// # Errors
-/// The message to print when the list is empty, begins with a comma or ends with a single one.
+/// The message to print if the list is empty, begins with a comma, or ends with a comma that is not doubled.
 pub(super) fn append(list: &mut Option<String>, more: &str) -> std::result::Result<(), String> {
-    // A doubled comma stands for a comma in a value, and a list does not begin with a value.
+    // A doubled comma means a comma in a value. It is invalid at the start, since a list begins with a key.
     let commas = |text: &str| text.bytes().take_while(|byte| *byte == b',').count();
     let reversed: String = more.chars().rev().collect();
     if more.is_empty() || more.starts_with(',') || commas(&reversed) % 2 == 1 {
@@ -45,17 +45,17 @@ pub(super) fn append(list: &mut Option<String>, more: &str) -> std::result::Resu
     Ok(())
 }
 
-/// Whether a list asks for help.
+/// Whether a list requests help.
 pub(super) fn asks_for_help(list: &str) -> bool {
     let items = split_list(list, None);
     items.iter().any(|item| matches!(item.short_form.as_deref(), Some("help" | "?")))
 }
 
 impl CreateOptions {
-    /// The options of `format` and, below it, `protocol`.
+    /// The options of `format` and of the `protocol` below it.
     ///
     /// # Errors
-    /// When one of the drivers cannot create images.
+    /// If one of the drivers cannot create images.
     pub(super) fn new(
         format: &dyn DriverFactory,
         protocol: Option<&dyn DriverFactory>,
@@ -77,10 +77,10 @@ impl CreateOptions {
         Ok(Self { table, settings })
     }
 
-    /// The options that images of `format` can be amended by; nothing is set.
+    /// The options of `format` that can be amended. None is set.
     ///
     /// # Errors
-    /// When it has none.
+    /// If the format has no such options.
     pub(super) fn to_amend(format: &dyn DriverFactory) -> Result<Self> {
         let table = format.amend_options().to_vec();
         if table.is_empty() {
@@ -91,7 +91,7 @@ impl CreateOptions {
         Ok(Self { table, settings: Vec::new() })
     }
 
-    /// All options that images of `format` know, when they are made or later; nothing is set.
+    /// All options of `format`, for creating and for amending. None is set.
     pub(super) fn to_create_or_amend(format: &dyn DriverFactory) -> Self {
         let mut table = format.amend_options().to_vec();
         for option in format.create_options() {
@@ -102,7 +102,7 @@ impl CreateOptions {
         Self { table, settings: Vec::new() }
     }
 
-    /// What `-o help` prints below its title.
+    /// The output of `-o help` below its title.
     pub(super) fn help(&self) -> String {
         let mut sorted: Vec<_> = self.table.iter().collect();
         sorted.sort_by_key(|option| option.name);
@@ -118,10 +118,10 @@ impl CreateOptions {
         sorted.into_iter().map(line).collect()
     }
 
-    /// Reads a list of options.
+    /// Parses a list of options.
     ///
     /// # Errors
-    /// When an option is unknown or its value of the wrong type.
+    /// If an option is unknown, or if its value has the wrong type.
     pub(super) fn parse(&mut self, list: &str) -> Result<()> {
         // `id` is accepted and has no effect.
         for item in split_list(list, None).iter().filter(|item| item.key != "id") {
@@ -140,12 +140,12 @@ impl CreateOptions {
         }
     }
 
-    /// Whether the image has an option of that name.
+    /// Whether the table has an option of that name.
     pub(super) fn knows(&self, name: &str) -> bool {
         self.table.iter().any(|option| option.name == name)
     }
 
-    /// Sets text.
+    /// Sets a text option.
     pub(super) fn set(&mut self, name: &'static str, text: &str) {
         self.put(name, Setting::Text(text.to_owned()));
     }
@@ -159,7 +159,7 @@ impl CreateOptions {
         self.settings.iter().find(|(key, _)| *key == name).map(|(_, value)| value)
     }
 
-    /// A text, if it is set.
+    /// The value of a text option, if it is set.
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         match self.get(name)? {
             Setting::Text(text) => Some(text),
@@ -167,7 +167,7 @@ impl CreateOptions {
         }
     }
 
-    /// A number or size, if it is set.
+    /// The value of a number or size option, if it is set.
     pub(super) fn number(&self, name: &str) -> Option<u64> {
         match self.get(name)? {
             Setting::Number(number) => Some(*number),
@@ -175,13 +175,13 @@ impl CreateOptions {
         }
     }
 
-    /// Whether the new image is to be encrypted.
+    /// Whether the new image will be encrypted.
     pub(super) fn is_encrypted(&self) -> bool {
         let flag = matches!(self.get("encryption"), Some(Setting::Flag(true, _)));
         flag || self.text("encrypt.format").is_some()
     }
 
-    /// The options that name secrets. Opening the image needs them too.
+    /// The options that refer to secrets. They are also needed to open the image.
     pub(super) fn key_secrets(&self) -> Options {
         let mut options = Options::new();
         for (name, setting) in &self.settings {
@@ -239,7 +239,7 @@ fn unknown(key: &str) -> Error {
     Error::invalid(format!("Invalid parameter '{key}'"))
 }
 
-/// Reads a value of the option's type.
+/// Parses a value of the option's type.
 fn read(option: &CreateOption, text: &str) -> Result<Setting> {
     let name = option.name;
     match option.kind {
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_add_up_and_stray_commas_are_refused() {
+    fn lists_are_concatenated_and_stray_commas_are_refused() {
         let mut list = None;
         append(&mut list, "a=1").unwrap();
         append(&mut list, "b=2").unwrap();
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn help_is_asked_for_by_a_word_and_not_by_a_part_of_a_value() {
+    fn help_is_requested_by_a_word_and_not_by_a_part_of_a_value() {
         assert!(asks_for_help("help") && asks_for_help("size=1,?") && asks_for_help("a=b,help,c"));
         assert!(!asks_for_help("backing_file=a,,help") && !asks_for_help("a=help"));
     }

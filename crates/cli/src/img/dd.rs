@@ -1,4 +1,4 @@
-//! `img dd`.
+//! `img dd`: copies a range of an image, given in blocks, into a new image. [`oxblk::copy`] does the work.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ const OPTIONS: &[Opt] = &[
     long('N', "threads", true).in_full(),
 ];
 
-/// Largest block size and count.
+/// Maximum block size and count.
 const MAX: u64 = i32::MAX as u64;
 
 struct Arguments {
@@ -123,7 +123,7 @@ async fn dd(
     let mut options =
         CreateOptions::new(driver, Some(protocol)).map_err(|error| context.error(&error))?;
     let size = source.size();
-    // As qemu-img does it, `count` is counted from the start of the input, skipped blocks included.
+    // As in qemu-img, `count` is relative to the start of the input, so it includes the skipped blocks.
     let end = arguments.count.map_or(size, |count| count.saturating_mul(*block).min(size));
     let begin = arguments.skip.saturating_mul(*block);
     let length = end.saturating_sub(begin);
@@ -166,7 +166,7 @@ async fn copy(
         sources: vec![source.clone()],
         range: Some(from..from.saturating_add(len)),
         target: target.clone(),
-        // The block size only counts for where to begin and end; every byte is written.
+        // The block size only determines the start and the end. Every byte is written as data.
         options: CopyOptions { sparse: 0, ..CopyOptions::default() },
         observer: Arc::new(()),
         stop: stop_flag(),

@@ -1,11 +1,11 @@
-//! What `--help` prints.
+//! The output of `--help`.
 
 use oxblk_core::DriverTable;
 
 use super::COMMANDS;
 use crate::program::{Program, out};
 
-/// Help of the tool as a whole.
+/// Prints the help of the tool, with a list of all commands.
 pub(super) fn overview(program: &Program) {
     let name = program.name();
     out(format_args!(
@@ -26,7 +26,7 @@ pub(super) fn overview(program: &Program) {
     out(format_args!("\n"));
 }
 
-/// Help of one command.
+/// Prints the help of one command.
 pub(super) fn command(program: &Program, command: &str) {
     let name = program.name();
     let Some(about) = COMMANDS.iter().find(|known| known.name == command) else { return };

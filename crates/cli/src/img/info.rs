@@ -1,7 +1,7 @@
-//! `img info`.
+//! `img info`: prints information on an image. [`oxblk::ImageInfo`] collects it.
 //!
-//! Nothing is opened but the image itself and, with `--backing-chain`, the files below it: what an image
-//! names is only printed.
+//! The command opens only the image itself and, with `--backing-chain`, its backing files. Other files that an image refers
+//! to are only printed.
 
 use oxblk::{ImageInfo, qemu_json};
 use oxblk_core::{Graph, Options, Purpose};
@@ -46,7 +46,7 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
         let mut next = Some((arguments.filename.clone(), arguments.format.clone()));
         let mut is_options = arguments.image_options;
         while let Some((name, format)) = next.take() {
-            // A name that is relative to the one before grows with each round of a loop.
+            // Compare canonical paths: in a loop of relative names, each name is longer than the previous one.
             let file =
                 std::path::Path::new(&name).canonicalize().unwrap_or_else(|_| name.clone().into());
             if seen.contains(&file) {
@@ -128,7 +128,7 @@ async fn collect(
     Ok(info)
 }
 
-/// The image below, as far as `info` tells.
+/// The name and format of the backing file, according to `info`.
 fn below(info: &ImageInfo) -> Option<(String, Option<String>)> {
     let backing = info.backing.as_ref()?;
     Some((backing.full_name.clone(), backing.format.clone()))

@@ -1,4 +1,4 @@
-//! `img map`.
+//! `img map`: prints where the data of an image is stored. [`oxblk::Extents`] finds the extents.
 
 use std::fmt::Write as _;
 
@@ -32,7 +32,7 @@ struct Arguments {
     filename: String,
 }
 
-/// Bytes of output that are gathered before they are printed: an image may have millions of extents.
+/// Bytes of output that are collected before they are printed, since an image may have millions of extents.
 const GATHERED: usize = 32 << 10;
 
 /// Runs the command.
@@ -111,13 +111,13 @@ struct Output<'a> {
     context: &'a Context,
     json: bool,
     first: bool,
-    /// What is to be printed.
+    /// Output that is not printed yet.
     text: String,
 }
 
 impl Output<'_> {
     fn add(&mut self, text: std::fmt::Arguments<'_>) {
-        // A string takes all that is written to it.
+        // Writing to a string cannot fail.
         let _ = self.text.write_fmt(text);
         if self.text.len() >= GATHERED {
             self.print();

@@ -1,4 +1,4 @@
-//! `img measure`.
+//! `img measure`: reports the file size that a new image would need. The driver of the format computes it.
 
 use oxblk_core::create::{Measure, MeasureRequest};
 use oxblk_core::{Backend, DriverFactory, Options};

@@ -1,8 +1,8 @@
 //! `img`: create, inspect, convert, compare and resize disk images, with qemu-img's options and output.
 //!
-//! Each command is a module with a table of options and a `run`. Commands report their own failures and
-//! end with [`Exit`], which carries nothing but the exit code; so a command reads top-down with `?`.
-//! What does the work (copying, comparing, formats) is in the libraries; here are options and text.
+//! Each command is a module with a table of options and a function `run`. A command prints its own errors and returns
+//! [`Exit`], which contains only the exit code, so that it can use `?`. The commands contain only options and text. The
+//! libraries do the work (copying, comparing, formats).
 
 mod amend;
 mod bench;
@@ -38,12 +38,12 @@ use crate::program::{Program, err, out};
 use crate::suggest;
 use crate::text::number;
 
-/// A command is over, with this exit code; whatever there was to say has been said.
+/// The command ends with this exit code. All messages have been printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exit(pub(crate) u8);
 
 impl Exit {
-    /// After Ctrl-C.
+    /// Ended by a signal such as SIGINT.
     const INTERRUPTED: Exit = Exit(130);
 }
 
@@ -53,7 +53,7 @@ impl From<Unopened> for Exit {
     }
 }
 
-/// Outcome of a command or a step of it.
+/// The outcome of a command or of a step of it.
 pub(crate) type Step<T = ()> = Result<T, Exit>;
 
 /// A command of `img`.
@@ -97,7 +97,7 @@ const COMMANDS: &[Command] = &[
 const OPTIONS: &[Opt] =
     &[both('h', "help", false), both('V', "version", false), both('T', "trace", true)];
 
-/// What every command is given.
+/// The context of a command.
 pub(crate) struct Context {
     pub(crate) program: Program,
     /// The command's name.
@@ -121,7 +121,7 @@ pub(crate) fn run(program: Program, arguments: Vec<String>) -> u8 {
                 ));
                 return 0;
             }
-            // Tracing is by RUST_LOG here.
+            // `--trace` has no effect: RUST_LOG controls the log.
             Ok(Some(_)) => {}
             Ok(None) => break,
             Err(Fault { text, .. }) => {
@@ -147,7 +147,7 @@ pub(crate) fn run(program: Program, arguments: Vec<String>) -> u8 {
     }
 }
 
-/// Whether there is a command of that name.
+/// Whether a command has that name.
 pub(crate) fn has_command(name: &str) -> bool {
     COMMANDS.iter().any(|command| command.name == name)
 }
@@ -169,7 +169,7 @@ impl Context {
         Parser::new(name, arguments, table, Operands::Anywhere).with_common(gate::OPTIONS)
     }
 
-    /// The next option. `--help` is dealt with here.
+    /// The next option. This handles `--help` and `--untrusted` itself.
     fn next(&self, parser: &mut Parser<'_>) -> Step<Option<Found>> {
         match parser.next() {
             Ok(Some(Found { id: gate::UNTRUSTED, .. })) => {
@@ -192,7 +192,7 @@ impl Context {
         }
     }
 
-    /// A fault of the command line that `--help` explains.
+    /// Prints an error in the command line, with a hint to `--help`.
     fn misused(&self, message: impl Display) -> Exit {
         self.program.error(message);
         self.hint_at_help()
@@ -204,34 +204,34 @@ impl Context {
         Exit(1)
     }
 
-    /// A failure.
+    /// Prints an error.
     fn failed(&self, message: impl Display) -> Exit {
         self.program.error(message);
         Exit(1)
     }
 
-    /// A failure of the block layer.
+    /// Prints an error of the block layer.
     fn error(&self, error: &oxblk_core::Error) -> Exit {
         self.program.report(error);
         Exit(1)
     }
 
-    /// A number within bounds, or the exit after saying what is wrong with it.
+    /// Parses a number within bounds. If it is invalid, prints an error and returns the exit code.
     fn sized(&self, what: &str, text: &str, min: u64, max: u64) -> Step<u64> {
         number::sized(what, text, min, max).map_err(|message| self.failed(message))
     }
 
-    /// A number without a suffix within bounds, or the exit after saying what is wrong with it.
+    /// Parses a number without a suffix within bounds. If it is invalid, prints an error and returns the exit code.
     fn count(&self, what: &str, text: &str, min: u64, max: u64) -> Step<u64> {
         number::count(what, text, min, max).map_err(|message| self.failed(message))
     }
 
-    /// A size or offset.
+    /// Parses a size or offset.
     fn bytes(&self, what: &str, text: &str) -> Step<u64> {
         number::bytes(what, text).map_err(|message| self.failed(message))
     }
 
-    /// `--output`: whether it is JSON.
+    /// Parses the value of `--output`: whether it is JSON.
     fn wants_json(&self, text: &str) -> Step<bool> {
         match text {
             "json" => Ok(true),
@@ -247,13 +247,13 @@ impl Context {
         self.run_to_end(work).unwrap_or(Err(Exit(1)))
     }
 
-    /// Runs `work` on this thread, or says why it cannot.
+    /// Runs `work` on this thread. `None`: that failed, and the error has been printed.
     fn run_to_end<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         self.program.run_to_end(work)
     }
 }
 
-/// A graph that knows all drivers, the secrets of the command line, and what images may pull in.
+/// A graph with all drivers, the secrets of the command line, and the gate that the user chose.
 pub(crate) fn graph() -> Graph {
     Graph::with_secrets(oxblk::drivers(), gate::chosen(), objects::secrets().clone())
 }

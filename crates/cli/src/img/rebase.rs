@@ -1,4 +1,4 @@
-//! `img rebase`: options here, the work in [`oxblk::rebase`].
+//! `img rebase`: options and messages. [`oxblk::rebase`] does the work.
 
 use std::sync::Arc;
 
@@ -46,13 +46,13 @@ struct Arguments {
     format: Option<String>,
     image_options: bool,
     cache: CacheMode,
-    /// The new backing file; none for an image that stands alone.
+    /// The new backing file; `None`: the image gets no backing file.
     backing: Option<String>,
-    /// It was named, if only by an empty name.
+    /// `-b` was given, possibly with an empty name.
     backing_given: bool,
     backing_format: Option<String>,
     backing_cache: CacheMode,
-    /// Only the name is changed.
+    /// Change only the name of the backing file.
     only_name: bool,
     compress: bool,
     share: bool,
@@ -175,7 +175,7 @@ impl Job<'_> {
             return self.change().await;
         }
         let common = self.arguments.backing.as_ref().and_then(|name| {
-            // What the overlay will mean by it, wherever the images of the chain lie.
+            // Resolve the name relative to the overlay, as a later opening of the overlay does.
             let path = path_from(&node, name);
             let real = std::fs::canonicalize(names::to_path(&path)).ok().map(names::from_os);
             node.find_backing(&real.unwrap_or(path))
@@ -188,7 +188,7 @@ impl Job<'_> {
         };
         let outcome = self.work(old.clone(), new.clone(), common).await;
         for reader in [old, new].into_iter().flatten() {
-            // Nothing was written there: a failure to close changes nothing.
+            // The backing files were only read, so an error on closing them is ignored.
             drop(reader.close().await);
         }
         outcome?;
@@ -215,14 +215,14 @@ impl Job<'_> {
         })
     }
 
-    /// Makes the image hold all that the new backing file does not have.
+    /// Copies the data in which the new backing file differs from the old one into the image.
     async fn work(
         &self,
         old: Option<Backend>,
         new: Option<Backend>,
         common: Option<Arc<Node>>,
     ) -> Step {
-        // What cannot succeed in the end is not begun.
+        // Check first whether the backing file can be changed at the end.
         self.check_change()?;
         let rebase = Rebase {
             disk: self.disk.clone(),
@@ -264,19 +264,19 @@ impl Job<'_> {
     }
 
     fn cannot_change(&self, why: &str) -> Exit {
-        // The word of the C library for a name that was not given.
+        // The C library prints `(null)` for a missing name.
         let none = if self.arguments.backing_given { "" } else { "(null)" };
         let name = self.arguments.backing.as_deref().unwrap_or(none);
         self.context.failed(format_args!("Could not change the backing file to '{name}': {why}"))
     }
 }
 
-/// The backing file that `name` means in the image of a node.
+/// Resolves the backing file name `name` relative to the image of a node.
 fn path_from(node: &Node, name: &str) -> String {
     node.filename().map_or_else(|| name.to_owned(), |base| relative_to(&base, name))
 }
 
-/// Passes progress on.
+/// Passes progress on to the display.
 struct ProgressObserver(Arc<Progress>);
 
 impl Observer for ProgressObserver {

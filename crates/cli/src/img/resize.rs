@@ -1,4 +1,4 @@
-//! `img resize`.
+//! `img resize`: changes the virtual size of an image.
 
 use oxblk_core::{Backend, Error, Preallocation, parse_size, size_fault};
 
@@ -18,7 +18,7 @@ const OPTIONS: &[Opt] = &[
     long('S', "shrink", false),
 ];
 
-/// The new size, perhaps relative to the old.
+/// The new size, absolute or relative to the old size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {
     To(u64),
@@ -94,13 +94,13 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
     Ok(read)
 }
 
-/// A last word like `-1G` is a size, not options.
+/// Separates a last word such as `-1G`, which is a size and not a cluster of options.
 fn set_apart_size(mut arguments: Vec<String>) -> (Vec<String>, Option<String>) {
     let is_size = |word: &String| {
         word.strip_prefix('-').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
     };
     let mut size = arguments.pop_if(|word| is_size(word));
-    // Without a file name before it, it is read as options after all.
+    // Without a file name before it, the word is parsed as options.
     if !has_operand(&arguments) {
         arguments.extend(size.take());
     }

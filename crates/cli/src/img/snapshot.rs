@@ -11,7 +11,7 @@ use crate::image::Image;
 use crate::program::out;
 use crate::text::snapshot;
 
-/// Longest name that is stored, in bytes.
+/// Maximum length of a stored name, in bytes.
 const MAX_NAME: usize = 255;
 
 const OPTIONS: &[Opt] = &[
@@ -27,7 +27,7 @@ const OPTIONS: &[Opt] = &[
     both('d', "delete", true),
 ];
 
-/// What is to be done.
+/// The action of the command.
 enum Action {
     List,
     Create(String),
@@ -109,7 +109,7 @@ async fn act(context: &Context, action: &Action, image: &Image<'_>, backend: &Ba
     };
     match action {
         Action::List => {
-            // A format without snapshots has none to list.
+            // Treat an error as an empty list: the format may have no snapshots.
             let list = backend.snapshots().await.unwrap_or_default();
             if !list.is_empty() {
                 out(format_args!("{}", snapshot::list(&list)));
@@ -135,7 +135,7 @@ async fn act(context: &Context, action: &Action, image: &Image<'_>, backend: &Ba
     }
 }
 
-/// The name as the tools store it: without what is behind its first 255 bytes.
+/// The name as QEMU's tools store it: its first 255 bytes.
 fn shortened(name: &str) -> String {
     let bytes = names::to_bytes(name);
     names::to_text(bytes.get(..MAX_NAME).unwrap_or(&bytes))
@@ -143,7 +143,7 @@ fn shortened(name: &str) -> String {
 
 async fn apply(backend: &Backend, image: &Image<'_>, name: &str) -> Result<(), Error> {
     let Ok(node) = backend.snapshot_node() else {
-        // QEMU's tools open the image once more to find this out, and warn once more.
+        // QEMU's tools open the image a second time here, and so print the warning a second time.
         image.warn_of_probed_raw(backend);
         return Err(Error::unsupported("Block driver does not support snapshots"));
     };
@@ -161,7 +161,7 @@ async fn apply(backend: &Backend, image: &Image<'_>, name: &str) -> Result<(), E
 }
 
 async fn delete(backend: &Backend, name: &str) -> Result<(), Error> {
-    // A format without snapshots has none of that name.
+    // A format without snapshots has an empty list.
     let list = match backend.snapshot_node() {
         Ok(_) => backend.snapshots().await?,
         Err(_) => Vec::new(),

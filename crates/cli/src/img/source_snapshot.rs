@@ -7,7 +7,7 @@ use crate::text::option_list::list;
 
 use super::{Context, Step};
 
-/// An argument that begins with this is a list of fields, not a name.
+/// An argument with this prefix is a list of fields, not a name.
 const FIELDS: &str = "snapshot.";
 
 /// The snapshot that `-l` selects.
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_goes_before_a_name_and_fields_must_all_fit() {
+    fn an_id_has_precedence_over_a_name_and_all_given_fields_must_match() {
         let one = |id: &str, name: &str| SnapshotInfo {
             id: id.to_owned(),
             name: name.to_owned(),

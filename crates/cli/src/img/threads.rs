@@ -18,7 +18,7 @@ pub(super) fn default() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(16)
 }
 
-/// I/O threads. A drop of this waits until they have ended and closed every file.
+/// Helper threads. Dropping this waits until they have ended and closed all files.
 #[derive(Debug)]
 pub(super) struct Helpers(Vec<IoThread>);
 
@@ -38,7 +38,7 @@ impl Drop for Helpers {
     }
 }
 
-/// Starts the threads beside the calling one, or as many of them as the system allows.
+/// Starts `threads - 1` helper threads for the calling thread, or fewer if the system cannot start more.
 pub(super) fn helpers(context: &Context, threads: usize) -> Helpers {
     let mut helpers = Helpers(Vec::new());
     for index in 1..threads {

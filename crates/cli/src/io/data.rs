@@ -1,4 +1,4 @@
-//! Buffers: filled, checked and shown.
+//! Filling, checking and printing buffers.
 
 use oxblk_ring::{IoBuf, IoBufMut};
 
@@ -14,7 +14,7 @@ pub(super) fn repeating(bytes: &[u8], len: usize) -> IoBuf {
     buf.freeze()
 }
 
-/// Whether all of `bytes` are `pattern`.
+/// Whether all bytes equal `pattern`.
 pub(super) fn matches(bytes: &[u8], pattern: u8) -> bool {
     if pattern == 0 {
         oxblk_ring::is_zero(bytes)
@@ -23,7 +23,7 @@ pub(super) fn matches(bytes: &[u8], pattern: u8) -> bool {
     }
 }
 
-/// Prints a buffer that lies at `offset`, sixteen bytes a line.
+/// Prints a buffer from disk offset `offset`, sixteen bytes per line.
 pub(super) fn dump(bytes: &[u8], offset: u64) {
     let mut at = offset;
     for line in bytes.chunks(16) {

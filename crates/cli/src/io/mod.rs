@@ -1,8 +1,8 @@
 //! `io`: reads and writes an image step by step, with qemu-io's commands and output.
 //!
-//! Commands come from `-c`, or line by line from standard input. The [`table`] lists them; each is a
-//! function in [`commands`]. The image that is open, and requests that go on while the next command is
-//! read, belong to the [`session::Session`].
+//! Commands come from `-c`, or line by line from standard input. The [`table`] lists them, and each is a function in
+//! [`commands`]. [`session::Session`] owns the open image and the requests that are in flight while the next command is
+//! read.
 
 mod commands;
 mod data;
@@ -145,7 +145,7 @@ fn option(program: &Program, read: &mut Arguments, Found { id, value }: Found) -
         'c' => read.commands.push(value),
         'f' => opening.format = Some(value),
         'I' => opening.is_options = true,
-        // Buffers are always aligned; tracing is by RUST_LOG.
+        // No effect: buffers are always aligned, and RUST_LOG controls the log.
         'm' | 'T' => {}
         'O' => crate::objects::define(&value).map_err(|text| {
             program.error(text);
@@ -183,7 +183,7 @@ async fn read_commands(session: &Session) -> bool {
     loop {
         out(format_args!("qemu-io> "));
         flush_out();
-        // Requests under way go on while the user thinks.
+        // Read the line on another thread, so that requests in flight can complete while the user types.
         let line = oxblk_ring::offload(|| {
             let mut line = Vec::new();
             let read = std::io::stdin().lock().read_until(b'\n', &mut line);

@@ -1,18 +1,18 @@
-//! Numbers in commands, and what is said of wrong ones.
+//! Parsing numbers in commands, with QEMU's messages for invalid ones.
 
 use oxblk_core::{SizeError, parse_number, parse_size};
 
 use crate::program::out;
 
-/// Longest request in bytes.
+/// Maximum length of a request in bytes.
 pub(super) const MAX_REQUEST: u64 = 2_147_483_136;
 
-/// A size or offset in bytes with an optional suffix; says what is wrong with another text.
+/// Parses a size or offset in bytes with an optional suffix. If it is invalid, prints an error.
 pub(super) fn bytes(text: &str) -> Option<u64> {
     bytes_named(text, text)
 }
 
-/// As [`bytes`], with another word in the message.
+/// As [`bytes`], but the message names the word `named`.
 pub(super) fn bytes_named(text: &str, named: &str) -> Option<u64> {
     match parse_size(text) {
         Ok(number) if i64::try_from(number).is_ok() => Some(number),
@@ -29,9 +29,9 @@ pub(super) fn bytes_named(text: &str, named: &str) -> Option<u64> {
     }
 }
 
-/// A byte to fill buffers with.
+/// Parses a byte to fill buffers with.
 pub(super) fn pattern(text: &str) -> Option<u8> {
-    // Text without a digit counts as 0 unless something else stands there.
+    // An empty text counts as 0.
     let number = if text.is_empty() { Ok(0) } else { parse_number(text) };
     let byte = number.ok().and_then(|number| u8::try_from(number).ok());
     if byte.is_none() {

@@ -1,22 +1,21 @@
-//! What is said of a request that has ended: how much, how long, how fast.
+//! The report on a completed request: amount, time and rate.
 
 use std::time::Instant;
 
 use crate::program::out;
 use crate::text::size;
 
-/// A request under way.
+/// Measures the time of a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timer(Instant);
 
 impl Timer {
-    /// Starts now.
+    /// Starts the measurement.
     pub(super) fn start() -> Self {
         Self(Instant::now())
     }
 
-    /// Prints the report of a request of `len` bytes at `offset`. `for_machines`: in one line of
-    /// numbers with commas between.
+    /// Prints the report on a request of `len` bytes at `offset`. `for_machines`: one line of numbers, separated by commas.
     pub(super) fn report(self, verb: &str, offset: u64, len: u64, for_machines: bool) {
         let seconds = self.0.elapsed().as_secs_f64();
         out(format_args!("{}", text(verb, offset, len, seconds, for_machines)));
@@ -38,7 +37,7 @@ fn text(verb: &str, offset: u64, len: u64, seconds: f64, for_machines: bool) -> 
     )
 }
 
-/// Hours, minutes, seconds.
+/// Formats a time as hours, minutes and seconds.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "times are small")]
 fn clock(seconds: f64) -> String {
     let whole = seconds as u64;
@@ -51,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_tells_amount_time_and_rates() {
+    fn a_report_has_amount_time_and_rates() {
         assert_eq!(
             text("wrote", 4096, 65536, 0.5, false),
             "wrote 65536/65536 bytes at offset 4096\n64 KiB, 1 ops; 00.50 sec (128 KiB/sec and 2.0000 ops/sec)\n"

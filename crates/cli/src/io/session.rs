@@ -1,4 +1,4 @@
-//! What lasts from one command to the next: the open image, and requests still in flight.
+//! State that lasts from one command to the next: the open image, and requests in flight.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -11,7 +11,7 @@ use crate::image::Image;
 use crate::program::{Program, err};
 use crate::text::option_list;
 
-/// How an image is to be opened.
+/// Options for opening an image.
 #[derive(Debug, Clone)]
 pub(super) struct Opening {
     pub(super) format: Option<String>,
@@ -19,12 +19,12 @@ pub(super) struct Opening {
     pub(super) flags: OpenFlags,
     pub(super) write_through: bool,
     pub(super) options: Options,
-    /// What is written is forgotten when the image is closed.
+    /// Writes go to a temporary overlay and are lost when the image is closed.
     pub(super) temporary: bool,
 }
 
 impl Default for Opening {
-    /// Writable, and discards reach the host.
+    /// A writable image whose discards reach the host.
     fn default() -> Self {
         Self {
             format: None,
@@ -38,10 +38,10 @@ impl Default for Opening {
 }
 
 impl Opening {
-    /// Takes one of the options that the command line and `open` share.
+    /// Sets an option that the command line and `open` have in common.
     ///
     /// # Errors
-    /// The message to print when the value is wrong or the option cannot be had.
+    /// The message to print if the value is invalid.
     pub(super) fn letter(&mut self, id: char, value: &str) -> Result<(), String> {
         match id {
             'r' => self.flags.read_only = true,
@@ -74,7 +74,7 @@ impl Opening {
     }
 }
 
-/// The image that is open.
+/// The open image.
 #[derive(Debug, Clone)]
 pub(super) struct Open {
     pub(super) backend: Backend,
@@ -91,7 +91,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Nothing is open.
+    /// A session without an open image.
     pub(super) fn new(program: Program, image_options: bool) -> Self {
         Self {
             program,
@@ -102,12 +102,12 @@ impl Session {
         }
     }
 
-    /// What is open.
+    /// The open image, if any.
     pub(super) fn current(&self) -> Option<Open> {
         self.open.borrow().clone()
     }
 
-    /// Opens an image; tells whether it worked, and the user why not.
+    /// Opens an image and returns whether that succeeded. Errors are printed.
     pub(super) async fn open(&self, filename: Option<&str>, opening: &Opening) -> bool {
         let given = filename.filter(|_| opening.is_options);
         if let Some(Err(error)) = given.map(|text| option_list::check_id(text, None)) {
@@ -115,7 +115,7 @@ impl Session {
             return false;
         }
         if self.open.borrow().is_some() {
-            // Warnings about the options come all the same.
+            // Print the warnings about the options in this case too.
             drop(given.map(|text| option_list::list(text, None)));
             self.program.error("file open already, try 'help close'");
             return false;
@@ -134,7 +134,7 @@ impl Session {
     /// Opens an image while none is open.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason.
     async fn try_open(&self, filename: Option<&str>, opening: &Opening) -> Result<(), Error> {
         let mut image = Image::writable(filename.unwrap_or_default())
             .options_if(opening.is_options || filename.is_none())
@@ -164,7 +164,7 @@ impl Session {
     ) -> Result<Backend, Error> {
         let flags = OpenFlags { read_only, ..opening.flags.clone() };
         let overlay = oxblk::temporary::overlay(&self.graph, &base.node()?, flags).await;
-        // It has the image open by itself.
+        // The overlay has its own reference to the image.
         let closed = base.close().await;
         let overlay = overlay?;
         closed?;
@@ -175,7 +175,7 @@ impl Session {
         Backend::new(&self.graph, "", overlay, Permissions::sharing_all(taken))
     }
 
-    /// Waits for requests in flight and closes what is open; tells whether that worked.
+    /// Waits for requests in flight, closes the open image, and returns whether that succeeded.
     pub(super) async fn close(&self) -> bool {
         self.settle().await;
         let open = self.open.borrow_mut().take();
@@ -189,14 +189,14 @@ impl Session {
         }
     }
 
-    /// Lets a request go on while further commands run.
+    /// Starts a request that runs while further commands run.
     pub(super) async fn start(&self, request: impl Future<Output = ()> + 'static) {
         self.in_flight.borrow_mut().push(oxblk_ring::spawn(request));
-        // It is on its way before the next command does anything.
+        // Let the request start before the next command does.
         oxblk_ring::yield_now().await;
     }
 
-    /// Waits for the requests that [`Self::start`] began.
+    /// Waits for all requests started by [`Self::start`].
     pub(super) async fn settle(&self) {
         let tasks = self.in_flight.take();
         for task in tasks {
@@ -204,7 +204,7 @@ impl Session {
         }
     }
 
-    /// A command that needs an image was given without one.
+    /// Prints the error for a command that needs an image while none is open.
     pub(super) fn nothing_open(&self) {
         err(format_args!("no file open, try 'help open'\n"));
     }

@@ -1,4 +1,4 @@
-//! The commands: names, arguments, and what `help` says of them.
+//! The table of commands: names, arguments and help texts.
 
 use oxblk_core::BoxFuture;
 
@@ -6,7 +6,7 @@ use super::Outcome;
 use super::commands::{self, Call};
 use super::session::Session;
 
-/// Number of arguments that a command takes; `None`: no upper bound.
+/// Minimum and maximum number of arguments; `None`: no maximum.
 type Count = (usize, Option<usize>);
 
 /// A command.
@@ -24,7 +24,7 @@ pub(super) struct Command {
     pub(super) run: for<'a> fn(&'a Session, Call<'a>) -> BoxFuture<'a, Outcome>,
 }
 
-/// What must be open.
+/// The kind of image that a command needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Needs {
     Nothing,
@@ -345,7 +345,7 @@ pub(super) static COMMANDS: &[Command] = &[
     ),
 ];
 
-/// The command of a name.
+/// The command with a name or alias.
 pub(super) fn find(name: &str) -> Option<&'static Command> {
     COMMANDS.iter().find(|command| command.name == name || command.alias == Some(name))
 }

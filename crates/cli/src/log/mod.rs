@@ -1,6 +1,7 @@
-//! What the layers below report beside the errors that requests get: that an image was marked corrupt, say.
+//! The log: events that the layers below report in addition to errors of requests, for example that an image was marked
+//! corrupt.
 //!
-//! `RUST_LOG` chooses how much of it; it goes to standard error, from a thread of its own ([`stream`]).
+//! `RUST_LOG` selects which events are logged. A separate thread writes them to standard error ([`stream`]).
 
 mod queue;
 mod stream;
@@ -14,10 +15,10 @@ use tracing_subscriber::EnvFilter;
 use stream::LogStream;
 pub(crate) use stream::settle;
 
-/// How long a server that ends waits for its log to be read.
+/// How long a server waits at its end until a log line is written.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Starts it for a tool: errors alone unless `RUST_LOG` says otherwise, as bare lines.
+/// Starts the log of a tool. Without `RUST_LOG`, only errors are logged, without their level.
 pub(crate) fn start_for_tool() {
     match EnvFilter::try_from_default_env() {
         Ok(filter) => start(filter, true),
@@ -25,16 +26,17 @@ pub(crate) fn start_for_tool() {
     }
 }
 
-/// Starts it for a server: warnings too unless `RUST_LOG` says otherwise. The server ends also if nobody reads its log.
+/// Starts the log of a server. Without `RUST_LOG`, warnings and errors are logged. The server can end even if nobody reads
+/// its log.
 pub(crate) fn start_for_server() {
     stream::start_writer(PATIENCE);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     start(filter, true);
 }
 
-/// Prints an error of a server, after the log lines before it and without waiting.
+/// Prints an error of a server, after all earlier log lines and without waiting.
 pub(crate) fn print_error(text: impl Display) {
-    // It goes to the queue, which accepts everything.
+    // This write goes to the queue, so it cannot fail.
     drop(LogStream.write_all(format!("{text}\n").as_bytes()));
 }
 
@@ -43,11 +45,11 @@ fn start(filter: EnvFilter, levels: bool) {
     // A line that cannot be written is dropped. To report that, the library would write to standard error as well, and
     // panic if that fails.
     let log = log.with_ansi(is_coloured()).log_internal_errors(false);
-    // One that was started before stays.
+    // If a log has already been started, it stays in use.
     let _ = log.without_time().with_target(false).with_level(levels).try_init();
 }
 
-/// Whether escape codes are wanted: on a terminal that knows them, unless `NO_COLOR` says no.
+/// Whether to print escape codes: standard error is a terminal that knows them, and `NO_COLOR` is not set.
 fn is_coloured() -> bool {
     let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");

@@ -1,16 +1,16 @@
-//! Log lines on their way to standard error.
+//! The queue of log lines that are not written to standard error yet.
 //!
-//! The queue is bounded. A line that finds no room is dropped, and a note with the number of dropped lines takes their
-//! place in the output.
+//! The queue is bounded. A line that does not fit is dropped. In the output, a note with the number of dropped lines takes
+//! their place.
 
 use std::collections::VecDeque;
 use std::mem;
 
-/// Bytes of waiting lines, and what each line costs besides its bytes.
+/// Maximum size of the queue in bytes, and the overhead that each line adds to its own length.
 const LIMIT: usize = 256 << 10;
 const LINE_COST: usize = 64;
 
-/// Lines that are not written yet, the oldest first.
+/// Lines to be written, the oldest first.
 #[derive(Debug)]
 pub(super) struct Queue {
     lines: VecDeque<Vec<u8>>,
@@ -24,7 +24,7 @@ impl Queue {
         Self { lines: VecDeque::new(), size: 0, dropped: 0 }
     }
 
-    /// Adds a line if there is room for it. The note in front of it may exceed the limit.
+    /// Adds a line if it fits. A note that is added in front of it may exceed the limit.
     pub(super) fn push(&mut self, line: Vec<u8>) {
         if self.size.saturating_add(cost(&line)) > LIMIT {
             self.dropped = self.dropped.saturating_add(1);
@@ -41,14 +41,14 @@ impl Queue {
         self.lines.push_back(line);
     }
 
-    /// Takes the oldest line, or the note about lines that were dropped after the last one.
+    /// Removes and returns the oldest line. If there is none, returns the note about lines dropped since the last line.
     pub(super) fn pop(&mut self) -> Option<Vec<u8>> {
         let Some(line) = self.lines.pop_front() else { return self.take_note() };
         self.size = self.size.saturating_sub(cost(&line));
         Some(line)
     }
 
-    /// Whether there is nothing to take.
+    /// Whether [`pop`](Self::pop) would return nothing.
     pub(super) fn is_empty(&self) -> bool {
         self.lines.is_empty() && self.dropped == 0
     }
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_note_stands_where_lines_were_dropped() {
+    fn a_note_takes_the_place_of_dropped_lines() {
         let mut queue = Queue::new();
         let long = || vec![b'x'; LIMIT / 2 - LINE_COST];
         (0..4).for_each(|_| queue.push(long()));

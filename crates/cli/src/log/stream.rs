@@ -1,13 +1,14 @@
-//! Standard error for the log, without waiting for whoever reads it.
+//! The log's access to standard error, which never blocks the threads that log.
 //!
-//! I/O threads write log lines. A reader that stops reading (of a full pipe, say) must not stop them. So a line goes to a
-//! bounded queue, and a thread of its own writes the queue to standard error.
+//! I/O threads write log lines. If standard error is a full pipe that nobody reads, the I/O threads must not block. So a
+//! line goes to a bounded queue, and a separate thread writes the queue to standard error.
 //!
-//! Invariant: nothing waits for standard error while it holds the lock of the queue, so [`LogStream`] never waits for
-//! standard error. What the program prints itself comes after the log lines before it ([`settle`]).
+//! Invariant: no thread waits for standard error while it holds the lock of the queue, so [`LogStream`] never waits for
+//! standard error. Before the program itself prints to standard error, it calls [`settle`], which keeps log lines and
+//! output in order.
 //!
-//! Without a thread (where none can be started) lines stay in the queue until the next one tries again, or until
-//! [`settle`] writes them itself.
+//! If the thread cannot be started, lines stay in the queue. Each further line tries to start the thread again, and
+//! [`settle`] writes the lines itself.
 
 use std::io::{self, Write};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,7 +18,7 @@ use oxblk_core::names;
 
 use super::queue::Queue;
 
-/// Stack of the thread that writes.
+/// Stack size of the writing thread.
 const STACK: usize = 128 << 10;
 
 struct Shared {
@@ -25,7 +26,7 @@ struct Shared {
     has_writer: bool,
     /// The thread is writing a line.
     is_writing: bool,
-    /// How long [`settle`] waits for a line to be written; without end if there is no number.
+    /// How long [`settle`] waits for a line to be written; `None`: without limit.
     patience: Option<Duration>,
 }
 
@@ -35,16 +36,16 @@ static SHARED: Mutex<Shared> = Mutex::new(Shared {
     is_writing: false,
     patience: None,
 });
-/// A line was added.
+/// Notified when a line was added.
 static ADDED: Condvar = Condvar::new();
-/// A line was written.
+/// Notified when a line was written.
 static WRITTEN: Condvar = Condvar::new();
 
 fn lock() -> MutexGuard<'static, Shared> {
     SHARED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Starts the thread that writes, if there is none, and has [`settle`] wait no longer than `patience` for a line.
+/// Starts the writing thread if there is none, and limits the time that [`settle`] waits for a line to `patience`.
 pub(super) fn start_writer(patience: Duration) {
     let mut shared = lock();
     shared.patience = Some(patience);
@@ -58,7 +59,7 @@ fn ensure_writer(shared: &mut Shared) {
     }
 }
 
-/// Writes lines for ever.
+/// Writes lines until the process ends.
 fn write_lines() {
     let mut shared = lock();
     loop {
@@ -75,12 +76,12 @@ fn write_lines() {
     }
 }
 
-/// Writes a line to standard error. One that cannot be written is lost.
+/// Writes a line to standard error. If that fails, the line is lost.
 fn write(line: &[u8]) {
     drop(io::stderr().lock().write_all(line));
 }
 
-/// Waits until all lines are written. For a server, this ends when a line is not written in time.
+/// Waits until all lines are written. In a server, it stops waiting if a line is not written in time.
 pub(crate) fn settle() {
     let mut shared = lock();
     loop {
@@ -107,7 +108,7 @@ pub(crate) fn settle() {
     }
 }
 
-/// The log's way to standard error.
+/// A writer that puts each log line into the queue.
 #[derive(Debug)]
 pub(crate) struct LogStream;
 

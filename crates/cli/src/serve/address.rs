@@ -1,8 +1,8 @@
-//! Where to listen.
+//! The addresses that the server listens at: parsing, default, and the files of Unix sockets.
 //!
-//! A Unix socket is a file that stays when its server dies. So when the path is taken, a connection is
-//! tried: if nobody answers, the file is a leftover and is replaced; if somebody does, or if the file
-//! is no socket, it is left alone. At the end the file is removed, provided that it is still ours.
+//! The file of a Unix socket stays when its server dies. So if the path exists, the server tries to connect to it. If
+//! nobody listens there, the file is left over from a dead server and is replaced. If somebody listens, or if the file is
+//! not a socket, the file is not touched. At its end the server removes the file, unless another program has replaced it.
 
 use super::Result;
 use oxblk_core::names;
@@ -21,22 +21,22 @@ use std::time::Duration;
 /// Longest path of a Unix socket, in bytes.
 const MAX_PATH: usize = 107;
 
-/// Where to listen, as the user gave it.
+/// An address to listen at, as given by the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Listen {
     /// The socket.
     pub(super) address: Address,
-    /// Name of the export, where a URI gives one.
+    /// Name of the export, if a URI contains one.
     pub(super) export: Option<String>,
 }
 
-/// Parses what stands behind `--nbd`: a URI, `unix:PATH`, `tcp:HOST:PORT`, `HOST:PORT`, a port or a path.
+/// Parses the value of `--nbd`: a URI, `unix:PATH`, `tcp:HOST:PORT`, `HOST:PORT`, a port or a path.
 ///
-/// A name without a slash is a path only if it ends like a socket's (`.sock`, `.socket`): others could be the name of
-/// a host, and no file is to be made out of one. A port alone means this machine only.
+/// A name without a slash is a path only if it ends in `.sock` or `.socket`. Any other name could be a host, so no file is
+/// created for it. A port alone means localhost.
 ///
 /// # Errors
-/// A line that says what is wrong.
+/// A one-line message with the reason.
 pub(super) fn parse(given: &OsStr) -> Result<Listen> {
     let bytes = given.as_bytes();
     if let Some(path) = bytes.strip_prefix(b"unix:") {
@@ -90,7 +90,7 @@ fn uri(text: &str) -> Result<Listen> {
     Ok(Listen { address, export: Some(uri.export).filter(|name| !name.is_empty()) })
 }
 
-/// Parses `HOST:PORT`, where one of the two may be missing. `given` is the whole text, for messages.
+/// Parses `HOST:PORT`, where one of the two may be missing. `given` is the complete argument, for messages.
 fn tcp(text: &str, given: &str) -> Result<Listen> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
@@ -122,8 +122,7 @@ fn invalid(what: &str, given: &str) -> String {
     format!("Invalid {what} in '{given}'")
 }
 
-/// Where an image is served when nothing is said: a socket named after it in `$XDG_RUNTIME_DIR`, or
-/// beside it.
+/// The default address for an image: a socket named after the image in `$XDG_RUNTIME_DIR`, or beside the image.
 pub(super) fn default_for(image: &str) -> Address {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     Address::Unix(default_path(image, runtime.filter(|dir| dir.is_absolute() && dir.is_dir())))
@@ -143,7 +142,7 @@ fn default_path(image: &str, runtime: Option<PathBuf>) -> PathBuf {
     socket.into()
 }
 
-/// A socket that is listened on. Dropping it removes its file.
+/// A listening socket. Dropping it removes its file.
 pub(super) struct Endpoint {
     listener: Option<Listener>,
     address: Address,
@@ -152,10 +151,10 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Listens.
+    /// Starts to listen.
     ///
     /// # Errors
-    /// A line that names the address and says why not.
+    /// A one-line message with the address and the reason.
     pub(super) fn bind(address: &Address) -> Result<Endpoint> {
         if let Address::Unix(path) = address {
             if path.as_os_str().len() > MAX_PATH {
@@ -175,7 +174,7 @@ impl Endpoint {
                 (Address::Unix(absolute), file.map(|file| (file.dev(), file.ino())))
             }
             Address::Tcp { host, .. } => match listener.local_address() {
-                // The name that was asked for says more than the number it stands for.
+                // Keep the host name given by the user, which is easier to read than the IP address.
                 Address::Tcp { port, .. } => (Address::Tcp { host: host.clone(), port }, None),
                 other @ Address::Unix(_) => (other, None),
             },
@@ -183,17 +182,17 @@ impl Endpoint {
         Ok(Endpoint { listener: Some(listener), address, file })
     }
 
-    /// The listener, once.
+    /// Returns the listener at the first call.
     pub(super) fn take_listener(&mut self) -> Option<Listener> {
         self.listener.take()
     }
 
-    /// Where it listens.
+    /// The address of the socket.
     pub(super) fn address(&self) -> &Address {
         &self.address
     }
 
-    /// The URI of an export here.
+    /// The URI of an export at this address.
     pub(super) fn uri(&self, export: &str) -> NbdUri {
         let endpoint = match &self.address {
             Address::Unix(path) => UriEndpoint::Unix(path.clone()),
@@ -205,7 +204,7 @@ impl Endpoint {
     }
 }
 
-/// A host to connect to for one to listen on.
+/// The host that clients connect to if the server listens at `host`.
 pub(super) fn reachable(host: &str) -> &str {
     match host {
         "0.0.0.0" | "::" => "localhost",
@@ -223,7 +222,7 @@ impl Drop for Endpoint {
     }
 }
 
-/// Removes a socket on which nobody listens.
+/// Removes the file of a socket on which nobody listens.
 fn remove_leftover(path: &Path) -> Result<()> {
     let Ok(file) = std::fs::symlink_metadata(path) else { return Ok(()) };
     if !file.file_type().is_socket() {
@@ -246,8 +245,8 @@ fn remove_leftover(path: &Path) -> Result<()> {
     }
 }
 
-/// Whether the peer hangs up without a word. A killed process may leave its socket listening for a
-/// moment, until the kernel has taken apart its io_uring; connections made then are reset.
+/// Whether the peer closes the connection without sending data. After a process was killed, its socket may accept
+/// connections for a moment, until the kernel has released its io_uring. Such connections are reset.
 fn is_dying(mut socket: &UnixStream) -> bool {
     let _ = socket.set_read_timeout(Some(Duration::from_secs(1)));
     match socket.read(&mut [0]) {
@@ -266,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_and_hosts_are_told_apart() {
+    fn paths_and_hosts_are_distinguished() {
         let tcp = |host: &str, port| Address::Tcp { host: host.to_owned(), port };
         for (text, address) in [
             ("/tmp/a.sock", Address::Unix("/tmp/a.sock".into())),
@@ -296,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn uris_are_taken_with_the_name_of_their_export() {
+    fn uris_are_parsed_with_their_export_name() {
         let tcp = |host: &str, port| Address::Tcp { host: host.to_owned(), port };
         for (text, address, export) in [
             ("nbd://h", tcp("h", 10809), None),
@@ -312,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_a_path_nor_an_address_is_refused_in_one_line() {
+    fn an_invalid_address_is_refused_with_a_one_line_message() {
         for text in [
             "",
             "unix:",
@@ -360,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leftover_socket_is_replaced_and_a_living_one_is_not() {
+    fn a_leftover_socket_is_replaced_and_a_listening_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let address = Address::Unix(path.clone());
@@ -375,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_socket_is_left_alone() {
+    fn a_file_that_is_not_a_socket_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("precious");
         std::fs::write(&path, "data").unwrap();
@@ -384,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_another_has_put_in_place_is_not_removed() {
+    fn a_socket_file_of_another_program_is_not_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let endpoint = Endpoint::bind(&Address::Unix(path.clone())).unwrap();
@@ -395,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_too_long_for_a_socket_is_told_so() {
+    fn the_error_for_a_socket_path_that_is_too_long_names_the_limit() {
         let path = format!("/tmp/{}", "x".repeat(120));
         let message = Endpoint::bind(&Address::Unix(path.into())).err().unwrap();
         assert!(message.contains("107"), "{message}");

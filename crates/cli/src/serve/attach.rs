@@ -1,4 +1,4 @@
-//! What `serve` prints: what is served where, and commands that attach to it, ready to be copied.
+//! The announcement of `serve`: the image, its addresses, and shell commands with which clients attach to it.
 
 use super::address::{Endpoint, reachable};
 use super::disk::Disk;
@@ -8,7 +8,7 @@ use oxblk_ring::Address;
 use std::fmt::Write;
 use std::path::Path;
 
-/// The text printed when the server is ready.
+/// The text that is printed when the server is ready.
 pub(super) fn announcement(options: &Options, disk: &Disk, endpoints: &[Endpoint]) -> String {
     let mode =
         if options.read_only || disk.backend.is_read_only() { "read-only" } else { "read-write" };
@@ -47,7 +47,7 @@ fn commands(uri: &str, address: &Address, export: &str, read_only: bool) -> Stri
     )
 }
 
-/// The command that makes the export a block device of the kernel.
+/// The command that attaches the export to a kernel block device.
 fn nbd_client(address: &Address, export: &str, read_only: bool) -> String {
     let mut command = match address {
         Address::Unix(path) => format!("nbd-client -unix {} /dev/nbd0", path_argument(path)),
@@ -68,7 +68,7 @@ fn path_argument(path: &Path) -> String {
     quoted(&names::from_os(path))
 }
 
-/// A word as a shell takes it.
+/// A word, quoted for a shell if necessary.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:+,@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -77,7 +77,7 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''"))
 }
 
-/// A size for people, exact.
+/// A size for people, without rounding.
 fn size(bytes: u64) -> String {
     let units = [(1_u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit)) {
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_quoted_where_a_shell_would_take_them_apart() {
+    fn words_with_special_characters_are_quoted_for_the_shell() {
         assert_eq!(quoted("/run/a-b.sock"), "/run/a-b.sock");
         assert_eq!(quoted("nbd+unix:///?socket=/x"), "'nbd+unix:///?socket=/x'");
         assert_eq!(quoted("it's"), "'it'\\''s'");

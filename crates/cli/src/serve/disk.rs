@@ -1,4 +1,4 @@
-//! Which image is served, made first if need be, and opened.
+//! The served image: it is created if it does not exist, and then opened.
 
 use super::Result;
 use super::options::Options;
@@ -9,7 +9,7 @@ use oxblk_core::{
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Size of the disk that is made when no image is named, in bytes.
+/// Size of the default disk, which is created if no image is named, in bytes.
 const DEFAULT_SIZE: u64 = 10 << 30;
 
 /// An open image.
@@ -18,14 +18,14 @@ pub(super) struct Disk {
     pub(super) name: String,
     pub(super) format: &'static str,
     pub(super) backend: Backend,
-    /// It was made just now.
+    /// The image was created by this process.
     pub(super) is_new: bool,
 }
 
-/// Opens the image that is asked for.
+/// Opens the image that the command line names, or the default image.
 ///
 /// # Errors
-/// A line that names the image and says why not.
+/// A message that names the image and the reason.
 pub(super) async fn open(options: &Options) -> Result<Disk> {
     for definition in &options.objects {
         objects::define(definition)?;
@@ -59,7 +59,7 @@ pub(super) async fn open(options: &Options) -> Result<Disk> {
     disk(name, backend, missing)
 }
 
-/// Opens an image that is given as a list of options.
+/// Opens an image that is described by a list of options.
 async fn open_by_options(graph: &Graph, text: &str, flags: OpenFlags) -> Result<Disk> {
     let given = NodeOptions::from_dotted(text, Some("file")).map_err(|error| told(&error))?;
     let opened = graph.open(given, flags).await;
@@ -83,7 +83,7 @@ fn told(error: &Error) -> String {
     }
 }
 
-/// Takes an image for its clients alone: while they may write, nobody else may.
+/// Attaches a backend to an image. If clients may write, no other user of the image may write.
 async fn attach(
     graph: &Graph,
     name: &str,
@@ -118,7 +118,7 @@ async fn create(graph: &Graph, name: &str, format: &str, size: u64) -> Result<()
     created.map_err(|error| format!("Could not create '{name}': {error}"))
 }
 
-/// The format that a new image of this name should have.
+/// The format of a new image, chosen by its file name.
 fn format_of(name: &str) -> &'static str {
     match Path::new(name).extension().and_then(|extension| extension.to_str()) {
         Some("raw" | "img" | "bin" | "iso") => "raw",
@@ -126,7 +126,7 @@ fn format_of(name: &str) -> &'static str {
     }
 }
 
-/// The image that is served when none is named; its directory is made.
+/// The image that is served if none is named. Its directory is created.
 fn default_image() -> Result<String> {
     let variable = |name| std::env::var_os(name).map(PathBuf::from);
     let data = variable("XDG_DATA_HOME").filter(|path| path.is_absolute());
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_images_format_goes_by_its_name() {
+    fn the_extension_of_a_new_image_selects_its_format() {
         assert_eq!(format_of("a/disk.raw"), "raw");
         assert_eq!(format_of("disk.img"), "raw");
         assert_eq!(format_of("disk.qcow2"), "qcow2");

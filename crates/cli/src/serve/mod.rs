@@ -1,17 +1,17 @@
-//! `oxblk serve`: an image over NBD, with nothing but its path.
+//! `oxblk serve`: serves an image over NBD. The path of the image is enough to start it.
 //!
 //! | file | concern |
 //! |---|---|
 //! | `options` | the command line |
-//! | `disk` | which image, made first if need be, and opened |
-//! | `address` | where to listen; sockets left behind by a dead server |
-//! | `attach` | the commands that attach to the disk, ready to be copied |
+//! | `disk` | creating the image if it does not exist, and opening it |
+//! | `address` | addresses to listen at; socket files left over from a dead server |
+//! | `attach` | the announcement, with commands that attach to the disk |
 //! | `signals` | the request to end as a future |
 //!
-//! The thread that runs the command is the first I/O thread; `--threads` adds others. At the end,
-//! whatever the reason, the order is: stop accepting, let connections finish what they have received,
-//! flush and close the image, remove the socket files. Only then does the process exit, so that exit
-//! code 0 means that everything a client was told is on stable storage.
+//! The thread that runs the command is the first I/O thread; `--threads` adds others. At the end, the server removes the
+//! socket files, stops accepting connections, lets connections finish the requests that they have received, and then
+//! flushes and closes the image. The process exits after all of this. So exit code 0 means that all data of completed
+//! writes is on stable storage.
 
 mod address;
 mod attach;
@@ -33,7 +33,7 @@ use std::future::{Future, poll_fn};
 use std::process::ExitCode;
 use std::task::Poll;
 
-/// An error that the user is told in one line.
+/// A result whose error is a message to the user.
 type Result<T> = std::result::Result<T, String>;
 
 /// Runs `oxblk serve` with the arguments after `serve`.
@@ -79,9 +79,9 @@ async fn listen_and_serve(options: &Options, disk: &Disk, signals: Signals) -> R
     let mut endpoints = addresses.into_iter().map(Endpoint::bind).collect::<Result<Vec<_>>>()?;
     check_descriptors(endpoints.len())?;
     let server = server(options, disk)?;
-    // Its I/O threads have descriptors too.
+    // Check again, since the I/O threads of the server have opened descriptors too.
     check_descriptors(endpoints.len())?;
-    // A reader who has hung up does not end the server.
+    // A failed write to standard output does not end the server.
     note(format_args!("{}", attach::announcement(options, disk, &endpoints)));
     let tasks: Vec<_> = endpoints
         .iter_mut()
@@ -92,7 +92,7 @@ async fn listen_and_serve(options: &Options, disk: &Disk, signals: Signals) -> R
         })
         .collect();
     let ended = first_end(tasks, signals).await;
-    // Nobody shall find a socket on which nobody listens.
+    // Remove the socket files first, so that no client finds a socket on which nobody listens.
     drop(endpoints);
     server.stop().await;
     ended
@@ -100,7 +100,7 @@ async fn listen_and_serve(options: &Options, disk: &Disk, signals: Signals) -> R
 
 /// Checks that the process can open the descriptors that the listeners and one client need.
 fn check_descriptors(listeners: usize) -> Result<()> {
-    // Each listener keeps one in reserve.
+    // Each listener keeps one spare descriptor.
     let opened: std::io::Result<Vec<_>> =
         (0..=listeners).map(|_| std::fs::File::open("/dev/null")).collect();
     match opened {
@@ -129,7 +129,7 @@ async fn first_end(
     .await
 }
 
-/// The server with its I/O threads, this one among them.
+/// Creates the server with its I/O threads, which include the calling thread.
 fn server(options: &Options, disk: &Disk) -> Result<Server> {
     let started = |error| format!("Cannot start an I/O thread: {error}");
     let mut threads: Vec<IoThread> = IoThread::current().into_iter().collect();

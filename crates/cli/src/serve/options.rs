@@ -7,9 +7,9 @@ use oxblk_core::{Gate, names, parse_size};
 use oxblk_nbd::proto::MAX_STRING;
 use std::ffi::OsString;
 
-/// Most I/O threads.
+/// Maximum number of I/O threads.
 const MAX_THREADS: usize = 64;
-/// Most I/O threads by default: there is one for each core up to this number.
+/// Maximum number of I/O threads by default. The default is one for each core, up to this number.
 const DEFAULT_THREADS: usize = 4;
 
 pub(super) const HELP: &str = "\
@@ -44,12 +44,12 @@ data directory ($XDG_DATA_HOME/oxblk/disk.qcow2), which is made when it is not t
   -h, --help          this text
 ";
 
-/// The command line, read and checked.
+/// The parsed and checked command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Options {
     pub(super) image: Option<String>,
     pub(super) addresses: Vec<Listen>,
-    /// The image is given as a list of options.
+    /// The image is described by a list of options.
     pub(super) image_opts: bool,
     /// Definitions of objects that the image may refer to.
     pub(super) objects: Vec<String>,
@@ -57,17 +57,17 @@ pub(super) struct Options {
     /// Size of a new image in bytes.
     pub(super) size: Option<u64>,
     pub(super) read_only: bool,
-    /// The image may name no other files.
+    /// The image must not refer to other files.
     pub(super) untrusted: bool,
     pub(super) threads: usize,
     pub(super) export_name: String,
-    /// Most connections at a time; `None` for a limit by memory and descriptors.
+    /// Maximum number of connections at a time; `None`: memory and descriptors determine the limit.
     pub(super) max_connections: Option<usize>,
     pub(super) description: Option<String>,
 }
 
 impl Options {
-    /// What the image may pull in.
+    /// Which other files the image may refer to.
     pub(super) fn gate(&self) -> Gate {
         if self.untrusted { Gate::Nothing } else { Gate::Anything }
     }
@@ -83,7 +83,7 @@ pub(super) enum Parsed {
 /// Parses the arguments after `serve`.
 ///
 /// # Errors
-/// A line that says what is wrong.
+/// A one-line message with the reason.
 pub(super) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed> {
     let mut options = Options {
         image: None,
@@ -180,7 +180,7 @@ fn connections(text: &str) -> Result<Option<usize>> {
     }
 }
 
-/// The name of the export: `--export-name`, or that of the URIs. They must not differ.
+/// The name of the export: that of `--export-name` or of the URIs. All given names must be equal.
 fn one_export_name(given: Option<&str>, addresses: &[Listen]) -> Result<String> {
     let in_uris = addresses.iter().filter_map(|listen| listen.export.as_deref());
     let mut names = given.into_iter().chain(in_uris);
@@ -191,7 +191,7 @@ fn one_export_name(given: Option<&str>, addresses: &[Listen]) -> Result<String> 
     }
 }
 
-/// Checks a string against the protocol: it is UTF-8 of at most [`MAX_STRING`] bytes.
+/// Checks a string against the rules of the NBD protocol: it must be UTF-8 of at most [`MAX_STRING`] bytes.
 fn string(what: &str, value: String) -> Result<String> {
     if std::str::from_utf8(&names::to_bytes(&value)).is_err() {
         return Err(format!("The {what} '{value}' is not UTF-8"));
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_given_is_understood() {
+    fn all_options_are_parsed() {
         let options = options(
             "d.img --nbd /tmp/s --nbd localhost:10809 -f raw --size 1.5G --threads 2 \
              --export-name=x --description text",
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_of_connections_has_the_name_that_qemu_nbd_gives_it() {
+    fn the_connection_limit_accepts_the_option_names_of_qemu_nbd() {
         for line in ["-e 7", "--shared=7", "--max-connections 7"] {
             assert_eq!(options(line).max_connections, Some(7), "{line}");
         }
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_given_is_fine() {
+    fn an_empty_command_line_gives_the_defaults() {
         let options = options("");
         assert_eq!(options.image, None);
         assert!((1..=DEFAULT_THREADS).contains(&options.threads));
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_told_in_one_line() {
+    fn errors_in_the_command_line_have_one_line_messages() {
         for line in [
             "a b",
             "--frobnicate",

@@ -1,4 +1,4 @@
-//! The request to end as a future.
+//! The request to end, as a future: it completes when a signal arrives.
 
 use crate::signals::{self, Delivery};
 use oxblk_ring::{IoBufMut, Stream};
@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-/// Catches the signals that ask for the end from its creation on.
+/// Catches the signals that end the server, from its creation on.
 pub(super) struct Signals {
     stream: Stream,
     seen: Arc<AtomicBool>,
@@ -18,21 +18,21 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Begins to catch. The server has no progress to show, so SIGUSR1 asks for the end as well.
+    /// Starts to catch the signals. SIGUSR1 ends the server too, since the server has no progress to show.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// If the system refuses.
     pub(super) fn new() -> io::Result<Signals> {
         let seen = Arc::new(AtomicBool::new(false));
         signals::catch(&seen, &[SIGUSR1])?;
         let (from, to) = UnixStream::pair()?;
         let stream = Stream::from_fd(OwnedFd::from(from.try_clone()?))?;
-        // A signal that comes before this is found by `have_come`.
+        // `have_come` reports a signal that arrives before this line.
         let delivery = signals::deliver(&[SIGUSR1], from, to)?;
         Ok(Signals { stream, seen, _delivery: delivery })
     }
 
-    /// Whether one has come.
+    /// Whether a signal has arrived.
     pub(super) fn have_come(&self) -> bool {
         self.seen.load(SeqCst)
     }

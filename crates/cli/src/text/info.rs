@@ -1,11 +1,11 @@
-//! What an image is, as text for people.
+//! Information on an image as text for people.
 
 use oxblk::{ImageInfo, qemu_json};
 use serde_json::{Map, Value};
 
 use super::{size, snapshot};
 
-/// All that `img info` prints for one image.
+/// The complete output of `img info` for one image.
 pub(crate) fn whole(info: &ImageInfo, with_limits: bool) -> String {
     let mut text = String::new();
     node_text(&mut text, info, 0, false, with_limits);
@@ -74,7 +74,7 @@ fn node_text(text: &mut String, info: &ImageInfo, level: usize, is_leaf: bool, w
     }
 }
 
-/// The driver's own part of the information, one `name: value` a line.
+/// The driver-specific part of the information, one `name: value` per line.
 pub(crate) fn specific(data: &Map<String, Value>, level: usize) -> String {
     let indent = "    ".repeat(level);
     let entry = |(key, value): (&String, &Value)| {

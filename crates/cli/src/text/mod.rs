@@ -1,7 +1,7 @@
-//! Text in and out: how the tools read and print sizes, numbers, option lists and JSON.
+//! Text input and output of the tools: sizes, numbers, option lists, image information and progress.
 //!
-//! Everything here is pure, and kept apart from the commands because its output is an interface:
-//! scripts parse it, so its layout is QEMU's to the byte and is tested by example.
+//! Scripts parse this output, so it must equal that of QEMU's tools byte for byte. For this reason it is separate from the
+//! commands and tested with examples.
 
 pub(crate) mod info;
 pub(crate) mod number;

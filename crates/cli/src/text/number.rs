@@ -1,17 +1,16 @@
-//! Numbers on the command line, and what is said of wrong ones.
+//! Parsing numbers on the command line, with QEMU's messages for invalid ones.
 
 use oxblk_core::{SizeError, parse_number, parse_size};
 
 /// Largest size of an image or offset in bytes.
 pub(crate) const MAX_OFFSET: u64 = i64::MAX as u64;
 
-/// `bytes` in whole sectors, the unit in which the tools tell sizes of images and files.
+/// `bytes` rounded up to whole sectors, the unit in which the tools report the sizes of images and files.
 pub(crate) fn in_sectors(bytes: u64) -> u64 {
     bytes.checked_next_multiple_of(512).unwrap_or(bytes)
 }
 
-/// Reads a number of bytes (or of anything) with an optional suffix, in `min..=max`. `what` names it in
-/// the message.
+/// Parses a number with an optional size suffix, in `min..=max`. `what` names the number in the message.
 ///
 /// # Errors
 /// The message to print.
@@ -25,7 +24,7 @@ pub(crate) fn sized(what: &str, text: &str, min: u64, max: u64) -> Result<u64, S
     }
 }
 
-/// Reads a plain number, without a suffix, in `min..=max`. `what` names it in the message.
+/// Parses a number without a suffix, in `min..=max`. `what` names the number in the message.
 ///
 /// # Errors
 /// The message to print.
@@ -40,7 +39,7 @@ pub(crate) fn count(what: &str, text: &str, min: u64, max: u64) -> Result<u64, S
     }
 }
 
-/// Reads a size or offset with an optional suffix.
+/// Parses a size or offset with an optional suffix.
 ///
 /// # Errors
 /// The message to print.
@@ -53,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wrong_numbers_are_told_from_numbers_out_of_range() {
+    fn malformed_numbers_and_numbers_out_of_range_have_different_messages() {
         assert_eq!(sized("queue depth", "64", 1, 100), Ok(64));
         assert_eq!(
             sized("queue depth", "0", 1, 100).unwrap_err(),

@@ -1,15 +1,15 @@
-//! Option lists of the command line, with the warnings that QEMU prints for deprecated forms.
+//! Parsing option lists of the command line, with QEMU's warnings about deprecated forms.
 
 use oxblk_core::{Error, ListItem, Options, Result, split_list};
 use serde_json::Value;
 
 use crate::program::{err, warn};
 
-/// Splits a list and warns of each word without a value.
+/// Splits a list, and warns about each word without a value.
 pub(crate) fn list(text: &str, implied: Option<&str>) -> Vec<ListItem> {
     let items = split_list(text, implied);
     for item in &items {
-        // `help` and `?` ask for help; they switch no option on.
+        // `help` and `?` request help and are not options.
         if let Some(word) = &item.short_form
             && !matches!(word.as_str(), "help" | "?")
         {
@@ -20,10 +20,10 @@ pub(crate) fn list(text: &str, implied: Option<&str>) -> Vec<ListItem> {
     items
 }
 
-/// Reads a list with dotted keys into a tree.
+/// Parses a list with dotted keys into a tree.
 ///
 /// # Errors
-/// When a key is nested too deeply.
+/// If a key is nested too deeply.
 pub(crate) fn tree(text: &str, implied: Option<&str>) -> Result<Options> {
     let mut options = Options::new();
     for item in list(text, implied) {
@@ -33,7 +33,7 @@ pub(crate) fn tree(text: &str, implied: Option<&str>) -> Result<Options> {
     Ok(options)
 }
 
-/// Warns of each backing file that is given as an empty name, at any depth.
+/// Warns about each backing file with an empty name, at any depth.
 pub(crate) fn warn_of_empty_backing(options: &Value) {
     let Some(map) = options.as_object() else { return };
     for (key, value) in map {
@@ -62,7 +62,7 @@ pub(crate) fn check_id(text: &str, implied: Option<&str>) -> Result<()> {
 pub(crate) const IDENTIFIER_HINT: &str =
     "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.";
 
-/// Whether a text may name an object.
+/// Whether a text is a valid object identifier.
 pub(crate) fn is_identifier(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphabetic())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))

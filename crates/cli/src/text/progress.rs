@@ -1,11 +1,11 @@
-//! Progress of long commands, and the signal that asks for it.
+//! Showing the progress of long commands, also on request by a signal.
 //!
-//! With `-p` and a pipe, the percentage is printed as QEMU prints it, each time it has grown by a
-//! step. With `-p` and a terminal, a bar shows rate and time left. Without `-p` nothing is shown until
-//! SIGUSR1 comes, which prints the percentage once on standard error; it is answered with `-p` too.
+//! With `-p` and a pipe, the percentage is printed in QEMU's format whenever it has grown by a step. With `-p` and a
+//! terminal, a bar shows the rate and the time left. SIGUSR1 prints the percentage once on standard error, with or without
+//! `-p`.
 //!
-//! The numbers come from any thread ([`Progress::set`]); they are only stored there, and printed when
-//! enough has changed.
+//! Any thread may report progress ([`Progress::set`]). The numbers are stored, and printed only if they have changed
+//! enough.
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
@@ -16,17 +16,17 @@ use signal_hook::consts::SIGUSR1;
 
 use crate::program::{err, note};
 
-/// Percentage points that must pass between two prints, as QEMU has them.
+/// Percentage points between two prints, as in QEMU.
 pub(crate) mod step {
-    /// Of most commands.
+    /// For most commands.
     pub(crate) const USUAL: f64 = 1.0;
-    /// Of comparing and rebasing.
+    /// For comparing and rebasing.
     pub(crate) const WIDE: f64 = 2.0;
 }
 
 /// How progress is shown.
 enum Shown {
-    /// Only when SIGUSR1 asks.
+    /// Only on SIGUSR1.
     OnRequest,
     /// As text.
     Text {
@@ -38,7 +38,7 @@ enum Shown {
     /// As a bar on a terminal.
     Bar {
         bar: ProgressBar,
-        /// Columns of the terminal that the bar is laid out for.
+        /// The width of the terminal for which the bar was laid out, in columns.
         width: AtomicU16,
     },
 }
@@ -69,7 +69,7 @@ impl Progress {
         progress
     }
 
-    /// `done` of `total` bytes have been dealt with.
+    /// Records that `done` of `total` bytes have been processed.
     pub(crate) fn set(&self, done: u64, total: u64) {
         self.total.store(total, Relaxed);
         self.done.store(done, Relaxed);
@@ -94,12 +94,12 @@ impl Progress {
         }
     }
 
-    /// Whether the percentage is shown all the time, so that it is worth knowing beforehand how much there is to do.
+    /// Whether the percentage is shown continuously. Then commands determine the exact total before they begin.
     pub(crate) fn is_shown(&self) -> bool {
         !matches!(self.shown, Shown::OnRequest)
     }
 
-    /// All is done: shows 100 %.
+    /// Shows 100 % at the end of a successful command.
     pub(crate) fn complete(&self) {
         if let Shown::Text { .. } = self.shown {
             print(100.0);
@@ -118,7 +118,7 @@ impl Progress {
         }
     }
 
-    /// How much has been dealt with, in percent.
+    /// The processed part in percent.
     pub(crate) fn percent(&self) -> f64 {
         let (done, total) = (self.done.load(Relaxed), self.total.load(Relaxed));
         if total == 0 {
@@ -140,7 +140,7 @@ fn columns() -> u16 {
     rustix::termios::tcgetwinsize(std::io::stdout()).map_or(80, |size| size.ws_col)
 }
 
-/// A bar that fits into one line: a line that wraps cannot be drawn over.
+/// A bar that fits into one line. A line that wraps could not be redrawn.
 fn style_for(columns: u16) -> ProgressStyle {
     let template = match columns {
         72.. => "{wide_bar} {percent:>3} %  {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left",
@@ -154,7 +154,7 @@ fn print(percent: f64) {
     note(format_args!("    ({percent:.2}/100%)\r"));
 }
 
-/// Answers SIGUSR1 for as long as the progress lives.
+/// Prints the percentage on SIGUSR1 until the progress is dropped.
 fn answer_requests(progress: &Arc<Progress>) {
     let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGUSR1]) else { return };
     let progress = Arc::downgrade(progress);

@@ -1,9 +1,9 @@
-//! Sizes as people read them.
+//! Formatting sizes for people.
 //!
-//! `qemu-img` and `qemu-io` print sizes in two different styles; both are kept.
+//! `qemu-img` and `qemu-io` print sizes in different styles, and so do these functions.
 
-/// A size in `qemu-img`'s style: three significant digits and a binary unit (`1.31 MiB`, `0.977 KiB`).
-/// A unit is used from 1000 of the smaller one up.
+/// A size in `qemu-img`'s style: three significant digits and a binary unit (`1.31 MiB`, `0.977 KiB`). A unit is used from
+/// 1000 of the next smaller unit on.
 pub(crate) fn short(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
     let mut unit = 0;

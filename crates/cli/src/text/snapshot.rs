@@ -7,7 +7,7 @@ use oxblk_core::snapshot::SnapshotInfo;
 
 use super::size;
 
-/// A headline and a line for each snapshot; dates are local.
+/// A header and one line for each snapshot. Dates are in local time.
 pub(crate) fn list(snapshots: &[SnapshotInfo]) -> String {
     let mut text = "Snapshot list:\n".to_owned();
     text.push_str(&line(["ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"]));
@@ -30,7 +30,7 @@ fn line([id, name, size, date, clock, icount]: [&str; 6]) -> String {
     format!("{id} {name} {size:>8} {date:>19} {clock:>15} {icount:>10}\n")
 }
 
-/// A name filled up with blanks to a width in bytes.
+/// A name padded with spaces to a width in bytes.
 fn padded(name: &str, width: usize) -> String {
     let blanks = width.saturating_sub(names::to_bytes(name).len());
     format!("{name}{}", " ".repeat(blanks))
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_stand_where_scripts_look_for_them() {
+    fn columns_are_at_the_same_places_as_in_qemu() {
         let headline = line(["ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"]);
         let expected =
             "ID      TAG               VM_SIZE                DATE        VM_CLOCK     ICOUNT\n";

@@ -1,7 +1,8 @@
-//! Copies from one backend to another: one request that is in flight at both.
+//! Copies from one backend to another. A copy is one request that is in flight at both backends.
 //!
-//! A drain waits for the requests in flight of several backends. A request that is in flight at one backend and waits for
-//! the other would never let a drain of both end. So neither is waited for while the other's place is held.
+//! A drain waits for the requests in flight of several backends. If a request were in flight at one backend while it
+//! waited for the other, a drain of both would never end. So a copy never waits for one backend while it is counted at
+//! the other.
 
 use std::sync::Arc;
 
@@ -12,11 +13,11 @@ use crate::Result;
 use crate::control::run_to_completion;
 
 impl Backend {
-    /// Copies a range to another backend by way of the host's copy offload. Once begun it goes on to its end even if
+    /// Copies a range to another backend with the host's copy offload. Once begun, the copy runs to its end even if
     /// its future is dropped.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Unsupported`] where it cannot be; otherwise as the host reports.
+    /// [`crate::ErrorKind::Unsupported`] if copy offload is not possible here; otherwise the errors of the host.
     pub async fn copy_to(
         &self,
         offset: u64,
@@ -32,7 +33,7 @@ impl Backend {
         run_to_completion(async move {
             let outcome = source.edge.copy_to(offset, &dest.edge, target_offset, len).await;
             if outcome.is_ok() {
-                // Nothing of it is in flight.
+                // After success, the copy has no operation in flight.
                 drop(places.release());
             }
             outcome

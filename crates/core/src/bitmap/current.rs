@@ -1,15 +1,15 @@
-//! Marking through a state that may be replaced at any moment, without a lock.
+//! Marking in a state that another thread may replace at any moment, without a lock.
 //!
-//! A marker marks through the state that it finds and then looks whether that is still the current one; if not it marks
-//! again. Whoever replaces the state stores the new one first and carries the old one's marks over second. With a full
-//! fence between the two halves on both sides, either the marker sees the new state, or the marks that are carried over
+//! A marker marks in the state that it loads, and then checks whether that state is still current. If not, it marks
+//! again. A thread that replaces the state first stores the new state and then copies the marks of the old state. Both
+//! sides have a full fence between their two steps. So either the marker sees the new state, or the copied marks
 //! contain its own.
 
 use oxblk_ring::perturb::point;
 
 use super::atomics::{Ordering::SeqCst, fence};
 
-/// Marks through what `current` gives, until that was not replaced meanwhile.
+/// Marks in the state that `current` returns, until that state was not replaced in the meantime.
 pub(super) fn mark_current<S>(
     current: impl Fn() -> S,
     is_same: impl Fn(&S, &S) -> bool,
@@ -27,7 +27,7 @@ pub(super) fn mark_current<S>(
     }
 }
 
-/// Replaces the state by means of `store`. After this the caller carries over what the old state has.
+/// Replaces the state by means of `store`. Afterwards the caller copies the marks of the old state.
 pub(super) fn replace(store: impl FnOnce()) {
     store();
     fence(SeqCst);

@@ -1,12 +1,13 @@
-//! A dirty bitmap as jobs and the monitor know it: a name, flags, and perhaps a successor.
+//! A dirty bitmap as jobs and the monitor use it: with a name, flags, and possibly a successor.
 //!
-//! The map in use, whether it records, and the successor are one immutable state behind an atomic pointer, which
-//! [`DirtyBitmap::mark`] follows and changes of the state replace as `current` says. Changes themselves are serialised
-//! by `control`, which no marker takes.
+//! The current map, the enabled flag and the successor form one immutable state behind an atomic pointer.
+//! [`DirtyBitmap::mark`] follows the pointer, and changes replace the state as `current` describes. `control`
+//! serialises the changes; a marker never takes this lock.
 //!
-//! **Successor.** While a job reads a bitmap, writes are recorded in its successor. The job ends by
-//! *abdicating* (success: the successor's marks become the bitmap's) or *reclaiming* (failure: they are added to
-//! it). [`Successor`] reclaims when dropped, so a job that just vanishes loses nothing.
+//! **Successor.** While a job reads a bitmap, writes are recorded in its successor. The job ends in one of two ways.
+//! After success it *abdicates*: the successor's marks replace those of the bitmap. After a failure it *reclaims*: the
+//! successor's marks are added to the bitmap. [`Successor`] reclaims when it is dropped, so a cancelled job loses no
+//! marks.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,18 +18,18 @@ use super::current::{mark_current, replace};
 use super::{BitmapError, MAX_NAME, RangeMap};
 
 bitflags::bitflags! {
-    /// Which states of a bitmap an operation refuses.
+    /// States of a bitmap in which an operation refuses to use it.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Checks: u8 {
-        /// In use by another operation.
+        /// Another operation uses the bitmap.
         const BUSY = 1;
-        /// Must not change.
+        /// The bitmap is read-only.
         const READ_ONLY = 2;
-        /// Contents were lost.
+        /// The contents were lost.
         const INCONSISTENT = 4;
-        /// What an operation that changes the bitmap refuses.
+        /// The states refused by an operation that changes the bitmap.
         const CHANGE = 7;
-        /// What an operation that only reads it refuses.
+        /// The states refused by an operation that only reads the bitmap.
         const READ = 5;
     }
 }
@@ -53,7 +54,7 @@ struct State {
     successor: Option<Recorder>,
 }
 
-/// What `query-block` tells of a bitmap.
+/// Properties of a bitmap that `query-block` reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BitmapInfo {
     /// Name; empty if anonymous.
@@ -62,13 +63,13 @@ pub struct BitmapInfo {
     pub count: u64,
     /// Bytes per bit.
     pub granularity: u64,
-    /// Writes are being recorded, by it or its successor.
+    /// The bitmap or its successor records writes.
     pub recording: bool,
-    /// An operation holds it.
+    /// An operation uses the bitmap.
     pub busy: bool,
-    /// It is stored in the image when that is closed.
+    /// The image stores the bitmap when it is closed.
     pub persistent: bool,
-    /// Its contents were lost.
+    /// The contents were lost.
     pub inconsistent: bool,
 }
 
@@ -84,7 +85,7 @@ pub struct DirtyBitmap {
 }
 
 impl DirtyBitmap {
-    /// An enabled, all-clean bitmap over `size` bytes; an empty `name` makes it anonymous.
+    /// An enabled, clean bitmap over `size` bytes. An empty `name` makes it anonymous.
     ///
     /// # Errors
     /// When the name is too long or [`RangeMap::new`] refuses.
@@ -92,7 +93,7 @@ impl DirtyBitmap {
         Self::with_map(name, RangeMap::new(size, granularity)?)
     }
 
-    /// An enabled bitmap with these contents.
+    /// An enabled bitmap with the contents of `map`.
     ///
     /// # Errors
     /// When the name is too long.
@@ -112,12 +113,12 @@ impl DirtyBitmap {
         }))
     }
 
-    /// Its name; empty if anonymous.
+    /// The name; empty if the bitmap is anonymous.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Records a completed (or failed half-way) write.
+    /// Records a write that has completed, or that has failed and may be partly done.
     pub fn mark(&self, offset: u64, len: u64) {
         let is_same = |one: &Guard<Arc<State>>, other: &Guard<Arc<State>>| Arc::ptr_eq(one, other);
         mark_current(
@@ -132,15 +133,15 @@ impl DirtyBitmap {
         );
     }
 
-    /// The map as it is now; a clear or a resize gives the bitmap another.
+    /// The current map. A clear or a resize replaces it by another map.
     pub fn map(&self) -> Arc<RangeMap> {
         self.state.load().own.map.clone()
     }
 
-    /// All that has been recorded, by it and by its successor: what an image that is closed now has to keep.
+    /// All marks of the bitmap and of its successor. An image that is closed now stores these.
     ///
     /// # Errors
-    /// None in practice: a new map is like the old one.
+    /// None in practice: the new map has the size and granularity of the old one.
     pub fn everything(&self) -> Result<Arc<RangeMap>, BitmapError> {
         let state = self.state.load();
         let Some(successor) = &state.successor else { return Ok(state.own.map.clone()) };
@@ -150,7 +151,7 @@ impl DirtyBitmap {
         Ok(Arc::new(all))
     }
 
-    /// Whether writes are recorded, by it or by its successor.
+    /// Whether the bitmap or its successor records writes.
     pub fn is_recording(&self) -> bool {
         let state = self.state.load();
         state.own.enabled || state.successor.as_ref().is_some_and(|s| s.enabled)
@@ -167,7 +168,7 @@ impl DirtyBitmap {
         self.change(|state| state.own.enabled = enabled);
     }
 
-    /// Starts or stops recording in the successor, where there is one.
+    /// Starts or stops recording in the successor, if there is one.
     pub fn set_successor_enabled(&self, enabled: bool) {
         let _control = self.lock();
         self.change(|state| {
@@ -177,10 +178,10 @@ impl DirtyBitmap {
         });
     }
 
-    /// Makes all of it clean and returns what was there, for [`Self::restore`].
+    /// Makes the entire bitmap clean and returns its former contents, for [`Self::restore`].
     ///
     /// # Errors
-    /// None in practice: the new map is like the old one.
+    /// None in practice: the new map has the size and granularity of the old one.
     pub fn clear(&self) -> Result<Arc<RangeMap>, BitmapError> {
         let _control = self.lock();
         let old = self.map();
@@ -189,7 +190,7 @@ impl DirtyBitmap {
         Ok(old)
     }
 
-    /// Undoes a [`Self::clear`]; what was marked since stays marked.
+    /// Undoes a [`Self::clear`]. Ranges that were marked since then stay marked.
     pub fn restore(&self, old: &Arc<RangeMap>) {
         let _control = self.lock();
         let since = self.map();
@@ -197,7 +198,7 @@ impl DirtyBitmap {
         old.absorb(&since);
     }
 
-    /// Adds what `source` has dirty.
+    /// Adds the dirty areas of `source`.
     ///
     /// # Errors
     /// When the sizes differ.
@@ -206,10 +207,10 @@ impl DirtyBitmap {
         self.map().merge(source)
     }
 
-    /// Follows a change of the disk's size: what is cut off is forgotten, what is added is clean.
+    /// Adapts the bitmap to a new size of the disk. Marks past the new end are dropped; added space is clean.
     ///
     /// # Errors
-    /// When the disk gets too large for the granularity; the bitmap is then unchanged.
+    /// When the disk becomes too large for the granularity; the bitmap is then unchanged.
     pub fn resize(&self, size: u64) -> Result<(), BitmapError> {
         let _control = self.lock();
         let state = self.state.load_full();
@@ -223,10 +224,10 @@ impl DirtyBitmap {
         Ok(())
     }
 
-    /// Refuses if the bitmap is in one of the states of `checks`.
+    /// Returns an error if the bitmap is in one of the states of `checks`.
     ///
     /// # Errors
-    /// The state it is in.
+    /// The state in which the bitmap is.
     pub fn check(&self, checks: Checks) -> Result<(), BitmapError> {
         if checks.contains(Checks::BUSY) && self.is_busy() {
             return Err(BitmapError::Busy(self.name.clone()));
@@ -240,10 +241,10 @@ impl DirtyBitmap {
         Ok(())
     }
 
-    /// Takes the bitmap for an operation; others are refused until the guard is dropped.
+    /// Reserves the bitmap for an operation. Other operations are refused until the guard is dropped.
     ///
     /// # Errors
-    /// When another operation holds it.
+    /// When another operation uses the bitmap.
     pub fn hold(self: &Arc<Self>) -> Result<Busy, BitmapError> {
         match self.busy.compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => Ok(Busy(self.clone())),
@@ -251,7 +252,7 @@ impl DirtyBitmap {
         }
     }
 
-    /// Freezes the bitmap for a job; a successor records from now on, if the bitmap did.
+    /// Freezes the bitmap for a job. From now on a successor records writes, if the bitmap was enabled.
     ///
     /// # Errors
     /// When the bitmap is in use or has a successor already.
@@ -270,43 +271,43 @@ impl DirtyBitmap {
         Ok(Successor { busy, ended: false })
     }
 
-    /// Whether an operation holds it.
+    /// Whether an operation uses the bitmap.
     pub fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Acquire)
     }
 
-    /// Whether it must not change (its image is read-only).
+    /// Whether the bitmap is read-only, because its image is.
     pub fn is_read_only(&self) -> bool {
         self.read_only.load(Ordering::Acquire)
     }
 
-    /// Sets whether it must not change.
+    /// Sets whether the bitmap is read-only.
     pub fn set_read_only(&self, read_only: bool) {
         self.read_only.store(read_only, Ordering::Release);
     }
 
-    /// Whether it is stored in the image.
+    /// Whether the image stores the bitmap.
     pub fn is_persistent(&self) -> bool {
         self.persistent.load(Ordering::Acquire)
     }
 
-    /// Sets whether it is stored in the image.
+    /// Sets whether the image stores the bitmap.
     pub fn set_persistent(&self, persistent: bool) {
         self.persistent.store(persistent, Ordering::Release);
     }
 
-    /// Whether its contents were lost (the image was not closed cleanly).
+    /// Whether the contents were lost (the image was not closed cleanly).
     pub fn is_inconsistent(&self) -> bool {
         self.inconsistent.load(Ordering::Acquire)
     }
 
-    /// Marks its contents as lost: it stops recording and can only be removed.
+    /// Marks the contents as lost. The bitmap stops recording and can only be removed.
     pub fn set_inconsistent(&self) {
         self.set_enabled(false);
         self.inconsistent.store(true, Ordering::Release);
     }
 
-    /// What `query-block` tells of it.
+    /// The properties that `query-block` reports.
     pub fn info(&self) -> BitmapInfo {
         let map = self.map();
         BitmapInfo {
@@ -354,11 +355,11 @@ fn resized(recorder: &Recorder, size: u64) -> Result<Recorder, BitmapError> {
     Ok(Recorder { map, enabled: recorder.enabled })
 }
 
-/// Holds a bitmap for one operation.
+/// Reserves a bitmap for one operation until it is dropped.
 pub struct Busy(Arc<DirtyBitmap>);
 
 impl Busy {
-    /// The bitmap held.
+    /// The reserved bitmap.
     pub fn bitmap(&self) -> &Arc<DirtyBitmap> {
         &self.0
     }
@@ -370,25 +371,25 @@ impl Drop for Busy {
     }
 }
 
-/// A job's hold on a bitmap whose writes go to a successor meanwhile. Dropping it reclaims.
+/// A bitmap that a job has frozen, while a successor records writes. Dropping this reclaims.
 pub struct Successor {
     busy: Busy,
     ended: bool,
 }
 
 impl Successor {
-    /// The bitmap as it was frozen; nothing changes it while this lives.
+    /// The frozen map. It does not change while this value lives.
     pub fn frozen(&self) -> Arc<RangeMap> {
         self.busy.bitmap().map()
     }
 
-    /// The job succeeded: only what was written meanwhile stays dirty.
+    /// Ends a successful job: only ranges written since the freeze stay dirty.
     pub fn abdicate(mut self) {
         self.busy.bitmap().end_successor(true);
         self.ended = true;
     }
 
-    /// The job failed: what was written meanwhile is added.
+    /// Ends a failed job: ranges written since the freeze are added to the frozen marks.
     pub fn reclaim(self) {}
 }
 

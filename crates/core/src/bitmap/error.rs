@@ -1,4 +1,4 @@
-//! What can be wrong with a request about a bitmap, in the words that QEMU's monitor uses.
+//! Errors of bitmap operations, in the words that QEMU's monitor uses.
 
 use std::fmt;
 
@@ -14,17 +14,17 @@ pub enum BitmapError {
     NameTooLong(String),
     /// The name is empty.
     NameEmpty,
-    /// The node has a bitmap of that name.
+    /// The node has a bitmap with this name already.
     Exists(String),
-    /// The node has no bitmap of that name.
+    /// The node has no bitmap with this name.
     NotFound(String),
-    /// Another operation holds it.
+    /// Another operation uses the bitmap.
     Busy(String),
-    /// It must not change.
+    /// The bitmap is read-only.
     ReadOnly(String),
-    /// Its contents were lost by a crash.
+    /// The bitmap is inconsistent: its contents were lost in a crash.
     Inconsistent(String),
-    /// A successor was asked for twice.
+    /// The bitmap has a successor already.
     HasSuccessor,
     /// Two bitmaps of different sizes cannot be merged.
     SizesDiffer {
@@ -33,12 +33,12 @@ pub enum BitmapError {
         /// Size in bytes of the bitmap merged from.
         source: u64,
     },
-    /// A serialised chunk starts or ends where no chunk can, or its length is not that of its range.
+    /// The bounds of a serialised chunk are not valid, or its length does not match its range.
     Chunk,
 }
 
 impl BitmapError {
-    /// The errno that goes with it.
+    /// The errno of this error.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Busy(_) => 16,
@@ -49,7 +49,7 @@ impl BitmapError {
         }
     }
 
-    /// What the user may do about it, where there is a way.
+    /// Advice to the user how to solve the problem, if there is any.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Inconsistent(_) => {

@@ -1,5 +1,5 @@
-//! The bitmaps of one node. The request path asks [`BitmapList::mark`] after every write; with no bitmaps
-//! that is one atomic load.
+//! The bitmaps of one node. The request path calls [`BitmapList::mark`] after every write; without bitmaps this costs
+//! one atomic load.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,35 +16,35 @@ pub struct BitmapList {
 }
 
 impl BitmapList {
-    /// No bitmaps.
+    /// A list without bitmaps.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Whether there is nothing to mark.
+    /// Whether the list contains no bitmap.
     pub fn is_empty(&self) -> bool {
         self.bitmaps.load().is_empty()
     }
 
-    /// Records a write in every bitmap that is recording.
+    /// Records a write in every enabled bitmap.
     pub fn mark(&self, offset: u64, len: u64) {
         for bitmap in self.bitmaps.load().iter() {
             bitmap.mark(offset, len);
         }
     }
 
-    /// The bitmap of that name.
+    /// The bitmap with this name.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is no such bitmap.
     pub fn find(&self, name: &str) -> Result<Arc<DirtyBitmap>, BitmapError> {
         self.lookup(name).ok_or_else(|| BitmapError::NotFound(name.to_owned()))
     }
 
-    /// Makes an enabled bitmap over `size` bytes and adds it. The name must not be empty.
+    /// Creates an enabled bitmap over `size` bytes and adds it. The name must not be empty.
     ///
     /// # Errors
-    /// When the name is taken or unfit, or [`super::RangeMap::new`] refuses.
+    /// When the name is in use or not valid, or when [`super::RangeMap::new`] refuses.
     pub fn create(
         &self,
         name: &str,
@@ -59,10 +59,10 @@ impl BitmapList {
         Ok(bitmap)
     }
 
-    /// Adds a bitmap; several may be anonymous.
+    /// Adds a bitmap. Several bitmaps may be anonymous.
     ///
     /// # Errors
-    /// When the name is taken.
+    /// When the name is in use.
     pub fn insert(&self, bitmap: Arc<DirtyBitmap>) -> Result<(), BitmapError> {
         self.change(|bitmaps| {
             if !bitmap.name().is_empty() && bitmaps.iter().any(|b| b.name() == bitmap.name()) {
@@ -73,10 +73,10 @@ impl BitmapList {
         })
     }
 
-    /// Adds many at once, whose names are known to differ.
+    /// Adds several bitmaps. The caller guarantees that their names differ from each other.
     ///
     /// # Errors
-    /// When a name is taken; then none is added.
+    /// When a name is in use; then no bitmap is added.
     pub fn insert_all(&self, new: Vec<Arc<DirtyBitmap>>) -> Result<(), BitmapError> {
         self.change(|bitmaps| {
             let taken: HashSet<&str> = bitmaps.iter().map(|bitmap| bitmap.name()).collect();
@@ -88,7 +88,7 @@ impl BitmapList {
         })
     }
 
-    /// Takes a bitmap out; nothing happens if it is not here.
+    /// Removes a bitmap. Does nothing if the list does not contain it.
     pub fn remove(&self, bitmap: &Arc<DirtyBitmap>) {
         let kept: Result<(), BitmapError> = self.change(|bitmaps| {
             bitmaps.retain(|b| !Arc::ptr_eq(b, bitmap));
@@ -97,9 +97,9 @@ impl BitmapList {
         debug_assert!(kept.is_ok());
     }
 
-    /// Follows a change of the node's size, which `size` tells: asked for one change after another, so that of
-    /// several at once the last word is the size that the node really has. A bitmap that cannot become so
-    /// large is marked inconsistent, for it can no longer tell what changed.
+    /// Adapts the bitmaps to the node's size, which `size` returns. Calls are serialised and each queries the size
+    /// under the lock. So after concurrent calls the bitmaps have the node's last size. A bitmap that cannot have this
+    /// size becomes inconsistent, because it can no longer record all changes.
     pub fn resize(&self, size: impl Fn() -> u64) {
         if self.is_empty() {
             return;
@@ -113,12 +113,12 @@ impl BitmapList {
         }
     }
 
-    /// The bitmaps as they are now, in the order they were added.
+    /// The bitmaps at this moment, in the order in which they were added.
     pub fn snapshot(&self) -> Arc<Vec<Arc<DirtyBitmap>>> {
         self.bitmaps.load_full()
     }
 
-    /// What `query-block` lists: the newest first.
+    /// The bitmaps as `query-block` lists them: the newest first.
     pub fn infos(&self) -> Vec<BitmapInfo> {
         self.bitmaps.load().iter().rev().map(|bitmap| bitmap.info()).collect()
     }

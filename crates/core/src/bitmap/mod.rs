@@ -1,23 +1,23 @@
-//! Dirty bitmaps in memory: which parts of a disk have been written since some moment.
+//! Dirty bitmaps in memory: a record of the parts of a disk that were written since some moment.
 //!
-//! Layers, each one file:
+//! The layers, one file each:
 //!
-//! | file | what |
+//! | file | content |
 //! |---|---|
-//! | `tree` | a set of bits: atomic leaf words under summary levels, pages made on first use |
+//! | `tree` | a set of bits: atomic leaf words under summary levels, pages allocated on first use |
 //! | `ranges` | the same in bytes: granularity, areas, merging, [`RangeMap`] |
-//! | `serial` | the bits as little-endian bytes, chunk by chunk, as images and migration store them |
-//! | `current` | marking through a state that may be replaced meanwhile |
+//! | `serial` | the bits as little-endian bytes, chunk by chunk, as images and migration streams store them |
+//! | `current` | marking in a state that another thread may replace concurrently |
 //! | `dirty`, `list` | [`DirtyBitmap`] with a name, flags and a successor; the [`BitmapList`] of a node |
-//! | `persistent` | what a format offers that keeps bitmaps in its images |
+//! | `persistent` | the interface of formats that store bitmaps in their images |
 //!
-//! Marking is on the path of every write, from every I/O thread at once: it takes no lock, and where the
-//! bits are set already it writes to no shared cache line. What is done seldom (clearing, resizing,
-//! successors) swaps a whole state in, and [`DirtyBitmap::mark`] looks again afterwards, so a mark that
-//! races with a swap lands in the new state too: marks may be kept too long, never lost.
+//! Every write, on every I/O thread, marks its range. Therefore marking takes no lock, and it writes to no shared cache
+//! line if the bits are set already. Rare changes (clearing, resizing, successors) swap in a new state.
+//! [`DirtyBitmap::mark`] checks for such a swap afterwards and marks again, so a mark that races with a swap reaches
+//! the new state too. Marks may stay too long, but are never lost.
 //!
-//! Sizes come from images and from QMP, so every allocation here is either proportional to the bits really
-//! set or bounded by [`MAX_GRANULES`].
+//! Sizes come from images and from QMP. So every allocation here is either proportional to the number of dirty bits or
+//! bounded by [`MAX_GRANULES`].
 
 mod current;
 mod dirty;
@@ -32,7 +32,7 @@ mod tree;
 #[cfg(test)]
 mod under_loom;
 
-/// The primitives of the parts that also run under loom.
+/// The atomics of the files that also run under loom.
 mod atomics {
     pub(super) use std::sync::atomic::{Ordering, fence};
 }

@@ -1,8 +1,9 @@
-//! A bit tree in terms of bytes: what the rest of the block layer works with.
+//! A bit tree in units of bytes, as the rest of the block layer uses it.
 //!
-//! A *granule* is the piece of disk that one bit stands for. Setting rounds outwards (a granule touched is
-//! a granule dirty), resetting rounds inwards (a granule is clean only when all of it is), so rounding
-//! never loses a change. The last granule may stick out over the end of the disk; a reset up to the end covers it.
+//! A *granule* is the range of the disk that one bit covers. Setting rounds outwards: every granule that a write
+//! touches becomes dirty. Resetting rounds inwards: a granule becomes clean only when the complete granule is reset. So
+//! rounding never loses a change. The last granule may extend past the end of the disk; a reset up to the end includes
+//! it.
 
 use std::ops::Range;
 
@@ -13,11 +14,10 @@ use super::tree::BitTree;
 pub const MIN_GRANULARITY: u64 = 512;
 /// Largest granularity in bytes.
 pub const MAX_GRANULARITY: u64 = 1 << 31;
-/// Most granules of one bitmap (the root table then takes 2 MiB).
+/// Most granules of one bitmap. The root table of such a bitmap takes 2 MiB.
 pub const MAX_GRANULES: u64 = 1 << 41;
 
-/// The granularity that a bitmap gets when none is asked for: the image's cluster size between 4 and
-/// 64 KiB, or 64 KiB.
+/// The default granularity of a bitmap: the image's cluster size, limited to 4 to 64 KiB, or 64 KiB without clusters.
 pub fn default_granularity(cluster_size: u64) -> u64 {
     if cluster_size == 0 { 65536 } else { cluster_size.clamp(4096, 65536) }
 }
@@ -30,7 +30,7 @@ pub struct RangeMap {
 }
 
 impl RangeMap {
-    /// An all-clean map of `size` bytes.
+    /// A clean map of `size` bytes.
     ///
     /// # Errors
     /// When `granularity` is not a power of two within the limits, or `size` has too many granules.
@@ -72,12 +72,12 @@ impl RangeMap {
         self.tree.count().saturating_mul(self.granularity())
     }
 
-    /// Whether nothing is dirty.
+    /// Whether no bit is dirty.
     pub fn is_clean(&self) -> bool {
         self.tree.count() == 0
     }
 
-    /// Bytes of memory held, for accounting.
+    /// Bytes of memory in use, for accounting.
     pub fn memory(&self) -> usize {
         self.tree.memory()
     }
@@ -88,7 +88,7 @@ impl RangeMap {
         self.tree.set(offset >> self.shift, last >> self.shift);
     }
 
-    /// Cleans every granule that lies wholly in the range.
+    /// Cleans every granule that lies completely in the range.
     pub fn reset(&self, offset: u64, len: u64) {
         let end = offset.saturating_add(len);
         let first = offset.div_ceil(self.granularity());
@@ -98,7 +98,7 @@ impl RangeMap {
         }
     }
 
-    /// Whether the granule around `offset` is dirty.
+    /// Whether the granule that contains `offset` is dirty.
     pub fn get(&self, offset: u64) -> bool {
         let bit = offset >> self.shift;
         offset < self.size && self.tree.word(bit / 64) >> (bit % 64) & 1 == 1
@@ -128,7 +128,7 @@ impl RangeMap {
         Some((bit << self.shift).max(offset))
     }
 
-    /// The first dirty area in `range`, no longer than `max_len` bytes (rounded up to a granule).
+    /// The first dirty area in `range`, at most `max_len` bytes long (rounded up to a granule).
     pub fn next_dirty_area(&self, range: Range<u64>, max_len: u64) -> Option<Range<u64>> {
         let end = range.end.min(self.size);
         let start = self.next_dirty(range.start, end.checked_sub(range.start)?)?;
@@ -141,7 +141,7 @@ impl RangeMap {
         Some(start..stop)
     }
 
-    /// The dirty areas in order, as they are found.
+    /// The dirty areas in order. Each is searched when the iterator reaches it.
     pub fn areas(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         let mut at = 0;
         std::iter::from_fn(move || {
@@ -151,7 +151,7 @@ impl RangeMap {
         })
     }
 
-    /// Marks everything that `source` has dirty; the granularities may differ.
+    /// Marks every dirty area of `source`. The granularities may differ.
     ///
     /// # Errors
     /// When the sizes differ.
@@ -163,7 +163,7 @@ impl RangeMap {
         Ok(())
     }
 
-    /// Marks what `source` has dirty, as far as it lies inside this disk.
+    /// Marks every dirty area of `source` that lies inside this disk.
     pub(super) fn absorb(&self, source: &Self) {
         for area in source.areas() {
             if area.start >= self.size {

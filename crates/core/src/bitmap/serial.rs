@@ -1,27 +1,27 @@
-//! Bits as bytes: granule `n` is bit `n % 8` of byte `n / 8`, which is what 64-bit little-endian words give
+//! Bits as bytes: granule `n` is bit `n % 8` of byte `n / 8`. This equals a sequence of 64-bit little-endian words
 //! (qcow2 specification, "Bitmap data"; the same in migration streams).
 //!
-//! A chunk starts at a multiple of [`RangeMap::chunk_alignment`] and ends at one, or at the end of the disk.
-//! Chunks are loaded into a map that nobody else uses yet; bits past the end of the disk are ignored.
+//! A chunk starts at a multiple of [`RangeMap::chunk_alignment`], and ends at a multiple or at the end of the disk.
+//! Chunks are loaded into a map that no other code uses yet. Bits past the end of the disk are ignored.
 
 use super::{BitmapError, RangeMap};
 
 impl RangeMap {
-    /// Bytes of disk that one 64-bit word of serialised bitmap stands for.
+    /// Bytes of disk that one 64-bit word of serialised bitmap covers.
     pub fn chunk_alignment(&self) -> u64 {
         64 << self.shift()
     }
 
-    /// Bytes of disk that `serialized` bytes of bitmap stand for (a qcow2 cluster of bitmap data, say);
-    /// rounded down to the chunk alignment.
+    /// Bytes of disk that `serialized` bytes of bitmap cover (for example a qcow2 cluster of bitmap data), rounded down
+    /// to the chunk alignment.
     pub fn chunk_for(&self, serialized: u64) -> u64 {
         (serialized / 8).saturating_mul(self.chunk_alignment())
     }
 
-    /// Serialised bytes of the chunk at `offset` of `len` bytes of disk: whole words.
+    /// Length of the serialised chunk in bytes, a multiple of 8. The chunk covers `len` bytes of disk from `offset` on.
     ///
     /// # Errors
-    /// When it is not a chunk.
+    /// When the range is not a chunk.
     pub fn serialized_len(&self, offset: u64, len: u64) -> Result<u64, BitmapError> {
         let (first, past) = self.words(offset, len)?;
         Ok((past - first) * 8)
@@ -30,7 +30,7 @@ impl RangeMap {
     /// Writes the chunk's bits to `out`, which must have its serialised length.
     ///
     /// # Errors
-    /// When it is not a chunk, or `out` has another length.
+    /// When the range is not a chunk, or `out` has another length.
     pub fn serialize(&self, offset: u64, len: u64, out: &mut [u8]) -> Result<(), BitmapError> {
         let (first, past) = self.checked_words(offset, len, out.len())?;
         for (word, bytes) in (first..past).zip(out.chunks_exact_mut(8)) {
@@ -42,7 +42,7 @@ impl RangeMap {
     /// Replaces the chunk's bits by those in `data`.
     ///
     /// # Errors
-    /// When it is not a chunk, or `data` has another length.
+    /// When the range is not a chunk, or `data` has another length.
     pub fn deserialize(&self, offset: u64, len: u64, data: &[u8]) -> Result<(), BitmapError> {
         let (first, past) = self.checked_words(offset, len, data.len())?;
         self.reset(offset, len);
@@ -52,10 +52,10 @@ impl RangeMap {
         Ok(())
     }
 
-    /// Replaces the chunk's bits by all clean or all dirty.
+    /// Sets all bits of the chunk to clean or to dirty.
     ///
     /// # Errors
-    /// When it is not a chunk.
+    /// When the range is not a chunk.
     pub fn deserialize_fill(&self, offset: u64, len: u64, dirty: bool) -> Result<(), BitmapError> {
         self.words(offset, len)?;
         if dirty {

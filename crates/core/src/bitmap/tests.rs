@@ -23,7 +23,7 @@ fn op(size: u64) -> impl Strategy<Value = Op> {
     })
 }
 
-/// The same in terms of single granules, slowly.
+/// A simple model of a map: a set of granules, changed one granule at a time.
 struct Oracle {
     bits: RoaringTreemap,
     size: u64,
@@ -78,7 +78,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn any_sequence_of_sets_and_resets_agrees_with_a_plain_set(
+    fn any_sequence_of_sets_and_resets_agrees_with_the_model(
         size in 1..SIZE,
         shift in 9u32..20,
         ops in prop::collection::vec(op(SIZE), 1..40),
@@ -130,7 +130,7 @@ proptest! {
     }
 
     #[test]
-    fn a_map_serialised_in_chunks_of_any_size_is_read_back_the_same(
+    fn a_map_serialised_in_chunks_of_any_size_is_restored(
         size in 1..SIZE,
         shift in 9u32..14,
         chunk in 1u64..9,
@@ -173,7 +173,7 @@ fn granule_n_is_bit_n_of_the_serialised_bytes_and_bits_past_the_end_are_dropped(
 }
 
 #[test]
-fn wild_sizes_are_refused_and_huge_empty_ones_cost_little() {
+fn invalid_sizes_are_refused_and_huge_clean_maps_take_little_memory() {
     assert_eq!(RangeMap::new(1 << 30, 1000).unwrap_err(), BitmapError::Granularity);
     assert_eq!(RangeMap::new(1 << 30, 256).unwrap_err(), BitmapError::Granularity);
     assert_eq!(RangeMap::new(1 << 30, 1 << 32).unwrap_err(), BitmapError::Granularity);
@@ -189,7 +189,7 @@ fn wild_sizes_are_refused_and_huge_empty_ones_cost_little() {
 }
 
 #[test]
-fn dirty_areas_are_cut_at_the_longest_wanted_length() {
+fn dirty_areas_are_limited_to_the_requested_length() {
     let map = RangeMap::new(SIZE, 4096).unwrap();
     map.set(10_000, 50_000);
     assert_eq!(map.next_dirty_area(0..SIZE, u64::MAX), Some(8192..61440));
@@ -208,9 +208,9 @@ fn merging_maps_of_different_sizes_is_refused() {
     );
 }
 
-/// Runs a race at full speed, and for fewer rounds with random delays between the steps of each thread.
+/// Runs a race at full speed, and then fewer rounds with random delays between the steps of each thread.
 fn race(rounds: u64, run: impl Fn(u64)) {
-    // Miri is some thousand times slower.
+    // Under Miri the test runs several thousand times slower.
     let rounds = if cfg!(miri) { rounds / 1000 } else { rounds };
     run(rounds);
     for seed in 1..4 {
@@ -221,7 +221,7 @@ fn race(rounds: u64, run: impl Fn(u64)) {
 }
 
 #[test]
-fn marks_of_many_threads_are_all_found_while_another_clears_what_it_finds() {
+fn no_mark_is_lost_while_another_thread_clears_the_marks_that_it_finds() {
     race(20_000, mark_and_clear);
 }
 
@@ -233,7 +233,7 @@ fn mark_and_clear(rounds: u64) {
         let writers: Vec<_> = (0..THREADS)
             .map(|thread| {
                 let map = map.clone();
-                // Interleaved granules, so that the threads meet in every word.
+                // The threads mark interleaved granules, so that they meet in every word.
                 scope.spawn(move || {
                     (0..rounds).for_each(|n| map.set((n * THREADS + thread) * GRAIN, GRAIN));
                 })
@@ -322,7 +322,7 @@ fn mark_while_successors_come_and_go(rounds: u64) {
 }
 
 #[test]
-fn a_successor_takes_over_after_success_and_is_added_after_failure() {
+fn a_successor_replaces_the_bitmap_after_success_and_is_merged_after_failure() {
     let bitmap = DirtyBitmap::new("b", 1 << 20, 4096).unwrap();
     bitmap.mark(0, 1);
     let job = bitmap.create_successor().unwrap();
@@ -346,7 +346,7 @@ fn a_successor_takes_over_after_success_and_is_added_after_failure() {
 }
 
 #[test]
-fn a_disabled_bitmap_stays_as_it_is_and_its_successor_too() {
+fn a_disabled_bitmap_and_its_successor_record_no_writes() {
     let bitmap = DirtyBitmap::new("b", 1 << 20, 4096).unwrap();
     bitmap.set_enabled(false);
     bitmap.mark(0, 1);
@@ -358,7 +358,7 @@ fn a_disabled_bitmap_stays_as_it_is_and_its_successor_too() {
 }
 
 #[test]
-fn flags_refuse_what_they_stand_for() {
+fn checks_refuse_bitmaps_in_the_states_that_they_name() {
     let bitmap = DirtyBitmap::new("b", 1 << 20, 4096).unwrap();
     assert!(bitmap.check(Checks::CHANGE).is_ok());
     bitmap.set_read_only(true);
@@ -374,7 +374,7 @@ fn flags_refuse_what_they_stand_for() {
 }
 
 #[test]
-fn a_nodes_list_marks_all_its_bitmaps_and_keeps_names_apart() {
+fn a_list_marks_all_its_bitmaps_and_refuses_duplicate_names() {
     let list = BitmapList::new();
     list.mark(0, 1);
     let first = list.create("first", 1 << 20, 65536).unwrap();

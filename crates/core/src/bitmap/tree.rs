@@ -1,22 +1,22 @@
-//! A set of bits that many threads change at once, with fast search for the next set or clear bit.
+//! A set of bits that many threads change concurrently, with fast search for the next set or clear bit.
 //!
-//! Three levels: leaf *pages* of 512 words (32,768 bits), *branches* of 512 pages, and a root table. Pages
-//! and branches are made when a bit in them is first set, so memory follows what is really dirty; the
-//! root table has one pointer per 2^24 bits.
+//! The set has three levels: leaf *pages* of 512 words (32,768 bits), *branches* of 512 pages, and a root table. Pages
+//! and branches are allocated when a bit in them is first set, so memory use follows the number of dirty bits. The root
+//! table has one pointer per 2^24 bits.
 //!
-//! Each level has a **summary**: one bit per word, page or branch below, set where something there may be
-//! set. Invariant, seen by every thread: *a bit whose `set` has returned has all its summary bits set*,
-//! except while a `clear` is under way. `set` goes upwards (word, then each summary), `clear` clears a summary bit
-//! only after finding everything below empty, looks again afterwards and undoes it (upwards, like `set`)
-//! if something came in between. Searches count on summaries only if no `clear` ran meanwhile
-//! (`clears_begun`, `clears_done`), else they read the words themselves.
+//! Each level has a **summary**: one bit per word, page or branch below. The bit is set if that part may contain set
+//! bits. Every thread sees this invariant: *once `set` of a bit has returned, all summary bits above it are set*,
+//! except while a `clear` is in progress. `set` works upwards (the word, then each summary). `clear` clears a summary
+//! bit only after it has found everything below empty. Then it checks again, and sets the summary bit (upwards, like
+//! `set`) if a bit was set meanwhile. A search relies on summaries only if no `clear` ran meanwhile (`clears_begun`,
+//! `clears_done`); otherwise it reads the words themselves.
 //!
-//! All of this is `SeqCst`: on x86 the read-modify-writes cost the same, and the argument above needs the one
-//! total order. `set` starts with a fence and then only loads: where the bits are set already nothing is
-//! written. The fence orders it after the caller's data, and `clear` ends with a fence before the reader's look at the
-//! data: a reader that clears the bit and then reads the data sees what was written before a `set` that found the bit
-//! still set. (Without the second fence the data could be read before the bit is seen to be clear, where an atomic
-//! operation is a load and a store, as on ARMv8.0 and RISC-V.)
+//! All operations are `SeqCst`, because the argument above needs a single total order; on x86 the read-modify-writes
+//! cost the same. `set` starts with a fence and then only loads; if the bits are set already, it writes nothing. This
+//! fence orders `set` after the caller's data. `clear` ends with a fence, before the reader reads the data. Together
+//! they guarantee: if a reader clears a bit and then reads the data, it sees the data of every `set` that found the bit
+//! still set. Without the second fence, the reader could read the data before it sees the bit as clear, on machines
+//! where an atomic operation is a separate load and store (ARMv8.0, RISC-V).
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering, Ordering::SeqCst, fence};
@@ -29,7 +29,7 @@ const PAGE_BITS: u64 = WORD_BITS * FANOUT;
 const BRANCH_BITS: u64 = PAGE_BITS * FANOUT;
 const SLOTS: usize = 512;
 
-/// 512 bits that tell which of 512 things below may be non-empty.
+/// 512 bits; each records whether one of the 512 parts below may be non-empty.
 struct Summary([AtomicU64; SLOTS / 64]);
 
 impl Summary {
@@ -71,7 +71,7 @@ impl Branch {
     }
 }
 
-/// The set. Its length in bits is fixed.
+/// A set of bits. Its length in bits is fixed.
 pub(super) struct BitTree {
     bits: u64,
     branches: Box<[OnceLock<Box<Branch>>]>,
@@ -81,7 +81,7 @@ pub(super) struct BitTree {
     clears_done: AtomicU64,
 }
 
-/// Where a word lies: slot in the root, in the branch, in the page.
+/// Position of a word: its slots in the root, in the branch and in the page.
 #[derive(Clone, Copy)]
 struct Place {
     root: usize,
@@ -115,7 +115,7 @@ fn clear_bit(words: &[AtomicU64], bit: usize) {
     }
 }
 
-/// The first set bit at or after `from` of a summary.
+/// The first set bit of a summary at or after `from`.
 fn next_slot(words: &[AtomicU64], from: usize) -> Option<usize> {
     let mut mask = u64::MAX << (from % 64);
     for (at, word) in words.iter().enumerate().skip(from / 64) {
@@ -128,7 +128,7 @@ fn next_slot(words: &[AtomicU64], from: usize) -> Option<usize> {
     None
 }
 
-/// The bits of one word that lie in `first..=last`, where `word` is one that the range touches.
+/// The bits of `word` that lie in `first..=last`. The range must touch the word.
 fn mask_of(word: u64, first: u64, last: u64) -> u64 {
     let low = if word == first / WORD_BITS { first % WORD_BITS } else { 0 };
     let high = if word == last / WORD_BITS { last % WORD_BITS } else { WORD_BITS - 1 };
@@ -136,7 +136,7 @@ fn mask_of(word: u64, first: u64, last: u64) -> u64 {
 }
 
 impl BitTree {
-    /// An empty set of `bits` bits; the caller has bounded `bits`.
+    /// An empty set of `bits` bits. The caller limits `bits`.
     pub(super) fn new(bits: u64) -> Self {
         let roots = index(bits.div_ceil(BRANCH_BITS));
         Self {
@@ -153,12 +153,12 @@ impl BitTree {
         self.bits
     }
 
-    /// Number of set bits; exact whenever no change is under way.
+    /// Number of set bits; exact while no change is in progress.
     pub(super) fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Bytes of memory held.
+    /// Bytes of memory in use.
     pub(super) fn memory(&self) -> usize {
         let branches = self.branches.iter().filter_map(|slot| slot.get());
         let inner: usize = branches
@@ -170,7 +170,7 @@ impl BitTree {
         inner + size_of_val::<[_]>(&self.branches) + size_of_val::<[_]>(&self.summary)
     }
 
-    /// Sets the bits `first..=last`, which must lie inside; what lies outside is ignored.
+    /// Sets the bits `first..=last`. Bits outside the set are ignored.
     pub(super) fn set(&self, first: u64, last: u64) {
         let Some((first, last)) = self.clip(first, last) else { return };
         fence(SeqCst);
@@ -179,7 +179,7 @@ impl BitTree {
         }
     }
 
-    /// Sets the bits of `mask` in the 64 bits at `64 * word`.
+    /// Sets the bits of `mask` in the 64 bits from bit `64 * word` on.
     pub(super) fn set_word(&self, word: u64, mask: u64) {
         let mask = mask & self.valid(word);
         if mask == 0 {
@@ -213,7 +213,7 @@ impl BitTree {
         self.clears_begun.fetch_add(1, SeqCst);
         let mut word = first / WORD_BITS;
         while word <= last / WORD_BITS {
-            // Pages that were never made hold nothing to clear.
+            // Pages that were never allocated contain no set bits.
             match self.page(word) {
                 Some((branch, page)) => {
                     self.clear_word(branch, page, word, mask_of(word, first, last));
@@ -223,7 +223,7 @@ impl BitTree {
             }
         }
         self.clears_done.fetch_add(1, SeqCst);
-        // The caller reads the data next; see the module's text.
+        // The caller reads the data next; see the module documentation.
         fence(SeqCst);
     }
 
@@ -267,7 +267,7 @@ impl BitTree {
         set_bit(&self.summary, at.root);
     }
 
-    /// The 64 bits at `64 * word`.
+    /// The 64 bits from bit `64 * word` on.
     pub(super) fn word(&self, word: u64) -> u64 {
         let Some((_, page)) = self.page(word) else { return 0 };
         page.words.get(place(word).page).map_or(0, |leaf| leaf.load(SeqCst))
@@ -317,7 +317,7 @@ impl BitTree {
         None
     }
 
-    /// The first word at or after `word` whose summaries say that it may hold something.
+    /// The first word at or after `word` that may contain set bits according to the summaries.
     fn next_word_by_summary(&self, word: u64) -> Option<u64> {
         let mut at = place(word);
         loop {
@@ -348,7 +348,7 @@ impl BitTree {
         Some((branch, page))
     }
 
-    /// The first word after the page or branch around `word`, which does not exist.
+    /// The first word after the missing page or branch that would contain `word`.
     fn end_of_absent(&self, word: u64) -> u64 {
         let root = self.branches.get(place(word).root).and_then(OnceLock::get);
         let span = if root.is_some() { FANOUT } else { FANOUT * FANOUT };
@@ -360,7 +360,7 @@ impl BitTree {
         (first <= last).then_some((first, last))
     }
 
-    /// The bits of a word that exist.
+    /// The mask of the bits of a word that lie inside the set.
     fn valid(&self, word: u64) -> u64 {
         match self.bits.checked_sub(word.saturating_mul(WORD_BITS)) {
             None | Some(0) => 0,

@@ -1,6 +1,6 @@
-//! The protocol of `current` under a model checker: the very file, compiled against loom's primitives.
+//! Models of `current` under loom. They include the crate's own source file with loom's primitives.
 
-#![allow(clippy::duplicate_mod, reason = "the same file, against other primitives")]
+#![allow(clippy::duplicate_mod, reason = "the same file with loom's primitives")]
 #![allow(clippy::unwrap_used, reason = "a model may fail by panicking")]
 
 mod atomics {
@@ -18,7 +18,7 @@ use loom::sync::atomic::{
 };
 use loom::thread;
 
-/// Two maps; the state is the number of the one in use.
+/// A bitmap with two maps; the state is the number of the current map.
 struct Bitmap {
     state: AtomicUsize,
     maps: [AtomicU64; 2],
@@ -30,7 +30,7 @@ impl Bitmap {
         Arc::new(Self { state: AtomicUsize::new(0), maps })
     }
 
-    /// Sets bits as a map does: where they are set already, nothing is written.
+    /// Sets bits as a map does: it writes nothing if the bits are set already.
     fn set(&self, map: usize, bits: u64) {
         if self.maps[map].load(Acquire) & bits != bits {
             self.maps[map].fetch_or(bits, AcqRel);
@@ -42,13 +42,13 @@ impl Bitmap {
         mark_current(current, |one, other| one == other, |map| self.set(*map, bits));
     }
 
-    /// The second map replaces the first, and gets its marks.
+    /// Replaces the first map by the second and copies the marks of the first.
     fn resize(&self) {
         replace(|| self.state.store(1, Release));
         self.set(1, self.maps[0].load(Acquire));
     }
 
-    /// The second map replaces the first; gives the marks that those who replaced it have seen.
+    /// Replaces the first map by the second. Returns the marks that the first map has after the replacement.
     fn clear(&self) -> u64 {
         replace(|| self.state.store(1, Release));
         self.maps[0].load(Acquire)
@@ -61,7 +61,7 @@ fn bounded() -> loom::model::Builder {
     builder
 }
 
-/// Marks in threads of their own while `change` runs; then all marks that are left.
+/// Runs `change` while two threads mark. Returns its result, and the marks of the second map at the end.
 fn marked_during<T>(bits: [u64; 2], change: impl FnOnce(&Bitmap) -> T) -> (T, u64) {
     let bitmap = Bitmap::new();
     let marker = |bits| {
@@ -77,7 +77,7 @@ fn marked_during<T>(bits: [u64; 2], change: impl FnOnce(&Bitmap) -> T) -> (T, u6
 }
 
 #[test]
-fn a_mark_is_carried_over_or_made_again() {
+fn a_mark_during_a_resize_is_copied_or_repeated() {
     bounded().check(|| {
         let ((), left) = marked_during([1, 2], Bitmap::resize);
         assert_eq!(left, 3);
@@ -85,7 +85,7 @@ fn a_mark_is_carried_over_or_made_again() {
 }
 
 #[test]
-fn a_mark_that_was_there_already_is_not_lost() {
+fn a_mark_on_bits_already_set_survives_a_resize() {
     bounded().check(|| {
         let ((), left) = marked_during([1, 1], Bitmap::resize);
         assert_eq!(left, 1);
@@ -93,7 +93,7 @@ fn a_mark_that_was_there_already_is_not_lost() {
 }
 
 #[test]
-fn a_mark_is_in_what_was_cleared_or_in_what_is_left() {
+fn a_mark_during_a_clear_is_in_the_old_map_or_in_the_new_one() {
     bounded().check(|| {
         let (cleared, left) = marked_during([1, 2], Bitmap::clear);
         assert_eq!(cleared | left, 3);

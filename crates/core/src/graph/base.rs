@@ -1,7 +1,7 @@
-//! Writing to a node of a backing chain, as committing an overlay does.
+//! Writing to a node of a backing chain, as a commit does.
 //!
-//! A backing file is read-only and may not change under its overlay. Who commits knows better: what is written to it is
-//! what the overlay shows already. A [`WritableBase`] lifts both for a while and then puts them back.
+//! A backing file is read-only and may not change under its overlay. A commit may bypass both rules, because it only
+//! writes data that the overlay shows already. A [`WritableBase`] lifts both rules and restores them when it is closed.
 
 use std::sync::Arc;
 
@@ -9,14 +9,14 @@ use super::{Graph, ReopenRequest};
 use crate::perm::{Perm, Permissions};
 use crate::{Backend, ChildIdx, Edge, Error, Node, Options, Result};
 
-/// A backing file that is writable until it is given back with [`WritableBase::close`].
+/// A backing file that is writable until [`WritableBase::close`].
 pub struct WritableBase {
     backend: Backend,
     parent: Reader,
     was_read_only: bool,
 }
 
-/// The edge by way of which an overlay reads it, and the permissions that the edge had.
+/// The edge through which the overlay reads the backing file, and the edge's former permissions.
 struct Reader {
     edge: Arc<Edge>,
     before: Permissions,
@@ -26,7 +26,7 @@ impl Graph {
     /// Makes `base`, which is below `top` in its backing chain, writable.
     ///
     /// # Errors
-    /// When it is not below `top`; when the driver, the host or another user is in the way. Nothing has changed then.
+    /// When `base` is not below `top`; when the driver, the host or another user refuses. Nothing has changed then.
     pub async fn write_base(&self, top: &Arc<Node>, base: &Arc<Node>) -> Result<WritableBase> {
         let edge = edge_above(top, base)?;
         let was_read_only = base.is_read_only();
@@ -37,9 +37,9 @@ impl Graph {
         match attach(self, &parent, base) {
             Ok(backend) => Ok(WritableBase { backend, parent, was_read_only }),
             Err(error) => {
-                // What was held before can be held again.
+                // The former permissions were valid before, so they cannot conflict now.
                 if let Err(error) = parent.edge.set_permissions(parent.before) {
-                    tracing::warn!(%error, "cannot put permissions back");
+                    tracing::warn!(%error, "cannot restore permissions");
                 }
                 if was_read_only && let Err(error) = self.set_read_only(base, true).await {
                     tracing::warn!(%error, "cannot make a backing file read-only again");
@@ -75,15 +75,15 @@ fn attach(graph: &Graph, parent: &Reader, base: &Arc<Node>) -> Result<Backend> {
 }
 
 impl WritableBase {
-    /// What it is written through.
+    /// The backend that writes to the backing file.
     pub fn backend(&self) -> &Backend {
         &self.backend
     }
 
-    /// Makes everything durable, and the node what it was.
+    /// Flushes all writes, and restores the node's permissions and read-only state.
     ///
     /// # Errors
-    /// The first failure; all the rest is done all the same.
+    /// The first failure. The remaining steps are carried out even then.
     pub async fn close(self) -> Result<()> {
         let graph = self.backend.graph().clone();
         let base = Arc::clone(self.parent.edge.node());

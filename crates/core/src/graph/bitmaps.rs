@@ -8,11 +8,11 @@ use crate::node::SlowPathFlags;
 use crate::{Errno, Error, Node, Result};
 
 impl Graph {
-    /// Adds an enabled, clean bitmap to `node`. Every write that ends after this returns is recorded: those
-    /// that began before are waited for. Without a granularity the image's cluster size decides.
+    /// Adds an enabled, clean bitmap to `node`. The function waits for writes in flight, so the bitmap records every
+    /// write that begins after it returns. Without `granularity`, the image's cluster size determines the granularity.
     ///
     /// # Errors
-    /// When the name is empty, too long or taken, or the granularity does not suit.
+    /// When the name is empty, too long or in use, or the granularity is not valid.
     pub async fn add_bitmap(
         &self,
         node: &Arc<Node>,
@@ -26,10 +26,10 @@ impl Graph {
         Ok(bitmap)
     }
 
-    /// The same for a bitmap that is kept in the image: it is there once that has been closed.
+    /// As [`Self::add_bitmap`], for a persistent bitmap. The image contains the bitmap once the image has been closed.
     ///
     /// # Errors
-    /// As [`Self::add_bitmap`], and when the image cannot hold it.
+    /// The errors of [`Self::add_bitmap`], and when the image cannot store the bitmap.
     pub async fn add_persistent_bitmap(
         &self,
         node: &Arc<Node>,
@@ -63,10 +63,10 @@ impl Graph {
         Ok(bitmap)
     }
 
-    /// Takes a bitmap off `node`, and out of its image. One that is inconsistent can be removed like any other.
+    /// Removes a bitmap from `node` and from its image. An inconsistent bitmap can be removed too.
     ///
     /// # Errors
-    /// When an operation holds it, when it must not change, or when the image cannot be written.
+    /// When an operation uses the bitmap, when the bitmap is read-only, or when the image cannot be written.
     pub async fn delete_bitmap(&self, node: &Node, bitmap: &Arc<DirtyBitmap>) -> Result<()> {
         bitmap.check(Checks::BUSY | Checks::READ_ONLY)?;
         if bitmap.is_persistent()
@@ -78,7 +78,7 @@ impl Graph {
         Ok(())
     }
 
-    /// Makes `node` record writes in the bitmaps that it has been given.
+    /// Makes `node` record writes in the bitmaps of its list.
     pub async fn attach_bitmaps(&self, node: &Arc<Node>) {
         node.set_slow_path(SlowPathFlags::BITMAPS);
         let drained = self.drain(node).await;
@@ -87,13 +87,13 @@ impl Graph {
         drop(drained);
     }
 
-    /// Takes a bitmap off `node`; others keep recording.
+    /// Removes a bitmap from `node`. Other bitmaps continue to record.
     pub fn remove_bitmap(&self, node: &Node, bitmap: &Arc<DirtyBitmap>) {
         node.bitmaps().remove(bitmap);
         if node.bitmaps().is_empty() {
             node.clear_slow_path(SlowPathFlags::BITMAPS);
         }
-        // One may have been added just now.
+        // Another thread may have added a bitmap meanwhile.
         if !node.bitmaps().is_empty() {
             node.set_slow_path(SlowPathFlags::BITMAPS);
         }

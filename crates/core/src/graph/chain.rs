@@ -1,6 +1,8 @@
-//! Opening a chain of backing files: from the top down, since each image names the next; nodes are made from the bottom up.
+//! Opening a backing chain. Images are opened from the top down, since each names the next one; nodes are made from the
+//! bottom up.
 //!
-//! The images that wait for what is below them are a list. What one of them takes does not depend on how many there are.
+//! The opened images that wait for their backing file are kept in a list. So the stack depth does not grow with the
+//! length of the chain.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -14,24 +16,24 @@ use crate::node::{NodeParts, Settings};
 use crate::perm::{Permissions, Role};
 use crate::{ChildIdx, DetectZeroes, Edge, Error, ErrorKind, Node, Options, Perm, Result};
 
-/// Longest backing chain: more is a loop, or meant to exhaust memory and descriptors.
+/// Longest backing chain. A longer one is a loop, or is meant to exhaust memory and descriptors.
 const MAX_DEPTH: u32 = 5000;
-/// Most nodes that are each other's `file` child: each is a call within a call.
+/// Most nodes that are nested through their `file` children. Each level is a nested call.
 const MAX_NESTING: u32 = 32;
-/// How often an error says that it is about a backing file.
+/// Most prefixes "Could not open backing file" in one error.
 const MAX_PREFIXES: usize = 4;
 
-/// What stands before an error of a backing file.
+/// Prefix of an error in a backing file.
 pub(super) const BACKING: &str = "Could not open backing file";
 
-/// What is below an image.
+/// The backing file of an image.
 pub(super) enum Below {
     Nothing,
     Node(Arc<Node>),
     Target(Target),
 }
 
-/// An image whose driver is open, while what is below it need not be.
+/// An image whose driver is open. Its backing file may not be open yet.
 pub(super) struct Layer {
     pub(super) driver: &'static dyn DriverFactory,
     pub(super) opened: Box<dyn Driver>,
@@ -45,7 +47,7 @@ pub(super) struct Layer {
 }
 
 impl Graph {
-    /// Opens an image and what is below it.
+    /// Opens an image and its backing chain.
     pub(super) async fn open_chain(&self, target: Target) -> Result<Arc<Node>> {
         let mut layers = Vec::new();
         let mut backing = match self.open_layers(target, &mut layers).await {
@@ -70,8 +72,8 @@ impl Graph {
         Err(Error::invalid("There is nothing to open"))
     }
 
-    /// Opens the images from `target` down into `layers`. Gives the node below the last of them, where that was open
-    /// before.
+    /// Opens the images from `target` down and appends them to `layers`. Returns the node below the last image, if that
+    /// node was open before.
     async fn open_layers(
         &self,
         target: Target,
@@ -86,11 +88,11 @@ impl Graph {
                 Err(error) => Err(error),
             };
             let (layer, below) = opened.map_err(|error| match layers.is_empty() {
-                // The name of the image that was asked for is the caller's to add.
+                // The caller adds the name of the image that it opens.
                 true => error,
                 false => Context::default().about(error, named),
             })?;
-            // An image that options name is known by its file only once it is open.
+            // If options name an image, its file name is known only after the image is open.
             let is_above = layer.named_above && above.has(&layer);
             above.push(&layer);
             layers.push(layer);
@@ -107,9 +109,10 @@ impl Graph {
         }
     }
 
-    /// Closes images above one that failed. Gives its error as the topmost image has it.
+    /// Closes the images above an image that failed to open. Returns the error in the form in which the topmost image
+    /// reports it.
     async fn close_layers(&self, mut layers: Vec<Layer>, mut error: Error) -> Error {
-        // The failure itself has been said to be about a backing file once.
+        // The caller has put the first prefix before the error already.
         let mut context = Context { prefixes: 1 };
         while let Some(layer) = layers.pop() {
             if !layers.is_empty() {
@@ -120,13 +123,13 @@ impl Graph {
         error
     }
 
-    /// Makes a node of an image above `backing`.
+    /// Makes a node of an image with the backing file `backing`.
     async fn finish_layer(&self, layer: Layer, backing: Option<Arc<Node>>) -> Result<Arc<Node>> {
         let attached = match &backing {
             Some(backing) => attach_backing(layer.driver, backing, &layer.context),
             None => Ok(()),
         };
-        // The last thing that can fail: it may write to the image.
+        // This is the last step that can fail, because it may write to the image.
         let loaded = match attached {
             Ok(()) => load_bitmaps(&*layer.opened, &layer.context.flags).await,
             Err(error) => Err(error),
@@ -171,7 +174,7 @@ impl Graph {
     }
 }
 
-/// The files of the images above one that is being opened.
+/// The files of the images above the image that is being opened.
 #[derive(Default)]
 struct Above(HashSet<PathBuf>);
 
@@ -185,8 +188,8 @@ impl Above {
         self.0.extend(layer.context.image_filename().as_deref().and_then(real_path));
     }
 
-    /// Refuses a chain that would not end: a backing file that is one of the images above it, under any of its names, or
-    /// more images than anybody needs.
+    /// Refuses an endless chain: a backing file that is one of the images above it, under any of its names, or a chain
+    /// that exceeds the limits.
     fn check(&self, target: &Target) -> Result<()> {
         let refused = |message: String| Err(Error::new(ErrorKind::BackingChain, message));
         if target.depth > MAX_DEPTH || target.nesting > MAX_NESTING {
@@ -207,12 +210,12 @@ fn endless(name: &Option<String>) -> Error {
     Error::new(ErrorKind::BackingChain, message)
 }
 
-/// The path of a file that is there.
+/// The canonical path of an existing file.
 fn real_path(filename: &str) -> Option<PathBuf> {
     crate::names::to_path(filename.strip_prefix("file:").unwrap_or(filename)).canonicalize().ok()
 }
 
-/// How an image of the chain came to be opened.
+/// How an image of the chain was named when it was opened.
 struct Named {
     path: Option<String>,
     above: bool,
@@ -224,20 +227,20 @@ impl Named {
     }
 }
 
-/// What has been put before an error.
+/// Counts the prefixes before an error.
 #[derive(Default)]
 struct Context {
     prefixes: usize,
 }
 
 impl Context {
-    /// Says which image of the chain an error is about. Far down, once more would tell nothing.
+    /// Records in an error which image of the chain it concerns. At most [`MAX_PREFIXES`] prefixes are added.
     fn about(&mut self, error: Error, named: Named) -> Error {
         let error = match named.path {
             Some(path) => error.on_path(&path),
             None => error,
         };
-        // That the chain does not end is said once, not once for each image above.
+        // An endless chain is reported once, not once for each image above.
         let said = error.kind() == ErrorKind::BackingChain;
         if said || !named.above || self.prefixes >= MAX_PREFIXES {
             return error;
@@ -261,7 +264,7 @@ fn attach_backing(
     Ok(())
 }
 
-/// The bitmaps that the image holds; a check looks at them on disk.
+/// Loads the bitmaps that the image stores. A check reads them itself, so none are loaded for it.
 async fn load_bitmaps(driver: &dyn Driver, flags: &OpenFlags) -> Result<Vec<Arc<DirtyBitmap>>> {
     match driver.persistent_bitmaps() {
         Some(persistent) if !flags.check => persistent.load().await,
@@ -282,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_above_is_found_by_any_of_its_names() {
+    fn an_image_above_is_found_under_any_name_of_its_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
         std::fs::write(path("a"), "").unwrap();
@@ -298,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_has_an_end() {
+    fn a_chain_longer_than_the_limit_is_refused() {
         assert!(Above::default().check(&backing("a", MAX_DEPTH)).is_ok());
         assert!(Above::default().check(&backing("a", MAX_DEPTH + 1)).is_err());
     }

@@ -11,10 +11,10 @@ use crate::perm::{Perm, Permissions};
 use crate::{ChildIdx, Edge, Error, OpenFlags, Options, Result};
 
 impl Graph {
-    /// Creates the image `filename` of `format`. Options that the format does not know go to the protocol.
+    /// Creates the image `filename` of `format`. Options that the format does not know are passed to the protocol.
     ///
     /// # Errors
-    /// When an option is unknown to both, or as the drivers report.
+    /// When an option is unknown to both; otherwise the errors of the drivers.
     pub async fn create_image(
         &self,
         filename: &str,
@@ -40,7 +40,7 @@ impl Graph {
                 OpenFlags { unmap: true, ..OpenFlags::default() },
             )
             .await?;
-        // Where nothing but the size is made, others may write meanwhile.
+        // A format without metadata in the file only sets the size, so other users may write meanwhile.
         let alone =
             if driver.passes_permissions() { Perm::RESIZE } else { Perm::WRITE | Perm::RESIZE };
         let permissions = Permissions {
@@ -59,7 +59,7 @@ impl Graph {
                 Err(error) => Err(error),
             };
         let created = created.and(self.release(node).await);
-        // Half a format is of no use; half a raw image is just a file.
+        // A partly created image of a format is useless and is removed. A partly created raw image is a usable file.
         if created.is_err() && !driver.passes_permissions() {
             protocol.remove_created(filename);
         }
@@ -80,14 +80,13 @@ async fn run(driver: &dyn DriverFactory, graph: &Graph, request: CreateRequest) 
     }
 }
 
-/// Gives each driver the options that it knows. `size` goes to the format, and the protocol creates an
-/// empty file for it.
+/// Splits the options between format and protocol. `size` goes to the format; the protocol creates an empty file.
 fn split_options(
     driver: &dyn DriverFactory,
     protocol: &dyn DriverFactory,
     options: &Options,
 ) -> Result<(Options, Options)> {
-    // Options with dotted names may come nested (`encrypt.format`): then their first part is known.
+    // Options with dotted names may be nested (`encrypt.format`). Then their first component is compared.
     let knows = |list: &[CreateOption], key: &str| {
         let nested = options.get(key).is_some_and(Value::is_object);
         let first = |name: &'static str| name.split('.').next().unwrap_or_default();
@@ -98,8 +97,8 @@ fn split_options(
         if knows(driver.create_options(), key) {
             own.insert(key, value.clone());
         } else if driver.kind() != DriverKind::Protocol && knows(protocol.create_options(), key) {
-            // The protocol makes an empty file, and the format gives it its size. Both must know the mode of
-            // preallocation: the protocol to refuse one that it lacks, the format to resize with it.
+            // The protocol creates an empty file, and the format resizes it. Both need the preallocation mode: the
+            // protocol refuses a mode that it does not support, and the format uses the mode for the resize.
             if key == "preallocation" {
                 own.insert(key, value.clone());
             }

@@ -1,4 +1,4 @@
-//! The data file of an image that keeps its guest data apart: a child that its format opens for itself.
+//! The data file of an image whose guest data lies in a separate file. The format driver opens this child itself.
 
 use std::sync::Arc;
 
@@ -11,14 +11,14 @@ use crate::perm::{Perm, Permissions, Role};
 use crate::{ChildIdx, Edge, Error, Options, Result};
 
 impl OpenContext {
-    /// Opens the data file that the `data-file` option says, or else the one that the image names, and puts it into its
-    /// slot. `false`: neither names one.
+    /// Opens the data file that the `data-file` option describes, or else the data file that the image names, and puts
+    /// it into its slot. `false`: neither names one.
     ///
-    /// A name found inside an image is always a path, taken as it stands: unlike a backing file's it does not depend on
-    /// where the image is.
+    /// A name found inside an image is always a path and is used unchanged. Unlike a backing file name, it is not
+    /// relative to the directory of the image.
     ///
     /// # Errors
-    /// When the graph's gate refuses the name, or as the protocol reports.
+    /// When the graph's gate refuses the name; otherwise the errors of the protocol.
     pub async fn open_data_file(&mut self, named: Option<&str>) -> Result<bool> {
         let mut flags = self.flags.clone();
         flags.probed = false;
@@ -57,11 +57,11 @@ impl OpenContext {
 }
 
 impl Graph {
-    /// Makes an empty file for the guest data of a new image and opens it for writing. What was there is lost. Whoever is
-    /// done with it detaches the edge and releases its node.
+    /// Creates an empty file for the guest data of a new image and opens it for writing. An existing file is
+    /// overwritten. Afterwards the caller detaches the edge and releases its node.
     ///
     /// # Errors
-    /// As the protocol reports.
+    /// The errors of the protocol.
     pub async fn create_data_file(&self, filename: &str) -> Result<Arc<Edge>> {
         let (protocol, _) = self.protocol_for(filename)?;
         let mut options = Options::new();

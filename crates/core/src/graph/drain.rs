@@ -1,7 +1,8 @@
-//! Draining: no request in flight in a part of the graph, and none that starts.
+//! Draining: while a part of the graph is drained, it has no request in flight and none begins.
 //!
-//! The graph knows the drains under way. A backend that comes to reach a drained node while it is drained (it is new, or a
-//! node above has got another backing file) is held back as well, before it can make a request.
+//! The graph keeps a list of the drains in progress. During a drain, another backend may begin to reach the drained
+//! node: the backend is new, or a node above has got another backing file. Such a backend is held back too, before it
+//! can make a request.
 
 use std::sync::Arc;
 
@@ -9,14 +10,14 @@ use super::{Graph, Registry};
 use crate::backend::{Quiesced, WeakBackend};
 use crate::{Backend, Node};
 
-/// The backends above a node are quiesced while this lives.
+/// A drained section: the backends above a node are quiesced while this guard lives.
 #[derive(Debug)]
 pub struct Drained {
     graph: Graph,
     id: u64,
 }
 
-/// A drain under way.
+/// A drain in progress.
 pub(super) struct Active {
     id: u64,
     node: Arc<Node>,
@@ -47,8 +48,8 @@ impl Graph {
         (Drained { graph: self.clone(), id }, backends)
     }
 
-    /// Has the drains under way hold back what has come to reach their nodes. For a caller that has changed edges, while
-    /// it holds back what is above them.
+    /// Has the drains in progress hold back backends that now reach their nodes. The caller has changed edges, and
+    /// still holds back the backends above them.
     pub(super) fn extend_drains(&self) {
         let looked_at = self.registry().extend_drains();
         drop(looked_at);
@@ -56,8 +57,8 @@ impl Graph {
 }
 
 impl Registry {
-    /// Gives the backends that were looked at. The caller drops them once the registry is no longer locked: it may be the last
-    /// to have one, and what a backend holds may need the registry to end.
+    /// Returns the backends that were checked. The caller drops them after it has unlocked the registry. One of these
+    /// may be the last reference to its backend, and dropping a backend may lock the registry.
     #[must_use]
     pub(super) fn extend_drains(&mut self) -> Vec<Backend> {
         if self.drains.is_empty() {
@@ -82,7 +83,7 @@ impl Drop for Drained {
         let at = registry.drains.iter().position(|drain| drain.id == self.id);
         let ended = at.map(|at| registry.drains.swap_remove(at));
         drop(registry);
-        // Wakes requests, which is nothing to do with the registry locked.
+        // This wakes requests, which must not happen while the registry is locked.
         drop(ended);
     }
 }

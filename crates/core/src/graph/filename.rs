@@ -1,4 +1,4 @@
-//! File names: schemes, protocols, `json:`, and names relative to the image that mentions them.
+//! File names: schemes, protocols, `json:`, and names relative to the image that contains them.
 
 use serde_json::Map;
 
@@ -6,13 +6,13 @@ use super::Graph;
 use crate::driver::{DriverFactory, DriverKind};
 use crate::{Error, Options, Result};
 
-/// The scheme of a file name: what stands before the first colon, if no slash comes earlier.
+/// The scheme of a file name: the part before the first colon, if that part contains no slash.
 pub(crate) fn scheme(filename: &str) -> Option<&str> {
     let (scheme, _) = filename.split_once(':')?;
     if scheme.is_empty() || scheme.contains('/') { None } else { Some(scheme) }
 }
 
-/// Protocols of QEMU that this library does not have yet.
+/// Protocols of QEMU that this library does not support yet.
 const ABSENT: &[&str] = &[
     "blkdebug",
     "blklogwrites",
@@ -31,7 +31,7 @@ const ABSENT: &[&str] = &[
     "vvfat",
 ];
 
-/// What opening a protocol by this name reports.
+/// The error for an unknown protocol.
 pub(super) fn no_protocol(name: &str) -> Error {
     if ABSENT.contains(&name.split('+').next().unwrap_or(name)) {
         return Error::unsupported(format!("The protocol '{name}' is not supported yet"));
@@ -39,7 +39,7 @@ pub(super) fn no_protocol(name: &str) -> Error {
     Error::invalid(format!("Unknown protocol '{name}'"))
 }
 
-/// What opening a node with this driver reports.
+/// The error for an unknown driver.
 pub(super) fn no_driver(name: &str) -> Error {
     if ABSENT.contains(&name) {
         return Error::unsupported(format!("The driver '{name}' is not supported yet"));
@@ -48,7 +48,7 @@ pub(super) fn no_driver(name: &str) -> Error {
 }
 
 impl Graph {
-    /// The protocol driver for a file name, and the options that the name stands for.
+    /// The protocol driver for a file name, and the options that the name is equivalent to.
     ///
     /// # Errors
     /// When the scheme is unknown or the name malformed.
@@ -70,10 +70,10 @@ impl Graph {
         Ok((driver, driver.parse_filename(filename)?))
     }
 
-    /// The options that describe the image of this file name and format, for an image that has it as a child.
+    /// The options that describe the image with this file name and format, for a parent that has it as a child.
     ///
     /// # Errors
-    /// As [`Self::protocol_for`], and when a `json:` name or the format is wrong.
+    /// The errors of [`Self::protocol_for`], and when a `json:` name or the format is wrong.
     pub fn described(&self, filename: &str, format: Option<&str>) -> Result<Options> {
         let mut options = match filename.strip_prefix("json:") {
             Some(json) => Options::from_json(json)?,
@@ -98,7 +98,7 @@ impl Graph {
     }
 }
 
-/// `name`, taken relative to the directory of the image `base` that mentions it.
+/// Resolves `name` relative to the directory of the image `base` that contains the name.
 pub fn relative_to(base: &str, name: &str) -> String {
     if name.starts_with('/') || scheme(name).is_some() {
         return name.to_owned();
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_protocol_that_is_not_there_yet_is_told_from_an_unknown_one() {
+    fn an_unsupported_protocol_is_distinguished_from_an_unknown_one() {
         assert_eq!(no_protocol("nbd+unix").kind(), ErrorKind::Unsupported);
         assert_eq!(no_protocol("x").to_string(), "Unknown protocol 'x'");
         assert_eq!(no_driver("ssh").kind(), ErrorKind::Unsupported);

@@ -1,27 +1,27 @@
-//! The options that every node has, whatever its driver.
+//! Generic options: the options of every node, whatever its driver.
 
 use serde_json::Value;
 
 use super::OpenFlags;
 use crate::{DetectZeroes, Error, Options, Result};
 
-/// Generic options, taken out of the tree.
+/// The generic options of one node, taken out of its options.
 pub(super) struct Generic {
     pub(super) driver: Option<String>,
     pub(super) node_name: Option<String>,
     pub(super) flags: OpenFlags,
     pub(super) detect_zeroes: DetectZeroes,
-    /// Those that the user gave, as they were: a reopen starts from them.
+    /// The inheritable options as the user gave them. A reopen starts from them.
     pub(super) given: Options,
 }
 
 const INHERITABLE: [&str; 6] =
     ["read-only", "auto-read-only", "force-share", "cache", "discard", "detect-zeroes"];
 
-/// Takes the generic options out of `options`; what they leave open comes from `inherited`.
+/// Takes the generic options out of `options`. Options that are missing there get their values from `inherited`.
 ///
 /// # Errors
-/// When a value is wrong, or two contradict one another.
+/// When a value is wrong, or two values contradict each other.
 pub(super) fn take_generic(options: &mut Options, inherited: &OpenFlags) -> Result<Generic> {
     let mut given = Options::new();
     for (key, value) in options.iter().filter(|(key, _)| INHERITABLE.contains(key)) {
@@ -46,7 +46,7 @@ pub(super) fn take_generic(options: &mut Options, inherited: &OpenFlags) -> Resu
         };
         flags.direct = take("direct")?.unwrap_or(flags.direct);
         flags.no_flush = take("no-flush")?.unwrap_or(flags.no_flush);
-        // The driver refuses what is left.
+        // The driver refuses the options that remain.
         if !cache.is_empty() {
             options.insert("cache", cache.to_json());
         }
@@ -79,7 +79,7 @@ pub(super) fn take_generic(options: &mut Options, inherited: &OpenFlags) -> Resu
     })
 }
 
-/// Takes the name of the driver. A value that is not text names none, as in QEMU.
+/// Takes the name of the driver. A value that is not text counts as missing, as in QEMU.
 fn take_driver(options: &mut Options) -> Option<String> {
     match options.take("driver") {
         Some(Value::String(name)) => Some(name),

@@ -1,8 +1,7 @@
-//! The graph: all nodes and backends of one embedding, and what happens to them as a whole.
+//! The graph: all nodes and backends of one program, and operations on them.
 //!
-//! A [`Graph`] knows its table of drivers, finds nodes by name, opens ([`open`]) and creates images, drains, and
-//! closes nodes that nobody uses any more. It is control plane: requests never come here. The one thing they share
-//! through it is the epoch domain.
+//! A [`Graph`] has a table of drivers, finds nodes by name, opens ([`open`]) and creates images, drains nodes, and
+//! closes nodes that have no user. The graph is control plane: requests do not use it, except for its epoch domain.
 
 mod base;
 mod bitmaps;
@@ -41,11 +40,12 @@ use crate::{Backend, Children, Error, ErrorKind, Node, Result, Secrets};
 #[derive(Default)]
 struct Registry {
     nodes: HashMap<String, Weak<Node>>,
-    /// Nodes that live although nobody uses them (`blockdev-add`).
+    /// Nodes that stay alive without users (`blockdev-add`).
     owned: Vec<Arc<Node>>,
-    /// Backends that are not closed. A backend keeps its graph, so the graph does not keep it.
+    /// Backends that are not closed. A backend has a reference to its graph, so the graph has only weak references to
+    /// backends.
     backends: Vec<WeakBackend>,
-    /// Drains under way: what holds back the backends of each.
+    /// Drains in progress. Each holds back its backends.
     drains: Vec<drain::Active>,
     next_drain: u64,
 }
@@ -57,14 +57,14 @@ struct Inner {
     next_name: AtomicU64,
     warner: fn(&str),
     secrets: Secrets,
-    /// A node has been opened whose reads may write.
+    /// At least one node has been opened whose reads may write (copy-on-read).
     copies_on_read: AtomicBool,
-    /// Held by the reopen that is under way.
+    /// The lock that a reopen holds.
     reopening: ControlLock,
 }
 
-/// All nodes and backends of one embedding, and what images opened through this handle may pull in. Clones are the same
-/// graph.
+/// All nodes and backends of one program, together with the gate for images that are opened through this handle. Clones
+/// refer to the same graph.
 #[derive(Clone)]
 pub struct Graph {
     inner: Arc<Inner>,
@@ -76,17 +76,17 @@ fn warn_in_log(text: &str) {
 }
 
 impl Graph {
-    /// An empty graph that knows `drivers`. `gate` says what its images may pull in.
+    /// An empty graph with a table of drivers. `gate` decides which other files its images may open.
     pub fn new(drivers: DriverTable, gate: Gate) -> Self {
         Self::with_parts(drivers, gate, warn_in_log, Secrets::default())
     }
 
-    /// The same, with warnings told by `warner` (tools print them); the default is the log.
+    /// As [`Self::new`], with a function that reports warnings (tools print them). The default writes them to the log.
     pub fn with_warner(drivers: DriverTable, gate: Gate, warner: fn(&str)) -> Self {
         Self::with_parts(drivers, gate, warner, Secrets::default())
     }
 
-    /// An empty graph whose images may use the secrets of `secrets`, also those that are added to it later.
+    /// An empty graph whose images may use `secrets`, including secrets that are added to the set later.
     pub fn with_secrets(drivers: DriverTable, gate: Gate, secrets: Secrets) -> Self {
         Self::with_parts(drivers, gate, warn_in_log, secrets)
     }
@@ -105,26 +105,26 @@ impl Graph {
         Self { inner: Arc::new(inner), gate }
     }
 
-    /// The same graph, for images that may pull in something else.
+    /// The same graph with another gate, for the images that are opened through the new handle.
     #[must_use]
     pub fn with_gate(&self, gate: Gate) -> Self {
         Self { inner: Arc::clone(&self.inner), gate }
     }
 
-    /// What images that are opened through this handle may pull in.
+    /// The gate for images that are opened through this handle.
     pub fn gate(&self) -> &Gate {
         &self.gate
     }
 
-    /// The drivers it knows.
+    /// The table of drivers.
     pub fn drivers(&self) -> DriverTable {
         self.inner.drivers
     }
 
-    /// The driver of a name.
+    /// The driver with this name.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is no such driver.
     pub fn driver(&self, name: &str) -> Result<&'static dyn DriverFactory> {
         self.inner
             .drivers
@@ -134,7 +134,7 @@ impl Graph {
             .ok_or_else(|| filename::no_driver(name))
     }
 
-    /// The secrets that images may name.
+    /// The secrets that images may refer to.
     pub fn secrets(&self) -> &Secrets {
         &self.inner.secrets
     }
@@ -148,7 +148,7 @@ impl Graph {
         &self.inner.reopening
     }
 
-    /// Tells the user of something that is dangerous but not wrong.
+    /// Warns the user about something that is dangerous but not an error.
     pub fn warn(&self, text: &str) {
         (self.inner.warner)(text);
     }
@@ -157,7 +157,7 @@ impl Graph {
         self.inner.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The node of a name.
+    /// The node with this name.
     pub fn node(&self, name: &str) -> Option<Arc<Node>> {
         self.registry().nodes.get(name).and_then(Weak::upgrade)
     }
@@ -172,7 +172,7 @@ impl Graph {
         self.registry().backends.iter().filter_map(WeakBackend::upgrade).collect()
     }
 
-    /// Keeps `node` alive although nobody uses it, until [`Self::disown`].
+    /// Keeps `node` alive without users, until [`Self::disown`].
     ///
     /// # Errors
     /// When the node is being closed.
@@ -182,17 +182,17 @@ impl Graph {
         Ok(())
     }
 
-    /// Undoes [`Self::own`] and closes the node if nobody uses it.
+    /// Undoes [`Self::own`], and closes the node if it has no user.
     ///
     /// # Errors
-    /// As [`Self::release`].
+    /// The errors of [`Self::release`].
     pub async fn disown(&self, node: Arc<Node>) -> Result<()> {
         node.users().disown();
         self.registry().owned.retain(|other| !Arc::ptr_eq(other, &node));
         self.release(node).await
     }
 
-    /// Makes `backend` known; drains under way that concern it hold it back from its first request on.
+    /// Adds `backend` to the graph. Drains in progress on its nodes hold it back before its first request.
     pub(crate) fn register_backend(&self, backend: &Backend) {
         let mut registry = self.registry();
         registry.backends.retain(WeakBackend::exists);
@@ -206,15 +206,15 @@ impl Graph {
         self.registry().backends.retain(|other| !other.is(backend));
     }
 
-    /// A name that no node has.
+    /// Generates a name that no node has.
     fn generate_name(&self) -> String {
         format!("#block{:03}", self.inner.next_name.fetch_add(1, Relaxed))
     }
 
-    /// Adds a node around a driver made by hand (tests, embedders with storage of their own).
+    /// Adds a node for a driver that the caller has made (tests, embedders with their own storage).
     ///
     /// # Errors
-    /// When the name is taken.
+    /// When the name is in use or not valid.
     pub fn add_node(
         &self,
         name: Option<&str>,
@@ -250,7 +250,7 @@ impl Graph {
         Ok(name.to_owned())
     }
 
-    /// Whether there has been a node whose reads may write.
+    /// Whether the graph has ever had a node whose reads may write (copy-on-read).
     pub(crate) fn copies_on_read(&self) -> bool {
         self.inner.copies_on_read.load(Acquire)
     }
@@ -266,22 +266,23 @@ impl Graph {
         node
     }
 
-    /// The same after a failure, which is what is reported.
+    /// As [`Self::release`], after another failure: an error goes to the log, because the caller reports the first
+    /// failure.
     pub(crate) async fn release_after_failure(&self, node: Arc<Node>) {
         let name = node.name().to_owned();
         if let Err(error) = self.release(node).await {
-            tracing::warn!(node = name, %error, "closing what is not needed after a failure");
+            tracing::warn!(node = name, %error, "cannot close a node after another failure");
         }
     }
 
-    /// Closes `node` and then its children, as far as nobody uses them.
+    /// Closes `node` if it has no user, and then each of its children that has no other user.
     ///
     /// # Errors
-    /// The first failure; everything is closed all the same.
+    /// The first failure. All nodes are closed even then.
     pub fn release(&self, node: Arc<Node>) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             let mut outcome = Ok(());
-            // No recursion: a chain of backing files may be long.
+            // Iterative, because a backing chain may be long.
             let mut released = vec![node];
             while let Some(node) = released.pop() {
                 if !node.users().close() {

@@ -1,10 +1,10 @@
 //! Opening: one pipeline from options or a file name to a node.
 //!
-//! Generic options → driver (named, or probed where allowed) → `file` child first → the driver's own open →
-//! refusal of options nobody took → backing file → node. Whatever fails, what was opened before is closed again.
+//! The steps: generic options → driver (named, or probed if this is allowed) → `file` child → the driver's own open →
+//! refusal of unknown options → backing file → node. After a failure, all nodes opened so far are closed again.
 //!
-//! Images of a backing chain are opened from the top down and become nodes from the bottom up ([`super::chain`]), so
-//! that a long chain is a list, not a chain of calls.
+//! Images of a backing chain are opened from the top down and become nodes from the bottom up ([`super::chain`]). So a
+//! long chain needs a list, not a chain of nested calls.
 
 use std::sync::Arc;
 
@@ -22,66 +22,67 @@ use crate::{
     Result,
 };
 
-/// A child is named by a node's name and described by options as well.
+/// Options give a child both a reference to a node and further options.
 const PLAIN_AND_NESTED: &str =
     "Cannot reference an existing block device with additional options or a new filename";
 
 const NO_FILE: &str = "A block device must be specified for \"file\"";
 
-/// How a node is opened, as far as drivers need to know it.
+/// The open flags that drivers need to know.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches, named as the options are")]
 pub struct OpenFlags {
-    /// No writes.
+    /// The node refuses writes.
     pub read_only: bool,
-    /// Become read-only where writing is not possible.
+    /// The node becomes read-only if writing is not possible.
     pub auto_read_only: bool,
     /// Bypass the host's page cache (`cache.direct`).
     pub direct: bool,
-    /// Flushes do nothing (`cache.no-flush`).
+    /// Flushes are ignored (`cache.no-flush`).
     pub no_flush: bool,
-    /// How files do I/O where their options leave it open.
+    /// The I/O method of files whose options do not choose one.
     pub aio: Option<oxblk_ring::Aio>,
-    /// Discards reach the host (`discard=unmap`).
+    /// Discards are passed to the host (`discard=unmap`).
     pub unmap: bool,
     /// Take no locks that exclude other processes.
     pub force_share: bool,
     /// Do not open the backing file that the image names.
     pub no_backing: bool,
-    /// Open for a check: tolerate what a check would report.
+    /// Open for a check: tolerate faults that a check would report.
     pub check: bool,
     /// The format was probed, not named.
     pub probed: bool,
-    /// What reads fetch from the backing file is kept in the image. Of this node alone, not of those below it.
+    /// Reads store in the image the data that they fetch from the backing file. Applies to this node only, not to the
+    /// nodes below.
     pub copy_on_read: bool,
-    /// Backing files and children made by name open without asking the host for data (`info`).
+    /// Backing files, and children opened by name, are opened without reads of data (`info`).
     pub no_io: bool,
-    /// The path of a file leads over no symbolic link. Set where a [`Gate`](crate::Gate) has checked the path.
+    /// The path of a file must contain no symbolic link. Set after a [`Gate`](crate::Gate) has checked the path.
     pub no_symlinks: bool,
 }
 
 /// The backing file that an image names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackingFile {
-    /// The name as the image has it.
+    /// The name as stored in the image.
     pub filename: String,
-    /// The format as the image has it.
+    /// The format as stored in the image.
     pub format: Option<String>,
 }
 
-/// What a driver is given to open a node.
+/// The input of a driver that opens a node.
 pub struct OpenContext {
     /// The graph.
     pub graph: Graph,
     /// The node-name that the node will have.
     pub node_name: String,
-    /// The options that are not generic; the driver takes out its own.
+    /// The options that are not generic. The driver removes its own options.
     pub options: Options,
-    /// How to open.
+    /// The open flags.
     pub flags: OpenFlags,
-    /// The children; `file` is there already for formats and filters.
+    /// The children. For formats and filters, `file` is set already.
     pub children: Arc<Children>,
-    /// The file name the image was opened by, where there is one.
+    /// The file name by which the image was opened, if there is one.
     pub filename: Option<String>,
     /// Set by the driver: the backing file that the image names.
     pub backing: Option<BackingFile>,
@@ -90,7 +91,7 @@ pub struct OpenContext {
 }
 
 impl OpenContext {
-    /// The file name of the image, from which the names in it are taken.
+    /// The file name of the image. Relative names inside the image start at its directory.
     pub(super) fn image_filename(&self) -> Option<String> {
         self.filename.clone().or_else(|| self.file().ok()?.node().filename())
     }
@@ -103,7 +104,7 @@ impl OpenContext {
         self.children.require(ChildIdx::FILE)
     }
 
-    /// For a driver that finds that it cannot write: makes the node read-only if `auto-read-only` allows.
+    /// Called by a driver that cannot write: makes the node read-only if `auto-read-only` allows this.
     ///
     /// # Errors
     /// `EACCES` with `reason` if it does not.
@@ -119,27 +120,27 @@ impl OpenContext {
     }
 }
 
-/// What is being opened.
+/// A description of the node to open.
 #[derive(Default)]
 pub(super) struct Target {
     pub(super) filename: Option<String>,
     options: Options,
     flags: OpenFlags,
-    /// A protocol layer: a file name is not probed for a format.
+    /// Open the protocol layer only: a file name is not probed for a format.
     protocol: bool,
-    /// The image above names it as its backing file.
+    /// The image above names this image as its backing file.
     pub(super) named_above: bool,
-    /// Images above it.
+    /// Number of images above this image.
     pub(super) depth: u32,
-    /// Nodes of which it is a part by way of their `file` child.
+    /// Number of nodes above that contain this node through their `file` child.
     pub(super) nesting: u32,
 }
 
 impl Graph {
-    /// Opens a node from options, as `blockdev-add` does: the driver is named.
+    /// Opens a node from options that name the driver, as `blockdev-add` does.
     ///
     /// # Errors
-    /// As the driver reports; nothing stays open.
+    /// The errors of the driver; nothing stays open.
     pub async fn open(&self, options: Options, flags: OpenFlags) -> Result<Arc<Node>> {
         self.open_target(Target { options, flags, ..Target::default() }).await
     }
@@ -147,7 +148,7 @@ impl Graph {
     /// Opens an image by file name (a path, a URL, `json:{…}`); without a `driver` option its format is probed.
     ///
     /// # Errors
-    /// As the driver reports, the file name beside the text; nothing stays open.
+    /// The errors of the driver, with the file name as context; nothing stays open.
     pub async fn open_image(
         &self,
         name: &str,
@@ -159,10 +160,10 @@ impl Graph {
         self.open_target(target).await
     }
 
-    /// Opens the protocol layer of a file name: its bytes, whatever format they have.
+    /// Opens the protocol layer of a file name: the raw bytes, whatever their format.
     ///
     /// # Errors
-    /// As [`Self::open_image`].
+    /// The errors of [`Self::open_image`].
     pub async fn open_protocol(
         &self,
         name: &str,
@@ -174,11 +175,11 @@ impl Graph {
         self.open_target(target).await
     }
 
-    /// Opens an image and a nameless backend on it that reads and, unless the node is read-only, writes and
-    /// resizes, sharing everything, as tools do.
+    /// Opens an image and an unnamed backend on it. The backend takes read permission and, unless the node is
+    /// read-only, write and resize permission. It shares all permissions, as tools do.
     ///
     /// # Errors
-    /// As [`Self::open_image`].
+    /// The errors of [`Self::open_image`].
     pub async fn open_backend(
         &self,
         name: Option<&str>,
@@ -202,7 +203,7 @@ impl Graph {
         }
     }
 
-    /// Opens what stores a part of an image: the protocol layer of a name, or what options say.
+    /// Opens the storage of a part of an image: the protocol layer of a name, or the node that options describe.
     pub(super) async fn open_storage(
         &self,
         name: Option<&str>,
@@ -211,7 +212,7 @@ impl Graph {
     ) -> Result<Arc<Node>> {
         let filename = name.map(str::to_owned);
         let target = Target { filename, options, flags, protocol: true, ..Target::default() };
-        // The name that is put before the error is that of the image.
+        // The caller adds the name of the image to the error.
         let node = Box::pin(self.open_chain(target)).await?;
         node.follow_parent();
         Ok(node)
@@ -221,7 +222,7 @@ impl Graph {
         Box::pin(async move {
             let shown = target.filename.clone();
             let outcome = self.open_chain(target).await;
-            // The name goes into the error, not its text: tools put it before the text themselves.
+            // The name is context of the error, not part of its text: tools print it before the text themselves.
             outcome.map_err(|error| match shown {
                 Some(name) => error.on_path(&name),
                 None => error,
@@ -229,7 +230,7 @@ impl Graph {
         })
     }
 
-    /// Opens an image, and what stores it, but nothing below it.
+    /// Opens an image and its storage, but not its backing file.
     pub(super) async fn open_layer(&self, mut target: Target) -> Result<(Layer, Below)> {
         if let Some(json) = target.filename.as_deref().and_then(|name| name.strip_prefix("json:")) {
             let mut options = Options::from_json(json).map_err(|error| {
@@ -252,7 +253,7 @@ impl Graph {
         self.open_with(target, generic).await
     }
 
-    /// A name that its protocol reads as a path (`file:x`) is that path from here on.
+    /// Replaces a name that its protocol reads as a path (`file:x`) by that path.
     fn drop_scheme(&self, target: &mut Target) {
         let Some(name) = target.filename.as_deref() else { return };
         let Ok((driver, options)) = self.protocol_for(name) else { return };
@@ -301,7 +302,7 @@ impl Graph {
         }
     }
 
-    /// The `file` child, from the `file` option or the file name.
+    /// Opens the `file` child, from the `file` option or the file name.
     async fn open_file_child(&self, target: &mut Target, generic: &Generic) -> Result<Arc<Node>> {
         let mut flags = generic.flags.clone();
         flags.probed = false;
@@ -337,7 +338,7 @@ impl Graph {
             depth: target.depth,
             nesting: target.nesting.saturating_add(1),
         };
-        // The name is put before the error once, by whoever opens the image.
+        // The caller that opens the image adds the name to the error.
         let node = Box::pin(self.open_chain(child)).await?;
         node.follow_parent();
         Ok(node)
@@ -360,7 +361,7 @@ impl Graph {
         }
     }
 
-    /// Closes what an image that could not be opened has opened below itself.
+    /// Closes the children of an image that failed to open.
     pub(super) async fn release_children(&self, children: &Children, file: Option<Arc<Node>>) {
         for child in ChildIdx::all() {
             if let Some(edge) = children.set(child, None) {
@@ -432,7 +433,7 @@ impl Graph {
         Ok((layer, below))
     }
 
-    /// What an image has below it: as the option says, or as the image does.
+    /// The backing file of an image, according to the option, or else to the image.
     fn below(
         &self,
         driver: &'static dyn DriverFactory,
@@ -474,7 +475,7 @@ impl Graph {
                 }
             }
             None if context.flags.no_backing => return Ok(Below::Nothing),
-            // A value of another type says nothing.
+            // A value of another type is ignored.
             Some(_) | None => Options::new(),
         };
         let mut filename = None;
@@ -511,7 +512,7 @@ impl Graph {
     }
 }
 
-/// Whether options say what stores an image.
+/// Whether options describe the storage of an image.
 fn describes_file(options: &Options) -> bool {
     match options.get("file") {
         Some(Value::String(_)) => true,
@@ -528,7 +529,7 @@ fn check_opened_length(opened: &dyn Driver) -> Result<()> {
     Ok(())
 }
 
-/// Takes the option that says what the backing file is.
+/// Takes out the option that describes the backing file.
 fn take_backing(driver: &dyn DriverFactory, context: &mut OpenContext) -> Result<Option<Value>> {
     let (is_none, is_one) = match context.options.get("backing") {
         Some(Value::Null) => (true, false),
@@ -536,7 +537,7 @@ fn take_backing(driver: &dyn DriverFactory, context: &mut OpenContext) -> Result
         Some(Value::Object(_)) => (false, true),
         _ => (false, false),
     };
-    // An image of any format may be said to have no backing file.
+    // `backing` with no value (null or an empty string) is accepted for every format.
     if is_none || driver.supports_backing() {
         return Ok(context.options.take("backing"));
     }
@@ -570,11 +571,11 @@ pub(super) async fn close_unused(opened: &dyn Driver) {
     if let Some(request) = opened.close()
         && let Err(error) = request.await
     {
-        tracing::warn!(%error, "closing an image that could not be opened");
+        tracing::warn!(%error, "cannot close an image that failed to open");
     }
 }
 
-/// Puts the `file` child into its slot, with the permissions that an unused node of this sort has on it.
+/// Puts the `file` child into its slot, with the default permissions of a node without users.
 fn attach_file(driver: &dyn DriverFactory, file: &Arc<Node>, context: &OpenContext) -> Result<()> {
     let writable = !context.flags.read_only;
     let kind = if driver.passes_permissions() { DriverKind::Filter } else { driver.kind() };

@@ -1,4 +1,4 @@
-//! Finding out an image's format from its first bytes.
+//! Probing: finding out an image's format from its first bytes.
 
 use std::sync::Arc;
 
@@ -8,14 +8,14 @@ use super::Graph;
 use crate::driver::{DriverFactory, DriverKind};
 use crate::{Error, Node, Result, request};
 
-/// Bytes that probing looks at.
+/// Number of bytes that probing reads.
 pub(super) const PROBE_BYTES: usize = 2048;
 impl Graph {
-    /// The format driver that is surest of `head`.
+    /// The format driver with the highest probe score for `head`.
     pub fn probe(&self, head: &[u8], filename: Option<&str>) -> Option<&'static dyn DriverFactory> {
         let formats = self.drivers().iter().filter(|driver| driver.kind() == DriverKind::Format);
         let scored = formats.map(|driver| (driver.probe(head, filename), *driver));
-        // Of equals the first in the table wins.
+        // Among equal scores, the first driver in the table wins.
         scored
             .filter(|(score, _)| *score > 0)
             .fold(None, |best: Option<(u32, _)>, (score, driver)| match best {
@@ -39,9 +39,9 @@ impl Graph {
         })
     }
 
-    /// Makes a probed raw image refuse writes that would make it be probed as something else later: a guest must
-    /// not choose the format that its image is opened with the next time. The raw driver asks for 512-byte requests when
-    /// it was probed, so that a header cannot be put together from smaller writes.
+    /// Makes a probed raw image refuse writes that would change its probed format. Otherwise a guest could choose the
+    /// format with which its image is opened the next time. A probed raw driver requires 512-byte requests, so that a
+    /// header cannot be assembled from smaller writes.
     pub(super) fn guard_probed_raw(&self, node: &Node) {
         let graph = self.clone();
         node.set_write_guard(Box::new(move |offset, data| match graph.probe(data, None) {

@@ -1,5 +1,5 @@
-//! Definitions of objects: `secret,id=s0,data=x`. The syntax is that of option lists with stricter keys: names
-//! of letters, digits, `-` and `_` joined by dots, and every key has a value.
+//! Definitions of objects: `secret,id=s0,data=x`. The syntax is that of option lists with stricter keys. Keys consist
+//! of names of letters, digits, `-` and `_`, joined by dots, and every key has a value.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use super::{MAX_DEPTH, Options, list::take_value};
 use crate::{Error, Result};
 
 impl Options {
-    /// Parses a definition; a first element without `=` is the value of `implied`.
+    /// Parses a definition. A first element without `=` is the value of `implied`.
     ///
     /// # Errors
     /// When a key is malformed, has no value, or is used both plain and nested.
@@ -37,7 +37,7 @@ impl Options {
         Ok(options)
     }
 
-    /// Whether a dotted key has a plain value where a nested one is wanted, or the other way round.
+    /// Whether a dotted key is used both with a plain value and with nested values.
     fn is_used_otherwise(&self, key: &str) -> bool {
         let mut map = &self.0;
         let mut parts = key.split('.').peekable();
@@ -56,7 +56,7 @@ fn invalid(key: &str) -> Error {
     Error::invalid(format!("Invalid parameter '{key}'"))
 }
 
-/// Refuses a key that is not made of names.
+/// Refuses a key that does not consist of names.
 fn check(key: &str) -> Result<()> {
     let is_name = |part: &str| {
         part.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_key_is_a_name_with_a_value() {
+    fn keys_that_are_no_names_or_have_no_value_are_refused() {
         let told = |text| Options::from_keyval(text, "qom-type").unwrap_err().to_string();
         assert_eq!(told(","), "Invalid parameter ''");
         assert_eq!(told("secret,id"), "Expected '=' after parameter 'id'");

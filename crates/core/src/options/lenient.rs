@@ -1,5 +1,5 @@
-//! Reading option values as QEMU does: text stands for a boolean (`on`), a number (`4096`) or a size where the
-//! field wants one, and a number or boolean stands for text where the field wants text.
+//! Reading option values as QEMU does. Text is accepted as a boolean (`on`), a number (`4096`) or a size if the field
+//! has such a type. A number or a boolean is accepted as text if the field is text.
 
 use std::borrow::Cow;
 
@@ -15,7 +15,7 @@ use crate::{Error, Result};
 pub(super) fn from_map<T: DeserializeOwned>(map: &Map<String, Value>) -> Result<T> {
     let read = |map: Map<String, Value>| T::deserialize(Lenient(Value::Object(map)));
     read(map.clone()).map_err(|error: DeError| {
-        // Every field has a default, so one alone tells whether it is to blame.
+        // Every field has a default. So the value at fault is the one that also fails alone.
         let alone =
             |(key, value): (&String, &Value)| Map::from_iter([(key.clone(), value.clone())]);
         let blamed = map.iter().find(|entry| read(alone(*entry)).is_err());
@@ -31,14 +31,14 @@ pub(super) fn from_map<T: DeserializeOwned>(map: &Map<String, Value>) -> Result<
     })
 }
 
-/// Stands for the option's name in messages until that is known.
+/// Placeholder for the option's name in messages, until the name is known.
 const KEY: &str = "\0";
 const NOT_A_SIZE: &str = "Parameter '\0' expects a non-negative number below 2^64";
-/// The text that a number stands for, or the text itself.
+/// The text of a number, or the text itself.
 fn as_text(value: &Value) -> Option<Cow<'_, str>> {
     match value {
         Value::String(text) => Some(text.into()),
-        // Whole numbers have no fraction, however they are written.
+        // A number without a fraction is written without one, whatever its form in the JSON text.
         Value::Number(number) => {
             let text = number.to_string();
             let whole = number.as_f64().filter(|value| number.is_f64() && value.abs() < 1e17);

@@ -1,18 +1,18 @@
-//! Option lists as the tools take them: `key=value,key=value`, a comma in a value doubled.
+//! Option lists of the tools: `key=value,key=value`; a comma inside a value is doubled.
 
 /// One element of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListItem {
-    /// The key. Where the element is a word without `=`, that is the word without a leading `no`.
+    /// The key. For a word without `=`, this is the word without a leading `no`.
     pub key: String,
     /// The value: `on` or `off` for a word without `=`.
     pub value: String,
-    /// The word, where the element has no `=`: a form that QEMU deprecates.
+    /// The word, if the element has no `=`. QEMU deprecates this form.
     pub short_form: Option<String>,
 }
 
-/// Splits a list. A first element without `=` is the value of `implied`; others without one switch the option
-/// of that name on, or, with `no` before it, off.
+/// Splits a list. A first element without `=` is the value of `implied`. Any other word without `=` sets the option of
+/// that name to `on`, or, with `no` before the name, to `off`.
 pub fn split_list(text: &str, implied: Option<&str>) -> Vec<ListItem> {
     let mut items = Vec::new();
     let mut rest = text;
@@ -45,7 +45,7 @@ fn short_form(word: &str) -> ListItem {
     ListItem { key: key.to_owned(), value: value.to_owned(), short_form: Some(word.to_owned()) }
 }
 
-/// The value at the start of `text`, up to a single comma, and what follows it.
+/// Returns the value at the start of `text`, up to a single comma, and the text that follows it.
 pub(super) fn take_value(text: &str) -> (String, &str) {
     let mut value = String::new();
     let mut rest = text;

@@ -1,9 +1,9 @@
-//! Options: the nested key-value trees that nodes are opened and images created with.
+//! Options: nested key-value trees with which nodes are opened and images are created.
 //!
-//! They come as JSON (`json:{…}`, QMP), as dotted keys (`file.filename=x,read-only=on`) or from a file
-//! name, and all become one tree, [`Options`]. Values from dotted keys are strings, so reading a value
-//! is lenient in QEMU's way: `on`/`off` for booleans, digits for numbers. A driver's own options are one
-//! serde struct, filled by [`Options::extract`].
+//! Options come as JSON (`json:{…}`, QMP), as dotted keys (`file.filename=x,read-only=on`) or from a file name. All
+//! three become one tree, [`Options`]. Values from dotted keys are strings, so values are read leniently, as QEMU does:
+//! `on`/`off` for booleans, digits for numbers. A driver's own options are one serde struct, filled by
+//! [`Options::extract`].
 
 mod json;
 mod keyval;
@@ -24,11 +24,11 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Options(Map<String, Value>);
 
-/// Deepest nesting accepted: options come from users and must not exhaust the stack.
+/// Deepest nesting accepted. Options come from users and must not exhaust the stack.
 const MAX_DEPTH: usize = 128;
 
 impl Options {
-    /// No options.
+    /// An empty tree.
     pub fn new() -> Self {
         Self::default()
     }
@@ -36,7 +36,7 @@ impl Options {
     /// Parses a JSON object. Keys may be dotted.
     ///
     /// # Errors
-    /// When it is not JSON, not an object, or contradicts itself.
+    /// When `text` is not JSON or not an object, or when a key is nested too deeply.
     pub fn from_json(text: &str) -> Result<Self> {
         let Value::Object(map) = parse_json(text)? else {
             return Err(Error::invalid("Invalid JSON object given"));
@@ -44,8 +44,8 @@ impl Options {
         Self::from_map(map)
     }
 
-    /// Takes over a JSON object, nesting its dotted keys. The elements of a list have their indices as keys. Where a
-    /// value is given by a dotted key and by a nested object, the nested one counts.
+    /// Converts a JSON object and nests its dotted keys. The elements of a list get their indices as keys. If both a
+    /// dotted key and a nested object give a value, the value of the nested object is used.
     ///
     /// # Errors
     /// When a key is nested too deeply.
@@ -78,7 +78,7 @@ impl Options {
         map.is_some_and(|map| map.contains_key(last))
     }
 
-    /// Parses a list of options with dotted keys, as [`split_list`] takes it apart.
+    /// Parses a list of options with dotted keys; [`split_list`] splits it.
     ///
     /// # Errors
     /// When a key is nested too deeply.
@@ -90,9 +90,9 @@ impl Options {
         Ok(options)
     }
 
-    /// Sets a value by its dotted key, making the objects on the way. Where a key has a plain value as well as
-    /// nested ones, the plain value has the empty key among the nested ones; whoever takes the key out decides
-    /// whether that makes sense.
+    /// Sets a value by its dotted key, and creates the objects on the way. If a key has both a plain value and nested
+    /// values, the plain value is stored under the empty key among the nested ones. The code that takes the key out
+    /// decides whether it accepts this.
     ///
     /// # Errors
     /// When the key is nested too deeply.
@@ -124,14 +124,14 @@ impl Options {
         self.0.insert(key.to_owned(), value.into());
     }
 
-    /// Sets a value unless the key has one.
+    /// Sets a value unless the key has one already.
     pub fn insert_default(&mut self, key: &str, value: impl Into<Value>) {
         if !self.0.contains_key(key) {
             self.insert(key, value);
         }
     }
 
-    /// Sets all that `other` has; objects are merged key by key, at every depth.
+    /// Sets all values of `other`. Objects are merged key by key, at every depth.
     pub fn overlay(&mut self, other: &Options) {
         for (key, value) in &other.0 {
             match (self.0.get_mut(key), value) {
@@ -141,7 +141,7 @@ impl Options {
         }
     }
 
-    /// The dotted key of the first value left, of whatever depth.
+    /// The dotted key of the first remaining value, at any depth.
     pub fn first_key(&self) -> Option<String> {
         let (key, mut value) = self.0.iter().next()?;
         let mut path = key.clone();
@@ -170,12 +170,12 @@ impl Options {
         self.0.contains_key(key)
     }
 
-    /// Takes a value out.
+    /// Removes a value and returns it.
     pub fn take(&mut self, key: &str) -> Option<Value> {
         self.0.shift_remove(key)
     }
 
-    /// Takes text out.
+    /// Removes a value and returns it as text.
     ///
     /// # Errors
     /// When the value is an object or a list.
@@ -191,10 +191,10 @@ impl Options {
         }
     }
 
-    /// Takes a boolean out.
+    /// Removes a boolean and returns it.
     ///
     /// # Errors
-    /// When the value is something else.
+    /// When the value is not a boolean.
     pub fn take_bool(&mut self, key: &str) -> Result<Option<bool>> {
         match self.take(key) {
             None | Some(Value::Null) => Ok(None),
@@ -206,10 +206,10 @@ impl Options {
         }
     }
 
-    /// Takes a size in bytes out; text may have a suffix (`64k`, `1.5G`).
+    /// Removes a size and returns it in bytes. Text may have a suffix (`64k`, `1.5G`).
     ///
     /// # Errors
-    /// When the value is something else.
+    /// When the value is not a size.
     pub fn take_size(&mut self, key: &str) -> Result<Option<u64>> {
         let text = match self.take(key) {
             None | Some(Value::Null) => return Ok(None),
@@ -219,10 +219,10 @@ impl Options {
         parse_size(&text).map(Some).map_err(|error| size_fault(error, key, &text))
     }
 
-    /// Takes a number without a unit out.
+    /// Removes a number without a unit and returns it.
     ///
     /// # Errors
-    /// When the value is something else.
+    /// When the value is not a number.
     pub fn take_number(&mut self, key: &str) -> Result<Option<u64>> {
         let text = match self.take(key) {
             None | Some(Value::Null) => return Ok(None),
@@ -232,7 +232,7 @@ impl Options {
         parse_number(&text).map(Some).map_err(|error| number_fault(error, key, &text))
     }
 
-    /// Takes a nested object out; `None` if the key is absent or not an object.
+    /// Removes a nested object and returns it; `None` if the key is absent or not an object.
     pub fn take_options(&mut self, key: &str) -> Option<Options> {
         match self.0.get(key) {
             Some(Value::Object(_)) => match self.take(key) {
@@ -243,7 +243,7 @@ impl Options {
         }
     }
 
-    /// Takes out all keys that `T` has as fields and fills it; others stay.
+    /// Removes all keys that are fields of `T` and fills a `T` with their values. Other keys stay.
     ///
     /// # Errors
     /// When a value does not fit its field.
@@ -260,28 +260,28 @@ impl Options {
         lenient::from_map(&own)
     }
 
-    /// The keys left, in order.
+    /// The remaining keys, in order.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }
 
-    /// The keys and values, in order.
+    /// The remaining keys and values, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// Whether there is none.
+    /// Whether the tree contains no key.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// As a JSON object.
+    /// The tree as a JSON object.
     pub fn to_json(&self) -> Value {
         Value::Object(self.0.clone())
     }
 }
 
-/// Sets the value of a key of one level; a plain value joins nested ones that are there.
+/// Sets the value of a key in one object. A plain value is added to existing nested values under the empty key.
 fn set_in(map: &mut Map<String, Value>, key: &str, value: Value) {
     match (map.get_mut(key), value) {
         (Some(Value::Object(inner)), plain) if !plain.is_object() => {
@@ -309,7 +309,7 @@ fn merge(own: &mut Map<String, Value>, theirs: &Map<String, Value>) {
     }
 }
 
-/// What is said of a text that is not a size.
+/// The error for a text that is not a size.
 pub fn size_fault(error: SizeError, key: &str, text: &str) -> Error {
     match error {
         SizeError::OutOfRange => {
@@ -322,7 +322,7 @@ pub fn size_fault(error: SizeError, key: &str, text: &str) -> Error {
     }
 }
 
-/// What is said of a text that is not a number.
+/// The error for a text that is not a number.
 pub fn number_fault(error: SizeError, key: &str, text: &str) -> Error {
     match error {
         SizeError::OutOfRange => {
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn nested_values_count_before_dotted_ones_and_list_elements_have_their_indices() {
+    fn nested_values_win_over_dotted_ones_and_list_elements_have_their_indices() {
         let nested = r#"{"file":{"filename":"a"},"file.filename":"b","list":["x",{"y":1}]}"#;
         let dotted = r#"{"file.filename":"b","file":{"filename":"a"},"list.0":"x","list.1.y":1}"#;
         let options = Options::from_json(nested).unwrap();
@@ -366,14 +366,14 @@ mod tests {
     }
 
     #[test]
-    fn overlaying_keeps_what_the_other_tree_does_not_set() {
+    fn overlaying_keeps_values_that_the_other_tree_does_not_set() {
         let mut options = Options::from_dotted("a.b.c=1,a.b.d=2", None).unwrap();
         options.overlay(&Options::from_dotted("a.b.d=3,a.e=4", None).unwrap());
         assert_eq!(options, Options::from_dotted("a.b.c=1,a.b.d=3,a.e=4", None).unwrap());
     }
 
     #[test]
-    fn the_first_key_left_is_told_with_all_its_parts() {
+    fn the_first_remaining_key_includes_all_its_parts() {
         let first = |text| Options::from_dotted(text, None).unwrap().first_key();
         assert_eq!(first("a.b.c=1,d=2").as_deref(), Some("a.b.c"));
         assert_eq!(first("a=1,a.b=2").as_deref(), Some("a"));

@@ -1,6 +1,6 @@
 //! Sizes and numbers as QEMU's option parser reads them: `512`, `64k`, `1.5G`, `0x1000`.
 
-/// Why a text is not a number.
+/// The reason why a text is not a valid size or number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SizeError {
     /// Not a number with an optional suffix.
@@ -14,9 +14,9 @@ pub enum SizeError {
 /// above bytes.
 ///
 /// # Errors
-/// [`SizeError`] says why not.
+/// [`SizeError`] with the reason.
 pub fn parse_size(text: &str) -> Result<u64, SizeError> {
-    // As the C library reads numbers.
+    // Leading white space is accepted, as in the C library.
     let text = text.trim_start_matches(is_c_space);
     if let Some(rest) = text.strip_prefix('-') {
         let is_number = !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit());
@@ -53,7 +53,7 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
 /// `strtoull` does.
 ///
 /// # Errors
-/// [`SizeError`] says why not.
+/// [`SizeError`] with the reason.
 pub fn parse_number(text: &str) -> Result<u64, SizeError> {
     let text = text.trim_start_matches(is_c_space);
     let (negative, text) = match text.strip_prefix('-') {
@@ -78,7 +78,7 @@ pub fn parse_bool(text: &str) -> Option<bool> {
     }
 }
 
-/// White space as C's `isspace` has it.
+/// Whether a character is white space for C's `isspace`.
 fn is_c_space(c: char) -> bool {
     c.is_ascii_whitespace() || c == '\u{b}'
 }
@@ -94,7 +94,7 @@ fn parse_digits(digits: &str, radix: u32) -> Result<u64, SizeError> {
     u64::from_str_radix(digits, radix).map_err(|_| SizeError::OutOfRange)
 }
 
-/// The fraction in bytes, rounded to the nearest, by the floating point arithmetic of QEMU.
+/// The fraction in bytes, rounded to the nearest byte with the floating point arithmetic of QEMU.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_told_apart_from_numbers_out_of_range() {
+    fn malformed_sizes_are_distinguished_from_sizes_out_of_range() {
         for text in ["16E", "-1", "-0", "18446744073709551616", "15.99999999999999999999E"] {
             assert_eq!(parse_size(text), Err(OutOfRange), "{text}");
         }

@@ -1,18 +1,19 @@
-//! Requests that do not fit the alignment that a node demands.
+//! Requests that do not fit the alignment that a node requires.
 //!
-//! A misaligned read reads the blocks around it. A misaligned write reads the blocks at its edges, puts
-//! the data in, and writes them back; while it does, no other write may touch those blocks:
+//! A misaligned read reads the surrounding blocks. A misaligned write is a read-modify-write: it reads the blocks at
+//! its edges, inserts the data, and writes the blocks. No other write may change those blocks in between. Three rules
+//! ensure this:
 //!
-//! - it holds the node's `serialise` range lock on them, and is counted in the node's gates, so that writes
-//!   that start later go through [`write_counted`] and wait for the lock;
-//! - writes that started before are counted in `aligned_writes`, and it waits for them to end. So a counted write never waits
-//!   for the lock: it gives its place in the count back first;
-//! - the node has grown by the time that the lock, or a counted write's place, is given back. What a later writer reads
-//!   then is what was written, not zeroes beyond an old end.
+//! - A read-modify-write holds the node's `serialise` range lock on the blocks, and is counted as a serialising
+//!   request. So writes that start later go through [`write_counted`] and wait for the lock.
+//! - Writes that started before are counted in `aligned_writes`, and the read-modify-write waits for them to end.
+//!   Therefore a counted write never waits for the lock: it leaves the count first.
+//! - The node's size grows before the lock is released or a counted write leaves the count. So a later writer reads the
+//!   data that was written, not zeroes beyond an old end.
 //!
-//! On the fast path only a leaf counts its writes, so that a write goes slow at a node with an alignment that is none.
-//! Copy-on-read keeps out other changes in the same way. Nodes with an alignment of one byte and without
-//! copy-on-read never come here and pay nothing for it.
+//! On the fast path only a leaf counts its writes. So a write takes the slow path at a node that has an alignment and
+//! is no leaf. Copy-on-read excludes other changes in the same way. Nodes with an alignment of one byte and without
+//! copy-on-read do not use this module and pay nothing for it.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -24,25 +25,25 @@ use crate::node::SlowPathFlags;
 use crate::{Errno, Error, Node, Result};
 
 impl Node {
-    /// Whether memory at `address` is aligned as the node's host demands.
+    /// Whether memory at `address` has the alignment that the node's host requires.
     pub(super) fn takes_memory_at(&self, address: usize) -> bool {
         let mask = u64::from(self.mem_alignment()).saturating_sub(1);
         as_u64(address) & mask == 0
     }
 }
 
-/// Whether offset and length are aligned as the node demands.
+/// Whether offset and length have the alignment that the node requires.
 pub(super) fn is_aligned(node: &Node, offset: u64, len: u64) -> bool {
     let mask = u64::from(node.request_alignment()).saturating_sub(1);
     (offset | len) & mask == 0
 }
 
-/// Whether offset, length and memory are aligned as the node demands.
+/// Whether offset, length and memory have the alignment that the node requires.
 pub(super) fn fits(node: &Node, offset: u64, len: usize, address: usize) -> bool {
     is_aligned(node, offset, as_u64(len)) && node.takes_memory_at(address)
 }
 
-/// The aligned range around a request: its start, and its length.
+/// The start and length of the aligned range around a request.
 fn around(node: &Node, offset: u64, len: usize) -> Result<(u64, usize)> {
     let alignment = u64::from(node.request_alignment().max(1));
     let start = offset - offset % alignment;
@@ -54,7 +55,7 @@ fn around(node: &Node, offset: u64, len: usize) -> Result<(u64, usize)> {
     Ok((start, len))
 }
 
-/// Reads into memory of our own and copies out.
+/// Reads the surrounding blocks into a bounce buffer and copies the requested range.
 pub(super) async fn read(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
     let (start, len) = around(node, offset, buf.len())?;
     let bounce = slow::read_aligned(node, start, IoBufMut::new(len)).await?;
@@ -64,7 +65,7 @@ pub(super) async fn read(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Re
     Ok(buf)
 }
 
-/// Reads the blocks at the edges, puts `data` in, and writes them back.
+/// Reads the blocks at the edges, inserts `data`, and writes the blocks.
 pub(super) async fn read_modify_write(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let (start, len) = around(node, offset, data.len())?;
     let end = start.saturating_add(as_u64(len));
@@ -91,7 +92,7 @@ pub(super) async fn read_modify_write(node: &Arc<Node>, offset: u64, data: IoBuf
     slow::write_pieces(node, start, bounce.freeze()).await
 }
 
-/// Reads the block at `at` bytes into `bounce`, which stands for the node from `start` on.
+/// Reads a block into `bounce` at offset `at`. `bounce` holds the contents of the node from `start` on.
 async fn fill_block(
     node: &Arc<Node>,
     start: u64,
@@ -107,8 +108,8 @@ async fn fill_block(
     Ok(bounce)
 }
 
-/// An aligned write to a node with an alignment: counted, or, while a read-modify-write is under way, ordered
-/// after it where they overlap.
+/// Writes aligned data to a node with an alignment. The write is counted; while a read-modify-write is in progress, the
+/// write waits for the range lock instead.
 pub(super) async fn write_counted(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let data = if node.takes_memory_at(data.as_ptr().addr()) {
         data
@@ -119,8 +120,8 @@ pub(super) async fn write_counted(node: &Arc<Node>, offset: u64, data: IoBuf) ->
     in_turn(node, offset, len, slow::write_pieces(node, offset, data)).await
 }
 
-/// Carries out a change of a range: counted, or, while a read-modify-write or a copy-on-read is under way, ordered
-/// after it where they overlap.
+/// Carries out a change of a range. The change is counted; while a read-modify-write or a copy-on-read is in progress,
+/// the change waits for the range lock instead.
 pub(super) async fn in_turn<T>(
     node: &Node,
     offset: u64,
@@ -142,7 +143,8 @@ pub(super) async fn in_turn<T>(
     outcome
 }
 
-/// The node's count of requests under way that let no others change their range, which is part of its gates.
+/// Counts a request in the node's number of serialising requests. That number shares an atomic word with the slow-path
+/// flags.
 pub(super) struct Serialising<'a>(&'a Node);
 
 impl<'a> Serialising<'a> {

@@ -1,15 +1,15 @@
-//! Copy-on-read: what a read fetches from the backing file is kept in the node.
+//! Copy-on-read: a read stores in the node the data that it fetches from the backing file.
 //!
-//! A read of a range that the node does not have reads whole blocks of it from below, writes them to the node as they
-//! are, and answers from them. No other change of those blocks may come between the look and the write, or old data
-//! would replace new:
+//! A read of an unallocated range reads whole blocks from the backing file, writes these blocks unchanged to the node,
+//! and returns their data. No other request may change the blocks between the status query and the write; otherwise old
+//! data would replace new data. Two rules ensure this:
 //!
-//! - it holds the node's `serialise` range lock on them and is counted in the node's gates, as a read-modify-write
-//!   is (see [`super::align`]);
-//! - all changes of a node with copy-on-read go through [`align::in_turn`]: they are counted, and wait for the lock
-//!   where such a read is under way.
+//! - The read holds the node's `serialise` range lock on the blocks and is counted as a serialising request, as a
+//!   read-modify-write is (see [`super::align`]).
+//! - All changes of a node with copy-on-read go through [`align::in_turn`]: they are counted, and they wait for the
+//!   lock while such a read is in progress.
 //!
-//! What the guest sees does not change, so that dirty bitmaps take no notice.
+//! The visible contents do not change, so dirty bitmaps do not record these writes.
 
 use std::sync::Arc;
 
@@ -19,16 +19,16 @@ use super::{align, as_u64, min_len, slow, status};
 use crate::driver::Want;
 use crate::{ErrorKind, Node, Result, ZeroFlags};
 
-/// Most bytes fetched at once; a multiple of every block size.
+/// Most bytes fetched in one step; a multiple of every block size.
 const AT_ONCE: u64 = 2 << 20;
 
-/// Reads through the driver, an aligned range inside the node.
+/// Reads an aligned range inside the node through the driver.
 pub(super) async fn read(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
     let mut whole: Option<IoBufMut> = None;
     let mut at = offset;
     while !buf.is_empty() {
         let found = status::block_status(node, at, as_u64(buf.len()), Want::Allocation).await?;
-        // What neither this node nor any below has is not worth keeping.
+        // A range that no layer of the chain has allocated is not stored.
         let (len, fetch) = match found.is_allocated() || found.is_zero() {
             true => (found.len, false),
             false => (found.len.min(AT_ONCE - at % AT_ONCE), true),
@@ -49,7 +49,7 @@ pub(super) async fn read(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Re
     Ok(whole.unwrap_or(buf))
 }
 
-/// Reads what the node does not have (or did not have just now), and keeps it.
+/// Reads a range that was unallocated at the last status query, and stores it in the node.
 async fn read_and_keep(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
     let limits = node.limits();
     let block = u64::from(limits.write_zeroes_alignment.max(limits.request_alignment).max(1));
@@ -65,7 +65,8 @@ async fn read_and_keep(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Resu
         let next = at.saturating_add(found.len.max(1)).min(end);
         let from = at.max(offset) - offset;
         let to = next.min(offset.saturating_add(as_u64(buf.len()))).saturating_sub(offset);
-        // Blocks that cannot be read as a whole are not kept: the read fails only if what it asks for cannot be read.
+        // A block that cannot be read completely is not stored. The read fails only if the requested range itself
+        // cannot be read.
         let block = match found.is_allocated() {
             true => None,
             false => {
@@ -92,7 +93,7 @@ async fn read_and_keep(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Resu
     Ok(buf)
 }
 
-/// Puts the beginning of `data` at `from..to` of `buf`.
+/// Copies the first `to - from` bytes of `data` to `from..to` of `buf`.
 fn copy(buf: &mut IoBufMut, from: u64, to: u64, data: &[u8]) {
     let (from, to) = (min_len(from, usize::MAX), min_len(to, usize::MAX));
     if let Some(place) = buf.get_mut(from..to)

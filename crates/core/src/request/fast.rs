@@ -1,8 +1,8 @@
 //! The fast path: from a node to one operation on a host file.
 //!
-//! Each hop borrows the child's edge from the slot without counting a reference, so that threads that use the
-//! same chain write to no shared cache line. Nothing borrowed is kept once the operation is submitted: the
-//! operation keeps its file and its memory itself, and the graph changes only after requests have ended.
+//! Each hop borrows the child's edge from the slot without counting a reference. So threads that use the same chain
+//! write to no shared cache line. No borrow outlives the submission of the operation: the operation itself keeps its
+//! file and its memory alive, and the graph changes only after requests have ended.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub(super) enum ReadStart {
         offset: u64,
         buf: IoBufMut,
     },
-    /// Only the first `first` bytes lie in one piece.
+    /// Only the first `first` bytes can be one request.
     Split {
         first: usize,
         buf: IoBufMut,
@@ -35,7 +35,7 @@ pub(super) enum WriteStart {
         len: usize,
         data: IoBuf,
     },
-    /// The leaf wants aligned requests; this one is.
+    /// The request is aligned, and the leaf requires alignment: the write must be counted.
     Tracked {
         leaf: Arc<Node>,
         offset: u64,
@@ -52,19 +52,19 @@ pub(super) enum WriteStart {
     },
 }
 
-/// Where the walk down from a node ended.
+/// The point where the walk down from a node ended.
 enum End<'a> {
-    /// In the host file of this leaf.
+    /// The range lies in the host file of this leaf.
     Host { leaf: &'a Arc<Node>, offset: u64 },
-    /// It reads as zeroes.
+    /// The range reads as zeroes.
     Zero,
     /// The node needs the slow path.
     Slow { node: &'a Arc<Node>, offset: u64 },
-    /// Only the first `first` bytes (more than 0) go the same way.
+    /// Only the first `first` bytes (more than 0) can be one request.
     Split { first: usize },
 }
 
-/// Walks from `root` down to where `offset..offset + len` lies and hands the place to `then`.
+/// Walks from `root` down to the storage of `offset..offset + len` and passes the end point to `then`.
 fn walk<T>(
     root: &Arc<Node>,
     op: MapOp,
@@ -79,7 +79,7 @@ fn walk<T>(
             None => root,
             Some(edge) => match edge.as_ref() {
                 Some(edge) => edge.node(),
-                // Checked before the hop was taken.
+                // Unreachable: the slot was checked before the hop.
                 None => return then(End::Slow { node: root, offset }),
             },
         };
@@ -116,7 +116,7 @@ fn walk<T>(
                 if first < len {
                     return then(End::Split { first });
                 }
-                // A write that passes here is not counted; see [`super::align`].
+                // On the fast path only a leaf counts the write, but this node must count it too; see [`super::align`].
                 if op == MapOp::Write && node.request_alignment() > 1 {
                     return then(End::Slow { node, offset: at });
                 }
@@ -136,7 +136,7 @@ fn walk<T>(
 }
 
 impl Node {
-    /// Whether a request must take the slow path here before the driver is even asked.
+    /// Whether a request must take the slow path at this node before its driver is asked.
     fn must_go_slow(&self, op: MapOp, offset: u64, len: usize) -> bool {
         let gated = match op {
             MapOp::Read => self.has_gate(SlowPathFlags::COPY_ON_READ),
@@ -175,7 +175,7 @@ pub(super) fn start_write(root: &Arc<Node>, offset: u64, data: IoBuf) -> WriteSt
     walk(root, MapOp::Write, offset, len, |end| match end {
         End::Split { first } => WriteStart::Split { first, data },
         End::Slow { node, offset } => WriteStart::Slow { node: Arc::clone(node), offset, data },
-        // No driver maps a write to nothing; if one does, it shall take it itself.
+        // No driver answers a write with `Zero`. If one does, its own write function gets the request.
         End::Zero => WriteStart::Slow { node: Arc::clone(root), offset, data },
         End::Host { leaf, offset } => match leaf.driver().host_file() {
             Some(file) if leaf.takes_memory_at(address) => {
@@ -190,7 +190,7 @@ pub(super) fn start_write(root: &Arc<Node>, offset: u64, data: IoBuf) -> WriteSt
     })
 }
 
-/// How many bytes from `offset` on (1 to `len`) can be one request.
+/// Number of bytes from `offset` on (1 to `len`) that can be one request.
 pub(super) fn extent_len(root: &Arc<Node>, op: MapOp, offset: u64, len: usize) -> usize {
     walk(root, op, offset, len, |end| match end {
         End::Split { first } => first.clamp(1, len),
@@ -198,13 +198,13 @@ pub(super) fn extent_len(root: &Arc<Node>, op: MapOp, offset: u64, len: usize) -
     })
 }
 
-/// A range found to lie in one piece in a host file.
+/// A contiguous range in a host file.
 pub(super) struct HostRange {
     pub(super) node: Arc<Node>,
     pub(super) offset: u64,
 }
 
-/// The host file that all of a range lies in, where the drivers know it at once.
+/// The host file that contains the complete range, if the drivers can map it without I/O.
 pub(super) fn resolve_host(
     root: &Arc<Node>,
     op: MapOp,

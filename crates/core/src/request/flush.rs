@@ -1,4 +1,4 @@
-//! Flush: making completed writes durable, once.
+//! Flush: making all completed writes of a node durable. Without writes since the last flush, a flush does nothing.
 
 use std::sync::Arc;
 
@@ -7,8 +7,8 @@ use crate::{ChildIdx, Node, Result};
 
 /// Makes every write completed through `node` durable.
 ///
-/// Flushes of one node follow one another: one that finds nothing new since the last has nothing to do, and that
-/// last one has ended by then.
+/// Flushes of one node run one after the other. A flush that finds no write since the last flush does nothing; that
+/// last flush has ended by then.
 pub(crate) async fn flush(node: &Arc<Node>) -> Result<()> {
     let _control = node.flushing.lock().await;
     if !node.unflushed.take() {
@@ -27,7 +27,7 @@ pub(crate) async fn flush(node: &Arc<Node>) -> Result<()> {
     outcome.map_err(|error| error.on_node(node.name()))
 }
 
-/// What a flush that failed or was given up did not make durable is still to be flushed.
+/// Marks the node as unflushed again when its flush fails or is cancelled.
 struct Remark<'a>(&'a Node);
 
 impl Drop for Remark<'_> {

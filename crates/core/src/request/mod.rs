@@ -1,15 +1,15 @@
-//! The request path: everything about a request that is not a driver's business, once for all of them.
+//! The request path: the parts of a request that are the same for all drivers.
 //!
-//! A request enters at a node. [`fast`] follows the drivers' synchronous `map` answers from there down to a host
-//! file and submits one operation, without a lock, an allocation or a boxed future, whatever the depth of the
-//! chain. Where a driver cannot say, data must be seen, or rules must be kept (alignment, growth, zero detection,
-//! read-modify-write), the request goes through [`slow`] at the node that needs it. Requests over several
-//! extents are split and run side by side.
+//! A request enters at a node. [`fast`] follows the drivers' synchronous `map` answers from there down to a host file.
+//! It submits one operation, without a lock, an allocation or a boxed future, whatever the depth of the chain. A node
+//! needs [`slow`] if its driver cannot map the range, if the data must be inspected, or if a rule must be enforced
+//! (alignment, growth, zero detection, read-modify-write). A request over several extents is split, and the pieces run
+//! concurrently.
 //!
-//! Durability: `unflushed` is set on a node after a write through it has completed, and, as a hint, on every node that
-//! a fast write passes when it starts. [`flush`] of a node hands the mark down to its children before it
-//! flushes, so that a flush covers every write completed through the same node, and a flush with nothing to
-//! make durable costs no system call.
+//! Durability: a node is marked in `unflushed` after a write through it has completed. A fast write also marks every
+//! node that it passes when it starts; this is only a hint. [`flush`] of a node marks its children before it flushes.
+//! So a flush covers every write that has completed through the same node, and a flush without completed writes makes
+//! no system call.
 
 mod align;
 mod copy_on_read;
@@ -42,10 +42,10 @@ pub(crate) async fn read_padded(node: &Arc<Node>, offset: u64, buf: IoBufMut) ->
     read_within(node, offset, buf, 0).await
 }
 
-/// Most times that a piece of a request is split again while all pieces are in flight at once; see [`read_on`].
+/// Most times that a piece of a request is split again into concurrent pieces; see [`read_on`].
 const MAX_SPLITS: u32 = 8;
 
-/// The same for a piece of a request that has been split `splits` times.
+/// As [`read_padded`], for a piece of a request that has been split `splits` times.
 async fn read_within(
     node: &Arc<Node>,
     offset: u64,
@@ -68,9 +68,9 @@ async fn read_within(
     }
 }
 
-/// Goes on with a read where the walk had to stop for metadata. Once the driver has it, the walk goes on from there: a
-/// long chain of backing files is not a chain of calls. Pieces that a range falls apart into are read one after the
-/// other once it has been split often enough.
+/// Continues a read where the walk stopped for metadata. The driver loads the metadata, and the walk continues from
+/// there, so that a long backing chain does not become a chain of nested calls. After [`MAX_SPLITS`] splits, the pieces
+/// of a range are read one after the other.
 async fn read_on(node: Arc<Node>, offset: u64, buf: IoBufMut, splits: u32) -> Result<IoBufMut> {
     let mut whole: Option<IoBufMut> = None;
     let mut left = vec![(node, offset, buf)];
@@ -92,7 +92,7 @@ async fn read_on(node: Arc<Node>, offset: u64, buf: IoBufMut, splits: u32) -> Re
                 (Ok(done), buf) if done == buf.len() => buf,
                 (outcome, buf) => Box::pin(slow::finish_read(&node, offset, buf, outcome)).await?,
             },
-            // Its data is for the driver alone to read.
+            // Only the driver itself can read this range.
             ReadStart::Slow { node: same, offset, buf } if Arc::ptr_eq(&same, &node) => {
                 Box::pin(slow::read(same, offset, buf)).await?
             }
@@ -118,7 +118,7 @@ async fn read_on(node: Arc<Node>, offset: u64, buf: IoBufMut, splits: u32) -> Re
     whole.ok_or_else(|| Error::invalid("empty read"))
 }
 
-/// Reads a request that lies in several extents, all of them at once.
+/// Reads a request that lies in several extents. All extents are read concurrently.
 async fn read_split(
     node: &Arc<Node>,
     offset: u64,
@@ -149,13 +149,13 @@ async fn read_split(
     whole.ok_or_else(|| Error::invalid("empty read"))
 }
 
-/// A write of data that is one operation on a host file, which has been submitted.
+/// A submitted write that consists of one operation on a host file.
 pub(crate) struct InPlace {
     operation: WriteAt,
     data: IoBuf,
 }
 
-/// Submits a write if it is one operation on a host file; otherwise gives the data back.
+/// Submits a write if it consists of one operation on a host file; otherwise returns the data.
 pub(crate) fn start_in_place(
     node: &Arc<Node>,
     offset: u64,
@@ -170,8 +170,8 @@ pub(crate) fn start_in_place(
 }
 
 impl InPlace {
-    /// Waits for the operation. One that was cut short or failed comes back, to be
-    /// [finished](finish_in_place).
+    /// Waits for the operation. If the host wrote less than everything, or failed, the caller must
+    /// [finish](finish_in_place) the write.
     pub(crate) async fn done(self, node: &Node) -> std::result::Result<(), Unfinished> {
         let outcome = self.operation.await;
         node.mark_unflushed();
@@ -182,13 +182,13 @@ impl InPlace {
     }
 }
 
-/// What became of an operation that did not write everything.
+/// The result of an operation that did not write everything.
 pub(crate) struct Unfinished {
     outcome: std::io::Result<usize>,
     data: IoBuf,
 }
 
-/// Writes what is left of a write in place.
+/// Completes a write in place that the host cut short or failed.
 pub(crate) async fn finish_in_place(node: &Arc<Node>, offset: u64, rest: Unfinished) -> Result<()> {
     let outcome = slow::finish_write(node, offset, rest.data, rest.outcome).await;
     node.mark_unflushed();
@@ -252,7 +252,7 @@ pub(crate) async fn store_compressed(
     Ok(())
 }
 
-/// Carries out a change that a driver makes of a range, and notes that it was made.
+/// Carries out a driver's change of a range, and records the change in the bitmaps and for the next flush.
 async fn changed(
     node: &Arc<Node>,
     offset: u64,
@@ -279,9 +279,10 @@ async fn write_plain(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     outcome
 }
 
-/// A write to a leaf whose requests must be aligned: it is counted, so that a read-modify-write can wait
-/// for it, and steps aside for one under way. What is left of one that was cut short is a write of its own: it may have to
-/// wait for a range whose holder waits for this count, and so begins after the count has been given back.
+/// Writes to a leaf whose requests must be aligned. The write is counted, so that a read-modify-write can wait for it;
+/// if a read-modify-write is in progress, this write takes the slow path. If the host cuts the write short, the rest is
+/// a write of its own and begins after this one has left the count: it may have to wait for a range whose holder waits
+/// for this count.
 async fn tracked(leaf: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let guard = leaf.aligned_writes.enter();
     oxblk_ring::perturb::point();
@@ -333,7 +334,7 @@ pub(crate) async fn resize(
     Ok(())
 }
 
-/// Copies a range between two nodes by way of the host's copy offload.
+/// Copies a range between two nodes with the host's copy offload.
 pub(crate) async fn copy_range(
     source: &Arc<Node>,
     offset: u64,
@@ -352,13 +353,13 @@ pub(crate) async fn copy_range(
     };
     let copied = copy.copy_to(from.offset, to.node.driver(), to.offset, len);
     let outcome = align::in_turn(&to.node, to.offset, len, copied).await;
-    // Also after a failure: part of it may have been copied.
+    // Also after a failure: the host may have copied a part.
     to.node.mark_unflushed();
     target.mark_unflushed();
     outcome.map_err(|error| error.on_node(to.node.name()).at(to.offset))
 }
 
-/// `usize` to `u64`, which never loses anything on the platforms supported.
+/// Converts `usize` to `u64`; without loss on all supported platforms.
 pub(crate) fn as_u64(len: usize) -> u64 {
     len as u64
 }

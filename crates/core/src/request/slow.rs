@@ -1,4 +1,8 @@
 //! The slow path of one node: bounds, alignment, zero detection, splitting by limits, then the driver.
+//!
+//! A request takes this path when the fast path cannot serve it. The driver receives only requests that are aligned and
+//! within its limits. After a write, even after one that failed, the range is marked in the dirty bitmaps and the node is
+//! marked as unflushed.
 
 use std::io;
 use std::sync::Arc;
@@ -10,10 +14,10 @@ use super::{align, as_u64, copy_on_read, min_len, run_all, zero};
 use crate::node::{DetectZeroes, SlowPathFlags};
 use crate::{Errno, Error, ErrorKind, Node, Result, WriteFlags, ZeroFlags};
 
-/// Longest transfer handed to a driver in one piece: what Linux moves in one system call, rounded down.
+/// Longest transfer passed to a driver in one call: the limit of one Linux system call, rounded down.
 const MAX_TRANSFER: u64 = 1 << 30;
 
-/// Refuses a write that the node does not take.
+/// Refuses a write that the node does not accept.
 pub(super) fn check_write(node: &Node, offset: u64, len: u64) -> Result<()> {
     if node.is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly, "Block node is read-only")
@@ -23,7 +27,7 @@ pub(super) fn check_write(node: &Node, offset: u64, len: u64) -> Result<()> {
     let end = offset.checked_add(len).filter(|end| i64::try_from(*end).is_ok());
     let end = end.ok_or_else(|| out_of_range(node, offset))?;
     if end > node.size() && !node.limits().grows {
-        // A backend lets no request pass its end: it is a parent that needs more room.
+        // Backends check bounds themselves, so this request comes from a parent node that needs more space.
         return Err(Error::from_errno(Errno::NOSPC).on_node(node.name()).at(offset));
     }
     Ok(())
@@ -36,7 +40,7 @@ pub(super) fn out_of_range(node: &Node, offset: u64) -> Error {
         .at(offset)
 }
 
-/// Reads through the driver; past the end of the node it reads zeroes.
+/// Reads through the driver. Past the end of the node, the result is zeroes.
 pub(super) async fn read(node: Arc<Node>, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
     let room = min_len(node.size().saturating_sub(offset), buf.len());
     if room == 0 {
@@ -54,7 +58,7 @@ pub(super) async fn read(node: Arc<Node>, offset: u64, mut buf: IoBufMut) -> Res
     Ok(buf)
 }
 
-/// An aligned read inside the node.
+/// Reads an aligned range inside the node.
 pub(super) async fn read_aligned(node: &Arc<Node>, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
     if node.has_gate(SlowPathFlags::COPY_ON_READ) {
         return Box::pin(copy_on_read::read(node, offset, buf)).await;
@@ -66,7 +70,7 @@ pub(super) fn replaced() -> Error {
     Error::new(ErrorKind::Io, "a driver replaced the buffer of a read")
 }
 
-/// An aligned read inside the node, cut to what the driver takes at once.
+/// Reads an aligned range inside the node, split by the driver's maximum transfer.
 pub(super) async fn read_pieces(node: &Node, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
     let most = max_piece(node);
     let context = |error: Error| error.on_node(node.name()).at(offset);
@@ -110,7 +114,7 @@ pub(super) async fn finish_read(
         Err(error) => return Err(Error::from(error).on_node(node.name()).at(offset)),
     };
     let rest = buf.split_off(done);
-    // The driver's own read loops until the end of its file.
+    // The driver's own read function loops until the end of its file.
     let rest = fallback_read(node, offset.saturating_add(as_u64(done)), rest).await?;
     buf.unsplit(rest).map_err(|_| replaced())?;
     Ok(buf)
@@ -152,13 +156,13 @@ pub(super) async fn write(node: Arc<Node>, offset: u64, data: IoBuf) -> Result<(
         return zero::write_zeroes(&node, offset, len, flags).await;
     }
     let outcome = write_data(&node, offset, data).await;
-    // Also after a failure: part of it may have been written.
+    // Also after a failure: a part may have been written.
     node.mark_dirty(offset, len);
     node.mark_unflushed();
     outcome
 }
 
-/// Writes data as data, whatever it is, at any alignment.
+/// Writes data without zero detection, at any alignment.
 pub(super) async fn write_data(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     if !align::is_aligned(node, offset, as_u64(data.len())) {
         align::read_modify_write(node, offset, data).await
@@ -172,8 +176,8 @@ pub(super) async fn write_data(node: &Arc<Node>, offset: u64, data: IoBuf) -> Re
     }
 }
 
-/// An aligned write, cut to what the driver takes at once. The node has grown when this returns, hence while the caller
-/// still holds what orders it with other writes of the block: the next writer of the block must not take it for new.
+/// Writes aligned data, split by the driver's maximum transfer. The node's size has grown when this returns, while the
+/// caller still holds its lock or count. So the next writer of the block does not treat the block as unwritten.
 pub(super) async fn write_pieces(node: &Node, offset: u64, data: IoBuf) -> Result<()> {
     if node.has_gate(SlowPathFlags::WRITE_GUARD) {
         node.guard_write(offset, &data)?;

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use crate::driver::{BoxFuture, Want};
 use crate::{ChildIdx, Node, Result, Status, StatusFlags};
 
-/// The status of the start of `offset..offset + len` in this node; the backing file is asked for nothing but
-/// its size.
+/// The status of the start of `offset..offset + len` in this node. Of the backing file, only the size is used.
 pub(crate) async fn block_status(
     node: &Arc<Node>,
     offset: u64,
@@ -35,7 +34,7 @@ pub(crate) async fn block_status(
     Ok(status)
 }
 
-/// Where data lies unchanged in a child, the child may know that it is a hole.
+/// Queries the child for data that lies unchanged in it: the child may know that the range is a hole.
 async fn ask_child(node: &Arc<Node>, status: &mut Status) -> Result<()> {
     let asks = StatusFlags::RECURSE | StatusFlags::OFFSET_VALID;
     let (true, Some(child), Some(host)) = (status.flags.contains(asks), status.child, status.host)
@@ -44,7 +43,7 @@ async fn ask_child(node: &Arc<Node>, status: &mut Status) -> Result<()> {
     };
     let Some(child) = node.child(child) else { return Ok(()) };
     if host >= child.size() {
-        // Past the end of the file: reads as zeroes.
+        // Past the end of the file, the range reads as zeroes.
         status.flags |= StatusFlags::ZERO;
         if status.flags.contains(StatusFlags::PASSED_ON) {
             status.flags -= StatusFlags::DATA;
@@ -64,7 +63,7 @@ async fn ask_child(node: &Arc<Node>, status: &mut Status) -> Result<()> {
     Ok(())
 }
 
-/// What neither this node nor a backing file has reads as zeroes.
+/// Sets the zero flag for a range that neither this node nor a backing file has allocated.
 fn zero_without_backing(node: &Node, offset: u64, status: &mut Status) {
     match node.child(ChildIdx::BACKING) {
         None => status.flags |= StatusFlags::ZERO,
@@ -79,12 +78,12 @@ fn zero_without_backing(node: &Node, offset: u64, status: &mut Status) {
     }
 }
 
-/// The status of a range through a chain: which layer decides, and how.
+/// The status of a range in a chain: the layer that determines its contents, and the status in that layer.
 #[derive(Debug, Clone)]
 pub struct ChainStatus {
-    /// The status as that layer tells it; `ALLOCATED` is set if any layer has the range.
+    /// The status that this layer reports; `ALLOCATED` is set if any layer has allocated the range.
     pub status: Status,
-    /// How many layers down from the top it is, 0 for the top.
+    /// Number of layers above this layer; 0 for the top.
     pub depth: u32,
     /// The layer.
     pub node: Arc<Node>,
@@ -104,7 +103,7 @@ pub(crate) async fn status_above(
     loop {
         let mut status = block_status(&node, offset, len, want).await?;
         if status.len == 0 && len > 0 {
-            // The layer is shorter than the ones above: it makes the rest read as zeroes.
+            // The layer is shorter than the layers above it: the rest reads as zeroes.
             status = Status {
                 len,
                 flags: StatusFlags::ZERO | StatusFlags::ALLOCATED,

@@ -1,14 +1,15 @@
-//! Running the pieces of a request at once.
+//! Running the pieces of a request concurrently.
 
 use std::future::Future;
 
 use futures_util::future::join_all;
 
-/// Runs all `futures`, pieces of a write or of anything else that changes a disk, to their end and gives the first
-/// failure.
+/// Runs all `futures` to their end and returns the first failure. The futures are pieces of a write, or of another
+/// operation that changes a disk.
 ///
-/// A failure does not cut the others short. Dropping a write does not stop the host from carrying it out, so a piece
-/// that was given up could land after what is written to the same place next, once the caller knows of the failure.
+/// After a failure the other futures still run to their end. Dropping a write does not stop the host from carrying it
+/// out. So a cancelled piece could reach the disk after a later write to the same range, which the caller makes once it
+/// knows of the failure.
 ///
 /// # Errors
 /// The first failure, in the order of `futures`.

@@ -1,4 +1,4 @@
-//! Zero writes and discards: what the driver can do, and what is done where it cannot.
+//! Zero writes and discards: the driver's own functions, and the fallback for drivers without them.
 
 use std::sync::Arc;
 
@@ -9,9 +9,9 @@ use crate::{Errno, Error, ErrorKind, Node, Result, ZeroFlags};
 
 /// Most zeroes written as data in one request.
 const MAX_ZERO_DATA: u64 = 1 << 20;
-/// Longest range handed to a driver at once; a multiple of any alignment.
+/// Longest range passed to a driver in one call; a multiple of any alignment.
 const MAX_RANGE: u64 = 1 << 40;
-/// Discards in flight at once.
+/// Most discards in flight concurrently.
 const DISCARDS_AT_ONCE: usize = 16;
 
 /// Makes a range read as zeroes.
@@ -39,8 +39,8 @@ pub(crate) async fn write_zeroes(
     Ok(())
 }
 
-/// Cuts the range at the driver's alignment and maximum, so that the driver sees a misaligned head, whole blocks
-/// and a misaligned tail apart.
+/// Splits the range at the driver's alignment and maximum. The driver receives a misaligned head, whole blocks, and a
+/// misaligned tail as separate calls.
 async fn write_zeroes_parts(
     node: &Arc<Node>,
     offset: u64,
@@ -102,7 +102,7 @@ async fn write_zero_data(node: &Arc<Node>, offset: u64, len: u64) -> Result<()> 
     Ok(())
 }
 
-/// Tells that the contents of a range no longer matter.
+/// Discards a range: its contents no longer matter.
 pub(crate) async fn discard(node: &Arc<Node>, offset: u64, len: u64) -> Result<()> {
     if len == 0 {
         return Ok(());
@@ -119,7 +119,7 @@ pub(crate) async fn discard(node: &Arc<Node>, offset: u64, len: u64) -> Result<(
         0 => MAX_RANGE,
         most => most.min(MAX_RANGE),
     };
-    // Only whole blocks of the node can be told of.
+    // The driver accepts only whole blocks.
     let block = u64::from(limits.request_alignment.max(1));
     let end = offset.saturating_add(len);
     let mut at = offset.next_multiple_of(block);
@@ -142,7 +142,7 @@ pub(crate) async fn discard(node: &Arc<Node>, offset: u64, len: u64) -> Result<(
     Ok(())
 }
 
-/// A discard that the host cannot do is no failure: the contents stay, which is allowed.
+/// An unsupported discard is not an error: the contents stay, which the contract of discard allows.
 fn unless_unsupported(outcome: Result<()>) -> Result<()> {
     match outcome {
         Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),

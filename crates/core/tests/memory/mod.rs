@@ -1,5 +1,5 @@
-//! Drivers in memory for the tests of the request path: a protocol with limits of choice, and a format that
-//! scatters its clusters and takes unallocated ones from its backing file.
+//! Drivers in memory for the tests of the request path: a protocol with configurable limits, and a format that scatters
+//! its clusters and reads unallocated clusters from its backing file.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -11,19 +11,20 @@ use oxblk_core::{
 };
 use oxblk_ring::{IoBuf, IoBufMut};
 
-/// What a memory protocol does and has seen.
+/// The behaviour and the log of a memory protocol.
 #[derive(Debug, Default)]
 pub struct Memory {
     pub bytes: Mutex<Vec<u8>>,
     pub log: Mutex<Vec<String>>,
     pub limits: Limits,
-    /// Yields to other tasks this often inside each request.
+    /// Number of times that each request yields to other tasks.
     pub yields: u32,
-    /// Zero writes are the driver's own.
+    /// The driver implements zero writes itself.
     pub zeroes: bool,
-    /// Writes and discards go on by themselves once started, as a host's do, and land after this many yields.
+    /// Writes and discards continue on their own once started, as a host's do, and complete after this number of
+    /// yields.
     pub landing: AtomicU32,
-    /// Writes and discards that start here fail at once.
+    /// Writes and discards that start at this offset fail immediately.
     pub bad: Option<u64>,
 }
 
@@ -46,7 +47,7 @@ impl Memory {
         }
     }
 
-    /// Carries out `change`, whether or not somebody waits for it.
+    /// Carries out `change`, even if the caller's future is dropped.
     async fn land(self: &Arc<Self>, change: impl FnOnce(&Self) + 'static) {
         let landed = Arc::new(AtomicBool::new(false));
         let (memory, done) = (Arc::clone(self), Arc::clone(&landed));
@@ -86,7 +87,7 @@ impl MemoryDriver {
         assert_eq!(offset % alignment, 0, "misaligned request reached the driver");
         assert_eq!(len as u64 % alignment, 0, "misaligned request reached the driver");
         let most = self.0.limits.max_transfer;
-        assert!(most == 0 || len as u64 <= most, "too long a request reached the driver");
+        assert!(most == 0 || len as u64 <= most, "a request that is too long reached the driver");
     }
 }
 
@@ -217,8 +218,8 @@ impl DriverFactory for MemoryFactory {
     }
 }
 
-/// A format without metadata on disk: even blocks of `block` bytes lie swapped pairwise in the file, odd ones are
-/// taken from the backing file.
+/// A format without metadata on disk. Even blocks of `block` bytes are swapped pairwise in the file; odd blocks are
+/// read from the backing file.
 pub struct Checkered {
     pub block: u64,
     pub size: u64,
@@ -297,7 +298,7 @@ pub fn node(graph: &Graph, name: &str, memory: &Arc<Memory>) -> Arc<Node> {
     node_with(graph, name, memory, OpenFlags { unmap: true, ..OpenFlags::default() })
 }
 
-/// The same, opened with `flags`.
+/// As [`node`], opened with `flags`.
 pub fn node_with(graph: &Graph, name: &str, memory: &Arc<Memory>, flags: OpenFlags) -> Arc<Node> {
     let driver = Box::new(MemoryDriver(Arc::clone(memory)));
     graph.add_node(Some(name), &MemoryFactory, driver, flags).unwrap()

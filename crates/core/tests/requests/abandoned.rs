@@ -1,5 +1,5 @@
-//! Requests whose futures are dropped while the host is at work for them: they count as in flight until it is done, also
-//! when their thread ends, and are counted down where they were counted up.
+//! Requests whose futures are dropped while the host carries them out. They count as in flight until the host has
+//! completed them, even if their thread ends first. Each is counted down in the shard where it was counted up.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use oxblk_ring::{Aio, File, IoBuf, IoBufMut, IoThread, block_on, timeout, yield_
 use crate::all;
 use crate::memory::{DRIVERS, Memory, graph, node};
 
-/// A protocol whose reads last until something is sent.
+/// A protocol whose reads last until the test sends a message.
 struct Host {
     file: File,
     end: Mutex<Option<mpsc::Receiver<()>>>,
@@ -46,7 +46,7 @@ fn poll_once(future: &mut Pin<Box<impl Future>>) -> bool {
     future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
 }
 
-/// Whether no request is in flight, nor any epoch held back.
+/// Whether no request is in flight and no request holds back an epoch.
 async fn is_idle(backend: &Backend) -> bool {
     let mut quiesce = Box::pin(backend.quiesce());
     let quiesced = std::future::poll_fn(|cx| Poll::Ready(quiesce.as_mut().poll(cx).is_ready()));
@@ -61,7 +61,7 @@ fn a_request_begun_in_one_context_and_dropped_in_another_is_counted_down_once() 
     let backend = Backend::new(&graph, "b", node(&graph, "m", &memory), all()).unwrap();
     for keep in [false, true] {
         let mut read = Box::pin(backend.read(0, IoBufMut::new(512)));
-        // An I/O thread of its own, with other counters.
+        // This I/O thread has its own counters.
         let _other = IoThread::start("other", oxblk_ring::Config::default()).unwrap();
         block_on(async {
             assert!(poll_once(&mut read));
@@ -81,7 +81,7 @@ fn a_request_begun_in_one_context_and_dropped_in_another_is_counted_down_once() 
 }
 
 #[test]
-fn a_request_left_behind_by_a_thread_that_ends_is_in_flight_until_the_host_is_done() {
+fn a_request_of_a_thread_that_ends_is_in_flight_until_the_host_has_completed_it() {
     let graph = graph();
     let (end, ended) = mpsc::channel();
     let file = File::from_fd(std::fs::File::open("/dev/null").unwrap().into(), Aio::IoUring);

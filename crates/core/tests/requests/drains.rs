@@ -1,4 +1,4 @@
-//! What is held back while a node is drained or closes.
+//! Requests and users that are held back while a node is drained or closes.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ async fn yields(count: u32) {
 }
 
 #[test]
-fn a_backend_made_during_a_drain_waits_for_its_end() {
+fn a_new_backend_waits_for_the_end_of_a_drain() {
     block_on(async {
         let graph = graph();
         let memory = Memory::new(4096, Limits::default());
@@ -33,14 +33,14 @@ fn a_backend_made_during_a_drain_waits_for_its_end() {
             write.await.unwrap();
         }
         assert_eq!(memory.take_log(), ["write 0+512"]);
-        // Nothing of the drain is left.
+        // The drain has left no effect.
         drop(graph.drain(&backend.node().unwrap()).await);
         backend.flush().await.unwrap();
     });
 }
 
 #[test]
-fn nobody_becomes_a_user_of_a_node_that_closes() {
+fn a_node_that_closes_accepts_no_new_user() {
     block_on(async {
         let graph = graph();
         let memory = Arc::new(Memory { yields: 5, ..Memory::default() });
@@ -58,7 +58,7 @@ fn nobody_becomes_a_user_of_a_node_that_closes() {
 }
 
 #[test]
-fn a_copy_that_waits_for_one_backend_does_not_hold_up_the_other() {
+fn a_copy_that_waits_for_one_backend_does_not_block_a_drain_of_the_other() {
     block_on(async {
         let graph = graph();
         let memory = Memory::new(4096, Limits::default());
@@ -74,7 +74,7 @@ fn a_copy_that_waits_for_one_backend_does_not_hold_up_the_other() {
         // Both backends of the node are drained now.
         drop(source.quiesce().await);
         drop(held);
-        // Memory has no copy offload; that it was asked is enough.
+        // The memory driver has no copy offload. It is enough that the request reached it.
         assert_eq!(copy.await.unwrap_err().kind(), ErrorKind::Unsupported);
     });
 }

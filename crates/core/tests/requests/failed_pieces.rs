@@ -1,5 +1,5 @@
-//! A request in pieces of which one fails. The host goes on with the others; they must have landed when the failure
-//! is told, or they would land on top of what is written next.
+//! Requests in several pieces, one of which fails. The host still carries out the others. They must complete before the
+//! failure is reported; otherwise they could overwrite data that is written next.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
@@ -12,10 +12,10 @@ use crate::{all, pattern};
 
 const PIECE: usize = 4096;
 const SIZE: usize = 4 * PIECE;
-/// Where the last piece is. It is the one to fail, since pieces are started in order.
+/// Offset of the last piece. The test makes this piece fail, because pieces are started in order.
 const LAST: usize = SIZE - PIECE;
 
-/// Memory in pieces of [`PIECE`] bytes, where the one at `bad` fails and the others take long.
+/// Memory in pieces of [`PIECE`] bytes. The piece at `bad` fails, and the others take a long time.
 fn failing_at(bad: u64) -> Arc<Memory> {
     let piece = PIECE as u64;
     let limits = Limits { max_transfer: piece, max_discard: piece, ..Limits::default() };
@@ -28,7 +28,7 @@ fn failing_at(bad: u64) -> Arc<Memory> {
     })
 }
 
-/// Writes something newer where the pieces were that did not fail, and looks whether it stays.
+/// Writes newer data over the pieces that did not fail, and checks that it stays.
 async fn newer_data_stays(backend: &Backend, memory: &Memory) {
     memory.landing.store(0, SeqCst);
     let newer = pattern(LAST, 7);
@@ -36,7 +36,10 @@ async fn newer_data_stays(backend: &Backend, memory: &Memory) {
         backend.write(offset, piece.to_vec().into(), WriteFlags::empty()).await.unwrap();
     }
     wait().await;
-    assert!(memory.bytes.lock().unwrap()[..LAST] == newer, "an older piece landed on newer data");
+    assert!(
+        memory.bytes.lock().unwrap()[..LAST] == newer,
+        "an older piece has overwritten newer data"
+    );
 }
 
 async fn wait() {
@@ -50,7 +53,7 @@ fn is_eio(outcome: Result<(), Error>) -> bool {
 }
 
 #[test]
-fn no_piece_of_a_failed_write_lands_on_newer_data() {
+fn no_piece_of_a_failed_write_overwrites_newer_data() {
     block_on(async {
         let graph = graph();
         let memory = failing_at(LAST as u64);
@@ -62,7 +65,7 @@ fn no_piece_of_a_failed_write_lands_on_newer_data() {
 }
 
 #[test]
-fn no_piece_of_a_failed_discard_lands_on_newer_data() {
+fn no_piece_of_a_failed_discard_overwrites_newer_data() {
     block_on(async {
         let graph = graph();
         let memory = failing_at(LAST as u64);
@@ -73,10 +76,10 @@ fn no_piece_of_a_failed_discard_lands_on_newer_data() {
 }
 
 #[test]
-fn no_extent_of_a_failed_write_lands_on_newer_data() {
+fn no_extent_of_a_failed_write_overwrites_newer_data() {
     block_on(async {
         let graph = graph();
-        // The first block lies in the memory, the second cannot be written.
+        // The first block lies in the memory; the second cannot be written.
         let memory = failing_at(u64::MAX);
         let _file = node(&graph, "m", &memory);
         let top = options("driver=checkered,node-name=top,size=1024,file=m,backing=");

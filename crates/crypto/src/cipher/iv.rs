@@ -17,7 +17,7 @@ where
     }
 }
 
-/// How the IVs of `N` bytes are generated.
+/// The rule that generates the IVs of `N` bytes.
 pub(super) enum Generator<N: ArraySize> {
     /// The low 32 bits of the sector number, little-endian.
     Plain,

@@ -65,8 +65,8 @@ impl<C: Keyed> Sectors for Ecb<C> {
     }
 }
 
-/// Cipher block chaining. The blocks of one sector must be encrypted one after the other, but blocks of several
-/// sectors are encrypted at once.
+/// Cipher block chaining. The blocks of one sector must be encrypted one after the other, but blocks of several sectors
+/// are encrypted together.
 pub(super) struct Cbc<C: BlockSizeUser> {
     pub(super) cipher: C,
     pub(super) ivs: Generator<C::BlockSize>,

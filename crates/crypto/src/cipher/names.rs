@@ -28,7 +28,7 @@ pub enum BlockCipher {
     Twofish256,
 }
 
-/// Ciphers that QEMU knows by name but that its usual builds do not support in LUKS either.
+/// Ciphers that QEMU knows by name but that its usual builds do not support in LUKS.
 const KNOWN_ONLY: [&str; 3] = ["des", "3des", "sm4"];
 
 impl BlockCipher {
@@ -65,7 +65,7 @@ impl BlockCipher {
     /// The cipher with this name in options.
     ///
     /// # Errors
-    /// If there is none, or if QEMU only knows the name.
+    /// If there is no such cipher, or if QEMU knows the name but does not support the cipher.
     pub fn from_name(name: &str) -> Result<Self> {
         if KNOWN_ONLY.contains(&name) {
             return Err(Error::unsupported(format!("Algorithm '{name}' not supported")));
@@ -92,7 +92,7 @@ impl BlockCipher {
         })
     }
 
-    /// Length of its key in bytes.
+    /// Length of the key in bytes.
     pub fn key_len(self) -> usize {
         match self {
             Self::Aes128 | Self::Cast5 | Self::Serpent128 | Self::Twofish128 => 16,
@@ -145,7 +145,7 @@ impl Mode {
     }
 }
 
-/// How the initialisation vector of a sector is derived from its number.
+/// The rule that derives the initialisation vector of a sector from its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IvGenerator {
     /// The low 32 bits of the number.
@@ -185,10 +185,10 @@ impl Suite {
         if self.mode == Mode::Xts { len.saturating_mul(2) } else { len }
     }
 
-    /// Refuses parts that cannot be combined.
+    /// Checks that the parts of the suite can be combined.
     ///
     /// # Errors
-    /// With the messages of QEMU's tools.
+    /// If they cannot be combined; with the messages of QEMU's tools.
     pub fn check(&self) -> Result<()> {
         if self.mode == Mode::Xts && self.cipher == BlockCipher::Cast5 {
             return Err(Error::unsupported("Unsupported cipher mode xts"));

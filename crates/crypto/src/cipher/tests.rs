@@ -47,7 +47,7 @@ fn encrypted_data_decrypts_only_with_the_same_sector_number() {
 }
 
 #[test]
-fn sectors_encrypt_alike_one_by_one_and_together() {
+fn sectors_encrypt_to_the_same_bytes_one_by_one_and_together() {
     for suite in suites() {
         let cipher = cipher(suite);
         let mut together = pattern(SECTOR * 19);

@@ -1,4 +1,4 @@
-//! Creates headers.
+//! Creating headers.
 
 use super::header::{Header, SLOTS, Slot, material_len};
 use crate::cipher::Suite;
@@ -16,7 +16,7 @@ pub struct Recipe {
     pub suite: Suite,
     /// The hash of PBKDF2 and of the anti-forensic splitter.
     pub hash: Hash,
-    /// How long opening a key slot should take on this machine, in milliseconds.
+    /// Intended time for opening a key slot on this machine, in milliseconds.
     pub iter_time: u64,
 }
 
@@ -48,7 +48,7 @@ fn sector(offset: u64) -> u32 {
 }
 
 impl Recipe {
-    /// Creates a header with a new master key, whose slot 0 opens with `password`. It takes a few times as long as
+    /// Creates a header with a new master key. Its slot 0 opens with `password`. The call takes a few times as long as
     /// `iter_time`.
     ///
     /// # Errors

@@ -21,6 +21,6 @@ mod splitter;
 pub use create::{Created, Recipe, header_len};
 pub use header::{Header, SLOTS, STRIPES, Slot};
 
-/// Maximum number of HMACs for opening all key slots of a header; a header that requires more is refused. It is some
-/// hundred seconds of one core, and many times the number that headers need by default.
+/// Maximum number of HMACs for opening all key slots of a header; a header that requires more is refused. This number
+/// takes one core some hundred seconds, and is many times the number that headers need by default.
 pub const MAX_WORK: u64 = 1 << 29;

@@ -1,4 +1,4 @@
-//! Opens and fills key slots.
+//! Opening and filling key slots.
 
 use super::header::{Header, Slot, material_len};
 use super::splitter;
@@ -9,12 +9,12 @@ use crate::{Error, ErrorKind, Result};
 
 /// Minimum number of PBKDF2 iterations for any use.
 const LEAST: u64 = 1000;
-/// The digest of the master key takes the time of a slot divided by this number.
+/// The master key's digest takes the time of opening a slot divided by this number.
 const DIGEST_SHARE: u64 = 8;
 
 impl Header {
     /// Returns the master key, if slot `index` holds it and opens with `password`. `material` is the slot's key
-    /// material. The slot's iterations determine how long it takes; [`Header::check_work`] limits them.
+    /// material. The time depends on the slot's iterations; [`Header::check_work`] limits them.
     ///
     /// # Errors
     /// If the key material does not have the expected length.
@@ -36,15 +36,15 @@ impl Header {
         Ok(self.is_master_key(&key)?.then_some(key))
     }
 
-    /// Whether the header's digest is that of `key`.
+    /// Whether the header's digest is the digest of `key`.
     fn is_master_key(&self, key: &Secret) -> Result<bool> {
         let mut digest = Secret::zeroed(self.digest.len());
         self.hash.pbkdf2(key, &self.digest_salt, self.digest_iterations, &mut digest)?;
         Ok(digest.matches(&self.digest))
     }
 
-    /// Returns a copy of slot `index` that holds the master key `key` under `password`, and its key material.
-    /// `iter_time` is how long opening it should take on this machine, in milliseconds.
+    /// Returns a copy of slot `index` that holds the master key `key` under `password`, and its key material. Opening
+    /// the slot takes about `iter_time` milliseconds on this machine.
     ///
     /// # Errors
     /// If there is no such slot, the number of iterations is out of range, or the system provides no random bytes.
@@ -82,7 +82,7 @@ impl Header {
         Ok(())
     }
 
-    /// Sets the digest to that of `key`.
+    /// Sets the digest to the digest of `key`.
     pub(super) fn set_digest(&mut self, key: &Secret, iter_time: u64) -> Result<()> {
         let len = self.digest.len();
         let rate = self.hash.iterations_per_second(len)?;

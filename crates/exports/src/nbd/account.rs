@@ -144,7 +144,7 @@ impl Account {
             }
         }
         let spare = spare - repaid;
-        // A part is kept, so that not every request takes from the budget again.
+        // Keep a part of the memory, so that the next request need not take from the budget again.
         let keep = match self.budget.is_short() {
             true => 0,
             false if held > ALLOWANCE / 2 => 2 * STEP,

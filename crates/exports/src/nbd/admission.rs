@@ -2,8 +2,8 @@
 //!
 //! If a client connects while the server has its maximum of connections, the oldest connection that is still in the
 //! handshake is closed to admit the new client, because it has not yet proved to be a useful client. So clients that
-//! connect and send nothing cannot block others. If no connection is in the handshake, the new client is refused at
-//! once: if it stayed in the listening socket's queue, a client that opens several connections before it sends
+//! connect and send nothing cannot block others. If no connection is in the handshake, the new client is refused
+//! immediately. If it stayed in the listening socket's queue, a client that opens several connections before it sends
 //! requests would wait for ever.
 
 use super::account::ALLOWANCE;
@@ -99,7 +99,8 @@ impl Drop for Handshake {
     }
 }
 
-/// Counts refused connections. The first one is logged at once; later ones are summed up and logged rarely.
+/// Counts refused connections. The first one is logged immediately. Later ones are counted, and the count is logged at most
+/// once a minute.
 #[derive(Default)]
 pub(super) struct Refusals(Mutex<Refused>);
 

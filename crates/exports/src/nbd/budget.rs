@@ -1,9 +1,9 @@
 //! The memory that all connections of a server may hold together.
 //!
-//! Every connection has an [`Account`](super::account::Account) with an allowance of its own; it takes the memory
-//! that it needs beyond the allowance from this budget. When nothing is left, one connection at a time may overdraw
-//! the budget by the size of one largest request. Without this, all connections could wait for one another for ever,
-//! each holding a part of a write, because a write takes its memory step by step while it arrives.
+//! Every connection has an [`Account`](super::account::Account) with an allowance of its own; it takes the memory that it
+//! needs beyond the allowance from this budget. When nothing is left, one connection at a time may overdraw the budget by
+//! the size of one largest request. This prevents a deadlock: a write takes its memory step by step while it arrives, so
+//! all connections could hold a part of a write and wait for one another for ever.
 
 use oxblk_ring::{Event, EventListener};
 use std::sync::Arc;

@@ -1,9 +1,9 @@
 //! The transmission phase of one connection.
 //!
-//! One task does three things: it receives (parses requests and starts them), runs (the futures in the slots), and
-//! sends (batches from the outbox). Whenever the task is woken, [`transmit`] polls the three in this order, because
-//! each depends on the one before, until none makes another runnable. So they share plain cells and need no wakers
-//! among themselves.
+//! One task does three things: it receives (parses requests and starts them), runs (the futures in the slots), and sends
+//! (batches from the outbox). Whenever the task is woken, [`transmit`] polls the three in this order, because each depends
+//! on the previous one. It repeats this until none of them makes another one runnable. So the three share plain cells and
+//! need no wakers to wake one another.
 //!
 //! Limits: at most [`MAX_OUTSTANDING`] requests and [`MAX_DATA`] bytes are outstanding, counted from the moment a
 //! request is accepted until its reply has been sent; a larger request is accepted only when no other is outstanding.
@@ -59,7 +59,7 @@ struct Shared<'a, F> {
     data: Cell<usize>,
     /// Whether the last of these requests is still being received.
     receiving: Cell<bool>,
-    /// Bytes of data of a request that receiving holds back because the limits leave no room for it.
+    /// Bytes of data of a request that is not accepted yet, because it would exceed the limits.
     held_back: Cell<Option<usize>>,
 }
 
@@ -69,8 +69,8 @@ impl<F: Future<Output = Reply>> Shared<'_, F> {
         self.outstanding.get() < MAX_OUTSTANDING && (used == 0 || used + data <= MAX_DATA)
     }
 
-    /// Waits until a request with `data` bytes may be accepted, and counts it. [`transmit`] polls again whenever
-    /// there is new room, so no waker is needed.
+    /// Waits until the limits allow a request with `data` bytes, and counts it. [`transmit`] polls again whenever a reply
+    /// has been sent, so no waker is needed.
     async fn accept(&self, data: usize) {
         poll_fn(|_| {
             let ready = self.has_room(data);
@@ -108,7 +108,7 @@ impl<F: Future<Output = Reply>> Shared<'_, F> {
         self.outstanding.get() == usize::from(self.receiving.get())
     }
 
-    /// Whether receiving waits for room that is now available.
+    /// Whether receiving waits for the limits, and they now allow its request.
     fn may_accept(&self) -> bool {
         self.held_back.get().is_some_and(|data| self.has_room(data))
     }
@@ -222,7 +222,7 @@ struct Receiver<'a> {
 }
 
 impl Receiver<'_> {
-    /// Returns the next request, valid or not, with its payload. Waits until the limits have room for it.
+    /// Returns the next request, valid or not, with its payload. Waits until the limits allow it.
     async fn next<F: Future<Output = Reply>>(
         &mut self,
         shared: &Shared<'_, F>,

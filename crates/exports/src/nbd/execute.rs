@@ -129,7 +129,7 @@ async fn trim(backend: &Backend, offset: u64, length: u64, fua: bool) -> Result<
     if fua { backend.flush().await } else { Ok(()) }
 }
 
-/// Reads a range, so that the caches below have it.
+/// Reads a range, so that the caches below contain it.
 async fn prefetch(backend: &Backend, mut offset: u64, mut length: u64) -> Result<()> {
     while length > 0 {
         let step = usize::try_from(length).unwrap_or(PREFETCH).min(PREFETCH);

@@ -8,7 +8,7 @@ use oxblk_ring::{IoBuf, IoVec, Stream};
 use std::io;
 use std::sync::Arc;
 
-/// Room for the longest option that is parsed.
+/// Size of the longest option that is parsed, with its header.
 const ROOM: usize = MAX_OPTION_PAYLOAD + OptionHeader::SIZE;
 
 /// Greets the client and answers its options until transmission begins. Returns the session, and the input with the

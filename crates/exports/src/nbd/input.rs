@@ -18,7 +18,7 @@ use std::rc::Rc;
 pub(super) const BLOCK: usize = 64 << 10;
 /// Payloads up to this many bytes are split off the block.
 const CUT: usize = 16 << 10;
-/// If the block has less room than this, a new block is started.
+/// If fewer free bytes than this are left in the block, a new block is started.
 const LEAST_ROOM: usize = 4 << 10;
 /// A larger payload is received, and its memory counted, in steps of this many bytes.
 const STEP: usize = 1 << 20;
@@ -48,7 +48,7 @@ impl Input {
         self.start = self.end.min(self.start + len);
     }
 
-    /// Receives once more, with room for `want` bytes in all. Returns false at the end of the stream.
+    /// Receives once more, into a block that can hold `want` bytes in all. Returns false at the end of the stream.
     pub(super) async fn fill(&mut self, stream: &Stream, want: usize) -> io::Result<bool> {
         self.make_room(want).await;
         let tail = self.block.split_off(self.end);

@@ -14,15 +14,15 @@
 //! | `account` | the memory that one connection holds |
 //! | `budget` | the memory that all connections together may hold |
 //!
-//! The path of a request, and why no step allocates: one receive returns many requests. Each request becomes a future
-//! in a reused slot and is polled at once, so that a read reaches the engine's submission queue in the turn in which
-//! it was received. The completions of a turn set bits; the connection's task is woken once, polls the futures whose
-//! bits are set, and puts reply heads and read buffers into one scatter list. So a turn of the I/O thread takes one
-//! system call for all reads, the send and the next receive together.
+//! The path of a request, on which no step allocates: one receive returns many requests. Each request becomes a future in a
+//! reused slot and is polled immediately, so that a read reaches the engine's submission queue in the turn in which it was
+//! received. The completions of a turn set bits; the connection's task is woken once, polls the futures whose bits are set,
+//! and puts reply heads and read buffers into one scatter list. So in one turn of the I/O thread, a single system call
+//! submits all reads, the send and the next receive.
 //!
 //! Invariants:
-//! * a reply that is not yet sent counts against the connection's limits, so the server stops receiving from a client
-//!   that does not receive its replies;
+//! * a reply that is not yet sent counts against the connection's limits. So the server stops receiving from a client that
+//!   does not receive its replies;
 //! * all memory that a client can make the server hold is counted before it is allocated, and is limited by
 //!   [`ServerOptions::memory`] and the allowances of [`ServerOptions::max_connections`] connections;
 //! * a completely received request runs to completion, even if the client is gone.

@@ -1,9 +1,9 @@
 //! Listening, distributing connections over I/O threads, and stopping.
 //!
-//! A connection stays on one I/O thread, the one with the fewest connections when the client connected; `admission`
-//! decides which clients may connect. Any number of listeners may feed one server. [`Server::stop`] ends listening at
-//! once, lets every connection finish the requests that it has received, and closes the connections that have not
-//! ended after [`ServerOptions::grace`].
+//! A connection stays on one I/O thread, the one with the fewest connections when the client connected; `admission` decides
+//! which clients may connect. Any number of listeners may feed one server. [`Server::stop`] ends listening immediately,
+//! lets every connection finish the requests that it has received, and closes the connections that have not ended after
+//! [`ServerOptions::grace`].
 
 use super::account::Account;
 use super::admission::{Handshake, Handshakes, Refusals, keep_alive, possible_connections};
@@ -86,7 +86,7 @@ struct Inner {
     left: Event,
     /// Set when connections must finish their requests and end.
     stop: Flag,
-    /// Set when connections must end at once.
+    /// Set when connections must end immediately.
     abort: Flag,
 }
 

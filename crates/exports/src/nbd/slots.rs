@@ -82,7 +82,7 @@ impl<F: Future> Slots<F> {
         self.woken.task.register(cx.waker());
     }
 
-    /// Polls a new future at once; returns its output if it completed. The caller ensures that no more than
+    /// Polls a new future immediately; returns its output if it completed. The caller ensures that no more than
     /// [`CAPACITY`] are in flight.
     pub(super) fn start(&mut self, future: F) -> Option<F::Output> {
         let index = self.free.pop().unwrap_or_else(|| self.add());

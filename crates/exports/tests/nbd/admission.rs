@@ -11,7 +11,7 @@ fn with_places(max_connections: usize) -> Fixture {
 }
 
 #[test]
-fn a_client_over_the_limit_is_refused_at_once_and_one_after_it_is_served() {
+fn a_client_over_the_limit_is_refused_and_a_later_client_below_it_is_served() {
     let fixture = with_places(2);
     let first = fixture.client(false);
     let mut second = fixture.client(false);
@@ -22,7 +22,7 @@ fn a_client_over_the_limit_is_refused_at_once_and_one_after_it_is_served() {
     }
     assert_eq!(second.write(0, &[1; 512]), None);
     drop(first);
-    fixture.until("the first is gone", |fixture| fixture.server.connections() == 1);
+    fixture.until("the first connection has ended", |fixture| fixture.server.connections() == 1);
     assert_eq!(fixture.client(false).read(0, 512), [1; 512]);
 }
 

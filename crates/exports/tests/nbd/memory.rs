@@ -126,7 +126,7 @@ impl Driver for MemoryDriver {
         Some(Box::pin(async move {
             self.0.begin(&format!("zero{flags:?}"), offset, len).await?;
             if flags.contains(ZeroFlags::NO_FALLBACK) && !flags.contains(ZeroFlags::MAY_UNMAP) {
-                return Err(Error::unsupported("zeroes are slow here"));
+                return Err(Error::unsupported("this disk cannot write zeroes fast"));
             }
             let at = usize::try_from(offset).unwrap();
             let len = usize::try_from(len).unwrap();
@@ -182,6 +182,6 @@ impl DriverFactory for Factory {
     }
 
     fn open<'a>(&'a self, _: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>> {
-        Box::pin(async { Err(Error::unsupported("made by hand only")) })
+        Box::pin(async { Err(Error::unsupported("this driver cannot be opened by name")) })
     }
 }

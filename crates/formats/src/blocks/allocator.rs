@@ -1,8 +1,9 @@
-//! Which blocks of the file are in use.
+//! The allocator: which blocks of the file are in use.
 //!
-//! Blocks are handed out lowest first, so that an image has no gaps. A block is handed out as part of a [`Run`], which gives it
-//! back unless an entry of the map was made to name it: at once if nothing is being written to it, else when the host has ended
-//! what it had begun. A block that is freed rests until every request has ended that may have mapped it.
+//! The lowest free block is allocated first, so that an image has no gaps. Blocks are reserved as a [`Run`]. Dropping a
+//! run returns its blocks, unless the map names them by then ([`Run::keep`]). If writes to the blocks are in flight,
+//! the blocks are returned after the host has completed these. A freed block is quarantined until every request that
+//! may have mapped it has ended.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,44 +14,44 @@ use roaring::RoaringBitmap;
 
 #[derive(Debug, Default)]
 struct State {
-    /// Blocks from here on are not in use.
+    /// First block of the unused space at the end of the file.
     end: u32,
-    /// Blocks before `end` that are not in use.
+    /// Unused blocks before `end`.
     gaps: RoaringBitmap,
     /// Blocks from here on have never been written and read as zeroes.
     fresh: u32,
-    /// The most that `end` has been.
+    /// The largest value that `end` has had.
     most: u32,
     /// Freed blocks with the epochs in which they were freed, oldest first.
     quarantined: VecDeque<(u64, u32)>,
 }
 
-/// Hands out blocks of the file.
+/// Allocates blocks of the file.
 #[derive(Debug)]
 pub(crate) struct Allocator {
-    /// Blocks that there may be: the map cannot name any behind them.
+    /// Maximum number of blocks. The map cannot name blocks from here on.
     limit: u32,
     epochs: Arc<Epochs>,
     state: Mutex<State>,
 }
 
-/// Blocks that lie together and that nobody else has.
+/// Reserved contiguous blocks. No other request can reserve them.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) start: u32,
     pub(crate) count: u32,
-    /// They have never been written and read as zeroes once the file is long enough.
+    /// The blocks have never been written, and read as zeroes once the file is long enough.
     pub(crate) fresh: bool,
     give_back: Option<UntilSettled<GiveBack>>,
 }
 
 impl Run {
-    /// The block behind the last one.
+    /// The block after the last one.
     pub(crate) fn end(&self) -> u32 {
         self.start.saturating_add(self.count)
     }
 
-    /// The map names them all.
+    /// Ends the reservation: the map names all blocks.
     pub(crate) fn keep(mut self) {
         if let Some(mut back) = self.give_back.take().and_then(UntilSettled::release) {
             back.count = 0;
@@ -74,7 +75,7 @@ impl Drop for GiveBack {
 }
 
 impl State {
-    /// Gaps at the end are no gaps.
+    /// Moves `end` before gaps that lie directly before it.
     fn settle_end(&mut self) {
         while let Some(last) = self.end.checked_sub(1) {
             if !self.gaps.remove(last) {
@@ -86,7 +87,7 @@ impl State {
 }
 
 impl Allocator {
-    /// For an image of at most `limit` blocks, with none in use.
+    /// An allocator for an image of at most `limit` blocks, all unused.
     pub(crate) fn new(limit: u32, epochs: Arc<Epochs>) -> Arc<Self> {
         Arc::new(Self { limit, epochs, state: Mutex::default() })
     }
@@ -95,7 +96,7 @@ impl Allocator {
         super::lock(&self.state)
     }
 
-    /// Takes in which blocks are in use, and from which one on the file has nothing (`None`: it does not grow).
+    /// Sets which blocks are in use. From block `fresh` on, the file contains no data (`None`: the file does not grow).
     pub(crate) fn set_used(&self, used: &RoaringBitmap, fresh: Option<u32>, most: u32) {
         let end = used.max().map_or(0, |last| last.saturating_add(1));
         let mut gaps = RoaringBitmap::new();
@@ -106,7 +107,7 @@ impl Allocator {
         *self.lock() = State { end, gaps, fresh, most, quarantined: VecDeque::new() };
     }
 
-    /// Up to `count` blocks that lie together.
+    /// Reserves up to `count` contiguous blocks.
     ///
     /// # Errors
     /// `ENOSPC` when all are in use.
@@ -151,15 +152,15 @@ impl Allocator {
         state.settle_end();
     }
 
-    /// Blocks that no entry on disk names any more. They are in use until requests that began before have ended.
+    /// Frees blocks that no entry on disk names any more. They stay quarantined until earlier requests have ended.
     pub(crate) fn free(&self, blocks: impl IntoIterator<Item = u32>) {
         let epoch = self.epochs.current();
         self.lock().quarantined.extend(blocks.into_iter().map(|block| (epoch, block)));
-        // Moves the epoch on, so that the next request does not belong to this one.
+        // Advances the epoch, so that the next request does not belong to this one.
         self.epochs.has_passed(epoch);
     }
 
-    /// No request is under way: blocks that rest are free.
+    /// Ends the quarantine of all blocks. No request is in flight.
     pub(crate) fn end_rest(&self) {
         let mut state = self.lock();
         while let Some((_, block)) = state.quarantined.pop_front() {
@@ -168,29 +169,29 @@ impl Allocator {
         state.settle_end();
     }
 
-    /// Blocks from here on are not in use.
+    /// First block of the unused space at the end of the file.
     pub(crate) fn end(&self) -> u32 {
         self.lock().end
     }
 
-    /// The most that the end has been while the image was open.
+    /// The largest value that the end has had since the image was opened.
     pub(crate) fn most(&self) -> u32 {
         self.lock().most
     }
 
-    /// The file ends with the last block in use.
+    /// Records that the file now ends with the last block in use.
     pub(crate) fn note_cut_off(&self) {
         let mut state = self.lock();
         state.most = state.end;
         state.fresh = state.end;
     }
 
-    /// Blocks before the end that are not in use, lowest first.
+    /// The unused blocks before the end, lowest first.
     pub(crate) fn gaps(&self) -> RoaringBitmap {
         self.lock().gaps.clone()
     }
 
-    /// The last blocks have filled all gaps.
+    /// Records that the last blocks have been moved into all gaps.
     pub(crate) fn close_gaps(&self) {
         let mut state = self.lock();
         let gaps = u32::try_from(state.gaps.len()).unwrap_or(u32::MAX);
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn gaps_are_handed_out_first() {
+    fn gaps_are_allocated_first() {
         let allocator = Allocator::new(8, Arc::default());
         allocator.set_used(&used(&[0, 3]), Some(4), 0);
         let gap = allocator.reserve(5).unwrap();
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_given_back_are_no_longer_fresh_and_the_end_follows() {
+    fn returned_blocks_are_no_longer_fresh_and_the_end_moves_back() {
         let allocator = Allocator::new(8, Arc::default());
         allocator.set_used(&used(&[]), Some(0), 0);
         let first = allocator.reserve(2).unwrap();
@@ -240,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_freed_block_rests_while_a_request_is_under_way_that_began_before() {
+    fn a_freed_block_is_quarantined_while_an_earlier_request_is_in_flight() {
         let epochs = Arc::new(Epochs::default());
         let allocator = Allocator::new(8, Arc::clone(&epochs));
         allocator.set_used(&used(&[0, 1, 2]), Some(3), 0);

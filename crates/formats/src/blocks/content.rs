@@ -1,20 +1,20 @@
-//! What is to be written.
+//! The data of a write.
 
 use oxblk_core::ZeroFlags;
 use oxblk_ring::IoBuf;
 
 use super::length;
 
-/// What a range of the disk is to hold.
+/// The new contents of a range of the disk.
 pub(crate) enum Content {
     /// These bytes.
     Data(IoBuf),
-    /// So many zeroes.
+    /// This number of zeroes.
     Zeroes(u64, ZeroFlags),
 }
 
 impl Content {
-    /// How many bytes it is.
+    /// Length in bytes.
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Data(data) => length(data),
@@ -22,7 +22,7 @@ impl Content {
         }
     }
 
-    /// Takes the first `len` bytes, or all that there are.
+    /// Splits off and returns the first `len` bytes, or all if there are fewer.
     pub(crate) fn split_to(&mut self, len: u64) -> Self {
         match self {
             Self::Data(data) => {

@@ -1,4 +1,4 @@
-//! Which parts of a map are to be written.
+//! Dirty parts of a map: the entries that must be written back.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -6,16 +6,17 @@ use std::sync::Mutex;
 
 use super::lock;
 
-/// Entries in a sector: what is written whole or not at all.
+/// Entries in 512 bytes, the unit of write-back.
 const PER_SECTOR: u32 = 128;
-/// Most sectors that are written at once.
+/// Most sectors of one write.
 const MAX_SECTORS: u32 = 512;
 
-/// Sectors of a map whose entries have changed since they were written. Sectors are counted from the first entry.
+/// Sectors of a map whose entries have changed since they were written. Sectors are counted from the first entry, so
+/// they need not be aligned to sectors of the file.
 #[derive(Debug, Default)]
 pub(crate) struct DirtySectors(Mutex<BTreeSet<u32>>);
 
-/// Sectors that are being written; those of a write-back that fails or is cancelled are dirty again.
+/// The sectors of a write-back. If it fails or is cancelled, its sectors become dirty again.
 #[derive(Debug)]
 pub(crate) struct Writing<'a> {
     dirty: &'a DirtySectors,
@@ -23,25 +24,25 @@ pub(crate) struct Writing<'a> {
 }
 
 impl DirtySectors {
-    /// Notes that `count` entries (one at least) have changed. They are set already.
+    /// Marks `count` entries (at least one) as changed. The caller has set them already.
     pub(crate) fn mark(&self, first: u32, count: u32) {
         let last = first.saturating_add(count).saturating_sub(1);
         lock(&self.0).extend(first / PER_SECTOR..=last / PER_SECTOR);
     }
 
-    /// Takes all of them, to be written.
+    /// Removes all dirty sectors and returns them for a write-back.
     pub(crate) fn take(&self) -> Writing<'_> {
         Writing { dirty: self, sectors: std::mem::take(&mut *lock(&self.0)) }
     }
 }
 
 impl Writing<'_> {
-    /// Whether there is nothing to write.
+    /// Whether there is no sector to write.
     pub(crate) fn is_empty(&self) -> bool {
         self.sectors.is_empty()
     }
 
-    /// Runs of entries to be written, of a map with `entries` entries.
+    /// The runs of entries to write, in a map of `entries` entries.
     pub(crate) fn runs(&self, entries: u32) -> Vec<Range<u32>> {
         let mut runs: Vec<(u32, u32)> = Vec::new();
         for sector in &self.sectors {
@@ -61,7 +62,7 @@ impl Writing<'_> {
         runs.into_iter().map(range).collect()
     }
 
-    /// They are written, durably.
+    /// Ends the write-back: all sectors are durable.
     pub(crate) fn written(mut self) {
         self.sectors.clear();
     }
@@ -85,7 +86,7 @@ mod tests {
         dirty.mark(128, 300);
         dirty.mark(1000, 1);
         assert_eq!(dirty.take().runs(1001), [128..512, 896..1001]);
-        // They were not written.
+        // The first write-back was dropped, so its sectors are dirty again.
         dirty.mark(0, 1);
         let writing = dirty.take();
         assert_eq!(writing.runs(2000), [0..512, 896..1024]);

@@ -1,4 +1,4 @@
-//! Extents, and what is done with several of them.
+//! Extents of the disk, and reads over several extents.
 
 use futures_util::future::try_join_all;
 use oxblk_core::{BoxFuture, Edge, Errno, Error, Result};
@@ -6,12 +6,12 @@ use oxblk_ring::IoBufMut;
 
 use super::length;
 
-/// What a range of the disk is, for its first `len` bytes.
+/// The storage of a range of the disk, for its first `len` bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Extent {
-    /// At `host` in the file.
+    /// The data lies at `host` in the file.
     Data { host: u64, len: u64 },
-    /// Not allocated: it reads as zeroes.
+    /// The range is not allocated and reads as zeroes.
     Unallocated { len: u64 },
 }
 
@@ -23,7 +23,8 @@ impl Extent {
     }
 }
 
-/// Reads `buf.len()` bytes of the disk at `offset`. `extent` gives the extent at an offset, for as many bytes at most.
+/// Reads `buf.len()` bytes of the disk at `offset`. `extent(at, len)` returns the extent at `at`, of at most `len`
+/// bytes.
 pub(crate) async fn read(
     file: &Edge,
     offset: u64,
@@ -55,7 +56,7 @@ pub(crate) async fn read(
     Ok(whole)
 }
 
-/// The extent at `offset` together with those behind it that continue it, for `len` bytes at most.
+/// The extent at `offset`, joined with the extents that continue it, of at most `len` bytes.
 pub(crate) async fn joined(
     offset: u64,
     len: u64,

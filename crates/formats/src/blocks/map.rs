@@ -1,8 +1,8 @@
 //! A map of 32-bit little-endian entries in memory: one for each block of the disk.
 //!
-//! The map is read in chunks, as they are needed. A lookup takes no lock. A chunk whose entries are all the same, as most of a
-//! sparse image are, takes no memory. Entries change with one atomic store each; a chunk, once it is loaded, says what the image
-//! is, and what the file says no longer matters.
+//! The map is read in chunks when they are needed. A lookup takes no lock. A chunk whose entries are all equal takes no
+//! memory; a sparse image consists mostly of such chunks. One atomic store changes an entry. Once a chunk is loaded,
+//! only the memory counts: the file may contain older entries.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{
@@ -14,12 +14,12 @@ use std::sync::atomic::{
 pub(crate) const ENTRY_BYTES: u64 = 4;
 /// Entries of a chunk, the unit of loading.
 pub(crate) const CHUNK: u32 = 1 << 14;
-/// Marks that all entries of a chunk are what the low half says.
+/// Flag of a chunk whose entries are all equal. The low half is their value.
 const UNIFORM: u64 = 1 << 32;
 
 #[derive(Default)]
 struct Chunk {
-    /// 0: not known.
+    /// 0: the chunk is not loaded, or its entries differ.
     uniform: AtomicU64,
     own: OnceLock<Box<[AtomicU32]>>,
 }
@@ -54,30 +54,31 @@ fn split(index: u32) -> (usize, usize) {
 }
 
 impl EntryMap {
-    /// A map of which nothing is loaded.
+    /// A map without loaded chunks.
     pub(crate) fn new(entries: u32) -> Self {
         let chunks = (0..entries.div_ceil(CHUNK)).map(|_| Chunk::default()).collect();
         Self { entries, chunks }
     }
 
-    /// Entries that the map has.
+    /// Number of entries.
     pub(crate) fn len(&self) -> u32 {
         self.entries
     }
 
-    /// The entries of the chunk that has this one.
+    /// The indices of the entries in the chunk of `index`.
     pub(crate) fn chunk_of(&self, index: u32) -> std::ops::Range<u32> {
         let start = index - index % CHUNK;
         start..start.saturating_add(CHUNK).min(self.entries)
     }
 
-    /// The entry at an index; `None` when it is not loaded.
+    /// The entry at `index`; `None` if it is not loaded.
     pub(crate) fn get(&self, index: u32) -> Option<u32> {
         let (chunk, within) = split(index);
         self.chunks.get(chunk)?.number(within)
     }
 
-    /// What all entries of a chunk are, and how many there are from `index` to its end, where they are all the same.
+    /// If all entries of a chunk are equal: their value, and the number of entries from `index` to the end of the
+    /// chunk.
     pub(crate) fn uniform(&self, index: u32) -> Option<(u32, u32)> {
         let chunk = self.chunks.get(split(index).0)?;
         if chunk.own.get().is_some() {
@@ -87,12 +88,12 @@ impl EntryMap {
         Some((number, self.chunk_of(index).end.saturating_sub(index)))
     }
 
-    /// Whether the entry at an index is loaded.
+    /// Whether the entry at `index` is loaded.
     pub(crate) fn is_loaded(&self, index: u32) -> bool {
         self.chunks.get(split(index).0).is_none_or(Chunk::is_loaded)
     }
 
-    /// Takes in the bytes of the chunk that has the entry at `index`, unless another task has done so already.
+    /// Loads the chunk of `index` from its bytes, unless another task has loaded it already.
     pub(crate) fn load(&self, index: u32, bytes: &[u8]) {
         let Some(chunk) = self.chunks.get(split(index).0) else { return };
         if chunk.is_loaded() {
@@ -102,7 +103,7 @@ impl EntryMap {
         let Some(first) = numbers.next() else { return };
         if numbers.all(|number| number == first) {
             let word = UNIFORM | u64::from(first);
-            // Whoever was first has read the same: a chunk changes only once it is loaded.
+            // If another task was first, it has loaded the same value: a chunk changes only after it is loaded.
             let _ = chunk.uniform.compare_exchange(0, word, Release, Relaxed);
         } else {
             let own = self::numbers(bytes).map(AtomicU32::new).collect();
@@ -110,7 +111,7 @@ impl EntryMap {
         }
     }
 
-    /// Whether a loaded chunk says what these bytes do.
+    /// Whether the entries of a loaded chunk equal those in `bytes`.
     pub(crate) fn is_same(&self, index: u32, bytes: &[u8]) -> bool {
         let range = self.chunk_of(index);
         range.zip(numbers(bytes)).all(|(index, number)| {
@@ -119,7 +120,7 @@ impl EntryMap {
         })
     }
 
-    /// Changes an entry of a loaded chunk. Readers see what was written before this call.
+    /// Changes an entry of a loaded chunk. A reader of the new entry sees all data written before this call.
     pub(crate) fn set(&self, index: u32, number: u32) {
         let (chunk, within) = split(index);
         let Some(chunk) = self.chunks.get(chunk) else { return };
@@ -132,7 +133,7 @@ impl EntryMap {
         }
     }
 
-    /// The bytes of the loaded entries `range`, as they are written.
+    /// The bytes of the loaded entries in `range`, as they are stored in the file.
     pub(crate) fn encode(&self, range: std::ops::Range<u32>) -> Vec<u8> {
         let number = |index| {
             let (chunk, within) = split(index);
@@ -159,7 +160,7 @@ mod tests {
     const DISCARDED: u32 = u32::MAX - 1;
 
     #[test]
-    fn what_is_not_loaded_is_not_known() {
+    fn entries_of_a_chunk_that_is_not_loaded_are_unknown() {
         let map = EntryMap::new(CHUNK + 2);
         assert_eq!(map.get(0), None);
         map.load(CHUNK + 1, &bytes(&[7, ABSENT]));

@@ -1,5 +1,9 @@
-//! Shared by formats that have a map with an entry for each block of the disk, and blocks of the file that are allocated as the
-//! disk is written.
+//! Shared parts of formats with a simple block map.
+//!
+//! Such a format has a map with one entry for each block of the disk, and allocates blocks of the file when the disk is
+//! written. This module contains the map in memory (`map`), its dirty sectors (`dirty`), the allocator of blocks
+//! (`allocator`), and the extents that the map describes (`extent`). The formats vdi and parallels add the header, the
+//! layout and the order of writes.
 
 mod allocator;
 mod content;
@@ -19,7 +23,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The length of a buffer.
+/// The length of a buffer in bytes.
 pub(crate) fn length(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }

@@ -1,9 +1,10 @@
-//! Checking an image: was it closed, does each entry of the BAT name a cluster of its own in the file, and does the file end with
-//! the last one? Findings are worded and counted as `qemu-img check` does.
+//! Checking an image: it must have been closed, each entry of the BAT must name its own cluster inside the file, and
+//! the file must end with the last cluster. Findings are worded and counted as in `qemu-img check`.
 //!
-//! A repair loses nothing that can be read: an entry that shares a cluster with another gets a copy, one that names nothing in
-//! the file becomes 0, and a file that ends within a cluster is made longer. What lies behind the last cluster is cut off only where
-//! nothing else is wrong, or all that is wrong has been repaired.
+//! A repair loses no readable data. An entry that shares a cluster with another entry, or names an offset before the first
+//! cluster, gets its own copy. An entry that names an offset behind the end of the file becomes 0. A file that ends inside
+//! a cluster is extended. Space behind the last cluster is truncated only if the image has no other fault, or all other
+//! faults have been repaired.
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 
@@ -15,10 +16,10 @@ use oxblk_ring::IoBufMut;
 use super::Parallels;
 use super::survey::{Fault, Finding, Survey};
 
-/// Copies that a repair makes at most beside as many as the file has clusters.
+/// A repair makes at most as many copies as the file has clusters, plus this number.
 const SPARE_COPIES: u64 = 64;
 
-/// Faulty entries of one kind, as many as are repaired at most.
+/// Faulty entries of one kind, up to the number that a repair can handle.
 #[derive(Default)]
 struct Faults {
     entries: Vec<Finding>,
@@ -43,7 +44,7 @@ struct Findings {
 }
 
 impl Parallels {
-    /// Checks the image, which takes no requests meanwhile, and repairs what `fix` allows.
+    /// Checks the image and repairs the faults that `fix` allows. The image takes no requests meanwhile.
     pub(super) async fn check_image(&self, fix: Fix, say: &dyn Fn(&str)) -> Result<CheckReport> {
         if !self.is_read_only() {
             self.write_back().await?;
@@ -103,9 +104,9 @@ impl Parallels {
         Ok(report)
     }
 
-    /// Repairs everything that was found.
+    /// Repairs all faults that were found.
     async fn repair(&self, findings: &Findings) -> Result<()> {
-        // Until all is done, it is not known which clusters are in use.
+        // Until the repair is complete, the allocator does not know the clusters in use.
         self.surveyed.store(false, Release);
         self.allocator.set_used(&findings.survey.used, None, 0);
         if !self.data_offset_is_told.load(Acquire) {
@@ -123,18 +124,18 @@ impl Parallels {
             self.give_copy(finding).await?;
         }
         self.lengthen(self.allocator.end()).await?;
-        // The copies are durable before the entries that name them are written.
+        // A write-back makes the copies durable before it writes the entries that name them.
         self.write_back().await?;
         self.surveyed.store(true, Release);
         self.trim().await?;
-        // The header is told so when the image is closed.
+        // Closing the image writes this to the header.
         if self.unclean.swap(false, Release) {
             self.in_use.store(true, Release);
         }
         Ok(())
     }
 
-    /// Copies what an entry names to a cluster of its own, if it is not zeroes.
+    /// Copies the data of an entry to its own cluster. If the data is all zeroes, the entry becomes 0 instead.
     async fn give_copy(&self, finding: &Finding) -> Result<()> {
         let file = self.file()?;
         let buf = IoBufMut::new(usize::try_from(self.header.cluster).unwrap_or(0));
@@ -148,7 +149,7 @@ impl Parallels {
         let at = self.header.cluster_offset(run.start);
         file.write(at, data, WriteFlags::empty()).await?;
         self.set_entry(finding.index, self.header.entry(run.start).unwrap_or_default());
-        // The map names the cluster from here on, whatever fails later.
+        // The entry in memory names the cluster now, even if a later step fails.
         run.keep();
         Ok(())
     }

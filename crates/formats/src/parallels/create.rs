@@ -1,4 +1,5 @@
-//! Making images. The header is written last: an image whose creation was interrupted is not mistaken for a whole one.
+//! Creating images. The header is written last, so that an image whose creation was interrupted is not recognised as
+//! parallels.
 
 use oxblk_core::Errno;
 use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, OptionType};
@@ -7,12 +8,12 @@ use oxblk_ring::IoBuf;
 
 use super::header::{Header, MAX_ENTRIES, SECTOR};
 
-/// Bytes of a cluster unless told otherwise.
+/// Default length of a cluster in bytes.
 const CLUSTER: u64 = 1 << 20;
-/// Bytes that a cluster must be smaller than.
+/// A cluster must be smaller than this number of bytes.
 const CLUSTER_LIMIT: u64 = 1 << 31;
 
-/// The options that are not the protocol's. `preallocation` is: what it reserves is the file.
+/// The options of the format itself. `preallocation` is an option of the protocol, because it preallocates the file.
 pub(super) static OPTIONS: &[CreateOption] = &[
     CreateOption { name: "size", kind: OptionType::Size, help: "Virtual disk size", default: None },
     CreateOption {
@@ -23,7 +24,7 @@ pub(super) static OPTIONS: &[CreateOption] = &[
     },
 ];
 
-/// What an image is to be: creation options that have been checked.
+/// Creation options that have been checked.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted {
     pub(super) size: u64,
@@ -35,10 +36,10 @@ impl Wanted {
     /// Reads the options.
     ///
     /// # Errors
-    /// When one is wrong, in the words of QEMU's tools.
+    /// When a value is wrong, in the words of QEMU's tools.
     pub(super) fn from_options(mut options: Options) -> Result<Self> {
         let size = options.take_size("size")?.unwrap_or(0);
-        // It is of the file, which is made empty.
+        // The option applies to the file, which is created empty. Here it is only checked.
         if let Some(name) = options.take_str("preallocation")? {
             match Preallocation::parse(&name) {
                 Some(Preallocation::Metadata) => {
@@ -63,10 +64,10 @@ impl Wanted {
     }
 }
 
-/// Makes an image.
+/// Creates an image.
 ///
 /// # Errors
-/// When an option is wrong; as the file reports.
+/// When an option is wrong; otherwise the errors of the file.
 pub(super) async fn create(request: CreateRequest) -> Result<()> {
     let wanted = Wanted::from_options(request.options)?;
     let CreateTarget::File(file) = request.target else {
@@ -78,7 +79,7 @@ pub(super) async fn create(request: CreateRequest) -> Result<()> {
     file.flush().await
 }
 
-/// Has the file end where the clusters begin, with a BAT of zeroes.
+/// Makes the file end where the clusters begin, with a BAT of zeroes.
 async fn reserve_table(file: &Edge, header: &Header) -> Result<()> {
     let limits = file.node().limits();
     let is_zero = limits.has_zero_init && limits.grows && file.size() == 0;

@@ -1,6 +1,7 @@
-//! From disk offsets to extents: what the BAT says of a range.
+//! Translation of disk offsets to extents by the BAT.
 //!
-//! [`Parallels::lookup`] answers from memory, without a lock; [`Parallels::extent`] loads what is missing.
+//! [`Parallels::lookup`] answers from memory, without a lock; [`Parallels::extent`] first loads missing parts of the
+//! BAT.
 
 use oxblk_core::{ChildIdx, Error, Result, Status, StatusFlags};
 use oxblk_ring::IoBufMut;
@@ -9,17 +10,17 @@ use super::Parallels;
 use super::header::HEADER_BYTES;
 use crate::blocks::{ENTRY_BYTES, Extent, extent};
 
-/// Most clusters whose entries one lookup goes through.
+/// Most clusters whose entries one lookup examines.
 const MAX_RUN: u32 = 1 << 20;
 
 impl Parallels {
-    /// The cluster of the disk that has this offset.
+    /// The cluster of the disk that contains `offset`.
     pub(super) fn cluster_of(&self, offset: u64) -> u32 {
         u32::try_from(offset / self.header.cluster).unwrap_or(u32::MAX)
     }
 
-    /// What memory knows of the start of `offset..offset + len` (`len` > 0); `None` when the BAT is not loaded there. Takes
-    /// no lock.
+    /// Looks up the extent at the start of `offset..offset + len` (`len` > 0) in memory; `None` if the BAT is not
+    /// loaded there. Takes no lock.
     pub(super) fn lookup(&self, offset: u64, len: u64) -> Option<Extent> {
         let (first, within) = (self.cluster_of(offset), offset % self.header.cluster);
         if first >= self.map.len() {
@@ -56,7 +57,7 @@ impl Parallels {
         })
     }
 
-    /// What the start of `offset..offset + len` is, loading the BAT if need be.
+    /// The extent at the start of `offset..offset + len`. Loads the BAT if necessary.
     pub(super) async fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
         if let Some(extent) = self.lookup(offset, len) {
             return Ok(extent);
@@ -66,7 +67,7 @@ impl Parallels {
             .ok_or_else(|| Error::corrupt("the BAT has no such entry").at(offset))
     }
 
-    /// Loads the part of the BAT that has the entry of a cluster of the disk.
+    /// Loads the chunk of the BAT with the entry of `cluster`.
     pub(super) async fn load(&self, cluster: u32) -> Result<()> {
         if !self.map.is_loaded(cluster) {
             let bytes = self.read_chunk(cluster).await?;
@@ -75,7 +76,7 @@ impl Parallels {
         Ok(())
     }
 
-    /// The part of the BAT that has the entry of a cluster of the disk, as the file has it.
+    /// Reads the chunk of the BAT with the entry of `cluster` from the file.
     pub(super) async fn read_chunk(&self, cluster: u32) -> Result<IoBufMut> {
         let range = self.map.chunk_of(cluster);
         let entries = u64::from(range.end.saturating_sub(range.start));
@@ -84,7 +85,7 @@ impl Parallels {
         read.map_err(|error| error.prefix("Could not read the BAT"))
     }
 
-    /// The status of the start of `offset..offset + len`. A cluster that is allocated is data.
+    /// The status of the start of `offset..offset + len`. An allocated cluster is data.
     pub(super) async fn status(&self, offset: u64, len: u64) -> Result<Status> {
         let extent = async |at, len| self.extent(at, len).await;
         Ok(match extent::joined(offset, len, extent).await? {

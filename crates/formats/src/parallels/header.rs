@@ -1,4 +1,4 @@
-//! The image header: 64 bytes with little-endian fields, parsed with every check that does not need I/O, and encoded.
+//! The image header: 64 bytes with little-endian fields. Parsing makes every check that needs no I/O.
 //!
 //! Spec: docs/interop/parallels ("Header").
 
@@ -9,15 +9,15 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::blocks::ENTRY_BYTES;
 
-/// Bytes that the header takes up; the BAT follows.
+/// Length of the header in bytes. The BAT follows it.
 pub const HEADER_BYTES: u64 = 64;
 /// Most entries of the BAT.
 pub const MAX_ENTRIES: u32 = 0x1fff_ffff;
 
 pub(super) const SECTOR: u64 = 512;
-/// Says that the image is open for writing.
+/// Value of the `in_use` field of an image that is open for writing.
 pub(super) const IN_USE: u32 = 0x746f_6e59;
-/// Where the header has that, and the offset of the data.
+/// Offsets of the fields `in_use` and `data_off` in the header.
 pub(super) const IN_USE_OFFSET: u64 = 44;
 pub(super) const DATA_OFF_OFFSET: u64 = 48;
 
@@ -30,7 +30,7 @@ const MAX_TRACKS: u32 = 0x7fff_ffff / 513;
 const HEADS: u32 = 16;
 const SECTORS_PER_TRACK: u64 = 32;
 
-/// The header's bytes with names.
+/// The header in its on-disk format.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct RawHeader {
@@ -53,28 +53,28 @@ const _: () = {
     assert!(std::mem::offset_of!(RawHeader, data_off) == 48);
 };
 
-/// A header that keeps what it promises: the BAT is in the file, and the clusters lie behind it.
+/// A header that has been checked: the file contains the complete BAT, and the clusters lie behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// BAT entries count clusters; otherwise sectors.
+    /// BAT entries are in units of clusters; otherwise in units of sectors.
     pub extended: bool,
-    /// Bytes of a cluster; a multiple of 512.
+    /// Length of a cluster in bytes; a multiple of 512.
     pub cluster: u64,
-    /// Entries of the BAT.
+    /// Number of entries in the BAT.
     pub entries: u32,
     /// Virtual size in bytes; a multiple of 512.
     pub size: u64,
-    /// The image was not closed since it was opened for writing.
+    /// The image was opened for writing and not closed since.
     pub in_use: bool,
     /// Byte offset of the clusters.
     pub data_offset: u64,
-    /// The header says so itself.
+    /// The header contains this offset. Otherwise the offset is computed.
     pub data_offset_is_told: bool,
-    /// There is a format extension.
+    /// The image has a format extension.
     pub has_extension: bool,
 }
 
-/// Whether a file that begins with these bytes is an image.
+/// Whether a file that begins with these bytes is a parallels image.
 pub(super) fn looks_like_parallels(head: &[u8]) -> bool {
     let version = head.get(16..).and_then(|rest| rest.first_chunk());
     (head.starts_with(MAGIC) || head.starts_with(MAGIC_EXT))
@@ -109,7 +109,7 @@ impl Header {
     /// Parses the first bytes of a file of `file_size` bytes.
     ///
     /// # Errors
-    /// When it is no image of a kind that is supported, or breaks the format.
+    /// When the image has an unsupported property, or violates the format.
     pub fn parse(bytes: &[u8], file_size: u64) -> Result<Self> {
         let not_parallels = || invalid("Image not in Parallels format");
         let (raw, _) = RawHeader::read_from_prefix(bytes).map_err(|_| not_parallels())?;
@@ -162,35 +162,35 @@ impl Header {
         Ok(header)
     }
 
-    /// Where the BAT ends.
+    /// Byte offset of the end of the BAT.
     pub fn table_end(&self) -> u64 {
         HEADER_BYTES + u64::from(self.entries) * ENTRY_BYTES
     }
 
-    /// The first place behind the BAT where clusters may begin.
+    /// The first offset behind the BAT at which clusters may begin.
     fn least_data_offset(&self) -> u64 {
         let end = multiple(self.table_end(), SECTOR);
         if self.extended { multiple(end, self.cluster) } else { end }
     }
 
-    /// What BAT entries count.
+    /// The unit of BAT entries in bytes.
     fn unit(&self) -> u64 {
         if self.extended { self.cluster } else { SECTOR }
     }
 
-    /// The place in the file that a BAT entry other than 0 names.
+    /// The byte offset in the file that a BAT entry other than 0 names.
     pub fn host(&self, entry: u32) -> u64 {
         // Below 2^32 * 2^31.
         u64::from(entry) * self.unit()
     }
 
-    /// Byte offset of a cluster of the data area, or of the end of the one before it.
+    /// Byte offset of a cluster of the data area, which is also the end of the previous cluster.
     pub fn cluster_offset(&self, index: u32) -> u64 {
         // Both parts are below 2^63.
         self.data_offset.saturating_add(u64::from(index) * self.cluster)
     }
 
-    /// The cluster of the data area at a place in the file, if one begins there.
+    /// The cluster of the data area that begins at offset `host` of the file, if one begins there.
     pub fn cluster_index(&self, host: u64) -> Option<u32> {
         let within = host.checked_sub(self.data_offset)?;
         if !within.is_multiple_of(self.cluster) {
@@ -199,18 +199,18 @@ impl Header {
         u32::try_from(within / self.cluster).ok()
     }
 
-    /// The BAT entry that names a cluster of the data area, if one can.
+    /// The BAT entry that names a cluster of the data area, if an entry can name it.
     pub fn entry(&self, index: u32) -> Option<u32> {
         u32::try_from(self.cluster_offset(index) / self.unit()).ok()
     }
 
-    /// Clusters of the data area that BAT entries can name.
+    /// Number of clusters of the data area that BAT entries can name.
     pub(super) fn most_clusters(&self) -> u32 {
         let nameable = (u64::from(u32::MAX) * self.unit()).saturating_sub(self.data_offset);
         u32::try_from(nameable / self.cluster).unwrap_or(u32::MAX)
     }
 
-    /// The header as it is written, 64 bytes.
+    /// The header in its on-disk format, 64 bytes.
     pub fn encode(&self) -> Vec<u8> {
         let low = |number: u64| U32::new(u32::try_from(number).unwrap_or(u32::MAX));
         let sectors = self.size / SECTOR;
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_encoded_is_parsed() {
+    fn an_encoded_header_parses_to_the_same_header() {
         for (cluster, entries) in [(1 << 20, 10), (1024, 9000), (63 * 512, 400)] {
             let header = Header::new(9000 << 10, cluster, entries);
             assert_eq!(Header::parse(&header.encode(), FILE).unwrap(), header);
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn a_fault_of_the_header_is_named_in_the_error() {
         let cases: [(usize, u64, usize, &str); 8] = [
             (0, 0, 4, "Image not in Parallels format"),
             (16, 3, 4, "Image not in Parallels format"),

@@ -1,32 +1,34 @@
 //! parallels: the expandable disk image format of Parallels.
 //!
-//! Spec: docs/interop/parallels. An image is `header | BAT | clusters`. The BAT has a 32-bit entry for each cluster of the disk:
-//! where in the file it is, or 0 if it reads as zeroes. Clusters are freed when they are discarded, and used again.
+//! Spec: docs/interop/parallels. An image is `header | BAT | clusters`. The BAT has a 32-bit entry for each cluster of
+//! the disk: the position of the cluster in the file, or 0 if it reads as zeroes. A discarded cluster is freed and can
+//! be allocated again.
 //!
 //! | | |
 //! |---|---|
-//! | `header` | the header, pure |
+//! | `header` | parsing and encoding the header, without I/O |
 //! | `extent` | disk offset → extent; loading the BAT |
-//! | `read_write` | requests that the map of the fast path cannot answer |
+//! | `read_write` | requests that the fast path cannot answer |
 //! | `write_back` | the order in which the BAT reaches the disk; closing |
-//! | `survey` | what the whole BAT says: clusters in use, faults |
+//! | `survey` | checking all entries of the BAT: clusters in use, faults |
 //! | `check` | check and repair |
-//! | `create`, `open`, `reopen`, `driver` | what the names say |
+//! | `create`, `open`, `reopen`, `driver` | as their names say |
 //!
-//! The BAT in memory, and which clusters of the file are in use, are kept by `blocks`.
+//! `crate::blocks` provides the BAT in memory and the allocator of clusters of the file.
 //!
 //! # Locks, in the order in which they are taken
 //!
-//! 1. `guest`: range lock over the clusters of the disk that are being allocated or freed;
+//! 1. `guest`: range lock on the clusters of the disk that are being allocated or freed;
 //! 2. `writing_back`: one write-back at a time;
 //! 3. `growing`: making the file longer;
-//! 4. short mutexes (of the allocator, of the dirty sectors, `freed`), never across I/O.
+//! 4. short mutexes (of the allocator, of the dirty sectors, `freed`), never held across I/O.
 //!
-//! # What a crash leaves
+//! # After a crash
 //!
-//! An entry is written after the data of its cluster is durable, and a freed cluster is used again only after the entry that
-//! named it is durably 0. So a crash loses nothing that was flushed; the header says that the image was not closed, and clusters
-//! at the end of the file may be unused. The next program that opens the image for writing repairs that.
+//! An entry is written after the data of its cluster is durable. A freed cluster is allocated again only after the
+//! entry that named it is durably 0. So a crash loses no flushed data. After a crash the header says that the image was
+//! not closed, and clusters at the end of the file may be unused. The next program that opens the image for writing
+//! repairs both.
 
 mod check;
 mod create;
@@ -54,7 +56,7 @@ use header::Header;
 
 /// An open parallels image.
 pub(crate) struct Parallels {
-    /// As the image was opened.
+    /// The header at the time of opening.
     header: Header,
     children: ChildrenRef,
     read_only: AtomicBool,
@@ -62,22 +64,22 @@ pub(crate) struct Parallels {
     allocator: Arc<Allocator>,
     /// The header on disk may say that the image is open for writing.
     in_use: AtomicBool,
-    /// Somebody before did not close the image, and that was not repaired.
+    /// A previous program did not close the image, and this was not repaired.
     unclean: AtomicBool,
-    /// The header on disk says where the clusters are.
+    /// The header on disk contains the offset of the clusters.
     data_offset_is_told: AtomicBool,
-    /// The allocator knows which clusters are in use.
+    /// Whether the allocator knows the clusters in use. Otherwise requests allocate no clusters.
     surveyed: AtomicBool,
-    /// The file has all clusters before this one.
+    /// The file contains all clusters before this one completely.
     whole_clusters: AtomicU32,
     dirty: DirtySectors,
-    /// Clusters whose entries have become 0, and not yet on disk.
+    /// Clusters whose entries are 0 in memory, but not yet on disk.
     freed: Mutex<Vec<u32>>,
     guest: RangeLock,
     growing: AsyncMutex<()>,
     writing_back: AsyncMutex<()>,
     barrier: WriteBarrier,
-    /// A reopen that waits for commit or abort.
+    /// A prepared reopen, before commit or abort.
     prepared: Mutex<Option<reopen::Prepared>>,
 }
 
@@ -97,7 +99,7 @@ impl Parallels {
         Ok(())
     }
 
-    /// Changes a BAT entry, and notes that it is to be written. Readers see what was written before this call.
+    /// Changes a BAT entry and marks it as dirty. A reader of the new entry sees all data written before this call.
     fn set_entry(&self, index: u32, number: u32) {
         self.map.set(index, number);
         oxblk_ring::perturb::point();

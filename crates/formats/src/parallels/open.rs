@@ -1,5 +1,5 @@
-//! Opening. An image that is to be written has its whole BAT looked at, and is repaired if it was not closed or anything is wrong
-//! with it.
+//! Opening. If an image is opened for writing, its complete BAT is checked. The image is repaired if it was not closed,
+//! or if it has a fault.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Release};
 use std::sync::{Arc, Mutex};
@@ -61,7 +61,7 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Parallels> {
 }
 
 impl Parallels {
-    /// Repairs what is wrong, if anything is.
+    /// Repairs the image if it has a fault.
     async fn make_sound(&self) -> Result<()> {
         if !self.header.in_use && self.header.data_offset_is_told {
             let mut faults = 0_u32;
@@ -79,10 +79,10 @@ impl Parallels {
         Ok(())
     }
 
-    /// Looks at the whole BAT of an image that is to be written.
+    /// Checks the complete BAT of an image that will be written.
     ///
     /// # Errors
-    /// When writing could spoil what the image holds.
+    /// When an entry of the BAT is faulty.
     pub(super) async fn survey_to_write(&self) -> Result<Survey> {
         let mut fault = None;
         let survey = self.survey(|finding| {
@@ -97,7 +97,7 @@ impl Parallels {
         }
     }
 
-    /// Takes in which clusters of the file are in use.
+    /// Tells the allocator which clusters of the file are in use.
     pub(super) fn begin_to_write(&self, file: &Edge, survey: &Survey) {
         let grows = file.node().limits().grows;
         let behind = file.size().saturating_sub(self.header.data_offset);

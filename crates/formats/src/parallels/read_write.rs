@@ -1,12 +1,13 @@
-//! Requests that the map of the fast path cannot answer: those that allocate, and those that go over several extents.
+//! Requests that the fast path cannot answer: requests that allocate clusters, and requests over several extents.
 //!
-//! A request that allocates holds the range lock on its clusters of the disk from the moment it looks at them until the map names
-//! them, so that two writers of one cluster follow each other. Each run of clusters goes through
+//! A request that allocates locks the range of its clusters before it looks them up, and holds the lock until the map
+//! names the new clusters. So two writers of one cluster run one after the other. Each run of clusters goes through
+//! these steps:
 //!
-//! 1. *reserve*: clusters of the file that nobody else can have; the file becomes long enough;
-//! 2. *write*: the data, and zeroes around it where the file may hold something else;
-//! 3. *link*: the entries name the clusters in memory. Readers see the new data from here on, and [`super::write_back`] writes
-//!    the entries.
+//! 1. *reserve*: get clusters of the file that no other request has; make the file long enough;
+//! 2. *write*: write the data, and zeroes around it where the file may contain other data;
+//! 3. *link*: set the entries in memory. Readers see the new data from here on. [`super::write_back`] writes the entries to
+//!    the file.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
 
@@ -18,7 +19,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::{Parallels, lock};
 use crate::blocks::{Content, Extent, Run, extent, length};
 
-/// Clusters that may wait for their entries to be written before they are free, if no flush comes.
+/// Most freed clusters that may wait for a write-back of their entries, if no flush comes.
 const MANY_FREED: usize = 64;
 
 impl Parallels {
@@ -34,8 +35,8 @@ impl Parallels {
         self.change(offset, data).await
     }
 
-    /// Makes a range of the disk read as zeroes: whole clusters are freed, and in others zeroes are written to what is
-    /// allocated.
+    /// Makes a range of the disk read as zeroes. Whole clusters are freed. Zeroes are written to allocated clusters
+    /// that the range covers in part.
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.check_writable()?;
         let end = offset.saturating_add(len);
@@ -64,13 +65,14 @@ impl Parallels {
         self.relieve().await
     }
 
-    /// Writes back early if many clusters wait for it: else the file would grow as long as no flush comes.
+    /// Writes back early if many freed clusters wait for it. Otherwise the file would grow for as long as no flush
+    /// comes.
     async fn relieve(&self) -> Result<()> {
         let many = lock(&self.freed).len() > MANY_FREED;
         if many { self.write_back().await } else { Ok(()) }
     }
 
-    /// The part of a range that is whole clusters; the last one ends with the disk.
+    /// The part of a range that consists of whole clusters. The last cluster of the disk may end with the disk.
     fn whole_within(&self, offset: u64, end: u64) -> (u64, u64) {
         let cluster = self.header.cluster;
         let from = offset.checked_next_multiple_of(cluster).unwrap_or(u64::MAX);
@@ -78,7 +80,7 @@ impl Parallels {
         (from, to)
     }
 
-    /// Frees what is allocated of whole clusters. The caller holds the range lock.
+    /// Frees the allocated clusters of a range of whole clusters. The caller holds the range lock.
     async fn free_clusters(&self, from: u64, to: u64) -> Result<()> {
         let mut at = from;
         while at < to {
@@ -88,7 +90,8 @@ impl Parallels {
                 for step in 0..count {
                     let ahead = step.saturating_mul(self.header.cluster);
                     self.set_entry(self.cluster_of(at.saturating_add(ahead)), 0);
-                    // Faults were repaired when the image was opened for writing.
+                    // Every host offset is that of a cluster: faults were repaired when the image was opened for
+                    // writing.
                     let freed = self.header.cluster_index(host.saturating_add(ahead));
                     lock(&self.freed).extend(freed);
                 }
@@ -98,7 +101,7 @@ impl Parallels {
         Ok(())
     }
 
-    /// Writes zeroes to what is allocated of a range. The caller holds the range lock.
+    /// Writes zeroes to the allocated parts of a range. The caller holds the range lock.
     async fn zero_allocated(&self, from: u64, to: u64, flags: ZeroFlags) -> Result<()> {
         let mut at = from;
         while at < to {
@@ -116,7 +119,7 @@ impl Parallels {
         self.check_writable()?;
         let len = length(&data);
         let content = Content::Data(data);
-        // What is in place needs no lock.
+        // A write to allocated clusters needs no lock.
         if let Extent::Data { host, len: covered } = self.extent(offset, len).await?
             && covered == len
         {
@@ -139,7 +142,7 @@ impl Parallels {
         while content.len() > 0 {
             let extent = match self.extent(at, content.len()).await {
                 Ok(extent) => extent,
-                // What has been reserved is given back when nothing is being written to it.
+                // Reserved clusters return to the allocator once no write to them is in flight.
                 Err(error) => return run_all(jobs).await.and(Err(error)),
             };
             let mut piece = content.split_to(extent.len());
@@ -170,7 +173,7 @@ impl Parallels {
         run_all(jobs).await
     }
 
-    /// Clusters for new data; refused while it is not known which ones are free.
+    /// Reserves clusters for new data. Refused while the allocator does not know the free clusters.
     fn reserve(&self, count: u32) -> Result<Run> {
         if !self.surveyed.load(Acquire) {
             return Err(Error::from_errno(Errno::IO).reword(
@@ -182,7 +185,7 @@ impl Parallels {
 
     /// Writes to clusters that are allocated.
     async fn put_in_place(&self, host: u64, content: Content) -> Result<()> {
-        // The clusters may be behind the end of the file, where somebody has cut it off.
+        // The clusters may lie behind the end of the file, if the file was truncated by another program.
         let end = host.saturating_add(content.len()).saturating_sub(self.header.data_offset);
         self.lengthen(self.cluster_of(end.saturating_add(self.header.cluster - 1))).await?;
         self.put(host, content).await
@@ -217,7 +220,7 @@ impl Parallels {
         let first = self.cluster_of(offset);
         for index in 0..run.count {
             let at = run.start.saturating_add(index);
-            // The allocator gives out no cluster that an entry cannot name.
+            // The allocator never returns a cluster that an entry cannot name.
             let entry = self.header.entry(at).unwrap_or_default();
             self.set_entry(first.saturating_add(index), entry);
         }
@@ -225,7 +228,8 @@ impl Parallels {
         Ok(())
     }
 
-    /// Makes the file so long that it has all clusters before `end`. Nothing else makes it longer, so that it is never cut off.
+    /// Extends the file so that it contains all clusters before `end`. All extensions go through the `growing` lock, so
+    /// no extension truncates the file.
     pub(super) async fn lengthen(&self, end: u32) -> Result<()> {
         if self.whole_clusters.load(Acquire) >= end {
             return Ok(());

@@ -1,7 +1,8 @@
-//! Reopen: read-only or not.
+//! Reopen, which can make an image read-only or writable.
 //!
-//! An image that becomes read-only is made complete on disk while it can still be written. One that becomes writable must be
-//! on disk as it is in memory: somebody else may have written it where locks are off.
+//! An image that becomes read-only is completed on disk while it can still be written. An image that becomes writable
+//! must have the same metadata on disk as in memory: without file locks, another program may have written to it
+//! meanwhile.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -14,10 +15,10 @@ use super::open::read_header;
 use super::survey::Survey;
 use super::{Parallels, lock};
 
-/// A reopen that waits for commit or abort.
+/// A prepared reopen, before commit or abort.
 pub(super) struct Prepared {
     read_only: bool,
-    /// Of an image that becomes writable.
+    /// The survey of an image that becomes writable.
     survey: Option<Survey>,
 }
 
@@ -38,7 +39,7 @@ impl Parallels {
         Ok(Prepared { read_only: flags.read_only, survey })
     }
 
-    /// The file has what was read of it before.
+    /// Checks that the metadata in the file equals the metadata in memory.
     async fn require_unchanged(&self) -> Result<()> {
         let changed = || {
             let text = "Image was changed while it was open read-only";

@@ -1,55 +1,55 @@
-//! What the whole BAT says: which clusters of the file are in use, and what is wrong.
+//! The survey: checks all entries of the BAT, and collects the clusters in use and the faults.
 
 use oxblk_core::Result;
 use roaring::RoaringBitmap;
 
 use super::Parallels;
 
-/// What is wrong with an entry of the BAT.
+/// The fault of an entry of the BAT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// It names a place before the first cluster, or behind the end of the file.
+    /// The entry names an offset before the first cluster, or behind the end of the file.
     Outside,
-    /// Its cluster begins in the file and ends behind the file's end.
+    /// The cluster begins inside the file and ends behind the file's end.
     CutOff,
-    /// Its cluster overlaps that of an entry before it, or lies between two clusters.
+    /// The cluster overlaps the cluster of an earlier entry, or its offset is not that of a cluster.
     Duplicate,
 }
 
-/// A faulty entry. So are the entries that follow it, as many as `count` says.
+/// A faulty entry. `count` entries from `index` on have the same fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Finding {
     pub(super) fault: Fault,
-    /// The cluster of the disk.
+    /// Index of the cluster in the disk.
     pub(super) index: u32,
-    /// Where in the file it is.
+    /// Byte offset in the file that the entry names.
     pub(super) host: u64,
     pub(super) count: u32,
 }
 
-/// What the BAT says.
+/// The result of a survey.
 #[derive(Debug, Default)]
 pub(super) struct Survey {
-    /// Clusters of the file that entries name, but for those of faulty ones that need clusters of their own.
+    /// Clusters of the file that entries name, without the clusters of faulty entries that need their own copy.
     pub(super) used: RoaringBitmap,
-    /// Entries that name something in the file.
+    /// Number of entries that name an offset inside the file.
     pub(super) allocated: u64,
-    /// Of these, those that do not follow the one before.
+    /// Number of these entries whose cluster does not follow the cluster of the previous entry.
     pub(super) fragmented: u64,
 }
 
 impl Survey {
-    /// The cluster behind the last one in use.
+    /// The cluster after the last one in use.
     pub(super) fn end(&self) -> u32 {
         self.used.max().map_or(0, |last| last.saturating_add(1))
     }
 }
 
 impl Parallels {
-    /// Goes through the BAT, loading all of it, and reports what is wrong in the order of the disk.
+    /// Loads and checks the complete BAT, and reports faults in the order of the disk.
     ///
     /// # Errors
-    /// As the file reports.
+    /// The errors of the file.
     pub(super) async fn survey(&self, mut found: impl FnMut(Finding)) -> Result<Survey> {
         let (size, cluster) = (self.file()?.size(), self.header.cluster);
         let mut survey = Survey::default();
@@ -61,7 +61,7 @@ impl Parallels {
             let mut index = range.start;
             start = range.end;
             while index < range.end {
-                // The first entry of a chunk tells what the others are.
+                // In a chunk of equal entries, the first entry is handled alone, and the others together.
                 let alike = match self.map.uniform(index) {
                     Some((entry, count)) if entry == 0 || index > range.start => count.max(1),
                     _ => 1,

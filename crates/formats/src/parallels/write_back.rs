@@ -1,14 +1,14 @@
 //! The order in which the BAT reaches the disk.
 //!
-//! A write-back goes through
+//! The steps of a write-back:
 //!
-//! 1. *copy*: the sectors of the BAT that changed, as they are now. All data that they name has been written;
-//! 2. *mark*: the header says that the image is open for writing;
-//! 3. *flush*: data and header are durable;
-//! 4. *entries*: the copies are written;
-//! 5. *flush*: clusters whose entries have become 0 are free from here on.
+//! 1. *copy*: copy the changed sectors of the BAT. All data that these entries name has been written;
+//! 2. *mark*: set the header's field that says that the image is open for writing;
+//! 3. *flush*: make data and header durable;
+//! 4. *entries*: write the copies;
+//! 5. *flush*: from here on, clusters whose entries have become 0 are free.
 //!
-//! An entry that is set later than its sector was copied is written by the next one.
+//! If an entry changes after its sector was copied, the next write-back writes it.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
@@ -21,7 +21,7 @@ use super::extent::entry_offset;
 use super::header::{DATA_OFF_OFFSET, IN_USE, IN_USE_OFFSET, SECTOR};
 use super::{Parallels, lock};
 
-/// Clusters being freed; they are to be freed again if the write-back fails or is cancelled.
+/// Clusters that a write-back frees. If it fails or is cancelled, they wait for the next write-back.
 struct Freed<'a> {
     image: &'a Parallels,
     clusters: Vec<u32>,
@@ -40,11 +40,11 @@ async fn write_field(file: &Edge, offset: u64, value: u32) -> Result<()> {
 }
 
 impl Parallels {
-    /// Makes everything durable that had completed before the call.
+    /// Makes all changes durable that had completed before the call.
     pub(super) async fn write_back(&self) -> Result<()> {
         let _turn = self.writing_back.lock().await;
         let file = self.file()?;
-        // Their entries are set and marked.
+        // The entries of these clusters are already 0 and marked as dirty.
         let clusters = std::mem::take(&mut *lock(&self.freed));
         let mut freed = Freed { image: self, clusters };
         let sectors = self.dirty.take();
@@ -66,11 +66,11 @@ impl Parallels {
         for cluster in &clusters {
             let (host, size) = (self.header.cluster_offset(*cluster), file.size());
             let len = self.header.cluster.min(size.saturating_sub(host));
-            // It only saves space: the host may refuse.
+            // The discard only saves space, so a failure is not an error.
             if len > 0
                 && let Err(error) = file.discard(host, len).await
             {
-                tracing::debug!("parallels: a freed cluster keeps its space: {error}");
+                tracing::debug!("parallels: cannot discard a freed cluster: {error}");
             }
         }
         self.allocator.free(clusters);
@@ -88,7 +88,7 @@ impl Parallels {
         file.flush().await
     }
 
-    /// Has the header say where the clusters are.
+    /// Writes the offset of the clusters to the header.
     pub(super) async fn tell_data_offset(&self) -> Result<()> {
         let file = self.file()?;
         let sectors = u32::try_from(self.header.data_offset / SECTOR).unwrap_or(u32::MAX);
@@ -97,8 +97,8 @@ impl Parallels {
         file.flush().await
     }
 
-    /// Makes the image on disk complete: no metadata is left in memory, the file ends with its last cluster, and the header
-    /// says that the image is closed. No request is under way.
+    /// Writes all metadata to the image, truncates the file after its last cluster, and marks the image as closed in
+    /// the header. No request is in flight.
     pub(super) async fn complete(&self) -> Result<()> {
         if self.is_read_only() {
             return Ok(());
@@ -126,12 +126,12 @@ impl Parallels {
         Ok(())
     }
 
-    /// Cuts off what the file has behind its last cluster in use.
+    /// Truncates the file after its last cluster in use.
     pub(super) async fn trim(&self) -> Result<()> {
         let file = self.file()?;
         let end = self.allocator.end();
         let offset = self.header.cluster_offset(end);
-        // A device is as long as it is, and what a format extension uses is not known.
+        // A device has a fixed length. A format extension may use space behind the last cluster.
         if file.size() <= offset || !file.node().limits().grows || self.header.has_extension {
             return Ok(());
         }

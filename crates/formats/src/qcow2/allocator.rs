@@ -1,19 +1,21 @@
-//! The free map: which host clusters may be handed out.
+//! The free map: which host clusters may be allocated.
 //!
-//! The map is filled from the refcount blocks, one block at a time as it runs dry (`Refcounts::scan_next`), lowest
-//! clusters first, so that images stay compact. The search for free clusters begins behind those that were handed out
-//! last, and goes back to where clusters become free: gaps that were too small for a request are passed over until
-//! then, or until the image is opened again, as QEMU does it. [`Allocator::rewind`] has it begin at the front.
+//! When the map has no suitable free clusters, `Refcounts::scan_next` fills it from the next refcount block. The lowest
+//! clusters come first, so that images stay compact. The search for free clusters begins behind the clusters that were
+//! allocated last. When a cluster below that position becomes free, the search restarts at that cluster. Gaps that were too
+//! small for a request are skipped until then, or until the image is opened again, as in QEMU. [`Allocator::rewind`] restarts
+//! the search at the front.
+//!
 //! A cluster is in one of these states:
 //!
-//! - **free**: in the map;
-//! - **reserved**: handed out as a [`Reserved`], which gives it back when dropped: at once if nothing was being written to it,
-//!   else it rests first;
+//! - **free**: the cluster is in the map;
+//! - **reserved**: handed out as a [`Reserved`]. A [`Reserved`] that is dropped frees its clusters immediately if no write to
+//!   them has begun. Otherwise it quarantines them;
 //! - **in use**: its refcount is not 0;
-//! - **quarantined**: freed, but a request that started before may still be using it. It becomes free once the epoch in which
-//!   it was freed has passed.
+//! - **quarantined**: freed, but a request that started before may still use the cluster. The cluster becomes free once the
+//!   epoch in which it was freed has passed.
 //!
-//! The mutex is held for a few map operations and never across I/O.
+//! The mutex is held for a few map operations. It is never held across I/O.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,7 +33,7 @@ pub(super) struct Quarantined {
     pub(super) epoch: u64,
     pub(super) cluster: u64,
     pub(super) count: u64,
-    /// The host is to be told before they are used again.
+    /// The clusters are discarded on the host before they become free.
     pub(super) discard: bool,
 }
 
@@ -41,28 +43,28 @@ struct Map {
     quarantined: VecDeque<Quarantined>,
     /// The search for free clusters begins here.
     next: u64,
-    /// Clusters below this have been looked at.
+    /// Clusters below this have been scanned.
     scanned: u64,
     /// Clusters from here on have never been written and read as zeroes.
     untouched: u64,
-    /// Clusters from here on did not exist when the file was opened, or was cut off.
+    /// Clusters from here on lay behind the end of the file when it was opened or last truncated.
     new_from: u64,
     /// Clusters that hold metadata.
     metadata: RoaringTreemap,
 }
 
-/// Hands out host clusters.
+/// Allocates host clusters. Its free map is filled lazily from the refcount blocks.
 pub(super) struct Allocator {
     geometry: Geometry,
     map: Mutex<Map>,
     pub(super) epochs: Arc<Epochs>,
-    /// Where metadata lies on other metadata.
+    /// Which metadata structures overlap.
     pub(super) overlaps: Overlaps,
-    /// Held by the one task that fills the map.
+    /// Held by the task that fills the map, and while refcounts drop to 0.
     pub(super) scanning: AsyncMutex<()>,
 }
 
-/// Clusters from here on read as zeroes.
+/// First cluster of the file from which on all clusters read as zeroes.
 fn untouched(geometry: Geometry, file: &Edge) -> u64 {
     if file.node().limits().grows {
         file.size().div_ceil(geometry.cluster_size())
@@ -72,7 +74,7 @@ fn untouched(geometry: Geometry, file: &Edge) -> u64 {
 }
 
 impl Allocator {
-    /// Knows nothing free yet, and the header cluster as metadata.
+    /// A map without free clusters. The header cluster is recorded as metadata.
     pub(super) fn new(geometry: Geometry, file: &Edge, epochs: Arc<Epochs>) -> Self {
         let untouched = untouched(geometry, file);
         let metadata = RoaringTreemap::from_iter([0]);
@@ -94,15 +96,15 @@ impl Allocator {
         }
     }
 
-    /// The file may have become longer: what it holds was written by somebody.
+    /// Call this when the file may have become longer. The new part may hold data, so it no longer counts as untouched.
     pub(super) fn note_file_size(&self, file: &Edge) {
         let untouched = untouched(self.geometry, file);
         let mut map = self.lock();
         map.untouched = map.untouched.max(untouched);
     }
 
-    /// Forgets which clusters are free: another program may have used them meanwhile. The node is drained, so that nobody
-    /// uses what rests.
+    /// Forgets which clusters are free: another program may have used them meanwhile. The node is drained, so no request uses
+    /// quarantined clusters.
     pub(super) fn forget_free(&self) {
         let mut map = self.lock();
         map.free.clear();
@@ -121,7 +123,7 @@ impl Allocator {
         first..end
     }
 
-    /// Records that a range of the file holds metadata: data is never put there.
+    /// Records that a range of the file holds metadata. Clusters of it are never allocated.
     pub(super) fn note_metadata(&self, offset: u64, bytes: u64) {
         self.lock().metadata.insert_range(self.clusters(offset, bytes));
     }
@@ -131,28 +133,28 @@ impl Allocator {
         self.lock().metadata.remove_range(self.clusters(offset, bytes));
     }
 
-    /// Whether any of a range of the file holds metadata.
+    /// Whether any cluster of a range of the file holds metadata.
     pub(super) fn is_metadata(&self, offset: u64, bytes: u64) -> bool {
         let range = self.clusters(offset, bytes);
         self.lock().metadata.range_cardinality(range) > 0
     }
 
-    /// Up to `count` clusters that lie together and end at `limit` at the latest; `None` when the map has none.
+    /// Reserves up to `count` contiguous clusters that end at or before `limit`. Returns `None` when the map has no free
+    /// cluster there.
     pub(super) fn take(&self, count: u64, limit: u64) -> Result<Option<Reserved<'_>>> {
         let mut map = self.lock();
         let Some((start, len)) = map.find(1, limit) else { return Ok(None) };
         self.carve(&mut map, start, count.min(len).max(1)).map(Some)
     }
 
-    /// Exactly `count` clusters that lie together and end at `limit` at the latest; `None` when the map has no such
-    /// run.
+    /// Reserves exactly `count` contiguous clusters that end at or before `limit`. Returns `None` when the map has no such run.
     pub(super) fn take_contiguous(&self, count: u64, limit: u64) -> Result<Option<Reserved<'_>>> {
         let mut map = self.lock();
         let Some((start, _)) = map.find(count, limit) else { return Ok(None) };
         self.carve(&mut map, start, count).map(Some)
     }
 
-    /// The `count` clusters from `start` on; `None` unless the map has all of them.
+    /// Reserves the `count` clusters from `start` on. Returns `None` unless all of them are free.
     pub(super) fn take_at(&self, start: u64, count: u64) -> Result<Option<Reserved<'_>>> {
         let mut map = self.lock();
         let end = start.saturating_add(count);
@@ -171,7 +173,7 @@ impl Allocator {
         }
     }
 
-    /// Up to `count` clusters from `start` on; `None` if that one is not free.
+    /// Reserves up to `count` clusters from `start` on. Returns `None` if cluster `start` is not free.
     pub(super) fn take_from(&self, start: u64, count: u64) -> Result<Option<Reserved<'_>>> {
         let end = {
             let map = self.lock();
@@ -181,7 +183,7 @@ impl Allocator {
         self.take_at(start, end.saturating_sub(start).min(count))
     }
 
-    /// The search for free clusters begins at the front once more.
+    /// Restarts the search for free clusters at the front.
     pub(super) fn rewind(&self) {
         self.lock().next = 0;
     }
@@ -202,8 +204,8 @@ impl Allocator {
         Ok(Reserved { allocator: self, start, count, untouched, written: false })
     }
 
-    /// Whether `count` free clusters lie together in front of `limit`. The search for free clusters begins at the front
-    /// once more, so that they are found.
+    /// Whether the first run of `count` free clusters ends at or before `limit`. Restarts the search for free clusters at the
+    /// front, so that a following reservation finds this run.
     pub(super) fn has_run_below(&self, count: u64, limit: u64) -> bool {
         let mut map = self.lock();
         map.next = 0;
@@ -211,25 +213,25 @@ impl Allocator {
         first.is_some_and(|(start, _)| start.saturating_add(count) <= limit)
     }
 
-    /// The file ends before this cluster now: from here on it reads as zeroes once more.
+    /// Call this when the file was truncated in front of this cluster. The clusters from here on read as zeroes again.
     pub(super) fn note_cut_off(&self, cluster: u64) {
         let mut map = self.lock();
         map.untouched = map.untouched.min(cluster);
         map.new_from = map.new_from.min(cluster);
     }
 
-    /// Whether a cluster was handed out behind what the file had when it was opened, and not for metadata.
+    /// Whether a cluster was allocated for data behind the end that the file had when it was opened or last truncated.
     pub(super) fn is_new_data(&self, cluster: u64) -> bool {
         let map = self.lock();
         (map.new_from..map.untouched).contains(&cluster) && !map.metadata.contains(cluster)
     }
 
-    /// First cluster that has not been looked at.
+    /// First cluster that has not been scanned.
     pub(super) fn scanned(&self) -> u64 {
         self.lock().scanned
     }
 
-    /// Records the free runs found in `start..end`. Clusters that rest have a refcount of 0 too, but are not free yet.
+    /// Records the free runs found in `start..end`. Quarantined clusters have a refcount of 0 too, but are not free yet.
     pub(super) fn found(&self, start: u64, end: u64, runs: Vec<(u64, u64)>) {
         let mut map = self.lock();
         if map.scanned != start {
@@ -247,14 +249,14 @@ impl Allocator {
         }
     }
 
-    /// Clusters whose refcount became 0: they become free when the epoch has passed. The caller holds
-    /// [`Self::scanning`] from before the refcount changes until it has called this.
+    /// Quarantines clusters whose refcount became 0. They become free when the epoch has passed. The caller holds
+    /// [`Self::scanning`] from before the refcount change until this returns.
     pub(super) fn rest(&self, run: Quarantined) {
         self.lock().quarantined.push_back(run);
     }
 
-    /// Frees the clusters whose epoch has passed, except those that the host is to be told of first: they are
-    /// returned, and [`Self::free`] frees them.
+    /// Frees the quarantined clusters whose epoch has passed. Runs that must be discarded on the host first are returned
+    /// instead; after the discard, [`Self::free`] frees them.
     pub(super) fn wake(&self, epochs: &Epochs) -> Vec<Quarantined> {
         let mut to_discard = Vec::new();
         let mut map = self.lock();
@@ -277,14 +279,14 @@ impl Allocator {
         self.lock().insert_scanned(run.cluster, run.count);
     }
 
-    /// Whether any cluster rests.
+    /// Whether any cluster is quarantined.
     pub(super) fn has_resting(&self) -> bool {
         !self.lock().quarantined.is_empty()
     }
 }
 
 impl Map {
-    /// The first run of `count` free clusters, with its length, that the search finds in front of `limit`.
+    /// The first run of at least `count` free clusters in front of `limit`, as start and length. The search begins at `next`.
     fn find(&self, count: u64, limit: u64) -> Option<(u64, u64)> {
         let around = self.free.range(..self.next).next_back();
         let rest = |(start, len): (&u64, &u64)| {
@@ -295,7 +297,7 @@ impl Map {
         runs.find(|(_, len)| *len >= count)
     }
 
-    /// Adds the part of a run that has been scanned; the scan finds the rest.
+    /// Adds the part of a run that lies in scanned clusters. A later scan finds the remaining part.
     fn insert_scanned(&mut self, start: u64, len: u64) {
         let end = start.saturating_add(len).min(self.scanned);
         if start < end {
@@ -350,7 +352,7 @@ impl Map {
     }
 }
 
-/// Host clusters handed out and not yet counted in a refcount.
+/// Host clusters that are handed out, but not yet counted in a refcount.
 pub(super) struct Reserved<'a> {
     allocator: &'a Allocator,
     start: u64,
@@ -360,33 +362,33 @@ pub(super) struct Reserved<'a> {
 }
 
 impl<'a> Reserved<'a> {
-    /// First cluster.
+    /// First cluster of the run.
     pub(super) fn start(&self) -> u64 {
         self.start
     }
 
-    /// How many.
+    /// Number of clusters.
     pub(super) fn count(&self) -> u64 {
         self.count
     }
 
-    /// Whether they have never been written and read as zeroes.
+    /// Whether the clusters have never been written and read as zeroes.
     pub(super) fn is_untouched(&self) -> bool {
         self.untouched
     }
 
-    /// Writing to them begins. If they are dropped from here on, a write may still be under way: they rest until the
-    /// requests of now have ended, and are free then.
+    /// Call this before the first write to the clusters. If this is dropped afterwards, a write may still be in flight. So the
+    /// drop quarantines the clusters until all current requests have ended.
     pub(super) fn begin_write(&mut self) {
         self.written = true;
     }
 
-    /// They are in use from now on.
+    /// Marks the clusters as in use: dropping no longer frees them.
     pub(super) fn keep(mut self) {
         self.count = 0;
     }
 
-    /// Parts with the first `count`.
+    /// Splits off the first `count` clusters.
     #[must_use]
     pub(super) fn split_first(&mut self, count: u64) -> Self {
         let Self { allocator, start, untouched, written, .. } = *self;
@@ -396,7 +398,7 @@ impl<'a> Reserved<'a> {
         Self { allocator, start, count, untouched, written }
     }
 
-    /// They are free again: nothing has been written to them, or all writes to them have ended.
+    /// Frees the clusters immediately. Nothing was written to them, or all writes to them have ended.
     pub(super) fn give_back(mut self) {
         self.written = false;
     }
@@ -409,7 +411,7 @@ impl Drop for Reserved<'_> {
         }
         let (cluster, count) = (self.start, self.count);
         if self.written {
-            // They were scanned before they were handed out, so no scan can find them free.
+            // The clusters were scanned before they were handed out, so no scan can find them free.
             let epoch = self.allocator.epochs.current();
             self.allocator.rest(Quarantined { epoch, cluster, count, discard: false });
         } else {

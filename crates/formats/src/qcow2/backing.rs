@@ -1,4 +1,7 @@
-//! Another backing file, and giving up all contents.
+//! Changing the backing file of an image, and emptying the image.
+//!
+//! An image is emptied by making an L1 table without entries the active one. The L2 tables and data clusters are freed
+//! afterwards, so a crash in between leaks clusters at worst.
 
 use oxblk_core::driver::Backing;
 use oxblk_core::{BoxFuture, Errno, Error, Result};
@@ -11,10 +14,10 @@ impl Qcow2 {
         self.check_writable()?;
         let raw_data = self.header().autoclear.contains(Autoclear::RAW_DATA_FILE);
         if raw_data && filename.is_some() {
-            // The data file alone must tell what the disk holds.
+            // A raw data file must hold the complete contents of the disk, so a backing file is refused.
             return Err(Error::from_errno(Errno::INVAL));
         }
-        // What was written because of the change must not be lost if the change is not.
+        // The caller may have written data because of this change. That data must be durable before the new backing file is.
         self.write_back(true).await?;
         let filename = filename.filter(|name| !name.is_empty());
         self.rewrite_header(|header| {
@@ -25,8 +28,8 @@ impl Qcow2 {
         .await
     }
 
-    /// The step that decides is that the header names an L1 table without entries; before it and after it, refcounts
-    /// are too high at worst.
+    /// Empties the image. The decisive step is the write that makes the header name an L1 table without entries. Before and
+    /// after this write, refcounts are too high at worst.
     async fn give_up_contents(&self) -> Result<()> {
         self.check_writable()?;
         self.write_back(true).await?;
@@ -35,12 +38,12 @@ impl Qcow2 {
             return Ok(());
         }
         self.begin_empty(l1.len()).await?;
-        // Another time, for now there is room for the table near the beginning of the file.
+        // The second pass moves the L1 table into space near the start of the file, which the first pass freed.
         self.begin_empty(l1.len()).await?;
         self.trim_file().await
     }
 
-    /// Makes an L1 table without entries the active one.
+    /// Replaces the active L1 table by one without entries, and frees what the old one mapped.
     async fn begin_empty(&self, entries: usize) -> Result<()> {
         let emptied = self.activate_nothing(entries).await;
         // The first cycle lowers refcounts, the second writes them.

@@ -1,9 +1,9 @@
-//! Compressed writes: each guest cluster becomes a deflate or zstd stream, packed one after the other.
+//! Compressed writes: each guest cluster becomes a deflate or zstd stream. The streams are packed one after another.
 //!
-//! Streams begin at any byte. A host cluster that holds several has a refcount of as many; a stream may run on into
-//! the next host cluster if that one follows. Where the next stream goes is [`Tail`], behind a lock that is held for
-//! the allocation and the refcounts, not for compressing or writing. The streams of one request lie in the
-//! order of the disk. A host cluster is shared only while it is in use: once all its streams are gone it belongs to the
+//! Streams begin at any byte. The refcount of a host cluster is the number of streams that touch it. A stream may continue in
+//! the next host cluster if that cluster is contiguous. [`Tail`] is the position of the next stream. Its lock is held for the
+//! allocation and the refcount updates, not for compressing or writing. The streams of one request are stored in guest order. A
+//! new stream joins a host cluster only while the cluster is in use: once all its streams are freed, the cluster belongs to the
 //! allocator.
 
 use std::sync::Arc;
@@ -21,17 +21,17 @@ use super::layout::L2Entry;
 use super::write_back::ReleaseReason;
 use super::{Qcow2, compression};
 
-/// An image file ends with a whole one, in bytes.
+/// An image file ends at a multiple of this many bytes.
 const SECTOR: u64 = 512;
-/// Clusters of one request that are compressed at the same time.
+/// Number of clusters of one request that are compressed concurrently.
 const SIDE_BY_SIDE: usize = 16;
 
-/// Where the next compressed cluster goes: behind the last one, up to the end of its host cluster.
+/// The position of the next compressed cluster: behind the last stream, in the rest of its host cluster.
 #[derive(Debug, Default)]
 pub(super) struct Tail {
     /// Held while a stream is placed.
     turn: AsyncMutex<()>,
-    /// A byte offset in the file; a multiple of the cluster size (0 at first) when there is no room.
+    /// A byte offset in the file. A multiple of the cluster size (initially 0) means that no host cluster has space left.
     next: AtomicU64,
 }
 
@@ -41,7 +41,7 @@ impl Tail {
         self.next.load(Acquire) >> cluster_bits == cluster
     }
 
-    /// The host cluster is about to rest and will be handed out for something else: no stream goes there any more.
+    /// Call this before a host cluster is quarantined. No further stream is placed there.
     pub(super) fn leave(&self, cluster: u64, cluster_bits: u32) {
         let there = |next: u64| (next >> cluster_bits == cluster).then_some(0);
         let _ = self.next.fetch_update(AcqRel, Acquire, there);
@@ -52,7 +52,7 @@ impl Tail {
         self.next.store(0, Release);
     }
 
-    /// The same for `count` host clusters from `cluster` on.
+    /// As [`Self::leave`], for `count` host clusters from `cluster` on.
     pub(super) fn leave_run(&self, cluster: u64, count: u64, cluster_bits: u32) {
         let run = cluster..cluster.saturating_add(count);
         let there = |next: u64| run.contains(&(next >> cluster_bits)).then_some(0);
@@ -61,7 +61,7 @@ impl Tail {
 }
 
 impl Qcow2 {
-    /// Stores whole clusters (or what is left at the end of the disk) compressed.
+    /// Stores whole clusters compressed. The last cluster of the disk may be shorter.
     pub(super) async fn compress_guest(&self, offset: u64, data: IoBuf) -> Result<()> {
         self.check_writable()?;
         self.check_compressed(offset, data.len())?;
@@ -71,7 +71,7 @@ impl Qcow2 {
         let pieces = std::iter::from_fn(|| {
             (!rest.is_empty()).then(|| rest.split_to(cluster.min(rest.len())))
         });
-        // Compressed side by side, stored in order.
+        // The clusters are compressed concurrently and stored in order.
         let packed = pieces.map(|piece| Box::pin(self.pack_cluster(piece)));
         let mut packed = stream::iter(packed).buffered(SIDE_BY_SIDE);
         let mut at = offset;
@@ -82,7 +82,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Compresses one cluster, or what is left of it at the end of the disk.
+    /// Compresses one cluster. The last cluster of the disk may be shorter.
     pub(super) async fn pack_cluster(&self, data: IoBuf) -> Result<CompressedCluster> {
         let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         if data.is_empty() || data.len() > size {
@@ -94,7 +94,7 @@ impl Qcow2 {
         Ok(CompressedCluster { plain: data, stream: stream.map(IoBuf::from) })
     }
 
-    /// Stores one cluster that has been compressed.
+    /// Stores one cluster that [`Self::pack_cluster`] has compressed. A cluster without a stream is stored uncompressed.
     pub(super) async fn store_cluster(
         &self,
         offset: u64,
@@ -125,7 +125,7 @@ impl Qcow2 {
         linked
     }
 
-    /// Has the file end with a whole sector: the last stream may end anywhere. Core has drained the node.
+    /// Extends the file to a whole sector, because the last stream may end at any byte. Core has drained the node.
     pub(super) async fn end_with_a_sector(&self) -> Result<()> {
         self.check_writable()?;
         let file = self.children.require(ChildIdx::FILE)?;
@@ -149,7 +149,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Allocates `len` bytes (less than a cluster) and counts one reference to each host cluster they touch.
+    /// Allocates `len` bytes (less than a cluster) and counts one reference to each host cluster that they touch.
     async fn place_compressed(&self, len: u64) -> Result<u64> {
         let bits = self.geometry.cluster_bits;
         let _turn = self.compressed_tail.turn.lock().await;
@@ -176,9 +176,10 @@ impl Qcow2 {
         Ok(host)
     }
 
-    /// Counts one more reference to the host cluster of the tail, unless it is no longer the tail's: all that was in it
-    /// may have been dropped, and it may hold something else by now. Whoever frees it leaves the tail first, so that a
-    /// tail that is unchanged after the reference was counted is still good.
+    /// Counts one more reference to the host cluster of the tail. Returns `false` if the cluster is no longer the tail's: all
+    /// its streams may have been freed, and the cluster may hold something else by now. Code that frees the cluster calls
+    /// [`Tail::leave`] before the cluster can be reused. So if the tail is unchanged after the reference was counted, the
+    /// cluster is still valid.
     async fn share_tail(&self, next: u64) -> Result<bool> {
         let cluster = next >> self.geometry.cluster_bits;
         if !self.refcounts.share(cluster).await? {

@@ -1,14 +1,13 @@
 //! Compressing and decompressing one cluster: bytes in, bytes out, no I/O.
 //!
-//! The stored data carries no length but that of its sectors, so a decoder is always given trailing bytes
-//! that are not part of the stream, and must produce exactly a cluster; it never writes more than
-//! that, whatever the stream says.
+//! An L2 entry stores the length of compressed data in whole sectors only. So a decoder gets trailing bytes that are not part
+//! of the stream. It must produce exactly one cluster, and it never writes more than that, even if the stream is damaged.
 //!
-//! zlib means raw deflate with a window of 4 KiB: QEMU's decoder has no larger one. libdeflate cannot
-//! limit its window, so it only decompresses here; streams that it does not take, because they end
-//! early or late but fill the cluster, go to the streaming decoder, which accepts what QEMU accepts.
+//! zlib means raw deflate with a window of 4 KiB, because QEMU's decoder has no larger window. libdeflate cannot limit its
+//! window, so this module uses it only for decompression. libdeflate rejects streams that end early or late although they fill
+//! the cluster. These go to the streaming decoder, which accepts what QEMU accepts.
 //!
-//! The contexts are large and are kept per thread.
+//! The contexts of the codecs are large, so each thread keeps one set.
 
 use std::cell::RefCell;
 
@@ -18,9 +17,9 @@ use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
 use super::layout::Compression;
 
-/// Binary logarithm of the deflate window that QEMU's decoder has.
+/// Binary logarithm of the size of the deflate window of QEMU's decoder.
 const WINDOW_BITS: u8 = 12;
-/// A window that every deflate stream can be decompressed with.
+/// Binary logarithm of the largest deflate window, which decompresses every stream.
 const MAX_WINDOW_BITS: u8 = 15;
 /// zlib's default.
 const ZLIB_LEVEL: u32 = 6;
@@ -52,10 +51,10 @@ pub fn compress(method: Compression, cluster: &[u8]) -> Result<Option<Vec<u8>>> 
     })
 }
 
-/// Decompresses `data`, which may have trailing bytes, into all of `cluster`.
+/// Decompresses `data`, which may have trailing bytes, so that it fills `cluster`.
 ///
 /// # Errors
-/// `EIO` when the data is no stream or has less than a cluster in it.
+/// `EIO` when the data is not a valid stream, or decompresses to less than a cluster.
 pub fn decompress(method: Compression, data: &[u8], cluster: &mut [u8]) -> Result<()> {
     let done = CONTEXTS.with_borrow_mut(|contexts| match method {
         Compression::Zlib => contexts.inflate(data, cluster),
@@ -81,8 +80,8 @@ impl Contexts {
                 (len <= room).then_some(out)
             }
             _ => {
-                // zlib-rs keeps a place in its output buffer across a reset if the stream was left unfinished,
-                // and panics when it then runs past the end of it.
+                // If a stream was left unfinished, zlib-rs keeps its position in the output buffer across a reset. It then
+                // panics when it runs past the end of the buffer. So the context is dropped.
                 self.deflate = None;
                 None
             }
@@ -98,7 +97,7 @@ impl Contexts {
             .inflate_stream
             .get_or_insert_with(|| Decompress::new_with_window_bits(false, MAX_WINDOW_BITS));
         slow.reset(false);
-        // The cluster may be complete before a fault behind it is met: what counts is the output.
+        // The decoder may fill the cluster and then fail on the bytes behind the stream. Only the output counts.
         let _ = slow.decompress(data, cluster, FlushDecompress::Finish);
         (slow.total_out() == cluster.len() as u64).then_some(())
     }
@@ -109,7 +108,7 @@ impl Contexts {
         }
         let Some(context) = &mut self.zstd else { return Ok(None) };
         let mut out = vec![0; room];
-        // The only way to fail, with a context that exists, is that the room does not suffice.
+        // With an existing context, every other error means that the output buffer is too small.
         match context.compress_to_buffer(cluster, out.as_mut_slice()) {
             Ok(len) => {
                 out.truncate(len);
@@ -131,7 +130,7 @@ impl Contexts {
         let len = cluster.len();
         let mut input = InBuffer::around(data);
         let mut output = OutBuffer::around(cluster);
-        // Several frames may follow one another; the last must end where the cluster does.
+        // The data may hold several frames. The last frame must end exactly where the cluster ends.
         loop {
             let before = (input.pos(), output.pos());
             let expects_more = context.run(&mut input, &mut output).ok()?;
@@ -145,8 +144,8 @@ impl Contexts {
     }
 }
 
-/// The most bytes that deflate makes of `len` bytes, so that a stream always ends in one call (zlib's bound for any
-/// window).
+/// Upper bound of the compressed size of `len` bytes (zlib's bound for any window). A buffer of this size lets deflate finish
+/// in one call.
 fn deflate_bound(len: usize) -> usize {
     len.saturating_add(len / 8).saturating_add(len / 64).saturating_add(64)
 }
@@ -159,7 +158,7 @@ mod tests {
 
     const METHODS: [Compression; 2] = [Compression::Zlib, Compression::Zstd];
 
-    /// Text-like bytes that compress, with repetitions further apart than QEMU's window.
+    /// Compressible bytes whose repetitions are further apart than QEMU's window.
     fn compressible(len: usize) -> Vec<u8> {
         let mut state = 7u32;
         let noise: Vec<u8> = (0..6000)
@@ -224,7 +223,7 @@ mod tests {
         let data = compress(Compression::Zlib, &cluster).unwrap().unwrap();
         let mut narrow = Decompress::new_with_window_bits(false, WINDOW_BITS);
         let mut back = vec![0; cluster.len()];
-        // In steps, as the whole output buffer would otherwise serve as the window.
+        // The output is produced in small steps, because one large output buffer would serve as the window.
         while narrow.total_out() < cluster.len() as u64 {
             let from = usize::try_from(narrow.total_in()).unwrap();
             let at = usize::try_from(narrow.total_out()).unwrap();

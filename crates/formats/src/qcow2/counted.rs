@@ -1,7 +1,7 @@
-//! Clusters that are counted and that nothing refers to yet.
+//! Clusters whose refcount is raised, but to which no table refers yet.
 //!
-//! Between the moment in which a refcount becomes one and the moment in which something refers to the cluster an operation
-//! may fail. A [`Counted`] that is dropped gives its references to the write-back, so that a failure leaks nothing.
+//! An operation first raises the refcount of a cluster and then writes a reference to it. It may fail in between. A [`Counted`]
+//! that is dropped passes its references to the write-back, which releases them. So a failed operation leaks nothing.
 
 use oxblk_core::Result;
 
@@ -9,7 +9,7 @@ use super::Qcow2;
 use super::allocator::Reserved;
 use super::write_back::ReleaseReason;
 
-/// Host clusters with one reference each that is held by this alone.
+/// Host clusters with one reference each, which this value owns.
 pub(super) struct Counted<'a> {
     image: &'a Qcow2,
     start: u64,
@@ -18,14 +18,14 @@ pub(super) struct Counted<'a> {
 }
 
 impl Counted<'_> {
-    /// Something refers to the first `count` of them.
+    /// Call this when a table refers to the first `count` clusters: dropping no longer releases them.
     pub(super) fn keep_first(&mut self, count: u64) {
         let count = count.min(self.count);
         self.start = self.start.saturating_add(count);
         self.count = self.count.saturating_sub(count);
     }
 
-    /// Something refers to all of them.
+    /// Call this when a table refers to all clusters: dropping releases nothing.
     pub(super) fn keep(mut self) {
         self.count = 0;
     }
@@ -40,10 +40,11 @@ impl Drop for Counted<'_> {
 }
 
 impl Qcow2 {
-    /// Counts one reference to each cluster of a run whose contents are written; `was` tells what they are to hold.
+    /// Counts one reference to each cluster of a run whose contents have been written. `was` is the release reason if the
+    /// references are dropped again.
     ///
     /// # Errors
-    /// As the file reports. The run is then given back.
+    /// As the file reports. The run is then freed.
     pub(super) async fn count<'a>(
         &'a self,
         run: Reserved<'a>,
@@ -65,8 +66,8 @@ impl Qcow2 {
     }
 }
 
-/// A run whose clusters are being counted, one after the other. If this is dropped, because counting failed or was cancelled,
-/// those that have been counted go to the write-back, and the others are given back.
+/// A run whose clusters are being counted, one after the other. If this is dropped because counting failed or was cancelled,
+/// the write-back releases the counted clusters. The uncounted clusters are freed.
 struct Counting<'a> {
     image: &'a Qcow2,
     run: Option<Reserved<'a>>,
@@ -76,7 +77,7 @@ struct Counting<'a> {
 }
 
 impl<'a> Counting<'a> {
-    /// Has the write-back drop the references that have been counted. Gives the clusters that were not counted.
+    /// Passes the references that have been counted to the write-back. Returns the clusters that were not counted.
     fn stop(&mut self) -> Option<Reserved<'a>> {
         let mut run = self.run.take()?;
         let counted = self.at.saturating_sub(run.start());

@@ -1,7 +1,8 @@
-//! Making images: the options, and writing what `plan` lays out.
+//! Creating images: checking the options, and writing the layout that `plan` computes.
 //!
-//! All sizes are known before the first byte is written, so the refcounts are written once and right. The header goes
-//! last: an image whose creation was interrupted is not mistaken for a whole one.
+//! All sizes are known before the first write, so the refcounts are written once with their final values. The header is written
+//! after all tables. A large or preallocated image is first created with size 0 and then resized, which writes the full size to
+//! the header last. So a creation that fails or is killed leaves no valid header, or an image of size 0.
 
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ use super::plan::{Plan, put_entries};
 
 /// Virtual sizes are multiples of this many bytes.
 const SECTOR: u64 = 512;
-/// Table clusters written at once.
+/// Number of table clusters that are written concurrently.
 const IN_FLIGHT: usize = 8;
 
 const fn option(name: &'static str, kind: OptionType, help: &'static str) -> CreateOption {
@@ -88,7 +89,7 @@ pub static CREATE_OPTIONS: &[CreateOption] = &[
     ),
 ];
 
-/// What an image is to be: creation options that have been checked.
+/// Checked creation options.
 #[derive(Debug, Clone)]
 pub struct Wanted {
     /// Virtual size in bytes.
@@ -97,9 +98,9 @@ pub struct Wanted {
     pub version: u32,
     /// Cluster size and refcount width.
     pub geometry: Geometry,
-    /// Postpone refcount updates.
+    /// Lazy refcounts: refcount updates are postponed.
     pub lazy_refcounts: bool,
-    /// What is allocated at once.
+    /// What is allocated at creation.
     pub preallocation: Preallocation,
     /// How clusters are compressed.
     pub compression: Compression,
@@ -109,9 +110,9 @@ pub struct Wanted {
     pub backing_file: Option<String>,
     /// Format of the backing file.
     pub backing_format: Option<String>,
-    /// Name of the data file, for those who open the image.
+    /// Name of the data file, as the header stores it.
     pub data_file: Option<String>,
-    /// The data file must be what the guest reads.
+    /// The data file must stay valid as a raw image (`data_file_raw`).
     pub data_file_raw: bool,
 }
 
@@ -129,11 +130,11 @@ pub(super) fn version(compat: Option<&str>) -> Result<u32> {
 }
 
 impl Wanted {
-    /// Reads the options of `create`. `external`: there is a data file, whether it has a name or not.
+    /// Reads the options of `create`. `external`: the image gets a data file even if the options name none.
     ///
     /// # Errors
-    /// When an option is wrong or contradicts another; in the words of QEMU's tools, and of several faults the one that
-    /// they report.
+    /// When an option is wrong or contradicts another. The text is that of QEMU's tools. If several options are wrong, the
+    /// error is the one that QEMU's tools report.
     pub fn from_options(mut options: Options, external: bool) -> Result<Self> {
         let version = version(options.take_str("compat")?.as_deref())?;
         let encryption = Encryption::take(&mut options)?;
@@ -181,14 +182,14 @@ impl Wanted {
         wanted.geometry.refcount_order = refcount_order(refcount_bits)?;
         wanted.check()?;
         if data_file_raw && preallocation == Preallocation::Off {
-            // What is read must be in its place from the beginning.
+            // A guest reads a raw data file directly, so all clusters are mapped from the beginning.
             wanted.preallocation = Preallocation::Metadata;
         }
         check_length(wanted.size).map_err(|error| error.prefix("Could not resize image"))?;
         Ok(wanted)
     }
 
-    /// Refuses what does not go together with a backing file, and lazy refcounts.
+    /// Refuses options that conflict with a backing file, and lazy refcounts in version 2.
     fn check_backing(&self) -> Result<()> {
         let fault = |text: &'static str| Err(Error::invalid(text));
         if self.backing_format.is_some() && self.backing_file.is_none() {
@@ -209,7 +210,7 @@ impl Wanted {
         Ok(())
     }
 
-    /// Refuses what else does not go together.
+    /// Refuses the other combinations of options that conflict.
     fn check(&self) -> Result<()> {
         let fault = |text: &'static str| Err(Error::invalid(text));
         if self.version < 3 && self.geometry.refcount_order != 4 {
@@ -243,7 +244,7 @@ impl Wanted {
         Plan::new(self.geometry, self.size, self.preallocation, self.encryption.header_len())
     }
 
-    /// The header of an image laid out by `plan`.
+    /// The header of an image with the layout `plan`.
     fn header(&self, plan: &Plan) -> Header {
         let mut incompatible = Incompatible::empty();
         incompatible.set(Incompatible::COMPRESSION, self.compression != Compression::Zlib);
@@ -317,7 +318,7 @@ pub(super) fn too_large() -> Error {
 /// Checks the options of a new image.
 ///
 /// # Errors
-/// As [`create`] would.
+/// As [`create`] reports for wrong options.
 pub(super) fn check(options: Options, secrets: &Secrets) -> Result<()> {
     let wanted = Wanted::from_options(options, false)?;
     wanted.encryption.password(secrets)?;
@@ -326,10 +327,10 @@ pub(super) fn check(options: Options, secrets: &Secrets) -> Result<()> {
     header.map(drop).map_err(|error| backing_fault(&wanted, &error))
 }
 
-/// Writes a new image into `file`, whose contents are lost. Its guest data will go into `data`, if there is one.
+/// Writes a new image into `file`, whose contents are lost. The guest data goes into `data`, if there is one.
 ///
 /// # Errors
-/// When the options are wrong, in the words of QEMU's tools; or as the file reports.
+/// When the options are wrong, with the text of QEMU's tools; or as the file reports.
 pub async fn create(
     file: &Arc<Edge>,
     data: Option<&Arc<Edge>>,
@@ -344,9 +345,8 @@ pub async fn create(
     write_new(file, data.map(|data| &**data), &wanted, secrets).await
 }
 
-/// Whether an image that is more than a few clusters is made without a disk first, and then given its size with the space
-/// that is preallocated: so it gets the layout that a resize makes. It takes a file that reads as zeroes wherever it is
-/// not written.
+/// Whether the image is created with size 0 and then resized, with preallocation. A large or preallocated image is created so;
+/// it then has the layout that a resize makes. The file must be empty, and must read as zeroes where it is not written.
 fn grows_to_its_size(file: &Edge, wanted: &Wanted) -> Result<bool> {
     let limits = file.node().limits();
     let is_empty = limits.has_zero_init && limits.grows && file.size() == 0;
@@ -373,7 +373,7 @@ async fn create_and_grow(
     file.flush().await
 }
 
-/// Writes an image as it is planned.
+/// Writes an image with its full size, as its plan lays it out.
 async fn write_new(
     file: &Edge,
     data: Option<&Edge>,
@@ -399,7 +399,7 @@ async fn write_new(
     file.flush().await
 }
 
-/// The header holds nothing variable but the backing file's name and format, so they do not fit.
+/// Of the header, only the backing file's name and format vary in length. So an encoding error means that they do not fit.
 fn backing_fault(wanted: &Wanted, error: &Error) -> Error {
     let name = wanted.backing_file.as_deref().unwrap_or_default();
     let format = match &wanted.backing_format {
@@ -414,14 +414,14 @@ fn backing_fault(wanted: &Wanted, error: &Error) -> Error {
 /// How preallocated clusters come to read as zeroes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Contents {
-    /// The file reads as zeroes there, or what it holds is what the guest is to read.
+    /// The file reads as zeroes there, or its present contents are what the guest must read.
     OfFile,
-    /// It may hold anything, so the L2 entries say that they read as zeroes.
+    /// The file may hold any bytes, so the L2 entries are zero clusters.
     ZeroByEntry,
 }
 
-/// Sets the size of the file that holds the data as the preallocation wants it. A file that may hold anything (a device, for
-/// one) is not overwritten if the tables can say that nothing of it is shown.
+/// Sets the size of the file that holds the data, as the preallocation mode requires. A file that may hold any bytes (for
+/// example a device) is not overwritten if zero entries in the L2 tables can hide its contents.
 async fn preallocate(file: &Edge, wanted: &Wanted, plan: &Plan) -> Result<Contents> {
     let size = match plan.geometry.data_file {
         true => wanted.size,
@@ -439,7 +439,8 @@ async fn preallocate(file: &Edge, wanted: &Wanted, plan: &Plan) -> Result<Conten
             error.prefix("Could not resize image: Failed to resize underlying file")
         })?,
     }
-    // What a guest is to read from a raw data file is what that file holds. Subclusters are left unallocated.
+    // With a raw data file, the guest reads the present contents of that file. With extended L2 entries, the subclusters stay
+    // unallocated.
     let shows_file = wanted.data_file_raw || plan.geometry.extended_l2;
     if is_zero || shows_file || plan.data_clusters == 0 {
         return Ok(Contents::OfFile);
@@ -528,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_options_are_told_in_the_words_of_qemus_tools() {
+    fn wrong_options_fail_with_the_messages_of_qemus_tools() {
         let cases: &[(&[(&str, &str)], &str)] = &[
             (
                 &[("cluster_size", "300")],
@@ -578,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_faults_the_one_that_qemu_reports_is_reported() {
+    fn of_several_wrong_options_the_error_is_the_one_that_qemu_reports() {
         let cases: &[(&[(&str, &str)], &str)] = &[
             (
                 &[("backing_fmt", "raw"), ("refcount_bits", "3")],

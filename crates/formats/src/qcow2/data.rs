@@ -1,11 +1,12 @@
-//! Guest data at the place that the L2 tables give it.
+//! Reads, writes and allocation of uncompressed guest data at its host offset.
 //!
-//! All reads and writes of uncompressed guest data that the map does not answer come through here, with the guest
-//! offset beside the host offset: whatever depends on where data belongs, and which child holds it, is decided here.
-//! Where new data goes is decided here too ([`Qcow2::reserve_data`]): into clusters of the image, or, with a data file,
-//! to the place there that is the guest's own offset. Nothing counts the clusters of a data file, and nothing else than
-//! that guest cluster can ever be there, so that they need not rest when they are given up; whoever gives them up holds
-//! the guest range lock until the host knows.
+//! All reads and writes of uncompressed guest data that the map does not answer use this module. They pass the guest offset
+//! together with the host offset. This module chooses the child that holds the data, and encrypts and decrypts it.
+//!
+//! This module also chooses the place of new data ([`Qcow2::reserve_data`]). Without a data file, new data goes to newly
+//! reserved clusters of the image. With a data file, its host offset there equals the guest offset. Clusters of a data file
+//! have no refcounts. Only their own guest cluster can ever use them, so they are not quarantined when they are freed. The code
+//! that frees them holds the guest range lock until the host has discarded them.
 
 use oxblk_core::{ChildIdx, Result, WriteFlags, ZeroFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
@@ -17,28 +18,28 @@ use super::layout::L2Kind;
 use super::run_options::Modes;
 use super::write_back::ReleaseReason;
 
-/// Clusters for guest data that nobody else can have.
+/// Clusters that are reserved for new guest data.
 pub(super) struct NewData<'a> {
     /// First cluster.
     pub(super) start: u64,
-    /// How many.
+    /// Number of clusters.
     pub(super) count: u64,
-    /// They have never been written and read as zeroes.
+    /// The clusters have never been written and read as zeroes.
     pub(super) untouched: bool,
-    /// `None` in a data file.
+    /// `None` with a data file.
     reserved: Option<Reserved<'a>>,
 }
 
 impl<'a> NewData<'a> {
-    /// Writing to them begins; see [`Reserved::begin_write`].
+    /// Call this before the first write to the clusters; see [`Reserved::begin_write`].
     pub(super) fn begin_write(&mut self) {
         if let Some(reserved) = &mut self.reserved {
             reserved.begin_write();
         }
     }
 
-    /// Counts a reference to each of them if `written` says that they hold what they are to hold; they are free again if
-    /// not. All writes to them have ended.
+    /// If `written` is `Ok`, counts one reference to each cluster. If it is an error, frees the clusters and returns the error.
+    /// All writes to the clusters have ended.
     pub(super) async fn count_if(
         self,
         written: Result<()>,
@@ -56,18 +57,19 @@ impl<'a> NewData<'a> {
 }
 
 impl Qcow2 {
-    /// Whether guest data is stored as it is, so that who knows its host offset may read and write it there.
+    /// Whether guest data is stored without encryption, so that the map may forward requests to the host offset.
     pub(super) fn is_plain(&self) -> bool {
         self.encryption.is_none()
     }
 
-    /// Whether what lies before a guest offset and what lies behind it can be written apart at once.
+    /// Whether the data in front of a guest offset and the data behind it can be written concurrently by separate writes. With
+    /// encryption, the offset must lie between two sectors.
     pub(super) fn can_part_at(&self, guest: u64) -> bool {
         self.is_plain() || guest.is_multiple_of(oxblk_crypto::SECTOR as u64)
     }
 
-    /// Whether what a guest is given of reserved clusters would be zeroes. What a file reads as zeroes stands for
-    /// something else once it is decrypted.
+    /// Whether reserved clusters read as zeroes for the guest. Zeroes in the file of an encrypted image do not decrypt to
+    /// zeroes.
     pub(super) fn reads_as_zeroes(&self, run: &NewData<'_>) -> bool {
         run.untouched && self.is_plain()
     }
@@ -77,18 +79,18 @@ impl Qcow2 {
         if self.geometry.data_file { ChildIdx::DATA } else { ChildIdx::FILE }
     }
 
-    /// Whether the data file must be what the guest reads, without a look at the tables.
+    /// Whether the data file must stay valid as a raw image: a reader without the tables must see the contents of the disk.
     pub(super) fn has_raw_data(&self) -> bool {
         self.geometry.data_file && self.modes().contains(Modes::RAW_DATA)
     }
 
-    /// Whether a new image reads as zeroes: one whose data file must be what the guest reads is what that file is.
+    /// Whether a new image reads as zeroes. A new image with a raw data file reads as that file does.
     pub(super) fn new_data_is_zero(&self) -> bool {
         let data = self.children.get(ChildIdx::DATA);
         !self.has_raw_data() || data.is_some_and(|data| data.node().limits().has_zero_init)
     }
 
-    /// Fills `buf` with what lies at `host` for the guest offset `guest`.
+    /// Reads the data of the guest offset `guest` from the host offset `host` into `buf`.
     pub(super) async fn read_data(&self, guest: u64, host: u64, buf: IoBufMut) -> Result<IoBufMut> {
         let child = self.children.require(self.data_child())?;
         match &self.encryption {
@@ -106,8 +108,8 @@ impl Qcow2 {
         }
     }
 
-    /// Finds room for up to `count` guest clusters from `guest` on, one at least: from host cluster `behind` on, if there
-    /// is any.
+    /// Reserves host clusters for up to `count` guest clusters from `guest` on, and for at least one. If host cluster `behind`
+    /// is free, the run begins there.
     pub(super) async fn reserve_data(
         &self,
         guest: u64,
@@ -123,7 +125,8 @@ impl Qcow2 {
         Ok(NewData { start, count, untouched, reserved: Some(run) })
     }
 
-    /// Whether what an entry says of the guest cluster at `guest` cannot be with a data file.
+    /// Whether the L2 entry of the guest cluster at `guest` is invalid with a data file: its host offset differs from the guest
+    /// offset, or it is compressed.
     #[inline]
     pub(super) fn is_misplaced(&self, guest: u64, kind: L2Kind) -> bool {
         self.geometry.data_file
@@ -136,12 +139,12 @@ impl Qcow2 {
             }
     }
 
-    /// How far data is written that ends at `end`: a data file has nothing behind the end of the disk.
+    /// The end of a write that ends at `end`. With a data file, nothing is written behind the end of the disk.
     pub(super) fn end_of_data(&self, end: u64) -> u64 {
         if self.geometry.data_file { end.min(self.size()) } else { end }
     }
 
-    /// Makes guest data durable that lies in a data file.
+    /// Flushes the data file, if there is one.
     pub(super) async fn flush_data(&self) -> Result<()> {
         match self.children.get(ChildIdx::DATA) {
             Some(data) => data.flush().await,
@@ -149,8 +152,8 @@ impl Qcow2 {
         }
     }
 
-    /// Has a data file that must be what the guest reads read as zeroes, before the tables say so. The caller holds the
-    /// range lock.
+    /// Zeroes a range of a raw data file before the tables say that it reads as zeroes. Does nothing without a raw data file.
+    /// The caller holds the range lock.
     pub(super) async fn zero_raw_data(&self, from: u64, to: u64, unmap: bool) -> Result<()> {
         let to = self.end_of_data(to);
         if !self.has_raw_data() || from >= to {
@@ -161,8 +164,8 @@ impl Qcow2 {
         self.children.require(ChildIdx::DATA)?.write_zeroes(from, to - from, flags).await
     }
 
-    /// Gives the space back that a data file has for whole clusters, after the tables have ceased to refer to them. The
-    /// caller holds the range lock.
+    /// Discards whole clusters of a data file that is not raw, after the tables have stopped referring to them. The caller
+    /// holds the range lock.
     pub(super) async fn give_up_data(&self, from: u64, to: u64) {
         let to = self.end_of_data(to);
         if self.has_raw_data() || from >= to {
@@ -171,7 +174,7 @@ impl Qcow2 {
         if let Some(data) = self.children.get(ChildIdx::DATA) {
             let to = to.min(data.size());
             if from < to {
-                // It only saves space: the host may refuse.
+                // The discard only saves space, so its errors are ignored.
                 let _ = data.discard(from, to - from).await;
             }
         }

@@ -1,4 +1,4 @@
-//! Zero writes and discards: L2 entries change, data does not move.
+//! Zero writes and discards. They change L2 entries and do not write data to clusters of the image.
 
 use std::cell::RefCell;
 
@@ -12,21 +12,21 @@ use super::lookup::Extent;
 use super::run_options::Modes;
 use super::write_back::ReleaseReason;
 
-/// Guest clusters changed under one hold of the range lock.
+/// Largest number of guest clusters that one step changes.
 const AT_ONCE: u64 = 1 << 16;
 
 impl Qcow2 {
-    /// Makes a range of the guest disk read as zeroes, by entries that say so: it stays zero whatever backing file the
-    /// image is given later. In version 2, which has no such entries, this needs an image without a backing file, and
-    /// the clusters become unallocated.
+    /// Makes a range of the guest disk read as zeroes with zero entries in the L2 tables. The range stays zero even if the
+    /// image gets another backing file later. Version 2 has no zero entries. There the image must have no backing file, and the
+    /// clusters become unallocated.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] where only zeroes as data do: in a part of a cluster whose rest does not read as zeroes,
-    /// and in version 2 with a backing file (or one to come).
+    /// [`ErrorKind::Unsupported`] where the caller must write zeroes as data. This is so in a part of a cluster whose other
+    /// parts do not read as zeroes. It is also so in version 2 with a backing file (present, or expected later).
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.check_writable()?;
         if self.version < 3 && flags.contains(ZeroFlags::NO_FALLBACK) {
-            // There are no zero clusters.
+            // Version 2 has no zero clusters.
             return Err(unsupported());
         }
         let size = self.geometry.subcluster_size();
@@ -42,7 +42,7 @@ impl Qcow2 {
             }
             false => return Err(unsupported()),
         };
-        // The last cluster of the disk is whole although the disk ends in it.
+        // The last cluster of the disk counts as a whole cluster, although the disk ends inside it.
         let last = match is_at_end && self.geometry.offset_in_cluster(offset) == 0 {
             true => self.cluster_end(last),
             false => last,
@@ -56,8 +56,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Whether the cluster or subcluster that holds a range can become zero as a whole: it has no data, and what lies
-    /// around the range reads as zeroes.
+    /// Whether the cluster or subcluster that contains a range can become a zero cluster as a whole. It must have no data, and
+    /// its parts around the range must read as zeroes.
     async fn can_zero_whole(&self, from: u64, to: u64) -> Result<bool> {
         let size = self.geometry.subcluster_size();
         let start = from - from % size;
@@ -74,7 +74,7 @@ impl Qcow2 {
             && self.shows_zeroes(to, end.min(self.size())).await?)
     }
 
-    /// Whether a range without data is known to read as zeroes, the backing files included.
+    /// Whether a range without data is known to read as zeroes, with the backing chain taken into account.
     async fn shows_zeroes(&self, from: u64, to: u64) -> Result<bool> {
         let mut at = from;
         while at < to {
@@ -96,7 +96,7 @@ impl Qcow2 {
         Ok(true)
     }
 
-    /// Has the tables say that a range of whole clusters or subclusters reads as zeroes.
+    /// Changes the L2 entries of a range of whole clusters or subclusters, so that it reads as zeroes.
     pub(super) async fn zero_entries(
         &self,
         offset: u64,
@@ -122,7 +122,8 @@ impl Qcow2 {
         .await
     }
 
-    /// Version 2 has no zero clusters: what is not allocated reads as zeroes, as long as there is no backing file.
+    /// Zeroes a range of a version 2 image, which has no zero clusters. Unallocated clusters read as zeroes there as long as
+    /// the image has no backing file.
     async fn zero_old(&self, offset: u64, end: u64, own: bool) -> Result<()> {
         if own || self.children.has(ChildIdx::BACKING) {
             return Err(unsupported());
@@ -134,7 +135,7 @@ impl Qcow2 {
         .await
     }
 
-    /// Gives up what whole clusters of a range hold; parts of clusters at its ends are left alone.
+    /// Discards the whole clusters of a range. Partial clusters at its ends do not change.
     pub(super) async fn discard_guest(&self, offset: u64, len: u64) -> Result<()> {
         self.check_writable()?;
         let end = offset.saturating_add(len);
@@ -145,7 +146,7 @@ impl Qcow2 {
         }
         let has_backing = self.children.get(ChildIdx::BACKING).is_some();
         if self.version < 3 && has_backing {
-            // Without zero clusters the backing file would show through.
+            // Without zero clusters, the guest would read the backing file there.
             return Ok(());
         }
         let new = if self.version < 3 { L2Entry::EMPTY } else { L2Entry::zero_plain() };
@@ -174,8 +175,8 @@ impl Qcow2 {
         .await
     }
 
-    /// The same, but clusters that are the image's own stay allocated; the host may still take back what they hold. With
-    /// `explicit`, what is not allocated becomes a zero cluster too. The caller holds the range lock.
+    /// As [`Self::discard_entries`], but clusters that only the active state owns stay allocated; their contents may be
+    /// discarded on the host. With `explicit`, unallocated clusters become zero clusters too. The caller holds the range lock.
     async fn discard_in_place(&self, first: u64, last: u64, explicit: bool) -> Result<()> {
         let kept = RefCell::new(RoaringTreemap::new());
         self.change_entries(first, last, ReleaseReason::Discarded, |kind, copied, over_backing| {
@@ -196,13 +197,13 @@ impl Qcow2 {
         let file = self.children.require(ChildIdx::FILE)?;
         let size = self.geometry.cluster_size();
         for cluster in kept.into_inner() {
-            // It only saves space: the host may refuse.
+            // The discard only saves space, so its errors are ignored.
             let _ = file.discard(cluster << self.geometry.cluster_bits, size).await;
         }
         Ok(())
     }
 
-    /// Gives up whole clusters behind the end of the disk, as if they had never been written.
+    /// Frees whole clusters behind the end of the disk. Their entries become unallocated.
     pub(super) async fn forget_guest(&self, from: u64, to: u64, was: ReleaseReason) -> Result<()> {
         if from >= to {
             return Ok(());
@@ -218,8 +219,9 @@ impl Qcow2 {
         .await
     }
 
-    /// Gives up whole clusters that are about to lie behind the end of the disk. Meanwhile the backing file does not show
-    /// where it did not before, as far as the format has words for that.
+    /// Frees whole clusters that will lie behind the end of the disk after a shrink. Until then the guest must not read the
+    /// backing file there. So the clusters become zero clusters where there is a backing file and the version has zero
+    /// clusters.
     pub(super) async fn clear_guest(&self, from: u64, to: u64) -> Result<()> {
         if from >= to {
             return Ok(());
@@ -238,8 +240,9 @@ impl Qcow2 {
         .await
     }
 
-    /// Replaces the L2 entries of whole clusters by what `change` says of each (kind, whether it is owned, whether there
-    /// is a backing file). The caller holds the range lock.
+    /// Replaces the L2 entries of whole clusters by the results of `change`. Its arguments are the kind of the entry, whether
+    /// the active state owns the cluster, and whether the image has a backing file. `None` keeps the entry. The caller holds
+    /// the range lock.
     async fn change_entries(
         &self,
         from: u64,
@@ -264,7 +267,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Whether the new entry goes on referring to the old one's cluster.
+    /// Whether the new entry still refers to the host cluster of the old entry.
     pub(super) fn keeps_host(&self, old: L2Entry, new: L2Entry) -> bool {
         let host_of = |entry: L2Entry| match entry.kind(self.geometry, self.version) {
             Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) => Some(host),
@@ -273,7 +276,8 @@ impl Qcow2 {
         host_of(old).is_some_and(|host| host_of(new) == Some(host))
     }
 
-    /// Where the next slice begins if nothing changes in this one: a table that is shared need not be copied then.
+    /// If `change` would change nothing in this slice, returns the guest offset where the next slice begins. A shared L2 table
+    /// need not be copied then.
     async fn unchanged_slice(
         &self,
         at: u64,
@@ -364,7 +368,7 @@ impl Qcow2 {
     }
 }
 
-/// What clusters were that a zero write gives up, by whether it may unmap.
+/// The release reason of clusters that a zero write frees. `unmap`: whether the zero write may unmap.
 pub(super) fn given_up(unmap: bool) -> ReleaseReason {
     if unmap { ReleaseReason::Discarded } else { ReleaseReason::Data }
 }

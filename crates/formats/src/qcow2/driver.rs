@@ -1,4 +1,4 @@
-//! The driver contract, and the map of the fast path.
+//! The implementation of the [`Driver`] contract, with the lock-free map of the fast path.
 
 use oxblk_core::amend::Amend;
 use oxblk_core::bitmap::PersistentBitmaps;
@@ -18,7 +18,7 @@ use super::Qcow2;
 use super::layout::{Compatible, Incompatible};
 use super::lookup::Extent;
 
-/// Bytes that are encrypted as a unit.
+/// Size of the unit of encryption, in bytes.
 const SECTOR: u32 = 512;
 
 impl Driver for Qcow2 {
@@ -93,7 +93,7 @@ impl Driver for Qcow2 {
     fn limits(&self) -> Limits {
         let cluster = u32::try_from(self.geometry.cluster_size()).unwrap_or(1);
         let subcluster = u32::try_from(self.geometry.subcluster_size()).unwrap_or(1);
-        // Clusters that were allocated ahead hold nothing that was encrypted: they read as noise.
+        // Preallocated clusters of an encrypted image hold no encrypted data. They decrypt to noise.
         let is_noise = !self.is_plain() && self.l1_entry(0).0 != 0;
         Limits {
             request_alignment: if self.is_plain() { 1 } else { SECTOR },
@@ -188,7 +188,7 @@ impl Driver for Qcow2 {
     }
 
     fn compress(&self) -> Option<&dyn Compress> {
-        // Compressed clusters would be stored for everybody to read.
+        // Compressed clusters are stored without encryption, so an encrypted image refuses them.
         if self.is_plain() { Some(self) } else { None }
     }
 }

@@ -15,9 +15,9 @@ use super::open::open;
 
 struct Factory;
 
-/// Refuses a format of the backing file that no driver has.
+/// Refuses a backing file format for which there is no driver.
 fn check_backing_format(graph: &Graph, options: &Options) -> Result<()> {
-    // Of several faults, that of the version is reported first, as QEMU does.
+    // A wrong version is reported before other wrong options, as in QEMU.
     create::version(options.get_str("compat"))?;
     match options.get_str("backing_fmt").filter(|name| graph.driver(name).is_err()) {
         Some(name) => Err(create::rejected("backing-fmt", name)),
@@ -25,7 +25,7 @@ fn check_backing_format(graph: &Graph, options: &Options) -> Result<()> {
     }
 }
 
-/// Makes the data file first, if the options want one.
+/// Creates the image. If the options name a data file, creates that file first.
 async fn create_with_data_file(graph: &Graph, file: &Arc<Edge>, options: Options) -> Result<()> {
     create::check(options.clone(), graph.secrets())?;
     let Some(name) = options.get_str("data_file").map(str::to_owned) else {

@@ -1,18 +1,18 @@
-//! The header of an open image: what it says now, and writing all of it anew.
+//! The header of an open image: its current contents, and rewriting it safely.
 //!
-//! A single field lies within a sector, and a sector is written whole or not at all; so the fields are changed in place,
-//! one write each. The header as a whole, with its extensions and the backing file's name, often is longer, and a power
-//! cut may leave any of its sectors as they were. [`write_whole`] goes through a form in between that is one sector:
+//! The disk writes a sector completely or not at all. A single field lies within one sector, so a field is changed in place
+//! with one write. The complete header, with its extensions and the backing file's name, is often longer than a sector. A power
+//! cut may then leave some of its sectors unwritten. So [`write_whole`] uses an intermediate header that fits in one sector:
 //!
-//! 1. a copy of the old backing file's name is put where neither the old header nor the new one reaches;
-//! 2. sector 0 becomes the old header in its shortest form, which refers to nothing behind it but that copy;
-//! 3. all that the new header has behind sector 0 is written;
-//! 4. sector 0 becomes that of the new header;
-//! 5. the copy is wiped out.
+//! 1. write a copy of the old backing file's name behind the end of both the old and the new header;
+//! 2. write the old header in its shortest form to sector 0; behind the sector, it refers only to that copy;
+//! 3. write the part of the new header behind sector 0;
+//! 4. write sector 0 of the new header;
+//! 5. overwrite the copy with zeroes.
 //!
-//! Each step is durable before the next one. So a power cut leaves the old header or the new one. Where only sector 0
-//! changes, step 4 is all. An old header whose shortest form is longer than a sector (a long name of a data file, or
-//! extensions that are not known) is replaced in one write that a power cut may tear.
+//! Each step is durable before the next one begins. So a power cut leaves the old header or the new one. If only sector 0
+//! changes, step 4 alone suffices. The shortest form of an old header may be longer than a sector (because of a long data file
+//! name, or unknown extensions). Such a header is replaced in one write, which a power cut may tear.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Release};
@@ -25,13 +25,14 @@ use super::Qcow2;
 use super::layout::{Autoclear, Header, Incompatible, field_offsets};
 use super::open::read_header;
 
-/// What is written whole or not at all, in bytes.
+/// Unit that the disk writes completely or not at all, in bytes.
 const SECTOR: usize = 512;
 
-/// The header as it was last read or written. Sizes and places of tables are kept elsewhere while the image is open.
+/// The header as it was last read or written. While the image is open, its table sizes and table offsets may be out of date;
+/// other fields of [`Qcow2`] hold them.
 pub(super) struct HeaderState {
     now: RwLock<Arc<Header>>,
-    /// Held while more than the place of a table is written, and while passwords are changed.
+    /// Held while more than one table pointer is written, and while passwords are changed.
     turn: AsyncMutex<()>,
 }
 
@@ -46,25 +47,25 @@ impl HeaderState {
 }
 
 impl Qcow2 {
-    /// Features, extensions and the backing file as the header tells them. Where tables lie is told by
+    /// The header in memory: features, extensions and the backing file are current. For table offsets, use
     /// [`Self::header_on_disk`].
     pub(super) fn header(&self) -> Arc<Header> {
         Arc::clone(&self.header.now.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// All that the header says now: every change of it is on disk before it counts.
+    /// Reads the complete current header from disk. Every change of the header is on disk before it takes effect in memory.
     pub(super) async fn header_on_disk(&self) -> Result<Header> {
         let file = self.children.require(ChildIdx::FILE)?;
         read_header(&file).await
     }
 
-    /// Takes in a header that has been read anew.
+    /// Replaces the header in memory by one that was read again.
     pub(super) fn adopt_header(&self, header: Header) {
         self.header.set(header);
     }
 
-    /// Writes the header, its extensions and the backing file's name as `change` makes them, durably. A power cut
-    /// leaves the old ones or the new ones. What the new header refers to must be durable.
+    /// Applies `change` to the header, its extensions and the backing file's name, and writes them durably. A power cut leaves
+    /// the old or the new version. Everything that the new header refers to must already be durable.
     ///
     /// # Errors
     /// As [`Header::encode`], before anything is written; as the file reports.
@@ -73,24 +74,24 @@ impl Qcow2 {
         self.rewrite_held_header(&turn, change).await
     }
 
-    /// Nobody else writes more of the header than the place of a table while this lives.
+    /// Takes the header lock. While it is held, other tasks write at most table pointers in the header.
     pub(super) async fn hold_header(&self) -> MutexGuard<'_, ()> {
         self.header.turn.lock().await
     }
 
-    /// As [`Self::rewrite_header`], for whom holds the header.
+    /// As [`Self::rewrite_header`], for callers that hold the header lock.
     pub(super) async fn rewrite_held_header(
         &self,
         _turn: &MutexGuard<'_, ()>,
         change: impl FnOnce(&mut Header),
     ) -> Result<()> {
-        // A refcount table that grows has the header name it.
+        // A growing refcount table changes its pointer in the header, so the table is locked too.
         let _table = self.refcounts.hold_table().await;
         let file = self.children.require(ChildIdx::FILE)?;
         let old = read_header(&file).await?;
         let mut new = old.clone();
         change(&mut new);
-        // What cannot be written is refused before anything is.
+        // A header that cannot be encoded is refused before the first write.
         new.encode()?;
         let unknown = UntilKnown::new(&self.corrupt);
         if let Err(error) = write_whole(&file, &old, &new).await {
@@ -100,7 +101,7 @@ impl Qcow2 {
             };
             if let Err(again) = self.stop_unless_known(restored).await {
                 tracing::error!(
-                    "qcow2: the header may have changed, so that nothing is written any more: {again}"
+                    "qcow2: the header on disk is in an unknown state; the image accepts no further requests: {again}"
                 );
             }
             unknown.known();
@@ -122,7 +123,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Features that this program does not keep up to date must not be believed after it has written.
+    /// Clears the autoclear bits of features that this program does not maintain. Their data is not valid after this program
+    /// has written to the image.
     pub(super) async fn clear_autoclear(&self) -> Result<()> {
         let _turn = self.header.turn.lock().await;
         let mut header = Header::clone(&self.header());
@@ -145,11 +147,11 @@ impl Qcow2 {
         stop_unless_known(named, &self.corrupt).await
     }
 
-    /// Has a field of the header say `new` in the place of `old`, durably.
+    /// Changes a field of the header from `old` to `new`, durably.
     ///
     /// # Errors
-    /// As the file reports. The field then says `old`, durably; if that could not be had either, nothing is written to the
-    /// image any more.
+    /// As the file reports. The field then holds `old` again, durably. If restoring `old` fails too, the image accepts no
+    /// further writes.
     pub(super) async fn exchange_header_field(
         &self,
         offset: u64,
@@ -167,8 +169,9 @@ impl Qcow2 {
     }
 }
 
-/// Sets `stop`, so that nothing is written any more, if `named`, which has a pointer name something else, fails or does not
-/// come to its end: what it names then is not known, and what only one of the two knows of would be lost with the other.
+/// Runs `named`, which changes a pointer on disk. Sets `stop` if `named` fails or is cancelled, so that nothing more is written
+/// to the image. The pointer may then have its old or its new value. Later changes in only one of the two structures would be
+/// lost if the pointer names the other.
 pub(super) async fn stop_unless_known<T>(
     named: impl Future<Output = Result<T>>,
     stop: &AtomicBool,
@@ -181,8 +184,8 @@ pub(super) async fn stop_unless_known<T>(
     outcome
 }
 
-/// While this lives it is not known what a pointer on disk names. Dropped so, because the thread ended halfway, it sets
-/// `stop`: memory would go on with the old one.
+/// Exists while the value of a pointer on disk is unknown. If this is dropped before [`Self::known`], because the task was
+/// cancelled halfway, it sets `stop`. Otherwise requests would continue with the old value.
 struct UntilKnown<'a>(Option<&'a AtomicBool>);
 
 impl<'a> UntilKnown<'a> {
@@ -203,11 +206,11 @@ impl Drop for UntilKnown<'_> {
     }
 }
 
-/// Has a pointer at `offset` in the file name `new` in the place of `old`, durably.
+/// Changes a pointer at `offset` in the file from `old` to `new`, durably.
 ///
 /// # Errors
-/// As the file reports. After a write or a flush that failed the medium may have either; so `old` is written once more, and
-/// if that succeeds it is what the pointer names. If not, `stop` is set.
+/// As the file reports. After a failed write or flush, the disk may hold either value. So `old` is written once more. If that
+/// succeeds, the pointer has the value `old`. If it fails, `stop` is set.
 pub(super) async fn exchange(
     file: &Edge,
     offset: u64,
@@ -228,13 +231,13 @@ pub(super) async fn exchange(
     unknown.known();
     if let Err(again) = restored {
         tracing::error!(
-            "qcow2: a pointer at offset {offset:#x} may have changed, so that nothing is written any more: {again}"
+            "qcow2: the pointer at offset {offset:#x} is in an unknown state; the image accepts no further requests: {again}"
         );
     }
     Err(error)
 }
 
-/// Puts `new` in the place of `old`, which is what the file's header says; see the module's text.
+/// Replaces the header `old`, which is in the file, by `new`; see the module's text for the steps.
 ///
 /// # Errors
 /// As [`Header::encode`], before anything is written; as the file reports.
@@ -272,8 +275,8 @@ pub(super) async fn write_whole(file: &Edge, old: &Header, new: &Header) -> Resu
     Ok(())
 }
 
-/// The header's shortest form, if it is no longer than a sector, padded to one; and the backing file's name, which is
-/// to lie at `free`, if there is room for it in the first cluster.
+/// The header's shortest form, padded to a sector, and the backing file's name, which must be written at `free`. `None` if the
+/// short header does not fit in a sector, or the name does not fit in the first cluster.
 fn shorten(header: &Header, free: usize) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
     let name = header.backing_file.as_ref().map(|name| names::to_bytes(name).into_owned());
     let end = free.checked_add(name.as_ref().map_or(0, Vec::len))?;

@@ -1,6 +1,7 @@
-//! Moving the L1 table to a bigger place. Core has drained the node.
+//! Growing the L1 table by moving it to a larger place. Core has drained the node.
 //!
-//! The new table is written and counted, durably, before the header names it, which is one write.
+//! The new table and its refcounts are durable before one write to the header makes it the active table. So a crash leaves the
+//! old table or the new one, and leaks clusters at worst.
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 
@@ -11,17 +12,17 @@ use super::Qcow2;
 use super::layout::{MAX_L1_BYTES, field_offsets};
 use super::write_back::ReleaseReason;
 
-/// What a file is written in, in bytes.
+/// Unit in which the file is written, in bytes.
 const SECTOR: u64 = 512;
 
 impl Qcow2 {
-    /// Moves the L1 table to a bigger place if `size` needs more entries than it has.
+    /// Moves the L1 table to a larger place if a disk of `size` bytes needs more entries than the table has.
     pub(super) async fn grow_l1(&self, size: u64) -> Result<()> {
         let grown = self.grow_l1_to(self.geometry.l1_entries_for(size)).await;
         grown.map_err(|error| error.prefix("Failed to grow the L1 table"))
     }
 
-    /// The same for so many entries (`None`: more than can be counted).
+    /// Moves the L1 table to a larger place if it has fewer than `entries` entries. `None` stands for a number that overflows.
     pub(super) async fn grow_l1_to(&self, entries: Option<u64>) -> Result<()> {
         let needed = entries.filter(|entries| entries.saturating_mul(8) <= MAX_L1_BYTES);
         let needed = needed.ok_or_else(|| Error::from_errno(Errno::FBIG))?;
@@ -38,7 +39,7 @@ impl Qcow2 {
         let offset = run.start() << self.geometry.cluster_bits;
         let len = usize::try_from(clusters << self.geometry.cluster_bits)
             .map_err(|_| Error::from_errno(Errno::FBIG))?;
-        // The rest of the last cluster stays a hole if it is one. The file may end within it.
+        // If the clusters were never written, the last part of the last cluster stays a hole. The file may end inside it.
         let written = match run.is_untouched() {
             true => {
                 usize::try_from(bytes.next_multiple_of(SECTOR)).map_or(len, |most| len.min(most))
@@ -65,7 +66,7 @@ impl Qcow2 {
     }
 }
 
-/// How the header tells of an L1 table: its entries, then its offset.
+/// The fields of the header that describe the L1 table: number of entries, then offset.
 fn l1_fields(entries: u64, offset: u64) -> Result<Vec<u8>> {
     let entries = u32::try_from(entries).map_err(|_| Error::from_errno(Errno::FBIG))?;
     Ok([&entries.to_be_bytes()[..], &offset.to_be_bytes()[..]].concat())

@@ -1,11 +1,11 @@
-//! From guest offsets to extents: what the L2 tables say of a range.
+//! Mapping guest offsets to extents with the L2 tables.
 //!
-//! [`Qcow2::lookup`] answers from the cache alone, without a lock; [`Qcow2::extent`] loads what is missing.
+//! [`Qcow2::lookup`] answers from the cache alone, without a lock. [`Qcow2::extent`] loads missing slices.
 //!
-//! An extended entry has two words, and an old one with a new other would be a wrong answer: data where none has been
-//! written, or the backing file in the place of what a compressed cluster had. So its words change under
-//! [`Pinned::begin_change`], and a lookup that runs into a change, or sees one behind it, has no answer and is tried
-//! again. The same holds for the copies of slices that are written to disk.
+//! An extended L2 entry has two words. A reader that combines an old word with a new one would get a wrong answer: data where
+//! none was written, or the backing file instead of a compressed cluster. So writers change both words under
+//! [`Pinned::begin_change`]. A lookup that overlaps a change has no answer and is repeated. The copies of slices for the disk
+//! are made in the same way.
 
 use std::sync::atomic::{AtomicU64, Ordering::Acquire};
 
@@ -17,16 +17,17 @@ use super::Qcow2;
 use super::cache::Pinned;
 use super::layout::{L1Entry, L2Entry, L2Kind};
 
-/// What a range of the guest disk is, for its first `len` bytes.
+/// The kind of the first `len` bytes of a range of the guest disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Extent {
-    /// At `host` in the file; `owned`: by this image's active state alone.
+    /// Data at `host` in the file. `owned`: only this image's active state refers to it.
     Data { host: u64, len: u64, owned: bool },
-    /// Reads as zeroes. `host`: its place in a cluster that is kept for it; `owned`: by this image's active state alone.
+    /// Reads as zeroes. `host`: the place in its preallocated cluster, if any. `owned`: only this image's active state refers
+    /// to that cluster.
     Zero { len: u64, host: Option<u64>, owned: bool },
-    /// Whatever the backing file has; `host`: where data would go.
+    /// Reads as the backing file does. `host`: the place that is preallocated for its data.
     Unallocated { len: u64, host: Option<u64> },
-    /// In one compressed cluster, whose data lies in `stored` bytes from `host` on.
+    /// Part of one compressed cluster, which is stored in `stored` bytes from `host` on.
     Compressed { host: u64, stored: u64, len: u64 },
 }
 
@@ -41,19 +42,19 @@ impl Extent {
     }
 }
 
-/// Tries of a lookup that runs into changes before other threads are let come first.
+/// After this many failed lookups the thread yields to other threads.
 const PATIENCE: u32 = 64;
 
 /// Why the cache alone has no answer.
 pub(super) enum Miss {
-    /// The slice is not cached, or being changed.
+    /// The slice is not cached, or is being changed.
     Absent,
-    /// The entry (given) breaks the format.
+    /// This entry is invalid.
     Bad(u64),
 }
 
 impl Qcow2 {
-    /// The slice that has the L2 entry of a guest offset, and the index of the entry's first word in it.
+    /// The number of the slice with the L2 entry of a guest offset, and the index of the entry's first word in that slice.
     pub(super) fn slice_of(&self, offset: u64) -> (u64, usize) {
         let words = self.geometry.l2_entry_words();
         let word = (offset >> self.geometry.cluster_bits).wrapping_mul(words);
@@ -70,7 +71,7 @@ impl Qcow2 {
         L1Entry(self.l1.get(index).map_or(0, |entry| entry.load(Acquire)))
     }
 
-    /// What the cache says of the start of `offset..offset + len` (`len` > 0). Takes no lock.
+    /// Looks up the start of `offset..offset + len` (`len` > 0) in the cache. Takes no lock.
     pub(super) fn lookup(&self, offset: u64, len: u64) -> Result<Extent, Miss> {
         let (slice, index) = self.slice_of(offset);
         match self.l2.peek(slice, |words| self.scan(words, index, offset, len)) {
@@ -91,7 +92,7 @@ impl Qcow2 {
         })
     }
 
-    /// The extent that starts at word `index`, as far as the slice and the range go.
+    /// The extent that starts at word `index`. The end of the slice and the end of the range limit it.
     fn scan(
         &self,
         words: &[AtomicU64],
@@ -145,7 +146,7 @@ impl Qcow2 {
         })
     }
 
-    /// What the start of `offset..offset + len` is, loading the slice if need be.
+    /// The extent at the start of `offset..offset + len`. Loads the slice if it is not cached.
     pub(super) async fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
         let mut tries = 0_u32;
         loop {
@@ -188,17 +189,17 @@ impl Qcow2 {
             point();
             match self.l2.get(slice, || self.load_slice(slice, offset)).await? {
                 Some(pinned) => return Ok(Some(pinned)),
-                // Every slice is dirty or pinned: writing back makes room.
+                // Every slice is dirty or pinned. A write-back makes slices clean.
                 None => self.write_back(false).await?,
             }
         }
     }
 
-    /// Reads a slice from the file. The caller keeps others from loading it.
+    /// Reads a slice from the file. The caller prevents other tasks from loading it concurrently.
     ///
-    /// Where the table lies is only asked here: while this thread loads the slice, nobody can change its entries. An
-    /// offset from before could be that of the table that a snapshot shares, and the image's own copy of it could have
-    /// been made, changed and dropped from the cache meanwhile.
+    /// The table's offset is looked up only here, because no task can change the entries of a slice while it is being loaded.
+    /// An offset from an earlier lookup may be stale: it may belong to a table that is shared with a snapshot. Meanwhile the
+    /// image may have copied that table, changed the copy and dropped it from the cache.
     async fn load_slice(&self, slice: u64, offset: u64) -> Result<IoBufMut> {
         let place = self.slice_place(slice).await?;
         let place = place.ok_or_else(|| Error::corrupt("the L2 table is gone").at(offset))?;
@@ -226,8 +227,8 @@ impl Qcow2 {
         }
     }
 
-    /// A writable image must not have guest data, or room for it, where its metadata is: a write in place would destroy
-    /// it. So a slice that says so is never cached.
+    /// Refuses a slice whose entries map guest clusters to clusters that hold metadata. In a writable image, a write in place
+    /// would overwrite the metadata. So such a slice is never cached.
     async fn check_slice(&self, bytes: &[u8]) -> Result<()> {
         if self.is_read_only() || self.geometry.data_file {
             return Ok(());

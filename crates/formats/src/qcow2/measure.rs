@@ -1,8 +1,8 @@
-//! How large a new image would be.
+//! Computing the size of a new image, as `qemu-img measure` does.
 //!
-//! The fully allocated size is that of the layout which [`super::create`] plans with everything
-//! preallocated. The required size leaves out the data clusters that the source does not fill; their
-//! metadata stays counted, as `qemu-img measure` does.
+//! The fully allocated size is the size of the layout that [`super::create`] plans with all clusters preallocated. The required
+//! size omits the data clusters for which the source has no data. It still includes the metadata of those clusters, as in
+//! `qemu-img measure`.
 
 use oxblk_core::create::{Measure, MeasureRequest};
 use oxblk_core::{Backend, Errno, Error, Node, Options, Preallocation, Result, StatusFlags, Want};
@@ -12,7 +12,7 @@ use super::encryption::create::Wanted as Encryption;
 use super::layout::{BitmapEntry, Geometry, bitmap_bytes};
 use super::plan::fully_allocated;
 
-/// Bytes of the source asked about at once.
+/// Largest range of one status query to the source, in bytes.
 const STATUS_CHUNK: u64 = 1 << 40;
 
 /// Measures an image for the contents of the source, or an empty one.
@@ -29,14 +29,14 @@ pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     let virtual_size =
         size.checked_next_multiple_of(geometry.cluster_size()).ok_or_else(too_large)?;
     let fully_allocated = fully_allocated(geometry, virtual_size).ok_or_else(too_large)?;
-    // The LUKS header comes on top, as it is.
+    // The LUKS header is added to both sizes.
     let luks = geometry.clusters_for(wanted.encryption.header_len()) * geometry.cluster_size();
     if luks > 0 {
         wanted.encryption.password(request.secrets)?;
     }
     let data = match (wanted.preallocation, request.source) {
         (Preallocation::Falloc | Preallocation::Full, _) => virtual_size,
-        // Nobody knows how much of the source is in the backing file, so all of it may be needed.
+        // It is unknown how much of the source is also in the backing file, so the image may need all of it.
         (_, Some(_)) if wanted.has_backing => virtual_size,
         (_, Some(source)) => used_bytes(source, geometry).await?,
         (_, None) => 0,
@@ -57,7 +57,7 @@ fn too_large() -> Error {
         .errno(Errno::FBIG)
 }
 
-/// The options that matter for the size. The others are for `create` to judge.
+/// The options that affect the size. `create` checks the other options.
 struct Wanted {
     size: u64,
     version: u32,
@@ -69,7 +69,7 @@ struct Wanted {
 
 impl Wanted {
     fn from_options(mut options: Options) -> Result<Self> {
-        // Of other ways of encryption nothing is to be measured, and nothing is said.
+        // Other encryption formats do not change the size, so their options are ignored.
         let is_luks = options.get_str("encrypt.format") == Some("luks");
         let encryption =
             if is_luks { Encryption::take(&mut options)? } else { Encryption::default() };
@@ -105,7 +105,7 @@ impl Wanted {
     }
 }
 
-/// Bytes that the persistent bitmaps of the source need, every cluster of theirs allocated.
+/// Bytes that the persistent bitmaps of the source need if all their clusters are allocated.
 fn bitmaps(source: &Node, geometry: Geometry) -> Option<u64> {
     source.driver().persistent_bitmaps().filter(|persistent| persistent.are_supported())?;
     let bytes_in = |clusters: u64| clusters.saturating_mul(geometry.cluster_size());
@@ -121,7 +121,7 @@ fn bitmaps(source: &Node, geometry: Geometry) -> Option<u64> {
     Some(total.saturating_add(bytes_in(geometry.clusters_for(directory))))
 }
 
-/// Bytes of the clusters in which the source has data that is not zeroes.
+/// Total size of the clusters in which the source has data that is not zero.
 async fn used_bytes(source: &Backend, geometry: Geometry) -> Result<u64> {
     let size = source.size();
     let mut used: u64 = 0;

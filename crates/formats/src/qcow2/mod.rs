@@ -1,44 +1,46 @@
 //! qcow2: QEMU's copy-on-write image format.
 //!
-//! Spec: docs/interop/qcow2. The rooms:
+//! Spec: docs/interop/qcow2. The modules:
 //!
 //! | | |
 //! |---|---|
-//! | `layout/` | on-disk structures, pure |
-//! | `cache/` | L2 and refcount tables in slices, read without a lock |
+//! | `layout/` | on-disk structures: encoding and parsing, no I/O |
+//! | `cache/` | slices of L2 tables and refcount blocks; a hit takes no lock |
 //! | `refcounts`, `refcount_blocks`, `allocator`, `counted` | which host clusters are in use, free, reserved, quarantined |
 //! | `lookup` | guest offset → extent |
-//! | `data` | guest data at its host offset: which child, where new data goes, and what is done to it |
+//! | `data` | guest data at its host offset: which child holds it, where new data goes, encryption |
 //! | `encryption/` | encryption of guest data |
 //! | `read`, `write`, `discard`, `compressed` | requests that the map cannot answer |
-//! | `subclusters/` | all that differs where L2 entries describe subclusters |
-//! | `tables`, `l1_table` | making L2 tables; moving the L1 table to a bigger place |
-//! | `refscan/` | what tables refer to, found out in bulk |
-//! | `read_ahead` | metadata whose length is not known yet |
-//! | `write_back` | the order in which metadata reaches the disk |
+//! | `subclusters/` | the code for extended L2 entries, which describe subclusters |
+//! | `tables`, `l1_table` | making L2 tables; replacing the L1 table by a larger one |
+//! | `refscan/` | reads many tables in parallel and lists the clusters that they refer to |
+//! | `read_ahead` | reads metadata whose length is not known yet |
+//! | `write_back` | write-back cycles, in an order that survives a crash |
 //! | `bitmaps/` | persistent dirty bitmaps |
-//! | `resize`, `shrink`, `preallocate`, `snapshots/`, `vm_state`, `status`, `check/`, `compact/`, `create`, `measure` | what the names say |
-//! | `plan` | where everything in a new image lies |
-//! | `header` | the header as a whole |
-//! | `amend/` | other options |
-//! | `backing`, `trim` | another backing file, giving up all contents; the end of the file |
-//! | `run_options`, `overlap` | how an open image is worked with; metadata that lies on other metadata |
-//! | `open`, `factory`, `reopen` | how a node comes to be, and to be another |
+//! | `resize`, `shrink`, `preallocate`, `snapshots/`, `vm_state` | one operation each, as named |
+//! | `status`, `check/`, `compact/`, `create`, `measure` | one operation each, as named |
+//! | `plan` | the layout of a new image |
+//! | `header` | the header of an open image, and rewriting it safely |
+//! | `amend/` | changing the options of an existing image |
+//! | `backing`, `trim` | changing the backing file, emptying the image; cutting off the unused end of the file |
+//! | `run_options`, `overlap` | runtime options of an open image; metadata that overlaps other metadata |
+//! | `open`, `factory`, `reopen` | opening, creating and reopening a node |
 //!
 //! # Locks, in the order in which they are taken
 //!
-//! 0. `Bitmaps::changing`: one change of what the image has of bitmaps, or one step of compaction, at a time;
+//! 0. `Bitmaps::changing`: one change of the stored bitmaps, or one step of compaction, at a time;
 //! 1. `guest`: range lock over guest clusters whose L2 entries change;
-//! 2. `Tail::turn`: where the next compressed cluster goes;
+//! 2. `Tail::turn`: placing the next compressed cluster;
 //! 3. `tables`: making an L2 table;
 //! 4. `writing_back`: one write-back cycle at a time;
-//! 5. `HeaderState::turn`: writing more of the header than the place of a table, changing passwords;
-//! 6. `Refcounts::growing`: making refcount blocks and tables;
-//! 7. `Allocator::scanning`; 8. `Refcounts::writing`;
-//! 9. short mutexes (`l1_dirty`, `dropped`, the free map), never across I/O.
+//! 5. `HeaderState::turn`: writing more of the header than one table pointer, changing passwords;
+//! 6. `Refcounts::growing`: making refcount blocks, moving the refcount table;
+//! 7. `Allocator::scanning`: scanning refcount blocks for free clusters, lowering refcounts to 0;
+//! 8. `Refcounts::writing`: writing dirty refcount slices;
+//! 9. short mutexes (`l1_dirty`, `dropped`, the free map), never held across I/O.
 //!
-//! What a crash leaves: data, then refcounts, then L2, then L1 reach the disk; refcounts are lowered last. So a crash
-//! leaks clusters at worst. See `write_back`.
+//! Crash safety: guest data reaches the disk first, then refcounts, then L2 tables, then the L1 table. Refcounts are lowered
+//! last. So a crash leaks clusters at worst. See `write_back`.
 
 mod allocator;
 mod amend;
@@ -119,20 +121,21 @@ pub(crate) struct Qcow2 {
     encryption: Option<encryption::Encryption>,
     epochs: Arc<Epochs>,
     size: AtomicU64,
-    /// A writable image was found corrupt, or it is not known what a pointer on disk names: everything is refused.
+    /// Set when a writable image was found corrupt, or when the value of a pointer on disk is unknown after an I/O error. Every
+    /// request then fails.
     corrupt: Arc<AtomicBool>,
-    /// Corruption has been reported.
+    /// Corruption has already been reported. It is reported once.
     signalled: AtomicBool,
-    /// Whether the metadata was allocated ahead of the data, once known (see `status`).
+    /// Whether the image appears to have preallocated metadata. Computed at the first use (see `status`).
     preallocated: AtomicU8,
 
     l1: Radix<AtomicU64>,
     l1_offset: AtomicU64,
     l1_entries: AtomicU64,
     l2: Arc<SliceCache>,
-    /// Drops what the caches have not used for a while.
+    /// Drops cached slices that were not used for a while.
     cleaner: Cleaner,
-    /// 64-bit words in a slice of an L2 table; a power of two.
+    /// Number of 64-bit words in a slice of an L2 table; a power of two.
     slice_words: u64,
     refcounts: Refcounts,
 
@@ -144,22 +147,22 @@ pub(crate) struct Qcow2 {
     dropped: Mutex<Vec<Dropped>>,
     l1_dirty: Mutex<BTreeSet<u64>>,
     snapshots: Mutex<snapshots::TablePlace>,
-    /// How the image is worked with (see `run_options`).
+    /// Runtime options of the image (see `run_options`).
     modes: AtomicU32,
-    /// The header says that refcounts may be too low because they are written later.
+    /// The dirty bit of the header is set because refcounts are written later (lazy refcounts).
     postponed: AtomicBool,
-    /// A change of snapshots could not be carried to its end: the image stays dirty, so that the next to open it repairs it.
+    /// A change of snapshots did not complete. The image stays marked dirty, so that the next writable open repairs it.
     unfinished: AtomicBool,
     bitmaps: bitmaps::Bitmaps,
-    /// A reopen that waits for commit or abort.
+    /// A reopen that is prepared and waits for commit or abort.
     prepared: Mutex<Option<Prepared>>,
 }
 
-/// The unit that disks consist of.
+/// Disk sizes are multiples of this many bytes.
 const SECTOR: u64 = 512;
 
 impl Qcow2 {
-    /// The size of the disk: that of the header in whole sectors.
+    /// The size of the disk: the size in the header, rounded up to whole sectors.
     fn size(&self) -> u64 {
         let size = self.size.load(Acquire);
         size.checked_next_multiple_of(SECTOR).unwrap_or(size)
@@ -169,7 +172,7 @@ impl Qcow2 {
         self.l1_entries.load(Acquire)
     }
 
-    /// Where the area behind the guest disk begins that holds VM state.
+    /// Start of the area for VM state, which lies behind the guest disk.
     fn vm_state_offset(&self) -> u64 {
         let reach = self.geometry.cluster_size().checked_shl(self.geometry.l2_bits()).unwrap_or(0);
         self.geometry.l1_entries_for(self.size()).unwrap_or(0).saturating_mul(reach)
@@ -179,7 +182,7 @@ impl Qcow2 {
         self.geometry.cluster_start(offset)
     }
 
-    /// `offset` rounded up to a cluster. Guest offsets are below 2^63, so that it cannot overflow.
+    /// `offset` rounded up to a cluster. Guest offsets are below 2^63, so the result does not overflow.
     fn cluster_end(&self, offset: u64) -> u64 {
         offset.checked_next_multiple_of(self.geometry.cluster_size()).unwrap_or(u64::MAX)
     }
@@ -202,8 +205,8 @@ impl Qcow2 {
         self.check_usable()
     }
 
-    /// Metadata was found to contradict itself: says so once, and where the image is writable marks it corrupt and
-    /// refuses everything from then on. Returns the error for the request that found it.
+    /// Handles metadata that contradicts itself. The first call logs an error. If the image is writable, the first call also
+    /// marks the image corrupt, and every later request fails. Returns the error for the request that found the corruption.
     async fn mark_corrupt(&self, text: &str, offset: u64) -> Error {
         let error = Error::corrupt(text.to_owned()).at(offset);
         if self.signalled.swap(true, Relaxed) {

@@ -1,4 +1,7 @@
-//! Opening and closing.
+//! Opening and closing an image.
+//!
+//! Opening checks the header, and reads the L1 table and the refcount table. Opening for writing also repairs an image that was
+//! not closed cleanly. Closing writes all metadata, so that no cluster leaks.
 
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU32, AtomicU64,
@@ -27,11 +30,11 @@ use super::refcounts::{Refcounts, TablePlace};
 use super::run_options::{Modes, RunOptions};
 use super::snapshots::TablePlace as SnapshotTable;
 
-/// What is read at first of the header and its extensions: usually all of them.
+/// Size of the first read of the header and its extensions. It usually covers all of them.
 const HEAD: u64 = 64 << 10;
-/// What the L2 cache holds at most unless told otherwise.
+/// Default size of the L2 cache, in bytes.
 const L2_CACHE: u64 = 64 << 20;
-/// What the refcount cache holds at most unless told otherwise.
+/// Default size of the refcount cache, in bytes.
 const REFCOUNT_CACHE: u64 = 8 << 20;
 const SLICE: u64 = 4096;
 
@@ -49,7 +52,7 @@ pub(super) struct OpenOptions {
 pub(super) struct CacheSizes {
     l2: u64,
     refcounts: u64,
-    /// Of one slice of the L2 cache.
+    /// Size of one slice of the L2 cache.
     pub(super) slice: u64,
 }
 
@@ -88,14 +91,14 @@ impl OpenOptions {
 }
 
 impl CacheSizes {
-    /// Slices that the L2 cache holds, but no more than cover the whole disk.
+    /// The number of slices in the L2 cache. It is limited to the number that covers the complete disk.
     pub(super) fn l2_slices(&self, geometry: Geometry, l1_entries: u64) -> usize {
         let whole = l1_entries.saturating_mul(geometry.cluster_size() / self.slice);
         let slices = (self.l2 / self.slice).min(whole);
         usize::try_from(slices).unwrap_or(usize::MAX).max(8)
     }
 
-    /// Slices that the refcount cache holds.
+    /// The number of slices in the refcount cache.
     pub(super) fn refcount_slices(&self, geometry: Geometry) -> usize {
         let slices = self.refcounts / refcount_slice(geometry);
         usize::try_from(slices).unwrap_or(usize::MAX).max(4)
@@ -114,7 +117,7 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     let run = RunOptions::take(&mut context.options)?;
     let file = context.file()?;
     let mut header = read_header(&file).await?;
-    // A check looks at the file alone, and repairs what would keep others from opening it.
+    // A check skips these tests, because it repairs the faults that would make an ordinary open fail.
     if !context.flags.check {
         header.require_refcounts()?;
         header.require_bitmaps()?;
@@ -155,7 +158,7 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     Ok(image)
 }
 
-/// Opens the data file of an image that has one. Whoever only asks what the image is does without.
+/// Opens the data file of an image that has one. An open without I/O does not need the data file.
 async fn open_data(context: &mut OpenContext, header: &Header) -> Result<()> {
     if context.flags.no_io {
         context.options.take(ChildIdx::DATA.name());
@@ -208,8 +211,8 @@ pub(super) async fn read_header(file: &Edge) -> Result<Header> {
     }
 }
 
-/// Opens an image that has just been made in `file`, with its guest data in `data` if there is one, to go on making
-/// it: it is not a node of any graph, and nobody else uses it.
+/// Opens an image that was just created in `file`, to continue its creation. Its guest data goes into `data`, if there is one.
+/// The image is not a node of any graph, and only the caller uses it.
 pub(super) async fn open_new(
     file: &Arc<Edge>,
     data: Option<&Arc<Edge>>,
@@ -219,7 +222,7 @@ pub(super) async fn open_new(
     children.set(ChildIdx::FILE, Some(Arc::clone(file)));
     children.set(ChildIdx::DATA, data.map(Arc::clone));
     let sizes = OpenOptions::default().sizes(header.geometry)?;
-    // Its refcounts are written as they change.
+    // Refcounts are not lazy while the image is being created.
     let modes = RunOptions::take(&mut Options::new())?.settle(&header, false)? - Modes::LAZY;
     let surroundings = Surroundings { children, epochs: Arc::default(), read_only: false };
     let image = build(surroundings, header, &sizes, None, modes).await?;
@@ -227,7 +230,7 @@ pub(super) async fn open_new(
     Ok(image)
 }
 
-/// What an image is opened with.
+/// The surroundings of an image: its children, the epochs, and the read-only state.
 struct Surroundings {
     children: ChildrenRef,
     epochs: Arc<Epochs>,
@@ -266,7 +269,7 @@ async fn build(
         .allocator
         .note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
     if let Some(crypto) = header.extensions.crypto {
-        // Where the image has it end is not to be believed; guest data lies within the file.
+        // The length in the header may be wrong. Guest data lies within the file, so the length is limited to the file.
         let size = context.children.require(ChildIdx::FILE)?.size();
         let len = crypto.length.min(size.saturating_sub(crypto.offset));
         refcounts.allocator.note_metadata(crypto.offset, len);
@@ -323,7 +326,7 @@ impl Qcow2 {
         for (index, word) in (0_u64..).zip(table.chunks_exact(8)) {
             let entry = L1Entry(word.try_into().map_or(0, u64::from_be_bytes));
             let table = entry.l2_offset(self.geometry);
-            // An entry that has flags alone refers to no table: in memory it is like one that was never made.
+            // An entry without an offset refers to no table, even if it has flags. In memory it is like an empty entry.
             if table == Ok(None) {
                 continue;
             }
@@ -337,16 +340,17 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// The same, bitmaps included: nothing is written to the image afterwards, unless they are marked as in use again.
+    /// As [`Self::close_image`], and stores the persistent bitmaps. Afterwards the image must not be written unless the bitmaps
+    /// are marked as in use again.
     pub(super) async fn complete_image(&self) -> Result<()> {
         self.close_image().await?;
         let stored = self.store_bitmaps().await;
         let stored = stored.map_err(|error| error.prefix("Could not store the bitmaps"));
-        // What the bitmaps occupied before is free.
+        // The second call frees the clusters of the old bitmaps.
         stored.and(self.close_image().await)
     }
 
-    /// Makes the image on disk complete: no metadata is left in memory, and no cluster leaks.
+    /// Writes all metadata, so that the image on disk is complete and no cluster leaks.
     pub(super) async fn close_image(&self) -> Result<()> {
         if self.is_read_only() || self.corrupt.load(Relaxed) {
             return Ok(());
@@ -365,8 +369,8 @@ impl Qcow2 {
         })
     }
 
-    /// Has the file end with its last cluster, or subcluster, as files end that QEMU writes. Of new data, only what was
-    /// written may be there; what is added is a hole.
+    /// Extends the file to the end of its last cluster or subcluster, as QEMU does. The last cluster may be new and only partly
+    /// written. The added part is a hole.
     async fn complete_last_cluster(&self) -> Result<()> {
         let file = self.children.require(ChildIdx::FILE)?;
         let (size, unit) = (file.size(), self.geometry.subcluster_size());

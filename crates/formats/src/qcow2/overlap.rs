@@ -1,9 +1,9 @@
-//! `overlap-check`: metadata is not written to where other metadata lies.
+//! `overlap-check`: refuses metadata writes to clusters that also hold other metadata.
 //!
-//! New clusters are never taken from where metadata lies (see `allocator`), so that structures can only overlap as the
-//! image was made or broken by others. Which do is found out when it is opened for writing; what is known to overlap with a
-//! protected structure is not written, and the image is marked corrupt then, as where guest data would be written or
-//! freed there.
+//! Metadata clusters are never allocated for something else (see `allocator`). So structures overlap only if another program
+//! wrote the image so. The overlaps are computed when the image is opened for writing. A write to a structure that overlaps a
+//! protected structure is refused, and the image is marked corrupt. Guest data writes to metadata clusters, and freeing them as
+//! guest data, are refused in the same way.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -19,11 +19,11 @@ use roaring::RoaringTreemap;
 use super::Qcow2;
 use super::run_options::{Modes, STRUCTURES};
 
-/// Clusters that several structures lay claim to, and which structures are protected.
+/// Clusters that several structures use, and the set of protected structures.
 #[derive(Default)]
 pub(super) struct Overlaps {
     any: AtomicBool,
-    /// The structures that lie in a cluster.
+    /// The structures that use a cluster, by cluster.
     found: Mutex<BTreeMap<u64, Modes>>,
     protected: AtomicU32,
 }
@@ -34,17 +34,17 @@ impl Overlaps {
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
     }
 
-    /// What `modes` say is protected is from here on.
+    /// Sets the protected structures to those in `modes`.
     pub(super) fn protect(&self, modes: Modes) {
         self.protected.store((modes & Modes::EVERYTHING).bits(), Release);
     }
 
-    /// Whether structures lie on others anywhere.
+    /// Whether any structures overlap.
     pub(super) fn exist(&self) -> bool {
         self.any.load(Acquire)
     }
 
-    /// Refuses to write `own`, the structure that lies in a range of clusters, if a protected one lies there as well.
+    /// Refuses a write of the structure `own` to a range of clusters if a protected structure uses one of these clusters too.
     ///
     /// # Errors
     /// [`oxblk_core::ErrorKind::Corrupt`], with the structures' names.
@@ -68,7 +68,7 @@ impl Overlaps {
     }
 }
 
-/// Clusters of one structure after the other, and of those before.
+/// Collects the clusters of one structure after another, and finds the clusters that several of them use.
 #[derive(Default)]
 struct Claims {
     seen: Vec<(Modes, RoaringTreemap)>,
@@ -97,8 +97,8 @@ fn names(structures: Modes) -> String {
 }
 
 impl Qcow2 {
-    /// Finds out which structures overlap. The places of all of them are known, and `inactive` has the clusters of the
-    /// snapshots' L1 tables.
+    /// Computes which structures overlap. The offsets of all structures are known already. `inactive` is the set of clusters of
+    /// the snapshots' L1 tables.
     pub(super) fn find_overlaps(&self, inactive: RoaringTreemap) {
         let run = |offset: u64, bytes: u64| {
             let end = self.geometry.clusters_for(offset.saturating_add(bytes));
@@ -123,7 +123,7 @@ impl Qcow2 {
         let snapshots = self.snapshot_table();
         claims.add(Modes::SNAPSHOT_TABLE, run(snapshots.offset, snapshots.bytes));
         claims.add(Modes::INACTIVE_L1, inactive);
-        // Those that the active state shares with snapshots are not written where they are.
+        // L2 tables that the active state shares with snapshots are never written in place, so they are left out.
         let tables = (0..self.l1_entries()).map(|index| self.l1_entry(index));
         let tables = tables.filter(|entry| entry.copied()).filter_map(|entry| {
             entry.l2_offset(self.geometry).ok().flatten().map(|at| self.geometry.cluster_index(at))
@@ -134,7 +134,7 @@ impl Qcow2 {
         overlaps.set(claims.shared);
     }
 
-    /// The same, for an image that has become writable.
+    /// As [`Self::find_overlaps`], for an image that has become writable. Reads the snapshots' L1 tables first.
     ///
     /// # Errors
     /// As the file reports.
@@ -145,17 +145,17 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Refuses to write `own`, the structure that lies in a range of the file, if a protected one lies there as well.
+    /// Refuses a write of the structure `own` to a range of the file if a protected structure lies there too.
     ///
     /// # Errors
-    /// That the image is corrupt, which it is marked as.
+    /// `Corrupt`; the image is then marked corrupt.
     pub(super) async fn check_overlaps(&self, own: Modes, offset: u64, bytes: u64) -> Result<()> {
         let end = self.geometry.clusters_for(offset.saturating_add(bytes));
         let range = self.geometry.cluster_index(offset)..end;
         self.note_if_corrupt(self.refcounts.allocator.overlaps.check(own, range), offset).await
     }
 
-    /// Writes the dirty refcounts. What this finds corrupt is marked so.
+    /// Writes the dirty refcounts. If this finds a corruption, marks the image corrupt.
     ///
     /// # Errors
     /// As the file reports, or when a refcount block overlaps with protected metadata.
@@ -163,7 +163,7 @@ impl Qcow2 {
         self.note_if_corrupt(self.refcounts.write_back().await, 0).await
     }
 
-    /// What is found corrupt is marked so.
+    /// Marks the image corrupt if `outcome` is a `Corrupt` error.
     pub(super) async fn note_if_corrupt<T>(&self, outcome: Result<T>, offset: u64) -> Result<T> {
         match outcome {
             Err(error) if error.kind() == ErrorKind::Corrupt => {
@@ -173,7 +173,7 @@ impl Qcow2 {
         }
     }
 
-    /// Whether a range of the file holds metadata that is protected from being taken for data.
+    /// Whether a range of the file holds protected metadata, which must not be used for guest data.
     pub(super) fn is_protected(&self, offset: u64, bytes: u64) -> bool {
         if !self.refcounts.allocator.is_metadata(offset, bytes) {
             return false;
@@ -210,7 +210,7 @@ impl Qcow2 {
         let mut tables = tables.filter(|table| *table != 0);
         found.set(Modes::ACTIVE_L2, tables.any(|table| overlaps(table, size)));
         if found.is_empty() {
-            // What is left is not told apart.
+            // The remaining structures are not distinguished.
             found = Modes::INACTIVE_L1 | Modes::INACTIVE_L2 | Modes::BITMAP_DIRECTORY;
         }
         found

@@ -1,8 +1,8 @@
-//! Where everything in a new image lies, and what its tables hold.
+//! The layout of a new image, and the contents of its tables.
 //!
-//! A new image is `header | refcount table | refcount blocks | L1 table`, followed by each L2 table and its data clusters
-//! where they are preallocated (unless a data file has them), and by the LUKS header. Refcounts count the image as it
-//! will be, themselves included, so that they are written once.
+//! A new image is `header | refcount table | refcount blocks | L1 table`. If it is preallocated, each L2 table follows with its
+//! data clusters (a data file holds the data clusters instead, if there is one). The LUKS header comes last. The refcounts
+//! cover the finished image, including the refcount blocks themselves, so they are written once.
 
 use oxblk_core::{Error, Preallocation, Result};
 use oxblk_ring::IoBufMut;
@@ -12,7 +12,7 @@ use super::layout::{
     CryptoHeader, Geometry, L2Entry, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, refcount_set,
 };
 
-/// Where everything in a new image lies.
+/// The layout of a new image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Plan {
     /// Sizes of clusters and entries.
@@ -23,11 +23,11 @@ pub(super) struct Plan {
     pub(super) blocks: u64,
     /// Offset of the L1 table.
     pub(super) l1_offset: u64,
-    /// Entries in it.
+    /// Number of entries in the L1 table.
     pub(super) l1_entries: u32,
-    /// Offset of the first L2 table, which is behind the L1 table.
+    /// Offset of the first L2 table, which follows the L1 table.
     pub(super) l2_offset: u64,
-    /// The LUKS header, which is behind everything.
+    /// The LUKS header, which is the last part of the image.
     pub(super) crypto: Option<CryptoHeader>,
     /// Guest clusters that are preallocated, with their L2 tables.
     pub(super) data_clusters: u64,
@@ -80,7 +80,7 @@ impl Plan {
         (1 + u64::from(self.table_clusters) + index) * self.geometry.cluster_size()
     }
 
-    /// Offset of the L2 table at `index`: each is followed by the clusters that it maps, unless they are elsewhere.
+    /// Offset of the L2 table at `index`. Each table is followed by the clusters that it maps, unless a data file holds them.
     pub(super) fn table_offset(&self, index: u64) -> u64 {
         let mapped = if self.geometry.data_file { 0 } else { self.geometry.l2_entries() };
         self.l2_offset + index * (mapped + 1) * self.geometry.cluster_size()
@@ -105,7 +105,7 @@ impl Plan {
         Ok(table)
     }
 
-    /// The refcount block at `index`: one for each cluster of the image.
+    /// The refcount block at `index`. Each cluster of the image has a refcount of 1.
     pub(super) fn refcount_block(&self, index: u64) -> Result<IoBufMut> {
         let per_block = self.geometry.refcounts_per_block();
         let used = self.clusters.saturating_sub(index * per_block).min(per_block);
@@ -117,8 +117,8 @@ impl Plan {
         Ok(block)
     }
 
-    /// The preallocated L2 table at `index`. With `zero`, its entries say that the clusters read as zeroes, whatever they
-    /// hold.
+    /// The preallocated L2 table at `index`. With `zero`, its entries are zero clusters, so the clusters read as zeroes
+    /// regardless of their contents.
     pub(super) fn l2_table(&self, index: u64, zero: bool) -> Result<IoBufMut> {
         let (cluster_size, entries) = (self.geometry.cluster_size(), self.geometry.l2_entries());
         let used = self.data_clusters.saturating_sub(index * entries).min(entries);
@@ -127,7 +127,7 @@ impl Plan {
             false => self.table_offset(index) + cluster_size,
         };
         let mut table = self.cluster()?;
-        // With subclusters, all of them are left for the backing file to decide.
+        // With extended L2 entries, all subclusters stay unallocated and read as the backing file.
         let stride = usize::try_from(self.geometry.l2_entry_words()).unwrap_or(1);
         let kind = match zero && !self.geometry.extended_l2 {
             true => L2Entry::zero_allocated,
@@ -141,25 +141,25 @@ impl Plan {
     }
 }
 
-/// Puts big-endian words into a table.
+/// Writes big-endian words into a table.
 pub(super) fn put_entries(table: &mut [u8], entries: impl Iterator<Item = u64>) {
     for (to, entry) in table.chunks_exact_mut(8).zip(entries) {
         to.copy_from_slice(&entry.to_be_bytes());
     }
 }
 
-/// Clusters that count all clusters of an image, themselves included.
+/// Number of refcount clusters for all clusters of an image, including the refcount clusters themselves.
 struct Counted {
     table_clusters: u64,
     blocks: u64,
-    /// Clusters of the image, the header and these among them.
+    /// Clusters of the image, including the header and the refcount clusters.
     clusters: u64,
 }
 
 impl Counted {
     fn new(geometry: Geometry, content: u64) -> Self {
         let (mut table_clusters, mut blocks) = (1, 1);
-        // Each round covers what the round before added; it ends when nothing is added.
+        // Each round counts the refcount clusters that the previous round added. The loop ends when nothing is added.
         loop {
             let clusters = 1 + table_clusters + blocks + content;
             let needed = clusters.div_ceil(geometry.refcounts_per_block());
@@ -172,8 +172,8 @@ impl Counted {
     }
 }
 
-/// Bytes of an image of `size` bytes whose clusters are all allocated, whether or not refcounts could count them; `None`
-/// if there is no image of that size.
+/// File size of an image of `size` bytes whose clusters are all allocated. Does not check the limit of the refcount table.
+/// `None` if no image can have that size.
 pub(super) fn fully_allocated(geometry: Geometry, size: u64) -> Option<u64> {
     let l1_entries =
         geometry.l1_entries_for(size).filter(|entries| *entries <= MAX_L1_BYTES / 8)?;

@@ -1,10 +1,10 @@
-//! Giving guest clusters their place in the file before anything is written to them.
+//! Preallocation: guest clusters get host clusters before the guest writes to them.
 //!
-//! Each run of clusters is made to read as zeroes, counted and linked, in the order of an ordinary write (see
-//! [`super::write`]). How the file is made to read as zeroes is what the modes differ in.
+//! Each run of clusters is first made to read as zeroes, then counted, then linked. This is the order of an ordinary write (see
+//! [`super::write`]). The modes differ in how the file is made to read as zeroes.
 //!
-//! Where the space is to be allocated on the host as well, all of it lies in one piece at the end of the file, behind
-//! refcount blocks for it and a refcount table that names them: the layout that QEMU's tools give such images.
+//! The modes `falloc` and `full` also allocate the space on the host. There, all data lies in one contiguous run at the end of
+//! the file, behind its refcount blocks and the refcount table. This is the layout that QEMU's tools produce.
 
 use oxblk_core::{ChildIdx, Edge, Preallocation, Result, WriteFlags, ZeroFlags};
 use oxblk_ring::IoBuf;
@@ -15,13 +15,13 @@ use super::counted::Counted;
 use super::layout::{ExtendedEntry, L2Entry};
 use super::write_back::ReleaseReason;
 
-/// Bytes that are allocated at once.
+/// Largest number of bytes that one step allocates.
 const STEP: u64 = 1 << 30;
-/// Bytes of zeroes written at once.
+/// Number of zero bytes per write.
 const WRITE: u64 = 1 << 20;
 
 impl Qcow2 {
-    /// Allocates all clusters that begin in the guest range; they read as zeroes.
+    /// Allocates all clusters that begin in the guest range. They read as zeroes.
     pub(super) async fn preallocate(&self, from: u64, to: u64, mode: Preallocation) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         let file = self.children.require(self.data_child())?;
@@ -36,11 +36,11 @@ impl Qcow2 {
             let mut run = self.reserve_data(at, count, None).await?;
             let (start, count) = (run.start, run.count);
             run.begin_write();
-            // What a resize has added to a data file reads as zeroes, unless it was there before.
+            // The part that a resize added to a data file reads as zeroes, if the data file can grow.
             let untouched = run.untouched || self.geometry.data_file && file.node().limits().grows;
             let host = start << bits;
             let end = start.saturating_add(count) << bits;
-            // A data file ends with the disk as it will be, and an image with its last subcluster.
+            // A data file ends at the new end of the disk. An image file ends with its last subcluster.
             let unit = if self.geometry.data_file { 1 } else { self.geometry.subcluster_size() };
             let disk_end = host.saturating_add((to - at).div_ceil(unit).saturating_mul(unit));
             let end = end.min(disk_end);
@@ -89,8 +89,8 @@ impl Qcow2 {
         self.write_back(true).await
     }
 
-    /// Reserves `count` clusters behind all that is in use, and behind refcounts for them and for `tables` L2 tables.
-    /// `None` if they are none.
+    /// Reserves `count` clusters behind all clusters in use, and behind the refcount blocks for these clusters and for `tables`
+    /// L2 tables. Returns `None` if `count` is 0.
     async fn reserve_behind_refcounts(
         &self,
         count: u64,
@@ -100,7 +100,7 @@ impl Qcow2 {
         let in_file = self.geometry.clusters_for(file.size());
         let mut start = self.refcounts.last_in_use(in_file).await?.map_or(0, |last| last + 1);
         loop {
-            // The data may begin within the reach of an L2 table, and end within that of another.
+            // The data may begin and end in the middle of what an L2 table maps, so it may need one more table.
             let counted = count.saturating_add(tables).saturating_add(1);
             if let Some(end) = self.refcounts.make_room(start, counted).await? {
                 self.refcounts.scan_up_to(end.saturating_add(count)).await?;
@@ -109,12 +109,12 @@ impl Qcow2 {
                     return Ok(run);
                 }
             }
-            // Clusters that were freed before may still be quarantined there.
+            // The run may contain quarantined clusters, so the next attempt starts one cluster later.
             start = start.saturating_add(1);
         }
     }
 
-    /// Has L2 entries refer to `count` clusters from `start` on, which read as zeroes.
+    /// Links `count` clusters from host cluster `start` on, which read as zeroes, into the L2 tables.
     async fn link_preallocated(
         &self,
         at: u64,
@@ -124,7 +124,7 @@ impl Qcow2 {
         let bits = self.geometry.cluster_bits;
         let place = |index: u64| start.saturating_add(index) << bits;
         if self.geometry.extended_l2 {
-            // The subclusters stay what they are: zero, or nothing.
+            // The subclusters stay as they are: zero, or unallocated.
             let kept = |index, old: ExtendedEntry| ExtendedEntry {
                 entry: L2Entry::data(place(index)),
                 bitmap: old.bitmap.without_data(),
@@ -138,13 +138,13 @@ impl Qcow2 {
         self.link(at, count, counted, |index| L2Entry::data(place(index))).await
     }
 
-    /// Whether clusters are made to read as zeroes by their entries: zeroes in the file of an encrypted image are
-    /// noise to the guest.
+    /// Whether preallocated clusters read as zeroes because of zero entries. Zeroes in the file of an encrypted image would
+    /// decrypt to noise.
     fn zeroes_as_entries(&self) -> bool {
         !self.is_plain() && self.version >= 3
     }
 
-    /// Writes clusters that decrypt to zeroes.
+    /// Writes encrypted zeroes.
     async fn write_zero_ciphertext(&self, guest: u64, host: u64, len: u64) -> Result<()> {
         let zeroes = IoBuf::zeroes(usize::try_from(WRITE).unwrap_or(0));
         let mut done = 0;
@@ -158,7 +158,8 @@ impl Qcow2 {
     }
 }
 
-/// Makes a range of the file read as zeroes. `untouched` tells that it does, as far as the file goes.
+/// Makes a range of the file read as zeroes. `untouched`: the range was never written, so the part inside the file reads as
+/// zeroes already.
 async fn zero(
     file: &Edge,
     offset: u64,
@@ -168,7 +169,7 @@ async fn zero(
 ) -> Result<()> {
     match mode {
         Preallocation::Off | Preallocation::Metadata if untouched => {
-            // The file only gets longer: core has drained the node, so nobody else makes it so meanwhile.
+            // The file must not become shorter. Core has drained the node, so no other task changes the size concurrently.
             let end = offset.saturating_add(len);
             if end > file.size() { file.resize(end, Preallocation::Off).await } else { Ok(()) }
         }

@@ -71,7 +71,7 @@ impl Qcow2 {
         stored: u64,
         mut cluster: IoBufMut,
     ) -> Result<IoBufMut> {
-        // At most two clusters: the descriptor has no room for more.
+        // The length is less than two clusters, because the L2 entry cannot store a larger one.
         let len = usize::try_from(stored).map_err(|_| Error::from_errno(Errno::IO))?;
         let file = self.children.require(ChildIdx::FILE)?;
         let data = file.read(host, IoBufMut::new(len)).await?;

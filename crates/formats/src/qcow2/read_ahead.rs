@@ -1,20 +1,20 @@
-//! Reading more of the metadata than is known to be needed yet.
+//! Reading metadata whose length is not known in advance.
 //!
-//! Structures whose length is only known from their contents (the header with its extensions, the snapshot table) are
-//! read with one request that covers most of them. A sector that cannot be read behind what is needed must not make the
-//! image unusable, so a failed request is repeated in small pieces, up to the first that fails.
+//! The length of some structures is known only from their contents (the header with its extensions, the snapshot table). They
+//! are read with one request that usually covers all of the structure, and bytes behind it. A bad sector behind the structure
+//! must not make the image unusable. So a failed request is repeated in small pieces, up to the first piece that fails.
 
 use oxblk_core::{Edge, Error};
 use oxblk_ring::IoBufMut;
 
-/// Sizes of the pieces in bytes: the larger ones first, then what a disk can lose at least.
+/// Sizes of the pieces in bytes: first large pieces, then sectors, the smallest unit that can be unreadable.
 const PIECES: [usize; 2] = [16 << 10, 512];
 
-/// The start of a range of the file, as far as it can be read.
+/// The readable start of a range of the file.
 pub(super) struct ReadAhead {
-    /// What has been read.
+    /// The bytes that were read.
     pub(super) bytes: Vec<u8>,
-    /// Why there is no more of it.
+    /// The error of the read that failed behind `bytes`, if any.
     pub(super) fault: Option<Error>,
 }
 

@@ -1,6 +1,9 @@
-//! Moving refcount blocks, and giving up those that count nothing.
+//! Moving refcount blocks, and removing refcount blocks whose refcounts are all 0.
 //!
-//! Core has drained the node, and no refcount is dirty.
+//! A copy of a block is durable and counted before the refcount table refers to it. The refcount of the old cluster is lowered
+//! after the table has changed durably. So a crash leaks clusters at worst.
+//!
+//! Core has drained the node, and no refcount slice is dirty.
 
 use std::sync::atomic::{AtomicBool, Ordering::Release};
 
@@ -13,18 +16,19 @@ use super::layout::refcount_get;
 use super::refcounts::Refcounts;
 
 impl Refcounts {
-    /// The refcount block in a cluster.
+    /// The number of the refcount block that lies in a cluster.
     pub(super) fn block_at(&self, cluster: u64) -> Option<u64> {
         let offset = cluster << self.geometry.cluster_bits;
         self.blocks().into_iter().find(|block| self.block_offset(*block) == offset)
     }
 
-    /// Moves a block from `cluster` to a free one in front of it, or gives it up if it counts nothing but itself. Gives how
-    /// many clusters have become free. What becomes free rests until `epoch` has passed.
+    /// Moves a block from `cluster` to a free cluster in front of it. Removes the block instead if all its refcounts are 0,
+    /// apart from the one of its own cluster. Returns the number of freed clusters. They are quarantined until `epoch` has
+    /// passed.
     ///
     /// # Errors
-    /// As the file reports. `stop` is set if it is not known what the table has then: refcounts that only one of two blocks
-    /// had would be lost with the other.
+    /// As the file reports. Sets `stop` if the table entry is in an unknown state afterwards: refcounts that are in only one of
+    /// the two blocks would be lost if the entry names the other.
     pub(super) async fn move_block(
         &self,
         block: u64,
@@ -46,7 +50,7 @@ impl Refcounts {
         run.begin_write();
         self.add(new, 1).await?;
         run.keep();
-        // Its own refcounts may have changed by that.
+        // The new reference may have changed a refcount in this block.
         self.write_back().await?;
         let file = self.file()?;
         let bytes = self.read_block(cluster).await?;
@@ -72,7 +76,7 @@ impl Refcounts {
         self.file()?.read(cluster << self.geometry.cluster_bits, IoBufMut::new(len)).await
     }
 
-    /// Whether a block has no refcounts but that of its own cluster, which is one.
+    /// Whether all refcounts of a block are 0, apart from the refcount of its own cluster, which is 1.
     fn counts_only(&self, bytes: &[u8], block: u64, cluster: u64) -> bool {
         let per_block = self.geometry.refcounts_per_block();
         let own = (cluster / per_block == block).then_some(cluster % per_block);
@@ -82,7 +86,7 @@ impl Refcounts {
         })
     }
 
-    /// The table no longer has the block; a cluster that another block counts is lowered after that.
+    /// Removes a block from the table. If another block holds the refcount of its cluster, that refcount is lowered afterwards.
     async fn give_up_block(
         &self,
         block: u64,

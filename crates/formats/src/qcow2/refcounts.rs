@@ -1,10 +1,12 @@
-//! Refcounts: reading and changing them, in their cached blocks and on disk.
+//! Refcounts: reading and changing them, in cached refcount blocks and on disk.
 //!
 //! Refcounts are changed in the cache only ([`Refcounts::add`], [`Refcounts::drop_one`]) and reach the disk with
-//! [`Refcounts::write_back`]. They may be written at any time: an increment precedes the reference it is for, and a
-//! decrement is only made once the disk no longer has the reference. Refcounts on disk are thus never too low.
+//! [`Refcounts::write_back`]. They may be written at any time: an increment is made before its reference is written, and a
+//! decrement only after the reference is gone from the disk. So refcounts on disk are never too low (except with lazy
+//! refcounts, which mark the image dirty).
 //!
-//! New refcount blocks are made here, a bigger table in `table`, each step durable before the one that refers to it.
+//! This module makes new refcount blocks, and `table` makes a larger refcount table. Each step is durable before the next step
+//! refers to it.
 //!
 //! Spec: docs/interop/qcow2, "Host cluster management".
 
@@ -41,7 +43,7 @@ pub(super) struct Refcounts {
     growing: AsyncMutex<()>,
     writing: AsyncMutex<()>,
     barrier: WriteBarrier,
-    /// Set when it is not known what a pointer on disk names (see `header`).
+    /// Set when a pointer on disk is in an unknown state (see `header`).
     stop: Arc<AtomicBool>,
     pub(super) allocator: Allocator,
 }
@@ -54,7 +56,7 @@ pub(super) struct TablePlace {
     pub(super) clusters: u64,
 }
 
-/// Where a refcount stands: slice, word in the slice, shift in the word.
+/// The position of a refcount: block, slice, word in the slice, shift in the word.
 struct Place {
     block: u64,
     slice: u64,
@@ -92,7 +94,7 @@ impl Refcounts {
         Ok(refcounts)
     }
 
-    /// Reads the refcount table that the header names in the place of the one in memory. Nothing is dirty.
+    /// Replaces the refcount table in memory by the one that the header names. No refcount slice is dirty.
     pub(super) async fn reload(&self, header: &Header) -> Result<()> {
         for index in 0..self.table_entries.load(Acquire) {
             if let Some(entry) = self.table.get(index) {
@@ -130,7 +132,7 @@ impl Refcounts {
         &self.cache
     }
 
-    /// Whether the table lies where it is said to lie, and is on disk as it is in memory.
+    /// Whether the table has this offset and this size, and is the same on disk and in memory.
     pub(super) async fn is_as_on_disk(&self, offset: u64, clusters: u64) -> Result<bool> {
         let bytes = clusters.saturating_mul(self.geometry.cluster_size());
         if self.table_offset.load(Acquire) != offset
@@ -147,7 +149,7 @@ impl Refcounts {
         }))
     }
 
-    /// Where the table lies now.
+    /// The current place of the table.
     pub(super) fn table_place(&self) -> TablePlace {
         let bytes = self.table_entries.load(Acquire).saturating_mul(8);
         TablePlace {
@@ -156,7 +158,7 @@ impl Refcounts {
         }
     }
 
-    /// The table stays where it is while this lives.
+    /// Takes the lock that prevents moving the table.
     pub(super) async fn hold_table(&self) -> MutexGuard<'_, ()> {
         self.growing.lock().await
     }
@@ -183,7 +185,7 @@ impl Refcounts {
         })
     }
 
-    /// The references that a cluster can have.
+    /// The largest number of references that a cluster can have.
     pub(super) fn most(&self) -> u64 {
         self.mask()
     }
@@ -199,10 +201,10 @@ impl Refcounts {
             .map_or(0, |entry| RefcountTableEntry(entry.load(Acquire)).raw_offset())
     }
 
-    /// The offsets of refcount blocks, each with its number.
+    /// The refcount blocks with these numbers, each as (number, offset).
     ///
     /// # Errors
-    /// When there is none, none that can be, or one that has two numbers.
+    /// When a block is missing, is not aligned, or is listed under two numbers.
     pub(super) fn places_of(&self, blocks: Vec<u64>) -> Result<Vec<(u64, u64)>> {
         let place = |block| match self.block_offset(block) {
             0 => Err(Error::corrupt(format!("refcount block {block} is missing"))),
@@ -220,7 +222,7 @@ impl Refcounts {
         }
     }
 
-    /// The slice that a place lies in; `None` if its block does not exist.
+    /// Pins the slice of a place. Returns `None` if its block does not exist.
     async fn slice(&self, place: &Place) -> Result<Option<Pinned<'_>>> {
         let base = self.block_offset(place.block);
         if base == 0 {
@@ -249,7 +251,8 @@ impl Refcounts {
         }
     }
 
-    /// Adds one reference to a host cluster that is in use and whose refcount can hold one more; tells whether it did.
+    /// Adds one reference to a host cluster if the cluster is in use and its refcount is below the maximum. Returns whether it
+    /// added one.
     pub(super) async fn share(&self, cluster: u64) -> Result<bool> {
         let place = self.place(cluster)?;
         let Some(slice) = self.slice(&place).await? else { return Ok(false) };
@@ -267,7 +270,8 @@ impl Refcounts {
         Ok(shared.is_ok())
     }
 
-    /// Adds one reference to each of `count` host clusters from `cluster` on, or to none if that fails.
+    /// Adds one reference to each of `count` host clusters from `cluster` on. If this fails, it removes the references that it
+    /// has added.
     pub(super) async fn add(&self, cluster: u64, count: u64) -> Result<()> {
         let mut added = cluster;
         let outcome = self.add_up_to(&mut added, cluster.saturating_add(count)).await;
@@ -281,8 +285,8 @@ impl Refcounts {
         outcome
     }
 
-    /// Adds one reference to each host cluster from `*at` on, which moves along, up to `end`. Also if this is cancelled,
-    /// those before `*at` have been counted, and no other.
+    /// Adds one reference to each host cluster from `*at` up to `end`, and advances `*at`. If this fails or is cancelled,
+    /// exactly the clusters before `*at` have been counted.
     pub(super) async fn add_up_to(&self, at: &mut u64, end: u64) -> Result<()> {
         while *at < end {
             let place = self.place(*at)?;
@@ -316,7 +320,7 @@ impl Refcounts {
         Ok((word >> place.shift) & self.mask())
     }
 
-    /// Takes one reference away from a host cluster and returns how many are left.
+    /// Removes one reference from a host cluster and returns the number that is left.
     pub(super) async fn drop_one(&self, cluster: u64) -> Result<u64> {
         let place = self.place(cluster)?;
         let Some(slice) = self.slice(&place).await? else {
@@ -344,9 +348,9 @@ impl Refcounts {
         }
     }
 
-    /// Writes all changed refcounts to the file; they are durable after its next flush.
+    /// Writes all dirty refcounts to the file. They are durable after the file's next flush.
     pub(super) async fn write_back(&self) -> Result<()> {
-        // Two writes of one slice must not overtake each other.
+        // Two writes of one slice must not be reordered.
         let _turn = self.writing.lock().await;
         let copies = self.cache.take_dirty();
         if copies.is_empty() {
@@ -377,7 +381,7 @@ impl Refcounts {
         Ok(())
     }
 
-    /// The first cluster that the file cannot have.
+    /// The first cluster behind the end of a file that cannot grow.
     fn limit(&self) -> Result<u64> {
         let file = self.file()?;
         Ok(match file.node().limits().grows {
@@ -386,8 +390,8 @@ impl Refcounts {
         })
     }
 
-    /// Reserves host clusters with `take`, which is given the cluster that they must end at. Where the file cannot grow, gaps
-    /// that the search has passed over come before what lies behind its end.
+    /// Reserves host clusters with `take`. The argument of `take` is the cluster before which the reserved run must end. If the
+    /// file cannot grow, this uses the gaps that the search has skipped before it uses clusters behind the end of the file.
     async fn reserve_with<'a>(
         &'a self,
         take: impl Fn(u64) -> Result<Option<Reserved<'a>>>,
@@ -411,18 +415,20 @@ impl Refcounts {
         }
     }
 
-    /// Reserves up to `count` host clusters that lie together (at least one): those that are found first.
+    /// Reserves up to `count` contiguous host clusters, and at least one. Uses the first run that the search finds, even if it
+    /// is shorter.
     pub(super) async fn reserve(&self, count: u64) -> Result<Reserved<'_>> {
         self.reserve_with(|limit| self.allocator.take(count, limit)).await
     }
 
-    /// Reserves exactly `count` host clusters that lie together.
+    /// Reserves exactly `count` contiguous host clusters.
     pub(super) async fn reserve_contiguous(&self, count: u64) -> Result<Reserved<'_>> {
         self.reserve_with(|limit| self.allocator.take_contiguous(count, limit)).await
     }
 
-    /// The same, but fewer where the file cannot grow and has no such run left, and where some are free from `behind` on:
-    /// those are taken, so that data lies together.
+    /// Reserves up to `count` contiguous host clusters, preferably from `behind` on, so that data is contiguous. If cluster
+    /// `behind` is free, takes the free clusters from there, even if they are fewer. Otherwise takes a run of `count` clusters.
+    /// Takes a shorter run only if the file cannot grow and has no such run.
     pub(super) async fn reserve_run_behind(
         &self,
         behind: Option<u64>,
@@ -450,7 +456,7 @@ impl Refcounts {
         }
     }
 
-    /// Tells the allocator which clusters of the next refcount block are free.
+    /// Scans the next refcount block and reports its free clusters to the allocator.
     async fn scan_next(&self) -> Result<()> {
         let _turn = self.allocator.scanning.lock().await;
         let per_block = self.geometry.refcounts_per_block();
@@ -490,7 +496,7 @@ impl Refcounts {
         Ok(())
     }
 
-    /// Tells the allocator which clusters before `cluster` are free.
+    /// Scans refcount blocks until all clusters before `cluster` have been scanned.
     pub(super) async fn scan_up_to(&self, cluster: u64) -> Result<()> {
         while self.allocator.scanned() < cluster {
             self.scan_next().await?;
@@ -498,14 +504,14 @@ impl Refcounts {
         Ok(())
     }
 
-    /// The numbers of all blocks that there are.
+    /// The numbers of all existing refcount blocks.
     pub(super) fn blocks(&self) -> Vec<u64> {
         let entries = self.table_entries.load(Acquire);
         (0..entries).filter(|block| self.block_offset(*block) != 0).collect()
     }
 
-    /// Makes sure that there are blocks for the refcounts of `count` host clusters from `cluster` on. Tells whether the
-    /// refcount table has moved for that, so that clusters have become free.
+    /// Creates the missing refcount blocks for `count` host clusters from `cluster` on. Returns whether the refcount table has
+    /// moved, which freed the clusters of the old table.
     pub(super) async fn ensure_blocks(&self, cluster: u64, count: u64) -> Result<bool> {
         let per_block = self.geometry.refcounts_per_block();
         let last = cluster.saturating_add(count).saturating_sub(1);
@@ -518,12 +524,13 @@ impl Refcounts {
         Ok(moved)
     }
 
-    /// Makes refcount block `block` exist. Tells whether the table has moved for that.
+    /// Creates refcount block `block` if it does not exist. Returns whether the refcount table has moved.
     async fn make_block(&self, block: u64) -> Result<bool> {
         let _turn = self.growing.lock().await;
         let mut moved = false;
         let mut wanted = block;
-        // Blocks that have their place where no block counts yet: that one comes first, behind them.
+        // Blocks whose own cluster lies in the range of another missing block. That other block is created first, in a later
+        // cluster.
         let mut waiting: Vec<(u64, Reserved<'_>)> = Vec::new();
         while self.block_offset(block) == 0 {
             let reserved = self.reserve(1).await?;
@@ -544,7 +551,8 @@ impl Refcounts {
         Ok(moved)
     }
 
-    /// Makes a block in a cluster that it counts itself, or another block. Tells whether the table has moved for that.
+    /// Creates a block in a reserved cluster. The refcount of that cluster lies in this block, or in another existing block.
+    /// Returns whether the refcount table has moved.
     async fn place_block(&self, block: u64, mut reserved: Reserved<'_>) -> Result<bool> {
         let cluster = reserved.start();
         let own = cluster / self.geometry.refcounts_per_block();
@@ -557,7 +565,7 @@ impl Refcounts {
         if own == block {
             self.name_new_block(block, cluster).await?;
         } else {
-            // Its own refcount stands in a block that exists.
+            // The refcount of the cluster lies in another, existing block.
             self.add_one(cluster).await?;
             let named = async {
                 self.write_back().await?;
@@ -583,7 +591,7 @@ impl Refcounts {
         Ok(())
     }
 
-    /// Has the table name a block that is on disk where there was none.
+    /// Writes the table entry of a new block, which is on disk already. The entry was 0 before.
     async fn name_new_block(&self, block: u64, cluster: u64) -> Result<()> {
         let offset = self.host(cluster);
         let place = self.table_entry_place(block)?;
@@ -626,14 +634,17 @@ impl Refcounts {
         Ok(())
     }
 
-    /// Writes an entry of the refcount table.
+    /// Writes an entry of the refcount table, without a flush.
     pub(super) async fn write_table_entry(&self, block: u64, offset: u64) -> Result<()> {
         let place = self.table_entry_place(block)?;
         let entry = IoBuf::from(offset.to_be_bytes().to_vec());
         self.file()?.write(place, entry, WriteFlags::empty()).await
     }
 
-    /// Where an entry of the refcount table lies in the file, if the table may be written.
+    /// The file offset of an entry of the refcount table.
+    ///
+    /// # Errors
+    /// `Corrupt` if the table overlaps protected metadata, so that it must not be written.
     fn table_entry_place(&self, block: u64) -> Result<u64> {
         let table = self.table_place();
         let start = self.geometry.cluster_index(table.offset);

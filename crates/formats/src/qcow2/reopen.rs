@@ -1,8 +1,9 @@
-//! Reopen: read-only or not, the sizes of the caches, and how the image is worked with.
+//! Reopen: changes read-only mode, the cache sizes, and the runtime options.
 //!
-//! An image that becomes read-only is made complete on disk while it can still be written. One that becomes writable
-//! must be on disk as it is in memory (somebody else may have written it where locks are off), must be of a kind that
-//! can be written, and forgets what it has cached: slices read so far were not checked against the metadata.
+//! An image that becomes read-only first writes all its metadata. An image that becomes writable must pass two checks. Its
+//! header must permit writing. Its metadata on disk must be the same as in memory, because another program may have written the
+//! image if locking is off. It then drops its cached slices, because slices that were loaded read-only were not checked for
+//! overlaps with metadata.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{MutexGuard, PoisonError};
@@ -19,14 +20,14 @@ use super::layout::{Header, Incompatible, L1Entry};
 use super::open::{OpenOptions, read_header, repair_dirty};
 use super::run_options::{Modes, RunOptions};
 
-/// A reopen that waits for commit or abort.
+/// A reopen that is prepared and waits for commit or abort.
 pub(super) struct Prepared {
     read_only: bool,
     l2_slices: usize,
     refcount_slices: usize,
     modes: Modes,
     clean_interval: Duration,
-    /// The image was not closed cleanly.
+    /// The image was not closed cleanly, so its refcounts must be rebuilt.
     repair: bool,
 }
 
@@ -59,7 +60,7 @@ impl Qcow2 {
         })
     }
 
-    /// Makes the image complete on disk. If that fails, it goes on being written.
+    /// Writes all metadata and bitmaps. If that fails, the image stays writable, and its bitmaps are marked as in use again.
     async fn complete_or_go_on(&self) -> Result<()> {
         let completed = self.complete_image().await;
         if completed.is_err() {
@@ -68,7 +69,7 @@ impl Qcow2 {
         completed
     }
 
-    /// Tells whether its refcounts must be rebuilt first.
+    /// Checks that a read-only image can become writable. Returns whether its refcounts must be rebuilt first.
     async fn check_can_be_written(&self) -> Result<bool> {
         let file = self.children.require(ChildIdx::FILE)?;
         let header = read_header(&file).await?;
@@ -104,7 +105,7 @@ impl Qcow2 {
         let table = file.read(header.l1_offset, IoBufMut::new(bytes)).await?;
         let entries = table.chunks_exact(8).map(|word| {
             let entry = L1Entry(word.try_into().map_or(0, u64::from_be_bytes));
-            // As in memory, an entry that refers to no table is nothing.
+            // As in memory, an entry that refers to no table counts as 0.
             if entry.l2_offset(self.geometry) == Ok(None) { 0 } else { entry.0 }
         });
         Ok((0..).zip(entries).all(|(index, entry)| self.l1_entry(index).0 == entry))
@@ -149,7 +150,7 @@ impl Qcow2 {
         }
         self.signalled.store(false, Relaxed);
         if let Err(error) = self.clear_autoclear().await {
-            // It cannot be undone any more, and must not be written as it is.
+            // The reopen can no longer be rolled back, and the image must not be written with these autoclear bits.
             tracing::error!("qcow2: the image cannot be made writable: {error}");
             self.corrupt.store(true, Release);
             return;
@@ -157,7 +158,7 @@ impl Qcow2 {
         self.use_bitmaps().await;
     }
 
-    /// Rebuilds the refcounts of an image that was not closed cleanly, and takes in what that has changed.
+    /// Rebuilds the refcounts of an image that was not closed cleanly, and reloads the changed metadata.
     async fn repair_and_reload(&self) -> Result<()> {
         let file = self.children.require(ChildIdx::FILE)?;
         let before = read_header(&file).await?;

@@ -1,8 +1,8 @@
-//! Change of the virtual size. Core has drained the node. A smaller disk is for [`super::shrink`].
+//! Changing the virtual size. Core has drained the node. [`super::shrink`] makes a disk smaller.
 //!
-//! The write of the new size to the header decides, and it comes last: a growth first makes what is added read as zeroes,
-//! durably, and preallocates it. So a crash, or an operation that fails, leaves the old size or the new one, and what is
-//! added shows neither old data nor the backing file. A growth that fails gives back what it has allocated.
+//! A growth first makes the added space read as zeroes, durably, and preallocates it. It writes the new size to the header
+//! last. So a crash or a failure leaves the old size or the new one. The added space never shows old data or the backing file.
+//! A growth that fails frees what it has allocated.
 
 use std::sync::atomic::Ordering::Release;
 
@@ -14,14 +14,14 @@ use super::layout::{L1Entry, field_offsets};
 use super::lookup::Extent;
 use super::write_back::ReleaseReason;
 
-/// Zeroes written at once, in bytes.
+/// Number of zero bytes per write.
 const PIECE: usize = 1 << 20;
 
 impl Qcow2 {
     /// Sets the virtual size to `size` bytes.
     ///
     /// # Errors
-    /// As the file reports. The size and the bitmaps are then as they were.
+    /// As the file reports. The size and the bitmaps are then unchanged.
     pub(super) async fn resize_image(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.check_writable()?;
         if !size.is_multiple_of(512) {
@@ -33,26 +33,28 @@ impl Qcow2 {
         if size < old && preallocation != Preallocation::Off {
             return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
         }
-        // It would become part of the disk, or lie where nobody looks for it.
+        // After the resize, the VM state would be part of the disk, or would lie behind the new start of the VM state area.
         self.forget_vm_state().await?;
         if size < old {
             return self.shrink(old, size).await;
         }
-        // A raw data file may be longer than the disk, and stays so if the growth fails.
+        // A raw data file may be longer than the disk. If the growth fails, it gets this length back.
         let data = self.children.get(ChildIdx::DATA).filter(|_| self.has_raw_data());
         let data_size = data.map_or(old, |data| data.size().max(old));
         let grown = self.grow(old, size, preallocation).await;
         if grown.is_err() && self.check_usable().is_ok() {
-            // No write that was given up may be under way where clusters are given back.
+            // Cancelled writes must end before their clusters are freed.
             oxblk_ring::settled().await;
             if let Err(error) = self.undo_growth(old, data_size).await {
-                tracing::warn!("qcow2: what a failed growth has allocated stays: {error}");
+                tracing::warn!(
+                    "qcow2: clusters that a failed growth has allocated could not be freed: {error}"
+                );
             }
         }
         grown
     }
 
-    /// Version 2 does not tell how large the disk was when a snapshot was taken.
+    /// Refuses to resize a version 2 image with snapshots: version 2 does not store the disk size of a snapshot.
     pub(super) fn check_resizable(&self) -> Result<()> {
         if self.snapshot_table().count > 0 && self.header().version < 3 {
             return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
@@ -60,7 +62,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Has the header name the new size, then memory and the bitmaps.
+    /// Writes the new size to the header, then updates it in memory and in the bitmaps.
     pub(super) async fn name_size(&self, old: u64, size: u64) -> Result<()> {
         let (before, after) = (old.to_be_bytes(), size.to_be_bytes());
         self.exchange_header_field(field_offsets::SIZE, &before, &after).await?;
@@ -72,12 +74,12 @@ impl Qcow2 {
     async fn grow(&self, old: u64, size: u64, preallocation: Preallocation) -> Result<()> {
         self.grow_data(old, size).await?;
         self.grow_l1(size).await?;
-        // A crash of another program may have left data behind the end.
+        // A crash, also of another program, may have left data behind the end of the disk.
         self.forget_guest(self.cluster_end(old), self.vm_state_offset(), ReleaseReason::CutOff)
             .await?;
         self.zero_rest_of_cluster(old, size, preallocation).await?;
         self.hide_backing(old, size).await?;
-        // A data file that is what the guest reads has everything in its place.
+        // With a raw data file, all clusters must be mapped.
         let preallocation = match preallocation {
             Preallocation::Off if self.has_raw_data() => Preallocation::Metadata,
             preallocation => preallocation,
@@ -90,7 +92,7 @@ impl Qcow2 {
         self.name_size(old, size).await
     }
 
-    /// Gives back what a growth has allocated that failed.
+    /// Frees what a failed growth has allocated.
     async fn undo_growth(&self, old: u64, data_size: u64) -> Result<()> {
         let reach = self.geometry.cluster_size() << self.geometry.l2_bits();
         let end = self.l1_entries().saturating_mul(reach);
@@ -107,9 +109,9 @@ impl Qcow2 {
         self.trim_file().await
     }
 
-    /// Makes a data file as long as the disk, with zeroes behind the old end. A data file that is not raw is cut off there
-    /// first. A raw one may be longer than the disk on purpose, or because a crash cut a shrink short: what the disk gains
-    /// is zeroed.
+    /// Extends a data file to the new disk size, with zeroes behind the old end of the disk. A data file that is not raw is
+    /// first truncated to the old disk size. A raw data file may be longer than the disk on purpose, or because a crash
+    /// interrupted a shrink. Its part that the disk gains is zeroed.
     async fn grow_data(&self, old: u64, size: u64) -> Result<()> {
         if !self.geometry.data_file {
             return Ok(());
@@ -126,8 +128,7 @@ impl Qcow2 {
         data.resize(size, Preallocation::Off).await
     }
 
-    /// Makes the last cluster of the old disk read as zeroes behind the old end, and allocates it if the new space is to be
-    /// preallocated.
+    /// Zeroes the last cluster of the old disk behind the old end. Allocates this cluster if the new space is preallocated.
     async fn zero_rest_of_cluster(
         &self,
         old: u64,
@@ -155,7 +156,7 @@ impl Qcow2 {
         }
     }
 
-    /// Space that is added reads as zeroes, even where the backing file goes on.
+    /// Makes the added space read as zeroes where the backing file is longer than the old disk.
     async fn hide_backing(&self, old: u64, size: u64) -> Result<()> {
         let backing = self.children.get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
         let (from, to) = (self.cluster_end(old), self.cluster_end(backing.min(size)));
@@ -186,7 +187,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Gives up the L2 tables of the L1 entries from `index` on, which have no clusters left.
+    /// Frees the L2 tables of the L1 entries from `index` on. These tables map no clusters any more.
     fn drop_tables_from(&self, index: u64) {
         for index in index..self.l1_entries() {
             if let Ok(Some(table)) = self.l1_entry(index).l2_offset(self.geometry) {

@@ -1,12 +1,12 @@
-//! How an open image is worked with: options that a reopen can change, and that leave no trace in the image.
+//! Runtime options of an open image. A reopen can change them, and they are not stored in the image.
 //!
-//! - `lazy-refcounts`: refcounts stay in memory until the image is closed. The header says that the image is dirty from
-//!   before the first reference to a cluster that is not counted on disk until all refcounts are; whoever opens a dirty
-//!   image counts anew.
-//! - `pass-discard-*`, `discard-no-unref`: what the host is told of clusters that are given up, and whether discarded ones
-//!   are given up at all.
-//! - `cache-clean-interval`: after how long slices of the caches that were not used are dropped (see `cache`).
-//! - `overlap-check`: which metadata is protected from entries that claim its clusters for data.
+//! - `lazy-refcounts`: refcounts stay in memory until the image is closed. The dirty bit of the header is set before the disk
+//!   gets a reference to a cluster whose refcount is not on disk. It is cleared when all refcounts are on disk. A writable open
+//!   of a dirty image rebuilds its refcounts.
+//! - `pass-discard-*`, `discard-no-unref`: which freed clusters are discarded on the host, and whether discarded clusters are
+//!   freed at all.
+//! - `cache-clean-interval`: the time after which unused slices of the caches are dropped (see `cache`).
+//! - `overlap-check`: which metadata structures are protected from writes that overlap them (see `overlap`).
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::time::Duration;
@@ -20,20 +20,20 @@ use super::layout::{Autoclear, Compatible, Header, Incompatible};
 use super::write_back::ReleaseReason;
 
 bitflags::bitflags! {
-    /// All of them, settled.
+    /// The effective runtime options.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(super) struct Modes: u32 {
         /// Refcounts are written when the image is closed.
         const LAZY = 1;
-        /// The host is told of what the guest discards.
+        /// Clusters that the guest discards are discarded on the host.
         const PASS_REQUEST = 1 << 1;
-        /// The host is told of what snapshots and former states held.
+        /// Freed clusters of snapshots and of replaced states are discarded on the host.
         const PASS_SNAPSHOT = 1 << 2;
-        /// The host is told of everything else that is given up.
+        /// All other freed clusters are discarded on the host.
         const PASS_OTHER = 1 << 3;
         /// Discarded clusters stay allocated.
         const NO_UNREF = 1 << 4;
-        /// The data file reads as the disk does (no option, but what the header says).
+        /// The data file is a valid raw image. Not an option, but a bit of the header.
         const RAW_DATA = 1 << 5;
         const MAIN_HEADER = 1 << 8;
         const ACTIVE_L1 = 1 << 9;
@@ -44,11 +44,11 @@ bitflags::bitflags! {
         const INACTIVE_L1 = 1 << 14;
         const INACTIVE_L2 = 1 << 15;
         const BITMAP_DIRECTORY = 1 << 16;
-        /// What can be looked up in constant time.
+        /// Structures that can be checked in constant time.
         const CONSTANT = Self::MAIN_HEADER.bits() | Self::ACTIVE_L1.bits()
             | Self::REFCOUNT_TABLE.bits() | Self::SNAPSHOT_TABLE.bits()
             | Self::BITMAP_DIRECTORY.bits();
-        /// What can be looked up without reading anything.
+        /// Structures that can be checked without I/O.
         const CACHED = Self::CONSTANT.bits() | Self::ACTIVE_L2.bits()
             | Self::REFCOUNT_BLOCK.bits() | Self::INACTIVE_L1.bits();
         const EVERYTHING = Self::CACHED.bits() | Self::INACTIVE_L2.bits();
@@ -68,7 +68,7 @@ pub(super) const STRUCTURES: [(&str, Modes); 9] = [
     ("bitmap-directory", Modes::BITMAP_DIRECTORY),
 ];
 
-/// `cache-clean-interval` in seconds unless told otherwise.
+/// Default of `cache-clean-interval`, in seconds.
 const CLEAN_INTERVAL: u64 = 600;
 
 /// The options as they were given.
@@ -83,17 +83,17 @@ struct Fields {
     cache_clean_interval: Option<u64>,
 }
 
-/// What was asked for.
+/// The requested runtime options.
 pub(super) struct RunOptions {
     fields: Fields,
     protected: Modes,
 }
 
 impl RunOptions {
-    /// Takes them out of `options`.
+    /// Removes the runtime options from `options`.
     ///
     /// # Errors
-    /// When a value is wrong, in the words of QEMU's tools.
+    /// When a value is wrong, with the text of QEMU's tools.
     pub(super) fn take(options: &mut Options) -> Result<Self> {
         let interval = options.take_number("cache-clean-interval")?;
         let mut fields: Fields = options.extract()?;
@@ -109,15 +109,15 @@ impl RunOptions {
         Ok(Self { fields, protected })
     }
 
-    /// After how long unused slices of the caches are dropped; zero: never.
+    /// The time after which unused slices of the caches are dropped. Zero means never.
     pub(super) fn clean_interval(&self) -> Duration {
         Duration::from_secs(self.fields.cache_clean_interval.unwrap_or(CLEAN_INTERVAL))
     }
 
-    /// What they come to for an image with this header; `unmap`: discards reach the host by default.
+    /// The effective options for an image with this header. `unmap`: guest discards are passed to the host by default.
     ///
     /// # Errors
-    /// When the image is of a version without what was asked for.
+    /// When the image's version does not support a requested option.
     pub(super) fn settle(&self, header: &Header, unmap: bool) -> Result<Modes> {
         let fields = &self.fields;
         let lazy = header.compatible.contains(Compatible::LAZY_REFCOUNTS);
@@ -192,7 +192,7 @@ impl Qcow2 {
         self.refcounts.allocator.overlaps.protect(modes);
     }
 
-    /// Whether the host is told of a cluster that is given up.
+    /// Whether a freed cluster is discarded on the host.
     pub(super) fn passes_discard(&self, was: ReleaseReason) -> bool {
         let modes = self.modes();
         match was {
@@ -203,7 +203,7 @@ impl Qcow2 {
         }
     }
 
-    /// Says on disk that refcounts may be too low, durably, unless it is said already.
+    /// Sets the dirty bit, durably, unless it is set already. It says that refcounts on disk may be too low.
     pub(super) async fn postpone_refcounts(&self) -> Result<()> {
         if self.postponed.load(Acquire) {
             return Ok(());
@@ -213,7 +213,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Writes all refcounts, durably, and takes back that they may be too low.
+    /// Writes all refcounts durably, then clears the dirty bit. The dirty bit stays set if a change of snapshots did not
+    /// complete.
     pub(super) async fn write_postponed(&self) -> Result<()> {
         if !self.postponed.load(Acquire) && !self.modes().contains(Modes::LAZY) {
             return Ok(());
@@ -227,7 +228,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Postpones no refcounts any more.
+    /// Turns lazy refcounts off and writes all refcounts.
     pub(super) async fn stop_postponing(&self) -> Result<()> {
         self.modes.fetch_and(!Modes::LAZY.bits(), AcqRel);
         self.write_postponed().await
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_is_changed_by_switches() {
+    fn overlap_check_switches_modify_the_template() {
         let protected = |pairs| take(pairs).unwrap().protected;
         assert_eq!(protected(&[]), Modes::CACHED);
         assert_eq!(protected(&[("overlap-check", "none")]), Modes::empty());
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_values_are_told_in_the_words_of_qemus_tools() {
+    fn wrong_values_fail_with_the_messages_of_qemus_tools() {
         let told = |pairs| take(pairs).err().unwrap().to_string();
         assert_eq!(
             told(&[("overlap-check", "foo")]),

@@ -1,13 +1,15 @@
-//! A smaller disk. Core has drained the node.
+//! Making the disk smaller. Core has drained the node.
 //!
-//! What is cut off goes with one write to the header, which names the new size and an L1 table that no longer refers to it.
-//! Before it, the new L1 table, the L2 table that the new end lies in and the cluster there are written to new places, with
-//! nothing behind the new end; after it the old ones are given up. So a crash or a failure leaves the old disk or the new
-//! one, and leaks at worst. A raw data file is cut off right after it; if that fails, the header names the old size again. A
-//! crash between the two leaves the file longer than the disk.
+//! One write to the header makes the shrink effective. It sets the new size and a new L1 table, which does not map the part
+//! behind the new end. Before this write, new copies are written of the L1 table, of the L2 table in which the disk ends, and
+//! of the last cluster. The copies contain nothing behind the new end. After this write, the old tables and clusters are freed.
+//! So a crash or a failure leaves the old disk or the new one, and leaks clusters at worst.
 //!
-//! Where there is no room for that, what is cut off is cleared in its place before the size changes: a failure may then
-//! leave the old size with a part of it cleared.
+//! A raw data file is truncated directly after the write to the header. If that fails, the header gets the old size back. A
+//! crash between the two steps leaves the data file longer than the disk.
+//!
+//! If there is no free space for the copies, the part behind the new end is cleared in place before the size changes. A failure
+//! may then leave the old size with a part of that area cleared.
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 
@@ -20,13 +22,13 @@ use super::header::stop_unless_known;
 use super::layout::{ExtendedEntry, L1Entry, L2Entry, field_offsets};
 use super::write_back::ReleaseReason;
 
-/// Tables that refer to nothing behind the new end, written and counted.
+/// New copies of the last L2 table and the last cluster, written and counted. They contain nothing behind the new end.
 #[derive(Default)]
 struct Cut<'a> {
-    /// The L2 table that takes the place of the one in which the disk ends: its L1 index and its offset.
+    /// The new L2 table that replaces the table in which the disk ends: its L1 index and its offset.
     table: Option<(usize, u64)>,
     held: Vec<Counted<'a>>,
-    /// Entries of the old table that have no part in the new one.
+    /// Entries of the old table that the new table does not contain.
     dropped: Vec<L2Entry>,
 }
 
@@ -67,7 +69,7 @@ impl Qcow2 {
         if named.is_ok()
             && let Err(error) = self.shrink_raw_data(size).await
         {
-            // Memory tells of the old size: if the header keeps the new one, nothing may be written any more.
+            // Memory still has the old size. If the header cannot be restored, the image accepts no further writes.
             let back = self.exchange_header_field(place, &after, &before);
             stop_unless_known(back, &self.corrupt).await?;
             named = Err(error);
@@ -95,15 +97,15 @@ impl Qcow2 {
             self.drop_l1_clusters(l1.len(), l1_offset);
         }
         let gone: Vec<L1Entry> = l1.into_iter().skip(kept).collect();
-        // The disk is smaller: what cannot be given up only takes up room.
+        // The disk is smaller already. Clusters that cannot be freed only leak.
         if let Err(error) = self.give_up_tables(replaced, &gone, size).await {
             tracing::warn!("qcow2: not all space that the disk has lost was given back: {error}");
         }
         Ok(())
     }
 
-    /// Writes the L2 table in which a disk of `size` bytes ends without what is behind the end; `entry` refers to it now.
-    /// Nothing comes of it where there is nothing behind the end.
+    /// Writes a copy of the L2 table in which a disk of `size` bytes ends, without the entries behind the end. `entry` refers
+    /// to the old table. If nothing lies behind the end, makes no copy.
     async fn cut_table(&self, size: u64, entry: Option<L1Entry>) -> Result<Cut<'_>> {
         let mut cut = Cut::default();
         let Some((entry, last)) = entry.zip(size.checked_sub(1)) else { return Ok(cut) };
@@ -149,8 +151,8 @@ impl Qcow2 {
         Ok(cut)
     }
 
-    /// Writes the cluster in which a disk of `size` bytes ends to a new place, with zeroes behind the end, if it has anything
-    /// else there. A data file is cut off instead.
+    /// Writes a copy of the cluster in which a disk of `size` bytes ends, with zeroes behind the end. Makes no copy if the
+    /// cluster reads as zeroes there. A data file is truncated instead.
     async fn cut_last_cluster(&self, size: u64) -> Result<Option<(u64, Counted<'_>)>> {
         let (start, end) = (self.cluster_start(size), self.cluster_end(size));
         if size == end || self.geometry.data_file || self.reads_as_zero(size, end).await? {
@@ -170,7 +172,7 @@ impl Qcow2 {
         Ok(Some((cluster, self.count(run, ReleaseReason::CutOff).await?)))
     }
 
-    /// Cuts off a data file that must be what the guest reads: what it has there would come back with the next growth.
+    /// Truncates a raw data file. Otherwise its data behind the end would reappear after the next growth.
     async fn shrink_raw_data(&self, size: u64) -> Result<()> {
         match self.children.get(ChildIdx::DATA) {
             Some(data) if self.has_raw_data() => {
@@ -181,7 +183,8 @@ impl Qcow2 {
         }
     }
 
-    /// Gives up the table that was replaced, the tables that are gone and what they refer to, and the end of the files.
+    /// Frees the L2 table that was replaced, and the L2 tables behind the new end with the clusters that they map. Then
+    /// truncates the data file and the image file.
     async fn give_up_tables(
         &self,
         replaced: Option<L1Entry>,
@@ -220,11 +223,11 @@ impl Qcow2 {
     }
 
     async fn shrink_in_place(&self, old: u64, size: u64) -> Result<()> {
-        // This alone may need room.
+        // Only this step may need free space.
         let last = if self.geometry.data_file { old } else { u64::MAX };
         self.zero_if_needed(size, self.cluster_end(size).min(last)).await?;
         self.clear_guest(self.cluster_end(size), self.cluster_end(old)).await?;
-        // The first cycle gives the clusters up, the second writes their refcounts.
+        // The first cycle lowers refcounts, the second writes them.
         self.write_back(true).await?;
         self.write_back(true).await?;
         self.name_size(old, size).await?;
@@ -242,7 +245,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Makes a part of one cluster read as zeroes, with as little change as can be.
+    /// Makes a part of one cluster read as zeroes. Writes nothing if it reads as zeroes already.
     pub(super) async fn zero_if_needed(&self, from: u64, to: u64) -> Result<()> {
         if from >= to || self.reads_as_zero(from, to).await? {
             return Ok(());
@@ -255,7 +258,7 @@ impl Qcow2 {
     }
 }
 
-/// The word of an L2 entry that says where the cluster lies.
+/// The first word of an L2 entry, which holds the host offset.
 fn first_word(entry: &[u8]) -> L2Entry {
     let word = entry.first_chunk().map_or(0, |word| u64::from_be_bytes(*word));
     L2Entry(word)

@@ -1,7 +1,8 @@
-//! Block status: the extents of the lookup, joined where they go on.
+//! Block status: the extents of the lookup, merged where they continue each other.
 //!
-//! A cluster that is allocated is data, whatever the host stores of it: asking the file for its holes costs a call for
-//! each. Only of an image whose metadata was allocated ahead of its data the file knows much more, so there it is asked.
+//! An allocated cluster counts as data, even if it is a hole in the file. Asking the file for its holes would cost one system
+//! call per hole. Only for an image with preallocated metadata is the file asked, because such an image has many allocated
+//! clusters that are holes.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -10,11 +11,11 @@ use oxblk_core::{ChildIdx, Result, Status, StatusFlags, Want};
 use super::Qcow2;
 use super::lookup::Extent;
 
-/// Values of [`Qcow2::preallocated`]; 0 is not known.
+/// Values of [`Qcow2::preallocated`]. 0 means that it is not known yet.
 const KNOWN_NOT: u8 = 1;
 const KNOWN: u8 = 2;
 
-/// Extents joined into one answer.
+/// Largest number of extents that are merged into one answer.
 const JOIN: u32 = 1 << 14;
 
 impl Qcow2 {
@@ -35,7 +36,7 @@ impl Qcow2 {
         }
         let mut status = describe(first, covered, self.data_child());
         if !self.is_plain() {
-            // Who reads there reads something else.
+            // The host offset of an encrypted image must not be used for direct reads.
             (status.host, status.child) = (None, None);
             status.flags -= StatusFlags::OFFSET_VALID | StatusFlags::RECURSE;
         }
@@ -46,15 +47,15 @@ impl Qcow2 {
         Ok(status)
     }
 
-    /// Whether the host stores so much less than what the refcounts count that the metadata must have been allocated
-    /// ahead: where a tenth is missing, as QEMU draws the line too. Looked at once.
+    /// Whether the image has preallocated metadata. This is assumed if the host stores at least a tenth less than the refcounts
+    /// count, as in QEMU. The result is computed once.
     async fn is_preallocated(&self) -> bool {
         match self.preallocated.load(Relaxed) {
             KNOWN_NOT => return false,
             KNOWN => return true,
             _ => {}
         }
-        // Without an answer the file is asked: that is slow at worst.
+        // On an error, assume preallocation. The file is then asked for its holes, which is only slower.
         let found = self.compare_with_host().await.unwrap_or(true);
         self.preallocated.store(if found { KNOWN } else { KNOWN_NOT }, Relaxed);
         found
@@ -101,7 +102,7 @@ fn describe(extent: Extent, len: u64, data: ChildIdx) -> Status {
     }
 }
 
-/// The same, and where the place is that is kept for data.
+/// Adds the host offset of the preallocated cluster to a status, if there is one.
 fn kept(mut status: Status, data: ChildIdx, host: Option<u64>) -> Status {
     if host.is_some() {
         status.flags |= StatusFlags::OFFSET_VALID;

@@ -1,7 +1,7 @@
-//! L2 tables: making them, and making them the image's own where a snapshot shares them.
+//! L2 tables: making new ones, and copying a table that a snapshot shares before it is changed.
 //!
-//! A new table is written to the file before the L1 entry in memory refers to it, so that its slices can be loaded like
-//! any others. The L1 entry reaches the disk with the next write-back, after the table's contents and its refcount.
+//! A new table is written to the file before the L1 entry in memory refers to it. So its slices can be loaded like all others.
+//! The L1 entry reaches the disk with the next write-back, after the table's contents and its refcount.
 
 use oxblk_core::{ChildIdx, Errno, Error, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
@@ -11,9 +11,9 @@ use super::layout::L1Entry;
 use super::write_back::ReleaseReason;
 
 impl Qcow2 {
-    /// Makes sure that the L2 table of a guest cluster exists before clusters are reserved for its data, so that a table
-    /// lies in front of the data that it maps first, as in images that QEMU writes. Gives how many of `count` clusters from
-    /// there on the table maps.
+    /// Makes sure that the L2 table of a guest cluster exists before clusters are reserved for its data. So a table lies in
+    /// front of the data that it maps first, as in images that QEMU writes. Returns how many of the `count` clusters from
+    /// `guest` on the table maps.
     pub(super) async fn table_before_data(&self, guest: u64, count: u64) -> Result<u64> {
         self.ensure_table(self.l1_index(guest)).await?;
         let entries = self.geometry.l2_entries();

@@ -1,19 +1,19 @@
-//! Giving the end of the file back to the host.
+//! Truncating the unused end of the file.
 
 use oxblk_core::{ChildIdx, Preallocation, Result};
 
 use super::Qcow2;
 
 impl Qcow2 {
-    /// Cuts the file off behind its last cluster in use. Core has drained the node, and all metadata is durable, so
-    /// that nothing on disk refers to what is cut off.
+    /// Truncates the file behind its last cluster in use. Core has drained the node, and all metadata is durable, so nothing on
+    /// disk refers to the truncated part.
     ///
     /// # Errors
-    /// As the file reports. The image is whole all the same.
+    /// As the file reports. The image is valid nevertheless.
     pub(super) async fn trim_file(&self) -> Result<()> {
         let file = self.children.require(ChildIdx::FILE)?;
         if !file.node().limits().grows {
-            // A device is as long as it is.
+            // A device cannot be truncated.
             return Ok(());
         }
         let size = file.size();

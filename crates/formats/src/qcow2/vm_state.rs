@@ -1,8 +1,8 @@
 //! VM state: guest clusters behind the disk ("Snapshots": the VM state is stored behind the virtual disk).
 //!
-//! They are reached by the same L1 and L2 tables as the disk and allocated, shared and counted like any other guest
-//! clusters, so that snapshots keep them without further ado. The area begins where the L1 entries that the disk needs
-//! end; a resize moves that place, and gives up what was there.
+//! The L1 and L2 tables of the disk also map these clusters. They are allocated, shared and counted like all other guest
+//! clusters, so snapshots include them. The area begins behind the L1 entries that the disk needs. A resize moves this start,
+//! so it frees the VM state.
 
 use oxblk_core::vm_state::VmState;
 use oxblk_core::{BoxFuture, Errno, Error, Result};
@@ -17,7 +17,7 @@ use super::snapshots::Pass;
 const MAX_OFFSET: u64 = 1 << 63;
 
 impl Qcow2 {
-    /// Where a range of the VM state lies among the guest offsets.
+    /// The guest offset of a range of the VM state.
     fn vm_state_place(&self, offset: u64, len: usize) -> Result<u64> {
         let place = self.vm_state_offset().checked_add(offset);
         let len = u64::try_from(len).unwrap_or(u64::MAX);
@@ -31,7 +31,7 @@ impl Qcow2 {
     async fn save_vm_state(&self, offset: u64, data: IoBuf) -> Result<()> {
         self.check_writable()?;
         if self.geometry.data_file {
-            // It would make the data file longer than the disk.
+            // VM state would make the data file longer than the disk.
             return Err(Error::from_errno(Errno::OPNOTSUPP));
         }
         let place = self.vm_state_place(offset, data.len())?;
@@ -54,7 +54,7 @@ impl Qcow2 {
             let len = usize::try_from(extent.len()).unwrap_or(usize::MAX);
             let end = done.saturating_add(len).min(buf.len());
             let Some(piece) = buf.get_mut(done..end) else { break };
-            // The backing file has no part in it.
+            // VM state is never read from the backing file.
             if matches!(extent, Extent::Unallocated { .. }) {
                 piece.fill(0);
             } else {
@@ -65,8 +65,8 @@ impl Qcow2 {
         Ok(buf)
     }
 
-    /// Gives up the VM state of the active state: its L1 entries go first, then the refcounts of what they referred to.
-    /// Core has drained the node.
+    /// Frees the VM state of the active state. Its L1 entries are cleared on disk first; then the refcounts of the clusters
+    /// that they referred to are lowered. Core has drained the node.
     pub(super) async fn forget_vm_state(&self) -> Result<()> {
         let first = self.geometry.l1_entries_for(self.size()).unwrap_or(u64::MAX);
         let indices = first..self.l1_entries().max(first);

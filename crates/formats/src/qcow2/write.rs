@@ -1,13 +1,14 @@
 //! Guest writes that the map cannot place: allocation and copy-on-write.
 //!
-//! A write holds the guest range lock on its clusters from the moment it looks at them until they are linked, so
-//! two writers of one cluster follow each other, and others never meet. Each run of clusters goes through
+//! A write holds the guest range lock on its clusters from the lookup until the clusters are linked. So two writers of one
+//! cluster run one after the other, and writers of different clusters run concurrently. Each run of clusters goes through these
+//! steps:
 //!
-//! 1. *reserve*: host clusters that nobody else can have;
-//! 2. *write*: the data, and around it what the clusters held before (copy-on-write);
+//! 1. *reserve*: host clusters are taken out of the free map;
+//! 2. *write*: the data is written, and around it the old contents of the guest clusters (copy-on-write);
 //! 3. *count*: their refcounts become 1 in the cache;
-//! 4. *link*: the L2 entries refer to them in the cache. Readers see the new data from here on; what the entries
-//!    referred to before is handed to the write-back, which drops it when the disk no longer needs it.
+//! 4. *link*: the L2 entries in the cache refer to them. Readers see the new data from here on. The old references of the
+//!    entries are handed to the write-back, which releases them when the disk no longer refers to them.
 
 use std::ops::Range;
 
@@ -23,14 +24,14 @@ use super::layout::{ExtendedEntry, L2Entry};
 use super::lookup::Extent;
 use super::write_back::ReleaseReason;
 
-/// Up to this size a cluster's old and new contents are put together in memory and written at once.
+/// Up to this size in bytes, the old and new contents of a cluster are combined in memory and written with one write.
 const ASSEMBLE: u64 = 256 << 10;
 
-/// Where data goes.
+/// The place of data.
 enum Place {
-    /// To where such data is, from this host offset on.
+    /// In place, over existing data from this host offset on.
     Data(u64),
-    /// Into a cluster that is kept for it, at this host offset.
+    /// Into the preallocated cluster of a zero cluster, at this host offset.
     Kept(u64),
     /// Into new clusters.
     New,
@@ -44,7 +45,7 @@ impl Qcow2 {
     /// Writes `data` to the guest disk at `offset`.
     pub(super) async fn write_guest(&self, offset: u64, data: IoBuf) -> Result<()> {
         self.check_writable()?;
-        // Data that is in place needs no lock.
+        // A write over existing data needs no lock.
         if let Extent::Data { host, len, owned: true } = self.extent(offset, length(&data)).await?
             && len == length(&data)
         {
@@ -56,14 +57,14 @@ impl Qcow2 {
         self.write_locked(offset, data).await
     }
 
-    /// The same with the range lock held.
+    /// As [`Self::write_guest`], for callers that hold the range lock.
     pub(super) async fn write_locked(&self, offset: u64, mut data: IoBuf) -> Result<()> {
         if self.geometry.extended_l2 {
             return self.write_subclusters(offset, data).await;
         }
         let mut jobs: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         let mut at = offset;
-        // Where the host cluster begins that follows the piece before.
+        // The host cluster that follows the previous piece.
         let mut behind = None;
         while !data.is_empty() {
             let (place, len) = self.run_at(at, length(&data)).await?;
@@ -87,7 +88,7 @@ impl Qcow2 {
         run_all(jobs).await
     }
 
-    /// The longest run from `offset` on of which all goes to such a place.
+    /// The place for data at `offset`, and the length of the longest run from there on with the same kind of place.
     async fn run_at(&self, offset: u64, len: u64) -> Result<(Place, u64)> {
         let mut covered = 0_u64;
         while covered < len {
@@ -107,8 +108,8 @@ impl Qcow2 {
         Ok((Place::New, covered.min(len)))
     }
 
-    /// Writes `data` into the cluster at `host` that is kept for the guest cluster, which reads as zeroes so far. What a
-    /// power cut leaves there before the entry changes is not seen.
+    /// Writes `data` into the preallocated cluster at `host` of a guest cluster that reads as zeroes. A power cut before the L2
+    /// entry changes has no visible effect, because the entry still says zero.
     async fn write_kept(&self, offset: u64, data: IoBuf, host: u64) -> Result<()> {
         let first = self.cluster_start(offset);
         let whole = first..self.cluster_end(offset.saturating_add(length(&data)));
@@ -117,8 +118,8 @@ impl Qcow2 {
         self.link(first, 1, None, |_| L2Entry::data(host)).await
     }
 
-    /// Writes `data` into newly allocated clusters: from host cluster `behind` on, which follows what the guest has in
-    /// front, as far as they are free there.
+    /// Writes `data` into newly allocated clusters. They are taken from host cluster `behind` on if that is free. This cluster
+    /// follows the data in front of `offset`, so the data is contiguous.
     pub(super) async fn write_new(
         &self,
         offset: u64,
@@ -160,8 +161,8 @@ impl Qcow2 {
         self.link(first, count, counted, entry).await
     }
 
-    /// Writes `data` to `at`, and around it what the guest range `whole` held before. `untouched`: all of the place reads
-    /// as zeroes.
+    /// Writes `data` to the host offset `at`, and around it the old contents of the guest range `whole`. `untouched`: all of
+    /// the host clusters read as zeroes.
     pub(super) async fn fill(
         &self,
         whole: Range<u64>,
@@ -173,7 +174,7 @@ impl Qcow2 {
         let (first, end) = (whole.start.min(offset), self.end_of_data(whole.end));
         let data_end = offset.saturating_add(length(&data));
         let head = self.old_contents(first, offset, untouched);
-        // Nothing is read past the end of the disk; those bytes are never seen.
+        // Bytes behind the end of the disk are invisible, so their contents do not matter.
         let tail = self.old_contents(data_end, end, untouched);
         let (head, tail) = try_join(head, tail).await?;
         let host = at.saturating_sub(offset - first);
@@ -204,8 +205,8 @@ impl Qcow2 {
         run_all(writes).await
     }
 
-    /// What the guest disk holds from `from` to `to`; `None` where that is nothing, or zeroes for which the new place
-    /// needs no write.
+    /// The contents of the guest disk from `from` to `to`. `None` if the range is empty, or if it is zero and the new clusters
+    /// read as zeroes already.
     pub(super) async fn old_contents(
         &self,
         from: u64,
@@ -223,7 +224,7 @@ impl Qcow2 {
         Ok(if untouched && oxblk_ring::is_zero(&old) { None } else { Some(old) })
     }
 
-    /// Whether a range is known to read as zeroes without looking at data.
+    /// Whether a range is known to read as zeroes without reading data.
     pub(super) async fn reads_as_zero(&self, from: u64, to: u64) -> Result<bool> {
         let backing_end = self.children.get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
         let mut at = from;
@@ -239,8 +240,8 @@ impl Qcow2 {
         Ok(true)
     }
 
-    /// Makes the L2 entries of `count` guest clusters from `guest` on those that `entry` gives, and hands what they
-    /// referred to before to the write-back. So it does with those of `counted` that a failure leaves without an entry.
+    /// Sets the L2 entries of `count` guest clusters from `guest` on to the results of `entry`. Hands their old references to
+    /// the write-back. If this fails, the clusters of `counted` that have no entry yet are handed to the write-back too.
     pub(super) async fn link(
         &self,
         guest: u64,

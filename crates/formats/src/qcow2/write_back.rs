@@ -1,20 +1,21 @@
-//! Writing metadata back, in the order that a crash at any point survives.
+//! Writing metadata back, in an order that survives a crash at any point.
 //!
-//! One cycle at a time (`writing_back`), and no lock that a hit or a writer needs is held across its I/O:
+//! One cycle runs at a time (`writing_back`). A cycle holds no lock across its I/O that a cache hit or a guest write needs. Its
+//! steps are:
 //!
-//! 1. take the list of dropped references, the list of changed L1 entries, and copies of the dirty L2 slices, in that
-//!    order: the copies then contain every change that the lists speak of, and every reference in them had its data
-//!    written and its refcount raised in the cache before;
-//! 2. write the dirty refcounts; flush, the data file too (data and refcounts are durable). With lazy refcounts, have the
-//!    header say that they may be too low instead;
-//! 3. write the copies; flush if anything follows that relies on them;
-//! 4. write the L1 entries; flush if anything follows;
-//! 5. only now lower the refcounts of what was dropped. What reaches 0 rests until the requests that may still be using
-//!    it have ended (see `allocator`).
+//! 1. take the list of dropped references, the list of changed L1 entries, and copies of the dirty L2 slices, in that order. So
+//!    the copies contain every change to which the lists belong. For each reference in the copies, the data was written and the
+//!    refcount was raised in the cache before;
+//! 2. write the dirty refcounts; flush the file and the data file, so that data and refcounts are durable. With lazy refcounts,
+//!    set the dirty bit in the header instead of writing refcounts;
+//! 3. write the copies; flush if a later step relies on them;
+//! 4. write the L1 entries; flush if a later step relies on them;
+//! 5. lower the refcounts of the dropped references. Clusters whose refcount reaches 0 are quarantined until the requests that
+//!    may still use them have ended (see `allocator`).
 //!
-//! A failure puts everything back as it was: still dirty, still to be dropped; refcounts that cannot be lowered are not a
-//! failure, for the next cycle tries again. So does a cycle that is given up, and the
-//! next one waits until the host has ended what it had begun (see `write_barrier`).
+//! A cycle that fails or is cancelled restores its input: slices and L1 entries are dirty again, and the dropped references
+//! stay in the list. The next cycle waits until the I/O of a cancelled cycle has ended (see `write_barrier`). An I/O error in
+//! step 5 does not fail the cycle: the next cycle tries to lower these refcounts again.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{
@@ -34,7 +35,7 @@ use super::layout::{L1Entry, L2Entry, L2Kind};
 use super::run_options::Modes;
 use super::write::length;
 
-/// Dropped runs that make a cycle start without anybody asking.
+/// With more dropped runs than this, [`Qcow2::relieve`] runs a cycle.
 const MANY_DROPPED: usize = 8192;
 
 /// Host clusters that lost one reference each.
@@ -45,7 +46,7 @@ pub(super) struct Dropped {
     was: ReleaseReason,
 }
 
-/// What a host cluster was to the reference that was dropped.
+/// Why a reference to a host cluster was released, or what the cluster held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ReleaseReason {
     /// Guest data.
@@ -54,17 +55,17 @@ pub(super) enum ReleaseReason {
     Discarded,
     /// Guest data behind the end of the disk.
     CutOff,
-    /// Guest data of a snapshot, or of the state before one was applied.
+    /// Guest data of a snapshot, or of the active state that was replaced when a snapshot was applied.
     Snapshot,
-    /// An L1 or L2 table.
+    /// An L1 table or an L2 table.
     Table,
 }
 
 impl Qcow2 {
-    /// Hands the references that `old` entries held to the write-back. Their slices are marked dirty already.
+    /// Hands the references of the entries `old` to the write-back. Their slices are already marked dirty.
     pub(super) fn drop_entries(&self, old: &[L2Entry], was: ReleaseReason) {
         if self.geometry.data_file {
-            // Nothing counts what is there.
+            // Clusters of a data file have no refcounts.
             return;
         }
         for entry in old {
@@ -94,26 +95,26 @@ impl Qcow2 {
         dropped.push(Dropped { cluster, count, was });
     }
 
-    /// Writes back early if much was dropped.
+    /// Runs a write-back cycle if many references were dropped.
     pub(super) async fn relieve(&self) -> Result<()> {
         let many = lock(&self.dropped).len() > MANY_DROPPED;
         if many { self.write_back(false).await } else { Ok(()) }
     }
 
-    /// Sets an L1 entry and notes that it is to be written, as one: whoever sees the entry and flushes finds the note.
+    /// Sets an L1 entry and marks it dirty, atomically. So a thread that sees the new entry and then flushes also writes it.
     pub(super) fn set_l1_entry(&self, index: u64, entry: L1Entry) {
         set_and_note(&self.l1, &self.l1_dirty, index, entry);
     }
 
-    /// Runs one cycle. With `durable`, everything completed before the call is on stable storage afterwards (but
-    /// for the lowering of refcounts, which may wait).
+    /// Runs one cycle. With `durable`, all changes that completed before the call are on stable storage afterwards. Only the
+    /// lowering of refcounts may happen later.
     pub(super) async fn write_back(&self, durable: bool) -> Result<()> {
         let _turn = self.writing_back.lock().await;
         let file = self.children.require(ChildIdx::FILE)?;
         let mut cycle = Cycle::begin(self);
         let drops = !cycle.dropped.is_empty();
         if cycle.has_work() {
-            // What a pointer on disk names may not be what memory knows.
+            // A pointer on disk may differ from memory; then nothing may be written.
             self.check_usable()?;
         }
         let writing = self.barrier.pass().await;
@@ -124,8 +125,10 @@ impl Qcow2 {
         point();
         match self.lower(&mut cycle.dropped).await {
             Err(error) if error.kind() == ErrorKind::Corrupt => return Err(error),
-            // All that was asked for is done. What is left is tried again by the next cycle.
-            Err(error) => tracing::warn!("qcow2: refcounts stay too high for now: {error}"),
+            // The requested data is durable. The next cycle lowers the remaining refcounts.
+            Err(error) => tracing::warn!(
+                "qcow2: refcounts could not be lowered yet; the next write-back tries again: {error}"
+            ),
             Ok(()) => {}
         }
         self.recycle().await
@@ -191,13 +194,13 @@ impl Qcow2 {
         run_all(writes).await
     }
 
-    /// Lowers the refcounts of what the disk no longer refers to, and takes it off the list as it does. What cannot be read
-    /// now stays there.
+    /// Lowers the refcounts of references that are gone from the disk, and removes them from the list. A reference whose
+    /// refcount cannot be read stays in the list.
     async fn lower(&self, dropped: &mut VecDeque<Dropped>) -> Result<()> {
         if dropped.is_empty() {
             return Ok(());
         }
-        // A scan must not find a cluster whose refcount is 0 before it rests.
+        // A scan must not find a cluster with refcount 0 before the cluster is quarantined.
         let _turn = self.refcounts.allocator.scanning.lock().await;
         while let Some(Dropped { cluster, was, .. }) = dropped.front().copied() {
             let outcome = self.lower_one(cluster, was).await;
@@ -236,12 +239,12 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Gives rested clusters to the free map, telling the host first of those that it is to hear of.
+    /// Frees the quarantined clusters whose epoch has passed. Discards them on the host first where that is required.
     pub(super) async fn recycle(&self) -> Result<()> {
         if !self.refcounts.allocator.has_resting() {
             return Ok(());
         }
-        // A scan would find those that are being discarded free as well.
+        // Otherwise a scan would find the clusters that are being discarded as free.
         let _turn = self.refcounts.allocator.scanning.lock().await;
         let woken = self.refcounts.allocator.wake(&self.epochs);
         if woken.is_empty() {
@@ -254,7 +257,7 @@ impl Qcow2 {
             let end = (run.cluster.saturating_add(run.count) << bits).min(file.size());
             let start = run.cluster << bits;
             if start < end {
-                // It only saves space: the host may refuse.
+                // The discard only saves space, so its errors are ignored.
                 let _ = file.discard(start, end - start).await;
             }
             if let Some(run) = woken.runs.pop_front() {
@@ -264,7 +267,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Reserves up to `count` host clusters that lie together (at least one).
+    /// Reserves up to `count` contiguous host clusters, and at least one.
     pub(super) async fn reserve(&self, count: u64) -> Result<Reserved<'_>> {
         if self.refcounts.allocator.has_resting() {
             self.recycle().await?;
@@ -272,15 +275,16 @@ impl Qcow2 {
         self.note_if_corrupt(self.refcounts.reserve(count).await, 0).await
     }
 
-    /// The same for clusters that will surely be used: where they are the first of a refcount block, it is made at once. So
-    /// it lies directly behind them, as in images that QEMU writes, whatever is reserved before they are counted.
-    /// If the refcount table moves for that, what it leaves free counts as well. They are as many as are asked for, or
-    /// fewer where the file cannot grow.
+    /// Reserves `count` contiguous host clusters that the caller will use, or fewer if the file cannot grow. Missing refcount
+    /// blocks for these clusters are created immediately. So a new refcount block lies directly behind the clusters, as in
+    /// images that QEMU writes. If the refcount table moves because of this, the reservation is repeated, because the old
+    /// table's clusters have become free.
     pub(super) async fn reserve_to_use(&self, count: u64) -> Result<Reserved<'_>> {
         self.reserve_to_use_behind(None, count).await
     }
 
-    /// The same. Where clusters are free from `behind` on, they are taken, if fewer than are asked for.
+    /// As [`Self::reserve_to_use`]. If cluster `behind` is free, takes the free clusters from there on, even if they are fewer
+    /// than `count`.
     pub(super) async fn reserve_to_use_behind(
         &self,
         behind: Option<u64>,
@@ -300,9 +304,9 @@ impl Qcow2 {
     }
 }
 
-/// Clusters that have rested and are being discarded on the host, in their order. Dropped unfinished, those that are
-/// left rest once more: the host may still be discarding the first of them, for a request that keeps its place in the
-/// epoch until that has ended.
+/// Clusters whose quarantine has ended and that are being discarded on the host, in order. If this is dropped early, the
+/// remaining clusters are quarantined again. The host may still be discarding the first of them; the cancelled request stays in
+/// the epoch until that discard has ended.
 struct Woken<'a> {
     image: &'a Qcow2,
     runs: VecDeque<Quarantined>,
@@ -317,7 +321,7 @@ impl Drop for Woken<'_> {
     }
 }
 
-/// What one cycle is to write. Dropped unfinished (it failed, or was given up), it puts back what is left of it.
+/// The input of one cycle. If it is dropped early, because the cycle failed or was cancelled, the remaining input is restored.
 struct Cycle<'a> {
     image: &'a Qcow2,
     dropped: VecDeque<Dropped>,
@@ -329,7 +333,7 @@ impl<'a> Cycle<'a> {
     fn begin(image: &'a Qcow2) -> Self {
         let take_dropped = || std::mem::take(&mut *lock(&image.dropped));
         let take_l1 = || std::mem::take(&mut *lock(&image.l1_dirty));
-        // In this order; see the module's text.
+        // The order matters; see the module's text.
         let dropped = take_dropped().into();
         point();
         let l1 = take_l1();
@@ -341,7 +345,7 @@ impl<'a> Cycle<'a> {
         !(self.dropped.is_empty() && self.l1.is_empty() && self.copies.is_empty())
     }
 
-    /// All is on disk; the references can be dropped now.
+    /// Call this when all is on disk: the dropped references can be released now.
     fn written(&mut self) {
         self.l1.clear();
         self.copies.drain(..).for_each(DirtyCopy::written);
@@ -355,7 +359,7 @@ impl Drop for Cycle<'_> {
     }
 }
 
-/// The entry is seen only while the note cannot be taken without it.
+/// Sets the entry and its dirty note under one lock, so that no cycle takes the notes between the two.
 fn set_and_note(
     entries: &Radix<AtomicU64>,
     notes: &Mutex<BTreeSet<u64>>,
@@ -372,7 +376,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Neighbouring runs as one.
+/// Merges adjacent runs.
 fn merge(mut runs: Vec<Quarantined>) -> Vec<Quarantined> {
     runs.sort_unstable_by_key(|run| run.cluster);
     let mut merged: Vec<Quarantined> = Vec::new();
@@ -395,16 +399,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_l1_entry_that_is_seen_has_been_noted() {
+    fn a_visible_l1_entry_is_already_marked_dirty() {
         let (entries, notes) = (Radix::default(), Mutex::default());
         let seen = || entries.get(7).is_some_and(|entry: &AtomicU64| entry.load(Acquire) != 0);
         std::thread::scope(|scope| {
-            // Whoever takes the notes now does not find the entry's, so nobody may see the entry yet.
+            // This thread holds the notes without the entry's note, so no thread may see the entry yet.
             let taking = lock(&notes);
             scope.spawn(|| set_and_note(&entries, &notes, 7, L1Entry::new(65536)));
             let begin = Instant::now();
             while begin.elapsed() < Duration::from_millis(100) {
-                assert!(!seen(), "the entry was set before it was noted");
+                assert!(!seen(), "the entry was visible before it was marked dirty");
                 std::thread::yield_now();
             }
             drop(taking);

@@ -1,4 +1,4 @@
-//! New raw images, which are files of the right size, and measuring them.
+//! Creating raw images (files of the right size), and measuring them.
 
 use oxblk_core::create::{
     CreateOption, CreateRequest, CreateTarget, Measure, MeasureRequest, OptionType,
@@ -7,7 +7,7 @@ use oxblk_core::{Errno, Error, Options, Preallocation, Result, check_length};
 
 use super::SECTOR;
 
-/// The options that are not the protocol's.
+/// The creation options of the format itself; others belong to the protocol.
 pub(super) const OPTIONS: &[CreateOption] = &[CreateOption {
     name: "size",
     kind: OptionType::Size,
@@ -25,7 +25,7 @@ fn take_size(options: &mut Options) -> Result<Option<u64>> {
 /// Reads the options: size and preallocation.
 ///
 /// # Errors
-/// When one is wrong.
+/// When a value is wrong.
 pub(super) fn read(mut options: Options) -> Result<(u64, Preallocation)> {
     let size = take_size(&mut options)?.unwrap_or(0);
     check_length(size)?;

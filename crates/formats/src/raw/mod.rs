@@ -1,9 +1,11 @@
-//! The `raw` driver: the image is the file, or a part of it.
+//! The `raw` driver: the image is the complete file, or a part of it.
 //!
-//! `offset` and `size` cut a window out of the file. Everything is forwarded; a parent's permissions are passed on as they
-//! are, for raw has no metadata of its own to protect. What a guest writes into an image that was only *probed* to be raw
-//! could make it look like another format the next time; core refuses such writes, and this driver asks for whole
-//! sectors then, so that no header is put together from pieces.
+//! `offset` and `size` select a window of the file. All requests are forwarded to the file. The parents' permissions
+//! are passed on unchanged, because raw has no metadata of its own to protect.
+//!
+//! A guest could write data into an image that was only *probed* as raw, so that the image is probed as another format
+//! the next time. Core refuses such writes. In this case the driver requires requests of whole sectors, so that a
+//! header cannot be assembled from smaller writes.
 
 mod create;
 
@@ -25,7 +27,7 @@ const SECTOR: u64 = 512;
 /// The `raw` driver.
 pub static RAW: RawFactory = RawFactory;
 
-/// Makes raw nodes.
+/// The factory of raw nodes.
 #[derive(Debug)]
 pub struct RawFactory;
 
@@ -36,16 +38,16 @@ struct RawOptions {
     size: Option<u64>,
 }
 
-/// The part of the file that the image is.
+/// The part of the file that forms the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Window {
     offset: u64,
-    /// Fixed by an option, or the rest of the file.
+    /// The `size` option, or `None` for the rest of the file.
     size: Option<u64>,
 }
 
 impl Window {
-    /// Checks the options against a file of `file_size` bytes and tells the image's size.
+    /// Checks the options against a file of `file_size` bytes, and returns the image's size.
     fn new(options: &RawOptions, file_size: u64) -> Result<(Self, u64)> {
         let offset = options.offset.unwrap_or(0);
         let Some(rest) = file_size.checked_sub(offset) else {
@@ -70,7 +72,7 @@ impl Window {
 struct Raw {
     children: Arc<Children>,
     offset: AtomicU64,
-    /// The size is an option's and cannot change.
+    /// The `size` option fixes the size, so it cannot change.
     fixed: Mutex<bool>,
     size: AtomicU64,
     probed: bool,
@@ -86,7 +88,8 @@ impl Raw {
         self.offset.load(Ordering::Acquire)
     }
 
-    /// An offset of the image in the file. Cannot overflow: the image lies in the file, or grows from its end.
+    /// The offset in the file for an offset of the image. It cannot overflow: the image lies in the file, or grows from
+    /// its end.
     fn below(&self, offset: u64) -> u64 {
         offset.saturating_add(self.offset())
     }
@@ -140,7 +143,7 @@ impl Driver for Raw {
     fn discard(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
         Some(Box::pin(async move {
             let (file, from) = (self.file()?, self.below(offset));
-            // The last sector may end behind the file.
+            // The last sector of the image may end behind the end of the file.
             let len = len.min(file.size().saturating_sub(from));
             if len == 0 { Ok(()) } else { file.discard(from, len).await }
         }))

@@ -1,15 +1,16 @@
-//! Checking an image: does each entry of the block map name a block of its own, and does the header count them?
+//! Checking an image: each entry of the block map must name a block of its own, and the header must count these blocks.
 //!
-//! What QEMU finds is worded and counted as `qemu-img check` does. Beyond that, blocks behind the end of the file and blocks
-//! that the header does not count are errors; blocks that it counts and no entry names are leaks, where nothing else is wrong.
+//! Faults that QEMU finds are worded and counted as in `qemu-img check`. In addition, blocks behind the end of the
+//! file, and blocks that the header does not count, are errors. Blocks that the header counts and no entry names are
+//! leaks, if the image has no other fault.
 //!
-//! A repair loses nothing that can be read:
+//! A repair loses no readable data:
 //!
-//! - an entry that shares a block with another, or names one that the image cannot have, gets a copy of its own;
-//! - a file that is too short is made longer: what was cut off reads as zeroes, as before;
-//! - the last blocks fill the gaps, and the header counts what is in use.
+//! - An entry that shares a block with another entry, or names a block that the image cannot have, gets its own copy.
+//! - A file that is too short is extended. The missing part reads as zeroes, as before.
+//! - The last blocks are moved into the gaps, and the header counts the blocks in use.
 //!
-//! Leaks are freed only where nothing is wrong, or all that is wrong has been repaired.
+//! Leaks are freed only if the image has no other fault, or all other faults have been repaired.
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 
@@ -20,18 +21,18 @@ use super::Vdi;
 use super::entry::Entry;
 use super::survey::{Fault, Finding, Survey};
 
-/// Copies that a repair makes at most beside as many as the file has blocks.
+/// A repair makes at most as many copies as the file has blocks, plus this number.
 const SPARE_COPIES: u64 = 64;
-/// Faulty entries that are told of one by one; those that follow are counted.
+/// Faulty entries that are reported individually. Further ones are only counted.
 const MOST_TOLD: u64 = 100_000;
 
-/// What was found.
+/// The result of a check.
 struct Findings {
     survey: Survey,
     report: CheckReport,
-    /// Entries that need a block of their own, if there are not too many.
+    /// Entries that need a block of their own. Entries beyond the limit are not recorded.
     misplaced: Vec<Finding>,
-    /// How many there are.
+    /// Number of entries that need a block of their own.
     misplaced_count: u64,
     cut_off: bool,
 }
@@ -71,7 +72,7 @@ fn describe(finding: Finding) -> String {
 }
 
 impl Vdi {
-    /// Checks the image, which takes no requests meanwhile, and repairs what `fix` allows.
+    /// Checks the image and repairs the faults that `fix` allows. The image takes no requests meanwhile.
     pub(super) async fn check_image(&self, fix: Fix, say: &dyn Fn(&str)) -> Result<CheckReport> {
         if !self.is_read_only() {
             self.write_back().await?;
@@ -94,7 +95,8 @@ impl Vdi {
         Ok(findings.report)
     }
 
-    /// Most entries that are given a block of their own: what the map names is not to make the file larger without bounds.
+    /// Most entries that get a block of their own. Without this limit, the entries of a map could make the file
+    /// arbitrarily large.
     fn most_copies(&self) -> u64 {
         u64::from(self.whole_blocks.load(Acquire)).saturating_add(SPARE_COPIES)
     }
@@ -138,7 +140,7 @@ impl Vdi {
         Ok(findings)
     }
 
-    /// Repairs everything; whether it did.
+    /// Repairs all faults. Returns whether it did.
     async fn repair(&self, findings: &Findings, say: &dyn Fn(&str)) -> Result<bool> {
         let Findings { survey, misplaced, misplaced_count, cut_off, .. } = findings;
         if *misplaced_count > self.most_copies() {
@@ -147,7 +149,7 @@ impl Vdi {
             ));
             return Ok(false);
         }
-        // Until all is done, it is not known which blocks are in use.
+        // Until the repair is complete, the allocator does not know the blocks in use.
         self.surveyed.store(false, Release);
         let limit = self.map.len();
         let count = self.count_on_disk().unwrap_or(self.header.allocated);

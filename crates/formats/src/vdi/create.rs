@@ -1,4 +1,5 @@
-//! Making images. The header is written last: an image whose creation was interrupted is not mistaken for a whole one.
+//! Creating images. The header is written last, so that an image whose creation was interrupted is not recognised as
+//! vdi.
 
 use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, OptionType};
 use oxblk_core::{Edge, Error, Options, Preallocation, Result, WriteFlags, ZeroFlags};
@@ -8,10 +9,10 @@ use oxblk_ring::IoBuf;
 use super::entry::Entry;
 use super::header::{BLOCK, HEADER_BYTES, Header, MAX_SIZE, SECTOR, too_large};
 
-/// Entries of the map written at once.
+/// Most entries of the map in one write.
 const ENTRIES_AT_ONCE: u32 = 1 << 18;
 
-/// The options that are not the protocol's. `preallocation` is: what it reserves is the file.
+/// The options of the format itself. `preallocation` is an option of the protocol, because it preallocates the file.
 pub(super) static OPTIONS: &[CreateOption] = &[
     CreateOption { name: "size", kind: OptionType::Size, help: "Virtual disk size", default: None },
     CreateOption {
@@ -22,7 +23,7 @@ pub(super) static OPTIONS: &[CreateOption] = &[
     },
 ];
 
-/// What an image is to be: creation options that have been checked.
+/// Creation options that have been checked.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted {
     pub(super) size: u64,
@@ -32,10 +33,10 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// Reads the options; `size` is taken for theirs if it is given.
+    /// Reads the options. `size`, if given, replaces the `size` option.
     ///
     /// # Errors
-    /// When one is wrong, in the words of QEMU's tools.
+    /// When a value is wrong, in the words of QEMU's tools.
     pub(super) fn from_options(mut options: Options, size: Option<u64>) -> Result<Self> {
         let own = options.take_size("size")?;
         let size = size.or(own).unwrap_or(0);
@@ -59,7 +60,7 @@ impl Wanted {
     }
 }
 
-/// A random (version 4) UUID as it is stored: its first three parts are little-endian.
+/// A random (version 4) UUID in its stored form: the first three parts are little-endian.
 fn uuid() -> Result<[u8; 16]> {
     let mut bytes = [0; 16];
     random::fill(&mut bytes).map_err(|error| Error::unsupported(error.to_string()))?;
@@ -69,10 +70,10 @@ fn uuid() -> Result<[u8; 16]> {
     Ok(bytes)
 }
 
-/// Makes an image.
+/// Creates an image.
 ///
 /// # Errors
-/// When an option is wrong; as the file reports.
+/// When an option is wrong; otherwise the errors of the file.
 pub(super) async fn create(request: CreateRequest) -> Result<()> {
     let wanted = Wanted::from_options(request.options, None)?;
     let CreateTarget::File(file) = request.target else {
@@ -88,7 +89,7 @@ pub(super) async fn create(request: CreateRequest) -> Result<()> {
     file.flush().await
 }
 
-/// Gives all blocks their place in the file; they read as zeroes.
+/// Extends the file to contain all blocks, and makes them read as zeroes.
 async fn allocate(file: &Edge, header: &Header, preallocation: Preallocation) -> Result<()> {
     let limits = file.node().limits();
     let is_zero = limits.has_zero_init && limits.grows && file.size() == 0;

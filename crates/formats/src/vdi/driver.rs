@@ -1,4 +1,4 @@
-//! The driver contract, the map of the fast path, and the driver's entry in the table of drivers.
+//! The implementation of the driver contract, with the map of the fast path, and the driver's factory.
 
 use std::sync::atomic::Ordering::Acquire;
 
@@ -28,7 +28,7 @@ impl Driver for Vdi {
                 Step::Forward { child, offset: host, len }
             }
             (Some(Extent::Data { host, len }), MapOp::Write) => {
-                // Who makes the file longer holds a lock.
+                // Extending the file needs a lock, so the slow path does it.
                 let end = host.saturating_add(len).saturating_sub(self.header.data_offset);
                 let is_whole = block_of(end.saturating_add(BLOCK - 1));
                 if self.whole_blocks.load(Acquire) < is_whole {

@@ -2,22 +2,22 @@
 
 use super::Vdi;
 
-/// An entry of a block that is not allocated.
+/// Value of the entry of a block that is not allocated.
 const ABSENT: u32 = u32::MAX;
-/// An entry of a block that was discarded.
+/// Value of the entry of a block that was discarded.
 const DISCARDED: u32 = u32::MAX - 1;
 
-/// What the map says of a block of the disk.
+/// The meaning of an entry of the map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
-    /// It reads as zeroes.
+    /// The block reads as zeroes.
     Zero,
-    /// It is in this block of the file.
+    /// The block lies in this block of the file.
     At(u32),
 }
 
 impl Entry {
-    /// Reads an entry's number.
+    /// Decodes the value of an entry.
     pub fn from_number(number: u32) -> Self {
         match number {
             ABSENT | DISCARDED => Self::Zero,
@@ -25,7 +25,7 @@ impl Entry {
         }
     }
 
-    /// The number that stands for it.
+    /// The value that encodes the entry.
     pub fn number(self) -> u32 {
         match self {
             Self::Zero => ABSENT,
@@ -35,18 +35,18 @@ impl Entry {
 }
 
 impl Vdi {
-    /// The entry of a block of the disk; `None` when it is not loaded.
+    /// The entry of a block of the disk; `None` if it is not loaded.
     pub(super) fn entry(&self, index: u32) -> Option<Entry> {
         self.map.get(index).map(Entry::from_number)
     }
 
-    /// What all entries of a chunk are, and how many there are from `index` to its end, where they are all the same.
+    /// If all entries of a chunk are equal: the entry, and the number of entries from `index` to the end of the chunk.
     pub(super) fn uniform(&self, index: u32) -> Option<(Entry, u32)> {
         let (number, count) = self.map.uniform(index)?;
         Some((Entry::from_number(number), count))
     }
 
-    /// Changes an entry, and notes that it is to be written. Readers see what was written before this call.
+    /// Changes an entry and marks it as dirty. A reader of the new entry sees all data written before this call.
     pub(super) fn set_entry(&self, index: u32, entry: Entry) {
         self.map.set(index, entry.number());
         oxblk_ring::perturb::point();

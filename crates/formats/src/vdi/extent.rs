@@ -1,6 +1,6 @@
-//! From disk offsets to extents: what the block map says of a range.
+//! Translation of disk offsets to extents by the block map.
 //!
-//! [`Vdi::lookup`] answers from memory, without a lock; [`Vdi::extent`] loads what is missing.
+//! [`Vdi::lookup`] answers from memory, without a lock; [`Vdi::extent`] first loads missing parts of the map.
 
 use oxblk_core::ChildIdx;
 use oxblk_core::{Error, Result, Status, StatusFlags, Want};
@@ -11,17 +11,17 @@ use super::entry::Entry;
 use super::header::{BLOCK, ImageType};
 use crate::blocks::{ENTRY_BYTES, Extent, extent};
 
-/// Most blocks whose entries one lookup goes through.
+/// Most blocks whose entries one lookup examines.
 const MAX_RUN: u32 = 1 << 20;
 
-/// The block of the disk that has this offset. The disk has less than 2^32 blocks.
+/// The block of the disk that contains `offset`. The disk has less than 2^32 blocks.
 pub(super) fn block_of(offset: u64) -> u32 {
     u32::try_from(offset / BLOCK).unwrap_or(u32::MAX)
 }
 
 impl Vdi {
-    /// What memory knows of the start of `offset..offset + len` (`len` > 0); `None` when the map is not loaded there. Takes
-    /// no lock.
+    /// Looks up the extent at the start of `offset..offset + len` (`len` > 0) in memory; `None` if the map is not
+    /// loaded there. Takes no lock.
     pub(super) fn lookup(&self, offset: u64, len: u64) -> Option<Extent> {
         let (first, within) = (block_of(offset), offset % BLOCK);
         let entry = self.entry(first)?;
@@ -54,7 +54,7 @@ impl Vdi {
         }
     }
 
-    /// What the start of `offset..offset + len` is, loading the map if need be.
+    /// The extent at the start of `offset..offset + len`. Loads the map if necessary.
     pub(super) async fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
         if let Some(extent) = self.lookup(offset, len) {
             return Ok(extent);
@@ -64,7 +64,7 @@ impl Vdi {
             .ok_or_else(|| Error::corrupt("the block map has no such entry").at(offset))
     }
 
-    /// Loads the part of the map that has the entry of a block of the disk.
+    /// Loads the chunk of the map with the entry of `block`.
     pub(super) async fn load(&self, block: u32) -> Result<()> {
         if !self.map.is_loaded(block) {
             let bytes = self.read_chunk(block).await?;
@@ -73,7 +73,7 @@ impl Vdi {
         Ok(())
     }
 
-    /// The part of the map that has the entry of a block of the disk, as the file has it.
+    /// Reads the chunk of the map with the entry of `block` from the file.
     pub(super) async fn read_chunk(&self, block: u32) -> Result<IoBufMut> {
         let range = self.map.chunk_of(block);
         let entries = u64::from(range.end.saturating_sub(range.start));
@@ -88,8 +88,8 @@ impl Vdi {
         self.header.map_offset.saturating_add(u64::from(index).saturating_mul(ENTRY_BYTES))
     }
 
-    /// The status of the start of `offset..offset + len`. A block that is allocated is data; of a static image the file knows
-    /// which part of it was never written.
+    /// The status of the start of `offset..offset + len`. An allocated block is data. For a static image, the file is
+    /// queried too, because it knows which parts were never written.
     pub(super) async fn status(&self, offset: u64, len: u64, _want: Want) -> Result<Status> {
         let extent = async |at, len| self.extent(at, len).await;
         Ok(match extent::joined(offset, len, extent).await? {

@@ -1,7 +1,8 @@
-//! Gaps among the blocks of the file: the last blocks fill them, so that the blocks that the header counts are in use again.
+//! Closing gaps among the blocks of the file: the last blocks are moved into them, so that all blocks that the header
+//! counts are in use again.
 //!
-//! Nobody else uses the image meanwhile. The copy of a block is durable before the entry names it, and the original stays until the
-//! header no longer counts it.
+//! No request uses the image meanwhile. The copy of a block is durable before the entry names it. The original stays in
+//! place until the header no longer counts it.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 
@@ -16,7 +17,7 @@ use super::header::BLOCK;
 const MOST_AT_CLOSE: u64 = 64;
 
 impl Vdi {
-    /// Makes the image on disk complete: no metadata is left in memory, and no block leaks.
+    /// Writes all metadata to the image and closes gaps, so that no block leaks.
     pub(super) async fn complete(&self) -> Result<()> {
         if self.is_read_only() {
             return Ok(());
@@ -27,17 +28,17 @@ impl Vdi {
         }
         if let Err(error) = self.fill_gaps(MOST_AT_CLOSE).await {
             self.surveyed.store(false, Release);
-            tracing::warn!("vdi: blocks that nothing uses stay in the image: {error}");
+            tracing::warn!("vdi: unused blocks stay in the image: {error}");
             return Ok(());
         }
         self.settle_count().await?;
         self.trim().await
     }
 
-    /// Moves the last blocks into all gaps, if there are no more than `most`.
+    /// Moves the last blocks into all gaps, if there are at most `most` gaps.
     ///
     /// # Errors
-    /// As the file reports. The image is whole all the same, but which blocks are in use is no longer known.
+    /// The errors of the file. The image is valid even then, but the allocator no longer knows the blocks in use.
     pub(super) async fn fill_gaps(&self, most: u64) -> Result<()> {
         let gaps = self.allocator.gaps();
         if gaps.is_empty() || gaps.len() > most {
@@ -62,19 +63,20 @@ impl Vdi {
         Ok(())
     }
 
-    /// What a block at a place in the file holds; behind the end of the file it is zeroes.
+    /// Reads a block at an offset of the file. Behind the end of the file it reads zeroes.
     pub(super) async fn read_block(&self, from: u64) -> Result<IoBuf> {
         let buf = IoBufMut::new(usize::try_from(BLOCK).unwrap_or(0));
         Ok(self.file()?.read(from, buf).await?.freeze())
     }
 
-    /// Fills a block of the file that is not in use.
+    /// Writes a block of the file that is not in use.
     pub(super) async fn write_block(&self, to: u32, data: IoBuf) -> Result<()> {
         self.lengthen(to.saturating_add(1)).await?;
         self.file()?.write(self.header.block_offset(to), data, WriteFlags::empty()).await
     }
 
-    /// Has the map name copies: blocks of the disk, and where they are now. Durable when this returns.
+    /// Sets the entries of copied blocks: pairs of an index in the disk and a block of the file. Durable when this
+    /// returns.
     pub(super) async fn link_copies(&self, copies: &[(u32, u32)]) -> Result<()> {
         for (index, block) in copies {
             self.set_entry(*index, Entry::At(*block));
@@ -82,8 +84,8 @@ impl Vdi {
         self.write_back().await
     }
 
-    /// Cuts off what the file has behind its last block in use, if it is no more than blocks that are known to be free.
-    /// The header no longer counts them, durably.
+    /// Truncates the file after its last block in use, if the space behind consists of blocks that are known to be
+    /// free. The header no longer counts these blocks, durably.
     pub(super) async fn trim(&self) -> Result<()> {
         let file = self.file()?;
         let (end, most) = (self.allocator.end(), self.allocator.most());
@@ -92,7 +94,7 @@ impl Vdi {
             return Ok(());
         }
         if !file.node().limits().grows {
-            // A device is as long as it is.
+            // A device has a fixed length.
             return Ok(());
         }
         self.whole_blocks.fetch_min(end, AcqRel);

@@ -1,7 +1,7 @@
-//! The image header: 512 bytes with little-endian fields, parsed with every check that does not need I/O, and encoded.
+//! The image header: 512 bytes with little-endian fields. Parsing makes every check that needs no I/O.
 //!
-//! The checks are made in the order in which QEMU makes them, so that an image with several faults gets the same message.
-//! Those that QEMU does not make come last.
+//! The checks run in the order in which QEMU makes them, so that an image with several faults gets the same message as
+//! from QEMU. Checks that QEMU does not make come last.
 
 use oxblk_core::{Error, ErrorKind, Result};
 use zerocopy::byteorder::little_endian::{U32, U64};
@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::blocks::ENTRY_BYTES;
 
-/// Bytes that the header takes up.
+/// Length of the header in bytes.
 pub const HEADER_BYTES: u64 = 512;
 /// Bytes of a block, the unit of allocation.
 pub const BLOCK: u64 = 1 << 20;
@@ -18,19 +18,19 @@ pub const MAX_BLOCKS: u32 = 0x1fff_ff80;
 /// Largest virtual size in bytes.
 pub const MAX_SIZE: u64 = MAX_BLOCKS as u64 * BLOCK;
 
-/// The number that marks images, and where it is.
+/// The magic number of vdi images, and its offset.
 pub(super) const SIGNATURE: u32 = 0xbeda_107f;
 pub(super) const SIGNATURE_OFFSET: usize = 0x40;
-/// Where the header has the number of allocated blocks.
+/// Offset of the number of allocated blocks in the header.
 pub(super) const ALLOCATED_OFFSET: u64 = 0x184;
 pub(super) const SECTOR: u64 = 512;
 
 const VERSION: u32 = 0x0001_0001;
-/// What `header_size` says: bytes from its own end to the end of the fields that version 1.1 has.
+/// Value of `header_size`: bytes from the start of this field to the end of the fields of version 1.1.
 const FIELDS_BYTES: u32 = 0x180;
 const TEXT: &[u8] = b"<<< QEMU VM Virtual Disk Image >>>\n";
 
-/// The header's bytes with names.
+/// The header in its on-disk format.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct RawHeader {
@@ -69,14 +69,14 @@ const _: () = {
     assert!(std::mem::offset_of!(RawHeader, uuid_parent) == 0x1b8);
 };
 
-/// What the image is.
+/// The type of the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageType {
     /// Blocks are allocated when they are written.
     Dynamic,
     /// All blocks were allocated from the beginning.
     Static,
-    /// A type that says nothing about where data lies.
+    /// Another type. It does not affect where data lies.
     Other(u32),
 }
 
@@ -98,11 +98,11 @@ impl ImageType {
     }
 }
 
-/// A header that keeps what it promises: the block map lies behind the header and in the file, and the blocks lie behind the
-/// map.
+/// A header that has been checked: the block map lies behind the header and inside the file, and the blocks lie behind
+/// the map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// What the image is.
+    /// The type of the image.
     pub image_type: ImageType,
     /// Byte offset of the block map; a multiple of 512.
     pub map_offset: u64,
@@ -110,15 +110,15 @@ pub struct Header {
     pub data_offset: u64,
     /// Virtual size in bytes; a multiple of 512.
     pub size: u64,
-    /// Entries of the block map.
+    /// Number of entries in the block map.
     pub blocks: u32,
-    /// Blocks that the header says are allocated: they are those from 0 on.
+    /// Number of allocated blocks according to the header. These are the blocks from 0 on.
     pub allocated: u32,
-    /// Identifiers of the image and of its content.
+    /// UUIDs of the image and of its contents.
     pub uuids: [[u8; 16]; 2],
 }
 
-/// Whether a file that begins with these bytes is an image.
+/// Whether a file that begins with these bytes is a vdi image.
 pub(super) fn looks_like_vdi(head: &[u8]) -> bool {
     let bytes = head.get(SIGNATURE_OFFSET..).and_then(|rest| rest.first_chunk());
     bytes.is_some_and(|bytes| u32::from_le_bytes(*bytes) == SIGNATURE)
@@ -128,7 +128,7 @@ fn unsupported(what: impl std::fmt::Display) -> Error {
     Error::unsupported(format!("unsupported VDI image ({what})"))
 }
 
-/// That an image cannot have so many bytes.
+/// The error for an image of `size` bytes, which is too large.
 pub(super) fn too_large(size: u64) -> Error {
     Error::unsupported(format!(
         "Unsupported VDI image size (size is {size:#x}, max supported is {MAX_SIZE:#x})"
@@ -153,7 +153,7 @@ impl Header {
     /// Parses the first bytes of a file of `file_size` bytes.
     ///
     /// # Errors
-    /// When it is no image of a kind that is supported, or breaks the format.
+    /// When the image has an unsupported property, or violates the format.
     pub fn parse(bytes: &[u8], file_size: u64) -> Result<Self> {
         let mut whole = [0_u8; 512];
         for (to, from) in whole.iter_mut().zip(bytes) {
@@ -223,7 +223,8 @@ impl Header {
         Ok(header)
     }
 
-    /// The header, the block map and the blocks do not overlap, and the map is there.
+    /// Checks that the header, the block map and the blocks do not overlap, and that the file contains the complete
+    /// map.
     fn check_places(&self, file_size: u64) -> Result<()> {
         if self.map_offset < HEADER_BYTES {
             return Err(unsupported(format_args!(
@@ -247,17 +248,18 @@ impl Header {
         Ok(())
     }
 
-    /// Where the entries of the block map end.
+    /// Byte offset of the end of the block map.
     pub fn map_end(&self) -> u64 {
         self.map_offset + u64::from(self.blocks) * ENTRY_BYTES
     }
 
-    /// Byte offset of a block, or of the end of the one before it. Cannot overflow: there are less than 2^32 blocks.
+    /// Byte offset of a block, which is also the end of the previous block. Cannot overflow: there are less than 2^32
+    /// blocks.
     pub fn block_offset(&self, block: u32) -> u64 {
         self.data_offset + u64::from(block) * BLOCK
     }
 
-    /// The header as it is written, 512 bytes.
+    /// The header in its on-disk format, 512 bytes.
     pub fn encode(&self) -> Vec<u8> {
         let [uuid_image, uuid_last_snapshot] = self.uuids;
         let place = |offset: u64| U32::new(u32::try_from(offset).unwrap_or(u32::MAX));
@@ -310,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_encoded_is_parsed() {
+    fn an_encoded_header_parses_to_the_same_header() {
         let header = Header::new(3_500_032, 4, true, [[1; 16], [2; 16]]);
         assert_eq!(header.allocated, 4);
         assert_eq!(Header::parse(&header.encode(), 1024).unwrap(), header);
@@ -325,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn a_fault_of_the_header_is_named_in_the_error() {
         let cases: [(usize, u64, usize, &str); 13] = [
             (0x40, 0, 4, "bad signature 00000000"),
             (0x44, 0x1_0002, 4, "version 1.2"),

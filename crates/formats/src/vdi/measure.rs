@@ -1,4 +1,4 @@
-//! How large a new image would be.
+//! Computes the size of a new image.
 
 use oxblk_core::create::{Measure, MeasureRequest};
 use oxblk_core::{Backend, Result, StatusFlags, Want};
@@ -6,13 +6,13 @@ use oxblk_core::{Backend, Result, StatusFlags, Want};
 use super::create::Wanted;
 use super::header::{BLOCK, Header};
 
-/// Bytes of the source asked about at once.
+/// Longest range of the source in one status query.
 const STATUS_CHUNK: u64 = 1 << 40;
 
-/// Measures an image for the contents of the source, or an empty one.
+/// Measures an image with the contents of the source, or, without a source, an empty image.
 ///
 /// # Errors
-/// When the options are wrong, or as the source reports.
+/// When the options are wrong; otherwise the errors of the source.
 pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     let wanted = Wanted::from_options(request.options, request.source.map(Backend::size))?;
     let header = Header::new(wanted.size, wanted.blocks, wanted.is_static, [[0; 16]; 2]);
@@ -25,7 +25,7 @@ pub(super) async fn measure(request: MeasureRequest<'_>) -> Result<Measure> {
     Ok(Measure { required, fully_allocated, bitmaps: None })
 }
 
-/// Bytes of the blocks in which the source has data that is not zeroes.
+/// Bytes of the blocks in which the source has data other than zeroes.
 async fn used_bytes(source: &Backend) -> Result<u64> {
     let size = source.size();
     let (mut used, mut offset) = (0_u64, 0);

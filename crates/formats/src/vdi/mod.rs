@@ -1,36 +1,37 @@
 //! vdi: VirtualBox's disk image format.
 //!
-//! An image is `header | block map | blocks`. A block has 1 MiB, and the map has a 32-bit entry for each block of the disk: which
-//! block of the file holds it, or that it reads as zeroes. Blocks are allocated from 0 on without gaps, and the header has
-//! how many there are. A dynamic image allocates a block when it is first written; a static one has all from the beginning.
+//! An image is `header | block map | blocks`. A block has 1 MiB. The map has a 32-bit entry for each block of the disk:
+//! the number of the block in the file, or a value for a block that reads as zeroes. Blocks are allocated from 0 on
+//! without gaps, and the header contains their number. A dynamic image allocates a block when it is first written; a
+//! static image has all blocks from the beginning.
 //!
 //! | | |
 //! |---|---|
-//! | `header` | the header, pure |
-//! | `entry` | entries of the block map, pure |
+//! | `header` | parsing and encoding the header, without I/O |
+//! | `entry` | entries of the block map, without I/O |
 //! | `extent` | disk offset → extent; loading the map |
-//! | `read_write` | requests that the map of the fast path cannot answer |
+//! | `read_write` | requests that the fast path cannot answer |
 //! | `write_back` | the order in which the header and the map reach the disk |
-//! | `survey` | what the whole map says: blocks in use, faults |
-//! | `gaps` | filling gaps with the last blocks |
+//! | `survey` | checking all entries of the map: blocks in use, faults |
+//! | `gaps` | moving the last blocks into gaps |
 //! | `check` | check and repair |
-//! | `create`, `measure`, `open`, `reopen`, `driver` | what the names say |
+//! | `create`, `measure`, `open`, `reopen`, `driver` | as their names say |
 //!
-//! The map in memory, and which blocks of the file are in use, are kept by `blocks`.
+//! `crate::blocks` provides the map in memory and the allocator of blocks of the file.
 //!
 //! # Locks, in the order in which they are taken
 //!
-//! 1. `guest`: range lock over the blocks of the disk that are being allocated;
+//! 1. `guest`: range lock on the blocks of the disk that are being allocated;
 //! 2. `writing_back`: one write-back at a time;
 //! 3. `growing`: making the file longer;
-//! 4. short mutexes (of the allocator, of the dirty sectors), never across I/O.
+//! 4. short mutexes (of the allocator, of the dirty sectors), never held across I/O.
 //!
-//! # What a crash leaves
+//! # After a crash
 //!
-//! An entry is written after the data of its block is durable, after the file is long enough, and after the header counts the
-//! block. So a crash loses nothing that was flushed, and may leave blocks that the header counts and no entry names. They are
-//! leaks. The next program that opens the image for writing through this driver allocates them first, and when it closes the image,
-//! the last blocks fill the gaps that are left.
+//! An entry is written after three things: the data of its block is durable, the file is long enough, and the header
+//! counts the block. So a crash loses no flushed data. It may leave blocks that the header counts and no entry names;
+//! these are leaks. The next program that opens the image for writing through this driver allocates them first. When it
+//! closes the image, it moves the last blocks into the gaps that are left.
 
 mod check;
 mod create;
@@ -62,25 +63,25 @@ use header::Header;
 
 /// An open vdi image.
 pub(crate) struct Vdi {
-    /// As the image was opened. What it says of allocated blocks is `allocated_on_disk`.
+    /// The header at the time of opening. `allocated_on_disk` replaces its number of allocated blocks.
     header: Header,
     children: ChildrenRef,
     read_only: AtomicBool,
     map: EntryMap,
     allocator: Arc<Allocator>,
-    /// How many blocks are allocated, as the header says it on disk (see `write_back`).
+    /// The number of allocated blocks in the header on disk (see `write_back`).
     allocated_on_disk: AtomicU64,
-    /// The allocator knows which blocks are in use. Requests allocate none until it does: after an image was opened for a
-    /// check, and after gaps could not be filled.
+    /// Whether the allocator knows the blocks in use. Otherwise requests allocate no blocks. It is false after an image
+    /// was opened for a check, and after filling the gaps has failed.
     surveyed: AtomicBool,
-    /// The file has all blocks before this one.
+    /// The file contains all blocks before this one completely.
     whole_blocks: AtomicU32,
     dirty: DirtySectors,
     guest: RangeLock,
     growing: AsyncMutex<()>,
     writing_back: AsyncMutex<()>,
     barrier: WriteBarrier,
-    /// A reopen that waits for commit or abort.
+    /// A prepared reopen, before commit or abort.
     prepared: Mutex<Option<reopen::Prepared>>,
 }
 

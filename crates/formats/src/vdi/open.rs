@@ -1,5 +1,5 @@
-//! Opening. An image that is to be written has its whole map looked at: which blocks are free must be known, and two blocks of
-//! the disk in one place would spoil each other.
+//! Opening. If an image is opened for writing, its complete map is checked. The allocator must know the free blocks,
+//! and two blocks of the disk in the same place would corrupt each other.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Release};
 use std::sync::{Arc, Mutex};
@@ -50,17 +50,17 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Vdi> {
 }
 
 impl Vdi {
-    /// Looks at the whole map of an image that is to be written.
+    /// Checks the complete map of an image that will be written.
     ///
     /// # Errors
-    /// When writing could spoil what the image holds.
+    /// When two entries name the same block, or an entry names a block that the image cannot have.
     pub(super) async fn survey_to_write(&self) -> Result<Survey> {
         let mut fault = None;
         let survey = self.survey(|Finding { fault: found, index, block, .. }| {
             let what = match found {
                 Fault::Shared => "is used twice",
                 Fault::TooLarge => "is too large",
-                // It is made whole when it is written.
+                // The block becomes complete when it is written.
                 Fault::CutOff => return true,
             };
             fault = Some(format!(
@@ -76,7 +76,7 @@ impl Vdi {
         }
     }
 
-    /// Takes in which blocks of the file are in use.
+    /// Tells the allocator which blocks of the file are in use.
     pub(super) fn begin_to_write(&self, file: &Edge, survey: &Survey) {
         let grows = file.node().limits().grows;
         let behind = file.size().saturating_sub(self.header.data_offset).div_ceil(BLOCK);

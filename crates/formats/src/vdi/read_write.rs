@@ -1,12 +1,13 @@
-//! Requests that the map of the fast path cannot answer: those that allocate, and those that go over several extents.
+//! Requests that the fast path cannot answer: requests that allocate blocks, and requests over several extents.
 //!
-//! A request that allocates holds the range lock on its blocks of the disk from the moment it looks at them until the map names
-//! them, so that two writers of one block follow each other. Each run of blocks goes through
+//! A request that allocates locks the range of its blocks before it looks them up, and holds the lock until the map
+//! names the new blocks. So two writers of one block run one after the other. Each run of blocks goes through these
+//! steps:
 //!
-//! 1. *reserve*: blocks of the file that nobody else can have; the file becomes long enough;
-//! 2. *write*: the data, and zeroes around it where the file may hold something else;
-//! 3. *link*: the entries name the blocks in memory. Readers see the new data from here on, and [`super::write_back`] writes
-//!    the entries.
+//! 1. *reserve*: get blocks of the file that no other request has; make the file long enough;
+//! 2. *write*: write the data, and zeroes around it where the file may contain other data;
+//! 3. *link*: set the entries in memory. Readers see the new data from here on. [`super::write_back`] writes the entries to
+//!    the file.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
 
@@ -33,14 +34,14 @@ impl Vdi {
         self.change(offset, Content::Data(data)).await
     }
 
-    /// Makes a range of the disk read as zeroes. As with QEMU, its blocks are allocated; zeroes are written where the file
-    /// may hold something else.
+    /// Makes a range of the disk read as zeroes. Its blocks are allocated, as in QEMU. Zeroes are written where the
+    /// file may contain other data.
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         let flags = flags & ZeroFlags::MAY_UNMAP;
         self.change(offset, Content::Zeroes(len, flags)).await
     }
 
-    /// Gives the host the space back of what is allocated of a range. The blocks stay allocated.
+    /// Returns the space of the allocated parts of a range to the host. The blocks stay allocated.
     pub(super) async fn discard_guest(&self, offset: u64, len: u64) -> Result<()> {
         self.check_writable()?;
         let file = self.file()?;
@@ -62,7 +63,7 @@ impl Vdi {
     async fn change(&self, offset: u64, content: Content) -> Result<()> {
         self.check_writable()?;
         let len = content.len();
-        // What is in place needs no lock.
+        // A write to allocated blocks needs no lock.
         if let Extent::Data { host, len: covered } = self.extent(offset, len).await?
             && covered == len
         {
@@ -80,7 +81,7 @@ impl Vdi {
         while content.len() > 0 {
             let extent = match self.extent(at, content.len()).await {
                 Ok(extent) => extent,
-                // What has been reserved is given back when nothing is being written to it.
+                // Reserved blocks return to the allocator once no write to them is in flight.
                 Err(error) => return run_all(jobs).await.and(Err(error)),
             };
             let mut piece = content.split_to(extent.len());
@@ -109,7 +110,7 @@ impl Vdi {
         run_all(jobs).await
     }
 
-    /// Blocks for new data; refused while it is not known which ones are free.
+    /// Reserves blocks for new data. Refused while the allocator does not know the free blocks.
     fn reserve(&self, count: u32) -> Result<Run> {
         if !self.surveyed.load(Acquire) {
             return Err(Error::from_errno(Errno::IO).reword(
@@ -121,7 +122,7 @@ impl Vdi {
 
     /// Writes to blocks that are allocated.
     async fn put_in_place(&self, host: u64, content: Content) -> Result<()> {
-        // The blocks may be behind the end of the file, where somebody has cut it off.
+        // The blocks may lie behind the end of the file, if the file was truncated by another program.
         let end = host.saturating_add(content.len()).saturating_sub(self.header.data_offset);
         self.lengthen(block_of(end.saturating_add(BLOCK - 1))).await?;
         self.put(host, content).await
@@ -162,7 +163,8 @@ impl Vdi {
         Ok(())
     }
 
-    /// Makes the file so long that it has all blocks before `end`. Nothing else makes it longer, so that it is never cut off.
+    /// Extends the file so that it contains all blocks before `end`. All extensions go through the `growing` lock, so
+    /// no extension truncates the file.
     pub(super) async fn lengthen(&self, end: u32) -> Result<()> {
         if self.whole_blocks.load(Acquire) >= end {
             return Ok(());

@@ -1,4 +1,4 @@
-//! What the whole block map says: which blocks of the file are in use, and what is wrong.
+//! The survey: checks all entries of the block map, and collects the blocks in use and the faults.
 
 use std::sync::atomic::Ordering::Acquire;
 
@@ -8,19 +8,19 @@ use roaring::RoaringBitmap;
 use super::Vdi;
 use super::entry::Entry;
 
-/// What is wrong with an entry of the map.
+/// The fault of an entry of the map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// An entry before it names the same block.
+    /// An earlier entry names the same block.
     Shared,
-    /// It names a block that the image cannot have.
+    /// The entry names a block that the image cannot have.
     TooLarge,
-    /// The block lies behind the end of the file, in part or as a whole.
+    /// The block lies behind the end of the file, completely or in part.
     CutOff,
 }
 
-/// A faulty entry: the block of the disk, and the block of the file that its entry names. So are the entries that follow it, as
-/// many as `count` says.
+/// A faulty entry: the index of the block in the disk, and the block of the file that the entry names. `count` entries
+/// from `index` on have the same fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Finding {
     pub(super) fault: Fault,
@@ -29,27 +29,28 @@ pub(super) struct Finding {
     pub(super) count: u32,
 }
 
-/// What the map says.
+/// The result of a survey.
 #[derive(Debug, Default)]
 pub(super) struct Survey {
-    /// Blocks of the file that entries name, but for those that are too large.
+    /// Blocks of the file that entries name, without those that are too large.
     pub(super) used: RoaringBitmap,
-    /// Entries that name them.
+    /// Number of entries that name these blocks.
     pub(super) mapped: u32,
 }
 
 impl Survey {
-    /// The block behind the last one in use.
+    /// The block after the last one in use.
     pub(super) fn end(&self) -> u32 {
         self.used.max().map_or(0, |last| last.saturating_add(1))
     }
 }
 
 impl Vdi {
-    /// Goes through the map, loading all of it, and reports what is wrong in the order of the disk. `found` says whether to go on.
+    /// Loads and checks the complete map, and reports faults in the order of the disk. The survey stops if `found`
+    /// returns false.
     ///
     /// # Errors
-    /// As the file reports.
+    /// The errors of the file.
     pub(super) async fn survey(&self, mut found: impl FnMut(Finding) -> bool) -> Result<Survey> {
         let whole = self.whole_blocks.load(Acquire);
         let mut survey = Survey::default();
@@ -60,7 +61,7 @@ impl Vdi {
             let mut index = range.start;
             start = range.end;
             while index < range.end {
-                // The first entry of a chunk tells what the others are.
+                // In a chunk of equal entries, the first entry is handled alone, and the others together.
                 let alike = match self.uniform(index) {
                     Some((entry, count)) if entry == Entry::Zero || index > range.start => count,
                     _ => 1,

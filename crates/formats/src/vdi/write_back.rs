@@ -1,14 +1,14 @@
 //! The order in which the header and the block map reach the disk.
 //!
-//! A write-back goes through
+//! The steps of a write-back:
 //!
-//! 1. *copy*: the sectors of the map that changed, as they are now. All data that they name has been written;
-//! 2. *count*: the header counts as many blocks as the copies name, or more;
-//! 3. *flush*: data and count are durable;
-//! 4. *entries*: the copies are written;
+//! 1. *copy*: copy the changed sectors of the map. All data that these entries name has been written;
+//! 2. *count*: write a number of allocated blocks to the header that covers all blocks that the copies name;
+//! 3. *flush*: make data and count durable;
+//! 4. *entries*: write the copies;
 //! 5. *flush*.
 //!
-//! An entry that is set later than its sector was copied is written by the next one.
+//! If an entry changes after its sector was copied, the next write-back writes it.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -20,11 +20,11 @@ use oxblk_ring::perturb::point;
 use super::Vdi;
 use super::header::ALLOCATED_OFFSET;
 
-/// Stands for a count that is not known: more than a count can be.
+/// Value for an unknown count; larger than any count.
 const NOT_KNOWN: u64 = u64::MAX;
 
 impl Vdi {
-    /// Makes everything durable that had completed before the call.
+    /// Makes all changes durable that had completed before the call.
     pub(super) async fn write_back(&self) -> Result<()> {
         let _turn = self.writing_back.lock().await;
         let file = self.file()?;
@@ -58,22 +58,22 @@ impl Vdi {
         file.flush().await
     }
 
-    /// Has the header count `count` blocks.
+    /// Writes the number of allocated blocks to the header.
     async fn write_count(&self, file: &Edge, count: u32) -> Result<()> {
         let bytes = IoBuf::from(count.to_le_bytes().to_vec());
-        // A write that fails may have been carried out all the same.
+        // A write that fails may have reached the disk even so.
         self.allocated_on_disk.store(NOT_KNOWN, Release);
         file.write(ALLOCATED_OFFSET, bytes, WriteFlags::empty()).await?;
         self.allocated_on_disk.store(count.into(), Release);
         Ok(())
     }
 
-    /// How many blocks are allocated, as the header says it on disk; `None` after a write of it has failed.
+    /// The number of allocated blocks in the header on disk; `None` if a write of it has failed.
     pub(super) fn count_on_disk(&self) -> Option<u32> {
         u32::try_from(self.allocated_on_disk.load(Acquire)).ok()
     }
 
-    /// Has the header count the blocks that are in use, after the map has become durable. No request is under way.
+    /// Writes the number of blocks in use to the header, after the map is durable. No request is in flight.
     pub(super) async fn settle_count(&self) -> Result<()> {
         let (file, end) = (self.file()?, self.allocator.end());
         if self.count_on_disk() == Some(end) {

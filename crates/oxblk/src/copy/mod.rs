@@ -1,12 +1,12 @@
-//! Copying disks: any images to any image, with many requests in flight on several I/O threads.
+//! Copying disks: one or more sources to one target, with many requests in flight on several I/O threads.
 //!
-//! A [`Copy`](struct@Copy) reads one or more sources end to end and writes what they hold to a target. Each worker
-//! takes the next chunk of the disk, reads it, looks for zeroes in it and writes the rest, so
-//! the bytes in memory are never more than workers × [`CopyOptions::chunk`], whatever the size of the
-//! disk. They read and compress side by side; they write in the order of the disk, so that a target which allocates as it
-//! is written gets the same bytes on every run, whatever the number of workers ([`CopyOptions::in_order`]).
+//! A [`Copy`](struct@Copy) reads the concatenated sources and writes their data to a target. Each worker takes the next
+//! chunk of the disk, reads it, looks for zeroes in it and writes the rest. So the bytes in memory never exceed workers ×
+//! [`CopyOptions::chunk`], for any size of disk. Workers read and compress in parallel, but write in the order of the disk.
+//! So a target that allocates clusters gets the same bytes on every run, for any number of workers
+//! ([`CopyOptions::in_order`]).
 //!
-//! Nothing is flushed; closing the target does that.
+//! A copy does not flush. The caller closes the target, which flushes it.
 
 mod offload;
 mod order;
@@ -25,32 +25,32 @@ use oxblk_core::{Backend, Error, ErrorKind, Node, strerror};
 
 pub use run::run;
 
-/// How to copy.
+/// Options of a copy.
 #[derive(Debug, Clone)]
 pub struct CopyOptions {
-    /// Requests in flight over all threads.
+    /// Maximum number of chunks that all threads together process at a time.
     pub parallel: usize,
-    /// Longest piece read at once in bytes; a multiple of 512.
+    /// Longest chunk in bytes; a multiple of 512.
     pub chunk: usize,
-    /// Runs of at least this many zero bytes are not written as data; 0 writes everything as data.
+    /// Runs of at least this many zero bytes are written as zeroes, not as data. 0: everything is written as data.
     pub sparse: u64,
     /// Write compressed clusters.
     pub compress: bool,
-    /// The target reads as zeroes where it is not written.
+    /// The target already reads as zeroes everywhere, so zeroes need not be written.
     pub target_is_zero: bool,
-    /// The target has a backing file with what the top layer of the source does not have; its size in
-    /// bytes. Only that top layer is copied.
+    /// The size of the target's backing file in bytes, if the target has one. That file contains the same data as the
+    /// backing file of the source. Only the top layer of the source is copied then.
     pub backing: Option<u64>,
-    /// A layer of the source's chain, which the target is: only what the layers above it hold is copied.
+    /// A node of the source's backing chain, if that node is the target. Only the data of the layers above it is copied.
     pub above: Option<Arc<Node>>,
-    /// Have the host copy data where it can, zeroes in it included.
+    /// Use the host's copy offload where possible. Data copied in this way is not searched for zeroes.
     pub offload: bool,
-    /// Take what cannot be read for zeroes.
+    /// Copy unreadable data as zeroes instead of failing.
     pub salvage: bool,
-    /// Bytes a second, at most.
+    /// Maximum rate in bytes per second.
     pub rate: Option<u64>,
-    /// Write in the order of the disk, one request at a time. Otherwise writes are made side by side, and how the
-    /// target is laid out differs from run to run.
+    /// Write in the order of the disk, one request at a time. Otherwise writes run in parallel, and the layout of the
+    /// target differs from run to run.
     pub in_order: bool,
 }
 
@@ -72,70 +72,70 @@ impl Default for CopyOptions {
     }
 }
 
-/// Who hears of a copy under way. Called from several threads, in the order of the disk.
+/// Receives events of a running copy. The methods are called from several threads.
 pub trait Observer: Send + Sync {
-    /// `done` of `total` bytes have been dealt with.
+    /// `done` of `total` bytes have been processed. Calls come in the order of the disk.
     fn progress(&self, done: u64, total: u64) {
         let _ = (done, total);
     }
 
-    /// Whether progress is to count what there is to copy, and not holes. All sources are then asked for their data
-    /// before the copy begins.
+    /// Whether progress counts only data and not zeroes. If so, the block status of all sources is queried before the copy
+    /// begins.
     fn wants_total(&self) -> bool {
         false
     }
 
-    /// Bytes that cannot be read have been taken for zeroes.
+    /// Bytes at `offset` could not be read and have been replaced by zeroes.
     fn salvaged(&self, offset: u64, error: &Error) {
         let _ = (offset, error);
     }
 }
 
-/// An observer that does not care.
+/// An observer that ignores all events.
 impl Observer for () {}
 
-/// A copy to be made.
+/// A copy to be run.
 pub struct Copy {
-    /// What is read, one after the other.
+    /// The sources, which are concatenated.
     pub sources: Vec<Backend>,
-    /// The part of it that is copied, in bytes; it goes to the start of the target. `None`: all.
+    /// The byte range of the concatenated sources to copy. Its start goes to offset 0 of the target. `None`: everything.
     pub range: Option<Range<u64>>,
-    /// What is written; at least as large as the part copied.
+    /// The target. It is at least as large as the range.
     pub target: Backend,
-    /// How.
+    /// Options.
     pub options: CopyOptions,
-    /// Who hears of it.
+    /// Receives progress and salvaged ranges.
     pub observer: Arc<dyn Observer>,
-    /// Set from anywhere, this stops the copy between two requests.
+    /// Any thread may set this to stop the copy before its next request.
     pub stop: Arc<AtomicBool>,
 }
 
-/// What a copy was doing when it failed.
+/// The step at which a copy failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Asking a source which parts hold data.
+    /// Querying the block status of a source.
     Status,
     /// Reading a source.
     Reading,
     /// Writing the target.
     Writing,
-    /// It was told to stop.
+    /// The copy was stopped on request.
     Stopped,
 }
 
-/// A copy that failed.
+/// The failure of a copy.
 #[derive(Debug)]
 pub struct CopyError {
-    /// At what.
+    /// The step that failed.
     pub stage: Stage,
-    /// Byte offset, counted over all sources.
+    /// The byte offset in the concatenated sources.
     pub offset: u64,
-    /// Why.
+    /// The cause.
     pub error: Error,
 }
 
 impl CopyError {
-    /// The copy has ended before `offset` because of `why`, which is no failed request.
+    /// The copy ended before `offset` for the reason `why`, and not because a request failed.
     fn stopped(offset: u64, why: &'static str) -> Self {
         Self { stage: Stage::Stopped, offset, error: Error::new(ErrorKind::Cancelled, why) }
     }

@@ -1,9 +1,10 @@
-//! Copies that the host makes by itself ([`CopyOptions::offload`](super::CopyOptions)).
+//! Copy offload: the host copies data from file to file, and the data does not pass through this process
+//! ([`CopyOptions::offload`](super::CopyOptions)).
 //!
-//! Such a copy takes data as it is: nothing is searched for zeroes, so that a target has all clusters that hold data in
-//! the source. The first data that the host cannot copy (compressed, encrypted, or on another file system) ends it, and
-//! the rest of the disk is read, searched for zeroes, and written. Chunks are written in the order of the disk, so
-//! that where this happens does not depend on the number of workers.
+//! Offloaded data is not searched for zeroes, so the target gets all clusters that have data in the source. At the first
+//! chunk that the host cannot copy, because it is compressed or encrypted, offload is switched off. The rest of the disk is
+//! read, searched for zeroes, and written. Chunks are written in the order of the disk, so the place of this switch does
+//! not depend on the number of workers.
 
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -13,12 +14,12 @@ use oxblk_core::{Backend, ChildIdx};
 use super::Copy;
 use super::plan::Chunk;
 
-/// Whether the host is to copy.
+/// Whether copy offload is used for the next chunks.
 #[derive(Debug)]
 pub(super) struct Offload(AtomicBool);
 
 impl Offload {
-    /// As asked for, where all data lies on one file system and is stored there as it is.
+    /// Switches offload on if the caller requested it and the data of all images is unencrypted and on one file system.
     pub(super) fn new(copy: &Copy) -> Self {
         let possible = || {
             let target = file_system(&copy.target);
@@ -27,12 +28,12 @@ impl Offload {
         Self(AtomicBool::new(copy.options.offload && possible()))
     }
 
-    /// Whether chunks are to be copied by the host at present.
+    /// Whether offload is on.
     pub(super) fn is_on(&self) -> bool {
         self.0.load(Relaxed)
     }
 
-    /// Whether a chunk is to be copied as it is. If not, so it is with all that follow.
+    /// Whether a chunk can be offloaded. If it cannot, this switches offload off for all later chunks too.
     pub(super) fn takes(&self, chunk: &Chunk) -> bool {
         if !chunk.is_plain {
             self.0.store(false, Relaxed);
@@ -41,7 +42,8 @@ impl Offload {
     }
 }
 
-/// The device number of the file system that holds the data of an image; `None` if the data is not in a file, or encrypted.
+/// The device number of the file system that contains the data of an image. `None`: the data is not in a host file, or it
+/// is encrypted.
 fn file_system(backend: &Backend) -> Option<u64> {
     let mut node = backend.node().ok()?;
     if node.driver().info().is_encrypted {

@@ -1,34 +1,36 @@
-//! The order in which chunks are written: that of the disk.
+//! Writing chunks in the order of the disk while several workers read and compress them in parallel.
 //!
-//! Chunks get numbers as they are handed out. Workers read and compress them in any order, and side by side, and hand in
-//! what is to be written. A target that allocates as it is written is thus laid out the same on every run, whatever the
-//! number of workers. How far they read ahead is bounded by their number: each has one chunk until it has been written.
+//! Each chunk gets a number when a worker takes it. Workers read and compress chunks in parallel and in any order, and then
+//! hand in a write job under the chunk's number. Jobs are written in the order of the numbers. So a target that allocates
+//! clusters has the same layout on every run, for any number of workers. Each worker waits until its job is written before
+//! it takes another chunk, which bounds the read-ahead.
 //!
-//! One worker writes at a time: the one whose number is next begins, and goes on with whatever others have handed in by then.
-//! Nobody has to be woken for the work to go on, so that it does not slow down where threads wait for a processor.
+//! One worker writes at a time. The worker with the next number starts, and then also writes the following jobs that others
+//! have already handed in. So the writing does not depend on waking another thread, which would be slow on a busy machine.
 //!
-//! A number whose [`Ticket`] is dropped has nothing to be written. A failure, or a copy that is cancelled, leaves nobody
-//! waiting.
+//! If a [`Ticket`] is dropped, its number counts as written. So no worker waits forever after a failure or when a copy is
+//! cancelled.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
-/// Hands out numbers, and keeps what is to be written.
+/// Assigns numbers and collects the jobs to be written.
 #[derive(Debug)]
 pub(super) struct Order<J>(Mutex<State<J>>);
 
 #[derive(Debug)]
 struct State<J> {
-    /// The next number to be handed out.
+    /// The next number to be assigned.
     next: u64,
-    /// All lower numbers are done.
+    /// The next number to be written. All lower numbers are done.
     turn: u64,
-    /// Somebody writes. Otherwise nothing is handed in for `turn`, or its holder is about to look.
+    /// A [`Writer`] exists. If not, no job is handed in for `turn`, or the worker with that number has been woken to write
+    /// it.
     writing: bool,
-    /// What has been handed in; `None` where there is nothing to be written.
+    /// The jobs handed in, by number; `None` if the number has nothing to be written.
     ready: BTreeMap<u64, Option<J>>,
-    /// Who waits, by number.
+    /// The waiting workers, by number.
     waiting: BTreeMap<u64, Waker>,
 }
 
@@ -40,7 +42,7 @@ impl<J> Default for Order<J> {
 }
 
 impl<J> State<J> {
-    /// The number whose turn it is is done, and so are those behind it that have nothing to be written.
+    /// Marks the number `turn` as done, and also the numbers that follow directly and have nothing to be written.
     fn advance(&mut self, wake: &mut Vec<Waker>) {
         loop {
             wake.extend(self.waiting.remove(&self.turn));
@@ -52,7 +54,7 @@ impl<J> State<J> {
         }
     }
 
-    /// Nobody writes any more: the holder of the next number may.
+    /// Ends the writing of the current worker and wakes the worker with the number `turn`.
     fn release(&mut self, wake: &mut Vec<Waker>) {
         self.writing = false;
         wake.extend(self.waiting.remove(&self.turn));
@@ -60,7 +62,7 @@ impl<J> State<J> {
 }
 
 impl<J> Order<J> {
-    /// The next number. Callers see to it that numbers are taken in the order of the disk.
+    /// Assigns the next number. Callers take numbers in the order of the disk.
     pub(super) fn ticket(self: &Arc<Self>) -> Ticket<J> {
         let mut state = self.lock();
         let number = state.next;
@@ -72,7 +74,7 @@ impl<J> Order<J> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state, and wakes whom that concerns.
+    /// Changes the state, and then wakes the workers that `change` has collected.
     fn change<T>(&self, change: impl FnOnce(&mut State<J>, &mut Vec<Waker>) -> T) -> T {
         let mut wake = Vec::new();
         let outcome = change(&mut self.lock(), &mut wake);
@@ -81,7 +83,7 @@ impl<J> Order<J> {
     }
 }
 
-/// A place in the order.
+/// The number of one chunk.
 #[derive(Debug)]
 pub(super) struct Ticket<J> {
     order: Arc<Order<J>>,
@@ -89,8 +91,8 @@ pub(super) struct Ticket<J> {
 }
 
 impl<J> Ticket<J> {
-    /// Hands in what is to be written, and waits until that has been done, by another worker or, if this one is the next to
-    /// write, by the caller: then it is given back.
+    /// Hands in a job and waits until another worker has written it. If this worker becomes the writer instead, the job is
+    /// returned together with the [`Writer`], and the caller writes it.
     pub(super) async fn hand_in(&self, job: J) -> Option<(J, Writer<J>)> {
         self.order.lock().ready.insert(self.number, Some(job));
         std::future::poll_fn(|context| {
@@ -129,7 +131,7 @@ impl<J> Drop for Ticket<J> {
     }
 }
 
-/// The right to write, one number after the other.
+/// The exclusive right to write jobs, in the order of their numbers.
 #[derive(Debug)]
 pub(super) struct Writer<J> {
     order: Arc<Order<J>>,
@@ -137,7 +139,8 @@ pub(super) struct Writer<J> {
 }
 
 impl<J> Writer<J> {
-    /// What it was given is done. Gives what has been handed in for the next number; without that the right ends.
+    /// Marks the current job as written and returns the job with the next number. If that job has not been handed in, the
+    /// right to write ends.
     pub(super) fn next(&mut self) -> Option<J> {
         self.order.change(|state, wake| {
             state.advance(wake);
@@ -175,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_next_writes_all_that_has_been_handed_in() {
+    fn the_worker_with_the_next_number_writes_all_jobs_handed_in() {
         let order = Arc::new(Order::default());
         let [first, second, third, fourth, fifth] = std::array::from_fn(|_| order.ticket());
         let mut second_waits = pin!(second.hand_in(2));
@@ -183,10 +186,10 @@ mod tests {
         assert!(poll(second_waits.as_mut()).is_pending());
         assert!(poll(fourth_waits.as_mut()).is_pending());
         let Poll::Ready(Some((1, mut writer))) = poll(pin!(first.hand_in(1))) else {
-            panic!("it is the turn of the first")
+            panic!("the first job is the next to be written")
         };
         assert_eq!(writer.next(), Some(2));
-        assert!(poll(second_waits.as_mut()).is_pending(), "it is still being written");
+        assert!(poll(second_waits.as_mut()).is_pending(), "the second job is still being written");
         drop(third);
         assert_eq!(writer.next(), Some(4));
         assert!(matches!(poll(second_waits), Poll::Ready(None)));
@@ -202,7 +205,7 @@ mod tests {
         let mut third_waits = Box::pin(third.hand_in(3));
         assert!(poll(third_waits.as_mut()).is_pending());
         let Poll::Ready(Some((1, writer))) = poll(pin!(first.hand_in(1))) else {
-            panic!("it is the turn of the first")
+            panic!("the first job is the next to be written")
         };
         drop(second);
         drop((first, writer));

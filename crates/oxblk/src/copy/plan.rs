@@ -1,7 +1,7 @@
-//! Which piece of the disk comes next, and what is to be done with it.
+//! The plan of a copy: it yields the chunks of the disk in order, and what to do with each.
 //!
-//! The plan walks the block status of the sources in order. It is shared by all workers behind a lock;
-//! an extent is asked for once and then cut into chunks, so most calls answer at once.
+//! The plan walks the block status of the sources. All workers share it behind a lock. The status of an extent is queried
+//! once, and the extent is then cut into chunks, so most calls return without I/O.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,47 +12,48 @@ use oxblk_core::{ChildIdx, Status, StatusFlags, Want};
 use super::source::Sources;
 use super::{CopyError, CopyOptions, Stage};
 
-/// Longest range asked about at once, in bytes.
+/// Longest range of one status query, in bytes.
 const STATUS_STEP: u64 = 1 << 30;
 
-/// Bytes of an extent after which progress is told: in these steps QEMU copies.
+/// Distance of progress reports inside an extent, in bytes. QEMU copies in steps of this length.
 const PROGRESS_STEP: u64 = 2 << 20;
 
-/// What is to be done with a chunk.
+/// What to do with a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Read and write it.
+    /// Copy its data.
     Copy,
     /// Make the target read as zeroes there.
     Zero,
-    /// Nothing: the target has it already.
+    /// Nothing: the target reads the same data already.
     Skip,
 }
 
-/// A piece of the disk.
+/// A piece of the disk that one worker processes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Chunk {
-    /// Byte offset.
+    /// Byte offset in the concatenated sources.
     pub(super) offset: u64,
     /// Length in bytes.
     pub(super) len: u64,
     /// What to do.
     pub(super) action: Action,
-    /// The data is stored as the guest reads it, neither compressed nor encrypted.
+    /// The stored data equals the guest data: it is neither compressed nor encrypted.
     pub(super) is_plain: bool,
-    /// A step of progress ends in it, this many bytes before its end.
+    /// The place of a progress report inside the chunk, as the number of bytes before its end. `None`: the chunk causes no
+    /// report.
     pub(super) reports: Option<u64>,
 }
 
-/// Walks the sources.
+/// Walks the sources and yields chunks.
 pub(super) struct Plan {
     sources: Arc<Sources>,
     options: CopyOptions,
-    /// Every piece to be copied begins and ends at a multiple of this many bytes (or at the end).
+    /// Chunks to be copied begin and end at multiples of this many bytes, or at the end of the disk.
     unit: u64,
     offset: u64,
     end: u64,
-    /// Where the extent known begins and ends, and what to do with it.
+    /// Start and end of the extent whose status is known, and what to do with it.
     begin: u64,
     known: u64,
     action: Action,
@@ -60,7 +61,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Walks `range`. `unit` is the cluster size of a compressed target, else 1.
+    /// Plans the copy of `range`. `unit` is the cluster size of a compressed target, otherwise 1.
     pub(super) fn new(
         sources: Arc<Sources>,
         options: CopyOptions,
@@ -83,10 +84,10 @@ impl Plan {
         }
     }
 
-    /// How many bytes are to be copied in all. The plan is used up then.
+    /// Counts the bytes to be copied. This consumes the plan.
     ///
     /// # Errors
-    /// When the status of a source cannot be read, or `stop` is set meanwhile.
+    /// If the status of a source cannot be read, or if `stop` is set meanwhile.
     pub(super) async fn count(mut self, stop: &AtomicBool) -> Result<u64, CopyError> {
         self.options.chunk = usize::MAX;
         let mut bytes = 0_u64;
@@ -116,11 +117,11 @@ impl Plan {
 
     fn cut(&mut self) -> Chunk {
         let chunk = u64::try_from(self.options.chunk).unwrap_or(u64::MAX).max(self.unit);
-        // Chunks end at multiples of their length, so that whole clusters stay together.
+        // Chunks end at multiples of the chunk length, so that they do not split clusters.
         let aligned = (self.offset / chunk).saturating_add(1).saturating_mul(chunk);
         let end = if self.action == Action::Copy { self.known.min(aligned) } else { self.known };
         let len = end.saturating_sub(self.offset);
-        // Steps are counted from where the extent begins, as QEMU does it.
+        // Progress steps are counted from the start of the extent, as in QEMU.
         let since = |at: u64| at.saturating_sub(self.begin);
         let crosses = since(end) / PROGRESS_STEP > since(self.offset) / PROGRESS_STEP;
         let reports = match end == self.known {
@@ -133,7 +134,7 @@ impl Plan {
         chunk
     }
 
-    /// Gives a unit that is data in part to the data.
+    /// Moves the end of the extent to a multiple of the unit. A unit that contains some data is copied as data.
     fn round(&mut self) {
         let rest = self.known % self.unit;
         if rest == 0 || self.known >= self.end {
@@ -148,12 +149,13 @@ impl Plan {
         }
     }
 
-    /// Finds out about the extent at the current offset.
+    /// Queries the extent at the current offset.
     async fn ask(&mut self) -> Result<(), CopyError> {
         let len = self.sources.left_in_source(self.offset).min(STATUS_STEP);
         let status = match self.status(len).await {
             Ok(status) => status,
-            // Unreadable metadata: the data may still be readable, or is salvaged piece by piece.
+            // The metadata is unreadable. Treat the range as data, which may still be readable or is salvaged in small
+            // pieces.
             Err(_) if self.options.salvage => Status::data(len.min(1 << 16)),
             Err(error) => {
                 return Err(CopyError { stage: Stage::Status, offset: self.offset, error });
@@ -172,7 +174,7 @@ impl Plan {
         };
         let len = len.min(source.size().saturating_sub(offset));
         if len == 0 {
-            // The rounding of a source to whole sectors.
+            // The padding of a source to whole sectors.
             return Ok(Status::zero(self.sources.left_in_source(self.offset)));
         }
         if let Some(base) = &self.options.above {

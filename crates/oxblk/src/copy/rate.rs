@@ -1,21 +1,22 @@
-//! A bound on bytes a second, shared by all workers.
+//! A limit on the bytes per second, shared by all workers.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Hands out time slots: each request moves the moment at which the next may start.
+/// Assigns start times to requests. The next request may start after the time that the bytes of this request take at the
+/// given rate.
 pub(super) struct Rate {
     bytes_per_second: u64,
     next: Mutex<Duration>,
 }
 
 impl Rate {
-    /// At most `bytes_per_second`, from 1 up.
+    /// Limits the rate to `bytes_per_second`, at least 1.
     pub(super) fn new(bytes_per_second: u64) -> Self {
         Self { bytes_per_second: bytes_per_second.max(1), next: Mutex::new(Duration::ZERO) }
     }
 
-    /// Waits until `bytes` may be moved.
+    /// Waits until `bytes` may be transferred.
     pub(super) async fn pass(&self, bytes: u64) {
         let now = oxblk_ring::now();
         let cost = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_second);

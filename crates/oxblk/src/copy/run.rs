@@ -1,4 +1,9 @@
-//! The workers of a copy.
+//! The workers of a copy and the state that they share.
+//!
+//! Each worker takes chunks from the plan until none is left. It reads a chunk, prepares the parts to be written, and
+//! writes them in the order of the disk ([`super::order`]) or immediately ([`super::write`]). After a failure no worker
+//! takes another chunk. Chunks are taken in the order of the disk, and each taken chunk below a failure is processed to its
+//! end. So the failure at the lowest offset is found, whichever fails first.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -16,38 +21,38 @@ use super::{Copy, CopyError, CopyOptions, Stage};
 use crate::first_by_offset::FirstByOffset;
 use crate::progress::{InOrder, Piece};
 
-/// Longest transfer of a file in memory that workers make themselves, in bytes.
+/// Longest transfer of a tmpfs file that the I/O thread executes itself, in bytes.
 const LONGEST_IN_PLACE: usize = 1 << 20;
-/// Smallest piece that salvaging tells good from bad, in bytes.
+/// Length of one read when salvaging, in bytes. Data that is lost is lost in this unit.
 const SALVAGE_UNIT: usize = 512;
 
 pub(super) struct Shared {
     pub(super) copy: Copy,
     sources: Arc<Sources>,
     plan: AsyncMutex<Plan>,
-    /// The order of writes; `None`: they come as they may.
+    /// The order of writes; `None`: writes may run in any order.
     order: Option<Arc<Order<Job>>>,
     /// Unit of zero detection in bytes.
     pub(super) unit: u64,
     rate: Option<Rate>,
     pub(super) offload: Offload,
-    /// Where in the sources the copy begins.
+    /// The offset in the concatenated sources at which the copy begins.
     pub(super) begin: u64,
-    /// Bytes that progress counts: what is to be copied, or all.
+    /// Total number of bytes for progress: the bytes of data, or all bytes.
     total: u64,
-    /// Holes are not counted.
+    /// Progress counts only data, not zeroes.
     only_data: bool,
     progress: InOrder,
-    /// The thread that writes out of order, where it is another one than the reader's.
+    /// The thread that issues the unordered writes of all workers. `None`: each worker writes on its own thread.
     pub(super) writer: Option<IoThread>,
-    /// What lies before a failure was begun earlier, and is still under way.
+    /// The failure at the lowest offset. Chunks below it were taken earlier and may still be processed.
     pub(super) failure: FirstByOffset<CopyError>,
 }
 
-/// Makes a copy, on the current I/O thread and on `helpers`.
+/// Runs a copy on the current I/O thread and on `helpers`.
 ///
 /// # Errors
-/// The failure at the lowest offset, as if all had been copied in order; requests in flight end first.
+/// The failure at the lowest offset, as if the chunks had been copied in order. All requests in flight have ended by then.
 pub async fn run(copy: Copy, helpers: &[IoThread]) -> Result<(), CopyError> {
     let parallel = copy.options.parallel.max(1);
     let shared = Arc::new(Shared::new(copy).await?);
@@ -87,8 +92,8 @@ impl Shared {
         let node = copy.target.node().ok();
         let cluster = node.as_ref().map_or(0, |node| node.driver().info().cluster_size).max(512);
         let zeroes = node.as_ref().map_or(1, |node| node.limits().write_zeroes_alignment);
-        // Where nothing is allocated the order shows nowhere. A file that the host caches takes one write at a time, so there
-        // taking turns costs nothing; other targets are best kept busy.
+        // The order of writes matters only if the target allocates clusters. It costs nothing for a file in the page cache,
+        // since the host executes its writes one at a time. Other targets are faster with several writes in flight.
         let order_matters = node.as_ref().is_none_or(|node| {
             node.driver().info().cluster_size > 0 || node.limits().request_alignment <= 1
         });
@@ -131,7 +136,7 @@ impl Shared {
         self.failure.keep(failure.offset, failure);
     }
 
-    /// Deals with one chunk; `false` when there is none left.
+    /// Processes one chunk; `false` if no chunk is left.
     async fn step(self: &Arc<Self>) -> Result<bool, CopyError> {
         if self.failure.is_some() {
             return Ok(false);
@@ -148,7 +153,7 @@ impl Shared {
             }
             (Err(failure), _) => Err(failure),
         };
-        // A failure is known before its number is given up.
+        // Record the failure before the ticket is dropped, so that no later chunk is written after it.
         if let Err(failure) = outcome {
             self.fail_writing(failure);
         }
@@ -156,7 +161,7 @@ impl Shared {
         Ok(true)
     }
 
-    /// Keeps a failure to write, whose offset is that in the target.
+    /// Records a failure. The offset of a failed write is one in the target, and is converted to one in the sources.
     pub(super) fn fail_writing(&self, mut failure: CopyError) {
         if failure.stage == Stage::Writing {
             failure.offset = failure.offset.saturating_add(self.begin);
@@ -164,7 +169,7 @@ impl Shared {
         self.fail(failure);
     }
 
-    /// The next chunk, and its place in the order of writes.
+    /// The next chunk, and its ticket in the order of writes.
     async fn next(&self) -> Result<Option<(Chunk, Option<Ticket<Job>>)>, CopyError> {
         let mut plan = self.plan.lock().await;
         let Some(chunk) = plan.next().await? else { return Ok(None) };
@@ -174,7 +179,7 @@ impl Shared {
         Ok(Some((chunk, order.map(Order::ticket))))
     }
 
-    /// What is to be written of a chunk.
+    /// Reads a chunk and returns the parts to be written.
     async fn prepare(&self, chunk: Chunk) -> Result<Parts, CopyError> {
         self.go_on(chunk.offset)?;
         let place = chunk.offset - self.begin;
@@ -204,7 +209,7 @@ impl Shared {
         self.progress.done(chunk.offset, piece, tell);
     }
 
-    /// Fails when the copy has been told to stop; what is at `offset` and after it is not done yet.
+    /// Fails if the copy was requested to stop. Nothing at or after `offset` has been written yet.
     pub(super) fn go_on(&self, offset: u64) -> Result<(), CopyError> {
         if self.copy.stop.load(Relaxed) {
             return Err(CopyError::stopped(offset, "Interrupted"));
@@ -212,8 +217,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Has the host copy a chunk; `false` where it cannot, because the target has no place for it yet or for another
-    /// reason. Whatever it is, the ordinary way either works or tells what is wrong.
+    /// Lets the host copy a chunk. `false`: the host cannot, for example because the target has not allocated the range.
+    /// The reason does not matter: the caller then reads and writes the chunk, which works or returns the error.
     pub(super) async fn copy_by_host(&self, chunk: Chunk) -> bool {
         let Some((source, offset)) = self.sources.at(chunk.offset) else { return false };
         if source.size().saturating_sub(offset) < chunk.len {
@@ -233,7 +238,7 @@ impl Shared {
         }
     }
 
-    /// Reads what can be read, in small pieces, and leaves the rest zero.
+    /// Reads a chunk in small pieces. Pieces that cannot be read stay zero.
     async fn salvage(&self, chunk: Chunk) -> IoBufMut {
         let len = usize::try_from(chunk.len).unwrap_or(usize::MAX);
         let mut whole = IoBufMut::zeroed(len);

@@ -1,4 +1,4 @@
-//! Several disks read as one.
+//! The sources of a copy, read as one concatenated disk.
 
 use std::sync::Arc;
 
@@ -7,17 +7,17 @@ use oxblk_ring::IoBufMut;
 
 use crate::buffer::buffer;
 
-/// Sources are laid end to end at multiples of this many bytes.
+/// Each source begins at a multiple of this many bytes.
 const SECTOR: u64 = 512;
 
-/// Disks laid end to end, each rounded up to whole sectors with zeroes.
+/// Concatenated disks, each padded with zeroes to whole sectors.
 pub(super) struct Sources {
-    /// Each with the offset of its end.
+    /// The disks, each with the offset of its end.
     list: Vec<(Backend, u64)>,
 }
 
 impl Sources {
-    /// Lays `backends` end to end.
+    /// Concatenates `backends`.
     pub(super) fn new(backends: &[Backend]) -> Arc<Self> {
         let mut end = 0_u64;
         let list = backends.iter().map(|backend| {
@@ -28,25 +28,25 @@ impl Sources {
         Arc::new(Self { list: list.collect() })
     }
 
-    /// Length of all together in bytes.
+    /// Total length in bytes.
     pub(super) fn size(&self) -> u64 {
         self.list.last().map_or(0, |(_, end)| *end)
     }
 
-    /// The source that holds `offset`, and the offset in it.
+    /// The source that contains `offset`, and the offset in that source.
     pub(super) fn at(&self, offset: u64) -> Option<(&Backend, u64)> {
         let index = self.list.partition_point(|(_, end)| *end <= offset);
         let begin = index.checked_sub(1).and_then(|i| self.list.get(i)).map_or(0, |(_, end)| *end);
         self.list.get(index).map(|(backend, _)| (backend, offset - begin))
     }
 
-    /// Bytes from `offset` to the end of the source that holds it.
+    /// Bytes from `offset` to the end of the source that contains it.
     pub(super) fn left_in_source(&self, offset: u64) -> u64 {
         let index = self.list.partition_point(|(_, end)| *end <= offset);
         self.list.get(index).map_or(0, |(_, end)| end - offset)
     }
 
-    /// Reads `len` bytes at `offset`, over the ends of sources.
+    /// Reads `len` bytes at `offset`. The range may span several sources.
     pub(super) async fn read(&self, offset: u64, len: usize) -> Result<IoBufMut> {
         match self.at(offset) {
             Some((source, at)) if source.size().saturating_sub(at) >= as_u64(len) => {

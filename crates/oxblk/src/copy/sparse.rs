@@ -1,18 +1,18 @@
-//! Finding the parts of a buffer that need not be written.
+//! Finding zeroes in a buffer, which need not be written as data.
 
 use std::ops::Range;
 
 /// A part of a buffer that is all data or all zero.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Run {
-    /// Where in the buffer.
+    /// The range in the buffer.
     pub(super) range: Range<usize>,
     /// Whether it is all zero.
     pub(super) zero: bool,
 }
 
-/// Cuts `bytes`, which lie at `offset` of the disk, into runs of data and of zeroes. Runs begin at
-/// multiples of `unit` of the disk (or where the buffer does); a unit is zero only if all of it is.
+/// Cuts `bytes`, which belong at `offset` of the disk, into runs of data and of zeroes. Runs begin at disk offsets that are
+/// multiples of `unit`, or at the start of the buffer. A unit counts as zero only if all its bytes are zero.
 pub(super) fn runs(bytes: &[u8], offset: u64, unit: u64) -> Vec<Run> {
     let unit = unit.max(1);
     let mut runs: Vec<Run> = Vec::new();

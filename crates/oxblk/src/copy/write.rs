@@ -1,8 +1,8 @@
-//! The writing half of a copy: what becomes of a chunk that has been read.
+//! The writing half of a copy: it cuts a chunk that has been read into parts, and writes these to the target.
 //!
-//! In order, workers hand in what is to be written ([`super::order`]), compressed already if it is to be, and one of them
-//! writes it, one request after the other, so that the target allocates in the order of the disk. Out of order nobody
-//! waits.
+//! With ordered writes, workers hand in the parts of a chunk ([`super::order`]), which are already compressed if requested.
+//! One worker writes them, one request after the other, so that the target allocates in the order of the disk. With
+//! unordered writes, each worker writes its parts immediately.
 
 use std::sync::Arc;
 
@@ -15,19 +15,19 @@ use super::run::Shared;
 use super::sparse::{Run, runs};
 use super::{CopyError, Stage};
 
-/// Longest zero write issued at once in bytes, so that progress moves and a stop is noticed.
+/// Longest zero write in bytes. The bound makes a stop take effect soon.
 const ZERO_STEP: u64 = 1 << 30;
 
-/// What is to be written at an offset of the target.
+/// A write to an offset of the target.
 pub(super) enum Part {
     Zero(u64),
     Data(IoBuf),
     Compressed(CompressedCluster),
-    /// The host copies it, or else it is read and written.
+    /// Copied by the host if possible, otherwise read and written.
     Move(Chunk),
 }
 
-/// Parts, each with its offset.
+/// Parts, each with its offset in the target.
 pub(super) type Parts = Vec<(u64, Part)>;
 
 /// A chunk to be written.
@@ -37,7 +37,7 @@ pub(super) struct Job {
 }
 
 impl Shared {
-    /// What is to be written of `data`.
+    /// The parts to be written for `data`, compressed if requested.
     pub(super) async fn parts(&self, offset: u64, data: IoBuf) -> Result<Parts, CopyError> {
         let parts = self.cut(offset, &data);
         if self.copy.options.compress { self.compress(parts).await } else { Ok(parts) }
@@ -77,7 +77,7 @@ impl Shared {
         }
     }
 
-    /// Compresses all that is data, on all cores.
+    /// Compresses all data parts in parallel.
     async fn compress(&self, parts: Parts) -> Result<Parts, CopyError> {
         let one = |(at, part)| async move {
             let Part::Data(data) = part else { return Ok((at, part)) };
@@ -89,14 +89,14 @@ impl Shared {
         futures_util::future::try_join_all(parts.into_iter().map(one)).await
     }
 
-    /// Has a chunk written in its turn.
+    /// Hands in a chunk and waits until it is written, by this worker or by another one.
     pub(super) async fn write_in_order(self: &Arc<Self>, ticket: &Ticket<Job>, job: Job) {
         if let Some((job, writer)) = ticket.hand_in(job).await {
             self.write_jobs(job, writer).await;
         }
     }
 
-    /// Writes a chunk and all that follows it and has been handed in. After a failure nothing behind it is written.
+    /// Writes a chunk and then the following chunks that have been handed in. Chunks above a failure are not written.
     async fn write_jobs(self: &Arc<Self>, first: Job, mut writer: Writer<Job>) {
         let mut next = Some(first);
         while let Some(Job { chunk, parts }) = next {
@@ -145,11 +145,11 @@ impl Shared {
         written.map_err(|error| CopyError { stage: Stage::Writing, offset, error })
     }
 
-    /// Writes at once, all requests side by side.
+    /// Writes the parts of a chunk immediately, all requests in parallel.
     ///
-    /// Data that is not to be compressed first goes out from one thread. A host file that is not opened with
-    /// `O_DIRECT` takes one write at a time; writers on several rings would spin on its lock, while those of one
-    /// ring are queued by the kernel. One thread keeps any device busy with writes of this length.
+    /// Uncompressed data of all workers is written from one thread. The host executes writes to a file in the page cache
+    /// one at a time: writers on several rings would spin on the file's lock, whereas the kernel queues the writes of one
+    /// ring. One thread is enough to keep any device busy with writes of this length.
     pub(super) async fn write_any_time(
         self: &Arc<Self>,
         offset: u64,

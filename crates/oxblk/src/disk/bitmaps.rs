@@ -1,4 +1,4 @@
-//! Dirty bitmaps of a disk, by name: what has been written since some moment.
+//! Dirty bitmaps of a disk, by name. A dirty bitmap records which ranges have been written since it was added or cleared.
 
 use std::ops::Range;
 
@@ -14,10 +14,11 @@ impl Disk {
         Ok(self.backend().node()?.bitmaps().infos())
     }
 
-    /// Records writes from now on in a bitmap `name`. A persistent one is stored in the image when that is closed.
+    /// Adds a bitmap `name`, which records all writes from now on. A persistent bitmap is stored in the image when the
+    /// image is closed.
     ///
     /// # Errors
-    /// When the name is empty, too long or taken, or the format cannot store it.
+    /// If the name is empty, too long or in use, or if the format cannot store the bitmap.
     pub fn add_bitmap(&self, name: &str, persistent: bool) -> Request<()> {
         let name = name.to_owned();
         self.run(move |disk| async move {
@@ -30,7 +31,7 @@ impl Disk {
         })
     }
 
-    /// What has been written since the bitmap was added or cleared, as ranges of bytes.
+    /// The byte ranges that have been written since the bitmap was added or cleared.
     ///
     /// # Errors
     /// When there is none of that name.
@@ -39,7 +40,8 @@ impl Disk {
         Ok(bitmap.map().areas().collect())
     }
 
-    /// Forgets what a bitmap has recorded, and gives it back: no write is in neither.
+    /// Clears a bitmap and returns the byte ranges that it had recorded. A concurrent write is either in the returned
+    /// ranges or in the cleared bitmap, never in neither.
     ///
     /// # Errors
     /// When there is none of that name.
@@ -48,10 +50,10 @@ impl Disk {
         Ok(bitmap.clear()?.areas().collect())
     }
 
-    /// Removes a bitmap, also from the image.
+    /// Deletes a bitmap, also from the image.
     ///
     /// # Errors
-    /// When there is none of that name, it is in use, or the image cannot be written.
+    /// If no bitmap has that name, if it is in use, or if the image cannot be written.
     pub fn remove_bitmap(&self, name: &str) -> Request<()> {
         let name = name.to_owned();
         self.run(move |disk| async move {

@@ -1,4 +1,4 @@
-//! A disk as a stream of bytes.
+//! A disk as a stream of bytes, for code that uses [`std::io`].
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
@@ -7,13 +7,14 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Disk;
 
-/// Longest piece read or written at once, in bytes.
+/// Longest single read or write, in bytes.
 const PIECE: usize = 1 << 20;
 
-/// A position in a disk, for [`std::io::Read`], [`Write`] and [`Seek`]. Its calls block, and so are not for I/O threads.
+/// A disk with a position, which implements [`std::io::Read`], [`Write`] and [`Seek`]. Its calls block, so they fail on I/O
+/// threads.
 ///
-/// Reading ends at the end of the disk, and so does writing: `WriteZero` from `write_all`. [`Write::flush`] makes durable what
-/// was written.
+/// A read at the end of the disk returns 0 bytes. A write there writes 0 bytes, so `write_all` fails with `WriteZero`.
+/// [`Write::flush`] makes all completed writes durable.
 #[derive(Debug, Clone)]
 pub struct Cursor {
     disk: Disk,
@@ -25,7 +26,7 @@ impl Cursor {
         Self { disk, position: 0 }
     }
 
-    /// How many of `wanted` bytes lie between the position and the end.
+    /// The length of the next transfer: at most `wanted` bytes, not past the end of the disk, and at most [`PIECE`].
     fn room(&self, wanted: usize) -> usize {
         let left = self.disk.size().saturating_sub(self.position);
         usize::try_from(left).unwrap_or(usize::MAX).min(wanted).min(PIECE)

@@ -1,4 +1,8 @@
-//! What happens to a disk that is dropped without having been closed.
+//! Closing a disk whose last handle is dropped without [`Disk::close`](super::Disk::close).
+//!
+//! A backend must be closed: the image has cached metadata to write, and the process has locks to release. [`OpenDisk`]
+//! owns the backend and starts the close when it is dropped. Outside of I/O threads the drop waits for the close; on an I/O
+//! thread the close runs in the background. Failures are only logged, since a drop cannot return them.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -7,11 +11,11 @@ use oxblk_ring::{Remote, try_thread_index};
 
 use crate::IoThreads;
 
-/// The one owner of a disk's backend.
+/// The owner of a disk's backend, shared by all clones of the disk.
 pub(super) struct OpenDisk {
     pub(super) backend: Backend,
     pub(super) threads: IoThreads,
-    /// Closing has begun.
+    /// Set when the close has begun.
     pub(super) is_closed: AtomicBool,
 }
 
@@ -22,14 +26,14 @@ impl OpenDisk {
 }
 
 impl OpenDisk {
-    /// Drops it on an I/O thread and waits until it is closed, if it was not.
+    /// Closes the disk unless that has begun, and waits for it. For I/O threads, where a drop cannot wait.
     pub(super) async fn release(self) {
         if let Some(closing) = self.begin_closing() {
             closing.await.unwrap_or_else(|_| log_lost());
         }
     }
 
-    /// Starts to close the disk on an I/O thread, unless that has begun. Failures are logged.
+    /// Starts to close the disk on an I/O thread, unless the close has already begun. Failures are logged.
     fn begin_closing(&self) -> Option<Remote<()>> {
         if self.is_closed.swap(true, Relaxed) {
             return None;
@@ -44,17 +48,17 @@ impl OpenDisk {
         let backend = self.backend.clone();
         self.threads.spawn(move || async move {
             if let Err(error) = backend.close().await {
-                tracing::error!(image = name, %error, "closing a disk that was dropped");
+                tracing::error!(image = name, %error, "cannot close a disk that was dropped");
             }
         })
     }
 }
 
 impl Drop for OpenDisk {
-    /// Closes the disk, so that its locks and descriptors are given back and the image is whole. Outside of I/O threads that has
-    /// happened when this returns. Nobody hears of a failure but the log.
+    /// Closes the disk, so that its metadata is written and its locks and descriptors are released. Outside of I/O threads
+    /// the close has ended when this returns. Failures are only logged.
     fn drop(&mut self) {
-        // Waiting on an I/O thread would keep the closing itself from running.
+        // An I/O thread must not wait here: the close may have to run on the same thread.
         if let Some(closing) = self.begin_closing().filter(|_| try_thread_index().is_none())
             && closing.wait().is_err()
         {
@@ -64,5 +68,5 @@ impl Drop for OpenDisk {
 }
 
 fn log_lost() {
-    tracing::error!("the I/O thread ended before a disk that was dropped was closed");
+    tracing::error!("the I/O thread ended before it had closed a dropped disk");
 }

@@ -1,4 +1,8 @@
-//! A disk: an image with all that it refers to, open.
+//! [`Disk`]: an open image with its backing chain, which any thread may use.
+//!
+//! Each method sends a closure to an I/O thread, where the closure uses the disk's backend, and returns a [`Request`]. All
+//! clones of a disk share one backend ([`OpenDisk`]). When the last clone is dropped without [`Disk::close`], the backend
+//! is closed by the drop (`drop.rs`).
 
 mod bitmaps;
 mod cursor;
@@ -22,8 +26,8 @@ use drop::OpenDisk;
 
 /// An open disk image with its chain of backing files.
 ///
-/// A `Disk` may be used from every thread and every executor: its methods begin a [`Request`] on an I/O thread, which is
-/// awaited or waited for. Clones are the same disk. [Close](Self::close) it at the end: see the
+/// A `Disk` may be used from every thread and every executor. Its methods start a [`Request`] on an I/O thread; the caller
+/// awaits the request or blocks on it. Clones refer to the same disk. [Close](Self::close) the disk at the end: see the
 /// [front page](crate#closing).
 #[derive(Clone)]
 pub struct Disk(Arc<OpenDisk>);
@@ -45,7 +49,7 @@ impl Disk {
         Self::options().read_only(true).open(path)
     }
 
-    /// How to open an image in other ways.
+    /// Options for opening an image in other ways.
     pub fn options() -> OpenOptions {
         OpenOptions::default()
     }
@@ -64,22 +68,23 @@ impl Disk {
         self.backend().is_read_only()
     }
 
-    /// The node graph that the disk belongs to.
+    /// The block graph that contains the disk's nodes.
     pub fn graph(&self) -> &Graph {
         self.backend().graph()
     }
 
-    /// What I/O threads make requests through, without a hop between threads. Its futures run on I/O threads only.
+    /// The backend, through which code on an I/O thread makes requests without changing threads. Its futures run only on
+    /// I/O threads.
     pub fn backend(&self) -> &Backend {
         &self.0.backend
     }
 
-    /// The threads that carry out its requests.
+    /// The I/O threads that run its requests.
     pub fn threads(&self) -> &IoThreads {
         &self.0.threads
     }
 
-    /// Runs `work` on an I/O thread with the disk's backend: many requests for one hop between threads.
+    /// Runs `work` on an I/O thread with the disk's backend. `work` can make many requests without changing threads again.
     ///
     /// # Errors
     /// Those of `work`.
@@ -111,7 +116,7 @@ impl Disk {
     /// [`OutOfRange`](crate::ErrorKind::OutOfRange) past the end; otherwise as the images of the chain and the system report.
     pub fn read(&self, offset: u64, len: usize) -> Request<IoBufMut> {
         self.run(move |disk| async move {
-            // No buffer is made for a range that cannot be read.
+            // Check the range first, so that an invalid length allocates no buffer.
             let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
             if end.is_none_or(|end| end > disk.size()) {
                 return Err(outside(offset));
@@ -129,7 +134,7 @@ impl Disk {
         self.run(move |disk| async move { disk.write(offset, data, WriteFlags::empty()).await })
     }
 
-    /// Makes `len` bytes read as zeroes, and gives their space back where the image can.
+    /// Makes `len` bytes read as zeroes, and frees their space if the format and the host can.
     ///
     /// # Errors
     /// As [`Self::write`].
@@ -139,7 +144,7 @@ impl Disk {
         )
     }
 
-    /// Tells that the contents of a range no longer matter.
+    /// Discards a range: its contents are no longer needed, and its space may be freed.
     ///
     /// # Errors
     /// As [`Self::write`].
@@ -150,21 +155,22 @@ impl Disk {
     /// Makes all writes that have completed durable.
     ///
     /// # Errors
-    /// As the system reports. After a flush of a file has failed every later one fails too: what was lost is not known.
+    /// As the system reports. After a failed flush of a file, every later flush of it fails too, because it is unknown
+    /// which writes were lost.
     pub fn flush(&self) -> Request<()> {
         self.run(|disk| async move { disk.flush().await })
     }
 
-    /// Sets the size in bytes. What is added reads as zeroes.
+    /// Sets the size in bytes. Added space reads as zeroes.
     ///
     /// # Errors
-    /// As the format and the system report; the disk has its old size then.
+    /// As the format and the system report. The disk keeps its old size then.
     pub fn resize(&self, size: u64) -> Request<()> {
         self.run(move |disk| async move { disk.resize(size, Preallocation::Off).await })
     }
 
-    /// The extent at the byte offset `offset`: how far it goes from there, and what it is. [`Extents`](crate::Extents) walks all
-    /// of them on an I/O thread.
+    /// The rest of the extent that contains the byte offset `offset`: its length from there, and its status. On an I/O
+    /// thread, [`Extents`](crate::Extents) walks all extents.
     ///
     /// # Errors
     /// As the images of the chain and the system report.
@@ -175,24 +181,24 @@ impl Disk {
         })
     }
 
-    /// What the image is: size, format, files, snapshots.
+    /// Information on the image: size, format, files, snapshots.
     ///
     /// # Errors
-    /// When the disk is closed.
+    /// If the disk is closed.
     pub fn info(&self) -> Request<ImageInfo> {
         self.run(|disk| async move { ImageInfo::read(&disk).await })
     }
 
-    /// The disk as a [`std::io`] stream: for code that reads and writes files. It blocks.
+    /// The disk as a [`std::io`] stream, for code that reads and writes streams. Its calls block.
     pub fn cursor(&self) -> Cursor {
         Cursor::new(self.clone())
     }
 
-    /// Flushes, writes what the format keeps in memory, and closes all files, whatever other handles there are: their
-    /// requests fail from then on. Once begun it goes on to its end, whether it is awaited or not.
+    /// Writes cached metadata, flushes, and closes all files. Other handles of the disk may exist; their later requests
+    /// fail. The close runs to completion, even if its request is dropped.
     ///
     /// # Errors
-    /// The first failure. All is closed nevertheless.
+    /// The first failure. All files are closed nevertheless.
     pub fn close(self) -> Request<()> {
         if self.0.is_closed.swap(true, Relaxed) {
             return Request::failed(closed());
@@ -202,7 +208,7 @@ impl Disk {
 }
 
 impl Disk {
-    /// Drops this handle on an I/O thread. If it was the last one, the disk is closed when this ends.
+    /// Drops this handle on an I/O thread. If it was the last handle, this waits until the disk is closed.
     pub(crate) async fn release(self) {
         if let Some(disk) = Arc::into_inner(self.0) {
             disk.release().await;

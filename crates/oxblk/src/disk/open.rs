@@ -1,4 +1,4 @@
-//! How a disk is opened.
+//! Opening a disk: [`OpenOptions`] collects the options and then opens an image.
 
 use std::path::Path;
 
@@ -22,11 +22,11 @@ pub enum Cache {
     Writethrough,
     /// Past the host's page cache; each write is durable when it completes.
     Directsync,
-    /// Flushes do nothing. For disks that are worthless after a crash anyway.
+    /// Flushes do nothing. For disks that are not needed after a crash.
     Unsafe,
 }
 
-/// How to open a disk.
+/// Options for opening a disk.
 ///
 /// ```no_run
 /// # fn main() -> oxblk::Result<()> {
@@ -69,10 +69,10 @@ impl Default for OpenOptions {
 }
 
 impl Disk {
-    /// A disk whose bytes a driver of your own provides. `kind` is what such drivers have in common.
+    /// Opens a disk whose bytes a driver of the caller provides. `kind` is the factory of that type of driver.
     ///
     /// # Errors
-    /// When no I/O thread can be started.
+    /// If no I/O thread can be started.
     pub fn with_driver(kind: &'static dyn DriverFactory, driver: impl Driver) -> Request<Self> {
         let threads = match IoThreads::shared() {
             Ok(threads) => threads,
@@ -90,80 +90,80 @@ impl Disk {
 }
 
 impl OpenOptions {
-    /// The image's format. Name it wherever it is known: a guest can write another format's header into a raw disk, and
-    /// have other files opened when the format is probed the next time.
+    /// The image's format. Set it wherever it is known: a guest can write the header of another format into a raw disk. If
+    /// the format is probed at the next opening, such a header can make the library open other files.
     #[must_use]
     pub fn format(mut self, format: Format) -> Self {
         self.format = Some(format);
         self
     }
 
-    /// Whether the disk is only read.
+    /// Whether to open the disk for reading only.
     #[must_use]
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
         self
     }
 
-    /// Whether the disk is opened although another process uses it: its locks are neither looked at nor taken. What is read
-    /// may be inconsistent.
+    /// Whether to open the disk even if another process uses it. File locks are neither checked nor taken. Reads may return
+    /// inconsistent data.
     #[must_use]
     pub fn force_share(mut self, shared: bool) -> Self {
         self.shared = shared;
         self
     }
 
-    /// When writes reach the medium.
+    /// When writes become durable, and whether the host's page cache is used.
     #[must_use]
     pub fn cache(mut self, cache: Cache) -> Self {
         self.cache = cache;
         self
     }
 
-    /// Whether discards give space back to the host, as they do by default.
+    /// Whether discards free space on the host. The default is yes.
     #[must_use]
     pub fn discard(mut self, discard: bool) -> Self {
         self.discard = discard;
         self
     }
 
-    /// Whether the backing file is opened, as it is by default. Without it, what the image does not store reads as zeroes.
+    /// Whether to open the backing file. The default is yes. Without it, unallocated clusters read as zeroes.
     #[must_use]
     pub fn backing(mut self, backing: bool) -> Self {
         self.backing = backing;
         self
     }
 
-    /// Which files the image may name as its backing and data files. By default any file, but no network address and no
-    /// `json:{…}`.
+    /// Which files the image may refer to as its backing and data files. The default allows any file, but no network
+    /// address and no `json:{…}`.
     #[must_use]
     pub fn gate(mut self, gate: Gate) -> Self {
         self.gate = gate;
         self
     }
 
-    /// Another option, by the name that QEMU gives it: `("lazy-refcounts", true)`, `("encrypt.key-secret", "key")`.
+    /// Sets another option by its QEMU name: `("lazy-refcounts", true)`, `("encrypt.key-secret", "key")`.
     #[must_use]
     pub fn option(mut self, name: &str, value: impl Into<serde_json::Value>) -> Self {
         self.options.insert(name, value);
         self
     }
 
-    /// The secrets that options may name.
+    /// Sets the secrets that options may refer to.
     #[must_use]
     pub fn secrets(mut self, secrets: Secrets) -> Self {
         self.secrets = secrets;
         self
     }
 
-    /// The graph that the disk becomes a part of, for disks that use nodes together. It decides on gate and secrets.
+    /// The graph to add the disk to, for disks that share nodes. The gate and the secrets are then those of the graph.
     #[must_use]
     pub fn graph(mut self, graph: Graph) -> Self {
         self.graph = Some(graph);
         self
     }
 
-    /// The I/O threads that carry out the disk's requests.
+    /// The I/O threads that run the disk's requests.
     #[must_use]
     pub fn threads(mut self, threads: IoThreads) -> Self {
         self.threads = Some(threads);
@@ -173,12 +173,13 @@ impl OpenOptions {
     /// Opens the image at `path`.
     ///
     /// # Errors
-    /// As the system and the format report; nothing stays open.
+    /// As the system and the format report. No file stays open then.
     pub fn open(self, path: impl AsRef<Path>) -> Request<Disk> {
         self.open_name(&names::from_os(path.as_ref()))
     }
 
-    /// Opens what a name means to QEMU: a path, an address, or `json:{…}`. Never for a name from strangers.
+    /// Opens a name as QEMU interprets it: a path, an address, or `json:{…}`. Do not use it for names from untrusted
+    /// sources.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -194,7 +195,7 @@ impl OpenOptions {
         })
     }
 
-    /// Opens it on the calling I/O thread.
+    /// Opens the image on the calling I/O thread.
     pub(crate) async fn open_backend(self, name: &str) -> Result<Backend> {
         let graph =
             self.graph.unwrap_or_else(|| Graph::with_secrets(drivers(), self.gate, self.secrets));

@@ -9,18 +9,18 @@ use super::Disk;
 use crate::Request;
 
 impl Disk {
-    /// The internal snapshots, in the order in which they were taken.
+    /// The internal snapshots in the order of the snapshot table.
     ///
     /// # Errors
-    /// `ENOTSUP` where the format has none; as the image reports.
+    /// `ENOTSUP` if the format has no snapshots; otherwise as the image reports.
     pub fn snapshots(&self) -> Request<Vec<SnapshotInfo>> {
         self.run(|disk| async move { disk.snapshots().await })
     }
 
-    /// Keeps the present state inside the image under `name`.
+    /// Takes an internal snapshot of the current state under `name`.
     ///
     /// # Errors
-    /// `ENOTSUP` where the format has no snapshots; as the image reports. Nothing has changed then.
+    /// `ENOTSUP` if the format has no snapshots; otherwise as the image reports. The image is unchanged then.
     pub fn create_snapshot(&self, name: &str) -> Request<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let date = (u32::try_from(now.as_secs()).unwrap_or(u32::MAX), now.subsec_nanos());
@@ -28,10 +28,10 @@ impl Disk {
         self.run(move |disk| async move { disk.create_snapshot(&new).await })
     }
 
-    /// Makes the disk what it was when the snapshot was taken.
+    /// Reverts the disk to the state of a snapshot.
     ///
     /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound) when there is none of that name; as the image reports.
+    /// [`NotFound`](ErrorKind::NotFound) if no snapshot has that name; otherwise as the image reports.
     pub fn apply_snapshot(&self, name: &str) -> Request<()> {
         let name = name.to_owned();
         self.run(move |disk| async move {
@@ -40,7 +40,7 @@ impl Disk {
         })
     }
 
-    /// Removes a snapshot.
+    /// Deletes a snapshot.
     ///
     /// # Errors
     /// As [`Self::apply_snapshot`].

@@ -1,4 +1,4 @@
-//! Image formats by name, and the typed options of those that are created.
+//! Image formats by name, and typed options for new images of each format.
 
 mod parallels;
 mod qcow2;
@@ -19,7 +19,7 @@ pub use vdi::VdiOptions;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Format {
-    /// The bytes of the disk and nothing else.
+    /// The bytes of the disk without metadata.
     Raw,
     /// QEMU's own format.
     Qcow2,
@@ -33,7 +33,7 @@ impl Format {
     /// Every format.
     pub const ALL: &[Self] = &[Self::Raw, Self::Qcow2, Self::Vdi, Self::Parallels];
 
-    /// Its name, as QEMU's options have it.
+    /// Its QEMU name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
@@ -74,7 +74,7 @@ pub enum NewFormat {
 }
 
 impl NewFormat {
-    /// Which format.
+    /// The format.
     pub fn format(&self) -> Format {
         match self {
             Self::Raw(_) => Format::Raw,
@@ -84,7 +84,7 @@ impl NewFormat {
         }
     }
 
-    /// The options by the names that QEMU gives them.
+    /// The options by their QEMU names.
     pub fn to_options(&self) -> Options {
         match self {
             Self::Raw(options) => options.to_options(),

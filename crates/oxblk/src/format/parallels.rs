@@ -5,7 +5,7 @@ use oxblk_core::Options;
 /// Options of a new parallels image.
 #[derive(Debug, Clone, Default)]
 pub struct ParallelsOptions {
-    /// Bytes of a cluster, rounded up to sectors; 1 MiB unless set.
+    /// Cluster size in bytes, rounded up to whole sectors; `None`: 1 MiB.
     pub cluster_size: Option<u64>,
 }
 

@@ -12,36 +12,36 @@ pub enum Qcow2Version {
     V3,
 }
 
-/// How clusters are compressed that are written compressed.
+/// The compression method of compressed clusters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Compression {
-    /// Deflate, which every reader knows.
+    /// Deflate, which every version of QEMU can read.
     #[default]
     Zlib,
     /// Zstandard: smaller and faster, for QEMU from 5.1 on.
     Zstd,
 }
 
-/// Options of a new qcow2 image. The default is QEMU's.
+/// Options of a new qcow2 image. The defaults are those of QEMU.
 #[derive(Debug, Clone)]
 pub struct Qcow2Options {
     /// Version of the format.
     pub version: Qcow2Version,
-    /// Bytes of a cluster: a power of two from 512 to 2 MiB.
+    /// Cluster size in bytes: a power of two from 512 to 2 MiB.
     pub cluster_size: u32,
-    /// Clusters have 32 subclusters, which are allocated one by one.
+    /// Extended L2 entries: each cluster has 32 subclusters, which are allocated separately.
     pub extended_l2: bool,
-    /// Bits of a refcount: a power of two from 1 to 64.
+    /// Width of a refcount in bits: a power of two from 1 to 64.
     pub refcount_bits: u32,
-    /// Refcounts are written late; an image that was not closed is repaired when it is opened.
+    /// Postpone the writing of refcounts. An image that was not closed is repaired when it is opened.
     pub lazy_refcounts: bool,
-    /// How clusters are compressed.
+    /// The compression method.
     pub compression: Compression,
-    /// What is allocated at once.
+    /// What is allocated when the image is created.
     pub preallocation: Preallocation,
-    /// A file of its own for guest data, which is made too.
+    /// The name of an external data file for guest data. It is created as well.
     pub data_file: Option<String>,
-    /// The data file is always a valid raw image of the disk.
+    /// Keep the data file a valid raw image of the disk at all times.
     pub data_file_raw: bool,
 }
 

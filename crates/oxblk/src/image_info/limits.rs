@@ -1,14 +1,14 @@
-//! What requests a node takes, as QAPI's `BlockLimitsInfo`.
+//! The limits of a node's requests, as QAPI's `BlockLimitsInfo`.
 
 use oxblk_core::Limits;
 use serde_json::{Map, Value, json};
 
-/// Most buffers of one request that the host takes.
+/// Maximum number of buffers in one request to the host.
 const MAX_IOV: u32 = 1024;
 /// Memory is allocated in whole pages.
 const PAGE: u32 = 4096;
 
-/// The limits; those that do not exist are left out.
+/// The limits as JSON. Limits that do not exist are left out.
 pub(super) fn to_json(limits: &Limits) -> Value {
     let mut map = Map::new();
     let mut insert = |key: &str, value: u64| map.insert(key.to_owned(), json!(value));

@@ -1,10 +1,10 @@
-//! What an image is: size, format, files, snapshots. The contents of `img info`.
+//! Information on an image: size, format, files, snapshots. `img info` prints it.
 //!
 //! | | |
 //! |---|---|
-//! | `name` | the name that opens a node again |
-//! | `qapi` | all of it as QAPI's `ImageInfo` |
-//! | `limits` | limits of requests as QAPI's `BlockLimitsInfo` |
+//! | `name` | the file name, or `json:` name, with which a node can be opened again |
+//! | `qapi` | the information as QAPI's `ImageInfo` |
+//! | `limits` | the limits of requests as QAPI's `BlockLimitsInfo` |
 
 mod limits;
 mod name;
@@ -22,45 +22,45 @@ const SECTOR: u64 = 512;
 /// The backing file that an image names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackingName {
-    /// The name in the image.
+    /// The name as stored in the image.
     pub name: String,
-    /// The name as seen from this process: a relative name means the folder of the image.
+    /// The name resolved for this process: a relative name is relative to the folder of the image.
     pub full_name: String,
-    /// The format in the image.
+    /// The format as stored in the image.
     pub format: Option<String>,
 }
 
-/// What an image is.
+/// Information on an image.
 #[derive(Debug, Clone)]
 pub struct ImageInfo {
-    /// The name that opens it: a file name, or `json:{…}` if a file name does not suffice.
+    /// The name with which the image can be opened: a file name, or `json:{…}` if a file name does not suffice.
     pub name: String,
-    /// The driver's name: `qcow2`, or `file` for the file below.
+    /// The name of the driver: `qcow2`, or `file` for the protocol node below.
     pub format: String,
     /// Size of the disk in bytes, in whole sectors.
     pub virtual_size: u64,
-    /// Bytes that it occupies on the host, if the host tells.
+    /// Bytes that the image occupies on the host, if known.
     pub actual_size: Option<u64>,
-    /// Bytes of a cluster, if there are clusters.
+    /// Cluster size in bytes, if the format has clusters.
     pub cluster_size: Option<u64>,
-    /// The image was not closed. `None`: the format does not tell.
+    /// The image was not closed after its last use. `None`: the format does not record that.
     pub is_dirty: Option<bool>,
     /// Guest data is encrypted.
     pub is_encrypted: bool,
-    /// The backing file that it names.
+    /// The backing file that the image names.
     pub backing: Option<BackingName>,
-    /// Its internal snapshots.
+    /// The internal snapshots of the image.
     pub snapshots: Vec<SnapshotInfo>,
-    /// What only its driver knows, as QAPI's `ImageInfoSpecific`.
+    /// Information specific to the driver, as QAPI's `ImageInfoSpecific`.
     pub specific: Option<Value>,
-    /// What requests it takes.
+    /// The limits of requests.
     pub limits: Arc<Limits>,
-    /// The nodes below, and what the node uses each for: `file`, `backing`, `data-file`.
+    /// The children, each with its role: `file`, `backing`, `data-file`.
     pub children: Vec<(&'static str, ImageInfo)>,
 }
 
 impl ImageInfo {
-    /// Reads it from an image that is open, with its snapshots and those of the nodes below.
+    /// Collects the information on an open image and on all nodes below it, with their snapshots.
     ///
     /// # Errors
     /// [`NotFound`](crate::ErrorKind::NotFound) if the backend is closed.
@@ -69,7 +69,7 @@ impl ImageInfo {
         let mut info = Self::of_node(&root);
         let mut rest = vec![(root, &mut info)];
         while let Some((node, info)) = rest.pop() {
-            // A format without snapshots has none to list.
+            // Treat an error as an empty list: the format may have no snapshots.
             info.snapshots = snapshot::list(&node).await.unwrap_or_default();
             for (name, below) in &mut info.children {
                 let mut children = node.children().iter();
@@ -110,20 +110,21 @@ impl ImageInfo {
         }
     }
 
-    /// All of it as QAPI's `ImageInfo`; with its `limits` if `with_limits`.
+    /// The information as QAPI's `ImageInfo`. `with_limits` adds the key `limits`.
     pub fn to_json(&self, with_limits: bool) -> Value {
         qapi::image_info(self, with_limits)
     }
 }
 
-/// Whether the driver, or a node that it passes on to, has more information on its image than the size.
+/// Whether the driver has more information on its image than the size. For a driver that passes requests on, this also
+/// looks at its children.
 pub fn has_own_info(node: &Node) -> bool {
     let knows = node.driver().info() != oxblk_core::ImageInfo::default();
     let passes_on = node.factory().passes_permissions();
     knows || passes_on && node.children().iter().any(|(_, edge)| has_own_info(edge.node()))
 }
 
-/// Cluster size and whether the image is dirty: the node's own, or those of the node that it passes on to.
+/// The cluster size, and whether the image is dirty. For a node that passes requests on, these are the values of its child.
 fn clusters_of(node: &Node) -> (u64, bool) {
     let info = node.driver().info();
     match node.child(ChildIdx::FILE) {

@@ -1,18 +1,18 @@
-//! The name that opens a node again.
+//! The name with which a node can be opened again: its file name, or a `json:` name if the file name does not suffice.
 
 use oxblk_core::{ChildIdx, DriverKind, Node};
 use serde_json::{Map, Value, json};
 
 use crate::qemu_json;
 
-/// Options that change what an image holds: with one of them, its file name alone does not open it.
+/// Options that change the contents of a disk. If one is set, the file name alone would open a different disk.
 const STRONG: &[&str] = &["offset", "size", "read-zeroes", "latency-ns"];
 
-/// The file name that opens the node, or its options as a `json:` name if there is none.
+/// The file name of the node if it suffices to open the node again, otherwise the options as a `json:` name.
 pub(super) fn of_node(node: &Node) -> String {
     let is_changed =
         node.options().keys().any(|key| STRONG.contains(&key)) || key_secret_of(node).is_some();
-    // Opening the file by its name would not find a format on another format.
+    // A format on top of another format: probing the file by its name would not find the upper one.
     let stacked =
         node.child(ChildIdx::FILE).is_some_and(|f| f.factory().kind() != DriverKind::Protocol);
     match node.filename() {
@@ -21,7 +21,7 @@ pub(super) fn of_node(node: &Node) -> String {
     }
 }
 
-/// The secret that the node was opened with: without it the file name does not open the image either.
+/// The ID of the secret that the node was opened with. Without this secret, the file name does not suffice either.
 fn key_secret_of(node: &Node) -> Option<String> {
     node.options().take_options("encrypt")?.get_str("key-secret").map(str::to_owned)
 }

@@ -1,5 +1,5 @@
-//! QAPI's `ImageInfo` and `SnapshotInfo`. Keys come in the order in which QEMU inserts them, which decides on the order of
-//! printing where two keys share a hash chain.
+//! QAPI's `ImageInfo` and `SnapshotInfo`. The keys are inserted in the same order as in QEMU. If two keys share a hash
+//! chain, this order determines the order of printing ([`crate::qemu_json`]).
 
 use oxblk_core::snapshot::SnapshotInfo;
 use serde_json::{Map, Value, json};

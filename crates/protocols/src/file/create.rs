@@ -1,7 +1,7 @@
 //! Creates files.
 //!
-//! An existing file is overwritten, as the tools have always done, but only after its locks are taken: `create` with
-//! the name of a running guest's disk does not destroy the disk.
+//! An existing file is overwritten, as QEMU's tools do, but only after its locks are taken. So `create` with the name of a
+//! running guest's disk fails and does not destroy the disk.
 
 use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, OptionType};
 use oxblk_core::{Errno, Error, Perm, Permissions, Preallocation, Result, names, strerror};
@@ -185,7 +185,7 @@ async fn prepare_device(factory: &FileFactory, path: &str, wanted: &Wanted) -> R
     if size < wanted.size {
         return Err(Error::invalid("Cannot grow device files"));
     }
-    // Cleared so that probing does not find the previous content.
+    // Clear the first sector, so that probing does not find the previous content.
     let head = usize::try_from(size.min(SECTOR)).unwrap_or(0);
     let clear = oxblk_ring::IoBuf::zeroes(head);
     let cleared = file.write_all_at(clear, 0, false).await;

@@ -1,12 +1,12 @@
 //! Data and holes: `SEEK_DATA`/`SEEK_HOLE`, with a cache of the last extents found.
 //!
-//! A lookup for every cluster of a big file costs a system call each, which is slow on some file systems and runs on
-//! a thread that may block. Normally only extents of data are cached, and only until a discard, a zero write or a
-//! truncation: reporting a hole as data is harmless, reporting data as a hole is not. A lookup that was in flight
+//! A lookup costs a system call, which is slow on some file systems and runs on a thread that may block. So a big file
+//! should not need one for each cluster. Normally only extents of data are cached, and only until a discard, a zero write
+//! or a truncation: reporting a hole as data is harmless, reporting data as a hole is not. A lookup that was in flight
 //! during such a change is not cached (`generation`).
 //!
-//! While nobody may write to the file (this node's users do not, and locks exclude other processes), holes stay
-//! holes. Then a whole run of extents is looked up at once and cached.
+//! While nobody may write to the file (this node's users do not, and locks exclude other processes), holes stay holes. Then
+//! one lookup fetches several consecutive extents, and all of them are cached.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -14,7 +14,7 @@ pub struct FileOptions {
     pub locking: Option<String>,
     /// `threads`, `native` or `io_uring`.
     pub aio: Option<String>,
-    /// Maximum number of requests submitted to the kernel at once. The engine batches by itself, so the value is only
+    /// Maximum number of requests submitted to the kernel in one call. The engine batches by itself, so the value is only
     /// checked.
     pub aio_max_batch: Option<u64>,
     /// Object that manages persistent reservations: not available.

@@ -1,4 +1,4 @@
-//! Zeroing and discarding by the host; records which operations the host does not support.
+//! Zeroing and discarding by the host. It records which operations the host does not support.
 //!
 //! Each operation has a flag: once the file system has reported it as unsupported, it is not tried again. Only "not
 //! supported" counts: an error for one range (alignment, a quota) does not apply to the next range.

@@ -129,7 +129,7 @@ fn readers_on_both_sides_share_an_image() {
 }
 
 #[test]
-fn locking_off_excludes_nobody() {
+fn with_locking_off_others_may_open_the_image_for_writing() {
     let dir = tempfile::tempdir().unwrap();
     let path = qcow2(dir.path());
     block_on(async {

@@ -7,9 +7,9 @@ use crate::cache::CacheMode;
 use crate::getopt::{Found, Opt, both, long};
 use crate::text::number::MAX_OFFSET;
 
-/// Most requests in flight that `-m` can ask for.
+/// Maximum value of `-m`.
 const MAX_PARALLEL: u64 = 16;
-/// Largest `-S`, in bytes.
+/// Maximum value of `-S`, in bytes.
 const MAX_SPARSE: u64 = 16 << 20;
 
 const OPTIONS: &[Opt] = &[
@@ -50,7 +50,7 @@ const OPTIONS: &[Opt] = &[
     both('r', "rate", true).alias("rate-limit"),
 ];
 
-/// The command line, read and checked.
+/// The parsed and checked command line.
 #[derive(Debug)]
 pub(super) struct Arguments {
     pub(super) quiet: bool,
@@ -69,7 +69,7 @@ pub(super) struct Arguments {
     pub(super) backing_format: Option<String>,
     pub(super) create: bool,
     pub(super) target_is_zero: bool,
-    /// Shortest run of zero bytes that becomes a hole; 0 for a target without holes.
+    /// Shortest run of zero bytes that becomes a hole; 0: the target gets no holes.
     pub(super) sparse: u64,
     pub(super) share: bool,
     pub(super) rate: Option<u64>,
@@ -107,7 +107,7 @@ struct Raw {
     skip_broken: bool,
 }
 
-/// Reads and checks the command line.
+/// Parses and checks the command line.
 pub(super) fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     let mut parser = context.parser(words, OPTIONS);
     let mut raw = Raw::default();

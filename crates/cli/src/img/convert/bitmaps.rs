@@ -1,4 +1,4 @@
-//! Persistent bitmaps that `convert --bitmaps` carries over.
+//! Copying persistent bitmaps for `convert --bitmaps`.
 
 use std::sync::Arc;
 
@@ -14,11 +14,11 @@ fn supports_bitmaps(image: &Backend) -> Result<bool, Error> {
 
 fn persistent(image: &Backend) -> Result<Vec<Arc<DirtyBitmap>>, Error> {
     let all = image.node()?.bitmaps().snapshot();
-    // The newest first, as QEMU goes through them.
+    // The newest bitmap first, as in QEMU.
     Ok(all.iter().rev().filter(|bitmap| bitmap.is_persistent()).cloned().collect())
 }
 
-/// Looks whether the source's bitmaps can be copied, before there is a target.
+/// Checks whether the source's bitmaps can be copied. This happens before the target is created.
 pub(super) fn check_source(context: &Context, source: &Backend, skip_broken: bool) -> Step {
     if !supports_bitmaps(source).map_err(|error| context.error(&error))? {
         return Err(context.failed("Source lacks bitmap support"));
@@ -34,7 +34,7 @@ pub(super) fn check_source(context: &Context, source: &Backend, skip_broken: boo
     }
 }
 
-/// Looks whether the target can have bitmaps.
+/// Checks whether the target can have bitmaps.
 pub(super) fn check_target(context: &Context, target: &Backend) -> Step {
     if supports_bitmaps(target).map_err(|error| context.error(&error))? {
         return Ok(());
@@ -44,7 +44,7 @@ pub(super) fn check_target(context: &Context, target: &Backend) -> Step {
     Err(context.failed(format_args!("Format driver '{format}' does not support bitmaps")))
 }
 
-/// Copies them. What has been written to the target until now is not recorded in them.
+/// Copies the bitmaps. They are added after the data is copied, so that they do not record the writes of the copy.
 pub(super) async fn copy(
     context: &Context,
     source: &Backend,
@@ -77,7 +77,7 @@ async fn copy_one(context: &Context, bitmap: &DirtyBitmap, target: &Backend) -> 
     copy.set_enabled(bitmap.is_recording());
     let merged = bitmap.everything().and_then(|all| copy.merge_from(&all));
     if let Err(error) = merged {
-        // It goes as it came: nothing of it was written.
+        // Delete the new bitmap, which has not been written to the image yet.
         drop(graph.delete_bitmap(&node, &copy).await);
         return Err(failed("populate", &error.into()));
     }

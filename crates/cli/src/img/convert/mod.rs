@@ -1,4 +1,4 @@
-//! `img convert`: options here, the target in [`target`], and the copy itself in [`oxblk::copy`].
+//! `img convert`: options and messages. [`target`] prepares the target, and [`oxblk::copy`] does the copy.
 
 mod arguments;
 mod bitmaps;
@@ -70,7 +70,7 @@ async fn convert(
         outcome = job.run(&sources).await;
     }
     for source in sources {
-        // Nothing was written there: a failure to close changes nothing.
+        // The sources were only read, so an error on closing them is ignored.
         drop(source.close().await);
     }
     outcome
@@ -113,7 +113,8 @@ impl Job<'_> {
         closed.map_err(|error| self.context.error(&error))
     }
 
-    /// Says what is left after a signal. An image that this run made is removed: nothing tells it from a whole one.
+    /// Removes the target after a signal if this run created it, and reports what remains. An incomplete image cannot be
+    /// distinguished from a complete one.
     fn report_stop(&self) {
         let (percent, target) = (self.progress.percent(), &self.arguments.target);
         let removed = self.arguments.create
@@ -140,8 +141,8 @@ impl Job<'_> {
     async fn copy(&self, sources: &[Backend], target: &target::Target) -> Step {
         let Arguments { compress, sparse, salvage, offload, rate, out_of_order, .. } =
             *self.arguments;
-        // A target that may hold something is overwritten in place, zeroes where the source has none: to empty it first
-        // would give its space back to the host only to ask for it again.
+        // An existing target is overwritten in place, with zeroes where the sources have no data. Emptying it first would
+        // free its space on the host and then allocate the same space again.
         let options = CopyOptions {
             parallel: self.arguments.parallel,
             sparse,
@@ -184,7 +185,7 @@ impl Job<'_> {
     }
 }
 
-/// Passes on what a copy tells.
+/// Passes progress on to the display, and warns about salvaged ranges.
 struct ProgressObserver {
     program: Program,
     quiet: bool,

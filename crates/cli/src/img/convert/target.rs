@@ -1,4 +1,4 @@
-//! The target of `img convert`: made or opened, and what is known of it before the copy.
+//! The target of `img convert`: this creates it if requested, opens it, and determines its properties before the copy.
 
 use oxblk_core::{
     Backend, ChildIdx, DriverFactory, Error, Gate, Graph, Options, Purpose, relative_to,
@@ -9,19 +9,19 @@ use super::super::{Context, Exit, Step};
 use super::arguments::Arguments;
 use crate::image::Image;
 
-/// Sectors are the unit of a target's size.
+/// The size of a target is a multiple of this many bytes.
 const SECTOR: u64 = 512;
 
-/// The target, open.
+/// The open target.
 pub(super) struct Target {
     pub(super) backend: Backend,
-    /// It reads as zeroes.
+    /// The target reads as zeroes everywhere.
     pub(super) is_zero: bool,
-    /// It has a backing file of this many bytes that the copy relies on.
+    /// The size in bytes of the target's backing file, if the copy relies on that file for data that it does not copy.
     pub(super) backing: Option<u64>,
 }
 
-/// Makes the target, unless it is there already, and opens it.
+/// Creates the target, unless `-n` was given, and opens it.
 pub(super) async fn prepare(
     context: &Context,
     arguments: &Arguments,
@@ -35,7 +35,7 @@ pub(super) async fn prepare(
     let made = if arguments.create {
         create(context, arguments, graph, sources, size).await?
     } else {
-        // Name and format say what a new image refers to. One that exists has the backing file that it has.
+        // An existing target keeps its backing file. `-B` and `-F` do not change it.
         if arguments.backing.is_some() {
             check_relied_on(context, arguments, sources)?;
         }
@@ -46,7 +46,7 @@ pub(super) async fn prepare(
     if let (Err(_), true) = (&opened, arguments.create)
         && let Ok((protocol, _)) = graph.protocol_for(&arguments.target)
     {
-        // Nobody asked for an image without contents.
+        // Remove the new image, since the copy into it cannot start.
         protocol.remove_created(&arguments.target);
     }
     let backend = opened?;
@@ -79,7 +79,7 @@ fn check_backing(
     Ok(())
 }
 
-/// Whether a copy may rely on a backing file of the target.
+/// Refuses options with which a copy cannot rely on the target's backing file.
 fn check_relied_on(context: &Context, arguments: &Arguments, sources: &[Backend]) -> Step {
     if sources.len() > 1 {
         return Err(context.failed("Having a backing file for the target makes no sense when concatenating multiple input images"));
@@ -93,16 +93,16 @@ fn check_relied_on(context: &Context, arguments: &Arguments, sources: &[Backend]
     Ok(())
 }
 
-/// A target that has been made.
+/// Properties of a target that was created.
 #[derive(Default)]
 struct Made {
-    /// It has a backing file.
+    /// The target has a backing file.
     has_backing: bool,
-    /// The options that it takes to open it again.
+    /// The options needed to open the target.
     opening: Options,
 }
 
-/// Makes the target.
+/// Creates the target.
 async fn create(
     context: &Context,
     arguments: &Arguments,
@@ -120,7 +120,7 @@ async fn create(
     if let Some(list) = &arguments.options {
         options.parse(list).map_err(|error| context.error(&error))?;
     }
-    // A size among the options does not count: the target is as large as what is copied.
+    // The target has the size of the sources. A size in `-o` is ignored.
     options.set_size(size);
     set_backing(context, arguments, &mut options, driver)?;
     let backing = options.text("backing_file").map(str::to_owned);
@@ -130,7 +130,7 @@ async fn create(
         if options.is_encrypted() {
             return Err(context.failed("Compression and encryption not supported at the same time"));
         }
-        // A format that compresses lets the kind of compression be chosen.
+        // Every format that can compress has this option.
         if !options.knows("compression_type") {
             return Err(context.failed("Compression not supported for this file format"));
         }
@@ -151,8 +151,8 @@ async fn create(
     Ok(Made { has_backing: backing.is_some(), opening })
 }
 
-/// The options that it takes to open the new image: its secrets and, where images may not name other files, the files
-/// that the command line names for it.
+/// The options needed to open the new image: its secrets and, with `--untrusted`, the backing and data file that the
+/// command line names.
 fn opening(
     arguments: &Arguments,
     graph: &Graph,
@@ -219,7 +219,7 @@ async fn open(
     Ok(image.open_or_say(&context.program, graph).await?)
 }
 
-/// Whether the target reads as zeroes, and the size of its backing file if it has one that counts.
+/// Whether the target reads as zeroes, and the size of its backing file if the copy relies on that file.
 fn describe(
     context: &Context,
     arguments: &Arguments,
@@ -237,7 +237,7 @@ fn describe(
     let below = node.child(ChildIdx::BACKING);
     let backing = match (has_backing, below) {
         (true, Some(below)) => Some(below.size()),
-        // Its size is not known: all that is zero is written as zeroes.
+        // The size of the backing file is unknown, so all zeroes are written.
         (true, None) => Some(u64::MAX),
         (false, _) => None,
     };

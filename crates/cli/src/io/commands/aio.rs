@@ -1,4 +1,4 @@
-//! `aio_read`, `aio_write` and `aio_flush`: requests that go on while further commands run.
+//! `aio_read`, `aio_write` and `aio_flush`: requests that run while further commands run.
 
 use oxblk_core::{Backend, Error, WriteFlags, ZeroFlags, strerror};
 use oxblk_ring::{IoBuf, IoBufMut};
@@ -39,7 +39,7 @@ pub(in crate::io) async fn read(session: &Session, call: Call<'_>) -> Outcome {
     let mut invalid = false;
     let operands = call.parse(READ, |found| {
         match found.id {
-            // Nothing is read behind it.
+            // Do not parse the arguments after it.
             'i' => {
                 invalid = true;
                 return None;
@@ -129,7 +129,7 @@ pub(in crate::io) async fn write(session: &Session, call: Call<'_>) -> Outcome {
         return Outcome::Failed;
     }
     let Some(offset) = bytes(offset) else { return Outcome::Failed };
-    // Zeroes need no memory, so that their length has no bound of its own.
+    // Zeroes need no buffer, so their length is not limited by `MAX_REQUEST`.
     let len = match lengths {
         [length] if options.zeroes => bytes(length),
         lengths => total(lengths),
@@ -150,7 +150,7 @@ pub(in crate::io) async fn write(session: &Session, call: Call<'_>) -> Outcome {
     Outcome::Done
 }
 
-/// The data to write; none for zeroes.
+/// The data to write; `None` for zeroes.
 fn prepare(options: Options, len: u64) -> Option<IoBuf> {
     if options.zeroes {
         return None;

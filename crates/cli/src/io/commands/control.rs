@@ -50,7 +50,7 @@ pub(in crate::io) async fn sleep(_session: &Session, call: Call<'_>) -> Outcome 
             oxblk_ring::sleep(Duration::from_millis(milliseconds)).await;
             Outcome::Done
         }
-        // A number too large to be a time.
+        // A number out of range is accepted and does not sleep.
         Err(SizeError::OutOfRange) => Outcome::Done,
         _ => {
             out(format_args!("{text} is not a valid number\n"));
@@ -69,7 +69,7 @@ pub(in crate::io) async fn sigraise(_session: &Session, call: Call<'_>) -> Outco
     };
     flush_out();
     log::settle();
-    // As raise(3), a number that is no signal changes nothing.
+    // As with raise(3), an invalid signal number has no effect.
     drop(signal_hook::low_level::raise(signal));
     Outcome::Done
 }

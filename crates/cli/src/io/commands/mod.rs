@@ -1,4 +1,4 @@
-//! The commands of `io`: one function each, grouped by what they do.
+//! The commands of `io`: one function each, grouped by topic.
 
 pub(super) mod aio;
 pub(super) mod control;
@@ -13,7 +13,7 @@ use super::table::{Command, Needs, find};
 use crate::getopt::{Fault, Found, Operands, Opt, Parser};
 use crate::program::{err, out};
 
-/// A command as it was given.
+/// A command with its arguments.
 #[derive(Clone, Copy)]
 pub(super) struct Call<'a> {
     command: &'static Command,
@@ -22,7 +22,7 @@ pub(super) struct Call<'a> {
     arguments: &'a [&'a str],
 }
 
-/// Commands of qemu-io that are not there yet: breakpoints and zones, by all their names.
+/// Commands of qemu-io that are not implemented: breakpoints and zones, with all their names.
 const ABSENT: &[&str] = &[
     "break",
     "remove_break",
@@ -87,13 +87,13 @@ fn count_fits(command: &Command, name: &str, given: usize) -> bool {
 }
 
 impl Call<'_> {
-    /// Says how the command is used.
+    /// Prints how the command is used.
     fn misused(&self) -> Outcome {
         out(format_args!("{}\n", self.command.line()));
         Outcome::Failed
     }
 
-    /// Reads the options and gives the operands; `None` when it was wrong, which has been said.
+    /// Parses the options and returns the operands. `None`: they are invalid, and the error has been printed.
     fn parse(
         &self,
         table: &[Opt],
@@ -116,7 +116,7 @@ impl Call<'_> {
     }
 }
 
-/// `Outcome::Done` if it went well.
+/// `Outcome::Done` on success.
 fn done_if(well: bool) -> Outcome {
     if well { Outcome::Done } else { Outcome::Failed }
 }

@@ -45,7 +45,7 @@ pub(in crate::io) async fn open(session: &Session, call: Call<'_>) -> Outcome {
     }
 }
 
-/// Reads `-o`, with a warning where a word stands alone.
+/// Parses the value of `-o`, with a warning about each word without a value.
 fn options(session: &Session, options: &mut Options, text: &str) -> Option<()> {
     for item in list(text, None) {
         let set = match item.key.as_str() {
@@ -60,7 +60,7 @@ fn options(session: &Session, options: &mut Options, text: &str) -> Option<()> {
     Some(())
 }
 
-/// What `reopen` is asked for.
+/// The changes that `reopen` is to make.
 #[derive(Default)]
 struct Changes {
     options: Options,
@@ -68,7 +68,7 @@ struct Changes {
     read_only: Option<bool>,
 }
 
-/// `reopen`: the open image goes on with other options, or as it was if that cannot be.
+/// `reopen`: changes the options of the open image. If that fails, the image keeps its old options.
 pub(in crate::io) async fn reopen(session: &Session, call: Call<'_>) -> Outcome {
     let Some(open) = session.current() else { return Outcome::Failed };
     let mut changes = Changes::default();
@@ -125,7 +125,7 @@ async fn apply(image: &Backend, changes: Changes) -> Result<(), Error> {
             options.insert("read-only", read_only);
             image.reopen(options).await?;
         }
-        // What the tool itself does with the image stays as it is, and may be in the way.
+        // The backend keeps its permissions, so the reopen fails if the new options do not allow them.
         None => {
             let request = ReopenRequest { node: image.node()?, options, keep: true };
             image.graph().reopen(vec![request]).await?;

@@ -27,20 +27,20 @@ const READ: &[Opt] = &[
 const READV: &[Opt] =
     &[short('C', false), short('P', true), short('q', false), short('r', false), short('v', false)];
 
-/// What a read looks at and tells.
+/// What a read checks and prints.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Shown {
     pub(super) for_machines: bool,
     pub(super) quiet: bool,
     pub(super) dump: bool,
     pub(super) pattern: Option<u8>,
-    /// Where the pattern begins, and how long it is if not up to the end.
+    /// The start of the range to check in the buffer, and its length; `None`: up to the end.
     pub(super) check_from: u64,
     pub(super) check_len: Option<u64>,
 }
 
 impl Shown {
-    /// The part of a buffer that the pattern is looked for in; `None` if it is not in the buffer.
+    /// The part of a buffer to be checked against the pattern; `None`: it is not inside the buffer.
     fn checked<'b>(&self, data: &'b [u8]) -> Option<&'b [u8]> {
         let from = usize::try_from(self.check_from).ok()?;
         let rest = data.get(from..)?;
@@ -50,7 +50,7 @@ impl Shown {
         }
     }
 
-    /// Checks and shows what was read; tells whether the pattern is there.
+    /// Checks and prints the data that was read. Returns whether it matches the pattern.
     pub(super) fn show(&self, data: &[u8], offset: u64, timer: Timer) -> bool {
         let mut well = true;
         if let (Some(pattern), Some(part)) = (self.pattern, self.checked(data))
@@ -171,7 +171,7 @@ async fn read_vm_state(session: &Session, offset: u64, len: u64, shown: Shown) -
     }
 }
 
-/// The length of a request.
+/// Parses the length of a request.
 pub(super) fn length(text: &str) -> Option<u64> {
     let len = bytes(text)?;
     if len > MAX_REQUEST {
@@ -181,7 +181,7 @@ pub(super) fn length(text: &str) -> Option<u64> {
     Some(len)
 }
 
-/// The length of a request in several parts.
+/// Parses the lengths of a request with several parts, and returns their sum.
 pub(super) fn total(lengths: &[String]) -> Option<u64> {
     let mut total = 0_u64;
     for text in lengths {
@@ -199,5 +199,5 @@ pub(super) fn total(lengths: &[String]) -> Option<u64> {
     Some(total)
 }
 
-/// Sectors are the unit of VM state.
+/// Offsets and lengths of VM state are multiples of this many bytes.
 pub(super) const SECTOR: u64 = 512;

@@ -1,4 +1,4 @@
-//! `length`, `info`, `map` and `alloc`: what the image is and where it has data of its own.
+//! `length`, `info`, `map` and `alloc`: information on the image and on its allocated ranges.
 
 use serde_json::Value;
 
@@ -13,7 +13,7 @@ use crate::text::info::specific;
 use crate::text::number::in_sectors;
 use crate::text::size::long_bytes;
 
-/// Longest range asked about at once, in bytes.
+/// Longest range of one status query, in bytes.
 const STEP: u64 = 1 << 30;
 
 /// `length`.
@@ -44,7 +44,7 @@ pub(in crate::io) async fn info(session: &Session, _call: Call<'_>) -> Outcome {
     Outcome::Done
 }
 
-/// What the node, or what it passes everything on to, says of its layout.
+/// The layout of the image: that of the node or, if the node passes requests on, that of its child.
 fn layout_of(node: &Node) -> ImageInfo {
     match node.child(ChildIdx::FILE) {
         Some(file) if node.factory().passes_permissions() => layout_of(&file),
@@ -52,7 +52,8 @@ fn layout_of(node: &Node) -> ImageInfo {
     }
 }
 
-/// How far the allocation status at `offset` reaches, and what it is. Backing files do not count.
+/// The length of the range with the same allocation status as `offset`, and whether it is allocated. Backing files do not
+/// count.
 async fn allocation(backend: &Backend, offset: u64, len: u64) -> Result<(u64, bool), Error> {
     let len = len.min(backend.size().saturating_sub(offset)).min(STEP);
     if len == 0 {

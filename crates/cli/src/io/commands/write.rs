@@ -37,7 +37,7 @@ const WRITEV: &[Opt] =
 
 const DISCARD: &[Opt] = &[short('C', false), short('q', false)];
 
-/// The byte written when none is given.
+/// The byte that is written if `-P` is not given.
 pub(super) const DEFAULT_PATTERN: u8 = 0xcd;
 
 /// The options of `write`.
@@ -57,7 +57,7 @@ struct Options {
 }
 
 impl Options {
-    /// The first fault in what goes together.
+    /// The message about the first pair of options that exclude each other.
     fn clash(&self) -> Option<&'static str> {
         let contents = [self.zeroes, self.pattern.is_some(), self.source.is_some()];
         if self.vm_state && self.zeroes {
@@ -101,7 +101,7 @@ pub(in crate::io) async fn write(session: &Session, call: Call<'_>) -> Outcome {
         out(format_args!("{clash}\n"));
         return Outcome::Failed;
     }
-    // Only the first wrong number is told of.
+    // Only the first invalid number is reported.
     let Some((offset, len)) = bytes(offset).and_then(|offset| Some((offset, bytes(count)?))) else {
         return Outcome::Failed;
     };
@@ -155,7 +155,7 @@ async fn carry_out(session: &Session, options: &Options, offset: u64, len: u64) 
     Outcome::Done
 }
 
-/// The bytes to write: a pattern, or those of a file.
+/// The bytes to write: a pattern, or the contents of a file.
 fn contents(options: &Options, len: u64) -> Option<IoBuf> {
     let len = usize::try_from(len).ok()?;
     let Some(path) = &options.source else {
@@ -176,7 +176,7 @@ fn contents(options: &Options, len: u64) -> Option<IoBuf> {
     }
 }
 
-/// The first `len` bytes of a file, or all if it has fewer: a device or a pipe may have no end.
+/// Reads at most the first `len` bytes of a file, since a device or a pipe may have no end.
 fn read_start(path: &Path, len: usize) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let len = u64::try_from(len).unwrap_or(u64::MAX);
@@ -269,9 +269,9 @@ pub(in crate::io) async fn truncate(session: &Session, call: Call<'_>) -> Outcom
         Some(())
     });
     let Some(operands) = operands else { return Outcome::Failed };
-    // Words behind the size are ignored, as QEMU does.
+    // Words after the size are ignored, as in QEMU.
     let [size, ..] = operands.as_slice() else { return call.misused() };
-    // QEMU's message names the first word of the command, whatever it is.
+    // QEMU's message always names the first argument of the command.
     let named = call.arguments.first().copied().unwrap_or(size);
     let Some(size) = bytes_named(size, named) else { return Outcome::Failed };
     let Some(open) = session.current() else { return Outcome::Failed };

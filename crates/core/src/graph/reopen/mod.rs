@@ -1,16 +1,16 @@
-//! Reopening: nodes get other options, all of those asked for or none.
+//! Reopen: several nodes get new options, either all of them or none.
 //!
-//! 1. Plan: the nodes named, and below them those that a parent opened for itself, which follow its cache mode
-//!    and writability. Parents come before their children.
-//! 2. Take the turns of all of them (see [`crate::control`]), and drain everything that reaches them; flush what will be
-//!    read-only.
+//! 1. Plan: the given nodes, and below them the nodes that a parent opened implicitly, because those follow the parent's cache
+//!    mode and writability. Parents come before their children.
+//! 2. Take the control locks of all these nodes (see [`crate::control`]), and drain all backends that reach them. Flush the
+//!    nodes that become read-only.
 //! 3. Every driver prepares.
-//! 4. Backing files are exchanged where other ones were named, permissions are worked out as they will be, and
-//!    protocols take or release their locks.
-//! 5. Every driver commits, children first, so that a parent that has something to write finds its file writable.
+//! 4. Exchange the backing files that the options replace, update permissions for the new state, and have the protocols take
+//!    or release their locks.
+//! 5. Every driver commits, children first, so that a parent that writes during its commit finds its file writable.
 //!
-//! A failure up to and including step 4 undoes the steps before; step 5 cannot fail. Once everything is drained it goes on
-//! to its end even if its future is dropped. What has lost its last user is closed at the end.
+//! A failure up to and including step 4 undoes the earlier steps; step 5 cannot fail. Once all nodes are drained, the
+//! reopen runs to its end even if its future is dropped. Nodes that have lost their last user are closed at the end.
 
 mod replace;
 
@@ -32,23 +32,23 @@ use crate::{ChildIdx, Error, ErrorKind, Node, Options, Result, request};
 pub struct ReopenRequest {
     /// The node.
     pub node: Arc<Node>,
-    /// Its new options, generic ones included.
+    /// The new options of the node, including generic ones.
     pub options: Options,
-    /// What is not mentioned stays as it is; otherwise it goes back to its default, and where there could be a
-    /// backing file it must be said which.
+    /// Options that are not mentioned stay unchanged. Without `keep`, they return to their defaults, and a node that
+    /// can have a backing file must mention it.
     pub keep: bool,
 }
 
-/// All that is to be done.
+/// The complete set of changes of one reopen.
 struct Plan<'a> {
     graph: &'a Graph,
     nodes: Vec<Planned>,
     replacements: Vec<Replacement>,
-    /// Nodes below those planned that are to be planned next.
+    /// Children of planned nodes that must be planned next.
     below: Vec<Change>,
 }
 
-/// A node to be planned, and the flags that its options leave open.
+/// A node to plan, and the flags for options that are not mentioned.
 struct Change {
     request: ReopenRequest,
     base: OpenFlags,
@@ -60,11 +60,11 @@ struct Planned {
 }
 
 impl Graph {
-    /// Reopens several nodes: all of them, or none.
+    /// Reopens several nodes: either all of them or none.
     ///
     /// # Errors
-    /// When an option cannot change, a driver refuses, or a user of a node is in the way of what it
-    /// becomes.
+    /// When an option cannot change, when a driver refuses, or when the permissions of a node's user conflict with its
+    /// new state.
     pub async fn reopen(&self, requests: Vec<ReopenRequest>) -> Result<()> {
         let control = self.reopening().acquire().await;
         let mut plan =
@@ -72,7 +72,7 @@ impl Graph {
         for request in requests {
             let base = if request.keep { request.node.flags() } else { defaults(&request.node) };
             plan.node(Change { request, base })?;
-            // No recursion: a chain of backing files may be long.
+            // Iterative, because a backing chain may be long.
             while let Some(change) = plan.below.pop() {
                 plan.node(change)?;
             }
@@ -87,7 +87,9 @@ impl Graph {
             for node in unused {
                 let name = node.name().to_owned();
                 if let Err(error) = graph.release(node).await {
-                    tracing::error!("closing '{name}', which is no backing file any more: {error}");
+                    tracing::error!(
+                        "cannot close '{name}', which is no longer a backing file: {error}"
+                    );
                 }
             }
             drop(control);
@@ -105,7 +107,7 @@ impl Graph {
     }
 }
 
-/// Carries out a plan while nothing is in flight. Gives the nodes that have lost a user.
+/// Carries out a plan while no request is in flight. Returns the nodes that have lost a user.
 async fn change(nodes: Vec<Planned>, replacements: &[Replacement]) -> Result<Vec<Arc<Node>>> {
     for planned in &nodes {
         if planned.settings.flags.read_only && !planned.node.is_read_only() {
@@ -125,9 +127,9 @@ async fn change(nodes: Vec<Planned>, replacements: &[Replacement]) -> Result<Vec
         Ok(replaced) => replaced,
         Err(error) => {
             for planned in &nodes {
-                // The edges are what they were before, so what was held can be held again.
+                // The edges have their former state, so the former permissions cannot conflict.
                 if let Err(error) = planned.node.refresh_permissions() {
-                    tracing::warn!(%error, "cannot put permissions back");
+                    tracing::warn!(%error, "cannot restore permissions");
                 }
             }
             abort(&nodes).await;
@@ -143,7 +145,7 @@ async fn change(nodes: Vec<Planned>, replacements: &[Replacement]) -> Result<Vec
     Ok(replaced.keep())
 }
 
-/// The flags of a node of which nothing is said but how it came to be.
+/// Flags of a node without explicit options.
 fn defaults(node: &Node) -> OpenFlags {
     let now = node.flags();
     OpenFlags {
@@ -192,7 +194,7 @@ impl Plan<'_> {
         };
         let flags = settings.flags.clone();
         self.nodes.push(Planned { node: Arc::clone(node), settings });
-        // The first of them is planned first.
+        // The list is used as a stack: the first child is planned first.
         for (child, option) in children.into_iter().rev() {
             if option.is_none() && child == ChildIdx::BACKING && !keep && may_have_backing(node) {
                 let text = format!("backing is missing for '{}'", node.name());
@@ -250,7 +252,7 @@ impl Plan<'_> {
     }
 }
 
-/// The option that names a child. A driver without backing files takes `backing` for an option of its own.
+/// Takes out the option that names a child. For a driver without backing files, `backing` is an option of its own.
 fn take_child(options: &mut Options, node: &Node, child: ChildIdx) -> Option<Value> {
     if child == ChildIdx::BACKING && !node.factory().supports_backing() {
         return None;
@@ -258,7 +260,7 @@ fn take_child(options: &mut Options, node: &Node, child: ChildIdx) -> Option<Val
     options.take(child.name())
 }
 
-/// Whether a node has a backing file, or would be given one if it were opened without a word about it.
+/// Whether a node has a backing file, or would open one if its options did not mention it.
 fn may_have_backing(node: &Node) -> bool {
     node.factory().supports_backing()
         && (node.children().has(ChildIdx::BACKING)
@@ -272,7 +274,7 @@ fn cannot_replace(child: ChildIdx) -> Error {
     ))
 }
 
-/// The flags of a child that its parent opened for itself.
+/// The flags of a child that its parent opened implicitly.
 fn inherit(child_flags: &OpenFlags, child: ChildIdx, parent: &OpenFlags) -> OpenFlags {
     let mut flags = child_flags.clone();
     flags.direct = parent.direct;
@@ -320,8 +322,8 @@ async fn abort(plan: &[Planned]) {
     }
 }
 
-/// Works the permissions out as if the nodes had their new settings. On failure they are writable or not as they were,
-/// and the caller has permissions worked out again once the edges are as they were, too.
+/// Updates the permissions as if the nodes already had their new settings. On failure, the nodes' former read-only
+/// state is restored. The caller must then update the permissions again, after it has restored the edges.
 fn change_permissions(plan: &[Planned]) -> Result<()> {
     let before: Vec<bool> = plan.iter().map(|planned| planned.node.is_read_only()).collect();
     for planned in plan {

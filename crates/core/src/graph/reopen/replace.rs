@@ -1,33 +1,34 @@
-//! Backing files that a reopen takes away, exchanges or adds.
+//! Backing files that a reopen removes, exchanges or adds.
 //!
-//! The edges of all nodes are changed at once, while nothing is in flight above them and before permissions are worked
-//! out anew. They can be put back as they were until the reopen is committed.
+//! The edges of all nodes change in one step, while no request is in flight above them, and before permissions are
+//! updated. They can be restored until the reopen commits.
 
 use std::sync::Arc;
 
 use crate::perm::Permissions;
 use crate::{ChildIdx, Edge, Error, Node, Result};
 
-/// A backing file to be exchanged.
+/// A backing file to replace.
 pub(super) struct Replacement {
     pub(super) parent: Arc<Node>,
-    /// The node that comes in its place, if any.
+    /// The new backing file, if any.
     pub(super) new: Option<Arc<Node>>,
 }
 
-/// Edges that have been exchanged. Dropping it without [`Replaced::keep`] puts the old ones back.
+/// The exchanged edges. Dropping this without [`Replaced::keep`] restores the old edges.
 pub(super) struct Replaced {
     undo: Vec<(Arc<Node>, Option<Arc<Edge>>)>,
 }
 
 impl Replaced {
-    /// Exchanges them.
+    /// Exchanges the edges.
     ///
     /// # Errors
-    /// When a node would come to be below itself. Nothing has changed then.
+    /// When a node would be below itself. Nothing has changed then.
     pub(super) fn make(replacements: &[Replacement]) -> Result<Self> {
         let mut replaced = Self { undo: Vec::new() };
-        // All old edges go first: what one of them closed to a circle the others may open.
+        // All old edges are removed first: an old edge could otherwise be part of a cycle that does not exist
+        // afterwards.
         for Replacement { parent, .. } in replacements {
             let old = parent.children().set(ChildIdx::BACKING, None);
             if let Some(old) = &old {
@@ -43,7 +44,7 @@ impl Replaced {
         Ok(replaced)
     }
 
-    /// The change is final. Gives the nodes that have lost a user.
+    /// Makes the change final. Returns the nodes that have lost a user.
     pub(super) fn keep(mut self) -> Vec<Arc<Node>> {
         let edges = self.undo.drain(..).filter_map(|(_, old)| old);
         edges.map(|old| Arc::clone(old.node())).collect()
@@ -59,9 +60,9 @@ impl Drop for Replaced {
         }
         for (parent, old) in self.undo.drain(..) {
             if let Some(old) = old {
-                // What was held before can be held again.
+                // The former permissions were valid before, so they cannot conflict now.
                 if let Err(error) = old.node().add_parent(&old) {
-                    tracing::warn!(%error, "cannot put permissions back");
+                    tracing::warn!(%error, "cannot restore permissions");
                 }
                 parent.children().set(ChildIdx::BACKING, Some(old));
             }
@@ -69,7 +70,7 @@ impl Drop for Replaced {
     }
 }
 
-/// Takes no permission yet: those are worked out for all edges together.
+/// The edge takes no permission yet: permissions are updated for all edges together.
 fn attach(parent: &Arc<Node>, new: &Arc<Node>) -> Result<()> {
     if super::super::drain::is_below(new, parent) {
         return Err(Error::invalid(format!(

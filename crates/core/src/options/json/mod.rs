@@ -1,13 +1,13 @@
-//! The JSON dialect of QEMU: standard JSON, but strings may stand in single quotes, and a key may not come twice
-//! in an object. Faults are reported in QEMU's words.
+//! The JSON dialect of QEMU: standard JSON, except that strings may have single quotes, and that an object may not
+//! contain a key twice. Errors are reported in QEMU's words.
 //!
 //! | file | concern |
 //! |---|---|
 //! | `token` | characters to tokens |
 //! | `text` | strings and their escape sequences |
 //!
-//! The tokens of a value are collected until its brackets are closed, and only then parsed. So a character that belongs
-//! to no token is reported before a fault of the grammar that stands in front of it.
+//! The tokens of a value are collected until its brackets are closed, and are parsed only then. So a character that is
+//! not part of a token is reported before an earlier error of the grammar.
 
 mod text;
 mod token;
@@ -21,10 +21,10 @@ use super::MAX_DEPTH;
 use crate::{Error, Result};
 use token::{Token, Tokens};
 
-/// Parses one value, with nothing but white space around it.
+/// Parses a text that contains one value, with optional white space around it.
 ///
 /// # Errors
-/// When it is not JSON.
+/// When the text is not JSON.
 pub fn parse_json(text: &str) -> Result<Value> {
     let mut tokens = Tokens::new(text);
     let Some(first) = tokens_of_a_value(&mut tokens) else {
@@ -41,7 +41,7 @@ fn fault<T>(text: impl std::fmt::Display) -> Result<T> {
     Err(Error::invalid(format!("JSON parse error, {text}")))
 }
 
-/// Takes the tokens up to the one that closes the brackets of the first; `None` at the end.
+/// Returns the tokens up to the one that closes the brackets of the first; `None` at the end of the text.
 fn tokens_of_a_value<'t>(tokens: &mut Tokens<'t>) -> Option<Result<Vec<Token<'t>>>> {
     let mut found = Vec::new();
     let (mut braces, mut brackets) = (0_usize, 0_usize);
@@ -129,7 +129,7 @@ impl Parser<'_> {
         }
     }
 
-    /// Takes the next token if it is this mark.
+    /// Consumes the next token if it is this mark.
     fn takes(&mut self, mark: char) -> bool {
         self.tokens.next_if(|token| *token == Token::Mark(mark)).is_some()
     }
@@ -149,7 +149,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn strings_stand_in_single_or_double_quotes() {
+    fn strings_may_have_single_or_double_quotes() {
         let value = parse_json(
             r#" {'a': "it's", "b": 'say "x"', 'c': ["\'", '\'', '\u00e9\ud83d\ude00']} "#,
         );
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_told_in_the_words_of_qemus_tools() {
+    fn faults_are_reported_in_the_words_of_qemus_tools() {
         let cases = [
             ("", "Expecting a JSON value"),
             ("{", "JSON parse error, premature EOI"),

@@ -1,15 +1,15 @@
-//! Strings of JSON: what stands between the quotes, with its escape sequences.
+//! Strings of JSON: the text between the quotes, with its escape sequences.
 
 use super::fault;
 use crate::{Result, names};
 
-/// The text of a string that stands in quotes.
+/// The text of a quoted string.
 ///
 /// # Errors
 /// When an escape sequence is wrong.
 pub(super) fn unquote(quoted: &str) -> Result<String> {
     let mut text = String::with_capacity(quoted.len());
-    // What is left of it ends with the closing quote, which is one byte long.
+    // `rest` always ends with the closing quote, which is one byte long.
     let mut rest = quoted.get(1..).unwrap_or_default();
     while rest.len() > 1 {
         let (plain, escape) = match rest.find('\\') {
@@ -25,8 +25,8 @@ pub(super) fn unquote(quoted: &str) -> Result<String> {
     Ok(text)
 }
 
-/// Appends the character of the escape sequence behind a backslash, and gives what follows it. The closing quote of
-/// the string is a part of `sequence`.
+/// Appends the character of the escape sequence after a backslash, and returns the text that follows it. `sequence`
+/// includes the closing quote of the string.
 fn unescape<'s>(sequence: &'s str, text: &mut String) -> Result<&'s str> {
     let mut chars = sequence.chars();
     let c = match chars.next() {
@@ -43,8 +43,8 @@ fn unescape<'s>(sequence: &'s str, text: &mut String) -> Result<&'s str> {
     Ok(chars.as_str())
 }
 
-/// The same for the escape sequence of a character by its number, one or two UTF-16 units. `sequence` begins with the
-/// digits of the first.
+/// As [`unescape`], for a character that is given as one or two UTF-16 units. `sequence` begins with the digits of the
+/// first unit.
 fn unicode<'s>(sequence: &'s str, text: &mut String) -> Result<&'s str> {
     let (first, mut rest) = unit(sequence);
     let mut units = vec![first];
@@ -59,7 +59,7 @@ fn unicode<'s>(sequence: &'s str, text: &mut String) -> Result<&'s str> {
     let decoded =
         units.map(|units| char::decode_utf16(units).collect::<std::result::Result<String, _>>());
     match decoded {
-        // QEMU stores this character as two bytes that are no UTF-8, so that the string does not end there.
+        // QEMU stores this character as two bytes that are not UTF-8, so that it does not end a C string.
         Some(Ok(decoded)) if decoded == "\0" => text.push_str(&names::to_text(&[0xc0, 0x80])),
         Some(Ok(decoded)) if !decoded.chars().any(is_noncharacter) => text.push_str(&decoded),
         _ => {
@@ -71,7 +71,7 @@ fn unicode<'s>(sequence: &'s str, text: &mut String) -> Result<&'s str> {
     Ok(rest)
 }
 
-/// The number of the first four hexadecimal digits, if they are four, and what follows these four characters.
+/// The UTF-16 unit of the first four characters, if all are hexadecimal digits, and the text that follows them.
 fn unit(text: &str) -> (Option<u16>, &str) {
     let end = text.char_indices().nth(4).map_or(text.len(), |(position, _)| position);
     let (digits, rest) = text.split_at(end);
@@ -79,7 +79,7 @@ fn unit(text: &str) -> (Option<u16>, &str) {
     (u16::from_str_radix(digits, 16).ok().filter(|_| all_digits), rest)
 }
 
-/// Whether Unicode sets the number aside for other things than characters.
+/// Whether Unicode reserves this code point as a noncharacter.
 fn is_noncharacter(c: char) -> bool {
     matches!(c, '\u{fdd0}'..='\u{fdef}') || u32::from(c) & 0xfffe == 0xfffe
 }

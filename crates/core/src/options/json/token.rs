@@ -1,6 +1,6 @@
-//! Tokens of JSON. What a token means is not looked at here.
+//! Tokens of JSON: splitting a text into tokens, without interpreting them.
 
-/// A token, as it stands in the text.
+/// A token with its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Token<'t> {
     /// One of `{ } [ ] : ,`.
@@ -13,7 +13,7 @@ pub(super) enum Token<'t> {
     Text(&'t str),
 }
 
-/// Takes a text apart. A token that is cut short, and a character that begins none, are given back as an error.
+/// Splits a text into tokens. An incomplete token, and a character that begins no token, are returned as an error.
 pub(super) struct Tokens<'t> {
     rest: &'t str,
 }
@@ -23,14 +23,14 @@ impl<'t> Tokens<'t> {
         Self { rest: text }
     }
 
-    /// Takes the token of this many bytes.
+    /// Consumes a token of `len` bytes.
     fn take(&mut self, len: usize) -> &'t str {
         let (token, rest) = self.rest.split_at_checked(len).unwrap_or((self.rest, ""));
         self.rest = rest;
         token
     }
 
-    /// Takes what precedes `position`, and the character there: it is what the token does not allow.
+    /// Consumes the text up to `position` and the character there, which the token does not allow.
     fn stray(&mut self, position: usize) -> &'t str {
         let wrong = self.rest.get(position..).and_then(|rest| rest.chars().next());
         self.take(position.saturating_add(wrong.map_or(0, char::len_utf8)))
@@ -65,7 +65,7 @@ impl<'t> Iterator for Tokens<'t> {
     }
 }
 
-/// The length of the string that the text begins with, or the position of what it does not allow.
+/// The length of the string at the start of the text, or the position of the character that the string does not allow.
 fn text_len(text: &str) -> Result<usize, usize> {
     let mut chars = text.char_indices();
     let quote = chars.next().map(|(_, quote)| quote);
@@ -82,7 +82,7 @@ fn text_len(text: &str) -> Result<usize, usize> {
     Err(text.len())
 }
 
-/// The length of the number that the text begins with, or the position of what it does not allow.
+/// The length of the number at the start of the text, or the position of the character that the number does not allow.
 fn number_len(text: &str) -> Result<usize, usize> {
     let bytes = text.as_bytes();
     let at = |position: usize| bytes.get(position).copied();
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stray_character_comes_with_the_token_that_it_cuts_short() {
+    fn an_error_contains_the_stray_character_and_the_token_before_it() {
         let cases = [
             ("'a\nb'", "'a\n"),
             ("\"abc", "\"abc"),

@@ -1,7 +1,8 @@
-//! Zero clusters become what version 2 knows: nothing where no backing file could show through, else data.
+//! Replacing zero clusters for version 2, which has none. Where no backing file would become visible, they become unallocated.
+//! Elsewhere they become data.
 //!
-//! They are replaced by way of ordinary writes, so a power cut at any point leaves the same disk with fewer of them. Those
-//! of snapshots are replaced by `snapshots::expand`.
+//! Ordinary writes replace them, so a power cut at any point leaves a disk with the same contents and fewer zero clusters.
+//! `snapshots::expand` replaces the zero clusters of snapshots.
 
 use std::sync::atomic::Ordering::Acquire;
 
@@ -12,13 +13,14 @@ use super::Qcow2;
 use crate::qcow2::lookup::Extent;
 use crate::qcow2::write_back::ReleaseReason;
 
-/// Zeroes written at once, in bytes.
+/// Number of zero bytes per write.
 const PIECE: u64 = 1 << 20;
-/// Such writes in flight.
+/// Number of these writes in flight.
 const IN_FLIGHT: usize = 4;
 
 impl Qcow2 {
-    /// Version 2 does not tell the disk's size of each snapshot.
+    /// Refuses a downgrade if version 2 cannot store a snapshot: it does not store a snapshot's disk size, so that size must be
+    /// `size`, and it limits the size of VM state.
     pub(super) async fn check_snapshots_for_downgrade(&self, size: u64) -> Result<()> {
         if self.snapshots_fit_version_2(size).await? {
             return Ok(());
@@ -26,7 +28,7 @@ impl Qcow2 {
         Err(Error::unsupported("Internal snapshots prevent downgrade of image"))
     }
 
-    /// Version 2 cannot say that an image needs a repair.
+    /// Refuses a downgrade of an image that needs a repair, because version 2 has no dirty bit.
     pub(super) fn check_needs_no_repair(&self) -> Result<()> {
         if self.unfinished.load(Acquire) {
             return Err(Error::unsupported("Cannot downgrade an image that needs a repair"));
@@ -34,7 +36,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Leaves no zero cluster, neither in the active state nor in a snapshot.
+    /// Replaces all zero clusters, in the active state and in the snapshots.
     pub(super) async fn expand_zero_clusters(&self, progress: &dyn Fn(u64, u64)) -> Result<()> {
         let over_backing = self.header().backing_file.is_some();
         let reach = self.geometry.cluster_size() << self.geometry.l2_bits();
@@ -60,9 +62,9 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Makes whole clusters that read as zeroes do so without the flag.
+    /// Replaces a run of zero clusters by data, or makes them unallocated.
     async fn expand(&self, from: u64, to: u64, over_backing: bool) -> Result<()> {
-        // What lies behind the end of the disk reads as zeroes wherever it is not allocated.
+        // Unallocated clusters behind the end of the disk read as zeroes even with a backing file.
         let end = if over_backing { to.min(self.size()).max(from) } else { from };
         let mut at = from;
         while at < end {

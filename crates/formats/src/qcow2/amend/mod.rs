@@ -1,18 +1,20 @@
-//! Amending: other options for an image that exists.
+//! Amending: changing the options of an existing image.
 //!
-//! Everything that can be refused is refused before anything changes. Then come, each of them leaving a whole image:
+//! The options are checked first. Then passwords are changed, if encryption options are given. Then snapshots and refcounts are
+//! checked. Then these steps follow, each of which leaves a valid image:
 //!
-//! 1. the header of version 3, if the image gets that, after what snapshots must have in it;
-//! 2. features and the data file's name;
-//! 3. the size, if the disk grows;
-//! 4. for version 2: zero clusters become data, or nothing (`downgrade`);
-//! 5. the size, if the disk shrinks: what is cut off does not come back;
-//! 6. refcounts of another width, written beside the old ones (`refcount_width`), and the header that names them and has
-//!    its final version.
+//! 1. for an upgrade: complete the snapshot table for version 3, then write the header of version 3;
+//! 2. change the feature bits and the data file's name in the header;
+//! 3. grow the disk, if its size increases;
+//! 4. for a downgrade to version 2: replace the zero clusters (`downgrade`);
+//! 5. shrink the disk, if its size decreases: this cannot be undone;
+//! 6. write refcounts of another width beside the old ones (`refcount_width`), then write the header that names them and has
+//!    the final version.
 //!
-//! If one of the last three fails, a disk that has grown gets its old size back.
+//! If step 4, 5 or 6 fails, a disk that has grown gets its old size back.
 //!
-//! What is in memory is of the old version and width; so the image takes no more requests once either has changed.
+//! The state in memory belongs to the old version and refcount width. So the open image fails all further requests once either
+//! has changed.
 
 mod downgrade;
 mod refcount_width;
@@ -65,10 +67,10 @@ pub(super) static AMEND_OPTIONS: &[CreateOption] = &[
     option("size", OptionType::Size, "Virtual disk size"),
 ];
 
-/// What is said where there are no keys to change.
+/// Error text for encryption options of an image that is not encrypted.
 const NOT_ENCRYPTED: &str = "Can't amend encryption options - encryption not present";
 
-/// What an image is to become; nothing for what stays as it is.
+/// The requested changes. `None` means no change.
 #[derive(Debug, Default)]
 struct Wanted {
     version: Option<u32>,
@@ -79,7 +81,7 @@ struct Wanted {
     backing_format: Option<String>,
     data_file: Option<String>,
     data_file_raw: Option<bool>,
-    /// Options of encryption.
+    /// Encryption options.
     encrypt: Options,
 }
 
@@ -115,12 +117,12 @@ impl Wanted {
         Ok(Self { encrypt, ..wanted })
     }
 
-    /// The width of refcounts.
+    /// Binary logarithm of the requested refcount width.
     fn refcount_order(&self) -> Result<Option<u32>> {
         self.refcount_bits.map(|bits| refcount_order(Some(bits))).transpose()
     }
 
-    /// Refuses what cannot be; of several faults it reports the one that QEMU does.
+    /// Refuses impossible changes. If several options are wrong, the error is the one that QEMU reports.
     fn check(&self, header: &Header) -> Result<()> {
         let version = self.version.unwrap_or(header.version);
         let fault = |text: &'static str| Err(Error::invalid(text));
@@ -164,7 +166,7 @@ impl Wanted {
     }
 }
 
-/// Refuses version 2 for what it has no words for.
+/// Refuses a downgrade of an image with features that version 2 does not have.
 fn check_downgrade(header: &Header, refcount_order: u32) -> Result<()> {
     if refcount_order != 4 {
         return Err(Error::unsupported("compat=0.10 requires refcount_bits=16"));
@@ -203,7 +205,7 @@ impl Qcow2 {
         if size.is_some() && version < 3 && header.version < 3 {
             self.check_resizable()?;
         }
-        // What is freed has to be free, and written, before anything is laid out anew.
+        // Pending frees must be complete and on disk before new structures are laid out.
         self.close_image().await?;
         self.stop_postponing().await?;
         let order = wanted.refcount_order()?.filter(|o| *o != header.geometry.refcount_order);
@@ -223,30 +225,30 @@ impl Qcow2 {
         let downgraded = header.version >= 3 && version < 3;
         let finished = self.finish_amend(order, downgraded, smaller, &*request.progress).await;
         if finished.is_err() {
-            // Requests go on, and the bitmaps may have been completed.
+            // The image stays in use. The bitmaps may have been stored already, so they are marked as in use again.
             self.use_bitmaps().await;
             self.shrink_back(old_size).await;
         }
         finished?;
         if version != header.version || order.is_some() {
-            // What is in memory tells of the image as it was: it has to be opened again.
+            // The state in memory belongs to the old version or width: the image must be opened again.
             self.corrupt.store(true, Release);
         }
         Ok(())
     }
 
-    /// Passwords of an encrypted image.
+    /// Changes the passwords of an encrypted image.
     async fn amend_keys(&self, options: Options, force: bool) -> Result<()> {
         let Some(encryption) = &self.encryption else {
             return Err(Error::invalid(NOT_ENCRYPTED));
         };
         let file = self.children.require(ChildIdx::FILE)?;
-        // The LUKS header stays where it is meanwhile.
+        // The header lock prevents moving the LUKS header meanwhile.
         let _turn = self.hold_header().await;
         encryption.change_keys(&file, options, force).await
     }
 
-    /// Features and names, which the header alone tells.
+    /// Changes the feature bits and the data file's name, which only the header stores.
     async fn amend_header(&self, wanted: &Wanted) -> Result<()> {
         let amend = |header: &mut Header| {
             if let Some(lazy) = wanted.lazy_refcounts
@@ -268,18 +270,18 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Gives a disk that has grown its old size back, as the rest of what was wanted has failed.
+    /// Shrinks a disk that has grown to its old size, because a later step has failed.
     async fn shrink_back(&self, size: u64) {
         if size < self.size()
             && self.check_usable().is_ok()
             && let Err(error) = self.resize_image(size, Preallocation::Off).await
         {
-            tracing::warn!("qcow2: the disk stays larger than it was: {error}");
+            tracing::warn!("qcow2: the disk could not be shrunk to its old size: {error}");
         }
     }
 
-    /// Leaves no zero clusters for version 2, shrinks the disk to `smaller`, writes refcounts of another width if one is
-    /// given, and the header as it stays.
+    /// Makes steps 4 to 6: replaces zero clusters for a downgrade, shrinks the disk to `smaller`, writes refcounts of another
+    /// width if `order` is given, and writes the final header.
     async fn finish_amend(
         &self,
         order: Option<u32>,
@@ -295,7 +297,7 @@ impl Qcow2 {
             self.resize_image(size, Preallocation::Off).await?;
         }
         if order.is_some() || downgrade {
-            // They cannot be written once refcounts are of another kind.
+            // Metadata and bitmaps cannot be written after the version or the refcount width has changed.
             self.complete_image().await?;
         } else {
             self.close_image().await?;

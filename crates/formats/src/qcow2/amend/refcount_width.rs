@@ -1,10 +1,10 @@
-//! Refcounts of another width.
+//! Writing refcounts of another width.
 //!
-//! A new table and new blocks are written into free clusters, beside the old ones. Nothing refers to them until the header
-//! does, and once it does nothing refers to the old ones; so the new refcounts count themselves and not the old, and a
-//! power cut leaves the one or the other without so much as a leak.
+//! A new refcount table and new refcount blocks are written into free clusters, beside the old ones. One write to the header
+//! replaces the old structures by the new ones. So the new refcounts count the new structures and not the old ones. A power cut
+//! leaves the old or the new refcounts, without a leak.
 //!
-//! Memory is bounded by the number of refcount blocks, of which one at a time is held.
+//! Only one refcount block is in memory at a time. Memory use is proportional to the number of refcount blocks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use super::Qcow2;
 use crate::qcow2::allocator::Reserved;
 use crate::qcow2::layout::{MAX_REFCOUNT_TABLE_BYTES, refcount_max, refcount_set};
 
-/// New refcounts that are on disk, durably, and that nothing refers to yet.
+/// New refcounts that are durable on disk, but to which the header does not refer yet.
 pub(super) struct NewRefcounts<'a> {
     /// Binary logarithm of their width in bits.
     pub(super) order: u32,
@@ -27,29 +27,30 @@ pub(super) struct NewRefcounts<'a> {
 }
 
 impl NewRefcounts<'_> {
-    /// The header refers to them.
+    /// Call this when the header refers to the new refcounts: their clusters are in use.
     pub(super) fn keep(self) {
         self.held.into_iter().for_each(Reserved::keep);
     }
 }
 
-/// Where they go.
+/// The places of the new refcount structures.
 #[derive(Default)]
 struct Layout<'a> {
-    /// Refcount table index to the cluster of the block.
+    /// The cluster of each new block, by refcount table index.
     blocks: BTreeMap<u64, u64>,
     table: u64,
     table_clusters: u64,
-    /// All clusters that they take.
+    /// All clusters of the new structures.
     own: BTreeSet<u64>,
     held: Vec<Reserved<'a>>,
 }
 
 impl Qcow2 {
-    /// Writes all refcounts anew, with a width of 2^`order` bits. Core has drained the node, and nothing is dirty.
+    /// Writes a second copy of all refcounts, with a width of 2^`order` bits. Core has drained the node, and no metadata is
+    /// dirty.
     ///
     /// # Errors
-    /// When a refcount does not fit into the width, or the table would be too large; as the file reports.
+    /// When a refcount does not fit into the width, or the table would be too large; or as the file reports.
     pub(super) async fn write_refcounts(
         &self,
         order: u32,
@@ -78,14 +79,14 @@ impl Qcow2 {
         })
     }
 
-    /// Refuses a width of 2^`order` bits that a refcount does not fit into. Nothing is dirty.
+    /// Fails if a refcount does not fit into 2^`order` bits. No metadata is dirty.
     pub(super) async fn check_refcounts_fit(&self, order: u32) -> Result<()> {
         let per_block = (self.geometry.cluster_size() << 3) >> order;
         let old = self.refcounts.structure();
         self.blocks_needed(order, per_block, &old).await.map(drop)
     }
 
-    /// Table indices of the blocks that have something to count.
+    /// Table indices of the new blocks that have a refcount other than 0.
     async fn blocks_needed(
         &self,
         order: u32,
@@ -140,7 +141,8 @@ impl Qcow2 {
         }
     }
 
-    /// Gives each table index that has no block one; a block may need another for itself.
+    /// Reserves a block for each table index that has none. The cluster of a new block may need a further block for its own
+    /// refcount.
     async fn place_blocks<'a>(
         &'a self,
         layout: &mut Layout<'a>,

@@ -1,4 +1,7 @@
-//! The header's word of where the directory is.
+//! The bitmaps extension of the header, which names the bitmap directory.
+//!
+//! Header changes are first planned and then carried out, so that a caller learns before any write whether the header
+//! has space for the extension. Each write is flushed before the next one starts.
 
 use oxblk_core::{Edge, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
@@ -7,10 +10,11 @@ use super::super::layout::{
     Autoclear, BitmapsExtension, Header, HeaderWrite, change_bitmaps_extension, field_offsets,
 };
 
-/// The writes that have the header of the image in `file` name the directory `new`, or none.
+/// Plans the writes that make the header of the image in `file` name the directory `new`. With `None` the header names
+/// no directory afterwards.
 ///
 /// # Errors
-/// As the file reports; [`oxblk_core::ErrorKind::NoSpace`] when the header has no room for the extension.
+/// As the file reports; [`oxblk_core::ErrorKind::NoSpace`] when the header has no space for the extension.
 pub(in super::super) async fn plan(
     file: &Edge,
     header: &Header,
@@ -21,10 +25,10 @@ pub(in super::super) async fn plan(
     change_bitmaps_extension(&head, new)
 }
 
-/// Carries such writes out, durably.
+/// Carries out the writes of [`plan`], and flushes each of them.
 ///
 /// # Errors
-/// As the file reports: then nobody knows which directory is named.
+/// As the file reports. After an error it is unknown which directory the header names.
 pub(in super::super) async fn carry_out(file: &Edge, writes: Vec<HeaderWrite>) -> Result<()> {
     for HeaderWrite { offset, bytes } in writes {
         file.write(offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
@@ -33,7 +37,7 @@ pub(in super::super) async fn carry_out(file: &Edge, writes: Vec<HeaderWrite>) -
     Ok(())
 }
 
-/// Has the header say that the bitmaps are not consistent, durably, until the extension is changed.
+/// Clears the autoclear bit of bitmaps durably: until the extension is changed, the bitmaps count as inconsistent.
 ///
 /// # Errors
 /// As the file reports.

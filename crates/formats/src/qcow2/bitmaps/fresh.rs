@@ -1,6 +1,7 @@
-//! Clusters that are written and counted, and that nothing refers to yet.
+//! New metadata clusters that are written and counted, but not yet referred to.
 //!
-//! They are given up again unless they are kept, so that a change that fails halfway leaks nothing.
+//! Unless [`Fresh::keep`] is called, dropping [`Fresh`] frees these clusters, so that a change that fails halfway leaks
+//! nothing.
 
 use oxblk_core::{ChildIdx, Result, WriteFlags, run_all};
 use oxblk_ring::{IoBuf, IoBufMut};
@@ -9,7 +10,7 @@ use roaring::RoaringTreemap;
 use super::super::Qcow2;
 use super::super::write_back::ReleaseReason;
 
-/// New clusters of metadata.
+/// New metadata clusters that one change has written.
 pub(super) struct Fresh<'a> {
     image: &'a Qcow2,
     clusters: RoaringTreemap,
@@ -17,12 +18,12 @@ pub(super) struct Fresh<'a> {
 }
 
 impl<'a> Fresh<'a> {
-    /// None yet.
+    /// Starts without clusters.
     pub(super) fn new(image: &'a Qcow2) -> Self {
         Self { image, clusters: RoaringTreemap::new(), kept: false }
     }
 
-    /// Writes each of `pieces` (whole clusters) to a cluster of its own, and gives their numbers.
+    /// Writes each of `pieces` (one cluster each) to a new cluster, and returns the cluster numbers.
     pub(super) async fn put(&mut self, mut pieces: Vec<IoBufMut>) -> Result<Vec<u64>> {
         let bits = self.image.geometry.cluster_bits;
         let file = self.image.children.require(ChildIdx::FILE)?;
@@ -46,8 +47,8 @@ impl<'a> Fresh<'a> {
         Ok(clusters)
     }
 
-    /// Writes `bytes` to clusters that lie together, and gives the number of the first. What the last one has behind
-    /// them is whatever was there.
+    /// Writes `bytes` to new contiguous clusters, and returns the number of the first one. The rest of the last cluster
+    /// keeps its old contents.
     pub(super) async fn put_together(&mut self, bytes: Vec<u8>) -> Result<u64> {
         let geometry = self.image.geometry;
         let count = geometry.clusters_for(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
@@ -70,18 +71,18 @@ impl<'a> Fresh<'a> {
         self.image.refcounts.allocator.note_metadata(start << geometry.cluster_bits, bytes);
     }
 
-    /// The first cluster behind all of them.
+    /// The number after the highest cluster number.
     pub(super) fn end(&self) -> u64 {
         self.clusters.max().map_or(0, |last| last.saturating_add(1))
     }
 
-    /// Makes them and their refcounts durable: they may be referred to from now on.
+    /// Makes the clusters and their refcounts durable. From then on, metadata may refer to the clusters.
     pub(super) async fn settle(&self) -> Result<()> {
         self.image.write_back_refcounts().await?;
         self.image.children.require(ChildIdx::FILE)?.flush().await
     }
 
-    /// They are referred to, or may be.
+    /// Keeps the clusters allocated, because metadata refers to them or may refer to them.
     pub(super) fn keep(mut self) {
         self.kept = true;
     }
@@ -96,7 +97,7 @@ impl Drop for Fresh<'_> {
 }
 
 impl Qcow2 {
-    /// Hands one reference of each of these clusters to the write-back.
+    /// Passes one reference of each cluster to the write-back, which lowers the refcounts.
     pub(super) fn drop_table_clusters(&self, clusters: &RoaringTreemap) {
         for cluster in clusters {
             self.drop_clusters(cluster, 1, ReleaseReason::Table);

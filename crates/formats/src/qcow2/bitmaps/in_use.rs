@@ -1,4 +1,7 @@
-//! The mark on disk that a bitmap is in use, and what a reopen does about it.
+//! The on-disk flag "in use" of bitmaps, and its handling in a reopen.
+//!
+//! The flag is durable before the first request can change a bitmap. After a power cut, a bitmap with this flag is
+//! inconsistent.
 
 use std::sync::atomic::Ordering::Release;
 
@@ -11,7 +14,7 @@ use super::load::read_directory;
 use super::{State, Stored};
 
 impl State {
-    /// Whether the bitmap changes, or may, while the image is written to.
+    /// Whether the bitmap may change while the image is written to.
     fn changes(&self, stored: &Stored) -> bool {
         let is_live = self.live.iter().any(|live| *live.name() == *stored.entry.name());
         is_live || stored.entry.flags.contains(BitmapFlags::AUTO)
@@ -19,8 +22,8 @@ impl State {
 }
 
 impl Qcow2 {
-    /// Marks the bitmaps as in use, durably: those that can be used, and those that nobody keeps up to date though
-    /// they should be. The flags lie within a sector each, and until all are durable nothing changes.
+    /// Marks bitmaps as in use, durably: the usable ones, and the enabled ones that are unusable and so miss the
+    /// guest's writes. The flags of an entry lie within one sector. No bitmap changes before all flags are durable.
     pub(in super::super) async fn mark_bitmaps_in_use(&self) -> Result<()> {
         let _turn = self.bitmaps.changing.lock().await;
         let state = self.bitmaps.state().clone();
@@ -46,8 +49,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// The image has become writable, or stays so after all: its bitmaps are in use from before the next request.
-    /// If that cannot be said on disk, nothing is written any more.
+    /// Marks the bitmaps as in use when the image has become writable, or stays writable because a reopen failed. The
+    /// marks are durable before the next request. If they cannot be written, the image accepts no more writes.
     pub(in super::super) async fn use_bitmaps(&self) {
         if let Err(error) = self.mark_bitmaps_in_use().await {
             tracing::error!("qcow2: the bitmaps cannot be marked as in use: {error}");
@@ -62,7 +65,7 @@ impl Qcow2 {
         live.iter().for_each(|bitmap| bitmap.set_read_only(read_only));
     }
 
-    /// Whether the image in `file` has the bitmaps that are in memory, as they are there.
+    /// Whether the bitmaps on disk in `file` equal the bitmaps in memory.
     pub(in super::super) async fn has_bitmaps_on_disk(
         &self,
         file: &Edge,
@@ -81,7 +84,7 @@ impl Qcow2 {
             let Some(live) = state.live.iter().find(|live| *live.name() == *entry.name()) else {
                 continue;
             };
-            // Equal entries do not tell that nobody has put other data there.
+            // Equal entries do not prove equal data: another program may have changed it.
             let table = self.read_bitmap_table(file, entry).await?;
             let mut unlimited = u64::MAX;
             let there = self.read_bitmap(file, entry, &table, &mut unlimited).await;

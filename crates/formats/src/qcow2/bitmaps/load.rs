@@ -1,8 +1,8 @@
-//! Reading directory, tables and data.
+//! Reading the bitmap directory, the bitmap tables and the bitmap data.
 //!
-//! What an image says here decides no more than where is read: tables lie within the file, a bitmap has as much data as
-//! the disk's size asks for, and no two of them share a cluster. Only bits that are said to be set all over a cluster come
-//! without bytes in the file; they are taken from a fixed budget.
+//! An untrusted image cannot make this module use unbounded memory. A table must lie within the file, the amount of
+//! bitmap data must match the disk size, and two bitmaps must not share a cluster. An "all ones" entry needs no data in
+//! the file, so a fixed budget limits the bytes of such entries.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use super::super::layout::{
 };
 use super::{State, Stored};
 
-/// Most bytes of bitmap data that an image's tables may call all ones.
+/// Budget in bytes for the bitmap data that "all ones" entries of an image stand for.
 const ONES: u64 = 256 << 20;
 /// Bytes of bitmap data that are read ahead.
 const READ_AHEAD: u64 = 4 << 20;
@@ -28,7 +28,7 @@ const READ_AHEAD: u64 = 4 << 20;
 /// Reads the bitmap directory.
 ///
 /// # Errors
-/// When its entries cannot be told apart, or as the file reports.
+/// When the directory cannot be parsed, or as the file reports.
 pub(in super::super) async fn read_directory(
     file: &Edge,
     directory: &BitmapsExtension,
@@ -88,7 +88,7 @@ impl Qcow2 {
         Ok(all)
     }
 
-    /// A bitmap's place in the image, and its contents if it can be used.
+    /// Loads one bitmap: its location in the image, and its contents if it is usable.
     async fn load_bitmap(
         &self,
         file: &Edge,
@@ -129,7 +129,7 @@ impl Qcow2 {
         }
     }
 
-    /// Notes clusters as metadata; tells whether none of them had been.
+    /// Notes clusters as metadata. Returns whether none of them was metadata before.
     fn note_own(&self, clusters: &RoaringTreemap) -> bool {
         let bits = self.geometry.cluster_bits;
         let allocator = &self.refcounts.allocator;
@@ -142,7 +142,7 @@ impl Qcow2 {
     /// The entries of a bitmap's table.
     ///
     /// # Errors
-    /// When it is not in the file, or as that reports.
+    /// When the table does not lie within the file, or as the file reports.
     pub(super) async fn read_bitmap_table(
         &self,
         file: &Edge,
@@ -194,7 +194,8 @@ impl Qcow2 {
     /// The contents of a bitmap that is not in use.
     ///
     /// # Errors
-    /// When its table does not suit the disk, has more than `ones` bytes all ones, or as the file reports.
+    /// When the table does not match the disk size, when its "all ones" entries exceed the budget `ones`, or as the
+    /// file reports.
     pub(super) async fn read_bitmap(
         &self,
         file: &Edge,
@@ -242,7 +243,7 @@ impl Qcow2 {
         Ok(map)
     }
 
-    /// The bitmap that the node gets; none where it cannot have one of such a name.
+    /// Makes the node's bitmap, or `None` if a node cannot have a bitmap with this name.
     fn make_bitmap(
         &self,
         stored: &Stored,

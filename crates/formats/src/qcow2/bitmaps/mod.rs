@@ -2,24 +2,31 @@
 //!
 //! | file | concern |
 //! |---|---|
-//! | `load` | reading directory, tables and data; what cannot be used |
-//! | `in_use` | the mark on disk that says so, set and taken back |
-//! | `store` | writing the bitmaps when the image is closed, and taking one out |
-//! | `unchanged` | the bitmaps of a compacted image that need not be written when it is closed |
-//! | `relocate` | moving them towards the front of the file |
-//! | `fresh` | clusters that nothing refers to yet |
-//! | `extension` | the header's word of where the directory is |
+//! | `load` | reading directory, tables and data; finding unusable bitmaps |
+//! | `in_use` | setting the in-use flag on disk |
+//! | `store` | writing the bitmaps when the image is closed, and removing one |
+//! | `unchanged` | closing a compacted image without rewriting its unchanged bitmaps |
+//! | `relocate` | moving bitmaps to lower clusters |
+//! | `fresh` | new clusters that are not referred to yet |
+//! | `extension` | the header extension that names the directory |
 //!
-//! Core tracks writes in the bitmaps that [`PersistentBitmaps::load`] gave it. On disk each is marked as in use, durably,
-//! before the node takes requests. When the image is closed or becomes read-only, all of them are written to new clusters,
-//! data, tables and directory, and counted; then the header is made to name the new directory, which is one write; only
-//! then the old ones are given up. In an image that has been compacted, those that it has as they are in memory stay where
-//! they are, and if that goes for all of them, their marks are taken back in place. So at any moment the header names a
-//! directory of bitmaps that are in use, or of bitmaps that are complete and that nobody changes any more. A power cut
-//! leaks clusters at worst, and bitmaps that were in use come back as inconsistent.
+//! Core tracks writes in the bitmaps that [`PersistentBitmaps::load`] returned. Before the node accepts requests, each
+//! bitmap is durably marked as in use on disk.
 //!
-//! A bitmap whose entry, table or data is broken comes as an inconsistent one too. Its clusters are given up with it only if
-//! they are all known to be its own.
+//! When the image is closed or becomes read-only, the bitmaps are stored in this order:
+//!
+//! 1. Data, tables and directory are written to new clusters, and the clusters are counted.
+//! 2. One write to the header names the new directory.
+//! 3. The old clusters are freed.
+//!
+//! After a compaction, bitmaps that are unchanged on disk stay in place. If all bitmaps are unchanged, only their
+//! in-use flags are cleared in place.
+//!
+//! So the header always names a directory whose bitmaps are either in use, or complete and no longer changing. After a
+//! power cut, clusters may be leaked, and the bitmaps that were in use are inconsistent.
+//!
+//! A bitmap whose entry, table or data is broken is loaded as inconsistent too. When such a bitmap is removed, its
+//! clusters are freed only if no other metadata uses any of them.
 
 mod extension;
 mod fresh;
@@ -50,38 +57,38 @@ pub(super) use load::read_directory;
 
 /// The bitmaps of an open image.
 pub(super) struct Bitmaps {
-    /// Held by who changes what the image has of them; taken before all other locks of the image.
+    /// Held while the bitmaps on disk change. It is taken before all other locks of the image.
     changing: AsyncMutex<()>,
     state: Mutex<State>,
-    /// They lie where they are to lie, and what has not changed stays there.
+    /// The image was compacted: unchanged bitmaps are not moved to new clusters when they are stored.
     stay: AtomicBool,
 }
 
 #[derive(Clone, Default)]
 struct State {
     directory: Directory,
-    /// The bitmaps of the node that are kept here and can be used.
+    /// The node's usable bitmaps that this image stores, including new ones that are not on disk yet.
     live: Vec<Arc<DirtyBitmap>>,
 }
 
-/// What the image has.
+/// The bitmap directory on disk.
 #[derive(Clone, Default)]
 struct Directory {
-    /// Where the directory is, while there is one.
+    /// Location of the directory, if the image has one.
     place: Option<BitmapsExtension>,
-    /// Its clusters, if they are its own.
+    /// Clusters of the directory. Empty if other metadata uses any of them.
     clusters: RoaringTreemap,
-    /// What it says, in its order; nothing before it has been loaded.
+    /// The entries in the order of the directory. Empty before the directory is loaded.
     stored: Vec<Stored>,
 }
 
-/// A bitmap in the image.
+/// A bitmap on disk.
 #[derive(Clone)]
 struct Stored {
     entry: BitmapEntry,
-    /// The clusters of its table and data, if all of them are its own.
+    /// Clusters of the table and the data. Empty if the table is broken, or if other metadata uses any of them.
     clusters: RoaringTreemap,
-    /// Why it cannot be used, besides being marked as in use.
+    /// Why the bitmap is unusable, apart from the in-use flag.
     fault: Option<String>,
 }
 
@@ -108,7 +115,7 @@ impl Stored {
 }
 
 impl Bitmaps {
-    /// What the header tells of them.
+    /// The bitmaps that the header names, before the directory is loaded.
     pub(super) fn of(header: &Header) -> Self {
         let directory = Directory { place: header.extensions.bitmaps, ..Directory::default() };
         let state = State { directory, live: Vec::new() };
@@ -119,7 +126,7 @@ impl Bitmaps {
         }
     }
 
-    /// Nobody changes what the image has of bitmaps while this lives.
+    /// Locks the bitmaps on disk: they do not change while the guard lives.
     pub(super) async fn hold(&self) -> AsyncMutexGuard<'_, ()> {
         self.changing.lock().await
     }
@@ -128,25 +135,26 @@ impl Bitmaps {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The image has been compacted: what has not changed is not put elsewhere when it is closed.
+    /// Notes that the image was compacted: unchanged bitmaps stay in place when they are stored.
     pub(super) fn stay(&self) {
         self.stay.store(true, Relaxed);
     }
 
-    /// The autoclear bit that a writer leaves set: there are bitmaps, and they are kept up to date.
+    /// The autoclear bit that this driver leaves set: the image has bitmaps, and they are kept up to date.
     pub(super) fn autoclear(&self) -> Autoclear {
         let mut bits = Autoclear::empty();
         bits.set(Autoclear::BITMAPS, self.state().directory.place.is_some());
         bits
     }
 
-    /// QAPI's list of `Qcow2BitmapInfo`, where there are any.
+    /// QAPI's list of `Qcow2BitmapInfo`, or `None` without bitmaps.
     pub(super) fn info(&self) -> Option<Value> {
         let stored = &self.state().directory.stored;
         (!stored.is_empty()).then(|| stored.iter().map(Stored::info).collect())
     }
 
-    /// These clusters hold other metadata: what lays claim to one of them as well has none that are its own.
+    /// Notes that other metadata uses these clusters. Bitmaps and a directory that also use one of them have no
+    /// clusters of their own from now on, so that removing them frees nothing.
     pub(super) fn disown(&self, others: &RoaringTreemap) {
         let directory = &mut self.state().directory;
         let all = directory.stored.iter_mut().map(|stored| &mut stored.clusters);
@@ -159,7 +167,7 @@ impl Bitmaps {
 }
 
 impl Qcow2 {
-    /// Refuses a change of size that a bitmap of the image could not follow.
+    /// Refuses a change of size if a bitmap of the image cannot be resized.
     pub(super) fn check_bitmaps_can_follow(&self, size: u64) -> Result<()> {
         let state = self.bitmaps.state().clone();
         for stored in &state.directory.stored {
@@ -171,7 +179,7 @@ impl Qcow2 {
         self.check_live_bitmaps_can_follow(size)
     }
 
-    /// The same, except that bitmaps which cannot be used stay as they are.
+    /// Like [`Self::check_bitmaps_can_follow`], but ignores unusable bitmaps.
     pub(super) fn check_live_bitmaps_can_follow(&self, size: u64) -> Result<()> {
         for live in &self.bitmaps.state().live {
             live.check(Checks::CHANGE)?;
@@ -180,13 +188,13 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Has the bitmaps that are kept in the image follow a change of size.
+    /// Resizes the bitmaps that are stored in the image.
     pub(super) fn resize_bitmaps(&self, size: u64) {
         let live = self.bitmaps.state().live.clone();
         for bitmap in live {
             if let Err(error) = bitmap.resize(size) {
-                // It has been checked that they can; core marks what does not.
-                tracing::warn!("qcow2: bitmap '{}' stays as it is: {error}", bitmap.name());
+                // The caller checked before that a resize is possible. Core marks a bitmap that was not resized.
+                tracing::warn!("qcow2: bitmap '{}' was not resized: {error}", bitmap.name());
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Moving bitmaps towards the front of the file.
 //!
-//! A bitmap is what the image has of it, whatever its state: one that is marked as in use stays so. Copies of its data, a
-//! table that refers to them and a directory that names the table are written and counted, durably, before the header names
-//! the directory.
+//! Only the bitmaps on disk move, whatever their state: a bitmap that is marked as in use keeps the mark. Copies of the
+//! data, a new table and a new directory are written, counted and made durable first. Then the header names the new
+//! directory.
 
 use oxblk_core::{ChildIdx, Error, Result};
 use oxblk_ring::IoBufMut;
@@ -13,13 +13,14 @@ use super::super::layout::BitmapData;
 use super::Stored;
 use super::fresh::Fresh;
 
-/// Bytes of bitmap data that are copied at once.
+/// Bytes of bitmap data that are copied in one batch.
 const AT_ONCE: u64 = 1 << 20;
 
 impl Qcow2 {
-    /// Moves the bitmap or the directory that has `cluster`, the last one in use, in front of it; of the data, what lies
-    /// in clusters from `end` on. Gives how many clusters have moved, 0 if there is no room; `None` if it is no bitmap's
-    /// that can be moved. The caller holds the bitmaps.
+    /// Moves the bitmap or the directory that uses `cluster`, the last cluster in use, to lower clusters. Of the bitmap
+    /// data, only clusters from `end` on move. Returns the number of clusters that moved, 0 if there is no space, and
+    /// `None` if no movable bitmap uses `cluster`. The caller holds the guard of
+    /// [`Bitmaps::hold`](super::Bitmaps::hold).
     pub(in super::super) async fn move_bitmaps(
         &self,
         cluster: u64,
@@ -28,7 +29,7 @@ impl Qcow2 {
         let directory = self.bitmaps.state().directory.clone();
         let Some(place) = directory.place else { return Ok(None) };
         let owner = directory.stored.iter().position(|one| one.clusters.contains(cluster));
-        // Without clusters of its own the directory cannot be given up.
+        // If the directory shares clusters, its old clusters cannot be freed.
         if directory.clusters.is_empty()
             || (owner.is_none() && !directory.clusters.contains(cluster))
         {
@@ -50,7 +51,7 @@ impl Qcow2 {
             old |= &(&bitmap.clusters - &moved.clusters);
             *bitmap = moved;
         }
-        // The directory comes last.
+        // The new directory needs space after the copies are placed.
         self.refcounts.scan_up_to(cluster).await?;
         if fresh.end() > cluster || !room(place.directory_size) {
             return Ok(Some(0));
@@ -60,7 +61,7 @@ impl Qcow2 {
         Ok(Some(moved))
     }
 
-    /// Writes the table of a bitmap anew, and copies its data from cluster `end` on.
+    /// Writes a new table for a bitmap, and copies its data that lies in clusters from `end` on.
     async fn copy_bitmap(
         &self,
         fresh: &mut Fresh<'_>,

@@ -1,4 +1,4 @@
-//! Writing the bitmaps when the image is closed or becomes read-only, and taking one out of it.
+//! Storing the bitmaps when the image is closed or becomes read-only, and removing a bitmap.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,15 +15,15 @@ use super::fresh::Fresh;
 use super::unchanged::finished;
 use super::{Directory, Stored, carry_out, check_fits, distrust, plan};
 
-/// Bytes of bitmap data that are written at once.
+/// Bytes of bitmap data that are written in one batch.
 const AT_ONCE: u64 = 1 << 20;
 
 impl Qcow2 {
-    /// Writes the bitmaps that are in use, and takes their mark back. No request changes them meanwhile, nor afterwards,
-    /// until they are marked again.
+    /// Writes the bitmaps that are in use, and clears their in-use flags. The caller ensures that no request changes
+    /// them during the call, nor afterwards until they are marked again.
     ///
     /// # Errors
-    /// As the file reports; they are still marked then.
+    /// As the file reports. The bitmaps are still marked as in use then.
     pub(in super::super) async fn store_bitmaps(&self) -> Result<()> {
         let _turn = self.bitmaps.changing.lock().await;
         if self.is_read_only() || self.corrupt.load(Relaxed) {
@@ -46,7 +46,7 @@ impl Qcow2 {
                 new.push(stored.clone());
                 continue;
             };
-            // What cannot be read is written anew.
+            // A bitmap that cannot be read from disk is written anew.
             if stays && self.is_as_stored(stored, bitmap).await.unwrap_or(false) {
                 new.push(Stored { entry: finished(&stored.entry, bitmap), ..stored.clone() });
                 continue;
@@ -63,7 +63,7 @@ impl Qcow2 {
         if all_unchanged && live.is_empty() && !state.directory.clusters.is_empty() {
             return self.change_flags(new).await;
         }
-        // The newest first, as QEMU has them.
+        // QEMU stores the newest bitmap first.
         for bitmap in state.live.iter().rev().filter(|bitmap| live.contains_key(bitmap.name())) {
             let entry = BitmapEntry::new(bitmap.name(), bitmap.map().granularity());
             new.extend(self.store_bitmap(&mut fresh, &entry, bitmap).await?);
@@ -71,7 +71,8 @@ impl Qcow2 {
         self.switch_to(fresh, new, &old).await
     }
 
-    /// Writes one bitmap to new clusters. None comes of it where it cannot be kept: it stays marked as in use.
+    /// Writes one bitmap to new clusters. Returns `None` if the bitmap does not fit the disk; its old copy stays marked
+    /// as in use.
     async fn store_bitmap(
         &self,
         fresh: &mut Fresh<'_>,
@@ -80,7 +81,7 @@ impl Qcow2 {
     ) -> Result<Option<Stored>> {
         let map = bitmap.everything()?;
         if map.size() != self.size() || check_fits(map.size(), map.granularity()).is_err() {
-            tracing::error!("qcow2: bitmap '{}' does not suit the disk and is lost", bitmap.name());
+            tracing::error!("qcow2: bitmap '{}' does not fit the disk and is lost", bitmap.name());
             return Ok(None);
         }
         let (table, mut clusters) = self.write_bitmap_data(fresh, &map).await?;
@@ -95,7 +96,7 @@ impl Qcow2 {
         Ok(Some(Stored { entry, clusters, fault: None }))
     }
 
-    /// Writes what is dirty; gives the table's entries, and the clusters of the data.
+    /// Writes the data clusters that have dirty bits. Returns the table entries and the data clusters.
     async fn write_bitmap_data(
         &self,
         fresh: &mut Fresh<'_>,
@@ -103,7 +104,7 @@ impl Qcow2 {
     ) -> Result<(Vec<u64>, RoaringTreemap)> {
         let size = self.geometry.cluster_size();
         let needed = self.geometry.clusters_for(bitmap_bytes(map.size(), map.granularity()));
-        // QEMU wants a table even of a disk without a byte.
+        // QEMU expects a table even if the disk size is 0.
         let mut table = vec![0; usize::try_from(needed.max(1)).unwrap_or(0)];
         let mut clusters = RoaringTreemap::new();
         let chunk = map.chunk_for(size);
@@ -138,7 +139,8 @@ impl Qcow2 {
         Ok((table, clusters))
     }
 
-    /// Has the image hold `stored`, and gives `old` up. All that it refers to is in `fresh`, or was there before.
+    /// Writes a directory with the entries `stored`, makes the header name it, and frees the clusters `old`. All
+    /// clusters that `stored` refers to are in `fresh`, or were in use before.
     pub(super) async fn switch_to(
         &self,
         mut fresh: Fresh<'_>,
@@ -164,7 +166,7 @@ impl Qcow2 {
         let writes = plan(&file, &self.header(), new.place.as_ref()).await?;
         let named = self.stop_unless_known(carry_out(&file, writes)).await;
         drop(turn);
-        // Both stay if it is not known which of them is named.
+        // If the write failed, the header may name either directory. So both stay allocated.
         fresh.keep();
         named?;
         self.bitmaps.state().directory = new;
@@ -172,7 +174,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Takes the bitmaps of a name out of the image, whatever state they are in.
+    /// Removes all bitmaps with this name from the image, whatever their state.
     ///
     /// # Errors
     /// As the file reports.
@@ -198,7 +200,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Writes a shorter directory over the old one, for an image that has no room left. A power cut may lose the others.
+    /// Writes a shorter directory over the old one, for an image without free space. A power cut during this may lose
+    /// the other bitmaps.
     async fn shrink_directory(&self, mut new: Directory, old: &RoaringTreemap) -> Result<()> {
         let Some(place) = &mut new.place else { return Ok(()) };
         let file = self.children.require(ChildIdx::FILE)?;
@@ -210,7 +213,7 @@ impl Qcow2 {
             distrust(&file).await?;
             file.write(place.directory_offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
             file.flush().await?;
-            // Which also says that they are to be trusted again.
+            // These writes also set the autoclear bit again, so that the bitmaps are consistent.
             let writes = plan(&file, &self.header(), Some(place)).await?;
             carry_out(&file, writes).await
         };

@@ -1,5 +1,7 @@
-//! Bitmaps that are in the image as they are in memory: when it is closed only the mark that they are in use is taken back,
-//! and the file stays as it is.
+//! Bitmaps whose copy on disk equals the bitmap in memory.
+//!
+//! When such an image is closed, only the in-use flags are cleared, and the rest of the file does not change. This
+//! keeps a compacted image compact.
 
 use std::sync::Arc;
 
@@ -26,7 +28,7 @@ pub(super) fn finished(entry: &BitmapEntry, bitmap: &DirtyBitmap) -> BitmapEntry
 }
 
 impl Qcow2 {
-    /// Whether the image has the bitmap as it is in memory, but for the flags.
+    /// Whether the bitmap on disk equals the bitmap in memory, apart from its flags.
     pub(super) async fn is_as_stored(
         &self,
         stored: &Stored,
@@ -59,7 +61,7 @@ impl Qcow2 {
         Ok(true)
     }
 
-    /// The same for the part of it that an entry of its table is for.
+    /// Like [`Self::is_as_stored`], for the part of the bitmap that one table entry covers.
     async fn is_chunk_as_stored(
         &self,
         file: &Edge,
@@ -79,17 +81,19 @@ impl Qcow2 {
                 map.serialize(start, len, &mut here)?;
                 Ok(there.get(..bytes) == Some(&here[..]))
             }
-            // What is said to be ones is not looked at: it is written anew.
+            // "All ones" entries are not compared. The bitmap is written anew.
             _ => Ok(false),
         }
     }
 
-    /// Writes the directory over what it is now, from which `stored` differs in flags alone: those of an entry lie within
-    /// a sector, and with or without the mark each bitmap is what it is said to be.
+    /// Writes the directory in place. `stored` differs from the directory on disk in flags alone, and the flags of an
+    /// entry lie within one sector. A torn write is harmless, because each bitmap is valid with and without the in-use
+    /// flag.
     pub(super) async fn change_flags(&self, stored: Vec<Stored>) -> Result<()> {
         let Some(place) = self.bitmaps.state().directory.place else { return Ok(()) };
         let bytes = encode_bitmap_directory(stored.iter().map(|stored| &stored.entry));
-        // Even if it fails it may be so on disk: before the next request they are marked again.
+        // If the write fails, it may still have reached the disk. So the bitmaps count as unmarked, and are marked
+        // again before the next request.
         self.bitmaps.state().directory.stored = stored;
         let file = self.children.require(ChildIdx::FILE)?;
         file.write(place.directory_offset, IoBuf::from(bytes), WriteFlags::empty()).await?;

@@ -1,8 +1,8 @@
-//! Dropping what was not used for a while (`cache-clean-interval`).
+//! Dropping cached slices that were not used for a while (`cache-clean-interval`).
 //!
-//! A task on the I/O thread that opened the image, or last changed the interval, looks through the caches each interval.
-//! It does not keep them alive, and sleeps without a timer while nothing is cached, so that an image that rests
-//! wakes nobody.
+//! A task scans the caches once per interval. It runs on the I/O thread that opened the image or last changed the interval. The
+//! task does not keep the caches alive. While nothing is cached, it waits without a timer, so that an idle image wakes no
+//! thread.
 
 use std::sync::atomic::{
     AtomicU64,
@@ -15,11 +15,11 @@ use oxblk_ring::{Event, now, spawn, timeout, try_thread_index, yield_now};
 
 use super::{SliceCache, lock};
 
-/// What the task and those who direct it share.
+/// State that the task and the [`Cleaner`] share.
 struct Signal {
-    /// Told when the task is to end, and when the first slice is cached.
+    /// Notified when the task must end, and when the first slice is cached.
     event: Arc<Event>,
-    /// Goes up when the interval changes: a task of an earlier turn ends.
+    /// Incremented when the interval changes. A task that was started for an older value ends.
     turn: AtomicU64,
 }
 
@@ -31,13 +31,13 @@ pub(in super::super) struct Cleaner {
 }
 
 impl Cleaner {
-    /// One that does nothing yet. `event` is what both caches tell when they are no longer empty.
+    /// A cleaner without a task. Both caches notify `event` when they are no longer empty.
     pub(in super::super) fn new(event: Arc<Event>, caches: [Weak<SliceCache>; 2]) -> Self {
         let signal = Arc::new(Signal { event, turn: AtomicU64::new(0) });
         Self { signal, interval: Mutex::default(), caches }
     }
 
-    /// From now on drops what was not used for `interval`; nothing if that is zero.
+    /// From now on, drops slices that were not used for `interval`. Zero turns this off.
     pub(in super::super) fn set_interval(&self, interval: Duration) {
         let mut current = lock(&self.interval);
         if *current == interval {
@@ -81,7 +81,7 @@ async fn run(signal: Arc<Signal>, turn: u64, interval: Duration, caches: [Weak<S
     }
 }
 
-/// Goes through a cache in small steps: nobody waits for long.
+/// Scans a cache in small steps, so that other tasks of the thread wait only briefly.
 async fn clean(cache: &Weak<SliceCache>) {
     for chunk in 0.. {
         let there = cache.upgrade().is_some_and(|cache| cache.drop_unused(chunk));

@@ -1,22 +1,22 @@
-//! The metadata cache: L2 and refcount tables in slices, read without a lock.
+//! The metadata cache: slices of L2 tables and refcount blocks, read without a lock.
 //!
-//! A *slice* is a run of 64-bit words of a table (4 KiB, or a cluster if that is smaller), known by its index
-//! counted over all tables. [`SliceCache`] keeps slices in numbered *slots* that are made once and then only change
-//! their contents; a [`Radix`](radix::Radix) tree tells the slot of a slice.
+//! A *slice* is a run of 64-bit words of a table (4 KiB, or a cluster if that is smaller). Its number is its index, counted
+//! over all tables. [`SliceCache`] stores slices in numbered *slots*. A slot is created once; later only its contents change. A
+//! [`Radix`](radix::Radix) tree maps a slice to its slot.
 //!
-//! - A **hit** ([`SliceCache::peek`]) takes no lock and writes nothing shared: the slot's version is read before and
-//!   after the words (a sequence lock over atomics), so that a slot that was given to another slice meanwhile is
-//!   noticed.
-//! - A **change** needs the slot pinned ([`Pinned`]); a pinned or dirty slot is never given away. Who changes a word, and
-//!   in which order with respect to the disk, is the caller's business. Words that only mean something together change
-//!   under [`Pinned::begin_change`]: neither a hit nor a write to disk sees some of them changed and others not.
-//! - A **miss** is loaded once: others that want the same slice wait for the one that loads it. Nothing that a hit needs
-//!   is held while it loads.
-//! - **Eviction** is CLOCK over clean, unpinned slots. If there is none, [`SliceCache::get`] says so and the caller
+//! - A **hit** ([`SliceCache::peek`]) takes no lock and writes no shared data, apart from a usage flag. It reads the slot's
+//!   version before and after the words (a sequence lock over atomics). So it detects that the slot was reused for another
+//!   slice meanwhile.
+//! - A **change** needs a pinned slot ([`Pinned`]). A pinned or dirty slot is never reused. The caller must serialise changes
+//!   of the same word, and must order changes with respect to disk writes. Words that belong together change under
+//!   [`Pinned::begin_change`]: a hit or a write to disk sees either all of these changes or none.
+//! - A **miss** loads the slice once: other tasks that need the same slice wait for the task that loads it. Hits continue while
+//!   a slice is being loaded.
+//! - **Eviction** is CLOCK over clean, unpinned slots. If there is none, [`SliceCache::get`] returns `None`, and the caller
 //!   writes metadata back first.
-//! - **Unused** slices are dropped from time to time ([`clean`]), and their memory goes back to the host: the words of
-//!   slots lie in memory that can be released while readers look at it. They see zeroes then, and notice by the version
-//!   that these are not what they looked for.
+//! - **Unused** slices are dropped periodically ([`clean`]), and their memory is returned to the host. The words of slots lie
+//!   in memory that can be released while readers access it. Such a reader sees zeroes, and the version tells it to discard
+//!   them.
 
 mod clean;
 mod radix;
@@ -26,12 +26,12 @@ mod state;
 mod under_loom;
 mod version;
 
-/// The primitives of the parts that also run under loom.
+/// The primitives of the parts of the cache that also run under loom.
 mod atomics {
     pub(super) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
     pub(super) use std::sync::{Mutex, MutexGuard};
 
-    /// Nothing that holds these locks leaves anything half done when it panics.
+    /// Ignores poisoning: a panic under these locks leaves no half-done change.
     pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -57,31 +57,31 @@ use atomics::lock;
 use slot::Slot;
 use state::DirtyList;
 
-/// Slots are made this many at a time.
+/// Number of slots that are created together.
 const CHUNK: usize = 16;
-/// A cache can be made to hold so many slices later, however few it begins with.
+/// The limit of a cache can later be raised to at least this many slices.
 const LIMIT_LATER: usize = 16 << 10;
 
 /// A cache of table slices.
 pub(super) struct SliceCache {
     words: usize,
-    /// Most slices; more are kept only if there were more before it was lowered.
+    /// Largest number of slices. The cache may hold more slices for some time after the limit was lowered.
     limit: AtomicUsize,
     directory: Radix<AtomicU32>,
     chunks: Box<[OnceLock<Chunk>]>,
     made: AtomicUsize,
     hand: AtomicUsize,
-    /// Held by whoever takes slots from their slices; slots that belong to none.
+    /// The free slots, which hold no slice. The lock is held while a slot is taken from its slice.
     claiming: Mutex<Vec<u32>>,
-    /// Slots that hold a slice.
+    /// Number of slots that hold a slice.
     in_use: AtomicUsize,
-    /// Told when the first slice is cached.
+    /// Notified when a slice is cached and the cache was empty.
     filled: Arc<Event>,
     dirty: DirtyList,
     loading: Mutex<HashMap<u64, Arc<Event>>>,
 }
 
-/// Slots that lie next to each other in memory.
+/// Slots whose words are contiguous in memory.
 struct Chunk {
     slots: Box<[Slot]>,
     memory: Arc<WordMemory>,
@@ -96,12 +96,12 @@ impl Chunk {
     }
 }
 
-/// No slot can be given away: metadata must be written back first.
+/// No slot can be reused: metadata must be written back first.
 pub(super) struct Full;
 
 impl SliceCache {
-    /// A cache of slices of `words` words each, `limit` slices at most (at least 2).
-    /// `filled` is told whenever a slice is cached and none was.
+    /// A cache of at most `limit` slices (at least 2) of `words` words each. `filled` is notified when a slice is cached and
+    /// the cache was empty.
     pub(super) fn new(words: usize, limit: usize, filled: Arc<Event>) -> Self {
         let limit = limit.clamp(2, 1 << 24);
         let most = limit.max(LIMIT_LATER);
@@ -120,18 +120,18 @@ impl SliceCache {
         }
     }
 
-    /// Changes how many slices are cached at most, as far as there is room for so many.
+    /// Changes the largest number of cached slices. The number is limited by the size for which the cache was created.
     pub(super) fn set_limit(&self, limit: usize) {
         let most = self.chunks.len().saturating_mul(CHUNK);
         self.limit.store(limit.clamp(2, most), Relaxed);
     }
 
-    /// How many slices are cached.
+    /// Number of cached slices.
     pub(super) fn in_use(&self) -> usize {
         self.in_use.load(Acquire)
     }
 
-    /// Forgets all slices that are neither dirty nor pinned; tells whether that were all.
+    /// Drops all slices that are neither dirty nor pinned. Returns whether these were all slices.
     pub(super) fn clear(&self) -> bool {
         let mut free = lock(&self.claiming);
         let mut all = true;
@@ -144,15 +144,15 @@ impl SliceCache {
         all
     }
 
-    /// Drops the slices of the chunk `index` that were not used since the last time and are neither dirty nor pinned.
-    /// Tells whether there is such a chunk.
+    /// Drops the slices of the chunk `index` that were not used since the last call and are neither dirty nor pinned. Returns
+    /// whether the chunk exists.
     pub(super) fn drop_unused(&self, index: usize) -> bool {
         let mut free = lock(&self.claiming);
         self.drop_slices(index, &mut free, |slot| !slot.was_used_in_interval()).is_some()
     }
 
-    /// Drops the slices of a chunk for which `unwanted` says so and that are neither dirty nor pinned, and gives back the
-    /// memory of pages that hold nothing else. Tells whether none is left, if there is such a chunk.
+    /// Drops the slices of a chunk for which `unwanted` is true and that are neither dirty nor pinned. Releases the memory of
+    /// pages that then hold no slice. Returns whether the chunk is empty now, or `None` if there is no such chunk.
     fn drop_slices(
         &self,
         index: usize,
@@ -168,7 +168,7 @@ impl SliceCache {
             place = place.saturating_add(slots.len());
             let mut claimed = Vec::with_capacity(together);
             for (slot, at) in slots.iter().zip(first..) {
-                // Slots of nobody are claimed too: their memory may not have gone back yet.
+                // Free slots are claimed too, because their memory may not have been released yet.
                 if (slot.key().is_none() || unwanted(slot)) && slot.claim() {
                     let number = index.saturating_mul(CHUNK).saturating_add(at).saturating_add(1);
                     let number = u32::try_from(number).unwrap_or(u32::MAX);
@@ -195,12 +195,12 @@ impl SliceCache {
         Some(all)
     }
 
-    /// The slice of a claimed slot is not found there any more.
+    /// Removes the slice of a claimed slot from the directory.
     fn unlist(&self, slot: &Slot, number: u32) {
         if let Some(old) = slot.key()
             && let Some(entry) = self.directory.get(old)
         {
-            // Only if it still leads here.
+            // Only if the directory entry still names this slot.
             let _ = entry.compare_exchange(number, 0, AcqRel, Relaxed);
         }
     }
@@ -210,8 +210,8 @@ impl SliceCache {
         self.chunks.get(index / CHUNK)?.get()?.slots.get(index % CHUNK)
     }
 
-    /// Looks at a slice if it is cached. `look` may run on words that are being replaced; its answer is thrown away
-    /// then.
+    /// Calls `look` on the words of a slice if it is cached. `look` may run on words that are being replaced; its result is
+    /// then discarded.
     pub(super) fn peek<R>(&self, slice: u64, look: impl FnOnce(&[AtomicU64]) -> R) -> Option<R> {
         let number = self.directory.get(slice)?.load(Acquire);
         point();
@@ -226,8 +226,8 @@ impl SliceCache {
         slot.pin(slice).then_some(Pinned { cache: self, slot, number })
     }
 
-    /// Pins a slice, loading it with `load` (which gives the words in big-endian bytes) if it is not cached.
-    /// `Ok(None)`: the cache is full of slices that must be written back first.
+    /// Pins a slice. If it is not cached, loads it with `load`, which returns the words as big-endian bytes. `Ok(None)`: the
+    /// cache is full of slices that must be written back first.
     ///
     /// # Errors
     /// As `load` reports.
@@ -251,7 +251,7 @@ impl SliceCache {
                     }
                 }
                 Ok(_turn) => {
-                    // It may have been loaded between the look and the turn.
+                    // Another task may have loaded the slice before this task began its load.
                     if let Some(pinned) = self.pin(slice) {
                         return Ok(Some(pinned));
                     }
@@ -272,7 +272,7 @@ impl SliceCache {
         }
     }
 
-    /// Puts a slice that is not cached into a slot.
+    /// Stores a slice that is not cached in a slot.
     fn insert(&self, slice: u64, bytes: &[u8]) -> Result<Pinned<'_>, Full> {
         let mut free = lock(&self.claiming);
         let number = self.claim(&mut free)?;
@@ -288,11 +288,11 @@ impl SliceCache {
         Ok(Pinned { cache: self, slot, number })
     }
 
-    /// A slot taken from its slice, pinned once for the new one.
+    /// Claims a slot for a new slice: a free one, a new one, or one that CLOCK selects.
     fn claim(&self, free: &mut Vec<u32>) -> Result<u32, Full> {
         let (made, limit) = (self.made.load(Acquire), self.limit.load(Relaxed));
         while let Some(number) = free.pop() {
-            // It may have been found without the list, or lie beyond a limit that was lowered.
+            // CLOCK may have reused the slot already, or the limit was lowered below its number.
             if usize::try_from(number).is_ok_and(|number| number <= limit)
                 && let Some(slot) = self.slot(number)
                 && slot.key().is_none()
@@ -321,8 +321,8 @@ impl SliceCache {
         Err(Full)
     }
 
-    /// Takes all dirty slices as they are now, clean from here on unless changed again. They stay pinned until the
-    /// copies are dropped, so that what is on disk is as new as what is cached whenever they may be evicted.
+    /// Copies all dirty slices and marks them clean. They stay pinned until the copies are dropped. So a slice can be evicted
+    /// only when the disk has its newest contents.
     pub(super) fn take_dirty(&self) -> Vec<DirtyCopy<'_>> {
         let numbers = self.dirty.take();
         point();
@@ -355,7 +355,7 @@ impl Drop for Loading<'_> {
     }
 }
 
-/// A slice that stays where it is.
+/// A pinned slice: its slot is not reused while this exists.
 pub(super) struct Pinned<'a> {
     cache: &'a SliceCache,
     slot: &'a Slot,
@@ -363,18 +363,19 @@ pub(super) struct Pinned<'a> {
 }
 
 impl Pinned<'_> {
-    /// The slice's words. Whoever changes one calls [`Self::mark_dirty`] afterwards.
+    /// The slice's words. Code that changes a word must call [`Self::mark_dirty`] afterwards.
     pub(super) fn words(&self) -> &[AtomicU64] {
         self.slot.words()
     }
 
-    /// For a change of several words that belong together: they are seen together or not at all once the guard is dropped.
-    /// Nothing may wait while it is held.
+    /// Begins a change of several words that belong together. Readers see these changes only after the guard is dropped, and
+    /// then all of them. The holder of the guard must not wait.
     pub(super) fn begin_change(&self) -> Changing<'_> {
         self.slot.begin_change()
     }
 
-    /// Says that words were changed, after they were. When it returns, [`SliceCache::take_dirty`] finds the change.
+    /// Marks the slice dirty. Call this after the change of its words. When this returns, [`SliceCache::take_dirty`] includes
+    /// the change.
     pub(super) fn mark_dirty(&self) {
         self.cache.dirty.mark(self.slot.state(), self.number);
     }
@@ -386,10 +387,10 @@ impl Drop for Pinned<'_> {
     }
 }
 
-/// A dirty slice as it was at one moment.
+/// A consistent copy of a dirty slice.
 pub(super) struct DirtyCopy<'a> {
     pinned: Pinned<'a>,
-    /// Which slice.
+    /// The number of the slice.
     pub(super) slice: u64,
     /// Its words in big-endian bytes.
     pub(super) bytes: Vec<u8>,
@@ -397,7 +398,7 @@ pub(super) struct DirtyCopy<'a> {
 }
 
 impl DirtyCopy<'_> {
-    /// The copy is on disk. One that is dropped without this makes its slice dirty again.
+    /// Call this when the copy is on disk. A copy that is dropped without this call makes its slice dirty again.
     pub(super) fn written(mut self) {
         self.written = true;
     }

@@ -1,6 +1,7 @@
-//! A sparse array that only grows, read without a lock.
+//! A sparse array that never shrinks and that is read without a lock.
 //!
-//! Four levels of 256: what an image touches takes some KiB, so that a chain of a thousand images stays small.
+//! It is a tree of four levels with 256 children each. Only touched parts use memory, a few KiB per image, so that a backing
+//! chain of a thousand images stays small.
 
 use std::sync::OnceLock;
 
@@ -11,7 +12,7 @@ type Low<T> = Box<[OnceLock<Leaf<T>>]>;
 type High<T> = Box<[OnceLock<Low<T>>]>;
 type Top<T> = Box<[OnceLock<High<T>>]>;
 
-/// A sparse array of `T` for indices below 2^32, made where it is touched.
+/// A sparse array of `T` for indices below 2^32. Its parts are allocated when they are first used.
 pub(in super::super) struct Radix<T> {
     top: OnceLock<Top<T>>,
 }
@@ -32,14 +33,14 @@ fn cells<T>() -> Box<[OnceLock<T>]> {
 }
 
 impl<T: Default> Radix<T> {
-    /// The element, if its part of the array has been touched.
+    /// The element, if its part of the array has been allocated.
     pub(in super::super) fn get(&self, index: u64) -> Option<&T> {
         let [top, high, low, leaf] = digits(index)?;
         self.top.get()?.get(top)?.get()?.get(high)?.get()?.get(low)?.get()?.get(leaf)
     }
 
-    /// The element, made if need be. Indices of 2^32 and more share the last element; callers do not reach them,
-    /// since tables are limited.
+    /// The element. Allocates its part of the array if necessary. Indices of 2^32 and more share the last element; callers do
+    /// not use them, because tables are limited in size.
     pub(in super::super) fn get_or_make(&self, index: u64) -> &T {
         let [top, high, low, leaf] = digits(index).unwrap_or([FAN - 1; 4]);
         let tops = self.top.get_or_init(cells);

@@ -1,6 +1,7 @@
-//! One slot of the cache: a slice's words, whose they are, and who relies on them.
+//! One slot of the cache: the words of a slice, the number of that slice, and the slot's state.
 //!
-//! [`State`] says who relies on the slot, [`Version`] lets readers notice that words were changed under them.
+//! [`State`] counts pins and has the dirty and claimed bits. [`Version`] lets readers detect that words changed while they
+//! read.
 
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU64,
@@ -14,12 +15,12 @@ use super::state::State;
 use super::version::{Changing, Version};
 
 const NO_KEY: u64 = u64::MAX;
-/// In `used`: since CLOCK has last come by.
+/// Bit of `used`: the slot was used since CLOCK last passed it.
 const USED_FOR_CLOCK: u8 = 1;
-/// In `used`: since unused slices were last dropped.
+/// Bit of `used`: the slot was used since unused slices were last dropped.
 const USED_IN_INTERVAL: u8 = 2;
 const USED: u8 = USED_FOR_CLOCK | USED_IN_INTERVAL;
-/// Tries to copy a slice between changes before other threads are let come first.
+/// After this many failed copies of a slice the thread yields to other threads.
 const PATIENCE: u32 = 64;
 
 pub(super) struct Slot {
@@ -27,7 +28,7 @@ pub(super) struct Slot {
     key: AtomicU64,
     state: State,
     used: AtomicU8,
-    /// The words take up memory of the host.
+    /// The words use memory of the host: they were written since their memory was last released.
     filled: AtomicBool,
     words: Words,
 }
@@ -52,7 +53,7 @@ impl Slot {
         Some(self.key.load(Relaxed)).filter(|key| *key != NO_KEY)
     }
 
-    /// Lets `look` see the words if they are those of `slice` from beginning to end.
+    /// Calls `look` on the words if the slot holds `slice`. Returns the result only if the words did not change meanwhile.
     pub(super) fn peek<R>(&self, slice: u64, look: impl FnOnce(&[AtomicU64]) -> R) -> Option<R> {
         let before = self.version.before()?;
         if self.key.load(Relaxed) != slice {
@@ -74,7 +75,7 @@ impl Slot {
             return false;
         }
         point();
-        // While pinned the key cannot change.
+        // The key cannot change while the slot is pinned.
         if self.key.load(Acquire) != slice {
             self.unpin();
             return false;
@@ -87,12 +88,12 @@ impl Slot {
         self.state.unpin();
     }
 
-    /// Whether it was used since CLOCK last asked.
+    /// Whether the slot was used since CLOCK last passed it. Clears the mark.
     pub(super) fn take_second_chance(&self) -> bool {
         self.take_used(USED_FOR_CLOCK)
     }
 
-    /// Whether it was used since the last time asked.
+    /// Whether the slot was used since the last call. Clears the mark.
     pub(super) fn was_used_in_interval(&self) -> bool {
         self.take_used(USED_IN_INTERVAL)
     }
@@ -101,12 +102,12 @@ impl Slot {
         self.used.load(Relaxed) & bit != 0 && self.used.fetch_and(!bit, Relaxed) & bit != 0
     }
 
-    /// Whether the words take up memory of the host.
+    /// Whether the words use memory of the host.
     pub(super) fn is_filled(&self) -> bool {
         self.filled.load(Relaxed)
     }
 
-    /// The memory of the words was given back.
+    /// Records that the memory of the words was released.
     pub(super) fn set_released(&self) {
         self.filled.store(false, Relaxed);
     }
@@ -116,7 +117,7 @@ impl Slot {
         self.state.claim()
     }
 
-    /// Gives a claimed slot to `slice`, pinned once.
+    /// Fills a claimed slot with `slice`, ends the claim, and pins the slot once.
     pub(super) fn refill(&self, slice: u64, bytes: &[u8]) {
         let changing = self.version.begin_change();
         self.key.store(slice, Relaxed);
@@ -137,25 +138,25 @@ impl Slot {
         self.state.unclaim_pinned();
     }
 
-    /// Takes a claimed slot from its slice. What its words are is nobody's business until the guard is dropped.
+    /// Makes a claimed slot hold no slice. Readers discard its words until the guard is dropped.
     pub(super) fn forget(&self) -> Changing<'_> {
         let changing = self.version.begin_change();
         self.key.store(NO_KEY, Relaxed);
         changing
     }
 
-    /// Leaves a claimed slot to nobody.
+    /// Ends the claim on a slot.
     pub(super) fn unclaim(&self) {
         self.state.unclaim();
     }
 
-    /// Who relies on the slot.
+    /// The slot's state: pins, dirty and claimed.
     pub(super) fn state(&self) -> &State {
         &self.state
     }
 
-    /// If dirty: clears the bit, pins, and copies the words (in that order, so that a change during the copy makes it
-    /// dirty again).
+    /// If the slot is dirty, clears the dirty bit, pins the slot and copies the words, in that order. So a change during the
+    /// copy makes the slot dirty again.
     pub(super) fn copy_dirty(&self) -> Option<(u64, Vec<u8>)> {
         if !self.state.take_dirty() {
             return None;

@@ -1,14 +1,13 @@
-//! Who relies on a slot, in one atomic word, and the list of dirty slots.
+//! The state of a slot in one atomic word, and the list of dirty slots.
 //!
-//! A [`State`] counts pins in its low bits and has a bit for dirty and one for claimed. A slot may be claimed only when
-//! the state is 0, and pinned only when it is not claimed.
+//! A [`State`] counts pins in its low bits. It has a bit for dirty and a bit for claimed. A slot may be claimed only when the
+//! state is 0, and pinned only when it is not claimed.
 //!
-//! Invariant: *when [`DirtyList::mark`] returns, whoever takes the list afterwards finds the slot in it, or the slot was
-//! copied after the caller's change*. The dirty bit is therefore set under the list's lock, in one step with listing the
-//! slot. A thread that finds the bit set may go on at once: to take the list, it waits for the lock, and so for the
-//! thread that set the bit.
+//! Invariant: *after [`DirtyList::mark`] returns, a thread that takes the list finds the slot in it, unless the slot was copied
+//! after the caller's change*. So the dirty bit is set and the slot is listed together, under the list's lock. A thread that
+//! finds the bit set need not wait: to take the list, it must wait for the lock, and so for the thread that set the bit.
 //!
-//! The first thread to change a clean slot takes the lock. Later ones only look at the bit, until it is cleared by a copy.
+//! The first thread that changes a clean slot takes the lock. Later threads only check the bit, until a copy clears it.
 
 use oxblk_ring::perturb::point;
 
@@ -56,7 +55,8 @@ impl State {
         self.0.store(1, Release);
     }
 
-    /// If dirty: clears the bit and pins. Changes made before [`DirtyList::mark`] found the bit set are seen from here on.
+    /// If the slot is dirty, clears the dirty bit and pins the slot. The caller then sees all changes that were made before a
+    /// [`DirtyList::mark`] that found the bit set.
     pub(super) fn take_dirty(&self) -> bool {
         let taken = self.0.fetch_update(AcqRel, Acquire, |state| {
             (state & DIRTY != 0).then_some((state & !DIRTY).wrapping_add(1))
@@ -72,7 +72,7 @@ pub(super) struct DirtyList(Mutex<Vec<u32>>);
 impl DirtyList {
     /// Marks a pinned slot dirty after a change of its words.
     pub(super) fn mark(&self, state: &State, number: u32) {
-        // A read-modify-write, although it changes nothing: the thread that clears the bit then sees the caller's change.
+        // This is a read-modify-write, although it changes no bit: so the thread that clears the bit sees the caller's change.
         if state.0.fetch_or(0, AcqRel) & DIRTY != 0 {
             return;
         }
@@ -84,7 +84,7 @@ impl DirtyList {
         }
     }
 
-    /// Takes the list. A slot may be in it twice, or be clean by now.
+    /// Takes the list. It may contain a slot twice, or a slot that is already clean.
     pub(super) fn take(&self) -> Vec<u32> {
         std::mem::take(&mut *lock(&self.0))
     }

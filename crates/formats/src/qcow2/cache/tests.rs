@@ -31,16 +31,16 @@ fn a_slice_is_found_until_another_takes_its_slot() {
 }
 
 #[test]
-fn dirty_and_pinned_slices_stay() {
+fn dirty_and_pinned_slices_are_not_evicted() {
     block_on(async {
         let cache = cache_of(4, 2);
         let pinned = cache.get(1, || async { Ok(bytes_of(1, 4)) }).await.unwrap().unwrap();
         load(&cache, 2).await;
         cache.pin(2).unwrap().mark_dirty();
-        assert_eq!(load(&cache, 3).await, None, "nothing can be given away");
+        assert_eq!(load(&cache, 3).await, None, "no slot can be reused");
         let copies = cache.take_dirty();
         assert_eq!(copies.iter().map(|copy| copy.slice).collect::<Vec<_>>(), [2]);
-        assert_eq!(load(&cache, 3).await, None, "a copy not yet written keeps its slice");
+        assert_eq!(load(&cache, 3).await, None, "a copy that is not written yet pins its slice");
         copies.into_iter().for_each(DirtyCopy::written);
         assert_eq!(load(&cache, 3).await, Some(3));
         assert_eq!(cache.peek(1, |words| words[0].load(Relaxed)), Some(1));
@@ -106,7 +106,7 @@ fn a_change_made_while_a_copy_is_written_is_not_lost() {
 }
 
 #[test]
-fn a_flush_takes_every_change_that_was_marked_before_it() {
+fn take_dirty_includes_every_change_that_was_marked_before_it() {
     const ROUNDS: u64 = 3000;
     let cache = Arc::new(cache_of(4, 4));
     assert!(cache.insert(1, &bytes_of(0, 4)).is_ok());
@@ -134,12 +134,12 @@ fn a_flush_takes_every_change_that_was_marked_before_it() {
             seen
         });
         stop.store(true, Relaxed);
-        assert!(seen, "a change was marked and not taken");
+        assert!(seen, "a change was marked dirty but not copied");
     });
     oxblk_ring::perturb::stop();
 }
 
-/// Does something while two threads read slices 1 to 5, whose words are their own numbers.
+/// Runs `work` while two threads read slices 1 to 5. Each word of a slice is the number of the slice.
 fn while_read_by_others(cache: &Arc<SliceCache>, work: impl FnOnce()) {
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let readers: Vec<_> = (0..2)
@@ -178,7 +178,7 @@ fn readers_never_see_the_words_of_another_slice() {
 }
 
 #[test]
-fn words_that_belong_together_are_seen_and_written_together() {
+fn words_of_one_change_are_read_and_copied_together() {
     let cache = Arc::new(cache_of(64, 2));
     assert!(cache.insert(1, &bytes_of(0, 64)).is_ok());
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -201,7 +201,7 @@ fn words_that_belong_together_are_seen_and_written_together() {
             seen
         })
     };
-    // Each writer has entries of its own, as those who hold a lock on them do.
+    // Each writer changes its own entries, as if it held a lock on them.
     let writers: Vec<_> = (0..2_usize)
         .map(|own| {
             let cache = Arc::clone(&cache);
@@ -228,7 +228,7 @@ fn words_that_belong_together_are_seen_and_written_together() {
     assert!(reader.join().unwrap() > 0);
 }
 
-/// Slots whose words take up memory of the host.
+/// Number of slots whose words use memory of the host.
 fn filled(cache: &SliceCache) -> usize {
     let numbers = 1..=u32::try_from(cache.made.load(Acquire)).unwrap();
     numbers.filter(|number| cache.slot(*number).unwrap().is_filled()).count()
@@ -240,7 +240,7 @@ async fn load_long(cache: &SliceCache, slice: u64, words: usize) {
 }
 
 #[test]
-fn what_was_not_used_is_dropped_and_its_memory_released() {
+fn unused_slices_are_dropped_and_their_memory_is_released() {
     block_on(async {
         let words = WordMemory::page_words();
         let cache = cache_of(words, 16);
@@ -250,7 +250,7 @@ fn what_was_not_used_is_dropped_and_its_memory_released() {
         cache.pin(1).unwrap().mark_dirty();
         let pinned = cache.pin(2).unwrap();
         assert!(cache.drop_unused(0));
-        assert_eq!((cache.in_use(), filled(&cache)), (4, 4), "all were used");
+        assert_eq!((cache.in_use(), filled(&cache)), (4, 4), "all slices were used");
         assert!(cache.peek(3, |_| ()).is_some());
         cache.drop_unused(0);
         assert_eq!((cache.in_use(), filled(&cache)), (3, 3));
@@ -261,7 +261,7 @@ fn what_was_not_used_is_dropped_and_its_memory_released() {
         cache.drop_unused(0);
         assert_eq!((cache.in_use(), filled(&cache)), (0, 0));
         assert!(!cache.drop_unused(1), "there is no such chunk");
-        // The slots are used again before others are made.
+        // The slots are reused before new ones are created.
         for slice in 11..=14 {
             load_long(&cache, slice, words).await;
             let right = |seen: &[AtomicU64]| seen.iter().all(|word| word.load(Relaxed) == slice);
@@ -309,7 +309,7 @@ fn readers_never_see_released_words() {
 }
 
 #[test]
-fn a_cleaner_works_by_the_clock_until_it_is_told_otherwise() {
+fn a_cleaner_drops_unused_slices_until_its_interval_changes() {
     oxblk_ring::sim::run(1, async {
         let seconds = std::time::Duration::from_secs;
         let event = Arc::new(Event::new());
@@ -323,10 +323,10 @@ fn a_cleaner_works_by_the_clock_until_it_is_told_otherwise() {
         assert_eq!((one.in_use(), two.in_use()), (1, 1));
         one.peek(1, |_| ());
         oxblk_ring::sleep(seconds(10)).await;
-        assert_eq!((one.in_use(), two.in_use()), (1, 0), "only one was used");
+        assert_eq!((one.in_use(), two.in_use()), (1, 0), "only the first cache was used");
         oxblk_ring::sleep(seconds(10)).await;
         assert_eq!(one.in_use(), 0);
-        // Off; then on again, while the former task may not have ended yet.
+        // Off, then on again, possibly before the old task has ended.
         load(&one, 1).await;
         cleaner.set_interval(seconds(0));
         oxblk_ring::sleep(seconds(100)).await;
@@ -334,7 +334,7 @@ fn a_cleaner_works_by_the_clock_until_it_is_told_otherwise() {
         cleaner.set_interval(seconds(5));
         oxblk_ring::sleep(seconds(11)).await;
         assert_eq!(one.in_use(), 0);
-        // Caches are not kept alive, and a cleaner that is dropped ends its task.
+        // The task does not keep caches alive, and dropping the cleaner ends its task.
         let weak = Arc::downgrade(&two);
         drop(two);
         assert!(weak.upgrade().is_none());

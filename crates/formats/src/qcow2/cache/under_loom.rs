@@ -1,5 +1,5 @@
-//! The lock-free parts of the cache under a model checker: the very files, compiled against loom's primitives, so that
-//! every interleaving (and every reordering that the orderings permit) is tried.
+//! The lock-free parts of the cache under a model checker. The same source files are compiled against loom's primitives. loom
+//! then tries the interleavings, and the reorderings that the memory orderings permit.
 
 #![allow(dead_code, unreachable_pub, reason = "the models use a part of each file")]
 #![allow(clippy::duplicate_mod, reason = "the same files, against other primitives")]
@@ -35,12 +35,12 @@ fn bounded() -> loom::model::Builder {
     builder
 }
 
-/// One slot of two words, and what the disk has of it.
+/// One slot of two words, and the copy of these words on disk.
 struct Image {
     list: DirtyList,
     state: State,
     words: [AtomicU64; 2],
-    /// Held by one flush at a time, as a write-back cycle is.
+    /// Only one flush runs at a time, as with write-back cycles.
     disk: Mutex<[u64; 2]>,
 }
 
@@ -65,7 +65,7 @@ impl Image {
         let mut disk = lock(&self.disk);
         for _ in self.list.take() {
             if self.state.take_dirty() {
-                // The models have no other order of words: a copy may see them at different moments.
+                // The copy may read the two words at different times, because this model has no version.
                 *disk = [0, 1].map(|word: usize| self.words[word].load(Acquire));
                 self.state.unpin();
             }
@@ -110,13 +110,13 @@ fn a_change_during_a_flush_is_written_by_the_next_one() {
 }
 
 #[test]
-fn a_slot_with_a_change_that_is_not_on_disk_is_not_claimed() {
+fn a_slot_with_an_unwritten_change_is_not_claimed() {
     bounded().check(|| {
         let image = Image::new();
         let changing = {
             let image = Arc::clone(&image);
             thread::spawn(move || {
-                // A claimed slot has lost its slice: the change is made elsewhere.
+                // A claimed slot no longer holds the slice, so the change would use another slot.
                 if image.state.pin() {
                     image.words[0].store(1, Release);
                     image.list.mark(&image.state, 1);
@@ -129,7 +129,7 @@ fn a_slot_with_a_change_that_is_not_on_disk_is_not_claimed() {
         };
         image.flush();
         if image.state.claim() {
-            // Nobody changes the words of a claimed slot, and what they were is on disk.
+            // No thread changes the words of a claimed slot, and the disk has the same words.
             assert_eq!(image.words[0].load(Acquire), lock(&image.disk)[0]);
             image.state.unclaim();
         }
@@ -140,7 +140,7 @@ fn a_slot_with_a_change_that_is_not_on_disk_is_not_claimed() {
 }
 
 #[test]
-fn words_that_change_together_are_seen_together() {
+fn a_reader_sees_all_words_of_a_change_or_none() {
     bounded().check(|| {
         let slot = Arc::new((Version::new(), [AtomicU64::new(0), AtomicU64::new(0)]));
         let writer = {
@@ -163,7 +163,7 @@ fn words_that_change_together_are_seen_together() {
 }
 
 #[test]
-fn changes_of_several_threads_at_once_do_not_hide_each_other() {
+fn a_reader_detects_concurrent_changes_of_several_threads() {
     bounded().check(|| {
         let slot = Arc::new((Version::new(), [0; 4].map(AtomicU64::new)));
         let writers: Vec<_> = [0_usize, 2]

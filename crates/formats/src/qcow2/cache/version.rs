@@ -1,9 +1,9 @@
 //! The sequence lock of a slot.
 //!
-//! A [`Version`] counts, in its low bits, the threads that are changing what belongs together: the owner of the words,
-//! or several words of one entry. Above them it counts how often that has happened. Readers compare it before and
-//! after, and what they saw counts only if nobody was changing anything meanwhile (all words are atomics, so a torn read
-//! is a wrong answer at worst, and discarded). Single words that mean something by themselves change without it.
+//! The low bits of a [`Version`] count the threads that are changing several words that belong together: the key and the words
+//! of a slot, or several words of one entry. The high bits count the completed changes. A reader compares the version before
+//! and after its read, and discards the result if a change was running or completed meanwhile. All words are atomics, so a torn
+//! read is only a wrong result, and it is discarded. A change of a single independent word does not use the version.
 
 use oxblk_ring::perturb::point;
 
@@ -13,11 +13,11 @@ use super::atomics::{
     fence,
 };
 
-/// One thread that is changing something.
+/// One running change.
 const CHANGING: u64 = 1;
-/// The number of threads that are.
+/// The bits that count the running changes.
 const ANY_CHANGING: u64 = 0xffff;
-/// Something was changed.
+/// One completed change.
 const CHANGED: u64 = ANY_CHANGING + 1;
 
 pub(super) struct Version(AtomicU64);
@@ -27,22 +27,22 @@ impl Version {
         Self(AtomicU64::new(0))
     }
 
-    /// For a reader, before it reads; `None` while something is being changed.
+    /// A reader calls this before it reads. Returns `None` while a change is running.
     pub(super) fn before(&self) -> Option<u64> {
         let before = self.0.load(Acquire);
         point();
         (before & ANY_CHANGING == 0).then_some(before)
     }
 
-    /// For a reader, after it has read: whether nothing was changed since [`Self::before`].
+    /// A reader calls this after it has read. Returns whether no change has begun since [`Self::before`].
     pub(super) fn is_still(&self, before: u64) -> bool {
         point();
         fence(Acquire);
         self.0.load(Relaxed) == before
     }
 
-    /// From here until the guard is dropped, readers discard what they see. Several threads may change different words
-    /// at once; nobody waits while changing.
+    /// Begins a change. Until the guard is dropped, readers discard what they read. Several threads may change different words
+    /// concurrently. The holder of the guard must not wait.
     pub(super) fn begin_change(&self) -> Changing<'_> {
         self.0.fetch_add(CHANGING, Relaxed);
         fence(Release);
@@ -51,7 +51,7 @@ impl Version {
     }
 }
 
-/// Words are being changed.
+/// A running change.
 pub(in super::super) struct Changing<'a>(&'a Version);
 
 impl Drop for Changing<'_> {

@@ -1,9 +1,12 @@
-//! Persistent bitmaps ("Bitmaps"): the clusters that they refer to, and those of them that are broken.
+//! Checking persistent bitmaps ("Bitmaps"): counting the clusters that they refer to, and finding broken bitmaps.
 //!
-//! Of a bitmap whose entry or table is broken nothing can be told that would be worth keeping, and QEMU opens no image that
-//! has one. A repair of everything takes it out of the directory, and a directory that cannot be walked out of the header;
-//! what they occupied is leaked then, and given up with all that is. The header says that its bitmaps are not consistent
-//! from before the directory changes until it is whole again: a power cut in between loses the others.
+//! A bitmap whose entry or table is broken has no usable contents, and QEMU refuses to open an image that has one.
+//! [`Fix::All`](oxblk_core::check::Fix::All) removes such a bitmap from the directory. If the directory cannot be
+//! parsed, the repair removes it from the header. The clusters of removed bitmaps are leaked at that moment, and the
+//! repair of leaks frees them.
+//!
+//! The autoclear bit of bitmaps is cleared before the directory changes, and set again when the directory is complete.
+//! A power cut in between loses the remaining bitmaps.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,11 +21,11 @@ use crate::qcow2::layout::{
 };
 use crate::qcow2::refscan::Claim;
 
-/// What is to become of the bitmaps, where they must change.
+/// How the repair changes the bitmap directory.
 pub(super) enum NewDirectory {
-    /// The header names none any more.
+    /// The header no longer names a directory.
     Dropped,
-    /// These alone are in it.
+    /// The directory contains only these entries.
     Of(BitmapsExtension, Vec<BitmapEntry>),
 }
 
@@ -56,7 +59,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Notes that the directory is to have these entries, and no longer counts what it does not need for them.
+    /// Notes that the repair writes a directory with these entries. The references to clusters that the shorter
+    /// directory does not need are removed.
     fn leave_in_directory(&mut self, place: BitmapsExtension, kept: Vec<BitmapEntry>) {
         let directory_size = kept.iter().map(BitmapEntry::encoded_len).sum();
         let count = u32::try_from(kept.len()).unwrap_or(u32::MAX);
@@ -72,7 +76,7 @@ impl Checker<'_> {
     }
 
     fn broken_directory(&mut self, fault: &str) {
-        // What the bitmaps occupy is not known then.
+        // Without the directory, the clusters of the bitmaps are unknown.
         self.unseen = true;
         if self.fixes_all() {
             self.say_repairing(&format!("the bitmap directory by dropping it: {fault}"));
@@ -82,7 +86,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Counts the references of the entries, and gives those that stay.
+    /// Counts the references of the entries, and returns the entries that stay in the directory.
     async fn count_entries(&mut self, entries: Vec<BitmapEntry>) -> Vec<BitmapEntry> {
         let mut times: HashMap<String, u32> = HashMap::new();
         for entry in &entries {
@@ -124,7 +128,7 @@ impl Checker<'_> {
         kept
     }
 
-    /// Tells of a broken bitmap, which is given back if it stays.
+    /// Reports a broken bitmap. Returns its entry if the entry stays in the directory.
     fn broken_bitmap(&mut self, entry: BitmapEntry, fault: &str) -> Option<BitmapEntry> {
         let name = entry.name();
         if self.fixes_all() {
@@ -181,7 +185,7 @@ impl Checker<'_> {
         })
     }
 
-    /// Counts the references of a bitmap, as far as they are sound.
+    /// Counts the valid references of a bitmap.
     fn refer_to_bitmap(&mut self, entry: &BitmapEntry, table: &[BitmapTableEntry]) {
         self.refer(entry.table_offset, entry.table_bytes(), 1, Claim::None);
         let size = self.geometry.cluster_size();
@@ -192,7 +196,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Brings the directory to what the count has left of it, durably.
+    /// Writes the changed directory that the count has decided on, durably.
     pub(super) async fn write_new_bitmaps(&mut self) -> Result<()> {
         let Some(new) = self.new_bitmaps.take() else { return Ok(()) };
         let (place, kept) = match new {
@@ -210,7 +214,7 @@ impl Checker<'_> {
         carry_out(self.file, plan(self.file, self.header, place.as_ref()).await?).await
     }
 
-    /// Whether nothing else is where the directory is.
+    /// Whether only the directory refers to its clusters.
     fn is_alone(&self, place: &BitmapsExtension) -> bool {
         let first = self.geometry.cluster_index(place.directory_offset);
         let count = self.geometry.clusters_for(place.directory_size);

@@ -1,4 +1,5 @@
-//! Which entries of the active tables claim wrongly that their cluster's refcount is, or is not, exactly one.
+//! Checking the copied flag: it must be set in an entry of an active table if, and only if, the refcount of the cluster
+//! is exactly one.
 
 use std::collections::HashSet;
 
@@ -10,11 +11,12 @@ use super::{Checker, words};
 use crate::qcow2::layout::{L1Entry, L2Entry};
 use crate::qcow2::refscan::read_tables;
 
-/// The flag in L1 and L2 entries that claims it.
+/// The copied flag in L1 and L2 entries.
 const COPIED: u64 = 1 << 63;
 
 impl Checker<'_> {
-    /// Tells them, L1 entry by L1 entry, and with `repair` has them claim what is true. The caller flushes.
+    /// Reports entries with a wrong copied flag, in the order of the L1 table, and corrects them if `repair` is set.
+    /// The caller flushes.
     pub(super) async fn check_copied(&mut self, repair: bool) -> Result<()> {
         if self.header.l1_offset >= self.file.size() {
             return Ok(());
@@ -43,7 +45,7 @@ impl Checker<'_> {
                     entry.0
                 );
                 self.tell_copied(&finding, repair);
-                // What is no entry may be something else's.
+                // Do not change an invalid entry: the word may belong to something else.
                 if repair && entry.reserved() == 0 && self.geometry.is_aligned(entry.raw_offset()) {
                     let at = self.header.l1_offset.saturating_add(index.saturating_mul(8));
                     self.patch(at, entry.0 ^ COPIED).await?;
@@ -74,7 +76,7 @@ impl Checker<'_> {
             }
             let cluster = self.geometry.cluster_index(entry.raw_offset());
             let refcount = match self.geometry.data_file {
-                // Nothing else can be there.
+                // In a data file, a cluster has exactly one reference.
                 true => Some(1),
                 false => self.refcount_of(cluster, block).await,
             };

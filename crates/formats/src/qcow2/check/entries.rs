@@ -1,4 +1,5 @@
-//! What L2 entries say that they must not: places where no cluster can be, bitmaps that contradict them.
+//! Finding invalid L2 entries: host offsets that are not aligned to a cluster, and subcluster bitmaps that contradict
+//! their entry.
 
 use oxblk_core::check::Fix;
 
@@ -7,7 +8,8 @@ use super::walk::Usage;
 use crate::qcow2::layout::{ExtendedEntry, L2Entry, Subclusters};
 
 impl Checker<'_> {
-    /// Looks at an entry of an image whose data lies in a data file: nothing counts it, but it must be sound.
+    /// Checks an L2 entry of an image with a data file. Clusters of the data file have no refcounts, but the entry must
+    /// be valid.
     pub(super) fn count_outside(
         &mut self,
         index: u64,
@@ -41,8 +43,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Tells that a cluster is not where one can be. Tells whether that is being repaired: of one that holds no data only
-    /// the place is lost.
+    /// Reports a cluster whose host offset is not aligned. Returns whether the entry is being repaired. The repair
+    /// drops the host offset, which is possible only if the cluster contains no data.
     pub(super) fn unaligned_cluster(&mut self, at: u64, both: ExtendedEntry) -> bool {
         let extended = self.geometry.extended_l2;
         let has_data = match extended {
@@ -59,12 +61,12 @@ impl Checker<'_> {
             return false;
         }
         self.say_repairing(&finding);
-        // The subclusters, or the flag, go on telling what it reads as.
+        // The subcluster bitmap or the zero flag still defines the contents of the guest cluster.
         self.patches.push((at, if extended { 0 } else { L2Entry::zero_plain().0 }));
         true
     }
 
-    /// Tells of a bitmap that contradicts itself or its entry.
+    /// Reports a subcluster bitmap that contradicts itself or its entry.
     pub(super) fn check_bitmap(&mut self, both: ExtendedEntry) {
         let offset = both.entry.raw_offset();
         let is_nowhere = offset == 0 && !(self.geometry.data_file && both.entry.copied());
@@ -77,8 +79,9 @@ impl Checker<'_> {
         }
     }
 
-    /// Whether a compressed cluster has a bitmap and so does not count. That is told; a repair has it count all the same,
-    /// lest the data be given up: everybody reads it.
+    /// Whether to skip a compressed cluster because it has a subcluster bitmap. Such a cluster is reported. A check
+    /// does not count its references; a repair counts them, because all readers ignore the bitmap and the data must not
+    /// be freed.
     pub(super) fn has_stray_bitmap(&mut self, index: u64, at: u64, both: ExtendedEntry) -> bool {
         if both.bitmap == Subclusters::NONE {
             return false;

@@ -1,26 +1,28 @@
-//! Checking an image: do its refcounts count what refers to each cluster?
+//! Checking and repairing an image: does each refcount equal the number of references to its cluster?
 //!
-//! The check looks at the file alone, not at what an open image has cached; the caller writes that back first.
+//! The check reads the file alone and ignores the caches of an open image. The caller writes the caches back first.
 //!
-//! 1. [`walk`] counts the references that the tables hold, in a sparse map ([`References`]). A table that several
-//!    entries point to is read once and counted as often, so that aliased tables cost nothing.
-//! 2. [`refcounts`] compares the counts with the refcounts on disk: too low is corruption, too high a leak.
-//! 3. [`copied`] tells which entries claim wrongly that their cluster's refcount is (not) exactly one. It walks the
-//!    active tables again, and so is done only where the first two found that there is something to tell.
-//! 4. [`repair`] repairs what it may, or has [`rebuild`] write new refcounts where the old ones have no room for it.
+//! 1. [`walk`] counts the references that the tables contain, in a sparse map ([`References`]). A table with several
+//!    references is read once, and its entries are counted that many times.
+//! 2. [`refcounts`] compares the counts with the refcounts on disk. A refcount that is too low is a corruption, and one
+//!    that is too high is a leak.
+//! 3. [`copied`] reports entries with a wrong copied flag. It walks the active tables again, so it runs only if steps 1
+//!    and 2 found a suspect entry.
+//! 4. [`repair`] repairs the findings that `fix` allows. If the old refcount structures are unusable, it calls
+//!    [`rebuild`] to write new ones.
 //!
-//! Tables and refcount blocks are read many at a time and looked at on all cores; what they say is told and counted on one
-//! thread, in their order.
+//! Tables and refcount blocks are read in parallel and parsed on all cores. Findings are reported and counted on one
+//! thread, in the order of the tables.
 //!
-//! Memory is bounded: the map takes a byte for each cluster referred to where they lie together, some hundreds where they
-//! are scattered, and nothing is read at a length that the image chooses, other than the tables whose limits [`Header`] has checked. References past the end of the
-//! file are told, and not counted.
+//! Memory is bounded. The map needs one byte for each referenced cluster if these are contiguous, and some hundred
+//! bytes if they are scattered. The image decides the length of a read only for tables whose limits [`Header`] has
+//! checked. References past the end of the file are reported, and not counted.
 //!
-//! A repair frees only what it understands: where the header does not name what it should, clusters that seem to leak may
-//! belong to what it should name ([`named`]). Then refcounts may be raised, and nothing else. Where refcounts do not seem to
-//! have the width that the header tells ([`width`]), not even that.
+//! A repair frees clusters only if all references are known. If a pointer in the header seems wrong, clusters that seem
+//! to leak may belong to the metadata that the pointer should name ([`named`]). Then the repair raises refcounts, and
+//! changes nothing else. If the refcount width in the header seems wrong ([`width`]), the repair changes nothing.
 //!
-//! Findings are worded and counted as `qemu-img check` does.
+//! The wording and the counts of the findings are those of `qemu-img check`.
 
 mod bitmaps;
 mod copied;
@@ -48,11 +50,10 @@ use super::open::read_header;
 use super::refscan::References;
 use snapshot_table::RepairedTable;
 
-/// Checks the image in `file`, and repairs what `fix` allows. Each finding is told to `say` as it comes.
+/// Checks the image in `file`, and repairs what `fix` allows. Each finding is reported to `say` immediately.
 ///
 /// # Errors
-/// When a table that everything depends on cannot be read, or the file cannot be written. Other failures are
-/// counted in the report.
+/// When an essential table cannot be read, or the file cannot be written. Other failures are counted in the report.
 pub(super) async fn check(
     file: &Edge,
     header: &Header,
@@ -75,12 +76,12 @@ pub(super) async fn check(
 }
 
 impl Qcow2 {
-    /// Checks the file of an open image, which takes no requests meanwhile.
+    /// Checks the file of an open image. The caller has drained the node.
     pub(super) async fn check_image(&self, fix: Fix, say: &dyn Fn(&str)) -> Result<CheckReport> {
         if fix != Fix::Nothing && self.is_read_only() {
             return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
         }
-        // Brings the file up to date, and what was freed back into its refcounts.
+        // Write all metadata back, and lower the refcounts of freed clusters.
         self.close_image().await?;
         let file = self.children.require(ChildIdx::FILE)?;
         // The tables may have moved since the image was opened.
@@ -88,14 +89,14 @@ impl Qcow2 {
         if fix == Fix::Nothing {
             return check(&file, &header, fix, say).await;
         }
-        // What is in memory tells of the image as it was: it has to be opened again.
+        // The metadata in memory is outdated after a repair. So the image accepts no more writes until it is reopened.
         self.corrupt.store(true, Release);
         let report = check(&file, &header, fix, say).await?;
         self.clear_unknown_autoclear(&file).await?;
         Ok(report)
     }
 
-    /// Features that are not known are not kept up to date by a repair: they must not be believed after it.
+    /// Clears unknown autoclear bits, because a repair does not update the data of unknown features.
     async fn clear_unknown_autoclear(&self, file: &Edge) -> Result<()> {
         let header = read_header(file).await?;
         let known = header.autoclear & (Autoclear::BITMAPS | Autoclear::RAW_DATA_FILE);
@@ -114,58 +115,58 @@ struct Checker<'a> {
     say: &'a dyn Fn(&str),
     report: CheckReport,
     references: References,
-    /// Clusters of the file, the last one perhaps in part.
+    /// Number of clusters in the file. The last cluster may be partial.
     clusters: u64,
     refcount_table: Vec<u64>,
-    /// Refcount table indices whose entry is broken, so that their refcounts cannot be known.
+    /// Refcount table indices with a broken entry, so that the refcounts of their block are unknown.
     broken_blocks: HashSet<u64>,
-    /// A refcount was asked for that such a block would have.
+    /// Whether one of the broken blocks was already reported.
     broken_block_told: bool,
-    /// Some entry may claim the wrong thing of its cluster's refcount.
+    /// The copied flag of some entry may be wrong.
     copied_suspect: bool,
-    /// All references have been seen, so that a cluster without any is free.
+    /// All references are known, so that a cluster without references is free.
     complete: bool,
-    /// The refcounts on disk are no place to repair them in.
+    /// The refcounts on disk cannot be repaired in place.
     rebuild: bool,
-    /// Corruptions of the refcount table and blocks themselves.
+    /// Number of corruptions in the refcount table and the refcount blocks themselves.
     broken_structure: u64,
-    /// Clusters whose refcount is too low.
+    /// Number of clusters whose refcount is too low.
     too_low: u64,
-    /// Clusters whose refcount could not be read.
+    /// Number of clusters whose refcount could not be read.
     unknown: u64,
     /// Refcount table indices whose block cannot be read.
     unreadable_blocks: HashSet<u64>,
-    /// Clusters of the refcount table and of its blocks, one for each reference counted.
+    /// Clusters of the refcount table and of the refcount blocks, once for each counted reference.
     structure: Vec<u64>,
-    /// Entries of tables to be replaced: byte offset in the file, new value.
+    /// Table entries that the repair replaces: byte offset in the file, new value.
     patches: Vec<(u64, u64)>,
-    /// The bitmap directory to be written, where it must change.
+    /// The bitmap directory that the repair writes, if it must change.
     new_bitmaps: Option<bitmaps::NewDirectory>,
-    /// The snapshot table that is to replace the one of the image.
+    /// The snapshot table that replaces the one of the image.
     repaired_table: Option<RepairedTable>,
-    /// Clusters whose refcounts are changed by the repair of something else, so that they are not told of.
+    /// Clusters whose refcounts change because another structure is repaired. These changes are not reported.
     untold: BTreeSet<u64>,
-    /// Clusters that leaked and are in use by what has been repaired.
+    /// Leaked clusters that the repair has reused.
     reused: BTreeSet<u64>,
-    /// Refcount table indices whose block is none, or not one alone: it is not written to.
+    /// Refcount table indices whose block is invalid or shared. Such a block is not written to.
     unfit_blocks: HashSet<u64>,
-    /// Something that is in use may not have been seen: nothing is freed.
+    /// Some references may be unknown, so nothing is freed.
     unseen: bool,
-    /// The header names something else than it should: tables are left alone as well.
+    /// A pointer in the header seems wrong, so the repair does not change tables either.
     misled: bool,
-    /// Refcounts seem to have another width than the header says: nothing is repaired.
+    /// The refcount width in the header seems wrong, so nothing is repaired.
     wrong_width: bool,
-    /// An entry of the snapshot table is none, or shares its L1 table.
+    /// An entry of the snapshot table is invalid, or its L1 table shares clusters.
     broken_snapshots: bool,
-    /// Why.
+    /// Why references may be unknown.
     doubts: Vec<String>,
-    /// Active L1 entries that refer to nothing sensible.
+    /// Number of L1 entries with an impossible offset, and of active L1 entries with reserved bits.
     l1_faults: u64,
-    /// Active L1 entries have flags and refer to nothing.
+    /// Some active L1 entries have flags but no offset.
     l1_flags_alone: bool,
-    /// An L1 entry refers to something that is no L2 table.
+    /// An L1 entry refers to a cluster that does not contain an L2 table.
     no_l2_table: bool,
-    /// What the header and the snapshot table name: offset, length, and what it is.
+    /// Structures that the header and the snapshot table name: offset, length, and kind.
     named: Vec<(u64, u64, &'static str)>,
 }
 
@@ -175,7 +176,7 @@ impl<'a> Checker<'a> {
         let clusters = geometry.clusters_for(file.size());
         let report = CheckReport {
             total_clusters: geometry.clusters_for(header.size),
-            // The header is there, whatever its refcount.
+            // The header cluster is in use, whatever its refcount.
             image_end_offset: geometry.cluster_size(),
             ..CheckReport::default()
         };
@@ -217,27 +218,27 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Tells a finding that makes the image corrupt.
+    /// Reports a corruption.
     fn corrupt(&mut self, finding: &str) {
         (self.say)(finding);
         self.report.corruptions = self.report.corruptions.saturating_add(1);
         self.copied_suspect = true;
     }
 
-    /// Tells a corruption of the refcount table or its blocks.
+    /// Reports a corruption of the refcount table or of a refcount block.
     fn must_rebuild(&mut self, finding: &str) {
         self.corrupt(finding);
         self.broken_structure = self.broken_structure.saturating_add(1);
         self.rebuild = true;
     }
 
-    /// Tells a corruption of the refcount block of this table index, which is not written to then.
+    /// Reports a corruption of the refcount block with this table index. The block is not written to afterwards.
     fn unfit_block(&mut self, index: u64, finding: &str) {
         self.must_rebuild(finding);
         self.unfit_blocks.insert(index);
     }
 
-    /// Whether there is a block that has the refcount of a cluster, fit to be changed.
+    /// Whether a cluster has a refcount block that the repair can change.
     fn has_block(&self, cluster: u64) -> bool {
         let index = cluster / self.geometry.refcounts_per_block();
         let entry = usize::try_from(index).ok().and_then(|at| self.refcount_table.get(at));
@@ -246,20 +247,20 @@ impl<'a> Checker<'a> {
             && !self.unreadable_blocks.contains(&index)
     }
 
-    /// Tells that a refcount cannot be read.
+    /// Reports that a refcount cannot be read.
     fn refcount_unknown(&mut self, finding: &str) {
         self.failed(finding);
         self.unknown = self.unknown.saturating_add(1);
         self.rebuild = true;
     }
 
-    /// Tells a corruption that is being repaired.
+    /// Reports a corruption that is being repaired.
     fn say_repairing(&mut self, finding: &str) {
         (self.say)(&format!("Repairing {finding}"));
         self.report.corruptions_fixed = self.report.corruptions_fixed.saturating_add(1);
     }
 
-    /// Notes that a range which has just been referred to belongs to the refcount structures.
+    /// Notes that a range, whose reference was just counted, belongs to the refcount structures.
     fn note_structure(&mut self, offset: u64, bytes: u64) {
         let end = offset.saturating_add(bytes);
         if bytes > 0 && offset < self.clusters.saturating_mul(self.geometry.cluster_size()) {
@@ -268,26 +269,26 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Tells that something could not be looked at.
+    /// Reports that something could not be checked.
     fn failed(&mut self, finding: &str) {
         (self.say)(finding);
         self.report.check_errors = self.report.check_errors.saturating_add(1);
     }
 
-    /// The words of a table of `entries` entries.
+    /// Reads a table of `entries` 64-bit entries.
     async fn read_table(&self, offset: u64, entries: u64) -> Result<Vec<u64>> {
         let len = usize::try_from(entries.saturating_mul(8)).unwrap_or(usize::MAX);
         Ok(words(&self.file.read(offset, IoBufMut::new(len)).await?))
     }
 
-    /// A cluster of the refcount structures.
+    /// Reads one cluster of the refcount structures.
     async fn read_block(&self, offset: u64) -> Result<IoBufMut> {
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(usize::MAX);
         self.file.read(offset, IoBufMut::new(len)).await
     }
 }
 
-/// The big-endian words in `bytes`.
+/// The big-endian 64-bit words in `bytes`.
 fn words(bytes: &[u8]) -> Vec<u64> {
     bytes.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_be_bytes)).collect()
 }

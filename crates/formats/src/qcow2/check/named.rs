@@ -1,16 +1,17 @@
-//! Whether the header names what it should.
+//! Checking whether the pointers in the header are plausible.
 //!
-//! A bit of a pointer or of a length that is wrong makes a table, or a part of it, vanish: what it refers to then looks like
-//! leaked clusters, and to free them would destroy it. So nothing is freed if
+//! If a pointer or a length in the header is wrong, the check misses a table or a part of it. The clusters that this
+//! table refers to then look like leaked clusters, but to free them would destroy data. So nothing is freed if
 //!
-//! - what a pointer names is not what should be there: a LUKS header without its mark, a bitmap directory that is none;
-//! - the refcounts know nothing of it, or something else lies there too;
-//! - more of it seems to follow: a snapshot behind the last one, whose L1 table is counted and referred to by nothing;
-//! - two fields of the header contradict each other;
-//! - an entry of the snapshot table is none, or has fewer L1 entries than its disk needs;
-//! - refcounts seem to have another width than the header tells ([`super::width`]).
+//! - a pointer does not lead to the expected structure, for example to a LUKS header with its magic, or to a valid
+//!   bitmap directory;
+//! - the clusters of the structure have refcount 0, or something else uses them too;
+//! - another snapshot seems to follow the last one: its L1 table has a refcount, and nothing refers to it;
+//! - two header fields contradict each other;
+//! - an entry of the snapshot table is invalid, or has fewer L1 entries than its disk needs;
+//! - the refcount width in the header seems wrong ([`super::width`]).
 //!
-//! A snapshot table with such an entry is written anew only if no cluster leaks, so that no snapshot is lost with it.
+//! A snapshot table with an invalid entry is written anew only if no cluster leaks, so that no snapshot is lost.
 
 use oxblk_core::check::Fix;
 use oxblk_ring::IoBufMut;
@@ -19,24 +20,25 @@ use super::Checker;
 use super::snapshots::Snapshots;
 use crate::qcow2::layout::{CryptoHeader, L1Entry, Snapshot, parse_snapshot};
 
-/// How a LUKS header begins: its mark, then version 1.
+/// Start of a LUKS header: the magic, then version 1.
 const LUKS_MARK: &[u8] = b"LUKS\xba\xbe\0\x01";
-/// Where a LUKS header tells the sector at which the payload would begin.
+/// Byte offset of the field in a LUKS header that gives the first sector of the payload.
 const LUKS_PAYLOAD: usize = 104;
-/// Bytes of an entry of the snapshot table that are read to see whether there is one.
+/// Bytes that are read to find out whether another snapshot table entry follows.
 const ENTRY: usize = 4096;
-/// Length of the header of version 3 as the header itself has it: without and with the compression type.
+/// Values of the header length field in version 3: without and with the compression type.
 const V3_LENGTHS: [u32; 2] = [104, 112];
 
 impl Checker<'_> {
-    /// Something that is in use may not have been seen.
+    /// Notes that some references may be unknown.
     pub(super) fn not_seen(&mut self, finding: &str) {
         self.unseen = true;
         self.complete = false;
         self.doubts.push(finding.to_owned());
     }
 
-    /// Tells what keeps a repair from freeing, if there is something to free. A check alone has told what is wrong already.
+    /// Reports why the repair frees nothing, if there is something to free. A check without repair does not need this,
+    /// because it has already reported the faults.
     pub(super) fn tell_doubts(&mut self) {
         let tables =
             !self.patches.is_empty() || self.repaired_table.is_some() || self.new_bitmaps.is_some();
@@ -46,14 +48,14 @@ impl Checker<'_> {
         }
     }
 
-    /// The header names something else than it should.
+    /// Notes that a pointer in the header seems wrong.
     fn misled(&mut self, finding: &str) {
         self.not_seen(finding);
         self.misled = true;
     }
 
-    /// Something that the header names may lie elsewhere. A bitmap directory can be dropped all the same: an image could not
-    /// be opened with it, and what its bitmaps occupy stays counted.
+    /// Notes that the header may give a wrong offset for a structure. A bitmap directory can be dropped anyway: the
+    /// image cannot be opened with it, and the clusters of its bitmaps keep their refcounts.
     fn lies_elsewhere(&mut self, what: &str, finding: &str) {
         match what {
             "bitmap directory" => self.not_seen(finding),
@@ -61,7 +63,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Looks at what the header's pointers name, after references have been counted but those of bitmaps and refcounts.
+    /// Checks the structures that the header names. This runs when all references are counted, except those of bitmaps
+    /// and refcount structures.
     pub(super) async fn check_what_header_names(&mut self, snapshots: &Snapshots) {
         let l1_bytes = u64::from(self.header.l1_entries).saturating_mul(8);
         self.named.push((self.header.l1_offset, l1_bytes, "L1 table"));
@@ -130,7 +133,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Notes that snapshots may not have been seen, if an entry of their table is broken and something seems to leak.
+    /// Notes that references of snapshots may be unknown, if an entry of the snapshot table is broken and the image has
+    /// other faults.
     pub(super) fn doubt_broken_snapshots(&mut self) {
         let faults = self.report.leaks > 0 || self.report.corruptions > 0;
         if self.broken_snapshots && (faults || !self.patches.is_empty() || self.rebuild) {
@@ -138,7 +142,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Whether an entry of the snapshot table can be one.
+    /// Whether an entry of the snapshot table is plausible.
     fn is_snapshot(&self, snapshot: &Snapshot) -> bool {
         if u64::from(snapshot.l1_entries) < self.l1_entries_of(snapshot) {
             return false;
@@ -152,14 +156,15 @@ impl Checker<'_> {
         !snapshot.id.is_empty() && in_place
     }
 
-    /// The L1 entries that the disk of a snapshot and the VM state behind it need, as far as the entry tells their size.
+    /// The number of L1 entries that the disk of a snapshot and its VM state need. A size that the entry does not give
+    /// counts as 0.
     fn l1_entries_of(&self, snapshot: &Snapshot) -> u64 {
         let entries = |bytes| self.geometry.l1_entries_for(bytes).unwrap_or(u64::MAX);
         let disk = snapshot.size.map_or(0, entries);
         disk.saturating_add(entries(snapshot.vm_state_size))
     }
 
-    /// Whether something is counted that nothing has been found to refer to.
+    /// Whether the cluster at `offset` has a refcount, but no known reference.
     async fn seems_to_leak(&self, offset: u64) -> bool {
         let cluster = self.geometry.cluster_index(offset);
         if self.references.get(cluster).count() > 0 {
@@ -179,7 +184,8 @@ impl Checker<'_> {
         crate::qcow2::layout::refcount_get(&block, at, order).is_some_and(|count| count > 0)
     }
 
-    /// A header of version 3 whose version has become 2 has no extensions any more.
+    /// Finds a header of version 3 whose version field was changed to 2. Its extensions are ignored, so references may
+    /// be missing.
     async fn check_version(&mut self) {
         if self.header.version >= 3 {
             return;
@@ -195,8 +201,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Looks whether the refcounts agree that what is named lies there, and nothing else. Where they are lost, nothing
-    /// follows from them.
+    /// Checks that the clusters of each named structure have a refcount and no other user. If the refcounts must be
+    /// rebuilt, they prove nothing and are not used.
     pub(super) async fn check_named_ranges(&mut self) {
         let mut block = None;
         for (offset, bytes, what) in std::mem::take(&mut self.named) {
@@ -242,8 +248,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Whether the active L1 table is what does not belong into a cluster that it shares. A repair of everything lets the
-    /// cluster be shared if the table is sound and the other is a cluster of the guest.
+    /// Whether the active L1 table seems misplaced in a cluster that it shares. With [`Fix::All`], sharing is accepted
+    /// if the table is valid and the other user is guest data.
     async fn is_misplaced_l1(&self, cluster: u64) -> bool {
         if self.structure.contains(&cluster) {
             return true;

@@ -1,11 +1,12 @@
-//! Writing all refcounts anew, for an image whose refcount table or blocks are no place to repair them in.
+//! Rebuilding all refcounts, for an image whose refcount table or blocks cannot be repaired in place.
 //!
-//! The new table and blocks go into clusters that nothing refers to, or else behind the end of the file, never over the
-//! old ones: until the header names the new table, in one write, the image is what it was. What the old ones occupied is
-//! free afterwards.
+//! The new table and blocks are written to clusters without references, or behind the end of the file, and never over
+//! the old ones. So the image does not change until one write makes the header name the new table. The clusters of the
+//! old structures are free afterwards.
 //!
-//! If some references may be unknown, nothing inside the file counts as free, and clusters keep the higher refcount of
-//! the old and the counted one; where the old one is unknown too, they count as in use.
+//! If some references may be unknown, no cluster inside the file counts as free. Each cluster then gets the higher
+//! value of its old refcount and its counted references. If the old refcount is unknown too, the cluster counts as in
+//! use.
 
 use std::collections::BTreeMap;
 
@@ -18,9 +19,9 @@ use crate::qcow2::layout::{
 };
 use crate::qcow2::refscan::Claim;
 
-/// Where the new structures go, in clusters.
+/// Location of the new structures, in clusters.
 struct Layout {
-    /// Refcount table index to the cluster of its block.
+    /// Cluster of each refcount block, by refcount table index.
     blocks: BTreeMap<u64, u64>,
     table: u64,
     table_clusters: u64,
@@ -33,25 +34,26 @@ impl Layout {
     }
 }
 
-/// Finds room for them.
+/// Cursor for finding free clusters.
 struct Room {
-    /// The next cluster of the file to look at.
+    /// The next cluster inside the file to examine.
     inside: u64,
-    /// The first cluster behind everything.
+    /// The next free cluster behind the end of the file.
     end: u64,
 }
 
 impl Checker<'_> {
-    /// Writes new refcounts and has the header name them.
+    /// Writes new refcount structures and makes the header name them.
     pub(super) async fn rebuild_refcounts(&mut self) -> Result<()> {
         let layout = self.lay_out()?;
-        // From here on they count for nothing; they are not overwritten, as room was found before.
+        // From here on, the old structures have no references. They are not overwritten, because the new clusters were
+        // chosen before.
         let structure = std::mem::take(&mut self.structure);
         for cluster in &structure {
             self.references.remove(*cluster);
         }
         if let Err(error) = self.write_anew(&layout).await {
-            // All is as it was.
+            // The old structures stay valid: restore their references.
             layout.clusters().for_each(|cluster| self.references.remove(cluster));
             for cluster in &structure {
                 self.references.add(*cluster, 1, Claim::None);
@@ -70,7 +72,8 @@ impl Checker<'_> {
         self.name_table(layout).await
     }
 
-    /// The table indices of all clusters that have references, or of the whole file if some may be unknown.
+    /// The refcount table indices of all clusters with references, or of the entire file if some references may be
+    /// unknown.
     fn indices(&self) -> Vec<u64> {
         let per_block = self.geometry.refcounts_per_block();
         if !self.complete {
@@ -114,7 +117,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Gives each table index that has no block one; a block may need another for itself.
+    /// Chooses a cluster for the block of each table index that has none. A new block may need a further block that
+    /// counts it.
     fn place_blocks(
         &mut self,
         blocks: &mut BTreeMap<u64, u64>,
@@ -132,7 +136,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Takes `count` clusters that lie together and refers to them.
+    /// Takes `count` contiguous clusters and counts a reference to each.
     fn take(&mut self, count: u64, room: &mut Room) -> u64 {
         let mut start = None;
         if count == 1 {
@@ -178,7 +182,8 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Fills a new block with the refcounts of the old one; without one, all clusters of the file are in use.
+    /// Fills a new block with the refcounts of the old block. Without an old block, all clusters of the file count as
+    /// in use.
     async fn keep_old_refcounts(&self, index: u64, block: &mut IoBufMut) {
         let per_block = self.geometry.refcounts_per_block();
         let known =
@@ -197,7 +202,7 @@ impl Checker<'_> {
         let start = index.saturating_mul(per_block);
         let end = start.saturating_add(per_block).min(self.clusters);
         for at in 0..end.saturating_sub(start) {
-            // One fits every width, and every index lies in the block.
+            // Ignoring the error is safe: 1 fits every width, and every index lies in the block.
             let _ = refcount_set(block, at, self.geometry.refcount_order, 1);
         }
     }
@@ -216,7 +221,8 @@ impl Checker<'_> {
         self.file.write(offset, table.into(), WriteFlags::empty()).await
     }
 
-    /// Has the header name the new table: offset and length lie side by side, within one sector.
+    /// Makes the header name the new table. Offset and length are adjacent and lie within one sector, so this is one
+    /// atomic write.
     async fn name_table(&self, layout: &Layout) -> Result<()> {
         let offset = layout.table << self.geometry.cluster_bits;
         let clusters = u32::try_from(layout.table_clusters).unwrap_or(u32::MAX);
@@ -226,7 +232,7 @@ impl Checker<'_> {
         self.file.flush().await
     }
 
-    /// All faults of refcounts are gone.
+    /// Updates the report: all refcount faults are repaired.
     fn refcounts_repaired(&mut self, layout: &Layout) {
         let last = layout.blocks.last_key_value().map_or(0, |(last, _)| *last);
         let offset = |index| {

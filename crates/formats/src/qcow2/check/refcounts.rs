@@ -1,4 +1,4 @@
-//! Comparing the refcounts on disk with what was counted.
+//! Comparing the refcounts on disk with the counted references.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -13,16 +13,16 @@ use super::Checker;
 use crate::qcow2::layout::{RefcountTableEntry, refcount_get};
 use crate::qcow2::refscan::{Agreement, References, Referred, read_tables};
 
-/// What a worker found of a block: that its refcounts are what was counted, or else the block.
+/// Result of a worker for one refcount block: the agreement with the counts, or the block itself if they differ.
 type Seen = Result<Agreement, IoBufMut>;
 
 impl Checker<'_> {
-    /// Compares, cluster by cluster, over the whole file.
+    /// Compares the refcounts of all clusters of the file.
     pub(super) async fn compare_refcounts(&mut self) -> Result<()> {
         let (per_block, order) =
             (self.geometry.refcounts_per_block(), self.geometry.refcount_order);
         let end = self.clusters_counted();
-        // Lent to the workers; here they are needed only for what does not agree.
+        // The workers share the counts. This thread needs them only for blocks that differ.
         let references = Arc::new(std::mem::take(&mut self.references));
         let counted = Arc::clone(&references);
         let look = move |index: &u64, block: IoBufMut| -> Seen {
@@ -58,7 +58,7 @@ impl Checker<'_> {
         self.copied_suspect |= agreement.belied;
     }
 
-    /// A cluster is in use, so that the image goes on to its end at least.
+    /// Notes that a cluster is in use, so that the image ends behind it or later.
     fn in_use(&mut self, cluster: u64) {
         let end = cluster.saturating_add(1) << self.geometry.cluster_bits;
         self.report.image_end_offset = self.report.image_end_offset.max(end);
@@ -71,20 +71,21 @@ impl Checker<'_> {
         }
     }
 
-    /// How many clusters the file has; a reference may reach into one past its end, as it need not be padded.
+    /// Number of clusters in the file. It includes a cluster past the end of the file if that has a reference, because
+    /// the file need not be padded.
     pub(super) fn clusters_counted(&self) -> u64 {
         let past_end = self.references.get(self.clusters).count() > 0;
         self.clusters.saturating_add(u64::from(past_end))
     }
 
-    /// The refcount blocks that count clusters before `end`, each once.
+    /// The refcount blocks that contain refcounts of clusters before `end`, each once, as index and offset.
     pub(super) fn blocks_to_read(&self, end: u64) -> Vec<(u64, u64)> {
         let mut seen = HashSet::new();
         let in_use = end.div_ceil(self.geometry.refcounts_per_block());
         let mut blocks = Vec::new();
         for (index, entry) in (0..in_use).zip(&self.refcount_table) {
             let offset = RefcountTableEntry(*entry).raw_offset();
-            // A block that two entries share has been told of; it is compared once.
+            // A block that two entries share is already reported, and is compared only once.
             if offset != 0 && !self.broken_blocks.contains(&index) && seen.insert(offset) {
                 blocks.push((index, offset));
             }
@@ -92,7 +93,7 @@ impl Checker<'_> {
         blocks
     }
 
-    /// Clusters for which there is no refcount block, or none that can be read.
+    /// Compares clusters that have no refcount block, or a broken one.
     fn compare_without_block(&mut self, references: &References, range: Range<u64>) {
         if range.is_empty() {
             return;
@@ -115,20 +116,20 @@ impl Checker<'_> {
             if self.broken_blocks.contains(&(cluster / per_block)) {
                 continue;
             }
-            // There is no place for its refcount.
+            // No block can store the refcount of this cluster.
             self.rebuild |= referred.count() > 0;
             self.compare(cluster, 0, referred);
         }
     }
 
-    /// Tells once that a refcount block lies where none can be, as QEMU does when it meets one.
+    /// Reports once that the offset of a refcount block is not aligned, with the message of QEMU.
     fn tell_broken_block(&mut self, index: u64) {
         if std::mem::replace(&mut self.broken_block_told, true) {
             return;
         }
         let entry = usize::try_from(index).ok().and_then(|at| self.refcount_table.get(at)).copied();
         let offset = RefcountTableEntry(entry.unwrap_or(0)).raw_offset();
-        // As C prints it: zero has no prefix.
+        // C's `%#x` prints zero without a prefix.
         let index = if index == 0 { "0".to_owned() } else { format!("{index:#x}") };
         (self.say)(&format!(
             "qcow2: Image is corrupt: Refblock offset {offset:#x} unaligned (reftable index: {index}); \
@@ -160,7 +161,7 @@ impl Checker<'_> {
         }
     }
 
-    /// The refcount of one cluster; `None` where it cannot be known.
+    /// The refcount of one cluster on disk; `None` if it is unknown. `last` caches the block that was read last.
     pub(super) async fn refcount_of(
         &self,
         cluster: u64,

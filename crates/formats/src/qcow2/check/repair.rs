@@ -1,11 +1,17 @@
-//! Repairing what a check found.
+//! Repairing the faults that a check found.
 //!
-//! The order keeps a crash from making anything worse: refcounts that are too low are raised first, then what leaks is
-//! given up, and last entries are made to claim what is true by then. Each step is durable before the next. Where
-//! refcounts cannot be repaired in their place, [`super::rebuild`] writes all of them anew.
+//! The order ensures that a crash makes nothing worse:
 //!
-//! A repair makes what progress it can. If something could not be read, or the header does not name what it should, so that
-//! some references may be unknown, no refcount is lowered: that leaks at worst.
+//! 1. Replace faulty table entries, and the bitmap directory if it is faulty.
+//! 2. Raise refcounts that are too low.
+//! 3. Free leaked clusters.
+//! 4. Correct copied flags.
+//!
+//! Each step is durable before the next one starts. If refcounts cannot be repaired in place, [`super::rebuild`] writes
+//! new refcount structures.
+//!
+//! A failure does not stop the other repairs. If some references may be unknown, because something could not be read or
+//! a pointer in the header seems wrong, no refcount is lowered: at worst, clusters stay leaked.
 
 use oxblk_core::check::Fix;
 use oxblk_core::{Errno, Error, Result, WriteFlags};
@@ -14,17 +20,17 @@ use oxblk_ring::IoBuf;
 use super::Checker;
 use crate::qcow2::layout::{Incompatible, field_offsets, refcount_get, refcount_set};
 
-/// What is done to refcounts.
+/// The direction in which refcounts change.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Change {
-    /// Those that are too low are set to what was counted.
+    /// Refcounts that are too low are set to the counted references.
     Raise,
-    /// Those that are too high are.
+    /// Refcounts that are too high are set to the counted references.
     Lower,
 }
 
 impl Checker<'_> {
-    /// Repairs what `fix` allows, after everything has been looked at.
+    /// Repairs what `fix` allows, after the check is complete.
     pub(super) async fn repair(&mut self) -> Result<()> {
         self.tell_doubts();
         if self.wrong_width {
@@ -48,7 +54,8 @@ impl Checker<'_> {
             (self.say)("Rebuilding refcount structure");
             if let Err(error) = self.rebuild_refcounts().await {
                 self.failed(&format!("ERROR failed to rebuild the refcounts: {error}"));
-                // What the old structures have room for is repaired in its place. Nothing is lowered: they may overlap.
+                // Raise the refcounts that have an entry in the old structures. Do not lower any: the old structures
+                // may overlap.
                 self.raise_refcounts().await?;
                 self.complete = false;
             }
@@ -63,7 +70,7 @@ impl Checker<'_> {
             self.report.leaks_fixed = self.report.leaks_fixed.saturating_add(lowered);
         }
         if self.copied_suspect && !self.misled {
-            // Leaks alone are repaired without touching tables of an image that has worse faults.
+            // `Fix::Leaks` does not change the tables of an image that has worse faults.
             let repair = self.fix == Fix::All
                 || (self.report.corruptions, self.report.check_errors) == (0, 0);
             self.check_copied(repair).await?;
@@ -101,7 +108,7 @@ impl Checker<'_> {
         self.file.flush().await
     }
 
-    /// Sets refcounts, block by block, where they stand; returns how many were changed.
+    /// Changes refcounts in place, block by block. Returns the number of changed refcounts.
     async fn change_refcounts(&mut self, change: Change) -> Result<u64> {
         let (per_block, order) =
             (self.geometry.refcounts_per_block(), self.geometry.refcount_order);
@@ -111,7 +118,7 @@ impl Checker<'_> {
             if self.unfit_blocks.contains(&index) {
                 continue;
             }
-            // A failure was told when it was compared.
+            // The comparison has already reported a read error.
             let Ok(mut block) = self.read_block(offset).await else { continue };
             let (mut lines, mut dirty) = (Vec::new(), false);
             let start = index.saturating_mul(per_block);
@@ -149,12 +156,12 @@ impl Checker<'_> {
             }
         }
         self.file.flush().await?;
-        // What entries claim was true of the old refcounts.
+        // Copied flags that were correct for the old refcounts may be wrong now.
         self.copied_suspect |= changed > 0;
         Ok(changed)
     }
 
-    /// The image is whole: it is no longer called dirty or corrupt.
+    /// Clears the dirty and the corrupt bit of a repaired image.
     async fn mark_clean(&mut self) -> Result<()> {
         let unclean = Incompatible::DIRTY | Incompatible::CORRUPT;
         if self.header.version < 3 || !self.header.incompatible.intersects(unclean) {

@@ -1,4 +1,5 @@
-//! Repairs of images with one fault each, on a simulated disk: whole, cut short by a power loss, on a full disk.
+//! Repairs of images with one fault each, on a simulated disk: complete repairs, repairs interrupted by a power cut,
+//! and repairs on a full disk.
 
 use oxblk_core::check::{CheckReport, Fix};
 use oxblk_core::{DriverTable, Edge, Graph, OpenFlags, Perm, Permissions, Result};
@@ -14,17 +15,17 @@ static DRIVERS: DriverTable = &[&file::FILE];
 
 type Fault = (&'static str, fn(&mut Image));
 
-/// Each leaves the guest's data where it is.
+/// No fault changes the guest's data.
 const FAULTS: &[Fault] = &[
     ("a refcount too low", |image| image.set_refcount(7, 0)),
     ("no refcounts at all", |image| (0..8).for_each(|cluster| image.set_refcount(cluster, 0))),
     ("no refcount block", |image| image.put(TABLE, 0)),
-    ("a block off its cluster", |image| image.put(TABLE, offset(BLOCK) | 0x200)),
+    ("a refcount block that is not aligned", |image| image.put(TABLE, offset(BLOCK) | 0x200)),
     ("a block past the end", |image| image.put(TABLE, 1 << 40)),
     ("reserved bits in the table", |image| image.put(TABLE, offset(BLOCK) | 1)),
     ("a block that two entries share", |image| image.put(TABLE + 8, offset(BLOCK))),
-    ("data over the block", |image| {
-        // One more guest cluster, which claims the block as its own.
+    ("data in the cluster of the refcount block", |image| {
+        // One more guest cluster, whose L2 entry names the cluster of the refcount block.
         image.put(L2 + 24, L2Entry::data(offset(BLOCK)).0);
     }),
     ("leaked clusters", |image| {
@@ -32,13 +33,13 @@ const FAULTS: &[Fault] = &[
         image.set_refcount(8, 1);
         image.set_refcount(9, 1);
     }),
-    ("a refcount too high, and an entry that says so", |image| {
+    ("a refcount too high, and an entry without the copied flag", |image| {
         if image.can_count_to(2) {
             image.set_refcount(5, 2);
         }
         image.put(L2, offset(DATA));
     }),
-    ("entries that do not claim their clusters", |image| {
+    ("entries without the copied flag", |image| {
         image.put(L1, offset(L2));
         image.put(L2, offset(DATA));
     }),
@@ -83,7 +84,7 @@ fn checked(disk: &Disk, fix: Fix) -> Result<CheckReport> {
     })
 }
 
-/// The image has no fault left, and the data is what it was.
+/// Asserts that the image has no fault and that its data is unchanged.
 fn assert_whole(disk: &Disk, what: &str) {
     let report = checked(disk, Fix::Nothing).unwrap();
     let faults = (report.corruptions, report.leaks, report.check_errors);
@@ -109,7 +110,7 @@ fn every_fault_is_repaired_at_every_refcount_width() {
 }
 
 #[test]
-fn a_repair_cut_short_anywhere_can_be_done_again() {
+fn a_repair_interrupted_by_a_power_cut_can_be_repeated() {
     for fault in FAULTS {
         let disk = Disk::from_bytes(1, &image(*fault, 4).bytes);
         disk.keep_moments(1, usize::MAX);
@@ -120,7 +121,7 @@ fn a_repair_cut_short_anywhere_can_be_done_again() {
             let any = (0..8).map(|seed| moment.after_power_loss(seed));
             let ends = [moment.after_power_loss_none(), moment.after_power_loss_all()];
             for found in any.chain(ends) {
-                let what = format!("{}, cut at {boundary}", fault.0);
+                let what = format!("{}, power cut at {boundary}", fault.0);
                 checked(&found, Fix::All).unwrap_or_else(|error| panic!("{what}: {error}"));
                 assert_whole(&found, &what);
             }
@@ -129,13 +130,13 @@ fn a_repair_cut_short_anywhere_can_be_done_again() {
 }
 
 #[test]
-fn leaks_are_repaired_alone_where_only_that_is_allowed() {
+fn a_repair_of_leaks_alone_does_not_change_corruptions() {
     for fault in FAULTS {
         let disk = Disk::from_bytes(1, &image(*fault, 4).bytes);
-        // Without the snapshot table nothing can be told.
+        // An image with an unreadable snapshot table cannot be checked.
         let Ok(before) = checked(&disk, Fix::Nothing) else { continue };
         match checked(&disk, Fix::Leaks) {
-            // Refcounts that cannot be repaired in place are not written anew for leaks.
+            // `Fix::Leaks` does not rebuild refcounts that cannot be repaired in place.
             Err(error) => assert_eq!(error.to_string(), "Input/output error", "{}", fault.0),
             Ok(report) => {
                 let after = checked(&disk, Fix::Nothing).unwrap();
@@ -148,9 +149,9 @@ fn leaks_are_repaired_alone_where_only_that_is_allowed() {
 }
 
 #[test]
-fn a_full_disk_does_not_keep_refcounts_from_being_rebuilt_where_there_is_room_inside() {
+fn refcounts_are_rebuilt_inside_the_file_if_the_disk_is_full() {
     let mut image = image(("no refcount block", |image| image.put(TABLE, 0)), 4);
-    // Two clusters that nothing refers to: one for the table, one for the block.
+    // Two clusters without references: one for the new table, one for the new block.
     image.bytes.resize(10 * CLUSTER, 0);
     let disk = Disk::from_bytes(1, &image.bytes);
     let rule = FailRule {
@@ -168,8 +169,9 @@ fn a_full_disk_does_not_keep_refcounts_from_being_rebuilt_where_there_is_room_in
 }
 
 #[test]
-fn a_full_disk_keeps_nothing_from_being_mended_that_needs_no_room() {
-    // The first block cannot be where it is said to be; the second is fine, and has a refcount that is too low.
+fn a_full_disk_does_not_prevent_repairs_that_need_no_space() {
+    // The offset of the first block is past the end of the file. The second block is valid and has a refcount that is
+    // too low.
     let mut bytes = vec![0_u8; 300 * 512];
     let mut put = |at: usize, value: u64| bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
     put(0, 0x5146_49fb_0000_0003);
@@ -187,16 +189,16 @@ fn a_full_disk_keeps_nothing_from_being_mended_that_needs_no_room() {
     let disk = Disk::from_bytes(1, &bytes);
     let range = Some(offset(300 * 512)..u64::MAX);
     let full = FailRule { op: FaultOp::Write, nth: None, range, errno: 28, once: false };
-    // Nor is there room inside.
+    // Writes to free clusters inside the file fail as well.
     let inside = FailRule { range: Some(2560..51_200), ..full.clone() };
     disk.set_faults(Faults { fail: vec![full, inside], ..Faults::default() });
     let report = checked(&disk, Fix::All).unwrap();
-    assert!(report.check_errors > 0, "the full disk was not told of");
+    assert!(report.check_errors > 0, "the full disk was not reported");
     let block = &disk.bytes()[1536..2048];
     assert_eq!(
         refcount_get(block, 100 - 64, 6),
         Some(1),
-        "what there was room for was not repaired"
+        "a repair that needs no space was not made"
     );
     disk.set_faults(Faults::default());
     let report = checked(&disk, Fix::All).unwrap();
@@ -211,7 +213,7 @@ fn no_refcount_is_lowered_while_some_references_may_be_unknown() {
     image.bytes[39] = 2;
     image.put(L1 + 8, L1Entry::new(offset(8 * CLUSTER)).0);
     image.set_refcount(8, 1);
-    // Perhaps that table refers to this one.
+    // The unreadable table may refer to this cluster.
     image.set_refcount(9, 1);
     let disk = Disk::from_bytes(1, &image.bytes);
     let range = Some(offset(8 * CLUSTER)..offset(9 * CLUSTER));
@@ -226,14 +228,14 @@ fn no_refcount_is_lowered_while_some_references_may_be_unknown() {
 }
 
 #[test]
-fn refcounts_rebuilt_without_knowing_all_references_keep_what_the_old_ones_say() {
+fn a_rebuild_with_unknown_references_does_not_lower_refcounts() {
     let mut image = image(("reserved bits", |image| image.put(TABLE, offset(BLOCK) | 1)), 4);
     image.bytes.resize(10 * CLUSTER, 0);
     image.bytes[39] = 2;
     image.put(L1 + 8, L1Entry::new(offset(8 * CLUSTER)).0);
     image.set_refcount(8, 1);
     image.set_refcount(9, 1);
-    // The free cluster in the middle has a refcount of zero and may be the unknown table's all the same.
+    // Cluster 9 has no known reference, but the unreadable table may refer to it.
     let disk = Disk::from_bytes(1, &image.bytes);
     let range = Some(offset(8 * CLUSTER)..offset(9 * CLUSTER));
     let rule = FailRule { op: FaultOp::Read, nth: None, range, errno: 5, once: false };
@@ -243,13 +245,13 @@ fn refcounts_rebuilt_without_knowing_all_references_keep_what_the_old_ones_say()
     assert_eq!(report.check_errors, 1);
     disk.set_faults(Faults::default());
     let report = checked(&disk, Fix::Nothing).unwrap();
-    // The old table and block, and the cluster that nobody refers to after all.
+    // The old refcount table, the old refcount block, and cluster 9, which has no reference.
     assert_eq!((report.corruptions, report.leaks), (0, 3));
 }
 
 #[test]
 fn more_refcounts_than_one_block_holds_are_rebuilt() {
-    // 512-byte clusters with 64-bit refcounts: 64 to a block.
+    // With 512-byte clusters and 64-bit refcounts, a block contains 64 refcounts.
     let mut bytes = vec![0_u8; 300 * 512];
     let mut put = |at: usize, value: u64| bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
     put(0, 0x5146_49fb_0000_0003);

@@ -1,7 +1,11 @@
-//! Putting a repaired snapshot table in the place of a broken one.
+//! Replacing a broken snapshot table by a repaired one.
 //!
-//! The new table is written into clusters that nothing refers to and counted like everything else; the header names it
-//! once the refcounts are repaired, in one write, and only then the clusters of the old one count for nothing.
+//! The order of the writes keeps a valid table at any moment:
+//!
+//! 1. The new table is written to clusters without references, and references to these clusters are counted.
+//! 2. The refcounts are repaired.
+//! 3. One write makes the header name the new table.
+//! 4. The references to the clusters of the old table are removed, so that the repair frees them.
 
 use oxblk_core::{Errno, Error, Result, WriteFlags};
 
@@ -10,22 +14,22 @@ use super::snapshots::Snapshots;
 use crate::qcow2::layout::{MAX_SNAPSHOT_TABLE_BYTES, encode_snapshot, field_offsets};
 use crate::qcow2::refscan::Claim;
 
-/// A snapshot table that is to replace the one of the image.
+/// A snapshot table that replaces the one of the image.
 pub(super) struct RepairedTable {
     table: Vec<u8>,
     count: u32,
-    /// What is wrong with the old one.
+    /// Number of faults in the old table.
     faults: u64,
-    /// Clusters of the old one: the first, and how many.
+    /// Clusters of the old table: the first one, and their number.
     old: (u64, u64),
-    /// Byte offset of the new one, once it is written.
+    /// Byte offset of the new table, once it is written.
     place: Option<u64>,
-    /// Clusters that it takes.
+    /// Number of clusters of the new table.
     clusters: u64,
 }
 
 impl RepairedTable {
-    /// The table that the snapshots make.
+    /// Encodes the table of these snapshots.
     pub(super) fn new(snapshots: &Snapshots, old: (u64, u64)) -> Self {
         Self {
             table: snapshots.list.iter().flat_map(encode_snapshot).collect(),
@@ -39,7 +43,8 @@ impl RepairedTable {
 }
 
 impl Checker<'_> {
-    /// Writes the new table and refers to its clusters; says so and gives it up if that fails.
+    /// Writes the new table and counts references to its clusters. If this fails, the failure is reported and the table
+    /// is not replaced.
     pub(super) async fn place_snapshots(&mut self) -> Result<()> {
         let Some(mut repaired) = self.repaired_table.take() else { return Ok(()) };
         let written = self.write_snapshots(&mut repaired).await;
@@ -75,7 +80,7 @@ impl Checker<'_> {
         self.clusters = self.geometry.clusters_for(self.file.size());
         for cluster in first..first.saturating_add(count) {
             self.references.add(cluster, 1, Claim::None);
-            // A leaking cluster is told of as one whose refcount is lowered first.
+            // For a leaked cluster, the repair reports that its refcount is first lowered to 0.
             let leaked = self.refcount_of(cluster, &mut None).await.is_some_and(|count| count > 0);
             let told = if leaked { &mut self.reused } else { &mut self.untold };
             told.insert(cluster);
@@ -84,9 +89,9 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Clusters that lie together and that nothing refers to; rather one that is free than one that leaks.
+    /// Finds contiguous clusters without references. A free cluster is preferred to a leaked one.
     async fn free_clusters(&self, count: u64) -> u64 {
-        // One past the end may be referred to.
+        // A cluster past the end of the file may have a reference.
         let behind = self.clusters_counted();
         if count > 1 || !self.complete {
             return behind;
@@ -101,7 +106,7 @@ impl Checker<'_> {
         leaking.unwrap_or(behind)
     }
 
-    /// Has the header name the new table. The clusters of the old one have a reference less from here on.
+    /// Makes the header name the new table, and removes the references to the clusters of the old table.
     pub(super) async fn name_snapshots(&mut self) -> Result<()> {
         let Some(repaired) = self.repaired_table.take() else { return Ok(()) };
         let Some(offset) = repaired.place else { return Ok(()) };

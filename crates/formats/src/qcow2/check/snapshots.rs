@@ -1,4 +1,4 @@
-//! The snapshot table ("Snapshots"): reading it, broken or not.
+//! Reading the snapshot table ("Snapshots") of an image that may be broken.
 
 use oxblk_core::check::Fix;
 use oxblk_core::{Errno, Error, Result};
@@ -12,19 +12,19 @@ use crate::qcow2::layout::{
 use crate::qcow2::read_ahead::read_ahead;
 use crate::qcow2::snapshots::{TablePlace, V3_EXTRA, visit_snapshots};
 
-/// The snapshots of an image.
+/// The snapshot table of an image.
 #[derive(Default)]
 pub(super) struct Snapshots {
     pub(super) list: Vec<Snapshot>,
-    /// Bytes in the snapshot table.
+    /// Length of the snapshot table in bytes.
     pub(super) table_bytes: u64,
-    /// Faults of the table that are gone once it is written anew.
+    /// Number of faults that disappear when the table is written anew.
     pub(super) faults: u64,
 }
 
 impl Checker<'_> {
-    /// Reads the snapshot table; behind the end of the file it reads as zeroes. Where everything is to be repaired, what
-    /// is wrong with it is left out.
+    /// Reads the snapshot table. The part behind the end of the file reads as zeroes. With [`Fix::All`], faulty parts
+    /// are left out.
     pub(super) async fn read_snapshots(&mut self) -> Result<Snapshots> {
         let count = self.header.snapshot_count;
         if let Err(error) = self.header.require_snapshots()
@@ -61,7 +61,7 @@ impl Checker<'_> {
         Ok(Snapshots { list, table_bytes, faults: 0 })
     }
 
-    /// All entries that a table can have, without extra data that is too long.
+    /// Reads all entries up to the limits of a table, without extra data that is too long.
     async fn read_what_can_be(&mut self) -> Result<Snapshots> {
         let count = self.header.snapshot_count;
         let mut snapshots = Snapshots::default();
@@ -97,7 +97,7 @@ impl Checker<'_> {
         Ok(snapshots)
     }
 
-    /// The entry at `offset`, its length in the table, and what it has too much of.
+    /// Reads the entry at `offset`. Returns it with its length in the table, and with its excess extra data, if any.
     async fn read_entry(&self, offset: u64) -> Result<(Snapshot, u64, Option<Excess>)> {
         let head = self.read_or_zeroes(offset, SNAPSHOT_HEAD).await?;
         let excess = Excess::of(&head);
@@ -107,7 +107,7 @@ impl Checker<'_> {
                 let names = self.read_or_zeroes(at, excess.names_len).await?;
                 (Excess::removed(&head, &names), None)
             }
-            // An entry that is no longer than it may be.
+            // The entry is within the length limit.
             None if offset >= self.file.size() => (vec![0; LONGEST], None),
             None => {
                 let ahead = read_ahead(self.file, offset, LONGEST).await;
@@ -126,7 +126,7 @@ impl Checker<'_> {
         self.file.read(offset, IoBufMut::new(len)).await
     }
 
-    /// The header speaks of a table that cannot be.
+    /// Reports that the header describes an impossible snapshot table.
     fn impossible_table(&self, error: &Error) -> Error {
         let text = error.to_string().replacen('S', "s", 1);
         (self.say)(&format!("ERROR {text}"));
@@ -139,7 +139,7 @@ impl Checker<'_> {
         Error::from_errno(error.raw_errno())
     }
 
-    /// Without a snapshot table nothing can be told of the refcounts.
+    /// Reports that the snapshot table is unreadable. Without it, refcounts cannot be checked.
     fn broken_table(&self, error: &Error) -> Error {
         (self.say)(&format!("ERROR failed to read the snapshot table: {error}"));
         if error.to_string().starts_with("Too much extra metadata") {
@@ -148,7 +148,7 @@ impl Checker<'_> {
         Error::from_errno(error.raw_errno())
     }
 
-    /// Whether a snapshot's L1 table is where and as large as one can be; if not, that is told.
+    /// Whether the offset and the size of a snapshot's L1 table are valid. If not, this is reported.
     pub(super) fn has_l1_in_place(&mut self, snapshot: &Snapshot) -> bool {
         let Snapshot { id, name, l1_offset, l1_entries, .. } = snapshot;
         if !self.geometry.is_aligned(*l1_offset) {
@@ -169,5 +169,5 @@ impl Checker<'_> {
     }
 }
 
-/// Bytes of an entry whose parts are as long as they can be.
+/// Length in bytes of the longest possible entry.
 const LONGEST: usize = 133_120;

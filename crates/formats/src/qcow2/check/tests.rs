@@ -1,4 +1,4 @@
-//! Images made of bytes: one good image, and one fault each.
+//! Checks of images that the tests build from bytes: a valid image, and variants with one fault each.
 
 use std::cell::RefCell;
 
@@ -18,7 +18,7 @@ pub(super) const BLOCK: usize = 2 * CLUSTER;
 pub(super) const L1: usize = 3 * CLUSTER;
 pub(super) const L2: usize = 4 * CLUSTER;
 pub(super) const DATA: usize = 5 * CLUSTER;
-/// The snapshot table, where there is one.
+/// Offset of the snapshot table, in images that have one.
 pub(super) const SNAPSHOTS: usize = 8 * CLUSTER;
 const COPIED: u64 = 1 << 63;
 
@@ -69,7 +69,7 @@ impl Image {
         self.put_snapshot_name(16);
     }
 
-    /// Puts the id and the name of the snapshot behind so many bytes of extra data.
+    /// Writes the id and the name of the snapshot behind `extra` bytes of extra data.
     pub(super) fn put_snapshot_name(&mut self, extra: usize) {
         let at = SNAPSHOTS + 40 + extra;
         self.bytes[at..at + 5].copy_from_slice(b"1name");
@@ -109,7 +109,7 @@ impl Image {
         })
     }
 
-    /// What a fault makes of the good image.
+    /// Checks the valid image after `fault` has changed it.
     fn spoiled(fault: impl FnOnce(&mut Self)) -> (CheckReport, Vec<String>) {
         let mut image = Self::good(4);
         fault(&mut image);
@@ -139,7 +139,7 @@ fn a_good_image_has_no_errors_at_any_refcount_width() {
 }
 
 #[test]
-fn a_refcount_too_high_is_a_leak_and_belies_the_copied_flag() {
+fn a_refcount_that_is_too_high_is_a_leak_and_contradicts_the_copied_flag() {
     let (report, said) = Image::spoiled(|image| image.set_refcount(5, 2));
     assert_eq!((report.leaks, report.corruptions), (1, 1));
     let expected = [
@@ -150,21 +150,21 @@ fn a_refcount_too_high_is_a_leak_and_belies_the_copied_flag() {
 }
 
 #[test]
-fn a_refcount_too_low_is_corruption() {
+fn a_refcount_that_is_too_low_is_a_corruption() {
     let (report, said) = Image::spoiled(|image| image.set_refcount(7, 0));
     assert_eq!((report.leaks, report.corruptions), (0, 1));
     assert_eq!(said, ["ERROR cluster 7 refcount=0 reference=1"]);
 }
 
 #[test]
-fn a_table_that_entries_share_is_counted_as_often_as_it_is_referred_to() {
+fn a_table_with_several_references_counts_its_entries_that_many_times() {
     let (report, said) = Image::spoiled(|image| {
         image.bytes[39] = 3;
         image.put(L1 + 8, L1Entry::new(offset(L2)).0);
         image.put(L1 + 16, L1Entry::new(offset(L2)).0);
         (4..8).for_each(|cluster| image.set_refcount(cluster, 3));
     });
-    // The counts are right; what is wrong is that the entries claim to be alone.
+    // The refcounts are correct. The copied flags of the entries are wrong.
     assert_eq!(report.leaks, 0);
     let tables =
         said.iter().filter(|line| line.starts_with("ERROR OFLAG_COPIED L2 cluster")).count();
@@ -174,7 +174,7 @@ fn a_table_that_entries_share_is_counted_as_often_as_it_is_referred_to() {
 }
 
 #[test]
-fn references_past_the_end_of_the_file_are_told_and_not_counted() {
+fn references_past_the_end_of_the_file_are_reported_and_not_counted() {
     let (report, said) = Image::spoiled(|image| image.put(L2, L2Entry::data(1 << 50).0));
     assert_eq!(report.leaks, 1);
     assert_eq!(
@@ -185,7 +185,7 @@ fn references_past_the_end_of_the_file_are_told_and_not_counted() {
 }
 
 #[test]
-fn broken_entries_are_told_by_what_breaks_them() {
+fn each_kind_of_broken_entry_has_its_own_message() {
     let first = |fault: fn(&mut Image)| Image::spoiled(fault).1.into_iter().next().unwrap();
     assert_eq!(
         first(|image| image.put(L2, COPIED | 0x5002)),
@@ -214,14 +214,14 @@ fn broken_entries_are_told_by_what_breaks_them() {
 }
 
 #[test]
-fn refcounts_in_a_broken_block_are_errors_of_the_check() {
+fn unreadable_refcounts_count_as_check_errors() {
     let (report, said) = Image::spoiled(|image| image.put(TABLE, offset(BLOCK) | 0x200));
     assert_eq!((report.corruptions, report.check_errors), (1, 8));
     assert_eq!(said.last().unwrap(), "Can't get refcount for cluster 7: Input/output error");
 }
 
 #[test]
-fn a_block_that_two_table_entries_share_is_told() {
+fn a_refcount_block_that_two_table_entries_share_is_reported() {
     let (_, said) = Image::spoiled(|image| image.put(TABLE + 8, offset(BLOCK)));
     assert_eq!(
         said,

@@ -1,4 +1,8 @@
-//! Counting the references that an image's tables hold.
+//! Counting the references that the tables of an image contain.
+//!
+//! The walk covers the header, the L1 and L2 tables of the active state and of the snapshots, the snapshot table, the
+//! LUKS header, the bitmaps, and the refcount structures. An L2 table with several references is read once. Only active
+//! tables count for the statistics and for the copied flags.
 
 use std::collections::BTreeMap;
 
@@ -15,10 +19,10 @@ use crate::qcow2::refscan::{Claim, Piece, pieces, read_tables};
 /// An L1 table: its offset and its entries.
 type Place = (u64, u64);
 
-/// A table with so many faults, and fewer sound entries, is not taken for an L2 table.
+/// A table with at least this many faults, and with fewer valid entries than faults, does not count as an L2 table.
 const FAULTS_OF_NO_TABLE: u64 = 8;
 
-/// How often something is referred to.
+/// Number of references to the same object.
 type Times = u32;
 
 impl<'a> Checker<'a> {
@@ -27,7 +31,7 @@ impl<'a> Checker<'a> {
         self.refer(0, self.geometry.cluster_size(), 1, Claim::None);
         let snapshots = match self.read_snapshots().await {
             Ok(snapshots) => snapshots,
-            // What can be repaired without knowing them is repaired.
+            // Continue with the repairs that do not need the snapshots.
             Err(_) if self.fix == Fix::All => {
                 self.report.check_errors = self.report.check_errors.saturating_add(1);
                 Snapshots::default()
@@ -49,14 +53,14 @@ impl<'a> Checker<'a> {
         self.count_refcount_structures().await
     }
 
-    /// Counts a reference (`times` of them) to every cluster of a range of the file.
+    /// Counts `times` references to every cluster of a range of the file.
     pub(super) fn refer(&mut self, offset: u64, bytes: u64, times: Times, claim: Claim) {
         if bytes == 0 {
             return;
         }
         let size = self.geometry.cluster_size();
         let end = offset.saturating_add(bytes);
-        // Cut off within the last cluster is allowed: the file need not be padded.
+        // The file may end inside its last cluster, because it need not be padded.
         if end > self.file.size().saturating_add(size)
             || offset >= self.clusters.saturating_mul(size)
         {
@@ -75,7 +79,7 @@ impl<'a> Checker<'a> {
         );
     }
 
-    /// The same for clusters that are known to be within the file.
+    /// Like [`Self::refer`], for clusters that lie within the file.
     fn refer_to_run(&mut self, first: u64, count: u64, times: Times, claim: Claim) {
         let end = first.saturating_add(count);
         let mut cluster = first;
@@ -114,7 +118,7 @@ impl<'a> Checker<'a> {
             self.refer(place.0, place.1.saturating_mul(8), 1, Claim::None);
             *tables.entry(place).or_default() += 1;
         }
-        // L2 tables that only snapshots have, and how often.
+        // L2 tables of snapshots, with their number of references.
         let mut inactive: BTreeMap<u64, Times> = BTreeMap::new();
         for (place, times) in tables {
             for entry in self.read_l1(place).await {
@@ -139,7 +143,7 @@ impl<'a> Checker<'a> {
         Ok(())
     }
 
-    /// Reads L2 tables and takes them apart, in the order of `places`.
+    /// Reads and parses L2 tables, in the order of `places`.
     fn read_pieces<T: Send + 'static>(
         &self,
         places: Vec<(T, u64)>,
@@ -150,7 +154,8 @@ impl<'a> Checker<'a> {
         })
     }
 
-    /// The entries of an L1 table; none where it lies past the end or cannot be read, which has been or is told.
+    /// The entries of an L1 table. Empty if the table lies past the end of the file, which is already reported, or if
+    /// it cannot be read, which is reported here.
     async fn read_l1(&mut self, (offset, entries): Place) -> Vec<u64> {
         if offset >= self.file.size() {
             return Vec::new();
@@ -164,7 +169,8 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Walks the active tables. What snapshots share with them is taken out of `inactive` and counted here.
+    /// Walks the active tables. L2 tables that snapshots share with the active state are removed from `inactive` and
+    /// counted here.
     async fn walk_active(
         &mut self,
         active: Place,
@@ -189,7 +195,7 @@ impl<'a> Checker<'a> {
             self.refer_to_table(offset, times, Claim::Copied(entry.copied()));
             let all = times_of.entry(offset).or_default();
             *all = all.saturating_add(times);
-            // A table past the end has been told of; there is nothing in it.
+            // A table past the end of the file is already reported. It contains nothing to count.
             if first && offset < self.file.size() {
                 places.push((offset, offset));
             }
@@ -210,7 +216,8 @@ impl<'a> Checker<'a> {
         Ok(())
     }
 
-    /// L1 entries that have flags and refer to no table: they read as empty ones, but QEMU takes the header for their table.
+    /// Finds L1 entries with flags but without an offset. This driver treats them as empty, but QEMU uses the header as
+    /// their L2 table.
     fn find_flags_alone(&mut self, l1_offset: u64, l1: &[u64]) {
         for (index, entry) in (0_u64..).zip(l1) {
             if *entry == 0 || L1Entry(*entry).raw_offset() != 0 {
@@ -239,7 +246,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// An L2 table that has been read. One that could not be read ends a check, but not a repair.
+    /// Unwraps an L2 table. A read error ends a check, but a repair reports the error and continues.
     fn table_or_told(&mut self, table: Result<Vec<Piece>>) -> Result<Option<Vec<Piece>>> {
         match table {
             Ok(table) => Ok(Some(table)),
@@ -251,8 +258,8 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Counts the references of the L2 table at `place`, which is referred to `times` times. With `usage` it is an
-    /// active one.
+    /// Counts the references of the L2 table at `place`, which has `times` references itself. `usage` is given for
+    /// active tables.
     fn walk_l2(
         &mut self,
         place: u64,
@@ -281,13 +288,13 @@ impl<'a> Checker<'a> {
         self.no_l2_table |= wrong >= FAULTS_OF_NO_TABLE && wrong > right;
     }
 
-    /// Corruptions that have been told of, and those that a repair repairs in tables.
+    /// Number of reported corruptions, plus the number of table entries that the repair replaces.
     fn faults_told(&self) -> u64 {
         let repaired = u64::try_from(self.patches.len()).unwrap_or(u64::MAX);
         self.report.corruptions.saturating_add(repaired)
     }
 
-    /// Counts the references of one entry of the L2 table at `place` that is not simply a cluster of the file.
+    /// Counts the references of one unusual entry of the L2 table at `place`, for example a compressed or a faulty one.
     fn walk_odd(
         &mut self,
         place: u64,
@@ -339,7 +346,7 @@ impl<'a> Checker<'a> {
         self.refer(host, len, times, Claim::None);
     }
 
-    /// Counts the references to a part of the refcount structures. What is wrong with them goes away with it.
+    /// Counts the references to a part of the refcount structures. A rebuild also repairs faults of these references.
     fn refer_to_structure(&mut self, offset: u64, bytes: u64) {
         let before = self.report.corruptions;
         self.refer(offset, bytes, 1, Claim::None);
@@ -349,7 +356,7 @@ impl<'a> Checker<'a> {
         self.note_structure(offset, bytes);
     }
 
-    /// The refcount table, and the blocks that it refers to.
+    /// Counts the references to the refcount table, and to the refcount blocks that it names.
     async fn count_refcount_structures(&mut self) -> Result<()> {
         let size = self.geometry.cluster_size();
         let bytes = u64::from(self.header.refcount_table_clusters).saturating_mul(size);
@@ -401,18 +408,18 @@ impl<'a> Checker<'a> {
     }
 }
 
-/// How the clusters of one active L2 table are used.
+/// Statistics about the clusters of one active L2 table.
 #[derive(Default)]
 pub(super) struct Usage {
     allocated: u64,
     compressed: u64,
     fragmented: u64,
-    /// Where the next cluster would lie if the file were in order; 0 before the first.
+    /// Host offset of the next cluster if it is not fragmented; 0 before the first cluster.
     next: u64,
 }
 
 impl Usage {
-    /// `count` clusters of `size` bytes, from `host` on.
+    /// Counts `count` clusters of `size` bytes, from the host offset `host` on.
     pub(super) fn count(&mut self, host: u64, count: u64, size: u64) {
         self.allocated = self.allocated.saturating_add(count);
         if self.next != 0 && host != self.next {
@@ -421,7 +428,7 @@ impl Usage {
         self.next = host.saturating_add(count.saturating_mul(size));
     }
 
-    /// Compressed clusters are never in order.
+    /// Counts a compressed cluster. It always counts as fragmented.
     fn count_compressed(&mut self) {
         self.allocated += 1;
         self.compressed += 1;

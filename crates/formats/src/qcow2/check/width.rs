@@ -1,20 +1,22 @@
-//! Whether the refcounts have the width that the header tells.
+//! Checking whether the refcount width in the header is plausible.
 //!
-//! Read with a wrong width, refcounts look too high or are zero. To lower them would free clusters in use once the header
-//! is right again. The first refcount block holds the refcounts of the first clusters whatever their width is. If another
-//! width fits what has been counted much better there, the one in the header is doubtful. Then nothing is repaired, unless
-//! everything may be repaired and all references are known: that writes all refcounts with the width of the header.
+//! With a wrong width, refcounts seem too high or zero. If a repair lowered them, it would free clusters that are in
+//! use as soon as the header is correct again.
+//!
+//! The first refcount block contains the refcounts of the first clusters for every width. If another width matches the
+//! counted references there much better, the width in the header is doubtful. Then nothing is repaired. The exception
+//! is [`Fix::All`] when all references are known: it writes all refcounts with the width of the header.
 
 use oxblk_core::check::Fix;
 
 use super::Checker;
 use crate::qcow2::layout::{RefcountTableEntry, refcount_get};
 
-/// The orders that a header can tell: 1 to 64 bits.
+/// The valid refcount orders: 1 to 64 bits.
 const ORDERS: std::ops::RangeInclusive<u32> = 0..=6;
 
 impl Checker<'_> {
-    /// Notes that the width is doubtful. The counts and the refcounts must have been compared before.
+    /// Notes if the width is doubtful. The caller has compared the counts with the refcounts before.
     pub(super) async fn check_width(&mut self) {
         let faults = self.report.leaks > 0 || self.report.corruptions > 0;
         let rewritten = self.fix == Fix::All && self.complete;
@@ -31,7 +33,7 @@ impl Checker<'_> {
         }
     }
 
-    /// The order that fits the first refcount block much better than that of the header.
+    /// A refcount order that fits the first refcount block much better than the order in the header, if there is one.
     async fn better_order(&self) -> Option<u32> {
         let offset = RefcountTableEntry(*self.refcount_table.first()?).raw_offset();
         if offset == 0 || self.broken_blocks.contains(&0) || self.unreadable_blocks.contains(&0) {
@@ -39,7 +41,7 @@ impl Checker<'_> {
         }
         let block = self.read_block(offset).await.ok()?;
         let misfits = |order| {
-            // So many refcounts of every width are in a block.
+            // A block contains at least this many refcounts, whatever their width.
             let clusters = (self.geometry.cluster_size() / 8).min(self.clusters);
             let misfit = |cluster: &u64| {
                 refcount_get(&block, *cluster, order) != Some(self.references.get(*cluster).count())

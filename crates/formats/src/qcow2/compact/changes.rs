@@ -1,4 +1,4 @@
-//! Having L2 entries refer to copies, on disk, and giving up what they referred to before.
+//! Making L2 entries on disk refer to the copies, and dropping the references to the originals.
 
 use std::collections::BTreeMap;
 
@@ -10,24 +10,24 @@ use super::super::layout::L2Entry;
 use super::super::write_back::ReleaseReason;
 use super::sources::{EntryAt, references};
 
-/// Tables that are changed at once.
+/// Number of tables that are changed concurrently.
 const TABLES: usize = 16;
 
-/// New words for entries of an L2 table: index, the word that is there, the word to be.
+/// New words for entries of an L2 table: index, old word, new word.
 type Patches = Vec<(u64, u64, u64)>;
 
-/// What has been copied and counted, and is not referred to yet.
+/// Copies that are written and counted, but not yet referred to.
 #[derive(Default)]
 pub(super) struct Changes {
     tables: BTreeMap<u64, Patches>,
-    /// Clusters that lose references: the first, how many of them, how many each.
+    /// Clusters that lose references: first cluster, number of clusters, references that each of them loses.
     old: Vec<(u64, u64, u64)>,
-    /// Clusters that nothing refers to then.
+    /// Number of clusters that become free.
     free: u64,
 }
 
 impl Changes {
-    /// These entries are to be `new`, and each gives up a reference to `count` clusters from `first` on.
+    /// Plans to replace these entries by `new`. Each entry then drops a reference to `count` clusters from `first` on.
     pub(super) fn add(&mut self, entries: &[EntryAt], new: L2Entry, first: u64, count: u64) {
         for at in entries {
             self.tables.entry(at.table).or_default().push((at.index, at.entry.0, new.0));
@@ -35,7 +35,8 @@ impl Changes {
         self.old.push((first, count, references(entries)));
     }
 
-    /// The same for entries that differ in what they say of the cluster, which has moved to the byte offset `host`.
+    /// Plans to make these entries refer to byte offset `host`, where `cluster` has moved. Each entry keeps its other
+    /// bits.
     pub(super) fn add_moved(&mut self, entries: &[EntryAt], host: u64, cluster: u64) {
         for at in entries {
             let moved = at.entry.moved_to(host);
@@ -45,20 +46,20 @@ impl Changes {
         self.note_free(1);
     }
 
-    /// So many more clusters become free.
+    /// Notes that `clusters` more clusters become free.
     pub(super) fn note_free(&mut self, clusters: u64) {
         self.free = self.free.saturating_add(clusters);
     }
 
-    /// Clusters that become free.
+    /// Number of clusters that become free.
     pub(super) fn free(&self) -> u64 {
         self.free
     }
 }
 
 impl Qcow2 {
-    /// Makes the copies and their refcounts durable, then the entries that refer to them, and hands the references to the
-    /// originals to the write-back.
+    /// Makes the copies and their refcounts durable, then the entries that refer to them. Then it passes the references
+    /// to the originals to the write-back, which lowers the refcounts.
     pub(super) async fn switch_over(&self, changes: Changes) -> Result<()> {
         let file = self.children.require(ChildIdx::FILE)?;
         self.write_back_refcounts().await?;

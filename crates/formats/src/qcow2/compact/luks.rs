@@ -1,8 +1,11 @@
-//! Moving the LUKS header of an encrypted image towards the front of the file.
+//! Moving the LUKS header of an encrypted image to lower clusters.
 //!
-//! The copy is written and counted, durably, before the header's extension names it. Who changes passwords holds the header,
-//! and changes them in the one that is named. What is given up is wiped out first: a password that is erased afterwards must not
-//! go on opening the disk from there. (A crash in between leaves that copy as leaked clusters, until a repair.)
+//! The copy is written, counted and durable before the extension of the image header names it. A change of passwords
+//! takes the header lock, and changes the LUKS header that the extension names.
+//!
+//! The old LUKS header is overwritten with zeroes before its clusters are freed. Otherwise a password that is erased
+//! later could still open the disk with the old copy. After a crash in between, the old copy stays in leaked clusters
+//! until a repair.
 
 use std::ops::Range;
 
@@ -14,12 +17,12 @@ use super::super::layout::CryptoHeader;
 use super::super::run_options::Modes;
 use super::super::write_back::ReleaseReason;
 
-/// The longest that is moved. With the eight slots that LUKS has it is a few MiB.
+/// The maximum length of a LUKS header that is moved. With eight key slots it is a few MiB long.
 const MOST: u64 = 16 << 20;
 
 impl Qcow2 {
-    /// Moves the LUKS header in front of where it is, if `cluster` is of it. Gives how many clusters have become free, 0
-    /// if there is no room; `None` if it is not the LUKS header's, or one that cannot be moved.
+    /// Moves the LUKS header to lower clusters if it uses `cluster`. Returns the number of freed clusters, 0 if there
+    /// is no space, and `None` if `cluster` does not belong to a movable LUKS header.
     pub(super) async fn move_luks_header(&self, cluster: u64) -> Result<Option<u64>> {
         let Some(old) = self.header().extensions.crypto else { return Ok(None) };
         let Some(end) = old.offset.checked_add(old.length) else { return Ok(None) };
@@ -40,7 +43,7 @@ impl Qcow2 {
         let turn = self.hold_header().await;
         let now = file.read(old.offset, IoBufMut::new(len)).await?;
         if now[..] != copy[..] {
-            // A password has been changed in between.
+            // A password was changed after the copy was read.
             file.write(offset, now.freeze(), WriteFlags::empty()).await?;
             file.flush().await?;
         }
@@ -57,7 +60,7 @@ impl Qcow2 {
         Ok(Some(count))
     }
 
-    /// Whether nothing else is known to lie where the LUKS header does.
+    /// Whether no other structure or guest data uses the clusters of the LUKS header.
     async fn is_luks_alone(&self, clusters: &Range<u64>) -> Result<bool> {
         for cluster in clusters.clone() {
             if self.refcounts.get(cluster).await? != 1 {

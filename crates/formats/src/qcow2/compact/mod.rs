@@ -1,24 +1,24 @@
-//! Compaction: clusters at the end of the file move into free ones in front of them, and what is free then is given back to
-//! the host. Core has drained the node for each step.
+//! Compaction: clusters at the end of the file move to free clusters in front of them, and the free space is returned
+//! to the host. Core drains the node for each step.
 //!
 //! | file | concern |
 //! |---|---|
-//! | `usage` | which clusters are in use |
-//! | `sources` | what refers to the clusters at the end |
-//! | `moves` | choosing what moves; moving guest data and L2 tables |
-//! | `packed`, `packing` | moving compressed data; where it goes (pure) |
-//! | `changes` | having entries refer to what has moved |
-//! | `structures` | moving everything else, one thing at a time |
+//! | `usage` | finding the clusters in use |
+//! | `sources` | finding the references to the clusters at the end |
+//! | `moves` | choosing the clusters that move; moving guest data and L2 tables |
+//! | `packed`, `packing` | moving compressed data; choosing its new location (without I/O) |
+//! | `changes` | making L2 entries refer to the copies |
+//! | `structures` | moving all other metadata, one structure at a time |
 //! | `luks` | moving the LUKS header |
-//! | `release` | cutting the file off, punching holes |
+//! | `release` | truncating the file and punching holes |
 //!
-//! The file is worked off from its end. A cluster moves only if everything that refers to it is known, which is so if
-//! there are as many references as its refcount says; others (that leaked, say) stay, and as nothing in front of
-//! them would make the file shorter, that ends it.
+//! Compaction works from the end of the file to its start. A cluster moves only if all its references are known, that
+//! is, if the number of known references equals its refcount. Other clusters, for example leaked ones, stay. Compaction
+//! ends at such a cluster, because moving clusters in front of it would not shorten the file.
 //!
-//! A crash at any point leaks at worst: a copy is durable and counted before the first reference to it is written, and the
-//! old cluster's refcount is lowered when the last reference to it is gone from the disk. In between some references lead
-//! to the copy and some to the original, which hold the same.
+//! A crash at any point causes leaks at worst. A copy is durable and counted before the first reference to it is
+//! written. The refcount of the original is lowered after the last reference to it has been replaced on disk. In
+//! between, some references lead to the copy and some to the original, and both have the same contents.
 
 mod changes;
 mod luks;
@@ -36,16 +36,16 @@ use oxblk_core::{BoxFuture, Errno, Error, ErrorKind, Result};
 use super::Qcow2;
 use changes::Changes;
 
-/// Clusters that one step looks at, at most.
+/// Maximum number of clusters in the window of one step.
 const WINDOW: u64 = 1 << 16;
 
 impl Qcow2 {
     async fn compact_step(&self, most: u64) -> Result<Step> {
         self.check_writable()?;
-        // They are added and removed without the node being drained.
+        // Bitmaps are added and removed without draining the node.
         let _bitmaps = self.bitmaps.hold().await;
         if self.refcounts.allocator.overlaps.exist() {
-            // What is moved would be freed, with what else lies there.
+            // Moving a cluster would free it, although other metadata also uses it.
             return Err(Error::corrupt("metadata lies on other metadata: the image needs a check"));
         }
         self.settle_metadata().await?;
@@ -63,9 +63,9 @@ impl Qcow2 {
         Ok(Step { moved: bytes, left: left.saturating_sub(bytes), obstacle: moved.obstacle })
     }
 
-    /// Everything is on disk and nothing in the caches, and what was freed can be given out again.
+    /// Writes all metadata to disk, empties the caches, and makes freed clusters available for allocation.
     pub(super) async fn settle_metadata(&self) -> Result<()> {
-        // The first cycle lowers refcounts, the second writes them.
+        // The first write-back cycle lowers refcounts in memory, and the second one writes them.
         self.write_back(true).await?;
         self.write_back(true).await?;
         self.write_postponed().await?;
@@ -76,8 +76,8 @@ impl Qcow2 {
         Err(Error::new(ErrorKind::Busy, "metadata is in use").errno(Errno::BUSY))
     }
 
-    /// Moves clusters of the window, from its end on, up to the first that stays. `packed_end` is where the file would end
-    /// without a gap.
+    /// Moves clusters of the window, highest first, until one must stay. `packed_end` is the number of clusters that
+    /// the file would have without gaps.
     async fn move_window(&self, window: &[u64], packed_end: u64) -> Result<Moved> {
         let mut sources = self.sources_of(window).await?;
         let mut chosen = self.choose(&mut sources).await?;
@@ -90,7 +90,7 @@ impl Qcow2 {
         let mut moved = Moved { clusters: changes.free(), obstacle: None };
         self.switch_over(changes).await?;
         if !complete {
-            // There is no free cluster in front any more.
+            // No free cluster is left in front of the window.
             return Ok(moved);
         }
         let tables = self.move_tables(&chosen.tables, &sources).await?;
@@ -100,14 +100,15 @@ impl Qcow2 {
                 moved.obstacle = stays.map(|stays| stays.why);
                 return Ok(moved);
             }
-            // Structures move one at a time: they may be more than one cluster, and all else has to be in its place.
+            // Structures move one at a time: they may be longer than one cluster, and all other clusters must have
+            // moved before.
             return self.move_structure(window.first().copied().unwrap_or(0), packed_end).await;
         }
         Ok(moved)
     }
 }
 
-/// What came of a window.
+/// Result of moving the clusters of a window.
 #[derive(Debug, Default)]
 struct Moved {
     clusters: u64,

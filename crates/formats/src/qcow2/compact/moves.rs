@@ -1,4 +1,6 @@
-//! Choosing what moves, and moving guest data and L2 tables: copy, count the copy, change every reference, drop the
+//! Choosing the clusters that move, and moving guest data and L2 tables.
+//!
+//! Each move copies the cluster, counts the copy, changes every reference, and then drops the references to the
 //! original.
 
 use oxblk_core::{ChildIdx, Result, WriteFlags, run_all};
@@ -11,16 +13,16 @@ use super::super::write_back::ReleaseReason;
 use super::changes::Changes;
 use super::sources::{EntryAt, Referrers, TableAt, references};
 
-/// Bytes that are copied at once.
+/// Bytes that are copied in one batch.
 const AT_ONCE: u64 = 4 << 20;
 
 /// A cluster, and all entries that refer to it.
 type Source = (u64, Vec<EntryAt>);
 
-/// The clusters at the end of a window of which every reference is known.
+/// The clusters at the end of a window for which every reference is known.
 #[derive(Default)]
 pub(super) struct Chosen {
-    /// Guest data, in the order in which it is to lie.
+    /// Guest data, in the order of the new locations.
     data: Vec<Source>,
     /// Compressed data, last first.
     pub(super) packed: Vec<u64>,
@@ -29,7 +31,7 @@ pub(super) struct Chosen {
 }
 
 impl Chosen {
-    /// Leaves out what lies in front of a cluster that stays.
+    /// Leaves out the clusters in front of a cluster that stays.
     pub(super) fn keep_behind(&mut self, stays: u64) {
         self.data.retain(|(cluster, _)| *cluster > stays);
         self.tables.retain(|cluster| *cluster > stays);
@@ -37,7 +39,7 @@ impl Chosen {
 }
 
 impl Qcow2 {
-    /// Takes clusters from the start of the window, up to the first of which not every reference is known.
+    /// Takes clusters from the start of the window, up to the first one with unknown references.
     pub(super) async fn choose(&self, sources: &mut Referrers) -> Result<Chosen> {
         let mut chosen = Chosen::default();
         for cluster in &sources.window {
@@ -56,12 +58,13 @@ impl Qcow2 {
                 _ => break,
             }
         }
-        // Places are taken from the front on: what is read one after the other comes to lie so.
+        // Free clusters are taken in ascending order, so that data which is adjacent for the guest becomes adjacent in
+        // the file.
         chosen.data.sort_by_key(|(_, entries)| entries.first().map(|at| at.guest));
         Ok(chosen)
     }
 
-    /// A free cluster in front of `cluster`.
+    /// Reserves a free cluster in front of `cluster`.
     async fn reserve_below(&self, cluster: u64) -> Result<Option<Reserved<'_>>> {
         self.refcounts.allocator.rewind();
         let run = self.reserve(1).await?;
@@ -72,7 +75,7 @@ impl Qcow2 {
         Ok(None)
     }
 
-    /// Copies data clusters, and tells whether all of them found a place in front of theirs.
+    /// Copies data clusters. Returns whether a free lower cluster was found for each of them.
     pub(super) async fn move_data(&self, chosen: &Chosen, changes: &mut Changes) -> Result<bool> {
         let bits = self.geometry.cluster_bits;
         let at_once = usize::try_from(AT_ONCE / self.geometry.cluster_size()).unwrap_or(1).max(1);
@@ -102,7 +105,7 @@ impl Qcow2 {
 
     async fn copy_data(&self, source: &Source, run: &mut Reserved<'_>) -> Result<()> {
         let (cluster, entries) = source;
-        // What some of them call zeroes, another one may read.
+        // If all entries read as zeroes, there is nothing to copy. If one entry reads the data, it must be copied.
         let reads = |at: &&EntryAt| {
             let kind = at.entry.kind(self.geometry, self.version);
             !matches!(kind, Ok(L2Kind::Zero { .. }))
@@ -115,7 +118,7 @@ impl Qcow2 {
         self.write_data(first.guest, run.start() << bits, data.freeze()).await
     }
 
-    /// Moves L2 tables, and gives how many found a place in front of theirs.
+    /// Moves L2 tables to lower clusters. Returns how many of them moved.
     pub(super) async fn move_tables(&self, tables: &[u64], sources: &Referrers) -> Result<u64> {
         let bits = self.geometry.cluster_bits;
         let file = self.children.require(ChildIdx::FILE)?;
@@ -142,7 +145,7 @@ impl Qcow2 {
                 self.repoint(at, at.entry.moved_to(new << bits)).await?;
             }
         }
-        // Slices are found by their tables' places.
+        // Makes the new L1 entries durable. This must happen before the old tables are dropped.
         self.write_back(true).await?;
         for (cluster, _, places) in &placed {
             for _ in *places {
@@ -152,7 +155,7 @@ impl Qcow2 {
         Ok(u64::try_from(placed.len()).unwrap_or(u64::MAX))
     }
 
-    /// Gives an L1 entry another value.
+    /// Replaces an L1 entry, in memory for the active table and on disk for a snapshot.
     async fn repoint(&self, at: &TableAt, entry: L1Entry) -> Result<()> {
         let Some(l1) = at.l1 else {
             self.set_l1_entry(at.index, entry);

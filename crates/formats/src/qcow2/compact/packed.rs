@@ -1,8 +1,10 @@
 //! Moving compressed data.
 //!
-//! Host clusters are shared by pieces of compressed data, and a piece may lie in several. So all pieces that touch the
-//! clusters that are to be free move, some batch of clusters from the end at a time, those included that begin in a cluster
-//! in front of them: that one has a reference less then.
+//! A "piece" is the compressed data of one guest cluster.
+//!
+//! Several pieces share a host cluster, and a piece may span several host clusters. So a batch of clusters at the end
+//! of the file becomes free only if all pieces that touch it move. This includes pieces that begin in a cluster in
+//! front of the batch; that cluster then loses a reference.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -17,34 +19,34 @@ use super::changes::Changes;
 use super::packing::{Packing, Room, SECTOR, Span};
 use super::sources::{EntryAt, references};
 
-/// Bytes of the clusters that are made free at once.
+/// Bytes of the clusters that are freed in one batch.
 const AT_ONCE: u64 = 4 << 20;
-/// Sectors that one copy moves, and copies that are under way at once.
+/// Sectors that one copy moves, and number of concurrent copies.
 const COPY: u64 = (256 << 10) / SECTOR;
 const COPIES: usize = 16;
 
-/// Compressed data as entries describe it.
+/// The compressed data of one guest cluster, as the L2 entry describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Piece {
     /// Byte offset in the file.
     pub(super) host: u64,
-    /// Bytes up to the end of the last sector.
+    /// Length in bytes, up to the end of the last sector.
     pub(super) len: u64,
 }
 
-/// Pieces, and the entries that refer to each.
+/// Pieces, with the entries that refer to each of them.
 pub(super) type Pieces = BTreeMap<Piece, Vec<EntryAt>>;
 
-/// Clusters that stay where they are, and why.
+/// Clusters that cannot move, and the reason.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stay {
-    /// The last of them.
+    /// The highest of these clusters.
     pub(super) cluster: u64,
     pub(super) why: &'static str,
 }
 
 impl Piece {
-    /// The host clusters that it touches.
+    /// The host clusters that the piece touches.
     pub(super) fn clusters(&self, geometry: Geometry) -> Range<u64> {
         let end = self.host.saturating_add(self.len);
         geometry.cluster_index(self.host)..geometry.clusters_for(end)
@@ -54,16 +56,16 @@ impl Piece {
         self.host / SECTOR..self.host.saturating_add(self.len).div_ceil(SECTOR)
     }
 
-    /// The entry for it once its first sector is `sector`.
+    /// The L2 entry for the piece after it has moved to the first sector `sector`.
     fn moved_to(&self, geometry: Geometry, sector: u64) -> Option<L2Entry> {
         let host = sector.checked_mul(SECTOR)?.checked_add(self.host % SECTOR)?;
         L2Entry::compressed(geometry, host, self.len)
     }
 }
 
-/// Takes those pieces out that reach into clusters from `lowest` on.
+/// Removes and returns the pieces that reach into clusters from `lowest` on.
 fn take_from(pieces: &mut Pieces, lowest: u64, geometry: Geometry) -> Vec<(Piece, Vec<EntryAt>)> {
-    // No piece is longer than two clusters.
+    // No piece is longer than two clusters, so earlier pieces cannot reach `lowest`.
     let start = lowest.saturating_sub(2) << geometry.cluster_bits;
     let from = Piece { host: start, len: 0 };
     let reach = |piece: &&Piece| piece.clusters(geometry).end > lowest;
@@ -73,8 +75,8 @@ fn take_from(pieces: &mut Pieces, lowest: u64, geometry: Geometry) -> Vec<(Piece
 }
 
 impl Qcow2 {
-    /// Moves what is in `clusters` (last first) of which all is known, and gives what stays. `pieces` are all that touch
-    /// them.
+    /// Moves the pieces in `clusters` (last first) if all their references are known. Returns the clusters that stay,
+    /// if any. `pieces` contains every piece that touches `clusters`.
     pub(super) async fn move_packed(
         &self,
         clusters: &[u64],
@@ -100,7 +102,7 @@ impl Qcow2 {
             } else if batch.len() == 1 {
                 return stay("compressed data for which there is no room in front of it");
             } else {
-                // There may be room for some of them.
+                // Try a smaller batch: there may be space for a part of the pieces.
                 packing = before;
                 pieces.extend(taken);
                 at_once = batch.len() / 2;
@@ -109,7 +111,8 @@ impl Qcow2 {
         Ok(None)
     }
 
-    /// Whether the clusters that pieces touch besides those of `known` (last first) have as many references to lose.
+    /// Whether the refcounts of clusters outside `known` (last first) are high enough for the references that these
+    /// pieces drop.
     async fn are_counted(&self, pieces: &[(Piece, Vec<EntryAt>)], known: &[u64]) -> Result<bool> {
         let mut others: HashMap<u64, u64> = HashMap::new();
         for (piece, entries) in pieces {
@@ -128,7 +131,7 @@ impl Qcow2 {
         Ok(true)
     }
 
-    /// Copies pieces to new clusters in front of `limit`, all of them or none.
+    /// Copies pieces to new clusters in front of `limit`: either all pieces or none.
     async fn move_pieces(
         &self,
         packing: &mut Packing,
@@ -164,7 +167,8 @@ impl Qcow2 {
         Ok(true)
     }
 
-    /// Finds clusters in front of `limit` for a piece, if those at hand have no room for it; tells whether there is some.
+    /// Reserves clusters in front of `limit` for a piece, if the current clusters have no space for it. Returns whether
+    /// the piece has space now.
     async fn make_room<'a>(
         &'a self,
         packing: &mut Packing,
@@ -237,7 +241,7 @@ mod tests {
         Geometry { cluster_bits: 12, refcount_order: 4, extended_l2: false, data_file: false };
 
     #[test]
-    fn a_piece_keeps_its_byte_of_the_sector_and_its_sectors() {
+    fn a_moved_piece_keeps_its_offset_in_the_sector_and_its_length() {
         let old = L2Entry::compressed(GEOMETRY, 0x7f0a, 700).unwrap();
         let (host, len) = old.compressed_extent(GEOMETRY);
         let piece = Piece { host, len };
@@ -247,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_taken_that_reach_into_the_clusters() {
+    fn all_pieces_that_reach_into_the_clusters_are_taken() {
         let piece = |host, len| Piece { host, len };
         let all = [piece(0x1000, 0x400), piece(0x1e00, 0x200), piece(0x1f00, 0x300)];
         let all = all.into_iter().chain([piece(0x0e00, 0x1400), piece(0x3000, 0x200)]);

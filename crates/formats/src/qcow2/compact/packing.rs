@@ -1,59 +1,61 @@
-//! Where compressed data goes: piece behind piece in new clusters. Pure: sectors in, sectors out.
+//! Placing compressed data in new clusters, one piece behind the other. This module only computes sectors; it does no
+//! I/O.
 //!
-//! An entry tells of compressed data where it begins, to the byte, and how many sectors it reaches into, but not where it
-//! ends. So data moves by whole sectors: it begins at the same byte of a sector as before, and reaches into as many. Pieces
-//! that share a sector, as neighbours mostly do, stay beside each other, and the sector is copied once. Where that cannot
-//! be, as the next free cluster lies elsewhere, each has the sector for itself.
+//! The L2 entry of compressed data gives the first byte and the number of sectors, but not the last byte. So data moves
+//! by whole sectors: its offset within the first sector and its number of sectors do not change.
+//!
+//! Adjacent pieces mostly share a sector. They stay adjacent, and the shared sector is copied once. If the next free
+//! cluster lies elsewhere, the shared sector is copied for each piece.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Bytes of a sector.
+/// Size of a sector in bytes.
 pub(super) const SECTOR: u64 = 512;
 
-/// Sectors that are copied together.
+/// Contiguous sectors that are copied together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span {
-    /// The first of them, as they lie now.
+    /// The first sector at the old location.
     pub(super) from: u64,
-    /// Where that one goes.
+    /// The first sector at the new location.
     pub(super) to: u64,
-    /// How many.
+    /// Number of sectors.
     pub(super) len: u64,
 }
 
-/// Whether there is room for a piece.
+/// Where there is space for a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Room {
-    /// In the clusters at hand.
+    /// In the current clusters.
     Here,
-    /// With so many clusters more right behind them.
+    /// In the current clusters, if they are extended by this number of clusters.
     Behind(u64),
-    /// In other clusters alone.
+    /// Only in other clusters.
     Elsewhere,
 }
 
 /// New clusters that are being filled.
 #[derive(Debug, Clone)]
 pub(super) struct Packing {
-    /// Sectors of a cluster.
+    /// Sectors per cluster.
     per_cluster: u64,
-    /// The references that a cluster can have.
+    /// Maximum number of references of a cluster.
     most: u64,
-    /// The clusters that lie together and are being filled, in sectors.
+    /// The current contiguous clusters, which are being filled, in sectors.
     run: Range<u64>,
-    /// The first sector of them that is free.
+    /// The first free sector of the current clusters.
     next: u64,
-    /// Whether the last span lies in them.
+    /// Whether the last span lies in the current clusters.
     open: bool,
     spans: Vec<Span>,
-    /// References that the clusters have, and those among them that have not been taken yet.
+    /// References of each new cluster: all of them, and the ones that [`Self::take`] has not returned yet.
     counts: BTreeMap<u64, u64>,
     fresh: BTreeMap<u64, u64>,
 }
 
 impl Packing {
-    /// Nothing yet, for clusters of `per_cluster` sectors that can have `most` references each.
+    /// Starts without clusters. A cluster has `per_cluster` sectors and at most `most` references.
     pub(super) fn new(per_cluster: u64, most: u64) -> Self {
         Self {
             per_cluster: per_cluster.max(1),
@@ -67,7 +69,7 @@ impl Packing {
         }
     }
 
-    /// Where a piece goes if the clusters at hand reach that far.
+    /// The first new sector of a piece, if the current clusters are long enough.
     fn place(&self, piece: &Range<u64>) -> u64 {
         let last = self.spans.last().filter(|_| self.open);
         let beside = last
@@ -81,8 +83,8 @@ impl Packing {
         place / self.per_cluster..=last / self.per_cluster
     }
 
-    /// Whether there is room for a piece (its sectors as they lie now) to which `references` entries refer. Pieces come in
-    /// the order of their first sectors.
+    /// Where there is space for a piece with `references` references. `piece` is its sectors at the old location. The
+    /// caller passes pieces in the order of their first sectors.
     pub(super) fn room(&self, piece: &Range<u64>, references: u64) -> Room {
         let place = self.place(piece);
         let counted = |cluster: u64| self.counts.get(&cluster).copied().unwrap_or(0);
@@ -97,17 +99,17 @@ impl Packing {
         }
     }
 
-    /// Clusters that a piece needs for itself.
+    /// Number of clusters that a piece needs if it shares none.
     pub(super) fn clusters_for(&self, piece: &Range<u64>) -> u64 {
         length(piece).div_ceil(self.per_cluster)
     }
 
-    /// The first cluster behind those at hand.
+    /// The first cluster behind the current clusters.
     pub(super) fn end(&self) -> u64 {
         self.run.end / self.per_cluster
     }
 
-    /// Goes on in `count` other clusters from `start` on.
+    /// Continues in `count` other clusters from `start` on.
     pub(super) fn begin(&mut self, start: u64, count: u64) {
         let first = start.saturating_mul(self.per_cluster);
         self.run = first..first.saturating_add(count.saturating_mul(self.per_cluster));
@@ -115,12 +117,12 @@ impl Packing {
         self.open = false;
     }
 
-    /// `count` more clusters lie behind those at hand.
+    /// Extends the current clusters by `count` clusters.
     pub(super) fn extend(&mut self, count: u64) {
         self.run.end = self.run.end.saturating_add(count.saturating_mul(self.per_cluster));
     }
 
-    /// Puts a piece, for which there is room, and gives the sector where it goes.
+    /// Places a piece for which there is space, and returns its first new sector.
     pub(super) fn put(&mut self, piece: &Range<u64>, references: u64) -> u64 {
         let place = self.place(piece);
         let end = place.saturating_add(length(piece));
@@ -143,8 +145,8 @@ impl Packing {
         place
     }
 
-    /// What has been put since this was asked last: what is to be copied, and the references that clusters have by that.
-    /// What comes next may come in any order.
+    /// Returns the spans to copy, and the references of the new clusters, for all pieces since the last call.
+    /// Afterwards, the order of the pieces may start anew.
     pub(super) fn take(&mut self) -> (Vec<Span>, BTreeMap<u64, u64>) {
         self.open = false;
         let at_hand = self.run.start / self.per_cluster;
@@ -152,7 +154,7 @@ impl Packing {
         (std::mem::take(&mut self.spans), std::mem::take(&mut self.fresh))
     }
 
-    /// Puts nothing more into the clusters at hand.
+    /// Places no further piece in the current clusters.
     pub(super) fn close(&mut self) {
         self.run = 0..0;
         self.open = false;
@@ -172,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_that_share_sectors_stay_beside_each_other_and_gaps_go() {
+    fn pieces_that_share_sectors_stay_adjacent_and_gaps_disappear() {
         let mut packing = Packing::new(8, 100);
         assert_eq!(packing.room(&(805..808), 1), Room::Elsewhere);
         packing.begin(2, 1);
@@ -191,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn in_clusters_elsewhere_a_shared_sector_is_there_twice() {
+    fn a_shared_sector_is_copied_twice_if_the_clusters_are_not_adjacent() {
         let mut packing = Packing::new(8, 100);
         packing.begin(2, 1);
         packing.put(&(800..806), 1);
@@ -203,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_gets_no_more_references_than_can_be_counted() {
+    fn a_cluster_gets_no_more_references_than_its_refcount_can_express() {
         let mut packing = Packing::new(8, 3);
         packing.begin(2, 1);
         packing.put(&(800..801), 2);

@@ -1,18 +1,19 @@
-//! Giving free space to the host: the end of the file is cut off, holes are punched in the middle.
+//! Returning free space to the host: the file is truncated behind the last used cluster, and holes are punched in the
+//! free clusters before it.
 
 use oxblk_core::{ChildIdx, ErrorKind, Preallocation, Result};
 
 use super::super::Qcow2;
 
-/// Holes that are punched at once.
+/// Maximum number of holes that one call punches.
 const HOLES: usize = 4096;
 
 impl Qcow2 {
-    /// Cuts off what is free at the end (when `from` is 0), and punches holes from the byte offset `from` on; gives where to
-    /// go on.
+    /// Truncates the file behind the last used cluster if `from` is 0, and punches holes from the byte offset `from`
+    /// on. Returns the byte offset at which to continue, if holes are left.
     pub(super) async fn release_space(&self, from: u64) -> Result<Option<u64>> {
         self.check_writable()?;
-        // Clusters that a change of them takes are counted in memory first.
+        // A change of bitmaps counts its clusters in memory first, so they would look free on disk.
         let _bitmaps = self.bitmaps.hold().await;
         self.settle_metadata().await?;
         self.bitmaps.stay();
@@ -22,7 +23,7 @@ impl Qcow2 {
         if from == 0 && used.end() << bits < file.size() {
             match file.resize(used.end() << bits, Preallocation::Off).await {
                 Ok(()) => self.refcounts.allocator.note_cut_off(used.end()),
-                // A device keeps its size.
+                // A block device cannot be truncated.
                 Err(error) if error.kind() == ErrorKind::Unsupported => {}
                 Err(error) => return Err(error),
             }
@@ -33,7 +34,7 @@ impl Qcow2 {
                 next = Some(start << bits);
                 break;
             }
-            // It only saves space: the host may refuse.
+            // Punching a hole only saves space, so an error of the host is ignored.
             let _ = file.discard(start << bits, (end - start) << bits).await;
         }
         Ok(next)

@@ -1,7 +1,7 @@
-//! What refers to the clusters of a window: entries of L2 tables, and of L1 tables, of the active state and of snapshots.
+//! Finding all references to the clusters of a window: the L1 and L2 entries of the active state and of the snapshots.
 //!
-//! A window has a bounded number of clusters, but each may be referred to very often. Where there are too many entries to be
-//! kept, the window becomes shorter while they are being collected.
+//! A window has a bounded number of clusters, but each may have very many references. If the entries exceed a limit
+//! while they are collected, the window becomes shorter.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,52 +14,52 @@ use super::super::layout::{ExtendedEntry, Geometry, L1Entry, L2Entry, L2Kind, l2
 use super::super::refscan::read_tables;
 use super::packed::{Piece, Pieces};
 
-/// Entries that are kept at once.
+/// Maximum number of entries in memory.
 const MOST: usize = 1 << 19;
 
 /// An L2 entry that refers to a cluster.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EntryAt {
-    /// Byte offset of its table in the file.
+    /// Byte offset of the L2 table in the file.
     pub(super) table: u64,
-    /// Its index there.
+    /// Index of the entry in its table.
     pub(super) index: u64,
-    /// The guest offset that it is for.
+    /// The guest offset that the entry maps.
     pub(super) guest: u64,
     pub(super) entry: L2Entry,
-    /// How many L1 tables lead to it.
+    /// Number of L1 entries that refer to the table.
     pub(super) times: u64,
 }
 
 /// An L1 entry that refers to an L2 table.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TableAt {
-    /// Byte offset of the L1 table of a snapshot; `None` for the active one.
+    /// Byte offset of the L1 table of a snapshot; `None` for the active L1 table.
     pub(super) l1: Option<u64>,
-    /// Its index there.
+    /// Index of the entry in its table.
     pub(super) index: u64,
     pub(super) entry: L1Entry,
 }
 
-/// How many references these entries are.
+/// Total number of references through these entries.
 pub(super) fn references(entries: &[EntryAt]) -> u64 {
     entries.iter().fold(0, |sum, at| sum.saturating_add(at.times))
 }
 
-/// What refers to clusters, by cluster.
+/// The references to the clusters of a window.
 #[derive(Default)]
 pub(super) struct Referrers {
-    /// The clusters, last first. Fewer than were asked for, none perhaps, if too much refers to them.
+    /// The clusters, last first. These are fewer than requested, possibly none, if there are too many references.
     pub(super) window: Vec<u64>,
-    /// What refers to whole clusters of guest data.
+    /// References to uncompressed clusters of guest data, by cluster.
     pub(super) entries: HashMap<u64, Vec<EntryAt>>,
-    /// What refers to L2 tables.
+    /// References to L2 tables, by cluster.
     pub(super) tables: HashMap<u64, Vec<TableAt>>,
-    /// Compressed data that lies in some of the clusters, and in others perhaps.
+    /// Compressed data that touches clusters of the window, and perhaps others.
     pub(super) pieces: Pieces,
-    /// How many references each cluster has by that.
+    /// Number of references from compressed data, by cluster.
     pub(super) shared: HashMap<u64, u64>,
-    /// Entries in all.
+    /// Number of entries in memory.
     kept: usize,
 }
 
@@ -68,7 +68,7 @@ impl Referrers {
         self.window.binary_search_by(|one| cluster.cmp(one)).is_ok()
     }
 
-    /// Takes in an L2 entry, if it refers to a cluster of the window.
+    /// Adds an L2 entry if it refers to a cluster of the window.
     fn take_in(&mut self, at: EntryAt, kind: L2Kind, geometry: Geometry) {
         let known = match kind {
             L2Kind::Data { host } | L2Kind::Zero { host: Some(host) } => {
@@ -101,7 +101,7 @@ impl Referrers {
         }
     }
 
-    /// Gives up the front half of the window, all of it if it is one cluster.
+    /// Drops the lower half of the window, or all of it if it has only one cluster.
     fn halve(&mut self, geometry: Geometry) {
         self.window.truncate(self.window.len() / 2);
         let lowest = self.window.last().copied().unwrap_or(u64::MAX);
@@ -114,7 +114,7 @@ impl Referrers {
 }
 
 impl Qcow2 {
-    /// Finds what refers to the clusters of a window. No slice may be dirty.
+    /// Finds the references to the clusters of a window. The caller ensures that no cached L2 slice is dirty.
     pub(super) async fn sources_of(&self, window: &[u64]) -> Result<Referrers> {
         let tables = self.all_tables().await?;
         let mut sources = self.entries_of(window, &tables).await?;
@@ -127,10 +127,10 @@ impl Qcow2 {
         Ok(sources)
     }
 
-    /// All L2 tables by their offset, and what refers to them.
+    /// All L2 tables by their offset, with the L1 entries that refer to them.
     async fn all_tables(&self) -> Result<BTreeMap<u64, Vec<TableAt>>> {
         let mut l1s = vec![(None, self.active_l1())];
-        // Tables that each have a place of their own are no longer than the file.
+        // L1 tables that do not overlap are together no longer than the file.
         let mut room = self.children.require(ChildIdx::FILE)?.size() / 8;
         for snapshot in self.snapshot_list().await? {
             snapshot.check_l1(self.geometry)?;
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn each_cluster_that_compressed_data_touches_has_its_references() {
+    fn each_cluster_of_the_window_counts_the_compressed_data_that_touches_it() {
         let mut sources = Referrers { window: vec![9, 8, 5], ..Referrers::default() };
         take_in(&mut sources, L2Entry::compressed(GEOMETRY, 0x7e00, 0x700).unwrap());
         take_in(&mut sources, L2Entry::compressed(GEOMETRY, 0x8600, 0x100).unwrap());

@@ -1,4 +1,5 @@
-//! Moving what stands at the end of the file and is neither guest data nor an L2 table.
+//! Moving the metadata at the end of the file other than L2 tables: refcount blocks, the refcount table, L1 tables, the
+//! snapshot table, bitmaps, and the LUKS header.
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 
@@ -10,7 +11,8 @@ use super::super::write_back::ReleaseReason;
 use super::Moved;
 
 impl Qcow2 {
-    /// Moves the structure that has `cluster`, the last one in use. Without a gap the file would end at `packed_end`.
+    /// Moves the structure that uses `cluster`, the last cluster in use. `packed_end` is the number of clusters that
+    /// the file would have without gaps.
     pub(super) async fn move_structure(&self, cluster: u64, packed_end: u64) -> Result<Moved> {
         let moved = if let Some(block) = self.refcounts.block_at(cluster) {
             self.refcounts.move_block(block, cluster, self.epochs.current(), &self.corrupt).await?
@@ -36,25 +38,25 @@ impl Qcow2 {
         Ok(Moved { clusters: moved, obstacle })
     }
 
-    /// Moves what bitmaps have behind `packed_end`, or where there is no room for that no more than has to be moved so that
-    /// `cluster` becomes free.
+    /// Moves the bitmap data in clusters from `packed_end` on. If there is no space for that, it moves only the data
+    /// that must move so that `cluster` becomes free.
     async fn move_bitmap_or_less(&self, cluster: u64, packed_end: u64) -> Result<Option<u64>> {
         let moved = self.move_bitmaps(cluster, packed_end).await?;
         if moved != Some(0) {
             return Ok(moved);
         }
-        // What was taken in vain is free after that.
+        // Frees the clusters that the failed attempt has allocated.
         self.settle_metadata().await?;
         self.move_bitmaps(cluster, cluster).await
     }
 
-    /// The clusters of an L1 table.
+    /// The clusters of an L1 table with this offset and number of entries.
     pub(super) fn clusters_of(&self, offset: u64, entries: u64) -> std::ops::Range<u64> {
         let end = offset.saturating_add(entries.saturating_mul(8));
         self.geometry.cluster_index(offset)..self.geometry.clusters_for(end)
     }
 
-    /// Whether a table of so many bytes finds a place in front of `cluster`.
+    /// Whether there is contiguous free space for a table of `bytes` bytes in front of `cluster`.
     pub(super) async fn has_room(&self, bytes: u64, cluster: u64) -> Result<bool> {
         self.refcounts.scan_up_to(cluster).await?;
         Ok(self.refcounts.allocator.has_run_below(self.geometry.clusters_for(bytes), cluster))
@@ -83,7 +85,7 @@ impl Qcow2 {
         Ok(clusters)
     }
 
-    /// Moves the snapshot table, or the L1 table of a snapshot, if `cluster` is of one.
+    /// Moves the snapshot table or the L1 table of a snapshot, if `cluster` belongs to one of them.
     async fn move_snapshots(&self, cluster: u64) -> Result<Option<u64>> {
         let place = self.snapshot_table();
         let table = self.geometry.cluster_index(place.offset)

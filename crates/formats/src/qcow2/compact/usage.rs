@@ -1,4 +1,4 @@
-//! Which host clusters are in use, by the refcounts on disk.
+//! Finding the host clusters in use, from the refcounts on disk.
 
 use futures_util::stream::StreamExt as _;
 use oxblk_core::{ChildIdx, Result};
@@ -9,32 +9,33 @@ use super::super::Qcow2;
 use super::super::layout::refcount_get;
 use super::super::refscan::read_tables;
 
-/// The clusters in use.
+/// The set of clusters in use.
 pub(super) struct Used(RoaringTreemap);
 
 impl Used {
-    /// How many there are.
+    /// Number of clusters in use.
     pub(super) fn count(&self) -> u64 {
         self.0.len()
     }
 
-    /// How many would lie elsewhere if all lay at the start of the file without a gap.
+    /// Number of clusters that must move if all used clusters were packed at the start of the file.
     pub(super) fn boundary(&self) -> u64 {
         let count = self.0.len();
         count.saturating_sub(self.0.range_cardinality(0..count))
     }
 
-    /// The last `count` of them, last first.
+    /// The last `count` used clusters, last first.
     pub(super) fn last(&self, count: u64) -> Vec<u64> {
         self.0.iter().rev().take(usize::try_from(count).unwrap_or(usize::MAX)).collect()
     }
 
-    /// The first cluster behind all of them.
+    /// The first cluster behind the last used cluster.
     pub(super) fn end(&self) -> u64 {
         self.0.max().map_or(0, |last| last.saturating_add(1))
     }
 
-    /// The runs between them that begin at `from` or behind it, each as its first cluster and the one behind it.
+    /// The free runs between used clusters, from cluster `from` on. Each is its first cluster and the cluster behind
+    /// it.
     pub(super) fn gaps(&self, from: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
         let mut next = from;
         let mut used = self.0.iter();
@@ -48,7 +49,7 @@ impl Used {
 }
 
 impl Qcow2 {
-    /// The clusters in use. No refcount may be dirty.
+    /// Reads the clusters in use from disk. The caller ensures that no cached refcount is dirty.
     pub(super) async fn used_clusters(&self) -> Result<Used> {
         let (per_block, order) =
             (self.geometry.refcounts_per_block(), self.geometry.refcount_order);
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gaps_and_what_lies_behind_them_are_known() {
+    fn gaps_between_used_clusters_are_found() {
         let used = Used(RoaringTreemap::from_iter([0, 1, 2, 5, 6, 9]));
         assert_eq!(used.gaps(0).collect::<Vec<_>>(), [(3, 5), (7, 9)]);
         assert_eq!(used.gaps(4).collect::<Vec<_>>(), [(4, 5), (7, 9)]);

@@ -1,4 +1,4 @@
-//! Options of new images, and their LUKS header.
+//! Encryption options of new images, and writing the LUKS header of a new image.
 
 use oxblk_core::{Edge, Error, Options, Result, Secrets, WriteFlags, ZeroFlags};
 use oxblk_crypto::cipher::{BlockCipher, IvGenerator, Mode, Suite};
@@ -11,25 +11,25 @@ use super::super::create::rejected;
 use super::super::layout::CryptMethod;
 use super::key_needed;
 
-/// How long opening a key slot takes unless told otherwise, in milliseconds.
+/// Default for the time in milliseconds that opening a key slot takes.
 pub(super) const ITER_TIME: u64 = 2000;
 
-/// How a new image is to be encrypted.
+/// The requested encryption of a new image.
 #[derive(Debug, Clone, Default)]
 pub enum Wanted {
-    /// Not at all.
+    /// No encryption.
     #[default]
     No,
-    /// In the obsolete way.
+    /// The obsolete AES format.
     Aes {
-        /// The secret that holds the password.
+        /// The secret that contains the password.
         secret: Option<String>,
     },
-    /// With a LUKS header.
+    /// The LUKS format.
     Luks {
-        /// What the header is to be.
+        /// Parameters of the LUKS header.
         recipe: Recipe,
-        /// The secret that holds the password.
+        /// The secret that contains the password.
         secret: Option<String>,
     },
 }
@@ -38,7 +38,7 @@ impl Wanted {
     /// Takes `encryption` and `encrypt.*` out of the options.
     ///
     /// # Errors
-    /// When one is wrong or does not go with another; in the words of QEMU's tools.
+    /// When an option is invalid or conflicts with another option. The messages are those of QEMU's tools.
     pub fn take(options: &mut Options) -> Result<Self> {
         let mut encrypt = take_encrypt(options)?;
         let mut format = encrypt.take_str("format")?;
@@ -66,7 +66,7 @@ impl Wanted {
         }
     }
 
-    /// What the image's header says of it.
+    /// The encryption method for the image header.
     pub(in super::super) fn method(&self) -> CryptMethod {
         match self {
             Self::No => CryptMethod::None,
@@ -75,7 +75,7 @@ impl Wanted {
         }
     }
 
-    /// Bytes of the LUKS header and its key material; 0 where there is none.
+    /// Length in bytes of the LUKS header and its key material; 0 without a LUKS header.
     pub(in super::super) fn header_len(&self) -> u64 {
         match self {
             Self::No | Self::Aes { .. } => 0,
@@ -83,10 +83,10 @@ impl Wanted {
         }
     }
 
-    /// The password.
+    /// The password that the secret contains; `None` without encryption.
     ///
     /// # Errors
-    /// When the secret is not there or is no text; in the words of QEMU's tools.
+    /// When the secret does not exist or is not valid text. The messages are those of QEMU's tools.
     pub(in super::super) fn password(&self, secrets: &Secrets) -> Result<Option<Secret>> {
         match self {
             Self::No => Ok(None),
@@ -97,7 +97,7 @@ impl Wanted {
         }
     }
 
-    /// Writes the LUKS header, where there is to be one, into `area` bytes of the file at `offset`.
+    /// Writes the LUKS header, if the format is LUKS, to an area of `area` bytes at `offset` of the file.
     ///
     /// # Errors
     /// As for [`Self::password`], and as the file reports.
@@ -111,7 +111,7 @@ impl Wanted {
         let Self::Luks { recipe, .. } = self else { return Ok(()) };
         let recipe = *recipe;
         let password = self.password(secrets)?.ok_or_else(key_needed)?;
-        // It is meant to take its time.
+        // Key derivation is slow on purpose, so it runs on a worker thread.
         let created = oxblk_ring::offload(move || recipe.create(&password)).await?;
         file.write_zeroes(offset, area, ZeroFlags::empty()).await?;
         let header = created.header.encode();
@@ -122,7 +122,7 @@ impl Wanted {
     }
 }
 
-/// The options of encryption without their prefix, whether they are nested or not.
+/// Takes the encryption options out of `options`, nested or with dotted keys, and removes their prefix.
 fn take_encrypt(options: &mut Options) -> Result<Options> {
     let mut encrypt = options.take_options("encrypt").unwrap_or_default();
     let flat: Vec<String> =

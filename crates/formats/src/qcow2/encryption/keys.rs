@@ -1,8 +1,10 @@
-//! Passwords of a LUKS image: added to key slots, and erased from them.
+//! Changing the passwords of a LUKS image: adding them to key slots, and erasing them.
 //!
-//! The disk always has a slot that opens it, whatever moment the power fails: a slot is active on disk only after its key
-//! material is, and one whose material is about to be overwritten is the last one only when that is what was asked for.
-//! A slot that is erased loses its material first, so that no crash leaves a password behind that still opens the disk.
+//! After a power cut at any moment, at least one key slot still opens the disk. A slot becomes active on disk only
+//! after its key material is durable. The key material of the last active slot is overwritten only if the user
+//! requested exactly that.
+//!
+//! Erasing a slot overwrites its key material first, so that after a crash the erased password cannot open the disk.
 
 use oxblk_core::{Edge, Errno, Error, Options, Result, Secrets, WriteFlags};
 use oxblk_crypto::luks::{self, SLOTS, Slot};
@@ -17,34 +19,34 @@ use super::create::ITER_TIME;
 use super::key_needed;
 use super::open::{read_luks_header, unlock, unlock_slot, wrong_password};
 
-/// Bytes of a slot's state, at its beginning.
+/// Length in bytes of the state field at the start of a slot.
 const STATE: usize = 4;
 
 /// A change of key slots, as QAPI's `QCryptoBlockAmendOptionsLUKS` describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// A password is added.
+    /// Adds a password.
     Add {
-        /// The secret that holds it.
+        /// The secret that contains the new password.
         new_secret: String,
-        /// The secret that opens the disk now; the one that the image was opened with unless told otherwise.
+        /// The secret with a current password. The default is the secret that the image was opened with.
         old_secret: Option<String>,
-        /// Where; the first slot that is free unless told otherwise.
+        /// The key slot to use. The default is the first free slot.
         slot: Option<usize>,
-        /// How long opening the slot shall take, in milliseconds.
+        /// The time in milliseconds that opening the slot should take.
         iter_time: u64,
     },
-    /// Passwords are erased: a slot, all slots that a password opens, or a slot if that password opens it.
+    /// Erases a slot, all slots that a password opens, or a slot if a password opens it.
     Erase {
-        /// Which slot.
+        /// The slot to erase.
         slot: Option<usize>,
-        /// The secret that holds the password.
+        /// The secret that contains the password.
         old_secret: Option<String>,
     },
 }
 
 impl Change {
-    /// Takes the options that stand behind `encrypt.`.
+    /// Takes the options with the prefix `encrypt.`, which the caller has removed.
     ///
     /// # Errors
     /// In the words of QEMU's tools.
@@ -86,12 +88,12 @@ fn check_slot(slot: u64) -> Result<usize> {
     })
 }
 
-/// Changes the passwords of the image in `file`. `opened_with` is the secret that it was opened with; `force` allows
-/// what may make the disk unreadable for ever: overwriting a slot that is active, and erasing the last one. Gives the
-/// LUKS header as it is then.
+/// Changes the passwords of the image in `file`, and returns the new LUKS header. `opened_with` is the secret that the
+/// image was opened with. `force` allows operations that may make the disk unreadable for ever: overwriting an active
+/// slot, and erasing the last active slot.
 ///
 /// # Errors
-/// In the words of QEMU's tools; or as the file reports.
+/// With the messages of QEMU's tools, or as the file reports.
 pub async fn change(
     file: &Edge,
     opened_with: Option<&str>,
@@ -125,7 +127,7 @@ pub async fn change(
     Ok(slots.header)
 }
 
-/// The key slots of an image, about to be changed.
+/// The LUKS header whose key slots are being changed.
 struct Slots<'a> {
     file: &'a Edge,
     place: CryptoHeader,
@@ -137,7 +139,7 @@ impl Slots<'_> {
         self.header.active_slots().map(|(index, _)| index).collect()
     }
 
-    /// The first slot that is free, other than `but`.
+    /// The first free slot other than `but`.
     fn free(&self, but: Option<usize>) -> Option<usize> {
         let mut slots = self.header.slots.iter().enumerate();
         slots.find(|(index, slot)| !slot.active && Some(*index) != but).map(|(index, _)| index)
@@ -165,7 +167,7 @@ impl Slots<'_> {
         };
         let unlocked = unlock(self.file, self.place, &self.header, old).await?;
         let (_, key) = unlocked.ok_or_else(wrong_password)?;
-        // The only slot is never without a key: another one has it meanwhile.
+        // While the only active slot is overwritten, a spare slot contains the key.
         let spare = if active == [index] { self.free(Some(index)) } else { None };
         if let Some(spare) = spare {
             self.fill(spare, new, &key, iter_time).await?;
@@ -247,7 +249,8 @@ impl Slots<'_> {
         Ok(found)
     }
 
-    /// Puts the master key into a slot under `password`. The slot becomes active with the last write, of four bytes.
+    /// Stores the master key in a slot, encrypted with `password`. The last write, of four bytes, makes the slot
+    /// active.
     async fn fill(
         &mut self,
         index: usize,
@@ -281,7 +284,7 @@ impl Slots<'_> {
         Ok(slot.ok_or_else(|| Error::from_errno(Errno::INVAL))?.erased())
     }
 
-    /// Makes a slot's key material unreadable, then the slot inactive.
+    /// Overwrites the key material of a slot with random bytes, and then makes the slot inactive.
     async fn wipe(&mut self, index: usize) -> Result<()> {
         let erased = self.without_key(index)?;
         let material = erased.material(self.header.suite);
@@ -294,12 +297,12 @@ impl Slots<'_> {
         Ok(())
     }
 
-    /// Writes a slot of the header.
+    /// Writes a key slot of the LUKS header.
     async fn put(&self, index: usize, slot: &Slot) -> Result<()> {
         self.write(luks::Header::slot_offset(index), slot.encode().to_vec()).await
     }
 
-    /// Writes bytes of the LUKS header, on disk when this returns.
+    /// Writes bytes of the LUKS header durably.
     async fn write(&self, offset: u64, bytes: Vec<u8>) -> Result<()> {
         let end = offset.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         if end > self.place.length {
@@ -310,7 +313,7 @@ impl Slots<'_> {
         self.file.flush().await
     }
 
-    /// A slot on disk is another one from now on.
+    /// Updates a slot of the header in memory after it has changed on disk.
     fn note(&mut self, index: usize, slot: Slot) {
         if let Some(entry) = self.header.slots.get_mut(index) {
             *entry = slot;

@@ -1,21 +1,22 @@
 //! Encryption of guest data.
 //!
-//! An image is encrypted as a LUKS header inside it says ("Full disk encryption header pointer"), or in the obsolete way
-//! with AES and the password for a key. Guest data is encrypted by sectors of 512 bytes; the number that a sector's
-//! initialisation vector is made of is that of its place in the file with LUKS, and that on the guest disk with the
-//! obsolete way. Metadata is not encrypted, and compressed clusters, which only other programs make, are not either.
+//! A LUKS header inside the image describes the encryption ("Full disk encryption header pointer"). The obsolete AES
+//! format has no such header and uses the password as the key. Guest data is encrypted in sectors of 512 bytes. The
+//! initialisation vector is derived from the sector number in the file with LUKS, and from the sector number on the
+//! guest disk with the obsolete format. Metadata and compressed clusters are not encrypted. This driver writes no
+//! compressed clusters to an encrypted image, but other programs do.
 //!
 //! | | |
 //! |---|---|
-//! | `open` | options, and the way from a password to the key |
+//! | `open` | options, and unlocking the key with a password |
 //! | `transform` | encrypting and decrypting requests, large ones on several cores |
-//! | `keys` | passwords, added and erased |
-//! | `create` | options of new images, and their LUKS header |
+//! | `keys` | adding and erasing passwords |
+//! | `create` | encryption options of new images, and their LUKS header |
 //!
-//! Invariant: what lies at a host offset that a data entry refers to is ciphertext, always: a new cluster is written
-//! whole, because what a file reads as zeroes decrypts to noise.
+//! Invariant: every cluster that a data entry refers to contains ciphertext. So a new cluster is always written
+//! completely, because zeroes in the file would decrypt to noise.
 //!
-//! An image that is only looked at (`info`, `check`) opens without its key; guest data cannot be read then.
+//! For `info` and `check` an image opens without its key. Its guest data cannot be read then.
 
 pub mod create;
 pub mod keys;
@@ -33,25 +34,25 @@ use super::layout::CryptMethod;
 
 pub(super) use open::{Given, open};
 
-/// What tools say when an image's password is not given.
+/// Error message if the options do not name the secret with the password.
 const KEY_NEEDED: &str = "Parameter 'encrypt.key-secret' is required for cipher";
 const SECTOR: u64 = oxblk_crypto::SECTOR as u64;
 
-/// How an open image is encrypted.
+/// The encryption of an open image.
 pub(super) struct Encryption {
     method: CryptMethod,
-    /// The LUKS header; absent where a check tolerates that it is broken.
+    /// The LUKS header. Absent if it is broken and the image was opened for a check.
     luks: Mutex<Option<luks::Header>>,
-    /// Absent where the image was opened without its key.
+    /// Absent if the image was opened without its key.
     cipher: Option<Arc<SectorCipher>>,
     /// The secret that the image was opened with.
     key_secret: Option<String>,
-    /// Those that options may name.
+    /// The secrets that options may name.
     secrets: Secrets,
 }
 
 impl Encryption {
-    /// The number of the sector at a place.
+    /// The sector number for the initialisation vector.
     fn sector(&self, guest: u64, host: u64) -> u64 {
         match self.method {
             CryptMethod::Luks => host / SECTOR,
@@ -68,7 +69,7 @@ impl Encryption {
         self.key_secret.as_deref()
     }
 
-    /// Changes the passwords as `encrypt.*` of an amendment says.
+    /// Changes the passwords as the `encrypt.*` options of an amend request describe.
     ///
     /// # Errors
     /// As [`keys::change`].
@@ -84,7 +85,7 @@ impl Encryption {
         Ok(())
     }
 
-    /// The LUKS header, where there is one that can be read.
+    /// The LUKS header, if there is a readable one.
     fn luks_header(&self) -> Option<luks::Header> {
         self.luks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -1,4 +1,4 @@
-//! Opening an encrypted image: options, the LUKS header, and the way from a password to the key.
+//! Opening an encrypted image: parsing the options, reading the LUKS header, and deriving the key from a password.
 
 use std::sync::{Arc, Mutex};
 
@@ -11,10 +11,10 @@ use oxblk_ring::IoBufMut;
 use super::super::layout::{CryptMethod, CryptoHeader, Header};
 use super::{Encryption, key_needed};
 
-/// Bytes of the obsolete way's key.
+/// Key length of the obsolete AES format in bytes.
 const AES_KEY: usize = 16;
 
-/// What the options say of encryption.
+/// The encryption options for opening an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in super::super) struct Given {
     format: Option<String>,
@@ -25,7 +25,7 @@ impl Given {
     /// Takes `encrypt.*` out of the options.
     ///
     /// # Errors
-    /// When there is more among them than is known; in the words of QEMU's tools.
+    /// When an option is unknown. The message is that of QEMU's tools.
     pub(in super::super) fn take(options: &mut Options) -> Result<Self> {
         let Some(mut encrypt) = options.take_options("encrypt") else { return Ok(Self::default()) };
         let given = Self {
@@ -38,10 +38,10 @@ impl Given {
         }
     }
 
-    /// Refuses other settings than those that the image was opened with.
+    /// Refuses settings that differ from those that the image was opened with.
     ///
     /// # Errors
-    /// When the secret is another one.
+    /// When the options name another secret.
     pub(in super::super) fn require_same(&self, encryption: Option<&Encryption>) -> Result<()> {
         let known = encryption.and_then(Encryption::key_secret);
         match (encryption, self.key_secret.as_deref()) {
@@ -72,10 +72,12 @@ impl Given {
     }
 }
 
-/// Reads how the image in `file` is encrypted and makes its key available; `None` where it is not encrypted.
+/// Reads the encryption header of the image in `file` and unlocks the key. Returns `None` if the image is not
+/// encrypted.
 ///
 /// # Errors
-/// In the words of QEMU's tools: the options do not suit, the LUKS header is broken, or the secret opens nothing.
+/// When the options do not match the image, the LUKS header is broken, or the password opens no slot. The messages are
+/// those of QEMU's tools.
 pub(in super::super) async fn open(
     context: &OpenContext,
     file: &Edge,
@@ -86,7 +88,7 @@ pub(in super::super) async fn open(
     if header.crypt_method == CryptMethod::None {
         return Ok(None);
     }
-    // Who only looks at an image needs no key; and a check works on one whose LUKS header is broken.
+    // `info` and `check` need no key, and `check` also works on an image with a broken LUKS header.
     let look_only = context.flags.no_io || (context.flags.check && given.key_secret.is_none());
     let place = header.extensions.crypto;
     let luks = match place {
@@ -116,7 +118,7 @@ pub(in super::super) async fn open(
     }))
 }
 
-/// A part of the area that belongs to the LUKS header.
+/// Reads a part of the area of the LUKS header.
 async fn read_part(
     file: &Edge,
     place: CryptoHeader,
@@ -138,7 +140,8 @@ pub(super) async fn read_luks_header(file: &Edge, place: CryptoHeader) -> Result
     Ok(luks::Header::parse(&bytes)?)
 }
 
-/// The slot that `password` opens, and the master key. Tries one slot after the other, away from the I/O thread.
+/// Finds the slot that `password` opens, and the master key. The slots are tried one after the other on a worker
+/// thread.
 pub(super) async fn unlock(
     file: &Edge,
     place: CryptoHeader,
@@ -186,7 +189,7 @@ pub(super) fn wrong_password() -> Error {
     Error::new(ErrorKind::Denied, "Invalid password, cannot unlock any keyslot")
 }
 
-/// The obsolete way: the key is the start of the password.
+/// The cipher of the obsolete AES format, whose key is the start of the password.
 fn aes_cipher(password: &Secret) -> Result<SectorCipher> {
     let suite = Suite { cipher: BlockCipher::Aes128, mode: Mode::Cbc, iv: IvGenerator::Plain64 };
     let mut key = Secret::zeroed(AES_KEY);

@@ -1,11 +1,12 @@
-//! Encrypting what is written and decrypting what is read.
+//! Encrypting writes and decrypting reads.
 //!
-//! Small requests are worked on where they are: that takes less time than handing them over. Large ones are cut into
-//! pieces for the worker pool, so that all cores share them and the I/O thread goes on meanwhile. Writes need memory
-//! for the ciphertext; that of one request is bounded, whatever the request's length.
+//! The I/O thread itself encrypts and decrypts small requests, because this takes less time than passing them to a
+//! worker. Large requests are split into pieces for the worker pool, so that all cores share the work and the I/O
+//! thread is not blocked. A write needs memory for the ciphertext. This memory is bounded for each request, whatever
+//! its length.
 //!
-//! Guests' requests are whole sectors, core sees to that. Those for VM state, which come one at a time, need not be: then
-//! the sectors around are read.
+//! Core ensures that guest requests consist of whole sectors. Requests for VM state need not, so they are extended to
+//! whole sectors with a read-modify-write. They come one at a time, so no other write interferes.
 
 use std::sync::Arc;
 
@@ -17,13 +18,13 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::{Encryption, SECTOR};
 
-/// Longest request that is worked on where it is, in bytes: some tens of microseconds.
+/// Maximum length in bytes of a request that the I/O thread processes itself. This takes some tens of microseconds.
 const AT_ONCE: usize = 64 << 10;
-/// Bytes that a worker is given.
+/// Bytes in one job of a worker.
 const PIECE: usize = 128 << 10;
 /// Bytes of a write that are encrypted and written together.
 const STEP: usize = 1 << 20;
-/// Steps of a write under way at once.
+/// Number of concurrent steps of a write.
 const STEPS: usize = 2;
 
 impl Encryption {
@@ -43,7 +44,7 @@ impl Encryption {
         decrypt(cipher, self.sector(guest, host), buf).await
     }
 
-    /// Reads what is not whole sectors.
+    /// Reads a range that does not consist of whole sectors.
     async fn read_within(
         &self,
         child: &Edge,
@@ -57,7 +58,7 @@ impl Encryption {
         Ok(buf)
     }
 
-    /// The sectors that a range touches, decrypted, and where in them it begins.
+    /// Reads and decrypts all sectors that a range touches. Returns the offset of the range in the data, and the data.
     async fn read_around(
         &self,
         child: &Edge,
@@ -73,7 +74,7 @@ impl Encryption {
         Ok((skip, decrypt(self.cipher()?, self.sector(guest, host), around).await?))
     }
 
-    /// Writes what is not whole sectors. Nothing else is written to them meanwhile.
+    /// Writes a range that does not consist of whole sectors. No other request may write to these sectors meanwhile.
     async fn write_within(&self, child: &Edge, guest: u64, host: u64, data: IoBuf) -> Result<()> {
         let (skip, mut around) = self.read_around(child, guest, host, data.len()).await?;
         let place = around.get_mut(skip..).and_then(|rest| rest.get_mut(..data.len()));
@@ -107,7 +108,7 @@ impl Encryption {
         let steps = split_shared(data, STEP).map(|(at, data)| Box::pin(one(at, data)));
         let mut steps = stream::iter(steps).buffer_unordered(STEPS);
         let mut outcome = Ok(());
-        // All are carried out, so that none is left behind when this ends.
+        // Wait for all steps even after an error, so that no write is in flight when this returns.
         while let Some(done) = steps.next().await {
             outcome = outcome.and(done);
         }
@@ -115,12 +116,12 @@ impl Encryption {
     }
 }
 
-/// Whether a range is whole sectors.
+/// Whether a range consists of whole sectors.
 fn is_whole(host: u64, len: usize) -> bool {
     host.is_multiple_of(SECTOR) && len.is_multiple_of(oxblk_crypto::SECTOR)
 }
 
-/// Cuts into pieces, each with its offset.
+/// Splits the data into pieces, each with its offset.
 fn split_shared(mut data: IoBuf, piece: usize) -> impl Iterator<Item = (u64, IoBuf)> {
     let mut at = 0_u64;
     std::iter::from_fn(move || {
@@ -142,7 +143,7 @@ fn split_unique(mut buf: IoBufMut, piece: usize) -> Vec<IoBufMut> {
     pieces
 }
 
-/// Puts the pieces of one buffer together again.
+/// Joins the pieces of one buffer.
 fn join(pieces: impl IntoIterator<Item = IoBufMut>) -> Result<IoBufMut> {
     let mut pieces = pieces.into_iter();
     let mut whole = pieces.next().unwrap_or_default();
@@ -152,7 +153,7 @@ fn join(pieces: impl IntoIterator<Item = IoBufMut>) -> Result<IoBufMut> {
     Ok(whole)
 }
 
-/// The numbers of the sectors that pieces begin with.
+/// The number of the first sector of each piece.
 fn sectors(first: u64) -> impl Iterator<Item = u64> {
     let step = u64::try_from(PIECE).unwrap_or(u64::MAX) / SECTOR;
     (0_u64..).map(move |index| first.wrapping_add(index.wrapping_mul(step)))
@@ -174,7 +175,7 @@ async fn decrypt(cipher: &Arc<SectorCipher>, sector: u64, mut buf: IoBufMut) -> 
     join(join_all(jobs).await)
 }
 
-/// The ciphertext of `data`, in memory of its own.
+/// Encrypts `data` into a new buffer.
 async fn encrypt(cipher: &Arc<SectorCipher>, sector: u64, data: IoBuf) -> Result<IoBufMut> {
     if data.len() <= AT_ONCE {
         let mut out = IoBufMut::copy_from(&data);

@@ -1,7 +1,7 @@
 //! Persistent bitmaps: the directory, the tables, and their entries ("Bitmaps").
 //!
-//! A directory that can be walked gives all its entries, whatever they say: an entry whose bitmap cannot be used is kept as
-//! it is, and [`BitmapEntry::fault`] tells why. Only a directory whose entries cannot be told apart is an error.
+//! Parsing a directory returns all its entries, also those whose bitmap cannot be used. Such an entry is preserved unchanged,
+//! and [`BitmapEntry::fault`] reports why it is unusable. Only a directory whose entry boundaries cannot be found is an error.
 
 use std::borrow::Cow;
 
@@ -16,12 +16,12 @@ use super::{BadEntry, Geometry};
 pub const MAX_BITMAPS: u32 = 65_535;
 /// Largest bitmap directory that QEMU accepts, in bytes.
 pub const MAX_BITMAP_DIRECTORY: u64 = MAX_BITMAPS as u64 * 1024;
-/// Most bytes of data that QEMU gives a bitmap.
+/// Largest amount of data of one bitmap that QEMU accepts, in bytes.
 pub const MAX_BITMAP_BYTES: u64 = 0x2000_0000;
 /// Most entries of a bitmap table that QEMU accepts.
 const MAX_TABLE_ENTRIES: u32 = 0x800_0000;
 
-/// The one type of bitmap that there is.
+/// The only type of bitmap that the format defines.
 const DIRTY_TRACKING: u8 = 1;
 
 /// Bits 9 to 55 of a table entry: the offset.
@@ -30,16 +30,16 @@ const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const ONES: u64 = 1;
 
 bitflags::bitflags! {
-    /// The flags of a directory entry. Unknown bits are kept as they are.
+    /// The flags of a directory entry. Unknown bits are preserved.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
     pub struct BitmapFlags: u32 {
-        /// Not saved: the contents may be outdated.
+        /// The bitmap was not stored after its last use: its contents may be outdated.
         const IN_USE = 1;
-        /// Records all changes of the disk.
+        /// The bitmap must record all writes to the disk.
         const AUTO = 2;
-        /// The bitmap may be used by those who do not know its extra data.
+        /// A program that does not know the extra data may use the bitmap.
         const EXTRA_DATA_COMPATIBLE = 4;
-        /// Whatever else is set.
+        /// All other bits.
         const _ = !0;
     }
 }
@@ -68,7 +68,7 @@ const _: () = {
     assert!(offset_of!(RawEntry, extra_size) == 20);
 };
 
-/// What the directory says of one bitmap.
+/// A directory entry: the description of one bitmap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BitmapEntry {
     /// Byte offset of the bitmap table.
@@ -77,7 +77,7 @@ pub struct BitmapEntry {
     pub table_entries: u32,
     /// Flags.
     pub flags: BitmapFlags,
-    /// Binary logarithm of the bytes that one bit stands for.
+    /// Binary logarithm of the granularity: the number of bytes that one bit represents.
     pub granularity_bits: u8,
     kind: u8,
     extra: Vec<u8>,
@@ -85,7 +85,7 @@ pub struct BitmapEntry {
 }
 
 impl BitmapEntry {
-    /// An entry of a bitmap of `granularity` bytes per bit (a power of two) whose table is not known yet.
+    /// An entry for a bitmap of `granularity` bytes per bit (a power of two), without a table.
     pub fn new(name: &str, granularity: u64) -> Self {
         Self {
             table_offset: 0,
@@ -104,7 +104,7 @@ impl BitmapEntry {
         Cow::Owned(names::to_text(self.name.get(..end).unwrap_or_default()))
     }
 
-    /// Bytes that one bit stands for, where that can be expressed.
+    /// The number of bytes that one bit represents. `None` if it does not fit in 64 bits.
     pub fn granularity(&self) -> Option<u64> {
         1_u64.checked_shl(self.granularity_bits.into())
     }
@@ -114,7 +114,7 @@ impl BitmapEntry {
         u64::from(self.table_entries) * 8
     }
 
-    /// Why the bitmap cannot be used, as far as the entry tells, in the words of QEMU's tools.
+    /// Why the bitmap cannot be used, with the text of QEMU's tools. `None` if the entry has no fault.
     pub fn fault(&self, geometry: Geometry) -> Option<String> {
         if !self.extra.is_empty() && !self.flags.contains(BitmapFlags::EXTRA_DATA_COMPATIBLE) {
             return Some("Bitmap extra data is not supported".to_owned());
@@ -134,7 +134,7 @@ impl BitmapEntry {
         (!fits).then(|| format!("Bitmap '{}' doesn't satisfy the constraints", self.name()))
     }
 
-    /// Bytes of the entry in the directory, padding included.
+    /// Length of the entry in the directory in bytes, including padding.
     pub fn encoded_len(&self) -> u64 {
         let len = size_of::<RawEntry>() + self.extra.len() + self.name.len();
         u64::try_from(len.next_multiple_of(8)).unwrap_or(u64::MAX)
@@ -179,7 +179,7 @@ impl BitmapEntry {
 /// Reads a directory of `count` entries.
 ///
 /// # Errors
-/// When they cannot be told apart, in the words of QEMU's tools.
+/// When the entry boundaries cannot be found or the count is wrong, with the text of QEMU's tools.
 pub fn parse_bitmap_directory(bytes: &[u8], count: u32) -> Result<Vec<BitmapEntry>> {
     if bytes.is_empty() {
         return Err(Error::invalid("Requested bitmap directory size is zero"));
@@ -202,24 +202,24 @@ pub fn parse_bitmap_directory(bytes: &[u8], count: u32) -> Result<Vec<BitmapEntr
     Ok(entries)
 }
 
-/// The directory of these bitmaps.
+/// Encodes the directory of these bitmaps.
 pub fn encode_bitmap_directory<'a>(entries: impl Iterator<Item = &'a BitmapEntry>) -> Vec<u8> {
     let mut bytes = Vec::new();
     entries.for_each(|entry| entry.encode(&mut bytes));
     bytes
 }
 
-/// Bytes of data of a bitmap over `size` bytes.
+/// Size of the data of a bitmap over a disk of `size` bytes, in bytes.
 pub fn bitmap_bytes(size: u64, granularity: u64) -> u64 {
     size.div_ceil(granularity.max(1)).div_ceil(8)
 }
 
-/// Where a cluster of bitmap data is ("Bitmap table").
+/// The contents or the place of a cluster of bitmap data ("Bitmap table").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BitmapData {
-    /// Nowhere: it is all zeroes.
+    /// Not stored: all bits are zero.
     Zeroes,
-    /// Nowhere: it is all ones.
+    /// Not stored: all bits are one.
     Ones,
     /// In the cluster at this byte offset.
     At(u64),
@@ -230,10 +230,10 @@ pub enum BitmapData {
 pub struct BitmapTableEntry(pub u64);
 
 impl BitmapTableEntry {
-    /// What it says.
+    /// The decoded entry.
     ///
     /// # Errors
-    /// When it breaks the format.
+    /// When the entry is invalid.
     pub fn data(self, geometry: Geometry) -> Result<BitmapData, BadEntry> {
         let offset = self.0 & OFFSET;
         let allowed = if offset == 0 { ONES } else { OFFSET };
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_read_as_it_was_written() {
+    fn a_directory_survives_encoding_and_parsing() {
         let mut odd = entry("odd one");
         odd.extra = vec![7; 13];
         odd.flags = BitmapFlags::from_bits_retain(0xff00_0000);
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_breaks_a_rule_cannot_be_used() {
+    fn an_invalid_entry_is_reported_as_unusable() {
         assert_eq!(entry("b").fault(GEOMETRY), None);
         let broken: [fn(&mut BitmapEntry); 9] = [
             |entry| entry.table_offset = 0x5_0200,
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn extra_data_may_be_unknown_only_where_it_is_called_compatible() {
+    fn unknown_extra_data_is_accepted_only_with_the_compatible_flag() {
         let mut with_extra = entry("b");
         with_extra.extra = vec![0; 8];
         assert!(with_extra.fault(GEOMETRY).is_some());
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_entry_is_an_offset_or_tells_what_is_everywhere() {
+    fn a_table_entry_is_an_offset_or_means_all_zeroes_or_all_ones() {
         let data = |entry| BitmapTableEntry(entry).data(GEOMETRY);
         assert_eq!(data(0), Ok(BitmapData::Zeroes));
         assert_eq!(data(1), Ok(BitmapData::Ones));

@@ -1,15 +1,14 @@
 //! Entries of L1 tables, L2 tables and the refcount table ("Cluster mapping", "Host cluster
 //! management").
 //!
-//! An entry is a plain number until it is asked where it points; the answer is an error unless the
-//! offset is aligned to clusters and all reserved bits are zero. L2 entries are decoded on every
-//! request, so that is kept to a few branches.
+//! An entry type wraps the raw number. The methods that return a checked offset fail unless the offset is aligned to clusters
+//! and all reserved bits are zero. L2 entries are decoded on every request, so the common case takes only a few branches.
 
 use std::fmt;
 
 use super::Geometry;
 
-/// Bit 63: the refcount of what the entry points to is exactly one.
+/// Bit 63: the refcount of the cluster to which the entry points is exactly one.
 const COPIED: u64 = 1 << 63;
 /// Bit 62 of an L2 entry: compressed.
 const COMPRESSED: u64 = 1 << 62;
@@ -28,16 +27,16 @@ const MAX_OFFSET: u64 = 1 << 56;
 /// Compressed data is counted in sectors of this many bytes.
 const SECTOR: u64 = 512;
 
-/// Why an entry points nowhere.
+/// Why an entry is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadEntry {
-    /// Bits that must be zero are set; the entry.
+    /// Bits that must be zero are set. Holds the entry.
     Reserved(u64),
-    /// The offset is not a multiple of the cluster size; the offset in bytes.
+    /// The offset is not a multiple of the cluster size. Holds the offset in bytes.
     Unaligned(u64),
-    /// The zero flag is set in a version 2 image; the entry.
+    /// The zero flag is set in a version 2 image. Holds the entry.
     ZeroBeforeVersion3(u64),
-    /// A subcluster is allocated and zero at once, or allocated in a cluster that is not; the bitmap.
+    /// A subcluster is both allocated and zero, or it is allocated in an unallocated cluster. Holds the bitmap.
     Subclusters(u64),
 }
 
@@ -64,15 +63,15 @@ impl L1Entry {
     /// No L2 table.
     pub const EMPTY: Self = Self(0);
 
-    /// An entry for the L2 table at `offset`, owned by this entry alone.
+    /// An entry for the L2 table at `offset`, with the copied flag set.
     pub fn new(offset: u64) -> Self {
         Self(offset & OFFSET | COPIED)
     }
 
-    /// Byte offset of the L2 table, or `None` where there is none.
+    /// Byte offset of the L2 table, or `None` if there is none.
     ///
     /// # Errors
-    /// When the entry breaks the format.
+    /// When the entry is invalid.
     #[inline]
     pub fn l2_offset(self, geometry: Geometry) -> Result<Option<u64>, BadEntry> {
         if self.0 & L1_RESERVED != 0 {
@@ -85,7 +84,7 @@ impl L1Entry {
         Ok((offset != 0).then_some(offset))
     }
 
-    /// The offset as it stands, aligned or not; 0 for none.
+    /// The offset without checks: it may be unaligned. 0 means none.
     #[inline]
     pub fn raw_offset(self) -> u64 {
         self.0 & OFFSET
@@ -102,24 +101,24 @@ impl L1Entry {
         Self(self.0 & !OFFSET | offset & OFFSET)
     }
 
-    /// Whether the L2 table's refcount is said to be exactly one.
+    /// Whether the copied flag is set: the refcount of the L2 table is exactly one.
     #[inline]
     pub fn copied(self) -> bool {
         self.0 & COPIED != 0
     }
 }
 
-/// What an L2 entry says of its guest cluster.
+/// The kind of a guest cluster, as its L2 entry describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum L2Kind {
-    /// The backing file decides.
+    /// Reads as the backing file.
     Unallocated,
     /// Reads as zeroes.
     Zero {
-        /// Byte offset of the cluster reserved for it, where there is one.
+        /// Byte offset of its preallocated cluster, if there is one.
         host: Option<u64>,
     },
-    /// Stored as it is.
+    /// Stored uncompressed.
     Data {
         /// Byte offset of the host cluster.
         host: u64,
@@ -141,11 +140,11 @@ impl L2Entry {
     /// Unallocated.
     pub const EMPTY: Self = Self(0);
 
-    /// What the entry says, in an image of `version`. Of an extended entry it is what the first word says: `Data` is a
-    /// cluster of which any subclusters may be in use, and nothing is `Zero`.
+    /// Decodes the entry, in an image of `version`. For an extended entry, this decodes only the first word: `Data` is a
+    /// cluster of which any subclusters may be in use, and `Zero` does not occur.
     ///
     /// # Errors
-    /// When the entry breaks the format.
+    /// When the entry is invalid.
     #[inline]
     pub fn kind(self, geometry: Geometry, version: u32) -> Result<L2Kind, BadEntry> {
         let host = self.raw_offset();
@@ -171,7 +170,7 @@ impl L2Entry {
         if self.reserved() != 0 {
             return Err(BadEntry::Reserved(self.0));
         }
-        // It has no meaning beside a bitmap of zeroes.
+        // The zero flag has no meaning in an extended entry, which has a bitmap of zero subclusters.
         let zero = self.has_zero_flag() && !geometry.extended_l2;
         if zero && version < 3 {
             return Err(BadEntry::ZeroBeforeVersion3(self.0));
@@ -187,13 +186,13 @@ impl L2Entry {
         })
     }
 
-    /// Whether an offset of 0 is one: only a data file has a cluster there.
+    /// Whether an offset of 0 is a valid cluster offset: only with a data file and the copied flag.
     #[inline]
     fn is_at_zero(self, geometry: Geometry) -> bool {
         geometry.data_file && self.copied()
     }
 
-    /// Whether the cluster's refcount is said to be exactly one.
+    /// Whether the copied flag is set: the refcount of the cluster is exactly one.
     #[inline]
     pub fn copied(self) -> bool {
         self.0 & COPIED != 0
@@ -205,12 +204,12 @@ impl L2Entry {
         self.0 & COMPRESSED != 0
     }
 
-    /// Whether bit 0 is set. Means nothing for compressed clusters.
+    /// Whether bit 0 is set. It has no meaning for compressed clusters.
     pub fn has_zero_flag(self) -> bool {
         self.0 & ZERO != 0
     }
 
-    /// The offset of a standard cluster as it stands, aligned or not; 0 for none.
+    /// The offset of a standard cluster without checks: it may be unaligned. 0 means none.
     #[inline]
     pub fn raw_offset(self) -> u64 {
         self.0 & OFFSET
@@ -221,8 +220,7 @@ impl L2Entry {
         self.0 & L2_RESERVED
     }
 
-    /// Byte offset and length of the compressed data, as they stand ("Compressed Clusters
-    /// Descriptor").
+    /// Byte offset and length of the compressed data, unchecked ("Compressed Clusters Descriptor").
     pub fn compressed_extent(self, geometry: Geometry) -> (u64, u64) {
         let offset_bits = compressed_offset_bits(geometry);
         let host = self.0 & ((1 << offset_bits) - 1);
@@ -230,22 +228,22 @@ impl L2Entry {
         (host, sectors * SECTOR - host % SECTOR)
     }
 
-    /// The cluster at `host`, owned by this entry alone.
+    /// An entry for the data cluster at `host`, with the copied flag set.
     pub fn data(host: u64) -> Self {
         Self(host & OFFSET | COPIED)
     }
 
-    /// Reads as zeroes; no cluster is kept. Version 3 only.
+    /// An entry that reads as zeroes, without a preallocated cluster. Version 3 only.
     pub fn zero_plain() -> Self {
         Self(ZERO)
     }
 
-    /// Reads as zeroes; the cluster at `host` is kept for it. Version 3 only.
+    /// An entry that reads as zeroes, with the preallocated cluster at `host` and the copied flag set. Version 3 only.
     pub fn zero_allocated(host: u64) -> Self {
         Self(host & OFFSET | COPIED | ZERO)
     }
 
-    /// Compressed data in `len` bytes at `host`; `None` when the descriptor cannot express that.
+    /// An entry for `len` bytes of compressed data at `host`. `None` if the descriptor cannot express that.
     pub fn compressed(geometry: Geometry, host: u64, len: u64) -> Option<Self> {
         let offset_bits = compressed_offset_bits(geometry);
         let last = host.checked_add(len.checked_sub(1)?)?;
@@ -261,14 +259,14 @@ impl L2Entry {
         Self(self.0 & !OFFSET | host & OFFSET)
     }
 
-    /// The same entry with or without the claim that its cluster's refcount is exactly one.
+    /// The same entry with the copied flag set or cleared.
     #[must_use]
     pub fn with_copied(self, copied: bool) -> Self {
         Self(if copied { self.0 | COPIED } else { self.0 & !COPIED })
     }
 }
 
-/// Bits of the offset in a compressed cluster's descriptor.
+/// Number of bits of the offset in a compressed cluster's descriptor.
 fn compressed_offset_bits(geometry: Geometry) -> u32 {
     62u32.saturating_sub(geometry.cluster_bits.saturating_sub(8)).clamp(1, 61)
 }
@@ -278,10 +276,10 @@ fn compressed_offset_bits(geometry: Geometry) -> u32 {
 pub struct RefcountTableEntry(pub u64);
 
 impl RefcountTableEntry {
-    /// Byte offset of the refcount block, or `None` where there is none.
+    /// Byte offset of the refcount block, or `None` if there is none.
     ///
     /// # Errors
-    /// When the entry breaks the format.
+    /// When the entry is invalid.
     pub fn block_offset(self, geometry: Geometry) -> Result<Option<u64>, BadEntry> {
         if self.reserved() != 0 {
             return Err(BadEntry::Reserved(self.0));
@@ -293,7 +291,7 @@ impl RefcountTableEntry {
         Ok((offset != 0).then_some(offset))
     }
 
-    /// The offset as it stands, aligned or not; 0 for none.
+    /// The offset without checks: it may be unaligned. 0 means none.
     pub fn raw_offset(self) -> u64 {
         self.0 & !REFCOUNT_TABLE_RESERVED
     }
@@ -312,7 +310,7 @@ mod tests {
         Geometry { cluster_bits: 16, refcount_order: 4, extended_l2: false, data_file: false };
 
     #[test]
-    fn standard_entries_say_what_was_put_into_them() {
+    fn standard_entries_decode_to_their_kind_and_offset() {
         assert_eq!(L2Entry::EMPTY.kind(K64, 3), Ok(L2Kind::Unallocated));
         assert_eq!(L2Entry::data(0x5_0000).kind(K64, 3), Ok(L2Kind::Data { host: 0x5_0000 }));
         assert!(L2Entry::data(0x5_0000).copied());
@@ -339,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_data_file_has_a_cluster_at_0() {
+    fn offset_0_is_a_cluster_only_with_a_data_file() {
         let entry = L2Entry::data(0);
         assert_eq!(entry.kind(K64, 3), Ok(L2Kind::Unallocated));
         let apart = Geometry { data_file: true, ..K64 };
@@ -354,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn compressed_extents_round_up_to_sectors_and_come_back() {
+    fn compressed_extents_decode_rounded_up_to_whole_sectors() {
         for cluster_bits in 9..=21 {
             let geometry =
                 Geometry { cluster_bits, refcount_order: 4, extended_l2: false, data_file: false };

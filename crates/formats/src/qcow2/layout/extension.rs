@@ -1,7 +1,7 @@
 //! Header extensions ("Header extensions" and the sections after it).
 //!
-//! They follow the header in the first cluster, up to the backing file's name or the cluster's end. All
-//! lengths are checked against that area, so what is kept is never more than a cluster.
+//! The extensions follow the header in the first cluster. They end at the backing file's name or at the end of the cluster. All
+//! lengths are checked against this area, so the parsed data is never larger than a cluster.
 
 use oxblk_core::{Error, Result, names};
 use zerocopy::FromBytes;
@@ -20,21 +20,21 @@ const DATA_FILE: u32 = 0x4441_5441;
 
 /// Bytes of an entry of the feature name table.
 const FEATURE_ENTRY: usize = 48;
-/// Bytes of the name in it.
+/// Bytes of the name in an entry of the feature name table.
 const FEATURE_NAME: usize = 46;
-/// Smallest cluster with which the feature name table is left out, being most of the cluster.
+/// Up to this cluster size, the feature name table is not written, because it would fill a large part of the cluster.
 const NO_NAMES_UP_TO: u64 = 4096;
 /// Longest backing format name, in bytes.
 const MAX_FORMAT_NAME: usize = 15;
 
-/// Which field a feature bit is in.
+/// The header field that contains a feature bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FeatureKind {
-    /// Must be understood.
+    /// A program that does not know the feature must not open the image.
     Incompatible,
-    /// May be ignored.
+    /// A program that does not know the feature may ignore it.
     Compatible,
-    /// Must be cleared by a writer that does not know it.
+    /// A program that does not know the feature must clear the bit when it writes.
     Autoclear,
     /// A kind that this version does not know.
     Other(u8),
@@ -63,7 +63,7 @@ impl FeatureKind {
 /// An entry of the feature name table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FeatureName {
-    /// The field that the bit is in.
+    /// The header field that contains the bit.
     pub kind: FeatureKind,
     /// Bit number, 0 to 63.
     pub bit: u8,
@@ -88,7 +88,7 @@ const _: () = {
     assert!(offset_of!(RawBitmaps, directory_offset) == 16);
 };
 
-/// Where the bitmap directory is.
+/// The place of the bitmap directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BitmapsExtension {
     /// Number of bitmaps, 1 to 65,535.
@@ -109,12 +109,12 @@ struct RawCrypto {
 
 const _: () = assert!(size_of::<RawCrypto>() == 16);
 
-/// Where the LUKS header and its key material are.
+/// The place of the LUKS header and its key material.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CryptoHeader {
     /// Cluster-aligned byte offset.
     pub offset: u64,
-    /// Bytes; nothing in the header lies behind them.
+    /// Length in bytes, including the key material.
     pub length: u64,
 }
 
@@ -130,28 +130,28 @@ impl BitmapsExtension {
     }
 }
 
-/// What follows the header in the first cluster.
+/// The header extensions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Extensions {
     /// Format of the backing file.
     pub backing_format: Option<String>,
-    /// Names that the image gives to feature bits.
+    /// The feature name table of the image.
     pub feature_names: Vec<FeatureName>,
     /// Name of the external data file.
     pub data_file: Option<String>,
-    /// The bitmap directory; absent when the image says that it is not consistent.
+    /// The bitmap directory. `None` if the autoclear bit says that it is not consistent.
     pub bitmaps: Option<BitmapsExtension>,
-    /// The image says that of a directory which it names.
+    /// The image has a bitmaps extension, but the autoclear bit says that it is not consistent.
     pub bitmaps_outdated: bool,
-    /// What is wrong with the bitmaps extension; there is no directory then.
+    /// The fault of the bitmaps extension. `bitmaps` is then `None`.
     pub bitmaps_fault: Option<String>,
-    /// Where the LUKS header is.
+    /// The place of the LUKS header.
     pub crypto: Option<CryptoHeader>,
-    /// Extensions that are not known: magic number and data.
+    /// Unknown extensions: magic number and data.
     pub unknown: Vec<(u32, Vec<u8>)>,
 }
 
-/// What the reading of one extension depends on.
+/// Header fields on which the parsing of extensions depends.
 pub(super) struct Context {
     pub(super) geometry: Geometry,
     pub(super) autoclear: Autoclear,
@@ -159,19 +159,19 @@ pub(super) struct Context {
 }
 
 impl Extensions {
-    /// Reads the extensions in `area`, which begins behind the header and ends at the end of the area
-    /// that belongs to extensions. In an area of fewer bytes than it should have, the rest are zeroes.
+    /// Parses the extensions in `area`. The area begins behind the header and ends at the backing file's name or at the end of
+    /// the cluster.
     pub(super) fn parse(area: &[u8], context: &Context) -> Result<Self> {
         let mut extensions = Self::default();
         extensions.walk(area, |extensions, magic, data| extensions.take(magic, data, context))?;
         Ok(extensions)
     }
 
-    /// The feature name table alone, as far as it can be read: for the message about an image that
-    /// cannot be opened anyway.
+    /// Parses only the feature name table, as far as it can be read. It is used in the error message of an image with unknown
+    /// features.
     pub(super) fn names_only(area: &[u8]) -> Vec<FeatureName> {
         let mut extensions = Self::default();
-        // What comes after a fault cannot be found; the names before it still serve.
+        // Extensions behind a broken one cannot be found. The names before it are still usable.
         let _ = extensions.walk(area, |extensions, magic, data| {
             if magic == FEATURE_NAMES {
                 extensions.feature_names = parse_names(data);
@@ -200,7 +200,7 @@ impl Extensions {
             each(self, magic.get(), data)?;
             rest = after.get(len.next_multiple_of(8)..).unwrap_or_default();
         }
-        // Too little room for the type and the length of another one.
+        // The remaining bytes are too few for the type and the length of another extension.
         if (1..8).contains(&rest.len()) {
             return Err(Error::invalid("Header extension too large"));
         }
@@ -234,7 +234,8 @@ impl Extensions {
         Ok(())
     }
 
-    /// A fault here is told when the bitmaps matter: to check and repair such an image, it must be read.
+    /// A fault is only recorded here, because a check must be able to read and repair such an image.
+    /// [`super::Header::require_bitmaps`] reports the fault.
     fn take_bitmaps(&mut self, data: &[u8], context: &Context) {
         match parse_bitmaps(data, context) {
             Ok(bitmaps) => {
@@ -245,14 +246,13 @@ impl Extensions {
         }
     }
 
-    /// Appends the extensions to `out` in the order in which QEMU writes them, the end marker last.
-    /// Version 3 images with large enough clusters get the names of all known features, whatever
-    /// names they had.
+    /// Appends the extensions to `out` in the order in which QEMU writes them, the end marker last. Version 3 images with large
+    /// enough clusters get the names of all known features. The names in the old table are not preserved.
     pub(super) fn encode(&self, out: &mut Vec<u8>, version: u32, geometry: Geometry) {
         self.encode_parts(out, version >= 3 && geometry.cluster_size() > NO_NAMES_UP_TO);
     }
 
-    /// The same without the names of features, which nobody needs to read the image.
+    /// As [`Self::encode`], without the feature name table, which is not needed to read the image.
     pub(super) fn encode_without_names(&self, out: &mut Vec<u8>) {
         self.encode_parts(out, false);
     }
@@ -285,12 +285,12 @@ fn put(out: &mut Vec<u8>, magic: u32, data: &[u8]) {
     out.extend(magic.to_be_bytes());
     out.extend(u32::try_from(data.len()).unwrap_or(u32::MAX).to_be_bytes());
     out.extend(data);
-    // The data's length is rounded up, not its end: headers need not end at a multiple of 8.
+    // The length of the data is rounded up, not its end offset, because a header need not end at a multiple of 8.
     let padding = data.len().next_multiple_of(8) - data.len();
     out.resize(out.len() + padding, 0);
 }
 
-/// Text in an image: up to the first zero byte, if there is one.
+/// Decodes text in an image. The text ends at the first zero byte, if there is one.
 pub(super) fn text(bytes: &[u8]) -> String {
     names::to_text(bytes.split(|&byte| byte == 0).next().unwrap_or_default())
 }

@@ -1,10 +1,12 @@
-//! Changing the bitmaps extension in a header that is in use.
+//! Changing the bitmaps extension in the header of an open image.
 //!
-//! A power cut may come between any two sectors of a write. The change is therefore told as a list of writes, each to be
-//! durable before the next, such that whatever part of one of them arrives, the header can be read, says the same of
-//! everything else, and of bitmaps what it said before, what it says afterwards, or that they are not consistent
-//! (autoclear bit 0 is not set). Where the extension is there already and lies within a sector, as it does with the headers
-//! that QEMU and this program make, it is one write, and the old directory or the new one is named at any time.
+//! A power cut may happen between any two sectors of a write. So a change is a list of writes, and each write must be durable
+//! before the next one begins. If a power cut tears one of these writes, the header is still valid, and everything apart from
+//! bitmaps is unchanged. The bitmaps extension is then the old one, the new one, or marked as not consistent (autoclear bit 0
+//! is not set).
+//!
+//! If the extension exists already and lies within one sector, the change is one write. The header then names the old directory
+//! or the new one at any time. This is the case for headers that QEMU and this program write.
 
 use oxblk_core::{Errno, Error, Result};
 use zerocopy::FromBytes;
@@ -13,16 +15,16 @@ use zerocopy::byteorder::big_endian::{U32, U64};
 use super::extension::{BITMAPS, BitmapsExtension, END};
 use super::{Autoclear, field_offsets};
 
-/// What a disk writes as a whole.
+/// Unit that a disk writes completely or not at all, in bytes.
 const SECTOR: usize = 512;
-/// Magic number and length before an extension's data.
+/// Bytes of the magic number and the length in front of an extension's data.
 const HEAD: usize = 8;
-/// Bytes of the extension's data.
+/// Length of the extension's data, in bytes.
 const DATA: usize = 24;
-/// Bytes of the extension and of the end marker behind it.
+/// Bytes of the bitmaps extension and the end marker behind it.
 const WITH_END: usize = HEAD + DATA + HEAD;
 
-/// Where the fields are that are read here.
+/// Byte offsets of the header fields that this module reads.
 const BACKING_OFFSET: usize = 8;
 const BACKING_SIZE: usize = 16;
 const HEADER_LENGTH: usize = 100;
@@ -38,16 +40,17 @@ pub struct HeaderWrite {
 
 /// A chain of header extensions as it lies in the first cluster.
 struct Chain {
-    /// Where the bitmaps extension begins, and the bytes of its data.
+    /// Offset of the bitmaps extension, and the length of its data.
     bitmaps: Option<(usize, usize)>,
-    /// Where the end marker is.
+    /// Offset of the end marker.
     end: usize,
 }
 
-/// The writes that have `head`, the first cluster of a version 3 image, name the bitmap directory `new`, or none.
+/// The writes that make the header name the bitmap directory `new`, or no directory. `head` is the first cluster of a version 3
+/// image.
 ///
 /// # Errors
-/// [`oxblk_core::ErrorKind::NoSpace`] when there is no room for the extension.
+/// [`oxblk_core::ErrorKind::NoSpace`] when the first cluster has no free space for the extension.
 pub fn change_bitmaps_extension(
     head: &[u8],
     new: Option<&BitmapsExtension>,
@@ -65,7 +68,7 @@ pub fn change_bitmaps_extension(
 }
 
 struct Change {
-    /// The cluster as the writes so far leave it.
+    /// The cluster after the writes so far.
     head: Vec<u8>,
     writes: Vec<HeaderWrite>,
 }
@@ -81,7 +84,7 @@ impl Change {
         field.map_or(0, |(value, _)| value.get())
     }
 
-    /// Where the backing file's name is: offset and length.
+    /// Offset and length of the backing file's name.
     fn backing_name(&self) -> Option<(usize, usize)> {
         let offset = usize::try_from(self.large(BACKING_OFFSET)).unwrap_or(usize::MAX);
         (offset != 0).then(|| (offset, self.small(BACKING_SIZE)))
@@ -95,7 +98,7 @@ impl Change {
         loop {
             let data = at.saturating_add(HEAD);
             if data > limit {
-                // It ends without a marker.
+                // The chain ends without an end marker.
                 return Ok(Chain { bitmaps, end: at });
             }
             let (magic, len) = (self.small(at), self.small(at.saturating_add(4)));
@@ -132,14 +135,14 @@ impl Change {
     fn replace(&mut self, at: usize, new: &BitmapsExtension) {
         let place = at.saturating_add(HEAD);
         if place / SECTOR != place.saturating_add(DATA - 1) / SECTOR {
-            // What arrives of it may be a mixture.
+            // A torn write could mix the old and the new extension.
             self.set_consistent(false);
         }
         self.write(place, new.encode());
         self.set_consistent(true);
     }
 
-    /// Puts the extension where the end marker is, and the marker behind it.
+    /// Writes the extension over the end marker, with a new end marker behind it.
     fn insert(&mut self, end: usize, new: &BitmapsExtension) -> Result<()> {
         let no_room =
             || Error::from_errno(Errno::NOSPC).prefix("The header has no room for bitmaps");
@@ -160,7 +163,7 @@ impl Change {
         }
         let mut bytes = encode(new);
         bytes.resize(covered.saturating_sub(end), 0);
-        // The sector in which the chain ended makes the rest be seen, and so comes last.
+        // The sector with the old end marker makes the other sectors effective, so it is written last.
         let first = (SECTOR - end % SECTOR).min(bytes.len());
         let rest = bytes.split_off(first);
         if !rest.is_empty() {
@@ -171,7 +174,8 @@ impl Change {
         Ok(())
     }
 
-    /// The same where everything up to the backing file's name, moved, is one sector.
+    /// As [`Self::insert`], if the header with the extension and the moved backing file's name fits in one sector. Returns
+    /// `None` if it does not fit.
     fn insert_at_once(&mut self, end: usize, new: &BitmapsExtension) -> Option<()> {
         let (name, len) = self.backing_name()?;
         let name = self.head.get(name..name.saturating_add(len))?.to_vec();
@@ -188,12 +192,14 @@ impl Change {
         Some(())
     }
 
-    /// Takes the extension out if it is the last one; one in front of others stays, and counts for nothing.
+    /// Removes the extension if it is the last one. An extension in front of others stays, but the cleared autoclear bit makes
+    /// it invalid.
     fn remove(&mut self, at: usize, len: usize, end: usize) {
         self.set_consistent(false);
         let last = at.saturating_add(HEAD).saturating_add(len.next_multiple_of(8)) >= end;
         if last {
-            // Zeroes are an end marker. Behind the extension there may be none, but the backing file's name.
+            // Zeroes are an end marker. The bytes behind the extension may belong to the backing file's name, so they are not
+            // changed.
             self.write(at, vec![0; end.saturating_sub(at)]);
         }
     }

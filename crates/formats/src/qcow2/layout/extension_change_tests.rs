@@ -1,4 +1,4 @@
-//! The writes, under every power cut.
+//! Tests of the writes, with a power cut at every point.
 
 use super::super::{Compression, Extensions, Geometry, Header, Incompatible};
 use super::*;
@@ -42,7 +42,7 @@ fn parse(head: &[u8]) -> Header {
     Header::parse(head, 1 << 30).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Carries the writes out, and at each looks at what any of its sectors alone would leave.
+/// Carries out the writes. For each write, checks the header after every subset of its sectors.
 fn carry_out(start: &[u8], new: Option<&BitmapsExtension>) -> Vec<u8> {
     let before = parse(start);
     let writes = change_bitmaps_extension(start, new).expect("there is room");
@@ -79,12 +79,12 @@ fn carry_out(start: &[u8], new: Option<&BitmapsExtension>) -> Vec<u8> {
 }
 
 #[test]
-fn whatever_part_of_a_write_arrives_leaves_a_header_that_means_what_one_of_the_two_did() {
+fn a_torn_write_leaves_a_valid_header_with_the_old_or_the_new_bitmaps_or_none() {
     for cluster_bits in [9, 10, 12, 16] {
         for name_len in [0, 1, 60, 150, 300, 480, 900] {
             for unknown in [0_usize, 8, 16, 40, 48, 56, 200, 360, 370] {
                 let features = if cluster_bits > 12 { 392 } else { 0 };
-                // A name that has to move needs its length twice.
+                // A name that moves needs space for two copies.
                 let needed = 112 + 16 + 48 + unknown.next_multiple_of(8) + features + name_len * 2;
                 if needed > 1 << cluster_bits {
                     continue;
@@ -106,7 +106,7 @@ fn whatever_part_of_a_write_arrives_leaves_a_header_that_means_what_one_of_the_t
 }
 
 #[test]
-fn a_directory_takes_the_place_of_another_in_one_write() {
+fn a_directory_is_replaced_by_another_in_one_write() {
     for backing in [None, Some("base.qcow2")] {
         let start = head(16, |header| {
             header.backing_file = backing.map(str::to_owned);
@@ -118,32 +118,32 @@ fn a_directory_takes_the_place_of_another_in_one_write() {
 }
 
 #[test]
-fn an_extension_in_front_of_others_stays_and_counts_for_nothing() {
+fn an_extension_in_front_of_others_stays_but_is_not_valid() {
     let start = head(16, |header| {
         header.autoclear = Autoclear::BITMAPS;
         header.extensions.bitmaps = Some(OLD);
         header.extensions.unknown = vec![(0x1234_5678, vec![5; 20])];
     });
     let without = carry_out(&start, None);
-    // And is used again.
+    // The extension is then reused.
     carry_out(&without, Some(&NEW));
 }
 
 #[test]
-fn a_header_without_room_is_left_alone() {
+fn a_header_without_space_for_the_extension_is_refused() {
     let full = head(9, |header| header.backing_file = Some("n".repeat(370)));
     let refused = change_bitmaps_extension(&full, Some(&OLD)).unwrap_err();
     assert_eq!(refused.kind(), oxblk_core::ErrorKind::NoSpace);
 }
 
 #[test]
-fn a_name_right_behind_the_extension_is_left_alone() {
+fn a_backing_name_directly_behind_the_extension_is_not_changed() {
     let mut start = head(16, |header| {
         header.autoclear = Autoclear::BITMAPS;
         header.extensions.bitmaps = Some(OLD);
         header.backing_file = Some("name".to_owned());
     });
-    // No end marker: the chain ends where the name begins.
+    // There is no end marker: the chain ends where the name begins.
     let offset = u64::from_be_bytes(start[8..16].try_into().unwrap());
     let at = usize::try_from(offset).unwrap();
     start[8..16].copy_from_slice(&(offset - 8).to_be_bytes());

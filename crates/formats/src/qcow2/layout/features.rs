@@ -1,9 +1,9 @@
-//! Feature bits ("incompatible_features" and following), and the names written for them.
+//! Feature bits ("incompatible_features" and the fields after it), and the names that are written for them.
 
 use super::extension::{FeatureKind, FeatureName};
 
 bitflags::bitflags! {
-    /// Features that must be understood to open the image. Unknown bits are kept as they are.
+    /// Features that must be understood to open the image. Unknown bits are preserved.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
     pub struct Incompatible: u64 {
         /// Refcounts may be inconsistent: the image was not closed.
@@ -16,31 +16,31 @@ bitflags::bitflags! {
         const COMPRESSION = 8;
         /// L2 entries are 128 bits wide and describe subclusters.
         const EXTENDED_L2 = 16;
-        /// Whatever else is set.
+        /// All other bits.
         const _ = !0;
     }
 }
 
 bitflags::bitflags! {
-    /// Features that may be ignored. Unknown bits are kept as they are.
+    /// Features that may be ignored. Unknown bits are preserved.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
     pub struct Compatible: u64 {
         /// Refcount updates may be postponed while the image is marked dirty.
         const LAZY_REFCOUNTS = 1;
-        /// Whatever else is set.
+        /// All other bits.
         const _ = !0;
     }
 }
 
 bitflags::bitflags! {
-    /// Features that a writer which does not know them must clear. Unknown bits are kept as they are.
+    /// Features that a writer which does not know them must clear. Unknown bits are preserved.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
     pub struct Autoclear: u64 {
         /// The bitmaps extension is consistent.
         const BITMAPS = 1;
         /// The external data file is a consistent raw image by itself.
         const RAW_DATA_FILE = 2;
-        /// Whatever else is set.
+        /// All other bits.
         const _ = !0;
     }
 }
@@ -49,7 +49,7 @@ impl Incompatible {
     /// The bits that have a meaning in this version of the format.
     pub const KNOWN: Self = Self::from_bits_retain(0x1f);
 
-    /// The bits without a known meaning.
+    /// The bits that have no meaning in this version of the format.
     pub fn unknown(self) -> Self {
         self.difference(Self::KNOWN)
     }
@@ -72,8 +72,8 @@ pub(super) const NAMES: [(FeatureKind, u8, &str); 8] = [
     (FeatureKind::Autoclear, 1, "raw external data"),
 ];
 
-/// Tells the incompatible features in `unknown` as QEMU does: those with a name in `table` by it, the
-/// rest as one number.
+/// Describes the incompatible features in `unknown` as QEMU does: features with a name in `table` by this name, the others as
+/// one number.
 pub(super) fn describe_unknown(unknown: Incompatible, table: &[FeatureName]) -> String {
     let mut left = unknown.bits();
     let mut names: Vec<String> = Vec::new();

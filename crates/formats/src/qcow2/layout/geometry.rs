@@ -1,7 +1,7 @@
-//! Sizes that follow from the cluster size and the widths of table entries.
+//! Sizes that are computed from the cluster size and the widths of table entries.
 
-/// Cluster size and widths of an image's table entries. Only values within the format's limits are ever
-/// put into one by [`super::Header::parse`]; the arithmetic below is safe for any value all the same.
+/// Cluster size and widths of an image's table entries. [`super::Header::parse`] only creates values within the format's
+/// limits. The arithmetic below does not panic for other values either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
     /// Binary logarithm of the cluster size in bytes, 9 to 21.
@@ -10,7 +10,7 @@ pub struct Geometry {
     pub refcount_order: u32,
     /// L2 entries are 128 bits wide and describe subclusters ("Extended L2 Entries").
     pub extended_l2: bool,
-    /// Guest data lies in a file of its own, at the offset that it has for the guest.
+    /// Guest data lies in a separate data file, at its guest offset.
     pub data_file: bool,
 }
 
@@ -60,7 +60,7 @@ impl Geometry {
         if self.extended_l2 { self.cluster_bits.saturating_sub(5) } else { self.cluster_bits }
     }
 
-    /// Bytes per subcluster: a whole cluster where there are none.
+    /// Bytes per subcluster. Without extended L2 entries, this is the cluster size.
     #[inline]
     pub fn subcluster_size(self) -> u64 {
         1 << (self.subcluster_bits() & 63)
@@ -84,8 +84,8 @@ impl Geometry {
         (self.cluster_size() << 3) >> (self.refcount_order & 63)
     }
 
-    /// L1 entries needed to map `size` bytes; `None` if they exceed `i32::MAX`, which no
-    /// implementation reads.
+    /// Number of L1 entries that map `size` bytes. `None` if it exceeds `i32::MAX`, because no implementation reads such a
+    /// table.
     pub fn l1_entries_for(self, size: u64) -> Option<u64> {
         let bytes_per_entry = 1u64.checked_shl(self.l1_shift())?;
         let entries = size.div_ceil(bytes_per_entry);
@@ -116,7 +116,7 @@ impl Geometry {
         offset >> (self.cluster_bits & 63)
     }
 
-    /// Clusters that `len` bytes fill, the last one perhaps in part.
+    /// Number of clusters for `len` bytes, rounded up.
     #[inline]
     pub fn clusters_for(self, len: u64) -> u64 {
         len.div_ceil(self.cluster_size())
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_follow_from_the_cluster_size() {
+    fn sizes_are_computed_from_the_cluster_size() {
         let geometry =
             Geometry { cluster_bits: 16, refcount_order: 4, extended_l2: false, data_file: false };
         assert_eq!(geometry.cluster_size(), 65_536);
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_that_needs_more_l1_entries_than_an_i32_counts_is_none() {
+    fn a_size_with_more_l1_entries_than_i32_max_is_refused() {
         let geometry =
             Geometry { cluster_bits: 9, refcount_order: 4, extended_l2: false, data_file: false };
         assert_eq!(geometry.l1_entries_for(1 << 62), None);

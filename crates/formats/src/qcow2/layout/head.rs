@@ -1,12 +1,12 @@
-//! How much of an image must be read before its header can be parsed.
+//! Computing how much of an image must be read to parse its header.
 
 use super::Geometry;
 use super::extension::END;
 use super::raw::{RawHeader, V2_LENGTH, V3_LENGTH};
 
-/// Bytes from the start of an image that hold its header, the extensions up to the last one, and the backing file's name,
-/// as far as `head` (the start of the image) tells. When it gives no more than the length of `head`,
-/// [`super::Header::parse`] finds all that it looks for.
+/// Number of bytes from the start of an image that contain its header, all extensions, and the backing file's name. `head` is
+/// the part of the image that has been read so far. If the result is greater than the length of `head`, more must be read.
+/// Otherwise [`super::Header::parse`] has all the bytes that it needs.
 pub fn header_extent(head: &[u8]) -> u64 {
     let have = head.len() as u64;
     if have < u64::from(V3_LENGTH) {
@@ -15,7 +15,7 @@ pub fn header_extent(head: &[u8]) -> u64 {
     let raw = RawHeader::from_head(head);
     let bits = raw.cluster_bits.get();
     if !(Geometry::MIN_CLUSTER_BITS..=Geometry::MAX_CLUSTER_BITS).contains(&bits) {
-        // It will be refused.
+        // `Header::parse` refuses this image.
         return have;
     }
     let cluster = 1_u64 << bits;
@@ -30,7 +30,7 @@ pub fn header_extent(head: &[u8]) -> u64 {
     extensions.max(length.into()).max(name_end).min(cluster)
 }
 
-/// Where the extensions end that begin at `at`, or how far they have to be read to learn more.
+/// The end of the extensions that begin at `at`. If `head` is too short, the end of the next bytes that must be read.
 fn extensions_end(head: &[u8], mut at: u64, end: u64) -> u64 {
     loop {
         let data = at.saturating_add(8);
@@ -77,12 +77,12 @@ mod tests {
         assert_eq!(header_extent(&[]), 112);
         let start = head(&[]);
         assert_eq!(header_extent(&start), 120);
-        // One extension of 9 bytes, padded to 16, then the end.
+        // One extension of 9 bytes, padded to 16, then the end marker.
         let mut extension = vec![1, 2, 3, 4, 0, 0, 0, 9];
         assert_eq!(header_extent(&head(&extension)), 112 + 8 + 16 + 8);
         extension.extend([0; 24]);
         assert_eq!(header_extent(&head(&extension)), 112 + 8 + 16 + 8);
-        // One that does not fit into the cluster ends the walk.
+        // An extension that does not fit in the cluster ends the walk.
         assert_eq!(header_extent(&head(&[1, 2, 3, 4, 0, 1, 0, 0])), 120);
     }
 

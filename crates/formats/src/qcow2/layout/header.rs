@@ -1,8 +1,8 @@
 //! The image header ("Header"): parsed with every check that does not need I/O, and encoded.
 //!
-//! The checks are made in the order in which QEMU makes them, so that an image with several faults gets
-//! the same message. What depends on how the image is opened (a corrupt image opened for writing, a
-//! missing refcount table) is a method of its own, for the driver to call.
+//! The checks are made in the order in which QEMU makes them, so that an image with several faults gets the same message. Some
+//! checks depend on how the image is opened (a corrupt image opened for writing, a missing refcount table). They are separate
+//! `require_*` methods, which the driver calls.
 
 use oxblk_core::{Errno, Error, Result, names};
 use zerocopy::byteorder::big_endian::U32;
@@ -30,12 +30,12 @@ const V2_REFCOUNT_ORDER: u32 = 4;
 /// How guest data is encrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CryptMethod {
-    /// Not at all.
+    /// No encryption.
     #[default]
     None,
-    /// AES-128 in CBC mode with the password for a key; obsolete.
+    /// AES-128 in CBC mode with the password as the key; obsolete.
     Aes,
-    /// As the LUKS header says that [`Extensions::crypto`] points to.
+    /// LUKS, with the LUKS header to which [`Extensions::crypto`] points.
     Luks,
 }
 
@@ -49,7 +49,7 @@ impl CryptMethod {
         }
     }
 
-    /// Its number in the header.
+    /// The number of the method in the header.
     pub fn number(self) -> u32 {
         match self {
             Self::None => 0,
@@ -96,7 +96,7 @@ pub struct Header {
     pub l1_entries: u32,
     /// Cluster-aligned byte offset of the refcount table.
     pub refcount_table_offset: u64,
-    /// Clusters of the refcount table, at most [`MAX_REFCOUNT_TABLE_BYTES`] together.
+    /// Length of the refcount table in clusters; at most [`MAX_REFCOUNT_TABLE_BYTES`].
     pub refcount_table_clusters: u32,
     /// Entries of the snapshot table; see [`Header::require_snapshots`].
     pub snapshot_count: u32,
@@ -106,17 +106,17 @@ pub struct Header {
     pub incompatible: Incompatible,
     /// Features that may be ignored.
     pub compatible: Compatible,
-    /// Features that lose their meaning when an unaware program writes.
+    /// Features whose bits a program that does not know them clears when it writes.
     pub autoclear: Autoclear,
-    /// Bytes in the header as it was read; [`Header::encode`] decides anew.
+    /// Length of the header as it was read, in bytes. [`Header::encode`] computes a new length.
     pub header_length: u32,
     /// How compressed clusters are compressed.
     pub compression: Compression,
-    /// Name of the backing file, where there is one.
+    /// Name of the backing file, if there is one.
     pub backing_file: Option<String>,
-    /// What follows the header.
+    /// The header extensions.
     pub extensions: Extensions,
-    /// Header fields behind those known, kept when the header is written.
+    /// Header fields behind the known ones. They are preserved when the header is written.
     pub unknown_fields: Vec<u8>,
 }
 
@@ -125,12 +125,11 @@ fn fault<T>(message: impl Into<std::borrow::Cow<'static, str>>) -> Result<T> {
 }
 
 impl Header {
-    /// Reads the header at the start of an image of `file_size` bytes. `head` has as many bytes as [`header_extent`] asks
-    /// for, or the whole file if that is shorter; what a shorter file lacks counts as zeroes.
+    /// Reads the header at the start of an image of `file_size` bytes. `head` has as many bytes as [`header_extent`] asks for,
+    /// or all bytes of a shorter file. The missing bytes of a shorter file count as zeroes.
     ///
     /// # Errors
-    /// When the image is not qcow2, contradicts the format or uses a feature that is not supported; in
-    /// the words of QEMU's tools.
+    /// When the image is not qcow2, breaks the format, or uses an unsupported feature. The text is that of QEMU's tools.
     pub fn parse(head: &[u8], file_size: u64) -> Result<Self> {
         let raw = RawHeader::from_head(head);
         let geometry = check_identity(&raw)?;
@@ -206,10 +205,10 @@ impl Header {
         Ok(header)
     }
 
-    /// Refuses what only `check` may open: an image without a refcount table.
+    /// Refuses an image without a refcount table. Only `check` may open such an image.
     ///
     /// # Errors
-    /// In the words of QEMU's tools.
+    /// With the text of QEMU's tools.
     pub fn require_refcounts(&self) -> Result<()> {
         if self.refcount_table_clusters == 0 {
             return fault("Image does not contain a reference count table");
@@ -217,10 +216,10 @@ impl Header {
         Ok(())
     }
 
-    /// Refuses what only `check` may open: an image whose bitmaps extension is broken.
+    /// Refuses an image with a broken bitmaps extension. Only `check` may open such an image.
     ///
     /// # Errors
-    /// In the words of QEMU's tools.
+    /// With the text of QEMU's tools.
     pub fn require_bitmaps(&self) -> Result<()> {
         match &self.extensions.bitmaps_fault {
             Some(text) => fault(text.clone()),
@@ -228,10 +227,10 @@ impl Header {
         }
     }
 
-    /// Refuses what only `check` may open: a snapshot table that cannot be where, or as large as, it is said to be.
+    /// Refuses an image whose snapshot table has an invalid offset or size. Only `check` may open such an image.
     ///
     /// # Errors
-    /// In the words of QEMU's tools.
+    /// With the text of QEMU's tools.
     pub fn require_snapshots(&self) -> Result<()> {
         check_table(
             self.geometry,
@@ -246,7 +245,7 @@ impl Header {
     /// Refuses to write to an image that is marked corrupt.
     ///
     /// # Errors
-    /// In the words of QEMU's tools.
+    /// With the text of QEMU's tools.
     pub fn require_writable(&self) -> Result<()> {
         if self.incompatible.contains(Incompatible::CORRUPT) {
             return Err(Error::new(
@@ -258,7 +257,7 @@ impl Header {
         Ok(())
     }
 
-    /// The header, its extensions and the backing file's name as they are written at offset 0; no
+    /// Encodes the header, its extensions and the backing file's name, as they are written at offset 0. The result is not
     /// longer than a cluster.
     ///
     /// # Errors
@@ -284,15 +283,15 @@ impl Header {
         Ok(out)
     }
 
-    /// The header and all extensions but the names of features, for a backing file's name that lies at
-    /// `name_offset`: the shortest form that says the same.
+    /// Encodes the header in its shortest form: with all extensions apart from the feature name table. The backing file's name
+    /// is not included; it lies at `name_offset`.
     pub fn encode_short(&self, name_offset: u64) -> Vec<u8> {
         let mut out = self.fixed_part(name_offset);
         self.extensions.encode_without_names(&mut out);
         out
     }
 
-    /// The header's fields, known and unknown. The backing file's name lies at `name_offset`, if there is one.
+    /// Encodes the header's known and unknown fields. The backing file's name lies at `name_offset`, if there is one.
     fn fixed_part(&self, name_offset: u64) -> Vec<u8> {
         let name = self.backing_file.as_ref().filter(|_| name_offset > 0);
         let len =
@@ -337,14 +336,14 @@ impl Header {
     }
 }
 
-/// The first cluster; what the file lacks of it reads as zeroes.
+/// The first cluster. If the file is shorter, the missing bytes count as zeroes.
 struct Cluster<'a> {
     head: &'a [u8],
     size: u64,
 }
 
 impl Cluster<'_> {
-    /// `len` bytes from `offset`, cut at the end of the cluster.
+    /// Up to `len` bytes from `offset`. The end of the cluster limits them.
     fn part(&self, offset: u64, len: u64) -> Vec<u8> {
         let start = offset.min(self.size);
         let len = len.min(self.size - start);
@@ -357,7 +356,7 @@ impl Cluster<'_> {
     }
 }
 
-/// Magic number, version and cluster size.
+/// Checks the magic number, the version and the cluster size.
 fn check_identity(raw: &RawHeader) -> Result<Geometry> {
     if raw.magic.get() != MAGIC {
         return fault("Image is not in qcow2 format");
@@ -378,7 +377,7 @@ fn check_identity(raw: &RawHeader) -> Result<Geometry> {
     })
 }
 
-/// Checks the header's length and sets the fields that it does not have to what they mean then.
+/// Checks the header's length, and sets the fields that the header does not have to their default values.
 fn normalise(mut raw: RawHeader, geometry: Geometry) -> Result<RawHeader> {
     if raw.version.get() == 2 {
         raw.incompatible_features = 0.into();
@@ -420,7 +419,7 @@ fn check_features(raw: &RawHeader, extension_area: &[u8]) -> Result<()> {
     Err(Error::unsupported(format!("Unsupported qcow2 feature(s): {features}")))
 }
 
-/// A table of `entries` entries at `offset`: at most `max_bytes` long, aligned, and below 2^63.
+/// Checks a table of `entries` entries at `offset`. It must be at most `max_bytes` long and aligned, and must end below 2^63.
 fn check_table(
     geometry: Geometry,
     offset: u64,
@@ -459,7 +458,7 @@ fn check_tables(raw: &RawHeader, geometry: Geometry) -> Result<()> {
     )
 }
 
-/// The L1 table must map the whole virtual disk.
+/// Checks that the L1 table maps the complete virtual disk.
 fn check_l1(raw: &RawHeader, geometry: Geometry) -> Result<()> {
     let Some(needed) = geometry.l1_entries_for(raw.size.get()) else {
         return Err(Error::invalid("Image is too big").errno(Errno::FBIG));
@@ -483,7 +482,7 @@ fn read_backing_name(raw: &RawHeader, first_cluster: &Cluster<'_>) -> Result<Opt
     Ok((!name.is_empty()).then_some(name))
 }
 
-/// Whether `head`, the start of an image, bears the magic number and a version of this format.
+/// Whether `head`, the start of an image, has the magic number and a version of this format.
 pub fn looks_like_qcow2(head: &[u8]) -> bool {
     let field = |offset: usize| {
         let bytes = head.get(offset..)?;

@@ -1,4 +1,4 @@
-//! Tests of the header: what is accepted, what is refused and with which words.
+//! Tests of the header: which headers are accepted, which are refused, and with which message.
 
 use oxblk_core::Errno;
 use proptest::prelude::*;
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::super::{BitmapsExtension, FeatureKind, field_offsets};
 use super::*;
 
-/// A good version 3 image of 64 MiB, 64 KiB clusters.
+/// A valid version 3 header of a disk of 64 MiB, with 64 KiB clusters.
 fn good() -> Header {
     Header {
         version: 3,
@@ -35,7 +35,7 @@ fn good() -> Header {
     }
 }
 
-/// The good image's first cluster with bytes replaced.
+/// The first cluster of the valid image with some bytes replaced.
 fn spoiled(changes: &[(usize, &[u8])]) -> Vec<u8> {
     let mut bytes = good().encode().unwrap();
     bytes.resize(0x1_0000, 0);
@@ -62,7 +62,7 @@ fn be64(value: u64) -> [u8; 8] {
 const EXTENSIONS: usize = 112;
 
 #[test]
-fn a_header_comes_back_as_it_was_written() {
+fn a_header_survives_encoding_and_parsing() {
     let mut header = good();
     header.backing_file = Some("base.qcow2".into());
     header.extensions.backing_format = Some("qcow2".into());
@@ -103,7 +103,7 @@ fn a_version_2_header_ends_after_72_bytes() {
 }
 
 #[test]
-fn version_2_has_no_features_whatever_the_bytes_say() {
+fn feature_fields_are_ignored_in_version_2() {
     let bytes = spoiled(&[(4, &be32(2)), (72, &[0; 40]), (80, &be32(5)), (84, &be32(8))]);
     let header = Header::parse(&bytes, bytes.len() as u64).unwrap();
     assert_eq!(header.incompatible, Incompatible::empty());
@@ -126,7 +126,7 @@ fn small_clusters_have_no_feature_names() {
 }
 
 #[test]
-fn faults_are_told_in_the_words_of_qemus_tools() {
+fn header_faults_are_reported_with_the_messages_of_qemus_tools() {
     type Changes<'a> = &'a [(usize, &'a [u8])];
     let cases: &[(Changes<'_>, &str)] = &[
         (&[(0, b"QFI\0")], "Image is not in qcow2 format"),
@@ -170,7 +170,7 @@ fn faults_are_told_in_the_words_of_qemus_tools() {
 }
 
 #[test]
-fn a_snapshot_table_that_cannot_be_is_for_a_check_alone() {
+fn an_invalid_snapshot_table_is_accepted_only_for_a_check() {
     for (changes, message) in [
         (&[(60, &be32(65_537)[..])], "Snapshot table too large"),
         (&[(64, &be64(0x200)[..])], "Snapshot table offset invalid"),
@@ -182,7 +182,7 @@ fn a_snapshot_table_that_cannot_be_is_for_a_check_alone() {
 }
 
 #[test]
-fn unknown_features_are_named_by_the_images_own_table() {
+fn unknown_features_are_reported_with_names_from_the_images_table() {
     let bits = be64(1 << 5 | 1 << 7 | 1 << 63);
     let name = [&[0, 5][..], b"frobnication\0"].concat();
     let long = [&[0, 7][..], &[b'y'; 46]].concat();
@@ -206,7 +206,7 @@ fn unknown_features_are_named_by_the_images_own_table() {
 }
 
 #[test]
-fn names_before_a_broken_extension_still_serve() {
+fn feature_names_before_a_broken_extension_are_used() {
     let name = [&[0, 5][..], b"frobnication\0"].concat();
     let message = refused(&[
         (72, &be64(1 << 5)),
@@ -217,7 +217,7 @@ fn names_before_a_broken_extension_still_serve() {
 }
 
 #[test]
-fn a_header_behind_the_end_of_a_short_file_reads_as_zeroes() {
+fn header_bytes_behind_the_end_of_a_short_file_count_as_zeroes() {
     let bytes = good().encode().unwrap();
     let parse = |len: usize| Header::parse(&bytes[..len], len as u64);
     assert_eq!(parse(3).unwrap_err().to_string(), "Image is not in qcow2 format");
@@ -227,7 +227,7 @@ fn a_header_behind_the_end_of_a_short_file_reads_as_zeroes() {
 }
 
 #[test]
-fn a_head_that_lacks_what_the_file_has_is_refused() {
+fn a_head_shorter_than_the_header_in_the_file_is_refused() {
     let bytes = good().encode().unwrap();
     let extent = usize::try_from(header_extent(&bytes)).unwrap();
     assert!(Header::parse(&bytes[..extent], 1 << 20).is_ok());
@@ -235,7 +235,7 @@ fn a_head_that_lacks_what_the_file_has_is_refused() {
 }
 
 #[test]
-fn names_that_do_not_fit_the_cluster_are_refused_when_encoding() {
+fn encoding_fails_if_the_backing_name_does_not_fit() {
     let small = Header {
         geometry: Geometry {
             cluster_bits: 9,
@@ -253,7 +253,7 @@ fn names_that_do_not_fit_the_cluster_are_refused_when_encoding() {
 }
 
 #[test]
-fn a_corrupt_image_and_one_without_refcounts_open_only_for_some_purposes() {
+fn corrupt_images_are_not_writable_and_missing_refcount_tables_are_refused() {
     let corrupt = Header { incompatible: Incompatible::CORRUPT, ..good() };
     assert_eq!(
         corrupt.require_writable().unwrap_err().to_string(),
@@ -266,7 +266,7 @@ fn a_corrupt_image_and_one_without_refcounts_open_only_for_some_purposes() {
 }
 
 #[test]
-fn field_offsets_are_those_of_the_fields() {
+fn field_offsets_match_the_parsed_fields() {
     let bytes = spoiled(&[
         (usize::try_from(field_offsets::SIZE).unwrap(), &be64(4096)),
         (usize::try_from(field_offsets::AUTOCLEAR).unwrap(), &be64(1 << 40)),
@@ -280,7 +280,7 @@ fn field_offsets_are_those_of_the_fields() {
 
 proptest! {
     #[test]
-    fn whatever_is_accepted_keeps_the_promises_of_the_fields(
+    fn every_accepted_header_is_within_the_limits_of_the_format(
         changes in prop::collection::vec((0usize..600, any::<u8>()), 0..8)
     ) {
         let mut bytes = spoiled(&[]);
@@ -301,7 +301,7 @@ proptest! {
 }
 
 #[test]
-fn a_broken_bitmaps_extension_is_told_when_the_bitmaps_matter() {
+fn a_broken_bitmaps_extension_is_reported_by_require_bitmaps() {
     let bitmaps = |autoclear: u64, len: u32, fields: [u64; 3]| {
         let bytes = spoiled(&[
             (88, &be64(autoclear)),

@@ -1,10 +1,9 @@
-//! On-disk structures of qcow2: bytes in, validated values out, and back. No I/O happens here.
+//! On-disk structures of qcow2: parsing bytes to validated values, and encoding values to bytes. No I/O happens here.
 //!
-//! Everything that an image says about itself passes through this module, so this is where hostile
-//! bytes stop: a [`Header`] can only be had from [`Header::parse`] or be encoded by one that fits its
-//! cluster, an L1 or L2 entry gives up an offset only if it is aligned and has no reserved bit, and no
-//! length read from an image is used before it is compared with a bound that does not come from the
-//! image.
+//! All metadata of an image passes through this module, so this module rejects hostile bytes. [`Header::parse`] accepts only
+//! consistent values, and [`Header::encode`] fails if the header does not fit in its cluster. The checked accessors of an L1 or
+//! L2 entry return an offset only if it is aligned and no reserved bit is set. A length from an image is compared with a bound
+//! that does not come from the image before it is used.
 //!
 //! The section names in the comments are those of the qcow2 specification (docs/interop/qcow2).
 //! Messages are those that QEMU's tools print for the same fault, because scripts match on them.

@@ -1,4 +1,4 @@
-//! The header's bytes with names: big-endian, unaligned, nothing checked.
+//! The header as a struct of raw fields: big-endian, unaligned, unchecked.
 
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -37,7 +37,7 @@ pub(super) struct RawHeader {
     pub(super) l1_table_offset: U64,
     /// Byte offset of the refcount table.
     pub(super) refcount_table_offset: U64,
-    /// Clusters that the refcount table fills.
+    /// Length of the refcount table in clusters.
     pub(super) refcount_table_clusters: U32,
     /// Entries of the snapshot table.
     pub(super) nb_snapshots: U32,
@@ -47,7 +47,7 @@ pub(super) struct RawHeader {
     pub(super) incompatible_features: U64,
     /// Version 3: features that may be ignored.
     pub(super) compatible_features: U64,
-    /// Version 3: features whose bits a writer that does not know them must clear.
+    /// Version 3: features whose bits must be cleared by a writer that does not know them.
     pub(super) autoclear_features: U64,
     /// Version 3: binary logarithm of the refcount width in bits.
     pub(super) refcount_order: U32,
@@ -60,7 +60,7 @@ pub(super) struct RawHeader {
 }
 
 impl RawHeader {
-    /// The header at the start of an image; bytes that `head` lacks count as zeroes.
+    /// The header at the start of an image. If `head` is shorter than a header, the missing bytes count as zeroes.
     pub(super) fn from_head(head: &[u8]) -> Self {
         let mut bytes = [0; size_of::<Self>()];
         for (to, from) in bytes.iter_mut().zip(head) {
@@ -78,9 +78,9 @@ pub mod field_offsets {
     pub const L1_SIZE: u64 = 36;
     /// Offset of the active L1 table (8 bytes).
     pub const L1_TABLE_OFFSET: u64 = 40;
-    /// Offset of the refcount table (8 bytes); its clusters follow it.
+    /// Offset of the refcount table (8 bytes); its length in clusters follows it.
     pub const REFCOUNT_TABLE_OFFSET: u64 = 48;
-    /// Clusters of the refcount table (4 bytes).
+    /// Length of the refcount table in clusters (4 bytes).
     pub const REFCOUNT_TABLE_CLUSTERS: u64 = 56;
     /// Number of snapshots (4 bytes); the table's offset follows it.
     pub const SNAPSHOT_COUNT: u64 = 60;

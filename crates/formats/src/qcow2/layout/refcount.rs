@@ -1,12 +1,12 @@
-//! Refcounts in a refcount block ("Refcount block entry"): 1 to 64 bits wide, big-endian, those
-//! narrower than a byte from the least significant bit up.
+//! Refcounts in a refcount block ("Refcount block entry"). They are 1 to 64 bits wide and big-endian. Refcounts narrower than a
+//! byte fill a byte from the least significant bit upwards.
 
 use std::fmt;
 
 /// Why a refcount was not set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefcountError {
-    /// The index lies behind the block's end, or the width is none.
+    /// The index lies behind the block's end, or the width is invalid.
     OutOfBlock,
     /// The value does not fit the width.
     TooLarge,
@@ -32,14 +32,14 @@ pub fn refcount_max(order: u32) -> u64 {
     }
 }
 
-/// Byte position and, below a byte, bit shift of the refcount at `index`.
+/// Byte position of the refcount at `index`, and its bit shift in that byte.
 fn position(index: u64, order: u32) -> Option<(usize, u32)> {
     let bit = index.checked_mul(1u64.checked_shl(order)?)?;
     let shift = u32::try_from(bit % 8).ok()?;
     Some((usize::try_from(bit / 8).ok()?, shift))
 }
 
-/// The refcount at `index` of a block; `None` behind its end.
+/// The refcount at `index` of a block. `None` if the index lies behind the block's end.
 #[inline]
 pub fn refcount_get(block: &[u8], index: u64, order: u32) -> Option<u64> {
     let (at, shift) = position(index, order)?;
@@ -57,7 +57,7 @@ pub fn refcount_get(block: &[u8], index: u64, order: u32) -> Option<u64> {
 /// Sets the refcount at `index` of a block.
 ///
 /// # Errors
-/// When the index or the value does not fit; the block is unchanged then.
+/// When the index or the value does not fit. The block is then unchanged.
 pub fn refcount_set(
     block: &mut [u8],
     index: u64,
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refcounts_of_every_width_are_kept_apart() {
+    fn setting_a_refcount_of_any_width_does_not_change_the_others() {
         for order in 0..=6 {
             let mut block = [0; 64];
             let count: u64 = (64 * 8) >> order;

@@ -8,11 +8,11 @@ use super::Geometry;
 
 /// Largest snapshot table that is accepted, in bytes.
 pub const MAX_SNAPSHOT_TABLE_BYTES: u64 = 1024 * super::MAX_SNAPSHOTS as u64;
-/// Most extra data of one entry, in bytes.
+/// Largest extra data of one entry, in bytes.
 pub const MAX_EXTRA: u32 = 1024;
-/// Extra data that is known, in bytes.
+/// Length of the extra data with known fields, in bytes.
 const KNOWN_EXTRA: u32 = 24;
-/// Bytes from the start of an entry that hold all that is known of it but id and name.
+/// Bytes from the start of an entry that contain its fixed fields and its known extra data. Id and name are not included.
 pub const SNAPSHOT_HEAD: usize = size_of::<RawSnapshot>() + KNOWN_EXTRA as usize;
 
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -40,7 +40,7 @@ const _: () = {
     assert!(offset_of!(RawSnapshot, extra_size) == 36);
 };
 
-/// An internal snapshot. Where its L1 table lies is not checked here; see [`Snapshot::check_l1`].
+/// An internal snapshot. [`parse_snapshot`] does not check the place of its L1 table; see [`Snapshot::check_l1`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// Byte offset of its L1 table.
@@ -51,29 +51,29 @@ pub struct Snapshot {
     pub id: String,
     /// Name.
     pub name: String,
-    /// When it was taken: seconds and nanoseconds since the epoch.
+    /// Creation time: seconds and nanoseconds since the Unix epoch.
     pub date: (u32, u32),
     /// Guest time in nanoseconds.
     pub vm_clock: u64,
     /// Bytes of VM state.
     pub vm_state_size: u64,
-    /// Virtual size in bytes, where it is told.
+    /// Virtual size in bytes, if the entry stores it.
     pub size: Option<u64>,
-    /// The extra data as it is.
+    /// The extra data, unparsed.
     pub extra: Vec<u8>,
 }
 
 impl Snapshot {
-    /// Instructions that the guest had executed, where that is told.
+    /// Number of instructions that the guest had executed, if the entry stores it.
     pub fn icount(&self) -> Option<u64> {
         let bytes = self.extra.get(16..)?;
         U64::read_from_prefix(bytes).ok().map(|(count, _)| count.get())
     }
 
-    /// Checks where the L1 table lies and how large it is, against the limits of the format.
+    /// Checks the offset and the size of the L1 table against the limits of the format.
     ///
     /// # Errors
-    /// In the words of QEMU's tools.
+    /// When a limit is exceeded, with the text of QEMU's tools.
     pub fn check_l1(&self, geometry: Geometry) -> Result<()> {
         let bytes = u64::from(self.l1_entries) * 8;
         if bytes > super::MAX_L1_BYTES {
@@ -87,10 +87,10 @@ impl Snapshot {
     }
 }
 
-/// An entry as it is written, padding included. Its extra data begins with what version 3 wants there.
+/// Encodes an entry, including padding. Its extra data begins with the fields that version 3 requires.
 pub fn encode_snapshot(snapshot: &Snapshot) -> Vec<u8> {
     let mut extra = snapshot.vm_state_size.to_be_bytes().to_vec();
-    // An old entry tells no size; then its extra data stays as short as it is.
+    // An entry of an old version stores no disk size. Its extra data is not extended then.
     if let Some(size) = snapshot.size {
         extra.extend(size.to_be_bytes());
     }
@@ -117,8 +117,8 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> Vec<u8> {
     bytes
 }
 
-/// Reads the entry at the start of `bytes`. Gives the entry and its length in bytes, padding included;
-/// `None` when `bytes` end before the entry does.
+/// Parses the entry at the start of `bytes`. Returns the entry and its length in bytes, including padding. Returns `None` if
+/// `bytes` end before the entry does.
 ///
 /// # Errors
 /// When the entry's extra data is longer than accepted.
@@ -138,7 +138,7 @@ pub fn parse_snapshot(bytes: &[u8]) -> Result<Option<(Snapshot, u64)>> {
         let bytes = extra.get(at..)?;
         U64::read_from_prefix(bytes).ok().map(|(value, _)| value.get())
     };
-    // A zero ends a name, as it does for QEMU.
+    // A zero byte ends the text, as in QEMU.
     let text = |bytes: &[u8]| {
         let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
         names::to_text(name)
@@ -158,19 +158,19 @@ pub fn parse_snapshot(bytes: &[u8]) -> Result<Option<(Snapshot, u64)>> {
     Ok(Some((snapshot, (len as u64).next_multiple_of(8))))
 }
 
-/// What an entry with too much extra data has.
+/// The sizes of an entry with too much extra data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Excess {
     /// Bytes of extra data.
     pub extra: u32,
-    /// Where id and name begin, in bytes from the start of the entry.
+    /// Offset of id and name from the start of the entry, in bytes.
     pub names_at: u64,
-    /// Bytes of id and name together.
+    /// Total length of id and name in bytes.
     pub names_len: usize,
 }
 
 impl Excess {
-    /// Looks at an entry that begins with `head`; `None` if its extra data is not too long.
+    /// The sizes of the entry that begins with `head`. `None` if its extra data is not too long.
     pub fn of(head: &[u8]) -> Option<Self> {
         let (raw, _) = RawSnapshot::read_from_prefix(head).ok()?;
         let extra = raw.extra_size.get();
@@ -179,12 +179,12 @@ impl Excess {
         (extra > MAX_EXTRA).then_some(Self { extra, names_at, names_len })
     }
 
-    /// The entry's length in bytes, padding included.
+    /// The entry's length in bytes, including padding.
     pub fn entry_len(&self) -> u64 {
         (self.names_at + self.names_len as u64).next_multiple_of(8)
     }
 
-    /// The entry with no more than the extra data that is known.
+    /// The entry with only its known extra data.
     pub fn removed(head: &[u8], names: &[u8]) -> Vec<u8> {
         let mut bytes = head.get(..SNAPSHOT_HEAD).unwrap_or_default().to_vec();
         if let Ok((raw, _)) = RawSnapshot::mut_from_prefix(&mut bytes) {
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_read_with_and_without_its_extra_data() {
+    fn an_entry_parses_with_and_without_extra_data() {
         let bytes = entry(16, b"1", b"before");
         let (snapshot, len) = parse_snapshot(&bytes).unwrap().unwrap();
         assert_eq!(len, bytes.len() as u64);
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_written_as_it_was_read() {
+    fn an_entry_survives_parsing_and_encoding() {
         for extra in [0, 8, 16, 24, 40] {
             let bytes = entry(extra, b"17", b"some name");
             let (snapshot, _) = parse_snapshot(&bytes).unwrap().unwrap();
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_cut_short_is_none_and_too_much_extra_data_is_an_error() {
+    fn a_truncated_entry_is_none_and_too_much_extra_data_is_an_error() {
         let bytes = entry(16, b"1", b"before");
         for len in 0..bytes.len() - 1 {
             assert_eq!(parse_snapshot(&bytes[..len]).unwrap(), None, "{len}");

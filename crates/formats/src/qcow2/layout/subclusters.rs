@@ -1,77 +1,78 @@
 //! Extended L2 entries ("Extended L2 Entries"): a standard entry, and a bitmap of the cluster's subclusters.
 //!
-//! A cluster has 32 subclusters. Each is allocated (its data lies in the host cluster), zero, or neither, when the
-//! backing file decides; that holds whether or not the entry has a host cluster. The bitmap of a compressed cluster means
-//! nothing.
+//! A cluster has 32 subclusters. Each subcluster is allocated (its data lies in the host cluster), zero, or unallocated (it
+//! reads as the backing file). A subcluster can be zero or unallocated whether or not the entry has a host cluster. The bitmap
+//! of a compressed cluster has no meaning.
 
 use super::{BadEntry, Geometry, L2Entry, L2Kind};
 
 /// Subclusters in a cluster.
 pub const SUBCLUSTERS: u32 = 32;
 
-/// What a subcluster is.
+/// The kind of a subcluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subcluster {
-    /// The backing file decides.
+    /// Reads as the backing file.
     Unallocated,
     /// Reads as zeroes.
     Zero,
-    /// Stored in its place in the host cluster.
+    /// Stored at its place in the host cluster.
     Data,
 }
 
-/// The second word of an extended entry: bits 0 to 31 tell which subclusters are allocated, bits 32 to 63 which read as
-/// zeroes.
+/// The second word of an extended entry. Bits 0 to 31 mark the allocated subclusters. Bits 32 to 63 mark the subclusters that
+/// read as zeroes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Subclusters(pub u64);
 
 impl Subclusters {
-    /// None is allocated or zero.
+    /// No subcluster is allocated or zero.
     pub const NONE: Self = Self(0);
-    /// All are allocated.
+    /// All subclusters are allocated.
     pub const DATA: Self = Self(0xffff_ffff);
-    /// All are zero.
+    /// All subclusters are zero.
     pub const ZERO: Self = Self(0xffff_ffff << SUBCLUSTERS);
 
-    /// Those that are allocated, the first in the lowest bit.
+    /// The allocated subclusters. The first subcluster is the lowest bit.
     #[inline]
     pub fn allocated(self) -> u32 {
         u32::try_from(self.0 & Self::DATA.0).unwrap_or(0)
     }
 
-    /// Those that read as zeroes.
+    /// The subclusters that read as zeroes. The first subcluster is the lowest bit.
     #[inline]
     pub fn zero(self) -> u32 {
         u32::try_from(self.0 >> SUBCLUSTERS).unwrap_or(0)
     }
 
-    /// Whether one is said to be allocated and zero at once.
+    /// Whether a subcluster is marked both as allocated and as zero.
     #[inline]
     pub fn is_contradictory(self) -> bool {
         self.allocated() & self.zero() != 0
     }
 
-    /// The same, but that those of `mask` are allocated.
+    /// The same bitmap with the subclusters of `mask` allocated.
     #[must_use]
     pub fn with_data(self, mask: u32) -> Self {
         let mask = u64::from(mask);
         Self((self.0 | mask) & !(mask << SUBCLUSTERS))
     }
 
-    /// The same, but that those of `mask` read as zeroes.
+    /// The same bitmap with the subclusters of `mask` reading as zeroes.
     #[must_use]
     pub fn with_zero(self, mask: u32) -> Self {
         let mask = u64::from(mask);
         Self((self.0 | mask << SUBCLUSTERS) & !mask)
     }
 
-    /// The same, but that none is allocated.
+    /// The same bitmap without allocated subclusters.
     #[must_use]
     pub fn without_data(self) -> Self {
         Self(self.0 & Self::ZERO.0)
     }
 
-    /// What the subcluster at `index` is, and how many from there on to the cluster's end are the same (one at least).
+    /// The kind of the subcluster at `index`, and the number of subclusters of the same kind from there on (at least one). The
+    /// run ends at the end of the cluster at the latest.
     #[inline]
     pub fn run(self, index: u32) -> (Subcluster, u32) {
         let index = index % SUBCLUSTERS;
@@ -87,7 +88,7 @@ impl Subclusters {
         }
     }
 
-    /// The subclusters that a part of a cluster touches, by byte offsets in the cluster.
+    /// The mask of the subclusters that the byte range `from..to` of a cluster touches.
     pub fn touched_by(geometry: Geometry, from: u64, to: u64) -> u32 {
         let bits = geometry.subcluster_bits();
         let first = u32::try_from(from >> bits).unwrap_or(SUBCLUSTERS);
@@ -96,7 +97,7 @@ impl Subclusters {
     }
 }
 
-/// The subclusters before one.
+/// The mask of the subclusters before `index`.
 fn below(index: u32) -> u32 {
     1_u32.checked_shl(index).map_or(u32::MAX, |bit| bit.wrapping_sub(1))
 }
@@ -113,20 +114,19 @@ pub struct ExtendedEntry {
 impl ExtendedEntry {
     /// Unallocated.
     pub const EMPTY: Self = Self { entry: L2Entry::EMPTY, bitmap: Subclusters::NONE };
-    /// Reads as zeroes; no cluster is kept.
+    /// Reads as zeroes, without a preallocated cluster.
     pub const ZERO: Self = Self { entry: L2Entry::EMPTY, bitmap: Subclusters::ZERO };
 
-    /// A cluster of which all subclusters are in use, or one that is compressed.
+    /// An entry for a cluster with all subclusters allocated, or for a compressed cluster.
     pub fn whole(entry: L2Entry) -> Self {
         let bitmap = if entry.is_compressed() { Subclusters::NONE } else { Subclusters::DATA };
         Self { entry, bitmap }
     }
 
-    /// What the entry says of the cluster, never `Zero`. The subclusters of one that is not compressed are those of the
-    /// bitmap.
+    /// The kind of the cluster, which is never `Zero`. If the cluster is not compressed, the bitmap describes its subclusters.
     ///
     /// # Errors
-    /// When the entry breaks the format.
+    /// When the entry is invalid.
     #[inline]
     pub fn kind(self, geometry: Geometry) -> Result<L2Kind, BadEntry> {
         let kind = self.entry.kind(geometry, 3)?;
@@ -139,7 +139,7 @@ impl ExtendedEntry {
     }
 }
 
-/// The entries of an L2 table (or a part of one) in big-endian bytes; the bitmap of a standard entry is empty.
+/// The entries of an L2 table, or of a part of one, from big-endian bytes. The bitmap of a standard entry is empty.
 pub fn l2_table(bytes: &[u8], geometry: Geometry) -> impl Iterator<Item = ExtendedEntry> {
     let size = if geometry.extended_l2 { 16 } else { 8 };
     bytes.chunks_exact(size).map(|entry| {
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subcluster_is_never_allocated_and_zero_at_once() {
+    fn a_subcluster_is_never_both_allocated_and_zero() {
         let bitmap = Subclusters::ZERO.with_data(0xff).with_zero(0x0f);
         assert_eq!((bitmap.allocated(), bitmap.zero()), (0xf0, 0xffff_ff0f));
         assert!(!bitmap.is_contradictory());
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn contradictions_are_refused_but_for_compressed_clusters() {
+    fn contradictory_bitmaps_are_refused_except_for_compressed_clusters() {
         let data = L2Entry::data(0x5_0000);
         assert_eq!(
             entry(data, 0x00ff_0000_00ff).kind(K64),
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_gives_its_entries_in_order() {
+    fn l2_table_returns_the_entries_in_order() {
         let bytes: Vec<u8> = [1_u64, 2, 3, 4].iter().flat_map(|word| word.to_be_bytes()).collect();
         let wide: Vec<_> = l2_table(&bytes, K64).collect();
         assert_eq!(wide, [entry(L2Entry(1), 2), entry(L2Entry(3), 4)]);

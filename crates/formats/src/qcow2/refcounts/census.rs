@@ -1,4 +1,4 @@
-//! Which host clusters are in use, looked up over ranges of them.
+//! Queries over ranges of host clusters: which of them are in use.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -9,7 +9,7 @@ use oxblk_core::Result;
 use super::Refcounts;
 
 impl Refcounts {
-    /// The clusters that the table and its blocks take.
+    /// The clusters of the refcount table and of the refcount blocks.
     pub(in super::super) fn structure(&self) -> BTreeSet<u64> {
         let table = self.table_place();
         let first = self.geometry.cluster_index(table.offset);
@@ -19,7 +19,7 @@ impl Refcounts {
         blocks.chain(first..first.saturating_add(table.clusters)).collect()
     }
 
-    /// Shows each cluster of a range that is in use, with its refcount, in order.
+    /// Calls `visit` with each cluster of a range that is in use and its refcount, in ascending order.
     pub(in super::super) async fn visit_in_use(
         &self,
         range: Range<u64>,
@@ -52,7 +52,7 @@ impl Refcounts {
         Ok(())
     }
 
-    /// The last of the first `clusters` host clusters that is in use.
+    /// The last cluster in use among the first `clusters` host clusters.
     pub(in super::super) async fn last_in_use(&self, clusters: u64) -> Result<Option<u64>> {
         let (mut end, mask) = (clusters, self.mask());
         while let Some(last) = end.checked_sub(1) {

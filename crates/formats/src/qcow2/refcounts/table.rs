@@ -1,4 +1,6 @@
-//! The refcount table: moving it to a bigger place, and towards the front of the file.
+//! The refcount table: growing it, and moving it towards the front of the file.
+//!
+//! A new table is written and counted, durably, before the header names it.
 
 use std::sync::atomic::{
     AtomicBool,
@@ -14,21 +16,21 @@ use super::super::layout::{Geometry, MAX_REFCOUNT_TABLE_BYTES, field_offsets};
 use super::Refcounts;
 
 impl Refcounts {
-    /// Whether the table lies in a cluster.
+    /// Whether a cluster is part of the table.
     pub(in super::super) fn table_is_in(&self, cluster: u64) -> bool {
         let place = self.table_place();
         let first = self.geometry.cluster_index(place.offset);
         (first..first.saturating_add(place.clusters)).contains(&cluster)
     }
 
-    /// Moves the table to free clusters in front of it, and gives how many have become free; none if there is no room.
-    /// Core has drained the node, and no refcount is dirty.
+    /// Moves the table to free clusters in front of it. Returns the number of freed clusters, which is 0 if there is no free
+    /// run there. Core has drained the node, and no refcount slice is dirty.
     ///
-    /// The new one is written and counted, durably, before the header names it.
+    /// The new table is written and counted, durably, before the header names it.
     ///
     /// # Errors
-    /// As the file reports. `stop` is set if it is not known which of them the header names then: an entry that only one
-    /// of them had would be lost with the other.
+    /// As the file reports. Sets `stop` if it is unknown afterwards which of the two tables the header names: an entry that is
+    /// in only one of them would be lost if the header names the other.
     pub(in super::super) async fn move_table(&self, stop: &AtomicBool) -> Result<u64> {
         let old = self.table_place();
         self.allocator.rewind();
@@ -39,7 +41,7 @@ impl Refcounts {
             return Ok(0);
         }
         run.begin_write();
-        // This may make a block, which the table then has as well.
+        // This may create a refcount block, and so add an entry to the table.
         self.add(start, old.clusters).await?;
         run.keep();
         self.write_back().await?;
@@ -66,9 +68,9 @@ impl Refcounts {
         Ok(old.clusters)
     }
 
-    /// Moves the refcount table to a bigger place, so that it has an entry for `block`, which is to lie in `cluster`.
+    /// Moves the refcount table to a larger place, so that it has an entry for `block`. The block will lie in `cluster`.
     ///
-    /// The new one lies where no refcount block counts yet, as in images that QEMU writes.
+    /// The new table lies in the range of a refcount block that does not exist yet, as in images that QEMU writes.
     pub(super) async fn grow_table(&self, block: u64, cluster: u64) -> Result<()> {
         let per_block = self.geometry.refcounts_per_block();
         let mut area = block.saturating_add(1).max(cluster.div_ceil(per_block));
@@ -81,8 +83,9 @@ impl Refcounts {
         }
     }
 
-    /// Moves the refcount table behind all that is in use, to `start`, and makes refcount blocks for it and for so many
-    /// clusters more, no more than are needed. Gives the first cluster behind the table; `None` if there is no room.
+    /// Moves the refcount table to `start`, behind all clusters in use. Creates the refcount blocks for the table and for
+    /// `clusters` more clusters. The table gets no spare entries. Returns the first cluster behind the table, or `None` if the
+    /// clusters from `start` on are not free.
     pub(in super::super) async fn make_room(
         &self,
         start: u64,
@@ -92,17 +95,18 @@ impl Refcounts {
         self.write_table(start, clusters, Growth::Exact).await
     }
 
-    /// Writes a new table from cluster `start` on, behind blocks for the refcounts of all clusters from `start` to
-    /// `clusters` behind the table. Gives the first cluster behind the table; `None` if there is no room for it.
+    /// Writes missing refcount blocks from cluster `start` on, and a new table behind them. The blocks cover all clusters from
+    /// `start` up to `clusters` clusters behind the table. Returns the first cluster behind the table, or `None` if these
+    /// clusters are not free.
     ///
-    /// The new table and the blocks that count its own clusters are written together in one run of clusters, made
-    /// durable, and only then does the header refer to them.
+    /// The new table and these blocks are written in one run of clusters and made durable. Only then does the header refer to
+    /// the table.
     async fn write_table(&self, start: u64, clusters: u64, growth: Growth) -> Result<Option<u64>> {
         let per_block = self.geometry.refcounts_per_block();
         let cluster_size = self.geometry.cluster_size();
         let old_entries = self.table_entries.load(Acquire);
         let old_offset = self.table_offset.load(Acquire);
-        // A block that counts clusters far behind these keeps its entry.
+        // The new table also has entries for the existing blocks of later clusters.
         let least = self.blocks().last().map_or(0, |last| last.saturating_add(1));
         let blocks_end = blocks_for(self.geometry, start.saturating_add(clusters), least, growth);
         let wanted = match growth {
@@ -114,7 +118,7 @@ impl Refcounts {
             return Err(Error::from_errno(Errno::FBIG).prefix("The refcount table cannot grow"));
         }
         let entries = table_clusters.saturating_mul(cluster_size) / 8;
-        // Blocks that are missing stand at its start, the table behind them.
+        // The missing blocks are the first clusters of the run. The table follows them.
         let missing: Vec<u64> = (start / per_block..blocks_end)
             .filter(|block| self.block_offset(*block) == 0)
             .collect();
@@ -199,8 +203,7 @@ impl Refcounts {
         self.allocator.note_metadata(self.host(table_start), entries.saturating_mul(8));
     }
 
-    /// Frees the clusters of a table that nothing refers to any more, durably, and that no request reads: they can be used
-    /// again at once.
+    /// Frees the clusters of an old table. Nothing on disk refers to it any more, and no request reads it.
     pub(in super::super) async fn free_table(&self, offset: u64, bytes: u64) -> Result<()> {
         self.allocator.forget_metadata(offset, bytes);
         let first = offset >> self.geometry.cluster_bits;
@@ -215,17 +218,17 @@ impl Refcounts {
     }
 }
 
-/// How much a new table has room for.
+/// How many entries a new table gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Growth {
-    /// What is needed.
+    /// The entries that are needed.
     Exact,
-    /// That and more, so that it need not grow soon.
+    /// More entries than needed, so that the table need not grow again soon.
     Spare,
 }
 
-/// Refcount blocks that count `clusters` clusters, themselves, and a table with an entry for each and `least` entries at the
-/// least.
+/// The number of refcount blocks that cover `clusters` clusters, the blocks themselves, and the refcount table. The table has
+/// an entry for each block, and at least `least` entries.
 fn blocks_for(geometry: Geometry, clusters: u64, least: u64, growth: Growth) -> u64 {
     let counted = |clusters: u64| {
         let (mut blocks, mut table) = (0_u64, 0_u64);
@@ -246,7 +249,7 @@ fn blocks_for(geometry: Geometry, clusters: u64, least: u64, growth: Growth) -> 
     }
 }
 
-/// How the header tells of a refcount table: its offset, then its length in clusters.
+/// The fields of the header that describe the refcount table: offset, then length in clusters.
 fn table_fields(offset: u64, clusters: u64) -> Result<Vec<u8>> {
     let clusters = u32::try_from(clusters).map_err(|_| Error::from_errno(Errno::FBIG))?;
     Ok([&offset.to_be_bytes()[..], &clusters.to_be_bytes()[..]].concat())

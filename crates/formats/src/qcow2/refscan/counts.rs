@@ -1,8 +1,8 @@
-//! How often each host cluster is referred to, and what is claimed of its refcount.
+//! A map from host clusters to their number of references, and to what the copied flags of the referring entries claim.
 //!
-//! The map is sparse, in pages. Where all clusters of a page have the same count and claims, as in most images nearly
-//! everywhere, they are kept once. Else a cluster takes a byte of its page; only a page that has a cluster with more
-//! references than such a byte counts takes four bytes for each.
+//! The map is sparse and consists of pages. If all clusters of a page have the same count and claims, which is the most
+//! common case, the page stores them once. Otherwise it stores one byte for each cluster. If a count does not fit into
+//! a byte, the page stores four bytes for each cluster.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,20 +14,20 @@ use super::super::layout::refcount_get;
 /// Clusters per page. Small, so that a few scattered references cost little memory.
 const PAGE: u64 = 256;
 const LEN: usize = 256;
-/// An entry claims that the cluster's refcount is exactly one.
+/// The copied flag of an entry claims that the refcount of the cluster is exactly one.
 const COPIED: u32 = 1 << 31;
-/// An entry claims that it is not.
+/// The cleared copied flag of an entry claims that the refcount is not one.
 const NOT_COPIED: u32 = 1 << 30;
 const COUNT: u32 = NOT_COPIED - 1;
-/// The count in a byte; the claims are above it, in the order of those above.
+/// Mask of the count in a narrow entry. The claims are the two bits above it, in the same order as in a wide entry.
 const NARROW: u8 = 0x3f;
 
-/// What an entry that refers to a cluster claims of its refcount.
+/// The claim of an entry about the refcount of its cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Claim {
-    /// Nothing.
+    /// No claim.
     None,
-    /// That it is exactly one (true), or not (false).
+    /// The refcount is exactly one (true), or it is not (false).
     Copied(bool),
 }
 
@@ -41,17 +41,17 @@ impl Claim {
     }
 }
 
-/// A cluster's references.
+/// The references of a cluster.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in super::super) struct Referred(u32);
 
 impl Referred {
-    /// How many there are.
+    /// Number of references.
     pub(in super::super) fn count(self) -> u64 {
         u64::from(self.0 & COUNT)
     }
 
-    /// Whether an entry claims what a refcount of `refcount` belies.
+    /// Whether the refcount `refcount` contradicts the claim of an entry.
     pub(in super::super) fn is_belied_by(self, refcount: u64) -> bool {
         let wrong = if refcount == 1 { NOT_COPIED } else { COPIED };
         self.0 & wrong != 0
@@ -101,7 +101,7 @@ impl Page {
         }
     }
 
-    /// Keeps one entry for all clusters if it is the same for all.
+    /// Stores one entry for all clusters if all of them are equal.
     fn join(&mut self) {
         let Self::Narrow(entries) = self else { return };
         let [first, .., last] = **entries;
@@ -126,7 +126,7 @@ impl Page {
         }
     }
 
-    /// Adds to all entries of `range`, unless one would come to count more than `limit` or the page can hold.
+    /// Adds to all entries of `range`, unless one count would exceed `limit` or the width of the page.
     fn add_to_all(&mut self, range: Range<usize>, times: u32, claims: u32, limit: u32) -> bool {
         let whole = range == (0..LEN);
         if !whole {
@@ -159,7 +159,7 @@ impl Page {
     }
 }
 
-/// Adds to all entries, unless one would come to count more than `limit` or an entry can hold.
+/// Adds to all entries, unless one count would exceed `limit` or the width of an entry.
 fn add(entries: &mut [u32], times: u32, claims: u32, limit: u32) -> bool {
     let most = entries.iter().map(|entry| *entry & COUNT).max().unwrap_or(0);
     let fits = most.saturating_add(times) <= limit.min(COUNT);
@@ -173,26 +173,26 @@ fn add(entries: &mut [u32], times: u32, claims: u32, limit: u32) -> bool {
 #[derive(Debug, Clone, Default)]
 pub(in super::super) struct References {
     pages: BTreeMap<u64, Page>,
-    /// The most that is told: what the image's refcounts can express. More are counted, since some may be taken away
-    /// again.
+    /// Maximum of the reported count: the maximum refcount of the image. The map counts higher, because references may
+    /// be removed again.
     limit: u32,
 }
 
-/// What came of counting references.
+/// Result of adding references.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) struct Added {
-    /// How many there are now.
+    /// The new number of references, at most the limit.
     pub(in super::super) count: u64,
-    /// There are more than the image's refcounts can express.
+    /// Whether the number of references exceeds the maximum refcount of the image.
     pub(in super::super) overflow: bool,
 }
 
-/// What is known of clusters whose refcounts are what was counted.
+/// Facts about a range of clusters whose refcounts equal the counted references.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in super::super) struct Agreement {
-    /// The last cluster in use.
+    /// The last cluster with a refcount other than 0.
     pub(in super::super) last: Option<u64>,
-    /// Some entry claims what its cluster's refcount belies.
+    /// Whether a refcount contradicts the claim of some entry.
     pub(in super::super) belied: bool,
 }
 
@@ -201,7 +201,7 @@ fn index(cluster: u64) -> usize {
 }
 
 impl References {
-    /// No references yet; of each cluster, `limit` are told at most.
+    /// Makes an empty map. For each cluster, at most `limit` references are reported.
     pub(in super::super) fn new(limit: u64) -> Self {
         Self { pages: BTreeMap::new(), limit: u32::try_from(limit).unwrap_or(COUNT).min(COUNT) }
     }
@@ -216,8 +216,9 @@ impl References {
         Added { count: count.min(self.limit).into(), overflow: wanted > self.limit }
     }
 
-    /// Adds `times` references to each of `count` clusters from `first` on, as far as that is done at a stroke; gives
-    /// how many were done. The next one, if one is left, wants to be added by itself.
+    /// Adds `times` references to each of `count` clusters from `first` on, as long as whole page ranges can be added
+    /// at once. Returns the number of clusters that were processed. If this is less than `count`, the caller adds the
+    /// next cluster with [`Self::add`].
     pub(in super::super) fn add_run(
         &mut self,
         first: u64,
@@ -239,7 +240,7 @@ impl References {
         done
     }
 
-    /// Takes one reference to a cluster away.
+    /// Removes one reference to a cluster.
     pub(in super::super) fn remove(&mut self, cluster: u64) {
         if let Some(page) = self.pages.get_mut(&(cluster / PAGE)) {
             let entry = page.get(index(cluster));
@@ -259,7 +260,7 @@ impl References {
         Referred((entry & !COUNT) | (entry & COUNT).min(self.limit))
     }
 
-    /// The clusters of `range` that have any, in order.
+    /// The clusters of `range` with references or claims, in order.
     pub(in super::super) fn in_range(
         &self,
         range: Range<u64>,
@@ -272,13 +273,13 @@ impl References {
         entries.filter(move |(cluster, entry)| range.contains(cluster) && entry.0 != 0)
     }
 
-    /// The block-sized ranges of `per_block` clusters in which any cluster has references, by their numbers, in order.
+    /// The indices of the refcount blocks, of `per_block` clusters each, in which a cluster has references, in order.
     pub(in super::super) fn blocks(&self, per_block: u64) -> Vec<u64> {
         let mut blocks: Vec<u64> = Vec::new();
         for (page, entries) in &self.pages {
             let first = page.saturating_mul(PAGE);
             if per_block >= PAGE {
-                // One page lies in one block: block lengths are powers of two.
+                // A page lies within one block, because both lengths are powers of two.
                 let any = (0..LEN).any(|index| entries.get(index) != 0);
                 blocks.extend(any.then_some(first / per_block));
             } else {
@@ -290,8 +291,8 @@ impl References {
         blocks
     }
 
-    /// Compares the refcounts in `block`, of 2^`order` bits each and for the clusters of `range`, with what was counted:
-    /// `None` if any differs.
+    /// Compares the refcounts in `block`, of 2^`order` bits each, with the counted references of the clusters of
+    /// `range`. Returns `None` if any differs.
     pub(in super::super) fn agree(
         &self,
         range: Range<u64>,
@@ -327,7 +328,7 @@ impl References {
     }
 }
 
-/// Compares refcounts from number `skipped` of the block on with what was counted.
+/// Compares the refcounts of the block, from index `skipped` on, with the counted references.
 fn agree_with(
     entries: impl Iterator<Item = (u64, Referred)>,
     block: &[u8],
@@ -357,7 +358,7 @@ fn agree_with(
     same.then_some(())
 }
 
-/// Whether the refcounts from number `from` to `to` of a block are all zero.
+/// Whether the refcounts at the indices from `from` to `to` of a block are all zero.
 fn all_zero(block: &[u8], from: u64, to: u64, order: u32) -> bool {
     let bits = |at: u64| at.checked_shl(order).filter(|bit| bit % 8 == 0).map(|bit| bit / 8);
     let bytes = |at| bits(at).and_then(|byte| usize::try_from(byte).ok());
@@ -386,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_stop_at_their_most_without_touching_the_claims() {
+    fn a_count_saturates_without_changing_the_claims() {
         let mut references = References::new(u64::MAX);
         references.add(0, u32::MAX, Claim::Copied(false));
         assert_eq!(references.add(0, u32::MAX, Claim::None).count, u64::from(COUNT));
@@ -395,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_added_at_a_stroke_up_to_where_a_cluster_counts_too_much() {
+    fn a_run_is_added_up_to_the_page_where_a_count_would_overflow() {
         let mut references = References::new(u64::MAX);
         references.add(700, 60, Claim::None);
         assert_eq!(references.add_run(100, 1000, 1, Claim::Copied(true)), 1000);
@@ -410,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_agrees_where_each_refcount_is_what_was_counted() {
+    fn a_block_agrees_if_each_refcount_equals_the_counted_references() {
         for order in 0..=6 {
             let mut references = References::new(u64::MAX);
             let range = 300..1300;
@@ -432,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn the_blocks_that_count_something_are_known() {
+    fn the_refcount_blocks_of_referenced_clusters_are_listed() {
         let mut references = References::new(u64::MAX);
         references.add(5, 1, Claim::None);
         references.add_run(1000, 100, 1, Claim::None);

@@ -1,13 +1,13 @@
-//! What tables refer to, found out in bulk: for a check, and for snapshots, which count whole images.
+//! Reading many tables in bulk and counting their references. Checks, snapshots and compaction use this.
 //!
 //! | file | concern |
 //! |---|---|
-//! | `counts` | a sparse, compact map from clusters to how often they are referred to |
-//! | `pieces` | the entries of an L2 table, joined to runs of clusters (pure) |
-//! | `tables` | reading many tables, each batch looked at on a worker thread |
+//! | `counts` | a sparse, compact map from clusters to their number of references |
+//! | `pieces` | parsing an L2 table into runs of clusters (without I/O) |
+//! | `tables` | reading many tables, and processing each batch on a worker thread |
 //!
-//! Tables are read and taken apart on all cores; what they say is counted on one thread, in the order of the tables, so
-//! that findings come in the same order whatever the machine does.
+//! Tables are read and parsed on all cores. References are counted on one thread, in the order of the tables, so that
+//! findings have the same order on every run.
 
 mod counts;
 mod pieces;

@@ -1,32 +1,34 @@
-//! The entries of an L2 table, joined to runs of host clusters.
+//! Parsing an L2 table into runs of host clusters.
 //!
-//! Most tables of most images are one run. What is not a whole cluster at its place within the file, and so wants a
-//! closer look or a finding, is handed on as it stands. Pure: bytes in, pieces out.
+//! Most tables are a single run. An entry that is not a plain cluster inside the file is returned unchanged, because
+//! the caller must examine or report it. This module does no I/O.
 
 use super::super::layout::{ExtendedEntry, Geometry, l2_table};
 
-/// A part of what a table refers to. Pieces come in the order of the table's entries.
+/// A part of the references of a table. Pieces have the order of the table entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Piece {
-    /// Whole clusters that lie together, one for each entry.
+    /// Contiguous clusters, one for each entry.
     Run {
         /// The first host cluster.
         cluster: u64,
-        /// How many.
+        /// Number of clusters.
         count: u32,
-        /// Whether the entries claim that their clusters' refcounts are exactly one.
+        /// Whether the copied flag of the entries is set.
         copied: bool,
     },
-    /// An entry to be looked at: compressed, broken, or past the end of the file.
+    /// An entry that the caller must examine: compressed, broken, past the end of the file, or of an image with a data
+    /// file.
     Odd {
-        /// Its index in the table.
+        /// Index of the entry in the table.
         index: u32,
-        /// As it stands.
+        /// The unchanged entry.
         both: ExtendedEntry,
     },
 }
 
-/// What the entries of a table refer to, in a file of `clusters` clusters. Entries that refer to nothing are left out.
+/// The references of the entries of a table, in a file of `clusters` clusters. Entries without a reference are left
+/// out.
 pub(in super::super) fn pieces(
     table: &[u8],
     geometry: Geometry,
@@ -42,7 +44,7 @@ pub(in super::super) fn pieces(
         let entry = both.entry;
         let host = entry.raw_offset();
         let cluster = host >> geometry.cluster_bits;
-        // What lies in a data file is none of the file's.
+        // Offsets in a data file are not clusters of this file.
         let odd = geometry.data_file
             || entry.is_compressed()
             || entry.reserved() != 0
@@ -91,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn clusters_that_lie_together_and_claim_the_same_are_one_run() {
+    fn contiguous_clusters_with_the_same_copied_flag_are_one_run() {
         let entries = [
             L2Entry::data(0x5000).0,
             L2Entry::data(0x6000).0,
@@ -110,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_wants_a_closer_look_stands_between_the_runs_in_its_place() {
+    fn unusual_entries_are_returned_between_the_runs_in_table_order() {
         let packed = L2Entry::compressed(GEOMETRY, 0x7000, 700).unwrap().0;
         let entries = [0x5000, packed, 0x6000 | 1 << 57, 0x6200, 100 << 12, 0x6000];
         let odd = |index: u32| {

@@ -1,20 +1,20 @@
-//! Reading many tables of one cluster each, and having workers look at them.
+//! Reading many tables of one cluster each, and processing them on worker threads.
 
 use futures_util::future::join_all;
 use futures_util::stream::{self, Stream, StreamExt as _};
 use oxblk_core::{Edge, Result};
 use oxblk_ring::IoBufMut;
 
-/// What is read ahead, in bytes.
+/// Bytes that are read ahead.
 const READ_AHEAD: u64 = 1 << 20;
-/// What a worker is given at once, in bytes: much more work than handing it over.
+/// Bytes in one job of a worker. The work for a batch takes much longer than passing it to the worker.
 const BATCH: u64 = 256 << 10;
 
-/// Places that lie together in the file: where they begin, and what is told of each.
+/// Contiguous tables in the file: the offset of the first one, and the tag of each.
 type Group<T> = (u64, Vec<T>);
 
-/// Reads the clusters at `places`, several at a time, and has `look` make something of each on a worker thread. What
-/// it makes comes in the order of `places`.
+/// Reads the clusters at `places` concurrently, and calls `look` for each of them on a worker thread. The results have
+/// the order of `places`.
 pub(in super::super) fn read_tables<T, P, L>(
     file: &Edge,
     cluster_size: u64,
@@ -48,7 +48,7 @@ where
         .flat_map(stream::iter)
 }
 
-/// Cuts places into batches, and batches into groups that are read at once.
+/// Splits the places into batches, one for each job of a worker.
 struct Batches<T> {
     places: std::vec::IntoIter<(T, u64)>,
     per_batch: u64,
@@ -77,7 +77,7 @@ fn grouped<T>(batch: Vec<(T, u64)>, cluster_size: u64) -> Vec<Group<T>> {
     groups
 }
 
-/// Reads the tables of a batch into one piece of memory: many small ones would be strewn over the heap.
+/// Reads the tables of a batch into one allocation, because many small ones would fragment the heap.
 async fn read_batch<T>(
     file: &Edge,
     cluster_size: u64,
@@ -93,7 +93,7 @@ async fn read_batch<T>(
     join_all(reads).await.into_iter().flatten().collect()
 }
 
-/// Reads clusters that lie together with one read; one by one if that fails, so that each has its own outcome.
+/// Reads contiguous clusters with one read. If that fails, reads them one by one, so that each has its own result.
 async fn read_group<T>(
     file: &Edge,
     cluster_size: u64,
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tables_that_lie_together_are_read_together() {
+    fn contiguous_tables_are_read_with_one_request() {
         let groups = grouped(vec![('a', 512), ('b', 1024), ('c', 4096), ('d', 1024)], 512);
         let expected = vec![(512, vec!['a', 'b']), (4096, vec!['c']), (1024, vec!['d'])];
         assert_eq!(groups, expected);

@@ -1,4 +1,8 @@
-//! Taking, applying and removing a snapshot.
+//! Creating, applying and deleting a snapshot.
+//!
+//! Each operation has three steps. It raises the refcounts of all clusters that gain a reference. Then one write to the
+//! header, or to one sector of the L1 table, makes the change. Then it lowers the refcounts of all clusters that lost a
+//! reference. The dirty bit is set during the operation, so that a crash causes a repair when the image is opened next.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -11,10 +15,11 @@ use super::super::layout::{L1Entry, Snapshot, field_offsets};
 use super::copied::Alone;
 use super::references::{Pass, Reach};
 
-/// What a disk writes wholly or not at all, in bytes.
+/// Number of bytes that a disk writes atomically.
 const SECTOR: usize = 512;
 
-/// A change under way. Dropped before it is over, because the thread ended halfway, it leaves the image to a repair.
+/// Guard of a change in progress. If it is dropped before the change ends, because the thread ended, the image stays
+/// dirty and is repaired when it is opened next.
 struct Halfway<'a>(Option<&'a AtomicBool>);
 
 impl Halfway<'_> {
@@ -33,7 +38,7 @@ impl Drop for Halfway<'_> {
 }
 
 impl Qcow2 {
-    /// Takes a snapshot: a copy of the L1 table, which refers to everything that the active one does.
+    /// Creates a snapshot: a copy of the active L1 table, which refers to the same L2 tables.
     pub(super) async fn take_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
         self.check_writable()?;
         self.check_counts_data()?;
@@ -42,7 +47,7 @@ impl Qcow2 {
         self.set_dirty(true).await?;
         let halfway = Halfway(Some(&self.unfinished));
         let outcome = self.share_active(list, new).await;
-        // Nothing is alone with its cluster any more.
+        // All clusters of the active state are shared now, so no entry needs the copied flag.
         halfway.over(self.settle(outcome, Alone::default()).await)
     }
 
@@ -53,7 +58,8 @@ impl Qcow2 {
         let l1 = self.active_l1();
         self.store_new(&mut list, new, &l1, &reach).await?;
         if new.vm_state_size > 0
-            // Nobody needs it any more but the snapshot: the next would keep and then copy it.
+            // Only the snapshot needs the VM state. If it stayed in the active state, the next snapshot would contain
+            // it too.
             && let Err(error) = self.forget_vm_state().await
         {
             tracing::warn!("qcow2: the active state keeps the VM state: {error}");
@@ -86,10 +92,10 @@ impl Qcow2 {
         }
     }
 
-    /// Takes back references that nothing came to hold because of `error`, which is given back. What cannot be taken back
-    /// leaks.
+    /// Lowers refcounts that were raised for references which do not exist because of `error`, and returns `error`.
+    /// Refcounts that cannot be lowered are leaks.
     pub(super) async fn undo_raise(&self, reach: &Reach, error: Error) -> Error {
-        // If it is not known what the header names, they may be held.
+        // If it is unknown which table the header names, the references may exist.
         if self.check_usable().is_ok()
             && let Err(failed) = self.lower_reach(reach).await
         {
@@ -121,12 +127,12 @@ impl Qcow2 {
         }
     }
 
-    /// Clusters can be shared only where they are counted.
+    /// Refuses images with a data file: its clusters have no refcounts, so they cannot be shared.
     fn check_counts_data(&self) -> Result<()> {
         if self.geometry.data_file { Err(Error::from_errno(Errno::OPNOTSUPP)) } else { Ok(()) }
     }
 
-    /// Makes the active state what a snapshot is.
+    /// Applies a snapshot: the active state becomes a copy of it.
     pub(super) async fn go_to_snapshot(&self, id: &str) -> Result<()> {
         self.check_writable()?;
         self.check_counts_data()?;
@@ -146,7 +152,7 @@ impl Qcow2 {
         self.set_dirty(true).await?;
         let halfway = Halfway(Some(&self.unfinished));
         let outcome = self.share_snapshot(&l1, size).await;
-        // The snapshot goes on referring to all that is active now.
+        // The snapshot still refers to all clusters of the active state, so no entry needs the copied flag.
         halfway.over(self.settle(outcome, Alone::default()).await)
     }
 
@@ -157,18 +163,19 @@ impl Qcow2 {
         self.activate(l1, size, &reach).await
     }
 
-    /// Makes an L1 table of `entries` entries that refer to nothing the active one, and gives the old one up. Core has
-    /// drained the node, and nothing is dirty.
+    /// Activates an empty L1 table of `entries` entries, and drops the references of the old one. The caller ensures
+    /// that the node is drained and that no metadata is dirty.
     pub(in super::super) async fn activate_nothing(&self, entries: usize) -> Result<()> {
         let l1 = vec![L1Entry::EMPTY; entries];
         let nothing = self.reach(&l1, Pass::Leave).await?;
         self.activate(&l1, self.size(), &nothing).await
     }
 
-    /// Makes `l1`, whose references are counted, the active L1 table, and gives the old one up.
+    /// Makes `l1` the active L1 table, and drops the references of the old one. The references of `l1` are already
+    /// counted.
     async fn activate(&self, l1: &[L1Entry], size: u64, reach: &Reach) -> Result<()> {
         let old = (self.active_l1(), self.l1_offset.load(Acquire));
-        // Entries of a snapshot may claim anything.
+        // The copied flags of a snapshot are not reliable, so they are cleared.
         let entry = |entry: &L1Entry| L1Entry(entry.0 & !(1 << 63));
         let bytes: Vec<u8> = l1.iter().flat_map(|word| entry(word).0.to_be_bytes()).collect();
         let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(Errno::FBIG))?;
@@ -190,7 +197,7 @@ impl Qcow2 {
         for table in l1.iter().filter_map(|entry| entry.l2_offset(self.geometry).ok().flatten()) {
             self.refcounts.allocator.note_metadata(table, self.geometry.cluster_size());
         }
-        // The change has been made: what cannot be given up leaks.
+        // The new table is active. If dropping the old references fails, clusters are leaked.
         let dropped = match offset == old.1 {
             true => self.drop_reached(&old.0).await,
             false => self.drop_l1(&old.0, old.1).await.map(drop),
@@ -201,8 +208,9 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Has the header name an L1 table with these bytes, and a disk of `size` bytes, instead of the `old` table. Gives the
-    /// table's offset. If there is no room for another table, the old one is overwritten.
+    /// Writes an L1 table with these bytes, and makes the header name it and the disk size `size` instead of the `old`
+    /// table. Returns the offset of the table. Without space for a new table, the old one is overwritten if that is
+    /// safe.
     async fn name_l1(&self, old: &(Vec<L1Entry>, u64), bytes: &[u8], size: u64) -> Result<u64> {
         let offset = match self.store_table(bytes.to_vec()).await {
             Ok(offset) => offset,
@@ -223,8 +231,8 @@ impl Qcow2 {
         Ok(offset)
     }
 
-    /// Puts these bytes in the place of the active L1 table, if they change one sector of it alone: a crash then leaves the
-    /// old table or the new one. Otherwise gives `error` back.
+    /// Overwrites the active L1 table with these bytes if only one of its sectors changes: after a crash, the disk has
+    /// either the old table or the new one. Otherwise returns `error`.
     async fn overwrite_l1(
         &self,
         old: &(Vec<L1Entry>, u64),
@@ -240,19 +248,19 @@ impl Qcow2 {
         }
         if let Some(((before, after), index)) = changed {
             let place = old.1.saturating_add(index.saturating_mul(SECTOR as u64));
-            // Like a pointer of the header, a part of the table names what the disk holds.
+            // The sector is exchanged like a header field, because it defines the contents of the disk.
             self.exchange_header_field(place, before, after).await?;
         }
         Ok(old.1)
     }
 
-    /// Drops the references of everything that an L1 table has reached.
+    /// Drops the references to all clusters that an old L1 table refers to.
     async fn drop_reached(&self, l1: &[L1Entry]) -> Result<()> {
         let reach = self.reach(l1, Pass::Leave).await?;
         self.lower_reach(&reach).await.map(drop)
     }
 
-    /// How the header tells of the active state: size, encryption, L1 entries and L1 offset lie side by side, within one
+    /// The adjacent header fields of the active state: size, encryption, L1 entries and L1 offset. They lie within one
     /// sector.
     pub(in super::super) fn active_fields(&self, size: u64, entries: u32, offset: u64) -> Vec<u8> {
         let mut fields = size.to_be_bytes().to_vec();
@@ -262,7 +270,7 @@ impl Qcow2 {
         fields
     }
 
-    /// Removes a snapshot.
+    /// Deletes a snapshot.
     pub(super) async fn remove_snapshot(&self, id: &str) -> Result<()> {
         self.check_writable()?;
         self.check_counts_data()?;
@@ -278,7 +286,7 @@ impl Qcow2 {
         if let Err(error) = self.store_snapshots(&list).await {
             return halfway.over(self.settle(Err(error), Alone::default()).await);
         }
-        // The snapshot is gone: what cannot be given up leaks.
+        // The snapshot is deleted. If dropping its references fails, clusters are leaked.
         let alone = match self.lower_durably(&reach).await {
             Ok(alone) => {
                 self.drop_l1_clusters(l1.len(), snapshot.l1_offset);
@@ -298,23 +306,24 @@ impl Qcow2 {
         Ok(Alone::new(alone))
     }
 
-    /// A change has been made, but something of what was there before could not be given up.
+    /// Notes that a change succeeded, but that some old references could not be dropped.
     fn leaves_leaks(&self, error: &Error) {
         tracing::warn!("qcow2: the image needs a repair when it is opened next: {error}");
         self.unfinished.store(true, Release);
     }
 
-    /// Ends a change: refcounts are lowered, entries claim what is true, and the image is clean. After a success only
-    /// entries of clusters that are `alone` now can claim too little, after a failure any can. If something of this cannot
-    /// be done, the change stands all the same, and the image stays dirty: the next to open it for writing repairs it.
+    /// Ends a change: lowers refcounts, corrects copied flags, and clears the dirty bit. After a success, copied flags
+    /// are missing only in entries of the clusters `alone`. After a failure, they may be missing in any entry. If a
+    /// step fails here, the change is still in effect, and the image stays dirty: it is repaired when it is opened for
+    /// writing next.
     async fn settle(&self, outcome: Result<()>, alone: Alone) -> Result<()> {
         if self.check_usable().is_err() {
-            // It is not known what the header names, or the image is corrupt: nothing is written any more.
+            // The image is corrupt, or it is unknown which table the header names. So the image accepts no more writes.
             return outcome;
         }
         let succeeded = outcome.is_ok();
         let settled = async {
-            // The first cycle lowers refcounts, the second writes them.
+            // The first write-back cycle lowers refcounts in memory, and the second one writes them.
             self.write_back(true).await?;
             self.write_back(true).await?;
             if succeeded {

@@ -1,7 +1,9 @@
-//! What the active tables claim: that an entry's cluster has a refcount of exactly one, so that it may be written in place.
+//! The copied flags of the active tables. A set flag says that the refcount of the cluster is exactly one, so that the
+//! cluster may be written in place.
 //!
-//! Counting what a change refers to takes the claims away that it will make wrong (see `references`). Afterwards entries
-//! claim again what has become true: those of the clusters that are known to be alone now, or if something failed all.
+//! Before a change, counting its references clears the flags that will become wrong (see `references`). After the
+//! change, flags are set again: for the clusters whose refcount is known to be one, or after a failure for all
+//! clusters.
 
 use std::sync::Arc;
 
@@ -15,7 +17,7 @@ use super::super::layout::Geometry;
 use super::super::layout::{Incompatible, L1Entry, L2Entry, L2Kind};
 use super::super::refscan::{Piece, pieces, read_tables};
 
-/// The flag in L1 and L2 entries.
+/// The copied flag in L1 and L2 entries.
 const COPIED: u64 = 1 << 63;
 
 /// Clusters whose refcount has become exactly one.
@@ -32,7 +34,7 @@ impl Alone {
     }
 }
 
-/// The table with the claims of those entries whose clusters are alone, if that changes anything.
+/// Sets the copied flag in the entries that refer to clusters of `alone`. Returns the table if it changes.
 fn owned(
     table: IoBufMut,
     alone: &RoaringTreemap,
@@ -63,8 +65,8 @@ fn owned(
 }
 
 impl Qcow2 {
-    /// Has the entries of the active tables whose clusters are alone claim it, on disk and in memory, durably. No slice
-    /// may be dirty.
+    /// Sets the copied flag in the active entries that refer to clusters of `alone`, on disk and in memory, durably.
+    /// The caller ensures that no slice is dirty.
     pub(super) async fn claim_alone(&self, alone: Alone) -> Result<()> {
         if alone.0.is_empty() {
             return Ok(());
@@ -95,7 +97,7 @@ impl Qcow2 {
         self.write_back(true).await
     }
 
-    /// Has no L1 entry claim to be alone with its table, durably.
+    /// Clears the copied flag of all active L1 entries, durably.
     pub(super) async fn disown_tables(&self) -> Result<()> {
         for (index, offset) in self.table_places(&self.active_l1())? {
             if self.l1_entry(index).copied() {
@@ -106,8 +108,8 @@ impl Qcow2 {
         self.write_back(true).await
     }
 
-    /// Has all entries of the active tables claim what the refcounts say, on disk and in memory, durably. No slice may
-    /// be dirty.
+    /// Sets or clears the copied flag of all active entries according to the refcounts, on disk and in memory, durably.
+    /// The caller ensures that no slice is dirty.
     pub(super) async fn claim_truth(&self) -> Result<()> {
         let l1 = self.active_l1();
         let file = self.children.require(ChildIdx::FILE)?;
@@ -136,7 +138,7 @@ impl Qcow2 {
         self.write_back(true).await
     }
 
-    /// The L2 table at `offset` with other entries; what bitmaps it has stay.
+    /// The L2 table at `offset` with new entries. Its subcluster bitmaps do not change.
     async fn table_with(&self, file: &Edge, offset: u64, entries: &[L2Entry]) -> Result<Vec<u8>> {
         let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let stride = usize::try_from(self.geometry.l2_entry_words()).unwrap_or(1);
@@ -160,13 +162,14 @@ impl Qcow2 {
         Ok(entry.with_copied(alone))
     }
 
-    /// Says in the header that the image must be repaired if nobody takes that back; version 2 has no word for it.
+    /// Sets or clears the dirty bit in the header. A set bit causes a repair when the image is opened next. Version 2
+    /// has no such bit.
     pub(super) async fn set_dirty(&self, dirty: bool) -> Result<()> {
         if self.version < 3 {
             return Ok(());
         }
         if !dirty {
-            // Refcounts may have been postponed.
+            // Postponed refcounts must be on disk before the image counts as clean.
             self.write_back_refcounts().await?;
             self.children.require(ChildIdx::FILE)?.flush().await?;
         }

@@ -1,8 +1,8 @@
-//! Zero clusters of snapshots, replaced for an image that becomes one of version 2.
+//! Replacing the zero clusters of snapshots, before an image is downgraded to version 2.
 //!
-//! A snapshot gets an L1 table of its own, with new L2 tables in the place of those that have zero clusters. Then the
-//! snapshot table that names it takes the place of the old one, as with any change of snapshots. L2 tables that
-//! snapshots share are replaced by ones that they share.
+//! A snapshot gets a new L1 table, and new L2 tables instead of those with zero clusters. Then a new snapshot table,
+//! which names the new L1 table, replaces the old one, as in any change of snapshots. If several snapshots share an L2
+//! table, they share its replacement.
 
 use std::collections::BTreeMap;
 
@@ -15,11 +15,11 @@ use super::super::layout::{CryptMethod, L1Entry, L2Entry, L2Kind, Snapshot};
 use super::super::write_back::ReleaseReason;
 use super::references::Pass;
 
-/// L2 tables that have been replaced: from where, to where.
+/// Replaced L2 tables: from the old offset to the new one.
 type Replaced = BTreeMap<u64, u64>;
 
 impl Qcow2 {
-    /// Whether all snapshots can be told of in version 2, with a disk of `size` bytes.
+    /// Whether version 2 can describe all snapshots of an image with a disk of `size` bytes.
     pub(in super::super) async fn snapshots_fit_version_2(&self, size: u64) -> Result<bool> {
         let list = self.snapshot_list().await?;
         Ok(list.iter().all(|snapshot| {
@@ -28,7 +28,8 @@ impl Qcow2 {
         }))
     }
 
-    /// Leaves no zero cluster in any snapshot: they become data if a backing file could show through, else nothing.
+    /// Removes the zero clusters of all snapshots. They become data clusters if the image has a backing file, and
+    /// unallocated otherwise.
     pub(in super::super) async fn expand_snapshots(&self, over_backing: bool) -> Result<()> {
         let mut list = self.snapshot_list().await?;
         let mut to_do = Vec::new();
@@ -80,7 +81,7 @@ impl Qcow2 {
         let (l1, held) = self.without_zero_clusters(old, over_backing, replaced).await?;
         let mut new = Vec::new();
         for run in held {
-            // There has to be a place for their refcounts; what is counted here is taken back below.
+            // This ensures that refcount blocks exist. The reference that is counted here is dropped below.
             self.refcounts.add(run.start(), 1).await?;
             new.push(run.start());
             run.keep();
@@ -106,12 +107,13 @@ impl Qcow2 {
         }
         self.lower_reach(&left).await?;
         self.drop_l1_clusters(old.len(), old_offset);
-        // The first cycle lowers refcounts, the second writes them.
+        // The first write-back cycle lowers refcounts in memory, and the second one writes them.
         self.write_back(true).await?;
         self.write_back(true).await
     }
 
-    /// An L1 table that shows the same without zero clusters. What it needs is written and not counted yet.
+    /// Makes an L1 table with the same contents but without zero clusters. Its new clusters are written, but not
+    /// counted yet.
     async fn without_zero_clusters<'a>(
         &'a self,
         old: &[L1Entry],

@@ -1,20 +1,21 @@
-//! Internal snapshots ("Snapshots"). Core has drained the node while one is taken, applied or removed.
+//! Internal snapshots ("Snapshots"). Core drains the node while a snapshot is created, applied or deleted.
 //!
 //! | file | concern |
 //! |---|---|
-//! | `table` | the snapshot table: reading it, and putting another in its place |
-//! | `references` | what an L1 table reaches: counting it |
-//! | `refcounts` | raising and lowering refcounts by what was counted |
-//! | `copied` | the claims of entries to be alone with their cluster |
-//! | `change` | taking, applying, removing |
-//! | `expand` | snapshots without zero clusters, for version 2 |
-//! | `show` | looking at one without changing the image |
+//! | `table` | reading and replacing the snapshot table |
+//! | `references` | counting the references of an L1 table |
+//! | `refcounts` | raising and lowering refcounts by these counts |
+//! | `copied` | setting and clearing copied flags |
+//! | `change` | creating, applying and deleting a snapshot |
+//! | `expand` | replacing zero clusters of snapshots, for version 2 |
+//! | `show` | reading a snapshot without changing the image |
 //!
-//! A crash at any point leaves the old state or the new one. The step that decides is one write to the header: of the
-//! snapshot table's place, or of the L1 table's. Before it, refcounts are raised; after it, those of what is no longer
-//! referred to are lowered. In between they are too high, which leaks at worst. Entries claim to be alone with their
-//! cluster at no time when they are not; that some do not claim it though they are is what the dirty bit is set for
-//! meanwhile, so that the next to open the image puts it right.
+//! A crash at any point leaves either the old state or the new one. The step that decides is one write to the header,
+//! which changes the location of the snapshot table or of the L1 table. Refcounts are raised before this write, and the
+//! refcounts of lost references are lowered after it. In between, refcounts are too high, which causes leaks at worst.
+//!
+//! A copied flag is never set wrongly. It may be missing during the operation. For this reason the dirty bit is set
+//! meanwhile, so that after a crash the next open repairs the flags.
 
 mod change;
 mod copied;

@@ -1,8 +1,8 @@
-//! Changing refcounts by what was counted, a block at a time, without the cache: workers change the blocks, which are
-//! read and written whole. Only while the node is drained.
+//! Changing the refcounts of many clusters at once, while the node is drained. Blocks are read and written as a whole,
+//! without the cache, and workers change them.
 //!
-//! A write that is cut short, or whose sectors reach the disk one by one, leaves refcounts of before and after side by
-//! side. Both are right or too high: raising comes before what it is for, lowering after.
+//! After a torn write, a block contains a mix of old and new refcounts. This is safe, because both are correct or too
+//! high: refcounts are raised before the new references exist, and lowered after the old references are gone.
 
 use std::sync::Arc;
 
@@ -18,14 +18,14 @@ use super::super::refscan::{References, read_tables};
 use super::super::write_back::ReleaseReason;
 use super::references::Reach;
 
-/// What is done to refcounts.
+/// The direction in which refcounts change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {
     Raise,
     Lower,
 }
 
-/// Host clusters that lie together: the first, and how many.
+/// Contiguous host clusters: the first one, and their number.
 type Run = (u64, u64);
 
 /// A refcount block after the change.
@@ -49,7 +49,7 @@ fn push(runs: &mut Vec<Run>, cluster: u64) {
 /// Changes the refcounts in a block.
 ///
 /// # Errors
-/// The first cluster whose refcount cannot be changed so.
+/// The first cluster whose refcount would leave its valid range.
 fn change_block(
     counted: &References,
     index: u64,
@@ -79,32 +79,33 @@ fn change_block(
 }
 
 impl Qcow2 {
-    /// Raises the refcounts of everything that was reached. If that fails, it is undone.
+    /// Raises the refcounts of all clusters of `reach`. If this fails, the raised refcounts are lowered again.
     ///
     /// # Errors
-    /// `EINVAL` when a refcount cannot become so high; as the file reports.
+    /// `EINVAL` when a refcount would exceed its maximum, or as the file reports.
     pub(super) async fn raise_reach(&self, reach: &Reach) -> Result<()> {
         let blocks = reach.counted.blocks(self.geometry.refcounts_per_block());
         let mut done = Vec::new();
         let raised = self.change_blocks(reach, blocks, Change::Raise, &mut done).await;
         if raised.is_err() {
-            // What is not undone leaks.
+            // If this fails too, clusters are leaked.
             let _ = self.change_blocks(reach, done, Change::Lower, &mut Vec::new()).await;
         }
         raised.map(drop)
     }
 
-    /// Lowers the refcounts of everything that was reached; the disk must no longer have those references. Gives the
-    /// clusters that are referred to just once now.
+    /// Lowers the refcounts of all clusters of `reach`. The references must be gone from the disk. Returns the clusters
+    /// whose refcount is one now.
     ///
     /// # Errors
-    /// As the file reports, or when a refcount was too low; what could be lowered has been.
+    /// As the file reports, or when a refcount is too low. A read error ends the change early. After other errors, the
+    /// remaining refcounts are still lowered.
     pub(in super::super) async fn lower_reach(&self, reach: &Reach) -> Result<RoaringTreemap> {
         let blocks = reach.counted.blocks(self.geometry.refcounts_per_block());
         self.change_blocks(reach, blocks, Change::Lower, &mut Vec::new()).await
     }
 
-    /// Changes the refcounts in the blocks of these numbers. Those that were changed are put into `done`.
+    /// Changes the refcounts in the blocks with these indices. The indices of the changed blocks are added to `done`.
     async fn change_blocks(
         &self,
         reach: &Reach,
@@ -112,12 +113,12 @@ impl Qcow2 {
         change: Change,
         done: &mut Vec<u64>,
     ) -> Result<RoaringTreemap> {
-        // Nothing may be in the cache that is not what is in the file, before or after.
+        // The cache must be clean before the change and empty during it, because the change bypasses the cache.
         self.write_back_refcounts().await?;
         if !self.refcounts.cache().clear() {
             return Err(Error::new(ErrorKind::Busy, "refcounts are in use").errno(Errno::BUSY));
         }
-        // A scan must not find a cluster whose refcount is 0 before it rests.
+        // A scan must not find a cluster with refcount 0 before the cluster is quarantined.
         let _turn = self.refcounts.allocator.scanning.lock().await;
         let file = self.children.require(ChildIdx::FILE)?;
         let (geometry, counted) = (self.geometry, Arc::clone(&reach.counted));
@@ -143,7 +144,7 @@ impl Qcow2 {
         outcome.map(|()| alone)
     }
 
-    /// Writes a block, and lets the clusters rest that are free by it.
+    /// Writes a block, and quarantines the clusters that it frees.
     async fn write_changed(
         &self,
         reach: &Reach,

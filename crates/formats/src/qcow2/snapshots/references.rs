@@ -1,8 +1,9 @@
-//! What an L1 table reaches: L2 tables, and what their entries refer to.
+//! Counting the references of an L1 table: its L2 tables, and the clusters that their entries refer to.
 //!
-//! A cluster's refcount counts every L1 table by way of which it is reached, also where they share an L2 table. So taking
-//! a snapshot raises, and removing one lowers, the refcounts of all clusters that its L1 table reaches. All of them are
-//! counted first ([`Qcow2::reach`]); refcounts are then changed a block at a time (see `refcounts`).
+//! The refcount of a cluster counts every L1 table from which the cluster is reachable, even if the L1 tables share an
+//! L2 table. So creating a snapshot raises the refcounts of all clusters that its L1 table reaches, and deleting it
+//! lowers them. All references are counted first ([`Qcow2::reach`]), and then the refcounts are changed block by block
+//! (see `refcounts`).
 
 use std::sync::Arc;
 
@@ -18,32 +19,31 @@ use super::super::write_back::ReleaseReason;
 
 /// Bytes of L2 tables that are read ahead.
 const READ_AHEAD: u64 = 4 << 20;
-/// Tables that are written at once.
+/// Number of tables that are written concurrently.
 const WRITES: usize = 8;
-/// The claim of an entry to be alone with its cluster, as the first byte has it.
+/// The copied flag in the first byte of an entry.
 const COPIED: u8 = 1 << 7;
-/// A compressed cluster's entry claims nothing.
+/// The compressed flag in the first byte of an entry. Such an entry has no copied flag.
 const COMPRESSED: u8 = 1 << 6;
 
-/// How the tables below an L1 table are gone through.
+/// The purpose of counting the tables below an L1 table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Pass {
-    /// Their references are about to be raised: entries cease to claim that they are alone with their cluster, and one
-    /// that refers to nothing sensible is an error.
+    /// The refcounts will be raised. Copied flags are cleared, and an invalid entry is an error.
     Share,
-    /// Their references are about to be dropped: what refers to nothing sensible is left out.
+    /// The references will be dropped. Invalid entries are skipped.
     Leave,
 }
 
-/// What an L1 table reaches.
+/// The clusters that an L1 table reaches.
 pub(in super::super) struct Reach {
-    /// How often each cluster is referred to.
+    /// Number of references of each cluster.
     pub(super) counted: Arc<References>,
-    /// The clusters of the L2 tables among them, in order.
+    /// The clusters of the L2 tables, in ascending order.
     pub(super) tables: Vec<u64>,
 }
 
-/// What a worker finds in a table: what it refers to, and the table to be written if it changes.
+/// Result of a worker for one table: its references, and the new table if it changes.
 type Seen = (Vec<Piece>, Option<IoBuf>);
 
 fn look(table: IoBufMut, pass: Pass, geometry: Geometry, version: u32, clusters: u64) -> Seen {
@@ -56,7 +56,7 @@ fn look(table: IoBufMut, pass: Pass, geometry: Geometry, version: u32, clusters:
     (found, changes.then(|| disowned(table, geometry)))
 }
 
-/// The table without any entry's claim.
+/// The table with all copied flags cleared.
 fn disowned(mut table: IoBufMut, geometry: Geometry) -> IoBuf {
     let size = usize::try_from(geometry.l2_entry_size()).unwrap_or(8);
     for entry in table.chunks_exact_mut(size) {
@@ -75,7 +75,7 @@ impl Qcow2 {
         (0..self.l1_entries()).map(|index| self.l1_entry(index)).collect()
     }
 
-    /// Reads an L1 table.
+    /// Reads the L1 table of a snapshot.
     pub(in super::super) async fn read_inactive_l1(
         &self,
         offset: u64,
@@ -88,7 +88,7 @@ impl Qcow2 {
         Ok(words.map(|word| L1Entry(word.try_into().map_or(0, u64::from_be_bytes))).collect())
     }
 
-    /// Byte offsets of the L2 tables of an L1 table, with their indices there.
+    /// The L2 tables of an L1 table: index in the L1 table, and byte offset in the file.
     pub(super) fn table_places(&self, l1: &[L1Entry]) -> Result<Vec<(u64, u64)>> {
         let mut places = Vec::new();
         for (index, entry) in (0_u64..).zip(l1) {
@@ -124,11 +124,12 @@ impl Qcow2 {
             .buffered(at_once)
     }
 
-    /// Counts everything that an L1 table reaches. Tables that change are written, and durable after the next flush.
+    /// Counts all clusters that an L1 table reaches. Tables whose copied flags change are written. They are durable
+    /// after the next flush.
     ///
     /// # Errors
-    /// When a table cannot be read or written, or refers to what cannot be. Some entries may claim nothing by then. No
-    /// write is under way any more: the caller writes to the same tables next.
+    /// When a table cannot be read or written, or has an invalid entry. Some copied flags may be cleared by then. No
+    /// write is in flight when this returns, because the caller writes to the same tables next.
     pub(in super::super) async fn reach(&self, l1: &[L1Entry], pass: Pass) -> Result<Reach> {
         let counted = self.count_tables(l1, pass).await;
         if counted.is_err() {
@@ -183,7 +184,7 @@ impl Qcow2 {
                 count(counted, cluster, len.into());
                 return Ok(());
             }
-            // What lies in a data file is not counted.
+            // Clusters of a data file are not counted.
             Piece::Odd { .. } if self.geometry.data_file => return Ok(()),
             Piece::Odd { both, .. } => both.entry,
         };
@@ -194,7 +195,7 @@ impl Qcow2 {
                 count(counted, first, end.saturating_sub(first));
                 Ok(())
             }
-            // Its bitmap contradicts itself, or it lies past the end of the file.
+            // An entry with a contradictory bitmap, or with a cluster past the end of the file.
             Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) })
                 if pass == Pass::Leave && host < file_end =>
             {
@@ -206,8 +207,8 @@ impl Qcow2 {
         }
     }
 
-    /// Drops the references of everything that an L1 table reaches, and those to its own clusters at `offset`. Gives the
-    /// clusters that are referred to just once now.
+    /// Drops the references to all clusters that an L1 table reaches, and to the clusters of the L1 table itself at
+    /// `offset`. Returns the clusters whose refcount is one now.
     pub(super) async fn drop_l1(&self, l1: &[L1Entry], offset: u64) -> Result<RoaringTreemap> {
         let reach = self.reach(l1, Pass::Leave).await?;
         let alone = self.lower_reach(&reach).await?;

@@ -1,4 +1,4 @@
-//! Looking at a snapshot through a read-only node: its L1 table takes the place of the active one, in memory only.
+//! Reading a snapshot through a read-only node: its L1 table replaces the active one, in memory only.
 
 use std::sync::atomic::Ordering::Release;
 
@@ -9,7 +9,7 @@ use super::super::layout::L1Entry;
 use super::change::find;
 
 impl Qcow2 {
-    /// Shows what a snapshot holds, size included.
+    /// Makes the node show the contents and the size of a snapshot.
     pub(super) async fn show_snapshot(&self, id: &str) -> Result<()> {
         self.check_usable()?;
         if !self.is_read_only() {
@@ -21,7 +21,7 @@ impl Qcow2 {
         self.l2.clear();
         let count = u64::try_from(l1.len()).unwrap_or(u64::MAX);
         for (index, entry) in (0_u64..).zip(l1) {
-            // As for the active one: an entry that has flags alone refers to no table.
+            // As in the active L1 table, an entry with flags but without an offset refers to no table.
             let refers = entry.l2_offset(self.geometry) != Ok(None);
             let word = if refers { entry.0 } else { L1Entry::EMPTY.0 };
             self.l1.get_or_make(index).store(word, Release);

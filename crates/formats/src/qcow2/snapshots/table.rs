@@ -1,4 +1,7 @@
-//! The snapshot table ("Snapshots"): reading it entry by entry, and putting another in its place.
+//! Reading the snapshot table ("Snapshots") entry by entry, and replacing it.
+//!
+//! A table is never changed in place. A new table is written and durable before one write makes the header name it, and
+//! the old table is freed afterwards.
 
 use std::sync::{MutexGuard, PoisonError};
 
@@ -14,31 +17,31 @@ use super::super::layout::{
 use super::super::read_ahead::{ReadAhead, read_ahead};
 use super::super::write_back::ReleaseReason;
 
-/// Bytes of the snapshot table that are read at once: more than the longest entry has.
+/// Bytes of the snapshot table in one read. This is more than the longest entry needs.
 const CHUNK: usize = 256 << 10;
 
-/// Extra data that version 3 images must have in each entry, in bytes.
+/// Minimum length in bytes of the extra data of an entry in a version 3 image.
 pub(in super::super) const V3_EXTRA: usize = 16;
 
-/// Where the snapshot table lies.
+/// Location of the snapshot table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in super::super) struct TablePlace {
     /// Byte offset in the file.
     pub(in super::super) offset: u64,
-    /// How many snapshots there are.
+    /// Number of snapshots.
     pub(in super::super) count: u32,
-    /// Bytes in the table, once it has been read.
+    /// Length of the table in bytes, once it has been read.
     pub(in super::super) bytes: u64,
 }
 
 impl TablePlace {
-    /// As the header tells it.
+    /// The location that the header gives.
     pub(in super::super) fn of(header: &Header) -> Self {
         Self { offset: header.snapshots_offset, count: header.snapshot_count, bytes: 0 }
     }
 }
 
-/// What is told of a snapshot.
+/// The description of a snapshot for users.
 pub(super) fn describe(snapshot: &Snapshot) -> SnapshotInfo {
     SnapshotInfo {
         id: snapshot.id.clone(),
@@ -51,11 +54,11 @@ pub(super) fn describe(snapshot: &Snapshot) -> SnapshotInfo {
     }
 }
 
-/// Shows each entry of the snapshot table to `visit`; gives the bytes in the table. Behind the end of the file it
-/// reads as zeroes.
+/// Calls `visit` for each entry of the snapshot table. Returns the length of the table in bytes. The part of the table
+/// behind the end of the file reads as zeroes.
 ///
 /// # Errors
-/// When the table is too large or an entry has too much extra data, in the words of QEMU's tools.
+/// When the table is too large or an entry has too much extra data. The messages are those of QEMU's tools.
 pub(in super::super) async fn visit_snapshots(
     file: &Edge,
     place: TablePlace,
@@ -104,14 +107,13 @@ async fn read_chunk(file: &Edge, offset: u64) -> ReadAhead {
 }
 
 impl Qcow2 {
-    /// Finds out where the snapshot table and the L1 tables of snapshots lie: nothing else is put there, whatever the
-    /// refcounts say.
-    /// Gives the clusters of these L1 tables.
+    /// Notes the clusters of the snapshot table and of the L1 tables of snapshots as metadata, so that they are not
+    /// allocated whatever their refcounts are. Returns the clusters of these L1 tables.
     pub(in super::super) async fn note_snapshots(&self, file: &Edge) -> Result<RoaringTreemap> {
         let allocator = &self.refcounts.allocator;
         let mut tables = RoaringTreemap::new();
         let note = |snapshot: Snapshot| {
-            // One whose L1 table cannot be is for a check to find.
+            // A check reports a snapshot with an invalid L1 table.
             if snapshot.check_l1(self.geometry).is_ok() {
                 let bytes = u64::from(snapshot.l1_entries).saturating_mul(8);
                 allocator.note_metadata(snapshot.l1_offset, bytes);
@@ -126,7 +128,7 @@ impl Qcow2 {
         Ok(tables)
     }
 
-    /// Finds out where the L2 tables of snapshots lie, too.
+    /// Notes the clusters of the L2 tables of snapshots as metadata.
     pub(in super::super) async fn note_inactive_tables(&self) -> Result<()> {
         let size = self.geometry.cluster_size();
         for snapshot in self.snapshot_list().await? {
@@ -146,12 +148,12 @@ impl Qcow2 {
         self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where the table lies now.
+    /// The current location of the table.
     pub(in super::super) fn snapshot_table(&self) -> TablePlace {
         *self.snapshots()
     }
 
-    /// All snapshots.
+    /// Reads all snapshots from the table.
     pub(in super::super) async fn snapshot_list(&self) -> Result<Vec<Snapshot>> {
         let file = self.children.require(ChildIdx::FILE)?;
         let mut list = Vec::new();
@@ -159,14 +161,14 @@ impl Qcow2 {
         Ok(list)
     }
 
-    /// Writes another table, has the header name it, and gives the old one up. What the new one refers to must be durable;
-    /// so is the new table then.
+    /// Writes a new table durably, makes the header name it, and frees the old one. The caller ensures that all
+    /// clusters that the new table refers to are durable.
     pub(in super::super) async fn store_snapshots(&self, list: &[Snapshot]) -> Result<()> {
         let place = self.write_snapshots(list).await?;
         self.name_snapshots(place).await
     }
 
-    /// Has each entry of the snapshot table tell what version 3 wants to know of it.
+    /// Adds the extra data that version 3 requires to each entry of the snapshot table.
     pub(in super::super) async fn complete_snapshots(&self) -> Result<()> {
         let mut list = self.snapshot_list().await?;
         if list.iter().all(|snapshot| snapshot.extra.len() >= V3_EXTRA) {
@@ -176,12 +178,12 @@ impl Qcow2 {
             snapshot.size = snapshot.size.or(Some(self.size()));
         }
         self.store_snapshots(&list).await?;
-        // The first cycle gives the old table up, the second writes its refcounts.
+        // The first write-back cycle frees the old table in memory, and the second one writes its refcounts.
         self.write_back(true).await?;
         self.write_back(true).await
     }
 
-    /// Gives up a table that nothing refers to.
+    /// Drops the references to the clusters of a table.
     fn drop_table(&self, offset: u64, bytes: u64) {
         if bytes > 0 {
             let clusters = self.geometry.clusters_for(bytes);
@@ -189,7 +191,7 @@ impl Qcow2 {
         }
     }
 
-    /// Writes another table, durably, that nothing refers to yet.
+    /// Writes a new table durably. The header does not name it yet.
     pub(in super::super) async fn write_snapshots(&self, list: &[Snapshot]) -> Result<TablePlace> {
         let bytes: Vec<u8> = list.iter().flat_map(encode_snapshot).collect();
         let count = u32::try_from(list.len()).unwrap_or(u32::MAX);
@@ -204,10 +206,10 @@ impl Qcow2 {
         Ok(place)
     }
 
-    /// Has the header name such a table, and gives the old one up.
+    /// Makes the header name a table from [`Self::write_snapshots`], and frees the old one.
     ///
     /// # Errors
-    /// As the file reports. The old one stays, and the new one is given up.
+    /// As the file reports. The old table stays in use, and the new one is freed.
     pub(in super::super) async fn name_snapshots(&self, place: TablePlace) -> Result<()> {
         let fields = |place: TablePlace| {
             [&place.count.to_be_bytes()[..], &place.offset.to_be_bytes()[..]].concat()
@@ -224,7 +226,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Writes a table into clusters of its own, durably, and gives its offset.
+    /// Writes a table to new contiguous clusters, durably, and returns its offset.
     pub(in super::super) async fn store_table(&self, mut bytes: Vec<u8>) -> Result<u64> {
         let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let clusters = self.geometry.clusters_for(len);

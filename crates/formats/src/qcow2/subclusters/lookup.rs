@@ -1,4 +1,4 @@
-//! Extents of subclusters: like those of clusters, but that a cluster may be several things.
+//! Finding extents of subclusters. Unlike extents of clusters, an extent may begin or end inside a cluster.
 
 use std::sync::atomic::AtomicU64;
 
@@ -8,7 +8,8 @@ use super::super::lookup::{Extent, Miss};
 use super::load;
 
 impl Qcow2 {
-    /// The extent that starts at `offset`, whose entry is at word `index`, as far as the slice and the range go.
+    /// The extent that starts at `offset`, whose entry is at word `index`. It ends with the slice or the range at the
+    /// latest.
     pub(in super::super) fn scan_subclusters(
         &self,
         words: &[AtomicU64],

@@ -1,18 +1,20 @@
-//! Images with subclusters: what differs where an L2 entry has a bitmap.
+//! Images with extended L2 entries, that is, with subclusters.
 //!
 //! | file | concern |
 //! |---|---|
 //! | `lookup` | extents of subclusters |
-//! | `write` | writes that take a place for the first time, and copy-on-write |
+//! | `write` | writes that allocate clusters or subclusters, and copy-on-write |
 //! | `zero` | zero writes and discards |
 //!
-//! A cluster is allocated as a whole and used by subclusters. A write covers those that it touches, the others stay what
-//! they are; only where a cluster is shared or compressed, the data of the others goes along to the new one. Within a
-//! cluster that the image owns, data goes to its place first and the bitmap says so afterwards: the write-back flushes
-//! the data before it writes the entry, so that a crash leaves what was there.
+//! The unit of allocation is the cluster, but each subcluster has its own state in the bitmap of the L2 entry. A write
+//! changes only the subclusters that it touches. If the cluster is shared or compressed, the write goes to a new
+//! cluster, and the data of the other subclusters is copied there.
 //!
-//! Entries are read and changed here by whoever holds the guest range lock on their cluster, so that nobody else changes
-//! them meanwhile. Lookups, which hold no lock, see both words of an entry change at once (see [`super::lookup`]).
+//! In a cluster that the image owns, data is written first and the bitmap changes afterwards. The write-back flushes
+//! the data before it writes the entry, so that a crash leaves the old contents.
+//!
+//! Code in this module reads and changes entries only while it holds the guest range lock on their clusters. Lookups
+//! hold no lock. For them, the two words of an entry change atomically (see [`super::lookup`]).
 
 mod lookup;
 mod write;
@@ -31,7 +33,7 @@ use super::counted::Counted;
 use super::layout::{ExtendedEntry, L2Entry, L2Kind, Subclusters};
 use super::write_back::ReleaseReason;
 
-/// The entry at word `index` of a slice.
+/// Loads the entry at word `index` of a slice.
 fn load(words: &[AtomicU64], index: usize) -> Option<ExtendedEntry> {
     let [entry, bitmap] = words.get(index..index.checked_add(2)?)? else { return None };
     Some(ExtendedEntry {
@@ -40,7 +42,7 @@ fn load(words: &[AtomicU64], index: usize) -> Option<ExtendedEntry> {
     })
 }
 
-/// Sets the entry at word `index` of a slice that is being changed.
+/// Stores the entry at word `index` of a slice. The caller has begun a change of the slice.
 fn store(words: &[AtomicU64], index: usize, new: ExtendedEntry) {
     if let Some([entry, bitmap]) = index.checked_add(2).and_then(|end| words.get(index..end)) {
         entry.store(new.entry.0, Relaxed);
@@ -49,13 +51,13 @@ fn store(words: &[AtomicU64], index: usize, new: ExtendedEntry) {
     }
 }
 
-/// Whether both refer to the same place.
+/// Whether both entries are equal apart from the copied flag.
 fn same_place(a: L2Entry, b: L2Entry) -> bool {
     a.with_copied(false) == b.with_copied(false)
 }
 
 impl Qcow2 {
-    /// The entry of a guest offset and what it says. The caller holds the range lock.
+    /// The entry of a guest offset, and its kind. The caller holds the range lock.
     async fn extended_entry(&self, offset: u64) -> Result<(ExtendedEntry, L2Kind)> {
         let Some(slice) = self.pin_slice(offset).await? else {
             return Ok((ExtendedEntry::EMPTY, L2Kind::Unallocated));
@@ -69,9 +71,9 @@ impl Qcow2 {
         }
     }
 
-    /// Replaces the entries of `count` guest clusters from `guest` on by what `change` makes of each, and hands what they
-    /// no longer refer to to the write-back. So it does with those of `counted` that a failure leaves without an entry. The
-    /// caller holds the range lock.
+    /// Replaces the entries of `count` guest clusters from `guest` on by the results of `change`. The clusters that the
+    /// old entries referred to are passed to the write-back, which lowers their refcounts. If this fails, the same
+    /// happens to the clusters of `counted` that no entry refers to. The caller holds the range lock.
     pub(super) async fn link_extended(
         &self,
         guest: u64,

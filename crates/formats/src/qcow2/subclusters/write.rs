@@ -1,11 +1,11 @@
-//! Writes that the map cannot place, in images with subclusters.
+//! Writes without a direct mapping to a host offset, in images with subclusters.
 //!
-//! The order is that of other writes (see [`super::super::write`]): data, refcounts, entries. A request falls into runs
-//! of clusters, and each run is
+//! The order is that of other writes (see [`super::super::write`]): data, refcounts, entries. A request is split into
+//! runs of clusters, and each run is
 //!
-//! - *in place*: every subcluster that it touches has its data in a cluster of the image's own;
-//! - *owned*: a cluster of the image's own in which some of the subclusters have no data yet;
-//! - *new*: clusters that have no place, or one that they share with a snapshot or that holds compressed data.
+//! - *in place*: every touched subcluster has data in a cluster that the image owns;
+//! - *owned*: the image owns the cluster, but some of its touched subclusters have no data yet;
+//! - *new*: the clusters are not allocated, shared with a snapshot, or compressed, so that new clusters are needed.
 
 use std::ops::Range;
 
@@ -18,13 +18,13 @@ use super::super::layout::{ExtendedEntry, L2Entry, L2Kind, SUBCLUSTERS, Subclust
 use super::super::lookup::Extent;
 use super::super::write::length;
 
-/// The start of a write, and how far it goes the same way.
+/// The first run of a write, with its length in bytes.
 enum Run {
-    /// Its data has this place.
+    /// The data goes to `host`, and no entry changes.
     InPlace { host: u64, len: u64 },
-    /// It lies in one cluster of the image's own, at `host`.
+    /// The run lies in one cluster at `host` that the image owns.
     Owned { host: u64, bitmap: Subclusters, len: u64 },
-    /// It needs new clusters.
+    /// The run needs new clusters.
     New { len: u64 },
 }
 
@@ -55,7 +55,7 @@ impl Qcow2 {
 
     async fn next_run(&self, offset: u64, len: u64) -> Result<Run> {
         if let Extent::Data { host, len: covered, owned: true } = self.extent(offset, len).await? {
-            // A cluster that has data only in a part of what is written is written at once.
+            // If only a part of the touched subclusters has data, the cluster is written as one owned run.
             let end = offset.saturating_add(covered);
             let whole = if covered == len { end } else { self.cluster_start(end) };
             if whole > offset {
@@ -79,7 +79,7 @@ impl Qcow2 {
         Ok(Run::New { len: covered })
     }
 
-    /// Writes `data` into the image's own cluster at `host`, where `bitmap` says which subclusters have data.
+    /// Writes `data` into the owned cluster at `host`. `bitmap` says which of its subclusters have data.
     async fn write_owned(
         &self,
         offset: u64,
@@ -98,7 +98,8 @@ impl Qcow2 {
         self.link_extended(first, 1, None, with_data).await
     }
 
-    /// The range from `offset` to `end`, rounded out to subclusters at the ends that lie in none of `complete`.
+    /// Extends the range from `offset` to `end` to whole subclusters. An end in a subcluster of `complete` is not
+    /// extended.
     fn round_out(&self, offset: u64, end: u64, complete: u32) -> Range<u64> {
         let size = self.geometry.subcluster_size();
         let is_complete = |at: u64| {
@@ -111,7 +112,8 @@ impl Qcow2 {
         start..end
     }
 
-    /// Writes `data` into the clusters of `run`, with what has to come along from where they were before.
+    /// Writes `data` into the new clusters of `run`, and copies the data of the other subclusters from the old
+    /// clusters.
     pub(in super::super) async fn fill_new(
         &self,
         offset: u64,
@@ -129,7 +131,7 @@ impl Qcow2 {
         let mut tail = if last == first { 0 } else { self.carried(last, offset, end).await? };
         let (carried_head, carried_tail) = (head, tail);
 
-        // What adjoins the data goes with it; the rest is copied apart.
+        // Subclusters next to the data are written together with it. The others are copied separately.
         let mut whole = self.round_out(offset, end, 0);
         let size = self.geometry.subcluster_size();
         whole.start = self.take_before(first, whole.start, size, &mut head);
@@ -157,7 +159,7 @@ impl Qcow2 {
             if guest == last {
                 with_data |= carried_tail;
             }
-            // What had data and is not written has come along.
+            // Subclusters that had data and are not written have been copied.
             let others = match old.entry.is_compressed() {
                 true => Subclusters::NONE,
                 false => old.bitmap.without_data(),
@@ -170,7 +172,7 @@ impl Qcow2 {
         .await
     }
 
-    /// The subclusters of a cluster whose data has to come along when `offset..end` is written to a new place.
+    /// The subclusters of a cluster whose data must be copied when `offset..end` is written to a new cluster.
     async fn carried(&self, cluster: u64, offset: u64, end: u64) -> Result<u32> {
         let (found, kind) = self.extended_entry(cluster).await?;
         let with_data = match kind {
@@ -184,7 +186,7 @@ impl Qcow2 {
         Ok(with_data & !Subclusters::touched_by(self.geometry, from, to))
     }
 
-    /// Takes subclusters out of `mask` that end at `start`, one after the other; gives where the first one begins.
+    /// Removes the adjacent subclusters directly before `start` from `mask`. Returns the start of the first one.
     fn take_before(&self, cluster: u64, mut start: u64, size: u64, mask: &mut u32) -> u64 {
         while start > cluster {
             let before = start - size;
@@ -198,7 +200,7 @@ impl Qcow2 {
         start
     }
 
-    /// Takes subclusters out of `mask` that begin at `end`, one after the other; gives where the last one ends.
+    /// Removes the adjacent subclusters directly behind `end` from `mask`. Returns the end of the last one.
     fn take_from(&self, cluster: u64, mut end: u64, size: u64, mask: &mut u32) -> u64 {
         while end < cluster.saturating_add(self.geometry.cluster_size()) {
             let next = end.saturating_add(size);
@@ -231,7 +233,7 @@ impl Qcow2 {
         ranges
     }
 
-    /// Copies what the guest disk holds in a range to `host`.
+    /// Copies the current contents of a guest range to `host`.
     async fn copy(&self, range: Range<u64>, host: u64, untouched: bool) -> Result<()> {
         let end = self.end_of_data(range.end);
         match self.old_contents(range.start, end, untouched).await? {

@@ -10,11 +10,11 @@ use super::super::run_options::Modes;
 use super::super::write_back::ReleaseReason;
 use super::{load, same_place, store};
 
-/// What a change of an entry goes by.
+/// The state of an entry before a change.
 struct Old {
     entry: ExtendedEntry,
     kind: L2Kind,
-    /// There is a backing file, which shows where nothing is allocated.
+    /// Whether the image has a backing file, from which unallocated subclusters read.
     has_backing: bool,
 }
 
@@ -22,8 +22,8 @@ impl Qcow2 {
     /// Makes whole subclusters read as zeroes. The caller holds the range lock.
     ///
     /// # Errors
-    /// [`oxblk_core::ErrorKind::Unsupported`] where that takes data and `flags` do not want it: in a part of a compressed
-    /// cluster.
+    /// [`oxblk_core::ErrorKind::Unsupported`] if data would have to be written, for a part of a compressed cluster, and
+    /// `flags` forbid this.
     pub(in super::super) async fn zero_subclusters(
         &self,
         offset: u64,
@@ -77,7 +77,7 @@ impl Qcow2 {
         .await
     }
 
-    /// Gives up what whole clusters hold; they read as zeroes afterwards. The caller holds the range lock.
+    /// Discards whole clusters, which read as zeroes afterwards. The caller holds the range lock.
     pub(in super::super) async fn discard_subclusters(&self, from: u64, to: u64) -> Result<()> {
         let keep = self.modes().contains(Modes::NO_UNREF);
         self.change_extended(from, to, ReleaseReason::Discarded, |old| {
@@ -91,7 +91,7 @@ impl Qcow2 {
         .await
     }
 
-    /// Makes whole clusters what they were before anything was written. The caller holds the range lock.
+    /// Makes whole clusters unallocated. The caller holds the range lock.
     pub(in super::super) async fn forget_subclusters(
         &self,
         from: u64,
@@ -104,8 +104,8 @@ impl Qcow2 {
         .await
     }
 
-    /// Gives up what whole clusters have; where they are not empty, a backing file does not show. The caller holds the range
-    /// lock.
+    /// Drops the contents of whole clusters. Clusters that are not empty do not read from a backing file afterwards.
+    /// The caller holds the range lock.
     pub(in super::super) async fn clear_subclusters(&self, from: u64, to: u64) -> Result<()> {
         self.change_extended(from, to, ReleaseReason::CutOff, |old| {
             let new = if old.has_backing { ExtendedEntry::ZERO } else { ExtendedEntry::EMPTY };
@@ -114,7 +114,7 @@ impl Qcow2 {
         .await
     }
 
-    /// Replaces the entries of whole clusters by what `change` makes of each.
+    /// Replaces the entries of whole clusters by the results of `change`.
     async fn change_extended(
         &self,
         from: u64,
@@ -138,7 +138,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Changes the entries of one slice and gives where the next one begins.
+    /// Changes the entries of one slice. Returns the guest offset at which the next slice begins.
     async fn change_extended_slice(
         &self,
         from: u64,
