@@ -1,7 +1,7 @@
 //! Random damage. An image with data loses some words or gets others, then every kind of request is sent to it.
 //!
 //! Each request must end, with success or an error. No request panics or waits forever (the simulated executor detects this).
-//! No request allocates the amount of memory that a corrupt field gives; the limit on the process's address space detects this.
+//! No request allocates the amount of memory that a corrupt field gives: such an allocation would exceed the address space.
 
 use oxblk_core::check::Fix;
 use oxblk_core::{Backend, Preallocation};

@@ -1,4 +1,4 @@
-//! Disks that are closed, and disks that are not.
+//! Disks that are closed by a call, and disks that are dropped without a close.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +14,7 @@ fn image(folder: &Path) -> PathBuf {
     path
 }
 
-/// How many descriptors of this process lead to the file.
+/// Returns the number of descriptors of this process that refer to the file.
 fn descriptors(path: &Path) -> usize {
     let links = std::fs::read_dir("/proc/self/fd").unwrap();
     links
@@ -45,7 +45,7 @@ fn a_disk_that_is_dropped_is_closed_and_the_log_tells_it() {
     assert_eq!(descriptors(&path), 0);
     assert_holds(&path, 5);
     assert!(log.text().contains("dropped without being closed"), "{}", log.text());
-    // Its locks are free.
+    // The locks of the file have been released.
     let again = Disk::open(&path).wait().unwrap();
     again.close().wait().unwrap();
 }
@@ -77,7 +77,7 @@ fn a_close_that_nobody_awaits_goes_on_to_its_end() {
     let disk = Disk::open(&path).wait().unwrap();
     disk.write(0, vec![5; 65536]).wait().unwrap();
     drop(disk.close());
-    // The threads end when it has.
+    // The I/O threads end once the close has completed.
     while descriptors(&path) > 0 {
         std::thread::yield_now();
     }
@@ -133,7 +133,7 @@ fn a_request_outside_the_disk_is_refused() {
     disk.close().wait().unwrap();
 }
 
-/// What has been logged.
+/// The log output of a test.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
