@@ -68,7 +68,7 @@ impl ExtentCache {
         }
         if !known.constant {
             let Some(data) = extents.iter().position(|extent| extent.is_data) else { return };
-            start = extents.drain(..data).last().map_or(start, |hole| hole.end);
+            start = extents.drain(..data).next_back().map_or(start, |hole| hole.end);
             extents.truncate(1);
         }
         (known.start, known.extents) = (start, extents);
