@@ -19,7 +19,7 @@
 //! | `bitmaps/` | persistent dirty bitmaps |
 //! | `resize`, `shrink`, `preallocate`, `snapshots/`, `vm_state` | one operation each, as named |
 //! | `status`, `check/`, `compact/`, `create`, `measure` | one operation each, as named |
-//! | `plan` | the layout of a new image |
+//! | `create_options`, `plan` | the options of a new image; its layout |
 //! | `header` | the header of an open image, and rewriting it safely |
 //! | `amend/` | changing the options of an existing image |
 //! | `backing`, `trim` | changing the backing file, emptying the image; cutting off the unused end of the file |
@@ -55,6 +55,7 @@ pub mod compression;
 mod counted;
 #[doc(hidden)]
 pub mod create;
+mod create_options;
 mod data;
 mod discard;
 mod driver;

@@ -26,7 +26,7 @@ use oxblk_core::create::{CreateOption, OptionType};
 use oxblk_core::{BoxFuture, ChildIdx, Error, Options, Preallocation, Result};
 
 use super::Qcow2;
-use super::create::refcount_order;
+use super::create_options::refcount_order;
 use super::layout::{Autoclear, Compatible, CryptMethod, Header, Incompatible};
 use super::run_options::Modes;
 
