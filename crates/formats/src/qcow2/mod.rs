@@ -24,6 +24,7 @@
 //! | `amend/` | changing the options of an existing image |
 //! | `backing`, `trim` | changing the backing file, emptying the image; cutting off the unused end of the file |
 //! | `run_options`, `overlap` | runtime options of an open image; metadata that overlaps other metadata |
+//! | `dirty_bit` | the dirty bit of the header: lazy refcounts, changes of snapshots |
 //! | `open`, `factory`, `reopen` | opening, creating and reopening a node |
 //!
 //! # Locks, in the order in which they are taken
@@ -57,6 +58,7 @@ mod counted;
 pub mod create;
 mod create_options;
 mod data;
+mod dirty_bit;
 mod discard;
 mod driver;
 #[doc(hidden)]
@@ -150,8 +152,8 @@ pub(crate) struct Qcow2 {
     snapshots: Mutex<snapshots::TablePlace>,
     /// Runtime options of the image (see `run_options`).
     modes: AtomicU32,
-    /// The dirty bit of the header is set because refcounts are written later (lazy refcounts).
-    postponed: AtomicBool,
+    /// The dirty bit of the header.
+    dirty_bit: dirty_bit::DirtyBit,
     /// A change of snapshots did not complete. The image stays marked dirty, so that the next writable open repairs it.
     unfinished: AtomicBool,
     bitmaps: bitmaps::Bitmaps,

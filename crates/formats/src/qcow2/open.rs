@@ -307,7 +307,7 @@ async fn build(
         snapshots: Mutex::new(SnapshotTable::of(&header)),
         bitmaps: Bitmaps::of(&header),
         modes: AtomicU32::new(modes.bits()),
-        postponed: AtomicBool::new(false),
+        dirty_bit: super::dirty_bit::DirtyBit::default(),
         unfinished: AtomicBool::new(false),
         prepared: Mutex::default(),
         header: HeaderState::new(header),
