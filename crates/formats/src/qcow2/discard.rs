@@ -10,7 +10,7 @@ use super::Qcow2;
 use super::layout::{L2Entry, L2Kind};
 use super::lookup::Extent;
 use super::run_options::Modes;
-use super::write_back::ReleaseReason;
+use super::dropped::ReleaseReason;
 
 /// Largest number of guest clusters that one step changes.
 const AT_ONCE: u64 = 1 << 16;

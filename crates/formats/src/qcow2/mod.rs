@@ -15,7 +15,7 @@
 //! | `tables`, `l1_table` | making L2 tables; replacing the L1 table by a larger one |
 //! | `refscan/` | reads many tables in parallel and lists the clusters that they refer to |
 //! | `read_ahead` | reads metadata whose length is not known yet |
-//! | `write_back` | write-back cycles, in an order that survives a crash |
+//! | `write_back`, `dropped` | write-back cycles, in an order that survives a crash; references that they release |
 //! | `bitmaps/` | persistent dirty bitmaps |
 //! | `resize`, `shrink`, `preallocate`, `snapshots/`, `vm_state` | one operation each, as named |
 //! | `status`, `check/`, `compact/`, `create`, `measure` | one operation each, as named |
@@ -61,6 +61,7 @@ mod data;
 mod dirty_bit;
 mod discard;
 mod driver;
+mod dropped;
 #[doc(hidden)]
 pub mod encryption;
 mod factory;
@@ -111,7 +112,6 @@ use compressed::Tail;
 use layout::{Compression, Geometry, Incompatible};
 use refcounts::Refcounts;
 use reopen::Prepared;
-use write_back::Dropped;
 
 /// An open qcow2 image.
 pub(crate) struct Qcow2 {
@@ -147,7 +147,6 @@ pub(crate) struct Qcow2 {
     tables: AsyncMutex<()>,
     writing_back: AsyncMutex<()>,
     barrier: WriteBarrier,
-    dropped: Mutex<Vec<Dropped>>,
     l1_dirty: Mutex<BTreeSet<u64>>,
     snapshots: Mutex<snapshots::TablePlace>,
     /// Runtime options of the image (see `run_options`).

@@ -302,7 +302,6 @@ async fn build(
         tables: AsyncMutex::new(()),
         writing_back: AsyncMutex::new(()),
         barrier: crate::write_barrier::WriteBarrier::default(),
-        dropped: Mutex::default(),
         l1_dirty: Mutex::default(),
         snapshots: Mutex::new(SnapshotTable::of(&header)),
         bitmaps: Bitmaps::of(&header),

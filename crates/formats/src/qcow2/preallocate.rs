@@ -13,7 +13,7 @@ use super::Qcow2;
 use super::allocator::Reserved;
 use super::counted::Counted;
 use super::layout::{ExtendedEntry, L2Entry};
-use super::write_back::ReleaseReason;
+use super::dropped::ReleaseReason;
 
 /// Largest number of bytes that one step allocates.
 const STEP: u64 = 1 << 30;

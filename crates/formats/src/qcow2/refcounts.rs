@@ -26,6 +26,7 @@ use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex, MutexGuard};
 
 use super::allocator::{Allocator, Reserved};
 use super::cache::{DirtyCopy, Pinned, Radix, SliceCache};
+use super::dropped::{DroppedList, ReleaseReason};
 use super::header::exchange;
 use super::layout::{Geometry, Header, RefcountTableEntry, refcount_set};
 use super::run_options::Modes;
@@ -46,6 +47,8 @@ pub(super) struct Refcounts {
     /// Set when a pointer on disk is in an unknown state (see `header`).
     stop: Arc<AtomicBool>,
     pub(super) allocator: Allocator,
+    /// References that are gone, and whose refcounts are lowered later.
+    pub(super) dropped: DroppedList,
 }
 
 /// Where the refcount table lies.
@@ -88,6 +91,7 @@ impl Refcounts {
             barrier: WriteBarrier::default(),
             stop,
             allocator: Allocator::new(geometry, &file, epochs),
+            dropped: DroppedList::default(),
             children,
         };
         refcounts.read_table(&file, place.offset, bytes).await?;
@@ -268,21 +272,6 @@ impl Refcounts {
             slice.mark_dirty();
         }
         Ok(shared.is_ok())
-    }
-
-    /// Adds one reference to each of `count` host clusters from `cluster` on. If this fails, it removes the references that it
-    /// has added.
-    pub(super) async fn add(&self, cluster: u64, count: u64) -> Result<()> {
-        let mut added = cluster;
-        let outcome = self.add_up_to(&mut added, cluster.saturating_add(count)).await;
-        if outcome.is_err() {
-            for done in cluster..added {
-                if let Err(error) = self.drop_one(done).await {
-                    tracing::warn!("qcow2: cluster {done} leaks: {error}");
-                }
-            }
-        }
-        outcome
     }
 
     /// Adds one reference to each host cluster from `*at` up to `end`, and advances `*at`. If this fails or is cancelled,
@@ -564,25 +553,20 @@ impl Refcounts {
         self.write_new_block(cluster, own == block).await?;
         if own == block {
             self.name_new_block(block, cluster).await?;
+            reserved.keep();
         } else {
             // The refcount of the cluster lies in another, existing block.
-            self.add_one(cluster).await?;
-            let named = async {
-                self.write_back().await?;
-                self.file()?.flush().await?;
-                self.name_new_block(block, cluster).await
-            };
-            if let Err(error) = named.await {
-                self.drop_one(cluster).await?;
-                return Err(error);
-            }
+            let counted = self.count_in_place(reserved, ReleaseReason::Table).await?;
+            self.write_back().await?;
+            self.file()?.flush().await?;
+            self.name_new_block(block, cluster).await?;
+            counted.keep();
         }
-        reserved.keep();
         Ok(moves)
     }
 
     /// Adds one reference to a cluster whose block exists.
-    async fn add_one(&self, cluster: u64) -> Result<()> {
+    pub(super) async fn add_one(&self, cluster: u64) -> Result<()> {
         let place = self.place(cluster)?;
         let slice = self.slice(&place).await?;
         let slice = slice.ok_or_else(|| Error::corrupt("refcount block vanished"))?;

@@ -12,7 +12,7 @@ use oxblk_ring::IoBuf;
 use super::Qcow2;
 use super::layout::{L1Entry, field_offsets};
 use super::lookup::Extent;
-use super::write_back::ReleaseReason;
+use super::dropped::ReleaseReason;
 
 /// Number of zero bytes per write.
 const PIECE: usize = 1 << 20;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Qcow2;
-use super::write_back::ReleaseReason;
+use super::dropped::ReleaseReason;
 use super::layout::{Autoclear, Compatible, Header};
 
 bitflags::bitflags! {

@@ -20,7 +20,7 @@ use super::Qcow2;
 use super::counted::Counted;
 use super::header::stop_unless_known;
 use super::layout::{ExtendedEntry, L1Entry, L2Entry, field_offsets};
-use super::write_back::ReleaseReason;
+use super::dropped::ReleaseReason;
 
 /// New copies of the last L2 table and the last cluster, written and counted. They contain nothing behind the new end.
 #[derive(Default)]

@@ -31,35 +31,13 @@ use oxblk_ring::perturb::point;
 use super::Qcow2;
 use super::allocator::{Quarantined, Reserved};
 use super::cache::{DirtyCopy, Radix};
+use super::dropped::{Dropped, ReleaseReason};
 use super::layout::{L1Entry, L2Entry, L2Kind};
 use super::run_options::Modes;
 use super::write::length;
 
 /// With more dropped runs than this, [`Qcow2::relieve`] runs a cycle.
 const MANY_DROPPED: usize = 8192;
-
-/// Host clusters that lost one reference each.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Dropped {
-    cluster: u64,
-    count: u64,
-    was: ReleaseReason,
-}
-
-/// Why a reference to a host cluster was released, or what the cluster held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ReleaseReason {
-    /// Guest data.
-    Data,
-    /// Guest data that the guest discarded.
-    Discarded,
-    /// Guest data behind the end of the disk.
-    CutOff,
-    /// Guest data of a snapshot, or of the active state that was replaced when a snapshot was applied.
-    Snapshot,
-    /// An L1 table or an L2 table.
-    Table,
-}
 
 impl Qcow2 {
     /// Hands the references of the entries `old` to the write-back. Their slices are already marked dirty.
@@ -84,20 +62,12 @@ impl Qcow2 {
 
     /// Hands one reference of each of `count` host clusters to the write-back.
     pub(super) fn drop_clusters(&self, cluster: u64, count: u64, was: ReleaseReason) {
-        let mut dropped = lock(&self.dropped);
-        if let Some(last) = dropped.last_mut()
-            && last.cluster.saturating_add(last.count) == cluster
-            && last.was == was
-        {
-            last.count = last.count.saturating_add(count);
-            return;
-        }
-        dropped.push(Dropped { cluster, count, was });
+        self.refcounts.dropped.push(cluster, count, was);
     }
 
     /// Runs a write-back cycle if many references were dropped.
     pub(super) async fn relieve(&self) -> Result<()> {
-        let many = lock(&self.dropped).len() > MANY_DROPPED;
+        let many = self.refcounts.dropped.len() > MANY_DROPPED;
         if many { self.write_back(false).await } else { Ok(()) }
     }
 
@@ -331,10 +301,9 @@ struct Cycle<'a> {
 
 impl<'a> Cycle<'a> {
     fn begin(image: &'a Qcow2) -> Self {
-        let take_dropped = || std::mem::take(&mut *lock(&image.dropped));
         let take_l1 = || std::mem::take(&mut *lock(&image.l1_dirty));
         // The order matters; see the module's text.
-        let dropped = take_dropped().into();
+        let dropped = image.refcounts.dropped.take().into();
         point();
         let l1 = take_l1();
         point();
@@ -355,7 +324,7 @@ impl<'a> Cycle<'a> {
 impl Drop for Cycle<'_> {
     fn drop(&mut self) {
         lock(&self.image.l1_dirty).append(&mut self.l1);
-        lock(&self.image.dropped).extend(self.dropped.drain(..));
+        self.image.refcounts.dropped.restore(self.dropped.drain(..));
     }
 }
 

@@ -15,7 +15,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::super::Qcow2;
 use super::super::layout::CryptoHeader;
 use super::super::run_options::Modes;
-use super::super::write_back::ReleaseReason;
+use super::super::dropped::ReleaseReason;
 
 /// The maximum length of a LUKS header that is moved. With eight key slots it is a few MiB long.
 const MOST: u64 = 16 << 20;

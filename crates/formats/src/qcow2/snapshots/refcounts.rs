@@ -15,7 +15,7 @@ use super::super::Qcow2;
 use super::super::allocator::Quarantined;
 use super::super::layout::{Geometry, refcount_get, refcount_max, refcount_set};
 use super::super::refscan::{References, read_tables};
-use super::super::write_back::ReleaseReason;
+use super::super::dropped::ReleaseReason;
 use super::references::Reach;
 
 /// The direction in which refcounts change.

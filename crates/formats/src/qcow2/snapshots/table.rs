@@ -15,7 +15,7 @@ use super::super::layout::{
     parse_snapshot,
 };
 use super::super::read_ahead::{ReadAhead, read_ahead};
-use super::super::write_back::ReleaseReason;
+use super::super::dropped::ReleaseReason;
 
 /// Bytes of the snapshot table in one read. This is more than the longest entry needs.
 const CHUNK: usize = 256 << 10;

@@ -7,7 +7,7 @@ use super::super::Qcow2;
 use super::super::discard::given_up;
 use super::super::layout::{ExtendedEntry, L2Kind, Subclusters};
 use super::super::run_options::Modes;
-use super::super::write_back::ReleaseReason;
+use super::super::dropped::ReleaseReason;
 use super::{load, same_place, store};
 
 /// The state of an entry before a change.
