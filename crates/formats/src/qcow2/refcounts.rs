@@ -345,6 +345,10 @@ impl Refcounts {
         if copies.is_empty() {
             return Ok(());
         }
+        if self.stop.load(Acquire) {
+            // The blocks on disk may not be those that the table in memory names.
+            return Err(Error::from_errno(Errno::IO));
+        }
         let file = self.file()?;
         let slices_per_block = self.geometry.cluster_size() / self.slice_bytes;
         let base_of = |copy: &DirtyCopy<'_>| self.block_offset(copy.slice / slices_per_block);

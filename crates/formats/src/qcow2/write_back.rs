@@ -3,9 +3,9 @@
 //! One cycle runs at a time (`writing_back`). A cycle holds no lock across its I/O that a cache hit or a guest write needs. Its
 //! steps are:
 //!
-//! 1. take the list of dropped references, the list of changed L1 entries, and copies of the dirty L2 slices, in that order. So
-//!    the copies contain every change to which the lists belong. For each reference in the copies, the data was written and the
-//!    refcount was raised in the cache before;
+//! 1. take the list of dropped references, the changed L1 entries with their values, and copies of the dirty L2 slices, in that
+//!    order. So the copies contain every change to which the lists belong. For each reference in the copies, the data was written
+//!    and the refcount was raised in the cache before;
 //! 2. write the dirty refcounts; flush the file and the data file, so that data and refcounts are durable. With lazy refcounts,
 //!    set the dirty bit in the header instead of writing refcounts;
 //! 3. write the copies; flush if a later step relies on them;
@@ -17,7 +17,7 @@
 //! stay in the list. The next cycle waits until the I/O of a cancelled cycle has ended (see `write_barrier`). An I/O error in
 //! step 5 does not fail the cycle: the next cycle tries to lower these refcounts again.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{
     AtomicU64,
     Ordering::{Relaxed, Release},
@@ -84,7 +84,7 @@ impl Qcow2 {
         let mut cycle = Cycle::begin(self);
         let drops = !cycle.dropped.is_empty();
         if cycle.has_work() {
-            // A pointer on disk may differ from memory; then nothing may be written.
+            // A pointer on disk may differ from memory; then nothing may be written. `Refcounts::write_back` checks this too.
             self.check_usable()?;
         }
         let writing = self.barrier.pass().await;
@@ -108,7 +108,7 @@ impl Qcow2 {
         &self,
         file: &Edge,
         copies: &[DirtyCopy<'_>],
-        l1: &BTreeSet<u64>,
+        l1: &BTreeMap<u64, L1Entry>,
         drops: bool,
         durable: bool,
     ) -> Result<()> {
@@ -152,13 +152,13 @@ impl Qcow2 {
         run_all(writes).await
     }
 
-    async fn write_l1(&self, file: &Edge, indices: &BTreeSet<u64>) -> Result<()> {
+    async fn write_l1(&self, file: &Edge, entries: &BTreeMap<u64, L1Entry>) -> Result<()> {
         let base = self.l1_offset.load(Relaxed);
         let bytes = self.l1_entries().saturating_mul(8);
         self.check_overlaps(Modes::ACTIVE_L1, base, bytes).await?;
-        let writes = indices.iter().map(|index| {
+        let writes = entries.iter().map(|(index, entry)| {
             let place = base.saturating_add(index.saturating_mul(8));
-            let entry = self.l1_entry(*index).0.to_be_bytes().to_vec();
+            let entry = entry.0.to_be_bytes().to_vec();
             file.write(place, IoBuf::from(entry), WriteFlags::empty())
         });
         run_all(writes).await
@@ -295,13 +295,18 @@ impl Drop for Woken<'_> {
 struct Cycle<'a> {
     image: &'a Qcow2,
     dropped: VecDeque<Dropped>,
-    l1: BTreeSet<u64>,
+    /// The changed L1 entries, with the values that they had when the cycle began. A later value may refer to a table that this
+    /// cycle does not write.
+    l1: BTreeMap<u64, L1Entry>,
     copies: Vec<DirtyCopy<'a>>,
 }
 
 impl<'a> Cycle<'a> {
     fn begin(image: &'a Qcow2) -> Self {
-        let take_l1 = || std::mem::take(&mut *lock(&image.l1_dirty));
+        let take_l1 = || {
+            let mut notes = lock(&image.l1_dirty);
+            std::mem::take(&mut *notes).into_iter().map(|at| (at, image.l1_entry(at))).collect()
+        };
         // The order matters; see the module's text.
         let dropped = image.refcounts.dropped.take().into();
         point();
@@ -323,7 +328,7 @@ impl<'a> Cycle<'a> {
 
 impl Drop for Cycle<'_> {
     fn drop(&mut self) {
-        lock(&self.image.l1_dirty).append(&mut self.l1);
+        lock(&self.image.l1_dirty).extend(std::mem::take(&mut self.l1).into_keys());
         self.image.refcounts.dropped.restore(self.dropped.drain(..));
     }
 }

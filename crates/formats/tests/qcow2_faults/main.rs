@@ -4,6 +4,7 @@
 
 mod counted;
 mod dirty_bit;
+mod write_order;
 
 use std::sync::Arc;
 use std::time::Duration;

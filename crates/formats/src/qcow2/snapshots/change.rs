@@ -248,6 +248,9 @@ impl Qcow2 {
         }
         if let Some(((before, after), index)) = changed {
             let place = old.1.saturating_add(index.saturating_mul(SECTOR as u64));
+            // The raised refcounts must be durable before the sector refers to their clusters.
+            self.write_back_refcounts().await?;
+            self.children.require(ChildIdx::FILE)?.flush().await?;
             // The sector is exchanged like a header field, because it defines the contents of the disk.
             self.exchange_header_field(place, before, after).await?;
         }
