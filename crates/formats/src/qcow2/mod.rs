@@ -164,9 +164,14 @@ pub(crate) struct Qcow2 {
 const SECTOR: u64 = 512;
 
 impl Qcow2 {
+    /// The size of the disk as the header gives it. It may end within a sector.
+    fn size_in_header(&self) -> u64 {
+        self.size.load(Acquire)
+    }
+
     /// The size of the disk: the size in the header, rounded up to whole sectors.
     fn size(&self) -> u64 {
-        let size = self.size.load(Acquire);
+        let size = self.size_in_header();
         size.checked_next_multiple_of(SECTOR).unwrap_or(size)
     }
 

@@ -221,7 +221,7 @@ impl Qcow2 {
         };
         let count = |len: usize| u32::try_from(len).map_err(|_| Error::from_errno(Errno::FBIG));
         let entries = bytes.len() / 8;
-        let before = self.active_fields(self.size(), count(old.0.len())?, old.1);
+        let before = self.active_fields(self.size_in_header(), count(old.0.len())?, old.1);
         let after = self.active_fields(size, count(entries)?, offset);
         let named = self.exchange_header_field(field_offsets::SIZE, &before, &after).await;
         if let Err(error) = named {
