@@ -78,7 +78,7 @@ impl Refcounts {
         let mut area = block.saturating_add(1).max(cluster.div_ceil(per_block));
         loop {
             let start = area.saturating_mul(per_block);
-            if self.write_table(start, 0, Growth::Spare).await?.is_some() {
+            if self.write_table(start, (0, 0), Growth::Spare).await?.is_some() {
                 return Ok(());
             }
             area = area.saturating_add(1);
@@ -86,24 +86,30 @@ impl Refcounts {
     }
 
     /// Moves the refcount table to `start`, behind all clusters in use. Creates the refcount blocks for the table and for
-    /// `clusters` more clusters. The table gets no spare entries. Returns the first cluster behind the table, or `None` if the
-    /// clusters from `start` on are not free.
+    /// `clusters` more clusters. The table gets no spare entries. Returns the `reserved` clusters directly behind the table, or
+    /// `None` if the clusters from `start` on are not free.
     pub(in super::super) async fn make_room(
         &self,
         start: u64,
         clusters: u64,
-    ) -> Result<Option<u64>> {
+        reserved: u64,
+    ) -> Result<Option<Reserved<'_>>> {
         let _turn = self.growing.lock().await;
-        self.write_table(start, clusters, Growth::Exact).await
+        self.write_table(start, (clusters, reserved), Growth::Exact).await
     }
 
     /// Writes missing refcount blocks from cluster `start` on, and a new table behind them. The blocks cover all clusters from
-    /// `start` up to `clusters` clusters behind the table. Returns the first cluster behind the table, or `None` if these
-    /// clusters are not free.
+    /// `start` up to `clusters` clusters behind the table. Reserves the `reserved` clusters directly behind the table and returns
+    /// them. Returns `None`, and writes nothing, if the clusters from `start` on are not free.
     ///
     /// The new table and these blocks are written in one run of clusters and made durable. Only then does the header refer to
     /// the table.
-    async fn write_table(&self, start: u64, clusters: u64, growth: Growth) -> Result<Option<u64>> {
+    async fn write_table(
+        &self,
+        start: u64,
+        (clusters, reserved): (u64, u64),
+        growth: Growth,
+    ) -> Result<Option<Reserved<'_>>> {
         let per_block = self.geometry.refcounts_per_block();
         let cluster_size = self.geometry.cluster_size();
         let old_entries = self.table_entries.load(Acquire);
@@ -127,10 +133,12 @@ impl Refcounts {
         let blocks = u64::try_from(missing.len()).unwrap_or(u64::MAX);
         let table_start = start.saturating_add(blocks);
         let used_end = table_start.saturating_add(table_clusters);
-        self.scan_up_to(used_end).await?;
-        let Some(mut run) = self.allocator.take_at(start, used_end.saturating_sub(start))? else {
+        let end = used_end.saturating_add(reserved);
+        self.scan_up_to(end).await?;
+        let Some(mut behind) = self.allocator.take_at(start, end.saturating_sub(start))? else {
             return Ok(None);
         };
+        let mut run = behind.split_first(used_end.saturating_sub(start));
         run.begin_write();
         self.write_missing_blocks(&missing, start, used_end).await?;
         let table = self.encode_table(entries, &missing, start)?;
@@ -156,7 +164,7 @@ impl Refcounts {
         counted.into_iter().for_each(Counted::keep);
         self.adopt_table(&missing, start, table_start, entries);
         self.free_table(old_offset, old_entries.saturating_mul(8)).await?;
-        Ok(Some(used_end))
+        Ok(Some(behind))
     }
 
     async fn write_missing_blocks(&self, missing: &[u64], start: u64, used_end: u64) -> Result<()> {
