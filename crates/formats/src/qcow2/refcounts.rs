@@ -32,6 +32,9 @@ use super::layout::{Geometry, Header, RefcountTableEntry, refcount_set};
 use super::run_options::Modes;
 use crate::write_barrier::WriteBarrier;
 
+/// A file that cannot grow is nearly full if it has fewer free clusters than this, or fewer than a sixteenth of its clusters.
+const FEW_FREE: u64 = 4096;
+
 /// The refcounts of an image.
 pub(super) struct Refcounts {
     pub(super) geometry: Geometry,
@@ -381,6 +384,22 @@ impl Refcounts {
             true => u64::MAX,
             false => self.geometry.cluster_index(file.size()),
         })
+    }
+
+    /// Whether the file cannot grow and has few free clusters. Scans refcount blocks until it has found enough of them.
+    pub(super) async fn is_nearly_full(&self) -> Result<bool> {
+        let limit = self.limit()?;
+        if limit == u64::MAX {
+            return Ok(false);
+        }
+        let few = FEW_FREE.min(limit.div_ceil(16));
+        while !self.allocator.has_free(few, limit) {
+            if self.allocator.scanned() >= limit {
+                return Ok(true);
+            }
+            self.scan_next().await?;
+        }
+        Ok(false)
     }
 
     /// Reserves host clusters with `take`. The argument of `take` is the cluster before which the reserved run must end. If the

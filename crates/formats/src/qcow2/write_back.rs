@@ -65,10 +65,14 @@ impl Qcow2 {
         self.refcounts.dropped.push(cluster, count, was);
     }
 
-    /// Runs a write-back cycle if many references were dropped.
+    /// Runs a write-back cycle if many references were dropped, or if some were and free clusters are needed soon. Clusters that
+    /// the cycle frees can be reused after all current requests have ended, so this must happen before the file is full.
     pub(super) async fn relieve(&self) -> Result<()> {
-        let many = self.refcounts.dropped.len() > MANY_DROPPED;
-        if many { self.write_back(false).await } else { Ok(()) }
+        let dropped = self.refcounts.dropped.len();
+        if dropped == 0 || dropped <= MANY_DROPPED && !self.refcounts.is_nearly_full().await? {
+            return Ok(());
+        }
+        self.write_back(false).await
     }
 
     /// Sets an L1 entry and marks it dirty, atomically. So a thread that sees the new entry and then flushes also writes it.
@@ -260,6 +264,7 @@ impl Qcow2 {
         behind: Option<u64>,
         count: u64,
     ) -> Result<Reserved<'_>> {
+        self.relieve().await?;
         loop {
             if self.refcounts.allocator.has_resting() {
                 self.recycle().await?;
