@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod cache;
+mod completions;
 mod flags;
 mod gate;
 mod getopt;
@@ -13,6 +14,7 @@ mod image;
 mod img;
 mod io;
 mod log;
+mod manual;
 mod objects;
 mod pages;
 mod program;
@@ -118,6 +120,8 @@ fn subcommand(name: &str, called_as: &str, arguments: Vec<String>) -> ExitCode {
         "img" => tool(img::run, program(), rest),
         "io" => tool(io::run, program(), rest),
         "serve" => serve::run(rest),
+        "man" => ExitCode::from(manual::run(&program(), rest, &pages::all(), pages::inner)),
+        "completions" => ExitCode::from(completions::run(&program(), rest, &pages::all())),
         "help" => {
             out(format_args!("{}", overview(name)));
             ExitCode::SUCCESS

@@ -27,6 +27,7 @@ const NO_STATUS: u8 = 3;
 const NO_READ: u8 = 4;
 
 const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
     shared::quiet(|a| &mut a.quiet),
     shared::object().refused_with(CANNOT_OPEN),
     shared::cache('T', |a| &mut a.cache_name),
@@ -50,7 +51,6 @@ const FLAGS: &[Flag<Arguments>] = &[
     shared::progress(|a| &mut a.progress),
     shared::threads(|a, text| threads::set(&mut a.threads, &text)),
     shared::untrusted(),
-    Flag::help(),
 ];
 
 /// The description of the command.

@@ -16,6 +16,7 @@ use crate::text::number;
 use oxblk::qemu_json;
 
 const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
     Flag::text(
         both('O', "target-format"),
         Value::FORMAT.default("raw"),
@@ -47,7 +48,6 @@ const FLAGS: &[Flag<Arguments>] = &[
     }),
     shared::force_share(|a| &mut a.share),
     shared::untrusted(),
-    Flag::help(),
 ];
 
 /// The description of the command.
