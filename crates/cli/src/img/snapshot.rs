@@ -126,8 +126,14 @@ async fn act(context: &Context, action: &Action, image: &Image<'_>, backend: &Ba
     };
     match action {
         Action::List => {
-            // Treat an error as an empty list: the format may have no snapshots.
-            let list = backend.snapshots().await.unwrap_or_default();
+            // A format without snapshots has an empty list.
+            let list = match backend.snapshot_node() {
+                Ok(_) => backend.snapshots().await,
+                Err(_) => Ok(Vec::new()),
+            };
+            let list = list.map_err(|error| {
+                context.failed(format_args!("Could not list the snapshots: {error}"))
+            })?;
             if !list.is_empty() {
                 out(format_args!("{}", snapshot::list(&list)));
             }

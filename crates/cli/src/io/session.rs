@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::Future;
+use std::sync::Arc;
 
 use oxblk_core::{Backend, Error, Graph, OpenFlags, Options, Perm, Permissions};
 use oxblk_ring::Task;
@@ -167,12 +168,19 @@ impl Session {
         // The overlay has its own reference to the image.
         let closed = base.close().await;
         let overlay = overlay?;
-        closed?;
         let mut taken = Perm::CONSISTENT_READ;
         if !read_only {
             taken |= Perm::WRITE | Perm::RESIZE;
         }
-        Backend::new(&self.graph, "", overlay, Permissions::sharing_all(taken))
+        let permissions = Permissions::sharing_all(taken);
+        let backend =
+            closed.and_then(|()| Backend::new(&self.graph, "", Arc::clone(&overlay), permissions));
+        if backend.is_err()
+            && let Err(error) = self.graph.release(overlay).await
+        {
+            tracing::warn!("cannot close the temporary overlay: {error}");
+        }
+        backend
     }
 
     /// Waits for requests in flight, closes the open image, and returns whether that succeeded.
