@@ -5,6 +5,7 @@
 //! front of its messages differs: it is the name that the user typed.
 #![forbid(unsafe_code)]
 
+mod bar;
 mod cache;
 mod completions;
 mod flags;
