@@ -59,3 +59,19 @@ pub(crate) fn parse_aio(name: &str) -> Option<Aio> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flags::spec::Value;
+    use oxblk_core::Preallocation;
+
+    #[test]
+    fn the_modes_that_help_and_completions_offer_are_accepted() {
+        assert!(Value::CACHE.words().into_iter().all(|mode| CacheMode::parse(mode).is_some()));
+        assert!(Value::DISCARD.words().into_iter().all(|mode| parse_discard(mode).is_some()));
+        assert!(Value::AIO.words().into_iter().all(|mode| parse_aio(mode).is_some()));
+        let preallocation = Value::PREALLOCATION.words();
+        assert!(preallocation.into_iter().all(|mode| Preallocation::parse(mode).is_some()));
+    }
+}
