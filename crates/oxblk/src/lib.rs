@@ -105,6 +105,7 @@
 #![forbid(unsafe_code)]
 
 mod buffer;
+mod cache;
 pub mod commit;
 pub mod compare;
 mod convert;
@@ -124,9 +125,10 @@ mod serve;
 pub mod temporary;
 mod threads;
 
+pub use cache::{Cache, parse_discard};
 pub use convert::{Convert, Stop};
 pub use create::Create;
-pub use disk::{Cache, Cursor, Disk, OpenOptions};
+pub use disk::{Cursor, Disk, OpenOptions, Sharing};
 pub use drivers::{drivers, is_absent};
 pub use format::{
     Compression, Format, NewFormat, Qcow2Options, Qcow2Version, RawOptions, VdiOptions,
@@ -136,10 +138,10 @@ pub use map::{Extent, Extents};
 pub use oxblk_core as core;
 pub use oxblk_core::bitmap::BitmapInfo;
 pub use oxblk_core::snapshot::SnapshotInfo;
-pub use oxblk_core::{Error, ErrorKind, Gate, Preallocation, Result, Secrets};
+pub use oxblk_core::{Error, ErrorKind, Gate, Options, Preallocation, Result, Secrets};
 pub use oxblk_exports as exports;
 pub use oxblk_ring as ring;
-pub use oxblk_ring::{IoBuf, IoBufMut};
+pub use oxblk_ring::{Aio, IoBuf, IoBufMut};
 pub use request::Request;
 pub use serve::NbdServer;
 pub use threads::IoThreads;
