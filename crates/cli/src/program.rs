@@ -14,6 +14,7 @@ use oxblk_core::names;
 
 use oxblk_ring::{Config, block_on_with};
 
+use crate::flags::refusal::Refusal;
 use crate::log;
 
 /// A tool, with the name that it was started under.
@@ -54,6 +55,21 @@ impl Program {
     /// Prints a warning.
     pub(crate) fn warn(&self, message: impl Display) {
         err(format_args!("{}: warning: {message}\n", self.name));
+    }
+
+    /// Prints the version.
+    pub(crate) fn print_version(&self) {
+        out(format_args!("{} version {}\n", self.name, crate::version_as(&self.name)));
+    }
+
+    /// Prints why the value of an option is refused.
+    pub(crate) fn refuse(&self, refusal: &Refusal) {
+        for message in &refusal.messages {
+            self.error(message);
+        }
+        if let Some(hint) = &refusal.hint {
+            err(format_args!("{hint}\n"));
+        }
     }
 
     /// Makes [`warn`] use this name.

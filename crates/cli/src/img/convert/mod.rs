@@ -19,6 +19,7 @@ use crate::program::Program;
 use crate::signals::stop_flag;
 use crate::text::progress::{Progress, step};
 use arguments::Arguments;
+pub(super) use arguments::PAGE;
 
 /// Runs the command.
 pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
