@@ -5,7 +5,6 @@
 //! front of its messages differs: it is the name that the user typed.
 #![forbid(unsafe_code)]
 
-mod cache;
 mod flags;
 mod gate;
 mod getopt;

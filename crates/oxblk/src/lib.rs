@@ -73,7 +73,8 @@
 //!
 //! Sending a request to an I/O thread and its result back costs some microseconds. A program that makes hundreds of thousands
 //! of requests per second should send its loop to the I/O threads with [`Disk::run`]. There, [`Disk::backend`] makes requests
-//! without changing threads. A virtual machine monitor should give an I/O thread to each queue of a device.
+//! without changing threads. A virtual machine monitor should give an I/O thread to each queue of a device. A program that
+//! runs on I/O threads of its own opens images with [`OpenOptions::open_backend`].
 //!
 //! # Formats
 //!

@@ -3,4 +3,5 @@
 mod closing;
 mod examples;
 mod executors;
+mod opening;
 mod programs;

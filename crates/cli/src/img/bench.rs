@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
+use oxblk::Cache;
 use oxblk_core::{Backend, Error, ErrorKind, WriteFlags, strerror};
 use oxblk_ring::{Aio, IoBufMut, IoThread};
 
 use super::{Context, Step, graph, threads};
-use crate::cache::{CacheMode, parse_aio};
 use crate::flags::page::{Example, Note, Page};
 use crate::flags::refusal::Refusal;
 use crate::flags::spec::{Value, both, long};
 use crate::flags::{Flag, shared};
-use crate::image::Image;
+use crate::image::{ImageName, writing};
 use crate::program::{flush_out, out};
 use crate::text::number;
 
@@ -27,7 +27,7 @@ const FLAGS: &[Flag<Arguments>] = &[
     shared::format(|a| &mut a.format),
     shared::image_opts(|a| &mut a.image_options),
     Flag::value(both('t', "cache"), Value::CACHE.default("writeback"), "cache mode", |a, name| {
-        a.cache = CacheMode::parse(&name).ok_or_else(|| Refusal::failed("Invalid cache mode"))?;
+        a.cache = Cache::parse(&name).ok_or_else(|| Refusal::failed("Invalid cache mode"))?;
         Ok(())
     }),
     Flag::value(
@@ -83,7 +83,7 @@ const FLAGS: &[Flag<Arguments>] = &[
         "how the host executes requests",
         |a, name| {
             let unknown = || Refusal::failed(format!("Invalid aio option: {name}"));
-            a.aio = Some(parse_aio(&name).ok_or_else(unknown)?);
+            a.aio = Some(Aio::parse(&name).ok_or_else(unknown)?);
             Ok(())
         },
     ),
@@ -140,7 +140,7 @@ pub(super) static PAGE: Page = Page {
 struct Arguments {
     format: Option<String>,
     image_options: bool,
-    cache: CacheMode,
+    cache: Cache,
     count: u64,
     depth: u64,
     offset: u64,
@@ -172,14 +172,16 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
     let helpers = threads::helpers(context, arguments.threads());
     context.block_on(async {
-        let mut image = Image::writable(&arguments.filename)
-            .format(arguments.format.as_deref())
-            .options_if(arguments.image_options)
+        let image = ImageName::file(&arguments.filename, arguments.format.as_deref())
+            .options_if(arguments.image_options);
+        let mut options = writing()
+            .read_only(!arguments.write)
             .cache(arguments.cache)
-            .share_if(arguments.share);
-        image.flags.read_only = !arguments.write;
-        image.flags.aio = arguments.aio;
-        let backend = image.open_or_say(&context.program, &graph()).await?;
+            .force_share(arguments.share);
+        if let Some(aio) = arguments.aio {
+            options = options.aio(aio);
+        }
+        let backend = image.open_or_report(&context.program, &graph(), options).await?;
         let outcome = bench(context, &arguments, &backend, &helpers).await;
         let closed = backend.close().await;
         outcome?;
@@ -191,7 +193,7 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     let mut read = Arguments {
         format: None,
         image_options: false,
-        cache: CacheMode::WRITEBACK,
+        cache: Cache::Writeback,
         count: 75000,
         depth: 64,
         offset: 0,

@@ -2,17 +2,17 @@
 
 use std::sync::Mutex;
 
+use oxblk::Cache;
 use oxblk_core::check::{CheckReport, Fix};
 use oxblk_core::{Backend, Error};
 use serde_json::{Map, json};
 
 use super::{Context, Exit, Step, graph};
-use crate::cache::CacheMode;
 use crate::flags::page::{Example, Page};
 use crate::flags::refusal::Refusal;
 use crate::flags::spec::{Value, both};
 use crate::flags::{Flag, shared};
-use crate::image::Image;
+use crate::image::{ImageName, writing};
 use crate::program::{err, note, out};
 use oxblk::qemu_json;
 
@@ -70,7 +70,7 @@ struct Arguments {
     format: Option<String>,
     image_options: bool,
     cache_name: Option<String>,
-    cache: CacheMode,
+    cache: Cache,
     share: bool,
     json: bool,
     fix: Fix,
@@ -81,14 +81,14 @@ struct Arguments {
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
     context.block_on(async {
-        let mut image = Image::read_only(&arguments.filename)
-            .format(arguments.format.as_deref())
-            .options_if(arguments.image_options)
+        let image = ImageName::file(&arguments.filename, arguments.format.as_deref())
+            .options_if(arguments.image_options);
+        let options = writing()
+            .read_only(arguments.fix == Fix::Nothing)
+            .for_check(true)
             .cache(arguments.cache)
-            .share_if(arguments.share);
-        image.flags.read_only = arguments.fix == Fix::Nothing;
-        image.flags.check = true;
-        let backend = image.open_or_say(&context.program, &graph()).await?;
+            .force_share(arguments.share);
+        let backend = image.open_or_report(&context.program, &graph(), options).await?;
         let outcome = check(context, &arguments, &backend).await;
         let closed = backend.close().await;
         let code = outcome?;

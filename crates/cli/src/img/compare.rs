@@ -5,16 +5,16 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use oxblk::Cache;
 use oxblk::compare::{Compare, CompareError, CompareStage, Difference, compare};
 use oxblk_core::{Backend, strerror};
 use oxblk_ring::IoThread;
 
 use super::{Context, Exit, Step, graph, threads};
-use crate::cache::CacheMode;
 use crate::flags::page::{Example, Note, Page};
 use crate::flags::spec::{Alias, Value, both};
 use crate::flags::{Flag, shared};
-use crate::image::Image;
+use crate::image::{ImageName, reading};
 use crate::program::out;
 use crate::signals::stop_flag;
 use crate::text::number::in_sectors;
@@ -85,7 +85,7 @@ struct Arguments {
     image_options: bool,
     strict: bool,
     cache_name: Option<String>,
-    cache: CacheMode,
+    cache: Cache,
     share: bool,
     threads: usize,
     filenames: [String; 2],
@@ -111,7 +111,7 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
         image_options: false,
         strict: false,
         cache_name: None,
-        cache: CacheMode::WRITEBACK,
+        cache: Cache::Writeback,
         share: false,
         threads: threads::default(),
         filenames: [String::new(), String::new()],
@@ -134,12 +134,9 @@ async fn compare_images(
     let mut disks = Vec::new();
     let mut outcome = Ok(());
     for (name, format) in arguments.filenames.iter().zip(&arguments.formats) {
-        let image = Image::read_only(name)
-            .format(format.as_deref())
-            .options_if(arguments.image_options)
-            .cache(arguments.cache)
-            .share_if(arguments.share);
-        match image.open_or_say(&context.program, &graph).await {
+        let image = ImageName::file(name, format.as_deref()).options_if(arguments.image_options);
+        let options = reading().cache(arguments.cache).force_share(arguments.share);
+        match image.open_or_report(&context.program, &graph, options).await {
             Ok(disk) => disks.push(disk),
             Err(_) => {
                 outcome = Err(Exit(CANNOT_OPEN));

@@ -10,7 +10,7 @@ use super::{Context, Step, graph};
 use crate::flags::page::{Example, Page};
 use crate::flags::spec::{Value, both};
 use crate::flags::{Flag, shared};
-use crate::image::Image;
+use crate::image::{ImageName, reading};
 use crate::program::out;
 use crate::text::number;
 use oxblk::qemu_json;
@@ -85,11 +85,10 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
         let graph = graph();
         let mut source = None;
         if let Some(name) = &arguments.filename {
-            let image = Image::read_only(name)
-                .format(arguments.format.as_deref())
-                .options_if(arguments.image_options)
-                .share_if(arguments.share);
-            source = Some(image.open_or_say(&context.program, &graph).await?);
+            let image = ImageName::file(name, arguments.format.as_deref())
+                .options_if(arguments.image_options);
+            let options = reading().force_share(arguments.share);
+            source = Some(image.open_or_report(&context.program, &graph, options).await?);
         }
         let loaded = match (&arguments.snapshot, &source) {
             (Some(snapshot), Some(source)) => snapshot.load(context, source).await,

@@ -10,7 +10,7 @@ use crate::flags::page::{Example, Page};
 use crate::flags::refusal::Refusal;
 use crate::flags::spec::{Value, both};
 use crate::flags::{Flag, Stored, shared};
-use crate::image::Image;
+use crate::image::{ImageName, reading, writing};
 use crate::program::out;
 use crate::text::snapshot;
 
@@ -94,16 +94,15 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     context.block_on(async {
         let name = &arguments.filename;
         let action = arguments.action.as_ref().unwrap_or(&Action::List);
-        let image = match action {
-            Action::List => Image::read_only(name),
-            _ => Image::writable(name),
+        let options = match action {
+            Action::List => reading(),
+            _ => writing(),
         };
-        let image = image
-            .format(arguments.format.as_deref())
-            .options_if(arguments.image_options)
-            .share_if(arguments.share);
-        let backend = image.open_or_say(&context.program, &graph()).await?;
-        let outcome = act(context, action, &image, &backend).await;
+        let options = options.force_share(arguments.share);
+        let image =
+            ImageName::file(name, arguments.format.as_deref()).options_if(arguments.image_options);
+        let backend = image.open_or_report(&context.program, &graph(), options).await?;
+        let outcome = act(context, action, image, &backend).await;
         let closed = backend.close().await;
         outcome?;
         closed.map_err(|error| context.error(&error))
@@ -120,7 +119,7 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     Ok(read)
 }
 
-async fn act(context: &Context, action: &Action, image: &Image<'_>, backend: &Backend) -> Step {
+async fn act(context: &Context, action: &Action, image: ImageName<'_>, backend: &Backend) -> Step {
     let failed = |what: &str, name: &str, error: &Error| {
         context.failed(format_args!("Could not {what} snapshot '{name}': {error}"))
     };
@@ -158,7 +157,7 @@ fn shortened(name: &str) -> String {
     names::to_text(bytes.get(..MAX_NAME).unwrap_or(&bytes))
 }
 
-async fn apply(backend: &Backend, image: &Image<'_>, name: &str) -> Result<(), Error> {
+async fn apply(backend: &Backend, image: ImageName<'_>, name: &str) -> Result<(), Error> {
     let Ok(node) = backend.snapshot_node() else {
         // QEMU's tools open the image a second time here, and so print the warning a second time.
         image.warn_of_probed_raw(backend);

@@ -7,7 +7,7 @@ use oxblk_core::{
 use super::super::create_options::CreateOptions;
 use super::super::{Context, Exit, Step};
 use super::arguments::Arguments;
-use crate::image::Image;
+use crate::image::{ImageName, writing};
 
 /// The size of a target is a multiple of this many bytes.
 const SECTOR: u64 = 512;
@@ -209,14 +209,13 @@ async fn open(
         let name = arguments.target_cache.as_deref().unwrap_or_default();
         return Err(context.failed(format_args!("Invalid cache option: {name}")));
     };
-    let mut image = Image { options, ..Image::writable(&arguments.target) }.cache(mode);
-    image.flags.unmap = true;
-    image = if arguments.target_options {
-        image.options_if(true).format(arguments.target_format.as_deref())
-    } else {
-        image.format(Some(arguments.new_format()))
+    let options = writing().options(&options).cache(mode).discard(true);
+    let format = match arguments.target_options {
+        true => arguments.target_format.as_deref(),
+        false => Some(arguments.new_format()),
     };
-    Ok(image.open_or_say(&context.program, graph).await?)
+    let image = ImageName::file(&arguments.target, format).options_if(arguments.target_options);
+    Ok(image.open_or_report(&context.program, graph, options).await?)
 }
 
 /// Whether the target reads as zeroes, and the size of its backing file if the copy relies on that file.
