@@ -101,7 +101,7 @@
 //!
 //! - [`drivers`] returns the table of all drivers, for [`core::Graph::new`].
 //! - [`copy`], [`compare`], [`commit`] and [`rebase`] are the engines that work on whole disks, with many requests in flight on
-//!   several I/O threads.
+//!   several I/O threads. [`workers`] distributes their workers over the threads.
 //! - [`core`] is the block graph, [`ring`] the I/O engine, and [`exports`] contains the servers.
 #![forbid(unsafe_code)]
 
@@ -125,6 +125,7 @@ mod request;
 mod serve;
 pub mod temporary;
 mod threads;
+pub mod workers;
 
 pub use cache::{Cache, parse_discard};
 pub use convert::{Convert, Stop};

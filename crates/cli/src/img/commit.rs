@@ -78,7 +78,8 @@ pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
     let arguments = read(context, words)?;
     let helpers = threads::helpers(context, arguments.threads);
     let progress = Progress::start(arguments.progress && !arguments.quiet, step::USUAL);
-    let outcome = context.block_on(commit(context, &arguments, &helpers, &progress));
+    let outcome = context.block_on(commit(context, &arguments, helpers.threads(), &progress));
+    helpers.join();
     if outcome.is_ok() {
         progress.complete();
     }

@@ -97,8 +97,9 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let helpers = threads::helpers(context, arguments.threads);
     let progress = Progress::start(arguments.progress && !arguments.quiet, step::WIDE);
     let outcome = context
-        .run_to_end(compare_images(context, &arguments, &helpers, &progress))
+        .run_to_end(compare_images(context, &arguments, helpers.threads(), &progress))
         .unwrap_or(Err(Exit(2)));
+    helpers.join();
     progress.end();
     outcome
 }

@@ -75,17 +75,19 @@ struct Arguments {
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
     let helpers = threads::helpers(context, arguments.threads);
-    context.block_on(async {
+    let outcome = context.block_on(async {
         let graph = graph();
         let source = ImageName::file(&arguments.input, arguments.format.as_deref())
             .options_if(arguments.image_options)
             .open_or_report(&context.program, &graph, reading().force_share(arguments.share))
             .await?;
-        let outcome = dd(context, &arguments, &graph, &source, &helpers).await;
+        let outcome = dd(context, &arguments, &graph, &source, helpers.threads()).await;
         let closed = source.close().await;
         outcome?;
         closed.map_err(|error| context.error(&error))
-    })
+    });
+    helpers.join();
+    outcome
 }
 
 fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {

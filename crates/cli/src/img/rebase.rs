@@ -120,7 +120,8 @@ pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
     let threads = if arguments.only_name { 1 } else { arguments.threads };
     let helpers = threads::helpers(context, threads);
     let progress = Progress::start(arguments.progress && !arguments.quiet, step::WIDE);
-    let outcome = context.block_on(rebase(context, &arguments, &helpers, &progress));
+    let outcome = context.block_on(rebase(context, &arguments, helpers.threads(), &progress));
+    helpers.join();
     if outcome.is_ok() {
         progress.complete();
     }

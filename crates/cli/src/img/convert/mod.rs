@@ -32,7 +32,9 @@ pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
     }
     let helpers = threads::helpers(context, arguments.threads);
     let progress = Progress::start(arguments.progress && !arguments.quiet, step::USUAL);
-    let outcome = context.block_on(convert(context, &arguments, &graph, &helpers, &progress));
+    let outcome =
+        context.block_on(convert(context, &arguments, &graph, helpers.threads(), &progress));
+    helpers.join();
     if outcome.is_ok() {
         progress.complete();
     }
