@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use oxblk_core::check::Fix;
+use oxblk_core::check::{Finding, Fix};
 use oxblk_core::{Backend, DriverTable, Graph, OpenFlags, Options, Perm, Permissions, Result};
 use oxblk_formats::qcow2::QCOW2;
 use oxblk_ring::sim::Disk;
@@ -54,7 +54,7 @@ pub async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
 /// When the check finds more than that.
 pub async fn check_sound(backend: &Backend, leaks: bool, what: &str) {
     let node = backend.node().expect("an open image");
-    let say = |line: &str| eprintln!("{line}");
+    let say = |finding: Finding| eprintln!("{finding}");
     let check = node.driver().check().expect("qcow2 can be checked");
     let report = check.check(Fix::Nothing, &say).await.unwrap_or_else(|e| panic!("{what}: {e}"));
     assert_eq!((report.corruptions, report.check_errors), (0, 0), "{what}");

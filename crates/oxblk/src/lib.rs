@@ -99,6 +99,7 @@
 //!
 //! # Other modules
 //!
+//! - [`check`] checks and repairs images, as [`Disk::check`] does. [`qapi`] has results as the JSON objects of QEMU.
 //! - [`drivers`] returns the table of all drivers, for [`core::Graph::new`].
 //! - [`copy`], [`compare`], [`commit`] and [`rebase`] are the engines that work on whole disks, with many requests in flight on
 //!   several I/O threads. [`workers`] distributes their workers over the threads.
@@ -107,6 +108,7 @@
 
 mod buffer;
 mod cache;
+pub mod check;
 pub mod commit;
 pub mod compare;
 mod convert;
@@ -118,7 +120,9 @@ mod first_by_offset;
 mod format;
 mod image_info;
 mod map;
+mod measure;
 mod progress;
+pub mod qapi;
 pub mod qemu_json;
 pub mod rebase;
 mod request;
@@ -137,8 +141,10 @@ pub use format::{
 };
 pub use image_info::{BackingName, ImageInfo, has_own_info};
 pub use map::{Extent, Extents};
+pub use measure::measure;
 pub use oxblk_core as core;
 pub use oxblk_core::bitmap::BitmapInfo;
+pub use oxblk_core::create::Measure;
 pub use oxblk_core::snapshot::SnapshotInfo;
 pub use oxblk_core::{Error, ErrorKind, Gate, Options, Preallocation, Result, Secrets};
 pub use oxblk_exports as exports;

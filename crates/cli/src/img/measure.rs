@@ -1,8 +1,7 @@
 //! `img measure`: reports the file size that a new image would need. The driver of the format computes it.
 
-use oxblk_core::create::{Measure, MeasureRequest};
+use oxblk::{Measure, qapi, qemu_json};
 use oxblk_core::{Backend, DriverFactory, Options};
-use serde_json::{Map, json};
 
 use super::create_options::{CreateOptions, append};
 use super::source_snapshot::Wanted;
@@ -13,7 +12,6 @@ use crate::flags::{Flag, shared};
 use crate::image::{ImageName, reading};
 use crate::program::out;
 use crate::text::number;
-use oxblk::qemu_json;
 
 const FLAGS: &[Flag<Arguments>] = &[
     Flag::text(
@@ -137,12 +135,8 @@ async fn measure(
         .driver(format)
         .map_err(|_| context.failed(format_args!("Unknown file format '{format}'")))?;
     let options = options(context, arguments, driver, graph)?;
-    let unsupported = || {
-        context.failed(format_args!("Block driver '{format}' does not support size measurement"))
-    };
-    let request = MeasureRequest { options, source, secrets: graph.secrets() };
-    let measured = driver.measure(request).ok_or_else(unsupported)?;
-    measured.await.map_err(|error| context.error(&error))
+    let measured = oxblk::measure(graph, format, options, source).await;
+    measured.map_err(|error| context.error(&error))
 }
 
 fn options(
@@ -168,13 +162,7 @@ fn options(
 
 fn print(measure: &Measure, as_json: bool) {
     if as_json {
-        let mut map = Map::new();
-        map.insert("required".to_owned(), json!(measure.required));
-        map.insert("fully-allocated".to_owned(), json!(measure.fully_allocated));
-        if let Some(bitmaps) = measure.bitmaps {
-            map.insert("bitmaps".to_owned(), json!(bitmaps));
-        }
-        out(format_args!("{}\n", qemu_json::pretty(&map.into())));
+        out(format_args!("{}\n", qemu_json::pretty(&qapi::measure(measure))));
         return;
     }
     out(format_args!("required size: {}\n", measure.required));

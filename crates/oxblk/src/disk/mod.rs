@@ -7,6 +7,7 @@
 mod bitmaps;
 mod cursor;
 mod drop;
+mod examine;
 mod open;
 mod sharing;
 mod snapshots;

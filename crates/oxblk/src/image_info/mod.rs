@@ -3,12 +3,10 @@
 //! | | |
 //! |---|---|
 //! | `name` | the file name, or `json:` name, with which a node can be opened again |
-//! | `qapi` | the information as QAPI's `ImageInfo` |
 //! | `limits` | the limits of requests as QAPI's `BlockLimitsInfo` |
 
-mod limits;
+pub(crate) mod limits;
 mod name;
-mod qapi;
 
 use std::sync::Arc;
 
@@ -112,7 +110,7 @@ impl ImageInfo {
 
     /// The information as QAPI's `ImageInfo`. `with_limits` adds the key `limits`.
     pub fn to_json(&self, with_limits: bool) -> Value {
-        qapi::image_info(self, with_limits)
+        crate::qapi::image_info(self, with_limits)
     }
 }
 
