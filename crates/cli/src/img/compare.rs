@@ -5,8 +5,8 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use oxblk::Cache;
 use oxblk::compare::{Compare, CompareError, CompareStage, Difference, compare};
+use oxblk::{Cache, in_sectors};
 use oxblk_core::{Backend, strerror};
 use oxblk_ring::IoThread;
 
@@ -17,7 +17,6 @@ use crate::flags::{Flag, shared};
 use crate::image::{ImageName, reading};
 use crate::program::out;
 use crate::signals::stop_flag;
-use crate::text::number::in_sectors;
 use crate::text::progress::{Progress, step};
 
 /// Exit codes, as in QEMU.

@@ -2,6 +2,7 @@
 //!
 //! The command checks options and the backing file before it creates a file, and prints the resulting options as QEMU does.
 
+use oxblk::in_sectors;
 use oxblk_core::{Errno, Error, ErrorKind, Graph};
 
 use super::create_options::{CreateOptions, append, asks_for_help};
@@ -11,7 +12,6 @@ use crate::flags::spec::{Alias, Value, both};
 use crate::flags::{Flag, shared};
 use crate::image::{ImageName, reading};
 use crate::program::{note, out};
-use crate::text::number::in_sectors;
 
 const FLAGS: &[Flag<Arguments>] = &[
     shared::quiet(|a| &mut a.quiet),

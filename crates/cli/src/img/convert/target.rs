@@ -9,9 +9,6 @@ use super::super::{Context, Exit, Step};
 use super::arguments::Arguments;
 use crate::image::{ImageName, writing};
 
-/// The size of a target is a multiple of this many bytes.
-const SECTOR: u64 = 512;
-
 /// The open target.
 pub(super) struct Target {
     pub(super) backend: Backend,
@@ -29,8 +26,8 @@ pub(super) async fn prepare(
     sources: &[Backend],
 ) -> Step<Target> {
     let size = sources.iter().fold(0_u64, |sum, source| {
-        let size = source.size();
-        sum.saturating_add(size.checked_next_multiple_of(SECTOR).unwrap_or(size))
+        // The size of a target is a multiple of the sector size.
+        sum.saturating_add(oxblk::in_sectors(source.size()))
     });
     let made = if arguments.create {
         create(context, arguments, graph, sources, size).await?
