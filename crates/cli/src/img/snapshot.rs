@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use oxblk::{qapi, qemu_json};
 use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{Backend, ChildIdx, Errno, Error, names};
 
@@ -23,6 +24,7 @@ const FLAGS: &[Flag<Arguments>] = &[
     shared::format(|a| &mut a.format),
     shared::image_opts(|a| &mut a.image_options),
     shared::force_share(|a| &mut a.share),
+    shared::output_in_full(|a, text| shared::set_json(&mut a.json, &text)),
     Flag::switch_with(both('l', "list"), "list the snapshots (the default)", |a| {
         a.choose(Action::List)
     }),
@@ -73,6 +75,8 @@ struct Arguments {
     format: Option<String>,
     image_options: bool,
     share: bool,
+    /// Print the list as JSON.
+    json: bool,
     /// `None`: list the snapshots.
     action: Option<Action>,
     filename: String,
@@ -102,7 +106,7 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
         let image =
             ImageName::file(name, arguments.format.as_deref()).options_if(arguments.image_options);
         let backend = image.open_or_report(&context.program, &graph(), options).await?;
-        let outcome = act(context, action, image, &backend).await;
+        let outcome = act(context, &arguments, action, image, &backend).await;
         let closed = backend.close().await;
         outcome?;
         closed.map_err(|error| context.error(&error))
@@ -119,7 +123,13 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     Ok(read)
 }
 
-async fn act(context: &Context, action: &Action, image: ImageName<'_>, backend: &Backend) -> Step {
+async fn act(
+    context: &Context,
+    arguments: &Arguments,
+    action: &Action,
+    image: ImageName<'_>,
+    backend: &Backend,
+) -> Step {
     let failed = |what: &str, name: &str, error: &Error| {
         context.failed(format_args!("Could not {what} snapshot '{name}': {error}"))
     };
@@ -127,7 +137,10 @@ async fn act(context: &Context, action: &Action, image: ImageName<'_>, backend: 
         Action::List => {
             // Treat an error as an empty list: the format may have no snapshots.
             let list = backend.snapshots().await.unwrap_or_default();
-            if !list.is_empty() {
+            if arguments.json {
+                let list = list.iter().map(qapi::snapshot_info).collect();
+                out(format_args!("{}\n", qemu_json::pretty(&list)));
+            } else if !list.is_empty() {
                 out(format_args!("{}", snapshot::list(&list)));
             }
             Ok(())
