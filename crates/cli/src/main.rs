@@ -5,6 +5,8 @@
 //! front of its messages differs: it is the name that the user typed.
 #![forbid(unsafe_code)]
 
+mod bar;
+mod completions;
 mod flags;
 mod gate;
 mod getopt;
@@ -12,6 +14,7 @@ mod image;
 mod img;
 mod io;
 mod log;
+mod manual;
 mod objects;
 mod pages;
 mod program;
@@ -117,6 +120,8 @@ fn subcommand(name: &str, called_as: &str, arguments: Vec<String>) -> ExitCode {
         "img" => tool(img::run, program(), rest),
         "io" => tool(io::run, program(), rest),
         "serve" => serve::run(rest),
+        "man" => ExitCode::from(manual::run(&program(), rest, &pages::all(), pages::inner)),
+        "completions" => ExitCode::from(completions::run(&program(), rest, &pages::all())),
         "help" => {
             out(format_args!("{}", overview(name)));
             ExitCode::SUCCESS

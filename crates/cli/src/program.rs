@@ -15,7 +15,7 @@ use oxblk_core::names;
 use oxblk_ring::{Config, block_on_with};
 
 use crate::flags::refusal::Refusal;
-use crate::log;
+use crate::{bar, log};
 
 /// A tool, with the name that it was started under.
 #[derive(Debug, Clone)]
@@ -139,7 +139,7 @@ pub(crate) fn flush_out() {
 pub(crate) fn err(text: Arguments<'_>) {
     flush_out();
     log::settle();
-    drop(write_all(&mut std::io::stderr().lock(), text));
+    drop(bar::hide_while(|| write_all(&mut std::io::stderr().lock(), text)));
 }
 
 /// The exit code of the process: that of the command, or failure if the result could not be printed.

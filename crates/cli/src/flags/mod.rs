@@ -2,7 +2,8 @@
 //!
 //! A [`Flag`] declares an option of a command: its spellings, the value that it takes, a line of help, and the function
 //! that stores the value in the command's arguments. [`parse`] reads a command line with these declarations. The output of
-//! `--help` comes from the same declarations, so every option that works is documented.
+//! `--help`, the manual pages and the completions of the shells come from the same declarations, so every option that works
+//! is documented.
 //!
 //! | file | purpose |
 //! |---|---|
@@ -10,17 +11,24 @@
 //! | `page` | the description of a command: usage, options, exit codes, examples |
 //! | `refusal` | the error of a value that is refused |
 //! | `shared` | options that several commands have |
-//! | `help` | the output of `--help` |
+//! | `help`, `man` | the output of `--help`, and manual pages |
+//! | `bash`, `zsh`, `fish` | completion scripts |
+//! | `command` | reading the command line of a small command |
 //!
 //! Options are stored in the order of the command line. [`crate::getopt`] defines how a command line is split into
 //! options and operands.
 
+pub(crate) mod bash;
+pub(crate) mod command;
+pub(crate) mod fish;
 pub(crate) mod help;
+pub(crate) mod man;
 pub(crate) mod page;
 pub(crate) mod refusal;
 pub(crate) mod shared;
 pub(crate) mod spec;
 mod text;
+pub(crate) mod zsh;
 
 use crate::getopt::{Fault, Found, Operands, Opt, Parser};
 use refusal::Refusal;
@@ -98,12 +106,12 @@ impl<A> Flag<A> {
 
     /// `--help`.
     pub(crate) const fn help() -> Self {
-        Self::new(spec::both('h', "help").common(), None, "print this help", Store::Help)
+        Self::new(spec::both('h', "help").last(), None, "print this help", Store::Help)
     }
 
     /// `--version`.
     pub(crate) const fn version() -> Self {
-        Self::new(spec::both('V', "version").common(), None, "print the version", Store::Version)
+        Self::new(spec::both('V', "version").last(), None, "print the version", Store::Version)
     }
 
     /// The exit code if the value is refused, instead of 1.

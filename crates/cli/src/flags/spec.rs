@@ -10,9 +10,21 @@ pub(crate) struct Names {
     pub(crate) long: Option<&'static str>,
     /// The word cannot be abbreviated. It does not make abbreviations of other words ambiguous.
     pub(crate) in_full: bool,
-    /// The option is listed after those that are specific to the command.
-    pub(crate) common: bool,
+    /// The place of the option in help.
+    pub(crate) place: Place,
     pub(crate) aliases: &'static [Alias],
+}
+
+/// Where help lists an option. Inside a group, options are in the order of their declarations. The declarations are in
+/// QEMU's order, which shows in the message about an ambiguous abbreviation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    /// Among the options that are specific to the command.
+    Specific,
+    /// Among the options that many commands have.
+    Common,
+    /// At the end.
+    Last,
 }
 
 /// Another spelling of an option.
@@ -46,7 +58,13 @@ impl Names {
     /// The option is listed after those that are specific to the command.
     #[must_use]
     pub(crate) const fn common(self) -> Self {
-        Self { common: true, ..self }
+        Self { place: Place::Common, ..self }
+    }
+
+    /// The option is listed after all others.
+    #[must_use]
+    pub(crate) const fn last(self) -> Self {
+        Self { place: Place::Last, ..self }
     }
 
     /// Adds other spellings.
@@ -58,17 +76,23 @@ impl Names {
 
 /// A letter and a word.
 pub(crate) const fn both(short: char, long: &'static str) -> Names {
-    Names { short: Some(short), long: Some(long), in_full: false, common: false, aliases: &[] }
+    Names {
+        short: Some(short),
+        long: Some(long),
+        in_full: false,
+        place: Place::Specific,
+        aliases: &[],
+    }
 }
 
 /// A word only.
 pub(crate) const fn long(long: &'static str) -> Names {
-    Names { short: None, long: Some(long), in_full: false, common: false, aliases: &[] }
+    Names { short: None, long: Some(long), in_full: false, place: Place::Specific, aliases: &[] }
 }
 
 /// A letter only.
 pub(crate) const fn short(short: char) -> Names {
-    Names { short: Some(short), long: None, in_full: false, common: false, aliases: &[] }
+    Names { short: Some(short), long: None, in_full: false, place: Place::Specific, aliases: &[] }
 }
 
 /// The value of an option, or an operand.
@@ -136,6 +160,15 @@ impl Value {
     pub(crate) const fn default(self, text: &'static str) -> Self {
         Self { default: Some(text), ..self }
     }
+
+    /// The words that the value may be; empty if there is no such list.
+    pub(crate) fn words(&self) -> Vec<&'static str> {
+        match self.kind {
+            Kind::Choice(words) => words.to_vec(),
+            Kind::Format => super::text::formats(),
+            Kind::File | Kind::Size | Kind::Text => Vec::new(),
+        }
+    }
 }
 
 /// The description of an option.
@@ -193,9 +226,9 @@ impl Spec {
     }
 }
 
-/// The descriptions in the order of help: first the options that are specific to the command.
+/// The descriptions in the order of help.
 pub(crate) fn in_order(mut specs: Vec<&'static Spec>) -> Vec<&'static Spec> {
-    specs.sort_by_key(|spec| spec.names.common);
+    specs.sort_by_key(|spec| spec.names.place);
     specs
 }
 

@@ -16,6 +16,7 @@ use crate::program::{err, out};
 use crate::text::progress::{Progress, step};
 
 const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
     shared::quiet(|a| &mut a.quiet),
     shared::progress(|a| &mut a.progress),
     shared::object(),
@@ -32,7 +33,6 @@ const FLAGS: &[Flag<Arguments>] = &[
         &mut a.force
     }),
     shared::untrusted(),
-    Flag::help(),
 ];
 
 /// The description of the command.

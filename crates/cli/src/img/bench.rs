@@ -24,6 +24,7 @@ use crate::text::number;
 const MAX: u64 = i32::MAX as u64;
 
 const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
     shared::format(|a| &mut a.format),
     shared::image_opts(|a| &mut a.image_options),
     Flag::value(both('t', "cache"), Value::CACHE.default("writeback"), "cache mode", |a, name| {
@@ -118,7 +119,6 @@ const FLAGS: &[Flag<Arguments>] = &[
     Flag::ignored(both('q', "quiet").in_full().common(), None),
     shared::threads(|a, text| threads::set(a.threads.get_or_insert_default(), &text)),
     shared::untrusted(),
-    Flag::help(),
 ];
 
 /// The description of the command.

@@ -13,6 +13,7 @@ use crate::image::{ImageName, reading, writing};
 use crate::text::number;
 
 const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
     shared::object(),
     shared::image_opts(|a| &mut a.image_options),
     Flag::switch_with(long("add"), "create the bitmap; it records writes from now on", |a| {
@@ -55,7 +56,6 @@ const FLAGS: &[Flag<Arguments>] = &[
     }),
     Flag::text(both('f', "format").in_full(), Value::FORMAT, shared::FORMAT, |a| &mut a.format),
     shared::untrusted(),
-    Flag::help(),
 ];
 
 /// The description of the command.

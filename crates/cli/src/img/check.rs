@@ -21,6 +21,7 @@ const LEAKS: u8 = 3;
 const NO_CHECK: u8 = 63;
 
 const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
     shared::quiet(|a| &mut a.quiet),
     shared::format(|a| &mut a.format),
     shared::cache('T', |a| &mut a.cache_name),
@@ -38,7 +39,6 @@ const FLAGS: &[Flag<Arguments>] = &[
     shared::image_opts(|a| &mut a.image_options),
     shared::force_share(|a| &mut a.share),
     shared::untrusted(),
-    Flag::help(),
 ];
 
 /// The description of the command.

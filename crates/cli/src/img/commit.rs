@@ -18,6 +18,7 @@ use crate::signals::stop_flag;
 use crate::text::progress::{Progress, step};
 
 const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
     shared::quiet(|a| &mut a.quiet),
     shared::object(),
     shared::format(|a| &mut a.format),
@@ -40,7 +41,6 @@ const FLAGS: &[Flag<Arguments>] = &[
     shared::rate(|a, text| shared::set_rate(&mut a.rate, &text)),
     shared::threads(|a, text| threads::set(&mut a.threads, &text)),
     shared::untrusted(),
-    Flag::help(),
 ];
 
 /// The description of the command.

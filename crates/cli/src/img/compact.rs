@@ -17,6 +17,7 @@ use crate::text::size;
 use oxblk::qemu_json;
 
 const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
     shared::quiet(|a| &mut a.quiet),
     shared::progress(|a| &mut a.progress),
     shared::format(|a| &mut a.format),
@@ -24,7 +25,6 @@ const FLAGS: &[Flag<Arguments>] = &[
     shared::output(|a, text| shared::set_json(&mut a.json, &text)),
     shared::object(),
     shared::untrusted(),
-    Flag::help(),
 ];
 
 /// The description of the command.

@@ -27,6 +27,7 @@ const NO_STATUS: u8 = 3;
 const NO_READ: u8 = 4;
 
 const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
     shared::quiet(|a| &mut a.quiet),
     shared::object().refused_with(CANNOT_OPEN),
     shared::cache('T', |a| &mut a.cache_name),
@@ -51,7 +52,6 @@ const FLAGS: &[Flag<Arguments>] = &[
     shared::output_in_full(|a, text| shared::set_json(&mut a.json, &text)),
     shared::threads(|a, text| threads::set(&mut a.threads, &text)),
     shared::untrusted(),
-    Flag::help(),
 ];
 
 /// The description of the command.

@@ -14,6 +14,7 @@ use crate::image::{ImageName, reading};
 use crate::program::{note, out};
 
 const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
     shared::quiet(|a| &mut a.quiet),
     shared::object(),
     Flag::text(both('f', "format"), Value::FORMAT.default("raw"), "format of the new image", |a| {
@@ -43,7 +44,6 @@ const FLAGS: &[Flag<Arguments>] = &[
         |a, list| Ok(append(&mut a.options, &list)?),
     ),
     shared::untrusted(),
-    Flag::help(),
 ];
 
 /// The description of the command.

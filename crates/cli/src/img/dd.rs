@@ -16,6 +16,7 @@ use crate::signals::stop_flag;
 use crate::text::number;
 
 const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
     shared::object(),
     shared::format(|a| &mut a.format),
     Flag::value(
@@ -35,7 +36,6 @@ const FLAGS: &[Flag<Arguments>] = &[
     shared::force_share(|a| &mut a.share),
     shared::threads(|a, text| threads::set(&mut a.threads, &text)),
     shared::untrusted(),
-    Flag::help(),
 ];
 
 /// The description of the command.

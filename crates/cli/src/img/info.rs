@@ -15,6 +15,7 @@ use crate::program::out;
 use crate::text::info as info_text;
 
 const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
     shared::format(|a| &mut a.format),
     shared::output(|a, text| shared::set_json(&mut a.json, &text)),
     Flag::switch(both('b', "backing-chain"), "also print information on the backing files", |a| {
@@ -31,7 +32,6 @@ const FLAGS: &[Flag<Arguments>] = &[
     ),
     Flag::switch(long("limits").in_full(), "also print the limits on requests", |a| &mut a.limits),
     shared::untrusted(),
-    Flag::help(),
 ];
 
 /// The description of the command.

@@ -14,6 +14,7 @@ use crate::program::{flush_out, out};
 use crate::text::number;
 
 const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
     shared::format(|a| &mut a.format),
     shared::output(|a, text| shared::set_json(&mut a.json, &text)),
     shared::object(),
@@ -38,7 +39,6 @@ const FLAGS: &[Flag<Arguments>] = &[
         },
     ),
     shared::untrusted(),
-    Flag::help(),
 ];
 
 /// The description of the command.

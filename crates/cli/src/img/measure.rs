@@ -14,6 +14,7 @@ use crate::program::out;
 use crate::text::number;
 
 const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
     Flag::text(
         both('O', "target-format"),
         Value::FORMAT.default("raw"),
@@ -45,7 +46,6 @@ const FLAGS: &[Flag<Arguments>] = &[
     }),
     shared::force_share(|a| &mut a.share),
     shared::untrusted(),
-    Flag::help(),
 ];
 
 /// The description of the command.

@@ -19,6 +19,7 @@ use crate::signals::stop_flag;
 use crate::text::progress::{Progress, step};
 
 const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
     shared::quiet(|a| &mut a.quiet),
     shared::progress(|a| &mut a.progress),
     shared::object(),
@@ -65,7 +66,6 @@ const FLAGS: &[Flag<Arguments>] = &[
     ),
     shared::threads(|a, text| threads::set(&mut a.threads, &text)),
     shared::untrusted(),
-    Flag::help(),
 ];
 
 /// The description of the command.

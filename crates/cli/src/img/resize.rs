@@ -12,6 +12,7 @@ use crate::program::note;
 use crate::text::number::MAX_OFFSET;
 
 const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
     shared::quiet(|a| &mut a.quiet),
     shared::object(),
     shared::format(|a| &mut a.format),
@@ -28,7 +29,6 @@ const FLAGS: &[Flag<Arguments>] = &[
     ),
     Flag::switch(long("shrink"), "allow the image to become smaller", |a| &mut a.shrink),
     shared::untrusted(),
-    Flag::help(),
 ];
 
 /// The description of the command.

@@ -19,6 +19,7 @@ use crate::text::snapshot;
 const MAX_NAME: usize = 255;
 
 const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
     Flag::ignored(both('q', "quiet").common(), None),
     shared::object(),
     shared::format(|a| &mut a.format),
@@ -44,7 +45,6 @@ const FLAGS: &[Flag<Arguments>] = &[
         a.choose(Action::Delete(name))
     }),
     shared::untrusted(),
-    Flag::help(),
 ];
 
 /// The description of the command.

@@ -22,6 +22,8 @@ use crate::program::{Program, err, flush_out, out};
 use session::{Opening, Session};
 
 const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
+    Flag::version(),
     Flag::value(
         both('c', "cmd"),
         Value::text("COMMAND"),
@@ -69,8 +71,6 @@ const FLAGS: &[Flag<Arguments>] = &[
     shared::object(),
     shared::image_opts(|a| &mut a.opening.is_options),
     shared::untrusted(),
-    Flag::help(),
-    Flag::version(),
 ];
 
 /// The description of `io`.
@@ -90,6 +90,11 @@ pub(crate) static PAGE: Page = Page {
         Example { about: "list the commands", arguments: "-c help" },
     ],
 };
+
+/// The descriptions of the commands.
+pub(crate) fn command_pages() -> Vec<&'static Page> {
+    table::COMMANDS.iter().map(|command| &command.page).collect()
+}
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,6 +16,7 @@ const MAX_PARALLEL: u64 = 16;
 const MAX_SPARSE: u64 = 16 << 20;
 
 const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
     shared::quiet(|a| &mut a.quiet),
     shared::object(),
     Flag::switch(
@@ -131,7 +132,6 @@ const FLAGS: &[Flag<Arguments>] = &[
     ),
     shared::threads(|a, text| threads::set(&mut a.threads, &text)),
     shared::untrusted(),
-    Flag::help(),
 ];
 
 /// The description of the command.

@@ -127,6 +127,7 @@ impl Job<'_> {
                 !std::path::Path::new(&*oxblk_core::names::to_path(target)).exists()
             });
         let what = if removed { "was removed" } else { "is incomplete" };
+        self.progress.end();
         self.context.program.error(format_args!("Stopped at {percent:.2} %: '{target}' {what}"));
     }
 

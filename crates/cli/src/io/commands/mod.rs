@@ -49,7 +49,7 @@ pub(super) async fn run(session: &Session, line: &str) -> Outcome {
     let Some((name, arguments)) = words.split_first() else { return Outcome::Done };
     let Some(command) = find(name) else {
         if ABSENT.contains(name) {
-            session.program.error(format_args!("The command '{name}' is not available yet"));
+            session.program.error(format_args!("The command '{name}' is not supported yet"));
             return Outcome::Failed;
         }
         err(format_args!("command \"{name}\" not found\n"));
