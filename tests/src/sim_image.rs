@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use oxblk_core::check::Fix;
+use oxblk_core::check::{Finding, Fix};
 use oxblk_core::{Backend, Graph, OpenFlags, Options, Perm, Permissions, Result};
 use oxblk_ring::sim::Disk;
 
@@ -63,7 +63,7 @@ pub async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
 /// When the check finds more than that.
 pub async fn check_sound(backend: &Backend, leaks: bool, what: &str) {
     let node = backend.node().expect("an open image");
-    let say = |line: &str| eprintln!("{line}");
+    let say = |finding: Finding| eprintln!("{finding}");
     let check = node.driver().check().expect("a format with a check");
     let report = check.check(Fix::Nothing, &say).await.unwrap_or_else(|e| panic!("{what}: {e}"));
     assert_eq!((report.corruptions, report.check_errors), (0, 0), "{what}");

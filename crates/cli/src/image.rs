@@ -1,143 +1,78 @@
-//! Opening images for the tools, by file name or option string, with QEMU's error messages.
+//! Opening the images that a command line names, with QEMU's messages. [`oxblk::OpenOptions`] does the work.
 
-use std::sync::Arc;
+use oxblk::{Disk, OpenOptions};
+use oxblk_core::{Backend, Error, Graph, Options};
 
-use oxblk_core::{Backend, Errno, Error, ErrorKind, Graph, OpenFlags, Options, Perm, Permissions};
-
-use crate::cache::CacheMode;
 use crate::program::{Program, err};
 use crate::text::option_list;
 
-/// An image to be opened, with the options for opening it.
-#[derive(Debug, Clone)]
-pub(crate) struct Image<'a> {
-    /// File name or option string.
-    pub(crate) name: &'a str,
-    /// The name is an option string (`--image-opts`).
-    pub(crate) is_options: bool,
-    /// The key of the first word in an option string, if that word has no key.
-    pub(crate) implied: Option<&'static str>,
-    /// The format; `None`: it is probed.
-    pub(crate) format: Option<&'a str>,
-    /// Flags for opening.
-    pub(crate) flags: OpenFlags,
-    /// Every write is durable when it completes.
-    pub(crate) write_through: bool,
-    /// Options in addition to those in the name.
-    pub(crate) options: Options,
-    /// The permissions to take and to share.
-    pub(crate) permissions: Permissions,
+/// Options for opening an image for reading, as the commands do.
+pub(crate) fn reading() -> OpenOptions {
+    Disk::options().discard(false).read_only(true)
 }
 
-impl<'a> Image<'a> {
-    /// An image opened for reading.
-    pub(crate) fn read_only(name: &'a str) -> Self {
-        let flags = OpenFlags { read_only: true, ..OpenFlags::default() };
-        let permissions = Permissions::sharing_all(Perm::CONSISTENT_READ);
-        Self { flags, permissions, ..Self::writable(name) }
-    }
+/// Options for opening an image for reading and writing, as the commands do.
+pub(crate) fn writing() -> OpenOptions {
+    Disk::options().discard(false).require_write(true)
+}
 
-    /// An image opened for reading and writing.
-    pub(crate) fn writable(name: &'a str) -> Self {
-        Self {
-            name,
-            is_options: false,
-            implied: Some("file"),
-            format: None,
-            flags: OpenFlags::default(),
-            write_through: false,
-            options: Options::new(),
-            permissions: Permissions::sharing_all(
-                Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE,
-            ),
-        }
-    }
+/// An image as the command line names it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ImageName<'a> {
+    /// File name or option string.
+    name: &'a str,
+    /// The format; `None`: it is probed.
+    format: Option<&'a str>,
+    /// The name is an option string (`--image-opts`).
+    is_options: bool,
+    /// The key of the first word in an option string, if that word has no key.
+    implied: Option<&'static str>,
+}
 
-    /// Lets no other user write to the image while it is open, unless `--force-share` was given.
-    #[must_use]
-    pub(crate) fn unchanging(mut self) -> Self {
-        if !self.flags.force_share {
-            self.permissions.shared = Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED;
-        }
-        self
+impl<'a> ImageName<'a> {
+    /// A file name, with the format if one was given.
+    pub(crate) fn file(name: &'a str, format: Option<&'a str>) -> Self {
+        Self { name, format, is_options: false, implied: Some("file") }
     }
 
     /// Sets whether the name is an option string.
     #[must_use]
-    pub(crate) fn options_if(mut self, is_options: bool) -> Self {
-        self.is_options = is_options;
-        self
+    pub(crate) fn options_if(self, is_options: bool) -> Self {
+        Self { is_options, ..self }
     }
 
-    /// Sets the format.
+    /// Every word of an option string needs a key.
     #[must_use]
-    pub(crate) fn format(mut self, format: Option<&'a str>) -> Self {
-        self.format = format;
-        self
-    }
-
-    /// Sets the cache mode.
-    #[must_use]
-    pub(crate) fn cache(mut self, mode: CacheMode) -> Self {
-        mode.apply(&mut self.flags);
-        self.write_through = mode.write_through;
-        self
-    }
-
-    /// Sets whether to open without locks that exclude others.
-    #[must_use]
-    pub(crate) fn share_if(mut self, share: bool) -> Self {
-        self.flags.force_share = share;
-        self
+    pub(crate) fn with_all_keys(self) -> Self {
+        Self { implied: None, ..self }
     }
 
     /// Opens the image.
     ///
     /// # Errors
     /// The reason, without the image's name in front of it.
-    pub(crate) async fn open(&self, graph: &Graph) -> Result<Backend, Error> {
-        let mut options = self.options.clone();
+    pub(crate) async fn open(self, graph: &Graph, options: OpenOptions) -> Result<Backend, Error> {
+        let mut options = options.graph(graph.clone());
         let mut name = Some(self.name);
         if self.is_options {
-            options.overlay(&option_list::tree(self.name, self.implied)?);
+            options = options.options(&option_list::tree(self.name, self.implied)?);
             name = None;
         } else if let Some(format) = self.format {
-            options.insert("driver", format);
+            options = options.option("driver", format);
         }
         if let Some(json) = name.and_then(|name| name.strip_prefix("json:"))
             && let Ok(described) = Options::from_json(json)
         {
             option_list::warn_of_empty_backing(&described.to_json());
         }
-        let node = match name {
-            Some(name) => graph.open_image(name, options, self.flags.clone()).await?,
-            None => graph.open(options, self.flags.clone()).await?,
-        };
-        let mut permissions = self.permissions;
-        if self.flags.read_only {
-            permissions.taken = Perm::CONSISTENT_READ;
-        }
-        let refused = node.is_read_only() && permissions.taken.contains(Perm::WRITE);
-        let attached = if refused {
-            Err(Error::new(ErrorKind::Denied, "Block node is read-only").errno(Errno::ACCES))
-        } else {
-            Backend::new(graph, "", Arc::clone(&node), permissions)
-        };
-        let backend = match attached {
-            Ok(backend) => backend,
-            Err(error) => {
-                drop(graph.release(node).await);
-                return Err(error);
-            }
-        };
-        backend.set_write_through(self.write_through);
+        let backend = options.open_backend(name).await?;
         self.warn_of_probed_raw(&backend);
         Ok(backend)
     }
 
     /// Warns if a writable image was opened as raw because its format was probed. Writes that would make it look like
     /// another format are then refused.
-    pub(crate) fn warn_of_probed_raw(&self, backend: &Backend) {
+    pub(crate) fn warn_of_probed_raw(self, backend: &Backend) {
         let Ok(node) = backend.node() else { return };
         if !node.flags().probed || node.factory().name() != "raw" || node.is_read_only() {
             return;
@@ -157,10 +92,11 @@ impl<'a> Image<'a> {
     ///
     /// # Errors
     /// If the image cannot be opened. The error has been printed.
-    pub(crate) async fn open_or_say(
-        &self,
+    pub(crate) async fn open_or_report(
+        self,
         program: &Program,
         graph: &Graph,
+        options: OpenOptions,
     ) -> Result<Backend, Unopened> {
         if self.is_options && self.format.is_some() {
             program.error("--image-opts and --format are mutually exclusive");
@@ -172,7 +108,7 @@ impl<'a> Image<'a> {
             program.report(&error);
             return Err(Unopened);
         }
-        self.open(graph).await.map_err(|error| {
+        self.open(graph, options).await.map_err(|error| {
             program.report_in(format_args!("Could not open '{}': ", self.name), &error);
             Unopened
         })

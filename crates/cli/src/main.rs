@@ -6,7 +6,6 @@
 #![forbid(unsafe_code)]
 
 mod bar;
-mod cache;
 mod completions;
 mod flags;
 mod gate;

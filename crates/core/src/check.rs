@@ -1,7 +1,11 @@
 //! Consistency checks of images.
 
-use crate::Result;
+use std::fmt;
+use std::sync::Arc;
+
 use crate::driver::BoxFuture;
+use crate::perm::Perm;
+use crate::{Backend, Errno, Error, Node, Result};
 
 /// The faults that a check may repair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -40,9 +44,90 @@ pub struct CheckReport {
     pub compressed_clusters: u64,
 }
 
-/// Offered by formats that can check their images.
+/// The kind of a finding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FindingKind {
+    /// Metadata is wrong: data may be lost or may become corrupt.
+    Corruption,
+    /// Space is allocated, and nothing refers to it.
+    Leak,
+    /// A part of the image could not be checked or repaired.
+    Failure,
+    /// The snapshot table is invalid. The check ends with an error after this finding.
+    SnapshotTable,
+    /// A fault that is repaired now.
+    Repair,
+    /// An explanation of an earlier finding.
+    Note,
+}
+
+/// One finding of a check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Its kind.
+    pub kind: FindingKind,
+    /// The byte offset in the image file that the finding is about, if it is about a single place.
+    pub offset: Option<u64>,
+    /// One line of text, in the words of `qemu-img check`.
+    pub text: String,
+}
+
+impl Finding {
+    /// A finding without an offset.
+    pub fn new(kind: FindingKind, text: impl Into<String>) -> Self {
+        Self { kind, offset: None, text: text.into() }
+    }
+
+    /// Sets the byte offset in the image file.
+    #[must_use]
+    pub fn at(mut self, offset: u64) -> Self {
+        self.offset = Some(offset);
+        self
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Offered by formats that can check their images. Core has drained the node of requests.
 pub trait Check: Send + Sync {
-    /// Checks the image and repairs the faults that `fix` allows. Each finding is reported to `say` when it is found,
-    /// as one line in the wording of `qemu-img check`.
-    fn check<'a>(&'a self, fix: Fix, say: &'a dyn Fn(&str)) -> BoxFuture<'a, Result<CheckReport>>;
+    /// Checks the image and repairs the faults that `fix` allows. Each finding is reported to `report` as soon as it is
+    /// found.
+    fn check<'a>(
+        &'a self,
+        fix: Fix,
+        report: &'a dyn Fn(Finding),
+    ) -> BoxFuture<'a, Result<CheckReport>>;
+}
+
+fn of(node: &Node) -> Result<&dyn Check> {
+    node.driver().check().ok_or_else(|| Error::from_errno(Errno::OPNOTSUPP))
+}
+
+impl Backend {
+    /// Checks the image and repairs the faults that `fix` allows. Requests to the image wait until the check has ended. Each
+    /// finding is reported to `report` as soon as it is found. Once begun, the check runs to its end even if its future is
+    /// dropped.
+    ///
+    /// # Errors
+    /// `ENOTSUP` if the format has no check; `EPERM` for a repair without write permission; the errors of the image.
+    pub async fn check(&self, fix: Fix, report: impl Fn(Finding) + 'static) -> Result<CheckReport> {
+        let edge = self.root()?;
+        let node = edge.node();
+        of(node)?;
+        if fix != Fix::Nothing && !edge.permissions().taken.contains(Perm::WRITE) {
+            return Err(Error::from_errno(Errno::PERM));
+        }
+        let check = move |node: Arc<Node>| async move {
+            if fix != Fix::Nothing {
+                node.mark_unflushed();
+            }
+            of(&node)?.check(fix, &report).await
+        };
+        self.graph().run_exclusive(node, check).await
+    }
 }

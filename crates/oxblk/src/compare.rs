@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use oxblk_core::{Backend, ChainStatus, Error, ErrorKind, StatusFlags, Want};
 use oxblk_ring::Mutex as AsyncMutex;
-use oxblk_ring::{IoBuf, IoThread, transfer_in_place};
+use oxblk_ring::{IoBuf, IoThread, TaskGone};
 
 use crate::buffer::buffer;
 use crate::first_by_offset::FirstByOffset;
 use crate::progress::{InOrder, Piece};
+use crate::workers;
 
 /// Longest piece, in bytes. Progress is reported in these steps, as QEMU does.
 const PIECE: u64 = 2 << 20;
@@ -129,7 +130,7 @@ pub async fn compare(
     job: Compare,
     helpers: &[IoThread],
 ) -> Result<Option<Difference>, CompareError> {
-    let parallel = job.parallel.max(1);
+    let parallel = job.parallel;
     let (from, to) = (job.from, job.to);
     let shared = Arc::new(Shared {
         job,
@@ -139,19 +140,9 @@ pub async fn compare(
         progress: InOrder::new(from),
         failure: FirstByOffset::default(),
     });
-    let threads = helpers.len().saturating_add(1).min(parallel);
-    let each = parallel.div_ceil(threads);
-    let mut remote = Vec::new();
-    for helper in helpers.iter().take(threads - 1) {
-        let shared = Arc::clone(&shared);
-        remote.push(helper.spawn(move || on_one_thread(shared, each)));
-    }
-    on_one_thread(Arc::clone(&shared), each).await;
-    let mut lost = false;
-    for thread in remote {
-        lost |= thread.await.is_err();
-    }
-    if lost {
+    let in_place = usize::try_from(STEP).ok();
+    let work = |shared: Arc<Shared>| async move { shared.work().await };
+    if let Err(TaskGone) = workers::run(&shared, parallel, in_place, helpers, work).await {
         shared.stopped();
     }
     let found = shared.found.take();
@@ -159,19 +150,6 @@ pub async fn compare(
         // A difference below the failure is the result, as if the pieces had been compared in order.
         Some(failure) if found.is_none_or(|found| failure.offset <= found.offset()) => Err(failure),
         _ => Ok(found),
-    }
-}
-
-async fn on_one_thread(shared: Arc<Shared>, workers: usize) {
-    let _in_place = transfer_in_place(usize::try_from(STEP).unwrap_or(0));
-    let tasks: Vec<_> = (0..workers)
-        .map(|_| {
-            let shared = Arc::clone(&shared);
-            oxblk_ring::spawn(async move { shared.work().await })
-        })
-        .collect();
-    for task in tasks {
-        task.await;
     }
 }
 

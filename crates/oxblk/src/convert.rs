@@ -120,7 +120,7 @@ impl Convert {
                 .graph(graph.clone())
                 .format(format)
                 .cache(Cache::Writeback)
-                .open_backend(&self.target)
+                .open_backend(Some(&self.target))
                 .await?;
             let fresh = target.node()?.limits().has_zero_init;
             let copy = Copy {

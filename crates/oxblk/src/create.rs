@@ -4,7 +4,7 @@ use std::path::Path;
 
 use oxblk_core::{Gate, Graph, OpenFlags, Options, Secrets, names, relative_to};
 
-use crate::{Format, IoThreads, NewFormat, Request, Result, drivers};
+use crate::{Format, IoThreads, Measure, NewFormat, Request, Result, drivers, measure};
 
 /// The description of a new image; [`run`](Self::run) creates the image.
 ///
@@ -82,6 +82,24 @@ impl Create {
             Err(error) => return Request::failed(error),
         };
         Request::begin(&threads, move || self.make())
+    }
+
+    /// Computes the size of the file that the image would need, without creating it. An overlay is measured as an empty
+    /// image of the size that [`option`](Self::option) sets.
+    ///
+    /// # Errors
+    /// `ENOTSUP` if the format cannot compute it; if an option is invalid or missing.
+    pub fn measure(self) -> Request<Measure> {
+        let threads = match self.threads.clone().map_or_else(IoThreads::shared, Ok) {
+            Ok(threads) => threads,
+            Err(error) => return Request::failed(error),
+        };
+        Request::begin(&threads, move || async move {
+            let graph = Graph::with_secrets(drivers(), Gate::AnyFile, self.secrets);
+            let mut options = self.format.to_options();
+            options.overlay(&self.options);
+            measure(&graph, self.format.format().name(), options, None).await
+        })
     }
 
     pub(crate) fn format(&self) -> Format {

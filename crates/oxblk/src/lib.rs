@@ -73,7 +73,8 @@
 //!
 //! Sending a request to an I/O thread and its result back costs some microseconds. A program that makes hundreds of thousands
 //! of requests per second should send its loop to the I/O threads with [`Disk::run`]. There, [`Disk::backend`] makes requests
-//! without changing threads. A virtual machine monitor should give an I/O thread to each queue of a device.
+//! without changing threads. A virtual machine monitor should give an I/O thread to each queue of a device. A program that
+//! runs on I/O threads of its own opens images with [`OpenOptions::open_backend`].
 //!
 //! # Formats
 //!
@@ -98,13 +99,16 @@
 //!
 //! # Other modules
 //!
+//! - [`check`] checks and repairs images, as [`Disk::check`] does. [`qapi`] has results as the JSON objects of QEMU.
 //! - [`drivers`] returns the table of all drivers, for [`core::Graph::new`].
 //! - [`copy`], [`compare`], [`commit`] and [`rebase`] are the engines that work on whole disks, with many requests in flight on
-//!   several I/O threads.
+//!   several I/O threads. [`workers`] distributes their workers over the threads.
 //! - [`core`] is the block graph, [`ring`] the I/O engine, and [`exports`] contains the servers.
 #![forbid(unsafe_code)]
 
 mod buffer;
+mod cache;
+pub mod check;
 pub mod commit;
 pub mod compare;
 mod convert;
@@ -116,30 +120,40 @@ mod first_by_offset;
 mod format;
 mod image_info;
 mod map;
+mod measure;
+mod objects;
 mod progress;
+pub mod qapi;
 pub mod qemu_json;
 pub mod rebase;
 mod request;
+mod sectors;
 mod serve;
 pub mod temporary;
 mod threads;
+pub mod workers;
 
+pub use cache::{Cache, parse_discard};
 pub use convert::{Convert, Stop};
 pub use create::Create;
-pub use disk::{Cache, Cursor, Disk, OpenOptions};
+pub use disk::{Cursor, Disk, OpenOptions, Sharing};
 pub use drivers::{absent_error, drivers, is_absent};
 pub use format::{
     Compression, Format, NewFormat, Qcow2Options, Qcow2Version, RawOptions, VdiOptions,
 };
 pub use image_info::{BackingName, ImageInfo, has_own_info};
 pub use map::{Extent, Extents};
+pub use measure::measure;
+pub use objects::{check_identifier, define_object};
 pub use oxblk_core as core;
 pub use oxblk_core::bitmap::BitmapInfo;
+pub use oxblk_core::create::Measure;
 pub use oxblk_core::snapshot::SnapshotInfo;
-pub use oxblk_core::{Error, ErrorKind, Gate, Preallocation, Result, Secrets};
+pub use oxblk_core::{Error, ErrorKind, Gate, Options, Preallocation, Result, Secrets};
 pub use oxblk_exports as exports;
 pub use oxblk_ring as ring;
-pub use oxblk_ring::{IoBuf, IoBufMut};
+pub use oxblk_ring::{Aio, IoBuf, IoBufMut};
 pub use request::Request;
+pub use sectors::{SECTOR, in_sectors};
 pub use serve::NbdServer;
 pub use threads::IoThreads;

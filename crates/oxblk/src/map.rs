@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use oxblk_core::{Backend, ChainStatus, Node, Result, StatusFlags, Want};
 
+use crate::in_sectors;
+
 /// Longest range of one status query, in bytes. It is large because an image may have petabytes of unallocated space.
 const STEP: u64 = 1 << 50;
-/// Sizes of disks are multiples of this many bytes.
-const SECTOR: u64 = 512;
 
 /// A range of the disk with the same status throughout.
 #[derive(Debug, Clone, Default)]
@@ -100,8 +100,7 @@ pub struct Extents<'a> {
 impl<'a> Extents<'a> {
     /// Walks the extents of `len` bytes from the byte offset `start` on. `None`: up to the end of the disk.
     pub fn new(disk: &'a Backend, start: u64, len: Option<u64>) -> Self {
-        let size = disk.size();
-        let size = size.checked_next_multiple_of(SECTOR).unwrap_or(size);
+        let size = in_sectors(disk.size());
         let end = len.map_or(size, |len| size.min(start.saturating_add(len)));
         Self { disk, at: start, end, current: Extent { offset: start, ..Extent::default() } }
     }

@@ -13,12 +13,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use oxblk_core::{Backend, Error, ErrorKind, Node, Want, WriteFlags, ZeroFlags, strerror};
-use oxblk_ring::{IoBuf, IoBufMut, IoThread, transfer_in_place};
+use oxblk_ring::{IoBuf, IoBufMut, IoThread, TaskGone};
 
 use crate::buffer::buffer;
 use crate::copy::Observer;
 use crate::first_by_offset::FirstByOffset;
 use crate::progress::{InOrder, Piece};
+use crate::workers;
 
 /// Longest piece that a worker takes in one step, in bytes, unless clusters are larger. Progress is reported in these
 /// steps, as QEMU does.
@@ -112,7 +113,7 @@ struct Shared {
 /// The failure at the lowest offset, as if the pieces had been processed in order. All requests in flight have ended by
 /// then.
 pub async fn run(job: Rebase, helpers: &[IoThread]) -> Outcome {
-    let parallel = job.parallel.max(1);
+    let parallel = job.parallel;
     let cluster = job.disk.node().map_or(0, |node| node.driver().info().cluster_size).max(512);
     let shared = Arc::new(Shared {
         size: job.disk.size(),
@@ -122,33 +123,12 @@ pub async fn run(job: Rebase, helpers: &[IoThread]) -> Outcome {
         failure: FirstByOffset::default(),
         job,
     });
-    let threads = helpers.len().saturating_add(1).min(parallel);
-    let each = parallel.div_ceil(threads);
-    let mut remote = Vec::new();
-    for helper in helpers.iter().take(threads - 1) {
-        let shared = Arc::clone(&shared);
-        remote.push(helper.spawn(move || on_one_thread(shared, each)));
-    }
-    on_one_thread(Arc::clone(&shared), each).await;
-    for thread in remote {
-        if thread.await.is_err() {
-            shared.fail(stopped(0, "An I/O thread ended early"));
-        }
+    let in_place = usize::try_from(STEP).ok();
+    let work = |shared: Arc<Shared>| async move { shared.work().await };
+    if let Err(TaskGone) = workers::run(&shared, parallel, in_place, helpers, work).await {
+        shared.fail(stopped(0, "An I/O thread ended early"));
     }
     shared.failure.take().map_or(Ok(()), Err)
-}
-
-async fn on_one_thread(shared: Arc<Shared>, workers: usize) {
-    let _in_place = transfer_in_place(usize::try_from(STEP).unwrap_or(0));
-    let tasks: Vec<_> = (0..workers)
-        .map(|_| {
-            let shared = Arc::clone(&shared);
-            oxblk_ring::spawn(async move { shared.work().await })
-        })
-        .collect();
-    for task in tasks {
-        task.await;
-    }
 }
 
 fn stopped(offset: u64, why: &'static str) -> RebaseError {

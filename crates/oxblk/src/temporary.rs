@@ -13,8 +13,7 @@ use oxblk_formats::qcow2::QCOW2;
 use oxblk_protocols::file::{FILE, FileDriver, temporary};
 use oxblk_ring::{Aio, File};
 
-/// Sizes of disks are multiples of this many bytes.
-const SECTOR: u64 = 512;
+use crate::SECTOR;
 
 /// Opens a temporary overlay whose backing file is `base`.
 ///

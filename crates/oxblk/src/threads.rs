@@ -34,20 +34,43 @@ impl IoThreads {
     /// # Errors
     /// If no thread can be started: `EAGAIN`, `ENOMEM` or `EMFILE`.
     pub fn start(count: usize) -> Result<Self> {
-        let mut threads = Vec::new();
-        for index in 0..count.max(1) {
+        let (group, shortage) = Self::start_up_to(count.max(1));
+        match (shortage, group.threads().len()) {
+            (None, _) => {}
+            (Some(error), 0) => return Err(error.prefix("Cannot start an I/O thread")),
+            (Some(error), started) => {
+                tracing::warn!("using {started} of {count} I/O threads: {error}");
+            }
+        }
+        Ok(group)
+    }
+
+    /// Starts `count` threads that help the calling I/O thread. If the system cannot start all of them, the group has fewer
+    /// threads, possibly none, and the error is the reason.
+    ///
+    /// No [`Disk`](crate::Disk) can use a group without threads: its requests fail.
+    pub fn start_up_to(count: usize) -> (Self, Option<Error>) {
+        let (mut threads, mut shortage) = (Vec::new(), None);
+        for index in 0..count {
             match IoThread::start(&format!("oxblk-{index}"), Config::default()) {
                 Ok(thread) => threads.push(thread),
-                Err(error) if threads.is_empty() => {
-                    return Err(Error::from(error).prefix("Cannot start an I/O thread"));
-                }
                 Err(error) => {
-                    tracing::warn!("using {index} of {count} I/O threads: {error}");
+                    shortage = Some(Error::from(error));
                     break;
                 }
             }
         }
-        Ok(Self(Arc::new(Group { threads, next: AtomicUsize::new(0) })))
+        (Self(Arc::new(Group { threads, next: AtomicUsize::new(0) })), shortage)
+    }
+
+    /// Waits until the threads have ended and have closed all files. If other clones of the group or disks of the group
+    /// exist, the threads go on and this returns immediately. Handles that were cloned from [`threads`](Self::threads) must
+    /// have been dropped.
+    pub fn join(self) {
+        let group = Arc::into_inner(self.0);
+        for thread in group.into_iter().flat_map(|group| group.threads) {
+            thread.join();
+        }
     }
 
     /// The shared group of the process, which disks use by default. It has one thread for each core, 16 at most, and is

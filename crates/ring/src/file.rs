@@ -16,23 +16,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 
+use crate::aio::Aio;
 use crate::buf::{IoBuf, IoBufMut, IoVec, IoVecMut};
 use crate::reactor::{Op, Payload, Pending, start_file};
 use crate::runtime::offload::on_file;
 use crate::runtime::shared::{Message, send_to};
 use crate::sim::Disk;
-
-/// How a file's reads and writes are carried out (QEMU's `aio=`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Aio {
-    /// io_uring; on an I/O thread without one it means [`Threads`](Aio::Threads).
-    #[default]
-    IoUring,
-    /// Linux AIO. For files opened with `O_DIRECT`.
-    Native,
-    /// Blocking calls on worker threads.
-    Threads,
-}
 
 /// The mode of [`File::fallocate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

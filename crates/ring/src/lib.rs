@@ -14,6 +14,7 @@
 //! * [`sim`]: a simulated disk and a deterministic executor for tests.
 //! * locks that work across I/O threads: [`Mutex`], [`RwLock`], [`Semaphore`], [`RangeLock`]; and [`Sharded`] data.
 
+mod aio;
 mod buf;
 mod file;
 pub mod host;
@@ -24,8 +25,9 @@ mod runtime;
 pub mod sim;
 mod sync;
 
+pub use aio::Aio;
 pub use buf::{IoBuf, IoBufMut, IoVec, IoVecMut, WordMemory, Words, is_zero};
-pub use file::{Aio, Extent, Falloc, File, ReadAt, ReadvAt, WriteAt, WritevAt};
+pub use file::{Extent, Falloc, File, ReadAt, ReadvAt, WriteAt, WritevAt};
 pub use net::{Address, Listener, Stream};
 pub use reactor::{InPlace, transfer_in_place};
 pub use runtime::{

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use oxblk_core::check::Fix;
+use oxblk_core::check::{Finding, Fix};
 use oxblk_core::{Backend, Graph, OpenFlags, Options, Perm, Permissions, Result};
 use oxblk_ring::IoBufMut;
 use oxblk_ring::sim::{self, Disk};
@@ -64,7 +64,7 @@ pub async fn contents(image: &Backend) -> Vec<u8> {
 pub async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
     let image = open(disk, "", true).await.unwrap_or_else(|error| panic!("{what}: {error}"));
     let node = image.node().expect("a node");
-    let say = |line: &str| eprintln!("{what}: {line}");
+    let say = |finding: Finding| eprintln!("{what}: {finding}");
     let check = node.driver().check().expect("a format with a check");
     let report = check.check(Fix::Nothing, &say).await.expect("a check");
     assert_eq!((report.corruptions, report.check_errors), (0, 0), "{what}");

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use oxblk_core::check::Fix;
+use oxblk_core::check::{Finding, Fix};
 use oxblk_core::create::{CreateRequest, CreateTarget};
 use oxblk_core::{Backend, ChildIdx, Edge, Graph, Node, OpenFlags, Options, Perm, Permissions};
 use oxblk_ring::sim::Disk;
@@ -201,8 +201,8 @@ pub async fn check(image: &Image, tolerance: Tolerance) -> Result<(), String> {
     let backend = graph.open_backend(None, options, flags).await.map_err(|e| text(&e))?;
     let node = backend.node().map_err(|e| text(&e))?;
     let said = std::cell::RefCell::new(String::new());
-    let say = |line: &str| {
-        said.borrow_mut().push_str(line);
+    let say = |finding: Finding| {
+        said.borrow_mut().push_str(&finding.text);
         said.borrow_mut().push('\n');
     };
     let report = match node.driver().check() {

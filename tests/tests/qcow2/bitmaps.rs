@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use oxblk_core::bitmap::DirtyBitmap;
-use oxblk_core::check::Fix;
+use oxblk_core::check::{Finding, Fix};
 use oxblk_core::{
     Backend, DriverTable, Graph, OpenFlags, Options, Perm, Permissions, Preallocation, Result,
     WriteFlags, ZeroFlags,
@@ -83,7 +83,7 @@ async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
     let flags = OpenFlags { check: true, read_only: true, ..OpenFlags::default() };
     let backend = open_as(disk, flags).await.unwrap_or_else(|error| panic!("{what}: {error}"));
     let node = backend.node().unwrap();
-    let say = |line: &str| eprintln!("{line}");
+    let say = |finding: Finding| eprintln!("{finding}");
     let report = node.driver().check().unwrap().check(Fix::Nothing, &say).await.unwrap();
     assert_eq!((report.corruptions, report.check_errors), (0, 0), "{what}");
     assert!(leaks || report.leaks == 0, "{what}: {} leaks", report.leaks);

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::path::Path;
 
-use oxblk_core::check::{CheckReport, Fix};
+use oxblk_core::check::{CheckReport, Finding, Fix};
 use oxblk_core::{DriverTable, Error, Graph, OpenFlags, Options, Result};
 use oxblk_formats::qcow2::QCOW2;
 use oxblk_protocols::file::FILE;
@@ -35,7 +35,9 @@ fn check_or_repair(path: &Path, fix: Fix) -> (Result<CheckReport>, Vec<String>) 
             OpenFlags { check: true, read_only: fix == Fix::Nothing, ..OpenFlags::default() };
         let backend = graph.open_backend(path.to_str(), options, flags).await?;
         let node = backend.node()?;
-        let say = |line: &str| said.borrow_mut().extend(line.lines().map(str::to_owned));
+        let say = |finding: Finding| {
+            said.borrow_mut().extend(finding.text.lines().map(str::to_owned));
+        };
         let report = match node.driver().check() {
             Some(check) => check.check(fix, &say).await,
             None => Err(Error::unsupported("no check")),

@@ -21,6 +21,7 @@ mod img_rebase;
 mod img_snapshot;
 mod io_commands;
 mod json_names;
+mod json_results;
 mod limits;
 mod misspelt;
 mod names;

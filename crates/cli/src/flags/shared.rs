@@ -72,6 +72,12 @@ pub(crate) const fn output<A>(store: fn(&mut A, String) -> Stored) -> Flag<A> {
     Flag::value(long("output"), value.default("human"), "print text or JSON", store)
 }
 
+/// `--output` of a command to which QEMU's tools give no such option.
+pub(crate) const fn output_in_full<A>(store: fn(&mut A, String) -> Stored) -> Flag<A> {
+    let value = Value::choice("human|json", &["human", "json"]);
+    Flag::value(long("output").in_full(), value.default("human"), "print text or JSON", store)
+}
+
 /// Stores the value of `--output`: whether it is JSON.
 pub(crate) fn set_json(json: &mut bool, text: &str) -> Stored {
     *json = match text {

@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
+use oxblk::Cache;
 use oxblk_core::amend::AmendRequest;
 use oxblk_core::{Backend, DriverFactory};
 
 use super::create_options::{CreateOptions, append, asks_for_help};
 use super::{Context, Step, graph};
-use crate::cache::CacheMode;
 use crate::flags::page::{Example, Page};
 use crate::flags::spec::{Value, both, long};
 use crate::flags::{Flag, shared};
-use crate::image::Image;
+use crate::image::{ImageName, writing};
 use crate::program::{err, out};
 use crate::text::progress::{Progress, step};
 
@@ -57,7 +57,7 @@ struct Arguments {
     format: Option<String>,
     image_options: bool,
     cache_name: Option<String>,
-    cache: CacheMode,
+    cache: Cache,
     force: bool,
     /// The values of all `-o`.
     given: Option<String>,
@@ -80,11 +80,9 @@ pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
     };
     let progress = Progress::start(arguments.progress, step::USUAL);
     let outcome = context.block_on(async {
-        let image = Image::writable(filename)
-            .format(arguments.format.as_deref())
+        let image = ImageName::file(filename, arguments.format.as_deref())
             .options_if(arguments.image_options)
-            .cache(arguments.cache)
-            .open_or_say(&context.program, &graph)
+            .open_or_report(&context.program, &graph, writing().cache(arguments.cache))
             .await?;
         let outcome = amend(context, &arguments, &image, &progress).await;
         let closed = image.close().await;

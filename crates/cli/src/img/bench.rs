@@ -3,20 +3,20 @@
 //! The parallel requests are distributed over the I/O threads. Each worker takes the next offset when its request has
 //! completed. Long writes are sent from one thread, unless `--threads` is given.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use oxblk::{Cache, workers};
 use oxblk_core::{Backend, Error, ErrorKind, WriteFlags, strerror};
-use oxblk_ring::{Aio, IoBufMut, IoThread};
+use oxblk_ring::{Aio, IoBufMut, IoThread, TaskGone};
 
 use super::{Context, Step, graph, threads};
-use crate::cache::{CacheMode, parse_aio};
 use crate::flags::page::{Example, Note, Page};
 use crate::flags::refusal::Refusal;
 use crate::flags::spec::{Value, both, long};
 use crate::flags::{Flag, shared};
-use crate::image::Image;
+use crate::image::{ImageName, writing};
 use crate::program::{flush_out, out};
 use crate::text::number;
 
@@ -28,7 +28,7 @@ const FLAGS: &[Flag<Arguments>] = &[
     shared::format(|a| &mut a.format),
     shared::image_opts(|a| &mut a.image_options),
     Flag::value(both('t', "cache"), Value::CACHE.default("writeback"), "cache mode", |a, name| {
-        a.cache = CacheMode::parse(&name).ok_or_else(|| Refusal::failed("Invalid cache mode"))?;
+        a.cache = Cache::parse(&name).ok_or_else(|| Refusal::failed("Invalid cache mode"))?;
         Ok(())
     }),
     Flag::value(
@@ -84,7 +84,7 @@ const FLAGS: &[Flag<Arguments>] = &[
         "how the host executes requests",
         |a, name| {
             let unknown = || Refusal::failed(format!("Invalid aio option: {name}"));
-            a.aio = Some(parse_aio(&name).ok_or_else(unknown)?);
+            a.aio = Some(Aio::parse(&name).ok_or_else(unknown)?);
             Ok(())
         },
     ),
@@ -140,7 +140,7 @@ pub(super) static PAGE: Page = Page {
 struct Arguments {
     format: Option<String>,
     image_options: bool,
-    cache: CacheMode,
+    cache: Cache,
     count: u64,
     depth: u64,
     offset: u64,
@@ -171,27 +171,31 @@ impl Arguments {
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
     let helpers = threads::helpers(context, arguments.threads());
-    context.block_on(async {
-        let mut image = Image::writable(&arguments.filename)
-            .format(arguments.format.as_deref())
-            .options_if(arguments.image_options)
+    let outcome = context.block_on(async {
+        let image = ImageName::file(&arguments.filename, arguments.format.as_deref())
+            .options_if(arguments.image_options);
+        let mut options = writing()
+            .read_only(!arguments.write)
             .cache(arguments.cache)
-            .share_if(arguments.share);
-        image.flags.read_only = !arguments.write;
-        image.flags.aio = arguments.aio;
-        let backend = image.open_or_say(&context.program, &graph()).await?;
-        let outcome = bench(context, &arguments, &backend, &helpers).await;
+            .force_share(arguments.share);
+        if let Some(aio) = arguments.aio {
+            options = options.aio(aio);
+        }
+        let backend = image.open_or_report(&context.program, &graph(), options).await?;
+        let outcome = bench(context, &arguments, &backend, helpers.threads()).await;
         let closed = backend.close().await;
         outcome?;
         closed.map_err(|error| context.error(&error))
-    })
+    });
+    helpers.join();
+    outcome
 }
 
 fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     let mut read = Arguments {
         format: None,
         image_options: false,
-        cache: CacheMode::WRITEBACK,
+        cache: Cache::Writeback,
         count: 75000,
         depth: 64,
         offset: 0,
@@ -234,6 +238,7 @@ struct Run {
     /// The index of the next request, and the end of the current batch.
     next: AtomicU64,
     end: AtomicU64,
+    failure: Mutex<Option<Error>>,
 }
 
 impl Run {
@@ -250,6 +255,14 @@ impl Run {
         let far = u128::from(self.offset) + u128::from(index) * u128::from(self.step);
         let wrapped = far.checked_rem(u128::from(self.image)).unwrap_or_default();
         u64::try_from(wrapped).unwrap_or_default()
+    }
+
+    /// Sends requests until the batch has none left. A failure is stored, and ends the batch.
+    async fn work_until_failure(&self) {
+        if let Err(error) = self.work().await {
+            self.end.store(0, Relaxed);
+            self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
     }
 
     async fn work(&self) -> Result<(), Error> {
@@ -270,27 +283,6 @@ impl Run {
         }
         Ok(())
     }
-}
-
-/// Runs `workers` workers concurrently on the current thread. The first failure ends the batch.
-async fn work_here(run: Arc<Run>, workers: usize) -> Result<(), Error> {
-    let tasks: Vec<_> = (0..workers)
-        .map(|_| {
-            let run = Arc::clone(&run);
-            oxblk_ring::spawn(async move {
-                let outcome = run.work().await;
-                if outcome.is_err() {
-                    run.end.store(0, Relaxed);
-                }
-                outcome
-            })
-        })
-        .collect();
-    let mut outcome = Ok(());
-    for task in tasks {
-        outcome = outcome.and(task.await);
-    }
-    outcome
 }
 
 async fn bench(
@@ -321,6 +313,7 @@ async fn bench(
         flush_every: interval.filter(|_| !arguments.drain),
         next: AtomicU64::new(0),
         end: AtomicU64::new(0),
+        failure: Mutex::new(None),
     });
     let begin = Instant::now();
     let batch = interval.filter(|_| arguments.drain).unwrap_or(arguments.count);
@@ -342,24 +335,13 @@ async fn bench(
     Ok(())
 }
 
-/// Sends the requests of one batch from all threads.
+/// Sends the requests of one batch from all threads. The first failure ends the batch.
 async fn run_batch(run: &Arc<Run>, depth: u64, helpers: &[IoThread]) -> Result<(), Error> {
     let left = run.end.load(Relaxed).saturating_sub(run.next.load(Relaxed));
     let depth = usize::try_from(depth.min(left)).unwrap_or(usize::MAX);
-    let threads = helpers.len().saturating_add(1).min(depth.max(1));
-    let (each, extra) = (depth / threads, depth % threads);
-    let mut remote = Vec::new();
-    for (index, helper) in helpers.iter().take(threads - 1).enumerate() {
-        let run = Arc::clone(run);
-        let workers = each + usize::from(index + 1 < extra);
-        remote.push(helper.spawn(move || work_here(run, workers)));
+    let work = |run: Arc<Run>| async move { run.work_until_failure().await };
+    if let Err(TaskGone) = workers::run(run, depth, None, helpers, work).await {
+        return Err(Error::new(ErrorKind::Cancelled, "An I/O thread ended early"));
     }
-    let mut outcome = work_here(Arc::clone(run), each + usize::from(extra > 0)).await;
-    for thread in remote {
-        let ended = thread.await;
-        outcome = outcome.and(ended.unwrap_or_else(|_| {
-            Err(Error::new(ErrorKind::Cancelled, "An I/O thread ended early"))
-        }));
-    }
-    outcome
+    run.failure.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
 }

@@ -9,7 +9,7 @@ use super::{Context, Exit, Step, graph};
 use crate::flags::page::{Example, Note, Page};
 use crate::flags::spec::{Value, both, long};
 use crate::flags::{Flag, Stored, shared};
-use crate::image::Image;
+use crate::image::{ImageName, reading, writing};
 use crate::text::number;
 
 const FLAGS: &[Flag<Arguments>] = &[
@@ -136,12 +136,11 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
     context.block_on(async {
         let graph = graph();
-        let mut image = Image::writable(&arguments.filename)
-            .format(arguments.format.as_deref())
+        let image = ImageName::file(&arguments.filename, arguments.format.as_deref())
             .options_if(arguments.image_options);
         // The backing file is not read. It may be missing, or it may be the image whose bitmap is merged.
-        image.flags.no_backing = true;
-        let backend = image.open_or_say(&context.program, &graph).await?;
+        let options = writing().backing(false);
+        let backend = image.open_or_report(&context.program, &graph, options).await?;
         let outcome = act_with_source(context, &arguments, &graph, &backend).await;
         let closed = backend.close().await;
         outcome?;
@@ -204,10 +203,9 @@ async fn act_with_source(
     let Some(name) = &arguments.source else {
         return act_all(context, arguments, backend, backend).await;
     };
-    let mut image = Image::read_only(name).format(arguments.source_format.as_deref());
-    image.flags.no_io = true;
-    image.flags.no_backing = true;
-    let source = image.open_or_say(&context.program, graph).await?;
+    let image = ImageName::file(name, arguments.source_format.as_deref());
+    let options = reading().metadata_only(true).backing(false);
+    let source = image.open_or_report(&context.program, graph, options).await?;
     let outcome = act_all(context, arguments, backend, &source).await;
     // The source was only read, so an error on closing it is ignored.
     drop(source.close().await);

@@ -1,20 +1,18 @@
 //! `img check`: checks the metadata of an image, and repairs it if requested. The driver of the format does the work.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use oxblk_core::check::{CheckReport, Fix};
-use oxblk_core::{Backend, Error};
-use serde_json::{Map, json};
+use oxblk::check::{CheckObserver, CheckReport, Finding, FindingKind, Fix};
+use oxblk::{Cache, qapi, qemu_json};
+use oxblk_core::Backend;
 
 use super::{Context, Exit, Step, graph};
-use crate::cache::CacheMode;
 use crate::flags::page::{Example, Page};
 use crate::flags::refusal::Refusal;
 use crate::flags::spec::{Value, both};
 use crate::flags::{Flag, shared};
-use crate::image::Image;
-use crate::program::{err, note, out};
-use oxblk::qemu_json;
+use crate::image::{ImageName, writing};
+use crate::program::{Program, err, note, out};
 
 /// Exit codes, as in QEMU.
 const FAILED: u8 = 1;
@@ -70,7 +68,7 @@ struct Arguments {
     format: Option<String>,
     image_options: bool,
     cache_name: Option<String>,
-    cache: CacheMode,
+    cache: Cache,
     share: bool,
     json: bool,
     fix: Fix,
@@ -81,14 +79,14 @@ struct Arguments {
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
     context.block_on(async {
-        let mut image = Image::read_only(&arguments.filename)
-            .format(arguments.format.as_deref())
-            .options_if(arguments.image_options)
+        let image = ImageName::file(&arguments.filename, arguments.format.as_deref())
+            .options_if(arguments.image_options);
+        let options = writing()
+            .read_only(arguments.fix == Fix::Nothing)
+            .for_check(true)
             .cache(arguments.cache)
-            .share_if(arguments.share);
-        image.flags.read_only = arguments.fix == Fix::Nothing;
-        image.flags.check = true;
-        let backend = image.open_or_say(&context.program, &graph()).await?;
+            .force_share(arguments.share);
+        let backend = image.open_or_report(&context.program, &graph(), options).await?;
         let outcome = check(context, &arguments, &backend).await;
         let closed = backend.close().await;
         let code = outcome?;
@@ -122,34 +120,19 @@ fn fix(text: &str) -> Result<Fix, Refusal> {
 /// Checks the image, repairs it if requested, prints the report, and returns the exit code.
 async fn check(context: &Context, arguments: &Arguments, backend: &Backend) -> Step<u8> {
     let node = backend.node().map_err(|error| context.error(&error))?;
-    let Some(checker) = node.driver().check() else {
+    if node.driver().check().is_none() {
         context.program.error("This image format does not support checks");
         return Err(Exit(NO_CHECK));
-    };
-    let said = Mutex::new(());
-    let say = |line: &str| {
-        let _one_at_a_time = said.lock();
-        if is_said_in_own_name(line) {
-            context.program.error(line);
-        } else {
-            err(format_args!("{line}\n"));
-        }
-    };
-    let failed = |error: Error| context.failed(format_args!("Check failed: {error}"));
-    let mut report = checker.check(arguments.fix, &say).await.map_err(failed)?;
-    let fixed = (report.leaks_fixed, report.corruptions_fixed);
-    if fixed != (0, 0) {
-        if !arguments.json && !arguments.quiet {
-            note(format_args!(
-                "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    {} corruptions\n\nDouble checking the fixed image now...\n",
-                fixed.0, fixed.1
-            ));
-        }
-        report = checker.check(Fix::Nothing, &say).await.map_err(failed)?;
-        (report.leaks_fixed, report.corruptions_fixed) = fixed;
     }
+    let printer = Printer {
+        program: context.program.clone(),
+        quiet: arguments.quiet || arguments.json,
+        one_at_a_time: Mutex::new(()),
+    };
+    let checked = oxblk::check::run(backend, arguments.fix, Arc::new(printer)).await;
+    let report = checked.map_err(|error| context.failed(format_args!("Check failed: {error}")))?;
     if arguments.json {
-        let value = to_json(&report, &arguments.filename, node.factory().name());
+        let value = qapi::image_check(&report, &arguments.filename, node.factory().name());
         out(format_args!("{}\n", qemu_json::pretty(&value)));
     } else if !arguments.quiet {
         out(format_args!("{}", human(&report)));
@@ -162,11 +145,31 @@ async fn check(context: &Context, arguments: &Arguments, backend: &Backend) -> S
     })
 }
 
-/// Whether QEMU's tools print this finding after their own name. They do so only for errors on reading the snapshot table.
-fn is_said_in_own_name(line: &str) -> bool {
-    ["failed to read the snapshot table:", "snapshot table too large", "snapshot table offset"]
-        .iter()
-        .any(|text| line.strip_prefix("ERROR ").is_some_and(|rest| rest.starts_with(text)))
+/// Prints the findings.
+struct Printer {
+    program: Program,
+    quiet: bool,
+    one_at_a_time: Mutex<()>,
+}
+
+impl CheckObserver for Printer {
+    fn finding(&self, finding: &Finding) {
+        let _turn = self.one_at_a_time.lock();
+        match finding.kind {
+            // QEMU's tools print only these findings after their own name.
+            FindingKind::SnapshotTable => self.program.error(finding),
+            _ => err(format_args!("{finding}\n")),
+        }
+    }
+
+    fn repaired(&self, report: &CheckReport) {
+        if !self.quiet {
+            note(format_args!(
+                "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    {} corruptions\n\nDouble checking the fixed image now...\n",
+                report.leaks_fixed, report.corruptions_fixed
+            ));
+        }
+    }
 }
 
 fn human(report: &CheckReport) -> String {
@@ -211,27 +214,6 @@ fn human(report: &CheckReport) -> String {
 #[expect(clippy::cast_precision_loss, reason = "two decimals are printed")]
 fn percent(part: u64, whole: u64) -> f64 {
     part as f64 * 100.0 / whole as f64
-}
-
-/// The report as QAPI's `ImageCheck`. Numbers that are zero are left out, except `check-errors`.
-fn to_json(report: &CheckReport, filename: &str, format: &str) -> serde_json::Value {
-    let numbers = [
-        ("image-end-offset", report.image_end_offset),
-        ("corruptions", report.corruptions),
-        ("leaks", report.leaks),
-        ("corruptions-fixed", report.corruptions_fixed),
-        ("leaks-fixed", report.leaks_fixed),
-        ("total-clusters", report.total_clusters),
-        ("allocated-clusters", report.allocated_clusters),
-        ("fragmented-clusters", report.fragmented_clusters),
-        ("compressed-clusters", report.compressed_clusters),
-    ];
-    let told = numbers.into_iter().filter(|(_, number)| *number != 0);
-    let mut map: Map<_, _> = told.map(|(key, number)| (key.to_owned(), json!(number))).collect();
-    map.insert("filename".to_owned(), json!(filename));
-    map.insert("format".to_owned(), json!(format));
-    map.insert("check-errors".to_owned(), json!(report.check_errors));
-    serde_json::Value::Object(map)
 }
 
 #[cfg(test)]

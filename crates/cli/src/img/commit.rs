@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
+use oxblk::Cache;
 use oxblk::commit::{Commit, CommitError};
 use oxblk::copy::{Observer, Stage};
 use oxblk_core::{Backend, ChildIdx, Node, strerror};
 use oxblk_ring::IoThread;
 
 use super::{Context, Exit, Step, graph, threads};
-use crate::cache::CacheMode;
 use crate::flags::page::{Example, Page};
 use crate::flags::spec::{Value, both};
 use crate::flags::{Flag, shared};
-use crate::image::Image;
+use crate::image::{ImageName, writing};
 use crate::program::note;
 use crate::signals::stop_flag;
 use crate::text::progress::{Progress, step};
@@ -64,7 +64,7 @@ struct Arguments {
     format: Option<String>,
     image_options: bool,
     cache_name: Option<String>,
-    cache: CacheMode,
+    cache: Cache,
     /// The image is not emptied.
     keep: bool,
     base: Option<String>,
@@ -78,7 +78,8 @@ pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
     let arguments = read(context, words)?;
     let helpers = threads::helpers(context, arguments.threads);
     let progress = Progress::start(arguments.progress && !arguments.quiet, step::USUAL);
-    let outcome = context.block_on(commit(context, &arguments, &helpers, &progress));
+    let outcome = context.block_on(commit(context, &arguments, helpers.threads(), &progress));
+    helpers.join();
     if outcome.is_ok() {
         progress.complete();
     }
@@ -97,7 +98,7 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
         format: None,
         image_options: false,
         cache_name: None,
-        cache: CacheMode::WRITEBACK,
+        cache: Cache::Writeback,
         keep: false,
         base: None,
         rate: None,
@@ -119,12 +120,10 @@ async fn commit(
     helpers: &[IoThread],
     progress: &Arc<Progress>,
 ) -> Step {
-    let mut image = Image::writable(&arguments.filename)
-        .format(arguments.format.as_deref())
-        .options_if(arguments.image_options)
-        .cache(arguments.cache);
-    image.flags.unmap = true;
-    let top = image.open_or_say(&context.program, &graph()).await?;
+    let image = ImageName::file(&arguments.filename, arguments.format.as_deref())
+        .options_if(arguments.image_options);
+    let options = writing().cache(arguments.cache).discard(true);
+    let top = image.open_or_report(&context.program, &graph(), options).await?;
     let outcome = match base(context, arguments, &top) {
         Ok(base) => {
             let commit = Commit {

@@ -9,7 +9,7 @@ use super::{Context, Exit, Step, graph};
 use crate::flags::page::{Example, Note, Page};
 use crate::flags::spec::Value;
 use crate::flags::{Flag, shared};
-use crate::image::Image;
+use crate::image::{ImageName, writing};
 use crate::program::out;
 use crate::signals::stop_flag;
 use crate::text::progress::{Progress, step};
@@ -96,11 +96,10 @@ async fn compact(
     arguments: &Arguments,
     progress: &Progress,
 ) -> Step<(Compacted, &'static str)> {
-    let mut image = Image::writable(&arguments.filename)
-        .format(arguments.format.as_deref())
+    let image = ImageName::file(&arguments.filename, arguments.format.as_deref())
         .options_if(arguments.image_options);
-    image.flags.unmap = true;
-    let backend = image.open_or_say(&context.program, &graph()).await?;
+    let options = writing().discard(true);
+    let backend = image.open_or_report(&context.program, &graph(), options).await?;
     let node = backend.node().map_err(|error| context.error(&error))?;
     let format = node.factory().name();
     let can = node.driver().compact().is_some();

@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use oxblk::compare::{Compare, CompareError, CompareStage, Difference, compare};
+use oxblk::{Cache, in_sectors, qemu_json};
 use oxblk_core::{Backend, strerror};
 use oxblk_ring::IoThread;
+use serde_json::json;
 
 use super::{Context, Exit, Step, graph, threads};
-use crate::cache::CacheMode;
 use crate::flags::page::{Example, Note, Page};
 use crate::flags::spec::{Alias, Value, both, long};
 use crate::flags::{Flag, shared};
-use crate::image::Image;
+use crate::image::{ImageName, reading};
 use crate::program::out;
 use crate::signals::stop_flag;
-use crate::text::number::in_sectors;
 use crate::text::progress::{Progress, step};
 
 /// Exit codes, as in QEMU.
@@ -55,6 +55,7 @@ const FLAGS: &[Flag<Arguments>] = &[
         &mut a.strict
     }),
     shared::progress(|a| &mut a.progress),
+    shared::output_in_full(|a, text| shared::set_json(&mut a.json, &text)),
     shared::threads(|a, text| threads::set(&mut a.threads, &text)),
     shared::untrusted(),
 ];
@@ -66,7 +67,11 @@ pub(super) static PAGE: Page = Page {
     usage: "[OPTIONS] FILENAME1 FILENAME2",
     operands: &[Value::file("FILENAME1"), Value::file("FILENAME2")],
     flags: &FLAGS,
-    notes: &[Note::Text("If one image is larger, the rest of that image is compared with zeroes.")],
+    notes: &[Note::Text(
+        "If one image is larger, the rest of that image is compared with zeroes. With --image-opts, both names are \
+         lists of options. With --output json, the result is an object with the keys identical, and, if the images \
+         differ, reason (content, block-status or size) and offset.",
+    )],
     exit_codes: &[
         (0, "the contents are the same"),
         (DIFFERENT, "the contents are different"),
@@ -84,11 +89,12 @@ pub(super) static PAGE: Page = Page {
 struct Arguments {
     quiet: bool,
     progress: bool,
+    json: bool,
     formats: [Option<String>; 2],
     image_options: bool,
     strict: bool,
     cache_name: Option<String>,
-    cache: CacheMode,
+    cache: Cache,
     share: bool,
     threads: usize,
     filenames: [String; 2],
@@ -98,10 +104,12 @@ struct Arguments {
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
     let helpers = threads::helpers(context, arguments.threads);
-    let progress = Progress::start(arguments.progress && !arguments.quiet, step::WIDE);
+    let progress =
+        Progress::start(arguments.progress && !arguments.quiet && !arguments.json, step::WIDE);
     let outcome = context
-        .run_to_end(compare_images(context, &arguments, &helpers, &progress))
+        .run_to_end(compare_images(context, &arguments, helpers.threads(), &progress))
         .unwrap_or(Err(Exit(2)));
+    helpers.join();
     progress.end();
     outcome
 }
@@ -110,11 +118,12 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     let mut read = Arguments {
         quiet: false,
         progress: false,
+        json: false,
         formats: [None, None],
         image_options: false,
         strict: false,
         cache_name: None,
-        cache: CacheMode::WRITEBACK,
+        cache: Cache::Writeback,
         share: false,
         threads: threads::default(),
         filenames: [String::new(), String::new()],
@@ -137,12 +146,9 @@ async fn compare_images(
     let mut disks = Vec::new();
     let mut outcome = Ok(());
     for (name, format) in arguments.filenames.iter().zip(&arguments.formats) {
-        let image = Image::read_only(name)
-            .format(format.as_deref())
-            .options_if(arguments.image_options)
-            .cache(arguments.cache)
-            .share_if(arguments.share);
-        match image.open_or_say(&context.program, &graph).await {
+        let image = ImageName::file(name, format.as_deref()).options_if(arguments.image_options);
+        let options = reading().cache(arguments.cache).force_share(arguments.share);
+        match image.open_or_report(&context.program, &graph, options).await {
             Ok(disk) => disks.push(disk),
             Err(_) => {
                 outcome = Err(Exit(CANNOT_OPEN));
@@ -178,8 +184,8 @@ impl Run<'_> {
         let common_sectors = in_sectors(common).min(total);
         let differ = in_sectors(common) != in_sectors(total);
         if self.arguments.strict && differ {
-            self.say(format_args!("Strict mode: Image size mismatch!"));
-            return Err(Exit(DIFFERENT));
+            let text = format_args!("Strict mode: Image size mismatch!");
+            return Err(self.differ(text, "size", None));
         }
         let disks = (first.clone(), Some(second.clone()));
         self.part(disks, 0..common, total, 0).await?;
@@ -192,13 +198,31 @@ impl Run<'_> {
             self.part(alone(), common_sectors..total, total, index).await?;
         }
         self.say(format_args!("Images are identical."));
+        self.print_json(&json!({ "identical": true }));
         Ok(())
     }
 
     fn say(&self, message: std::fmt::Arguments<'_>) {
-        if !self.arguments.quiet {
+        if !self.arguments.quiet && !self.arguments.json {
             out(format_args!("{message}\n"));
         }
+    }
+
+    fn print_json(&self, result: &serde_json::Value) {
+        if self.arguments.json {
+            out(format_args!("{}\n", qemu_json::pretty(result)));
+        }
+    }
+
+    /// Prints that the images differ, with the property that differs and its offset.
+    fn differ(&self, message: std::fmt::Arguments<'_>, reason: &str, offset: Option<u64>) -> Exit {
+        self.say(message);
+        let mut result = json!({ "identical": false, "reason": reason });
+        if let Some(offset) = offset {
+            result["offset"] = offset.into();
+        }
+        self.print_json(&result);
+        Exit(DIFFERENT)
     }
 
     /// A callback that shows the progress in a part that begins at `start`.
@@ -227,12 +251,12 @@ impl Run<'_> {
         match compare(job, self.helpers).await {
             Ok(None) => Ok(()),
             Ok(Some(Difference::Content(offset))) => {
-                self.say(format_args!("Content mismatch at offset {offset}!"));
-                Err(Exit(DIFFERENT))
+                let text = format_args!("Content mismatch at offset {offset}!");
+                Err(self.differ(text, "content", Some(offset)))
             }
             Ok(Some(Difference::Status(offset))) => {
-                self.say(format_args!("Strict mode: Offset {offset} block status mismatch!"));
-                Err(Exit(DIFFERENT))
+                let text = format_args!("Strict mode: Offset {offset} block status mismatch!");
+                Err(self.differ(text, "block-status", Some(offset)))
             }
             Err(failure) => Err(self.failure(&failure, index)),
         }

@@ -2,16 +2,16 @@
 //!
 //! The command checks options and the backing file before it creates a file, and prints the resulting options as QEMU does.
 
-use oxblk_core::{Errno, Error, ErrorKind, Graph, Options};
+use oxblk::in_sectors;
+use oxblk_core::{Errno, Error, ErrorKind, Graph};
 
 use super::create_options::{CreateOptions, append, asks_for_help};
 use super::{Context, Step, graph};
 use crate::flags::page::{Example, Note, Page};
 use crate::flags::spec::{Alias, Value, both};
 use crate::flags::{Flag, shared};
-use crate::image::Image;
+use crate::image::{ImageName, reading};
 use crate::program::{note, out};
-use crate::text::number::in_sectors;
 
 const FLAGS: &[Flag<Arguments>] = &[
     Flag::help(),
@@ -223,11 +223,9 @@ async fn check_backing(
     }
     let path = oxblk_core::relative_to(name, &file);
     // The image is opened without locks and without its key: a guest may have it open, and only its size is read.
-    let mut image = Image { options: Options::new(), ..Image::read_only(&path) }
-        .format(format.as_deref())
-        .share_if(true);
-    image.flags.no_io = true;
-    let opened = image.open(graph).await.map_err(|error| {
+    let image = ImageName::file(&path, format.as_deref());
+    let opening = reading().force_share(true).metadata_only(true);
+    let opened = image.open(graph, opening).await.map_err(|error| {
         let hint = match error.hint() {
             Some(hint) => format!("{hint}\nCould not open backing image."),
             None => "Could not open backing image.".to_owned(),

@@ -10,7 +10,7 @@ use super::{Context, Exit, Step, graph, threads};
 use crate::flags::page::{Example, Note, Page};
 use crate::flags::spec::{Value, both, long};
 use crate::flags::{Flag, shared};
-use crate::image::Image;
+use crate::image::{ImageName, reading, writing};
 use crate::program::err;
 use crate::signals::stop_flag;
 use crate::text::number;
@@ -82,19 +82,19 @@ struct Arguments {
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
     let helpers = threads::helpers(context, arguments.threads);
-    context.block_on(async {
+    let outcome = context.block_on(async {
         let graph = graph();
-        let source = Image::read_only(&arguments.input)
-            .format(arguments.format.as_deref())
+        let source = ImageName::file(&arguments.input, arguments.format.as_deref())
             .options_if(arguments.image_options)
-            .share_if(arguments.share)
-            .open_or_say(&context.program, &graph)
+            .open_or_report(&context.program, &graph, reading().force_share(arguments.share))
             .await?;
-        let outcome = dd(context, &arguments, &graph, &source, &helpers).await;
+        let outcome = dd(context, &arguments, &graph, &source, helpers.threads()).await;
         let closed = source.close().await;
         outcome?;
         closed.map_err(|error| context.error(&error))
-    })
+    });
+    helpers.join();
+    outcome
 }
 
 fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
@@ -166,9 +166,8 @@ async fn dd(
         err(format_args!("{}: {input}: cannot skip to specified offset\n", context.program.name()));
         return Ok(());
     }
-    let target = Image::writable(output)
-        .format(Some(output_format))
-        .open_or_say(&context.program, graph)
+    let target = ImageName::file(output, Some(output_format))
+        .open_or_report(&context.program, graph, writing())
         .await?;
     let copied = copy(source, &target, (begin, length), helpers).await;
     let closed = target.close().await;

@@ -3,15 +3,14 @@
 //! The command opens only the image itself and, with `--backing-chain`, its backing files. Other files that an image refers
 //! to are only printed.
 
-use oxblk::{ImageInfo, qemu_json};
-use oxblk_core::{Graph, Options, Purpose, names};
+use oxblk::{Cache, ImageInfo, qemu_json};
+use oxblk_core::{Graph, Purpose, names};
 
 use super::{Context, Step, graph};
-use crate::cache::CacheMode;
 use crate::flags::page::{Example, Page};
 use crate::flags::spec::{Value, both, long};
 use crate::flags::{Flag, shared};
-use crate::image::Image;
+use crate::image::{ImageName, reading};
 use crate::program::out;
 use crate::text::info as info_text;
 
@@ -56,7 +55,7 @@ struct Arguments {
     image_options: bool,
     chain: bool,
     cache_name: Option<String>,
-    cache: CacheMode,
+    cache: Cache,
     share: bool,
     limits: bool,
     json: bool,
@@ -116,12 +115,13 @@ async fn collect(
     format: Option<String>,
     is_options: bool,
 ) -> Step<ImageInfo> {
-    let mut image =
-        Image { options: Options::new(), ..Image::read_only(name) }.format(format.as_deref());
-    image = image.options_if(is_options).share_if(arguments.share).cache(arguments.cache);
-    image.flags.no_backing = true;
-    image.flags.no_io = true;
-    let backend = image.open_or_say(&context.program, graph).await?;
+    let image = ImageName::file(name, format.as_deref()).options_if(is_options);
+    let options = reading()
+        .force_share(arguments.share)
+        .cache(arguments.cache)
+        .backing(false)
+        .metadata_only(true);
+    let backend = image.open_or_report(&context.program, graph, options).await?;
     let info = ImageInfo::read(&backend).await;
     let closed = backend.close().await;
     let info = info.map_err(|error| context.error(&error))?;

@@ -9,7 +9,7 @@ use super::{Context, Exit, Step, graph};
 use crate::flags::page::{Example, Page};
 use crate::flags::spec::{Value, both};
 use crate::flags::{Flag, shared};
-use crate::image::Image;
+use crate::image::{ImageName, reading};
 use crate::program::{flush_out, out};
 use crate::text::number;
 
@@ -74,11 +74,9 @@ const GATHERED: usize = 32 << 10;
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
     context.block_on(async {
-        let backend = Image::read_only(&arguments.filename)
-            .format(arguments.format.as_deref())
+        let backend = ImageName::file(&arguments.filename, arguments.format.as_deref())
             .options_if(arguments.image_options)
-            .share_if(arguments.share)
-            .open_or_say(&context.program, &graph())
+            .open_or_report(&context.program, &graph(), reading().force_share(arguments.share))
             .await?;
         let outcome = map(context, &arguments, &backend).await;
         let closed = backend.close().await;

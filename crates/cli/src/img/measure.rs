@@ -1,8 +1,7 @@
 //! `img measure`: reports the file size that a new image would need. The driver of the format computes it.
 
-use oxblk_core::create::{Measure, MeasureRequest};
+use oxblk::{Measure, qapi, qemu_json};
 use oxblk_core::{Backend, DriverFactory, Options};
-use serde_json::{Map, json};
 
 use super::create_options::{CreateOptions, append};
 use super::source_snapshot::Wanted;
@@ -10,10 +9,9 @@ use super::{Context, Step, graph};
 use crate::flags::page::{Example, Page};
 use crate::flags::spec::{Value, both};
 use crate::flags::{Flag, shared};
-use crate::image::Image;
+use crate::image::{ImageName, reading};
 use crate::program::out;
 use crate::text::number;
-use oxblk::qemu_json;
 
 const FLAGS: &[Flag<Arguments>] = &[
     Flag::help(),
@@ -85,11 +83,10 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
         let graph = graph();
         let mut source = None;
         if let Some(name) = &arguments.filename {
-            let image = Image::read_only(name)
-                .format(arguments.format.as_deref())
-                .options_if(arguments.image_options)
-                .share_if(arguments.share);
-            source = Some(image.open_or_say(&context.program, &graph).await?);
+            let image = ImageName::file(name, arguments.format.as_deref())
+                .options_if(arguments.image_options);
+            let options = reading().force_share(arguments.share);
+            source = Some(image.open_or_report(&context.program, &graph, options).await?);
         }
         let loaded = match (&arguments.snapshot, &source) {
             (Some(snapshot), Some(source)) => snapshot.load(context, source).await,
@@ -138,12 +135,8 @@ async fn measure(
         .driver(format)
         .map_err(|_| context.failed(format_args!("Unknown file format '{format}'")))?;
     let options = options(context, arguments, driver, graph)?;
-    let unsupported = || {
-        context.failed(format_args!("Block driver '{format}' does not support size measurement"))
-    };
-    let request = MeasureRequest { options, source, secrets: graph.secrets() };
-    let measured = driver.measure(request).ok_or_else(unsupported)?;
-    measured.await.map_err(|error| context.error(&error))
+    let measured = oxblk::measure(graph, format, options, source).await;
+    measured.map_err(|error| context.error(&error))
 }
 
 fn options(
@@ -169,13 +162,7 @@ fn options(
 
 fn print(measure: &Measure, as_json: bool) {
     if as_json {
-        let mut map = Map::new();
-        map.insert("required".to_owned(), json!(measure.required));
-        map.insert("fully-allocated".to_owned(), json!(measure.fully_allocated));
-        if let Some(bitmaps) = measure.bitmaps {
-            map.insert("bitmaps".to_owned(), json!(bitmaps));
-        }
-        out(format_args!("{}\n", qemu_json::pretty(&map.into())));
+        out(format_args!("{}\n", qemu_json::pretty(&qapi::measure(measure))));
         return;
     }
     out(format_args!("required size: {}\n", measure.required));

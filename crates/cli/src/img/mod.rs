@@ -27,9 +27,9 @@ mod threads;
 use std::fmt::Display;
 use std::future::Future;
 
+use oxblk::Cache;
 use oxblk_core::Graph;
 
-use crate::cache::CacheMode;
 use crate::flags::command::{hint, misused, parse_or_end};
 use crate::flags::page::Page;
 use crate::flags::spec::{Value, both};
@@ -192,10 +192,10 @@ impl Context {
     }
 
     /// The cache mode of that name, or write-back. `what` names the option in the message.
-    fn cache(&self, what: &str, name: Option<&str>) -> Step<CacheMode> {
-        let Some(name) = name else { return Ok(CacheMode::WRITEBACK) };
+    fn cache(&self, what: &str, name: Option<&str>) -> Step<Cache> {
+        let Some(name) = name else { return Ok(Cache::Writeback) };
         let unknown = || self.failed(format_args!("Invalid {what} option: {name}"));
-        CacheMode::parse(name).ok_or_else(unknown)
+        Cache::parse(name).ok_or_else(unknown)
     }
 
     /// Runs the asynchronous part of the command on this thread.

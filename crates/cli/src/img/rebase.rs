@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use oxblk::Cache;
 use oxblk::copy::Observer;
 use oxblk::rebase::{Rebase, RebaseError, RebaseStage};
 use oxblk_core::{
@@ -10,11 +11,10 @@ use oxblk_core::{
 use oxblk_ring::IoThread;
 
 use super::{Context, Exit, Step, graph, threads};
-use crate::cache::CacheMode;
 use crate::flags::page::{Example, Note, Page};
 use crate::flags::spec::{Alias, Value, both};
 use crate::flags::{Flag, shared};
-use crate::image::Image;
+use crate::image::{ImageName, reading, writing};
 use crate::signals::stop_flag;
 use crate::text::progress::{Progress, step};
 
@@ -98,14 +98,14 @@ struct Arguments {
     format: Option<String>,
     image_options: bool,
     cache_name: Option<String>,
-    cache: CacheMode,
+    cache: Cache,
     /// The new backing file; `None`: the image gets no backing file.
     backing: Option<String>,
     /// `-b` was given, possibly with an empty name.
     backing_given: bool,
     backing_format: Option<String>,
     backing_cache_name: Option<String>,
-    backing_cache: CacheMode,
+    backing_cache: Cache,
     /// Change only the name of the backing file.
     only_name: bool,
     compress: bool,
@@ -120,7 +120,8 @@ pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
     let threads = if arguments.only_name { 1 } else { arguments.threads };
     let helpers = threads::helpers(context, threads);
     let progress = Progress::start(arguments.progress && !arguments.quiet, step::WIDE);
-    let outcome = context.block_on(rebase(context, &arguments, &helpers, &progress));
+    let outcome = context.block_on(rebase(context, &arguments, helpers.threads(), &progress));
+    helpers.join();
     if outcome.is_ok() {
         progress.complete();
     }
@@ -135,12 +136,12 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
         format: None,
         image_options: false,
         cache_name: None,
-        cache: CacheMode::WRITEBACK,
+        cache: Cache::Writeback,
         backing: None,
         backing_given: false,
         backing_format: None,
         backing_cache_name: None,
-        backing_cache: CacheMode::WRITEBACK,
+        backing_cache: Cache::Writeback,
         only_name: false,
         compress: false,
         share: false,
@@ -167,12 +168,10 @@ async fn rebase(
     progress: &Arc<Progress>,
 ) -> Step {
     let graph = graph();
-    let mut image = Image::writable(&arguments.filename)
-        .format(arguments.format.as_deref())
-        .options_if(arguments.image_options)
-        .cache(arguments.cache);
-    image.flags.no_backing = arguments.only_name;
-    let disk = image.open_or_say(&context.program, &graph).await?;
+    let image = ImageName::file(&arguments.filename, arguments.format.as_deref())
+        .options_if(arguments.image_options);
+    let options = writing().cache(arguments.cache).backing(!arguments.only_name);
+    let disk = image.open_or_report(&context.program, &graph, options).await?;
     let job = Job { context, arguments, graph: &graph, helpers, progress, disk: &disk };
     let outcome = job.run().await;
     let closed = disk.close().await;
@@ -231,12 +230,10 @@ impl Job<'_> {
 
     async fn open_new(&self, node: &Node, name: &str) -> Step<Backend> {
         let path = path_from(node, name);
-        let opened = Image::read_only(&path)
-            .format(self.arguments.backing_format.as_deref())
-            .cache(self.arguments.backing_cache)
-            .share_if(self.arguments.share)
-            .open(self.graph)
-            .await;
+        let options =
+            reading().cache(self.arguments.backing_cache).force_share(self.arguments.share);
+        let format = self.arguments.backing_format.as_deref();
+        let opened = ImageName::file(&path, format).open(self.graph, options).await;
         opened.map_err(|error| {
             let context = format_args!("Could not open new backing file '{name}': ");
             self.context.program.report_in(context, &error);

@@ -7,7 +7,7 @@ use crate::flags::page::{Example, Note, Page};
 use crate::flags::refusal::Refusal;
 use crate::flags::spec::{Value, long};
 use crate::flags::{self, Flag, shared};
-use crate::image::Image;
+use crate::image::{ImageName, writing};
 use crate::program::note;
 use crate::text::number::MAX_OFFSET;
 
@@ -71,10 +71,9 @@ struct Arguments {
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
     context.block_on(async {
-        let backend = Image::writable(&arguments.filename)
-            .format(arguments.format.as_deref())
+        let backend = ImageName::file(&arguments.filename, arguments.format.as_deref())
             .options_if(arguments.image_options)
-            .open_or_say(&context.program, &graph())
+            .open_or_report(&context.program, &graph(), writing())
             .await?;
         let outcome = resize(context, &arguments, &backend).await;
         let closed = backend.close().await;

@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use oxblk::{qapi, qemu_json};
 use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{Backend, ChildIdx, Errno, Error, names};
 
@@ -10,7 +11,7 @@ use crate::flags::page::{Example, Page};
 use crate::flags::refusal::Refusal;
 use crate::flags::spec::{Value, both};
 use crate::flags::{Flag, Stored, shared};
-use crate::image::Image;
+use crate::image::{ImageName, reading, writing};
 use crate::program::out;
 use crate::text::snapshot;
 
@@ -24,6 +25,7 @@ const FLAGS: &[Flag<Arguments>] = &[
     shared::format(|a| &mut a.format),
     shared::image_opts(|a| &mut a.image_options),
     shared::force_share(|a| &mut a.share),
+    shared::output_in_full(|a, text| shared::set_json(&mut a.json, &text)),
     Flag::switch_with(both('l', "list"), "list the snapshots (the default)", |a| {
         a.choose(Action::List)
     }),
@@ -73,6 +75,8 @@ struct Arguments {
     format: Option<String>,
     image_options: bool,
     share: bool,
+    /// Print the list as JSON.
+    json: bool,
     /// `None`: list the snapshots.
     action: Option<Action>,
     filename: String,
@@ -94,16 +98,15 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     context.block_on(async {
         let name = &arguments.filename;
         let action = arguments.action.as_ref().unwrap_or(&Action::List);
-        let image = match action {
-            Action::List => Image::read_only(name),
-            _ => Image::writable(name),
+        let options = match action {
+            Action::List => reading(),
+            _ => writing(),
         };
-        let image = image
-            .format(arguments.format.as_deref())
-            .options_if(arguments.image_options)
-            .share_if(arguments.share);
-        let backend = image.open_or_say(&context.program, &graph()).await?;
-        let outcome = act(context, action, &image, &backend).await;
+        let options = options.force_share(arguments.share);
+        let image =
+            ImageName::file(name, arguments.format.as_deref()).options_if(arguments.image_options);
+        let backend = image.open_or_report(&context.program, &graph(), options).await?;
+        let outcome = act(context, &arguments, action, image, &backend).await;
         let closed = backend.close().await;
         outcome?;
         closed.map_err(|error| context.error(&error))
@@ -120,7 +123,13 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     Ok(read)
 }
 
-async fn act(context: &Context, action: &Action, image: &Image<'_>, backend: &Backend) -> Step {
+async fn act(
+    context: &Context,
+    arguments: &Arguments,
+    action: &Action,
+    image: ImageName<'_>,
+    backend: &Backend,
+) -> Step {
     let failed = |what: &str, name: &str, error: &Error| {
         context.failed(format_args!("Could not {what} snapshot '{name}': {error}"))
     };
@@ -134,7 +143,10 @@ async fn act(context: &Context, action: &Action, image: &Image<'_>, backend: &Ba
             let list = list.map_err(|error| {
                 context.failed(format_args!("Could not list the snapshots: {error}"))
             })?;
-            if !list.is_empty() {
+            if arguments.json {
+                let list = list.iter().map(qapi::snapshot_info).collect();
+                out(format_args!("{}\n", qemu_json::pretty(&list)));
+            } else if !list.is_empty() {
                 out(format_args!("{}", snapshot::list(&list)));
             }
             Ok(())
@@ -164,7 +176,7 @@ fn shortened(name: &str) -> String {
     names::to_text(bytes.get(..MAX_NAME).unwrap_or(&bytes))
 }
 
-async fn apply(backend: &Backend, image: &Image<'_>, name: &str) -> Result<(), Error> {
+async fn apply(backend: &Backend, image: ImageName<'_>, name: &str) -> Result<(), Error> {
     let Ok(node) = backend.snapshot_node() else {
         // QEMU's tools open the image a second time here, and so print the warning a second time.
         image.warn_of_probed_raw(backend);

@@ -1,6 +1,7 @@
 //! `--threads`: how many I/O threads a command uses.
 
-use oxblk_ring::{Config, IoThread};
+use oxblk::IoThreads;
+use oxblk_ring::IoThread;
 
 use super::Context;
 use crate::flags::Stored;
@@ -21,38 +22,13 @@ pub(super) fn default() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(16)
 }
 
-/// Helper threads. Dropping this waits until they have ended and closed all files.
-#[derive(Debug)]
-pub(super) struct Helpers(Vec<IoThread>);
-
-impl std::ops::Deref for Helpers {
-    type Target = [IoThread];
-
-    fn deref(&self) -> &[IoThread] {
-        &self.0
-    }
-}
-
-impl Drop for Helpers {
-    fn drop(&mut self) {
-        for thread in self.0.drain(..) {
-            thread.join();
-        }
-    }
-}
-
-/// Starts `threads - 1` helper threads for the calling thread, or fewer if the system cannot start more.
-pub(super) fn helpers(context: &Context, threads: usize) -> Helpers {
-    let mut helpers = Helpers(Vec::new());
-    for index in 1..threads {
-        match IoThread::start(&format!("copy-{index}"), Config::default()) {
-            Ok(thread) => helpers.0.push(thread),
-            Err(error) => {
-                let message = format_args!("using {index} of {threads} threads: {error}");
-                context.program.warn(message);
-                break;
-            }
-        }
+/// Starts `threads - 1` helper threads for the calling thread, or fewer if the system cannot start more. The command joins
+/// them at its end, so that they have closed all files when the process ends.
+pub(super) fn helpers(context: &Context, threads: usize) -> IoThreads {
+    let (helpers, shortage) = IoThreads::start_up_to(threads.saturating_sub(1));
+    if let Some(error) = shortage {
+        let started = helpers.threads().len().saturating_add(1);
+        context.program.warn(format_args!("using {started} of {threads} threads: {error}"));
     }
     helpers
 }

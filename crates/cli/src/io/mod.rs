@@ -34,9 +34,7 @@ const FLAGS: &[Flag<Arguments>] = &[
         },
     ),
     Flag::text(both('f', "format"), Value::FORMAT, shared::FORMAT, |a| &mut a.opening.format),
-    Flag::switch(both('r', "read-only"), "open the image read-only", |a| {
-        &mut a.opening.flags.read_only
-    }),
+    Flag::switch(both('r', "read-only"), "open the image read-only", |a| &mut a.opening.read_only),
     Flag::switch(
         both('s', "snapshot"),
         "write to a temporary overlay, which is deleted when the image is closed",
@@ -46,7 +44,7 @@ const FLAGS: &[Flag<Arguments>] = &[
     Flag::switch(
         both('C', "copy-on-read"),
         "store data that is read from a backing file in the image",
-        |a| &mut a.opening.flags.copy_on_read,
+        |a| &mut a.opening.copy_on_read,
     ),
     Flag::ignored(both('m', "misalign"), None),
     Flag::switch_with(both('k', "native-aio"), "the same as -i native", |a| {
@@ -69,7 +67,7 @@ const FLAGS: &[Flag<Arguments>] = &[
     ),
     // RUST_LOG controls the log.
     Flag::ignored(both('T', "trace"), Some(Value::text("SPEC"))),
-    shared::force_share(|a| &mut a.opening.flags.force_share),
+    shared::force_share(|a| &mut a.opening.force_share),
     shared::object(),
     shared::image_opts(|a| &mut a.opening.is_options),
     shared::untrusted(),

@@ -2,28 +2,32 @@
 
 use std::cell::RefCell;
 use std::future::Future;
-use std::sync::Arc;
 
-use oxblk_core::{Backend, Error, Graph, OpenFlags, Options, Perm, Permissions};
+use oxblk::{Aio, Cache, OpenOptions, parse_discard};
+use oxblk_core::{Backend, Error, Graph, Options};
 use oxblk_ring::Task;
 
-use crate::cache::{CacheMode, parse_aio, parse_discard};
 use crate::flags::Stored;
 use crate::flags::refusal::Refusal;
-use crate::image::Image;
+use crate::image::{ImageName, writing};
 use crate::program::{Program, err};
 use crate::text::option_list;
 
 /// Options for opening an image.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches of the command line")]
 pub(super) struct Opening {
     pub(super) format: Option<String>,
     pub(super) is_options: bool,
-    pub(super) flags: OpenFlags,
-    pub(super) write_through: bool,
-    pub(super) options: Options,
+    pub(super) read_only: bool,
+    pub(super) force_share: bool,
+    pub(super) copy_on_read: bool,
     /// Writes go to a temporary overlay and are lost when the image is closed.
     pub(super) temporary: bool,
+    pub(super) options: Options,
+    pub(super) cache: Cache,
+    pub(super) discard: bool,
+    pub(super) aio: Option<Aio>,
 }
 
 impl Default for Opening {
@@ -32,10 +36,14 @@ impl Default for Opening {
         Self {
             format: None,
             is_options: false,
-            flags: OpenFlags { unmap: true, ..OpenFlags::default() },
-            write_through: false,
-            options: Options::new(),
+            read_only: false,
+            force_share: false,
+            copy_on_read: false,
             temporary: false,
+            options: Options::new(),
+            cache: Cache::default(),
+            discard: true,
+            aio: None,
         }
     }
 }
@@ -44,34 +52,43 @@ impl Opening {
     /// Stores the name of a cache mode.
     pub(super) fn set_cache(&mut self, name: &str) -> Stored {
         let unknown = || Refusal::failed(format!("Invalid cache option: {name}"));
-        self.cache(CacheMode::parse(name).ok_or_else(unknown)?);
+        self.cache = Cache::parse(name).ok_or_else(unknown)?;
         Ok(())
     }
 
     /// Stores that the host's page cache is bypassed.
     pub(super) fn set_direct(&mut self) -> Stored {
-        self.cache(CacheMode { direct: true, ..CacheMode::WRITEBACK });
+        self.cache = Cache::None;
         Ok(())
     }
 
     /// Stores whether discards reach the host.
     pub(super) fn set_discard(&mut self, name: &str) -> Stored {
         let unknown = || Refusal::failed(format!("Invalid discard option: {name}"));
-        self.flags.unmap = parse_discard(name).ok_or_else(unknown)?;
+        self.discard = parse_discard(name).ok_or_else(unknown)?;
         Ok(())
     }
 
     /// Stores the name of an AIO mode.
     pub(super) fn set_aio(&mut self, name: &str) -> Stored {
         let unknown = || Refusal::failed(format!("Invalid aio option: {name}"));
-        self.flags.aio = Some(parse_aio(name).ok_or_else(unknown)?);
+        self.aio = Some(Aio::parse(name).ok_or_else(unknown)?);
         Ok(())
     }
 
-    /// Sets the cache mode.
-    fn cache(&mut self, mode: CacheMode) {
-        mode.apply(&mut self.flags);
-        self.write_through = mode.write_through;
+    fn to_open_options(&self) -> OpenOptions {
+        let options = writing()
+            .read_only(self.read_only)
+            .force_share(self.force_share)
+            .copy_on_read(self.copy_on_read)
+            .temporary(self.temporary)
+            .cache(self.cache)
+            .discard(self.discard)
+            .options(&self.options);
+        match self.aio {
+            Some(aio) => options.aio(aio),
+            None => options,
+        }
     }
 }
 
@@ -137,50 +154,12 @@ impl Session {
     /// # Errors
     /// The reason.
     async fn try_open(&self, filename: Option<&str>, opening: &Opening) -> Result<(), Error> {
-        let mut image = Image::writable(filename.unwrap_or_default())
+        let image = ImageName::file(filename.unwrap_or_default(), opening.format.as_deref())
             .options_if(opening.is_options || filename.is_none())
-            .format(opening.format.as_deref());
-        image.implied = None;
-        image.flags = opening.flags.clone();
-        image.write_through = opening.write_through;
-        image.options = opening.options.clone();
-        let read_only = image.flags.read_only;
-        if opening.temporary {
-            image.flags = OpenFlags { read_only: true, copy_on_read: false, ..image.flags };
-        }
-        let mut backend = image.open(&self.graph).await?;
-        if opening.temporary {
-            backend = self.open_over(backend, read_only, opening).await?;
-        }
+            .with_all_keys();
+        let backend = image.open(&self.graph, opening.to_open_options()).await?;
         *self.open.borrow_mut() = Some(Open { backend });
         Ok(())
-    }
-
-    /// Opens a temporary overlay over an image.
-    async fn open_over(
-        &self,
-        base: Backend,
-        read_only: bool,
-        opening: &Opening,
-    ) -> Result<Backend, Error> {
-        let flags = OpenFlags { read_only, ..opening.flags.clone() };
-        let overlay = oxblk::temporary::overlay(&self.graph, &base.node()?, flags).await;
-        // The overlay has its own reference to the image.
-        let closed = base.close().await;
-        let overlay = overlay?;
-        let mut taken = Perm::CONSISTENT_READ;
-        if !read_only {
-            taken |= Perm::WRITE | Perm::RESIZE;
-        }
-        let permissions = Permissions::sharing_all(taken);
-        let backend =
-            closed.and_then(|()| Backend::new(&self.graph, "", Arc::clone(&overlay), permissions));
-        if backend.is_err()
-            && let Err(error) = self.graph.release(overlay).await
-        {
-            tracing::warn!("cannot close the temporary overlay: {error}");
-        }
-        backend
     }
 
     /// Waits for requests in flight, closes the open image, and returns whether that succeeded.

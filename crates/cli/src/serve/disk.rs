@@ -3,11 +3,9 @@
 use super::Result;
 use super::options::Options;
 use crate::objects;
-use oxblk_core::{
-    Backend, Error, Graph, Node, OpenFlags, Options as NodeOptions, Perm, Permissions, names,
-};
+use oxblk::{Disk as OpenDisk, OpenOptions, Sharing};
+use oxblk_core::{Backend, Error, Graph, Options as NodeOptions, names};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// Size of the default disk, which is created if no image is named, in bytes.
 const DEFAULT_SIZE: u64 = 10 << 30;
@@ -31,9 +29,14 @@ pub(super) async fn open(options: &Options) -> Result<Disk> {
         objects::define(definition)?;
     }
     let graph = Graph::with_secrets(oxblk::drivers(), options.gate(), objects::secrets().clone());
-    let flags = OpenFlags { read_only: options.read_only, unmap: true, ..OpenFlags::default() };
+    // If clients may write, no other user of the image may write.
+    let opening = OpenDisk::options()
+        .graph(graph.clone())
+        .read_only(options.read_only)
+        .resizable(false)
+        .sharing(Sharing::OneWriter);
     if let (Some(text), true) = (&options.image, options.image_opts) {
-        return open_by_options(&graph, text, flags).await;
+        return open_by_options(opening, text).await;
     }
     let name = match &options.image {
         Some(name) => name.clone(),
@@ -50,20 +53,20 @@ pub(super) async fn open(options: &Options) -> Result<Disk> {
         format.get_or_insert_with(|| format_of(&name).to_owned());
         create(&graph, &name, format.as_deref().unwrap_or("qcow2"), size).await?;
     }
-    let mut node = NodeOptions::new();
-    if let Some(format) = format {
-        node.insert("driver", format);
-    }
-    let opened = graph.open_image(&name, node, flags).await;
-    let backend = attach(&graph, &name, opened).await.map_err(|error| told(&error))?;
+    let opening = match format {
+        Some(format) => opening.option("driver", format),
+        None => opening,
+    };
+    let opened = opening.open_backend(Some(&name)).await;
+    let backend = opened.map_err(|error| told(&named(error, &name)))?;
     disk(name, backend, missing)
 }
 
 /// Opens an image that is described by a list of options.
-async fn open_by_options(graph: &Graph, text: &str, flags: OpenFlags) -> Result<Disk> {
+async fn open_by_options(opening: OpenOptions, text: &str) -> Result<Disk> {
     let given = NodeOptions::from_dotted(text, Some("file")).map_err(|error| told(&error))?;
-    let opened = graph.open(given, flags).await;
-    let backend = attach(graph, text, opened).await.map_err(|error| told(&error))?;
+    let opened = opening.options(&given).open_backend(None).await;
+    let backend = opened.map_err(|error| told(&named(error, text)))?;
     let root = backend.node().map_err(|error| told(&error))?;
     let name = root.filename().unwrap_or_else(|| root.name().to_owned());
     disk(name, backend, false)
@@ -83,32 +86,10 @@ fn told(error: &Error) -> String {
     }
 }
 
-/// Attaches a backend to an image. If clients may write, no other user of the image may write.
-async fn attach(
-    graph: &Graph,
-    name: &str,
-    opened: oxblk_core::Result<Arc<Node>>,
-) -> oxblk_core::Result<Backend> {
-    let named = |error: Error| {
-        let text = format!("Could not open '{name}'");
-        if error.to_string().starts_with(&text) { error } else { error.prefix(text) }
-    };
-    let node = opened.map_err(named)?;
-    let permissions = if node.is_read_only() {
-        Permissions::sharing_all(Perm::CONSISTENT_READ)
-    } else {
-        Permissions {
-            taken: Perm::CONSISTENT_READ | Perm::WRITE,
-            shared: Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED,
-        }
-    };
-    match Backend::new(graph, "", Arc::clone(&node), permissions) {
-        Ok(backend) => Ok(backend),
-        Err(error) => {
-            let _ = graph.release(node).await;
-            Err(named(error))
-        }
-    }
+/// An error with the name of the image in front of it.
+fn named(error: Error, name: &str) -> Error {
+    let text = format!("Could not open '{name}'");
+    if error.to_string().starts_with(&text) { error } else { error.prefix(text) }
 }
 
 async fn create(graph: &Graph, name: &str, format: &str, size: u64) -> Result<()> {

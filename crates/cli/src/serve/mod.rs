@@ -26,6 +26,7 @@ use address::Endpoint;
 use disk::Disk;
 pub(crate) use options::PAGE;
 use options::{Options, Parsed};
+use oxblk::IoThreads;
 use oxblk_exports::nbd::{Export, Server, ServerOptions};
 use oxblk_ring::{Config, IoThread, block_on_with};
 use signals::Signals;
@@ -134,14 +135,10 @@ async fn first_end(
 fn server(options: &Options, disk: &Disk) -> Result<Server> {
     let started = |error| format!("Cannot start an I/O thread: {error}");
     let mut threads: Vec<IoThread> = IoThread::current().into_iter().collect();
-    for index in 1..options.threads {
-        match IoThread::start(&format!("nbd-{index}"), Config::default()) {
-            Ok(thread) => threads.push(thread),
-            Err(error) => {
-                tracing::warn!("using {index} of {} threads: {error}", options.threads);
-                break;
-            }
-        }
+    let (others, shortage) = IoThreads::start_up_to(options.threads.saturating_sub(1));
+    threads.extend_from_slice(others.threads());
+    if let Some(error) = shortage {
+        tracing::warn!("using {} of {} threads: {error}", threads.len(), options.threads);
     }
     let export = Export {
         name: options.export_name.clone(),

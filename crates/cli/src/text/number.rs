@@ -5,11 +5,6 @@ use oxblk_core::{SizeError, parse_number, parse_size};
 /// Largest size of an image or offset in bytes.
 pub(crate) const MAX_OFFSET: u64 = i64::MAX as u64;
 
-/// `bytes` rounded up to whole sectors, the unit in which the tools report the sizes of images and files.
-pub(crate) fn in_sectors(bytes: u64) -> u64 {
-    bytes.checked_next_multiple_of(512).unwrap_or(bytes)
-}
-
 /// Parses a number with an optional size suffix, in `min..=max`. `what` names the number in the message.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! Parsing option lists of the command line, with QEMU's warnings about deprecated forms.
 
-use oxblk_core::{Error, ListItem, Options, Result, split_list};
+use oxblk_core::{ListItem, Options, Result, split_list};
 use serde_json::Value;
 
 use crate::program::{err, warn};
@@ -51,19 +51,7 @@ pub(crate) fn warn_of_empty_backing(options: &Value) {
 pub(crate) fn check_id(text: &str, implied: Option<&str>) -> Result<()> {
     let items = split_list(text, implied);
     match items.iter().find(|item| item.key == "id") {
-        Some(item) if !is_identifier(&item.value) => {
-            Err(Error::invalid("Parameter 'id' expects an identifier").with_hint(IDENTIFIER_HINT))
-        }
-        _ => Ok(()),
+        Some(item) => oxblk::check_identifier(&item.value),
+        None => Ok(()),
     }
-}
-
-/// The hint that follows an error about an identifier.
-pub(crate) const IDENTIFIER_HINT: &str =
-    "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.";
-
-/// Whether a text is a valid object identifier.
-pub(crate) fn is_identifier(text: &str) -> bool {
-    text.starts_with(|first: char| first.is_ascii_alphabetic())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
 }

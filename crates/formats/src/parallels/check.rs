@@ -9,7 +9,7 @@
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use oxblk_core::Errno;
-use oxblk_core::check::{CheckReport, Fix};
+use oxblk_core::check::{self, CheckReport, FindingKind, Fix};
 use oxblk_core::{Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
@@ -45,7 +45,11 @@ struct Findings {
 
 impl Parallels {
     /// Checks the image and repairs the faults that `fix` allows. The image takes no requests meanwhile.
-    pub(super) async fn check_image(&self, fix: Fix, say: &dyn Fn(&str)) -> Result<CheckReport> {
+    pub(super) async fn check_image(
+        &self,
+        fix: Fix,
+        say: &dyn Fn(check::Finding),
+    ) -> Result<CheckReport> {
         if !self.access.is_read_only() {
             self.write_back().await?;
         } else if fix != Fix::Nothing {
@@ -62,6 +66,8 @@ impl Parallels {
         let faults = findings.outside.count.saturating_add(findings.duplicates.count);
         let all = fix == Fix::All && faults <= most;
         let verb = |repairs: bool| if repairs { "Repairing" } else { "ERROR" };
+        let kind = |repairs: bool, kind| if repairs { FindingKind::Repair } else { kind };
+        let say = |kind, text: String| say(check::Finding::new(kind, text));
 
         let mut report = CheckReport {
             total_clusters: self.map.len().into(),
@@ -70,15 +76,24 @@ impl Parallels {
             ..CheckReport::default()
         };
         if self.unclean.load(Acquire) {
-            say(&format!("{} image was not closed correctly", verb(all)));
+            say(
+                kind(all, FindingKind::Corruption),
+                format!("{} image was not closed correctly", verb(all)),
+            );
             report.corruptions = report.corruptions.saturating_add(1);
         }
         if !self.data_offset_is_told.load(Acquire) {
-            say(&format!("{} data_off field has incorrect value", verb(all)));
+            say(
+                kind(all, FindingKind::Corruption),
+                format!("{} data_off field has incorrect value", verb(all)),
+            );
             report.corruptions = report.corruptions.saturating_add(1);
         }
         for finding in &findings.outside.entries {
-            say(&format!("{} cluster {} is outside image", verb(all), finding.index));
+            say(
+                kind(all, FindingKind::Corruption),
+                format!("{} cluster {} is outside image", verb(all), finding.index),
+            );
         }
         report.corruptions = report.corruptions.saturating_add(faults);
         let end = self.header.cluster_offset(findings.survey.end());
@@ -87,14 +102,23 @@ impl Parallels {
         let sound = report.corruptions == 0;
         if behind > 0 && !self.header.has_extension {
             let repairs = all || fix == Fix::Leaks && sound;
-            say(&format!("{} space leaked at the end of the image {behind}", verb(repairs)));
+            say(
+                kind(repairs, FindingKind::Leak),
+                format!("{} space leaked at the end of the image {behind}", verb(repairs)),
+            );
             report.leaks = behind.div_ceil(self.header.cluster);
         }
         for finding in &findings.duplicates.entries {
-            say(&format!("{} duplicate offset in BAT entry {}", verb(all), finding.index));
+            say(
+                kind(all, FindingKind::Corruption),
+                format!("{} duplicate offset in BAT entry {}", verb(all), finding.index),
+            );
         }
         if faults > most {
-            say(&format!("ERROR {faults} BAT entries are wrong, more than the file has clusters"));
+            say(
+                FindingKind::Corruption,
+                format!("ERROR {faults} BAT entries are wrong, more than the file has clusters"),
+            );
         }
         if all && !(sound && report.leaks == 0) || fix == Fix::Leaks && sound && report.leaks > 0 {
             self.repair(&findings).await?;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Acquire;
 
-use oxblk_core::check::{Check, CheckReport, Fix};
+use oxblk_core::check::{Check, CheckReport, Finding, Fix};
 use oxblk_core::create::{CreateOption, CreateRequest};
 use oxblk_core::driver::Reopen;
 use oxblk_core::{
@@ -105,8 +105,12 @@ impl Driver for Parallels {
 }
 
 impl Check for Parallels {
-    fn check<'a>(&'a self, fix: Fix, say: &'a dyn Fn(&str)) -> BoxFuture<'a, Result<CheckReport>> {
-        Box::pin(self.check_image(fix, say))
+    fn check<'a>(
+        &'a self,
+        fix: Fix,
+        report: &'a dyn Fn(Finding),
+    ) -> BoxFuture<'a, Result<CheckReport>> {
+        Box::pin(self.check_image(fix, report))
     }
 }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 
-use oxblk_core::check::Fix;
+use oxblk_core::check::{Finding, Fix};
 use oxblk_core::{Edge, Error, ErrorKind, OpenContext, Result};
 use oxblk_ring::{IoBufMut, Mutex as AsyncMutex, RangeLock};
 
@@ -72,7 +72,7 @@ impl Parallels {
                 return Ok(());
             }
         }
-        let say = |line: &str| tracing::error!("parallels: {line}");
+        let say = |finding: Finding| tracing::error!("parallels: {finding}");
         let report = self.check_image(Fix::All, &say).await;
         let report = report.map_err(|error| error.prefix("Could not repair corrupted image"))?;
         if report.corruptions > 0 {

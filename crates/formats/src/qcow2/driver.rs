@@ -2,7 +2,7 @@
 
 use oxblk_core::amend::Amend;
 use oxblk_core::bitmap::PersistentBitmaps;
-use oxblk_core::check::{Check, CheckReport, Fix};
+use oxblk_core::check::{Check, CheckReport, Finding, Fix};
 use oxblk_core::compact::Compact;
 use oxblk_core::driver::{Backing, Compress, Reopen, Resize};
 use oxblk_core::snapshot::Snapshots;
@@ -218,7 +218,11 @@ impl Compress for Qcow2 {
 }
 
 impl Check for Qcow2 {
-    fn check<'a>(&'a self, fix: Fix, say: &'a dyn Fn(&str)) -> BoxFuture<'a, Result<CheckReport>> {
-        Box::pin(self.check_image(fix, say))
+    fn check<'a>(
+        &'a self,
+        fix: Fix,
+        report: &'a dyn Fn(Finding),
+    ) -> BoxFuture<'a, Result<CheckReport>> {
+        Box::pin(self.check_image(fix, report))
     }
 }

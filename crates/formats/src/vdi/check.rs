@@ -14,7 +14,7 @@
 
 use std::sync::atomic::Ordering::Acquire;
 
-use oxblk_core::check::{CheckReport, Fix};
+use oxblk_core::check::{self, CheckReport, FindingKind, Fix};
 use oxblk_core::{Errno, Error, Result};
 
 use super::Vdi;
@@ -38,14 +38,17 @@ struct Findings {
 }
 
 impl Findings {
-    fn take(&mut self, finding: Finding, most: u64, say: &dyn Fn(&str)) {
+    fn take(&mut self, finding: Finding, most: u64, say: &dyn Fn(check::Finding)) {
         let (told, count) = (self.report.corruptions, u64::from(finding.count));
         self.report.corruptions = told.saturating_add(count);
         if told < MOST_TOLD {
-            say(&describe(finding));
+            say(check::Finding::new(FindingKind::Corruption, describe(finding)));
         }
         if told <= MOST_TOLD && self.report.corruptions > MOST_TOLD {
-            say("ERROR: more entries of the block map are faulty");
+            say(check::Finding::new(
+                FindingKind::Corruption,
+                "ERROR: more entries of the block map are faulty",
+            ));
         }
         if finding.fault == Fault::CutOff {
             self.cut_off = true;
@@ -73,7 +76,11 @@ fn describe(finding: Finding) -> String {
 
 impl Vdi {
     /// Checks the image and repairs the faults that `fix` allows. The image takes no requests meanwhile.
-    pub(super) async fn check_image(&self, fix: Fix, say: &dyn Fn(&str)) -> Result<CheckReport> {
+    pub(super) async fn check_image(
+        &self,
+        fix: Fix,
+        say: &dyn Fn(check::Finding),
+    ) -> Result<CheckReport> {
         if !self.access.is_read_only() {
             self.write_back().await?;
         } else if fix != Fix::Nothing {
@@ -101,7 +108,7 @@ impl Vdi {
         u64::from(self.whole_blocks.load(Acquire)).saturating_add(SPARE_COPIES)
     }
 
-    async fn find(&self, say: &dyn Fn(&str)) -> Result<Findings> {
+    async fn find(&self, say: &dyn Fn(check::Finding)) -> Result<Findings> {
         let mut findings = Findings {
             survey: Survey::default(),
             report: CheckReport::default(),
@@ -124,15 +131,24 @@ impl Vdi {
         match leaks {
             Some(0) => {}
             Some(leaks) => {
-                say(&format!("Leaked blocks: {leaks} of the {count} allocated blocks are unused"));
+                say(check::Finding::new(
+                    FindingKind::Leak,
+                    format!("Leaked blocks: {leaks} of the {count} allocated blocks are unused"),
+                ));
                 report.leaks = leaks.into();
             }
             None if mapped != count => {
-                say(&format!("ERROR: allocated blocks mismatch, is {mapped}, should be {count}"));
+                say(check::Finding::new(
+                    FindingKind::Corruption,
+                    format!("ERROR: allocated blocks mismatch, is {mapped}, should be {count}"),
+                ));
                 report.corruptions = report.corruptions.saturating_add(1);
             }
             None if end > count => {
-                say(&format!("ERROR: blocks up to {end} in use, but {count} are allocated"));
+                say(check::Finding::new(
+                    FindingKind::Corruption,
+                    format!("ERROR: blocks up to {end} in use, but {count} are allocated"),
+                ));
                 report.corruptions = report.corruptions.saturating_add(1);
             }
             None => {}
@@ -141,11 +157,14 @@ impl Vdi {
     }
 
     /// Repairs all faults. Returns whether it did.
-    async fn repair(&self, findings: &Findings, say: &dyn Fn(&str)) -> Result<bool> {
+    async fn repair(&self, findings: &Findings, say: &dyn Fn(check::Finding)) -> Result<bool> {
         let Findings { survey, misplaced, misplaced_count, cut_off, .. } = findings;
         if *misplaced_count > self.most_copies() {
-            say(&format!(
-                "Not repaired: {misplaced_count} entries need blocks of their own, which are more than the file has"
+            say(check::Finding::new(
+                FindingKind::Failure,
+                format!(
+                    "Not repaired: {misplaced_count} entries need blocks of their own, which are more than the file has"
+                ),
             ));
             return Ok(false);
         }
@@ -160,7 +179,10 @@ impl Vdi {
         }
         let repair = self.allocator.begin_repair(&used, most);
         for finding in misplaced {
-            say(&format!("Repairing block index {}", finding.index));
+            say(check::Finding::new(
+                FindingKind::Repair,
+                format!("Repairing block index {}", finding.index),
+            ));
         }
         self.copy_misplaced(misplaced).await?;
         if *cut_off {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use oxblk_ring::Mutex as AsyncMutex;
-use oxblk_ring::{IoBufMut, IoThread, transfer_in_place};
+use oxblk_ring::{IoBufMut, IoThread, TaskGone};
 
 use super::offload::Offload;
 use super::order::{Order, Ticket};
@@ -20,6 +20,7 @@ use super::write::{Job, Part, Parts};
 use super::{Copy, CopyError, CopyOptions, Stage};
 use crate::first_by_offset::FirstByOffset;
 use crate::progress::{InOrder, Piece};
+use crate::workers;
 
 /// Longest transfer of a tmpfs file that the I/O thread executes itself, in bytes.
 const LONGEST_IN_PLACE: usize = 1 << 20;
@@ -54,36 +55,14 @@ pub(super) struct Shared {
 /// # Errors
 /// The failure at the lowest offset, as if the chunks had been copied in order. All requests in flight have ended by then.
 pub async fn run(copy: Copy, helpers: &[IoThread]) -> Result<(), CopyError> {
-    let parallel = copy.options.parallel.max(1);
+    let parallel = copy.options.parallel;
     let shared = Arc::new(Shared::new(copy).await?);
-    let threads = helpers.len().saturating_add(1).min(parallel);
-    let (each, extra) = (parallel / threads, parallel % threads);
-    let mut remote = Vec::new();
-    for (index, helper) in helpers.iter().take(threads - 1).enumerate() {
-        let shared = Arc::clone(&shared);
-        let workers = each + usize::from(index + 1 < extra);
-        remote.push(helper.spawn(move || workers_on_one_thread(shared, workers)));
-    }
-    workers_on_one_thread(Arc::clone(&shared), each + usize::from(extra > 0)).await;
-    for thread in remote {
-        if thread.await.is_err() {
-            shared.fail(CopyError::stopped(0, "An I/O thread ended early"));
-        }
+    let in_place = Some(shared.copy.options.chunk.min(LONGEST_IN_PLACE));
+    let work = |shared: Arc<Shared>| async move { shared.work().await };
+    if let Err(TaskGone) = workers::run(&shared, parallel, in_place, helpers, work).await {
+        shared.fail(CopyError::stopped(0, "An I/O thread ended early"));
     }
     shared.failure.take().map_or(Ok(()), Err)
-}
-
-async fn workers_on_one_thread(shared: Arc<Shared>, workers: usize) {
-    let _in_place = transfer_in_place(shared.copy.options.chunk.min(LONGEST_IN_PLACE));
-    let tasks: Vec<_> = (0..workers)
-        .map(|_| {
-            let shared = Arc::clone(&shared);
-            oxblk_ring::spawn(async move { shared.work().await })
-        })
-        .collect();
-    for task in tasks {
-        task.await;
-    }
 }
 
 impl Shared {

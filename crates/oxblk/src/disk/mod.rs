@@ -7,7 +7,9 @@
 mod bitmaps;
 mod cursor;
 mod drop;
+mod examine;
 mod open;
+mod sharing;
 mod snapshots;
 
 use std::fmt;
@@ -19,7 +21,8 @@ use oxblk_core::{Backend, Errno, Error, ErrorKind, Graph, Preallocation, WriteFl
 use oxblk_ring::{IoBuf, IoBufMut};
 
 pub use cursor::Cursor;
-pub use open::{Cache, OpenOptions};
+pub use open::OpenOptions;
+pub use sharing::Sharing;
 
 use crate::{Extent, Extents, ImageInfo, IoThreads, Request};
 use drop::OpenDisk;

@@ -9,7 +9,7 @@ const MAX_IOV: u32 = 1024;
 const PAGE: u32 = 4096;
 
 /// The limits as JSON. Limits that do not exist are left out.
-pub(super) fn to_json(limits: &Limits) -> Value {
+pub(crate) fn to_json(limits: &Limits) -> Value {
     let mut map = Map::new();
     let mut insert = |key: &str, value: u64| map.insert(key.to_owned(), json!(value));
     insert("request-alignment", limits.request_alignment.into());

@@ -3,12 +3,10 @@
 //! | | |
 //! |---|---|
 //! | `name` | the file name, or `json:` name, with which a node can be opened again |
-//! | `qapi` | the information as QAPI's `ImageInfo` |
 //! | `limits` | the limits of requests as QAPI's `BlockLimitsInfo` |
 
-mod limits;
+pub(crate) mod limits;
 mod name;
-mod qapi;
 
 use std::sync::Arc;
 
@@ -16,8 +14,7 @@ use oxblk_core::snapshot::{self, SnapshotInfo};
 use oxblk_core::{Backend, ChildIdx, Limits, Node, Result, relative_to};
 use serde_json::Value;
 
-/// Sizes of disks are multiples of this many bytes.
-const SECTOR: u64 = 512;
+use crate::in_sectors;
 
 /// The backing file that an image names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +93,7 @@ impl ImageInfo {
         };
         Self {
             format: node.factory().name().to_owned(),
-            virtual_size: node.size().checked_next_multiple_of(SECTOR).unwrap_or(node.size()),
+            virtual_size: in_sectors(node.size()),
             actual_size: node.allocated_size(),
             cluster_size: clusters.map(|(size, _)| size).filter(|size| *size != 0),
             is_dirty: clusters.map(|(_, is_dirty)| is_dirty),
@@ -112,7 +109,7 @@ impl ImageInfo {
 
     /// The information as QAPI's `ImageInfo`. `with_limits` adds the key `limits`.
     pub fn to_json(&self, with_limits: bool) -> Value {
-        qapi::image_info(self, with_limits)
+        crate::qapi::image_info(self, with_limits)
     }
 }
 

@@ -62,6 +62,16 @@ impl AioOption {
     }
 }
 
+impl From<Aio> for AioOption {
+    fn from(aio: Aio) -> Self {
+        match aio {
+            Aio::IoUring => Self::IoUring,
+            Aio::Native => Self::Native,
+            Aio::Threads => Self::Threads,
+        }
+    }
+}
+
 impl FileOptions {
     /// The `locking` option.
     ///
@@ -83,10 +93,8 @@ impl FileOptions {
     pub fn aio(&self, direct: bool, preferred: Option<Aio>) -> Result<AioOption> {
         let wanted = match (self.aio.as_deref(), preferred) {
             (None, None) => AioOption::Default,
-            (Some("threads"), _) | (None, Some(Aio::Threads)) => AioOption::Threads,
-            (Some("io_uring"), _) | (None, Some(Aio::IoUring)) => AioOption::IoUring,
-            (Some("native"), _) | (None, Some(Aio::Native)) => AioOption::Native,
-            (Some(other), _) => return Err(invalid_value(other)),
+            (Some(name), _) => Aio::parse(name).ok_or_else(|| invalid_value(name))?.into(),
+            (None, Some(preferred)) => preferred.into(),
         };
         if wanted == AioOption::Native && !direct {
             return Err(Error::invalid(

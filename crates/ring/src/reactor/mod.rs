@@ -39,7 +39,8 @@ pub(crate) use blocking::BlockingOp;
 pub(crate) use kept::Kept;
 pub(crate) use slots::{Key, Op, Payload, Slot};
 
-use crate::file::{Aio, File};
+use crate::aio::Aio;
+use crate::file::File;
 use crate::runtime::foreign::contained;
 use crate::runtime::local::{Local, current};
 use crate::runtime::offload::BLOCKING;

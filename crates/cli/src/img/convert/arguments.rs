@@ -3,12 +3,12 @@
 use super::super::create_options::append;
 use super::super::source_snapshot::Wanted;
 use super::super::{Context, Step, threads};
-use crate::cache::CacheMode;
 use crate::flags::page::{Example, Note, Page};
 use crate::flags::refusal::Refusal;
 use crate::flags::spec::{Alias, Value, both, long};
 use crate::flags::{Flag, shared};
 use crate::text::number;
+use oxblk::Cache;
 
 /// Maximum value of `-m`.
 const MAX_PARALLEL: u64 = 16;
@@ -163,7 +163,7 @@ pub(super) struct Arguments {
     pub(super) sources: Vec<String>,
     pub(super) source_format: Option<String>,
     pub(super) source_options: bool,
-    pub(super) source_cache: CacheMode,
+    pub(super) source_cache: Cache,
     pub(super) target: String,
     pub(super) target_format: Option<String>,
     pub(super) target_options: bool,
@@ -193,8 +193,8 @@ pub(super) struct Arguments {
 
 impl Arguments {
     /// The cache mode of the target; `None` if its name is unknown, which is an error once the target is opened.
-    pub(super) fn target_mode(&self) -> Option<CacheMode> {
-        self.target_cache.as_deref().map_or(Some(CacheMode::UNSAFE), CacheMode::parse)
+    pub(super) fn target_mode(&self) -> Option<Cache> {
+        self.target_cache.as_deref().map_or(Some(Cache::Unsafe), Cache::parse)
     }
 
     /// The format of a new image.
@@ -221,7 +221,7 @@ pub(super) fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
         sources: Vec::new(),
         source_format: None,
         source_options: false,
-        source_cache: CacheMode::WRITEBACK,
+        source_cache: Cache::Writeback,
         target: String::new(),
         target_format: None,
         target_options: false,

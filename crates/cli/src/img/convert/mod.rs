@@ -6,6 +6,7 @@ mod target;
 
 use std::sync::Arc;
 
+use oxblk::Sharing;
 use oxblk::copy::{Copy, CopyError, CopyOptions, Observer, Stage};
 use oxblk_core::{Backend, Error, Graph};
 use oxblk_ring::IoThread;
@@ -14,7 +15,7 @@ use super::create::print_options;
 use super::create_options::asks_for_help;
 use super::source_snapshot::Wanted;
 use super::{Context, Exit, Step, graph, threads};
-use crate::image::Image;
+use crate::image::{ImageName, reading};
 use crate::program::Program;
 use crate::signals::stop_flag;
 use crate::text::progress::{Progress, step};
@@ -31,7 +32,9 @@ pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
     }
     let helpers = threads::helpers(context, arguments.threads);
     let progress = Progress::start(arguments.progress && !arguments.quiet, step::USUAL);
-    let outcome = context.block_on(convert(context, &arguments, &graph, &helpers, &progress));
+    let outcome =
+        context.block_on(convert(context, &arguments, &graph, helpers.threads(), &progress));
+    helpers.join();
     if outcome.is_ok() {
         progress.complete();
     }
@@ -49,13 +52,13 @@ async fn convert(
     let mut sources = Vec::new();
     let mut outcome = Ok(());
     for name in &arguments.sources {
-        let image = Image::read_only(name)
-            .format(arguments.source_format.as_deref())
-            .options_if(arguments.source_options)
+        let image = ImageName::file(name, arguments.source_format.as_deref())
+            .options_if(arguments.source_options);
+        let options = reading()
             .cache(arguments.source_cache)
-            .share_if(arguments.share)
-            .unchanging();
-        match image.open_or_say(&context.program, graph).await {
+            .force_share(arguments.share)
+            .sharing(Sharing::ReadOnly);
+        match image.open_or_report(&context.program, graph, options).await {
             Ok(source) => sources.push(source),
             Err(unopened) => {
                 outcome = Err(unopened.into());

@@ -7,10 +7,7 @@ use oxblk_core::{
 use super::super::create_options::CreateOptions;
 use super::super::{Context, Exit, Step};
 use super::arguments::Arguments;
-use crate::image::Image;
-
-/// The size of a target is a multiple of this many bytes.
-const SECTOR: u64 = 512;
+use crate::image::{ImageName, writing};
 
 /// The open target.
 pub(super) struct Target {
@@ -29,8 +26,8 @@ pub(super) async fn prepare(
     sources: &[Backend],
 ) -> Step<Target> {
     let size = sources.iter().fold(0_u64, |sum, source| {
-        let size = source.size();
-        sum.saturating_add(size.checked_next_multiple_of(SECTOR).unwrap_or(size))
+        // The size of a target is a multiple of the sector size.
+        sum.saturating_add(oxblk::in_sectors(source.size()))
     });
     let made = if arguments.create {
         create(context, arguments, graph, sources, size).await?
@@ -209,14 +206,13 @@ async fn open(
         let name = arguments.target_cache.as_deref().unwrap_or_default();
         return Err(context.failed(format_args!("Invalid cache option: {name}")));
     };
-    let mut image = Image { options, ..Image::writable(&arguments.target) }.cache(mode);
-    image.flags.unmap = true;
-    image = if arguments.target_options {
-        image.options_if(true).format(arguments.target_format.as_deref())
-    } else {
-        image.format(Some(arguments.new_format()))
+    let options = writing().options(&options).cache(mode).discard(true);
+    let format = match arguments.target_options {
+        true => arguments.target_format.as_deref(),
+        false => Some(arguments.new_format()),
     };
-    Ok(image.open_or_say(&context.program, graph).await?)
+    let image = ImageName::file(&arguments.target, format).options_if(arguments.target_options);
+    Ok(image.open_or_report(&context.program, graph, options).await?)
 }
 
 /// Whether the target reads as zeroes, and the size of its backing file if the copy relies on that file.

@@ -1,9 +1,9 @@
 //! `open` and `reopen`.
 
+use oxblk::Cache;
 use oxblk_core::{Backend, Error, Options, ReopenRequest};
 
 use super::{Call, done_if};
-use crate::cache::CacheMode;
 use crate::flags::refusal::Refusal;
 use crate::flags::spec::{Value, short};
 use crate::flags::{Flag, Stored};
@@ -17,9 +17,9 @@ pub(in crate::io) const OPEN: &[Flag<Opening>] = &[
     Flag::switch(short('s'), "write to a temporary overlay", |a| &mut a.temporary),
     Flag::switch_with(short('n'), "the same as -t none", Opening::set_direct),
     Flag::switch(short('C'), "store data that is read from a backing file in the image", |a| {
-        &mut a.flags.copy_on_read
+        &mut a.copy_on_read
     }),
-    Flag::switch(short('r'), "open the image read-only", |a| &mut a.flags.read_only),
+    Flag::switch(short('r'), "open the image read-only", |a| &mut a.read_only),
     Flag::switch_with(short('k'), "the same as -i native", |a| a.set_aio("native")),
     Flag::value(short('i'), Value::AIO, "how the host executes requests", |a, name| {
         a.set_aio(&name)
@@ -31,9 +31,7 @@ pub(in crate::io) const OPEN: &[Flag<Opening>] = &[
         }
         options(&mut a.options, &text)
     }),
-    Flag::switch(short('U'), "allow other programs to write to the image", |a| {
-        &mut a.flags.force_share
-    }),
+    Flag::switch(short('U'), "allow other programs to write to the image", |a| &mut a.force_share),
     Flag::value(short('t'), Value::CACHE, "cache mode", |a, name| a.set_cache(&name)),
     Flag::value(short('d'), Value::DISCARD, "whether discards reach the host", |a, name| {
         a.set_discard(&name)
@@ -44,7 +42,7 @@ pub(in crate::io) const OPEN: &[Flag<Opening>] = &[
 pub(in crate::io) const REOPEN: &[Flag<Changes>] = &[
     Flag::value(short('c'), Value::CACHE, "cache mode", |a, name| {
         let unknown = || Refusal::failed(format!("Invalid cache option: {name}"));
-        a.cache = Some(CacheMode::parse(&name).ok_or_else(unknown)?);
+        a.cache = Some(Cache::parse(&name).ok_or_else(unknown)?);
         Ok(())
     }),
     Flag::value(short('o'), Value::text("OPTIONS"), "driver options", |a, text| {
@@ -81,7 +79,7 @@ fn options(options: &mut Options, text: &str) -> Stored {
 #[derive(Default)]
 pub(in crate::io) struct Changes {
     options: Options,
-    cache: Option<CacheMode>,
+    cache: Option<Cache>,
     read_only: Option<bool>,
 }
 
@@ -126,8 +124,8 @@ async fn apply(image: &Backend, changes: Changes) -> Result<(), Error> {
         {
             return Err(Error::invalid("Cannot set both -c and the cache options"));
         }
-        options.set("cache.direct", mode.direct)?;
-        options.set("cache.no-flush", mode.no_flush)?;
+        options.set("cache.direct", mode.is_direct())?;
+        options.set("cache.no-flush", mode.ignores_flushes())?;
     }
     match read_only {
         Some(read_only) => {
@@ -141,7 +139,7 @@ async fn apply(image: &Backend, changes: Changes) -> Result<(), Error> {
         }
     }
     if let Some(mode) = cache {
-        image.set_write_through(mode.write_through);
+        image.set_write_through(mode.is_write_through());
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use oxblk::in_sectors;
 use oxblk_core::{Backend, ChildIdx, Error, ImageInfo, Node, Want};
 
 use super::Call;
@@ -10,7 +11,6 @@ use crate::io::numbers::bytes;
 use crate::io::session::Session;
 use crate::program::out;
 use crate::text::info::specific;
-use crate::text::number::in_sectors;
 use crate::text::size::long_bytes;
 
 /// Longest range of one status query, in bytes.

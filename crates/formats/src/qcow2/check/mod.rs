@@ -38,7 +38,7 @@ mod width;
 
 use std::collections::{BTreeSet, HashSet};
 
-use oxblk_core::check::{CheckReport, Fix};
+use oxblk_core::check::{CheckReport, Finding, FindingKind, Fix};
 use oxblk_core::{ChildIdx, Edge, Errno, Error, Result};
 use oxblk_ring::IoBufMut;
 
@@ -58,7 +58,7 @@ pub(super) async fn check(
     file: &Edge,
     header: &Header,
     fix: Fix,
-    say: &dyn Fn(&str),
+    say: &dyn Fn(Finding),
 ) -> Result<CheckReport> {
     let mut check = Checker::new(file, header, fix, say);
     check.count_references().await?;
@@ -77,7 +77,7 @@ pub(super) async fn check(
 
 impl Qcow2 {
     /// Checks the file of an open image. The caller has drained the node.
-    pub(super) async fn check_image(&self, fix: Fix, say: &dyn Fn(&str)) -> Result<CheckReport> {
+    pub(super) async fn check_image(&self, fix: Fix, say: &dyn Fn(Finding)) -> Result<CheckReport> {
         if fix != Fix::Nothing && self.is_read_only() {
             return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
         }
@@ -112,7 +112,7 @@ struct Checker<'a> {
     header: &'a Header,
     geometry: Geometry,
     fix: Fix,
-    say: &'a dyn Fn(&str),
+    say: &'a dyn Fn(Finding),
     report: CheckReport,
     references: References,
     /// Number of clusters in the file. The last cluster may be partial.
@@ -171,7 +171,7 @@ struct Checker<'a> {
 }
 
 impl<'a> Checker<'a> {
-    fn new(file: &'a Edge, header: &'a Header, fix: Fix, say: &'a dyn Fn(&str)) -> Self {
+    fn new(file: &'a Edge, header: &'a Header, fix: Fix, say: &'a dyn Fn(Finding)) -> Self {
         let geometry = header.geometry;
         let clusters = geometry.clusters_for(file.size());
         let report = CheckReport {
@@ -218,8 +218,17 @@ impl<'a> Checker<'a> {
         }
     }
 
+    /// Reports a finding without counting it.
+    fn note(&self, kind: FindingKind, text: impl Into<String>) {
+        (self.say)(Finding::new(kind, text));
+    }
+
     /// Reports a corruption.
-    fn corrupt(&mut self, finding: &str) {
+    fn corrupt(&mut self, text: &str) {
+        self.corrupt_by(Finding::new(FindingKind::Corruption, text));
+    }
+
+    fn corrupt_by(&mut self, finding: Finding) {
         (self.say)(finding);
         self.report.corruptions = self.report.corruptions.saturating_add(1);
         self.copied_suspect = true;
@@ -256,7 +265,7 @@ impl<'a> Checker<'a> {
 
     /// Reports a corruption that is being repaired.
     fn say_repairing(&mut self, finding: &str) {
-        (self.say)(&format!("Repairing {finding}"));
+        self.note(FindingKind::Repair, format!("Repairing {finding}"));
         self.report.corruptions_fixed = self.report.corruptions_fixed.saturating_add(1);
     }
 
@@ -271,7 +280,7 @@ impl<'a> Checker<'a> {
 
     /// Reports that something could not be checked.
     fn failed(&mut self, finding: &str) {
-        (self.say)(finding);
+        self.note(FindingKind::Failure, finding);
         self.report.check_errors = self.report.check_errors.saturating_add(1);
     }
 

@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::stream::StreamExt as _;
+use oxblk_core::check::{Finding, FindingKind};
 use oxblk_core::{Error, Result};
 use oxblk_ring::IoBufMut;
 
@@ -131,7 +132,7 @@ impl Checker<'_> {
         let offset = RefcountTableEntry(entry.unwrap_or(0)).raw_offset();
         // C's `%#x` prints zero without a prefix.
         let index = if index == 0 { "0".to_owned() } else { format!("{index:#x}") };
-        (self.say)(&format!(
+        self.note(FindingKind::Note, format!(
             "qcow2: Image is corrupt: Refblock offset {offset:#x} unaligned (reftable index: {index}); \
              further non-fatal corruption events will be suppressed"
         ));
@@ -152,11 +153,14 @@ impl Checker<'_> {
             self.in_use(cluster);
         }
         self.copied_suspect |= referred.is_belied_by(refcount);
+        let offset = cluster.saturating_mul(self.geometry.cluster_size());
         if refcount < count {
-            self.corrupt(&format!("ERROR cluster {cluster} refcount={refcount} reference={count}"));
+            let text = format!("ERROR cluster {cluster} refcount={refcount} reference={count}");
+            self.corrupt_by(Finding::new(FindingKind::Corruption, text).at(offset));
             self.too_low = self.too_low.saturating_add(1);
         } else if refcount > count {
-            (self.say)(&format!("Leaked cluster {cluster} refcount={refcount} reference={count}"));
+            let text = format!("Leaked cluster {cluster} refcount={refcount} reference={count}");
+            (self.say)(Finding::new(FindingKind::Leak, text).at(offset));
             self.report.leaks = self.report.leaks.saturating_add(1);
         }
     }

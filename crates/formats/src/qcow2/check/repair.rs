@@ -13,7 +13,7 @@
 //! A failure does not stop the other repairs. If some references may be unknown, because something could not be read or
 //! a pointer in the header seems wrong, no refcount is lowered: at worst, clusters stay leaked.
 
-use oxblk_core::check::Fix;
+use oxblk_core::check::{FindingKind, Fix};
 use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBuf;
 
@@ -48,10 +48,10 @@ impl Checker<'_> {
         }
         if self.rebuild {
             if self.fix != Fix::All {
-                (self.say)("ERROR need to rebuild refcount structures");
+                self.note(FindingKind::Failure, "ERROR need to rebuild refcount structures");
                 return Err(Error::from_errno(Errno::IO));
             }
-            (self.say)("Rebuilding refcount structure");
+            self.note(FindingKind::Repair, "Rebuilding refcount structure");
             if let Err(error) = self.rebuild_refcounts().await {
                 self.failed(&format!("ERROR failed to rebuild the refcounts: {error}"));
                 // Raise the refcounts that have an entry in the old structures. Do not lower any: the old structures
@@ -151,9 +151,10 @@ impl Checker<'_> {
                 continue;
             }
             for (cluster, refcount, count) in lines {
-                (self.say)(&format!(
-                    "Repairing cluster {cluster} refcount={refcount} reference={count}"
-                ));
+                self.note(
+                    FindingKind::Repair,
+                    format!("Repairing cluster {cluster} refcount={refcount} reference={count}"),
+                );
                 changed = changed.saturating_add(1);
             }
         }

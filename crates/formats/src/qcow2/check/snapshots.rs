@@ -1,6 +1,6 @@
 //! Reading the snapshot table ("Snapshots") of an image that may be broken.
 
-use oxblk_core::check::Fix;
+use oxblk_core::check::{FindingKind, Fix};
 use oxblk_core::{Errno, Error, Result};
 use oxblk_ring::IoBufMut;
 
@@ -42,7 +42,7 @@ impl Checker<'_> {
             }
             let finding = format!("snapshot table entry {index} is incomplete");
             if self.fix == Fix::All {
-                (self.say)(&format!("Repairing {finding}"));
+                self.note(FindingKind::Repair, format!("Repairing {finding}"));
                 snapshot.size = snapshot.size.or(Some(self.header.size));
                 snapshots.faults = snapshots.faults.saturating_add(1);
             } else {
@@ -67,7 +67,7 @@ impl Checker<'_> {
         let mut snapshots = Snapshots::default();
         if count > MAX_SNAPSHOTS {
             let over = count - MAX_SNAPSHOTS;
-            (self.say)(&format!("Discarding {over} overhanging snapshots"));
+            self.note(FindingKind::Repair, format!("Discarding {over} overhanging snapshots"));
             snapshots.faults = over.into();
             self.broken_snapshots = true;
         }
@@ -76,7 +76,7 @@ impl Checker<'_> {
             let (snapshot, len, excess) = self.read_entry(offset).await?;
             let end = snapshots.table_bytes.saturating_add(len);
             if let Some(excess) = excess {
-                (self.say)(&format!(
+                self.note(FindingKind::Repair, format!(
                     "Discarding too much extra metadata in snapshot table entry {index} ({} > {MAX_EXTRA})",
                     excess.extra
                 ));
@@ -84,9 +84,10 @@ impl Checker<'_> {
             }
             if end > MAX_SNAPSHOT_TABLE_BYTES {
                 let over = count.min(MAX_SNAPSHOTS) - index;
-                (self.say)(&format!(
-                    "Discarding {over} overhanging snapshots (snapshot table is too big)"
-                ));
+                self.note(
+                    FindingKind::Repair,
+                    format!("Discarding {over} overhanging snapshots (snapshot table is too big)"),
+                );
                 snapshots.faults = snapshots.faults.saturating_add(over.into());
                 self.broken_snapshots = true;
                 break;
@@ -129,10 +130,10 @@ impl Checker<'_> {
     /// Reports that the header describes an impossible snapshot table.
     fn impossible_table(&self, error: &Error) -> Error {
         let text = error.to_string().replacen('S', "s", 1);
-        (self.say)(&format!("ERROR {text}"));
+        self.note(FindingKind::SnapshotTable, format!("ERROR {text}"));
         let over = self.header.snapshot_count.saturating_sub(MAX_SNAPSHOTS);
         if over > 0 {
-            (self.say)(&format!(
+            self.note(FindingKind::Note, format!(
                 "You can force-remove all {over} overhanging snapshots with qemu-img check -r all"
             ));
         }
@@ -141,9 +142,15 @@ impl Checker<'_> {
 
     /// Reports that the snapshot table is unreadable. Without it, refcounts cannot be checked.
     fn broken_table(&self, error: &Error) -> Error {
-        (self.say)(&format!("ERROR failed to read the snapshot table: {error}"));
+        self.note(
+            FindingKind::SnapshotTable,
+            format!("ERROR failed to read the snapshot table: {error}"),
+        );
         if error.to_string().starts_with("Too much extra metadata") {
-            (self.say)("You can force-remove this extra metadata with qemu-img check -r all");
+            self.note(
+                FindingKind::Note,
+                "You can force-remove this extra metadata with qemu-img check -r all",
+            );
         }
         Error::from_errno(error.raw_errno())
     }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use oxblk_core::check::{CheckReport, Fix};
+use oxblk_core::check::{CheckReport, Finding, Fix};
 use oxblk_core::{DriverTable, Edge, Graph, OpenFlags, Options, Perm, Permissions};
 use oxblk_protocols::file;
 use oxblk_ring::{IoBufMut, block_on};
@@ -100,7 +100,7 @@ impl Image {
             let head = edge.read(0, IoBufMut::new(CLUSTER)).await.unwrap();
             let header = Header::parse(&head, edge.size()).unwrap();
             let said = RefCell::new(Vec::new());
-            let say = |line: &str| said.borrow_mut().push(line.to_owned());
+            let say = |finding: Finding| said.borrow_mut().push(finding.text);
             let report = check(&edge, &header, Fix::Nothing, &say).await.unwrap();
             edge.detach();
             drop(edge);

@@ -1,13 +1,17 @@
-//! QAPI's `ImageInfo` and `SnapshotInfo`. The keys are inserted in the same order as in QEMU. If two keys share a hash
-//! chain, this order determines the order of printing ([`crate::qemu_json`]).
+//! Results as the JSON objects of QEMU's interface (QAPI).
+//!
+//! The keys are inserted in the same order as in QEMU. If two keys share a hash chain, this order determines the order of
+//! printing ([`crate::qemu_json`]).
 
+use oxblk_core::check::CheckReport;
+use oxblk_core::create::Measure;
 use oxblk_core::snapshot::SnapshotInfo;
 use serde_json::{Map, Value, json};
 
-use super::{ImageInfo, limits};
+use crate::image_info::{ImageInfo, limits};
 
-/// `ImageInfo`.
-pub(super) fn image_info(info: &ImageInfo, with_limits: bool) -> Value {
+/// `ImageInfo`, with the key `limits` if `with_limits` is set.
+pub fn image_info(info: &ImageInfo, with_limits: bool) -> Value {
     let mut map = Map::new();
     let mut insert = |key: &str, value: Value| map.insert(key.to_owned(), value);
     insert("filename", json!(info.name));
@@ -47,7 +51,7 @@ pub(super) fn image_info(info: &ImageInfo, with_limits: bool) -> Value {
 }
 
 /// `SnapshotInfo`.
-fn snapshot_info(snapshot: &SnapshotInfo) -> Value {
+pub fn snapshot_info(snapshot: &SnapshotInfo) -> Value {
     let mut info = json!({
         "id": snapshot.id,
         "name": snapshot.name,
@@ -61,4 +65,36 @@ fn snapshot_info(snapshot: &SnapshotInfo) -> Value {
         info["icount"] = icount.into();
     }
     info
+}
+
+/// `ImageCheck` of the image with this file name and format. Numbers that are zero are left out, except `check-errors`.
+pub fn image_check(report: &CheckReport, filename: &str, format: &str) -> Value {
+    let numbers = [
+        ("image-end-offset", report.image_end_offset),
+        ("corruptions", report.corruptions),
+        ("leaks", report.leaks),
+        ("corruptions-fixed", report.corruptions_fixed),
+        ("leaks-fixed", report.leaks_fixed),
+        ("total-clusters", report.total_clusters),
+        ("allocated-clusters", report.allocated_clusters),
+        ("fragmented-clusters", report.fragmented_clusters),
+        ("compressed-clusters", report.compressed_clusters),
+    ];
+    let nonzero = numbers.into_iter().filter(|(_, number)| *number != 0);
+    let mut map: Map<_, _> = nonzero.map(|(key, number)| (key.to_owned(), json!(number))).collect();
+    map.insert("filename".to_owned(), json!(filename));
+    map.insert("format".to_owned(), json!(format));
+    map.insert("check-errors".to_owned(), json!(report.check_errors));
+    Value::Object(map)
+}
+
+/// `BlockMeasureInfo`.
+pub fn measure(measure: &Measure) -> Value {
+    let mut map = Map::new();
+    map.insert("required".to_owned(), json!(measure.required));
+    map.insert("fully-allocated".to_owned(), json!(measure.fully_allocated));
+    if let Some(bitmaps) = measure.bitmaps {
+        map.insert("bitmaps".to_owned(), json!(bitmaps));
+    }
+    Value::Object(map)
 }

@@ -1,0 +1,48 @@
+//! [`Sharing`]: what other users of an image may do while a disk is open.
+
+use oxblk_core::{Perm, Permissions};
+
+/// What other users of the image may do while the disk is open. The limits of the format come on top: no other process may
+/// write to an image of a format with metadata while this process writes to it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Sharing {
+    /// Others may read and write. The default, as in QEMU's tools.
+    #[default]
+    ReadWrite,
+    /// Others may only read if this disk is writable. They may write as well if this disk is read-only.
+    OneWriter,
+    /// Others may only read, so the contents do not change under a reader.
+    ReadOnly,
+}
+
+impl Sharing {
+    /// The permissions of a user that takes `taken`.
+    pub(super) fn permissions(self, taken: Perm) -> Permissions {
+        let others_write = match self {
+            Self::ReadWrite => true,
+            Self::OneWriter => !taken.contains(Perm::WRITE),
+            Self::ReadOnly => false,
+        };
+        if others_write {
+            Permissions::sharing_all(taken)
+        } else {
+            Permissions { taken, shared: Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_writer_excludes_others_only_if_it_writes() {
+        let others_write =
+            |sharing: Sharing, taken| sharing.permissions(taken).shared.contains(Perm::WRITE);
+        let writes = Perm::CONSISTENT_READ | Perm::WRITE;
+        assert!(others_write(Sharing::OneWriter, Perm::CONSISTENT_READ));
+        assert!(!others_write(Sharing::OneWriter, writes));
+        assert!(others_write(Sharing::ReadWrite, writes));
+        assert!(!others_write(Sharing::ReadOnly, Perm::CONSISTENT_READ));
+    }
+}

@@ -1,0 +1,105 @@
+//! Definitions of objects that images may refer to, as `--object` of QEMU's tools takes them.
+//!
+//! Images refer to secrets only. For objects of other types, the type and the identifier are checked.
+
+use oxblk_core::{Error, Options, Result, Secrets};
+
+/// The object types of QEMU's tools.
+const TYPES: &[&str] = &[
+    "authz-list",
+    "authz-list-file",
+    "authz-pam",
+    "authz-simple",
+    "main-loop",
+    "secret",
+    "secret_keyring",
+    "throttle-group",
+    "tls-cipher-suites",
+    "tls-creds-anon",
+    "tls-creds-psk",
+    "tls-creds-x509",
+];
+
+/// The hint of an error about an identifier.
+const IDENTIFIER_HINT: &str =
+    "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.";
+
+/// Processes an object definition: an option string such as `secret,id=NAME,file=PATH`, or JSON. A secret is added to
+/// `secrets`.
+///
+/// # Errors
+/// If the definition is invalid, or if the secret cannot be read.
+pub fn define_object(secrets: &Secrets, definition: &str) -> Result<()> {
+    let mut options = if definition.starts_with('{') {
+        Options::from_json(definition)?
+    } else {
+        Options::from_keyval(definition, "qom-type")?
+    };
+    let text = |key: &str, options: &mut Options| options.take_str(key).ok().flatten();
+    let Some(kind) = text("qom-type", &mut options) else {
+        return Err(Error::invalid("Parameter 'qom-type' is missing"));
+    };
+    if !TYPES.contains(&kind.as_str()) {
+        let message = format!("Parameter 'qom-type' does not accept value '{kind}'");
+        return Err(Error::invalid(message));
+    }
+    let Some(id) = text("id", &mut options) else {
+        return Err(Error::invalid("Parameter 'id' is missing"));
+    };
+    check_identifier(&id)?;
+    if kind != "secret" {
+        return Ok(());
+    }
+    secrets.define(&id, options)
+}
+
+/// Checks whether a text is a valid identifier of an object.
+///
+/// # Errors
+/// If it is not, with the rules as a hint.
+pub fn check_identifier(text: &str) -> Result<()> {
+    let is_valid = text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'));
+    if is_valid {
+        return Ok(());
+    }
+    Err(Error::invalid("Parameter 'id' expects an identifier").with_hint(IDENTIFIER_HINT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn define(definition: &str) -> Result<(), String> {
+        define_object(&Secrets::default(), definition).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn only_known_types_are_accepted() {
+        assert_eq!(define("secret,id=s0,data=abc"), Ok(()));
+        assert_eq!(define(r#"{"qom-type":"secret","id":"s0","data":"x"}"#), Ok(()));
+        assert_eq!(
+            define("bogus,id=s0").unwrap_err(),
+            "Parameter 'qom-type' does not accept value 'bogus'"
+        );
+        assert_eq!(define("secret,data=abc").unwrap_err(), "Parameter 'id' is missing");
+    }
+
+    #[test]
+    fn an_identifier_starts_with_a_letter() {
+        assert_eq!(define("main-loop,id=a-b.c_0"), Ok(()));
+        for id in ["0a", "-a", "a b", "ä"] {
+            let error = check_identifier(id).unwrap_err();
+            assert_eq!(error.to_string(), "Parameter 'id' expects an identifier", "{id}");
+            assert_eq!(error.hint(), Some(IDENTIFIER_HINT));
+        }
+    }
+
+    #[test]
+    fn a_secret_is_kept_under_its_identifier() {
+        let secrets = Secrets::default();
+        define_object(&secrets, "secret,id=s0,data=a,,b").unwrap();
+        assert_eq!(&*secrets.get("s0").unwrap(), b"a,b");
+        assert!(define_object(&secrets, "secret,id=s1,data=x,bogus=1").is_err());
+    }
+}

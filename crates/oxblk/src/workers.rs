@@ -1,0 +1,116 @@
+//! The workers of an operation on whole disks.
+//!
+//! Several workers on several I/O threads take pieces of a disk from a common state until no piece is left. [`run`]
+//! distributes the workers over the threads and waits for them. It does not stop workers: the state says when they end.
+
+use std::sync::Arc;
+
+use oxblk_ring::{IoThread, TaskGone, transfer_in_place};
+
+/// Runs `count` workers, at least one, on the current I/O thread and on `helpers`. `work` starts one worker; it runs on the
+/// thread of the worker.
+///
+/// Transfers of files in memory of up to `in_place` bytes are executed by the threads themselves meanwhile
+/// ([`transfer_in_place`]). `None`: the usual limit applies.
+///
+/// # Errors
+/// If a helper has ended before its workers. The workers of all other threads have ended by then.
+pub async fn run<S, W, F>(
+    state: &Arc<S>,
+    count: usize,
+    in_place: Option<usize>,
+    helpers: &[IoThread],
+    work: W,
+) -> Result<(), TaskGone>
+where
+    S: Send + Sync + 'static,
+    W: Fn(Arc<S>) -> F + Copy + Send + 'static,
+    F: Future<Output = ()> + 'static,
+{
+    let count = count.max(1);
+    let threads = helpers.len().saturating_add(1).min(count);
+    let (each, extra) = (count / threads, count % threads);
+    let mut remote = Vec::new();
+    for (index, helper) in helpers.iter().take(threads - 1).enumerate() {
+        let state = Arc::clone(state);
+        let count = each + usize::from(index + 1 < extra);
+        remote.push(helper.spawn(move || on_one_thread(state, count, in_place, work)));
+    }
+    on_one_thread(Arc::clone(state), each + usize::from(extra > 0), in_place, work).await;
+    let mut outcome = Ok(());
+    for thread in remote {
+        outcome = outcome.and(thread.await);
+    }
+    outcome
+}
+
+async fn on_one_thread<S, W, F>(state: Arc<S>, count: usize, in_place: Option<usize>, work: W)
+where
+    W: Fn(Arc<S>) -> F,
+    F: Future<Output = ()> + 'static,
+{
+    let _in_place = in_place.map(transfer_in_place);
+    let start = |_| oxblk_ring::spawn(work(Arc::clone(&state)));
+    let tasks: Vec<_> = (0..count).map(start).collect();
+    for task in tasks {
+        task.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use oxblk_ring::{Config, block_on_with, try_thread_index};
+
+    use super::*;
+    use crate::IoThreads;
+
+    /// The workers that each thread has run, by the index of the thread.
+    type Counts = Arc<Mutex<Vec<(Option<usize>, usize)>>>;
+
+    fn counts_of(workers: usize, helpers: &[IoThread]) -> Vec<usize> {
+        let counts = Counts::default();
+        let ran = block_on_with(
+            Config::default(),
+            run(&counts, workers, None, helpers, |counts| async move {
+                let thread = try_thread_index();
+                let mut counts = counts.lock().unwrap();
+                match counts.iter_mut().find(|(index, _)| *index == thread) {
+                    Some((_, count)) => *count += 1,
+                    None => counts.push((thread, 1)),
+                }
+            }),
+        );
+        ran.unwrap().unwrap();
+        let mut counts: Vec<_> = counts.lock().unwrap().iter().map(|(_, count)| *count).collect();
+        counts.sort_unstable();
+        counts
+    }
+
+    #[test]
+    fn workers_are_distributed_evenly_over_the_threads() {
+        let threads = IoThreads::start(2).unwrap();
+        let helpers = threads.threads();
+        assert_eq!(counts_of(8, helpers), [2, 3, 3]);
+        assert_eq!(counts_of(2, helpers), [1, 1]);
+        assert_eq!(counts_of(0, helpers), [1]);
+        assert_eq!(counts_of(3, &[]), [3]);
+    }
+
+    #[test]
+    fn a_helper_that_has_ended_is_reported_and_the_other_workers_run() {
+        let ended = block_on_with(Config::default(), async { IoThread::current() });
+        let helpers = [ended.unwrap().unwrap()];
+        let count = Arc::new(AtomicUsize::new(0));
+        let ran = block_on_with(
+            Config::default(),
+            run(&count, 2, None, &helpers, |count| async move {
+                count.fetch_add(1, Relaxed);
+            }),
+        );
+        assert_eq!(ran.unwrap(), Err(TaskGone));
+        assert_eq!(count.load(Relaxed), 1);
+    }
+}
