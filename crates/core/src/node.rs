@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use arc_swap::ArcSwap;
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
-use crate::bitmap::{BitmapList, DirtyBitmap};
+use crate::bitmap::{BitmapError, BitmapList, DirtyBitmap};
 use crate::control::ControlLock;
 use crate::driver::{Driver, DriverFactory, DriverKind};
 use crate::epoch::Epochs;
@@ -204,10 +204,9 @@ impl Node {
     }
 
     /// Attaches the bitmaps that the image stores, before the node takes requests.
-    pub(crate) fn adopt_bitmaps(&self, bitmaps: Vec<Arc<DirtyBitmap>>) -> Result<()> {
+    pub(crate) fn adopt_bitmaps(&self, bitmaps: &[Arc<DirtyBitmap>]) -> Result<()> {
         if !bitmaps.is_empty() {
-            self.bitmaps.insert_all(bitmaps)?;
-            self.set_slow_path(SlowPathFlags::BITMAPS);
+            self.bitmaps.insert(bitmaps, |recording| self.record_in_bitmaps(recording))?;
         }
         Ok(())
     }
@@ -222,6 +221,28 @@ impl Node {
     /// Limits and capabilities, children's limits included.
     pub fn limits(&self) -> Arc<Limits> {
         Arc::clone(&self.limits.read().unwrap_or_else(PoisonError::into_inner))
+    /// Adds a bitmap. The caller has exclusive use of the node.
+    pub(crate) fn insert_bitmap(&self, bitmap: &Arc<DirtyBitmap>) -> Result<(), BitmapError> {
+        let new = std::slice::from_ref(bitmap);
+        self.bitmaps.insert(new, |recording| self.record_in_bitmaps(recording))?;
+        // The node may have grown before the bitmap was in its list.
+        self.bitmaps.resize(|| self.size());
+        Ok(())
+    }
+
+    /// Removes a bitmap; other bitmaps continue to record. The caller has exclusive use of the node.
+    pub(crate) fn remove_bitmap(&self, bitmap: &Arc<DirtyBitmap>) {
+        self.bitmaps.remove(bitmap, |recording| self.record_in_bitmaps(recording));
+    }
+
+    fn record_in_bitmaps(&self, recording: bool) {
+        if recording {
+            self.set_slow_path(SlowPathFlags::BITMAPS);
+        } else {
+            self.clear_slow_path(SlowPathFlags::BITMAPS);
+        }
+    }
+
     }
 
     /// Alignment of requests in bytes.

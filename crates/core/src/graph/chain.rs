@@ -160,7 +160,7 @@ impl Graph {
             },
             filename: context.filename,
         });
-        node.adopt_bitmaps(bitmaps)?;
+        node.adopt_bitmaps(&bitmaps)?;
         if probed_raw {
             self.guard_probed_raw(&node);
         }
