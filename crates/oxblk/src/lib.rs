@@ -126,7 +126,7 @@ mod threads;
 
 pub use convert::{Convert, Stop};
 pub use create::Create;
-pub use disk::{Cache, Cursor, Disk, OpenOptions};
+pub use disk::{Cache, Cursor, Disk, OpenOptions, TakenRanges};
 pub use drivers::{drivers, is_absent};
 pub use format::{
     Compression, Format, NewFormat, Qcow2Options, Qcow2Version, RawOptions, VdiOptions,

@@ -1,5 +1,6 @@
 //! The library as an embedder uses it.
 
+mod bitmaps;
 mod closing;
 mod examples;
 mod executors;
