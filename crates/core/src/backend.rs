@@ -17,11 +17,11 @@ use oxblk_ring::{Event, IoBuf, IoBufMut, Shard, Sharded, UntilSettled, keep_unti
 
 use crate::control::run_to_completion;
 use crate::epoch::{EpochGuard, EpochPlace};
-use crate::perm::{Perm, Permissions};
+use crate::perm::Permissions;
 use crate::request::{self, ChainStatus};
 use crate::{
     CompressedCluster, Edge, Errno, Error, ErrorKind, Graph, Node, Options, Preallocation,
-    ReopenRequest, Result, Want, WriteFlags, ZeroFlags,
+    Result, Want, WriteFlags, ZeroFlags,
 };
 
 /// Counters of one I/O thread.
@@ -401,40 +401,7 @@ impl Backend {
     /// # Errors
     /// The errors of [`Graph::reopen`]. Nothing has changed then.
     pub async fn reopen(&self, options: Options) -> Result<()> {
-        let backend = self.clone();
-        run_to_completion(async move { backend.reopen_root(options).await }).await
-    }
-
-    async fn reopen_root(&self, options: Options) -> Result<()> {
-        let edge = self.root()?;
-        let before = edge.permissions();
-        let mut probe = options.clone();
-        let read_only = probe.take_bool("read-only")?.unwrap_or(self.is_read_only());
-        let writing = Perm::WRITE | Perm::RESIZE;
-        // Requests in flight end under the permissions that they began with.
-        let _quiesced = self.quiesce().await;
-        if read_only {
-            edge.set_permissions(Permissions { taken: before.taken - writing, ..before })?;
-        }
-        let node = Arc::clone(edge.node());
-        let was_read_only = node.is_read_only();
-        let request = |options| ReopenRequest { node: Arc::clone(&node), options, keep: true };
-        let graph = &self.0.graph;
-        if let Err(error) = graph.reopen(vec![request(options)]).await {
-            edge.set_permissions(before)?;
-            return Err(error);
-        }
-        if read_only || !was_read_only {
-            return Ok(());
-        }
-        let wanted = Permissions { taken: before.taken | writing, ..before };
-        if let Err(error) = edge.set_permissions(wanted) {
-            let mut back = Options::new();
-            back.insert("read-only", true);
-            graph.reopen(vec![request(back)]).await?;
-            return Err(error);
-        }
-        Ok(())
+        self.0.graph.reopen_root(self, options).await
     }
 
     /// Holds back new requests and waits until the requests in flight have ended. New requests resume when the guard is
