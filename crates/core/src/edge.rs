@@ -182,16 +182,7 @@ impl Edge {
     /// # Errors
     /// When they conflict. Nothing has changed then.
     pub fn set_permissions(&self, permissions: Permissions) -> Result<()> {
-        let before = self.replace_permissions(permissions);
-        if let Err(error) = self.node.refresh_permissions() {
-            self.replace_permissions(before);
-            // The previous permissions were valid before, so they cannot conflict now.
-            if let Err(error) = self.node.refresh_permissions() {
-                tracing::warn!(%error, "cannot restore permissions");
-            }
-            return Err(error);
-        }
-        Ok(())
+        self.node.change_parent(self, permissions)
     }
 
     pub(crate) fn replace_permissions(&self, permissions: Permissions) -> Permissions {

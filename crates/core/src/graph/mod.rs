@@ -15,7 +15,7 @@ mod open;
 mod probe;
 mod reopen;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{
     AtomicBool, AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
@@ -34,12 +34,14 @@ use crate::control::ControlLock;
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
 use crate::epoch::Epochs;
 use crate::gate::Gate;
-use crate::node::{NodeParts, Settings};
+use crate::node::{NodeParts, PermissionsLock, Settings};
 use crate::{Backend, Children, Error, ErrorKind, Node, Result, Secrets};
 
 #[derive(Default)]
 struct Registry {
     nodes: HashMap<String, Weak<Node>>,
+    /// Names of nodes that are being opened.
+    claimed: HashSet<String>,
     /// Nodes that stay alive without users (`blockdev-add`).
     owned: Vec<Arc<Node>>,
     /// Backends that are not closed. A backend has a reference to its graph, so the graph has only weak references to
@@ -61,6 +63,19 @@ struct Inner {
     copies_on_read: AtomicBool,
     /// The lock that a reopen holds.
     reopening: ControlLock,
+    permissions_lock: PermissionsLock,
+}
+
+/// A node-name that no other node can get until this is dropped.
+struct ClaimedName {
+    graph: Graph,
+    name: String,
+}
+
+impl Drop for ClaimedName {
+    fn drop(&mut self) {
+        self.graph.registry().claimed.remove(&self.name);
+    }
 }
 
 /// All nodes and backends of one program, together with the gate for images that are opened through this handle. Clones
@@ -101,6 +116,7 @@ impl Graph {
             secrets,
             copies_on_read: AtomicBool::new(false),
             reopening: ControlLock::default(),
+            permissions_lock: PermissionsLock::default(),
         };
         Self { inner: Arc::new(inner), gate }
     }
@@ -222,32 +238,39 @@ impl Graph {
         driver: Box<dyn Driver>,
         flags: OpenFlags,
     ) -> Result<Arc<Node>> {
-        let name = self.claim_name(name)?;
-        Ok(self.insert(NodeParts {
-            name,
+        let claimed = self.claim_name(name)?;
+        let parts = NodeParts {
+            name: claimed.name.clone(),
             factory,
             driver,
             children: Arc::new(Children::default()),
             epochs: Arc::clone(self.epochs()),
             settings: Settings { flags, ..Settings::default() },
             filename: None,
-        }))
+            permissions_lock: self.permissions_lock(),
+        };
+        Ok(self.insert(claimed, parts))
     }
 
-    fn claim_name(&self, name: Option<&str>) -> Result<String> {
-        let Some(name) = name else { return Ok(self.generate_name()) };
-        let well_formed = name.chars().next().is_some_and(|c| c.is_ascii_alphabetic())
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
-        if !well_formed || name.len() > 31 {
-            return Err(Error::invalid(format!("Invalid node-name: '{name}'")));
+    fn permissions_lock(&self) -> PermissionsLock {
+        Arc::clone(&self.inner.permissions_lock)
+    }
+
+    /// Reserves a name for a node that is being opened; without `name`, a new one.
+    fn claim_name(&self, name: Option<&str>) -> Result<ClaimedName> {
+        let generated = name.is_none().then(|| self.generate_name());
+        if let Some(name) = name {
+            check_name(name)?;
         }
-        if self.node(name).is_some() {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                format!("Duplicate nodes with node-name='{name}'"),
-            ));
+        let name = generated.as_deref().or(name).unwrap_or_default();
+        let mut registry = self.registry();
+        let exists = registry.nodes.get(name).is_some_and(|node| node.strong_count() > 0);
+        if exists || !registry.claimed.insert(name.to_owned()) {
+            let text = format!("Duplicate nodes with node-name='{name}'");
+            return Err(Error::new(ErrorKind::Invalid, text));
         }
-        Ok(name.to_owned())
+        drop(registry);
+        Ok(ClaimedName { graph: self.clone(), name: name.to_owned() })
     }
 
     /// Whether the graph has ever had a node whose reads may write (copy-on-read).
@@ -255,7 +278,8 @@ impl Graph {
         self.inner.copies_on_read.load(Acquire)
     }
 
-    fn insert(&self, parts: NodeParts) -> Arc<Node> {
+    /// Adds a node, whose name is claimed.
+    fn insert(&self, claimed: ClaimedName, parts: NodeParts) -> Arc<Node> {
         if parts.settings.flags.copy_on_read {
             self.inner.copies_on_read.store(true, Release);
         }
@@ -263,6 +287,9 @@ impl Graph {
         let mut registry = self.registry();
         registry.nodes.retain(|_, other| other.strong_count() > 0);
         registry.nodes.insert(node.name().to_owned(), Arc::downgrade(&node));
+        drop(registry);
+        // The node itself now holds the name.
+        drop(claimed);
         node
     }
 
@@ -304,4 +331,13 @@ impl Graph {
             outcome
         })
     }
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let well_formed = name.chars().next().is_some_and(|c| c.is_ascii_alphabetic())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+    if !well_formed || name.len() > 31 {
+        return Err(Error::invalid(format!("Invalid node-name: '{name}'")));
+    }
+    Ok(())
 }

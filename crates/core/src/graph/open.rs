@@ -389,7 +389,7 @@ impl Graph {
         let Target { filename, options, named_above, depth, nesting, .. } = target;
         let mut context = OpenContext {
             graph: self.clone(),
-            node_name: name,
+            node_name: name.name.clone(),
             options,
             flags: generic.flags,
             children: Arc::clone(children),
@@ -420,6 +420,7 @@ impl Graph {
             }
         };
         let layer = Layer {
+            name,
             driver,
             opened,
             context,
