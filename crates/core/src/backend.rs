@@ -20,8 +20,8 @@ use crate::epoch::{EpochGuard, EpochPlace};
 use crate::perm::Permissions;
 use crate::request::{self, ChainStatus};
 use crate::{
-    CompressedCluster, Edge, Errno, Error, ErrorKind, Graph, Node, Options, Preallocation,
-    Result, Want, WriteFlags, ZeroFlags,
+    ChildIdx, CompressedCluster, Edge, Errno, Error, ErrorKind, Graph, Node, Options,
+    Preallocation, Result, Want, WriteFlags, ZeroFlags,
 };
 
 /// Counters of one I/O thread.
@@ -83,6 +83,10 @@ impl Drop for Inner {
                 node = node.name(),
                 "a backend was dropped without being closed: data cached in memory is lost"
             );
+        }
+        // Other users of the node must not conflict with permissions that nobody uses.
+        if let Some(root) = &root {
+            root.edge.detach();
         }
     }
 }
@@ -359,10 +363,16 @@ impl Backend {
     /// # Errors
     /// [`ErrorKind::Denied`] without resize permission; otherwise the errors of the driver and the host.
     pub async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
-        let edge = self.root()?;
-        let root = Arc::clone(&edge);
+        let root = self.root()?;
+        // A node that only passes requests on resizes the node below it.
+        let (mut lowest, mut above) = (Arc::clone(root.node()), Vec::new());
+        while lowest.factory().passes_permissions()
+            && let Some(below) = lowest.child(ChildIdx::FILE)
+        {
+            above.push(std::mem::replace(&mut lowest, below));
+        }
         let resize = move |_| async move { root.resize(size, preallocation).await };
-        self.0.graph.run_exclusive(edge.node(), resize).await
+        self.0.graph.run_exclusive_below(above, &lowest, resize).await
     }
 
     /// Flushes, detaches from the root node, and closes the nodes that have no other user. Once begun, the close runs
