@@ -125,6 +125,16 @@ pub(crate) fn run_to_completion<T: 'static>(
     GoesOn(Some(oxblk_ring::spawn(work)))
 }
 
+/// Starts `work` as a task that nobody awaits, for destructors. Without an I/O thread `work` cannot run, and the log reports
+/// this.
+pub(crate) fn in_background(work: impl Future<Output = ()> + 'static) {
+    if oxblk_ring::try_thread_index().is_none() {
+        tracing::error!("a block node was dropped outside of an I/O thread and stays open");
+        return;
+    }
+    oxblk_ring::spawn(work).detach();
+}
+
 /// A task whose result the caller awaits. Dropping this detaches the task, which then runs to its end.
 struct GoesOn<T>(Option<Task<T>>);
 

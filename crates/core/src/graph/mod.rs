@@ -30,7 +30,7 @@ pub use open::{BackingFile, OpenContext, OpenFlags};
 pub use reopen::ReopenRequest;
 
 use crate::backend::WeakBackend;
-use crate::control::ControlLock;
+use crate::control::{ControlLock, in_background, run_to_completion};
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
 use crate::epoch::Epochs;
 use crate::gate::Gate;
@@ -302,34 +302,60 @@ impl Graph {
         }
     }
 
-    /// Closes `node` if it has no user, and then each of its children that has no other user.
+    /// Closes `node` if it has no user, and then each of its children that has no other user. Once begun, this runs to its
+    /// end even if the returned future is dropped.
     ///
     /// # Errors
     /// The first failure. All nodes are closed even then.
     pub fn release(&self, node: Arc<Node>) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let mut outcome = Ok(());
-            // Iterative, because a backing chain may be long.
-            let mut released = vec![node];
-            while let Some(node) = released.pop() {
-                if !node.users().close() {
-                    continue;
-                }
-                let closed = match node.driver().close() {
-                    Some(request) => request.await.map_err(|error| error.on_node(node.name())),
-                    None => Ok(()),
-                };
-                outcome = outcome.and(closed);
-                self.registry().nodes.remove(node.name());
-                let children: Vec<_> = node.children().iter().collect();
-                for (child, edge) in children.into_iter().rev() {
-                    node.children().set(child, None);
-                    edge.detach();
-                    released.push(Arc::clone(edge.node()));
-                }
+        let graph = self.clone();
+        Box::pin(async move { run_to_completion(graph.release_unused(node)).await })
+    }
+
+    async fn release_unused(self, node: Arc<Node>) -> Result<()> {
+        let mut outcome = Ok(());
+        // Iterative, because a backing chain may be long.
+        let mut released = vec![node];
+        while let Some(node) = released.pop() {
+            if !node.users().close() {
+                continue;
             }
-            outcome
-        })
+            let closed = match node.driver().close() {
+                Some(request) => request.await.map_err(|error| error.on_node(node.name())),
+                None => Ok(()),
+            };
+            outcome = outcome.and(closed);
+            self.registry().nodes.remove(node.name());
+            let children: Vec<_> = node.children().iter().collect();
+            for (child, edge) in children.into_iter().rev() {
+                node.children().set(child, None);
+                edge.detach();
+                released.push(Arc::clone(edge.node()));
+            }
+        }
+        outcome
+    }
+}
+
+/// A node that has just been opened and has no user. Dropping this closes the node in the background.
+struct Opened {
+    graph: Graph,
+    node: Option<Arc<Node>>,
+}
+
+impl Opened {
+    /// The node. The caller now closes it.
+    fn keep(mut self) -> Option<Arc<Node>> {
+        self.node.take()
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        if let Some(node) = self.node.take() {
+            let graph = self.graph.clone();
+            in_background(async move { graph.release_after_failure(node).await });
+        }
     }
 }
 
