@@ -8,9 +8,13 @@ mod abandoned;
 mod bitmaps;
 #[path = "requests/drains.rs"]
 mod drains;
+#[path = "requests/failed_changes.rs"]
+mod failed_changes;
 #[path = "requests/failed_pieces.rs"]
 mod failed_pieces;
 mod memory;
+#[path = "requests/users.rs"]
+mod users;
 
 use std::sync::Arc;
 
