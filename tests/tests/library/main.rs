@@ -4,4 +4,5 @@ mod bitmaps;
 mod closing;
 mod examples;
 mod executors;
+mod files;
 mod programs;
