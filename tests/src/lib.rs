@@ -28,6 +28,7 @@ pub mod sim_disk;
 pub mod sim_image;
 pub mod soak;
 pub mod tally;
+mod tasks;
 
 /// Multiplies a number of random runs by the environment variable `OXBLK_TEST_SCALE`. Without the variable, tests make few runs
 /// and take little time.

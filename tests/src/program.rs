@@ -1,19 +1,23 @@
 //! Runs programs with bounded time and memory: the built oxblk, the QEMU tools, other peers.
 //!
-//! Every run has a deadline, so no test can hang. A program that exceeds its deadline is killed, and the test fails with the
-//! program's output. The output is read while the program runs, so a full pipe never blocks the program.
+//! Every run has a deadline, so no test can hang. A program that exceeds its deadline is killed together with the programs that
+//! it has started, and the test fails with the program's output. The output is read while the program runs, so a full pipe
+//! never blocks the program.
 //!
 //! The oxblk under test is `$OXBLK_BIN` if that is set (the nextest setup script and the soak set it). Otherwise it is built
 //! once per test process, beside the test binary.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{Read, Write};
-use std::os::unix::process::ExitStatusExt;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process_group};
 
 /// The time limit of a program if the test sets no other.
 pub const DEFAULT_TIME_LIMIT: Duration = Duration::from_secs(120);
@@ -34,23 +38,17 @@ pub enum Tool {
     Img,
     /// `qemu-io`, `oxblk io`.
     Io,
-    /// `qemu-nbd`, `oxblk nbd`.
-    Nbd,
-    /// `qemu-storage-daemon`, `oxblk daemon`.
-    Daemon,
 }
 
 impl Tool {
     /// Every tool.
-    pub const ALL: [Tool; 4] = [Tool::Img, Tool::Io, Tool::Nbd, Tool::Daemon];
+    pub const ALL: [Tool; 2] = [Tool::Img, Tool::Io];
 
     /// QEMU's name of the tool. oxblk acts as the tool when it is called through a link with this name.
     pub fn qemu_name(self) -> &'static str {
         match self {
             Tool::Img => "qemu-img",
             Tool::Io => "qemu-io",
-            Tool::Nbd => "qemu-nbd",
-            Tool::Daemon => "qemu-storage-daemon",
         }
     }
 
@@ -59,8 +57,6 @@ impl Tool {
         match self {
             Tool::Img => "img",
             Tool::Io => "io",
-            Tool::Nbd => "nbd",
-            Tool::Daemon => "daemon",
         }
     }
 }
@@ -254,35 +250,44 @@ impl Program {
     /// Runs the program to its end.
     ///
     /// # Panics
-    /// When the program cannot be started (the message says which script installs it) or exceeds its time limit.
+    /// When the program cannot be started (the message says which script installs it), when it exceeds its time limit, or when a
+    /// process that it has started keeps its pipes open for longer than that.
     pub fn run(self) -> Reply {
         let mut command = self.command();
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // The processes that the program starts belong to its group.
+        command.process_group(0);
         let mut child = self.spawn(&mut command);
-        let stdout = drain(child.stdout.take().expect("piped"));
-        let stderr = drain(child.stderr.take().expect("piped"));
+        let group = child.id();
+        let stdout = Output::read(child.stdout.take().expect("piped"));
+        let stderr = Output::read(child.stderr.take().expect("piped"));
         let mut stdin = child.stdin.take().expect("piped");
         let input = self.stdin.clone();
         // A program may end without reading its input, so a broken pipe is not an error.
         let feeder = std::thread::spawn(move || drop(stdin.write_all(&input)));
-        let status = wait_until(&mut child, Instant::now() + self.time_limit);
-        if status.is_none() {
-            drop(child.kill());
+        let deadline = Instant::now() + self.time_limit;
+        let status = wait_until(&mut child, deadline);
+        // A process that the program has started may keep the pipes open after the program's end.
+        let ended = || feeder.is_finished() && stdout.is_at_end() && stderr.is_at_end();
+        let closed = status.is_some() && becomes_true(deadline, ended);
+        if !closed {
+            kill_group(group);
             drop(child.wait());
+            // A process that has left the group may survive. Its pipes are not waited for.
+            becomes_true(Instant::now() + Duration::from_secs(5), ended);
         }
-        feeder.join().expect("the feeder does not panic");
-        let stdout = stdout.join().expect("the reader does not panic");
-        let stderr = stderr.join().expect("the reader does not panic");
-        let Some(status) = status else {
-            panic!(
-                "{} ran for more than {:?}\nstdout: {}\nstderr: {}",
+        let (stdout, stderr) = (stdout.bytes(), stderr.bytes());
+        match status {
+            Some(status) if closed => Reply { status, stdout, stderr },
+            _ => panic!(
+                "{} {} for more than {:?}\nstdout: {}\nstderr: {}",
                 self.line(),
+                if status.is_some() { "left a process that kept its pipes open" } else { "ran" },
                 self.time_limit,
                 String::from_utf8_lossy(&stdout),
                 String::from_utf8_lossy(&stderr)
-            );
-        };
-        Reply { status, stdout, stderr }
+            ),
+        }
     }
 
     /// Runs the program to its end. The exit code must be 0.
@@ -314,21 +319,51 @@ impl Program {
     }
 }
 
-/// Reads a pipe to its end on a new thread.
-fn drain(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        drop(pipe.read_to_end(&mut bytes));
-        bytes
-    })
+/// A pipe that a thread reads to its end.
+#[derive(Debug)]
+struct Output {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
 }
 
-/// Waits for the end of a child. Returns `None` if the child still runs at the deadline.
-fn wait_until(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
+impl Output {
+    fn read(mut pipe: impl Read + Send + 'static) -> Self {
+        let bytes = Arc::<Mutex<Vec<u8>>>::default();
+        let read = Arc::clone(&bytes);
+        let reader = std::thread::spawn(move || {
+            let mut piece = [0; 8192];
+            loop {
+                match pipe.read(&mut piece) {
+                    Ok(0) => return,
+                    Ok(length) => lock(&read).extend_from_slice(&piece[..length]),
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => panic!("a pipe cannot be read: {error}"),
+                }
+            }
+        });
+        Self { bytes, reader }
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.reader.is_finished()
+    }
+
+    /// Returns the bytes that have been read so far.
+    fn bytes(&self) -> Vec<u8> {
+        lock(&self.bytes).clone()
+    }
+}
+
+fn lock(bytes: &Mutex<Vec<u8>>) -> MutexGuard<'_, Vec<u8>> {
+    bytes.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Asks repeatedly until `poll` returns a value. Returns `None` if it has returned none at the deadline.
+fn poll_until<T>(deadline: Instant, mut poll: impl FnMut() -> Option<T>) -> Option<T> {
     let mut nap = Duration::from_micros(500);
     loop {
-        if let Some(status) = child.try_wait().expect("a child can be waited for") {
-            return Some(status);
+        if let Some(value) = poll() {
+            return Some(value);
         }
         if Instant::now() >= deadline {
             return None;
@@ -338,12 +373,32 @@ fn wait_until(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
     }
 }
 
+/// Waits until a condition is true. Returns false if it is not true at the deadline.
+fn becomes_true(deadline: Instant, condition: impl Fn() -> bool) -> bool {
+    poll_until(deadline, || condition().then_some(())).is_some()
+}
+
+/// Waits for the end of a child. Returns `None` if the child still runs at the deadline.
+fn wait_until(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
+    poll_until(deadline, || child.try_wait().expect("a child can be waited for"))
+}
+
+/// Kills all processes of a group.
+fn kill_group(group: u32) {
+    let group = i32::try_from(group).ok().and_then(Pid::from_raw).expect("the id of a process");
+    match kill_process_group(group, Signal::KILL) {
+        // The last process of the group has just ended.
+        Ok(()) | Err(Errno::SRCH) => {}
+        Err(error) => panic!("group {group:?} cannot be killed: {error}"),
+    }
+}
+
 /// A running server. Dropping it kills the server. [`Server::stop`] sends SIGTERM and checks that the server ends.
 #[derive(Debug)]
 pub struct Server {
     line: String,
     child: Child,
-    stdout: Option<JoinHandle<Vec<u8>>>,
+    stdout: Option<Output>,
 }
 
 impl Server {
@@ -353,7 +408,7 @@ impl Server {
     /// When the server ends first, or after 30 seconds.
     pub fn wait_for(&mut self, what: &str, mut ready: impl FnMut() -> bool) {
         if self.stdout.is_none() {
-            self.stdout = Some(drain(self.child.stdout.take().expect("piped")));
+            self.stdout = Some(Output::read(self.child.stdout.take().expect("piped")));
         }
         let deadline = Instant::now() + Duration::from_secs(30);
         while !ready() {
@@ -408,12 +463,15 @@ impl Server {
     /// When the server does not end within 30 seconds, or with another exit code.
     pub fn stop(mut self) -> String {
         assert!(self.try_signal("TERM"), "{} had ended already", self.line);
-        let status = wait_until(&mut self.child, Instant::now() + Duration::from_secs(30));
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let status = wait_until(&mut self.child, deadline);
         let status = status.unwrap_or_else(|| panic!("{} ignores SIGTERM", self.line));
         assert!(status.success(), "{} ended with {status}", self.line);
-        let stdout = self.stdout.take().or_else(|| self.child.stdout.take().map(drain));
-        let bytes = stdout.map(|reader| reader.join().expect("the reader does not panic"));
-        String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
+        let stdout = self.stdout.take().or_else(|| self.child.stdout.take().map(Output::read));
+        let stdout = stdout.expect("the output is read once");
+        let closed = becomes_true(deadline, || stdout.is_at_end());
+        assert!(closed, "{} left a process that keeps its output open", self.line);
+        String::from_utf8_lossy(&stdout.bytes()).into_owned()
     }
 }
 
@@ -421,5 +479,54 @@ impl Drop for Server {
     fn drop(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::panic_text;
+
+    /// Runs a shell script that exceeds its time limit and first prints the id of a process. Returns the id. On a busy machine
+    /// the script may need a longer limit until it prints the id.
+    fn exceed_the_limit(script: &str, text: &str) -> String {
+        let mut message = String::new();
+        for limit in [200, 2000, 20_000].map(Duration::from_millis) {
+            let program = Program::new("sh").args(["-c", script]).time_limit(limit);
+            let outcome = std::panic::catch_unwind(|| program.run());
+            message = panic_text(&*outcome.expect_err("the program exceeds its limit"));
+            let pid = message.lines().find_map(|line| line.strip_prefix("stdout: "));
+            if let Some(pid) = pid.filter(|pid| !pid.is_empty() && message.contains(text)) {
+                return pid.to_owned();
+            }
+        }
+        panic!("{message}");
+    }
+
+    fn is_alive(pid: &str) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // A zombie has ended, but its new parent has not collected it.
+        stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
+    }
+
+    #[test]
+    fn a_program_that_exceeds_its_limit_is_killed_with_its_children() {
+        let script = "sleep 1000 & echo $!; wait";
+        let sleep = exceed_the_limit(script, " ran for more than ");
+        assert!(becomes_true(Instant::now() + Duration::from_secs(30), || !is_alive(&sleep)));
+    }
+
+    #[test]
+    fn a_process_that_keeps_the_output_open_is_reported_and_killed() {
+        let script = "sleep 1000 & echo $!";
+        let sleep = exceed_the_limit(script, " left a process that kept its pipes open for ");
+        assert!(becomes_true(Instant::now() + Duration::from_secs(30), || !is_alive(&sleep)));
+    }
+
+    #[test]
+    fn output_and_exit_code_of_a_program_are_returned() {
+        let reply =
+            Program::new("sh").args(["-c", "cat; echo error >&2; exit 3"]).stdin("in").run();
+        assert_eq!((reply.code(), reply.out(), reply.err()), (3, "in".into(), "error\n".into()));
     }
 }

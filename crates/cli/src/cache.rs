@@ -4,7 +4,7 @@ use oxblk_core::OpenFlags;
 use oxblk_ring::Aio;
 
 /// The properties of a cache mode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct CacheMode {
     /// Bypass the host's page cache.
     pub(crate) direct: bool,

@@ -4,14 +4,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use oxblk_core::Gate;
 
-use crate::getopt::{Opt, long};
-
-/// The option's identifier in the parser.
-pub(crate) const UNTRUSTED: char = '\u{1}';
-
-/// The option, which every command that opens images has.
-pub(crate) const OPTIONS: &[Opt] = &[long(UNTRUSTED, "untrusted", false)];
-
 static DISTRUSTED: AtomicBool = AtomicBool::new(false);
 
 /// From now on, refuses all files that images refer to.

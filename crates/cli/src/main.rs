@@ -5,14 +5,19 @@
 //! front of its messages differs: it is the name that the user typed.
 #![forbid(unsafe_code)]
 
+mod bar;
 mod cache;
+mod completions;
+mod flags;
 mod gate;
 mod getopt;
 mod image;
 mod img;
 mod io;
 mod log;
+mod manual;
 mod objects;
+mod pages;
 mod program;
 mod serve;
 mod signals;
@@ -24,6 +29,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use flags::page::Page;
+use flags::{Line, Stop, help};
+use getopt::Operands;
 use oxblk_core::names;
 use program::{Program, err, finish, out};
 
@@ -42,16 +50,6 @@ pub(crate) fn version_as(name: &str) -> String {
         VERSION.to_owned()
     }
 }
-
-const HELP: &str = "\
-Usage: oxblk COMMAND [ARGUMENTS]
-
-  img      create, inspect, convert, compare and resize disk images (as qemu-img)
-  io       read and write an image step by step (as qemu-io)
-  serve    serve an image over NBD
-
-oxblk COMMAND --help tells more. Called as qemu-img or qemu-io, oxblk is that tool.
-";
 
 /// The stack size of the thread that runs the tools, in bytes. It is the usual size of the main thread's stack.
 const STACK: usize = 8 << 20;
@@ -82,6 +80,8 @@ fn run() -> ExitCode {
     let mut arguments = std::env::args_os();
     let called_as = arguments.next().unwrap_or_else(|| OsString::from("oxblk"));
     let called_as = names::from_os(called_as);
+    // Arguments may contain file names, so they need not be UTF-8.
+    let arguments: Vec<String> = arguments.map(names::from_os).collect();
     let name = called_as.rsplit('/').next().unwrap_or_default().to_owned();
     let code = match name.as_str() {
         "qemu-img" => tool(img::run, Program::new(name, called_as), arguments),
@@ -97,28 +97,38 @@ fn outlive_file_size_limit() {
     drop(signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()));
 }
 
-fn subcommand(
-    name: &str,
-    called_as: &str,
-    mut arguments: impl Iterator<Item = OsString>,
-) -> ExitCode {
-    let first = arguments.next().unwrap_or_default();
-    let word = names::from_os(first);
-    let program = || Program::new(format!("{name} {word}"), format!("{called_as} {word}"));
-    match word.as_str() {
-        "img" => tool(img::run, program(), arguments),
-        "io" => tool(io::run, program(), arguments),
-        "serve" => serve::run(arguments),
-        "-h" | "--help" | "help" => {
-            out(format_args!("{HELP}"));
-            ExitCode::SUCCESS
-        }
-        "-V" | "--version" => {
+fn subcommand(name: &str, called_as: &str, arguments: Vec<String>) -> ExitCode {
+    let line = Line { operands: Operands::EndOptions, ..Line::new(name, arguments) };
+    let mut operands = match flags::parse(line, pages::FLAGS, &mut pages::General) {
+        Ok(operands) => operands.into_iter(),
+        Err(Stop::Version) => {
             out(format_args!("{name} {VERSION}\n"));
+            return ExitCode::SUCCESS;
+        }
+        Err(Stop::Invalid(fault)) => {
+            err(format_args!("{fault}\nTry '{called_as} --help' for more info\n"));
+            return ExitCode::FAILURE;
+        }
+        Err(Stop::Help | Stop::Refused(..)) => {
+            out(format_args!("{}", overview(name)));
+            return ExitCode::SUCCESS;
+        }
+    };
+    let word = operands.next().unwrap_or_default();
+    let program = || Program::new(format!("{name} {word}"), format!("{called_as} {word}"));
+    let rest = operands.collect();
+    match word.as_str() {
+        "img" => tool(img::run, program(), rest),
+        "io" => tool(io::run, program(), rest),
+        "serve" => serve::run(rest),
+        "man" => ExitCode::from(manual::run(&program(), rest, &pages::all(), pages::inner)),
+        "completions" => ExitCode::from(completions::run(&program(), rest, &pages::all())),
+        "help" => {
+            out(format_args!("{}", overview(name)));
             ExitCode::SUCCESS
         }
         "" => {
-            err(format_args!("{HELP}"));
+            err(format_args!("{}", overview(name)));
             ExitCode::FAILURE
         }
         _ => {
@@ -126,8 +136,8 @@ fn subcommand(
             if img::has_command(&word) {
                 err(format_args!("Did you mean '{called_as} img {word}'?\n"));
             } else {
-                let tools = ["img", "io", "serve"].into_iter();
-                suggest::print(&program(), &word, tools, |tool| format!("{called_as} {tool}"));
+                let commands = pages::commands().into_iter().map(Page::name);
+                suggest::print(&program(), &word, commands, |word| format!("{called_as} {word}"));
             }
             err(format_args!("Try '{called_as} --help' for more info\n"));
             ExitCode::FAILURE
@@ -135,13 +145,13 @@ fn subcommand(
     }
 }
 
-/// Runs a tool. Arguments may contain file names, so they need not be UTF-8.
-fn tool(
-    run: fn(Program, Vec<String>) -> u8,
-    program: Program,
-    arguments: impl Iterator<Item = OsString>,
-) -> ExitCode {
+fn overview(name: &str) -> String {
+    help::text(&pages::PROGRAM, name, &pages::commands())
+}
+
+/// Runs a tool.
+fn tool(run: fn(Program, Vec<String>) -> u8, program: Program, arguments: Vec<String>) -> ExitCode {
     program.be_the_one_that_runs();
     log::start_for_tool();
-    ExitCode::from(run(program, arguments.map(names::from_os).collect()))
+    ExitCode::from(run(program, arguments))
 }

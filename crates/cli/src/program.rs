@@ -14,7 +14,8 @@ use oxblk_core::names;
 
 use oxblk_ring::{Config, block_on_with};
 
-use crate::log;
+use crate::flags::refusal::Refusal;
+use crate::{bar, log};
 
 /// A tool, with the name that it was started under.
 #[derive(Debug, Clone)]
@@ -54,6 +55,21 @@ impl Program {
     /// Prints a warning.
     pub(crate) fn warn(&self, message: impl Display) {
         err(format_args!("{}: warning: {message}\n", self.name));
+    }
+
+    /// Prints the version.
+    pub(crate) fn print_version(&self) {
+        out(format_args!("{} version {}\n", self.name, crate::version_as(&self.name)));
+    }
+
+    /// Prints why the value of an option is refused.
+    pub(crate) fn refuse(&self, refusal: &Refusal) {
+        for message in &refusal.messages {
+            self.error(message);
+        }
+        if let Some(hint) = &refusal.hint {
+            err(format_args!("{hint}\n"));
+        }
     }
 
     /// Makes [`warn`] use this name.
@@ -123,7 +139,7 @@ pub(crate) fn flush_out() {
 pub(crate) fn err(text: Arguments<'_>) {
     flush_out();
     log::settle();
-    drop(write_all(&mut std::io::stderr().lock(), text));
+    drop(bar::hide_while(|| write_all(&mut std::io::stderr().lock(), text)));
 }
 
 /// The exit code of the process: that of the command, or failure if the result could not be printed.

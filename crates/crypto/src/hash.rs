@@ -1,9 +1,10 @@
 //! Hashes by name, and PBKDF2 with them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use digest::{Digest, Output};
 use hmac::{EagerHash, Hmac, KeyInit};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::secret::Secret;
 use crate::{Error, Result};
@@ -119,8 +120,9 @@ impl Hash {
         u64::from(iterations).saturating_mul(blocks)
     }
 
-    /// The number of PBKDF2 iterations for `len` bytes that this machine computes per second, measured now. The
-    /// measurement takes some tens of milliseconds of processor time.
+    /// The number of PBKDF2 iterations for `len` bytes that this machine computes per second of processor time, measured
+    /// now. The measurement takes some tens of milliseconds of processor time. Other work of the machine does not lower
+    /// the number.
     ///
     /// # Errors
     /// The errors of [`Self::pbkdf2`].
@@ -129,9 +131,9 @@ impl Hash {
         let mut out = Secret::zeroed(len);
         let mut iterations: u32 = 1 << 10;
         loop {
-            let start = Instant::now();
+            let start = thread_time();
             self.pbkdf2(b"password", b"salt", iterations, &mut out)?;
-            let taken = start.elapsed();
+            let taken = thread_time().saturating_sub(start);
             if taken >= LONG_ENOUGH || iterations >= 1 << 30 {
                 let nanos = taken.as_nanos().max(1);
                 let rate = u128::from(iterations).saturating_mul(1_000_000_000) / nanos;
@@ -140,6 +142,13 @@ impl Hash {
             iterations = iterations.saturating_mul(2);
         }
     }
+}
+
+/// The processor time that the current thread has used.
+fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or(0);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), nanoseconds)
 }
 
 struct Digesting<'a>(&'a [&'a [u8]]);
@@ -196,6 +205,15 @@ mod tests {
         Hash::Sha1.pbkdf2(b"password", b"salt", 2, &mut out).unwrap();
         let expected = 0xea6c014dc72d6f8c_cd1ed92ace1d41f0_u128;
         assert_eq!(u128::from_be_bytes(*out.first_chunk().unwrap()), expected);
+    }
+
+    #[test]
+    fn time_in_which_the_thread_does_not_run_is_not_measured() {
+        let (start, pause) = (thread_time(), Duration::from_millis(100));
+        std::thread::sleep(pause);
+        assert!(thread_time() - start < pause);
+        assert!(Hash::Sha256.iterations_per_second(32).unwrap() > 1);
+        assert!(thread_time() > start);
     }
 
     #[test]

@@ -54,6 +54,11 @@ pub static DMG: Absent = Absent { name: "dmg", marks: &[], ending: Some(".dmg") 
 /// All formats of this module.
 pub static ALL: &[&Absent] = &[&VMDK, &VPC, &VHDX, &QED, &QCOW, &LUKS, &BOCHS, &CLOOP, &DMG];
 
+/// The error of an operation that needs the format `name`.
+pub fn error(name: &str) -> Error {
+    Error::unsupported(format!("Format '{name}' is not supported yet"))
+}
+
 impl DriverFactory for Absent {
     fn name(&self) -> &'static str {
         self.name
@@ -73,8 +78,7 @@ impl DriverFactory for Absent {
     }
 
     fn open<'a>(&'a self, _context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>> {
-        let error = Error::unsupported(format!("Format '{}' is not supported yet", self.name));
-        Box::pin(std::future::ready(Err(error)))
+        Box::pin(std::future::ready(Err(error(self.name))))
     }
 }
 

@@ -16,8 +16,13 @@ use crate::buffer::buffer;
 use crate::first_by_offset::FirstByOffset;
 use crate::progress::{InOrder, Piece};
 
-/// Longest piece that a worker takes in one step, in bytes. Progress is reported in these steps, as QEMU does.
+/// Longest piece, in bytes. Progress is reported in these steps, as QEMU does.
 const PIECE: u64 = 2 << 20;
+/// A worker takes pieces of this many bytes together, or [`MOST_PIECES`] of them. Each time, workers of other threads may have
+/// to wait for the cursor, and a thread that waits takes longer to wake than a short piece takes to compare.
+const BATCH: u64 = 8 << 20;
+/// Largest number of pieces that a worker takes together.
+const MOST_PIECES: usize = 16;
 /// Length of one read from each disk, in bytes. It is short, so that the data is still in the processor's caches when it is
 /// compared.
 const STEP: u64 = 256 << 10;
@@ -99,6 +104,13 @@ struct Cursor {
     sides: Sides,
 }
 
+/// A range to compare.
+struct Range {
+    offset: u64,
+    len: u64,
+    sides: Sides,
+}
+
 struct Shared {
     job: Compare,
     cursor: AsyncMutex<Cursor>,
@@ -166,12 +178,13 @@ async fn on_one_thread(shared: Arc<Shared>, workers: usize) {
 impl Shared {
     async fn work(&self) {
         loop {
-            match self.step().await {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(failure) => {
+            let ranges = self.next().await;
+            if ranges.is_empty() {
+                return;
+            }
+            for range in ranges {
+                if let Err(failure) = self.step(&range).await {
                     self.failed(failure);
-                    return;
                 }
             }
         }
@@ -194,12 +207,14 @@ impl Shared {
         self.bound.fetch_min(difference.offset(), Relaxed);
     }
 
-    /// Compares one piece; `false` if no piece is left.
-    async fn step(&self) -> Result<bool, CompareError> {
-        let Some((offset, len, sides)) = self.next().await? else { return Ok(false) };
+    /// Compares one piece, unless a difference or a failure below it is known.
+    async fn step(&self, range: &Range) -> Result<(), CompareError> {
+        let &Range { offset, len, sides } = range;
         if self.job.stop.load(Relaxed) {
             self.stopped();
-            return Ok(false);
+        }
+        if offset >= self.bound.load(Relaxed) {
+            return Ok(());
         }
         let end = offset.saturating_add(len);
         let mut at = offset;
@@ -213,7 +228,7 @@ impl Shared {
             at = at.saturating_add(step);
         }
         self.progress.done(offset, Piece::whole(offset..end), |bytes| (self.job.progress)(bytes));
-        Ok(true)
+        Ok(())
     }
 
     /// The offset of the first difference in a range, relative to the start of the range.
@@ -248,25 +263,36 @@ impl Shared {
         }
     }
 
-    async fn next(&self) -> Result<Option<(u64, u64, Sides)>, CompareError> {
+    /// Takes the next pieces, in order. None are left if the list is empty.
+    async fn next(&self) -> Vec<Range> {
         let mut cursor = self.cursor.lock().await;
-        if cursor.offset >= self.bound.load(Relaxed).min(self.job.to) {
-            return Ok(None);
-        }
-        if cursor.offset >= cursor.known {
-            match self.sides(cursor.offset).await? {
-                Some((len, sides)) => {
-                    cursor.known = cursor.offset.saturating_add(len);
-                    cursor.sides = sides;
+        let (mut ranges, mut bytes) = (Vec::new(), 0_u64);
+        while bytes < BATCH
+            && ranges.len() < MOST_PIECES
+            && cursor.offset < self.bound.load(Relaxed).min(self.job.to)
+        {
+            if cursor.offset >= cursor.known {
+                match self.sides(cursor.offset).await {
+                    Ok(Some((len, sides))) => {
+                        cursor.known = cursor.offset.saturating_add(len);
+                        cursor.sides = sides;
+                    }
+                    Ok(None) => break,
+                    Err(failure) => {
+                        self.failed(failure);
+                        break;
+                    }
                 }
-                None => return Ok(None),
             }
+            let (offset, sides) = (cursor.offset, cursor.sides);
+            let left = cursor.known - offset;
+            let is_read = sides != Sides::Neither;
+            let len = if is_read { left.min(PIECE) } else { left };
+            bytes = bytes.saturating_add(if is_read { len } else { 0 });
+            cursor.offset = offset.saturating_add(len);
+            ranges.push(Range { offset, len, sides });
         }
-        let left = cursor.known - cursor.offset;
-        let len = if cursor.sides == Sides::Neither { left } else { left.min(PIECE) };
-        let piece = (cursor.offset, len, cursor.sides);
-        cursor.offset = cursor.offset.saturating_add(len);
-        Ok(Some(piece))
+        ranges
     }
 
     /// The length of the range with the status at `offset`, and which disks must be read there. `None`: the block status

@@ -1,6 +1,6 @@
 //! The table of all drivers. It is the only such list: a new driver is added here.
 
-use oxblk_core::{DriverFactory, DriverTable};
+use oxblk_core::{DriverFactory, DriverTable, Error};
 use oxblk_formats::{absent, parallels, qcow2, raw, vdi};
 use oxblk_protocols::{file, null};
 
@@ -27,6 +27,11 @@ static DRIVERS: DriverTable = &[
 /// Whether a driver of the table can only recognise images of its format and cannot open them.
 pub fn is_absent(name: &str) -> bool {
     absent::ALL.iter().any(|format| format.name() == name)
+}
+
+/// The error of an operation that needs a driver for which [`is_absent`] is true. `None`: the driver is not one of them.
+pub fn absent_error(name: &str) -> Option<Error> {
+    is_absent(name).then(|| absent::error(name))
 }
 
 /// All drivers.

@@ -127,7 +127,7 @@ mod threads;
 pub use convert::{Convert, Stop};
 pub use create::Create;
 pub use disk::{Cache, Cursor, Disk, OpenOptions, TakenRanges};
-pub use drivers::{drivers, is_absent};
+pub use drivers::{absent_error, drivers, is_absent};
 pub use format::{
     Compression, Format, NewFormat, Qcow2Options, Qcow2Version, RawOptions, VdiOptions,
 };

@@ -4,11 +4,12 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use oxblk_ring::sim::{self, Disk, Faults};
 use oxblk_ring::{
-    Aio, Config, Engine, Falloc, File, IoBufMut, IoVecMut, block_on_with, is_zero, spawn,
+    Aio, Config, Engine, Falloc, File, IoBufMut, IoVecMut, block_on, block_on_with, is_zero, spawn,
 };
 use proptest::prelude::*;
 
@@ -279,4 +280,25 @@ fn errors_keep_their_errno() {
         })
         .unwrap();
     }
+}
+
+#[test]
+fn extents_are_found_up_to_the_wanted_number_of_data_extents() {
+    const UNIT: u64 = 1 << 20;
+    let host = tempfile::tempfile_in("/dev/shm").unwrap();
+    for unit in [1, 3] {
+        host.write_all_at(&vec![7; position(UNIT)], unit * UNIT).unwrap();
+    }
+    host.set_len(5 * UNIT).unwrap();
+    let file = File::from_fd(OwnedFd::from(host), Aio::IoUring);
+    block_on(async move {
+        let all = [(false, 1), (true, 2), (false, 3), (true, 4), (false, 5)];
+        for (wanted, found) in [(1, &all[..2]), (2, &all[..4]), (3, &all[..]), (9, &all[..])] {
+            let extents = file.seek_extents(0, wanted).await.unwrap();
+            let extents: Vec<_> = extents.iter().map(|e| (e.is_data, e.end / UNIT)).collect();
+            assert_eq!(extents, found);
+        }
+        let error = file.seek_extents(5 * UNIT, 1).await.unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENXIO));
+    });
 }

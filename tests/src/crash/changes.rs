@@ -29,6 +29,7 @@ use crate::model::run::{self, Seen};
 use crate::perturbed::Perturbed;
 use crate::random::Random;
 use crate::tally::Tally;
+use crate::tasks::Tasks;
 
 /// The largest number of operations in a batch.
 const BATCH: u64 = 6;
@@ -277,13 +278,12 @@ fn step_on(
     let (from, history) = (run.disk.write_boundaries(), run.begin_requests());
     let operations = run.random.within(20, 60);
     let pool = Pool::new(run.shape.clone(), run.random.fork(), operations);
-    let tasks = threads.iter().cycle().take(THREADS * TASKS).map(|thread| {
+    let mut tasks = Tasks::new();
+    for thread in threads.iter().cycle().take(THREADS * TASKS) {
         let (disk, pool, history) = (disk.clone(), pool.clone(), history.clone());
-        thread.spawn(move || requests(disk, pool, history))
-    });
-    for task in tasks.collect::<Vec<_>>() {
-        task.wait().map_err(gone)?;
+        tasks.spawn(thread, move || requests(disk, pool, history));
     }
+    tasks.wait()?;
     pool.outcome()?;
     let reader = disk.clone();
     let now = threads[0].spawn(move || flush_and_read(reader)).wait().map_err(gone)??;

@@ -20,6 +20,7 @@ use crate::model::run;
 use crate::perturbed::Perturbed;
 use crate::random::Random;
 use crate::tally::Tally;
+use crate::tasks::Tasks;
 
 /// The number of I/O threads.
 const THREADS: usize = 4;
@@ -55,14 +56,12 @@ fn work(chain: &Chain, pool: &Pool, history: &History, seed: u64) -> Result<(), 
     let images = chain.clone();
     let opening = threads[0].spawn(move || async move { chain::open_slow(&images).await });
     let disk = opening.wait().map_err(gone)??;
-    let mut tasks = Vec::new();
+    let mut tasks = Tasks::new();
     for thread in threads.iter().cycle().take(THREADS * TASKS) {
         let (disk, pool, history) = (disk.clone(), pool.clone(), history.clone());
-        tasks.push(thread.spawn(move || requests(disk, pool, history)));
+        tasks.spawn(thread, move || requests(disk, pool, history));
     }
-    for task in tasks {
-        task.wait().map_err(gone)?;
-    }
+    tasks.wait()?;
     pool.outcome()?;
     threads[0].spawn(move || chain::close(disk)).wait().map_err(gone)?
 }

@@ -6,10 +6,9 @@
 //! or its new content; the image closes, and its check finds no fault, not even a leak.
 
 use std::pin::pin;
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use oxblk_core::Backend;
 
@@ -24,9 +23,7 @@ use crate::perturbed::Perturbed;
 use crate::random::Random;
 use crate::scratch;
 use crate::tally::Tally;
-
-/// The time that a phase may take on a slow machine. A longer phase means that a request waits forever.
-const PATIENCE: Duration = Duration::from_secs(300);
+use crate::tasks::Tasks;
 
 /// When a request is cancelled.
 #[derive(Clone, Copy, Debug)]
@@ -163,36 +160,13 @@ impl Run {
             cancelled: Arc::default(),
             lingering: Arc::default(),
         };
-        let (ended, ends) = mpsc::channel();
-        let mut tasks = Vec::new();
+        let mut tasks = Tasks::new();
         for thread in self.files.thread_of_each_task() {
-            let (disk, shared, ended) = (disk.clone(), shared.clone(), ended.clone());
+            let (disk, shared) = (disk.clone(), shared.clone());
             let seed = self.random.next_u64();
-            let body = move || async move {
-                shared.task(disk, seed).await;
-                let _ = ended.send(());
-            };
-            tasks.push(thread.spawn(body));
+            tasks.spawn(thread, move || shared.task(disk, seed));
         }
-        drop(ended);
-        let deadline = Instant::now() + PATIENCE;
-        for ended in 0..tasks.len() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match ends.recv_timeout(left) {
-                Ok(()) => {}
-                // A task panicked; `wait` below reports the panic.
-                Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => {
-                    return Err(format!(
-                        "{ended} of {} tasks have ended, others hang",
-                        tasks.len()
-                    ));
-                }
-            }
-        }
-        for task in tasks {
-            task.wait().map_err(|gone| format!("{gone:?}"))?;
-        }
+        tasks.wait()?;
         let lingering = disk.clone();
         self.files.on_thread(move || async move {
             drop(lingering.quiesce().await);

@@ -30,6 +30,7 @@ use crate::crash::qemu;
 use crate::formats::Variant;
 use crate::perturbed::Perturbed;
 use crate::random::Random;
+use crate::tasks::Tasks;
 
 /// The number of I/O threads.
 const THREADS: usize = 4;
@@ -432,19 +433,17 @@ fn work(image: &Image, shared: &Shared, plan: Plan) -> Result<(), String> {
     let images = vec![image.clone()];
     let opening = threads[0].spawn(move || async move { chain::open_slow(&images).await });
     let disk = opening.wait().map_err(gone)??;
-    let mut tasks = Vec::new();
+    let mut tasks = Tasks::new();
     for thread in threads.iter().cycle().take(THREADS * TASKS) {
         let (disk, shared) = (disk.clone(), shared.clone());
-        tasks.push(thread.spawn(move || requests(disk, shared, plan.uncounted_reads)));
+        tasks.spawn(thread, move || requests(disk, shared, plan.uncounted_reads));
     }
     if plan.changes {
         let random = shared.lock().random.fork();
         let (disk, shared) = (disk.clone(), shared.clone());
-        tasks.push(threads[1].spawn(move || changes(disk, shared, random)));
+        tasks.spawn(&threads[1], move || changes(disk, shared, random));
     }
-    for task in tasks {
-        task.wait().map_err(gone)?;
-    }
+    tasks.wait()?;
     if let Some(failure) = shared.lock().failure.take() {
         return Err(failure);
     }

@@ -21,6 +21,7 @@ use crate::perturbed::Perturbed;
 use crate::random::Random;
 use crate::scratch;
 use crate::tally::Tally;
+use crate::tasks::Tasks;
 
 /// The amount of work.
 #[derive(Clone, Copy, Debug)]
@@ -65,14 +66,12 @@ impl Run {
     fn work(&mut self, disk: &Backend, shape: &Shape, operations: u64) -> Result<(), String> {
         let _perturbed = Perturbed::new(self.seed, self.variant.name);
         let pool = Pool::new(shape.clone(), self.random.fork(), operations);
-        let mut tasks = Vec::new();
+        let mut tasks = Tasks::new();
         for thread in self.files.thread_of_each_task() {
             let (disk, pool, oracle) = (disk.clone(), pool.clone(), Arc::clone(&self.oracle));
-            tasks.push(thread.spawn(move || task(disk, pool, oracle)));
+            tasks.spawn(thread, move || task(disk, pool, oracle));
         }
-        for task in tasks {
-            task.wait().map_err(|gone| format!("{gone:?}"))?;
-        }
+        tasks.wait()?;
         pool.outcome()
     }
 

@@ -11,7 +11,6 @@ mod report;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::crash::changes::From;
@@ -195,7 +194,6 @@ struct Soak {
     next: Mutex<usize>,
     table: Mutex<Table>,
     failures: Mutex<Vec<String>>,
-    stop: AtomicBool,
 }
 
 /// Runs the order and prints the tally. Returns the failures.
@@ -209,7 +207,6 @@ pub fn run(order: &Order) -> Vec<String> {
         next: Mutex::new(0),
         table: Mutex::new(Table::new()),
         failures: Mutex::new(Vec::new()),
-        stop: AtomicBool::new(false),
         order: order.clone(),
     };
     std::thread::scope(|scope| {
@@ -267,9 +264,7 @@ impl Soak {
     fn take(&self) -> Option<(Kind, &'static Variant, u64)> {
         let mut next = self.next.lock().expect("nothing panics with it");
         let mut table = self.table.lock().expect("no job panics with the table");
-        if self.stop.load(Relaxed)
-            || self.order.time.is_some_and(|time| self.started.elapsed() >= time)
-        {
+        if self.order.time.is_some_and(|time| self.started.elapsed() >= time) {
             return None;
         }
         let Order { kinds, variants, .. } = &self.order;

@@ -34,11 +34,19 @@ fn images_of_other_formats_are_named_and_refused_by_every_command() {
             assert_eq!(reply.err().lines().count(), 1, "{line}: {}", reply.err());
         }
         assert!(!directory.join("out.raw").exists());
-        let made = oxblk(&directory, &format!("img create -f {format} new 1M"));
-        assert_eq!(
-            made.err().trim_end(),
-            format!("oxblk img: new: Format driver '{format}' does not support image creation")
-        );
+        for (line, subject) in [
+            ("img create -f FORMAT new 1M", "new: "),
+            ("img create -f FORMAT -o help", ""),
+            ("img convert -f raw -O FORMAT image new", ""),
+            ("img dd -f raw -O FORMAT if=image of=new", ""),
+            ("img measure -O FORMAT --size 1M", ""),
+            ("img amend -f FORMAT -o help image", ""),
+        ] {
+            let made = oxblk(&directory, &line.replace("FORMAT", format));
+            let expected = format!("oxblk img: {subject}Format '{format}' is not supported yet\n");
+            assert_eq!((made.code(), made.err()), (1, expected), "{line}");
+        }
+        assert!(!directory.join("new").exists());
     }
 }
 

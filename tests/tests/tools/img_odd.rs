@@ -215,6 +215,6 @@ fn the_error_for_an_unavailable_io_command_names_it() {
     for name in ["break", "zone_report", "zrp"] {
         let reply = Program::oxblk().args(["io", "-c", name]).run();
         assert_eq!(reply.code(), 1);
-        assert_eq!(reply.err(), format!("oxblk io: The command '{name}' is not available yet\n"));
+        assert_eq!(reply.err(), format!("oxblk io: The command '{name}' is not supported yet\n"));
     }
 }

@@ -11,12 +11,13 @@
 mod tests;
 
 use std::collections::VecDeque;
+use std::fmt::{self, Display, Formatter};
 
-/// One option of a command. At least one of `short` and `long` is set.
+/// One spelling of an option, or a letter and a word. At least one of `short` and `long` is set.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Opt {
-    /// The identifier that [`Parser::next`] returns for it; usually the short letter.
-    pub(crate) id: char,
+    /// The identifier that [`Parser::next`] returns for it. All spellings of an option have the same.
+    pub(crate) id: usize,
     /// The letter after `-`.
     pub(crate) short: Option<char>,
     /// The word after `--`.
@@ -27,46 +28,21 @@ pub(crate) struct Opt {
     pub(crate) in_full: bool,
 }
 
-impl Opt {
-    /// Another word for an option, from a later version of the tools. It cannot be abbreviated, so the abbreviations of
-    /// older words keep their meaning.
-    pub(crate) const fn alias(self, long: &'static str) -> Self {
-        Self { short: None, long: Some(long), in_full: true, ..self }
-    }
-
-    /// The same option, but its word cannot be abbreviated.
-    pub(crate) const fn in_full(self) -> Self {
-        Self { in_full: true, ..self }
-    }
-
-    /// Another letter for an option.
-    pub(crate) const fn letter(self, letter: char) -> Self {
-        Self { short: Some(letter), long: None, in_full: true, ..self }
-    }
-}
-
-/// An option with a letter and a word.
-pub(crate) const fn both(letter: char, long: &'static str, takes_value: bool) -> Opt {
-    Opt { id: letter, short: Some(letter), long: Some(long), takes_value, in_full: false }
-}
-
-/// An option with a word only. `id` is any character that no other option of the table uses.
-pub(crate) const fn long(id: char, long: &'static str, takes_value: bool) -> Opt {
-    Opt { id, short: None, long: Some(long), takes_value, in_full: false }
-}
-
-/// An option with a letter only.
-pub(crate) const fn short(letter: char, takes_value: bool) -> Opt {
-    Opt { id: letter, short: Some(letter), long: None, takes_value, in_full: false }
-}
-
 /// An error in the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fault {
-    /// The message of the C library, which begins with the program's name.
-    pub(crate) text: String,
+    /// The name of the program or of the command.
+    pub(crate) name: String,
+    /// The message of the C library without that name.
+    pub(crate) message: String,
     /// The unknown option without `--`, if that is the error.
     pub(crate) unknown: Option<String>,
+}
+
+impl Display for Fault {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.message)
+    }
 }
 
 /// Where operands may stand.
@@ -83,8 +59,6 @@ pub(crate) enum Operands {
 pub(crate) struct Parser<'t> {
     name: String,
     table: &'t [Opt],
-    /// Further long options, which cannot be abbreviated.
-    common: &'t [Opt],
     mode: Operands,
     rest: VecDeque<String>,
     cluster: VecDeque<char>,
@@ -96,7 +70,7 @@ pub(crate) struct Parser<'t> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
     /// [`Opt::id`].
-    pub(crate) id: char,
+    pub(crate) id: usize,
     /// Empty for an option without a value.
     pub(crate) value: String,
 }
@@ -112,7 +86,6 @@ impl<'t> Parser<'t> {
         Self {
             name: name.into(),
             table,
-            common: &[],
             mode,
             rest: arguments.into_iter().collect(),
             cluster: VecDeque::new(),
@@ -126,11 +99,6 @@ impl<'t> Parser<'t> {
     pub(crate) fn letters_only(mut self) -> Self {
         self.letters_only = true;
         self
-    }
-
-    /// Accepts these long options too, without abbreviations.
-    pub(crate) fn with_common(self, common: &'t [Opt]) -> Self {
-        Self { common, ..self }
     }
 
     /// The next option, or `None` if only operands are left.
@@ -205,14 +173,9 @@ impl<'t> Parser<'t> {
         }
     }
 
-    /// All long options, without `--`.
-    pub(crate) fn words(&self) -> impl Iterator<Item = &'t str> + use<'t> {
-        self.table.iter().chain(self.common).filter_map(|opt| opt.long)
-    }
-
     /// The long option with that name, or the only one that begins with it.
     fn find_word(&self, word: &str, name: &str) -> Result<&'t Opt, Fault> {
-        let mut known = self.table.iter().chain(self.common);
+        let mut known = self.table.iter();
         if let Some(opt) = known.find(|opt| opt.long == Some(name)) {
             return Ok(opt);
         }
@@ -233,7 +196,7 @@ impl<'t> Parser<'t> {
         Err(self.fault(format!("option '--{word}' is ambiguous; possibilities:{list}")))
     }
 
-    fn fault(&self, text: impl std::fmt::Display) -> Fault {
-        Fault { text: format!("{}: {text}", self.name), unknown: None }
+    fn fault(&self, message: String) -> Fault {
+        Fault { name: self.name.clone(), message, unknown: None }
     }
 }

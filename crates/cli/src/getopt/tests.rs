@@ -1,16 +1,28 @@
-use super::{Fault, Found, Operands, Opt, Parser, both, long, short};
+use super::{Found, Operands, Opt, Parser};
+
+const HELP: usize = 0;
+const QUIET: usize = 1;
+const FORMAT: usize = 2;
+const BACKING: usize = 3;
+const BACKING_FORMAT: usize = 4;
+const OUTPUT: usize = 5;
+const X: usize = 6;
+
+const fn opt(id: usize, short: Option<char>, long: Option<&'static str>, takes_value: bool) -> Opt {
+    Opt { id, short, long, takes_value, in_full: false }
+}
 
 const TABLE: &[Opt] = &[
-    both('h', "help", false),
-    both('q', "quiet", false),
-    both('f', "format", true),
-    both('b', "backing", true),
-    both('F', "backing-format", true),
-    long('\u{1}', "output", true),
-    short('x', false),
+    opt(HELP, Some('h'), Some("help"), false),
+    opt(QUIET, Some('q'), Some("quiet"), false),
+    opt(FORMAT, Some('f'), Some("format"), true),
+    opt(BACKING, Some('b'), Some("backing"), true),
+    opt(BACKING_FORMAT, Some('F'), Some("backing-format"), true),
+    opt(OUTPUT, None, Some("output"), true),
+    opt(X, Some('x'), None, false),
 ];
 
-fn run(arguments: &[&str]) -> (Vec<(char, String)>, Vec<String>, Vec<String>) {
+fn run(arguments: &[&str]) -> (Vec<(usize, String)>, Vec<String>, Vec<String>) {
     let arguments = arguments.iter().map(|&a| a.to_owned());
     let mut parser = Parser::new("tool create", arguments, TABLE, Operands::Anywhere);
     let (mut found, mut faults) = (Vec::new(), Vec::new());
@@ -18,7 +30,7 @@ fn run(arguments: &[&str]) -> (Vec<(char, String)>, Vec<String>, Vec<String>) {
         match parser.next() {
             Ok(Some(Found { id, value })) => found.push((id, value)),
             Ok(None) => return (found, parser.operands(), faults),
-            Err(Fault { text, .. }) => faults.push(text),
+            Err(fault) => faults.push(fault.to_string()),
         }
     }
 }
@@ -30,7 +42,7 @@ fn fault(arguments: &[&str]) -> String {
 #[test]
 fn short_options_cluster_and_the_last_takes_the_rest_as_value() {
     let (found, operands, _) = run(&["-qxfraw", "a", "-f", "qcow2", "b"]);
-    let expected = [('q', ""), ('x', ""), ('f', "raw"), ('f', "qcow2")];
+    let expected = [(QUIET, ""), (X, ""), (FORMAT, "raw"), (FORMAT, "qcow2")];
     assert_eq!(found, expected.map(|(id, value)| (id, value.to_owned())));
     assert_eq!(operands, ["a", "b"]);
 }
@@ -38,7 +50,7 @@ fn short_options_cluster_and_the_last_takes_the_rest_as_value() {
 #[test]
 fn long_options_may_be_abbreviated_to_an_unambiguous_prefix() {
     let (found, ..) = run(&["--out=json", "--qui", "--form", "raw", "--backing", "x"]);
-    let expected = [('\u{1}', "json"), ('q', ""), ('f', "raw"), ('b', "x")];
+    let expected = [(OUTPUT, "json"), (QUIET, ""), (FORMAT, "raw"), (BACKING, "x")];
     assert_eq!(found, expected.map(|(id, value)| (id, value.to_owned())));
 }
 
@@ -53,7 +65,7 @@ fn operands_mix_with_options_until_a_double_dash() {
 fn options_end_at_the_first_operand_in_that_mode() {
     let arguments = ["-q", "create", "-x"].map(str::to_owned);
     let mut parser = Parser::new("tool", arguments, TABLE, Operands::EndOptions);
-    assert_eq!(parser.next().unwrap().unwrap().id, 'q');
+    assert_eq!(parser.next().unwrap().unwrap().id, QUIET);
     assert_eq!(parser.next().unwrap(), None);
     assert_eq!(parser.operands(), ["create", "-x"]);
 }
@@ -75,5 +87,5 @@ fn error_messages_equal_those_of_the_c_library() {
 #[test]
 fn an_empty_value_is_a_value() {
     let (found, ..) = run(&["--format=", "-f", ""]);
-    assert_eq!(found, [('f', String::new()), ('f', String::new())]);
+    assert_eq!(found, [(FORMAT, String::new()), (FORMAT, String::new())]);
 }

@@ -6,31 +6,61 @@ use oxblk_core::amend::AmendRequest;
 use oxblk_core::{Backend, DriverFactory};
 
 use super::create_options::{CreateOptions, append, asks_for_help};
-use super::{Context, Step, graph, objects};
+use super::{Context, Step, graph};
 use crate::cache::CacheMode;
-use crate::getopt::{Found, Opt, both, long};
+use crate::flags::page::{Example, Page};
+use crate::flags::spec::{Value, both, long};
+use crate::flags::{Flag, shared};
 use crate::image::Image;
 use crate::program::{err, out};
 use crate::text::progress::{Progress, step};
 
-const OPTIONS: &[Opt] = &[
-    both('h', "help", false),
-    both('q', "quiet", false),
-    both('p', "progress", false),
-    long('O', "object", true),
-    both('f', "format", true),
-    both('t', "cache", true),
-    both('o', "options", true),
-    long('I', "image-opts", false),
-    long('F', "force", false),
+const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
+    shared::quiet(|a| &mut a.quiet),
+    shared::progress(|a| &mut a.progress),
+    shared::object(),
+    shared::format(|a| &mut a.format),
+    shared::cache('t', |a| &mut a.cache_name),
+    Flag::value(
+        both('o', "options"),
+        shared::OPTIONS,
+        "options to change (key=value,...); '-o help' lists them",
+        |a, list| Ok(append(&mut a.given, &list)?),
+    ),
+    shared::image_opts(|a| &mut a.image_options),
+    Flag::switch(long("force"), "allow changes that may lock you out of an encrypted image", |a| {
+        &mut a.force
+    }),
+    shared::untrusted(),
 ];
 
+/// The description of the command.
+pub(super) static PAGE: Page = Page {
+    path: "img amend",
+    about: "change options of an image",
+    usage: "[OPTIONS] -o LIST FILENAME",
+    operands: &[Value::FILENAME],
+    flags: &FLAGS,
+    notes: &[],
+    exit_codes: shared::EXIT_CODES,
+    examples: &[Example {
+        about: "add support for persistent bitmaps to an old image",
+        arguments: "-f qcow2 -o compat=1.1 disk.qcow2",
+    }],
+};
+
+#[derive(Default)]
 struct Arguments {
+    quiet: bool,
     progress: bool,
     format: Option<String>,
     image_options: bool,
+    cache_name: Option<String>,
     cache: CacheMode,
     force: bool,
+    /// The values of all `-o`.
+    given: Option<String>,
     options: String,
     filename: Option<String>,
 }
@@ -67,40 +97,17 @@ pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
 }
 
 fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
-    let mut parser = context.parser(words, OPTIONS);
-    let (mut quiet, mut cache, mut options) = (false, None, None);
-    let mut read = Arguments {
-        progress: false,
-        format: None,
-        image_options: false,
-        cache: CacheMode::WRITEBACK,
-        force: false,
-        options: String::new(),
-        filename: None,
-    };
-    while let Some(Found { id, value }) = context.next(&mut parser)? {
-        match id {
-            'q' => quiet = true,
-            'p' => read.progress = true,
-            'f' => read.format = Some(value),
-            'I' => read.image_options = true,
-            't' => cache = Some(value),
-            'o' => append(&mut options, &value).map_err(|text| context.failed(text))?,
-            'F' => read.force = true,
-            _ => objects::define(&value).map_err(|text| context.failed(text))?,
-        }
-    }
-    let Some(options) = options else {
+    let mut read = Arguments::default();
+    let mut operands = context.parse(FLAGS, words, &mut read)?;
+    let Some(options) = read.given.take() else {
         return Err(context.misused("Must specify options (-o)"));
     };
     read.options = options;
-    read.progress &= !quiet;
-    let mut operands = parser.operands();
+    read.progress &= !read.quiet;
     read.filename = operands.pop().filter(|_| operands.is_empty());
     // A missing file name is reported before an invalid cache mode.
-    if let Some(name) = cache.filter(|_| read.filename.is_some()) {
-        read.cache = CacheMode::parse(&name)
-            .ok_or_else(|| context.failed(format_args!("Invalid cache option: {name}")))?;
+    if read.filename.is_some() {
+        read.cache = context.cache("cache", read.cache_name.as_deref())?;
     }
     Ok(read)
 }

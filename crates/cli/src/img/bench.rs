@@ -12,37 +12,132 @@ use oxblk_ring::{Aio, IoBufMut, IoThread};
 
 use super::{Context, Step, graph, threads};
 use crate::cache::{CacheMode, parse_aio};
-use crate::getopt::{Found, Opt, both, long};
+use crate::flags::page::{Example, Note, Page};
+use crate::flags::refusal::Refusal;
+use crate::flags::spec::{Value, both, long};
+use crate::flags::{Flag, shared};
 use crate::image::Image;
 use crate::program::{flush_out, out};
+use crate::text::number;
 
 /// Maximum number of requests, queue depth and size.
 const MAX: u64 = i32::MAX as u64;
 
-const OPTIONS: &[Opt] = &[
-    both('h', "help", false),
-    both('f', "format", true),
-    long('I', "image-opts", false),
-    both('t', "cache", true),
-    both('c', "count", true),
-    both('d', "depth", true),
-    both('o', "offset", true),
-    both('s', "buffer-size", true),
-    both('S', "step-size", true),
-    both('i', "aio", true),
-    both('n', "native", false),
-    both('w', "write", false),
-    long('P', "pattern", true),
-    long('F', "flush-interval", true),
-    long('D', "no-drain", false),
-    both('U', "force-share", false),
-    both('q', "quiet", false).in_full(),
-    long('N', "threads", true).in_full(),
+const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
+    shared::format(|a| &mut a.format),
+    shared::image_opts(|a| &mut a.image_options),
+    Flag::value(both('t', "cache"), Value::CACHE.default("writeback"), "cache mode", |a, name| {
+        a.cache = CacheMode::parse(&name).ok_or_else(|| Refusal::failed("Invalid cache mode"))?;
+        Ok(())
+    }),
+    Flag::value(
+        both('c', "count"),
+        Value::text("N").default("75000"),
+        "number of requests",
+        |a, text| {
+            a.count = number::count("request count", &text, 1, MAX)?;
+            Ok(())
+        },
+    ),
+    Flag::value(
+        both('d', "depth"),
+        Value::text("N").default("64"),
+        "number of requests in flight",
+        |a, text| {
+            a.depth = number::count("queue depth", &text, 1, MAX)?;
+            Ok(())
+        },
+    ),
+    Flag::value(
+        both('o', "offset"),
+        Value::size("N").default("0"),
+        "offset of the first request",
+        |a, text| {
+            a.offset = number::bytes("offset", &text)?;
+            Ok(())
+        },
+    ),
+    Flag::value(
+        both('s', "buffer-size"),
+        Value::size("SIZE").default("4k"),
+        "length of a request",
+        |a, text| {
+            a.size = number::sized("buffer size", &text, 1, MAX)?;
+            Ok(())
+        },
+    ),
+    Flag::value(
+        both('S', "step-size"),
+        Value::size("SIZE").default("the buffer size"),
+        "distance between the offsets of two requests",
+        |a, text| {
+            // 0 means the buffer size, too.
+            let step = number::sized("step size", &text, 0, MAX)?;
+            a.step = Some(step).filter(|step| *step > 0);
+            Ok(())
+        },
+    ),
+    Flag::value(
+        both('i', "aio"),
+        Value::AIO.default("io_uring"),
+        "how the host executes requests",
+        |a, name| {
+            let unknown = || Refusal::failed(format!("Invalid aio option: {name}"));
+            a.aio = Some(parse_aio(&name).ok_or_else(unknown)?);
+            Ok(())
+        },
+    ),
+    Flag::switch_with(both('n', "native"), "the same as -i native", |a| {
+        a.aio = Some(Aio::Native);
+        Ok(())
+    }),
+    Flag::switch(both('w', "write"), "write; without it, the requests are reads", |a| &mut a.write),
+    Flag::value(long("pattern"), Value::text("BYTE").default("0"), "byte to write", |a, text| {
+        let pattern = number::count("pattern byte", &text, 0, 255)?;
+        a.pattern = u8::try_from(pattern).unwrap_or_default();
+        Ok(())
+    }),
+    Flag::value(
+        long("flush-interval"),
+        Value::text("N"),
+        "flush after every N requests",
+        |a, text| {
+            a.flush_interval = number::count("flush interval", &text, 0, MAX)?;
+            Ok(())
+        },
+    ),
+    Flag::switch_with(
+        long("no-drain"),
+        "do not wait for the requests in flight before a flush",
+        |a| {
+            a.drain = false;
+            Ok(())
+        },
+    ),
+    shared::force_share(|a| &mut a.share),
+    Flag::ignored(both('q', "quiet").in_full().common(), None),
+    shared::threads(|a, text| threads::set(a.threads.get_or_insert_default(), &text)),
+    shared::untrusted(),
 ];
+
+/// The description of the command.
+pub(super) static PAGE: Page = Page {
+    path: "img bench",
+    about: "measure the speed of reads or writes of an image",
+    usage: "[OPTIONS] FILENAME",
+    operands: &[Value::FILENAME],
+    flags: &FLAGS,
+    notes: &[Note::Text("With -w and requests of 32k or more, the default is one I/O thread.")],
+    exit_codes: shared::EXIT_CODES,
+    examples: &[Example {
+        about: "read 4 KiB 100000 times, 32 requests at a time",
+        arguments: "-f qcow2 -c 100000 -d 32 disk.qcow2",
+    }],
+};
 
 #[derive(Debug, Clone)]
 struct Arguments {
-    quiet: bool,
     format: Option<String>,
     image_options: bool,
     cache: CacheMode,
@@ -92,10 +187,8 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     })
 }
 
-fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
-    let mut parser = context.parser(arguments, OPTIONS);
+fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     let mut read = Arguments {
-        quiet: false,
         format: None,
         image_options: false,
         cache: CacheMode::WRITEBACK,
@@ -113,10 +206,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
         threads: None,
         filename: String::new(),
     };
-    while let Some(Found { id, value }) = context.next(&mut parser)? {
-        set(context, &mut read, id, value)?;
-    }
-    let operands = parser.operands();
+    let operands = context.parse(FLAGS, words, &mut read)?;
     let [filename] = operands.as_slice() else {
         return Err(context.misused("Expecting one image file name"));
     };
@@ -128,39 +218,6 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
         return Err(context.failed("Flush interval can't be smaller than depth"));
     }
     Ok(read)
-}
-
-fn set(context: &Context, read: &mut Arguments, id: char, value: String) -> Step {
-    match id {
-        'q' => read.quiet = true,
-        'f' => read.format = Some(value),
-        'I' => read.image_options = true,
-        't' => {
-            read.cache =
-                CacheMode::parse(&value).ok_or_else(|| context.failed("Invalid cache mode"))?;
-        }
-        'c' => read.count = context.count("request count", &value, 1, MAX)?,
-        'd' => read.depth = context.count("queue depth", &value, 1, MAX)?,
-        'o' => read.offset = context.bytes("offset", &value)?,
-        's' => read.size = context.sized("buffer size", &value, 1, MAX)?,
-        // 0 means the buffer size, too.
-        'S' => read.step = Some(context.sized("step size", &value, 0, MAX)?).filter(|n| *n > 0),
-        'i' => {
-            let unknown = || context.failed(format_args!("Invalid aio option: {value}"));
-            read.aio = Some(parse_aio(&value).ok_or_else(unknown)?);
-        }
-        'n' => read.aio = Some(Aio::Native),
-        'w' => read.write = true,
-        'P' => {
-            let pattern = context.count("pattern byte", &value, 0, 255)?;
-            read.pattern = u8::try_from(pattern).unwrap_or_default();
-        }
-        'F' => read.flush_interval = context.count("flush interval", &value, 0, MAX)?,
-        'D' => read.drain = false,
-        'N' => read.threads = Some(threads::parse(context, &value)?),
-        _ => read.share = true,
-    }
-    Ok(())
 }
 
 /// The requests of a run, shared by all workers.

@@ -3,26 +3,82 @@
 use oxblk_core::bitmap::Checks;
 use oxblk_core::{Backend, Error, Graph};
 
-use super::{Context, Exit, Step, graph, objects};
-use crate::getopt::{Found, Opt, both, long};
+use super::{Context, Exit, Step, graph};
+use crate::flags::page::{Example, Note, Page};
+use crate::flags::spec::{Value, both, long};
+use crate::flags::{Flag, Stored, shared};
 use crate::image::Image;
+use crate::text::number;
 
-const OPTIONS: &[Opt] = &[
-    both('h', "help", false),
-    long('O', "object", true),
-    long('I', "image-opts", false),
-    long('1', "add", false),
-    long('2', "remove", false),
-    long('7', "remove-all", false).in_full(),
-    long('3', "clear", false),
-    long('4', "enable", false),
-    long('5', "disable", false),
-    long('6', "merge", true),
-    both('g', "granularity", true),
-    both('b', "source-file", true),
-    both('F', "source-format", true),
-    both('f', "format", true).in_full(),
+const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
+    shared::object(),
+    shared::image_opts(|a| &mut a.image_options),
+    Flag::switch_with(long("add"), "create the bitmap; it records writes from now on", |a| {
+        a.act(Action::Add)
+    }),
+    Flag::switch_with(long("remove"), "remove the bitmap from the image, also a broken one", |a| {
+        a.act(Action::Remove)
+    }),
+    Flag::switch_with(
+        long("remove-all").in_full(),
+        "remove all bitmaps from the image; BITMAP is not needed then",
+        |a| a.act(Action::RemoveAll),
+    ),
+    Flag::switch_with(long("clear"), "clear all bits of the bitmap", |a| a.act(Action::Clear)),
+    Flag::switch_with(long("enable"), "start to record writes", |a| a.act(Action::Enable)),
+    Flag::switch_with(long("disable"), "stop to record writes", |a| a.act(Action::Disable)),
+    Flag::value(
+        long("merge"),
+        Value::text("NAME"),
+        "set the bits that are set in the bitmap NAME",
+        |a, name| a.act(Action::Merge(name)),
+    ),
+    Flag::value(
+        both('g', "granularity"),
+        Value::size("SIZE"),
+        "number of bytes per bit of the new bitmap, with --add",
+        |a, text| {
+            a.granularity = Some(number::bytes("granularity", &text)?);
+            Ok(())
+        },
+    ),
+    Flag::text(
+        both('b', "source-file"),
+        Value::file("FILE"),
+        "another image, which has the bitmap of --merge",
+        |a| &mut a.source,
+    ),
+    Flag::text(both('F', "source-format"), Value::FORMAT, "format of that image", |a| {
+        &mut a.source_format
+    }),
+    Flag::text(both('f', "format").in_full(), Value::FORMAT, shared::FORMAT, |a| &mut a.format),
+    shared::untrusted(),
 ];
+
+/// The description of the command.
+pub(super) static PAGE: Page = Page {
+    path: "img bitmap",
+    about: "create, change and remove persistent dirty bitmaps",
+    usage: "[OPTIONS] ACTION... FILENAME [BITMAP]",
+    operands: &[Value::FILENAME],
+    flags: &FLAGS,
+    notes: &[Note::Text(
+        "An ACTION is one of --add, --remove, --remove-all, --clear, --enable, --disable and --merge. \
+         The actions are executed in the order of the command line.",
+    )],
+    exit_codes: shared::EXIT_CODES,
+    examples: &[
+        Example {
+            about: "record writes in a new bitmap",
+            arguments: "--add -f qcow2 disk.qcow2 since-monday",
+        },
+        Example {
+            about: "add the contents of the bitmap 'tuesday' to the bitmap 'week'",
+            arguments: "--merge tuesday -f qcow2 disk.qcow2 week",
+        },
+    ],
+};
 
 /// An action on the bitmap.
 enum Action {
@@ -66,6 +122,13 @@ struct Arguments {
     bitmap: String,
 }
 
+impl Arguments {
+    fn act(&mut self, action: Action) -> Stored {
+        self.actions.push(action);
+        Ok(())
+    }
+}
+
 /// Runs the command.
 pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
@@ -84,29 +147,12 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     })
 }
 
-fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
-    let mut parser = context.parser(arguments, OPTIONS);
+fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     let mut read = Arguments::default();
-    while let Some(Found { id, value }) = context.next(&mut parser)? {
-        match id {
-            'f' => read.format = Some(value),
-            'I' => read.image_options = true,
-            'g' => read.granularity = Some(context.bytes("granularity", &value)?),
-            '1' => read.actions.push(Action::Add),
-            '2' => read.actions.push(Action::Remove),
-            '7' => read.actions.push(Action::RemoveAll),
-            '3' => read.actions.push(Action::Clear),
-            '4' => read.actions.push(Action::Enable),
-            '5' => read.actions.push(Action::Disable),
-            '6' => read.actions.push(Action::Merge(value)),
-            'b' => read.source = Some(value),
-            'F' => read.source_format = Some(value),
-            _ => objects::define(&value).map_err(|text| context.failed(text))?,
-        }
-    }
+    let operands = context.parse(FLAGS, words, &mut read)?;
     check(context, &read)?;
     let of_one = read.actions.iter().any(|action| !matches!(action, Action::RemoveAll));
-    let mut operands = parser.operands().into_iter();
+    let mut operands = operands.into_iter();
     let found = (operands.next(), operands.next(), operands.next());
     (read.filename, read.bitmap) = match found {
         (Some(filename), Some(bitmap), None) if of_one || read.actions.is_empty() => {

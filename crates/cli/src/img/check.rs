@@ -4,11 +4,14 @@ use std::sync::Mutex;
 
 use oxblk_core::check::{CheckReport, Fix};
 use oxblk_core::{Backend, Error};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 
-use super::{Context, Exit, Step, graph, objects};
+use super::{Context, Exit, Step, graph};
 use crate::cache::CacheMode;
-use crate::getopt::{Found, Opt, both, long};
+use crate::flags::page::{Example, Page};
+use crate::flags::refusal::Refusal;
+use crate::flags::spec::{Value, both};
+use crate::flags::{Flag, shared};
 use crate::image::Image;
 use crate::program::{err, note, out};
 use oxblk::qemu_json;
@@ -19,22 +22,54 @@ const CORRUPT: u8 = 2;
 const LEAKS: u8 = 3;
 const NO_CHECK: u8 = 63;
 
-const OPTIONS: &[Opt] = &[
-    both('h', "help", false),
-    both('q', "quiet", false),
-    both('f', "format", true),
-    both('T', "cache", true),
-    both('r', "repair", true),
-    long('J', "output", true),
-    long('O', "object", true),
-    long('I', "image-opts", false),
-    both('U', "force-share", false),
+const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
+    shared::quiet(|a| &mut a.quiet),
+    shared::format(|a| &mut a.format),
+    shared::cache('T', |a| &mut a.cache_name),
+    Flag::value(
+        both('r', "repair"),
+        Value::choice("leaks|all", &["leaks", "all"]),
+        "repair leaks, or all faults",
+        |a, text| {
+            a.fix = fix(&text)?;
+            Ok(())
+        },
+    ),
+    shared::output(|a, text| shared::set_json(&mut a.json, &text)),
+    shared::object(),
+    shared::image_opts(|a| &mut a.image_options),
+    shared::force_share(|a| &mut a.share),
+    shared::untrusted(),
 ];
 
+/// The description of the command.
+pub(super) static PAGE: Page = Page {
+    path: "img check",
+    about: "check the consistency of an image, and repair it",
+    usage: "[OPTIONS] FILENAME",
+    operands: &[Value::FILENAME],
+    flags: &FLAGS,
+    notes: &[],
+    exit_codes: &[
+        (0, "the image is consistent, or was repaired"),
+        (FAILED, "the check failed"),
+        (CORRUPT, "the image is corrupt"),
+        (LEAKS, "the image has leaked clusters, and no corruption"),
+        (NO_CHECK, "the format has no check"),
+    ],
+    examples: &[
+        Example { about: "check an image", arguments: "disk.qcow2" },
+        Example { about: "free leaked clusters", arguments: "-r leaks disk.qcow2" },
+    ],
+};
+
+#[derive(Default)]
 struct Arguments {
     quiet: bool,
     format: Option<String>,
     image_options: bool,
+    cache_name: Option<String>,
     cache: CacheMode,
     share: bool,
     json: bool,
@@ -62,48 +97,24 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     })
 }
 
-fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
-    let mut parser = context.parser(arguments, OPTIONS);
-    let mut cache = "writeback".to_owned();
-    let mut read = Arguments {
-        quiet: false,
-        format: None,
-        image_options: false,
-        cache: CacheMode::WRITEBACK,
-        share: false,
-        json: false,
-        fix: Fix::Nothing,
-        filename: String::new(),
-    };
-    while let Some(Found { id, value }) = context.next(&mut parser)? {
-        match id {
-            'q' => read.quiet = true,
-            'f' => read.format = Some(value),
-            'I' => read.image_options = true,
-            'T' => cache = value,
-            'U' => read.share = true,
-            'J' => read.json = context.wants_json(&value)?,
-            'r' => read.fix = fix(context, &value)?,
-            _ => objects::define(&value).map_err(|text| context.failed(text))?,
-        }
-    }
-    let operands = parser.operands();
+fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
+    let mut read = Arguments::default();
+    let operands = context.parse(FLAGS, words, &mut read)?;
     let [filename] = operands.as_slice() else {
         return Err(context.misused("Expecting one image file name"));
     };
-    read.cache = CacheMode::parse(&cache)
-        .ok_or_else(|| context.failed(format_args!("Invalid source cache option: {cache}")))?;
+    read.cache = context.cache("source cache", read.cache_name.as_deref())?;
     read.filename.clone_from(filename);
     Ok(read)
 }
 
-fn fix(context: &Context, text: &str) -> Step<Fix> {
+fn fix(text: &str) -> Result<Fix, Refusal> {
     match text {
         "leaks" => Ok(Fix::Leaks),
         "all" => Ok(Fix::All),
         other => {
-            Err(context
-                .misused(format_args!("--repair (-r) expects 'leaks' or 'all' not '{other}'")))
+            let message = format!("--repair (-r) expects 'leaks' or 'all' not '{other}'");
+            Err(Refusal::misused(message))
         }
     }
 }
@@ -203,7 +214,7 @@ fn percent(part: u64, whole: u64) -> f64 {
 }
 
 /// The report as QAPI's `ImageCheck`. Numbers that are zero are left out, except `check-errors`.
-fn to_json(report: &CheckReport, filename: &str, format: &str) -> Value {
+fn to_json(report: &CheckReport, filename: &str, format: &str) -> serde_json::Value {
     let numbers = [
         ("image-end-offset", report.image_end_offset),
         ("corruptions", report.corruptions),
@@ -220,7 +231,7 @@ fn to_json(report: &CheckReport, filename: &str, format: &str) -> Value {
     map.insert("filename".to_owned(), json!(filename));
     map.insert("format".to_owned(), json!(format));
     map.insert("check-errors".to_owned(), json!(report.check_errors));
-    Value::Object(map)
+    serde_json::Value::Object(map)
 }
 
 #[cfg(test)]

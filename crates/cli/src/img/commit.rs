@@ -7,35 +7,63 @@ use oxblk::copy::{Observer, Stage};
 use oxblk_core::{Backend, ChildIdx, Node, strerror};
 use oxblk_ring::IoThread;
 
-use super::{Context, Exit, Step, graph, objects, threads};
+use super::{Context, Exit, Step, graph, threads};
 use crate::cache::CacheMode;
-use crate::getopt::{Found, Opt, both, long};
+use crate::flags::page::{Example, Page};
+use crate::flags::spec::{Value, both};
+use crate::flags::{Flag, shared};
 use crate::image::Image;
 use crate::program::note;
 use crate::signals::stop_flag;
-use crate::text::number::MAX_OFFSET;
 use crate::text::progress::{Progress, step};
 
-const OPTIONS: &[Opt] = &[
-    both('h', "help", false),
-    both('q', "quiet", false),
-    long('O', "object", true),
-    both('f', "format", true),
-    long('I', "image-opts", false),
-    both('t', "cache", true),
-    both('d', "drop", false),
-    both('b', "base", true),
-    both('p', "progress", false),
-    both('r', "rate", true),
-    long('8', "threads", true).in_full(),
-    both('r', "rate", true).alias("rate-limit"),
+const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
+    shared::quiet(|a| &mut a.quiet),
+    shared::object(),
+    shared::format(|a| &mut a.format),
+    shared::image_opts(|a| &mut a.image_options),
+    shared::cache('t', |a| &mut a.cache_name),
+    Flag::switch(both('d', "drop"), "do not empty FILENAME afterwards", |a| &mut a.keep),
+    Flag::value(
+        both('b', "base"),
+        Value::file("FILE").default("the backing file"),
+        "image of the backing chain that receives the data; implies -d",
+        |a, name| {
+            a.base = Some(name);
+            // Do not empty the image: it would then read from the layers between it and the base, which have other
+            // contents.
+            a.keep = true;
+            Ok(())
+        },
+    ),
+    shared::progress(|a| &mut a.progress),
+    shared::rate(|a, text| shared::set_rate(&mut a.rate, &text)),
+    shared::threads(|a, text| threads::set(&mut a.threads, &text)),
+    shared::untrusted(),
 ];
+
+/// The description of the command.
+pub(super) static PAGE: Page = Page {
+    path: "img commit",
+    about: "write the data of an overlay to its backing file",
+    usage: "[OPTIONS] FILENAME",
+    operands: &[Value::FILENAME],
+    flags: &FLAGS,
+    notes: &[],
+    exit_codes: shared::STOPPABLE_EXIT_CODES,
+    examples: &[Example {
+        about: "commit an overlay to its backing file and empty it",
+        arguments: "-f qcow2 overlay.qcow2",
+    }],
+};
 
 struct Arguments {
     quiet: bool,
     progress: bool,
     format: Option<String>,
     image_options: bool,
+    cache_name: Option<String>,
     cache: CacheMode,
     /// The image is not emptied.
     keep: bool,
@@ -63,13 +91,12 @@ pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
 }
 
 fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
-    let mut parser = context.parser(words, OPTIONS);
-    let mut cache = None;
     let mut read = Arguments {
         quiet: false,
         progress: false,
         format: None,
         image_options: false,
+        cache_name: None,
         cache: CacheMode::WRITEBACK,
         keep: false,
         base: None,
@@ -77,38 +104,12 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
         threads: threads::default(),
         filename: String::new(),
     };
-    while let Some(Found { id, value }) = context.next(&mut parser)? {
-        match id {
-            'q' => read.quiet = true,
-            'p' => read.progress = true,
-            'f' => read.format = Some(value),
-            'I' => read.image_options = true,
-            't' => cache = Some(value),
-            'd' => read.keep = true,
-            'b' => {
-                read.base = Some(value);
-                // Do not empty the image: it would then read from the layers between it and the base, which have other
-                // contents.
-                read.keep = true;
-            }
-            // 0 means no limit.
-            'r' => {
-                read.rate = Some(context.sized("rate limit", &value, 0, MAX_OFFSET)?)
-                    .filter(|rate| *rate > 0);
-            }
-            '8' => read.threads = threads::parse(context, &value)?,
-            _ => objects::define(&value).map_err(|text| context.failed(text))?,
-        }
-    }
-    let mut operands = parser.operands();
+    let mut operands = context.parse(FLAGS, words, &mut read)?;
     match (operands.pop(), operands.is_empty()) {
         (Some(filename), true) => read.filename = filename,
         _ => return Err(context.misused("Expecting one image file name")),
     }
-    if let Some(name) = cache {
-        read.cache = CacheMode::parse(&name)
-            .ok_or_else(|| context.failed(format_args!("Invalid cache option: {name}")))?;
-    }
+    read.cache = context.cache("cache", read.cache_name.as_deref())?;
     Ok(read)
 }
 

@@ -3,10 +3,12 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use oxblk_core::compact::Compacted;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{Context, Exit, Step, graph, objects};
-use crate::getopt::{Found, Opt, both, long};
+use super::{Context, Exit, Step, graph};
+use crate::flags::page::{Example, Note, Page};
+use crate::flags::spec::Value;
+use crate::flags::{Flag, shared};
 use crate::image::Image;
 use crate::program::out;
 use crate::signals::stop_flag;
@@ -14,15 +16,32 @@ use crate::text::progress::{Progress, step};
 use crate::text::size;
 use oxblk::qemu_json;
 
-const OPTIONS: &[Opt] = &[
-    both('h', "help", false),
-    both('q', "quiet", false),
-    both('p', "progress", false),
-    both('f', "format", true),
-    long('I', "image-opts", false),
-    long('J', "output", true),
-    long('O', "object", true),
+const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
+    shared::quiet(|a| &mut a.quiet),
+    shared::progress(|a| &mut a.progress),
+    shared::format(|a| &mut a.format),
+    shared::image_opts(|a| &mut a.image_options),
+    shared::output(|a, text| shared::set_json(&mut a.json, &text)),
+    shared::object(),
+    shared::untrusted(),
 ];
+
+/// The description of the command.
+pub(super) static PAGE: Page = Page {
+    path: "img compact",
+    about: "release unused space of an image to the host",
+    usage: "[OPTIONS] FILENAME",
+    operands: &[Value::FILENAME],
+    flags: &FLAGS,
+    notes: &[Note::Text(
+        "Clusters from the end of the file are moved into free space in front of them. Then the file is \
+         truncated behind the last cluster in use, and holes are punched for free clusters. The contents of the \
+         disk and of its snapshots stay the same.",
+    )],
+    exit_codes: shared::STOPPABLE_EXIT_CODES,
+    examples: &[Example { about: "make an image file shorter", arguments: "-p disk.qcow2" }],
+};
 
 /// Bytes that are moved between two progress reports.
 const AT_ONCE: u64 = 256 << 20;
@@ -63,19 +82,8 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
 }
 
 fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
-    let mut parser = context.parser(words, OPTIONS);
     let mut read = Arguments::default();
-    while let Some(Found { id, value }) = context.next(&mut parser)? {
-        match id {
-            'q' => read.quiet = true,
-            'p' => read.progress = true,
-            'f' => read.format = Some(value),
-            'I' => read.image_options = true,
-            'J' => read.json = context.wants_json(&value)?,
-            _ => objects::define(&value).map_err(|text| context.failed(text))?,
-        }
-    }
-    let operands = parser.operands();
+    let operands = context.parse(FLAGS, words, &mut read)?;
     let [filename] = operands.as_slice() else {
         return Err(context.misused("Expecting one image file name"));
     };
@@ -138,7 +146,7 @@ fn human(done: &Compacted) -> String {
     text
 }
 
-fn to_json(done: &Compacted, filename: &str, format: &str) -> Value {
+fn to_json(done: &Compacted, filename: &str, format: &str) -> serde_json::Value {
     let mut value = json!({
         "filename": filename,
         "format": format,

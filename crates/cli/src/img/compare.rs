@@ -9,9 +9,11 @@ use oxblk::compare::{Compare, CompareError, CompareStage, Difference, compare};
 use oxblk_core::{Backend, strerror};
 use oxblk_ring::IoThread;
 
-use super::{Context, Exit, Step, graph, objects, threads};
+use super::{Context, Exit, Step, graph, threads};
 use crate::cache::CacheMode;
-use crate::getopt::{Found, Opt, both, long};
+use crate::flags::page::{Example, Note, Page};
+use crate::flags::spec::{Alias, Value, both};
+use crate::flags::{Flag, shared};
 use crate::image::Image;
 use crate::program::out;
 use crate::signals::stop_flag;
@@ -24,21 +26,57 @@ const CANNOT_OPEN: u8 = 2;
 const NO_STATUS: u8 = 3;
 const NO_READ: u8 = 4;
 
-const OPTIONS: &[Opt] = &[
-    both('h', "help", false),
-    both('q', "quiet", false),
-    long('O', "object", true),
-    both('T', "cache", true),
-    long('I', "image-opts", false),
-    both('f', "a-format", true),
-    Opt { long: Some("left-format"), ..both('f', "a-format", true) },
-    both('F', "b-format", true),
-    Opt { long: Some("right-format"), ..both('F', "b-format", true) },
-    both('U', "force-share", false),
-    both('s', "strict", false),
-    both('p', "progress", false),
-    long('N', "threads", true).in_full(),
+const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
+    shared::quiet(|a| &mut a.quiet),
+    shared::object().refused_with(CANNOT_OPEN),
+    shared::cache('T', |a| &mut a.cache_name),
+    shared::image_opts(|a| &mut a.image_options),
+    Flag::text(
+        both('f', "a-format").aliases(&[Alias::Word("left-format")]),
+        Value::FORMAT,
+        "format of the first image; without it, the format is probed",
+        |a| &mut a.formats[0],
+    ),
+    Flag::text(
+        both('F', "b-format").aliases(&[Alias::Word("right-format")]),
+        Value::FORMAT,
+        "format of the second image; without it, the format is probed",
+        |a| &mut a.formats[1],
+    ),
+    shared::force_share(|a| &mut a.share),
+    Flag::switch(both('s', "strict"), "also compare the sizes and the allocation", |a| {
+        &mut a.strict
+    }),
+    shared::progress(|a| &mut a.progress),
+    shared::threads(|a, text| threads::set(&mut a.threads, &text)),
+    shared::untrusted(),
 ];
+
+/// The description of the command.
+pub(super) static PAGE: Page = Page {
+    path: "img compare",
+    about: "compare the contents of two images",
+    usage: "[OPTIONS] FILENAME1 FILENAME2",
+    operands: &[Value::file("FILENAME1"), Value::file("FILENAME2")],
+    flags: &FLAGS,
+    notes: &[Note::Text(
+        "If one image is larger, the rest of that image is compared with zeroes. With --image-opts, both names are \
+         lists of options.",
+    )],
+    exit_codes: &[
+        (0, "the contents are the same"),
+        (DIFFERENT, "the contents are different"),
+        (CANNOT_OPEN, "an image cannot be opened"),
+        (NO_STATUS, "the allocation of an image cannot be determined"),
+        (NO_READ, "an image cannot be read"),
+        (130, "stopped by a signal"),
+    ],
+    examples: &[Example {
+        about: "compare a copy with its source",
+        arguments: "-f raw -F qcow2 disk.raw disk.qcow2",
+    }],
+};
 
 struct Arguments {
     quiet: bool,
@@ -46,6 +84,7 @@ struct Arguments {
     formats: [Option<String>; 2],
     image_options: bool,
     strict: bool,
+    cache_name: Option<String>,
     cache: CacheMode,
     share: bool,
     threads: usize,
@@ -64,48 +103,25 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     outcome
 }
 
-fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
-    let mut parser = context.parser(arguments, OPTIONS);
-    let mut cache = "writeback".to_owned();
+fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     let mut read = Arguments {
         quiet: false,
         progress: false,
         formats: [None, None],
         image_options: false,
         strict: false,
+        cache_name: None,
         cache: CacheMode::WRITEBACK,
         share: false,
         threads: threads::default(),
         filenames: [String::new(), String::new()],
     };
-    let [first, second] = &mut read.formats;
-    while let Some(Found { id, value }) = context.next(&mut parser)? {
-        match id {
-            'q' => read.quiet = true,
-            'p' => read.progress = true,
-            'f' => *first = Some(value),
-            'F' => *second = Some(value),
-            'I' => read.image_options = true,
-            's' => read.strict = true,
-            'T' => cache = value,
-            'U' => read.share = true,
-            'N' => read.threads = threads::parse(context, &value)?,
-            _ => objects::define(&value).map_err(|text| failed(context, text, CANNOT_OPEN))?,
-        }
-    }
-    read.filenames = parser
-        .operands()
-        .try_into()
-        .map_err(|_| context.misused("Expecting two image file names"))?;
-    read.cache = CacheMode::parse(&cache).ok_or_else(|| {
-        failed(context, format_args!("Invalid source cache option: {cache}"), CANNOT_OPEN)
-    })?;
+    let operands = context.parse(FLAGS, words, &mut read)?;
+    read.filenames =
+        operands.try_into().map_err(|_| context.misused("Expecting two image file names"))?;
+    let cache = context.cache("source cache", read.cache_name.as_deref());
+    read.cache = cache.map_err(|_| Exit(CANNOT_OPEN))?;
     Ok(read)
-}
-
-fn failed(context: &Context, message: impl std::fmt::Display, code: u8) -> Exit {
-    context.program.error(message);
-    Exit(code)
 }
 
 async fn compare_images(

@@ -5,23 +5,64 @@
 use oxblk_core::{Errno, Error, ErrorKind, Graph, Options};
 
 use super::create_options::{CreateOptions, append, asks_for_help};
-use super::{Context, Step, graph, objects};
-use crate::getopt::{Found, Opt, both, long};
+use super::{Context, Step, graph};
+use crate::flags::page::{Example, Note, Page};
+use crate::flags::spec::{Alias, Value, both};
+use crate::flags::{Flag, shared};
 use crate::image::Image;
 use crate::program::{note, out};
 use crate::text::number::in_sectors;
 
-const OPTIONS: &[Opt] = &[
-    both('h', "help", false),
-    both('q', "quiet", false),
-    long('O', "object", true),
-    both('f', "format", true),
-    both('b', "backing", true),
-    both('F', "backing-format", true),
-    both('u', "backing-unsafe", false),
-    both('o', "options", true),
-    both('F', "backing-format", true).letter('B'),
+const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
+    shared::quiet(|a| &mut a.quiet),
+    shared::object(),
+    Flag::text(both('f', "format"), Value::FORMAT.default("raw"), "format of the new image", |a| {
+        &mut a.format
+    }),
+    Flag::text(
+        both('b', "backing"),
+        Value::file("FILE"),
+        "backing file, which is read where the new image has no data",
+        |a| &mut a.backing,
+    ),
+    Flag::text(
+        both('F', "backing-format").aliases(&[Alias::Letter('B')]),
+        Value::FORMAT,
+        "format of the backing file",
+        |a| &mut a.backing_format,
+    ),
+    Flag::switch(
+        both('u', "backing-unsafe"),
+        "do not check that the backing file can be opened",
+        |a| &mut a.backing_unsafe,
+    ),
+    Flag::value(
+        both('o', "options"),
+        shared::OPTIONS,
+        "options of the format (key=value,...); '-o help' lists them",
+        |a, list| Ok(append(&mut a.options, &list)?),
+    ),
+    shared::untrusted(),
 ];
+
+/// The description of the command.
+pub(super) static PAGE: Page = Page {
+    path: "img create",
+    about: "create an image",
+    usage: "[OPTIONS] FILENAME [SIZE]",
+    operands: &[Value::FILENAME, Value::size("SIZE")],
+    flags: &FLAGS,
+    notes: &[Note::Text("Without SIZE, the new image is as large as its backing file.")],
+    exit_codes: shared::EXIT_CODES,
+    examples: &[
+        Example { about: "create a disk of 20 GiB", arguments: "-f qcow2 disk.qcow2 20G" },
+        Example {
+            about: "create an overlay of an image",
+            arguments: "-f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2",
+        },
+    ],
+};
 
 #[derive(Default)]
 struct Arguments {
@@ -52,21 +93,9 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     })
 }
 
-fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
-    let mut parser = context.parser(arguments, OPTIONS);
+fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     let mut read = Arguments::default();
-    while let Some(Found { id, value }) = context.next(&mut parser)? {
-        match id {
-            'q' => read.quiet = true,
-            'f' => read.format = Some(value),
-            'o' => append(&mut read.options, &value).map_err(|text| context.failed(text))?,
-            'b' => read.backing = Some(value),
-            'F' => read.backing_format = Some(value),
-            'u' => read.backing_unsafe = true,
-            _ => objects::define(&value).map_err(|text| context.failed(text))?,
-        }
-    }
-    let mut operands = parser.operands().into_iter();
+    let mut operands = context.parse(FLAGS, words, &mut read)?.into_iter();
     read.filename = operands.next();
     if read.filename.is_none() && !read.options.as_deref().is_some_and(asks_for_help) {
         return Err(context.misused("Expecting image file name"));

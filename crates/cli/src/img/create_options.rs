@@ -55,7 +55,7 @@ impl CreateOptions {
     /// The options of `format` and of the `protocol` below it.
     ///
     /// # Errors
-    /// If one of the drivers cannot create images.
+    /// If one of the drivers cannot create images, or is not supported yet.
     pub(super) fn new(
         format: &dyn DriverFactory,
         protocol: Option<&dyn DriverFactory>,
@@ -80,11 +80,14 @@ impl CreateOptions {
     /// The options of `format` that can be amended. None is set.
     ///
     /// # Errors
-    /// If the format has no such options.
+    /// If the format has no such options, or is not supported yet.
     pub(super) fn to_amend(format: &dyn DriverFactory) -> Result<Self> {
         let table = format.amend_options().to_vec();
         if table.is_empty() {
             let name = format.name();
+            if let Some(error) = oxblk::absent_error(name) {
+                return Err(error);
+            }
             let text = format!("Format driver '{name}' does not support option amendment");
             return Err(Error::unsupported(text));
         }
@@ -225,6 +228,9 @@ impl CreateOptions {
 
 fn options_of(driver: &dyn DriverFactory, what: &str) -> Result<&'static [CreateOption]> {
     let options = driver.create_options();
+    if let Some(error) = oxblk::absent_error(driver.name()) {
+        return Err(error);
+    }
     let wrong_layer = what == "Protocol" && driver.kind() != DriverKind::Protocol;
     if options.is_empty() || wrong_layer {
         return Err(Error::unsupported(format!(

@@ -6,22 +6,54 @@ use oxblk::copy::{Copy, CopyOptions, Stage};
 use oxblk_core::{Backend, Graph};
 
 use super::create_options::CreateOptions;
-use super::{Context, Exit, Step, graph, objects, threads};
-use crate::getopt::{Found, Opt, both, long};
+use super::{Context, Exit, Step, graph, threads};
+use crate::flags::page::{Example, Note, Page};
+use crate::flags::spec::{Value, both, long};
+use crate::flags::{Flag, shared};
 use crate::image::Image;
 use crate::program::err;
 use crate::signals::stop_flag;
 use crate::text::number;
 
-const OPTIONS: &[Opt] = &[
-    both('h', "help", false),
-    long('B', "object", true),
-    both('f', "format", true),
-    both('O', "output-format", true),
-    long('I', "image-opts", false),
-    both('U', "force-share", false),
-    long('N', "threads", true).in_full(),
+const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
+    shared::object(),
+    shared::format(|a| &mut a.format),
+    Flag::value(
+        both('O', "output-format"),
+        Value::FORMAT.default("raw"),
+        "format of the output",
+        |a, format| {
+            a.output_format = format;
+            Ok(())
+        },
+    ),
+    Flag::switch(
+        long("image-opts"),
+        "INPUT is a list of options, for example driver=qcow2,file.filename=disk.qcow2",
+        |a| &mut a.image_options,
+    ),
+    shared::force_share(|a| &mut a.share),
+    shared::threads(|a, text| threads::set(&mut a.threads, &text)),
+    shared::untrusted(),
 ];
+
+/// The description of the command.
+pub(super) static PAGE: Page = Page {
+    path: "img dd",
+    about: "copy a range of an image into a new image",
+    usage: "[OPTIONS] [bs=SIZE] [count=BLOCKS] [skip=BLOCKS] if=INPUT of=OUTPUT",
+    operands: &[Value::file("if=INPUT"), Value::file("of=OUTPUT"), Value::size("bs=SIZE")],
+    flags: &FLAGS,
+    notes: &[Note::Text(
+        "Blocks have bs bytes (default: 512). The copy begins after skip blocks. count includes the skipped blocks.",
+    )],
+    exit_codes: shared::STOPPABLE_EXIT_CODES,
+    examples: &[Example {
+        about: "copy the first GiB of a disk",
+        arguments: "-f qcow2 -O raw bs=1M count=1024 if=disk.qcow2 of=start.raw",
+    }],
+};
 
 /// Maximum block size and count.
 const MAX: u64 = i32::MAX as u64;
@@ -58,8 +90,7 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     })
 }
 
-fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
-    let mut parser = context.parser(arguments, OPTIONS);
+fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     let mut read = Arguments {
         format: None,
         image_options: false,
@@ -72,17 +103,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
         count: None,
         skip: 0,
     };
-    while let Some(Found { id, value }) = context.next(&mut parser)? {
-        match id {
-            'f' => read.format = Some(value),
-            'I' => read.image_options = true,
-            'O' => read.output_format = value,
-            'U' => read.share = true,
-            'N' => read.threads = threads::parse(context, &value)?,
-            _ => objects::define(&value).map_err(|text| context.failed(text))?,
-        }
-    }
-    for operand in parser.operands() {
+    for operand in context.parse(FLAGS, words, &mut read)? {
         let Some((key, value)) = operand.split_once('=') else {
             return Err(context.failed(format_args!("unrecognized operand {operand}")));
         };

@@ -6,29 +6,56 @@
 use oxblk::{ImageInfo, qemu_json};
 use oxblk_core::{Graph, Options, Purpose};
 
-use super::{Context, Step, graph, objects};
+use super::{Context, Step, graph};
 use crate::cache::CacheMode;
-use crate::getopt::{Found, Opt, both, long};
+use crate::flags::page::{Example, Page};
+use crate::flags::spec::{Value, both, long};
+use crate::flags::{Flag, shared};
 use crate::image::Image;
 use crate::program::out;
 use crate::text::info as info_text;
 
-const OPTIONS: &[Opt] = &[
-    both('h', "help", false),
-    both('f', "format", true),
-    long('J', "output", true),
-    both('b', "backing-chain", false),
-    long('O', "object", true),
-    long('I', "image-opts", false),
-    both('U', "force-share", false),
-    both('t', "cache", true).in_full(),
-    long('L', "limits", false).in_full(),
+const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
+    shared::format(|a| &mut a.format),
+    shared::output(|a, text| shared::set_json(&mut a.json, &text)),
+    Flag::switch(both('b', "backing-chain"), "also print information on the backing files", |a| {
+        &mut a.chain
+    }),
+    shared::object(),
+    shared::image_opts(|a| &mut a.image_options),
+    shared::force_share(|a| &mut a.share),
+    Flag::text(
+        both('t', "cache").in_full(),
+        Value::CACHE.default("writeback"),
+        "cache mode",
+        |a| &mut a.cache_name,
+    ),
+    Flag::switch(long("limits").in_full(), "also print the limits on requests", |a| &mut a.limits),
+    shared::untrusted(),
 ];
 
+/// The description of the command.
+pub(super) static PAGE: Page = Page {
+    path: "img info",
+    about: "print information on an image",
+    usage: "[OPTIONS] FILENAME",
+    operands: &[Value::FILENAME],
+    flags: &FLAGS,
+    notes: &[],
+    exit_codes: shared::EXIT_CODES,
+    examples: &[Example {
+        about: "print information on an image and its backing files as JSON",
+        arguments: "--backing-chain --output json disk.qcow2",
+    }],
+};
+
+#[derive(Default)]
 struct Arguments {
     format: Option<String>,
     image_options: bool,
     chain: bool,
+    cache_name: Option<String>,
     cache: CacheMode,
     share: bool,
     limits: bool,
@@ -70,36 +97,10 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     })
 }
 
-fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
-    let mut parser = context.parser(arguments, OPTIONS);
-    let mut cache = None;
-    let mut read = Arguments {
-        format: None,
-        image_options: false,
-        chain: false,
-        cache: CacheMode::WRITEBACK,
-        share: false,
-        limits: false,
-        json: false,
-        filename: String::new(),
-    };
-    while let Some(Found { id, value }) = context.next(&mut parser)? {
-        match id {
-            'f' => read.format = Some(value),
-            'I' => read.image_options = true,
-            'b' => read.chain = true,
-            't' => cache = Some(value),
-            'U' => read.share = true,
-            'L' => read.limits = true,
-            'J' => read.json = context.wants_json(&value)?,
-            _ => objects::define(&value).map_err(|text| context.failed(text))?,
-        }
-    }
-    if let Some(name) = cache {
-        let unknown = || context.failed(format_args!("Invalid cache option: {name}"));
-        read.cache = CacheMode::parse(&name).ok_or_else(unknown)?;
-    }
-    let operands = parser.operands();
+fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
+    let mut read = Arguments::default();
+    let operands = context.parse(FLAGS, words, &mut read)?;
+    read.cache = context.cache("cache", read.cache_name.as_deref())?;
     let [filename] = operands.as_slice() else {
         return Err(context.misused("Expecting one image file name"));
     };

@@ -5,21 +5,56 @@ use std::fmt::Write as _;
 use oxblk::{Extent, Extents};
 use oxblk_core::{Backend, Error};
 
-use super::{Context, Exit, Step, graph, objects};
-use crate::getopt::{Found, Opt, both, long};
+use super::{Context, Exit, Step, graph};
+use crate::flags::page::{Example, Page};
+use crate::flags::spec::{Value, both};
+use crate::flags::{Flag, shared};
 use crate::image::Image;
 use crate::program::{flush_out, out};
+use crate::text::number;
 
-const OPTIONS: &[Opt] = &[
-    both('h', "help", false),
-    both('f', "format", true),
-    long('J', "output", true),
-    long('O', "object", true),
-    long('I', "image-opts", false),
-    both('U', "force-share", false),
-    both('s', "start-offset", true),
-    both('l', "max-length", true),
+const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
+    shared::format(|a| &mut a.format),
+    shared::output(|a, text| shared::set_json(&mut a.json, &text)),
+    shared::object(),
+    shared::image_opts(|a| &mut a.image_options),
+    shared::force_share(|a| &mut a.share),
+    Flag::value(
+        both('s', "start-offset"),
+        Value::size("OFFSET").default("0"),
+        "offset of the first extent",
+        |a, text| {
+            a.start = number::bytes("start offset", &text)?;
+            Ok(())
+        },
+    ),
+    Flag::value(
+        both('l', "max-length"),
+        Value::size("LENGTH").default("up to the end"),
+        "length of the range to print",
+        |a, text| {
+            a.length = Some(number::bytes("max length", &text)?);
+            Ok(())
+        },
+    ),
+    shared::untrusted(),
 ];
+
+/// The description of the command.
+pub(super) static PAGE: Page = Page {
+    path: "img map",
+    about: "print where the data of an image is stored",
+    usage: "[OPTIONS] FILENAME",
+    operands: &[Value::FILENAME],
+    flags: &FLAGS,
+    notes: &[],
+    exit_codes: shared::EXIT_CODES,
+    examples: &[Example {
+        about: "list data, zeroes and holes as JSON",
+        arguments: "--output json disk.qcow2",
+    }],
+};
 
 #[derive(Default)]
 struct Arguments {
@@ -52,21 +87,9 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     })
 }
 
-fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
-    let mut parser = context.parser(arguments, OPTIONS);
+fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     let mut read = Arguments::default();
-    while let Some(Found { id, value }) = context.next(&mut parser)? {
-        match id {
-            'f' => read.format = Some(value),
-            'I' => read.image_options = true,
-            's' => read.start = context.bytes("start offset", &value)?,
-            'l' => read.length = Some(context.bytes("max length", &value)?),
-            'J' => read.json = context.wants_json(&value)?,
-            'U' => read.share = true,
-            _ => objects::define(&value).map_err(|text| context.failed(text))?,
-        }
-    }
-    let operands = parser.operands();
+    let operands = context.parse(FLAGS, words, &mut read)?;
     let [filename] = operands.as_slice() else {
         return Err(context.misused("Expecting one image file name"));
     };

@@ -6,24 +6,64 @@ use serde_json::{Map, json};
 
 use super::create_options::{CreateOptions, append};
 use super::source_snapshot::Wanted;
-use super::{Context, Step, graph, objects};
-use crate::getopt::{Found, Opt, both, long};
+use super::{Context, Step, graph};
+use crate::flags::page::{Example, Page};
+use crate::flags::spec::{Value, both};
+use crate::flags::{Flag, shared};
 use crate::image::Image;
 use crate::program::out;
+use crate::text::number;
 use oxblk::qemu_json;
 
-const OPTIONS: &[Opt] = &[
-    both('h', "help", false),
-    both('O', "target-format", true),
-    both('f', "format", true),
-    long('I', "image-opts", false),
-    both('o', "options", true),
-    both('l', "snapshot", true),
-    long('B', "object", true),
-    long('J', "output", true),
-    both('s', "size", true),
-    both('U', "force-share", false),
+const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
+    Flag::text(
+        both('O', "target-format"),
+        Value::FORMAT.default("raw"),
+        "format of the new image",
+        |a| &mut a.target,
+    ),
+    Flag::text(
+        both('f', "format"),
+        Value::FORMAT,
+        "format of FILENAME; without it, the format is probed",
+        |a| &mut a.format,
+    ),
+    shared::image_opts(|a| &mut a.image_options),
+    Flag::value(
+        both('o', "options"),
+        shared::OPTIONS,
+        "options of the new image (key=value,...)",
+        |a, list| Ok(append(&mut a.options, &list)?),
+    ),
+    Flag::value(both('l', "snapshot"), Wanted::VALUE, Wanted::ABOUT, |a, text| {
+        a.snapshot = Some(Wanted::parse(&text)?);
+        Ok(())
+    }),
+    shared::object(),
+    shared::output(|a, text| shared::set_json(&mut a.json, &text)),
+    Flag::value(both('s', "size"), Value::size("SIZE"), "size of an empty new image", |a, text| {
+        a.size = Some(number::bytes("image size", &text)?);
+        Ok(())
+    }),
+    shared::force_share(|a| &mut a.share),
+    shared::untrusted(),
 ];
+
+/// The description of the command.
+pub(super) static PAGE: Page = Page {
+    path: "img measure",
+    about: "print the file size that a new image needs",
+    usage: "[OPTIONS] (--size SIZE | FILENAME)",
+    operands: &[Value::FILENAME],
+    flags: &FLAGS,
+    notes: &[],
+    exit_codes: shared::EXIT_CODES,
+    examples: &[Example {
+        about: "print the size of a qcow2 copy of a raw disk",
+        arguments: "-f raw -O qcow2 disk.raw",
+    }],
+};
 
 #[derive(Default)]
 struct Arguments {
@@ -67,23 +107,9 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     })
 }
 
-fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
-    let mut parser = context.parser(arguments, OPTIONS);
+fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     let mut read = Arguments::default();
-    while let Some(Found { id, value }) = context.next(&mut parser)? {
-        match id {
-            'O' => read.target = Some(value),
-            'o' => append(&mut read.options, &value).map_err(|text| context.failed(text))?,
-            's' => read.size = Some(context.bytes("image size", &value)?),
-            'f' => read.format = Some(value),
-            'I' => read.image_options = true,
-            'l' => read.snapshot = Some(Wanted::parse(context, &value)?),
-            'J' => read.json = context.wants_json(&value)?,
-            'U' => read.share = true,
-            _ => objects::define(&value).map_err(|text| context.failed(text))?,
-        }
-    }
-    let mut operands = parser.operands().into_iter();
+    let mut operands = context.parse(FLAGS, words, &mut read)?.into_iter();
     read.filename = operands.next();
     if operands.next().is_some() {
         return Err(context.failed("At most one filename argument is allowed."));

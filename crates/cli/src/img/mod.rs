@@ -1,6 +1,6 @@
 //! `img`: create, inspect, convert, compare and resize disk images, with qemu-img's options and output.
 //!
-//! Each command is a module with a table of options and a function `run`. A command prints its own errors and returns
+//! Each command is a module with the declarations of its options (`FLAGS`), its description (`PAGE`) and a function `run`. A command prints its own errors and returns
 //! [`Exit`], which contains only the exit code, so that it can use `?`. The commands contain only options and text. The
 //! libraries do the work (copying, comparing, formats).
 
@@ -15,7 +15,6 @@ mod convert;
 mod create;
 mod create_options;
 mod dd;
-mod help;
 mod info;
 mod map;
 mod measure;
@@ -30,8 +29,12 @@ use std::future::Future;
 
 use oxblk_core::Graph;
 
+use crate::cache::CacheMode;
+use crate::flags::page::Page;
+use crate::flags::spec::{Value, both};
+use crate::flags::{self, Flag, Line, Stop, help, shared};
 use crate::gate;
-use crate::getopt::{Fault, Found, Operands, Opt, Parser, both};
+use crate::getopt::Operands;
 use crate::image::Unopened;
 use crate::objects;
 use crate::program::{Program, err, out};
@@ -58,89 +61,95 @@ pub(crate) type Step<T = ()> = Result<T, Exit>;
 
 /// A command of `img`.
 struct Command {
-    name: &'static str,
-    about: &'static str,
+    page: &'static Page,
     run: fn(&Context, Vec<String>) -> Step,
 }
 
-const COMMANDS: &[Command] = &[
-    Command { name: "amend", about: "change options of an image", run: amend::run },
-    Command { name: "bench", about: "measure how fast an image is", run: bench::run },
-    Command { name: "bitmap", about: "keep record of what changes in an image", run: bitmap::run },
-    Command { name: "check", about: "check that an image is consistent", run: check::run },
-    Command {
-        name: "commit",
-        about: "write what an overlay holds into its backing file",
-        run: commit::run,
-    },
-    Command {
-        name: "compact",
-        about: "give space that an image does not use back to the host",
-        run: compact::run,
-    },
-    Command { name: "compare", about: "tell whether two images hold the same", run: compare::run },
-    Command { name: "convert", about: "copy images, also to another format", run: convert::run },
-    Command { name: "create", about: "make a new image", run: create::run },
-    Command { name: "dd", about: "copy a part of an image block by block", run: dd::run },
-    Command { name: "info", about: "tell what an image is", run: info::run },
-    Command { name: "map", about: "tell where an image's data lies", run: map::run },
-    Command { name: "measure", about: "tell how large a new image would be", run: measure::run },
-    Command { name: "rebase", about: "give an image another backing file", run: rebase::run },
-    Command { name: "resize", about: "change the size of an image", run: resize::run },
-    Command {
-        name: "snapshot",
-        about: "keep states of a disk inside its image",
-        run: snapshot::run,
-    },
+static COMMANDS: &[Command] = &[
+    Command { page: &amend::PAGE, run: amend::run },
+    Command { page: &bench::PAGE, run: bench::run },
+    Command { page: &bitmap::PAGE, run: bitmap::run },
+    Command { page: &check::PAGE, run: check::run },
+    Command { page: &commit::PAGE, run: commit::run },
+    Command { page: &compact::PAGE, run: compact::run },
+    Command { page: &compare::PAGE, run: compare::run },
+    Command { page: &convert::PAGE, run: convert::run },
+    Command { page: &create::PAGE, run: create::run },
+    Command { page: &dd::PAGE, run: dd::run },
+    Command { page: &info::PAGE, run: info::run },
+    Command { page: &map::PAGE, run: map::run },
+    Command { page: &measure::PAGE, run: measure::run },
+    Command { page: &rebase::PAGE, run: rebase::run },
+    Command { page: &resize::PAGE, run: resize::run },
+    Command { page: &snapshot::PAGE, run: snapshot::run },
 ];
 
-const OPTIONS: &[Opt] =
-    &[both('h', "help", false), both('V', "version", false), both('T', "trace", true)];
+/// The arguments in front of the command. None of them has a value to keep.
+struct General;
+
+const FLAGS: &[Flag<General>] = &[
+    Flag::help(),
+    Flag::version(),
+    // RUST_LOG controls the log.
+    Flag::ignored(both('T', "trace"), Some(Value::text("SPEC"))),
+];
+
+/// The description of `img`.
+pub(crate) static PAGE: Page = Page {
+    path: "img",
+    about: "create, inspect, convert, compare and resize disk images",
+    usage: "[OPTIONS] COMMAND [ARGUMENTS]",
+    operands: &[],
+    flags: &FLAGS,
+    notes: &[],
+    exit_codes: shared::EXIT_CODES,
+    examples: &[],
+};
+
+/// The descriptions of all commands.
+pub(crate) fn pages() -> Vec<&'static Page> {
+    COMMANDS.iter().map(|command| command.page).collect()
+}
 
 /// The context of a command.
 pub(crate) struct Context {
     pub(crate) program: Program,
-    /// The command's name.
-    pub(crate) command: &'static str,
+    /// The description of the command.
+    page: &'static Page,
 }
 
 /// Runs `img`.
 pub(crate) fn run(program: Program, arguments: Vec<String>) -> u8 {
-    let mut parser = Parser::new(program.called_as(), arguments, OPTIONS, Operands::EndOptions);
-    loop {
-        match parser.next() {
-            Ok(Some(Found { id: 'h', .. })) => {
-                help::overview(&program);
-                return 0;
-            }
-            Ok(Some(Found { id: 'V', .. })) => {
-                out(format_args!(
-                    "{} version {}\n",
-                    program.name(),
-                    crate::version_as(program.name())
-                ));
-                return 0;
-            }
-            // `--trace` has no effect: RUST_LOG controls the log.
-            Ok(Some(_)) => {}
-            Ok(None) => break,
-            Err(Fault { text, .. }) => {
-                err(format_args!("{text}\nTry '{} --help' for more info\n", program.called_as()));
-                return 1;
-            }
+    let line = Line { operands: Operands::EndOptions, ..Line::new(program.called_as(), arguments) };
+    let mut operands = match flags::parse(line, FLAGS, &mut General) {
+        Ok(operands) => operands.into_iter(),
+        Err(Stop::Help) => {
+            out(format_args!("{}", help::text(&PAGE, program.name(), &pages())));
+            return 0;
         }
-    }
-    let mut operands = parser.operands().into_iter();
+        Err(Stop::Version) => {
+            program.print_version();
+            return 0;
+        }
+        Err(Stop::Invalid(fault)) => {
+            err(format_args!("{fault}\n"));
+            return hint_at_overview(&program);
+        }
+        Err(Stop::Refused(refusal, code)) => {
+            program.refuse(&refusal);
+            return code;
+        }
+    };
     let Some(word) = operands.next() else {
         return top_level_error(&program, "Not enough arguments");
     };
-    let Some(command) = COMMANDS.iter().find(|command| command.name == word) else {
+    let Some(command) = COMMANDS.iter().find(|command| command.page.name() == word) else {
         program.error(format_args!("Command not found: {word}"));
-        let names = COMMANDS.iter().map(|command| command.name);
+        let names = COMMANDS.iter().map(|command| command.page.name());
         suggest::print(&program, &word, names, |name| format!("{} {name}", program.called_as()));
         return hint_at_overview(&program);
     };
-    let context = Context { program, command: command.name };
+    let context = Context { program, page: command.page };
     match (command.run)(&context, operands.collect()) {
         Ok(()) => 0,
         Err(Exit(code)) => code,
@@ -149,7 +158,7 @@ pub(crate) fn run(program: Program, arguments: Vec<String>) -> u8 {
 
 /// Whether a command has that name.
 pub(crate) fn has_command(name: &str) -> bool {
-    COMMANDS.iter().any(|command| command.name == name)
+    COMMANDS.iter().any(|command| command.page.name() == name)
 }
 
 fn top_level_error(program: &Program, message: impl Display) -> u8 {
@@ -163,33 +172,35 @@ fn hint_at_overview(program: &Program) -> u8 {
 }
 
 impl Context {
-    /// A parser of this command's arguments.
-    fn parser<'t>(&self, arguments: Vec<String>, table: &'t [Opt]) -> Parser<'t> {
-        let name = format!("{} {}", self.program.called_as(), self.command);
-        Parser::new(name, arguments, table, Operands::Anywhere).with_common(gate::OPTIONS)
-    }
-
-    /// The next option. This handles `--help` and `--untrusted` itself.
-    fn next(&self, parser: &mut Parser<'_>) -> Step<Option<Found>> {
-        match parser.next() {
-            Ok(Some(Found { id: gate::UNTRUSTED, .. })) => {
-                gate::distrust();
-                self.next(parser)
+    /// Reads the command line: stores the options in `into` and returns the operands.
+    fn parse<A>(&self, flags: &[Flag<A>], words: Vec<String>, into: &mut A) -> Step<Vec<String>> {
+        let name = format!("{} {}", self.program.called_as(), self.page.name());
+        flags::parse(Line::new(&name, words), flags, into).map_err(|stop| match stop {
+            Stop::Help => {
+                let name = format!("{} {}", self.program.name(), self.page.name());
+                out(format_args!("{}", help::text(self.page, &name, &[])));
+                Exit(0)
             }
-            Ok(Some(Found { id: 'h', .. })) => {
-                help::command(&self.program, self.command);
-                Err(Exit(0))
+            Stop::Version => {
+                self.program.print_version();
+                Exit(0)
             }
-            Ok(found) => Ok(found),
-            Err(Fault { text, unknown }) => {
-                err(format_args!("{text}\n"));
-                if let Some(word) = unknown {
+            Stop::Invalid(fault) => {
+                err(format_args!("{fault}\n"));
+                if let Some(word) = &fault.unknown {
                     let shown = |word: &str| format!("--{word}");
-                    suggest::print(&self.program, &word, parser.words(), shown);
+                    suggest::print(&self.program, word, flags::words(flags).into_iter(), shown);
                 }
-                Err(self.hint_at_help())
+                self.hint_at_help()
             }
-        }
+            Stop::Refused(refusal, code) => {
+                self.program.refuse(&refusal);
+                if refusal.misused {
+                    self.hint_at_help();
+                }
+                Exit(code)
+            }
+        })
     }
 
     /// Prints an error in the command line, with a hint to `--help`.
@@ -200,7 +211,7 @@ impl Context {
 
     fn hint_at_help(&self) -> Exit {
         let called_as = self.program.called_as();
-        err(format_args!("Try '{called_as} {} --help' for more info\n", self.command));
+        err(format_args!("Try '{called_as} {} --help' for more info\n", self.page.name()));
         Exit(1)
     }
 
@@ -221,25 +232,16 @@ impl Context {
         number::sized(what, text, min, max).map_err(|message| self.failed(message))
     }
 
-    /// Parses a number without a suffix within bounds. If it is invalid, prints an error and returns the exit code.
-    fn count(&self, what: &str, text: &str, min: u64, max: u64) -> Step<u64> {
-        number::count(what, text, min, max).map_err(|message| self.failed(message))
-    }
-
     /// Parses a size or offset.
     fn bytes(&self, what: &str, text: &str) -> Step<u64> {
         number::bytes(what, text).map_err(|message| self.failed(message))
     }
 
-    /// Parses the value of `--output`: whether it is JSON.
-    fn wants_json(&self, text: &str) -> Step<bool> {
-        match text {
-            "json" => Ok(true),
-            "human" => Ok(false),
-            other => {
-                Err(self.misused(format_args!("--output expects 'human' or 'json' not '{other}'")))
-            }
-        }
+    /// The cache mode of that name, or write-back. `what` names the option in the message.
+    fn cache(&self, what: &str, name: Option<&str>) -> Step<CacheMode> {
+        let Some(name) = name else { return Ok(CacheMode::WRITEBACK) };
+        let unknown = || self.failed(format_args!("Invalid {what} option: {name}"));
+        CacheMode::parse(name).ok_or_else(unknown)
     }
 
     /// Runs the asynchronous part of the command on this thread.

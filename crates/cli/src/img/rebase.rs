@@ -9,48 +9,102 @@ use oxblk_core::{
 };
 use oxblk_ring::IoThread;
 
-use super::{Context, Exit, Step, graph, objects, threads};
+use super::{Context, Exit, Step, graph, threads};
 use crate::cache::CacheMode;
-use crate::getopt::{Found, Opt, both, long};
+use crate::flags::page::{Example, Note, Page};
+use crate::flags::spec::{Alias, Value, both};
+use crate::flags::{Flag, shared};
 use crate::image::Image;
 use crate::signals::stop_flag;
 use crate::text::progress::{Progress, step};
 
-const OPTIONS: &[Opt] = &[
-    both('h', "help", false),
-    both('q', "quiet", false),
-    both('p', "progress", false),
-    long('O', "object", true),
-    long('I', "image-opts", false),
-    both('U', "force-share", false),
-    both('f', "format", true),
-    both('t', "cache", true),
-    both('c', "compress", false),
-    both('b', "backing", true),
-    both('F', "backing-format", true),
-    both('T', "backing-cache", true),
-    both('u', "backing-unsafe", false),
-    long('8', "threads", true).in_full(),
-    both('F', "backing-format", true).letter('B'),
+const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
+    shared::quiet(|a| &mut a.quiet),
+    shared::progress(|a| &mut a.progress),
+    shared::object(),
+    shared::image_opts(|a| &mut a.image_options),
+    Flag::switch(
+        both('U', "force-share"),
+        "allow other programs to write to the new backing file",
+        |a| &mut a.share,
+    ),
+    shared::format(|a| &mut a.format),
+    Flag::text(
+        both('t', "cache"),
+        Value::CACHE.default("writeback"),
+        "cache mode of the image",
+        |a| &mut a.cache_name,
+    ),
+    Flag::switch(both('c', "compress"), "compress the copied data", |a| &mut a.compress),
+    Flag::value(
+        both('b', "backing"),
+        Value::file("FILE"),
+        "the new backing file; '' for none",
+        |a, name| {
+            a.backing_given = true;
+            a.backing = Some(name).filter(|name| !name.is_empty());
+            Ok(())
+        },
+    ),
+    Flag::text(
+        both('F', "backing-format").aliases(&[Alias::Letter('B')]),
+        Value::FORMAT,
+        "format of the new backing file",
+        |a| &mut a.backing_format,
+    ),
+    Flag::text(
+        both('T', "backing-cache"),
+        Value::CACHE.default("writeback"),
+        "cache mode of the new backing file",
+        |a| &mut a.backing_cache_name,
+    ),
+    Flag::switch(
+        both('u', "backing-unsafe"),
+        "change only the name; FILE must have the contents of the old backing file",
+        |a| &mut a.only_name,
+    ),
+    shared::threads(|a, text| threads::set(&mut a.threads, &text)),
+    shared::untrusted(),
 ];
 
-#[derive(Default)]
-struct Raw {
-    cache: Option<String>,
-    backing_cache: Option<String>,
-}
+/// The description of the command.
+pub(super) static PAGE: Page = Page {
+    path: "img rebase",
+    about: "change the backing file of an image",
+    usage: "[OPTIONS] (-b FILE | -u) FILENAME",
+    operands: &[Value::FILENAME],
+    flags: &FLAGS,
+    notes: &[Note::Text(
+        "Without -u, the contents of the disk stay the same: data in which the new backing file differs from the old \
+         one is copied into the image.",
+    )],
+    exit_codes: shared::STOPPABLE_EXIT_CODES,
+    examples: &[
+        Example {
+            about: "change to another backing file",
+            arguments: "-f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2",
+        },
+        Example {
+            about: "make an image independent of its backing file",
+            arguments: "-f qcow2 -b '' overlay.qcow2",
+        },
+    ],
+};
 
 struct Arguments {
     quiet: bool,
     progress: bool,
     format: Option<String>,
     image_options: bool,
+    cache_name: Option<String>,
     cache: CacheMode,
     /// The new backing file; `None`: the image gets no backing file.
     backing: Option<String>,
     /// `-b` was given, possibly with an empty name.
     backing_given: bool,
     backing_format: Option<String>,
+    backing_cache_name: Option<String>,
     backing_cache: CacheMode,
     /// Change only the name of the backing file.
     only_name: bool,
@@ -75,17 +129,17 @@ pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
 }
 
 fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
-    let mut parser = context.parser(words, OPTIONS);
-    let mut raw = Raw::default();
     let mut read = Arguments {
         quiet: false,
         progress: false,
         format: None,
         image_options: false,
+        cache_name: None,
         cache: CacheMode::WRITEBACK,
         backing: None,
         backing_given: false,
         backing_format: None,
+        backing_cache_name: None,
         backing_cache: CacheMode::WRITEBACK,
         only_name: false,
         compress: false,
@@ -93,27 +147,7 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
         threads: threads::default(),
         filename: String::new(),
     };
-    while let Some(Found { id, value }) = context.next(&mut parser)? {
-        match id {
-            'q' => read.quiet = true,
-            'p' => read.progress = true,
-            'f' => read.format = Some(value),
-            'I' => read.image_options = true,
-            't' => raw.cache = Some(value),
-            'T' => raw.backing_cache = Some(value),
-            'b' => {
-                read.backing_given = true;
-                read.backing = Some(value).filter(|name| !name.is_empty());
-            }
-            'F' => read.backing_format = Some(value),
-            'u' => read.only_name = true,
-            'c' => read.compress = true,
-            'U' => read.share = true,
-            '8' => read.threads = threads::parse(context, &value)?,
-            _ => objects::define(&value).map_err(|text| context.failed(text))?,
-        }
-    }
-    let mut operands = parser.operands();
+    let mut operands = context.parse(FLAGS, words, &mut read)?;
     match (operands.pop(), operands.is_empty()) {
         (Some(filename), true) => read.filename = filename,
         _ => return Err(context.misused("Expecting one image file name")),
@@ -121,13 +155,8 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     if !read.only_name && !read.backing_given {
         return Err(context.misused("Must specify backing file (-b) or use unsafe mode (-u)"));
     }
-    let parse = |name: Option<String>, default, what| match name {
-        None => Ok(default),
-        Some(name) => CacheMode::parse(&name)
-            .ok_or_else(|| context.failed(format_args!("Invalid {what} option: {name}"))),
-    };
-    read.cache = parse(raw.cache, CacheMode::WRITEBACK, "cache")?;
-    read.backing_cache = parse(raw.backing_cache, CacheMode::WRITEBACK, "source cache")?;
+    read.cache = context.cache("cache", read.cache_name.as_deref())?;
+    read.backing_cache = context.cache("source cache", read.backing_cache_name.as_deref())?;
     Ok(read)
 }
 

@@ -2,21 +2,52 @@
 
 use oxblk_core::{Backend, Error, Preallocation, parse_size, size_fault};
 
-use super::{Context, Step, graph, objects};
-use crate::getopt::{Found, Operands, Opt, Parser, both, long};
+use super::{Context, Step, graph};
+use crate::flags::page::{Example, Note, Page};
+use crate::flags::refusal::Refusal;
+use crate::flags::spec::{Value, long};
+use crate::flags::{self, Flag, shared};
 use crate::image::Image;
 use crate::program::note;
 use crate::text::number::MAX_OFFSET;
 
-const OPTIONS: &[Opt] = &[
-    both('h', "help", false),
-    both('q', "quiet", false),
-    long('O', "object", true),
-    both('f', "format", true),
-    long('I', "image-opts", false),
-    long('P', "preallocation", true),
-    long('S', "shrink", false),
+const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
+    shared::quiet(|a| &mut a.quiet),
+    shared::object(),
+    shared::format(|a| &mut a.format),
+    shared::image_opts(|a| &mut a.image_options),
+    Flag::value(
+        long("preallocation"),
+        Value::PREALLOCATION.default("off"),
+        "how to allocate the added space",
+        |a, text| {
+            let unknown = || Refusal::failed(format!("Invalid preallocation mode '{text}'"));
+            a.preallocation = Preallocation::parse(&text).ok_or_else(unknown)?;
+            Ok(())
+        },
+    ),
+    Flag::switch(long("shrink"), "allow the image to become smaller", |a| &mut a.shrink),
+    shared::untrusted(),
 ];
+
+/// The description of the command.
+pub(super) static PAGE: Page = Page {
+    path: "img resize",
+    about: "change the size of the disk in an image",
+    usage: "[OPTIONS] FILENAME [+|-]SIZE",
+    operands: &[Value::FILENAME, Value::size("SIZE")],
+    flags: &FLAGS,
+    notes: &[Note::Text("With a sign, SIZE is added to the old size or subtracted from it.")],
+    exit_codes: shared::EXIT_CODES,
+    examples: &[
+        Example { about: "add 10 GiB", arguments: "-f qcow2 disk.qcow2 +10G" },
+        Example {
+            about: "shrink a disk; data behind the new end is lost",
+            arguments: "-f qcow2 --shrink disk.qcow2 5G",
+        },
+    ],
+};
 
 /// The new size, absolute or relative to the old size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,9 +87,8 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     })
 }
 
-fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
-    let (arguments, shrink_by) = set_apart_size(arguments);
-    let mut parser = context.parser(arguments, OPTIONS);
+fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
+    let (words, shrink_by) = set_apart_size(words);
     let mut read = Arguments {
         quiet: false,
         format: None,
@@ -68,21 +98,7 @@ fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
         filename: String::new(),
         change: Change::To(0),
     };
-    while let Some(Found { id, value }) = context.next(&mut parser)? {
-        match id {
-            'q' => read.quiet = true,
-            'f' => read.format = Some(value),
-            'I' => read.image_options = true,
-            'S' => read.shrink = true,
-            'P' => {
-                read.preallocation = Preallocation::parse(&value).ok_or_else(|| {
-                    context.failed(format_args!("Invalid preallocation mode '{value}'"))
-                })?;
-            }
-            _ => objects::define(&value).map_err(|text| context.failed(text))?,
-        }
-    }
-    let mut operands = parser.operands();
+    let mut operands = context.parse(FLAGS, words, &mut read)?;
     operands.extend(shrink_by);
     let (filename, size) = match operands.as_slice() {
         [filename, size] => (filename, size),
@@ -101,21 +117,11 @@ fn set_apart_size(mut arguments: Vec<String>) -> (Vec<String>, Option<String>) {
     };
     let mut size = arguments.pop_if(|word| is_size(word));
     // Without a file name before it, the word is parsed as options.
-    if !has_operand(&arguments) {
+    let operands = flags::operands(arguments.clone(), FLAGS);
+    if operands.is_none_or(|operands| operands.is_empty()) {
         arguments.extend(size.take());
     }
     (arguments, size)
-}
-
-fn has_operand(arguments: &[String]) -> bool {
-    let mut parser = Parser::new("", arguments.to_vec(), OPTIONS, Operands::Anywhere);
-    loop {
-        match parser.next() {
-            Ok(Some(_)) => {}
-            Ok(None) => return !parser.operands().is_empty(),
-            Err(_) => return false,
-        }
-    }
 }
 
 fn change(text: &str) -> Result<Change, Error> {

@@ -5,8 +5,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{Backend, ChildIdx, Errno, Error, names};
 
-use super::{Context, Step, graph, objects};
-use crate::getopt::{Found, Opt, both, long};
+use super::{Context, Step, graph};
+use crate::flags::page::{Example, Page};
+use crate::flags::refusal::Refusal;
+use crate::flags::spec::{Value, both};
+use crate::flags::{Flag, Stored, shared};
 use crate::image::Image;
 use crate::program::out;
 use crate::text::snapshot;
@@ -14,18 +17,48 @@ use crate::text::snapshot;
 /// Maximum length of a stored name, in bytes.
 const MAX_NAME: usize = 255;
 
-const OPTIONS: &[Opt] = &[
-    both('h', "help", false),
-    both('q', "quiet", false),
-    long('O', "object", true),
-    both('f', "format", true),
-    long('I', "image-opts", false),
-    both('U', "force-share", false),
-    both('l', "list", false),
-    both('a', "apply", true),
-    both('c', "create", true),
-    both('d', "delete", true),
+const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
+    Flag::ignored(both('q', "quiet").common(), None),
+    shared::object(),
+    shared::format(|a| &mut a.format),
+    shared::image_opts(|a| &mut a.image_options),
+    shared::force_share(|a| &mut a.share),
+    Flag::switch_with(both('l', "list"), "list the snapshots (the default)", |a| {
+        a.choose(Action::List)
+    }),
+    Flag::value(
+        both('a', "apply"),
+        Value::text("NAME"),
+        "replace the contents of the disk by those of the snapshot with this id or name",
+        |a, name| a.choose(Action::Apply(name)),
+    ),
+    Flag::value(
+        both('c', "create"),
+        Value::text("NAME"),
+        "create a snapshot of the current contents",
+        |a, name| a.choose(Action::Create(name)),
+    ),
+    Flag::value(both('d', "delete"), Value::text("NAME"), "delete the snapshot", |a, name| {
+        a.choose(Action::Delete(name))
+    }),
+    shared::untrusted(),
 ];
+
+/// The description of the command.
+pub(super) static PAGE: Page = Page {
+    path: "img snapshot",
+    about: "list, create, apply and delete internal snapshots",
+    usage: "[OPTIONS] [-l | -c NAME | -a NAME | -d NAME] FILENAME",
+    operands: &[Value::FILENAME],
+    flags: &FLAGS,
+    notes: &[],
+    exit_codes: shared::EXIT_CODES,
+    examples: &[
+        Example { about: "create a snapshot", arguments: "-c before-update disk.qcow2" },
+        Example { about: "go back to it", arguments: "-a before-update disk.qcow2" },
+    ],
+};
 
 /// The action of the command.
 enum Action {
@@ -35,12 +68,24 @@ enum Action {
     Delete(String),
 }
 
+#[derive(Default)]
 struct Arguments {
     format: Option<String>,
     image_options: bool,
     share: bool,
-    action: Action,
+    /// `None`: list the snapshots.
+    action: Option<Action>,
     filename: String,
+}
+
+impl Arguments {
+    /// Stores the action. There can be only one.
+    fn choose(&mut self, action: Action) -> Stored {
+        match self.action.replace(action) {
+            None => Ok(()),
+            Some(_) => Err(Refusal::misused("Cannot mix '-l', '-a', '-c', '-d'")),
+        }
+    }
 }
 
 /// Runs the command.
@@ -48,7 +93,8 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
     let arguments = read(context, arguments)?;
     context.block_on(async {
         let name = &arguments.filename;
-        let image = match &arguments.action {
+        let action = arguments.action.as_ref().unwrap_or(&Action::List);
+        let image = match action {
             Action::List => Image::read_only(name),
             _ => Image::writable(name),
         };
@@ -57,50 +103,21 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
             .options_if(arguments.image_options)
             .share_if(arguments.share);
         let backend = image.open_or_say(&context.program, &graph()).await?;
-        let outcome = act(context, &arguments.action, &image, &backend).await;
+        let outcome = act(context, action, &image, &backend).await;
         let closed = backend.close().await;
         outcome?;
         closed.map_err(|error| context.error(&error))
     })
 }
 
-fn read(context: &Context, arguments: Vec<String>) -> Step<Arguments> {
-    let mut parser = context.parser(arguments, OPTIONS);
-    let (mut format, mut image_options, mut share, mut action) = (None, false, false, None);
-    while let Some(Found { id, value }) = context.next(&mut parser)? {
-        let wanted = match id {
-            'q' => continue,
-            'f' => {
-                format = Some(value);
-                continue;
-            }
-            'I' => {
-                image_options = true;
-                continue;
-            }
-            'U' => {
-                share = true;
-                continue;
-            }
-            'l' => Action::List,
-            'c' => Action::Create(value),
-            'a' => Action::Apply(value),
-            'd' => Action::Delete(value),
-            _ => {
-                objects::define(&value).map_err(|text| context.failed(text))?;
-                continue;
-            }
-        };
-        if action.replace(wanted).is_some() {
-            return Err(context.misused("Cannot mix '-l', '-a', '-c', '-d'"));
-        }
-    }
-    let operands = parser.operands();
+fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
+    let mut read = Arguments::default();
+    let operands = context.parse(FLAGS, words, &mut read)?;
     let [filename] = operands.as_slice() else {
         return Err(context.misused("Expecting one image file name"));
     };
-    let action = action.unwrap_or(Action::List);
-    Ok(Arguments { format, image_options, share, action, filename: filename.clone() })
+    read.filename.clone_from(filename);
+    Ok(read)
 }
 
 async fn act(context: &Context, action: &Action, image: &Image<'_>, backend: &Backend) -> Step {

@@ -3,6 +3,8 @@
 use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_core::{Backend, Error};
 
+use crate::flags::refusal::Refusal;
+use crate::flags::spec::Value;
 use crate::text::option_list::list;
 
 use super::{Context, Step};
@@ -25,8 +27,17 @@ pub(super) enum Wanted {
 }
 
 impl Wanted {
+    /// The value of `-l`, for its declaration.
+    pub(super) const VALUE: Value = Value::text("SNAPSHOT");
+    /// The help of `-l`.
+    pub(super) const ABOUT: &str =
+        "read the snapshot with this id or name, or with snapshot.id=ID,snapshot.name=NAME";
+
     /// Reads the argument of `-l`.
-    pub(super) fn parse(context: &Context, text: &str) -> Step<Self> {
+    ///
+    /// # Errors
+    /// If it has an unknown field.
+    pub(super) fn parse(text: &str) -> Result<Self, Refusal> {
         if !text.starts_with(FIELDS) {
             return Ok(Self::Either(text.to_owned()));
         }
@@ -36,9 +47,9 @@ impl Wanted {
                 "snapshot.id" => id = Some(item.value),
                 "snapshot.name" => name = Some(item.value),
                 other => {
-                    context.program.error(format_args!("Invalid parameter '{other}'"));
-                    let text = format_args!("Failed in parsing snapshot param '{text}'");
-                    return Err(context.failed(text));
+                    let refusal = Refusal::failed(format!("Invalid parameter '{other}'"));
+                    let text = format!("Failed in parsing snapshot param '{text}'");
+                    return Err(refusal.then(text));
                 }
             }
         }

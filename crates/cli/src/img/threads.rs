@@ -2,15 +2,18 @@
 
 use oxblk_ring::{Config, IoThread};
 
-use super::{Context, Exit, Step};
+use super::Context;
+use crate::flags::Stored;
+use crate::text::number;
 
 /// Largest value of `--threads`.
 const MAX: u64 = 64;
 
-/// Reads the value of `--threads`.
-pub(super) fn parse(context: &Context, text: &str) -> Step<usize> {
-    let threads = context.sized("thread count", text, 1, MAX)?;
-    usize::try_from(threads).map_err(|_| Exit(1))
+/// Stores the value of `--threads`.
+pub(super) fn set(threads: &mut usize, text: &str) -> Stored {
+    let given = number::sized("thread count", text, 1, MAX)?;
+    *threads = usize::try_from(given).unwrap_or(1);
+    Ok(())
 }
 
 /// The default number of threads: one for each core.

@@ -15,51 +15,88 @@ use std::io::BufRead;
 
 use oxblk_core::names;
 
-use crate::gate;
-use crate::getopt::{Fault, Found, Operands, Opt, Parser, both, long};
+use crate::flags::page::{Example, Note, Page};
+use crate::flags::spec::{Value, both};
+use crate::flags::{self, Flag, Line, Stop, help, shared};
 use crate::program::{Program, err, flush_out, out};
 use session::{Opening, Session};
 
-const OPTIONS: &[Opt] = &[
-    both('h', "help", false),
-    both('V', "version", false),
-    both('c', "cmd", true),
-    both('f', "format", true),
-    both('r', "read-only", false),
-    both('s', "snapshot", false),
-    both('n', "nocache", false),
-    both('C', "copy-on-read", false),
-    both('m', "misalign", false),
-    both('k', "native-aio", false),
-    both('i', "aio", true),
-    both('t', "cache", true),
-    both('d', "discard", true),
-    both('T', "trace", true),
-    both('U', "force-share", false),
-    long('O', "object", true),
-    long('I', "image-opts", false),
+const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
+    Flag::version(),
+    Flag::value(
+        both('c', "cmd"),
+        Value::text("COMMAND"),
+        "run COMMAND, which may be given several times; without it, commands are read from standard input",
+        |a, command| {
+            a.commands.push(command);
+            Ok(())
+        },
+    ),
+    Flag::text(both('f', "format"), Value::FORMAT, shared::FORMAT, |a| &mut a.opening.format),
+    Flag::switch(both('r', "read-only"), "open the image read-only", |a| {
+        &mut a.opening.flags.read_only
+    }),
+    Flag::switch(
+        both('s', "snapshot"),
+        "write to a temporary overlay, which is deleted when the image is closed",
+        |a| &mut a.opening.temporary,
+    ),
+    Flag::switch_with(both('n', "nocache"), "the same as -t none", |a| a.opening.set_direct()),
+    Flag::switch(
+        both('C', "copy-on-read"),
+        "store data that is read from a backing file in the image",
+        |a| &mut a.opening.flags.copy_on_read,
+    ),
+    Flag::ignored(both('m', "misalign"), None),
+    Flag::switch_with(both('k', "native-aio"), "the same as -i native", |a| {
+        a.opening.set_aio("native")
+    }),
+    Flag::value(
+        both('i', "aio"),
+        Value::AIO.default("io_uring"),
+        "how the host executes requests",
+        |a, name| a.opening.set_aio(&name),
+    ),
+    Flag::value(both('t', "cache"), Value::CACHE.default("writeback"), "cache mode", |a, name| {
+        a.opening.set_cache(&name)
+    }),
+    Flag::value(
+        both('d', "discard"),
+        Value::DISCARD.default("unmap"),
+        "whether discards reach the host",
+        |a, name| a.opening.set_discard(&name),
+    ),
+    // RUST_LOG controls the log.
+    Flag::ignored(both('T', "trace"), Some(Value::text("SPEC"))),
+    shared::force_share(|a| &mut a.opening.flags.force_share),
+    shared::object(),
+    shared::image_opts(|a| &mut a.opening.is_options),
+    shared::untrusted(),
 ];
 
-const HELP: &str =
-    "  -c, --cmd COMMAND        run COMMAND; without it, commands are read from standard input
-  -f, --format FORMAT      format of the image; without it, the format is probed
-  --image-opts             the file name is a list of options (driver=…,file.filename=…)
-  -r, --read-only          open read-only
-  -s, --snapshot           forget what is written when the image is closed
-  -n, --nocache            the same as -t none
-  -t, --cache MODE         cache mode
-  -d, --discard MODE       whether discards reach the host: unmap, ignore
-  -i, --aio MODE           threads, native or io_uring
-  -k, --native-aio         the same as -i native
-  -m, --misalign           accepted; changes nothing
-  -U, --force-share        do not mind that others write to it
-  --untrusted              refuse images that name other files (backing file, data file)
-  --object DEFINITION      a secret or other object that images refer to
-  -h, --help               this text
-  -V, --version            the version
+/// The description of `io`.
+pub(crate) static PAGE: Page = Page {
+    path: "io",
+    about: "read and write a disk image step by step",
+    usage: "[OPTIONS]... [-c COMMAND]... [FILENAME]",
+    operands: &[Value::FILENAME],
+    flags: &FLAGS,
+    notes: &[Note::Text("The command 'help' lists the commands, and 'help COMMAND' explains one.")],
+    exit_codes: &[(0, "success"), (1, "a command failed, or the image cannot be opened or closed")],
+    examples: &[
+        Example {
+            about: "write a pattern, and read it",
+            arguments: "-c 'write -P 7 0 64k' -c 'read -P 7 0 64k' disk.qcow2",
+        },
+        Example { about: "list the commands", arguments: "-c help" },
+    ],
+};
 
-'-c help' lists the commands.
-";
+/// The descriptions of the commands.
+pub(crate) fn command_pages() -> Vec<&'static Page> {
+    table::COMMANDS.iter().map(|command| &command.page).collect()
+}
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,21 +137,27 @@ pub(crate) fn run(program: Program, arguments: Vec<String>) -> u8 {
 }
 
 fn read(program: &Program, arguments: Vec<String>) -> Result<Arguments, u8> {
-    let mut parser = Parser::new(program.called_as(), arguments, OPTIONS, Operands::Anywhere)
-        .with_common(gate::OPTIONS);
     let mut read = Arguments { commands: Vec::new(), opening: Opening::default(), filename: None };
-    loop {
-        match parser.next() {
-            Ok(Some(found)) => option(program, &mut read, found)?,
-            Ok(None) => break,
-            Err(Fault { text, .. }) => {
-                err(format_args!("{text}\n"));
-                usage(program);
-                return Err(1);
-            }
+    let line = Line::new(program.called_as(), arguments);
+    let operands = flags::parse(line, FLAGS, &mut read).map_err(|stop| match stop {
+        Stop::Help => {
+            usage(program);
+            0
         }
-    }
-    let operands = parser.operands();
+        Stop::Version => {
+            program.print_version();
+            0
+        }
+        Stop::Invalid(fault) => {
+            err(format_args!("{fault}\n"));
+            usage(program);
+            1
+        }
+        Stop::Refused(refusal, code) => {
+            program.refuse(&refusal);
+            code
+        }
+    })?;
     match operands.as_slice() {
         [] => {}
         [filename] => read.filename = Some(filename.clone()),
@@ -130,40 +173,8 @@ fn read(program: &Program, arguments: Vec<String>) -> Result<Arguments, u8> {
     Ok(read)
 }
 
-fn option(program: &Program, read: &mut Arguments, Found { id, value }: Found) -> Result<(), u8> {
-    let opening = &mut read.opening;
-    match id {
-        gate::UNTRUSTED => gate::distrust(),
-        'h' => {
-            usage(program);
-            return Err(0);
-        }
-        'V' => {
-            out(format_args!("{} version {}\n", program.name(), crate::version_as(program.name())));
-            return Err(0);
-        }
-        'c' => read.commands.push(value),
-        'f' => opening.format = Some(value),
-        'I' => opening.is_options = true,
-        // No effect: buffers are always aligned, and RUST_LOG controls the log.
-        'm' | 'T' => {}
-        'O' => crate::objects::define(&value).map_err(|text| {
-            program.error(text);
-            1_u8
-        })?,
-        id => opening.letter(id, &value).map_err(|text| {
-            program.error(text);
-            1_u8
-        })?,
-    }
-    Ok(())
-}
-
 fn usage(program: &Program) {
-    out(format_args!(
-        "Usage: {} [OPTIONS] [-c COMMAND]... [FILENAME]\nReads and writes a disk image step by step.\n\n{HELP}",
-        program.name()
-    ));
+    out(format_args!("{}", help::text(&PAGE, program.name(), &[])));
 }
 
 async fn run_commands(session: &Session, commands: &[String]) -> bool {

@@ -7,6 +7,8 @@ use oxblk_core::{Backend, Error, Graph, OpenFlags, Options, Perm, Permissions};
 use oxblk_ring::Task;
 
 use crate::cache::{CacheMode, parse_aio, parse_discard};
+use crate::flags::Stored;
+use crate::flags::refusal::Refusal;
 use crate::image::Image;
 use crate::program::{Program, err};
 use crate::text::option_list;
@@ -38,37 +40,35 @@ impl Default for Opening {
 }
 
 impl Opening {
-    /// Sets an option that the command line and `open` have in common.
-    ///
-    /// # Errors
-    /// The message to print if the value is invalid.
-    pub(super) fn letter(&mut self, id: char, value: &str) -> Result<(), String> {
-        match id {
-            'r' => self.flags.read_only = true,
-            'U' => self.flags.force_share = true,
-            'n' => self.cache(CacheMode { direct: true, ..CacheMode::WRITEBACK }),
-            't' => match CacheMode::parse(value) {
-                Some(mode) => self.cache(mode),
-                None => return Err(format!("Invalid cache option: {value}")),
-            },
-            'd' => match parse_discard(value) {
-                Some(unmap) => self.flags.unmap = unmap,
-                None => return Err(format!("Invalid discard option: {value}")),
-            },
-            'k' => self.flags.aio = parse_aio("native"),
-            'i' => match parse_aio(value) {
-                Some(aio) => self.flags.aio = Some(aio),
-                None => return Err(format!("Invalid aio option: {value}")),
-            },
-            's' => self.temporary = true,
-            'C' => self.flags.copy_on_read = true,
-            _ => {}
-        }
+    /// Stores the name of a cache mode.
+    pub(super) fn set_cache(&mut self, name: &str) -> Stored {
+        let unknown = || Refusal::failed(format!("Invalid cache option: {name}"));
+        self.cache(CacheMode::parse(name).ok_or_else(unknown)?);
+        Ok(())
+    }
+
+    /// Stores that the host's page cache is bypassed.
+    pub(super) fn set_direct(&mut self) -> Stored {
+        self.cache(CacheMode { direct: true, ..CacheMode::WRITEBACK });
+        Ok(())
+    }
+
+    /// Stores whether discards reach the host.
+    pub(super) fn set_discard(&mut self, name: &str) -> Stored {
+        let unknown = || Refusal::failed(format!("Invalid discard option: {name}"));
+        self.flags.unmap = parse_discard(name).ok_or_else(unknown)?;
+        Ok(())
+    }
+
+    /// Stores the name of an AIO mode.
+    pub(super) fn set_aio(&mut self, name: &str) -> Stored {
+        let unknown = || Refusal::failed(format!("Invalid aio option: {name}"));
+        self.flags.aio = Some(parse_aio(name).ok_or_else(unknown)?);
         Ok(())
     }
 
     /// Sets the cache mode.
-    pub(super) fn cache(&mut self, mode: CacheMode) {
+    fn cache(&mut self, mode: CacheMode) {
         mode.apply(&mut self.flags);
         self.write_through = mode.write_through;
     }

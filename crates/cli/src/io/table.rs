@@ -5,20 +5,18 @@ use oxblk_core::BoxFuture;
 use super::Outcome;
 use super::commands::{self, Call};
 use super::session::Session;
+use crate::flags::page::{Note, Page};
+use crate::flags::{Flag, help};
 
 /// Minimum and maximum number of arguments; `None`: no maximum.
 type Count = (usize, Option<usize>);
 
 /// A command.
 pub(super) struct Command {
-    pub(super) name: &'static str,
+    /// Its path is the name of the command, its usage the arguments as the one-line help shows them.
+    pub(super) page: Page,
     /// A short name.
     pub(super) alias: Option<&'static str>,
-    /// Arguments as the one-line help shows them.
-    pub(super) arguments: &'static str,
-    pub(super) about: &'static str,
-    /// Further help.
-    pub(super) more: &'static str,
     pub(super) count: Count,
     pub(super) needs: Needs,
     pub(super) run: for<'a> fn(&'a Session, Call<'a>) -> BoxFuture<'a, Outcome>,
@@ -35,20 +33,54 @@ pub(super) enum Needs {
 impl Command {
     /// The one-line help.
     pub(super) fn line(&self) -> String {
-        let Self { name, arguments, about, .. } = self;
-        let space = if arguments.is_empty() { "" } else { " " };
-        format!("{name}{space}{arguments} -- {about}")
+        let Page { path, usage, about, .. } = self.page;
+        let space = if usage.is_empty() { "" } else { " " };
+        format!("{path}{space}{usage} -- {about}")
+    }
+
+    /// The help after the one-line help; empty if there is none.
+    pub(super) fn more(&self) -> String {
+        let mut more = String::new();
+        for note in self.page.notes {
+            if let Note::Text(text) = note {
+                more.push_str(&help::indented(text, 1));
+            }
+        }
+        for spec in self.page.flags.specs() {
+            let letter = spec.names.short.unwrap_or_default();
+            more.push_str(&format!(" -{letter} -- {}\n", spec.help()));
+        }
+        more
     }
 }
 
+/// The options of a command without options.
+const NO_FLAGS: &[Flag<()>] = &[];
+
 macro_rules! command {
-    ($name:literal, $alias:expr, $arguments:literal, $about:literal, $count:expr, $needs:ident, $run:path, $more:literal) => {
+    (
+        $name:literal,
+        $alias:expr,
+        $usage:literal,
+        $about:literal,
+        $count:expr,
+        $needs:ident,
+        $run:path,
+        $flags:path,
+        $notes:expr
+    ) => {
         Command {
-            name: $name,
+            page: Page {
+                path: $name,
+                about: $about,
+                usage: $usage,
+                operands: &[],
+                flags: &$flags,
+                notes: $notes,
+                exit_codes: &[],
+                examples: &[],
+            },
             alias: $alias,
-            arguments: $arguments,
-            about: $about,
-            more: $more,
             count: $count,
             needs: Needs::$needs,
             run: |session, call| Box::pin($run(session, call)),
@@ -66,7 +98,8 @@ pub(super) static COMMANDS: &[Command] = &[
         (0, Some(0)),
         Nothing,
         commands::control::abort,
-        ""
+        NO_FLAGS,
+        &[]
     ),
     command!(
         "aio_flush",
@@ -76,7 +109,8 @@ pub(super) static COMMANDS: &[Command] = &[
         (0, Some(0)),
         Image,
         commands::aio::flush,
-        ""
+        NO_FLAGS,
+        &[]
     ),
     command!(
         "aio_read",
@@ -86,16 +120,13 @@ pub(super) static COMMANDS: &[Command] = &[
         (2, None),
         Image,
         commands::aio::read,
-        " Starts a read and goes on with the next command; aio_flush waits for it.
- Several lengths make a scattered read. Its failure does not count as one of the
- command.
- -C -- report numbers only
- -i -- only count the request, as an invalid one
- -P -- the data must be all this byte
- -q -- no report
- -r -- accepted; changes nothing
- -v -- show the data
-"
+        commands::aio::READ,
+        &[
+            Note::Text("Starts a read and goes on with the next command; aio_flush waits for it."),
+            Note::Text(
+                "Several lengths make a scattered read. Its failure does not count as one of the command."
+            ),
+        ]
     ),
     command!(
         "aio_write",
@@ -105,18 +136,13 @@ pub(super) static COMMANDS: &[Command] = &[
         (2, None),
         WritableImage,
         commands::aio::write,
-        " Starts a write and goes on with the next command; aio_flush waits for it.
- Several lengths make a gathered write. Its failure does not count as one of the
- command.
- -C -- report numbers only
- -f -- durable when it completes
- -i -- only count the request, as an invalid one
- -P -- the byte to write (0xcd)
- -q -- no report
- -r -- accepted; changes nothing
- -u -- with -z, space may be given back
- -z -- write zeroes
-"
+        commands::aio::WRITE,
+        &[
+            Note::Text("Starts a write and goes on with the next command; aio_flush waits for it."),
+            Note::Text(
+                "Several lengths make a gathered write. Its failure does not count as one of the command."
+            ),
+        ]
     ),
     command!(
         "alloc",
@@ -126,7 +152,8 @@ pub(super) static COMMANDS: &[Command] = &[
         (1, Some(2)),
         Image,
         commands::status::alloc,
-        ""
+        NO_FLAGS,
+        &[]
     ),
     command!(
         "close",
@@ -136,7 +163,8 @@ pub(super) static COMMANDS: &[Command] = &[
         (0, Some(0)),
         Image,
         commands::control::close,
-        ""
+        NO_FLAGS,
+        &[]
     ),
     command!(
         "discard",
@@ -146,9 +174,8 @@ pub(super) static COMMANDS: &[Command] = &[
         (2, None),
         WritableImage,
         commands::write::discard,
-        " -C -- report numbers only
- -q -- no report
-"
+        commands::write::DISCARD,
+        &[]
     ),
     command!(
         "flush",
@@ -158,7 +185,8 @@ pub(super) static COMMANDS: &[Command] = &[
         (0, Some(0)),
         Image,
         commands::write::flush,
-        ""
+        NO_FLAGS,
+        &[]
     ),
     command!(
         "help",
@@ -168,7 +196,8 @@ pub(super) static COMMANDS: &[Command] = &[
         (0, Some(1)),
         Nothing,
         commands::control::help,
-        ""
+        NO_FLAGS,
+        &[]
     ),
     command!(
         "info",
@@ -178,7 +207,8 @@ pub(super) static COMMANDS: &[Command] = &[
         (0, Some(0)),
         Image,
         commands::status::info,
-        ""
+        NO_FLAGS,
+        &[]
     ),
     command!(
         "length",
@@ -188,7 +218,8 @@ pub(super) static COMMANDS: &[Command] = &[
         (0, Some(0)),
         Image,
         commands::status::length,
-        ""
+        NO_FLAGS,
+        &[]
     ),
     command!(
         "map",
@@ -198,7 +229,8 @@ pub(super) static COMMANDS: &[Command] = &[
         (0, Some(0)),
         Image,
         commands::status::map,
-        ""
+        NO_FLAGS,
+        &[]
     ),
     command!(
         "open",
@@ -208,15 +240,8 @@ pub(super) static COMMANDS: &[Command] = &[
         (1, None),
         Nothing,
         commands::open::open,
-        " -d -- whether discards reach the host: unmap, ignore
- -i -- threads, native or io_uring
- -k -- the same as -i native
- -n -- the same as -t none
- -o -- driver options
- -r -- read-only
- -t -- cache mode
- -U -- do not mind that others write to it
-"
+        commands::open::OPEN,
+        &[]
     ),
     command!(
         "quit",
@@ -226,7 +251,8 @@ pub(super) static COMMANDS: &[Command] = &[
         (0, None),
         Nothing,
         commands::control::quit,
-        ""
+        NO_FLAGS,
+        &[]
     ),
     command!(
         "read",
@@ -236,15 +262,8 @@ pub(super) static COMMANDS: &[Command] = &[
         (2, None),
         Image,
         commands::read::read,
-        " -C -- report numbers only
- -l -- with -P, check so many bytes only
- -p -- accepted; changes nothing
- -P -- the data must be all this byte
- -q -- no report
- -r -- accepted; changes nothing
- -s -- with -P, begin checking there
- -v -- show the data
-"
+        commands::read::READ,
+        &[]
     ),
     command!(
         "readv",
@@ -254,13 +273,8 @@ pub(super) static COMMANDS: &[Command] = &[
         (2, None),
         Image,
         commands::read::readv,
-        " Several lengths make a scattered read.
- -C -- report numbers only
- -P -- the data must be all this byte
- -q -- no report
- -r -- accepted; changes nothing
- -v -- show the data
-"
+        commands::read::READV,
+        &[Note::Text("Several lengths make a scattered read."),]
     ),
     command!(
         "reopen",
@@ -270,11 +284,8 @@ pub(super) static COMMANDS: &[Command] = &[
         (0, None),
         Image,
         commands::open::reopen,
-        " -c -- cache mode
- -o -- driver options
- -r -- read-only
- -w -- writable
-"
+        commands::open::REOPEN,
+        &[]
     ),
     command!(
         "sigraise",
@@ -284,7 +295,8 @@ pub(super) static COMMANDS: &[Command] = &[
         (1, Some(1)),
         Nothing,
         commands::control::sigraise,
-        " The signal is given by its number.\n"
+        NO_FLAGS,
+        &[Note::Text("The signal is given by its number."),]
     ),
     command!(
         "sleep",
@@ -294,7 +306,8 @@ pub(super) static COMMANDS: &[Command] = &[
         (1, Some(1)),
         Nothing,
         commands::control::sleep,
-        ""
+        NO_FLAGS,
+        &[]
     ),
     command!(
         "truncate",
@@ -304,7 +317,8 @@ pub(super) static COMMANDS: &[Command] = &[
         (1, Some(3)),
         WritableImage,
         commands::write::truncate,
-        ""
+        commands::write::TRUNCATE,
+        &[]
     ),
     command!(
         "write",
@@ -314,18 +328,8 @@ pub(super) static COMMANDS: &[Command] = &[
         (2, None),
         WritableImage,
         commands::write::write,
-        " -c -- compressed
- -C -- report numbers only
- -f -- durable when it completes
- -n -- with -z, fail rather than write zeroes as data
- -p -- accepted; changes nothing
- -P -- the byte to write (0xcd)
- -q -- no report
- -r -- accepted; changes nothing
- -s -- a file whose bytes are written again and again
- -u -- with -z, space may be given back
- -z -- write zeroes
-"
+        commands::write::WRITE,
+        &[]
     ),
     command!(
         "writev",
@@ -335,17 +339,12 @@ pub(super) static COMMANDS: &[Command] = &[
         (2, None),
         WritableImage,
         commands::write::writev,
-        " Several lengths make a gathered write.
- -C -- report numbers only
- -f -- durable when it completes
- -P -- the byte to write (0xcd)
- -q -- no report
- -r -- accepted; changes nothing
-"
+        commands::write::WRITEV,
+        &[Note::Text("Several lengths make a gathered write."),]
     ),
 ];
 
 /// The command with a name or alias.
 pub(super) fn find(name: &str) -> Option<&'static Command> {
-    COMMANDS.iter().find(|command| command.name == name || command.alias == Some(name))
+    COMMANDS.iter().find(|command| command.page.path == name || command.alias == Some(name))
 }

@@ -19,15 +19,16 @@ mod disk;
 mod options;
 mod signals;
 
+use crate::flags::help;
 use crate::log;
 use crate::program::{note, out};
 use address::Endpoint;
 use disk::Disk;
+pub(crate) use options::PAGE;
 use options::{Options, Parsed};
 use oxblk_exports::nbd::{Export, Server, ServerOptions};
 use oxblk_ring::{Config, IoThread, block_on_with};
 use signals::Signals;
-use std::ffi::OsString;
 use std::fmt::Display;
 use std::future::{Future, poll_fn};
 use std::process::ExitCode;
@@ -37,10 +38,10 @@ use std::task::Poll;
 type Result<T> = std::result::Result<T, String>;
 
 /// Runs `oxblk serve` with the arguments after `serve`.
-pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+pub(crate) fn run(arguments: Vec<String>) -> ExitCode {
     let options = match options::parse(arguments) {
         Ok(Parsed::Help) => {
-            out(format_args!("{}", options::HELP));
+            out(format_args!("{}", help::text(&options::PAGE, "oxblk serve", &[])));
             return ExitCode::SUCCESS;
         }
         Ok(Parsed::Serve(options)) => options,

@@ -2,47 +2,140 @@
 
 use super::Result;
 use super::address::{self, Listen};
-use lexopt::{Arg, Parser};
+use crate::flags::page::{Example, Note, Page};
+use crate::flags::spec::{Alias, Value, both, long};
+use crate::flags::{self, Flag, Line, Stop};
 use oxblk_core::{Gate, names, parse_size};
 use oxblk_nbd::proto::MAX_STRING;
-use std::ffi::OsString;
 
 /// Maximum number of I/O threads.
 const MAX_THREADS: usize = 64;
 /// Maximum number of I/O threads by default. The default is one for each core, up to this number.
 const DEFAULT_THREADS: usize = 4;
 
-pub(super) const HELP: &str = "\
-Usage: oxblk serve [IMAGE] [OPTIONS]
+const FLAGS: &[Flag<Options>] = &[
+    Flag::value(
+        long("nbd"),
+        Value::text("ADDRESS").default("a socket in $XDG_RUNTIME_DIR, or beside the image"),
+        "where to listen; may be given several times",
+        |a, given| {
+            a.addresses.push(address::parse(names::to_path(&given).as_os_str())?);
+            Ok(())
+        },
+    ),
+    Flag::text(
+        both('f', "format"),
+        Value::FORMAT,
+        "format of the image; without it, the format is probed, and writes to the first sector of a raw \
+         image are restricted",
+        |a| &mut a.format,
+    ),
+    Flag::switch(
+        long("image-opts"),
+        "IMAGE is a list of options, for example driver=qcow2,file.filename=disk.qcow2",
+        |a| &mut a.image_opts,
+    ),
+    Flag::value(
+        long("size"),
+        Value::size("SIZE"),
+        "create the image with this size if it does not exist",
+        |a, text| {
+            a.size = Some(size(&text)?);
+            Ok(())
+        },
+    ),
+    Flag::switch(both('r', "read-only"), "refuse writes", |a| &mut a.read_only),
+    Flag::value(
+        long("threads"),
+        Value::text("N").default("one per core, at most 4"),
+        "number of I/O threads, from 1 to 64",
+        |a, text| {
+            a.threads = threads(&text)?;
+            Ok(())
+        },
+    ),
+    Flag::value(
+        long("export-name"),
+        Value::text("NAME"),
+        "name of the export; clients that give no name get it too",
+        |a, name| {
+            a.given_name = Some(string("export name", name)?);
+            Ok(())
+        },
+    ),
+    Flag::value(long("description"), Value::text("TEXT"), "text that clients show", |a, text| {
+        a.description = Some(string("description", text)?);
+        Ok(())
+    }),
+    Flag::value(
+        both('e', "shared").aliases(&[Alias::Word("max-connections")]),
+        Value::text("N").default("what the memory and the limit on open files allow"),
+        "maximum number of connections at a time; further ones are refused; 0: the default",
+        |a, text| {
+            a.max_connections = connections(&text)?;
+            Ok(())
+        },
+    ),
+    Flag::switch(
+        long("untrusted").common(),
+        "refuse images that name other files (backing file, data file); name them with --image-opts instead",
+        |a| &mut a.untrusted,
+    ),
+    Flag::value(
+        long("object").common(),
+        Value::text("DEFINITION"),
+        "define a secret that the image refers to (secret,id=NAME,file=PATH); needs --image-opts with \
+         encrypt.key-secret=NAME",
+        |a, definition| {
+            a.objects.push(definition);
+            Ok(())
+        },
+    ),
+    Flag::help(),
+];
 
-Serves a disk image over NBD until Ctrl-C or SIGTERM. Without IMAGE, serves a 10 GiB disk in your
-data directory ($XDG_DATA_HOME/oxblk/disk.qcow2), which is made when it is not there.
-
-  --nbd ADDRESS       where to listen; may be given several times (default: a socket in
-                      $XDG_RUNTIME_DIR, or beside the image):
-                        PATH, unix:PATH         a Unix socket; PATH has a slash or ends in .sock
-                        HOST:PORT, tcp:HOST:PORT, [IPV6]:PORT, PORT
-                                                TCP; without HOST this machine only, without
-                                                PORT 10809
-                        nbd://HOST:PORT/NAME, nbd+unix:///NAME?socket=PATH
-                                                the same as a URI, with the export's name
-  -f, --format FMT    the image's format (default: found out by looking; raw images should be named,
-                      as writes to their first sector are restricted otherwise)
-  --image-opts        IMAGE is a list of options (driver=qcow2,file.filename=disk.qcow2,…)
-  --untrusted         refuse an image that names other files (backing file, data file); name them
-                      with --image-opts instead
-  --object DEFINITION a secret that the image refers to (secret,id=NAME,file=PATH); goes with
-                      --image-opts and encrypt.key-secret=NAME
-  --size SIZE         make the image with this size (64M, 10G) if it does not exist
-  -r, --read-only     refuse writes
-  --threads N         I/O threads to spread connections over
-  --export-name NAME  name of the export (clients that give none get it too)
-  --description TEXT  text that clients show
-  -e, --shared N, --max-connections N
-                      connections at a time; further ones are refused (default: what memory and
-                      the limit on open files allow; 0 means the default)
-  -h, --help          this text
-";
+/// The description of the command.
+pub(crate) static PAGE: Page = Page {
+    path: "serve",
+    about: "serve an image over NBD until Ctrl-C or SIGTERM",
+    usage: "[IMAGE] [OPTIONS]",
+    operands: &[Value::file("IMAGE")],
+    flags: &FLAGS,
+    notes: &[
+        Note::Text(
+            "Without IMAGE, a disk of 10 GiB in your data directory is served \
+             ($XDG_DATA_HOME/oxblk/disk.qcow2). It is created if it does not exist.",
+        ),
+        Note::List(
+            "Addresses",
+            &[
+                ("PATH, unix:PATH", "a Unix socket; PATH has a slash or ends in .sock"),
+                (
+                    "HOST:PORT, tcp:HOST:PORT, [IPV6]:PORT, PORT",
+                    "TCP; without HOST this machine only, without PORT 10809",
+                ),
+                (
+                    "nbd://HOST:PORT/NAME, nbd+unix:///NAME?socket=PATH",
+                    "the same as a URI, with the name of the export",
+                ),
+            ],
+        ),
+    ],
+    exit_codes: &[
+        (0, "stopped by a signal; the data of completed writes is on stable storage"),
+        (1, "failure; a message gives the reason"),
+    ],
+    examples: &[
+        Example {
+            about: "serve an image at a Unix socket",
+            arguments: "disk.qcow2 --nbd ./disk.sock",
+        },
+        Example {
+            about: "serve an image read-only to other machines",
+            arguments: "disk.qcow2 -r --nbd 0.0.0.0:10809",
+        },
+    ],
+};
 
 /// The parsed and checked command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +153,9 @@ pub(super) struct Options {
     /// The image must not refer to other files.
     pub(super) untrusted: bool,
     pub(super) threads: usize,
+    /// The value of `--export-name`.
+    given_name: Option<String>,
+    /// The name of the export, given by this option or by a URI.
     pub(super) export_name: String,
     /// Maximum number of connections at a time; `None`: memory and descriptors determine the limit.
     pub(super) max_connections: Option<usize>,
@@ -84,7 +180,7 @@ pub(super) enum Parsed {
 ///
 /// # Errors
 /// A one-line message with the reason.
-pub(super) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed> {
+pub(super) fn parse(arguments: Vec<String>) -> Result<Parsed> {
     let mut options = Options {
         image: None,
         addresses: Vec::new(),
@@ -95,42 +191,23 @@ pub(super) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed>
         read_only: false,
         untrusted: false,
         threads: default_threads(),
+        given_name: None,
         export_name: String::new(),
         max_connections: None,
         description: None,
     };
-    let mut export_name = None;
-    let mut parser = Parser::from_args(arguments);
-    while let Some(argument) = parser.next().map_err(told)? {
-        match argument {
-            Arg::Short('h') | Arg::Long("help") => return Ok(Parsed::Help),
-            Arg::Short('r') | Arg::Long("read-only") => options.read_only = true,
-            Arg::Short('f') | Arg::Long("format") => options.format = Some(text(&mut parser)?),
-            Arg::Long("untrusted") => options.untrusted = true,
-            Arg::Long("image-opts") => options.image_opts = true,
-            Arg::Long("object") => options.objects.push(text(&mut parser)?),
-            Arg::Long("nbd") => {
-                let given = parser.value().map_err(told)?;
-                options.addresses.push(address::parse(&given)?);
-            }
-            Arg::Long("size") => options.size = Some(size(&text(&mut parser)?)?),
-            Arg::Long("threads") => options.threads = threads(&text(&mut parser)?)?,
-            Arg::Long("export-name") => {
-                export_name = Some(string("export name", text(&mut parser)?)?);
-            }
-            Arg::Long("description") => {
-                options.description = Some(string("description", text(&mut parser)?)?);
-            }
-            Arg::Short('e') | Arg::Long("shared" | "max-connections") => {
-                options.max_connections = connections(&text(&mut parser)?)?;
-            }
-            Arg::Value(value) if options.image.is_none() => {
-                options.image = Some(names::from_os(value));
-            }
-            other => return Err(other.unexpected().to_string()),
-        }
+    let operands = match flags::parse(Line::new("oxblk serve", arguments), FLAGS, &mut options) {
+        Ok(operands) => operands,
+        Err(Stop::Help | Stop::Version) => return Ok(Parsed::Help),
+        Err(Stop::Invalid(fault)) => return Err(fault.message),
+        Err(Stop::Refused(refusal, _)) => return Err(refusal.messages.join("; ")),
+    };
+    let mut operands = operands.into_iter();
+    options.image = operands.next();
+    if let Some(extra) = operands.next() {
+        return Err(format!("Unexpected argument: {extra}"));
     }
-    options.export_name = one_export_name(export_name.as_deref(), &options.addresses)?;
+    options.export_name = one_export_name(options.given_name.as_deref(), &options.addresses)?;
     if options.read_only && options.size.is_some() {
         return Err("--size makes an image to write to; it does not go with --read-only".into());
     }
@@ -143,15 +220,6 @@ pub(super) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed>
         }
     }
     Ok(Parsed::Serve(Box::new(options)))
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "made for `map_err`")]
-fn told(error: lexopt::Error) -> String {
-    error.to_string()
-}
-
-fn text(parser: &mut Parser) -> Result<String> {
-    parser.value().map(names::from_os).map_err(told)
 }
 
 fn default_threads() -> usize {
@@ -209,7 +277,7 @@ mod tests {
     use std::path::PathBuf;
 
     fn parsed(line: &str) -> Result<Parsed> {
-        parse(line.split_whitespace().map(OsString::from))
+        parse(line.split_whitespace().map(str::to_owned).collect())
     }
 
     fn options(line: &str) -> Options {

@@ -8,12 +8,13 @@
 //! enough.
 
 use std::io::IsTerminal;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::consts::SIGUSR1;
 
+use crate::bar;
 use crate::program::{err, note};
 
 /// Percentage points between two prints, as in QEMU.
@@ -48,6 +49,7 @@ pub(crate) struct Progress {
     shown: Shown,
     done: AtomicU64,
     total: AtomicU64,
+    ended: AtomicBool,
 }
 
 impl Progress {
@@ -59,12 +61,18 @@ impl Progress {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
             let width = columns();
             bar.set_style(style_for(width));
+            bar::show(bar.clone());
             Shown::Bar { bar, width: width.into() }
         } else {
             print(0.0);
             Shown::Text { step, last: Mutex::new(0.0) }
         };
-        let progress = Arc::new(Self { shown, done: AtomicU64::new(0), total: AtomicU64::new(0) });
+        let progress = Arc::new(Self {
+            shown,
+            done: AtomicU64::new(0),
+            total: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+        });
         answer_requests(&progress);
         progress
     }
@@ -106,15 +114,21 @@ impl Progress {
         }
     }
 
-    /// Ends the line.
+    /// Ends the line, if that has not been done.
     pub(crate) fn end(&self) {
+        if self.ended.swap(true, Relaxed) {
+            return;
+        }
         match &self.shown {
             Shown::OnRequest => {}
             Shown::Text { .. } => note(format_args!(
                 "
 "
             )),
-            Shown::Bar { bar, .. } => bar.abandon(),
+            Shown::Bar { bar, .. } => {
+                bar.abandon();
+                bar::forget();
+            }
         }
     }
 

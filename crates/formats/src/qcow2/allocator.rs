@@ -213,6 +213,15 @@ impl Allocator {
         first.is_some_and(|(start, _)| start.saturating_add(count) <= limit)
     }
 
+    /// Whether the map has at least `wanted` free clusters in front of `limit`.
+    pub(super) fn has_free(&self, wanted: u64, limit: u64) -> bool {
+        let mut found = 0_u64;
+        self.lock().free.range(..limit).any(|(start, len)| {
+            found = found.saturating_add((*len).min(limit.saturating_sub(*start)));
+            found >= wanted
+        })
+    }
+
     /// Call this when the file was truncated in front of this cluster. The clusters from here on read as zeroes again.
     pub(super) fn note_cut_off(&self, cluster: u64) {
         let mut map = self.lock();

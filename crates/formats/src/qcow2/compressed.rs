@@ -17,8 +17,9 @@ use oxblk_core::{ChildIdx, CompressedCluster, Errno, Error, Preallocation, Resul
 use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex};
 
+use super::counted::Counted;
+use super::dropped::ReleaseReason;
 use super::layout::L2Entry;
-use super::write_back::ReleaseReason;
 use super::{Qcow2, compression};
 
 /// An image file ends at a multiple of this many bytes.
@@ -109,20 +110,16 @@ impl Qcow2 {
         };
         let len = u64::try_from(stream.len()).unwrap_or(u64::MAX);
         self.table_before_data(offset, 1).await?;
-        let host = self.place_compressed(len).await?;
+        let placed = self.place_compressed(len).await?;
+        let host = placed.host;
         let file = self.children.require(ChildIdx::FILE)?;
         let entry = L2Entry::compressed(self.geometry, host, len).ok_or_else(|| {
             Error::from_errno(Errno::FBIG).prefix("compressed cluster out of reach")
         })?;
-        if let Err(error) = Arc::clone(&file).write(host, stream, WriteFlags::empty()).await {
-            self.drop_entries(&[entry], ReleaseReason::Data);
-            return Err(error);
-        }
-        let linked = self.link(offset, 1, None, |_| entry).await;
-        if linked.is_err() {
-            self.drop_entries(&[entry], ReleaseReason::Data);
-        }
-        linked
+        Arc::clone(&file).write(host, stream, WriteFlags::empty()).await?;
+        self.link(offset, 1, None, |_| entry).await?;
+        placed.keep();
+        Ok(())
     }
 
     /// Extends the file to a whole sector, because the last stream may end at any byte. Core has drained the node.
@@ -150,47 +147,61 @@ impl Qcow2 {
     }
 
     /// Allocates `len` bytes (less than a cluster) and counts one reference to each host cluster that they touch.
-    async fn place_compressed(&self, len: u64) -> Result<u64> {
+    async fn place_compressed(&self, len: u64) -> Result<Placed<'_>> {
         let bits = self.geometry.cluster_bits;
         let _turn = self.compressed_tail.turn.lock().await;
         let next = self.compressed_tail.next.load(Acquire);
         let end = self.cluster_end(next);
-        if next < end && len <= end - next && self.share_tail(next).await? {
+        if next < end
+            && len <= end - next
+            && let Some(shared) = self.share_tail(next).await?
+        {
             point();
             self.compressed_tail.next.store(next.saturating_add(len), Release);
-            return Ok(next);
+            return Ok(Placed { host: next, shared: Some(shared), new: None });
         }
         let mut run = self.reserve_to_use(1).await?;
         run.begin_write();
         let start = run.start() << bits;
-        let follows = next < end && start == end && self.share_tail(next).await?;
-        if let Err(error) = self.refcounts.add(run.start(), 1).await {
-            if follows {
-                self.drop_clusters(next >> bits, 1, ReleaseReason::Data);
-            }
-            return Err(error);
-        }
-        run.keep();
-        let host = if follows { next } else { start };
+        let shared = match next < end && start == end {
+            true => self.share_tail(next).await?,
+            false => None,
+        };
+        let new = self.count(run, ReleaseReason::Data).await?;
+        let host = if shared.is_some() { next } else { start };
         self.compressed_tail.next.store(host.saturating_add(len), Release);
-        Ok(host)
+        Ok(Placed { host, shared, new: Some(new) })
     }
 
-    /// Counts one more reference to the host cluster of the tail. Returns `false` if the cluster is no longer the tail's: all
+    /// Counts one more reference to the host cluster of the tail. Returns `None` if the cluster is no longer the tail's: all
     /// its streams may have been freed, and the cluster may hold something else by now. Code that frees the cluster calls
     /// [`Tail::leave`] before the cluster can be reused. So if the tail is unchanged after the reference was counted, the
     /// cluster is still valid.
-    async fn share_tail(&self, next: u64) -> Result<bool> {
+    async fn share_tail(&self, next: u64) -> Result<Option<Counted<'_>>> {
         let cluster = next >> self.geometry.cluster_bits;
         if !self.refcounts.share(cluster).await? {
-            return Ok(false);
+            return Ok(None);
         }
+        let shared = self.refcounts.own_counted(cluster, ReleaseReason::Data);
         point();
-        if self.compressed_tail.next.load(Acquire) == next {
-            return Ok(true);
-        }
-        self.drop_clusters(cluster, 1, ReleaseReason::Data);
-        Ok(false)
+        Ok(Some(shared).filter(|_| self.compressed_tail.next.load(Acquire) == next))
+    }
+}
+
+/// The place of a stream, and the references to its host clusters, to which no entry refers yet.
+struct Placed<'a> {
+    /// Byte offset in the file.
+    host: u64,
+    /// The reference to the cluster in which an earlier stream ends.
+    shared: Option<Counted<'a>>,
+    /// The reference to a new cluster.
+    new: Option<Counted<'a>>,
+}
+
+impl Placed<'_> {
+    /// Call this when an entry refers to the stream.
+    fn keep(self) {
+        self.shared.into_iter().chain(self.new).for_each(Counted::keep);
     }
 }
 

@@ -1,19 +1,26 @@
 //! Clusters whose refcount is raised, but to which no table refers yet.
 //!
-//! An operation first raises the refcount of a cluster and then writes a reference to it. It may fail in between. A [`Counted`]
-//! that is dropped passes its references to the write-back, which releases them. So a failed operation leaks nothing.
+//! An operation first raises the refcount of a cluster and then writes a reference to it. It may fail or be cancelled in
+//! between. [`Counted`] owns the added references until the caller reports that tables refer to the clusters. A [`Counted`] that
+//! is dropped earlier passes its references to the list of dropped references (see `dropped`), and the next write-back cycle
+//! lowers the refcounts. So such an operation leaks nothing, and a counted cluster never becomes free too early.
+//!
+//! All code that raises refcounts of new clusters in the cache does it here.
 
 use oxblk_core::Result;
 
 use super::Qcow2;
 use super::allocator::Reserved;
-use super::write_back::ReleaseReason;
+use super::dropped::ReleaseReason;
+use super::refcounts::Refcounts;
 
-/// Host clusters with one reference each, which this value owns.
+/// Host clusters with the same number of references each, which this value owns.
 pub(super) struct Counted<'a> {
-    image: &'a Qcow2,
+    refcounts: &'a Refcounts,
     start: u64,
     count: u64,
+    /// References of each cluster.
+    times: u64,
     was: ReleaseReason,
 }
 
@@ -34,12 +41,14 @@ impl Counted<'_> {
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         if self.count > 0 {
-            self.image.drop_clusters(self.start, self.count, self.was);
+            for _ in 0..self.times {
+                self.refcounts.dropped.push(self.start, self.count, self.was);
+            }
         }
     }
 }
 
-impl Qcow2 {
+impl Refcounts {
     /// Counts one reference to each cluster of a run whose contents have been written. `was` is the release reason if the
     /// references are dropped again.
     ///
@@ -50,41 +59,106 @@ impl Qcow2 {
         run: Reserved<'a>,
         was: ReleaseReason,
     ) -> Result<Counted<'a>> {
-        let (start, count) = (run.start(), run.count());
-        let mut counting = Counting { image: self, run: Some(run), at: start, was };
-        let end = start.saturating_add(count);
-        if let Err(error) = self.refcounts.add_up_to(&mut counting.at, end).await {
-            if let Some(rest) = counting.stop() {
-                rest.give_back();
+        let mut counting = Counting::new(self, run, was);
+        let counted = self.add_up_to(&mut counting.at, counting.end).await;
+        counting.finish(counted)
+    }
+
+    /// As [`Self::count`], for clusters whose refcount blocks exist. So this never makes a refcount block.
+    pub(super) async fn count_in_place<'a>(
+        &'a self,
+        run: Reserved<'a>,
+        was: ReleaseReason,
+    ) -> Result<Counted<'a>> {
+        let mut counting = Counting::new(self, run, was);
+        while counting.at < counting.end {
+            if let Err(error) = self.add_one(counting.at).await {
+                return counting.finish(Err(error));
             }
-            return Err(error);
+            counting.at = counting.at.saturating_add(1);
         }
-        if let Some(run) = counting.run.take() {
-            run.keep();
+        counting.finish(Ok(()))
+    }
+
+    /// Counts `times` further references to a cluster that is in use.
+    ///
+    /// # Errors
+    /// As the file reports, or when the refcount would exceed its maximum. The references are then dropped again.
+    pub(super) async fn count_again(
+        &self,
+        cluster: u64,
+        times: u64,
+        was: ReleaseReason,
+    ) -> Result<Counted<'_>> {
+        let mut counted = Counted { refcounts: self, start: cluster, count: 1, times: 0, was };
+        while counted.times < times {
+            let mut at = cluster;
+            self.add_up_to(&mut at, cluster.saturating_add(1)).await?;
+            counted.times = counted.times.saturating_add(1);
         }
-        Ok(Counted { image: self, start, count, was })
+        Ok(counted)
+    }
+
+    /// Takes over one reference to a cluster that was counted already.
+    pub(super) fn own_counted(&self, cluster: u64, was: ReleaseReason) -> Counted<'_> {
+        Counted { refcounts: self, start: cluster, count: 1, times: 1, was }
+    }
+}
+
+impl Qcow2 {
+    /// As [`Refcounts::count`].
+    pub(super) async fn count<'a>(
+        &'a self,
+        run: Reserved<'a>,
+        was: ReleaseReason,
+    ) -> Result<Counted<'a>> {
+        self.refcounts.count(run, was).await
     }
 }
 
 /// A run whose clusters are being counted, one after the other. If this is dropped because counting failed or was cancelled,
-/// the write-back releases the counted clusters. The uncounted clusters are freed.
+/// the counted references are dropped, and the uncounted clusters are freed.
 struct Counting<'a> {
-    image: &'a Qcow2,
+    refcounts: &'a Refcounts,
     run: Option<Reserved<'a>>,
     /// The first cluster that has not been counted.
     at: u64,
+    /// The end of the run.
+    end: u64,
     was: ReleaseReason,
 }
 
 impl<'a> Counting<'a> {
-    /// Passes the references that have been counted to the write-back. Returns the clusters that were not counted.
+    fn new(refcounts: &'a Refcounts, run: Reserved<'a>, was: ReleaseReason) -> Self {
+        let (at, end) = (run.start(), run.start().saturating_add(run.count()));
+        Self { refcounts, run: Some(run), at, end, was }
+    }
+
+    /// Ends the counting. If it failed, frees the clusters that were not counted.
+    fn finish(mut self, outcome: Result<()>) -> Result<Counted<'a>> {
+        if let Err(error) = outcome {
+            if let Some(rest) = self.stop() {
+                rest.give_back();
+            }
+            return Err(error);
+        }
+        let (refcounts, was) = (self.refcounts, self.was);
+        let (start, count) = self.run.take().map_or((0, 0), |run| {
+            let place = (run.start(), run.count());
+            run.keep();
+            place
+        });
+        Ok(Counted { refcounts, start, count, times: 1, was })
+    }
+
+    /// Drops the references that have been counted. Returns the clusters that were not counted.
     fn stop(&mut self) -> Option<Reserved<'a>> {
         let mut run = self.run.take()?;
         let counted = self.at.saturating_sub(run.start());
         if counted > 0 {
             let start = run.start();
             run.split_first(counted).keep();
-            self.image.drop_clusters(start, counted, self.was);
+            self.refcounts.dropped.push(start, counted, self.was);
         }
         Some(run)
     }

@@ -14,9 +14,9 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::Qcow2;
 use super::allocator::Reserved;
 use super::counted::Counted;
+use super::dropped::ReleaseReason;
 use super::layout::L2Kind;
 use super::run_options::Modes;
-use super::write_back::ReleaseReason;
 
 /// Clusters that are reserved for new guest data.
 pub(super) struct NewData<'a> {

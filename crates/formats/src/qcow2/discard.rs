@@ -7,10 +7,10 @@ use oxblk_ring::perturb::point;
 use roaring::RoaringTreemap;
 
 use super::Qcow2;
+use super::dropped::ReleaseReason;
 use super::layout::{L2Entry, L2Kind};
 use super::lookup::Extent;
 use super::run_options::Modes;
-use super::write_back::ReleaseReason;
 
 /// Largest number of guest clusters that one step changes.
 const AT_ONCE: u64 = 1 << 16;
@@ -110,7 +110,7 @@ impl Qcow2 {
             return self.zero_old(offset, last, flags.contains(ZeroFlags::OWN)).await;
         }
         let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
-        if unmap && self.modes().contains(Modes::NO_UNREF) && !self.geometry.data_file {
+        if unmap && self.keeps_discarded() {
             return self.discard_in_place(offset, last, true).await;
         }
         self.change_entries(offset, last, given_up(unmap), |kind, copied, _| match kind {
@@ -161,8 +161,14 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Whether clusters that the guest discards stay allocated. This does not concern clusters of a data file, each of which
+    /// belongs to one guest cluster anyway.
+    pub(super) fn keeps_discarded(&self) -> bool {
+        self.modes().contains(Modes::NO_UNREF) && !self.geometry.data_file
+    }
+
     async fn discard_entries(&self, first: u64, last: u64, new: L2Entry) -> Result<()> {
-        if self.modes().contains(Modes::NO_UNREF) && !self.geometry.data_file {
+        if self.keeps_discarded() {
             return self.discard_in_place(first, last, false).await;
         }
         self.change_entries(first, last, ReleaseReason::Discarded, |kind, _, over_backing| {

@@ -9,6 +9,7 @@ use oxblk_core::{
 
 use super::amend::AMEND_OPTIONS;
 use super::create;
+use super::create_options;
 use super::layout::looks_like_qcow2;
 use super::measure::measure;
 use super::open::open;
@@ -18,9 +19,9 @@ struct Factory;
 /// Refuses a backing file format for which there is no driver.
 fn check_backing_format(graph: &Graph, options: &Options) -> Result<()> {
     // A wrong version is reported before other wrong options, as in QEMU.
-    create::version(options.get_str("compat"))?;
+    create_options::version(options.get_str("compat"))?;
     match options.get_str("backing_fmt").filter(|name| graph.driver(name).is_err()) {
-        Some(name) => Err(create::rejected("backing-fmt", name)),
+        Some(name) => Err(create_options::rejected("backing-fmt", name)),
         None => Ok(()),
     }
 }

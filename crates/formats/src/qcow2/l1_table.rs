@@ -9,8 +9,8 @@ use oxblk_core::{ChildIdx, Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
 use super::Qcow2;
+use super::dropped::ReleaseReason;
 use super::layout::{MAX_L1_BYTES, field_offsets};
-use super::write_back::ReleaseReason;
 
 /// Unit in which the file is written, in bytes.
 const SECTOR: u64 = 512;

@@ -7,7 +7,7 @@
 use oxblk_core::create::{Measure, MeasureRequest};
 use oxblk_core::{Backend, Errno, Error, Node, Options, Preallocation, Result, StatusFlags, Want};
 
-use super::create::{cluster_bits, refcount_order};
+use super::create_options::{cluster_bits, refcount_order};
 use super::encryption::create::Wanted as Encryption;
 use super::layout::{BitmapEntry, Geometry, bitmap_bytes};
 use super::plan::fully_allocated;

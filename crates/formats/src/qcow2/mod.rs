@@ -15,15 +15,16 @@
 //! | `tables`, `l1_table` | making L2 tables; replacing the L1 table by a larger one |
 //! | `refscan/` | reads many tables in parallel and lists the clusters that they refer to |
 //! | `read_ahead` | reads metadata whose length is not known yet |
-//! | `write_back` | write-back cycles, in an order that survives a crash |
+//! | `write_back`, `dropped` | write-back cycles, in an order that survives a crash; references that they release |
 //! | `bitmaps/` | persistent dirty bitmaps |
 //! | `resize`, `shrink`, `preallocate`, `snapshots/`, `vm_state` | one operation each, as named |
 //! | `status`, `check/`, `compact/`, `create`, `measure` | one operation each, as named |
-//! | `plan` | the layout of a new image |
+//! | `create_options`, `plan` | the options of a new image; its layout |
 //! | `header` | the header of an open image, and rewriting it safely |
 //! | `amend/` | changing the options of an existing image |
 //! | `backing`, `trim` | changing the backing file, emptying the image; cutting off the unused end of the file |
 //! | `run_options`, `overlap` | runtime options of an open image; metadata that overlaps other metadata |
+//! | `dirty_bit` | the dirty bit of the header: lazy refcounts, changes of snapshots |
 //! | `open`, `factory`, `reopen` | opening, creating and reopening a node |
 //!
 //! # Locks, in the order in which they are taken
@@ -55,9 +56,12 @@ pub mod compression;
 mod counted;
 #[doc(hidden)]
 pub mod create;
+mod create_options;
 mod data;
+mod dirty_bit;
 mod discard;
 mod driver;
+mod dropped;
 #[doc(hidden)]
 pub mod encryption;
 mod factory;
@@ -108,7 +112,6 @@ use compressed::Tail;
 use layout::{Compression, Geometry, Incompatible};
 use refcounts::Refcounts;
 use reopen::Prepared;
-use write_back::Dropped;
 
 /// An open qcow2 image.
 pub(crate) struct Qcow2 {
@@ -144,13 +147,12 @@ pub(crate) struct Qcow2 {
     tables: AsyncMutex<()>,
     writing_back: AsyncMutex<()>,
     barrier: WriteBarrier,
-    dropped: Mutex<Vec<Dropped>>,
     l1_dirty: Mutex<BTreeSet<u64>>,
     snapshots: Mutex<snapshots::TablePlace>,
     /// Runtime options of the image (see `run_options`).
     modes: AtomicU32,
-    /// The dirty bit of the header is set because refcounts are written later (lazy refcounts).
-    postponed: AtomicBool,
+    /// The dirty bit of the header.
+    dirty_bit: dirty_bit::DirtyBit,
     /// A change of snapshots did not complete. The image stays marked dirty, so that the next writable open repairs it.
     unfinished: AtomicBool,
     bitmaps: bitmaps::Bitmaps,
@@ -162,9 +164,14 @@ pub(crate) struct Qcow2 {
 const SECTOR: u64 = 512;
 
 impl Qcow2 {
+    /// The size of the disk as the header gives it. It may end within a sector.
+    fn size_in_header(&self) -> u64 {
+        self.size.load(Acquire)
+    }
+
     /// The size of the disk: the size in the header, rounded up to whole sectors.
     fn size(&self) -> u64 {
-        let size = self.size.load(Acquire);
+        let size = self.size_in_header();
         size.checked_next_multiple_of(SECTOR).unwrap_or(size)
     }
 

@@ -4,10 +4,9 @@
 //! data clusters (a data file holds the data clusters instead, if there is one). The LUKS header comes last. The refcounts
 //! cover the finished image, including the refcount blocks themselves, so they are written once.
 
-use oxblk_core::{Error, Preallocation, Result};
+use oxblk_core::{Errno, Error, Preallocation, Result};
 use oxblk_ring::IoBufMut;
 
-use super::create::too_large;
 use super::layout::{
     CryptoHeader, Geometry, L2Entry, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, refcount_set,
 };
@@ -180,4 +179,11 @@ pub(super) fn fully_allocated(geometry: Geometry, size: u64) -> Option<u64> {
     let l1_clusters = geometry.clusters_for(l1_entries * 8);
     let content = l1_clusters + l1_entries + geometry.clusters_for(size);
     Counted::new(geometry, content).clusters.checked_mul(geometry.cluster_size())
+}
+
+pub(super) fn too_large() -> Error {
+    Error::invalid(
+        "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
+    )
+    .errno(Errno::FBIG)
 }

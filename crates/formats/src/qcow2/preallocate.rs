@@ -12,8 +12,8 @@ use oxblk_ring::IoBuf;
 use super::Qcow2;
 use super::allocator::Reserved;
 use super::counted::Counted;
+use super::dropped::ReleaseReason;
 use super::layout::{ExtendedEntry, L2Entry};
-use super::write_back::ReleaseReason;
 
 /// Largest number of bytes that one step allocates.
 const STEP: u64 = 1 << 30;
@@ -102,12 +102,8 @@ impl Qcow2 {
         loop {
             // The data may begin and end in the middle of what an L2 table maps, so it may need one more table.
             let counted = count.saturating_add(tables).saturating_add(1);
-            if let Some(end) = self.refcounts.make_room(start, counted).await? {
-                self.refcounts.scan_up_to(end.saturating_add(count)).await?;
-                let run = self.refcounts.allocator.take_at(end, count)?;
-                if run.is_some() || count == 0 {
-                    return Ok(run);
-                }
+            if let Some(run) = self.refcounts.make_room(start, counted, count).await? {
+                return Ok(Some(run).filter(|_| count > 0));
             }
             // The run may contain quarantined clusters, so the next attempt starts one cluster later.
             start = start.saturating_add(1);

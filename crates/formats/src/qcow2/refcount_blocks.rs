@@ -11,6 +11,7 @@ use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
 use super::allocator::Quarantined;
+use super::dropped::ReleaseReason;
 use super::header::stop_unless_known;
 use super::layout::refcount_get;
 use super::refcounts::Refcounts;
@@ -48,8 +49,7 @@ impl Refcounts {
             return Ok(0);
         }
         run.begin_write();
-        self.add(new, 1).await?;
-        run.keep();
+        let counted = self.count(run, ReleaseReason::Table).await?;
         // The new reference may have changed a refcount in this block.
         self.write_back().await?;
         let file = self.file()?;
@@ -62,12 +62,10 @@ impl Refcounts {
             file.flush().await
         };
         stop_unless_known(named, stop).await?;
+        counted.keep();
         let size = self.geometry.cluster_size();
         self.allocator.forget_metadata(cluster << bits, size);
-        let _turn = self.allocator.scanning.lock().await;
-        if self.drop_one(cluster).await? == 0 {
-            self.allocator.rest(Quarantined { epoch, cluster, count: 1, discard: true });
-        }
+        self.free_metadata(Quarantined { epoch, cluster, count: 1, discard: true }).await?;
         Ok(1)
     }
 
@@ -99,7 +97,7 @@ impl Refcounts {
                 Error::new(oxblk_core::ErrorKind::Busy, "refcounts are in use").errno(Errno::BUSY)
             );
         }
-        let _turn = self.allocator.scanning.lock().await;
+        let turn = self.allocator.scanning.lock().await;
         let file = self.file()?;
         let named = async {
             self.write_table_entry(block, 0).await?;
@@ -109,9 +107,12 @@ impl Refcounts {
         self.table.get_or_make(block).store(0, Release);
         let bits = self.geometry.cluster_bits;
         self.allocator.forget_metadata(cluster << bits, self.geometry.cluster_size());
-        let counted_itself = cluster / self.geometry.refcounts_per_block() == block;
-        if counted_itself || self.drop_one(cluster).await? == 0 {
-            self.allocator.rest(Quarantined { epoch, cluster, count: 1, discard: true });
+        let run = Quarantined { epoch, cluster, count: 1, discard: true };
+        if cluster / self.geometry.refcounts_per_block() == block {
+            self.allocator.rest(run);
+        } else {
+            drop(turn);
+            self.free_metadata(run).await?;
         }
         Ok(1)
     }

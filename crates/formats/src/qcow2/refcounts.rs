@@ -26,10 +26,14 @@ use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex, MutexGuard};
 
 use super::allocator::{Allocator, Reserved};
 use super::cache::{DirtyCopy, Pinned, Radix, SliceCache};
+use super::dropped::{DroppedList, ReleaseReason};
 use super::header::exchange;
 use super::layout::{Geometry, Header, RefcountTableEntry, refcount_set};
 use super::run_options::Modes;
 use crate::write_barrier::WriteBarrier;
+
+/// A file that cannot grow is nearly full if it has fewer free clusters than this, or fewer than a sixteenth of its clusters.
+const FEW_FREE: u64 = 4096;
 
 /// The refcounts of an image.
 pub(super) struct Refcounts {
@@ -46,6 +50,8 @@ pub(super) struct Refcounts {
     /// Set when a pointer on disk is in an unknown state (see `header`).
     stop: Arc<AtomicBool>,
     pub(super) allocator: Allocator,
+    /// References that are gone, and whose refcounts are lowered later.
+    pub(super) dropped: DroppedList,
 }
 
 /// Where the refcount table lies.
@@ -88,6 +94,7 @@ impl Refcounts {
             barrier: WriteBarrier::default(),
             stop,
             allocator: Allocator::new(geometry, &file, epochs),
+            dropped: DroppedList::default(),
             children,
         };
         refcounts.read_table(&file, place.offset, bytes).await?;
@@ -270,21 +277,6 @@ impl Refcounts {
         Ok(shared.is_ok())
     }
 
-    /// Adds one reference to each of `count` host clusters from `cluster` on. If this fails, it removes the references that it
-    /// has added.
-    pub(super) async fn add(&self, cluster: u64, count: u64) -> Result<()> {
-        let mut added = cluster;
-        let outcome = self.add_up_to(&mut added, cluster.saturating_add(count)).await;
-        if outcome.is_err() {
-            for done in cluster..added {
-                if let Err(error) = self.drop_one(done).await {
-                    tracing::warn!("qcow2: cluster {done} leaks: {error}");
-                }
-            }
-        }
-        outcome
-    }
-
     /// Adds one reference to each host cluster from `*at` up to `end`, and advances `*at`. If this fails or is cancelled,
     /// exactly the clusters before `*at` have been counted.
     pub(super) async fn add_up_to(&self, at: &mut u64, end: u64) -> Result<()> {
@@ -356,6 +348,10 @@ impl Refcounts {
         if copies.is_empty() {
             return Ok(());
         }
+        if self.stop.load(Acquire) {
+            // The blocks on disk may not be those that the table in memory names.
+            return Err(Error::from_errno(Errno::IO));
+        }
         let file = self.file()?;
         let slices_per_block = self.geometry.cluster_size() / self.slice_bytes;
         let base_of = |copy: &DirtyCopy<'_>| self.block_offset(copy.slice / slices_per_block);
@@ -388,6 +384,22 @@ impl Refcounts {
             true => u64::MAX,
             false => self.geometry.cluster_index(file.size()),
         })
+    }
+
+    /// Whether the file cannot grow and has few free clusters. Scans refcount blocks until it has found enough of them.
+    pub(super) async fn is_nearly_full(&self) -> Result<bool> {
+        let limit = self.limit()?;
+        if limit == u64::MAX {
+            return Ok(false);
+        }
+        let few = FEW_FREE.min(limit.div_ceil(16));
+        while !self.allocator.has_free(few, limit) {
+            if self.allocator.scanned() >= limit {
+                return Ok(true);
+            }
+            self.scan_next().await?;
+        }
+        Ok(false)
     }
 
     /// Reserves host clusters with `take`. The argument of `take` is the cluster before which the reserved run must end. If the
@@ -564,25 +576,20 @@ impl Refcounts {
         self.write_new_block(cluster, own == block).await?;
         if own == block {
             self.name_new_block(block, cluster).await?;
+            reserved.keep();
         } else {
             // The refcount of the cluster lies in another, existing block.
-            self.add_one(cluster).await?;
-            let named = async {
-                self.write_back().await?;
-                self.file()?.flush().await?;
-                self.name_new_block(block, cluster).await
-            };
-            if let Err(error) = named.await {
-                self.drop_one(cluster).await?;
-                return Err(error);
-            }
+            let counted = self.count_in_place(reserved, ReleaseReason::Table).await?;
+            self.write_back().await?;
+            self.file()?.flush().await?;
+            self.name_new_block(block, cluster).await?;
+            counted.keep();
         }
-        reserved.keep();
         Ok(moves)
     }
 
     /// Adds one reference to a cluster whose block exists.
-    async fn add_one(&self, cluster: u64) -> Result<()> {
+    pub(super) async fn add_one(&self, cluster: u64) -> Result<()> {
         let place = self.place(cluster)?;
         let slice = self.slice(&place).await?;
         let slice = slice.ok_or_else(|| Error::corrupt("refcount block vanished"))?;

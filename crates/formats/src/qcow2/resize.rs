@@ -10,9 +10,9 @@ use oxblk_core::{ChildIdx, Error, ErrorKind, Preallocation, Result, ZeroFlags};
 use oxblk_ring::IoBuf;
 
 use super::Qcow2;
+use super::dropped::ReleaseReason;
 use super::layout::{L1Entry, field_offsets};
 use super::lookup::Extent;
-use super::write_back::ReleaseReason;
 
 /// Number of zero bytes per write.
 const PIECE: usize = 1 << 20;
@@ -63,8 +63,8 @@ impl Qcow2 {
     }
 
     /// Writes the new size to the header, then updates it in memory and in the bitmaps.
-    pub(super) async fn name_size(&self, old: u64, size: u64) -> Result<()> {
-        let (before, after) = (old.to_be_bytes(), size.to_be_bytes());
+    pub(super) async fn name_size(&self, size: u64) -> Result<()> {
+        let (before, after) = (self.size_in_header().to_be_bytes(), size.to_be_bytes());
         self.exchange_header_field(field_offsets::SIZE, &before, &after).await?;
         self.size.store(size, Release);
         self.resize_bitmaps(size);
@@ -89,7 +89,7 @@ impl Qcow2 {
             allocated.map_err(|error| error.prefix("Could not preallocate the new space"))?;
         }
         self.write_back(true).await?;
-        self.name_size(old, size).await
+        self.name_size(size).await
     }
 
     /// Frees what a failed growth has allocated.

@@ -11,13 +11,13 @@
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::time::Duration;
 
-use oxblk_core::{ChildIdx, Error, Options, Result};
+use oxblk_core::{Error, Options, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Qcow2;
-use super::layout::{Autoclear, Compatible, Header, Incompatible};
-use super::write_back::ReleaseReason;
+use super::dropped::ReleaseReason;
+use super::layout::{Autoclear, Compatible, Header};
 
 bitflags::bitflags! {
     /// The effective runtime options.
@@ -201,31 +201,6 @@ impl Qcow2 {
             ReleaseReason::Snapshot => modes.contains(Modes::PASS_SNAPSHOT),
             ReleaseReason::Data | ReleaseReason::Table => modes.contains(Modes::PASS_OTHER),
         }
-    }
-
-    /// Sets the dirty bit, durably, unless it is set already. It says that refcounts on disk may be too low.
-    pub(super) async fn postpone_refcounts(&self) -> Result<()> {
-        if self.postponed.load(Acquire) {
-            return Ok(());
-        }
-        self.set_incompatible(Incompatible::DIRTY, true).await?;
-        self.postponed.store(true, Release);
-        Ok(())
-    }
-
-    /// Writes all refcounts durably, then clears the dirty bit. The dirty bit stays set if a change of snapshots did not
-    /// complete.
-    pub(super) async fn write_postponed(&self) -> Result<()> {
-        if !self.postponed.load(Acquire) && !self.modes().contains(Modes::LAZY) {
-            return Ok(());
-        }
-        self.write_back_refcounts().await?;
-        self.children.require(ChildIdx::FILE)?.flush().await?;
-        if self.postponed.load(Acquire) && !self.unfinished.load(Acquire) {
-            self.set_incompatible(Incompatible::DIRTY, false).await?;
-            self.postponed.store(false, Release);
-        }
-        Ok(())
     }
 
     /// Turns lazy refcounts off and writes all refcounts.

@@ -18,9 +18,9 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
 use super::counted::Counted;
+use super::dropped::ReleaseReason;
 use super::header::stop_unless_known;
 use super::layout::{ExtendedEntry, L1Entry, L2Entry, field_offsets};
-use super::write_back::ReleaseReason;
 
 /// New copies of the last L2 table and the last cluster, written and counted. They contain nothing behind the new end.
 #[derive(Default)]
@@ -35,7 +35,7 @@ struct Cut<'a> {
 impl Qcow2 {
     /// Makes the disk `size` bytes long, which is less than `old`.
     pub(super) async fn shrink(&self, old: u64, size: u64) -> Result<()> {
-        match self.shrink_at_once(old, size).await {
+        match self.shrink_at_once(size).await {
             Err(error) if error.kind() == ErrorKind::NoSpace && self.check_usable().is_ok() => {
                 self.shrink_in_place(old, size).await
             }
@@ -43,7 +43,7 @@ impl Qcow2 {
         }
     }
 
-    async fn shrink_at_once(&self, old: u64, size: u64) -> Result<()> {
+    async fn shrink_at_once(&self, size: u64) -> Result<()> {
         self.write_back(true).await?;
         let (l1, l1_offset) = (self.active_l1(), self.l1_offset.load(Acquire));
         let kept = self.geometry.l1_entries_for(size).and_then(|kept| usize::try_from(kept).ok());
@@ -62,7 +62,7 @@ impl Qcow2 {
             false => self.store_table(bytes).await?,
         };
         let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(Errno::FBIG))?;
-        let before = self.active_fields(old, entries, l1_offset);
+        let before = self.active_fields(self.size_in_header(), entries, l1_offset);
         let after = self.active_fields(size, entries, offset);
         let place = field_offsets::SIZE;
         let mut named = self.exchange_header_field(place, &before, &after).await;
@@ -172,15 +172,21 @@ impl Qcow2 {
         Ok(Some((cluster, self.count(run, ReleaseReason::CutOff).await?)))
     }
 
-    /// Truncates a raw data file. Otherwise its data behind the end would reappear after the next growth.
+    /// Truncates a raw data file to the size that the header names already.
+    ///
+    /// # Errors
+    /// As the data file reports when it is not truncated. If only the flush fails, the data is lost already and the header must
+    /// not get the old size back. After a power cut, the data file may then be longer than the disk, and the next growth zeroes
+    /// the added part.
     async fn shrink_raw_data(&self, size: u64) -> Result<()> {
-        match self.children.get(ChildIdx::DATA) {
-            Some(data) if self.has_raw_data() => {
-                data.resize(size, Preallocation::Off).await?;
-                data.flush().await
-            }
-            _ => Ok(()),
+        let Some(data) = self.children.get(ChildIdx::DATA).filter(|_| self.has_raw_data()) else {
+            return Ok(());
+        };
+        data.resize(size, Preallocation::Off).await?;
+        if let Err(error) = data.flush().await {
+            tracing::warn!("qcow2: the truncation of the data file may not be durable: {error}");
         }
+        Ok(())
     }
 
     /// Frees the L2 table that was replaced, and the L2 tables behind the new end with the clusters that they map. Then
@@ -230,9 +236,10 @@ impl Qcow2 {
         // The first cycle lowers refcounts, the second writes them.
         self.write_back(true).await?;
         self.write_back(true).await?;
-        self.name_size(old, size).await?;
+        let in_header = self.size_in_header();
+        self.name_size(size).await?;
         if let Err(error) = self.shrink_raw_data(size).await {
-            self.name_size(size, old).await?;
+            stop_unless_known(self.name_size(in_header), &self.corrupt).await?;
             return Err(error);
         }
         let kept = self.geometry.l1_entries_for(size).unwrap_or(u64::MAX);

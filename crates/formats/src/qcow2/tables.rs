@@ -7,8 +7,8 @@ use oxblk_core::{ChildIdx, Errno, Error, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
+use super::dropped::ReleaseReason;
 use super::layout::L1Entry;
-use super::write_back::ReleaseReason;
 
 impl Qcow2 {
     /// Makes sure that the L2 table of a guest cluster exists before clusters are reserved for its data. So a table lies in
@@ -44,13 +44,12 @@ impl Qcow2 {
         };
         let mut run = self.reserve_to_use(1).await?;
         run.begin_write();
-        let cluster = run.start();
-        let offset = cluster << self.geometry.cluster_bits;
+        let offset = run.start() << self.geometry.cluster_bits;
         file.write(offset, contents, WriteFlags::empty()).await?;
-        self.refcounts.add(cluster, 1).await?;
-        run.keep();
+        let counted = self.count(run, ReleaseReason::Table).await?;
         self.refcounts.allocator.note_metadata(offset, self.geometry.cluster_size());
         self.set_l1_entry(index, L1Entry::new(offset));
+        counted.keep();
         if let Some(table) = shared {
             self.drop_clusters(table >> self.geometry.cluster_bits, 1, ReleaseReason::Table);
         }

@@ -20,9 +20,9 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::Qcow2;
 use super::counted::Counted;
 use super::data::NewData;
+use super::dropped::ReleaseReason;
 use super::layout::{ExtendedEntry, L2Entry};
 use super::lookup::Extent;
-use super::write_back::ReleaseReason;
 
 /// Up to this size in bytes, the old and new contents of a cluster are combined in memory and written with one write.
 const ASSEMBLE: u64 = 256 << 10;

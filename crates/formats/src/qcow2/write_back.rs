@@ -3,9 +3,9 @@
 //! One cycle runs at a time (`writing_back`). A cycle holds no lock across its I/O that a cache hit or a guest write needs. Its
 //! steps are:
 //!
-//! 1. take the list of dropped references, the list of changed L1 entries, and copies of the dirty L2 slices, in that order. So
-//!    the copies contain every change to which the lists belong. For each reference in the copies, the data was written and the
-//!    refcount was raised in the cache before;
+//! 1. take the list of dropped references, the changed L1 entries with their values, and copies of the dirty L2 slices, in that
+//!    order. So the copies contain every change to which the lists belong. For each reference in the copies, the data was written
+//!    and the refcount was raised in the cache before;
 //! 2. write the dirty refcounts; flush the file and the data file, so that data and refcounts are durable. With lazy refcounts,
 //!    set the dirty bit in the header instead of writing refcounts;
 //! 3. write the copies; flush if a later step relies on them;
@@ -17,7 +17,7 @@
 //! stay in the list. The next cycle waits until the I/O of a cancelled cycle has ended (see `write_barrier`). An I/O error in
 //! step 5 does not fail the cycle: the next cycle tries to lower these refcounts again.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{
     AtomicU64,
     Ordering::{Relaxed, Release},
@@ -31,35 +31,13 @@ use oxblk_ring::perturb::point;
 use super::Qcow2;
 use super::allocator::{Quarantined, Reserved};
 use super::cache::{DirtyCopy, Radix};
+use super::dropped::{Dropped, ReleaseReason};
 use super::layout::{L1Entry, L2Entry, L2Kind};
 use super::run_options::Modes;
 use super::write::length;
 
 /// With more dropped runs than this, [`Qcow2::relieve`] runs a cycle.
 const MANY_DROPPED: usize = 8192;
-
-/// Host clusters that lost one reference each.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Dropped {
-    cluster: u64,
-    count: u64,
-    was: ReleaseReason,
-}
-
-/// Why a reference to a host cluster was released, or what the cluster held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ReleaseReason {
-    /// Guest data.
-    Data,
-    /// Guest data that the guest discarded.
-    Discarded,
-    /// Guest data behind the end of the disk.
-    CutOff,
-    /// Guest data of a snapshot, or of the active state that was replaced when a snapshot was applied.
-    Snapshot,
-    /// An L1 table or an L2 table.
-    Table,
-}
 
 impl Qcow2 {
     /// Hands the references of the entries `old` to the write-back. Their slices are already marked dirty.
@@ -84,21 +62,17 @@ impl Qcow2 {
 
     /// Hands one reference of each of `count` host clusters to the write-back.
     pub(super) fn drop_clusters(&self, cluster: u64, count: u64, was: ReleaseReason) {
-        let mut dropped = lock(&self.dropped);
-        if let Some(last) = dropped.last_mut()
-            && last.cluster.saturating_add(last.count) == cluster
-            && last.was == was
-        {
-            last.count = last.count.saturating_add(count);
-            return;
-        }
-        dropped.push(Dropped { cluster, count, was });
+        self.refcounts.dropped.push(cluster, count, was);
     }
 
-    /// Runs a write-back cycle if many references were dropped.
+    /// Runs a write-back cycle if many references were dropped, or if some were and free clusters are needed soon. Clusters that
+    /// the cycle frees can be reused after all current requests have ended, so this must happen before the file is full.
     pub(super) async fn relieve(&self) -> Result<()> {
-        let many = lock(&self.dropped).len() > MANY_DROPPED;
-        if many { self.write_back(false).await } else { Ok(()) }
+        let dropped = self.refcounts.dropped.len();
+        if dropped == 0 || dropped <= MANY_DROPPED && !self.refcounts.is_nearly_full().await? {
+            return Ok(());
+        }
+        self.write_back(false).await
     }
 
     /// Sets an L1 entry and marks it dirty, atomically. So a thread that sees the new entry and then flushes also writes it.
@@ -114,7 +88,7 @@ impl Qcow2 {
         let mut cycle = Cycle::begin(self);
         let drops = !cycle.dropped.is_empty();
         if cycle.has_work() {
-            // A pointer on disk may differ from memory; then nothing may be written.
+            // A pointer on disk may differ from memory; then nothing may be written. `Refcounts::write_back` checks this too.
             self.check_usable()?;
         }
         let writing = self.barrier.pass().await;
@@ -138,7 +112,7 @@ impl Qcow2 {
         &self,
         file: &Edge,
         copies: &[DirtyCopy<'_>],
-        l1: &BTreeSet<u64>,
+        l1: &BTreeMap<u64, L1Entry>,
         drops: bool,
         durable: bool,
     ) -> Result<()> {
@@ -182,13 +156,13 @@ impl Qcow2 {
         run_all(writes).await
     }
 
-    async fn write_l1(&self, file: &Edge, indices: &BTreeSet<u64>) -> Result<()> {
+    async fn write_l1(&self, file: &Edge, entries: &BTreeMap<u64, L1Entry>) -> Result<()> {
         let base = self.l1_offset.load(Relaxed);
         let bytes = self.l1_entries().saturating_mul(8);
         self.check_overlaps(Modes::ACTIVE_L1, base, bytes).await?;
-        let writes = indices.iter().map(|index| {
+        let writes = entries.iter().map(|(index, entry)| {
             let place = base.saturating_add(index.saturating_mul(8));
-            let entry = self.l1_entry(*index).0.to_be_bytes().to_vec();
+            let entry = entry.0.to_be_bytes().to_vec();
             file.write(place, IoBuf::from(entry), WriteFlags::empty())
         });
         run_all(writes).await
@@ -290,6 +264,7 @@ impl Qcow2 {
         behind: Option<u64>,
         count: u64,
     ) -> Result<Reserved<'_>> {
+        self.relieve().await?;
         loop {
             if self.refcounts.allocator.has_resting() {
                 self.recycle().await?;
@@ -325,16 +300,20 @@ impl Drop for Woken<'_> {
 struct Cycle<'a> {
     image: &'a Qcow2,
     dropped: VecDeque<Dropped>,
-    l1: BTreeSet<u64>,
+    /// The changed L1 entries, with the values that they had when the cycle began. A later value may refer to a table that this
+    /// cycle does not write.
+    l1: BTreeMap<u64, L1Entry>,
     copies: Vec<DirtyCopy<'a>>,
 }
 
 impl<'a> Cycle<'a> {
     fn begin(image: &'a Qcow2) -> Self {
-        let take_dropped = || std::mem::take(&mut *lock(&image.dropped));
-        let take_l1 = || std::mem::take(&mut *lock(&image.l1_dirty));
+        let take_l1 = || {
+            let mut notes = lock(&image.l1_dirty);
+            std::mem::take(&mut *notes).into_iter().map(|at| (at, image.l1_entry(at))).collect()
+        };
         // The order matters; see the module's text.
-        let dropped = take_dropped().into();
+        let dropped = image.refcounts.dropped.take().into();
         point();
         let l1 = take_l1();
         point();
@@ -354,8 +333,8 @@ impl<'a> Cycle<'a> {
 
 impl Drop for Cycle<'_> {
     fn drop(&mut self) {
-        lock(&self.image.l1_dirty).append(&mut self.l1);
-        lock(&self.image.dropped).extend(self.dropped.drain(..));
+        lock(&self.image.l1_dirty).extend(std::mem::take(&mut self.l1).into_keys());
+        self.image.refcounts.dropped.restore(self.dropped.drain(..));
     }
 }
 

@@ -1,9 +1,9 @@
 //! Data and holes: `SEEK_DATA`/`SEEK_HOLE`, with a cache of the last extents found.
 //!
 //! A lookup costs a system call, which is slow on some file systems and runs on a thread that may block. So a big file
-//! should not need one for each cluster. Normally only extents of data are cached, and only until a discard, a zero write
-//! or a truncation: reporting a hole as data is harmless, reporting data as a hole is not. A lookup that was in flight
-//! during such a change is not cached (`generation`).
+//! should not need one for each cluster. Normally only one extent of data is cached, and only until a discard, a zero write
+//! or a truncation: reporting a hole as data is harmless, reporting data as a hole is not. A lookup that finds a hole also
+//! fetches the data behind it. A lookup that was in flight during such a change is not cached (`generation`).
 //!
 //! While nobody may write to the file (this node's users do not, and locks exclude other processes), holes stay holes. Then
 //! one lookup fetches several consecutive extents, and all of them are cached.
@@ -13,8 +13,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use oxblk_core::{Perm, Permissions, Result, Status, StatusFlags};
 use oxblk_ring::{Extent, File};
 
-/// Number of extents per lookup in a file that nobody writes to.
-const AHEAD: usize = 64;
+/// Number of extents of data per lookup in a file that nobody writes to.
+const AHEAD: usize = 32;
 
 #[derive(Default)]
 struct Known {
@@ -49,8 +49,8 @@ impl ExtentCache {
         known.forget();
     }
 
-    /// The cached extent at `offset`; if there is none, the number of extents to look up, and the generation to pass
-    /// to `remember`.
+    /// The cached extent at `offset`; if there is none, the number of extents of data to look up, and the generation to
+    /// pass to `remember`.
     fn find(&self, offset: u64) -> std::result::Result<Extent, (usize, u64)> {
         let known = self.lock();
         let at = known.extents.partition_point(|extent| extent.end <= offset);
@@ -60,12 +60,18 @@ impl ExtentCache {
         }
     }
 
-    fn remember(&self, start: u64, extents: Vec<Extent>, generation: u64) {
+    /// Caches consecutive extents that were found from `start` on.
+    fn remember(&self, mut start: u64, mut extents: Vec<Extent>, generation: u64) {
         let mut known = self.lock();
-        let may_keep = known.constant || extents.iter().all(|extent| extent.is_data);
-        if known.generation == generation && may_keep {
-            (known.start, known.extents) = (start, extents);
+        if known.generation != generation {
+            return;
         }
+        if !known.constant {
+            let Some(data) = extents.iter().position(|extent| extent.is_data) else { return };
+            start = extents.drain(..data).next_back().map_or(start, |hole| hole.end);
+            extents.truncate(1);
+        }
+        (known.start, known.extents) = (start, extents);
     }
 }
 
@@ -131,4 +137,52 @@ fn aligned_up(end: u64, alignment: u64) -> u64 {
 
 fn libc_enxio() -> i32 {
     rustix::io::Errno::NXIO.raw_os_error()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOLE_DATA_HOLE: [Extent; 3] = [
+        Extent { is_data: false, end: 10 },
+        Extent { is_data: true, end: 20 },
+        Extent { is_data: false, end: 30 },
+    ];
+
+    #[test]
+    fn only_data_of_a_file_that_may_change_is_cached() {
+        let cache = ExtentCache::default();
+        let Err((count, generation)) = cache.find(5) else { panic!("the cache is empty") };
+        assert_eq!(count, 1);
+        cache.remember(5, HOLE_DATA_HOLE.to_vec(), generation);
+        assert!(cache.find(5).is_err());
+        assert!(cache.find(9).is_err());
+        assert_eq!(cache.find(10).unwrap(), HOLE_DATA_HOLE[1]);
+        assert_eq!(cache.find(19).unwrap(), HOLE_DATA_HOLE[1]);
+        assert!(cache.find(20).is_err());
+    }
+
+    #[test]
+    fn all_extents_of_a_file_that_nobody_writes_to_are_cached() {
+        let cache = ExtentCache::default();
+        cache.set_permissions(Permissions {
+            taken: Perm::CONSISTENT_READ,
+            shared: Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED,
+        });
+        let Err((count, generation)) = cache.find(5) else { panic!("the cache is empty") };
+        assert_eq!(count, AHEAD);
+        cache.remember(5, HOLE_DATA_HOLE.to_vec(), generation);
+        assert!(cache.find(4).is_err());
+        assert_eq!(cache.find(5).unwrap(), HOLE_DATA_HOLE[0]);
+        assert_eq!(cache.find(29).unwrap(), HOLE_DATA_HOLE[2]);
+    }
+
+    #[test]
+    fn extents_found_before_a_discard_are_not_cached() {
+        let cache = ExtentCache::default();
+        let Err((_, generation)) = cache.find(5) else { panic!("the cache is empty") };
+        cache.invalidate();
+        cache.remember(5, HOLE_DATA_HOLE.to_vec(), generation);
+        assert!(cache.find(10).is_err());
+    }
 }

@@ -28,6 +28,8 @@ pub(super) struct State {
     rng: Rng,
     faults: Faults,
     rules: Vec<ArmedRule>,
+    /// Rules for operations that take effect, but report an error.
+    late_rules: Vec<ArmedRule>,
     boundaries: u64,
     cut_after: Option<u64>,
     /// Writes in flight: offset and data.
@@ -51,6 +53,7 @@ impl Disk {
             rng: Rng::new(seed),
             faults: Faults::default(),
             rules: Vec::new(),
+            late_rules: Vec::new(),
             boundaries: 0,
             cut_after: None,
             in_flight: BTreeMap::new(),
@@ -95,6 +98,7 @@ impl Disk {
     pub fn set_faults(&self, faults: Faults) {
         let mut state = self.lock();
         state.rules = faults.fail.iter().cloned().map(ArmedRule::new).collect();
+        state.late_rules = faults.fail_late.iter().cloned().map(ArmedRule::new).collect();
         state.faults = faults;
     }
 
@@ -240,10 +244,12 @@ impl Disk {
         if kind != FaultOp::Read {
             state.boundaries += 1;
         }
-        match failure {
-            Some(errno) => -errno,
-            None => state.apply(started, slot),
+        if let Some(errno) = failure {
+            return -errno;
         }
+        let late = state.late_rules.iter_mut().filter_map(|rule| rule.judge(kind, &touched)).next();
+        let outcome = state.apply(started, slot);
+        late.map_or(outcome, |errno| -errno)
     }
 }
 

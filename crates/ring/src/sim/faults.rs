@@ -46,8 +46,10 @@ pub struct Faults {
     pub short_writes: f64,
     /// How long operations take, in virtual time; a wide range reorders them.
     pub delay: Range<Duration>,
-    /// Operations that fail.
+    /// Operations that fail and have no effect.
     pub fail: Vec<FailRule>,
+    /// Operations that take effect, but report an error.
+    pub fail_late: Vec<FailRule>,
     /// Probability that an operation fails with `EIO`.
     pub fail_rate: f64,
 }
@@ -59,6 +61,7 @@ impl Default for Faults {
             short_writes: 0.0,
             delay: Duration::from_micros(10)..Duration::from_millis(1),
             fail: Vec::new(),
+            fail_late: Vec::new(),
             fail_rate: 0.0,
         }
     }

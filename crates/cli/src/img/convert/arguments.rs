@@ -2,53 +2,158 @@
 
 use super::super::create_options::append;
 use super::super::source_snapshot::Wanted;
-use super::super::{Context, Step, objects, threads};
+use super::super::{Context, Step, threads};
 use crate::cache::CacheMode;
-use crate::getopt::{Found, Opt, both, long};
-use crate::text::number::MAX_OFFSET;
+use crate::flags::page::{Example, Note, Page};
+use crate::flags::refusal::Refusal;
+use crate::flags::spec::{Alias, Value, both, long};
+use crate::flags::{Flag, shared};
+use crate::text::number;
 
 /// Maximum value of `-m`.
 const MAX_PARALLEL: u64 = 16;
 /// Maximum value of `-S`, in bytes.
 const MAX_SPARSE: u64 = 16 << 20;
 
-const OPTIONS: &[Opt] = &[
-    both('h', "help", false),
-    both('q', "quiet", false),
-    long('7', "object", true),
-    long('1', "image-opts", false),
-    long('1', "source-image-opts", false),
-    both('f', "source-format", true),
-    both('T', "source-cache", true),
-    both('l', "snapshot", true),
-    both('S', "sparse-size", true),
-    both('O', "output-format", true),
-    both('o', "options", true),
-    both('t', "output-cache", true),
-    both('B', "backing", true),
-    both('F', "backing-format", true),
-    both('U', "force-share", false),
-    long('2', "target-image-opts", false),
-    long('6', "salvage", false),
-    long('3', "target-is-zero", false),
-    long('4', "bitmaps", false),
-    long('5', "skip-broken-bitmaps", false),
-    both('r', "rate", true),
-    both('m', "parallel", true),
-    both('W', "oob-writes", false),
-    both('C', "copy-range-offloading", false),
-    both('p', "progress", false).in_full(),
-    both('c', "compress", false).in_full(),
-    both('n', "no-create", false).in_full(),
-    long('8', "threads", true).in_full(),
-    both('l', "snapshot", true).alias("source-snapshot"),
-    both('O', "output-format", true).alias("target-format"),
-    both('o', "options", true).alias("target-options"),
-    both('o', "options", true).alias("target-format-options"),
-    both('t', "output-cache", true).alias("target-cache"),
-    both('B', "backing", true).letter('b'),
-    both('r', "rate", true).alias("rate-limit"),
+const FLAGS: &[Flag<Arguments>] = &[
+    Flag::help(),
+    shared::quiet(|a| &mut a.quiet),
+    shared::object(),
+    Flag::switch(
+        long("image-opts").aliases(&[Alias::Word("source-image-opts")]),
+        "the sources are lists of options, for example driver=qcow2,file.filename=disk.qcow2",
+        |a| &mut a.source_options,
+    ),
+    Flag::text(
+        both('f', "source-format"),
+        Value::FORMAT,
+        "format of the sources; without it, the format is probed",
+        |a| &mut a.source_format,
+    ),
+    Flag::text(
+        both('T', "source-cache"),
+        Value::CACHE.default("writeback"),
+        "cache mode of the sources",
+        |a| &mut a.given.source_cache,
+    ),
+    Flag::value(
+        both('l', "snapshot").aliases(&[Alias::FullWord("source-snapshot")]),
+        Wanted::VALUE,
+        Wanted::ABOUT,
+        |a, text| {
+            a.snapshot = Some(Wanted::parse(&text)?);
+            Ok(())
+        },
+    ),
+    Flag::value(
+        both('S', "sparse-size"),
+        Value::size("SIZE").default("4k"),
+        "minimum length of a run of zeroes that becomes a hole; 0: no holes",
+        |a, text| {
+            a.sparse = sparse(&text)?;
+            a.given.sparse = true;
+            Ok(())
+        },
+    ),
+    Flag::text(
+        both('O', "output-format").aliases(&[Alias::FullWord("target-format")]),
+        Value::FORMAT.default("raw"),
+        "format of the target",
+        |a| &mut a.target_format,
+    ),
+    Flag::value(
+        both('o', "options").aliases(&[
+            Alias::FullWord("target-options"),
+            Alias::FullWord("target-format-options"),
+        ]),
+        shared::OPTIONS,
+        "options of the target (key=value,...); '-o help' lists them",
+        |a, list| Ok(append(&mut a.options, &list)?),
+    ),
+    Flag::text(
+        both('t', "output-cache").aliases(&[Alias::FullWord("target-cache")]),
+        Value::CACHE.default("unsafe"),
+        "cache mode of the target",
+        |a| &mut a.target_cache,
+    ),
+    Flag::text(
+        both('B', "backing").aliases(&[Alias::Letter('b')]),
+        Value::file("FILE"),
+        "backing file of the target, with the contents of the source's backing file",
+        |a| &mut a.backing,
+    ),
+    Flag::text(both('F', "backing-format"), Value::FORMAT, "format of the backing file", |a| {
+        &mut a.backing_format
+    }),
+    Flag::switch(both('U', "force-share"), "allow other programs to write to the sources", |a| {
+        &mut a.share
+    }),
+    Flag::switch(long("target-image-opts"), "the target is a list of options; needs -n", |a| {
+        &mut a.target_options
+    }),
+    Flag::switch(long("salvage"), "treat data that cannot be read as zeroes", |a| &mut a.salvage),
+    Flag::switch(long("target-is-zero"), "the existing target reads as zeroes; needs -n", |a| {
+        &mut a.target_is_zero
+    }),
+    Flag::switch(long("bitmaps"), "copy persistent bitmaps", |a| &mut a.given.bitmaps),
+    Flag::switch(
+        long("skip-broken-bitmaps"),
+        "skip broken bitmaps; without it, they are an error",
+        |a| &mut a.given.skip_broken,
+    ),
+    shared::rate(|a, text| shared::set_rate(&mut a.rate, &text)),
+    Flag::value(
+        both('m', "parallel"),
+        Value::text("N").default("8"),
+        "number of requests in flight, from 1 to 16",
+        |a, text| {
+            let parallel = number::count("number of coroutines", &text, 1, MAX_PARALLEL)?;
+            a.parallel = usize::try_from(parallel).unwrap_or(1);
+            Ok(())
+        },
+    ),
+    Flag::switch(both('W', "oob-writes"), "write in any order", |a| &mut a.out_of_order),
+    Flag::switch(
+        both('C', "copy-range-offloading"),
+        "let the host copy the data where it can",
+        |a| &mut a.offload,
+    ),
+    Flag::switch(both('p', "progress").in_full().common(), "show the progress", |a| {
+        &mut a.progress
+    }),
+    Flag::switch(both('c', "compress").in_full(), "write compressed clusters", |a| &mut a.compress),
+    Flag::switch_with(
+        both('n', "no-create").in_full(),
+        "write to an existing target instead of creating one",
+        |a| {
+            a.create = false;
+            Ok(())
+        },
+    ),
+    shared::threads(|a, text| threads::set(&mut a.threads, &text)),
+    shared::untrusted(),
 ];
+
+/// The description of the command.
+pub(in crate::img) static PAGE: Page = Page {
+    path: "img convert",
+    about: "copy images, also to another format",
+    usage: "[OPTIONS] SOURCE [SOURCE...] TARGET",
+    operands: &[Value::file("SOURCE"), Value::file("TARGET")],
+    flags: &FLAGS,
+    notes: &[Note::Text("The contents of several sources follow one another in the target.")],
+    exit_codes: shared::STOPPABLE_EXIT_CODES,
+    examples: &[
+        Example {
+            about: "copy a raw disk into a qcow2 image and show the progress",
+            arguments: "-p -f raw -O qcow2 disk.raw disk.qcow2",
+        },
+        Example {
+            about: "make a compressed copy",
+            arguments: "-c -O qcow2 disk.qcow2 small.qcow2",
+        },
+    ],
+};
 
 /// The parsed and checked command line.
 #[derive(Debug)]
@@ -83,6 +188,7 @@ pub(super) struct Arguments {
     pub(super) bitmaps: Option<bool>,
     /// The snapshot of the source to copy.
     pub(super) snapshot: Option<Wanted>,
+    given: Given,
 }
 
 impl Arguments {
@@ -98,19 +204,17 @@ impl Arguments {
 }
 
 /// Values that are needed only while the command line is read.
-#[derive(Default)]
-struct Raw {
+#[derive(Debug, Default)]
+struct Given {
     source_cache: Option<String>,
-    target_format: Option<String>,
-    sparse_set: bool,
+    /// `-S` is among the options.
+    sparse: bool,
     bitmaps: bool,
     skip_broken: bool,
 }
 
 /// Parses and checks the command line.
 pub(super) fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
-    let mut parser = context.parser(words, OPTIONS);
-    let mut raw = Raw::default();
     let mut read = Arguments {
         quiet: false,
         progress: false,
@@ -138,62 +242,17 @@ pub(super) fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
         threads: threads::default(),
         bitmaps: None,
         snapshot: None,
+        given: Given::default(),
     };
-    while let Some(Found { id, value }) = context.next(&mut parser)? {
-        set(context, &mut read, &mut raw, id, value)?;
-    }
-    read.sources = parser.operands();
-    check(context, &mut read, raw)?;
+    read.sources = context.parse(FLAGS, words, &mut read)?;
+    check(context, &mut read)?;
     Ok(read)
 }
 
-fn set(context: &Context, read: &mut Arguments, raw: &mut Raw, id: char, value: String) -> Step {
-    match id {
-        'q' => read.quiet = true,
-        'p' => read.progress = true,
-        'f' => read.source_format = Some(value),
-        '1' => read.source_options = true,
-        'l' => read.snapshot = Some(Wanted::parse(context, &value)?),
-        'T' => raw.source_cache = Some(value),
-        'O' => raw.target_format = Some(value),
-        '2' => read.target_options = true,
-        'o' => append(&mut read.options, &value).map_err(|text| context.failed(text))?,
-        'c' => read.compress = true,
-        't' => read.target_cache = Some(value),
-        'B' => read.backing = Some(value),
-        'F' => read.backing_format = Some(value),
-        'n' => read.create = false,
-        '3' => read.target_is_zero = true,
-        'S' => {
-            read.sparse = sparse(context, &value)?;
-            raw.sparse_set = true;
-        }
-        '4' => raw.bitmaps = true,
-        '5' => raw.skip_broken = true,
-        'U' => read.share = true,
-        // A rate of 0 means no limit.
-        'r' => {
-            read.rate =
-                Some(context.sized("rate limit", &value, 0, MAX_OFFSET)?).filter(|rate| *rate > 0);
-        }
-        'm' => {
-            let parallel = context.count("number of coroutines", &value, 1, MAX_PARALLEL)?;
-            read.parallel = usize::try_from(parallel).unwrap_or(1);
-        }
-        'C' => read.offload = true,
-        '6' => read.salvage = true,
-        '7' => objects::define(&value).map_err(|text| context.failed(text))?,
-        '8' => read.threads = threads::parse(context, &value)?,
-        // -W
-        _ => read.out_of_order = true,
-    }
-    Ok(())
-}
-
-fn sparse(context: &Context, text: &str) -> Step<u64> {
-    let bytes = context.bytes("buffer size for sparse output", text)?;
+fn sparse(text: &str) -> Result<u64, Refusal> {
+    let bytes = number::bytes("buffer size for sparse output", text)?;
     if bytes % 512 != 0 || bytes > MAX_SPARSE {
-        return Err(context.failed(format_args!(
+        return Err(Refusal::failed(format!(
             "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to {MAX_SPARSE}. Select 0 to disable sparse detection (fully allocates output)."
         )));
     }
@@ -201,15 +260,15 @@ fn sparse(context: &Context, text: &str) -> Step<u64> {
 }
 
 /// Refuses options that exclude one another, in the order in which QEMU reports them.
-fn check(context: &Context, read: &mut Arguments, raw: Raw) -> Step {
+fn check(context: &Context, read: &mut Arguments) -> Step {
     let clash = |message: &str| Err(context.failed(message));
-    if raw.skip_broken && !raw.bitmaps {
+    if read.given.skip_broken && !read.given.bitmaps {
         return clash("Use of --skip-broken-bitmaps requires --bitmaps");
     }
     if read.offload && read.compress {
         return clash("Cannot enable copy offloading when -c is used");
     }
-    if read.offload && raw.sparse_set {
+    if read.offload && read.given.sparse {
         return clash("Cannot enable copy offloading when -S is used");
     }
     if read.salvage && read.offload {
@@ -224,7 +283,7 @@ fn check(context: &Context, read: &mut Arguments, raw: Raw) -> Step {
     if read.target_is_zero && read.create {
         return clash("--target-is-zero requires use of -n flag");
     }
-    take_modes(context, read, &raw)?;
+    read.source_cache = context.cache("source cache", read.given.source_cache.as_deref())?;
     let asks_for_help =
         read.options.as_deref().is_some_and(super::super::create_options::asks_for_help);
     match read.sources.pop() {
@@ -232,17 +291,8 @@ fn check(context: &Context, read: &mut Arguments, raw: Raw) -> Step {
         _ if asks_for_help => {}
         _ => return clash("Must specify image file name"),
     }
-    read.target_format = raw.target_format;
-    if raw.bitmaps {
-        read.bitmaps = Some(raw.skip_broken);
-    }
-    Ok(())
-}
-
-fn take_modes(context: &Context, read: &mut Arguments, raw: &Raw) -> Step {
-    if let Some(name) = &raw.source_cache {
-        let unknown = || context.failed(format_args!("Invalid source cache option: {name}"));
-        read.source_cache = CacheMode::parse(name).ok_or_else(unknown)?;
+    if read.given.bitmaps {
+        read.bitmaps = Some(read.given.skip_broken);
     }
     Ok(())
 }

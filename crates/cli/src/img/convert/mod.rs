@@ -19,6 +19,7 @@ use crate::program::Program;
 use crate::signals::stop_flag;
 use crate::text::progress::{Progress, step};
 use arguments::Arguments;
+pub(super) use arguments::PAGE;
 
 /// Runs the command.
 pub(super) fn run(context: &Context, words: Vec<String>) -> Step {
@@ -123,6 +124,7 @@ impl Job<'_> {
                 !std::path::Path::new(&*oxblk_core::names::to_path(target)).exists()
             });
         let what = if removed { "was removed" } else { "is incomplete" };
+        self.progress.end();
         self.context.program.error(format_args!("Stopped at {percent:.2} %: '{target}' {what}"));
     }
 

@@ -3,55 +3,70 @@
 use oxblk_core::{Backend, Error, WriteFlags, ZeroFlags, strerror};
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use super::Call;
 use super::read::{Shown, total};
 use super::write::DEFAULT_PATTERN;
-use crate::getopt::{Opt, short};
+use super::{Call, letters};
+use crate::flags::refusal::Refusal;
+use crate::flags::spec::short;
+use crate::flags::{Flag, Stored};
 use crate::io::Outcome;
-use crate::io::numbers::{bytes, pattern};
+use crate::io::numbers::bytes;
 use crate::io::report::Timer;
 use crate::io::session::Session;
 use crate::program::out;
 
-const READ: &[Opt] = &[
-    short('C', false),
-    short('P', true),
-    short('i', false),
-    short('q', false),
-    short('r', false),
-    short('v', false),
+/// The options of `aio_read`.
+pub(in crate::io) const READ: &[Flag<Reading>] = &[
+    letters::numbers_only(|a| &mut a.shown.for_machines),
+    letters::expected(|a, text| {
+        a.shown.pattern = Some(letters::pattern(&text)?);
+        Ok(())
+    }),
+    invalid(|a| {
+        a.invalid = true;
+        Err(Refusal::printed())
+    }),
+    letters::quiet(|a| &mut a.shown.quiet),
+    Flag::ignored(short('r'), None),
+    letters::dump(|a| &mut a.shown.dump),
 ];
 
-const WRITE: &[Opt] = &[
-    short('C', false),
-    short('f', false),
-    short('i', false),
-    short('P', true),
-    short('q', false),
-    short('r', false),
-    short('u', false),
-    short('z', false),
+/// The options of `aio_write`.
+pub(in crate::io) const WRITE: &[Flag<Writing>] = &[
+    letters::numbers_only(|a| &mut a.for_machines),
+    letters::fua(|a| &mut a.fua),
+    invalid(|a| {
+        a.invalid = true;
+        Err(Refusal::printed())
+    }),
+    letters::written(|a, text| {
+        a.pattern = Some(letters::pattern(&text)?);
+        Ok(())
+    }),
+    letters::quiet(|a| &mut a.quiet),
+    Flag::ignored(short('r'), None),
+    letters::unmap(|a| &mut a.unmap),
+    letters::zeroes(|a| &mut a.zeroes),
 ];
+
+/// `-i`. The arguments after it are not parsed: `store` sets a flag and ends the parsing.
+const fn invalid<A>(store: fn(&mut A) -> Stored) -> Flag<A> {
+    Flag::switch_with(short('i'), "only count the request, as an invalid one", store)
+}
+
+/// The options of one `aio_read`.
+#[derive(Debug, Default)]
+pub(in crate::io) struct Reading {
+    shown: Shown,
+    /// `-i` was given.
+    invalid: bool,
+}
 
 /// `aio_read`.
 pub(in crate::io) async fn read(session: &Session, call: Call<'_>) -> Outcome {
-    let mut shown = Shown::default();
-    let mut invalid = false;
-    let operands = call.parse(READ, |found| {
-        match found.id {
-            // Do not parse the arguments after it.
-            'i' => {
-                invalid = true;
-                return None;
-            }
-            'C' => shown.for_machines = true,
-            'P' => shown.pattern = Some(pattern(&found.value)?),
-            'q' => shown.quiet = true,
-            'v' => shown.dump = true,
-            _ => {}
-        }
-        Some(())
-    });
+    let mut reading = Reading::default();
+    let operands = call.parse(session, READ, &mut reading);
+    let Reading { shown, invalid } = reading;
     if invalid {
         out(format_args!("injecting invalid read request\n"));
         return Outcome::Done;
@@ -79,39 +94,25 @@ pub(in crate::io) async fn read(session: &Session, call: Call<'_>) -> Outcome {
     Outcome::Done
 }
 
-/// The options of `aio_write`.
+/// The options of one `aio_write`.
 #[derive(Debug, Clone, Copy, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "one for each letter")]
-struct Options {
+pub(in crate::io) struct Writing {
     for_machines: bool,
     fua: bool,
     pattern: Option<u8>,
     quiet: bool,
     unmap: bool,
     zeroes: bool,
+    /// `-i` was given.
+    invalid: bool,
 }
 
 /// `aio_write`.
 pub(in crate::io) async fn write(session: &Session, call: Call<'_>) -> Outcome {
-    let mut options = Options::default();
-    let mut invalid = false;
-    let operands = call.parse(WRITE, |found| {
-        match found.id {
-            'C' => options.for_machines = true,
-            'f' => options.fua = true,
-            'i' => {
-                invalid = true;
-                return None;
-            }
-            'P' => options.pattern = Some(pattern(&found.value)?),
-            'q' => options.quiet = true,
-            'u' => options.unmap = true,
-            'z' => options.zeroes = true,
-            _ => {}
-        }
-        Some(())
-    });
-    if invalid {
+    let mut options = Writing::default();
+    let operands = call.parse(session, WRITE, &mut options);
+    if options.invalid {
         out(format_args!("injecting invalid write request\n"));
         return Outcome::Done;
     }
@@ -151,7 +152,7 @@ pub(in crate::io) async fn write(session: &Session, call: Call<'_>) -> Outcome {
 }
 
 /// The data to write; `None` for zeroes.
-fn prepare(options: Options, len: u64) -> Option<IoBuf> {
+fn prepare(options: Writing, len: u64) -> Option<IoBuf> {
     if options.zeroes {
         return None;
     }
@@ -164,7 +165,7 @@ async fn send(
     offset: u64,
     len: u64,
     data: Option<IoBuf>,
-    options: Options,
+    options: Writing,
 ) -> Result<(), Error> {
     match data {
         Some(data) => {

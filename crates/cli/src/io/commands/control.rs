@@ -26,8 +26,9 @@ pub(in crate::io) async fn help(_session: &Session, call: Call<'_>) -> Outcome {
         return Outcome::Failed;
     };
     out(format_args!("{}\n", command.line()));
-    if !command.more.is_empty() {
-        out(format_args!("\n{}\n", command.more));
+    let more = command.more();
+    if !more.is_empty() {
+        out(format_args!("\n{more}\n"));
     }
     Outcome::Done
 }

@@ -2,6 +2,7 @@
 
 pub(super) mod aio;
 pub(super) mod control;
+mod letters;
 pub(super) mod open;
 pub(super) mod read;
 pub(super) mod status;
@@ -10,7 +11,7 @@ pub(super) mod write;
 use super::Outcome;
 use super::session::Session;
 use super::table::{Command, Needs, find};
-use crate::getopt::{Fault, Found, Operands, Opt, Parser};
+use crate::flags::{self, Flag, Line, Stop};
 use crate::program::{err, out};
 
 /// A command with its arguments.
@@ -48,7 +49,7 @@ pub(super) async fn run(session: &Session, line: &str) -> Outcome {
     let Some((name, arguments)) = words.split_first() else { return Outcome::Done };
     let Some(command) = find(name) else {
         if ABSENT.contains(name) {
-            session.program.error(format_args!("The command '{name}' is not available yet"));
+            session.program.error(format_args!("The command '{name}' is not supported yet"));
             return Outcome::Failed;
         }
         err(format_args!("command \"{name}\" not found\n"));
@@ -93,26 +94,20 @@ impl Call<'_> {
         Outcome::Failed
     }
 
-    /// Parses the options and returns the operands. `None`: they are invalid, and the error has been printed.
-    fn parse(
-        &self,
-        table: &[Opt],
-        mut each: impl FnMut(Found) -> Option<()>,
-    ) -> Option<Vec<String>> {
-        let arguments = self.arguments.iter().map(|&word| word.to_owned());
-        let mut parser = Parser::new(self.name, arguments, table, Operands::Anywhere);
-        parser = parser.letters_only();
-        loop {
-            match parser.next() {
-                Ok(Some(found)) => each(found)?,
-                Ok(None) => return Some(parser.operands()),
-                Err(Fault { text, .. }) => {
-                    err(format_args!("{text}\n"));
-                    self.misused();
-                    return None;
-                }
+    /// Stores the options in `into` and returns the operands. `None`: an option is invalid, and the error has been printed.
+    fn parse<A>(&self, session: &Session, flags: &[Flag<A>], into: &mut A) -> Option<Vec<String>> {
+        let words = self.arguments.iter().map(|&word| word.to_owned()).collect();
+        let line = Line { letters_only: true, ..Line::new(self.name, words) };
+        match flags::parse(line, flags, into) {
+            Ok(operands) => return Some(operands),
+            Err(Stop::Invalid(fault)) => {
+                err(format_args!("{fault}\n"));
+                self.misused();
             }
+            Err(Stop::Refused(refusal, _)) => session.program.refuse(&refusal),
+            Err(Stop::Help | Stop::Version) => {}
         }
+        None
     }
 }
 

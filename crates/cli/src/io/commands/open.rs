@@ -1,42 +1,63 @@
 //! `open` and `reopen`.
 
 use oxblk_core::{Backend, Error, Options, ReopenRequest};
-use serde_json::Value;
 
 use super::{Call, done_if};
 use crate::cache::CacheMode;
-use crate::getopt::{Opt, short};
+use crate::flags::refusal::Refusal;
+use crate::flags::spec::{Value, short};
+use crate::flags::{Flag, Stored};
 use crate::io::Outcome;
 use crate::io::session::{Opening, Session};
 use crate::program::out;
 use crate::text::option_list::list;
 
-const OPEN: &[Opt] = &[
-    short('s', false),
-    short('n', false),
-    short('C', false),
-    short('r', false),
-    short('k', false),
-    short('i', true),
-    short('o', true),
-    short('U', false),
-    short('t', true),
-    short('d', true),
+/// The options of `open`.
+pub(in crate::io) const OPEN: &[Flag<Opening>] = &[
+    Flag::switch(short('s'), "write to a temporary overlay", |a| &mut a.temporary),
+    Flag::switch_with(short('n'), "the same as -t none", Opening::set_direct),
+    Flag::switch(short('C'), "store data that is read from a backing file in the image", |a| {
+        &mut a.flags.copy_on_read
+    }),
+    Flag::switch(short('r'), "read-only", |a| &mut a.flags.read_only),
+    Flag::switch_with(short('k'), "the same as -i native", |a| a.set_aio("native")),
+    Flag::value(short('i'), Value::AIO, "how the host executes requests", |a, name| {
+        a.set_aio(&name)
+    }),
+    Flag::value(short('o'), Value::text("OPTIONS"), "driver options", |a, text| {
+        if a.is_options {
+            out(format_args!("--image-opts and 'open -o' are mutually exclusive\n"));
+            return Err(Refusal::printed());
+        }
+        options(&mut a.options, &text)
+    }),
+    Flag::switch(short('U'), "allow other programs to write to the image", |a| {
+        &mut a.flags.force_share
+    }),
+    Flag::value(short('t'), Value::CACHE, "cache mode", |a, name| a.set_cache(&name)),
+    Flag::value(short('d'), Value::DISCARD, "whether discards reach the host", |a, name| {
+        a.set_discard(&name)
+    }),
 ];
 
-const REOPEN: &[Opt] = &[short('c', true), short('o', true), short('r', false), short('w', false)];
+/// The options of `reopen`.
+pub(in crate::io) const REOPEN: &[Flag<Changes>] = &[
+    Flag::value(short('c'), Value::CACHE, "cache mode", |a, name| {
+        let unknown = || Refusal::failed(format!("Invalid cache option: {name}"));
+        a.cache = Some(CacheMode::parse(&name).ok_or_else(unknown)?);
+        Ok(())
+    }),
+    Flag::value(short('o'), Value::text("OPTIONS"), "driver options", |a, text| {
+        options(&mut a.options, &text)
+    }),
+    Flag::switch_with(short('r'), "read-only", |a| a.set_read_only(true)),
+    Flag::switch_with(short('w'), "writable", |a| a.set_read_only(false)),
+];
 
 /// `open`.
 pub(in crate::io) async fn open(session: &Session, call: Call<'_>) -> Outcome {
     let mut opening = Opening { is_options: session.image_options, ..Opening::default() };
-    let operands = call.parse(OPEN, |found| match found.id {
-        'o' if session.image_options => {
-            out(format_args!("--image-opts and 'open -o' are mutually exclusive\n"));
-            None
-        }
-        'o' => options(session, &mut opening.options, &found.value),
-        id => opening.letter(id, &found.value).map_err(|text| session.program.error(text)).ok(),
-    });
+    let operands = call.parse(session, OPEN, &mut opening);
     match operands.as_deref() {
         Some([filename]) => done_if(session.open(Some(filename), &opening).await),
         Some([]) if !opening.options.is_empty() => done_if(session.open(None, &opening).await),
@@ -46,50 +67,38 @@ pub(in crate::io) async fn open(session: &Session, call: Call<'_>) -> Outcome {
 }
 
 /// Parses the value of `-o`, with a warning about each word without a value.
-fn options(session: &Session, options: &mut Options, text: &str) -> Option<()> {
+fn options(options: &mut Options, text: &str) -> Stored {
     for item in list(text, None) {
-        let set = match item.key.as_str() {
-            "id" => Err(Error::invalid("Invalid parameter 'id'")),
-            key => options.set(key, item.value),
-        };
-        if let Err(error) = set {
-            session.program.report(&error);
-            return None;
+        match item.key.as_str() {
+            "id" => return Err(Refusal::failed("Invalid parameter 'id'")),
+            key => options.set(key, item.value).map_err(|error| Refusal::from(&error))?,
         }
     }
-    Some(())
+    Ok(())
 }
 
 /// The changes that `reopen` is to make.
 #[derive(Default)]
-struct Changes {
+pub(in crate::io) struct Changes {
     options: Options,
     cache: Option<CacheMode>,
     read_only: Option<bool>,
+}
+
+impl Changes {
+    fn set_read_only(&mut self, read_only: bool) -> Stored {
+        match self.read_only.replace(read_only) {
+            None => Ok(()),
+            Some(_) => Err(Refusal::failed("Only one -r/-w option may be given")),
+        }
+    }
 }
 
 /// `reopen`: changes the options of the open image. If that fails, the image keeps its old options.
 pub(in crate::io) async fn reopen(session: &Session, call: Call<'_>) -> Outcome {
     let Some(open) = session.current() else { return Outcome::Failed };
     let mut changes = Changes::default();
-    let operands = call.parse(REOPEN, |found| match found.id {
-        'c' => {
-            changes.cache = CacheMode::parse(&found.value);
-            if changes.cache.is_none() {
-                session.program.error(format_args!("Invalid cache option: {}", found.value));
-            }
-            changes.cache.map(drop)
-        }
-        'o' => options(session, &mut changes.options, &found.value),
-        letter if changes.read_only.is_none() => {
-            changes.read_only = Some(letter == 'r');
-            Some(())
-        }
-        _ => {
-            session.program.error("Only one -r/-w option may be given");
-            None
-        }
-    });
+    let operands = call.parse(session, REOPEN, &mut changes);
     match operands {
         Some(operands) if operands.is_empty() => {}
         Some(_) => return call.misused(),
@@ -111,7 +120,7 @@ async fn apply(image: &Backend, changes: Changes) -> Result<(), Error> {
         return Err(Error::invalid("Cannot set both -r/-w and 'read-only'"));
     }
     if let Some(mode) = cache {
-        let given = options.get("cache").and_then(Value::as_object);
+        let given = options.get("cache").and_then(serde_json::Value::as_object);
         if given
             .is_some_and(|given| ["direct", "no-flush"].iter().any(|key| given.contains_key(*key)))
         {

@@ -3,33 +3,74 @@
 use oxblk_core::strerror;
 use oxblk_ring::IoBufMut;
 
-use super::{Call, done_if};
-use crate::getopt::{Opt, short};
+use super::{Call, done_if, letters};
+use crate::flags::Flag;
+use crate::flags::spec::{Value, short};
 use crate::io::Outcome;
 use crate::io::data::{dump, matches};
-use crate::io::numbers::{MAX_REQUEST, bytes, pattern};
+use crate::io::numbers::{MAX_REQUEST, bytes};
 use crate::io::report::Timer;
 use crate::io::session::Session;
 use crate::program::out;
 
-const READ: &[Opt] = &[
-    short('b', false),
-    short('C', false),
-    short('l', true),
-    short('p', false),
-    short('P', true),
-    short('q', false),
-    short('r', false),
-    short('s', true),
-    short('v', false),
+/// The options of `read`.
+pub(in crate::io) const READ: &[Flag<Reading>] = &[
+    Flag::switch(short('b'), "read from the VM state", |a| &mut a.vm_state),
+    letters::numbers_only(|a| &mut a.shown.for_machines),
+    Flag::value(
+        short('l'),
+        Value::size("LENGTH"),
+        "with -P, check only so many bytes",
+        |a, text| {
+            a.sub_range = true;
+            a.shown.check_len = Some(letters::bytes(&text)?);
+            Ok(())
+        },
+    ),
+    Flag::ignored(short('p'), None),
+    letters::expected(|a, text| {
+        a.shown.pattern = Some(letters::pattern(&text)?);
+        Ok(())
+    }),
+    letters::quiet(|a| &mut a.shown.quiet),
+    Flag::ignored(short('r'), None),
+    Flag::value(
+        short('s'),
+        Value::size("OFFSET"),
+        "with -P, offset in the data from which it is checked",
+        |a, text| {
+            a.sub_range = true;
+            a.shown.check_from = letters::bytes(&text)?;
+            Ok(())
+        },
+    ),
+    letters::dump(|a| &mut a.shown.dump),
 ];
 
-const READV: &[Opt] =
-    &[short('C', false), short('P', true), short('q', false), short('r', false), short('v', false)];
+/// The options of `readv`.
+pub(in crate::io) const READV: &[Flag<Shown>] = &[
+    letters::numbers_only(|a| &mut a.for_machines),
+    letters::expected(|a, text| {
+        a.pattern = Some(letters::pattern(&text)?);
+        Ok(())
+    }),
+    letters::quiet(|a| &mut a.quiet),
+    Flag::ignored(short('r'), None),
+    letters::dump(|a| &mut a.dump),
+];
+
+/// The options of one `read`.
+#[derive(Debug, Default)]
+pub(in crate::io) struct Reading {
+    shown: Shown,
+    vm_state: bool,
+    /// `-l` or `-s` was given.
+    sub_range: bool,
+}
 
 /// What a read checks and prints.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Shown {
+pub(in crate::io) struct Shown {
     pub(super) for_machines: bool,
     pub(super) quiet: bool,
     pub(super) dump: bool,
@@ -77,27 +118,9 @@ impl Shown {
 
 /// `read`.
 pub(in crate::io) async fn read(session: &Session, call: Call<'_>) -> Outcome {
-    let mut shown = Shown::default();
-    let (mut vm_state, mut sub_range) = (false, false);
-    let operands = call.parse(READ, |found| {
-        match found.id {
-            'b' => vm_state = true,
-            'C' => shown.for_machines = true,
-            'l' => {
-                sub_range = true;
-                shown.check_len = Some(bytes(&found.value)?);
-            }
-            's' => {
-                sub_range = true;
-                shown.check_from = bytes(&found.value)?;
-            }
-            'P' => shown.pattern = Some(pattern(&found.value)?),
-            'q' => shown.quiet = true,
-            'v' => shown.dump = true,
-            _ => {}
-        }
-        Some(())
-    });
+    let mut reading = Reading::default();
+    let operands = call.parse(session, READ, &mut reading);
+    let Reading { shown, vm_state, sub_range } = reading;
     let Some(operands) = operands else { return Outcome::Failed };
     let [offset, count] = operands.as_slice() else { return call.misused() };
     let Some(offset) = bytes(offset) else { return Outcome::Failed };
@@ -125,16 +148,7 @@ pub(in crate::io) async fn read(session: &Session, call: Call<'_>) -> Outcome {
 /// `readv`.
 pub(in crate::io) async fn readv(session: &Session, call: Call<'_>) -> Outcome {
     let mut shown = Shown::default();
-    let operands = call.parse(READV, |found| {
-        match found.id {
-            'C' => shown.for_machines = true,
-            'P' => shown.pattern = Some(pattern(&found.value)?),
-            'q' => shown.quiet = true,
-            'v' => shown.dump = true,
-            _ => {}
-        }
-        Some(())
-    });
+    let operands = call.parse(session, READV, &mut shown);
     let Some(operands) = operands else { return Outcome::Failed };
     let [offset, lengths @ ..] = operands.as_slice() else { return call.misused() };
     if lengths.is_empty() {

@@ -7,43 +7,79 @@ use std::path::Path;
 use oxblk_core::{Preallocation, WriteFlags, ZeroFlags, names, strerror};
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use super::Call;
 use super::read::{SECTOR, length, total};
-use crate::getopt::{Opt, short};
+use super::{Call, letters};
+use crate::flags::Flag;
+use crate::flags::refusal::Refusal;
+use crate::flags::spec::{Value, short};
 use crate::io::Outcome;
 use crate::io::data::repeating;
-use crate::io::numbers::{MAX_REQUEST, bytes, bytes_named, pattern};
+use crate::io::numbers::{MAX_REQUEST, bytes, bytes_named};
 use crate::io::report::Timer;
 use crate::io::session::Session;
 use crate::program::{err, out};
 
-const WRITE: &[Opt] = &[
-    short('b', false),
-    short('c', false),
-    short('C', false),
-    short('f', false),
-    short('n', false),
-    short('p', false),
-    short('P', true),
-    short('q', false),
-    short('r', false),
-    short('s', true),
-    short('u', false),
-    short('z', false),
+/// The options of `write`.
+pub(in crate::io) const WRITE: &[Flag<Options>] = &[
+    Flag::switch(short('b'), "write to the VM state", |a| &mut a.vm_state),
+    Flag::switch(short('c'), "compressed", |a| &mut a.compressed),
+    letters::numbers_only(|a| &mut a.for_machines),
+    letters::fua(|a| &mut a.fua),
+    Flag::switch(short('n'), "with -z, fail rather than write zeroes as data", |a| {
+        &mut a.no_fallback
+    }),
+    Flag::ignored(short('p'), None),
+    letters::written(|a, text| {
+        a.pattern = Some(letters::pattern(&text)?);
+        Ok(())
+    }),
+    letters::quiet(|a| &mut a.quiet),
+    Flag::ignored(short('r'), None),
+    Flag::text(
+        short('s'),
+        Value::file("FILE"),
+        "a file whose bytes are written again and again",
+        |a| &mut a.source,
+    ),
+    letters::unmap(|a| &mut a.unmap),
+    letters::zeroes(|a| &mut a.zeroes),
 ];
 
-const WRITEV: &[Opt] =
-    &[short('C', false), short('f', false), short('q', false), short('r', false), short('P', true)];
+/// The options of `writev`.
+pub(in crate::io) const WRITEV: &[Flag<Options>] = &[
+    letters::numbers_only(|a| &mut a.for_machines),
+    letters::fua(|a| &mut a.fua),
+    letters::quiet(|a| &mut a.quiet),
+    Flag::ignored(short('r'), None),
+    letters::written(|a, text| {
+        a.pattern = Some(letters::pattern(&text)?);
+        Ok(())
+    }),
+];
 
-const DISCARD: &[Opt] = &[short('C', false), short('q', false)];
+/// The options of `discard`.
+pub(in crate::io) const DISCARD: &[Flag<Options>] =
+    &[letters::numbers_only(|a| &mut a.for_machines), letters::quiet(|a| &mut a.quiet)];
+
+/// The options of `truncate`.
+pub(in crate::io) const TRUNCATE: &[Flag<Preallocation>] = &[Flag::value(
+    short('m'),
+    Value::PREALLOCATION,
+    "how to allocate the added space",
+    |mode, text| {
+        let unknown = || Refusal::failed(format!("Invalid preallocation mode '{text}'"));
+        *mode = Preallocation::parse(&text).ok_or_else(unknown)?;
+        Ok(())
+    },
+)];
 
 /// The byte that is written if `-P` is not given.
 pub(super) const DEFAULT_PATTERN: u8 = 0xcd;
 
-/// The options of `write`.
+/// The options of one `write`, `writev` or `discard`.
 #[derive(Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "one for each letter")]
-struct Options {
+pub(in crate::io) struct Options {
     vm_state: bool,
     compressed: bool,
     for_machines: bool,
@@ -79,22 +115,7 @@ impl Options {
 /// `write`.
 pub(in crate::io) async fn write(session: &Session, call: Call<'_>) -> Outcome {
     let mut options = Options::default();
-    let operands = call.parse(WRITE, |found| {
-        match found.id {
-            'b' => options.vm_state = true,
-            'c' => options.compressed = true,
-            'C' => options.for_machines = true,
-            'f' => options.fua = true,
-            'n' => options.no_fallback = true,
-            'P' => options.pattern = Some(pattern(&found.value)?),
-            'q' => options.quiet = true,
-            's' => options.source = Some(found.value),
-            'u' => options.unmap = true,
-            'z' => options.zeroes = true,
-            _ => {}
-        }
-        Some(())
-    });
+    let operands = call.parse(session, WRITE, &mut options);
     let Some(operands) = operands else { return Outcome::Failed };
     let [offset, count] = operands.as_slice() else { return call.misused() };
     if let Some(clash) = options.clash() {
@@ -186,19 +207,12 @@ fn read_start(path: &Path, len: usize) -> std::io::Result<Vec<u8>> {
 
 /// `writev`.
 pub(in crate::io) async fn writev(session: &Session, call: Call<'_>) -> Outcome {
-    let (mut for_machines, mut quiet) = (false, false);
+    let mut options = Options::default();
+    let operands = call.parse(session, WRITEV, &mut options);
+    let Options { for_machines, quiet, .. } = options;
     let mut flags = WriteFlags::empty();
-    let mut byte = DEFAULT_PATTERN;
-    let operands = call.parse(WRITEV, |found| {
-        match found.id {
-            'C' => for_machines = true,
-            'f' => flags |= WriteFlags::FUA,
-            'P' => byte = pattern(&found.value)?,
-            'q' => quiet = true,
-            _ => {}
-        }
-        Some(())
-    });
+    flags.set(WriteFlags::FUA, options.fua);
+    let byte = options.pattern.unwrap_or(DEFAULT_PATTERN);
     let Some(operands) = operands else { return Outcome::Failed };
     let [offset, lengths @ ..] = operands.as_slice() else { return call.misused() };
     if lengths.is_empty() {
@@ -221,14 +235,9 @@ pub(in crate::io) async fn writev(session: &Session, call: Call<'_>) -> Outcome 
 
 /// `discard`.
 pub(in crate::io) async fn discard(session: &Session, call: Call<'_>) -> Outcome {
-    let (mut for_machines, mut quiet) = (false, false);
-    let operands = call.parse(DISCARD, |found| {
-        match found.id {
-            'C' => for_machines = true,
-            _ => quiet = true,
-        }
-        Some(())
-    });
+    let mut options = Options::default();
+    let operands = call.parse(session, DISCARD, &mut options);
+    let Options { for_machines, quiet, .. } = options;
     let Some(operands) = operands else { return Outcome::Failed };
     let [offset, count] = operands.as_slice() else { return call.misused() };
     let Some(offset) = bytes(offset) else { return Outcome::Failed };
@@ -257,17 +266,7 @@ pub(in crate::io) async fn flush(session: &Session, _call: Call<'_>) -> Outcome 
 /// `truncate`.
 pub(in crate::io) async fn truncate(session: &Session, call: Call<'_>) -> Outcome {
     let mut preallocation = Preallocation::Off;
-    let operands = call.parse(&[short('m', true)], |found| {
-        match Preallocation::parse(&found.value) {
-            Some(mode) => preallocation = mode,
-            None => {
-                let message = format_args!("Invalid preallocation mode '{}'", found.value);
-                session.program.error(message);
-                return None;
-            }
-        }
-        Some(())
-    });
+    let operands = call.parse(session, TRUNCATE, &mut preallocation);
     let Some(operands) = operands else { return Outcome::Failed };
     // Words after the size are ignored, as in QEMU.
     let [size, ..] = operands.as_slice() else { return call.misused() };

@@ -10,8 +10,8 @@ use oxblk_core::{Error, Result, run_all};
 use oxblk_ring::IoBuf;
 
 use super::Qcow2;
+use crate::qcow2::dropped::ReleaseReason;
 use crate::qcow2::lookup::Extent;
-use crate::qcow2::write_back::ReleaseReason;
 
 /// Number of zero bytes per write.
 const PIECE: u64 = 1 << 20;

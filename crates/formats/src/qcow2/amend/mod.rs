@@ -1,7 +1,7 @@
 //! Amending: changing the options of an existing image.
 //!
-//! The options are checked first. Then passwords are changed, if encryption options are given. Then snapshots and refcounts are
-//! checked. Then these steps follow, each of which leaves a valid image:
+//! The options, the snapshots and the refcounts are checked first. Then passwords are changed, if encryption options are given.
+//! Then these steps follow, each of which leaves a valid image:
 //!
 //! 1. for an upgrade: complete the snapshot table for version 3, then write the header of version 3;
 //! 2. change the feature bits and the data file's name in the header;
@@ -11,7 +11,10 @@
 //! 6. write refcounts of another width beside the old ones (`refcount_width`), then write the header that names them and has
 //!    the final version.
 //!
-//! If step 4, 5 or 6 fails, a disk that has grown gets its old size back.
+//! If step 4, 5 or 6 fails, a disk that has grown gets its old size back. If step 6 fails after the disk has shrunk, the error
+//! says so.
+//!
+//! Refcounts are not lazy during these steps. Afterwards, also after a failure, they are lazy again.
 //!
 //! The state in memory belongs to the old version and refcount width. So the open image fails all further requests once either
 //! has changed.
@@ -26,7 +29,7 @@ use oxblk_core::create::{CreateOption, OptionType};
 use oxblk_core::{BoxFuture, ChildIdx, Error, Options, Preallocation, Result};
 
 use super::Qcow2;
-use super::create::refcount_order;
+use super::create_options::refcount_order;
 use super::layout::{Autoclear, Compatible, CryptMethod, Header, Incompatible};
 use super::run_options::Modes;
 
@@ -166,6 +169,18 @@ impl Wanted {
     }
 }
 
+/// The steps of an amend that change more than single fields of the header.
+struct Steps {
+    /// Version 2 becomes version 3.
+    upgrade: bool,
+    /// Version 3 becomes version 2.
+    downgrade: bool,
+    /// The new size of the disk, if it changes.
+    size: Option<u64>,
+    /// Binary logarithm of the new refcount width, if it changes.
+    order: Option<u32>,
+}
+
 /// Refuses a downgrade of an image with features that version 2 does not have.
 fn check_downgrade(header: &Header, refcount_order: u32) -> Result<()> {
     if refcount_order != 4 {
@@ -189,52 +204,73 @@ fn check_downgrade(header: &Header, refcount_order: u32) -> Result<()> {
 
 impl Qcow2 {
     async fn amend_image(&self, request: AmendRequest) -> Result<()> {
+        let lazy = self.modes() & Modes::LAZY;
+        let amended = self.amend_eagerly(request).await;
+        // Refcounts are lazy again, unless the amend has turned lazy refcounts on or off.
+        let lazy = amended.as_ref().ok().copied().flatten().map_or(lazy, |lazy| match lazy {
+            true => Modes::LAZY,
+            false => Modes::empty(),
+        });
+        self.modes.fetch_or(lazy.bits(), AcqRel);
+        amended.map(drop)
+    }
+
+    /// Amends the image with lazy refcounts turned off. Returns whether refcounts will be lazy, if the request says it.
+    async fn amend_eagerly(&self, request: AmendRequest) -> Result<Option<bool>> {
         self.check_writable()?;
         let wanted = Wanted::read(request.options)?;
         let header = self.header_on_disk().await?;
         wanted.check(&header)?;
+        // Pending frees must be complete and on disk before refcounts are checked and new structures are laid out.
+        self.close_image().await?;
+        self.stop_postponing().await?;
+        let steps = self.plan_steps(&wanted, &header).await?;
         if !wanted.encrypt.is_empty() {
             self.amend_keys(wanted.encrypt.clone(), request.force).await?;
         }
-        let version = wanted.version.unwrap_or(header.version);
-        if header.version >= 3 && version < 3 {
-            self.check_needs_no_repair()?;
-            self.check_snapshots_for_downgrade(wanted.size.unwrap_or(header.size)).await?;
-        }
-        let size = wanted.size.filter(|size| *size != header.size);
-        if size.is_some() && version < 3 && header.version < 3 {
-            self.check_resizable()?;
-        }
-        // Pending frees must be complete and on disk before new structures are laid out.
-        self.close_image().await?;
-        self.stop_postponing().await?;
-        let order = wanted.refcount_order()?.filter(|o| *o != header.geometry.refcount_order);
-        if let Some(order) = order {
-            self.check_refcounts_fit(order).await?;
-        }
-        if header.version < 3 && version >= 3 {
+        if steps.upgrade {
             self.complete_snapshots().await?;
             self.rewrite_header(|header| header.version = 3).await?;
         }
         self.amend_header(&wanted).await?;
         let old_size = self.size();
-        if let Some(size) = size.filter(|size| *size > old_size) {
+        if let Some(size) = steps.size.filter(|size| *size > old_size) {
             self.resize_image(size, Preallocation::Off).await?;
         }
-        let smaller = size.filter(|size| *size < old_size);
-        let downgraded = header.version >= 3 && version < 3;
-        let finished = self.finish_amend(order, downgraded, smaller, &*request.progress).await;
+        let finished = self.finish_amend(&steps, old_size, &*request.progress).await;
         if finished.is_err() {
             // The image stays in use. The bitmaps may have been stored already, so they are marked as in use again.
             self.use_bitmaps().await;
             self.shrink_back(old_size).await;
         }
         finished?;
-        if version != header.version || order.is_some() {
+        if steps.upgrade || steps.downgrade || steps.order.is_some() {
             // The state in memory belongs to the old version or width: the image must be opened again.
             self.corrupt.store(true, Release);
         }
-        Ok(())
+        Ok(wanted.lazy_refcounts)
+    }
+
+    /// Refuses changes that the image does not allow, before anything changes. No metadata is dirty.
+    async fn plan_steps(&self, wanted: &Wanted, header: &Header) -> Result<Steps> {
+        let version = wanted.version.unwrap_or(header.version);
+        let steps = Steps {
+            upgrade: header.version < 3 && version >= 3,
+            downgrade: header.version >= 3 && version < 3,
+            size: wanted.size.filter(|size| *size != header.size),
+            order: wanted.refcount_order()?.filter(|o| *o != header.geometry.refcount_order),
+        };
+        if steps.downgrade {
+            self.check_needs_no_repair()?;
+            self.check_snapshots_for_downgrade(wanted.size.unwrap_or(header.size)).await?;
+        }
+        if steps.size.is_some() && version < 3 && header.version < 3 {
+            self.check_resizable()?;
+        }
+        if let Some(order) = steps.order {
+            self.check_refcounts_fit(order).await?;
+        }
+        Ok(steps)
     }
 
     /// Changes the passwords of an encrypted image.
@@ -280,29 +316,38 @@ impl Qcow2 {
         }
     }
 
-    /// Makes steps 4 to 6: replaces zero clusters for a downgrade, shrinks the disk to `smaller`, writes refcounts of another
-    /// width if `order` is given, and writes the final header.
+    /// Makes steps 4 to 6: replaces zero clusters for a downgrade, shrinks the disk, writes refcounts of another width, and writes
+    /// the final header.
     async fn finish_amend(
         &self,
-        order: Option<u32>,
-        downgrade: bool,
-        smaller: Option<u64>,
+        steps: &Steps,
+        old_size: u64,
         progress: &dyn Fn(u64, u64),
     ) -> Result<()> {
-        if downgrade {
+        if steps.downgrade {
             self.expand_zero_clusters(progress).await?;
             self.check_needs_no_repair()?;
         }
+        let smaller = steps.size.filter(|size| *size < old_size);
         if let Some(size) = smaller {
             self.resize_image(size, Preallocation::Off).await?;
         }
-        if order.is_some() || downgrade {
-            // Metadata and bitmaps cannot be written after the version or the refcount width has changed.
-            self.complete_image().await?;
-        } else {
-            self.close_image().await?;
+        let written = self.write_final_header(steps, progress).await;
+        written.map_err(|error| match smaller {
+            Some(_) => {
+                error.prefix("The disk has its new size, but the other options did not change")
+            }
+            None => error,
+        })
+    }
+
+    async fn write_final_header(&self, steps: &Steps, progress: &dyn Fn(u64, u64)) -> Result<()> {
+        if steps.order.is_none() && !steps.downgrade {
+            return self.close_image().await;
         }
-        let refcounts = match order {
+        // Metadata and bitmaps cannot be written after the version or the refcount width has changed.
+        self.complete_image().await?;
+        let refcounts = match steps.order {
             Some(order) => Some(self.write_refcounts(order, progress).await?),
             None => None,
         };
@@ -312,7 +357,7 @@ impl Qcow2 {
                 header.refcount_table_offset = new.table_offset;
                 header.refcount_table_clusters = new.table_clusters;
             }
-            if downgrade {
+            if steps.downgrade {
                 header.version = 2;
                 header.incompatible = Incompatible::empty();
                 header.compatible = Compatible::empty();

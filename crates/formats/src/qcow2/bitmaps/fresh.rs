@@ -8,7 +8,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
-use super::super::write_back::ReleaseReason;
+use super::super::dropped::ReleaseReason;
 
 /// New metadata clusters that one change has written.
 pub(super) struct Fresh<'a> {
@@ -38,8 +38,7 @@ impl<'a> Fresh<'a> {
                 file.write(cluster << bits, piece.freeze(), WriteFlags::empty())
             });
             run_all(writes).await?;
-            self.image.refcounts.add(start, count).await?;
-            run.keep();
+            self.image.count(run, ReleaseReason::Table).await?.keep();
             self.note(start, count);
             clusters.extend(start..start.saturating_add(count));
             pieces = rest;
@@ -58,8 +57,7 @@ impl<'a> Fresh<'a> {
         let file = self.image.children.require(ChildIdx::FILE)?;
         let place = start << geometry.cluster_bits;
         file.write(place, IoBuf::from(bytes), WriteFlags::empty()).await?;
-        self.image.refcounts.add(start, count).await?;
-        run.keep();
+        self.image.count(run, ReleaseReason::Table).await?.keep();
         self.note(start, count);
         Ok(start)
     }

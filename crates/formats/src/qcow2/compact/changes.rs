@@ -6,8 +6,9 @@ use oxblk_core::{ChildIdx, Error, Result, WriteFlags, run_all};
 use oxblk_ring::IoBufMut;
 
 use super::super::Qcow2;
+use super::super::counted::Counted;
+use super::super::dropped::ReleaseReason;
 use super::super::layout::L2Entry;
-use super::super::write_back::ReleaseReason;
 use super::sources::{EntryAt, references};
 
 /// Number of tables that are changed concurrently.
@@ -16,17 +17,24 @@ const TABLES: usize = 16;
 /// New words for entries of an L2 table: index, old word, new word.
 type Patches = Vec<(u64, u64, u64)>;
 
-/// Copies that are written and counted, but not yet referred to.
+/// Copies that are written and counted, but not yet referred to. If this is dropped, the references to the copies are dropped.
 #[derive(Default)]
-pub(super) struct Changes {
+pub(super) struct Changes<'a> {
     tables: BTreeMap<u64, Patches>,
+    /// The references to the copies.
+    counted: Vec<Counted<'a>>,
     /// Clusters that lose references: first cluster, number of clusters, references that each of them loses.
     old: Vec<(u64, u64, u64)>,
     /// Number of clusters that become free.
     free: u64,
 }
 
-impl Changes {
+impl<'a> Changes<'a> {
+    /// Takes over references to a copy, until the entries are changed.
+    pub(super) fn own(&mut self, counted: Counted<'a>) {
+        self.counted.push(counted);
+    }
+
     /// Plans to replace these entries by `new`. Each entry then drops a reference to `count` clusters from `first` on.
     pub(super) fn add(&mut self, entries: &[EntryAt], new: L2Entry, first: u64, count: u64) {
         for at in entries {
@@ -60,10 +68,12 @@ impl Changes {
 impl Qcow2 {
     /// Makes the copies and their refcounts durable, then the entries that refer to them. Then it passes the references
     /// to the originals to the write-back, which lowers the refcounts.
-    pub(super) async fn switch_over(&self, changes: Changes) -> Result<()> {
+    pub(super) async fn switch_over(&self, changes: Changes<'_>) -> Result<()> {
         let file = self.children.require(ChildIdx::FILE)?;
         self.write_back_refcounts().await?;
         file.flush().await?;
+        // From here on, entries on disk may refer to the copies, even if the change fails halfway.
+        changes.counted.into_iter().for_each(Counted::keep);
         let mut writes = changes.tables.into_iter().map(|(table, to)| self.patch(table, to));
         loop {
             let some: Vec<_> = writes.by_ref().take(TABLES).collect();

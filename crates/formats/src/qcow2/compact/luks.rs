@@ -1,21 +1,22 @@
 //! Moving the LUKS header of an encrypted image to lower clusters.
 //!
 //! The copy is written, counted and durable before the extension of the image header names it. A change of passwords
-//! takes the header lock, and changes the LUKS header that the extension names.
+//! takes the header lock, and changes the LUKS header that the extension names. The move copies the LUKS header while it
+//! holds this lock.
 //!
-//! The old LUKS header is overwritten with zeroes before its clusters are freed. Otherwise a password that is erased
-//! later could still open the disk with the old copy. After a crash in between, the old copy stays in leaked clusters
-//! until a repair.
+//! A LUKS header that the image header does not name is overwritten with zeroes before its clusters are freed: the old
+//! one after the move, or the copy if the move fails. Otherwise a password that is erased later could still open the
+//! disk with it. After a crash in between, it stays in leaked clusters until a repair.
 
 use std::ops::Range;
 
-use oxblk_core::{ChildIdx, Result, WriteFlags};
+use oxblk_core::{ChildIdx, Edge, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::super::Qcow2;
+use super::super::dropped::ReleaseReason;
 use super::super::layout::CryptoHeader;
 use super::super::run_options::Modes;
-use super::super::write_back::ReleaseReason;
 
 /// The maximum length of a LUKS header that is moved. With eight key slots it is a few MiB long.
 const MOST: u64 = 16 << 20;
@@ -38,24 +39,34 @@ impl Qcow2 {
         }
         let file = self.children.require(ChildIdx::FILE)?;
         let len = usize::try_from(old.length).unwrap_or(0);
-        let copy = file.read(old.offset, IoBufMut::new(len)).await?;
-        let offset = self.store_table(copy.to_vec()).await?;
+        // The new clusters are counted before key material is written to them.
+        let (offset, counted) = self.store_unnamed_table(vec![0; len]).await?;
         let turn = self.hold_header().await;
-        let now = file.read(old.offset, IoBufMut::new(len)).await?;
-        if now[..] != copy[..] {
-            // A password was changed after the copy was read.
-            file.write(offset, now.freeze(), WriteFlags::empty()).await?;
+        let copied = async {
+            // The header lock excludes changes of passwords.
+            let keys = file.read(old.offset, IoBufMut::new(len)).await?.freeze();
+            file.write(offset, keys, WriteFlags::empty()).await?;
             file.flush().await?;
+            let new = CryptoHeader { offset, ..old };
+            self.rewrite_held_header(&turn, |header| header.extensions.crypto = Some(new)).await
+        };
+        if let Err(error) = copied.await {
+            if self.check_usable().is_err() {
+                // It is unknown whether the image header names the copy.
+                counted.keep();
+            } else if let Err(left) = wipe(&file, offset, len).await {
+                counted.keep();
+                tracing::warn!(
+                    "qcow2: a copy of the LUKS header at {offset:#x} stays in leaked clusters: {left}"
+                );
+            }
+            return Err(error);
         }
-        let new = CryptoHeader { offset, ..old };
-        let named = self.rewrite_held_header(&turn, |header| header.extensions.crypto = Some(new));
-        self.stop_unless_known(named).await?;
+        counted.keep();
         drop(turn);
         let count = clusters.end.saturating_sub(clusters.start);
-        let zeroes =
-            IoBuf::zeroes(usize::try_from(count << self.geometry.cluster_bits).unwrap_or(0));
-        file.write(old.offset, zeroes, WriteFlags::empty()).await?;
-        file.flush().await?;
+        let len = usize::try_from(count << self.geometry.cluster_bits).unwrap_or(0);
+        wipe(&file, old.offset, len).await?;
         self.drop_clusters(clusters.start, count, ReleaseReason::Table);
         Ok(Some(count))
     }
@@ -90,4 +101,10 @@ impl Qcow2 {
             && sources.tables.is_empty()
             && sources.shared.is_empty())
     }
+}
+
+/// Overwrites key material with zeroes, durably.
+async fn wipe(file: &Edge, offset: u64, len: usize) -> Result<()> {
+    file.write(offset, IoBuf::zeroes(len), WriteFlags::empty()).await?;
+    file.flush().await
 }

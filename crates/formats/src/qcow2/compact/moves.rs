@@ -8,8 +8,9 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::super::Qcow2;
 use super::super::allocator::Reserved;
+use super::super::counted::Counted;
+use super::super::dropped::ReleaseReason;
 use super::super::layout::{L1Entry, L2Kind};
-use super::super::write_back::ReleaseReason;
 use super::changes::Changes;
 use super::sources::{EntryAt, Referrers, TableAt, references};
 
@@ -76,7 +77,11 @@ impl Qcow2 {
     }
 
     /// Copies data clusters. Returns whether a free lower cluster was found for each of them.
-    pub(super) async fn move_data(&self, chosen: &Chosen, changes: &mut Changes) -> Result<bool> {
+    pub(super) async fn move_data<'a>(
+        &'a self,
+        chosen: &Chosen,
+        changes: &mut Changes<'a>,
+    ) -> Result<bool> {
         let bits = self.geometry.cluster_bits;
         let at_once = usize::try_from(AT_ONCE / self.geometry.cluster_size()).unwrap_or(1).max(1);
         for batch in chosen.data.chunks(at_once) {
@@ -90,11 +95,11 @@ impl Qcow2 {
             let complete = runs.len() == batch.len();
             run_all(runs.iter_mut().map(|(source, run)| self.copy_data(source, run))).await?;
             for ((cluster, entries), run) in runs {
-                for _ in 0..references(entries) {
-                    self.refcounts.add(run.start(), 1).await?;
-                }
-                changes.add_moved(entries, run.start() << bits, *cluster);
-                run.keep();
+                let new = run.start();
+                let more = references(entries).saturating_sub(1);
+                changes.own(self.count(run, ReleaseReason::Data).await?);
+                changes.own(self.refcounts.count_again(new, more, ReleaseReason::Data).await?);
+                changes.add_moved(entries, new << bits, *cluster);
             }
             if !complete {
                 return Ok(false);
@@ -124,6 +129,7 @@ impl Qcow2 {
         let file = self.children.require(ChildIdx::FILE)?;
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let mut placed: Vec<(u64, u64, &[TableAt])> = Vec::new();
+        let mut counted = Vec::new();
         for cluster in tables {
             let places = sources.tables.get(cluster).map_or(&[][..], Vec::as_slice);
             let Some(mut run) = self.reserve_below(*cluster).await? else { break };
@@ -131,16 +137,18 @@ impl Qcow2 {
             run.begin_write();
             let new = run.start();
             file.write(new << bits, table.freeze(), WriteFlags::empty()).await?;
-            for _ in places {
-                self.refcounts.add(new, 1).await?;
-            }
-            run.keep();
+            let more = u64::try_from(places.len()).unwrap_or(0).saturating_sub(1);
+            let first = self.count(run, ReleaseReason::Table).await?;
+            let rest = self.refcounts.count_again(new, more, ReleaseReason::Table).await?;
+            counted.push([first, rest]);
             self.refcounts.allocator.note_metadata(new << bits, self.geometry.cluster_size());
             placed.push((*cluster, new, places));
         }
         self.write_back_refcounts().await?;
         file.flush().await?;
-        for (_, new, places) in &placed {
+        for ((_, new, places), counted) in placed.iter().zip(counted) {
+            // From here on, an entry on disk may refer to the copy, even if the write of the entry fails.
+            counted.into_iter().for_each(Counted::keep);
             for at in *places {
                 self.repoint(at, at.entry.moved_to(new << bits)).await?;
             }

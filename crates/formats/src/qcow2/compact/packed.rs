@@ -14,6 +14,7 @@ use oxblk_ring::IoBufMut;
 
 use super::super::Qcow2;
 use super::super::allocator::Reserved;
+use super::super::dropped::ReleaseReason;
 use super::super::layout::{Geometry, L2Entry};
 use super::changes::Changes;
 use super::packing::{Packing, Room, SECTOR, Span};
@@ -77,11 +78,11 @@ fn take_from(pieces: &mut Pieces, lowest: u64, geometry: Geometry) -> Vec<(Piece
 impl Qcow2 {
     /// Moves the pieces in `clusters` (last first) if all their references are known. Returns the clusters that stay,
     /// if any. `pieces` contains every piece that touches `clusters`.
-    pub(super) async fn move_packed(
-        &self,
+    pub(super) async fn move_packed<'a>(
+        &'a self,
         clusters: &[u64],
         pieces: &mut Pieces,
-        changes: &mut Changes,
+        changes: &mut Changes<'a>,
     ) -> Result<Option<Stay>> {
         let mut at_once =
             usize::try_from(AT_ONCE / self.geometry.cluster_size()).unwrap_or(1).max(1);
@@ -132,12 +133,12 @@ impl Qcow2 {
     }
 
     /// Copies pieces to new clusters in front of `limit`: either all pieces or none.
-    async fn move_pieces(
-        &self,
+    async fn move_pieces<'a>(
+        &'a self,
         packing: &mut Packing,
         pieces: &[(Piece, Vec<EntryAt>)],
         limit: u64,
-        changes: &mut Changes,
+        changes: &mut Changes<'a>,
     ) -> Result<bool> {
         if packing.end() > limit {
             packing.close();
@@ -154,17 +155,36 @@ impl Qcow2 {
         runs.iter_mut().for_each(Reserved::begin_write);
         let (spans, counts) = packing.take();
         self.copy_sectors(&spans).await?;
-        for (cluster, count) in counts {
-            for _ in 0..count {
-                self.refcounts.add(cluster, 1).await?;
-            }
-        }
-        runs.into_iter().for_each(Reserved::keep);
+        self.count_packed(runs, counts, changes).await?;
         for ((piece, at), entry) in pieces.iter().zip(entries) {
             let clusters = piece.clusters(self.geometry);
             changes.add(at, entry, clusters.start, clusters.end.saturating_sub(clusters.start));
         }
         Ok(true)
+    }
+
+    /// Counts the references to clusters that pieces were copied to. Clusters that are not in `runs` were counted with earlier
+    /// pieces.
+    async fn count_packed<'a>(
+        &'a self,
+        runs: Vec<Reserved<'a>>,
+        counts: BTreeMap<u64, u64>,
+        changes: &mut Changes<'a>,
+    ) -> Result<()> {
+        let mut new: BTreeMap<u64, Reserved<'a>> = BTreeMap::new();
+        for mut run in runs {
+            while run.count() > 0 {
+                new.insert(run.start(), run.split_first(1));
+            }
+        }
+        for (cluster, mut times) in counts {
+            if let Some(run) = new.remove(&cluster) {
+                changes.own(self.count(run, ReleaseReason::Data).await?);
+                times = times.saturating_sub(1);
+            }
+            changes.own(self.refcounts.count_again(cluster, times, ReleaseReason::Data).await?);
+        }
+        Ok(())
     }
 
     /// Reserves clusters in front of `limit` for a piece, if the current clusters have no space for it. Returns whether

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use oxblk_core::Result;
 
 use super::super::Qcow2;
+use super::super::dropped::ReleaseReason;
 use super::super::layout::{Snapshot, field_offsets};
-use super::super::write_back::ReleaseReason;
 use super::Moved;
 
 impl Qcow2 {

@@ -7,7 +7,7 @@ use oxblk_crypto::luks::{self, Recipe};
 use oxblk_crypto::secret::Secret;
 use oxblk_ring::IoBuf;
 
-use super::super::create::rejected;
+use super::super::create_options::rejected;
 use super::super::layout::CryptMethod;
 use super::key_needed;
 

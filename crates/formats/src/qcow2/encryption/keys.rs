@@ -12,7 +12,7 @@ use oxblk_crypto::random;
 use oxblk_crypto::secret::Secret;
 use oxblk_ring::IoBuf;
 
-use super::super::create::rejected;
+use super::super::create_options::rejected;
 use super::super::layout::{CryptMethod, CryptoHeader};
 use super::super::open::read_header;
 use super::create::ITER_TIME;

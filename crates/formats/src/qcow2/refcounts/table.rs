@@ -10,7 +10,9 @@ use std::sync::atomic::{
 use oxblk_core::{Errno, Error, ErrorKind, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use super::super::allocator::Quarantined;
+use super::super::allocator::{Quarantined, Reserved};
+use super::super::counted::Counted;
+use super::super::dropped::ReleaseReason;
 use super::super::header::{exchange, stop_unless_known};
 use super::super::layout::{Geometry, MAX_REFCOUNT_TABLE_BYTES, field_offsets};
 use super::Refcounts;
@@ -42,8 +44,7 @@ impl Refcounts {
         }
         run.begin_write();
         // This may create a refcount block, and so add an entry to the table.
-        self.add(start, old.clusters).await?;
-        run.keep();
+        let counted = self.count(run, ReleaseReason::Table).await?;
         self.write_back().await?;
         let growing = self.growing.lock().await;
         if self.table_place().offset != old.offset {
@@ -62,6 +63,7 @@ impl Refcounts {
             file.flush().await
         };
         stop_unless_known(named, stop).await?;
+        counted.keep();
         self.adopt_table(&[], start, start, entries);
         drop(growing);
         self.free_table(old.offset, entries.saturating_mul(8)).await?;
@@ -76,7 +78,7 @@ impl Refcounts {
         let mut area = block.saturating_add(1).max(cluster.div_ceil(per_block));
         loop {
             let start = area.saturating_mul(per_block);
-            if self.write_table(start, 0, Growth::Spare).await?.is_some() {
+            if self.write_table(start, (0, 0), Growth::Spare).await?.is_some() {
                 return Ok(());
             }
             area = area.saturating_add(1);
@@ -84,24 +86,30 @@ impl Refcounts {
     }
 
     /// Moves the refcount table to `start`, behind all clusters in use. Creates the refcount blocks for the table and for
-    /// `clusters` more clusters. The table gets no spare entries. Returns the first cluster behind the table, or `None` if the
-    /// clusters from `start` on are not free.
+    /// `clusters` more clusters. The table gets no spare entries. Returns the `reserved` clusters directly behind the table, or
+    /// `None` if the clusters from `start` on are not free.
     pub(in super::super) async fn make_room(
         &self,
         start: u64,
         clusters: u64,
-    ) -> Result<Option<u64>> {
+        reserved: u64,
+    ) -> Result<Option<Reserved<'_>>> {
         let _turn = self.growing.lock().await;
-        self.write_table(start, clusters, Growth::Exact).await
+        self.write_table(start, (clusters, reserved), Growth::Exact).await
     }
 
     /// Writes missing refcount blocks from cluster `start` on, and a new table behind them. The blocks cover all clusters from
-    /// `start` up to `clusters` clusters behind the table. Returns the first cluster behind the table, or `None` if these
-    /// clusters are not free.
+    /// `start` up to `clusters` clusters behind the table. Reserves the `reserved` clusters directly behind the table and returns
+    /// them. Returns `None`, and writes nothing, if the clusters from `start` on are not free.
     ///
     /// The new table and these blocks are written in one run of clusters and made durable. Only then does the header refer to
     /// the table.
-    async fn write_table(&self, start: u64, clusters: u64, growth: Growth) -> Result<Option<u64>> {
+    async fn write_table(
+        &self,
+        start: u64,
+        (clusters, reserved): (u64, u64),
+        growth: Growth,
+    ) -> Result<Option<Reserved<'_>>> {
         let per_block = self.geometry.refcounts_per_block();
         let cluster_size = self.geometry.cluster_size();
         let old_entries = self.table_entries.load(Acquire);
@@ -125,10 +133,12 @@ impl Refcounts {
         let blocks = u64::try_from(missing.len()).unwrap_or(u64::MAX);
         let table_start = start.saturating_add(blocks);
         let used_end = table_start.saturating_add(table_clusters);
-        self.scan_up_to(used_end).await?;
-        let Some(mut run) = self.allocator.take_at(start, used_end.saturating_sub(start))? else {
+        let end = used_end.saturating_add(reserved);
+        self.scan_up_to(end).await?;
+        let Some(mut behind) = self.allocator.take_at(start, end.saturating_sub(start))? else {
             return Ok(None);
         };
+        let mut run = behind.split_first(used_end.saturating_sub(start));
         run.begin_write();
         self.write_missing_blocks(&missing, start, used_end).await?;
         let table = self.encode_table(entries, &missing, start)?;
@@ -136,29 +146,25 @@ impl Refcounts {
         file.write(self.host(table_start), table, WriteFlags::empty()).await?;
         let before = table_fields(old_offset, old_entries.saturating_mul(8) / cluster_size)?;
         let after = table_fields(self.host(table_start), table_clusters)?;
-        let mut counted = Vec::new();
-        let named = async {
-            for cluster in start..used_end {
-                if !missing.contains(&(cluster / per_block)) {
-                    self.add_one(cluster).await?;
-                    counted.push(cluster);
-                }
+        // The new blocks contain the refcounts of their own range. Other clusters are counted in existing blocks.
+        let (mut new, mut counted) = (Vec::new(), Vec::new());
+        while run.count() > 0 {
+            let at = run.start();
+            let part = run.split_first(per_block.saturating_sub(at % per_block).max(1));
+            match missing.contains(&(at / per_block)) {
+                true => new.push(part),
+                false => counted.push(self.count_in_place(part, ReleaseReason::Table).await?),
             }
-            self.write_back().await?;
-            file.flush().await?;
-            let place = field_offsets::REFCOUNT_TABLE_OFFSET;
-            exchange(&file, place, &before, &after, &self.stop).await
-        };
-        if let Err(error) = named.await {
-            for cluster in counted {
-                self.drop_one(cluster).await?;
-            }
-            return Err(error);
         }
-        run.keep();
+        self.write_back().await?;
+        file.flush().await?;
+        let place = field_offsets::REFCOUNT_TABLE_OFFSET;
+        exchange(&file, place, &before, &after, &self.stop).await?;
+        new.into_iter().for_each(Reserved::keep);
+        counted.into_iter().for_each(Counted::keep);
         self.adopt_table(&missing, start, table_start, entries);
         self.free_table(old_offset, old_entries.saturating_mul(8)).await?;
-        Ok(Some(used_end))
+        Ok(Some(behind))
     }
 
     async fn write_missing_blocks(&self, missing: &[u64], start: u64, used_end: u64) -> Result<()> {
@@ -204,14 +210,36 @@ impl Refcounts {
     }
 
     /// Frees the clusters of an old table. Nothing on disk refers to it any more, and no request reads it.
+    ///
+    /// # Errors
+    /// `Corrupt` if a cluster has no refcount. If a refcount cannot be read, a later write-back cycle lowers it.
     pub(in super::super) async fn free_table(&self, offset: u64, bytes: u64) -> Result<()> {
         self.allocator.forget_metadata(offset, bytes);
         let first = offset >> self.geometry.cluster_bits;
-        let _turn = self.allocator.scanning.lock().await;
+        let mut outcome = Ok(());
         for cluster in first..first.saturating_add(bytes.div_ceil(self.geometry.cluster_size())) {
-            if self.drop_one(cluster).await? == 0 {
-                let epoch = self.allocator.epochs.current();
-                self.allocator.rest(Quarantined { epoch, cluster, count: 1, discard: false });
+            let epoch = self.allocator.epochs.current();
+            let run = Quarantined { epoch, cluster, count: 1, discard: false };
+            outcome = outcome.and(self.free_metadata(run).await);
+        }
+        outcome
+    }
+
+    /// Removes the reference to a cluster of metadata that nothing refers to any more, and quarantines the cluster.
+    ///
+    /// # Errors
+    /// As [`Self::free_table`].
+    pub(in super::super) async fn free_metadata(&self, run: Quarantined) -> Result<()> {
+        let _turn = self.allocator.scanning.lock().await;
+        match self.drop_one(run.cluster).await {
+            Ok(0) => self.allocator.rest(run),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::Corrupt => return Err(error),
+            Err(error) => {
+                tracing::warn!(
+                    "qcow2: a refcount could not be lowered yet; the next write-back tries again: {error}"
+                );
+                self.dropped.push(run.cluster, 1, ReleaseReason::Table);
             }
         }
         Ok(())

@@ -221,7 +221,7 @@ impl Qcow2 {
         };
         let count = |len: usize| u32::try_from(len).map_err(|_| Error::from_errno(Errno::FBIG));
         let entries = bytes.len() / 8;
-        let before = self.active_fields(self.size(), count(old.0.len())?, old.1);
+        let before = self.active_fields(self.size_in_header(), count(old.0.len())?, old.1);
         let after = self.active_fields(size, count(entries)?, offset);
         let named = self.exchange_header_field(field_offsets::SIZE, &before, &after).await;
         if let Err(error) = named {
@@ -248,6 +248,9 @@ impl Qcow2 {
         }
         if let Some(((before, after), index)) = changed {
             let place = old.1.saturating_add(index.saturating_mul(SECTOR as u64));
+            // The raised refcounts must be durable before the sector refers to their clusters.
+            self.write_back_refcounts().await?;
+            self.children.require(ChildIdx::FILE)?.flush().await?;
             // The sector is exchanged like a header field, because it defines the contents of the disk.
             self.exchange_header_field(place, before, after).await?;
         }

@@ -14,7 +14,7 @@ use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
 use super::super::layout::Geometry;
-use super::super::layout::{Incompatible, L1Entry, L2Entry, L2Kind};
+use super::super::layout::{L1Entry, L2Entry, L2Kind};
 use super::super::refscan::{Piece, pieces, read_tables};
 
 /// The copied flag in L1 and L2 entries.
@@ -160,21 +160,5 @@ impl Qcow2 {
         };
         let alone = self.refcounts.get(self.geometry.cluster_index(host)).await? == 1;
         Ok(entry.with_copied(alone))
-    }
-
-    /// Sets or clears the dirty bit in the header. A set bit causes a repair when the image is opened next. Version 2
-    /// has no such bit.
-    pub(super) async fn set_dirty(&self, dirty: bool) -> Result<()> {
-        if self.version < 3 {
-            return Ok(());
-        }
-        if !dirty {
-            // Postponed refcounts must be on disk before the image counts as clean.
-            self.write_back_refcounts().await?;
-            self.children.require(ChildIdx::FILE)?.flush().await?;
-        }
-        self.set_incompatible(Incompatible::DIRTY, dirty).await?;
-        self.postponed.store(dirty, std::sync::atomic::Ordering::Release);
-        Ok(())
     }
 }

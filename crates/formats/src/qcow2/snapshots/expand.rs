@@ -11,8 +11,8 @@ use oxblk_core::{ChildIdx, Error, Result, WriteFlags, ZeroFlags};
 
 use super::super::Qcow2;
 use super::super::allocator::Reserved;
+use super::super::dropped::ReleaseReason;
 use super::super::layout::{CryptMethod, L1Entry, L2Entry, L2Kind, Snapshot};
-use super::super::write_back::ReleaseReason;
 use super::references::Pass;
 
 /// Replaced L2 tables: from the old offset to the new one.
@@ -82,18 +82,14 @@ impl Qcow2 {
         let mut new = Vec::new();
         for run in held {
             // This ensures that refcount blocks exist. The reference that is counted here is dropped below.
-            self.refcounts.add(run.start(), 1).await?;
-            new.push(run.start());
-            run.keep();
+            new.push(self.count(run, ReleaseReason::Data).await?);
         }
         self.write_back(true).await?;
         let (reach, left) =
             (self.reach(&l1, Pass::Share).await?, self.reach(old, Pass::Leave).await?);
         self.children.require(ChildIdx::FILE)?.flush().await?;
         self.raise_reach(&reach).await?;
-        for cluster in new {
-            self.drop_clusters(cluster, 1, ReleaseReason::Data);
-        }
+        drop(new);
         let bytes: Vec<u8> = l1.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
         let offset = match self.store_table(bytes).await {
             Ok(offset) => offset,

@@ -13,9 +13,9 @@ use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
 use super::super::allocator::Quarantined;
+use super::super::dropped::ReleaseReason;
 use super::super::layout::{Geometry, refcount_get, refcount_max, refcount_set};
 use super::super::refscan::{References, read_tables};
-use super::super::write_back::ReleaseReason;
 use super::references::Reach;
 
 /// The direction in which refcounts change.
@@ -98,8 +98,7 @@ impl Qcow2 {
     /// whose refcount is one now.
     ///
     /// # Errors
-    /// As the file reports, or when a refcount is too low. A read error ends the change early. After other errors, the
-    /// remaining refcounts are still lowered.
+    /// As the file reports, or when a refcount is too low. The refcounts in other blocks are still lowered.
     pub(in super::super) async fn lower_reach(&self, reach: &Reach) -> Result<RoaringTreemap> {
         let blocks = reach.counted.blocks(self.geometry.refcounts_per_block());
         self.change_blocks(reach, blocks, Change::Lower, &mut Vec::new()).await
@@ -131,9 +130,10 @@ impl Qcow2 {
         let mut blocks = std::pin::pin!(blocks);
         let (mut alone, mut outcome) = (RoaringTreemap::new(), Ok(()));
         while let Some(((index, offset), changed)) = blocks.next().await {
-            let written = match changed? {
-                Ok(changed) => self.write_changed(reach, offset, changed, &mut alone).await,
-                Err(cluster) => Err(out_of_bounds(cluster, change)),
+            let written = match changed {
+                Ok(Ok(changed)) => self.write_changed(reach, offset, changed, &mut alone).await,
+                Ok(Err(cluster)) => Err(out_of_bounds(cluster, change)),
+                Err(unread) => Err(unread),
             };
             match written {
                 Ok(()) => done.push(index),
@@ -154,23 +154,25 @@ impl Qcow2 {
     ) -> Result<()> {
         let allocator = &self.refcounts.allocator;
         let (bits, size) = (self.geometry.cluster_bits, self.geometry.cluster_size());
+        // The freed tables of `reach`, which lose their state as metadata.
+        let mut tables = Vec::new();
         for (cluster, count) in &changed.freed {
             let end = cluster.saturating_add(*count);
+            let mut at = *cluster;
             let from = reach.tables.partition_point(|table| table < cluster);
             for table in reach.tables.iter().skip(from).take_while(|table| **table < end) {
-                allocator.forget_metadata(table << bits, size);
+                self.check_freed(at, *table).await?;
+                tables.push(*table);
+                at = table.saturating_add(1);
             }
-            if allocator.is_metadata(cluster << bits, count << bits) {
-                let at = cluster << bits;
-                let text = format!("Preventing invalid freeing of metadata near offset {at:#x}");
-                return Err(self.mark_corrupt(&text, at).await);
-            }
+            self.check_freed(at, end).await?;
         }
         let file = self.children.require(ChildIdx::FILE)?;
         let writing = self.barrier.pass().await;
         let written = file.write(offset, changed.block, WriteFlags::empty()).await;
         writing.done();
         written?;
+        tables.iter().for_each(|table| allocator.forget_metadata(table << bits, size));
         let (epoch, discard) =
             (self.epochs.current(), self.passes_discard(ReleaseReason::Snapshot));
         for (cluster, count) in changed.freed {
@@ -181,6 +183,17 @@ impl Qcow2 {
             alone.insert_range(cluster..cluster.saturating_add(count));
         }
         Ok(())
+    }
+
+    /// Refuses to free a range of clusters that contains metadata.
+    async fn check_freed(&self, start: u64, end: u64) -> Result<()> {
+        let bits = self.geometry.cluster_bits;
+        let (at, bytes) = (start << bits, end.saturating_sub(start) << bits);
+        if bytes == 0 || !self.refcounts.allocator.is_metadata(at, bytes) {
+            return Ok(());
+        }
+        let text = format!("Preventing invalid freeing of metadata near offset {at:#x}");
+        Err(self.mark_corrupt(&text, at).await)
     }
 }
 

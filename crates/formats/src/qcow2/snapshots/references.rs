@@ -13,9 +13,9 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
+use super::super::dropped::ReleaseReason;
 use super::super::layout::{Geometry, L1Entry, L2Entry, L2Kind, l2_table};
 use super::super::refscan::{Claim, Piece, References, pieces, read_tables};
-use super::super::write_back::ReleaseReason;
 
 /// Bytes of L2 tables that are read ahead.
 const READ_AHEAD: u64 = 4 << 20;

@@ -10,12 +10,13 @@ use oxblk_core::{ChildIdx, Edge, Errno, Error, Result, WriteFlags};
 use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
+use super::super::counted::Counted;
+use super::super::dropped::ReleaseReason;
 use super::super::layout::{
     Header, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, Snapshot, encode_snapshot, field_offsets,
     parse_snapshot,
 };
 use super::super::read_ahead::{ReadAhead, read_ahead};
-use super::super::write_back::ReleaseReason;
 
 /// Bytes of the snapshot table in one read. This is more than the longest entry needs.
 const CHUNK: usize = 256 << 10;
@@ -227,7 +228,17 @@ impl Qcow2 {
     }
 
     /// Writes a table to new contiguous clusters, durably, and returns its offset.
-    pub(in super::super) async fn store_table(&self, mut bytes: Vec<u8>) -> Result<u64> {
+    pub(in super::super) async fn store_table(&self, bytes: Vec<u8>) -> Result<u64> {
+        let (offset, counted) = self.store_unnamed_table(bytes).await?;
+        counted.keep();
+        Ok(offset)
+    }
+
+    /// As [`Self::store_table`]. The clusters are freed again unless the caller keeps the returned references.
+    pub(in super::super) async fn store_unnamed_table(
+        &self,
+        mut bytes: Vec<u8>,
+    ) -> Result<(u64, Counted<'_>)> {
         let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let clusters = self.geometry.clusters_for(len);
         bytes.resize(usize::try_from(clusters << self.geometry.cluster_bits).unwrap_or(0), 0);
@@ -240,7 +251,6 @@ impl Qcow2 {
         self.refcounts.allocator.note_metadata(offset, len);
         self.write_back_refcounts().await?;
         file.flush().await?;
-        counted.keep();
-        Ok(offset)
+        Ok((offset, counted))
     }
 }

@@ -30,8 +30,8 @@ use oxblk_ring::perturb::point;
 
 use super::Qcow2;
 use super::counted::Counted;
+use super::dropped::ReleaseReason;
 use super::layout::{ExtendedEntry, L2Entry, L2Kind, Subclusters};
-use super::write_back::ReleaseReason;
 
 /// Loads the entry at word `index` of a slice.
 fn load(words: &[AtomicU64], index: usize) -> Option<ExtendedEntry> {

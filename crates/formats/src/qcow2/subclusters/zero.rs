@@ -5,9 +5,8 @@ use oxblk_ring::IoBuf;
 
 use super::super::Qcow2;
 use super::super::discard::given_up;
+use super::super::dropped::ReleaseReason;
 use super::super::layout::{ExtendedEntry, L2Kind, Subclusters};
-use super::super::run_options::Modes;
-use super::super::write_back::ReleaseReason;
 use super::{load, same_place, store};
 
 /// The state of an entry before a change.
@@ -31,7 +30,7 @@ impl Qcow2 {
         flags: ZeroFlags,
     ) -> Result<()> {
         let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
-        let keep = !unmap || self.modes().contains(Modes::NO_UNREF);
+        let keep = !unmap || self.keeps_discarded();
         let (first, last) =
             (self.cluster_end(offset).min(end), self.cluster_start(end).max(offset));
         if first > last {
@@ -66,11 +65,12 @@ impl Qcow2 {
         }
         let mask = Subclusters::touched_by(self.geometry, offset - cluster, end - cluster);
         let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
+        let frees = unmap && !self.keeps_discarded();
         let next = cluster.saturating_add(self.geometry.cluster_size());
         self.change_extended(cluster, next, given_up(unmap), |old| {
             let bitmap = old.entry.bitmap.with_zero(mask);
             Some(match bitmap {
-                Subclusters::ZERO if unmap => ExtendedEntry::ZERO,
+                Subclusters::ZERO if frees => ExtendedEntry::ZERO,
                 _ => ExtendedEntry { bitmap, ..old.entry },
             })
         })
@@ -79,7 +79,7 @@ impl Qcow2 {
 
     /// Discards whole clusters, which read as zeroes afterwards. The caller holds the range lock.
     pub(in super::super) async fn discard_subclusters(&self, from: u64, to: u64) -> Result<()> {
-        let keep = self.modes().contains(Modes::NO_UNREF);
+        let keep = self.keeps_discarded();
         self.change_extended(from, to, ReleaseReason::Discarded, |old| {
             let empty = old.entry.entry.0 == 0 && !old.has_backing;
             let data = matches!(old.kind, L2Kind::Data { .. });

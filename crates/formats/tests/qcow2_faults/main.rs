@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod counted;
+mod dirty_bit;
+mod write_order;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,10 +57,16 @@ async fn create_with(disk: &Disk, more: &str) {
 }
 
 async fn open(disk: &Disk) -> Backend {
+    open_with(disk, "cache-clean-interval=0").await
+}
+
+/// Opens the image with further options.
+async fn open_with(disk: &Disk, more: &str) -> Backend {
     let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
     let _file = file(&graph, disk);
     let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
-    graph.open_backend(None, options("driver=qcow2,file=file"), flags).await.unwrap()
+    let options = options(&format!("driver=qcow2,file=file,{more}"));
+    graph.open_backend(None, options, flags).await.unwrap()
 }
 
 async fn write(image: &Backend, cluster: u64, byte: u8) {
@@ -73,6 +83,20 @@ async fn byte(image: &Backend, cluster: u64) -> u8 {
 async fn check(image: &Backend) -> CheckReport {
     let node = image.node().unwrap();
     node.driver().check().unwrap().check(Fix::Nothing, &|_| {}).await.unwrap()
+}
+
+/// Asserts that the image has no corruption. It may have leaks only if `leaks` is set.
+async fn assert_sound(disk: &Disk, leaks: bool, context: &str) {
+    let image = open(disk).await;
+    let report = check(&image).await;
+    assert_eq!((report.corruptions, report.check_errors), (0, 0), "{context}");
+    assert!(leaks || report.leaks == 0, "{context}: {} leaks", report.leaks);
+    image.close().await.unwrap();
+}
+
+/// A rule that makes the n-th of these operations fail once with `EIO`.
+fn fails(op: FaultOp, nth: u64, range: Option<std::ops::Range<u64>>) -> FailRule {
+    FailRule { op, nth: Some(nth), range, errno: Errno::IO, once: true }
 }
 
 /// Clusters that two L2 tables map. One of these tables is new.

@@ -1,0 +1,50 @@
+//! The error of a value that an option does not accept.
+
+use oxblk_core::Error;
+
+/// The messages to print about a refused value.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// Each message is printed after the name of the tool. There is none if the messages have been printed already.
+    pub(crate) messages: Vec<String>,
+    /// A line without the name of the tool, after the messages.
+    pub(crate) hint: Option<String>,
+    /// A hint to `--help` follows.
+    pub(crate) misused: bool,
+}
+
+impl Refusal {
+    /// The messages have been printed.
+    pub(crate) fn printed() -> Self {
+        Self::default()
+    }
+
+    /// One message.
+    pub(crate) fn failed(message: impl Into<String>) -> Self {
+        Self { messages: vec![message.into()], ..Self::default() }
+    }
+
+    /// One message, followed by a hint to `--help`.
+    pub(crate) fn misused(message: impl Into<String>) -> Self {
+        Self { misused: true, ..Self::failed(message) }
+    }
+
+    /// Adds a message.
+    #[must_use]
+    pub(crate) fn then(mut self, message: impl Into<String>) -> Self {
+        self.messages.push(message.into());
+        self
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(message: String) -> Self {
+        Self::failed(message)
+    }
+}
+
+impl From<&Error> for Refusal {
+    fn from(error: &Error) -> Self {
+        Self { hint: error.hint().map(str::to_owned), ..Self::failed(error.to_string()) }
+    }
+}

@@ -1,0 +1,56 @@
+//! Options that several commands have.
+
+use crate::flags::refusal::Refusal;
+use crate::flags::spec::{Value, short};
+use crate::flags::{Flag, Stored};
+use crate::io::numbers;
+
+/// `-C`: prints a report that programs read.
+pub(super) const fn numbers_only<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
+    Flag::switch(short('C'), "report numbers only", field)
+}
+
+/// `-q`: prints no report.
+pub(super) const fn quiet<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
+    Flag::switch(short('q'), "no report", field)
+}
+
+/// `-v`: prints the data.
+pub(super) const fn dump<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
+    Flag::switch(short('v'), "show the data", field)
+}
+
+/// `-f`: FUA.
+pub(super) const fn fua<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
+    Flag::switch(short('f'), "durable when it completes", field)
+}
+
+/// `-u`: zeroes may be discarded.
+pub(super) const fn unmap<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
+    Flag::switch(short('u'), "with -z, space may be given back", field)
+}
+
+/// `-z`: writes zeroes.
+pub(super) const fn zeroes<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
+    Flag::switch(short('z'), "write zeroes", field)
+}
+
+/// `-P` of a read: the byte that the data must consist of.
+pub(super) const fn expected<A>(store: fn(&mut A, String) -> Stored) -> Flag<A> {
+    Flag::value(short('P'), Value::text("PATTERN"), "the data must be all this byte", store)
+}
+
+/// `-P` of a write: the byte to write.
+pub(super) const fn written<A>(store: fn(&mut A, String) -> Stored) -> Flag<A> {
+    Flag::value(short('P'), Value::text("PATTERN"), "the byte to write (0xcd)", store)
+}
+
+/// Parses a size or offset.
+pub(super) fn bytes(text: &str) -> Result<u64, Refusal> {
+    numbers::bytes(text).ok_or_else(Refusal::printed)
+}
+
+/// Parses a byte to fill buffers with.
+pub(super) fn pattern(text: &str) -> Result<u8, Refusal> {
+    numbers::pattern(text).ok_or_else(Refusal::printed)
+}

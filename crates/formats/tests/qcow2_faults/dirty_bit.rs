@@ -1,0 +1,98 @@
+//! The dirty bit of the header when its write fails although it has reached the disk.
+
+use oxblk_core::Backend;
+use oxblk_core::snapshot::SnapshotInfo;
+use oxblk_ring::sim::{self, Disk, FaultOp, Faults};
+
+use crate::{assert_sound, byte, create, fails, open, open_with, word, write};
+
+/// The bytes of the header that contain the incompatible features.
+const FEATURES: std::ops::Range<u64> = 72..80;
+
+fn is_dirty(disk: &Disk) -> bool {
+    word(&disk.bytes(), FEATURES.start) & 1 == 1
+}
+
+/// Runs `clear`, which clears the dirty bit of an image with lazy refcounts, while the write of the bit reaches the disk but
+/// reports an error. Then writes and flushes, and cuts the power.
+async fn try_clearing(what: &str, clear: impl AsyncFn(&Backend)) {
+    let disk = Disk::new(1, 0);
+    create(&disk).await;
+    let image = open_with(&disk, "lazy-refcounts=on").await;
+    write(&image, 0, 1).await;
+    image.flush().await.unwrap();
+    assert!(is_dirty(&disk), "{what}: refcounts are not lazy");
+    let fail_late = vec![fails(FaultOp::Write, 1, Some(FEATURES))];
+    disk.set_faults(Faults { fail_late, ..Faults::default() });
+    clear(&image).await;
+    assert!(!is_dirty(&disk), "{what}: the bit was not cleared");
+    disk.set_faults(Faults::default());
+    for cluster in 1..40 {
+        write(&image, cluster, 2).await;
+    }
+    image.flush().await.unwrap();
+    let left = disk.after_power_loss_none();
+    assert!(is_dirty(&left), "{what}: refcounts are too low in an image that counts as clean");
+    let found = open(&left).await;
+    assert_eq!((byte(&found, 0).await, byte(&found, 39).await), (1, 2), "{what}");
+    found.close().await.unwrap();
+    assert_sound(&left, false, what).await;
+    image.close().await.unwrap();
+    assert!(!is_dirty(&disk), "{what}: dirty after the close");
+    assert_sound(&disk, false, what).await;
+}
+
+#[test]
+fn the_dirty_bit_is_set_again_if_the_failed_write_that_clears_it_reached_the_disk() {
+    sim::run(1, async {
+        try_clearing("compaction", async |image| {
+            let node = image.node().unwrap();
+            node.driver().compact().unwrap().step(1 << 20).await.unwrap_err();
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_failed_write_that_sets_the_dirty_bit_leaves_an_image_that_can_be_closed_cleanly() {
+    sim::run(1, async {
+        let disk = Disk::new(1, 0);
+        create(&disk).await;
+        let image = open_with(&disk, "lazy-refcounts=on").await;
+        write(&image, 0, 1).await;
+        let fail_late = vec![fails(FaultOp::Write, 1, Some(FEATURES))];
+        disk.set_faults(Faults { fail_late, ..Faults::default() });
+        image.flush().await.unwrap_err();
+        assert!(is_dirty(&disk));
+        disk.set_faults(Faults::default());
+        image.close().await.unwrap();
+        assert!(!is_dirty(&disk), "the image stays dirty");
+        assert_sound(&disk, false, "closed").await;
+    });
+}
+
+#[test]
+fn a_change_of_snapshots_whose_end_fails_leaves_an_image_that_is_repaired() {
+    sim::run(1, async {
+        let disk = Disk::new(1, 0);
+        create(&disk).await;
+        let image = open_with(&disk, "lazy-refcounts=on").await;
+        write(&image, 0, 1).await;
+        image.flush().await.unwrap();
+        // The change sets the bit first. The second write of the bit clears it.
+        let fail_late = vec![fails(FaultOp::Write, 2, Some(FEATURES))];
+        disk.set_faults(Faults { fail_late, ..Faults::default() });
+        image.create_snapshot(&SnapshotInfo::default()).await.unwrap();
+        disk.set_faults(Faults::default());
+        for cluster in 0..40 {
+            write(&image, cluster, 2).await;
+        }
+        image.flush().await.unwrap();
+        let left = disk.after_power_loss_none();
+        let found = open(&left).await;
+        assert_eq!(byte(&found, 0).await, 2);
+        found.close().await.unwrap();
+        assert_sound(&left, false, "after a power cut").await;
+        image.close().await.unwrap();
+    });
+}
