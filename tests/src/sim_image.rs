@@ -1,16 +1,15 @@
 //! Images on one simulated disk: functions that create them with qemu-img, open them and check them.
+//!
+//! Functions without a format work on qcow2 images.
 
 use std::sync::Arc;
 
 use oxblk_core::check::{Finding, Fix};
-use oxblk_core::{Backend, DriverTable, Graph, OpenFlags, Options, Perm, Permissions, Result};
-use oxblk_formats::qcow2::QCOW2;
+use oxblk_core::{Backend, Graph, OpenFlags, Options, Perm, Permissions, Result};
 use oxblk_ring::sim::Disk;
 
 use crate::program::Program;
-use crate::sim_disk::{self, Pace, SimFactory};
-
-static DRIVERS: DriverTable = &[QCOW2, &SimFactory];
+use crate::sim_disk::{self, Pace};
 
 /// Creates a qcow2 image of `size` bytes with `qemu-img create -o options`.
 ///
@@ -29,12 +28,22 @@ pub fn new(seed: u64, options: &str, size: u64) -> Disk {
 /// # Errors
 /// The error that the driver reports.
 pub async fn open(disk: &Disk, check: bool) -> Result<Backend> {
-    let graph = Graph::new(DRIVERS, oxblk_core::Gate::Anything);
+    open_as("qcow2", disk, OpenFlags { check, ..OpenFlags::default() }).await
+}
+
+/// Opens an image of a format for reading, and if it is writable, for writing and resizing.
+///
+/// # Errors
+/// The error that the driver reports.
+pub async fn open_as(format: &str, disk: &Disk, flags: OpenFlags) -> Result<Backend> {
+    let graph = Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything);
     graph.own(sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce)?)?;
-    let options = Options::from_dotted("driver=qcow2,file=disk", None)?;
-    let flags = OpenFlags { unmap: true, check, ..OpenFlags::default() };
-    let node = graph.open(options, flags).await?;
-    let taken = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
+    let options = Options::from_dotted(&format!("driver={format},file=disk"), None)?;
+    let mut taken = Perm::CONSISTENT_READ;
+    if !flags.read_only {
+        taken |= Perm::WRITE | Perm::RESIZE;
+    }
+    let node = graph.open(options, OpenFlags { unmap: true, ..flags }).await?;
     Backend::new(&graph, "", Arc::clone(&node), Permissions::sharing_all(taken))
 }
 
@@ -55,7 +64,7 @@ pub async fn assert_sound(disk: &Disk, leaks: bool, what: &str) {
 pub async fn check_sound(backend: &Backend, leaks: bool, what: &str) {
     let node = backend.node().expect("an open image");
     let say = |finding: Finding| eprintln!("{finding}");
-    let check = node.driver().check().expect("qcow2 can be checked");
+    let check = node.driver().check().expect("a format with a check");
     let report = check.check(Fix::Nothing, &say).await.unwrap_or_else(|e| panic!("{what}: {e}"));
     assert_eq!((report.corruptions, report.check_errors), (0, 0), "{what}");
     assert!(leaks || report.leaks == 0, "{what}: {} leaks", report.leaks);

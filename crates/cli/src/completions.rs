@@ -3,7 +3,7 @@
 use crate::flags::command::{misused, parse_or_end};
 use crate::flags::page::{Example, Page};
 use crate::flags::spec::Value;
-use crate::flags::{Flag, bash, fish, shared, zsh};
+use crate::flags::{Flag, Line, bash, fish, help, shared, zsh};
 use crate::program::{Program, out};
 
 /// The command has no options of its own.
@@ -38,7 +38,10 @@ pub(crate) static PAGE: Page = Page {
 
 /// Runs the command.
 pub(crate) fn run(program: &Program, words: Vec<String>, pages: &[&Page]) -> u8 {
-    let operands = match parse_or_end(program, &PAGE, FLAGS, words, &mut Arguments) {
+    let name = program.called_as();
+    let line = Line::new(name, words);
+    let help = || help::text(&PAGE, program.name(), &[]);
+    let operands = match parse_or_end(program, line, FLAGS, &mut Arguments, help) {
         Ok(operands) => operands,
         Err(code) => return code,
     };
@@ -48,9 +51,9 @@ pub(crate) fn run(program: &Program, words: Vec<String>, pages: &[&Page]) -> u8 
         [shell] if shell == "fish" => fish::script(pages),
         [other] => {
             let message = format_args!("There are no completions for '{other}'");
-            return misused(program, message);
+            return misused(program, name, message);
         }
-        _ => return misused(program, "Expecting one shell: bash, zsh or fish"),
+        _ => return misused(program, name, "Expecting one shell: bash, zsh or fish"),
     };
     out(format_args!("{script}"));
     0

@@ -3,7 +3,7 @@
 use crate::flags::command::{misused, parse_or_end};
 use crate::flags::page::{Example, Page};
 use crate::flags::spec::{Value, long};
-use crate::flags::{Flag, man, shared};
+use crate::flags::{Flag, Line, help, man, shared};
 use crate::program::{Program, out};
 
 #[derive(Default)]
@@ -40,7 +40,10 @@ pub(crate) fn run(
     inner: fn(&Page) -> Vec<&'static Page>,
 ) -> u8 {
     let mut arguments = Arguments::default();
-    let operands = match parse_or_end(program, &PAGE, FLAGS, words, &mut arguments) {
+    let name = program.called_as();
+    let line = Line::new(name, words);
+    let help = || help::text(&PAGE, program.name(), &[]);
+    let operands = match parse_or_end(program, line, FLAGS, &mut arguments, help) {
         Ok(operands) => operands,
         Err(code) => return code,
     };
@@ -53,7 +56,7 @@ pub(crate) fn run(
     let wanted = operands.join(" ");
     let found = pages.iter().find(|page| page.path == wanted || man::title(page) == wanted);
     let Some(page) = found else {
-        return misused(program, format_args!("There is no manual page for '{wanted}'"));
+        return misused(program, name, format_args!("There is no manual page for '{wanted}'"));
     };
     let commands: Vec<_> =
         pages.iter().copied().filter(|other| other.group() == Some(page.path)).collect();

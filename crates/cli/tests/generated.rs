@@ -87,6 +87,18 @@ fn warnings_of_groff(roff: &str) -> String {
 }
 
 #[test]
+fn each_command_prints_its_help() {
+    for page in printed(&["man", "--list"]).lines() {
+        let name = page.replace('-', " ");
+        let mut words: Vec<_> = name.split(' ').skip(1).collect();
+        words.push("--help");
+        let help = printed(&words);
+        assert!(help.starts_with(&format!("Usage: {name} ")), "{help}");
+        assert!(help.contains("\nExit codes:\n"), "{help}");
+    }
+}
+
+#[test]
 fn an_unknown_page_or_shell_is_refused() {
     for (arguments, message) in [
         (&["man", "img", "dance"][..], "There is no manual page for 'img dance'"),

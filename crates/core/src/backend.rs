@@ -17,11 +17,11 @@ use oxblk_ring::{Event, IoBuf, IoBufMut, Shard, Sharded, UntilSettled, keep_unti
 
 use crate::control::run_to_completion;
 use crate::epoch::{EpochGuard, EpochPlace};
-use crate::perm::{Perm, Permissions};
+use crate::perm::Permissions;
 use crate::request::{self, ChainStatus};
 use crate::{
-    CompressedCluster, Edge, Errno, Error, ErrorKind, Graph, Node, Options, Preallocation,
-    ReopenRequest, Result, Want, WriteFlags, ZeroFlags,
+    ChildIdx, CompressedCluster, Edge, Errno, Error, ErrorKind, Graph, Node, Options,
+    Preallocation, Result, Want, WriteFlags, ZeroFlags,
 };
 
 /// Counters of one I/O thread.
@@ -83,6 +83,10 @@ impl Drop for Inner {
                 node = node.name(),
                 "a backend was dropped without being closed: data cached in memory is lost"
             );
+        }
+        // Other users of the node must not conflict with permissions that nobody uses.
+        if let Some(root) = &root {
+            root.edge.detach();
         }
     }
 }
@@ -359,10 +363,16 @@ impl Backend {
     /// # Errors
     /// [`ErrorKind::Denied`] without resize permission; otherwise the errors of the driver and the host.
     pub async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
-        let edge = self.root()?;
-        let root = Arc::clone(&edge);
+        let root = self.root()?;
+        // A node that only passes requests on resizes the node below it.
+        let (mut lowest, mut above) = (Arc::clone(root.node()), Vec::new());
+        while lowest.factory().passes_permissions()
+            && let Some(below) = lowest.child(ChildIdx::FILE)
+        {
+            above.push(std::mem::replace(&mut lowest, below));
+        }
         let resize = move |_| async move { root.resize(size, preallocation).await };
-        self.0.graph.run_exclusive(edge.node(), resize).await
+        self.0.graph.run_exclusive_below(above, &lowest, resize).await
     }
 
     /// Flushes, detaches from the root node, and closes the nodes that have no other user. Once begun, the close runs
@@ -401,40 +411,7 @@ impl Backend {
     /// # Errors
     /// The errors of [`Graph::reopen`]. Nothing has changed then.
     pub async fn reopen(&self, options: Options) -> Result<()> {
-        let backend = self.clone();
-        run_to_completion(async move { backend.reopen_root(options).await }).await
-    }
-
-    async fn reopen_root(&self, options: Options) -> Result<()> {
-        let edge = self.root()?;
-        let before = edge.permissions();
-        let mut probe = options.clone();
-        let read_only = probe.take_bool("read-only")?.unwrap_or(self.is_read_only());
-        let writing = Perm::WRITE | Perm::RESIZE;
-        // Requests in flight end under the permissions that they began with.
-        let _quiesced = self.quiesce().await;
-        if read_only {
-            edge.set_permissions(Permissions { taken: before.taken - writing, ..before })?;
-        }
-        let node = Arc::clone(edge.node());
-        let was_read_only = node.is_read_only();
-        let request = |options| ReopenRequest { node: Arc::clone(&node), options, keep: true };
-        let graph = &self.0.graph;
-        if let Err(error) = graph.reopen(vec![request(options)]).await {
-            edge.set_permissions(before)?;
-            return Err(error);
-        }
-        if read_only || !was_read_only {
-            return Ok(());
-        }
-        let wanted = Permissions { taken: before.taken | writing, ..before };
-        if let Err(error) = edge.set_permissions(wanted) {
-            let mut back = Options::new();
-            back.insert("read-only", true);
-            graph.reopen(vec![request(back)]).await?;
-            return Err(error);
-        }
-        Ok(())
+        self.0.graph.reopen_root(self, options).await
     }
 
     /// Holds back new requests and waits until the requests in flight have ended. New requests resume when the guard is

@@ -67,7 +67,7 @@ impl Graph {
 
     /// As [`Self::run_exclusive`], for a caller that reaches `node` through the nodes `above`, uppermost first. No
     /// other control operation runs on those nodes either.
-    pub(crate) async fn alone_with_below<T, W, F>(
+    pub(crate) async fn run_exclusive_below<T, W, F>(
         &self,
         above: Vec<Arc<Node>>,
         node: &Arc<Node>,
@@ -81,14 +81,14 @@ impl Graph {
         if above.is_empty() {
             return self.run_exclusive(node, work).await;
         }
-        let mut turns = vec![self.reopening().acquire().await];
+        let mut controls = vec![self.reopening().acquire().await];
         for parent in &above {
-            turns.push(parent.control_lock().acquire().await);
+            controls.push(parent.control_lock().acquire().await);
         }
         if above.iter().any(|parent| parent.users().is_closed()) {
             return Err(no_medium());
         }
-        let exclusive = Exclusive { _controls_above: turns, ..self.exclusive(node).await };
+        let exclusive = Exclusive { _controls_above: controls, ..self.exclusive(node).await };
         Self::carry_out(exclusive, node, work).await
     }
 
@@ -123,6 +123,16 @@ pub(crate) fn run_to_completion<T: 'static>(
     work: impl Future<Output = T> + 'static,
 ) -> impl Future<Output = T> {
     GoesOn(Some(oxblk_ring::spawn(work)))
+}
+
+/// Starts `work` as a task that nobody awaits, for destructors. Without an I/O thread `work` cannot run, and the log reports
+/// this.
+pub(crate) fn in_background(work: impl Future<Output = ()> + 'static) {
+    if oxblk_ring::try_thread_index().is_none() {
+        tracing::error!("a block node was dropped outside of an I/O thread and stays open");
+        return;
+    }
+    oxblk_ring::spawn(work).detach();
 }
 
 /// A task whose result the caller awaits. Dropping this detaches the task, which then runs to its end.

@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwapOption;
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use crate::perm::{Perm, Permissions, Role};
+use crate::perm::{Perm, Permissions, Role, SECTOR};
 use crate::request;
 use crate::{
-    CompressedCluster, Error, ErrorKind, Node, Preallocation, Result, Status, Want, WriteFlags,
-    ZeroFlags,
+    CompressedCluster, Errno, Error, ErrorKind, Node, Preallocation, Result, Status, Want,
+    WriteFlags, ZeroFlags,
 };
 
 /// A slot among a node's children.
@@ -91,7 +91,7 @@ impl Children {
     /// # Errors
     /// `ENOMEDIUM` when the slot is empty.
     pub fn require(&self, child: ChildIdx) -> Result<Arc<Edge>> {
-        self.get(child).ok_or_else(|| Error::from_errno(libc_enomedium()).prefix(child.name()))
+        self.get(child).ok_or_else(|| Error::from_errno(Errno::NOMEDIUM).prefix(child.name()))
     }
 
     /// Puts `edge` into a slot and returns the previous edge. Only while the node takes no requests.
@@ -108,10 +108,6 @@ impl Children {
     pub fn iter(&self) -> impl Iterator<Item = (ChildIdx, Arc<Edge>)> + '_ {
         ChildIdx::all().filter_map(|child| self.get(child).map(|edge| (child, edge)))
     }
-}
-
-const fn libc_enomedium() -> i32 {
-    123
 }
 
 /// One user of a node.
@@ -182,16 +178,7 @@ impl Edge {
     /// # Errors
     /// When they conflict. Nothing has changed then.
     pub fn set_permissions(&self, permissions: Permissions) -> Result<()> {
-        let before = self.replace_permissions(permissions);
-        if let Err(error) = self.node.refresh_permissions() {
-            self.replace_permissions(before);
-            // The previous permissions were valid before, so they cannot conflict now.
-            if let Err(error) = self.node.refresh_permissions() {
-                tracing::warn!(%error, "cannot restore permissions");
-            }
-            return Err(error);
-        }
-        Ok(())
+        self.node.change_parent(self, permissions)
     }
 
     pub(crate) fn replace_permissions(&self, permissions: Permissions) -> Permissions {
@@ -215,6 +202,26 @@ impl Edge {
             .on_node(self.node.name()))
     }
 
+    /// Refuses a write that this user did not ask for, also one that makes the node grow. A node whose size is not a
+    /// multiple of [`SECTOR`] may grow to a whole sector: the last sector of a disk can always be written.
+    fn may_write_to(&self, offset: u64, len: u64) -> Result<()> {
+        self.may_write()?;
+        let size = self.node.size();
+        let end = offset.saturating_add(len);
+        if end > size.checked_next_multiple_of(SECTOR).unwrap_or(size) {
+            self.may_resize()?;
+        }
+        Ok(())
+    }
+
+    fn may_resize(&self) -> Result<()> {
+        if self.takes(Perm::RESIZE) {
+            return Ok(());
+        }
+        let text = format!("{} did not ask to resize", self.user);
+        Err(Error::new(ErrorKind::Denied, text).on_node(self.node.name()))
+    }
+
     /// Size of the node in bytes.
     pub fn size(&self) -> u64 {
         self.node.size()
@@ -231,9 +238,10 @@ impl Edge {
     /// Writes `data` at `offset`. A write past the end makes the node grow, if its driver allows this.
     ///
     /// # Errors
-    /// The errors of the driver and the host; [`ErrorKind::NoSpace`] past the end of a node that does not grow.
+    /// The errors of the driver and the host; [`ErrorKind::NoSpace`] past the end of a node that does not grow, and
+    /// [`ErrorKind::Denied`] there without resize permission.
     pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
-        self.may_write()?;
+        self.may_write_to(offset, request::as_u64(data.len()))?;
         request::write(&self.node, offset, data, flags).await
     }
 
@@ -247,7 +255,7 @@ impl Edge {
         cluster: CompressedCluster,
         flags: WriteFlags,
     ) -> Result<()> {
-        self.may_write()?;
+        self.may_write_to(offset, request::as_u64(cluster.plain.len()))?;
         request::store_compressed(&self.node, offset, cluster, flags).await
     }
 
@@ -256,7 +264,7 @@ impl Edge {
     /// # Errors
     /// The errors of [`Self::write`].
     pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
-        self.may_write()?;
+        self.may_write_to(offset, len)?;
         request::write_zeroes(&self.node, offset, len, flags).await
     }
 
@@ -298,10 +306,7 @@ impl Edge {
     /// # Errors
     /// The errors of the driver and the host; [`ErrorKind::Denied`] without resize permission.
     pub async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
-        if !self.takes(Perm::RESIZE) {
-            let text = format!("{} did not ask to resize", self.user);
-            return Err(Error::new(ErrorKind::Denied, text).on_node(self.node.name()));
-        }
+        self.may_resize()?;
         request::resize(&self.node, size, preallocation).await
     }
 
@@ -316,7 +321,7 @@ impl Edge {
         target_offset: u64,
         len: u64,
     ) -> Result<()> {
-        target.may_write()?;
+        target.may_write_to(target_offset, len)?;
         request::copy_range(&self.node, offset, &target.node, target_offset, len).await
     }
 }

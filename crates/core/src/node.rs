@@ -8,12 +8,13 @@ use std::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
 };
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
+use oxblk_ring::perturb::point;
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
-use crate::bitmap::{BitmapList, DirtyBitmap};
+use crate::bitmap::{BitmapError, BitmapList, DirtyBitmap};
 use crate::control::ControlLock;
 use crate::driver::{Driver, DriverFactory, DriverKind};
 use crate::epoch::Epochs;
@@ -87,7 +88,14 @@ pub struct Node {
     follows_parent: AtomicBool,
     filename: Option<String>,
     control_lock: ControlLock,
+    permissions_lock: PermissionsLock,
 }
+
+/// The lock that serialises changes of permissions in one graph. A change computes the permissions of a node and its
+/// descendants from all their users, and then stores them and passes them to the drivers. Without the lock, an older result
+/// could replace a newer one, and a driver could release a lock that a user needs. It is held during the calls of
+/// [`Driver::set_permissions`], which do not wait for other nodes.
+pub(crate) type PermissionsLock = Arc<Mutex<()>>;
 
 /// The settings that a reopen may change.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -109,6 +117,7 @@ pub(crate) struct NodeParts {
     pub(crate) epochs: Arc<Epochs>,
     pub(crate) settings: Settings,
     pub(crate) filename: Option<String>,
+    pub(crate) permissions_lock: PermissionsLock,
 }
 
 impl Node {
@@ -139,6 +148,7 @@ impl Node {
             follows_parent: AtomicBool::new(false),
             filename: parts.filename,
             control_lock: ControlLock::default(),
+            permissions_lock: parts.permissions_lock,
         };
         node.refresh_limits();
         Arc::new(node)
@@ -204,12 +214,33 @@ impl Node {
     }
 
     /// Attaches the bitmaps that the image stores, before the node takes requests.
-    pub(crate) fn adopt_bitmaps(&self, bitmaps: Vec<Arc<DirtyBitmap>>) -> Result<()> {
+    pub(crate) fn adopt_bitmaps(&self, bitmaps: &[Arc<DirtyBitmap>]) -> Result<()> {
         if !bitmaps.is_empty() {
-            self.bitmaps.insert_all(bitmaps)?;
-            self.set_slow_path(SlowPathFlags::BITMAPS);
+            self.bitmaps.insert(bitmaps, |recording| self.record_in_bitmaps(recording))?;
         }
         Ok(())
+    }
+
+    /// Adds a bitmap. The caller has exclusive use of the node.
+    pub(crate) fn insert_bitmap(&self, bitmap: &Arc<DirtyBitmap>) -> Result<(), BitmapError> {
+        let new = std::slice::from_ref(bitmap);
+        self.bitmaps.insert(new, |recording| self.record_in_bitmaps(recording))?;
+        // The node may have grown before the bitmap was in its list.
+        self.bitmaps.resize(|| self.size());
+        Ok(())
+    }
+
+    /// Removes a bitmap; other bitmaps continue to record. The caller has exclusive use of the node.
+    pub(crate) fn remove_bitmap(&self, bitmap: &Arc<DirtyBitmap>) {
+        self.bitmaps.remove(bitmap, |recording| self.record_in_bitmaps(recording));
+    }
+
+    fn record_in_bitmaps(&self, recording: bool) {
+        if recording {
+            self.set_slow_path(SlowPathFlags::BITMAPS);
+        } else {
+            self.clear_slow_path(SlowPathFlags::BITMAPS);
+        }
     }
 
     /// Records a write, a zero write or a discard in the bitmaps. The caller has already updated the node's size.
@@ -399,20 +430,46 @@ impl Node {
         if self.is_read_only() && permissions.taken.contains(Perm::WRITE) {
             return Err(Error::new(ErrorKind::Denied, "Block node is read-only").errno(Errno::PERM));
         }
+        let changing = self.lock_permissions();
         self.users.add(edge).map_err(|error| error.on_node(&self.name))?;
-        if let Err(error) = self.refresh_permissions() {
-            self.remove_parent(edge);
+        if let Err(error) = self.refresh_with(&changing) {
+            self.users.remove(edge);
+            self.restore_with(&changing);
             return Err(error);
         }
         Ok(())
     }
 
     pub(crate) fn remove_parent(&self, edge: &Edge) {
+        let changing = self.lock_permissions();
         self.users.remove(edge);
         // Releasing permissions cannot conflict. If it fails, the host keeps a lock that it should release: the log
         // reports this.
-        if let Err(error) = self.refresh_permissions() {
+        if let Err(error) = self.refresh_with(&changing) {
             tracing::warn!(node = self.name, %error, "cannot release permissions");
+        }
+    }
+
+    /// Changes the permissions of `edge`, through which a parent uses this node.
+    pub(crate) fn change_parent(&self, edge: &Edge, permissions: Permissions) -> Result<()> {
+        let changing = self.lock_permissions();
+        let before = edge.replace_permissions(permissions);
+        if let Err(error) = self.refresh_with(&changing) {
+            edge.replace_permissions(before);
+            self.restore_with(&changing);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn lock_permissions(&self) -> MutexGuard<'_, ()> {
+        self.permissions_lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Updates the permissions after a change was undone. They were valid before the change, so they cannot conflict now.
+    fn restore_with(&self, changing: &MutexGuard<'_, ()>) {
+        if let Err(error) = self.refresh_with(changing) {
+            tracing::warn!(node = self.name, %error, "cannot restore permissions");
         }
     }
 
@@ -456,12 +513,19 @@ impl Node {
         if self.settings.load().flags.force_share {
             return Ok(());
         }
-        self.driver.set_permissions(self.cumulative())
+        let permissions = self.cumulative();
+        point();
+        self.driver.set_permissions(permissions)
     }
 
-    /// Updates the permissions of all nodes below this one to match what the parents ask for. Iterative, because a
-    /// chain may be long. Edges change from the top down, drivers from the bottom up.
+    /// Updates the permissions of all nodes below this one to match what the parents ask for.
     pub(crate) fn refresh_permissions(&self) -> Result<()> {
+        self.refresh_with(&self.lock_permissions())
+    }
+
+    /// As [`Self::refresh_permissions`], for a holder of the permissions lock. Iterative, because a chain may be long.
+    /// Edges change from the top down, drivers from the bottom up.
+    fn refresh_with(&self, _changing: &MutexGuard<'_, ()>) -> Result<()> {
         let mut changed: Vec<(Arc<Edge>, Permissions)> = Vec::new();
         let mut drivers = 0_usize;
         let outcome = (|| {

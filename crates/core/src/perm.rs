@@ -8,7 +8,7 @@
 use crate::{DriverKind, Error, ErrorKind, Result};
 
 /// Guests see sizes in units of sectors, so size checks use them too.
-const SECTOR: u64 = 512;
+pub(crate) const SECTOR: u64 = 512;
 
 bitflags::bitflags! {
     /// Operations that a user performs on a node. The bit numbers are those of the bytes of a file that processes lock

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::backend::no_medium;
 use crate::driver::BoxFuture;
 use crate::{Backend, ChildIdx, Errno, Error, ErrorKind, Node, Result};
 
@@ -57,13 +58,41 @@ fn keeper(node: Arc<Node>) -> Result<(Arc<Node>, Vec<Arc<Node>>)> {
 }
 
 /// The internal snapshots of a node's image. If the node only passes requests on, these are the snapshots of the node
-/// below.
+/// below. The snapshot table stays in place while it is read: control operations wait.
 ///
 /// # Errors
 /// The errors of [`Backend::snapshots`].
 pub async fn list(node: &Arc<Node>) -> Result<Vec<SnapshotInfo>> {
     let (keeper, _) = keeper(Arc::clone(node))?;
+    let _control = keeper.control_lock().acquire().await;
+    if keeper.users().is_closed() {
+        return Err(no_medium());
+    }
     of(&keeper)?.list().await
+}
+
+/// How a control operation finds its snapshot. An image gives the id of a deleted snapshot to a new one, so a choice from
+/// the list is made only when no other control operation can run any more.
+enum Selection {
+    Id(String),
+    Choice(Choose),
+}
+
+/// Returns the id of a snapshot of the list.
+type Choose = Box<dyn FnOnce(&[SnapshotInfo]) -> Result<String>>;
+
+impl Selection {
+    fn by(choose: impl FnOnce(&[SnapshotInfo]) -> Result<String> + 'static) -> Self {
+        Self::Choice(Box::new(choose))
+    }
+
+    /// The id. The caller has exclusive use of the node.
+    async fn id(self, snapshots: &dyn Snapshots) -> Result<String> {
+        match self {
+            Self::Id(id) => Ok(id),
+            Self::Choice(choose) => choose(&snapshots.list().await?),
+        }
+    }
 }
 
 impl Backend {
@@ -92,7 +121,7 @@ impl Backend {
         let new = new.clone();
         let (keeper, above) = keeper(self.node()?)?;
         let create = move |node: Arc<Node>| async move { of(&node)?.create(&new).await };
-        self.graph().alone_with_below(above, &keeper, create).await
+        self.graph().run_exclusive_below(above, &keeper, create).await
     }
 
     /// Restores the state of the disk that the snapshot of this id stores.
@@ -100,22 +129,38 @@ impl Backend {
     /// # Errors
     /// The errors of [`Backend::create_snapshot`], and when there is no such snapshot.
     pub async fn apply_snapshot(&self, id: &str) -> Result<()> {
-        let id = id.to_owned();
+        self.apply_selected(Selection::Id(id.to_owned())).await
+    }
+
+    /// As [`Backend::apply_snapshot`], for the snapshot whose id `choose` returns. `choose` receives the list of all
+    /// snapshots, which does not change until the snapshot has been applied.
+    ///
+    /// # Errors
+    /// The errors of [`Backend::apply_snapshot`] and of `choose`.
+    pub async fn apply_snapshot_by(
+        &self,
+        choose: impl FnOnce(&[SnapshotInfo]) -> Result<String> + 'static,
+    ) -> Result<()> {
+        self.apply_selected(Selection::by(choose)).await
+    }
+
+    async fn apply_selected(&self, selection: Selection) -> Result<()> {
         let (keeper, above) = keeper(self.node()?)?;
         let parents = above.clone();
         let apply = move |node: Arc<Node>| async move {
-            let applied = of(&node)?.apply(&id).await;
+            let id = selection.id(of(&node)?).await?;
+            let mut outcome = of(&node)?.apply(&id).await;
             // Also after a failure: the driver may have changed the disk before it failed.
             changed_as_a_whole(&node);
             for parent in parents.iter().rev() {
                 if let Some(refreshed) = parent.driver().refresh_size() {
-                    refreshed.await?;
+                    outcome = outcome.and(refreshed.await.map(drop));
                 }
                 changed_as_a_whole(parent);
             }
-            applied
+            outcome
         };
-        self.graph().alone_with_below(above, &keeper, apply).await
+        self.graph().run_exclusive_below(above, &keeper, apply).await
     }
 
     /// Makes a read-only image show the state that the snapshot of this id stores, until the image is closed. The image
@@ -124,13 +169,28 @@ impl Backend {
     /// # Errors
     /// `ENOTSUP` if the format has no snapshots, `EACCES` on a writable node, and when there is no such snapshot.
     pub async fn load_snapshot(&self, id: &str) -> Result<()> {
+        self.load_selected(Selection::Id(id.to_owned())).await
+    }
+
+    /// As [`Backend::load_snapshot`], for the snapshot whose id `choose` returns.
+    ///
+    /// # Errors
+    /// The errors of [`Backend::load_snapshot`] and of `choose`.
+    pub async fn load_snapshot_by(
+        &self,
+        choose: impl FnOnce(&[SnapshotInfo]) -> Result<String> + 'static,
+    ) -> Result<()> {
+        self.load_selected(Selection::by(choose)).await
+    }
+
+    async fn load_selected(&self, selection: Selection) -> Result<()> {
         let node = self.node()?;
         of(&node)?;
         if !node.is_read_only() {
             return Err(Error::new(ErrorKind::Denied, "Device is not readonly").errno(Errno::ACCES));
         }
-        let id = id.to_owned();
         let load = move |node: Arc<Node>| async move {
+            let id = selection.id(of(&node)?).await?;
             of(&node)?.load(&id).await?;
             node.set_size(node.driver().size());
             Ok(())
@@ -143,10 +203,28 @@ impl Backend {
     /// # Errors
     /// The errors of [`Backend::apply_snapshot`].
     pub async fn delete_snapshot(&self, id: &str) -> Result<()> {
-        let id = id.to_owned();
+        self.delete_selected(Selection::Id(id.to_owned())).await
+    }
+
+    /// As [`Backend::delete_snapshot`], for the snapshot whose id `choose` returns. `choose` receives the list of all
+    /// snapshots, which does not change until the snapshot has been deleted.
+    ///
+    /// # Errors
+    /// The errors of [`Backend::delete_snapshot`] and of `choose`.
+    pub async fn delete_snapshot_by(
+        &self,
+        choose: impl FnOnce(&[SnapshotInfo]) -> Result<String> + 'static,
+    ) -> Result<()> {
+        self.delete_selected(Selection::by(choose)).await
+    }
+
+    async fn delete_selected(&self, selection: Selection) -> Result<()> {
         let (keeper, above) = keeper(self.node()?)?;
-        let delete = move |node: Arc<Node>| async move { of(&node)?.delete(&id).await };
-        self.graph().alone_with_below(above, &keeper, delete).await
+        let delete = move |node: Arc<Node>| async move {
+            let id = selection.id(of(&node)?).await?;
+            of(&node)?.delete(&id).await
+        };
+        self.graph().run_exclusive_below(above, &keeper, delete).await
     }
 }
 

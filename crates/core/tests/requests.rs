@@ -4,11 +4,17 @@
 
 #[path = "requests/abandoned.rs"]
 mod abandoned;
+#[path = "requests/bitmaps.rs"]
+mod bitmaps;
 #[path = "requests/drains.rs"]
 mod drains;
+#[path = "requests/failed_changes.rs"]
+mod failed_changes;
 #[path = "requests/failed_pieces.rs"]
 mod failed_pieces;
 mod memory;
+#[path = "requests/users.rs"]
+mod users;
 
 use std::sync::Arc;
 
@@ -305,7 +311,9 @@ fn only_requests_that_change_a_node_are_marked_in_its_bitmaps() {
         assert_eq!(dirty().last(), Some(&((2 << 20) + 4096, (2 << 20) + 4608)));
         let error = graph.add_bitmap(&node, "since", None).await.err().unwrap();
         assert_eq!(error.to_string(), "Bitmap already exists: since");
-        graph.remove_bitmap(&node, &bitmap);
+        graph.delete_bitmap(&node, &bitmap).await.unwrap();
+        let error = graph.delete_bitmap(&node, &bitmap).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
         backend.write(262_144, vec![1; 512].into(), WriteFlags::empty()).await.unwrap();
         assert!(!bitmap.map().get(262_144));
     });

@@ -1,7 +1,8 @@
 //! Makes an incremental backup: `bitmap_backup IMAGE BACKUP.raw`.
 //!
 //! The first run adds a bitmap to the image, which must be qcow2, and copies the whole disk. Later runs copy only the
-//! ranges that the bitmap has recorded since the last run.
+//! ranges that the bitmap has recorded since the last run. If a run fails, the next run copies the same ranges again. If
+//! the image was not closed after its last use, the bitmap may miss writes: then the whole disk is copied again.
 
 use std::path::Path;
 
@@ -20,20 +21,56 @@ fn main() -> Result<()> {
 /// Brings the backup up to date.
 pub fn run(image: &Path, backup: &Path) -> Result<()> {
     let disk = Disk::options().format(Format::Qcow2).open(image).wait()?;
-    if disk.bitmaps()?.iter().any(|bitmap| bitmap.name == BITMAP) {
-        let copy = Disk::options().format(Format::Raw).open(backup).wait()?;
-        for range in disk.take_dirty_ranges(BITMAP)? {
-            // Copy in pieces of 1 MiB, since a range may be as long as the disk.
-            for offset in range.clone().step_by(1 << 20) {
-                let len = (range.end - offset).min(1 << 20);
-                let data = disk.read(offset, usize::try_from(len).unwrap_or(0)).wait()?;
-                copy.write(offset, data).wait()?;
-            }
+    let copied = update(&disk, backup);
+    // The close stores the bitmap in the image.
+    copied.and(disk.close().wait())
+}
+
+fn update(disk: &Disk, backup: &Path) -> Result<()> {
+    match disk.bitmaps()?.into_iter().find(|bitmap| bitmap.name == BITMAP) {
+        Some(bitmap) if !bitmap.inconsistent => copy_changes(disk, backup),
+        Some(_) => {
+            disk.remove_bitmap(BITMAP).wait()?;
+            copy_disk(disk, backup)
         }
-        copy.close().wait()?;
-    } else {
-        disk.add_bitmap(BITMAP, true).wait()?;
-        Convert::new(&disk, backup, Format::Raw).run().wait()?;
+        None => copy_disk(disk, backup),
     }
-    disk.close().wait()
+}
+
+/// Copies the whole disk. The bitmap records writes from before the copy on.
+fn copy_disk(disk: &Disk, backup: &Path) -> Result<()> {
+    disk.add_bitmap(BITMAP, true).wait()?;
+    let copied = Convert::new(disk, backup, Format::Raw).run().wait();
+    if copied.is_err() {
+        // Without a backup, the bitmap must not stay: the next run would copy only the changes.
+        disk.remove_bitmap(BITMAP).wait()?;
+    }
+    copied
+}
+
+/// Copies the ranges that the bitmap has recorded.
+fn copy_changes(disk: &Disk, backup: &Path) -> Result<()> {
+    // After an error these ranges are dropped, which gives them back to the bitmap.
+    let changes = disk.take_dirty_ranges(BITMAP).wait()?;
+    let copy = Disk::options().format(Format::Raw).open(backup).wait()?;
+    let copied = copy_ranges(disk, &copy, changes.ranges());
+    copied.and(copy.close().wait())?;
+    // The close has made the copies durable.
+    changes.finish();
+    Ok(())
+}
+
+fn copy_ranges(disk: &Disk, copy: &Disk, ranges: &[std::ops::Range<u64>]) -> Result<()> {
+    if copy.size() != disk.size() {
+        copy.resize(disk.size()).wait()?;
+    }
+    for range in ranges {
+        // Copy in pieces of 1 MiB, since a range may be as long as the disk.
+        for offset in range.clone().step_by(1 << 20) {
+            let len = (range.end - offset).min(1 << 20);
+            let data = disk.read(offset, usize::try_from(len).unwrap_or(0)).wait()?;
+            copy.write(offset, data).wait()?;
+        }
+    }
+    Ok(())
 }

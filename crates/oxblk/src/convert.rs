@@ -2,11 +2,12 @@
 //!
 //! If the copy fails or is stopped, the target is removed, so that no incomplete image is left behind.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use oxblk_core::{Error, ErrorKind, names};
+use oxblk_core::{Edge, Error, ErrorKind, Node, Perm, Permissions, names};
 use oxblk_ring::{IoThread, try_thread_index};
 
 use crate::copy::{self, Copy, CopyError, CopyOptions, Observer, Stage};
@@ -104,14 +105,25 @@ impl Convert {
     /// Creates the image, copies the disk, and closes the image. The image is durable when the request completes.
     ///
     /// # Errors
-    /// As the images and the system report; [`ErrorKind::Cancelled`] if the conversion was stopped. The target is removed
-    /// then.
+    /// If the target is a file of the source, or if another process uses one of the files; otherwise as the images and the
+    /// system report; [`ErrorKind::Cancelled`] if the conversion was stopped. A target that was created is removed then.
     pub fn run(self) -> Request<()> {
         let threads = self.source.threads().clone();
         Request::begin(&threads.clone(), move || self.convert(threads))
     }
 
     async fn convert(self, threads: IoThreads) -> Result<()> {
+        let graph = self.source.graph().clone();
+        let source = self.source.backend().node()?;
+        refuse_source_file(&source, &self.target)?;
+        let reading = Reading::begin(Arc::clone(&source))?;
+        let outcome = self.convert_from(threads).await;
+        drop(reading);
+        // The disk may have been closed meanwhile. Then this was the last use of the source.
+        outcome.and(graph.release(source).await)
+    }
+
+    async fn convert_from(self, threads: IoThreads) -> Result<()> {
         let format = self.create.format();
         let graph = self.source.graph().clone();
         self.create.make().await?;
@@ -140,6 +152,51 @@ impl Convert {
             graph.protocol_for(&self.target)?.0.remove_created(&self.target);
         }
         outcome
+    }
+}
+
+/// Refuses a target that is a file of the source's chain, under any name: creating the target would destroy the source.
+fn refuse_source_file(source: &Arc<Node>, target: &str) -> Result<()> {
+    let Some(new) = identity(target) else { return Ok(()) };
+    let mut nodes = vec![Arc::clone(source)];
+    while let Some(node) = nodes.pop() {
+        if node.driver().filename().and_then(|name| identity(&name)) == Some(new) {
+            let text = format!("The target '{target}' is a file of the source");
+            return Err(Error::invalid(text));
+        }
+        nodes.extend(node.children().iter().map(|(_, edge)| Arc::clone(edge.node())));
+    }
+    Ok(())
+}
+
+/// Device and inode number of an existing file.
+fn identity(name: &str) -> Option<(u64, u64)> {
+    let path = names::to_path(name.strip_prefix("file:").unwrap_or(name));
+    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}
+
+/// A use of the source that excludes writers in other processes. It ends when this is dropped.
+struct Reading(Option<Arc<Edge>>);
+
+impl Reading {
+    /// Begins to read. A source that is open for writing has its own locks.
+    fn begin(source: Arc<Node>) -> Result<Self> {
+        if !source.is_read_only() {
+            return Ok(Self(None));
+        }
+        let permissions = Permissions {
+            taken: Perm::CONSISTENT_READ,
+            shared: Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED,
+        };
+        Edge::attach(source, "a conversion", "source", permissions).map(|edge| Self(Some(edge)))
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        if let Some(edge) = &self.0 {
+            edge.detach();
+        }
     }
 }
 

@@ -136,7 +136,7 @@ pub mod workers;
 pub use cache::{Cache, parse_discard};
 pub use convert::{Convert, Stop};
 pub use create::Create;
-pub use disk::{Cursor, Disk, OpenOptions, Sharing};
+pub use disk::{Cursor, Disk, OpenOptions, Sharing, TakenRanges};
 pub use drivers::{absent_error, drivers, is_absent};
 pub use format::{
     Compression, Format, NewFormat, Qcow2Options, Qcow2Version, RawOptions, VdiOptions,

@@ -3,9 +3,10 @@
 //! If a piece completes before a piece at a lower offset, its report is held back. So the reported numbers are the same on
 //! every run. If many reports are held back, adjacent pieces are merged, which bounds the memory.
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// If this many pieces are held back, adjacent ones are merged.
 const MANY: usize = 64;
@@ -52,9 +53,34 @@ struct State {
     counted: u64,
     /// Completed pieces above this offset, by their start.
     later: BTreeMap<u64, Piece>,
+    /// Reports that are due, in order.
+    due: VecDeque<u64>,
+    /// A thread makes the reports that are due.
+    is_reporting: bool,
 }
 
 impl State {
+    /// Notes that the piece at `start` is complete, and which reports are due now.
+    fn complete(&mut self, start: u64, piece: Piece) {
+        if start != self.next {
+            if self.later.len() >= MANY {
+                self.join(start, piece);
+            } else {
+                self.later.insert(start, piece);
+            }
+            return;
+        }
+        let mut next = Some(piece);
+        while let Some(piece) = next {
+            self.counted = self.counted.saturating_add(piece.counts);
+            if let Some(behind) = piece.reports {
+                self.due.push_back(self.counted.saturating_sub(behind));
+            }
+            self.next = piece.end;
+            next = self.later.remove(&piece.end);
+        }
+    }
+
     /// Holds back a piece, merged with the pieces adjacent to it.
     fn join(&mut self, mut start: u64, mut piece: Piece) {
         let before = self.later.range(..start).next_back().map(|(from, to)| (*from, *to));
@@ -71,29 +97,63 @@ impl State {
 impl InOrder {
     /// Starts at the byte offset `begin`, with no completed piece.
     pub(crate) fn new(begin: u64) -> Self {
-        Self(Mutex::new(State { next: begin, counted: 0, later: BTreeMap::new() }))
+        Self(Mutex::new(State {
+            next: begin,
+            counted: 0,
+            later: BTreeMap::new(),
+            due: VecDeque::new(),
+            is_reporting: false,
+        }))
     }
 
-    /// Records that the piece at `start` is complete. Then calls `tell` for each progress report that is now due, with the
-    /// number of counted bytes up to that report.
+    /// Records that the piece at `start` is complete. Then calls `tell` for each progress report that is due, with the
+    /// number of counted bytes up to that report. One thread at a time makes the reports, in order. It holds no lock during
+    /// a call, so `tell` may wait for other threads that complete pieces.
     pub(crate) fn done(&self, start: u64, piece: Piece, tell: impl Fn(u64)) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if start != state.next {
-            if state.later.len() >= MANY {
-                state.join(start, piece);
-            } else {
-                state.later.insert(start, piece);
-            }
-            return;
+        self.lock().complete(start, piece);
+        let Some(reporting) = Reporting::begin(self) else { return };
+        while let Some(counted) = reporting.next() {
+            tell(counted);
         }
-        let mut next = Some(piece);
-        while let Some(piece) = next {
-            state.counted = state.counted.saturating_add(piece.counts);
-            if let Some(behind) = piece.reports {
-                tell(state.counted.saturating_sub(behind));
-            }
-            state.next = piece.end;
-            next = state.later.remove(&piece.end);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The right to make the reports that are due. If a report panics, the drop of this lets another thread continue.
+struct Reporting<'a> {
+    progress: &'a InOrder,
+    has_ended: Cell<bool>,
+}
+
+impl<'a> Reporting<'a> {
+    /// `None`: another thread makes the reports.
+    fn begin(progress: &'a InOrder) -> Option<Self> {
+        let mut state = progress.lock();
+        if std::mem::replace(&mut state.is_reporting, true) {
+            return None;
+        }
+        Some(Self { progress, has_ended: Cell::new(false) })
+    }
+
+    /// The next report. After the last one, another thread may begin.
+    fn next(&self) -> Option<u64> {
+        let mut state = self.progress.lock();
+        let due = state.due.pop_front();
+        if due.is_none() {
+            state.is_reporting = false;
+            self.has_ended.set(true);
+        }
+        due
+    }
+}
+
+impl Drop for Reporting<'_> {
+    fn drop(&mut self) {
+        if !self.has_ended.get() {
+            self.progress.lock().is_reporting = false;
         }
     }
 }
@@ -119,6 +179,30 @@ mod tests {
         assert_eq!(*told.borrow(), [10, 20, 30, 40]);
         done(50, 51);
         assert_eq!(*told.borrow(), [10, 20, 30, 40, 41]);
+    }
+
+    #[test]
+    fn a_report_may_wait_for_another_thread_that_completes_a_piece() {
+        let progress = InOrder::new(0);
+        let told = Mutex::new(Vec::new());
+        let (begin, begun) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let (progress, told) = (&progress, &told);
+            scope.spawn(move || {
+                begun.recv().unwrap();
+                progress.done(10, Piece::whole(10..20), |sum| told.lock().unwrap().push(sum));
+                end.send(()).unwrap();
+            });
+            progress.done(0, Piece::whole(0..10), |sum| {
+                told.lock().unwrap().push(sum);
+                if sum == 10 {
+                    begin.send(()).unwrap();
+                    ended.recv().unwrap();
+                }
+            });
+        });
+        assert_eq!(told.into_inner().unwrap(), [10, 20]);
     }
 
     #[test]

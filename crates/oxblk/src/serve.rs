@@ -13,7 +13,8 @@ use crate::{Disk, IoThreads, Request};
 /// An NBD server for one or more disks.
 ///
 /// It serves until it is [stopped](Self::stop) or dropped. `stop` waits until all connections have ended; a drop starts the
-/// same stop and does not wait. The server does not close disks that the caller still holds.
+/// same stop and does not wait. Both remove the socket file of a Unix address. The server does not close disks that the caller
+/// still holds.
 ///
 /// ```no_run
 /// # fn main() -> oxblk::Result<()> {
@@ -31,10 +32,16 @@ use crate::{Disk, IoThreads, Request};
 /// ```
 pub struct NbdServer {
     server: Server,
-    /// These handles keep the disks open while they are served.
-    disks: Vec<Disk>,
     threads: IoThreads,
     address: Address,
+    /// `None` once the stop has begun.
+    running: Option<Running>,
+}
+
+/// The parts of a server that end with it.
+struct Running {
+    /// These handles keep the disks open while they are served.
+    disks: Vec<Disk>,
     socket: Option<SocketFile>,
     /// The task that accepts connections. Dropping it does not end the task.
     accepting: Mutex<Option<Remote<std::io::Result<()>>>>,
@@ -60,6 +67,7 @@ impl NbdServer {
         let listener = Listener::bind(address)
             .map_err(|error| Error::from(error).prefix(format!("Could not listen at {address}")))?;
         let address = listener.local_address();
+        let socket = SocketFile::new(&address);
         let threads = first.threads().clone();
         let server = Server::new(exports, threads.threads().to_vec(), ServerOptions::default())?;
         let accepting = {
@@ -67,8 +75,8 @@ impl NbdServer {
             threads.spawn(move || async move { server.serve(listener).await })
         };
         let disks = disks.iter().map(|(_, disk)| Disk::clone(disk)).collect();
-        let (socket, accepting) = (SocketFile::new(&address), Mutex::new(accepting));
-        Ok(Self { server, disks, threads, address, socket, accepting })
+        let running = Some(Running { disks, socket, accepting: Mutex::new(accepting) });
+        Ok(Self { server, threads, address, running })
     }
 
     /// The address that the server listens at. If the system chose the port, this is the chosen port.
@@ -87,11 +95,11 @@ impl NbdServer {
     /// # Errors
     /// If the listening socket failed while the server ran.
     pub fn stop(mut self) -> Request<()> {
-        let accepting = self.accepting.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let server = self.server.clone();
-        let (socket, disks) = (self.socket.take(), std::mem::take(&mut self.disks));
+        let (server, running) = (self.server.clone(), self.running.take());
         Request::begin(&self.threads, move || async move {
             server.stop().await;
+            let Some(Running { disks, socket, accepting }) = running else { return Ok(()) };
+            let accepting = accepting.into_inner().unwrap_or_else(PoisonError::into_inner);
             // Release the disks only now: connections have used them until here.
             for disk in disks {
                 disk.release().await;
@@ -100,15 +108,13 @@ impl NbdServer {
                 Some(accepting) => accepting.await.unwrap_or(Ok(())),
                 None => Ok(()),
             };
-            if let Some(socket) = socket {
-                socket.remove();
-            }
+            drop(socket);
             listened.map_err(Error::from)
         })
     }
 }
 
-/// The socket file of a Unix address.
+/// The socket file of a Unix address. Dropping this removes the file, unless another program has replaced it.
 struct SocketFile {
     path: PathBuf,
     /// Device and inode number.
@@ -120,9 +126,10 @@ impl SocketFile {
         let Address::Unix(path) = address else { return None };
         Some(Self { identity: identity(path)?, path: path.clone() })
     }
+}
 
-    /// Removes the file, unless another program has replaced it.
-    fn remove(self) {
+impl Drop for SocketFile {
+    fn drop(&mut self) {
         if identity(&self.path) == Some(self.identity)
             && let Err(error) = std::fs::remove_file(&self.path)
         {
@@ -137,8 +144,10 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 
 impl Drop for NbdServer {
     fn drop(&mut self) {
-        // The stop has begun when this returns. Nobody waits for it to end.
-        drop(self.server.stop());
+        if self.running.is_some() {
+            // The stop has begun when this returns. Nobody waits for it to end.
+            drop(self.server.stop());
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Runs the harnesses that work on any format, on every format.
 
+mod create_crash;
+
 use oxblk_tests::differential::format;
 use oxblk_tests::formats::{FORMATS, Variant, variants};
 use oxblk_tests::{fuzz, hostile, panic_text};

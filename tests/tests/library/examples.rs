@@ -19,7 +19,7 @@ fn disk(folder: &TempDir, byte: u8) -> std::path::PathBuf {
     path
 }
 
-fn assert_same(one: &Path, other: &Path) {
+pub(crate) fn assert_same(one: &Path, other: &Path) {
     let compared = Command::new("qemu-img").arg("compare").args([one, other]).output().unwrap();
     assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
 }

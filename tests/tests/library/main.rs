@@ -1,8 +1,10 @@
 //! The library as an embedder uses it.
 
+mod bitmaps;
 mod closing;
 mod examine;
 mod examples;
 mod executors;
+mod files;
 mod opening;
 mod programs;

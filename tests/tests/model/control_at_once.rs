@@ -3,12 +3,12 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all, join3};
 use oxblk_core::amend::AmendRequest;
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{Backend, Errno, Options, Preallocation, Result, WriteFlags};
+use oxblk_core::{Backend, Errno, Error, OpenFlags, Options, Preallocation, Result, WriteFlags};
 use oxblk_ring::{IoBuf, sim};
-use oxblk_tests::model::chain::{self, Tolerance};
+use oxblk_tests::model::chain::{self, Image, Tolerance};
 
 use crate::given_up::{at_every_step, give_up, image, read};
 
@@ -45,6 +45,42 @@ async fn reopen(disk: &Backend) -> Result<()> {
     disk.reopen(options).await
 }
 
+/// The bitmaps that the image stores before the operations begin. The operations remove the first two.
+const BITMAPS: [&str; 4] = ["one", "two", "idle", "kept"];
+
+async fn add_bitmap(disk: &Backend, name: &str) -> Result<()> {
+    disk.graph().add_persistent_bitmap(&disk.node()?, name, Some(4096)).await.map(drop)
+}
+
+async fn remove_bitmap(disk: &Backend, name: &str) -> Result<()> {
+    let node = disk.node()?;
+    let bitmap = node.bitmaps().find(name)?;
+    disk.graph().delete_bitmap(&node, &bitmap).await
+}
+
+async fn reuse_bitmap(disk: &Backend, name: &str) -> Result<()> {
+    let (graph, node) = (disk.graph(), disk.node()?);
+    let old = graph.clear_bitmap(&node, name).await?;
+    graph.enable_bitmap(&node, name, false).await?;
+    drop(graph.freeze_bitmap(&node, name).await?);
+    match graph.merge_bitmap(&node, name, old).await {
+        // The disk has been resized meanwhile.
+        Err(error) if error.raw_errno() == Errno::INVAL => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// Creates an image that stores bitmaps.
+async fn image_with_bitmaps() -> Image {
+    let image = image().await;
+    let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
+    for name in BITMAPS {
+        add_bitmap(&disk, name).await.expect("a bitmap");
+    }
+    chain::close(disk).await.expect("it closes");
+    image
+}
+
 /// The concurrent operations. Each write has its own range.
 fn operations(disk: &Backend) -> Vec<Operation<'_>> {
     let write = |place: u64, byte: u8| {
@@ -68,6 +104,11 @@ fn operations(disk: &Backend) -> Vec<Operation<'_>> {
         Box::pin(write(500, 5)),
         Box::pin(amend(disk, false)),
         Box::pin(disk.resize(1300 * KIB, Preallocation::Off)),
+        Box::pin(remove_bitmap(disk, "one")),
+        Box::pin(take(disk, "d")),
+        Box::pin(add_bitmap(disk, "new")),
+        Box::pin(reuse_bitmap(disk, "idle")),
+        Box::pin(remove_bitmap(disk, "two")),
     ]
 }
 
@@ -76,7 +117,7 @@ async fn holds(disk: &Backend, offset: u64, len: usize, byte: u8) -> bool {
 }
 
 async fn run(seed: u64, give_up_after: impl Fn(usize) -> usize) {
-    let image = image().await;
+    let image = image_with_bitmaps().await;
     let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
     let data = IoBuf::from(vec![1; EARLY]);
     disk.write(0, data, WriteFlags::empty()).await.expect("a write");
@@ -94,7 +135,8 @@ async fn run(seed: u64, give_up_after: impl Fn(usize) -> usize) {
     let done = join_all(under_way).await;
     drop(disk.quiesce().await);
     assert!(holds(&disk, 0, EARLY, 2).await);
-    if done.iter().all(|done| *done) {
+    let all_done = done.iter().all(|done| *done);
+    if all_done {
         for (place, byte) in [(300, 3), (400, 4), (500, 5)] {
             assert!(holds(&disk, place * KIB, 20 << 10, byte).await, "seed {seed}: at {place} KiB");
         }
@@ -103,12 +145,31 @@ async fn run(seed: u64, give_up_after: impl Fn(usize) -> usize) {
     chain::close(disk).await.expect("it closes");
     chain::check(&image, Tolerance::Clean).await.expect("it is clean");
     let disk = chain::open(&[image]).await.expect("it opens");
+    assert_bitmaps(&disk, all_done);
     for snapshot in disk.snapshots().await.expect("a list") {
         disk.apply_snapshot(&snapshot.id).await.expect("it is applied");
         let byte = if snapshot.name == "first" { 1 } else { 2 };
         assert!(holds(&disk, 0, EARLY, byte).await, "seed {seed}: snapshot {}", snapshot.name);
     }
     chain::close(disk).await.expect("it closes");
+}
+
+/// Asserts that no bitmap was lost and that the bitmaps have recorded all writes.
+fn assert_bitmaps(disk: &Backend, all_done: bool) {
+    let bitmaps = disk.node().unwrap().bitmaps().snapshot();
+    for bitmap in bitmaps.iter() {
+        assert!(!bitmap.is_inconsistent(), "bitmap '{}' was lost", bitmap.name());
+    }
+    let kept = bitmaps.iter().find(|bitmap| bitmap.name() == "kept").expect("a bitmap").map();
+    assert_eq!(kept.next_zero(0, EARLY as u64), None);
+    if all_done {
+        let mut names: Vec<_> = bitmaps.iter().map(|bitmap| bitmap.name()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["idle", "kept", "new"]);
+        for place in [300, 400, 500] {
+            assert_eq!(kept.next_zero(place * KIB, 20 << 10), None);
+        }
+    }
 }
 
 #[test]
@@ -123,6 +184,109 @@ fn cancelled_control_operations_run_to_completion() {
     for seed in 0..48 {
         let polls = |index: usize| 1 + (usize::try_from(seed).unwrap() + 7 * index) % 40;
         sim::run(seed, run(seed, polls));
+    }
+}
+
+#[test]
+fn a_bitmap_is_removed_before_or_after_a_reopen_but_not_during_it() {
+    for seed in 0..24 {
+        sim::run(seed, async move {
+            let image = image_with_bitmaps().await;
+            let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
+            let reopen = async {
+                // The seed chooses how long the removal runs before the reopen begins.
+                oxblk_ring::sleep(std::time::Duration::from_micros(200 * seed)).await;
+                let mut options = Options::new();
+                options.insert("read-only", true);
+                disk.reopen(options).await
+            };
+            let (removed, reopened) = join(remove_bitmap(&disk, "one"), reopen).await;
+            reopened.expect("a reopen");
+            let is_there = disk.node().unwrap().bitmaps().find("one").is_ok();
+            assert_eq!(removed.is_err(), is_there, "{removed:?}");
+            let mut options = Options::new();
+            options.insert("read-only", false);
+            disk.reopen(options).await.expect("a reopen");
+            disk.write(0, IoBuf::from(vec![1; EARLY]), WriteFlags::empty()).await.expect("a write");
+            chain::close(disk).await.expect("it closes");
+            chain::check(&image, Tolerance::Clean).await.expect("it is clean");
+        });
+    }
+}
+
+#[test]
+fn a_resize_through_a_raw_node_waits_for_other_operations_on_its_image() {
+    for seed in 0..16 {
+        sim::run(seed, async move {
+            let image = image().await;
+            let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
+            let mut options = Options::new();
+            options.insert("driver", "raw");
+            options.insert("file", "image0");
+            let flags = OpenFlags::default();
+            let raw = disk.graph().open_backend(None, options, flags).await.expect("a raw node");
+            let operations: Vec<Operation<'_>> = vec![
+                Box::pin(take(&disk, "a")),
+                Box::pin(raw.resize(1200 * KIB, Preallocation::Off)),
+                Box::pin(disk.write(0, IoBuf::from(vec![1; EARLY]), WriteFlags::empty())),
+                Box::pin(take(&disk, "b")),
+                Box::pin(raw.resize(1300 * KIB, Preallocation::Off)),
+                Box::pin(async { disk.compact(64 * KIB, &|_, _| true).await.map(drop) }),
+                Box::pin(raw.resize(1400 * KIB, Preallocation::Off)),
+            ];
+            for outcome in join_all(operations).await {
+                outcome.expect("it succeeds");
+            }
+            assert_eq!((disk.size(), raw.size()), (1400 * KIB, 1400 * KIB));
+            raw.close().await.expect("it closes");
+            chain::close(disk).await.expect("it closes");
+            chain::check(&image, Tolerance::Clean).await.expect("it is clean");
+        });
+    }
+}
+
+#[test]
+fn a_snapshot_is_deleted_by_its_name_even_if_its_id_is_given_to_another_one() {
+    for seed in 0..8 {
+        sim::run(seed, async move {
+            let image = image().await;
+            let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
+            take(&disk, "a").await.expect("a snapshot");
+            let delete = || {
+                disk.delete_snapshot_by(|list| {
+                    let found = list.iter().find(|snapshot| snapshot.name == "a");
+                    let id = found.map(|snapshot| snapshot.id.clone());
+                    id.ok_or_else(|| Error::from_errno(Errno::NOENT))
+                })
+            };
+            // The new snapshot gets the id of the deleted one.
+            let (one, taken, other) = join3(delete(), take(&disk, "b"), delete()).await;
+            taken.expect("a snapshot");
+            one.expect("it is deleted");
+            assert_eq!(other.unwrap_err().raw_errno(), Errno::NOENT);
+            let left = disk.snapshots().await.expect("a list");
+            assert_eq!(left.len(), 1);
+            assert_eq!((left[0].id.as_str(), left[0].name.as_str()), ("1", "b"));
+            chain::close(disk).await.expect("it closes");
+        });
+    }
+}
+
+#[test]
+fn a_reopen_that_waits_for_a_close_is_refused() {
+    for read_only in [false, true] {
+        sim::run(1, async move {
+            let image = image().await;
+            let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
+            disk.write(0, IoBuf::from(vec![1; EARLY]), WriteFlags::empty()).await.expect("a write");
+            let mut options = Options::new();
+            options.insert("read-only", read_only);
+            let (closed, reopened) = join(disk.close(), disk.reopen(options)).await;
+            closed.expect("it closes");
+            assert_eq!(reopened.unwrap_err().raw_errno(), Errno::NOMEDIUM);
+            chain::close(disk).await.expect("it closes");
+            chain::check(&image, Tolerance::Clean).await.expect("it is clean");
+        });
     }
 }
 

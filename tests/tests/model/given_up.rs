@@ -2,14 +2,16 @@
 
 use std::future::Future;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use oxblk_core::{Backend, WriteFlags, ZeroFlags};
+use oxblk_core::{Backend, Graph, Node, OpenFlags, Options, WriteFlags, ZeroFlags};
 use oxblk_ring::sim::{self, Disk, Faults};
 use oxblk_ring::{IoBuf, IoBufMut};
 use oxblk_tests::formats::named;
 use oxblk_tests::model::chain::{self, Image, Tolerance};
+use oxblk_tests::sim_disk::{self, Pace};
 
 const CLUSTER: usize = 4096;
 const SIZE: u64 = 1 << 20;
@@ -68,6 +70,75 @@ fn a_write_cancelled_at_any_step_runs_to_completion() {
         assert!(read(&disk, 0, 8192).await.iter().all(|byte| *byte == 0));
         chain::close(disk).await.expect("it closes");
         chain::check(&image, Tolerance::Clean).await.expect("it is clean");
+        done
+    });
+}
+
+/// Opens an image on a disk node that is added to the graph.
+async fn open_on(
+    graph: &Graph,
+    (name, disk): (&str, &Disk),
+    more: &str,
+    flags: OpenFlags,
+) -> oxblk_core::Result<Arc<Node>> {
+    let below = format!("{name}-disk");
+    graph.own(sim_disk::add(graph, &below, disk, false, Pace::AtOnce)?)?;
+    let text = format!("driver=qcow2,file={below},node-name={name}{more}");
+    graph.open(Options::from_dotted(&text, None)?, flags).await
+}
+
+/// Longer than every operation that a test has cancelled. The time is simulated.
+async fn wait_for_cancelled() {
+    oxblk_ring::sleep(Duration::from_secs(1)).await;
+}
+
+#[test]
+fn a_cancelled_open_leaves_a_closed_image() {
+    at_every_step(60, |polls| async move {
+        let image = image().await;
+        let disk = chain::open(std::slice::from_ref(&image)).await.expect("it opens");
+        let (graph, node) = (disk.graph(), disk.node().expect("a node"));
+        graph.add_persistent_bitmap(&node, "b", None).await.expect("a bitmap");
+        drop(node);
+        chain::close(disk).await.expect("it closes");
+        let graph = chain::graph();
+        let open = async {
+            let node = open_on(&graph, ("a", &image.disk), "", OpenFlags::default()).await;
+            graph.release(node.expect("it opens")).await.expect("it closes");
+        };
+        let done = give_up(polls, open).await;
+        wait_for_cancelled().await;
+        assert!(graph.node("a").is_none());
+        let disk = chain::open(&[image]).await.expect("it opens");
+        let bitmap = disk.node().unwrap().bitmaps().find("b").expect("a bitmap");
+        assert!(!bitmap.is_inconsistent(), "the image was not closed");
+        chain::close(disk).await.expect("it closes");
+        done
+    });
+}
+
+#[test]
+fn a_base_is_read_only_after_a_cancelled_commit() {
+    at_every_step(100, |polls| async move {
+        let (below, above) = (image().await, image().await);
+        let graph = chain::graph();
+        let read_only = OpenFlags { read_only: true, ..OpenFlags::default() };
+        let base = open_on(&graph, ("base", &below.disk), "", read_only).await.expect("it opens");
+        let flags = OpenFlags::default();
+        let top = open_on(&graph, ("top", &above.disk), ",backing=base", flags).await;
+        let top = top.expect("it opens");
+        let write = async {
+            let writable = graph.write_base(&top, &base).await.expect("a writable base");
+            let data = IoBuf::from(vec![7; CLUSTER]);
+            let written = writable.backend().write(0, data, WriteFlags::empty()).await;
+            written.expect("a write");
+            writable.close().await.expect("it closes");
+        };
+        let done = give_up(polls, write).await;
+        wait_for_cancelled().await;
+        assert!(base.is_read_only(), "after {polls} polls");
+        graph.release(top).await.expect("it closes");
+        chain::check(&below, Tolerance::Clean).await.expect("it is clean");
         done
     });
 }

@@ -453,3 +453,46 @@ fn an_operation_that_fails_while_the_luks_header_moves_leaves_an_image_that_open
     let image = with_luks_header_at_the_end();
     sim::run(1, fail_each_operation(&image, "LUKS"));
 }
+
+#[test]
+fn a_failed_move_of_the_luks_header_leaves_no_copy_of_the_keys() {
+    let image = with_luks_header_at_the_end();
+    let place = |image: &Image| luks_header(&image.disk.bytes()).1;
+    let copies = |bytes: &[u8]| -> Vec<usize> {
+        let found = bytes.windows(6).enumerate();
+        found.filter(|(_, bytes)| *bytes == b"LUKS\xba\xbe").map(|(at, _)| at).collect()
+    };
+    // The harness has left the keys in the clusters from which it moved them.
+    let mut bytes = image.disk.bytes();
+    let len = luks_header(&bytes).2;
+    for at in copies(&bytes).into_iter().filter(|at| *at != place(&image)) {
+        bytes[at..at + len].fill(0);
+    }
+    let image = image.left(Disk::from_bytes(5, &bytes));
+    let mut failures = 0;
+    for op in [FaultOp::Write, FaultOp::Sync, FaultOp::Read] {
+        let mut fine = 0;
+        for nth in 1.. {
+            let tried = image.left(Disk::from_bytes(6, &image.disk.bytes()));
+            let failed = sim::run(nth, async {
+                let backend = tried.open().await;
+                let rule = FailRule { op, nth: Some(nth), range: None, errno: 5, once: true };
+                tried.disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
+                let failed = backend.compact(64 << 10, &|_, _| true).await.is_err();
+                tried.disk.set_faults(Faults::default());
+                backend.close().await.unwrap();
+                failed
+            });
+            if failed && place(&tried) == place(&image) {
+                failures += 1;
+                let left = copies(&tried.disk.bytes());
+                assert_eq!(left, [place(&image)], "{op:?} {nth} fails");
+            }
+            fine = if failed { 0 } else { fine + 1 };
+            if fine == 4 {
+                break;
+            }
+        }
+    }
+    assert!(failures > 8, "only {failures} operations failed before the header had moved");
+}

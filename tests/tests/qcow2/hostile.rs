@@ -156,6 +156,9 @@ fn an_unaligned_cluster_is_reported_with_its_l2_entry() {
     let reply = bounded(scratch.path(), &["img", "map", "bad"]);
     let expected = "Could not read file metadata: Input/output error\n";
     assert!(reply.err().ends_with(expected), "{}", reply.err());
+    let reply = bounded(scratch.path(), &["io", "-c", "write 68k 4k", "bad"]);
+    let expected = format!("Data cluster offset {cluster:#x} unaligned (guest offset: 0x11000)");
+    assert!(reply.err().contains(&expected), "{}", reply.err());
 }
 
 #[test]

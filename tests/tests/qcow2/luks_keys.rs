@@ -3,13 +3,18 @@
 
 use std::cell::RefCell;
 
-use oxblk_core::{ChildIdx, Edge, Options, Perm, Permissions, Secrets};
+use oxblk_core::amend::AmendRequest;
+use oxblk_core::snapshot::SnapshotInfo;
+use oxblk_core::{ChildIdx, Edge, Options, Perm, Permissions, Secrets, WriteFlags};
 use oxblk_crypto::secret::Secret;
 use oxblk_formats::qcow2::encryption::keys::{Change, change};
+use oxblk_ring::IoBuf;
 use oxblk_ring::sim::{self, Disk};
 use oxblk_tests::formats::{Variant, named};
 use oxblk_tests::model::chain::{self, Image};
 use oxblk_tests::sim_disk::{self, Pace};
+
+use super::compact_against_qemu::luks_header;
 
 /// The secret with which the harness creates encrypted images.
 const FIRST: &str = "s0";
@@ -158,6 +163,37 @@ fn key_changes_that_lock_the_user_out_are_refused_with_qemus_messages() {
             "{message}"
         );
         assert!(opens(&disk, FIRST).await);
+    });
+}
+
+/// The LUKS header and the key material.
+fn key_area(disk: &Disk) -> Vec<u8> {
+    let bytes = disk.bytes();
+    let (_, offset, len) = luks_header(&bytes);
+    bytes[offset..offset + len].to_vec()
+}
+
+#[test]
+fn an_amend_that_is_refused_changes_no_password() {
+    sim::run(4, async {
+        let disk = new_image().await;
+        let image = Image { variant: luks(), disk: disk.clone() };
+        let backend = chain::open(std::slice::from_ref(&image)).await.unwrap();
+        let data = IoBuf::from(vec![1; 4096]);
+        backend.write(0, data, WriteFlags::empty()).await.unwrap();
+        backend.create_snapshot(&SnapshotInfo::default()).await.unwrap();
+        let before = key_area(&disk);
+        let options = "encrypt.state=active,encrypt.new-secret=s0,encrypt.iter-time=1";
+        // A shared cluster has two references, which one bit cannot count.
+        let refused = format!("{options},refcount_bits=1");
+        for (options, accepted) in [(refused.as_str(), false), (options, true)] {
+            let options = Options::from_dotted(options, None).unwrap();
+            let request = AmendRequest { options, force: false, progress: Box::new(|_, _| ()) };
+            let outcome = backend.amend(request).await;
+            assert_eq!(outcome.is_ok(), accepted, "{outcome:?}");
+            assert_eq!(key_area(&disk) == before, !accepted);
+        }
+        chain::close(backend).await.unwrap();
     });
 }
 

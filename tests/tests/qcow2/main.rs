@@ -13,6 +13,7 @@ mod compact_crash;
 mod create;
 mod data_file;
 mod encryption;
+mod fixed_size;
 mod hostile;
 mod layout;
 mod luks_keys;

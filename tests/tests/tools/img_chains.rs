@@ -1,6 +1,8 @@
 //! Random chains of images that are amended, rebased and committed in any order. The guest-visible contents of the top stay the
 //! same, and every image passes the check.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use oxblk_tests::differential::Differential;
@@ -179,4 +181,17 @@ fn an_unknown_backing_node_is_reported_as_by_qemu_img() {
     let both = Differential::new();
     both.qemu(Img, &["create", "-q", "-f", "qcow2", "a", "1M"]);
     both.same(Img, &["map", "--image-opts", "driver=qcow2,file.filename=a,backing=x"]);
+}
+
+#[test]
+fn a_loop_of_names_that_are_not_utf8_is_detected() {
+    let directory = tempfile::tempdir().expect("a scratch directory");
+    let (name, backing) = (OsStr::from_bytes(b"a\xff"), OsStr::from_bytes(b"./a\xff"));
+    let program = |program: Program| program.directory(directory.path());
+    let qemu = || program(Program::new("qemu-img"));
+    qemu().args(["create", "-q", "-f", "qcow2"]).arg(name).arg("1M").succeed();
+    qemu().args(["rebase", "-u", "-F", "qcow2", "-b"]).arg(backing).arg(name).succeed();
+    let info = program(Program::oxblk()).args(["img", "info", "--backing-chain"]).arg(name).run();
+    assert_eq!(info.code(), 1);
+    assert!(info.err().contains("creates an infinite loop"), "{}", info.err());
 }

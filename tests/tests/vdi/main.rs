@@ -2,4 +2,5 @@
 
 mod check;
 mod create;
+mod faults;
 mod reopen;

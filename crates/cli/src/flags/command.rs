@@ -1,23 +1,26 @@
-//! The command line of a small command: help and errors are printed here.
+//! Reading the command line of a command. Help and errors are printed here, in the way of QEMU's tools.
 
-use super::page::Page;
-use super::{Flag, Line, Stop, help, parse};
+use std::fmt::Display;
+
+use super::{Flag, Line, Stop, parse, words};
 use crate::program::{Program, err, out};
+use crate::suggest;
 
-/// Reads the command line of a command: stores the options in `into` and returns the operands.
+/// Reads a command line: stores the options in `into` and returns the operands. `help` is the text of `--help`.
 ///
 /// # Errors
 /// The exit code. Help, the version or the error has been printed.
 pub(crate) fn parse_or_end<A>(
     program: &Program,
-    page: &Page,
+    line: Line<'_>,
     flags: &[Flag<A>],
-    words: Vec<String>,
     into: &mut A,
+    help: impl FnOnce() -> String,
 ) -> Result<Vec<String>, u8> {
-    parse(Line::new(program.called_as(), words), flags, into).map_err(|stop| match stop {
+    let name = line.name;
+    parse(line, flags, into).map_err(|stop| match stop {
         Stop::Help => {
-            out(format_args!("{}", help::text(page, program.name(), &[])));
+            out(format_args!("{}", help()));
             0
         }
         Stop::Version => {
@@ -26,22 +29,31 @@ pub(crate) fn parse_or_end<A>(
         }
         Stop::Invalid(fault) => {
             err(format_args!("{fault}\n"));
-            hint(program)
+            if let Some(word) = &fault.unknown {
+                let shown = |word: &str| format!("--{word}");
+                suggest::print(program, word, words(flags).into_iter(), shown);
+            }
+            hint(name)
         }
         Stop::Refused(refusal, code) => {
             program.refuse(&refusal);
+            if refusal.misused {
+                hint(name);
+            }
             code
         }
     })
 }
 
-/// Prints an error in the command line with a hint to `--help`, and returns the exit code.
-pub(crate) fn misused(program: &Program, message: impl std::fmt::Display) -> u8 {
+/// Prints an error in a command line and a hint to `--help`, and returns the exit code. `name` is what the user typed to run
+/// the command.
+pub(crate) fn misused(program: &Program, name: &str, message: impl Display) -> u8 {
     program.error(message);
-    hint(program)
+    hint(name)
 }
 
-fn hint(program: &Program) -> u8 {
-    err(format_args!("Try '{} --help' for more info\n", program.called_as()));
+/// Prints a hint to the `--help` of a command, and returns the exit code.
+pub(crate) fn hint(name: &str) -> u8 {
+    err(format_args!("Try '{name} --help' for more info\n"));
     1
 }

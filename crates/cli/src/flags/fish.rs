@@ -11,11 +11,11 @@ const HEAD: &str = "\
 function __oxblk_at
     set -l path
     for word in (commandline -opc)[2..-1]
-        if contains -- (string join ' ' $path $word) $__oxblk_paths
+        if contains -- (string join -- ' ' $path $word) $__oxblk_paths
             set path $path $word
         end
     end
-    test (string join ' ' $path) = \"$argv\"
+    test \"$path\" = \"$argv\"
 end
 
 complete -c oxblk -f

@@ -13,7 +13,7 @@
 //! | `shared` | options that several commands have |
 //! | `help`, `man` | the output of `--help`, and manual pages |
 //! | `bash`, `zsh`, `fish` | completion scripts |
-//! | `command` | reading the command line of a small command |
+//! | `command` | reading the command line of a command, with the output of help and errors |
 //!
 //! Options are stored in the order of the command line. [`crate::getopt`] defines how a command line is split into
 //! options and operands.

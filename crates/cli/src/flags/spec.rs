@@ -253,4 +253,16 @@ mod tests {
             ("--output human|json", "how to print")
         );
     }
+
+    #[test]
+    fn the_modes_that_help_and_completions_offer_are_accepted() {
+        use oxblk::{Aio, Cache, parse_discard};
+        use oxblk_core::Preallocation;
+
+        assert!(Value::CACHE.words().into_iter().all(|mode| Cache::parse(mode).is_some()));
+        assert!(Value::DISCARD.words().into_iter().all(|mode| parse_discard(mode).is_some()));
+        assert!(Value::AIO.words().into_iter().all(|mode| Aio::parse(mode).is_some()));
+        let preallocation = Value::PREALLOCATION.words();
+        assert!(preallocation.into_iter().all(|mode| Preallocation::parse(mode).is_some()));
+    }
 }

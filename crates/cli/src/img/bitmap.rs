@@ -1,8 +1,6 @@
 //! `img bitmap`: persistent dirty bitmaps.
 
-use std::sync::Arc;
-
-use oxblk_core::bitmap::{Checks, DirtyBitmap};
+use oxblk_core::bitmap::Checks;
 use oxblk_core::{Backend, Error, Graph};
 
 use super::{Context, Exit, Step, graph};
@@ -250,28 +248,21 @@ async fn act(
         }
         return Ok(());
     }
-    let bitmap = node.bitmaps().find(name)?;
     match action {
         Action::Add | Action::RemoveAll => {}
-        Action::Remove => graph.delete_bitmap(&node, &bitmap).await?,
-        Action::Clear => {
-            bitmap.check(Checks::CHANGE)?;
-            bitmap.clear()?;
+        Action::Remove => {
+            let bitmap = node.bitmaps().find(name)?;
+            graph.delete_bitmap(&node, &bitmap).await?;
         }
-        Action::Enable => set_enabled(&bitmap, true)?,
-        Action::Disable => set_enabled(&bitmap, false)?,
+        Action::Clear => drop(graph.clear_bitmap(&node, name).await?),
+        Action::Enable => graph.enable_bitmap(&node, name, true).await?,
+        Action::Disable => graph.enable_bitmap(&node, name, false).await?,
         Action::Merge(from) => {
-            bitmap.check(Checks::CHANGE)?;
+            node.bitmaps().find(name)?.check(Checks::CHANGE)?;
             let from = source.node()?.bitmaps().find(from)?;
             from.check(Checks::READ)?;
-            bitmap.merge_from(&*from.everything()?)?;
+            graph.merge_bitmap(&node, name, from.everything()?).await?;
         }
     }
-    Ok(())
-}
-
-fn set_enabled(bitmap: &Arc<DirtyBitmap>, enabled: bool) -> Result<(), Error> {
-    bitmap.check(Checks::CHANGE)?;
-    bitmap.set_enabled(enabled);
     Ok(())
 }

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{Context, Exit, Step, graph, threads};
 use crate::flags::page::{Example, Note, Page};
-use crate::flags::spec::{Alias, Value, both};
+use crate::flags::spec::{Alias, Value, both, long};
 use crate::flags::{Flag, shared};
 use crate::image::{ImageName, reading};
 use crate::program::out;
@@ -31,7 +31,11 @@ const FLAGS: &[Flag<Arguments>] = &[
     shared::quiet(|a| &mut a.quiet),
     shared::object().refused_with(CANNOT_OPEN),
     shared::cache('T', |a| &mut a.cache_name),
-    shared::image_opts(|a| &mut a.image_options),
+    Flag::switch(
+        long("image-opts"),
+        "both names are lists of options, for example driver=qcow2,file.filename=disk.qcow2",
+        |a| &mut a.image_options,
+    ),
     Flag::text(
         both('f', "a-format").aliases(&[Alias::Word("left-format")]),
         Value::FORMAT,
@@ -44,7 +48,9 @@ const FLAGS: &[Flag<Arguments>] = &[
         "format of the second image; without it, the format is probed",
         |a| &mut a.formats[1],
     ),
-    shared::force_share(|a| &mut a.share),
+    Flag::switch(both('U', "force-share"), "allow other programs to write to the images", |a| {
+        &mut a.share
+    }),
     Flag::switch(both('s', "strict"), "also compare the sizes and the allocation", |a| {
         &mut a.strict
     }),

@@ -18,7 +18,12 @@ use crate::text::number;
 const FLAGS: &[Flag<Arguments>] = &[
     Flag::help(),
     shared::object(),
-    shared::format(|a| &mut a.format),
+    Flag::text(
+        both('f', "format"),
+        Value::FORMAT,
+        "format of the input; without it, the format is probed",
+        |a| &mut a.format,
+    ),
     Flag::value(
         both('O', "output-format"),
         Value::FORMAT.default("raw"),
@@ -33,7 +38,9 @@ const FLAGS: &[Flag<Arguments>] = &[
         "INPUT is a list of options, for example driver=qcow2,file.filename=disk.qcow2",
         |a| &mut a.image_options,
     ),
-    shared::force_share(|a| &mut a.share),
+    Flag::switch(both('U', "force-share"), "allow other programs to write to the input", |a| {
+        &mut a.share
+    }),
     shared::threads(|a, text| threads::set(&mut a.threads, &text)),
     shared::untrusted(),
 ];

@@ -4,7 +4,7 @@
 //! to are only printed.
 
 use oxblk::{Cache, ImageInfo, qemu_json};
-use oxblk_core::{Graph, Purpose};
+use oxblk_core::{Graph, Purpose, names};
 
 use super::{Context, Step, graph};
 use crate::flags::page::{Example, Page};
@@ -73,8 +73,8 @@ pub(super) fn run(context: &Context, arguments: Vec<String>) -> Step {
         let mut is_options = arguments.image_options;
         while let Some((name, format)) = next.take() {
             // Compare canonical paths: in a loop of relative names, each name is longer than the previous one.
-            let file =
-                std::path::Path::new(&name).canonicalize().unwrap_or_else(|_| name.clone().into());
+            let path = names::to_path(&name);
+            let file = path.canonicalize().unwrap_or_else(|_| path.into_owned());
             if seen.contains(&file) {
                 let message = format_args!("Backing file '{name}' creates an infinite loop.");
                 return Err(context.failed(message));

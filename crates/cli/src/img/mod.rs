@@ -30,14 +30,15 @@ use std::future::Future;
 use oxblk::Cache;
 use oxblk_core::Graph;
 
+use crate::flags::command::{hint, misused, parse_or_end};
 use crate::flags::page::Page;
 use crate::flags::spec::{Value, both};
-use crate::flags::{self, Flag, Line, Stop, help, shared};
+use crate::flags::{Flag, Line, help, shared};
 use crate::gate;
 use crate::getopt::Operands;
 use crate::image::Unopened;
 use crate::objects;
-use crate::program::{Program, err, out};
+use crate::program::Program;
 use crate::suggest;
 use crate::text::number;
 
@@ -121,33 +122,19 @@ pub(crate) struct Context {
 /// Runs `img`.
 pub(crate) fn run(program: Program, arguments: Vec<String>) -> u8 {
     let line = Line { operands: Operands::EndOptions, ..Line::new(program.called_as(), arguments) };
-    let mut operands = match flags::parse(line, FLAGS, &mut General) {
+    let help = || help::text(&PAGE, program.name(), &pages());
+    let mut operands = match parse_or_end(&program, line, FLAGS, &mut General, help) {
         Ok(operands) => operands.into_iter(),
-        Err(Stop::Help) => {
-            out(format_args!("{}", help::text(&PAGE, program.name(), &pages())));
-            return 0;
-        }
-        Err(Stop::Version) => {
-            program.print_version();
-            return 0;
-        }
-        Err(Stop::Invalid(fault)) => {
-            err(format_args!("{fault}\n"));
-            return hint_at_overview(&program);
-        }
-        Err(Stop::Refused(refusal, code)) => {
-            program.refuse(&refusal);
-            return code;
-        }
+        Err(code) => return code,
     };
     let Some(word) = operands.next() else {
-        return top_level_error(&program, "Not enough arguments");
+        return misused(&program, program.called_as(), "Not enough arguments");
     };
     let Some(command) = COMMANDS.iter().find(|command| command.page.name() == word) else {
         program.error(format_args!("Command not found: {word}"));
         let names = COMMANDS.iter().map(|command| command.page.name());
         suggest::print(&program, &word, names, |name| format!("{} {name}", program.called_as()));
-        return hint_at_overview(&program);
+        return hint(program.called_as());
     };
     let context = Context { program, page: command.page };
     match (command.run)(&context, operands.collect()) {
@@ -161,58 +148,25 @@ pub(crate) fn has_command(name: &str) -> bool {
     COMMANDS.iter().any(|command| command.page.name() == name)
 }
 
-fn top_level_error(program: &Program, message: impl Display) -> u8 {
-    program.error(message);
-    hint_at_overview(program)
-}
-
-fn hint_at_overview(program: &Program) -> u8 {
-    err(format_args!("Try '{} --help' for more info\n", program.called_as()));
-    1
-}
-
 impl Context {
     /// Reads the command line: stores the options in `into` and returns the operands.
     fn parse<A>(&self, flags: &[Flag<A>], words: Vec<String>, into: &mut A) -> Step<Vec<String>> {
-        let name = format!("{} {}", self.program.called_as(), self.page.name());
-        flags::parse(Line::new(&name, words), flags, into).map_err(|stop| match stop {
-            Stop::Help => {
-                let name = format!("{} {}", self.program.name(), self.page.name());
-                out(format_args!("{}", help::text(self.page, &name, &[])));
-                Exit(0)
-            }
-            Stop::Version => {
-                self.program.print_version();
-                Exit(0)
-            }
-            Stop::Invalid(fault) => {
-                err(format_args!("{fault}\n"));
-                if let Some(word) = &fault.unknown {
-                    let shown = |word: &str| format!("--{word}");
-                    suggest::print(&self.program, word, flags::words(flags).into_iter(), shown);
-                }
-                self.hint_at_help()
-            }
-            Stop::Refused(refusal, code) => {
-                self.program.refuse(&refusal);
-                if refusal.misused {
-                    self.hint_at_help();
-                }
-                Exit(code)
-            }
-        })
+        let called_as = self.called_as();
+        let help = || {
+            let name = format!("{} {}", self.program.name(), self.page.name());
+            help::text(self.page, &name, &[])
+        };
+        parse_or_end(&self.program, Line::new(&called_as, words), flags, into, help).map_err(Exit)
+    }
+
+    /// What the user typed to run the command.
+    fn called_as(&self) -> String {
+        format!("{} {}", self.program.called_as(), self.page.name())
     }
 
     /// Prints an error in the command line, with a hint to `--help`.
     fn misused(&self, message: impl Display) -> Exit {
-        self.program.error(message);
-        self.hint_at_help()
-    }
-
-    fn hint_at_help(&self) -> Exit {
-        let called_as = self.program.called_as();
-        err(format_args!("Try '{called_as} {} --help' for more info\n", self.page.name()));
-        Exit(1)
+        Exit(misused(&self.program, &self.called_as(), message))
     }
 
     /// Prints an error.

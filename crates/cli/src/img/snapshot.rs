@@ -135,8 +135,14 @@ async fn act(
     };
     match action {
         Action::List => {
-            // Treat an error as an empty list: the format may have no snapshots.
-            let list = backend.snapshots().await.unwrap_or_default();
+            // A format without snapshots has an empty list.
+            let list = match backend.snapshot_node() {
+                Ok(_) => backend.snapshots().await,
+                Err(_) => Ok(Vec::new()),
+            };
+            let list = list.map_err(|error| {
+                context.failed(format_args!("Could not list the snapshots: {error}"))
+            })?;
             if arguments.json {
                 let list = list.iter().map(qapi::snapshot_info).collect();
                 out(format_args!("{}\n", qemu_json::pretty(&list)));
@@ -176,27 +182,27 @@ async fn apply(backend: &Backend, image: ImageName<'_>, name: &str) -> Result<()
         image.warn_of_probed_raw(backend);
         return Err(Error::unsupported("Block driver does not support snapshots"));
     };
-    let list = backend.snapshots().await?;
-    let by_id = list.iter().find(|snapshot| snapshot.id == name);
-    let found = by_id.or_else(|| list.iter().find(|snapshot| snapshot.name == name));
-    match found {
-        Some(snapshot) => backend.apply_snapshot(&snapshot.id).await,
-        None => {
-            let errno =
-                if node.child(ChildIdx::DATA).is_some() { Errno::OPNOTSUPP } else { Errno::NOENT };
-            Err(Error::from_errno(errno).prefix("Failed to load snapshot"))
-        }
-    }
+    let has_data_file = node.child(ChildIdx::DATA).is_some();
+    let name = name.to_owned();
+    let choose = move |list: &[SnapshotInfo]| {
+        let by_id = list.iter().find(|snapshot| snapshot.id == name);
+        let found = by_id.or_else(|| list.iter().find(|snapshot| snapshot.name == name));
+        found.map(|snapshot| snapshot.id.clone()).ok_or_else(|| {
+            let errno = if has_data_file { Errno::OPNOTSUPP } else { Errno::NOENT };
+            Error::from_errno(errno).prefix("Failed to load snapshot")
+        })
+    };
+    backend.apply_snapshot_by(choose).await
 }
 
 async fn delete(backend: &Backend, name: &str) -> Result<(), Error> {
+    let not_found = || Error::invalid("snapshot not found");
     // A format without snapshots has an empty list.
-    let list = match backend.snapshot_node() {
-        Ok(_) => backend.snapshots().await?,
-        Err(_) => Vec::new(),
+    backend.snapshot_node().map_err(|_| not_found())?;
+    let name = name.to_owned();
+    let choose = move |list: &[SnapshotInfo]| {
+        let found = list.iter().find(|snapshot| snapshot.name == name);
+        found.map(|snapshot| snapshot.id.clone()).ok_or_else(not_found)
     };
-    match list.iter().find(|snapshot| snapshot.name == name) {
-        Some(snapshot) => backend.delete_snapshot(&snapshot.id).await,
-        None => Err(Error::invalid("snapshot not found")),
-    }
+    backend.delete_snapshot_by(choose).await
 }

@@ -1,7 +1,7 @@
 //! `-l` of `convert` and `measure`: a snapshot of the source instead of its active state.
 
-use oxblk_core::Backend;
 use oxblk_core::snapshot::SnapshotInfo;
+use oxblk_core::{Backend, Error};
 
 use crate::flags::refusal::Refusal;
 use crate::flags::spec::Value;
@@ -80,11 +80,12 @@ impl Wanted {
             )));
         }
         let failed = |error| context.failed(format_args!("Failed to load snapshot: {error}"));
-        let list = source.snapshots().await.map_err(failed)?;
-        match self.find(&list) {
-            Some(snapshot) => source.load_snapshot(&snapshot.id).await.map_err(failed),
-            None => Err(context.failed("Failed to load snapshot: Can't find snapshot")),
-        }
+        let wanted = self.clone();
+        let choose = move |list: &[SnapshotInfo]| {
+            let found = wanted.find(list).map(|snapshot| snapshot.id.clone());
+            found.ok_or_else(|| Error::invalid("Can't find snapshot"))
+        };
+        source.load_snapshot_by(choose).await.map_err(failed)
     }
 }
 

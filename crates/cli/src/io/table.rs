@@ -122,9 +122,11 @@ pub(super) static COMMANDS: &[Command] = &[
         commands::aio::read,
         commands::aio::READ,
         &[
-            Note::Text("Starts a read and goes on with the next command; aio_flush waits for it."),
             Note::Text(
-                "Several lengths make a scattered read. Its failure does not count as one of the command."
+                "Starts a read and continues with the next command; aio_flush waits for the read."
+            ),
+            Note::Text(
+                "Several lengths make a scattered read. An error of the request is not an error of the command."
             ),
         ]
     ),
@@ -138,9 +140,11 @@ pub(super) static COMMANDS: &[Command] = &[
         commands::aio::write,
         commands::aio::WRITE,
         &[
-            Note::Text("Starts a write and goes on with the next command; aio_flush waits for it."),
             Note::Text(
-                "Several lengths make a gathered write. Its failure does not count as one of the command."
+                "Starts a write and continues with the next command; aio_flush waits for the write."
+            ),
+            Note::Text(
+                "Several lengths make a gathered write. An error of the request is not an error of the command."
             ),
         ]
     ),
@@ -296,7 +300,7 @@ pub(super) static COMMANDS: &[Command] = &[
         Nothing,
         commands::control::sigraise,
         NO_FLAGS,
-        &[Note::Text("The signal is given by its number."),]
+        &[Note::Text("The signal is a number."),]
     ),
     command!(
         "sleep",

@@ -154,14 +154,19 @@ fn columns() -> u16 {
     rustix::termios::tcgetwinsize(std::io::stdout()).map_or(80, |size| size.ws_col)
 }
 
-/// A bar that fits into one line. A line that wraps could not be redrawn.
+/// A bar that fits into one line. A line that wraps could not be redrawn. The last columns stay free for the `^C` that the
+/// terminal echoes.
 fn style_for(columns: u16) -> ProgressStyle {
+    let bar = |others: u16| columns.saturating_sub(others);
     let template = match columns {
-        72.. => "{wide_bar} {percent:>3} %  {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left",
-        36..72 => "{wide_bar} {percent:>3} %  {bytes_per_sec}  {eta}",
-        _ => "{percent:>3} %",
+        72.. => format!(
+            "{{bar:{}}} {{percent:>3}} %  {{bytes}}/{{total_bytes}}  {{bytes_per_sec}}  {{eta}} left",
+            bar(60)
+        ),
+        36..72 => format!("{{bar:{}}} {{percent:>3}} %  {{bytes_per_sec}}  {{eta}}", bar(30)),
+        _ => "{percent:>3} %".to_owned(),
     };
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+    ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 fn print(percent: f64) {

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
+use oxblk_ring::perturb::point;
 
 use super::current::{mark_current, replace};
 use super::{BitmapError, MAX_NAME, RangeMap};
@@ -190,12 +191,11 @@ impl DirtyBitmap {
         Ok(old)
     }
 
-    /// Undoes a [`Self::clear`]. Ranges that were marked since then stay marked.
-    pub fn restore(&self, old: &Arc<RangeMap>) {
+    /// Undoes a [`Self::clear`]. Ranges that were marked since then stay marked. If the disk was resized since then, the
+    /// bitmap keeps its new size.
+    pub fn restore(&self, old: &RangeMap) {
         let _control = self.lock();
-        let since = self.map();
-        self.change(|state| state.own.map = old.clone());
-        old.absorb(&since);
+        self.map().absorb(old);
     }
 
     /// Adds the dirty areas of `source`.
@@ -216,11 +216,12 @@ impl DirtyBitmap {
         let state = self.state.load_full();
         let own = resized(&state.own, size)?;
         let successor = state.successor.as_ref().map(|s| resized(s, size)).transpose()?;
-        self.swap(State { own: own.clone(), successor: successor.clone() });
-        own.map.absorb(&state.own.map);
-        if let (Some(new), Some(old)) = (&successor, &state.successor) {
-            new.map.absorb(&old.map);
-        }
+        self.swap_copied(&State { own, successor }, |new| {
+            new.own.map.absorb(&state.own.map);
+            if let (Some(new), Some(old)) = (&new.successor, &state.successor) {
+                new.map.absorb(&old.map);
+            }
+        });
         Ok(())
     }
 
@@ -336,6 +337,16 @@ impl DirtyBitmap {
         replace(|| self.state.store(Arc::new(state)));
     }
 
+    /// Swaps in a state into which `copy` copies the marks of the old state. It copies twice. The first copy is complete
+    /// before the new state is visible, so that no reader misses marks. The second copy includes marks that were made
+    /// in the old state meanwhile.
+    fn swap_copied(&self, state: &State, copy: impl Fn(&State)) {
+        copy(state);
+        point();
+        self.swap(state.clone());
+        copy(state);
+    }
+
     fn end_successor(&self, abdicate: bool) {
         let _control = self.lock();
         let state = self.state.load_full();
@@ -345,8 +356,9 @@ impl DirtyBitmap {
             return;
         }
         let own = Recorder { map: state.own.map.clone(), enabled: successor.enabled };
-        self.swap(State { own: own.clone(), successor: None });
-        own.map.absorb(&successor.map);
+        self.swap_copied(&State { own, successor: None }, |new| {
+            new.own.map.absorb(&successor.map);
+        });
     }
 }
 

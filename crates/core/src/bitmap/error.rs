@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::Errno;
+
 /// A refused bitmap operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -41,11 +43,11 @@ impl BitmapError {
     /// The errno of this error.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::Busy(_) => 16,
-            Self::NotFound(_) => 2,
-            Self::Exists(_) => 17,
-            Self::ReadOnly(_) => 1,
-            _ => 22,
+            Self::Busy(_) => Errno::BUSY,
+            Self::NotFound(_) => Errno::NOENT,
+            Self::Exists(_) => Errno::EXIST,
+            Self::ReadOnly(_) => Errno::PERM,
+            _ => Errno::INVAL,
         }
     }
 

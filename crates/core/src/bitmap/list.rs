@@ -2,9 +2,10 @@
 //! one atomic load.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
+use oxblk_ring::perturb::point;
 
 use super::{BitmapError, BitmapInfo, DirtyBitmap};
 
@@ -41,60 +42,46 @@ impl BitmapList {
         self.lookup(name).ok_or_else(|| BitmapError::NotFound(name.to_owned()))
     }
 
-    /// Creates an enabled bitmap over `size` bytes and adds it. The name must not be empty.
-    ///
-    /// # Errors
-    /// When the name is in use or not valid, or when [`super::RangeMap::new`] refuses.
-    pub fn create(
-        &self,
-        name: &str,
-        size: u64,
-        granularity: u64,
-    ) -> Result<Arc<DirtyBitmap>, BitmapError> {
-        if name.is_empty() {
-            return Err(BitmapError::NameEmpty);
-        }
-        let bitmap = DirtyBitmap::new(name, size, granularity)?;
-        self.insert(bitmap.clone())?;
-        Ok(bitmap)
+    /// Whether the list contains this bitmap.
+    pub(crate) fn contains(&self, bitmap: &Arc<DirtyBitmap>) -> bool {
+        self.bitmaps.load().iter().any(|other| Arc::ptr_eq(other, bitmap))
     }
 
-    /// Adds a bitmap. Several bitmaps may be anonymous.
-    ///
-    /// # Errors
-    /// When the name is in use.
-    pub fn insert(&self, bitmap: Arc<DirtyBitmap>) -> Result<(), BitmapError> {
-        self.change(|bitmaps| {
-            if !bitmap.name().is_empty() && bitmaps.iter().any(|b| b.name() == bitmap.name()) {
-                return Err(BitmapError::Exists(bitmap.name().to_owned()));
-            }
-            bitmaps.push(bitmap);
-            Ok(())
-        })
-    }
-
-    /// Adds several bitmaps. The caller guarantees that their names differ from each other.
+    /// Adds bitmaps. Their names differ from each other, unless they are anonymous. `set_recording` is called with true
+    /// before the bitmaps are in the list. It makes writes call [`Self::mark`].
     ///
     /// # Errors
     /// When a name is in use; then no bitmap is added.
-    pub fn insert_all(&self, new: Vec<Arc<DirtyBitmap>>) -> Result<(), BitmapError> {
-        self.change(|bitmaps| {
-            let taken: HashSet<&str> = bitmaps.iter().map(|bitmap| bitmap.name()).collect();
-            if let Some(twice) = new.iter().find(|bitmap| taken.contains(bitmap.name())) {
-                return Err(BitmapError::Exists(twice.name().to_owned()));
-            }
-            bitmaps.extend(new);
-            Ok(())
-        })
+    pub(crate) fn insert(
+        &self,
+        new: &[Arc<DirtyBitmap>],
+        set_recording: impl FnOnce(bool),
+    ) -> Result<(), BitmapError> {
+        let _control = self.lock();
+        let mut bitmaps = Vec::clone(&self.bitmaps.load());
+        let taken: HashSet<&str> = bitmaps.iter().map(|bitmap| bitmap.name()).collect();
+        let is_taken = |name: &str| !name.is_empty() && taken.contains(name);
+        if let Some(twice) = new.iter().find(|bitmap| is_taken(bitmap.name())) {
+            return Err(BitmapError::Exists(twice.name().to_owned()));
+        }
+        bitmaps.extend_from_slice(new);
+        set_recording(!bitmaps.is_empty());
+        point();
+        self.bitmaps.store(Arc::new(bitmaps));
+        Ok(())
     }
 
-    /// Removes a bitmap. Does nothing if the list does not contain it.
-    pub fn remove(&self, bitmap: &Arc<DirtyBitmap>) {
-        let kept: Result<(), BitmapError> = self.change(|bitmaps| {
-            bitmaps.retain(|b| !Arc::ptr_eq(b, bitmap));
-            Ok(())
-        });
-        debug_assert!(kept.is_ok());
+    /// Removes a bitmap. Does nothing if the list does not contain it. `set_recording` is called with false if the list
+    /// is empty then. Another thread may add a bitmap concurrently: the list and the recording of writes change under
+    /// one lock, so that a node with bitmaps always records its writes.
+    pub(crate) fn remove(&self, bitmap: &Arc<DirtyBitmap>, set_recording: impl FnOnce(bool)) {
+        let _control = self.lock();
+        let mut bitmaps = Vec::clone(&self.bitmaps.load());
+        bitmaps.retain(|other| !Arc::ptr_eq(other, bitmap));
+        let is_recording = !bitmaps.is_empty();
+        self.bitmaps.store(Arc::new(bitmaps));
+        point();
+        set_recording(is_recording);
     }
 
     /// Adapts the bitmaps to the node's size, which `size` returns. Calls are serialised and each queries the size
@@ -104,7 +91,7 @@ impl BitmapList {
         if self.is_empty() {
             return;
         }
-        let _control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        let _control = self.lock();
         let size = size();
         for bitmap in self.bitmaps.load().iter() {
             if bitmap.resize(size).is_err() {
@@ -128,14 +115,7 @@ impl BitmapList {
         bitmaps.iter().find(|b| !name.is_empty() && b.name() == name).cloned()
     }
 
-    fn change(
-        &self,
-        edit: impl FnOnce(&mut Vec<Arc<DirtyBitmap>>) -> Result<(), BitmapError>,
-    ) -> Result<(), BitmapError> {
-        let _control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut bitmaps = Vec::clone(&self.bitmaps.load());
-        edit(&mut bitmaps)?;
-        self.bitmaps.store(Arc::new(bitmaps));
-        Ok(())
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

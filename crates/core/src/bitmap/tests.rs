@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -346,6 +347,53 @@ fn a_successor_replaces_the_bitmap_after_success_and_is_merged_after_failure() {
 }
 
 #[test]
+fn restoring_a_bitmap_keeps_a_size_that_it_got_after_the_clear() {
+    let bitmap = DirtyBitmap::new("b", 1 << 20, 4096).unwrap();
+    bitmap.mark(0, 1);
+    bitmap.mark((1 << 20) - 1, 1);
+    let old = bitmap.clear().unwrap();
+    bitmap.resize(1 << 21).unwrap();
+    bitmap.mark((1 << 21) - 1, 1);
+    bitmap.restore(&old);
+    let map = bitmap.map();
+    assert_eq!((map.size(), map.dirty_granules()), (1 << 21, 3));
+    let old = bitmap.clear().unwrap();
+    bitmap.resize(1 << 19).unwrap();
+    bitmap.restore(&old);
+    assert_eq!((bitmap.map().size(), bitmap.map().dirty_granules()), (1 << 19, 1));
+}
+
+#[test]
+fn a_reader_sees_all_earlier_marks_while_the_map_is_replaced() {
+    race(3_000, read_while_the_map_is_replaced);
+}
+
+fn read_while_the_map_is_replaced(rounds: u64) {
+    let bitmap = DirtyBitmap::new("b", 1 << 30, GRAIN).unwrap();
+    bitmap.mark(5 * GRAIN, 1);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (bitmap, stop) = (&bitmap, &stop);
+        scope.spawn(move || {
+            while !stop.load(Ordering::SeqCst) {
+                bitmap.resize(1 << 30).unwrap();
+                let successor = bitmap.create_successor().unwrap();
+                bitmap.mark(7 * GRAIN, 1);
+                successor.reclaim();
+            }
+        });
+        let mut seven = false;
+        for _ in 0..rounds {
+            let all = bitmap.everything().unwrap();
+            assert!(all.get(5 * GRAIN));
+            seven |= all.get(7 * GRAIN);
+            assert_eq!(all.get(7 * GRAIN), seven);
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+}
+
+#[test]
 fn a_disabled_bitmap_and_its_successor_record_no_writes() {
     let bitmap = DirtyBitmap::new("b", 1 << 20, 4096).unwrap();
     bitmap.set_enabled(false);
@@ -377,12 +425,17 @@ fn checks_refuse_bitmaps_in_the_states_that_they_name() {
 fn a_list_marks_all_its_bitmaps_and_refuses_duplicate_names() {
     let list = BitmapList::new();
     list.mark(0, 1);
-    let first = list.create("first", 1 << 20, 65536).unwrap();
-    let second = list.create("second", 1 << 20, 4096).unwrap();
-    assert_eq!(list.create("first", 1, 512).err(), Some(BitmapError::Exists("first".into())));
-    assert_eq!(list.create("", 1, 512).err(), Some(BitmapError::NameEmpty));
+    let recording = Cell::new(false);
+    let add = |name: &str, granularity| {
+        let bitmap = DirtyBitmap::new(name, 1 << 20, granularity)?;
+        list.insert(std::slice::from_ref(&bitmap), |on| recording.set(on)).map(|()| bitmap)
+    };
+    let first = add("first", 65536).unwrap();
+    let second = add("second", 4096).unwrap();
+    assert!(recording.get());
+    assert_eq!(add("first", 512).err(), Some(BitmapError::Exists("first".into())));
     let long = "x".repeat(MAX_NAME + 1);
-    assert_eq!(list.create(&long, 1, 512).err(), Some(BitmapError::NameTooLong(long)));
+    assert_eq!(add(&long, 512).err(), Some(BitmapError::NameTooLong(long)));
     list.mark(100_000, 1);
     assert_eq!((first.map().count(), second.map().count()), (65536, 4096));
     assert_eq!(
@@ -394,9 +447,11 @@ fn a_list_marks_all_its_bitmaps_and_refuses_duplicate_names() {
     assert_eq!((first.map().count(), second.map().count()), (131_072, 8192));
     list.resize(|| 200_000);
     assert_eq!((first.map().count(), second.map().count()), (65536, 4096));
-    list.remove(&first);
+    list.remove(&first, |on| recording.set(on));
     assert_eq!(list.find("first").err(), Some(BitmapError::NotFound("first".into())));
-    assert!(list.find("second").is_ok());
+    assert!(list.find("second").is_ok() && recording.get());
+    list.remove(&second, |on| recording.set(on));
+    assert!(list.is_empty() && !recording.get());
 }
 
 #[test]

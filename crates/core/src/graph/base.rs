@@ -6,36 +6,46 @@
 use std::sync::Arc;
 
 use super::{Graph, ReopenRequest};
+use crate::control::{in_background, run_to_completion};
 use crate::perm::{Perm, Permissions};
 use crate::{Backend, ChildIdx, Edge, Error, Node, Options, Result};
 
-/// A backing file that is writable until [`WritableBase::close`].
+/// A backing file that is writable until [`WritableBase::close`]. If this is dropped without a close, it closes in the
+/// background, and a failure goes to the log.
 pub struct WritableBase {
     backend: Backend,
     parent: Reader,
     was_read_only: bool,
+    is_closed: bool,
 }
 
 /// The edge through which the overlay reads the backing file, and the edge's former permissions.
+#[derive(Clone)]
 struct Reader {
     edge: Arc<Edge>,
     before: Permissions,
 }
 
 impl Graph {
-    /// Makes `base`, which is below `top` in its backing chain, writable.
+    /// Makes `base`, which is below `top` in its backing chain, writable. Once begun, this runs to its end; if the caller's
+    /// future is dropped, the base is closed again.
     ///
     /// # Errors
     /// When `base` is not below `top`; when the driver, the host or another user refuses. Nothing has changed then.
     pub async fn write_base(&self, top: &Arc<Node>, base: &Arc<Node>) -> Result<WritableBase> {
         let edge = edge_above(top, base)?;
+        let (graph, base) = (self.clone(), Arc::clone(base));
+        run_to_completion(async move { graph.open_base(edge, &base).await }).await
+    }
+
+    async fn open_base(&self, edge: Arc<Edge>, base: &Arc<Node>) -> Result<WritableBase> {
         let was_read_only = base.is_read_only();
         if was_read_only {
             self.set_read_only(base, false).await?;
         }
         let parent = Reader { before: edge.permissions(), edge };
         match attach(self, &parent, base) {
-            Ok(backend) => Ok(WritableBase { backend, parent, was_read_only }),
+            Ok(backend) => Ok(WritableBase { backend, parent, was_read_only, is_closed: false }),
             Err(error) => {
                 // The former permissions were valid before, so they cannot conflict now.
                 if let Err(error) = parent.edge.set_permissions(parent.before) {
@@ -80,19 +90,41 @@ impl WritableBase {
         &self.backend
     }
 
-    /// Flushes all writes, and restores the node's permissions and read-only state.
+    /// Flushes all writes, and restores the node's permissions and read-only state. Once begun, this runs to its end even
+    /// if the caller's future is dropped.
     ///
     /// # Errors
     /// The first failure. The remaining steps are carried out even then.
-    pub async fn close(self) -> Result<()> {
-        let graph = self.backend.graph().clone();
-        let base = Arc::clone(self.parent.edge.node());
-        let closed = self.backend.close().await;
-        let shared = self.parent.edge.set_permissions(self.parent.before);
-        let outcome = closed.and(shared);
-        if self.was_read_only {
-            return outcome.and(graph.set_read_only(&base, true).await);
+    pub async fn close(mut self) -> Result<()> {
+        self.is_closed = true;
+        run_to_completion(self.restore()).await
+    }
+
+    fn restore(&self) -> impl Future<Output = Result<()>> + use<> {
+        let (backend, parent) = (self.backend.clone(), self.parent.clone());
+        let was_read_only = self.was_read_only;
+        async move {
+            let closed = backend.close().await;
+            let outcome = closed.and(parent.edge.set_permissions(parent.before));
+            if was_read_only {
+                let base = parent.edge.node();
+                return outcome.and(backend.graph().set_read_only(base, true).await);
+            }
+            outcome
         }
-        outcome
+    }
+}
+
+impl Drop for WritableBase {
+    fn drop(&mut self) {
+        if self.is_closed {
+            return;
+        }
+        let (base, restored) = (self.parent.edge.node().name().to_owned(), self.restore());
+        in_background(async move {
+            if let Err(error) = restored.await {
+                tracing::error!(node = base, %error, "cannot make a backing file read-only again");
+            }
+        });
     }
 }

@@ -8,8 +8,8 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::Graph;
 use super::open::{OpenContext, OpenFlags, Target, close_unused};
+use super::{ClaimedName, Graph};
 use crate::bitmap::DirtyBitmap;
 use crate::driver::{Driver, DriverFactory};
 use crate::node::{NodeParts, Settings};
@@ -35,6 +35,7 @@ pub(super) enum Below {
 
 /// An image whose driver is open. Its backing file may not be open yet.
 pub(super) struct Layer {
+    pub(super) name: ClaimedName,
     pub(super) driver: &'static dyn DriverFactory,
     pub(super) opened: Box<dyn Driver>,
     pub(super) context: OpenContext,
@@ -146,7 +147,7 @@ impl Graph {
         };
         let context = layer.context;
         let probed_raw = context.flags.probed && layer.driver.name() == "raw";
-        let node = self.insert(NodeParts {
+        let parts = NodeParts {
             name: context.node_name,
             factory: layer.driver,
             driver: layer.opened,
@@ -159,8 +160,10 @@ impl Graph {
                 given: layer.given,
             },
             filename: context.filename,
-        });
-        node.adopt_bitmaps(bitmaps)?;
+            permissions_lock: self.permissions_lock(),
+        };
+        let node = self.insert(layer.name, parts);
+        node.adopt_bitmaps(&bitmaps)?;
         if probed_raw {
             self.guard_probed_raw(&node);
         }

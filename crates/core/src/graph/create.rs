@@ -5,16 +5,18 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::Graph;
+use crate::control::run_to_completion;
 use crate::create::{CreateOption, CreateRequest, CreateTarget};
 use crate::driver::{DriverFactory, DriverKind};
 use crate::perm::{Perm, Permissions};
-use crate::{ChildIdx, Edge, Error, OpenFlags, Options, Result};
+use crate::{ChildIdx, Edge, Error, Node, OpenFlags, Options, Result};
 
 impl Graph {
-    /// Creates the image `filename` of `format`. Options that the format does not know are passed to the protocol.
+    /// Creates the image `filename` of `format`. Options that the format does not know are passed to the protocol. Once
+    /// begun, this runs to its end even if the returned future is dropped.
     ///
     /// # Errors
-    /// When an option is unknown to both; otherwise the errors of the drivers.
+    /// When an option is unknown to both; otherwise the errors of the drivers. The file of a format is removed then.
     pub async fn create_image(
         &self,
         filename: &str,
@@ -24,46 +26,69 @@ impl Graph {
         let driver = self.driver(format)?;
         let (protocol, _) = self.protocol_for(filename)?;
         let (own, below) = split_options(driver, protocol, options)?;
+        let new = NewImage { graph: self.clone(), filename: filename.to_owned(), driver, protocol };
+        run_to_completion(new.create(own, below)).await
+    }
+}
+
+/// An image to create.
+struct NewImage {
+    graph: Graph,
+    filename: String,
+    driver: &'static dyn DriverFactory,
+    protocol: &'static dyn DriverFactory,
+}
+
+impl NewImage {
+    /// Creates the image with the options `own` of its driver and `below` of the protocol.
+    async fn create(self, own: Options, below: Options) -> Result<()> {
+        let (graph, driver) = (&self.graph, self.driver);
+        let target = CreateTarget::Filename(self.filename.clone());
         if driver.kind() == DriverKind::Protocol {
-            let request =
-                CreateRequest { target: CreateTarget::Filename(filename.to_owned()), options: own };
-            return run(driver, self, request).await;
+            return run(driver, graph, CreateRequest { target, options: own }).await;
         }
-        driver.check_create(self, &own)?;
-        let request =
-            CreateRequest { target: CreateTarget::Filename(filename.to_owned()), options: below };
-        run(protocol, self, request).await?;
-        let node = self
-            .open_protocol(
-                filename,
-                Options::new(),
-                OpenFlags { unmap: true, ..OpenFlags::default() },
-            )
-            .await?;
+        driver.check_create(graph, &own)?;
+        run(self.protocol, graph, CreateRequest { target, options: below }).await?;
+        let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
+        let opened = graph.open_protocol(&self.filename, Options::new(), flags).await;
+        let node = opened.inspect_err(|_| self.remove())?;
+        let edge = match self.attach(&node) {
+            Ok(edge) => edge,
+            Err(error) => {
+                // Another process uses the file by now, so it is not removed.
+                graph.release_after_failure(node).await;
+                return Err(error);
+            }
+        };
+        let target = CreateTarget::File(Arc::clone(&edge));
+        let created = run(driver, graph, CreateRequest { target, options: own }).await;
+        if created.is_err() {
+            // The edge still excludes other processes, so nobody else uses the file.
+            self.remove();
+        }
+        edge.detach();
+        created.and(graph.release(node).await)
+    }
+
+    /// Attaches a user to the file that excludes other processes.
+    fn attach(&self, node: &Arc<Node>) -> Result<Arc<Edge>> {
         // A format without metadata in the file only sets the size, so other users may write meanwhile.
-        let alone =
-            if driver.passes_permissions() { Perm::RESIZE } else { Perm::WRITE | Perm::RESIZE };
+        let passes = self.driver.passes_permissions();
+        let alone = if passes { Perm::RESIZE } else { Perm::WRITE | Perm::RESIZE };
         let permissions = Permissions {
             taken: Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE,
             shared: Perm::all() - alone,
         };
-        let user = format!("creation of '{filename}'");
-        let created =
-            match Edge::attach(Arc::clone(&node), user, ChildIdx::FILE.name(), permissions) {
-                Ok(edge) => {
-                    let target = CreateTarget::File(Arc::clone(&edge));
-                    let created = run(driver, self, CreateRequest { target, options: own }).await;
-                    edge.detach();
-                    created
-                }
-                Err(error) => Err(error),
-            };
-        let created = created.and(self.release(node).await);
-        // A partly created image of a format is useless and is removed. A partly created raw image is a usable file.
-        if created.is_err() && !driver.passes_permissions() {
-            protocol.remove_created(filename);
+        let user = format!("creation of '{}'", self.filename);
+        Edge::attach(Arc::clone(node), user, ChildIdx::FILE.name(), permissions)
+    }
+
+    /// Removes the file of an image that could not be created. A partly created image of a format is useless. A partly
+    /// created raw image is a usable file, and is kept.
+    fn remove(&self) {
+        if !self.driver.passes_permissions() {
+            self.protocol.remove_created(&self.filename);
         }
-        created
     }
 }
 

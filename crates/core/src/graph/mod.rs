@@ -15,7 +15,7 @@ mod open;
 mod probe;
 mod reopen;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{
     AtomicBool, AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
@@ -30,16 +30,18 @@ pub use open::{BackingFile, OpenContext, OpenFlags};
 pub use reopen::ReopenRequest;
 
 use crate::backend::WeakBackend;
-use crate::control::ControlLock;
+use crate::control::{ControlLock, in_background, run_to_completion};
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
 use crate::epoch::Epochs;
 use crate::gate::Gate;
-use crate::node::{NodeParts, Settings};
+use crate::node::{NodeParts, PermissionsLock, Settings};
 use crate::{Backend, Children, Error, ErrorKind, Node, Result, Secrets};
 
 #[derive(Default)]
 struct Registry {
     nodes: HashMap<String, Weak<Node>>,
+    /// Names of nodes that are being opened.
+    claimed: HashSet<String>,
     /// Nodes that stay alive without users (`blockdev-add`).
     owned: Vec<Arc<Node>>,
     /// Backends that are not closed. A backend has a reference to its graph, so the graph has only weak references to
@@ -61,6 +63,19 @@ struct Inner {
     copies_on_read: AtomicBool,
     /// The lock that a reopen holds.
     reopening: ControlLock,
+    permissions_lock: PermissionsLock,
+}
+
+/// A node-name that no other node can get until this is dropped.
+struct ClaimedName {
+    graph: Graph,
+    name: String,
+}
+
+impl Drop for ClaimedName {
+    fn drop(&mut self) {
+        self.graph.registry().claimed.remove(&self.name);
+    }
 }
 
 /// All nodes and backends of one program, together with the gate for images that are opened through this handle. Clones
@@ -101,6 +116,7 @@ impl Graph {
             secrets,
             copies_on_read: AtomicBool::new(false),
             reopening: ControlLock::default(),
+            permissions_lock: PermissionsLock::default(),
         };
         Self { inner: Arc::new(inner), gate }
     }
@@ -222,32 +238,39 @@ impl Graph {
         driver: Box<dyn Driver>,
         flags: OpenFlags,
     ) -> Result<Arc<Node>> {
-        let name = self.claim_name(name)?;
-        Ok(self.insert(NodeParts {
-            name,
+        let claimed = self.claim_name(name)?;
+        let parts = NodeParts {
+            name: claimed.name.clone(),
             factory,
             driver,
             children: Arc::new(Children::default()),
             epochs: Arc::clone(self.epochs()),
             settings: Settings { flags, ..Settings::default() },
             filename: None,
-        }))
+            permissions_lock: self.permissions_lock(),
+        };
+        Ok(self.insert(claimed, parts))
     }
 
-    fn claim_name(&self, name: Option<&str>) -> Result<String> {
-        let Some(name) = name else { return Ok(self.generate_name()) };
-        let well_formed = name.chars().next().is_some_and(|c| c.is_ascii_alphabetic())
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
-        if !well_formed || name.len() > 31 {
-            return Err(Error::invalid(format!("Invalid node-name: '{name}'")));
+    fn permissions_lock(&self) -> PermissionsLock {
+        Arc::clone(&self.inner.permissions_lock)
+    }
+
+    /// Reserves a name for a node that is being opened; without `name`, a new one.
+    fn claim_name(&self, name: Option<&str>) -> Result<ClaimedName> {
+        let generated = name.is_none().then(|| self.generate_name());
+        if let Some(name) = name {
+            check_name(name)?;
         }
-        if self.node(name).is_some() {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                format!("Duplicate nodes with node-name='{name}'"),
-            ));
+        let name = generated.as_deref().or(name).unwrap_or_default();
+        let mut registry = self.registry();
+        let exists = registry.nodes.get(name).is_some_and(|node| node.strong_count() > 0);
+        if exists || !registry.claimed.insert(name.to_owned()) {
+            let text = format!("Duplicate nodes with node-name='{name}'");
+            return Err(Error::new(ErrorKind::Invalid, text));
         }
-        Ok(name.to_owned())
+        drop(registry);
+        Ok(ClaimedName { graph: self.clone(), name: name.to_owned() })
     }
 
     /// Whether the graph has ever had a node whose reads may write (copy-on-read).
@@ -255,7 +278,8 @@ impl Graph {
         self.inner.copies_on_read.load(Acquire)
     }
 
-    fn insert(&self, parts: NodeParts) -> Arc<Node> {
+    /// Adds a node, whose name is claimed.
+    fn insert(&self, claimed: ClaimedName, parts: NodeParts) -> Arc<Node> {
         if parts.settings.flags.copy_on_read {
             self.inner.copies_on_read.store(true, Release);
         }
@@ -263,6 +287,9 @@ impl Graph {
         let mut registry = self.registry();
         registry.nodes.retain(|_, other| other.strong_count() > 0);
         registry.nodes.insert(node.name().to_owned(), Arc::downgrade(&node));
+        drop(registry);
+        // The node itself now holds the name.
+        drop(claimed);
         node
     }
 
@@ -275,33 +302,68 @@ impl Graph {
         }
     }
 
-    /// Closes `node` if it has no user, and then each of its children that has no other user.
+    /// Closes `node` if it has no user, and then each of its children that has no other user. Once begun, this runs to its
+    /// end even if the returned future is dropped.
     ///
     /// # Errors
     /// The first failure. All nodes are closed even then.
     pub fn release(&self, node: Arc<Node>) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let mut outcome = Ok(());
-            // Iterative, because a backing chain may be long.
-            let mut released = vec![node];
-            while let Some(node) = released.pop() {
-                if !node.users().close() {
-                    continue;
-                }
-                let closed = match node.driver().close() {
-                    Some(request) => request.await.map_err(|error| error.on_node(node.name())),
-                    None => Ok(()),
-                };
-                outcome = outcome.and(closed);
-                self.registry().nodes.remove(node.name());
-                let children: Vec<_> = node.children().iter().collect();
-                for (child, edge) in children.into_iter().rev() {
-                    node.children().set(child, None);
-                    edge.detach();
-                    released.push(Arc::clone(edge.node()));
-                }
-            }
-            outcome
-        })
+        let graph = self.clone();
+        Box::pin(async move { run_to_completion(graph.release_unused(node)).await })
     }
+
+    async fn release_unused(self, node: Arc<Node>) -> Result<()> {
+        let mut outcome = Ok(());
+        // Iterative, because a backing chain may be long.
+        let mut released = vec![node];
+        while let Some(node) = released.pop() {
+            if !node.users().close() {
+                continue;
+            }
+            let closed = match node.driver().close() {
+                Some(request) => request.await.map_err(|error| error.on_node(node.name())),
+                None => Ok(()),
+            };
+            outcome = outcome.and(closed);
+            self.registry().nodes.remove(node.name());
+            let children: Vec<_> = node.children().iter().collect();
+            for (child, edge) in children.into_iter().rev() {
+                node.children().set(child, None);
+                edge.detach();
+                released.push(Arc::clone(edge.node()));
+            }
+        }
+        outcome
+    }
+}
+
+/// A node that has just been opened and has no user. Dropping this closes the node in the background.
+struct Opened {
+    graph: Graph,
+    node: Option<Arc<Node>>,
+}
+
+impl Opened {
+    /// The node. The caller now closes it.
+    fn keep(mut self) -> Option<Arc<Node>> {
+        self.node.take()
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        if let Some(node) = self.node.take() {
+            let graph = self.graph.clone();
+            in_background(async move { graph.release_after_failure(node).await });
+        }
+    }
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let well_formed = name.chars().next().is_some_and(|c| c.is_ascii_alphabetic())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+    if !well_formed || name.len() > 31 {
+        return Err(Error::invalid(format!("Invalid node-name: '{name}'")));
+    }
+    Ok(())
 }

@@ -12,7 +12,9 @@ use serde_json::Value;
 
 use super::chain::{BACKING, Below, Layer};
 use super::generic::{Generic, take_generic};
-use super::{Graph, filename};
+use super::{Graph, Opened, filename};
+use crate::backend::no_medium;
+use crate::control::run_to_completion;
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverKind};
 use crate::epoch::Epochs;
 use crate::gate::Purpose;
@@ -137,7 +139,8 @@ pub(super) struct Target {
 }
 
 impl Graph {
-    /// Opens a node from options that name the driver, as `blockdev-add` does.
+    /// Opens a node from options that name the driver, as `blockdev-add` does. If the returned future is dropped, nothing
+    /// stays open.
     ///
     /// # Errors
     /// The errors of the driver; nothing stays open.
@@ -221,7 +224,15 @@ impl Graph {
     fn open_target(&self, target: Target) -> BoxFuture<'_, Result<Arc<Node>>> {
         Box::pin(async move {
             let shown = target.filename.clone();
-            let outcome = self.open_chain(target).await;
+            let graph = self.clone();
+            // An image that is opened halfway must be closed. So the opening runs to its end even if the caller's future
+            // is dropped; then the new node is closed.
+            let opening = async move {
+                let node = Some(graph.open_chain(target).await?);
+                Ok(Opened { graph, node })
+            };
+            let outcome = run_to_completion(opening).await;
+            let outcome = outcome.and_then(|opened| opened.keep().ok_or_else(no_medium));
             // The name is context of the error, not part of its text: tools print it before the text themselves.
             outcome.map_err(|error| match shown {
                 Some(name) => error.on_path(&name),
@@ -389,7 +400,7 @@ impl Graph {
         let Target { filename, options, named_above, depth, nesting, .. } = target;
         let mut context = OpenContext {
             graph: self.clone(),
-            node_name: name,
+            node_name: name.name.clone(),
             options,
             flags: generic.flags,
             children: Arc::clone(children),
@@ -420,6 +431,7 @@ impl Graph {
             }
         };
         let layer = Layer {
+            name,
             driver,
             opened,
             context,

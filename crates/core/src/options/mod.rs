@@ -50,16 +50,27 @@ impl Options {
     /// # Errors
     /// When a key is nested too deeply.
     pub fn from_map(map: Map<String, Value>) -> Result<Self> {
+        Self::from_map_below(map, 0)
+    }
+
+    /// As [`Self::from_map`], for an object at a depth of `depth` keys. Every part of a dotted key adds to the depth.
+    fn from_map_below(map: Map<String, Value>, depth: usize) -> Result<Self> {
         let mut options = Self::new();
         for (key, value) in map {
+            let depth = depth.saturating_add(key.split('.').count());
+            if depth > MAX_DEPTH {
+                return Err(nested_too_deeply(&key));
+            }
             match value {
                 Value::Object(inner) => {
-                    options.set(&key, Value::Object(Self::from_map(inner)?.0))?;
+                    let inner = Self::from_map_below(inner, depth)?;
+                    options.set(&key, Value::Object(inner.0))?;
                 }
                 Value::Array(list) if !list.is_empty() => {
                     let indexed = list.into_iter().enumerate();
                     let inner = indexed.map(|(index, value)| (index.to_string(), value)).collect();
-                    options.set(&key, Value::Object(Self::from_map(inner)?.0))?;
+                    let inner = Self::from_map_below(inner, depth)?;
+                    options.set(&key, Value::Object(inner.0))?;
                 }
                 _ if key.contains('.') && options.has(&key) => {}
                 other => options.set(&key, other)?,
@@ -99,7 +110,7 @@ impl Options {
     pub fn set(&mut self, key: &str, value: impl Into<Value>) -> Result<()> {
         let parts: Vec<&str> = key.split('.').collect();
         if parts.len() > MAX_DEPTH {
-            return Err(Error::invalid(format!("Parameter '{key}' is nested too deeply")));
+            return Err(nested_too_deeply(key));
         }
         let mut map = &mut self.0;
         let mut parts = parts.into_iter().peekable();
@@ -281,6 +292,10 @@ impl Options {
     }
 }
 
+fn nested_too_deeply(key: &str) -> Error {
+    Error::invalid(format!("Parameter '{key}' is nested too deeply"))
+}
+
 /// Sets the value of a key in one object. A plain value is added to existing nested values under the empty key.
 fn set_in(map: &mut Map<String, Value>, key: &str, value: Value) {
     match (map.get_mut(key), value) {
@@ -345,6 +360,18 @@ mod tests {
             r#"{"driver":"qcow2","file":{"driver":"file"},"file.filename":"a,b"}"#,
         );
         assert_eq!(dotted.unwrap(), json.unwrap());
+    }
+
+    #[test]
+    fn dots_and_objects_count_towards_one_limit_of_the_depth() {
+        let dots = |count: usize| vec!["a"; count].join(".");
+        let nested = |outer, inner| {
+            let (outer, inner) = (dots(outer), dots(inner));
+            Options::from_json(&format!(r#"{{"{outer}":{{"{inner}":[1]}}}}"#))
+        };
+        nested(100, MAX_DEPTH - 101).unwrap();
+        let error = nested(100, MAX_DEPTH - 100).unwrap_err().to_string();
+        assert!(error.ends_with("is nested too deeply"), "{error}");
     }
 
     #[test]

@@ -328,10 +328,11 @@ pub(crate) async fn resize(
     let Some(driver) = node.driver().resize() else {
         return Err(Error::unsupported("Image format driver does not support resize"));
     };
-    driver.resize(size, preallocation).await.map_err(|error| error.on_node(node.name()))?;
+    let resized = driver.resize(size, preallocation).await;
+    // Also after a failure: the driver may have changed the size before it failed.
     node.set_size(node.driver().size());
     node.mark_unflushed();
-    Ok(())
+    resized.map_err(|error| error.on_node(node.name()))
 }
 
 /// Copies a range between two nodes with the host's copy offload.

@@ -34,8 +34,7 @@ pub(super) fn check_write(node: &Node, offset: u64, len: u64) -> Result<()> {
 }
 
 pub(super) fn out_of_range(node: &Node, offset: u64) -> Error {
-    Error::from_errno(Errno::IO)
-        .reword("Request lies outside the device")
+    Error::new(ErrorKind::OutOfRange, "Request lies outside the device")
         .on_node(node.name())
         .at(offset)
 }

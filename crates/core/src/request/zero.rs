@@ -135,10 +135,11 @@ pub(crate) async fn discard(node: &Arc<Node>, offset: u64, len: u64) -> Result<(
             at = at.saturating_add(piece);
         }
         let outcome = run_all(batch).await;
+        // Also after a failure: other discards of the batch may have succeeded.
         node.mark_dirty(offset, at - offset);
+        node.mark_unflushed();
         outcome.map_err(|error| error.on_node(node.name()).at(offset))?;
     }
-    node.mark_unflushed();
     Ok(())
 }
 

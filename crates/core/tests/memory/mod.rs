@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use oxblk_core::{
     BoxFuture, ChildIdx, Driver, DriverFactory, DriverKind, Errno, Error, Graph, Limits, MapOp,
-    Node, OpenContext, OpenFlags, Options, Preallocation, Result, Status, Step, Want, WriteFlags,
-    ZeroFlags, driver::Resize,
+    Node, OpenContext, OpenFlags, Options, Permissions, Preallocation, Result, Status, Step, Want,
+    WriteFlags, ZeroFlags, driver::Resize,
 };
 use oxblk_ring::{IoBuf, IoBufMut};
 
@@ -26,6 +26,10 @@ pub struct Memory {
     pub landing: AtomicU32,
     /// Writes and discards that start at this offset fail immediately.
     pub bad: Option<u64>,
+    /// A resize fails after it has changed the size.
+    pub resize_fails: AtomicBool,
+    /// The permissions that the driver got last.
+    pub permissions: Mutex<Option<Permissions>>,
 }
 
 impl Memory {
@@ -185,12 +189,20 @@ impl Driver for MemoryDriver {
     fn resize(&self) -> Option<&dyn Resize> {
         Some(self)
     }
+
+    fn set_permissions(&self, permissions: Permissions) -> Result<()> {
+        *self.0.permissions.lock().unwrap() = Some(permissions);
+        Ok(())
+    }
 }
 
 impl Resize for MemoryDriver {
     fn resize(&self, size: u64, _preallocation: Preallocation) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.0.bytes.lock().unwrap().resize(usize::try_from(size).unwrap(), 0);
+            if self.0.resize_fails.load(SeqCst) {
+                return Err(Error::from_errno(Errno::IO));
+            }
             Ok(())
         })
     }
@@ -207,6 +219,7 @@ impl DriverFactory for MemoryFactory {
     }
     fn open<'a>(&'a self, context: &'a mut OpenContext) -> BoxFuture<'a, Result<Box<dyn Driver>>> {
         Box::pin(async move {
+            oxblk_ring::yield_now().await;
             let size = context
                 .options
                 .take_size("size")?

@@ -177,6 +177,10 @@ impl Server {
             if let Some(permit) = ConnectionPermit::take(inner) {
                 return begin(permit, socket);
             }
+            if inner.stop.is_set() {
+                // Not the limit refuses the client. Handshakes in progress end by themselves.
+                return;
+            }
             if !inner.handshakes.cancel_oldest() {
                 return inner.refusals.add(format_args!("{most} are open, which is the limit"));
             }

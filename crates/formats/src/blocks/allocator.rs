@@ -4,13 +4,18 @@
 //! run returns its blocks, unless the map names them by then ([`Run::keep`]). If writes to the blocks are in flight,
 //! the blocks are returned after the host has completed these. A freed block is quarantined until every request that
 //! may have mapped it has ended.
+//!
+//! Blocks are allocated only while the allocator knows which blocks are in use. It does not know this in an image that
+//! was opened for a check, and after a repair that has failed ([`Repair`]).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use oxblk_core::{Epochs, Errno, Error, Result};
-use oxblk_ring::UntilSettled;
+use oxblk_ring::{Event, UntilSettled};
 use roaring::RoaringBitmap;
+
+use super::survey::end_of;
 
 #[derive(Debug, Default)]
 struct State {
@@ -24,6 +29,10 @@ struct State {
     most: u32,
     /// Freed blocks with the epochs in which they were freed, oldest first.
     quarantined: VecDeque<(u64, u32)>,
+    /// Whether the fields above are correct.
+    is_known: bool,
+    /// Number of blocks of dropped runs whose writes may still be in flight.
+    returning: u64,
 }
 
 /// Allocates blocks of the file.
@@ -33,6 +42,8 @@ pub(crate) struct Allocator {
     limit: u32,
     epochs: Arc<Epochs>,
     state: Mutex<State>,
+    /// Notified when blocks of a dropped run are free again.
+    returned: Event,
 }
 
 /// Reserved contiguous blocks. No other request can reserve them.
@@ -59,6 +70,17 @@ impl Run {
     }
 }
 
+impl Drop for Run {
+    fn drop(&mut self) {
+        if let Some(back) = self.give_back.take().and_then(UntilSettled::release) {
+            let mut state = back.allocator.lock();
+            state.returning = state.returning.saturating_add(self.count.into());
+            drop(state);
+            drop(UntilSettled::new(back));
+        }
+    }
+}
+
 #[derive(Debug)]
 struct GiveBack {
     allocator: Arc<Allocator>,
@@ -70,6 +92,25 @@ impl Drop for GiveBack {
     fn drop(&mut self) {
         if self.count > 0 {
             self.allocator.give_back(self.start, self.count);
+        }
+    }
+}
+
+/// A repair of the image, in which requests allocate no blocks. If it is dropped before [`Repair::done`], the allocator
+/// no longer knows which blocks are in use.
+pub(crate) struct Repair<'a>(Option<&'a Allocator>);
+
+impl Repair<'_> {
+    /// Ends the repair: it was successful.
+    pub(crate) fn done(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Repair<'_> {
+    fn drop(&mut self) {
+        if let Some(allocator) = self.0 {
+            allocator.lock().is_known = false;
         }
     }
 }
@@ -89,7 +130,7 @@ impl State {
 impl Allocator {
     /// An allocator for an image of at most `limit` blocks, all unused.
     pub(crate) fn new(limit: u32, epochs: Arc<Epochs>) -> Arc<Self> {
-        Arc::new(Self { limit, epochs, state: Mutex::default() })
+        Arc::new(Self { limit, epochs, state: Mutex::default(), returned: Event::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -98,21 +139,52 @@ impl Allocator {
 
     /// Sets which blocks are in use. From block `fresh` on, the file contains no data (`None`: the file does not grow).
     pub(crate) fn set_used(&self, used: &RoaringBitmap, fresh: Option<u32>, most: u32) {
-        let end = used.max().map_or(0, |last| last.saturating_add(1));
+        let end = end_of(used);
         let mut gaps = RoaringBitmap::new();
         gaps.insert_range(0..end);
         gaps -= used;
         let most = most.max(end);
         let fresh = fresh.unwrap_or(u32::MAX).max(end);
-        *self.lock() = State { end, gaps, fresh, most, quarantined: VecDeque::new() };
+        let mut state = self.lock();
+        let returning = state.returning;
+        let quarantined = VecDeque::new();
+        *state = State { end, gaps, fresh, most, quarantined, is_known: true, returning };
     }
 
-    /// Reserves up to `count` contiguous blocks.
+    /// Sets which blocks are in use in an image that will be repaired. The file does not grow.
+    pub(crate) fn begin_repair(&self, used: &RoaringBitmap, most: u32) -> Repair<'_> {
+        self.set_used(used, None, most);
+        Repair(Some(self))
+    }
+
+    /// Whether the allocator knows which blocks are in use.
+    pub(crate) fn is_known(&self) -> bool {
+        self.lock().is_known
+    }
+
+    /// Reserves up to `count` contiguous blocks. If no block is free, this waits for blocks of earlier runs that were
+    /// dropped and whose writes are still in flight.
     ///
     /// # Errors
-    /// `ENOSPC` when all are in use.
-    pub(crate) fn reserve(self: &Arc<Self>, count: u32) -> Result<Run> {
+    /// `ENOSPC` when all blocks are in use. `EIO` when it is not known which blocks are in use.
+    pub(crate) async fn reserve(self: &Arc<Self>, count: u32) -> Result<Run> {
+        loop {
+            let listener = self.returned.listen();
+            match self.try_reserve(count)? {
+                Some(run) => return Ok(run),
+                None => listener.await,
+            }
+        }
+    }
+
+    /// As [`Allocator::reserve`]. Returns `None` if the caller must wait for blocks.
+    fn try_reserve(self: &Arc<Self>, count: u32) -> Result<Option<Run>> {
         let mut state = self.lock();
+        if !state.is_known {
+            return Err(Error::from_errno(Errno::IO).reword(
+                "It is not known which blocks of the image are free: it has to be opened again",
+            ));
+        }
         while let Some((epoch, block)) = state.quarantined.front().copied()
             && self.epochs.has_passed(epoch)
         {
@@ -131,6 +203,9 @@ impl Allocator {
             None => {
                 let start = state.end;
                 let count = count.min(self.limit.saturating_sub(start));
+                if count == 0 && state.returning > 0 {
+                    return Ok(None);
+                }
                 if count == 0 {
                     let error = Error::from_errno(Errno::NOSPC);
                     return Err(error.reword("All blocks of the image are in use"));
@@ -143,13 +218,16 @@ impl Allocator {
             }
         };
         let give_back = GiveBack { allocator: Arc::clone(self), start, count };
-        Ok(Run { start, count, fresh, give_back: Some(UntilSettled::new(give_back)) })
+        Ok(Some(Run { start, count, fresh, give_back: Some(UntilSettled::new(give_back)) }))
     }
 
     fn give_back(&self, start: u32, count: u32) {
         let mut state = self.lock();
         state.gaps.insert_range(start..start.saturating_add(count));
         state.settle_end();
+        state.returning = state.returning.saturating_sub(count.into());
+        drop(state);
+        self.returned.notify(usize::MAX);
     }
 
     /// Frees blocks that no entry on disk names any more. They stay quarantined until earlier requests have ended.
@@ -161,7 +239,7 @@ impl Allocator {
     }
 
     /// Ends the quarantine of all blocks. No request is in flight.
-    pub(crate) fn end_rest(&self) {
+    pub(crate) fn end_quarantine(&self) {
         let mut state = self.lock();
         while let Some((_, block)) = state.quarantined.pop_front() {
             state.gaps.insert(block);
@@ -190,22 +268,22 @@ impl Allocator {
     pub(crate) fn gaps(&self) -> RoaringBitmap {
         self.lock().gaps.clone()
     }
-
-    /// Records that the last blocks have been moved into all gaps.
-    pub(crate) fn close_gaps(&self) {
-        let mut state = self.lock();
-        let gaps = u32::try_from(state.gaps.len()).unwrap_or(u32::MAX);
-        state.end = state.end.saturating_sub(gaps);
-        state.gaps.clear();
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use oxblk_ring::File;
+    use oxblk_ring::sim::{self, Disk};
+
     use super::*;
 
     fn used(blocks: &[u32]) -> RoaringBitmap {
         blocks.iter().copied().collect()
+    }
+
+    /// Reserves blocks without waiting.
+    fn reserve(allocator: &Arc<Allocator>, count: u32) -> Result<Run> {
+        allocator.try_reserve(count).map(|run| run.expect("no blocks are in flight"))
     }
 
     fn shape(run: &Run) -> (u32, u32, bool) {
@@ -216,11 +294,11 @@ mod tests {
     fn gaps_are_allocated_first() {
         let allocator = Allocator::new(8, Arc::default());
         allocator.set_used(&used(&[0, 3]), Some(4), 0);
-        let gap = allocator.reserve(5).unwrap();
+        let gap = reserve(&allocator, 5).unwrap();
         assert_eq!(shape(&gap), (1, 2, false));
-        let new = allocator.reserve(5).unwrap();
+        let new = reserve(&allocator, 5).unwrap();
         assert_eq!(shape(&new), (4, 4, true));
-        assert_eq!(allocator.reserve(1).unwrap_err().raw_errno(), Errno::NOSPC);
+        assert_eq!(reserve(&allocator, 1).unwrap_err().raw_errno(), Errno::NOSPC);
         gap.keep();
         new.keep();
         assert_eq!((allocator.end(), allocator.gaps().len()), (8, 0));
@@ -230,13 +308,13 @@ mod tests {
     fn returned_blocks_are_no_longer_fresh_and_the_end_moves_back() {
         let allocator = Allocator::new(8, Arc::default());
         allocator.set_used(&used(&[]), Some(0), 0);
-        let first = allocator.reserve(2).unwrap();
-        let second = allocator.reserve(1).unwrap();
+        let first = reserve(&allocator, 2).unwrap();
+        let second = reserve(&allocator, 1).unwrap();
         drop(first);
         assert_eq!((allocator.end(), allocator.gaps().len()), (3, 2));
         drop(second);
         assert_eq!((allocator.end(), allocator.gaps().len(), allocator.most()), (0, 0, 3));
-        let run = allocator.reserve(4).unwrap();
+        let run = reserve(&allocator, 4).unwrap();
         assert_eq!(shape(&run), (0, 4, false));
     }
 
@@ -247,13 +325,13 @@ mod tests {
         allocator.set_used(&used(&[0, 1, 2]), Some(3), 0);
         let request = epochs.enter();
         allocator.free([1]);
-        let new = allocator.reserve(1).unwrap();
+        let new = reserve(&allocator, 1).unwrap();
         assert_eq!(new.start, 3);
         drop(request);
-        assert_eq!(allocator.reserve(1).unwrap().start, 1);
+        assert_eq!(reserve(&allocator, 1).unwrap().start, 1);
         new.keep();
         allocator.free([3]);
-        allocator.end_rest();
+        allocator.end_quarantine();
         assert_eq!(allocator.end(), 3);
     }
 
@@ -261,6 +339,40 @@ mod tests {
     fn a_file_that_does_not_grow_has_no_fresh_blocks() {
         let allocator = Allocator::new(8, Arc::default());
         allocator.set_used(&used(&[]), None, 0);
-        assert_eq!(shape(&allocator.reserve(1).unwrap()), (0, 1, false));
+        assert_eq!(shape(&reserve(&allocator, 1).unwrap()), (0, 1, false));
+    }
+
+    #[test]
+    fn blocks_of_a_dropped_run_are_waited_for_while_writes_are_in_flight() {
+        let disk = Disk::new(1, 4096);
+        sim::run(1, async {
+            let allocator = Allocator::new(2, Arc::default());
+            allocator.set_used(&used(&[0]), Some(1), 0);
+            let file = File::sim(&disk);
+            let write =
+                oxblk_ring::spawn(
+                    async move { file.write_all_at(vec![1; 512].into(), 0, false).await },
+                );
+            oxblk_ring::yield_now().await;
+            drop(reserve(&allocator, 1).unwrap());
+            assert!(allocator.try_reserve(1).unwrap().is_none(), "the write is in flight");
+            let run = allocator.reserve(1).await.unwrap();
+            assert_eq!(shape(&run), (1, 1, false));
+            write.await.unwrap();
+            let full = allocator.reserve(1).await.unwrap_err();
+            assert_eq!(full.raw_errno(), Errno::NOSPC);
+        });
+    }
+
+    #[test]
+    fn no_block_is_allocated_after_a_repair_that_failed() {
+        let allocator = Allocator::new(8, Arc::default());
+        assert_eq!(reserve(&allocator, 1).unwrap_err().raw_errno(), Errno::IO);
+        let repair = allocator.begin_repair(&used(&[0]), 0);
+        assert_eq!(reserve(&allocator, 1).unwrap().start, 1);
+        repair.done();
+        assert_eq!(reserve(&allocator, 1).unwrap().start, 1);
+        drop(allocator.begin_repair(&used(&[0]), 0));
+        assert_eq!(reserve(&allocator, 1).unwrap_err().raw_errno(), Errno::IO);
     }
 }

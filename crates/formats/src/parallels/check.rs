@@ -50,7 +50,7 @@ impl Parallels {
         fix: Fix,
         say: &dyn Fn(check::Finding),
     ) -> Result<CheckReport> {
-        if !self.is_read_only() {
+        if !self.access.is_read_only() {
             self.write_back().await?;
         } else if fix != Fix::Nothing {
             return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
@@ -130,9 +130,7 @@ impl Parallels {
 
     /// Repairs all faults that were found.
     async fn repair(&self, findings: &Findings) -> Result<()> {
-        // Until the repair is complete, the allocator does not know the clusters in use.
-        self.surveyed.store(false, Release);
-        self.allocator.set_used(&findings.survey.used, None, 0);
+        let repair = self.allocator.begin_repair(&findings.survey.used, 0);
         if !self.data_offset_is_told.load(Acquire) {
             self.tell_data_offset().await?;
         }
@@ -150,12 +148,10 @@ impl Parallels {
         self.lengthen(self.allocator.end()).await?;
         // A write-back makes the copies durable before it writes the entries that name them.
         self.write_back().await?;
-        self.surveyed.store(true, Release);
         self.trim().await?;
+        repair.done();
         // Closing the image writes this to the header.
-        if self.unclean.swap(false, Release) {
-            self.in_use.store(true, Release);
-        }
+        self.unclean.store(false, Release);
         Ok(())
     }
 
@@ -168,7 +164,7 @@ impl Parallels {
             self.set_entry(finding.index, 0);
             return Ok(());
         }
-        let run = self.allocator.reserve(1)?;
+        let run = self.allocator.reserve(1).await?;
         self.lengthen(run.end()).await?;
         let at = self.header.cluster_offset(run.start);
         file.write(at, data, WriteFlags::empty()).await?;

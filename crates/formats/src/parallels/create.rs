@@ -1,12 +1,12 @@
-//! Creating images. The header is written last, so that an image whose creation was interrupted is not recognised as
-//! parallels.
+//! Creating images. An image whose creation was interrupted is not recognised as parallels: an earlier header is erased
+//! first, and the new header is written when everything else is durable.
 
 use oxblk_core::Errno;
 use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, OptionType};
 use oxblk_core::{Edge, Error, Options, Preallocation, Result, WriteFlags, ZeroFlags};
 use oxblk_ring::IoBuf;
 
-use super::header::{Header, MAX_ENTRIES, SECTOR};
+use super::header::{HEADER_BYTES, Header, MAX_ENTRIES, SECTOR};
 
 /// Default length of a cluster in bytes.
 const CLUSTER: u64 = 1 << 20;
@@ -74,7 +74,13 @@ pub(super) async fn create(request: CreateRequest) -> Result<()> {
         return Err(Error::invalid("A parallels image is created in a file"));
     };
     let header = Header::new(wanted.size, wanted.cluster, wanted.entries);
-    reserve_table(&file, &header).await?;
+    let written = write_image(&file, &header).await;
+    written.map_err(|error| error.prefix("Failed to create Parallels image"))
+}
+
+async fn write_image(file: &Edge, header: &Header) -> Result<()> {
+    reserve_table(file, header).await?;
+    file.flush().await?;
     file.write(0, IoBuf::from(header.encode()), WriteFlags::empty()).await?;
     file.flush().await
 }
@@ -83,6 +89,11 @@ pub(super) async fn create(request: CreateRequest) -> Result<()> {
 async fn reserve_table(file: &Edge, header: &Header) -> Result<()> {
     let limits = file.node().limits();
     let is_zero = limits.has_zero_init && limits.grows && file.size() == 0;
+    if file.size() > 0 {
+        let len = HEADER_BYTES.min(file.size());
+        file.write_zeroes(0, len, ZeroFlags::empty()).await?;
+        file.flush().await?;
+    }
     if file.size() < header.data_offset || limits.grows {
         file.resize(header.data_offset, Preallocation::Off).await?;
     }

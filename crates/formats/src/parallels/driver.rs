@@ -92,7 +92,7 @@ impl Driver for Parallels {
     }
 
     fn close(&self) -> Option<BoxFuture<'_, Result<()>>> {
-        Some(Box::pin(self.complete()))
+        Some(Box::pin(self.complete_image()))
     }
 
     fn reopen(&self) -> Option<&dyn Reopen> {

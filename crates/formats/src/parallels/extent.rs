@@ -70,14 +70,14 @@ impl Parallels {
     /// Loads the chunk of the BAT with the entry of `cluster`.
     pub(super) async fn load(&self, cluster: u32) -> Result<()> {
         if !self.map.is_loaded(cluster) {
-            let bytes = self.read_chunk(cluster).await?;
+            let bytes = self.read_bat_chunk(cluster).await?;
             self.map.load(cluster, &bytes);
         }
         Ok(())
     }
 
     /// Reads the chunk of the BAT with the entry of `cluster` from the file.
-    pub(super) async fn read_chunk(&self, cluster: u32) -> Result<IoBufMut> {
+    pub(super) async fn read_bat_chunk(&self, cluster: u32) -> Result<IoBufMut> {
         let range = self.map.chunk_of(cluster);
         let entries = u64::from(range.end.saturating_sub(range.start));
         let len = usize::try_from(entries.saturating_mul(ENTRY_BYTES)).unwrap_or(0);

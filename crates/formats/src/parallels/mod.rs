@@ -10,6 +10,7 @@
 //! | `extent` | disk offset → extent; loading the BAT |
 //! | `read_write` | requests that the fast path cannot answer |
 //! | `write_back` | the order in which the BAT reaches the disk; closing |
+//! | `mark` | whether the header says that the image is open for writing |
 //! | `survey` | checking all entries of the BAT: clusters in use, faults |
 //! | `check` | check and repair |
 //! | `create`, `open`, `reopen`, `driver` | as their names say |
@@ -36,67 +37,56 @@ mod driver;
 mod extent;
 #[doc(hidden)]
 pub mod header;
+mod mark;
 mod open;
 mod read_write;
 mod reopen;
 mod survey;
 mod write_back;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 
-use oxblk_core::{ChildIdx, ChildrenRef, Edge, Error, ErrorKind, Result};
+use oxblk_core::{ChildIdx, ChildrenRef, Edge, Result};
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
 pub use driver::PARALLELS;
 
-use crate::blocks::{Allocator, DirtySectors, EntryMap};
+use crate::blocks::reopen::WriteAccess;
+use crate::blocks::{Allocator, DirtySectors, EntryMap, FreedBlocks};
 use crate::write_barrier::WriteBarrier;
 use header::Header;
+use mark::Mark;
+use survey::Survey;
 
 /// An open parallels image.
 pub(crate) struct Parallels {
     /// The header at the time of opening.
     header: Header,
     children: ChildrenRef,
-    read_only: AtomicBool,
+    access: WriteAccess<Survey>,
     map: EntryMap,
     allocator: Arc<Allocator>,
-    /// The header on disk may say that the image is open for writing.
-    in_use: AtomicBool,
+    /// Whether the header on disk says that the image is open for writing.
+    mark: Mark,
     /// A previous program did not close the image, and this was not repaired.
     unclean: AtomicBool,
     /// The header on disk contains the offset of the clusters.
     data_offset_is_told: AtomicBool,
-    /// Whether the allocator knows the clusters in use. Otherwise requests allocate no clusters.
-    surveyed: AtomicBool,
     /// The file contains all clusters before this one completely.
     whole_clusters: AtomicU32,
     dirty: DirtySectors,
     /// Clusters whose entries are 0 in memory, but not yet on disk.
-    freed: Mutex<Vec<u32>>,
+    freed: FreedBlocks,
     guest: RangeLock,
     growing: AsyncMutex<()>,
     writing_back: AsyncMutex<()>,
     barrier: WriteBarrier,
-    /// A prepared reopen, before commit or abort.
-    prepared: Mutex<Option<reopen::Prepared>>,
 }
 
 impl Parallels {
     fn file(&self) -> Result<Arc<Edge>> {
         self.children.require(ChildIdx::FILE)
-    }
-
-    fn is_read_only(&self) -> bool {
-        self.read_only.load(Relaxed)
-    }
-
-    fn check_writable(&self) -> Result<()> {
-        if self.is_read_only() {
-            return Err(Error::new(ErrorKind::ReadOnly, "Image is read-only"));
-        }
-        Ok(())
     }
 
     /// Changes a BAT entry and marks it as dirty. A reader of the new entry sees all data written before this call.
@@ -105,8 +95,4 @@ impl Parallels {
         oxblk_ring::perturb::point();
         self.dirty.mark(index, 1);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

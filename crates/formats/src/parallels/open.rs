@@ -1,8 +1,8 @@
 //! Opening. If an image is opened for writing, its complete BAT is checked. The image is repaired if it was not closed,
 //! or if it has a fault.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Release};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 
 use oxblk_core::check::{Finding, Fix};
 use oxblk_core::{Edge, Error, ErrorKind, OpenContext, Result};
@@ -10,9 +10,15 @@ use oxblk_ring::{IoBufMut, Mutex as AsyncMutex, RangeLock};
 
 use super::Parallels;
 use super::header::{HEADER_BYTES, Header};
+use super::mark::Mark;
 use super::survey::Survey;
-use crate::blocks::{Allocator, DirtySectors, EntryMap};
+use crate::blocks::reopen::WriteAccess;
+use crate::blocks::{Allocator, DirtySectors, EntryMap, FreedBlocks};
 use crate::write_barrier::WriteBarrier;
+
+/// The reason why an image with a format extension is not written.
+pub(super) const HAS_EXTENSION: &str =
+    "Images with a format extension (dirty bitmaps) can only be opened read-only";
 
 /// Reads the header.
 pub(super) async fn read_header(file: &Edge) -> Result<Header> {
@@ -28,34 +34,30 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Parallels> {
     let file = context.file()?;
     let header = read_header(&file).await?;
     if header.has_extension {
-        context.fall_back_to_read_only(
-            "Images with a format extension (dirty bitmaps) can only be opened read-only",
-        )?;
+        context.fall_back_to_read_only(HAS_EXTENSION)?;
     }
     let whole = file.size().saturating_sub(header.data_offset) / header.cluster;
     let image = Parallels {
         header,
         children: Arc::clone(&context.children),
-        read_only: AtomicBool::new(context.flags.read_only),
+        access: WriteAccess::new(context.flags.read_only),
         map: EntryMap::new(header.entries),
         allocator: Allocator::new(header.most_clusters(), Arc::clone(&context.epochs)),
-        in_use: AtomicBool::new(header.in_use),
+        mark: Mark::new(header.in_use),
         unclean: AtomicBool::new(header.in_use),
         data_offset_is_told: AtomicBool::new(header.data_offset_is_told),
-        surveyed: AtomicBool::new(false),
         whole_clusters: AtomicU32::new(u32::try_from(whole).unwrap_or(u32::MAX)),
         dirty: DirtySectors::default(),
-        freed: Mutex::default(),
+        freed: FreedBlocks::default(),
         guest: RangeLock::new(),
         growing: AsyncMutex::new(()),
         writing_back: AsyncMutex::new(()),
         barrier: WriteBarrier::default(),
-        prepared: Mutex::default(),
     };
     if !context.flags.read_only && !context.flags.check {
         image.make_sound().await?;
-        let survey = image.survey_to_write().await?;
-        image.begin_to_write(&file, &survey);
+        let survey = image.survey_sound().await?;
+        image.allow_allocations(&file, &survey);
     }
     Ok(image)
 }
@@ -83,7 +85,7 @@ impl Parallels {
     ///
     /// # Errors
     /// When an entry of the BAT is faulty.
-    pub(super) async fn survey_to_write(&self) -> Result<Survey> {
+    pub(super) async fn survey_sound(&self) -> Result<Survey> {
         let mut fault = None;
         let survey = self.survey(|finding| {
             fault.get_or_insert(finding);
@@ -97,12 +99,11 @@ impl Parallels {
         }
     }
 
-    /// Tells the allocator which clusters of the file are in use.
-    pub(super) fn begin_to_write(&self, file: &Edge, survey: &Survey) {
+    /// Informs the allocator which clusters of the file are in use.
+    pub(super) fn allow_allocations(&self, file: &Edge, survey: &Survey) {
         let grows = file.node().limits().grows;
         let behind = file.size().saturating_sub(self.header.data_offset);
         let fresh = u32::try_from(behind.div_ceil(self.header.cluster)).unwrap_or(u32::MAX);
         self.allocator.set_used(&survey.used, grows.then_some(fresh), 0);
-        self.surveyed.store(true, Release);
     }
 }

@@ -16,7 +16,7 @@ use oxblk_core::{BoxFuture, Error, Preallocation, Result, WriteFlags, ZeroFlags,
 use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use super::{Parallels, lock};
+use super::Parallels;
 use crate::blocks::{Content, Extent, Run, extent, length};
 
 /// Most freed clusters that may wait for a write-back of their entries, if no flush comes.
@@ -38,7 +38,7 @@ impl Parallels {
     /// Makes a range of the disk read as zeroes. Whole clusters are freed. Zeroes are written to allocated clusters
     /// that the range covers in part.
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
-        self.check_writable()?;
+        self.access.check_writable()?;
         let end = offset.saturating_add(len);
         let (first, last) = (self.cluster_of(offset), self.cluster_of(end.saturating_sub(1)));
         let _lock = self.guest.lock(u64::from(first)..u64::from(last).saturating_add(1)).await;
@@ -54,7 +54,7 @@ impl Parallels {
 
     /// Frees the whole clusters of a range.
     pub(super) async fn discard_guest(&self, offset: u64, len: u64) -> Result<()> {
-        self.check_writable()?;
+        self.access.check_writable()?;
         let (from, to) = self.whole_within(offset, offset.saturating_add(len));
         if from >= to {
             return Ok(());
@@ -68,7 +68,7 @@ impl Parallels {
     /// Writes back early if many freed clusters wait for it. Otherwise the file would grow for as long as no flush
     /// comes.
     async fn relieve(&self) -> Result<()> {
-        let many = lock(&self.freed).len() > MANY_FREED;
+        let many = self.freed.len() > MANY_FREED;
         if many { self.write_back().await } else { Ok(()) }
     }
 
@@ -93,7 +93,7 @@ impl Parallels {
                     // Every host offset is that of a cluster: faults were repaired when the image was opened for
                     // writing.
                     let freed = self.header.cluster_index(host.saturating_add(ahead));
-                    lock(&self.freed).extend(freed);
+                    self.freed.add(freed);
                 }
             }
             at = at.saturating_add(extent.len());
@@ -116,7 +116,7 @@ impl Parallels {
     }
 
     async fn change(&self, offset: u64, data: IoBuf) -> Result<()> {
-        self.check_writable()?;
+        self.access.check_writable()?;
         let len = length(&data);
         let content = Content::Data(data);
         // A write to allocated clusters needs no lock.
@@ -156,7 +156,7 @@ impl Parallels {
                         let end =
                             self.cluster_of(from.saturating_add(piece.len()).saturating_sub(1));
                         let count = end.saturating_sub(self.cluster_of(from)).saturating_add(1);
-                        let run = match self.reserve(count) {
+                        let run = match self.allocator.reserve(count).await {
                             Ok(run) => run,
                             Err(error) => return run_all(jobs).await.and(Err(error)),
                         };
@@ -171,16 +171,6 @@ impl Parallels {
             }
         }
         run_all(jobs).await
-    }
-
-    /// Reserves clusters for new data. Refused while the allocator does not know the free clusters.
-    fn reserve(&self, count: u32) -> Result<Run> {
-        if !self.surveyed.load(Acquire) {
-            return Err(Error::from_errno(Errno::IO).reword(
-                "It is not known which clusters of the image are free: it has to be opened again",
-            ));
-        }
-        self.allocator.reserve(count)
     }
 
     /// Writes to clusters that are allocated.

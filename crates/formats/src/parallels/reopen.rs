@@ -1,94 +1,72 @@
-//! Reopen, which can make an image read-only or writable.
-//!
-//! An image that becomes read-only is completed on disk while it can still be written. An image that becomes writable
-//! must have the same metadata on disk as in memory: without file locks, another program may have written to it
-//! meanwhile.
+//! Reopen; see [`crate::blocks::reopen`].
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::Acquire;
 
-use oxblk_core::Errno;
 use oxblk_core::driver::Reopen;
 use oxblk_core::{BoxFuture, Error, ErrorKind, OpenFlags, Options, Result};
+use oxblk_ring::IoBufMut;
 
+use super::Parallels;
 use super::header::Header;
-use super::open::read_header;
+use super::open::{HAS_EXTENSION, read_header};
 use super::survey::Survey;
-use super::{Parallels, lock};
+use crate::blocks::EntryMap;
+use crate::blocks::reopen::{self, Reopenable, WriteAccess};
 
-/// A prepared reopen, before commit or abort.
-pub(super) struct Prepared {
-    read_only: bool,
-    /// The survey of an image that becomes writable.
-    survey: Option<Survey>,
-}
+impl Reopenable for Parallels {
+    type Survey = Survey;
 
-impl Parallels {
-    async fn prepare_reopen(&self, flags: OpenFlags, options: &Options) -> Result<Prepared> {
-        if let Some(key) = options.keys().next() {
-            return Err(Error::invalid(format!("Cannot change the option '{key}'")));
-        }
-        let mut survey = None;
-        match (self.is_read_only(), flags.read_only) {
-            (true, false) => {
-                self.require_unchanged().await?;
-                survey = Some(self.survey_to_write().await?);
-            }
-            (false, true) => self.complete().await?,
-            _ => {}
-        }
-        Ok(Prepared { read_only: flags.read_only, survey })
+    fn access(&self) -> &WriteAccess<Survey> {
+        &self.access
     }
 
-    /// Checks that the metadata in the file equals the metadata in memory.
-    async fn require_unchanged(&self) -> Result<()> {
-        let changed = || {
-            let text = "Image was changed while it was open read-only";
-            Error::new(ErrorKind::Busy, text).errno(Errno::BUSY)
-        };
+    async fn complete(&self) -> Result<()> {
+        self.complete_image().await
+    }
+
+    async fn is_header_same(&self) -> Result<bool> {
+        if self.header.has_extension {
+            return Err(Error::new(ErrorKind::ReadOnly, HAS_EXTENSION));
+        }
+        if self.unclean.load(Acquire) || !self.data_offset_is_told.load(Acquire) {
+            // The file below is still read-only, so the image cannot be repaired here.
+            return Err(Error::new(ErrorKind::ReadOnly, "Image was not closed correctly")
+                .with_hint("It is repaired when it is closed and opened for writing."));
+        }
         let header = read_header(&*self.file()?).await?;
-        let now = Header {
-            in_use: self.in_use.load(Relaxed),
-            data_offset_is_told: self.data_offset_is_told.load(Relaxed),
-            ..self.header
-        };
-        if header != now || self.header.has_extension || header.in_use {
-            return Err(changed());
+        Ok(header == Header { in_use: false, data_offset_is_told: true, ..self.header })
+    }
+
+    fn map(&self) -> &EntryMap {
+        &self.map
+    }
+
+    async fn read_chunk(&self, index: u32) -> Result<IoBufMut> {
+        self.read_bat_chunk(index).await
+    }
+
+    async fn survey_to_write(&self) -> Result<Survey> {
+        self.survey_sound().await
+    }
+
+    fn begin_to_write(&self, survey: &Survey) {
+        if let Ok(file) = self.file() {
+            self.allow_allocations(&file, survey);
         }
-        let mut start = 0;
-        while start < self.map.len() {
-            if self.map.is_loaded(start) && !self.map.is_same(start, &self.read_chunk(start).await?)
-            {
-                return Err(changed());
-            }
-            start = self.map.chunk_of(start).end;
-        }
-        Ok(())
     }
 }
 
 impl Reopen for Parallels {
     fn prepare(&self, flags: OpenFlags, options: &Options) -> BoxFuture<'_, Result<()>> {
         let options = options.clone();
-        Box::pin(async move {
-            let prepared = self.prepare_reopen(flags, &options).await?;
-            *lock(&self.prepared) = Some(prepared);
-            Ok(())
-        })
+        Box::pin(async move { reopen::prepare(self, flags, &options).await })
     }
 
     fn commit(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            let Some(prepared) = lock(&self.prepared).take() else { return };
-            if let (Some(survey), Ok(file)) = (&prepared.survey, self.file()) {
-                self.begin_to_write(&file, survey);
-            }
-            self.read_only.store(prepared.read_only, Relaxed);
-        })
+        Box::pin(async { reopen::commit(self) })
     }
 
     fn abort(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            lock(&self.prepared).take();
-        })
+        Box::pin(async { reopen::abort(self) })
     }
 }

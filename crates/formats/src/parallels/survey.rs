@@ -1,9 +1,12 @@
 //! The survey: checks all entries of the BAT, and collects the clusters in use and the faults.
 
+use std::ops::{ControlFlow, Range};
+
 use oxblk_core::Result;
 use roaring::RoaringBitmap;
 
 use super::Parallels;
+use crate::blocks::survey::{each_entry, end_of};
 
 /// The fault of an entry of the BAT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +32,7 @@ pub(super) struct Finding {
 
 /// The result of a survey.
 #[derive(Debug, Default)]
-pub(super) struct Survey {
+pub(crate) struct Survey {
     /// Clusters of the file that entries name, without the clusters of faulty entries that need their own copy.
     pub(super) used: RoaringBitmap,
     /// Number of entries that name an offset inside the file.
@@ -41,7 +44,7 @@ pub(super) struct Survey {
 impl Survey {
     /// The cluster after the last one in use.
     pub(super) fn end(&self) -> u32 {
-        self.used.max().map_or(0, |last| last.saturating_add(1))
+        end_of(&self.used)
     }
 }
 
@@ -54,46 +57,35 @@ impl Parallels {
         let (size, cluster) = (self.file()?.size(), self.header.cluster);
         let mut survey = Survey::default();
         let mut previous = None;
-        let mut start = 0;
-        while start < self.map.len() {
-            self.load(start).await?;
-            let range = self.map.chunk_of(start);
-            let mut index = range.start;
-            start = range.end;
-            while index < range.end {
-                // In a chunk of equal entries, the first entry is handled alone, and the others together.
-                let alike = match self.map.uniform(index) {
-                    Some((entry, count)) if entry == 0 || index > range.start => count.max(1),
-                    _ => 1,
-                };
-                let (first, entry) = (index, self.map.get(index).unwrap_or_default());
-                index = index.saturating_add(alike);
-                if entry == 0 {
-                    previous = None;
-                    continue;
-                }
-                let host = self.header.host(entry);
-                let mut report = |fault| found(Finding { fault, index: first, host, count: alike });
-                if host >= size || host < self.header.data_offset {
-                    report(Fault::Outside);
-                    continue;
-                }
-                survey.allocated = survey.allocated.saturating_add(alike.into());
-                let follows = |at: u64| at.saturating_add(cluster) == host;
-                if alike > 1 || previous.is_some_and(|at| !follows(at)) {
-                    survey.fragmented = survey.fragmented.saturating_add(alike.into());
-                }
-                previous = Some(host);
-                match self.header.cluster_index(host) {
-                    Some(at) if survey.used.insert(at) => {
-                        if host.saturating_add(cluster) > size {
-                            report(Fault::CutOff);
-                        }
-                    }
-                    _ => report(Fault::Duplicate),
-                }
+        let examine = |indices: Range<u32>, entry| {
+            if entry == 0 {
+                previous = None;
+                return ControlFlow::Continue(());
             }
-        }
+            let (index, count) = (indices.start, indices.end - indices.start);
+            let host = self.header.host(entry);
+            let mut report = |fault| found(Finding { fault, index, host, count });
+            if host >= size || host < self.header.data_offset {
+                report(Fault::Outside);
+                return ControlFlow::Continue(());
+            }
+            survey.allocated = survey.allocated.saturating_add(count.into());
+            let follows = |at: u64| at.saturating_add(cluster) == host;
+            if count > 1 || previous.is_some_and(|at| !follows(at)) {
+                survey.fragmented = survey.fragmented.saturating_add(count.into());
+            }
+            previous = Some(host);
+            match self.header.cluster_index(host) {
+                Some(at) if survey.used.insert(at) => {
+                    if host.saturating_add(cluster) > size {
+                        report(Fault::CutOff);
+                    }
+                }
+                _ => report(Fault::Duplicate),
+            }
+            ControlFlow::Continue(())
+        };
+        each_entry(&self.map, async |index| self.load(index).await, examine).await?;
         Ok(survey)
     }
 }

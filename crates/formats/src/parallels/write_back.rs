@@ -17,23 +17,9 @@ use oxblk_core::{Edge, Preallocation, Result, WriteFlags, run_all};
 use oxblk_ring::IoBuf;
 use oxblk_ring::perturb::point;
 
+use super::Parallels;
 use super::extent::entry_offset;
 use super::header::{DATA_OFF_OFFSET, IN_USE, IN_USE_OFFSET, SECTOR};
-use super::{Parallels, lock};
-
-/// Clusters that a write-back frees. If it fails or is cancelled, they wait for the next write-back.
-struct Freed<'a> {
-    image: &'a Parallels,
-    clusters: Vec<u32>,
-}
-
-impl Drop for Freed<'_> {
-    fn drop(&mut self) {
-        if !self.clusters.is_empty() {
-            lock(&self.image.freed).append(&mut self.clusters);
-        }
-    }
-}
 
 async fn write_field(file: &Edge, offset: u64, value: u32) -> Result<()> {
     file.write(offset, IoBuf::from(value.to_le_bytes().to_vec()), WriteFlags::empty()).await
@@ -45,10 +31,9 @@ impl Parallels {
         let _turn = self.writing_back.lock().await;
         let file = self.file()?;
         // The entries of these clusters are already 0 and marked as dirty.
-        let clusters = std::mem::take(&mut *lock(&self.freed));
-        let mut freed = Freed { image: self, clusters };
+        let freed = self.freed.take();
         let sectors = self.dirty.take();
-        if sectors.is_empty() && freed.clusters.is_empty() {
+        if sectors.is_empty() && freed.blocks.is_empty() {
             return file.flush().await;
         }
         point();
@@ -62,8 +47,8 @@ impl Parallels {
         writing.done();
         outcome?;
         sectors.written();
-        let clusters = std::mem::take(&mut freed.clusters);
-        for cluster in &clusters {
+        // If this is cancelled here, the next write-back frees the clusters.
+        for cluster in &freed.blocks {
             let (host, size) = (self.header.cluster_offset(*cluster), file.size());
             let len = self.header.cluster.min(size.saturating_sub(host));
             // The discard only saves space, so a failure is not an error.
@@ -73,14 +58,15 @@ impl Parallels {
                 tracing::debug!("parallels: cannot discard a freed cluster: {error}");
             }
         }
-        self.allocator.free(clusters);
+        freed.free(&self.allocator);
         Ok(())
     }
 
     async fn write_ordered(&self, file: &Edge, copies: Vec<(u64, IoBuf)>) -> Result<()> {
-        if !self.in_use.load(Acquire) {
+        if !self.mark.is_certain() {
+            self.mark.begin_change();
             write_field(file, IN_USE_OFFSET, IN_USE).await?;
-            self.in_use.store(true, Release);
+            self.mark.note_present();
         }
         file.flush().await?;
         let write = |(offset, bytes)| file.write(offset, bytes, WriteFlags::empty());
@@ -99,30 +85,31 @@ impl Parallels {
 
     /// Writes all metadata to the image, truncates the file after its last cluster, and marks the image as closed in
     /// the header. No request is in flight.
-    pub(super) async fn complete(&self) -> Result<()> {
-        if self.is_read_only() {
+    pub(super) async fn complete_image(&self) -> Result<()> {
+        if self.access.is_read_only() {
             return Ok(());
         }
         self.write_back().await?;
-        if !self.surveyed.load(Acquire) {
+        if !self.allocator.is_known() {
             return Ok(());
         }
-        self.allocator.end_rest();
+        self.allocator.end_quarantine();
         self.trim().await?;
-        if !self.in_use.load(Acquire) || self.unclean.load(Acquire) {
+        if !self.mark.is_possible() || self.unclean.load(Acquire) {
             return Ok(());
         }
         let file = self.file()?;
         let _turn = self.writing_back.lock().await;
         let writing = self.barrier.pass().await;
         let outcome = async {
+            self.mark.begin_change();
             write_field(&file, IN_USE_OFFSET, 0).await?;
             file.flush().await
         }
         .await;
         writing.done();
         outcome?;
-        self.in_use.store(false, Release);
+        self.mark.note_absent();
         Ok(())
     }
 

@@ -133,10 +133,7 @@ impl Wanted {
                 Preallocation::parse(&name).ok_or_else(|| rejected("preallocation", &name))?
             }
         };
-        let refcount_bits = options.take_size("refcount_bits")?;
-        if refcount_bits.is_some_and(|bits| i64::try_from(bits).is_err()) {
-            return Err(Error::invalid("Parameter 'refcount-bits' expects integer"));
-        }
+        let refcount_bits = refcount_bits(&mut options)?;
         let compression = match options.take_str("compression_type")?.as_deref() {
             None | Some("zlib") => Compression::Zlib,
             Some("zstd") => Compression::Zstd,
@@ -287,6 +284,21 @@ pub(super) fn cluster_bits(size: Option<u64>, extended_l2: bool) -> Result<u32> 
     Ok(bits)
 }
 
+/// Takes the width of refcounts. A negative number counts as 0, which [`refcount_order`] refuses.
+fn refcount_bits(options: &mut Options) -> Result<Option<u64>> {
+    let expects_integer = || Error::invalid("Parameter 'refcount-bits' expects integer");
+    if let Some(text) = options.get_str("refcount_bits").filter(|text| text.starts_with('-')) {
+        text.parse::<i64>().map_err(|_| expects_integer())?;
+        options.take("refcount_bits");
+        return Ok(Some(0));
+    }
+    let bits = options.take_size("refcount_bits")?;
+    if bits.is_some_and(|bits| i64::try_from(bits).is_err()) {
+        return Err(expects_integer());
+    }
+    Ok(bits)
+}
+
 pub(super) fn refcount_order(bits: Option<u64>) -> Result<u32> {
     let bits = bits.unwrap_or(16);
     if !bits.is_power_of_two() || bits > 64 {
@@ -325,6 +337,14 @@ mod tests {
             (
                 &[("refcount_bits", "3")],
                 "Refcount width must be a power of two and may not exceed 64 bits",
+            ),
+            (
+                &[("refcount_bits", "-1")],
+                "Refcount width must be a power of two and may not exceed 64 bits",
+            ),
+            (
+                &[("refcount_bits", "-9223372036854775809")],
+                "Parameter 'refcount-bits' expects integer",
             ),
             (
                 &[("compression_type", "lzo")],

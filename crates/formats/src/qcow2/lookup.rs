@@ -45,6 +45,14 @@ impl Extent {
 /// After this many failed lookups the thread yields to other threads.
 const PATIENCE: u32 = 64;
 
+/// The zero flag in an L2 entry of one word.
+const ZERO: u64 = 1;
+
+/// A number as QEMU's tools print it in hexadecimal: zero has no prefix.
+fn hex(number: u64) -> String {
+    if number == 0 { "0".to_owned() } else { format!("{number:#x}") }
+}
+
 /// Why the cache alone has no answer.
 pub(super) enum Miss {
     /// The slice is not cached, or is being changed.
@@ -148,11 +156,27 @@ impl Qcow2 {
 
     /// The extent at the start of `offset..offset + len`. Loads the slice if it is not cached.
     pub(super) async fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
+        match self.extent_or_entry(offset, len).await? {
+            Ok(extent) => Ok(extent),
+            Err(entry) => Err(self.bad_entry(offset, entry).await),
+        }
+    }
+
+    /// As [`Self::extent`], for a write to this range.
+    pub(super) async fn extent_to_write(&self, offset: u64, len: u64) -> Result<Extent> {
+        match self.extent_or_entry(offset, len).await? {
+            Ok(extent) => Ok(extent),
+            Err(entry) => Err(self.bad_target(offset, entry).await),
+        }
+    }
+
+    /// As [`Self::extent`]. The inner error is an entry that is invalid.
+    async fn extent_or_entry(&self, offset: u64, len: u64) -> Result<Result<Extent, u64>> {
         let mut tries = 0_u32;
         loop {
             match self.lookup(offset, len) {
-                Ok(extent) => return Ok(extent),
-                Err(Miss::Bad(entry)) => return Err(self.bad_entry(offset, entry).await),
+                Ok(extent) => return Ok(Ok(extent)),
+                Err(Miss::Bad(entry)) => return Ok(Err(entry)),
                 Err(Miss::Absent) => drop(self.pin_slice(offset).await?),
             }
             tries = tries.saturating_add(1);
@@ -162,17 +186,39 @@ impl Qcow2 {
         }
     }
 
+    /// The host offset of an entry if it is invalid because this offset is not aligned.
+    fn unaligned_host(&self, entry: L2Entry) -> Option<u64> {
+        let host = entry.raw_offset();
+        (!entry.is_compressed() && !self.geometry.is_aligned(host)).then_some(host)
+    }
+
+    /// Handles an invalid entry with the text of QEMU's tools.
     pub(super) async fn bad_entry(&self, offset: u64, entry: u64) -> Error {
-        let host = L2Entry(entry).raw_offset();
-        let text = if !L2Entry(entry).is_compressed() && !self.geometry.is_aligned(host) {
+        let text = if let Some(host) = self.unaligned_host(L2Entry(entry)) {
             let table = self.l1_entry(self.l1_index(offset)).raw_offset();
             let index = self.geometry.cluster_index(offset) & (self.geometry.l2_entries() - 1);
             format!(
-                "Cluster allocation offset {host:#x} unaligned (L2 offset: {table:#x}, L2 index: {index:#x})"
+                "Cluster allocation offset {} unaligned (L2 offset: {}, L2 index: {})",
+                hex(host),
+                hex(table),
+                hex(index)
             )
         } else {
             format!("L2 entry {entry:#x} of guest offset {offset:#x} is invalid")
         };
+        self.mark_corrupt(&text, offset).await
+    }
+
+    /// As [`Self::bad_entry`], for a write to the guest offset `offset`.
+    async fn bad_target(&self, offset: u64, entry: u64) -> Error {
+        let entry = L2Entry(entry);
+        let Some(host) = self.unaligned_host(entry).filter(|_| entry.copied()) else {
+            return self.bad_entry(offset, entry.0).await;
+        };
+        let is_zero = !self.geometry.extended_l2 && entry.0 & ZERO != 0;
+        let what = if is_zero { "Preallocated zero" } else { "Data" };
+        let (host, guest) = (hex(host), hex(offset));
+        let text = format!("{what} cluster offset {host} unaligned (guest offset: {guest})");
         self.mark_corrupt(&text, offset).await
     }
 

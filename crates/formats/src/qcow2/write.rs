@@ -46,7 +46,8 @@ impl Qcow2 {
     pub(super) async fn write_guest(&self, offset: u64, data: IoBuf) -> Result<()> {
         self.check_writable()?;
         // A write over existing data needs no lock.
-        if let Extent::Data { host, len, owned: true } = self.extent(offset, length(&data)).await?
+        if let Extent::Data { host, len, owned: true } =
+            self.extent_to_write(offset, length(&data)).await?
             && len == length(&data)
         {
             point();
@@ -92,7 +93,8 @@ impl Qcow2 {
     async fn run_at(&self, offset: u64, len: u64) -> Result<(Place, u64)> {
         let mut covered = 0_u64;
         while covered < len {
-            let extent = self.extent(offset.saturating_add(covered), len - covered).await?;
+            let extent =
+                self.extent_to_write(offset.saturating_add(covered), len - covered).await?;
             match extent {
                 Extent::Data { host, len, owned: true } if covered == 0 => {
                     return Ok((Place::Data(host), len));

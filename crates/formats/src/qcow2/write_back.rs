@@ -86,11 +86,16 @@ impl Qcow2 {
         let _turn = self.writing_back.lock().await;
         let file = self.children.require(ChildIdx::FILE)?;
         let mut cycle = Cycle::begin(self);
-        let drops = !cycle.dropped.is_empty();
-        if cycle.has_work() {
-            // A pointer on disk may differ from memory; then nothing may be written. `Refcounts::write_back` checks this too.
-            self.check_usable()?;
+        if let Err(stopped) = self.check_usable() {
+            // A pointer on disk may differ from memory, so no metadata may be written. Without changed tables, nothing is lost:
+            // refcounts on disk may only be too high.
+            return if cycle.changes_tables() {
+                Err(stopped)
+            } else {
+                self.flush_files(&file).await
+            };
         }
+        let drops = !cycle.dropped.is_empty();
         let writing = self.barrier.pass().await;
         let outcome = self.write_ordered(&file, &cycle.copies, &cycle.l1, drops, durable).await;
         writing.done();
@@ -106,6 +111,12 @@ impl Qcow2 {
             Ok(()) => {}
         }
         self.recycle().await
+    }
+
+    /// Makes the data durable that is in the files.
+    async fn flush_files(&self, file: &Edge) -> Result<()> {
+        self.flush_data().await?;
+        file.flush().await
     }
 
     async fn write_ordered(
@@ -124,8 +135,7 @@ impl Qcow2 {
             if postponed {
                 self.postpone_refcounts().await?;
             }
-            self.flush_data().await?;
-            file.flush().await?;
+            self.flush_files(file).await?;
             self.write_slices(file, copies).await?;
         }
         if !l1.is_empty() {
@@ -320,8 +330,8 @@ impl<'a> Cycle<'a> {
         Self { image, dropped, l1, copies: image.l2.take_dirty() }
     }
 
-    fn has_work(&self) -> bool {
-        !(self.dropped.is_empty() && self.l1.is_empty() && self.copies.is_empty())
+    fn changes_tables(&self) -> bool {
+        !(self.l1.is_empty() && self.copies.is_empty())
     }
 
     /// Call this when all is on disk: the dropped references can be released now.

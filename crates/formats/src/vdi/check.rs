@@ -12,7 +12,7 @@
 //!
 //! Leaks are freed only if the image has no other fault, or all other faults have been repaired.
 
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::Acquire;
 
 use oxblk_core::check::{self, CheckReport, FindingKind, Fix};
 use oxblk_core::{Errno, Error, Result};
@@ -81,7 +81,7 @@ impl Vdi {
         fix: Fix,
         say: &dyn Fn(check::Finding),
     ) -> Result<CheckReport> {
-        if !self.is_read_only() {
+        if !self.access.is_read_only() {
             self.write_back().await?;
         } else if fix != Fix::Nothing {
             return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
@@ -168,8 +168,6 @@ impl Vdi {
             ));
             return Ok(false);
         }
-        // Until the repair is complete, the allocator does not know the blocks in use.
-        self.surveyed.store(false, Release);
         let limit = self.map.len();
         let count = self.count_on_disk().unwrap_or(self.header.allocated);
         let most = if count <= limit { count } else { 0 };
@@ -179,7 +177,7 @@ impl Vdi {
         if !misplaced.is_empty() && spare >= *misplaced_count {
             used.insert_range(0..behind);
         }
-        self.allocator.set_used(&used, None, most);
+        let repair = self.allocator.begin_repair(&used, most);
         for finding in misplaced {
             say(check::Finding::new(
                 FindingKind::Repair,
@@ -193,28 +191,22 @@ impl Vdi {
         self.fill_gaps(u64::MAX).await?;
         self.settle_count().await?;
         self.trim().await?;
-        self.surveyed.store(true, Release);
+        repair.done();
         Ok(true)
     }
 
     async fn copy_misplaced(&self, misplaced: &[Finding]) -> Result<()> {
         let mut copies = Vec::new();
-        let mut runs = Vec::new();
         for finding in misplaced {
             let data = self.read_block(self.header.block_offset(finding.block)).await?;
             if oxblk_ring::is_zero(&data) {
                 self.set_entry(finding.index, Entry::Zero);
                 continue;
             }
-            let run = self.allocator.reserve(1)?;
+            let run = self.allocator.reserve(1).await?;
             self.write_block(run.start, data).await?;
-            copies.push((finding.index, run.start));
-            runs.push(run);
+            copies.push((finding.index, run));
         }
-        self.link_copies(&copies).await?;
-        for run in runs {
-            run.keep();
-        }
-        Ok(())
+        self.link_copies(copies, Vec::new()).await
     }
 }

@@ -1,5 +1,7 @@
-//! Creating images. The header is written last, so that an image whose creation was interrupted is not recognised as
-//! vdi.
+//! Creating images. An image whose creation was interrupted is not recognised as vdi: an earlier header is erased first,
+//! and the new header is written when everything else is durable.
+
+use std::ops::Range;
 
 use oxblk_core::create::{CreateOption, CreateRequest, CreateTarget, OptionType};
 use oxblk_core::{Edge, Error, Options, Preallocation, Result, WriteFlags, ZeroFlags};
@@ -8,6 +10,7 @@ use oxblk_ring::IoBuf;
 
 use super::entry::Entry;
 use super::header::{BLOCK, HEADER_BYTES, Header, MAX_SIZE, SECTOR, too_large};
+use crate::blocks::ENTRY_BYTES;
 
 /// Most entries of the map in one write.
 const ENTRIES_AT_ONCE: u32 = 1 << 18;
@@ -81,11 +84,18 @@ pub(super) async fn create(request: CreateRequest) -> Result<()> {
     };
     let uuids = [uuid()?, uuid()?];
     let header = Header::new(wanted.size, wanted.blocks, wanted.is_static, uuids);
+    if file.size() > 0 {
+        let len = HEADER_BYTES.min(file.size());
+        file.write_zeroes(0, len, ZeroFlags::empty()).await?;
+        file.flush().await?;
+    }
     if wanted.is_static {
         allocate(&file, &header, wanted.preallocation).await?;
     }
     write_map(&file, &header).await?;
-    file.write(0, IoBuf::from(header.encode()), WriteFlags::empty()).await?;
+    file.flush().await?;
+    let written = file.write(0, IoBuf::from(header.encode()), WriteFlags::empty()).await;
+    written.map_err(|error| error.prefix("Error writing header"))?;
     file.flush().await
 }
 
@@ -104,17 +114,30 @@ async fn allocate(file: &Edge, header: &Header, preallocation: Preallocation) ->
 
 /// Writes the block map, in whole sectors.
 async fn write_map(file: &Edge, header: &Header) -> Result<()> {
+    // Most images consist of many equal parts.
+    let absent = IoBuf::from(encode_entries(0..ENTRIES_AT_ONCE, |_| Entry::Zero));
     let mut first = 0;
     while first < header.blocks {
         let end = header.blocks.min(first.saturating_add(ENTRIES_AT_ONCE));
-        let entry = |index| if header.allocated > 0 { Entry::At(index) } else { Entry::Zero };
-        let mut bytes: Vec<u8> =
-            (first..end).flat_map(|index| entry(index).number().to_le_bytes()).collect();
-        let sector = usize::try_from(SECTOR).unwrap_or(1);
-        bytes.resize(bytes.len().next_multiple_of(sector), 0);
-        let offset = HEADER_BYTES.saturating_add(u64::from(first).saturating_mul(4));
-        file.write(offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
+        let bytes = if header.allocated > 0 {
+            IoBuf::from(encode_entries(first..end, Entry::At))
+        } else if end - first == ENTRIES_AT_ONCE {
+            absent.clone()
+        } else {
+            IoBuf::from(encode_entries(first..end, |_| Entry::Zero))
+        };
+        let offset = HEADER_BYTES.saturating_add(u64::from(first).saturating_mul(ENTRY_BYTES));
+        let written = file.write(offset, bytes, WriteFlags::empty()).await;
+        written.map_err(|error| error.prefix("Error writing bmap"))?;
         first = end;
     }
     Ok(())
+}
+
+/// The entries of a range, padded with zeroes to whole sectors.
+fn encode_entries(range: Range<u32>, entry: impl Fn(u32) -> Entry) -> Vec<u8> {
+    let mut bytes: Vec<u8> = range.flat_map(|index| entry(index).number().to_le_bytes()).collect();
+    let sector = usize::try_from(SECTOR).unwrap_or(1);
+    bytes.resize(bytes.len().next_multiple_of(sector), 0);
+    bytes
 }

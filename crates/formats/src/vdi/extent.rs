@@ -67,14 +67,14 @@ impl Vdi {
     /// Loads the chunk of the map with the entry of `block`.
     pub(super) async fn load(&self, block: u32) -> Result<()> {
         if !self.map.is_loaded(block) {
-            let bytes = self.read_chunk(block).await?;
+            let bytes = self.read_map_chunk(block).await?;
             self.map.load(block, &bytes);
         }
         Ok(())
     }
 
     /// Reads the chunk of the map with the entry of `block` from the file.
-    pub(super) async fn read_chunk(&self, block: u32) -> Result<IoBufMut> {
+    pub(super) async fn read_map_chunk(&self, block: u32) -> Result<IoBufMut> {
         let range = self.map.chunk_of(block);
         let entries = u64::from(range.end.saturating_sub(range.start));
         let len = usize::try_from(entries.saturating_mul(ENTRY_BYTES)).unwrap_or(0);

@@ -4,7 +4,8 @@
 //! No request uses the image meanwhile. The copy of a block is durable before the entry names it. The original stays in
 //! place until the header no longer counts it.
 
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use std::ops::{ControlFlow, Range};
+use std::sync::atomic::Ordering::AcqRel;
 
 use oxblk_core::{Preallocation, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
@@ -12,54 +13,68 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::Vdi;
 use super::entry::Entry;
 use super::header::BLOCK;
+use crate::blocks::Run;
+use crate::blocks::survey::each_entry;
 
 /// Most blocks that are moved when an image is closed.
 const MOST_AT_CLOSE: u64 = 64;
 
 impl Vdi {
-    /// Writes all metadata to the image and closes gaps, so that no block leaks.
-    pub(super) async fn complete(&self) -> Result<()> {
-        if self.is_read_only() {
+    /// Writes all metadata to the image and closes gaps, so that no block leaks. No request is in flight.
+    pub(super) async fn complete_image(&self) -> Result<()> {
+        if self.access.is_read_only() {
             return Ok(());
         }
         self.write_back().await?;
-        if !self.surveyed.load(Acquire) {
+        if !self.allocator.is_known() {
             return Ok(());
         }
         if let Err(error) = self.fill_gaps(MOST_AT_CLOSE).await {
-            self.surveyed.store(false, Release);
             tracing::warn!("vdi: unused blocks stay in the image: {error}");
-            return Ok(());
+            // Entries of blocks that were moved may have changed in memory.
+            return self.write_back().await;
         }
         self.settle_count().await?;
         self.trim().await
     }
 
-    /// Moves the last blocks into all gaps, if there are at most `most` gaps.
+    /// Moves the last blocks into all gaps, if there are at most `most` gaps. No request is in flight.
     ///
     /// # Errors
-    /// The errors of the file. The image is valid even then, but the allocator no longer knows the blocks in use.
+    /// The errors of the file. The image is valid even then.
     pub(super) async fn fill_gaps(&self, most: u64) -> Result<()> {
+        self.allocator.end_quarantine();
         let gaps = self.allocator.gaps();
         if gaps.is_empty() || gaps.len() > most {
             return Ok(());
         }
         let end = self.allocator.end();
         let keep = end.saturating_sub(u32::try_from(gaps.len()).unwrap_or(u32::MAX));
-        let mut targets = gaps.iter().take_while(|gap| *gap < keep);
-        let mut moved = Vec::new();
-        for index in 0..self.map.len() {
-            let Some(Entry::At(block)) = self.entry(index) else { continue };
-            if !(keep..end).contains(&block) {
-                continue;
+        let mut last_blocks = Vec::new();
+        let loaded = async |_| Ok(());
+        let collect = |indices: Range<u32>, number| {
+            if let Entry::At(block) = Entry::from_number(number)
+                && (keep..end).contains(&block)
+            {
+                last_blocks.push((indices.start, block));
             }
-            let Some(target) = targets.next() else { break };
+            ControlFlow::Continue(())
+        };
+        each_entry(&self.map, loaded, collect).await?;
+        let (mut copies, mut originals) = (Vec::new(), Vec::new());
+        for (index, block) in last_blocks {
+            // The lowest gap.
+            let run = self.allocator.reserve(1).await?;
+            if run.start >= keep {
+                break;
+            }
             let data = self.read_block(self.header.block_offset(block)).await?;
-            self.write_block(target, data).await?;
-            moved.push((index, target));
+            self.write_block(run.start, data).await?;
+            copies.push((index, run));
+            originals.push(block);
         }
-        self.link_copies(&moved).await?;
-        self.allocator.close_gaps();
+        self.link_copies(copies, originals).await?;
+        self.allocator.end_quarantine();
         Ok(())
     }
 
@@ -75,12 +90,19 @@ impl Vdi {
         self.file()?.write(self.header.block_offset(to), data, WriteFlags::empty()).await
     }
 
-    /// Sets the entries of copied blocks: pairs of an index in the disk and a block of the file. Durable when this
-    /// returns.
-    pub(super) async fn link_copies(&self, copies: &[(u32, u32)]) -> Result<()> {
-        for (index, block) in copies {
-            self.set_entry(*index, Entry::At(*block));
+    /// Sets the entries of copied blocks: pairs of an index in the disk and a block of the file. Frees `originals`, which
+    /// no entry names after that. Durable when this returns. After an error, the entries in memory name the copies even
+    /// so, and a later write-back frees the originals.
+    pub(super) async fn link_copies(
+        &self,
+        copies: Vec<(u32, Run)>,
+        originals: Vec<u32>,
+    ) -> Result<()> {
+        for (index, run) in copies {
+            self.set_entry(index, Entry::At(run.start));
+            run.keep();
         }
+        self.freed.add(originals);
         self.write_back().await
     }
 

@@ -48,60 +48,44 @@ mod reopen;
 mod survey;
 mod write_back;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use oxblk_core::{ChildIdx, ChildrenRef, Edge, Error, ErrorKind, Result};
+use oxblk_core::{ChildIdx, ChildrenRef, Edge, Result};
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
 pub use driver::VDI;
 pub use entry::Entry;
 
-use crate::blocks::{Allocator, DirtySectors, EntryMap};
+use crate::blocks::reopen::WriteAccess;
+use crate::blocks::{Allocator, DirtySectors, EntryMap, FreedBlocks};
 use crate::write_barrier::WriteBarrier;
 use header::Header;
+use survey::Survey;
 
 /// An open vdi image.
 pub(crate) struct Vdi {
     /// The header at the time of opening. `allocated_on_disk` replaces its number of allocated blocks.
     header: Header,
     children: ChildrenRef,
-    read_only: AtomicBool,
+    access: WriteAccess<Survey>,
     map: EntryMap,
     allocator: Arc<Allocator>,
     /// The number of allocated blocks in the header on disk (see `write_back`).
     allocated_on_disk: AtomicU64,
-    /// Whether the allocator knows the blocks in use. Otherwise requests allocate no blocks. It is false after an image
-    /// was opened for a check, and after filling the gaps has failed.
-    surveyed: AtomicBool,
     /// The file contains all blocks before this one completely.
     whole_blocks: AtomicU32,
     dirty: DirtySectors,
+    /// Blocks that have been moved, whose entries on disk may still name the old place.
+    freed: FreedBlocks,
     guest: RangeLock,
     growing: AsyncMutex<()>,
     writing_back: AsyncMutex<()>,
     barrier: WriteBarrier,
-    /// A prepared reopen, before commit or abort.
-    prepared: Mutex<Option<reopen::Prepared>>,
 }
 
 impl Vdi {
     fn file(&self) -> Result<Arc<Edge>> {
         self.children.require(ChildIdx::FILE)
     }
-
-    fn is_read_only(&self) -> bool {
-        self.read_only.load(Relaxed)
-    }
-
-    fn check_writable(&self) -> Result<()> {
-        if self.is_read_only() {
-            return Err(Error::new(ErrorKind::ReadOnly, "Image is read-only"));
-        }
-        Ok(())
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,8 @@
 //! Opening. If an image is opened for writing, its complete map is checked. The allocator must know the free blocks,
 //! and two blocks of the disk in the same place would corrupt each other.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Release};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use oxblk_core::{Edge, Error, OpenContext, Result};
 use oxblk_ring::{IoBufMut, Mutex as AsyncMutex, RangeLock};
@@ -10,7 +10,8 @@ use oxblk_ring::{IoBufMut, Mutex as AsyncMutex, RangeLock};
 use super::Vdi;
 use super::header::{BLOCK, HEADER_BYTES, Header};
 use super::survey::{Fault, Finding, Survey};
-use crate::blocks::{Allocator, DirtySectors, EntryMap};
+use crate::blocks::reopen::WriteAccess;
+use crate::blocks::{Allocator, DirtySectors, EntryMap, FreedBlocks};
 use crate::write_barrier::WriteBarrier;
 
 /// Reads the header.
@@ -29,22 +30,21 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Vdi> {
     let image = Vdi {
         header,
         children: Arc::clone(&context.children),
-        read_only: AtomicBool::new(context.flags.read_only),
+        access: WriteAccess::new(context.flags.read_only),
         map: EntryMap::new(header.blocks),
         allocator: Allocator::new(header.blocks, Arc::clone(&context.epochs)),
         allocated_on_disk: AtomicU64::new(header.allocated.into()),
-        surveyed: AtomicBool::new(false),
         whole_blocks: AtomicU32::new(u32::try_from(whole).unwrap_or(u32::MAX)),
         dirty: DirtySectors::default(),
+        freed: FreedBlocks::default(),
         guest: RangeLock::new(),
         growing: AsyncMutex::new(()),
         writing_back: AsyncMutex::new(()),
         barrier: WriteBarrier::default(),
-        prepared: Mutex::default(),
     };
     if !context.flags.read_only && !context.flags.check {
-        let survey = image.survey_to_write().await?;
-        image.begin_to_write(&file, &survey);
+        let survey = image.survey_sound().await?;
+        image.allow_allocations(&file, &survey);
     }
     Ok(image)
 }
@@ -54,7 +54,7 @@ impl Vdi {
     ///
     /// # Errors
     /// When two entries name the same block, or an entry names a block that the image cannot have.
-    pub(super) async fn survey_to_write(&self) -> Result<Survey> {
+    pub(super) async fn survey_sound(&self) -> Result<Survey> {
         let mut fault = None;
         let survey = self.survey(|Finding { fault: found, index, block, .. }| {
             let what = match found {
@@ -76,12 +76,11 @@ impl Vdi {
         }
     }
 
-    /// Tells the allocator which blocks of the file are in use.
-    pub(super) fn begin_to_write(&self, file: &Edge, survey: &Survey) {
+    /// Informs the allocator which blocks of the file are in use.
+    pub(super) fn allow_allocations(&self, file: &Edge, survey: &Survey) {
         let grows = file.node().limits().grows;
         let behind = file.size().saturating_sub(self.header.data_offset).div_ceil(BLOCK);
         let fresh = grows.then(|| u32::try_from(behind).unwrap_or(u32::MAX));
         self.allocator.set_used(&survey.used, fresh, 0);
-        self.surveyed.store(true, Release);
     }
 }

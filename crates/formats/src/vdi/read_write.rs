@@ -43,7 +43,7 @@ impl Vdi {
 
     /// Returns the space of the allocated parts of a range to the host. The blocks stay allocated.
     pub(super) async fn discard_guest(&self, offset: u64, len: u64) -> Result<()> {
-        self.check_writable()?;
+        self.access.check_writable()?;
         let file = self.file()?;
         let end = offset.saturating_add(len);
         let mut at = offset;
@@ -61,7 +61,7 @@ impl Vdi {
     }
 
     async fn change(&self, offset: u64, content: Content) -> Result<()> {
-        self.check_writable()?;
+        self.access.check_writable()?;
         let len = content.len();
         // A write to allocated blocks needs no lock.
         if let Extent::Data { host, len: covered } = self.extent(offset, len).await?
@@ -94,7 +94,7 @@ impl Vdi {
                     while piece.len() > 0 {
                         let end = block_of(from.saturating_add(piece.len()).saturating_sub(1));
                         let count = end.saturating_sub(block_of(from)).saturating_add(1);
-                        let run = match self.reserve(count) {
+                        let run = match self.allocator.reserve(count).await {
                             Ok(run) => run,
                             Err(error) => return run_all(jobs).await.and(Err(error)),
                         };
@@ -108,16 +108,6 @@ impl Vdi {
             }
         }
         run_all(jobs).await
-    }
-
-    /// Reserves blocks for new data. Refused while the allocator does not know the free blocks.
-    fn reserve(&self, count: u32) -> Result<Run> {
-        if !self.surveyed.load(Acquire) {
-            return Err(Error::from_errno(Errno::IO).reword(
-                "It is not known which blocks of the image are free: it has to be opened again",
-            ));
-        }
-        self.allocator.reserve(count)
     }
 
     /// Writes to blocks that are allocated.

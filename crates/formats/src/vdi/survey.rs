@@ -1,5 +1,6 @@
 //! The survey: checks all entries of the block map, and collects the blocks in use and the faults.
 
+use std::ops::{ControlFlow, Range};
 use std::sync::atomic::Ordering::Acquire;
 
 use oxblk_core::Result;
@@ -7,6 +8,7 @@ use roaring::RoaringBitmap;
 
 use super::Vdi;
 use super::entry::Entry;
+use crate::blocks::survey::{each_entry, end_of};
 
 /// The fault of an entry of the map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +33,7 @@ pub(super) struct Finding {
 
 /// The result of a survey.
 #[derive(Debug, Default)]
-pub(super) struct Survey {
+pub(crate) struct Survey {
     /// Blocks of the file that entries name, without those that are too large.
     pub(super) used: RoaringBitmap,
     /// Number of entries that name these blocks.
@@ -41,7 +43,7 @@ pub(super) struct Survey {
 impl Survey {
     /// The block after the last one in use.
     pub(super) fn end(&self) -> u32 {
-        self.used.max().map_or(0, |last| last.saturating_add(1))
+        end_of(&self.used)
     }
 }
 
@@ -54,38 +56,28 @@ impl Vdi {
     pub(super) async fn survey(&self, mut found: impl FnMut(Finding) -> bool) -> Result<Survey> {
         let whole = self.whole_blocks.load(Acquire);
         let mut survey = Survey::default();
-        let mut start = 0;
-        while start < self.map.len() {
-            self.load(start).await?;
-            let range = self.map.chunk_of(start);
-            let mut index = range.start;
-            start = range.end;
-            while index < range.end {
-                // In a chunk of equal entries, the first entry is handled alone, and the others together.
-                let alike = match self.uniform(index) {
-                    Some((entry, count)) if entry == Entry::Zero || index > range.start => count,
-                    _ => 1,
-                };
-                let entry = self.entry(index);
-                let first = index;
-                index = index.saturating_add(alike.max(1));
-                let Some(Entry::At(block)) = entry else { continue };
-                let fault = if block >= self.map.len() {
-                    Some(Fault::TooLarge)
-                } else {
-                    survey.mapped = survey.mapped.saturating_add(alike);
-                    match survey.used.insert(block) {
-                        false => Some(Fault::Shared),
-                        true => (block >= whole).then_some(Fault::CutOff),
-                    }
-                };
-                if fault.is_some_and(|fault| {
-                    !found(Finding { fault, index: first, block, count: alike })
-                }) {
-                    return Ok(survey);
+        let examine = |indices: Range<u32>, number| {
+            let Entry::At(block) = Entry::from_number(number) else {
+                return ControlFlow::Continue(());
+            };
+            let (index, count) = (indices.start, indices.end - indices.start);
+            let fault = if block >= self.map.len() {
+                Some(Fault::TooLarge)
+            } else {
+                survey.mapped = survey.mapped.saturating_add(count);
+                match survey.used.insert(block) {
+                    false => Some(Fault::Shared),
+                    true => (block >= whole).then_some(Fault::CutOff),
                 }
+            };
+            match fault {
+                Some(fault) if !found(Finding { fault, index, block, count }) => {
+                    ControlFlow::Break(())
+                }
+                _ => ControlFlow::Continue(()),
             }
-        }
+        };
+        each_entry(&self.map, async |index| self.load(index).await, examine).await?;
         Ok(survey)
     }
 }

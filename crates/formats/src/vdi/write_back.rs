@@ -6,7 +6,7 @@
 //! 2. *count*: write a number of allocated blocks to the header that covers all blocks that the copies name;
 //! 3. *flush*: make data and count durable;
 //! 4. *entries*: write the copies;
-//! 5. *flush*.
+//! 5. *flush*: from here on, the old places of blocks that were moved are free.
 //!
 //! If an entry changes after its sector was copied, the next write-back writes it.
 
@@ -28,8 +28,10 @@ impl Vdi {
     pub(super) async fn write_back(&self) -> Result<()> {
         let _turn = self.writing_back.lock().await;
         let file = self.file()?;
+        // The entries of these blocks have changed already and are marked as dirty.
+        let freed = self.freed.take();
         let sectors = self.dirty.take();
-        if sectors.is_empty() {
+        if sectors.is_empty() && freed.blocks.is_empty() {
             return file.flush().await;
         }
         point();
@@ -45,6 +47,7 @@ impl Vdi {
         writing.done();
         outcome?;
         sectors.written();
+        freed.free(&self.allocator);
         Ok(())
     }
 

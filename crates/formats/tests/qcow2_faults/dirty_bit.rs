@@ -1,10 +1,11 @@
 //! The dirty bit of the header when its write fails although it has reached the disk.
 
 use oxblk_core::Backend;
+use oxblk_core::amend::AmendRequest;
 use oxblk_core::snapshot::SnapshotInfo;
 use oxblk_ring::sim::{self, Disk, FaultOp, Faults};
 
-use crate::{assert_sound, byte, create, fails, open, open_with, word, write};
+use crate::{assert_sound, byte, create, fails, open, open_with, options, word, write};
 
 /// The bytes of the header that contain the incompatible features.
 const FEATURES: std::ops::Range<u64> = 72..80;
@@ -94,5 +95,26 @@ fn a_change_of_snapshots_whose_end_fails_leaves_an_image_that_is_repaired() {
         found.close().await.unwrap();
         assert_sound(&left, false, "after a power cut").await;
         image.close().await.unwrap();
+    });
+}
+
+#[test]
+fn refcounts_stay_lazy_after_an_amend_that_fails() {
+    sim::run(1, async {
+        let disk = Disk::new(1, 0);
+        create(&disk).await;
+        let image = open_with(&disk, "lazy-refcounts=on").await;
+        write(&image, 0, 1).await;
+        image.create_snapshot(&SnapshotInfo::default()).await.unwrap();
+        // A shared cluster has two references, which one bit cannot count.
+        let options = options("refcount_bits=1");
+        let request = AmendRequest { options, force: false, progress: Box::new(|_, _| ()) };
+        image.amend(request).await.unwrap_err();
+        assert!(!is_dirty(&disk));
+        write(&image, 1, 1).await;
+        image.flush().await.unwrap();
+        assert!(is_dirty(&disk), "the refcounts are no longer lazy");
+        image.close().await.unwrap();
+        assert_sound(&disk, false, "closed").await;
     });
 }

@@ -128,3 +128,26 @@ fn refcounts_are_not_written_after_the_image_has_stopped() {
         assert!(damaged.bytes()[block..block + CLUSTER] == before, "refcounts were written");
     });
 }
+
+#[test]
+fn a_power_cut_during_a_creation_leaves_no_header_or_a_valid_image() {
+    for options in ["preallocation=off", "preallocation=metadata"] {
+        let disk = Disk::from_bytes(1, &vec![0xaa; 1 << 20]);
+        sim::run(1, async {
+            disk.keep_moments(1, usize::MAX);
+            create_with(&disk, options).await;
+            let mut images = 0;
+            for (boundary, moment) in disk.moments() {
+                let cuts = (0..8).map(|seed| moment.after_power_loss(seed));
+                for left in cuts.chain([moment.after_power_loss_all()]) {
+                    if left.bytes().starts_with(b"QFI") {
+                        images += 1;
+                        let what = format!("{options}, cut at {boundary}");
+                        assert_sound(&left, true, &what).await;
+                    }
+                }
+            }
+            assert!(images > 0, "{options}: no power cut left a header");
+        });
+    }
+}

@@ -1,15 +1,56 @@
-//! Dirty bitmaps of a disk, by name. A dirty bitmap records which ranges have been written since it was added or cleared.
+//! Dirty bitmaps of a disk, by name. A dirty bitmap records which ranges have been written since it was added or taken.
+//!
+//! A backup takes the dirty ranges, copies them, and then finishes. While the ranges are taken ([`TakenRanges`]), the
+//! bitmap keeps them and records new writes apart. So a backup that fails loses no range, and neither does a disk that is
+//! closed during a backup.
 
 use std::ops::Range;
 
 use oxblk_core::Result;
-use oxblk_core::bitmap::BitmapInfo;
+use oxblk_core::bitmap::{BitmapInfo, Checks, Successor};
 
 use super::Disk;
 use crate::Request;
 
+/// The dirty ranges of a bitmap, taken with [`Disk::take_dirty_ranges`].
+///
+/// Until [`finish`](Self::finish) is called, the ranges stay recorded in the bitmap, and no other operation can use it.
+/// Dropping this value gives the ranges back: the bitmap then has them and all later writes.
+#[must_use = "the ranges are given back to the bitmap if this is dropped"]
+pub struct TakenRanges {
+    ranges: Vec<Range<u64>>,
+    taken: Successor,
+}
+
+impl TakenRanges {
+    /// The byte ranges in the order of the disk.
+    pub fn ranges(&self) -> &[Range<u64>] {
+        &self.ranges
+    }
+
+    /// Removes the ranges from the bitmap, which keeps only the writes since they were taken. Call this once the copies of
+    /// the ranges are durable.
+    pub fn finish(self) {
+        self.taken.abdicate();
+    }
+
+    /// Gives the ranges back to the bitmap, as a drop does.
+    pub fn restore(self) {
+        self.taken.reclaim();
+    }
+}
+
+impl std::fmt::Debug for TakenRanges {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TakenRanges").field("ranges", &self.ranges).finish_non_exhaustive()
+    }
+}
+
 impl Disk {
     /// The bitmaps of the image.
+    ///
+    /// # Errors
+    /// If the disk is closed.
     pub fn bitmaps(&self) -> Result<Vec<BitmapInfo>> {
         Ok(self.backend().node()?.bitmaps().infos())
     }
@@ -31,29 +72,35 @@ impl Disk {
         })
     }
 
-    /// The byte ranges that have been written since the bitmap was added or cleared.
+    /// The byte ranges that the bitmap has recorded.
     ///
     /// # Errors
-    /// When there is none of that name.
+    /// If no bitmap has that name, if its ranges are taken, or if it is inconsistent. A persistent bitmap is inconsistent
+    /// if the image was not closed after its last use: then writes may be missing, and a backup must copy the whole disk.
     pub fn dirty_ranges(&self, name: &str) -> Result<Vec<Range<u64>>> {
         let bitmap = self.backend().node()?.bitmaps().find(name)?;
+        bitmap.check(Checks::READ)?;
         Ok(bitmap.map().areas().collect())
     }
 
-    /// Clears a bitmap and returns the byte ranges that it had recorded. A concurrent write is either in the returned
-    /// ranges or in the cleared bitmap, never in neither.
+    /// Takes the byte ranges that the bitmap has recorded. From now on the bitmap records new writes apart from these
+    /// ranges. A concurrent write is either in the taken ranges or in those that the bitmap has after
+    /// [`TakenRanges::finish`].
     ///
     /// # Errors
-    /// When there is none of that name.
-    pub fn take_dirty_ranges(&self, name: &str) -> Result<Vec<Range<u64>>> {
-        let bitmap = self.backend().node()?.bitmaps().find(name)?;
-        Ok(bitmap.clear()?.areas().collect())
+    /// The errors of [`Self::dirty_ranges`], and if the bitmap is read-only because its image is.
+    pub fn take_dirty_ranges(&self, name: &str) -> Request<TakenRanges> {
+        let name = name.to_owned();
+        self.run(move |disk| async move {
+            let taken = disk.graph().freeze_bitmap(&disk.node()?, &name).await?;
+            Ok(TakenRanges { ranges: taken.frozen().areas().collect(), taken })
+        })
     }
 
-    /// Deletes a bitmap, also from the image.
+    /// Deletes a bitmap, also from the image. An inconsistent bitmap can be deleted too.
     ///
     /// # Errors
-    /// If no bitmap has that name, if it is in use, or if the image cannot be written.
+    /// If no bitmap has that name, if its ranges are taken, or if the image cannot be written.
     pub fn remove_bitmap(&self, name: &str) -> Request<()> {
         let name = name.to_owned();
         self.run(move |disk| async move {

@@ -20,6 +20,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use oxblk_core::{Backend, Errno, Error, ErrorKind, Graph, Preallocation, WriteFlags, ZeroFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
+pub use bitmaps::TakenRanges;
 pub use cursor::Cursor;
 pub use open::OpenOptions;
 pub use sharing::Sharing;

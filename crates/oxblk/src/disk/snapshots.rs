@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{Backend, Error, ErrorKind, Result};
+use oxblk_core::{Error, ErrorKind, Result};
 
 use super::Disk;
 use crate::Request;
@@ -33,11 +33,8 @@ impl Disk {
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) if no snapshot has that name; otherwise as the image reports.
     pub fn apply_snapshot(&self, name: &str) -> Request<()> {
-        let name = name.to_owned();
-        self.run(move |disk| async move {
-            let id = id_of(&disk, &name).await?;
-            disk.apply_snapshot(&id).await
-        })
+        let choose = by_name(name);
+        self.run(move |disk| async move { disk.apply_snapshot_by(choose).await })
     }
 
     /// Deletes a snapshot.
@@ -45,17 +42,17 @@ impl Disk {
     /// # Errors
     /// As [`Self::apply_snapshot`].
     pub fn delete_snapshot(&self, name: &str) -> Request<()> {
-        let name = name.to_owned();
-        self.run(move |disk| async move {
-            let id = id_of(&disk, &name).await?;
-            disk.delete_snapshot(&id).await
-        })
+        let choose = by_name(name);
+        self.run(move |disk| async move { disk.delete_snapshot_by(choose).await })
     }
 }
 
-async fn id_of(disk: &Backend, name: &str) -> Result<String> {
-    let snapshots = disk.snapshots().await?;
-    let found = snapshots.into_iter().find(|snapshot| snapshot.name == name);
-    let none = || Error::new(ErrorKind::NotFound, format!("There is no snapshot '{name}'"));
-    found.map(|snapshot| snapshot.id).ok_or_else(none)
+/// Chooses the first snapshot with this name.
+fn by_name(name: &str) -> impl FnOnce(&[SnapshotInfo]) -> Result<String> + Send + use<> {
+    let name = name.to_owned();
+    move |snapshots| {
+        let found = snapshots.iter().find(|snapshot| snapshot.name == name);
+        let none = || Error::new(ErrorKind::NotFound, format!("There is no snapshot '{name}'"));
+        found.map(|snapshot| snapshot.id.clone()).ok_or_else(none)
+    }
 }

@@ -11,7 +11,7 @@ mod name;
 use std::sync::Arc;
 
 use oxblk_core::snapshot::{self, SnapshotInfo};
-use oxblk_core::{Backend, ChildIdx, Limits, Node, Result, relative_to};
+use oxblk_core::{Backend, ChildIdx, Errno, Limits, Node, Result, relative_to};
 use serde_json::Value;
 
 use crate::in_sectors;
@@ -60,14 +60,18 @@ impl ImageInfo {
     /// Collects the information on an open image and on all nodes below it, with their snapshots.
     ///
     /// # Errors
-    /// [`NotFound`](crate::ErrorKind::NotFound) if the backend is closed.
+    /// [`NotFound`](crate::ErrorKind::NotFound) if the backend is closed; as the image reports if its snapshot table cannot be
+    /// read.
     pub async fn read(backend: &Backend) -> Result<Self> {
         let root = backend.node()?;
         let mut info = Self::of_node(&root);
         let mut rest = vec![(root, &mut info)];
         while let Some((node, info)) = rest.pop() {
-            // Treat an error as an empty list: the format may have no snapshots.
-            info.snapshots = snapshot::list(&node).await.unwrap_or_default();
+            info.snapshots = match snapshot::list(&node).await {
+                // The format has no snapshots.
+                Err(error) if error.raw_errno() == Errno::OPNOTSUPP => Vec::new(),
+                list => list.map_err(|error| error.prefix("Can't list snapshots of device ''"))?,
+            };
             for (name, below) in &mut info.children {
                 let mut children = node.children().iter();
                 if let Some((_, edge)) = children.find(|(child, _)| child.name() == *name) {

@@ -58,7 +58,7 @@ struct Wanted {
     size: u64,
     preallocation: Preallocation,
     nocow: bool,
-    extent_size_hint: u64,
+    extent_size_hint: u32,
 }
 
 fn parse(mut request: CreateRequest) -> Result<(String, Wanted)> {
@@ -75,6 +75,8 @@ fn parse(mut request: CreateRequest) -> Result<(String, Wanted)> {
     };
     let extent_size_hint = options.take_size("extent_size_hint")?;
     let extent_size_hint = extent_size_hint.unwrap_or(DEFAULT_EXTENT_SIZE_HINT);
+    let extent_size_hint = u32::try_from(extent_size_hint)
+        .map_err(|_| Error::invalid("Extent size hint is too large"))?;
     let nocow = options.take_bool("nocow")?.unwrap_or(false);
     let CreateTarget::Filename(name) = request.target else {
         return Err(Error::invalid("A protocol is created by file name"));
@@ -101,9 +103,6 @@ async fn make(path: &str, wanted: &Wanted) -> Result<()> {
         Error::from_errno(code).reword(format!("Could not create '{path}': {}", strerror(code)))
     })?;
     let locks = lock(&fd, path)?;
-    if i64::try_from(wanted.extent_size_hint).map_or(true, |hint| hint > i64::from(u32::MAX)) {
-        return Err(Error::invalid("Extent size hint is too large"));
-    }
     apply_hints(&fd, wanted);
     let file = File::from_fd(fd, Aio::default());
     file.set_len(0).await.map_err(|e| Error::from(e).prefix("Could not clear the file"))?;
@@ -153,8 +152,8 @@ fn apply_hints(fd: &OwnedFd, wanted: &Wanted) {
     {
         let _ = rustix::fs::ioctl_setflags(fd, flags | IFlags::NOCOW);
     }
-    if let Ok(hint @ 1..) = u32::try_from(wanted.extent_size_hint) {
-        let _ = host::set_extent_size_hint(fd.as_fd(), hint);
+    if wanted.extent_size_hint > 0 {
+        let _ = host::set_extent_size_hint(fd.as_fd(), wanted.extent_size_hint);
     }
 }
 

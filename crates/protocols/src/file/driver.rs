@@ -9,7 +9,7 @@ use oxblk_core::{
     BoxFuture, Driver, Error, HostFile, ImageInfo, Limits, MapOp, Permissions, Result, Status,
     Step, Want, WriteFlags, ZeroFlags,
 };
-use oxblk_ring::{File, IoBuf, IoBufMut};
+use oxblk_ring::{File, IoBuf, IoBufMut, Mutex as AsyncMutex};
 use rustix::io::Errno;
 use serde_json::json;
 
@@ -28,7 +28,8 @@ pub struct FileDriver {
     pub(super) kind: Kind,
     pub(super) path: String,
     pub(super) size: AtomicU64,
-    pub(super) aio: AioOption,
+    /// The engine of the current file.
+    pub(super) aio: Mutex<AioOption>,
     pub(super) direct: AtomicBool,
     pub(super) no_flush: AtomicBool,
     request_alignment: AtomicU32,
@@ -38,6 +39,8 @@ pub struct FileDriver {
     /// The errno of the first failed flush, or 0. After a failed flush the host discards the data that it could not
     /// write, so the success of a later flush would mean nothing, even through another descriptor.
     pub(super) flush_error: AtomicI32,
+    /// Held during a flush: the host reports a failure only to one of two flushes that overlap.
+    syncing: AsyncMutex<()>,
     pub(super) read_only: AtomicBool,
     /// The current permissions of the users of the node.
     pub(super) permissions: Mutex<Permissions>,
@@ -66,7 +69,7 @@ impl FileDriver {
             kind: parts.kind,
             path: parts.path,
             size: AtomicU64::new(parts.size),
-            aio: parts.aio,
+            aio: Mutex::new(parts.aio),
             direct: AtomicBool::new(parts.direct),
             no_flush: AtomicBool::new(parts.no_flush),
             request_alignment: AtomicU32::new(parts.alignment.request),
@@ -74,6 +77,7 @@ impl FileDriver {
             refused: Refused::default(),
             extents: ExtentCache::default(),
             flush_error: AtomicI32::new(0),
+            syncing: AsyncMutex::new(()),
             read_only: AtomicBool::new(parts.read_only),
             permissions: Mutex::new(Permissions::NONE),
             locks: parts.locks,
@@ -126,6 +130,7 @@ impl FileDriver {
     /// Makes the host store everything durably. Every such call goes through here, because the host reports a failure
     /// to store data only once, to the first caller.
     pub(super) async fn sync_host(&self, data_only: bool) -> Result<()> {
+        let _lock = self.syncing.lock().await;
         let before = self.flush_error.load(Ordering::Acquire);
         if before != 0 {
             return Err(Error::from_errno(before));
@@ -192,8 +197,12 @@ impl Driver for FileDriver {
         Box::pin(async move {
             let end = offset.saturating_add(u64::try_from(data.len()).unwrap_or(u64::MAX));
             let fua = flags.contains(WriteFlags::FUA) && !self.no_flush.load(Ordering::Relaxed);
-            self.current().write_all_at(data, offset, fua).await?;
+            self.current().write_all_at(data, offset, false).await?;
             self.grow_to(end);
+            if fua {
+                // A write with O_DSYNC would also report failures to store other data, only once and only here.
+                self.flush_host().await?;
+            }
             Ok(())
         })
     }

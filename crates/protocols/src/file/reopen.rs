@@ -4,7 +4,7 @@
 //! descriptor throughout; the permissions of the graph decide whether writing is allowed.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oxblk_core::driver::Reopen;
 use oxblk_core::{BoxFuture, Error, OpenFlags, Options, Result};
@@ -15,13 +15,14 @@ use super::FileDriver;
 use super::align::{self, Alignment};
 use super::driver::SharedFile;
 use super::handle::{self, Access, Kind};
-use super::options::{FileOptions, Locking};
+use super::options::{AioOption, FileOptions, Locking};
 
 /// A prepared reopen that waits for commit or abort.
 pub(super) struct Prepared {
     /// `None`: the same file remains (the embedder provided it).
     file: Option<SharedFile>,
     alignment: Alignment,
+    aio: AioOption,
     read_only: bool,
     direct: bool,
     no_flush: bool,
@@ -32,15 +33,21 @@ impl FileDriver {
         let options = self.check_unchanged(options)?;
         let (direct, no_flush) = (flags.direct, flags.no_flush);
         let read_only = flags.read_only;
-        let aio = options.aio(direct, None)?;
+        let wanted = options.aio(direct, None)?;
+        let aio = if options.aio.is_some() { wanted } else { *lock(&self.aio) };
         if self.kind == Kind::Given {
             let alignment = Alignment::NONE;
-            return Ok(Prepared { file: None, alignment, read_only, direct, no_flush });
+            return Ok(Prepared { file: None, alignment, aio, read_only, direct, no_flush });
         }
         self.settle_descriptor().await?;
         let (read_only, no_symlinks) = (flags.read_only, flags.no_symlinks);
         let access = Access { read_only, direct, no_symlinks };
-        let failed = |errno| handle::open_error(&self.path, errno, direct);
+        let failed = |errno| match errno {
+            // The reopen names no file, unlike a tool that opens an image.
+            Errno::MFILE | Errno::NFILE => Error::from_errno(errno.raw_os_error())
+                .prefix(format!("Could not open '{}'", self.path)),
+            errno => handle::open_error(&self.path, errno, direct),
+        };
         let handle = handle::open(&self.path, access).map_err(failed)?;
         if !self.is_same_file(&handle.fd)? {
             return Err(Error::invalid(format!(
@@ -48,12 +55,12 @@ impl FileDriver {
                 self.path
             )));
         }
-        let engine = if options.aio.is_some() { aio.engine() } else { self.aio.engine() };
-        let file = File::from_fd(handle.fd, engine);
+        let file = File::from_fd(handle.fd, aio.engine());
         let alignment = if direct { align::probe(&file).await? } else { Alignment::NONE };
-        let permissions = *self.permissions.lock().unwrap_or_else(PoisonError::into_inner);
+        let permissions = *lock(&self.permissions);
         permissions.check_size(self.size.load(Ordering::Acquire), alignment.request)?;
-        Ok(Prepared { file: Some(Arc::new(file)), alignment, read_only, direct, no_flush })
+        let file = Some(Arc::new(file));
+        Ok(Prepared { file, alignment, aio, read_only, direct, no_flush })
     }
 
     /// Makes the host report errors that a close of the current descriptor would report, while the reopen can still
@@ -92,8 +99,12 @@ impl FileDriver {
     }
 
     fn take_prepared(&self) -> Option<Prepared> {
-        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.prepared).take()
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Reopen for FileDriver {
@@ -101,7 +112,7 @@ impl Reopen for FileDriver {
         let options = options.clone();
         Box::pin(async move {
             let prepared = self.prepare_reopen(flags, options).await?;
-            *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(prepared);
+            *lock(&self.prepared) = Some(prepared);
             Ok(())
         })
     }
@@ -113,6 +124,7 @@ impl Reopen for FileDriver {
                 self.file.store(file);
                 self.set_alignment(prepared.alignment);
             }
+            *lock(&self.aio) = prepared.aio;
             self.direct.store(prepared.direct, Ordering::Release);
             self.no_flush.store(prepared.no_flush, Ordering::Release);
             self.read_only.store(prepared.read_only, Ordering::Release);

@@ -5,10 +5,12 @@ use std::process::Command;
 use std::sync::Arc;
 
 use crate::common::{error, graph, open, open_file, open_with, pattern, read, text, write};
+use oxblk_core::create::{CreateRequest, CreateTarget};
 use oxblk_core::{
-    Backend, ErrorKind, OpenFlags, Options, Perm, Permissions, Preallocation, StatusFlags, Want,
-    ZeroFlags,
+    Backend, DriverFactory, ErrorKind, OpenFlags, Options, Perm, Permissions, Preallocation,
+    StatusFlags, Want, ZeroFlags,
 };
+use oxblk_protocols::file::FILE;
 use oxblk_ring::block_on;
 
 const MIB: u64 = 1 << 20;
@@ -351,4 +353,18 @@ fn null_disks_read_zeroes_if_requested_and_discard_writes() {
         assert_eq!(fixed.size(), 1 << 30);
         fixed.close().await.unwrap();
     });
+}
+
+#[test]
+fn a_wrong_extent_size_hint_leaves_no_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    block_on(async {
+        let options = Options::from_dotted("size=1M,extent_size_hint=5G", None).unwrap();
+        let target = CreateTarget::Filename(text(&path));
+        let request = CreateRequest { target, options };
+        let created = FILE.create(&graph(), request).unwrap().await;
+        assert_eq!(error(created), "Extent size hint is too large");
+    });
+    assert!(!path.exists());
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::common::{error, graph, pattern, read, write};
 use oxblk_core::{
-    Backend, Errno, OpenFlags, Options, Perm, Permissions, StatusFlags, Want, ZeroFlags,
+    Backend, Errno, OpenFlags, Options, Perm, Permissions, StatusFlags, Want, WriteFlags, ZeroFlags,
 };
 use oxblk_protocols::file::{FILE, FileDriver};
 use oxblk_ring::{File, sim};
@@ -78,6 +78,41 @@ fn no_flush_succeeds_after_a_failed_flush() {
         assert_eq!(error(backend.flush().await), "Input/output error");
         // Lost data stays lost, also after a reopen.
         backend.reopen(Options::new()).await.unwrap();
+        assert_eq!(error(backend.flush().await), "Input/output error");
+    });
+}
+
+#[test]
+fn two_flushes_that_overlap_fail_together() {
+    let disk = sim::Disk::new(1, SIZE);
+    sim::run(1, async {
+        let backend = backend(&disk, 1);
+        write(&backend, 0, b"lost").await;
+        // The host reports the loss of data only once.
+        disk.set_faults(Faults {
+            fail: vec![fail(FaultOp::Sync, Errno::IO, true)],
+            ..Faults::default()
+        });
+        let node = backend.node().unwrap();
+        let flush = || node.driver().flush().unwrap();
+        let (one, other) = futures_util::future::join(flush(), flush()).await;
+        assert_eq!([error(one), error(other)], ["Input/output error"; 2]);
+    });
+}
+
+#[test]
+fn no_flush_succeeds_after_a_failed_write_with_fua() {
+    let disk = sim::Disk::new(1, SIZE);
+    sim::run(1, async {
+        let backend = backend(&disk, 1);
+        write(&backend, 0, b"lost").await;
+        disk.set_faults(Faults {
+            fail: vec![fail(FaultOp::Sync, Errno::IO, true)],
+            ..Faults::default()
+        });
+        let node = backend.node().unwrap();
+        let written = node.driver().write(4096, vec![1; 512].into(), WriteFlags::FUA).await;
+        assert_eq!(error(written), "Input/output error");
         assert_eq!(error(backend.flush().await), "Input/output error");
     });
 }

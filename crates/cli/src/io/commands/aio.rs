@@ -51,7 +51,7 @@ pub(in crate::io) const WRITE: &[Flag<Writing>] = &[
 
 /// `-i`. The arguments after it are not parsed: `store` sets a flag and ends the parsing.
 const fn invalid<A>(store: fn(&mut A) -> Stored) -> Flag<A> {
-    Flag::switch_with(short('i'), "only count the request, as an invalid one", store)
+    Flag::switch_with(short('i'), "count an invalid request, and execute nothing", store)
 }
 
 /// The options of one `aio_read`.

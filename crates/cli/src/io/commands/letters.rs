@@ -7,27 +7,27 @@ use crate::io::numbers;
 
 /// `-C`: prints a report that programs read.
 pub(super) const fn numbers_only<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
-    Flag::switch(short('C'), "report numbers only", field)
+    Flag::switch(short('C'), "print numbers only", field)
 }
 
 /// `-q`: prints no report.
 pub(super) const fn quiet<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
-    Flag::switch(short('q'), "no report", field)
+    Flag::switch(short('q'), "print no report", field)
 }
 
 /// `-v`: prints the data.
 pub(super) const fn dump<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
-    Flag::switch(short('v'), "show the data", field)
+    Flag::switch(short('v'), "print the data", field)
 }
 
 /// `-f`: FUA.
 pub(super) const fn fua<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
-    Flag::switch(short('f'), "durable when it completes", field)
+    Flag::switch(short('f'), "the data is durable when the write completes (FUA)", field)
 }
 
 /// `-u`: zeroes may be discarded.
 pub(super) const fn unmap<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
-    Flag::switch(short('u'), "with -z, space may be given back", field)
+    Flag::switch(short('u'), "with -z, the zeroes may be discarded", field)
 }
 
 /// `-z`: writes zeroes.
@@ -37,12 +37,17 @@ pub(super) const fn zeroes<A>(field: fn(&mut A) -> &mut bool) -> Flag<A> {
 
 /// `-P` of a read: the byte that the data must consist of.
 pub(super) const fn expected<A>(store: fn(&mut A, String) -> Stored) -> Flag<A> {
-    Flag::value(short('P'), Value::text("PATTERN"), "the data must be all this byte", store)
+    Flag::value(
+        short('P'),
+        Value::text("PATTERN"),
+        "all bytes of the data must have this value",
+        store,
+    )
 }
 
 /// `-P` of a write: the byte to write.
 pub(super) const fn written<A>(store: fn(&mut A, String) -> Stored) -> Flag<A> {
-    Flag::value(short('P'), Value::text("PATTERN"), "the byte to write (0xcd)", store)
+    Flag::value(short('P'), Value::text("PATTERN"), "the value of the written bytes (0xcd)", store)
 }
 
 /// Parses a size or offset.

@@ -19,7 +19,7 @@ pub(in crate::io) const OPEN: &[Flag<Opening>] = &[
     Flag::switch(short('C'), "store data that is read from a backing file in the image", |a| {
         &mut a.copy_on_read
     }),
-    Flag::switch(short('r'), "read-only", |a| &mut a.read_only),
+    Flag::switch(short('r'), "open the image read-only", |a| &mut a.read_only),
     Flag::switch_with(short('k'), "the same as -i native", |a| a.set_aio("native")),
     Flag::value(short('i'), Value::AIO, "how the host executes requests", |a, name| {
         a.set_aio(&name)
@@ -48,8 +48,8 @@ pub(in crate::io) const REOPEN: &[Flag<Changes>] = &[
     Flag::value(short('o'), Value::text("OPTIONS"), "driver options", |a, text| {
         options(&mut a.options, &text)
     }),
-    Flag::switch_with(short('r'), "read-only", |a| a.set_read_only(true)),
-    Flag::switch_with(short('w'), "writable", |a| a.set_read_only(false)),
+    Flag::switch_with(short('r'), "make the image read-only", |a| a.set_read_only(true)),
+    Flag::switch_with(short('w'), "make the image writable", |a| a.set_read_only(false)),
 ];
 
 /// `open`.

@@ -22,10 +22,10 @@ use crate::program::{err, out};
 /// The options of `write`.
 pub(in crate::io) const WRITE: &[Flag<Options>] = &[
     Flag::switch(short('b'), "write to the VM state", |a| &mut a.vm_state),
-    Flag::switch(short('c'), "compressed", |a| &mut a.compressed),
+    Flag::switch(short('c'), "write compressed clusters", |a| &mut a.compressed),
     letters::numbers_only(|a| &mut a.for_machines),
     letters::fua(|a| &mut a.fua),
-    Flag::switch(short('n'), "with -z, fail rather than write zeroes as data", |a| {
+    Flag::switch(short('n'), "with -z, fail if the zeroes would have to be written as data", |a| {
         &mut a.no_fallback
     }),
     Flag::ignored(short('p'), None),
@@ -35,12 +35,9 @@ pub(in crate::io) const WRITE: &[Flag<Options>] = &[
     }),
     letters::quiet(|a| &mut a.quiet),
     Flag::ignored(short('r'), None),
-    Flag::text(
-        short('s'),
-        Value::file("FILE"),
-        "a file whose bytes are written again and again",
-        |a| &mut a.source,
-    ),
+    Flag::text(short('s'), Value::file("FILE"), "file whose bytes are written repeatedly", |a| {
+        &mut a.source
+    }),
     letters::unmap(|a| &mut a.unmap),
     letters::zeroes(|a| &mut a.zeroes),
 ];

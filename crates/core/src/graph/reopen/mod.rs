@@ -5,8 +5,8 @@
 //! 2. Take the control locks of all these nodes (see [`crate::control`]), and drain all backends that reach them. Flush the
 //!    nodes that become read-only.
 //! 3. Every driver prepares.
-//! 4. Exchange the backing files that the options replace, update permissions for the new state, and have the protocols take
-//!    or release their locks.
+//! 4. Exchange the backing files that the options replace. Update permissions for the new state, also those of the backend
+//!    that reopens its root. Have the protocols take or release their locks.
 //! 5. Every driver commits, children first, so that a parent that writes during its commit finds its file writable.
 //!
 //! A failure up to and including step 4 undoes the earlier steps; step 5 cannot fail. Once all nodes are drained, the
@@ -22,11 +22,12 @@ use replace::{Replaced, Replacement};
 
 use super::generic::take_generic;
 use super::{Graph, OpenFlags};
-use crate::control::{Exclusive, run_to_completion};
+use crate::backend::no_medium;
+use crate::control::{ControlGuard, Exclusive, run_to_completion};
 use crate::driver::DriverKind;
 use crate::node::Settings;
-use crate::perm::Perm;
-use crate::{ChildIdx, Error, ErrorKind, Node, Options, Result, request};
+use crate::perm::{Perm, Permissions};
+use crate::{Backend, ChildIdx, Edge, Error, ErrorKind, Node, Options, Result, request};
 
 /// One node to reopen.
 pub struct ReopenRequest {
@@ -63,10 +64,29 @@ impl Graph {
     /// Reopens several nodes: either all of them or none.
     ///
     /// # Errors
-    /// When an option cannot change, when a driver refuses, or when the permissions of a node's user conflict with its
-    /// new state.
+    /// When an option cannot change, when a driver refuses, when the permissions of a node's user conflict with its new
+    /// state, or when a node is closed.
     pub async fn reopen(&self, requests: Vec<ReopenRequest>) -> Result<()> {
         let control = self.reopening().acquire().await;
+        self.reopen_planned(control, requests, None).await
+    }
+
+    /// Reopens the root node of `backend`, whose permissions on the node follow: it releases write and resize
+    /// permission on a node that becomes read-only, and takes them on one that becomes writable.
+    pub(crate) async fn reopen_root(&self, backend: &Backend, options: Options) -> Result<()> {
+        let control = self.reopening().acquire().await;
+        let root = backend.root()?;
+        let request = ReopenRequest { node: Arc::clone(root.node()), options, keep: true };
+        let user = RootUser { backend: backend.clone(), root };
+        self.reopen_planned(control, vec![request], Some(user)).await
+    }
+
+    async fn reopen_planned(
+        &self,
+        control: ControlGuard,
+        requests: Vec<ReopenRequest>,
+        user: Option<RootUser>,
+    ) -> Result<()> {
         let mut plan =
             Plan { graph: self, nodes: Vec::new(), replacements: Vec::new(), below: Vec::new() };
         for request in requests {
@@ -78,10 +98,11 @@ impl Graph {
             }
         }
         let Plan { nodes, replacements, .. } = plan;
-        let exclusive = self.exclusive_on_all(&nodes).await;
+        let exclusive = self.exclusive_on_all(&nodes).await?;
+        let user = user.map(|user| user.plan(&nodes)).transpose()?;
         let graph = self.clone();
         run_to_completion(async move {
-            let unused = change(nodes, &replacements).await?;
+            let unused = change(nodes, &replacements, user).await?;
             graph.extend_drains();
             drop(exclusive);
             for node in unused {
@@ -98,17 +119,60 @@ impl Graph {
         .await
     }
 
-    async fn exclusive_on_all(&self, nodes: &[Planned]) -> Vec<Exclusive> {
-        let mut alone = Vec::new();
+    /// Waits for exclusive use of all nodes. A node may have been closed meanwhile.
+    async fn exclusive_on_all(&self, nodes: &[Planned]) -> Result<Vec<Exclusive>> {
+        let mut exclusive = Vec::new();
         for planned in nodes {
-            alone.push(self.exclusive(&planned.node).await);
+            exclusive.push(self.exclusive(&planned.node).await);
         }
-        alone
+        if nodes.iter().any(|planned| planned.node.users().is_closed()) {
+            return Err(no_medium());
+        }
+        Ok(exclusive)
     }
 }
 
+/// The backend that reopens its root node.
+struct RootUser {
+    backend: Backend,
+    root: Arc<Edge>,
+}
+
+impl RootUser {
+    /// Plans the permissions of the root edge. The caller has exclusive use of the nodes.
+    ///
+    /// # Errors
+    /// When the backend has been closed meanwhile.
+    fn plan(self, nodes: &[Planned]) -> Result<NewPermissions> {
+        let root = self.backend.root()?;
+        if !Arc::ptr_eq(&root, &self.root) {
+            return Err(no_medium());
+        }
+        let writing = Perm::WRITE | Perm::RESIZE;
+        let mut wanted = root.permissions();
+        for planned in nodes.iter().filter(|planned| Arc::ptr_eq(&planned.node, root.node())) {
+            match (planned.node.is_read_only(), planned.settings.flags.read_only) {
+                (_, true) => wanted.taken -= writing,
+                (true, false) => wanted.taken |= writing,
+                (false, false) => {}
+            }
+        }
+        Ok(NewPermissions { edge: root, wanted })
+    }
+}
+
+/// An edge of a backend, and its permissions after the reopen.
+struct NewPermissions {
+    edge: Arc<Edge>,
+    wanted: Permissions,
+}
+
 /// Carries out a plan while no request is in flight. Returns the nodes that have lost a user.
-async fn change(nodes: Vec<Planned>, replacements: &[Replacement]) -> Result<Vec<Arc<Node>>> {
+async fn change(
+    nodes: Vec<Planned>,
+    replacements: &[Replacement],
+    user: Option<NewPermissions>,
+) -> Result<Vec<Arc<Node>>> {
     for planned in &nodes {
         if planned.settings.flags.read_only && !planned.node.is_read_only() {
             let flushed = request::flush(&planned.node).await;
@@ -122,7 +186,7 @@ async fn change(nodes: Vec<Planned>, replacements: &[Replacement]) -> Result<Vec
         }
     }
     let changed = Replaced::make(replacements)
-        .and_then(|replaced| change_permissions(&nodes).map(|()| replaced));
+        .and_then(|replaced| change_permissions(&nodes, user).map(|()| replaced));
     let replaced = match changed {
         Ok(replaced) => replaced,
         Err(error) => {
@@ -322,13 +386,18 @@ async fn abort(plan: &[Planned]) {
     }
 }
 
-/// Updates the permissions as if the nodes already had their new settings. On failure, the nodes' former read-only
-/// state is restored. The caller must then update the permissions again, after it has restored the edges.
-fn change_permissions(plan: &[Planned]) -> Result<()> {
+/// Updates the permissions as if the nodes already had their new settings, and gives the edge of `user` its new
+/// permissions. On failure, the nodes' former read-only state and the edge's permissions are restored. The caller must then
+/// update the permissions again, after it has restored the edges.
+fn change_permissions(plan: &[Planned], user: Option<NewPermissions>) -> Result<()> {
     let before: Vec<bool> = plan.iter().map(|planned| planned.node.is_read_only()).collect();
     for planned in plan {
         planned.node.set_read_only(planned.settings.flags.read_only);
     }
+    let user = user.map(|NewPermissions { edge, wanted }| {
+        let before = edge.replace_permissions(wanted);
+        (edge, before)
+    });
     let outcome = plan.iter().try_for_each(|planned| {
         planned.node.refresh_permissions()?;
         check_writers(&planned.node)
@@ -336,6 +405,9 @@ fn change_permissions(plan: &[Planned]) -> Result<()> {
     if outcome.is_err() {
         for (planned, read_only) in plan.iter().zip(before) {
             planned.node.set_read_only(read_only);
+        }
+        if let Some((edge, before)) = user {
+            edge.replace_permissions(before);
         }
     }
     outcome

@@ -10,7 +10,7 @@ use oxblk_ring::IoBuf;
 
 use super::super::Qcow2;
 use super::super::layout::{BitmapEntry, BitmapFlags, Header, encode_bitmap_directory};
-use super::load::read_directory;
+use super::load::{ONES, read_directory};
 use super::{State, Stored};
 
 impl State {
@@ -80,14 +80,14 @@ impl Qcow2 {
         if !entries.iter().eq(state.directory.stored.iter().map(|stored| &stored.entry)) {
             return Ok(false);
         }
+        let mut ones = ONES;
         for entry in &entries {
             let Some(live) = state.live.iter().find(|live| *live.name() == *entry.name()) else {
                 continue;
             };
             // Equal entries do not prove equal data: another program may have changed it.
             let table = self.read_bitmap_table(file, entry).await?;
-            let mut unlimited = u64::MAX;
-            let there = self.read_bitmap(file, entry, &table, &mut unlimited).await;
+            let there = self.read_bitmap(file, entry, &table, &mut ones).await;
             let here = live.map();
             if !there.is_ok_and(|there| there.areas().eq(here.areas())) {
                 return Ok(false);

@@ -21,7 +21,7 @@ use super::super::layout::{
 use super::{State, Stored};
 
 /// Budget in bytes for the bitmap data that "all ones" entries of an image stand for.
-const ONES: u64 = 256 << 20;
+pub(super) const ONES: u64 = 256 << 20;
 /// Bytes of bitmap data that are read ahead.
 const READ_AHEAD: u64 = 4 << 20;
 

@@ -69,10 +69,12 @@ impl Checker<'_> {
             self.report.leaks = self.report.leaks.saturating_sub(lowered);
             self.report.leaks_fixed = self.report.leaks_fixed.saturating_add(lowered);
         }
-        if self.copied_suspect && !self.misled {
-            // `Fix::Leaks` does not change the tables of an image that has worse faults.
-            let repair = self.fix == Fix::All
-                || (self.report.corruptions, self.report.check_errors) == (0, 0);
+        if self.copied_suspect {
+            // `Fix::Leaks` does not change the tables of an image that has worse faults. With a wrong pointer in the header,
+            // the flags are only checked.
+            let repair = !self.misled
+                && (self.fix == Fix::All
+                    || (self.report.corruptions, self.report.check_errors) == (0, 0));
             self.check_copied(repair).await?;
             self.file.flush().await?;
         }

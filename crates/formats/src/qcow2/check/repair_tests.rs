@@ -250,6 +250,24 @@ fn a_rebuild_with_unknown_references_does_not_lower_refcounts() {
 }
 
 #[test]
+fn an_image_with_wrong_copied_flags_stays_marked_dirty() {
+    let mut image = Image::good(4);
+    // The header names a LUKS header in the first data cluster, where none is. So the repair raises the refcount of this
+    // cluster and changes no table.
+    image.bytes[35] = 2;
+    image.put(104, 0x0537_be77_0000_0010);
+    image.put(112, offset(DATA));
+    image.put(120, 512);
+    image.bytes[79] = 1;
+    let disk = Disk::from_bytes(1, &image.bytes);
+    let report = checked(&disk, Fix::All).unwrap();
+    let left = checked(&disk, Fix::Nothing).unwrap();
+    assert!(left.corruptions > 0, "the copied flags are right: {left:?}");
+    assert!(report.corruptions > 0, "the repair does not report the flags: {report:?}");
+    assert_eq!(disk.bytes()[79], 1, "the image is marked clean");
+}
+
+#[test]
 fn more_refcounts_than_one_block_holds_are_rebuilt() {
     // With 512-byte clusters and 64-bit refcounts, a block contains 64 refcounts.
     let mut bytes = vec![0_u8; 300 * 512];

@@ -54,7 +54,9 @@ impl Qcow2 {
     }
 
     async fn next_run(&self, offset: u64, len: u64) -> Result<Run> {
-        if let Extent::Data { host, len: covered, owned: true } = self.extent(offset, len).await? {
+        if let Extent::Data { host, len: covered, owned: true } =
+            self.extent_to_write(offset, len).await?
+        {
             // If only a part of the touched subclusters has data, the cluster is written as one owned run.
             let end = offset.saturating_add(covered);
             let whole = if covered == len { end } else { self.cluster_start(end) };

@@ -1,0 +1,136 @@
+//! Reopen, which can make an image read-only or writable.
+//!
+//! An image that becomes read-only is completed on disk while it can still be written. An image that becomes writable
+//! must have the same metadata on disk as in memory: without file locks, another program may have written to it
+//! meanwhile.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use oxblk_core::{Errno, Error, ErrorKind, OpenFlags, Options, Result};
+use oxblk_ring::IoBufMut;
+
+use super::{EntryMap, lock};
+
+/// Whether an image may be written, and a prepared change of this. `S` is the survey of the map of an image that
+/// becomes writable.
+#[derive(Debug)]
+pub(crate) struct WriteAccess<S> {
+    read_only: AtomicBool,
+    /// A prepared reopen, before commit or abort.
+    prepared: Mutex<Option<Prepared<S>>>,
+}
+
+#[derive(Debug)]
+struct Prepared<S> {
+    read_only: bool,
+    survey: Option<S>,
+}
+
+impl<S> WriteAccess<S> {
+    pub(crate) fn new(read_only: bool) -> Self {
+        Self { read_only: AtomicBool::new(read_only), prepared: Mutex::default() }
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only.load(Relaxed)
+    }
+
+    /// # Errors
+    /// When the image is read-only.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.is_read_only() {
+            return Err(Error::new(ErrorKind::ReadOnly, "Image is read-only"));
+        }
+        Ok(())
+    }
+}
+
+/// An image that can become read-only and writable.
+pub(crate) trait Reopenable {
+    /// The result of checking the complete map.
+    type Survey;
+
+    fn access(&self) -> &WriteAccess<Self::Survey>;
+
+    /// Writes all metadata to the image. Its user may continue to write even so, because the reopen may be aborted.
+    async fn complete(&self) -> Result<()>;
+
+    /// Whether the header in the file equals the header in memory.
+    ///
+    /// # Errors
+    /// The errors of the file, and reasons why the image cannot be written.
+    async fn is_header_same(&self) -> Result<bool>;
+
+    fn map(&self) -> &EntryMap;
+
+    /// Reads the chunk of the map with the entry at `index` from the file.
+    async fn read_chunk(&self, index: u32) -> Result<IoBufMut>;
+
+    /// Checks the complete map of an image that will be written.
+    async fn survey_to_write(&self) -> Result<Self::Survey>;
+
+    /// Informs the allocator which blocks are in use.
+    fn begin_to_write(&self, survey: &Self::Survey);
+}
+
+/// Prepares a reopen with these flags.
+///
+/// # Errors
+/// When the image cannot be completed, or must not be written.
+pub(crate) async fn prepare<T: Reopenable>(
+    image: &T,
+    flags: OpenFlags,
+    options: &Options,
+) -> Result<()> {
+    if let Some(key) = options.keys().next() {
+        return Err(Error::invalid(format!("Cannot change the option '{key}'")));
+    }
+    let mut survey = None;
+    match (image.access().is_read_only(), flags.read_only) {
+        (true, false) => {
+            require_unchanged(image).await?;
+            survey = Some(image.survey_to_write().await?);
+        }
+        (false, true) => image.complete().await?,
+        _ => {}
+    }
+    let prepared = Prepared { read_only: flags.read_only, survey };
+    *lock(&image.access().prepared) = Some(prepared);
+    Ok(())
+}
+
+/// Puts the prepared reopen into effect.
+pub(crate) fn commit<T: Reopenable>(image: &T) {
+    let access = image.access();
+    let Some(prepared) = lock(&access.prepared).take() else { return };
+    if let Some(survey) = &prepared.survey {
+        image.begin_to_write(survey);
+    }
+    access.read_only.store(prepared.read_only, Relaxed);
+}
+
+/// Discards the prepared reopen.
+pub(crate) fn abort<T: Reopenable>(image: &T) {
+    lock(&image.access().prepared).take();
+}
+
+/// Checks that the metadata in the file equals the metadata in memory.
+async fn require_unchanged<T: Reopenable>(image: &T) -> Result<()> {
+    let changed = || {
+        let text = "Image was changed while it was open read-only";
+        Error::new(ErrorKind::Busy, text).errno(Errno::BUSY)
+    };
+    if !image.is_header_same().await? {
+        return Err(changed());
+    }
+    let map = image.map();
+    let mut start = 0;
+    while start < map.len() {
+        if map.is_loaded(start) && !map.is_same(start, &image.read_chunk(start).await?) {
+            return Err(changed());
+        }
+        start = map.chunk_of(start).end;
+    }
+    Ok(())
+}

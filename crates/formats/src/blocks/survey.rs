@@ -1,0 +1,46 @@
+//! Going through all entries of a map, to find the blocks in use and the faulty entries.
+
+use std::ops::{ControlFlow, Range};
+
+use oxblk_core::Result;
+use roaring::RoaringBitmap;
+
+use super::EntryMap;
+
+/// Loads the complete map, and calls `each` with the entries in the order of the disk: with the indices of neighbouring
+/// entries, and with their common value. A call has one entry, or several further entries of a chunk whose first entry
+/// has the same value. So if the first entry is the only correct one, the others have their own call.
+///
+/// # Errors
+/// The errors of `load`, which loads the chunk of an entry.
+pub(crate) async fn each_entry(
+    map: &EntryMap,
+    load: impl AsyncFn(u32) -> Result<()>,
+    mut each: impl FnMut(Range<u32>, u32) -> ControlFlow<()>,
+) -> Result<()> {
+    let mut start = 0;
+    while start < map.len() {
+        load(start).await?;
+        let chunk = map.chunk_of(start);
+        let mut index = chunk.start;
+        while index < chunk.end {
+            let alike = match map.uniform(index) {
+                Some((_, count)) if index > chunk.start => count.max(1),
+                _ => 1,
+            };
+            let end = index.saturating_add(alike);
+            let number = map.get(index).unwrap_or_default();
+            if each(index..end, number).is_break() {
+                return Ok(());
+            }
+            index = end;
+        }
+        start = chunk.end;
+    }
+    Ok(())
+}
+
+/// The block after the last one of these.
+pub(crate) fn end_of(blocks: &RoaringBitmap) -> u32 {
+    blocks.max().map_or(0, |last| last.saturating_add(1))
+}

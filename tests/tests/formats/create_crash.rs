@@ -1,0 +1,92 @@
+//! Power cuts while an image is created on a disk that is empty, or that has an image with data.
+//!
+//! The disk then holds the earlier image, the new image, or no image. It never holds an image with other contents.
+
+use std::sync::Arc;
+
+use oxblk_core::create::{CreateRequest, CreateTarget};
+use oxblk_core::{DriverFactory, Edge, Graph, OpenFlags, Options, Perm, Permissions, Result};
+use oxblk_formats::parallels::PARALLELS;
+use oxblk_formats::vdi::VDI;
+use oxblk_ring::IoBufMut;
+use oxblk_ring::sim::{self, Disk};
+use oxblk_tests::program::Program;
+use oxblk_tests::sim_disk::{self, Pace};
+use oxblk_tests::sim_image::{check_sound, open_as};
+
+/// Virtual size of the images.
+const SIZE: usize = 2 << 20;
+/// The byte that the earlier image has everywhere.
+const EARLIER: u8 = 0x55;
+
+/// Returns an image that was created and written by QEMU's tools.
+fn earlier_image(format: &str) -> Vec<u8> {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let run = |tool: &str, args: &[&str]| {
+        Program::new(tool).args(args).directory(scratch.path()).succeed();
+    };
+    run("qemu-img", &["create", "-q", "-f", format, "image", "2M"]);
+    run("qemu-io", &["-f", format, "-c", &format!("write -P {EARLIER} 0 2M"), "image"]);
+    std::fs::read(scratch.path().join("image")).expect("the image")
+}
+
+/// Creates an image on the disk.
+async fn create(driver: &'static dyn DriverFactory, disk: &Disk, options: &str) -> Result<()> {
+    let graph = Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything);
+    let node = sim_disk::add(&graph, "disk", disk, false, Pace::AtOnce)?;
+    let all = Permissions::sharing_all(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
+    let edge = Edge::attach(Arc::clone(&node), "creation", "file", all)?;
+    let options = Options::from_dotted(&format!("size={SIZE}{options}"), None)?;
+    let request = CreateRequest { target: CreateTarget::File(Arc::clone(&edge)), options };
+    driver.create(&graph, request).expect("the driver creates images").await?;
+    edge.detach();
+    drop(edge);
+    graph.release(node).await
+}
+
+/// Returns the contents of an image, after its check. Returns `None` if there is no image that can be opened.
+async fn contents(driver: &str, disk: &Disk, what: &str) -> Option<Vec<u8>> {
+    let flags = OpenFlags { check: true, ..OpenFlags::default() };
+    let checked = open_as(driver, disk, flags).await.ok()?;
+    check_sound(&checked, true, what).await;
+    checked.close().await.expect("the image closes");
+    let image = open_as(driver, disk, OpenFlags::default()).await;
+    let image = image.unwrap_or_else(|error| panic!("{what}: {error}"));
+    let bytes = image.read(0, IoBufMut::new(SIZE)).await.expect("the contents").to_vec();
+    image.close().await.expect("the image closes");
+    Some(bytes)
+}
+
+fn power_cuts(driver: &'static dyn DriverFactory, earlier: &[u8], options: &str) {
+    let (name, seed) = (driver.name(), 1);
+    let disk = Disk::from_bytes(seed, earlier);
+    disk.keep_moments(seed, 32);
+    sim::run(seed, create(driver, &disk, options)).expect("the image is created");
+    let moments = disk.moments();
+    assert!(moments.len() > 2, "{name}: too few writes");
+    for (boundary, moment) in moments {
+        let any = (0..8).map(|seed| moment.after_power_loss(seed));
+        let ends = [moment.after_power_loss_none(), moment.after_power_loss_all()];
+        for (number, left) in any.chain(ends).enumerate() {
+            let what = format!("{name}{options}, cut at {boundary}, disk {number}");
+            if let Some(bytes) = sim::run(seed, contents(name, &left, &what)) {
+                let allowed = bytes == [0; SIZE] || !earlier.is_empty() && bytes == [EARLIER; SIZE];
+                assert!(allowed, "{what}: other contents");
+            }
+        }
+    }
+    let whole = disk.after_power_loss_none();
+    let bytes = sim::run(seed, contents(name, &whole, name));
+    assert!(bytes.expect("the new image") == [0; SIZE], "{name}: the new image is not empty");
+}
+
+#[test]
+fn a_power_cut_during_creation_leaves_no_image_with_wrong_contents() {
+    for (driver, all_options) in [(VDI, &["", ",static=on"][..]), (PARALLELS, &[""][..])] {
+        let earlier = earlier_image(driver.name());
+        for options in all_options {
+            power_cuts(driver, &[], options);
+            power_cuts(driver, &earlier, options);
+        }
+    }
+}
