@@ -59,7 +59,7 @@ fn taken_ranges_that_are_not_finished_stay_in_the_bitmap() {
     disk.add_bitmap("b", true).wait().unwrap();
     write(&disk, 0, 1);
     let taken = disk.take_dirty_ranges("b").wait().unwrap();
-    assert_eq!(taken.ranges(), [0..MIB]);
+    assert!(taken.ranges().iter().eq([&(0..MIB)]));
     write(&disk, 2, 2);
     for refused in [
         disk.dirty_ranges("b").map(drop).unwrap_err(),
@@ -80,10 +80,10 @@ fn taken_ranges_that_are_not_finished_stay_in_the_bitmap() {
     let taken = disk.take_dirty_ranges("b").wait().unwrap();
     write(&disk, 1, 4);
     taken.finish();
-    assert_eq!(disk.dirty_ranges("b").unwrap(), [MIB..2 * MIB]);
+    assert!(disk.dirty_ranges("b").unwrap().iter().eq([&(MIB..2 * MIB)]));
     disk.close().wait().unwrap();
     let disk = Disk::open_read_only(&path).wait().unwrap();
-    assert_eq!(disk.dirty_ranges("b").unwrap(), [MIB..2 * MIB]);
+    assert!(disk.dirty_ranges("b").unwrap().iter().eq([&(MIB..2 * MIB)]));
     let refused = disk.take_dirty_ranges("b").wait().map(drop).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Denied);
     disk.close().wait().unwrap();
