@@ -96,7 +96,7 @@ impl fmt::Display for Finding {
 /// Offered by formats that can check their images. Core has drained the node of requests.
 pub trait Check: Send + Sync {
     /// Checks the image and repairs the faults that `fix` allows. Each finding is reported to `report` as soon as it is
-    /// found.
+    /// found. After a repair, the driver may refuse writes until the image is opened again.
     fn check<'a>(
         &'a self,
         fix: Fix,

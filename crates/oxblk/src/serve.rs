@@ -1,14 +1,12 @@
 //! Serving disks to other programs over NBD.
 
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use oxblk_core::{Error, Result};
 use oxblk_exports::nbd::{Export, Server, ServerOptions};
 use oxblk_ring::{Address, Listener, Remote};
 
-use crate::{Disk, IoThreads, Request};
+use crate::{Disk, IoThreads, Request, SocketFile};
 
 /// An NBD server for one or more disks.
 ///
@@ -67,7 +65,10 @@ impl NbdServer {
         let listener = Listener::bind(address)
             .map_err(|error| Error::from(error).prefix(format!("Could not listen at {address}")))?;
         let address = listener.local_address();
-        let socket = SocketFile::new(&address);
+        let socket = match &address {
+            Address::Unix(path) => SocketFile::new(path),
+            Address::Tcp { .. } => None,
+        };
         let threads = first.threads().clone();
         let server = Server::new(exports, threads.threads().to_vec(), ServerOptions::default())?;
         let accepting = {
@@ -112,34 +113,6 @@ impl NbdServer {
             listened.map_err(Error::from)
         })
     }
-}
-
-/// The socket file of a Unix address. Dropping this removes the file, unless another program has replaced it.
-struct SocketFile {
-    path: PathBuf,
-    /// Device and inode number.
-    identity: (u64, u64),
-}
-
-impl SocketFile {
-    fn new(address: &Address) -> Option<Self> {
-        let Address::Unix(path) = address else { return None };
-        Some(Self { identity: identity(path)?, path: path.clone() })
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if identity(&self.path) == Some(self.identity)
-            && let Err(error) = std::fs::remove_file(&self.path)
-        {
-            tracing::warn!(path = %self.path.display(), "cannot remove a socket: {error}");
-        }
-    }
-}
-
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 impl Drop for NbdServer {

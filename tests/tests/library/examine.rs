@@ -64,13 +64,17 @@ fn a_leak_is_found_and_repaired_while_the_disk_is_open() {
     assert_eq!((report.leaks, report.leaks_fixed, report.corruptions), (1, 0, 0));
     assert_eq!(*events.0.lock().unwrap(), [Event::Found(FindingKind::Leak, Some(10 * CLUSTER))]);
 
+    // The disk can be used after a check without repairs.
+    disk.write(0, vec![5; 512]).wait().unwrap();
     let events = Arc::new(Events::default());
     let report = disk.check_with(Fix::Leaks, events.clone()).wait().unwrap();
     assert_eq!((report.leaks, report.leaks_fixed), (0, 1));
     assert_eq!(events.0.lock().unwrap().last(), Some(&Event::Repaired(1)));
-
-    disk.write(0, vec![5; 512]).wait().unwrap();
     assert_eq!(disk.check(Fix::Nothing).wait().unwrap().leaks, 0);
+    disk.close().wait().unwrap();
+    let disk = Disk::open(&path).wait().unwrap();
+    assert_eq!(disk.read(0, 512).wait().unwrap()[..], [5; 512]);
+    disk.write(0, vec![6; 512]).wait().unwrap();
     disk.close().wait().unwrap();
     let checked = Command::new("qemu-img").arg("check").arg(&path).output().unwrap();
     assert!(checked.status.success(), "{checked:?}");

@@ -5,6 +5,7 @@
 //! not a socket, the file is not touched. At its end the server removes the file, unless another program has replaced it.
 
 use super::Result;
+use oxblk::SocketFile;
 use oxblk_core::names;
 use oxblk_nbd::proto::DEFAULT_PORT;
 use oxblk_nbd::uri::{Endpoint as UriEndpoint, NbdUri};
@@ -13,7 +14,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -146,8 +147,8 @@ fn default_path(image: &str, runtime: Option<PathBuf>) -> PathBuf {
 pub(super) struct Endpoint {
     listener: Option<Listener>,
     address: Address,
-    /// Device and inode of the socket's file.
-    file: Option<(u64, u64)>,
+    /// The socket's file.
+    _file: Option<SocketFile>,
 }
 
 impl Endpoint {
@@ -169,9 +170,8 @@ impl Endpoint {
             .map_err(|error| format!("Cannot listen on {address}: {error}"))?;
         let (address, file) = match address {
             Address::Unix(path) => {
-                let file = std::fs::symlink_metadata(path).ok();
                 let absolute = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-                (Address::Unix(absolute), file.map(|file| (file.dev(), file.ino())))
+                (Address::Unix(absolute), SocketFile::new(path))
             }
             Address::Tcp { host, .. } => match listener.local_address() {
                 // Keep the host name given by the user, which is easier to read than the IP address.
@@ -179,7 +179,7 @@ impl Endpoint {
                 other @ Address::Unix(_) => (other, None),
             },
         };
-        Ok(Endpoint { listener: Some(listener), address, file })
+        Ok(Endpoint { listener: Some(listener), address, _file: file })
     }
 
     /// Returns the listener at the first call.
@@ -209,16 +209,6 @@ pub(super) fn reachable(host: &str) -> &str {
     match host {
         "0.0.0.0" | "::" => "localhost",
         other => other,
-    }
-}
-
-impl Drop for Endpoint {
-    fn drop(&mut self) {
-        let (Address::Unix(path), Some(ours)) = (&self.address, self.file) else { return };
-        let there = std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()));
-        if there.is_ok_and(|there| there == ours) {
-            let _ = std::fs::remove_file(path);
-        }
     }
 }
 

@@ -10,6 +10,9 @@ impl Disk {
     /// Checks whether the image is consistent, and repairs the faults that `fix` allows. Other requests wait meanwhile.
     /// Faults are results and not errors: the report counts the faults that remain and those that were repaired.
     ///
+    /// After a repair, a qcow2 disk refuses writes, because the repair has changed metadata that the disk had in memory.
+    /// Close the disk and open it again. A check without repairs has no such effect.
+    ///
     /// # Errors
     /// `ENOTSUP` if the format has no check, such as raw; `EPERM` for a repair of a disk that is read-only; as the system
     /// reports.

@@ -132,10 +132,11 @@ impl Checker<'_> {
         let offset = RefcountTableEntry(entry.unwrap_or(0)).raw_offset();
         // C's `%#x` prints zero without a prefix.
         let index = if index == 0 { "0".to_owned() } else { format!("{index:#x}") };
-        self.note(FindingKind::Note, format!(
+        let text = format!(
             "qcow2: Image is corrupt: Refblock offset {offset:#x} unaligned (reftable index: {index}); \
              further non-fatal corruption events will be suppressed"
-        ));
+        );
+        self.note(FindingKind::Note, text);
     }
 
     fn compare_block(&mut self, references: &References, range: Range<u64>, block: &[u8]) {

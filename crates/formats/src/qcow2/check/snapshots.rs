@@ -76,10 +76,11 @@ impl Checker<'_> {
             let (snapshot, len, excess) = self.read_entry(offset).await?;
             let end = snapshots.table_bytes.saturating_add(len);
             if let Some(excess) = excess {
-                self.note(FindingKind::Repair, format!(
+                let text = format!(
                     "Discarding too much extra metadata in snapshot table entry {index} ({} > {MAX_EXTRA})",
                     excess.extra
-                ));
+                );
+                self.note(FindingKind::Repair, text);
                 snapshots.faults = snapshots.faults.saturating_add(1);
             }
             if end > MAX_SNAPSHOT_TABLE_BYTES {
@@ -133,9 +134,10 @@ impl Checker<'_> {
         self.note(FindingKind::SnapshotTable, format!("ERROR {text}"));
         let over = self.header.snapshot_count.saturating_sub(MAX_SNAPSHOTS);
         if over > 0 {
-            self.note(FindingKind::Note, format!(
+            let text = format!(
                 "You can force-remove all {over} overhanging snapshots with qemu-img check -r all"
-            ));
+            );
+            self.note(FindingKind::Note, text);
         }
         Error::from_errno(error.raw_errno())
     }
