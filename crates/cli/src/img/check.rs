@@ -131,11 +131,13 @@ async fn check(context: &Context, arguments: &Arguments, backend: &Backend) -> S
     };
     let checked = oxblk::check::run(backend, arguments.fix, Arc::new(printer)).await;
     let report = checked.map_err(|error| context.failed(format_args!("Check failed: {error}")))?;
-    if arguments.json {
-        let value = qapi::image_check(&report, &arguments.filename, node.factory().name());
-        out(format_args!("{}\n", qemu_json::pretty(&value)));
-    } else if !arguments.quiet {
-        out(format_args!("{}", human(&report)));
+    match (arguments.quiet, arguments.json) {
+        (true, _) => {}
+        (false, true) => {
+            let value = qapi::image_check(&report, &arguments.filename, node.factory().name());
+            out(format_args!("{}\n", qemu_json::pretty(&value)));
+        }
+        (false, false) => out(format_args!("{}", human(&report))),
     }
     Ok(match report {
         CheckReport { check_errors: 1.., .. } => FAILED,

@@ -109,17 +109,19 @@ fn read(context: &Context, words: Vec<String>) -> Step<Arguments> {
     Ok(read)
 }
 
-/// Separates a last word such as `-1G`, which is a size and not a cluster of options.
+/// Separates a word such as `-1G` directly behind the file name: it is a size and not a cluster of options.
 fn set_apart_size(mut arguments: Vec<String>) -> (Vec<String>, Option<String>) {
     let is_size = |word: &String| {
         word.strip_prefix('-').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
     };
-    let mut size = arguments.pop_if(|word| is_size(word));
-    // Without a file name before it, the word is parsed as options.
-    let operands = flags::operands(arguments.clone(), FLAGS);
-    if operands.is_none_or(|operands| operands.is_empty()) {
-        arguments.extend(size.take());
-    }
+    let operands_before = |at: usize| {
+        let words = arguments.get(..at).unwrap_or_default().to_vec();
+        flags::operands(words, FLAGS).map_or(0, |operands| operands.len())
+    };
+    let behind_name = |at: usize| operands_before(at) == 1 && operands_before(at - 1) == 0;
+    let place =
+        (1..arguments.len()).find(|at| arguments.get(*at).is_some_and(is_size) && behind_name(*at));
+    let size = place.map(|at| arguments.remove(at));
     (arguments, size)
 }
 

@@ -12,6 +12,8 @@ static PATTERNS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
     vec![
         // QEMU puts random digits into generated node names.
         (regex(r"#block[0-9]+"), "#blockN"),
+        // oxblk says what helps if O_DIRECT is refused.
+        (regex(r"(does not support O_DIRECT\n)Try cache.direct=off\n"), "$1"),
         // The text of `help` is oxblk's own.
         (regex(r"(?s)Usage: qemu-io \[OPTIONS\].*$"), "USAGE"),
         // The JSON parsers describe syntax errors in different words.
@@ -63,12 +65,19 @@ pub(super) fn bytes_may_differ(case: &Case) -> bool {
             has("refcount_bits") && has("m.qcow2")
                 || has("a.qcow2") && (has("compat=0.10") || has("compat=v2"))
         }
-        // The compressors differ, and out-of-order writes have no defined order.
-        (Tool::Img, "convert") => begins(&["-c", "-W", "--oob"]),
+        // The compressors differ, and out-of-order writes have no defined order. In an existing target, oxblk reuses freed
+        // clusters later.
+        (Tool::Img, "convert") => begins(&["-c", "-W", "--oob", "-n", "--no-c"]),
         // oxblk stores zeroes as zero clusters, and changes nothing before a failure.
         (Tool::Img, "rebase") => !begins(&["-u", "--backing-u"]),
         // Copy-on-read stores nothing where no image of the chain has data. A disk that was shrunk may have grown again.
-        (Tool::Io, _) => begins(&["-C", "--cop"]) || has("open -") || count(case, "truncate") > 1,
+        // Discarded clusters are reused later.
+        (Tool::Io, _) => {
+            begins(&["-C", "--cop"])
+                || has("open -")
+                || has("discard")
+                || count(case, "truncate") > 1
+        }
         _ => false,
     }
 }

@@ -283,7 +283,6 @@ fn check(context: &Context, read: &mut Arguments) -> Step {
     if read.target_is_zero && read.create {
         return clash("--target-is-zero requires use of -n flag");
     }
-    read.source_cache = context.cache("source cache", read.given.source_cache.as_deref())?;
     let asks_for_help =
         read.options.as_deref().is_some_and(super::super::create_options::asks_for_help);
     match read.sources.pop() {
@@ -291,6 +290,7 @@ fn check(context: &Context, read: &mut Arguments) -> Step {
         _ if asks_for_help => {}
         _ => return clash("Must specify image file name"),
     }
+    read.source_cache = context.cache("source cache", read.given.source_cache.as_deref())?;
     if read.given.bitmaps {
         read.bitmaps = Some(read.given.skip_broken);
     }

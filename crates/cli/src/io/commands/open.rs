@@ -58,7 +58,7 @@ pub(in crate::io) async fn open(session: &Session, call: Call<'_>) -> Outcome {
     let operands = call.parse(session, OPEN, &mut opening);
     match operands.as_deref() {
         Some([filename]) => done_if(session.open(Some(filename), &opening).await),
-        Some([]) if !opening.options.is_empty() => done_if(session.open(None, &opening).await),
+        Some([]) => done_if(session.open(None, &opening).await),
         Some(_) => call.misused(),
         None => Outcome::Failed,
     }

@@ -80,7 +80,11 @@ impl Qcow2 {
         bitmap: &Arc<DirtyBitmap>,
     ) -> Result<Option<Stored>> {
         let map = bitmap.everything()?;
-        if map.size() != self.size() || check_fits(map.size(), map.granularity()).is_err() {
+        // QEMU refuses an image with a bitmap of an empty disk.
+        let fits = map.size() == self.size()
+            && map.size() > 0
+            && check_fits(map.size(), map.granularity()).is_ok();
+        if !fits {
             tracing::error!("qcow2: bitmap '{}' does not fit the disk and is lost", bitmap.name());
             return Ok(None);
         }
@@ -104,8 +108,7 @@ impl Qcow2 {
     ) -> Result<(Vec<u64>, RoaringTreemap)> {
         let size = self.geometry.cluster_size();
         let needed = self.geometry.clusters_for(bitmap_bytes(map.size(), map.granularity()));
-        // QEMU expects a table even if the disk size is 0.
-        let mut table = vec![0; usize::try_from(needed.max(1)).unwrap_or(0)];
+        let mut table = vec![0; usize::try_from(needed).unwrap_or(0)];
         let mut clusters = RoaringTreemap::new();
         let chunk = map.chunk_for(size);
         let at_once = usize::try_from((AT_ONCE / size).max(1)).unwrap_or(1);
