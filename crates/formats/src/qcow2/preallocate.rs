@@ -40,8 +40,8 @@ impl Qcow2 {
             let untouched = run.untouched || self.geometry.data_file && file.node().limits().grows;
             let host = start << bits;
             let end = start.saturating_add(count) << bits;
-            // The file ends with its last subcluster.
-            let unit = self.geometry.subcluster_size();
+            // A data file ends at the new end of the disk. An image file ends with its last subcluster.
+            let unit = if self.geometry.data_file { 1 } else { self.geometry.subcluster_size() };
             let disk_end = host.saturating_add((to - at).div_ceil(unit).saturating_mul(unit));
             let end = end.min(disk_end);
             let len = end.saturating_sub(host);
