@@ -96,10 +96,20 @@ impl NbdServer {
     /// # Errors
     /// If the listening socket failed while the server ran.
     pub fn stop(mut self) -> Request<()> {
-        let (server, running) = (self.server.clone(), self.running.take());
+        let running = self.running.take();
+        self.begin_stop(running)
+    }
+
+    /// Begins the stop, which goes on to its end even if nobody awaits it. The socket file is removed first.
+    fn begin_stop(&self, running: Option<Running>) -> Request<()> {
+        let server = self.server.clone();
+        let running = running.map(|Running { disks, socket, accepting }| {
+            drop(socket);
+            (disks, accepting)
+        });
         Request::begin(&self.threads, move || async move {
             server.stop().await;
-            let Some(Running { disks, socket, accepting }) = running else { return Ok(()) };
+            let Some((disks, accepting)) = running else { return Ok(()) };
             let accepting = accepting.into_inner().unwrap_or_else(PoisonError::into_inner);
             // Release the disks only now: connections have used them until here.
             for disk in disks {
@@ -109,7 +119,6 @@ impl NbdServer {
                 Some(accepting) => accepting.await.unwrap_or(Ok(())),
                 None => Ok(()),
             };
-            drop(socket);
             listened.map_err(Error::from)
         })
     }
@@ -117,9 +126,9 @@ impl NbdServer {
 
 impl Drop for NbdServer {
     fn drop(&mut self) {
-        if self.running.is_some() {
-            // The stop has begun when this returns. Nobody waits for it to end.
-            drop(self.server.stop());
+        if let Some(running) = self.running.take() {
+            // Nobody waits for the stop to end. The disks stay open until all connections have ended.
+            drop(self.begin_stop(Some(running)));
         }
     }
 }

@@ -118,6 +118,26 @@ fn a_server_keeps_all_its_disks_open() {
 }
 
 #[test]
+fn a_server_that_is_dropped_closes_its_disks_after_its_connections() {
+    let folder = in_memory();
+    let path = image(folder.path());
+    let disk = Disk::open(&path).wait().unwrap();
+    let socket = folder.path().join("socket");
+    let server = NbdServer::start(&[("", &disk)], &Address::Unix(socket.clone())).unwrap();
+    let backend = disk.backend().clone();
+    drop(disk);
+    let client = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    while server.connections() == 0 {
+        std::thread::yield_now();
+    }
+    drop(server);
+    drop(client);
+    while backend.node().is_ok() {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn a_request_outside_the_disk_is_refused() {
     let folder = in_memory();
     let disk = Disk::open(image(folder.path())).wait().unwrap();
