@@ -1,17 +1,28 @@
 //! The progress bar on the terminal.
 //!
-//! Messages hide the bar while they are printed. Otherwise they would be printed into its line.
+//! The bar leaves the last columns of its line free, so that the `^C` that the terminal echoes there does not begin another
+//! line. Messages hide the bar while they are printed. Otherwise they would be printed into its line.
 
+use std::io::{self, Write as _};
 use std::sync::{Mutex, PoisonError};
 
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressDrawTarget, TermLike};
+
+/// Columns that the bar leaves free.
+const MARGIN: u16 = 2;
+
+/// Redraws per second.
+const REFRESH_RATE: u8 = 20;
 
 /// The bar that is on the terminal now.
 static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
-/// Messages hide this bar from now on.
-pub(crate) fn show(bar: ProgressBar) {
-    *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar);
+/// Creates the bar. Messages hide it from now on.
+pub(crate) fn show() -> ProgressBar {
+    let target = ProgressDrawTarget::term_like_with_hz(Box::new(Terminal), REFRESH_RATE);
+    let bar = ProgressBar::with_draw_target(None, target);
+    *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.clone());
+    bar
 }
 
 /// The bar will not be drawn again.
@@ -25,5 +36,60 @@ pub(crate) fn hide_while<T>(print: impl FnOnce() -> T) -> T {
     match shown {
         Some(bar) => bar.suspend(print),
         None => print(),
+    }
+}
+
+/// The number of columns of the terminal.
+pub(crate) fn columns() -> u16 {
+    rustix::termios::tcgetwinsize(io::stdout()).map_or(80, |size| size.ws_col)
+}
+
+/// The terminal on standard output, without the columns that the bar leaves free.
+#[derive(Debug)]
+struct Terminal;
+
+impl Terminal {
+    /// Moves the cursor with an ANSI sequence. `direction` is its last letter.
+    fn move_cursor(&self, n: usize, direction: char) -> io::Result<()> {
+        // A count of 0 would mean 1.
+        if n == 0 { Ok(()) } else { self.write_str(&format!("\x1b[{n}{direction}")) }
+    }
+}
+
+impl TermLike for Terminal {
+    fn width(&self) -> u16 {
+        columns().saturating_sub(MARGIN)
+    }
+
+    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+        self.move_cursor(n, 'A')
+    }
+
+    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+        self.move_cursor(n, 'B')
+    }
+
+    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
+        self.move_cursor(n, 'C')
+    }
+
+    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
+        self.move_cursor(n, 'D')
+    }
+
+    fn write_line(&self, text: &str) -> io::Result<()> {
+        self.write_str(&format!("{text}\n"))
+    }
+
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        io::stdout().write_all(text.as_bytes())
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.write_str("\r\x1b[2K")
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        io::stdout().flush()
     }
 }

@@ -11,7 +11,7 @@ use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::SIGUSR1;
 
 use crate::bar;
@@ -58,10 +58,9 @@ impl Progress {
         let shown = if !wanted {
             Shown::OnRequest
         } else if std::io::stdout().is_terminal() && !is_dumb() {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
-            let width = columns();
+            let bar = bar::show();
+            let width = bar::columns();
             bar.set_style(style_for(width));
-            bar::show(bar.clone());
             Shown::Bar { bar, width: width.into() }
         } else {
             print(0.0);
@@ -92,7 +91,7 @@ impl Progress {
                 }
             }
             Shown::Bar { bar, width } => {
-                let now = columns();
+                let now = bar::columns();
                 if width.swap(now, Relaxed) != now {
                     bar.set_style(style_for(now));
                 }
@@ -120,16 +119,14 @@ impl Progress {
             return;
         }
         match &self.shown {
-            Shown::OnRequest => {}
-            Shown::Text { .. } => note(format_args!(
-                "
-"
-            )),
+            Shown::OnRequest => return,
+            Shown::Text { .. } => {}
             Shown::Bar { bar, .. } => {
                 bar.abandon();
                 bar::forget();
             }
         }
+        note(format_args!("\n"));
     }
 
     /// The processed part in percent.
@@ -149,24 +146,14 @@ fn is_dumb() -> bool {
     std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb")
 }
 
-/// Columns of the terminal.
-fn columns() -> u16 {
-    rustix::termios::tcgetwinsize(std::io::stdout()).map_or(80, |size| size.ws_col)
-}
-
-/// A bar that fits into one line. A line that wraps could not be redrawn. The last columns stay free for the `^C` that the
-/// terminal echoes.
+/// A bar that fits into one line. A line that wraps could not be redrawn.
 fn style_for(columns: u16) -> ProgressStyle {
-    let bar = |others: u16| columns.saturating_sub(others);
     let template = match columns {
-        72.. => format!(
-            "{{bar:{}}} {{percent:>3}} %  {{bytes}}/{{total_bytes}}  {{bytes_per_sec}}  {{eta}} left",
-            bar(60)
-        ),
-        36..72 => format!("{{bar:{}}} {{percent:>3}} %  {{bytes_per_sec}}  {{eta}}", bar(30)),
-        _ => "{percent:>3} %".to_owned(),
+        72.. => "{wide_bar} {percent:>3} %  {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left",
+        36..72 => "{wide_bar} {percent:>3} %  {bytes_per_sec}  {eta}",
+        _ => "{percent:>3} %",
     };
-    ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar())
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 fn print(percent: f64) {
