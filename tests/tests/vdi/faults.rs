@@ -65,6 +65,17 @@ async fn assert_sound(disk: &Disk) {
     image.close().await.expect("it closes");
 }
 
+/// Closes the image. It must then be sound, and its first blocks must have these bytes.
+async fn close_and_assert_blocks(disk: &Disk, image: Backend, bytes: &[u8]) {
+    image.close().await.expect("it closes");
+    assert_sound(disk).await;
+    let image = open(disk, OpenFlags::default()).await;
+    for (index, byte) in bytes.iter().enumerate() {
+        assert_block(&image, index, *byte).await;
+    }
+    image.close().await.expect("it closes");
+}
+
 #[test]
 fn a_repair_that_fails_leaves_no_entry_behind_the_count_of_blocks() {
     // Two entries name the same block.
@@ -78,12 +89,7 @@ fn a_repair_that_fails_leaves_no_entry_behind_the_count_of_blocks() {
         assert_eq!(failed.raw_errno(), Errno::IO);
         drop(node);
         // Closing writes the entries that have changed in memory.
-        image.close().await.expect("it closes");
-        assert_sound(&disk).await;
-        let image = open(&disk, OpenFlags::default()).await;
-        assert_block(&image, 0, 1).await;
-        assert_block(&image, 1, 1).await;
-        image.close().await.expect("it closes");
+        close_and_assert_blocks(&disk, image, &[1, 1]).await;
     });
 }
 
@@ -102,13 +108,7 @@ fn an_image_allocates_blocks_after_a_reopen_that_was_aborted() {
         write_block(&image, 1, 7).await;
         write_block(&image, 2, 8).await;
         drop(node);
-        image.close().await.expect("it closes");
-        assert_sound(&disk).await;
-        let image = open(&disk, OpenFlags::default()).await;
-        for (index, byte) in [(0, 2), (1, 7), (2, 8)] {
-            assert_block(&image, index, byte).await;
-        }
-        image.close().await.expect("it closes");
+        close_and_assert_blocks(&disk, image, &[2, 7, 8]).await;
     });
 }
 
@@ -126,13 +126,7 @@ fn an_image_whose_last_block_could_not_be_moved_becomes_writable_again() {
         image.reopen(writable).await.expect("nothing has changed");
         write_block(&image, 1, 7).await;
         write_block(&image, 2, 8).await;
-        image.close().await.expect("it closes");
-        assert_sound(&disk).await;
-        let image = open(&disk, OpenFlags::default()).await;
-        for (index, byte) in [(0, 2), (1, 7), (2, 8)] {
-            assert_block(&image, index, byte).await;
-        }
-        image.close().await.expect("it closes");
+        close_and_assert_blocks(&disk, image, &[2, 7, 8]).await;
     });
 }
 

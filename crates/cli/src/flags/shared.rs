@@ -1,7 +1,7 @@
 //! Options that several commands have, and texts about them.
 
 use super::refusal::Refusal;
-use super::spec::{Alias, Value, both, long};
+use super::spec::{Alias, Names, Value, both, long};
 use super::{Flag, Stored};
 use crate::text::number::{self, MAX_OFFSET};
 use crate::{gate, objects};
@@ -68,14 +68,17 @@ pub(crate) const fn cache<A>(letter: char, field: fn(&mut A) -> &mut Option<Stri
 
 /// `--output`: prints text or JSON.
 pub(crate) const fn output<A>(store: fn(&mut A, String) -> Stored) -> Flag<A> {
-    let value = Value::choice("human|json", &["human", "json"]);
-    Flag::value(long("output"), value.default("human"), "print text or JSON", store)
+    output_as(long("output"), store)
 }
 
 /// `--output` of a command to which QEMU's tools give no such option.
 pub(crate) const fn output_in_full<A>(store: fn(&mut A, String) -> Stored) -> Flag<A> {
+    output_as(long("output").in_full(), store)
+}
+
+const fn output_as<A>(names: Names, store: fn(&mut A, String) -> Stored) -> Flag<A> {
     let value = Value::choice("human|json", &["human", "json"]);
-    Flag::value(long("output").in_full(), value.default("human"), "print text or JSON", store)
+    Flag::value(names, value.default("human"), "print text or JSON", store)
 }
 
 /// Stores the value of `--output`: whether it is JSON.

@@ -15,7 +15,12 @@ use super::plan::Plan;
 /// Virtual sizes are multiples of this many bytes.
 const SECTOR: u64 = 512;
 
-const fn option(name: &'static str, kind: OptionType, help: &'static str) -> CreateOption {
+/// An option without a default.
+pub(super) const fn option(
+    name: &'static str,
+    kind: OptionType,
+    help: &'static str,
+) -> CreateOption {
     CreateOption { name, kind, help, default: None }
 }
 

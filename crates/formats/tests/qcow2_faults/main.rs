@@ -144,13 +144,7 @@ fn a_write_back_that_fails_is_completed_by_the_next_one() {
         let disk = Disk::new(nth, 0);
         let failed = sim::run(nth, async {
             let image = changed(&disk).await;
-            let rule = FailRule {
-                op: FaultOp::Write,
-                nth: Some(nth),
-                range: None,
-                errno: Errno::IO,
-                once: true,
-            };
+            let rule = fails(FaultOp::Write, nth, None);
             disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
             let failed = image.flush().await.is_err();
             disk.set_faults(Faults::default());
@@ -193,13 +187,7 @@ fn an_image_whose_write_back_fails_does_not_become_read_only() {
         let disk = Disk::new(nth, 0);
         let refused = sim::run(nth, async {
             let image = changed(&disk).await;
-            let rule = FailRule {
-                op: FaultOp::Write,
-                nth: Some(nth),
-                range: None,
-                errno: Errno::IO,
-                once: true,
-            };
+            let rule = fails(FaultOp::Write, nth, None);
             disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
             let refused = image.reopen(options("read-only=on")).await.is_err();
             disk.set_faults(Faults::default());

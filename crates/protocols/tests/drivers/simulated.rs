@@ -25,6 +25,14 @@ fn fail(op: FaultOp, errno: i32, once: bool) -> FailRule {
     FailRule { op, nth: None, range: None, errno, once }
 }
 
+/// The next sync fails, and later ones succeed: the host reports the loss of data only once.
+fn fail_next_sync(disk: &sim::Disk) {
+    disk.set_faults(Faults {
+        fail: vec![fail(FaultOp::Sync, Errno::IO, true)],
+        ..Faults::default()
+    });
+}
+
 #[test]
 fn short_transfers_in_any_order_move_every_byte() {
     for seed in 0..50 {
@@ -69,10 +77,7 @@ fn no_flush_succeeds_after_a_failed_flush() {
     sim::run(1, async {
         let backend = backend(&disk, 1);
         write(&backend, 0, b"lost").await;
-        disk.set_faults(Faults {
-            fail: vec![fail(FaultOp::Sync, Errno::IO, true)],
-            ..Faults::default()
-        });
+        fail_next_sync(&disk);
         assert_eq!(error(backend.flush().await), "Input/output error");
         write(&backend, 0, b"more").await;
         assert_eq!(error(backend.flush().await), "Input/output error");
@@ -88,11 +93,7 @@ fn two_flushes_that_overlap_fail_together() {
     sim::run(1, async {
         let backend = backend(&disk, 1);
         write(&backend, 0, b"lost").await;
-        // The host reports the loss of data only once.
-        disk.set_faults(Faults {
-            fail: vec![fail(FaultOp::Sync, Errno::IO, true)],
-            ..Faults::default()
-        });
+        fail_next_sync(&disk);
         let node = backend.node().unwrap();
         let flush = || node.driver().flush().unwrap();
         let (one, other) = futures_util::future::join(flush(), flush()).await;
@@ -106,10 +107,7 @@ fn no_flush_succeeds_after_a_failed_write_with_fua() {
     sim::run(1, async {
         let backend = backend(&disk, 1);
         write(&backend, 0, b"lost").await;
-        disk.set_faults(Faults {
-            fail: vec![fail(FaultOp::Sync, Errno::IO, true)],
-            ..Faults::default()
-        });
+        fail_next_sync(&disk);
         let node = backend.node().unwrap();
         let written = node.driver().write(4096, vec![1; 512].into(), WriteFlags::FUA).await;
         assert_eq!(error(written), "Input/output error");

@@ -29,13 +29,9 @@ use oxblk_core::create::{CreateOption, OptionType};
 use oxblk_core::{BoxFuture, ChildIdx, Error, Options, Preallocation, Result};
 
 use super::Qcow2;
-use super::create_options::refcount_order;
+use super::create_options::{option, refcount_order};
 use super::layout::{Autoclear, Compatible, CryptMethod, Header, Incompatible};
 use super::run_options::Modes;
-
-const fn option(name: &'static str, kind: OptionType, help: &'static str) -> CreateOption {
-    CreateOption { name, kind, help, default: None }
-}
 
 /// The options that can be amended.
 pub(super) static AMEND_OPTIONS: &[CreateOption] = &[
