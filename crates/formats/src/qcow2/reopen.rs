@@ -174,6 +174,9 @@ impl Qcow2 {
         }
         self.read_l1(&file).await?;
         self.adopt_header(header);
+        // The repair has completed what was left unfinished, and has cleared the dirty bit on disk.
+        self.dirty_bit.was_cleared();
+        self.unfinished.store(false, Release);
         Ok(())
     }
 
