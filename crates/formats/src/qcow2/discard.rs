@@ -343,7 +343,9 @@ impl Qcow2 {
             if next >= to {
                 break;
             }
-            let Some(entry) = changing.words().get(word).map(|word| word.load(Acquire)) else { break };
+            let Some(entry) = changing.words().get(word).map(|word| word.load(Acquire)) else {
+                break;
+            };
             let entry = L2Entry(entry);
             let Ok(kind) = entry.kind(self.geometry, self.version) else {
                 bad = Some(entry.0);

@@ -103,17 +103,11 @@ impl Refcounts {
 
     /// Replaces the refcount table in memory by the one that the header names. No refcount slice is dirty.
     pub(super) async fn reload(&self, header: &Header) -> Result<()> {
-        // A repair may have moved the table and the blocks. Their old clusters are free then.
-        let (size, old_entries) = (self.geometry.cluster_size(), self.table_entries.load(Acquire));
-        for index in 0..old_entries {
+        for index in 0..self.table_entries.load(Acquire) {
             if let Some(entry) = self.table.get(index) {
-                let block = RefcountTableEntry(entry.swap(0, AcqRel)).raw_offset();
-                self.allocator.forget_metadata(block, size);
+                entry.store(0, Release);
             }
         }
-        let old_table = self.table_offset.load(Acquire);
-        self.allocator.forget_metadata(old_table, old_entries.saturating_mul(8));
-        self.allocator.note_metadata(0, size);
         self.cache.clear();
         let clusters = u64::from(header.refcount_table_clusters);
         let bytes = clusters.saturating_mul(self.geometry.cluster_size());

@@ -1,6 +1,6 @@
 use super::*;
-use oxblk_ring::{IoBufMut, block_on, spawn};
 use futures_util::FutureExt as _;
+use oxblk_ring::{IoBufMut, block_on, spawn};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
