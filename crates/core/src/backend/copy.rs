@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use oxblk_ring::UntilSettled;
 
-use super::{Backend, Request};
+use super::Backend;
+use super::in_flight::Request;
 use crate::Result;
 use crate::control::run_to_completion;
 
