@@ -219,7 +219,7 @@ impl Backend {
             above.push(std::mem::replace(&mut lowest, below));
         }
         let resize = move |_| async move { root.resize(size, preallocation).await };
-        self.0.graph.run_exclusive_below(above, &lowest, resize).await
+        self.0.graph.run_exclusive_below(above, &lowest, self.while_open(resize)).await
     }
 
     /// Flushes, detaches from the root node, and closes the nodes that have no other user. Once begun, the close runs

@@ -145,10 +145,24 @@ pub(super) struct Place {
     backend: Backend,
     epoch: EpochPlace,
     shard: Shard,
+    /// The root edge of a request that has not reported its end. The host may have written after the last flush.
+    unfinished: Option<Arc<RootEdge>>,
+}
+
+impl Place {
+    /// Ends a request that has recorded its changes itself.
+    pub(super) fn done(mut self) {
+        self.unfinished = None;
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        if let Some(root) = self.unfinished.take()
+            && !root.edge.node().is_read_only()
+        {
+            root.edge.node().mark_unflushed();
+        }
         self.backend.0.graph.epochs().leave(self.epoch);
         drop(InFlight { shard: self.shard, backend: &self.backend.0 });
     }
@@ -159,7 +173,8 @@ impl Request<'_> {
     pub(super) fn leave_behind(&mut self) -> Option<Place> {
         let (epoch, count) = self.guards.take()?;
         let (epoch, shard) = (epoch.detach(), count.detach());
-        Some(Place { backend: self.backend.clone(), epoch, shard })
+        let unfinished = Some(Arc::clone(&self.root));
+        Some(Place { backend: self.backend.clone(), epoch, shard, unfinished })
     }
 
     /// Runs the work of the request. Once begun, the work runs to its end even if the caller's future is dropped.
@@ -172,22 +187,25 @@ impl Request<'_> {
             let outcome = work.await;
             if outcome.is_ok() {
                 // After success, the request has no operation in flight.
-                drop(place.release());
+                place.release().flatten().map(Place::done);
             }
             outcome
         })
         .await
     }
 
-    /// Ends a request that has succeeded: it has no operation in flight.
+    /// Ends a request that has no operation in flight: it has succeeded, or has started none. Then it need not wait for other
+    /// operations of its thread.
     pub(super) fn done(mut self) {
         self.guards = None;
     }
 
-    pub(super) fn check(&self, offset: u64, len: u64) -> Result<()> {
+    /// Returns the request if the range lies inside the disk. Otherwise the request ends.
+    pub(super) fn check(self, offset: u64, len: u64) -> Result<Self> {
         match offset.checked_add(len) {
-            Some(end) if end <= self.root.edge.size() => Ok(()),
+            Some(end) if end <= self.root.edge.size() => Ok(self),
             _ => {
+                self.done();
                 Err(Error::new(ErrorKind::OutOfRange, "Request lies outside the device").at(offset))
             }
         }

@@ -19,9 +19,8 @@ impl Backend {
     /// # Errors
     /// [`ErrorKind::OutOfRange`] past the end; otherwise the errors of the driver and the host.
     pub async fn read(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
-        let request = self.begin().await?;
         let len = request::as_u64(buf.len());
-        request.check(offset, len)?;
+        let request = self.begin().await?.check(offset, len)?;
         let buf = if self.0.graph.copies_on_read() {
             let root = Arc::clone(&request.root);
             let work = async move { request::read_padded(root.edge.node(), offset, buf).await };
@@ -42,9 +41,8 @@ impl Backend {
     /// # Errors
     /// [`ErrorKind::OutOfRange`] past the end; otherwise the errors of the driver and the host.
     pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
-        let request = self.begin().await?;
         let len = request::as_u64(data.len());
-        request.check(offset, len)?;
+        let request = self.begin().await?.check(offset, len)?;
         let flags =
             if self.0.write_through.load(Relaxed) { flags | WriteFlags::FUA } else { flags };
         self.write_root(request, offset, data, flags).await?;
@@ -57,9 +55,8 @@ impl Backend {
     /// # Errors
     /// The errors of [`Self::write`].
     pub async fn write_compressed(&self, offset: u64, cluster: CompressedCluster) -> Result<()> {
-        let request = self.begin().await?;
         let len = request::as_u64(cluster.plain.len());
-        request.check(offset, len)?;
+        let request = self.begin().await?.check(offset, len)?;
         let through = self.0.write_through.load(Relaxed);
         let flags = if through { WriteFlags::FUA } else { WriteFlags::empty() };
         let root = Arc::clone(&request.root);
@@ -77,7 +74,10 @@ impl Backend {
         flags: WriteFlags,
     ) -> Result<()> {
         let root = Arc::clone(&request.root);
-        root.edge.may_write()?;
+        if let Err(error) = root.edge.may_write() {
+            request.done();
+            return Err(error);
+        }
         if !flags.is_empty() || data.is_empty() {
             let work = async move { root.edge.write(offset, data, flags).await };
             return request.run_to_completion(work).await;
@@ -107,8 +107,7 @@ impl Backend {
     /// # Errors
     /// The errors of [`Self::write`].
     pub async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
-        let request = self.begin().await?;
-        request.check(offset, len)?;
+        let request = self.begin().await?.check(offset, len)?;
         let flags = if self.0.write_through.load(Relaxed) { flags | ZeroFlags::FUA } else { flags };
         let root = Arc::clone(&request.root);
         let work = async move { root.edge.write_zeroes(offset, len, flags).await };
@@ -122,8 +121,7 @@ impl Backend {
     /// # Errors
     /// The errors of [`Self::write`].
     pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        let request = self.begin().await?;
-        request.check(offset, len)?;
+        let request = self.begin().await?.check(offset, len)?;
         let root = Arc::clone(&request.root);
         request.run_to_completion(async move { root.edge.discard(offset, len).await }).await?;
         self.count_write(len);
@@ -161,8 +159,7 @@ impl Backend {
         len: u64,
         want: Want,
     ) -> Result<ChainStatus> {
-        let request = self.begin().await?;
-        request.check(offset, 0)?;
+        let request = self.begin().await?.check(offset, 0)?;
         let node = request.root.edge.node();
         let status = request::status_above(node, base, offset, len, want).await?;
         request.done();
