@@ -29,6 +29,7 @@ use super::read_ahead::read_ahead;
 use super::refcounts::{Refcounts, TablePlace};
 use super::run_options::{Modes, RunOptions};
 use super::snapshots::TablePlace as SnapshotTable;
+use super::stopped::ReplacedBy;
 
 /// Size of the first read of the header and its extensions. It usually covers all of them.
 const HEAD: u64 = 64 << 10;
@@ -280,6 +281,7 @@ async fn build(
         epochs: context.epochs,
         size: AtomicU64::new(header.size),
         corrupt,
+        replaced: ReplacedBy::default(),
         signalled: AtomicBool::new(false),
         preallocated: AtomicU8::new(0),
         l1: Radix::default(),

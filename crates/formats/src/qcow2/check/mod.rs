@@ -43,12 +43,11 @@ use oxblk_core::{ChildIdx, Edge, Errno, Error, Result};
 use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
-use std::sync::atomic::Ordering::Release;
-
 use super::Qcow2;
 use super::layout::{Autoclear, Geometry, Header, field_offsets, refcount_max};
 use super::open::read_header;
 use super::refscan::References;
+use super::stopped::Replaced;
 use snapshot_table::RepairedTable;
 
 /// Checks the image in `file`, and repairs what `fix` allows. Each finding is reported to `say` immediately.
@@ -91,7 +90,7 @@ impl Qcow2 {
             return check(&file, &header, fix, say).await;
         }
         // The metadata in memory is outdated after a repair. So the image accepts no more writes until it is reopened.
-        self.corrupt.store(true, Release);
+        self.stop_for(Replaced::Repair);
         let report = check(&file, &header, fix, say).await?;
         self.clear_unknown_autoclear(&file).await?;
         Ok(report)
