@@ -256,6 +256,15 @@ fn other_commands_answer_as_those_of_qemu_io() {
 }
 
 #[test]
+fn a_map_counts_whole_sectors_at_the_end_of_a_file() {
+    let both = Differential::new();
+    both.file("odd", &[7; 66_001]);
+    for name in ["driver=file,filename=odd", "driver=raw,file.filename=odd"] {
+        both.same(Io, &["--image-opts", "-c", "map", name]);
+    }
+}
+
+#[test]
 fn command_lines_open_and_refuse_the_same_as_qemu_io() {
     lines(&[
         "-f FORMAT -r -c 'write 0 512' disk",
