@@ -21,6 +21,9 @@ use crate::blocks::{Content, Extent, Run, extent, length};
 
 /// Most freed clusters that may wait for a write-back of their entries, if no flush comes.
 const MANY_FREED: usize = 64;
+/// In a file that cannot grow, freed clusters do not wait if no more than this number of clusters can be allocated. It is larger
+/// than [`MANY_FREED`]: a freed cluster can be allocated only after the requests that are in flight now.
+const FEW_AVAILABLE: u64 = 128;
 
 impl Parallels {
     /// Reads `buf.len()` bytes of the disk at `offset`.
@@ -65,11 +68,23 @@ impl Parallels {
         self.relieve().await
     }
 
-    /// Writes back early if many freed clusters wait for it. Otherwise the file would grow for as long as no flush
-    /// comes.
+    /// Writes back early if many freed clusters wait for it, or if they are needed soon. Otherwise the file would grow for as
+    /// long as no flush comes, or a file that cannot grow would be full.
     async fn relieve(&self) -> Result<()> {
-        let many = self.freed.len() > MANY_FREED;
-        if many { self.write_back().await } else { Ok(()) }
+        let freed = self.freed.len();
+        let needed = freed > MANY_FREED || freed > 0 && self.is_nearly_full()?;
+        if needed { self.write_back().await } else { Ok(()) }
+    }
+
+    /// Whether the file cannot grow and contains few clusters that can be allocated.
+    fn is_nearly_full(&self) -> Result<bool> {
+        let file = self.file()?;
+        if file.node().limits().grows {
+            return Ok(false);
+        }
+        let capacity = file.size().saturating_sub(self.header.data_offset) / self.header.cluster;
+        let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
+        Ok(self.allocator.available(capacity) <= FEW_AVAILABLE)
     }
 
     /// The part of a range that consists of whole clusters. The last cluster of the disk may end with the disk.
@@ -133,6 +148,7 @@ impl Parallels {
         let clusters =
             u64::from(self.cluster_of(offset))..u64::from(self.cluster_of(last)).saturating_add(1);
         let _lock = self.guest.lock(clusters).await;
+        self.relieve().await?;
         self.change_locked(offset, content).await
     }
 
