@@ -11,8 +11,8 @@ use super::layout::{Autoclear, L1Entry};
 
 impl Qcow2 {
     async fn change_backing(&self, filename: Option<&str>, format: Option<&str>) -> Result<()> {
-        self.check_writable()?;
-        let raw_data = self.header().autoclear.contains(Autoclear::RAW_DATA_FILE);
+        self.facts.check_writable()?;
+        let raw_data = self.facts.header().autoclear.contains(Autoclear::RAW_DATA_FILE);
         if raw_data && filename.is_some() {
             // A raw data file must hold the complete contents of the disk, so a backing file is refused.
             return Err(Error::from_errno(Errno::INVAL));
@@ -31,7 +31,7 @@ impl Qcow2 {
     /// Empties the image. The decisive step is the write that makes the header name an L1 table without entries. Before and
     /// after this write, refcounts are too high at worst.
     async fn give_up_contents(&self) -> Result<()> {
-        self.check_writable()?;
+        self.facts.check_writable()?;
         self.write_back(true).await?;
         let l1: Vec<L1Entry> = (0..self.l1_entries()).map(|index| self.l1_entry(index)).collect();
         if l1.iter().all(|entry| entry.0 == 0) {

@@ -13,7 +13,7 @@ use std::sync::atomic::{
 };
 
 use futures_util::stream::{self, StreamExt as _};
-use oxblk_core::{ChildIdx, CompressedCluster, Errno, Error, Preallocation, Result, WriteFlags};
+use oxblk_core::{CompressedCluster, Errno, Error, Preallocation, Result, WriteFlags};
 use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex};
 
@@ -64,7 +64,7 @@ impl Tail {
 impl Qcow2 {
     /// Stores whole clusters compressed. The last cluster of the disk may be shorter.
     pub(super) async fn compress_guest(&self, offset: u64, data: IoBuf) -> Result<()> {
-        self.check_writable()?;
+        self.facts.check_writable()?;
         self.check_compressed(offset, data.len())?;
         let size = self.geometry.cluster_size();
         let cluster = usize::try_from(size).unwrap_or(usize::MAX);
@@ -101,7 +101,7 @@ impl Qcow2 {
         offset: u64,
         cluster: CompressedCluster,
     ) -> Result<()> {
-        self.check_writable()?;
+        self.facts.check_writable()?;
         self.check_compressed(offset, cluster.plain.len())?;
         let end = offset.saturating_add(self.geometry.cluster_size());
         let _lock = self.guest.lock(offset..end).await;
@@ -112,7 +112,7 @@ impl Qcow2 {
         self.table_before_data(offset, 1).await?;
         let placed = self.place_compressed(len).await?;
         let host = placed.host;
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let entry = L2Entry::compressed(self.geometry, host, len).ok_or_else(|| {
             Error::from_errno(Errno::FBIG).prefix("compressed cluster out of reach")
         })?;
@@ -124,8 +124,8 @@ impl Qcow2 {
 
     /// Extends the file to a whole sector, because the last stream may end at any byte. Core has drained the node.
     pub(super) async fn end_with_a_sector(&self) -> Result<()> {
-        self.check_writable()?;
-        let file = self.children.require(ChildIdx::FILE)?;
+        self.facts.check_writable()?;
+        let file = self.facts.file()?;
         let size = file.size();
         let Some(end) = size.checked_next_multiple_of(SECTOR).filter(|end| *end > size) else {
             return Ok(());
@@ -140,7 +140,7 @@ impl Qcow2 {
         }
         let size = self.geometry.cluster_size();
         let end = offset.saturating_add(u64::try_from(len).unwrap_or(u64::MAX));
-        if !offset.is_multiple_of(size) || (!end.is_multiple_of(size) && end != self.size()) {
+        if !offset.is_multiple_of(size) || (!end.is_multiple_of(size) && end != self.facts.size()) {
             return Err(whole_clusters());
         }
         Ok(())
@@ -151,7 +151,7 @@ impl Qcow2 {
         let bits = self.geometry.cluster_bits;
         let _turn = self.compressed_tail.turn.lock().await;
         let next = self.compressed_tail.next.load(Acquire);
-        let end = self.cluster_end(next);
+        let end = self.geometry.cluster_end(next);
         if next < end
             && len <= end - next
             && let Some(shared) = self.share_tail(next).await?

@@ -16,7 +16,6 @@ use super::allocator::Reserved;
 use super::counted::Counted;
 use super::dropped::ReleaseReason;
 use super::layout::L2Kind;
-use super::run_options::Modes;
 
 /// Clusters that are reserved for new guest data.
 pub(super) struct NewData<'a> {
@@ -74,25 +73,9 @@ impl Qcow2 {
         run.untouched && self.is_plain()
     }
 
-    /// The child that holds uncompressed guest data.
-    pub(super) fn data_child(&self) -> ChildIdx {
-        if self.geometry.data_file { ChildIdx::DATA } else { ChildIdx::FILE }
-    }
-
-    /// Whether the data file must stay valid as a raw image: a reader without the tables must see the contents of the disk.
-    pub(super) fn has_raw_data(&self) -> bool {
-        self.geometry.data_file && self.modes().contains(Modes::RAW_DATA)
-    }
-
-    /// Whether a new image reads as zeroes. A new image with a raw data file reads as that file does.
-    pub(super) fn new_data_is_zero(&self) -> bool {
-        let data = self.children.get(ChildIdx::DATA);
-        !self.has_raw_data() || data.is_some_and(|data| data.node().limits().has_zero_init)
-    }
-
     /// Reads the data of the guest offset `guest` from the host offset `host` into `buf`.
     pub(super) async fn read_data(&self, guest: u64, host: u64, buf: IoBufMut) -> Result<IoBufMut> {
-        let child = self.children.require(self.data_child())?;
+        let child = self.facts.children().require(self.facts.data_child())?;
         match &self.encryption {
             None => child.read(host, buf).await,
             Some(encryption) => encryption.read(&child, guest, host, buf).await,
@@ -101,7 +84,7 @@ impl Qcow2 {
 
     /// Writes `data`, which belongs to the guest offset `guest`, to `host`.
     pub(super) async fn write_data(&self, guest: u64, host: u64, data: IoBuf) -> Result<()> {
-        let child = self.children.require(self.data_child())?;
+        let child = self.facts.children().require(self.facts.data_child())?;
         match &self.encryption {
             None => child.write(host, data, WriteFlags::empty()).await,
             Some(encryption) => encryption.write(&child, guest, host, data).await,
@@ -139,39 +122,26 @@ impl Qcow2 {
             }
     }
 
-    /// The end of a write that ends at `end`. With a data file, nothing is written behind the end of the disk.
-    pub(super) fn end_of_data(&self, end: u64) -> u64 {
-        if self.geometry.data_file { end.min(self.size()) } else { end }
-    }
-
-    /// Flushes the data file, if there is one.
-    pub(super) async fn flush_data(&self) -> Result<()> {
-        match self.children.get(ChildIdx::DATA) {
-            Some(data) => data.flush().await,
-            None => Ok(()),
-        }
-    }
-
     /// Zeroes a range of a raw data file before the tables say that it reads as zeroes. Does nothing without a raw data file.
     /// The caller holds the range lock.
     pub(super) async fn zero_raw_data(&self, from: u64, to: u64, unmap: bool) -> Result<()> {
-        let to = self.end_of_data(to);
-        if !self.has_raw_data() || from >= to {
+        let to = self.facts.end_of_data(to);
+        if !self.facts.has_raw_data() || from >= to {
             return Ok(());
         }
         let mut flags = ZeroFlags::empty();
         flags.set(ZeroFlags::MAY_UNMAP, unmap);
-        self.children.require(ChildIdx::DATA)?.write_zeroes(from, to - from, flags).await
+        self.facts.children().require(ChildIdx::DATA)?.write_zeroes(from, to - from, flags).await
     }
 
     /// Discards whole clusters of a data file that is not raw, after the tables have stopped referring to them. The caller
     /// holds the range lock.
     pub(super) async fn give_up_data(&self, from: u64, to: u64) {
-        let to = self.end_of_data(to);
-        if self.has_raw_data() || from >= to {
+        let to = self.facts.end_of_data(to);
+        if self.facts.has_raw_data() || from >= to {
             return;
         }
-        if let Some(data) = self.children.get(ChildIdx::DATA) {
+        if let Some(data) = self.facts.children().get(ChildIdx::DATA) {
             let to = to.min(data.size());
             if from < to {
                 // The discard only saves space, so its errors are ignored.

@@ -11,11 +11,11 @@ use std::sync::atomic::{
     Ordering::{Acquire, Release},
 };
 
-use oxblk_core::{ChildIdx, Result};
+use oxblk_core::Result;
 
 use super::Qcow2;
+use super::facts::run_options::Modes;
 use super::layout::Incompatible;
-use super::run_options::Modes;
 
 const CLEAR: u8 = 0;
 const UNKNOWN: u8 = 1;
@@ -52,7 +52,7 @@ impl Qcow2 {
     /// Writes all refcounts durably, then clears the dirty bit. The dirty bit stays set if a change of snapshots did not
     /// complete.
     pub(super) async fn write_postponed(&self) -> Result<()> {
-        if self.dirty_bit.is_clear() && !self.modes().contains(Modes::LAZY) {
+        if self.dirty_bit.is_clear() && !self.facts.modes().contains(Modes::LAZY) {
             return Ok(());
         }
         self.write_refcounts_durably().await?;
@@ -64,7 +64,7 @@ impl Qcow2 {
 
     /// Sets or clears the dirty bit, durably. Version 2 has no such bit.
     pub(super) async fn set_dirty(&self, dirty: bool) -> Result<()> {
-        if self.version < 3 {
+        if self.facts.version() < 3 {
             return Ok(());
         }
         if !dirty {
@@ -76,13 +76,19 @@ impl Qcow2 {
 
     async fn write_refcounts_durably(&self) -> Result<()> {
         self.write_back_refcounts().await?;
-        self.children.require(ChildIdx::FILE)?.flush().await
+        self.facts.file()?.flush().await
     }
 
     async fn write_dirty_bit(&self, dirty: bool) -> Result<()> {
         self.dirty_bit.forget();
-        self.set_incompatible(Incompatible::DIRTY, dirty).await?;
+        self.facts.set_incompatible(Incompatible::DIRTY, dirty).await?;
         self.dirty_bit.learn(dirty);
         Ok(())
+    }
+
+    /// Turns lazy refcounts off and writes all refcounts.
+    pub(super) async fn stop_postponing(&self) -> Result<()> {
+        self.facts.remove_modes(Modes::LAZY);
+        self.write_postponed().await
     }
 }

@@ -10,7 +10,6 @@ use super::Qcow2;
 use super::dropped::ReleaseReason;
 use super::layout::{L2Entry, L2Kind};
 use super::lookup::Extent;
-use super::run_options::Modes;
 
 /// Largest number of guest clusters that one step changes.
 const AT_ONCE: u64 = 1 << 16;
@@ -24,15 +23,18 @@ impl Qcow2 {
     /// [`ErrorKind::Unsupported`] where the caller must write zeroes as data. This is so in a part of a cluster whose other
     /// parts do not read as zeroes. It is also so in version 2 with a backing file (present, or expected later).
     pub(super) async fn zero_guest(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
-        self.check_writable()?;
-        if self.version < 3 && flags.contains(ZeroFlags::NO_FALLBACK) {
+        self.facts.check_writable()?;
+        if self.facts.version() < 3 && flags.contains(ZeroFlags::NO_FALLBACK) {
             // Version 2 has no zero clusters.
             return Err(unsupported());
         }
         let size = self.geometry.subcluster_size();
         let end = offset.saturating_add(len);
-        let _lock = self.guest.lock(self.cluster_start(offset)..self.cluster_end(end)).await;
-        let is_at_end = end == self.size();
+        let _lock = self
+            .guest
+            .lock(self.geometry.cluster_start(offset)..self.geometry.cluster_end(end))
+            .await;
+        let is_at_end = end == self.facts.size();
         let to_whole = |at: u64| at.checked_next_multiple_of(size).unwrap_or(u64::MAX);
         let last = if is_at_end { to_whole(end) } else { end };
         let (offset, last) = match offset.is_multiple_of(size) && last.is_multiple_of(size) {
@@ -44,14 +46,15 @@ impl Qcow2 {
         };
         // The last cluster of the disk counts as a whole cluster, although the disk ends inside it.
         let last = match is_at_end && self.geometry.offset_in_cluster(offset) == 0 {
-            true => self.cluster_end(last),
+            true => self.geometry.cluster_end(last),
             false => last,
         };
         let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
         self.zero_raw_data(offset, last, unmap).await?;
         self.zero_entries(offset, last, flags).await?;
         if unmap {
-            self.give_up_data(self.cluster_end(offset), self.cluster_start(last)).await;
+            self.give_up_data(self.geometry.cluster_end(offset), self.geometry.cluster_start(last))
+                .await;
         }
         Ok(())
     }
@@ -71,7 +74,7 @@ impl Qcow2 {
             return Ok(false);
         }
         Ok(self.shows_zeroes(start, from).await?
-            && self.shows_zeroes(to, end.min(self.size())).await?)
+            && self.shows_zeroes(to, end.min(self.facts.size())).await?)
     }
 
     /// Whether a range without data is known to read as zeroes, with the backing chain taken into account.
@@ -79,7 +82,7 @@ impl Qcow2 {
         let mut at = from;
         while at < to {
             let extent = self.extent(at, to - at).await?;
-            let len = match (extent, self.children.get(ChildIdx::BACKING)) {
+            let len = match (extent, self.facts.children().get(ChildIdx::BACKING)) {
                 (Extent::Zero { len, .. }, _) | (Extent::Unallocated { len, .. }, None) => len,
                 (Extent::Unallocated { len, .. }, Some(backing)) if at >= backing.size() => len,
                 (Extent::Unallocated { len, .. }, Some(backing)) => {
@@ -106,11 +109,11 @@ impl Qcow2 {
         if self.geometry.extended_l2 {
             return self.zero_subclusters(offset, last, flags).await;
         }
-        if self.version < 3 {
+        if self.facts.version() < 3 {
             return self.zero_old(offset, last, flags.contains(ZeroFlags::OWN)).await;
         }
         let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
-        if unmap && self.keeps_discarded() {
+        if unmap && self.facts.keeps_discarded() {
             return self.discard_in_place(offset, last, true).await;
         }
         self.change_entries(offset, last, given_up(unmap), |kind, copied, _| match kind {
@@ -125,7 +128,7 @@ impl Qcow2 {
     /// Zeroes a range of a version 2 image, which has no zero clusters. Unallocated clusters read as zeroes there as long as
     /// the image has no backing file.
     async fn zero_old(&self, offset: u64, end: u64, own: bool) -> Result<()> {
-        if own || self.children.has(ChildIdx::BACKING) {
+        if own || self.facts.children().has(ChildIdx::BACKING) {
             return Err(unsupported());
         }
         self.change_entries(offset, end, ReleaseReason::Discarded, |kind, _, _| match kind {
@@ -137,19 +140,23 @@ impl Qcow2 {
 
     /// Discards the whole clusters of a range. Partial clusters at its ends do not change.
     pub(super) async fn discard_guest(&self, offset: u64, len: u64) -> Result<()> {
-        self.check_writable()?;
+        self.facts.check_writable()?;
         let end = offset.saturating_add(len);
-        let first = self.cluster_end(offset);
-        let last = if end == self.size() { self.cluster_end(end) } else { self.cluster_start(end) };
+        let first = self.geometry.cluster_end(offset);
+        let last = if end == self.facts.size() {
+            self.geometry.cluster_end(end)
+        } else {
+            self.geometry.cluster_start(end)
+        };
         if first >= last {
             return Ok(());
         }
-        let has_backing = self.children.get(ChildIdx::BACKING).is_some();
-        if self.version < 3 && has_backing {
+        let has_backing = self.facts.children().get(ChildIdx::BACKING).is_some();
+        if self.facts.version() < 3 && has_backing {
             // Without zero clusters, the guest would read the backing file there.
             return Ok(());
         }
-        let new = if self.version < 3 { L2Entry::EMPTY } else { L2Entry::zero_plain() };
+        let new = if self.facts.version() < 3 { L2Entry::EMPTY } else { L2Entry::zero_plain() };
         let _lock = self.guest.lock(first..last).await;
         self.zero_raw_data(first, last, true).await?;
         if self.geometry.extended_l2 {
@@ -161,14 +168,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Whether clusters that the guest discards stay allocated. This does not concern clusters of a data file, each of which
-    /// belongs to one guest cluster anyway.
-    pub(super) fn keeps_discarded(&self) -> bool {
-        self.modes().contains(Modes::NO_UNREF) && !self.geometry.data_file
-    }
-
     async fn discard_entries(&self, first: u64, last: u64, new: L2Entry) -> Result<()> {
-        if self.keeps_discarded() {
+        if self.facts.keeps_discarded() {
             return self.discard_in_place(first, last, false).await;
         }
         self.change_entries(first, last, ReleaseReason::Discarded, |kind, _, over_backing| {
@@ -197,10 +198,10 @@ impl Qcow2 {
             }
         })
         .await?;
-        if !self.passes_discard(ReleaseReason::Discarded) {
+        if !self.facts.passes_discard(ReleaseReason::Discarded) {
             return Ok(());
         }
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let size = self.geometry.cluster_size();
         for cluster in kept.into_inner() {
             // The discard only saves space, so its errors are ignored.
@@ -236,7 +237,7 @@ impl Qcow2 {
         if self.geometry.extended_l2 {
             return self.clear_subclusters(from, to).await;
         }
-        let has_zeroes = self.version >= 3;
+        let has_zeroes = self.facts.version() >= 3;
         self.change_entries(from, to, ReleaseReason::CutOff, |kind, _, over_backing| match kind {
             L2Kind::Unallocated => None,
             L2Kind::Zero { host: None } if over_backing => None,
@@ -256,7 +257,7 @@ impl Qcow2 {
         was: ReleaseReason,
         change: impl Fn(L2Kind, bool, bool) -> Option<L2Entry>,
     ) -> Result<()> {
-        let has_backing = self.children.has(ChildIdx::BACKING);
+        let has_backing = self.facts.children().has(ChildIdx::BACKING);
         let mut at = from;
         while at < to {
             at = self
@@ -275,7 +276,7 @@ impl Qcow2 {
 
     /// Whether the new entry still refers to the host cluster of the old entry.
     pub(super) fn keeps_host(&self, old: L2Entry, new: L2Entry) -> bool {
-        let host_of = |entry: L2Entry| match entry.kind(self.geometry, self.version) {
+        let host_of = |entry: L2Entry| match entry.kind(self.geometry, self.facts.version()) {
             Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) => Some(host),
             _ => None,
         };
@@ -299,7 +300,7 @@ impl Qcow2 {
                 break;
             }
             let entry = L2Entry(word.load(std::sync::atomic::Ordering::Acquire));
-            let kind = entry.kind(self.geometry, self.version);
+            let kind = entry.kind(self.geometry, self.facts.version());
             if kind.is_err()
                 || kind.is_ok_and(|kind| {
                     change(kind, entry.copied(), has_backing).is_some_and(|new| new != entry)
@@ -343,7 +344,7 @@ impl Qcow2 {
                 break;
             }
             let entry = L2Entry(word.load(std::sync::atomic::Ordering::Acquire));
-            let Ok(kind) = entry.kind(self.geometry, self.version) else {
+            let Ok(kind) = entry.kind(self.geometry, self.facts.version()) else {
                 bad = Some(entry.0);
                 break;
             };
@@ -368,7 +369,7 @@ impl Qcow2 {
             None => Ok(next),
             Some(entry) => {
                 drop(slice);
-                Err(self.mark_corrupt(&format!("L2 entry {entry:#x} is invalid"), next).await)
+                Err(self.facts.mark_corrupt(&format!("L2 entry {entry:#x} is invalid"), next).await)
             }
         }
     }

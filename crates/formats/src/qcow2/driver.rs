@@ -23,7 +23,7 @@ const SECTOR: u32 = 512;
 
 impl Driver for Qcow2 {
     fn map(&self, op: MapOp, offset: u64, len: u64) -> Step {
-        if self.corrupt.load(std::sync::atomic::Ordering::Relaxed) {
+        if !self.facts.is_usable() {
             return Step::Slow;
         }
         let Ok(extent) = self.lookup(offset, len) else { return Step::Slow };
@@ -32,11 +32,11 @@ impl Driver for Qcow2 {
             | (Extent::Data { host, len, owned: true }, MapOp::Write)
                 if self.is_plain() =>
             {
-                Step::Forward { child: self.data_child(), offset: host, len }
+                Step::Forward { child: self.facts.data_child(), offset: host, len }
             }
             (Extent::Zero { len, .. }, MapOp::Read) => Step::Zero { len },
             (Extent::Unallocated { len, .. }, MapOp::Read) => {
-                match self.children.has(ChildIdx::BACKING) {
+                match self.facts.children().has(ChildIdx::BACKING) {
                     true => Step::Forward { child: ChildIdx::BACKING, offset, len },
                     false => Step::Zero { len },
                 }
@@ -47,7 +47,7 @@ impl Driver for Qcow2 {
 
     fn load_map(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
         Some(Box::pin(async move {
-            self.check_usable()?;
+            self.facts.check_usable()?;
             self.extent(offset, len).await.map(drop)
         }))
     }
@@ -87,7 +87,7 @@ impl Driver for Qcow2 {
     }
 
     fn size(&self) -> u64 {
-        Self::size(self)
+        self.facts.size()
     }
 
     fn limits(&self) -> Limits {
@@ -100,18 +100,18 @@ impl Driver for Qcow2 {
             write_zeroes_alignment: subcluster,
             discard_alignment: cluster,
             zero_flags: ZeroFlags::MAY_UNMAP,
-            has_zero_init: !is_noise && self.new_data_is_zero(),
+            has_zero_init: !is_noise && self.facts.new_data_is_zero(),
             ..Limits::default()
         }
     }
 
     fn info(&self) -> ImageInfo {
-        let header = self.header();
-        let corrupt = self.corrupt.load(std::sync::atomic::Ordering::Relaxed)
-            || header.incompatible.contains(Incompatible::CORRUPT);
-        let mut data = json!({ "compat": if self.version < 3 { "0.10" } else { "1.1" } });
+        let header = self.facts.header();
+        let corrupt =
+            !self.facts.is_usable() || header.incompatible.contains(Incompatible::CORRUPT);
+        let mut data = json!({ "compat": if self.facts.version() < 3 { "0.10" } else { "1.1" } });
         data["compression-type"] = self.compression.name().into();
-        if self.version >= 3 {
+        if self.facts.version() >= 3 {
             data["lazy-refcounts"] = header.compatible.contains(Compatible::LAZY_REFCOUNTS).into();
         }
         data["refcount-bits"] = self.geometry.refcount_bits().into();
@@ -119,9 +119,9 @@ impl Driver for Qcow2 {
             if let Some(name) = &header.extensions.data_file {
                 data["data-file"] = name.as_str().into();
             }
-            data["data-file-raw"] = self.has_raw_data().into();
+            data["data-file-raw"] = self.facts.has_raw_data().into();
         }
-        if self.version >= 3 {
+        if self.facts.version() >= 3 {
             data["corrupt"] = corrupt.into();
             data["extended-l2"] = self.geometry.extended_l2.into();
         }
@@ -136,7 +136,7 @@ impl Driver for Qcow2 {
             is_dirty: header.incompatible.contains(Incompatible::DIRTY),
             is_corrupt: corrupt,
             is_encrypted: !self.is_plain(),
-            vm_state_offset: self.vm_state_offset(),
+            vm_state_offset: self.facts.vm_state_offset(),
             backing_filename: header.backing_file.clone(),
             backing_format: header.extensions.backing_format.clone(),
             can_compress: self.is_plain(),

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use oxblk_core::{ChildIdx, Errno, Error, Result, WriteFlags};
+use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
 use super::Qcow2;
@@ -50,14 +50,14 @@ impl Qcow2 {
         for (index, word) in (0..old_entries).zip(table.chunks_exact_mut(8)) {
             word.copy_from_slice(&self.l1_entry(index).0.to_be_bytes());
         }
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         file.write(offset, table.freeze(), WriteFlags::empty()).await?;
         let counted = self.count(run, ReleaseReason::Table).await?;
         self.write_back_refcounts().await?;
         file.flush().await?;
         let before = l1_fields(old_entries, old_offset)?;
         let after = l1_fields(needed, offset)?;
-        self.exchange_header_field(field_offsets::L1_SIZE, &before, &after).await?;
+        self.facts.exchange_header_field(field_offsets::L1_SIZE, &before, &after).await?;
         counted.keep();
         self.l1_offset.store(offset, Release);
         self.l1_entries.store(needed, Release);

@@ -9,7 +9,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Acquire};
 
-use oxblk_core::{ChildIdx, Error, Result};
+use oxblk_core::{Error, Result};
 use oxblk_ring::IoBufMut;
 use oxblk_ring::perturb::point;
 
@@ -94,7 +94,7 @@ impl Qcow2 {
 
     fn kind(&self, words: &[AtomicU64], index: usize) -> Option<Result<(L2Kind, bool), Miss>> {
         let entry = L2Entry(words.get(index)?.load(Acquire));
-        Some(match entry.kind(self.geometry, self.version) {
+        Some(match entry.kind(self.geometry, self.facts.version()) {
             Ok(kind) => Ok((kind, entry.copied())),
             Err(_) => Err(Miss::Bad(entry.0)),
         })
@@ -206,7 +206,7 @@ impl Qcow2 {
         } else {
             format!("L2 entry {entry:#x} of guest offset {offset:#x} is invalid")
         };
-        self.mark_corrupt(&text, offset).await
+        self.facts.mark_corrupt(&text, offset).await
     }
 
     /// As [`Self::bad_entry`], for a write to the guest offset `offset`.
@@ -219,7 +219,7 @@ impl Qcow2 {
         let what = if is_zero { "Preallocated zero" } else { "Data" };
         let (host, guest) = (hex(host), hex(offset));
         let text = format!("{what} cluster offset {host} unaligned (guest offset: {guest})");
-        self.mark_corrupt(&text, offset).await
+        self.facts.mark_corrupt(&text, offset).await
     }
 
     /// Pins the slice of a guest offset; `None` if its L2 table does not exist.
@@ -251,7 +251,7 @@ impl Qcow2 {
         let place = place.ok_or_else(|| Error::corrupt("the L2 table is gone").at(offset))?;
         point();
         let len = usize::try_from(self.slice_words.saturating_mul(8)).unwrap_or(0);
-        let bytes = self.children.require(ChildIdx::FILE)?.read(place, IoBufMut::new(len)).await?;
+        let bytes = self.facts.file()?.read(place, IoBufMut::new(len)).await?;
         self.check_slice(&bytes).await?;
         Ok(bytes)
     }
@@ -268,7 +268,7 @@ impl Qcow2 {
             Err(_) => {
                 let entry = self.l1_entry(index).0;
                 let text = format!("L2 table offset {entry:#x} unaligned (L1 index: {index:#x})");
-                Err(self.mark_corrupt(&text, entry).await)
+                Err(self.facts.mark_corrupt(&text, entry).await)
             }
         }
     }
@@ -276,19 +276,19 @@ impl Qcow2 {
     /// Refuses a slice whose entries map guest clusters to clusters that hold metadata. In a writable image, a write in place
     /// would overwrite the metadata. So such a slice is never cached.
     async fn check_slice(&self, bytes: &[u8]) -> Result<()> {
-        if self.is_read_only() || self.geometry.data_file {
+        if self.facts.is_read_only() || self.geometry.data_file {
             return Ok(());
         }
         let words = usize::try_from(self.geometry.l2_entry_words()).unwrap_or(1);
         for word in bytes.chunks_exact(8).step_by(words) {
             let entry = L2Entry(word.try_into().map_or(0, u64::from_be_bytes));
             if let Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) =
-                entry.kind(self.geometry, self.version)
+                entry.kind(self.geometry, self.facts.version())
                 && self.is_protected(host, self.geometry.cluster_size())
             {
                 let what = self.overlapped(host, self.geometry.cluster_size());
                 let text = format!("Preventing invalid write on metadata (overlaps with {what})");
-                return Err(self.mark_corrupt(&text, host).await);
+                return Err(self.facts.mark_corrupt(&text, host).await);
             }
         }
         Ok(())

@@ -20,10 +20,11 @@
 //! | `resize`, `shrink`, `preallocate`, `snapshots/`, `vm_state` | one operation each, as named |
 //! | `status`, `check/`, `compact/`, `create`, `measure` | one operation each, as named |
 //! | `create_options`, `plan` | the options of a new image; its layout |
-//! | `header` | the header of an open image, and rewriting it safely |
+//! | `facts/` | the state that all parts share: geometry, children, header, runtime options, whether requests are accepted |
+//! | `header` | rewriting the complete header |
 //! | `amend/` | changing the options of an existing image |
 //! | `backing`, `trim` | changing the backing file, emptying the image; cutting off the unused end of the file |
-//! | `run_options`, `overlap` | runtime options of an open image; metadata that overlaps other metadata |
+//! | `overlap` | metadata that overlaps other metadata |
 //! | `dirty_bit` | the dirty bit of the header: lazy refcounts, changes of snapshots |
 //! | `open`, `factory`, `reopen` | opening, creating and reopening a node |
 //!
@@ -65,6 +66,7 @@ mod dropped;
 #[doc(hidden)]
 pub mod encryption;
 mod factory;
+mod facts;
 mod header;
 mod l1_table;
 #[doc(hidden)]
@@ -82,7 +84,6 @@ mod refcounts;
 mod refscan;
 mod reopen;
 mod resize;
-mod run_options;
 mod shrink;
 mod snapshots;
 mod status;
@@ -94,13 +95,9 @@ mod write;
 mod write_back;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU32, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
-};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Acquire};
 use std::sync::{Arc, Mutex};
 
-use oxblk_core::{ChildrenRef, Epochs, Errno, Error, ErrorKind, Result};
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
 pub use factory::QCOW2;
@@ -109,26 +106,17 @@ use crate::write_barrier::WriteBarrier;
 
 use cache::{Cleaner, Radix, SliceCache};
 use compressed::Tail;
-use layout::{Compression, Geometry, Incompatible};
+use facts::Facts;
+use layout::{Compression, Geometry};
 use refcounts::Refcounts;
 use reopen::Prepared;
 
 /// An open qcow2 image.
 pub(crate) struct Qcow2 {
+    facts: Arc<Facts>,
     geometry: Geometry,
-    version: u32,
     compression: Compression,
-    header: header::HeaderState,
-    read_only: AtomicBool,
-    children: ChildrenRef,
     encryption: Option<encryption::Encryption>,
-    epochs: Arc<Epochs>,
-    size: AtomicU64,
-    /// Set when a writable image was found corrupt, or when the value of a pointer on disk is unknown after an I/O error. Every
-    /// request then fails.
-    corrupt: Arc<AtomicBool>,
-    /// Corruption has already been reported. It is reported once.
-    signalled: AtomicBool,
     /// Whether the image appears to have preallocated metadata. Computed at the first use (see `status`).
     preallocated: AtomicU8,
 
@@ -149,8 +137,6 @@ pub(crate) struct Qcow2 {
     barrier: WriteBarrier,
     l1_dirty: Mutex<BTreeSet<u64>>,
     snapshots: Mutex<snapshots::TablePlace>,
-    /// Runtime options of the image (see `run_options`).
-    modes: AtomicU32,
     /// The dirty bit of the header.
     dirty_bit: dirty_bit::DirtyBit,
     /// A change of snapshots did not complete. The image stays marked dirty, so that the next writable open repairs it.
@@ -160,80 +146,8 @@ pub(crate) struct Qcow2 {
     prepared: Mutex<Option<Prepared>>,
 }
 
-/// Disk sizes are multiples of this many bytes.
-const SECTOR: u64 = 512;
-
 impl Qcow2 {
-    /// The size of the disk as the header gives it. It may end within a sector.
-    fn size_in_header(&self) -> u64 {
-        self.size.load(Acquire)
-    }
-
-    /// The size of the disk: the size in the header, rounded up to whole sectors.
-    fn size(&self) -> u64 {
-        let size = self.size_in_header();
-        size.checked_next_multiple_of(SECTOR).unwrap_or(size)
-    }
-
     fn l1_entries(&self) -> u64 {
         self.l1_entries.load(Acquire)
-    }
-
-    /// Start of the area for VM state, which lies behind the guest disk.
-    fn vm_state_offset(&self) -> u64 {
-        let reach = self.geometry.cluster_size().checked_shl(self.geometry.l2_bits()).unwrap_or(0);
-        self.geometry.l1_entries_for(self.size()).unwrap_or(0).saturating_mul(reach)
-    }
-
-    fn cluster_start(&self, offset: u64) -> u64 {
-        self.geometry.cluster_start(offset)
-    }
-
-    /// `offset` rounded up to a cluster. Guest offsets are below 2^63, so the result does not overflow.
-    fn cluster_end(&self, offset: u64) -> u64 {
-        offset.checked_next_multiple_of(self.geometry.cluster_size()).unwrap_or(u64::MAX)
-    }
-
-    fn is_read_only(&self) -> bool {
-        self.read_only.load(Relaxed)
-    }
-
-    fn check_usable(&self) -> Result<()> {
-        if self.corrupt.load(Relaxed) {
-            return Err(Error::from_errno(Errno::IO));
-        }
-        Ok(())
-    }
-
-    fn check_writable(&self) -> Result<()> {
-        if self.is_read_only() {
-            return Err(Error::new(ErrorKind::ReadOnly, "Image is read-only"));
-        }
-        self.check_usable()
-    }
-
-    /// Handles metadata that contradicts itself. The first call logs an error. If the image is writable, the first call also
-    /// marks the image corrupt, and every later request fails. Returns the error for the request that found the corruption.
-    async fn mark_corrupt(&self, text: &str, offset: u64) -> Error {
-        let error = Error::corrupt(text.to_owned()).at(offset);
-        if self.signalled.swap(true, Relaxed) {
-            return error;
-        }
-        if self.is_read_only() {
-            tracing::error!(
-                "qcow2: Image is corrupt: {text}; further non-fatal corruption events will be suppressed"
-            );
-            return error;
-        }
-        self.corrupt.store(true, Release);
-        tracing::error!(
-            "qcow2: Marking image as corrupt: {text}; further corruption events will be suppressed"
-        );
-        if self.version >= 3
-            && let Err(failed) = self.set_incompatible(Incompatible::CORRUPT, true).await
-        {
-            tracing::error!("qcow2: the image could not be marked corrupt: {failed}");
-        }
-        error
     }
 }

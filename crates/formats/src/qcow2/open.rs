@@ -4,8 +4,8 @@
 //! not closed cleanly. Closing writes all metadata, so that no cluster leaks.
 
 use std::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU32, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
+    AtomicBool, AtomicU8, AtomicU64,
+    Ordering::{Acquire, Release},
 };
 use std::sync::{Arc, Mutex};
 
@@ -23,15 +23,13 @@ use super::cache::{Cleaner, Radix, SliceCache};
 use super::check::check;
 use super::compressed::Tail;
 use super::encryption::{self, Encryption};
-use super::header::HeaderState;
-use super::layout::{Autoclear, Geometry, Header, Incompatible, L1Entry, header_extent};
-use super::read_ahead::read_ahead;
+use super::facts::Facts;
+use super::facts::header::read_header;
+use super::facts::run_options::{Modes, RunOptions};
+use super::layout::{Autoclear, Geometry, Header, Incompatible, L1Entry};
 use super::refcounts::{Refcounts, TablePlace};
-use super::run_options::{Modes, RunOptions};
 use super::snapshots::TablePlace as SnapshotTable;
 
-/// Size of the first read of the header and its extensions. It usually covers all of them.
-const HEAD: u64 = 64 << 10;
 /// Default size of the L2 cache, in bytes.
 const L2_CACHE: u64 = 64 << 20;
 /// Default size of the refcount cache, in bytes.
@@ -146,12 +144,12 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
     image.read_l1(&file).await?;
     if !context.flags.check {
         let inactive = image.note_snapshots(&file).await?;
-        if modes.contains(Modes::INACTIVE_L2) && !image.is_read_only() {
+        if modes.contains(Modes::INACTIVE_L2) && !image.facts.is_read_only() {
             image.note_inactive_tables().await?;
         }
-        if !image.is_read_only() {
+        if !image.facts.is_read_only() {
             image.find_overlaps(inactive);
-            image.clear_autoclear().await?;
+            image.facts.clear_autoclear(image.bitmaps.autoclear()).await?;
         }
     }
     image.cleaner.set_interval(run.clean_interval());
@@ -193,22 +191,6 @@ pub(super) async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header>
     }
     tracing::error!("qcow2: the image was not closed cleanly: its refcounts have been repaired");
     read_header(file).await
-}
-
-pub(super) async fn read_header(file: &Edge) -> Result<Header> {
-    let size = file.size();
-    let len = usize::try_from(size.min(HEAD)).unwrap_or(0);
-    let mut head = read_ahead(file, 0, len).await.bytes;
-    loop {
-        let have = u64::try_from(head.len()).unwrap_or(u64::MAX);
-        let needed = header_extent(&head).min(size);
-        if needed <= have {
-            return Header::parse(&head, size);
-        }
-        let more = IoBufMut::new(usize::try_from(needed - have).unwrap_or(0));
-        let more = file.read(have, more).await;
-        head.extend_from_slice(&more.map_err(|e| e.prefix("Could not read qcow2 header"))?);
-    }
 }
 
 /// Opens an image that was just created in `file`, to continue its creation. Its guest data goes into `data`, if there is one.
@@ -254,45 +236,40 @@ async fn build(
         let words = usize::try_from(bytes / 8).unwrap_or(64);
         Arc::new(SliceCache::new(words, slices, Arc::clone(&filled)))
     };
-    let corrupt = Arc::new(AtomicBool::new(false));
+    let compression = header.compression;
+    let (l1_offset, l1_entries) = (header.l1_offset, u64::from(header.l1_entries));
+    let crypto = header.extensions.crypto;
+    let (snapshots, bitmaps) = (SnapshotTable::of(&header), Bitmaps::of(&header));
+    let facts =
+        Arc::new(Facts::new(header, modes, context.children, context.epochs, context.read_only));
     let refcounts = Refcounts::open(
-        geometry,
-        Arc::clone(&context.children),
+        Arc::clone(&facts),
         place,
         cache(refcount_slice(geometry), sizes.refcount_slices(geometry)),
         refcount_slice(geometry),
-        (Arc::clone(&context.epochs), Arc::clone(&corrupt)),
     )
     .await
     .map_err(|error| error.prefix("Could not initialize refcount handling"))?;
-    refcounts
-        .allocator
-        .note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
-    if let Some(crypto) = header.extensions.crypto {
+    refcounts.allocator.note_metadata(l1_offset, l1_entries.saturating_mul(8));
+    if let Some(crypto) = crypto {
         // The length in the header may be wrong. Guest data lies within the file, so the length is limited to the file.
-        let size = context.children.require(ChildIdx::FILE)?.size();
+        let size = facts.file()?.size();
         let len = crypto.length.min(size.saturating_sub(crypto.offset));
         refcounts.allocator.note_metadata(crypto.offset, len);
     }
     let slice_words = sizes.slice / 8;
-    let slices = sizes.l2_slices(geometry, u64::from(header.l1_entries));
+    let slices = sizes.l2_slices(geometry, l1_entries);
     let l2 = cache(sizes.slice, slices);
     let caches = [Arc::downgrade(&l2), Arc::downgrade(refcounts.cache())];
     Ok(Qcow2 {
+        facts,
         geometry,
-        version: header.version,
-        compression: header.compression,
-        read_only: AtomicBool::new(context.read_only),
-        children: context.children,
+        compression,
         encryption,
-        epochs: context.epochs,
-        size: AtomicU64::new(header.size),
-        corrupt,
-        signalled: AtomicBool::new(false),
         preallocated: AtomicU8::new(0),
         l1: Radix::default(),
-        l1_offset: AtomicU64::new(header.l1_offset),
-        l1_entries: AtomicU64::new(u64::from(header.l1_entries)),
+        l1_offset: AtomicU64::new(l1_offset),
+        l1_entries: AtomicU64::new(l1_entries),
         l2,
         cleaner: Cleaner::new(filled, caches),
         slice_words,
@@ -303,13 +280,11 @@ async fn build(
         writing_back: AsyncMutex::new(()),
         barrier: crate::write_barrier::WriteBarrier::default(),
         l1_dirty: Mutex::default(),
-        snapshots: Mutex::new(SnapshotTable::of(&header)),
-        bitmaps: Bitmaps::of(&header),
-        modes: AtomicU32::new(modes.bits()),
+        snapshots: Mutex::new(snapshots),
+        bitmaps,
         dirty_bit: super::dirty_bit::DirtyBit::default(),
         unfinished: AtomicBool::new(false),
         prepared: Mutex::default(),
-        header: HeaderState::new(header),
     })
 }
 
@@ -330,7 +305,7 @@ impl Qcow2 {
                 continue;
             }
             self.l1.get_or_make(index).store(entry.0, Release);
-            if !self.is_read_only()
+            if !self.facts.is_read_only()
                 && let Ok(Some(offset)) = table
             {
                 self.refcounts.allocator.note_metadata(offset, self.geometry.cluster_size());
@@ -351,7 +326,7 @@ impl Qcow2 {
 
     /// Writes all metadata, so that the image on disk is complete and no cluster leaks.
     pub(super) async fn close_image(&self) -> Result<()> {
-        if self.is_read_only() || self.corrupt.load(Relaxed) {
+        if self.facts.is_read_only() || !self.facts.is_usable() {
             return Ok(());
         }
         // The first cycle lowers refcounts, the second writes them.
@@ -371,7 +346,7 @@ impl Qcow2 {
     /// Extends the file to the end of its last cluster or subcluster, as QEMU does. The last cluster may be new and only partly
     /// written. The added part is a hole.
     async fn complete_last_cluster(&self) -> Result<()> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let (size, unit) = (file.size(), self.geometry.subcluster_size());
         let cluster = self.geometry.cluster_index(size);
         if size.is_multiple_of(unit)

@@ -13,11 +13,11 @@ use std::sync::atomic::{
 };
 use std::sync::{Mutex, PoisonError};
 
-use oxblk_core::{ChildIdx, Error, ErrorKind, Result};
+use oxblk_core::{Error, Result};
 use roaring::RoaringTreemap;
 
 use super::Qcow2;
-use super::run_options::{Modes, STRUCTURES};
+use super::facts::run_options::{Modes, STRUCTURES};
 
 /// Clusters that several structures use, and the set of protected structures.
 #[derive(Default)]
@@ -130,7 +130,7 @@ impl Qcow2 {
         });
         claims.add(Modes::ACTIVE_L2, tables.collect());
         let overlaps = &self.refcounts.allocator.overlaps;
-        overlaps.protect(self.modes());
+        overlaps.protect(self.facts.modes());
         overlaps.set(claims.shared);
     }
 
@@ -139,7 +139,7 @@ impl Qcow2 {
     /// # Errors
     /// As the file reports.
     pub(super) async fn note_overlaps(&self) -> Result<()> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let inactive = self.note_snapshots(&file).await?;
         self.find_overlaps(inactive);
         Ok(())
@@ -152,7 +152,9 @@ impl Qcow2 {
     pub(super) async fn check_overlaps(&self, own: Modes, offset: u64, bytes: u64) -> Result<()> {
         let end = self.geometry.clusters_for(offset.saturating_add(bytes));
         let range = self.geometry.cluster_index(offset)..end;
-        self.note_if_corrupt(self.refcounts.allocator.overlaps.check(own, range), offset).await
+        self.facts
+            .note_if_corrupt(self.refcounts.allocator.overlaps.check(own, range), offset)
+            .await
     }
 
     /// Writes the dirty refcounts. If this finds a corruption, marks the image corrupt.
@@ -160,17 +162,7 @@ impl Qcow2 {
     /// # Errors
     /// As the file reports, or when a refcount block overlaps with protected metadata.
     pub(super) async fn write_back_refcounts(&self) -> Result<()> {
-        self.note_if_corrupt(self.refcounts.write_back().await, 0).await
-    }
-
-    /// Marks the image corrupt if `outcome` is a `Corrupt` error.
-    pub(super) async fn note_if_corrupt<T>(&self, outcome: Result<T>, offset: u64) -> Result<T> {
-        match outcome {
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
-                Err(self.mark_corrupt(&error.to_string(), offset).await)
-            }
-            outcome => outcome,
-        }
+        self.facts.note_if_corrupt(self.refcounts.write_back().await, 0).await
     }
 
     /// Whether a range of the file holds protected metadata, which must not be used for guest data.
@@ -178,7 +170,7 @@ impl Qcow2 {
         if !self.refcounts.allocator.is_metadata(offset, bytes) {
             return false;
         }
-        let protected = self.modes() & Modes::EVERYTHING;
+        let protected = self.facts.modes() & Modes::EVERYTHING;
         protected.contains(Modes::CACHED) || self.structures_in(offset, bytes).intersects(protected)
     }
 

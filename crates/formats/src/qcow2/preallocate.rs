@@ -6,7 +6,7 @@
 //! The modes `falloc` and `full` also allocate the space on the host. There, all data lies in one contiguous run at the end of
 //! the file, behind its refcount blocks and the refcount table. This is the layout that QEMU's tools produce.
 
-use oxblk_core::{ChildIdx, Edge, Preallocation, Result, WriteFlags, ZeroFlags};
+use oxblk_core::{Edge, Preallocation, Result, WriteFlags, ZeroFlags};
 use oxblk_ring::IoBuf;
 
 use super::Qcow2;
@@ -24,12 +24,12 @@ impl Qcow2 {
     /// Allocates all clusters that begin in the guest range. They read as zeroes.
     pub(super) async fn preallocate(&self, from: u64, to: u64, mode: Preallocation) -> Result<()> {
         let bits = self.geometry.cluster_bits;
-        let file = self.children.require(self.data_child())?;
+        let file = self.facts.children().require(self.facts.data_child())?;
         let on_host = matches!(mode, Preallocation::Falloc | Preallocation::Full);
         if on_host && !self.geometry.data_file && self.is_plain() && file.node().limits().grows {
             return self.preallocate_in_one_piece(&file, from, to, mode).await;
         }
-        let (mut at, end) = (self.cluster_end(from), self.cluster_end(to));
+        let (mut at, end) = (self.geometry.cluster_end(from), self.geometry.cluster_end(to));
         while at < end {
             let count = (end - at).min(STEP.max(self.geometry.cluster_size())) >> bits;
             let count = self.table_before_data(at, count).await?;
@@ -67,7 +67,7 @@ impl Qcow2 {
     ) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         let entries = self.geometry.l2_entries();
-        let (mut at, end) = (self.cluster_end(from), self.cluster_end(to));
+        let (mut at, end) = (self.geometry.cluster_end(from), self.geometry.cluster_end(to));
         let count = end.saturating_sub(at) >> bits;
         let run = self.reserve_behind_refcounts(count, count.div_ceil(entries)).await?;
         let Some(mut run) = run else { return self.write_back(true).await };
@@ -96,7 +96,7 @@ impl Qcow2 {
         count: u64,
         tables: u64,
     ) -> Result<Option<Reserved<'_>>> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let in_file = self.geometry.clusters_for(file.size());
         let mut start = self.refcounts.last_in_use(in_file).await?.map_or(0, |last| last + 1);
         loop {
@@ -137,7 +137,7 @@ impl Qcow2 {
     /// Whether preallocated clusters read as zeroes because of zero entries. Zeroes in the file of an encrypted image would
     /// decrypt to noise.
     fn zeroes_as_entries(&self) -> bool {
-        !self.is_plain() && self.version >= 3
+        !self.is_plain() && self.facts.version() >= 3
     }
 
     /// Writes encrypted zeroes.

@@ -10,7 +10,7 @@ use super::{Qcow2, compression};
 impl Qcow2 {
     /// Reads `buf.len()` bytes of the guest disk at `offset`.
     pub(super) async fn read_guest(&self, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
-        self.check_usable()?;
+        self.facts.check_usable()?;
         let mut pieces: Vec<BoxFuture<'_, Result<IoBufMut>>> = Vec::new();
         let mut at = offset;
         while !buf.is_empty() {
@@ -37,7 +37,7 @@ impl Qcow2 {
     ) -> Result<IoBufMut> {
         match extent {
             Extent::Data { host, .. } => self.read_data(offset, host, buf).await,
-            Extent::Unallocated { .. } => match self.children.get(ChildIdx::BACKING) {
+            Extent::Unallocated { .. } => match self.facts.children().get(ChildIdx::BACKING) {
                 Some(backing) => backing.read(offset, buf).await,
                 None => {
                     buf.fill(0);
@@ -73,7 +73,7 @@ impl Qcow2 {
     ) -> Result<IoBufMut> {
         // The length is less than two clusters, because the L2 entry cannot store a larger one.
         let len = usize::try_from(stored).map_err(|_| Error::from_errno(Errno::IO))?;
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let data = file.read(host, IoBufMut::new(len)).await?;
         let method = self.compression;
         let cluster = oxblk_ring::offload(move || {

@@ -12,7 +12,7 @@ use oxblk_ring::IoBufMut;
 
 use super::allocator::Quarantined;
 use super::dropped::ReleaseReason;
-use super::header::stop_unless_known;
+use super::facts::header::stop_unless_known;
 use super::layout::refcount_get;
 use super::refcounts::Refcounts;
 

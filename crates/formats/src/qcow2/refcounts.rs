@@ -16,20 +16,21 @@ mod table;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{
-    AtomicBool, AtomicU64,
+    AtomicU64,
     Ordering::{AcqRel, Acquire, Release},
 };
 
-use oxblk_core::{ChildIdx, ChildrenRef, Edge, Epochs, Errno, Error, Result, WriteFlags, run_all};
+use oxblk_core::{Edge, Errno, Error, Result, WriteFlags, run_all};
 use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex, MutexGuard};
 
 use super::allocator::{Allocator, Reserved};
 use super::cache::{DirtyCopy, Pinned, Radix, SliceCache};
 use super::dropped::{DroppedList, ReleaseReason};
-use super::header::exchange;
+use super::facts::Facts;
+use super::facts::header::exchange;
+use super::facts::run_options::Modes;
 use super::layout::{Geometry, Header, RefcountTableEntry, refcount_set};
-use super::run_options::Modes;
 use crate::write_barrier::WriteBarrier;
 
 /// A file that cannot grow is nearly full if it has fewer free clusters than this, or fewer than a sixteenth of its clusters.
@@ -38,7 +39,7 @@ const FEW_FREE: u64 = 4096;
 /// The refcounts of an image.
 pub(super) struct Refcounts {
     pub(super) geometry: Geometry,
-    children: ChildrenRef,
+    facts: Arc<Facts>,
     pub(super) table: Radix<AtomicU64>,
     table_offset: AtomicU64,
     table_entries: AtomicU64,
@@ -47,8 +48,6 @@ pub(super) struct Refcounts {
     growing: AsyncMutex<()>,
     writing: AsyncMutex<()>,
     barrier: WriteBarrier,
-    /// Set when a pointer on disk is in an unknown state (see `header`).
-    stop: Arc<AtomicBool>,
     pub(super) allocator: Allocator,
     /// References that are gone, and whose refcounts are lowered later.
     pub(super) dropped: DroppedList,
@@ -73,15 +72,14 @@ struct Place {
 impl Refcounts {
     /// Reads the refcount table.
     pub(super) async fn open(
-        geometry: Geometry,
-        children: ChildrenRef,
+        facts: Arc<Facts>,
         place: TablePlace,
         cache: Arc<SliceCache>,
         slice_bytes: u64,
-        (epochs, stop): (Arc<Epochs>, Arc<AtomicBool>),
     ) -> Result<Self> {
+        let geometry = facts.geometry();
         let bytes = place.clusters.saturating_mul(geometry.cluster_size());
-        let file = children.require(ChildIdx::FILE)?;
+        let file = facts.file()?;
         let refcounts = Self {
             geometry,
             table: Radix::default(),
@@ -92,10 +90,9 @@ impl Refcounts {
             growing: AsyncMutex::new(()),
             writing: AsyncMutex::new(()),
             barrier: WriteBarrier::default(),
-            stop,
-            allocator: Allocator::new(geometry, &file, epochs),
+            allocator: Allocator::new(geometry, &file, Arc::clone(facts.epochs())),
             dropped: DroppedList::default(),
-            children,
+            facts,
         };
         refcounts.read_table(&file, place.offset, bytes).await?;
         Ok(refcounts)
@@ -171,7 +168,7 @@ impl Refcounts {
     }
 
     pub(super) fn file(&self) -> Result<Arc<Edge>> {
-        self.children.require(ChildIdx::FILE)
+        self.facts.file()
     }
 
     fn place(&self, cluster: u64) -> Result<Place> {
@@ -348,7 +345,7 @@ impl Refcounts {
         if copies.is_empty() {
             return Ok(());
         }
-        if self.stop.load(Acquire) {
+        if self.facts.disabled().load(Acquire) {
             // The blocks on disk may not be those that the table in memory names.
             return Err(Error::from_errno(Errno::IO));
         }
@@ -603,7 +600,7 @@ impl Refcounts {
         let offset = self.host(cluster);
         let place = self.table_entry_place(block)?;
         let (before, after) = (0_u64.to_be_bytes(), offset.to_be_bytes());
-        exchange(&*self.file()?, place, &before, &after, &self.stop).await?;
+        exchange(&*self.file()?, place, &before, &after, self.facts.disabled()).await?;
         self.adopt_block(block, offset);
         Ok(())
     }

@@ -5,20 +5,21 @@
 //! image if locking is off. It then drops its cached slices, because slices that were loaded read-only were not checked for
 //! overlaps with metadata.
 
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oxblk_core::driver::Reopen;
-use oxblk_core::{BoxFuture, ChildIdx, Edge, Errno, Error, ErrorKind, OpenFlags, Options, Result};
+use oxblk_core::{BoxFuture, Edge, Errno, Error, ErrorKind, OpenFlags, Options, Result};
 use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
 use super::Qcow2;
 use super::encryption::Given;
+use super::facts::header::read_header;
+use super::facts::run_options::{Modes, RunOptions};
 use super::layout::{Header, Incompatible, L1Entry};
-use super::open::{OpenOptions, read_header, repair_dirty};
-use super::run_options::{Modes, RunOptions};
+use super::open::{OpenOptions, repair_dirty};
 
 /// A reopen that is prepared and waits for commit or abort.
 pub(super) struct Prepared {
@@ -43,9 +44,9 @@ impl Qcow2 {
         if sizes.slice != self.slice_words.saturating_mul(8) {
             return Err(Error::invalid("Cannot change the option 'l2-cache-entry-size'"));
         }
-        let modes = run.settle(&self.header(), flags.unmap)?;
+        let modes = run.settle(&self.facts.header(), flags.unmap)?;
         let mut repair = false;
-        match (self.is_read_only(), flags.read_only) {
+        match (self.facts.is_read_only(), flags.read_only) {
             (true, false) => repair = self.check_can_be_written().await?,
             (false, true) => self.complete_or_go_on().await?,
             _ => {}
@@ -71,7 +72,7 @@ impl Qcow2 {
 
     /// Checks that a read-only image can become writable. Returns whether its refcounts must be rebuilt first.
     async fn check_can_be_written(&self) -> Result<bool> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let header = read_header(&file).await?;
         header.require_refcounts()?;
         header.require_bitmaps()?;
@@ -87,11 +88,11 @@ impl Qcow2 {
 
     async fn is_as_on_disk(&self, file: &Edge, header: &Header) -> Result<bool> {
         let same = header.geometry == self.geometry
-            && header.size == self.size.load(Acquire)
+            && header.size == self.facts.size_in_header()
             && header.l1_offset == self.l1_offset.load(Acquire)
             && u64::from(header.l1_entries) == self.l1_entries()
-            && header.crypt_method == self.header().crypt_method
-            && header.extensions.crypto == self.header().extensions.crypto
+            && header.crypt_method == self.facts.header().crypt_method
+            && header.extensions.crypto == self.facts.header().extensions.crypto
             && header.snapshots_offset == self.snapshot_table().offset
             && header.snapshot_count == self.snapshot_table().count;
         if !same {
@@ -114,9 +115,10 @@ impl Qcow2 {
     async fn commit_reopen(&self, prepared: Prepared) {
         self.l2.set_limit(prepared.l2_slices);
         self.refcounts.cache().set_limit(prepared.refcount_slices);
-        self.set_modes(prepared.modes);
+        self.facts.set_modes(prepared.modes);
+        self.refcounts.allocator.overlaps.protect(prepared.modes);
         self.cleaner.set_interval(prepared.clean_interval);
-        let was_read_only = self.read_only.swap(prepared.read_only, Relaxed);
+        let was_read_only = self.facts.set_read_only(prepared.read_only);
         if prepared.read_only || !was_read_only {
             self.set_bitmaps_read_only(prepared.read_only);
             return;
@@ -125,12 +127,12 @@ impl Qcow2 {
             && let Err(error) = self.repair_and_reload().await
         {
             tracing::error!("qcow2: the image cannot be made writable: {error}");
-            self.corrupt.store(true, Release);
+            self.facts.disable();
             return;
         }
         self.l2.clear();
         self.refcounts.cache().clear();
-        if let Ok(file) = self.children.require(ChildIdx::FILE) {
+        if let Ok(file) = self.facts.file() {
             self.refcounts.allocator.note_file_size(&file);
         }
         self.refcounts.allocator.forget_free();
@@ -145,14 +147,14 @@ impl Qcow2 {
         self.bitmaps.disown(&tables);
         if let Err(error) = self.note_overlaps().await {
             tracing::error!("qcow2: the image cannot be made writable: {error}");
-            self.corrupt.store(true, Release);
+            self.facts.disable();
             return;
         }
-        self.signalled.store(false, Relaxed);
-        if let Err(error) = self.clear_autoclear().await {
+        self.facts.report_again();
+        if let Err(error) = self.facts.clear_autoclear(self.bitmaps.autoclear()).await {
             // The reopen can no longer be rolled back, and the image must not be written with these autoclear bits.
             tracing::error!("qcow2: the image cannot be made writable: {error}");
-            self.corrupt.store(true, Release);
+            self.facts.disable();
             return;
         }
         self.use_bitmaps().await;
@@ -160,7 +162,7 @@ impl Qcow2 {
 
     /// Rebuilds the refcounts of an image that was not closed cleanly, and reloads the changed metadata.
     async fn repair_and_reload(&self) -> Result<()> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let before = read_header(&file).await?;
         let header = repair_dirty(&file, &before).await?;
         if header.extensions.bitmaps != before.extensions.bitmaps {
@@ -173,7 +175,7 @@ impl Qcow2 {
             self.l1.get_or_make(index).store(0, Release);
         }
         self.read_l1(&file).await?;
-        self.adopt_header(header);
+        self.facts.adopt_header(header);
         Ok(())
     }
 
@@ -204,7 +206,7 @@ impl Reopen for Qcow2 {
     fn abort(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let prepared = self.prepared().take();
-            if prepared.is_some_and(|prepared| prepared.read_only && !self.is_read_only()) {
+            if prepared.is_some_and(|prepared| prepared.read_only && !self.facts.is_read_only()) {
                 self.use_bitmaps().await;
             }
         })

@@ -4,8 +4,6 @@
 //! last. So a crash or a failure leaves the old size or the new one. The added space never shows old data or the backing file.
 //! A growth that fails frees what it has allocated.
 
-use std::sync::atomic::Ordering::Release;
-
 use oxblk_core::{ChildIdx, Error, ErrorKind, Preallocation, Result, ZeroFlags};
 use oxblk_ring::IoBuf;
 
@@ -23,13 +21,13 @@ impl Qcow2 {
     /// # Errors
     /// As the file reports. The size and the bitmaps are then unchanged.
     pub(super) async fn resize_image(&self, size: u64, preallocation: Preallocation) -> Result<()> {
-        self.check_writable()?;
+        self.facts.check_writable()?;
         if !size.is_multiple_of(512) {
             return Err(Error::invalid("The new size must be a multiple of 512"));
         }
         self.check_resizable()?;
         self.check_bitmaps_can_follow(size)?;
-        let old = self.size();
+        let old = self.facts.size();
         if size < old && preallocation != Preallocation::Off {
             return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
         }
@@ -39,10 +37,10 @@ impl Qcow2 {
             return self.shrink(old, size).await;
         }
         // A raw data file may be longer than the disk. If the growth fails, it gets this length back.
-        let data = self.children.get(ChildIdx::DATA).filter(|_| self.has_raw_data());
+        let data = self.facts.children().get(ChildIdx::DATA).filter(|_| self.facts.has_raw_data());
         let data_size = data.map_or(old, |data| data.size().max(old));
         let grown = self.grow(old, size, preallocation).await;
-        if grown.is_err() && self.check_usable().is_ok() {
+        if grown.is_err() && self.facts.check_usable().is_ok() {
             // Cancelled writes must end before their clusters are freed.
             oxblk_ring::settled().await;
             if let Err(error) = self.undo_growth(old, data_size).await {
@@ -56,7 +54,7 @@ impl Qcow2 {
 
     /// Refuses to resize a version 2 image with snapshots: version 2 does not store the disk size of a snapshot.
     pub(super) fn check_resizable(&self) -> Result<()> {
-        if self.snapshot_table().count > 0 && self.header().version < 3 {
+        if self.snapshot_table().count > 0 && self.facts.header().version < 3 {
             return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
         }
         Ok(())
@@ -64,9 +62,9 @@ impl Qcow2 {
 
     /// Writes the new size to the header, then updates it in memory and in the bitmaps.
     pub(super) async fn name_size(&self, size: u64) -> Result<()> {
-        let (before, after) = (self.size_in_header().to_be_bytes(), size.to_be_bytes());
-        self.exchange_header_field(field_offsets::SIZE, &before, &after).await?;
-        self.size.store(size, Release);
+        let (before, after) = (self.facts.size_in_header().to_be_bytes(), size.to_be_bytes());
+        self.facts.exchange_header_field(field_offsets::SIZE, &before, &after).await?;
+        self.facts.set_size(size);
         self.resize_bitmaps(size);
         Ok(())
     }
@@ -75,13 +73,17 @@ impl Qcow2 {
         self.grow_data(old, size).await?;
         self.grow_l1(size).await?;
         // A crash, also of another program, may have left data behind the end of the disk.
-        self.forget_guest(self.cluster_end(old), self.vm_state_offset(), ReleaseReason::CutOff)
-            .await?;
+        self.forget_guest(
+            self.geometry.cluster_end(old),
+            self.facts.vm_state_offset(),
+            ReleaseReason::CutOff,
+        )
+        .await?;
         self.zero_rest_of_cluster(old, size, preallocation).await?;
         self.hide_backing(old, size).await?;
         // With a raw data file, all clusters must be mapped.
         let preallocation = match preallocation {
-            Preallocation::Off if self.has_raw_data() => Preallocation::Metadata,
+            Preallocation::Off if self.facts.has_raw_data() => Preallocation::Metadata,
             preallocation => preallocation,
         };
         if preallocation != Preallocation::Off {
@@ -96,12 +98,12 @@ impl Qcow2 {
     async fn undo_growth(&self, old: u64, data_size: u64) -> Result<()> {
         let reach = self.geometry.cluster_size() << self.geometry.l2_bits();
         let end = self.l1_entries().saturating_mul(reach);
-        self.forget_guest(self.cluster_end(old), end, ReleaseReason::CutOff).await?;
+        self.forget_guest(self.geometry.cluster_end(old), end, ReleaseReason::CutOff).await?;
         self.drop_tables_from(self.geometry.l1_entries_for(old).unwrap_or(u64::MAX));
         // The first cycle lowers refcounts, the second writes them.
         self.write_back(true).await?;
         self.write_back(true).await?;
-        if let Some(data) = self.children.get(ChildIdx::DATA)
+        if let Some(data) = self.facts.children().get(ChildIdx::DATA)
             && data.size() > data_size
         {
             data.resize(data_size, Preallocation::Off).await?;
@@ -116,8 +118,8 @@ impl Qcow2 {
         if !self.geometry.data_file {
             return Ok(());
         }
-        let data = self.children.require(ChildIdx::DATA)?;
-        if data.size() > old && !self.has_raw_data() {
+        let data = self.facts.children().require(ChildIdx::DATA)?;
+        if data.size() > old && !self.facts.has_raw_data() {
             data.resize(old, Preallocation::Off).await?;
         }
         let gained = old..data.size().min(size);
@@ -135,7 +137,7 @@ impl Qcow2 {
         size: u64,
         preallocation: Preallocation,
     ) -> Result<()> {
-        let end = self.cluster_end(old);
+        let end = self.geometry.cluster_end(old);
         // A data file ends with the disk.
         let end = if self.geometry.data_file { end.min(size) } else { end };
         if old >= end {
@@ -158,8 +160,9 @@ impl Qcow2 {
 
     /// Makes the added space read as zeroes where the backing file is longer than the old disk.
     async fn hide_backing(&self, old: u64, size: u64) -> Result<()> {
-        let backing = self.children.get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
-        let (from, to) = (self.cluster_end(old), self.cluster_end(backing.min(size)));
+        let backing = self.facts.children().get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
+        let (from, to) =
+            (self.geometry.cluster_end(old), self.geometry.cluster_end(backing.min(size)));
         if from >= to {
             return Ok(());
         }

@@ -19,7 +19,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::Qcow2;
 use super::counted::Counted;
 use super::dropped::ReleaseReason;
-use super::header::stop_unless_known;
+use super::facts::header::stop_unless_known;
 use super::layout::{ExtendedEntry, L1Entry, L2Entry, field_offsets};
 
 /// New copies of the last L2 table and the last cluster, written and counted. They contain nothing behind the new end.
@@ -36,7 +36,9 @@ impl Qcow2 {
     /// Makes the disk `size` bytes long, which is less than `old`.
     pub(super) async fn shrink(&self, old: u64, size: u64) -> Result<()> {
         match self.shrink_at_once(size).await {
-            Err(error) if error.kind() == ErrorKind::NoSpace && self.check_usable().is_ok() => {
+            Err(error)
+                if error.kind() == ErrorKind::NoSpace && self.facts.check_usable().is_ok() =>
+            {
                 self.shrink_in_place(old, size).await
             }
             outcome => outcome,
@@ -62,16 +64,16 @@ impl Qcow2 {
             false => self.store_table(bytes).await?,
         };
         let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(Errno::FBIG))?;
-        let before = self.active_fields(self.size_in_header(), entries, l1_offset);
+        let before = self.active_fields(self.facts.size_in_header(), entries, l1_offset);
         let after = self.active_fields(size, entries, offset);
         let place = field_offsets::SIZE;
-        let mut named = self.exchange_header_field(place, &before, &after).await;
+        let mut named = self.facts.exchange_header_field(place, &before, &after).await;
         if named.is_ok()
             && let Err(error) = self.shrink_raw_data(size).await
         {
             // Memory still has the old size. If the header cannot be restored, the image accepts no further writes.
-            let back = self.exchange_header_field(place, &after, &before);
-            stop_unless_known(back, &self.corrupt).await?;
+            let back = self.facts.exchange_header_field(place, &after, &before);
+            stop_unless_known(back, self.facts.disabled()).await?;
             named = Err(error);
         }
         if named.is_err() {
@@ -85,7 +87,7 @@ impl Qcow2 {
             self.l1.get_or_make(index).store(entry.0, Release);
         }
         self.l1_offset.store(offset, Release);
-        self.size.store(size, Release);
+        self.facts.set_size(size);
         self.resize_bitmaps(size);
         if let Some((_, table)) = cut.table {
             self.refcounts.allocator.note_metadata(table, self.geometry.cluster_size());
@@ -110,9 +112,9 @@ impl Qcow2 {
         let mut cut = Cut::default();
         let Some((entry, last)) = entry.zip(size.checked_sub(1)) else { return Ok(cut) };
         let Ok(offset) = entry.l2_offset(self.geometry) else {
-            return Err(self.mark_corrupt("L2 table offset unaligned", entry.0).await);
+            return Err(self.facts.mark_corrupt("L2 table offset unaligned", entry.0).await);
         };
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let mut table = match offset {
             Some(offset) => file.read(offset, IoBufMut::new(len)).await?,
@@ -154,7 +156,7 @@ impl Qcow2 {
     /// Writes a copy of the cluster in which a disk of `size` bytes ends, with zeroes behind the end. Makes no copy if the
     /// cluster reads as zeroes there. A data file is truncated instead.
     async fn cut_last_cluster(&self, size: u64) -> Result<Option<(u64, Counted<'_>)>> {
-        let (start, end) = (self.cluster_start(size), self.cluster_end(size));
+        let (start, end) = (self.geometry.cluster_start(size), self.geometry.cluster_end(size));
         if size == end || self.geometry.data_file || self.reads_as_zero(size, end).await? {
             return Ok(None);
         }
@@ -179,7 +181,9 @@ impl Qcow2 {
     /// not get the old size back. After a power cut, the data file may then be longer than the disk, and the next growth zeroes
     /// the added part.
     async fn shrink_raw_data(&self, size: u64) -> Result<()> {
-        let Some(data) = self.children.get(ChildIdx::DATA).filter(|_| self.has_raw_data()) else {
+        let Some(data) =
+            self.facts.children().get(ChildIdx::DATA).filter(|_| self.facts.has_raw_data())
+        else {
             return Ok(());
         };
         data.resize(size, Preallocation::Off).await?;
@@ -197,7 +201,7 @@ impl Qcow2 {
         gone: &[L1Entry],
         size: u64,
     ) -> Result<()> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let entry_size = usize::try_from(self.geometry.l2_entry_size()).unwrap_or(8);
         let table_of = |entry: &L1Entry| entry.l2_offset(self.geometry).ok().flatten();
@@ -220,7 +224,7 @@ impl Qcow2 {
         // The first cycle lowers refcounts, the second writes them.
         self.write_back(true).await?;
         self.write_back(true).await?;
-        if let Some(data) = self.children.get(ChildIdx::DATA)
+        if let Some(data) = self.facts.children().get(ChildIdx::DATA)
             && data.size() > size
         {
             data.resize(size, Preallocation::Off).await?;
@@ -231,15 +235,15 @@ impl Qcow2 {
     async fn shrink_in_place(&self, old: u64, size: u64) -> Result<()> {
         // Only this step may need free space.
         let last = if self.geometry.data_file { old } else { u64::MAX };
-        self.zero_if_needed(size, self.cluster_end(size).min(last)).await?;
-        self.clear_guest(self.cluster_end(size), self.cluster_end(old)).await?;
+        self.zero_if_needed(size, self.geometry.cluster_end(size).min(last)).await?;
+        self.clear_guest(self.geometry.cluster_end(size), self.geometry.cluster_end(old)).await?;
         // The first cycle lowers refcounts, the second writes them.
         self.write_back(true).await?;
         self.write_back(true).await?;
-        let in_header = self.size_in_header();
+        let in_header = self.facts.size_in_header();
         self.name_size(size).await?;
         if let Err(error) = self.shrink_raw_data(size).await {
-            stop_unless_known(self.name_size(in_header), &self.corrupt).await?;
+            stop_unless_known(self.name_size(in_header), self.facts.disabled()).await?;
             return Err(error);
         }
         let kept = self.geometry.l1_entries_for(size).unwrap_or(u64::MAX);

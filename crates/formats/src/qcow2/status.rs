@@ -21,7 +21,7 @@ const JOIN: u32 = 1 << 14;
 impl Qcow2 {
     /// The status of the start of `offset..offset + len`.
     pub(super) async fn status(&self, offset: u64, len: u64, want: Want) -> Result<Status> {
-        self.check_usable()?;
+        self.facts.check_usable()?;
         let first = self.extent(offset, len).await?;
         let mut covered = first.len();
         for _ in 0..JOIN {
@@ -34,7 +34,7 @@ impl Qcow2 {
             }
             covered = covered.saturating_add(next.len());
         }
-        let mut status = describe(first, covered, self.data_child());
+        let mut status = describe(first, covered, self.facts.data_child());
         if !self.is_plain() {
             // The host offset of an encrypted image must not be used for direct reads.
             (status.host, status.child) = (None, None);
@@ -62,7 +62,7 @@ impl Qcow2 {
     }
 
     async fn compare_with_host(&self) -> Result<bool> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let Some(stored) = file.node().driver().allocated_size() else { return Ok(true) };
         let cluster = self.geometry.cluster_size();
         let stored = stored / cluster;

@@ -3,7 +3,7 @@
 //! A new table is written to the file before the L1 entry in memory refers to it. So its slices can be loaded like all others.
 //! The L1 entry reaches the disk with the next write-back, after the table's contents and its refcount.
 
-use oxblk_core::{ChildIdx, Errno, Error, Result, WriteFlags};
+use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
@@ -34,10 +34,10 @@ impl Qcow2 {
             return Err(Error::from_errno(Errno::IO).prefix("L1 index out of range"));
         }
         let Ok(shared) = entry.l2_offset(self.geometry) else {
-            return Err(self.mark_corrupt("L2 table offset unaligned", entry.0).await);
+            return Err(self.facts.mark_corrupt("L2 table offset unaligned", entry.0).await);
         };
         let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let contents = match shared {
             Some(table) => file.read(table, IoBufMut::new(size)).await?.freeze(),
             None => IoBuf::zeroes(size),

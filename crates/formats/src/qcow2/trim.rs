@@ -1,6 +1,6 @@
 //! Truncating the unused end of the file.
 
-use oxblk_core::{ChildIdx, Preallocation, Result};
+use oxblk_core::{Preallocation, Result};
 
 use super::Qcow2;
 
@@ -11,7 +11,7 @@ impl Qcow2 {
     /// # Errors
     /// As the file reports. The image is valid nevertheless.
     pub(super) async fn trim_file(&self) -> Result<()> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         if !file.node().limits().grows {
             // A device cannot be truncated.
             return Ok(());

@@ -19,7 +19,7 @@ const MAX_OFFSET: u64 = 1 << 63;
 impl Qcow2 {
     /// The guest offset of a range of the VM state.
     fn vm_state_place(&self, offset: u64, len: usize) -> Result<u64> {
-        let place = self.vm_state_offset().checked_add(offset);
+        let place = self.facts.vm_state_offset().checked_add(offset);
         let len = u64::try_from(len).unwrap_or(u64::MAX);
         let end = place.and_then(|place| place.checked_add(len)).filter(|end| *end <= MAX_OFFSET);
         match (place, end) {
@@ -29,7 +29,7 @@ impl Qcow2 {
     }
 
     async fn save_vm_state(&self, offset: u64, data: IoBuf) -> Result<()> {
-        self.check_writable()?;
+        self.facts.check_writable()?;
         if self.geometry.data_file {
             // VM state would make the data file longer than the disk.
             return Err(Error::from_errno(Errno::OPNOTSUPP));
@@ -44,7 +44,7 @@ impl Qcow2 {
     }
 
     async fn load_vm_state(&self, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
-        self.check_usable()?;
+        self.facts.check_usable()?;
         let place = self.vm_state_place(offset, buf.len())?;
         let mut done = 0_usize;
         while done < buf.len() {
@@ -68,7 +68,7 @@ impl Qcow2 {
     /// Frees the VM state of the active state. Its L1 entries are cleared on disk first; then the refcounts of the clusters
     /// that they referred to are lowered. Core has drained the node.
     pub(super) async fn forget_vm_state(&self) -> Result<()> {
-        let first = self.geometry.l1_entries_for(self.size()).unwrap_or(u64::MAX);
+        let first = self.geometry.l1_entries_for(self.facts.size()).unwrap_or(u64::MAX);
         let indices = first..self.l1_entries().max(first);
         let l1: Vec<L1Entry> = indices.clone().map(|index| self.l1_entry(index)).collect();
         if l1.iter().all(|entry| *entry == L1Entry::EMPTY) {

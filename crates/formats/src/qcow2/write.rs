@@ -44,7 +44,7 @@ pub(super) fn length(data: &[u8]) -> u64 {
 impl Qcow2 {
     /// Writes `data` to the guest disk at `offset`.
     pub(super) async fn write_guest(&self, offset: u64, data: IoBuf) -> Result<()> {
-        self.check_writable()?;
+        self.facts.check_writable()?;
         // A write over existing data needs no lock.
         if let Extent::Data { host, len, owned: true } =
             self.extent_to_write(offset, length(&data)).await?
@@ -53,8 +53,8 @@ impl Qcow2 {
             point();
             return self.write_data(offset, host, data).await;
         }
-        let end = self.cluster_end(offset.saturating_add(length(&data)));
-        let _lock = self.guest.lock(self.cluster_start(offset)..end).await;
+        let end = self.geometry.cluster_end(offset.saturating_add(length(&data)));
+        let _lock = self.guest.lock(self.geometry.cluster_start(offset)..end).await;
         self.write_locked(offset, data).await
     }
 
@@ -72,7 +72,7 @@ impl Qcow2 {
             let piece = data.split_to(usize::try_from(len).unwrap_or(usize::MAX).min(data.len()));
             match place {
                 Place::Data(host) => {
-                    behind = Some(self.cluster_end(host.saturating_add(length(&piece))));
+                    behind = Some(self.geometry.cluster_end(host.saturating_add(length(&piece))));
                     jobs.push(Box::pin(self.write_data(at, host, piece)));
                 }
                 Place::Kept(cluster) => {
@@ -113,8 +113,8 @@ impl Qcow2 {
     /// Writes `data` into the preallocated cluster at `host` of a guest cluster that reads as zeroes. A power cut before the L2
     /// entry changes has no visible effect, because the entry still says zero.
     async fn write_kept(&self, offset: u64, data: IoBuf, host: u64) -> Result<()> {
-        let first = self.cluster_start(offset);
-        let whole = first..self.cluster_end(offset.saturating_add(length(&data)));
+        let first = self.geometry.cluster_start(offset);
+        let whole = first..self.geometry.cluster_end(offset.saturating_add(length(&data)));
         let place = host.saturating_add(offset - first);
         self.fill(whole, offset, data, place, false).await?;
         self.link(first, 1, None, |_| L2Entry::data(host)).await
@@ -131,8 +131,8 @@ impl Qcow2 {
         let mut at = offset;
         let mut jobs: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         while !data.is_empty() {
-            let first = self.cluster_start(at);
-            let end = self.cluster_end(at.saturating_add(length(&data)));
+            let first = self.geometry.cluster_start(at);
+            let end = self.geometry.cluster_end(at.saturating_add(length(&data)));
             let count = (end - first) >> self.geometry.cluster_bits;
             let count = self.table_before_data(first, count).await?;
             let run = self.reserve_data(first, count, behind).await?;
@@ -151,10 +151,10 @@ impl Qcow2 {
     }
 
     async fn fill_and_link(&self, offset: u64, data: IoBuf, mut run: NewData<'_>) -> Result<()> {
-        let first = self.cluster_start(offset);
+        let first = self.geometry.cluster_start(offset);
         let (start, count) = (run.start, run.count);
         run.begin_write();
-        let whole = first..self.cluster_end(offset.saturating_add(length(&data)));
+        let whole = first..self.geometry.cluster_end(offset.saturating_add(length(&data)));
         let place = (start << self.geometry.cluster_bits).saturating_add(offset - first);
         let filled = self.fill(whole, offset, data, place, self.reads_as_zeroes(&run)).await;
         let counted = run.count_if(filled, self).await?;
@@ -173,7 +173,7 @@ impl Qcow2 {
         at: u64,
         untouched: bool,
     ) -> Result<()> {
-        let (first, end) = (whole.start.min(offset), self.end_of_data(whole.end));
+        let (first, end) = (whole.start.min(offset), self.facts.end_of_data(whole.end));
         let data_end = offset.saturating_add(length(&data));
         let head = self.old_contents(first, offset, untouched);
         // Bytes behind the end of the disk are invisible, so their contents do not matter.
@@ -228,7 +228,8 @@ impl Qcow2 {
 
     /// Whether a range is known to read as zeroes without reading data.
     pub(super) async fn reads_as_zero(&self, from: u64, to: u64) -> Result<bool> {
-        let backing_end = self.children.get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
+        let backing_end =
+            self.facts.children().get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
         let mut at = from;
         while at < to {
             let extent = self.extent(at, to - at).await?;

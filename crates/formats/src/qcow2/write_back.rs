@@ -24,7 +24,7 @@ use std::sync::atomic::{
 };
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use oxblk_core::{ChildIdx, Edge, ErrorKind, Result, WriteFlags, run_all};
+use oxblk_core::{Edge, ErrorKind, Result, WriteFlags, run_all};
 use oxblk_ring::IoBuf;
 use oxblk_ring::perturb::point;
 
@@ -32,8 +32,8 @@ use super::Qcow2;
 use super::allocator::{Quarantined, Reserved};
 use super::cache::{DirtyCopy, Radix};
 use super::dropped::{Dropped, ReleaseReason};
+use super::facts::run_options::Modes;
 use super::layout::{L1Entry, L2Entry, L2Kind};
-use super::run_options::Modes;
 use super::write::length;
 
 /// With more dropped runs than this, [`Qcow2::relieve`] runs a cycle.
@@ -47,7 +47,7 @@ impl Qcow2 {
             return;
         }
         for entry in old {
-            let (host, bytes) = match entry.kind(self.geometry, self.version) {
+            let (host, bytes) = match entry.kind(self.geometry, self.facts.version()) {
                 Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) => {
                     (host, self.geometry.cluster_size())
                 }
@@ -84,9 +84,9 @@ impl Qcow2 {
     /// lowering of refcounts may happen later.
     pub(super) async fn write_back(&self, durable: bool) -> Result<()> {
         let _turn = self.writing_back.lock().await;
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let mut cycle = Cycle::begin(self);
-        if let Err(stopped) = self.check_usable() {
+        if let Err(stopped) = self.facts.check_usable() {
             // A pointer on disk may differ from memory, so no metadata may be written. Without changed tables, nothing is lost:
             // refcounts on disk may only be too high.
             return if cycle.changes_tables() {
@@ -115,7 +115,7 @@ impl Qcow2 {
 
     /// Makes the data durable that is in the files.
     async fn flush_files(&self, file: &Edge) -> Result<()> {
-        self.flush_data().await?;
+        self.facts.flush_data().await?;
         file.flush().await
     }
 
@@ -127,7 +127,7 @@ impl Qcow2 {
         drops: bool,
         durable: bool,
     ) -> Result<()> {
-        let postponed = self.modes().contains(Modes::LAZY);
+        let postponed = self.facts.modes().contains(Modes::LAZY);
         if !postponed {
             self.write_back_refcounts().await?;
         }
@@ -143,7 +143,7 @@ impl Qcow2 {
             self.write_l1(file, l1).await?;
         }
         if durable {
-            self.flush_data().await?;
+            self.facts.flush_data().await?;
         }
         if drops || durable {
             file.flush().await?;
@@ -208,7 +208,7 @@ impl Qcow2 {
         let (offset, size) = (cluster << bits, self.geometry.cluster_size());
         if was != ReleaseReason::Table && self.is_protected(offset, size) {
             let text = format!("Preventing invalid freeing of metadata at offset {offset:#x}");
-            return Err(self.mark_corrupt(&text, offset).await);
+            return Err(self.facts.mark_corrupt(&text, offset).await);
         }
         if self.refcounts.drop_one(cluster).await? > 0 {
             return Ok(());
@@ -218,7 +218,7 @@ impl Qcow2 {
             self.refcounts.allocator.forget_metadata(offset, size);
         }
         self.compressed_tail.leave(cluster, bits);
-        let (epoch, discard) = (self.epochs.current(), self.passes_discard(was));
+        let (epoch, discard) = (self.facts.epochs().current(), self.facts.passes_discard(was));
         self.refcounts.allocator.rest(Quarantined { epoch, cluster, count: 1, discard });
         Ok(())
     }
@@ -230,11 +230,11 @@ impl Qcow2 {
         }
         // Otherwise a scan would find the clusters that are being discarded as free.
         let _turn = self.refcounts.allocator.scanning.lock().await;
-        let woken = self.refcounts.allocator.wake(&self.epochs);
+        let woken = self.refcounts.allocator.wake(self.facts.epochs());
         if woken.is_empty() {
             return Ok(());
         }
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let mut woken = Woken { image: self, runs: merge(woken).into() };
         while let Some(run) = woken.runs.front() {
             let bits = self.geometry.cluster_bits;
@@ -256,7 +256,7 @@ impl Qcow2 {
         if self.refcounts.allocator.has_resting() {
             self.recycle().await?;
         }
-        self.note_if_corrupt(self.refcounts.reserve(count).await, 0).await
+        self.facts.note_if_corrupt(self.refcounts.reserve(count).await, 0).await
     }
 
     /// Reserves `count` contiguous host clusters that the caller will use, or fewer if the file cannot grow. Missing refcount
@@ -280,7 +280,7 @@ impl Qcow2 {
                 self.recycle().await?;
             }
             let reserved = self.refcounts.reserve_run_behind(behind, count).await;
-            let reserved = self.note_if_corrupt(reserved, 0).await?;
+            let reserved = self.facts.note_if_corrupt(reserved, 0).await?;
             if !self.refcounts.ensure_blocks(reserved.start(), reserved.count()).await? {
                 return Ok(reserved);
             }
@@ -300,7 +300,7 @@ struct Woken<'a> {
 impl Drop for Woken<'_> {
     fn drop(&mut self) {
         for run in self.runs.drain(..) {
-            let epoch = self.image.epochs.current();
+            let epoch = self.image.facts.epochs().current();
             self.image.refcounts.allocator.rest(Quarantined { epoch, ..run });
         }
     }

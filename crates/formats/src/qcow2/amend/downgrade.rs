@@ -38,7 +38,7 @@ impl Qcow2 {
 
     /// Replaces all zero clusters, in the active state and in the snapshots.
     pub(super) async fn expand_zero_clusters(&self, progress: &dyn Fn(u64, u64)) -> Result<()> {
-        let over_backing = self.header().backing_file.is_some();
+        let over_backing = self.facts.header().backing_file.is_some();
         let reach = self.geometry.cluster_size() << self.geometry.l2_bits();
         let end = self.l1_entries().saturating_mul(reach);
         let mut at = 0;
@@ -65,7 +65,7 @@ impl Qcow2 {
     /// Replaces a run of zero clusters by data, or makes them unallocated.
     async fn expand(&self, from: u64, to: u64, over_backing: bool) -> Result<()> {
         // Unallocated clusters behind the end of the disk read as zeroes even with a backing file.
-        let end = if over_backing { to.min(self.size()).max(from) } else { from };
+        let end = if over_backing { to.min(self.facts.size()).max(from) } else { from };
         let mut at = from;
         while at < end {
             let mut writes = Vec::new();
@@ -78,7 +78,7 @@ impl Qcow2 {
             run_all(writes).await?;
             self.relieve().await?;
         }
-        let rest = self.cluster_end(end);
+        let rest = self.geometry.cluster_end(end);
         self.forget_guest(rest, to, ReleaseReason::Discarded).await
     }
 }

@@ -22,16 +22,14 @@
 mod downgrade;
 mod refcount_width;
 
-use std::sync::atomic::Ordering::{AcqRel, Release};
-
 use oxblk_core::amend::{Amend, AmendRequest};
 use oxblk_core::create::{CreateOption, OptionType};
-use oxblk_core::{BoxFuture, ChildIdx, Error, Options, Preallocation, Result};
+use oxblk_core::{BoxFuture, Error, Options, Preallocation, Result};
 
 use super::Qcow2;
 use super::create_options::{option, refcount_order};
+use super::facts::run_options::Modes;
 use super::layout::{Autoclear, Compatible, CryptMethod, Header, Incompatible};
-use super::run_options::Modes;
 
 /// The options that can be amended.
 pub(super) static AMEND_OPTIONS: &[CreateOption] = &[
@@ -200,22 +198,22 @@ fn check_downgrade(header: &Header, refcount_order: u32) -> Result<()> {
 
 impl Qcow2 {
     async fn amend_image(&self, request: AmendRequest) -> Result<()> {
-        let lazy = self.modes() & Modes::LAZY;
+        let lazy = self.facts.modes() & Modes::LAZY;
         let amended = self.amend_eagerly(request).await;
         // Refcounts are lazy again, unless the amend has turned lazy refcounts on or off.
         let lazy = amended.as_ref().ok().copied().flatten().map_or(lazy, |lazy| match lazy {
             true => Modes::LAZY,
             false => Modes::empty(),
         });
-        self.modes.fetch_or(lazy.bits(), AcqRel);
+        self.facts.add_modes(lazy);
         amended.map(drop)
     }
 
     /// Amends the image with lazy refcounts turned off. Returns whether refcounts will be lazy, if the request says it.
     async fn amend_eagerly(&self, request: AmendRequest) -> Result<Option<bool>> {
-        self.check_writable()?;
+        self.facts.check_writable()?;
         let wanted = Wanted::read(request.options)?;
-        let header = self.header_on_disk().await?;
+        let header = self.facts.header_on_disk().await?;
         wanted.check(&header)?;
         // Pending frees must be complete and on disk before refcounts are checked and new structures are laid out.
         self.close_image().await?;
@@ -229,7 +227,7 @@ impl Qcow2 {
             self.rewrite_header(|header| header.version = 3).await?;
         }
         self.amend_header(&wanted).await?;
-        let old_size = self.size();
+        let old_size = self.facts.size();
         if let Some(size) = steps.size.filter(|size| *size > old_size) {
             self.resize_image(size, Preallocation::Off).await?;
         }
@@ -242,7 +240,7 @@ impl Qcow2 {
         finished?;
         if steps.upgrade || steps.downgrade || steps.order.is_some() {
             // The state in memory belongs to the old version or width: the image must be opened again.
-            self.corrupt.store(true, Release);
+            self.facts.disable();
         }
         Ok(wanted.lazy_refcounts)
     }
@@ -274,9 +272,9 @@ impl Qcow2 {
         let Some(encryption) = &self.encryption else {
             return Err(Error::invalid(NOT_ENCRYPTED));
         };
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         // The header lock prevents moving the LUKS header meanwhile.
-        let _turn = self.hold_header().await;
+        let _turn = self.facts.hold_header().await;
         encryption.change_keys(&file, options, force).await
     }
 
@@ -297,15 +295,15 @@ impl Qcow2 {
         };
         self.rewrite_header(amend).await?;
         if wanted.data_file_raw == Some(false) {
-            self.modes.fetch_and(!Modes::RAW_DATA.bits(), AcqRel);
+            self.facts.remove_modes(Modes::RAW_DATA);
         }
         Ok(())
     }
 
     /// Shrinks a disk that has grown to its old size, because a later step has failed.
     async fn shrink_back(&self, size: u64) {
-        if size < self.size()
-            && self.check_usable().is_ok()
+        if size < self.facts.size()
+            && self.facts.check_usable().is_ok()
             && let Err(error) = self.resize_image(size, Preallocation::Off).await
         {
             tracing::warn!("qcow2: the disk could not be shrunk to its old size: {error}");

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use oxblk_core::{ChildIdx, Errno, Error, Result, WriteFlags};
+use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
 use super::Qcow2;
@@ -69,7 +69,7 @@ impl Qcow2 {
             self.write_block(*index, *cluster, order, per_block, &old, &layout).await?;
         }
         self.write_table(&layout).await?;
-        self.children.require(ChildIdx::FILE)?.flush().await?;
+        self.facts.file()?.flush().await?;
         progress(total, total);
         Ok(NewRefcounts {
             order,
@@ -185,7 +185,7 @@ impl Qcow2 {
         for at in layout.own.range(range) {
             set(*at, 1)?;
         }
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let offset = cluster << self.geometry.cluster_bits;
         file.write(offset, block.freeze(), WriteFlags::empty()).await
     }
@@ -196,7 +196,7 @@ impl Qcow2 {
             let block = layout.blocks.get(&index).copied().unwrap_or(0);
             word.copy_from_slice(&(block << self.geometry.cluster_bits).to_be_bytes());
         }
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let offset = layout.table << self.geometry.cluster_bits;
         file.write(offset, table.freeze(), WriteFlags::empty()).await
     }

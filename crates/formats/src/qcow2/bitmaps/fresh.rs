@@ -3,7 +3,7 @@
 //! Unless [`Fresh::keep`] is called, dropping [`Fresh`] frees these clusters, so that a change that fails halfway leaks
 //! nothing.
 
-use oxblk_core::{ChildIdx, Result, WriteFlags, run_all};
+use oxblk_core::{Result, WriteFlags, run_all};
 use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
@@ -26,7 +26,7 @@ impl<'a> Fresh<'a> {
     /// Writes each of `pieces` (one cluster each) to a new cluster, and returns the cluster numbers.
     pub(super) async fn put(&mut self, mut pieces: Vec<IoBufMut>) -> Result<Vec<u64>> {
         let bits = self.image.geometry.cluster_bits;
-        let file = self.image.children.require(ChildIdx::FILE)?;
+        let file = self.image.facts.file()?;
         let mut clusters = Vec::new();
         while !pieces.is_empty() {
             let wanted = u64::try_from(pieces.len()).unwrap_or(u64::MAX);
@@ -54,7 +54,7 @@ impl<'a> Fresh<'a> {
         let mut run = self.image.refcounts.reserve_contiguous(count).await?;
         run.begin_write();
         let start = run.start();
-        let file = self.image.children.require(ChildIdx::FILE)?;
+        let file = self.image.facts.file()?;
         let place = start << geometry.cluster_bits;
         file.write(place, IoBuf::from(bytes), WriteFlags::empty()).await?;
         self.image.count(run, ReleaseReason::Table).await?.keep();
@@ -77,7 +77,7 @@ impl<'a> Fresh<'a> {
     /// Makes the clusters and their refcounts durable. From then on, metadata may refer to the clusters.
     pub(super) async fn settle(&self) -> Result<()> {
         self.image.write_back_refcounts().await?;
-        self.image.children.require(ChildIdx::FILE)?.flush().await
+        self.image.facts.file()?.flush().await
     }
 
     /// Keeps the clusters allocated, because metadata refers to them or may refer to them.

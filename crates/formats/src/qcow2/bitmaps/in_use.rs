@@ -3,9 +3,7 @@
 //! The flag is durable before the first request can change a bitmap. After a power cut, a bitmap with this flag is
 //! inconsistent.
 
-use std::sync::atomic::Ordering::Release;
-
-use oxblk_core::{ChildIdx, Edge, Error, Result, WriteFlags};
+use oxblk_core::{Edge, Error, Result, WriteFlags};
 use oxblk_ring::IoBuf;
 
 use super::super::Qcow2;
@@ -42,7 +40,7 @@ impl Qcow2 {
             return Err(Error::corrupt(text).at(place.directory_offset));
         }
         let bytes = encode_bitmap_directory(marked.iter().map(|stored| &stored.entry));
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         file.write(place.directory_offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
         file.flush().await?;
         self.bitmaps.state().directory.stored = marked;
@@ -54,7 +52,7 @@ impl Qcow2 {
     pub(in super::super) async fn use_bitmaps(&self) {
         if let Err(error) = self.mark_bitmaps_in_use().await {
             tracing::error!("qcow2: the bitmaps cannot be marked as in use: {error}");
-            self.corrupt.store(true, Release);
+            self.facts.disable();
             return;
         }
         self.set_bitmaps_read_only(false);

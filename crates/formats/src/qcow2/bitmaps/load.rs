@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt as _};
 use oxblk_core::bitmap::{DirtyBitmap, MAX_GRANULARITY, MAX_NAME, MIN_GRANULARITY, RangeMap};
-use oxblk_core::{ChildIdx, Edge, Error, Result};
+use oxblk_core::{Edge, Error, Result};
 use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
@@ -47,7 +47,7 @@ impl Qcow2 {
     pub(super) async fn load_bitmaps(&self) -> Result<Vec<Arc<DirtyBitmap>>> {
         let place = self.bitmaps.state().directory.place;
         let Some(place) = place else { return Ok(Vec::new()) };
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let entries = read_directory(&file, &place).await?;
         let mut state = State::default();
         state.directory.place = Some(place);
@@ -82,7 +82,7 @@ impl Qcow2 {
             state.directory.stored.push(stored);
         }
         *self.bitmaps.state() = state;
-        if !self.is_read_only() {
+        if !self.facts.is_read_only() {
             self.mark_bitmaps_in_use().await?;
         }
         Ok(all)
@@ -203,7 +203,7 @@ impl Qcow2 {
         table: &[BitmapTableEntry],
         ones: &mut u64,
     ) -> Result<RangeMap> {
-        let map = RangeMap::new(self.size(), entry.granularity().unwrap_or(0))?;
+        let map = RangeMap::new(self.facts.size(), entry.granularity().unwrap_or(0))?;
         let bytes = bitmap_bytes(map.size(), map.granularity());
         let needed = self.geometry.clusters_for(bytes).max(1);
         if needed != u64::from(entry.table_entries) {
@@ -258,8 +258,8 @@ impl Qcow2 {
         let bitmap = match map {
             Some(map) if stored.is_usable() => DirtyBitmap::with_map(&name, map)?,
             _ => {
-                let bitmap = DirtyBitmap::new(&name, self.size(), granularity)
-                    .or_else(|_| DirtyBitmap::new(&name, self.size(), MAX_GRANULARITY))?;
+                let bitmap = DirtyBitmap::new(&name, self.facts.size(), granularity)
+                    .or_else(|_| DirtyBitmap::new(&name, self.facts.size(), MAX_GRANULARITY))?;
                 bitmap.set_inconsistent();
                 bitmap
             }
@@ -268,7 +268,7 @@ impl Qcow2 {
             bitmap.set_enabled(false);
         }
         bitmap.set_persistent(true);
-        bitmap.set_read_only(self.is_read_only());
+        bitmap.set_read_only(self.facts.is_read_only());
         Ok(Some(bitmap))
     }
 }

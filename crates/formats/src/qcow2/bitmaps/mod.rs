@@ -200,10 +200,10 @@ impl Qcow2 {
     }
 
     fn check_can_store(&self, name: &str, granularity: u64) -> Result<()> {
-        if self.version < 3 {
+        if self.facts.version() < 3 {
             return Err(Error::unsupported("Cannot store dirty bitmaps in qcow2 v2 files"));
         }
-        self.check_writable()?;
+        self.facts.check_writable()?;
         if oxblk_core::names::to_bytes(name).len() > MAX_NAME {
             let text = format!("Name length exceeds maximum ({MAX_NAME} characters)");
             return Err(Error::invalid(text));
@@ -216,7 +216,7 @@ impl Qcow2 {
             let text = format!("Granularity exceeds maximum ({MAX_GRANULARITY} bytes)");
             return Err(Error::invalid(text));
         }
-        check_fits(self.size(), granularity)?;
+        check_fits(self.facts.size(), granularity)?;
         let state = self.bitmaps.state();
         let new = state.live.iter().map(|live| live.name()).filter(|name| !state.has(name));
         let new: Vec<&str> = new.collect();
@@ -262,7 +262,7 @@ fn check_fits(size: u64, granularity: u64) -> Result<()> {
 
 impl PersistentBitmaps for Qcow2 {
     fn are_supported(&self) -> bool {
-        self.version >= 3
+        self.facts.version() >= 3
     }
 
     fn load(&self) -> BoxFuture<'_, Result<Vec<Arc<DirtyBitmap>>>> {

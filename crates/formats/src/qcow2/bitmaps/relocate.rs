@@ -4,7 +4,7 @@
 //! data, a new table and a new directory are written, counted and made durable first. Then the header names the new
 //! directory.
 
-use oxblk_core::{ChildIdx, Error, Result};
+use oxblk_core::{Error, Result};
 use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
@@ -68,7 +68,7 @@ impl Qcow2 {
         bitmap: &Stored,
         end: u64,
     ) -> Result<Stored> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let bits = self.geometry.cluster_bits;
         let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let at_once = usize::try_from(AT_ONCE >> bits).unwrap_or(1).max(1);

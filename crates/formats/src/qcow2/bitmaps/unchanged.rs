@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt as _};
 use oxblk_core::bitmap::{DirtyBitmap, RangeMap};
-use oxblk_core::{ChildIdx, Edge, Result, WriteFlags};
+use oxblk_core::{Edge, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::super::Qcow2;
@@ -39,12 +39,12 @@ impl Qcow2 {
         let bytes = bitmap_bytes(map.size(), map.granularity());
         let needed = self.geometry.clusters_for(bytes).max(1);
         if stored.clusters.is_empty()
-            || (map.size(), map.granularity()) != (self.size(), granularity)
+            || (map.size(), map.granularity()) != (self.facts.size(), granularity)
             || u64::from(stored.entry.table_entries) != needed
         {
             return Ok(false);
         }
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let table = self.read_bitmap_table(&file, &stored.entry).await?;
         let chunk = map.chunk_for(self.geometry.cluster_size());
         let (file, map) = (&file, &map);
@@ -95,7 +95,7 @@ impl Qcow2 {
         // If the write fails, it may still have reached the disk. So the bitmaps count as unmarked, and are marked
         // again before the next request.
         self.bitmaps.state().directory.stored = stored;
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         file.write(place.directory_offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
         file.flush().await
     }

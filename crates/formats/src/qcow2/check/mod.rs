@@ -39,14 +39,12 @@ mod width;
 use std::collections::{BTreeSet, HashSet};
 
 use oxblk_core::check::{CheckReport, Finding, FindingKind, Fix};
-use oxblk_core::{ChildIdx, Edge, Errno, Error, Result};
+use oxblk_core::{Edge, Errno, Error, Result};
 use oxblk_ring::IoBufMut;
 
-use std::sync::atomic::Ordering::Release;
-
 use super::Qcow2;
+use super::facts::header::read_header;
 use super::layout::{Autoclear, Geometry, Header, field_offsets, refcount_max};
-use super::open::read_header;
 use super::refscan::References;
 use snapshot_table::RepairedTable;
 
@@ -78,19 +76,19 @@ pub(super) async fn check(
 impl Qcow2 {
     /// Checks the file of an open image. The caller has drained the node.
     pub(super) async fn check_image(&self, fix: Fix, say: &dyn Fn(Finding)) -> Result<CheckReport> {
-        if fix != Fix::Nothing && self.is_read_only() {
+        if fix != Fix::Nothing && self.facts.is_read_only() {
             return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
         }
         // Write all metadata back, and lower the refcounts of freed clusters.
         self.close_image().await?;
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         // The tables may have moved since the image was opened.
         let header = read_header(&file).await?;
         if fix == Fix::Nothing {
             return check(&file, &header, fix, say).await;
         }
         // The metadata in memory is outdated after a repair. So the image accepts no more writes until it is reopened.
-        self.corrupt.store(true, Release);
+        self.facts.disable();
         let report = check(&file, &header, fix, say).await?;
         self.clear_unknown_autoclear(&file).await?;
         Ok(report)
@@ -103,7 +101,7 @@ impl Qcow2 {
         if header.version < 3 || known == header.autoclear {
             return Ok(());
         }
-        self.write_header_field(field_offsets::AUTOCLEAR, &known.bits().to_be_bytes()).await
+        self.facts.write_header_field(field_offsets::AUTOCLEAR, &known.bits().to_be_bytes()).await
     }
 }
 

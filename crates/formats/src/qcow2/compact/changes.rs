@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use oxblk_core::{ChildIdx, Error, Result, WriteFlags, run_all};
+use oxblk_core::{Error, Result, WriteFlags, run_all};
 use oxblk_ring::IoBufMut;
 
 use super::super::Qcow2;
@@ -69,7 +69,7 @@ impl Qcow2 {
     /// Makes the copies and their refcounts durable, then the entries that refer to them. Then it passes the references
     /// to the originals to the write-back, which lowers the refcounts.
     pub(super) async fn switch_over(&self, changes: Changes<'_>) -> Result<()> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         self.write_back_refcounts().await?;
         file.flush().await?;
         // From here on, entries on disk may refer to the copies, even if the change fails halfway.
@@ -92,7 +92,7 @@ impl Qcow2 {
     }
 
     async fn patch(&self, table: u64, patches: Patches) -> Result<()> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let size = self.geometry.l2_entry_size();
         let mut bytes = file.read(table, IoBufMut::new(len)).await?;

@@ -10,13 +10,13 @@
 
 use std::ops::Range;
 
-use oxblk_core::{ChildIdx, Edge, Result, WriteFlags};
+use oxblk_core::{Edge, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::super::Qcow2;
 use super::super::dropped::ReleaseReason;
+use super::super::facts::run_options::Modes;
 use super::super::layout::CryptoHeader;
-use super::super::run_options::Modes;
 
 /// The maximum length of a LUKS header that is moved. With eight key slots it is a few MiB long.
 const MOST: u64 = 16 << 20;
@@ -25,7 +25,7 @@ impl Qcow2 {
     /// Moves the LUKS header to lower clusters if it uses `cluster`. Returns the number of freed clusters, 0 if there
     /// is no space, and `None` if `cluster` does not belong to a movable LUKS header.
     pub(super) async fn move_luks_header(&self, cluster: u64) -> Result<Option<u64>> {
-        let Some(old) = self.header().extensions.crypto else { return Ok(None) };
+        let Some(old) = self.facts.header().extensions.crypto else { return Ok(None) };
         let Some(end) = old.offset.checked_add(old.length) else { return Ok(None) };
         let clusters = self.geometry.cluster_index(old.offset)..self.geometry.clusters_for(end);
         if old.length > MOST
@@ -37,11 +37,11 @@ impl Qcow2 {
         if !self.has_room(old.length, clusters.start).await? {
             return Ok(Some(0));
         }
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let len = usize::try_from(old.length).unwrap_or(0);
         // The new clusters are counted before key material is written to them.
         let (offset, counted) = self.store_unnamed_table(vec![0; len]).await?;
-        let turn = self.hold_header().await;
+        let turn = self.facts.hold_header().await;
         let copied = async {
             // The header lock excludes changes of passwords.
             let keys = file.read(old.offset, IoBufMut::new(len)).await?.freeze();
@@ -51,7 +51,7 @@ impl Qcow2 {
             self.rewrite_held_header(&turn, |header| header.extensions.crypto = Some(new)).await
         };
         if let Err(error) = copied.await {
-            if self.check_usable().is_err() {
+            if self.facts.check_usable().is_err() {
                 // It is unknown whether the image header names the copy.
                 counted.keep();
             } else if let Err(left) = wipe(&file, offset, len).await {

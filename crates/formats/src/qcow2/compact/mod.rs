@@ -41,7 +41,7 @@ const WINDOW: u64 = 1 << 16;
 
 impl Qcow2 {
     async fn compact_step(&self, most: u64) -> Result<Step> {
-        self.check_writable()?;
+        self.facts.check_writable()?;
         // Bitmaps are added and removed without draining the node.
         let _bitmaps = self.bitmaps.hold().await;
         if self.refcounts.allocator.overlaps.exist() {

@@ -3,7 +3,7 @@
 //! Each move copies the cluster, counts the copy, changes every reference, and then drops the references to the
 //! original.
 
-use oxblk_core::{ChildIdx, Result, WriteFlags, run_all};
+use oxblk_core::{Result, WriteFlags, run_all};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::super::Qcow2;
@@ -112,7 +112,7 @@ impl Qcow2 {
         let (cluster, entries) = source;
         // If all entries read as zeroes, there is nothing to copy. If one entry reads the data, it must be copied.
         let reads = |at: &&EntryAt| {
-            let kind = at.entry.kind(self.geometry, self.version);
+            let kind = at.entry.kind(self.geometry, self.facts.version());
             !matches!(kind, Ok(L2Kind::Zero { .. }))
         };
         let Some(first) = entries.iter().find(reads) else { return Ok(()) };
@@ -126,7 +126,7 @@ impl Qcow2 {
     /// Moves L2 tables to lower clusters. Returns how many of them moved.
     pub(super) async fn move_tables(&self, tables: &[u64], sources: &Referrers) -> Result<u64> {
         let bits = self.geometry.cluster_bits;
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let mut placed: Vec<(u64, u64, &[TableAt])> = Vec::new();
         let mut counted = Vec::new();
@@ -171,7 +171,7 @@ impl Qcow2 {
         };
         let place = l1.saturating_add(at.index.saturating_mul(8));
         let word = IoBuf::from(entry.0.to_be_bytes().to_vec());
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         file.write(place, word, WriteFlags::empty()).await
     }
 }

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-use oxblk_core::{ChildIdx, Result, WriteFlags, run_all};
+use oxblk_core::{Result, WriteFlags, run_all};
 use oxblk_ring::IoBufMut;
 
 use super::super::Qcow2;
@@ -226,7 +226,7 @@ impl Qcow2 {
     }
 
     async fn copy_sectors(&self, spans: &[Span]) -> Result<()> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let parts = spans.iter().flat_map(|span| {
             (0..span.len.div_ceil(COPY)).map(move |part| {
                 let skipped = part.saturating_mul(COPY);

@@ -131,7 +131,7 @@ impl Qcow2 {
     async fn all_tables(&self) -> Result<BTreeMap<u64, Vec<TableAt>>> {
         let mut l1s = vec![(None, self.active_l1())];
         // L1 tables that do not overlap are together no longer than the file.
-        let mut room = self.children.require(ChildIdx::FILE)?.size() / 8;
+        let mut room = self.facts.file()?.size() / 8;
         for snapshot in self.snapshot_list().await? {
             snapshot.check_l1(self.geometry)?;
             room = room.checked_sub(snapshot.l1_entries.into()).ok_or_else(|| {
@@ -162,12 +162,12 @@ impl Qcow2 {
     ) -> Result<Referrers> {
         let mut found = Referrers { window: window.to_vec(), ..Referrers::default() };
         let Some(lowest) = window.last().copied() else { return Ok(found) };
-        if self.data_child() != ChildIdx::FILE {
+        if self.facts.data_child() != ChildIdx::FILE {
             // No guest data lies in this file.
             return Ok(found);
         }
-        let file = self.children.require(ChildIdx::FILE)?;
-        let (geometry, version) = (self.geometry, self.version);
+        let file = self.facts.file()?;
+        let (geometry, version) = (self.geometry, self.facts.version());
         let look = move |_: &u64, table: IoBufMut| -> Vec<(u64, L2Entry, L2Kind)> {
             let entries = (0_u64..).zip(l2_table(&table, geometry));
             let hit = |(index, both): (u64, ExtendedEntry)| {

@@ -15,9 +15,11 @@ impl Qcow2 {
     /// the file would have without gaps.
     pub(super) async fn move_structure(&self, cluster: u64, packed_end: u64) -> Result<Moved> {
         let moved = if let Some(block) = self.refcounts.block_at(cluster) {
-            self.refcounts.move_block(block, cluster, self.epochs.current(), &self.corrupt).await?
+            self.refcounts
+                .move_block(block, cluster, self.facts.epochs().current(), self.facts.disabled())
+                .await?
         } else if self.refcounts.table_is_in(cluster) {
-            self.refcounts.move_table(&self.corrupt).await?
+            self.refcounts.move_table(self.facts.disabled()).await?
         } else if self
             .clusters_of(self.l1_offset.load(Acquire), self.l1_entries())
             .contains(&cluster)
@@ -74,7 +76,7 @@ impl Qcow2 {
         let offset = self.store_table(bytes).await?;
         let (before, after) = (old.to_be_bytes(), offset.to_be_bytes());
         let named =
-            self.exchange_header_field(field_offsets::L1_TABLE_OFFSET, &before, &after).await;
+            self.facts.exchange_header_field(field_offsets::L1_TABLE_OFFSET, &before, &after).await;
         if named.is_err() {
             self.drop_l1_clusters(l1.len(), offset);
         }

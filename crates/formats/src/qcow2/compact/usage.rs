@@ -1,7 +1,7 @@
 //! Finding the host clusters in use, from the refcounts on disk.
 
 use futures_util::stream::StreamExt as _;
-use oxblk_core::{ChildIdx, Result};
+use oxblk_core::Result;
 use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
@@ -53,7 +53,7 @@ impl Qcow2 {
     pub(super) async fn used_clusters(&self) -> Result<Used> {
         let (per_block, order) =
             (self.geometry.refcounts_per_block(), self.geometry.refcount_order);
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let places = self.refcounts.places_of(self.refcounts.blocks())?;
         let look = move |_: &u64, block: IoBufMut| -> Vec<(u64, u64)> {
             let mut runs: Vec<(u64, u64)> = Vec::new();

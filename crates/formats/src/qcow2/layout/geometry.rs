@@ -121,6 +121,12 @@ impl Geometry {
     pub fn clusters_for(self, len: u64) -> u64 {
         len.div_ceil(self.cluster_size())
     }
+
+    /// `offset` rounded up to a cluster. Guest offsets are below 2^63, so the result does not overflow.
+    #[inline]
+    pub fn cluster_end(self, offset: u64) -> u64 {
+        offset.checked_next_multiple_of(self.cluster_size()).unwrap_or(u64::MAX)
+    }
 }
 
 #[cfg(test)]

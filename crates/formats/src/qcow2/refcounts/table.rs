@@ -13,7 +13,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::super::allocator::{Quarantined, Reserved};
 use super::super::counted::Counted;
 use super::super::dropped::ReleaseReason;
-use super::super::header::{exchange, stop_unless_known};
+use super::super::facts::header::{exchange, stop_unless_known};
 use super::super::layout::{Geometry, MAX_REFCOUNT_TABLE_BYTES, field_offsets};
 use super::Refcounts;
 
@@ -159,7 +159,7 @@ impl Refcounts {
         self.write_back().await?;
         file.flush().await?;
         let place = field_offsets::REFCOUNT_TABLE_OFFSET;
-        exchange(&file, place, &before, &after, &self.stop).await?;
+        exchange(&file, place, &before, &after, self.facts.disabled()).await?;
         new.into_iter().for_each(Reserved::keep);
         counted.into_iter().for_each(Counted::keep);
         self.adopt_table(&missing, start, table_start, entries);

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{ChildIdx, Errno, Error, ErrorKind, Result};
+use oxblk_core::{Errno, Error, ErrorKind, Result};
 
 use super::super::Qcow2;
 use super::super::layout::{L1Entry, Snapshot, field_offsets};
@@ -40,7 +40,7 @@ impl Drop for Halfway<'_> {
 impl Qcow2 {
     /// Creates a snapshot: a copy of the active L1 table, which refers to the same L2 tables.
     pub(super) async fn take_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
-        self.check_writable()?;
+        self.facts.check_writable()?;
         self.check_counts_data()?;
         self.write_back(true).await?;
         let list = self.snapshot_list().await?;
@@ -96,7 +96,7 @@ impl Qcow2 {
     /// Refcounts that cannot be lowered are leaks.
     pub(super) async fn undo_raise(&self, reach: &Reach, error: Error) -> Error {
         // If it is unknown which table the header names, the references may exist.
-        if self.check_usable().is_ok()
+        if self.facts.check_usable().is_ok()
             && let Err(failed) = self.lower_reach(reach).await
         {
             tracing::warn!("qcow2: clusters leak: {failed}");
@@ -112,7 +112,7 @@ impl Qcow2 {
         l1_entries: usize,
     ) -> Snapshot {
         let highest = list.iter().filter_map(|snapshot| snapshot.id.parse::<u64>().ok()).max();
-        let mut extra = [new.vm_state_size, self.size()].map(u64::to_be_bytes).concat();
+        let mut extra = [new.vm_state_size, self.facts.size()].map(u64::to_be_bytes).concat();
         extra.extend(new.icount.unwrap_or(0).to_be_bytes());
         Snapshot {
             l1_offset,
@@ -122,7 +122,7 @@ impl Qcow2 {
             date: new.date,
             vm_clock: new.vm_clock,
             vm_state_size: new.vm_state_size,
-            size: Some(self.size()),
+            size: Some(self.facts.size()),
             extra,
         }
     }
@@ -134,13 +134,13 @@ impl Qcow2 {
 
     /// Applies a snapshot: the active state becomes a copy of it.
     pub(super) async fn go_to_snapshot(&self, id: &str) -> Result<()> {
-        self.check_writable()?;
+        self.facts.check_writable()?;
         self.check_counts_data()?;
         self.write_back(true).await?;
         let snapshot = find(self.snapshot_list().await?, id)?.1;
         snapshot.check_l1(self.geometry)?;
-        let size = snapshot.size.unwrap_or_else(|| self.size());
-        if size != self.size() {
+        let size = snapshot.size.unwrap_or_else(|| self.facts.size());
+        if size != self.facts.size() {
             self.check_live_bitmaps_can_follow(size)?;
         }
         let mut l1 = self.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
@@ -158,7 +158,7 @@ impl Qcow2 {
 
     async fn share_snapshot(&self, l1: &[L1Entry], size: u64) -> Result<()> {
         let reach = self.reach(l1, Pass::Share).await?;
-        self.children.require(ChildIdx::FILE)?.flush().await?;
+        self.facts.file()?.flush().await?;
         self.raise_reach(&reach).await?;
         self.activate(l1, size, &reach).await
     }
@@ -168,7 +168,7 @@ impl Qcow2 {
     pub(in super::super) async fn activate_nothing(&self, entries: usize) -> Result<()> {
         let l1 = vec![L1Entry::EMPTY; entries];
         let nothing = self.reach(&l1, Pass::Leave).await?;
-        self.activate(&l1, self.size(), &nothing).await
+        self.activate(&l1, self.facts.size(), &nothing).await
     }
 
     /// Makes `l1` the active L1 table, and drops the references of the old one. The references of `l1` are already
@@ -192,7 +192,7 @@ impl Qcow2 {
         }
         self.l1_offset.store(offset, Release);
         self.l1_entries.store(entries.into(), Release);
-        self.size.store(size, Release);
+        self.facts.set_size(size);
         self.resize_bitmaps(size);
         for table in l1.iter().filter_map(|entry| entry.l2_offset(self.geometry).ok().flatten()) {
             self.refcounts.allocator.note_metadata(table, self.geometry.cluster_size());
@@ -214,16 +214,16 @@ impl Qcow2 {
     async fn name_l1(&self, old: &(Vec<L1Entry>, u64), bytes: &[u8], size: u64) -> Result<u64> {
         let offset = match self.store_table(bytes.to_vec()).await {
             Ok(offset) => offset,
-            Err(error) if error.kind() == ErrorKind::NoSpace && size == self.size() => {
+            Err(error) if error.kind() == ErrorKind::NoSpace && size == self.facts.size() => {
                 return self.overwrite_l1(old, bytes, error).await;
             }
             Err(error) => return Err(error),
         };
         let count = |len: usize| u32::try_from(len).map_err(|_| Error::from_errno(Errno::FBIG));
         let entries = bytes.len() / 8;
-        let before = self.active_fields(self.size_in_header(), count(old.0.len())?, old.1);
+        let before = self.active_fields(self.facts.size_in_header(), count(old.0.len())?, old.1);
         let after = self.active_fields(size, count(entries)?, offset);
-        let named = self.exchange_header_field(field_offsets::SIZE, &before, &after).await;
+        let named = self.facts.exchange_header_field(field_offsets::SIZE, &before, &after).await;
         if let Err(error) = named {
             self.drop_l1_clusters(entries, offset);
             return Err(error);
@@ -250,9 +250,9 @@ impl Qcow2 {
             let place = old.1.saturating_add(index.saturating_mul(SECTOR as u64));
             // The raised refcounts must be durable before the sector refers to their clusters.
             self.write_back_refcounts().await?;
-            self.children.require(ChildIdx::FILE)?.flush().await?;
+            self.facts.file()?.flush().await?;
             // The sector is exchanged like a header field, because it defines the contents of the disk.
-            self.exchange_header_field(place, before, after).await?;
+            self.facts.exchange_header_field(place, before, after).await?;
         }
         Ok(old.1)
     }
@@ -267,7 +267,7 @@ impl Qcow2 {
     /// sector.
     pub(in super::super) fn active_fields(&self, size: u64, entries: u32, offset: u64) -> Vec<u8> {
         let mut fields = size.to_be_bytes().to_vec();
-        fields.extend(self.header().crypt_method.number().to_be_bytes());
+        fields.extend(self.facts.header().crypt_method.number().to_be_bytes());
         fields.extend(entries.to_be_bytes());
         fields.extend(offset.to_be_bytes());
         fields
@@ -275,7 +275,7 @@ impl Qcow2 {
 
     /// Deletes a snapshot.
     pub(super) async fn remove_snapshot(&self, id: &str) -> Result<()> {
-        self.check_writable()?;
+        self.facts.check_writable()?;
         self.check_counts_data()?;
         self.write_back(true).await?;
         let mut list = self.snapshot_list().await?;
@@ -305,7 +305,7 @@ impl Qcow2 {
 
     async fn lower_durably(&self, reach: &Reach) -> Result<Alone> {
         let alone = self.lower_reach(reach).await?;
-        self.children.require(ChildIdx::FILE)?.flush().await?;
+        self.facts.file()?.flush().await?;
         Ok(Alone::new(alone))
     }
 
@@ -320,7 +320,7 @@ impl Qcow2 {
     /// step fails here, the change is still in effect, and the image stays dirty: it is repaired when it is opened for
     /// writing next.
     async fn settle(&self, outcome: Result<()>, alone: Alone) -> Result<()> {
-        if self.check_usable().is_err() {
+        if self.facts.check_usable().is_err() {
             // The image is corrupt, or it is unknown which table the header names. So the image accepts no more writes.
             return outcome;
         }

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use futures_util::stream::StreamExt as _;
-use oxblk_core::{ChildIdx, Edge, Result, WriteFlags};
+use oxblk_core::{Edge, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
@@ -72,8 +72,8 @@ impl Qcow2 {
             return Ok(());
         }
         let l1 = self.active_l1();
-        let file = self.children.require(ChildIdx::FILE)?;
-        let (geometry, version) = (self.geometry, self.version);
+        let file = self.facts.file()?;
+        let (geometry, version) = (self.geometry, self.facts.version());
         let clusters = Arc::clone(&alone.0);
         let places = self.table_places(&l1)?;
         let tagged = places.iter().map(|(_, offset)| (*offset, *offset)).collect();
@@ -112,7 +112,7 @@ impl Qcow2 {
     /// The caller ensures that no slice is dirty.
     pub(super) async fn claim_truth(&self) -> Result<()> {
         let l1 = self.active_l1();
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         {
             let mut tables = Box::pin(self.l2_tables(&l1));
             while let Some(table) = tables.next().await {
@@ -154,7 +154,7 @@ impl Qcow2 {
 
     async fn true_claim(&self, entry: L2Entry) -> Result<L2Entry> {
         let Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) =
-            entry.kind(self.geometry, self.version)
+            entry.kind(self.geometry, self.facts.version())
         else {
             return Ok(entry);
         };

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use futures_util::stream::StreamExt as _;
-use oxblk_core::{ChildIdx, Error, Result, WriteFlags, ZeroFlags};
+use oxblk_core::{Error, Result, WriteFlags, ZeroFlags};
 
 use super::super::Qcow2;
 use super::super::allocator::Reserved;
@@ -43,7 +43,7 @@ impl Qcow2 {
         if to_do.is_empty() {
             return Ok(());
         }
-        if over_backing && self.header().crypt_method != CryptMethod::None {
+        if over_backing && self.facts.header().crypt_method != CryptMethod::None {
             return Err(Error::unsupported(
                 "Cannot downgrade an encrypted image with zero clusters in its snapshots",
             ));
@@ -67,7 +67,7 @@ impl Qcow2 {
     }
 
     fn is_zero_cluster(&self, entry: L2Entry) -> bool {
-        matches!(entry.kind(self.geometry, self.version), Ok(L2Kind::Zero { .. }))
+        matches!(entry.kind(self.geometry, self.facts.version()), Ok(L2Kind::Zero { .. }))
     }
 
     async fn expand_snapshot(
@@ -87,7 +87,7 @@ impl Qcow2 {
         self.write_back(true).await?;
         let (reach, left) =
             (self.reach(&l1, Pass::Share).await?, self.reach(old, Pass::Leave).await?);
-        self.children.require(ChildIdx::FILE)?.flush().await?;
+        self.facts.file()?.flush().await?;
         self.raise_reach(&reach).await?;
         drop(new);
         let bytes: Vec<u8> = l1.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
@@ -117,7 +117,7 @@ impl Qcow2 {
         replaced: &mut Replaced,
     ) -> Result<(Vec<L1Entry>, Vec<Reserved<'a>>)> {
         let bits = self.geometry.cluster_bits;
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let mut held = Vec::new();
         let mut l1: Vec<L1Entry> = old.to_vec();
         let mut tables = Box::pin(self.l2_tables(old));
@@ -160,7 +160,7 @@ impl Qcow2 {
         let mut run = self.refcounts.reserve_contiguous(1).await?;
         run.begin_write();
         let cluster = run.start();
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         file.write_zeroes(cluster << self.geometry.cluster_bits, size, ZeroFlags::empty()).await?;
         held.push(run);
         Ok(cluster)

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use futures_util::stream::StreamExt as _;
-use oxblk_core::{ChildIdx, Errno, Error, ErrorKind, Result, WriteFlags};
+use oxblk_core::{Errno, Error, ErrorKind, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
@@ -119,7 +119,7 @@ impl Qcow2 {
         }
         // A scan must not find a cluster with refcount 0 before the cluster is quarantined.
         let _turn = self.refcounts.allocator.scanning.lock().await;
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let (geometry, counted) = (self.geometry, Arc::clone(&reach.counted));
         let places = self.refcounts.places_of(blocks)?;
         let look = move |(index, _): &(u64, u64), block: IoBufMut| {
@@ -167,14 +167,14 @@ impl Qcow2 {
             }
             self.check_freed(at, end).await?;
         }
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let writing = self.barrier.pass().await;
         let written = file.write(offset, changed.block, WriteFlags::empty()).await;
         writing.done();
         written?;
         tables.iter().for_each(|table| allocator.forget_metadata(table << bits, size));
         let (epoch, discard) =
-            (self.epochs.current(), self.passes_discard(ReleaseReason::Snapshot));
+            (self.facts.epochs().current(), self.facts.passes_discard(ReleaseReason::Snapshot));
         for (cluster, count) in changed.freed {
             self.compressed_tail.leave_run(cluster, count, bits);
             allocator.rest(Quarantined { epoch, cluster, count, discard });
@@ -193,7 +193,7 @@ impl Qcow2 {
             return Ok(());
         }
         let text = format!("Preventing invalid freeing of metadata near offset {at:#x}");
-        Err(self.mark_corrupt(&text, at).await)
+        Err(self.facts.mark_corrupt(&text, at).await)
     }
 }
 

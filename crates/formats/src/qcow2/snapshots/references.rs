@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt as _, TryStreamExt as _};
-use oxblk_core::{ChildIdx, Error, Result, WriteFlags};
+use oxblk_core::{Error, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
@@ -82,7 +82,7 @@ impl Qcow2 {
         entries: u32,
     ) -> Result<Vec<L1Entry>> {
         let len = usize::try_from(u64::from(entries).saturating_mul(8)).unwrap_or(usize::MAX);
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let table = file.read(offset, IoBufMut::new(len)).await?;
         let words = table.chunks_exact(8);
         Ok(words.map(|word| L1Entry(word.try_into().map_or(0, u64::from_be_bytes))).collect())
@@ -116,7 +116,7 @@ impl Qcow2 {
         stream::iter(places)
             .map(move |place| async move {
                 let (index, offset) = place?;
-                let file = self.children.require(ChildIdx::FILE)?;
+                let file = self.facts.file()?;
                 let table = file.read(offset, IoBufMut::new(len)).await?;
                 let entries = l2_table(&table, self.geometry).map(|both| both.entry).collect();
                 Ok((index, offset, entries))
@@ -139,8 +139,8 @@ impl Qcow2 {
     }
 
     async fn count_tables(&self, l1: &[L1Entry], pass: Pass) -> Result<Reach> {
-        let file = self.children.require(ChildIdx::FILE)?;
-        let (geometry, version) = (self.geometry, self.version);
+        let file = self.facts.file()?;
+        let (geometry, version) = (self.geometry, self.facts.version());
         let clusters = geometry.clusters_for(file.size());
         let places: Vec<((), u64)> =
             self.table_places(l1)?.into_iter().map(|(_, offset)| ((), offset)).collect();
@@ -188,7 +188,7 @@ impl Qcow2 {
             Piece::Odd { .. } if self.geometry.data_file => return Ok(()),
             Piece::Odd { both, .. } => both.entry,
         };
-        match entry.kind(self.geometry, self.version) {
+        match entry.kind(self.geometry, self.facts.version()) {
             Ok(L2Kind::Compressed { host, len }) => {
                 let first = self.geometry.cluster_index(host);
                 let end = self.geometry.clusters_for(host.saturating_add(len));

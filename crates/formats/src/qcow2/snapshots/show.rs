@@ -11,8 +11,8 @@ use super::change::find;
 impl Qcow2 {
     /// Makes the node show the contents and the size of a snapshot.
     pub(super) async fn show_snapshot(&self, id: &str) -> Result<()> {
-        self.check_usable()?;
-        if !self.is_read_only() {
+        self.facts.check_usable()?;
+        if !self.facts.is_read_only() {
             return Err(Error::from_errno(Errno::ACCES));
         }
         let snapshot = find(self.snapshot_list().await?, id)?.1;
@@ -32,7 +32,7 @@ impl Qcow2 {
         self.l1_offset.store(snapshot.l1_offset, Release);
         self.l1_entries.store(count, Release);
         if let Some(size) = snapshot.size {
-            self.size.store(size, Release);
+            self.facts.set_size(size);
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 use std::sync::{MutexGuard, PoisonError};
 
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{ChildIdx, Edge, Errno, Error, Result, WriteFlags};
+use oxblk_core::{Edge, Errno, Error, Result, WriteFlags};
 use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
@@ -156,7 +156,7 @@ impl Qcow2 {
 
     /// Reads all snapshots from the table.
     pub(in super::super) async fn snapshot_list(&self) -> Result<Vec<Snapshot>> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let mut list = Vec::new();
         visit_snapshots(&file, self.snapshot_table(), |snapshot| list.push(snapshot)).await?;
         Ok(list)
@@ -176,7 +176,7 @@ impl Qcow2 {
             return Ok(());
         }
         for snapshot in &mut list {
-            snapshot.size = snapshot.size.or(Some(self.size()));
+            snapshot.size = snapshot.size.or(Some(self.facts.size()));
         }
         self.store_snapshots(&list).await?;
         // The first write-back cycle frees the old table in memory, and the second one writes its refcounts.
@@ -217,7 +217,7 @@ impl Qcow2 {
         };
         let (before, after) = (fields(self.snapshot_table()), fields(place));
         let named =
-            self.exchange_header_field(field_offsets::SNAPSHOT_COUNT, &before, &after).await;
+            self.facts.exchange_header_field(field_offsets::SNAPSHOT_COUNT, &before, &after).await;
         if named.is_err() {
             self.drop_table(place.offset, place.bytes);
             return named;
@@ -245,7 +245,7 @@ impl Qcow2 {
         let mut run = self.refcounts.reserve_contiguous(clusters).await?;
         run.begin_write();
         let offset = run.start() << self.geometry.cluster_bits;
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         file.write(offset, bytes.into(), WriteFlags::empty()).await?;
         let counted = self.count(run, ReleaseReason::Table).await?;
         self.refcounts.allocator.note_metadata(offset, len);

@@ -59,7 +59,7 @@ impl Qcow2 {
         {
             // If only a part of the touched subclusters has data, the cluster is written as one owned run.
             let end = offset.saturating_add(covered);
-            let whole = if covered == len { end } else { self.cluster_start(end) };
+            let whole = if covered == len { end } else { self.geometry.cluster_start(end) };
             if whole > offset {
                 return Ok(Run::InPlace { host, len: whole - offset });
             }
@@ -67,7 +67,7 @@ impl Qcow2 {
         let mut covered = 0;
         while covered < len {
             let at = offset.saturating_add(covered);
-            let room = (self.cluster_end(at.saturating_add(1)) - at).min(len - covered);
+            let room = (self.geometry.cluster_end(at.saturating_add(1)) - at).min(len - covered);
             match self.extended_entry(at).await? {
                 (found, L2Kind::Data { host }) if found.entry.copied() => {
                     if covered > 0 {
@@ -89,7 +89,7 @@ impl Qcow2 {
         host: u64,
         bitmap: Subclusters,
     ) -> Result<()> {
-        let first = self.cluster_start(offset);
+        let first = self.geometry.cluster_start(offset);
         let end = offset.saturating_add(length(&data));
         let touched = Subclusters::touched_by(self.geometry, offset - first, end - first);
         let whole = self.round_out(offset, end, bitmap.allocated());
@@ -122,9 +122,9 @@ impl Qcow2 {
         data: IoBuf,
         mut run: NewData<'_>,
     ) -> Result<()> {
-        let first = self.cluster_start(offset);
+        let first = self.geometry.cluster_start(offset);
         let end = offset.saturating_add(length(&data));
-        let last = self.cluster_start(end.saturating_sub(1));
+        let last = self.geometry.cluster_start(end.saturating_sub(1));
         let (start, count) = (run.start, run.count);
         let bits = self.geometry.cluster_bits;
         let untouched = self.reads_as_zeroes(&run);
@@ -237,7 +237,7 @@ impl Qcow2 {
 
     /// Copies the current contents of a guest range to `host`.
     async fn copy(&self, range: Range<u64>, host: u64, untouched: bool) -> Result<()> {
-        let end = self.end_of_data(range.end);
+        let end = self.facts.end_of_data(range.end);
         match self.old_contents(range.start, end, untouched).await? {
             Some(data) => self.write_data(range.start, host, data).await,
             None => Ok(()),

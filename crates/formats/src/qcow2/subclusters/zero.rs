@@ -30,9 +30,11 @@ impl Qcow2 {
         flags: ZeroFlags,
     ) -> Result<()> {
         let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
-        let keep = !unmap || self.keeps_discarded();
-        let (first, last) =
-            (self.cluster_end(offset).min(end), self.cluster_start(end).max(offset));
+        let keep = !unmap || self.facts.keeps_discarded();
+        let (first, last) = (
+            self.geometry.cluster_end(offset).min(end),
+            self.geometry.cluster_start(end).max(offset),
+        );
         if first > last {
             return self.zero_part(offset, end, flags).await;
         }
@@ -54,7 +56,7 @@ impl Qcow2 {
 
     /// Makes a part of a cluster read as zeroes.
     async fn zero_part(&self, offset: u64, end: u64, flags: ZeroFlags) -> Result<()> {
-        let cluster = self.cluster_start(offset);
+        let cluster = self.geometry.cluster_start(offset);
         let (_, kind) = self.extended_entry(cluster).await?;
         if matches!(kind, L2Kind::Compressed { .. }) {
             if flags.contains(ZeroFlags::NO_FALLBACK) {
@@ -65,7 +67,7 @@ impl Qcow2 {
         }
         let mask = Subclusters::touched_by(self.geometry, offset - cluster, end - cluster);
         let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
-        let frees = unmap && !self.keeps_discarded();
+        let frees = unmap && !self.facts.keeps_discarded();
         let next = cluster.saturating_add(self.geometry.cluster_size());
         self.change_extended(cluster, next, given_up(unmap), |old| {
             let bitmap = old.entry.bitmap.with_zero(mask);
@@ -79,7 +81,7 @@ impl Qcow2 {
 
     /// Discards whole clusters, which read as zeroes afterwards. The caller holds the range lock.
     pub(in super::super) async fn discard_subclusters(&self, from: u64, to: u64) -> Result<()> {
-        let keep = self.keeps_discarded();
+        let keep = self.facts.keeps_discarded();
         self.change_extended(from, to, ReleaseReason::Discarded, |old| {
             let empty = old.entry.entry.0 == 0 && !old.has_backing;
             let data = matches!(old.kind, L2Kind::Data { .. });
@@ -122,7 +124,7 @@ impl Qcow2 {
         was: ReleaseReason,
         change: impl Fn(&Old) -> Option<ExtendedEntry>,
     ) -> Result<()> {
-        let has_backing = self.children.has(ChildIdx::BACKING);
+        let has_backing = self.facts.children().has(ChildIdx::BACKING);
         let table = self.geometry.cluster_size() << self.geometry.l2_bits();
         let mut at = from;
         while at < to {

@@ -15,14 +15,14 @@ use oxblk_core::{Error, Options, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Qcow2;
-use super::dropped::ReleaseReason;
-use super::layout::{Autoclear, Compatible, Header};
+use super::Facts;
+use crate::qcow2::dropped::ReleaseReason;
+use crate::qcow2::layout::{Autoclear, Compatible, Header};
 
 bitflags::bitflags! {
     /// The effective runtime options.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub(super) struct Modes: u32 {
+    pub(in crate::qcow2) struct Modes: u32 {
         /// Refcounts are written when the image is closed.
         const LAZY = 1;
         /// Clusters that the guest discards are discarded on the host.
@@ -56,7 +56,7 @@ bitflags::bitflags! {
 }
 
 /// The switches of `overlap-check`.
-pub(super) const STRUCTURES: [(&str, Modes); 9] = [
+pub(in crate::qcow2) const STRUCTURES: [(&str, Modes); 9] = [
     ("main-header", Modes::MAIN_HEADER),
     ("active-l1", Modes::ACTIVE_L1),
     ("active-l2", Modes::ACTIVE_L2),
@@ -84,7 +84,7 @@ struct Fields {
 }
 
 /// The requested runtime options.
-pub(super) struct RunOptions {
+pub(in crate::qcow2) struct RunOptions {
     fields: Fields,
     protected: Modes,
 }
@@ -94,7 +94,7 @@ impl RunOptions {
     ///
     /// # Errors
     /// When a value is wrong, with the text of QEMU's tools.
-    pub(super) fn take(options: &mut Options) -> Result<Self> {
+    pub(in crate::qcow2) fn take(options: &mut Options) -> Result<Self> {
         let interval = options.take_number("cache-clean-interval")?;
         let mut fields: Fields = options.extract()?;
         fields.cache_clean_interval = interval;
@@ -110,7 +110,7 @@ impl RunOptions {
     }
 
     /// The time after which unused slices of the caches are dropped. Zero means never.
-    pub(super) fn clean_interval(&self) -> Duration {
+    pub(in crate::qcow2) fn clean_interval(&self) -> Duration {
         Duration::from_secs(self.fields.cache_clean_interval.unwrap_or(CLEAN_INTERVAL))
     }
 
@@ -118,7 +118,7 @@ impl RunOptions {
     ///
     /// # Errors
     /// When the image's version does not support a requested option.
-    pub(super) fn settle(&self, header: &Header, unmap: bool) -> Result<Modes> {
+    pub(in crate::qcow2) fn settle(&self, header: &Header, unmap: bool) -> Result<Modes> {
         let fields = &self.fields;
         let lazy = header.compatible.contains(Compatible::LAZY_REFCOUNTS);
         let lazy = fields.lazy_refcounts.unwrap_or(lazy && header.version >= 3);
@@ -182,18 +182,29 @@ fn protected(mut options: Options) -> Result<Modes> {
     }
 }
 
-impl Qcow2 {
-    pub(super) fn modes(&self) -> Modes {
+impl Facts {
+    /// The effective options.
+    pub(in crate::qcow2) fn modes(&self) -> Modes {
         Modes::from_bits_retain(self.modes.load(Acquire))
     }
 
-    pub(super) fn set_modes(&self, modes: Modes) {
+    /// Sets the effective options.
+    pub(in crate::qcow2) fn set_modes(&self, modes: Modes) {
         self.modes.store(modes.bits(), Release);
-        self.refcounts.allocator.overlaps.protect(modes);
+    }
+
+    /// Turns these options on.
+    pub(in crate::qcow2) fn add_modes(&self, modes: Modes) {
+        self.modes.fetch_or(modes.bits(), AcqRel);
+    }
+
+    /// Turns these options off.
+    pub(in crate::qcow2) fn remove_modes(&self, modes: Modes) {
+        self.modes.fetch_and(!modes.bits(), AcqRel);
     }
 
     /// Whether a freed cluster is discarded on the host.
-    pub(super) fn passes_discard(&self, was: ReleaseReason) -> bool {
+    pub(in crate::qcow2) fn passes_discard(&self, was: ReleaseReason) -> bool {
         let modes = self.modes();
         match was {
             ReleaseReason::CutOff => true,
@@ -202,11 +213,13 @@ impl Qcow2 {
             ReleaseReason::Data | ReleaseReason::Table => modes.contains(Modes::PASS_OTHER),
         }
     }
+}
 
-    /// Turns lazy refcounts off and writes all refcounts.
-    pub(super) async fn stop_postponing(&self) -> Result<()> {
-        self.modes.fetch_and(!Modes::LAZY.bits(), AcqRel);
-        self.write_postponed().await
+impl Facts {
+    /// Whether clusters that the guest discards stay allocated. This does not concern clusters of a data file, each of which
+    /// belongs to one guest cluster anyway.
+    pub(in crate::qcow2) fn keeps_discarded(&self) -> bool {
+        self.modes().contains(Modes::NO_UNREF) && !self.geometry.data_file
     }
 }
 
