@@ -40,7 +40,7 @@ impl Qcow2 {
         self.begin_empty(l1.len()).await?;
         // The second pass moves the L1 table into space near the start of the file, which the first pass freed.
         self.begin_empty(l1.len()).await?;
-        self.trim_file().await
+        self.clusters.trim_file().await
     }
 
     /// Replaces the active L1 table by one without entries, and frees what the old one mapped.

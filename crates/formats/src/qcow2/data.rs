@@ -12,9 +12,9 @@ use oxblk_core::{ChildIdx, Result, WriteFlags, ZeroFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
-use super::allocator::Reserved;
-use super::counted::Counted;
-use super::dropped::ReleaseReason;
+use super::clusters::Counted;
+use super::clusters::ReleaseReason;
+use super::clusters::Reserved;
 use super::layout::L2Kind;
 
 /// Clusters that are reserved for new guest data.
@@ -46,7 +46,9 @@ impl<'a> NewData<'a> {
     ) -> Result<Option<Counted<'a>>> {
         match (self.reserved, written) {
             (None, written) => written.map(|()| None),
-            (Some(reserved), Ok(())) => image.count(reserved, ReleaseReason::Data).await.map(Some),
+            (Some(reserved), Ok(())) => {
+                image.clusters.count(reserved, ReleaseReason::Data).await.map(Some)
+            }
             (Some(reserved), Err(error)) => {
                 reserved.give_back();
                 Err(error)

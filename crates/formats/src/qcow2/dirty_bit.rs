@@ -75,7 +75,7 @@ impl Qcow2 {
     }
 
     async fn write_refcounts_durably(&self) -> Result<()> {
-        self.write_back_refcounts().await?;
+        self.clusters.write_back_refcounts().await?;
         self.facts.file()?.flush().await
     }
 

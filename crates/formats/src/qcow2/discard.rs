@@ -7,7 +7,7 @@ use oxblk_ring::perturb::point;
 use roaring::RoaringTreemap;
 
 use super::Qcow2;
-use super::dropped::ReleaseReason;
+use super::clusters::ReleaseReason;
 use super::layout::{L2Entry, L2Kind};
 use super::lookup::Extent;
 
@@ -364,7 +364,7 @@ impl Qcow2 {
             slice.mark_dirty();
         }
         point();
-        self.drop_entries(&old, was);
+        self.clusters.drop_entries(&old, was);
         match bad {
             None => Ok(next),
             Some(entry) => {

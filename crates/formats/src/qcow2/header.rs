@@ -19,7 +19,7 @@ impl Qcow2 {
         turn: &MutexGuard<'_, ()>,
         change: impl FnOnce(&mut Header),
     ) -> Result<()> {
-        let table = self.refcounts.hold_table().await;
+        let table = self.clusters.hold_table().await;
         self.facts.replace_header((turn, &table), change).await
     }
 }

@@ -9,7 +9,7 @@ use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
 use super::Qcow2;
-use super::dropped::ReleaseReason;
+use super::clusters::ReleaseReason;
 use super::layout::{MAX_L1_BYTES, field_offsets};
 
 /// Unit in which the file is written, in bytes.
@@ -34,7 +34,7 @@ impl Qcow2 {
         let old_offset = self.l1_offset.load(Acquire);
         let bytes = needed.saturating_mul(8);
         let clusters = self.geometry.clusters_for(bytes);
-        let mut run = self.refcounts.reserve_contiguous(clusters).await?;
+        let mut run = self.clusters.reserve_contiguous(clusters).await?;
         run.begin_write();
         let offset = run.start() << self.geometry.cluster_bits;
         let len = usize::try_from(clusters << self.geometry.cluster_bits)
@@ -52,8 +52,8 @@ impl Qcow2 {
         }
         let file = self.facts.file()?;
         file.write(offset, table.freeze(), WriteFlags::empty()).await?;
-        let counted = self.count(run, ReleaseReason::Table).await?;
-        self.write_back_refcounts().await?;
+        let counted = self.clusters.count(run, ReleaseReason::Table).await?;
+        self.clusters.write_back_refcounts().await?;
         file.flush().await?;
         let before = l1_fields(old_entries, old_offset)?;
         let after = l1_fields(needed, offset)?;
@@ -61,8 +61,8 @@ impl Qcow2 {
         counted.keep();
         self.l1_offset.store(offset, Release);
         self.l1_entries.store(needed, Release);
-        self.refcounts.allocator.note_metadata(offset, bytes);
-        self.refcounts.free_table(old_offset, old_entries.saturating_mul(8)).await
+        self.clusters.note_metadata(offset, bytes);
+        self.clusters.free_table(old_offset, old_entries.saturating_mul(8)).await
     }
 }
 

@@ -44,17 +44,16 @@
 //! Crash safety: guest data reaches the disk first, then refcounts, then L2 tables, then the L1 table. Refcounts are lowered
 //! last. So a crash leaks clusters at worst. See `write_back`.
 
-mod allocator;
 mod amend;
 mod backing;
 mod bitmaps;
 mod cache;
 mod check;
+mod clusters;
 mod compact;
 mod compressed;
 #[doc(hidden)]
 pub mod compression;
-mod counted;
 #[doc(hidden)]
 pub mod create;
 mod create_options;
@@ -62,7 +61,6 @@ mod data;
 mod dirty_bit;
 mod discard;
 mod driver;
-mod dropped;
 #[doc(hidden)]
 pub mod encryption;
 mod factory;
@@ -79,8 +77,6 @@ mod plan;
 mod preallocate;
 mod read;
 mod read_ahead;
-mod refcount_blocks;
-mod refcounts;
 mod refscan;
 mod reopen;
 mod resize;
@@ -89,7 +85,6 @@ mod snapshots;
 mod status;
 mod subclusters;
 mod tables;
-mod trim;
 mod vm_state;
 mod write;
 mod write_back;
@@ -105,10 +100,9 @@ pub use factory::QCOW2;
 use crate::write_barrier::WriteBarrier;
 
 use cache::{Cleaner, Radix, SliceCache};
-use compressed::Tail;
+use clusters::Clusters;
 use facts::Facts;
 use layout::{Compression, Geometry};
-use refcounts::Refcounts;
 use reopen::Prepared;
 
 /// An open qcow2 image.
@@ -128,10 +122,9 @@ pub(crate) struct Qcow2 {
     cleaner: Cleaner,
     /// Number of 64-bit words in a slice of an L2 table; a power of two.
     slice_words: u64,
-    refcounts: Refcounts,
+    clusters: Arc<Clusters>,
 
     guest: RangeLock,
-    compressed_tail: Tail,
     tables: AsyncMutex<()>,
     writing_back: AsyncMutex<()>,
     barrier: WriteBarrier,

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use oxblk_core::check::Fix;
 use oxblk_core::{
     BackingFile, ChildIdx, Children, ChildrenRef, Edge, Epochs, Errno, Error, ErrorKind,
-    OpenContext, Options, Preallocation, Result,
+    OpenContext, Options, Result,
 };
 use oxblk_ring::{Event, IoBufMut, Mutex as AsyncMutex, RangeLock};
 use serde::{Deserialize, Serialize};
@@ -21,13 +21,12 @@ use super::Qcow2;
 use super::bitmaps::Bitmaps;
 use super::cache::{Cleaner, Radix, SliceCache};
 use super::check::check;
-use super::compressed::Tail;
+use super::clusters::{Clusters, RefcountTable};
 use super::encryption::{self, Encryption};
 use super::facts::Facts;
 use super::facts::header::read_header;
 use super::facts::run_options::{Modes, RunOptions};
 use super::layout::{Autoclear, Geometry, Header, Incompatible, L1Entry};
-use super::refcounts::{Refcounts, TablePlace};
 use super::snapshots::TablePlace as SnapshotTable;
 
 /// Default size of the L2 cache, in bytes.
@@ -227,7 +226,7 @@ async fn build(
     modes: Modes,
 ) -> Result<Qcow2> {
     let geometry = header.geometry;
-    let place = TablePlace {
+    let place = RefcountTable {
         offset: header.refcount_table_offset,
         clusters: u64::from(header.refcount_table_clusters),
     };
@@ -242,7 +241,7 @@ async fn build(
     let (snapshots, bitmaps) = (SnapshotTable::of(&header), Bitmaps::of(&header));
     let facts =
         Arc::new(Facts::new(header, modes, context.children, context.epochs, context.read_only));
-    let refcounts = Refcounts::open(
+    let clusters = Clusters::open(
         Arc::clone(&facts),
         place,
         cache(refcount_slice(geometry), sizes.refcount_slices(geometry)),
@@ -250,17 +249,17 @@ async fn build(
     )
     .await
     .map_err(|error| error.prefix("Could not initialize refcount handling"))?;
-    refcounts.allocator.note_metadata(l1_offset, l1_entries.saturating_mul(8));
+    clusters.note_metadata(l1_offset, l1_entries.saturating_mul(8));
     if let Some(crypto) = crypto {
         // The length in the header may be wrong. Guest data lies within the file, so the length is limited to the file.
         let size = facts.file()?.size();
         let len = crypto.length.min(size.saturating_sub(crypto.offset));
-        refcounts.allocator.note_metadata(crypto.offset, len);
+        clusters.note_metadata(crypto.offset, len);
     }
     let slice_words = sizes.slice / 8;
     let slices = sizes.l2_slices(geometry, l1_entries);
     let l2 = cache(sizes.slice, slices);
-    let caches = [Arc::downgrade(&l2), Arc::downgrade(refcounts.cache())];
+    let caches = [Arc::downgrade(&l2), Arc::downgrade(clusters.cache())];
     Ok(Qcow2 {
         facts,
         geometry,
@@ -273,9 +272,8 @@ async fn build(
         l2,
         cleaner: Cleaner::new(filled, caches),
         slice_words,
-        refcounts,
+        clusters: Arc::new(clusters),
         guest: RangeLock::new(),
-        compressed_tail: Tail::default(),
         tables: AsyncMutex::new(()),
         writing_back: AsyncMutex::new(()),
         barrier: crate::write_barrier::WriteBarrier::default(),
@@ -308,7 +306,7 @@ impl Qcow2 {
             if !self.facts.is_read_only()
                 && let Ok(Some(offset)) = table
             {
-                self.refcounts.allocator.note_metadata(offset, self.geometry.cluster_size());
+                self.clusters.note_metadata(offset, self.geometry.cluster_size());
             }
         }
         Ok(())
@@ -333,7 +331,7 @@ impl Qcow2 {
         self.write_back(true).await?;
         let written = self.write_back(true).await;
         let written = written.and(self.write_postponed().await);
-        let written = written.and(self.complete_last_cluster().await);
+        let written = written.and(self.clusters.complete_last_cluster().await);
         written.map_err(|error| {
             if error.kind() == ErrorKind::NoSpace {
                 error.prefix("Could not close the image cleanly")
@@ -341,22 +339,5 @@ impl Qcow2 {
                 error
             }
         })
-    }
-
-    /// Extends the file to the end of its last cluster or subcluster, as QEMU does. The last cluster may be new and only partly
-    /// written. The added part is a hole.
-    async fn complete_last_cluster(&self) -> Result<()> {
-        let file = self.facts.file()?;
-        let (size, unit) = (file.size(), self.geometry.subcluster_size());
-        let cluster = self.geometry.cluster_index(size);
-        if size.is_multiple_of(unit)
-            || !self.refcounts.allocator.is_new_data(cluster)
-            || self.compressed_tail.is_in(cluster, self.geometry.cluster_bits)
-            || self.refcounts.get(cluster).await? == 0
-        {
-            return Ok(());
-        }
-        let end = size.checked_next_multiple_of(unit).unwrap_or(size);
-        file.resize(end, Preallocation::Off).await
     }
 }

@@ -6,67 +6,13 @@
 //! guest data, are refused in the same way.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
-use std::sync::atomic::{
-    AtomicBool, AtomicU32,
-    Ordering::{Acquire, Release},
-};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::Ordering::Acquire;
 
-use oxblk_core::{Error, Result};
+use oxblk_core::Result;
 use roaring::RoaringTreemap;
 
 use super::Qcow2;
-use super::facts::run_options::{Modes, STRUCTURES};
-
-/// Clusters that several structures use, and the set of protected structures.
-#[derive(Default)]
-pub(super) struct Overlaps {
-    any: AtomicBool,
-    /// The structures that use a cluster, by cluster.
-    found: Mutex<BTreeMap<u64, Modes>>,
-    protected: AtomicU32,
-}
-
-impl Overlaps {
-    fn set(&self, found: BTreeMap<u64, Modes>) {
-        self.any.store(!found.is_empty(), Release);
-        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
-    }
-
-    /// Sets the protected structures to those in `modes`.
-    pub(super) fn protect(&self, modes: Modes) {
-        self.protected.store((modes & Modes::EVERYTHING).bits(), Release);
-    }
-
-    /// Whether any structures overlap.
-    pub(super) fn exist(&self) -> bool {
-        self.any.load(Acquire)
-    }
-
-    /// Refuses a write of the structure `own` to a range of clusters if a protected structure uses one of these clusters too.
-    ///
-    /// # Errors
-    /// [`oxblk_core::ErrorKind::Corrupt`], with the structures' names.
-    pub(super) fn check(&self, own: Modes, clusters: Range<u64>) -> Result<()> {
-        if !self.any.load(Acquire) {
-            return Ok(());
-        }
-        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        let protected = Modes::from_bits_retain(self.protected.load(Acquire));
-        for (_, here) in found.range(clusters) {
-            let others = (*here - own) & protected;
-            if here.contains(own) && !others.is_empty() {
-                return Err(Error::corrupt(format!(
-                    "Preventing invalid write on {} (overlaps with {})",
-                    names(own),
-                    names(others)
-                )));
-            }
-        }
-        Ok(())
-    }
-}
+use super::facts::run_options::{Modes, structure_names};
 
 /// Collects the clusters of one structure after another, and finds the clusters that several of them use.
 #[derive(Default)]
@@ -86,16 +32,6 @@ impl Claims {
     }
 }
 
-fn names(structures: Modes) -> String {
-    let named = STRUCTURES.iter().filter(|(_, one)| structures.contains(*one));
-    let written_out = |name: &str| match name.rsplit_once('-') {
-        Some((state, level @ ("l1" | "l2"))) => format!("{state} {} table", level.to_uppercase()),
-        _ => name.replace('-', " "),
-    };
-    let names: Vec<String> = named.map(|(name, _)| written_out(name)).collect();
-    names.join(", ")
-}
-
 impl Qcow2 {
     /// Computes which structures overlap. The offsets of all structures are known already. `inactive` is the set of clusters of
     /// the snapshots' L1 tables.
@@ -113,11 +49,11 @@ impl Qcow2 {
         claims.add(Modes::MAIN_HEADER, run(0, size));
         let l1 = (self.l1_offset.load(Acquire), self.l1_entries().saturating_mul(8));
         claims.add(Modes::ACTIVE_L1, run(l1.0, l1.1));
-        let table = self.refcounts.table_place();
+        let table = self.clusters.table_place();
         let table = run(table.offset, table.clusters.saturating_mul(size));
         claims.add(Modes::REFCOUNT_TABLE, table);
-        let blocks = self.refcounts.blocks().into_iter();
-        let blocks = blocks.map(|block| self.refcounts.block_offset(block));
+        let blocks = self.clusters.blocks().into_iter();
+        let blocks = blocks.map(|block| self.clusters.block_offset(block));
         claims
             .add(Modes::REFCOUNT_BLOCK, blocks.map(|at| self.geometry.cluster_index(at)).collect());
         let snapshots = self.snapshot_table();
@@ -129,9 +65,7 @@ impl Qcow2 {
             entry.l2_offset(self.geometry).ok().flatten().map(|at| self.geometry.cluster_index(at))
         });
         claims.add(Modes::ACTIVE_L2, tables.collect());
-        let overlaps = &self.refcounts.allocator.overlaps;
-        overlaps.protect(self.facts.modes());
-        overlaps.set(claims.shared);
+        self.clusters.set_overlaps(claims.shared);
     }
 
     /// As [`Self::find_overlaps`], for an image that has become writable. Reads the snapshots' L1 tables first.
@@ -145,29 +79,9 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Refuses a write of the structure `own` to a range of the file if a protected structure lies there too.
-    ///
-    /// # Errors
-    /// `Corrupt`; the image is then marked corrupt.
-    pub(super) async fn check_overlaps(&self, own: Modes, offset: u64, bytes: u64) -> Result<()> {
-        let end = self.geometry.clusters_for(offset.saturating_add(bytes));
-        let range = self.geometry.cluster_index(offset)..end;
-        self.facts
-            .note_if_corrupt(self.refcounts.allocator.overlaps.check(own, range), offset)
-            .await
-    }
-
-    /// Writes the dirty refcounts. If this finds a corruption, marks the image corrupt.
-    ///
-    /// # Errors
-    /// As the file reports, or when a refcount block overlaps with protected metadata.
-    pub(super) async fn write_back_refcounts(&self) -> Result<()> {
-        self.facts.note_if_corrupt(self.refcounts.write_back().await, 0).await
-    }
-
     /// Whether a range of the file holds protected metadata, which must not be used for guest data.
     pub(super) fn is_protected(&self, offset: u64, bytes: u64) -> bool {
-        if !self.refcounts.allocator.is_metadata(offset, bytes) {
+        if !self.clusters.is_metadata(offset, bytes) {
             return false;
         }
         let protected = self.facts.modes() & Modes::EVERYTHING;
@@ -176,7 +90,7 @@ impl Qcow2 {
 
     /// The names of the structures in a range of the file that holds metadata.
     pub(super) fn overlapped(&self, offset: u64, bytes: u64) -> String {
-        names(self.structures_in(offset, bytes))
+        structure_names(self.structures_in(offset, bytes))
     }
 
     /// The structures that lie in a range of the file that holds metadata.
@@ -184,7 +98,7 @@ impl Qcow2 {
         let end = offset.saturating_add(bytes);
         let overlaps = |start: u64, len: u64| start < end && offset < start.saturating_add(len);
         let size = self.geometry.cluster_size();
-        let (table, snapshots) = (self.refcounts.table_place(), self.snapshot_table());
+        let (table, snapshots) = (self.clusters.table_place(), self.snapshot_table());
         let mut found = Modes::empty();
         found.set(Modes::MAIN_HEADER, overlaps(0, size));
         let l1 = (self.l1_offset.load(Acquire), self.l1_entries().saturating_mul(8));
@@ -195,7 +109,7 @@ impl Qcow2 {
         );
         found.set(Modes::SNAPSHOT_TABLE, overlaps(snapshots.offset, snapshots.bytes));
         let clusters = self.geometry.cluster_index(offset)..self.geometry.clusters_for(end);
-        let blocks = self.refcounts.structure();
+        let blocks = self.clusters.structure();
         let is_block = blocks.range(clusters).next().is_some();
         found.set(Modes::REFCOUNT_BLOCK, is_block && !found.contains(Modes::REFCOUNT_TABLE));
         let tables = (0..self.l1_entries()).map(|index| self.l1_entry(index).raw_offset());

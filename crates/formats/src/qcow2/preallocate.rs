@@ -10,9 +10,9 @@ use oxblk_core::{Edge, Preallocation, Result, WriteFlags, ZeroFlags};
 use oxblk_ring::IoBuf;
 
 use super::Qcow2;
-use super::allocator::Reserved;
-use super::counted::Counted;
-use super::dropped::ReleaseReason;
+use super::clusters::Counted;
+use super::clusters::ReleaseReason;
+use super::clusters::Reserved;
 use super::layout::{ExtendedEntry, L2Entry};
 
 /// Largest number of bytes that one step allocates.
@@ -81,7 +81,7 @@ impl Qcow2 {
             let in_table = entries - self.geometry.cluster_index(at) % entries;
             let part = run.split_first(in_table.min((end - at) >> bits));
             let place = (part.start(), part.count());
-            let counted = self.count(part, ReleaseReason::Data).await?;
+            let counted = self.clusters.count(part, ReleaseReason::Data).await?;
             self.link_preallocated(at, place, Some(counted)).await?;
             self.relieve().await?;
             at = at.saturating_add(place.1 << bits);
@@ -98,11 +98,11 @@ impl Qcow2 {
     ) -> Result<Option<Reserved<'_>>> {
         let file = self.facts.file()?;
         let in_file = self.geometry.clusters_for(file.size());
-        let mut start = self.refcounts.last_in_use(in_file).await?.map_or(0, |last| last + 1);
+        let mut start = self.clusters.last_in_use(in_file).await?.map_or(0, |last| last + 1);
         loop {
             // The data may begin and end in the middle of what an L2 table maps, so it may need one more table.
             let counted = count.saturating_add(tables).saturating_add(1);
-            if let Some(run) = self.refcounts.make_room(start, counted, count).await? {
+            if let Some(run) = self.clusters.make_room(start, counted, count).await? {
                 return Ok(Some(run).filter(|_| count > 0));
             }
             // The run may contain quarantined clusters, so the next attempt starts one cluster later.

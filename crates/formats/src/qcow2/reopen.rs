@@ -99,7 +99,7 @@ impl Qcow2 {
             return Ok(false);
         }
         let clusters = u64::from(header.refcount_table_clusters);
-        if !self.refcounts.is_as_on_disk(header.refcount_table_offset, clusters).await? {
+        if !self.clusters.is_as_on_disk(header.refcount_table_offset, clusters).await? {
             return Ok(false);
         }
         let bytes = usize::try_from(self.l1_entries().saturating_mul(8)).unwrap_or(0);
@@ -114,9 +114,8 @@ impl Qcow2 {
 
     async fn commit_reopen(&self, prepared: Prepared) {
         self.l2.set_limit(prepared.l2_slices);
-        self.refcounts.cache().set_limit(prepared.refcount_slices);
+        self.clusters.cache().set_limit(prepared.refcount_slices);
         self.facts.set_modes(prepared.modes);
-        self.refcounts.allocator.overlaps.protect(prepared.modes);
         self.cleaner.set_interval(prepared.clean_interval);
         let was_read_only = self.facts.set_read_only(prepared.read_only);
         if prepared.read_only || !was_read_only {
@@ -131,17 +130,13 @@ impl Qcow2 {
             return;
         }
         self.l2.clear();
-        self.refcounts.cache().clear();
-        if let Ok(file) = self.facts.file() {
-            self.refcounts.allocator.note_file_size(&file);
-        }
-        self.refcounts.allocator.forget_free();
-        self.compressed_tail.forget();
+        self.clusters.cache().clear();
+        self.clusters.forget_free();
         let mut tables = RoaringTreemap::new();
         for index in 0..self.l1_entries() {
             if let Ok(Some(offset)) = self.l1_entry(index).l2_offset(self.geometry) {
                 tables.insert(self.geometry.cluster_index(offset));
-                self.refcounts.allocator.note_metadata(offset, self.geometry.cluster_size());
+                self.clusters.note_metadata(offset, self.geometry.cluster_size());
             }
         }
         self.bitmaps.disown(&tables);
@@ -170,7 +165,7 @@ impl Qcow2 {
                 "Bitmaps had to be repaired: the image is to be opened again",
             ));
         }
-        self.refcounts.reload(&header).await?;
+        self.clusters.reload(&header).await?;
         for index in 0..self.l1_entries() {
             self.l1.get_or_make(index).store(0, Release);
         }

@@ -8,7 +8,7 @@ use oxblk_core::{ChildIdx, Error, ErrorKind, Preallocation, Result, ZeroFlags};
 use oxblk_ring::IoBuf;
 
 use super::Qcow2;
-use super::dropped::ReleaseReason;
+use super::clusters::ReleaseReason;
 use super::layout::{L1Entry, field_offsets};
 use super::lookup::Extent;
 
@@ -108,7 +108,7 @@ impl Qcow2 {
         {
             data.resize(data_size, Preallocation::Off).await?;
         }
-        self.trim_file().await
+        self.clusters.trim_file().await
     }
 
     /// Extends a data file to the new disk size, with zeroes behind the old end of the disk. A data file that is not raw is
@@ -195,7 +195,11 @@ impl Qcow2 {
         for index in index..self.l1_entries() {
             if let Ok(Some(table)) = self.l1_entry(index).l2_offset(self.geometry) {
                 self.set_l1_entry(index, L1Entry::EMPTY);
-                self.drop_clusters(self.geometry.cluster_index(table), 1, ReleaseReason::Table);
+                self.clusters.drop_clusters(
+                    self.geometry.cluster_index(table),
+                    1,
+                    ReleaseReason::Table,
+                );
             }
         }
     }

@@ -17,8 +17,8 @@ use oxblk_core::{ChildIdx, Errno, Error, ErrorKind, Preallocation, Result, Write
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
-use super::counted::Counted;
-use super::dropped::ReleaseReason;
+use super::clusters::Counted;
+use super::clusters::ReleaseReason;
 use super::facts::header::stop_unless_known;
 use super::layout::{ExtendedEntry, L1Entry, L2Entry, field_offsets};
 
@@ -78,7 +78,7 @@ impl Qcow2 {
         }
         if named.is_err() {
             if offset != l1_offset {
-                self.drop_l1_clusters(l1.len(), offset);
+                self.clusters.drop_l1_clusters(l1.len(), offset);
             }
             return named;
         }
@@ -90,13 +90,13 @@ impl Qcow2 {
         self.facts.set_size(size);
         self.resize_bitmaps(size);
         if let Some((_, table)) = cut.table {
-            self.refcounts.allocator.note_metadata(table, self.geometry.cluster_size());
+            self.clusters.note_metadata(table, self.geometry.cluster_size());
         }
         let replaced = cut.table.and_then(|(index, _)| l1.get(index)).copied();
         cut.held.into_iter().for_each(Counted::keep);
-        self.drop_entries(&cut.dropped, ReleaseReason::CutOff);
+        self.clusters.drop_entries(&cut.dropped, ReleaseReason::CutOff);
         if offset != l1_offset {
-            self.drop_l1_clusters(l1.len(), l1_offset);
+            self.clusters.drop_l1_clusters(l1.len(), l1_offset);
         }
         let gone: Vec<L1Entry> = l1.into_iter().skip(kept).collect();
         // The disk is smaller already. Clusters that cannot be freed only leak.
@@ -144,11 +144,11 @@ impl Qcow2 {
         if !changed {
             return Ok(cut);
         }
-        let mut run = self.reserve(1).await?;
+        let mut run = self.clusters.reserve(1).await?;
         run.begin_write();
         let place = run.start() << self.geometry.cluster_bits;
         file.write(place, table.freeze(), WriteFlags::empty()).await?;
-        cut.held.push(self.count(run, ReleaseReason::Table).await?);
+        cut.held.push(self.clusters.count(run, ReleaseReason::Table).await?);
         cut.table = Some((usize::try_from(self.l1_index(last)).unwrap_or(usize::MAX), place));
         Ok(cut)
     }
@@ -167,11 +167,11 @@ impl Qcow2 {
             return Ok(None);
         }
         rest.fill(0);
-        let mut run = self.reserve(1).await?;
+        let mut run = self.clusters.reserve(1).await?;
         run.begin_write();
         let cluster = run.start();
         self.write_data(start, cluster << self.geometry.cluster_bits, data.freeze()).await?;
-        Ok(Some((cluster, self.count(run, ReleaseReason::CutOff).await?)))
+        Ok(Some((cluster, self.clusters.count(run, ReleaseReason::CutOff).await?)))
     }
 
     /// Truncates a raw data file to the size that the header names already.
@@ -206,7 +206,11 @@ impl Qcow2 {
         let entry_size = usize::try_from(self.geometry.l2_entry_size()).unwrap_or(8);
         let table_of = |entry: &L1Entry| entry.l2_offset(self.geometry).ok().flatten();
         if let Some(table) = replaced.as_ref().and_then(table_of) {
-            self.drop_clusters(self.geometry.cluster_index(table), 1, ReleaseReason::Table);
+            self.clusters.drop_clusters(
+                self.geometry.cluster_index(table),
+                1,
+                ReleaseReason::Table,
+            );
         }
         let mut outcome = Ok(());
         for table in gone.iter().filter_map(table_of) {
@@ -214,11 +218,15 @@ impl Qcow2 {
                 Ok(words) => {
                     let entries: Vec<L2Entry> =
                         words.chunks_exact(entry_size).map(first_word).collect();
-                    self.drop_entries(&entries, ReleaseReason::CutOff);
+                    self.clusters.drop_entries(&entries, ReleaseReason::CutOff);
                 }
                 Err(error) => outcome = outcome.and(Err(error)),
             }
-            self.drop_clusters(self.geometry.cluster_index(table), 1, ReleaseReason::Table);
+            self.clusters.drop_clusters(
+                self.geometry.cluster_index(table),
+                1,
+                ReleaseReason::Table,
+            );
             self.relieve().await?;
         }
         // The first cycle lowers refcounts, the second writes them.
@@ -229,7 +237,7 @@ impl Qcow2 {
         {
             data.resize(size, Preallocation::Off).await?;
         }
-        outcome.and(self.trim_file().await)
+        outcome.and(self.clusters.trim_file().await)
     }
 
     async fn shrink_in_place(&self, old: u64, size: u64) -> Result<()> {

@@ -68,7 +68,7 @@ impl Qcow2 {
         let stored = stored / cluster;
         let enough = (stored.saturating_mul(10) / 9).max(stored.saturating_add(2));
         let clusters = file.size().div_ceil(cluster);
-        Ok(enough <= clusters && self.refcounts.uses_at_least(enough, clusters).await?)
+        Ok(enough <= clusters && self.clusters.uses_at_least(enough, clusters).await?)
     }
 }
 

@@ -7,7 +7,7 @@ use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
-use super::dropped::ReleaseReason;
+use super::clusters::ReleaseReason;
 use super::layout::L1Entry;
 
 impl Qcow2 {
@@ -46,12 +46,16 @@ impl Qcow2 {
         run.begin_write();
         let offset = run.start() << self.geometry.cluster_bits;
         file.write(offset, contents, WriteFlags::empty()).await?;
-        let counted = self.count(run, ReleaseReason::Table).await?;
-        self.refcounts.allocator.note_metadata(offset, self.geometry.cluster_size());
+        let counted = self.clusters.count(run, ReleaseReason::Table).await?;
+        self.clusters.note_metadata(offset, self.geometry.cluster_size());
         self.set_l1_entry(index, L1Entry::new(offset));
         counted.keep();
         if let Some(table) = shared {
-            self.drop_clusters(table >> self.geometry.cluster_bits, 1, ReleaseReason::Table);
+            self.clusters.drop_clusters(
+                table >> self.geometry.cluster_bits,
+                1,
+                ReleaseReason::Table,
+            );
         }
         Ok(())
     }

@@ -18,9 +18,9 @@ use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
-use super::counted::Counted;
+use super::clusters::Counted;
+use super::clusters::ReleaseReason;
 use super::data::NewData;
-use super::dropped::ReleaseReason;
 use super::layout::{ExtendedEntry, L2Entry};
 use super::lookup::Extent;
 
@@ -281,7 +281,7 @@ impl Qcow2 {
             if let Some(counted) = &mut counted {
                 counted.keep_first(index.saturating_sub(before));
             }
-            self.drop_entries(&old, ReleaseReason::Data);
+            self.clusters.drop_entries(&old, ReleaseReason::Data);
         }
         Ok(())
     }

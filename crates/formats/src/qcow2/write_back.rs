@@ -29,50 +29,27 @@ use oxblk_ring::IoBuf;
 use oxblk_ring::perturb::point;
 
 use super::Qcow2;
-use super::allocator::{Quarantined, Reserved};
 use super::cache::{DirtyCopy, Radix};
-use super::dropped::{Dropped, ReleaseReason};
+use super::clusters::Dropped;
+use super::clusters::Reserved;
 use super::facts::run_options::Modes;
-use super::layout::{L1Entry, L2Entry, L2Kind};
+use super::layout::L1Entry;
 use super::write::length;
 
-/// With more dropped runs than this, [`Qcow2::relieve`] runs a cycle.
-const MANY_DROPPED: usize = 8192;
-
 impl Qcow2 {
-    /// Hands the references of the entries `old` to the write-back. Their slices are already marked dirty.
-    pub(super) fn drop_entries(&self, old: &[L2Entry], was: ReleaseReason) {
-        if self.geometry.data_file {
-            // Clusters of a data file have no refcounts.
-            return;
+    /// Refuses to free a cluster as guest data if it holds protected metadata.
+    async fn check_release(&self, offset: u64) -> Result<()> {
+        if self.is_protected(offset, self.geometry.cluster_size()) {
+            let text = format!("Preventing invalid freeing of metadata at offset {offset:#x}");
+            return Err(self.facts.mark_corrupt(&text, offset).await);
         }
-        for entry in old {
-            let (host, bytes) = match entry.kind(self.geometry, self.facts.version()) {
-                Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) => {
-                    (host, self.geometry.cluster_size())
-                }
-                Ok(L2Kind::Compressed { host, len }) => (host, len),
-                _ => continue,
-            };
-            let first = host >> self.geometry.cluster_bits;
-            let last = host.saturating_add(bytes).saturating_sub(1) >> self.geometry.cluster_bits;
-            self.drop_clusters(first, last.saturating_sub(first).saturating_add(1), was);
-        }
-    }
-
-    /// Hands one reference of each of `count` host clusters to the write-back.
-    pub(super) fn drop_clusters(&self, cluster: u64, count: u64, was: ReleaseReason) {
-        self.refcounts.dropped.push(cluster, count, was);
+        Ok(())
     }
 
     /// Runs a write-back cycle if many references were dropped, or if some were and free clusters are needed soon. Clusters that
     /// the cycle frees can be reused after all current requests have ended, so this must happen before the file is full.
     pub(super) async fn relieve(&self) -> Result<()> {
-        let dropped = self.refcounts.dropped.len();
-        if dropped == 0 || dropped <= MANY_DROPPED && !self.refcounts.is_nearly_full().await? {
-            return Ok(());
-        }
-        self.write_back(false).await
+        if self.clusters.needs_write_back().await? { self.write_back(false).await } else { Ok(()) }
     }
 
     /// Sets an L1 entry and marks it dirty, atomically. So a thread that sees the new entry and then flushes also writes it.
@@ -102,7 +79,11 @@ impl Qcow2 {
         outcome?;
         cycle.written();
         point();
-        match self.lower(&mut cycle.dropped).await {
+        match self
+            .clusters
+            .lower(&mut cycle.dropped, async |offset| self.check_release(offset).await)
+            .await
+        {
             Err(error) if error.kind() == ErrorKind::Corrupt => return Err(error),
             // The requested data is durable. The next cycle lowers the remaining refcounts.
             Err(error) => tracing::warn!(
@@ -110,7 +91,7 @@ impl Qcow2 {
             ),
             Ok(()) => {}
         }
-        self.recycle().await
+        self.clusters.recycle().await
     }
 
     /// Makes the data durable that is in the files.
@@ -129,7 +110,7 @@ impl Qcow2 {
     ) -> Result<()> {
         let postponed = self.facts.modes().contains(Modes::LAZY);
         if !postponed {
-            self.write_back_refcounts().await?;
+            self.clusters.write_back_refcounts().await?;
         }
         if !copies.is_empty() || !l1.is_empty() {
             if postponed {
@@ -155,7 +136,7 @@ impl Qcow2 {
         let mut writes = Vec::with_capacity(copies.len());
         for copy in copies {
             if let Some(place) = self.slice_place(copy.slice).await? {
-                self.check_overlaps(Modes::ACTIVE_L2, place, length(&copy.bytes)).await?;
+                self.clusters.check_overlaps(Modes::ACTIVE_L2, place, length(&copy.bytes)).await?;
                 writes.push(file.write(
                     place,
                     IoBuf::from(copy.bytes.clone()),
@@ -169,7 +150,7 @@ impl Qcow2 {
     async fn write_l1(&self, file: &Edge, entries: &BTreeMap<u64, L1Entry>) -> Result<()> {
         let base = self.l1_offset.load(Relaxed);
         let bytes = self.l1_entries().saturating_mul(8);
-        self.check_overlaps(Modes::ACTIVE_L1, base, bytes).await?;
+        self.clusters.check_overlaps(Modes::ACTIVE_L1, base, bytes).await?;
         let writes = entries.iter().map(|(index, entry)| {
             let place = base.saturating_add(index.saturating_mul(8));
             let entry = entry.0.to_be_bytes().to_vec();
@@ -178,131 +159,20 @@ impl Qcow2 {
         run_all(writes).await
     }
 
-    /// Lowers the refcounts of references that are gone from the disk, and removes them from the list. A reference whose
-    /// refcount cannot be read stays in the list.
-    async fn lower(&self, dropped: &mut VecDeque<Dropped>) -> Result<()> {
-        if dropped.is_empty() {
-            return Ok(());
-        }
-        // A scan must not find a cluster with refcount 0 before the cluster is quarantined.
-        let _turn = self.refcounts.allocator.scanning.lock().await;
-        while let Some(Dropped { cluster, was, .. }) = dropped.front().copied() {
-            let outcome = self.lower_one(cluster, was).await;
-            if matches!(&outcome, Err(error) if error.kind() != ErrorKind::Corrupt) {
-                return outcome;
-            }
-            if let Some(run) = dropped.front_mut() {
-                run.cluster = run.cluster.saturating_add(1);
-                run.count = run.count.saturating_sub(1);
-                if run.count == 0 {
-                    dropped.pop_front();
-                }
-            }
-            outcome?;
-        }
-        Ok(())
-    }
-
-    async fn lower_one(&self, cluster: u64, was: ReleaseReason) -> Result<()> {
-        let bits = self.geometry.cluster_bits;
-        let (offset, size) = (cluster << bits, self.geometry.cluster_size());
-        if was != ReleaseReason::Table && self.is_protected(offset, size) {
-            let text = format!("Preventing invalid freeing of metadata at offset {offset:#x}");
-            return Err(self.facts.mark_corrupt(&text, offset).await);
-        }
-        if self.refcounts.drop_one(cluster).await? > 0 {
-            return Ok(());
-        }
-        point();
-        if was == ReleaseReason::Table {
-            self.refcounts.allocator.forget_metadata(offset, size);
-        }
-        self.compressed_tail.leave(cluster, bits);
-        let (epoch, discard) = (self.facts.epochs().current(), self.facts.passes_discard(was));
-        self.refcounts.allocator.rest(Quarantined { epoch, cluster, count: 1, discard });
-        Ok(())
-    }
-
-    /// Frees the quarantined clusters whose epoch has passed. Discards them on the host first where that is required.
-    pub(super) async fn recycle(&self) -> Result<()> {
-        if !self.refcounts.allocator.has_resting() {
-            return Ok(());
-        }
-        // Otherwise a scan would find the clusters that are being discarded as free.
-        let _turn = self.refcounts.allocator.scanning.lock().await;
-        let woken = self.refcounts.allocator.wake(self.facts.epochs());
-        if woken.is_empty() {
-            return Ok(());
-        }
-        let file = self.facts.file()?;
-        let mut woken = Woken { image: self, runs: merge(woken).into() };
-        while let Some(run) = woken.runs.front() {
-            let bits = self.geometry.cluster_bits;
-            let end = (run.cluster.saturating_add(run.count) << bits).min(file.size());
-            let start = run.cluster << bits;
-            if start < end {
-                // The discard only saves space, so its errors are ignored.
-                let _ = file.discard(start, end - start).await;
-            }
-            if let Some(run) = woken.runs.pop_front() {
-                self.refcounts.allocator.free(run);
-            }
-        }
-        Ok(())
-    }
-
-    /// Reserves up to `count` contiguous host clusters, and at least one.
-    pub(super) async fn reserve(&self, count: u64) -> Result<Reserved<'_>> {
-        if self.refcounts.allocator.has_resting() {
-            self.recycle().await?;
-        }
-        self.facts.note_if_corrupt(self.refcounts.reserve(count).await, 0).await
-    }
-
-    /// Reserves `count` contiguous host clusters that the caller will use, or fewer if the file cannot grow. Missing refcount
-    /// blocks for these clusters are created immediately. So a new refcount block lies directly behind the clusters, as in
-    /// images that QEMU writes. If the refcount table moves because of this, the reservation is repeated, because the old
-    /// table's clusters have become free.
+    /// As [`Clusters::reserve_to_use_behind`](super::clusters::Clusters::reserve_to_use_behind), wherever clusters are free. Runs
+    /// a write-back cycle before if one is needed.
     pub(super) async fn reserve_to_use(&self, count: u64) -> Result<Reserved<'_>> {
         self.reserve_to_use_behind(None, count).await
     }
 
-    /// As [`Self::reserve_to_use`]. If cluster `behind` is free, takes the free clusters from there on, even if they are fewer
-    /// than `count`.
+    /// As [`Self::reserve_to_use`], from cluster `behind` on if that is free.
     pub(super) async fn reserve_to_use_behind(
         &self,
         behind: Option<u64>,
         count: u64,
     ) -> Result<Reserved<'_>> {
         self.relieve().await?;
-        loop {
-            if self.refcounts.allocator.has_resting() {
-                self.recycle().await?;
-            }
-            let reserved = self.refcounts.reserve_run_behind(behind, count).await;
-            let reserved = self.facts.note_if_corrupt(reserved, 0).await?;
-            if !self.refcounts.ensure_blocks(reserved.start(), reserved.count()).await? {
-                return Ok(reserved);
-            }
-            reserved.give_back();
-        }
-    }
-}
-
-/// Clusters whose quarantine has ended and that are being discarded on the host, in order. If this is dropped early, the
-/// remaining clusters are quarantined again. The host may still be discarding the first of them; the cancelled request stays in
-/// the epoch until that discard has ended.
-struct Woken<'a> {
-    image: &'a Qcow2,
-    runs: VecDeque<Quarantined>,
-}
-
-impl Drop for Woken<'_> {
-    fn drop(&mut self) {
-        for run in self.runs.drain(..) {
-            let epoch = self.image.facts.epochs().current();
-            self.image.refcounts.allocator.rest(Quarantined { epoch, ..run });
-        }
+        self.clusters.reserve_to_use_behind(behind, count).await
     }
 }
 
@@ -323,7 +193,7 @@ impl<'a> Cycle<'a> {
             std::mem::take(&mut *notes).into_iter().map(|at| (at, image.l1_entry(at))).collect()
         };
         // The order matters; see the module's text.
-        let dropped = image.refcounts.dropped.take().into();
+        let dropped = image.clusters.take_dropped();
         point();
         let l1 = take_l1();
         point();
@@ -344,7 +214,7 @@ impl<'a> Cycle<'a> {
 impl Drop for Cycle<'_> {
     fn drop(&mut self) {
         lock(&self.image.l1_dirty).extend(std::mem::take(&mut self.l1).into_keys());
-        self.image.refcounts.dropped.restore(self.dropped.drain(..));
+        self.image.clusters.restore_dropped(self.dropped.drain(..));
     }
 }
 
@@ -363,21 +233,6 @@ fn set_and_note(
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Merges adjacent runs.
-fn merge(mut runs: Vec<Quarantined>) -> Vec<Quarantined> {
-    runs.sort_unstable_by_key(|run| run.cluster);
-    let mut merged: Vec<Quarantined> = Vec::new();
-    for run in runs {
-        match merged.last_mut() {
-            Some(last) if last.cluster.saturating_add(last.count) == run.cluster => {
-                last.count = last.count.saturating_add(run.count);
-            }
-            _ => merged.push(run),
-        }
-    }
-    merged
 }
 
 #[cfg(test)]

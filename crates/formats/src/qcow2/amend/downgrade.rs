@@ -10,7 +10,7 @@ use oxblk_core::{Error, Result, run_all};
 use oxblk_ring::IoBuf;
 
 use super::Qcow2;
-use crate::qcow2::dropped::ReleaseReason;
+use crate::qcow2::clusters::ReleaseReason;
 use crate::qcow2::lookup::Extent;
 
 /// Number of zero bytes per write.

@@ -8,7 +8,7 @@
 //! 3. grow the disk, if its size increases;
 //! 4. for a downgrade to version 2: replace the zero clusters (`downgrade`);
 //! 5. shrink the disk, if its size decreases: this cannot be undone;
-//! 6. write refcounts of another width beside the old ones (`refcount_width`), then write the header that names them and has
+//! 6. write refcounts of another width beside the old ones (`clusters/width`), then write the header that names them and has
 //!    the final version.
 //!
 //! If step 4, 5 or 6 fails, a disk that has grown gets its old size back. If step 6 fails after the disk has shrunk, the error
@@ -20,7 +20,6 @@
 //! has changed.
 
 mod downgrade;
-mod refcount_width;
 
 use oxblk_core::amend::{Amend, AmendRequest};
 use oxblk_core::create::{CreateOption, OptionType};
@@ -262,7 +261,7 @@ impl Qcow2 {
             self.check_resizable()?;
         }
         if let Some(order) = steps.order {
-            self.check_refcounts_fit(order).await?;
+            self.clusters.check_refcounts_fit(order).await?;
         }
         Ok(steps)
     }
@@ -342,7 +341,7 @@ impl Qcow2 {
         // Metadata and bitmaps cannot be written after the version or the refcount width has changed.
         self.complete_image().await?;
         let refcounts = match steps.order {
-            Some(order) => Some(self.write_refcounts(order, progress).await?),
+            Some(order) => Some(self.clusters.write_refcounts(order, progress).await?),
             None => None,
         };
         let finish = |header: &mut Header| {

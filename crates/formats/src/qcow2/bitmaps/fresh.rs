@@ -8,7 +8,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
-use super::super::dropped::ReleaseReason;
+use super::super::clusters::ReleaseReason;
 
 /// New metadata clusters that one change has written.
 pub(super) struct Fresh<'a> {
@@ -30,7 +30,7 @@ impl<'a> Fresh<'a> {
         let mut clusters = Vec::new();
         while !pieces.is_empty() {
             let wanted = u64::try_from(pieces.len()).unwrap_or(u64::MAX);
-            let mut run = self.image.reserve(wanted).await?;
+            let mut run = self.image.clusters.reserve(wanted).await?;
             run.begin_write();
             let (start, count) = (run.start(), run.count());
             let rest = pieces.split_off(usize::try_from(count).unwrap_or(0).min(pieces.len()));
@@ -38,7 +38,7 @@ impl<'a> Fresh<'a> {
                 file.write(cluster << bits, piece.freeze(), WriteFlags::empty())
             });
             run_all(writes).await?;
-            self.image.count(run, ReleaseReason::Table).await?.keep();
+            self.image.clusters.count(run, ReleaseReason::Table).await?.keep();
             self.note(start, count);
             clusters.extend(start..start.saturating_add(count));
             pieces = rest;
@@ -51,13 +51,13 @@ impl<'a> Fresh<'a> {
     pub(super) async fn put_together(&mut self, bytes: Vec<u8>) -> Result<u64> {
         let geometry = self.image.geometry;
         let count = geometry.clusters_for(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-        let mut run = self.image.refcounts.reserve_contiguous(count).await?;
+        let mut run = self.image.clusters.reserve_contiguous(count).await?;
         run.begin_write();
         let start = run.start();
         let file = self.image.facts.file()?;
         let place = start << geometry.cluster_bits;
         file.write(place, IoBuf::from(bytes), WriteFlags::empty()).await?;
-        self.image.count(run, ReleaseReason::Table).await?.keep();
+        self.image.clusters.count(run, ReleaseReason::Table).await?.keep();
         self.note(start, count);
         Ok(start)
     }
@@ -66,7 +66,7 @@ impl<'a> Fresh<'a> {
         let geometry = self.image.geometry;
         self.clusters.insert_range(start..start.saturating_add(count));
         let bytes = count << geometry.cluster_bits;
-        self.image.refcounts.allocator.note_metadata(start << geometry.cluster_bits, bytes);
+        self.image.clusters.note_metadata(start << geometry.cluster_bits, bytes);
     }
 
     /// The number after the highest cluster number.
@@ -76,7 +76,7 @@ impl<'a> Fresh<'a> {
 
     /// Makes the clusters and their refcounts durable. From then on, metadata may refer to the clusters.
     pub(super) async fn settle(&self) -> Result<()> {
-        self.image.write_back_refcounts().await?;
+        self.image.clusters.write_back_refcounts().await?;
         self.image.facts.file()?.flush().await
     }
 
@@ -89,16 +89,7 @@ impl<'a> Fresh<'a> {
 impl Drop for Fresh<'_> {
     fn drop(&mut self) {
         if !self.kept {
-            self.image.drop_table_clusters(&self.clusters);
-        }
-    }
-}
-
-impl Qcow2 {
-    /// Passes one reference of each cluster to the write-back, which lowers the refcounts.
-    pub(super) fn drop_table_clusters(&self, clusters: &RoaringTreemap) {
-        for cluster in clusters {
-            self.drop_clusters(cluster, 1, ReleaseReason::Table);
+            self.image.clusters.drop_table_clusters(&self.clusters);
         }
     }
 }

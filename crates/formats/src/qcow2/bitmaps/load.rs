@@ -132,10 +132,9 @@ impl Qcow2 {
     /// Notes clusters as metadata. Returns whether none of them was metadata before.
     fn note_own(&self, clusters: &RoaringTreemap) -> bool {
         let bits = self.geometry.cluster_bits;
-        let allocator = &self.refcounts.allocator;
         let size = self.geometry.cluster_size();
-        let own = clusters.iter().all(|cluster| !allocator.is_metadata(cluster << bits, size));
-        clusters.iter().for_each(|cluster| allocator.note_metadata(cluster << bits, size));
+        let own = clusters.iter().all(|cluster| !self.clusters.is_metadata(cluster << bits, size));
+        clusters.iter().for_each(|cluster| self.clusters.note_metadata(cluster << bits, size));
         own
     }
 

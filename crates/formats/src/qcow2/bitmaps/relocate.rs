@@ -36,10 +36,9 @@ impl Qcow2 {
             return Ok(None);
         }
         let room = |bytes: u64| {
-            let allocator = &self.refcounts.allocator;
-            allocator.has_run_below(self.geometry.clusters_for(bytes).max(1), cluster)
+            self.clusters.has_run_below(self.geometry.clusters_for(bytes).max(1), cluster)
         };
-        self.refcounts.scan_up_to(cluster).await?;
+        self.clusters.scan_up_to(cluster).await?;
         if !room(place.directory_size) {
             return Ok(Some(0));
         }
@@ -52,7 +51,7 @@ impl Qcow2 {
             *bitmap = moved;
         }
         // The new directory needs space after the copies are placed.
-        self.refcounts.scan_up_to(cluster).await?;
+        self.clusters.scan_up_to(cluster).await?;
         if fresh.end() > cluster || !room(place.directory_size) {
             return Ok(Some(0));
         }

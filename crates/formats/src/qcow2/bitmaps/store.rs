@@ -173,7 +173,7 @@ impl Qcow2 {
         fresh.keep();
         named?;
         self.bitmaps.state().directory = new;
-        self.drop_table_clusters(old);
+        self.clusters.drop_table_clusters(old);
         Ok(())
     }
 
@@ -229,7 +229,7 @@ impl Qcow2 {
         let given_up = &new.clusters - &kept;
         new.clusters = kept;
         self.bitmaps.state().directory = new;
-        self.drop_table_clusters(&(old | &given_up));
+        self.clusters.drop_table_clusters(&(old | &given_up));
         Ok(())
     }
 }

@@ -6,8 +6,8 @@ use oxblk_core::{Error, Result, WriteFlags, run_all};
 use oxblk_ring::IoBufMut;
 
 use super::super::Qcow2;
-use super::super::counted::Counted;
-use super::super::dropped::ReleaseReason;
+use super::super::clusters::Counted;
+use super::super::clusters::ReleaseReason;
 use super::super::layout::L2Entry;
 use super::sources::{EntryAt, references};
 
@@ -70,7 +70,7 @@ impl Qcow2 {
     /// to the originals to the write-back, which lowers the refcounts.
     pub(super) async fn switch_over(&self, changes: Changes<'_>) -> Result<()> {
         let file = self.facts.file()?;
-        self.write_back_refcounts().await?;
+        self.clusters.write_back_refcounts().await?;
         file.flush().await?;
         // From here on, entries on disk may refer to the copies, even if the change fails halfway.
         changes.counted.into_iter().for_each(Counted::keep);
@@ -85,7 +85,7 @@ impl Qcow2 {
         file.flush().await?;
         for (first, count, references) in changes.old {
             for _ in 0..references {
-                self.drop_clusters(first, count, ReleaseReason::Discarded);
+                self.clusters.drop_clusters(first, count, ReleaseReason::Discarded);
             }
         }
         Ok(())

@@ -14,7 +14,7 @@ use oxblk_core::{Edge, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::super::Qcow2;
-use super::super::dropped::ReleaseReason;
+use super::super::clusters::ReleaseReason;
 use super::super::facts::run_options::Modes;
 use super::super::layout::CryptoHeader;
 
@@ -34,7 +34,7 @@ impl Qcow2 {
         {
             return Ok(None);
         }
-        if !self.has_room(old.length, clusters.start).await? {
+        if !self.clusters.has_room(old.length, clusters.start).await? {
             return Ok(Some(0));
         }
         let file = self.facts.file()?;
@@ -67,14 +67,14 @@ impl Qcow2 {
         let count = clusters.end.saturating_sub(clusters.start);
         let len = usize::try_from(count << self.geometry.cluster_bits).unwrap_or(0);
         wipe(&file, old.offset, len).await?;
-        self.drop_clusters(clusters.start, count, ReleaseReason::Table);
+        self.clusters.drop_clusters(clusters.start, count, ReleaseReason::Table);
         Ok(Some(count))
     }
 
     /// Whether no other structure or guest data uses the clusters of the LUKS header.
     async fn is_luks_alone(&self, clusters: &Range<u64>) -> Result<bool> {
         for cluster in clusters.clone() {
-            if self.refcounts.get(cluster).await? != 1 {
+            if self.clusters.get(cluster).await? != 1 {
                 return Ok(false);
             }
         }

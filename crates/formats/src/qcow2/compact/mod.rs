@@ -44,7 +44,7 @@ impl Qcow2 {
         self.facts.check_writable()?;
         // Bitmaps are added and removed without draining the node.
         let _bitmaps = self.bitmaps.hold().await;
-        if self.refcounts.allocator.overlaps.exist() {
+        if self.clusters.have_overlaps() {
             // Moving a cluster would free it, although other metadata also uses it.
             return Err(Error::corrupt("metadata lies on other metadata: the image needs a check"));
         }
@@ -69,8 +69,8 @@ impl Qcow2 {
         self.write_back(true).await?;
         self.write_back(true).await?;
         self.write_postponed().await?;
-        self.recycle().await?;
-        if self.l2.clear() && self.refcounts.cache().clear() {
+        self.clusters.recycle().await?;
+        if self.l2.clear() && self.clusters.cache().clear() {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Busy, "metadata is in use").errno(Errno::BUSY))

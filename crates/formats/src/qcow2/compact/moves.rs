@@ -7,9 +7,9 @@ use oxblk_core::{Result, WriteFlags, run_all};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::super::Qcow2;
-use super::super::allocator::Reserved;
-use super::super::counted::Counted;
-use super::super::dropped::ReleaseReason;
+use super::super::clusters::Counted;
+use super::super::clusters::ReleaseReason;
+use super::super::clusters::Reserved;
 use super::super::layout::{L1Entry, L2Kind};
 use super::changes::Changes;
 use super::sources::{EntryAt, Referrers, TableAt, references};
@@ -44,7 +44,7 @@ impl Qcow2 {
     pub(super) async fn choose(&self, sources: &mut Referrers) -> Result<Chosen> {
         let mut chosen = Chosen::default();
         for cluster in &sources.window {
-            let refcount = self.refcounts.get(*cluster).await?;
+            let refcount = self.clusters.get(*cluster).await?;
             let entries = sources.entries.get(cluster).map_or(0, |entries| references(entries));
             let tables = sources.tables.get(cluster).map_or(0, Vec::len);
             let packed = sources.shared.get(cluster).copied().unwrap_or(0);
@@ -67,8 +67,8 @@ impl Qcow2 {
 
     /// Reserves a free cluster in front of `cluster`.
     async fn reserve_below(&self, cluster: u64) -> Result<Option<Reserved<'_>>> {
-        self.refcounts.allocator.rewind();
-        let run = self.reserve(1).await?;
+        self.clusters.rewind();
+        let run = self.clusters.reserve(1).await?;
         if run.start() < cluster {
             return Ok(Some(run));
         }
@@ -97,8 +97,8 @@ impl Qcow2 {
             for ((cluster, entries), run) in runs {
                 let new = run.start();
                 let more = references(entries).saturating_sub(1);
-                changes.own(self.count(run, ReleaseReason::Data).await?);
-                changes.own(self.refcounts.count_again(new, more, ReleaseReason::Data).await?);
+                changes.own(self.clusters.count(run, ReleaseReason::Data).await?);
+                changes.own(self.clusters.count_again(new, more, ReleaseReason::Data).await?);
                 changes.add_moved(entries, new << bits, *cluster);
             }
             if !complete {
@@ -138,13 +138,13 @@ impl Qcow2 {
             let new = run.start();
             file.write(new << bits, table.freeze(), WriteFlags::empty()).await?;
             let more = u64::try_from(places.len()).unwrap_or(0).saturating_sub(1);
-            let first = self.count(run, ReleaseReason::Table).await?;
-            let rest = self.refcounts.count_again(new, more, ReleaseReason::Table).await?;
+            let first = self.clusters.count(run, ReleaseReason::Table).await?;
+            let rest = self.clusters.count_again(new, more, ReleaseReason::Table).await?;
             counted.push([first, rest]);
-            self.refcounts.allocator.note_metadata(new << bits, self.geometry.cluster_size());
+            self.clusters.note_metadata(new << bits, self.geometry.cluster_size());
             placed.push((*cluster, new, places));
         }
-        self.write_back_refcounts().await?;
+        self.clusters.write_back_refcounts().await?;
         file.flush().await?;
         for ((_, new, places), counted) in placed.iter().zip(counted) {
             // From here on, an entry on disk may refer to the copy, even if the write of the entry fails.
@@ -157,7 +157,7 @@ impl Qcow2 {
         self.write_back(true).await?;
         for (cluster, _, places) in &placed {
             for _ in *places {
-                self.drop_clusters(*cluster, 1, ReleaseReason::Table);
+                self.clusters.drop_clusters(*cluster, 1, ReleaseReason::Table);
             }
         }
         Ok(u64::try_from(placed.len()).unwrap_or(u64::MAX))

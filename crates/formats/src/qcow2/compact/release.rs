@@ -22,7 +22,7 @@ impl Qcow2 {
         let file = self.facts.file()?;
         if from == 0 && used.end() << bits < file.size() {
             match file.resize(used.end() << bits, Preallocation::Off).await {
-                Ok(()) => self.refcounts.allocator.note_cut_off(used.end()),
+                Ok(()) => self.clusters.note_cut_off(used.end()),
                 // A block device cannot be truncated.
                 Err(error) if error.kind() == ErrorKind::Unsupported => {}
                 Err(error) => return Err(error),

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use oxblk_core::Result;
 
 use super::super::Qcow2;
-use super::super::dropped::ReleaseReason;
+use super::super::clusters::ReleaseReason;
 use super::super::layout::{Snapshot, field_offsets};
 use super::Moved;
 
@@ -14,12 +14,10 @@ impl Qcow2 {
     /// Moves the structure that uses `cluster`, the last cluster in use. `packed_end` is the number of clusters that
     /// the file would have without gaps.
     pub(super) async fn move_structure(&self, cluster: u64, packed_end: u64) -> Result<Moved> {
-        let moved = if let Some(block) = self.refcounts.block_at(cluster) {
-            self.refcounts
-                .move_block(block, cluster, self.facts.epochs().current(), self.facts.disabled())
-                .await?
-        } else if self.refcounts.table_is_in(cluster) {
-            self.refcounts.move_table(self.facts.disabled()).await?
+        let moved = if let Some(block) = self.clusters.block_at(cluster) {
+            self.clusters.move_block(block, cluster).await?
+        } else if self.clusters.table_is_in(cluster) {
+            self.clusters.move_table().await?
         } else if self
             .clusters_of(self.l1_offset.load(Acquire), self.l1_entries())
             .contains(&cluster)
@@ -58,18 +56,12 @@ impl Qcow2 {
         self.geometry.cluster_index(offset)..self.geometry.clusters_for(end)
     }
 
-    /// Whether there is contiguous free space for a table of `bytes` bytes in front of `cluster`.
-    pub(super) async fn has_room(&self, bytes: u64, cluster: u64) -> Result<bool> {
-        self.refcounts.scan_up_to(cluster).await?;
-        Ok(self.refcounts.allocator.has_run_below(self.geometry.clusters_for(bytes), cluster))
-    }
-
     async fn move_active_l1(&self, cluster: u64) -> Result<u64> {
         let l1 = self.active_l1();
         let bytes: Vec<u8> = l1.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
         let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let old = self.l1_offset.load(Acquire);
-        if !self.has_room(len, self.geometry.cluster_index(old)).await? {
+        if !self.clusters.has_room(len, self.geometry.cluster_index(old)).await? {
             return Ok(0);
         }
         debug_assert!(self.clusters_of(old, self.l1_entries()).contains(&cluster));
@@ -78,12 +70,16 @@ impl Qcow2 {
         let named =
             self.facts.exchange_header_field(field_offsets::L1_TABLE_OFFSET, &before, &after).await;
         if named.is_err() {
-            self.drop_l1_clusters(l1.len(), offset);
+            self.clusters.drop_l1_clusters(l1.len(), offset);
         }
         named?;
         self.l1_offset.store(offset, Release);
         let clusters = self.geometry.clusters_for(len);
-        self.drop_clusters(self.geometry.cluster_index(old), clusters, ReleaseReason::Table);
+        self.clusters.drop_clusters(
+            self.geometry.cluster_index(old),
+            clusters,
+            ReleaseReason::Table,
+        );
         Ok(clusters)
     }
 
@@ -100,7 +96,7 @@ impl Qcow2 {
             if !table.contains(&cluster) {
                 return Ok(None);
             }
-            let room = self.has_room(place.bytes, table.start).await?;
+            let room = self.clusters.has_room(place.bytes, table.start).await?;
             if room {
                 self.store_snapshots(&list).await?;
             }
@@ -108,7 +104,7 @@ impl Qcow2 {
         };
         let (old, entries) = (snapshot.l1_offset, snapshot.l1_entries);
         let bytes = u64::from(entries).saturating_mul(8);
-        if !self.has_room(bytes, self.geometry.cluster_index(old)).await? {
+        if !self.clusters.has_room(bytes, self.geometry.cluster_index(old)).await? {
             return Ok(Some(0));
         }
         let l1 = self.read_inactive_l1(old, entries).await?;
@@ -116,10 +112,10 @@ impl Qcow2 {
         snapshot.l1_offset = self.store_table(words).await?;
         let new = snapshot.l1_offset;
         if let Err(error) = self.store_snapshots(&list).await {
-            self.drop_l1_clusters(l1.len(), new);
+            self.clusters.drop_l1_clusters(l1.len(), new);
             return Err(error);
         }
-        self.drop_l1_clusters(l1.len(), old);
+        self.clusters.drop_l1_clusters(l1.len(), old);
         Ok(Some(self.geometry.clusters_for(bytes)))
     }
 }

@@ -54,7 +54,7 @@ impl Qcow2 {
         let (per_block, order) =
             (self.geometry.refcounts_per_block(), self.geometry.refcount_order);
         let file = self.facts.file()?;
-        let places = self.refcounts.places_of(self.refcounts.blocks())?;
+        let places = self.clusters.places_of(self.clusters.blocks())?;
         let look = move |_: &u64, block: IoBufMut| -> Vec<(u64, u64)> {
             let mut runs: Vec<(u64, u64)> = Vec::new();
             let used = (0..per_block).filter(|at| refcount_get(&block, *at, order) != Some(0));

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Facts;
-use crate::qcow2::dropped::ReleaseReason;
+use crate::qcow2::clusters::ReleaseReason;
 use crate::qcow2::layout::{Autoclear, Compatible, Header};
 
 bitflags::bitflags! {
@@ -67,6 +67,17 @@ pub(in crate::qcow2) const STRUCTURES: [(&str, Modes); 9] = [
     ("inactive-l2", Modes::INACTIVE_L2),
     ("bitmap-directory", Modes::BITMAP_DIRECTORY),
 ];
+
+/// The names of structures, as in messages.
+pub(in crate::qcow2) fn structure_names(structures: Modes) -> String {
+    let named = STRUCTURES.iter().filter(|(_, one)| structures.contains(*one));
+    let written_out = |name: &str| match name.rsplit_once('-') {
+        Some((state, level @ ("l1" | "l2"))) => format!("{state} {} table", level.to_uppercase()),
+        _ => name.replace('-', " "),
+    };
+    let names: Vec<String> = named.map(|(name, _)| written_out(name)).collect();
+    names.join(", ")
+}
 
 /// Default of `cache-clean-interval`, in seconds.
 const CLEAN_INTERVAL: u64 = 600;

@@ -86,7 +86,7 @@ impl Qcow2 {
         match self.store_snapshots(list).await {
             Ok(()) => Ok(()),
             Err(error) => {
-                self.drop_l1_clusters(l1.len(), l1_offset);
+                self.clusters.drop_l1_clusters(l1.len(), l1_offset);
                 Err(self.undo_raise(reach, error).await)
             }
         }
@@ -195,7 +195,7 @@ impl Qcow2 {
         self.facts.set_size(size);
         self.resize_bitmaps(size);
         for table in l1.iter().filter_map(|entry| entry.l2_offset(self.geometry).ok().flatten()) {
-            self.refcounts.allocator.note_metadata(table, self.geometry.cluster_size());
+            self.clusters.note_metadata(table, self.geometry.cluster_size());
         }
         // The new table is active. If dropping the old references fails, clusters are leaked.
         let dropped = match offset == old.1 {
@@ -225,7 +225,7 @@ impl Qcow2 {
         let after = self.active_fields(size, count(entries)?, offset);
         let named = self.facts.exchange_header_field(field_offsets::SIZE, &before, &after).await;
         if let Err(error) = named {
-            self.drop_l1_clusters(entries, offset);
+            self.clusters.drop_l1_clusters(entries, offset);
             return Err(error);
         }
         Ok(offset)
@@ -249,7 +249,7 @@ impl Qcow2 {
         if let Some(((before, after), index)) = changed {
             let place = old.1.saturating_add(index.saturating_mul(SECTOR as u64));
             // The raised refcounts must be durable before the sector refers to their clusters.
-            self.write_back_refcounts().await?;
+            self.clusters.write_back_refcounts().await?;
             self.facts.file()?.flush().await?;
             // The sector is exchanged like a header field, because it defines the contents of the disk.
             self.facts.exchange_header_field(place, before, after).await?;
@@ -292,7 +292,7 @@ impl Qcow2 {
         // The snapshot is deleted. If dropping its references fails, clusters are leaked.
         let alone = match self.lower_durably(&reach).await {
             Ok(alone) => {
-                self.drop_l1_clusters(l1.len(), snapshot.l1_offset);
+                self.clusters.drop_l1_clusters(l1.len(), snapshot.l1_offset);
                 alone
             }
             Err(error) => {

@@ -129,7 +129,7 @@ impl Qcow2 {
         }
         for (index, entry) in (0_u64..).zip(&l1) {
             let Ok(Some(table)) = entry.l2_offset(self.geometry) else { continue };
-            let alone = self.refcounts.get(self.geometry.cluster_index(table)).await? == 1;
+            let alone = self.clusters.get(self.geometry.cluster_index(table)).await? == 1;
             if alone != entry.copied() {
                 self.set_l1_entry(index, L1Entry(table | if alone { COPIED } else { 0 }));
             }
@@ -158,7 +158,7 @@ impl Qcow2 {
         else {
             return Ok(entry);
         };
-        let alone = self.refcounts.get(self.geometry.cluster_index(host)).await? == 1;
+        let alone = self.clusters.get(self.geometry.cluster_index(host)).await? == 1;
         Ok(entry.with_copied(alone))
     }
 }

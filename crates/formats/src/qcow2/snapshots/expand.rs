@@ -10,8 +10,8 @@ use futures_util::stream::StreamExt as _;
 use oxblk_core::{Error, Result, WriteFlags, ZeroFlags};
 
 use super::super::Qcow2;
-use super::super::allocator::Reserved;
-use super::super::dropped::ReleaseReason;
+use super::super::clusters::ReleaseReason;
+use super::super::clusters::Reserved;
 use super::super::layout::{CryptMethod, L1Entry, L2Entry, L2Kind, Snapshot};
 use super::references::Pass;
 
@@ -82,7 +82,7 @@ impl Qcow2 {
         let mut new = Vec::new();
         for run in held {
             // This ensures that refcount blocks exist. The reference that is counted here is dropped below.
-            new.push(self.count(run, ReleaseReason::Data).await?);
+            new.push(self.clusters.count(run, ReleaseReason::Data).await?);
         }
         self.write_back(true).await?;
         let (reach, left) =
@@ -98,11 +98,11 @@ impl Qcow2 {
         let Some(snapshot) = list.get_mut(index) else { return Ok(()) };
         let old_offset = std::mem::replace(&mut snapshot.l1_offset, offset);
         if let Err(error) = self.store_snapshots(list).await {
-            self.drop_l1_clusters(l1.len(), offset);
+            self.clusters.drop_l1_clusters(l1.len(), offset);
             return Err(self.undo_raise(&reach, error).await);
         }
         self.lower_reach(&left).await?;
-        self.drop_l1_clusters(old.len(), old_offset);
+        self.clusters.drop_l1_clusters(old.len(), old_offset);
         // The first write-back cycle lowers refcounts in memory, and the second one writes them.
         self.write_back(true).await?;
         self.write_back(true).await
@@ -139,7 +139,7 @@ impl Qcow2 {
                             }
                         }
                     }
-                    let mut run = self.refcounts.reserve_contiguous(1).await?;
+                    let mut run = self.clusters.reserve_contiguous(1).await?;
                     run.begin_write();
                     let place = run.start() << bits;
                     held.push(run);
@@ -157,7 +157,7 @@ impl Qcow2 {
 
     async fn zero_data_cluster<'a>(&'a self, held: &mut Vec<Reserved<'a>>) -> Result<u64> {
         let size = self.geometry.cluster_size();
-        let mut run = self.refcounts.reserve_contiguous(1).await?;
+        let mut run = self.clusters.reserve_contiguous(1).await?;
         run.begin_write();
         let cluster = run.start();
         let file = self.facts.file()?;

@@ -12,8 +12,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
-use super::super::allocator::Quarantined;
-use super::super::dropped::ReleaseReason;
+use super::super::clusters::ReleaseReason;
 use super::super::layout::{Geometry, refcount_get, refcount_max, refcount_set};
 use super::super::refscan::{References, read_tables};
 use super::references::Reach;
@@ -113,15 +112,15 @@ impl Qcow2 {
         done: &mut Vec<u64>,
     ) -> Result<RoaringTreemap> {
         // The cache must be clean before the change and empty during it, because the change bypasses the cache.
-        self.write_back_refcounts().await?;
-        if !self.refcounts.cache().clear() {
+        self.clusters.write_back_refcounts().await?;
+        if !self.clusters.cache().clear() {
             return Err(Error::new(ErrorKind::Busy, "refcounts are in use").errno(Errno::BUSY));
         }
         // A scan must not find a cluster with refcount 0 before the cluster is quarantined.
-        let _turn = self.refcounts.allocator.scanning.lock().await;
+        let _turn = self.clusters.lock_scanning().await;
         let file = self.facts.file()?;
         let (geometry, counted) = (self.geometry, Arc::clone(&reach.counted));
-        let places = self.refcounts.places_of(blocks)?;
+        let places = self.clusters.places_of(blocks)?;
         let look = move |(index, _): &(u64, u64), block: IoBufMut| {
             change_block(&counted, *index, block, geometry, change)
         };
@@ -152,7 +151,6 @@ impl Qcow2 {
         changed: Changed,
         alone: &mut RoaringTreemap,
     ) -> Result<()> {
-        let allocator = &self.refcounts.allocator;
         let (bits, size) = (self.geometry.cluster_bits, self.geometry.cluster_size());
         // The freed tables of `reach`, which lose their state as metadata.
         let mut tables = Vec::new();
@@ -172,12 +170,9 @@ impl Qcow2 {
         let written = file.write(offset, changed.block, WriteFlags::empty()).await;
         writing.done();
         written?;
-        tables.iter().for_each(|table| allocator.forget_metadata(table << bits, size));
-        let (epoch, discard) =
-            (self.facts.epochs().current(), self.facts.passes_discard(ReleaseReason::Snapshot));
+        tables.iter().for_each(|table| self.clusters.forget_metadata(table << bits, size));
         for (cluster, count) in changed.freed {
-            self.compressed_tail.leave_run(cluster, count, bits);
-            allocator.rest(Quarantined { epoch, cluster, count, discard });
+            self.clusters.quarantine(cluster, count, ReleaseReason::Snapshot);
         }
         for (cluster, count) in changed.alone {
             alone.insert_range(cluster..cluster.saturating_add(count));
@@ -189,7 +184,7 @@ impl Qcow2 {
     async fn check_freed(&self, start: u64, end: u64) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         let (at, bytes) = (start << bits, end.saturating_sub(start) << bits);
-        if bytes == 0 || !self.refcounts.allocator.is_metadata(at, bytes) {
+        if bytes == 0 || !self.clusters.is_metadata(at, bytes) {
             return Ok(());
         }
         let text = format!("Preventing invalid freeing of metadata near offset {at:#x}");

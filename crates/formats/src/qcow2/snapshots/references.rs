@@ -13,7 +13,6 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
-use super::super::dropped::ReleaseReason;
 use super::super::layout::{Geometry, L1Entry, L2Entry, L2Kind, l2_table};
 use super::super::refscan::{Claim, Piece, References, pieces, read_tables};
 
@@ -212,21 +211,8 @@ impl Qcow2 {
     pub(super) async fn drop_l1(&self, l1: &[L1Entry], offset: u64) -> Result<RoaringTreemap> {
         let reach = self.reach(l1, Pass::Leave).await?;
         let alone = self.lower_reach(&reach).await?;
-        self.drop_l1_clusters(l1.len(), offset);
+        self.clusters.drop_l1_clusters(l1.len(), offset);
         Ok(alone)
-    }
-
-    /// Drops the references to the clusters of an L1 table.
-    pub(in super::super) fn drop_l1_clusters(&self, entries: usize, offset: u64) {
-        let bytes = u64::try_from(entries).unwrap_or(0).saturating_mul(8);
-        if bytes > 0 {
-            let clusters = self.geometry.clusters_for(bytes);
-            self.drop_clusters(
-                offset >> self.geometry.cluster_bits,
-                clusters,
-                ReleaseReason::Table,
-            );
-        }
     }
 }
 

@@ -10,8 +10,8 @@ use oxblk_core::{Edge, Errno, Error, Result, WriteFlags};
 use roaring::RoaringTreemap;
 
 use super::super::Qcow2;
-use super::super::counted::Counted;
-use super::super::dropped::ReleaseReason;
+use super::super::clusters::Counted;
+use super::super::clusters::ReleaseReason;
 use super::super::layout::{
     Header, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, Snapshot, encode_snapshot, field_offsets,
     parse_snapshot,
@@ -111,20 +111,19 @@ impl Qcow2 {
     /// Notes the clusters of the snapshot table and of the L1 tables of snapshots as metadata, so that they are not
     /// allocated whatever their refcounts are. Returns the clusters of these L1 tables.
     pub(in super::super) async fn note_snapshots(&self, file: &Edge) -> Result<RoaringTreemap> {
-        let allocator = &self.refcounts.allocator;
         let mut tables = RoaringTreemap::new();
         let note = |snapshot: Snapshot| {
             // A check reports a snapshot with an invalid L1 table.
             if snapshot.check_l1(self.geometry).is_ok() {
                 let bytes = u64::from(snapshot.l1_entries).saturating_mul(8);
-                allocator.note_metadata(snapshot.l1_offset, bytes);
+                self.clusters.note_metadata(snapshot.l1_offset, bytes);
                 let end = self.geometry.clusters_for(snapshot.l1_offset.saturating_add(bytes));
                 tables.insert_range(self.geometry.cluster_index(snapshot.l1_offset)..end);
             }
         };
         let place = self.snapshot_table();
         let bytes = visit_snapshots(file, place, note).await?;
-        allocator.note_metadata(place.offset, bytes);
+        self.clusters.note_metadata(place.offset, bytes);
         self.snapshots().bytes = bytes;
         Ok(tables)
     }
@@ -139,7 +138,7 @@ impl Qcow2 {
             let l1 = self.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
             for table in l1.iter().filter_map(|entry| entry.l2_offset(self.geometry).ok().flatten())
             {
-                self.refcounts.allocator.note_metadata(table, size);
+                self.clusters.note_metadata(table, size);
             }
         }
         Ok(())
@@ -188,7 +187,11 @@ impl Qcow2 {
     fn drop_table(&self, offset: u64, bytes: u64) {
         if bytes > 0 {
             let clusters = self.geometry.clusters_for(bytes);
-            self.drop_clusters(self.geometry.cluster_index(offset), clusters, ReleaseReason::Table);
+            self.clusters.drop_clusters(
+                self.geometry.cluster_index(offset),
+                clusters,
+                ReleaseReason::Table,
+            );
         }
     }
 
@@ -242,14 +245,14 @@ impl Qcow2 {
         let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let clusters = self.geometry.clusters_for(len);
         bytes.resize(usize::try_from(clusters << self.geometry.cluster_bits).unwrap_or(0), 0);
-        let mut run = self.refcounts.reserve_contiguous(clusters).await?;
+        let mut run = self.clusters.reserve_contiguous(clusters).await?;
         run.begin_write();
         let offset = run.start() << self.geometry.cluster_bits;
         let file = self.facts.file()?;
         file.write(offset, bytes.into(), WriteFlags::empty()).await?;
-        let counted = self.count(run, ReleaseReason::Table).await?;
-        self.refcounts.allocator.note_metadata(offset, len);
-        self.write_back_refcounts().await?;
+        let counted = self.clusters.count(run, ReleaseReason::Table).await?;
+        self.clusters.note_metadata(offset, len);
+        self.clusters.write_back_refcounts().await?;
         file.flush().await?;
         Ok((offset, counted))
     }

@@ -29,8 +29,8 @@ use oxblk_core::Result;
 use oxblk_ring::perturb::point;
 
 use super::Qcow2;
-use super::counted::Counted;
-use super::dropped::ReleaseReason;
+use super::clusters::Counted;
+use super::clusters::ReleaseReason;
 use super::layout::{ExtendedEntry, L2Entry, L2Kind, Subclusters};
 
 /// Loads the entry at word `index` of a slice.
@@ -105,7 +105,7 @@ impl Qcow2 {
             if let Some(counted) = &mut counted {
                 counted.keep_first(index.saturating_sub(before));
             }
-            self.drop_entries(&dropped, ReleaseReason::Data);
+            self.clusters.drop_entries(&dropped, ReleaseReason::Data);
         }
         Ok(())
     }

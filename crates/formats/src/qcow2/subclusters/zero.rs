@@ -4,8 +4,8 @@ use oxblk_core::{ChildIdx, Result, ZeroFlags};
 use oxblk_ring::IoBuf;
 
 use super::super::Qcow2;
+use super::super::clusters::ReleaseReason;
 use super::super::discard::given_up;
-use super::super::dropped::ReleaseReason;
 use super::super::layout::{ExtendedEntry, L2Kind, Subclusters};
 use super::{load, same_place, store};
 
@@ -176,7 +176,7 @@ impl Qcow2 {
             slice.mark_dirty();
         }
         drop(slice);
-        self.drop_entries(&dropped, was);
+        self.clusters.drop_entries(&dropped, was);
         match bad {
             None => Ok(at),
             Some(entry) => Err(self.bad_entry(at, entry).await),

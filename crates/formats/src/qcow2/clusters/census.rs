@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering::Acquire;
 
 use oxblk_core::Result;
 
-use super::Refcounts;
+use super::Clusters;
 
-impl Refcounts {
+impl Clusters {
     /// The clusters of the refcount table and of the refcount blocks.
-    pub(in super::super) fn structure(&self) -> BTreeSet<u64> {
+    pub(in crate::qcow2) fn structure(&self) -> BTreeSet<u64> {
         let table = self.table_place();
         let first = self.geometry.cluster_index(table.offset);
         let blocks = (0..self.table_entries.load(Acquire)).map(|index| self.block_offset(index));
@@ -20,29 +20,28 @@ impl Refcounts {
     }
 
     /// Calls `visit` with each cluster of a range that is in use and its refcount, in ascending order.
-    pub(in super::super) async fn visit_in_use(
+    pub(in crate::qcow2) async fn visit_in_use(
         &self,
         range: Range<u64>,
         mut visit: impl FnMut(u64, u64) -> Result<()>,
     ) -> Result<()> {
         let per_block = self.geometry.refcounts_per_block();
         let counted = self.table_entries.load(Acquire).saturating_mul(per_block);
-        let (mut at, end, mask) = (range.start, range.end.min(counted), self.mask());
+        let (mut at, end) = (range.start, range.end.min(counted));
         while at < end {
             if self.block_offset(at / per_block) == 0 {
                 at = (at / per_block).saturating_add(1).saturating_mul(per_block);
                 continue;
             }
-            let place = self.place(at)?;
-            let Some(slice) = self.slice(&place).await? else { continue };
-            let first = place.slice;
+            let position = self.position(at)?;
+            let Some(slice) = self.slice(&position).await? else { continue };
+            let first = position.slice;
             while at < end {
-                let place = self.place(at)?;
-                if place.slice != first {
+                let position = self.position(at)?;
+                if position.slice != first {
                     break;
                 }
-                let word = slice.words().get(place.word).map_or(0, |word| word.load(Acquire));
-                let count = (word >> place.shift) & mask;
+                let count = self.refcount_in(&slice, &position);
                 if count > 0 {
                     visit(at, count)?;
                 }
@@ -53,22 +52,21 @@ impl Refcounts {
     }
 
     /// The last cluster in use among the first `clusters` host clusters.
-    pub(in super::super) async fn last_in_use(&self, clusters: u64) -> Result<Option<u64>> {
-        let (mut end, mask) = (clusters, self.mask());
+    pub(in crate::qcow2) async fn last_in_use(&self, clusters: u64) -> Result<Option<u64>> {
+        let mut end = clusters;
         while let Some(last) = end.checked_sub(1) {
-            let place = self.place(last)?;
-            let Some(slice) = self.slice(&place).await? else {
-                end = place.block.saturating_mul(self.geometry.refcounts_per_block());
+            let position = self.position(last)?;
+            let Some(slice) = self.slice(&position).await? else {
+                end = position.block.saturating_mul(self.geometry.refcounts_per_block());
                 continue;
             };
-            let first = place.slice;
+            let first = position.slice;
             while let Some(last) = end.checked_sub(1) {
-                let place = self.place(last)?;
-                if place.slice != first {
+                let position = self.position(last)?;
+                if position.slice != first {
                     break;
                 }
-                let word = slice.words().get(place.word).map_or(0, |word| word.load(Acquire));
-                if (word >> place.shift) & mask != 0 {
+                if self.refcount_in(&slice, &position) != 0 {
                     return Ok(Some(last));
                 }
                 end = last;
@@ -78,23 +76,22 @@ impl Refcounts {
     }
 
     /// Whether at least `enough` of the first `clusters` host clusters are in use.
-    pub(in super::super) async fn uses_at_least(&self, enough: u64, clusters: u64) -> Result<bool> {
+    pub(in crate::qcow2) async fn uses_at_least(&self, enough: u64, clusters: u64) -> Result<bool> {
         let (mut at, mut used) = (0_u64, 0_u64);
         let per_block = self.geometry.refcounts_per_block();
         while at < clusters && used < enough {
-            let place = self.place(at)?;
-            let Some(slice) = self.slice(&place).await? else {
-                at = place.block.saturating_add(1).saturating_mul(per_block);
+            let position = self.position(at)?;
+            let Some(slice) = self.slice(&position).await? else {
+                at = position.block.saturating_add(1).saturating_mul(per_block);
                 continue;
             };
-            let (first, mask) = (place.slice, self.mask());
+            let first = position.slice;
             while at < clusters {
-                let place = self.place(at)?;
-                if place.slice != first {
+                let position = self.position(at)?;
+                if position.slice != first {
                     break;
                 }
-                let word = slice.words().get(place.word).map_or(0, |word| word.load(Acquire));
-                used = used.saturating_add(u64::from((word >> place.shift) & mask != 0));
+                used = used.saturating_add(u64::from(self.refcount_in(&slice, &position) != 0));
                 at = at.saturating_add(1);
             }
         }

@@ -11,24 +11,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
-use super::Qcow2;
-use crate::qcow2::allocator::Reserved;
+use super::Clusters;
+use super::allocator::Reserved;
 use crate::qcow2::layout::{MAX_REFCOUNT_TABLE_BYTES, refcount_max, refcount_set};
 
 /// New refcounts that are durable on disk, but to which the header does not refer yet.
-pub(super) struct NewRefcounts<'a> {
+pub(in crate::qcow2) struct NewRefcounts<'a> {
     /// Binary logarithm of their width in bits.
-    pub(super) order: u32,
+    pub(in crate::qcow2) order: u32,
     /// Byte offset of their table.
-    pub(super) table_offset: u64,
+    pub(in crate::qcow2) table_offset: u64,
     /// Clusters of their table.
-    pub(super) table_clusters: u32,
+    pub(in crate::qcow2) table_clusters: u32,
     held: Vec<Reserved<'a>>,
 }
 
 impl NewRefcounts<'_> {
     /// Call this when the header refers to the new refcounts: their clusters are in use.
-    pub(super) fn keep(self) {
+    pub(in crate::qcow2) fn keep(self) {
         self.held.into_iter().for_each(Reserved::keep);
     }
 }
@@ -45,19 +45,19 @@ struct Layout<'a> {
     held: Vec<Reserved<'a>>,
 }
 
-impl Qcow2 {
+impl Clusters {
     /// Writes a second copy of all refcounts, with a width of 2^`order` bits. Core has drained the node, and no metadata is
     /// dirty.
     ///
     /// # Errors
     /// When a refcount does not fit into the width, or the table would be too large; or as the file reports.
-    pub(super) async fn write_refcounts(
+    pub(in crate::qcow2) async fn write_refcounts(
         &self,
         order: u32,
         progress: &dyn Fn(u64, u64),
     ) -> Result<NewRefcounts<'_>> {
         let per_block = (self.geometry.cluster_size() << 3) >> order;
-        let old = self.refcounts.structure();
+        let old = self.structure();
         let indices = self.blocks_needed(order, per_block, &old).await?;
         let mut layout = self.lay_out(indices, per_block).await?;
         for run in &mut layout.held {
@@ -68,8 +68,8 @@ impl Qcow2 {
             progress(done, total);
             self.write_block(*index, *cluster, order, per_block, &old, &layout).await?;
         }
-        self.write_table(&layout).await?;
-        self.facts.file()?.flush().await?;
+        self.write_new_table(&layout).await?;
+        self.file()?.flush().await?;
         progress(total, total);
         Ok(NewRefcounts {
             order,
@@ -80,9 +80,9 @@ impl Qcow2 {
     }
 
     /// Fails if a refcount does not fit into 2^`order` bits. No metadata is dirty.
-    pub(super) async fn check_refcounts_fit(&self, order: u32) -> Result<()> {
+    pub(in crate::qcow2) async fn check_refcounts_fit(&self, order: u32) -> Result<()> {
         let per_block = (self.geometry.cluster_size() << 3) >> order;
-        let old = self.refcounts.structure();
+        let old = self.structure();
         self.blocks_needed(order, per_block, &old).await.map(drop)
     }
 
@@ -110,7 +110,7 @@ impl Qcow2 {
             }
             Ok(())
         };
-        self.refcounts.visit_in_use(0..u64::MAX, note).await?;
+        self.visit_in_use(0..u64::MAX, note).await?;
         Ok(indices)
     }
 
@@ -127,7 +127,7 @@ impl Qcow2 {
                 );
             }
             let clusters = bytes.div_ceil(size);
-            let run = self.refcounts.reserve_contiguous(clusters).await?;
+            let run = self.reserve_contiguous(clusters).await?;
             let table = run.start()..run.start().saturating_add(clusters);
             self.place_blocks(&mut layout, table.clone().map(|at| at / per_block), per_block)
                 .await?;
@@ -152,7 +152,7 @@ impl Qcow2 {
         for index in indices {
             let mut index = index;
             while !layout.blocks.contains_key(&index) {
-                let run = self.refcounts.reserve(1).await?;
+                let run = self.reserve_any(1).await?;
                 let cluster = run.start();
                 layout.held.push(run);
                 layout.own.insert(cluster);
@@ -181,22 +181,22 @@ impl Qcow2 {
         };
         let copy =
             |at: u64, count: u64| set(at, count.saturating_sub(u64::from(old.contains(&at))));
-        self.refcounts.visit_in_use(range.clone(), copy).await?;
+        self.visit_in_use(range.clone(), copy).await?;
         for at in layout.own.range(range) {
             set(*at, 1)?;
         }
-        let file = self.facts.file()?;
+        let file = self.file()?;
         let offset = cluster << self.geometry.cluster_bits;
         file.write(offset, block.freeze(), WriteFlags::empty()).await
     }
 
-    async fn write_table(&self, layout: &Layout<'_>) -> Result<()> {
+    async fn write_new_table(&self, layout: &Layout<'_>) -> Result<()> {
         let mut table = self.zeroed(layout.table_clusters)?;
         for (index, word) in (0_u64..).zip(table.chunks_exact_mut(8)) {
             let block = layout.blocks.get(&index).copied().unwrap_or(0);
             word.copy_from_slice(&(block << self.geometry.cluster_bits).to_be_bytes());
         }
-        let file = self.facts.file()?;
+        let file = self.file()?;
         let offset = layout.table << self.geometry.cluster_bits;
         file.write(offset, table.freeze(), WriteFlags::empty()).await
     }

@@ -9,31 +9,30 @@
 
 use oxblk_core::Result;
 
-use super::Qcow2;
+use super::Clusters;
 use super::allocator::Reserved;
 use super::dropped::ReleaseReason;
-use super::refcounts::Refcounts;
 
 /// Host clusters with the same number of references each, which this value owns.
-pub(super) struct Counted<'a> {
-    refcounts: &'a Refcounts,
-    start: u64,
-    count: u64,
+pub(in crate::qcow2) struct Counted<'a> {
+    pub(super) clusters: &'a Clusters,
+    pub(super) start: u64,
+    pub(super) count: u64,
     /// References of each cluster.
-    times: u64,
-    was: ReleaseReason,
+    pub(super) times: u64,
+    pub(super) was: ReleaseReason,
 }
 
 impl Counted<'_> {
     /// Call this when a table refers to the first `count` clusters: dropping no longer releases them.
-    pub(super) fn keep_first(&mut self, count: u64) {
+    pub(in crate::qcow2) fn keep_first(&mut self, count: u64) {
         let count = count.min(self.count);
         self.start = self.start.saturating_add(count);
         self.count = self.count.saturating_sub(count);
     }
 
     /// Call this when a table refers to all clusters: dropping releases nothing.
-    pub(super) fn keep(mut self) {
+    pub(in crate::qcow2) fn keep(mut self) {
         self.count = 0;
     }
 }
@@ -42,30 +41,15 @@ impl Drop for Counted<'_> {
     fn drop(&mut self) {
         if self.count > 0 {
             for _ in 0..self.times {
-                self.refcounts.dropped.push(self.start, self.count, self.was);
+                self.clusters.dropped.push(self.start, self.count, self.was);
             }
         }
     }
 }
 
-impl Refcounts {
-    /// Counts one reference to each cluster of a run whose contents have been written. `was` is the release reason if the
-    /// references are dropped again.
-    ///
-    /// # Errors
-    /// As the file reports. The run is then freed.
-    pub(super) async fn count<'a>(
-        &'a self,
-        run: Reserved<'a>,
-        was: ReleaseReason,
-    ) -> Result<Counted<'a>> {
-        let mut counting = Counting::new(self, run, was);
-        let counted = self.add_up_to(&mut counting.at, counting.end).await;
-        counting.finish(counted)
-    }
-
+impl Clusters {
     /// As [`Self::count`], for clusters whose refcount blocks exist. So this never makes a refcount block.
-    pub(super) async fn count_in_place<'a>(
+    pub(in crate::qcow2) async fn count_in_place<'a>(
         &'a self,
         run: Reserved<'a>,
         was: ReleaseReason,
@@ -80,75 +64,45 @@ impl Refcounts {
         counting.finish(Ok(()))
     }
 
-    /// Counts `times` further references to a cluster that is in use.
-    ///
-    /// # Errors
-    /// As the file reports, or when the refcount would exceed its maximum. The references are then dropped again.
-    pub(super) async fn count_again(
-        &self,
-        cluster: u64,
-        times: u64,
-        was: ReleaseReason,
-    ) -> Result<Counted<'_>> {
-        let mut counted = Counted { refcounts: self, start: cluster, count: 1, times: 0, was };
-        while counted.times < times {
-            let mut at = cluster;
-            self.add_up_to(&mut at, cluster.saturating_add(1)).await?;
-            counted.times = counted.times.saturating_add(1);
-        }
-        Ok(counted)
-    }
-
     /// Takes over one reference to a cluster that was counted already.
-    pub(super) fn own_counted(&self, cluster: u64, was: ReleaseReason) -> Counted<'_> {
-        Counted { refcounts: self, start: cluster, count: 1, times: 1, was }
-    }
-}
-
-impl Qcow2 {
-    /// As [`Refcounts::count`].
-    pub(super) async fn count<'a>(
-        &'a self,
-        run: Reserved<'a>,
-        was: ReleaseReason,
-    ) -> Result<Counted<'a>> {
-        self.refcounts.count(run, was).await
+    pub(in crate::qcow2) fn own_counted(&self, cluster: u64, was: ReleaseReason) -> Counted<'_> {
+        Counted { clusters: self, start: cluster, count: 1, times: 1, was }
     }
 }
 
 /// A run whose clusters are being counted, one after the other. If this is dropped because counting failed or was cancelled,
 /// the counted references are dropped, and the uncounted clusters are freed.
-struct Counting<'a> {
-    refcounts: &'a Refcounts,
+pub(super) struct Counting<'a> {
+    clusters: &'a Clusters,
     run: Option<Reserved<'a>>,
     /// The first cluster that has not been counted.
-    at: u64,
+    pub(super) at: u64,
     /// The end of the run.
-    end: u64,
+    pub(super) end: u64,
     was: ReleaseReason,
 }
 
 impl<'a> Counting<'a> {
-    fn new(refcounts: &'a Refcounts, run: Reserved<'a>, was: ReleaseReason) -> Self {
+    pub(super) fn new(clusters: &'a Clusters, run: Reserved<'a>, was: ReleaseReason) -> Self {
         let (at, end) = (run.start(), run.start().saturating_add(run.count()));
-        Self { refcounts, run: Some(run), at, end, was }
+        Self { clusters, run: Some(run), at, end, was }
     }
 
     /// Ends the counting. If it failed, frees the clusters that were not counted.
-    fn finish(mut self, outcome: Result<()>) -> Result<Counted<'a>> {
+    pub(super) fn finish(mut self, outcome: Result<()>) -> Result<Counted<'a>> {
         if let Err(error) = outcome {
             if let Some(rest) = self.stop() {
                 rest.give_back();
             }
             return Err(error);
         }
-        let (refcounts, was) = (self.refcounts, self.was);
+        let (clusters, was) = (self.clusters, self.was);
         let (start, count) = self.run.take().map_or((0, 0), |run| {
             let place = (run.start(), run.count());
             run.keep();
             place
         });
-        Ok(Counted { refcounts, start, count, times: 1, was })
+        Ok(Counted { clusters, start, count, times: 1, was })
     }
 
     /// Drops the references that have been counted. Returns the clusters that were not counted.
@@ -158,7 +112,7 @@ impl<'a> Counting<'a> {
         if counted > 0 {
             let start = run.start();
             run.split_first(counted).keep();
-            self.refcounts.dropped.push(start, counted, self.was);
+            self.clusters.dropped.push(start, counted, self.was);
         }
         Some(run)
     }

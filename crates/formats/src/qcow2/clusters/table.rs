@@ -1,79 +1,28 @@
-//! The refcount table: growing it, and moving it towards the front of the file.
+//! The refcount table: reading it, its entries, and growing it.
 //!
 //! A new table is written and counted, durably, before the header names it.
 
-use std::sync::atomic::{
-    AtomicBool,
-    Ordering::{Acquire, Release},
+use std::collections::HashSet;
+use std::sync::atomic::Ordering::{Acquire, Release};
+
+use oxblk_core::{Edge, Errno, Error, ErrorKind, Result, WriteFlags};
+use oxblk_ring::{IoBuf, IoBufMut, MutexGuard};
+
+use super::allocator::{Quarantined, Reserved};
+use super::counted::Counted;
+use super::dropped::ReleaseReason;
+use super::{Clusters, RefcountTable};
+use crate::qcow2::facts::header::exchange;
+use crate::qcow2::facts::run_options::Modes;
+use crate::qcow2::layout::{
+    Geometry, Header, MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, field_offsets,
 };
 
-use oxblk_core::{Errno, Error, ErrorKind, Result, WriteFlags};
-use oxblk_ring::{IoBuf, IoBufMut};
-
-use super::super::allocator::{Quarantined, Reserved};
-use super::super::counted::Counted;
-use super::super::dropped::ReleaseReason;
-use super::super::facts::header::{exchange, stop_unless_known};
-use super::super::layout::{Geometry, MAX_REFCOUNT_TABLE_BYTES, field_offsets};
-use super::Refcounts;
-
-impl Refcounts {
-    /// Whether a cluster is part of the table.
-    pub(in super::super) fn table_is_in(&self, cluster: u64) -> bool {
-        let place = self.table_place();
-        let first = self.geometry.cluster_index(place.offset);
-        (first..first.saturating_add(place.clusters)).contains(&cluster)
-    }
-
-    /// Moves the table to free clusters in front of it. Returns the number of freed clusters, which is 0 if there is no free
-    /// run there. Core has drained the node, and no refcount slice is dirty.
-    ///
-    /// The new table is written and counted, durably, before the header names it.
-    ///
-    /// # Errors
-    /// As the file reports. Sets `stop` if it is unknown afterwards which of the two tables the header names: an entry that is
-    /// in only one of them would be lost if the header names the other.
-    pub(in super::super) async fn move_table(&self, stop: &AtomicBool) -> Result<u64> {
-        let old = self.table_place();
-        self.allocator.rewind();
-        let mut run = self.reserve_contiguous(old.clusters).await?;
-        let start = run.start();
-        if start.saturating_add(old.clusters) > self.geometry.cluster_index(old.offset) {
-            run.give_back();
-            return Ok(0);
-        }
-        run.begin_write();
-        // This may create a refcount block, and so add an entry to the table.
-        let counted = self.count(run, ReleaseReason::Table).await?;
-        self.write_back().await?;
-        let growing = self.growing.lock().await;
-        if self.table_place().offset != old.offset {
-            return Err(
-                Error::new(ErrorKind::Busy, "the refcount table has moved").errno(Errno::BUSY)
-            );
-        }
-        let entries = self.table_entries.load(Acquire);
-        let table = self.encode_table(entries, &[], 0)?;
-        let file = self.file()?;
-        file.write(self.host(start), table, WriteFlags::empty()).await?;
-        file.flush().await?;
-        let named = async {
-            let place = IoBuf::from(self.host(start).to_be_bytes().to_vec());
-            file.write(field_offsets::REFCOUNT_TABLE_OFFSET, place, WriteFlags::empty()).await?;
-            file.flush().await
-        };
-        stop_unless_known(named, stop).await?;
-        counted.keep();
-        self.adopt_table(&[], start, start, entries);
-        drop(growing);
-        self.free_table(old.offset, entries.saturating_mul(8)).await?;
-        Ok(old.clusters)
-    }
-
+impl Clusters {
     /// Moves the refcount table to a larger place, so that it has an entry for `block`. The block will lie in `cluster`.
     ///
     /// The new table lies in the range of a refcount block that does not exist yet, as in images that QEMU writes.
-    pub(super) async fn grow_table(&self, block: u64, cluster: u64) -> Result<()> {
+    pub(in crate::qcow2) async fn grow_table(&self, block: u64, cluster: u64) -> Result<()> {
         let per_block = self.geometry.refcounts_per_block();
         let mut area = block.saturating_add(1).max(cluster.div_ceil(per_block));
         loop {
@@ -88,7 +37,7 @@ impl Refcounts {
     /// Moves the refcount table to `start`, behind all clusters in use. Creates the refcount blocks for the table and for
     /// `clusters` more clusters. The table gets no spare entries. Returns the `reserved` clusters directly behind the table, or
     /// `None` if the clusters from `start` on are not free.
-    pub(in super::super) async fn make_room(
+    pub(in crate::qcow2) async fn make_room(
         &self,
         start: u64,
         clusters: u64,
@@ -182,7 +131,7 @@ impl Refcounts {
         Ok(())
     }
 
-    fn encode_table(&self, entries: u64, missing: &[u64], start: u64) -> Result<IoBuf> {
+    pub(super) fn encode_table(&self, entries: u64, missing: &[u64], start: u64) -> Result<IoBuf> {
         let len = usize::try_from(entries.saturating_mul(8))
             .map_err(|_| Error::from_errno(Errno::FBIG))?;
         let mut bytes = IoBufMut::zeroed(len);
@@ -198,7 +147,7 @@ impl Refcounts {
         Ok(bytes.freeze())
     }
 
-    fn adopt_table(&self, missing: &[u64], start: u64, table_start: u64, entries: u64) {
+    pub(super) fn adopt_table(&self, missing: &[u64], start: u64, table_start: u64, entries: u64) {
         let cluster_size = self.geometry.cluster_size();
         for (block, cluster) in missing.iter().zip(start..) {
             self.table.get_or_make(*block).store(self.host(cluster), Release);
@@ -213,7 +162,7 @@ impl Refcounts {
     ///
     /// # Errors
     /// `Corrupt` if a cluster has no refcount. If a refcount cannot be read, a later write-back cycle lowers it.
-    pub(in super::super) async fn free_table(&self, offset: u64, bytes: u64) -> Result<()> {
+    pub(in crate::qcow2) async fn free_table(&self, offset: u64, bytes: u64) -> Result<()> {
         self.allocator.forget_metadata(offset, bytes);
         let first = offset >> self.geometry.cluster_bits;
         let mut outcome = Ok(());
@@ -229,7 +178,7 @@ impl Refcounts {
     ///
     /// # Errors
     /// As [`Self::free_table`].
-    pub(in super::super) async fn free_metadata(&self, run: Quarantined) -> Result<()> {
+    pub(in crate::qcow2) async fn free_metadata(&self, run: Quarantined) -> Result<()> {
         let _turn = self.allocator.scanning.lock().await;
         match self.drop_one(run.cluster).await {
             Ok(0) => self.allocator.rest(run),
@@ -243,6 +192,139 @@ impl Refcounts {
             }
         }
         Ok(())
+    }
+
+    /// Host offset of a refcount block, 0 if there is none.
+    pub(in crate::qcow2) fn block_offset(&self, block: u64) -> u64 {
+        self.table
+            .get(block)
+            .map_or(0, |entry| RefcountTableEntry(entry.load(Acquire)).raw_offset())
+    }
+
+    /// The refcount blocks with these numbers, each as (number, offset).
+    ///
+    /// # Errors
+    /// When a block is missing, is not aligned, or is listed under two numbers.
+    pub(in crate::qcow2) fn places_of(&self, blocks: Vec<u64>) -> Result<Vec<(u64, u64)>> {
+        let place = |block| match self.block_offset(block) {
+            0 => Err(Error::corrupt(format!("refcount block {block} is missing"))),
+            offset if self.geometry.is_aligned(offset) => Ok((block, offset)),
+            offset => Err(Error::corrupt(format!("refcount block {block} unaligned")).at(offset)),
+        };
+        let places = blocks.into_iter().map(place).collect::<Result<Vec<_>>>()?;
+        let mut known = HashSet::with_capacity(places.len());
+        match places.iter().find(|(_, offset)| !known.insert(*offset)) {
+            Some((_, offset)) => {
+                Err(Error::corrupt("refcount block is used twice: the image needs a check")
+                    .at(*offset))
+            }
+            None => Ok(places),
+        }
+    }
+
+    /// The numbers of all existing refcount blocks.
+    pub(in crate::qcow2) fn blocks(&self) -> Vec<u64> {
+        let entries = self.table_entries.load(Acquire);
+        (0..entries).filter(|block| self.block_offset(*block) != 0).collect()
+    }
+
+    pub(in crate::qcow2) async fn publish_block(&self, block: u64, cluster: u64) -> Result<()> {
+        let offset = self.host(cluster);
+        self.write_table_entry(block, offset).await?;
+        self.adopt_block(block, offset);
+        Ok(())
+    }
+
+    /// Writes an entry of the refcount table, without a flush.
+    pub(in crate::qcow2) async fn write_table_entry(&self, block: u64, offset: u64) -> Result<()> {
+        let place = self.table_entry_place(block)?;
+        let entry = IoBuf::from(offset.to_be_bytes().to_vec());
+        self.file()?.write(place, entry, WriteFlags::empty()).await
+    }
+
+    /// The file offset of an entry of the refcount table.
+    ///
+    /// # Errors
+    /// `Corrupt` if the table overlaps protected metadata, so that it must not be written.
+    pub(super) fn table_entry_place(&self, block: u64) -> Result<u64> {
+        let table = self.table_place();
+        let start = self.geometry.cluster_index(table.offset);
+        let clusters = start..start.saturating_add(table.clusters);
+        self.overlaps.check(
+            Modes::REFCOUNT_TABLE,
+            clusters,
+            self.facts.modes() & Modes::EVERYTHING,
+        )?;
+        Ok(self.table_offset.load(Acquire).saturating_add(block.saturating_mul(8)))
+    }
+
+    pub(super) fn adopt_block(&self, block: u64, offset: u64) {
+        self.allocator.note_metadata(offset, self.geometry.cluster_size());
+        self.table.get_or_make(block).store(offset, Release);
+    }
+
+    /// Replaces the refcount table in memory by the one that the header names. No refcount slice is dirty.
+    pub(in crate::qcow2) async fn reload(&self, header: &Header) -> Result<()> {
+        for index in 0..self.table_entries.load(Acquire) {
+            if let Some(entry) = self.table.get(index) {
+                entry.store(0, Release);
+            }
+        }
+        self.cache.clear();
+        let clusters = u64::from(header.refcount_table_clusters);
+        let bytes = clusters.saturating_mul(self.geometry.cluster_size());
+        self.table_offset.store(header.refcount_table_offset, Release);
+        self.table_entries.store(bytes / 8, Release);
+        let file = self.file()?;
+        self.read_table(&file, header.refcount_table_offset, bytes).await
+    }
+
+    pub(super) async fn read_table(&self, file: &Edge, offset: u64, bytes: u64) -> Result<()> {
+        self.allocator.note_metadata(offset, bytes);
+        let len = usize::try_from(bytes).map_err(|_| Error::invalid("refcount table too large"))?;
+        let table = file.read(offset, IoBufMut::new(len)).await?;
+        for (index, word) in (0_u64..).zip(table.chunks_exact(8)) {
+            let entry = word.try_into().map_or(0, u64::from_be_bytes);
+            if entry != 0 {
+                self.table.get_or_make(index).store(entry, Release);
+                self.allocator.note_metadata(
+                    RefcountTableEntry(entry).raw_offset(),
+                    self.geometry.cluster_size(),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the table has this offset and this size, and is the same on disk and in memory.
+    pub(in crate::qcow2) async fn is_as_on_disk(&self, offset: u64, clusters: u64) -> Result<bool> {
+        let bytes = clusters.saturating_mul(self.geometry.cluster_size());
+        if self.table_offset.load(Acquire) != offset
+            || self.table_entries.load(Acquire) != bytes / 8
+        {
+            return Ok(false);
+        }
+        let len = usize::try_from(bytes).map_err(|_| Error::invalid("refcount table too large"))?;
+        let table = self.file()?.read(offset, IoBufMut::new(len)).await?;
+        let entries =
+            table.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_be_bytes));
+        Ok((0..).zip(entries).all(|(index, entry)| {
+            self.table.get(index).map_or(0, |own| own.load(Acquire)) == entry
+        }))
+    }
+
+    /// The current place of the table.
+    pub(in crate::qcow2) fn table_place(&self) -> RefcountTable {
+        let bytes = self.table_entries.load(Acquire).saturating_mul(8);
+        RefcountTable {
+            offset: self.table_offset.load(Acquire),
+            clusters: self.geometry.clusters_for(bytes),
+        }
+    }
+
+    /// Takes the lock that prevents moving the table.
+    pub(in crate::qcow2) async fn hold_table(&self) -> MutexGuard<'_, ()> {
+        self.growing.lock().await
     }
 }
 

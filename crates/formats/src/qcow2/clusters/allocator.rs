@@ -1,6 +1,6 @@
 //! The free map: which host clusters may be allocated.
 //!
-//! When the map has no suitable free clusters, `Refcounts::scan_next` fills it from the next refcount block. The lowest
+//! When the map has no suitable free clusters, `Clusters::scan_next` fills it from the next refcount block. The lowest
 //! clusters come first, so that images stay compact. The search for free clusters begins behind the clusters that were
 //! allocated last. When a cluster below that position becomes free, the search restarts at that cluster. Gaps that were too
 //! small for a request are skipped until then, or until the image is opened again, as in QEMU. [`Allocator::rewind`] restarts
@@ -24,17 +24,16 @@ use oxblk_core::{Edge, Epochs, Error, Result};
 use oxblk_ring::Mutex as AsyncMutex;
 use roaring::RoaringTreemap;
 
-use super::layout::Geometry;
-use super::overlap::Overlaps;
+use crate::qcow2::layout::Geometry;
 
 /// Clusters freed in one epoch.
 #[derive(Clone, Copy)]
-pub(super) struct Quarantined {
-    pub(super) epoch: u64,
-    pub(super) cluster: u64,
-    pub(super) count: u64,
+pub(in crate::qcow2) struct Quarantined {
+    pub(in crate::qcow2) epoch: u64,
+    pub(in crate::qcow2) cluster: u64,
+    pub(in crate::qcow2) count: u64,
     /// The clusters are discarded on the host before they become free.
-    pub(super) discard: bool,
+    pub(in crate::qcow2) discard: bool,
 }
 
 struct Map {
@@ -58,8 +57,6 @@ pub(super) struct Allocator {
     geometry: Geometry,
     map: Mutex<Map>,
     pub(super) epochs: Arc<Epochs>,
-    /// Which metadata structures overlap.
-    pub(super) overlaps: Overlaps,
     /// Held by the task that fills the map, and while refcounts drop to 0.
     pub(super) scanning: AsyncMutex<()>,
 }
@@ -87,13 +84,7 @@ impl Allocator {
             new_from: untouched,
             metadata,
         };
-        Self {
-            geometry,
-            map: Mutex::new(map),
-            epochs,
-            overlaps: Overlaps::default(),
-            scanning: AsyncMutex::new(()),
-        }
+        Self { geometry, map: Mutex::new(map), epochs, scanning: AsyncMutex::new(()) }
     }
 
     /// Call this when the file may have become longer. The new part may hold data, so it no longer counts as untouched.
@@ -362,7 +353,7 @@ impl Map {
 }
 
 /// Host clusters that are handed out, but not yet counted in a refcount.
-pub(super) struct Reserved<'a> {
+pub(in crate::qcow2) struct Reserved<'a> {
     allocator: &'a Allocator,
     start: u64,
     count: u64,
@@ -372,34 +363,34 @@ pub(super) struct Reserved<'a> {
 
 impl<'a> Reserved<'a> {
     /// First cluster of the run.
-    pub(super) fn start(&self) -> u64 {
+    pub(in crate::qcow2) fn start(&self) -> u64 {
         self.start
     }
 
     /// Number of clusters.
-    pub(super) fn count(&self) -> u64 {
+    pub(in crate::qcow2) fn count(&self) -> u64 {
         self.count
     }
 
     /// Whether the clusters have never been written and read as zeroes.
-    pub(super) fn is_untouched(&self) -> bool {
+    pub(in crate::qcow2) fn is_untouched(&self) -> bool {
         self.untouched
     }
 
     /// Call this before the first write to the clusters. If this is dropped afterwards, a write may still be in flight. So the
     /// drop quarantines the clusters until all current requests have ended.
-    pub(super) fn begin_write(&mut self) {
+    pub(in crate::qcow2) fn begin_write(&mut self) {
         self.written = true;
     }
 
     /// Marks the clusters as in use: dropping no longer frees them.
-    pub(super) fn keep(mut self) {
+    pub(in crate::qcow2) fn keep(mut self) {
         self.count = 0;
     }
 
     /// Splits off the first `count` clusters.
     #[must_use]
-    pub(super) fn split_first(&mut self, count: u64) -> Self {
+    pub(in crate::qcow2) fn split_first(&mut self, count: u64) -> Self {
         let Self { allocator, start, untouched, written, .. } = *self;
         let count = count.min(self.count);
         self.start = start.saturating_add(count);
@@ -408,7 +399,7 @@ impl<'a> Reserved<'a> {
     }
 
     /// Frees the clusters immediately. Nothing was written to them, or all writes to them have ended.
-    pub(super) fn give_back(mut self) {
+    pub(in crate::qcow2) fn give_back(mut self) {
         self.written = false;
     }
 }

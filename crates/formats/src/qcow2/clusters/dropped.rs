@@ -8,15 +8,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Host clusters that lost one reference each.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Dropped {
-    pub(super) cluster: u64,
-    pub(super) count: u64,
-    pub(super) was: ReleaseReason,
+pub(in crate::qcow2) struct Dropped {
+    pub(in crate::qcow2) cluster: u64,
+    pub(in crate::qcow2) count: u64,
+    pub(in crate::qcow2) was: ReleaseReason,
 }
 
 /// Why a reference to a host cluster was released, or what the cluster held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ReleaseReason {
+pub(in crate::qcow2) enum ReleaseReason {
     /// Guest data.
     Data,
     /// Guest data that the guest discarded.
@@ -31,7 +31,7 @@ pub(super) enum ReleaseReason {
 
 /// The lost references whose refcounts are not lowered yet.
 #[derive(Debug, Default)]
-pub(super) struct DroppedList(Mutex<Vec<Dropped>>);
+pub(in crate::qcow2) struct DroppedList(Mutex<Vec<Dropped>>);
 
 impl DroppedList {
     fn lock(&self) -> MutexGuard<'_, Vec<Dropped>> {
@@ -39,7 +39,7 @@ impl DroppedList {
     }
 
     /// Adds one reference of each of `count` host clusters.
-    pub(super) fn push(&self, cluster: u64, count: u64, was: ReleaseReason) {
+    pub(in crate::qcow2) fn push(&self, cluster: u64, count: u64, was: ReleaseReason) {
         let mut list = self.lock();
         if let Some(last) = list.last_mut()
             && last.cluster.saturating_add(last.count) == cluster
@@ -52,17 +52,17 @@ impl DroppedList {
     }
 
     /// Takes all entries out of the list.
-    pub(super) fn take(&self) -> Vec<Dropped> {
+    pub(in crate::qcow2) fn take(&self) -> Vec<Dropped> {
         std::mem::take(&mut *self.lock())
     }
 
     /// Puts back entries whose refcounts could not be lowered.
-    pub(super) fn restore(&self, rest: impl IntoIterator<Item = Dropped>) {
+    pub(in crate::qcow2) fn restore(&self, rest: impl IntoIterator<Item = Dropped>) {
         self.lock().extend(rest);
     }
 
     /// Number of entries.
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::qcow2) fn len(&self) -> usize {
         self.lock().len()
     }
 }
