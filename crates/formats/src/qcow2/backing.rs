@@ -18,22 +18,24 @@ impl Qcow2 {
             return Err(Error::from_errno(Errno::INVAL));
         }
         // The caller may have written data because of this change. That data must be durable before the new backing file is.
-        self.write_back(true).await?;
+        self.metadata.write_back(true).await?;
         let filename = filename.filter(|name| !name.is_empty());
-        self.rewrite_header(|header| {
-            header.backing_file = filename.map(str::to_owned);
-            header.extensions.backing_format =
-                filename.and(format).filter(|name| !name.is_empty()).map(str::to_owned);
-        })
-        .await
+        self.metadata
+            .rewrite_header(|header| {
+                header.backing_file = filename.map(str::to_owned);
+                header.extensions.backing_format =
+                    filename.and(format).filter(|name| !name.is_empty()).map(str::to_owned);
+            })
+            .await
     }
 
     /// Empties the image. The decisive step is the write that makes the header name an L1 table without entries. Before and
     /// after this write, refcounts are too high at worst.
     async fn give_up_contents(&self) -> Result<()> {
         self.facts.check_writable()?;
-        self.write_back(true).await?;
-        let l1: Vec<L1Entry> = (0..self.l1_entries()).map(|index| self.l1_entry(index)).collect();
+        self.metadata.write_back(true).await?;
+        let l1: Vec<L1Entry> =
+            (0..self.mapping.l1_entries()).map(|index| self.mapping.l1_entry(index)).collect();
         if l1.iter().all(|entry| entry.0 == 0) {
             return Ok(());
         }
@@ -45,10 +47,10 @@ impl Qcow2 {
 
     /// Replaces the active L1 table by one without entries, and frees what the old one mapped.
     async fn begin_empty(&self, entries: usize) -> Result<()> {
-        let emptied = self.activate_nothing(entries).await;
+        let emptied = self.snapshots.activate_nothing(entries).await;
         // The first cycle lowers refcounts, the second writes them.
-        self.write_back(true).await?;
-        self.write_back(true).await?;
+        self.metadata.write_back(true).await?;
+        self.metadata.write_back(true).await?;
         emptied
     }
 }

@@ -64,15 +64,16 @@ impl Qcow2 {
             return self.write_locked(offset, cluster.plain).await;
         };
         let len = u64::try_from(stream.len()).unwrap_or(u64::MAX);
-        self.table_before_data(offset, 1).await?;
-        let placed = self.clusters.place_compressed(len, async || self.relieve().await).await?;
+        self.metadata.table_before_data(offset, 1).await?;
+        let placed =
+            self.clusters.place_compressed(len, async || self.metadata.relieve().await).await?;
         let host = placed.host;
         let file = self.facts.file()?;
         let entry = L2Entry::compressed(self.geometry, host, len).ok_or_else(|| {
             Error::from_errno(Errno::FBIG).prefix("compressed cluster out of reach")
         })?;
         Arc::clone(&file).write(host, stream, WriteFlags::empty()).await?;
-        self.link(offset, 1, None, |_| entry).await?;
+        self.metadata.link(offset, 1, None, |_| entry).await?;
         placed.keep();
         Ok(())
     }

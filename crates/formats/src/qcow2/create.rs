@@ -70,7 +70,7 @@ async fn create_and_grow(
     let image = open_new(file, data, read_header(file).await?).await?;
     let grown = image.resize_image(size, preallocation).await;
     grown.map_err(|error| error.prefix("Could not resize image"))?;
-    image.close_image().await?;
+    image.metadata.close_image().await?;
     if let Some(data) = data {
         data.flush().await?;
     }

@@ -3,19 +3,23 @@
 //! All reads and writes of uncompressed guest data that the map does not answer use this module. They pass the guest offset
 //! together with the host offset. This module chooses the child that holds the data, and encrypts and decrypts it.
 //!
-//! This module also chooses the place of new data ([`Qcow2::reserve_data`]). Without a data file, new data goes to newly
+//! This module also chooses the place of new data ([`Data::reserve_data`]). Without a data file, new data goes to newly
 //! reserved clusters of the image. With a data file, its host offset there equals the guest offset. Clusters of a data file
 //! have no refcounts. Only their own guest cluster can ever use them, so they are not quarantined when they are freed. The code
 //! that frees them holds the guest range lock until the host has discarded them.
 
+use std::sync::Arc;
+
 use oxblk_core::{ChildIdx, Result, WriteFlags, ZeroFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use super::Qcow2;
-use super::clusters::Counted;
 use super::clusters::ReleaseReason;
 use super::clusters::Reserved;
-use super::layout::L2Kind;
+use super::clusters::{Clusters, Counted};
+use super::encryption::Encryption;
+use super::facts::Facts;
+use super::layout::Geometry;
+use super::metadata::Metadata;
 
 /// Clusters that are reserved for new guest data.
 pub(super) struct NewData<'a> {
@@ -42,12 +46,12 @@ impl<'a> NewData<'a> {
     pub(super) async fn count_if(
         self,
         written: Result<()>,
-        image: &'a Qcow2,
+        clusters: &'a Clusters,
     ) -> Result<Option<Counted<'a>>> {
         match (self.reserved, written) {
             (None, written) => written.map(|()| None),
             (Some(reserved), Ok(())) => {
-                image.clusters.count(reserved, ReleaseReason::Data).await.map(Some)
+                clusters.count(reserved, ReleaseReason::Data).await.map(Some)
             }
             (Some(reserved), Err(error)) => {
                 reserved.give_back();
@@ -57,7 +61,29 @@ impl<'a> NewData<'a> {
     }
 }
 
-impl Qcow2 {
+/// Access to the uncompressed guest data of an open image.
+pub(super) struct Data {
+    geometry: Geometry,
+    facts: Arc<Facts>,
+    metadata: Arc<Metadata>,
+    encryption: Option<Encryption>,
+}
+
+impl Data {
+    /// The data of an image, which is encrypted with `encryption` if that is given.
+    pub(super) fn new(
+        facts: Arc<Facts>,
+        metadata: Arc<Metadata>,
+        encryption: Option<Encryption>,
+    ) -> Self {
+        Self { geometry: facts.geometry(), facts, metadata, encryption }
+    }
+
+    /// The encryption of the data, if it is encrypted.
+    pub(super) fn encryption(&self) -> Option<&Encryption> {
+        self.encryption.as_ref()
+    }
+
     /// Whether guest data is stored without encryption, so that the map may forward requests to the host offset.
     pub(super) fn is_plain(&self) -> bool {
         self.encryption.is_none()
@@ -105,23 +131,9 @@ impl Qcow2 {
             let start = self.geometry.cluster_index(guest);
             return Ok(NewData { start, count, untouched: false, reserved: None });
         }
-        let run = self.reserve_to_use_behind(behind, count).await?;
+        let run = self.metadata.reserve_to_use_behind(behind, count).await?;
         let (start, count, untouched) = (run.start(), run.count(), run.is_untouched());
         Ok(NewData { start, count, untouched, reserved: Some(run) })
-    }
-
-    /// Whether the L2 entry of the guest cluster at `guest` is invalid with a data file: its host offset differs from the guest
-    /// offset, or it is compressed.
-    #[inline]
-    pub(super) fn is_misplaced(&self, guest: u64, kind: L2Kind) -> bool {
-        self.geometry.data_file
-            && match kind {
-                L2Kind::Data { host } | L2Kind::Zero { host: Some(host) } => {
-                    host != self.geometry.cluster_start(guest)
-                }
-                L2Kind::Compressed { .. } => true,
-                L2Kind::Unallocated | L2Kind::Zero { host: None } => false,
-            }
     }
 
     /// Zeroes a range of a raw data file before the tables say that it reads as zeroes. Does nothing without a raw data file.

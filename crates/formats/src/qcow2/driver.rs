@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::Qcow2;
 use super::layout::{Compatible, Incompatible};
-use super::lookup::Extent;
+use super::mapping::Extent;
 
 /// Size of the unit of encryption, in bytes.
 const SECTOR: u32 = 512;
@@ -26,11 +26,11 @@ impl Driver for Qcow2 {
         if !self.facts.is_usable() {
             return Step::Slow;
         }
-        let Ok(extent) = self.lookup(offset, len) else { return Step::Slow };
+        let Ok(extent) = self.mapping.lookup(offset, len) else { return Step::Slow };
         match (extent, op) {
             (Extent::Data { host, len, .. }, MapOp::Read)
             | (Extent::Data { host, len, owned: true }, MapOp::Write)
-                if self.is_plain() =>
+                if self.data.is_plain() =>
             {
                 Step::Forward { child: self.facts.data_child(), offset: host, len }
             }
@@ -48,7 +48,7 @@ impl Driver for Qcow2 {
     fn load_map(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
         Some(Box::pin(async move {
             self.facts.check_usable()?;
-            self.extent(offset, len).await.map(drop)
+            self.metadata.extent(offset, len).await.map(drop)
         }))
     }
 
@@ -74,7 +74,7 @@ impl Driver for Qcow2 {
     }
 
     fn flush(&self) -> Option<BoxFuture<'_, Result<()>>> {
-        Some(Box::pin(self.write_back(true)))
+        Some(Box::pin(self.metadata.write_back(true)))
     }
 
     fn block_status(
@@ -94,9 +94,9 @@ impl Driver for Qcow2 {
         let cluster = u32::try_from(self.geometry.cluster_size()).unwrap_or(1);
         let subcluster = u32::try_from(self.geometry.subcluster_size()).unwrap_or(1);
         // Preallocated clusters of an encrypted image hold no encrypted data. They decrypt to noise.
-        let is_noise = !self.is_plain() && self.l1_entry(0).0 != 0;
+        let is_noise = !self.data.is_plain() && self.mapping.l1_entry(0).0 != 0;
         Limits {
-            request_alignment: if self.is_plain() { 1 } else { SECTOR },
+            request_alignment: if self.data.is_plain() { 1 } else { SECTOR },
             write_zeroes_alignment: subcluster,
             discard_alignment: cluster,
             zero_flags: ZeroFlags::MAY_UNMAP,
@@ -128,18 +128,18 @@ impl Driver for Qcow2 {
         if let Some(bitmaps) = self.bitmaps.info() {
             data["bitmaps"] = bitmaps;
         }
-        if let Some(encryption) = &self.encryption {
+        if let Some(encryption) = self.data.encryption() {
             data["encrypt"] = encryption.describe();
         }
         ImageInfo {
             cluster_size: self.geometry.cluster_size(),
             is_dirty: header.incompatible.contains(Incompatible::DIRTY),
             is_corrupt: corrupt,
-            is_encrypted: !self.is_plain(),
+            is_encrypted: !self.data.is_plain(),
             vm_state_offset: self.facts.vm_state_offset(),
             backing_filename: header.backing_file.clone(),
             backing_format: header.extensions.backing_format.clone(),
-            can_compress: self.is_plain(),
+            can_compress: self.data.is_plain(),
             specific: Some(json!({ "type": "qcow2", "data": data })),
         }
     }
@@ -189,7 +189,7 @@ impl Driver for Qcow2 {
 
     fn compress(&self) -> Option<&dyn Compress> {
         // Compressed clusters are stored without encryption, so an encrypted image refuses them.
-        if self.is_plain() { Some(self) } else { None }
+        if self.data.is_plain() { Some(self) } else { None }
     }
 }
 

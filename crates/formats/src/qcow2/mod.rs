@@ -58,21 +58,18 @@ pub mod compression;
 pub mod create;
 mod create_options;
 mod data;
-mod dirty_bit;
 mod discard;
 mod driver;
 #[doc(hidden)]
 pub mod encryption;
 mod factory;
 mod facts;
-mod header;
-mod l1_table;
 #[doc(hidden)]
 pub mod layout;
-mod lookup;
+mod mapping;
 mod measure;
+mod metadata;
 mod open;
-mod overlap;
 mod plan;
 mod preallocate;
 mod read;
@@ -84,63 +81,44 @@ mod shrink;
 mod snapshots;
 mod status;
 mod subclusters;
-mod tables;
 mod vm_state;
 mod write;
-mod write_back;
 
-use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Acquire};
+use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex};
 
-use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
+use oxblk_ring::RangeLock;
 
 pub use factory::QCOW2;
 
-use crate::write_barrier::WriteBarrier;
-
-use cache::{Cleaner, Radix, SliceCache};
+use bitmaps::Bitmaps;
+use cache::Cleaner;
 use clusters::Clusters;
+use data::Data;
 use facts::Facts;
 use layout::{Compression, Geometry};
+use mapping::Mapping;
+use metadata::Metadata;
 use reopen::Prepared;
+use snapshots::ImageSnapshots;
 
 /// An open qcow2 image.
 pub(crate) struct Qcow2 {
-    facts: Arc<Facts>,
     geometry: Geometry,
+    facts: Arc<Facts>,
+    clusters: Arc<Clusters>,
+    mapping: Arc<Mapping>,
+    metadata: Arc<Metadata>,
+    bitmaps: Arc<Bitmaps>,
+    snapshots: ImageSnapshots,
+    data: Data,
     compression: Compression,
-    encryption: Option<encryption::Encryption>,
     /// Whether the image appears to have preallocated metadata. Computed at the first use (see `status`).
     preallocated: AtomicU8,
-
-    l1: Radix<AtomicU64>,
-    l1_offset: AtomicU64,
-    l1_entries: AtomicU64,
-    l2: Arc<SliceCache>,
     /// Drops cached slices that were not used for a while.
     cleaner: Cleaner,
-    /// Number of 64-bit words in a slice of an L2 table; a power of two.
-    slice_words: u64,
-    clusters: Arc<Clusters>,
-
+    /// Range lock over guest clusters whose L2 entries change.
     guest: RangeLock,
-    tables: AsyncMutex<()>,
-    writing_back: AsyncMutex<()>,
-    barrier: WriteBarrier,
-    l1_dirty: Mutex<BTreeSet<u64>>,
-    snapshots: Mutex<snapshots::TablePlace>,
-    /// The dirty bit of the header.
-    dirty_bit: dirty_bit::DirtyBit,
-    /// A change of snapshots did not complete. The image stays marked dirty, so that the next writable open repairs it.
-    unfinished: AtomicBool,
-    bitmaps: bitmaps::Bitmaps,
     /// A reopen that is prepared and waits for commit or abort.
     prepared: Mutex<Option<Prepared>>,
-}
-
-impl Qcow2 {
-    fn l1_entries(&self) -> u64 {
-        self.l1_entries.load(Acquire)
-    }
 }

@@ -3,31 +3,31 @@
 //! Opening checks the header, and reads the L1 table and the refcount table. Opening for writing also repairs an image that was
 //! not closed cleanly. Closing writes all metadata, so that no cluster leaks.
 
-use std::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU64,
-    Ordering::{Acquire, Release},
-};
+use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex};
 
 use oxblk_core::check::Fix;
 use oxblk_core::{
-    BackingFile, ChildIdx, Children, ChildrenRef, Edge, Epochs, Errno, Error, ErrorKind,
-    OpenContext, Options, Result,
+    BackingFile, ChildIdx, Children, ChildrenRef, Edge, Epochs, Error, ErrorKind, OpenContext,
+    Options, Result,
 };
-use oxblk_ring::{Event, IoBufMut, Mutex as AsyncMutex, RangeLock};
+use oxblk_ring::{Event, RangeLock};
 use serde::{Deserialize, Serialize};
 
 use super::Qcow2;
 use super::bitmaps::Bitmaps;
-use super::cache::{Cleaner, Radix, SliceCache};
+use super::cache::{Cleaner, SliceCache};
 use super::check::check;
 use super::clusters::{Clusters, RefcountTable};
+use super::data::Data;
 use super::encryption::{self, Encryption};
 use super::facts::Facts;
 use super::facts::header::read_header;
 use super::facts::run_options::{Modes, RunOptions};
-use super::layout::{Autoclear, Geometry, Header, Incompatible, L1Entry};
-use super::snapshots::TablePlace as SnapshotTable;
+use super::layout::{Autoclear, Geometry, Header, Incompatible};
+use super::mapping::Mapping;
+use super::metadata::{Metadata, SnapshotTable};
+use super::snapshots::ImageSnapshots;
 
 /// Default size of the L2 cache, in bytes.
 const L2_CACHE: u64 = 64 << 20;
@@ -140,14 +140,14 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
         read_only: context.flags.read_only,
     };
     let image = build(surroundings, header, &sizes, encryption, modes).await?;
-    image.read_l1(&file).await?;
+    image.metadata.read_l1(&file).await?;
     if !context.flags.check {
-        let inactive = image.note_snapshots(&file).await?;
+        let inactive = image.metadata.note_snapshots(&file).await?;
         if modes.contains(Modes::INACTIVE_L2) && !image.facts.is_read_only() {
-            image.note_inactive_tables().await?;
+            image.metadata.note_inactive_tables().await?;
         }
         if !image.facts.is_read_only() {
-            image.find_overlaps(inactive);
+            image.metadata.find_overlaps(inactive);
             image.facts.clear_autoclear(image.bitmaps.autoclear()).await?;
         }
     }
@@ -207,7 +207,7 @@ pub(super) async fn open_new(
     let modes = RunOptions::take(&mut Options::new())?.settle(&header, false)? - Modes::LAZY;
     let surroundings = Surroundings { children, epochs: Arc::default(), read_only: false };
     let image = build(surroundings, header, &sizes, None, modes).await?;
-    image.read_l1(file).await?;
+    image.metadata.read_l1(file).await?;
     Ok(image)
 }
 
@@ -238,7 +238,7 @@ async fn build(
     let compression = header.compression;
     let (l1_offset, l1_entries) = (header.l1_offset, u64::from(header.l1_entries));
     let crypto = header.extensions.crypto;
-    let (snapshots, bitmaps) = (SnapshotTable::of(&header), Bitmaps::of(&header));
+    let snapshots = SnapshotTable::of(&header);
     let facts =
         Arc::new(Facts::new(header, modes, context.children, context.epochs, context.read_only));
     let clusters = Clusters::open(
@@ -260,84 +260,47 @@ async fn build(
     let slices = sizes.l2_slices(geometry, l1_entries);
     let l2 = cache(sizes.slice, slices);
     let caches = [Arc::downgrade(&l2), Arc::downgrade(clusters.cache())];
+    let clusters = Arc::new(clusters);
+    let l1 = (l1_offset, l1_entries);
+    let mapping = Arc::new(Mapping::new(Arc::clone(&facts), l1, l2, slice_words));
+    let metadata = Arc::new(Metadata::new(
+        Arc::clone(&facts),
+        Arc::clone(&clusters),
+        Arc::clone(&mapping),
+        snapshots,
+    ));
+    let bitmaps = Arc::new(Bitmaps::new(Arc::clone(&facts), Arc::clone(&clusters)));
     Ok(Qcow2 {
-        facts,
+        snapshots: ImageSnapshots::new(
+            Arc::clone(&facts),
+            Arc::clone(&clusters),
+            Arc::clone(&mapping),
+            Arc::clone(&metadata),
+            Arc::clone(&bitmaps),
+        ),
+        data: Data::new(Arc::clone(&facts), Arc::clone(&metadata), encryption),
         geometry,
+        facts,
+        clusters,
+        mapping,
+        metadata,
         compression,
-        encryption,
         preallocated: AtomicU8::new(0),
-        l1: Radix::default(),
-        l1_offset: AtomicU64::new(l1_offset),
-        l1_entries: AtomicU64::new(l1_entries),
-        l2,
         cleaner: Cleaner::new(filled, caches),
-        slice_words,
-        clusters: Arc::new(clusters),
         guest: RangeLock::new(),
-        tables: AsyncMutex::new(()),
-        writing_back: AsyncMutex::new(()),
-        barrier: crate::write_barrier::WriteBarrier::default(),
-        l1_dirty: Mutex::default(),
-        snapshots: Mutex::new(snapshots),
         bitmaps,
-        dirty_bit: super::dirty_bit::DirtyBit::default(),
-        unfinished: AtomicBool::new(false),
         prepared: Mutex::default(),
     })
 }
 
 impl Qcow2 {
-    pub(super) async fn read_l1(&self, file: &Edge) -> Result<()> {
-        let bytes = self.l1_entries().saturating_mul(8);
-        let len = usize::try_from(bytes).map_err(|_| Error::from_errno(Errno::FBIG))?;
-        if len == 0 {
-            return Ok(());
-        }
-        let table = file.read(self.l1_offset.load(Acquire), IoBufMut::new(len)).await;
-        let table = table.map_err(|error| error.prefix("Could not read L1 table"))?;
-        for (index, word) in (0_u64..).zip(table.chunks_exact(8)) {
-            let entry = L1Entry(word.try_into().map_or(0, u64::from_be_bytes));
-            let table = entry.l2_offset(self.geometry);
-            // An entry without an offset refers to no table, even if it has flags. In memory it is like an empty entry.
-            if table == Ok(None) {
-                continue;
-            }
-            self.l1.get_or_make(index).store(entry.0, Release);
-            if !self.facts.is_read_only()
-                && let Ok(Some(offset)) = table
-            {
-                self.clusters.note_metadata(offset, self.geometry.cluster_size());
-            }
-        }
-        Ok(())
-    }
-
     /// As [`Self::close_image`], and stores the persistent bitmaps. Afterwards the image must not be written unless the bitmaps
     /// are marked as in use again.
     pub(super) async fn complete_image(&self) -> Result<()> {
-        self.close_image().await?;
-        let stored = self.store_bitmaps().await;
+        self.metadata.close_image().await?;
+        let stored = self.bitmaps.store_bitmaps().await;
         let stored = stored.map_err(|error| error.prefix("Could not store the bitmaps"));
         // The second call frees the clusters of the old bitmaps.
-        stored.and(self.close_image().await)
-    }
-
-    /// Writes all metadata, so that the image on disk is complete and no cluster leaks.
-    pub(super) async fn close_image(&self) -> Result<()> {
-        if self.facts.is_read_only() || !self.facts.is_usable() {
-            return Ok(());
-        }
-        // The first cycle lowers refcounts, the second writes them.
-        self.write_back(true).await?;
-        let written = self.write_back(true).await;
-        let written = written.and(self.write_postponed().await);
-        let written = written.and(self.clusters.complete_last_cluster().await);
-        written.map_err(|error| {
-            if error.kind() == ErrorKind::NoSpace {
-                error.prefix("Could not close the image cleanly")
-            } else {
-                error
-            }
-        })
+        stored.and(self.metadata.close_image().await)
     }
 }

@@ -4,7 +4,7 @@ use futures_util::future::try_join_all;
 use oxblk_core::{BoxFuture, ChildIdx, Errno, Error, Result};
 use oxblk_ring::IoBufMut;
 
-use super::lookup::Extent;
+use super::mapping::Extent;
 use super::{Qcow2, compression};
 
 impl Qcow2 {
@@ -15,7 +15,7 @@ impl Qcow2 {
         let mut at = offset;
         while !buf.is_empty() {
             let left = u64::try_from(buf.len()).unwrap_or(u64::MAX);
-            let extent = self.extent(at, left).await?;
+            let extent = self.metadata.extent(at, left).await?;
             let len = usize::try_from(extent.len()).unwrap_or(usize::MAX).clamp(1, buf.len());
             let piece = buf.split_to(len);
             pieces.push(Box::pin(self.read_extent(at, extent, piece)));
@@ -36,7 +36,7 @@ impl Qcow2 {
         mut buf: IoBufMut,
     ) -> Result<IoBufMut> {
         match extent {
-            Extent::Data { host, .. } => self.read_data(offset, host, buf).await,
+            Extent::Data { host, .. } => self.data.read_data(offset, host, buf).await,
             Extent::Unallocated { .. } => match self.facts.children().get(ChildIdx::BACKING) {
                 Some(backing) => backing.read(offset, buf).await,
                 None => {

@@ -5,7 +5,6 @@
 //! image if locking is off. It then drops its cached slices, because slices that were loaded read-only were not checked for
 //! overlaps with metadata.
 
-use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -35,13 +34,13 @@ pub(super) struct Prepared {
 impl Qcow2 {
     async fn prepare_reopen(&self, flags: OpenFlags, mut options: Options) -> Result<Prepared> {
         let own: OpenOptions = options.extract()?;
-        Given::take(&mut options)?.require_same(self.encryption.as_ref())?;
+        Given::take(&mut options)?.require_same(self.data.encryption())?;
         let run = RunOptions::take(&mut options)?;
         if let Some(key) = options.keys().next() {
             return Err(Error::invalid(format!("Cannot change the option '{key}'")));
         }
         let sizes = own.sizes(self.geometry)?;
-        if sizes.slice != self.slice_words.saturating_mul(8) {
+        if sizes.slice != self.mapping.slice_bytes() {
             return Err(Error::invalid("Cannot change the option 'l2-cache-entry-size'"));
         }
         let modes = run.settle(&self.facts.header(), flags.unmap)?;
@@ -56,7 +55,7 @@ impl Qcow2 {
             clean_interval: run.clean_interval(),
             repair,
             read_only: flags.read_only,
-            l2_slices: sizes.l2_slices(self.geometry, self.l1_entries()),
+            l2_slices: sizes.l2_slices(self.geometry, self.mapping.l1_entries()),
             refcount_slices: sizes.refcount_slices(self.geometry),
         })
     }
@@ -65,7 +64,7 @@ impl Qcow2 {
     async fn complete_or_go_on(&self) -> Result<()> {
         let completed = self.complete_image().await;
         if completed.is_err() {
-            self.use_bitmaps().await;
+            self.bitmaps.use_bitmaps().await;
         }
         completed
     }
@@ -79,7 +78,7 @@ impl Qcow2 {
         header.require_snapshots()?;
         header.require_writable()?;
         let same = self.is_as_on_disk(&file, &header).await?;
-        if same && self.has_bitmaps_on_disk(&file, &header).await? {
+        if same && self.bitmaps.has_bitmaps_on_disk(&file, &header).await? {
             return Ok(header.incompatible.contains(Incompatible::DIRTY));
         }
         Err(Error::new(ErrorKind::Busy, "Image was changed while it was open read-only")
@@ -89,12 +88,12 @@ impl Qcow2 {
     async fn is_as_on_disk(&self, file: &Edge, header: &Header) -> Result<bool> {
         let same = header.geometry == self.geometry
             && header.size == self.facts.size_in_header()
-            && header.l1_offset == self.l1_offset.load(Acquire)
-            && u64::from(header.l1_entries) == self.l1_entries()
+            && header.l1_offset == self.mapping.l1_offset()
+            && u64::from(header.l1_entries) == self.mapping.l1_entries()
             && header.crypt_method == self.facts.header().crypt_method
             && header.extensions.crypto == self.facts.header().extensions.crypto
-            && header.snapshots_offset == self.snapshot_table().offset
-            && header.snapshot_count == self.snapshot_table().count;
+            && header.snapshots_offset == self.metadata.snapshot_table().offset
+            && header.snapshot_count == self.metadata.snapshot_table().count;
         if !same {
             return Ok(false);
         }
@@ -102,24 +101,24 @@ impl Qcow2 {
         if !self.clusters.is_as_on_disk(header.refcount_table_offset, clusters).await? {
             return Ok(false);
         }
-        let bytes = usize::try_from(self.l1_entries().saturating_mul(8)).unwrap_or(0);
+        let bytes = usize::try_from(self.mapping.l1_entries().saturating_mul(8)).unwrap_or(0);
         let table = file.read(header.l1_offset, IoBufMut::new(bytes)).await?;
         let entries = table.chunks_exact(8).map(|word| {
             let entry = L1Entry(word.try_into().map_or(0, u64::from_be_bytes));
             // As in memory, an entry that refers to no table counts as 0.
             if entry.l2_offset(self.geometry) == Ok(None) { 0 } else { entry.0 }
         });
-        Ok((0..).zip(entries).all(|(index, entry)| self.l1_entry(index).0 == entry))
+        Ok((0..).zip(entries).all(|(index, entry)| self.mapping.l1_entry(index).0 == entry))
     }
 
     async fn commit_reopen(&self, prepared: Prepared) {
-        self.l2.set_limit(prepared.l2_slices);
+        self.mapping.set_limit(prepared.l2_slices);
         self.clusters.cache().set_limit(prepared.refcount_slices);
         self.facts.set_modes(prepared.modes);
         self.cleaner.set_interval(prepared.clean_interval);
         let was_read_only = self.facts.set_read_only(prepared.read_only);
         if prepared.read_only || !was_read_only {
-            self.set_bitmaps_read_only(prepared.read_only);
+            self.bitmaps.set_bitmaps_read_only(prepared.read_only);
             return;
         }
         if prepared.repair
@@ -129,18 +128,18 @@ impl Qcow2 {
             self.facts.disable();
             return;
         }
-        self.l2.clear();
+        self.mapping.clear();
         self.clusters.cache().clear();
         self.clusters.forget_free();
         let mut tables = RoaringTreemap::new();
-        for index in 0..self.l1_entries() {
-            if let Ok(Some(offset)) = self.l1_entry(index).l2_offset(self.geometry) {
+        for index in 0..self.mapping.l1_entries() {
+            if let Ok(Some(offset)) = self.mapping.l1_entry(index).l2_offset(self.geometry) {
                 tables.insert(self.geometry.cluster_index(offset));
                 self.clusters.note_metadata(offset, self.geometry.cluster_size());
             }
         }
         self.bitmaps.disown(&tables);
-        if let Err(error) = self.note_overlaps().await {
+        if let Err(error) = self.metadata.note_overlaps().await {
             tracing::error!("qcow2: the image cannot be made writable: {error}");
             self.facts.disable();
             return;
@@ -152,7 +151,7 @@ impl Qcow2 {
             self.facts.disable();
             return;
         }
-        self.use_bitmaps().await;
+        self.bitmaps.use_bitmaps().await;
     }
 
     /// Rebuilds the refcounts of an image that was not closed cleanly, and reloads the changed metadata.
@@ -166,10 +165,8 @@ impl Qcow2 {
             ));
         }
         self.clusters.reload(&header).await?;
-        for index in 0..self.l1_entries() {
-            self.l1.get_or_make(index).store(0, Release);
-        }
-        self.read_l1(&file).await?;
+        self.mapping.forget_l1();
+        self.metadata.read_l1(&file).await?;
         self.facts.adopt_header(header);
         Ok(())
     }
@@ -202,7 +199,7 @@ impl Reopen for Qcow2 {
         Box::pin(async move {
             let prepared = self.prepared().take();
             if prepared.is_some_and(|prepared| prepared.read_only && !self.facts.is_read_only()) {
-                self.use_bitmaps().await;
+                self.bitmaps.use_bitmaps().await;
             }
         })
     }

@@ -10,7 +10,7 @@ use oxblk_ring::IoBuf;
 use super::Qcow2;
 use super::clusters::ReleaseReason;
 use super::layout::{L1Entry, field_offsets};
-use super::lookup::Extent;
+use super::mapping::Extent;
 
 /// Number of zero bytes per write.
 const PIECE: usize = 1 << 20;
@@ -26,13 +26,13 @@ impl Qcow2 {
             return Err(Error::invalid("The new size must be a multiple of 512"));
         }
         self.check_resizable()?;
-        self.check_bitmaps_can_follow(size)?;
+        self.bitmaps.check_bitmaps_can_follow(size)?;
         let old = self.facts.size();
         if size < old && preallocation != Preallocation::Off {
             return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
         }
         // After the resize, the VM state would be part of the disk, or would lie behind the new start of the VM state area.
-        self.forget_vm_state().await?;
+        self.snapshots.forget_vm_state().await?;
         if size < old {
             return self.shrink(old, size).await;
         }
@@ -54,7 +54,7 @@ impl Qcow2 {
 
     /// Refuses to resize a version 2 image with snapshots: version 2 does not store the disk size of a snapshot.
     pub(super) fn check_resizable(&self) -> Result<()> {
-        if self.snapshot_table().count > 0 && self.facts.header().version < 3 {
+        if self.metadata.snapshot_table().count > 0 && self.facts.header().version < 3 {
             return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
         }
         Ok(())
@@ -65,13 +65,13 @@ impl Qcow2 {
         let (before, after) = (self.facts.size_in_header().to_be_bytes(), size.to_be_bytes());
         self.facts.exchange_header_field(field_offsets::SIZE, &before, &after).await?;
         self.facts.set_size(size);
-        self.resize_bitmaps(size);
+        self.bitmaps.resize_bitmaps(size);
         Ok(())
     }
 
     async fn grow(&self, old: u64, size: u64, preallocation: Preallocation) -> Result<()> {
         self.grow_data(old, size).await?;
-        self.grow_l1(size).await?;
+        self.metadata.grow_l1(size).await?;
         // A crash, also of another program, may have left data behind the end of the disk.
         self.forget_guest(
             self.geometry.cluster_end(old),
@@ -90,19 +90,19 @@ impl Qcow2 {
             let allocated = self.preallocate(old, size, preallocation).await;
             allocated.map_err(|error| error.prefix("Could not preallocate the new space"))?;
         }
-        self.write_back(true).await?;
+        self.metadata.write_back(true).await?;
         self.name_size(size).await
     }
 
     /// Frees what a failed growth has allocated.
     async fn undo_growth(&self, old: u64, data_size: u64) -> Result<()> {
         let reach = self.geometry.cluster_size() << self.geometry.l2_bits();
-        let end = self.l1_entries().saturating_mul(reach);
+        let end = self.mapping.l1_entries().saturating_mul(reach);
         self.forget_guest(self.geometry.cluster_end(old), end, ReleaseReason::CutOff).await?;
         self.drop_tables_from(self.geometry.l1_entries_for(old).unwrap_or(u64::MAX));
         // The first cycle lowers refcounts, the second writes them.
-        self.write_back(true).await?;
-        self.write_back(true).await?;
+        self.metadata.write_back(true).await?;
+        self.metadata.write_back(true).await?;
         if let Some(data) = self.facts.children().get(ChildIdx::DATA)
             && data.size() > data_size
         {
@@ -143,7 +143,7 @@ impl Qcow2 {
         if old >= end {
             return Ok(());
         }
-        let extent = self.extent(old, end - old).await?;
+        let extent = self.metadata.extent(old, end - old).await?;
         let is_allocated = !matches!(
             extent,
             Extent::Zero { host: None, .. }
@@ -185,16 +185,16 @@ impl Qcow2 {
             let len = usize::try_from(to - at).unwrap_or(usize::MAX).min(zeroes.len());
             self.write_guest(at, zeroes.slice(..len)).await?;
             at = at.saturating_add(u64::try_from(len).unwrap_or(0));
-            self.relieve().await?;
+            self.metadata.relieve().await?;
         }
         Ok(())
     }
 
     /// Frees the L2 tables of the L1 entries from `index` on. These tables map no clusters any more.
     fn drop_tables_from(&self, index: u64) {
-        for index in index..self.l1_entries() {
-            if let Ok(Some(table)) = self.l1_entry(index).l2_offset(self.geometry) {
-                self.set_l1_entry(index, L1Entry::EMPTY);
+        for index in index..self.mapping.l1_entries() {
+            if let Ok(Some(table)) = self.mapping.l1_entry(index).l2_offset(self.geometry) {
+                self.mapping.set_l1_entry(index, L1Entry::EMPTY);
                 self.clusters.drop_clusters(
                     self.geometry.cluster_index(table),
                     1,

@@ -11,8 +11,6 @@
 //! If there is no free space for the copies, the part behind the new end is cleared in place before the size changes. A failure
 //! may then leave the old size with a part of that area cleared.
 
-use std::sync::atomic::Ordering::{Acquire, Release};
-
 use oxblk_core::{ChildIdx, Errno, Error, ErrorKind, Preallocation, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
@@ -46,8 +44,8 @@ impl Qcow2 {
     }
 
     async fn shrink_at_once(&self, size: u64) -> Result<()> {
-        self.write_back(true).await?;
-        let (l1, l1_offset) = (self.active_l1(), self.l1_offset.load(Acquire));
+        self.metadata.write_back(true).await?;
+        let (l1, l1_offset) = (self.mapping.active_l1(), self.mapping.l1_offset());
         let kept = self.geometry.l1_entries_for(size).and_then(|kept| usize::try_from(kept).ok());
         let kept = kept.unwrap_or(l1.len());
         let mut new: Vec<L1Entry> = l1.iter().copied().take(kept).collect();
@@ -61,11 +59,11 @@ impl Qcow2 {
         let bytes: Vec<u8> = new.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
         let offset = match bytes.is_empty() {
             true => l1_offset,
-            false => self.store_table(bytes).await?,
+            false => self.metadata.store_table(bytes).await?,
         };
         let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(Errno::FBIG))?;
-        let before = self.active_fields(self.facts.size_in_header(), entries, l1_offset);
-        let after = self.active_fields(size, entries, offset);
+        let before = self.facts.active_fields(self.facts.size_in_header(), entries, l1_offset);
+        let after = self.facts.active_fields(size, entries, offset);
         let place = field_offsets::SIZE;
         let mut named = self.facts.exchange_header_field(place, &before, &after).await;
         if named.is_ok()
@@ -82,13 +80,9 @@ impl Qcow2 {
             }
             return named;
         }
-        self.l2.clear();
-        for (index, entry) in (0_u64..).zip(&new) {
-            self.l1.get_or_make(index).store(entry.0, Release);
-        }
-        self.l1_offset.store(offset, Release);
+        self.mapping.replace_l1(new.iter().copied(), offset, entries.into());
         self.facts.set_size(size);
-        self.resize_bitmaps(size);
+        self.bitmaps.resize_bitmaps(size);
         if let Some((_, table)) = cut.table {
             self.clusters.note_metadata(table, self.geometry.cluster_size());
         }
@@ -149,7 +143,8 @@ impl Qcow2 {
         let place = run.start() << self.geometry.cluster_bits;
         file.write(place, table.freeze(), WriteFlags::empty()).await?;
         cut.held.push(self.clusters.count(run, ReleaseReason::Table).await?);
-        cut.table = Some((usize::try_from(self.l1_index(last)).unwrap_or(usize::MAX), place));
+        cut.table =
+            Some((usize::try_from(self.mapping.l1_index(last)).unwrap_or(usize::MAX), place));
         Ok(cut)
     }
 
@@ -170,7 +165,7 @@ impl Qcow2 {
         let mut run = self.clusters.reserve(1).await?;
         run.begin_write();
         let cluster = run.start();
-        self.write_data(start, cluster << self.geometry.cluster_bits, data.freeze()).await?;
+        self.data.write_data(start, cluster << self.geometry.cluster_bits, data.freeze()).await?;
         Ok(Some((cluster, self.clusters.count(run, ReleaseReason::CutOff).await?)))
     }
 
@@ -227,11 +222,11 @@ impl Qcow2 {
                 1,
                 ReleaseReason::Table,
             );
-            self.relieve().await?;
+            self.metadata.relieve().await?;
         }
         // The first cycle lowers refcounts, the second writes them.
-        self.write_back(true).await?;
-        self.write_back(true).await?;
+        self.metadata.write_back(true).await?;
+        self.metadata.write_back(true).await?;
         if let Some(data) = self.facts.children().get(ChildIdx::DATA)
             && data.size() > size
         {
@@ -246,8 +241,8 @@ impl Qcow2 {
         self.zero_if_needed(size, self.geometry.cluster_end(size).min(last)).await?;
         self.clear_guest(self.geometry.cluster_end(size), self.geometry.cluster_end(old)).await?;
         // The first cycle lowers refcounts, the second writes them.
-        self.write_back(true).await?;
-        self.write_back(true).await?;
+        self.metadata.write_back(true).await?;
+        self.metadata.write_back(true).await?;
         let in_header = self.facts.size_in_header();
         self.name_size(size).await?;
         if let Err(error) = self.shrink_raw_data(size).await {
@@ -255,9 +250,11 @@ impl Qcow2 {
             return Err(error);
         }
         let kept = self.geometry.l1_entries_for(size).unwrap_or(u64::MAX);
-        let gone: Vec<L1Entry> = (kept..self.l1_entries()).map(|at| self.l1_entry(at)).collect();
-        (kept..self.l1_entries()).for_each(|at| self.set_l1_entry(at, L1Entry::EMPTY));
-        self.l2.clear();
+        let gone: Vec<L1Entry> =
+            (kept..self.mapping.l1_entries()).map(|at| self.mapping.l1_entry(at)).collect();
+        (kept..self.mapping.l1_entries())
+            .for_each(|at| self.mapping.set_l1_entry(at, L1Entry::EMPTY));
+        self.mapping.clear();
         if let Err(error) = self.give_up_tables(None, &gone, size).await {
             tracing::warn!("qcow2: not all space that the disk has lost was given back: {error}");
         }

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use oxblk_core::{ChildIdx, Result, Status, StatusFlags, Want};
 
 use super::Qcow2;
-use super::lookup::Extent;
+use super::mapping::Extent;
 
 /// Values of [`Qcow2::preallocated`]. 0 means that it is not known yet.
 const KNOWN_NOT: u8 = 1;
@@ -22,20 +22,20 @@ impl Qcow2 {
     /// The status of the start of `offset..offset + len`.
     pub(super) async fn status(&self, offset: u64, len: u64, want: Want) -> Result<Status> {
         self.facts.check_usable()?;
-        let first = self.extent(offset, len).await?;
+        let first = self.metadata.extent(offset, len).await?;
         let mut covered = first.len();
         for _ in 0..JOIN {
             if covered >= len {
                 break;
             }
-            let next = self.extent(offset.saturating_add(covered), len - covered).await?;
+            let next = self.metadata.extent(offset.saturating_add(covered), len - covered).await?;
             if !continues(first, covered, next) {
                 break;
             }
             covered = covered.saturating_add(next.len());
         }
         let mut status = describe(first, covered, self.facts.data_child());
-        if !self.is_plain() {
+        if !self.data.is_plain() {
             // The host offset of an encrypted image must not be used for direct reads.
             (status.host, status.child) = (None, None);
             status.flags -= StatusFlags::OFFSET_VALID | StatusFlags::RECURSE;

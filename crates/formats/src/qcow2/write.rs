@@ -18,11 +18,9 @@ use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
-use super::clusters::Counted;
-use super::clusters::ReleaseReason;
 use super::data::NewData;
-use super::layout::{ExtendedEntry, L2Entry};
-use super::lookup::Extent;
+use super::layout::L2Entry;
+use super::mapping::Extent;
 
 /// Up to this size in bytes, the old and new contents of a cluster are combined in memory and written with one write.
 const ASSEMBLE: u64 = 256 << 10;
@@ -47,11 +45,11 @@ impl Qcow2 {
         self.facts.check_writable()?;
         // A write over existing data needs no lock.
         if let Extent::Data { host, len, owned: true } =
-            self.extent_to_write(offset, length(&data)).await?
+            self.metadata.extent_to_write(offset, length(&data)).await?
             && len == length(&data)
         {
             point();
-            return self.write_data(offset, host, data).await;
+            return self.data.write_data(offset, host, data).await;
         }
         let end = self.geometry.cluster_end(offset.saturating_add(length(&data)));
         let _lock = self.guest.lock(self.geometry.cluster_start(offset)..end).await;
@@ -73,7 +71,7 @@ impl Qcow2 {
             match place {
                 Place::Data(host) => {
                     behind = Some(self.geometry.cluster_end(host.saturating_add(length(&piece))));
-                    jobs.push(Box::pin(self.write_data(at, host, piece)));
+                    jobs.push(Box::pin(self.data.write_data(at, host, piece)));
                 }
                 Place::Kept(cluster) => {
                     behind = Some(cluster.saturating_add(self.geometry.cluster_size()));
@@ -93,8 +91,10 @@ impl Qcow2 {
     async fn run_at(&self, offset: u64, len: u64) -> Result<(Place, u64)> {
         let mut covered = 0_u64;
         while covered < len {
-            let extent =
-                self.extent_to_write(offset.saturating_add(covered), len - covered).await?;
+            let extent = self
+                .metadata
+                .extent_to_write(offset.saturating_add(covered), len - covered)
+                .await?;
             match extent {
                 Extent::Data { host, len, owned: true } if covered == 0 => {
                     return Ok((Place::Data(host), len));
@@ -117,7 +117,7 @@ impl Qcow2 {
         let whole = first..self.geometry.cluster_end(offset.saturating_add(length(&data)));
         let place = host.saturating_add(offset - first);
         self.fill(whole, offset, data, place, false).await?;
-        self.link(first, 1, None, |_| L2Entry::data(host)).await
+        self.metadata.link(first, 1, None, |_| L2Entry::data(host)).await
     }
 
     /// Writes `data` into newly allocated clusters. They are taken from host cluster `behind` on if that is free. This cluster
@@ -134,8 +134,8 @@ impl Qcow2 {
             let first = self.geometry.cluster_start(at);
             let end = self.geometry.cluster_end(at.saturating_add(length(&data)));
             let count = (end - first) >> self.geometry.cluster_bits;
-            let count = self.table_before_data(first, count).await?;
-            let run = self.reserve_data(first, count, behind).await?;
+            let count = self.metadata.table_before_data(first, count).await?;
+            let run = self.data.reserve_data(first, count, behind).await?;
             behind = Some(run.start.saturating_add(run.count));
             let reach = first.saturating_add(run.count << self.geometry.cluster_bits);
             let room = usize::try_from(reach - at).unwrap_or(usize::MAX).min(data.len());
@@ -156,11 +156,11 @@ impl Qcow2 {
         run.begin_write();
         let whole = first..self.geometry.cluster_end(offset.saturating_add(length(&data)));
         let place = (start << self.geometry.cluster_bits).saturating_add(offset - first);
-        let filled = self.fill(whole, offset, data, place, self.reads_as_zeroes(&run)).await;
-        let counted = run.count_if(filled, self).await?;
+        let filled = self.fill(whole, offset, data, place, self.data.reads_as_zeroes(&run)).await;
+        let counted = run.count_if(filled, &self.clusters).await?;
         let bits = self.geometry.cluster_bits;
         let entry = |index| L2Entry::data(start.saturating_add(index) << bits);
-        self.link(first, count, counted, entry).await
+        self.metadata.link(first, count, counted, entry).await
     }
 
     /// Writes `data` to the host offset `at`, and around it the old contents of the guest range `whole`. `untouched`: all of
@@ -181,12 +181,12 @@ impl Qcow2 {
         let (head, tail) = try_join(head, tail).await?;
         let host = at.saturating_sub(offset - first);
         if head.is_none() && tail.is_none() {
-            return self.write_data(offset, at, data).await;
+            return self.data.write_data(offset, at, data).await;
         }
         let total = head.as_ref().map_or(0, |head| head.len()).saturating_add(data.len());
         let total = total.saturating_add(tail.as_ref().map_or(0, |tail| tail.len()));
         let (guest, start) = if head.is_some() { (first, host) } else { (offset, at) };
-        let can_part = self.can_part_at(offset) && self.can_part_at(data_end);
+        let can_part = self.data.can_part_at(offset) && self.data.can_part_at(data_end);
         if !can_part || u64::try_from(total).is_ok_and(|total| total <= ASSEMBLE) {
             let mut whole = IoBufMut::new(total);
             let mut rest: &mut [u8] = &mut whole;
@@ -195,14 +195,14 @@ impl Qcow2 {
                 place.copy_from_slice(part);
                 rest = next;
             }
-            return self.write_data(guest, start, whole.freeze()).await;
+            return self.data.write_data(guest, start, whole.freeze()).await;
         }
-        let mut writes = vec![self.write_data(offset, at, data.clone())];
+        let mut writes = vec![self.data.write_data(offset, at, data.clone())];
         if let Some(head) = head {
-            writes.push(self.write_data(first, host, head));
+            writes.push(self.data.write_data(first, host, head));
         }
         if let Some(tail) = tail {
-            writes.push(self.write_data(data_end, at.saturating_add(length(&data)), tail));
+            writes.push(self.data.write_data(data_end, at.saturating_add(length(&data)), tail));
         }
         run_all(writes).await
     }
@@ -232,7 +232,7 @@ impl Qcow2 {
             self.facts.children().get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
         let mut at = from;
         while at < to {
-            let extent = self.extent(at, to - at).await?;
+            let extent = self.metadata.extent(at, to - at).await?;
             match extent {
                 Extent::Zero { .. } => {}
                 Extent::Unallocated { .. } if at >= backing_end => {}
@@ -241,48 +241,5 @@ impl Qcow2 {
             at = at.saturating_add(extent.len());
         }
         Ok(true)
-    }
-
-    /// Sets the L2 entries of `count` guest clusters from `guest` on to the results of `entry`. Hands their old references to
-    /// the write-back. If this fails, the clusters of `counted` that have no entry yet are handed to the write-back too.
-    pub(super) async fn link(
-        &self,
-        guest: u64,
-        count: u64,
-        mut counted: Option<Counted<'_>>,
-        entry: impl Fn(u64) -> L2Entry,
-    ) -> Result<()> {
-        if self.geometry.extended_l2 {
-            let whole = |index, _| ExtendedEntry::whole(entry(index));
-            return self.link_extended(guest, count, counted, whole).await;
-        }
-        let mut index = 0_u64;
-        while index < count {
-            let at = guest.saturating_add(index << self.geometry.cluster_bits);
-            self.ensure_table(self.l1_index(at)).await?;
-            let Some(slice) = self.pin_slice(at).await? else { continue };
-            let (_, first) = self.slice_of(at);
-            let mut old = Vec::new();
-            let before = index;
-            for word in slice.words().iter().skip(first) {
-                if index == count {
-                    break;
-                }
-                let new = entry(index);
-                let replaced = L2Entry(word.swap(new.0, std::sync::atomic::Ordering::AcqRel));
-                if replaced.0 != 0 && !self.keeps_host(replaced, new) {
-                    old.push(replaced);
-                }
-                index = index.saturating_add(1);
-            }
-            point();
-            slice.mark_dirty();
-            point();
-            if let Some(counted) = &mut counted {
-                counted.keep_first(index.saturating_sub(before));
-            }
-            self.clusters.drop_entries(&old, ReleaseReason::Data);
-        }
-        Ok(())
     }
 }

@@ -215,15 +215,15 @@ impl Qcow2 {
         let header = self.facts.header_on_disk().await?;
         wanted.check(&header)?;
         // Pending frees must be complete and on disk before refcounts are checked and new structures are laid out.
-        self.close_image().await?;
-        self.stop_postponing().await?;
+        self.metadata.close_image().await?;
+        self.metadata.stop_postponing().await?;
         let steps = self.plan_steps(&wanted, &header).await?;
         if !wanted.encrypt.is_empty() {
             self.amend_keys(wanted.encrypt.clone(), request.force).await?;
         }
         if steps.upgrade {
-            self.complete_snapshots().await?;
-            self.rewrite_header(|header| header.version = 3).await?;
+            self.metadata.complete_snapshots().await?;
+            self.metadata.rewrite_header(|header| header.version = 3).await?;
         }
         self.amend_header(&wanted).await?;
         let old_size = self.facts.size();
@@ -233,7 +233,7 @@ impl Qcow2 {
         let finished = self.finish_amend(&steps, old_size, &*request.progress).await;
         if finished.is_err() {
             // The image stays in use. The bitmaps may have been stored already, so they are marked as in use again.
-            self.use_bitmaps().await;
+            self.bitmaps.use_bitmaps().await;
             self.shrink_back(old_size).await;
         }
         finished?;
@@ -254,7 +254,7 @@ impl Qcow2 {
             order: wanted.refcount_order()?.filter(|o| *o != header.geometry.refcount_order),
         };
         if steps.downgrade {
-            self.check_needs_no_repair()?;
+            self.metadata.check_needs_no_repair()?;
             self.check_snapshots_for_downgrade(wanted.size.unwrap_or(header.size)).await?;
         }
         if steps.size.is_some() && version < 3 && header.version < 3 {
@@ -268,7 +268,7 @@ impl Qcow2 {
 
     /// Changes the passwords of an encrypted image.
     async fn amend_keys(&self, options: Options, force: bool) -> Result<()> {
-        let Some(encryption) = &self.encryption else {
+        let Some(encryption) = self.data.encryption() else {
             return Err(Error::invalid(NOT_ENCRYPTED));
         };
         let file = self.facts.file()?;
@@ -292,7 +292,7 @@ impl Qcow2 {
                 header.extensions.data_file = Some(name.clone()).filter(|name| !name.is_empty());
             }
         };
-        self.rewrite_header(amend).await?;
+        self.metadata.rewrite_header(amend).await?;
         if wanted.data_file_raw == Some(false) {
             self.facts.remove_modes(Modes::RAW_DATA);
         }
@@ -319,7 +319,7 @@ impl Qcow2 {
     ) -> Result<()> {
         if steps.downgrade {
             self.expand_zero_clusters(progress).await?;
-            self.check_needs_no_repair()?;
+            self.metadata.check_needs_no_repair()?;
         }
         let smaller = steps.size.filter(|size| *size < old_size);
         if let Some(size) = smaller {
@@ -336,7 +336,7 @@ impl Qcow2 {
 
     async fn write_final_header(&self, steps: &Steps, progress: &dyn Fn(u64, u64)) -> Result<()> {
         if steps.order.is_none() && !steps.downgrade {
-            return self.close_image().await;
+            return self.metadata.close_image().await;
         }
         // Metadata and bitmaps cannot be written after the version or the refcount width has changed.
         self.complete_image().await?;
@@ -358,7 +358,7 @@ impl Qcow2 {
                 header.unknown_fields.clear();
             }
         };
-        self.rewrite_header(finish).await?;
+        self.metadata.rewrite_header(finish).await?;
         if let Some(new) = refcounts {
             new.keep();
         }

@@ -7,30 +7,30 @@ use oxblk_core::{Result, WriteFlags, run_all};
 use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
-use super::super::Qcow2;
 use super::super::clusters::ReleaseReason;
+use super::Bitmaps;
 
 /// New metadata clusters that one change has written.
 pub(super) struct Fresh<'a> {
-    image: &'a Qcow2,
+    bitmaps: &'a Bitmaps,
     clusters: RoaringTreemap,
     kept: bool,
 }
 
 impl<'a> Fresh<'a> {
     /// Starts without clusters.
-    pub(super) fn new(image: &'a Qcow2) -> Self {
-        Self { image, clusters: RoaringTreemap::new(), kept: false }
+    pub(super) fn new(bitmaps: &'a Bitmaps) -> Self {
+        Self { bitmaps, clusters: RoaringTreemap::new(), kept: false }
     }
 
     /// Writes each of `pieces` (one cluster each) to a new cluster, and returns the cluster numbers.
     pub(super) async fn put(&mut self, mut pieces: Vec<IoBufMut>) -> Result<Vec<u64>> {
-        let bits = self.image.geometry.cluster_bits;
-        let file = self.image.facts.file()?;
+        let bits = self.bitmaps.geometry.cluster_bits;
+        let file = self.bitmaps.facts.file()?;
         let mut clusters = Vec::new();
         while !pieces.is_empty() {
             let wanted = u64::try_from(pieces.len()).unwrap_or(u64::MAX);
-            let mut run = self.image.clusters.reserve(wanted).await?;
+            let mut run = self.bitmaps.clusters.reserve(wanted).await?;
             run.begin_write();
             let (start, count) = (run.start(), run.count());
             let rest = pieces.split_off(usize::try_from(count).unwrap_or(0).min(pieces.len()));
@@ -38,7 +38,7 @@ impl<'a> Fresh<'a> {
                 file.write(cluster << bits, piece.freeze(), WriteFlags::empty())
             });
             run_all(writes).await?;
-            self.image.clusters.count(run, ReleaseReason::Table).await?.keep();
+            self.bitmaps.clusters.count(run, ReleaseReason::Table).await?.keep();
             self.note(start, count);
             clusters.extend(start..start.saturating_add(count));
             pieces = rest;
@@ -49,24 +49,24 @@ impl<'a> Fresh<'a> {
     /// Writes `bytes` to new contiguous clusters, and returns the number of the first one. The rest of the last cluster
     /// keeps its old contents.
     pub(super) async fn put_together(&mut self, bytes: Vec<u8>) -> Result<u64> {
-        let geometry = self.image.geometry;
+        let geometry = self.bitmaps.geometry;
         let count = geometry.clusters_for(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-        let mut run = self.image.clusters.reserve_contiguous(count).await?;
+        let mut run = self.bitmaps.clusters.reserve_contiguous(count).await?;
         run.begin_write();
         let start = run.start();
-        let file = self.image.facts.file()?;
+        let file = self.bitmaps.facts.file()?;
         let place = start << geometry.cluster_bits;
         file.write(place, IoBuf::from(bytes), WriteFlags::empty()).await?;
-        self.image.clusters.count(run, ReleaseReason::Table).await?.keep();
+        self.bitmaps.clusters.count(run, ReleaseReason::Table).await?.keep();
         self.note(start, count);
         Ok(start)
     }
 
     fn note(&mut self, start: u64, count: u64) {
-        let geometry = self.image.geometry;
+        let geometry = self.bitmaps.geometry;
         self.clusters.insert_range(start..start.saturating_add(count));
         let bytes = count << geometry.cluster_bits;
-        self.image.clusters.note_metadata(start << geometry.cluster_bits, bytes);
+        self.bitmaps.clusters.note_metadata(start << geometry.cluster_bits, bytes);
     }
 
     /// The number after the highest cluster number.
@@ -76,8 +76,8 @@ impl<'a> Fresh<'a> {
 
     /// Makes the clusters and their refcounts durable. From then on, metadata may refer to the clusters.
     pub(super) async fn settle(&self) -> Result<()> {
-        self.image.clusters.write_back_refcounts().await?;
-        self.image.facts.file()?.flush().await
+        self.bitmaps.clusters.write_back_refcounts().await?;
+        self.bitmaps.facts.file()?.flush().await
     }
 
     /// Keeps the clusters allocated, because metadata refers to them or may refer to them.
@@ -89,7 +89,7 @@ impl<'a> Fresh<'a> {
 impl Drop for Fresh<'_> {
     fn drop(&mut self) {
         if !self.kept {
-            self.image.clusters.drop_table_clusters(&self.clusters);
+            self.bitmaps.clusters.drop_table_clusters(&self.clusters);
         }
     }
 }

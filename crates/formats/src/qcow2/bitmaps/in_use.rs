@@ -6,8 +6,8 @@
 use oxblk_core::{Edge, Error, Result, WriteFlags};
 use oxblk_ring::IoBuf;
 
-use super::super::Qcow2;
 use super::super::layout::{BitmapEntry, BitmapFlags, Header, encode_bitmap_directory};
+use super::Bitmaps;
 use super::load::{ONES, read_directory};
 use super::{State, Stored};
 
@@ -19,12 +19,12 @@ impl State {
     }
 }
 
-impl Qcow2 {
+impl Bitmaps {
     /// Marks bitmaps as in use, durably: the usable ones, and the enabled ones that are unusable and so miss the
     /// guest's writes. The flags of an entry lie within one sector. No bitmap changes before all flags are durable.
     pub(in super::super) async fn mark_bitmaps_in_use(&self) -> Result<()> {
-        let _turn = self.bitmaps.changing.lock().await;
-        let state = self.bitmaps.state().clone();
+        let _turn = self.changing.lock().await;
+        let state = self.state().clone();
         let Some(place) = state.directory.place else { return Ok(()) };
         let mut marked = state.directory.stored.clone();
         let mut changed = false;
@@ -43,7 +43,7 @@ impl Qcow2 {
         let file = self.facts.file()?;
         file.write(place.directory_offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
         file.flush().await?;
-        self.bitmaps.state().directory.stored = marked;
+        self.state().directory.stored = marked;
         Ok(())
     }
 
@@ -59,7 +59,7 @@ impl Qcow2 {
     }
 
     pub(in super::super) fn set_bitmaps_read_only(&self, read_only: bool) {
-        let live = self.bitmaps.state().live.clone();
+        let live = self.state().live.clone();
         live.iter().for_each(|bitmap| bitmap.set_read_only(read_only));
     }
 
@@ -69,7 +69,7 @@ impl Qcow2 {
         file: &Edge,
         header: &Header,
     ) -> Result<bool> {
-        let state = self.bitmaps.state().clone();
+        let state = self.state().clone();
         if header.extensions.bitmaps != state.directory.place {
             return Ok(false);
         }

@@ -13,11 +13,11 @@ use oxblk_core::{Edge, Error, Result};
 use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
-use super::super::Qcow2;
 use super::super::layout::{
     BitmapData, BitmapEntry, BitmapFlags, BitmapTableEntry, BitmapsExtension, bitmap_bytes,
     parse_bitmap_directory,
 };
+use super::Bitmaps;
 use super::{State, Stored};
 
 /// Budget in bytes for the bitmap data that "all ones" entries of an image stand for.
@@ -42,10 +42,10 @@ pub(in super::super) async fn read_directory(
     parse_bitmap_directory(&bytes, directory.count)
 }
 
-impl Qcow2 {
+impl Bitmaps {
     /// Reads the bitmaps of the image, and marks them as in use if it is writable.
     pub(super) async fn load_bitmaps(&self) -> Result<Vec<Arc<DirtyBitmap>>> {
-        let place = self.bitmaps.state().directory.place;
+        let place = self.state().directory.place;
         let Some(place) = place else { return Ok(Vec::new()) };
         let file = self.facts.file()?;
         let entries = read_directory(&file, &place).await?;
@@ -81,7 +81,7 @@ impl Qcow2 {
             }
             state.directory.stored.push(stored);
         }
-        *self.bitmaps.state() = state;
+        *self.state() = state;
         if !self.facts.is_read_only() {
             self.mark_bitmaps_in_use().await?;
         }

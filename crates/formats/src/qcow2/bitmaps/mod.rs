@@ -10,6 +10,9 @@
 //! | `fresh` | new clusters that are not referred to yet |
 //! | `extension` | the header extension that names the directory |
 //!
+//! [`Bitmaps`] knows [`Facts`] and [`Clusters`]. It does not use the tables of the guest disk. `Bitmaps::changing` is taken before all
+//! other locks of the image: one change of the stored bitmaps, or one step of a compaction, runs at a time.
+//!
 //! Core tracks writes in the bitmaps that [`PersistentBitmaps::load`] returned. Before the node accepts requests, each
 //! bitmap is durably marked as in use on disk.
 //!
@@ -48,8 +51,10 @@ use roaring::RoaringTreemap;
 use serde_json::{Value, json};
 
 use super::Qcow2;
+use super::clusters::Clusters;
+use super::facts::Facts;
 use super::layout::{
-    Autoclear, BitmapEntry, BitmapFlags, BitmapsExtension, Header, MAX_BITMAP_BYTES,
+    Autoclear, BitmapEntry, BitmapFlags, BitmapsExtension, Geometry, MAX_BITMAP_BYTES,
     MAX_BITMAP_DIRECTORY, MAX_BITMAPS, bitmap_bytes,
 };
 pub(super) use extension::{carry_out, distrust, plan};
@@ -57,6 +62,9 @@ pub(super) use load::read_directory;
 
 /// The bitmaps of an open image.
 pub(super) struct Bitmaps {
+    geometry: Geometry,
+    facts: Arc<Facts>,
+    clusters: Arc<Clusters>,
     /// Held while the bitmaps on disk change. It is taken before all other locks of the image.
     changing: AsyncMutex<()>,
     state: Mutex<State>,
@@ -116,10 +124,14 @@ impl Stored {
 
 impl Bitmaps {
     /// The bitmaps that the header names, before the directory is loaded.
-    pub(super) fn of(header: &Header) -> Self {
-        let directory = Directory { place: header.extensions.bitmaps, ..Directory::default() };
+    pub(super) fn new(facts: Arc<Facts>, clusters: Arc<Clusters>) -> Self {
+        let place = facts.header().extensions.bitmaps;
+        let directory = Directory { place, ..Directory::default() };
         let state = State { directory, live: Vec::new() };
         Self {
+            geometry: facts.geometry(),
+            facts,
+            clusters,
             changing: AsyncMutex::new(()),
             state: Mutex::new(state),
             stay: AtomicBool::new(false),
@@ -166,10 +178,10 @@ impl Bitmaps {
     }
 }
 
-impl Qcow2 {
+impl Bitmaps {
     /// Refuses a change of size if a bitmap of the image cannot be resized.
     pub(super) fn check_bitmaps_can_follow(&self, size: u64) -> Result<()> {
-        let state = self.bitmaps.state().clone();
+        let state = self.state().clone();
         for stored in &state.directory.stored {
             let name = stored.entry.name().into_owned();
             if !state.live.iter().any(|live| *live.name() == *name) {
@@ -181,7 +193,7 @@ impl Qcow2 {
 
     /// Like [`Self::check_bitmaps_can_follow`], but ignores unusable bitmaps.
     pub(super) fn check_live_bitmaps_can_follow(&self, size: u64) -> Result<()> {
-        for live in &self.bitmaps.state().live {
+        for live in &self.state().live {
             live.check(Checks::CHANGE)?;
             check_fits(size, live.map().granularity())?;
         }
@@ -190,7 +202,7 @@ impl Qcow2 {
 
     /// Resizes the bitmaps that are stored in the image.
     pub(super) fn resize_bitmaps(&self, size: u64) {
-        let live = self.bitmaps.state().live.clone();
+        let live = self.state().live.clone();
         for bitmap in live {
             if let Err(error) = bitmap.resize(size) {
                 // The caller checked before that a resize is possible. Core marks a bitmap that was not resized.
@@ -217,7 +229,7 @@ impl Qcow2 {
             return Err(Error::invalid(text));
         }
         check_fits(self.facts.size(), granularity)?;
-        let state = self.bitmaps.state();
+        let state = self.state();
         let new = state.live.iter().map(|live| live.name()).filter(|name| !state.has(name));
         let new: Vec<&str> = new.collect();
         if state.has(name) || new.contains(&name) {
@@ -240,7 +252,7 @@ impl Qcow2 {
 
     fn take_in(&self, bitmap: &Arc<DirtyBitmap>) -> Result<()> {
         self.check_can_store(bitmap.name(), bitmap.map().granularity())?;
-        self.bitmaps.state().live.push(Arc::clone(bitmap));
+        self.state().live.push(Arc::clone(bitmap));
         Ok(())
     }
 }
@@ -266,18 +278,18 @@ impl PersistentBitmaps for Qcow2 {
     }
 
     fn load(&self) -> BoxFuture<'_, Result<Vec<Arc<DirtyBitmap>>>> {
-        Box::pin(self.load_bitmaps())
+        Box::pin(self.bitmaps.load_bitmaps())
     }
 
     fn can_store_new(&self, name: &str, granularity: u64) -> Result<()> {
-        self.check_can_store(name, granularity)
+        self.bitmaps.check_can_store(name, granularity)
     }
 
     fn store(&self, bitmap: &Arc<DirtyBitmap>) -> Result<()> {
-        self.take_in(bitmap)
+        self.bitmaps.take_in(bitmap)
     }
 
     fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.remove_bitmap(name))
+        Box::pin(self.bitmaps.remove_bitmap(name))
     }
 }

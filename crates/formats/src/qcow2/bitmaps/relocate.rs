@@ -8,15 +8,15 @@ use oxblk_core::{Error, Result};
 use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
-use super::super::Qcow2;
 use super::super::layout::BitmapData;
+use super::Bitmaps;
 use super::Stored;
 use super::fresh::Fresh;
 
 /// Bytes of bitmap data that are copied in one batch.
 const AT_ONCE: u64 = 1 << 20;
 
-impl Qcow2 {
+impl Bitmaps {
     /// Moves the bitmap or the directory that uses `cluster`, the last cluster in use, to lower clusters. Of the bitmap
     /// data, only clusters from `end` on move. Returns the number of clusters that moved, 0 if there is no space, and
     /// `None` if no movable bitmap uses `cluster`. The caller holds the guard of
@@ -26,7 +26,7 @@ impl Qcow2 {
         cluster: u64,
         end: u64,
     ) -> Result<Option<u64>> {
-        let directory = self.bitmaps.state().directory.clone();
+        let directory = self.state().directory.clone();
         let Some(place) = directory.place else { return Ok(None) };
         let owner = directory.stored.iter().position(|one| one.clusters.contains(cluster));
         // If the directory shares clusters, its old clusters cannot be freed.

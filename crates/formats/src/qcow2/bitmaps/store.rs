@@ -9,8 +9,8 @@ use oxblk_core::{Errno, Error, ErrorKind, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
-use super::super::Qcow2;
 use super::super::layout::{BitmapEntry, BitmapsExtension, bitmap_bytes, encode_bitmap_directory};
+use super::Bitmaps;
 use super::fresh::Fresh;
 use super::unchanged::finished;
 use super::{Directory, Stored, carry_out, check_fits, distrust, plan};
@@ -18,18 +18,18 @@ use super::{Directory, Stored, carry_out, check_fits, distrust, plan};
 /// Bytes of bitmap data that are written in one batch.
 const AT_ONCE: u64 = 1 << 20;
 
-impl Qcow2 {
+impl Bitmaps {
     /// Writes the bitmaps that are in use, and clears their in-use flags. The caller ensures that no request changes
     /// them during the call, nor afterwards until they are marked again.
     ///
     /// # Errors
     /// As the file reports. The bitmaps are still marked as in use then.
     pub(in super::super) async fn store_bitmaps(&self) -> Result<()> {
-        let _turn = self.bitmaps.changing.lock().await;
+        let _turn = self.changing.lock().await;
         if self.facts.is_read_only() || !self.facts.is_usable() {
             return Ok(());
         }
-        let state = self.bitmaps.state().clone();
+        let state = self.state().clone();
         let mut live: HashMap<&str, &Arc<DirtyBitmap>> =
             state.live.iter().map(|bitmap| (bitmap.name(), bitmap)).collect();
         live.retain(|_, bitmap| bitmap.check(Checks::INCONSISTENT).is_ok());
@@ -39,7 +39,7 @@ impl Qcow2 {
         let mut fresh = Fresh::new(self);
         let mut new = Vec::new();
         let mut old = state.directory.clusters.clone();
-        let stays = self.bitmaps.stay.load(Relaxed);
+        let stays = self.stay.load(Relaxed);
         let mut all_unchanged = stays;
         for stored in &state.directory.stored {
             let Some(bitmap) = live.remove(stored.entry.name().as_ref()) else {
@@ -172,7 +172,7 @@ impl Qcow2 {
         // If the write failed, the header may name either directory. So both stay allocated.
         fresh.keep();
         named?;
-        self.bitmaps.state().directory = new;
+        self.state().directory = new;
         self.clusters.drop_table_clusters(old);
         Ok(())
     }
@@ -182,9 +182,9 @@ impl Qcow2 {
     /// # Errors
     /// As the file reports.
     pub(super) async fn remove_bitmap(&self, name: &str) -> Result<()> {
-        let _turn = self.bitmaps.changing.lock().await;
+        let _turn = self.changing.lock().await;
         self.facts.check_writable()?;
-        let directory = self.bitmaps.state().directory.clone();
+        let directory = self.state().directory.clone();
         let all = directory.stored.iter().cloned();
         let (gone, stored): (Vec<Stored>, Vec<Stored>) =
             all.partition(|stored| stored.entry.name() == name);
@@ -199,7 +199,7 @@ impl Qcow2 {
                 outcome => outcome?,
             }
         }
-        self.bitmaps.state().live.retain(|bitmap| bitmap.name() != name);
+        self.state().live.retain(|bitmap| bitmap.name() != name);
         Ok(())
     }
 
@@ -228,7 +228,7 @@ impl Qcow2 {
         kept.remove_range(end..);
         let given_up = &new.clusters - &kept;
         new.clusters = kept;
-        self.bitmaps.state().directory = new;
+        self.state().directory = new;
         self.clusters.drop_table_clusters(&(old | &given_up));
         Ok(())
     }

@@ -10,10 +10,10 @@ use oxblk_core::bitmap::{DirtyBitmap, RangeMap};
 use oxblk_core::{Edge, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use super::super::Qcow2;
 use super::super::layout::{
     BitmapData, BitmapEntry, BitmapFlags, BitmapTableEntry, bitmap_bytes, encode_bitmap_directory,
 };
+use super::Bitmaps;
 use super::Stored;
 
 /// Bytes of bitmap data that are read ahead.
@@ -27,7 +27,7 @@ pub(super) fn finished(entry: &BitmapEntry, bitmap: &DirtyBitmap) -> BitmapEntry
     entry
 }
 
-impl Qcow2 {
+impl Bitmaps {
     /// Whether the bitmap on disk equals the bitmap in memory, apart from its flags.
     pub(super) async fn is_as_stored(
         &self,
@@ -90,11 +90,11 @@ impl Qcow2 {
     /// entry lie within one sector. A torn write is harmless, because each bitmap is valid with and without the in-use
     /// flag.
     pub(super) async fn change_flags(&self, stored: Vec<Stored>) -> Result<()> {
-        let Some(place) = self.bitmaps.state().directory.place else { return Ok(()) };
+        let Some(place) = self.state().directory.place else { return Ok(()) };
         let bytes = encode_bitmap_directory(stored.iter().map(|stored| &stored.entry));
         // If the write fails, it may still have reached the disk. So the bitmaps count as unmarked, and are marked
         // again before the next request.
-        self.bitmaps.state().directory.stored = stored;
+        self.state().directory.stored = stored;
         let file = self.facts.file()?;
         file.write(place.directory_offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
         file.flush().await

@@ -44,7 +44,7 @@ use oxblk_ring::IoBufMut;
 
 use super::Qcow2;
 use super::facts::header::read_header;
-use super::layout::{Autoclear, Geometry, Header, field_offsets, refcount_max};
+use super::layout::{Geometry, Header, refcount_max};
 use super::refscan::References;
 use snapshot_table::RepairedTable;
 
@@ -80,7 +80,7 @@ impl Qcow2 {
             return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
         }
         // Write all metadata back, and lower the refcounts of freed clusters.
-        self.close_image().await?;
+        self.metadata.close_image().await?;
         let file = self.facts.file()?;
         // The tables may have moved since the image was opened.
         let header = read_header(&file).await?;
@@ -90,18 +90,8 @@ impl Qcow2 {
         // The metadata in memory is outdated after a repair. So the image accepts no more writes until it is reopened.
         self.facts.disable();
         let report = check(&file, &header, fix, say).await?;
-        self.clear_unknown_autoclear(&file).await?;
+        self.facts.clear_unknown_autoclear(&file).await?;
         Ok(report)
-    }
-
-    /// Clears unknown autoclear bits, because a repair does not update the data of unknown features.
-    async fn clear_unknown_autoclear(&self, file: &Edge) -> Result<()> {
-        let header = read_header(file).await?;
-        let known = header.autoclear & (Autoclear::BITMAPS | Autoclear::RAW_DATA_FILE);
-        if header.version < 3 || known == header.autoclear {
-            return Ok(());
-        }
-        self.facts.write_header_field(field_offsets::AUTOCLEAR, &known.bits().to_be_bytes()).await
     }
 }
 

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use oxblk_core::{Error, Result, WriteFlags, run_all};
 use oxblk_ring::IoBufMut;
 
-use super::super::Qcow2;
 use super::super::clusters::Counted;
 use super::super::clusters::ReleaseReason;
 use super::super::layout::L2Entry;
+use super::Compaction;
 use super::sources::{EntryAt, references};
 
 /// Number of tables that are changed concurrently.
@@ -65,7 +65,7 @@ impl<'a> Changes<'a> {
     }
 }
 
-impl Qcow2 {
+impl Compaction<'_> {
     /// Makes the copies and their refcounts durable, then the entries that refer to them. Then it passes the references
     /// to the originals to the write-back, which lowers the refcounts.
     pub(super) async fn switch_over(&self, changes: Changes<'_>) -> Result<()> {

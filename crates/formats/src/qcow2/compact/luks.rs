@@ -13,15 +13,15 @@ use std::ops::Range;
 use oxblk_core::{Edge, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use super::super::Qcow2;
 use super::super::clusters::ReleaseReason;
 use super::super::facts::run_options::Modes;
 use super::super::layout::CryptoHeader;
+use super::Compaction;
 
 /// The maximum length of a LUKS header that is moved. With eight key slots it is a few MiB long.
 const MOST: u64 = 16 << 20;
 
-impl Qcow2 {
+impl Compaction<'_> {
     /// Moves the LUKS header to lower clusters if it uses `cluster`. Returns the number of freed clusters, 0 if there
     /// is no space, and `None` if `cluster` does not belong to a movable LUKS header.
     pub(super) async fn move_luks_header(&self, cluster: u64) -> Result<Option<u64>> {
@@ -40,7 +40,7 @@ impl Qcow2 {
         let file = self.facts.file()?;
         let len = usize::try_from(old.length).unwrap_or(0);
         // The new clusters are counted before key material is written to them.
-        let (offset, counted) = self.store_unnamed_table(vec![0; len]).await?;
+        let (offset, counted) = self.metadata.store_unnamed_table(vec![0; len]).await?;
         let turn = self.facts.hold_header().await;
         let copied = async {
             // The header lock excludes changes of passwords.
@@ -48,7 +48,9 @@ impl Qcow2 {
             file.write(offset, keys, WriteFlags::empty()).await?;
             file.flush().await?;
             let new = CryptoHeader { offset, ..old };
-            self.rewrite_held_header(&turn, |header| header.extensions.crypto = Some(new)).await
+            self.metadata
+                .rewrite_held_header(&turn, |header| header.extensions.crypto = Some(new))
+                .await
         };
         if let Err(error) = copied.await {
             if self.facts.check_usable().is_err() {
@@ -85,10 +87,10 @@ impl Qcow2 {
             | Modes::REFCOUNT_TABLE
             | Modes::REFCOUNT_BLOCK
             | Modes::SNAPSHOT_TABLE;
-        if self.structures_in(clusters.start << bits, len).intersects(others) {
+        if self.metadata.structures_in(clusters.start << bits, len).intersects(others) {
             return Ok(false);
         }
-        for snapshot in self.snapshot_list().await? {
+        for snapshot in self.metadata.snapshot_list().await? {
             let l1 = self.clusters_of(snapshot.l1_offset, snapshot.l1_entries.into());
             if l1.start < clusters.end && clusters.start < l1.end {
                 return Ok(false);

@@ -31,15 +31,47 @@ mod structures;
 mod usage;
 
 use oxblk_core::compact::{Compact, Step};
-use oxblk_core::{BoxFuture, Errno, Error, ErrorKind, Result};
+use oxblk_core::{BoxFuture, Error, Result};
 
 use super::Qcow2;
+use super::bitmaps::Bitmaps;
+use super::clusters::Clusters;
+use super::data::Data;
+use super::facts::Facts;
+use super::layout::Geometry;
+use super::mapping::Mapping;
+use super::metadata::Metadata;
 use changes::Changes;
 
 /// Maximum number of clusters in the window of one step.
 const WINDOW: u64 = 1 << 16;
 
-impl Qcow2 {
+/// One step of a compaction, with the owners that it changes.
+struct Compaction<'a> {
+    geometry: Geometry,
+    facts: &'a Facts,
+    clusters: &'a Clusters,
+    mapping: &'a Mapping,
+    metadata: &'a Metadata,
+    bitmaps: &'a Bitmaps,
+    data: &'a Data,
+}
+
+impl<'a> Compaction<'a> {
+    fn of(image: &'a Qcow2) -> Self {
+        Self {
+            geometry: image.geometry,
+            facts: &image.facts,
+            clusters: &image.clusters,
+            mapping: &image.mapping,
+            metadata: &image.metadata,
+            bitmaps: &image.bitmaps,
+            data: &image.data,
+        }
+    }
+}
+
+impl Compaction<'_> {
     async fn compact_step(&self, most: u64) -> Result<Step> {
         self.facts.check_writable()?;
         // Bitmaps are added and removed without draining the node.
@@ -48,7 +80,7 @@ impl Qcow2 {
             // Moving a cluster would free it, although other metadata also uses it.
             return Err(Error::corrupt("metadata lies on other metadata: the image needs a check"));
         }
-        self.settle_metadata().await?;
+        self.metadata.settle_metadata().await?;
         let used = self.used_clusters().await?;
         let movable = used.boundary();
         let left = movable << self.geometry.cluster_bits;
@@ -58,22 +90,9 @@ impl Qcow2 {
         let count = (most >> self.geometry.cluster_bits).clamp(1, WINDOW).min(movable);
         let window = used.last(count);
         let moved = self.move_window(&window, used.count()).await?;
-        self.settle_metadata().await?;
+        self.metadata.settle_metadata().await?;
         let bytes = moved.clusters << self.geometry.cluster_bits;
         Ok(Step { moved: bytes, left: left.saturating_sub(bytes), obstacle: moved.obstacle })
-    }
-
-    /// Writes all metadata to disk, empties the caches, and makes freed clusters available for allocation.
-    pub(super) async fn settle_metadata(&self) -> Result<()> {
-        // The first write-back cycle lowers refcounts in memory, and the second one writes them.
-        self.write_back(true).await?;
-        self.write_back(true).await?;
-        self.write_postponed().await?;
-        self.clusters.recycle().await?;
-        if self.l2.clear() && self.clusters.cache().clear() {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::Busy, "metadata is in use").errno(Errno::BUSY))
     }
 
     /// Moves clusters of the window, highest first, until one must stay. `packed_end` is the number of clusters that
@@ -117,10 +136,10 @@ struct Moved {
 
 impl Compact for Qcow2 {
     fn step(&self, most: u64) -> BoxFuture<'_, Result<Step>> {
-        Box::pin(self.compact_step(most))
+        Box::pin(async move { Compaction::of(self).compact_step(most).await })
     }
 
     fn release(&self, from: u64) -> BoxFuture<'_, Result<Option<u64>>> {
-        Box::pin(self.release_space(from))
+        Box::pin(async move { Compaction::of(self).release_space(from).await })
     }
 }

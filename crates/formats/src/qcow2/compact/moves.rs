@@ -6,11 +6,11 @@
 use oxblk_core::{Result, WriteFlags, run_all};
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use super::super::Qcow2;
 use super::super::clusters::Counted;
 use super::super::clusters::ReleaseReason;
 use super::super::clusters::Reserved;
 use super::super::layout::{L1Entry, L2Kind};
+use super::Compaction;
 use super::changes::Changes;
 use super::sources::{EntryAt, Referrers, TableAt, references};
 
@@ -39,7 +39,7 @@ impl Chosen {
     }
 }
 
-impl Qcow2 {
+impl Compaction<'_> {
     /// Takes clusters from the start of the window, up to the first one with unknown references.
     pub(super) async fn choose(&self, sources: &mut Referrers) -> Result<Chosen> {
         let mut chosen = Chosen::default();
@@ -118,9 +118,9 @@ impl Qcow2 {
         let Some(first) = entries.iter().find(reads) else { return Ok(()) };
         let bits = self.geometry.cluster_bits;
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
-        let data = self.read_data(first.guest, cluster << bits, IoBufMut::new(len)).await?;
+        let data = self.data.read_data(first.guest, cluster << bits, IoBufMut::new(len)).await?;
         run.begin_write();
-        self.write_data(first.guest, run.start() << bits, data.freeze()).await
+        self.data.write_data(first.guest, run.start() << bits, data.freeze()).await
     }
 
     /// Moves L2 tables to lower clusters. Returns how many of them moved.
@@ -154,7 +154,7 @@ impl Qcow2 {
             }
         }
         // Makes the new L1 entries durable. This must happen before the old tables are dropped.
-        self.write_back(true).await?;
+        self.metadata.write_back(true).await?;
         for (cluster, _, places) in &placed {
             for _ in *places {
                 self.clusters.drop_clusters(*cluster, 1, ReleaseReason::Table);
@@ -166,7 +166,7 @@ impl Qcow2 {
     /// Replaces an L1 entry, in memory for the active table and on disk for a snapshot.
     async fn repoint(&self, at: &TableAt, entry: L1Entry) -> Result<()> {
         let Some(l1) = at.l1 else {
-            self.set_l1_entry(at.index, entry);
+            self.mapping.set_l1_entry(at.index, entry);
             return Ok(());
         };
         let place = l1.saturating_add(at.index.saturating_mul(8));

@@ -12,10 +12,10 @@ use std::ops::Range;
 use oxblk_core::{Result, WriteFlags, run_all};
 use oxblk_ring::IoBufMut;
 
-use super::super::Qcow2;
 use super::super::clusters::ReleaseReason;
 use super::super::clusters::Reserved;
 use super::super::layout::{Geometry, L2Entry};
+use super::Compaction;
 use super::changes::Changes;
 use super::packing::{Packing, Room, SECTOR, Span};
 use super::sources::{EntryAt, references};
@@ -75,7 +75,7 @@ fn take_from(pieces: &mut Pieces, lowest: u64, geometry: Geometry) -> Vec<(Piece
     taken.into_iter().filter_map(|piece| pieces.remove_entry(&piece)).collect()
 }
 
-impl Qcow2 {
+impl Compaction<'_> {
     /// Moves the pieces in `clusters` (last first) if all their references are known. Returns the clusters that stay,
     /// if any. `pieces` contains every piece that touches `clusters`.
     pub(super) async fn move_packed<'a>(

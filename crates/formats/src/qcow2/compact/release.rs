@@ -3,19 +3,19 @@
 
 use oxblk_core::{ErrorKind, Preallocation, Result};
 
-use super::super::Qcow2;
+use super::Compaction;
 
 /// Maximum number of holes that one call punches.
 const HOLES: usize = 4096;
 
-impl Qcow2 {
+impl Compaction<'_> {
     /// Truncates the file behind the last used cluster if `from` is 0, and punches holes from the byte offset `from`
     /// on. Returns the byte offset at which to continue, if holes are left.
     pub(super) async fn release_space(&self, from: u64) -> Result<Option<u64>> {
         self.facts.check_writable()?;
         // A change of bitmaps counts its clusters in memory first, so they would look free on disk.
         let _bitmaps = self.bitmaps.hold().await;
-        self.settle_metadata().await?;
+        self.metadata.settle_metadata().await?;
         self.bitmaps.stay();
         let bits = self.geometry.cluster_bits;
         let used = self.used_clusters().await?;

@@ -5,9 +5,9 @@ use oxblk_core::Result;
 use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
-use super::super::Qcow2;
 use super::super::layout::refcount_get;
 use super::super::refscan::read_tables;
+use super::Compaction;
 
 /// The set of clusters in use.
 pub(super) struct Used(RoaringTreemap);
@@ -48,7 +48,7 @@ impl Used {
     }
 }
 
-impl Qcow2 {
+impl Compaction<'_> {
     /// Reads the clusters in use from disk. The caller ensures that no cached refcount is dirty.
     pub(super) async fn used_clusters(&self) -> Result<Used> {
         let (per_block, order) =

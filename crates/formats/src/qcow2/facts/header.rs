@@ -170,6 +170,26 @@ impl Facts {
         file.write(offset, IoBuf::from(bytes.to_vec()), WriteFlags::empty()).await?;
         file.flush().await
     }
+
+    /// Clears unknown autoclear bits, because a repair does not update the data of unknown features.
+    pub(in crate::qcow2) async fn clear_unknown_autoclear(&self, file: &Edge) -> Result<()> {
+        let header = read_header(file).await?;
+        let known = header.autoclear & (Autoclear::BITMAPS | Autoclear::RAW_DATA_FILE);
+        if header.version < 3 || known == header.autoclear {
+            return Ok(());
+        }
+        self.write_header_field(field_offsets::AUTOCLEAR, &known.bits().to_be_bytes()).await
+    }
+
+    /// The adjacent header fields of the active state: size, encryption, L1 entries and L1 offset. They lie within one
+    /// sector.
+    pub(in crate::qcow2) fn active_fields(&self, size: u64, entries: u32, offset: u64) -> Vec<u8> {
+        let mut fields = size.to_be_bytes().to_vec();
+        fields.extend(self.header().crypt_method.number().to_be_bytes());
+        fields.extend(entries.to_be_bytes());
+        fields.extend(offset.to_be_bytes());
+        fields
+    }
 }
 
 /// Reads the header and its extensions.

@@ -11,10 +11,10 @@ use oxblk_core::{Errno, Error, ErrorKind, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
-use super::super::Qcow2;
 use super::super::clusters::ReleaseReason;
 use super::super::layout::{Geometry, refcount_get, refcount_max, refcount_set};
 use super::super::refscan::{References, read_tables};
+use super::ImageSnapshots;
 use super::references::Reach;
 
 /// The direction in which refcounts change.
@@ -77,7 +77,7 @@ fn change_block(
     Ok(Changed { block: block.freeze(), freed, alone })
 }
 
-impl Qcow2 {
+impl ImageSnapshots {
     /// Raises the refcounts of all clusters of `reach`. If this fails, the raised refcounts are lowered again.
     ///
     /// # Errors
@@ -98,7 +98,7 @@ impl Qcow2 {
     ///
     /// # Errors
     /// As the file reports, or when a refcount is too low. The refcounts in other blocks are still lowered.
-    pub(in super::super) async fn lower_reach(&self, reach: &Reach) -> Result<RoaringTreemap> {
+    pub(in crate::qcow2) async fn lower_reach(&self, reach: &Reach) -> Result<RoaringTreemap> {
         let blocks = reach.counted.blocks(self.geometry.refcounts_per_block());
         self.change_blocks(reach, blocks, Change::Lower, &mut Vec::new()).await
     }
@@ -166,7 +166,7 @@ impl Qcow2 {
             self.check_freed(at, end).await?;
         }
         let file = self.facts.file()?;
-        let writing = self.barrier.pass().await;
+        let writing = self.metadata.barrier().pass().await;
         let written = file.write(offset, changed.block, WriteFlags::empty()).await;
         writing.done();
         written?;

@@ -15,7 +15,7 @@ use oxblk_ring::IoBuf;
 use super::super::Qcow2;
 use super::super::data::NewData;
 use super::super::layout::{ExtendedEntry, L2Entry, L2Kind, SUBCLUSTERS, Subclusters};
-use super::super::lookup::Extent;
+use super::super::mapping::Extent;
 use super::super::write::length;
 
 /// The first run of a write, with its length in bytes.
@@ -42,7 +42,7 @@ impl Qcow2 {
             let (Run::InPlace { len, .. } | Run::Owned { len, .. } | Run::New { len }) = run;
             let piece = data.split_to(usize::try_from(len).unwrap_or(usize::MAX).min(data.len()));
             jobs.push(match run {
-                Run::InPlace { host, .. } => Box::pin(self.write_data(at, host, piece)),
+                Run::InPlace { host, .. } => Box::pin(self.data.write_data(at, host, piece)),
                 Run::Owned { host, bitmap, .. } => {
                     Box::pin(self.write_owned(at, piece, host, bitmap))
                 }
@@ -55,7 +55,7 @@ impl Qcow2 {
 
     async fn next_run(&self, offset: u64, len: u64) -> Result<Run> {
         if let Extent::Data { host, len: covered, owned: true } =
-            self.extent_to_write(offset, len).await?
+            self.metadata.extent_to_write(offset, len).await?
         {
             // If only a part of the touched subclusters has data, the cluster is written as one owned run.
             let end = offset.saturating_add(covered);
@@ -68,7 +68,7 @@ impl Qcow2 {
         while covered < len {
             let at = offset.saturating_add(covered);
             let room = (self.geometry.cluster_end(at.saturating_add(1)) - at).min(len - covered);
-            match self.extended_entry(at).await? {
+            match self.metadata.extended_entry(at).await? {
                 (found, L2Kind::Data { host }) if found.entry.copied() => {
                     if covered > 0 {
                         break;
@@ -97,7 +97,7 @@ impl Qcow2 {
         self.fill(whole, offset, data, place, false).await?;
         let with_data =
             |_, old: ExtendedEntry| ExtendedEntry { bitmap: old.bitmap.with_data(touched), ..old };
-        self.link_extended(first, 1, None, with_data).await
+        self.metadata.link_extended(first, 1, None, with_data).await
     }
 
     /// Extends the range from `offset` to `end` to whole subclusters. An end in a subcluster of `complete` is not
@@ -127,7 +127,7 @@ impl Qcow2 {
         let last = self.geometry.cluster_start(end.saturating_sub(1));
         let (start, count) = (run.start, run.count);
         let bits = self.geometry.cluster_bits;
-        let untouched = self.reads_as_zeroes(&run);
+        let untouched = self.data.reads_as_zeroes(&run);
         let host = |guest: u64| (start << bits).saturating_add(guest.saturating_sub(first));
         let mut head = self.carried(first, offset, end).await?;
         let mut tail = if last == first { 0 } else { self.carried(last, offset, end).await? };
@@ -149,34 +149,35 @@ impl Qcow2 {
         }
         copies.push(Box::pin(self.fill(whole, offset, data, host(offset), untouched)));
         let copied = run_all(copies).await;
-        let counted = run.count_if(copied, self).await?;
-        self.link_extended(first, count, counted, |index, old| {
-            let guest = first.saturating_add(index << bits);
-            let from = offset.max(guest) - guest;
-            let to = end.min(guest.saturating_add(1 << bits)) - guest;
-            let mut with_data = Subclusters::touched_by(self.geometry, from, to);
-            if guest == first {
-                with_data |= carried_head;
-            }
-            if guest == last {
-                with_data |= carried_tail;
-            }
-            // Subclusters that had data and are not written have been copied.
-            let others = match old.entry.is_compressed() {
-                true => Subclusters::NONE,
-                false => old.bitmap.without_data(),
-            };
-            ExtendedEntry {
-                entry: L2Entry::data(start.saturating_add(index) << bits),
-                bitmap: others.with_data(with_data),
-            }
-        })
-        .await
+        let counted = run.count_if(copied, &self.clusters).await?;
+        self.metadata
+            .link_extended(first, count, counted, |index, old| {
+                let guest = first.saturating_add(index << bits);
+                let from = offset.max(guest) - guest;
+                let to = end.min(guest.saturating_add(1 << bits)) - guest;
+                let mut with_data = Subclusters::touched_by(self.geometry, from, to);
+                if guest == first {
+                    with_data |= carried_head;
+                }
+                if guest == last {
+                    with_data |= carried_tail;
+                }
+                // Subclusters that had data and are not written have been copied.
+                let others = match old.entry.is_compressed() {
+                    true => Subclusters::NONE,
+                    false => old.bitmap.without_data(),
+                };
+                ExtendedEntry {
+                    entry: L2Entry::data(start.saturating_add(index) << bits),
+                    bitmap: others.with_data(with_data),
+                }
+            })
+            .await
     }
 
     /// The subclusters of a cluster whose data must be copied when `offset..end` is written to a new cluster.
     async fn carried(&self, cluster: u64, offset: u64, end: u64) -> Result<u32> {
-        let (found, kind) = self.extended_entry(cluster).await?;
+        let (found, kind) = self.metadata.extended_entry(cluster).await?;
         let with_data = match kind {
             L2Kind::Compressed { .. } => u32::MAX,
             L2Kind::Data { .. } | L2Kind::Zero { .. } => found.bitmap.allocated(),
@@ -239,7 +240,7 @@ impl Qcow2 {
     async fn copy(&self, range: Range<u64>, host: u64, untouched: bool) -> Result<()> {
         let end = self.facts.end_of_data(range.end);
         match self.old_contents(range.start, end, untouched).await? {
-            Some(data) => self.write_data(range.start, host, data).await,
+            Some(data) => self.data.write_data(range.start, host, data).await,
             None => Ok(()),
         }
     }

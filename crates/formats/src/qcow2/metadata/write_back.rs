@@ -17,26 +17,20 @@
 //! stay in the list. The next cycle waits until the I/O of a cancelled cycle has ended (see `write_barrier`). An I/O error in
 //! step 5 does not fail the cycle: the next cycle tries to lower these refcounts again.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::atomic::{
-    AtomicU64,
-    Ordering::{Relaxed, Release},
-};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, VecDeque};
 
 use oxblk_core::{Edge, ErrorKind, Result, WriteFlags, run_all};
 use oxblk_ring::IoBuf;
 use oxblk_ring::perturb::point;
 
-use super::Qcow2;
-use super::cache::{DirtyCopy, Radix};
-use super::clusters::Dropped;
-use super::clusters::Reserved;
-use super::facts::run_options::Modes;
-use super::layout::L1Entry;
-use super::write::length;
+use super::Metadata;
+use crate::qcow2::cache::DirtyCopy;
+use crate::qcow2::clusters::Dropped;
+use crate::qcow2::clusters::Reserved;
+use crate::qcow2::facts::run_options::Modes;
+use crate::qcow2::layout::L1Entry;
 
-impl Qcow2 {
+impl Metadata {
     /// Refuses to free a cluster as guest data if it holds protected metadata.
     async fn check_release(&self, offset: u64) -> Result<()> {
         if self.is_protected(offset, self.geometry.cluster_size()) {
@@ -48,18 +42,13 @@ impl Qcow2 {
 
     /// Runs a write-back cycle if many references were dropped, or if some were and free clusters are needed soon. Clusters that
     /// the cycle frees can be reused after all current requests have ended, so this must happen before the file is full.
-    pub(super) async fn relieve(&self) -> Result<()> {
+    pub(in crate::qcow2) async fn relieve(&self) -> Result<()> {
         if self.clusters.needs_write_back().await? { self.write_back(false).await } else { Ok(()) }
-    }
-
-    /// Sets an L1 entry and marks it dirty, atomically. So a thread that sees the new entry and then flushes also writes it.
-    pub(super) fn set_l1_entry(&self, index: u64, entry: L1Entry) {
-        set_and_note(&self.l1, &self.l1_dirty, index, entry);
     }
 
     /// Runs one cycle. With `durable`, all changes that completed before the call are on stable storage afterwards. Only the
     /// lowering of refcounts may happen later.
-    pub(super) async fn write_back(&self, durable: bool) -> Result<()> {
+    pub(in crate::qcow2) async fn write_back(&self, durable: bool) -> Result<()> {
         let _turn = self.writing_back.lock().await;
         let file = self.facts.file()?;
         let mut cycle = Cycle::begin(self);
@@ -135,8 +124,14 @@ impl Qcow2 {
     async fn write_slices(&self, file: &Edge, copies: &[DirtyCopy<'_>]) -> Result<()> {
         let mut writes = Vec::with_capacity(copies.len());
         for copy in copies {
-            if let Some(place) = self.slice_place(copy.slice).await? {
-                self.clusters.check_overlaps(Modes::ACTIVE_L2, place, length(&copy.bytes)).await?;
+            if let Some(place) = self.mapping.slice_place(copy.slice).await? {
+                self.clusters
+                    .check_overlaps(
+                        Modes::ACTIVE_L2,
+                        place,
+                        u64::try_from(copy.bytes.len()).unwrap_or(u64::MAX),
+                    )
+                    .await?;
                 writes.push(file.write(
                     place,
                     IoBuf::from(copy.bytes.clone()),
@@ -148,8 +143,8 @@ impl Qcow2 {
     }
 
     async fn write_l1(&self, file: &Edge, entries: &BTreeMap<u64, L1Entry>) -> Result<()> {
-        let base = self.l1_offset.load(Relaxed);
-        let bytes = self.l1_entries().saturating_mul(8);
+        let base = self.mapping.l1_offset();
+        let bytes = self.mapping.l1_entries().saturating_mul(8);
         self.clusters.check_overlaps(Modes::ACTIVE_L1, base, bytes).await?;
         let writes = entries.iter().map(|(index, entry)| {
             let place = base.saturating_add(index.saturating_mul(8));
@@ -161,12 +156,12 @@ impl Qcow2 {
 
     /// As [`Clusters::reserve_to_use_behind`](super::clusters::Clusters::reserve_to_use_behind), wherever clusters are free. Runs
     /// a write-back cycle before if one is needed.
-    pub(super) async fn reserve_to_use(&self, count: u64) -> Result<Reserved<'_>> {
+    pub(in crate::qcow2) async fn reserve_to_use(&self, count: u64) -> Result<Reserved<'_>> {
         self.reserve_to_use_behind(None, count).await
     }
 
     /// As [`Self::reserve_to_use`], from cluster `behind` on if that is free.
-    pub(super) async fn reserve_to_use_behind(
+    pub(in crate::qcow2) async fn reserve_to_use_behind(
         &self,
         behind: Option<u64>,
         count: u64,
@@ -178,7 +173,7 @@ impl Qcow2 {
 
 /// The input of one cycle. If it is dropped early, because the cycle failed or was cancelled, the remaining input is restored.
 struct Cycle<'a> {
-    image: &'a Qcow2,
+    image: &'a Metadata,
     dropped: VecDeque<Dropped>,
     /// The changed L1 entries, with the values that they had when the cycle began. A later value may refer to a table that this
     /// cycle does not write.
@@ -187,17 +182,13 @@ struct Cycle<'a> {
 }
 
 impl<'a> Cycle<'a> {
-    fn begin(image: &'a Qcow2) -> Self {
-        let take_l1 = || {
-            let mut notes = lock(&image.l1_dirty);
-            std::mem::take(&mut *notes).into_iter().map(|at| (at, image.l1_entry(at))).collect()
-        };
+    fn begin(image: &'a Metadata) -> Self {
         // The order matters; see the module's text.
         let dropped = image.clusters.take_dropped();
         point();
-        let l1 = take_l1();
+        let l1 = image.mapping.take_dirty_l1();
         point();
-        Self { image, dropped, l1, copies: image.l2.take_dirty() }
+        Self { image, dropped, l1, copies: image.mapping.take_dirty_slices() }
     }
 
     fn changes_tables(&self) -> bool {
@@ -213,50 +204,7 @@ impl<'a> Cycle<'a> {
 
 impl Drop for Cycle<'_> {
     fn drop(&mut self) {
-        lock(&self.image.l1_dirty).extend(std::mem::take(&mut self.l1).into_keys());
+        self.image.mapping.restore_dirty_l1(std::mem::take(&mut self.l1).into_keys());
         self.image.clusters.restore_dropped(self.dropped.drain(..));
-    }
-}
-
-/// Sets the entry and its dirty note under one lock, so that no cycle takes the notes between the two.
-fn set_and_note(
-    entries: &Radix<AtomicU64>,
-    notes: &Mutex<BTreeSet<u64>>,
-    index: u64,
-    entry: L1Entry,
-) {
-    let mut notes = lock(notes);
-    entries.get_or_make(index).store(entry.0, Release);
-    point();
-    notes.insert(index);
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::Ordering::Acquire;
-    use std::time::{Duration, Instant};
-
-    use super::*;
-
-    #[test]
-    fn a_visible_l1_entry_is_already_marked_dirty() {
-        let (entries, notes) = (Radix::default(), Mutex::default());
-        let seen = || entries.get(7).is_some_and(|entry: &AtomicU64| entry.load(Acquire) != 0);
-        std::thread::scope(|scope| {
-            // This thread holds the notes without the entry's note, so no thread may see the entry yet.
-            let taking = lock(&notes);
-            scope.spawn(|| set_and_note(&entries, &notes, 7, L1Entry::new(65536)));
-            let begin = Instant::now();
-            while begin.elapsed() < Duration::from_millis(100) {
-                assert!(!seen(), "the entry was visible before it was marked dirty");
-                std::thread::yield_now();
-            }
-            drop(taking);
-        });
-        assert!(seen() && lock(&notes).contains(&7));
     }
 }

@@ -3,18 +3,21 @@
 use oxblk_core::Result;
 use oxblk_ring::MutexGuard;
 
-use super::Qcow2;
-use super::layout::Header;
+use super::Metadata;
+use crate::qcow2::layout::Header;
 
-impl Qcow2 {
+impl Metadata {
     /// As [`Facts::replace_header`](super::facts::Facts::replace_header). Takes the locks.
-    pub(super) async fn rewrite_header(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
+    pub(in crate::qcow2) async fn rewrite_header(
+        &self,
+        change: impl FnOnce(&mut Header),
+    ) -> Result<()> {
         let turn = self.facts.hold_header().await;
         self.rewrite_held_header(&turn, change).await
     }
 
     /// As [`Self::rewrite_header`], for callers that hold the header lock.
-    pub(super) async fn rewrite_held_header(
+    pub(in crate::qcow2) async fn rewrite_held_header(
         &self,
         turn: &MutexGuard<'_, ()>,
         change: impl FnOnce(&mut Header),

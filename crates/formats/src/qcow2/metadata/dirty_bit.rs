@@ -11,11 +11,11 @@ use std::sync::atomic::{
     Ordering::{Acquire, Release},
 };
 
-use oxblk_core::Result;
+use oxblk_core::{Error, Result};
 
-use super::Qcow2;
-use super::facts::run_options::Modes;
-use super::layout::Incompatible;
+use super::Metadata;
+use crate::qcow2::facts::run_options::Modes;
+use crate::qcow2::layout::Incompatible;
 
 const CLEAR: u8 = 0;
 const UNKNOWN: u8 = 1;
@@ -23,7 +23,7 @@ const SET: u8 = 2;
 
 /// The value of the dirty bit on disk, as far as it is known. Clear in an image that was just opened for writing.
 #[derive(Debug, Default)]
-pub(super) struct DirtyBit(AtomicU8);
+pub(in crate::qcow2) struct DirtyBit(AtomicU8);
 
 impl DirtyBit {
     fn is_set(&self) -> bool {
@@ -43,27 +43,27 @@ impl DirtyBit {
     }
 }
 
-impl Qcow2 {
+impl Metadata {
     /// Sets the dirty bit, durably, unless it is known to be set.
-    pub(super) async fn postpone_refcounts(&self) -> Result<()> {
+    pub(in crate::qcow2) async fn postpone_refcounts(&self) -> Result<()> {
         if self.dirty_bit.is_set() { Ok(()) } else { self.write_dirty_bit(true).await }
     }
 
     /// Writes all refcounts durably, then clears the dirty bit. The dirty bit stays set if a change of snapshots did not
     /// complete.
-    pub(super) async fn write_postponed(&self) -> Result<()> {
+    pub(in crate::qcow2) async fn write_postponed(&self) -> Result<()> {
         if self.dirty_bit.is_clear() && !self.facts.modes().contains(Modes::LAZY) {
             return Ok(());
         }
         self.write_refcounts_durably().await?;
-        if self.dirty_bit.is_clear() || self.unfinished.load(Acquire) {
+        if self.dirty_bit.is_clear() || self.is_unfinished() {
             return Ok(());
         }
         self.write_dirty_bit(false).await
     }
 
     /// Sets or clears the dirty bit, durably. Version 2 has no such bit.
-    pub(super) async fn set_dirty(&self, dirty: bool) -> Result<()> {
+    pub(in crate::qcow2) async fn set_dirty(&self, dirty: bool) -> Result<()> {
         if self.facts.version() < 3 {
             return Ok(());
         }
@@ -87,8 +87,16 @@ impl Qcow2 {
     }
 
     /// Turns lazy refcounts off and writes all refcounts.
-    pub(super) async fn stop_postponing(&self) -> Result<()> {
+    pub(in crate::qcow2) async fn stop_postponing(&self) -> Result<()> {
         self.facts.remove_modes(Modes::LAZY);
         self.write_postponed().await
+    }
+
+    /// Refuses a downgrade of an image that needs a repair, because version 2 has no dirty bit.
+    pub(in crate::qcow2) fn check_needs_no_repair(&self) -> Result<()> {
+        if self.is_unfinished() {
+            return Err(Error::unsupported("Cannot downgrade an image that needs a repair"));
+        }
+        Ok(())
     }
 }

@@ -6,13 +6,12 @@
 //! guest data, are refused in the same way.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering::Acquire;
 
 use oxblk_core::Result;
 use roaring::RoaringTreemap;
 
-use super::Qcow2;
-use super::facts::run_options::{Modes, structure_names};
+use super::Metadata;
+use crate::qcow2::facts::run_options::{Modes, structure_names};
 
 /// Collects the clusters of one structure after another, and finds the clusters that several of them use.
 #[derive(Default)]
@@ -32,10 +31,10 @@ impl Claims {
     }
 }
 
-impl Qcow2 {
+impl Metadata {
     /// Computes which structures overlap. The offsets of all structures are known already. `inactive` is the set of clusters of
     /// the snapshots' L1 tables.
-    pub(super) fn find_overlaps(&self, inactive: RoaringTreemap) {
+    pub(in crate::qcow2) fn find_overlaps(&self, inactive: RoaringTreemap) {
         let run = |offset: u64, bytes: u64| {
             let end = self.geometry.clusters_for(offset.saturating_add(bytes));
             let mut clusters = RoaringTreemap::new();
@@ -47,7 +46,7 @@ impl Qcow2 {
         let size = self.geometry.cluster_size();
         let mut claims = Claims::default();
         claims.add(Modes::MAIN_HEADER, run(0, size));
-        let l1 = (self.l1_offset.load(Acquire), self.l1_entries().saturating_mul(8));
+        let l1 = (self.mapping.l1_offset(), self.mapping.l1_entries().saturating_mul(8));
         claims.add(Modes::ACTIVE_L1, run(l1.0, l1.1));
         let table = self.clusters.table_place();
         let table = run(table.offset, table.clusters.saturating_mul(size));
@@ -60,7 +59,7 @@ impl Qcow2 {
         claims.add(Modes::SNAPSHOT_TABLE, run(snapshots.offset, snapshots.bytes));
         claims.add(Modes::INACTIVE_L1, inactive);
         // L2 tables that the active state shares with snapshots are never written in place, so they are left out.
-        let tables = (0..self.l1_entries()).map(|index| self.l1_entry(index));
+        let tables = (0..self.mapping.l1_entries()).map(|index| self.mapping.l1_entry(index));
         let tables = tables.filter(|entry| entry.copied()).filter_map(|entry| {
             entry.l2_offset(self.geometry).ok().flatten().map(|at| self.geometry.cluster_index(at))
         });
@@ -72,7 +71,7 @@ impl Qcow2 {
     ///
     /// # Errors
     /// As the file reports.
-    pub(super) async fn note_overlaps(&self) -> Result<()> {
+    pub(in crate::qcow2) async fn note_overlaps(&self) -> Result<()> {
         let file = self.facts.file()?;
         let inactive = self.note_snapshots(&file).await?;
         self.find_overlaps(inactive);
@@ -80,7 +79,7 @@ impl Qcow2 {
     }
 
     /// Whether a range of the file holds protected metadata, which must not be used for guest data.
-    pub(super) fn is_protected(&self, offset: u64, bytes: u64) -> bool {
+    pub(in crate::qcow2) fn is_protected(&self, offset: u64, bytes: u64) -> bool {
         if !self.clusters.is_metadata(offset, bytes) {
             return false;
         }
@@ -89,19 +88,19 @@ impl Qcow2 {
     }
 
     /// The names of the structures in a range of the file that holds metadata.
-    pub(super) fn overlapped(&self, offset: u64, bytes: u64) -> String {
+    pub(in crate::qcow2) fn overlapped(&self, offset: u64, bytes: u64) -> String {
         structure_names(self.structures_in(offset, bytes))
     }
 
     /// The structures that lie in a range of the file that holds metadata.
-    pub(super) fn structures_in(&self, offset: u64, bytes: u64) -> Modes {
+    pub(in crate::qcow2) fn structures_in(&self, offset: u64, bytes: u64) -> Modes {
         let end = offset.saturating_add(bytes);
         let overlaps = |start: u64, len: u64| start < end && offset < start.saturating_add(len);
         let size = self.geometry.cluster_size();
         let (table, snapshots) = (self.clusters.table_place(), self.snapshot_table());
         let mut found = Modes::empty();
         found.set(Modes::MAIN_HEADER, overlaps(0, size));
-        let l1 = (self.l1_offset.load(Acquire), self.l1_entries().saturating_mul(8));
+        let l1 = (self.mapping.l1_offset(), self.mapping.l1_entries().saturating_mul(8));
         found.set(Modes::ACTIVE_L1, overlaps(l1.0, l1.1));
         found.set(
             Modes::REFCOUNT_TABLE,
@@ -112,7 +111,8 @@ impl Qcow2 {
         let blocks = self.clusters.structure();
         let is_block = blocks.range(clusters).next().is_some();
         found.set(Modes::REFCOUNT_BLOCK, is_block && !found.contains(Modes::REFCOUNT_TABLE));
-        let tables = (0..self.l1_entries()).map(|index| self.l1_entry(index).raw_offset());
+        let tables =
+            (0..self.mapping.l1_entries()).map(|index| self.mapping.l1_entry(index).raw_offset());
         let mut tables = tables.filter(|table| *table != 0);
         found.set(Modes::ACTIVE_L2, tables.any(|table| overlaps(table, size)));
         if found.is_empty() {

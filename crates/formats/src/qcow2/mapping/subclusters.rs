@@ -1,16 +1,44 @@
-//! Finding extents of subclusters. Unlike extents of clusters, an extent may begin or end inside a cluster.
+//! Extended L2 entries in slices, and extents of subclusters. Unlike extents of clusters, an extent may begin or end inside a
+//! cluster.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed},
+};
 
-use super::super::Qcow2;
-use super::super::layout::{ExtendedEntry, L2Kind, SUBCLUSTERS, Subcluster};
-use super::super::lookup::{Extent, Miss};
-use super::load;
+use oxblk_ring::perturb::point;
 
-impl Qcow2 {
+use super::Mapping;
+use super::lookup::{Extent, Miss};
+use crate::qcow2::layout::{ExtendedEntry, L2Entry, L2Kind, SUBCLUSTERS, Subcluster, Subclusters};
+
+/// Loads the entry at word `index` of a slice.
+pub(in crate::qcow2) fn load_entry(words: &[AtomicU64], index: usize) -> Option<ExtendedEntry> {
+    let [entry, bitmap] = words.get(index..index.checked_add(2)?)? else { return None };
+    Some(ExtendedEntry {
+        entry: L2Entry(entry.load(Acquire)),
+        bitmap: Subclusters(bitmap.load(Acquire)),
+    })
+}
+
+/// Stores the entry at word `index` of a slice. The caller has begun a change of the slice.
+pub(in crate::qcow2) fn store_entry(words: &[AtomicU64], index: usize, new: ExtendedEntry) {
+    if let Some([entry, bitmap]) = index.checked_add(2).and_then(|end| words.get(index..end)) {
+        entry.store(new.entry.0, Relaxed);
+        point();
+        bitmap.store(new.bitmap.0, Relaxed);
+    }
+}
+
+/// Whether both entries are equal apart from the copied flag.
+pub(in crate::qcow2) fn same_host(a: L2Entry, b: L2Entry) -> bool {
+    a.with_copied(false) == b.with_copied(false)
+}
+
+impl Mapping {
     /// The extent that starts at `offset`, whose entry is at word `index`. It ends with the slice or the range at the
     /// latest.
-    pub(in super::super) fn scan_subclusters(
+    pub(super) fn scan_subclusters(
         &self,
         words: &[AtomicU64],
         index: usize,
@@ -70,7 +98,7 @@ impl Qcow2 {
         words: &[AtomicU64],
         index: usize,
     ) -> Option<Result<(ExtendedEntry, L2Kind), Miss>> {
-        let entry = load(words, index)?;
+        let entry = load_entry(words, index)?;
         Some(match entry.kind(self.geometry) {
             Ok(kind) => Ok((entry, kind)),
             Err(_) => Err(Miss::Bad(entry.entry.0)),

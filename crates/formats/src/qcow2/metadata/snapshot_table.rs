@@ -5,53 +5,39 @@
 
 use std::sync::{MutexGuard, PoisonError};
 
-use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{Edge, Errno, Error, Result, WriteFlags};
+use oxblk_core::{Edge, Errno, Error, Result};
+use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
-use super::super::Qcow2;
-use super::super::clusters::Counted;
-use super::super::clusters::ReleaseReason;
-use super::super::layout::{
-    Header, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, Snapshot, encode_snapshot, field_offsets,
-    parse_snapshot,
+use super::Metadata;
+use crate::qcow2::clusters::ReleaseReason;
+use crate::qcow2::layout::{
+    Header, L1Entry, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, Snapshot, encode_snapshot,
+    field_offsets, parse_snapshot,
 };
-use super::super::read_ahead::{ReadAhead, read_ahead};
+use crate::qcow2::read_ahead::{ReadAhead, read_ahead};
 
 /// Bytes of the snapshot table in one read. This is more than the longest entry needs.
 const CHUNK: usize = 256 << 10;
 
 /// Minimum length in bytes of the extra data of an entry in a version 3 image.
-pub(in super::super) const V3_EXTRA: usize = 16;
+pub(in crate::qcow2) const V3_EXTRA: usize = 16;
 
 /// Location of the snapshot table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(in super::super) struct TablePlace {
+pub(in crate::qcow2) struct SnapshotTable {
     /// Byte offset in the file.
-    pub(in super::super) offset: u64,
+    pub(in crate::qcow2) offset: u64,
     /// Number of snapshots.
-    pub(in super::super) count: u32,
+    pub(in crate::qcow2) count: u32,
     /// Length of the table in bytes, once it has been read.
-    pub(in super::super) bytes: u64,
+    pub(in crate::qcow2) bytes: u64,
 }
 
-impl TablePlace {
+impl SnapshotTable {
     /// The location that the header gives.
-    pub(in super::super) fn of(header: &Header) -> Self {
+    pub(in crate::qcow2) fn of(header: &Header) -> Self {
         Self { offset: header.snapshots_offset, count: header.snapshot_count, bytes: 0 }
-    }
-}
-
-/// The description of a snapshot for users.
-pub(super) fn describe(snapshot: &Snapshot) -> SnapshotInfo {
-    SnapshotInfo {
-        id: snapshot.id.clone(),
-        name: snapshot.name.clone(),
-        date: snapshot.date,
-        vm_clock: snapshot.vm_clock,
-        vm_state_size: snapshot.vm_state_size,
-        icount: snapshot.icount(),
-        size: snapshot.size,
     }
 }
 
@@ -60,9 +46,9 @@ pub(super) fn describe(snapshot: &Snapshot) -> SnapshotInfo {
 ///
 /// # Errors
 /// When the table is too large or an entry has too much extra data. The messages are those of QEMU's tools.
-pub(in super::super) async fn visit_snapshots(
+pub(in crate::qcow2) async fn visit_snapshots(
     file: &Edge,
-    place: TablePlace,
+    place: SnapshotTable,
     mut visit: impl FnMut(Snapshot),
 ) -> Result<u64> {
     let mut table_bytes = 0_u64;
@@ -107,10 +93,10 @@ async fn read_chunk(file: &Edge, offset: u64) -> ReadAhead {
     read_ahead(file, offset, CHUNK).await
 }
 
-impl Qcow2 {
+impl Metadata {
     /// Notes the clusters of the snapshot table and of the L1 tables of snapshots as metadata, so that they are not
     /// allocated whatever their refcounts are. Returns the clusters of these L1 tables.
-    pub(in super::super) async fn note_snapshots(&self, file: &Edge) -> Result<RoaringTreemap> {
+    pub(in crate::qcow2) async fn note_snapshots(&self, file: &Edge) -> Result<RoaringTreemap> {
         let mut tables = RoaringTreemap::new();
         let note = |snapshot: Snapshot| {
             // A check reports a snapshot with an invalid L1 table.
@@ -129,7 +115,7 @@ impl Qcow2 {
     }
 
     /// Notes the clusters of the L2 tables of snapshots as metadata.
-    pub(in super::super) async fn note_inactive_tables(&self) -> Result<()> {
+    pub(in crate::qcow2) async fn note_inactive_tables(&self) -> Result<()> {
         let size = self.geometry.cluster_size();
         for snapshot in self.snapshot_list().await? {
             if snapshot.check_l1(self.geometry).is_err() {
@@ -144,17 +130,17 @@ impl Qcow2 {
         Ok(())
     }
 
-    fn snapshots(&self) -> MutexGuard<'_, TablePlace> {
+    fn snapshots(&self) -> MutexGuard<'_, SnapshotTable> {
         self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The current location of the table.
-    pub(in super::super) fn snapshot_table(&self) -> TablePlace {
+    pub(in crate::qcow2) fn snapshot_table(&self) -> SnapshotTable {
         *self.snapshots()
     }
 
     /// Reads all snapshots from the table.
-    pub(in super::super) async fn snapshot_list(&self) -> Result<Vec<Snapshot>> {
+    pub(in crate::qcow2) async fn snapshot_list(&self) -> Result<Vec<Snapshot>> {
         let file = self.facts.file()?;
         let mut list = Vec::new();
         visit_snapshots(&file, self.snapshot_table(), |snapshot| list.push(snapshot)).await?;
@@ -163,13 +149,13 @@ impl Qcow2 {
 
     /// Writes a new table durably, makes the header name it, and frees the old one. The caller ensures that all
     /// clusters that the new table refers to are durable.
-    pub(in super::super) async fn store_snapshots(&self, list: &[Snapshot]) -> Result<()> {
+    pub(in crate::qcow2) async fn store_snapshots(&self, list: &[Snapshot]) -> Result<()> {
         let place = self.write_snapshots(list).await?;
         self.name_snapshots(place).await
     }
 
     /// Adds the extra data that version 3 requires to each entry of the snapshot table.
-    pub(in super::super) async fn complete_snapshots(&self) -> Result<()> {
+    pub(in crate::qcow2) async fn complete_snapshots(&self) -> Result<()> {
         let mut list = self.snapshot_list().await?;
         if list.iter().all(|snapshot| snapshot.extra.len() >= V3_EXTRA) {
             return Ok(());
@@ -196,14 +182,17 @@ impl Qcow2 {
     }
 
     /// Writes a new table durably. The header does not name it yet.
-    pub(in super::super) async fn write_snapshots(&self, list: &[Snapshot]) -> Result<TablePlace> {
+    pub(in crate::qcow2) async fn write_snapshots(
+        &self,
+        list: &[Snapshot],
+    ) -> Result<SnapshotTable> {
         let bytes: Vec<u8> = list.iter().flat_map(encode_snapshot).collect();
         let count = u32::try_from(list.len()).unwrap_or(u32::MAX);
         let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         if count > MAX_SNAPSHOTS || len > MAX_SNAPSHOT_TABLE_BYTES {
             return Err(Error::from_errno(Errno::FBIG));
         }
-        let mut place = TablePlace { offset: 0, count, bytes: len };
+        let mut place = SnapshotTable { offset: 0, count, bytes: len };
         if len > 0 {
             place.offset = self.store_table(bytes).await?;
         }
@@ -214,8 +203,8 @@ impl Qcow2 {
     ///
     /// # Errors
     /// As the file reports. The old table stays in use, and the new one is freed.
-    pub(in super::super) async fn name_snapshots(&self, place: TablePlace) -> Result<()> {
-        let fields = |place: TablePlace| {
+    pub(in crate::qcow2) async fn name_snapshots(&self, place: SnapshotTable) -> Result<()> {
+        let fields = |place: SnapshotTable| {
             [&place.count.to_be_bytes()[..], &place.offset.to_be_bytes()[..]].concat()
         };
         let (before, after) = (fields(self.snapshot_table()), fields(place));
@@ -230,30 +219,16 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Writes a table to new contiguous clusters, durably, and returns its offset.
-    pub(in super::super) async fn store_table(&self, bytes: Vec<u8>) -> Result<u64> {
-        let (offset, counted) = self.store_unnamed_table(bytes).await?;
-        counted.keep();
-        Ok(offset)
-    }
-
-    /// As [`Self::store_table`]. The clusters are freed again unless the caller keeps the returned references.
-    pub(in super::super) async fn store_unnamed_table(
+    /// Reads the L1 table of a snapshot.
+    pub(in crate::qcow2) async fn read_inactive_l1(
         &self,
-        mut bytes: Vec<u8>,
-    ) -> Result<(u64, Counted<'_>)> {
-        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        let clusters = self.geometry.clusters_for(len);
-        bytes.resize(usize::try_from(clusters << self.geometry.cluster_bits).unwrap_or(0), 0);
-        let mut run = self.clusters.reserve_contiguous(clusters).await?;
-        run.begin_write();
-        let offset = run.start() << self.geometry.cluster_bits;
+        offset: u64,
+        entries: u32,
+    ) -> Result<Vec<L1Entry>> {
+        let len = usize::try_from(u64::from(entries).saturating_mul(8)).unwrap_or(usize::MAX);
         let file = self.facts.file()?;
-        file.write(offset, bytes.into(), WriteFlags::empty()).await?;
-        let counted = self.clusters.count(run, ReleaseReason::Table).await?;
-        self.clusters.note_metadata(offset, len);
-        self.clusters.write_back_refcounts().await?;
-        file.flush().await?;
-        Ok((offset, counted))
+        let table = file.read(offset, IoBufMut::new(len)).await?;
+        let words = table.chunks_exact(8);
+        Ok(words.map(|word| L1Entry(word.try_into().map_or(0, u64::from_be_bytes))).collect())
     }
 }

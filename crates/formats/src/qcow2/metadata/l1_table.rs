@@ -3,35 +3,33 @@
 //! The new table and its refcounts are durable before one write to the header makes it the active table. So a crash leaves the
 //! old table or the new one, and leaks clusters at worst.
 
-use std::sync::atomic::Ordering::{Acquire, Release};
-
 use oxblk_core::{Errno, Error, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
-use super::Qcow2;
-use super::clusters::ReleaseReason;
-use super::layout::{MAX_L1_BYTES, field_offsets};
+use super::Metadata;
+use crate::qcow2::clusters::ReleaseReason;
+use crate::qcow2::layout::{MAX_L1_BYTES, field_offsets};
 
 /// Unit in which the file is written, in bytes.
 const SECTOR: u64 = 512;
 
-impl Qcow2 {
+impl Metadata {
     /// Moves the L1 table to a larger place if a disk of `size` bytes needs more entries than the table has.
-    pub(super) async fn grow_l1(&self, size: u64) -> Result<()> {
+    pub(in crate::qcow2) async fn grow_l1(&self, size: u64) -> Result<()> {
         let grown = self.grow_l1_to(self.geometry.l1_entries_for(size)).await;
         grown.map_err(|error| error.prefix("Failed to grow the L1 table"))
     }
 
     /// Moves the L1 table to a larger place if it has fewer than `entries` entries. `None` stands for a number that overflows.
-    pub(super) async fn grow_l1_to(&self, entries: Option<u64>) -> Result<()> {
+    pub(in crate::qcow2) async fn grow_l1_to(&self, entries: Option<u64>) -> Result<()> {
         let needed = entries.filter(|entries| entries.saturating_mul(8) <= MAX_L1_BYTES);
         let needed = needed.ok_or_else(|| Error::from_errno(Errno::FBIG))?;
-        let old_entries = self.l1_entries.load(Acquire);
+        let old_entries = self.mapping.l1_entries();
         if needed <= old_entries {
             return Ok(());
         }
         self.write_back(true).await?;
-        let old_offset = self.l1_offset.load(Acquire);
+        let old_offset = self.mapping.l1_offset();
         let bytes = needed.saturating_mul(8);
         let clusters = self.geometry.clusters_for(bytes);
         let mut run = self.clusters.reserve_contiguous(clusters).await?;
@@ -48,7 +46,7 @@ impl Qcow2 {
         };
         let mut table = IoBufMut::zeroed(written);
         for (index, word) in (0..old_entries).zip(table.chunks_exact_mut(8)) {
-            word.copy_from_slice(&self.l1_entry(index).0.to_be_bytes());
+            word.copy_from_slice(&self.mapping.l1_entry(index).0.to_be_bytes());
         }
         let file = self.facts.file()?;
         file.write(offset, table.freeze(), WriteFlags::empty()).await?;
@@ -59,8 +57,7 @@ impl Qcow2 {
         let after = l1_fields(needed, offset)?;
         self.facts.exchange_header_field(field_offsets::L1_SIZE, &before, &after).await?;
         counted.keep();
-        self.l1_offset.store(offset, Release);
-        self.l1_entries.store(needed, Release);
+        self.mapping.set_l1_place(offset, needed);
         self.clusters.note_metadata(offset, bytes);
         self.clusters.free_table(old_offset, old_entries.saturating_mul(8)).await
     }
