@@ -199,7 +199,7 @@ impl Qcow2 {
                 }
             })
             .await?;
-        if !self.facts.passes_discard(ReleaseReason::Discarded) {
+        if !self.clusters.passes_discard(ReleaseReason::Discarded) {
             return Ok(());
         }
         let file = self.facts.file()?;

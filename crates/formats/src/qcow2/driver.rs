@@ -1,22 +1,28 @@
 //! The implementation of the [`Driver`] contract, with the lock-free map of the fast path.
 
+use std::sync::Arc;
+
 use oxblk_core::amend::Amend;
-use oxblk_core::bitmap::PersistentBitmaps;
+use oxblk_core::bitmap::{DirtyBitmap, PersistentBitmaps};
 use oxblk_core::check::{Check, CheckReport, Finding, Fix};
-use oxblk_core::compact::Compact;
+use oxblk_core::compact::{self, Compact};
 use oxblk_core::driver::{Backing, Compress, Reopen, Resize};
-use oxblk_core::snapshot::Snapshots;
+use oxblk_core::snapshot::{SnapshotInfo, Snapshots};
 use oxblk_core::vm_state::VmState;
 use oxblk_core::{
-    BoxFuture, ChildIdx, CompressedCluster, Driver, ImageInfo, Limits, MapOp, Preallocation,
-    Result, Status, Step, Want, WriteFlags, ZeroFlags,
+    BoxFuture, ChildIdx, CompressedCluster, Driver, Errno, Error, ImageInfo, Limits, MapOp,
+    Preallocation, Result, Status, Step, Want, WriteFlags, ZeroFlags,
 };
 use oxblk_ring::{IoBuf, IoBufMut};
 use serde_json::json;
 
 use super::Qcow2;
+use super::check::check;
+use super::compact::Compaction;
+use super::facts::header::read_header;
 use super::layout::{Compatible, Incompatible};
 use super::mapping::Extent;
+use super::snapshots::describe;
 
 /// Size of the unit of encryption, in bytes.
 const SECTOR: u32 = 512;
@@ -224,5 +230,97 @@ impl Check for Qcow2 {
         report: &'a dyn Fn(Finding),
     ) -> BoxFuture<'a, Result<CheckReport>> {
         Box::pin(self.check_image(fix, report))
+    }
+}
+
+impl Snapshots for Qcow2 {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<SnapshotInfo>>> {
+        Box::pin(async {
+            let list = self.metadata.snapshot_list().await?;
+            Ok(list.iter().map(describe).collect())
+        })
+    }
+
+    fn create<'a>(&'a self, new: &'a SnapshotInfo) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.snapshots.take_snapshot(new))
+    }
+
+    fn apply<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.snapshots.go_to_snapshot(id))
+    }
+
+    fn delete<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.snapshots.remove_snapshot(id))
+    }
+
+    fn load<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.snapshots.show_snapshot(id))
+    }
+}
+
+impl PersistentBitmaps for Qcow2 {
+    fn are_supported(&self) -> bool {
+        self.facts.version() >= 3
+    }
+
+    fn load(&self) -> BoxFuture<'_, Result<Vec<Arc<DirtyBitmap>>>> {
+        Box::pin(self.bitmaps.load_bitmaps())
+    }
+
+    fn can_store_new(&self, name: &str, granularity: u64) -> Result<()> {
+        self.bitmaps.check_can_store(name, granularity)
+    }
+
+    fn store(&self, bitmap: &Arc<DirtyBitmap>) -> Result<()> {
+        self.bitmaps.take_in(bitmap)
+    }
+
+    fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.bitmaps.remove_bitmap(name))
+    }
+}
+
+impl Qcow2 {
+    /// Checks the file of an open image. The caller has drained the node.
+    pub(super) async fn check_image(&self, fix: Fix, say: &dyn Fn(Finding)) -> Result<CheckReport> {
+        if fix != Fix::Nothing && self.facts.is_read_only() {
+            return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
+        }
+        // Write all metadata back, and lower the refcounts of freed clusters.
+        self.metadata.close_image().await?;
+        let file = self.facts.file()?;
+        // The tables may have moved since the image was opened.
+        let header = read_header(&file).await?;
+        if fix == Fix::Nothing {
+            return check(&file, &header, fix, say).await;
+        }
+        // The metadata in memory is outdated after a repair. So the image accepts no more writes until it is reopened.
+        self.facts.disable();
+        let report = check(&file, &header, fix, say).await?;
+        self.facts.clear_unknown_autoclear(&file).await?;
+        Ok(report)
+    }
+}
+
+impl Qcow2 {
+    fn compaction(&self) -> Compaction<'_> {
+        Compaction::new(
+            &self.facts,
+            &self.clusters,
+            &self.mapping,
+            &self.metadata,
+            &self.bitmaps,
+            &self.data,
+        )
+    }
+}
+
+impl Compact for Qcow2 {
+    fn step(&self, most: u64) -> BoxFuture<'_, Result<compact::Step>> {
+        Box::pin(async move { self.compaction().compact_step(most).await })
+    }
+
+    fn release(&self, from: u64) -> BoxFuture<'_, Result<Option<u64>>> {
+        Box::pin(async move { self.compaction().release_space(from).await })
     }
 }

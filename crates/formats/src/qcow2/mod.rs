@@ -1,48 +1,63 @@
 //! qcow2: QEMU's copy-on-write image format.
 //!
-//! Spec: docs/interop/qcow2. The modules:
+//! Spec: docs/interop/qcow2.
+//!
+//! # Owners
+//!
+//! Each part of the state of an open image has one owner. The fields of an owner are private to its folder, and its interface
+//! is marked `pub(in crate::qcow2)`, or `pub(super)` in its `mod.rs`. An owner uses only owners above it in this table. Where
+//! it needs a decision of an owner below, for instance a write-back cycle before clusters are reserved, its caller passes a
+//! closure.
+//!
+//! | owner | state | uses |
+//! |---|---|---|
+//! | `facts::Facts` | geometry, children, header, runtime options, size; whether the image accepts requests | |
+//! | `clusters::Clusters` | refcounts, free clusters, quarantine, dropped references, overlaps | `Facts` |
+//! | `mapping::Mapping` | the L1 table and the cached slices of L2 tables | `Facts` |
+//! | `metadata::Metadata` | the order of metadata writes: write-back, new tables, changed entries, dirty bit | the three above |
+//! | `bitmaps::Bitmaps` | persistent dirty bitmaps | `Facts`, `Clusters` |
+//! | `data::Data` | guest data at its host offset, encryption | `Facts`, `Clusters`, `Metadata` |
+//! | `snapshots::ImageSnapshots` | changes of snapshots | all above but `Data` |
+//! | `compact::Compaction` | one step of a compaction | all above but `ImageSnapshots` |
+//! | [`Qcow2`], the driver | range locks of guest clusters, requests, operations on the complete image | all |
+//!
+//! # Modules without state
 //!
 //! | | |
 //! |---|---|
 //! | `layout/` | on-disk structures: encoding and parsing, no I/O |
 //! | `cache/` | slices of L2 tables and refcount blocks; a hit takes no lock |
-//! | `refcounts`, `refcount_blocks`, `allocator`, `counted` | which host clusters are in use, free, reserved, quarantined |
-//! | `lookup` | guest offset → extent |
-//! | `data` | guest data at its host offset: which child holds it, where new data goes, encryption |
-//! | `encryption/` | encryption of guest data |
-//! | `read`, `write`, `discard`, `compressed` | requests that the map cannot answer |
-//! | `subclusters/` | the code for extended L2 entries, which describe subclusters |
-//! | `tables`, `l1_table` | making L2 tables; replacing the L1 table by a larger one |
+//! | `encryption/`, `compression` | encryption of guest data; compression of clusters |
 //! | `refscan/` | reads many tables in parallel and lists the clusters that they refer to |
 //! | `read_ahead` | reads metadata whose length is not known yet |
-//! | `write_back`, `dropped` | write-back cycles, in an order that survives a crash; references that they release |
-//! | `bitmaps/` | persistent dirty bitmaps |
-//! | `resize`, `shrink`, `preallocate`, `snapshots/`, `vm_state` | one operation each, as named |
-//! | `status`, `check/`, `compact/`, `create`, `measure` | one operation each, as named |
-//! | `create_options`, `plan` | the options of a new image; its layout |
-//! | `facts/` | the state that all parts share: geometry, children, header, runtime options, whether requests are accepted |
-//! | `header` | rewriting the complete header |
-//! | `amend/` | changing the options of an existing image |
-//! | `backing`, `trim` | changing the backing file, emptying the image; cutting off the unused end of the file |
-//! | `overlap` | metadata that overlaps other metadata |
-//! | `dirty_bit` | the dirty bit of the header: lazy refcounts, changes of snapshots |
+//! | `check/` | checks and repairs a file, without an open image |
+//! | `create`, `create_options`, `plan`, `measure` | a new image: its options, its layout, its size |
+//!
+//! # The driver
+//!
+//! | | |
+//! |---|---|
+//! | `driver` | the contract of drivers, and the map of the fast path |
 //! | `open`, `factory`, `reopen` | opening, creating and reopening a node |
+//! | `read`, `write`, `write_new`, `fill`, `discard`, `compressed` | requests that the map cannot answer |
+//! | `subclusters/` | these requests in images with subclusters |
+//! | `resize`, `shrink`, `preallocate`, `amend/`, `backing`, `vm_state`, `status` | one operation each, as named |
 //!
 //! # Locks, in the order in which they are taken
 //!
 //! 0. `Bitmaps::changing`: one change of the stored bitmaps, or one step of compaction, at a time;
-//! 1. `guest`: range lock over guest clusters whose L2 entries change;
-//! 2. `Tail::turn`: placing the next compressed cluster;
-//! 3. `tables`: making an L2 table;
-//! 4. `writing_back`: one write-back cycle at a time;
-//! 5. `HeaderState::turn`: writing more of the header than one table pointer, changing passwords;
-//! 6. `Refcounts::growing`: making refcount blocks, moving the refcount table;
-//! 7. `Allocator::scanning`: scanning refcount blocks for free clusters, lowering refcounts to 0;
-//! 8. `Refcounts::writing`: writing dirty refcount slices;
-//! 9. short mutexes (`l1_dirty`, `dropped`, the free map), never held across I/O.
+//! 1. `Qcow2::guest`: range lock over guest clusters whose L2 entries change;
+//! 2. `Tail::turn` of `Clusters`: placing the next compressed cluster;
+//! 3. `Metadata::tables`: making an L2 table;
+//! 4. `Metadata::writing_back`: one write-back cycle at a time;
+//! 5. `HeaderState::turn` of `Facts`: writing more of the header than one table pointer, changing passwords;
+//! 6. `Clusters::growing`: making refcount blocks, moving the refcount table;
+//! 7. `Allocator::scanning` of `Clusters`: scanning refcount blocks for free clusters, lowering refcounts to 0;
+//! 8. `Clusters::writing`: writing dirty refcount slices;
+//! 9. short mutexes (dirty L1 entries, dropped references, the free map), never held across I/O.
 //!
 //! Crash safety: guest data reaches the disk first, then refcounts, then L2 tables, then the L1 table. Refcounts are lowered
-//! last. So a crash leaks clusters at worst. See `write_back`.
+//! last. So a crash leaks clusters at worst. See `metadata/write_back`.
 
 mod amend;
 mod backing;
@@ -64,6 +79,7 @@ mod driver;
 pub mod encryption;
 mod factory;
 mod facts;
+mod fill;
 #[doc(hidden)]
 pub mod layout;
 mod mapping;
@@ -83,6 +99,7 @@ mod status;
 mod subclusters;
 mod vm_state;
 mod write;
+mod write_new;
 
 use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex};

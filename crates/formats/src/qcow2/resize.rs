@@ -9,7 +9,7 @@ use oxblk_ring::IoBuf;
 
 use super::Qcow2;
 use super::clusters::ReleaseReason;
-use super::layout::{L1Entry, field_offsets};
+use super::layout::L1Entry;
 use super::mapping::Extent;
 
 /// Number of zero bytes per write.
@@ -57,15 +57,6 @@ impl Qcow2 {
         if self.metadata.snapshot_table().count > 0 && self.facts.header().version < 3 {
             return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
         }
-        Ok(())
-    }
-
-    /// Writes the new size to the header, then updates it in memory and in the bitmaps.
-    pub(super) async fn name_size(&self, size: u64) -> Result<()> {
-        let (before, after) = (self.facts.size_in_header().to_be_bytes(), size.to_be_bytes());
-        self.facts.exchange_header_field(field_offsets::SIZE, &before, &after).await?;
-        self.facts.set_size(size);
-        self.bitmaps.resize_bitmaps(size);
         Ok(())
     }
 

@@ -272,6 +272,15 @@ impl Qcow2 {
         }
         self.write_guest(from, IoBuf::zeroes(len)).await
     }
+
+    /// Writes the new size to the header, then updates it in memory and in the bitmaps.
+    pub(super) async fn name_size(&self, size: u64) -> Result<()> {
+        let (before, after) = (self.facts.size_in_header().to_be_bytes(), size.to_be_bytes());
+        self.facts.exchange_header_field(field_offsets::SIZE, &before, &after).await?;
+        self.facts.set_size(size);
+        self.bitmaps.resize_bitmaps(size);
+        Ok(())
+    }
 }
 
 /// The first word of an L2 entry, which holds the host offset.

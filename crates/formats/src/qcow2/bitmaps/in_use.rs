@@ -3,12 +3,11 @@
 //! The flag is durable before the first request can change a bitmap. After a power cut, a bitmap with this flag is
 //! inconsistent.
 
-use oxblk_core::{Edge, Error, Result, WriteFlags};
+use oxblk_core::{Error, Result, WriteFlags};
 use oxblk_ring::IoBuf;
 
-use super::super::layout::{BitmapEntry, BitmapFlags, Header, encode_bitmap_directory};
+use super::super::layout::{BitmapFlags, encode_bitmap_directory};
 use super::Bitmaps;
-use super::load::{ONES, read_directory};
 use super::{State, Stored};
 
 impl State {
@@ -22,7 +21,7 @@ impl State {
 impl Bitmaps {
     /// Marks bitmaps as in use, durably: the usable ones, and the enabled ones that are unusable and so miss the
     /// guest's writes. The flags of an entry lie within one sector. No bitmap changes before all flags are durable.
-    pub(in super::super) async fn mark_bitmaps_in_use(&self) -> Result<()> {
+    pub(super) async fn mark_bitmaps_in_use(&self) -> Result<()> {
         let _turn = self.changing.lock().await;
         let state = self.state().clone();
         let Some(place) = state.directory.place else { return Ok(()) };
@@ -61,36 +60,5 @@ impl Bitmaps {
     pub(in super::super) fn set_bitmaps_read_only(&self, read_only: bool) {
         let live = self.state().live.clone();
         live.iter().for_each(|bitmap| bitmap.set_read_only(read_only));
-    }
-
-    /// Whether the bitmaps on disk in `file` equal the bitmaps in memory.
-    pub(in super::super) async fn has_bitmaps_on_disk(
-        &self,
-        file: &Edge,
-        header: &Header,
-    ) -> Result<bool> {
-        let state = self.state().clone();
-        if header.extensions.bitmaps != state.directory.place {
-            return Ok(false);
-        }
-        let Some(place) = state.directory.place else { return Ok(true) };
-        let entries: Vec<BitmapEntry> = read_directory(file, &place).await?;
-        if !entries.iter().eq(state.directory.stored.iter().map(|stored| &stored.entry)) {
-            return Ok(false);
-        }
-        let mut ones = ONES;
-        for entry in &entries {
-            let Some(live) = state.live.iter().find(|live| *live.name() == *entry.name()) else {
-                continue;
-            };
-            // Equal entries do not prove equal data: another program may have changed it.
-            let table = self.read_bitmap_table(file, entry).await?;
-            let there = self.read_bitmap(file, entry, &table, &mut ones).await;
-            let here = live.map();
-            if !there.is_ok_and(|there| there.areas().eq(here.areas())) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 }

@@ -10,8 +10,8 @@
 //! | `fresh` | new clusters that are not referred to yet |
 //! | `extension` | the header extension that names the directory |
 //!
-//! [`Bitmaps`] knows [`Facts`] and [`Clusters`]. It does not use the tables of the guest disk. `Bitmaps::changing` is taken before all
-//! other locks of the image: one change of the stored bitmaps, or one step of a compaction, runs at a time.
+//! [`Bitmaps`] knows [`Facts`] and [`Clusters`]. It does not use the tables of the guest disk. `Bitmaps::changing` is taken
+//! before all other locks of the image: one change of the stored bitmaps, or one step of a compaction, runs at a time.
 //!
 //! Core tracks writes in the bitmaps that [`PersistentBitmaps::load`] returned. Before the node accepts requests, each
 //! bitmap is durably marked as in use on disk.
@@ -43,14 +43,13 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oxblk_core::bitmap::{
-    BitmapError, Checks, DirtyBitmap, MAX_GRANULARITY, MAX_NAME, MIN_GRANULARITY, PersistentBitmaps,
+    BitmapError, Checks, DirtyBitmap, MAX_GRANULARITY, MAX_NAME, MIN_GRANULARITY,
 };
-use oxblk_core::{BoxFuture, Error, Result};
+use oxblk_core::{Error, Result};
 use oxblk_ring::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard};
 use roaring::RoaringTreemap;
 use serde_json::{Value, json};
 
-use super::Qcow2;
 use super::clusters::Clusters;
 use super::facts::Facts;
 use super::layout::{
@@ -211,7 +210,8 @@ impl Bitmaps {
         }
     }
 
-    fn check_can_store(&self, name: &str, granularity: u64) -> Result<()> {
+    /// Refuses a bitmap that cannot be stored in the image.
+    pub(super) fn check_can_store(&self, name: &str, granularity: u64) -> Result<()> {
         if self.facts.version() < 3 {
             return Err(Error::unsupported("Cannot store dirty bitmaps in qcow2 v2 files"));
         }
@@ -250,7 +250,8 @@ impl Bitmaps {
         Ok(())
     }
 
-    fn take_in(&self, bitmap: &Arc<DirtyBitmap>) -> Result<()> {
+    /// Takes over a bitmap, which is stored when the image is closed.
+    pub(super) fn take_in(&self, bitmap: &Arc<DirtyBitmap>) -> Result<()> {
         self.check_can_store(bitmap.name(), bitmap.map().granularity())?;
         self.state().live.push(Arc::clone(bitmap));
         Ok(())
@@ -270,26 +271,4 @@ fn check_fits(size: u64, granularity: u64) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-impl PersistentBitmaps for Qcow2 {
-    fn are_supported(&self) -> bool {
-        self.facts.version() >= 3
-    }
-
-    fn load(&self) -> BoxFuture<'_, Result<Vec<Arc<DirtyBitmap>>>> {
-        Box::pin(self.bitmaps.load_bitmaps())
-    }
-
-    fn can_store_new(&self, name: &str, granularity: u64) -> Result<()> {
-        self.bitmaps.check_can_store(name, granularity)
-    }
-
-    fn store(&self, bitmap: &Arc<DirtyBitmap>) -> Result<()> {
-        self.bitmaps.take_in(bitmap)
-    }
-
-    fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.bitmaps.remove_bitmap(name))
-    }
 }

@@ -181,7 +181,7 @@ impl Bitmaps {
     ///
     /// # Errors
     /// As the file reports.
-    pub(super) async fn remove_bitmap(&self, name: &str) -> Result<()> {
+    pub(in crate::qcow2) async fn remove_bitmap(&self, name: &str) -> Result<()> {
         let _turn = self.changing.lock().await;
         self.facts.check_writable()?;
         let directory = self.state().directory.clone();

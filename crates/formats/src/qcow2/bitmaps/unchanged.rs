@@ -11,10 +11,12 @@ use oxblk_core::{Edge, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::super::layout::{
-    BitmapData, BitmapEntry, BitmapFlags, BitmapTableEntry, bitmap_bytes, encode_bitmap_directory,
+    BitmapData, BitmapEntry, BitmapFlags, BitmapTableEntry, Header, bitmap_bytes,
+    encode_bitmap_directory,
 };
 use super::Bitmaps;
 use super::Stored;
+use super::load::{ONES, read_directory};
 
 /// Bytes of bitmap data that are read ahead.
 const READ_AHEAD: u64 = 1 << 20;
@@ -98,5 +100,36 @@ impl Bitmaps {
         let file = self.facts.file()?;
         file.write(place.directory_offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
         file.flush().await
+    }
+
+    /// Whether the bitmaps on disk in `file` equal the bitmaps in memory.
+    pub(in super::super) async fn has_bitmaps_on_disk(
+        &self,
+        file: &Edge,
+        header: &Header,
+    ) -> Result<bool> {
+        let state = self.state().clone();
+        if header.extensions.bitmaps != state.directory.place {
+            return Ok(false);
+        }
+        let Some(place) = state.directory.place else { return Ok(true) };
+        let entries: Vec<BitmapEntry> = read_directory(file, &place).await?;
+        if !entries.iter().eq(state.directory.stored.iter().map(|stored| &stored.entry)) {
+            return Ok(false);
+        }
+        let mut ones = ONES;
+        for entry in &entries {
+            let Some(live) = state.live.iter().find(|live| *live.name() == *entry.name()) else {
+                continue;
+            };
+            // Equal entries do not prove equal data: another program may have changed it.
+            let table = self.read_bitmap_table(file, entry).await?;
+            let there = self.read_bitmap(file, entry, &table, &mut ones).await;
+            let here = live.map();
+            if !there.is_ok_and(|there| there.areas().eq(here.areas())) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }

@@ -39,11 +39,9 @@ mod width;
 use std::collections::{BTreeSet, HashSet};
 
 use oxblk_core::check::{CheckReport, Finding, FindingKind, Fix};
-use oxblk_core::{Edge, Errno, Error, Result};
+use oxblk_core::{Edge, Result};
 use oxblk_ring::IoBufMut;
 
-use super::Qcow2;
-use super::facts::header::read_header;
 use super::layout::{Geometry, Header, refcount_max};
 use super::refscan::References;
 use snapshot_table::RepairedTable;
@@ -71,28 +69,6 @@ pub(super) async fn check(
         check.check_copied(false).await?;
     }
     Ok(check.report)
-}
-
-impl Qcow2 {
-    /// Checks the file of an open image. The caller has drained the node.
-    pub(super) async fn check_image(&self, fix: Fix, say: &dyn Fn(Finding)) -> Result<CheckReport> {
-        if fix != Fix::Nothing && self.facts.is_read_only() {
-            return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
-        }
-        // Write all metadata back, and lower the refcounts of freed clusters.
-        self.metadata.close_image().await?;
-        let file = self.facts.file()?;
-        // The tables may have moved since the image was opened.
-        let header = read_header(&file).await?;
-        if fix == Fix::Nothing {
-            return check(&file, &header, fix, say).await;
-        }
-        // The metadata in memory is outdated after a repair. So the image accepts no more writes until it is reopened.
-        self.facts.disable();
-        let report = check(&file, &header, fix, say).await?;
-        self.facts.clear_unknown_autoclear(&file).await?;
-        Ok(report)
-    }
 }
 
 struct Checker<'a> {

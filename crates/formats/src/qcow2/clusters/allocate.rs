@@ -30,11 +30,11 @@ impl Clusters {
         Ok(dropped > MANY_DROPPED || dropped > 0 && self.is_nearly_full().await?)
     }
 
-    /// Reserves `count` contiguous host clusters that the caller will use, or fewer if the file cannot grow. If cluster `behind`
-    /// is free, takes the free clusters from there on, even if they are fewer than `count`. Missing refcount blocks for these
-    /// clusters are created immediately. So a new refcount block lies directly behind the clusters, as in images that QEMU
-    /// writes. If the refcount table moves because of this, the reservation is repeated, because the old table's clusters have
-    /// become free.
+    /// Reserves `count` contiguous host clusters that the caller will use, or fewer if the file cannot grow. If cluster
+    /// `behind` is free, takes the free clusters from there on, even if they are fewer than `count`. Missing refcount blocks
+    /// for these clusters are created immediately. So a new refcount block lies directly behind the clusters, as in images that
+    /// QEMU writes. If the refcount table moves because of this, the reservation is repeated, because the old table's clusters
+    /// have become free.
     pub(in crate::qcow2) async fn reserve_to_use_behind(
         &self,
         behind: Option<u64>,

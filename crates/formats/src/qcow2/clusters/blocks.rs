@@ -16,7 +16,7 @@ use crate::qcow2::facts::header::exchange;
 impl Clusters {
     /// Creates the missing refcount blocks for `count` host clusters from `cluster` on. Returns whether the refcount table has
     /// moved, which freed the clusters of the old table.
-    pub(in crate::qcow2) async fn ensure_blocks(&self, cluster: u64, count: u64) -> Result<bool> {
+    pub(super) async fn ensure_blocks(&self, cluster: u64, count: u64) -> Result<bool> {
         let per_block = self.geometry.refcounts_per_block();
         let last = cluster.saturating_add(count).saturating_sub(1);
         let mut moved = false;

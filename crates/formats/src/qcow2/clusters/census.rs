@@ -20,7 +20,7 @@ impl Clusters {
     }
 
     /// Calls `visit` with each cluster of a range that is in use and its refcount, in ascending order.
-    pub(in crate::qcow2) async fn visit_in_use(
+    pub(super) async fn visit_in_use(
         &self,
         range: Range<u64>,
         mut visit: impl FnMut(u64, u64) -> Result<()>,

@@ -1,9 +1,9 @@
 //! Clusters whose refcount is raised, but to which no table refers yet.
 //!
 //! An operation first raises the refcount of a cluster and then writes a reference to it. It may fail or be cancelled in
-//! between. [`Counted`] owns the added references until the caller reports that tables refer to the clusters. A [`Counted`] that
-//! is dropped earlier passes its references to the list of dropped references (see `dropped`), and the next write-back cycle
-//! lowers the refcounts. So such an operation leaks nothing, and a counted cluster never becomes free too early.
+//! between. [`Counted`] owns the added references until the caller reports that tables refer to the clusters. A [`Counted`]
+//! that is dropped earlier passes its references to the list of dropped references (see `dropped`), and the next write-back
+//! cycle lowers the refcounts. So such an operation leaks nothing, and a counted cluster never becomes free too early.
 //!
 //! All code that raises refcounts of new clusters in the cache does it here.
 
@@ -49,7 +49,7 @@ impl Drop for Counted<'_> {
 
 impl Clusters {
     /// As [`Self::count`], for clusters whose refcount blocks exist. So this never makes a refcount block.
-    pub(in crate::qcow2) async fn count_in_place<'a>(
+    pub(super) async fn count_in_place<'a>(
         &'a self,
         run: Reserved<'a>,
         was: ReleaseReason,
@@ -65,7 +65,7 @@ impl Clusters {
     }
 
     /// Takes over one reference to a cluster that was counted already.
-    pub(in crate::qcow2) fn own_counted(&self, cluster: u64, was: ReleaseReason) -> Counted<'_> {
+    pub(super) fn own_counted(&self, cluster: u64, was: ReleaseReason) -> Counted<'_> {
         Counted { clusters: self, start: cluster, count: 1, times: 1, was }
     }
 }

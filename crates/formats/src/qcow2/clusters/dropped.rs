@@ -1,8 +1,8 @@
 //! References to host clusters that are gone, and whose refcounts a write-back cycle lowers later.
 //!
-//! A refcount is lowered only after the disk no longer refers to the cluster (see `write_back`). Until then the lost references
-//! are in the list [`DroppedList`]. The list also receives references that were counted, but that no table refers to because
-//! the operation failed or was cancelled (see `counted`).
+//! A refcount is lowered only after the disk no longer refers to the cluster (see `metadata/write_back`). Until then the lost
+//! references are in the list [`DroppedList`]. The list also receives references that were counted, but that no table refers to
+//! because the operation failed or was cancelled (see `counted`).
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -5,11 +5,12 @@
 //! | `allocator` | the free map, and the quarantine of freed clusters |
 //! | `overlaps` | clusters that several metadata structures use |
 //! | `dropped` | the list of references whose refcounts are lowered later |
+//! | `table` | the refcount table: its place and its entries |
 //! | `slices` | refcounts in cached slices of refcount blocks; writing dirty slices |
 //! | `census` | which clusters of a range are in use |
 //! | `reserve` | taking clusters out of the free map, which is filled from the refcount blocks |
 //! | `counted` | references that are counted, but that no table contains yet |
-//! | `table`, `blocks` | the refcount table; making refcount blocks |
+//! | `growth`, `blocks` | growing the refcount table; making refcount blocks |
 //! | `count` | raising refcounts |
 //! | `release` | lowering refcounts, and freeing clusters after their quarantine |
 //! | `allocate`, `tail` | reservations for the other owners; the places of compressed clusters |
@@ -21,8 +22,8 @@
 //! Refcounts are changed in the cache only ([`Clusters::count`], [`Clusters::lower`]) and reach the disk with
 //! [`Clusters::write_back_refcounts`]. They may be written at any time: an increment is made before its reference is written,
 //! and a decrement only after the reference is gone from the disk. So refcounts on disk are never too low (except with lazy
-//! refcounts, which mark the image dirty). Each step of making a refcount block or a larger refcount table is durable before the
-//! next step refers to it.
+//! refcounts, which mark the image dirty). Each step of making a refcount block or a larger refcount table is durable before
+//! the next step refers to it.
 //!
 //! Locks, in the order in which they are taken: `Tail::turn`, `growing`, `Allocator::scanning`, `writing`; then short mutexes
 //! (the free map, the list of dropped references), never held across I/O.
@@ -37,6 +38,7 @@ mod count;
 mod counted;
 mod dropped;
 mod file_end;
+mod growth;
 mod moving;
 mod overlaps;
 mod release;

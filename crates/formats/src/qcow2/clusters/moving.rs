@@ -27,8 +27,8 @@ impl Clusters {
     /// current requests have ended.
     ///
     /// # Errors
-    /// As the file reports. The image accepts no further requests if the table entry is in an unknown state afterwards: refcounts that are in only one of
-    /// the two blocks would be lost if the entry names the other.
+    /// As the file reports. The image accepts no further requests if the table entry is in an unknown state afterwards:
+    /// refcounts that are in only one of the two blocks would be lost if the entry names the other.
     pub(in crate::qcow2) async fn move_block(&self, block: u64, cluster: u64) -> Result<u64> {
         let epoch = self.facts.epochs().current();
         let bytes = self.read_block(cluster).await?;
@@ -109,8 +109,8 @@ impl Clusters {
     /// The new table is written and counted, durably, before the header names it.
     ///
     /// # Errors
-    /// As the file reports. The image accepts no further requests if it is unknown afterwards which of the two tables the header names: an entry that is
-    /// in only one of them would be lost if the header names the other.
+    /// As the file reports. The image accepts no further requests if it is unknown afterwards which of the two tables the
+    /// header names: an entry that is in only one of them would be lost if the header names the other.
     pub(in crate::qcow2) async fn move_table(&self) -> Result<u64> {
         let old = self.table_place();
         self.allocator.rewind();

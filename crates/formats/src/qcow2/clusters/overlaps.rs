@@ -1,6 +1,6 @@
 //! Host clusters that several metadata structures use, and the refusal of writes to them.
 //!
-//! [`super::super::overlap`] computes the overlaps. The allocator never causes one: it does not allocate metadata clusters.
+//! `metadata/overlap` computes the overlaps. The allocator never causes one: it does not allocate metadata clusters.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -13,6 +13,7 @@ use roaring::RoaringTreemap;
 use super::Clusters;
 use super::allocator::Quarantined;
 use super::dropped::{Dropped, ReleaseReason};
+use crate::qcow2::facts::run_options::Modes;
 use crate::qcow2::layout::{L2Entry, L2Kind};
 
 impl Clusters {
@@ -93,7 +94,7 @@ impl Clusters {
             self.allocator.forget_metadata(offset, size);
         }
         self.tail.leave(cluster, bits);
-        let (epoch, discard) = (self.facts.epochs().current(), self.facts.passes_discard(was));
+        let (epoch, discard) = (self.facts.epochs().current(), self.passes_discard(was));
         self.allocator.rest(Quarantined { epoch, cluster, count: 1, discard });
         Ok(())
     }
@@ -156,7 +157,7 @@ impl Clusters {
     /// Quarantines clusters whose refcount became 0 on disk. No further compressed data is placed there. The caller holds the
     /// guard of [`Self::lock_scanning`] from before the change of the refcount.
     pub(in crate::qcow2) fn quarantine(&self, cluster: u64, count: u64, was: ReleaseReason) {
-        let (epoch, discard) = (self.facts.epochs().current(), self.facts.passes_discard(was));
+        let (epoch, discard) = (self.facts.epochs().current(), self.passes_discard(was));
         self.tail.leave_run(cluster, count, self.geometry.cluster_bits);
         self.allocator.rest(Quarantined { epoch, cluster, count, discard });
     }
@@ -164,6 +165,17 @@ impl Clusters {
     /// Takes the lock that excludes scans of refcount blocks for free clusters.
     pub(in crate::qcow2) async fn lock_scanning(&self) -> MutexGuard<'_, ()> {
         self.allocator.scanning.lock().await
+    }
+
+    /// Whether a freed cluster is discarded on the host.
+    pub(in crate::qcow2) fn passes_discard(&self, was: ReleaseReason) -> bool {
+        let modes = self.facts.modes();
+        match was {
+            ReleaseReason::CutOff => true,
+            ReleaseReason::Discarded => modes.contains(Modes::PASS_REQUEST),
+            ReleaseReason::Snapshot => modes.contains(Modes::PASS_SNAPSHOT),
+            ReleaseReason::Data | ReleaseReason::Table => modes.contains(Modes::PASS_OTHER),
+        }
     }
 }
 

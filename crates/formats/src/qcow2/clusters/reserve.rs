@@ -20,7 +20,7 @@ impl Clusters {
     }
 
     /// Whether the file cannot grow and has few free clusters. Scans refcount blocks until it has found enough of them.
-    pub(in crate::qcow2) async fn is_nearly_full(&self) -> Result<bool> {
+    pub(super) async fn is_nearly_full(&self) -> Result<bool> {
         let limit = self.limit()?;
         if limit == u64::MAX {
             return Ok(false);
@@ -62,7 +62,7 @@ impl Clusters {
 
     /// Reserves up to `count` contiguous host clusters, and at least one. Uses the first run that the search finds, even if it
     /// is shorter.
-    pub(in crate::qcow2) async fn reserve_any(&self, count: u64) -> Result<Reserved<'_>> {
+    pub(super) async fn reserve_any(&self, count: u64) -> Result<Reserved<'_>> {
         self.reserve_with(|limit| self.allocator.take(count, limit)).await
     }
 
@@ -74,7 +74,7 @@ impl Clusters {
     /// Reserves up to `count` contiguous host clusters, preferably from `behind` on, so that data is contiguous. If cluster
     /// `behind` is free, takes the free clusters from there, even if they are fewer. Otherwise takes a run of `count` clusters.
     /// Takes a shorter run only if the file cannot grow and has no such run.
-    pub(in crate::qcow2) async fn reserve_run_behind(
+    pub(super) async fn reserve_run_behind(
         &self,
         behind: Option<u64>,
         count: u64,

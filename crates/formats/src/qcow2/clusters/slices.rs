@@ -44,7 +44,7 @@ impl Clusters {
         self.mask()
     }
 
-    pub(super) fn mask(&self) -> u64 {
+    fn mask(&self) -> u64 {
         u64::MAX >> (64 - self.geometry.refcount_bits())
     }
 
@@ -79,7 +79,7 @@ impl Clusters {
 
     /// Adds one reference to a host cluster if the cluster is in use and its refcount is below the maximum. Returns whether it
     /// added one.
-    pub(in crate::qcow2) async fn share(&self, cluster: u64) -> Result<bool> {
+    pub(super) async fn share(&self, cluster: u64) -> Result<bool> {
         let position = self.position(cluster)?;
         let Some(slice) = self.slice(&position).await? else { return Ok(false) };
         let word = slice
@@ -112,7 +112,7 @@ impl Clusters {
     }
 
     /// Removes one reference from a host cluster and returns the number that is left.
-    pub(in crate::qcow2) async fn drop_one(&self, cluster: u64) -> Result<u64> {
+    pub(super) async fn drop_one(&self, cluster: u64) -> Result<u64> {
         let position = self.position(cluster)?;
         let Some(slice) = self.slice(&position).await? else {
             return Err(Error::corrupt(format!("cluster {cluster} has no refcount to drop")));
@@ -183,7 +183,7 @@ impl Clusters {
     }
 
     /// Adds one reference to a cluster whose block exists.
-    pub(in crate::qcow2) async fn add_one(&self, cluster: u64) -> Result<()> {
+    pub(super) async fn add_one(&self, cluster: u64) -> Result<()> {
         let position = self.position(cluster)?;
         let slice = self.slice(&position).await?;
         let slice = slice.ok_or_else(|| Error::corrupt("refcount block vanished"))?;
@@ -195,10 +195,6 @@ impl Clusters {
     pub(super) fn set_in(&self, block: &mut [u8], index: u64, value: u64) -> Result<()> {
         refcount_set(block, index, self.geometry.refcount_order, value)
             .map_err(|_| Error::corrupt("refcount out of bounds"))
-    }
-
-    pub(super) fn host(&self, cluster: u64) -> u64 {
-        cluster << self.geometry.cluster_bits
     }
 
     /// Writes the dirty refcounts. If this finds a corruption, marks the image corrupt.

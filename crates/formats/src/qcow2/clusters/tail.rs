@@ -2,8 +2,8 @@
 //!
 //! Streams begin at any byte. The refcount of a host cluster is the number of streams that touch it. A stream may continue in
 //! the next host cluster if that cluster is contiguous. [`Tail`] is the position of the next stream. Its lock is held for the
-//! allocation and the refcount updates, not for compressing or writing. A new stream joins a host cluster only while the cluster
-//! is in use: once all its streams are freed, the cluster belongs to the allocator.
+//! allocation and the refcount updates, not for compressing or writing. A new stream joins a host cluster only while the
+//! cluster is in use: once all its streams are freed, the cluster belongs to the allocator.
 
 use std::sync::atomic::{
     AtomicU64,

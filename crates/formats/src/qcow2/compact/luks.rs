@@ -91,7 +91,7 @@ impl Compaction<'_> {
             return Ok(false);
         }
         for snapshot in self.metadata.snapshot_list().await? {
-            let l1 = self.clusters_of(snapshot.l1_offset, snapshot.l1_entries.into());
+            let l1 = self.geometry.l1_clusters(snapshot.l1_offset, snapshot.l1_entries.into());
             if l1.start < clusters.end && clusters.start < l1.end {
                 return Ok(false);
             }

@@ -30,10 +30,9 @@ mod sources;
 mod structures;
 mod usage;
 
-use oxblk_core::compact::{Compact, Step};
-use oxblk_core::{BoxFuture, Error, Result};
+use oxblk_core::compact::Step;
+use oxblk_core::{Error, Result};
 
-use super::Qcow2;
 use super::bitmaps::Bitmaps;
 use super::clusters::Clusters;
 use super::data::Data;
@@ -47,7 +46,7 @@ use changes::Changes;
 const WINDOW: u64 = 1 << 16;
 
 /// One step of a compaction, with the owners that it changes.
-struct Compaction<'a> {
+pub(super) struct Compaction<'a> {
     geometry: Geometry,
     facts: &'a Facts,
     clusters: &'a Clusters,
@@ -58,21 +57,22 @@ struct Compaction<'a> {
 }
 
 impl<'a> Compaction<'a> {
-    fn of(image: &'a Qcow2) -> Self {
-        Self {
-            geometry: image.geometry,
-            facts: &image.facts,
-            clusters: &image.clusters,
-            mapping: &image.mapping,
-            metadata: &image.metadata,
-            bitmaps: &image.bitmaps,
-            data: &image.data,
-        }
+    /// A step on the image that these owners belong to.
+    pub(super) fn new(
+        facts: &'a Facts,
+        clusters: &'a Clusters,
+        mapping: &'a Mapping,
+        metadata: &'a Metadata,
+        bitmaps: &'a Bitmaps,
+        data: &'a Data,
+    ) -> Self {
+        Self { geometry: facts.geometry(), facts, clusters, mapping, metadata, bitmaps, data }
     }
 }
 
 impl Compaction<'_> {
-    async fn compact_step(&self, most: u64) -> Result<Step> {
+    /// Moves up to `most` bytes of clusters.
+    pub(super) async fn compact_step(&self, most: u64) -> Result<Step> {
         self.facts.check_writable()?;
         // Bitmaps are added and removed without draining the node.
         let _bitmaps = self.bitmaps.hold().await;
@@ -132,14 +132,4 @@ impl Compaction<'_> {
 struct Moved {
     clusters: u64,
     obstacle: Option<&'static str>,
-}
-
-impl Compact for Qcow2 {
-    fn step(&self, most: u64) -> BoxFuture<'_, Result<Step>> {
-        Box::pin(async move { Compaction::of(self).compact_step(most).await })
-    }
-
-    fn release(&self, from: u64) -> BoxFuture<'_, Result<Option<u64>>> {
-        Box::pin(async move { Compaction::of(self).release_space(from).await })
-    }
 }

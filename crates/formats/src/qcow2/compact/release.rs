@@ -11,7 +11,7 @@ const HOLES: usize = 4096;
 impl Compaction<'_> {
     /// Truncates the file behind the last used cluster if `from` is 0, and punches holes from the byte offset `from`
     /// on. Returns the byte offset at which to continue, if holes are left.
-    pub(super) async fn release_space(&self, from: u64) -> Result<Option<u64>> {
+    pub(in crate::qcow2) async fn release_space(&self, from: u64) -> Result<Option<u64>> {
         self.facts.check_writable()?;
         // A change of bitmaps counts its clusters in memory first, so they would look free on disk.
         let _bitmaps = self.bitmaps.hold().await;

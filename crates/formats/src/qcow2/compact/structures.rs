@@ -17,7 +17,8 @@ impl Compaction<'_> {
         } else if self.clusters.table_is_in(cluster) {
             self.clusters.move_table().await?
         } else if self
-            .clusters_of(self.mapping.l1_offset(), self.mapping.l1_entries())
+            .geometry
+            .l1_clusters(self.mapping.l1_offset(), self.mapping.l1_entries())
             .contains(&cluster)
         {
             self.move_active_l1(cluster).await?
@@ -48,12 +49,6 @@ impl Compaction<'_> {
         self.bitmaps.move_bitmaps(cluster, cluster).await
     }
 
-    /// The clusters of an L1 table with this offset and number of entries.
-    pub(super) fn clusters_of(&self, offset: u64, entries: u64) -> std::ops::Range<u64> {
-        let end = offset.saturating_add(entries.saturating_mul(8));
-        self.geometry.cluster_index(offset)..self.geometry.clusters_for(end)
-    }
-
     async fn move_active_l1(&self, cluster: u64) -> Result<u64> {
         let l1 = self.mapping.active_l1();
         let bytes: Vec<u8> = l1.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
@@ -62,7 +57,7 @@ impl Compaction<'_> {
         if !self.clusters.has_room(len, self.geometry.cluster_index(old)).await? {
             return Ok(0);
         }
-        debug_assert!(self.clusters_of(old, self.mapping.l1_entries()).contains(&cluster));
+        debug_assert!(self.geometry.l1_clusters(old, self.mapping.l1_entries()).contains(&cluster));
         let offset = self.metadata.store_table(bytes).await?;
         let (before, after) = (old.to_be_bytes(), offset.to_be_bytes());
         let named =
@@ -88,7 +83,9 @@ impl Compaction<'_> {
             ..self.geometry.clusters_for(place.offset.saturating_add(place.bytes));
         let mut list = self.metadata.snapshot_list().await?;
         let of = |snapshot: &Snapshot| {
-            self.clusters_of(snapshot.l1_offset, snapshot.l1_entries.into()).contains(&cluster)
+            self.geometry
+                .l1_clusters(snapshot.l1_offset, snapshot.l1_entries.into())
+                .contains(&cluster)
         };
         let Some(snapshot) = list.iter_mut().find(|snapshot| of(snapshot)) else {
             if !table.contains(&cluster) {

@@ -161,11 +161,7 @@ impl Facts {
         exchange(&file, offset, old, new, &self.disabled).await
     }
 
-    pub(in crate::qcow2) async fn write_header_field(
-        &self,
-        offset: u64,
-        bytes: &[u8],
-    ) -> Result<()> {
+    async fn write_header_field(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let file = self.file()?;
         file.write(offset, IoBuf::from(bytes.to_vec()), WriteFlags::empty()).await?;
         file.flush().await

@@ -3,15 +3,17 @@
 //!
 //! | file | concern |
 //! |---|---|
-//! | `header` | the header in memory, and changing it on disk so that a power cut leaves the old or the new one |
 //! | `run_options` | runtime options of an open image |
 //! | `data_file` | which child holds guest data |
+//! | `header` | the header in memory, and changing it on disk so that a power cut leaves the old or the new one |
+//! | `corruption` | handling metadata that contradicts itself |
 //!
-//! [`Facts`] knows no other owner. All owners hold a reference to it, so it contains what each of them needs: reporting a
-//! corruption, and refusing requests after one.
+//! A file uses the files above it. [`Facts`] knows no other owner. All owners hold a reference to it, so it contains what each
+//! of them needs: reporting a corruption, and refusing requests after one.
 //!
 //! Lock: `HeaderState::turn`. It is held while a task writes more of the header than one table pointer.
 
+mod corruption;
 mod data_file;
 pub(super) mod header;
 pub(super) mod run_options;
@@ -24,7 +26,7 @@ use std::sync::atomic::{
 
 use oxblk_core::{ChildIdx, Children, ChildrenRef, Edge, Epochs, Errno, Error, ErrorKind, Result};
 
-use super::layout::{Geometry, Header, Incompatible};
+use super::layout::{Geometry, Header};
 use header::HeaderState;
 use run_options::Modes;
 
@@ -165,40 +167,5 @@ impl Facts {
             return Err(Error::new(ErrorKind::ReadOnly, "Image is read-only"));
         }
         self.check_usable()
-    }
-
-    /// Handles metadata that contradicts itself. The first call logs an error. If the image is writable, the first call also
-    /// marks the image corrupt, and every later request fails. Returns the error for the request that found the corruption.
-    pub(super) async fn mark_corrupt(&self, text: &str, offset: u64) -> Error {
-        let error = Error::corrupt(text.to_owned()).at(offset);
-        if self.signalled.swap(true, Relaxed) {
-            return error;
-        }
-        if self.is_read_only() {
-            tracing::error!(
-                "qcow2: Image is corrupt: {text}; further non-fatal corruption events will be suppressed"
-            );
-            return error;
-        }
-        self.disable();
-        tracing::error!(
-            "qcow2: Marking image as corrupt: {text}; further corruption events will be suppressed"
-        );
-        if self.version >= 3
-            && let Err(failed) = self.set_incompatible(Incompatible::CORRUPT, true).await
-        {
-            tracing::error!("qcow2: the image could not be marked corrupt: {failed}");
-        }
-        error
-    }
-
-    /// Marks the image corrupt if `outcome` is a `Corrupt` error.
-    pub(super) async fn note_if_corrupt<T>(&self, outcome: Result<T>, offset: u64) -> Result<T> {
-        match outcome {
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
-                Err(self.mark_corrupt(&error.to_string(), offset).await)
-            }
-            outcome => outcome,
-        }
     }
 }

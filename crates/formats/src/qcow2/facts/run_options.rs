@@ -6,7 +6,7 @@
 //! - `pass-discard-*`, `discard-no-unref`: which freed clusters are discarded on the host, and whether discarded clusters are
 //!   freed at all.
 //! - `cache-clean-interval`: the time after which unused slices of the caches are dropped (see `cache`).
-//! - `overlap-check`: which metadata structures are protected from writes that overlap them (see `overlap`).
+//! - `overlap-check`: which metadata structures are protected from writes that overlap them (see `metadata/overlap`).
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::time::Duration;
@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Facts;
-use crate::qcow2::clusters::ReleaseReason;
 use crate::qcow2::layout::{Autoclear, Compatible, Header};
 
 bitflags::bitflags! {
@@ -212,17 +211,6 @@ impl Facts {
     /// Turns these options off.
     pub(in crate::qcow2) fn remove_modes(&self, modes: Modes) {
         self.modes.fetch_and(!modes.bits(), AcqRel);
-    }
-
-    /// Whether a freed cluster is discarded on the host.
-    pub(in crate::qcow2) fn passes_discard(&self, was: ReleaseReason) -> bool {
-        let modes = self.modes();
-        match was {
-            ReleaseReason::CutOff => true,
-            ReleaseReason::Discarded => modes.contains(Modes::PASS_REQUEST),
-            ReleaseReason::Snapshot => modes.contains(Modes::PASS_SNAPSHOT),
-            ReleaseReason::Data | ReleaseReason::Table => modes.contains(Modes::PASS_OTHER),
-        }
     }
 }
 

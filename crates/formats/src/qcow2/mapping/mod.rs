@@ -3,17 +3,20 @@
 //! | file | concern |
 //! |---|---|
 //! | `l1` | L1 entries, and which of them are dirty |
+//! | `extent`, `entries` | the answers of a lookup; invalid L2 entries |
 //! | `slices` | the numbers of slices, their places in the file, and loading them |
 //! | `subclusters` | extended L2 entries, and extents of subclusters |
 //! | `lookup` | extents of clusters; the map of the fast path |
 //!
-//! A file uses the files above it. [`Mapping`] knows [`Facts`] and no other owner. It does not allocate, and it writes nothing to
-//! the file: `metadata` does both.
+//! A file uses the files above it. [`Mapping`] knows [`Facts`] and no other owner. It does not allocate, and it writes nothing
+//! to the file: `metadata` does both.
 //!
 //! Invariant: an L1 entry that a task can see is either on disk or marked dirty. So a flush that starts later writes it.
 //!
 //! A lookup takes no lock. The only lock is the mutex of the dirty L1 entries. It is never held across I/O.
 
+mod entries;
+mod extent;
 mod l1;
 mod lookup;
 mod slices;
@@ -27,7 +30,7 @@ use super::cache::{Radix, SliceCache};
 use super::facts::Facts;
 use super::layout::Geometry;
 
-pub(super) use lookup::{Extent, Miss};
+pub(super) use extent::{Extent, Miss};
 pub(super) use subclusters::{load_entry, same_host, store_entry};
 
 /// The mapping of an open image.

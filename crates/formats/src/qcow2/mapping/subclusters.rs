@@ -9,7 +9,7 @@ use std::sync::atomic::{
 use oxblk_ring::perturb::point;
 
 use super::Mapping;
-use super::lookup::{Extent, Miss};
+use super::extent::{Extent, Miss};
 use crate::qcow2::layout::{ExtendedEntry, L2Entry, L2Kind, SUBCLUSTERS, Subcluster, Subclusters};
 
 /// Loads the entry at word `index` of a slice.

@@ -45,13 +45,13 @@ impl DirtyBit {
 
 impl Metadata {
     /// Sets the dirty bit, durably, unless it is known to be set.
-    pub(in crate::qcow2) async fn postpone_refcounts(&self) -> Result<()> {
+    pub(super) async fn postpone_refcounts(&self) -> Result<()> {
         if self.dirty_bit.is_set() { Ok(()) } else { self.write_dirty_bit(true).await }
     }
 
     /// Writes all refcounts durably, then clears the dirty bit. The dirty bit stays set if a change of snapshots did not
     /// complete.
-    pub(in crate::qcow2) async fn write_postponed(&self) -> Result<()> {
+    pub(super) async fn write_postponed(&self) -> Result<()> {
         if self.dirty_bit.is_clear() && !self.facts.modes().contains(Modes::LAZY) {
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! Changing L2 entries of one word in cached slices.
 //!
-//! Callers hold the guest range lock on the clusters of these entries. A slice is marked dirty after its entries have changed, and
-//! only then are the old references dropped. So a write-back cycle that releases them also writes the slice.
+//! Callers hold the guest range lock on the clusters of these entries. A slice is marked dirty after its entries have changed,
+//! and only then are the old references dropped. So a write-back cycle that releases them also writes the slice.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 
@@ -88,7 +88,7 @@ impl Metadata {
 
     /// If `change` would change nothing in this slice, returns the guest offset where the next slice begins. A shared L2 table
     /// need not be copied then.
-    pub(in crate::qcow2) async fn unchanged_slice(
+    async fn unchanged_slice(
         &self,
         at: u64,
         to: u64,
@@ -117,7 +117,7 @@ impl Metadata {
     }
 
     /// Changes the entries of one slice and returns where the next one begins.
-    pub(in crate::qcow2) async fn change_slice(
+    async fn change_slice(
         &self,
         at: u64,
         to: u64,

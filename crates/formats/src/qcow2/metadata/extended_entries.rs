@@ -1,7 +1,7 @@
 //! Changing extended L2 entries in cached slices.
 //!
-//! Callers hold the guest range lock on the clusters of these entries. Lookups hold no lock. For them, the two words of an entry
-//! change atomically (see `mapping/lookup`).
+//! Callers hold the guest range lock on the clusters of these entries. Lookups hold no lock. For them, the two words of an
+//! entry change atomically (see `mapping/lookup`).
 
 use oxblk_core::{ChildIdx, Result};
 use oxblk_ring::perturb::point;
@@ -104,7 +104,7 @@ impl Metadata {
     }
 
     /// Changes the entries of one slice. Returns the guest offset at which the next slice begins.
-    pub(in crate::qcow2) async fn change_extended_slice(
+    async fn change_extended_slice(
         &self,
         from: u64,
         to: u64,

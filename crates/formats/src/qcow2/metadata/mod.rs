@@ -2,6 +2,7 @@
 //!
 //! | file | concern |
 //! |---|---|
+//! | `snapshot_table` | the place of the snapshot table, and reading it |
 //! | `overlap` | metadata that overlaps other metadata |
 //! | `dirty_bit` | the dirty bit of the header: lazy refcounts, changes of snapshots |
 //! | `header` | rewriting the complete header |
@@ -10,17 +11,19 @@
 //! | `tables` | making L2 tables and other tables |
 //! | `entries`, `extended_entries` | changing L2 entries |
 //! | `l1_table` | replacing the L1 table by a larger one |
-//! | `snapshot_table` | reading and replacing the snapshot table |
+//! | `snapshot_change` | replacing the snapshot table |
 //! | `close` | writing everything, so that the image on disk is complete |
 //!
-//! [`Metadata`] knows [`Facts`], [`Clusters`] and [`Mapping`], which know nothing of each other. It is the only owner that writes
-//! L2 tables and L1 entries of the active state while requests run.
+//! A file uses the files above it.
+//!
+//! [`Metadata`] knows [`Facts`], [`Clusters`] and [`Mapping`], which know nothing of each other. It is the only owner that
+//! writes L2 tables and L1 entries of the active state while requests run.
 //!
 //! Invariant: a reference is on disk only after the cluster that it refers to and the refcount of that cluster. A refcount is
 //! lowered only after the reference is gone from the disk.
 //!
 //! Locks, in the order in which they are taken: `tables` (making an L2 table), `writing_back` (one write-back cycle at a time).
-//! Locks of the other owners are taken after these.
+//! Of the locks of [`Clusters`], `Tail::turn` is taken before these, and all others after them.
 
 mod close;
 mod dirty_bit;
@@ -30,6 +33,7 @@ mod header;
 mod l1_table;
 mod overlap;
 mod slices;
+mod snapshot_change;
 mod snapshot_table;
 mod tables;
 mod write_back;

@@ -1,9 +1,9 @@
 //! `overlap-check`: refuses metadata writes to clusters that also hold other metadata.
 //!
-//! Metadata clusters are never allocated for something else (see `allocator`). So structures overlap only if another program
-//! wrote the image so. The overlaps are computed when the image is opened for writing. A write to a structure that overlaps a
-//! protected structure is refused, and the image is marked corrupt. Guest data writes to metadata clusters, and freeing them as
-//! guest data, are refused in the same way.
+//! Metadata clusters are never allocated for something else (see `clusters/allocator`). So structures overlap only if another
+//! program wrote the image so. The overlaps are computed when the image is opened for writing. A write to a structure that
+//! overlaps a protected structure is refused, and the image is marked corrupt. Guest data writes to metadata clusters, and
+//! freeing them as guest data, are refused in the same way.
 
 use std::collections::BTreeMap;
 
@@ -79,7 +79,7 @@ impl Metadata {
     }
 
     /// Whether a range of the file holds protected metadata, which must not be used for guest data.
-    pub(in crate::qcow2) fn is_protected(&self, offset: u64, bytes: u64) -> bool {
+    pub(super) fn is_protected(&self, offset: u64, bytes: u64) -> bool {
         if !self.clusters.is_metadata(offset, bytes) {
             return false;
         }
@@ -88,7 +88,7 @@ impl Metadata {
     }
 
     /// The names of the structures in a range of the file that holds metadata.
-    pub(in crate::qcow2) fn overlapped(&self, offset: u64, bytes: u64) -> String {
+    pub(super) fn overlapped(&self, offset: u64, bytes: u64) -> String {
         structure_names(self.structures_in(offset, bytes))
     }
 

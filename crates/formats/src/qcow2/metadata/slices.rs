@@ -32,11 +32,7 @@ impl Metadata {
     }
 
     /// As [`Self::extent`]. The inner error is an entry that is invalid.
-    pub(in crate::qcow2) async fn extent_or_entry(
-        &self,
-        offset: u64,
-        len: u64,
-    ) -> Result<Result<Extent, u64>> {
+    async fn extent_or_entry(&self, offset: u64, len: u64) -> Result<Result<Extent, u64>> {
         let mut tries = 0_u32;
         loop {
             match self.mapping.lookup(offset, len) {
@@ -52,7 +48,7 @@ impl Metadata {
     }
 
     /// Pins the slice of a guest offset; `None` if its L2 table does not exist.
-    pub(in crate::qcow2) async fn pin_slice(&self, offset: u64) -> Result<Option<Pinned<'_>>> {
+    pub(super) async fn pin_slice(&self, offset: u64) -> Result<Option<Pinned<'_>>> {
         let (slice, _) = self.mapping.slice_of(offset);
         loop {
             if let Some(pinned) = self.mapping.pin(slice) {
@@ -79,7 +75,7 @@ impl Metadata {
 
     /// Refuses a slice whose entries map guest clusters to clusters that hold metadata. In a writable image, a write in place
     /// would overwrite the metadata. So such a slice is never cached.
-    pub(in crate::qcow2) async fn check_slice(&self, bytes: &[u8]) -> Result<()> {
+    async fn check_slice(&self, bytes: &[u8]) -> Result<()> {
         if self.facts.is_read_only() || self.geometry.data_file {
             return Ok(());
         }

@@ -1,5 +1,5 @@
-//! Tables: making new L2 tables, copying an L2 table that a snapshot shares before it is changed, and writing other tables to new
-//! clusters.
+//! Tables: making new L2 tables, copying an L2 table that a snapshot shares before it is changed, and writing other tables to
+//! new clusters.
 //!
 //! A new table is written to the file before the L1 entry in memory refers to it. So its slices can be loaded like all others.
 //! The L1 entry reaches the disk with the next write-back, after the table's contents and its refcount.
@@ -22,7 +22,7 @@ impl Metadata {
     }
 
     /// Makes sure that the L2 table of an L1 index exists and belongs to the active state alone.
-    pub(in crate::qcow2) async fn ensure_table(&self, index: u64) -> Result<()> {
+    pub(super) async fn ensure_table(&self, index: u64) -> Result<()> {
         if self.mapping.l1_entry(index).copied() {
             return Ok(());
         }

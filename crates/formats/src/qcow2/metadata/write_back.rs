@@ -11,7 +11,7 @@
 //! 3. write the copies; flush if a later step relies on them;
 //! 4. write the L1 entries; flush if a later step relies on them;
 //! 5. lower the refcounts of the dropped references. Clusters whose refcount reaches 0 are quarantined until the requests that
-//!    may still use them have ended (see `allocator`).
+//!    may still use them have ended (see `clusters/allocator`).
 //!
 //! A cycle that fails or is cancelled restores its input: slices and L1 entries are dirty again, and the dropped references
 //! stay in the list. The next cycle waits until the I/O of a cancelled cycle has ended (see `write_barrier`). An I/O error in
@@ -40,8 +40,8 @@ impl Metadata {
         Ok(())
     }
 
-    /// Runs a write-back cycle if many references were dropped, or if some were and free clusters are needed soon. Clusters that
-    /// the cycle frees can be reused after all current requests have ended, so this must happen before the file is full.
+    /// Runs a write-back cycle if many references were dropped, or if some were and free clusters are needed soon. Clusters
+    /// that the cycle frees can be reused after all current requests have ended, so this must happen before the file is full.
     pub(in crate::qcow2) async fn relieve(&self) -> Result<()> {
         if self.clusters.needs_write_back().await? { self.write_back(false).await } else { Ok(()) }
     }
@@ -154,9 +154,9 @@ impl Metadata {
         run_all(writes).await
     }
 
-    /// As [`Clusters::reserve_to_use_behind`](super::clusters::Clusters::reserve_to_use_behind), wherever clusters are free. Runs
-    /// a write-back cycle before if one is needed.
-    pub(in crate::qcow2) async fn reserve_to_use(&self, count: u64) -> Result<Reserved<'_>> {
+    /// As [`Clusters::reserve_to_use_behind`](super::clusters::Clusters::reserve_to_use_behind), wherever clusters are free.
+    /// Runs a write-back cycle before if one is needed.
+    pub(super) async fn reserve_to_use(&self, count: u64) -> Result<Reserved<'_>> {
         self.reserve_to_use_behind(None, count).await
     }
 

@@ -37,7 +37,7 @@ impl Drop for Halfway<'_> {
 
 impl ImageSnapshots {
     /// Creates a snapshot: a copy of the active L1 table, which refers to the same L2 tables.
-    pub(super) async fn take_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
+    pub(in crate::qcow2) async fn take_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
         self.facts.check_writable()?;
         self.check_counts_data()?;
         self.metadata.write_back(true).await?;
@@ -131,7 +131,7 @@ impl ImageSnapshots {
     }
 
     /// Applies a snapshot: the active state becomes a copy of it.
-    pub(super) async fn go_to_snapshot(&self, id: &str) -> Result<()> {
+    pub(in crate::qcow2) async fn go_to_snapshot(&self, id: &str) -> Result<()> {
         self.facts.check_writable()?;
         self.check_counts_data()?;
         self.metadata.write_back(true).await?;
@@ -256,7 +256,7 @@ impl ImageSnapshots {
     }
 
     /// Deletes a snapshot.
-    pub(super) async fn remove_snapshot(&self, id: &str) -> Result<()> {
+    pub(in crate::qcow2) async fn remove_snapshot(&self, id: &str) -> Result<()> {
         self.facts.check_writable()?;
         self.check_counts_data()?;
         self.metadata.write_back(true).await?;

@@ -27,10 +27,8 @@ mod vm_state;
 
 use std::sync::Arc;
 
-use oxblk_core::snapshot::{SnapshotInfo, Snapshots};
-use oxblk_core::{BoxFuture, Result};
+use oxblk_core::snapshot::SnapshotInfo;
 
-use super::Qcow2;
 use super::bitmaps::Bitmaps;
 use super::clusters::Clusters;
 use super::facts::Facts;
@@ -61,33 +59,8 @@ impl ImageSnapshots {
     }
 }
 
-impl Snapshots for Qcow2 {
-    fn list(&self) -> BoxFuture<'_, Result<Vec<SnapshotInfo>>> {
-        Box::pin(async {
-            let list = self.metadata.snapshot_list().await?;
-            Ok(list.iter().map(describe).collect())
-        })
-    }
-
-    fn create<'a>(&'a self, new: &'a SnapshotInfo) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.snapshots.take_snapshot(new))
-    }
-
-    fn apply<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.snapshots.go_to_snapshot(id))
-    }
-
-    fn delete<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.snapshots.remove_snapshot(id))
-    }
-
-    fn load<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.snapshots.show_snapshot(id))
-    }
-}
-
 /// The description of a snapshot for users.
-fn describe(snapshot: &Snapshot) -> SnapshotInfo {
+pub(super) fn describe(snapshot: &Snapshot) -> SnapshotInfo {
     SnapshotInfo {
         id: snapshot.id.clone(),
         name: snapshot.name.clone(),

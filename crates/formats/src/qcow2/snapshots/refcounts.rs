@@ -98,7 +98,7 @@ impl ImageSnapshots {
     ///
     /// # Errors
     /// As the file reports, or when a refcount is too low. The refcounts in other blocks are still lowered.
-    pub(in crate::qcow2) async fn lower_reach(&self, reach: &Reach) -> Result<RoaringTreemap> {
+    pub(super) async fn lower_reach(&self, reach: &Reach) -> Result<RoaringTreemap> {
         let blocks = reach.counted.blocks(self.geometry.refcounts_per_block());
         self.change_blocks(reach, blocks, Change::Lower, &mut Vec::new()).await
     }

@@ -98,7 +98,7 @@ impl ImageSnapshots {
     /// # Errors
     /// When a table cannot be read or written, or has an invalid entry. Some copied flags may be cleared by then. No
     /// write is in flight when this returns, because the caller writes to the same tables next.
-    pub(in crate::qcow2) async fn reach(&self, l1: &[L1Entry], pass: Pass) -> Result<Reach> {
+    pub(super) async fn reach(&self, l1: &[L1Entry], pass: Pass) -> Result<Reach> {
         let counted = self.count_tables(l1, pass).await;
         if counted.is_err() {
             oxblk_ring::settled().await;

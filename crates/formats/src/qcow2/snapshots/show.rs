@@ -8,7 +8,7 @@ use super::change::find;
 
 impl ImageSnapshots {
     /// Makes the node show the contents and the size of a snapshot.
-    pub(super) async fn show_snapshot(&self, id: &str) -> Result<()> {
+    pub(in crate::qcow2) async fn show_snapshot(&self, id: &str) -> Result<()> {
         self.facts.check_usable()?;
         if !self.facts.is_read_only() {
             return Err(Error::from_errno(Errno::ACCES));

@@ -2,6 +2,7 @@
 //!
 //! | file | concern |
 //! |---|---|
+//! | `fill` | filling new clusters |
 //! | `write` | writes that allocate clusters or subclusters, and copy-on-write |
 //! | `zero` | zero writes and discards |
 //!
@@ -15,5 +16,6 @@
 //! Code in this module reads and changes entries only while it holds the guest range lock on their clusters. Lookups
 //! hold no lock. For them, the two words of an entry change atomically (see `mapping/lookup`).
 
+mod fill;
 mod write;
 mod zero;
