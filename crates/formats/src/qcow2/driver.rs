@@ -20,6 +20,7 @@ use super::Qcow2;
 use super::check::check;
 use super::compact::Compaction;
 use super::facts::header::read_header;
+use super::facts::stopped::Replaced;
 use super::layout::{Compatible, Incompatible};
 use super::mapping::Extent;
 use super::snapshots::describe;
@@ -295,7 +296,7 @@ impl Qcow2 {
             return check(&file, &header, fix, say).await;
         }
         // The metadata in memory is outdated after a repair. So the image accepts no more writes until it is reopened.
-        self.facts.disable();
+        self.facts.stop_for(Replaced::Repair);
         let report = check(&file, &header, fix, say).await?;
         self.facts.clear_unknown_autoclear(&file).await?;
         Ok(report)

@@ -237,7 +237,6 @@ async fn build(
     };
     let compression = header.compression;
     let (l1_offset, l1_entries) = (header.l1_offset, u64::from(header.l1_entries));
-    let crypto = header.extensions.crypto;
     let snapshots = SnapshotTable::of(&header);
     let facts =
         Arc::new(Facts::new(header, modes, context.children, context.epochs, context.read_only));
@@ -249,13 +248,7 @@ async fn build(
     )
     .await
     .map_err(|error| error.prefix("Could not initialize refcount handling"))?;
-    clusters.note_metadata(l1_offset, l1_entries.saturating_mul(8));
-    if let Some(crypto) = crypto {
-        // The length in the header may be wrong. Guest data lies within the file, so the length is limited to the file.
-        let size = facts.file()?.size();
-        let len = crypto.length.min(size.saturating_sub(crypto.offset));
-        clusters.note_metadata(crypto.offset, len);
-    }
+    note_named_places(&clusters, &facts.header(), &*facts.file()?);
     let slice_words = sizes.slice / 8;
     let slices = sizes.l2_slices(geometry, l1_entries);
     let l2 = cache(sizes.slice, slices);
@@ -291,6 +284,16 @@ async fn build(
         bitmaps,
         prepared: Mutex::default(),
     })
+}
+
+/// Notes the L1 table and the LUKS header as metadata.
+pub(super) fn note_named_places(clusters: &Clusters, header: &Header, file: &Edge) {
+    clusters.note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
+    if let Some(crypto) = header.extensions.crypto {
+        // The length in the header may be wrong. Guest data lies within the file, so the length is limited to the file.
+        let len = crypto.length.min(file.size().saturating_sub(crypto.offset));
+        clusters.note_metadata(crypto.offset, len);
+    }
 }
 
 impl Qcow2 {

@@ -18,7 +18,7 @@ use super::encryption::Given;
 use super::facts::header::read_header;
 use super::facts::run_options::{Modes, RunOptions};
 use super::layout::{Header, Incompatible, L1Entry};
-use super::open::{OpenOptions, repair_dirty};
+use super::open::{OpenOptions, note_named_places, repair_dirty};
 
 /// A reopen that is prepared and waits for commit or abort.
 pub(super) struct Prepared {
@@ -164,10 +164,15 @@ impl Qcow2 {
                 "Bitmaps had to be repaired: the image is to be opened again",
             ));
         }
+        // The repair may have moved or freed structures. Callers note L2 tables and snapshots afterwards.
+        self.clusters.forget_all_metadata();
         self.clusters.reload(&header).await?;
+        note_named_places(&self.clusters, &header, &file);
+        self.bitmaps.note_bitmaps();
         self.mapping.forget_l1();
         self.metadata.read_l1(&file).await?;
         self.facts.adopt_header(header);
+        self.metadata.note_repair();
         Ok(())
     }
 

@@ -28,6 +28,7 @@ use oxblk_core::{BoxFuture, Error, Options, Preallocation, Result};
 use super::Qcow2;
 use super::create_options::{option, refcount_order};
 use super::facts::run_options::Modes;
+use super::facts::stopped::Replaced;
 use super::layout::{Autoclear, Compatible, CryptMethod, Header, Incompatible};
 
 /// The options that can be amended.
@@ -239,7 +240,7 @@ impl Qcow2 {
         finished?;
         if steps.upgrade || steps.downgrade || steps.order.is_some() {
             // The state in memory belongs to the old version or width: the image must be opened again.
-            self.facts.disable();
+            self.facts.stop_for(Replaced::Amend);
         }
         Ok(wanted.lazy_refcounts)
     }

@@ -8,15 +8,7 @@ use oxblk_ring::IoBuf;
 
 use super::super::layout::{BitmapFlags, encode_bitmap_directory};
 use super::Bitmaps;
-use super::{State, Stored};
-
-impl State {
-    /// Whether the bitmap may change while the image is written to.
-    fn changes(&self, stored: &Stored) -> bool {
-        let is_live = self.live.iter().any(|live| *live.name() == *stored.entry.name());
-        is_live || stored.entry.flags.contains(BitmapFlags::AUTO)
-    }
-}
+use super::Stored;
 
 impl Bitmaps {
     /// Marks bitmaps as in use, durably: the usable ones, and the enabled ones that are unusable and so miss the
@@ -27,7 +19,13 @@ impl Bitmaps {
         let Some(place) = state.directory.place else { return Ok(()) };
         let mut marked = state.directory.stored.clone();
         let mut changed = false;
-        for stored in marked.iter_mut().filter(|stored| state.changes(stored)) {
+        let live = state.live_by_name();
+        // Usable bitmaps and enabled ones may change while the image is written to.
+        let changes = |stored: &Stored| {
+            live.contains_key(&*stored.entry.name())
+                || stored.entry.flags.contains(BitmapFlags::AUTO)
+        };
+        for stored in marked.iter_mut().filter(|stored| changes(stored)) {
             changed |= !stored.entry.flags.contains(BitmapFlags::IN_USE);
             stored.entry.flags |= BitmapFlags::IN_USE;
         }

@@ -118,10 +118,9 @@ impl Bitmaps {
             return Ok(false);
         }
         let mut ones = ONES;
+        let live_by_name = state.live_by_name();
         for entry in &entries {
-            let Some(live) = state.live.iter().find(|live| *live.name() == *entry.name()) else {
-                continue;
-            };
+            let Some(live) = live_by_name.get(&*entry.name()) else { continue };
             // Equal entries do not prove equal data: another program may have changed it.
             let table = self.read_bitmap_table(file, entry).await?;
             let there = self.read_bitmap(file, entry, &table, &mut ones).await;

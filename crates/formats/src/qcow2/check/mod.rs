@@ -41,6 +41,7 @@ use std::collections::{BTreeSet, HashSet};
 use oxblk_core::check::{CheckReport, Finding, FindingKind, Fix};
 use oxblk_core::{Edge, Result};
 use oxblk_ring::IoBufMut;
+use roaring::RoaringTreemap;
 
 use super::layout::{Geometry, Header, refcount_max};
 use super::refscan::References;
@@ -81,6 +82,8 @@ struct Checker<'a> {
     references: References,
     /// Number of clusters in the file. The last cluster may be partial.
     clusters: u64,
+    /// Clusters behind the end of the file to which metadata refers. A repair does not use them.
+    beyond: RoaringTreemap,
     refcount_table: Vec<u64>,
     /// Refcount table indices with a broken entry, so that the refcounts of their block are unknown.
     broken_blocks: HashSet<u64>,
@@ -153,6 +156,7 @@ impl<'a> Checker<'a> {
             report,
             references: References::new(refcount_max(geometry.refcount_order)),
             clusters,
+            beyond: RoaringTreemap::new(),
             refcount_table: Vec::new(),
             broken_blocks: HashSet::new(),
             broken_block_told: false,

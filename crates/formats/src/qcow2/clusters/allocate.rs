@@ -63,6 +63,11 @@ impl Clusters {
         self.allocator.forget_metadata(offset, bytes);
     }
 
+    /// Forgets all places of metadata apart from the header's. The caller notes the current places.
+    pub(in crate::qcow2) fn forget_all_metadata(&self) {
+        self.allocator.forget_all_metadata();
+    }
+
     /// Whether any cluster of a range of the file holds metadata.
     pub(in crate::qcow2) fn is_metadata(&self, offset: u64, bytes: u64) -> bool {
         self.allocator.is_metadata(offset, bytes)

@@ -46,7 +46,9 @@ impl Clusters {
     }
 
     /// Lowers the refcounts of references that are gone from the disk, and removes them from the list. A reference whose
-    /// refcount cannot be read stays in the list.
+    /// refcount cannot be read stays in the list. A refcount that is 0 already is no error: the data is durable, and a check
+    /// repairs such refcounts.
+    ///
     /// `check_release` gets the byte offset of a cluster of guest data, and refuses to free protected metadata.
     pub(in crate::qcow2) async fn lower(
         &self,
@@ -56,10 +58,11 @@ impl Clusters {
         if dropped.is_empty() {
             return Ok(());
         }
+        let mut missing = Missing::default();
         // A scan must not find a cluster with refcount 0 before the cluster is quarantined.
         let _turn = self.allocator.scanning.lock().await;
         while let Some(Dropped { cluster, was, .. }) = dropped.front().copied() {
-            let outcome = self.lower_one(cluster, was, &check_release).await;
+            let outcome = self.lower_one(cluster, was, &check_release, &mut missing).await;
             if matches!(&outcome, Err(error) if error.kind() != ErrorKind::Corrupt) {
                 return outcome;
             }
@@ -80,14 +83,21 @@ impl Clusters {
         cluster: u64,
         was: ReleaseReason,
         check_release: &impl AsyncFn(u64) -> Result<()>,
+        missing: &mut Missing,
     ) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         let (offset, size) = (cluster << bits, self.geometry.cluster_size());
         if was != ReleaseReason::Table {
             check_release(offset).await?;
         }
-        if self.drop_one(cluster).await? > 0 {
-            return Ok(());
+        match self.drop_one(cluster).await {
+            Ok(0) => {}
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                missing.add(offset);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
         }
         point();
         if was == ReleaseReason::Table {
@@ -209,4 +219,29 @@ fn merge(mut runs: Vec<Quarantined>) -> Vec<Quarantined> {
         }
     }
     merged
+}
+
+/// Clusters that lost a reference although their refcounts were 0. They are reported together when this is dropped.
+#[derive(Default)]
+struct Missing {
+    first: Option<u64>,
+    count: u64,
+}
+
+impl Missing {
+    fn add(&mut self, offset: u64) {
+        self.first.get_or_insert(offset);
+        self.count = self.count.saturating_add(1);
+    }
+}
+
+impl Drop for Missing {
+    fn drop(&mut self) {
+        if let Some(offset) = self.first {
+            tracing::warn!(
+                "qcow2: {} freed clusters had no refcount (the first at offset {offset:#x}); 'img check -r all' repairs the image",
+                self.count
+            );
+        }
+    }
 }

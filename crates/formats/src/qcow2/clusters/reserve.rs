@@ -1,5 +1,7 @@
 //! Taking clusters out of the free map. The map is filled from the refcount blocks, as far as the search needs.
 
+use std::sync::atomic::Ordering::Acquire;
+
 use oxblk_core::{Errno, Error, Result};
 use oxblk_ring::perturb::point;
 
@@ -30,7 +32,7 @@ impl Clusters {
             if self.allocator.scanned() >= limit {
                 return Ok(true);
             }
-            self.scan_next().await?;
+            self.scan_next(0).await?;
         }
         Ok(false)
     }
@@ -48,7 +50,7 @@ impl Clusters {
                 return Ok(reserved);
             }
             if self.allocator.scanned() < limit {
-                self.scan_next().await?;
+                self.scan_next(0).await?;
                 continue;
             }
             self.allocator.rewind();
@@ -80,7 +82,9 @@ impl Clusters {
         count: u64,
     ) -> Result<Reserved<'_>> {
         let limit = self.limit()?;
-        if let Some(start) = behind {
+        // The number comes from an L2 entry. A cluster far behind the end of the file is no place for data.
+        let end = self.geometry.cluster_index(self.file()?.size()).saturating_add(1);
+        if let Some(start) = behind.filter(|start| *start <= end) {
             let count = count.min(limit.saturating_sub(start));
             self.scan_up_to(start.saturating_add(count)).await?;
             if let Some(reserved) = self.allocator.take_from(start, count)? {
@@ -97,21 +101,23 @@ impl Clusters {
                 self.allocator.rewind();
                 return self.reserve_any(count).await;
             }
-            self.scan_next().await?;
+            self.scan_next(0).await?;
         }
     }
 
-    /// Scans the next refcount block and reports its free clusters to the allocator.
-    async fn scan_next(&self) -> Result<()> {
+    /// Scans the next refcount block and reports its free clusters to the allocator. Blocks that do not exist are scanned
+    /// together, up to the one of cluster `reach`.
+    async fn scan_next(&self, reach: u64) -> Result<()> {
         let _turn = self.allocator.scanning.lock().await;
         let per_block = self.geometry.refcounts_per_block();
         let start = self.allocator.scanned();
         let block = start / per_block;
-        let end = block.saturating_add(1).saturating_mul(per_block);
+        let base = self.block_offset(block);
+        let last = if base == 0 { self.last_missing(block, reach / per_block) } else { block };
+        let end = last.saturating_add(1).saturating_mul(per_block);
         if end > 1 << (56 - self.geometry.cluster_bits) {
             return Err(Error::from_errno(Errno::FBIG));
         }
-        let base = self.block_offset(block);
         if base == 0 {
             self.allocator.found(start, end, vec![(start, end)]);
             return Ok(());
@@ -140,10 +146,20 @@ impl Clusters {
         Ok(())
     }
 
+    /// The last of the contiguous blocks from `block` to `reach` that do not exist. `block` does not exist.
+    fn last_missing(&self, block: u64, reach: u64) -> u64 {
+        let next = block.saturating_add(1);
+        let end = self.table_entries.load(Acquire).min(reach.saturating_add(1));
+        match (next..end).find(|block| self.block_offset(*block) != 0) {
+            Some(existing) => existing.saturating_sub(1),
+            None => reach.max(block),
+        }
+    }
+
     /// Scans refcount blocks until all clusters before `cluster` have been scanned.
     pub(in crate::qcow2) async fn scan_up_to(&self, cluster: u64) -> Result<()> {
         while self.allocator.scanned() < cluster {
-            self.scan_next().await?;
+            self.scan_next(cluster).await?;
         }
         Ok(())
     }

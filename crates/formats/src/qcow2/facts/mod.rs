@@ -4,6 +4,7 @@
 //! | file | concern |
 //! |---|---|
 //! | `run_options` | runtime options of an open image |
+//! | `stopped` | why an open image accepts no further requests |
 //! | `data_file` | which child holds guest data |
 //! | `header` | the header in memory, and changing it on disk so that a power cut leaves the old or the new one |
 //! | `corruption` | handling metadata that contradicts itself |
@@ -17,6 +18,7 @@ mod corruption;
 mod data_file;
 pub(super) mod header;
 pub(super) mod run_options;
+pub(super) mod stopped;
 
 use std::sync::Arc;
 use std::sync::atomic::{
@@ -24,11 +26,12 @@ use std::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release},
 };
 
-use oxblk_core::{ChildIdx, Children, ChildrenRef, Edge, Epochs, Errno, Error, ErrorKind, Result};
+use oxblk_core::{ChildIdx, Children, ChildrenRef, Edge, Epochs, Error, ErrorKind, Result};
 
 use super::layout::{Geometry, Header};
 use header::HeaderState;
 use run_options::Modes;
+use stopped::ReplacedBy;
 
 /// Disk sizes are multiples of this many bytes.
 const SECTOR: u64 = 512;
@@ -46,6 +49,8 @@ pub(super) struct Facts {
     /// Set when a writable image was found corrupt, or when the value of a pointer on disk is unknown after an I/O error. Every
     /// request then fails.
     disabled: AtomicBool,
+    /// Why requests fail, if a repair or an amend is the cause.
+    replaced: ReplacedBy,
     /// Corruption has already been reported. It is reported once.
     signalled: AtomicBool,
     /// The runtime options.
@@ -69,6 +74,7 @@ impl Facts {
             read_only: AtomicBool::new(read_only),
             size: AtomicU64::new(header.size),
             disabled: AtomicBool::new(false),
+            replaced: ReplacedBy::default(),
             signalled: AtomicBool::new(false),
             modes: AtomicU32::new(modes.bits()),
             header: HeaderState::new(header),
@@ -156,7 +162,7 @@ impl Facts {
     /// Refuses requests after a corruption.
     pub(super) fn check_usable(&self) -> Result<()> {
         if !self.is_usable() {
-            return Err(Error::from_errno(Errno::IO));
+            return Err(self.stopped());
         }
         Ok(())
     }

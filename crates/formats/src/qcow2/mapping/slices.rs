@@ -26,7 +26,7 @@ impl Mapping {
                 table.saturating_add(within)
             })),
             Err(_) => {
-                let entry = self.l1_entry(index).0;
+                let entry = self.l1_entry(index).raw_offset();
                 let text = format!("L2 table offset {entry:#x} unaligned (L1 index: {index:#x})");
                 Err(self.facts.mark_corrupt(&text, entry).await)
             }

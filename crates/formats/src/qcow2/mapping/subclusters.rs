@@ -1,15 +1,13 @@
 //! Extended L2 entries in slices, and extents of subclusters. Unlike extents of clusters, an extent may begin or end inside a
 //! cluster.
 
-use std::sync::atomic::{
-    AtomicU64,
-    Ordering::{Acquire, Relaxed},
-};
+use std::sync::atomic::{AtomicU64, Ordering::Acquire};
 
 use oxblk_ring::perturb::point;
 
 use super::Mapping;
 use super::extent::{Extent, Miss};
+use crate::qcow2::cache::Change;
 use crate::qcow2::layout::{ExtendedEntry, L2Entry, L2Kind, SUBCLUSTERS, Subcluster, Subclusters};
 
 /// Loads the entry at word `index` of a slice.
@@ -21,13 +19,11 @@ pub(in crate::qcow2) fn load_entry(words: &[AtomicU64], index: usize) -> Option<
     })
 }
 
-/// Stores the entry at word `index` of a slice. The caller has begun a change of the slice.
-pub(in crate::qcow2) fn store_entry(words: &[AtomicU64], index: usize, new: ExtendedEntry) {
-    if let Some([entry, bitmap]) = index.checked_add(2).and_then(|end| words.get(index..end)) {
-        entry.store(new.entry.0, Relaxed);
-        point();
-        bitmap.store(new.bitmap.0, Relaxed);
-    }
+/// Stores the entry at word `index` of a slice.
+pub(in crate::qcow2) fn store_entry(change: &mut Change<'_>, index: usize, new: ExtendedEntry) {
+    change.replace(index, new.entry.0);
+    point();
+    change.replace(index.saturating_add(1), new.bitmap.0);
 }
 
 /// Whether both entries are equal apart from the copied flag.

@@ -38,12 +38,23 @@ impl DirtyBit {
         self.0.store(UNKNOWN, Release);
     }
 
+    /// The bit on disk was cleared by a repair.
+    fn was_cleared(&self) {
+        self.learn(false);
+    }
+
     fn learn(&self, set: bool) {
         self.0.store(if set { SET } else { CLEAR }, Release);
     }
 }
 
 impl Metadata {
+    /// Call this after a repair. It has completed what was left unfinished, and has cleared the dirty bit on disk.
+    pub(in crate::qcow2) fn note_repair(&self) {
+        self.dirty_bit.was_cleared();
+        self.clear_unfinished();
+    }
+
     /// Sets the dirty bit, durably, unless it is known to be set.
     pub(super) async fn postpone_refcounts(&self) -> Result<()> {
         if self.dirty_bit.is_set() { Ok(()) } else { self.write_dirty_bit(true).await }

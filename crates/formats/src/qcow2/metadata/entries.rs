@@ -3,7 +3,7 @@
 //! Callers hold the guest range lock on the clusters of these entries. A slice is marked dirty after its entries have changed,
 //! and only then are the old references dropped. So a write-back cycle that releases them also writes the slice.
 
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use std::sync::atomic::Ordering::Acquire;
 
 use oxblk_core::{ChildIdx, Result};
 use oxblk_ring::perturb::point;
@@ -37,19 +37,19 @@ impl Metadata {
             let (_, first) = self.mapping.slice_of(at);
             let mut old = Vec::new();
             let before = index;
-            for word in slice.words().iter().skip(first) {
+            let mut change = slice.begin_change();
+            for word in first..slice.words().len() {
                 if index == count {
                     break;
                 }
                 let new = entry(index);
-                let replaced = L2Entry(word.swap(new.0, AcqRel));
+                let replaced = L2Entry(change.replace(word, new.0));
                 if replaced.0 != 0 && !self.mapping.keeps_host(replaced, new) {
                     old.push(replaced);
                 }
                 index = index.saturating_add(1);
             }
-            point();
-            slice.mark_dirty();
+            drop(change);
             point();
             if let Some(counted) = &mut counted {
                 counted.keep_first(index.saturating_sub(before));
@@ -141,12 +141,15 @@ impl Metadata {
         let (_, first) = self.mapping.slice_of(at);
         let mut old = Vec::new();
         let (mut next, mut bad) = (at, None);
-        let mut changed = false;
-        for word in slice.words().iter().skip(first) {
+        let mut changing = slice.begin_change();
+        for word in first..slice.words().len() {
             if next >= to {
                 break;
             }
-            let entry = L2Entry(word.load(Acquire));
+            let Some(entry) = changing.words().get(word).map(|word| word.load(Acquire)) else {
+                break;
+            };
+            let entry = L2Entry(entry);
             let Ok(kind) = entry.kind(self.geometry, self.facts.version()) else {
                 bad = Some(entry.0);
                 break;
@@ -154,18 +157,14 @@ impl Metadata {
             if let Some(new) = change(kind, entry.copied(), has_backing)
                 && new != entry
             {
-                word.store(new.0, Release);
-                changed = true;
+                changing.replace(word, new.0);
                 if !self.mapping.keeps_host(entry, new) {
                     old.push(entry);
                 }
             }
             next = next.saturating_add(size);
         }
-        point();
-        if changed {
-            slice.mark_dirty();
-        }
+        drop(changing);
         point();
         self.clusters.drop_entries(&old, was);
         match bad {

@@ -55,20 +55,19 @@ impl Metadata {
             let (_, first) = self.mapping.slice_of(at);
             let mut dropped = Vec::new();
             let before = index;
-            let changing = slice.begin_change();
+            let mut changing = slice.begin_change();
             for word in (first..slice.words().len()).step_by(2) {
                 let Some(old) = load_entry(slice.words(), word).filter(|_| index < count) else {
                     break;
                 };
                 let new = change(index, old);
-                store_entry(slice.words(), word, new);
+                store_entry(&mut changing, word, new);
                 if !same_host(old.entry, new.entry) {
                     dropped.push(old.entry);
                 }
                 index = index.saturating_add(1);
             }
             drop(changing);
-            slice.mark_dirty();
             point();
             if let Some(counted) = &mut counted {
                 counted.keep_first(index.saturating_sub(before));
@@ -115,9 +114,9 @@ impl Metadata {
         self.ensure_table(self.mapping.l1_index(from)).await?;
         let Some(slice) = self.pin_slice(from).await? else { return Ok(from) };
         let (_, first) = self.mapping.slice_of(from);
-        let (mut at, mut bad, mut changed) = (from, None, false);
+        let (mut at, mut bad) = (from, None);
         let mut dropped = Vec::new();
-        let changing = slice.begin_change();
+        let mut changing = slice.begin_change();
         for word in (first..slice.words().len()).step_by(2) {
             let Some(entry) = load_entry(slice.words(), word).filter(|_| at < to) else { break };
             let Ok(kind) = entry.kind(self.geometry) else {
@@ -126,8 +125,7 @@ impl Metadata {
             };
             let new = change(&OldEntry { entry, kind, has_backing });
             if let Some(new) = new.filter(|new| *new != entry) {
-                store_entry(slice.words(), word, new);
-                changed = true;
+                store_entry(&mut changing, word, new);
                 if !same_host(entry.entry, new.entry) {
                     dropped.push(entry.entry);
                 }
@@ -135,9 +133,6 @@ impl Metadata {
             at = at.saturating_add(self.geometry.cluster_size());
         }
         drop(changing);
-        if changed {
-            slice.mark_dirty();
-        }
         drop(slice);
         self.clusters.drop_entries(&dropped, was);
         match bad {

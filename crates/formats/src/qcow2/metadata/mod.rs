@@ -105,6 +105,10 @@ impl Metadata {
         self.unfinished.store(true, Release);
     }
 
+    fn clear_unfinished(&self) {
+        self.unfinished.store(false, Release);
+    }
+
     /// The barrier of all writes that must end before the next write-back cycle writes.
     pub(super) fn barrier(&self) -> &WriteBarrier {
         &self.barrier
