@@ -237,6 +237,9 @@ impl Bitmaps {
             let text = format!("Granularity exceeds maximum ({MAX_GRANULARITY} bytes)");
             return Err(Error::invalid(text));
         }
+        if self.facts.size() == 0 {
+            return Err(Error::invalid("The disk is empty"));
+        }
         check_fits(self.facts.size(), granularity)?;
         let state = self.state();
         let on_disk: HashSet<_> =
