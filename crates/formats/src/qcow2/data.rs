@@ -85,6 +85,7 @@ impl Data {
     }
 
     /// Whether guest data is stored without encryption, so that the map may forward requests to the host offset.
+    #[inline]
     pub(super) fn is_plain(&self) -> bool {
         self.encryption.is_none()
     }

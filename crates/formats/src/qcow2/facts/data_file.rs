@@ -7,11 +7,13 @@ use super::run_options::Modes;
 
 impl Facts {
     /// The child that holds uncompressed guest data.
+    #[inline]
     pub(in crate::qcow2) fn data_child(&self) -> ChildIdx {
         if self.geometry.data_file { ChildIdx::DATA } else { ChildIdx::FILE }
     }
 
     /// Whether the data file must stay valid as a raw image: a reader without the tables must see the contents of the disk.
+    #[inline]
     pub(in crate::qcow2) fn has_raw_data(&self) -> bool {
         self.geometry.data_file && self.modes().contains(Modes::RAW_DATA)
     }

@@ -4,7 +4,7 @@
 //! | file | concern |
 //! |---|---|
 //! | `run_options` | runtime options of an open image |
-//! | `stopped` | why an open image accepts no further requests |
+//! | `stopped` | whether an open image accepts requests, and why not |
 //! | `data_file` | which child holds guest data |
 //! | `header` | the header in memory, and changing it on disk so that a power cut leaves the old or the new one |
 //! | `corruption` | handling metadata that contradicts itself |
@@ -26,7 +26,7 @@ use std::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release},
 };
 
-use oxblk_core::{ChildIdx, Children, ChildrenRef, Edge, Epochs, Error, ErrorKind, Result};
+use oxblk_core::{ChildIdx, Children, ChildrenRef, Edge, Epochs, Result};
 
 use super::layout::{Geometry, Header};
 use header::HeaderState;
@@ -82,16 +82,19 @@ impl Facts {
     }
 
     /// The geometry. It does not change while the image is open, so owners keep a copy.
+    #[inline]
     pub(super) fn geometry(&self) -> Geometry {
         self.geometry
     }
 
     /// The version of the format.
+    #[inline]
     pub(super) fn version(&self) -> u32 {
         self.version
     }
 
     /// The children of the node.
+    #[inline]
     pub(super) fn children(&self) -> &Children {
         &self.children
     }
@@ -138,6 +141,7 @@ impl Facts {
     }
 
     /// The size of the disk as the header gives it. It may end within a sector.
+    #[inline]
     pub(super) fn size_in_header(&self) -> u64 {
         self.size.load(Acquire)
     }
@@ -155,23 +159,8 @@ impl Facts {
     }
 
     /// Whether the image is open read-only.
+    #[inline]
     pub(super) fn is_read_only(&self) -> bool {
         self.read_only.load(Relaxed)
-    }
-
-    /// Refuses requests after a corruption.
-    pub(super) fn check_usable(&self) -> Result<()> {
-        if !self.is_usable() {
-            return Err(self.stopped());
-        }
-        Ok(())
-    }
-
-    /// Refuses writes to a read-only image, and requests after a corruption.
-    pub(super) fn check_writable(&self) -> Result<()> {
-        if self.is_read_only() {
-            return Err(Error::new(ErrorKind::ReadOnly, "Image is read-only"));
-        }
-        self.check_usable()
     }
 }

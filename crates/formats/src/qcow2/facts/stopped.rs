@@ -1,4 +1,4 @@
-//! Why an open image accepts no further requests.
+//! Whether an open image accepts requests, and why not.
 //!
 //! The flag `Facts::disabled` stops all requests. This file makes the error that such requests get: it says why the image has
 //! stopped, and what the user can do. The errno is `EIO`, as in QEMU.
@@ -6,7 +6,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::Relaxed;
 
-use oxblk_core::{Errno, Error};
+use oxblk_core::{Errno, Error, ErrorKind, Result};
 
 use super::Facts;
 
@@ -29,7 +29,7 @@ impl Facts {
     }
 
     /// The error of all requests of an image that has stopped.
-    pub(super) fn stopped(&self) -> Error {
+    fn stopped(&self) -> Error {
         let text = match self.replaced.0.get() {
             Some(Replaced::Repair) => {
                 "A repair may have changed metadata of the open image: it must be closed and opened again before it is used"
@@ -46,5 +46,21 @@ impl Facts {
             }
         };
         Error::from_errno(Errno::IO).reword(text)
+    }
+
+    /// Refuses requests after a corruption.
+    pub(in crate::qcow2) fn check_usable(&self) -> Result<()> {
+        if !self.is_usable() {
+            return Err(self.stopped());
+        }
+        Ok(())
+    }
+
+    /// Refuses writes to a read-only image, and requests after a corruption.
+    pub(in crate::qcow2) fn check_writable(&self) -> Result<()> {
+        if self.is_read_only() {
+            return Err(Error::new(ErrorKind::ReadOnly, "Image is read-only"));
+        }
+        self.check_usable()
     }
 }

@@ -17,10 +17,12 @@ use crate::qcow2::layout::L1Entry;
 
 impl Mapping {
     /// Index of the L1 entry of a guest offset.
+    #[inline]
     pub(in crate::qcow2) fn l1_index(&self, offset: u64) -> u64 {
         offset >> (self.geometry.cluster_bits + self.geometry.l2_bits())
     }
 
+    #[inline]
     pub(in crate::qcow2) fn l1_entry(&self, index: u64) -> L1Entry {
         L1Entry(self.l1.get(index).map_or(0, |entry| entry.load(Acquire)))
     }

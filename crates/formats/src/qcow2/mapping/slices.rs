@@ -9,6 +9,7 @@ use crate::qcow2::cache::{DirtyCopy, Pinned};
 
 impl Mapping {
     /// The number of the slice with the L2 entry of a guest offset, and the index of the entry's first word in that slice.
+    #[inline]
     pub(in crate::qcow2) fn slice_of(&self, offset: u64) -> (u64, usize) {
         let words = self.geometry.l2_entry_words();
         let word = (offset >> self.geometry.cluster_bits).wrapping_mul(words);
