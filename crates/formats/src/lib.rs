@@ -9,8 +9,10 @@
 
 pub mod absent;
 mod blocks;
+mod header_mark;
 pub mod parallels;
 pub mod qcow2;
 pub mod raw;
+mod slice_cache;
 pub mod vdi;
 mod write_barrier;

@@ -10,7 +10,6 @@
 //! | `extent` | disk offset → extent; loading the BAT |
 //! | `read_write` | requests that the fast path cannot answer |
 //! | `write_back` | the order in which the BAT reaches the disk; closing |
-//! | `mark` | whether the header says that the image is open for writing |
 //! | `survey` | checking all entries of the BAT: clusters in use, faults |
 //! | `check` | check and repair |
 //! | `create`, `open`, `reopen`, `driver` | as their names say |
@@ -37,7 +36,6 @@ mod driver;
 mod extent;
 #[doc(hidden)]
 pub mod header;
-mod mark;
 mod open;
 mod read_write;
 mod reopen;
@@ -54,9 +52,9 @@ pub use driver::PARALLELS;
 
 use crate::blocks::reopen::WriteAccess;
 use crate::blocks::{Allocator, DirtySectors, EntryMap, FreedBlocks};
+use crate::header_mark::Mark;
 use crate::write_barrier::WriteBarrier;
 use header::Header;
-use mark::Mark;
 use survey::Survey;
 
 /// An open parallels image.

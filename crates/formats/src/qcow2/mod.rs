@@ -5,7 +5,6 @@
 //! | | |
 //! |---|---|
 //! | `layout/` | on-disk structures: encoding and parsing, no I/O |
-//! | `cache/` | slices of L2 tables and refcount blocks; a hit takes no lock |
 //! | `refcounts`, `refcount_blocks`, `allocator`, `counted` | which host clusters are in use, free, reserved, quarantined |
 //! | `lookup` | guest offset → extent |
 //! | `data` | guest data at its host offset: which child holds it, where new data goes, encryption |
@@ -47,7 +46,6 @@ mod allocator;
 mod amend;
 mod backing;
 mod bitmaps;
-mod cache;
 mod check;
 mod compact;
 mod compressed;
@@ -107,6 +105,7 @@ pub use factory::QCOW2;
 
 use crate::write_barrier::WriteBarrier;
 
+use crate::slice_cache as cache;
 use cache::{Cleaner, Radix, SliceCache};
 use compressed::Tail;
 use layout::{Compression, Geometry, Incompatible};

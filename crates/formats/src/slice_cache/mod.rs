@@ -1,4 +1,4 @@
-//! The metadata cache: slices of L2 tables and refcount blocks, read without a lock.
+//! The metadata cache of qcow2 and qed: slices of L2 tables and refcount blocks, read without a lock.
 //!
 //! A *slice* is a run of 64-bit words of a table (4 KiB, or a cluster if that is smaller). Its number is its index, counted
 //! over all tables. [`SliceCache`] stores slices in numbered *slots*. A slot is created once; later only its contents change. A
@@ -49,9 +49,9 @@ use oxblk_core::Result;
 use oxblk_ring::perturb::point;
 use oxblk_ring::{Event, WordMemory};
 
-pub(super) use clean::Cleaner;
-pub(super) use radix::Radix;
-pub(super) use version::Changing;
+pub(crate) use clean::Cleaner;
+pub(crate) use radix::Radix;
+pub(crate) use version::Changing;
 
 use atomics::lock;
 use slot::Slot;
@@ -63,7 +63,7 @@ const CHUNK: usize = 16;
 const LIMIT_LATER: usize = 16 << 10;
 
 /// A cache of table slices.
-pub(super) struct SliceCache {
+pub(crate) struct SliceCache {
     words: usize,
     /// Largest number of slices. The cache may hold more slices for some time after the limit was lowered.
     limit: AtomicUsize,
@@ -97,12 +97,12 @@ impl Chunk {
 }
 
 /// No slot can be reused: metadata must be written back first.
-pub(super) struct Full;
+pub(crate) struct Full;
 
 impl SliceCache {
     /// A cache of at most `limit` slices (at least 2) of `words` words each. `filled` is notified when a slice is cached and
     /// the cache was empty.
-    pub(super) fn new(words: usize, limit: usize, filled: Arc<Event>) -> Self {
+    pub(crate) fn new(words: usize, limit: usize, filled: Arc<Event>) -> Self {
         let limit = limit.clamp(2, 1 << 24);
         let most = limit.max(LIMIT_LATER);
         Self {
@@ -121,18 +121,18 @@ impl SliceCache {
     }
 
     /// Changes the largest number of cached slices. The number is limited by the size for which the cache was created.
-    pub(super) fn set_limit(&self, limit: usize) {
+    pub(crate) fn set_limit(&self, limit: usize) {
         let most = self.chunks.len().saturating_mul(CHUNK);
         self.limit.store(limit.clamp(2, most), Relaxed);
     }
 
     /// Number of cached slices.
-    pub(super) fn in_use(&self) -> usize {
+    pub(crate) fn in_use(&self) -> usize {
         self.in_use.load(Acquire)
     }
 
     /// Drops all slices that are neither dirty nor pinned. Returns whether these were all slices.
-    pub(super) fn clear(&self) -> bool {
+    pub(crate) fn clear(&self) -> bool {
         let mut free = lock(&self.claiming);
         let mut all = true;
         for index in 0..self.chunks.len() {
@@ -146,7 +146,7 @@ impl SliceCache {
 
     /// Drops the slices of the chunk `index` that were not used since the last call and are neither dirty nor pinned. Returns
     /// whether the chunk exists.
-    pub(super) fn drop_unused(&self, index: usize) -> bool {
+    pub(crate) fn drop_unused(&self, index: usize) -> bool {
         let mut free = lock(&self.claiming);
         self.drop_slices(index, &mut free, |slot| !slot.was_used_in_interval()).is_some()
     }
@@ -212,14 +212,14 @@ impl SliceCache {
 
     /// Calls `look` on the words of a slice if it is cached. `look` may run on words that are being replaced; its result is
     /// then discarded.
-    pub(super) fn peek<R>(&self, slice: u64, look: impl FnOnce(&[AtomicU64]) -> R) -> Option<R> {
+    pub(crate) fn peek<R>(&self, slice: u64, look: impl FnOnce(&[AtomicU64]) -> R) -> Option<R> {
         let number = self.directory.get(slice)?.load(Acquire);
         point();
         self.slot(number)?.peek(slice, look)
     }
 
     /// Pins a slice if it is cached.
-    pub(super) fn pin(&self, slice: u64) -> Option<Pinned<'_>> {
+    pub(crate) fn pin(&self, slice: u64) -> Option<Pinned<'_>> {
         let number = self.directory.get(slice)?.load(Acquire);
         point();
         let slot = self.slot(number)?;
@@ -231,7 +231,7 @@ impl SliceCache {
     ///
     /// # Errors
     /// As `load` reports.
-    pub(super) async fn get<L>(
+    pub(crate) async fn get<L>(
         &self,
         slice: u64,
         load: impl Fn() -> L,
@@ -323,7 +323,7 @@ impl SliceCache {
 
     /// Copies all dirty slices and marks them clean. They stay pinned until the copies are dropped. So a slice can be evicted
     /// only when the disk has its newest contents.
-    pub(super) fn take_dirty(&self) -> Vec<DirtyCopy<'_>> {
+    pub(crate) fn take_dirty(&self) -> Vec<DirtyCopy<'_>> {
         let numbers = self.dirty.take();
         point();
         let mut copies = Vec::with_capacity(numbers.len());
@@ -356,7 +356,7 @@ impl Drop for Loading<'_> {
 }
 
 /// A pinned slice: its slot is not reused while this exists.
-pub(super) struct Pinned<'a> {
+pub(crate) struct Pinned<'a> {
     cache: &'a SliceCache,
     slot: &'a Slot,
     number: u32,
@@ -364,19 +364,19 @@ pub(super) struct Pinned<'a> {
 
 impl Pinned<'_> {
     /// The slice's words. Code that changes a word must call [`Self::mark_dirty`] afterwards.
-    pub(super) fn words(&self) -> &[AtomicU64] {
+    pub(crate) fn words(&self) -> &[AtomicU64] {
         self.slot.words()
     }
 
     /// Begins a change of several words that belong together. Readers see these changes only after the guard is dropped, and
     /// then all of them. The holder of the guard must not wait.
-    pub(super) fn begin_change(&self) -> Changing<'_> {
+    pub(crate) fn begin_change(&self) -> Changing<'_> {
         self.slot.begin_change()
     }
 
     /// Marks the slice dirty. Call this after the change of its words. When this returns, [`SliceCache::take_dirty`] includes
     /// the change.
-    pub(super) fn mark_dirty(&self) {
+    pub(crate) fn mark_dirty(&self) {
         self.cache.dirty.mark(self.slot.state(), self.number);
     }
 }
@@ -388,18 +388,18 @@ impl Drop for Pinned<'_> {
 }
 
 /// A consistent copy of a dirty slice.
-pub(super) struct DirtyCopy<'a> {
+pub(crate) struct DirtyCopy<'a> {
     pinned: Pinned<'a>,
     /// The number of the slice.
-    pub(super) slice: u64,
+    pub(crate) slice: u64,
     /// Its words in big-endian bytes.
-    pub(super) bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
     written: bool,
 }
 
 impl DirtyCopy<'_> {
     /// Call this when the copy is on disk. A copy that is dropped without this call makes its slice dirty again.
-    pub(super) fn written(mut self) {
+    pub(crate) fn written(mut self) {
         self.written = true;
     }
 }
