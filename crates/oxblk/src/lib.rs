@@ -140,7 +140,8 @@ pub use create::Create;
 pub use disk::{Cursor, Disk, OpenOptions, Sharing, TakenRanges};
 pub use drivers::{absent_error, drivers, is_absent};
 pub use format::{
-    Compression, Format, NewFormat, ParallelsOptions, Qcow2Options, Qcow2Version, QedOptions, RawOptions, VdiOptions,
+    Compression, Format, NewFormat, ParallelsOptions, Qcow2Options, Qcow2Version, QedOptions,
+    RawOptions, VdiOptions,
 };
 pub use image_info::{BackingName, ImageInfo, has_own_info};
 pub use map::{Extent, Extents};

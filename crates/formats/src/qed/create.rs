@@ -65,9 +65,7 @@ impl Wanted {
                 BadGeometry::Cluster => {
                     "QED cluster size must be within range [4096, 67108864] and power of 2"
                 }
-                BadGeometry::Table => {
-                    "QED table size must be within range [1, 16] and power of 2"
-                }
+                BadGeometry::Table => "QED table size must be within range [1, 16] and power of 2",
             })
         })?;
         let size = size.checked_next_multiple_of(SECTOR).unwrap_or(u64::MAX);

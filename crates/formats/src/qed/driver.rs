@@ -10,11 +10,11 @@ use oxblk_core::{
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qed;
+use super::create;
 use super::header::looks_like_qed;
 use super::lookup::Extent;
 use super::measure::measure;
 use super::open::open;
-use super::create;
 
 impl Driver for Qed {
     fn map(&self, op: MapOp, offset: u64, len: u64) -> Step {
@@ -146,9 +146,9 @@ pub static QED: &dyn DriverFactory = &Factory;
 /// Refuses a backing file format for which there is no driver.
 fn check_backing_format(graph: &Graph, options: &Options) -> Result<()> {
     match options.get_str("backing_fmt").filter(|name| graph.driver(name).is_err()) {
-        Some(name) => Err(Error::invalid(format!(
-            "Parameter 'backing-fmt' does not accept value '{name}'"
-        ))),
+        Some(name) => {
+            Err(Error::invalid(format!("Parameter 'backing-fmt' does not accept value '{name}'")))
+        }
         None => Ok(()),
     }
 }

@@ -1,6 +1,6 @@
 //! The metadata cache of qcow2 and qed: slices of L2 tables and refcount blocks, read without a lock.
 //!
-//! A *slice* is a run of 64-bit words of a table (4 KiB, or a cluster if that is smaller). Its number is its index, counted
+//! A *slice* is a run of 64-bit words of a table (usually 4 KiB). Its number is its index, counted
 //! over all tables. [`SliceCache`] stores slices in numbered *slots*. A slot is created once; later only its contents change. A
 //! [`Radix`](radix::Radix) tree maps a slice to its slot.
 //!
