@@ -17,6 +17,7 @@ const fn variant(name: &'static str, options: &'static str, cluster: u64) -> Var
         check: true,
         // QEMU ignores discards.
         discards_by_qemu: false,
+        shrunk_by_qemu: false,
         measured_by_qemu: false,
         ..Variant::new(&Qed, name, options, cluster)
     }

@@ -86,7 +86,7 @@ fn a_power_cut_during_creation_leaves_no_image_with_wrong_contents() {
     let formats: [(_, &[&str]); 3] = [
         (VDI, &["", ",static=on"]),
         (PARALLELS, &[""]),
-        (QED, &["", ",backing_file=b,cluster_size=4k"]),
+        (QED, &["", ",cluster_size=4k,table_size=2"]),
     ];
     for (driver, all_options) in formats {
         let earlier = earlier_image(driver.name());

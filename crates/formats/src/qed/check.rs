@@ -10,7 +10,7 @@ use oxblk_core::check::{self, CheckReport, FindingKind, Fix};
 use oxblk_core::{Errno, Error, Result};
 
 use super::Qed;
-use super::lookup::store;
+use super::lookup::set;
 use super::survey::{Fault, Survey};
 
 /// A repair changes at most as many entries as the file has clusters, plus this number.
@@ -167,14 +167,12 @@ impl Qed {
         Ok(())
     }
 
-    async fn set_data_entry(&self, guest: u64, entry: u64) -> Result<()> {
+    /// Changes the L2 entry of a cluster of the disk, whose table exists.
+    pub(super) async fn set_data_entry(&self, guest: u64, entry: u64) -> Result<()> {
         let (_, index) = self.slice_of(guest);
         let slice = self.pin_slice(guest).await?;
         let slice = slice.ok_or_else(|| Error::corrupt("an L2 table is gone"))?;
-        if let Some(word) = slice.words().get(index) {
-            store(word, entry);
-        }
-        slice.mark_dirty();
+        set(&mut slice.begin_change(), index, entry);
         Ok(())
     }
 }

@@ -13,7 +13,6 @@ use oxblk_core::{Errno, Error, Preallocation, Result, WriteFlags};
 use oxblk_ring::IoBufMut;
 
 use super::Qed;
-use super::lookup::store;
 use super::survey::Owner;
 use crate::blocks::Run;
 
@@ -125,15 +124,7 @@ impl Qed {
         for (from, owner, run) in moves {
             let to = self.offset_of(run.start);
             match owner {
-                Owner::Data(guest) => {
-                    let (_, index) = self.slice_of(guest);
-                    let slice = self.pin_slice(guest).await?;
-                    let slice = slice.ok_or_else(|| Error::corrupt("an L2 table is gone"))?;
-                    if let Some(word) = slice.words().get(index) {
-                        store(word, to);
-                    }
-                    slice.mark_dirty();
-                }
+                Owner::Data(guest) => self.set_data_entry(guest, to).await?,
                 Owner::Table(index) => self.set_l1_entry(index, to),
                 Owner::L1 => {
                     self.file()?.flush().await?;

@@ -101,7 +101,7 @@ impl Geometry {
 
     /// Largest size of a disk in bytes.
     pub fn max_size(&self) -> u64 {
-        self.table_reach().checked_mul(self.table_entries()).unwrap_or(u64::MAX).min(MAX_LENGTH)
+        self.table_reach().saturating_mul(self.table_entries()).min(MAX_LENGTH)
     }
 
     /// Number of entries of the L1 table that can map a part of a disk.

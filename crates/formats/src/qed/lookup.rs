@@ -3,12 +3,9 @@
 //! [`Qed::lookup`] answers from the cache alone, without a lock. [`Qed::extent`] loads missing slices.
 //!
 //! The slice cache reads words as big-endian numbers, and the tables of QED are little-endian. So the words of a slice have
-//! their bytes swapped; [`load`] and [`store`] convert them.
+//! their bytes swapped; [`load`] and [`set`] convert them.
 
-use std::sync::atomic::{
-    AtomicU64,
-    Ordering::{Acquire, Release},
-};
+use std::sync::atomic::{AtomicU64, Ordering::Acquire};
 
 use oxblk_core::{Errno, Error, Result};
 use oxblk_ring::IoBufMut;
@@ -16,7 +13,7 @@ use oxblk_ring::perturb::point;
 
 use super::Qed;
 use super::header::{ENTRY_BYTES, Entry};
-use crate::slice_cache::Pinned;
+use crate::slice_cache::{Change, Pinned};
 
 /// The storage of a range of the disk, for its first `len` bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +51,8 @@ pub(super) fn load(word: &AtomicU64) -> u64 {
 }
 
 /// Changes an entry. A reader of the new value sees all data written before this call.
-pub(super) fn store(word: &AtomicU64, entry: u64) {
-    word.store(entry.swap_bytes(), Release);
+pub(super) fn set(change: &mut Change<'_>, index: usize, entry: u64) {
+    change.replace(index, entry.swap_bytes());
 }
 
 impl Qed {

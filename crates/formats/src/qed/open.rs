@@ -3,10 +3,7 @@
 //! An image that is opened for writing and was not closed is checked and repaired first. Otherwise all clusters of the file
 //! count as used, as in QEMU. Closing writes all tables, closes gaps, and removes the need-check flag.
 
-use std::sync::atomic::{
-    AtomicBool, AtomicU64,
-    Ordering::{Acquire, Relaxed},
-};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -223,12 +220,12 @@ impl Qed {
         if !self.allocator.is_known() {
             return Ok(());
         }
-        if self.mark.is_possible() || self.file_end.load(Acquire) > 0 {
-            if let Err(error) = self.close_gaps(MOST_AT_CLOSE).await {
-                tracing::warn!("qed: unused clusters stay in the image: {error}");
-                // Entries of clusters that were moved may have changed in memory.
-                self.write_back(true).await?;
-            }
+        if self.mark.is_possible()
+            && let Err(error) = self.close_gaps(MOST_AT_CLOSE).await
+        {
+            tracing::warn!("qed: unused clusters stay in the image: {error}");
+            // Entries of clusters that were moved may have changed in memory.
+            self.write_back(true).await?;
         }
         self.clear_need_check().await
     }

@@ -8,11 +8,10 @@ use std::sync::atomic::Ordering::Release;
 
 use oxblk_core::{ChildIdx, Error, Preallocation, Result, ZeroFlags};
 use oxblk_ring::IoBuf;
-use oxblk_ring::perturb::point;
 
 use super::Qed;
 use super::header::{Entry, SECTOR, data_entry};
-use super::lookup::{Extent, load, store};
+use super::lookup::{Extent, load, set};
 
 impl Qed {
     /// Sets the virtual size to `size` bytes.
@@ -102,22 +101,18 @@ impl Qed {
             if let Some(slice) = self.pin_slice(at).await? {
                 let (_, index) = self.slice_of(at);
                 let mut freed = Vec::new();
-                let mut changed = false;
-                for word in slice.words().iter().skip(index) {
+                let mut change = slice.begin_change();
+                for (index, word) in slice.words().iter().enumerate().skip(index) {
                     let entry = load(word);
                     if entry != 0 {
-                        changed = true;
-                        store(word, 0);
+                        set(&mut change, index, 0);
                     }
                     let meaning = data_entry(self.geometry, self.first_cluster, entry, end);
                     if let Entry::At(host) = meaning {
                         freed.push(self.cluster_at(host));
                     }
                 }
-                point();
-                if changed {
-                    slice.mark_dirty();
-                }
+                drop(change);
                 self.freed.add(freed);
             }
             at = next;

@@ -16,7 +16,7 @@ use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qed;
-use super::lookup::{Extent, store};
+use super::lookup::{Extent, set};
 use crate::blocks::{Run, length};
 
 /// Up to this size in bytes, the old and new contents of clusters are combined in memory and written with one write.
@@ -212,11 +212,11 @@ impl Qed {
             self.ensure_table(self.l1_index(guest)).await?;
             let Some(slice) = self.pin_slice(guest).await? else { continue };
             let hosts = (0..run.count).map(|index| self.offset_of(run.start.saturating_add(index)));
-            for (word, host) in slice.words().iter().skip(first).zip(hosts) {
-                store(word, host);
+            let mut change = slice.begin_change();
+            for (index, host) in (first..).zip(hosts) {
+                set(&mut change, index, host);
             }
-            point();
-            slice.mark_dirty();
+            drop(change);
             run.keep();
             return Ok(());
         }

@@ -2,11 +2,10 @@
 //! to the host.
 
 use oxblk_core::{ChildIdx, Error, ErrorKind, Result, Want, ZeroFlags};
-use oxblk_ring::perturb::point;
 
 use super::Qed;
 use super::header::ZERO_ENTRY;
-use super::lookup::{Extent, load, store};
+use super::lookup::{Extent, load, set};
 
 impl Qed {
     /// Makes a range of the disk read as zeroes. Clusters that are not allocated become zero clusters.
@@ -61,13 +60,13 @@ impl Qed {
             let end = at.saturating_add(reach - at % reach).min(to);
             let (_, first) = self.slice_of(at);
             let count = usize::try_from(self.geometry.index(end - at)).unwrap_or(usize::MAX);
-            for word in slice.words().iter().skip(first).take(count) {
+            let mut change = slice.begin_change();
+            for (index, word) in slice.words().iter().enumerate().skip(first).take(count) {
                 if load(word) == 0 {
-                    store(word, ZERO_ENTRY);
+                    set(&mut change, index, ZERO_ENTRY);
                 }
             }
-            point();
-            slice.mark_dirty();
+            drop(change);
             at = end;
         }
         Ok(())
