@@ -26,8 +26,7 @@
 //! | | |
 //! |---|---|
 //! | `layout/` | on-disk structures: encoding and parsing, no I/O |
-//! | `cache/` | slices of L2 tables and refcount blocks; a hit takes no lock |
-//! | `encryption/`, `compression` | encryption of guest data; compression of clusters |
+//! | `encryption/` | encryption of guest data; compression of clusters |
 //! | `refscan/` | reads many tables in parallel and lists the clusters that they refer to |
 //! | `read_ahead` | reads metadata whose length is not known yet |
 //! | `check/` | checks and repairs a file, without an open image |
@@ -62,7 +61,6 @@
 mod amend;
 mod backing;
 mod bitmaps;
-mod cache;
 mod check;
 mod clusters;
 mod compact;
@@ -108,8 +106,8 @@ use oxblk_ring::RangeLock;
 
 pub use factory::QCOW2;
 
+use crate::slice_cache::Cleaner;
 use bitmaps::Bitmaps;
-use cache::Cleaner;
 use clusters::Clusters;
 use data::Data;
 use facts::Facts;

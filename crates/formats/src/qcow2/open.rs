@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 
 use super::Qcow2;
 use super::bitmaps::Bitmaps;
-use super::cache::{Cleaner, SliceCache};
 use super::check::check;
 use super::clusters::{Clusters, RefcountTable};
 use super::data::Data;
@@ -28,6 +27,7 @@ use super::layout::{Autoclear, Geometry, Header, Incompatible};
 use super::mapping::Mapping;
 use super::metadata::{Metadata, SnapshotTable};
 use super::snapshots::ImageSnapshots;
+use crate::slice_cache::{Cleaner, SliceCache};
 
 /// Default size of the L2 cache, in bytes.
 const L2_CACHE: u64 = 64 << 20;

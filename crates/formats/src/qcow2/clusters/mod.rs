@@ -54,9 +54,9 @@ use std::sync::atomic::AtomicU64;
 use oxblk_core::{Edge, Result};
 use oxblk_ring::Mutex as AsyncMutex;
 
-use super::cache::{Radix, SliceCache};
 use super::facts::Facts;
 use super::layout::Geometry;
+use crate::slice_cache::{Radix, SliceCache};
 use crate::write_barrier::WriteBarrier;
 use allocator::Allocator;
 use dropped::DroppedList;

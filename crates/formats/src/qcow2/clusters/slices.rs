@@ -8,9 +8,9 @@ use oxblk_ring::perturb::point;
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Clusters;
-use crate::qcow2::cache::{DirtyCopy, Pinned};
 use crate::qcow2::facts::run_options::Modes;
 use crate::qcow2::layout::refcount_set;
+use crate::slice_cache::{DirtyCopy, Pinned};
 
 /// The position of a refcount: block, slice, word in the slice, shift in the word.
 pub(super) struct Position {

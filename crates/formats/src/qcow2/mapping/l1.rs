@@ -12,8 +12,8 @@ use oxblk_ring::IoBufMut;
 use oxblk_ring::perturb::point;
 
 use super::Mapping;
-use crate::qcow2::cache::Radix;
 use crate::qcow2::layout::L1Entry;
+use crate::slice_cache::Radix;
 
 impl Mapping {
     /// Index of the L1 entry of a guest offset.

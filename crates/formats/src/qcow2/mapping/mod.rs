@@ -26,9 +26,9 @@ use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
-use super::cache::{Radix, SliceCache};
 use super::facts::Facts;
 use super::layout::Geometry;
+use crate::slice_cache::{Radix, SliceCache};
 
 pub(super) use extent::{Extent, Miss};
 pub(super) use subclusters::{load_entry, same_host, store_entry};

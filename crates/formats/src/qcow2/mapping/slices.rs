@@ -5,7 +5,7 @@ use oxblk_ring::IoBufMut;
 use oxblk_ring::perturb::point;
 
 use super::Mapping;
-use crate::qcow2::cache::{DirtyCopy, Pinned};
+use crate::slice_cache::{DirtyCopy, Pinned};
 
 impl Mapping {
     /// The number of the slice with the L2 entry of a guest offset, and the index of the entry's first word in that slice.

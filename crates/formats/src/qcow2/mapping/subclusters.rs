@@ -7,8 +7,8 @@ use oxblk_ring::perturb::point;
 
 use super::Mapping;
 use super::extent::{Extent, Miss};
-use crate::qcow2::cache::Change;
 use crate::qcow2::layout::{ExtendedEntry, L2Entry, L2Kind, SUBCLUSTERS, Subcluster, Subclusters};
+use crate::slice_cache::Change;
 
 /// Loads the entry at word `index` of a slice.
 pub(in crate::qcow2) fn load_entry(words: &[AtomicU64], index: usize) -> Option<ExtendedEntry> {

@@ -7,9 +7,9 @@ use oxblk_ring::IoBufMut;
 use oxblk_ring::perturb::point;
 
 use super::Metadata;
-use crate::qcow2::cache::Pinned;
 use crate::qcow2::layout::{L2Entry, L2Kind};
 use crate::qcow2::mapping::{Extent, Miss};
+use crate::slice_cache::Pinned;
 
 /// After this many failed lookups the thread yields to other threads.
 const PATIENCE: u32 = 64;

@@ -24,11 +24,11 @@ use oxblk_ring::IoBuf;
 use oxblk_ring::perturb::point;
 
 use super::Metadata;
-use crate::qcow2::cache::DirtyCopy;
 use crate::qcow2::clusters::Dropped;
 use crate::qcow2::clusters::Reserved;
 use crate::qcow2::facts::run_options::Modes;
 use crate::qcow2::layout::L1Entry;
+use crate::slice_cache::DirtyCopy;
 
 impl Metadata {
     /// Refuses to free a cluster as guest data if it holds protected metadata.

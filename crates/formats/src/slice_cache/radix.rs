@@ -13,7 +13,7 @@ type High<T> = Box<[OnceLock<Low<T>>]>;
 type Top<T> = Box<[OnceLock<High<T>>]>;
 
 /// A sparse array of `T` for indices below 2^32. Its parts are allocated when they are first used.
-pub(in super::super) struct Radix<T> {
+pub(crate) struct Radix<T> {
     top: OnceLock<Top<T>>,
 }
 
@@ -34,14 +34,14 @@ fn cells<T>() -> Box<[OnceLock<T>]> {
 
 impl<T: Default> Radix<T> {
     /// The element, if its part of the array has been allocated.
-    pub(in super::super) fn get(&self, index: u64) -> Option<&T> {
+    pub(crate) fn get(&self, index: u64) -> Option<&T> {
         let [top, high, low, leaf] = digits(index)?;
         self.top.get()?.get(top)?.get()?.get(high)?.get()?.get(low)?.get()?.get(leaf)
     }
 
     /// The element. Allocates its part of the array if necessary. Indices of 2^32 and more share the last element; callers do
     /// not use them, because tables are limited in size.
-    pub(in super::super) fn get_or_make(&self, index: u64) -> &T {
+    pub(crate) fn get_or_make(&self, index: u64) -> &T {
         let [top, high, low, leaf] = digits(index).unwrap_or([FAN - 1; 4]);
         let tops = self.top.get_or_init(cells);
         let highs = tops[top].get_or_init(cells);

@@ -52,7 +52,7 @@ impl Version {
 }
 
 /// A running change.
-pub(in super::super) struct Changing<'a>(&'a Version);
+pub(crate) struct Changing<'a>(&'a Version);
 
 impl Drop for Changing<'_> {
     fn drop(&mut self) {

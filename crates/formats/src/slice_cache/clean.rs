@@ -24,21 +24,21 @@ struct Signal {
 }
 
 /// Cleans the caches of an image until it is dropped.
-pub(in super::super) struct Cleaner {
+pub(crate) struct Cleaner {
     signal: Arc<Signal>,
     interval: Mutex<Duration>,
-    caches: [Weak<SliceCache>; 2],
+    caches: Arc<[Weak<SliceCache>]>,
 }
 
 impl Cleaner {
-    /// A cleaner without a task. Both caches notify `event` when they are no longer empty.
-    pub(in super::super) fn new(event: Arc<Event>, caches: [Weak<SliceCache>; 2]) -> Self {
+    /// A cleaner without a task. All caches notify `event` when they are no longer empty.
+    pub(crate) fn new(event: Arc<Event>, caches: impl Into<Arc<[Weak<SliceCache>]>>) -> Self {
         let signal = Arc::new(Signal { event, turn: AtomicU64::new(0) });
-        Self { signal, interval: Mutex::default(), caches }
+        Self { signal, interval: Mutex::default(), caches: caches.into() }
     }
 
     /// From now on, drops slices that were not used for `interval`. Zero turns this off.
-    pub(in super::super) fn set_interval(&self, interval: Duration) {
+    pub(crate) fn set_interval(&self, interval: Duration) {
         let mut current = lock(&self.interval);
         if *current == interval {
             return;
@@ -47,7 +47,7 @@ impl Cleaner {
         let turn = self.signal.turn.fetch_add(1, AcqRel).wrapping_add(1);
         self.signal.event.notify(usize::MAX);
         if !interval.is_zero() && try_thread_index().is_some() {
-            spawn(run(Arc::clone(&self.signal), turn, interval, self.caches.clone())).detach();
+            spawn(run(Arc::clone(&self.signal), turn, interval, Arc::clone(&self.caches))).detach();
         }
     }
 }
@@ -58,7 +58,7 @@ impl Drop for Cleaner {
     }
 }
 
-async fn run(signal: Arc<Signal>, turn: u64, interval: Duration, caches: [Weak<SliceCache>; 2]) {
+async fn run(signal: Arc<Signal>, turn: u64, interval: Duration, caches: Arc<[Weak<SliceCache>]>) {
     let mut due = None;
     loop {
         let listener = signal.event.listen();
@@ -73,7 +73,7 @@ async fn run(signal: Arc<Signal>, turn: u64, interval: Duration, caches: [Weak<S
         }
         let at: Duration = *due.get_or_insert_with(|| now().saturating_add(interval));
         if timeout(at.saturating_sub(now()), listener).await.is_err() {
-            for cache in &caches {
+            for cache in caches.iter() {
                 clean(cache).await;
             }
             due = None;

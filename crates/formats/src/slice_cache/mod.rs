@@ -1,6 +1,6 @@
-//! The metadata cache: slices of L2 tables and refcount blocks, read without a lock.
+//! The metadata cache of qcow2 and qed: slices of L2 tables and refcount blocks, read without a lock.
 //!
-//! A *slice* is a run of 64-bit words of a table (4 KiB, or a cluster if that is smaller). Its number is its index, counted
+//! A *slice* is a run of 64-bit words of a table (usually 4 KiB). Its number is its index, counted
 //! over all tables. [`SliceCache`] stores slices in numbered *slots*. A slot is created once; later only its contents change. A
 //! [`Radix`](radix::Radix) tree maps a slice to its slot.
 //!
@@ -50,8 +50,8 @@ use oxblk_core::Result;
 use oxblk_ring::perturb::point;
 use oxblk_ring::{Event, EventListener, WordMemory};
 
-pub(super) use clean::Cleaner;
-pub(super) use radix::Radix;
+pub(crate) use clean::Cleaner;
+pub(crate) use radix::Radix;
 use version::Changing;
 
 use atomics::lock;
@@ -64,7 +64,7 @@ const CHUNK: usize = 16;
 const LIMIT_LATER: usize = 16 << 10;
 
 /// A cache of table slices.
-pub(super) struct SliceCache {
+pub(crate) struct SliceCache {
     words: usize,
     /// Largest number of slices. The cache may hold more slices for some time after the limit was lowered.
     limit: AtomicUsize,
@@ -98,12 +98,12 @@ impl Chunk {
 }
 
 /// No slot can be reused: metadata must be written back first.
-pub(super) struct Full;
+pub(crate) struct Full;
 
 impl SliceCache {
     /// A cache of at most `limit` slices (at least 2) of `words` words each. `filled` is notified when a slice is cached and
     /// the cache was empty.
-    pub(super) fn new(words: usize, limit: usize, filled: Arc<Event>) -> Self {
+    pub(crate) fn new(words: usize, limit: usize, filled: Arc<Event>) -> Self {
         let limit = limit.clamp(2, 1 << 24);
         let most = limit.max(LIMIT_LATER);
         Self {
@@ -122,18 +122,18 @@ impl SliceCache {
     }
 
     /// Changes the largest number of cached slices. The number is limited by the size for which the cache was created.
-    pub(super) fn set_limit(&self, limit: usize) {
+    pub(crate) fn set_limit(&self, limit: usize) {
         let most = self.chunks.len().saturating_mul(CHUNK);
         self.limit.store(limit.clamp(2, most), Relaxed);
     }
 
     /// Number of cached slices.
-    pub(super) fn in_use(&self) -> usize {
+    pub(crate) fn in_use(&self) -> usize {
         self.in_use.load(Acquire)
     }
 
     /// Drops all slices that are neither dirty nor pinned. Returns whether these were all slices.
-    pub(super) fn clear(&self) -> bool {
+    pub(crate) fn clear(&self) -> bool {
         let mut free = lock(&self.claiming);
         let mut all = true;
         for index in 0..self.chunks.len() {
@@ -147,7 +147,7 @@ impl SliceCache {
 
     /// Drops the slices of the chunk `index` that were not used since the last call and are neither dirty nor pinned. Returns
     /// whether the chunk exists.
-    pub(super) fn drop_unused(&self, index: usize) -> bool {
+    pub(crate) fn drop_unused(&self, index: usize) -> bool {
         let mut free = lock(&self.claiming);
         self.drop_slices(index, &mut free, |slot| !slot.was_used_in_interval()).is_some()
     }
@@ -213,14 +213,14 @@ impl SliceCache {
 
     /// Calls `look` on the words of a slice if it is cached. `look` may run on words that are being replaced; its result is
     /// then discarded.
-    pub(super) fn peek<R>(&self, slice: u64, look: impl FnOnce(&[AtomicU64]) -> R) -> Option<R> {
+    pub(crate) fn peek<R>(&self, slice: u64, look: impl FnOnce(&[AtomicU64]) -> R) -> Option<R> {
         let number = self.directory.get(slice)?.load(Acquire);
         point();
         self.slot(number)?.peek(slice, look)
     }
 
     /// Pins a slice if it is cached.
-    pub(super) fn pin(&self, slice: u64) -> Option<Pinned<'_>> {
+    pub(crate) fn pin(&self, slice: u64) -> Option<Pinned<'_>> {
         let number = self.directory.get(slice)?.load(Acquire);
         point();
         let slot = self.slot(number)?;
@@ -232,7 +232,7 @@ impl SliceCache {
     ///
     /// # Errors
     /// As `load` reports.
-    pub(super) async fn get<L>(
+    pub(crate) async fn get<L>(
         &self,
         slice: u64,
         load: impl Fn() -> L,
@@ -321,7 +321,7 @@ impl SliceCache {
 
     /// Copies all dirty slices and marks them clean. They stay pinned until the copies are dropped. So a slice can be evicted
     /// only when the disk has its newest contents.
-    pub(super) fn take_dirty(&self) -> Vec<DirtyCopy<'_>> {
+    pub(crate) fn take_dirty(&self) -> Vec<DirtyCopy<'_>> {
         let numbers = self.dirty.take();
         point();
         let mut copies = Vec::with_capacity(numbers.len());
@@ -354,7 +354,7 @@ impl Drop for Loading<'_> {
 }
 
 /// A pinned slice: its slot is not reused while this exists.
-pub(super) struct Pinned<'a> {
+pub(crate) struct Pinned<'a> {
     cache: &'a SliceCache,
     slot: &'a Slot,
     number: u32,
@@ -363,19 +363,19 @@ pub(super) struct Pinned<'a> {
 impl Pinned<'_> {
     /// The slice's words. Words that lookups read are changed under [`Self::begin_change`]. Code that changes other words must
     /// call [`Self::mark_dirty`] afterwards.
-    pub(super) fn words(&self) -> &[AtomicU64] {
+    pub(crate) fn words(&self) -> &[AtomicU64] {
         self.slot.words()
     }
 
     /// Begins a change of words that lookups read. Lookups see the change only after the guard is dropped, and then all of it.
     /// The holder of the guard must not wait.
-    pub(super) fn begin_change(&self) -> Change<'_> {
+    pub(crate) fn begin_change(&self) -> Change<'_> {
         Change { pinned: self, changed: false, _changing: self.slot.begin_change() }
     }
 
     /// Marks the slice dirty. Call this after the change of its words. When this returns, [`SliceCache::take_dirty`] includes
     /// the change.
-    pub(super) fn mark_dirty(&self) {
+    pub(crate) fn mark_dirty(&self) {
         self.cache.dirty.mark(self.slot.state(), self.number);
     }
 }
@@ -384,7 +384,7 @@ impl Pinned<'_> {
 ///
 /// Invariant: a lookup sees a changed word only after the slice was marked dirty. Otherwise another thread could write data
 /// through a new entry and flush, while the slice is not yet in the dirty list. A power cut would then lose flushed data.
-pub(super) struct Change<'a> {
+pub(crate) struct Change<'a> {
     pinned: &'a Pinned<'a>,
     changed: bool,
     /// Dropped after the slice was marked dirty: fields are dropped after [`Drop::drop`] has run.
@@ -393,12 +393,12 @@ pub(super) struct Change<'a> {
 
 impl Change<'_> {
     /// The slice's words, for reading.
-    pub(super) fn words(&self) -> &[AtomicU64] {
+    pub(crate) fn words(&self) -> &[AtomicU64] {
         self.pinned.words()
     }
 
     /// Replaces the word `index` and returns the old one. Does nothing if the slice has no such word.
-    pub(super) fn replace(&mut self, index: usize, new: u64) -> u64 {
+    pub(crate) fn replace(&mut self, index: usize, new: u64) -> u64 {
         let Some(word) = self.pinned.words().get(index) else { return 0 };
         self.changed = true;
         word.swap(new, AcqRel)
@@ -421,18 +421,18 @@ impl Drop for Pinned<'_> {
 }
 
 /// A consistent copy of a dirty slice.
-pub(super) struct DirtyCopy<'a> {
+pub(crate) struct DirtyCopy<'a> {
     pinned: Pinned<'a>,
     /// The number of the slice.
-    pub(super) slice: u64,
+    pub(crate) slice: u64,
     /// Its words in big-endian bytes.
-    pub(super) bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
     written: bool,
 }
 
 impl DirtyCopy<'_> {
     /// Call this when the copy is on disk. A copy that is dropped without this call makes its slice dirty again.
-    pub(super) fn written(mut self) {
+    pub(crate) fn written(mut self) {
         self.written = true;
     }
 }
