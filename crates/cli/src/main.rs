@@ -113,9 +113,14 @@ fn subcommand(name: &str, called_as: &str, arguments: Vec<String>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    let word = operands.next().unwrap_or_default();
+    let mut word = operands.next().unwrap_or_default();
+    let mut rest: Vec<String> = operands.collect();
+    if word == "help" && !rest.is_empty() {
+        // `help img convert` is `img convert --help`.
+        word = rest.remove(0);
+        rest.push("--help".to_owned());
+    }
     let program = || Program::new(format!("{name} {word}"), format!("{called_as} {word}"));
-    let rest = operands.collect();
     match word.as_str() {
         "img" => tool(img::run, program(), rest),
         "io" => tool(io::run, program(), rest),

@@ -5,13 +5,12 @@
 //! stop a command.
 
 use std::fmt::{Arguments, Display};
-use std::io::Write;
+use std::io::{self, Write};
 use std::process::ExitCode;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use oxblk_core::names;
-
+use oxblk_core::{Error, names, strerror};
 use oxblk_ring::{Config, block_on_with};
 
 use crate::flags::refusal::Refusal;
@@ -105,8 +104,12 @@ pub(crate) fn warn(message: impl Display) {
     }
 }
 
-/// Set when a write to standard output has failed.
-static OUTPUT_LOST: AtomicBool = AtomicBool::new(false);
+/// The error of the first write to standard output that has failed.
+static OUTPUT_LOST: Mutex<Option<io::Error>> = Mutex::new(None);
+
+fn output_lost(error: io::Error) {
+    OUTPUT_LOST.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+}
 
 /// Set while printed results may still be in the buffer of standard output.
 static RESULT_PENDING: AtomicBool = AtomicBool::new(false);
@@ -115,8 +118,8 @@ static RESULT_PENDING: AtomicBool = AtomicBool::new(false);
 /// middle of a change would do harm. [`finish`] then turns success into failure.
 pub(crate) fn out(text: Arguments<'_>) {
     RESULT_PENDING.store(true, Ordering::Relaxed);
-    if write_all(&mut std::io::stdout().lock(), text).is_err() {
-        OUTPUT_LOST.store(true, Ordering::Relaxed);
+    if let Err(error) = write_all(&mut io::stdout().lock(), text) {
+        output_lost(error);
     }
 }
 
@@ -129,9 +132,11 @@ pub(crate) fn note(text: Arguments<'_>) {
 
 /// Flushes standard output. A failure counts only if results were pending, not if only a note was.
 pub(crate) fn flush_out() {
-    let flushed = std::io::stdout().lock().flush();
-    if RESULT_PENDING.swap(false, Ordering::Relaxed) && flushed.is_err() {
-        OUTPUT_LOST.store(true, Ordering::Relaxed);
+    let flushed = io::stdout().lock().flush();
+    if RESULT_PENDING.swap(false, Ordering::Relaxed)
+        && let Err(error) = flushed
+    {
+        output_lost(error);
     }
 }
 
@@ -146,8 +151,14 @@ pub(crate) fn err(text: Arguments<'_>) {
 pub(crate) fn finish(code: ExitCode) -> ExitCode {
     flush_out();
     log::settle();
-    let lost = OUTPUT_LOST.load(Ordering::Relaxed);
-    if lost && code == ExitCode::SUCCESS { ExitCode::FAILURE } else { code }
+    let lost = OUTPUT_LOST.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(error) = lost.filter(|_| code == ExitCode::SUCCESS) else { return code };
+    // A reader that closes its end of a pipe has what it wanted.
+    if error.kind() != io::ErrorKind::BrokenPipe {
+        let error = Error::from(error);
+        err(format_args!("Could not write to standard output: {}\n", strerror(error.raw_errno())));
+    }
+    ExitCode::FAILURE
 }
 
 /// Writes text, with the names in it converted back to their original bytes.

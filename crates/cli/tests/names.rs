@@ -1,7 +1,7 @@
 //! Tests of the program as it is installed. They are in this package so that the program is built together with the tests
 //! and with the same features; nothing is built twice.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_oxblk");
 
@@ -48,10 +48,30 @@ fn unwritable_progress_is_ignored_but_an_unwritable_result_is_a_failure() {
         let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
         let mut command = Command::new(PROGRAM);
         command.arg("img").args(words).current_dir(directory.path()).stdout(full);
-        command.status().unwrap().code()
+        let output = command.stderr(Stdio::piped()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
-    assert_eq!(run(&["convert", "-p", "-f", "raw", "-O", "raw", "source", "copy"]), Some(0));
+    let done = (Some(0), String::new());
+    assert_eq!(run(&["convert", "-p", "-f", "raw", "-O", "raw", "source", "copy"]), done);
     assert_eq!(std::fs::read(directory.path().join("copy")).unwrap(), vec![7; 1 << 20]);
-    assert_eq!(run(&["create", "-f", "raw", "new", "1M"]), Some(0));
-    assert_eq!(run(&["info", "-f", "raw", "source"]), Some(1));
+    assert_eq!(run(&["create", "-f", "raw", "new", "1M"]), done);
+    let reason = "Could not write to standard output: No space left on device\n".to_owned();
+    assert_eq!(run(&["info", "-f", "raw", "source"]), (Some(1), reason));
+}
+
+#[test]
+fn the_help_of_qemu_img_begins_with_the_version_and_names_the_formats() {
+    use std::os::unix::process::CommandExt as _;
+    let told = Command::new(PROGRAM).arg0("qemu-img").arg("-h").output().unwrap();
+    let help = String::from_utf8(told.stdout).unwrap();
+    assert!(help.starts_with("qemu-img version 10."), "{help}");
+    assert!(help.contains("\nSupported formats:\n"), "{help}");
+}
+
+#[test]
+fn help_of_a_command_is_that_of_its_help_option() {
+    let help = |words: &[&str]| Command::new(PROGRAM).args(words).output().unwrap().stdout;
+    assert_eq!(help(&["help", "img", "convert"]), help(&["img", "convert", "--help"]));
+    assert_eq!(help(&["help", "serve"]), help(&["serve", "--help"]));
+    assert_ne!(help(&["help", "serve"]), help(&["help"]));
 }

@@ -69,7 +69,7 @@ pub trait CreatedFile: Send + Sync {
 pub enum Removal {
     /// The file was removed.
     Removed,
-    /// The file is kept: it is a device, or the protocol does not remove files.
+    /// The file is kept: it existed before, it is a device, or the protocol does not remove files.
     Kept,
     /// Another program has removed the file, or has put another file in its place. That file is kept.
     Replaced,
@@ -82,6 +82,11 @@ impl Created {
     /// `file` is an error if the protocol cannot identify the file. Such a file is kept, and its removal returns the error.
     pub(crate) fn new(file: Result<Option<Box<dyn CreatedFile>>>) -> Self {
         Self(file)
+    }
+
+    /// An image whose file existed before, or that is no file. It is not removed.
+    pub(crate) fn kept() -> Self {
+        Self(Ok(None))
     }
 
     /// Removes the image's file, if its name still refers to it. If another program replaces the file between the check

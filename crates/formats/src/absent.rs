@@ -37,8 +37,6 @@ pub static VMDK: Absent =
 pub static VPC: Absent = absent("vpc", &[at(0, b"conectix")]);
 /// Hyper-V.
 pub static VHDX: Absent = absent("vhdx", &[at(0, b"vhdxfile")]);
-/// QEMU's enhanced disk.
-pub static QED: Absent = absent("qed", &[at(0, b"QED\0")]);
 /// The first version of qcow.
 pub static QCOW: Absent = absent("qcow", &[at(0, b"QFI\xfb\0\0\0\x01")]);
 /// Encrypted disks.
@@ -52,7 +50,7 @@ pub static CLOOP: Absent =
 pub static DMG: Absent = Absent { name: "dmg", marks: &[], ending: Some(".dmg") };
 
 /// All formats of this module.
-pub static ALL: &[&Absent] = &[&VMDK, &VPC, &VHDX, &QED, &QCOW, &LUKS, &BOCHS, &CLOOP, &DMG];
+pub static ALL: &[&Absent] = &[&VMDK, &VPC, &VHDX, &QCOW, &LUKS, &BOCHS, &CLOOP, &DMG];
 
 /// The error of an operation that needs the format `name`.
 pub fn error(name: &str) -> Error {

@@ -3,14 +3,18 @@
 //! - [`raw`]: the file contains the disk without metadata.
 //! - [`qcow2`]: clusters, with backing files, compression, snapshots and more.
 //! - [`parallels`]: the format of Parallels, with clusters.
+//! - [`qed`]: the former enhanced format of QEMU, with backing files.
 //! - [`vdi`]: the format of VirtualBox, with blocks of 1 MiB.
 //! - [`absent`]: formats that are recognised but not supported.
 #![forbid(unsafe_code)]
 
 pub mod absent;
 mod blocks;
+mod header_mark;
 pub mod parallels;
 pub mod qcow2;
+pub mod qed;
 pub mod raw;
+mod slice_cache;
 pub mod vdi;
 mod write_barrier;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use oxblk_core::{Backend, Errno};
 use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
 
-use super::changes::{Change, Content, carry_out, read_all};
+use super::changes::{Change, Content, carry_out, read_all, snapshots};
 use super::oracle::CrashOracle;
 use crate::formats::Variant;
 use crate::model::chain::{self, Image, Tolerance};
@@ -123,7 +123,7 @@ impl Known {
                 let before = self.content.clone();
                 let after = before.after(change, &["1".to_owned()]);
                 let outcome = carry_out(disk, change).await;
-                let list = disk.snapshots().await.map_err(|e| format!("listing: {e}"))?;
+                let list = snapshots(disk).await?;
                 let now = read_all(disk).await?;
                 let is =
                     |content: &Content| content.active == now && content.kept.len() == list.len();

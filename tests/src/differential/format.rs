@@ -120,7 +120,9 @@ pub fn life_of_an_image(variant: &Variant) {
     commands.inspect("a");
     let size = |units: u64| (units * unit(variant)).to_string();
     commands.same(Img, &["resize"], "a", &[&size(UNITS + 1)]);
-    commands.same(Img, &["resize", "--shrink"], "a", &[&size(10)]);
+    if variant.shrunk_by_qemu {
+        commands.same(Img, &["resize", "--shrink"], "a", &[&size(10)]);
+    }
     // Each program chooses by itself where the file ends after the resize.
     commands.same(Img, &["map", "--output=json"], "a", &[]);
     both.same_content_of(&commands.image("a"), "a");

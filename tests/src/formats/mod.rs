@@ -14,6 +14,7 @@
 
 mod parallels;
 mod qcow2;
+mod qed;
 mod raw;
 mod variant;
 mod vdi;
@@ -34,7 +35,7 @@ pub use variant::Variant;
 
 /// The table of formats.
 pub static FORMATS: &[&dyn TestFormat] =
-    &[&raw::Raw, &qcow2::Qcow2, &vdi::Vdi, &parallels::Parallels];
+    &[&raw::Raw, &qcow2::Qcow2, &vdi::Vdi, &parallels::Parallels, &qed::Qed];
 
 /// A format, as the harnesses use it.
 pub trait TestFormat: Debug + Sync + RefUnwindSafe {

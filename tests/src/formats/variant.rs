@@ -35,6 +35,8 @@ pub struct Variant {
     pub raw_data: bool,
     /// Images can be resized.
     pub resizes: bool,
+    /// QEMU can make the disk smaller.
+    pub shrunk_by_qemu: bool,
     /// QEMU releases discarded space to the host.
     pub discards_by_qemu: bool,
     /// QEMU punches holes into the file for written zeroes if the image records that these ranges are zero.
@@ -66,6 +68,7 @@ impl Variant {
             data_file: false,
             raw_data: false,
             resizes: true,
+            shrunk_by_qemu: true,
             discards_by_qemu: true,
             zeroes_by_qemu: true,
             measured_by_qemu: true,

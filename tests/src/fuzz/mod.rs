@@ -11,6 +11,7 @@ pub mod qcow2_bitmaps;
 pub mod qcow2_header;
 pub mod qcow2_subclusters;
 pub mod qcow2_tables;
+pub mod qed_header;
 pub mod vdi_header;
 
 use std::path::Path;
@@ -28,6 +29,7 @@ pub const TARGETS: &[Target] = &[
     ("qcow2_header", qcow2_header::run),
     ("qcow2_subclusters", qcow2_subclusters::run),
     ("qcow2_tables", qcow2_tables::run),
+    ("qed_header", qed_header::run),
     ("vdi_header", vdi_header::run),
 ];
 

@@ -63,6 +63,12 @@
 //! | BAT larger than the file; entries past the end | "BAT past the end", "an entry behind the end of the file" |
 //! | offset of the data, format extension | "data offset …", "extension …" |
 //!
+//! | qed | |
+//! |---|---|
+//! | header: magic, cluster, table and header size, features, L1 offset, size | "magic", "cluster size …", "table size …", "header …", "unknown feature …", "L1 …", "size …" |
+//! | backing name: length, place | "backing name …" |
+//! | L1 and L2 entries: shared, unaligned, on the header, past the end | "L1 entry …", "L2 entry …", "two L2 entries for one cluster" |
+//!
 //! | clients of the NBD server (`crates/exports/tests/nbd.rs` unless named) | |
 //! |---|---|
 //! | export name of 3,000 bytes | `an_export_name_of_three_thousand_bytes_is_unknown` |
@@ -81,6 +87,7 @@ pub mod qcow2;
 pub mod qcow2_extra;
 pub mod qcow2_subclusters;
 pub mod qcow2_tables;
+pub mod qed;
 pub mod vdi;
 
 use std::io::Read;

@@ -14,7 +14,7 @@ use crate::model::{run, sim::disk_size};
 use crate::random::Random;
 
 /// Returns a word to write: a limit value, a random number, or an offset inside or outside the image.
-fn interesting(random: &mut Random, image_len: u64) -> u64 {
+pub(super) fn interesting(random: &mut Random, image_len: u64) -> u64 {
     match random.below(9) {
         0 => 0,
         1 => u64::MAX,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use oxblk_core::create::{CreateRequest, CreateTarget};
 use oxblk_core::{DriverFactory, Edge, Graph, OpenFlags, Options, Perm, Permissions, Result};
 use oxblk_formats::parallels::PARALLELS;
+use oxblk_formats::qed::QED;
 use oxblk_formats::vdi::VDI;
 use oxblk_ring::IoBufMut;
 use oxblk_ring::sim::{self, Disk};
@@ -82,7 +83,12 @@ fn power_cuts(driver: &'static dyn DriverFactory, earlier: &[u8], options: &str)
 
 #[test]
 fn a_power_cut_during_creation_leaves_no_image_with_wrong_contents() {
-    for (driver, all_options) in [(VDI, &["", ",static=on"][..]), (PARALLELS, &[""][..])] {
+    let formats: [(_, &[&str]); 3] = [
+        (VDI, &["", ",static=on"]),
+        (PARALLELS, &[""]),
+        (QED, &["", ",cluster_size=4k,table_size=2"]),
+    ];
+    for (driver, all_options) in formats {
         let earlier = earlier_image(driver.name());
         for options in all_options {
             power_cuts(driver, &[], options);

@@ -1,6 +1,7 @@
 //! Runs the harnesses that work on any format, on every format.
 
 mod create_crash;
+mod qed;
 
 use oxblk_tests::differential::format;
 use oxblk_tests::formats::{FORMATS, Variant, variants};

@@ -81,6 +81,11 @@ fn a_stopped_conversion_removes_only_the_file_that_it_created() {
         let remains = std::fs::read(&target).ok();
         assert_eq!(remains.as_deref(), replaced.then_some(b"other".as_slice()));
     }
+    // The last file is overwritten. It existed before, so it stays.
+    let convert = Convert::new(&source, &target, Format::Raw);
+    let stop = convert.stopper();
+    convert.progress(move |_, _| stop.stop()).run().wait().unwrap_err();
+    assert!(target.exists());
     source.close().wait().unwrap();
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 
+use super::text::supported_formats;
 use super::{Flag, Line, Stop, parse, words};
 use crate::program::{Program, err, out};
 use crate::suggest;
@@ -20,7 +21,15 @@ pub(crate) fn parse_or_end<A>(
     let name = line.name;
     parse(line, flags, into).map_err(|stop| match stop {
         Stop::Help => {
+            // Scripts read the version and the formats from the help of `qemu-img`.
+            let as_qemu = name.rsplit('/').next() == Some("qemu-img");
+            if as_qemu {
+                program.print_version();
+            }
             out(format_args!("{}", help()));
+            if as_qemu {
+                out(format_args!("{}", supported_formats()));
+            }
             0
         }
         Stop::Version => {

@@ -17,6 +17,14 @@ pub(super) fn about_formats() -> String {
     format!("Formats: {known}. Not supported yet: {absent}.")
 }
 
+/// The line on formats that scripts look for in the help of `qemu-img`.
+pub(super) fn supported_formats() -> String {
+    let names = oxblk::drivers().iter().map(|driver| driver.name());
+    let mut names: Vec<_> = names.filter(|name| !oxblk::is_absent(name)).collect();
+    names.sort_unstable();
+    format!("\nSupported formats:\n{}", super::help::indented(&names.join(" "), 2))
+}
+
 fn formats_that(wanted: impl Fn(&str) -> bool) -> Vec<&'static str> {
     let drivers = oxblk::drivers().iter().filter(|driver| driver.kind() == DriverKind::Format);
     let mut names: Vec<_> =

@@ -45,9 +45,11 @@ impl NewImage {
     async fn create(self, own: Options, below: Options) -> Result<Created> {
         let (graph, driver) = (&self.graph, self.driver);
         let target = CreateTarget::Filename(self.filename.clone());
+        // The caller may remove the new image later, but not a file that it has only overwritten.
+        let existed = matches!(self.protocol.created_file(&self.filename), Ok(Some(_)));
         if driver.kind() == DriverKind::Protocol {
             run(driver, graph, CreateRequest { target, options: own }).await?;
-            return Ok(self.created());
+            return Ok(if existed { Created::kept() } else { self.created() });
         }
         driver.check_create(graph, &own)?;
         run(self.protocol, graph, CreateRequest { target, options: below }).await?;
@@ -80,7 +82,7 @@ impl NewImage {
         }
         edge.detach();
         graph.release(node).await?;
-        Ok(new_file)
+        Ok(if existed { Created::kept() } else { new_file })
     }
 
     /// Attaches a user to the file that excludes other processes.

@@ -125,6 +125,35 @@ impl State {
             self.end = last;
         }
     }
+
+    /// Takes `count` blocks at the end. Returns the first one, and whether all of them are fresh.
+    fn append(&mut self, count: u32) -> (u32, bool) {
+        let start = self.end;
+        let fresh = start >= self.fresh;
+        self.end = start.saturating_add(count);
+        self.fresh = self.fresh.max(self.end);
+        self.most = self.most.max(self.end);
+        (start, fresh)
+    }
+
+    /// The first of the lowest `count` contiguous gaps.
+    fn gap_of(&self, count: u32) -> Option<u32> {
+        let mut gaps = self.gaps.iter();
+        let (mut start, mut len) = (gaps.next()?, 1_u32);
+        while len < count {
+            let next = gaps.next()?;
+            if start.saturating_add(len) == next {
+                len = len.saturating_add(1);
+            } else {
+                (start, len) = (next, 1);
+            }
+        }
+        Some(start)
+    }
+}
+
+fn full() -> Error {
+    Error::from_errno(Errno::NOSPC).reword("All blocks of the image are in use")
 }
 
 impl Allocator {
@@ -179,6 +208,82 @@ impl Allocator {
 
     /// As [`Allocator::reserve`]. Returns `None` if the caller must wait for blocks.
     fn try_reserve(self: &Arc<Self>, count: u32) -> Result<Option<Run>> {
+        let mut state = self.usable()?;
+        let (start, count, fresh) = match state.gaps.min() {
+            Some(start) => {
+                let mut end = start;
+                while end.saturating_sub(start) < count && state.gaps.remove(end) {
+                    end = end.saturating_add(1);
+                }
+                (start, end.saturating_sub(start), false)
+            }
+            None => {
+                let count = count.min(self.limit.saturating_sub(state.end));
+                if count == 0 && state.returning > 0 {
+                    return Ok(None);
+                }
+                if count == 0 {
+                    return Err(full());
+                }
+                let (start, fresh) = state.append(count);
+                (start, count, fresh)
+            }
+        };
+        Ok(Some(self.run(start, count, fresh)))
+    }
+
+    /// Reserves exactly `count` contiguous blocks, which need not be the lowest free ones. If so many are not free, this
+    /// waits as [`Allocator::reserve`] does.
+    ///
+    /// # Errors
+    /// As for [`Allocator::reserve`].
+    pub(crate) async fn reserve_contiguous(self: &Arc<Self>, count: u32) -> Result<Run> {
+        loop {
+            let listener = self.returned.listen();
+            match self.try_reserve_contiguous(count)? {
+                Some(run) => return Ok(run),
+                None => listener.await,
+            }
+        }
+    }
+
+    fn try_reserve_contiguous(self: &Arc<Self>, count: u32) -> Result<Option<Run>> {
+        let mut state = self.usable()?;
+        let (start, fresh) = match state.gap_of(count) {
+            Some(start) => {
+                state.gaps.remove_range(start..start.saturating_add(count));
+                (start, false)
+            }
+            None if count <= self.limit.saturating_sub(state.end) => state.append(count),
+            None if state.returning > 0 => return Ok(None),
+            None => return Err(full()),
+        };
+        Ok(Some(self.run(start, count, fresh)))
+    }
+
+    /// Reserves `count` blocks at the end, even if lower blocks are free.
+    ///
+    /// # Errors
+    /// As for [`Allocator::reserve`].
+    pub(crate) fn reserve_at_end(self: &Arc<Self>, count: u32) -> Result<Run> {
+        let mut state = self.usable()?;
+        if count > self.limit.saturating_sub(state.end) {
+            return Err(full());
+        }
+        let (start, fresh) = state.append(count);
+        Ok(self.run(start, count, fresh))
+    }
+
+    fn run(self: &Arc<Self>, start: u32, count: u32, fresh: bool) -> Run {
+        let give_back = GiveBack { allocator: Arc::clone(self), start, count };
+        Run { start, count, fresh, give_back: Some(UntilSettled::new(give_back)) }
+    }
+
+    /// The state, in which blocks whose quarantine has ended are free.
+    ///
+    /// # Errors
+    /// `EIO` when it is not known which blocks are in use.
+    fn usable(&self) -> Result<MutexGuard<'_, State>> {
         let mut state = self.lock();
         if !state.is_known {
             return Err(Error::from_errno(Errno::IO).reword(
@@ -192,33 +297,7 @@ impl Allocator {
             state.gaps.insert(block);
         }
         state.settle_end();
-        let (start, count, fresh) = match state.gaps.min() {
-            Some(start) => {
-                let mut end = start;
-                while end.saturating_sub(start) < count && state.gaps.remove(end) {
-                    end = end.saturating_add(1);
-                }
-                (start, end.saturating_sub(start), false)
-            }
-            None => {
-                let start = state.end;
-                let count = count.min(self.limit.saturating_sub(start));
-                if count == 0 && state.returning > 0 {
-                    return Ok(None);
-                }
-                if count == 0 {
-                    let error = Error::from_errno(Errno::NOSPC);
-                    return Err(error.reword("All blocks of the image are in use"));
-                }
-                let fresh = start >= state.fresh;
-                state.end = start.saturating_add(count);
-                state.fresh = state.fresh.max(state.end);
-                state.most = state.most.max(state.end);
-                (start, count, fresh)
-            }
-        };
-        let give_back = GiveBack { allocator: Arc::clone(self), start, count };
-        Ok(Some(Run { start, count, fresh, give_back: Some(UntilSettled::new(give_back)) }))
+        Ok(state)
     }
 
     fn give_back(&self, start: u32, count: u32) {
@@ -308,6 +387,23 @@ mod tests {
         gap.keep();
         new.keep();
         assert_eq!((allocator.end(), allocator.gaps().len()), (8, 0));
+    }
+
+    #[test]
+    fn contiguous_blocks_come_from_the_first_long_gap_or_the_end() {
+        let allocator = Allocator::new(12, Arc::default());
+        allocator.set_used(&used(&[1, 3, 6]), Some(7), 0);
+        let take = |count| allocator.try_reserve_contiguous(count).map(|run| run.expect("free"));
+        let gap = take(2).unwrap();
+        assert_eq!(shape(&gap), (4, 2, false));
+        let end = take(2).unwrap();
+        assert_eq!(shape(&end), (7, 2, true));
+        assert_eq!(shape(&reserve(&allocator, 2).unwrap()), (0, 1, false));
+        let too_many = take(4).unwrap_err();
+        assert_eq!(too_many.raw_errno(), Errno::NOSPC);
+        assert_eq!(shape(&take(2).unwrap()), (9, 2, true));
+        drop(gap);
+        assert_eq!(shape(&allocator.reserve_at_end(1).unwrap()), (9, 1, false));
     }
 
     #[test]

@@ -10,7 +10,6 @@
 //! | `extent` | the layout for `crate::blocks`: disk offset → extent; status |
 //! | `read_write` | zero writes and discards |
 //! | `write_back` | the order in which the BAT reaches the disk; closing |
-//! | `mark` | whether the header says that the image is open for writing |
 //! | `survey` | checking all entries of the BAT: clusters in use, faults |
 //! | `check` | check and repair |
 //! | `create`, `open`, `reopen`, `driver` | as their names say |
@@ -38,7 +37,6 @@ mod driver;
 mod extent;
 #[doc(hidden)]
 pub mod header;
-mod mark;
 mod open;
 mod read_write;
 mod reopen;
@@ -55,9 +53,9 @@ pub use driver::PARALLELS;
 
 use crate::blocks::reopen::WriteAccess;
 use crate::blocks::{Allocator, DirtySectors, EntryMap, FreedBlocks};
+use crate::header_mark::Mark;
 use crate::write_barrier::WriteBarrier;
 use header::Header;
-use mark::Mark;
 use survey::Survey;
 
 /// An open parallels image.

@@ -10,10 +10,10 @@ use oxblk_ring::{IoBufMut, Mutex as AsyncMutex, RangeLock};
 
 use super::Parallels;
 use super::header::{HEADER_BYTES, Header};
-use super::mark::Mark;
 use super::survey::Survey;
 use crate::blocks::reopen::WriteAccess;
 use crate::blocks::{Allocator, DirtySectors, EntryMap, FreedBlocks};
+use crate::header_mark::Mark;
 use crate::write_barrier::WriteBarrier;
 
 /// The reason why an image with a format extension is not written.

@@ -11,44 +11,46 @@ use super::layout::{Autoclear, L1Entry};
 
 impl Qcow2 {
     async fn change_backing(&self, filename: Option<&str>, format: Option<&str>) -> Result<()> {
-        self.check_writable()?;
-        let raw_data = self.header().autoclear.contains(Autoclear::RAW_DATA_FILE);
+        self.facts.check_writable()?;
+        let raw_data = self.facts.header().autoclear.contains(Autoclear::RAW_DATA_FILE);
         if raw_data && filename.is_some() {
             // A raw data file must hold the complete contents of the disk, so a backing file is refused.
             return Err(Error::from_errno(Errno::INVAL));
         }
         // The caller may have written data because of this change. That data must be durable before the new backing file is.
-        self.write_back(true).await?;
+        self.metadata.write_back(true).await?;
         let filename = filename.filter(|name| !name.is_empty());
-        self.rewrite_header(|header| {
-            header.backing_file = filename.map(str::to_owned);
-            header.extensions.backing_format =
-                filename.and(format).filter(|name| !name.is_empty()).map(str::to_owned);
-        })
-        .await
+        self.metadata
+            .rewrite_header(|header| {
+                header.backing_file = filename.map(str::to_owned);
+                header.extensions.backing_format =
+                    filename.and(format).filter(|name| !name.is_empty()).map(str::to_owned);
+            })
+            .await
     }
 
     /// Empties the image. The decisive step is the write that makes the header name an L1 table without entries. Before and
     /// after this write, refcounts are too high at worst.
     async fn give_up_contents(&self) -> Result<()> {
-        self.check_writable()?;
-        self.write_back(true).await?;
-        let l1: Vec<L1Entry> = (0..self.l1_entries()).map(|index| self.l1_entry(index)).collect();
+        self.facts.check_writable()?;
+        self.metadata.write_back(true).await?;
+        let l1: Vec<L1Entry> =
+            (0..self.mapping.l1_entries()).map(|index| self.mapping.l1_entry(index)).collect();
         if l1.iter().all(|entry| entry.0 == 0) {
             return Ok(());
         }
         self.begin_empty(l1.len()).await?;
         // The second pass moves the L1 table into space near the start of the file, which the first pass freed.
         self.begin_empty(l1.len()).await?;
-        self.trim_file().await
+        self.clusters.trim_file().await
     }
 
     /// Replaces the active L1 table by one without entries, and frees what the old one mapped.
     async fn begin_empty(&self, entries: usize) -> Result<()> {
-        let emptied = self.activate_nothing(entries).await;
+        let emptied = self.snapshots.activate_nothing(entries).await;
         // The first cycle lowers refcounts, the second writes them.
-        self.write_back(true).await?;
-        self.write_back(true).await?;
+        self.metadata.write_back(true).await?;
+        self.metadata.write_back(true).await?;
         emptied
     }
 }

@@ -11,8 +11,9 @@ use oxblk_core::{Edge, Error, Options, Preallocation, Result, Secrets, WriteFlag
 use oxblk_ring::IoBufMut;
 
 pub use super::create_options::{CREATE_OPTIONS, Wanted};
+use super::facts::header::read_header;
 use super::layout::L1Entry;
-use super::open::{open_new, read_header};
+use super::open::open_new;
 use super::plan::{Plan, put_entries, too_large};
 
 /// Number of table clusters that are written concurrently.
@@ -69,7 +70,7 @@ async fn create_and_grow(
     let image = open_new(file, data, read_header(file).await?).await?;
     let grown = image.resize_image(size, preallocation).await;
     grown.map_err(|error| error.prefix("Could not resize image"))?;
-    image.close_image().await?;
+    image.metadata.close_image().await?;
     if let Some(data) = data {
         data.flush().await?;
     }

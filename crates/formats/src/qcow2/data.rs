@@ -3,20 +3,23 @@
 //! All reads and writes of uncompressed guest data that the map does not answer use this module. They pass the guest offset
 //! together with the host offset. This module chooses the child that holds the data, and encrypts and decrypts it.
 //!
-//! This module also chooses the place of new data ([`Qcow2::reserve_data`]). Without a data file, new data goes to newly
+//! This module also chooses the place of new data ([`Data::reserve_data`]). Without a data file, new data goes to newly
 //! reserved clusters of the image. With a data file, its host offset there equals the guest offset. Clusters of a data file
 //! have no refcounts. Only their own guest cluster can ever use them, so they are not quarantined when they are freed. The code
 //! that frees them holds the guest range lock until the host has discarded them.
 
+use std::sync::Arc;
+
 use oxblk_core::{ChildIdx, Result, WriteFlags, ZeroFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use super::Qcow2;
-use super::allocator::Reserved;
-use super::counted::Counted;
-use super::dropped::ReleaseReason;
-use super::layout::L2Kind;
-use super::run_options::Modes;
+use super::clusters::ReleaseReason;
+use super::clusters::Reserved;
+use super::clusters::{Clusters, Counted};
+use super::encryption::Encryption;
+use super::facts::Facts;
+use super::layout::Geometry;
+use super::metadata::Metadata;
 
 /// Clusters that are reserved for new guest data.
 pub(super) struct NewData<'a> {
@@ -43,11 +46,13 @@ impl<'a> NewData<'a> {
     pub(super) async fn count_if(
         self,
         written: Result<()>,
-        image: &'a Qcow2,
+        clusters: &'a Clusters,
     ) -> Result<Option<Counted<'a>>> {
         match (self.reserved, written) {
             (None, written) => written.map(|()| None),
-            (Some(reserved), Ok(())) => image.count(reserved, ReleaseReason::Data).await.map(Some),
+            (Some(reserved), Ok(())) => {
+                clusters.count(reserved, ReleaseReason::Data).await.map(Some)
+            }
             (Some(reserved), Err(error)) => {
                 reserved.give_back();
                 Err(error)
@@ -56,8 +61,31 @@ impl<'a> NewData<'a> {
     }
 }
 
-impl Qcow2 {
+/// Access to the uncompressed guest data of an open image.
+pub(super) struct Data {
+    geometry: Geometry,
+    facts: Arc<Facts>,
+    metadata: Arc<Metadata>,
+    encryption: Option<Encryption>,
+}
+
+impl Data {
+    /// The data of an image, which is encrypted with `encryption` if that is given.
+    pub(super) fn new(
+        facts: Arc<Facts>,
+        metadata: Arc<Metadata>,
+        encryption: Option<Encryption>,
+    ) -> Self {
+        Self { geometry: facts.geometry(), facts, metadata, encryption }
+    }
+
+    /// The encryption of the data, if it is encrypted.
+    pub(super) fn encryption(&self) -> Option<&Encryption> {
+        self.encryption.as_ref()
+    }
+
     /// Whether guest data is stored without encryption, so that the map may forward requests to the host offset.
+    #[inline]
     pub(super) fn is_plain(&self) -> bool {
         self.encryption.is_none()
     }
@@ -74,25 +102,9 @@ impl Qcow2 {
         run.untouched && self.is_plain()
     }
 
-    /// The child that holds uncompressed guest data.
-    pub(super) fn data_child(&self) -> ChildIdx {
-        if self.geometry.data_file { ChildIdx::DATA } else { ChildIdx::FILE }
-    }
-
-    /// Whether the data file must stay valid as a raw image: a reader without the tables must see the contents of the disk.
-    pub(super) fn has_raw_data(&self) -> bool {
-        self.geometry.data_file && self.modes().contains(Modes::RAW_DATA)
-    }
-
-    /// Whether a new image reads as zeroes. A new image with a raw data file reads as that file does.
-    pub(super) fn new_data_is_zero(&self) -> bool {
-        let data = self.children.get(ChildIdx::DATA);
-        !self.has_raw_data() || data.is_some_and(|data| data.node().limits().has_zero_init)
-    }
-
     /// Reads the data of the guest offset `guest` from the host offset `host` into `buf`.
     pub(super) async fn read_data(&self, guest: u64, host: u64, buf: IoBufMut) -> Result<IoBufMut> {
-        let child = self.children.require(self.data_child())?;
+        let child = self.facts.children().require(self.facts.data_child())?;
         match &self.encryption {
             None => child.read(host, buf).await,
             Some(encryption) => encryption.read(&child, guest, host, buf).await,
@@ -101,7 +113,7 @@ impl Qcow2 {
 
     /// Writes `data`, which belongs to the guest offset `guest`, to `host`.
     pub(super) async fn write_data(&self, guest: u64, host: u64, data: IoBuf) -> Result<()> {
-        let child = self.children.require(self.data_child())?;
+        let child = self.facts.children().require(self.facts.data_child())?;
         match &self.encryption {
             None => child.write(host, data, WriteFlags::empty()).await,
             Some(encryption) => encryption.write(&child, guest, host, data).await,
@@ -120,58 +132,31 @@ impl Qcow2 {
             let start = self.geometry.cluster_index(guest);
             return Ok(NewData { start, count, untouched: false, reserved: None });
         }
-        let run = self.reserve_to_use_behind(behind, count).await?;
+        let run = self.metadata.reserve_to_use_behind(behind, count).await?;
         let (start, count, untouched) = (run.start(), run.count(), run.is_untouched());
         Ok(NewData { start, count, untouched, reserved: Some(run) })
-    }
-
-    /// Whether the L2 entry of the guest cluster at `guest` is invalid with a data file: its host offset differs from the guest
-    /// offset, or it is compressed.
-    #[inline]
-    pub(super) fn is_misplaced(&self, guest: u64, kind: L2Kind) -> bool {
-        self.geometry.data_file
-            && match kind {
-                L2Kind::Data { host } | L2Kind::Zero { host: Some(host) } => {
-                    host != self.geometry.cluster_start(guest)
-                }
-                L2Kind::Compressed { .. } => true,
-                L2Kind::Unallocated | L2Kind::Zero { host: None } => false,
-            }
-    }
-
-    /// The end of a write that ends at `end`. With a data file, nothing is written behind the end of the disk.
-    pub(super) fn end_of_data(&self, end: u64) -> u64 {
-        if self.geometry.data_file { end.min(self.size()) } else { end }
-    }
-
-    /// Flushes the data file, if there is one.
-    pub(super) async fn flush_data(&self) -> Result<()> {
-        match self.children.get(ChildIdx::DATA) {
-            Some(data) => data.flush().await,
-            None => Ok(()),
-        }
     }
 
     /// Zeroes a range of a raw data file before the tables say that it reads as zeroes. Does nothing without a raw data file.
     /// The caller holds the range lock.
     pub(super) async fn zero_raw_data(&self, from: u64, to: u64, unmap: bool) -> Result<()> {
-        let to = self.end_of_data(to);
-        if !self.has_raw_data() || from >= to {
+        let to = self.facts.end_of_data(to);
+        if !self.facts.has_raw_data() || from >= to {
             return Ok(());
         }
         let mut flags = ZeroFlags::empty();
         flags.set(ZeroFlags::MAY_UNMAP, unmap);
-        self.children.require(ChildIdx::DATA)?.write_zeroes(from, to - from, flags).await
+        self.facts.children().require(ChildIdx::DATA)?.write_zeroes(from, to - from, flags).await
     }
 
     /// Discards whole clusters of a data file that is not raw, after the tables have stopped referring to them. The caller
     /// holds the range lock.
     pub(super) async fn give_up_data(&self, from: u64, to: u64) {
-        let to = self.end_of_data(to);
-        if self.has_raw_data() || from >= to {
+        let to = self.facts.end_of_data(to);
+        if self.facts.has_raw_data() || from >= to {
             return;
         }
-        if let Some(data) = self.children.get(ChildIdx::DATA) {
+        if let Some(data) = self.facts.children().get(ChildIdx::DATA) {
             let to = to.min(data.size());
             if from < to {
                 // The discard only saves space, so its errors are ignored.

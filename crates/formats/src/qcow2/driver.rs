@@ -1,42 +1,49 @@
 //! The implementation of the [`Driver`] contract, with the lock-free map of the fast path.
 
+use std::sync::Arc;
+
 use oxblk_core::amend::Amend;
-use oxblk_core::bitmap::PersistentBitmaps;
+use oxblk_core::bitmap::{DirtyBitmap, PersistentBitmaps};
 use oxblk_core::check::{Check, CheckReport, Finding, Fix};
-use oxblk_core::compact::Compact;
+use oxblk_core::compact::{self, Compact};
 use oxblk_core::driver::{Backing, Compress, Reopen, Resize};
-use oxblk_core::snapshot::Snapshots;
+use oxblk_core::snapshot::{SnapshotInfo, Snapshots};
 use oxblk_core::vm_state::VmState;
 use oxblk_core::{
-    BoxFuture, ChildIdx, CompressedCluster, Driver, ImageInfo, Limits, MapOp, Preallocation,
-    Result, Status, Step, Want, WriteFlags, ZeroFlags,
+    BoxFuture, ChildIdx, CompressedCluster, Driver, Errno, Error, ImageInfo, Limits, MapOp,
+    Preallocation, Result, Status, Step, Want, WriteFlags, ZeroFlags,
 };
 use oxblk_ring::{IoBuf, IoBufMut};
 use serde_json::json;
 
 use super::Qcow2;
+use super::check::check;
+use super::compact::Compaction;
+use super::facts::header::read_header;
+use super::facts::stopped::Replaced;
 use super::layout::{Compatible, Incompatible};
-use super::lookup::Extent;
+use super::mapping::Extent;
+use super::snapshots::describe;
 
 /// Size of the unit of encryption, in bytes.
 const SECTOR: u32 = 512;
 
 impl Driver for Qcow2 {
     fn map(&self, op: MapOp, offset: u64, len: u64) -> Step {
-        if self.corrupt.load(std::sync::atomic::Ordering::Relaxed) {
+        if !self.facts.is_usable() {
             return Step::Slow;
         }
-        let Ok(extent) = self.lookup(offset, len) else { return Step::Slow };
+        let Ok(extent) = self.mapping.lookup(offset, len) else { return Step::Slow };
         match (extent, op) {
             (Extent::Data { host, len, .. }, MapOp::Read)
             | (Extent::Data { host, len, owned: true }, MapOp::Write)
-                if self.is_plain() =>
+                if self.data.is_plain() =>
             {
-                Step::Forward { child: self.data_child(), offset: host, len }
+                Step::Forward { child: self.facts.data_child(), offset: host, len }
             }
             (Extent::Zero { len, .. }, MapOp::Read) => Step::Zero { len },
             (Extent::Unallocated { len, .. }, MapOp::Read) => {
-                match self.children.has(ChildIdx::BACKING) {
+                match self.facts.children().has(ChildIdx::BACKING) {
                     true => Step::Forward { child: ChildIdx::BACKING, offset, len },
                     false => Step::Zero { len },
                 }
@@ -47,8 +54,8 @@ impl Driver for Qcow2 {
 
     fn load_map(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
         Some(Box::pin(async move {
-            self.check_usable()?;
-            self.extent(offset, len).await.map(drop)
+            self.facts.check_usable()?;
+            self.metadata.extent(offset, len).await.map(drop)
         }))
     }
 
@@ -74,7 +81,7 @@ impl Driver for Qcow2 {
     }
 
     fn flush(&self) -> Option<BoxFuture<'_, Result<()>>> {
-        Some(Box::pin(self.write_back(true)))
+        Some(Box::pin(self.metadata.write_back(true)))
     }
 
     fn block_status(
@@ -87,31 +94,31 @@ impl Driver for Qcow2 {
     }
 
     fn size(&self) -> u64 {
-        Self::size(self)
+        self.facts.size()
     }
 
     fn limits(&self) -> Limits {
         let cluster = u32::try_from(self.geometry.cluster_size()).unwrap_or(1);
         let subcluster = u32::try_from(self.geometry.subcluster_size()).unwrap_or(1);
         // Preallocated clusters of an encrypted image hold no encrypted data. They decrypt to noise.
-        let is_noise = !self.is_plain() && self.l1_entry(0).0 != 0;
+        let is_noise = !self.data.is_plain() && self.mapping.l1_entry(0).0 != 0;
         Limits {
-            request_alignment: if self.is_plain() { 1 } else { SECTOR },
+            request_alignment: if self.data.is_plain() { 1 } else { SECTOR },
             write_zeroes_alignment: subcluster,
             discard_alignment: cluster,
             zero_flags: ZeroFlags::MAY_UNMAP,
-            has_zero_init: !is_noise && self.new_data_is_zero(),
+            has_zero_init: !is_noise && self.facts.new_data_is_zero(),
             ..Limits::default()
         }
     }
 
     fn info(&self) -> ImageInfo {
-        let header = self.header();
-        let corrupt = self.corrupt.load(std::sync::atomic::Ordering::Relaxed)
-            || header.incompatible.contains(Incompatible::CORRUPT);
-        let mut data = json!({ "compat": if self.version < 3 { "0.10" } else { "1.1" } });
+        let header = self.facts.header();
+        let corrupt =
+            !self.facts.is_usable() || header.incompatible.contains(Incompatible::CORRUPT);
+        let mut data = json!({ "compat": if self.facts.version() < 3 { "0.10" } else { "1.1" } });
         data["compression-type"] = self.compression.name().into();
-        if self.version >= 3 {
+        if self.facts.version() >= 3 {
             data["lazy-refcounts"] = header.compatible.contains(Compatible::LAZY_REFCOUNTS).into();
         }
         data["refcount-bits"] = self.geometry.refcount_bits().into();
@@ -119,27 +126,27 @@ impl Driver for Qcow2 {
             if let Some(name) = &header.extensions.data_file {
                 data["data-file"] = name.as_str().into();
             }
-            data["data-file-raw"] = self.has_raw_data().into();
+            data["data-file-raw"] = self.facts.has_raw_data().into();
         }
-        if self.version >= 3 {
+        if self.facts.version() >= 3 {
             data["corrupt"] = corrupt.into();
             data["extended-l2"] = self.geometry.extended_l2.into();
         }
         if let Some(bitmaps) = self.bitmaps.info() {
             data["bitmaps"] = bitmaps;
         }
-        if let Some(encryption) = &self.encryption {
+        if let Some(encryption) = self.data.encryption() {
             data["encrypt"] = encryption.describe();
         }
         ImageInfo {
             cluster_size: self.geometry.cluster_size(),
             is_dirty: header.incompatible.contains(Incompatible::DIRTY),
             is_corrupt: corrupt,
-            is_encrypted: !self.is_plain(),
-            vm_state_offset: self.vm_state_offset(),
+            is_encrypted: !self.data.is_plain(),
+            vm_state_offset: self.facts.vm_state_offset(),
             backing_filename: header.backing_file.clone(),
             backing_format: header.extensions.backing_format.clone(),
-            can_compress: self.is_plain(),
+            can_compress: self.data.is_plain(),
             specific: Some(json!({ "type": "qcow2", "data": data })),
         }
     }
@@ -189,7 +196,7 @@ impl Driver for Qcow2 {
 
     fn compress(&self) -> Option<&dyn Compress> {
         // Compressed clusters are stored without encryption, so an encrypted image refuses them.
-        if self.is_plain() { Some(self) } else { None }
+        if self.data.is_plain() { Some(self) } else { None }
     }
 }
 
@@ -224,5 +231,97 @@ impl Check for Qcow2 {
         report: &'a dyn Fn(Finding),
     ) -> BoxFuture<'a, Result<CheckReport>> {
         Box::pin(self.check_image(fix, report))
+    }
+}
+
+impl Snapshots for Qcow2 {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<SnapshotInfo>>> {
+        Box::pin(async {
+            let list = self.metadata.snapshot_list().await?;
+            Ok(list.iter().map(describe).collect())
+        })
+    }
+
+    fn create<'a>(&'a self, new: &'a SnapshotInfo) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.snapshots.take_snapshot(new))
+    }
+
+    fn apply<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.snapshots.go_to_snapshot(id))
+    }
+
+    fn delete<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.snapshots.remove_snapshot(id))
+    }
+
+    fn load<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.snapshots.show_snapshot(id))
+    }
+}
+
+impl PersistentBitmaps for Qcow2 {
+    fn are_supported(&self) -> bool {
+        self.facts.version() >= 3
+    }
+
+    fn load(&self) -> BoxFuture<'_, Result<Vec<Arc<DirtyBitmap>>>> {
+        Box::pin(self.bitmaps.load_bitmaps())
+    }
+
+    fn can_store_new(&self, name: &str, granularity: u64) -> Result<()> {
+        self.bitmaps.check_can_store(name, granularity)
+    }
+
+    fn store(&self, bitmap: &Arc<DirtyBitmap>) -> Result<()> {
+        self.bitmaps.take_in(bitmap)
+    }
+
+    fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.bitmaps.remove_bitmap(name))
+    }
+}
+
+impl Qcow2 {
+    /// Checks the file of an open image. The caller has drained the node.
+    pub(super) async fn check_image(&self, fix: Fix, say: &dyn Fn(Finding)) -> Result<CheckReport> {
+        if fix != Fix::Nothing && self.facts.is_read_only() {
+            return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
+        }
+        // Write all metadata back, and lower the refcounts of freed clusters.
+        self.metadata.close_image().await?;
+        let file = self.facts.file()?;
+        // The tables may have moved since the image was opened.
+        let header = read_header(&file).await?;
+        if fix == Fix::Nothing {
+            return check(&file, &header, fix, say).await;
+        }
+        // The metadata in memory is outdated after a repair. So the image accepts no more writes until it is reopened.
+        self.facts.stop_for(Replaced::Repair);
+        let report = check(&file, &header, fix, say).await?;
+        self.facts.clear_unknown_autoclear(&file).await?;
+        Ok(report)
+    }
+}
+
+impl Qcow2 {
+    fn compaction(&self) -> Compaction<'_> {
+        Compaction::new(
+            &self.facts,
+            &self.clusters,
+            &self.mapping,
+            &self.metadata,
+            &self.bitmaps,
+            &self.data,
+        )
+    }
+}
+
+impl Compact for Qcow2 {
+    fn step(&self, most: u64) -> BoxFuture<'_, Result<compact::Step>> {
+        Box::pin(async move { self.compaction().compact_step(most).await })
+    }
+
+    fn release(&self, from: u64) -> BoxFuture<'_, Result<Option<u64>>> {
+        Box::pin(async move { self.compaction().release_space(from).await })
     }
 }

@@ -3,36 +3,32 @@
 //! Opening checks the header, and reads the L1 table and the refcount table. Opening for writing also repairs an image that was
 //! not closed cleanly. Closing writes all metadata, so that no cluster leaks.
 
-use std::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU32, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
-};
+use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex};
 
 use oxblk_core::check::Fix;
 use oxblk_core::{
-    BackingFile, ChildIdx, Children, ChildrenRef, Edge, Epochs, Errno, Error, ErrorKind,
-    OpenContext, Options, Preallocation, Result,
+    BackingFile, ChildIdx, Children, ChildrenRef, Edge, Epochs, Error, ErrorKind, OpenContext,
+    Options, Result,
 };
-use oxblk_ring::{Event, IoBufMut, Mutex as AsyncMutex, RangeLock};
+use oxblk_ring::{Event, RangeLock};
 use serde::{Deserialize, Serialize};
 
 use super::Qcow2;
 use super::bitmaps::Bitmaps;
-use super::cache::{Cleaner, Radix, SliceCache};
 use super::check::check;
-use super::compressed::Tail;
+use super::clusters::{Clusters, RefcountTable};
+use super::data::Data;
 use super::encryption::{self, Encryption};
-use super::header::HeaderState;
-use super::layout::{Autoclear, Geometry, Header, Incompatible, L1Entry, header_extent};
-use super::read_ahead::read_ahead;
-use super::refcounts::{Refcounts, TablePlace};
-use super::run_options::{Modes, RunOptions};
-use super::snapshots::TablePlace as SnapshotTable;
-use super::stopped::ReplacedBy;
+use super::facts::Facts;
+use super::facts::header::read_header;
+use super::facts::run_options::{Modes, RunOptions};
+use super::layout::{Autoclear, Geometry, Header, Incompatible};
+use super::mapping::Mapping;
+use super::metadata::{Metadata, SnapshotTable};
+use super::snapshots::ImageSnapshots;
+use crate::slice_cache::{Cleaner, SliceCache};
 
-/// Size of the first read of the header and its extensions. It usually covers all of them.
-const HEAD: u64 = 64 << 10;
 /// Default size of the L2 cache, in bytes.
 const L2_CACHE: u64 = 64 << 20;
 /// Default size of the refcount cache, in bytes.
@@ -144,15 +140,15 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Qcow2> {
         read_only: context.flags.read_only,
     };
     let image = build(surroundings, header, &sizes, encryption, modes).await?;
-    image.read_l1(&file).await?;
+    image.metadata.read_l1(&file).await?;
     if !context.flags.check {
-        let inactive = image.note_snapshots(&file).await?;
-        if modes.contains(Modes::INACTIVE_L2) && !image.is_read_only() {
-            image.note_inactive_tables().await?;
+        let inactive = image.metadata.note_snapshots(&file).await?;
+        if modes.contains(Modes::INACTIVE_L2) && !image.facts.is_read_only() {
+            image.metadata.note_inactive_tables().await?;
         }
-        if !image.is_read_only() {
-            image.find_overlaps(inactive);
-            image.clear_autoclear().await?;
+        if !image.facts.is_read_only() {
+            image.metadata.find_overlaps(inactive);
+            image.facts.clear_autoclear(image.bitmaps.autoclear()).await?;
         }
     }
     image.cleaner.set_interval(run.clean_interval());
@@ -196,22 +192,6 @@ pub(super) async fn repair_dirty(file: &Edge, header: &Header) -> Result<Header>
     read_header(file).await
 }
 
-pub(super) async fn read_header(file: &Edge) -> Result<Header> {
-    let size = file.size();
-    let len = usize::try_from(size.min(HEAD)).unwrap_or(0);
-    let mut head = read_ahead(file, 0, len).await.bytes;
-    loop {
-        let have = u64::try_from(head.len()).unwrap_or(u64::MAX);
-        let needed = header_extent(&head).min(size);
-        if needed <= have {
-            return Header::parse(&head, size);
-        }
-        let more = IoBufMut::new(usize::try_from(needed - have).unwrap_or(0));
-        let more = file.read(have, more).await;
-        head.extend_from_slice(&more.map_err(|e| e.prefix("Could not read qcow2 header"))?);
-    }
-}
-
 /// Opens an image that was just created in `file`, to continue its creation. Its guest data goes into `data`, if there is one.
 /// The image is not a node of any graph, and only the caller uses it.
 pub(super) async fn open_new(
@@ -227,7 +207,7 @@ pub(super) async fn open_new(
     let modes = RunOptions::take(&mut Options::new())?.settle(&header, false)? - Modes::LAZY;
     let surroundings = Surroundings { children, epochs: Arc::default(), read_only: false };
     let image = build(surroundings, header, &sizes, None, modes).await?;
-    image.read_l1(file).await?;
+    image.metadata.read_l1(file).await?;
     Ok(image)
 }
 
@@ -246,7 +226,7 @@ async fn build(
     modes: Modes,
 ) -> Result<Qcow2> {
     let geometry = header.geometry;
-    let place = TablePlace {
+    let place = RefcountTable {
         offset: header.refcount_table_offset,
         clusters: u64::from(header.refcount_table_clusters),
     };
@@ -255,138 +235,75 @@ async fn build(
         let words = usize::try_from(bytes / 8).unwrap_or(64);
         Arc::new(SliceCache::new(words, slices, Arc::clone(&filled)))
     };
-    let corrupt = Arc::new(AtomicBool::new(false));
-    let refcounts = Refcounts::open(
-        geometry,
-        Arc::clone(&context.children),
+    let compression = header.compression;
+    let (l1_offset, l1_entries) = (header.l1_offset, u64::from(header.l1_entries));
+    let snapshots = SnapshotTable::of(&header);
+    let facts =
+        Arc::new(Facts::new(header, modes, context.children, context.epochs, context.read_only));
+    let clusters = Clusters::open(
+        Arc::clone(&facts),
         place,
         cache(refcount_slice(geometry), sizes.refcount_slices(geometry)),
         refcount_slice(geometry),
-        (Arc::clone(&context.epochs), Arc::clone(&corrupt)),
     )
     .await
     .map_err(|error| error.prefix("Could not initialize refcount handling"))?;
-    note_named_places(&refcounts, &header, &*context.children.require(ChildIdx::FILE)?);
+    note_named_places(&clusters, &facts.header(), &*facts.file()?);
     let slice_words = sizes.slice / 8;
-    let slices = sizes.l2_slices(geometry, u64::from(header.l1_entries));
+    let slices = sizes.l2_slices(geometry, l1_entries);
     let l2 = cache(sizes.slice, slices);
-    let caches = [Arc::downgrade(&l2), Arc::downgrade(refcounts.cache())];
+    let caches = [Arc::downgrade(&l2), Arc::downgrade(clusters.cache())];
+    let clusters = Arc::new(clusters);
+    let l1 = (l1_offset, l1_entries);
+    let mapping = Arc::new(Mapping::new(Arc::clone(&facts), l1, l2, slice_words));
+    let metadata = Arc::new(Metadata::new(
+        Arc::clone(&facts),
+        Arc::clone(&clusters),
+        Arc::clone(&mapping),
+        snapshots,
+    ));
+    let bitmaps = Arc::new(Bitmaps::new(Arc::clone(&facts), Arc::clone(&clusters)));
     Ok(Qcow2 {
+        snapshots: ImageSnapshots::new(
+            Arc::clone(&facts),
+            Arc::clone(&clusters),
+            Arc::clone(&mapping),
+            Arc::clone(&metadata),
+            Arc::clone(&bitmaps),
+        ),
+        data: Data::new(Arc::clone(&facts), Arc::clone(&metadata), encryption),
         geometry,
-        version: header.version,
-        compression: header.compression,
-        read_only: AtomicBool::new(context.read_only),
-        children: context.children,
-        encryption,
-        epochs: context.epochs,
-        size: AtomicU64::new(header.size),
-        corrupt,
-        replaced: ReplacedBy::default(),
-        signalled: AtomicBool::new(false),
+        facts,
+        clusters,
+        mapping,
+        metadata,
+        compression,
         preallocated: AtomicU8::new(0),
-        l1: Radix::default(),
-        l1_offset: AtomicU64::new(header.l1_offset),
-        l1_entries: AtomicU64::new(u64::from(header.l1_entries)),
-        l2,
         cleaner: Cleaner::new(filled, caches),
-        slice_words,
-        refcounts,
         guest: RangeLock::new(),
-        compressed_tail: Tail::default(),
-        tables: AsyncMutex::new(()),
-        writing_back: AsyncMutex::new(()),
-        barrier: crate::write_barrier::WriteBarrier::default(),
-        l1_dirty: Mutex::default(),
-        snapshots: Mutex::new(SnapshotTable::of(&header)),
-        bitmaps: Bitmaps::of(&header),
-        modes: AtomicU32::new(modes.bits()),
-        dirty_bit: super::dirty_bit::DirtyBit::default(),
-        unfinished: AtomicBool::new(false),
+        bitmaps,
         prepared: Mutex::default(),
-        header: HeaderState::new(header),
     })
 }
 
 /// Notes the L1 table and the LUKS header as metadata.
-pub(super) fn note_named_places(refcounts: &Refcounts, header: &Header, file: &Edge) {
-    let allocator = &refcounts.allocator;
-    allocator.note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
+pub(super) fn note_named_places(clusters: &Clusters, header: &Header, file: &Edge) {
+    clusters.note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
     if let Some(crypto) = header.extensions.crypto {
         // The length in the header may be wrong. Guest data lies within the file, so the length is limited to the file.
         let len = crypto.length.min(file.size().saturating_sub(crypto.offset));
-        allocator.note_metadata(crypto.offset, len);
+        clusters.note_metadata(crypto.offset, len);
     }
 }
 
 impl Qcow2 {
-    pub(super) async fn read_l1(&self, file: &Edge) -> Result<()> {
-        let bytes = self.l1_entries().saturating_mul(8);
-        let len = usize::try_from(bytes).map_err(|_| Error::from_errno(Errno::FBIG))?;
-        if len == 0 {
-            return Ok(());
-        }
-        let table = file.read(self.l1_offset.load(Acquire), IoBufMut::new(len)).await;
-        let table = table.map_err(|error| error.prefix("Could not read L1 table"))?;
-        for (index, word) in (0_u64..).zip(table.chunks_exact(8)) {
-            let entry = L1Entry(word.try_into().map_or(0, u64::from_be_bytes));
-            let table = entry.l2_offset(self.geometry);
-            // An entry without an offset refers to no table, even if it has flags. In memory it is like an empty entry.
-            if table == Ok(None) {
-                continue;
-            }
-            self.l1.get_or_make(index).store(entry.0, Release);
-            if !self.is_read_only()
-                && let Ok(Some(offset)) = table
-            {
-                self.refcounts.allocator.note_metadata(offset, self.geometry.cluster_size());
-            }
-        }
-        Ok(())
-    }
-
     /// As [`Self::close_image`], and stores the persistent bitmaps. Afterwards the image must not be written unless the bitmaps
     /// are marked as in use again.
     pub(super) async fn complete_image(&self) -> Result<()> {
-        self.close_image().await?;
-        let stored = self.store_bitmaps().await;
+        self.metadata.close_image().await?;
+        let stored = self.bitmaps.store_bitmaps().await;
         let stored = stored.map_err(|error| error.prefix("Could not store the bitmaps"));
         // The second call frees the clusters of the old bitmaps.
-        stored.and(self.close_image().await)
-    }
-
-    /// Writes all metadata, so that the image on disk is complete and no cluster leaks.
-    pub(super) async fn close_image(&self) -> Result<()> {
-        if self.is_read_only() || self.corrupt.load(Relaxed) {
-            return Ok(());
-        }
-        // The first cycle lowers refcounts, the second writes them.
-        self.write_back(true).await?;
-        let written = self.write_back(true).await;
-        let written = written.and(self.write_postponed().await);
-        let written = written.and(self.complete_last_cluster().await);
-        written.map_err(|error| {
-            if error.kind() == ErrorKind::NoSpace {
-                error.prefix("Could not close the image cleanly")
-            } else {
-                error
-            }
-        })
-    }
-
-    /// Extends the file to the end of its last cluster or subcluster, as QEMU does. The last cluster may be new and only partly
-    /// written. The added part is a hole.
-    async fn complete_last_cluster(&self) -> Result<()> {
-        let file = self.children.require(ChildIdx::FILE)?;
-        let (size, unit) = (file.size(), self.geometry.subcluster_size());
-        let cluster = self.geometry.cluster_index(size);
-        if size.is_multiple_of(unit)
-            || !self.refcounts.allocator.is_new_data(cluster)
-            || self.compressed_tail.is_in(cluster, self.geometry.cluster_bits)
-            || self.refcounts.get(cluster).await? == 0
-        {
-            return Ok(());
-        }
-        let end = size.checked_next_multiple_of(unit).unwrap_or(size);
-        file.resize(end, Preallocation::Off).await
+        stored.and(self.metadata.close_image().await)
     }
 }

@@ -6,13 +6,13 @@
 //! The modes `falloc` and `full` also allocate the space on the host. There, all data lies in one contiguous run at the end of
 //! the file, behind its refcount blocks and the refcount table. This is the layout that QEMU's tools produce.
 
-use oxblk_core::{ChildIdx, Edge, Preallocation, Result, WriteFlags, ZeroFlags};
+use oxblk_core::{Edge, Preallocation, Result, WriteFlags, ZeroFlags};
 use oxblk_ring::IoBuf;
 
 use super::Qcow2;
-use super::allocator::Reserved;
-use super::counted::Counted;
-use super::dropped::ReleaseReason;
+use super::clusters::Counted;
+use super::clusters::ReleaseReason;
+use super::clusters::Reserved;
 use super::layout::{ExtendedEntry, L2Entry};
 
 /// Largest number of bytes that one step allocates.
@@ -24,16 +24,17 @@ impl Qcow2 {
     /// Allocates all clusters that begin in the guest range. They read as zeroes.
     pub(super) async fn preallocate(&self, from: u64, to: u64, mode: Preallocation) -> Result<()> {
         let bits = self.geometry.cluster_bits;
-        let file = self.children.require(self.data_child())?;
+        let file = self.facts.children().require(self.facts.data_child())?;
         let on_host = matches!(mode, Preallocation::Falloc | Preallocation::Full);
-        if on_host && !self.geometry.data_file && self.is_plain() && file.node().limits().grows {
+        if on_host && !self.geometry.data_file && self.data.is_plain() && file.node().limits().grows
+        {
             return self.preallocate_in_one_piece(&file, from, to, mode).await;
         }
-        let (mut at, end) = (self.cluster_end(from), self.cluster_end(to));
+        let (mut at, end) = (self.geometry.cluster_end(from), self.geometry.cluster_end(to));
         while at < end {
             let count = (end - at).min(STEP.max(self.geometry.cluster_size())) >> bits;
-            let count = self.table_before_data(at, count).await?;
-            let mut run = self.reserve_data(at, count, None).await?;
+            let count = self.metadata.table_before_data(at, count).await?;
+            let mut run = self.data.reserve_data(at, count, None).await?;
             let (start, count) = (run.start, run.count);
             run.begin_write();
             // The part that a resize added to a data file reads as zeroes, if the data file can grow.
@@ -45,17 +46,17 @@ impl Qcow2 {
             let disk_end = host.saturating_add((to - at).div_ceil(unit).saturating_mul(unit));
             let end = end.min(disk_end);
             let len = end.saturating_sub(host);
-            let zeroed = if self.zeroes_as_entries() || self.is_plain() {
+            let zeroed = if self.zeroes_as_entries() || self.data.is_plain() {
                 zero(&file, host, len, mode, untouched).await
             } else {
                 self.write_zero_ciphertext(at, host, len).await
             };
-            let counted = run.count_if(zeroed, self).await?;
+            let counted = run.count_if(zeroed, &self.clusters).await?;
             self.link_preallocated(at, (start, count), counted).await?;
-            self.relieve().await?;
+            self.metadata.relieve().await?;
             at = at.saturating_add(count << bits);
         }
-        self.write_back(true).await
+        self.metadata.write_back(true).await
     }
 
     async fn preallocate_in_one_piece(
@@ -67,10 +68,10 @@ impl Qcow2 {
     ) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         let entries = self.geometry.l2_entries();
-        let (mut at, end) = (self.cluster_end(from), self.cluster_end(to));
+        let (mut at, end) = (self.geometry.cluster_end(from), self.geometry.cluster_end(to));
         let count = end.saturating_sub(at) >> bits;
         let run = self.reserve_behind_refcounts(count, count.div_ceil(entries)).await?;
-        let Some(mut run) = run else { return self.write_back(true).await };
+        let Some(mut run) = run else { return self.metadata.write_back(true).await };
         let (host, len) = (run.start() << bits, count << bits);
         run.begin_write();
         if let Err(error) = zero(file, host, len, mode, run.is_untouched()).await {
@@ -81,12 +82,12 @@ impl Qcow2 {
             let in_table = entries - self.geometry.cluster_index(at) % entries;
             let part = run.split_first(in_table.min((end - at) >> bits));
             let place = (part.start(), part.count());
-            let counted = self.count(part, ReleaseReason::Data).await?;
+            let counted = self.clusters.count(part, ReleaseReason::Data).await?;
             self.link_preallocated(at, place, Some(counted)).await?;
-            self.relieve().await?;
+            self.metadata.relieve().await?;
             at = at.saturating_add(place.1 << bits);
         }
-        self.write_back(true).await
+        self.metadata.write_back(true).await
     }
 
     /// Reserves `count` clusters behind all clusters in use, and behind the refcount blocks for these clusters and for `tables`
@@ -96,13 +97,13 @@ impl Qcow2 {
         count: u64,
         tables: u64,
     ) -> Result<Option<Reserved<'_>>> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let in_file = self.geometry.clusters_for(file.size());
-        let mut start = self.refcounts.last_in_use(in_file).await?.map_or(0, |last| last + 1);
+        let mut start = self.clusters.last_in_use(in_file).await?.map_or(0, |last| last + 1);
         loop {
             // The data may begin and end in the middle of what an L2 table maps, so it may need one more table.
             let counted = count.saturating_add(tables).saturating_add(1);
-            if let Some(run) = self.refcounts.make_room(start, counted, count).await? {
+            if let Some(run) = self.clusters.make_room(start, counted, count).await? {
                 return Ok(Some(run).filter(|_| count > 0));
             }
             // The run may contain quarantined clusters, so the next attempt starts one cluster later.
@@ -125,19 +126,19 @@ impl Qcow2 {
                 entry: L2Entry::data(place(index)),
                 bitmap: old.bitmap.without_data(),
             };
-            return self.link_extended(at, count, counted, kept).await;
+            return self.metadata.link_extended(at, count, counted, kept).await;
         }
         if self.zeroes_as_entries() {
             let entry = |index| L2Entry::zero_allocated(place(index));
-            return self.link(at, count, counted, entry).await;
+            return self.metadata.link(at, count, counted, entry).await;
         }
-        self.link(at, count, counted, |index| L2Entry::data(place(index))).await
+        self.metadata.link(at, count, counted, |index| L2Entry::data(place(index))).await
     }
 
     /// Whether preallocated clusters read as zeroes because of zero entries. Zeroes in the file of an encrypted image would
     /// decrypt to noise.
     fn zeroes_as_entries(&self) -> bool {
-        !self.is_plain() && self.version >= 3
+        !self.data.is_plain() && self.facts.version() >= 3
     }
 
     /// Writes encrypted zeroes.
@@ -147,7 +148,7 @@ impl Qcow2 {
         while done < len {
             let step = usize::try_from((len - done).min(WRITE)).unwrap_or(0);
             let (guest, host) = (guest.saturating_add(done), host.saturating_add(done));
-            self.write_data(guest, host, zeroes.slice(..step)).await?;
+            self.data.write_data(guest, host, zeroes.slice(..step)).await?;
             done = done.saturating_add(WRITE);
         }
         Ok(())

@@ -4,18 +4,18 @@ use futures_util::future::try_join_all;
 use oxblk_core::{BoxFuture, ChildIdx, Errno, Error, Result};
 use oxblk_ring::IoBufMut;
 
-use super::lookup::Extent;
+use super::mapping::Extent;
 use super::{Qcow2, compression};
 
 impl Qcow2 {
     /// Reads `buf.len()` bytes of the guest disk at `offset`.
     pub(super) async fn read_guest(&self, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
-        self.check_usable()?;
+        self.facts.check_usable()?;
         let mut pieces: Vec<BoxFuture<'_, Result<IoBufMut>>> = Vec::new();
         let mut at = offset;
         while !buf.is_empty() {
             let left = u64::try_from(buf.len()).unwrap_or(u64::MAX);
-            let extent = self.extent(at, left).await?;
+            let extent = self.metadata.extent(at, left).await?;
             let len = usize::try_from(extent.len()).unwrap_or(usize::MAX).clamp(1, buf.len());
             let piece = buf.split_to(len);
             pieces.push(Box::pin(self.read_extent(at, extent, piece)));
@@ -36,8 +36,8 @@ impl Qcow2 {
         mut buf: IoBufMut,
     ) -> Result<IoBufMut> {
         match extent {
-            Extent::Data { host, .. } => self.read_data(offset, host, buf).await,
-            Extent::Unallocated { .. } => match self.children.get(ChildIdx::BACKING) {
+            Extent::Data { host, .. } => self.data.read_data(offset, host, buf).await,
+            Extent::Unallocated { .. } => match self.facts.children().get(ChildIdx::BACKING) {
                 Some(backing) => backing.read(offset, buf).await,
                 None => {
                     buf.fill(0);
@@ -73,7 +73,7 @@ impl Qcow2 {
     ) -> Result<IoBufMut> {
         // The length is less than two clusters, because the L2 entry cannot store a larger one.
         let len = usize::try_from(stored).map_err(|_| Error::from_errno(Errno::IO))?;
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let data = file.read(host, IoBufMut::new(len)).await?;
         let method = self.compression;
         let cluster = oxblk_ring::offload(move || {

@@ -5,20 +5,20 @@
 //! image if locking is off. It then drops its cached slices, because slices that were loaded read-only were not checked for
 //! overlaps with metadata.
 
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oxblk_core::driver::Reopen;
-use oxblk_core::{BoxFuture, ChildIdx, Edge, Errno, Error, ErrorKind, OpenFlags, Options, Result};
+use oxblk_core::{BoxFuture, Edge, Errno, Error, ErrorKind, OpenFlags, Options, Result};
 use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
 use super::Qcow2;
 use super::encryption::Given;
+use super::facts::header::read_header;
+use super::facts::run_options::{Modes, RunOptions};
 use super::layout::{Header, Incompatible, L1Entry};
-use super::open::{OpenOptions, note_named_places, read_header, repair_dirty};
-use super::run_options::{Modes, RunOptions};
+use super::open::{OpenOptions, note_named_places, repair_dirty};
 
 /// A reopen that is prepared and waits for commit or abort.
 pub(super) struct Prepared {
@@ -34,18 +34,18 @@ pub(super) struct Prepared {
 impl Qcow2 {
     async fn prepare_reopen(&self, flags: OpenFlags, mut options: Options) -> Result<Prepared> {
         let own: OpenOptions = options.extract()?;
-        Given::take(&mut options)?.require_same(self.encryption.as_ref())?;
+        Given::take(&mut options)?.require_same(self.data.encryption())?;
         let run = RunOptions::take(&mut options)?;
         if let Some(key) = options.keys().next() {
             return Err(Error::invalid(format!("Cannot change the option '{key}'")));
         }
         let sizes = own.sizes(self.geometry)?;
-        if sizes.slice != self.slice_words.saturating_mul(8) {
+        if sizes.slice != self.mapping.slice_bytes() {
             return Err(Error::invalid("Cannot change the option 'l2-cache-entry-size'"));
         }
-        let modes = run.settle(&self.header(), flags.unmap)?;
+        let modes = run.settle(&self.facts.header(), flags.unmap)?;
         let mut repair = false;
-        match (self.is_read_only(), flags.read_only) {
+        match (self.facts.is_read_only(), flags.read_only) {
             (true, false) => repair = self.check_can_be_written().await?,
             (false, true) => self.complete_or_go_on().await?,
             _ => {}
@@ -55,7 +55,7 @@ impl Qcow2 {
             clean_interval: run.clean_interval(),
             repair,
             read_only: flags.read_only,
-            l2_slices: sizes.l2_slices(self.geometry, self.l1_entries()),
+            l2_slices: sizes.l2_slices(self.geometry, self.mapping.l1_entries()),
             refcount_slices: sizes.refcount_slices(self.geometry),
         })
     }
@@ -64,21 +64,21 @@ impl Qcow2 {
     async fn complete_or_go_on(&self) -> Result<()> {
         let completed = self.complete_image().await;
         if completed.is_err() {
-            self.use_bitmaps().await;
+            self.bitmaps.use_bitmaps().await;
         }
         completed
     }
 
     /// Checks that a read-only image can become writable. Returns whether its refcounts must be rebuilt first.
     async fn check_can_be_written(&self) -> Result<bool> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let header = read_header(&file).await?;
         header.require_refcounts()?;
         header.require_bitmaps()?;
         header.require_snapshots()?;
         header.require_writable()?;
         let same = self.is_as_on_disk(&file, &header).await?;
-        if same && self.has_bitmaps_on_disk(&file, &header).await? {
+        if same && self.bitmaps.has_bitmaps_on_disk(&file, &header).await? {
             return Ok(header.incompatible.contains(Incompatible::DIRTY));
         }
         Err(Error::new(ErrorKind::Busy, "Image was changed while it was open read-only")
@@ -87,80 +87,76 @@ impl Qcow2 {
 
     async fn is_as_on_disk(&self, file: &Edge, header: &Header) -> Result<bool> {
         let same = header.geometry == self.geometry
-            && header.size == self.size.load(Acquire)
-            && header.l1_offset == self.l1_offset.load(Acquire)
-            && u64::from(header.l1_entries) == self.l1_entries()
-            && header.crypt_method == self.header().crypt_method
-            && header.extensions.crypto == self.header().extensions.crypto
-            && header.snapshots_offset == self.snapshot_table().offset
-            && header.snapshot_count == self.snapshot_table().count;
+            && header.size == self.facts.size_in_header()
+            && header.l1_offset == self.mapping.l1_offset()
+            && u64::from(header.l1_entries) == self.mapping.l1_entries()
+            && header.crypt_method == self.facts.header().crypt_method
+            && header.extensions.crypto == self.facts.header().extensions.crypto
+            && header.snapshots_offset == self.metadata.snapshot_table().offset
+            && header.snapshot_count == self.metadata.snapshot_table().count;
         if !same {
             return Ok(false);
         }
         let clusters = u64::from(header.refcount_table_clusters);
-        if !self.refcounts.is_as_on_disk(header.refcount_table_offset, clusters).await? {
+        if !self.clusters.is_as_on_disk(header.refcount_table_offset, clusters).await? {
             return Ok(false);
         }
-        let bytes = usize::try_from(self.l1_entries().saturating_mul(8)).unwrap_or(0);
+        let bytes = usize::try_from(self.mapping.l1_entries().saturating_mul(8)).unwrap_or(0);
         let table = file.read(header.l1_offset, IoBufMut::new(bytes)).await?;
         let entries = table.chunks_exact(8).map(|word| {
             let entry = L1Entry(word.try_into().map_or(0, u64::from_be_bytes));
             // As in memory, an entry that refers to no table counts as 0.
             if entry.l2_offset(self.geometry) == Ok(None) { 0 } else { entry.0 }
         });
-        Ok((0..).zip(entries).all(|(index, entry)| self.l1_entry(index).0 == entry))
+        Ok((0..).zip(entries).all(|(index, entry)| self.mapping.l1_entry(index).0 == entry))
     }
 
     async fn commit_reopen(&self, prepared: Prepared) {
-        self.l2.set_limit(prepared.l2_slices);
-        self.refcounts.cache().set_limit(prepared.refcount_slices);
-        self.set_modes(prepared.modes);
+        self.mapping.set_limit(prepared.l2_slices);
+        self.clusters.cache().set_limit(prepared.refcount_slices);
+        self.facts.set_modes(prepared.modes);
         self.cleaner.set_interval(prepared.clean_interval);
-        let was_read_only = self.read_only.swap(prepared.read_only, Relaxed);
+        let was_read_only = self.facts.set_read_only(prepared.read_only);
         if prepared.read_only || !was_read_only {
-            self.set_bitmaps_read_only(prepared.read_only);
+            self.bitmaps.set_bitmaps_read_only(prepared.read_only);
             return;
         }
         if prepared.repair
             && let Err(error) = self.repair_and_reload().await
         {
             tracing::error!("qcow2: the image cannot be made writable: {error}");
-            self.corrupt.store(true, Release);
+            self.facts.disable();
             return;
         }
-        self.l2.clear();
-        self.refcounts.cache().clear();
-        if let Ok(file) = self.children.require(ChildIdx::FILE) {
-            self.refcounts.allocator.note_file_size(&file);
-        }
-        self.refcounts.allocator.forget_free();
-        self.compressed_tail.forget();
+        self.mapping.clear();
+        self.clusters.cache().clear();
+        self.clusters.forget_free();
         let mut tables = RoaringTreemap::new();
-        for index in 0..self.l1_entries() {
-            if let Ok(Some(offset)) = self.l1_entry(index).l2_offset(self.geometry) {
+        for index in 0..self.mapping.l1_entries() {
+            if let Ok(Some(offset)) = self.mapping.l1_entry(index).l2_offset(self.geometry) {
                 tables.insert(self.geometry.cluster_index(offset));
-                self.refcounts.allocator.note_metadata(offset, self.geometry.cluster_size());
+                self.clusters.note_metadata(offset, self.geometry.cluster_size());
             }
         }
         self.bitmaps.disown(&tables);
-        if let Err(error) = self.note_overlaps().await {
+        if let Err(error) = self.metadata.note_overlaps().await {
             tracing::error!("qcow2: the image cannot be made writable: {error}");
-            self.corrupt.store(true, Release);
+            self.facts.disable();
             return;
         }
-        self.signalled.store(false, Relaxed);
-        if let Err(error) = self.clear_autoclear().await {
+        self.facts.report_again();
+        if let Err(error) = self.facts.clear_autoclear(self.bitmaps.autoclear()).await {
             // The reopen can no longer be rolled back, and the image must not be written with these autoclear bits.
             tracing::error!("qcow2: the image cannot be made writable: {error}");
-            self.corrupt.store(true, Release);
+            self.facts.disable();
             return;
         }
-        self.use_bitmaps().await;
+        self.bitmaps.use_bitmaps().await;
     }
 
     /// Rebuilds the refcounts of an image that was not closed cleanly, and reloads the changed metadata.
     async fn repair_and_reload(&self) -> Result<()> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let before = read_header(&file).await?;
         let header = repair_dirty(&file, &before).await?;
         if header.extensions.bitmaps != before.extensions.bitmaps {
@@ -169,18 +165,14 @@ impl Qcow2 {
             ));
         }
         // The repair may have moved or freed structures. Callers note L2 tables and snapshots afterwards.
-        self.refcounts.allocator.forget_all_metadata();
-        self.refcounts.reload(&header).await?;
-        note_named_places(&self.refcounts, &header, &file);
-        self.note_bitmaps();
-        for index in 0..self.l1_entries() {
-            self.l1.get_or_make(index).store(0, Release);
-        }
-        self.read_l1(&file).await?;
-        self.adopt_header(header);
-        // The repair has completed what was left unfinished, and has cleared the dirty bit on disk.
-        self.dirty_bit.was_cleared();
-        self.unfinished.store(false, Release);
+        self.clusters.forget_all_metadata();
+        self.clusters.reload(&header).await?;
+        note_named_places(&self.clusters, &header, &file);
+        self.bitmaps.note_bitmaps();
+        self.mapping.forget_l1();
+        self.metadata.read_l1(&file).await?;
+        self.facts.adopt_header(header);
+        self.metadata.note_repair();
         Ok(())
     }
 
@@ -211,8 +203,8 @@ impl Reopen for Qcow2 {
     fn abort(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let prepared = self.prepared().take();
-            if prepared.is_some_and(|prepared| prepared.read_only && !self.is_read_only()) {
-                self.use_bitmaps().await;
+            if prepared.is_some_and(|prepared| prepared.read_only && !self.facts.is_read_only()) {
+                self.bitmaps.use_bitmaps().await;
             }
         })
     }

@@ -4,15 +4,13 @@
 //! last. So a crash or a failure leaves the old size or the new one. The added space never shows old data or the backing file.
 //! A growth that fails frees what it has allocated.
 
-use std::sync::atomic::Ordering::Release;
-
 use oxblk_core::{ChildIdx, Error, ErrorKind, Preallocation, Result, ZeroFlags};
 use oxblk_ring::IoBuf;
 
 use super::Qcow2;
-use super::dropped::ReleaseReason;
-use super::layout::{L1Entry, field_offsets};
-use super::lookup::Extent;
+use super::clusters::ReleaseReason;
+use super::layout::L1Entry;
+use super::mapping::Extent;
 
 /// Number of zero bytes per write.
 const PIECE: usize = 1 << 20;
@@ -23,26 +21,26 @@ impl Qcow2 {
     /// # Errors
     /// As the file reports. The size and the bitmaps are then unchanged.
     pub(super) async fn resize_image(&self, size: u64, preallocation: Preallocation) -> Result<()> {
-        self.check_writable()?;
+        self.facts.check_writable()?;
         if !size.is_multiple_of(512) {
             return Err(Error::invalid("The new size must be a multiple of 512"));
         }
         self.check_resizable()?;
-        self.check_bitmaps_can_follow(size)?;
-        let old = self.size();
+        self.bitmaps.check_bitmaps_can_follow(size)?;
+        let old = self.facts.size();
         if size < old && preallocation != Preallocation::Off {
             return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
         }
         // After the resize, the VM state would be part of the disk, or would lie behind the new start of the VM state area.
-        self.forget_vm_state().await?;
+        self.snapshots.forget_vm_state().await?;
         if size < old {
             return self.shrink(old, size).await;
         }
         // A raw data file may be longer than the disk. If the growth fails, it gets this length back.
-        let data = self.children.get(ChildIdx::DATA).filter(|_| self.has_raw_data());
+        let data = self.facts.children().get(ChildIdx::DATA).filter(|_| self.facts.has_raw_data());
         let data_size = data.map_or(old, |data| data.size().max(old));
         let grown = self.grow(old, size, preallocation).await;
-        if grown.is_err() && self.check_usable().is_ok() {
+        if grown.is_err() && self.facts.check_usable().is_ok() {
             // Cancelled writes must end before their clusters are freed.
             oxblk_ring::settled().await;
             if let Err(error) = self.undo_growth(old, data_size).await {
@@ -56,57 +54,52 @@ impl Qcow2 {
 
     /// Refuses to resize a version 2 image with snapshots: version 2 does not store the disk size of a snapshot.
     pub(super) fn check_resizable(&self) -> Result<()> {
-        if self.snapshot_table().count > 0 && self.header().version < 3 {
+        if self.metadata.snapshot_table().count > 0 && self.facts.header().version < 3 {
             return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
         }
         Ok(())
     }
 
-    /// Writes the new size to the header, then updates it in memory and in the bitmaps.
-    pub(super) async fn name_size(&self, size: u64) -> Result<()> {
-        let (before, after) = (self.size_in_header().to_be_bytes(), size.to_be_bytes());
-        self.exchange_header_field(field_offsets::SIZE, &before, &after).await?;
-        self.size.store(size, Release);
-        self.resize_bitmaps(size);
-        Ok(())
-    }
-
     async fn grow(&self, old: u64, size: u64, preallocation: Preallocation) -> Result<()> {
         self.grow_data(old, size).await?;
-        self.grow_l1(size).await?;
+        self.metadata.grow_l1(size).await?;
         // A crash, also of another program, may have left data behind the end of the disk.
-        self.forget_guest(self.cluster_end(old), self.vm_state_offset(), ReleaseReason::CutOff)
-            .await?;
+        self.forget_guest(
+            self.geometry.cluster_end(old),
+            self.facts.vm_state_offset(),
+            ReleaseReason::CutOff,
+        )
+        .await?;
         self.zero_rest_of_cluster(old, size, preallocation).await?;
         self.hide_backing(old, size).await?;
         // With a raw data file, all clusters must be mapped.
         let preallocation = match preallocation {
-            Preallocation::Off if self.has_raw_data() => Preallocation::Metadata,
+            Preallocation::Off if self.facts.has_raw_data() => Preallocation::Metadata,
             preallocation => preallocation,
         };
         if preallocation != Preallocation::Off {
             let allocated = self.preallocate(old, size, preallocation).await;
             allocated.map_err(|error| error.prefix("Could not preallocate the new space"))?;
         }
-        self.write_back(true).await?;
+        self.metadata.write_back(true).await?;
         self.name_size(size).await
     }
 
     /// Frees what a failed growth has allocated.
     async fn undo_growth(&self, old: u64, data_size: u64) -> Result<()> {
         let reach = self.geometry.cluster_size() << self.geometry.l2_bits();
-        let end = self.l1_entries().saturating_mul(reach);
-        self.forget_guest(self.cluster_end(old), end, ReleaseReason::CutOff).await?;
+        let end = self.mapping.l1_entries().saturating_mul(reach);
+        self.forget_guest(self.geometry.cluster_end(old), end, ReleaseReason::CutOff).await?;
         self.drop_tables_from(self.geometry.l1_entries_for(old).unwrap_or(u64::MAX));
         // The first cycle lowers refcounts, the second writes them.
-        self.write_back(true).await?;
-        self.write_back(true).await?;
-        if let Some(data) = self.children.get(ChildIdx::DATA)
+        self.metadata.write_back(true).await?;
+        self.metadata.write_back(true).await?;
+        if let Some(data) = self.facts.children().get(ChildIdx::DATA)
             && data.size() > data_size
         {
             data.resize(data_size, Preallocation::Off).await?;
         }
-        self.trim_file().await
+        self.clusters.trim_file().await
     }
 
     /// Extends a data file to the new disk size, with zeroes behind the old end of the disk. A data file that is not raw is
@@ -116,8 +109,8 @@ impl Qcow2 {
         if !self.geometry.data_file {
             return Ok(());
         }
-        let data = self.children.require(ChildIdx::DATA)?;
-        if data.size() > old && !self.has_raw_data() {
+        let data = self.facts.children().require(ChildIdx::DATA)?;
+        if data.size() > old && !self.facts.has_raw_data() {
             data.resize(old, Preallocation::Off).await?;
         }
         let gained = old..data.size().min(size);
@@ -135,13 +128,13 @@ impl Qcow2 {
         size: u64,
         preallocation: Preallocation,
     ) -> Result<()> {
-        let end = self.cluster_end(old);
+        let end = self.geometry.cluster_end(old);
         // A data file ends with the disk.
         let end = if self.geometry.data_file { end.min(size) } else { end };
         if old >= end {
             return Ok(());
         }
-        let extent = self.extent(old, end - old).await?;
+        let extent = self.metadata.extent(old, end - old).await?;
         let is_allocated = !matches!(
             extent,
             Extent::Zero { host: None, .. }
@@ -158,8 +151,9 @@ impl Qcow2 {
 
     /// Makes the added space read as zeroes where the backing file is longer than the old disk.
     async fn hide_backing(&self, old: u64, size: u64) -> Result<()> {
-        let backing = self.children.get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
-        let (from, to) = (self.cluster_end(old), self.cluster_end(backing.min(size)));
+        let backing = self.facts.children().get(ChildIdx::BACKING).map_or(0, |edge| edge.size());
+        let (from, to) =
+            (self.geometry.cluster_end(old), self.geometry.cluster_end(backing.min(size)));
         if from >= to {
             return Ok(());
         }
@@ -182,17 +176,21 @@ impl Qcow2 {
             let len = usize::try_from(to - at).unwrap_or(usize::MAX).min(zeroes.len());
             self.write_guest(at, zeroes.slice(..len)).await?;
             at = at.saturating_add(u64::try_from(len).unwrap_or(0));
-            self.relieve().await?;
+            self.metadata.relieve().await?;
         }
         Ok(())
     }
 
     /// Frees the L2 tables of the L1 entries from `index` on. These tables map no clusters any more.
     fn drop_tables_from(&self, index: u64) {
-        for index in index..self.l1_entries() {
-            if let Ok(Some(table)) = self.l1_entry(index).l2_offset(self.geometry) {
-                self.set_l1_entry(index, L1Entry::EMPTY);
-                self.drop_clusters(self.geometry.cluster_index(table), 1, ReleaseReason::Table);
+        for index in index..self.mapping.l1_entries() {
+            if let Ok(Some(table)) = self.mapping.l1_entry(index).l2_offset(self.geometry) {
+                self.mapping.set_l1_entry(index, L1Entry::EMPTY);
+                self.clusters.drop_clusters(
+                    self.geometry.cluster_index(table),
+                    1,
+                    ReleaseReason::Table,
+                );
             }
         }
     }

@@ -11,15 +11,13 @@
 //! If there is no free space for the copies, the part behind the new end is cleared in place before the size changes. A failure
 //! may then leave the old size with a part of that area cleared.
 
-use std::sync::atomic::Ordering::{Acquire, Release};
-
 use oxblk_core::{ChildIdx, Errno, Error, ErrorKind, Preallocation, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
-use super::counted::Counted;
-use super::dropped::ReleaseReason;
-use super::header::stop_unless_known;
+use super::clusters::Counted;
+use super::clusters::ReleaseReason;
+use super::facts::header::stop_unless_known;
 use super::layout::{ExtendedEntry, L1Entry, L2Entry, field_offsets};
 
 /// New copies of the last L2 table and the last cluster, written and counted. They contain nothing behind the new end.
@@ -36,7 +34,9 @@ impl Qcow2 {
     /// Makes the disk `size` bytes long, which is less than `old`.
     pub(super) async fn shrink(&self, old: u64, size: u64) -> Result<()> {
         match self.shrink_at_once(size).await {
-            Err(error) if error.kind() == ErrorKind::NoSpace && self.check_usable().is_ok() => {
+            Err(error)
+                if error.kind() == ErrorKind::NoSpace && self.facts.check_usable().is_ok() =>
+            {
                 self.shrink_in_place(old, size).await
             }
             outcome => outcome,
@@ -44,8 +44,8 @@ impl Qcow2 {
     }
 
     async fn shrink_at_once(&self, size: u64) -> Result<()> {
-        self.write_back(true).await?;
-        let (l1, l1_offset) = (self.active_l1(), self.l1_offset.load(Acquire));
+        self.metadata.write_back(true).await?;
+        let (l1, l1_offset) = (self.mapping.active_l1(), self.mapping.l1_offset());
         let kept = self.geometry.l1_entries_for(size).and_then(|kept| usize::try_from(kept).ok());
         let kept = kept.unwrap_or(l1.len());
         let mut new: Vec<L1Entry> = l1.iter().copied().take(kept).collect();
@@ -59,42 +59,38 @@ impl Qcow2 {
         let bytes: Vec<u8> = new.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
         let offset = match bytes.is_empty() {
             true => l1_offset,
-            false => self.store_table(bytes).await?,
+            false => self.metadata.store_table(bytes).await?,
         };
         let entries = u32::try_from(l1.len()).map_err(|_| Error::from_errno(Errno::FBIG))?;
-        let before = self.active_fields(self.size_in_header(), entries, l1_offset);
-        let after = self.active_fields(size, entries, offset);
+        let before = self.facts.active_fields(self.facts.size_in_header(), entries, l1_offset);
+        let after = self.facts.active_fields(size, entries, offset);
         let place = field_offsets::SIZE;
-        let mut named = self.exchange_header_field(place, &before, &after).await;
+        let mut named = self.facts.exchange_header_field(place, &before, &after).await;
         if named.is_ok()
             && let Err(error) = self.shrink_raw_data(size).await
         {
             // Memory still has the old size. If the header cannot be restored, the image accepts no further writes.
-            let back = self.exchange_header_field(place, &after, &before);
-            stop_unless_known(back, &self.corrupt).await?;
+            let back = self.facts.exchange_header_field(place, &after, &before);
+            stop_unless_known(back, self.facts.disabled()).await?;
             named = Err(error);
         }
         if named.is_err() {
             if offset != l1_offset {
-                self.drop_l1_clusters(l1.len(), offset);
+                self.clusters.drop_l1_clusters(l1.len(), offset);
             }
             return named;
         }
-        self.l2.clear();
-        for (index, entry) in (0_u64..).zip(&new) {
-            self.l1.get_or_make(index).store(entry.0, Release);
-        }
-        self.l1_offset.store(offset, Release);
-        self.size.store(size, Release);
-        self.resize_bitmaps(size);
+        self.mapping.replace_l1(new.iter().copied(), offset, entries.into());
+        self.facts.set_size(size);
+        self.bitmaps.resize_bitmaps(size);
         if let Some((_, table)) = cut.table {
-            self.refcounts.allocator.note_metadata(table, self.geometry.cluster_size());
+            self.clusters.note_metadata(table, self.geometry.cluster_size());
         }
         let replaced = cut.table.and_then(|(index, _)| l1.get(index)).copied();
         cut.held.into_iter().for_each(Counted::keep);
-        self.drop_entries(&cut.dropped, ReleaseReason::CutOff);
+        self.clusters.drop_entries(&cut.dropped, ReleaseReason::CutOff);
         if offset != l1_offset {
-            self.drop_l1_clusters(l1.len(), l1_offset);
+            self.clusters.drop_l1_clusters(l1.len(), l1_offset);
         }
         let gone: Vec<L1Entry> = l1.into_iter().skip(kept).collect();
         // The disk is smaller already. Clusters that cannot be freed only leak.
@@ -110,9 +106,9 @@ impl Qcow2 {
         let mut cut = Cut::default();
         let Some((entry, last)) = entry.zip(size.checked_sub(1)) else { return Ok(cut) };
         let Ok(offset) = entry.l2_offset(self.geometry) else {
-            return Err(self.mark_corrupt("L2 table offset unaligned", entry.0).await);
+            return Err(self.facts.mark_corrupt("L2 table offset unaligned", entry.0).await);
         };
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let mut table = match offset {
             Some(offset) => file.read(offset, IoBufMut::new(len)).await?,
@@ -142,19 +138,20 @@ impl Qcow2 {
         if !changed {
             return Ok(cut);
         }
-        let mut run = self.reserve(1).await?;
+        let mut run = self.clusters.reserve(1).await?;
         run.begin_write();
         let place = run.start() << self.geometry.cluster_bits;
         file.write(place, table.freeze(), WriteFlags::empty()).await?;
-        cut.held.push(self.count(run, ReleaseReason::Table).await?);
-        cut.table = Some((usize::try_from(self.l1_index(last)).unwrap_or(usize::MAX), place));
+        cut.held.push(self.clusters.count(run, ReleaseReason::Table).await?);
+        cut.table =
+            Some((usize::try_from(self.mapping.l1_index(last)).unwrap_or(usize::MAX), place));
         Ok(cut)
     }
 
     /// Writes a copy of the cluster in which a disk of `size` bytes ends, with zeroes behind the end. Makes no copy if the
     /// cluster reads as zeroes there. A data file is truncated instead.
     async fn cut_last_cluster(&self, size: u64) -> Result<Option<(u64, Counted<'_>)>> {
-        let (start, end) = (self.cluster_start(size), self.cluster_end(size));
+        let (start, end) = (self.geometry.cluster_start(size), self.geometry.cluster_end(size));
         if size == end || self.geometry.data_file || self.reads_as_zero(size, end).await? {
             return Ok(None);
         }
@@ -165,11 +162,11 @@ impl Qcow2 {
             return Ok(None);
         }
         rest.fill(0);
-        let mut run = self.reserve(1).await?;
+        let mut run = self.clusters.reserve(1).await?;
         run.begin_write();
         let cluster = run.start();
-        self.write_data(start, cluster << self.geometry.cluster_bits, data.freeze()).await?;
-        Ok(Some((cluster, self.count(run, ReleaseReason::CutOff).await?)))
+        self.data.write_data(start, cluster << self.geometry.cluster_bits, data.freeze()).await?;
+        Ok(Some((cluster, self.clusters.count(run, ReleaseReason::CutOff).await?)))
     }
 
     /// Truncates a raw data file to the size that the header names already.
@@ -179,7 +176,9 @@ impl Qcow2 {
     /// not get the old size back. After a power cut, the data file may then be longer than the disk, and the next growth zeroes
     /// the added part.
     async fn shrink_raw_data(&self, size: u64) -> Result<()> {
-        let Some(data) = self.children.get(ChildIdx::DATA).filter(|_| self.has_raw_data()) else {
+        let Some(data) =
+            self.facts.children().get(ChildIdx::DATA).filter(|_| self.facts.has_raw_data())
+        else {
             return Ok(());
         };
         data.resize(size, Preallocation::Off).await?;
@@ -197,12 +196,16 @@ impl Qcow2 {
         gone: &[L1Entry],
         size: u64,
     ) -> Result<()> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let entry_size = usize::try_from(self.geometry.l2_entry_size()).unwrap_or(8);
         let table_of = |entry: &L1Entry| entry.l2_offset(self.geometry).ok().flatten();
         if let Some(table) = replaced.as_ref().and_then(table_of) {
-            self.drop_clusters(self.geometry.cluster_index(table), 1, ReleaseReason::Table);
+            self.clusters.drop_clusters(
+                self.geometry.cluster_index(table),
+                1,
+                ReleaseReason::Table,
+            );
         }
         let mut outcome = Ok(());
         for table in gone.iter().filter_map(table_of) {
@@ -210,42 +213,48 @@ impl Qcow2 {
                 Ok(words) => {
                     let entries: Vec<L2Entry> =
                         words.chunks_exact(entry_size).map(first_word).collect();
-                    self.drop_entries(&entries, ReleaseReason::CutOff);
+                    self.clusters.drop_entries(&entries, ReleaseReason::CutOff);
                 }
                 Err(error) => outcome = outcome.and(Err(error)),
             }
-            self.drop_clusters(self.geometry.cluster_index(table), 1, ReleaseReason::Table);
-            self.relieve().await?;
+            self.clusters.drop_clusters(
+                self.geometry.cluster_index(table),
+                1,
+                ReleaseReason::Table,
+            );
+            self.metadata.relieve().await?;
         }
         // The first cycle lowers refcounts, the second writes them.
-        self.write_back(true).await?;
-        self.write_back(true).await?;
-        if let Some(data) = self.children.get(ChildIdx::DATA)
+        self.metadata.write_back(true).await?;
+        self.metadata.write_back(true).await?;
+        if let Some(data) = self.facts.children().get(ChildIdx::DATA)
             && data.size() > size
         {
             data.resize(size, Preallocation::Off).await?;
         }
-        outcome.and(self.trim_file().await)
+        outcome.and(self.clusters.trim_file().await)
     }
 
     async fn shrink_in_place(&self, old: u64, size: u64) -> Result<()> {
         // Only this step may need free space.
         let last = if self.geometry.data_file { old } else { u64::MAX };
-        self.zero_if_needed(size, self.cluster_end(size).min(last)).await?;
-        self.clear_guest(self.cluster_end(size), self.cluster_end(old)).await?;
+        self.zero_if_needed(size, self.geometry.cluster_end(size).min(last)).await?;
+        self.clear_guest(self.geometry.cluster_end(size), self.geometry.cluster_end(old)).await?;
         // The first cycle lowers refcounts, the second writes them.
-        self.write_back(true).await?;
-        self.write_back(true).await?;
-        let in_header = self.size_in_header();
+        self.metadata.write_back(true).await?;
+        self.metadata.write_back(true).await?;
+        let in_header = self.facts.size_in_header();
         self.name_size(size).await?;
         if let Err(error) = self.shrink_raw_data(size).await {
-            stop_unless_known(self.name_size(in_header), &self.corrupt).await?;
+            stop_unless_known(self.name_size(in_header), self.facts.disabled()).await?;
             return Err(error);
         }
         let kept = self.geometry.l1_entries_for(size).unwrap_or(u64::MAX);
-        let gone: Vec<L1Entry> = (kept..self.l1_entries()).map(|at| self.l1_entry(at)).collect();
-        (kept..self.l1_entries()).for_each(|at| self.set_l1_entry(at, L1Entry::EMPTY));
-        self.l2.clear();
+        let gone: Vec<L1Entry> =
+            (kept..self.mapping.l1_entries()).map(|at| self.mapping.l1_entry(at)).collect();
+        (kept..self.mapping.l1_entries())
+            .for_each(|at| self.mapping.set_l1_entry(at, L1Entry::EMPTY));
+        self.mapping.clear();
         if let Err(error) = self.give_up_tables(None, &gone, size).await {
             tracing::warn!("qcow2: not all space that the disk has lost was given back: {error}");
         }
@@ -262,6 +271,15 @@ impl Qcow2 {
             return Ok(());
         }
         self.write_guest(from, IoBuf::zeroes(len)).await
+    }
+
+    /// Writes the new size to the header, then updates it in memory and in the bitmaps.
+    pub(super) async fn name_size(&self, size: u64) -> Result<()> {
+        let (before, after) = (self.facts.size_in_header().to_be_bytes(), size.to_be_bytes());
+        self.facts.exchange_header_field(field_offsets::SIZE, &before, &after).await?;
+        self.facts.set_size(size);
+        self.bitmaps.resize_bitmaps(size);
+        Ok(())
     }
 }
 

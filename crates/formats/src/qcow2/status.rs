@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use oxblk_core::{ChildIdx, Result, Status, StatusFlags, Want};
 
 use super::Qcow2;
-use super::lookup::Extent;
+use super::mapping::Extent;
 
 /// Values of [`Qcow2::preallocated`]. 0 means that it is not known yet.
 const KNOWN_NOT: u8 = 1;
@@ -21,21 +21,21 @@ const JOIN: u32 = 1 << 14;
 impl Qcow2 {
     /// The status of the start of `offset..offset + len`.
     pub(super) async fn status(&self, offset: u64, len: u64, want: Want) -> Result<Status> {
-        self.check_usable()?;
-        let first = self.extent(offset, len).await?;
+        self.facts.check_usable()?;
+        let first = self.metadata.extent(offset, len).await?;
         let mut covered = first.len();
         for _ in 0..JOIN {
             if covered >= len {
                 break;
             }
-            let next = self.extent(offset.saturating_add(covered), len - covered).await?;
+            let next = self.metadata.extent(offset.saturating_add(covered), len - covered).await?;
             if !continues(first, covered, next) {
                 break;
             }
             covered = covered.saturating_add(next.len());
         }
-        let mut status = describe(first, covered, self.data_child());
-        if !self.is_plain() {
+        let mut status = describe(first, covered, self.facts.data_child());
+        if !self.data.is_plain() {
             // The host offset of an encrypted image must not be used for direct reads.
             (status.host, status.child) = (None, None);
             status.flags -= StatusFlags::OFFSET_VALID | StatusFlags::RECURSE;
@@ -62,13 +62,13 @@ impl Qcow2 {
     }
 
     async fn compare_with_host(&self) -> Result<bool> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let Some(stored) = file.node().driver().allocated_size() else { return Ok(true) };
         let cluster = self.geometry.cluster_size();
         let stored = stored / cluster;
         let enough = (stored.saturating_mul(10) / 9).max(stored.saturating_add(2));
         let clusters = file.size().div_ceil(cluster);
-        Ok(enough <= clusters && self.refcounts.uses_at_least(enough, clusters).await?)
+        Ok(enough <= clusters && self.clusters.uses_at_least(enough, clusters).await?)
     }
 }
 

@@ -9,9 +9,7 @@ use oxblk_core::{BoxFuture, Errno, Error, Result};
 use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Qcow2;
-use super::layout::L1Entry;
-use super::lookup::Extent;
-use super::snapshots::Pass;
+use super::mapping::Extent;
 
 /// Guest offsets are below this, in bytes.
 const MAX_OFFSET: u64 = 1 << 63;
@@ -19,7 +17,7 @@ const MAX_OFFSET: u64 = 1 << 63;
 impl Qcow2 {
     /// The guest offset of a range of the VM state.
     fn vm_state_place(&self, offset: u64, len: usize) -> Result<u64> {
-        let place = self.vm_state_offset().checked_add(offset);
+        let place = self.facts.vm_state_offset().checked_add(offset);
         let len = u64::try_from(len).unwrap_or(u64::MAX);
         let end = place.and_then(|place| place.checked_add(len)).filter(|end| *end <= MAX_OFFSET);
         match (place, end) {
@@ -29,7 +27,7 @@ impl Qcow2 {
     }
 
     async fn save_vm_state(&self, offset: u64, data: IoBuf) -> Result<()> {
-        self.check_writable()?;
+        self.facts.check_writable()?;
         if self.geometry.data_file {
             // VM state would make the data file longer than the disk.
             return Err(Error::from_errno(Errno::OPNOTSUPP));
@@ -38,19 +36,19 @@ impl Qcow2 {
         let Some(last) = u64::try_from(data.len()).unwrap_or(u64::MAX).checked_sub(1) else {
             return Ok(());
         };
-        let entries = self.l1_index(place.saturating_add(last)).saturating_add(1);
-        self.grow_l1_to(Some(entries)).await?;
+        let entries = self.mapping.l1_index(place.saturating_add(last)).saturating_add(1);
+        self.metadata.grow_l1_to(Some(entries)).await?;
         self.write_guest(place, data).await
     }
 
     async fn load_vm_state(&self, offset: u64, mut buf: IoBufMut) -> Result<IoBufMut> {
-        self.check_usable()?;
+        self.facts.check_usable()?;
         let place = self.vm_state_place(offset, buf.len())?;
         let mut done = 0_usize;
         while done < buf.len() {
             let at = place.saturating_add(u64::try_from(done).unwrap_or(0));
             let left = u64::try_from(buf.len() - done).unwrap_or(u64::MAX);
-            let extent = self.extent(at, left).await?;
+            let extent = self.metadata.extent(at, left).await?;
             let len = usize::try_from(extent.len()).unwrap_or(usize::MAX);
             let end = done.saturating_add(len).min(buf.len());
             let Some(piece) = buf.get_mut(done..end) else { break };
@@ -63,25 +61,6 @@ impl Qcow2 {
             done = end;
         }
         Ok(buf)
-    }
-
-    /// Frees the VM state of the active state. Its L1 entries are cleared on disk first; then the refcounts of the clusters
-    /// that they referred to are lowered. Core has drained the node.
-    pub(super) async fn forget_vm_state(&self) -> Result<()> {
-        let first = self.geometry.l1_entries_for(self.size()).unwrap_or(u64::MAX);
-        let indices = first..self.l1_entries().max(first);
-        let l1: Vec<L1Entry> = indices.clone().map(|index| self.l1_entry(index)).collect();
-        if l1.iter().all(|entry| *entry == L1Entry::EMPTY) {
-            return Ok(());
-        }
-        self.write_back(true).await?;
-        let reach = self.reach(&l1, Pass::Leave).await?;
-        for index in indices {
-            self.set_l1_entry(index, L1Entry::EMPTY);
-        }
-        self.l2.clear();
-        self.write_back(true).await?;
-        self.lower_reach(&reach).await.map(drop)
     }
 }
 

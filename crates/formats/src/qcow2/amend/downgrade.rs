@@ -4,14 +4,12 @@
 //! Ordinary writes replace them, so a power cut at any point leaves a disk with the same contents and fewer zero clusters.
 //! `snapshots::expand` replaces the zero clusters of snapshots.
 
-use std::sync::atomic::Ordering::Acquire;
-
 use oxblk_core::{Error, Result, run_all};
 use oxblk_ring::IoBuf;
 
 use super::Qcow2;
-use crate::qcow2::dropped::ReleaseReason;
-use crate::qcow2::lookup::Extent;
+use crate::qcow2::clusters::ReleaseReason;
+use crate::qcow2::mapping::Extent;
 
 /// Number of zero bytes per write.
 const PIECE: u64 = 1 << 20;
@@ -22,42 +20,34 @@ impl Qcow2 {
     /// Refuses a downgrade if version 2 cannot store a snapshot: it does not store a snapshot's disk size, so that size must be
     /// `size`, and it limits the size of VM state.
     pub(super) async fn check_snapshots_for_downgrade(&self, size: u64) -> Result<()> {
-        if self.snapshots_fit_version_2(size).await? {
+        if self.snapshots.snapshots_fit_version_2(size).await? {
             return Ok(());
         }
         Err(Error::unsupported("Internal snapshots prevent downgrade of image"))
     }
 
-    /// Refuses a downgrade of an image that needs a repair, because version 2 has no dirty bit.
-    pub(super) fn check_needs_no_repair(&self) -> Result<()> {
-        if self.unfinished.load(Acquire) {
-            return Err(Error::unsupported("Cannot downgrade an image that needs a repair"));
-        }
-        Ok(())
-    }
-
     /// Replaces all zero clusters, in the active state and in the snapshots.
     pub(super) async fn expand_zero_clusters(&self, progress: &dyn Fn(u64, u64)) -> Result<()> {
-        let over_backing = self.header().backing_file.is_some();
+        let over_backing = self.facts.header().backing_file.is_some();
         let reach = self.geometry.cluster_size() << self.geometry.l2_bits();
-        let end = self.l1_entries().saturating_mul(reach);
+        let end = self.mapping.l1_entries().saturating_mul(reach);
         let mut at = 0;
         while at < end {
             progress(at, end);
             let table_end = (at - at % reach).saturating_add(reach);
-            if self.l1_entry(self.l1_index(at)).raw_offset() == 0 {
+            if self.mapping.l1_entry(self.mapping.l1_index(at)).raw_offset() == 0 {
                 at = table_end;
                 continue;
             }
-            let extent = self.extent(at, table_end - at).await?;
+            let extent = self.metadata.extent(at, table_end - at).await?;
             let next = at.saturating_add(extent.len());
             if let Extent::Zero { .. } = extent {
                 self.expand(at, next, over_backing).await?;
             }
             at = next;
         }
-        self.write_back(true).await?;
-        self.expand_snapshots(over_backing).await?;
+        self.metadata.write_back(true).await?;
+        self.snapshots.expand_snapshots(over_backing).await?;
         progress(end, end);
         Ok(())
     }
@@ -65,7 +55,7 @@ impl Qcow2 {
     /// Replaces a run of zero clusters by data, or makes them unallocated.
     async fn expand(&self, from: u64, to: u64, over_backing: bool) -> Result<()> {
         // Unallocated clusters behind the end of the disk read as zeroes even with a backing file.
-        let end = if over_backing { to.min(self.size()).max(from) } else { from };
+        let end = if over_backing { to.min(self.facts.size()).max(from) } else { from };
         let mut at = from;
         while at < end {
             let mut writes = Vec::new();
@@ -76,9 +66,9 @@ impl Qcow2 {
                 at = at.saturating_add(len);
             }
             run_all(writes).await?;
-            self.relieve().await?;
+            self.metadata.relieve().await?;
         }
-        let rest = self.cluster_end(end);
+        let rest = self.geometry.cluster_end(end);
         self.forget_guest(rest, to, ReleaseReason::Discarded).await
     }
 }

@@ -8,7 +8,7 @@
 //! 3. grow the disk, if its size increases;
 //! 4. for a downgrade to version 2: replace the zero clusters (`downgrade`);
 //! 5. shrink the disk, if its size decreases: this cannot be undone;
-//! 6. write refcounts of another width beside the old ones (`refcount_width`), then write the header that names them and has
+//! 6. write refcounts of another width beside the old ones (`clusters/width`), then write the header that names them and has
 //!    the final version.
 //!
 //! If step 4, 5 or 6 fails, a disk that has grown gets its old size back. If step 6 fails after the disk has shrunk, the error
@@ -20,19 +20,16 @@
 //! has changed.
 
 mod downgrade;
-mod refcount_width;
-
-use std::sync::atomic::Ordering::AcqRel;
 
 use oxblk_core::amend::{Amend, AmendRequest};
 use oxblk_core::create::{CreateOption, OptionType};
-use oxblk_core::{BoxFuture, ChildIdx, Error, Options, Preallocation, Result};
+use oxblk_core::{BoxFuture, Error, Options, Preallocation, Result};
 
 use super::Qcow2;
 use super::create_options::{option, refcount_order};
+use super::facts::run_options::Modes;
+use super::facts::stopped::Replaced;
 use super::layout::{Autoclear, Compatible, CryptMethod, Header, Incompatible};
-use super::run_options::Modes;
-use super::stopped::Replaced;
 
 /// The options that can be amended.
 pub(super) static AMEND_OPTIONS: &[CreateOption] = &[
@@ -201,49 +198,49 @@ fn check_downgrade(header: &Header, refcount_order: u32) -> Result<()> {
 
 impl Qcow2 {
     async fn amend_image(&self, request: AmendRequest) -> Result<()> {
-        let lazy = self.modes() & Modes::LAZY;
+        let lazy = self.facts.modes() & Modes::LAZY;
         let amended = self.amend_eagerly(request).await;
         // Refcounts are lazy again, unless the amend has turned lazy refcounts on or off.
         let lazy = amended.as_ref().ok().copied().flatten().map_or(lazy, |lazy| match lazy {
             true => Modes::LAZY,
             false => Modes::empty(),
         });
-        self.modes.fetch_or(lazy.bits(), AcqRel);
+        self.facts.add_modes(lazy);
         amended.map(drop)
     }
 
     /// Amends the image with lazy refcounts turned off. Returns whether refcounts will be lazy, if the request says it.
     async fn amend_eagerly(&self, request: AmendRequest) -> Result<Option<bool>> {
-        self.check_writable()?;
+        self.facts.check_writable()?;
         let wanted = Wanted::read(request.options)?;
-        let header = self.header_on_disk().await?;
+        let header = self.facts.header_on_disk().await?;
         wanted.check(&header)?;
         // Pending frees must be complete and on disk before refcounts are checked and new structures are laid out.
-        self.close_image().await?;
-        self.stop_postponing().await?;
+        self.metadata.close_image().await?;
+        self.metadata.stop_postponing().await?;
         let steps = self.plan_steps(&wanted, &header).await?;
         if !wanted.encrypt.is_empty() {
             self.amend_keys(wanted.encrypt.clone(), request.force).await?;
         }
         if steps.upgrade {
-            self.complete_snapshots().await?;
-            self.rewrite_header(|header| header.version = 3).await?;
+            self.metadata.complete_snapshots().await?;
+            self.metadata.rewrite_header(|header| header.version = 3).await?;
         }
         self.amend_header(&wanted).await?;
-        let old_size = self.size();
+        let old_size = self.facts.size();
         if let Some(size) = steps.size.filter(|size| *size > old_size) {
             self.resize_image(size, Preallocation::Off).await?;
         }
         let finished = self.finish_amend(&steps, old_size, &*request.progress).await;
         if finished.is_err() {
             // The image stays in use. The bitmaps may have been stored already, so they are marked as in use again.
-            self.use_bitmaps().await;
+            self.bitmaps.use_bitmaps().await;
             self.shrink_back(old_size).await;
         }
         finished?;
         if steps.upgrade || steps.downgrade || steps.order.is_some() {
             // The state in memory belongs to the old version or width: the image must be opened again.
-            self.stop_for(Replaced::Amend);
+            self.facts.stop_for(Replaced::Amend);
         }
         Ok(wanted.lazy_refcounts)
     }
@@ -258,26 +255,26 @@ impl Qcow2 {
             order: wanted.refcount_order()?.filter(|o| *o != header.geometry.refcount_order),
         };
         if steps.downgrade {
-            self.check_needs_no_repair()?;
+            self.metadata.check_needs_no_repair()?;
             self.check_snapshots_for_downgrade(wanted.size.unwrap_or(header.size)).await?;
         }
         if steps.size.is_some() && version < 3 && header.version < 3 {
             self.check_resizable()?;
         }
         if let Some(order) = steps.order {
-            self.check_refcounts_fit(order).await?;
+            self.clusters.check_refcounts_fit(order).await?;
         }
         Ok(steps)
     }
 
     /// Changes the passwords of an encrypted image.
     async fn amend_keys(&self, options: Options, force: bool) -> Result<()> {
-        let Some(encryption) = &self.encryption else {
+        let Some(encryption) = self.data.encryption() else {
             return Err(Error::invalid(NOT_ENCRYPTED));
         };
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         // The header lock prevents moving the LUKS header meanwhile.
-        let _turn = self.hold_header().await;
+        let _turn = self.facts.hold_header().await;
         encryption.change_keys(&file, options, force).await
     }
 
@@ -296,17 +293,17 @@ impl Qcow2 {
                 header.extensions.data_file = Some(name.clone()).filter(|name| !name.is_empty());
             }
         };
-        self.rewrite_header(amend).await?;
+        self.metadata.rewrite_header(amend).await?;
         if wanted.data_file_raw == Some(false) {
-            self.modes.fetch_and(!Modes::RAW_DATA.bits(), AcqRel);
+            self.facts.remove_modes(Modes::RAW_DATA);
         }
         Ok(())
     }
 
     /// Shrinks a disk that has grown to its old size, because a later step has failed.
     async fn shrink_back(&self, size: u64) {
-        if size < self.size()
-            && self.check_usable().is_ok()
+        if size < self.facts.size()
+            && self.facts.check_usable().is_ok()
             && let Err(error) = self.resize_image(size, Preallocation::Off).await
         {
             tracing::warn!("qcow2: the disk could not be shrunk to its old size: {error}");
@@ -323,7 +320,7 @@ impl Qcow2 {
     ) -> Result<()> {
         if steps.downgrade {
             self.expand_zero_clusters(progress).await?;
-            self.check_needs_no_repair()?;
+            self.metadata.check_needs_no_repair()?;
         }
         let smaller = steps.size.filter(|size| *size < old_size);
         if let Some(size) = smaller {
@@ -340,12 +337,12 @@ impl Qcow2 {
 
     async fn write_final_header(&self, steps: &Steps, progress: &dyn Fn(u64, u64)) -> Result<()> {
         if steps.order.is_none() && !steps.downgrade {
-            return self.close_image().await;
+            return self.metadata.close_image().await;
         }
         // Metadata and bitmaps cannot be written after the version or the refcount width has changed.
         self.complete_image().await?;
         let refcounts = match steps.order {
-            Some(order) => Some(self.write_refcounts(order, progress).await?),
+            Some(order) => Some(self.clusters.write_refcounts(order, progress).await?),
             None => None,
         };
         let finish = |header: &mut Header| {
@@ -362,7 +359,7 @@ impl Qcow2 {
                 header.unknown_fields.clear();
             }
         };
-        self.rewrite_header(finish).await?;
+        self.metadata.rewrite_header(finish).await?;
         if let Some(new) = refcounts {
             new.keep();
         }

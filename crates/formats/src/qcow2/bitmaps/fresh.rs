@@ -3,34 +3,34 @@
 //! Unless [`Fresh::keep`] is called, dropping [`Fresh`] frees these clusters, so that a change that fails halfway leaks
 //! nothing.
 
-use oxblk_core::{ChildIdx, Result, WriteFlags, run_all};
+use oxblk_core::{Result, WriteFlags, run_all};
 use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
-use super::super::Qcow2;
-use super::super::dropped::ReleaseReason;
+use super::super::clusters::ReleaseReason;
+use super::Bitmaps;
 
 /// New metadata clusters that one change has written.
 pub(super) struct Fresh<'a> {
-    image: &'a Qcow2,
+    bitmaps: &'a Bitmaps,
     clusters: RoaringTreemap,
     kept: bool,
 }
 
 impl<'a> Fresh<'a> {
     /// Starts without clusters.
-    pub(super) fn new(image: &'a Qcow2) -> Self {
-        Self { image, clusters: RoaringTreemap::new(), kept: false }
+    pub(super) fn new(bitmaps: &'a Bitmaps) -> Self {
+        Self { bitmaps, clusters: RoaringTreemap::new(), kept: false }
     }
 
     /// Writes each of `pieces` (one cluster each) to a new cluster, and returns the cluster numbers.
     pub(super) async fn put(&mut self, mut pieces: Vec<IoBufMut>) -> Result<Vec<u64>> {
-        let bits = self.image.geometry.cluster_bits;
-        let file = self.image.children.require(ChildIdx::FILE)?;
+        let bits = self.bitmaps.geometry.cluster_bits;
+        let file = self.bitmaps.facts.file()?;
         let mut clusters = Vec::new();
         while !pieces.is_empty() {
             let wanted = u64::try_from(pieces.len()).unwrap_or(u64::MAX);
-            let mut run = self.image.reserve(wanted).await?;
+            let mut run = self.bitmaps.clusters.reserve(wanted).await?;
             run.begin_write();
             let (start, count) = (run.start(), run.count());
             let rest = pieces.split_off(usize::try_from(count).unwrap_or(0).min(pieces.len()));
@@ -38,7 +38,7 @@ impl<'a> Fresh<'a> {
                 file.write(cluster << bits, piece.freeze(), WriteFlags::empty())
             });
             run_all(writes).await?;
-            self.image.count(run, ReleaseReason::Table).await?.keep();
+            self.bitmaps.clusters.count(run, ReleaseReason::Table).await?.keep();
             self.note(start, count);
             clusters.extend(start..start.saturating_add(count));
             pieces = rest;
@@ -49,24 +49,24 @@ impl<'a> Fresh<'a> {
     /// Writes `bytes` to new contiguous clusters, and returns the number of the first one. The rest of the last cluster
     /// keeps its old contents.
     pub(super) async fn put_together(&mut self, bytes: Vec<u8>) -> Result<u64> {
-        let geometry = self.image.geometry;
+        let geometry = self.bitmaps.geometry;
         let count = geometry.clusters_for(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-        let mut run = self.image.refcounts.reserve_contiguous(count).await?;
+        let mut run = self.bitmaps.clusters.reserve_contiguous(count).await?;
         run.begin_write();
         let start = run.start();
-        let file = self.image.children.require(ChildIdx::FILE)?;
+        let file = self.bitmaps.facts.file()?;
         let place = start << geometry.cluster_bits;
         file.write(place, IoBuf::from(bytes), WriteFlags::empty()).await?;
-        self.image.count(run, ReleaseReason::Table).await?.keep();
+        self.bitmaps.clusters.count(run, ReleaseReason::Table).await?.keep();
         self.note(start, count);
         Ok(start)
     }
 
     fn note(&mut self, start: u64, count: u64) {
-        let geometry = self.image.geometry;
+        let geometry = self.bitmaps.geometry;
         self.clusters.insert_range(start..start.saturating_add(count));
         let bytes = count << geometry.cluster_bits;
-        self.image.refcounts.allocator.note_metadata(start << geometry.cluster_bits, bytes);
+        self.bitmaps.clusters.note_metadata(start << geometry.cluster_bits, bytes);
     }
 
     /// The number after the highest cluster number.
@@ -76,8 +76,8 @@ impl<'a> Fresh<'a> {
 
     /// Makes the clusters and their refcounts durable. From then on, metadata may refer to the clusters.
     pub(super) async fn settle(&self) -> Result<()> {
-        self.image.write_back_refcounts().await?;
-        self.image.children.require(ChildIdx::FILE)?.flush().await
+        self.bitmaps.clusters.write_back_refcounts().await?;
+        self.bitmaps.facts.file()?.flush().await
     }
 
     /// Keeps the clusters allocated, because metadata refers to them or may refer to them.
@@ -89,16 +89,7 @@ impl<'a> Fresh<'a> {
 impl Drop for Fresh<'_> {
     fn drop(&mut self) {
         if !self.kept {
-            self.image.drop_table_clusters(&self.clusters);
-        }
-    }
-}
-
-impl Qcow2 {
-    /// Passes one reference of each cluster to the write-back, which lowers the refcounts.
-    pub(super) fn drop_table_clusters(&self, clusters: &RoaringTreemap) {
-        for cluster in clusters {
-            self.drop_clusters(cluster, 1, ReleaseReason::Table);
+            self.bitmaps.clusters.drop_table_clusters(&self.clusters);
         }
     }
 }

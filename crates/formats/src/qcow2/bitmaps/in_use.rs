@@ -3,22 +3,19 @@
 //! The flag is durable before the first request can change a bitmap. After a power cut, a bitmap with this flag is
 //! inconsistent.
 
-use std::sync::atomic::Ordering::Release;
-
-use oxblk_core::{ChildIdx, Edge, Error, Result, WriteFlags};
+use oxblk_core::{Error, Result, WriteFlags};
 use oxblk_ring::IoBuf;
 
-use super::super::Qcow2;
-use super::super::layout::{BitmapEntry, BitmapFlags, Header, encode_bitmap_directory};
+use super::super::layout::{BitmapFlags, encode_bitmap_directory};
+use super::Bitmaps;
 use super::Stored;
-use super::load::{ONES, read_directory};
 
-impl Qcow2 {
+impl Bitmaps {
     /// Marks bitmaps as in use, durably: the usable ones, and the enabled ones that are unusable and so miss the
     /// guest's writes. The flags of an entry lie within one sector. No bitmap changes before all flags are durable.
-    pub(in super::super) async fn mark_bitmaps_in_use(&self) -> Result<()> {
-        let _turn = self.bitmaps.changing.lock().await;
-        let state = self.bitmaps.state().clone();
+    pub(super) async fn mark_bitmaps_in_use(&self) -> Result<()> {
+        let _turn = self.changing.lock().await;
+        let state = self.state().clone();
         let Some(place) = state.directory.place else { return Ok(()) };
         let mut marked = state.directory.stored.clone();
         let mut changed = false;
@@ -40,10 +37,10 @@ impl Qcow2 {
             return Err(Error::corrupt(text).at(place.directory_offset));
         }
         let bytes = encode_bitmap_directory(marked.iter().map(|stored| &stored.entry));
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         file.write(place.directory_offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
         file.flush().await?;
-        self.bitmaps.state().directory.stored = marked;
+        self.state().directory.stored = marked;
         Ok(())
     }
 
@@ -52,44 +49,14 @@ impl Qcow2 {
     pub(in super::super) async fn use_bitmaps(&self) {
         if let Err(error) = self.mark_bitmaps_in_use().await {
             tracing::error!("qcow2: the bitmaps cannot be marked as in use: {error}");
-            self.corrupt.store(true, Release);
+            self.facts.disable();
             return;
         }
         self.set_bitmaps_read_only(false);
     }
 
     pub(in super::super) fn set_bitmaps_read_only(&self, read_only: bool) {
-        let live = self.bitmaps.state().live.clone();
+        let live = self.state().live.clone();
         live.iter().for_each(|bitmap| bitmap.set_read_only(read_only));
-    }
-
-    /// Whether the bitmaps on disk in `file` equal the bitmaps in memory.
-    pub(in super::super) async fn has_bitmaps_on_disk(
-        &self,
-        file: &Edge,
-        header: &Header,
-    ) -> Result<bool> {
-        let state = self.bitmaps.state().clone();
-        if header.extensions.bitmaps != state.directory.place {
-            return Ok(false);
-        }
-        let Some(place) = state.directory.place else { return Ok(true) };
-        let entries: Vec<BitmapEntry> = read_directory(file, &place).await?;
-        if !entries.iter().eq(state.directory.stored.iter().map(|stored| &stored.entry)) {
-            return Ok(false);
-        }
-        let mut ones = ONES;
-        let live_by_name = state.live_by_name();
-        for entry in &entries {
-            let Some(live) = live_by_name.get(&*entry.name()) else { continue };
-            // Equal entries do not prove equal data: another program may have changed it.
-            let table = self.read_bitmap_table(file, entry).await?;
-            let there = self.read_bitmap(file, entry, &table, &mut ones).await;
-            let here = live.map();
-            if !there.is_ok_and(|there| there.areas().eq(here.areas())) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 }

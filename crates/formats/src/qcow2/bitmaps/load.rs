@@ -9,15 +9,15 @@ use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt as _};
 use oxblk_core::bitmap::{DirtyBitmap, MAX_GRANULARITY, MAX_NAME, MIN_GRANULARITY, RangeMap};
-use oxblk_core::{ChildIdx, Edge, Error, Result};
+use oxblk_core::{Edge, Error, Result};
 use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
-use super::super::Qcow2;
 use super::super::layout::{
     BitmapData, BitmapEntry, BitmapFlags, BitmapTableEntry, BitmapsExtension, bitmap_bytes,
     parse_bitmap_directory,
 };
+use super::Bitmaps;
 use super::{State, Stored};
 
 /// Budget in bytes for the bitmap data that "all ones" entries of an image stand for.
@@ -42,12 +42,12 @@ pub(in super::super) async fn read_directory(
     parse_bitmap_directory(&bytes, directory.count)
 }
 
-impl Qcow2 {
+impl Bitmaps {
     /// Reads the bitmaps of the image, and marks them as in use if it is writable.
-    pub(super) async fn load_bitmaps(&self) -> Result<Vec<Arc<DirtyBitmap>>> {
-        let place = self.bitmaps.state().directory.place;
+    pub(in crate::qcow2) async fn load_bitmaps(&self) -> Result<Vec<Arc<DirtyBitmap>>> {
+        let place = self.state().directory.place;
         let Some(place) = place else { return Ok(Vec::new()) };
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let entries = read_directory(&file, &place).await?;
         let mut state = State::default();
         state.directory.place = Some(place);
@@ -81,8 +81,8 @@ impl Qcow2 {
             }
             state.directory.stored.push(stored);
         }
-        *self.bitmaps.state() = state;
-        if !self.is_read_only() {
+        *self.state() = state;
+        if !self.facts.is_read_only() {
             self.mark_bitmaps_in_use().await?;
         }
         Ok(all)
@@ -132,16 +132,15 @@ impl Qcow2 {
     /// Notes clusters as metadata. Returns whether none of them was metadata before.
     fn note_own(&self, clusters: &RoaringTreemap) -> bool {
         let bits = self.geometry.cluster_bits;
-        let allocator = &self.refcounts.allocator;
         let size = self.geometry.cluster_size();
-        let own = clusters.iter().all(|cluster| !allocator.is_metadata(cluster << bits, size));
-        clusters.iter().for_each(|cluster| allocator.note_metadata(cluster << bits, size));
+        let own = clusters.iter().all(|cluster| !self.clusters.is_metadata(cluster << bits, size));
+        clusters.iter().for_each(|cluster| self.clusters.note_metadata(cluster << bits, size));
         own
     }
 
     /// Notes the clusters of all stored bitmaps as metadata.
     pub(in super::super) fn note_bitmaps(&self) {
-        let directory = self.bitmaps.state().directory.clone();
+        let directory = self.state().directory.clone();
         for stored in &directory.stored {
             self.note_own(&stored.clusters);
         }
@@ -212,7 +211,7 @@ impl Qcow2 {
         table: &[BitmapTableEntry],
         ones: &mut u64,
     ) -> Result<RangeMap> {
-        let map = RangeMap::new(self.size(), entry.granularity().unwrap_or(0))?;
+        let map = RangeMap::new(self.facts.size(), entry.granularity().unwrap_or(0))?;
         let bytes = bitmap_bytes(map.size(), map.granularity());
         let needed = self.geometry.clusters_for(bytes).max(1);
         if needed != u64::from(entry.table_entries) {
@@ -267,8 +266,8 @@ impl Qcow2 {
         let bitmap = match map {
             Some(map) if stored.is_usable() => DirtyBitmap::with_map(&name, map)?,
             _ => {
-                let bitmap = DirtyBitmap::new(&name, self.size(), granularity)
-                    .or_else(|_| DirtyBitmap::new(&name, self.size(), MAX_GRANULARITY))?;
+                let bitmap = DirtyBitmap::new(&name, self.facts.size(), granularity)
+                    .or_else(|_| DirtyBitmap::new(&name, self.facts.size(), MAX_GRANULARITY))?;
                 bitmap.set_inconsistent();
                 bitmap
             }
@@ -277,7 +276,7 @@ impl Qcow2 {
             bitmap.set_enabled(false);
         }
         bitmap.set_persistent(true);
-        bitmap.set_read_only(self.is_read_only());
+        bitmap.set_read_only(self.facts.is_read_only());
         Ok(Some(bitmap))
     }
 }

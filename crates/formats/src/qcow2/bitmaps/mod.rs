@@ -10,6 +10,9 @@
 //! | `fresh` | new clusters that are not referred to yet |
 //! | `extension` | the header extension that names the directory |
 //!
+//! [`Bitmaps`] knows [`Facts`] and [`Clusters`]. It does not use the tables of the guest disk. `Bitmaps::changing` is taken
+//! before all other locks of the image: one change of the stored bitmaps, or one step of a compaction, runs at a time.
+//!
 //! Core tracks writes in the bitmaps that [`PersistentBitmaps::load`] returned. Before the node accepts requests, each
 //! bitmap is durably marked as in use on disk.
 //!
@@ -41,16 +44,17 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oxblk_core::bitmap::{
-    BitmapError, Checks, DirtyBitmap, MAX_GRANULARITY, MAX_NAME, MIN_GRANULARITY, PersistentBitmaps,
+    BitmapError, Checks, DirtyBitmap, MAX_GRANULARITY, MAX_NAME, MIN_GRANULARITY,
 };
-use oxblk_core::{BoxFuture, Error, Result};
+use oxblk_core::{Error, Result};
 use oxblk_ring::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard};
 use roaring::RoaringTreemap;
 use serde_json::{Value, json};
 
-use super::Qcow2;
+use super::clusters::Clusters;
+use super::facts::Facts;
 use super::layout::{
-    Autoclear, BitmapEntry, BitmapFlags, BitmapsExtension, Header, MAX_BITMAP_BYTES,
+    Autoclear, BitmapEntry, BitmapFlags, BitmapsExtension, Geometry, MAX_BITMAP_BYTES,
     MAX_BITMAP_DIRECTORY, MAX_BITMAPS, bitmap_bytes,
 };
 pub(super) use extension::{carry_out, distrust, plan};
@@ -58,6 +62,9 @@ pub(super) use load::read_directory;
 
 /// The bitmaps of an open image.
 pub(super) struct Bitmaps {
+    geometry: Geometry,
+    facts: Arc<Facts>,
+    clusters: Arc<Clusters>,
     /// Held while the bitmaps on disk change. It is taken before all other locks of the image.
     changing: AsyncMutex<()>,
     state: Mutex<State>,
@@ -124,10 +131,14 @@ impl State {
 
 impl Bitmaps {
     /// The bitmaps that the header names, before the directory is loaded.
-    pub(super) fn of(header: &Header) -> Self {
-        let directory = Directory { place: header.extensions.bitmaps, ..Directory::default() };
+    pub(super) fn new(facts: Arc<Facts>, clusters: Arc<Clusters>) -> Self {
+        let place = facts.header().extensions.bitmaps;
+        let directory = Directory { place, ..Directory::default() };
         let state = State { directory, live: Vec::new() };
         Self {
+            geometry: facts.geometry(),
+            facts,
+            clusters,
             changing: AsyncMutex::new(()),
             state: Mutex::new(state),
             stay: AtomicBool::new(false),
@@ -174,10 +185,10 @@ impl Bitmaps {
     }
 }
 
-impl Qcow2 {
+impl Bitmaps {
     /// Refuses a change of size if a bitmap of the image cannot be resized.
     pub(super) fn check_bitmaps_can_follow(&self, size: u64) -> Result<()> {
-        let state = self.bitmaps.state().clone();
+        let state = self.state().clone();
         let live = state.live_by_name();
         for stored in &state.directory.stored {
             let name = stored.entry.name();
@@ -190,7 +201,7 @@ impl Qcow2 {
 
     /// Like [`Self::check_bitmaps_can_follow`], but ignores unusable bitmaps.
     pub(super) fn check_live_bitmaps_can_follow(&self, size: u64) -> Result<()> {
-        for live in &self.bitmaps.state().live {
+        for live in &self.state().live {
             live.check(Checks::CHANGE)?;
             check_fits(size, live.map().granularity())?;
         }
@@ -199,7 +210,7 @@ impl Qcow2 {
 
     /// Resizes the bitmaps that are stored in the image.
     pub(super) fn resize_bitmaps(&self, size: u64) {
-        let live = self.bitmaps.state().live.clone();
+        let live = self.state().live.clone();
         for bitmap in live {
             if let Err(error) = bitmap.resize(size) {
                 // The caller checked before that a resize is possible. Core marks a bitmap that was not resized.
@@ -208,11 +219,12 @@ impl Qcow2 {
         }
     }
 
-    fn check_can_store(&self, name: &str, granularity: u64) -> Result<()> {
-        if self.version < 3 {
+    /// Refuses a bitmap that cannot be stored in the image.
+    pub(super) fn check_can_store(&self, name: &str, granularity: u64) -> Result<()> {
+        if self.facts.version() < 3 {
             return Err(Error::unsupported("Cannot store dirty bitmaps in qcow2 v2 files"));
         }
-        self.check_writable()?;
+        self.facts.check_writable()?;
         if oxblk_core::names::to_bytes(name).len() > MAX_NAME {
             let text = format!("Name length exceeds maximum ({MAX_NAME} characters)");
             return Err(Error::invalid(text));
@@ -225,11 +237,11 @@ impl Qcow2 {
             let text = format!("Granularity exceeds maximum ({MAX_GRANULARITY} bytes)");
             return Err(Error::invalid(text));
         }
-        if self.size() == 0 {
+        if self.facts.size() == 0 {
             return Err(Error::invalid("The disk is empty"));
         }
-        check_fits(self.size(), granularity)?;
-        let state = self.bitmaps.state();
+        check_fits(self.facts.size(), granularity)?;
+        let state = self.state();
         let on_disk: HashSet<_> =
             state.directory.stored.iter().map(|stored| stored.entry.name()).collect();
         let new = state.live.iter().map(|live| live.name()).filter(|name| !on_disk.contains(*name));
@@ -252,9 +264,10 @@ impl Qcow2 {
         Ok(())
     }
 
-    fn take_in(&self, bitmap: &Arc<DirtyBitmap>) -> Result<()> {
+    /// Takes over a bitmap, which is stored when the image is closed.
+    pub(super) fn take_in(&self, bitmap: &Arc<DirtyBitmap>) -> Result<()> {
         self.check_can_store(bitmap.name(), bitmap.map().granularity())?;
-        self.bitmaps.state().live.push(Arc::clone(bitmap));
+        self.state().live.push(Arc::clone(bitmap));
         Ok(())
     }
 }
@@ -266,26 +279,4 @@ fn check_fits(size: u64, granularity: u64) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-impl PersistentBitmaps for Qcow2 {
-    fn are_supported(&self) -> bool {
-        self.version >= 3
-    }
-
-    fn load(&self) -> BoxFuture<'_, Result<Vec<Arc<DirtyBitmap>>>> {
-        Box::pin(self.load_bitmaps())
-    }
-
-    fn can_store_new(&self, name: &str, granularity: u64) -> Result<()> {
-        self.check_can_store(name, granularity)
-    }
-
-    fn store(&self, bitmap: &Arc<DirtyBitmap>) -> Result<()> {
-        self.take_in(bitmap)
-    }
-
-    fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.remove_bitmap(name))
-    }
 }

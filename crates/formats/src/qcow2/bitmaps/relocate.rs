@@ -4,19 +4,19 @@
 //! data, a new table and a new directory are written, counted and made durable first. Then the header names the new
 //! directory.
 
-use oxblk_core::{ChildIdx, Error, Result};
+use oxblk_core::{Error, Result};
 use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
-use super::super::Qcow2;
 use super::super::layout::BitmapData;
+use super::Bitmaps;
 use super::Stored;
 use super::fresh::Fresh;
 
 /// Bytes of bitmap data that are copied in one batch.
 const AT_ONCE: u64 = 1 << 20;
 
-impl Qcow2 {
+impl Bitmaps {
     /// Moves the bitmap or the directory that uses `cluster`, the last cluster in use, to lower clusters. Of the bitmap
     /// data, only clusters from `end` on move. Returns the number of clusters that moved, 0 if there is no space, and
     /// `None` if no movable bitmap uses `cluster`. The caller holds the guard of
@@ -26,7 +26,7 @@ impl Qcow2 {
         cluster: u64,
         end: u64,
     ) -> Result<Option<u64>> {
-        let directory = self.bitmaps.state().directory.clone();
+        let directory = self.state().directory.clone();
         let Some(place) = directory.place else { return Ok(None) };
         let owner = directory.stored.iter().position(|one| one.clusters.contains(cluster));
         // If the directory shares clusters, its old clusters cannot be freed.
@@ -36,10 +36,9 @@ impl Qcow2 {
             return Ok(None);
         }
         let room = |bytes: u64| {
-            let allocator = &self.refcounts.allocator;
-            allocator.has_run_below(self.geometry.clusters_for(bytes).max(1), cluster)
+            self.clusters.has_run_below(self.geometry.clusters_for(bytes).max(1), cluster)
         };
-        self.refcounts.scan_up_to(cluster).await?;
+        self.clusters.scan_up_to(cluster).await?;
         if !room(place.directory_size) {
             return Ok(Some(0));
         }
@@ -52,7 +51,7 @@ impl Qcow2 {
             *bitmap = moved;
         }
         // The new directory needs space after the copies are placed.
-        self.refcounts.scan_up_to(cluster).await?;
+        self.clusters.scan_up_to(cluster).await?;
         if fresh.end() > cluster || !room(place.directory_size) {
             return Ok(Some(0));
         }
@@ -68,7 +67,7 @@ impl Qcow2 {
         bitmap: &Stored,
         end: u64,
     ) -> Result<Stored> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let bits = self.geometry.cluster_bits;
         let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let at_once = usize::try_from(AT_ONCE >> bits).unwrap_or(1).max(1);

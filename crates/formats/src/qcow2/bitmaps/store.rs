@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use oxblk_core::bitmap::{Checks, DirtyBitmap, RangeMap};
-use oxblk_core::{ChildIdx, Errno, Error, ErrorKind, Result, WriteFlags};
+use oxblk_core::{Errno, Error, ErrorKind, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
-use super::super::Qcow2;
 use super::super::layout::{BitmapEntry, BitmapsExtension, bitmap_bytes, encode_bitmap_directory};
+use super::Bitmaps;
 use super::fresh::Fresh;
 use super::unchanged::finished;
 use super::{Directory, Stored, carry_out, check_fits, distrust, plan};
@@ -18,18 +18,18 @@ use super::{Directory, Stored, carry_out, check_fits, distrust, plan};
 /// Bytes of bitmap data that are written in one batch.
 const AT_ONCE: u64 = 1 << 20;
 
-impl Qcow2 {
+impl Bitmaps {
     /// Writes the bitmaps that are in use, and clears their in-use flags. The caller ensures that no request changes
     /// them during the call, nor afterwards until they are marked again.
     ///
     /// # Errors
     /// As the file reports. The bitmaps are still marked as in use then.
     pub(in super::super) async fn store_bitmaps(&self) -> Result<()> {
-        let _turn = self.bitmaps.changing.lock().await;
-        if self.is_read_only() || self.corrupt.load(Relaxed) {
+        let _turn = self.changing.lock().await;
+        if self.facts.is_read_only() || !self.facts.is_usable() {
             return Ok(());
         }
-        let state = self.bitmaps.state().clone();
+        let state = self.state().clone();
         let mut live: HashMap<&str, &Arc<DirtyBitmap>> =
             state.live.iter().map(|bitmap| (bitmap.name(), bitmap)).collect();
         live.retain(|_, bitmap| bitmap.check(Checks::INCONSISTENT).is_ok());
@@ -39,7 +39,7 @@ impl Qcow2 {
         let mut fresh = Fresh::new(self);
         let mut new = Vec::new();
         let mut old = state.directory.clusters.clone();
-        let stays = self.bitmaps.stay.load(Relaxed);
+        let stays = self.stay.load(Relaxed);
         let mut all_unchanged = stays;
         for stored in &state.directory.stored {
             let Some(bitmap) = live.remove(stored.entry.name().as_ref()) else {
@@ -81,7 +81,7 @@ impl Qcow2 {
     ) -> Result<Option<Stored>> {
         let map = bitmap.everything()?;
         // QEMU refuses an image with a bitmap of an empty disk.
-        let fits = map.size() == self.size()
+        let fits = map.size() == self.facts.size()
             && map.size() > 0
             && check_fits(map.size(), map.granularity()).is_ok();
         if !fits {
@@ -164,16 +164,16 @@ impl Qcow2 {
             });
         }
         fresh.settle().await?;
-        let file = self.children.require(ChildIdx::FILE)?;
-        let turn = self.hold_header().await;
-        let writes = plan(&file, &self.header(), new.place.as_ref()).await?;
-        let named = self.stop_unless_known(carry_out(&file, writes)).await;
+        let file = self.facts.file()?;
+        let turn = self.facts.hold_header().await;
+        let writes = plan(&file, &self.facts.header(), new.place.as_ref()).await?;
+        let named = self.facts.stop_unless_known(carry_out(&file, writes)).await;
         drop(turn);
         // If the write failed, the header may name either directory. So both stay allocated.
         fresh.keep();
         named?;
-        self.bitmaps.state().directory = new;
-        self.drop_table_clusters(old);
+        self.state().directory = new;
+        self.clusters.drop_table_clusters(old);
         Ok(())
     }
 
@@ -181,10 +181,10 @@ impl Qcow2 {
     ///
     /// # Errors
     /// As the file reports.
-    pub(super) async fn remove_bitmap(&self, name: &str) -> Result<()> {
-        let _turn = self.bitmaps.changing.lock().await;
-        self.check_writable()?;
-        let directory = self.bitmaps.state().directory.clone();
+    pub(in crate::qcow2) async fn remove_bitmap(&self, name: &str) -> Result<()> {
+        let _turn = self.changing.lock().await;
+        self.facts.check_writable()?;
+        let directory = self.state().directory.clone();
         let all = directory.stored.iter().cloned();
         let (gone, stored): (Vec<Stored>, Vec<Stored>) =
             all.partition(|stored| stored.entry.name() == name);
@@ -193,13 +193,13 @@ impl Qcow2 {
             gone.iter().for_each(|stored| old |= &stored.clusters);
             let with_directory = &old | &directory.clusters;
             match self.switch_to(Fresh::new(self), stored.clone(), &with_directory).await {
-                Err(error) if error.kind() == ErrorKind::NoSpace && !self.corrupt.load(Relaxed) => {
+                Err(error) if error.kind() == ErrorKind::NoSpace && self.facts.is_usable() => {
                     self.shrink_directory(Directory { stored, ..directory }, &old).await?;
                 }
                 outcome => outcome?,
             }
         }
-        self.bitmaps.state().live.retain(|bitmap| bitmap.name() != name);
+        self.state().live.retain(|bitmap| bitmap.name() != name);
         Ok(())
     }
 
@@ -207,8 +207,8 @@ impl Qcow2 {
     /// the other bitmaps.
     async fn shrink_directory(&self, mut new: Directory, old: &RoaringTreemap) -> Result<()> {
         let Some(place) = &mut new.place else { return Ok(()) };
-        let file = self.children.require(ChildIdx::FILE)?;
-        let turn = self.hold_header().await;
+        let file = self.facts.file()?;
+        let turn = self.facts.hold_header().await;
         let bytes = encode_bitmap_directory(new.stored.iter().map(|stored| &stored.entry));
         place.count = u32::try_from(new.stored.len()).unwrap_or(u32::MAX);
         place.directory_size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
@@ -217,10 +217,10 @@ impl Qcow2 {
             file.write(place.directory_offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
             file.flush().await?;
             // These writes also set the autoclear bit again, so that the bitmaps are consistent.
-            let writes = plan(&file, &self.header(), Some(place)).await?;
+            let writes = plan(&file, &self.facts.header(), Some(place)).await?;
             carry_out(&file, writes).await
         };
-        self.stop_unless_known(outcome).await?;
+        self.facts.stop_unless_known(outcome).await?;
         drop(turn);
         let first = self.geometry.cluster_index(place.directory_offset);
         let end = first.saturating_add(self.geometry.clusters_for(place.directory_size));
@@ -228,8 +228,8 @@ impl Qcow2 {
         kept.remove_range(end..);
         let given_up = &new.clusters - &kept;
         new.clusters = kept;
-        self.bitmaps.state().directory = new;
-        self.drop_table_clusters(&(old | &given_up));
+        self.state().directory = new;
+        self.clusters.drop_table_clusters(&(old | &given_up));
         Ok(())
     }
 }

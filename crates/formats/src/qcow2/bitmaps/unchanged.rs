@@ -7,14 +7,16 @@ use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt as _};
 use oxblk_core::bitmap::{DirtyBitmap, RangeMap};
-use oxblk_core::{ChildIdx, Edge, Result, WriteFlags};
+use oxblk_core::{Edge, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use super::super::Qcow2;
 use super::super::layout::{
-    BitmapData, BitmapEntry, BitmapFlags, BitmapTableEntry, bitmap_bytes, encode_bitmap_directory,
+    BitmapData, BitmapEntry, BitmapFlags, BitmapTableEntry, Header, bitmap_bytes,
+    encode_bitmap_directory,
 };
+use super::Bitmaps;
 use super::Stored;
+use super::load::{ONES, read_directory};
 
 /// Bytes of bitmap data that are read ahead.
 const READ_AHEAD: u64 = 1 << 20;
@@ -27,7 +29,7 @@ pub(super) fn finished(entry: &BitmapEntry, bitmap: &DirtyBitmap) -> BitmapEntry
     entry
 }
 
-impl Qcow2 {
+impl Bitmaps {
     /// Whether the bitmap on disk equals the bitmap in memory, apart from its flags.
     pub(super) async fn is_as_stored(
         &self,
@@ -39,12 +41,12 @@ impl Qcow2 {
         let bytes = bitmap_bytes(map.size(), map.granularity());
         let needed = self.geometry.clusters_for(bytes).max(1);
         if stored.clusters.is_empty()
-            || (map.size(), map.granularity()) != (self.size(), granularity)
+            || (map.size(), map.granularity()) != (self.facts.size(), granularity)
             || u64::from(stored.entry.table_entries) != needed
         {
             return Ok(false);
         }
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let table = self.read_bitmap_table(&file, &stored.entry).await?;
         let chunk = map.chunk_for(self.geometry.cluster_size());
         let (file, map) = (&file, &map);
@@ -90,13 +92,43 @@ impl Qcow2 {
     /// entry lie within one sector. A torn write is harmless, because each bitmap is valid with and without the in-use
     /// flag.
     pub(super) async fn change_flags(&self, stored: Vec<Stored>) -> Result<()> {
-        let Some(place) = self.bitmaps.state().directory.place else { return Ok(()) };
+        let Some(place) = self.state().directory.place else { return Ok(()) };
         let bytes = encode_bitmap_directory(stored.iter().map(|stored| &stored.entry));
         // If the write fails, it may still have reached the disk. So the bitmaps count as unmarked, and are marked
         // again before the next request.
-        self.bitmaps.state().directory.stored = stored;
-        let file = self.children.require(ChildIdx::FILE)?;
+        self.state().directory.stored = stored;
+        let file = self.facts.file()?;
         file.write(place.directory_offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
         file.flush().await
+    }
+
+    /// Whether the bitmaps on disk in `file` equal the bitmaps in memory.
+    pub(in super::super) async fn has_bitmaps_on_disk(
+        &self,
+        file: &Edge,
+        header: &Header,
+    ) -> Result<bool> {
+        let state = self.state().clone();
+        if header.extensions.bitmaps != state.directory.place {
+            return Ok(false);
+        }
+        let Some(place) = state.directory.place else { return Ok(true) };
+        let entries: Vec<BitmapEntry> = read_directory(file, &place).await?;
+        if !entries.iter().eq(state.directory.stored.iter().map(|stored| &stored.entry)) {
+            return Ok(false);
+        }
+        let mut ones = ONES;
+        let live_by_name = state.live_by_name();
+        for entry in &entries {
+            let Some(live) = live_by_name.get(&*entry.name()) else { continue };
+            // Equal entries do not prove equal data: another program may have changed it.
+            let table = self.read_bitmap_table(file, entry).await?;
+            let there = self.read_bitmap(file, entry, &table, &mut ones).await;
+            let here = live.map();
+            if !there.is_ok_and(|there| there.areas().eq(here.areas())) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }

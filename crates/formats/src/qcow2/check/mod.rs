@@ -39,15 +39,12 @@ mod width;
 use std::collections::{BTreeSet, HashSet};
 
 use oxblk_core::check::{CheckReport, Finding, FindingKind, Fix};
-use oxblk_core::{ChildIdx, Edge, Errno, Error, Result};
+use oxblk_core::{Edge, Result};
 use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
-use super::Qcow2;
-use super::layout::{Autoclear, Geometry, Header, field_offsets, refcount_max};
-use super::open::read_header;
+use super::layout::{Geometry, Header, refcount_max};
 use super::refscan::References;
-use super::stopped::Replaced;
 use snapshot_table::RepairedTable;
 
 /// Checks the image in `file`, and repairs what `fix` allows. Each finding is reported to `say` immediately.
@@ -73,38 +70,6 @@ pub(super) async fn check(
         check.check_copied(false).await?;
     }
     Ok(check.report)
-}
-
-impl Qcow2 {
-    /// Checks the file of an open image. The caller has drained the node.
-    pub(super) async fn check_image(&self, fix: Fix, say: &dyn Fn(Finding)) -> Result<CheckReport> {
-        if fix != Fix::Nothing && self.is_read_only() {
-            return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
-        }
-        // Write all metadata back, and lower the refcounts of freed clusters.
-        self.close_image().await?;
-        let file = self.children.require(ChildIdx::FILE)?;
-        // The tables may have moved since the image was opened.
-        let header = read_header(&file).await?;
-        if fix == Fix::Nothing {
-            return check(&file, &header, fix, say).await;
-        }
-        // The metadata in memory is outdated after a repair. So the image accepts no more writes until it is reopened.
-        self.stop_for(Replaced::Repair);
-        let report = check(&file, &header, fix, say).await?;
-        self.clear_unknown_autoclear(&file).await?;
-        Ok(report)
-    }
-
-    /// Clears unknown autoclear bits, because a repair does not update the data of unknown features.
-    async fn clear_unknown_autoclear(&self, file: &Edge) -> Result<()> {
-        let header = read_header(file).await?;
-        let known = header.autoclear & (Autoclear::BITMAPS | Autoclear::RAW_DATA_FILE);
-        if header.version < 3 || known == header.autoclear {
-            return Ok(());
-        }
-        self.write_header_field(field_offsets::AUTOCLEAR, &known.bits().to_be_bytes()).await
-    }
 }
 
 struct Checker<'a> {

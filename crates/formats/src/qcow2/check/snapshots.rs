@@ -9,8 +9,8 @@ use crate::qcow2::layout::{
     Excess, MAX_EXTRA, MAX_L1_BYTES, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, SNAPSHOT_HEAD,
     Snapshot, parse_snapshot,
 };
+use crate::qcow2::metadata::{SnapshotTable, V3_EXTRA, visit_snapshots};
 use crate::qcow2::read_ahead::read_ahead;
-use crate::qcow2::snapshots::{TablePlace, V3_EXTRA, visit_snapshots};
 
 /// The snapshot table of an image.
 #[derive(Default)]
@@ -54,9 +54,10 @@ impl Checker<'_> {
 
     async fn read_table_as_it_is(&mut self) -> Result<Snapshots> {
         let mut list = Vec::new();
-        let visited =
-            visit_snapshots(self.file, TablePlace::of(self.header), |snapshot| list.push(snapshot))
-                .await;
+        let visited = visit_snapshots(self.file, SnapshotTable::of(self.header), |snapshot| {
+            list.push(snapshot);
+        })
+        .await;
         let table_bytes = visited.map_err(|error| self.broken_table(&error))?;
         Ok(Snapshots { list, table_bytes, faults: 0 })
     }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use oxblk_core::{ChildIdx, Error, Result, WriteFlags, run_all};
+use oxblk_core::{Error, Result, WriteFlags, run_all};
 use oxblk_ring::IoBufMut;
 
-use super::super::Qcow2;
-use super::super::counted::Counted;
-use super::super::dropped::ReleaseReason;
+use super::super::clusters::Counted;
+use super::super::clusters::ReleaseReason;
 use super::super::layout::L2Entry;
+use super::Compaction;
 use super::sources::{EntryAt, references};
 
 /// Number of tables that are changed concurrently.
@@ -65,12 +65,12 @@ impl<'a> Changes<'a> {
     }
 }
 
-impl Qcow2 {
+impl Compaction<'_> {
     /// Makes the copies and their refcounts durable, then the entries that refer to them. Then it passes the references
     /// to the originals to the write-back, which lowers the refcounts.
     pub(super) async fn switch_over(&self, changes: Changes<'_>) -> Result<()> {
-        let file = self.children.require(ChildIdx::FILE)?;
-        self.write_back_refcounts().await?;
+        let file = self.facts.file()?;
+        self.clusters.write_back_refcounts().await?;
         file.flush().await?;
         // From here on, entries on disk may refer to the copies, even if the change fails halfway.
         changes.counted.into_iter().for_each(Counted::keep);
@@ -85,14 +85,14 @@ impl Qcow2 {
         file.flush().await?;
         for (first, count, references) in changes.old {
             for _ in 0..references {
-                self.drop_clusters(first, count, ReleaseReason::Discarded);
+                self.clusters.drop_clusters(first, count, ReleaseReason::Discarded);
             }
         }
         Ok(())
     }
 
     async fn patch(&self, table: u64, patches: Patches) -> Result<()> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let size = self.geometry.l2_entry_size();
         let mut bytes = file.read(table, IoBufMut::new(len)).await?;

@@ -10,22 +10,22 @@
 
 use std::ops::Range;
 
-use oxblk_core::{ChildIdx, Edge, Result, WriteFlags};
+use oxblk_core::{Edge, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use super::super::Qcow2;
-use super::super::dropped::ReleaseReason;
+use super::super::clusters::ReleaseReason;
+use super::super::facts::run_options::Modes;
 use super::super::layout::CryptoHeader;
-use super::super::run_options::Modes;
+use super::Compaction;
 
 /// The maximum length of a LUKS header that is moved. With eight key slots it is a few MiB long.
 const MOST: u64 = 16 << 20;
 
-impl Qcow2 {
+impl Compaction<'_> {
     /// Moves the LUKS header to lower clusters if it uses `cluster`. Returns the number of freed clusters, 0 if there
     /// is no space, and `None` if `cluster` does not belong to a movable LUKS header.
     pub(super) async fn move_luks_header(&self, cluster: u64) -> Result<Option<u64>> {
-        let Some(old) = self.header().extensions.crypto else { return Ok(None) };
+        let Some(old) = self.facts.header().extensions.crypto else { return Ok(None) };
         let Some(end) = old.offset.checked_add(old.length) else { return Ok(None) };
         let clusters = self.geometry.cluster_index(old.offset)..self.geometry.clusters_for(end);
         if old.length > MOST
@@ -34,24 +34,26 @@ impl Qcow2 {
         {
             return Ok(None);
         }
-        if !self.has_room(old.length, clusters.start).await? {
+        if !self.clusters.has_room(old.length, clusters.start).await? {
             return Ok(Some(0));
         }
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let len = usize::try_from(old.length).unwrap_or(0);
         // The new clusters are counted before key material is written to them.
-        let (offset, counted) = self.store_unnamed_table(vec![0; len]).await?;
-        let turn = self.hold_header().await;
+        let (offset, counted) = self.metadata.store_unnamed_table(vec![0; len]).await?;
+        let turn = self.facts.hold_header().await;
         let copied = async {
             // The header lock excludes changes of passwords.
             let keys = file.read(old.offset, IoBufMut::new(len)).await?.freeze();
             file.write(offset, keys, WriteFlags::empty()).await?;
             file.flush().await?;
             let new = CryptoHeader { offset, ..old };
-            self.rewrite_held_header(&turn, |header| header.extensions.crypto = Some(new)).await
+            self.metadata
+                .rewrite_held_header(&turn, |header| header.extensions.crypto = Some(new))
+                .await
         };
         if let Err(error) = copied.await {
-            if self.check_usable().is_err() {
+            if self.facts.check_usable().is_err() {
                 // It is unknown whether the image header names the copy.
                 counted.keep();
             } else if let Err(left) = wipe(&file, offset, len).await {
@@ -67,14 +69,14 @@ impl Qcow2 {
         let count = clusters.end.saturating_sub(clusters.start);
         let len = usize::try_from(count << self.geometry.cluster_bits).unwrap_or(0);
         wipe(&file, old.offset, len).await?;
-        self.drop_clusters(clusters.start, count, ReleaseReason::Table);
+        self.clusters.drop_clusters(clusters.start, count, ReleaseReason::Table);
         Ok(Some(count))
     }
 
     /// Whether no other structure or guest data uses the clusters of the LUKS header.
     async fn is_luks_alone(&self, clusters: &Range<u64>) -> Result<bool> {
         for cluster in clusters.clone() {
-            if self.refcounts.get(cluster).await? != 1 {
+            if self.clusters.get(cluster).await? != 1 {
                 return Ok(false);
             }
         }
@@ -85,11 +87,11 @@ impl Qcow2 {
             | Modes::REFCOUNT_TABLE
             | Modes::REFCOUNT_BLOCK
             | Modes::SNAPSHOT_TABLE;
-        if self.structures_in(clusters.start << bits, len).intersects(others) {
+        if self.metadata.structures_in(clusters.start << bits, len).intersects(others) {
             return Ok(false);
         }
-        for snapshot in self.snapshot_list().await? {
-            let l1 = self.clusters_of(snapshot.l1_offset, snapshot.l1_entries.into());
+        for snapshot in self.metadata.snapshot_list().await? {
+            let l1 = self.geometry.l1_clusters(snapshot.l1_offset, snapshot.l1_entries.into());
             if l1.start < clusters.end && clusters.start < l1.end {
                 return Ok(false);
             }

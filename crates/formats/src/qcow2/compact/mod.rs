@@ -30,25 +30,57 @@ mod sources;
 mod structures;
 mod usage;
 
-use oxblk_core::compact::{Compact, Step};
-use oxblk_core::{BoxFuture, Errno, Error, ErrorKind, Result};
+use oxblk_core::compact::Step;
+use oxblk_core::{Error, Result};
 
-use super::Qcow2;
+use super::bitmaps::Bitmaps;
+use super::clusters::Clusters;
+use super::data::Data;
+use super::facts::Facts;
+use super::layout::Geometry;
+use super::mapping::Mapping;
+use super::metadata::Metadata;
 use changes::Changes;
 
 /// Maximum number of clusters in the window of one step.
 const WINDOW: u64 = 1 << 16;
 
-impl Qcow2 {
-    async fn compact_step(&self, most: u64) -> Result<Step> {
-        self.check_writable()?;
+/// One step of a compaction, with the owners that it changes.
+pub(super) struct Compaction<'a> {
+    geometry: Geometry,
+    facts: &'a Facts,
+    clusters: &'a Clusters,
+    mapping: &'a Mapping,
+    metadata: &'a Metadata,
+    bitmaps: &'a Bitmaps,
+    data: &'a Data,
+}
+
+impl<'a> Compaction<'a> {
+    /// A step on the image that these owners belong to.
+    pub(super) fn new(
+        facts: &'a Facts,
+        clusters: &'a Clusters,
+        mapping: &'a Mapping,
+        metadata: &'a Metadata,
+        bitmaps: &'a Bitmaps,
+        data: &'a Data,
+    ) -> Self {
+        Self { geometry: facts.geometry(), facts, clusters, mapping, metadata, bitmaps, data }
+    }
+}
+
+impl Compaction<'_> {
+    /// Moves up to `most` bytes of clusters.
+    pub(super) async fn compact_step(&self, most: u64) -> Result<Step> {
+        self.facts.check_writable()?;
         // Bitmaps are added and removed without draining the node.
         let _bitmaps = self.bitmaps.hold().await;
-        if self.refcounts.allocator.overlaps.exist() {
+        if self.clusters.have_overlaps() {
             // Moving a cluster would free it, although other metadata also uses it.
             return Err(Error::corrupt("metadata lies on other metadata: the image needs a check"));
         }
-        self.settle_metadata().await?;
+        self.metadata.settle_metadata().await?;
         let used = self.used_clusters().await?;
         let movable = used.boundary();
         let left = movable << self.geometry.cluster_bits;
@@ -58,22 +90,9 @@ impl Qcow2 {
         let count = (most >> self.geometry.cluster_bits).clamp(1, WINDOW).min(movable);
         let window = used.last(count);
         let moved = self.move_window(&window, used.count()).await?;
-        self.settle_metadata().await?;
+        self.metadata.settle_metadata().await?;
         let bytes = moved.clusters << self.geometry.cluster_bits;
         Ok(Step { moved: bytes, left: left.saturating_sub(bytes), obstacle: moved.obstacle })
-    }
-
-    /// Writes all metadata to disk, empties the caches, and makes freed clusters available for allocation.
-    pub(super) async fn settle_metadata(&self) -> Result<()> {
-        // The first write-back cycle lowers refcounts in memory, and the second one writes them.
-        self.write_back(true).await?;
-        self.write_back(true).await?;
-        self.write_postponed().await?;
-        self.recycle().await?;
-        if self.l2.clear() && self.refcounts.cache().clear() {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::Busy, "metadata is in use").errno(Errno::BUSY))
     }
 
     /// Moves clusters of the window, highest first, until one must stay. `packed_end` is the number of clusters that
@@ -113,14 +132,4 @@ impl Qcow2 {
 struct Moved {
     clusters: u64,
     obstacle: Option<&'static str>,
-}
-
-impl Compact for Qcow2 {
-    fn step(&self, most: u64) -> BoxFuture<'_, Result<Step>> {
-        Box::pin(self.compact_step(most))
-    }
-
-    fn release(&self, from: u64) -> BoxFuture<'_, Result<Option<u64>>> {
-        Box::pin(self.release_space(from))
-    }
 }

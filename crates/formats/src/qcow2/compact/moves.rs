@@ -3,14 +3,14 @@
 //! Each move copies the cluster, counts the copy, changes every reference, and then drops the references to the
 //! original.
 
-use oxblk_core::{ChildIdx, Result, WriteFlags, run_all};
+use oxblk_core::{Result, WriteFlags, run_all};
 use oxblk_ring::{IoBuf, IoBufMut};
 
-use super::super::Qcow2;
-use super::super::allocator::Reserved;
-use super::super::counted::Counted;
-use super::super::dropped::ReleaseReason;
+use super::super::clusters::Counted;
+use super::super::clusters::ReleaseReason;
+use super::super::clusters::Reserved;
 use super::super::layout::{L1Entry, L2Kind};
+use super::Compaction;
 use super::changes::Changes;
 use super::sources::{EntryAt, Referrers, TableAt, references};
 
@@ -39,12 +39,12 @@ impl Chosen {
     }
 }
 
-impl Qcow2 {
+impl Compaction<'_> {
     /// Takes clusters from the start of the window, up to the first one with unknown references.
     pub(super) async fn choose(&self, sources: &mut Referrers) -> Result<Chosen> {
         let mut chosen = Chosen::default();
         for cluster in &sources.window {
-            let refcount = self.refcounts.get(*cluster).await?;
+            let refcount = self.clusters.get(*cluster).await?;
             let entries = sources.entries.get(cluster).map_or(0, |entries| references(entries));
             let tables = sources.tables.get(cluster).map_or(0, Vec::len);
             let packed = sources.shared.get(cluster).copied().unwrap_or(0);
@@ -67,8 +67,8 @@ impl Qcow2 {
 
     /// Reserves a free cluster in front of `cluster`.
     async fn reserve_below(&self, cluster: u64) -> Result<Option<Reserved<'_>>> {
-        self.refcounts.allocator.rewind();
-        let run = self.reserve(1).await?;
+        self.clusters.rewind();
+        let run = self.clusters.reserve(1).await?;
         if run.start() < cluster {
             return Ok(Some(run));
         }
@@ -97,8 +97,8 @@ impl Qcow2 {
             for ((cluster, entries), run) in runs {
                 let new = run.start();
                 let more = references(entries).saturating_sub(1);
-                changes.own(self.count(run, ReleaseReason::Data).await?);
-                changes.own(self.refcounts.count_again(new, more, ReleaseReason::Data).await?);
+                changes.own(self.clusters.count(run, ReleaseReason::Data).await?);
+                changes.own(self.clusters.count_again(new, more, ReleaseReason::Data).await?);
                 changes.add_moved(entries, new << bits, *cluster);
             }
             if !complete {
@@ -112,21 +112,21 @@ impl Qcow2 {
         let (cluster, entries) = source;
         // If all entries read as zeroes, there is nothing to copy. If one entry reads the data, it must be copied.
         let reads = |at: &&EntryAt| {
-            let kind = at.entry.kind(self.geometry, self.version);
+            let kind = at.entry.kind(self.geometry, self.facts.version());
             !matches!(kind, Ok(L2Kind::Zero { .. }))
         };
         let Some(first) = entries.iter().find(reads) else { return Ok(()) };
         let bits = self.geometry.cluster_bits;
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
-        let data = self.read_data(first.guest, cluster << bits, IoBufMut::new(len)).await?;
+        let data = self.data.read_data(first.guest, cluster << bits, IoBufMut::new(len)).await?;
         run.begin_write();
-        self.write_data(first.guest, run.start() << bits, data.freeze()).await
+        self.data.write_data(first.guest, run.start() << bits, data.freeze()).await
     }
 
     /// Moves L2 tables to lower clusters. Returns how many of them moved.
     pub(super) async fn move_tables(&self, tables: &[u64], sources: &Referrers) -> Result<u64> {
         let bits = self.geometry.cluster_bits;
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
         let mut placed: Vec<(u64, u64, &[TableAt])> = Vec::new();
         let mut counted = Vec::new();
@@ -138,13 +138,13 @@ impl Qcow2 {
             let new = run.start();
             file.write(new << bits, table.freeze(), WriteFlags::empty()).await?;
             let more = u64::try_from(places.len()).unwrap_or(0).saturating_sub(1);
-            let first = self.count(run, ReleaseReason::Table).await?;
-            let rest = self.refcounts.count_again(new, more, ReleaseReason::Table).await?;
+            let first = self.clusters.count(run, ReleaseReason::Table).await?;
+            let rest = self.clusters.count_again(new, more, ReleaseReason::Table).await?;
             counted.push([first, rest]);
-            self.refcounts.allocator.note_metadata(new << bits, self.geometry.cluster_size());
+            self.clusters.note_metadata(new << bits, self.geometry.cluster_size());
             placed.push((*cluster, new, places));
         }
-        self.write_back_refcounts().await?;
+        self.clusters.write_back_refcounts().await?;
         file.flush().await?;
         for ((_, new, places), counted) in placed.iter().zip(counted) {
             // From here on, an entry on disk may refer to the copy, even if the write of the entry fails.
@@ -154,10 +154,10 @@ impl Qcow2 {
             }
         }
         // Makes the new L1 entries durable. This must happen before the old tables are dropped.
-        self.write_back(true).await?;
+        self.metadata.write_back(true).await?;
         for (cluster, _, places) in &placed {
             for _ in *places {
-                self.drop_clusters(*cluster, 1, ReleaseReason::Table);
+                self.clusters.drop_clusters(*cluster, 1, ReleaseReason::Table);
             }
         }
         Ok(u64::try_from(placed.len()).unwrap_or(u64::MAX))
@@ -166,12 +166,12 @@ impl Qcow2 {
     /// Replaces an L1 entry, in memory for the active table and on disk for a snapshot.
     async fn repoint(&self, at: &TableAt, entry: L1Entry) -> Result<()> {
         let Some(l1) = at.l1 else {
-            self.set_l1_entry(at.index, entry);
+            self.mapping.set_l1_entry(at.index, entry);
             return Ok(());
         };
         let place = l1.saturating_add(at.index.saturating_mul(8));
         let word = IoBuf::from(entry.0.to_be_bytes().to_vec());
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         file.write(place, word, WriteFlags::empty()).await
     }
 }

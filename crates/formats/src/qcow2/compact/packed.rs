@@ -9,13 +9,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-use oxblk_core::{ChildIdx, Result, WriteFlags, run_all};
+use oxblk_core::{Result, WriteFlags, run_all};
 use oxblk_ring::IoBufMut;
 
-use super::super::Qcow2;
-use super::super::allocator::Reserved;
-use super::super::dropped::ReleaseReason;
+use super::super::clusters::ReleaseReason;
+use super::super::clusters::Reserved;
 use super::super::layout::{Geometry, L2Entry};
+use super::Compaction;
 use super::changes::Changes;
 use super::packing::{Packing, Room, SECTOR, Span};
 use super::sources::{EntryAt, references};
@@ -75,7 +75,7 @@ fn take_from(pieces: &mut Pieces, lowest: u64, geometry: Geometry) -> Vec<(Piece
     taken.into_iter().filter_map(|piece| pieces.remove_entry(&piece)).collect()
 }
 
-impl Qcow2 {
+impl Compaction<'_> {
     /// Moves the pieces in `clusters` (last first) if all their references are known. Returns the clusters that stay,
     /// if any. `pieces` contains every piece that touches `clusters`.
     pub(super) async fn move_packed<'a>(
@@ -87,7 +87,7 @@ impl Qcow2 {
         let mut at_once =
             usize::try_from(AT_ONCE / self.geometry.cluster_size()).unwrap_or(1).max(1);
         let per_cluster = self.geometry.cluster_size() / SECTOR;
-        let mut packing = Packing::new(per_cluster, self.refcounts.most());
+        let mut packing = Packing::new(per_cluster, self.clusters.most());
         let mut rest = clusters;
         while let Some((batch, behind)) = rest.split_at_checked(at_once.min(rest.len())) {
             let (Some(highest), Some(lowest)) = (batch.first(), batch.last()) else { break };
@@ -125,7 +125,7 @@ impl Qcow2 {
             }
         }
         for (cluster, lost) in others {
-            if self.refcounts.get(cluster).await? < lost {
+            if self.clusters.get(cluster).await? < lost {
                 return Ok(false);
             }
         }
@@ -179,10 +179,10 @@ impl Qcow2 {
         }
         for (cluster, mut times) in counts {
             if let Some(run) = new.remove(&cluster) {
-                changes.own(self.count(run, ReleaseReason::Data).await?);
+                changes.own(self.clusters.count(run, ReleaseReason::Data).await?);
                 times = times.saturating_sub(1);
             }
-            changes.own(self.refcounts.count_again(cluster, times, ReleaseReason::Data).await?);
+            changes.own(self.clusters.count_again(cluster, times, ReleaseReason::Data).await?);
         }
         Ok(())
     }
@@ -203,8 +203,8 @@ impl Qcow2 {
             return Ok(true);
         }
         if let Room::Behind(count) = room {
-            self.refcounts.allocator.rewind();
-            let run = self.reserve(count).await?;
+            self.clusters.rewind();
+            let run = self.clusters.reserve(count).await?;
             let follows = run.start() == packing.end() && run.count() == count;
             if follows && run.start().saturating_add(count) <= limit {
                 packing.extend(count);
@@ -214,8 +214,8 @@ impl Qcow2 {
             run.give_back();
         }
         let count = packing.clusters_for(&sectors);
-        self.refcounts.allocator.rewind();
-        let run = self.refcounts.reserve_contiguous(count).await?;
+        self.clusters.rewind();
+        let run = self.clusters.reserve_contiguous(count).await?;
         if run.start().saturating_add(count) > limit {
             run.give_back();
             return Ok(false);
@@ -226,7 +226,7 @@ impl Qcow2 {
     }
 
     async fn copy_sectors(&self, spans: &[Span]) -> Result<()> {
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let parts = spans.iter().flat_map(|span| {
             (0..span.len.div_ceil(COPY)).map(move |part| {
                 let skipped = part.saturating_mul(COPY);

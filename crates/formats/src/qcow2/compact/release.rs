@@ -1,28 +1,28 @@
 //! Returning free space to the host: the file is truncated behind the last used cluster, and holes are punched in the
 //! free clusters before it.
 
-use oxblk_core::{ChildIdx, ErrorKind, Preallocation, Result};
+use oxblk_core::{ErrorKind, Preallocation, Result};
 
-use super::super::Qcow2;
+use super::Compaction;
 
 /// Maximum number of holes that one call punches.
 const HOLES: usize = 4096;
 
-impl Qcow2 {
+impl Compaction<'_> {
     /// Truncates the file behind the last used cluster if `from` is 0, and punches holes from the byte offset `from`
     /// on. Returns the byte offset at which to continue, if holes are left.
-    pub(super) async fn release_space(&self, from: u64) -> Result<Option<u64>> {
-        self.check_writable()?;
+    pub(in crate::qcow2) async fn release_space(&self, from: u64) -> Result<Option<u64>> {
+        self.facts.check_writable()?;
         // A change of bitmaps counts its clusters in memory first, so they would look free on disk.
         let _bitmaps = self.bitmaps.hold().await;
-        self.settle_metadata().await?;
+        self.metadata.settle_metadata().await?;
         self.bitmaps.stay();
         let bits = self.geometry.cluster_bits;
         let used = self.used_clusters().await?;
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         if from == 0 && used.end() << bits < file.size() {
             match file.resize(used.end() << bits, Preallocation::Off).await {
-                Ok(()) => self.refcounts.allocator.note_cut_off(used.end()),
+                Ok(()) => self.clusters.note_cut_off(used.end()),
                 // A block device cannot be truncated.
                 Err(error) if error.kind() == ErrorKind::Unsupported => {}
                 Err(error) => return Err(error),

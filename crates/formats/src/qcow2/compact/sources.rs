@@ -9,9 +9,9 @@ use futures_util::stream::StreamExt as _;
 use oxblk_core::{ChildIdx, Error, Result};
 use oxblk_ring::IoBufMut;
 
-use super::super::Qcow2;
 use super::super::layout::{ExtendedEntry, Geometry, L1Entry, L2Entry, L2Kind, l2_table};
 use super::super::refscan::read_tables;
+use super::Compaction;
 use super::packed::{Piece, Pieces};
 
 /// Maximum number of entries in memory.
@@ -113,7 +113,7 @@ impl Referrers {
     }
 }
 
-impl Qcow2 {
+impl Compaction<'_> {
     /// Finds the references to the clusters of a window. The caller ensures that no cached L2 slice is dirty.
     pub(super) async fn sources_of(&self, window: &[u64]) -> Result<Referrers> {
         let tables = self.all_tables().await?;
@@ -129,15 +129,16 @@ impl Qcow2 {
 
     /// All L2 tables by their offset, with the L1 entries that refer to them.
     async fn all_tables(&self) -> Result<BTreeMap<u64, Vec<TableAt>>> {
-        let mut l1s = vec![(None, self.active_l1())];
+        let mut l1s = vec![(None, self.mapping.active_l1())];
         // L1 tables that do not overlap are together no longer than the file.
-        let mut room = self.children.require(ChildIdx::FILE)?.size() / 8;
-        for snapshot in self.snapshot_list().await? {
+        let mut room = self.facts.file()?.size() / 8;
+        for snapshot in self.metadata.snapshot_list().await? {
             snapshot.check_l1(self.geometry)?;
             room = room.checked_sub(snapshot.l1_entries.into()).ok_or_else(|| {
                 Error::corrupt("snapshots lie on each other: the image needs a check")
             })?;
-            let l1 = self.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
+            let l1 =
+                self.metadata.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
             l1s.push((Some(snapshot.l1_offset), l1));
         }
         let mut tables: BTreeMap<u64, Vec<TableAt>> = BTreeMap::new();
@@ -162,12 +163,12 @@ impl Qcow2 {
     ) -> Result<Referrers> {
         let mut found = Referrers { window: window.to_vec(), ..Referrers::default() };
         let Some(lowest) = window.last().copied() else { return Ok(found) };
-        if self.data_child() != ChildIdx::FILE {
+        if self.facts.data_child() != ChildIdx::FILE {
             // No guest data lies in this file.
             return Ok(found);
         }
-        let file = self.children.require(ChildIdx::FILE)?;
-        let (geometry, version) = (self.geometry, self.version);
+        let file = self.facts.file()?;
+        let (geometry, version) = (self.geometry, self.facts.version());
         let look = move |_: &u64, table: IoBufMut| -> Vec<(u64, L2Entry, L2Kind)> {
             let entries = (0_u64..).zip(l2_table(&table, geometry));
             let hit = |(index, both): (u64, ExtendedEntry)| {

@@ -1,25 +1,24 @@
 //! Moving the metadata at the end of the file other than L2 tables: refcount blocks, the refcount table, L1 tables, the
 //! snapshot table, bitmaps, and the LUKS header.
 
-use std::sync::atomic::Ordering::{Acquire, Release};
-
 use oxblk_core::Result;
 
-use super::super::Qcow2;
-use super::super::dropped::ReleaseReason;
+use super::super::clusters::ReleaseReason;
 use super::super::layout::{Snapshot, field_offsets};
+use super::Compaction;
 use super::Moved;
 
-impl Qcow2 {
+impl Compaction<'_> {
     /// Moves the structure that uses `cluster`, the last cluster in use. `packed_end` is the number of clusters that
     /// the file would have without gaps.
     pub(super) async fn move_structure(&self, cluster: u64, packed_end: u64) -> Result<Moved> {
-        let moved = if let Some(block) = self.refcounts.block_at(cluster) {
-            self.refcounts.move_block(block, cluster, self.epochs.current(), &self.corrupt).await?
-        } else if self.refcounts.table_is_in(cluster) {
-            self.refcounts.move_table(&self.corrupt).await?
+        let moved = if let Some(block) = self.clusters.block_at(cluster) {
+            self.clusters.move_block(block, cluster).await?
+        } else if self.clusters.table_is_in(cluster) {
+            self.clusters.move_table().await?
         } else if self
-            .clusters_of(self.l1_offset.load(Acquire), self.l1_entries())
+            .geometry
+            .l1_clusters(self.mapping.l1_offset(), self.mapping.l1_entries())
             .contains(&cluster)
         {
             self.move_active_l1(cluster).await?
@@ -41,83 +40,77 @@ impl Qcow2 {
     /// Moves the bitmap data in clusters from `packed_end` on. If there is no space for that, it moves only the data
     /// that must move so that `cluster` becomes free.
     async fn move_bitmap_or_less(&self, cluster: u64, packed_end: u64) -> Result<Option<u64>> {
-        let moved = self.move_bitmaps(cluster, packed_end).await?;
+        let moved = self.bitmaps.move_bitmaps(cluster, packed_end).await?;
         if moved != Some(0) {
             return Ok(moved);
         }
         // Frees the clusters that the failed attempt has allocated.
-        self.settle_metadata().await?;
-        self.move_bitmaps(cluster, cluster).await
-    }
-
-    /// The clusters of an L1 table with this offset and number of entries.
-    pub(super) fn clusters_of(&self, offset: u64, entries: u64) -> std::ops::Range<u64> {
-        let end = offset.saturating_add(entries.saturating_mul(8));
-        self.geometry.cluster_index(offset)..self.geometry.clusters_for(end)
-    }
-
-    /// Whether there is contiguous free space for a table of `bytes` bytes in front of `cluster`.
-    pub(super) async fn has_room(&self, bytes: u64, cluster: u64) -> Result<bool> {
-        self.refcounts.scan_up_to(cluster).await?;
-        Ok(self.refcounts.allocator.has_run_below(self.geometry.clusters_for(bytes), cluster))
+        self.metadata.settle_metadata().await?;
+        self.bitmaps.move_bitmaps(cluster, cluster).await
     }
 
     async fn move_active_l1(&self, cluster: u64) -> Result<u64> {
-        let l1 = self.active_l1();
+        let l1 = self.mapping.active_l1();
         let bytes: Vec<u8> = l1.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
         let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        let old = self.l1_offset.load(Acquire);
-        if !self.has_room(len, self.geometry.cluster_index(old)).await? {
+        let old = self.mapping.l1_offset();
+        if !self.clusters.has_room(len, self.geometry.cluster_index(old)).await? {
             return Ok(0);
         }
-        debug_assert!(self.clusters_of(old, self.l1_entries()).contains(&cluster));
-        let offset = self.store_table(bytes).await?;
+        debug_assert!(self.geometry.l1_clusters(old, self.mapping.l1_entries()).contains(&cluster));
+        let offset = self.metadata.store_table(bytes).await?;
         let (before, after) = (old.to_be_bytes(), offset.to_be_bytes());
         let named =
-            self.exchange_header_field(field_offsets::L1_TABLE_OFFSET, &before, &after).await;
+            self.facts.exchange_header_field(field_offsets::L1_TABLE_OFFSET, &before, &after).await;
         if named.is_err() {
-            self.drop_l1_clusters(l1.len(), offset);
+            self.clusters.drop_l1_clusters(l1.len(), offset);
         }
         named?;
-        self.l1_offset.store(offset, Release);
+        self.mapping.set_l1_place(offset, self.mapping.l1_entries());
         let clusters = self.geometry.clusters_for(len);
-        self.drop_clusters(self.geometry.cluster_index(old), clusters, ReleaseReason::Table);
+        self.clusters.drop_clusters(
+            self.geometry.cluster_index(old),
+            clusters,
+            ReleaseReason::Table,
+        );
         Ok(clusters)
     }
 
     /// Moves the snapshot table or the L1 table of a snapshot, if `cluster` belongs to one of them.
     async fn move_snapshots(&self, cluster: u64) -> Result<Option<u64>> {
-        let place = self.snapshot_table();
+        let place = self.metadata.snapshot_table();
         let table = self.geometry.cluster_index(place.offset)
             ..self.geometry.clusters_for(place.offset.saturating_add(place.bytes));
-        let mut list = self.snapshot_list().await?;
+        let mut list = self.metadata.snapshot_list().await?;
         let of = |snapshot: &Snapshot| {
-            self.clusters_of(snapshot.l1_offset, snapshot.l1_entries.into()).contains(&cluster)
+            self.geometry
+                .l1_clusters(snapshot.l1_offset, snapshot.l1_entries.into())
+                .contains(&cluster)
         };
         let Some(snapshot) = list.iter_mut().find(|snapshot| of(snapshot)) else {
             if !table.contains(&cluster) {
                 return Ok(None);
             }
-            let room = self.has_room(place.bytes, table.start).await?;
+            let room = self.clusters.has_room(place.bytes, table.start).await?;
             if room {
-                self.store_snapshots(&list).await?;
+                self.metadata.store_snapshots(&list).await?;
             }
             return Ok(Some(if room { table.end.saturating_sub(table.start) } else { 0 }));
         };
         let (old, entries) = (snapshot.l1_offset, snapshot.l1_entries);
         let bytes = u64::from(entries).saturating_mul(8);
-        if !self.has_room(bytes, self.geometry.cluster_index(old)).await? {
+        if !self.clusters.has_room(bytes, self.geometry.cluster_index(old)).await? {
             return Ok(Some(0));
         }
-        let l1 = self.read_inactive_l1(old, entries).await?;
+        let l1 = self.metadata.read_inactive_l1(old, entries).await?;
         let words: Vec<u8> = l1.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
-        snapshot.l1_offset = self.store_table(words).await?;
+        snapshot.l1_offset = self.metadata.store_table(words).await?;
         let new = snapshot.l1_offset;
-        if let Err(error) = self.store_snapshots(&list).await {
-            self.drop_l1_clusters(l1.len(), new);
+        if let Err(error) = self.metadata.store_snapshots(&list).await {
+            self.clusters.drop_l1_clusters(l1.len(), new);
             return Err(error);
         }
-        self.drop_l1_clusters(l1.len(), old);
+        self.clusters.drop_l1_clusters(l1.len(), old);
         Ok(Some(self.geometry.clusters_for(bytes)))
     }
 }

@@ -1,13 +1,13 @@
 //! Finding the host clusters in use, from the refcounts on disk.
 
 use futures_util::stream::StreamExt as _;
-use oxblk_core::{ChildIdx, Result};
+use oxblk_core::Result;
 use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
-use super::super::Qcow2;
 use super::super::layout::refcount_get;
 use super::super::refscan::read_tables;
+use super::Compaction;
 
 /// The set of clusters in use.
 pub(super) struct Used(RoaringTreemap);
@@ -48,13 +48,13 @@ impl Used {
     }
 }
 
-impl Qcow2 {
+impl Compaction<'_> {
     /// Reads the clusters in use from disk. The caller ensures that no cached refcount is dirty.
     pub(super) async fn used_clusters(&self) -> Result<Used> {
         let (per_block, order) =
             (self.geometry.refcounts_per_block(), self.geometry.refcount_order);
-        let file = self.children.require(ChildIdx::FILE)?;
-        let places = self.refcounts.places_of(self.refcounts.blocks())?;
+        let file = self.facts.file()?;
+        let places = self.clusters.places_of(self.clusters.blocks())?;
         let look = move |_: &u64, block: IoBufMut| -> Vec<(u64, u64)> {
             let mut runs: Vec<(u64, u64)> = Vec::new();
             let used = (0..per_block).filter(|at| refcount_get(&block, *at, order) != Some(0));

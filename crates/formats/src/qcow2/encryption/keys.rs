@@ -13,8 +13,8 @@ use oxblk_crypto::secret::Secret;
 use oxblk_ring::IoBuf;
 
 use super::super::create_options::rejected;
+use super::super::facts::header::read_header;
 use super::super::layout::{CryptMethod, CryptoHeader};
-use super::super::open::read_header;
 use super::create::{ITER_TIME, take_iter_time};
 use super::key_needed;
 use super::open::{read_luks_header, unlock, unlock_slot, wrong_password};

@@ -121,6 +121,18 @@ impl Geometry {
     pub fn clusters_for(self, len: u64) -> u64 {
         len.div_ceil(self.cluster_size())
     }
+
+    /// The clusters of an L1 table of `entries` entries at `offset`.
+    pub fn l1_clusters(self, offset: u64, entries: u64) -> std::ops::Range<u64> {
+        let end = offset.saturating_add(entries.saturating_mul(8));
+        self.cluster_index(offset)..self.clusters_for(end)
+    }
+
+    /// `offset` rounded up to a cluster. Guest offsets are below 2^63, so the result does not overflow.
+    #[inline]
+    pub fn cluster_end(self, offset: u64) -> u64 {
+        offset.checked_next_multiple_of(self.cluster_size()).unwrap_or(u64::MAX)
+    }
 }
 
 #[cfg(test)]

@@ -4,14 +4,12 @@
 //! header, or to one sector of the L1 table, makes the change. Then it lowers the refcounts of all clusters that lost a
 //! reference. The dirty bit is set during the operation, so that a crash causes a repair when the image is opened next.
 
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::{Acquire, Release};
-
 use oxblk_core::snapshot::SnapshotInfo;
-use oxblk_core::{ChildIdx, Errno, Error, ErrorKind, Result};
+use oxblk_core::{Errno, Error, ErrorKind, Result};
 
-use super::super::Qcow2;
 use super::super::layout::{L1Entry, Snapshot, field_offsets};
+use super::super::metadata::Metadata;
+use super::ImageSnapshots;
 use super::copied::Alone;
 use super::references::{Pass, Reach};
 
@@ -20,7 +18,7 @@ const SECTOR: usize = 512;
 
 /// Guard of a change in progress. If it is dropped before the change ends, because the thread ended, the image stays
 /// dirty and is repaired when it is opened next.
-struct Halfway<'a>(Option<&'a AtomicBool>);
+struct Halfway<'a>(Option<&'a Metadata>);
 
 impl Halfway<'_> {
     fn over<T>(mut self, outcome: T) -> T {
@@ -31,31 +29,31 @@ impl Halfway<'_> {
 
 impl Drop for Halfway<'_> {
     fn drop(&mut self) {
-        if let Some(unfinished) = self.0 {
-            unfinished.store(true, Release);
+        if let Some(metadata) = self.0 {
+            metadata.set_unfinished();
         }
     }
 }
 
-impl Qcow2 {
+impl ImageSnapshots {
     /// Creates a snapshot: a copy of the active L1 table, which refers to the same L2 tables.
-    pub(super) async fn take_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
-        self.check_writable()?;
+    pub(in crate::qcow2) async fn take_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
+        self.facts.check_writable()?;
         self.check_counts_data()?;
-        self.write_back(true).await?;
-        let list = self.snapshot_list().await?;
-        self.set_dirty(true).await?;
-        let halfway = Halfway(Some(&self.unfinished));
+        self.metadata.write_back(true).await?;
+        let list = self.metadata.snapshot_list().await?;
+        self.metadata.set_dirty(true).await?;
+        let halfway = Halfway(Some(&self.metadata));
         let outcome = self.share_active(list, new).await;
         // All clusters of the active state are shared now, so no entry needs the copied flag.
         halfway.over(self.settle(outcome, Alone::default()).await)
     }
 
     async fn share_active(&self, mut list: Vec<Snapshot>, new: &SnapshotInfo) -> Result<()> {
-        let reach = self.reach(&self.active_l1(), Pass::Share).await?;
+        let reach = self.reach(&self.mapping.active_l1(), Pass::Share).await?;
         self.disown_tables().await?;
         self.raise_reach(&reach).await?;
-        let l1 = self.active_l1();
+        let l1 = self.mapping.active_l1();
         self.store_new(&mut list, new, &l1, &reach).await?;
         if new.vm_state_size > 0
             // Only the snapshot needs the VM state. If it stayed in the active state, the next snapshot would contain
@@ -77,16 +75,16 @@ impl Qcow2 {
         let bytes: Vec<u8> = l1.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
         let l1_offset = match bytes.is_empty() {
             true => 0,
-            false => match self.store_table(bytes).await {
+            false => match self.metadata.store_table(bytes).await {
                 Ok(offset) => offset,
                 Err(error) => return Err(self.undo_raise(reach, error).await),
             },
         };
         list.push(self.entry(list, new, l1_offset, l1.len()));
-        match self.store_snapshots(list).await {
+        match self.metadata.store_snapshots(list).await {
             Ok(()) => Ok(()),
             Err(error) => {
-                self.drop_l1_clusters(l1.len(), l1_offset);
+                self.clusters.drop_l1_clusters(l1.len(), l1_offset);
                 Err(self.undo_raise(reach, error).await)
             }
         }
@@ -96,7 +94,7 @@ impl Qcow2 {
     /// Refcounts that cannot be lowered are leaks.
     pub(super) async fn undo_raise(&self, reach: &Reach, error: Error) -> Error {
         // If it is unknown which table the header names, the references may exist.
-        if self.check_usable().is_ok()
+        if self.facts.check_usable().is_ok()
             && let Err(failed) = self.lower_reach(reach).await
         {
             tracing::warn!("qcow2: clusters leak: {failed}");
@@ -112,7 +110,7 @@ impl Qcow2 {
         l1_entries: usize,
     ) -> Snapshot {
         let highest = list.iter().filter_map(|snapshot| snapshot.id.parse::<u64>().ok()).max();
-        let mut extra = [new.vm_state_size, self.size()].map(u64::to_be_bytes).concat();
+        let mut extra = [new.vm_state_size, self.facts.size()].map(u64::to_be_bytes).concat();
         extra.extend(new.icount.unwrap_or(0).to_be_bytes());
         Snapshot {
             l1_offset,
@@ -122,7 +120,7 @@ impl Qcow2 {
             date: new.date,
             vm_clock: new.vm_clock,
             vm_state_size: new.vm_state_size,
-            size: Some(self.size()),
+            size: Some(self.facts.size()),
             extra,
         }
     }
@@ -133,24 +131,25 @@ impl Qcow2 {
     }
 
     /// Applies a snapshot: the active state becomes a copy of it.
-    pub(super) async fn go_to_snapshot(&self, id: &str) -> Result<()> {
-        self.check_writable()?;
+    pub(in crate::qcow2) async fn go_to_snapshot(&self, id: &str) -> Result<()> {
+        self.facts.check_writable()?;
         self.check_counts_data()?;
-        self.write_back(true).await?;
-        let snapshot = find(self.snapshot_list().await?, id)?.1;
+        self.metadata.write_back(true).await?;
+        let snapshot = find(self.metadata.snapshot_list().await?, id)?.1;
         snapshot.check_l1(self.geometry)?;
-        let size = snapshot.size.unwrap_or_else(|| self.size());
-        if size != self.size() {
-            self.check_live_bitmaps_can_follow(size)?;
+        let size = snapshot.size.unwrap_or_else(|| self.facts.size());
+        if size != self.facts.size() {
+            self.bitmaps.check_live_bitmaps_can_follow(size)?;
         }
-        let mut l1 = self.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
+        let mut l1 =
+            self.metadata.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
         let needed = self.geometry.l1_entries_for(size).and_then(|n| usize::try_from(n).ok());
         let needed = needed.ok_or_else(|| Error::from_errno(Errno::FBIG))?;
         if needed > l1.len() {
             l1.resize(needed, L1Entry::EMPTY);
         }
-        self.set_dirty(true).await?;
-        let halfway = Halfway(Some(&self.unfinished));
+        self.metadata.set_dirty(true).await?;
+        let halfway = Halfway(Some(&self.metadata));
         let outcome = self.share_snapshot(&l1, size).await;
         // The snapshot still refers to all clusters of the active state, so no entry needs the copied flag.
         halfway.over(self.settle(outcome, Alone::default()).await)
@@ -158,23 +157,23 @@ impl Qcow2 {
 
     async fn share_snapshot(&self, l1: &[L1Entry], size: u64) -> Result<()> {
         let reach = self.reach(l1, Pass::Share).await?;
-        self.children.require(ChildIdx::FILE)?.flush().await?;
+        self.facts.file()?.flush().await?;
         self.raise_reach(&reach).await?;
         self.activate(l1, size, &reach).await
     }
 
     /// Activates an empty L1 table of `entries` entries, and drops the references of the old one. The caller ensures
     /// that the node is drained and that no metadata is dirty.
-    pub(in super::super) async fn activate_nothing(&self, entries: usize) -> Result<()> {
+    pub(in crate::qcow2) async fn activate_nothing(&self, entries: usize) -> Result<()> {
         let l1 = vec![L1Entry::EMPTY; entries];
         let nothing = self.reach(&l1, Pass::Leave).await?;
-        self.activate(&l1, self.size(), &nothing).await
+        self.activate(&l1, self.facts.size(), &nothing).await
     }
 
     /// Makes `l1` the active L1 table, and drops the references of the old one. The references of `l1` are already
     /// counted.
     async fn activate(&self, l1: &[L1Entry], size: u64, reach: &Reach) -> Result<()> {
-        let old = (self.active_l1(), self.l1_offset.load(Acquire));
+        let old = (self.mapping.active_l1(), self.mapping.l1_offset());
         // The copied flags of a snapshot are not reliable, so they are cleared.
         let entry = |entry: &L1Entry| L1Entry(entry.0 & !(1 << 63));
         let bytes: Vec<u8> = l1.iter().flat_map(|word| entry(word).0.to_be_bytes()).collect();
@@ -183,19 +182,11 @@ impl Qcow2 {
             Ok(offset) => offset,
             Err(error) => return Err(self.undo_raise(reach, error).await),
         };
-        self.l2.clear();
-        for (index, word) in (0_u64..).zip(l1) {
-            self.l1.get_or_make(index).store(entry(word).0, Release);
-        }
-        for index in u64::try_from(l1.len()).unwrap_or(0)..self.l1_entries() {
-            self.l1.get_or_make(index).store(0, Release);
-        }
-        self.l1_offset.store(offset, Release);
-        self.l1_entries.store(entries.into(), Release);
-        self.size.store(size, Release);
-        self.resize_bitmaps(size);
+        self.mapping.replace_l1(l1.iter().map(entry), offset, entries.into());
+        self.facts.set_size(size);
+        self.bitmaps.resize_bitmaps(size);
         for table in l1.iter().filter_map(|entry| entry.l2_offset(self.geometry).ok().flatten()) {
-            self.refcounts.allocator.note_metadata(table, self.geometry.cluster_size());
+            self.clusters.note_metadata(table, self.geometry.cluster_size());
         }
         // The new table is active. If dropping the old references fails, clusters are leaked.
         let dropped = match offset == old.1 {
@@ -212,20 +203,21 @@ impl Qcow2 {
     /// table. Returns the offset of the table. Without space for a new table, the old one is overwritten if that is
     /// safe.
     async fn name_l1(&self, old: &(Vec<L1Entry>, u64), bytes: &[u8], size: u64) -> Result<u64> {
-        let offset = match self.store_table(bytes.to_vec()).await {
+        let offset = match self.metadata.store_table(bytes.to_vec()).await {
             Ok(offset) => offset,
-            Err(error) if error.kind() == ErrorKind::NoSpace && size == self.size() => {
+            Err(error) if error.kind() == ErrorKind::NoSpace && size == self.facts.size() => {
                 return self.overwrite_l1(old, bytes, error).await;
             }
             Err(error) => return Err(error),
         };
         let count = |len: usize| u32::try_from(len).map_err(|_| Error::from_errno(Errno::FBIG));
         let entries = bytes.len() / 8;
-        let before = self.active_fields(self.size_in_header(), count(old.0.len())?, old.1);
-        let after = self.active_fields(size, count(entries)?, offset);
-        let named = self.exchange_header_field(field_offsets::SIZE, &before, &after).await;
+        let before =
+            self.facts.active_fields(self.facts.size_in_header(), count(old.0.len())?, old.1);
+        let after = self.facts.active_fields(size, count(entries)?, offset);
+        let named = self.facts.exchange_header_field(field_offsets::SIZE, &before, &after).await;
         if let Err(error) = named {
-            self.drop_l1_clusters(entries, offset);
+            self.clusters.drop_l1_clusters(entries, offset);
             return Err(error);
         }
         Ok(offset)
@@ -249,10 +241,10 @@ impl Qcow2 {
         if let Some(((before, after), index)) = changed {
             let place = old.1.saturating_add(index.saturating_mul(SECTOR as u64));
             // The raised refcounts must be durable before the sector refers to their clusters.
-            self.write_back_refcounts().await?;
-            self.children.require(ChildIdx::FILE)?.flush().await?;
+            self.clusters.write_back_refcounts().await?;
+            self.facts.file()?.flush().await?;
             // The sector is exchanged like a header field, because it defines the contents of the disk.
-            self.exchange_header_field(place, before, after).await?;
+            self.facts.exchange_header_field(place, before, after).await?;
         }
         Ok(old.1)
     }
@@ -263,36 +255,26 @@ impl Qcow2 {
         self.lower_reach(&reach).await.map(drop)
     }
 
-    /// The adjacent header fields of the active state: size, encryption, L1 entries and L1 offset. They lie within one
-    /// sector.
-    pub(in super::super) fn active_fields(&self, size: u64, entries: u32, offset: u64) -> Vec<u8> {
-        let mut fields = size.to_be_bytes().to_vec();
-        fields.extend(self.header().crypt_method.number().to_be_bytes());
-        fields.extend(entries.to_be_bytes());
-        fields.extend(offset.to_be_bytes());
-        fields
-    }
-
     /// Deletes a snapshot.
-    pub(super) async fn remove_snapshot(&self, id: &str) -> Result<()> {
-        self.check_writable()?;
+    pub(in crate::qcow2) async fn remove_snapshot(&self, id: &str) -> Result<()> {
+        self.facts.check_writable()?;
         self.check_counts_data()?;
-        self.write_back(true).await?;
-        let mut list = self.snapshot_list().await?;
+        self.metadata.write_back(true).await?;
+        let mut list = self.metadata.snapshot_list().await?;
         let (index, snapshot) = find(list.clone(), id)?;
         snapshot.check_l1(self.geometry)?;
-        let l1 = self.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
+        let l1 = self.metadata.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
         list.remove(index);
         let reach = self.reach(&l1, Pass::Leave).await?;
-        self.set_dirty(true).await?;
-        let halfway = Halfway(Some(&self.unfinished));
-        if let Err(error) = self.store_snapshots(&list).await {
+        self.metadata.set_dirty(true).await?;
+        let halfway = Halfway(Some(&self.metadata));
+        if let Err(error) = self.metadata.store_snapshots(&list).await {
             return halfway.over(self.settle(Err(error), Alone::default()).await);
         }
         // The snapshot is deleted. If dropping its references fails, clusters are leaked.
         let alone = match self.lower_durably(&reach).await {
             Ok(alone) => {
-                self.drop_l1_clusters(l1.len(), snapshot.l1_offset);
+                self.clusters.drop_l1_clusters(l1.len(), snapshot.l1_offset);
                 alone
             }
             Err(error) => {
@@ -305,14 +287,14 @@ impl Qcow2 {
 
     async fn lower_durably(&self, reach: &Reach) -> Result<Alone> {
         let alone = self.lower_reach(reach).await?;
-        self.children.require(ChildIdx::FILE)?.flush().await?;
+        self.facts.file()?.flush().await?;
         Ok(Alone::new(alone))
     }
 
     /// Notes that a change succeeded, but that some old references could not be dropped.
     fn leaves_leaks(&self, error: &Error) {
         tracing::warn!("qcow2: the image needs a repair when it is opened next: {error}");
-        self.unfinished.store(true, Release);
+        self.metadata.set_unfinished();
     }
 
     /// Ends a change: lowers refcounts, corrects copied flags, and clears the dirty bit. After a success, copied flags
@@ -320,21 +302,25 @@ impl Qcow2 {
     /// step fails here, the change is still in effect, and the image stays dirty: it is repaired when it is opened for
     /// writing next.
     async fn settle(&self, outcome: Result<()>, alone: Alone) -> Result<()> {
-        if self.check_usable().is_err() {
+        if self.facts.check_usable().is_err() {
             // The image is corrupt, or it is unknown which table the header names. So the image accepts no more writes.
             return outcome;
         }
         let succeeded = outcome.is_ok();
         let settled = async {
             // The first write-back cycle lowers refcounts in memory, and the second one writes them.
-            self.write_back(true).await?;
-            self.write_back(true).await?;
+            self.metadata.write_back(true).await?;
+            self.metadata.write_back(true).await?;
             if succeeded {
                 self.claim_alone(alone).await?;
             } else {
                 self.claim_truth().await?;
             }
-            if self.unfinished.load(Acquire) { Ok(()) } else { self.set_dirty(false).await }
+            if self.metadata.is_unfinished() {
+                Ok(())
+            } else {
+                self.metadata.set_dirty(false).await
+            }
         };
         if let Err(error) = settled.await {
             self.leaves_leaks(&error);

@@ -8,14 +8,14 @@
 use std::sync::Arc;
 
 use futures_util::stream::StreamExt as _;
-use oxblk_core::{ChildIdx, Edge, Result, WriteFlags};
+use oxblk_core::{Edge, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
-use super::super::Qcow2;
 use super::super::layout::Geometry;
 use super::super::layout::{L1Entry, L2Entry, L2Kind};
 use super::super::refscan::{Piece, pieces, read_tables};
+use super::ImageSnapshots;
 
 /// The copied flag in L1 and L2 entries.
 const COPIED: u64 = 1 << 63;
@@ -64,18 +64,18 @@ fn owned(
     Some(table.freeze())
 }
 
-impl Qcow2 {
+impl ImageSnapshots {
     /// Sets the copied flag in the active entries that refer to clusters of `alone`, on disk and in memory, durably.
     /// The caller ensures that no slice is dirty.
     pub(super) async fn claim_alone(&self, alone: Alone) -> Result<()> {
         if alone.0.is_empty() {
             return Ok(());
         }
-        let l1 = self.active_l1();
-        let file = self.children.require(ChildIdx::FILE)?;
-        let (geometry, version) = (self.geometry, self.version);
+        let l1 = self.mapping.active_l1();
+        let file = self.facts.file()?;
+        let (geometry, version) = (self.geometry, self.facts.version());
         let clusters = Arc::clone(&alone.0);
-        let places = self.table_places(&l1)?;
+        let places = self.mapping.table_places(&l1)?;
         let tagged = places.iter().map(|(_, offset)| (*offset, *offset)).collect();
         let changed = read_tables(&file, geometry.cluster_size(), tagged, move |_, table| {
             owned(table, &clusters, geometry, version)
@@ -90,29 +90,29 @@ impl Qcow2 {
         }
         for (index, offset) in places {
             if alone.has(geometry.cluster_index(offset)) {
-                self.set_l1_entry(index, L1Entry(offset | COPIED));
+                self.mapping.set_l1_entry(index, L1Entry(offset | COPIED));
             }
         }
-        self.l2.clear();
-        self.write_back(true).await
+        self.mapping.clear();
+        self.metadata.write_back(true).await
     }
 
     /// Clears the copied flag of all active L1 entries, durably.
     pub(super) async fn disown_tables(&self) -> Result<()> {
-        for (index, offset) in self.table_places(&self.active_l1())? {
-            if self.l1_entry(index).copied() {
-                self.set_l1_entry(index, L1Entry(offset));
+        for (index, offset) in self.mapping.table_places(&self.mapping.active_l1())? {
+            if self.mapping.l1_entry(index).copied() {
+                self.mapping.set_l1_entry(index, L1Entry(offset));
             }
         }
-        self.l2.clear();
-        self.write_back(true).await
+        self.mapping.clear();
+        self.metadata.write_back(true).await
     }
 
     /// Sets or clears the copied flag of all active entries according to the refcounts, on disk and in memory, durably.
     /// The caller ensures that no slice is dirty.
     pub(super) async fn claim_truth(&self) -> Result<()> {
-        let l1 = self.active_l1();
-        let file = self.children.require(ChildIdx::FILE)?;
+        let l1 = self.mapping.active_l1();
+        let file = self.facts.file()?;
         {
             let mut tables = Box::pin(self.l2_tables(&l1));
             while let Some(table) = tables.next().await {
@@ -129,13 +129,13 @@ impl Qcow2 {
         }
         for (index, entry) in (0_u64..).zip(&l1) {
             let Ok(Some(table)) = entry.l2_offset(self.geometry) else { continue };
-            let alone = self.refcounts.get(self.geometry.cluster_index(table)).await? == 1;
+            let alone = self.clusters.get(self.geometry.cluster_index(table)).await? == 1;
             if alone != entry.copied() {
-                self.set_l1_entry(index, L1Entry(table | if alone { COPIED } else { 0 }));
+                self.mapping.set_l1_entry(index, L1Entry(table | if alone { COPIED } else { 0 }));
             }
         }
-        self.l2.clear();
-        self.write_back(true).await
+        self.mapping.clear();
+        self.metadata.write_back(true).await
     }
 
     /// The L2 table at `offset` with new entries. Its subcluster bitmaps do not change.
@@ -154,11 +154,11 @@ impl Qcow2 {
 
     async fn true_claim(&self, entry: L2Entry) -> Result<L2Entry> {
         let Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) =
-            entry.kind(self.geometry, self.version)
+            entry.kind(self.geometry, self.facts.version())
         else {
             return Ok(entry);
         };
-        let alone = self.refcounts.get(self.geometry.cluster_index(host)).await? == 1;
+        let alone = self.clusters.get(self.geometry.cluster_index(host)).await? == 1;
         Ok(entry.with_copied(alone))
     }
 }

@@ -7,21 +7,21 @@
 use std::collections::BTreeMap;
 
 use futures_util::stream::StreamExt as _;
-use oxblk_core::{ChildIdx, Error, Result, WriteFlags, ZeroFlags};
+use oxblk_core::{Error, Result, WriteFlags, ZeroFlags};
 
-use super::super::Qcow2;
-use super::super::allocator::Reserved;
-use super::super::dropped::ReleaseReason;
+use super::super::clusters::ReleaseReason;
+use super::super::clusters::Reserved;
 use super::super::layout::{CryptMethod, L1Entry, L2Entry, L2Kind, Snapshot};
+use super::ImageSnapshots;
 use super::references::Pass;
 
 /// Replaced L2 tables: from the old offset to the new one.
 type Replaced = BTreeMap<u64, u64>;
 
-impl Qcow2 {
+impl ImageSnapshots {
     /// Whether version 2 can describe all snapshots of an image with a disk of `size` bytes.
-    pub(in super::super) async fn snapshots_fit_version_2(&self, size: u64) -> Result<bool> {
-        let list = self.snapshot_list().await?;
+    pub(in crate::qcow2) async fn snapshots_fit_version_2(&self, size: u64) -> Result<bool> {
+        let list = self.metadata.snapshot_list().await?;
         Ok(list.iter().all(|snapshot| {
             snapshot.size.is_none_or(|own| own == size)
                 && u32::try_from(snapshot.vm_state_size).is_ok()
@@ -30,12 +30,13 @@ impl Qcow2 {
 
     /// Removes the zero clusters of all snapshots. They become data clusters if the image has a backing file, and
     /// unallocated otherwise.
-    pub(in super::super) async fn expand_snapshots(&self, over_backing: bool) -> Result<()> {
-        let mut list = self.snapshot_list().await?;
+    pub(in crate::qcow2) async fn expand_snapshots(&self, over_backing: bool) -> Result<()> {
+        let mut list = self.metadata.snapshot_list().await?;
         let mut to_do = Vec::new();
         for (index, snapshot) in list.iter().enumerate() {
             snapshot.check_l1(self.geometry)?;
-            let l1 = self.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
+            let l1 =
+                self.metadata.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
             if self.has_zero_clusters(&l1).await? {
                 to_do.push((index, l1));
             }
@@ -43,7 +44,7 @@ impl Qcow2 {
         if to_do.is_empty() {
             return Ok(());
         }
-        if over_backing && self.header().crypt_method != CryptMethod::None {
+        if over_backing && self.facts.header().crypt_method != CryptMethod::None {
             return Err(Error::unsupported(
                 "Cannot downgrade an encrypted image with zero clusters in its snapshots",
             ));
@@ -67,7 +68,7 @@ impl Qcow2 {
     }
 
     fn is_zero_cluster(&self, entry: L2Entry) -> bool {
-        matches!(entry.kind(self.geometry, self.version), Ok(L2Kind::Zero { .. }))
+        matches!(entry.kind(self.geometry, self.facts.version()), Ok(L2Kind::Zero { .. }))
     }
 
     async fn expand_snapshot(
@@ -82,30 +83,30 @@ impl Qcow2 {
         let mut new = Vec::new();
         for run in held {
             // This ensures that refcount blocks exist. The reference that is counted here is dropped below.
-            new.push(self.count(run, ReleaseReason::Data).await?);
+            new.push(self.clusters.count(run, ReleaseReason::Data).await?);
         }
-        self.write_back(true).await?;
+        self.metadata.write_back(true).await?;
         let (reach, left) =
             (self.reach(&l1, Pass::Share).await?, self.reach(old, Pass::Leave).await?);
-        self.children.require(ChildIdx::FILE)?.flush().await?;
+        self.facts.file()?.flush().await?;
         self.raise_reach(&reach).await?;
         drop(new);
         let bytes: Vec<u8> = l1.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
-        let offset = match self.store_table(bytes).await {
+        let offset = match self.metadata.store_table(bytes).await {
             Ok(offset) => offset,
             Err(error) => return Err(self.undo_raise(&reach, error).await),
         };
         let Some(snapshot) = list.get_mut(index) else { return Ok(()) };
         let old_offset = std::mem::replace(&mut snapshot.l1_offset, offset);
-        if let Err(error) = self.store_snapshots(list).await {
-            self.drop_l1_clusters(l1.len(), offset);
+        if let Err(error) = self.metadata.store_snapshots(list).await {
+            self.clusters.drop_l1_clusters(l1.len(), offset);
             return Err(self.undo_raise(&reach, error).await);
         }
         self.lower_reach(&left).await?;
-        self.drop_l1_clusters(old.len(), old_offset);
+        self.clusters.drop_l1_clusters(old.len(), old_offset);
         // The first write-back cycle lowers refcounts in memory, and the second one writes them.
-        self.write_back(true).await?;
-        self.write_back(true).await
+        self.metadata.write_back(true).await?;
+        self.metadata.write_back(true).await
     }
 
     /// Makes an L1 table with the same contents but without zero clusters. Its new clusters are written, but not
@@ -117,7 +118,7 @@ impl Qcow2 {
         replaced: &mut Replaced,
     ) -> Result<(Vec<L1Entry>, Vec<Reserved<'a>>)> {
         let bits = self.geometry.cluster_bits;
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         let mut held = Vec::new();
         let mut l1: Vec<L1Entry> = old.to_vec();
         let mut tables = Box::pin(self.l2_tables(old));
@@ -139,7 +140,7 @@ impl Qcow2 {
                             }
                         }
                     }
-                    let mut run = self.refcounts.reserve_contiguous(1).await?;
+                    let mut run = self.clusters.reserve_contiguous(1).await?;
                     run.begin_write();
                     let place = run.start() << bits;
                     held.push(run);
@@ -157,10 +158,10 @@ impl Qcow2 {
 
     async fn zero_data_cluster<'a>(&'a self, held: &mut Vec<Reserved<'a>>) -> Result<u64> {
         let size = self.geometry.cluster_size();
-        let mut run = self.refcounts.reserve_contiguous(1).await?;
+        let mut run = self.clusters.reserve_contiguous(1).await?;
         run.begin_write();
         let cluster = run.start();
-        let file = self.children.require(ChildIdx::FILE)?;
+        let file = self.facts.file()?;
         file.write_zeroes(cluster << self.geometry.cluster_bits, size, ZeroFlags::empty()).await?;
         held.push(run);
         Ok(cluster)

@@ -2,12 +2,12 @@
 //!
 //! | file | concern |
 //! |---|---|
-//! | `table` | reading and replacing the snapshot table |
 //! | `references` | counting the references of an L1 table |
 //! | `refcounts` | raising and lowering refcounts by these counts |
 //! | `copied` | setting and clearing copied flags |
 //! | `change` | creating, applying and deleting a snapshot |
 //! | `expand` | replacing zero clusters of snapshots, for version 2 |
+//! | `vm_state` | freeing the VM state of the active state |
 //! | `show` | reading a snapshot without changing the image |
 //!
 //! A crash at any point leaves either the old state or the new one. The step that decides is one write to the header,
@@ -23,36 +23,51 @@ mod expand;
 mod refcounts;
 mod references;
 mod show;
-mod table;
+mod vm_state;
 
-use oxblk_core::snapshot::{SnapshotInfo, Snapshots};
-use oxblk_core::{BoxFuture, Result};
+use std::sync::Arc;
 
-use super::Qcow2;
-pub(super) use references::Pass;
-pub(super) use table::{TablePlace, V3_EXTRA, visit_snapshots};
+use oxblk_core::snapshot::SnapshotInfo;
 
-impl Snapshots for Qcow2 {
-    fn list(&self) -> BoxFuture<'_, Result<Vec<SnapshotInfo>>> {
-        Box::pin(async {
-            let list = self.snapshot_list().await?;
-            Ok(list.iter().map(table::describe).collect())
-        })
+use super::bitmaps::Bitmaps;
+use super::clusters::Clusters;
+use super::facts::Facts;
+use super::layout::{Geometry, Snapshot};
+use super::mapping::Mapping;
+use super::metadata::Metadata;
+
+/// Changes of the snapshots of an open image.
+pub(super) struct ImageSnapshots {
+    geometry: Geometry,
+    facts: Arc<Facts>,
+    clusters: Arc<Clusters>,
+    mapping: Arc<Mapping>,
+    metadata: Arc<Metadata>,
+    bitmaps: Arc<Bitmaps>,
+}
+
+impl ImageSnapshots {
+    /// The snapshots of the image that these owners belong to.
+    pub(super) fn new(
+        facts: Arc<Facts>,
+        clusters: Arc<Clusters>,
+        mapping: Arc<Mapping>,
+        metadata: Arc<Metadata>,
+        bitmaps: Arc<Bitmaps>,
+    ) -> Self {
+        Self { geometry: facts.geometry(), facts, clusters, mapping, metadata, bitmaps }
     }
+}
 
-    fn create<'a>(&'a self, new: &'a SnapshotInfo) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.take_snapshot(new))
-    }
-
-    fn apply<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.go_to_snapshot(id))
-    }
-
-    fn delete<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.remove_snapshot(id))
-    }
-
-    fn load<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.show_snapshot(id))
+/// The description of a snapshot for users.
+pub(super) fn describe(snapshot: &Snapshot) -> SnapshotInfo {
+    SnapshotInfo {
+        id: snapshot.id.clone(),
+        name: snapshot.name.clone(),
+        date: snapshot.date,
+        vm_clock: snapshot.vm_clock,
+        vm_state_size: snapshot.vm_state_size,
+        icount: snapshot.icount(),
+        size: snapshot.size,
     }
 }

@@ -7,15 +7,14 @@
 use std::sync::Arc;
 
 use futures_util::stream::StreamExt as _;
-use oxblk_core::{ChildIdx, Errno, Error, ErrorKind, Result, WriteFlags};
+use oxblk_core::{Errno, Error, ErrorKind, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
-use super::super::Qcow2;
-use super::super::allocator::Quarantined;
-use super::super::dropped::ReleaseReason;
+use super::super::clusters::ReleaseReason;
 use super::super::layout::{Geometry, refcount_get, refcount_max, refcount_set};
 use super::super::refscan::{References, read_tables};
+use super::ImageSnapshots;
 use super::references::Reach;
 
 /// The direction in which refcounts change.
@@ -78,7 +77,7 @@ fn change_block(
     Ok(Changed { block: block.freeze(), freed, alone })
 }
 
-impl Qcow2 {
+impl ImageSnapshots {
     /// Raises the refcounts of all clusters of `reach`. If this fails, the raised refcounts are lowered again.
     ///
     /// # Errors
@@ -99,7 +98,7 @@ impl Qcow2 {
     ///
     /// # Errors
     /// As the file reports, or when a refcount is too low. The refcounts in other blocks are still lowered.
-    pub(in super::super) async fn lower_reach(&self, reach: &Reach) -> Result<RoaringTreemap> {
+    pub(super) async fn lower_reach(&self, reach: &Reach) -> Result<RoaringTreemap> {
         let blocks = reach.counted.blocks(self.geometry.refcounts_per_block());
         self.change_blocks(reach, blocks, Change::Lower, &mut Vec::new()).await
     }
@@ -113,15 +112,15 @@ impl Qcow2 {
         done: &mut Vec<u64>,
     ) -> Result<RoaringTreemap> {
         // The cache must be clean before the change and empty during it, because the change bypasses the cache.
-        self.write_back_refcounts().await?;
-        if !self.refcounts.cache().clear() {
+        self.clusters.write_back_refcounts().await?;
+        if !self.clusters.cache().clear() {
             return Err(Error::new(ErrorKind::Busy, "refcounts are in use").errno(Errno::BUSY));
         }
         // A scan must not find a cluster with refcount 0 before the cluster is quarantined.
-        let _turn = self.refcounts.allocator.scanning.lock().await;
-        let file = self.children.require(ChildIdx::FILE)?;
+        let _turn = self.clusters.lock_scanning().await;
+        let file = self.facts.file()?;
         let (geometry, counted) = (self.geometry, Arc::clone(&reach.counted));
-        let places = self.refcounts.places_of(blocks)?;
+        let places = self.clusters.places_of(blocks)?;
         let look = move |(index, _): &(u64, u64), block: IoBufMut| {
             change_block(&counted, *index, block, geometry, change)
         };
@@ -152,7 +151,6 @@ impl Qcow2 {
         changed: Changed,
         alone: &mut RoaringTreemap,
     ) -> Result<()> {
-        let allocator = &self.refcounts.allocator;
         let (bits, size) = (self.geometry.cluster_bits, self.geometry.cluster_size());
         // The freed tables of `reach`, which lose their state as metadata.
         let mut tables = Vec::new();
@@ -167,17 +165,14 @@ impl Qcow2 {
             }
             self.check_freed(at, end).await?;
         }
-        let file = self.children.require(ChildIdx::FILE)?;
-        let writing = self.barrier.pass().await;
+        let file = self.facts.file()?;
+        let writing = self.metadata.barrier().pass().await;
         let written = file.write(offset, changed.block, WriteFlags::empty()).await;
         writing.done();
         written?;
-        tables.iter().for_each(|table| allocator.forget_metadata(table << bits, size));
-        let (epoch, discard) =
-            (self.epochs.current(), self.passes_discard(ReleaseReason::Snapshot));
+        tables.iter().for_each(|table| self.clusters.forget_metadata(table << bits, size));
         for (cluster, count) in changed.freed {
-            self.compressed_tail.leave_run(cluster, count, bits);
-            allocator.rest(Quarantined { epoch, cluster, count, discard });
+            self.clusters.quarantine(cluster, count, ReleaseReason::Snapshot);
         }
         for (cluster, count) in changed.alone {
             alone.insert_range(cluster..cluster.saturating_add(count));
@@ -189,11 +184,11 @@ impl Qcow2 {
     async fn check_freed(&self, start: u64, end: u64) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         let (at, bytes) = (start << bits, end.saturating_sub(start) << bits);
-        if bytes == 0 || !self.refcounts.allocator.is_metadata(at, bytes) {
+        if bytes == 0 || !self.clusters.is_metadata(at, bytes) {
             return Ok(());
         }
         let text = format!("Preventing invalid freeing of metadata near offset {at:#x}");
-        Err(self.mark_corrupt(&text, at).await)
+        Err(self.facts.mark_corrupt(&text, at).await)
     }
 }
 

@@ -2,20 +2,19 @@
 //!
 //! The refcount of a cluster counts every L1 table from which the cluster is reachable, even if the L1 tables share an
 //! L2 table. So creating a snapshot raises the refcounts of all clusters that its L1 table reaches, and deleting it
-//! lowers them. All references are counted first ([`Qcow2::reach`]), and then the refcounts are changed block by block
+//! lowers them. All references are counted first ([`ImageSnapshots::reach`]), and then the refcounts are changed block by block
 //! (see `refcounts`).
 
 use std::sync::Arc;
 
 use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt as _, TryStreamExt as _};
-use oxblk_core::{ChildIdx, Error, Result, WriteFlags};
+use oxblk_core::{Error, Result, WriteFlags};
 use oxblk_ring::{IoBuf, IoBufMut};
 use roaring::RoaringTreemap;
 
-use super::super::Qcow2;
-use super::super::dropped::ReleaseReason;
 use super::super::layout::{Geometry, L1Entry, L2Entry, L2Kind, l2_table};
 use super::super::refscan::{Claim, Piece, References, pieces, read_tables};
+use super::ImageSnapshots;
 
 /// Bytes of L2 tables that are read ahead.
 const READ_AHEAD: u64 = 4 << 20;
@@ -28,7 +27,7 @@ const COMPRESSED: u8 = 1 << 6;
 
 /// The purpose of counting the tables below an L1 table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in super::super) enum Pass {
+pub(in crate::qcow2) enum Pass {
     /// The refcounts will be raised. Copied flags are cleared, and an invalid entry is an error.
     Share,
     /// The references will be dropped. Invalid entries are skipped.
@@ -36,7 +35,7 @@ pub(in super::super) enum Pass {
 }
 
 /// The clusters that an L1 table reaches.
-pub(in super::super) struct Reach {
+pub(in crate::qcow2) struct Reach {
     /// Number of references of each cluster.
     pub(super) counted: Arc<References>,
     /// The clusters of the L2 tables, in ascending order.
@@ -69,44 +68,13 @@ fn disowned(mut table: IoBufMut, geometry: Geometry) -> IoBuf {
     table.freeze()
 }
 
-impl Qcow2 {
-    /// The L1 table of the active state.
-    pub(in super::super) fn active_l1(&self) -> Vec<L1Entry> {
-        (0..self.l1_entries()).map(|index| self.l1_entry(index)).collect()
-    }
-
-    /// Reads the L1 table of a snapshot.
-    pub(in super::super) async fn read_inactive_l1(
-        &self,
-        offset: u64,
-        entries: u32,
-    ) -> Result<Vec<L1Entry>> {
-        let len = usize::try_from(u64::from(entries).saturating_mul(8)).unwrap_or(usize::MAX);
-        let file = self.children.require(ChildIdx::FILE)?;
-        let table = file.read(offset, IoBufMut::new(len)).await?;
-        let words = table.chunks_exact(8);
-        Ok(words.map(|word| L1Entry(word.try_into().map_or(0, u64::from_be_bytes))).collect())
-    }
-
-    /// The L2 tables of an L1 table: index in the L1 table, and byte offset in the file.
-    pub(super) fn table_places(&self, l1: &[L1Entry]) -> Result<Vec<(u64, u64)>> {
-        let mut places = Vec::new();
-        for (index, entry) in (0_u64..).zip(l1) {
-            match entry.l2_offset(self.geometry) {
-                Ok(Some(offset)) => places.push((index, offset)),
-                Ok(None) => {}
-                Err(_) => return Err(Error::corrupt("L2 table offset unaligned").at(entry.0)),
-            }
-        }
-        Ok(places)
-    }
-
+impl ImageSnapshots {
     /// The L2 tables of an L1 table, in its order: index in the L1 table, offset in the file, entries.
     pub(super) fn l2_tables(
         &self,
         l1: &[L1Entry],
     ) -> impl Stream<Item = Result<(u64, u64, Vec<L2Entry>)>> {
-        let places = match self.table_places(l1) {
+        let places = match self.mapping.table_places(l1) {
             Ok(places) => places.into_iter().map(Ok).collect(),
             Err(error) => vec![Err(error)],
         };
@@ -116,7 +84,7 @@ impl Qcow2 {
         stream::iter(places)
             .map(move |place| async move {
                 let (index, offset) = place?;
-                let file = self.children.require(ChildIdx::FILE)?;
+                let file = self.facts.file()?;
                 let table = file.read(offset, IoBufMut::new(len)).await?;
                 let entries = l2_table(&table, self.geometry).map(|both| both.entry).collect();
                 Ok((index, offset, entries))
@@ -130,7 +98,7 @@ impl Qcow2 {
     /// # Errors
     /// When a table cannot be read or written, or has an invalid entry. Some copied flags may be cleared by then. No
     /// write is in flight when this returns, because the caller writes to the same tables next.
-    pub(in super::super) async fn reach(&self, l1: &[L1Entry], pass: Pass) -> Result<Reach> {
+    pub(super) async fn reach(&self, l1: &[L1Entry], pass: Pass) -> Result<Reach> {
         let counted = self.count_tables(l1, pass).await;
         if counted.is_err() {
             oxblk_ring::settled().await;
@@ -139,11 +107,11 @@ impl Qcow2 {
     }
 
     async fn count_tables(&self, l1: &[L1Entry], pass: Pass) -> Result<Reach> {
-        let file = self.children.require(ChildIdx::FILE)?;
-        let (geometry, version) = (self.geometry, self.version);
+        let file = self.facts.file()?;
+        let (geometry, version) = (self.geometry, self.facts.version());
         let clusters = geometry.clusters_for(file.size());
         let places: Vec<((), u64)> =
-            self.table_places(l1)?.into_iter().map(|(_, offset)| ((), offset)).collect();
+            self.mapping.table_places(l1)?.into_iter().map(|(_, offset)| ((), offset)).collect();
         let mut tables: Vec<u64> =
             places.iter().map(|(_, offset)| geometry.cluster_index(*offset)).collect();
         let mut counted = References::new(u64::MAX);
@@ -188,7 +156,7 @@ impl Qcow2 {
             Piece::Odd { .. } if self.geometry.data_file => return Ok(()),
             Piece::Odd { both, .. } => both.entry,
         };
-        match entry.kind(self.geometry, self.version) {
+        match entry.kind(self.geometry, self.facts.version()) {
             Ok(L2Kind::Compressed { host, len }) => {
                 let first = self.geometry.cluster_index(host);
                 let end = self.geometry.clusters_for(host.saturating_add(len));
@@ -212,21 +180,8 @@ impl Qcow2 {
     pub(super) async fn drop_l1(&self, l1: &[L1Entry], offset: u64) -> Result<RoaringTreemap> {
         let reach = self.reach(l1, Pass::Leave).await?;
         let alone = self.lower_reach(&reach).await?;
-        self.drop_l1_clusters(l1.len(), offset);
+        self.clusters.drop_l1_clusters(l1.len(), offset);
         Ok(alone)
-    }
-
-    /// Drops the references to the clusters of an L1 table.
-    pub(in super::super) fn drop_l1_clusters(&self, entries: usize, offset: u64) {
-        let bytes = u64::try_from(entries).unwrap_or(0).saturating_mul(8);
-        if bytes > 0 {
-            let clusters = self.geometry.clusters_for(bytes);
-            self.drop_clusters(
-                offset >> self.geometry.cluster_bits,
-                clusters,
-                ReleaseReason::Table,
-            );
-        }
     }
 }
 

@@ -1,0 +1,101 @@
+//! Reserving host clusters for the other owners, and what they report about the file's layout.
+
+use oxblk_core::Result;
+
+use super::Clusters;
+use super::allocator::Reserved;
+
+/// With more dropped runs than this, a write-back cycle is needed.
+const MANY_DROPPED: usize = 8192;
+
+impl Clusters {
+    /// Reserves up to `count` contiguous host clusters, and at least one.
+    pub(in crate::qcow2) async fn reserve(&self, count: u64) -> Result<Reserved<'_>> {
+        if self.allocator.has_resting() {
+            self.recycle().await?;
+        }
+        self.facts.note_if_corrupt(self.reserve_any(count).await, 0).await
+    }
+
+    /// Whether there is contiguous free space for a table of `bytes` bytes in front of `cluster`.
+    pub(in crate::qcow2) async fn has_room(&self, bytes: u64, cluster: u64) -> Result<bool> {
+        self.scan_up_to(cluster).await?;
+        Ok(self.allocator.has_run_below(self.geometry.clusters_for(bytes), cluster))
+    }
+
+    /// Whether a write-back cycle must run before clusters are allocated: many references were dropped, or some were and free
+    /// clusters are needed soon.
+    pub(in crate::qcow2) async fn needs_write_back(&self) -> Result<bool> {
+        let dropped = self.dropped.len();
+        Ok(dropped > MANY_DROPPED || dropped > 0 && self.is_nearly_full().await?)
+    }
+
+    /// Reserves `count` contiguous host clusters that the caller will use, or fewer if the file cannot grow. If cluster
+    /// `behind` is free, takes the free clusters from there on, even if they are fewer than `count`. Missing refcount blocks
+    /// for these clusters are created immediately. So a new refcount block lies directly behind the clusters, as in images that
+    /// QEMU writes. If the refcount table moves because of this, the reservation is repeated, because the old table's clusters
+    /// have become free.
+    pub(in crate::qcow2) async fn reserve_to_use_behind(
+        &self,
+        behind: Option<u64>,
+        count: u64,
+    ) -> Result<Reserved<'_>> {
+        loop {
+            if self.allocator.has_resting() {
+                self.recycle().await?;
+            }
+            let reserved = self.reserve_run_behind(behind, count).await;
+            let reserved = self.facts.note_if_corrupt(reserved, 0).await?;
+            if !self.ensure_blocks(reserved.start(), reserved.count()).await? {
+                return Ok(reserved);
+            }
+            reserved.give_back();
+        }
+    }
+
+    /// Records that a range of the file holds metadata. Clusters of it are never allocated.
+    pub(in crate::qcow2) fn note_metadata(&self, offset: u64, bytes: u64) {
+        self.allocator.note_metadata(offset, bytes);
+    }
+
+    /// The range no longer holds metadata.
+    pub(in crate::qcow2) fn forget_metadata(&self, offset: u64, bytes: u64) {
+        self.allocator.forget_metadata(offset, bytes);
+    }
+
+    /// Forgets all places of metadata apart from the header's. The caller notes the current places.
+    pub(in crate::qcow2) fn forget_all_metadata(&self) {
+        self.allocator.forget_all_metadata();
+    }
+
+    /// Whether any cluster of a range of the file holds metadata.
+    pub(in crate::qcow2) fn is_metadata(&self, offset: u64, bytes: u64) -> bool {
+        self.allocator.is_metadata(offset, bytes)
+    }
+
+    /// Restarts the search for free clusters at the front.
+    pub(in crate::qcow2) fn rewind(&self) {
+        self.allocator.rewind();
+    }
+
+    /// Whether the first run of `count` free clusters ends at or before `limit`. Restarts the search for free clusters at the
+    /// front, so that a following reservation finds this run.
+    pub(in crate::qcow2) fn has_run_below(&self, count: u64, limit: u64) -> bool {
+        self.allocator.has_run_below(count, limit)
+    }
+
+    /// Call this when the file was truncated in front of this cluster. The clusters from here on read as zeroes again.
+    pub(in crate::qcow2) fn note_cut_off(&self, cluster: u64) {
+        self.allocator.note_cut_off(cluster);
+    }
+
+    /// Forgets which clusters are free, and where compressed data ends, because another program may have written the image.
+    /// The node is drained.
+    pub(in crate::qcow2) fn forget_free(&self) {
+        if let Ok(file) = self.file() {
+            self.allocator.note_file_size(&file);
+        }
+        self.allocator.forget_free();
+        self.tail.forget();
+    }
+}

@@ -1,0 +1,450 @@
+//! The free map: which host clusters may be allocated.
+//!
+//! When the map has no suitable free clusters, `Clusters::scan_next` fills it from the next refcount block. The lowest
+//! clusters come first, so that images stay compact. The search for free clusters begins behind the clusters that were
+//! allocated last. When a cluster below that position becomes free, the search restarts at that cluster. Gaps that were too
+//! small for a request are skipped until then, or until the image is opened again, as in QEMU. [`Allocator::rewind`] restarts
+//! the search at the front.
+//!
+//! A cluster is in one of these states:
+//!
+//! - **free**: the cluster is in the map;
+//! - **reserved**: handed out as a [`Reserved`]. A [`Reserved`] that is dropped frees its clusters immediately if no write to
+//!   them has begun. Otherwise it quarantines them;
+//! - **in use**: its refcount is not 0;
+//! - **quarantined**: freed, but a request that started before may still use the cluster. The cluster becomes free once the
+//!   epoch in which it was freed has passed.
+//!
+//! The mutex is held for a few map operations. It is never held across I/O.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use oxblk_core::{Edge, Epochs, Error, Result};
+use oxblk_ring::Mutex as AsyncMutex;
+use roaring::RoaringTreemap;
+
+use crate::qcow2::layout::Geometry;
+
+/// Clusters freed in one epoch.
+#[derive(Clone, Copy)]
+pub(in crate::qcow2) struct Quarantined {
+    pub(in crate::qcow2) epoch: u64,
+    pub(in crate::qcow2) cluster: u64,
+    pub(in crate::qcow2) count: u64,
+    /// The clusters are discarded on the host before they become free.
+    pub(in crate::qcow2) discard: bool,
+}
+
+struct Map {
+    /// Free runs, start to length.
+    free: BTreeMap<u64, u64>,
+    quarantined: VecDeque<Quarantined>,
+    /// The search for free clusters begins here.
+    next: u64,
+    /// Clusters below this have been scanned.
+    scanned: u64,
+    /// Clusters from here on have never been written and read as zeroes.
+    untouched: u64,
+    /// Clusters from here on lay behind the end of the file when it was opened or last truncated.
+    new_from: u64,
+    /// Clusters that hold metadata.
+    metadata: RoaringTreemap,
+}
+
+/// Allocates host clusters. Its free map is filled lazily from the refcount blocks.
+pub(super) struct Allocator {
+    geometry: Geometry,
+    map: Mutex<Map>,
+    pub(super) epochs: Arc<Epochs>,
+    /// Held by the task that fills the map, and while refcounts drop to 0.
+    pub(super) scanning: AsyncMutex<()>,
+}
+
+/// First cluster of the file from which on all clusters read as zeroes.
+fn untouched(geometry: Geometry, file: &Edge) -> u64 {
+    if file.node().limits().grows {
+        file.size().div_ceil(geometry.cluster_size())
+    } else {
+        u64::MAX
+    }
+}
+
+impl Allocator {
+    /// A map without free clusters. The header cluster is recorded as metadata.
+    pub(super) fn new(geometry: Geometry, file: &Edge, epochs: Arc<Epochs>) -> Self {
+        let untouched = untouched(geometry, file);
+        let metadata = RoaringTreemap::from_iter([0]);
+        let map = Map {
+            free: BTreeMap::new(),
+            quarantined: VecDeque::new(),
+            next: 0,
+            scanned: 0,
+            untouched,
+            new_from: untouched,
+            metadata,
+        };
+        Self { geometry, map: Mutex::new(map), epochs, scanning: AsyncMutex::new(()) }
+    }
+
+    /// Call this when the file may have become longer. The new part may hold data, so it no longer counts as untouched.
+    pub(super) fn note_file_size(&self, file: &Edge) {
+        let untouched = untouched(self.geometry, file);
+        let mut map = self.lock();
+        map.untouched = map.untouched.max(untouched);
+    }
+
+    /// Forgets which clusters are free: another program may have used them meanwhile. The node is drained, so no request uses
+    /// quarantined clusters.
+    pub(super) fn forget_free(&self) {
+        let mut map = self.lock();
+        map.free.clear();
+        map.quarantined.clear();
+        map.next = 0;
+        map.scanned = 0;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Map> {
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn clusters(&self, offset: u64, bytes: u64) -> std::ops::Range<u64> {
+        let first = offset >> self.geometry.cluster_bits;
+        let end = offset.saturating_add(bytes).div_ceil(self.geometry.cluster_size());
+        first..end
+    }
+
+    /// Records that a range of the file holds metadata. Clusters of it are never allocated.
+    pub(super) fn note_metadata(&self, offset: u64, bytes: u64) {
+        self.lock().metadata.insert_range(self.clusters(offset, bytes));
+    }
+
+    /// The range no longer holds metadata.
+    pub(super) fn forget_metadata(&self, offset: u64, bytes: u64) {
+        self.lock().metadata.remove_range(self.clusters(offset, bytes));
+    }
+
+    /// Forgets all places of metadata apart from the header's. The caller notes the current places.
+    pub(super) fn forget_all_metadata(&self) {
+        self.lock().metadata = RoaringTreemap::from_iter([0]);
+    }
+
+    /// Whether any cluster of a range of the file holds metadata.
+    pub(super) fn is_metadata(&self, offset: u64, bytes: u64) -> bool {
+        let range = self.clusters(offset, bytes);
+        self.lock().metadata.range_cardinality(range) > 0
+    }
+
+    /// Reserves up to `count` contiguous clusters that end at or before `limit`. Returns `None` when the map has no free
+    /// cluster there.
+    pub(super) fn take(&self, count: u64, limit: u64) -> Result<Option<Reserved<'_>>> {
+        let mut map = self.lock();
+        let Some((start, len)) = map.find(1, limit) else { return Ok(None) };
+        self.carve(&mut map, start, count.min(len).max(1)).map(Some)
+    }
+
+    /// Reserves exactly `count` contiguous clusters that end at or before `limit`. Returns `None` when the map has no such run.
+    pub(super) fn take_contiguous(&self, count: u64, limit: u64) -> Result<Option<Reserved<'_>>> {
+        let mut map = self.lock();
+        let Some((start, _)) = map.find(count, limit) else { return Ok(None) };
+        self.carve(&mut map, start, count).map(Some)
+    }
+
+    /// Reserves the `count` clusters from `start` on. Returns `None` unless all of them are free.
+    pub(super) fn take_at(&self, start: u64, count: u64) -> Result<Option<Reserved<'_>>> {
+        let mut map = self.lock();
+        let end = start.saturating_add(count);
+        if count == 0 {
+            return Ok(None);
+        }
+        let run = map.free.range(..=start).next_back();
+        match run.map(|(first, len)| first.saturating_add(*len)) {
+            Some(last) if last >= end => {
+                let next = map.next;
+                let reserved = self.carve(&mut map, start, count)?;
+                map.next = next;
+                Ok(Some(reserved))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Reserves up to `count` clusters from `start` on. Returns `None` if cluster `start` is not free.
+    pub(super) fn take_from(&self, start: u64, count: u64) -> Result<Option<Reserved<'_>>> {
+        let end = {
+            let map = self.lock();
+            let run = map.free.range(..=start).next_back();
+            run.map_or(0, |(first, len)| first.saturating_add(*len))
+        };
+        self.take_at(start, end.saturating_sub(start).min(count))
+    }
+
+    /// Restarts the search for free clusters at the front.
+    pub(super) fn rewind(&self) {
+        self.lock().next = 0;
+    }
+
+    /// Takes free clusters out of the map.
+    fn carve(&self, map: &mut Map, start: u64, count: u64) -> Result<Reserved<'_>> {
+        map.remove(start, count);
+        let end = start.saturating_add(count);
+        map.next = end;
+        if map.metadata.range_cardinality(start..end) > 0 {
+            return Err(Error::corrupt(format!(
+                "Preventing invalid allocation of {count} clusters at offset {:#x}: they hold metadata",
+                start << self.geometry.cluster_bits
+            )));
+        }
+        let untouched = start >= map.untouched;
+        map.untouched = map.untouched.max(end);
+        Ok(Reserved { allocator: self, start, count, untouched, written: false })
+    }
+
+    /// Whether the first run of `count` free clusters ends at or before `limit`. Restarts the search for free clusters at the
+    /// front, so that a following reservation finds this run.
+    pub(super) fn has_run_below(&self, count: u64, limit: u64) -> bool {
+        let mut map = self.lock();
+        map.next = 0;
+        let first = map.free.iter().find(|(_, len)| **len >= count);
+        first.is_some_and(|(start, _)| start.saturating_add(count) <= limit)
+    }
+
+    /// Whether the map has at least `wanted` free clusters in front of `limit`.
+    pub(super) fn has_free(&self, wanted: u64, limit: u64) -> bool {
+        let mut found = 0_u64;
+        self.lock().free.range(..limit).any(|(start, len)| {
+            found = found.saturating_add((*len).min(limit.saturating_sub(*start)));
+            found >= wanted
+        })
+    }
+
+    /// Call this when the file was truncated in front of this cluster. The clusters from here on read as zeroes again.
+    pub(super) fn note_cut_off(&self, cluster: u64) {
+        let mut map = self.lock();
+        map.untouched = map.untouched.min(cluster);
+        map.new_from = map.new_from.min(cluster);
+    }
+
+    /// Whether a cluster was allocated for data behind the end that the file had when it was opened or last truncated.
+    pub(super) fn is_new_data(&self, cluster: u64) -> bool {
+        let map = self.lock();
+        (map.new_from..map.untouched).contains(&cluster) && !map.metadata.contains(cluster)
+    }
+
+    /// First cluster that has not been scanned.
+    pub(super) fn scanned(&self) -> u64 {
+        self.lock().scanned
+    }
+
+    /// Records the free runs found in `start..end`. Quarantined clusters have a refcount of 0 too, but are not free yet.
+    pub(super) fn found(&self, start: u64, end: u64, runs: Vec<(u64, u64)>) {
+        let mut map = self.lock();
+        if map.scanned != start {
+            return;
+        }
+        map.scanned = end;
+        let next = map.next;
+        for (first, last) in runs {
+            map.insert(first, last - first);
+        }
+        map.next = next;
+        let quarantined: Vec<Quarantined> = map.quarantined.iter().copied().collect();
+        for run in quarantined {
+            map.remove(run.cluster, run.count);
+        }
+    }
+
+    /// Quarantines clusters whose refcount became 0. They become free when the epoch has passed. The caller holds
+    /// [`Self::scanning`] from before the refcount change until this returns.
+    pub(super) fn rest(&self, run: Quarantined) {
+        self.lock().quarantined.push_back(run);
+    }
+
+    /// Frees the quarantined clusters whose epoch has passed. Runs that must be discarded on the host first are returned
+    /// instead; after the discard, [`Self::free`] frees them.
+    pub(super) fn wake(&self, epochs: &Epochs) -> Vec<Quarantined> {
+        let mut to_discard = Vec::new();
+        let mut map = self.lock();
+        while let Some(front) = map.quarantined.front().copied() {
+            if !epochs.has_passed(front.epoch) {
+                break;
+            }
+            map.quarantined.pop_front();
+            if front.discard {
+                to_discard.push(front);
+            } else {
+                map.insert_scanned(front.cluster, front.count);
+            }
+        }
+        to_discard
+    }
+
+    /// Frees clusters that [`Self::wake`] returned.
+    pub(super) fn free(&self, run: Quarantined) {
+        self.lock().insert_scanned(run.cluster, run.count);
+    }
+
+    /// Whether any cluster is quarantined.
+    pub(super) fn has_resting(&self) -> bool {
+        !self.lock().quarantined.is_empty()
+    }
+}
+
+impl Map {
+    /// The first run of at least `count` free clusters in front of `limit`, as start and length. The search begins at `next`.
+    fn find(&self, count: u64, limit: u64) -> Option<(u64, u64)> {
+        let around = self.free.range(..self.next).next_back();
+        let rest = |(start, len): (&u64, &u64)| {
+            let first = self.next.max(*start);
+            (first, start.saturating_add(*len).min(limit).saturating_sub(first))
+        };
+        let mut runs = around.into_iter().chain(self.free.range(self.next..)).map(rest);
+        runs.find(|(_, len)| *len >= count)
+    }
+
+    /// Adds the part of a run that lies in scanned clusters. A later scan finds the remaining part.
+    fn insert_scanned(&mut self, start: u64, len: u64) {
+        let end = start.saturating_add(len).min(self.scanned);
+        if start < end {
+            self.insert(start, end - start);
+        }
+    }
+
+    /// Takes a range out of the free runs.
+    fn remove(&mut self, start: u64, len: u64) {
+        let end = start.saturating_add(len);
+        let overlapping: Vec<(u64, u64)> = self
+            .free
+            .range(..end)
+            .rev()
+            .map(|(first, len)| (*first, first.saturating_add(*len)))
+            .take_while(|(_, last)| *last > start)
+            .collect();
+        for (first, last) in overlapping {
+            self.free.remove(&first);
+            if first < start {
+                self.free.insert(first, start - first);
+            }
+            if last > end {
+                self.free.insert(end, last - end);
+            }
+        }
+    }
+
+    /// Adds a run, merged with its neighbours.
+    fn insert(&mut self, start: u64, len: u64) {
+        let (mut start, mut len) = (start, len);
+        self.next = self.next.min(start);
+        debug_assert!(
+            self.free
+                .range(..start.saturating_add(len))
+                .next_back()
+                .is_none_or(|(s, l)| s + l <= start),
+            "clusters freed twice"
+        );
+        if let Some((before, before_len)) =
+            self.free.range(..start).next_back().map(|(s, l)| (*s, *l))
+            && before.saturating_add(before_len) == start
+        {
+            self.free.remove(&before);
+            start = before;
+            len = len.saturating_add(before_len);
+        }
+        if let Some(after_len) = self.free.remove(&start.saturating_add(len)) {
+            len = len.saturating_add(after_len);
+        }
+        self.free.insert(start, len);
+    }
+}
+
+/// Host clusters that are handed out, but not yet counted in a refcount.
+pub(in crate::qcow2) struct Reserved<'a> {
+    allocator: &'a Allocator,
+    start: u64,
+    count: u64,
+    untouched: bool,
+    written: bool,
+}
+
+impl<'a> Reserved<'a> {
+    /// First cluster of the run.
+    pub(in crate::qcow2) fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// Number of clusters.
+    pub(in crate::qcow2) fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Whether the clusters have never been written and read as zeroes.
+    pub(in crate::qcow2) fn is_untouched(&self) -> bool {
+        self.untouched
+    }
+
+    /// Call this before the first write to the clusters. If this is dropped afterwards, a write may still be in flight. So the
+    /// drop quarantines the clusters until all current requests have ended.
+    pub(in crate::qcow2) fn begin_write(&mut self) {
+        self.written = true;
+    }
+
+    /// Marks the clusters as in use: dropping no longer frees them.
+    pub(in crate::qcow2) fn keep(mut self) {
+        self.count = 0;
+    }
+
+    /// Splits off the first `count` clusters.
+    #[must_use]
+    pub(in crate::qcow2) fn split_first(&mut self, count: u64) -> Self {
+        let Self { allocator, start, untouched, written, .. } = *self;
+        let count = count.min(self.count);
+        self.start = start.saturating_add(count);
+        self.count -= count;
+        Self { allocator, start, count, untouched, written }
+    }
+
+    /// Frees the clusters immediately. Nothing was written to them, or all writes to them have ended.
+    pub(in crate::qcow2) fn give_back(mut self) {
+        self.written = false;
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if self.count == 0 {
+            return;
+        }
+        let (cluster, count) = (self.start, self.count);
+        if self.written {
+            // The clusters were scanned before they were handed out, so no scan can find them free.
+            let epoch = self.allocator.epochs.current();
+            self.allocator.rest(Quarantined { epoch, cluster, count, discard: false });
+        } else {
+            self.allocator.lock().insert(cluster, count);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbouring_runs_merge() {
+        let mut map = Map {
+            free: BTreeMap::new(),
+            quarantined: VecDeque::new(),
+            next: 0,
+            scanned: 0,
+            untouched: 0,
+            new_from: 0,
+            metadata: RoaringTreemap::new(),
+        };
+        map.insert(10, 2);
+        map.insert(14, 2);
+        map.insert(12, 2);
+        assert_eq!(map.free, BTreeMap::from([(10, 6)]));
+        map.remove(11, 3);
+        assert_eq!(map.free, BTreeMap::from([(10, 1), (14, 2)]));
+    }
+}

@@ -1,0 +1,125 @@
+//! Clusters whose refcount is raised, but to which no table refers yet.
+//!
+//! An operation first raises the refcount of a cluster and then writes a reference to it. It may fail or be cancelled in
+//! between. [`Counted`] owns the added references until the caller reports that tables refer to the clusters. A [`Counted`]
+//! that is dropped earlier passes its references to the list of dropped references (see `dropped`), and the next write-back
+//! cycle lowers the refcounts. So such an operation leaks nothing, and a counted cluster never becomes free too early.
+//!
+//! All code that raises refcounts of new clusters in the cache does it here.
+
+use oxblk_core::Result;
+
+use super::Clusters;
+use super::allocator::Reserved;
+use super::dropped::ReleaseReason;
+
+/// Host clusters with the same number of references each, which this value owns.
+pub(in crate::qcow2) struct Counted<'a> {
+    pub(super) clusters: &'a Clusters,
+    pub(super) start: u64,
+    pub(super) count: u64,
+    /// References of each cluster.
+    pub(super) times: u64,
+    pub(super) was: ReleaseReason,
+}
+
+impl Counted<'_> {
+    /// Call this when a table refers to the first `count` clusters: dropping no longer releases them.
+    pub(in crate::qcow2) fn keep_first(&mut self, count: u64) {
+        let count = count.min(self.count);
+        self.start = self.start.saturating_add(count);
+        self.count = self.count.saturating_sub(count);
+    }
+
+    /// Call this when a table refers to all clusters: dropping releases nothing.
+    pub(in crate::qcow2) fn keep(mut self) {
+        self.count = 0;
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if self.count > 0 {
+            for _ in 0..self.times {
+                self.clusters.dropped.push(self.start, self.count, self.was);
+            }
+        }
+    }
+}
+
+impl Clusters {
+    /// As [`Self::count`], for clusters whose refcount blocks exist. So this never makes a refcount block.
+    pub(super) async fn count_in_place<'a>(
+        &'a self,
+        run: Reserved<'a>,
+        was: ReleaseReason,
+    ) -> Result<Counted<'a>> {
+        let mut counting = Counting::new(self, run, was);
+        while counting.at < counting.end {
+            if let Err(error) = self.add_one(counting.at).await {
+                return counting.finish(Err(error));
+            }
+            counting.at = counting.at.saturating_add(1);
+        }
+        counting.finish(Ok(()))
+    }
+
+    /// Takes over one reference to a cluster that was counted already.
+    pub(super) fn own_counted(&self, cluster: u64, was: ReleaseReason) -> Counted<'_> {
+        Counted { clusters: self, start: cluster, count: 1, times: 1, was }
+    }
+}
+
+/// A run whose clusters are being counted, one after the other. If this is dropped because counting failed or was cancelled,
+/// the counted references are dropped, and the uncounted clusters are freed.
+pub(super) struct Counting<'a> {
+    clusters: &'a Clusters,
+    run: Option<Reserved<'a>>,
+    /// The first cluster that has not been counted.
+    pub(super) at: u64,
+    /// The end of the run.
+    pub(super) end: u64,
+    was: ReleaseReason,
+}
+
+impl<'a> Counting<'a> {
+    pub(super) fn new(clusters: &'a Clusters, run: Reserved<'a>, was: ReleaseReason) -> Self {
+        let (at, end) = (run.start(), run.start().saturating_add(run.count()));
+        Self { clusters, run: Some(run), at, end, was }
+    }
+
+    /// Ends the counting. If it failed, frees the clusters that were not counted.
+    pub(super) fn finish(mut self, outcome: Result<()>) -> Result<Counted<'a>> {
+        if let Err(error) = outcome {
+            if let Some(rest) = self.stop() {
+                rest.give_back();
+            }
+            return Err(error);
+        }
+        let (clusters, was) = (self.clusters, self.was);
+        let (start, count) = self.run.take().map_or((0, 0), |run| {
+            let place = (run.start(), run.count());
+            run.keep();
+            place
+        });
+        Ok(Counted { clusters, start, count, times: 1, was })
+    }
+
+    /// Drops the references that have been counted. Returns the clusters that were not counted.
+    fn stop(&mut self) -> Option<Reserved<'a>> {
+        let mut run = self.run.take()?;
+        let counted = self.at.saturating_sub(run.start());
+        if counted > 0 {
+            let start = run.start();
+            run.split_first(counted).keep();
+            self.clusters.dropped.push(start, counted, self.was);
+        }
+        Some(run)
+    }
+}
+
+impl Drop for Counting<'_> {
+    fn drop(&mut self) {
+        drop(self.stop());
+    }
+}

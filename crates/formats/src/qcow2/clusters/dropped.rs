@@ -1,0 +1,68 @@
+//! References to host clusters that are gone, and whose refcounts a write-back cycle lowers later.
+//!
+//! A refcount is lowered only after the disk no longer refers to the cluster (see `metadata/write_back`). Until then the lost
+//! references are in the list [`DroppedList`]. The list also receives references that were counted, but that no table refers to
+//! because the operation failed or was cancelled (see `counted`).
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Host clusters that lost one reference each.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::qcow2) struct Dropped {
+    pub(in crate::qcow2) cluster: u64,
+    pub(in crate::qcow2) count: u64,
+    pub(in crate::qcow2) was: ReleaseReason,
+}
+
+/// Why a reference to a host cluster was released, or what the cluster held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::qcow2) enum ReleaseReason {
+    /// Guest data.
+    Data,
+    /// Guest data that the guest discarded.
+    Discarded,
+    /// Guest data behind the end of the disk.
+    CutOff,
+    /// Guest data of a snapshot, or of the active state that was replaced when a snapshot was applied.
+    Snapshot,
+    /// An L1 table or an L2 table, or other metadata.
+    Table,
+}
+
+/// The lost references whose refcounts are not lowered yet.
+#[derive(Debug, Default)]
+pub(in crate::qcow2) struct DroppedList(Mutex<Vec<Dropped>>);
+
+impl DroppedList {
+    fn lock(&self) -> MutexGuard<'_, Vec<Dropped>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds one reference of each of `count` host clusters.
+    pub(in crate::qcow2) fn push(&self, cluster: u64, count: u64, was: ReleaseReason) {
+        let mut list = self.lock();
+        if let Some(last) = list.last_mut()
+            && last.cluster.saturating_add(last.count) == cluster
+            && last.was == was
+        {
+            last.count = last.count.saturating_add(count);
+            return;
+        }
+        list.push(Dropped { cluster, count, was });
+    }
+
+    /// Takes all entries out of the list.
+    pub(in crate::qcow2) fn take(&self) -> Vec<Dropped> {
+        std::mem::take(&mut *self.lock())
+    }
+
+    /// Puts back entries whose refcounts could not be lowered.
+    pub(in crate::qcow2) fn restore(&self, rest: impl IntoIterator<Item = Dropped>) {
+        self.lock().extend(rest);
+    }
+
+    /// Number of entries.
+    pub(in crate::qcow2) fn len(&self) -> usize {
+        self.lock().len()
+    }
+}

@@ -1,0 +1,41 @@
+//! The end of the file: completing the last cluster, and truncating the unused end.
+
+use oxblk_core::{Preallocation, Result};
+
+use super::Clusters;
+
+impl Clusters {
+    /// Extends the file to the end of its last cluster or subcluster, as QEMU does. The last cluster may be new and only partly
+    /// written. The added part is a hole.
+    pub(in crate::qcow2) async fn complete_last_cluster(&self) -> Result<()> {
+        let file = self.facts.file()?;
+        let (size, unit) = (file.size(), self.geometry.subcluster_size());
+        let cluster = self.geometry.cluster_index(size);
+        if size.is_multiple_of(unit)
+            || !self.allocator.is_new_data(cluster)
+            || self.tail.is_in(cluster, self.geometry.cluster_bits)
+            || self.get(cluster).await? == 0
+        {
+            return Ok(());
+        }
+        let end = size.checked_next_multiple_of(unit).unwrap_or(size);
+        file.resize(end, Preallocation::Off).await
+    }
+
+    /// Truncates the file behind its last cluster in use. Core has drained the node, and all metadata is durable, so nothing on
+    /// disk refers to the truncated part.
+    ///
+    /// # Errors
+    /// As the file reports. The image is valid nevertheless.
+    pub(in crate::qcow2) async fn trim_file(&self) -> Result<()> {
+        let file = self.facts.file()?;
+        if !file.node().limits().grows {
+            // A device cannot be truncated.
+            return Ok(());
+        }
+        let size = file.size();
+        let last = self.last_in_use(self.geometry.clusters_for(size)).await?;
+        let end = last.unwrap_or(0).saturating_add(1) << self.geometry.cluster_bits;
+        if end < size { file.resize(end, Preallocation::Off).await } else { Ok(()) }
+    }
+}

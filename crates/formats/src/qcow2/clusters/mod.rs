@@ -1,0 +1,139 @@
+//! The host clusters of an image: allocating, counting and freeing them.
+//!
+//! | file | concern |
+//! |---|---|
+//! | `allocator` | the free map, and the quarantine of freed clusters |
+//! | `overlaps` | clusters that several metadata structures use |
+//! | `dropped` | the list of references whose refcounts are lowered later |
+//! | `table` | the refcount table: its place and its entries |
+//! | `slices` | refcounts in cached slices of refcount blocks; writing dirty slices |
+//! | `census` | which clusters of a range are in use |
+//! | `reserve` | taking clusters out of the free map, which is filled from the refcount blocks |
+//! | `counted` | references that are counted, but that no table contains yet |
+//! | `growth`, `blocks` | growing the refcount table; making refcount blocks |
+//! | `count` | raising refcounts |
+//! | `release` | lowering refcounts, and freeing clusters after their quarantine |
+//! | `allocate`, `tail` | reservations for the other owners; the places of compressed clusters |
+//! | `file_end` | completing and truncating the end of the file |
+//! | `moving`, `width` | moving refcount structures, for a compaction; writing refcounts of another width |
+//!
+//! A file uses the files above it. [`Clusters`] knows [`Facts`] and no other owner.
+//!
+//! Refcounts are changed in the cache only ([`Clusters::count`], [`Clusters::lower`]) and reach the disk with
+//! [`Clusters::write_back_refcounts`]. They may be written at any time: an increment is made before its reference is written,
+//! and a decrement only after the reference is gone from the disk. So refcounts on disk are never too low (except with lazy
+//! refcounts, which mark the image dirty). Each step of making a refcount block or a larger refcount table is durable before
+//! the next step refers to it.
+//!
+//! Locks, in the order in which they are taken: `Tail::turn`, `growing`, `Allocator::scanning`, `writing`; then short mutexes
+//! (the free map, the list of dropped references), never held across I/O.
+//!
+//! Spec: docs/interop/qcow2, "Host cluster management".
+
+mod allocate;
+mod allocator;
+mod blocks;
+mod census;
+mod count;
+mod counted;
+mod dropped;
+mod file_end;
+mod growth;
+mod moving;
+mod overlaps;
+mod release;
+mod reserve;
+mod slices;
+mod table;
+mod tail;
+mod width;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use oxblk_core::{Edge, Result};
+use oxblk_ring::Mutex as AsyncMutex;
+
+use super::facts::Facts;
+use super::layout::Geometry;
+use crate::slice_cache::{Radix, SliceCache};
+use crate::write_barrier::WriteBarrier;
+use allocator::Allocator;
+use dropped::DroppedList;
+use overlaps::Overlaps;
+use tail::Tail;
+
+pub(super) use allocator::Reserved;
+pub(super) use counted::Counted;
+pub(super) use dropped::{Dropped, ReleaseReason};
+
+/// The host clusters of an image: their refcounts, and which of them are free.
+pub(in crate::qcow2) struct Clusters {
+    geometry: Geometry,
+    facts: Arc<Facts>,
+    table: Radix<AtomicU64>,
+    table_offset: AtomicU64,
+    table_entries: AtomicU64,
+    cache: Arc<SliceCache>,
+    slice_bytes: u64,
+    /// Held while refcount blocks are made, and while the refcount table moves.
+    growing: AsyncMutex<()>,
+    /// Held while dirty refcount slices are written.
+    writing: AsyncMutex<()>,
+    barrier: WriteBarrier,
+    allocator: Allocator,
+    /// References that are gone, and whose refcounts are lowered later.
+    dropped: DroppedList,
+    /// Which metadata structures overlap.
+    overlaps: Overlaps,
+    tail: Tail,
+}
+
+/// The place of the refcount table.
+pub(in crate::qcow2) struct RefcountTable {
+    /// Byte offset in the file.
+    pub(in crate::qcow2) offset: u64,
+    /// Length in clusters.
+    pub(in crate::qcow2) clusters: u64,
+}
+
+impl Clusters {
+    /// Reads the refcount table.
+    pub(in crate::qcow2) async fn open(
+        facts: Arc<Facts>,
+        place: RefcountTable,
+        cache: Arc<SliceCache>,
+        slice_bytes: u64,
+    ) -> Result<Self> {
+        let geometry = facts.geometry();
+        let bytes = place.clusters.saturating_mul(geometry.cluster_size());
+        let file = facts.file()?;
+        let clusters = Self {
+            geometry,
+            table: Radix::default(),
+            table_offset: AtomicU64::new(place.offset),
+            table_entries: AtomicU64::new(bytes / 8),
+            cache,
+            slice_bytes,
+            growing: AsyncMutex::new(()),
+            writing: AsyncMutex::new(()),
+            barrier: WriteBarrier::default(),
+            allocator: Allocator::new(geometry, &file, Arc::clone(facts.epochs())),
+            dropped: DroppedList::default(),
+            overlaps: Overlaps::default(),
+            tail: Tail::default(),
+            facts,
+        };
+        clusters.read_table(&file, place.offset, bytes).await?;
+        Ok(clusters)
+    }
+
+    /// The cache of refcount blocks.
+    pub(in crate::qcow2) fn cache(&self) -> &Arc<SliceCache> {
+        &self.cache
+    }
+
+    fn file(&self) -> Result<Arc<Edge>> {
+        self.facts.file()
+    }
+}

@@ -1,0 +1,157 @@
+//! Moving refcount blocks and the refcount table, and removing refcount blocks whose refcounts are all 0.
+//!
+//! A copy of a block is durable and counted before the refcount table refers to it. The refcount of the old cluster is lowered
+//! after the table has changed durably. So a crash leaks clusters at worst.
+//!
+//! Core has drained the node, and no refcount slice is dirty.
+
+use std::sync::atomic::Ordering::{Acquire, Release};
+
+use oxblk_core::{Errno, Error, ErrorKind, Result, WriteFlags};
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use super::Clusters;
+use super::allocator::Quarantined;
+use super::dropped::ReleaseReason;
+use crate::qcow2::layout::{field_offsets, refcount_get};
+
+impl Clusters {
+    /// The number of the refcount block that lies in a cluster.
+    pub(in crate::qcow2) fn block_at(&self, cluster: u64) -> Option<u64> {
+        let offset = cluster << self.geometry.cluster_bits;
+        self.blocks().into_iter().find(|block| self.block_offset(*block) == offset)
+    }
+
+    /// Moves a block from `cluster` to a free cluster in front of it. Removes the block instead if all its refcounts are 0,
+    /// apart from the one of its own cluster. Returns the number of freed clusters. They are quarantined until the
+    /// current requests have ended.
+    ///
+    /// # Errors
+    /// As the file reports. The image accepts no further requests if the table entry is in an unknown state afterwards:
+    /// refcounts that are in only one of the two blocks would be lost if the entry names the other.
+    pub(in crate::qcow2) async fn move_block(&self, block: u64, cluster: u64) -> Result<u64> {
+        let epoch = self.facts.epochs().current();
+        let bytes = self.read_block(cluster).await?;
+        if self.counts_only(&bytes, block, cluster) {
+            return self.give_up_block(block, cluster, epoch).await;
+        }
+        self.allocator.rewind();
+        let mut run = self.reserve_any(1).await?;
+        let new = run.start();
+        if new >= cluster {
+            run.give_back();
+            return Ok(0);
+        }
+        run.begin_write();
+        let counted = self.count(run, ReleaseReason::Table).await?;
+        // The new reference may have changed a refcount in this block.
+        self.write_back().await?;
+        let file = self.file()?;
+        let bytes = self.read_block(cluster).await?;
+        let bits = self.geometry.cluster_bits;
+        file.write(new << bits, bytes.freeze(), WriteFlags::empty()).await?;
+        file.flush().await?;
+        let named = async {
+            self.publish_block(block, new).await?;
+            file.flush().await
+        };
+        self.facts.stop_unless_known(named).await?;
+        counted.keep();
+        let size = self.geometry.cluster_size();
+        self.allocator.forget_metadata(cluster << bits, size);
+        self.free_metadata(Quarantined { epoch, cluster, count: 1, discard: true }).await?;
+        Ok(1)
+    }
+
+    async fn read_block(&self, cluster: u64) -> Result<IoBufMut> {
+        let len = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
+        self.file()?.read(cluster << self.geometry.cluster_bits, IoBufMut::new(len)).await
+    }
+
+    /// Whether all refcounts of a block are 0, apart from the refcount of its own cluster, which is 1.
+    fn counts_only(&self, bytes: &[u8], block: u64, cluster: u64) -> bool {
+        let per_block = self.geometry.refcounts_per_block();
+        let own = (cluster / per_block == block).then_some(cluster % per_block);
+        (0..per_block).all(|at| {
+            let expected = u64::from(own == Some(at));
+            refcount_get(bytes, at, self.geometry.refcount_order) == Some(expected)
+        })
+    }
+
+    /// Removes a block from the table. If another block holds the refcount of its cluster, that refcount is lowered afterwards.
+    async fn give_up_block(&self, block: u64, cluster: u64, epoch: u64) -> Result<u64> {
+        if !self.cache().clear() {
+            return Err(Error::new(ErrorKind::Busy, "refcounts are in use").errno(Errno::BUSY));
+        }
+        let turn = self.allocator.scanning.lock().await;
+        let file = self.file()?;
+        let named = async {
+            self.write_table_entry(block, 0).await?;
+            file.flush().await
+        };
+        self.facts.stop_unless_known(named).await?;
+        self.table.get_or_make(block).store(0, Release);
+        let bits = self.geometry.cluster_bits;
+        self.allocator.forget_metadata(cluster << bits, self.geometry.cluster_size());
+        let run = Quarantined { epoch, cluster, count: 1, discard: true };
+        if cluster / self.geometry.refcounts_per_block() == block {
+            self.allocator.rest(run);
+        } else {
+            drop(turn);
+            self.free_metadata(run).await?;
+        }
+        Ok(1)
+    }
+
+    /// Moves the table to free clusters in front of it. Returns the number of freed clusters, which is 0 if there is no free
+    /// run there. Core has drained the node, and no refcount slice is dirty.
+    ///
+    /// The new table is written and counted, durably, before the header names it.
+    ///
+    /// # Errors
+    /// As the file reports. The image accepts no further requests if it is unknown afterwards which of the two tables the
+    /// header names: an entry that is in only one of them would be lost if the header names the other.
+    pub(in crate::qcow2) async fn move_table(&self) -> Result<u64> {
+        let old = self.table_place();
+        self.allocator.rewind();
+        let mut run = self.reserve_contiguous(old.clusters).await?;
+        let start = run.start();
+        if start.saturating_add(old.clusters) > self.geometry.cluster_index(old.offset) {
+            run.give_back();
+            return Ok(0);
+        }
+        run.begin_write();
+        // This may create a refcount block, and so add an entry to the table.
+        let counted = self.count(run, ReleaseReason::Table).await?;
+        self.write_back().await?;
+        let growing = self.growing.lock().await;
+        if self.table_place().offset != old.offset {
+            return Err(
+                Error::new(ErrorKind::Busy, "the refcount table has moved").errno(Errno::BUSY)
+            );
+        }
+        let entries = self.table_entries.load(Acquire);
+        let table = self.encode_table(entries, &[], 0)?;
+        let file = self.file()?;
+        file.write(self.host(start), table, WriteFlags::empty()).await?;
+        file.flush().await?;
+        let named = async {
+            let place = IoBuf::from(self.host(start).to_be_bytes().to_vec());
+            file.write(field_offsets::REFCOUNT_TABLE_OFFSET, place, WriteFlags::empty()).await?;
+            file.flush().await
+        };
+        self.facts.stop_unless_known(named).await?;
+        counted.keep();
+        self.adopt_table(&[], start, start, entries);
+        drop(growing);
+        self.free_table(old.offset, entries.saturating_mul(8)).await?;
+        Ok(old.clusters)
+    }
+
+    /// Whether a cluster is part of the table.
+    pub(in crate::qcow2) fn table_is_in(&self, cluster: u64) -> bool {
+        let place = self.table_place();
+        let first = self.geometry.cluster_index(place.offset);
+        (first..first.saturating_add(place.clusters)).contains(&cluster)
+    }
+}

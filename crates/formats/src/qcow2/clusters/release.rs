@@ -1,0 +1,247 @@
+//! Releasing references to host clusters, and freeing clusters after their quarantine.
+//!
+//! A reference that is gone is first added to the list of dropped references (see `dropped`). A write-back cycle lowers its
+//! refcount when the disk no longer refers to the cluster. A cluster whose refcount reaches 0 is quarantined (see `allocator`).
+
+use std::collections::VecDeque;
+
+use oxblk_core::{ErrorKind, Result};
+use oxblk_ring::MutexGuard;
+use oxblk_ring::perturb::point;
+use roaring::RoaringTreemap;
+
+use super::Clusters;
+use super::allocator::Quarantined;
+use super::dropped::{Dropped, ReleaseReason};
+use crate::qcow2::facts::run_options::Modes;
+use crate::qcow2::layout::{L2Entry, L2Kind};
+
+impl Clusters {
+    /// Frees the quarantined clusters whose epoch has passed. Discards them on the host first where that is required.
+    pub(in crate::qcow2) async fn recycle(&self) -> Result<()> {
+        if !self.allocator.has_resting() {
+            return Ok(());
+        }
+        // Otherwise a scan would find the clusters that are being discarded as free.
+        let _turn = self.allocator.scanning.lock().await;
+        let woken = self.allocator.wake(self.facts.epochs());
+        if woken.is_empty() {
+            return Ok(());
+        }
+        let file = self.facts.file()?;
+        let mut woken = Woken { clusters: self, runs: merge(woken).into() };
+        while let Some(run) = woken.runs.front() {
+            let bits = self.geometry.cluster_bits;
+            let end = (run.cluster.saturating_add(run.count) << bits).min(file.size());
+            let start = run.cluster << bits;
+            if start < end {
+                // The discard only saves space, so its errors are ignored.
+                let _ = file.discard(start, end - start).await;
+            }
+            if let Some(run) = woken.runs.pop_front() {
+                self.allocator.free(run);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lowers the refcounts of references that are gone from the disk, and removes them from the list. A reference whose
+    /// refcount cannot be read stays in the list. A refcount that is 0 already is no error: the data is durable, and a check
+    /// repairs such refcounts.
+    ///
+    /// `check_release` gets the byte offset of a cluster of guest data, and refuses to free protected metadata.
+    pub(in crate::qcow2) async fn lower(
+        &self,
+        dropped: &mut VecDeque<Dropped>,
+        check_release: impl AsyncFn(u64) -> Result<()>,
+    ) -> Result<()> {
+        if dropped.is_empty() {
+            return Ok(());
+        }
+        let mut missing = Missing::default();
+        // A scan must not find a cluster with refcount 0 before the cluster is quarantined.
+        let _turn = self.allocator.scanning.lock().await;
+        while let Some(Dropped { cluster, was, .. }) = dropped.front().copied() {
+            let outcome = self.lower_one(cluster, was, &check_release, &mut missing).await;
+            if matches!(&outcome, Err(error) if error.kind() != ErrorKind::Corrupt) {
+                return outcome;
+            }
+            if let Some(run) = dropped.front_mut() {
+                run.cluster = run.cluster.saturating_add(1);
+                run.count = run.count.saturating_sub(1);
+                if run.count == 0 {
+                    dropped.pop_front();
+                }
+            }
+            outcome?;
+        }
+        Ok(())
+    }
+
+    async fn lower_one(
+        &self,
+        cluster: u64,
+        was: ReleaseReason,
+        check_release: &impl AsyncFn(u64) -> Result<()>,
+        missing: &mut Missing,
+    ) -> Result<()> {
+        let bits = self.geometry.cluster_bits;
+        let (offset, size) = (cluster << bits, self.geometry.cluster_size());
+        if was != ReleaseReason::Table {
+            check_release(offset).await?;
+        }
+        match self.drop_one(cluster).await {
+            Ok(0) => {}
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                missing.add(offset);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        point();
+        if was == ReleaseReason::Table {
+            self.allocator.forget_metadata(offset, size);
+        }
+        self.tail.leave(cluster, bits);
+        let (epoch, discard) = (self.facts.epochs().current(), self.passes_discard(was));
+        self.allocator.rest(Quarantined { epoch, cluster, count: 1, discard });
+        Ok(())
+    }
+
+    /// Hands the references of the entries `old` to the write-back. Their slices are already marked dirty.
+    pub(in crate::qcow2) fn drop_entries(&self, old: &[L2Entry], was: ReleaseReason) {
+        if self.geometry.data_file {
+            // Clusters of a data file have no refcounts.
+            return;
+        }
+        for entry in old {
+            let (host, bytes) = match entry.kind(self.geometry, self.facts.version()) {
+                Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) => {
+                    (host, self.geometry.cluster_size())
+                }
+                Ok(L2Kind::Compressed { host, len }) => (host, len),
+                _ => continue,
+            };
+            let first = host >> self.geometry.cluster_bits;
+            let last = host.saturating_add(bytes).saturating_sub(1) >> self.geometry.cluster_bits;
+            self.drop_clusters(first, last.saturating_sub(first).saturating_add(1), was);
+        }
+    }
+
+    /// Hands one reference of each of `count` host clusters to the write-back.
+    pub(in crate::qcow2) fn drop_clusters(&self, cluster: u64, count: u64, was: ReleaseReason) {
+        self.dropped.push(cluster, count, was);
+    }
+
+    /// Passes one reference of each cluster to the write-back, which lowers the refcounts.
+    pub(in crate::qcow2) fn drop_table_clusters(&self, clusters: &RoaringTreemap) {
+        for cluster in clusters {
+            self.drop_clusters(cluster, 1, ReleaseReason::Table);
+        }
+    }
+
+    /// Drops the references to the clusters of an L1 table.
+    pub(in crate::qcow2) fn drop_l1_clusters(&self, entries: usize, offset: u64) {
+        let bytes = u64::try_from(entries).unwrap_or(0).saturating_mul(8);
+        if bytes > 0 {
+            let clusters = self.geometry.clusters_for(bytes);
+            self.drop_clusters(
+                offset >> self.geometry.cluster_bits,
+                clusters,
+                ReleaseReason::Table,
+            );
+        }
+    }
+
+    /// Takes all references out of the list of dropped references.
+    pub(in crate::qcow2) fn take_dropped(&self) -> VecDeque<Dropped> {
+        self.dropped.take().into()
+    }
+
+    /// Puts references back into the list, because their refcounts could not be lowered.
+    pub(in crate::qcow2) fn restore_dropped(&self, rest: impl IntoIterator<Item = Dropped>) {
+        self.dropped.restore(rest);
+    }
+
+    /// Quarantines clusters whose refcount became 0 on disk. No further compressed data is placed there. The caller holds the
+    /// guard of [`Self::lock_scanning`] from before the change of the refcount.
+    pub(in crate::qcow2) fn quarantine(&self, cluster: u64, count: u64, was: ReleaseReason) {
+        let (epoch, discard) = (self.facts.epochs().current(), self.passes_discard(was));
+        self.tail.leave_run(cluster, count, self.geometry.cluster_bits);
+        self.allocator.rest(Quarantined { epoch, cluster, count, discard });
+    }
+
+    /// Takes the lock that excludes scans of refcount blocks for free clusters.
+    pub(in crate::qcow2) async fn lock_scanning(&self) -> MutexGuard<'_, ()> {
+        self.allocator.scanning.lock().await
+    }
+
+    /// Whether a freed cluster is discarded on the host.
+    pub(in crate::qcow2) fn passes_discard(&self, was: ReleaseReason) -> bool {
+        let modes = self.facts.modes();
+        match was {
+            ReleaseReason::CutOff => true,
+            ReleaseReason::Discarded => modes.contains(Modes::PASS_REQUEST),
+            ReleaseReason::Snapshot => modes.contains(Modes::PASS_SNAPSHOT),
+            ReleaseReason::Data | ReleaseReason::Table => modes.contains(Modes::PASS_OTHER),
+        }
+    }
+}
+
+/// Clusters whose quarantine has ended and that are being discarded on the host, in order. If this is dropped early, the
+/// remaining clusters are quarantined again. The host may still be discarding the first of them; the cancelled request stays in
+/// the epoch until that discard has ended.
+struct Woken<'a> {
+    clusters: &'a Clusters,
+    runs: VecDeque<Quarantined>,
+}
+
+impl Drop for Woken<'_> {
+    fn drop(&mut self) {
+        for run in self.runs.drain(..) {
+            let epoch = self.clusters.facts.epochs().current();
+            self.clusters.allocator.rest(Quarantined { epoch, ..run });
+        }
+    }
+}
+
+/// Merges adjacent runs.
+fn merge(mut runs: Vec<Quarantined>) -> Vec<Quarantined> {
+    runs.sort_unstable_by_key(|run| run.cluster);
+    let mut merged: Vec<Quarantined> = Vec::new();
+    for run in runs {
+        match merged.last_mut() {
+            Some(last) if last.cluster.saturating_add(last.count) == run.cluster => {
+                last.count = last.count.saturating_add(run.count);
+            }
+            _ => merged.push(run),
+        }
+    }
+    merged
+}
+
+/// Clusters that lost a reference although their refcounts were 0. They are reported together when this is dropped.
+#[derive(Default)]
+struct Missing {
+    first: Option<u64>,
+    count: u64,
+}
+
+impl Missing {
+    fn add(&mut self, offset: u64) {
+        self.first.get_or_insert(offset);
+        self.count = self.count.saturating_add(1);
+    }
+}
+
+impl Drop for Missing {
+    fn drop(&mut self) {
+        if let Some(offset) = self.first {
+            tracing::warn!(
+                "qcow2: {} freed clusters had no refcount (the first at offset {offset:#x}); 'img check -r all' repairs the image",
+                self.count
+            );
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The places of compressed clusters: streams are packed one after another.
+//!
+//! Streams begin at any byte. The refcount of a host cluster is the number of streams that touch it. A stream may continue in
+//! the next host cluster if that cluster is contiguous. [`Tail`] is the position of the next stream. Its lock is held for the
+//! allocation and the refcount updates, not for compressing or writing. A new stream joins a host cluster only while the
+//! cluster is in use: once all its streams are freed, the cluster belongs to the allocator.
+
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{AcqRel, Acquire, Release},
+};
+
+use oxblk_core::Result;
+use oxblk_ring::Mutex as AsyncMutex;
+use oxblk_ring::perturb::point;
+
+use super::Clusters;
+use super::counted::Counted;
+use super::dropped::ReleaseReason;
+
+/// The position of the next compressed cluster: behind the last stream, in the rest of its host cluster.
+#[derive(Debug, Default)]
+pub(super) struct Tail {
+    /// Held while a stream is placed.
+    turn: AsyncMutex<()>,
+    /// A byte offset in the file. A multiple of the cluster size (initially 0) means that no host cluster has space left.
+    next: AtomicU64,
+}
+
+impl Tail {
+    /// Whether the last stream ends in this host cluster.
+    pub(super) fn is_in(&self, cluster: u64, cluster_bits: u32) -> bool {
+        self.next.load(Acquire) >> cluster_bits == cluster
+    }
+
+    /// Call this before a host cluster is quarantined. No further stream is placed there.
+    pub(super) fn leave(&self, cluster: u64, cluster_bits: u32) {
+        let there = |next: u64| (next >> cluster_bits == cluster).then_some(0);
+        let _ = self.next.fetch_update(AcqRel, Acquire, there);
+    }
+
+    /// The next stream goes to a new host cluster.
+    pub(super) fn forget(&self) {
+        self.next.store(0, Release);
+    }
+
+    /// As [`Self::leave`], for `count` host clusters from `cluster` on.
+    pub(super) fn leave_run(&self, cluster: u64, count: u64, cluster_bits: u32) {
+        let run = cluster..cluster.saturating_add(count);
+        let there = |next: u64| run.contains(&(next >> cluster_bits)).then_some(0);
+        let _ = self.next.fetch_update(AcqRel, Acquire, there);
+    }
+}
+
+impl Clusters {
+    /// Counts one more reference to the host cluster of the tail. Returns `None` if the cluster is no longer the tail's: all
+    /// its streams may have been freed, and the cluster may hold something else by now. Code that frees the cluster calls
+    /// [`Tail::leave`] before the cluster can be reused. So if the tail is unchanged after the reference was counted, the
+    /// cluster is still valid.
+    async fn share_tail(&self, next: u64) -> Result<Option<Counted<'_>>> {
+        let cluster = next >> self.geometry.cluster_bits;
+        if !self.share(cluster).await? {
+            return Ok(None);
+        }
+        let shared = self.own_counted(cluster, ReleaseReason::Data);
+        point();
+        Ok(Some(shared).filter(|_| self.tail.next.load(Acquire) == next))
+    }
+
+    /// Allocates `len` bytes (less than a cluster) and counts one reference to each host cluster that they touch. Runs
+    /// `before_reserving` if a new cluster is needed, before it is reserved.
+    pub(in crate::qcow2) async fn place_compressed(
+        &self,
+        len: u64,
+        before_reserving: impl AsyncFnOnce() -> Result<()>,
+    ) -> Result<Placed<'_>> {
+        let bits = self.geometry.cluster_bits;
+        let _turn = self.tail.turn.lock().await;
+        let next = self.tail.next.load(Acquire);
+        let end = self.geometry.cluster_end(next);
+        if next < end
+            && len <= end - next
+            && let Some(shared) = self.share_tail(next).await?
+        {
+            point();
+            self.tail.next.store(next.saturating_add(len), Release);
+            return Ok(Placed { host: next, shared: Some(shared), new: None });
+        }
+        before_reserving().await?;
+        let mut run = self.reserve_to_use_behind(None, 1).await?;
+        run.begin_write();
+        let start = run.start() << bits;
+        let shared = match next < end && start == end {
+            true => self.share_tail(next).await?,
+            false => None,
+        };
+        let new = self.count(run, ReleaseReason::Data).await?;
+        let host = if shared.is_some() { next } else { start };
+        self.tail.next.store(host.saturating_add(len), Release);
+        Ok(Placed { host, shared, new: Some(new) })
+    }
+}
+
+/// The place of a stream, and the references to its host clusters, to which no entry refers yet.
+pub(in crate::qcow2) struct Placed<'a> {
+    /// Byte offset in the file.
+    pub(in crate::qcow2) host: u64,
+    /// The reference to the cluster in which an earlier stream ends.
+    shared: Option<Counted<'a>>,
+    /// The reference to a new cluster.
+    new: Option<Counted<'a>>,
+}
+
+impl Placed<'_> {
+    /// Call this when an entry refers to the stream.
+    pub(in crate::qcow2) fn keep(self) {
+        self.shared.into_iter().chain(self.new).for_each(Counted::keep);
+    }
+}

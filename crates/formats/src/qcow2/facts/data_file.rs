@@ -1,0 +1,39 @@
+//! Which child holds guest data: the image file, or a separate data file.
+
+use oxblk_core::{ChildIdx, Result};
+
+use super::Facts;
+use super::run_options::Modes;
+
+impl Facts {
+    /// The child that holds uncompressed guest data.
+    #[inline]
+    pub(in crate::qcow2) fn data_child(&self) -> ChildIdx {
+        if self.geometry.data_file { ChildIdx::DATA } else { ChildIdx::FILE }
+    }
+
+    /// Whether the data file must stay valid as a raw image: a reader without the tables must see the contents of the disk.
+    #[inline]
+    pub(in crate::qcow2) fn has_raw_data(&self) -> bool {
+        self.geometry.data_file && self.modes().contains(Modes::RAW_DATA)
+    }
+
+    /// Whether a new image reads as zeroes. A new image with a raw data file reads as that file does.
+    pub(in crate::qcow2) fn new_data_is_zero(&self) -> bool {
+        let data = self.children.get(ChildIdx::DATA);
+        !self.has_raw_data() || data.is_some_and(|data| data.node().limits().has_zero_init)
+    }
+
+    /// Flushes the data file, if there is one.
+    pub(in crate::qcow2) async fn flush_data(&self) -> Result<()> {
+        match self.children.get(ChildIdx::DATA) {
+            Some(data) => data.flush().await,
+            None => Ok(()),
+        }
+    }
+
+    /// The end of a write that ends at `end`. With a data file, nothing is written behind the end of the disk.
+    pub(in crate::qcow2) fn end_of_data(&self, end: u64) -> u64 {
+        if self.geometry.data_file { end.min(self.size()) } else { end }
+    }
+}

@@ -1,0 +1,334 @@
+//! The header of an open image: its current contents, and rewriting it safely.
+//!
+//! The disk writes a sector completely or not at all. A single field lies within one sector, so a field is changed in place
+//! with one write. The complete header, with its extensions and the backing file's name, is often longer than a sector. A power
+//! cut may then leave some of its sectors unwritten. So [`write_whole`] uses an intermediate header that fits in one sector:
+//!
+//! 1. write a copy of the old backing file's name behind the end of both the old and the new header;
+//! 2. write the old header in its shortest form to sector 0; behind the sector, it refers only to that copy;
+//! 3. write the part of the new header behind sector 0;
+//! 4. write sector 0 of the new header;
+//! 5. overwrite the copy with zeroes.
+//!
+//! Each step is durable before the next one begins. So a power cut leaves the old header or the new one. If only sector 0
+//! changes, step 4 alone suffices. The shortest form of an old header may be longer than a sector (because of a long data file
+//! name, or unknown extensions). Such a header is replaced in one write, which a power cut may tear.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Release};
+use std::sync::{PoisonError, RwLock};
+
+use oxblk_core::{Edge, Result, WriteFlags, names};
+use oxblk_ring::{IoBuf, IoBufMut, Mutex as AsyncMutex, MutexGuard};
+
+use super::Facts;
+use crate::qcow2::layout::{Autoclear, Header, Incompatible, field_offsets, header_extent};
+use crate::qcow2::read_ahead::read_ahead;
+
+/// Unit that the disk writes completely or not at all, in bytes.
+const SECTOR: usize = 512;
+/// Size of the first read of the header and its extensions. It usually covers all of them.
+const HEAD: u64 = 64 << 10;
+
+/// The header as it was last read or written. While the image is open, its table sizes and table offsets may be out of date;
+/// the owners of the tables hold them.
+pub(in crate::qcow2) struct HeaderState {
+    now: RwLock<Arc<Header>>,
+    /// Held while more than one table pointer is written, and while passwords are changed.
+    turn: AsyncMutex<()>,
+}
+
+impl HeaderState {
+    pub(in crate::qcow2) fn new(header: Header) -> Self {
+        Self { now: RwLock::new(Arc::new(header)), turn: AsyncMutex::new(()) }
+    }
+
+    fn set(&self, header: Header) {
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(header);
+    }
+}
+
+impl Facts {
+    /// The header in memory: features, extensions and the backing file are current. For table offsets, use
+    /// [`Self::header_on_disk`].
+    pub(in crate::qcow2) fn header(&self) -> Arc<Header> {
+        Arc::clone(&self.header.now.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads the complete current header from disk. Every change of the header is on disk before it takes effect in memory.
+    pub(in crate::qcow2) async fn header_on_disk(&self) -> Result<Header> {
+        let file = self.file()?;
+        read_header(&file).await
+    }
+
+    /// Replaces the header in memory by one that was read again.
+    pub(in crate::qcow2) fn adopt_header(&self, header: Header) {
+        self.header.set(header);
+    }
+
+    /// Takes the header lock. While it is held, other tasks write at most table pointers in the header.
+    pub(in crate::qcow2) async fn hold_header(&self) -> MutexGuard<'_, ()> {
+        self.header.turn.lock().await
+    }
+
+    /// Applies `change` to the header, its extensions and the backing file's name, and writes them durably. A power cut leaves
+    /// the old or the new version. Everything that the new header refers to must already be durable. A growing refcount table
+    /// changes its pointer in the header, so the caller holds the header lock and the lock of the refcount table.
+    ///
+    /// # Errors
+    /// As [`Header::encode`], before anything is written; as the file reports.
+    pub(in crate::qcow2) async fn replace_header(
+        &self,
+        (_header, _table): (&MutexGuard<'_, ()>, &MutexGuard<'_, ()>),
+        change: impl FnOnce(&mut Header),
+    ) -> Result<()> {
+        let file = self.file()?;
+        let old = read_header(&file).await?;
+        let mut new = old.clone();
+        change(&mut new);
+        // A header that cannot be encoded is refused before the first write.
+        new.encode()?;
+        let unknown = UntilKnown::new(&self.disabled);
+        if let Err(error) = write_whole(&file, &old, &new).await {
+            let restored = async {
+                write_whole(&file, &old, &old).await?;
+                file.flush().await
+            };
+            if let Err(again) = self.stop_unless_known(restored).await {
+                tracing::error!(
+                    "qcow2: the header on disk is in an unknown state; the image accepts no further requests: {again}"
+                );
+            }
+            unknown.known();
+            return Err(error);
+        }
+        unknown.known();
+        self.header.set(new);
+        Ok(())
+    }
+
+    /// Sets or clears incompatible features, durably.
+    pub(in crate::qcow2) async fn set_incompatible(
+        &self,
+        bits: Incompatible,
+        on: bool,
+    ) -> Result<()> {
+        let _turn = self.header.turn.lock().await;
+        let mut header = Header::clone(&self.header());
+        header.incompatible.set(bits, on);
+        let bytes = header.incompatible.bits().to_be_bytes();
+        self.write_header_field(field_offsets::INCOMPATIBLE, &bytes).await?;
+        self.header.set(header);
+        Ok(())
+    }
+
+    /// Clears the autoclear bits of features that this program does not maintain. Their data is not valid after this program
+    /// has written to the image. `maintained`: bits of features whose owners keep their data valid.
+    pub(in crate::qcow2) async fn clear_autoclear(&self, maintained: Autoclear) -> Result<()> {
+        let _turn = self.header.turn.lock().await;
+        let mut header = Header::clone(&self.header());
+        let mut kept = maintained;
+        kept.set(Autoclear::RAW_DATA_FILE, self.has_raw_data());
+        if self.version < 3 || header.autoclear == kept {
+            return Ok(());
+        }
+        header.autoclear = kept;
+        self.write_header_field(field_offsets::AUTOCLEAR, &kept.bits().to_be_bytes()).await?;
+        self.header.set(header);
+        Ok(())
+    }
+
+    /// As [`stop_unless_known`], for this image.
+    pub(in crate::qcow2) async fn stop_unless_known<T>(
+        &self,
+        named: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        stop_unless_known(named, &self.disabled).await
+    }
+
+    /// Changes a field of the header from `old` to `new`, durably.
+    ///
+    /// # Errors
+    /// As the file reports. The field then holds `old` again, durably. If restoring `old` fails too, the image accepts no
+    /// further writes.
+    pub(in crate::qcow2) async fn exchange_header_field(
+        &self,
+        offset: u64,
+        old: &[u8],
+        new: &[u8],
+    ) -> Result<()> {
+        let file = self.file()?;
+        exchange(&file, offset, old, new, &self.disabled).await
+    }
+
+    async fn write_header_field(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let file = self.file()?;
+        file.write(offset, IoBuf::from(bytes.to_vec()), WriteFlags::empty()).await?;
+        file.flush().await
+    }
+
+    /// Clears unknown autoclear bits, because a repair does not update the data of unknown features.
+    pub(in crate::qcow2) async fn clear_unknown_autoclear(&self, file: &Edge) -> Result<()> {
+        let header = read_header(file).await?;
+        let known = header.autoclear & (Autoclear::BITMAPS | Autoclear::RAW_DATA_FILE);
+        if header.version < 3 || known == header.autoclear {
+            return Ok(());
+        }
+        self.write_header_field(field_offsets::AUTOCLEAR, &known.bits().to_be_bytes()).await
+    }
+
+    /// The adjacent header fields of the active state: size, encryption, L1 entries and L1 offset. They lie within one
+    /// sector.
+    pub(in crate::qcow2) fn active_fields(&self, size: u64, entries: u32, offset: u64) -> Vec<u8> {
+        let mut fields = size.to_be_bytes().to_vec();
+        fields.extend(self.header().crypt_method.number().to_be_bytes());
+        fields.extend(entries.to_be_bytes());
+        fields.extend(offset.to_be_bytes());
+        fields
+    }
+}
+
+/// Reads the header and its extensions.
+pub(in crate::qcow2) async fn read_header(file: &Edge) -> Result<Header> {
+    let size = file.size();
+    let len = usize::try_from(size.min(HEAD)).unwrap_or(0);
+    let mut head = read_ahead(file, 0, len).await.bytes;
+    loop {
+        let have = u64::try_from(head.len()).unwrap_or(u64::MAX);
+        let needed = header_extent(&head).min(size);
+        if needed <= have {
+            return Header::parse(&head, size);
+        }
+        let more = IoBufMut::new(usize::try_from(needed - have).unwrap_or(0));
+        let more = file.read(have, more).await;
+        head.extend_from_slice(&more.map_err(|e| e.prefix("Could not read qcow2 header"))?);
+    }
+}
+
+/// Runs `named`, which changes a pointer on disk. Sets `stop` if `named` fails or is cancelled, so that nothing more is written
+/// to the image. The pointer may then have its old or its new value. Later changes in only one of the two structures would be
+/// lost if the pointer names the other.
+pub(in crate::qcow2) async fn stop_unless_known<T>(
+    named: impl Future<Output = Result<T>>,
+    stop: &AtomicBool,
+) -> Result<T> {
+    let unknown = UntilKnown::new(stop);
+    let outcome = named.await;
+    if outcome.is_ok() {
+        unknown.known();
+    }
+    outcome
+}
+
+/// Exists while the value of a pointer on disk is unknown. If this is dropped before [`Self::known`], because the task was
+/// cancelled halfway, it sets `stop`. Otherwise requests would continue with the old value.
+struct UntilKnown<'a>(Option<&'a AtomicBool>);
+
+impl<'a> UntilKnown<'a> {
+    fn new(stop: &'a AtomicBool) -> Self {
+        Self(Some(stop))
+    }
+
+    fn known(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for UntilKnown<'_> {
+    fn drop(&mut self) {
+        if let Some(stop) = self.0 {
+            stop.store(true, Release);
+        }
+    }
+}
+
+/// Changes a pointer at `offset` in the file from `old` to `new`, durably.
+///
+/// # Errors
+/// As the file reports. After a failed write or flush, the disk may hold either value. So `old` is written once more. If that
+/// succeeds, the pointer has the value `old`. If it fails, `stop` is set.
+pub(in crate::qcow2) async fn exchange(
+    file: &Edge,
+    offset: u64,
+    old: &[u8],
+    new: &[u8],
+    stop: &AtomicBool,
+) -> Result<()> {
+    let write = async |bytes: &[u8]| {
+        file.write(offset, IoBuf::from(bytes.to_vec()), WriteFlags::empty()).await?;
+        file.flush().await
+    };
+    let unknown = UntilKnown::new(stop);
+    let Err(error) = write(new).await else {
+        unknown.known();
+        return Ok(());
+    };
+    let restored = stop_unless_known(write(old), stop).await;
+    unknown.known();
+    if let Err(again) = restored {
+        tracing::error!(
+            "qcow2: the pointer at offset {offset:#x} is in an unknown state; the image accepts no further requests: {again}"
+        );
+    }
+    Err(error)
+}
+
+/// Replaces the header `old`, which is in the file, by `new`; see the module's text for the steps.
+///
+/// # Errors
+/// As [`Header::encode`], before anything is written; as the file reports.
+pub(in crate::qcow2) async fn write_whole(file: &Edge, old: &Header, new: &Header) -> Result<()> {
+    let len = usize::try_from(new.geometry.cluster_size()).unwrap_or(usize::MAX);
+    let encoded = new.encode()?;
+    let before = file.read(0, IoBufMut::new(len)).await?;
+    let mut after = encoded.clone();
+    after.resize(len, 0);
+    let end = after.iter().zip(before.iter()).rposition(|(new, old)| new != old);
+    let Some(end) = end.map(|last| last.saturating_add(1).next_multiple_of(SECTOR)) else {
+        return Ok(());
+    };
+    let used = before.iter().rposition(|byte| *byte != 0).map_or(0, |last| last.saturating_add(1));
+    let part = |from: usize, to: usize| after.get(from..to.min(len)).unwrap_or_default().to_vec();
+    let mut spare = None;
+    if end > SECTOR {
+        let free = used.max(encoded.len()).next_multiple_of(SECTOR);
+        match shorten(old, free) {
+            Some((head, name)) => {
+                if let Some(name) = name {
+                    spare = Some((free, name.len()));
+                    put(file, free, name).await?;
+                }
+                put(file, 0, head).await?;
+                put(file, SECTOR, part(SECTOR, end)).await?;
+            }
+            None => return put(file, 0, part(0, end)).await,
+        }
+    }
+    put(file, 0, part(0, SECTOR)).await?;
+    if let Some((offset, len)) = spare {
+        put(file, offset, vec![0; len]).await?;
+    }
+    Ok(())
+}
+
+/// The header's shortest form, padded to a sector, and the backing file's name, which must be written at `free`. `None` if the
+/// short header does not fit in a sector, or the name does not fit in the first cluster.
+fn shorten(header: &Header, free: usize) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
+    let name = header.backing_file.as_ref().map(|name| names::to_bytes(name).into_owned());
+    let end = free.checked_add(name.as_ref().map_or(0, Vec::len))?;
+    if u64::try_from(end).ok()? > header.geometry.cluster_size() {
+        return None;
+    }
+    let mut head = header.encode_short(u64::try_from(free).ok()?);
+    if head.len() > SECTOR {
+        return None;
+    }
+    head.resize(SECTOR, 0);
+    Some((head, name))
+}
+
+async fn put(file: &Edge, offset: usize, bytes: Vec<u8>) -> Result<()> {
+    let offset = u64::try_from(offset).unwrap_or(u64::MAX);
+    file.write(offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
+    file.flush().await
+}

@@ -1,0 +1,166 @@
+//! The state that all owners of an image share: its geometry, its children, its header, its runtime options, its size, and
+//! whether it accepts requests.
+//!
+//! | file | concern |
+//! |---|---|
+//! | `run_options` | runtime options of an open image |
+//! | `stopped` | whether an open image accepts requests, and why not |
+//! | `data_file` | which child holds guest data |
+//! | `header` | the header in memory, and changing it on disk so that a power cut leaves the old or the new one |
+//! | `corruption` | handling metadata that contradicts itself |
+//!
+//! A file uses the files above it. [`Facts`] knows no other owner. All owners hold a reference to it, so it contains what each
+//! of them needs: reporting a corruption, and refusing requests after one.
+//!
+//! Lock: `HeaderState::turn`. It is held while a task writes more of the header than one table pointer.
+
+mod corruption;
+mod data_file;
+pub(super) mod header;
+pub(super) mod run_options;
+pub(super) mod stopped;
+
+use std::sync::Arc;
+use std::sync::atomic::{
+    AtomicBool, AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
+
+use oxblk_core::{ChildIdx, Children, ChildrenRef, Edge, Epochs, Result};
+
+use super::layout::{Geometry, Header};
+use header::HeaderState;
+use run_options::Modes;
+use stopped::ReplacedBy;
+
+/// Disk sizes are multiples of this many bytes.
+const SECTOR: u64 = 512;
+
+/// The state of an open image that all its owners share.
+pub(super) struct Facts {
+    geometry: Geometry,
+    version: u32,
+    children: ChildrenRef,
+    epochs: Arc<Epochs>,
+    header: HeaderState,
+    read_only: AtomicBool,
+    /// Size of the disk in bytes, as in the header.
+    size: AtomicU64,
+    /// Set when a writable image was found corrupt, or when the value of a pointer on disk is unknown after an I/O error. Every
+    /// request then fails.
+    disabled: AtomicBool,
+    /// Why requests fail, if a repair or an amend is the cause.
+    replaced: ReplacedBy,
+    /// Corruption has already been reported. It is reported once.
+    signalled: AtomicBool,
+    /// The runtime options.
+    modes: AtomicU32,
+}
+
+impl Facts {
+    /// The state of an image with this header.
+    pub(super) fn new(
+        header: Header,
+        modes: Modes,
+        children: ChildrenRef,
+        epochs: Arc<Epochs>,
+        read_only: bool,
+    ) -> Self {
+        Self {
+            geometry: header.geometry,
+            version: header.version,
+            children,
+            epochs,
+            read_only: AtomicBool::new(read_only),
+            size: AtomicU64::new(header.size),
+            disabled: AtomicBool::new(false),
+            replaced: ReplacedBy::default(),
+            signalled: AtomicBool::new(false),
+            modes: AtomicU32::new(modes.bits()),
+            header: HeaderState::new(header),
+        }
+    }
+
+    /// The geometry. It does not change while the image is open, so owners keep a copy.
+    #[inline]
+    pub(super) fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// The version of the format.
+    #[inline]
+    pub(super) fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// The children of the node.
+    #[inline]
+    pub(super) fn children(&self) -> &Children {
+        &self.children
+    }
+
+    /// The child that holds the image file.
+    pub(super) fn file(&self) -> Result<Arc<Edge>> {
+        self.children.require(ChildIdx::FILE)
+    }
+
+    /// The epochs of the node's requests.
+    pub(super) fn epochs(&self) -> &Arc<Epochs> {
+        &self.epochs
+    }
+
+    /// Sets the size of the disk in bytes. The header on disk has it already.
+    pub(super) fn set_size(&self, size: u64) {
+        self.size.store(size, Release);
+    }
+
+    /// Makes the image read-only or writable. Returns whether it was read-only.
+    pub(super) fn set_read_only(&self, read_only: bool) -> bool {
+        self.read_only.swap(read_only, Relaxed)
+    }
+
+    /// Whether the image accepts requests.
+    #[inline]
+    pub(super) fn is_usable(&self) -> bool {
+        !self.disabled.load(Relaxed)
+    }
+
+    /// Makes all further requests fail.
+    pub(super) fn disable(&self) {
+        self.disabled.store(true, Release);
+    }
+
+    /// The flag that makes all further requests fail.
+    pub(super) fn disabled(&self) -> &AtomicBool {
+        &self.disabled
+    }
+
+    /// The next corruption is reported again, although one was reported before.
+    pub(super) fn report_again(&self) {
+        self.signalled.store(false, Relaxed);
+    }
+
+    /// The size of the disk as the header gives it. It may end within a sector.
+    #[inline]
+    pub(super) fn size_in_header(&self) -> u64 {
+        self.size.load(Acquire)
+    }
+
+    /// The size of the disk: the size in the header, rounded up to whole sectors.
+    pub(super) fn size(&self) -> u64 {
+        let size = self.size_in_header();
+        size.checked_next_multiple_of(SECTOR).unwrap_or(size)
+    }
+
+    /// Start of the area for VM state, which lies behind the guest disk.
+    pub(super) fn vm_state_offset(&self) -> u64 {
+        let reach = self.geometry.cluster_size().checked_shl(self.geometry.l2_bits()).unwrap_or(0);
+        self.geometry.l1_entries_for(self.size()).unwrap_or(0).saturating_mul(reach)
+    }
+
+    /// Whether the image is open read-only.
+    #[inline]
+    pub(super) fn is_read_only(&self) -> bool {
+        self.read_only.load(Relaxed)
+    }
+}

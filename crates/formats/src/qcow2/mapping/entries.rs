@@ -1,0 +1,75 @@
+//! L2 entries: which of them are invalid, and the errors for those.
+
+use oxblk_core::Error;
+
+use super::Mapping;
+use crate::qcow2::layout::{L2Entry, L2Kind};
+
+/// The zero flag in an L2 entry of one word.
+const ZERO: u64 = 1;
+
+/// A number as QEMU's tools print it in hexadecimal: zero has no prefix.
+fn hex(number: u64) -> String {
+    if number == 0 { "0".to_owned() } else { format!("{number:#x}") }
+}
+
+impl Mapping {
+    /// Whether the L2 entry of the guest cluster at `guest` is invalid with a data file: its host offset differs from the guest
+    /// offset, or it is compressed.
+    #[inline]
+    pub(in crate::qcow2) fn is_misplaced(&self, guest: u64, kind: L2Kind) -> bool {
+        self.geometry.data_file
+            && match kind {
+                L2Kind::Data { host } | L2Kind::Zero { host: Some(host) } => {
+                    host != self.geometry.cluster_start(guest)
+                }
+                L2Kind::Compressed { .. } => true,
+                L2Kind::Unallocated | L2Kind::Zero { host: None } => false,
+            }
+    }
+
+    /// Whether the new entry still refers to the host cluster of the old entry.
+    pub(in crate::qcow2) fn keeps_host(&self, old: L2Entry, new: L2Entry) -> bool {
+        let host_of = |entry: L2Entry| match entry.kind(self.geometry, self.version) {
+            Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) => Some(host),
+            _ => None,
+        };
+        host_of(old).is_some_and(|host| host_of(new) == Some(host))
+    }
+
+    /// The host offset of an entry if it is invalid because this offset is not aligned.
+    fn unaligned_host(&self, entry: L2Entry) -> Option<u64> {
+        let host = entry.raw_offset();
+        (!entry.is_compressed() && !self.geometry.is_aligned(host)).then_some(host)
+    }
+
+    /// Handles an invalid entry with the text of QEMU's tools.
+    pub(in crate::qcow2) async fn bad_entry(&self, offset: u64, entry: u64) -> Error {
+        let text = if let Some(host) = self.unaligned_host(L2Entry(entry)) {
+            let table = self.l1_entry(self.l1_index(offset)).raw_offset();
+            let index = self.geometry.cluster_index(offset) & (self.geometry.l2_entries() - 1);
+            format!(
+                "Cluster allocation offset {} unaligned (L2 offset: {}, L2 index: {})",
+                hex(host),
+                hex(table),
+                hex(index)
+            )
+        } else {
+            format!("L2 entry {entry:#x} of guest offset {offset:#x} is invalid")
+        };
+        self.facts.mark_corrupt(&text, offset).await
+    }
+
+    /// As [`Self::bad_entry`], for a write to the guest offset `offset`.
+    pub(in crate::qcow2) async fn bad_target(&self, offset: u64, entry: u64) -> Error {
+        let entry = L2Entry(entry);
+        let Some(host) = self.unaligned_host(entry).filter(|_| entry.copied()) else {
+            return self.bad_entry(offset, entry.0).await;
+        };
+        let is_zero = !self.geometry.extended_l2 && entry.0 & ZERO != 0;
+        let what = if is_zero { "Preallocated zero" } else { "Data" };
+        let (host, guest) = (hex(host), hex(offset));
+        let text = format!("{what} cluster offset {host} unaligned (guest offset: {guest})");
+        self.facts.mark_corrupt(&text, offset).await
+    }
+}

@@ -1,0 +1,73 @@
+//! The mapping of guest offsets: the L1 table in memory, and the cached slices of L2 tables.
+//!
+//! | file | concern |
+//! |---|---|
+//! | `l1` | L1 entries, and which of them are dirty |
+//! | `extent`, `entries` | the answers of a lookup; invalid L2 entries |
+//! | `slices` | the numbers of slices, their places in the file, and loading them |
+//! | `subclusters` | extended L2 entries, and extents of subclusters |
+//! | `lookup` | extents of clusters; the map of the fast path |
+//!
+//! A file uses the files above it. [`Mapping`] knows [`Facts`] and no other owner. It does not allocate, and it writes nothing
+//! to the file: `metadata` does both.
+//!
+//! Invariant: an L1 entry that a task can see is either on disk or marked dirty. So a flush that starts later writes it.
+//!
+//! A lookup takes no lock. The only lock is the mutex of the dirty L1 entries. It is never held across I/O.
+
+mod entries;
+mod extent;
+mod l1;
+mod lookup;
+mod slices;
+mod subclusters;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+
+use super::facts::Facts;
+use super::layout::Geometry;
+use crate::slice_cache::{Radix, SliceCache};
+
+pub(super) use extent::{Extent, Miss};
+pub(super) use subclusters::{load_entry, same_host, store_entry};
+
+/// The mapping of an open image.
+pub(super) struct Mapping {
+    /// A copy, because lookups use it often. It does not change.
+    geometry: Geometry,
+    version: u32,
+    facts: Arc<Facts>,
+    l1: Radix<AtomicU64>,
+    l1_offset: AtomicU64,
+    l1_entries: AtomicU64,
+    /// Indices of the L1 entries that are not on disk yet.
+    l1_dirty: Mutex<BTreeSet<u64>>,
+    l2: Arc<SliceCache>,
+    /// Number of 64-bit words in a slice of an L2 table; a power of two.
+    slice_words: u64,
+}
+
+impl Mapping {
+    /// A mapping without L1 entries, whose table of `l1_entries` entries lies at `l1_offset`. `l2`: the cache for slices of
+    /// `slice_words` words.
+    pub(super) fn new(
+        facts: Arc<Facts>,
+        (l1_offset, l1_entries): (u64, u64),
+        l2: Arc<SliceCache>,
+        slice_words: u64,
+    ) -> Self {
+        Self {
+            geometry: facts.geometry(),
+            version: facts.version(),
+            facts,
+            l1: Radix::default(),
+            l1_offset: AtomicU64::new(l1_offset),
+            l1_entries: AtomicU64::new(l1_entries),
+            l1_dirty: Mutex::default(),
+            l2,
+            slice_words,
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Slices of L2 tables: their numbers, their places in the file, and their cache.
+
+use oxblk_core::{Error, Result};
+use oxblk_ring::IoBufMut;
+use oxblk_ring::perturb::point;
+
+use super::Mapping;
+use crate::slice_cache::{DirtyCopy, Pinned};
+
+impl Mapping {
+    /// The number of the slice with the L2 entry of a guest offset, and the index of the entry's first word in that slice.
+    #[inline]
+    pub(in crate::qcow2) fn slice_of(&self, offset: u64) -> (u64, usize) {
+        let words = self.geometry.l2_entry_words();
+        let word = (offset >> self.geometry.cluster_bits).wrapping_mul(words);
+        let within = word & (self.slice_words - 1);
+        (word / self.slice_words, usize::try_from(within).unwrap_or(0))
+    }
+
+    /// Host offset of a slice; `None` if its L2 table does not exist.
+    pub(in crate::qcow2) async fn slice_place(&self, slice: u64) -> Result<Option<u64>> {
+        let per_table = self.geometry.cluster_size() / 8 / self.slice_words;
+        let index = slice / per_table;
+        match self.l1_entry(index).l2_offset(self.geometry) {
+            Ok(table) => Ok(table.map(|table| {
+                let within = (slice % per_table).saturating_mul(self.slice_words).saturating_mul(8);
+                table.saturating_add(within)
+            })),
+            Err(_) => {
+                let entry = self.l1_entry(index).raw_offset();
+                let text = format!("L2 table offset {entry:#x} unaligned (L1 index: {index:#x})");
+                Err(self.facts.mark_corrupt(&text, entry).await)
+            }
+        }
+    }
+
+    /// Reads a slice from the file. The caller prevents other tasks from loading it concurrently.
+    ///
+    /// The table's offset is looked up only here, because no task can change the entries of a slice while it is being loaded.
+    /// An offset from an earlier lookup may be stale: it may belong to a table that is shared with a snapshot. Meanwhile the
+    /// image may have copied that table, changed the copy and dropped it from the cache.
+    pub(in crate::qcow2) async fn read_slice(&self, slice: u64, offset: u64) -> Result<IoBufMut> {
+        let place = self.slice_place(slice).await?;
+        let place = place.ok_or_else(|| Error::corrupt("the L2 table is gone").at(offset))?;
+        point();
+        let len = usize::try_from(self.slice_words.saturating_mul(8)).unwrap_or(0);
+        self.facts.file()?.read(place, IoBufMut::new(len)).await
+    }
+
+    /// Pins a cached slice.
+    pub(in crate::qcow2) fn pin(&self, slice: u64) -> Option<Pinned<'_>> {
+        self.l2.pin(slice)
+    }
+
+    /// Pins a slice. Loads it with `load` if it is not cached. `None`: all slices are dirty or pinned.
+    pub(in crate::qcow2) async fn load<L>(
+        &self,
+        slice: u64,
+        load: impl Fn() -> L,
+    ) -> Result<Option<Pinned<'_>>>
+    where
+        L: Future<Output = Result<IoBufMut>>,
+    {
+        self.l2.get(slice, load).await
+    }
+
+    /// Copies of the dirty slices, for the disk.
+    pub(in crate::qcow2) fn take_dirty_slices(&self) -> Vec<DirtyCopy<'_>> {
+        self.l2.take_dirty()
+    }
+
+    /// Drops all cached slices. Returns whether none is left.
+    pub(in crate::qcow2) fn clear(&self) -> bool {
+        self.l2.clear()
+    }
+
+    /// Sets the largest number of cached slices.
+    pub(in crate::qcow2) fn set_limit(&self, slices: usize) {
+        self.l2.set_limit(slices);
+    }
+
+    /// Bytes of a slice.
+    pub(in crate::qcow2) fn slice_bytes(&self) -> u64 {
+        self.slice_words.saturating_mul(8)
+    }
+}

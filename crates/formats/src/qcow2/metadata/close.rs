@@ -1,0 +1,50 @@
+//! Bringing the image on disk up to date: when it is closed, and before and after the steps of a compaction.
+
+use oxblk_core::{Edge, Errno, Error, ErrorKind, Result};
+
+use super::Metadata;
+
+impl Metadata {
+    /// Reads the L1 table. Notes the L2 tables as metadata if the image is writable.
+    pub(in crate::qcow2) async fn read_l1(&self, file: &Edge) -> Result<()> {
+        let (writable, size) = (!self.facts.is_read_only(), self.geometry.cluster_size());
+        let note = |table| {
+            if writable {
+                self.clusters.note_metadata(table, size);
+            }
+        };
+        self.mapping.read_l1(file, note).await
+    }
+
+    /// Writes all metadata, so that the image on disk is complete and no cluster leaks.
+    pub(in crate::qcow2) async fn close_image(&self) -> Result<()> {
+        if self.facts.is_read_only() || !self.facts.is_usable() {
+            return Ok(());
+        }
+        // The first cycle lowers refcounts, the second writes them.
+        self.write_back(true).await?;
+        let written = self.write_back(true).await;
+        let written = written.and(self.write_postponed().await);
+        let written = written.and(self.clusters.complete_last_cluster().await);
+        written.map_err(|error| {
+            if error.kind() == ErrorKind::NoSpace {
+                error.prefix("Could not close the image cleanly")
+            } else {
+                error
+            }
+        })
+    }
+
+    /// Writes all metadata to disk, empties the caches, and makes freed clusters available for allocation.
+    pub(in crate::qcow2) async fn settle_metadata(&self) -> Result<()> {
+        // The first write-back cycle lowers refcounts in memory, and the second one writes them.
+        self.write_back(true).await?;
+        self.write_back(true).await?;
+        self.write_postponed().await?;
+        self.clusters.recycle().await?;
+        if self.mapping.clear() && self.clusters.cache().clear() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Busy, "metadata is in use").errno(Errno::BUSY))
+    }
+}

@@ -1,0 +1,28 @@
+//! Rewriting the complete header of an open image, with the locks that this needs.
+
+use oxblk_core::Result;
+use oxblk_ring::MutexGuard;
+
+use super::Metadata;
+use crate::qcow2::layout::Header;
+
+impl Metadata {
+    /// As [`Facts::replace_header`](super::facts::Facts::replace_header). Takes the locks.
+    pub(in crate::qcow2) async fn rewrite_header(
+        &self,
+        change: impl FnOnce(&mut Header),
+    ) -> Result<()> {
+        let turn = self.facts.hold_header().await;
+        self.rewrite_held_header(&turn, change).await
+    }
+
+    /// As [`Self::rewrite_header`], for callers that hold the header lock.
+    pub(in crate::qcow2) async fn rewrite_held_header(
+        &self,
+        turn: &MutexGuard<'_, ()>,
+        change: impl FnOnce(&mut Header),
+    ) -> Result<()> {
+        let table = self.clusters.hold_table().await;
+        self.facts.replace_header((turn, &table), change).await
+    }
+}

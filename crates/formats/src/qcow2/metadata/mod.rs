@@ -1,0 +1,116 @@
+//! The metadata of an image as a whole: writing it back in an order that survives a crash, and changing its tables.
+//!
+//! | file | concern |
+//! |---|---|
+//! | `snapshot_table` | the place of the snapshot table, and reading it |
+//! | `overlap` | metadata that overlaps other metadata |
+//! | `dirty_bit` | the dirty bit of the header: lazy refcounts, changes of snapshots |
+//! | `header` | rewriting the complete header |
+//! | `write_back` | write-back cycles; reservations that may need one |
+//! | `slices` | loading slices of L2 tables |
+//! | `tables` | making L2 tables and other tables |
+//! | `entries`, `extended_entries` | changing L2 entries |
+//! | `l1_table` | replacing the L1 table by a larger one |
+//! | `snapshot_change` | replacing the snapshot table |
+//! | `close` | writing everything, so that the image on disk is complete |
+//!
+//! A file uses the files above it.
+//!
+//! [`Metadata`] knows [`Facts`], [`Clusters`] and [`Mapping`], which know nothing of each other. It is the only owner that
+//! writes L2 tables and L1 entries of the active state while requests run.
+//!
+//! Invariant: a reference is on disk only after the cluster that it refers to and the refcount of that cluster. A refcount is
+//! lowered only after the reference is gone from the disk.
+//!
+//! Locks, in the order in which they are taken: `tables` (making an L2 table), `writing_back` (one write-back cycle at a time).
+//! Of the locks of [`Clusters`], `Tail::turn` is taken before these, and all others after them.
+
+mod close;
+mod dirty_bit;
+mod entries;
+mod extended_entries;
+mod header;
+mod l1_table;
+mod overlap;
+mod slices;
+mod snapshot_change;
+mod snapshot_table;
+mod tables;
+mod write_back;
+
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Acquire, Release},
+};
+use std::sync::{Arc, Mutex};
+
+use oxblk_ring::Mutex as AsyncMutex;
+
+use super::clusters::Clusters;
+use super::facts::Facts;
+use super::layout::Geometry;
+use super::mapping::Mapping;
+use crate::write_barrier::WriteBarrier;
+use dirty_bit::DirtyBit;
+
+pub(super) use snapshot_table::{SnapshotTable, V3_EXTRA, visit_snapshots};
+
+/// The metadata of an open image.
+pub(super) struct Metadata {
+    geometry: Geometry,
+    facts: Arc<Facts>,
+    clusters: Arc<Clusters>,
+    mapping: Arc<Mapping>,
+    /// Held while an L2 table is made.
+    tables: AsyncMutex<()>,
+    /// Held during a write-back cycle.
+    writing_back: AsyncMutex<()>,
+    barrier: WriteBarrier,
+    /// The place of the snapshot table.
+    snapshots: Mutex<SnapshotTable>,
+    dirty_bit: DirtyBit,
+    /// A change of snapshots did not complete. The image stays marked dirty, so that the next writable open repairs it.
+    unfinished: AtomicBool,
+}
+
+impl Metadata {
+    /// The metadata of an image with this snapshot table.
+    pub(super) fn new(
+        facts: Arc<Facts>,
+        clusters: Arc<Clusters>,
+        mapping: Arc<Mapping>,
+        snapshots: SnapshotTable,
+    ) -> Self {
+        Self {
+            geometry: facts.geometry(),
+            facts,
+            clusters,
+            mapping,
+            tables: AsyncMutex::new(()),
+            writing_back: AsyncMutex::new(()),
+            barrier: WriteBarrier::default(),
+            snapshots: Mutex::new(snapshots),
+            dirty_bit: DirtyBit::default(),
+            unfinished: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether a change of snapshots did not complete.
+    pub(super) fn is_unfinished(&self) -> bool {
+        self.unfinished.load(Acquire)
+    }
+
+    /// Call this when a change of snapshots does not complete.
+    pub(super) fn set_unfinished(&self) {
+        self.unfinished.store(true, Release);
+    }
+
+    fn clear_unfinished(&self) {
+        self.unfinished.store(false, Release);
+    }
+
+    /// The barrier of all writes that must end before the next write-back cycle writes.
+    pub(super) fn barrier(&self) -> &WriteBarrier {
+        &self.barrier
+    }
+}

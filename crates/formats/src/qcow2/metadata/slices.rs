@@ -1,0 +1,96 @@
+//! Cached slices of L2 tables that are not in memory yet, and the extents that they describe.
+//!
+//! A slice of a writable image is checked before it is cached. If the cache is full, a write-back cycle makes slices clean.
+
+use oxblk_core::Result;
+use oxblk_ring::IoBufMut;
+use oxblk_ring::perturb::point;
+
+use super::Metadata;
+use crate::qcow2::layout::{L2Entry, L2Kind};
+use crate::qcow2::mapping::{Extent, Miss};
+use crate::slice_cache::Pinned;
+
+/// After this many failed lookups the thread yields to other threads.
+const PATIENCE: u32 = 64;
+
+impl Metadata {
+    /// The extent at the start of `offset..offset + len`. Loads the slice if it is not cached.
+    pub(in crate::qcow2) async fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
+        match self.extent_or_entry(offset, len).await? {
+            Ok(extent) => Ok(extent),
+            Err(entry) => Err(self.mapping.bad_entry(offset, entry).await),
+        }
+    }
+
+    /// As [`Self::extent`], for a write to this range.
+    pub(in crate::qcow2) async fn extent_to_write(&self, offset: u64, len: u64) -> Result<Extent> {
+        match self.extent_or_entry(offset, len).await? {
+            Ok(extent) => Ok(extent),
+            Err(entry) => Err(self.mapping.bad_target(offset, entry).await),
+        }
+    }
+
+    /// As [`Self::extent`]. The inner error is an entry that is invalid.
+    async fn extent_or_entry(&self, offset: u64, len: u64) -> Result<Result<Extent, u64>> {
+        let mut tries = 0_u32;
+        loop {
+            match self.mapping.lookup(offset, len) {
+                Ok(extent) => return Ok(Ok(extent)),
+                Err(Miss::Bad(entry)) => return Ok(Err(entry)),
+                Err(Miss::Absent) => drop(self.pin_slice(offset).await?),
+            }
+            tries = tries.saturating_add(1);
+            if tries.is_multiple_of(PATIENCE) {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// Pins the slice of a guest offset; `None` if its L2 table does not exist.
+    pub(super) async fn pin_slice(&self, offset: u64) -> Result<Option<Pinned<'_>>> {
+        let (slice, _) = self.mapping.slice_of(offset);
+        loop {
+            if let Some(pinned) = self.mapping.pin(slice) {
+                return Ok(Some(pinned));
+            }
+            if self.mapping.slice_place(slice).await?.is_none() {
+                return Ok(None);
+            }
+            point();
+            match self.mapping.load(slice, || self.load_slice(slice, offset)).await? {
+                Some(pinned) => return Ok(Some(pinned)),
+                // Every slice is dirty or pinned. A write-back makes slices clean.
+                None => self.write_back(false).await?,
+            }
+        }
+    }
+
+    /// Reads a slice from the file, and checks it. The caller prevents other tasks from loading it concurrently.
+    async fn load_slice(&self, slice: u64, offset: u64) -> Result<IoBufMut> {
+        let bytes = self.mapping.read_slice(slice, offset).await?;
+        self.check_slice(&bytes).await?;
+        Ok(bytes)
+    }
+
+    /// Refuses a slice whose entries map guest clusters to clusters that hold metadata. In a writable image, a write in place
+    /// would overwrite the metadata. So such a slice is never cached.
+    async fn check_slice(&self, bytes: &[u8]) -> Result<()> {
+        if self.facts.is_read_only() || self.geometry.data_file {
+            return Ok(());
+        }
+        let words = usize::try_from(self.geometry.l2_entry_words()).unwrap_or(1);
+        for word in bytes.chunks_exact(8).step_by(words) {
+            let entry = L2Entry(word.try_into().map_or(0, u64::from_be_bytes));
+            if let Ok(L2Kind::Data { host } | L2Kind::Zero { host: Some(host) }) =
+                entry.kind(self.geometry, self.facts.version())
+                && self.is_protected(host, self.geometry.cluster_size())
+            {
+                let what = self.overlapped(host, self.geometry.cluster_size());
+                let text = format!("Preventing invalid write on metadata (overlaps with {what})");
+                return Err(self.facts.mark_corrupt(&text, host).await);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,87 @@
+//! Replacing the snapshot table.
+//!
+//! A table is never changed in place. A new table is written and durable before one write makes the header name it, and the old
+//! table is freed afterwards.
+
+use oxblk_core::{Errno, Error, Result};
+
+use super::Metadata;
+use super::snapshot_table::{SnapshotTable, V3_EXTRA};
+use crate::qcow2::clusters::ReleaseReason;
+use crate::qcow2::layout::{
+    MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, Snapshot, encode_snapshot, field_offsets,
+};
+
+impl Metadata {
+    /// Writes a new table durably, makes the header name it, and frees the old one. The caller ensures that all
+    /// clusters that the new table refers to are durable.
+    pub(in crate::qcow2) async fn store_snapshots(&self, list: &[Snapshot]) -> Result<()> {
+        let place = self.write_snapshots(list).await?;
+        self.name_snapshots(place).await
+    }
+
+    /// Adds the extra data that version 3 requires to each entry of the snapshot table.
+    pub(in crate::qcow2) async fn complete_snapshots(&self) -> Result<()> {
+        let mut list = self.snapshot_list().await?;
+        if list.iter().all(|snapshot| snapshot.extra.len() >= V3_EXTRA) {
+            return Ok(());
+        }
+        for snapshot in &mut list {
+            snapshot.size = snapshot.size.or(Some(self.facts.size()));
+        }
+        self.store_snapshots(&list).await?;
+        // The first write-back cycle frees the old table in memory, and the second one writes its refcounts.
+        self.write_back(true).await?;
+        self.write_back(true).await
+    }
+
+    /// Drops the references to the clusters of a table.
+    fn drop_table(&self, offset: u64, bytes: u64) {
+        if bytes > 0 {
+            let clusters = self.geometry.clusters_for(bytes);
+            self.clusters.drop_clusters(
+                self.geometry.cluster_index(offset),
+                clusters,
+                ReleaseReason::Table,
+            );
+        }
+    }
+
+    /// Writes a new table durably. The header does not name it yet.
+    pub(in crate::qcow2) async fn write_snapshots(
+        &self,
+        list: &[Snapshot],
+    ) -> Result<SnapshotTable> {
+        let bytes: Vec<u8> = list.iter().flat_map(encode_snapshot).collect();
+        let count = u32::try_from(list.len()).unwrap_or(u32::MAX);
+        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        if count > MAX_SNAPSHOTS || len > MAX_SNAPSHOT_TABLE_BYTES {
+            return Err(Error::from_errno(Errno::FBIG));
+        }
+        let mut place = SnapshotTable { offset: 0, count, bytes: len };
+        if len > 0 {
+            place.offset = self.store_table(bytes).await?;
+        }
+        Ok(place)
+    }
+
+    /// Makes the header name a table from [`Self::write_snapshots`], and frees the old one.
+    ///
+    /// # Errors
+    /// As the file reports. The old table stays in use, and the new one is freed.
+    pub(in crate::qcow2) async fn name_snapshots(&self, place: SnapshotTable) -> Result<()> {
+        let fields = |place: SnapshotTable| {
+            [&place.count.to_be_bytes()[..], &place.offset.to_be_bytes()[..]].concat()
+        };
+        let (before, after) = (fields(self.snapshot_table()), fields(place));
+        let named =
+            self.facts.exchange_header_field(field_offsets::SNAPSHOT_COUNT, &before, &after).await;
+        if named.is_err() {
+            self.drop_table(place.offset, place.bytes);
+            return named;
+        }
+        let old = std::mem::replace(&mut *self.snapshots(), place);
+        self.drop_table(old.offset, old.bytes);
+        Ok(())
+    }
+}

@@ -1,0 +1,155 @@
+//! Reading the snapshot table ("Snapshots") entry by entry.
+
+use std::sync::{MutexGuard, PoisonError};
+
+use oxblk_core::{Edge, Errno, Error, Result};
+use oxblk_ring::IoBufMut;
+use roaring::RoaringTreemap;
+
+use super::Metadata;
+use crate::qcow2::layout::{Header, L1Entry, MAX_SNAPSHOT_TABLE_BYTES, Snapshot, parse_snapshot};
+use crate::qcow2::read_ahead::{ReadAhead, read_ahead};
+
+/// Bytes of the snapshot table in one read. This is more than the longest entry needs.
+const CHUNK: usize = 256 << 10;
+
+/// Minimum length in bytes of the extra data of an entry in a version 3 image.
+pub(in crate::qcow2) const V3_EXTRA: usize = 16;
+
+/// Location of the snapshot table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in crate::qcow2) struct SnapshotTable {
+    /// Byte offset in the file.
+    pub(in crate::qcow2) offset: u64,
+    /// Number of snapshots.
+    pub(in crate::qcow2) count: u32,
+    /// Length of the table in bytes, once it has been read.
+    pub(in crate::qcow2) bytes: u64,
+}
+
+impl SnapshotTable {
+    /// The location that the header gives.
+    pub(in crate::qcow2) fn of(header: &Header) -> Self {
+        Self { offset: header.snapshots_offset, count: header.snapshot_count, bytes: 0 }
+    }
+}
+
+/// Calls `visit` for each entry of the snapshot table. Returns the length of the table in bytes. The part of the table
+/// behind the end of the file reads as zeroes.
+///
+/// # Errors
+/// When the table is too large or an entry has too much extra data. The messages are those of QEMU's tools.
+pub(in crate::qcow2) async fn visit_snapshots(
+    file: &Edge,
+    place: SnapshotTable,
+    mut visit: impl FnMut(Snapshot),
+) -> Result<u64> {
+    let mut table_bytes = 0_u64;
+    let mut chunk = ReadAhead { bytes: Vec::new(), fault: None };
+    let mut taken = 0_usize;
+    for index in 0..place.count {
+        let mut parsed = parse_snapshot(chunk.bytes.get(taken..).unwrap_or_default());
+        if matches!(parsed, Ok(None)) {
+            chunk = read_chunk(file, place.offset.saturating_add(table_bytes)).await;
+            taken = 0;
+            parsed = parse_snapshot(&chunk.bytes);
+        }
+        let too_large = || Error::from_errno(Errno::FBIG).reword("Snapshot table is too large");
+        let (snapshot, len) = match parsed {
+            Ok(Some(entry)) => entry,
+            Ok(None) => {
+                let unread = |error: Error| error.prefix("Failed to read snapshot table");
+                return Err(chunk.fault.take().map_or_else(too_large, unread));
+            }
+            Err(error) => {
+                return Err(Error::from_errno(Errno::FBIG)
+                    .reword(format!("{error} {index}"))
+                    .with_hint(
+                        "You can force-remove this extra metadata with qemu-img check -r all",
+                    ));
+            }
+        };
+        taken = taken.saturating_add(usize::try_from(len).unwrap_or(usize::MAX));
+        table_bytes = table_bytes.saturating_add(len);
+        if table_bytes > MAX_SNAPSHOT_TABLE_BYTES {
+            return Err(too_large());
+        }
+        visit(snapshot);
+    }
+    Ok(table_bytes)
+}
+
+async fn read_chunk(file: &Edge, offset: u64) -> ReadAhead {
+    if offset >= file.size() {
+        return ReadAhead { bytes: vec![0; CHUNK], fault: None };
+    }
+    read_ahead(file, offset, CHUNK).await
+}
+
+impl Metadata {
+    /// Notes the clusters of the snapshot table and of the L1 tables of snapshots as metadata, so that they are not
+    /// allocated whatever their refcounts are. Returns the clusters of these L1 tables.
+    pub(in crate::qcow2) async fn note_snapshots(&self, file: &Edge) -> Result<RoaringTreemap> {
+        let mut tables = RoaringTreemap::new();
+        let note = |snapshot: Snapshot| {
+            // A check reports a snapshot with an invalid L1 table.
+            if snapshot.check_l1(self.geometry).is_ok() {
+                let bytes = u64::from(snapshot.l1_entries).saturating_mul(8);
+                self.clusters.note_metadata(snapshot.l1_offset, bytes);
+                let end = self.geometry.clusters_for(snapshot.l1_offset.saturating_add(bytes));
+                tables.insert_range(self.geometry.cluster_index(snapshot.l1_offset)..end);
+            }
+        };
+        let place = self.snapshot_table();
+        let bytes = visit_snapshots(file, place, note).await?;
+        self.clusters.note_metadata(place.offset, bytes);
+        self.snapshots().bytes = bytes;
+        Ok(tables)
+    }
+
+    /// Notes the clusters of the L2 tables of snapshots as metadata.
+    pub(in crate::qcow2) async fn note_inactive_tables(&self) -> Result<()> {
+        let size = self.geometry.cluster_size();
+        for snapshot in self.snapshot_list().await? {
+            if snapshot.check_l1(self.geometry).is_err() {
+                continue;
+            }
+            let l1 = self.read_inactive_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
+            for table in l1.iter().filter_map(|entry| entry.l2_offset(self.geometry).ok().flatten())
+            {
+                self.clusters.note_metadata(table, size);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn snapshots(&self) -> MutexGuard<'_, SnapshotTable> {
+        self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The current location of the table.
+    pub(in crate::qcow2) fn snapshot_table(&self) -> SnapshotTable {
+        *self.snapshots()
+    }
+
+    /// Reads all snapshots from the table.
+    pub(in crate::qcow2) async fn snapshot_list(&self) -> Result<Vec<Snapshot>> {
+        let file = self.facts.file()?;
+        let mut list = Vec::new();
+        visit_snapshots(&file, self.snapshot_table(), |snapshot| list.push(snapshot)).await?;
+        Ok(list)
+    }
+
+    /// Reads the L1 table of a snapshot.
+    pub(in crate::qcow2) async fn read_inactive_l1(
+        &self,
+        offset: u64,
+        entries: u32,
+    ) -> Result<Vec<L1Entry>> {
+        let len = usize::try_from(u64::from(entries).saturating_mul(8)).unwrap_or(usize::MAX);
+        let file = self.facts.file()?;
+        let table = file.read(offset, IoBufMut::new(len)).await?;
+        let words = table.chunks_exact(8);
+        Ok(words.map(|word| L1Entry(word.try_into().map_or(0, u64::from_be_bytes))).collect())
+    }
+}

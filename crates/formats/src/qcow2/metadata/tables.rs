@@ -1,0 +1,90 @@
+//! Tables: making new L2 tables, copying an L2 table that a snapshot shares before it is changed, and writing other tables to
+//! new clusters.
+//!
+//! A new table is written to the file before the L1 entry in memory refers to it. So its slices can be loaded like all others.
+//! The L1 entry reaches the disk with the next write-back, after the table's contents and its refcount.
+
+use oxblk_core::{Errno, Error, Result, WriteFlags};
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use super::Metadata;
+use crate::qcow2::clusters::{Counted, ReleaseReason};
+use crate::qcow2::layout::L1Entry;
+
+impl Metadata {
+    /// Makes sure that the L2 table of a guest cluster exists before clusters are reserved for its data. So a table lies in
+    /// front of the data that it maps first, as in images that QEMU writes. Returns how many of the `count` clusters from
+    /// `guest` on the table maps.
+    pub(in crate::qcow2) async fn table_before_data(&self, guest: u64, count: u64) -> Result<u64> {
+        self.ensure_table(self.mapping.l1_index(guest)).await?;
+        let entries = self.geometry.l2_entries();
+        Ok(count.min(entries - self.geometry.cluster_index(guest) % entries))
+    }
+
+    /// Makes sure that the L2 table of an L1 index exists and belongs to the active state alone.
+    pub(super) async fn ensure_table(&self, index: u64) -> Result<()> {
+        if self.mapping.l1_entry(index).copied() {
+            return Ok(());
+        }
+        let _turn = self.tables.lock().await;
+        let entry = self.mapping.l1_entry(index);
+        if entry.copied() {
+            return Ok(());
+        }
+        if index >= self.mapping.l1_entries() {
+            return Err(Error::from_errno(Errno::IO).prefix("L1 index out of range"));
+        }
+        let Ok(shared) = entry.l2_offset(self.geometry) else {
+            return Err(self.facts.mark_corrupt("L2 table offset unaligned", entry.0).await);
+        };
+        let size = usize::try_from(self.geometry.cluster_size()).unwrap_or(0);
+        let file = self.facts.file()?;
+        let contents = match shared {
+            Some(table) => file.read(table, IoBufMut::new(size)).await?.freeze(),
+            None => IoBuf::zeroes(size),
+        };
+        let mut run = self.reserve_to_use(1).await?;
+        run.begin_write();
+        let offset = run.start() << self.geometry.cluster_bits;
+        file.write(offset, contents, WriteFlags::empty()).await?;
+        let counted = self.clusters.count(run, ReleaseReason::Table).await?;
+        self.clusters.note_metadata(offset, self.geometry.cluster_size());
+        self.mapping.set_l1_entry(index, L1Entry::new(offset));
+        counted.keep();
+        if let Some(table) = shared {
+            self.clusters.drop_clusters(
+                table >> self.geometry.cluster_bits,
+                1,
+                ReleaseReason::Table,
+            );
+        }
+        Ok(())
+    }
+
+    /// Writes a table to new contiguous clusters, durably, and returns its offset.
+    pub(in crate::qcow2) async fn store_table(&self, bytes: Vec<u8>) -> Result<u64> {
+        let (offset, counted) = self.store_unnamed_table(bytes).await?;
+        counted.keep();
+        Ok(offset)
+    }
+
+    /// As [`Self::store_table`]. The clusters are freed again unless the caller keeps the returned references.
+    pub(in crate::qcow2) async fn store_unnamed_table(
+        &self,
+        mut bytes: Vec<u8>,
+    ) -> Result<(u64, Counted<'_>)> {
+        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let clusters = self.geometry.clusters_for(len);
+        bytes.resize(usize::try_from(clusters << self.geometry.cluster_bits).unwrap_or(0), 0);
+        let mut run = self.clusters.reserve_contiguous(clusters).await?;
+        run.begin_write();
+        let offset = run.start() << self.geometry.cluster_bits;
+        let file = self.facts.file()?;
+        file.write(offset, bytes.into(), WriteFlags::empty()).await?;
+        let counted = self.clusters.count(run, ReleaseReason::Table).await?;
+        self.clusters.note_metadata(offset, len);
+        self.clusters.write_back_refcounts().await?;
+        file.flush().await?;
+        Ok((offset, counted))
+    }
+}

@@ -1,0 +1,210 @@
+//! Writing metadata back, in an order that survives a crash at any point.
+//!
+//! One cycle runs at a time (`writing_back`). A cycle holds no lock across its I/O that a cache hit or a guest write needs. Its
+//! steps are:
+//!
+//! 1. take the list of dropped references, the changed L1 entries with their values, and copies of the dirty L2 slices, in that
+//!    order. So the copies contain every change to which the lists belong. For each reference in the copies, the data was written
+//!    and the refcount was raised in the cache before;
+//! 2. write the dirty refcounts; flush the file and the data file, so that data and refcounts are durable. With lazy refcounts,
+//!    set the dirty bit in the header instead of writing refcounts;
+//! 3. write the copies; flush if a later step relies on them;
+//! 4. write the L1 entries; flush if a later step relies on them;
+//! 5. lower the refcounts of the dropped references. Clusters whose refcount reaches 0 are quarantined until the requests that
+//!    may still use them have ended (see `clusters/allocator`).
+//!
+//! A cycle that fails or is cancelled restores its input: slices and L1 entries are dirty again, and the dropped references
+//! stay in the list. The next cycle waits until the I/O of a cancelled cycle has ended (see `write_barrier`). An I/O error in
+//! step 5 does not fail the cycle: the next cycle tries to lower these refcounts again.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use oxblk_core::{Edge, ErrorKind, Result, WriteFlags, run_all};
+use oxblk_ring::IoBuf;
+use oxblk_ring::perturb::point;
+
+use super::Metadata;
+use crate::qcow2::clusters::Dropped;
+use crate::qcow2::clusters::Reserved;
+use crate::qcow2::facts::run_options::Modes;
+use crate::qcow2::layout::L1Entry;
+use crate::slice_cache::DirtyCopy;
+
+impl Metadata {
+    /// Refuses to free a cluster as guest data if it holds protected metadata.
+    async fn check_release(&self, offset: u64) -> Result<()> {
+        if self.is_protected(offset, self.geometry.cluster_size()) {
+            let text = format!("Preventing invalid freeing of metadata at offset {offset:#x}");
+            return Err(self.facts.mark_corrupt(&text, offset).await);
+        }
+        Ok(())
+    }
+
+    /// Runs a write-back cycle if many references were dropped, or if some were and free clusters are needed soon. Clusters
+    /// that the cycle frees can be reused after all current requests have ended, so this must happen before the file is full.
+    pub(in crate::qcow2) async fn relieve(&self) -> Result<()> {
+        if self.clusters.needs_write_back().await? { self.write_back(false).await } else { Ok(()) }
+    }
+
+    /// Runs one cycle. With `durable`, all changes that completed before the call are on stable storage afterwards. Only the
+    /// lowering of refcounts may happen later.
+    pub(in crate::qcow2) async fn write_back(&self, durable: bool) -> Result<()> {
+        let _turn = self.writing_back.lock().await;
+        let file = self.facts.file()?;
+        let mut cycle = Cycle::begin(self);
+        if let Err(stopped) = self.facts.check_usable() {
+            // A pointer on disk may differ from memory, so no metadata may be written. Without changed tables, nothing is lost:
+            // refcounts on disk may only be too high.
+            return if cycle.changes_tables() {
+                Err(stopped)
+            } else {
+                self.flush_files(&file).await
+            };
+        }
+        let drops = !cycle.dropped.is_empty();
+        let writing = self.barrier.pass().await;
+        let outcome = self.write_ordered(&file, &cycle.copies, &cycle.l1, drops, durable).await;
+        writing.done();
+        outcome?;
+        cycle.written();
+        point();
+        match self
+            .clusters
+            .lower(&mut cycle.dropped, async |offset| self.check_release(offset).await)
+            .await
+        {
+            Err(error) if error.kind() == ErrorKind::Corrupt => return Err(error),
+            // The requested data is durable. The next cycle lowers the remaining refcounts.
+            Err(error) => tracing::warn!(
+                "qcow2: refcounts could not be lowered yet; the next write-back tries again: {error}"
+            ),
+            Ok(()) => {}
+        }
+        self.clusters.recycle().await
+    }
+
+    /// Makes the data durable that is in the files.
+    async fn flush_files(&self, file: &Edge) -> Result<()> {
+        self.facts.flush_data().await?;
+        file.flush().await
+    }
+
+    async fn write_ordered(
+        &self,
+        file: &Edge,
+        copies: &[DirtyCopy<'_>],
+        l1: &BTreeMap<u64, L1Entry>,
+        drops: bool,
+        durable: bool,
+    ) -> Result<()> {
+        let postponed = self.facts.modes().contains(Modes::LAZY);
+        if !postponed {
+            self.clusters.write_back_refcounts().await?;
+        }
+        if !copies.is_empty() || !l1.is_empty() {
+            if postponed {
+                self.postpone_refcounts().await?;
+            }
+            self.flush_files(file).await?;
+            self.write_slices(file, copies).await?;
+        }
+        if !l1.is_empty() {
+            file.flush().await?;
+            self.write_l1(file, l1).await?;
+        }
+        if durable {
+            self.facts.flush_data().await?;
+        }
+        if drops || durable {
+            file.flush().await?;
+        }
+        Ok(())
+    }
+
+    async fn write_slices(&self, file: &Edge, copies: &[DirtyCopy<'_>]) -> Result<()> {
+        let mut writes = Vec::with_capacity(copies.len());
+        for copy in copies {
+            if let Some(place) = self.mapping.slice_place(copy.slice).await? {
+                self.clusters
+                    .check_overlaps(
+                        Modes::ACTIVE_L2,
+                        place,
+                        u64::try_from(copy.bytes.len()).unwrap_or(u64::MAX),
+                    )
+                    .await?;
+                writes.push(file.write(
+                    place,
+                    IoBuf::from(copy.bytes.clone()),
+                    WriteFlags::empty(),
+                ));
+            }
+        }
+        run_all(writes).await
+    }
+
+    async fn write_l1(&self, file: &Edge, entries: &BTreeMap<u64, L1Entry>) -> Result<()> {
+        let base = self.mapping.l1_offset();
+        let bytes = self.mapping.l1_entries().saturating_mul(8);
+        self.clusters.check_overlaps(Modes::ACTIVE_L1, base, bytes).await?;
+        let writes = entries.iter().map(|(index, entry)| {
+            let place = base.saturating_add(index.saturating_mul(8));
+            let entry = entry.0.to_be_bytes().to_vec();
+            file.write(place, IoBuf::from(entry), WriteFlags::empty())
+        });
+        run_all(writes).await
+    }
+
+    /// As [`Clusters::reserve_to_use_behind`](super::clusters::Clusters::reserve_to_use_behind), wherever clusters are free.
+    /// Runs a write-back cycle before if one is needed.
+    pub(super) async fn reserve_to_use(&self, count: u64) -> Result<Reserved<'_>> {
+        self.reserve_to_use_behind(None, count).await
+    }
+
+    /// As [`Self::reserve_to_use`], from cluster `behind` on if that is free.
+    pub(in crate::qcow2) async fn reserve_to_use_behind(
+        &self,
+        behind: Option<u64>,
+        count: u64,
+    ) -> Result<Reserved<'_>> {
+        self.relieve().await?;
+        self.clusters.reserve_to_use_behind(behind, count).await
+    }
+}
+
+/// The input of one cycle. If it is dropped early, because the cycle failed or was cancelled, the remaining input is restored.
+struct Cycle<'a> {
+    image: &'a Metadata,
+    dropped: VecDeque<Dropped>,
+    /// The changed L1 entries, with the values that they had when the cycle began. A later value may refer to a table that this
+    /// cycle does not write.
+    l1: BTreeMap<u64, L1Entry>,
+    copies: Vec<DirtyCopy<'a>>,
+}
+
+impl<'a> Cycle<'a> {
+    fn begin(image: &'a Metadata) -> Self {
+        // The order matters; see the module's text.
+        let dropped = image.clusters.take_dropped();
+        point();
+        let l1 = image.mapping.take_dirty_l1();
+        point();
+        Self { image, dropped, l1, copies: image.mapping.take_dirty_slices() }
+    }
+
+    fn changes_tables(&self) -> bool {
+        !(self.l1.is_empty() && self.copies.is_empty())
+    }
+
+    /// Call this when all is on disk: the dropped references can be released now.
+    fn written(&mut self) {
+        self.l1.clear();
+        self.copies.drain(..).for_each(DirtyCopy::written);
+    }
+}
+
+impl Drop for Cycle<'_> {
+    fn drop(&mut self) {
+        self.image.mapping.restore_dirty_l1(std::mem::take(&mut self.l1).into_keys());
+        self.image.clusters.restore_dropped(self.dropped.drain(..));
+    }
+}

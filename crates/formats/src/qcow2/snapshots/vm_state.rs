@@ -1,0 +1,28 @@
+//! Freeing the VM state of the active state.
+
+use oxblk_core::Result;
+
+use super::ImageSnapshots;
+use super::references::Pass;
+use crate::qcow2::layout::L1Entry;
+
+impl ImageSnapshots {
+    /// Frees the VM state of the active state. Its L1 entries are cleared on disk first; then the refcounts of the clusters
+    /// that they referred to are lowered. Core has drained the node.
+    pub(in crate::qcow2) async fn forget_vm_state(&self) -> Result<()> {
+        let first = self.geometry.l1_entries_for(self.facts.size()).unwrap_or(u64::MAX);
+        let indices = first..self.mapping.l1_entries().max(first);
+        let l1: Vec<L1Entry> = indices.clone().map(|index| self.mapping.l1_entry(index)).collect();
+        if l1.iter().all(|entry| *entry == L1Entry::EMPTY) {
+            return Ok(());
+        }
+        self.metadata.write_back(true).await?;
+        let reach = self.reach(&l1, Pass::Leave).await?;
+        for index in indices {
+            self.mapping.set_l1_entry(index, L1Entry::EMPTY);
+        }
+        self.mapping.clear();
+        self.metadata.write_back(true).await?;
+        self.lower_reach(&reach).await.map(drop)
+    }
+}

@@ -1,0 +1,178 @@
+//! Checking an image: each entry must name its own cluster or table inside the file. Faults are counted as in `qemu-img
+//! check`.
+//!
+//! A repair loses no readable data. An invalid entry becomes 0. An L2 entry that shares its cluster with another structure
+//! gets its own copy. Tables that share clusters are not repaired, because it is not known to which part of the disk they
+//! belong. Unused clusters are removed by moving the last clusters into them, if the image has no other fault, or all
+//! other faults have been repaired.
+
+use oxblk_core::check::{self, CheckReport, FindingKind, Fix};
+use oxblk_core::{Errno, Error, Result};
+
+use super::Qed;
+use super::lookup::set;
+use super::survey::{Fault, Survey};
+
+/// A repair changes at most as many entries as the file has clusters, plus this number.
+const SPARE_FAULTS: u64 = 64;
+
+/// Faults up to the number that a repair can handle.
+#[derive(Default)]
+struct Faults {
+    list: Vec<Fault>,
+    /// Number of faults of L2 entries, and of invalid L1 entries.
+    count: u64,
+    /// Shared clusters of tables.
+    shared: u64,
+}
+
+/// Consecutive invalid L2 entries, which are reported together.
+#[derive(Default)]
+struct BadRun {
+    first: Option<(u64, u64)>,
+    count: u64,
+    end: u64,
+}
+
+fn corruption(text: String) -> check::Finding {
+    check::Finding::new(FindingKind::Corruption, text)
+}
+
+impl BadRun {
+    fn add(&mut self, guest: u64, entry: u64, cluster: u64, say: &dyn Fn(check::Finding)) {
+        if self.first.is_none() || self.end != guest {
+            self.say(say);
+            *self = Self { first: Some((guest, entry)), count: 0, end: guest };
+        }
+        self.count = self.count.saturating_add(1);
+        self.end = guest.saturating_add(cluster);
+    }
+
+    fn say(&mut self, say: &dyn Fn(check::Finding)) {
+        let Some((guest, entry)) = self.first.take() else { return };
+        let more = match self.count {
+            1 => String::new(),
+            count => format!(", and {} more entries behind it", count.saturating_sub(1)),
+        };
+        say(corruption(format!(
+            "ERROR: L2 entry {entry:#x} of offset {guest:#x} is invalid{more}"
+        )));
+    }
+}
+
+impl Qed {
+    /// Checks the image and repairs the faults that `fix` allows. The image takes no requests meanwhile.
+    pub(super) async fn check_image(
+        &self,
+        fix: Fix,
+        say: &dyn Fn(check::Finding),
+    ) -> Result<CheckReport> {
+        if !self.is_read_only() {
+            self.check_running()?;
+            self.write_back(true).await?;
+        } else if fix != Fix::Nothing {
+            return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
+        }
+        let clusters = self.geometry.index(self.file()?.size());
+        let (survey, faults) = self.find_faults(clusters.saturating_add(SPARE_FAULTS), say).await?;
+        let clusters = u32::try_from(clusters).unwrap_or(u32::MAX);
+        let used = survey.used.range_cardinality(0..clusters);
+        let mut report = CheckReport {
+            total_clusters: self.size().div_ceil(self.geometry.cluster()),
+            allocated_clusters: survey.allocated,
+            fragmented_clusters: survey.fragmented,
+            corruptions: faults.count.saturating_add(faults.shared),
+            leaks: u64::from(clusters).saturating_sub(used),
+            ..CheckReport::default()
+        };
+        let is_listed = u64::try_from(faults.list.len()).is_ok_and(|len| len == faults.count);
+        let repairs = fix == Fix::All && is_listed && faults.count > 0;
+        let all_repaired = faults.shared == 0 && (faults.count == 0 || repairs);
+        let closes_gaps = fix != Fix::Nothing && all_repaired && report.leaks > 0;
+        if !repairs && !closes_gaps {
+            return Ok(report);
+        }
+        let repair = self.allocator.begin_repair(&survey.used, 0);
+        if repairs {
+            for fault in &faults.list {
+                self.repair_fault(*fault).await?;
+            }
+            self.write_back(true).await?;
+            report.corruptions = faults.shared;
+            report.corruptions_fixed = faults.count;
+        }
+        if all_repaired && fix != Fix::Nothing {
+            self.close_gaps(u64::MAX).await?;
+            report.leaks_fixed = std::mem::take(&mut report.leaks);
+        }
+        repair.done();
+        Ok(report)
+    }
+
+    /// Surveys the image. Lists at most `most` faults that can be repaired.
+    async fn find_faults(
+        &self,
+        most: u64,
+        say: &dyn Fn(check::Finding),
+    ) -> Result<(Survey, Faults)> {
+        let mut faults = Faults::default();
+        let mut bad = BadRun::default();
+        let cluster = self.geometry.cluster();
+        let survey = self.survey(|fault| {
+            if let Fault::BadData { guest, entry } = fault {
+                bad.add(guest, entry, cluster, say);
+            } else {
+                bad.say(say);
+            }
+            match fault {
+                Fault::BadTable { index, entry } => {
+                    say(corruption(format!("ERROR: L1 entry {entry:#x} at {index} is invalid")));
+                }
+                Fault::SharedTable { index, entry, clusters } => {
+                    say(corruption(format!(
+                        "ERROR: L2 table {entry:#x} of L1 entry {index} shares {clusters} clusters"
+                    )));
+                    faults.shared = faults.shared.saturating_add(clusters);
+                    return;
+                }
+                Fault::SharedData { guest, entry } => say(corruption(format!(
+                    "ERROR: cluster {entry:#x} of offset {guest:#x} is used more than once"
+                ))),
+                Fault::BadData { .. } => {}
+            }
+            faults.count = faults.count.saturating_add(1);
+            if faults.count <= most {
+                faults.list.push(fault);
+            }
+        });
+        let survey = survey.await?;
+        bad.say(say);
+        Ok((survey, faults))
+    }
+
+    async fn repair_fault(&self, fault: Fault) -> Result<()> {
+        match fault {
+            Fault::BadTable { index, .. } => self.set_l1_entry(index, 0),
+            Fault::BadData { guest, .. } => self.set_data_entry(guest, 0).await?,
+            Fault::SharedData { guest, entry } => {
+                let run = self.reserve(1).await?;
+                self.lengthen(run.end()).await?;
+                let to = self.offset_of(run.start);
+                self.copy_in_file(entry, to, self.geometry.cluster()).await?;
+                self.set_data_entry(guest, to).await?;
+                run.keep();
+            }
+            Fault::SharedTable { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Changes the L2 entry of a cluster of the disk, whose table exists.
+    pub(super) async fn set_data_entry(&self, guest: u64, entry: u64) -> Result<()> {
+        let (_, index) = self.slice_of(guest);
+        let slice = self.pin_slice(guest).await?;
+        let slice = slice.ok_or_else(|| Error::corrupt("an L2 table is gone"))?;
+        set(&mut slice.begin_change(), index, entry);
+        Ok(())
+    }
+}

@@ -1,0 +1,167 @@
+//! Closing gaps among the clusters of the file: the last clusters are moved into them, and the file is truncated.
+//!
+//! No request uses the image meanwhile. The copy of a cluster or table is durable before an entry names it, and the original
+//! is free only after no durable entry names it.
+//!
+//! Each round fills the lowest gaps with the last data clusters. If a table comes last, it is moved into the lowest gap that
+//! is long enough. If there is none, the clusters behind the lowest gap are moved to the end of the file first. So the
+//! lowest gap lies further behind after each round, and the file does not become longer in the end.
+
+use std::sync::atomic::Ordering::AcqRel;
+
+use oxblk_core::{Errno, Error, Preallocation, Result, WriteFlags};
+use oxblk_ring::IoBufMut;
+
+use super::Qed;
+use super::survey::Owner;
+use crate::blocks::Run;
+
+/// Most gaps that are closed when an image is closed.
+pub(super) const MOST_AT_CLOSE: u64 = 64;
+/// Most clusters that are moved in one round.
+const ROUND: u32 = 1024;
+/// Data is copied in steps of this size in bytes.
+const STEP: u64 = 1 << 20;
+
+/// A cluster or table that is moved: its first cluster, its owner and its new place.
+type Move = (u32, Owner, Run);
+
+impl Qed {
+    /// Closes all gaps, if there are at most `most`, and truncates the file. No request is in flight.
+    ///
+    /// # Errors
+    /// The errors of the file. The image is valid even then.
+    pub(super) async fn close_gaps(&self, most: u64) -> Result<()> {
+        self.allocator.end_quarantine();
+        if self.allocator.gaps().len() <= most {
+            while self.close_some().await? {}
+        }
+        self.trim().await
+    }
+
+    /// Runs one round. Returns whether gaps may be left.
+    async fn close_some(&self) -> Result<bool> {
+        let gaps = self.allocator.gaps();
+        let Some(lowest) = gaps.min() else { return Ok(false) };
+        let end = self.allocator.end();
+        let count = u32::try_from(gaps.len()).unwrap_or(u32::MAX).min(ROUND);
+        let tables = self.geometry.table_clusters;
+        let window = lowest..lowest.saturating_add(tables);
+        let keep = end.saturating_sub(count.max(tables));
+        let owners = self.owners(|cluster| cluster >= keep || window.contains(&cluster)).await?;
+        let mut moves: Vec<Move> = Vec::new();
+        for (cluster, owner) in owners.iter().rev() {
+            let Owner::Data(_) = owner else { break };
+            if moves.len() >= usize::try_from(count).unwrap_or(0) {
+                break;
+            }
+            let run = self.allocator.reserve(1).await?;
+            if run.start >= *cluster {
+                // The gap behind this cluster has become the end of the file.
+                break;
+            }
+            moves.push((*cluster, *owner, run));
+        }
+        if moves.is_empty() {
+            let Some((cluster, owner)) = owners.last().copied() else { return Ok(false) };
+            if cluster < lowest {
+                return Ok(false);
+            }
+            moves = self.plan_table(cluster, owner, &window, &owners).await?;
+        }
+        self.carry_out(moves).await?;
+        self.allocator.end_quarantine();
+        Ok(true)
+    }
+
+    /// Plans the move of the last table. Clusters that are in its way are moved to the end of the file, durably.
+    async fn plan_table(
+        &self,
+        cluster: u32,
+        owner: Owner,
+        window: &std::ops::Range<u32>,
+        owners: &[(u32, Owner)],
+    ) -> Result<Vec<Move>> {
+        let run = self.reserve_table().await?;
+        if run.start < cluster {
+            return Ok(vec![(cluster, owner, run)]);
+        }
+        let tables = self.geometry.table_clusters;
+        let size = |owner: &Owner| if matches!(owner, Owner::Data(_)) { 1 } else { tables };
+        let (start, end) = (window.start, window.end);
+        let in_the_way = owners.iter().filter(|(first, owner)| {
+            *first < end && first.saturating_add(size(owner)) > start && *first != cluster
+        });
+        let mut moves = Vec::new();
+        for (first, owner) in in_the_way {
+            let place = self.allocator.reserve_at_end(size(owner))?;
+            moves.push((*first, *owner, place));
+        }
+        if window.contains(&cluster) {
+            // The gap lies directly before the table: the table makes a detour over the end of the file.
+            moves.push((cluster, owner, run));
+            return Ok(moves);
+        }
+        self.carry_out(moves).await?;
+        drop(run);
+        oxblk_ring::settled().await;
+        self.allocator.end_quarantine();
+        let run = self.reserve_table().await?;
+        if run.start < cluster { Ok(vec![(cluster, owner, run)]) } else { Ok(Vec::new()) }
+    }
+
+    /// Copies clusters and tables to their new places, and changes the entries that name them. Durable when this returns.
+    async fn carry_out(&self, moves: Vec<Move>) -> Result<()> {
+        if moves.is_empty() {
+            return Err(Error::from_errno(Errno::NOSPC).reword("Gaps cannot be closed"));
+        }
+        self.set_need_check().await?;
+        for (from, _, run) in &moves {
+            self.lengthen(run.end()).await?;
+            let len = self.offset_of(run.count);
+            self.copy_in_file(self.offset_of(*from), self.offset_of(run.start), len).await?;
+        }
+        for (from, owner, run) in moves {
+            let to = self.offset_of(run.start);
+            match owner {
+                Owner::Data(guest) => self.set_data_entry(guest, to).await?,
+                Owner::Table(index) => self.set_l1_entry(index, to),
+                Owner::L1 => {
+                    self.file()?.flush().await?;
+                    self.change_header(|state| state.header.l1_offset = to).await?;
+                }
+            }
+            let freed = from..from.saturating_add(run.count);
+            run.keep();
+            self.freed.add(freed);
+        }
+        self.write_back(true).await
+    }
+
+    /// Copies a range of the file to another one, which does not overlap it.
+    pub(super) async fn copy_in_file(&self, from: u64, to: u64, len: u64) -> Result<()> {
+        let file = self.file()?;
+        let mut done = 0_u64;
+        while done < len {
+            let step = STEP.min(len - done);
+            let buf = IoBufMut::new(usize::try_from(step).unwrap_or(0));
+            let data = file.read(from.saturating_add(done), buf).await?.freeze();
+            file.write(to.saturating_add(done), data, WriteFlags::empty()).await?;
+            done = done.saturating_add(step);
+        }
+        Ok(())
+    }
+
+    /// Truncates the file after its last cluster in use.
+    pub(super) async fn trim(&self) -> Result<()> {
+        let file = self.file()?;
+        let end = self.offset_of(self.allocator.end());
+        if file.size() <= end || !file.node().limits().grows {
+            return Ok(());
+        }
+        self.file_end.fetch_min(end, AcqRel);
+        file.resize(end, Preallocation::Off).await?;
+        self.allocator.note_cut_off();
+        Ok(())
+    }
+}

@@ -1,0 +1,93 @@
+//! Changes of the header of an open image.
+//!
+//! The fixed part of the header lies in one sector, so the disk has either the old or the new header after a crash. If a
+//! write of the header fails, the old header is written again. If that fails too, the header on disk is unknown, and the
+//! image refuses all further writes.
+//!
+//! The need-check flag has its own state ([`crate::header_mark`]), because requests set it concurrently. It is durable
+//! before the first cluster is allocated or the first table is changed, and removed when the image is closed.
+
+use std::sync::atomic::Ordering::Release;
+
+use oxblk_core::{Result, WriteFlags};
+use oxblk_ring::IoBuf;
+
+use super::header::{AUTOCLEAR_OFFSET, FEATURES_OFFSET, Header};
+use super::{HeaderState, Qed};
+
+impl Qed {
+    async fn write_durably(&self, offset: u64, bytes: Vec<u8>) -> Result<()> {
+        let file = self.file()?;
+        file.write(offset, IoBuf::from(bytes), WriteFlags::empty()).await?;
+        file.flush().await
+    }
+
+    /// Sets the need-check flag, durably, unless it is known to be set.
+    pub(super) async fn set_need_check(&self) -> Result<()> {
+        if self.mark.is_certain() {
+            return Ok(());
+        }
+        let _turn = self.header_write.lock().await;
+        if self.mark.is_certain() {
+            return Ok(());
+        }
+        self.write_need_check(true).await?;
+        self.mark.note_present();
+        Ok(())
+    }
+
+    /// Removes the need-check flag. All changes are durable, and no request is in flight.
+    pub(super) async fn clear_need_check(&self) -> Result<()> {
+        if !self.mark.is_possible() {
+            return Ok(());
+        }
+        self.check_running()?;
+        let _turn = self.header_write.lock().await;
+        self.write_need_check(false).await?;
+        self.mark.note_absent();
+        Ok(())
+    }
+
+    async fn write_need_check(&self, need_check: bool) -> Result<()> {
+        let features = Header { need_check, ..self.header().header.clone() }.features();
+        self.mark.begin_change();
+        let writing = self.flag_barrier.pass().await;
+        let outcome = self.write_durably(FEATURES_OFFSET, features.to_le_bytes().to_vec()).await;
+        writing.done();
+        outcome
+    }
+
+    /// Clears features that this driver does not know and that are no longer valid after a write.
+    pub(super) async fn clear_autoclear(&self) -> Result<()> {
+        if self.header().header.autoclear_features == 0 {
+            return Ok(());
+        }
+        self.write_durably(AUTOCLEAR_OFFSET, vec![0; 8]).await?;
+        self.header().header.autoclear_features = 0;
+        Ok(())
+    }
+
+    /// Changes the header, durably. No request is in flight.
+    pub(super) async fn change_header(&self, change: impl FnOnce(&mut HeaderState)) -> Result<()> {
+        let _turn = self.header_write.lock().await;
+        let old = self.header().clone();
+        let mut new = old.clone();
+        change(&mut new);
+        let encode = |state: &HeaderState| {
+            Header { need_check: self.mark.is_possible(), ..state.header.clone() }.encode()
+        };
+        match self.write_durably(0, encode(&new)).await {
+            Ok(()) => {
+                *self.header() = new;
+                Ok(())
+            }
+            Err(error) => {
+                if let Err(second) = self.write_durably(0, encode(&old)).await {
+                    self.stopped.store(true, Release);
+                    tracing::error!("qed: the header is unknown after a failed write: {second}");
+                }
+                Err(error)
+            }
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! L2 tables: making new ones, and changing L1 entries.
+//!
+//! A new table consists of zeroes in the file before the L1 entry in memory names it. So its slices can be loaded like all
+//! others. The L1 entry reaches the disk with the next write-back, after the table's contents.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Release};
+
+use oxblk_core::{Errno, Error, Preallocation, Result, ZeroFlags};
+use oxblk_ring::perturb::point;
+
+use super::{Qed, lock};
+use crate::blocks::Run;
+
+impl Qed {
+    /// Makes sure that an L2 table exists.
+    pub(super) async fn ensure_table(&self, index: u64) -> Result<()> {
+        if self.table_offset(index)?.is_some() {
+            return Ok(());
+        }
+        let _turn = self.tables.lock().await;
+        if self.table_offset(index)?.is_some() {
+            return Ok(());
+        }
+        if index >= self.geometry.l1_entries() {
+            return Err(Error::from_errno(Errno::FBIG));
+        }
+        let run = self.reserve_table().await?;
+        if !run.fresh {
+            let (start, bytes) = (self.offset_of(run.start), self.geometry.table_bytes());
+            self.file()?.write_zeroes(start, bytes, ZeroFlags::MAY_UNMAP).await?;
+        }
+        point();
+        self.set_l1_entry(index, self.offset_of(run.start));
+        run.keep();
+        Ok(())
+    }
+
+    /// Reserves the clusters of a table. They lie inside the file.
+    pub(super) async fn reserve_table(&self) -> Result<Run> {
+        self.set_need_check().await?;
+        let run = self.allocator.reserve_contiguous(self.geometry.table_clusters).await?;
+        self.lengthen(run.end()).await?;
+        Ok(run)
+    }
+
+    /// Sets an L1 entry and marks it dirty. Both happen under one lock, so a thread that sees the new entry and then
+    /// flushes also writes it.
+    pub(super) fn set_l1_entry(&self, index: u64, entry: u64) {
+        let mut dirty = lock(&self.l1_dirty);
+        self.l1.get_or_make(index).store(entry, Release);
+        point();
+        dirty.insert(index);
+    }
+
+    /// Removes and returns the changed L1 entries, with their values.
+    pub(super) fn take_l1_dirty(&self) -> BTreeMap<u64, u64> {
+        let mut dirty = lock(&self.l1_dirty);
+        std::mem::take(&mut *dirty).into_iter().map(|index| (index, self.l1_entry(index))).collect()
+    }
+
+    /// Stores an L1 entry that was read from the file.
+    pub(super) fn note_l1_entry(&self, index: u64, entry: u64) {
+        let place: &AtomicU64 = self.l1.get_or_make(index);
+        place.store(entry, Release);
+    }
+
+    /// Extends the file so that it contains all clusters before `end`. All extensions go through the `growing` lock, so no
+    /// extension truncates the file.
+    pub(super) async fn lengthen(&self, end: u32) -> Result<()> {
+        use std::sync::atomic::Ordering::{AcqRel, Acquire};
+        let needed = self.offset_of(end);
+        if self.file_end.load(Acquire) >= needed {
+            return Ok(());
+        }
+        let _turn = self.growing.lock().await;
+        if self.file_end.load(Acquire) >= needed {
+            return Ok(());
+        }
+        let file = self.file()?;
+        if file.size() < needed {
+            if !file.node().limits().grows {
+                return Err(Error::from_errno(Errno::NOSPC));
+            }
+            file.resize(needed, Preallocation::Off).await?;
+        }
+        self.file_end.fetch_max(needed, AcqRel);
+        Ok(())
+    }
+}

@@ -1,0 +1,52 @@
+//! A sparse array that never shrinks and that is read without a lock.
+//!
+//! It is a tree of four levels with 256 children each. Only touched parts use memory, a few KiB per image, so that a backing
+//! chain of a thousand images stays small.
+
+use std::sync::OnceLock;
+
+const FAN: usize = 256;
+
+type Leaf<T> = Box<[T]>;
+type Low<T> = Box<[OnceLock<Leaf<T>>]>;
+type High<T> = Box<[OnceLock<Low<T>>]>;
+type Top<T> = Box<[OnceLock<High<T>>]>;
+
+/// A sparse array of `T` for indices below 2^32. Its parts are allocated when they are first used.
+pub(crate) struct Radix<T> {
+    top: OnceLock<Top<T>>,
+}
+
+impl<T> Default for Radix<T> {
+    fn default() -> Self {
+        Self { top: OnceLock::new() }
+    }
+}
+
+fn digits(index: u64) -> Option<[usize; 4]> {
+    let [a, b, c, d] = u32::try_from(index).ok()?.to_be_bytes();
+    Some([a.into(), b.into(), c.into(), d.into()])
+}
+
+fn cells<T>() -> Box<[OnceLock<T>]> {
+    (0..FAN).map(|_| OnceLock::new()).collect()
+}
+
+impl<T: Default> Radix<T> {
+    /// The element, if its part of the array has been allocated.
+    pub(crate) fn get(&self, index: u64) -> Option<&T> {
+        let [top, high, low, leaf] = digits(index)?;
+        self.top.get()?.get(top)?.get()?.get(high)?.get()?.get(low)?.get()?.get(leaf)
+    }
+
+    /// The element. Allocates its part of the array if necessary. Indices of 2^32 and more share the last element; callers do
+    /// not use them, because tables are limited in size.
+    pub(crate) fn get_or_make(&self, index: u64) -> &T {
+        let [top, high, low, leaf] = digits(index).unwrap_or([FAN - 1; 4]);
+        let tops = self.top.get_or_init(cells);
+        let highs = tops[top].get_or_init(cells);
+        let lows = highs[high].get_or_init(cells);
+        let leaves = lows[low].get_or_init(|| (0..FAN).map(|_| T::default()).collect());
+        &leaves[leaf]
+    }
+}
