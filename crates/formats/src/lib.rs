@@ -4,6 +4,7 @@
 //! - [`qcow2`]: clusters, with backing files, compression, snapshots and more.
 //! - [`parallels`]: the format of Parallels, with clusters.
 //! - [`vdi`]: the format of VirtualBox, with blocks of 1 MiB.
+//! - [`vpc`]: the VHD format, fixed and dynamic.
 //! - [`absent`]: formats that are recognised but not supported.
 #![forbid(unsafe_code)]
 
@@ -13,4 +14,5 @@ pub mod parallels;
 pub mod qcow2;
 pub mod raw;
 pub mod vdi;
+pub mod vpc;
 mod write_barrier;

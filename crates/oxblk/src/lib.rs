@@ -78,7 +78,7 @@
 //!
 //! # Formats
 //!
-//! [`Format`] lists the formats that can be opened and created: raw, qcow2, VDI and Parallels. A new image takes a [`Format`]
+//! [`Format`] lists the formats that can be opened and created: raw, qcow2, VDI, Parallels and VPC (VHD). A new image takes a [`Format`]
 //! with QEMU's default options, or options of a type such as [`Qcow2Options`]. Other formats, such as VMDK and VHDX, are
 //! recognised and refused, so that such an image is never taken for a raw one.
 //!
@@ -140,7 +140,8 @@ pub use create::Create;
 pub use disk::{Cursor, Disk, OpenOptions, Sharing, TakenRanges};
 pub use drivers::{absent_error, drivers, is_absent};
 pub use format::{
-    Compression, Format, NewFormat, Qcow2Options, Qcow2Version, RawOptions, VdiOptions,
+    Compression, Format, NewFormat, ParallelsOptions, Qcow2Options, Qcow2Version, RawOptions,
+    VdiOptions, VpcOptions,
 };
 pub use image_info::{BackingName, ImageInfo, has_own_info};
 pub use map::{Extent, Extents};

@@ -4,6 +4,7 @@ mod parallels;
 mod qcow2;
 mod raw;
 mod vdi;
+mod vpc;
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,6 +15,7 @@ pub use parallels::ParallelsOptions;
 pub use qcow2::{Compression, Qcow2Options, Qcow2Version};
 pub use raw::RawOptions;
 pub use vdi::VdiOptions;
+pub use vpc::VpcOptions;
 
 /// An image format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,11 +29,13 @@ pub enum Format {
     Vdi,
     /// The expandable format of Parallels.
     Parallels,
+    /// The VHD format of Virtual PC, Hyper-V and Azure.
+    Vpc,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: &[Self] = &[Self::Raw, Self::Qcow2, Self::Vdi, Self::Parallels];
+    pub const ALL: &[Self] = &[Self::Raw, Self::Qcow2, Self::Vdi, Self::Parallels, Self::Vpc];
 
     /// Its QEMU name.
     pub fn name(self) -> &'static str {
@@ -40,6 +44,7 @@ impl Format {
             Self::Qcow2 => "qcow2",
             Self::Vdi => "vdi",
             Self::Parallels => "parallels",
+            Self::Vpc => "vpc",
         }
     }
 }
@@ -71,6 +76,8 @@ pub enum NewFormat {
     Vdi(VdiOptions),
     /// A parallels image.
     Parallels(ParallelsOptions),
+    /// A VPC image.
+    Vpc(VpcOptions),
 }
 
 impl NewFormat {
@@ -81,6 +88,7 @@ impl NewFormat {
             Self::Qcow2(_) => Format::Qcow2,
             Self::Vdi(_) => Format::Vdi,
             Self::Parallels(_) => Format::Parallels,
+            Self::Vpc(_) => Format::Vpc,
         }
     }
 
@@ -91,6 +99,7 @@ impl NewFormat {
             Self::Qcow2(options) => options.to_options(),
             Self::Vdi(options) => options.to_options(),
             Self::Parallels(options) => options.to_options(),
+            Self::Vpc(options) => options.to_options(),
         }
     }
 }
@@ -102,6 +111,7 @@ impl From<Format> for NewFormat {
             Format::Qcow2 => Self::Qcow2(Qcow2Options::default()),
             Format::Vdi => Self::Vdi(VdiOptions::default()),
             Format::Parallels => Self::Parallels(ParallelsOptions::default()),
+            Format::Vpc => Self::Vpc(VpcOptions::default()),
         }
     }
 }
@@ -127,5 +137,11 @@ impl From<VdiOptions> for NewFormat {
 impl From<ParallelsOptions> for NewFormat {
     fn from(options: ParallelsOptions) -> Self {
         Self::Parallels(options)
+    }
+}
+
+impl From<VpcOptions> for NewFormat {
+    fn from(options: VpcOptions) -> Self {
+        Self::Vpc(options)
     }
 }
