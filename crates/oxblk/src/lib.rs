@@ -78,9 +78,9 @@
 //!
 //! # Formats
 //!
-//! [`Format`] lists the formats that can be opened and created: raw, qcow2, VDI, Parallels and VPC (VHD). A new image takes a [`Format`]
-//! with QEMU's default options, or options of a type such as [`Qcow2Options`]. Other formats, such as VMDK and VHDX, are
-//! recognised and refused, so that such an image is never taken for a raw one.
+//! [`Format`] lists the formats that can be opened and created: raw, qcow2, VDI, Parallels and VPC (VHD). A new image
+//! takes a [`Format`] with QEMU's default options, or options of a type such as [`Qcow2Options`]. Other formats, such as VMDK
+//! and VHDX, are recognised and refused, so that such an image is never taken for a raw one.
 //!
 //! If you do not name the format, the library probes it from the first bytes of the file. Name it with
 //! [`OpenOptions::format`] wherever you know it, and always for images that a guest has written to: a guest can write the

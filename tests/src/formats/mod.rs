@@ -17,6 +17,7 @@ mod qcow2;
 mod raw;
 mod variant;
 mod vdi;
+mod vpc;
 
 use std::fmt::Debug;
 use std::panic::RefUnwindSafe;
@@ -34,7 +35,7 @@ pub use variant::Variant;
 
 /// The table of formats.
 pub static FORMATS: &[&dyn TestFormat] =
-    &[&raw::Raw, &qcow2::Qcow2, &vdi::Vdi, &parallels::Parallels];
+    &[&raw::Raw, &qcow2::Qcow2, &vdi::Vdi, &parallels::Parallels, &vpc::Vpc];
 
 /// A format, as the harnesses use it.
 pub trait TestFormat: Debug + Sync + RefUnwindSafe {

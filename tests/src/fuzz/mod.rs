@@ -12,6 +12,7 @@ pub mod qcow2_header;
 pub mod qcow2_subclusters;
 pub mod qcow2_tables;
 pub mod vdi_header;
+pub mod vpc_header;
 
 use std::path::Path;
 
@@ -29,6 +30,7 @@ pub const TARGETS: &[Target] = &[
     ("qcow2_subclusters", qcow2_subclusters::run),
     ("qcow2_tables", qcow2_tables::run),
     ("vdi_header", vdi_header::run),
+    ("vpc_header", vpc_header::run),
 ];
 
 /// Runs every saved input of a target. Returns the number of inputs.

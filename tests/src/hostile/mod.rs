@@ -63,6 +63,13 @@
 //! | BAT larger than the file; entries past the end | "BAT past the end", "an entry behind the end of the file" |
 //! | offset of the data, format extension | "data offset …", "extension …" |
 //!
+//! | vpc | |
+//! |---|---|
+//! | footers: damaged, cut off, different from each other, of another type | "both footers damaged", "no footer at the end", "type …", "a fixed and a dynamic footer" |
+//! | header: cookie, offsets, block size, number of entries | "header …", "block size …", "… entries" |
+//! | block table larger than the file | "block table past the end of the file", `vpc::a_block_table_of_holes_is_checked_in_bounded_memory` |
+//! | entries: shared, overlapping, on metadata, past the end of the file | "two entries for one block", "an entry inside another block", … |
+//!
 //! | clients of the NBD server (`crates/exports/tests/nbd.rs` unless named) | |
 //! |---|---|
 //! | export name of 3,000 bytes | `an_export_name_of_three_thousand_bytes_is_unknown` |
@@ -82,6 +89,7 @@ pub mod qcow2_extra;
 pub mod qcow2_subclusters;
 pub mod qcow2_tables;
 pub mod vdi;
+pub mod vpc;
 
 use std::io::Read;
 use std::path::Path;

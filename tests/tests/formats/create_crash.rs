@@ -8,6 +8,7 @@ use oxblk_core::create::{CreateRequest, CreateTarget};
 use oxblk_core::{DriverFactory, Edge, Graph, OpenFlags, Options, Perm, Permissions, Result};
 use oxblk_formats::parallels::PARALLELS;
 use oxblk_formats::vdi::VDI;
+use oxblk_formats::vpc::VPC;
 use oxblk_ring::IoBufMut;
 use oxblk_ring::sim::{self, Disk};
 use oxblk_tests::program::Program;
@@ -82,7 +83,10 @@ fn power_cuts(driver: &'static dyn DriverFactory, earlier: &[u8], options: &str)
 
 #[test]
 fn a_power_cut_during_creation_leaves_no_image_with_wrong_contents() {
-    for (driver, all_options) in [(VDI, &["", ",static=on"][..]), (PARALLELS, &[""][..])] {
+    let vpc = &[",force_size=on", ",force_size=on,subformat=fixed"][..];
+    for (driver, all_options) in
+        [(VDI, &["", ",static=on"][..]), (PARALLELS, &[""][..]), (VPC, vpc)]
+    {
         let earlier = earlier_image(driver.name());
         for options in all_options {
             power_cuts(driver, &[], options);

@@ -98,7 +98,7 @@ impl Driver for Fixed {
     }
 
     fn info(&self) -> ImageInfo {
-        ImageInfo::default()
+        ImageInfo { is_always_shown: true, ..ImageInfo::default() }
     }
 
     fn reopen(&self) -> Option<&dyn Reopen> {

@@ -45,6 +45,9 @@ impl Geometry {
 
     /// The smallest geometry of at least `sectors` sectors, or the largest geometry.
     pub(super) fn holding(sectors: u64) -> Self {
+        if sectors == 0 {
+            return Self { cylinders: 0, heads: 0, sectors: 0 };
+        }
         // Sectors that are missing in the product are fewer than those of two cylinders.
         let candidates = (sectors..MOST_SECTORS).take(2 * 16 * 255);
         let mut geometries = candidates.map(Self::below);
@@ -69,7 +72,7 @@ mod tests {
 
     #[test]
     fn geometries_are_those_of_qemu_img() {
-        assert_eq!(holding(0), (0, 4, 17));
+        assert_eq!(holding(0), (0, 0, 0));
         assert_eq!(holding(512), (1, 4, 17));
         assert_eq!(holding(64 << 10), (2, 4, 17));
         assert_eq!(holding(8 << 20), (0xf1, 4, 17));
