@@ -33,7 +33,10 @@ fn new_images_are_the_same_bytes() {
                 let same = without_identity(&directory.join("image")) == theirs;
                 assert!(same, "{size} {options}");
             }
-            both.same(Img, &["info", "--output=json", "-f", "vpc", "image"]);
+            // QEMU does not open a fixed image that consists of a footer only.
+            if (size, options) != ("0", "force_size=on,subformat=fixed") {
+                both.same(Img, &["info", "--output=json", "-f", "vpc", "image"]);
+            }
         }
     }
 }

@@ -32,15 +32,14 @@ impl FileEnd {
         self.footer.load(Acquire)
     }
 
-    /// Records, before the first write, the byte offset of the footer in the last sector of the file. `None`: it has to
-    /// be written when the image is closed.
+    /// Records, before the first write, the byte offset of the footer in the last sector of the file, if it is there.
     pub(super) fn begin(&self, footer: Option<u64>) {
         self.footer.store(footer.unwrap_or(0), Release);
-        self.is_touched.store(footer.is_none(), Release);
+        self.is_touched.store(false, Release);
     }
 
     /// Records that the end of the file has to be settled when the image is closed.
-    fn touch(&self) {
+    pub(super) fn touch(&self) {
         self.is_touched.store(true, Release);
     }
 }

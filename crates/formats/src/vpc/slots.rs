@@ -85,6 +85,9 @@ impl Vpc {
         };
         let unused_from = if is_at_end { last } else { file.size() };
         self.end.begin(is_at_end.then_some(last));
+        if !is_at_end && self.metadata.at_end != Copy::Different {
+            self.end.touch();
+        }
         let behind = unused_from.saturating_sub(row.first);
         let fresh = behind.div_ceil(self.metadata.header.stride());
         let fresh = u32::try_from(fresh).unwrap_or(u32::MAX);
