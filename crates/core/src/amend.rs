@@ -40,6 +40,6 @@ impl Backend {
             node.set_size(node.driver().size());
             amended
         };
-        self.graph().run_exclusive(&self.node()?, amend).await
+        self.graph().run_exclusive(&self.node()?, self.while_open(amend)).await
     }
 }

@@ -27,7 +27,7 @@ impl Backend {
         let change = move |node: Arc<Node>| async move {
             of(&node)?.change(filename.as_deref(), format.as_deref()).await
         };
-        self.graph().run_exclusive(&self.node()?, change).await
+        self.graph().run_exclusive(&self.node()?, self.while_open(change)).await
     }
 
     /// Discards all guest data that the image itself stores: from then on, reads go to its backing file. The caller
@@ -38,7 +38,7 @@ impl Backend {
     /// `ENOTSUP` if the format cannot do this; the errors of the image.
     pub async fn make_empty(&self) -> Result<()> {
         let make_empty = |node: Arc<Node>| async move { of(&node)?.make_empty().await };
-        self.graph().run_exclusive(&self.node()?, make_empty).await
+        self.graph().run_exclusive(&self.node()?, self.while_open(make_empty)).await
     }
 }
 

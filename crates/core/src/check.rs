@@ -128,6 +128,6 @@ impl Backend {
             }
             of(&node)?.check(fix, &report).await
         };
-        self.graph().run_exclusive(node, check).await
+        self.graph().run_exclusive(node, self.while_open(check)).await
     }
 }

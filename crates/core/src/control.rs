@@ -13,10 +13,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use futures_util::future::LocalBoxFuture;
 use oxblk_ring::{Mutex, MutexGuardArc, Task, UntilSettled};
 
 use crate::backend::no_medium;
-use crate::{Drained, Graph, Node, Result};
+use crate::{Backend, ChildIdx, Drained, Graph, Node, Result};
 
 /// The lock that a control operation holds on its node.
 #[derive(Debug, Default)]
@@ -102,6 +103,9 @@ impl Graph {
             return Err(no_medium());
         }
         let node = Arc::clone(node);
+        // A write in place records itself only at the node where it entered. The driver flushes its children directly, and such
+        // a flush must cover that write.
+        mark_unflushed_below(&node);
         // If the thread ends halfway, the node stays locked until the host has completed the operations that were
         // begun.
         let exclusive = UntilSettled::new(exclusive);
@@ -115,6 +119,37 @@ impl Graph {
             outcome
         })
         .await
+    }
+}
+
+fn mark_unflushed_below(node: &Arc<Node>) {
+    for (child, edge) in node.children().iter() {
+        if child != ChildIdx::BACKING && !edge.node().is_read_only() {
+            edge.node().mark_unflushed();
+            mark_unflushed_below(edge.node());
+        }
+    }
+}
+
+impl Backend {
+    /// The work of a control operation that this backend requests. It fails if the backend was closed while the operation
+    /// waited for the node.
+    pub(crate) fn while_open<T, W, F>(
+        &self,
+        work: W,
+    ) -> impl FnOnce(Arc<Node>) -> LocalBoxFuture<'static, Result<T>> + use<T, W, F>
+    where
+        T: 'static,
+        W: FnOnce(Arc<Node>) -> F + 'static,
+        F: Future<Output = Result<T>> + 'static,
+    {
+        let backend = self.clone();
+        move |node| {
+            Box::pin(async move {
+                backend.root()?;
+                work(node).await
+            })
+        }
     }
 }
 

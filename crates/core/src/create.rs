@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{Backend, Edge, Options, Secrets};
+use crate::{Backend, Edge, Options, Result, Secrets};
 
 /// Type of a creation option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +53,65 @@ pub struct CreateRequest {
     pub target: CreateTarget,
     /// The creation options by their names; `size` among them (bytes).
     pub options: Options,
+}
+
+/// A file that a protocol has created. The value identifies the file itself, also if its name refers to another file by now.
+pub trait CreatedFile: Send + Sync {
+    /// Removes the file, but only if its name still refers to it.
+    ///
+    /// # Errors
+    /// When the host cannot look up the name or cannot remove the file.
+    fn remove(&self) -> Result<Removal>;
+}
+
+/// The outcome of [`Created::remove`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// The file was removed.
+    Removed,
+    /// The file is kept: it is a device, or the protocol does not remove files.
+    Kept,
+    /// Another program has removed the file, or has put another file in its place. That file is kept.
+    Replaced,
+}
+
+/// A created image, whose creator can remove it again if it stays incomplete. Dropping this keeps the image.
+pub struct Created(Result<Option<Box<dyn CreatedFile>>>);
+
+impl Created {
+    /// `file` is an error if the protocol cannot identify the file. Such a file is kept, and its removal returns the error.
+    pub(crate) fn new(file: Result<Option<Box<dyn CreatedFile>>>) -> Self {
+        Self(file)
+    }
+
+    /// Removes the image's file, if its name still refers to it. If another program replaces the file between the check
+    /// and the removal, the new file is removed: the host has no removal with a condition.
+    ///
+    /// # Errors
+    /// When the host cannot identify, look up or remove the file.
+    pub fn remove(self) -> Result<Removal> {
+        self.0?.map_or(Ok(Removal::Kept), |file| file.remove())
+    }
+
+    /// As [`Self::remove`], for a caller that already reports another error. The log reports a file that is not removed.
+    pub fn remove_incomplete(self, filename: &str) {
+        match self.remove() {
+            Ok(Removal::Removed | Removal::Kept) => {}
+            Ok(Removal::Replaced) => {
+                tracing::warn!(
+                    filename,
+                    "another program has replaced the incomplete image; nothing was removed"
+                );
+            }
+            Err(error) => tracing::warn!(filename, %error, "cannot remove an incomplete image"),
+        }
+    }
+}
+
+impl std::fmt::Debug for Created {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Created").finish_non_exhaustive()
+    }
 }
 
 /// A request to compute the size of a new image.

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::bitmap::PersistentBitmaps;
 use crate::check::Check;
-use crate::create::{CreateOption, CreateRequest, Measure, MeasureRequest};
+use crate::create::{CreateOption, CreateRequest, CreatedFile, Measure, MeasureRequest};
 use crate::{
     ChildIdx, Children, CompressedCluster, Graph, Limits, OpenContext, Options, Permissions,
     Result, Status, WriteFlags, ZeroFlags,
@@ -473,10 +473,14 @@ pub trait DriverFactory: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Removes what [`Self::create`] created under this name, after the format above has failed to create its image
-    /// (protocols).
-    fn remove_created(&self, filename: &str) {
+    /// The file that [`Self::create`] has just created under this name (protocols). `None`: such a file is never removed
+    /// again.
+    ///
+    /// # Errors
+    /// When the host cannot open the file.
+    fn created_file(&self, filename: &str) -> Result<Option<Box<dyn CreatedFile>>> {
         let _ = filename;
+        Ok(None)
     }
 
     /// Computes how many bytes an image made by [`Self::create`] would need.

@@ -121,7 +121,7 @@ impl Backend {
         let new = new.clone();
         let (keeper, above) = keeper(self.node()?)?;
         let create = move |node: Arc<Node>| async move { of(&node)?.create(&new).await };
-        self.graph().run_exclusive_below(above, &keeper, create).await
+        self.graph().run_exclusive_below(above, &keeper, self.while_open(create)).await
     }
 
     /// Restores the state of the disk that the snapshot of this id stores.
@@ -160,7 +160,7 @@ impl Backend {
             }
             outcome
         };
-        self.graph().run_exclusive_below(above, &keeper, apply).await
+        self.graph().run_exclusive_below(above, &keeper, self.while_open(apply)).await
     }
 
     /// Makes a read-only image show the state that the snapshot of this id stores, until the image is closed. The image
@@ -195,7 +195,7 @@ impl Backend {
             node.set_size(node.driver().size());
             Ok(())
         };
-        self.graph().run_exclusive(&node, load).await
+        self.graph().run_exclusive(&node, self.while_open(load)).await
     }
 
     /// Deletes the snapshot of this id.
@@ -224,7 +224,7 @@ impl Backend {
             let id = selection.id(of(&node)?).await?;
             of(&node)?.delete(&id).await
         };
-        self.graph().run_exclusive_below(above, &keeper, delete).await
+        self.graph().run_exclusive_below(above, &keeper, self.while_open(delete)).await
     }
 }
 

@@ -40,7 +40,7 @@ impl Backend {
             node.mark_unflushed();
             saved
         };
-        self.graph().run_exclusive(edge.node(), save).await
+        self.graph().run_exclusive(edge.node(), self.while_open(save)).await
     }
 
     /// Fills `buf` from `offset` of the VM state.
@@ -49,6 +49,6 @@ impl Backend {
     /// `ENOTSUP` if the format cannot store VM state; the errors of the image.
     pub async fn load_vm_state(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
         let load = move |node: Arc<Node>| async move { of(&node)?.load(offset, buf).await };
-        self.graph().run_exclusive(&self.node()?, load).await
+        self.graph().run_exclusive(&self.node()?, self.while_open(load)).await
     }
 }

@@ -142,7 +142,9 @@ pub async fn compare(
     });
     let in_place = usize::try_from(STEP).ok();
     let work = |shared: Arc<Shared>| async move { shared.work().await };
-    if let Err(TaskGone) = workers::run(&shared, parallel, in_place, helpers, work).await {
+    if let Err(TaskGone) =
+        workers::run(&shared, parallel, in_place, helpers, work, Shared::stopped).await
+    {
         shared.stopped();
     }
     let found = shared.found.take();

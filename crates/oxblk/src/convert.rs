@@ -126,7 +126,7 @@ impl Convert {
     async fn convert_from(self, threads: IoThreads) -> Result<()> {
         let format = self.create.format();
         let graph = self.source.graph().clone();
-        self.create.make().await?;
+        let created = self.create.make().await?;
         let copied = async {
             let target = Disk::options()
                 .graph(graph.clone())
@@ -149,7 +149,7 @@ impl Convert {
         let outcome = copied.await;
         if outcome.is_err() {
             // Remove the incomplete image, so that nobody takes it for a complete one.
-            graph.protocol_for(&self.target)?.0.remove_created(&self.target);
+            created.remove_incomplete(&self.target);
         }
         outcome
     }

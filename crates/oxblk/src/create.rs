@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use oxblk_core::create::Created;
 use oxblk_core::{Gate, Graph, OpenFlags, Options, Secrets, names, relative_to};
 
 use crate::{Format, IoThreads, Measure, NewFormat, Request, Result, drivers, measure};
@@ -81,7 +82,7 @@ impl Create {
             Ok(threads) => threads,
             Err(error) => return Request::failed(error),
         };
-        Request::begin(&threads, move || self.make())
+        Request::begin(&threads, move || async { self.make().await.map(drop) })
     }
 
     /// Computes the size of the file that the image would need, without creating it. An overlay is measured as an empty
@@ -106,7 +107,8 @@ impl Create {
         self.format.format()
     }
 
-    pub(crate) async fn make(self) -> Result<()> {
+    /// Creates the image. The caller may remove it again.
+    pub(crate) async fn make(self) -> Result<Created> {
         let graph = Graph::with_secrets(drivers(), Gate::AnyFile, self.secrets);
         let mut options = self.format.to_options();
         options.overlay(&self.options);

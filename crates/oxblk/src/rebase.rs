@@ -125,7 +125,11 @@ pub async fn run(job: Rebase, helpers: &[IoThread]) -> Outcome {
     });
     let in_place = usize::try_from(STEP).ok();
     let work = |shared: Arc<Shared>| async move { shared.work().await };
-    if let Err(TaskGone) = workers::run(&shared, parallel, in_place, helpers, work).await {
+    if let Err(TaskGone) = workers::run(&shared, parallel, in_place, helpers, work, |shared| {
+        shared.fail(stopped(0, "Cancelled"))
+    })
+    .await
+    {
         shared.fail(stopped(0, "An I/O thread ended early"));
     }
     shared.failure.take().map_or(Ok(()), Err)

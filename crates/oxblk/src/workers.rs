@@ -1,7 +1,9 @@
 //! The workers of an operation on whole disks.
 //!
 //! Several workers on several I/O threads take pieces of a disk from a common state until no piece is left. [`run`]
-//! distributes the workers over the threads and waits for them. It does not stop workers: the state says when they end.
+//! distributes the workers over the threads and waits for them. The state says when they end: no piece is left, or the
+//! operation has failed. If the future of [`run`] is dropped, it makes the state fail, so that workers on other threads do
+//! not continue an operation that nobody awaits.
 
 use std::sync::Arc;
 
@@ -13,6 +15,8 @@ use oxblk_ring::{IoThread, TaskGone, transfer_in_place};
 /// Transfers of files in memory of up to `in_place` bytes are executed by the threads themselves meanwhile
 /// ([`transfer_in_place`]). `None`: the usual limit applies.
 ///
+/// `cancel` makes the state fail. It is called if the future is dropped.
+///
 /// # Errors
 /// If a helper has ended before its workers. The workers of all other threads have ended by then.
 pub async fn run<S, W, F>(
@@ -21,12 +25,14 @@ pub async fn run<S, W, F>(
     in_place: Option<usize>,
     helpers: &[IoThread],
     work: W,
+    cancel: fn(&S),
 ) -> Result<(), TaskGone>
 where
     S: Send + Sync + 'static,
     W: Fn(Arc<S>) -> F + Copy + Send + 'static,
     F: Future<Output = ()> + 'static,
 {
+    let cancelled = Cancel { state, cancel };
     let count = count.max(1);
     let threads = helpers.len().saturating_add(1).min(count);
     let (each, extra) = (count / threads, count % threads);
@@ -41,7 +47,20 @@ where
     for thread in remote {
         outcome = outcome.and(thread.await);
     }
+    std::mem::forget(cancelled);
     outcome
+}
+
+/// Makes the state fail when it is dropped.
+struct Cancel<'a, S> {
+    state: &'a Arc<S>,
+    cancel: fn(&S),
+}
+
+impl<S> Drop for Cancel<'_, S> {
+    fn drop(&mut self) {
+        (self.cancel)(self.state);
+    }
 }
 
 async fn on_one_thread<S, W, F>(state: Arc<S>, count: usize, in_place: Option<usize>, work: W)
@@ -74,14 +93,21 @@ mod tests {
         let counts = Counts::default();
         let ran = block_on_with(
             Config::default(),
-            run(&counts, workers, None, helpers, |counts| async move {
-                let thread = try_thread_index();
-                let mut counts = counts.lock().unwrap();
-                match counts.iter_mut().find(|(index, _)| *index == thread) {
-                    Some((_, count)) => *count += 1,
-                    None => counts.push((thread, 1)),
-                }
-            }),
+            run(
+                &counts,
+                workers,
+                None,
+                helpers,
+                |counts| async move {
+                    let thread = try_thread_index();
+                    let mut counts = counts.lock().unwrap();
+                    match counts.iter_mut().find(|(index, _)| *index == thread) {
+                        Some((_, count)) => *count += 1,
+                        None => counts.push((thread, 1)),
+                    }
+                },
+                |_| (),
+            ),
         );
         ran.unwrap().unwrap();
         let mut counts: Vec<_> = counts.lock().unwrap().iter().map(|(_, count)| *count).collect();
@@ -100,15 +126,50 @@ mod tests {
     }
 
     #[test]
+    fn workers_on_other_threads_are_cancelled_with_the_future() {
+        let threads = IoThreads::start(1).unwrap();
+        let (begun, cancelled) = (Arc::new(AtomicUsize::new(0)), AtomicUsize::new(0));
+        let state = Arc::new((begun, cancelled));
+        let ran = block_on_with(Config::default(), async {
+            let helpers = threads.threads();
+            let work = |state: Arc<(Arc<AtomicUsize>, AtomicUsize)>| async move {
+                state.0.fetch_add(1, Relaxed);
+                while state.1.load(Relaxed) == 0 {
+                    oxblk_ring::yield_now().await;
+                }
+                state.0.fetch_sub(1, Relaxed);
+            };
+            let mut running =
+                Box::pin(run(&state, 2, None, helpers, work, |state| state.1.store(1, Relaxed)));
+            while state.0.load(Relaxed) < 2 {
+                assert!(futures_util::poll!(&mut running).is_pending());
+                oxblk_ring::yield_now().await;
+            }
+            drop(running);
+        });
+        ran.unwrap();
+        threads.join();
+        // The worker on this thread was dropped before it could count down.
+        assert_eq!(state.0.load(Relaxed), 1, "the worker on the other thread still runs");
+    }
+
+    #[test]
     fn a_helper_that_has_ended_is_reported_and_the_other_workers_run() {
         let ended = block_on_with(Config::default(), async { IoThread::current() });
         let helpers = [ended.unwrap().unwrap()];
         let count = Arc::new(AtomicUsize::new(0));
         let ran = block_on_with(
             Config::default(),
-            run(&count, 2, None, &helpers, |count| async move {
-                count.fetch_add(1, Relaxed);
-            }),
+            run(
+                &count,
+                2,
+                None,
+                &helpers,
+                |count| async move {
+                    count.fetch_add(1, Relaxed);
+                },
+                |_| (),
+            ),
         );
         assert_eq!(ran.unwrap(), Err(TaskGone));
         assert_eq!(count.load(Relaxed), 1);

@@ -1,5 +1,12 @@
 //! Files and the operations on them.
 //!
+//! | file | concern |
+//! |---|---|
+//! | this file | the handle: opening, closing, size, allocation, copies |
+//! | `transfer` | reads and writes |
+//! | `extents` | data and holes |
+//! | `registration` | the dense id, and the rings that have registered the file |
+//!
 //! A [`File`] is a handle that all I/O threads may use at once. Each ring registers the file at its first use, under
 //! the file's dense id. When the last handle is dropped the descriptor is closed, and every ring that has registered
 //! the file is asked to unregister it.
@@ -7,21 +14,23 @@
 //! Reads and writes start when the method is called, on the current I/O thread, and own their buffers. Dropping their
 //! future only detaches the operation. All other operations are `async fn`s.
 
+mod extents;
+mod registration;
+mod transfer;
+
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Weak};
 
 use crate::aio::Aio;
-use crate::buf::{IoBuf, IoBufMut, IoVec, IoVecMut};
-use crate::reactor::{Op, Payload, Pending, start_file};
+use crate::reactor::{Op, Payload, start_file};
 use crate::runtime::offload::on_file;
-use crate::runtime::shared::{Message, send_to};
 use crate::sim::Disk;
+pub use extents::Extent;
+use registration::Registration;
+pub use transfer::{ReadAt, ReadvAt, WriteAt, WritevAt};
 
 /// The mode of [`File::fallocate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,45 +59,8 @@ impl Falloc {
     }
 }
 
-/// A run of a file that is all data or all hole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
-    /// Whether it is data; a hole reads as zeroes.
-    pub is_data: bool,
-    /// Its end, in bytes from the start of the file.
-    pub end: u64,
-}
-
 /// `f_type` of tmpfs and ramfs, see `statfs(2)`.
 const MEMORY_FILE_SYSTEMS: [i64; 2] = [0x0102_1994, 0x8584_58f6];
-
-/// A small number that no other open file has. When dropped, another file may use it.
-struct FileId(u32);
-
-struct FreeIds {
-    next: u32,
-    free: Vec<u32>,
-}
-
-static IDS: Mutex<FreeIds> = Mutex::new(FreeIds { next: 0, free: Vec::new() });
-
-impl FileId {
-    fn new() -> FileId {
-        let mut ids = IDS.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = ids.free.pop().unwrap_or_else(|| {
-            let id = ids.next;
-            ids.next += 1;
-            id
-        });
-        FileId(id)
-    }
-}
-
-impl Drop for FileId {
-    fn drop(&mut self) {
-        IDS.lock().unwrap_or_else(PoisonError::into_inner).free.push(self.0);
-    }
-}
 
 struct Host {
     // The fields drop in this order: rings are asked to unregister the file before the descriptor is closed.
@@ -97,21 +69,6 @@ struct Host {
     aio: Aio,
     /// The file's data exists in memory only (tmpfs): reads and writes never wait for a device.
     in_memory: bool,
-}
-
-/// The file's index in the registered-file tables of rings.
-struct Registration {
-    id: Arc<FileId>,
-    /// I/O threads whose ring may have registered the file, by index.
-    rings: AtomicU64,
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        // The id becomes free when the last ring has unregistered the file.
-        let rings = *self.rings.get_mut();
-        send_to(rings, || Message::Unregister(self.id.0, Arc::clone(&self.id) as _));
-    }
 }
 
 #[derive(Clone)]
@@ -141,12 +98,7 @@ impl File {
     pub fn from_fd(fd: OwnedFd, aio: Aio) -> File {
         let in_memory =
             rustix::fs::fstatfs(&fd).is_ok_and(|stat| MEMORY_FILE_SYSTEMS.contains(&stat.f_type));
-        File(Inner::Host(Arc::new(Host {
-            registration: Registration { id: Arc::new(FileId::new()), rings: AtomicU64::new(0) },
-            fd,
-            aio,
-            in_memory,
-        })))
+        File(Inner::Host(Arc::new(Host { registration: Registration::new(), fd, aio, in_memory })))
     }
 
     /// A weak reference: it does not keep a file of the host open.
@@ -218,7 +170,7 @@ impl File {
     /// The dense id; for a simulated disk, an id beyond the end of every table.
     pub(crate) fn id(&self) -> u32 {
         match &self.0 {
-            Inner::Host(host) => host.registration.id.0,
+            Inner::Host(host) => host.registration.id(),
             Inner::Sim(_) | Inner::Closed => u32::MAX,
         }
     }
@@ -226,118 +178,8 @@ impl File {
     /// Remembers that the ring of the I/O thread `index` has registered the file.
     pub(crate) fn note_ring(&self, index: usize) {
         if let Inner::Host(host) = &self.0 {
-            host.registration.rings.fetch_or(1 << index, Ordering::Relaxed);
+            host.registration.note_ring(index);
         }
-    }
-
-    /// Reads once, at most `buf.len()` bytes. The read may be short; it returns 0 at the end of the file.
-    ///
-    /// # Panics
-    /// If the caller is not on an I/O thread.
-    pub fn read_at(&self, buf: IoBufMut, offset: u64) -> ReadAt {
-        ReadAt(start_file(self, Op::Read { offset }, Payload::Read(buf)))
-    }
-
-    /// Writes once; the write may be short. With `fua` the data is durable on completion (`RWF_DSYNC`).
-    ///
-    /// # Panics
-    /// If the caller is not on an I/O thread.
-    pub fn write_at(&self, buf: IoBuf, offset: u64, fua: bool) -> WriteAt {
-        WriteAt(start_file(self, Op::Write { offset, fua }, Payload::Write(buf)))
-    }
-
-    /// Reads once into several buffers in order; the read may be short.
-    ///
-    /// # Panics
-    /// If the caller is not on an I/O thread.
-    pub fn read_vectored_at(&self, bufs: IoVecMut, offset: u64) -> ReadvAt {
-        ReadvAt(start_file(self, Op::Read { offset }, Payload::ReadV(bufs)))
-    }
-
-    /// Writes several buffers in order; the write may be short.
-    ///
-    /// # Panics
-    /// If the caller is not on an I/O thread.
-    pub fn write_vectored_at(&self, bufs: IoVec, offset: u64, fua: bool) -> WritevAt {
-        WritevAt(start_file(self, Op::Write { offset, fua }, Payload::WriteV(bufs)))
-    }
-
-    /// Reads until the buffer is full or the file ends. Returns the number of bytes that were before the end; the
-    /// rest of the buffer is zeroed.
-    ///
-    /// # Errors
-    /// The read's error.
-    pub async fn read_full_at(&self, buf: IoBufMut, offset: u64) -> io::Result<(IoBufMut, usize)> {
-        let len = buf.len();
-        let (mut front, mut rest, mut filled) = (None::<IoBufMut>, buf, 0usize);
-        while !rest.is_empty() {
-            let (result, buf) = self.read_at(rest, at(offset, filled)?).await;
-            rest = buf;
-            match result {
-                Ok(0) => break,
-                Ok(n) => {
-                    filled += n;
-                    if filled == len && front.is_none() {
-                        return Ok((rest, len));
-                    }
-                    let piece = rest.split_to(n);
-                    front = Some(join(front, piece));
-                }
-                Err(error) if is_transient(&error) => crate::yield_now().await,
-                Err(error) => return Err(error),
-            }
-        }
-        rest.fill(0);
-        Ok((join(front, rest), filled))
-    }
-
-    /// Writes everything.
-    ///
-    /// # Errors
-    /// The write's error; [`io::ErrorKind::WriteZero`] if the file accepts no more data.
-    pub async fn write_all_at(&self, mut buf: IoBuf, offset: u64, fua: bool) -> io::Result<()> {
-        let mut written = 0;
-        while !buf.is_empty() {
-            match self.write_at(buf.clone(), at(offset, written)?, fua).await {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => {
-                    written += n;
-                    if n == buf.len() {
-                        break;
-                    }
-                    drop(buf.split_to(n));
-                }
-                Err(error) if is_transient(&error) => crate::yield_now().await,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes several buffers completely, in order.
-    ///
-    /// # Errors
-    /// The write's error; [`io::ErrorKind::WriteZero`] if the file accepts no more data.
-    pub async fn write_all_vectored_at(
-        &self,
-        mut bufs: IoVec,
-        offset: u64,
-        fua: bool,
-    ) -> io::Result<()> {
-        let mut written = 0;
-        bufs.retain(|buf| !buf.is_empty());
-        while !bufs.is_empty() {
-            match self.write_vectored_at(bufs.clone(), at(offset, written)?, fua).await {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => {
-                    written += n;
-                    crate::net::advance(&mut bufs, n);
-                }
-                Err(error) if is_transient(&error) => crate::yield_now().await,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
     }
 
     /// Makes what has been written durable; with `data_only`, only the metadata needed to read it back (`fdatasync`).
@@ -416,38 +258,6 @@ impl File {
         }
     }
 
-    /// Finds the extent that contains `offset`.
-    ///
-    /// # Errors
-    /// `ENXIO` at and past the end; the file system's error. If the file system does not report holes, all is data.
-    pub async fn seek_extent(&self, offset: u64) -> io::Result<Extent> {
-        match &self.0 {
-            Inner::Sim(disk) => disk.seek_extent(offset),
-            Inner::Closed => Err(bad_descriptor()),
-            Inner::Host(host) => {
-                let host = Arc::clone(host);
-                on_file(move || seek_extent(host.fd.as_fd(), offset)).await
-            }
-        }
-    }
-
-    /// Finds the extent that contains `offset` and the extents that follow it, up to and including the extent of data with
-    /// number `data_extents`, counted from 1.
-    ///
-    /// # Errors
-    /// Those of [`File::seek_extent`] at `offset`. If a later extent cannot be found, the list ends before it.
-    pub async fn seek_extents(&self, offset: u64, data_extents: usize) -> io::Result<Vec<Extent>> {
-        match &self.0 {
-            Inner::Sim(disk) => extents_with(offset, data_extents, |at| disk.seek_extent(at)),
-            Inner::Closed => Err(bad_descriptor()),
-            Inner::Host(host) => {
-                let host = Arc::clone(host);
-                let seek = move |at| seek_extent(host.fd.as_fd(), at);
-                on_file(move || extents_with(offset, data_extents, seek)).await
-            }
-        }
-    }
-
     /// Copies inside the kernel (`copy_file_range`); the copy may be short.
     ///
     /// # Errors
@@ -509,20 +319,6 @@ fn close_host(host: Arc<Host>) -> io::Result<()> {
     check(i64::from(unsafe { libc::close(fd.into_raw_fd()) })).map(drop)
 }
 
-fn join(front: Option<IoBufMut>, piece: IoBufMut) -> IoBufMut {
-    match front {
-        None => piece,
-        Some(mut front) => match front.unsplit(piece) {
-            Ok(()) => front,
-            Err(_) => unreachable!("pieces of one buffer follow each other"),
-        },
-    }
-}
-
-fn at(offset: u64, done: usize) -> io::Result<u64> {
-    offset.checked_add(done as u64).ok_or_else(|| io::Error::from_raw_os_error(libc::EFBIG))
-}
-
 fn is_transient(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
 }
@@ -539,103 +335,3 @@ fn check(result: i64) -> io::Result<u64> {
 pub(crate) fn count(result: i32) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(result.saturating_neg()))
 }
-
-fn extents_with(
-    offset: u64,
-    data_extents: usize,
-    seek: impl Fn(u64) -> io::Result<Extent>,
-) -> io::Result<Vec<Extent>> {
-    let mut last = seek(offset)?;
-    let mut extents = vec![last];
-    let mut data = usize::from(last.is_data);
-    while data < data_extents {
-        // An error may only mean that the file ends here.
-        let Ok(next) = seek(last.end) else { break };
-        data = data.saturating_add(usize::from(next.is_data));
-        extents.push(next);
-        last = next;
-    }
-    Ok(extents)
-}
-
-fn seek_extent(fd: BorrowedFd<'_>, offset: u64) -> io::Result<Extent> {
-    let at = signed(offset)?;
-    // SAFETY: no memory involved. Nothing uses the descriptor's position.
-    let seek = |at, whence| check(unsafe { libc::lseek(fd.as_raw_fd(), at, whence) });
-    match seek(at, libc::SEEK_DATA) {
-        Ok(data) if data > offset => Ok(Extent { is_data: false, end: data }),
-        Ok(_) => match seek(at, libc::SEEK_HOLE) {
-            Ok(hole) if hole > offset => Ok(Extent { is_data: true, end: hole }),
-            // The range was punched between the two calls: a hole of unknown length. One sector is a safe lower
-            // bound.
-            Ok(_) => Ok(Extent { is_data: false, end: offset.saturating_add(1) }),
-            Err(error) => Err(error),
-        },
-        // There is no data behind the offset, or the offset is not in the file.
-        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => match seek(0, libc::SEEK_END)? {
-            size if size > offset => Ok(Extent { is_data: false, end: size }),
-            _ => Err(error),
-        },
-        // The file system does not know holes.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            match seek(0, libc::SEEK_END)? {
-                size if size > offset => Ok(Extent { is_data: true, end: size }),
-                _ => Err(io::Error::from_raw_os_error(libc::ENXIO)),
-            }
-        }
-        Err(error) => Err(error),
-    }
-}
-
-macro_rules! transfer_future {
-    ($(#[$doc:meta])* $name:ident, $output:ty, |$result:ident, $payload:ident| $map:expr) => {
-        $(#[$doc])*
-        #[must_use = "the operation has started; dropping this loses its result"]
-        pub struct $name(Pending);
-
-        impl Future for $name {
-            type Output = $output;
-
-            fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-                Pin::new(&mut self.0).poll(cx).map(|($result, $payload)| $map)
-            }
-        }
-    };
-}
-
-transfer_future!(
-    /// A read in flight; see [`File::read_at`].
-    ReadAt,
-    (io::Result<usize>, IoBufMut),
-    |result, payload| match payload {
-        Payload::Read(buf) => (count(result), buf),
-        other => unreachable!("a read completed with {other:?}"),
-    }
-);
-transfer_future!(
-    /// A vectored read in flight; see [`File::read_vectored_at`].
-    ReadvAt,
-    (io::Result<usize>, IoVecMut),
-    |result, payload| match payload {
-        Payload::ReadV(bufs) => (count(result), bufs),
-        other => unreachable!("a read completed with {other:?}"),
-    }
-);
-transfer_future!(
-    /// A write in flight; see [`File::write_at`].
-    WriteAt,
-    io::Result<usize>,
-    |result, payload| {
-        drop(payload);
-        count(result)
-    }
-);
-transfer_future!(
-    /// A vectored write in flight; see [`File::write_vectored_at`].
-    WritevAt,
-    io::Result<usize>,
-    |result, payload| {
-        drop(payload);
-        count(result)
-    }
-);

@@ -132,7 +132,8 @@ impl Files {
                 options.insert("backing_file", name.display().to_string());
                 options.insert("backing_fmt", format);
             }
-            graph.create_image(&name, variant.driver(), &options).await.map_err(|e| e.to_string())
+            let created = graph.create_image(&name, variant.driver(), &options).await;
+            created.map(drop).map_err(|e| e.to_string())
         })
     }
 

@@ -118,13 +118,21 @@ impl Model {
     }
 }
 
+/// The known value of a byte when a read began.
+#[derive(Clone, Copy, Debug)]
+struct Old {
+    byte: u8,
+    /// The byte was discarded before, so it may also be zero.
+    doubtful: bool,
+}
+
 /// A request in flight.
 struct Active {
     op: Op,
     /// A snapshot is applied concurrently, so the result of the request is not known.
     ambiguous: bool,
     /// For a read: the known old values of its bytes, and the writes that overlap it.
-    before: Vec<Option<u8>>,
+    before: Vec<Option<Old>>,
     met: Vec<Op>,
 }
 
@@ -140,8 +148,8 @@ fn go_together(one: &Op, other: &Op) -> bool {
 }
 
 impl Active {
-    /// Whether a read that overlaps writes may return these bytes. Zero is always possible, since a concurrent or earlier
-    /// discard may leave zeroes.
+    /// Whether a read that overlaps writes may return these bytes. Each byte has its old value or that of a write that covers
+    /// it. It may be zero instead only if a discard covers it, or covered it before the read began.
     fn allows(&self, bytes: &[u8]) -> bool {
         let start = self.op.range().start;
         let made: Vec<(Range<u64>, Vec<u8>)> = self
@@ -159,8 +167,16 @@ impl Active {
                 range.contains(&at) && bytes[slots(range.start..at).len()] == byte
             })
         };
-        (start..).zip(bytes).zip(&self.before).all(|((at, byte), before)| {
-            *byte == 0 || before.is_none_or(|before| before == *byte) || put(at, *byte)
+        let zeroed = |at: u64| {
+            self.met.iter().any(|op| {
+                matches!(op, Op::WriteZeroes { .. } | Op::Discard { .. })
+                    && op.range().contains(&at)
+            })
+        };
+        (start..).zip(bytes).zip(&self.before).all(|((at, &byte), before)| {
+            before.is_none_or(|old| old.byte == byte || byte == 0 && old.doubtful)
+                || byte == 0 && zeroed(at)
+                || put(at, byte)
         })
     }
 }
@@ -264,10 +280,12 @@ impl State {
             }
         }
         if let Op::Read { .. } = op {
-            let range = slots(op.range());
-            let known = self.model.oracle.bytes()[range.clone()].iter();
-            let unknown = &self.model.unknown[range];
-            before = known.zip(unknown).map(|(byte, no)| (!no).then_some(*byte)).collect();
+            let Model { oracle, unknown } = &self.model;
+            let old = |at| {
+                let byte = oracle.bytes()[slots(0..at).end];
+                (!unknown[slots(0..at).end]).then(|| Old { byte, doubtful: oracle.is_doubtful(at) })
+            };
+            before = op.range().map(old).collect();
         }
         self.under_way.push(Active { op: op.clone(), ambiguous: self.applying, before, met });
     }
@@ -486,5 +504,38 @@ pub fn attempt(variant: &'static Variant, seed: u64, plan: Plan) -> Result<(), S
 pub fn run(variant: &'static Variant, seed: u64, plan: Plan) {
     if let Err(error) = attempt(variant, seed, plan) {
         panic!("{} mixed seed {seed}: {error}", variant.name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A read of 16 bytes with the value 5, of which the last 4 were discarded before.
+    fn read(met: Vec<Op>) -> Active {
+        let old = |at| Some(Old { byte: 5, doubtful: at >= 12 });
+        let op = Op::Read { offset: 0, len: 16 };
+        Active { op, ambiguous: false, before: (0..16).map(old).collect(), met }
+    }
+
+    fn zeroes(range: Range<usize>) -> [u8; 16] {
+        let mut bytes = [5; 16];
+        bytes[range].fill(0);
+        bytes
+    }
+
+    #[test]
+    fn only_bytes_that_a_discard_covers_may_be_zero() {
+        let write = Op::Write { offset: 0, len: 4, seed: 1, fua: false };
+        for zeroing in
+            [Op::Discard { offset: 4, len: 4 }, Op::WriteZeroes { offset: 4, len: 4, unmap: false }]
+        {
+            let read = read(vec![write.clone(), zeroing]);
+            assert!(read.allows(&zeroes(0..0)));
+            assert!(read.allows(&zeroes(4..8)));
+            assert!(read.allows(&zeroes(12..16)));
+            assert!(!read.allows(&zeroes(8..9)));
+            assert!(!read.allows(&zeroes(3..4)));
+        }
     }
 }

@@ -103,7 +103,8 @@ impl Oracle {
         }
     }
 
-    fn is_doubtful(&self, position: u64) -> bool {
+    /// Whether the byte was discarded, and not read or written since. It may be zero then.
+    pub(super) fn is_doubtful(&self, position: u64) -> bool {
         self.doubtful[index(position / 64)] >> (position % 64) & 1 == 1
     }
 

@@ -71,6 +71,10 @@ fn a_leak_is_found_and_repaired_while_the_disk_is_open() {
     assert_eq!((report.leaks, report.leaks_fixed), (0, 1));
     assert_eq!(events.0.lock().unwrap().last(), Some(&Event::Repaired(1)));
     assert_eq!(disk.check(Fix::Nothing).wait().unwrap().leaks, 0);
+    let refused = disk.write(0, vec![6; 512]).wait().unwrap_err();
+    assert_eq!(refused.raw_errno(), Errno::IO);
+    let text = refused.to_string();
+    assert!(text.contains("repair") && text.contains("opened again"), "{text}");
     disk.close().wait().unwrap();
     let disk = Disk::open(&path).wait().unwrap();
     assert_eq!(disk.read(0, 512).wait().unwrap()[..], [5; 512]);

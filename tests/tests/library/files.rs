@@ -60,6 +60,31 @@ fn no_other_process_writes_to_the_source_during_a_conversion() {
 }
 
 #[test]
+fn a_stopped_conversion_removes_only_the_file_that_it_created() {
+    let folder = in_memory();
+    let name = |name: &str| folder.path().join(name);
+    let (path, target, other) = (name("a.raw"), name("b.raw"), name("other"));
+    std::fs::write(&path, vec![7; 8 * MIB]).unwrap();
+    let source = Disk::options().format(Format::Raw).read_only(true).open(&path).wait().unwrap();
+    for replaced in [false, true] {
+        std::fs::write(&other, "other").unwrap();
+        let convert = Convert::new(&source, &target, Format::Raw);
+        let (stop, from, to) = (convert.stopper(), other.clone(), target.clone());
+        let stopped = convert.progress(move |_, _| {
+            if replaced && from.exists() {
+                std::fs::rename(&from, &to).unwrap();
+            }
+            stop.stop();
+        });
+        let error = stopped.run().wait().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+        let remains = std::fs::read(&target).ok();
+        assert_eq!(remains.as_deref(), replaced.then_some(b"other".as_slice()));
+    }
+    source.close().wait().unwrap();
+}
+
+#[test]
 fn a_dropped_server_removes_its_socket_file() {
     let folder = in_memory();
     let (path, socket) = (folder.path().join("a.raw"), folder.path().join("socket"));

@@ -1,7 +1,7 @@
 //! Every form of address for `oxblk serve --nbd`.
 
 use crate::served::python;
-use oxblk_tests::program::{Program, Server};
+use oxblk_tests::program::{Program, Server, oxblk};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 
@@ -54,6 +54,25 @@ fn every_form_of_tcp_address_is_listened_on_and_creates_no_file() {
         assert_eq!(files(dir.path()), ["d"], "{form}");
         let printed = server.stop();
         assert_eq!(printed_uri(&printed), uri);
+    }
+}
+
+#[test]
+fn an_address_that_other_machines_can_reach_is_printed_with_a_warning() {
+    let dir = with_disk();
+    for (host, exposed) in [("0.0.0.0", true), ("127.0.0.1", false), ("127.0.0.2", false)] {
+        let port = free_port();
+        let given = format!("{host}:{port}");
+        let reached = if exposed { "127.0.0.1" } else { host };
+        let serve = format!("exec {} serve d -f raw --nbd {given} 2>log", oxblk().display());
+        let mut server = Program::new("sh").arg("-c").arg(serve).directory(dir.path()).start();
+        server.wait_for(&given, || TcpStream::connect((reached, port)).is_ok());
+        let printed = server.stop();
+        let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
+        let warning =
+            format!("every machine that can connect to {given} can read and write the disk");
+        assert_eq!(log.contains(&warning), exposed, "{log}");
+        assert_eq!(printed.contains(&format!("listening on {given}")), exposed, "{printed}");
     }
 }
 

@@ -46,7 +46,25 @@ fn the_printed_commands_work_unchanged() {
     assert!(printed.contains(&format!("  nbdcopy '{uri}' copy.raw\n")), "{printed}");
     assert!(printed.contains(&format!("-drive file='{uri}',format=raw,if=virtio\n")), "{printed}");
     let client = format!("nbd-client -unix '{}' /dev/nbd0 -name 'x y'", socket.display());
-    assert!(printed.contains(&client), "{printed}");
+    assert!(printed.contains(&format!("{client} && sudo mount /dev/nbd0 /mnt\n")), "{printed}");
+    assert!(!printed.contains("listening on"), "{printed}");
+}
+
+#[test]
+fn the_mount_command_names_a_partition_of_a_partitioned_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    for (label, script) in [
+        ("dos", "label: dos\nsize=4M, type=83\ntype=83\n"),
+        ("gpt", "label: gpt\nsize=4M\nsize=8M\n"),
+    ] {
+        let disk = dir.path().join(label);
+        std::fs::File::create(&disk).unwrap().set_len(32 << 20).unwrap();
+        let sfdisk = format!("printf '{script}' | sfdisk -q {label}");
+        Program::new("sh").arg("-c").arg(sfdisk).directory(dir.path()).succeed();
+        let served = Served::start(dir.path(), &["-f", "raw", label]);
+        let printed = served.stop();
+        assert!(printed.contains("&& sudo mount /dev/nbd0p2 /mnt\n"), "{label}: {printed}");
+    }
 }
 
 #[test]

@@ -175,7 +175,7 @@ impl Model {
             choice if !self.bitmaps.is_empty() => {
                 let at = usize::try_from(random.below(self.bitmaps.len() as u64)).unwrap();
                 let name = self.bitmaps.keys().nth(at).unwrap().clone();
-                let bitmap = disk.node().unwrap().bitmaps().find(&name).unwrap();
+                let (node, graph) = (disk.node().unwrap(), disk.graph());
                 let (_, records, sectors) = self.bitmaps.get_mut(&name).unwrap();
                 match choice {
                     9 => {
@@ -183,12 +183,12 @@ impl Model {
                         self.bitmaps.remove(&name);
                     }
                     10 => {
-                        bitmap.clear().unwrap();
+                        graph.clear_bitmap(&node, &name).await.unwrap();
                         sectors.fill(false);
                     }
                     _ => {
                         *records = !*records;
-                        bitmap.set_enabled(*records);
+                        graph.enable_bitmap(&node, &name, *records).await.unwrap();
                     }
                 }
             }

@@ -485,3 +485,30 @@ fn an_empty_huge_sparse_file_is_checked_quickly() {
     let (report, said) = check_ours(&path);
     assert_eq!((report.unwrap().corruptions, said.len()), (0, 0));
 }
+
+#[test]
+fn a_repair_of_a_cut_off_image_does_not_overwrite_its_l1_table() {
+    for len in [196_608, 93_038, 70_000] {
+        let directory = tempfile::tempdir().unwrap();
+        let run = |program: Program, line: &str| {
+            program.args(line.split(' ')).directory(directory.path()).run()
+        };
+        let create = "create -q -f qcow2 disk 10M";
+        assert_eq!(run(Program::new("qemu-img"), create).code(), 0);
+        let write = ["-c", "write -P 1 0 1M", "disk"];
+        Program::new("qemu-io").args(write).directory(directory.path()).succeed();
+        // The L1 table is at 192 KiB.
+        let path = directory.path().join("disk");
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(len).unwrap();
+        for _ in 0..2 {
+            run(Program::oxblk().arg("img"), "check -r all disk");
+        }
+        let check = run(Program::oxblk().arg("img"), "check disk");
+        assert_eq!(check.code(), 0, "{len}: {}{}", check.out(), check.err());
+        assert_eq!(run(Program::new("qemu-img"), "check -q disk").code(), 0, "{len}");
+        // The rest of the file is lost, so the disk reads as zeroes.
+        let read = Program::oxblk().args(["io", "-c", "read -P 0 0 10M", "disk"]);
+        let read = read.directory(directory.path()).run();
+        assert_eq!(read.code(), 0, "{len}: {}", read.err());
+    }
+}

@@ -29,6 +29,7 @@ fn create_ours(path: &Path, options: &str, size: &str) -> Result<()> {
         Graph::new(oxblk::drivers(), oxblk_core::Gate::Anything)
             .create_image(path, "qcow2", &options)
             .await
+            .map(drop)
     })
 }
 

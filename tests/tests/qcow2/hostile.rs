@@ -187,3 +187,59 @@ fn a_refcount_block_far_behind_the_file_does_not_delay_preallocation() {
     assert_eq!(reply.code(), 0, "{}", reply.err());
     qemu_img(scratch.path(), &["check", "-q", "far"]);
 }
+
+#[test]
+fn an_l2_entry_far_behind_the_file_does_not_delay_the_next_allocation() {
+    for zero in [0, 1] {
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let options = "cluster_size=512,refcount_bits=64";
+        qemu_img(scratch.path(), &["create", "-q", "-f", "qcow2", "-o", options, "far", "1M"]);
+        let write = ["-c", "write -q 0 512", "far"];
+        Program::new("qemu-io").args(write).directory(scratch.path()).succeed();
+        let path = scratch.path().join("far");
+        let mut bytes = fs::read(&path).expect("the image");
+        let word = |bytes: &[u8], at: usize| {
+            let word = u64::from_be_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
+            usize::try_from(word & 0x00ff_ffff_ffff_fe00).expect("an offset")
+        };
+        let table = word(&bytes, word(&bytes, 40));
+        let entry: u64 = 1 << 63 | 1 << 55 | zero;
+        bytes[table..table + 8].copy_from_slice(&entry.to_be_bytes());
+        fs::write(&path, bytes).expect("the image");
+        // The first cluster cannot be written. The second one is new.
+        let reply = bounded(scratch.path(), &["io", "-c", "write 0 1k", "far"]);
+        assert_eq!(reply.code(), 1, "{}", reply.out());
+    }
+}
+
+#[test]
+fn thousands_of_unusable_bitmaps_of_a_huge_disk_take_little_memory() {
+    const COUNT: u32 = 6_000;
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let options = "cluster_size=2M";
+    qemu_img(scratch.path(), &["create", "-q", "-f", "qcow2", "-o", options, "many", "1024T"]);
+    let path = scratch.path().join("many");
+    let mut bytes = fs::read(&path).expect("the image");
+    let place = bytes.len().next_multiple_of(2 << 20);
+    bytes.resize(place, 0);
+    for number in 0..COUNT {
+        // No table, the flag "in use", a granularity of 512 bytes, and a name of 8 bytes.
+        bytes.extend([0; 12]);
+        bytes.extend(1_u32.to_be_bytes());
+        bytes.extend([1, 9, 0, 8, 0, 0, 0, 0]);
+        bytes.extend(format!("{number:08}").as_bytes());
+    }
+    let len = u64::try_from(bytes.len() - place).expect("a number");
+    let place = u64::try_from(place).expect("a number");
+    let mut extension = Vec::new();
+    extension.extend([0x2385_2875_u32, 24, COUNT, 0].map(u32::to_be_bytes).concat());
+    extension.extend([len, place, 0].map(u64::to_be_bytes).concat());
+    let header = usize::try_from(u32::from_be_bytes(bytes[100..104].try_into().expect("4 bytes")));
+    let header = header.expect("a length");
+    bytes[header..header + extension.len()].copy_from_slice(&extension);
+    bytes[95] |= 1;
+    fs::write(&path, bytes).expect("the image");
+    let reply = bounded(scratch.path(), &["img", "info", "many"]);
+    assert_eq!(reply.code(), 0, "{}", reply.err());
+    assert!(reply.out().contains("name: 00005999"), "the bitmaps are listed");
+}

@@ -158,6 +158,7 @@ async fn create(graph: &Graph, arguments: &Arguments, name: &str) -> Result<(), 
     graph
         .create_image(name, format, &options.to_options())
         .await
+        .map(drop)
         .map_err(|error| too_large(error, format, cluster_hint))
 }
 

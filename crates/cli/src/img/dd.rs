@@ -156,7 +156,8 @@ async fn dd(
     let begin = arguments.skip.saturating_mul(*block);
     let length = end.saturating_sub(begin);
     options.set_size(length);
-    graph.create_image(output, output_format, &options.to_options()).await.map_err(|error| {
+    let made = graph.create_image(output, output_format, &options.to_options()).await;
+    made.map_err(|error| {
         context
             .program
             .report_in(format_args!("{output}: error while creating output image: "), &error);

@@ -12,7 +12,7 @@ use oxblk_nbd::uri::{Endpoint as UriEndpoint, NbdUri};
 use oxblk_ring::{Address, Listener};
 use std::ffi::{OsStr, OsString};
 use std::io::{ErrorKind, Read};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
@@ -147,6 +147,8 @@ fn default_path(image: &str, runtime: Option<PathBuf>) -> PathBuf {
 pub(super) struct Endpoint {
     listener: Option<Listener>,
     address: Address,
+    /// The IP address and port that it listens at.
+    bound: Option<SocketAddr>,
     /// The socket's file.
     _file: Option<SocketFile>,
 }
@@ -168,6 +170,7 @@ impl Endpoint {
         }
         let listener = Listener::bind(address)
             .map_err(|error| format!("Cannot listen on {address}: {error}"))?;
+        let bound = bound(&listener.local_address());
         let (address, file) = match address {
             Address::Unix(path) => {
                 let absolute = std::path::absolute(path).unwrap_or_else(|_| path.clone());
@@ -179,7 +182,7 @@ impl Endpoint {
                 other @ Address::Unix(_) => (other, None),
             },
         };
-        Ok(Endpoint { listener: Some(listener), address, _file: file })
+        Ok(Endpoint { listener: Some(listener), address, bound, _file: file })
     }
 
     /// Returns the listener at the first call.
@@ -192,6 +195,11 @@ impl Endpoint {
         &self.address
     }
 
+    /// The address and port, if other machines may connect to it.
+    pub(super) fn exposed(&self) -> Option<SocketAddr> {
+        self.bound.filter(|bound| !bound.ip().to_canonical().is_loopback())
+    }
+
     /// The URI of an export at this address.
     pub(super) fn uri(&self, export: &str) -> NbdUri {
         let endpoint = match &self.address {
@@ -201,6 +209,13 @@ impl Endpoint {
             }
         };
         NbdUri { endpoint, export: export.to_owned() }
+    }
+}
+
+fn bound(address: &Address) -> Option<SocketAddr> {
+    match address {
+        Address::Tcp { host, port } => Some(SocketAddr::new(host.parse().ok()?, *port)),
+        Address::Unix(_) => None,
     }
 }
 

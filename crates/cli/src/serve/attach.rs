@@ -9,7 +9,13 @@ use std::fmt::Write;
 use std::path::Path;
 
 /// The text that is printed when the server is ready.
-pub(super) fn announcement(options: &Options, disk: &Disk, endpoints: &[Endpoint]) -> String {
+/// `partition` is the number of the partition to mount, if the disk has a partition table.
+pub(super) fn announcement(
+    options: &Options,
+    disk: &Disk,
+    endpoints: &[Endpoint],
+    partition: Option<u32>,
+) -> String {
     let mode =
         if options.read_only || disk.backend.is_read_only() { "read-only" } else { "read-write" };
     let made = if disk.is_new { "Made and serving" } else { "Serving" };
@@ -21,29 +27,33 @@ pub(super) fn announcement(options: &Options, disk: &Disk, endpoints: &[Endpoint
     );
     for endpoint in endpoints {
         let _ = writeln!(text, "  at {}", endpoint.uri(&options.export_name));
+        if let Some(address) = endpoint.exposed() {
+            let _ = writeln!(text, "     listening on {address}, for other machines too");
+        }
     }
     if let Some(first) = endpoints.first() {
         let read_only = mode == "read-only";
         let uri = first.uri(&options.export_name).to_string();
         text.push('\n');
-        text.push_str(&commands(&uri, first.address(), &options.export_name, read_only));
+        let attach = nbd_client(first.address(), &options.export_name, read_only);
+        text.push_str(&commands(&uri, &attach, partition, read_only));
     }
     text.push_str("\nCtrl-C stops the server.\n");
     text
 }
 
-fn commands(uri: &str, address: &Address, export: &str, read_only: bool) -> String {
+fn commands(uri: &str, attach: &str, partition: Option<u32>, read_only: bool) -> String {
     let uri = quoted(uri);
     let drive = if read_only { ",readonly=on" } else { "" };
     let mount = if read_only { "sudo mount -o ro" } else { "sudo mount" };
+    let device = partition.map_or_else(|| "/dev/nbd0".to_owned(), |n| format!("/dev/nbd0p{n}"));
     format!(
         "Attach it with one of these commands:\n\
          \x20 nbdinfo {uri}\n\
          \x20 nbdcopy {uri} copy.raw\n\
          \x20 qemu-img convert -f raw -O qcow2 {uri} copy.qcow2\n\
          \x20 qemu-system-x86_64 -m 1G -drive file={uri},format=raw,if=virtio{drive}\n\
-         \x20 sudo modprobe nbd && sudo {} && {mount} /dev/nbd0 /mnt\n",
-        nbd_client(address, export, read_only)
+         \x20 sudo modprobe nbd && sudo {attach} && {mount} {device} /mnt\n"
     )
 }
 

@@ -96,7 +96,7 @@ async fn create(graph: &Graph, name: &str, format: &str, size: u64) -> Result<()
     let mut options = NodeOptions::new();
     options.insert("size", size);
     let created = graph.create_image(name, format, &options).await;
-    created.map_err(|error| format!("Could not create '{name}': {error}"))
+    created.map(drop).map_err(|error| format!("Could not create '{name}': {error}"))
 }
 
 /// The format of a new image, chosen by its file name.

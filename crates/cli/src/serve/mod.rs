@@ -6,6 +6,7 @@
 //! | `disk` | creating the image if it does not exist, and opening it |
 //! | `address` | addresses to listen at; socket files left over from a dead server |
 //! | `attach` | the announcement, with commands that attach to the disk |
+//! | `partitions` | the partition table of the disk, for these commands |
 //! | `signals` | the request to end as a future |
 //!
 //! The thread that runs the command is the first I/O thread; `--threads` adds others. At the end, the server removes the
@@ -17,6 +18,7 @@ mod address;
 mod attach;
 mod disk;
 mod options;
+mod partitions;
 mod signals;
 
 use crate::flags::help;
@@ -83,8 +85,13 @@ async fn listen_and_serve(options: &Options, disk: &Disk, signals: Signals) -> R
     let server = server(options, disk)?;
     // Check again, since the I/O threads of the server have opened descriptors too.
     check_descriptors(endpoints.len())?;
+    warn_of_exposure(&endpoints, options.read_only || disk.backend.is_read_only());
+    let partition = partitions::largest(&disk.backend).await.unwrap_or_else(|error| {
+        tracing::warn!("cannot read the partition table of '{}': {error}", disk.name);
+        None
+    });
     // A failed write to standard output does not end the server.
-    note(format_args!("{}", attach::announcement(options, disk, &endpoints)));
+    note(format_args!("{}", attach::announcement(options, disk, &endpoints, partition)));
     let tasks: Vec<_> = endpoints
         .iter_mut()
         .filter_map(Endpoint::take_listener)
@@ -98,6 +105,16 @@ async fn listen_and_serve(options: &Options, disk: &Disk, signals: Signals) -> R
     drop(endpoints);
     server.stop().await;
     ended
+}
+
+/// Warns of addresses that other machines can connect to: the server has neither encryption nor passwords.
+fn warn_of_exposure(endpoints: &[Endpoint], read_only: bool) {
+    let may = if read_only { "read" } else { "read and write" };
+    for address in endpoints.iter().filter_map(Endpoint::exposed) {
+        tracing::warn!(
+            "every machine that can connect to {address} can {may} the disk, without encryption and without a password"
+        );
+    }
 }
 
 /// Checks that the process can open the descriptors that the listeners and one client need.

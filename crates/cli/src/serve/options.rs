@@ -120,6 +120,14 @@ pub(crate) static PAGE: Page = Page {
                 ),
             ],
         ),
+        Note::Text(
+            "The server has neither encryption nor passwords: every program that can connect can use the disk. It \
+             listens for this machine only, unless an ADDRESS says otherwise; then it prints a warning.",
+        ),
+        Note::Text(
+            "Not there yet: TLS, and the dirty bitmaps of the image as NBD metadata contexts \
+             (qemu:dirty-bitmap).",
+        ),
     ],
     exit_codes: &[
         (0, "stopped by a signal; the data of completed writes is on stable storage"),

@@ -5,12 +5,14 @@
 //! the other.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use oxblk_ring::UntilSettled;
 
-use super::{Backend, Request};
-use crate::Result;
+use super::Backend;
+use super::in_flight::{Place, Request};
 use crate::control::run_to_completion;
+use crate::{Error, Result};
 
 impl Backend {
     /// Copies a range to another backend with the host's copy offload. Once begun, the copy runs to its end even if
@@ -25,18 +27,25 @@ impl Backend {
         target_offset: u64,
         len: u64,
     ) -> Result<()> {
-        let (mut from, mut to) = begin_both(self, target).await?;
-        from.check(offset, len)?;
-        to.check(target_offset, len)?;
+        let (from, to) = begin_both(self, target).await?;
+        let (mut from, mut to) = match (from.check(offset, len), to.check(target_offset, len)) {
+            (Ok(from), Ok(to)) => (from, to),
+            (from, to) => {
+                let failed = from.map(Request::done).and(to.map(Request::done));
+                return failed;
+            }
+        };
+        let through = target.0.write_through.load(Relaxed);
         let (source, dest) = (Arc::clone(&from.root), Arc::clone(&to.root));
         let places = UntilSettled::new([from.leave_behind(), to.leave_behind()]);
         run_to_completion(async move {
-            let outcome = source.edge.copy_to(offset, &dest.edge, target_offset, len).await;
-            if outcome.is_ok() {
-                // After success, the copy has no operation in flight.
-                drop(places.release());
+            source.edge.copy_to(offset, &dest.edge, target_offset, len).await?;
+            if through {
+                dest.edge.flush().await?;
             }
-            outcome
+            // After success, the copy has no operation in flight.
+            places.release().into_iter().flatten().flatten().for_each(Place::done);
+            Ok::<_, Error>(())
         })
         .await?;
         target.count_write(len);

@@ -163,7 +163,7 @@ impl DirtyBitmap {
         self.state.load().own.enabled
     }
 
-    /// Starts or stops recording.
+    /// Starts or stops recording, in a bitmap that no node has yet. [`crate::Graph::enable_bitmap`] changes a node's bitmap.
     pub fn set_enabled(&self, enabled: bool) {
         let _control = self.lock();
         self.change(|state| state.own.enabled = enabled);
@@ -183,7 +183,7 @@ impl DirtyBitmap {
     ///
     /// # Errors
     /// None in practice: the new map has the size and granularity of the old one.
-    pub fn clear(&self) -> Result<Arc<RangeMap>, BitmapError> {
+    pub(crate) fn clear(&self) -> Result<Arc<RangeMap>, BitmapError> {
         let _control = self.lock();
         let old = self.map();
         let empty = Arc::new(RangeMap::new(old.size(), old.granularity())?);
@@ -202,7 +202,7 @@ impl DirtyBitmap {
     ///
     /// # Errors
     /// When the sizes differ.
-    pub fn merge_from(&self, source: &RangeMap) -> Result<(), BitmapError> {
+    pub(crate) fn merge_from(&self, source: &RangeMap) -> Result<(), BitmapError> {
         let _control = self.lock();
         self.map().merge(source)
     }
@@ -246,7 +246,7 @@ impl DirtyBitmap {
     ///
     /// # Errors
     /// When another operation uses the bitmap.
-    pub fn hold(self: &Arc<Self>) -> Result<Busy, BitmapError> {
+    pub(crate) fn hold(self: &Arc<Self>) -> Result<Busy, BitmapError> {
         match self.busy.compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => Ok(Busy(self.clone())),
             Err(_) => Err(BitmapError::Busy(self.name.clone())),
@@ -257,7 +257,7 @@ impl DirtyBitmap {
     ///
     /// # Errors
     /// When the bitmap is in use or has a successor already.
-    pub fn create_successor(self: &Arc<Self>) -> Result<Successor, BitmapError> {
+    pub(crate) fn create_successor(self: &Arc<Self>) -> Result<Successor, BitmapError> {
         let busy = self.hold()?;
         let _control = self.lock();
         let state = self.state.load_full();

@@ -1,8 +1,8 @@
 //! A set of bits that many threads change concurrently, with fast search for the next set or clear bit.
 //!
-//! The set has three levels: leaf *pages* of 512 words (32,768 bits), *branches* of 512 pages, and a root table. Pages
-//! and branches are allocated when a bit in them is first set, so memory use follows the number of dirty bits. The root
-//! table has one pointer per 2^24 bits.
+//! The set has three levels: leaf *pages* of 512 words (32,768 bits), *branches* of 512 pages, and a root table. The root
+//! table, branches and pages are allocated when a bit in them is first set, so memory use follows the number of dirty
+//! bits. The root table has one pointer per 2^24 bits.
 //!
 //! Each level has a **summary**: one bit per word, page or branch below. The bit is set if that part may contain set
 //! bits. Every thread sees this invariant: *once `set` of a bit has returned, all summary bits above it are set*,
@@ -71,11 +71,26 @@ impl Branch {
     }
 }
 
+/// The root table: the branches, and one bit per branch.
+struct Root {
+    branches: Box<[OnceLock<Box<Branch>>]>,
+    summary: Box<[AtomicU64]>,
+}
+
+impl Root {
+    fn new(bits: u64) -> Self {
+        let branches = index(bits.div_ceil(BRANCH_BITS));
+        Self {
+            branches: (0..branches).map(|_| OnceLock::new()).collect(),
+            summary: (0..branches.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+}
+
 /// A set of bits. Its length in bits is fixed.
 pub(super) struct BitTree {
     bits: u64,
-    branches: Box<[OnceLock<Box<Branch>>]>,
-    summary: Box<[AtomicU64]>,
+    root: OnceLock<Root>,
     count: AtomicU64,
     clears_begun: AtomicU64,
     clears_done: AtomicU64,
@@ -115,6 +130,18 @@ fn clear_bit(words: &[AtomicU64], bit: usize) {
     }
 }
 
+fn mark_up(root: &Root, branch: &Branch, page: &Page, at: Place) {
+    page.summary.set(at.page);
+    point();
+    mark_branch(root, branch, at);
+}
+
+fn mark_branch(root: &Root, branch: &Branch, at: Place) {
+    branch.summary.set(at.branch);
+    point();
+    set_bit(&root.summary, at.root);
+}
+
 /// The first set bit of a summary at or after `from`.
 fn next_slot(words: &[AtomicU64], from: usize) -> Option<usize> {
     let mut mask = u64::MAX << (from % 64);
@@ -138,11 +165,9 @@ fn mask_of(word: u64, first: u64, last: u64) -> u64 {
 impl BitTree {
     /// An empty set of `bits` bits. The caller limits `bits`.
     pub(super) fn new(bits: u64) -> Self {
-        let roots = index(bits.div_ceil(BRANCH_BITS));
         Self {
             bits,
-            branches: (0..roots).map(|_| OnceLock::new()).collect(),
-            summary: (0..roots.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            root: OnceLock::new(),
             count: AtomicU64::new(0),
             clears_begun: AtomicU64::new(0),
             clears_done: AtomicU64::new(0),
@@ -160,14 +185,15 @@ impl BitTree {
 
     /// Bytes of memory in use.
     pub(super) fn memory(&self) -> usize {
-        let branches = self.branches.iter().filter_map(|slot| slot.get());
+        let Some(root) = self.root.get() else { return 0 };
+        let branches = root.branches.iter().filter_map(|slot| slot.get());
         let inner: usize = branches
             .map(|branch| {
                 let pages = branch.pages.iter().filter(|page| page.get().is_some()).count();
                 size_of::<Branch>() + pages * size_of::<Page>()
             })
             .sum();
-        inner + size_of_val::<[_]>(&self.branches) + size_of_val::<[_]>(&self.summary)
+        inner + size_of_val::<[_]>(&root.branches) + size_of_val::<[_]>(&root.summary)
     }
 
     /// Sets the bits `first..=last`. Bits outside the set are ignored.
@@ -186,7 +212,8 @@ impl BitTree {
             return;
         }
         let at = place(word);
-        let Some(branch) = self.branches.get(at.root) else { return };
+        let root = self.root.get_or_init(|| Root::new(self.bits));
+        let Some(branch) = root.branches.get(at.root) else { return };
         let branch = branch.get_or_init(Branch::new);
         let Some(page) = branch.pages.get(at.branch) else { return };
         let page = page.get_or_init(Page::new);
@@ -196,15 +223,7 @@ impl BitTree {
             self.count.fetch_add(u64::from(added.count_ones()), Ordering::Relaxed);
         }
         point();
-        self.mark_up(branch, page, at);
-    }
-
-    fn mark_up(&self, branch: &Branch, page: &Page, at: Place) {
-        page.summary.set(at.page);
-        point();
-        branch.summary.set(at.branch);
-        point();
-        set_bit(&self.summary, at.root);
+        mark_up(root, branch, page, at);
     }
 
     /// Clears the bits `first..=last`.
@@ -215,8 +234,8 @@ impl BitTree {
         while word <= last / WORD_BITS {
             // Pages that were never allocated contain no set bits.
             match self.page(word) {
-                Some((branch, page)) => {
-                    self.clear_word(branch, page, word, mask_of(word, first, last));
+                Some((root, branch, page)) => {
+                    self.clear_word((root, branch, page), word, mask_of(word, first, last));
                     word += 1;
                 }
                 None => word = self.end_of_absent(word),
@@ -227,7 +246,8 @@ impl BitTree {
         fence(SeqCst);
     }
 
-    fn clear_word(&self, branch: &Branch, page: &Page, word: u64, mask: u64) {
+    fn clear_word(&self, parts: (&Root, &Branch, &Page), word: u64, mask: u64) {
+        let (root, branch, page) = parts;
         let at = place(word);
         let Some(leaf) = page.words.get(at.page) else { return };
         if leaf.load(SeqCst) & mask == 0 {
@@ -242,7 +262,7 @@ impl BitTree {
         clear_bit(&page.summary.0, at.page);
         point();
         if leaf.load(SeqCst) != 0 {
-            return self.mark_up(branch, page, at);
+            return mark_up(root, branch, page, at);
         }
         if !page.summary.is_empty() {
             return;
@@ -250,26 +270,21 @@ impl BitTree {
         clear_bit(&branch.summary.0, at.branch);
         point();
         if !page.summary.is_empty() {
-            return self.mark_branch(branch, at);
+            return mark_branch(root, branch, at);
         }
         if !branch.summary.is_empty() {
             return;
         }
-        clear_bit(&self.summary, at.root);
+        clear_bit(&root.summary, at.root);
         point();
         if !branch.summary.is_empty() {
-            set_bit(&self.summary, at.root);
+            set_bit(&root.summary, at.root);
         }
-    }
-
-    fn mark_branch(&self, branch: &Branch, at: Place) {
-        branch.summary.set(at.branch);
-        set_bit(&self.summary, at.root);
     }
 
     /// The 64 bits from bit `64 * word` on.
     pub(super) fn word(&self, word: u64) -> u64 {
-        let Some((_, page)) = self.page(word) else { return 0 };
+        let Some((_, _, page)) = self.page(word) else { return 0 };
         page.words.get(place(word).page).map_or(0, |leaf| leaf.load(SeqCst))
     }
 
@@ -320,12 +335,13 @@ impl BitTree {
     /// The first word at or after `word` that may contain set bits according to the summaries.
     fn next_word_by_summary(&self, word: u64) -> Option<u64> {
         let mut at = place(word);
+        let table = self.root.get()?;
         loop {
-            let root = next_slot(&self.summary, at.root)?;
+            let root = next_slot(&table.summary, at.root)?;
             if root != at.root {
                 at = Place { root, branch: 0, page: 0 };
             }
-            let branch = self.branches.get(root)?.get();
+            let branch = table.branches.get(root)?.get();
             while let Some(slot) = branch.and_then(|b| next_slot(&b.summary.0, at.branch)) {
                 if slot != at.branch {
                     at = Place { root, branch: slot, page: 0 };
@@ -341,17 +357,19 @@ impl BitTree {
         }
     }
 
-    fn page(&self, word: u64) -> Option<(&Branch, &Page)> {
+    fn page(&self, word: u64) -> Option<(&Root, &Branch, &Page)> {
         let at = place(word);
-        let branch = self.branches.get(at.root)?.get()?;
+        let root = self.root.get()?;
+        let branch = root.branches.get(at.root)?.get()?;
         let page = branch.pages.get(at.branch)?.get()?;
-        Some((branch, page))
+        Some((root, branch, page))
     }
 
     /// The first word after the missing page or branch that would contain `word`.
     fn end_of_absent(&self, word: u64) -> u64 {
-        let root = self.branches.get(place(word).root).and_then(OnceLock::get);
-        let span = if root.is_some() { FANOUT } else { FANOUT * FANOUT };
+        let root = self.root.get();
+        let branch = root.and_then(|root| root.branches.get(place(word).root)?.get());
+        let span = if branch.is_some() { FANOUT } else { FANOUT * FANOUT };
         (word / span + 1) * span
     }
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::Graph;
 use crate::control::run_to_completion;
-use crate::create::{CreateOption, CreateRequest, CreateTarget};
+use crate::create::{CreateOption, CreateRequest, CreateTarget, Created};
 use crate::driver::{DriverFactory, DriverKind};
 use crate::perm::{Perm, Permissions};
 use crate::{ChildIdx, Edge, Error, Node, OpenFlags, Options, Result};
@@ -16,13 +16,14 @@ impl Graph {
     /// begun, this runs to its end even if the returned future is dropped.
     ///
     /// # Errors
-    /// When an option is unknown to both; otherwise the errors of the drivers. The file of a format is removed then.
+    /// When an option is unknown to both; otherwise the errors of the drivers. The file of a format is removed then, unless
+    /// another program has replaced it meanwhile.
     pub async fn create_image(
         &self,
         filename: &str,
         format: &str,
         options: &Options,
-    ) -> Result<()> {
+    ) -> Result<Created> {
         let driver = self.driver(format)?;
         let (protocol, _) = self.protocol_for(filename)?;
         let (own, below) = split_options(driver, protocol, options)?;
@@ -41,17 +42,25 @@ struct NewImage {
 
 impl NewImage {
     /// Creates the image with the options `own` of its driver and `below` of the protocol.
-    async fn create(self, own: Options, below: Options) -> Result<()> {
+    async fn create(self, own: Options, below: Options) -> Result<Created> {
         let (graph, driver) = (&self.graph, self.driver);
         let target = CreateTarget::Filename(self.filename.clone());
         if driver.kind() == DriverKind::Protocol {
-            return run(driver, graph, CreateRequest { target, options: own }).await;
+            run(driver, graph, CreateRequest { target, options: own }).await?;
+            return Ok(self.created());
         }
         driver.check_create(graph, &own)?;
         run(self.protocol, graph, CreateRequest { target, options: below }).await?;
+        let new_file = self.created();
         let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
         let opened = graph.open_protocol(&self.filename, Options::new(), flags).await;
-        let node = opened.inspect_err(|_| self.remove())?;
+        let node = match opened {
+            Ok(node) => node,
+            Err(error) => {
+                self.remove(new_file);
+                return Err(error);
+            }
+        };
         let edge = match self.attach(&node) {
             Ok(edge) => edge,
             Err(error) => {
@@ -62,12 +71,16 @@ impl NewImage {
         };
         let target = CreateTarget::File(Arc::clone(&edge));
         let created = run(driver, graph, CreateRequest { target, options: own }).await;
-        if created.is_err() {
+        if let Err(error) = created {
             // The edge still excludes other processes, so nobody else uses the file.
-            self.remove();
+            self.remove(new_file);
+            edge.detach();
+            graph.release_after_failure(node).await;
+            return Err(error);
         }
         edge.detach();
-        created.and(graph.release(node).await)
+        graph.release(node).await?;
+        Ok(new_file)
     }
 
     /// Attaches a user to the file that excludes other processes.
@@ -85,10 +98,15 @@ impl NewImage {
 
     /// Removes the file of an image that could not be created. A partly created image of a format is useless. A partly
     /// created raw image is a usable file, and is kept.
-    fn remove(&self) {
+    fn remove(&self, created: Created) {
         if !self.driver.passes_permissions() {
-            self.protocol.remove_created(&self.filename);
+            created.remove_incomplete(&self.filename);
         }
+    }
+
+    /// The file that the protocol has just created.
+    fn created(&self) -> Created {
+        Created::new(self.protocol.created_file(&self.filename))
     }
 }
 

@@ -12,6 +12,7 @@
 //! no system call.
 
 mod align;
+mod changed;
 mod copy_on_read;
 mod fast;
 mod flush;
@@ -35,6 +36,7 @@ pub(crate) use status::{block_status, status_above};
 pub use together::run_all;
 pub(crate) use zero::{discard, write_zeroes};
 
+use changed::Changing;
 use fast::{ReadStart, WriteStart};
 
 /// Reads `buf.len()` bytes at `offset`; past the end it reads zeroes.
@@ -259,9 +261,9 @@ async fn changed(
     len: u64,
     change: BoxFuture<'_, Result<()>>,
 ) -> Result<()> {
+    let changing = Changing::begin(node, offset, len);
     let outcome = align::in_turn(node, offset, len, change).await;
-    node.mark_dirty(offset, len);
-    node.mark_unflushed();
+    changing.end();
     outcome.map_err(|e| e.on_node(node.name()).at(offset))
 }
 

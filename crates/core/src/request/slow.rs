@@ -10,6 +10,7 @@ use std::sync::Arc;
 use futures_util::future::try_join_all;
 use oxblk_ring::{IoBuf, IoBufMut};
 
+use super::changed::Changing;
 use super::{align, as_u64, copy_on_read, min_len, run_all, zero};
 use crate::node::{DetectZeroes, SlowPathFlags};
 use crate::{Errno, Error, ErrorKind, Node, Result, WriteFlags, ZeroFlags};
@@ -154,10 +155,10 @@ pub(super) async fn write(node: Arc<Node>, offset: u64, data: IoBuf) -> Result<(
         flags.set(ZeroFlags::MAY_UNMAP, node.detect_zeroes() == DetectZeroes::Unmap);
         return zero::write_zeroes(&node, offset, len, flags).await;
     }
+    let changing = Changing::begin(&node, offset, len);
     let outcome = write_data(&node, offset, data).await;
     // Also after a failure: a part may have been written.
-    node.mark_dirty(offset, len);
-    node.mark_unflushed();
+    changing.end();
     outcome
 }
 

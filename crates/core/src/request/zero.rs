@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use oxblk_ring::IoBuf;
 
+use super::changed::Changing;
 use super::{align, flush, min_len, run_all, slow};
 use crate::{Errno, Error, ErrorKind, Node, Result, ZeroFlags};
 
@@ -29,9 +30,9 @@ pub(crate) async fn write_zeroes(
     if !node.unmaps() {
         parts -= ZeroFlags::MAY_UNMAP;
     }
+    let changing = Changing::begin(node, offset, len);
     let outcome = write_zeroes_parts(node, offset, len, parts).await;
-    node.mark_dirty(offset, len);
-    node.mark_unflushed();
+    changing.end();
     outcome?;
     if flags.contains(ZeroFlags::FUA) {
         flush::flush(node).await?;
@@ -134,10 +135,10 @@ pub(crate) async fn discard(node: &Arc<Node>, offset: u64, len: u64) -> Result<(
             }
             at = at.saturating_add(piece);
         }
+        let changing = Changing::begin(node, offset, at - offset);
         let outcome = run_all(batch).await;
         // Also after a failure: other discards of the batch may have succeeded.
-        node.mark_dirty(offset, at - offset);
-        node.mark_unflushed();
+        changing.end();
         outcome.map_err(|error| error.on_node(node.name()).at(offset))?;
     }
     Ok(())

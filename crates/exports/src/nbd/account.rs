@@ -11,8 +11,8 @@
 
 use super::MAX_REQUEST;
 use super::budget::Budget;
-use oxblk_ring::{EventListener, sleep, spawn};
-use std::cell::Cell;
+use oxblk_ring::{EventListener, Task, sleep, spawn};
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -56,6 +56,8 @@ pub(super) struct Account {
     /// Bytes that the client has sent and received.
     progress: Cell<usize>,
     watched: Cell<bool>,
+    /// The task that watches the client. It ends with the account.
+    watcher: RefCell<Option<Task<()>>>,
     stalled: Cell<bool>,
 }
 
@@ -71,6 +73,7 @@ impl Account {
             running: Cell::default(),
             progress: Cell::default(),
             watched: Cell::default(),
+            watcher: RefCell::default(),
             stalled: Cell::default(),
         })
     }
@@ -194,7 +197,7 @@ impl Account {
                 seen = now;
             }
         };
-        spawn(watcher).detach();
+        self.watcher.replace(Some(spawn(watcher)));
     }
 
     /// The progress made so far, if the connection waits only for the client.

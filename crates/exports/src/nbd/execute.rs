@@ -4,7 +4,7 @@
 //! This module does not know the wire format of replies.
 
 use super::account::{Hold, footprint};
-use oxblk_core::{Backend, Result, StatusFlags, Want, WriteFlags, ZeroFlags};
+use oxblk_core::{Backend, Errno, Error, Result, StatusFlags, Want, WriteFlags, ZeroFlags};
 use oxblk_nbd::proto::AllocationFlags;
 use oxblk_nbd::wire::StatusExtent;
 use oxblk_nbd::{Command, ErrorCode, Request};
@@ -16,6 +16,10 @@ use std::rc::Rc;
 const MAX_EXTENTS: usize = 8192;
 /// Number of bytes that a prefetch reads at a time.
 const PREFETCH: usize = 1 << 20;
+/// Most status queries of one request.
+const MAX_QUERIES: usize = 1 << 16;
+/// Number of status queries after which other tasks of the thread run.
+const QUERIES_AT_ONCE: usize = 64;
 
 /// The outcome of a request.
 #[derive(Debug)]
@@ -98,7 +102,7 @@ async fn perform(backend: &Backend, request: &Request, payload: Option<IoBuf>) -
     }
     match request.command {
         Command::Read { dont_fragment } => {
-            let buf = IoBufMut::new(usize::try_from(length).unwrap_or(usize::MAX));
+            let buf = buffer(usize::try_from(length).unwrap_or(usize::MAX))?;
             let data = backend.read(offset, buf).await?.freeze();
             return Ok(Outcome::Data { offset, data, whole: dont_fragment });
         }
@@ -124,6 +128,11 @@ async fn perform(backend: &Backend, request: &Request, payload: Option<IoBuf>) -
     Ok(Outcome::Done)
 }
 
+/// A buffer whose length the client chooses.
+fn buffer(len: usize) -> Result<IoBufMut> {
+    IoBufMut::try_new(len).ok_or_else(|| Error::from_errno(Errno::NOMEM))
+}
+
 async fn trim(backend: &Backend, offset: u64, length: u64, fua: bool) -> Result<()> {
     backend.discard(offset, length).await?;
     if fua { backend.flush().await } else { Ok(()) }
@@ -133,7 +142,7 @@ async fn trim(backend: &Backend, offset: u64, length: u64, fua: bool) -> Result<
 async fn prefetch(backend: &Backend, mut offset: u64, mut length: u64) -> Result<()> {
     while length > 0 {
         let step = usize::try_from(length).unwrap_or(PREFETCH).min(PREFETCH);
-        backend.read(offset, IoBufMut::new(step)).await?;
+        backend.read(offset, buffer(step)?).await?;
         let step = u64::try_from(step).unwrap_or(length);
         offset = offset.saturating_add(step);
         length -= step;
@@ -141,7 +150,8 @@ async fn prefetch(backend: &Backend, mut offset: u64, mut length: u64) -> Result
     Ok(())
 }
 
-/// The extents of a range. Adjacent extents with equal flags are joined.
+/// The extents of a range. Adjacent extents with equal flags are joined. The extents may end before the range does, as the
+/// protocol allows. So the work of one request is bounded.
 async fn status(
     backend: &Backend,
     mut offset: u64,
@@ -149,7 +159,12 @@ async fn status(
     one: bool,
 ) -> Result<Vec<StatusExtent>> {
     let mut extents: Vec<(u64, AllocationFlags)> = Vec::new();
-    while length > 0 {
+    let mut queries = 0_usize;
+    while length > 0 && queries < MAX_QUERIES {
+        queries += 1;
+        if queries.is_multiple_of(QUERIES_AT_ONCE) {
+            oxblk_ring::yield_now().await;
+        }
         let status = backend.block_status(offset, length, Want::Precise).await?.status;
         let step = status.len.clamp(1, length);
         let flags = allocation(status.flags);

@@ -101,7 +101,8 @@ impl Input {
 
     /// Receives a payload into its own buffer.
     async fn own(&mut self, stream: &Stream, len: usize) -> io::Result<Option<Payload>> {
-        let mut rest = IoBufMut::new(len);
+        // The client chooses the length. The connection ends if the address space of the process is used up.
+        let mut rest = IoBufMut::try_new(len).ok_or(io::ErrorKind::OutOfMemory)?;
         let mut data = rest.split_to(0);
         let mut held = 0;
         while !rest.is_empty() {

@@ -151,7 +151,9 @@ impl Server {
                     // Without a free descriptor the client would wait in the queue. Closing the spare descriptor
                     // frees one, which is used to accept and refuse the client.
                     let freed = spare.take().is_some();
-                    if freed && let Ok(socket) = listener.accept().await {
+                    // The client may have gone meanwhile. Another one, for which there is a descriptor, is not refused.
+                    let waiting = timeout(REFUSE_WITHIN, listener.accept());
+                    if freed && let Ok(Ok(socket)) = waiting.await {
                         drop(socket);
                         self.0.refusals.add(format_args!("{error}"));
                     } else {
@@ -192,13 +194,15 @@ impl Server {
     /// future completes when all have ended; it may be awaited anywhere, also outside I/O threads.
     pub fn stop(&self) -> impl Future<Output = ()> + Send + use<> {
         let inner = Arc::clone(&self.0);
-        // The stop runs on an I/O thread, because timers run only there.
-        let thread = inner.threads.first().map(|worker| worker.thread.clone());
-        let stopped = thread.map(|thread| thread.spawn(move || async move { inner.stop().await }));
+        inner.stop.set();
         async move {
-            if let Some(stopped) = stopped {
-                // If the thread has ended, it has closed its connections.
-                let _ = stopped.await;
+            // The rest of the stop runs on an I/O thread, because timers run only there. A thread that has ended has closed its
+            // connections.
+            for worker in &inner.threads {
+                let inner = Arc::clone(&inner);
+                if worker.thread.spawn(move || async move { inner.stop().await }).await.is_ok() {
+                    return;
+                }
             }
         }
     }
@@ -210,6 +214,9 @@ fn begin(permit: ConnectionPermit, socket: OwnedFd) {
     let thread = worker.thread.clone();
     drop(thread.spawn(move || connection(permit, socket)));
 }
+
+/// How long to wait for a client that is to be refused for lack of descriptors.
+const REFUSE_WITHIN: Duration = Duration::from_millis(50);
 
 /// A descriptor to be closed when no other is free.
 fn spare_descriptor() -> Option<File> {

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Mutex;
 
+use oxblk_ring::perturb::point;
+
 use super::lock;
 
 /// Entries in 512 bytes, the unit of write-back.
@@ -24,10 +26,15 @@ pub(crate) struct Writing<'a> {
 }
 
 impl DirtySectors {
-    /// Marks `count` entries (at least one) as changed. The caller has set them already.
-    pub(crate) fn mark(&self, first: u32, count: u32) {
-        let last = first.saturating_add(count).saturating_sub(1);
-        lock(&self.0).extend(first / PER_SECTOR..=last / PER_SECTOR);
+    /// Changes an entry with `set` and marks it as changed.
+    ///
+    /// A reader can see the new entry only while or after this holds the lock. So a write-back that begins after another
+    /// task has used the new entry includes it.
+    pub(crate) fn change(&self, index: u32, set: impl FnOnce()) {
+        let mut sectors = lock(&self.0);
+        set();
+        point();
+        sectors.insert(index / PER_SECTOR);
     }
 
     /// Removes all dirty sectors and returns them for a write-back.
@@ -78,21 +85,48 @@ impl Drop for Writing<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    use std::time::{Duration, Instant};
+
     use super::*;
+
+    impl DirtySectors {
+        fn mark(&self, entries: Range<u32>) {
+            entries.for_each(|index| self.change(index, || ()));
+        }
+    }
+
+    #[test]
+    fn an_entry_is_visible_only_when_a_write_back_includes_it() {
+        let (dirty, set) = (DirtySectors::default(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            // A write-back takes the sectors. It does not include the entry, so no thread may see the entry yet.
+            let taking = lock(&dirty.0);
+            scope.spawn(|| dirty.change(7, || set.store(true, SeqCst)));
+            let begin = Instant::now();
+            while begin.elapsed() < Duration::from_millis(100) {
+                assert!(!set.load(SeqCst), "the entry was visible before it was marked dirty");
+                std::thread::yield_now();
+            }
+            drop(taking);
+        });
+        assert!(set.load(SeqCst));
+        assert_eq!(dirty.take().runs(100), [0..100]);
+    }
 
     #[test]
     fn neighbouring_sectors_are_written_together() {
         let dirty = DirtySectors::default();
-        dirty.mark(128, 300);
-        dirty.mark(1000, 1);
+        dirty.mark(128..428);
+        dirty.mark(1000..1001);
         assert_eq!(dirty.take().runs(1001), [128..512, 896..1001]);
         // The first write-back was dropped, so its sectors are dirty again.
-        dirty.mark(0, 1);
+        dirty.mark(0..1);
         let writing = dirty.take();
         assert_eq!(writing.runs(2000), [0..512, 896..1024]);
         writing.written();
         assert!(dirty.take().is_empty());
-        dirty.mark(0, (MAX_SECTORS + 1) * PER_SECTOR);
+        dirty.mark(0..(MAX_SECTORS + 1) * PER_SECTOR);
         assert_eq!(dirty.take().runs(u32::MAX).len(), 2);
     }
 }

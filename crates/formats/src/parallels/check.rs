@@ -6,6 +6,7 @@
 //! a cluster is extended. Space behind the last cluster is truncated only if the image has no other fault, or all other
 //! faults have been repaired.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use oxblk_core::Errno;
@@ -130,11 +131,16 @@ impl Parallels {
 
     /// Repairs all faults that were found.
     async fn repair(&self, findings: &Findings) -> Result<()> {
-        let repair = self.allocator.begin_repair(&findings.survey.used, 0);
+        let size = self.file()?.size();
+        // The clusters with data that is still to be copied are in use until the BAT on disk names the copies.
+        let mut used = findings.survey.used.clone();
+        for finding in findings.outside.entries.iter().chain(&findings.duplicates.entries) {
+            used.insert_range(self.touched(finding.host, size));
+        }
+        let repair = self.allocator.begin_repair(&used, 0);
         if !self.data_offset_is_told.load(Acquire) {
             self.tell_data_offset().await?;
         }
-        let size = self.file()?.size();
         for finding in &findings.outside.entries {
             match finding.fault {
                 Fault::CutOff => {}
@@ -148,11 +154,21 @@ impl Parallels {
         self.lengthen(self.allocator.end()).await?;
         // A write-back makes the copies durable before it writes the entries that name them.
         self.write_back().await?;
+        self.allocator.set_used(&self.survey_sound().await?.used, None, 0);
         self.trim().await?;
         repair.done();
         // Closing the image writes this to the header.
         self.unclean.store(false, Release);
         Ok(())
+    }
+
+    /// The clusters of a file of `size` bytes that hold a part of the `cluster` bytes at its offset `host`.
+    fn touched(&self, host: u64, size: u64) -> Range<u32> {
+        let end = host.saturating_add(self.header.cluster).min(size);
+        let index = |at: u64| at.saturating_sub(self.header.data_offset);
+        let number = |cluster: u64| u32::try_from(cluster).unwrap_or(u32::MAX);
+        let first = index(host) / self.header.cluster;
+        number(first)..number(index(end).div_ceil(self.header.cluster))
     }
 
     /// Copies the data of an entry to its own cluster. If the data is all zeroes, the entry becomes 0 instead.

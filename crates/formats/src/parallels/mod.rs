@@ -91,8 +91,6 @@ impl Parallels {
 
     /// Changes a BAT entry and marks it as dirty. A reader of the new entry sees all data written before this call.
     fn set_entry(&self, index: u32, number: u32) {
-        self.map.set(index, number);
-        oxblk_ring::perturb::point();
-        self.dirty.mark(index, 1);
+        self.dirty.change(index, || self.map.set(index, number));
     }
 }

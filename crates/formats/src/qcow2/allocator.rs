@@ -133,6 +133,11 @@ impl Allocator {
         self.lock().metadata.remove_range(self.clusters(offset, bytes));
     }
 
+    /// Forgets all places of metadata apart from the header's. The caller notes the current places.
+    pub(super) fn forget_all_metadata(&self) {
+        self.lock().metadata = RoaringTreemap::from_iter([0]);
+    }
+
     /// Whether any cluster of a range of the file holds metadata.
     pub(super) fn is_metadata(&self, offset: u64, bytes: u64) -> bool {
         let range = self.clusters(offset, bytes);

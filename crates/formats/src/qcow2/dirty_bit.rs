@@ -38,6 +38,11 @@ impl DirtyBit {
         self.0.store(UNKNOWN, Release);
     }
 
+    /// The bit on disk was cleared by a repair.
+    pub(super) fn was_cleared(&self) {
+        self.learn(false);
+    }
+
     fn learn(&self, set: bool) {
         self.0.store(if set { SET } else { CLEAR }, Release);
     }

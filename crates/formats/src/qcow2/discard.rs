@@ -1,6 +1,7 @@
 //! Zero writes and discards. They change L2 entries and do not write data to clusters of the image.
 
 use std::cell::RefCell;
+use std::sync::atomic::Ordering::Acquire;
 
 use oxblk_core::{ChildIdx, Error, ErrorKind, Result, Want, ZeroFlags};
 use oxblk_ring::perturb::point;
@@ -337,12 +338,15 @@ impl Qcow2 {
         let (_, first) = self.slice_of(at);
         let mut old = Vec::new();
         let (mut next, mut bad) = (at, None);
-        let mut changed = false;
-        for word in slice.words().iter().skip(first) {
+        let mut changing = slice.begin_change();
+        for word in first..slice.words().len() {
             if next >= to {
                 break;
             }
-            let entry = L2Entry(word.load(std::sync::atomic::Ordering::Acquire));
+            let Some(entry) = changing.words().get(word).map(|word| word.load(Acquire)) else {
+                break;
+            };
+            let entry = L2Entry(entry);
             let Ok(kind) = entry.kind(self.geometry, self.version) else {
                 bad = Some(entry.0);
                 break;
@@ -350,18 +354,14 @@ impl Qcow2 {
             if let Some(new) = change(kind, entry.copied(), has_backing)
                 && new != entry
             {
-                word.store(new.0, std::sync::atomic::Ordering::Release);
-                changed = true;
+                changing.replace(word, new.0);
                 if !self.keeps_host(entry, new) {
                     old.push(entry);
                 }
             }
             next = next.saturating_add(size);
         }
-        point();
-        if changed {
-            slice.mark_dirty();
-        }
+        drop(changing);
         point();
         self.drop_entries(&old, was);
         match bad {

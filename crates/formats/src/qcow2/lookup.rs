@@ -266,7 +266,7 @@ impl Qcow2 {
                 table.saturating_add(within)
             })),
             Err(_) => {
-                let entry = self.l1_entry(index).0;
+                let entry = self.l1_entry(index).raw_offset();
                 let text = format!("L2 table offset {entry:#x} unaligned (L1 index: {index:#x})");
                 Err(self.mark_corrupt(&text, entry).await)
             }

@@ -26,6 +26,7 @@
 //! | `run_options`, `overlap` | runtime options of an open image; metadata that overlaps other metadata |
 //! | `dirty_bit` | the dirty bit of the header: lazy refcounts, changes of snapshots |
 //! | `open`, `factory`, `reopen` | opening, creating and reopening a node |
+//! | `stopped` | why an open image accepts no further requests |
 //!
 //! # Locks, in the order in which they are taken
 //!
@@ -86,6 +87,7 @@ mod run_options;
 mod shrink;
 mod snapshots;
 mod status;
+mod stopped;
 mod subclusters;
 mod tables;
 mod trim;
@@ -100,7 +102,7 @@ use std::sync::atomic::{
 };
 use std::sync::{Arc, Mutex};
 
-use oxblk_core::{ChildrenRef, Epochs, Errno, Error, ErrorKind, Result};
+use oxblk_core::{ChildrenRef, Epochs, Error, ErrorKind, Result};
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
 pub use factory::QCOW2;
@@ -127,6 +129,8 @@ pub(crate) struct Qcow2 {
     /// Set when a writable image was found corrupt, or when the value of a pointer on disk is unknown after an I/O error. Every
     /// request then fails.
     corrupt: Arc<AtomicBool>,
+    /// Why requests fail, if a repair or an amend is the cause.
+    replaced: stopped::ReplacedBy,
     /// Corruption has already been reported. It is reported once.
     signalled: AtomicBool,
     /// Whether the image appears to have preallocated metadata. Computed at the first use (see `status`).
@@ -200,7 +204,7 @@ impl Qcow2 {
 
     fn check_usable(&self) -> Result<()> {
         if self.corrupt.load(Relaxed) {
-            return Err(Error::from_errno(Errno::IO));
+            return Err(self.stopped());
         }
         Ok(())
     }

@@ -29,6 +29,7 @@ use super::read_ahead::read_ahead;
 use super::refcounts::{Refcounts, TablePlace};
 use super::run_options::{Modes, RunOptions};
 use super::snapshots::TablePlace as SnapshotTable;
+use super::stopped::ReplacedBy;
 
 /// Size of the first read of the header and its extensions. It usually covers all of them.
 const HEAD: u64 = 64 << 10;
@@ -265,15 +266,7 @@ async fn build(
     )
     .await
     .map_err(|error| error.prefix("Could not initialize refcount handling"))?;
-    refcounts
-        .allocator
-        .note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
-    if let Some(crypto) = header.extensions.crypto {
-        // The length in the header may be wrong. Guest data lies within the file, so the length is limited to the file.
-        let size = context.children.require(ChildIdx::FILE)?.size();
-        let len = crypto.length.min(size.saturating_sub(crypto.offset));
-        refcounts.allocator.note_metadata(crypto.offset, len);
-    }
+    note_named_places(&refcounts, &header, &*context.children.require(ChildIdx::FILE)?);
     let slice_words = sizes.slice / 8;
     let slices = sizes.l2_slices(geometry, u64::from(header.l1_entries));
     let l2 = cache(sizes.slice, slices);
@@ -288,6 +281,7 @@ async fn build(
         epochs: context.epochs,
         size: AtomicU64::new(header.size),
         corrupt,
+        replaced: ReplacedBy::default(),
         signalled: AtomicBool::new(false),
         preallocated: AtomicU8::new(0),
         l1: Radix::default(),
@@ -311,6 +305,17 @@ async fn build(
         prepared: Mutex::default(),
         header: HeaderState::new(header),
     })
+}
+
+/// Notes the L1 table and the LUKS header as metadata.
+pub(super) fn note_named_places(refcounts: &Refcounts, header: &Header, file: &Edge) {
+    let allocator = &refcounts.allocator;
+    allocator.note_metadata(header.l1_offset, u64::from(header.l1_entries).saturating_mul(8));
+    if let Some(crypto) = header.extensions.crypto {
+        // The length in the header may be wrong. Guest data lies within the file, so the length is limited to the file.
+        let len = crypto.length.min(file.size().saturating_sub(crypto.offset));
+        allocator.note_metadata(crypto.offset, len);
+    }
 }
 
 impl Qcow2 {

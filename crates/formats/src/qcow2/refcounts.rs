@@ -397,7 +397,7 @@ impl Refcounts {
             if self.allocator.scanned() >= limit {
                 return Ok(true);
             }
-            self.scan_next().await?;
+            self.scan_next(0).await?;
         }
         Ok(false)
     }
@@ -415,7 +415,7 @@ impl Refcounts {
                 return Ok(reserved);
             }
             if self.allocator.scanned() < limit {
-                self.scan_next().await?;
+                self.scan_next(0).await?;
                 continue;
             }
             self.allocator.rewind();
@@ -447,7 +447,9 @@ impl Refcounts {
         count: u64,
     ) -> Result<Reserved<'_>> {
         let limit = self.limit()?;
-        if let Some(start) = behind {
+        // The number comes from an L2 entry. A cluster far behind the end of the file is no place for data.
+        let end = self.geometry.cluster_index(self.file()?.size()).saturating_add(1);
+        if let Some(start) = behind.filter(|start| *start <= end) {
             let count = count.min(limit.saturating_sub(start));
             self.scan_up_to(start.saturating_add(count)).await?;
             if let Some(reserved) = self.allocator.take_from(start, count)? {
@@ -464,21 +466,23 @@ impl Refcounts {
                 self.allocator.rewind();
                 return self.reserve(count).await;
             }
-            self.scan_next().await?;
+            self.scan_next(0).await?;
         }
     }
 
-    /// Scans the next refcount block and reports its free clusters to the allocator.
-    async fn scan_next(&self) -> Result<()> {
+    /// Scans the next refcount block and reports its free clusters to the allocator. Blocks that do not exist are scanned
+    /// together, up to the one of cluster `reach`.
+    async fn scan_next(&self, reach: u64) -> Result<()> {
         let _turn = self.allocator.scanning.lock().await;
         let per_block = self.geometry.refcounts_per_block();
         let start = self.allocator.scanned();
         let block = start / per_block;
-        let end = block.saturating_add(1).saturating_mul(per_block);
+        let base = self.block_offset(block);
+        let last = if base == 0 { self.last_missing(block, reach / per_block) } else { block };
+        let end = last.saturating_add(1).saturating_mul(per_block);
         if end > 1 << (56 - self.geometry.cluster_bits) {
             return Err(Error::from_errno(Errno::FBIG));
         }
-        let base = self.block_offset(block);
         if base == 0 {
             self.allocator.found(start, end, vec![(start, end)]);
             return Ok(());
@@ -508,10 +512,20 @@ impl Refcounts {
         Ok(())
     }
 
+    /// The last of the contiguous blocks from `block` to `reach` that do not exist. `block` does not exist.
+    fn last_missing(&self, block: u64, reach: u64) -> u64 {
+        let next = block.saturating_add(1);
+        let end = self.table_entries.load(Acquire).min(reach.saturating_add(1));
+        match (next..end).find(|block| self.block_offset(*block) != 0) {
+            Some(existing) => existing.saturating_sub(1),
+            None => reach.max(block),
+        }
+    }
+
     /// Scans refcount blocks until all clusters before `cluster` have been scanned.
     pub(super) async fn scan_up_to(&self, cluster: u64) -> Result<()> {
         while self.allocator.scanned() < cluster {
-            self.scan_next().await?;
+            self.scan_next(cluster).await?;
         }
         Ok(())
     }

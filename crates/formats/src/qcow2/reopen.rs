@@ -17,7 +17,7 @@ use roaring::RoaringTreemap;
 use super::Qcow2;
 use super::encryption::Given;
 use super::layout::{Header, Incompatible, L1Entry};
-use super::open::{OpenOptions, read_header, repair_dirty};
+use super::open::{OpenOptions, note_named_places, read_header, repair_dirty};
 use super::run_options::{Modes, RunOptions};
 
 /// A reopen that is prepared and waits for commit or abort.
@@ -168,12 +168,19 @@ impl Qcow2 {
                 "Bitmaps had to be repaired: the image is to be opened again",
             ));
         }
+        // The repair may have moved or freed structures. Callers note L2 tables and snapshots afterwards.
+        self.refcounts.allocator.forget_all_metadata();
         self.refcounts.reload(&header).await?;
+        note_named_places(&self.refcounts, &header, &file);
+        self.note_bitmaps();
         for index in 0..self.l1_entries() {
             self.l1.get_or_make(index).store(0, Release);
         }
         self.read_l1(&file).await?;
         self.adopt_header(header);
+        // The repair has completed what was left unfinished, and has cleared the dirty bit on disk.
+        self.dirty_bit.was_cleared();
+        self.unfinished.store(false, Release);
         Ok(())
     }
 

@@ -263,19 +263,19 @@ impl Qcow2 {
             let (_, first) = self.slice_of(at);
             let mut old = Vec::new();
             let before = index;
-            for word in slice.words().iter().skip(first) {
+            let mut change = slice.begin_change();
+            for word in first..slice.words().len() {
                 if index == count {
                     break;
                 }
                 let new = entry(index);
-                let replaced = L2Entry(word.swap(new.0, std::sync::atomic::Ordering::AcqRel));
+                let replaced = L2Entry(change.replace(word, new.0));
                 if replaced.0 != 0 && !self.keeps_host(replaced, new) {
                     old.push(replaced);
                 }
                 index = index.saturating_add(1);
             }
-            point();
-            slice.mark_dirty();
+            drop(change);
             point();
             if let Some(counted) = &mut counted {
                 counted.keep_first(index.saturating_sub(before));

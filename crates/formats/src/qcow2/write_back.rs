@@ -179,15 +179,17 @@ impl Qcow2 {
     }
 
     /// Lowers the refcounts of references that are gone from the disk, and removes them from the list. A reference whose
-    /// refcount cannot be read stays in the list.
+    /// refcount cannot be read stays in the list. A refcount that is 0 already is no error: the data is durable, and a check
+    /// repairs such refcounts.
     async fn lower(&self, dropped: &mut VecDeque<Dropped>) -> Result<()> {
         if dropped.is_empty() {
             return Ok(());
         }
+        let mut missing = Missing::default();
         // A scan must not find a cluster with refcount 0 before the cluster is quarantined.
         let _turn = self.refcounts.allocator.scanning.lock().await;
         while let Some(Dropped { cluster, was, .. }) = dropped.front().copied() {
-            let outcome = self.lower_one(cluster, was).await;
+            let outcome = self.lower_one(cluster, was, &mut missing).await;
             if matches!(&outcome, Err(error) if error.kind() != ErrorKind::Corrupt) {
                 return outcome;
             }
@@ -203,15 +205,26 @@ impl Qcow2 {
         Ok(())
     }
 
-    async fn lower_one(&self, cluster: u64, was: ReleaseReason) -> Result<()> {
+    async fn lower_one(
+        &self,
+        cluster: u64,
+        was: ReleaseReason,
+        missing: &mut Missing,
+    ) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         let (offset, size) = (cluster << bits, self.geometry.cluster_size());
         if was != ReleaseReason::Table && self.is_protected(offset, size) {
             let text = format!("Preventing invalid freeing of metadata at offset {offset:#x}");
             return Err(self.mark_corrupt(&text, offset).await);
         }
-        if self.refcounts.drop_one(cluster).await? > 0 {
-            return Ok(());
+        match self.refcounts.drop_one(cluster).await {
+            Ok(0) => {}
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                missing.add(offset);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
         }
         point();
         if was == ReleaseReason::Table {
@@ -378,6 +391,31 @@ fn merge(mut runs: Vec<Quarantined>) -> Vec<Quarantined> {
         }
     }
     merged
+}
+
+/// Clusters that lost a reference although their refcounts were 0. They are reported together when this is dropped.
+#[derive(Default)]
+struct Missing {
+    first: Option<u64>,
+    count: u64,
+}
+
+impl Missing {
+    fn add(&mut self, offset: u64) {
+        self.first.get_or_insert(offset);
+        self.count = self.count.saturating_add(1);
+    }
+}
+
+impl Drop for Missing {
+    fn drop(&mut self) {
+        if let Some(offset) = self.first {
+            tracing::warn!(
+                "qcow2: {} freed clusters had no refcount (the first at offset {offset:#x}); 'img check -r all' repairs the image",
+                self.count
+            );
+        }
+    }
 }
 
 #[cfg(test)]

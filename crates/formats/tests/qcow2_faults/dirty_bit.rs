@@ -118,3 +118,49 @@ fn refcounts_stay_lazy_after_an_amend_that_fails() {
         assert_sound(&disk, false, "closed").await;
     });
 }
+
+#[test]
+fn refcounts_are_lazy_again_after_a_reopen_repaired_an_unfinished_change() {
+    sim::run(1, async {
+        let mut repaired = 0;
+        for nth in 1..12 {
+            let disk = Disk::new(nth, 0);
+            create(&disk).await;
+            let lazy = "lazy-refcounts=on,cache-clean-interval=0";
+            let image = open_with(&disk, lazy).await;
+            write(&image, 0, 1).await;
+            image.create_snapshot(&SnapshotInfo::default()).await.unwrap();
+            write(&image, 0, 2).await;
+            image.flush().await.unwrap();
+            let fail = vec![fails(FaultOp::Write, nth, None)];
+            disk.set_faults(Faults { fail, ..Faults::default() });
+            let deleted = image.delete_snapshot("1").await;
+            disk.set_faults(Faults::default());
+            let read_only = options(&format!("read-only=on,{lazy}"));
+            let reopened = async {
+                image.reopen(read_only).await?;
+                repaired += u32::from(is_dirty(&disk));
+                image.reopen(options(&format!("read-only=off,{lazy}"))).await
+            };
+            // After some of the failures the image refuses to be written.
+            if let Err(error) = reopened.await {
+                assert!(deleted.is_err(), "write {nth}: {error}");
+                let _ = image.close().await;
+                continue;
+            }
+            for cluster in 1..40 {
+                write(&image, cluster, 2).await;
+            }
+            image.flush().await.unwrap();
+            let left = disk.after_power_loss_none();
+            assert!(is_dirty(&left), "write {nth}: refcounts are too low in a clean image");
+            let found = open(&left).await;
+            assert_eq!((byte(&found, 0).await, byte(&found, 39).await), (2, 2), "write {nth}");
+            found.close().await.unwrap();
+            assert_sound(&left, false, "after the power cut").await;
+            image.close().await.unwrap();
+            assert_sound(&disk, false, "closed").await;
+        }
+        assert!(repaired > 0, "no reopen found the dirty bit");
+    });
+}

@@ -59,7 +59,9 @@ pub async fn run(copy: Copy, helpers: &[IoThread]) -> Result<(), CopyError> {
     let shared = Arc::new(Shared::new(copy).await?);
     let in_place = Some(shared.copy.options.chunk.min(LONGEST_IN_PLACE));
     let work = |shared: Arc<Shared>| async move { shared.work().await };
-    if let Err(TaskGone) = workers::run(&shared, parallel, in_place, helpers, work).await {
+    if let Err(TaskGone) =
+        workers::run(&shared, parallel, in_place, helpers, work, Shared::cancel).await
+    {
         shared.fail(CopyError::stopped(0, "An I/O thread ended early"));
     }
     shared.failure.take().map_or(Ok(()), Err)
@@ -99,6 +101,11 @@ impl Shared {
             failure: FirstByOffset::default(),
             copy,
         })
+    }
+
+    /// Makes the workers end, because the caller no longer awaits the copy.
+    fn cancel(&self) {
+        self.fail(CopyError::stopped(0, "Cancelled"));
     }
 
     async fn work(self: &Arc<Self>) {

@@ -120,19 +120,6 @@ async fn close(file: File) -> Result<()> {
     file.close().await.map_err(|e| Error::from(e).prefix("Could not close the new file"))
 }
 
-/// Removes a file whose image could not be created; devices are kept.
-pub(super) fn remove(path: &str) {
-    let regular = |stat: &rustix::fs::Stat| {
-        rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile
-    };
-    let host_path = names::to_path(path);
-    if rustix::fs::stat(&*host_path).is_ok_and(|stat| regular(&stat))
-        && let Err(error) = rustix::fs::unlink(&*host_path)
-    {
-        tracing::warn!(path, %error, "cannot remove the file of an incomplete image");
-    }
-}
-
 /// Takes the locks of a creator; meanwhile no other process may change the size.
 fn lock(fd: &OwnedFd, path: &str) -> Result<Option<FileLocks>> {
     let locks = FileLocks::new(fd, path)?;

@@ -135,13 +135,16 @@ impl FileDriver {
         if before != 0 {
             return Err(Error::from_errno(before));
         }
-        let Err(error) = self.current().sync(data_only).await else { return Ok(()) };
-        let error = Error::from(error);
+        let synced = self.current().sync(data_only).await.map_err(Error::from);
+        synced.inspect_err(|error| self.record_flush_error(error))
+    }
+
+    /// Makes all later flushes fail: the host may have discarded data that it could not store.
+    pub(super) fn record_flush_error(&self, error: &Error) {
         // Without the page cache (direct I/O) the host discards nothing.
         if !self.direct.load(Ordering::Acquire) {
             self.flush_error.store(error.raw_errno(), Ordering::Release);
         }
-        Err(error)
     }
 
     /// Closes the file, then releases its locks. If the file was writable, an error of the host on close is the

@@ -11,6 +11,7 @@
 //! | `zero` | zeroing and discarding; records which operations the host does not support |
 //! | `extents` | data and holes |
 //! | `resize`, `create` | size, preallocation, new files |
+//! | `created` | identity of a new file, for its removal |
 //! | `copy` | copy offload |
 //! | `reopen` | replacing the descriptor of a node |
 //!
@@ -21,6 +22,7 @@
 mod align;
 mod copy;
 mod create;
+mod created;
 mod driver;
 mod extents;
 mod handle;

@@ -1,6 +1,6 @@
 //! The two factories, `file` and `host_device`, and how they open.
 
-use oxblk_core::create::{CreateOption, CreateRequest};
+use oxblk_core::create::{CreateOption, CreateRequest, CreatedFile};
 use oxblk_core::{
     BoxFuture, Driver, DriverFactory, DriverKind, Error, Graph, OpenContext, Options, Result, names,
 };
@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::align::{self, Alignment};
 use super::create::{self, CREATE_OPTIONS};
+use super::created;
 use super::driver::{FileDriver, Parts, wrong_kind};
 use super::handle::{self, Access, Handle, Kind};
 use super::locks::FileLocks;
@@ -175,7 +176,7 @@ impl DriverFactory for FileFactory {
         Some(Box::pin(create::create(self, request)))
     }
 
-    fn remove_created(&self, filename: &str) {
-        create::remove(self.path_of(filename));
+    fn created_file(&self, filename: &str) -> Result<Option<Box<dyn CreatedFile>>> {
+        created::hold(self.path_of(filename))
     }
 }

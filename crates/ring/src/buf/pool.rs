@@ -226,10 +226,16 @@ pub(crate) fn trim_shared() {
     }
 }
 
+/// As [`take`], or `None` if the system has no memory for a block of more than 64 KiB.
+pub(super) fn try_take(len: usize) -> Option<(BlockRef, bool)> {
+    if len > LARGEST_SMALL { take_big(len) } else { Some(take(len)) }
+}
+
 /// A block of at least `len` bytes; the flag says that they are known to be zero.
 pub(super) fn take(len: usize) -> (BlockRef, bool) {
     if len > LARGEST_SMALL {
-        return take_big(len);
+        let layout = Layout::from_size_align(len, PAGE).unwrap_or(Layout::new::<u8>());
+        return take_big(len).unwrap_or_else(|| handle_alloc_error(layout));
     }
     // Sizes below 512 need no page alignment and are not worth a page.
     let class = if len < SMALL[0] {
@@ -292,11 +298,11 @@ fn round_big(len: usize) -> usize {
     len.checked_next_multiple_of(step).unwrap_or(len)
 }
 
-fn take_big(len: usize) -> (BlockRef, bool) {
+fn take_big(len: usize) -> Option<(BlockRef, bool)> {
     let capacity = round_big(len);
     let kept = POOL.try_with(|pool| pool.borrow_mut().take_big(capacity)).ok().flatten();
     if let Some(block) = kept.or_else(|| take_shared(capacity)) {
-        return (block.hand_out(), false);
+        return Some((block.hand_out(), false));
     }
     let mapped = map_pages(capacity).or_else(|_| {
         // What is kept for reuse may be what is missing.
@@ -304,12 +310,9 @@ fn take_big(len: usize) -> (BlockRef, bool) {
         trim_shared();
         map_pages(capacity)
     });
-    let Ok(memory) = mapped else {
-        handle_alloc_error(Layout::from_size_align(capacity, PAGE).unwrap_or(Layout::new::<u8>()))
-    };
-    let header = Box::leak(Box::new(Block::new(memory, capacity, Home::Mapped)));
+    let header = Box::leak(Box::new(Block::new(mapped.ok()?, capacity, Home::Mapped)));
     // SAFETY: just made, and nobody else knows it.
-    (unsafe { BlockRef::adopt(NonNull::from(header)) }, true)
+    Some((unsafe { BlockRef::adopt(NonNull::from(header)) }, true))
 }
 
 /// The newest free block of this capacity among those that all threads share.

@@ -29,11 +29,20 @@ impl IoBufMut {
         Self::take(len).0
     }
 
+    /// As [`Self::new`], or `None` if the system has no memory or address space for it. For lengths that a peer chooses.
+    pub fn try_new(len: usize) -> Option<Self> {
+        Some(Self::of(pool::try_take(len)?.0, len))
+    }
+
     fn take(len: usize) -> (Self, bool) {
         let (block, zero) = pool::take(len);
+        (Self::of(block, len), zero)
+    }
+
+    fn of(block: BlockRef, len: usize) -> Self {
         let ptr = block.start();
         debug_assert!(len <= block.capacity());
-        (IoBufMut { block, ptr, len }, zero)
+        IoBufMut { block, ptr, len }
     }
 
     /// A buffer of `len` zero bytes.

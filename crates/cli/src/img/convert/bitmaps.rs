@@ -63,23 +63,28 @@ pub(super) async fn copy(
     Ok(())
 }
 
+/// Adds the copy of a bitmap to the target and fills it. Each change is a control operation of the graph, as for `img bitmap`.
 async fn copy_one(context: &Context, bitmap: &DirtyBitmap, target: &Backend) -> Step {
+    let name = bitmap.name();
     let failed = |what: &str, error: &Error| {
-        let name = bitmap.name();
         context.program.report_in(format_args!("Failed to {what} bitmap {name}: "), error);
         Exit(1)
     };
     let node = target.node().map_err(|error| context.error(&error))?;
     let graph = target.graph();
     let granularity = Some(bitmap.map().granularity());
-    let made = graph.add_persistent_bitmap(&node, bitmap.name(), granularity).await;
+    let made = graph.add_persistent_bitmap(&node, name, granularity).await;
     let copy = made.map_err(|error| failed("create", &error))?;
-    copy.set_enabled(bitmap.is_recording());
-    let merged = bitmap.everything().and_then(|all| copy.merge_from(&all));
-    if let Err(error) = merged {
+    let filled = async {
+        graph.enable_bitmap(&node, name, bitmap.is_recording()).await?;
+        graph.merge_bitmap(&node, name, bitmap.everything()?).await
+    };
+    if let Err(error) = filled.await {
         // Delete the new bitmap, which has not been written to the image yet.
-        drop(graph.delete_bitmap(&node, &copy).await);
-        return Err(failed("populate", &error.into()));
+        let deleted = graph.delete_bitmap(&node, &copy).await;
+        let exit = failed("populate", &error);
+        deleted.map_err(|error| failed("delete the incomplete", &error))?;
+        return Err(exit);
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use oxblk::Sharing;
 use oxblk::copy::{Copy, CopyError, CopyOptions, Observer, Stage};
+use oxblk_core::create::{Created, Removal};
 use oxblk_core::{Backend, Error, Graph};
 use oxblk_ring::IoThread;
 
@@ -111,7 +112,7 @@ impl Job<'_> {
         let copied = self.copy_all(sources, &target).await;
         let closed = target.backend.close().await;
         if let Err(Exit::INTERRUPTED) = copied {
-            self.report_stop();
+            self.report_stop(target.created);
         }
         copied?;
         closed.map_err(|error| self.context.error(&error))
@@ -119,15 +120,20 @@ impl Job<'_> {
 
     /// Removes the target after a signal if this run created it, and reports what remains. An incomplete image cannot be
     /// distinguished from a complete one.
-    fn report_stop(&self) {
+    fn report_stop(&self, created: Option<Created>) {
         let (percent, target) = (self.progress.percent(), &self.arguments.target);
-        let removed = self.arguments.create
-            && self.graph.protocol_for(target).is_ok_and(|(protocol, _)| {
-                protocol.remove_created(target);
-                !std::path::Path::new(&*oxblk_core::names::to_path(target)).exists()
-            });
-        let what = if removed { "was removed" } else { "is incomplete" };
+        let removal = created.map_or(Ok(Removal::Kept), Created::remove);
         self.progress.end();
+        let what = match removal {
+            Ok(Removal::Removed) => "was removed",
+            Ok(Removal::Kept) => "is incomplete",
+            Ok(Removal::Replaced) => "was replaced by another program and is kept",
+            Err(error) => {
+                let text = format_args!("Could not remove '{target}': ");
+                self.context.program.report_in(text, &error);
+                "is incomplete"
+            }
+        };
         self.context.program.error(format_args!("Stopped at {percent:.2} %: '{target}' {what}"));
     }
 

@@ -1,5 +1,6 @@
 //! The target of `img convert`: this creates it if requested, opens it, and determines its properties before the copy.
 
+use oxblk_core::create::Created;
 use oxblk_core::{
     Backend, ChildIdx, DriverFactory, Error, Gate, Graph, Options, Purpose, relative_to,
 };
@@ -16,6 +17,8 @@ pub(super) struct Target {
     pub(super) is_zero: bool,
     /// The size in bytes of the target's backing file, if the copy relies on that file for data that it does not copy.
     pub(super) backing: Option<u64>,
+    /// The target's file, if this run has created it.
+    pub(super) created: Option<Created>,
 }
 
 /// Creates the target, unless `-n` was given, and opens it.
@@ -38,17 +41,19 @@ pub(super) async fn prepare(
         }
         Made { has_backing: arguments.backing.is_some(), ..Made::default() }
     };
-    let has_backing = made.has_backing;
-    let opened = open(context, arguments, graph, made.opening).await;
-    if let (Err(_), true) = (&opened, arguments.create)
-        && let Ok((protocol, _)) = graph.protocol_for(&arguments.target)
-    {
-        // Remove the new image, since the copy into it cannot start.
-        protocol.remove_created(&arguments.target);
-    }
-    let backend = opened?;
+    let Made { has_backing, opening, created } = made;
+    let backend = match open(context, arguments, graph, opening).await {
+        Ok(backend) => backend,
+        Err(exit) => {
+            // Remove the new image, since the copy into it cannot start.
+            if let Some(created) = created {
+                created.remove_incomplete(&arguments.target);
+            }
+            return Err(exit);
+        }
+    };
     match describe(context, arguments, &backend, size, has_backing) {
-        Ok((is_zero, backing)) => Ok(Target { backend, is_zero, backing }),
+        Ok((is_zero, backing)) => Ok(Target { backend, is_zero, backing, created }),
         Err(exit) => {
             drop(backend.close().await);
             Err(exit)
@@ -97,6 +102,8 @@ struct Made {
     has_backing: bool,
     /// The options needed to open the target.
     opening: Options,
+    /// The new file.
+    created: Option<Created>,
 }
 
 /// Creates the target.
@@ -137,7 +144,7 @@ async fn create(
         }
     }
     let made = graph.create_image(&arguments.target, format, &options.to_options()).await;
-    made.map_err(|error| {
+    let created = made.map_err(|error| {
         let target = &arguments.target;
         context
             .program
@@ -145,7 +152,7 @@ async fn create(
         Exit(1)
     })?;
     let opening = opening(arguments, graph, &options).map_err(|error| context.error(&error))?;
-    Ok(Made { has_backing: backing.is_some(), opening })
+    Ok(Made { has_backing: backing.is_some(), opening, created: Some(created) })
 }
 
 /// The options needed to open the new image: its secrets and, with `--untrusted`, the backing and data file that the

@@ -22,7 +22,7 @@
 mod downgrade;
 mod refcount_width;
 
-use std::sync::atomic::Ordering::{AcqRel, Release};
+use std::sync::atomic::Ordering::AcqRel;
 
 use oxblk_core::amend::{Amend, AmendRequest};
 use oxblk_core::create::{CreateOption, OptionType};
@@ -32,6 +32,7 @@ use super::Qcow2;
 use super::create_options::{option, refcount_order};
 use super::layout::{Autoclear, Compatible, CryptMethod, Header, Incompatible};
 use super::run_options::Modes;
+use super::stopped::Replaced;
 
 /// The options that can be amended.
 pub(super) static AMEND_OPTIONS: &[CreateOption] = &[
@@ -242,7 +243,7 @@ impl Qcow2 {
         finished?;
         if steps.upgrade || steps.downgrade || steps.order.is_some() {
             // The state in memory belongs to the old version or width: the image must be opened again.
-            self.corrupt.store(true, Release);
+            self.stop_for(Replaced::Amend);
         }
         Ok(wanted.lazy_refcounts)
     }

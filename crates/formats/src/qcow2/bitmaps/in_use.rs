@@ -10,16 +10,8 @@ use oxblk_ring::IoBuf;
 
 use super::super::Qcow2;
 use super::super::layout::{BitmapEntry, BitmapFlags, Header, encode_bitmap_directory};
+use super::Stored;
 use super::load::{ONES, read_directory};
-use super::{State, Stored};
-
-impl State {
-    /// Whether the bitmap may change while the image is written to.
-    fn changes(&self, stored: &Stored) -> bool {
-        let is_live = self.live.iter().any(|live| *live.name() == *stored.entry.name());
-        is_live || stored.entry.flags.contains(BitmapFlags::AUTO)
-    }
-}
 
 impl Qcow2 {
     /// Marks bitmaps as in use, durably: the usable ones, and the enabled ones that are unusable and so miss the
@@ -30,7 +22,13 @@ impl Qcow2 {
         let Some(place) = state.directory.place else { return Ok(()) };
         let mut marked = state.directory.stored.clone();
         let mut changed = false;
-        for stored in marked.iter_mut().filter(|stored| state.changes(stored)) {
+        let live = state.live_by_name();
+        // Usable bitmaps and enabled ones may change while the image is written to.
+        let changes = |stored: &Stored| {
+            live.contains_key(&*stored.entry.name())
+                || stored.entry.flags.contains(BitmapFlags::AUTO)
+        };
+        for stored in marked.iter_mut().filter(|stored| changes(stored)) {
             changed |= !stored.entry.flags.contains(BitmapFlags::IN_USE);
             stored.entry.flags |= BitmapFlags::IN_USE;
         }
@@ -81,10 +79,9 @@ impl Qcow2 {
             return Ok(false);
         }
         let mut ones = ONES;
+        let live_by_name = state.live_by_name();
         for entry in &entries {
-            let Some(live) = state.live.iter().find(|live| *live.name() == *entry.name()) else {
-                continue;
-            };
+            let Some(live) = live_by_name.get(&*entry.name()) else { continue };
             // Equal entries do not prove equal data: another program may have changed it.
             let table = self.read_bitmap_table(file, entry).await?;
             let there = self.read_bitmap(file, entry, &table, &mut ones).await;

@@ -139,6 +139,15 @@ impl Qcow2 {
         own
     }
 
+    /// Notes the clusters of all stored bitmaps as metadata.
+    pub(in super::super) fn note_bitmaps(&self) {
+        let directory = self.bitmaps.state().directory.clone();
+        for stored in &directory.stored {
+            self.note_own(&stored.clusters);
+        }
+        self.note_own(&directory.clusters);
+    }
+
     /// The entries of a bitmap's table.
     ///
     /// # Errors

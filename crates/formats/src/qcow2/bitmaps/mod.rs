@@ -36,6 +36,7 @@ mod relocate;
 mod store;
 mod unchanged;
 
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -114,6 +115,13 @@ impl Stored {
     }
 }
 
+impl State {
+    /// The node's usable bitmaps by name. An image may have tens of thousands.
+    fn live_by_name(&self) -> HashMap<&str, &Arc<DirtyBitmap>> {
+        self.live.iter().map(|live| (live.name(), live)).collect()
+    }
+}
+
 impl Bitmaps {
     /// The bitmaps that the header names, before the directory is loaded.
     pub(super) fn of(header: &Header) -> Self {
@@ -170,10 +178,11 @@ impl Qcow2 {
     /// Refuses a change of size if a bitmap of the image cannot be resized.
     pub(super) fn check_bitmaps_can_follow(&self, size: u64) -> Result<()> {
         let state = self.bitmaps.state().clone();
+        let live = state.live_by_name();
         for stored in &state.directory.stored {
-            let name = stored.entry.name().into_owned();
-            if !state.live.iter().any(|live| *live.name() == *name) {
-                return Err(BitmapError::Inconsistent(name).into());
+            let name = stored.entry.name();
+            if !live.contains_key(&*name) {
+                return Err(BitmapError::Inconsistent(name.into_owned()).into());
             }
         }
         self.check_live_bitmaps_can_follow(size)
@@ -218,9 +227,11 @@ impl Qcow2 {
         }
         check_fits(self.size(), granularity)?;
         let state = self.bitmaps.state();
-        let new = state.live.iter().map(|live| live.name()).filter(|name| !state.has(name));
+        let on_disk: HashSet<_> =
+            state.directory.stored.iter().map(|stored| stored.entry.name()).collect();
+        let new = state.live.iter().map(|live| live.name()).filter(|name| !on_disk.contains(*name));
         let new: Vec<&str> = new.collect();
-        if state.has(name) || new.contains(&name) {
+        if on_disk.contains(name) || new.contains(&name) {
             return Err(BitmapError::Exists(name.to_owned()).into());
         }
         let stored = &state.directory.stored;
@@ -242,12 +253,6 @@ impl Qcow2 {
         self.check_can_store(bitmap.name(), bitmap.map().granularity())?;
         self.bitmaps.state().live.push(Arc::clone(bitmap));
         Ok(())
-    }
-}
-
-impl State {
-    fn has(&self, name: &str) -> bool {
-        self.directory.stored.iter().any(|stored| stored.entry.name() == name)
     }
 }
 

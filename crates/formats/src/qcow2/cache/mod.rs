@@ -8,8 +8,9 @@
 //!   version before and after the words (a sequence lock over atomics). So it detects that the slot was reused for another
 //!   slice meanwhile.
 //! - A **change** needs a pinned slot ([`Pinned`]). A pinned or dirty slot is never reused. The caller must serialise changes
-//!   of the same word, and must order changes with respect to disk writes. Words that belong together change under
-//!   [`Pinned::begin_change`]: a hit or a write to disk sees either all of these changes or none.
+//!   of the same word, and must order changes with respect to disk writes. L2 entries change under [`Pinned::begin_change`]: a
+//!   hit or a write to disk sees either all of these changes or none, and a hit sees them only when the slice is marked
+//!   dirty.
 //! - A **miss** loads the slice once: other tasks that need the same slice wait for the task that loads it. Hits continue while
 //!   a slice is being loaded.
 //! - **Eviction** is CLOCK over clean, unpinned slots. If there is none, [`SliceCache::get`] returns `None`, and the caller
@@ -47,11 +48,11 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use oxblk_core::Result;
 use oxblk_ring::perturb::point;
-use oxblk_ring::{Event, WordMemory};
+use oxblk_ring::{Event, EventListener, WordMemory};
 
 pub(super) use clean::Cleaner;
 pub(super) use radix::Radix;
-pub(super) use version::Changing;
+use version::Changing;
 
 use atomics::lock;
 use slot::Slot;
@@ -244,12 +245,7 @@ impl SliceCache {
                 return Ok(Some(pinned));
             }
             match self.begin_load(slice) {
-                Err(event) => {
-                    let listener = event.listen();
-                    if lock(&self.loading).contains_key(&slice) {
-                        listener.await;
-                    }
-                }
+                Err(listener) => listener.await,
                 Ok(_turn) => {
                     // Another task may have loaded the slice before this task began its load.
                     if let Some(pinned) = self.pin(slice) {
@@ -262,9 +258,11 @@ impl SliceCache {
         }
     }
 
-    fn begin_load(&self, slice: u64) -> Result<Loading<'_>, Arc<Event>> {
+    /// Begins to load a slice. If another task loads it, returns a listener for the end of that load. It listens from before the
+    /// lock is released, so that it cannot miss the end.
+    fn begin_load(&self, slice: u64) -> Result<Loading<'_>, EventListener> {
         match lock(&self.loading).entry(slice) {
-            std::collections::hash_map::Entry::Occupied(entry) => Err(Arc::clone(entry.get())),
+            std::collections::hash_map::Entry::Occupied(entry) => Err(entry.get().listen()),
             std::collections::hash_map::Entry::Vacant(entry) => {
                 entry.insert(Arc::new(Event::new()));
                 Ok(Loading { cache: self, slice })
@@ -363,21 +361,56 @@ pub(super) struct Pinned<'a> {
 }
 
 impl Pinned<'_> {
-    /// The slice's words. Code that changes a word must call [`Self::mark_dirty`] afterwards.
+    /// The slice's words. Words that lookups read are changed under [`Self::begin_change`]. Code that changes other words must
+    /// call [`Self::mark_dirty`] afterwards.
     pub(super) fn words(&self) -> &[AtomicU64] {
         self.slot.words()
     }
 
-    /// Begins a change of several words that belong together. Readers see these changes only after the guard is dropped, and
-    /// then all of them. The holder of the guard must not wait.
-    pub(super) fn begin_change(&self) -> Changing<'_> {
-        self.slot.begin_change()
+    /// Begins a change of words that lookups read. Lookups see the change only after the guard is dropped, and then all of it.
+    /// The holder of the guard must not wait.
+    pub(super) fn begin_change(&self) -> Change<'_> {
+        Change { pinned: self, changed: false, _changing: self.slot.begin_change() }
     }
 
     /// Marks the slice dirty. Call this after the change of its words. When this returns, [`SliceCache::take_dirty`] includes
     /// the change.
     pub(super) fn mark_dirty(&self) {
         self.cache.dirty.mark(self.slot.state(), self.number);
+    }
+}
+
+/// A running change of the words of a slice.
+///
+/// Invariant: a lookup sees a changed word only after the slice was marked dirty. Otherwise another thread could write data
+/// through a new entry and flush, while the slice is not yet in the dirty list. A power cut would then lose flushed data.
+pub(super) struct Change<'a> {
+    pinned: &'a Pinned<'a>,
+    changed: bool,
+    /// Dropped after the slice was marked dirty: fields are dropped after [`Drop::drop`] has run.
+    _changing: Changing<'a>,
+}
+
+impl Change<'_> {
+    /// The slice's words, for reading.
+    pub(super) fn words(&self) -> &[AtomicU64] {
+        self.pinned.words()
+    }
+
+    /// Replaces the word `index` and returns the old one. Does nothing if the slice has no such word.
+    pub(super) fn replace(&mut self, index: usize, new: u64) -> u64 {
+        let Some(word) = self.pinned.words().get(index) else { return 0 };
+        self.changed = true;
+        word.swap(new, AcqRel)
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        if self.changed {
+            point();
+            self.pinned.mark_dirty();
+        }
     }
 }
 

@@ -84,6 +84,12 @@ impl DirtyList {
         }
     }
 
+    /// Holds the list, so that no other thread can add to it or take it.
+    #[cfg(test)]
+    pub(super) fn hold(&self) -> super::atomics::MutexGuard<'_, Vec<u32>> {
+        lock(&self.0)
+    }
+
     /// Takes the list. It may contain a slot twice, or a slot that is already clean.
     pub(super) fn take(&self) -> Vec<u32> {
         std::mem::take(&mut *lock(&self.0))

@@ -1,6 +1,8 @@
 use super::*;
+use futures_util::FutureExt as _;
 use oxblk_ring::{IoBufMut, block_on, spawn};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 fn cache_of(words: usize, limit: usize) -> SliceCache {
     SliceCache::new(words, limit, Arc::default())
@@ -72,6 +74,36 @@ fn misses_of_one_slice_load_it_once() {
         }
         assert_eq!(loads.get(), 1);
     });
+}
+
+#[test]
+fn a_task_that_waits_for_a_load_does_not_wait_for_the_next_load() {
+    let cache = cache_of(4, 4);
+    let first = cache.begin_load(1).ok().unwrap();
+    let waiting = cache.begin_load(1).err().unwrap();
+    drop(first);
+    let _second = cache.begin_load(1).ok().unwrap();
+    assert!(waiting.now_or_never().is_some(), "the load that this task waits for has ended");
+}
+
+#[test]
+fn a_lookup_sees_a_changed_word_only_after_the_slice_is_marked_dirty() {
+    let cache = cache_of(4, 4);
+    block_on(load(&cache, 1));
+    let seen = || cache.peek(1, |words| words[0].load(Relaxed)) == Some(7);
+    std::thread::scope(|scope| {
+        // While this thread holds the list, no thread can mark the slice dirty.
+        let taking = cache.dirty.hold();
+        scope.spawn(|| cache.pin(1).unwrap().begin_change().replace(0, 7));
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_millis(100) {
+            assert!(!seen(), "the word was visible before its slice was marked dirty");
+            std::thread::yield_now();
+        }
+        drop(taking);
+    });
+    assert!(seen());
+    assert_eq!(cache.take_dirty().len(), 1);
 }
 
 #[test]
@@ -208,12 +240,10 @@ fn words_of_one_change_are_read_and_copied_together() {
             std::thread::spawn(move || {
                 for round in 0..50_000_u64 {
                     let pinned = cache.pin(1).unwrap();
-                    let pair = &pinned.words()[own * 32..own * 32 + 2];
-                    let changing = pinned.begin_change();
-                    pair[0].store(round, Relaxed);
-                    pair[1].store(round, Relaxed);
+                    let mut changing = pinned.begin_change();
+                    changing.replace(own * 32, round);
+                    changing.replace(own * 32 + 1, round);
                     drop(changing);
-                    pinned.mark_dirty();
                     if round % 64 == 0 {
                         std::thread::yield_now();
                     }

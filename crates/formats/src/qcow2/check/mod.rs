@@ -41,13 +41,13 @@ use std::collections::{BTreeSet, HashSet};
 use oxblk_core::check::{CheckReport, Finding, FindingKind, Fix};
 use oxblk_core::{ChildIdx, Edge, Errno, Error, Result};
 use oxblk_ring::IoBufMut;
-
-use std::sync::atomic::Ordering::Release;
+use roaring::RoaringTreemap;
 
 use super::Qcow2;
 use super::layout::{Autoclear, Geometry, Header, field_offsets, refcount_max};
 use super::open::read_header;
 use super::refscan::References;
+use super::stopped::Replaced;
 use snapshot_table::RepairedTable;
 
 /// Checks the image in `file`, and repairs what `fix` allows. Each finding is reported to `say` immediately.
@@ -90,7 +90,7 @@ impl Qcow2 {
             return check(&file, &header, fix, say).await;
         }
         // The metadata in memory is outdated after a repair. So the image accepts no more writes until it is reopened.
-        self.corrupt.store(true, Release);
+        self.stop_for(Replaced::Repair);
         let report = check(&file, &header, fix, say).await?;
         self.clear_unknown_autoclear(&file).await?;
         Ok(report)
@@ -117,6 +117,8 @@ struct Checker<'a> {
     references: References,
     /// Number of clusters in the file. The last cluster may be partial.
     clusters: u64,
+    /// Clusters behind the end of the file to which metadata refers. A repair does not use them.
+    beyond: RoaringTreemap,
     refcount_table: Vec<u64>,
     /// Refcount table indices with a broken entry, so that the refcounts of their block are unknown.
     broken_blocks: HashSet<u64>,
@@ -189,6 +191,7 @@ impl<'a> Checker<'a> {
             report,
             references: References::new(refcount_max(geometry.refcount_order)),
             clusters,
+            beyond: RoaringTreemap::new(),
             refcount_table: Vec::new(),
             broken_blocks: HashSet::new(),
             broken_block_told: false,

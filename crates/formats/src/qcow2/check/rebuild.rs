@@ -1,6 +1,6 @@
 //! Rebuilding all refcounts, for an image whose refcount table or blocks cannot be repaired in place.
 //!
-//! The new table and blocks are written to clusters without references, or behind the end of the file, and never over
+//! The new table and blocks are written to clusters without references, inside the file or behind its end, and never over
 //! the old ones. So the image does not change until one write makes the header name the new table. The clusters of the
 //! old structures are free afterwards.
 //!
@@ -148,8 +148,11 @@ impl Checker<'_> {
             }
         }
         let start = start.unwrap_or_else(|| {
-            let start = room.end;
-            room.end = room.end.saturating_add(count);
+            let mut start = room.end;
+            while self.beyond.range_cardinality(start..start.saturating_add(count)) > 0 {
+                start = start.saturating_add(1);
+            }
+            room.end = start.saturating_add(count);
             start
         });
         for cluster in start..start.saturating_add(count) {

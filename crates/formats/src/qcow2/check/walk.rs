@@ -61,9 +61,11 @@ impl<'a> Checker<'a> {
         let size = self.geometry.cluster_size();
         let end = offset.saturating_add(bytes);
         // The file may end inside its last cluster, because it need not be padded.
-        if end > self.file.size().saturating_add(size)
-            || offset >= self.clusters.saturating_mul(size)
-        {
+        if end > self.file.size().saturating_add(size) {
+            if self.fix != Fix::Nothing {
+                let end = self.geometry.clusters_for(end);
+                self.beyond.insert_range(self.geometry.cluster_index(offset)..end);
+            }
             self.corrupt(&format!(
                 "ERROR: counting reference for region exceeding the end of the file by one cluster \
                  or more: offset {offset:#x} size {bytes:#x}"

@@ -1,8 +1,9 @@
 //! Entries of L1 tables, L2 tables and the refcount table ("Cluster mapping", "Host cluster
 //! management").
 //!
-//! An entry type wraps the raw number. The methods that return a checked offset fail unless the offset is aligned to clusters
-//! and all reserved bits are zero. L2 entries are decoded on every request, so the common case takes only a few branches.
+//! An entry type wraps the raw number. The methods that return a checked offset fail unless the offset is aligned to clusters.
+//! Reserved bits of L1 and L2 entries have no effect, as in QEMU; a check reports them. L2 entries are decoded on every request,
+//! so the common case takes only a few branches.
 
 use std::fmt;
 
@@ -74,9 +75,6 @@ impl L1Entry {
     /// When the entry is invalid.
     #[inline]
     pub fn l2_offset(self, geometry: Geometry) -> Result<Option<u64>, BadEntry> {
-        if self.0 & L1_RESERVED != 0 {
-            return Err(BadEntry::Reserved(self.0));
-        }
         let offset = self.raw_offset();
         if !geometry.is_aligned(offset) {
             return Err(BadEntry::Unaligned(offset));
@@ -148,7 +146,7 @@ impl L2Entry {
     #[inline]
     pub fn kind(self, geometry: Geometry, version: u32) -> Result<L2Kind, BadEntry> {
         let host = self.raw_offset();
-        let suspicious = L2_RESERVED | COMPRESSED | ZERO | (geometry.cluster_size() - 1);
+        let suspicious = COMPRESSED | ZERO | (geometry.cluster_size() - 1);
         if self.0 & suspicious == 0 {
             return Ok(if host != 0 || self.is_at_zero(geometry) {
                 L2Kind::Data { host }
@@ -166,9 +164,6 @@ impl L2Entry {
                 return Err(BadEntry::Reserved(self.0));
             }
             return Ok(L2Kind::Compressed { host, len });
-        }
-        if self.reserved() != 0 {
-            return Err(BadEntry::Reserved(self.0));
         }
         // The zero flag has no meaning in an extended entry, which has a bitmap of zero subclusters.
         let zero = self.has_zero_flag() && !geometry.extended_l2;
@@ -322,12 +317,20 @@ mod tests {
     }
 
     #[test]
-    fn every_reserved_bit_and_every_unaligned_offset_is_refused() {
-        for bit in (1..16).chain(56..62) {
+    fn reserved_bits_have_no_effect_and_every_unaligned_offset_is_refused() {
+        for bit in (1..9).chain(56..62) {
             let entry = L2Entry(0x5_0000 | COPIED | 1 << bit);
-            assert!(entry.kind(K64, 3).is_err(), "bit {bit}");
+            assert_eq!(entry.kind(K64, 3), Ok(L2Kind::Data { host: 0x5_0000 }), "bit {bit}");
+            assert_ne!(entry.reserved(), 0, "bit {bit}");
+            assert_eq!(L2Entry(1 << bit).kind(K64, 3), Ok(L2Kind::Unallocated), "bit {bit}");
         }
-        for bit in (0..16).chain(56..63) {
+        for bit in (0..9).chain(56..63) {
+            let entry = L1Entry(0x5_0000 | COPIED | 1 << bit);
+            assert_eq!(entry.l2_offset(K64), Ok(Some(0x5_0000)), "bit {bit}");
+            assert_ne!(entry.reserved(), 0, "bit {bit}");
+        }
+        for bit in 9..16 {
+            assert!(L2Entry(0x5_0000 | COPIED | 1 << bit).kind(K64, 3).is_err(), "bit {bit}");
             assert!(L1Entry(0x5_0000 | COPIED | 1 << bit).l2_offset(K64).is_err(), "bit {bit}");
         }
         for bit in 0..16 {

@@ -20,15 +20,13 @@ mod lookup;
 mod write;
 mod zero;
 
-use std::sync::atomic::{
-    AtomicU64,
-    Ordering::{Acquire, Relaxed},
-};
+use std::sync::atomic::{AtomicU64, Ordering::Acquire};
 
 use oxblk_core::Result;
 use oxblk_ring::perturb::point;
 
 use super::Qcow2;
+use super::cache::Change;
 use super::counted::Counted;
 use super::dropped::ReleaseReason;
 use super::layout::{ExtendedEntry, L2Entry, L2Kind, Subclusters};
@@ -42,13 +40,11 @@ fn load(words: &[AtomicU64], index: usize) -> Option<ExtendedEntry> {
     })
 }
 
-/// Stores the entry at word `index` of a slice. The caller has begun a change of the slice.
-fn store(words: &[AtomicU64], index: usize, new: ExtendedEntry) {
-    if let Some([entry, bitmap]) = index.checked_add(2).and_then(|end| words.get(index..end)) {
-        entry.store(new.entry.0, Relaxed);
-        point();
-        bitmap.store(new.bitmap.0, Relaxed);
-    }
+/// Stores the entry at word `index` of a slice.
+fn store(change: &mut Change<'_>, index: usize, new: ExtendedEntry) {
+    change.replace(index, new.entry.0);
+    point();
+    change.replace(index.saturating_add(1), new.bitmap.0);
 }
 
 /// Whether both entries are equal apart from the copied flag.
@@ -89,18 +85,17 @@ impl Qcow2 {
             let (_, first) = self.slice_of(at);
             let mut dropped = Vec::new();
             let before = index;
-            let changing = slice.begin_change();
+            let mut changing = slice.begin_change();
             for word in (first..slice.words().len()).step_by(2) {
                 let Some(old) = load(slice.words(), word).filter(|_| index < count) else { break };
                 let new = change(index, old);
-                store(slice.words(), word, new);
+                store(&mut changing, word, new);
                 if !same_place(old.entry, new.entry) {
                     dropped.push(old.entry);
                 }
                 index = index.saturating_add(1);
             }
             drop(changing);
-            slice.mark_dirty();
             point();
             if let Some(counted) = &mut counted {
                 counted.keep_first(index.saturating_sub(before));

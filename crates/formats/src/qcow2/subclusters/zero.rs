@@ -150,9 +150,9 @@ impl Qcow2 {
         self.ensure_table(self.l1_index(from)).await?;
         let Some(slice) = self.pin_slice(from).await? else { return Ok(from) };
         let (_, first) = self.slice_of(from);
-        let (mut at, mut bad, mut changed) = (from, None, false);
+        let (mut at, mut bad) = (from, None);
         let mut dropped = Vec::new();
-        let changing = slice.begin_change();
+        let mut changing = slice.begin_change();
         for word in (first..slice.words().len()).step_by(2) {
             let Some(entry) = load(slice.words(), word).filter(|_| at < to) else { break };
             let Ok(kind) = entry.kind(self.geometry) else {
@@ -161,8 +161,7 @@ impl Qcow2 {
             };
             let new = change(&Old { entry, kind, has_backing });
             if let Some(new) = new.filter(|new| *new != entry) {
-                store(slice.words(), word, new);
-                changed = true;
+                store(&mut changing, word, new);
                 if !same_place(entry.entry, new.entry) {
                     dropped.push(entry.entry);
                 }
@@ -170,9 +169,6 @@ impl Qcow2 {
             at = at.saturating_add(self.geometry.cluster_size());
         }
         drop(changing);
-        if changed {
-            slice.mark_dirty();
-        }
         drop(slice);
         self.drop_entries(&dropped, was);
         match bad {

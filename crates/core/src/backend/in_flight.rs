@@ -1,0 +1,213 @@
+//! Requests in flight at a backend: beginning a request, counting it, and holding requests back.
+//!
+//! A request is counted on its I/O thread and is in the current epoch from its begin until all its operations on the host have
+//! ended. A request that is counted first looks whether requests are held back; the task that holds
+//! requests back does so before it waits for the counts. So no request is missed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+
+use oxblk_ring::{Shard, UntilSettled, keep_until_settled};
+
+use super::{Backend, Inner, RootEdge, no_medium};
+use crate::control::run_to_completion;
+use crate::epoch::{EpochGuard, EpochPlace};
+use crate::{Error, ErrorKind, Result};
+
+impl Backend {
+    /// Holds back new requests and waits until the requests in flight have ended. New requests resume when the guard is
+    /// dropped.
+    pub async fn quiesce(&self) -> Quiesced {
+        let guard = self.hold_back();
+        self.idle().await;
+        guard
+    }
+
+    /// Holds back new requests.
+    pub(crate) fn hold_back(&self) -> Quiesced {
+        self.0.quiesced.fetch_add(1, SeqCst);
+        oxblk_ring::perturb::point();
+        Quiesced(self.clone())
+    }
+
+    /// Waits until no request is in flight.
+    pub(crate) async fn idle(&self) {
+        loop {
+            let listener = self.0.changed.listen();
+            if self.0.counters.iter().all(|one| one.in_flight.load(SeqCst) == 0) {
+                return;
+            }
+            listener.await;
+        }
+    }
+
+    /// Begins a request: waits while requests are held back, counts the request, and enters it into the current epoch.
+    pub(super) async fn begin(&self) -> Result<Request<'_>> {
+        loop {
+            // This check comes before the request is counted. Otherwise waiting requests would count and uncount
+            // themselves, and each time wake the others.
+            self.not_quiesced().await;
+            if let Some(request) = self.try_begin()? {
+                return Ok(request);
+            }
+        }
+    }
+
+    /// Waits until requests are no longer held back.
+    pub(super) async fn not_quiesced(&self) {
+        while self.0.quiesced.load(SeqCst) != 0 {
+            let listener = self.0.changed.listen();
+            if self.0.quiesced.load(SeqCst) != 0 {
+                listener.await;
+            }
+        }
+    }
+
+    /// Begins a request, unless requests are held back.
+    pub(super) fn try_begin(&self) -> Result<Option<Request<'_>>> {
+        let count = InFlight::enter(self);
+        oxblk_ring::perturb::point();
+        if self.0.quiesced.load(SeqCst) != 0 {
+            return Ok(None);
+        }
+        let root = self.0.roots.mine().load_full().ok_or_else(no_medium)?;
+        let epoch = self.0.graph.epochs().enter();
+        Ok(Some(Request { root, guards: Some((epoch, count)), backend: self }))
+    }
+}
+
+/// Holds back the requests of a backend until it is dropped.
+#[derive(Debug)]
+pub struct Quiesced(Backend);
+
+impl Quiesced {
+    pub(crate) fn backend(&self) -> &Backend {
+        &self.0
+    }
+}
+
+impl Drop for Quiesced {
+    fn drop(&mut self) {
+        self.0.0.quiesced.fetch_sub(1, SeqCst);
+        self.0.0.changed.notify(usize::MAX);
+    }
+}
+
+/// A request that is counted as in flight until this is dropped.
+pub(super) struct InFlight<'a> {
+    shard: Shard,
+    backend: &'a Inner,
+}
+
+impl<'a> InFlight<'a> {
+    fn enter(backend: &'a Backend) -> Self {
+        let shard = Shard::mine();
+        backend.0.counters.at(shard).in_flight.fetch_add(1, SeqCst);
+        Self { shard, backend: &backend.0 }
+    }
+
+    /// Ends the guard but leaves the request counted.
+    fn detach(self) -> Shard {
+        let shard = self.shard;
+        std::mem::forget(self);
+        shard
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.backend.counters.at(self.shard).in_flight.fetch_sub(1, SeqCst);
+        if self.backend.quiesced.load(SeqCst) != 0 {
+            self.backend.changed.notify(usize::MAX);
+        }
+    }
+}
+
+/// A request in progress. If it is dropped before [`Request::done`], because its future was dropped or because it
+/// failed, the host may still carry out some of its operations. The request stays counted until these have ended, so
+/// that nobody reuses the clusters and buffers that they access.
+pub(super) struct Request<'a> {
+    pub(super) root: Arc<RootEdge>,
+    guards: Option<(EpochGuard<'a>, InFlight<'a>)>,
+    backend: &'a Backend,
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.leave_behind() {
+            keep_until_settled(place);
+        }
+    }
+}
+
+/// The counts that a request holds (in flight, epoch), separate from its future.
+pub(super) struct Place {
+    backend: Backend,
+    epoch: EpochPlace,
+    shard: Shard,
+    /// The root edge of a request that has not reported its end. The host may have written after the last flush.
+    unfinished: Option<Arc<RootEdge>>,
+}
+
+impl Place {
+    /// Ends a request that has recorded its changes itself.
+    pub(super) fn done(mut self) {
+        self.unfinished = None;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(root) = self.unfinished.take()
+            && !root.edge.node().is_read_only()
+        {
+            root.edge.node().mark_unflushed();
+        }
+        self.backend.0.graph.epochs().leave(self.epoch);
+        drop(InFlight { shard: self.shard, backend: &self.backend.0 });
+    }
+}
+
+impl Request<'_> {
+    /// Moves the request's place in the counts to the caller.
+    pub(super) fn leave_behind(&mut self) -> Option<Place> {
+        let (epoch, count) = self.guards.take()?;
+        let (epoch, shard) = (epoch.detach(), count.detach());
+        let unfinished = Some(Arc::clone(&self.root));
+        Some(Place { backend: self.backend.clone(), epoch, shard, unfinished })
+    }
+
+    /// Runs the work of the request. Once begun, the work runs to its end even if the caller's future is dropped.
+    pub(super) async fn run_to_completion<T: 'static>(
+        mut self,
+        work: impl Future<Output = Result<T>> + 'static,
+    ) -> Result<T> {
+        let place = UntilSettled::new(self.leave_behind());
+        run_to_completion(async move {
+            let outcome = work.await;
+            if outcome.is_ok() {
+                // After success, the request has no operation in flight.
+                place.release().flatten().map(Place::done);
+            }
+            outcome
+        })
+        .await
+    }
+
+    /// Ends a request that has no operation in flight: it has succeeded, or has started none. Then it need not wait for other
+    /// operations of its thread.
+    pub(super) fn done(mut self) {
+        self.guards = None;
+    }
+
+    /// Returns the request if the range lies inside the disk. Otherwise the request ends.
+    pub(super) fn check(self, offset: u64, len: u64) -> Result<Self> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.root.edge.size() => Ok(self),
+            _ => {
+                self.done();
+                Err(Error::new(ErrorKind::OutOfRange, "Request lies outside the device").at(offset))
+            }
+        }
+    }
+}

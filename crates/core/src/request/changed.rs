@@ -1,0 +1,40 @@
+//! Recording that a range of a node may have changed.
+//!
+//! A change is recorded when it has ended, in whatever way: it succeeded, it failed after a part was written, or its future was
+//! dropped because its I/O thread ended while the host carried out the operation. A write that is not recorded would be missing
+//! from the next incremental backup, or the next flush would not cover it.
+
+use std::sync::Arc;
+
+use oxblk_ring::UntilSettled;
+
+use crate::Node;
+
+/// A change of a range that is in progress.
+pub(super) struct Changing(UntilSettled<Record>);
+
+struct Record {
+    node: Arc<Node>,
+    offset: u64,
+    len: u64,
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.node.mark_dirty(self.offset, self.len);
+        self.node.mark_unflushed();
+    }
+}
+
+impl Changing {
+    /// Call this before the driver changes the range.
+    pub(super) fn begin(node: &Arc<Node>, offset: u64, len: u64) -> Self {
+        Self(UntilSettled::new(Record { node: Arc::clone(node), offset, len }))
+    }
+
+    /// Records the change in the dirty bitmaps and for the next flush. No operation of the change is in flight. If this is not
+    /// called, the change is recorded when the operations in flight have ended.
+    pub(super) fn end(self) {
+        drop(self.0.release());
+    }
+}
