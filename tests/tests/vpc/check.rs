@@ -149,6 +149,44 @@ fn entries_of_a_shared_or_overlapping_block_get_copies_of_what_they_read() {
     image.assert_clean(&["read -P 1 8M 2M", "read -P 2 14M 2093056", "read -P 3 16773632 3584"]);
 }
 
+/// Corrupts an image, repairs it, and checks that the repair has not changed what the disk reads.
+fn repair_changes_nothing(spoil: &dyn Fn(&Image)) {
+    let image = Image::new();
+    spoil(&image);
+    let raw = ["img", "convert", "-f", "vpc", "-O", "raw", "image", "before"];
+    assert_eq!(bounded(image.directory(), &raw).code(), 0);
+    assert_eq!(image.check(&[]).code(), 2);
+    let repaired = image.check(&["-r", "all"]);
+    assert_eq!(repaired.code(), 0, "{}{}", repaired.out(), repaired.err());
+    image.assert_clean(&[]);
+    let compare = ["compare", "-q", "-f", "raw", "-F", "vpc", "before", "image"];
+    image.qemu("qemu-img", &compare).succeed();
+    let write = ["io", "-f", "vpc", "-c", "write -P 6 2M 2M", "image"];
+    assert_eq!(bounded(image.directory(), &write).code(), 0);
+    image.assert_clean(&["read -P 6 2M 2M"]);
+}
+
+#[test]
+fn copies_are_kept_if_no_block_was_at_its_place() {
+    repair_changes_nothing(&|image| {
+        [0, 3, 5, 9].into_iter().for_each(|block| image.entry(block, 1))
+    });
+}
+
+#[test]
+fn copies_are_kept_in_an_image_whose_blocks_are_not_in_a_row() {
+    repair_changes_nothing(&|image| {
+        let len = image.len();
+        image.file().set_len(len + 4096 + STRIDE).expect("the image");
+        image.put(len + 4096, &vec![7; 2 << 20]);
+        let sector = u32::try_from((len + 4096) / 512).expect("a sector");
+        // The last block of the file, and two entries for an earlier one.
+        image.entry(1, sector);
+        image.entry(7, 4);
+        image.entry(8, 4);
+    });
+}
+
 #[test]
 fn a_truncated_file_is_not_read_as_zeroes_and_is_repaired() {
     let image = Image::new();

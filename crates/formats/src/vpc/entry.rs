@@ -43,9 +43,7 @@ impl Vpc {
 
     /// Changes an entry and marks it as dirty. A reader of the new entry sees all data written before this call.
     pub(super) fn set_entry(&self, index: u32, entry: Entry) {
-        self.map.set(index, entry.number());
-        oxblk_ring::perturb::point();
-        self.dirty.mark(index, 1);
+        self.dirty.change(index, || self.map.set(index, entry.number()));
     }
 }
 

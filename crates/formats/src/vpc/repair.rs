@@ -60,8 +60,12 @@ impl Vpc {
         self.repair_start(metadata).await?;
         self.place_anew(misplaced, say).await?;
         if !misplaced.is_empty() {
+            // The copies may have changed where the row of slots begins.
             let survey = self.survey(|_| true).await?;
-            self.allocator.begin_repair(&self.row(&survey, file.size()).used, 0).done();
+            let row = self.row(&survey, file.size());
+            self.first_slot.store(row.first, Release);
+            self.end.begin(None);
+            self.allocator.begin_repair(&row.used, 0).done();
         }
         self.fill_gaps().await?;
         self.settle_end().await?;
