@@ -1,7 +1,9 @@
 //! Opening the images that a command line names, with QEMU's messages. [`oxblk::OpenOptions`] does the work.
 
 use oxblk::{Disk, OpenOptions};
-use oxblk_core::{Backend, Error, Graph, Options};
+use std::error::Error as _;
+
+use oxblk_core::{Backend, Error, Graph, Options, Purpose, RefusedName};
 
 use crate::program::{Program, err};
 use crate::text::option_list;
@@ -27,18 +29,26 @@ pub(crate) struct ImageName<'a> {
     is_options: bool,
     /// The key of the first word in an option string, if that word has no key.
     implied: Option<&'static str>,
+    /// A hint for the user if `--untrusted` refuses the backing file that the image names.
+    without_backing: Option<&'static str>,
 }
 
 impl<'a> ImageName<'a> {
     /// A file name, with the format if one was given.
     pub(crate) fn file(name: &'a str, format: Option<&'a str>) -> Self {
-        Self { name, format, is_options: false, implied: Some("file") }
+        Self { name, format, is_options: false, implied: Some("file"), without_backing: None }
     }
 
     /// Sets whether the name is an option string.
     #[must_use]
     pub(crate) fn options_if(self, is_options: bool) -> Self {
         Self { is_options, ..self }
+    }
+
+    /// Sets the hint for the user if `--untrusted` refuses the backing file that the image names.
+    #[must_use]
+    pub(crate) fn hint_without_backing(self, hint: &'static str) -> Self {
+        Self { without_backing: Some(hint), ..self }
     }
 
     /// Every word of an option string needs a key.
@@ -65,9 +75,18 @@ impl<'a> ImageName<'a> {
         {
             option_list::warn_of_empty_backing(&described.to_json());
         }
-        let backend = options.open_backend(name).await?;
+        let backend = options.open_backend(name).await.map_err(|error| self.advise(error))?;
         self.warn_of_probed_raw(&backend);
         Ok(backend)
+    }
+
+    fn advise(self, error: Error) -> Error {
+        let refused = error.source().and_then(|source| source.downcast_ref::<RefusedName>());
+        let is_backing = refused.is_some_and(|refused| refused.purpose == Purpose::Backing);
+        match self.without_backing.filter(|_| is_backing) {
+            Some(hint) => error.with_hint(hint),
+            None => error,
+        }
     }
 
     /// Warns if a writable image was opened as raw because its format was probed. Writes that would make it look like

@@ -121,6 +121,16 @@ impl Error {
         self
     }
 
+    /// Sets the source of the error.
+    #[must_use]
+    pub(crate) fn caused_by(
+        mut self,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        self.0.source = Some(Box::new(source));
+        self
+    }
+
     /// Records the node concerned, unless a node closer to the cause is recorded already.
     #[must_use]
     pub fn on_node(mut self, node: &str) -> Self {

@@ -18,6 +18,7 @@
 //! no link when it opens the path ([`OpenFlags::no_symlinks`](crate::OpenFlags)). So a link that somebody creates
 //! between the check and the open is not followed.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -142,8 +143,23 @@ impl Directory {
 fn refused(purpose: Purpose, name: &str, reason: &str) -> Error {
     let (noun, way) = (purpose.noun(), purpose.way());
     let message = format!("The image names the {noun} '{name}', but {reason}; {way}");
-    Error::new(ErrorKind::Denied, message).errno(Errno::ACCES)
+    Error::new(ErrorKind::Denied, message).errno(Errno::ACCES).caused_by(RefusedName { purpose })
 }
+
+/// The source of an error with which a gate refuses a name. Callers use it to add a remedy of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RefusedName {
+    /// The purpose for which the image names the file.
+    pub purpose: Purpose,
+}
+
+impl fmt::Display for RefusedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the gate refuses the name of the {}", self.purpose.noun())
+    }
+}
+
+impl std::error::Error for RefusedName {}
 
 #[cfg(test)]
 mod tests {

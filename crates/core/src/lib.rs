@@ -56,7 +56,7 @@ pub use epoch::{EpochGuard, Epochs};
 pub use errno::Errno;
 pub use error::{Error, ErrorKind, Result, strerror};
 pub use flags::{WriteFlags, ZeroFlags};
-pub use gate::{Admitted, Directory, Gate, Purpose};
+pub use gate::{Admitted, Directory, Gate, Purpose, RefusedName};
 pub use graph::{
     BackingFile, Drained, Graph, OpenContext, OpenFlags, ReopenRequest, WritableBase, relative_to,
 };

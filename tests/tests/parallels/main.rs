@@ -1,6 +1,7 @@
 //! Parallels images: created, checked and repaired as by the QEMU tools, and used alternately by both programs.
 
 mod faults;
+mod fixed_size;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

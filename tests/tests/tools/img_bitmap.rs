@@ -25,6 +25,18 @@ fn same_lines(both: &Differential, lines: &[&str]) {
 }
 
 #[test]
+fn an_empty_disk_refuses_a_new_bitmap_and_stays_valid() {
+    let both = disk();
+    both.qemu(Img, &["create", "-q", "-f", "qcow2", "empty.qcow2", "0"]);
+    let line = ["bitmap", "--add", "empty.qcow2", "b"];
+    assert_eq!(both.same_exit_code(Img, &line).code(), 1);
+    let program = Program::oxblk().arg("img").args(line).directory(&both.our_directories()[0]);
+    let reply = program.run();
+    assert!(reply.err().contains("The disk is empty"), "{}", reply.err());
+    same_lines(&both, &["info empty.qcow2", "check empty.qcow2"]);
+}
+
+#[test]
 fn bitmaps_are_changed_and_refused_as_by_qemu() {
     let both = disk();
     same_lines(

@@ -96,6 +96,11 @@ fn images_that_cannot_be_inspected_are_reported_with_qemus_messages() {
             "info --output=xml a.raw",
             "info -f qcow2 a.raw",
             "info -f nope a.raw",
+            "info --image-opts driver=qcow2,file.filename=a.qcow2,backing.driver=qcow2",
+            "info --image-opts driver=qcow2,file.filename=a.qcow2,backing.driver=raw,backing.foo=3",
+            "info --image-opts driver=qcow2,file.filename=a.qcow2,backing.foo=3",
+            "info --image-opts driver=qcow2,file.filename=b.qcow2,backing.driver=qcow2,backing.file.filename=a.qcow2",
+            "info json:{\"driver\":\"qcow2\",\"file.filename\":\"a.qcow2\",\"backing\":{}}",
             "info --image-opts driver=qcow2,file.driver=file,file.filename=a.raw",
             "info --image-opts a.qcow2",
             "info --image-opts driver=raw",
@@ -145,6 +150,38 @@ fn maps_are_the_same() {
 }
 
 /// Creates an image of 100 data clusters, of which the last `missing` are holes in the file.
+#[test]
+fn a_map_of_a_raw_node_shows_the_image_below_it() {
+    let both = images();
+    let raw = "driver=raw,file.driver=qcow2,file.file.filename=a.qcow2";
+    let window = "driver=raw,offset=64k,size=2M,file.driver=qcow2,file.file.filename=a.qcow2";
+    let twice = "driver=raw,file.driver=raw,file.file.driver=qcow2,file.file.file.filename=a.qcow2";
+    for image in [raw, window, twice] {
+        same(&both, &[&format!("map --image-opts {image}")]);
+        same(&both, &[&format!("map --output=json --image-opts {image}")]);
+        both.same(Io, &["--image-opts", "-c", "map", "-c", "alloc 0 4M", image]);
+    }
+}
+
+#[test]
+fn a_raw_node_over_a_chain_has_the_status_of_the_whole_chain() {
+    let both = images();
+    let direct = "driver=qcow2,file.filename=c.qcow2";
+    let raw = "driver=raw,file.driver=qcow2,file.file.filename=c.qcow2";
+    let run = |line: &str| {
+        let program = Program::oxblk().arg("img").args(line.split(' '));
+        program.directory(&both.our_directories()[0]).succeed().out()
+    };
+    let compared = run(&format!("compare -s --image-opts {direct} {raw}"));
+    assert_eq!(compared, "Images are identical.\n");
+    let without_depth = |image: &str| {
+        let map = run(&format!("map --output=json --image-opts {image}"));
+        let depths = ["\"depth\": 0, ", "\"depth\": 1, ", "\"depth\": 2, "];
+        depths.iter().fold(map, |map, depth| map.replace(depth, ""))
+    };
+    assert_eq!(without_depth(raw), without_depth(direct));
+}
+
 fn with_holes_in_the_file(both: &Differential, name: &str, missing: u64) {
     const CLUSTER: u64 = 65536;
     both.qemu(Img, &["create", "-q", "-f", "qcow2", name, "1G"]);

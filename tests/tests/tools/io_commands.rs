@@ -155,6 +155,14 @@ fn writes_report_and_fail_as_with_qemu_io() {
         "truncate -m bogus 9M",
         "truncate -x",
         "truncate -1",
+        "truncate -m off",
+        "truncate -moff",
+        "truncate -m off --",
+        "truncate --",
+        "truncate -m off x",
+        "truncate x -m off",
+        "truncate -- x",
+        "truncate 20E -m off",
         "w 0 512",
         "f",
         "d 0 512",
@@ -245,6 +253,15 @@ fn other_commands_answer_as_those_of_qemu_io() {
         "help foo",
         "help length",
     ]);
+}
+
+#[test]
+fn a_map_counts_whole_sectors_at_the_end_of_a_file() {
+    let both = Differential::new();
+    both.file("odd", &[7; 66_001]);
+    for name in ["driver=file,filename=odd", "driver=raw,file.filename=odd"] {
+        both.same(Io, &["--image-opts", "-c", "map", name]);
+    }
 }
 
 #[test]

@@ -141,6 +141,23 @@ fn files_that_the_user_names_are_opened_and_files_that_those_name_are_not() {
     );
 }
 
+#[test]
+fn a_rebase_that_refuses_a_backing_file_says_that_it_can_change_only_the_name() {
+    let scratch = images();
+    let dir = scratch.path();
+    overlay(dir, "o", "base");
+    let rebase = ["img", "rebase", "--untrusted", "-f", "qcow2", "-b", "base", "-F", "raw", "o"];
+    let reply = run(dir, &rebase);
+    assert_eq!(reply.code(), 1, "{}", reply.err());
+    assert!(
+        reply.err().contains("'base'") && reply.err().contains("\nWith -u, "),
+        "{}",
+        reply.err()
+    );
+    assert_eq!(run(dir, &[&rebase[..], &["-u"]].concat()).code(), 0);
+    is_refused(dir, &["img", "map", "--untrusted", "o"], &["'base'"]);
+}
+
 fn is_refused_with_hint(directory: &Path, args: &[&str]) {
     let reply = run(directory, args);
     assert_eq!(reply.code(), 1);

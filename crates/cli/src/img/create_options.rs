@@ -14,7 +14,9 @@ use oxblk_core::{
 enum Setting {
     /// The value, and the word that the user gave for it.
     Flag(bool, String),
-    Number(u64),
+    /// The value with its sign. A negative value stands for the unsigned 64-bit integer with the same bits, unless the
+    /// driver reads a signed integer.
+    Number(i128),
     Text(String),
 }
 
@@ -155,7 +157,7 @@ impl CreateOptions {
 
     /// Sets the virtual size in bytes.
     pub(super) fn set_size(&mut self, bytes: u64) {
-        self.put("size", Setting::Number(bytes));
+        self.put("size", Setting::Number(bytes.into()));
     }
 
     fn get(&self, name: &str) -> Option<&Setting> {
@@ -173,7 +175,7 @@ impl CreateOptions {
     /// The value of a number or size option, if it is set.
     pub(super) fn number(&self, name: &str) -> Option<u64> {
         match self.get(name)? {
-            Setting::Number(number) => Some(*number),
+            Setting::Number(number) => Some(to_bits(*number)),
             Setting::Flag(..) | Setting::Text(_) => None,
         }
     }
@@ -204,7 +206,7 @@ impl CreateOptions {
             let value = match self.get(option.name)? {
                 Setting::Flag(_, word) => word.clone(),
                 // QEMU's tools print numbers as signed 64-bit integers.
-                Setting::Number(number) => number.cast_signed().to_string(),
+                Setting::Number(number) => to_bits(*number).cast_signed().to_string(),
                 Setting::Text(text) => text.replace(',', ",,"),
             };
             Some(format!(" {}={value}", option.name))
@@ -218,7 +220,9 @@ impl CreateOptions {
         for (name, setting) in &self.settings {
             match setting {
                 Setting::Flag(on, _) => options.insert(name, *on),
-                Setting::Number(number) => options.insert(name, *number),
+                // A negative number is passed as text, which keeps its sign.
+                Setting::Number(number) if *number < 0 => options.insert(name, number.to_string()),
+                Setting::Number(number) => options.insert(name, to_bits(*number)),
                 Setting::Text(text) => options.insert(name, text.as_str()),
             }
         }
@@ -255,12 +259,21 @@ fn read(option: &CreateOption, text: &str) -> Result<Setting> {
             None => Err(Error::invalid(format!("Parameter '{name}' expects 'on' or 'off'"))),
         },
         OptionType::Number => {
-            parse_number(text).map(Setting::Number).map_err(|e| number_fault(e, name, text))
+            let number = parse_number(text).map_err(|e| number_fault(e, name, text))?;
+            let is_negative = text.trim_start().starts_with('-');
+            let size = if is_negative { number.wrapping_neg() } else { number };
+            Ok(Setting::Number(if is_negative { -i128::from(size) } else { size.into() }))
         }
         OptionType::Size => {
-            parse_size(text).map(Setting::Number).map_err(|e| size_fault(e, name, text))
+            let size = parse_size(text).map_err(|e| size_fault(e, name, text))?;
+            Ok(Setting::Number(size.into()))
         }
     }
+}
+
+/// The unsigned 64-bit integer with the bits of `number`.
+fn to_bits(number: i128) -> u64 {
+    u64::try_from(number & i128::from(u64::MAX)).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -308,6 +321,21 @@ mod tests {
         options.parse("lazy_refcounts=yes").unwrap();
         assert_eq!(options.shown(), " size=65536 lazy_refcounts=yes backing_file=x,,y");
         assert_eq!(options.number("size"), Some(65536));
+    }
+
+    #[test]
+    fn a_negative_number_keeps_its_sign_for_the_driver_and_is_shown_with_64_bits() {
+        let read = |text: &str| {
+            let mut options = options();
+            options.parse(&format!("refcount_bits={text}")).unwrap();
+            let given = options.to_options().take_signed("refcount_bits", "x");
+            (options.shown(), given.ok().flatten(), options.number("refcount_bits"))
+        };
+        assert_eq!(read("-1"), (" refcount_bits=-1".to_owned(), Some(-1), Some(u64::MAX)));
+        let beyond = (" refcount_bits=-1".to_owned(), None, Some(u64::MAX));
+        assert_eq!(read("18446744073709551615"), beyond);
+        let wrapped = (" refcount_bits=1".to_owned(), None, Some(1));
+        assert_eq!(read("-18446744073709551615"), wrapped);
     }
 
     #[test]

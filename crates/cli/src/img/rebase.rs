@@ -92,6 +92,10 @@ pub(super) static PAGE: Page = Page {
     ],
 };
 
+/// The hint if `--untrusted` refuses a backing file.
+const CHANGE_ONLY_THE_NAME: &str =
+    "With -u, rebase opens no backing file: it changes only the name in the image.";
+
 struct Arguments {
     quiet: bool,
     progress: bool,
@@ -169,7 +173,8 @@ async fn rebase(
 ) -> Step {
     let graph = graph();
     let image = ImageName::file(&arguments.filename, arguments.format.as_deref())
-        .options_if(arguments.image_options);
+        .options_if(arguments.image_options)
+        .hint_without_backing(CHANGE_ONLY_THE_NAME);
     let options = writing().cache(arguments.cache).backing(!arguments.only_name);
     let disk = image.open_or_report(&context.program, &graph, options).await?;
     let job = Job { context, arguments, graph: &graph, helpers, progress, disk: &disk };
@@ -233,7 +238,8 @@ impl Job<'_> {
         let options =
             reading().cache(self.arguments.backing_cache).force_share(self.arguments.share);
         let format = self.arguments.backing_format.as_deref();
-        let opened = ImageName::file(&path, format).open(self.graph, options).await;
+        let image = ImageName::file(&path, format).hint_without_backing(CHANGE_ONLY_THE_NAME);
+        let opened = image.open(self.graph, options).await;
         opened.map_err(|error| {
             let context = format_args!("Could not open new backing file '{name}': ");
             self.context.program.report_in(context, &error);

@@ -325,7 +325,8 @@ impl Graph {
                     Error::invalid(format!("Cannot find device='{name}' nor node-name='{name}'"))
                 });
             }
-            Some(Value::Object(map)) if map.contains_key("") => {
+            // A single empty key is an empty part of the option's own key (`file.=x`).
+            Some(Value::Object(map)) if map.len() > 1 && map.contains_key("") => {
                 return Err(Error::invalid(PLAIN_AND_NESTED));
             }
             Some(Value::Object(map)) => Options::from_map(map)?,
@@ -463,7 +464,13 @@ impl Graph {
         let mut options = match option {
             Some(Value::Null) => return Ok(Below::Nothing),
             Some(Value::String(name)) if name.is_empty() => return Ok(Below::Nothing),
-            Some(other) if context.flags.no_backing && !other.is_object() => {
+            // Nothing uses the option if backing files are not opened.
+            Some(Value::Object(map)) if context.flags.no_backing => {
+                let inner = Options::from_map(map)?.first_key().filter(|key| !key.is_empty());
+                let key = inner.map_or("backing".to_owned(), |inner| format!("backing.{inner}"));
+                return Err(unsupported_option(driver, &key));
+            }
+            Some(_) if context.flags.no_backing => {
                 return Err(unsupported_option(driver, "backing"));
             }
             Some(Value::String(name)) => {
@@ -476,15 +483,10 @@ impl Graph {
             Some(Value::Object(mut map)) => {
                 let plain = map.shift_remove("");
                 let options = Options::from_map(map)?;
-                match (plain, options.first_key()) {
-                    (Some(_), Some(key)) if context.flags.no_backing => {
-                        return Err(unsupported_option(driver, &format!("backing.{key}")));
-                    }
-                    (Some(_), Some(_)) => {
-                        return Err(Error::invalid(PLAIN_AND_NESTED).prefix(BACKING));
-                    }
-                    _ => options,
+                if plain.is_some() && !options.is_empty() {
+                    return Err(Error::invalid(PLAIN_AND_NESTED).prefix(BACKING));
                 }
+                options
             }
             None if context.flags.no_backing => return Ok(Below::Nothing),
             // A value of another type is ignored.

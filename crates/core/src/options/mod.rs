@@ -243,6 +243,22 @@ impl Options {
         parse_number(&text).map(Some).map_err(|error| number_fault(error, key, &text))
     }
 
+    /// Removes a signed integer and returns it. Text may have a suffix unless the number is negative. Errors call the
+    /// option `shown`.
+    ///
+    /// # Errors
+    /// When the value is not a number, or does not fit into 64 bits with a sign.
+    pub fn take_signed(&mut self, key: &str, shown: &str) -> Result<Option<i64>> {
+        let too_large = || Error::invalid(format!("Parameter '{shown}' expects integer"));
+        if let Some(text) = self.get_str(key).filter(|text| text.starts_with('-')) {
+            let number = text.parse().map_err(|_| too_large())?;
+            self.take(key);
+            return Ok(Some(number));
+        }
+        let number = self.take_size(key)?.map(i64::try_from).transpose();
+        number.map_err(|_| too_large())
+    }
+
     /// Removes a nested object and returns it; `None` if the key is absent or not an object.
     pub fn take_options(&mut self, key: &str) -> Option<Options> {
         match self.0.get(key) {
@@ -405,6 +421,21 @@ mod tests {
         assert_eq!(first("a.b.c=1,d=2").as_deref(), Some("a.b.c"));
         assert_eq!(first("a=1,a.b=2").as_deref(), Some("a"));
         assert_eq!(first(""), None);
+    }
+
+    #[test]
+    fn signed_integers_keep_their_sign_and_their_limits() {
+        let taken = |text: &str| {
+            let mut options = Options::from_dotted(&format!("a={text}"), None).unwrap();
+            options.take_signed("a", "the-a").map_err(|error| error.to_string())
+        };
+        assert_eq!(taken("-1"), Ok(Some(-1)));
+        assert_eq!(taken("2k"), Ok(Some(2048)));
+        assert_eq!(taken("-9223372036854775808"), Ok(Some(i64::MIN)));
+        for beyond in ["9223372036854775808", "18446744073709551615", "-9223372036854775809"] {
+            assert_eq!(taken(beyond), Err("Parameter 'the-a' expects integer".to_owned()));
+        }
+        assert_eq!(Options::new().take_signed("a", "a").unwrap(), None);
     }
 
     #[test]

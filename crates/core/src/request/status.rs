@@ -12,6 +12,15 @@ pub(crate) async fn block_status(
     len: u64,
     want: Want,
 ) -> Result<Status> {
+    let mut status = own_status(node, offset, len, want).await?;
+    if want == Want::Precise {
+        ask_child(node, &mut status).await?;
+    }
+    Ok(completed(node, offset, status))
+}
+
+/// The status that the driver of this node reports.
+async fn own_status(node: &Arc<Node>, offset: u64, len: u64, want: Want) -> Result<Status> {
     let size = node.size();
     let len = len.min(size.saturating_sub(offset));
     if len == 0 {
@@ -22,16 +31,45 @@ pub(crate) async fn block_status(
         None => Status::mapped(len, ChildIdx::FILE, offset),
     };
     status.len = status.len.clamp(1, len);
-    if want == Want::Precise {
-        ask_child(node, &mut status).await?;
+    Ok(status)
+}
+
+/// Adds what follows from the sizes of the node and of its backing file.
+fn completed(node: &Node, offset: u64, mut status: Status) -> Status {
+    if status.len == 0 {
+        return status;
     }
     if !status.is_allocated() {
         zero_without_backing(node, offset, &mut status);
     }
-    if offset.saturating_add(status.len) >= size {
+    if offset.saturating_add(status.len) >= node.size() {
         status.flags |= StatusFlags::EOF;
     }
-    Ok(status)
+    status
+}
+
+/// The status of one layer of a chain, and the node that its offset refers to. If the node only passes the data of its child
+/// on, this is the status of the child's own chain: a raw node over a qcow2 image stores no data itself.
+async fn layer_status(
+    node: &Arc<Node>,
+    offset: u64,
+    len: u64,
+    want: Want,
+) -> Result<(Status, Arc<Node>)> {
+    let mut status = own_status(node, offset, len, want).await?;
+    if let (true, Some(index), Some(host)) =
+        (status.flags.contains(StatusFlags::PASSED_ON), status.child, status.host)
+        && let Some(child) = node.child(index).filter(|child| host < child.size())
+    {
+        let below: BoxFuture<'_, Result<ChainStatus>> =
+            Box::pin(status_above(&child, None, host, status.len, want));
+        let below = below.await?;
+        return Ok((below.status, below.node));
+    }
+    if want == Want::Precise {
+        ask_child(node, &mut status).await?;
+    }
+    Ok((completed(node, offset, status), Arc::clone(node)))
 }
 
 /// Queries the child for data that lies unchanged in it: the child may know that the range is a hole.
@@ -85,7 +123,7 @@ pub struct ChainStatus {
     pub status: Status,
     /// Number of layers above this layer; 0 for the top.
     pub depth: u32,
-    /// The layer.
+    /// The layer. If it only passes the data of its child on, the node below it that the status comes from.
     pub node: Arc<Node>,
 }
 
@@ -101,7 +139,7 @@ pub(crate) async fn status_above(
     let mut depth = 0_u32;
     let mut len = len.min(top.size().saturating_sub(offset));
     loop {
-        let mut status = block_status(&node, offset, len, want).await?;
+        let (mut status, holder) = layer_status(&node, offset, len, want).await?;
         if status.len == 0 && len > 0 {
             // The layer is shorter than the layers above it: the rest reads as zeroes.
             status = Status {
@@ -126,7 +164,7 @@ pub(crate) async fn status_above(
             }
             _ => {
                 status.len = len;
-                return Ok(ChainStatus { status, depth, node });
+                return Ok(ChainStatus { status, depth, node: holder });
             }
         }
     }

@@ -247,6 +247,12 @@ impl Allocator {
         state.settle_end();
     }
 
+    /// Number of blocks before block `capacity` that can be allocated. Quarantined blocks do not count.
+    pub(crate) fn available(&self, capacity: u32) -> u64 {
+        let state = self.lock();
+        u64::from(capacity.saturating_sub(state.end)).saturating_add(state.gaps.len())
+    }
+
     /// First block of the unused space at the end of the file.
     pub(crate) fn end(&self) -> u32 {
         self.lock().end
@@ -333,6 +339,14 @@ mod tests {
         allocator.free([3]);
         allocator.end_quarantine();
         assert_eq!(allocator.end(), 3);
+    }
+
+    #[test]
+    fn gaps_and_the_space_before_the_capacity_are_available() {
+        let allocator = Allocator::new(8, Arc::default());
+        allocator.set_used(&used(&[0, 3]), None, 0);
+        assert_eq!((allocator.available(6), allocator.available(4)), (4, 2));
+        assert_eq!(allocator.available(0), 2);
     }
 
     #[test]

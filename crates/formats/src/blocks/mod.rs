@@ -3,13 +3,15 @@
 //! Such a format has a map with one entry for each block of the disk, and allocates blocks of the file when the disk is
 //! written. This module contains the map in memory (`map`), its dirty sectors (`dirty`), the allocator of blocks
 //! (`allocator`), freed blocks before they return to the allocator (`freed`), the extents that the map describes
-//! (`extent`), going through all entries (`survey`), and reopen (`reopen`). The formats vdi and parallels add the header, the layout and the order of writes.
+//! (`extent`), the requests (`image`), going through all entries (`survey`), and reopen (`reopen`). The formats vdi and
+//! parallels add the header, the layout and the order of writes.
 
 mod allocator;
 mod content;
 mod dirty;
 pub(crate) mod extent;
 mod freed;
+mod image;
 mod map;
 pub(crate) mod reopen;
 pub(crate) mod survey;
@@ -21,6 +23,7 @@ pub(crate) use content::Content;
 pub(crate) use dirty::DirtySectors;
 pub(crate) use extent::Extent;
 pub(crate) use freed::FreedBlocks;
+pub(crate) use image::{BlockImage, Parts};
 pub(crate) use map::{ENTRY_BYTES, EntryMap};
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -16,6 +16,7 @@ use oxblk_ring::IoBufMut;
 
 use super::Parallels;
 use super::survey::{Fault, Finding, Survey};
+use crate::blocks::BlockImage;
 
 /// A repair makes at most as many copies as the file has clusters, plus this number.
 const SPARE_COPIES: u64 = 64;

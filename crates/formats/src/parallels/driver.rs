@@ -1,13 +1,11 @@
 //! The implementation of the driver contract, with the map of the fast path, and the driver's factory.
 
-use std::sync::atomic::Ordering::Acquire;
-
 use oxblk_core::check::{Check, CheckReport, Finding, Fix};
 use oxblk_core::create::{CreateOption, CreateRequest};
 use oxblk_core::driver::Reopen;
 use oxblk_core::{
-    BoxFuture, ChildIdx, Driver, DriverFactory, DriverKind, Graph, Limits, MapOp, OpenContext,
-    Options, Result, Status, Step, Want, WriteFlags, ZeroFlags,
+    BoxFuture, Driver, DriverFactory, DriverKind, Graph, Limits, MapOp, OpenContext, Options,
+    Result, Status, Step, Want, WriteFlags, ZeroFlags,
 };
 use oxblk_ring::{IoBuf, IoBufMut};
 
@@ -15,27 +13,11 @@ use super::Parallels;
 use super::create::{self, Wanted};
 use super::header::looks_like_parallels;
 use super::open::open;
-use crate::blocks::Extent;
+use crate::blocks::{BlockImage, Content};
 
 impl Driver for Parallels {
     fn map(&self, op: MapOp, offset: u64, len: u64) -> Step {
-        let child = ChildIdx::FILE;
-        match (self.lookup(offset, len), op) {
-            (Some(Extent::Unallocated { len }), MapOp::Read) => Step::Zero { len },
-            (Some(Extent::Data { host, len }), MapOp::Read) => {
-                Step::Forward { child, offset: host, len }
-            }
-            (Some(Extent::Data { host, len }), MapOp::Write) => {
-                // Extending the file needs a lock, so the slow path does it.
-                let end = host.saturating_add(len).saturating_sub(self.header.data_offset);
-                let is_whole = self.cluster_of(end.saturating_add(self.header.cluster - 1));
-                if self.whole_clusters.load(Acquire) < is_whole {
-                    return Step::Slow;
-                }
-                Step::Forward { child, offset: host, len }
-            }
-            (Some(Extent::Unallocated { .. }), MapOp::Write) | (None, _) => Step::Slow,
-        }
+        self.step(op, offset, len)
     }
 
     fn load_map(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
@@ -47,7 +29,7 @@ impl Driver for Parallels {
     }
 
     fn write(&self, offset: u64, data: IoBuf, _flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
-        Box::pin(self.write_guest(offset, data))
+        Box::pin(self.change(offset, Content::Data(data)))
     }
 
     fn write_zeroes(

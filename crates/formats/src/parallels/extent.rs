@@ -1,28 +1,53 @@
 //! Translation of disk offsets to extents by the BAT.
 //!
-//! [`Parallels::lookup`] answers from memory, without a lock; [`Parallels::extent`] first loads missing parts of the
-//! BAT.
+//! The lookup answers from memory, without a lock. [`BlockImage::extent`] first loads missing parts of the BAT.
 
-use oxblk_core::{ChildIdx, Error, Result, Status, StatusFlags};
-use oxblk_ring::IoBufMut;
+use std::sync::Arc;
+
+use oxblk_core::{ChildIdx, Edge, Result, Status, StatusFlags};
 
 use super::Parallels;
 use super::header::HEADER_BYTES;
-use crate::blocks::{ENTRY_BYTES, Extent, extent};
+use crate::blocks::{BlockImage, ENTRY_BYTES, Extent, Parts, extent};
 
 /// Most clusters whose entries one lookup examines.
 const MAX_RUN: u32 = 1 << 20;
 
-impl Parallels {
-    /// The cluster of the disk that contains `offset`.
-    pub(super) fn cluster_of(&self, offset: u64) -> u32 {
-        u32::try_from(offset / self.header.cluster).unwrap_or(u32::MAX)
+impl BlockImage for Parallels {
+    const MAP_NAME: &'static str = "BAT";
+
+    fn parts(&self) -> Parts<'_> {
+        Parts {
+            map: &self.map,
+            allocator: &self.allocator,
+            whole: &self.whole_clusters,
+            guest: &self.guest,
+            growing: &self.growing,
+        }
     }
 
-    /// Looks up the extent at the start of `offset..offset + len` (`len` > 0) in memory; `None` if the BAT is not
-    /// loaded there. Takes no lock.
-    pub(super) fn lookup(&self, offset: u64, len: u64) -> Option<Extent> {
-        let (first, within) = (self.cluster_of(offset), offset % self.header.cluster);
+    fn file(&self) -> Result<Arc<Edge>> {
+        self.children.require(ChildIdx::FILE)
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        self.access.check_writable()
+    }
+
+    fn block_size(&self) -> u64 {
+        self.header.cluster
+    }
+
+    fn block_offset(&self, block: u32) -> u64 {
+        self.header.cluster_offset(block)
+    }
+
+    fn entry_offset(&self, index: u32) -> u64 {
+        HEADER_BYTES.saturating_add(u64::from(index).saturating_mul(ENTRY_BYTES))
+    }
+
+    fn lookup(&self, offset: u64, len: u64) -> Option<Extent> {
+        let (first, within) = (self.block_of(offset), offset % self.header.cluster);
         if first >= self.map.len() {
             // The BAT is shorter than the disk.
             return Some(Extent::Unallocated { len });
@@ -57,34 +82,17 @@ impl Parallels {
         })
     }
 
-    /// The extent at the start of `offset..offset + len`. Loads the BAT if necessary.
-    pub(super) async fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
-        if let Some(extent) = self.lookup(offset, len) {
-            return Ok(extent);
-        }
-        self.load(self.cluster_of(offset)).await?;
-        self.lookup(offset, len)
-            .ok_or_else(|| Error::corrupt("the BAT has no such entry").at(offset))
+    fn link(&self, index: u32, block: u32) {
+        // The allocator never returns a cluster that an entry cannot name.
+        self.set_entry(index, self.header.entry(block).unwrap_or_default());
     }
 
-    /// Loads the chunk of the BAT with the entry of `cluster`.
-    pub(super) async fn load(&self, cluster: u32) -> Result<()> {
-        if !self.map.is_loaded(cluster) {
-            let bytes = self.read_bat_chunk(cluster).await?;
-            self.map.load(cluster, &bytes);
-        }
-        Ok(())
+    async fn before_allocation(&self) -> Result<()> {
+        self.relieve_nearly_full().await
     }
+}
 
-    /// Reads the chunk of the BAT with the entry of `cluster` from the file.
-    pub(super) async fn read_bat_chunk(&self, cluster: u32) -> Result<IoBufMut> {
-        let range = self.map.chunk_of(cluster);
-        let entries = u64::from(range.end.saturating_sub(range.start));
-        let len = usize::try_from(entries.saturating_mul(ENTRY_BYTES)).unwrap_or(0);
-        let read = self.file()?.read(entry_offset(range.start), IoBufMut::new(len)).await;
-        read.map_err(|error| error.prefix("Could not read the BAT"))
-    }
-
+impl Parallels {
     /// The status of the start of `offset..offset + len`. An allocated cluster is data.
     pub(super) async fn status(&self, offset: u64, len: u64) -> Result<Status> {
         let extent = async |at, len| self.extent(at, len).await;
@@ -97,9 +105,4 @@ impl Parallels {
             }
         })
     }
-}
-
-/// Byte offset of an entry in the file.
-pub(super) fn entry_offset(index: u32) -> u64 {
-    HEADER_BYTES.saturating_add(u64::from(index).saturating_mul(ENTRY_BYTES))
 }

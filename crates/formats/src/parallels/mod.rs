@@ -7,15 +7,16 @@
 //! | | |
 //! |---|---|
 //! | `header` | parsing and encoding the header, without I/O |
-//! | `extent` | disk offset → extent; loading the BAT |
-//! | `read_write` | requests that the fast path cannot answer |
+//! | `extent` | the layout for `crate::blocks`: disk offset → extent; status |
+//! | `read_write` | zero writes and discards |
 //! | `write_back` | the order in which the BAT reaches the disk; closing |
 //! | `mark` | whether the header says that the image is open for writing |
 //! | `survey` | checking all entries of the BAT: clusters in use, faults |
 //! | `check` | check and repair |
 //! | `create`, `open`, `reopen`, `driver` | as their names say |
 //!
-//! `crate::blocks` provides the BAT in memory and the allocator of clusters of the file.
+//! `crate::blocks` provides the BAT in memory, the allocator of clusters of the file, and the requests that this format
+//! shares with others.
 //!
 //! # Locks, in the order in which they are taken
 //!
@@ -47,7 +48,7 @@ mod write_back;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 
-use oxblk_core::{ChildIdx, ChildrenRef, Edge, Result};
+use oxblk_core::ChildrenRef;
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
 pub use driver::PARALLELS;
@@ -85,10 +86,6 @@ pub(crate) struct Parallels {
 }
 
 impl Parallels {
-    fn file(&self) -> Result<Arc<Edge>> {
-        self.children.require(ChildIdx::FILE)
-    }
-
     /// Changes a BAT entry and marks it as dirty. A reader of the new entry sees all data written before this call.
     fn set_entry(&self, index: u32, number: u32) {
         self.dirty.change(index, || self.map.set(index, number));

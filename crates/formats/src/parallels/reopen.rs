@@ -10,6 +10,7 @@ use super::Parallels;
 use super::header::Header;
 use super::open::{HAS_EXTENSION, read_header};
 use super::survey::Survey;
+use crate::blocks::BlockImage;
 use crate::blocks::EntryMap;
 use crate::blocks::reopen::{self, Reopenable, WriteAccess};
 
@@ -42,7 +43,7 @@ impl Reopenable for Parallels {
     }
 
     async fn read_chunk(&self, index: u32) -> Result<IoBufMut> {
-        self.read_bat_chunk(index).await
+        self.read_map_chunk(index).await
     }
 
     async fn survey_to_write(&self) -> Result<Survey> {

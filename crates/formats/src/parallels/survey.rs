@@ -6,6 +6,7 @@ use oxblk_core::Result;
 use roaring::RoaringBitmap;
 
 use super::Parallels;
+use crate::blocks::BlockImage;
 use crate::blocks::survey::{each_entry, end_of};
 
 /// The fault of an entry of the BAT.

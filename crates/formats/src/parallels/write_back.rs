@@ -18,8 +18,8 @@ use oxblk_ring::IoBuf;
 use oxblk_ring::perturb::point;
 
 use super::Parallels;
-use super::extent::entry_offset;
 use super::header::{DATA_OFF_OFFSET, IN_USE, IN_USE_OFFSET, SECTOR};
+use crate::blocks::BlockImage;
 
 async fn write_field(file: &Edge, offset: u64, value: u32) -> Result<()> {
     file.write(offset, IoBuf::from(value.to_le_bytes().to_vec()), WriteFlags::empty()).await
@@ -38,7 +38,7 @@ impl Parallels {
         }
         point();
         let copy = |entries: Range<u32>| {
-            (entry_offset(entries.start), IoBuf::from(self.map.encode(entries)))
+            (self.entry_offset(entries.start), IoBuf::from(self.map.encode(entries)))
         };
         let copies = sectors.runs(self.map.len()).into_iter().map(copy).collect();
         point();

@@ -291,17 +291,8 @@ pub(super) fn cluster_bits(size: Option<u64>, extended_l2: bool) -> Result<u32> 
 
 /// Takes the width of refcounts. A negative number counts as 0, which [`refcount_order`] refuses.
 fn refcount_bits(options: &mut Options) -> Result<Option<u64>> {
-    let expects_integer = || Error::invalid("Parameter 'refcount-bits' expects integer");
-    if let Some(text) = options.get_str("refcount_bits").filter(|text| text.starts_with('-')) {
-        text.parse::<i64>().map_err(|_| expects_integer())?;
-        options.take("refcount_bits");
-        return Ok(Some(0));
-    }
-    let bits = options.take_size("refcount_bits")?;
-    if bits.is_some_and(|bits| i64::try_from(bits).is_err()) {
-        return Err(expects_integer());
-    }
-    Ok(bits)
+    let bits = options.take_signed("refcount_bits", "refcount-bits")?;
+    Ok(bits.map(|bits| u64::try_from(bits).unwrap_or(0)))
 }
 
 pub(super) fn refcount_order(bits: Option<u64>) -> Result<u32> {

@@ -87,7 +87,7 @@ impl Wanted {
                 return Err(Error::invalid(format!("Invalid compatibility level: '{other}'")));
             }
         };
-        let refcount_order = refcount_order(options.take_size("refcount_bits")?)?;
+        let refcount_order = refcount_order(options.take_number("refcount_bits")?)?;
         if version < 3 && refcount_order != 4 {
             return Err(Error::invalid(
                 "Different refcount widths than 16 bits require compatibility level 1.1 or above \

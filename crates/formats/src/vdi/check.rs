@@ -20,6 +20,7 @@ use oxblk_core::{Errno, Error, Result};
 use super::Vdi;
 use super::entry::Entry;
 use super::survey::{Fault, Finding, Survey};
+use crate::blocks::BlockImage;
 
 /// A repair makes at most as many copies as the file has blocks, plus this number.
 const SPARE_COPIES: u64 = 64;

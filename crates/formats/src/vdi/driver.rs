@@ -1,7 +1,5 @@
 //! The implementation of the driver contract, with the map of the fast path, and the driver's factory.
 
-use std::sync::atomic::Ordering::Acquire;
-
 use oxblk_core::check::{Check, CheckReport, Finding, Fix};
 use oxblk_core::create::{CreateOption, CreateRequest, Measure, MeasureRequest};
 use oxblk_core::driver::Reopen;
@@ -13,31 +11,14 @@ use oxblk_ring::{IoBuf, IoBufMut};
 
 use super::Vdi;
 use super::create::{self, Wanted};
-use super::extent::block_of;
 use super::header::{BLOCK, ImageType, looks_like_vdi};
 use super::measure::measure;
 use super::open::open;
-use crate::blocks::Extent;
+use crate::blocks::{BlockImage, Content};
 
 impl Driver for Vdi {
     fn map(&self, op: MapOp, offset: u64, len: u64) -> Step {
-        let child = ChildIdx::FILE;
-        match (self.lookup(offset, len), op) {
-            (Some(Extent::Unallocated { len }), MapOp::Read) => Step::Zero { len },
-            (Some(Extent::Data { host, len }), MapOp::Read) => {
-                Step::Forward { child, offset: host, len }
-            }
-            (Some(Extent::Data { host, len }), MapOp::Write) => {
-                // Extending the file needs a lock, so the slow path does it.
-                let end = host.saturating_add(len).saturating_sub(self.header.data_offset);
-                let is_whole = block_of(end.saturating_add(BLOCK - 1));
-                if self.whole_blocks.load(Acquire) < is_whole {
-                    return Step::Slow;
-                }
-                Step::Forward { child, offset: host, len }
-            }
-            (Some(Extent::Unallocated { .. }), MapOp::Write) | (None, _) => Step::Slow,
-        }
+        self.step(op, offset, len)
     }
 
     fn load_map(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
@@ -49,7 +30,7 @@ impl Driver for Vdi {
     }
 
     fn write(&self, offset: u64, data: IoBuf, _flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
-        Box::pin(self.write_guest(offset, data))
+        Box::pin(self.change(offset, Content::Data(data)))
     }
 
     fn write_zeroes(

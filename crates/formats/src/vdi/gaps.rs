@@ -13,6 +13,7 @@ use oxblk_ring::{IoBuf, IoBufMut};
 use super::Vdi;
 use super::entry::Entry;
 use super::header::BLOCK;
+use crate::blocks::BlockImage;
 use crate::blocks::Run;
 use crate::blocks::survey::each_entry;
 

@@ -9,15 +9,16 @@
 //! |---|---|
 //! | `header` | parsing and encoding the header, without I/O |
 //! | `entry` | entries of the block map, without I/O |
-//! | `extent` | disk offset → extent; loading the map |
-//! | `read_write` | requests that the fast path cannot answer |
+//! | `extent` | the layout for `crate::blocks`: disk offset → extent; status |
+//! | `read_write` | zero writes and discards |
 //! | `write_back` | the order in which the header and the map reach the disk |
 //! | `survey` | checking all entries of the map: blocks in use, faults |
 //! | `gaps` | moving the last blocks into gaps |
 //! | `check` | check and repair |
 //! | `create`, `measure`, `open`, `reopen`, `driver` | as their names say |
 //!
-//! `crate::blocks` provides the map in memory and the allocator of blocks of the file.
+//! `crate::blocks` provides the map in memory, the allocator of blocks of the file, and the requests that this format shares
+//! with others.
 //!
 //! # Locks, in the order in which they are taken
 //!
@@ -51,7 +52,7 @@ mod write_back;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use oxblk_core::{ChildIdx, ChildrenRef, Edge, Result};
+use oxblk_core::ChildrenRef;
 use oxblk_ring::{Mutex as AsyncMutex, RangeLock};
 
 pub use driver::VDI;
@@ -82,10 +83,4 @@ pub(crate) struct Vdi {
     growing: AsyncMutex<()>,
     writing_back: AsyncMutex<()>,
     barrier: WriteBarrier,
-}
-
-impl Vdi {
-    fn file(&self) -> Result<Arc<Edge>> {
-        self.children.require(ChildIdx::FILE)
-    }
 }

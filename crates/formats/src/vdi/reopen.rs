@@ -8,6 +8,7 @@ use super::Vdi;
 use super::header::Header;
 use super::open::read_header;
 use super::survey::Survey;
+use crate::blocks::BlockImage;
 use crate::blocks::EntryMap;
 use crate::blocks::reopen::{self, Reopenable, WriteAccess};
 

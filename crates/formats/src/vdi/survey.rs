@@ -8,6 +8,7 @@ use roaring::RoaringBitmap;
 
 use super::Vdi;
 use super::entry::Entry;
+use crate::blocks::BlockImage;
 use crate::blocks::survey::{each_entry, end_of};
 
 /// The fault of an entry of the map.

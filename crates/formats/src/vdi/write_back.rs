@@ -19,6 +19,7 @@ use oxblk_ring::perturb::point;
 
 use super::Vdi;
 use super::header::ALLOCATED_OFFSET;
+use crate::blocks::BlockImage;
 
 /// Value for an unknown count; larger than any count.
 const NOT_KNOWN: u64 = u64::MAX;

@@ -149,8 +149,6 @@ pub(super) fn is_meant(case: &Case) -> bool {
                 // Copy-on-read stores nothing where no image of the chain has data, and a map shows this.
                 || has("map")
                     && case.arguments.iter().any(|word| word == "-C" || word.starts_with("--cop"))
-                // QEMU reads the second `-m` as a size.
-                || count(case, "truncate -m") > 1
                 // QEMU has already removed the temporary file.
                 || has("reopen") && has("-s")
         }

@@ -251,6 +251,82 @@ fn amending_the_size_and_the_refcount_width_may_fail_at_any_operation() {
     }
 }
 
+/// Shrinks the disk and changes the refcount width; the n-th operation fails. A failure leaves the old image, or an image of the
+/// new size whose error says so. In both cases the retry makes the new image.
+async fn shrunk_with_a_fault(image: &set::Set, (old, new): (&Held, &Held), nth: u64) -> bool {
+    let what = format!("operation {nth} fails");
+    let options = format!("size={LITTLE},refcount_bits=8");
+    let end = usize::try_from(LITTLE).unwrap();
+    let tried = image.copy();
+    let backend = tried.open().await.unwrap();
+    let rule =
+        FailRule { op: FaultOp::Any, nth: Some(nth), range: None, errno: Errno::IO, once: true };
+    tried.disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
+    let outcome = amend(&backend, &options).await;
+    tried.disk.set_faults(Faults::default());
+    let failed = outcome.is_err();
+    let mut has_stopped = false;
+    if let Err(error) = outcome {
+        let text = error.to_string();
+        let has_shrunk = text.starts_with("The disk has its new size");
+        match set::contents(&backend).await {
+            Ok(now) => {
+                assert_eq!(backend.size(), if has_shrunk { LITTLE } else { OLD }, "{what}: {text}");
+                assert_eq!(now[..end], old.active[..end], "{what}: {text}");
+            }
+            Err(stopped) => {
+                assert!(stopped.to_string().contains("is unknown"), "{what}: {stopped}");
+                has_stopped = true;
+            }
+        }
+        backend.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        tried.assert_sound(true, &what).await;
+        let now = Held::by(&tried, &what).await.active;
+        assert_eq!(now[..end], old.active[..end], "{what}: {text}");
+        let backend = tried.open().await.unwrap();
+        amend(&backend, &options).await.unwrap_or_else(|error| panic!("{what}: retry: {error}"));
+        backend.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+    } else {
+        backend.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+    }
+    tried.assert_sound(true, &what).await;
+    let now = Held::by(&tried, &what).await;
+    assert!(now.active == new.active, "{what}: not the new contents");
+    assert_eq!(now.info, new.info, "{what}");
+    // An image that has stopped cannot store its bitmaps.
+    let lost = has_stopped && now.bitmaps.is_empty();
+    assert!(
+        lost || now.bitmaps == new.bitmaps,
+        "{what}: stopped: {has_stopped}; {:?}",
+        now.bitmaps
+    );
+    failed
+}
+
+#[test]
+fn shrinking_by_an_amend_that_fails_later_leaves_a_valid_image() {
+    for kind in [PLAIN, BITMAPS] {
+        let image = kind.make();
+        let (old, new) = sim::run(1, async {
+            let old = Held::by(&image, "before").await;
+            let done = image.copy();
+            let backend = done.open().await.unwrap();
+            amend(&backend, &format!("size={LITTLE},refcount_bits=8")).await.unwrap();
+            backend.close().await.unwrap();
+            (old, Held::by(&done, "after").await)
+        });
+        let mut fine = 0;
+        for nth in 1.. {
+            let failed = sim::run(nth, shrunk_with_a_fault(&image, (&old, &new), nth));
+            fine = if failed { 0 } else { fine + 1 };
+            if fine == 12 {
+                assert!(nth > fine, "nothing fails");
+                break;
+            }
+        }
+    }
+}
+
 /// Cancels a change of size at some moment. Other tasks continue to use the image.
 async fn given_up(image: &set::Set, moment: u64, size: u64) -> bool {
     let what = format!("size {size} cancelled at moment {moment}");
@@ -431,17 +507,57 @@ fn a_reopen_for_writing_never_overwrites_what_another_program_wrote_meanwhile() 
         let second = image.open().await.unwrap();
         second.write(0, fill(2, 65536), flags).await.unwrap();
         second.close().await.unwrap();
-        let reopened = first.reopen(Options::from_dotted("read-only=off", None).unwrap()).await;
-        if reopened.is_ok() {
-            first.write(210 << 10, fill(3, 16384), flags).await.unwrap();
-            let now = contents_of(&first).await;
-            assert!(
-                now[..65536].iter().all(|byte| *byte == 2),
-                "the data of the other program is overwritten"
-            );
-        }
-        drop(first.close().await);
+        // The other program has changed L2 entries and refcounts only, which this one reads again.
+        first.reopen(Options::from_dotted("read-only=off", None).unwrap()).await.unwrap();
+        first.write(210 << 10, fill(3, 16384), flags).await.unwrap();
+        let now = contents_of(&first).await;
+        assert!(
+            now[..65536].iter().all(|byte| *byte == 2),
+            "the data of the other program is overwritten"
+        );
+        first.close().await.unwrap();
         image.assert_sound(true, "reopened").await;
+        assert!(Held::by(&image, "reopened").await.active == now, "the contents are different");
+    });
+}
+
+/// Changes an image that another program has open read-only. That program must then refuse to write to it.
+async fn refuses_to_write_after(image: &set::Set, what: &str, change: impl AsyncFn(&Backend)) {
+    let flags = WriteFlags::empty();
+    let first = image.open().await.unwrap();
+    first.discard(0, 65536).await.unwrap();
+    first.flush().await.unwrap();
+    first.reopen(Options::from_dotted("read-only=on", None).unwrap()).await.unwrap();
+    let second = image.open().await.unwrap();
+    second.write(0, vec![2; 65536].into(), flags).await.unwrap();
+    change(&second).await;
+    second.close().await.unwrap();
+    let bytes = image.disk.bytes();
+    let refused = first.reopen(Options::from_dotted("read-only=off", None).unwrap()).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.raw_errno(), Errno::BUSY, "{what}: {refused}");
+    let text = refused.to_string();
+    assert!(text.contains("Image was changed while it was open read-only"), "{what}: {text}");
+    // It stays read-only, and it writes nothing, also not when it is closed.
+    assert!(first.is_read_only(), "{what}");
+    first.write(0, vec![3; 512].into(), flags).await.unwrap_err();
+    first.close().await.unwrap();
+    assert!(image.disk.bytes() == bytes, "{what}: the image was written");
+    image.assert_sound(false, what).await;
+    let now = Held::by(image, what).await;
+    assert!(now.active[..65536].iter().all(|byte| *byte == 2), "{what}: the data is lost");
+}
+
+#[test]
+fn a_reopen_for_writing_is_refused_after_another_program_has_replaced_tables() {
+    let new = SnapshotInfo { name: "new".to_owned(), ..SnapshotInfo::default() };
+    sim::run(1, async {
+        let take = async |disk: &Backend| disk.create_snapshot(&new).await.unwrap();
+        refuses_to_write_after(&PLAIN.make(), "a snapshot", take).await;
+        let grow = async |disk: &Backend| disk.resize(LARGE, Preallocation::Off).await.unwrap();
+        refuses_to_write_after(&PLAIN.make(), "growth", grow).await;
+        let shrink = async |disk: &Backend| disk.resize(LITTLE, Preallocation::Off).await.unwrap();
+        refuses_to_write_after(&SMALL.make(), "shrinking", shrink).await;
     });
 }
 

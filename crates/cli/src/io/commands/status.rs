@@ -83,6 +83,10 @@ pub(in crate::io) async fn map(session: &Session, _call: Call<'_>) -> Outcome {
                 Err(error) => return failed(session, &error),
             }
         }
+        if at.saturating_add(len) >= size {
+            // The tools count whole sectors, also for the last range.
+            len = in_sectors(size).saturating_sub(at);
+        }
         let what = if allocated { "    allocated" } else { "not allocated" };
         out(format_args!(
             "{} ({len:#x}) bytes {what} at offset {} ({at:#x})\n",

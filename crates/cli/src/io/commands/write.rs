@@ -266,9 +266,10 @@ pub(in crate::io) async fn truncate(session: &Session, call: Call<'_>) -> Outcom
     let operands = call.parse(session, TRUNCATE, &mut preallocation);
     let Some(operands) = operands else { return Outcome::Failed };
     // Words after the size are ignored, as in QEMU.
-    let [size, ..] = operands.as_slice() else { return call.misused() };
-    // QEMU's message always names the first argument of the command.
-    let named = call.arguments.first().copied().unwrap_or(size);
+    let size = operands.first().map_or("", String::as_str);
+    // QEMU's message names the first argument after getopt(3) has put the options in front of the operands.
+    let is_option = |word: &&&str| word.starts_with('-') && word.len() > 1;
+    let named = call.arguments.iter().find(is_option).copied().unwrap_or(size);
     let Some(size) = bytes_named(size, named) else { return Outcome::Failed };
     let Some(open) = session.current() else { return Outcome::Failed };
     match open.backend.resize(size, preallocation).await {

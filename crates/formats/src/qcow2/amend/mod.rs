@@ -100,7 +100,7 @@ impl Wanted {
             version,
             size: options.take_size("size")?.filter(|size| *size > 0),
             lazy_refcounts: options.take_bool("lazy_refcounts")?,
-            refcount_bits: options.take_size("refcount_bits")?,
+            refcount_bits: options.take_number("refcount_bits")?,
             backing_file: options.take_str("backing_file")?,
             backing_format: options.take_str("backing_fmt")?,
             data_file: options.take_str("data_file")?,

@@ -225,6 +225,9 @@ impl Qcow2 {
             let text = format!("Granularity exceeds maximum ({MAX_GRANULARITY} bytes)");
             return Err(Error::invalid(text));
         }
+        if self.size() == 0 {
+            return Err(Error::invalid("The disk is empty"));
+        }
         check_fits(self.size(), granularity)?;
         let state = self.bitmaps.state();
         let on_disk: HashSet<_> =

@@ -161,11 +161,14 @@ fn take_recipe(encrypt: &mut Options) -> Result<Recipe> {
         None => Hash::Sha256,
         Some(name) => find_hash("hash-alg", &name)?,
     };
-    let iter_time = encrypt.take_size("iter-time")?.unwrap_or(ITER_TIME);
-    if i64::try_from(iter_time).is_err() {
-        return Err(Error::invalid("Parameter 'encrypt.iter-time' expects integer"));
-    }
+    let iter_time = take_iter_time(encrypt)?.unwrap_or(ITER_TIME);
     let suite = Suite { cipher, mode, iv };
     suite.check()?;
     Ok(Recipe { suite, hash, iter_time })
+}
+
+/// Takes the time for key derivation. A negative time counts as a very long one, which key derivation refuses.
+pub(super) fn take_iter_time(encrypt: &mut Options) -> Result<Option<u64>> {
+    let time = encrypt.take_signed("iter-time", "encrypt.iter-time")?;
+    Ok(time.map(i64::cast_unsigned))
 }

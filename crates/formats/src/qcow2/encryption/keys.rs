@@ -15,7 +15,7 @@ use oxblk_ring::IoBuf;
 use super::super::create_options::rejected;
 use super::super::layout::{CryptMethod, CryptoHeader};
 use super::super::open::read_header;
-use super::create::ITER_TIME;
+use super::create::{ITER_TIME, take_iter_time};
 use super::key_needed;
 use super::open::{read_luks_header, unlock, unlock_slot, wrong_password};
 
@@ -54,8 +54,9 @@ impl Change {
         let state = encrypt.take_str("state")?;
         let (new_secret, old_secret) =
             (encrypt.take_str("new-secret")?, encrypt.take_str("old-secret")?);
-        let slot = encrypt.take_size("keyslot")?.map(check_slot).transpose()?;
-        let iter_time = encrypt.take_size("iter-time")?;
+        let slot = encrypt.take_signed("keyslot", "encrypt.keyslot")?;
+        let slot = slot.map(check_slot).transpose()?;
+        let iter_time = take_iter_time(encrypt)?;
         if let Some(key) = encrypt.keys().next() {
             return Err(Error::invalid(format!("Parameter 'encrypt.{key}' is unexpected")));
         }
@@ -81,7 +82,7 @@ impl Change {
     }
 }
 
-fn check_slot(slot: u64) -> Result<usize> {
+fn check_slot(slot: i64) -> Result<usize> {
     let last = SLOTS.saturating_sub(1);
     usize::try_from(slot).ok().filter(|slot| *slot <= last).ok_or_else(|| {
         Error::invalid(format!("Invalid keyslot {slot} specified, must be between 0 and {last}"))
