@@ -117,11 +117,11 @@ impl Vpc {
 
     async fn find(&self, say: &dyn Fn(check::Finding)) -> Result<Findings> {
         let file = self.file()?;
-        let Found::Dynamic { mut metadata, .. } =
-            read_metadata(&file, SizeRule::CurrentSize).await?
+        let Found::Dynamic { metadata, .. } = read_metadata(&file, SizeRule::CurrentSize).await?
         else {
             return Err(Error::corrupt("The footer was changed while the image was open"));
         };
+        let mut metadata = *metadata;
         let most = self.most_copies(file.size());
         let mut findings = Findings {
             survey: Survey::default(),

@@ -139,7 +139,7 @@ impl Reopenable for Fixed {
 
     async fn is_header_same(&self) -> Result<bool> {
         let found = read_metadata(&*self.file()?, SizeRule::CurrentSize).await?;
-        Ok(matches!(found, Found::Fixed { footer, .. } if footer == self.footer))
+        Ok(matches!(found, Found::Fixed { footer, .. } if *footer == self.footer))
     }
 
     fn map(&self) -> &EntryMap {

@@ -37,8 +37,8 @@ pub(super) struct Metadata {
 /// The metadata of an image.
 #[derive(Debug)]
 pub(super) enum Found {
-    Fixed { footer: Footer, size: u64 },
-    Dynamic { metadata: Metadata, size: u64 },
+    Fixed { footer: Box<Footer>, size: u64 },
+    Dynamic { metadata: Box<Metadata>, size: u64 },
 }
 
 /// Byte offset of the last sector of a file. Missing bytes of this sector count as zeroes.
@@ -94,7 +94,7 @@ pub(super) async fn read_metadata(file: &Edge, rule: SizeRule) -> Result<Found> 
                     "The image has been truncated: the disk has {size} bytes, but the file only {end} before its footer"
                 )));
             }
-            return Ok(Found::Fixed { footer, size });
+            return Ok(Found::Fixed { footer: Box::new(footer), size });
         }
         DiskType::Differencing => {
             return Err(Error::unsupported("Differencing VHD images are not supported"));
@@ -115,5 +115,6 @@ pub(super) async fn read_metadata(file: &Edge, rule: SizeRule) -> Result<Found> 
         Err(_) => Copy::Damaged,
     };
     let (at_start, at_end) = (copy(first), copy(last));
-    Ok(Found::Dynamic { metadata: Metadata { footer, header, at_start, at_end }, size })
+    let metadata = Box::new(Metadata { footer, header, at_start, at_end });
+    Ok(Found::Dynamic { metadata, size })
 }

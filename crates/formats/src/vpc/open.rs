@@ -27,9 +27,9 @@ pub(super) async fn open(context: &mut OpenContext) -> Result<Box<dyn Driver>> {
     let rule = context.options.take_str("force_size_calc")?;
     let rule = rule.map_or(Ok(SizeRule::ByCreator), |name| SizeRule::parse(&name))?;
     match read_metadata(&file, rule).await? {
-        Found::Fixed { footer, size } => Ok(Box::new(Fixed::new(context, footer, size))),
+        Found::Fixed { footer, size } => Ok(Box::new(Fixed::new(context, *footer, size))),
         Found::Dynamic { metadata, size } => {
-            let image = new(context, metadata, size, file.size());
+            let image = new(context, *metadata, size, file.size());
             if !context.flags.read_only && !context.flags.check {
                 let survey = image.survey_sound().await?;
                 image.allow_allocations(&file, &survey);
