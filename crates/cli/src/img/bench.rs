@@ -340,7 +340,8 @@ async fn run_batch(run: &Arc<Run>, depth: u64, helpers: &[IoThread]) -> Result<(
     let left = run.end.load(Relaxed).saturating_sub(run.next.load(Relaxed));
     let depth = usize::try_from(depth.min(left)).unwrap_or(usize::MAX);
     let work = |run: Arc<Run>| async move { run.work_until_failure().await };
-    if let Err(TaskGone) = workers::run(run, depth, None, helpers, work).await {
+    let cancel = |run: &Run| run.end.store(0, Relaxed);
+    if let Err(TaskGone) = workers::run(run, depth, None, helpers, work, cancel).await {
         return Err(Error::new(ErrorKind::Cancelled, "An I/O thread ended early"));
     }
     run.failure.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)

@@ -187,7 +187,9 @@ impl Request<'_> {
             let outcome = work.await;
             if outcome.is_ok() {
                 // After success, the request has no operation in flight.
-                place.release().flatten().map(Place::done);
+                if let Some(place) = place.release().flatten() {
+                    place.done();
+                }
             }
             outcome
         })

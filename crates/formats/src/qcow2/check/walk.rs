@@ -61,7 +61,7 @@ impl<'a> Checker<'a> {
         let size = self.geometry.cluster_size();
         let end = offset.saturating_add(bytes);
         // The file may end inside its last cluster, because it need not be padded.
-        if end > self.file.size().saturating_add(size) {
+        if end >= self.file.size().saturating_add(size) {
             if self.fix != Fix::Nothing {
                 let end = self.geometry.clusters_for(end);
                 self.beyond.insert_range(self.geometry.cluster_index(offset)..end);
