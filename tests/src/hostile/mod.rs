@@ -95,6 +95,7 @@ use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::formats;
 use crate::program::{Program, Reply};
 use image::Image;
 
@@ -217,7 +218,12 @@ fn judge(format: &str, directory: &Path, image: &Image, expect: Expect) -> Resul
     run(&["img", "check", "-q", "-r", "all", "-f", format, NAME]);
     run(&["img", "compact", "-q", "-f", format, NAME]);
     verdict(&Verdict { info, check, read, write }, expect)?;
-    if head(&directory.join(NAME)) != image.bytes().get(..8).unwrap_or(image.bytes()) {
+    // Some images begin with guest data.
+    let begins_with_header = formats::FORMATS
+        .iter()
+        .any(|known| known.name() == format && known.is_image(image.bytes()));
+    let is_same = head(&directory.join(NAME)) == image.bytes().get(..8).unwrap_or(image.bytes());
+    if begins_with_header && !is_same {
         return Err("a write changed the header".to_owned());
     }
     Ok(())

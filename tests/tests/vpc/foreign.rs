@@ -47,7 +47,7 @@ fn build(creator: &[u8; 4], block: u32, table: u64, blocks: &[u32], len: u64) ->
         let at = *sector as usize * 512;
         let bits = block as usize / 4096;
         image[at..at + bits.div_ceil(2)].fill(0xff);
-        let data = at + bits.next_multiple_of(512);
+        let data = at + bits.max(1).next_multiple_of(512);
         image[data..data + block as usize].fill(u8::try_from(index + 1).expect("few blocks"));
     }
     image
