@@ -326,6 +326,11 @@ pub fn fixed() -> Vec<Case> {
             },
             "the footer of a fixed image and the header of a dynamic image",
         ),
+        case(
+            "guest data that looks like a damaged footer",
+            |i| i.put(0, b"conectix"),
+            Expect::Harmless,
+        ),
         refused("type dynamic", |i| put_last(i, TYPE, &[0, 0, 0, 3]), "Error reading dynamic VHD"),
     ]
 }
