@@ -84,8 +84,10 @@ fn images_with_blocks_anywhere_are_read_written_and_checked() {
             format!("read -P 8 {} {block}", 9 * block),
         ];
         let after: Vec<&str> = after.iter().map(String::as_str).collect();
-        for program in [Program::new("qemu-io"), Program::oxblk().arg("io")] {
-            io(directory, program, &after);
+        io(directory, Program::oxblk().arg("io"), &after);
+        // QEMU expects no sector bitmap in smaller blocks.
+        if block >= 4096 {
+            io(directory, Program::new("qemu-io"), &after);
         }
         let bytes = std::fs::read(&path).expect("the image");
         let bitmap = sectors[2] as usize * 512;
