@@ -86,7 +86,8 @@ fn table_words(
         };
         let at = range.start + usize::try_from(random.below(words)).expect("a small image") * 4;
         if let Some(place) = bytes.get_mut(at..at + 4) {
-            place.copy_from_slice(&encode(value as u32));
+            let low = u32::try_from(value & 0xffff_ffff).expect("32 bits");
+            place.copy_from_slice(&encode(low));
         }
     }
 }
