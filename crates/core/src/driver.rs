@@ -98,6 +98,8 @@ pub enum Want {
 pub struct ImageInfo {
     /// Cluster size in bytes, or 0.
     pub cluster_size: u64,
+    /// The tools show the properties even if all of them have their default values, as QEMU's tools do for this format.
+    pub is_always_shown: bool,
     /// The image was not closed cleanly.
     pub is_dirty: bool,
     /// The image is marked corrupt.

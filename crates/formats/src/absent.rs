@@ -33,8 +33,6 @@ const fn absent(name: &'static str, marks: &'static [Mark]) -> Absent {
 /// VMware.
 pub static VMDK: Absent =
     absent("vmdk", &[at(0, b"KDMV"), at(0, b"COWD"), at(0, b"# Disk DescriptorFile")]);
-/// Virtual PC.
-pub static VPC: Absent = absent("vpc", &[at(0, b"conectix")]);
 /// Hyper-V.
 pub static VHDX: Absent = absent("vhdx", &[at(0, b"vhdxfile")]);
 /// The first version of qcow.
@@ -50,7 +48,7 @@ pub static CLOOP: Absent =
 pub static DMG: Absent = Absent { name: "dmg", marks: &[], ending: Some(".dmg") };
 
 /// All formats of this module.
-pub static ALL: &[&Absent] = &[&VMDK, &VPC, &VHDX, &QCOW, &LUKS, &BOCHS, &CLOOP, &DMG];
+pub static ALL: &[&Absent] = &[&VMDK, &VHDX, &QCOW, &LUKS, &BOCHS, &CLOOP, &DMG];
 
 /// The error of an operation that needs the format `name`.
 pub fn error(name: &str) -> Error {

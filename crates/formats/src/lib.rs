@@ -5,6 +5,7 @@
 //! - [`parallels`]: the format of Parallels, with clusters.
 //! - [`qed`]: the former enhanced format of QEMU, with backing files.
 //! - [`vdi`]: the format of VirtualBox, with blocks of 1 MiB.
+//! - [`vpc`]: the VHD format, fixed and dynamic.
 //! - [`absent`]: formats that are recognised but not supported.
 #![forbid(unsafe_code)]
 
@@ -17,4 +18,5 @@ pub mod qed;
 pub mod raw;
 mod slice_cache;
 pub mod vdi;
+pub mod vpc;
 mod write_barrier;

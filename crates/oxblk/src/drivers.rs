@@ -1,7 +1,7 @@
 //! The table of all drivers. It is the only such list: a new driver is added here.
 
 use oxblk_core::{DriverFactory, DriverTable, Error};
-use oxblk_formats::{absent, parallels, qcow2, qed, raw, vdi};
+use oxblk_formats::{absent, parallels, qcow2, qed, raw, vdi, vpc};
 use oxblk_protocols::{file, null};
 
 static DRIVERS: DriverTable = &[
@@ -11,11 +11,11 @@ static DRIVERS: DriverTable = &[
     &null::NULL_AIO,
     qcow2::QCOW2,
     vdi::VDI,
+    vpc::VPC,
     parallels::PARALLELS,
     qed::QED,
     &raw::RAW,
     &absent::VMDK,
-    &absent::VPC,
     &absent::VHDX,
     &absent::QCOW,
     &absent::LUKS,

@@ -78,9 +78,9 @@
 //!
 //! # Formats
 //!
-//! [`Format`] lists the formats that can be opened and created: raw, qcow2, VDI, Parallels and QED. A new image takes a [`Format`]
-//! with QEMU's default options, or options of a type such as [`Qcow2Options`]. Other formats, such as VMDK and VHDX, are
-//! recognised and refused, so that such an image is never taken for a raw one.
+//! [`Format`] lists the formats that can be opened and created: raw, qcow2, VDI, Parallels, QED and VPC (VHD). A new image
+//! takes a [`Format`] with QEMU's default options, or options of a type such as [`Qcow2Options`]. Other formats, such as VMDK
+//! and VHDX, are recognised and refused, so that such an image is never taken for a raw one.
 //!
 //! If you do not name the format, the library probes it from the first bytes of the file. Name it with
 //! [`OpenOptions::format`] wherever you know it, and always for images that a guest has written to: a guest can write the
@@ -141,7 +141,7 @@ pub use disk::{Cursor, Disk, OpenOptions, Sharing, TakenRanges};
 pub use drivers::{absent_error, drivers, is_absent};
 pub use format::{
     Compression, Format, NewFormat, ParallelsOptions, Qcow2Options, Qcow2Version, QedOptions,
-    RawOptions, VdiOptions,
+    RawOptions, VdiOptions, VpcOptions,
 };
 pub use image_info::{BackingName, ImageInfo, has_own_info};
 pub use map::{Extent, Extents};

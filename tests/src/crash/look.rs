@@ -41,6 +41,9 @@ pub(super) async fn look(
     }
     let mut asked = 0;
     let mut ask = || {
+        if !variant.checked_by_qemu {
+            return Ok(());
+        }
         asked += 1;
         qemu::check(variant, left, tolerance)
     };

@@ -18,6 +18,7 @@ mod qed;
 mod raw;
 mod variant;
 mod vdi;
+mod vpc;
 
 use std::fmt::Debug;
 use std::panic::RefUnwindSafe;
@@ -35,7 +36,7 @@ pub use variant::Variant;
 
 /// The table of formats.
 pub static FORMATS: &[&dyn TestFormat] =
-    &[&raw::Raw, &qcow2::Qcow2, &vdi::Vdi, &parallels::Parallels, &qed::Qed];
+    &[&raw::Raw, &qcow2::Qcow2, &vdi::Vdi, &parallels::Parallels, &qed::Qed, &vpc::Vpc];
 
 /// A format, as the harnesses use it.
 pub trait TestFormat: Debug + Sync + RefUnwindSafe {

@@ -13,6 +13,8 @@ pub struct Variant {
     pub format: &'static dyn TestFormat,
     /// Creation options, as written after `-o`.
     pub options: &'static str,
+    /// Further creation options, with which a disk gets exactly the requested size.
+    pub exact_size: &'static str,
     /// The unit of allocation in bytes; tests choose offsets around its multiples.
     pub cluster: u64,
     /// Images can have a backing file.
@@ -21,8 +23,10 @@ pub struct Variant {
     pub encrypted: bool,
     /// Clusters can be written compressed.
     pub compress: bool,
-    /// oxblk and `qemu-img check` can check images.
+    /// oxblk can check images.
     pub check: bool,
+    /// `qemu-img check` can check images, if oxblk can.
+    pub checked_by_qemu: bool,
     /// After a power cut an image must be opened for writing before it passes the check.
     pub repairs_on_open: bool,
     /// Images can have internal snapshots.
@@ -57,11 +61,13 @@ impl Variant {
             name,
             format,
             options,
+            exact_size: "",
             cluster,
             backing: false,
             encrypted: false,
             compress: false,
             check: false,
+            checked_by_qemu: true,
             repairs_on_open: false,
             snapshots: false,
             bitmaps: false,
@@ -78,6 +84,13 @@ impl Variant {
     /// The name of the format's driver.
     pub fn driver(&self) -> &'static str {
         self.format.name()
+    }
+
+    /// The creation options of a disk with exactly the requested size, as written after `-o`.
+    pub fn exact_options(&self) -> String {
+        let parts = [self.options, self.exact_size];
+        let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        parts.join(",")
     }
 
     /// Adds the options that are needed to open an image of this variant.

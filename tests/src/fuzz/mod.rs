@@ -13,6 +13,7 @@ pub mod qcow2_subclusters;
 pub mod qcow2_tables;
 pub mod qed_header;
 pub mod vdi_header;
+pub mod vpc_header;
 
 use std::path::Path;
 
@@ -31,6 +32,7 @@ pub const TARGETS: &[Target] = &[
     ("qcow2_tables", qcow2_tables::run),
     ("qed_header", qed_header::run),
     ("vdi_header", vdi_header::run),
+    ("vpc_header", vpc_header::run),
 ];
 
 /// Runs every saved input of a target. Returns the number of inputs.

@@ -69,6 +69,13 @@
 //! | backing name: length, place | "backing name …" |
 //! | L1 and L2 entries: shared, unaligned, on the header, past the end | "L1 entry …", "L2 entry …", "two L2 entries for one cluster" |
 //!
+//! | vpc | |
+//! |---|---|
+//! | footers: damaged, cut off, different from each other, of another type | "both footers damaged", "no footer at the end", "type …", "a fixed and a dynamic footer" |
+//! | header: cookie, offsets, block size, number of entries | "header …", "block size …", "… entries" |
+//! | block table larger than the file | "block table past the end of the file", `vpc::a_block_table_of_holes_is_checked_in_bounded_memory` |
+//! | entries: shared, overlapping, on metadata, past the end of the file | "two entries for one block", "an entry inside another block", … |
+//!
 //! | clients of the NBD server (`crates/exports/tests/nbd.rs` unless named) | |
 //! |---|---|
 //! | export name of 3,000 bytes | `an_export_name_of_three_thousand_bytes_is_unknown` |
@@ -89,11 +96,13 @@ pub mod qcow2_subclusters;
 pub mod qcow2_tables;
 pub mod qed;
 pub mod vdi;
+pub mod vpc;
 
 use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::formats;
 use crate::program::{Program, Reply};
 use image::Image;
 
@@ -181,12 +190,16 @@ pub fn bounded(directory: &Path, args: &[&str]) -> Reply {
 /// When any case does not have its expected result.
 pub fn through_the_program(format: &str, good: &Image, cases: &[Case]) {
     let mut wrong = Vec::new();
+    // Other images begin with guest data, which a write may change.
+    let is_image = |known: &&dyn formats::TestFormat| known.is_image(good.bytes());
+    let has_header = formats::FORMATS.iter().any(|known| known.name() == format && is_image(known));
     for case in cases {
         let mut image = good.clone();
         (case.spoil)(&mut image);
         let scratch = tempfile::tempdir().expect("a scratch directory");
-        let outcome =
-            std::panic::catch_unwind(|| judge(format, scratch.path(), &image, case.expect));
+        let outcome = std::panic::catch_unwind(|| {
+            judge(format, scratch.path(), (&image, has_header), case.expect)
+        });
         let message = match outcome {
             Ok(Ok(())) => continue,
             Ok(Err(message)) => message,
@@ -197,7 +210,12 @@ pub fn through_the_program(format: &str, good: &Image, cases: &[Case]) {
     assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
 }
 
-fn judge(format: &str, directory: &Path, image: &Image, expect: Expect) -> Result<(), String> {
+fn judge(
+    format: &str,
+    directory: &Path,
+    (image, has_header): (&Image, bool),
+    expect: Expect,
+) -> Result<(), String> {
     const NAME: &str = "image";
     std::fs::write(directory.join(NAME), image.bytes()).expect("the image's file");
     let run = |args: &[&str]| bounded(directory, args);
@@ -216,7 +234,8 @@ fn judge(format: &str, directory: &Path, image: &Image, expect: Expect) -> Resul
     run(&["img", "check", "-q", "-r", "all", "-f", format, NAME]);
     run(&["img", "compact", "-q", "-f", format, NAME]);
     verdict(&Verdict { info, check, read, write }, expect)?;
-    if head(&directory.join(NAME)) != image.bytes().get(..8).unwrap_or(image.bytes()) {
+    let is_same = head(&directory.join(NAME)) == image.bytes().get(..8).unwrap_or(image.bytes());
+    if has_header && !is_same {
         return Err("a write changed the header".to_owned());
     }
     Ok(())

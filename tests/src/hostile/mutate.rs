@@ -57,6 +57,25 @@ pub fn little_words(
     header: std::ops::Range<usize>,
     table: std::ops::Range<usize>,
 ) {
+    table_words(random, bytes, [header, table], u32::to_le_bytes);
+}
+
+/// As [`little_words`], with big-endian words.
+pub fn big_words(
+    random: &mut Random,
+    bytes: &mut [u8],
+    header: std::ops::Range<usize>,
+    table: std::ops::Range<usize>,
+) {
+    table_words(random, bytes, [header, table], u32::to_be_bytes);
+}
+
+fn table_words(
+    random: &mut Random,
+    bytes: &mut [u8],
+    [header, table]: [std::ops::Range<usize>; 2],
+    encode: fn(u32) -> [u8; 4],
+) {
     let len = bytes.len() as u64;
     for _ in 0..random.within(1, 8) {
         let range = if random.one_in(4) { &header } else { &table };
@@ -67,7 +86,8 @@ pub fn little_words(
         };
         let at = range.start + usize::try_from(random.below(words)).expect("a small image") * 4;
         if let Some(place) = bytes.get_mut(at..at + 4) {
-            place.copy_from_slice(&value.to_le_bytes()[..4]);
+            let low = u32::try_from(value & 0xffff_ffff).expect("32 bits");
+            place.copy_from_slice(&encode(low));
         }
     }
 }

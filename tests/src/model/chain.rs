@@ -53,7 +53,8 @@ pub async fn create(image: &Image, size: u64) -> Result<(), String> {
 
 async fn create_plain(image: &Image, size: u64) -> Result<(), String> {
     let graph = graph();
-    let mut options = Options::from_dotted(image.variant.options, None).map_err(|e| text(&e))?;
+    let mut options =
+        Options::from_dotted(&image.variant.exact_options(), None).map_err(|e| text(&e))?;
     options.insert("size", size);
     let node = add(&graph, image, "disk", MAIN, false, Pace::AtOnce)?;
     let attach = |node: &Arc<Node>, child: ChildIdx| {

@@ -123,7 +123,7 @@ impl Files {
         self.on_thread(move || async move {
             let graph = super::chain::graph();
             let mut options =
-                Options::from_dotted(variant.options, None).map_err(|e| e.to_string())?;
+                Options::from_dotted(&variant.exact_options(), None).map_err(|e| e.to_string())?;
             options.insert("size", size);
             if variant.data_file {
                 options.insert("data_file", format!("{name}.data"));
@@ -160,7 +160,7 @@ impl Files {
 
     /// Checks that `qemu-img check` finds no fault in the active image. Returns how often it ran.
     pub(super) fn check_by_qemu(&self, variant: &Variant) -> Result<u64, String> {
-        if !variant.check {
+        if !variant.check || !variant.checked_by_qemu {
             return Ok(0);
         }
         let check = formats::with_secrets(Program::new("qemu-img").arg("check"));
@@ -203,8 +203,9 @@ fn create_by_qemu(
 ) -> Result<(), String> {
     let mut program = Program::new("qemu-img").args(["create", "-q", "-f", variant.driver()]);
     program = formats::with_secrets(program);
-    if !variant.options.is_empty() {
-        program = program.args(["-o", variant.options]);
+    let options = variant.exact_options();
+    if !options.is_empty() {
+        program = program.args(["-o", &options]);
     }
     if variant.data_file {
         program = program.arg("-o").arg(format!("data_file={}.data", path.display()));

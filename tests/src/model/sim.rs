@@ -246,7 +246,8 @@ fn together(ops: &[(usize, Step)]) -> Vec<Step> {
 /// Runs `qemu-img check` on the images of a finished plan. Returns how often it ran.
 fn ask_qemu(chain: &Chain) -> Result<u64, String> {
     let mut asked = 0;
-    for image in chain.iter().filter(|image| image.variant.check) {
+    let checked = |variant: &Variant| variant.check && variant.checked_by_qemu;
+    for image in chain.iter().filter(|image| checked(image.variant)) {
         qemu::check(image.variant, &image.disk, Tolerance::Clean)?;
         asked += 1;
     }

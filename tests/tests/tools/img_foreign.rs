@@ -6,7 +6,7 @@ use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Tool::{Img, Io};
 use oxblk_tests::program::{Program, Reply};
 
-const FORMATS: [&str; 4] = ["vmdk", "vpc", "vhdx", "qcow"];
+const FORMATS: [&str; 3] = ["vmdk", "vhdx", "qcow"];
 
 fn oxblk(directory: &Path, line: &str) -> Reply {
     Program::oxblk().args(line.split(' ')).directory(directory).run()

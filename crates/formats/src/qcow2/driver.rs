@@ -139,6 +139,7 @@ impl Driver for Qcow2 {
             data["encrypt"] = encryption.describe();
         }
         ImageInfo {
+            is_always_shown: false,
             cluster_size: self.geometry.cluster_size(),
             is_dirty: header.incompatible.contains(Incompatible::DIRTY),
             is_corrupt: corrupt,

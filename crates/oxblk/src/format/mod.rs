@@ -5,6 +5,7 @@ mod qcow2;
 mod qed;
 mod raw;
 mod vdi;
+mod vpc;
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,6 +17,7 @@ pub use qcow2::{Compression, Qcow2Options, Qcow2Version};
 pub use qed::QedOptions;
 pub use raw::RawOptions;
 pub use vdi::VdiOptions;
+pub use vpc::VpcOptions;
 
 /// An image format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,11 +33,14 @@ pub enum Format {
     Parallels,
     /// The former enhanced format of QEMU.
     Qed,
+    /// The VHD format of Virtual PC, Hyper-V and Azure.
+    Vpc,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: &[Self] = &[Self::Raw, Self::Qcow2, Self::Vdi, Self::Parallels, Self::Qed];
+    pub const ALL: &[Self] =
+        &[Self::Raw, Self::Qcow2, Self::Vdi, Self::Parallels, Self::Qed, Self::Vpc];
 
     /// Its QEMU name.
     pub fn name(self) -> &'static str {
@@ -45,6 +50,7 @@ impl Format {
             Self::Vdi => "vdi",
             Self::Parallels => "parallels",
             Self::Qed => "qed",
+            Self::Vpc => "vpc",
         }
     }
 }
@@ -78,6 +84,8 @@ pub enum NewFormat {
     Parallels(ParallelsOptions),
     /// A QED image.
     Qed(QedOptions),
+    /// A VPC image.
+    Vpc(VpcOptions),
 }
 
 impl NewFormat {
@@ -89,6 +97,7 @@ impl NewFormat {
             Self::Vdi(_) => Format::Vdi,
             Self::Parallels(_) => Format::Parallels,
             Self::Qed(_) => Format::Qed,
+            Self::Vpc(_) => Format::Vpc,
         }
     }
 
@@ -100,6 +109,7 @@ impl NewFormat {
             Self::Vdi(options) => options.to_options(),
             Self::Parallels(options) => options.to_options(),
             Self::Qed(options) => options.to_options(),
+            Self::Vpc(options) => options.to_options(),
         }
     }
 }
@@ -112,6 +122,7 @@ impl From<Format> for NewFormat {
             Format::Vdi => Self::Vdi(VdiOptions::default()),
             Format::Parallels => Self::Parallels(ParallelsOptions::default()),
             Format::Qed => Self::Qed(QedOptions::default()),
+            Format::Vpc => Self::Vpc(VpcOptions::default()),
         }
     }
 }
@@ -143,5 +154,11 @@ impl From<ParallelsOptions> for NewFormat {
 impl From<QedOptions> for NewFormat {
     fn from(options: QedOptions) -> Self {
         Self::Qed(options)
+    }
+}
+
+impl From<VpcOptions> for NewFormat {
+    fn from(options: VpcOptions) -> Self {
+        Self::Vpc(options)
     }
 }

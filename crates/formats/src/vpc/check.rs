@@ -1,0 +1,175 @@
+//! Checking an image. QEMU has no check of this format.
+//!
+//! - Each entry of the BAT must name a block of its own, which lies inside the file and on no metadata.
+//! - The footer at the end and its copy at the beginning must be valid and equal, and the checksum of the header must be
+//!   correct.
+//! - Space for blocks that no entry names is a leak, if the image has no other fault.
+//!
+//! `repair` describes how faults are repaired.
+
+use oxblk_core::check::{self, CheckReport, FindingKind, Fix};
+use oxblk_core::{Errno, Error, Result};
+
+use super::Vpc;
+use super::footer::{FOOTER_BYTES, SizeRule};
+use super::metadata::{Copy, Found, Metadata, last_sector, read_footer, read_metadata};
+use super::slots::Row;
+use super::survey::{Fault, Finding, Survey};
+
+/// A repair makes at most as many copies as the file has blocks, plus this number.
+const SPARE_COPIES: u64 = 64;
+/// Faulty entries that are reported individually. Further ones are only counted.
+const MOST_REPORTED: u64 = 100_000;
+
+/// The result of a check.
+pub(super) struct Findings {
+    pub(super) survey: Survey,
+    pub(super) report: CheckReport,
+    /// Entries whose block has to be copied or removed. Entries beyond the limit are not recorded.
+    pub(super) misplaced: Vec<Finding>,
+    /// Number of these entries.
+    pub(super) misplaced_count: u64,
+    /// The metadata as it is in the file now.
+    pub(super) metadata: Metadata,
+}
+
+impl Findings {
+    fn take(&mut self, finding: Finding, most: u64, say: &dyn Fn(check::Finding)) {
+        let (reported, count) = (self.report.corruptions, u64::from(finding.count));
+        self.report.corruptions = reported.saturating_add(count);
+        if reported < MOST_REPORTED {
+            say(check::Finding::new(FindingKind::Corruption, format!("ERROR: {finding}")));
+        }
+        if reported <= MOST_REPORTED && self.report.corruptions > MOST_REPORTED {
+            let text = "ERROR: more entries of the block table are faulty";
+            say(check::Finding::new(FindingKind::Corruption, text));
+        }
+        if finding.fault == Fault::CutOff {
+            // The repair makes the file longer.
+            return;
+        }
+        self.misplaced_count = self.misplaced_count.saturating_add(count);
+        if self.misplaced_count <= most {
+            let end = finding.index.saturating_add(finding.count);
+            let one = |index| Finding { index, count: 1, ..finding };
+            self.misplaced.extend((finding.index..end).map(one));
+        }
+    }
+
+    fn corruption(&mut self, text: &'static str, say: &dyn Fn(check::Finding)) {
+        self.report.corruptions = self.report.corruptions.saturating_add(1);
+        say(check::Finding::new(FindingKind::Corruption, text));
+    }
+
+    fn take_metadata(&mut self, say: &dyn Fn(check::Finding)) {
+        match self.metadata.at_start {
+            Copy::Good | Copy::Different => {}
+            Copy::Damaged => {
+                self.corruption("ERROR: the copy of the footer at the beginning is damaged", say);
+            }
+        }
+        match self.metadata.at_end {
+            Copy::Good => {}
+            Copy::Damaged => self.corruption("ERROR: the file does not end with a footer", say),
+            Copy::Different => {
+                self.corruption("ERROR: the footer differs from its copy at the beginning", say);
+            }
+        }
+        if !self.metadata.header.has_correct_checksum() {
+            self.corruption("ERROR: the checksum of the header is wrong", say);
+        }
+    }
+}
+
+impl Vpc {
+    /// Checks the image and repairs the faults that `fix` allows. The image takes no requests meanwhile.
+    pub(super) async fn check_image(
+        &self,
+        fix: Fix,
+        say: &dyn Fn(check::Finding),
+    ) -> Result<CheckReport> {
+        if !self.access.is_read_only() {
+            self.complete_image().await?;
+        } else if fix != Fix::Nothing {
+            return Err(Error::from_errno(Errno::ROFS).prefix("Cannot repair the image"));
+        }
+        let mut findings = self.find(say).await?;
+        let report = &findings.report;
+        let is_sound = (report.corruptions, report.check_errors) == (0, 0);
+        let repairs = match fix {
+            Fix::Nothing => false,
+            Fix::Leaks => is_sound && report.leaks > 0,
+            Fix::All => !is_sound || report.leaks > 0,
+        };
+        if repairs && self.repair(&findings, say).await? {
+            let report = &mut findings.report;
+            report.corruptions_fixed = std::mem::take(&mut report.corruptions);
+            report.leaks_fixed = std::mem::take(&mut report.leaks);
+        }
+        Ok(findings.report)
+    }
+
+    /// Most entries whose block is copied. Without this limit, the entries of a BAT could make the file arbitrarily
+    /// large.
+    pub(super) fn most_copies(&self, file_size: u64) -> u64 {
+        (file_size / self.metadata.header.stride()).saturating_add(SPARE_COPIES)
+    }
+
+    async fn find(&self, say: &dyn Fn(check::Finding)) -> Result<Findings> {
+        let file = self.file()?;
+        let Found::Dynamic { metadata, .. } = read_metadata(&file, SizeRule::CurrentSize).await?
+        else {
+            return Err(Error::corrupt("The footer was changed while the image was open"));
+        };
+        let mut metadata = *metadata;
+        let most = self.most_copies(file.size());
+        let mut findings = Findings {
+            survey: Survey::default(),
+            report: CheckReport::default(),
+            misplaced: Vec::new(),
+            misplaced_count: 0,
+            metadata,
+        };
+        let survey = self.survey(|finding| {
+            findings.take(finding, most, say);
+            true
+        });
+        let survey = survey.await?;
+        let row = self.row(&survey, file.size());
+        let end = self.row_end(&row);
+        let mut file_end = file.size();
+        if metadata.at_end == Copy::Good {
+            file_end = last_sector(file_end);
+        } else if !file.node().limits().grows
+            && read_footer(&file, end).await? == Ok(metadata.footer)
+        {
+            // A device has a fixed length. The footer lies behind the last block.
+            metadata.at_end = Copy::Good;
+            file_end = end;
+        }
+        findings.metadata = metadata;
+        findings.survey = survey;
+        findings.take_metadata(say);
+        if findings.report.corruptions == 0 && row.is_complete {
+            findings.report.leaks = self.leaks(&row, end, file_end);
+        }
+        if findings.report.leaks > 0 {
+            let text =
+                format!("Leaked blocks: {} blocks of the file are unused", findings.report.leaks);
+            say(check::Finding::new(FindingKind::Leak, text));
+        }
+        findings.report.image_end_offset = end.saturating_add(FOOTER_BYTES);
+        Ok(findings)
+    }
+
+    fn row_end(&self, row: &Row) -> u64 {
+        let slots = row.used.max().map_or(0, |last| u64::from(last) + 1);
+        row.first.saturating_add(slots.saturating_mul(self.metadata.header.stride()))
+    }
+
+    fn leaks(&self, row: &Row, end: u64, file_end: u64) -> u64 {
+        let slots = row.used.max().map_or(0, |last| u64::from(last) + 1);
+        let gaps = slots.saturating_sub(row.used.len());
+        gaps.saturating_add(file_end.saturating_sub(end) / self.metadata.header.stride())
+    }
+}

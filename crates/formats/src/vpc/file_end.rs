@@ -1,0 +1,119 @@
+//! The footer at the end of the file.
+//!
+//! The file grows when a slot is used for the first time. Then the footer is written behind the new slot. The earlier
+//! footer lies where the sector bitmap of the new block is written next. When the image is closed, the file is truncated
+//! behind its last block, and the footer is the last sector again.
+
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{AcqRel, Acquire, Release},
+};
+
+use oxblk_core::{Edge, Errno, Error, Preallocation, Result, WriteFlags};
+use oxblk_ring::IoBuf;
+
+use super::Vpc;
+use super::footer::FOOTER_BYTES;
+use crate::write_barrier::WriteBarrier;
+
+/// The position of the footer at the end of the file.
+#[derive(Debug, Default)]
+pub(super) struct FileEnd {
+    /// Byte offset of a footer behind all blocks; 0 if there may be none.
+    footer: AtomicU64,
+    /// The footer may not be the last sector of the file, or blocks behind the last one may be unused.
+    is_touched: AtomicBool,
+    barrier: WriteBarrier,
+}
+
+impl FileEnd {
+    /// Byte offset of a footer behind all blocks; 0 if there may be none.
+    pub(super) fn footer(&self) -> u64 {
+        self.footer.load(Acquire)
+    }
+
+    /// Records, before the first write, the byte offset of the footer in the last sector of the file, if it is there.
+    pub(super) fn begin(&self, footer: Option<u64>) {
+        self.footer.store(footer.unwrap_or(0), Release);
+        self.is_touched.store(false, Release);
+    }
+
+    /// Records that the end of the file has to be settled when the image is closed.
+    pub(super) fn touch(&self) {
+        self.is_touched.store(true, Release);
+    }
+}
+
+impl Vpc {
+    /// Makes the file contain all slots before `end`, with the footer behind them. All extensions go through the
+    /// `growing` lock, so no footer is written over a block.
+    pub(super) async fn lengthen(&self, end: u32) -> Result<()> {
+        let needed = self.slot_offset(end);
+        if self.end.footer() >= needed {
+            return Ok(());
+        }
+        let _turn = self.growing.lock().await;
+        if self.end.footer() >= needed {
+            return Ok(());
+        }
+        let file = self.file()?;
+        self.write_footer(&file, needed).await?;
+        self.end.footer.fetch_max(needed, AcqRel);
+        Ok(())
+    }
+
+    /// Writes the footer at `offset`. The caller holds the `growing` lock.
+    async fn write_footer(&self, file: &Edge, offset: u64) -> Result<()> {
+        let end = offset.saturating_add(FOOTER_BYTES);
+        if !file.node().limits().grows && file.size() < end {
+            return Err(Error::from_errno(Errno::NOSPC));
+        }
+        // A footer whose write was cancelled must not reach the file after a block in the same place.
+        let writing = self.end.barrier.pass().await;
+        self.end.touch();
+        let bytes = IoBuf::from(self.metadata.footer.encode());
+        let outcome = file.write(offset, bytes, WriteFlags::empty()).await;
+        writing.done();
+        outcome?;
+        self.file_len.fetch_max(end, AcqRel);
+        Ok(())
+    }
+
+    /// Writes all metadata to the image, and makes the footer the last sector of the file. No request is in flight.
+    pub(super) async fn complete_image(&self) -> Result<()> {
+        if self.access.is_read_only() {
+            return Ok(());
+        }
+        self.write_back().await?;
+        if !self.allocator.is_known() || !self.end.is_touched.load(Acquire) {
+            return Ok(());
+        }
+        self.allocator.end_quarantine();
+        self.settle_end().await
+    }
+
+    /// Writes the footer behind the last block in use and truncates the file behind it. The BAT is durable, and no
+    /// request is in flight.
+    pub(super) async fn settle_end(&self) -> Result<()> {
+        let file = self.file()?;
+        let offset = self.slot_offset(self.allocator.end());
+        let end = offset.saturating_add(FOOTER_BYTES);
+        let _turn = self.growing.lock().await;
+        if self.end.footer() != offset {
+            self.write_footer(&file, offset).await?;
+            self.end.footer.store(offset, Release);
+            file.flush().await?;
+        }
+        // A device has a fixed length.
+        if file.node().limits().grows {
+            if file.size() > end {
+                self.file_len.store(end, Release);
+                file.resize(end, Preallocation::Off).await?;
+                file.flush().await?;
+            }
+            self.allocator.note_cut_off();
+        }
+        self.end.is_touched.store(false, Release);
+        Ok(())
+    }
+}

@@ -1,0 +1,120 @@
+//! Reading the footers and the header.
+//!
+//! A dynamic image has two footers. The copy at the beginning counts, because writes never change it; the footer at the
+//! end counts if the copy is damaged. A fixed image has only the footer at the end. Sector 0 of its file belongs to the
+//! guest, which may write there what looks like the copy of a footer. So an image that has both a valid copy of a
+//! dynamic image and a valid footer of a fixed image is refused.
+
+use oxblk_core::{Edge, Error, ErrorKind, Result};
+use oxblk_ring::IoBufMut;
+
+use super::footer::{DiskType, FOOTER_BYTES, Footer, Invalid, SizeRule};
+use super::header::{HEADER_BYTES, Header};
+
+/// The state of one of the two footers of a dynamic image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Copy {
+    /// It equals the footer that counts.
+    Good,
+    /// Its cookie or its checksum is wrong.
+    Damaged,
+    /// It is a valid footer with other contents.
+    Different,
+}
+
+/// The footer and the header of a dynamic image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Metadata {
+    /// The footer that counts.
+    pub(super) footer: Footer,
+    pub(super) header: Header,
+    /// The copy at the beginning of the file.
+    pub(super) at_start: Copy,
+    /// The footer in the last sector of the file.
+    pub(super) at_end: Copy,
+}
+
+/// The metadata of an image.
+#[derive(Debug)]
+pub(super) enum Found {
+    Fixed { footer: Box<Footer>, size: u64 },
+    Dynamic { metadata: Box<Metadata>, size: u64 },
+}
+
+/// Byte offset of the last sector of a file. Missing bytes of this sector count as zeroes.
+pub(super) fn last_sector(file_size: u64) -> u64 {
+    file_size.div_ceil(FOOTER_BYTES).saturating_sub(1).saturating_mul(FOOTER_BYTES)
+}
+
+/// Reads at most `len` bytes; fewer if the file ends before.
+async fn read(file: &Edge, offset: u64, len: u64, what: &str) -> Result<IoBufMut> {
+    let len = len.min(file.size().saturating_sub(offset));
+    let bytes = file.read(offset, IoBufMut::new(usize::try_from(len).unwrap_or(0))).await;
+    bytes.map_err(|error| error.prefix(format_args!("Could not read the VHD {what}")))
+}
+
+/// Reads the footer in the last sector of a file, or at another offset.
+pub(super) async fn read_footer(file: &Edge, offset: u64) -> Result<Result<Footer, Invalid>> {
+    Ok(Footer::parse(&read(file, offset, FOOTER_BYTES, "footer").await?))
+}
+
+/// Reads the metadata of an image.
+///
+/// # Errors
+/// When the image is not a VHD image or has an unsupported property; otherwise the errors of the file.
+pub(super) async fn read_metadata(file: &Edge, rule: SizeRule) -> Result<Found> {
+    let file_size = file.size();
+    if file_size < FOOTER_BYTES {
+        return Err(Error::new(ErrorKind::Invalid, "File too small for a VHD header"));
+    }
+    let first = read_footer(file, 0).await?;
+    let last = read_footer(file, last_sector(file_size)).await?;
+    let is_fixed = |footer: &Footer| footer.disk_type() == DiskType::Fixed;
+    let footer = match (first, last) {
+        (Ok(first), Ok(last)) if !is_fixed(&first) && is_fixed(&last) => {
+            return Err(Error::corrupt(
+                "The image has the footer of a fixed image and the header of a dynamic image",
+            ));
+        }
+        (Ok(first), _) if !is_fixed(&first) => first,
+        (_, Ok(last)) => last,
+        (Err(Invalid::Checksum), Err(_)) | (_, Err(Invalid::Checksum)) => {
+            return Err(Error::new(ErrorKind::Invalid, "Incorrect header checksum"));
+        }
+        (_, Err(Invalid::Cookie)) => {
+            return Err(Error::new(ErrorKind::Invalid, "invalid VPC image"));
+        }
+    };
+    let size = footer.size(rule)?;
+    match footer.disk_type() {
+        DiskType::Fixed => {
+            let end = last_sector(file_size);
+            if size > end {
+                return Err(Error::corrupt(format!(
+                    "The image has been truncated: the disk has {size} bytes, but the file only {end} before its footer"
+                )));
+            }
+            return Ok(Found::Fixed { footer: Box::new(footer), size });
+        }
+        DiskType::Differencing => {
+            return Err(Error::unsupported("Differencing VHD images are not supported"));
+        }
+        DiskType::Dynamic | DiskType::Other(_) => {}
+    }
+    let offset = footer.header_offset();
+    if offset >= file_size {
+        return Err(Error::corrupt(
+            "Error reading dynamic VHD header: it lies behind the end of the file",
+        ));
+    }
+    let bytes = read(file, offset, HEADER_BYTES, "header").await?;
+    let header = Header::parse(&bytes, offset, size, file_size)?;
+    let copy = |other| match other {
+        Ok(other) if other == footer => Copy::Good,
+        Ok(_) => Copy::Different,
+        Err(_) => Copy::Damaged,
+    };
+    let (at_start, at_end) = (copy(first), copy(last));
+    let metadata = Box::new(Metadata { footer, header, at_start, at_end });
+    Ok(Found::Dynamic { metadata, size })
+}

@@ -1,0 +1,198 @@
+//! Repairing an image. No request uses it meanwhile.
+//!
+//! A repair loses no readable data:
+//!
+//! - An entry that shares or overlaps a block, or names metadata, gets its own copy of what it reads. The copies are
+//!   written behind all data of the file.
+//! - An entry that names a block behind the end of the file becomes unallocated. A file that ends inside a block is
+//!   extended.
+//! - The last blocks are moved into gaps, and the file is truncated behind its last block.
+//! - A damaged footer is written again from the other one, and the header gets its correct checksum. One of the two
+//!   footers is valid at any time.
+//!
+//! Leaks are freed only if the image has no other fault, or all other faults have been repaired.
+
+use std::ops::{ControlFlow, Range};
+use std::sync::atomic::Ordering::Release;
+
+use oxblk_core::check::{self, FindingKind};
+use oxblk_core::{Result, WriteFlags, ZeroFlags};
+use oxblk_ring::{IoBuf, IoBufMut};
+
+use super::Vpc;
+use super::check::Findings;
+use super::entry::Entry;
+use super::metadata::Copy;
+use super::survey::{Fault, Finding};
+use crate::blocks::survey::each_entry;
+use crate::blocks::{Run, length};
+
+/// Most bytes that are copied in one step.
+const STEP: u64 = 1 << 20;
+
+impl Vpc {
+    /// Repairs all faults. Returns whether it did.
+    pub(super) async fn repair(
+        &self,
+        findings: &Findings,
+        say: &dyn Fn(check::Finding),
+    ) -> Result<bool> {
+        let Findings { survey, misplaced, misplaced_count, metadata, .. } = findings;
+        let file = self.file()?;
+        if *misplaced_count > self.most_copies(file.size()) {
+            let text = format!(
+                "Not repaired: {misplaced_count} entries need blocks of their own, which are more than the file has"
+            );
+            say(check::Finding::new(FindingKind::Failure, text));
+            return Ok(false);
+        }
+        let row = self.row(survey, file.size());
+        self.first_slot.store(row.first, Release);
+        // An extended file may still end inside a block that is in use.
+        self.end.begin(None);
+        let mut used = row.used.clone();
+        if !misplaced.is_empty() {
+            let behind = file.size().saturating_sub(row.first);
+            let slots = behind.div_ceil(self.metadata.header.stride());
+            used.insert_range(0..u32::try_from(slots).unwrap_or(u32::MAX));
+        }
+        let repair = self.allocator.begin_repair(&used, 0);
+        self.repair_start(metadata).await?;
+        self.place_anew(misplaced, say).await?;
+        if !misplaced.is_empty() {
+            // The copies may have changed where the row of slots begins.
+            let survey = self.survey(|_| true).await?;
+            let row = self.row(&survey, file.size());
+            self.first_slot.store(row.first, Release);
+            self.end.begin(None);
+            self.allocator.begin_repair(&row.used, 0).done();
+        }
+        self.fill_gaps().await?;
+        self.settle_end().await?;
+        repair.done();
+        Ok(true)
+    }
+
+    /// Writes the copy of the footer and the header again, if they have a fault.
+    async fn repair_start(&self, metadata: &super::Metadata) -> Result<()> {
+        let file = self.file()?;
+        if metadata.at_start != Copy::Good {
+            let bytes = IoBuf::from(metadata.footer.encode());
+            file.write(0, bytes, WriteFlags::empty()).await?;
+            file.flush().await?;
+        }
+        if !metadata.header.has_correct_checksum() {
+            let bytes = IoBuf::from(metadata.header.encode());
+            file.write(metadata.header.offset, bytes, WriteFlags::empty()).await?;
+            file.flush().await?;
+        }
+        Ok(())
+    }
+
+    async fn place_anew(&self, misplaced: &[Finding], say: &dyn Fn(check::Finding)) -> Result<()> {
+        let mut copies = Vec::new();
+        for finding in misplaced {
+            let text = format!("Repairing block {}", finding.index);
+            say(check::Finding::new(FindingKind::Repair, text));
+            let copy = match finding.fault {
+                Fault::Behind => None,
+                _ => self.copy_block(self.data_offset(finding.sector)).await?,
+            };
+            match copy {
+                Some(run) => copies.push((finding.index, run)),
+                None => self.set_entry(finding.index, Entry::Zero),
+            }
+        }
+        self.link_copies(copies, Vec::new()).await
+    }
+
+    /// Moves the last blocks into all gaps of the row.
+    async fn fill_gaps(&self) -> Result<()> {
+        self.allocator.end_quarantine();
+        let gaps = self.allocator.gaps();
+        if gaps.is_empty() {
+            return Ok(());
+        }
+        let end = self.allocator.end();
+        let keep = end.saturating_sub(u32::try_from(gaps.len()).unwrap_or(u32::MAX));
+        let mut last_blocks = Vec::new();
+        let loaded = async |_| Ok(());
+        let collect = |indices: Range<u32>, number| {
+            if let Entry::At(sector) = Entry::from_number(number)
+                && let Some(slot) = self.slot_at(sector)
+                && (keep..end).contains(&slot)
+            {
+                last_blocks.push((indices.start, sector, slot));
+            }
+            ControlFlow::Continue(())
+        };
+        each_entry(&self.map, loaded, collect).await?;
+        let (mut copies, mut originals) = (Vec::new(), Vec::new());
+        for (index, sector, slot) in last_blocks {
+            match self.copy_block(self.data_offset(sector)).await? {
+                // The lowest gap.
+                Some(run) if run.start < keep => copies.push((index, run)),
+                Some(_) => break,
+                None => self.set_entry(index, Entry::Zero),
+            }
+            originals.push(slot);
+        }
+        self.link_copies(copies, originals).await?;
+        self.allocator.end_quarantine();
+        Ok(())
+    }
+
+    /// Copies the data of a block, which starts at the byte offset `from`, to a free slot. Returns `None` if all data
+    /// are zeroes. Behind the end of the file, the data are zeroes.
+    async fn copy_block(&self, from: u64) -> Result<Option<Run>> {
+        let file = self.file()?;
+        let len = self.metadata.header.block().min(file.size().saturating_sub(from));
+        let mut copy: Option<Run> = None;
+        let mut at = 0;
+        while at < len {
+            let step = usize::try_from(STEP.min(len - at)).unwrap_or(0);
+            let bytes = file.read(from.saturating_add(at), IoBufMut::new(step)).await?.freeze();
+            let read = length(&bytes);
+            if !oxblk_ring::is_zero(&bytes) {
+                let slot = match &copy {
+                    Some(run) => run.start,
+                    None => copy.insert(self.new_block().await?).start,
+                };
+                let to = self.slot_offset(slot).saturating_add(self.metadata.header.bitmap());
+                file.write(to.saturating_add(at), bytes, WriteFlags::empty()).await?;
+            }
+            at = at.saturating_add(read.max(1));
+        }
+        Ok(copy)
+    }
+
+    /// Reserves a slot and makes it a block of zeroes.
+    async fn new_block(&self) -> Result<Run> {
+        let run = self.allocator.reserve(1).await?;
+        if self.slot_entry(run.start).is_none() {
+            return Err(oxblk_core::Error::from_errno(oxblk_core::Errno::NOSPC));
+        }
+        self.lengthen(run.end()).await?;
+        let start = self.slot_offset(run.start);
+        self.write_new_bitmap(start).await?;
+        let (data, len) =
+            (start.saturating_add(self.metadata.header.bitmap()), self.metadata.header.block());
+        self.file()?.write_zeroes(data, len, ZeroFlags::MAY_UNMAP).await?;
+        Ok(run)
+    }
+
+    /// Sets the entries of copied blocks. Frees `originals`, slots that no entry names after that. Durable when this
+    /// returns. After an error, the entries in memory name the copies even so, and a later write-back frees the
+    /// originals.
+    async fn link_copies(&self, copies: Vec<(u32, Run)>, originals: Vec<u32>) -> Result<()> {
+        for (index, run) in copies {
+            // The slot has an entry, or the block would not have been made.
+            if let Some(entry) = self.slot_entry(run.start) {
+                self.set_entry(index, entry);
+                run.keep();
+            }
+        }
+        self.freed.add(originals);
+        self.write_back().await
+    }
+}
