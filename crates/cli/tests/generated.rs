@@ -47,7 +47,7 @@ fn bash_completes_commands_options_values_and_file_names() {
         (&["oxblk", "img", "info", "--output", "="], &["human", "json"]),
         (&["oxblk", "img", "info", "--output", "=", "j"], &["json"]),
         (&["oxblk", "img", "convert", "-q", "-T", "w"], &["writeback", "writethrough"]),
-        (&["oxblk", "img", "convert", "-O", "q"], &["qcow2"]),
+        (&["oxblk", "img", "convert", "-O", "q"], &["qcow2", "qed"]),
         (&["oxblk", "img", "convert", "-m", ""], &[]),
         (&["oxblk", "img", "convert", "-q", "a"], &["a disk.raw"]),
         (&["oxblk", "img", "create", "-b", "a"], &["a disk.raw"]),

@@ -45,7 +45,7 @@ impl TestFormat for Vpc {
     }
 
     fn set_size(&self, bytes: &mut [u8], size: u64) -> bool {
-        hostile::vpc::set_size(bytes, size);
+        hostile::vpc::set_size(bytes, size.next_multiple_of(512));
         true
     }
 

@@ -50,8 +50,9 @@ fn the_progress_example_copies_completely_or_leaves_no_target() {
     let (source, target) = (disk(&folder, 1), folder.path().join("copy.qcow2"));
     programs::progress::run(&source, &target, |_| ()).unwrap();
     assert_same(&source, &target);
-    programs::progress::run(&source, &target, |stop| stop.stop()).unwrap();
-    assert!(!target.exists());
+    let stopped = folder.path().join("stopped.qcow2");
+    programs::progress::run(&source, &stopped, |stop| stop.stop()).unwrap();
+    assert!(!stopped.exists());
 }
 
 #[test]

@@ -269,7 +269,7 @@ impl Driver for Checkered {
     ) -> Option<BoxFuture<'_, Result<Status>>> {
         Some(Box::pin(async move {
             Ok(match self.place(offset) {
-                (Some(place), room) => Status::mapped(len.min(room), ChildIdx::FILE, place),
+                (Some(place), room) => Status::stored(len.min(room), ChildIdx::FILE, place),
                 (None, room) => Status::unallocated(len.min(room)),
             })
         }))
