@@ -17,7 +17,7 @@ impl Backend {
     /// Reads `buf.len()` bytes at `offset`.
     ///
     /// # Errors
-    /// [`ErrorKind::OutOfRange`] past the end; otherwise the errors of the driver and the host.
+    /// [`OutOfRange`](crate::ErrorKind::OutOfRange) past the end; otherwise the errors of the driver and the host.
     pub async fn read(&self, offset: u64, buf: IoBufMut) -> Result<IoBufMut> {
         let len = request::as_u64(buf.len());
         let request = self.begin().await?.check(offset, len)?;
@@ -39,7 +39,7 @@ impl Backend {
     /// Writes `data` at `offset`.
     ///
     /// # Errors
-    /// [`ErrorKind::OutOfRange`] past the end; otherwise the errors of the driver and the host.
+    /// [`OutOfRange`](crate::ErrorKind::OutOfRange) past the end; otherwise the errors of the driver and the host.
     pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
         let len = request::as_u64(data.len());
         let request = self.begin().await?.check(offset, len)?;

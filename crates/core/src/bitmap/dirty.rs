@@ -191,7 +191,7 @@ impl DirtyBitmap {
         Ok(old)
     }
 
-    /// Undoes a [`Self::clear`]. Ranges that were marked since then stay marked. If the disk was resized since then, the
+    /// Undoes a `clear`. Ranges that were marked since then stay marked. If the disk was resized since then, the
     /// bitmap keeps its new size.
     pub fn restore(&self, old: &RangeMap) {
         let _control = self.lock();

@@ -19,7 +19,7 @@
 //! | `data::Data` | guest data at its host offset, encryption | `Facts`, `Clusters`, `Metadata` |
 //! | `snapshots::ImageSnapshots` | changes of snapshots | all above but `Data` |
 //! | `compact::Compaction` | one step of a compaction | all above but `ImageSnapshots` |
-//! | [`Qcow2`], the driver | range locks of guest clusters, requests, operations on the complete image | all |
+//! | `Qcow2`, the driver | range locks of guest clusters, requests, operations on the complete image | all |
 //!
 //! # Modules without state
 //!
