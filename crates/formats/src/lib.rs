@@ -12,6 +12,7 @@
 pub mod absent;
 mod blocks;
 mod header_mark;
+mod not_writable;
 pub mod parallels;
 pub mod qcow2;
 pub mod qed;

@@ -7,10 +7,11 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use oxblk_core::{Errno, Error, ErrorKind, OpenFlags, Options, Result};
+use oxblk_core::{Error, ErrorKind, OpenFlags, Options, Result};
 use oxblk_ring::IoBufMut;
 
 use super::{EntryMap, lock};
+use crate::not_writable::changed_meanwhile;
 
 /// Whether an image may be written, and a prepared change of this. `S` is the survey of the map of an image that
 /// becomes writable.
@@ -117,18 +118,14 @@ pub(crate) fn abort<T: Reopenable>(image: &T) {
 
 /// Checks that the metadata in the file equals the metadata in memory.
 async fn require_unchanged<T: Reopenable>(image: &T) -> Result<()> {
-    let changed = || {
-        let text = "Image was changed while it was open read-only";
-        Error::new(ErrorKind::Busy, text).errno(Errno::BUSY)
-    };
     if !image.is_header_same().await? {
-        return Err(changed());
+        return Err(changed_meanwhile());
     }
     let map = image.map();
     let mut start = 0;
     while start < map.len() {
         if map.is_loaded(start) && !map.is_same(start, &image.read_chunk(start).await?) {
-            return Err(changed());
+            return Err(changed_meanwhile());
         }
         start = map.chunk_of(start).end;
     }

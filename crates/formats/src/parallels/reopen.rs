@@ -13,6 +13,7 @@ use super::survey::Survey;
 use crate::blocks::BlockImage;
 use crate::blocks::EntryMap;
 use crate::blocks::reopen::{self, Reopenable, WriteAccess};
+use crate::not_writable;
 
 impl Reopenable for Parallels {
     type Survey = Survey;
@@ -30,9 +31,7 @@ impl Reopenable for Parallels {
             return Err(Error::new(ErrorKind::ReadOnly, HAS_EXTENSION));
         }
         if self.unclean.load(Acquire) || !self.data_offset_is_told.load(Acquire) {
-            // The file below is still read-only, so the image cannot be repaired here.
-            return Err(Error::new(ErrorKind::ReadOnly, "Image was not closed correctly")
-                .with_hint("It is repaired when it is closed and opened for writing."));
+            return Err(not_writable::not_closed());
         }
         let header = read_header(&*self.file()?).await?;
         Ok(header == Header { in_use: false, data_offset_is_told: true, ..self.header })

@@ -9,7 +9,7 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oxblk_core::driver::Reopen;
-use oxblk_core::{BoxFuture, Edge, Errno, Error, ErrorKind, OpenFlags, Options, Result};
+use oxblk_core::{BoxFuture, Edge, Error, OpenFlags, Options, Result};
 use oxblk_ring::IoBufMut;
 use roaring::RoaringTreemap;
 
@@ -19,6 +19,7 @@ use super::facts::header::read_header;
 use super::facts::run_options::{Modes, RunOptions};
 use super::layout::{Header, Incompatible, L1Entry};
 use super::open::{OpenOptions, note_named_places, repair_dirty};
+use crate::not_writable;
 
 /// A reopen that is prepared and waits for commit or abort.
 pub(super) struct Prepared {
@@ -81,8 +82,7 @@ impl Qcow2 {
         if same && self.bitmaps.has_bitmaps_on_disk(&file, &header).await? {
             return Ok(header.incompatible.contains(Incompatible::DIRTY));
         }
-        Err(Error::new(ErrorKind::Busy, "Image was changed while it was open read-only")
-            .errno(Errno::BUSY))
+        Err(not_writable::changed_meanwhile())
     }
 
     async fn is_as_on_disk(&self, file: &Edge, header: &Header) -> Result<bool> {

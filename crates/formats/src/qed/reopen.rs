@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 
 use oxblk_core::driver::Reopen;
-use oxblk_core::{BoxFuture, Edge, Errno, Error, ErrorKind, OpenFlags, Options, Result};
+use oxblk_core::{BoxFuture, Edge, Error, OpenFlags, Options, Result};
 use roaring::RoaringBitmap;
 
 use super::open::{OpenOptions, read_header};
 use super::{Qed, lock};
+use crate::not_writable;
 
 /// A reopen that is prepared and waits for commit or abort.
 #[derive(Debug)]
@@ -44,14 +45,11 @@ impl Qed {
         let file = self.file()?;
         let state = read_header(&file).await?;
         if state.header.need_check || state.header.autoclear_features != 0 {
-            // The file below is still read-only, so the image cannot be repaired here.
-            return Err(Error::new(ErrorKind::ReadOnly, "Image was not closed correctly")
-                .with_hint("It is repaired when it is closed and opened for writing."));
+            return Err(not_writable::not_closed());
         }
         let same = state.header == self.header().header && state.backing == self.header().backing;
         if !same || !self.is_l1_same(&file).await? {
-            let text = "Image was changed while it was open read-only";
-            return Err(Error::new(ErrorKind::Busy, text).errno(Errno::BUSY));
+            return Err(not_writable::changed_meanwhile());
         }
         self.l2.clear();
         self.used_clusters(&file).await
