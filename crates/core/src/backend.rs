@@ -222,14 +222,14 @@ impl Backend {
         self.0.graph.run_exclusive_below(above, &lowest, self.while_open(resize)).await
     }
 
-    /// Flushes, detaches from the root node, and closes the nodes that have no other user. Once begun, the close runs
-    /// to its end even if its future is dropped.
+    /// Flushes, detaches from the root node, and closes the nodes that have no other user. Waits for control operations on
+    /// these nodes, also those of other backends. Once begun, the close runs to its end even if its future is dropped.
     ///
     /// # Errors
     /// The first failure of flush or close. All nodes are closed even then.
     pub async fn close(&self) -> Result<()> {
         let Ok(edge) = self.root() else { return Ok(()) };
-        let control = edge.node().control_lock().acquire().await;
+        let controls = self.0.graph.controls(edge.node()).await;
         let drained = self.quiesce().await;
         if self.root().is_err() {
             // Another call has closed the backend while this one waited.
@@ -242,10 +242,10 @@ impl Backend {
             edge.detach();
             let node = Arc::clone(edge.node());
             drop(edge);
-            let closed = backend.0.graph.release(node).await;
+            let closed = backend.0.graph.release_unused(node, &controls).await;
             backend.0.graph.unregister_backend(&backend);
             drop(drained);
-            drop(control);
+            drop(controls);
             flushed.and(closed)
         })
         .await

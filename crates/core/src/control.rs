@@ -4,10 +4,11 @@
 //! Once begun, it runs to its end even if its future is dropped; a driver that stopped halfway would have inconsistent
 //! metadata.
 //!
-//! A reopen, and an operation that passes through several nodes, hold the locks of all nodes concerned. Only one such
-//! operation runs at a time in a graph, so two of them never wait for each other. A holder of the lock of one node
-//! never waits for another node's lock.
+//! A reopen, and an operation that passes through several nodes, hold the locks of all nodes concerned. A close holds the locks
+//! of all nodes below, which it flushes and may close. Such an operation holds the lock of reopens while it takes these locks,
+//! so two of them never wait for each other. A holder of the lock of one node never waits for another node's lock.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -35,6 +36,12 @@ pub(crate) struct ControlGuard {
     _guard: MutexGuardArc<()>,
 }
 
+/// The control locks of a node and of all nodes below it: no control operation is in progress there, and the edges between
+/// these nodes do not change.
+pub(crate) struct Controls {
+    _guards: Vec<ControlGuard>,
+}
+
 /// Exclusive use of a node: no request and no other control operation is in progress.
 pub(crate) struct Exclusive {
     // Fields drop in this order: requests resume before the next control operation gets the lock.
@@ -44,6 +51,30 @@ pub(crate) struct Exclusive {
 }
 
 impl Graph {
+    /// Takes the control locks of `top` and of all nodes below it.
+    pub(crate) async fn controls(&self, top: &Arc<Node>) -> Controls {
+        let reopening = self.reopening().acquire().await;
+        self.controls_with(&reopening, top).await
+    }
+
+    /// As [`Self::controls`], for a holder of the lock of reopens.
+    pub(crate) async fn controls_with(
+        &self,
+        _reopening: &ControlGuard,
+        top: &Arc<Node>,
+    ) -> Controls {
+        let top = std::slice::from_ref(top);
+        Controls { _guards: lock_all(nodes_from(top, |_| true)).await }
+    }
+
+    /// Takes the control locks of the nodes that a flush of `nodes` reaches, except those of `nodes`, which the caller already
+    /// holds together with the lock of reopens.
+    pub(crate) async fn controls_below(&self, nodes: &[Arc<Node>]) -> Controls {
+        let reached = nodes_from(nodes, |child| child != ChildIdx::BACKING);
+        let other = |node: &Arc<Node>| !nodes.iter().any(|held| Arc::ptr_eq(held, node));
+        Controls { _guards: lock_all(reached.into_iter().filter(other).collect()).await }
+    }
+
     /// Waits for exclusive use of `node`; the returned guard holds it.
     pub(crate) async fn exclusive(&self, node: &Arc<Node>) -> Exclusive {
         let control = node.control_lock().acquire().await;
@@ -120,6 +151,28 @@ impl Graph {
         })
         .await
     }
+}
+
+async fn lock_all(nodes: Vec<Arc<Node>>) -> Vec<ControlGuard> {
+    let mut guards = Vec::new();
+    for node in nodes {
+        guards.push(node.control_lock().acquire().await);
+    }
+    guards
+}
+
+/// The nodes `tops` and those that can be reached from them through the slots that `follow` accepts, each of them once.
+fn nodes_from(tops: &[Arc<Node>], follow: impl Fn(ChildIdx) -> bool) -> Vec<Arc<Node>> {
+    let (mut found, mut seen) = (Vec::new(), HashSet::new());
+    let mut next = tops.to_vec();
+    while let Some(node) = next.pop() {
+        if seen.insert(Arc::as_ptr(&node)) {
+            let children = node.children().iter().filter(|(child, _)| follow(*child));
+            next.extend(children.map(|(_, edge)| Arc::clone(edge.node())));
+            found.push(node);
+        }
+    }
+    found
 }
 
 fn mark_unflushed_below(node: &Arc<Node>) {

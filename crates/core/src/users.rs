@@ -91,6 +91,11 @@ impl Users {
         true
     }
 
+    /// Whether the node has a user.
+    pub(crate) fn is_used(&self) -> bool {
+        self.lock().is_used()
+    }
+
     /// Whether the node is closed.
     pub(crate) fn is_closed(&self) -> bool {
         self.lock().closed

@@ -30,7 +30,7 @@ pub use open::{BackingFile, OpenContext, OpenFlags};
 pub use reopen::ReopenRequest;
 
 use crate::backend::WeakBackend;
-use crate::control::{ControlLock, in_background, run_to_completion};
+use crate::control::{ControlLock, Controls, in_background, run_to_completion};
 use crate::driver::{BoxFuture, Driver, DriverFactory, DriverTable};
 use crate::epoch::Epochs;
 use crate::gate::Gate;
@@ -302,17 +302,24 @@ impl Graph {
         }
     }
 
-    /// Closes `node` if it has no user, and then each of its children that has no other user. Once begun, this runs to its
-    /// end even if the returned future is dropped.
+    /// Closes `node` if it has no user, and then each of its children that has no other user. Waits for control operations on
+    /// these nodes. Once begun, this runs to its end even if the returned future is dropped.
     ///
     /// # Errors
     /// The first failure. All nodes are closed even then.
     pub fn release(&self, node: Arc<Node>) -> BoxFuture<'_, Result<()>> {
         let graph = self.clone();
-        Box::pin(async move { run_to_completion(graph.release_unused(node)).await })
+        Box::pin(run_to_completion(async move {
+            if node.users().is_used() {
+                return Ok(());
+            }
+            let controls = graph.controls(&node).await;
+            graph.release_unused(node, &controls).await
+        }))
     }
 
-    async fn release_unused(self, node: Arc<Node>) -> Result<()> {
+    /// As [`Self::release`], for a holder of the control locks of `node` and of the nodes below it.
+    pub(crate) async fn release_unused(&self, node: Arc<Node>, _: &Controls) -> Result<()> {
         let mut outcome = Ok(());
         // Iterative, because a backing chain may be long.
         let mut released = vec![node];

@@ -2,8 +2,8 @@
 //!
 //! 1. Plan: the given nodes, and below them the nodes that a parent opened implicitly, because those follow the parent's cache
 //!    mode and writability. Parents come before their children.
-//! 2. Take the control locks of all these nodes (see [`crate::control`]), and drain all backends that reach them. Flush the
-//!    nodes that become read-only.
+//! 2. Take the control locks of all these nodes (see [`crate::control`]), and drain all backends that reach them. Take the
+//!    control locks of the other nodes that store their data and metadata. Flush the nodes that become read-only.
 //! 3. Every driver prepares.
 //! 4. Exchange the backing files that the options replace. Update permissions for the new state, also those of the backend
 //!    that reopens its root. Have the protocols take or release their locks.
@@ -99,15 +99,18 @@ impl Graph {
         }
         let Plan { nodes, replacements, .. } = plan;
         let exclusive = self.exclusive_on_all(&nodes).await?;
+        let planned: Vec<_> = nodes.iter().map(|planned| Arc::clone(&planned.node)).collect();
+        let below = self.controls_below(&planned).await;
         let user = user.map(|user| user.plan(&nodes)).transpose()?;
         let graph = self.clone();
         run_to_completion(async move {
             let unused = change(nodes, &replacements, user).await?;
             graph.extend_drains();
-            drop(exclusive);
+            drop((exclusive, below));
             for node in unused {
                 let name = node.name().to_owned();
-                if let Err(error) = graph.release(node).await {
+                let controls = graph.controls_with(&control, &node).await;
+                if let Err(error) = graph.release_unused(node, &controls).await {
                     tracing::error!(
                         "cannot close '{name}', which is no longer a backing file: {error}"
                     );
