@@ -8,6 +8,7 @@
 //! | `locks` | excluding other processes |
 //! | `align` | the alignment that `O_DIRECT` requires |
 //! | `driver` | [`FileDriver`]: requests |
+//! | `durable` | flushes, and the record of the first one that failed |
 //! | `zero` | zeroing and discarding; records which operations the host does not support |
 //! | `extents` | data and holes |
 //! | `resize`, `create` | size, preallocation, new files |
@@ -24,6 +25,7 @@ mod copy;
 mod create;
 mod created;
 mod driver;
+mod durable;
 mod extents;
 mod handle;
 pub mod locks;

@@ -70,9 +70,7 @@ impl FileDriver {
             return Ok(());
         }
         let could_not_close = |e: Error| e.prefix(format!("Could not close '{}'", self.path));
-        let closed = self.current().close().await.map_err(Error::from);
-        // The host reports lost data only once, so the next flush must report it too.
-        closed.inspect_err(|error| self.record_flush_error(error)).map_err(could_not_close)
+        self.close_handle().await.map_err(could_not_close)
     }
 
     /// Checks the options of a reopen; options that cannot change must have their current values.

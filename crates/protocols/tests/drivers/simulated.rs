@@ -102,6 +102,45 @@ fn two_flushes_that_overlap_fail_together() {
 }
 
 #[test]
+fn no_flush_succeeds_after_a_failed_flush_whose_future_was_dropped() {
+    let disk = sim::Disk::new(1, SIZE);
+    sim::run(1, async {
+        let backend = backend(&disk, 1);
+        write(&backend, 0, b"lost").await;
+        fail_next_sync(&disk);
+        let node = backend.node().unwrap();
+        let mut dropped = node.driver().flush().unwrap();
+        assert!(futures_util::poll!(&mut dropped).is_pending());
+        drop(dropped);
+        // This flush waits for the first one.
+        assert_eq!(error(node.driver().flush().unwrap().await), "Input/output error");
+    });
+}
+
+#[test]
+fn no_flush_succeeds_after_a_failed_flush_whose_thread_has_ended() {
+    let disk = sim::Disk::new(1, SIZE);
+    let backend = sim::run(1, async {
+        let backend = backend(&disk, 1);
+        write(&backend, 0, b"lost").await;
+        fail_next_sync(&disk);
+        let mut flush = Box::pin(backend.flush());
+        for _ in 0..20 {
+            assert!(futures_util::poll!(&mut flush).is_pending());
+            oxblk_ring::yield_now().await;
+        }
+        assert_eq!(disk.write_boundaries(), 1);
+        drop(flush);
+        backend
+    });
+    // The host has carried out the flush, and the task that waited for it has been dropped.
+    assert_eq!(disk.write_boundaries(), 2);
+    sim::run(2, async {
+        assert_eq!(error(backend.flush().await), "Input/output error");
+    });
+}
+
+#[test]
 fn no_flush_succeeds_after_a_failed_write_with_fua() {
     let disk = sim::Disk::new(1, SIZE);
     sim::run(1, async {
