@@ -18,6 +18,9 @@ use crate::{ChildIdx, Edge, Errno, Error, ErrorKind, Node, Result};
 /// [`set_permissions`](crate::Driver::set_permissions), which do not wait for other nodes.
 pub(crate) type PermissionsLock = Arc<Mutex<()>>;
 
+/// The held [`PermissionsLock`].
+pub(crate) type PermissionsGuard<'a> = MutexGuard<'a, ()>;
+
 impl Node {
     /// Whether this node has parents.
     pub fn has_parents(&self) -> bool {
@@ -35,11 +38,8 @@ impl Node {
     }
 
     pub(crate) fn add_parent(&self, edge: &Arc<Edge>) -> Result<()> {
-        let permissions = edge.permissions();
-        if self.is_read_only() && permissions.taken.contains(Perm::WRITE) {
-            return Err(Error::new(ErrorKind::Denied, "Block node is read-only").errno(Errno::PERM));
-        }
         let changing = self.lock_permissions();
+        self.check_writable(edge.permissions())?;
         self.users.add(edge).map_err(|error| error.on_node(&self.name))?;
         if let Err(error) = self.refresh_with(&changing) {
             self.users.remove(edge);
@@ -62,6 +62,7 @@ impl Node {
     /// Changes the permissions of `edge`, through which a parent uses this node.
     pub(crate) fn change_parent(&self, edge: &Edge, permissions: Permissions) -> Result<()> {
         let changing = self.lock_permissions();
+        self.check_writable(permissions)?;
         let before = edge.replace_permissions(permissions);
         if let Err(error) = self.refresh_with(&changing) {
             edge.replace_permissions(before);
@@ -71,12 +72,22 @@ impl Node {
         Ok(())
     }
 
-    fn lock_permissions(&self) -> MutexGuard<'_, ()> {
+    /// Takes the lock of permission changes, which all nodes of a graph share.
+    pub(crate) fn lock_permissions(&self) -> PermissionsGuard<'_> {
         self.permissions_lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Refuses a user that writes to a read-only node. The caller holds the permissions lock: a reopen changes the read-only
+    /// state and looks for writers while it holds this lock.
+    fn check_writable(&self, permissions: Permissions) -> Result<()> {
+        if self.is_read_only() && permissions.taken.contains(Perm::WRITE) {
+            return Err(Error::new(ErrorKind::Denied, "Block node is read-only").errno(Errno::PERM));
+        }
+        Ok(())
+    }
+
     /// Updates the permissions after a change was undone. They were valid before the change, so they cannot conflict now.
-    fn restore_with(&self, changing: &MutexGuard<'_, ()>) {
+    fn restore_with(&self, changing: &PermissionsGuard<'_>) {
         if let Err(error) = self.refresh_with(changing) {
             tracing::warn!(node = self.name, %error, "cannot restore permissions");
         }
@@ -134,7 +145,7 @@ impl Node {
 
     /// As [`Self::refresh_permissions`], for a holder of the permissions lock. Iterative, because a chain may be long.
     /// Edges change from the top down, drivers from the bottom up.
-    fn refresh_with(&self, _changing: &MutexGuard<'_, ()>) -> Result<()> {
+    pub(crate) fn refresh_with(&self, _changing: &PermissionsGuard<'_>) -> Result<()> {
         let mut changed: Vec<(Arc<Edge>, Permissions)> = Vec::new();
         let mut drivers = 0_usize;
         let outcome = (|| {

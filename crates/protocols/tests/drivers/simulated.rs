@@ -1,13 +1,14 @@
 //! The `file` driver on a simulated disk with faults.
 
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
 use crate::common::{error, graph, pattern, read, write};
 use oxblk_core::{
-    Backend, Errno, OpenFlags, Options, Perm, Permissions, StatusFlags, Want, WriteFlags, ZeroFlags,
+    Backend, Edge, Errno, OpenFlags, Options, Perm, Permissions, ReopenRequest, StatusFlags, Want,
+    WriteFlags, ZeroFlags,
 };
 use oxblk_protocols::file::{FILE, FileDriver};
-use oxblk_ring::{File, sim};
+use oxblk_ring::{File, block_on, perturb, sim};
 use sim::{FailRule, FaultOp, Faults};
 
 const SIZE: u64 = 1 << 20;
@@ -235,4 +236,51 @@ fn block_status_never_calls_data_a_hole_while_others_write_and_discard() {
             }
         });
     }
+}
+
+/// One thread attaches a writer while another makes the node read-only.
+fn attach_during_reopen(rounds: u32) {
+    let (graph, disk) = (graph(), sim::Disk::new(1, SIZE));
+    let driver = FileDriver::from_ring_file(File::sim(&disk), SIZE);
+    let node = graph.add_node(None, &FILE, Box::new(driver), OpenFlags::default()).unwrap();
+    let barrier = Barrier::new(2);
+    let reopen = |read_only: bool| {
+        let mut options = Options::new();
+        options.insert("read-only", read_only);
+        block_on(graph.reopen(vec![ReopenRequest { node: Arc::clone(&node), options, keep: true }]))
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..rounds {
+                barrier.wait();
+                let reopened = reopen(true);
+                barrier.wait();
+                // The other thread looks at the outcome.
+                barrier.wait();
+                if reopened.is_ok() {
+                    reopen(false).unwrap();
+                }
+            }
+        });
+        for round in 0..rounds {
+            barrier.wait();
+            let permissions = Permissions::sharing_all(Perm::WRITE);
+            let writer = Edge::attach(Arc::clone(&node), "test", "root", permissions);
+            barrier.wait();
+            assert_ne!(writer.is_ok(), node.is_read_only(), "round {round}");
+            if let Ok(writer) = writer {
+                writer.detach();
+            }
+            barrier.wait();
+        }
+    });
+}
+
+#[test]
+fn a_node_that_becomes_read_only_has_no_writer() {
+    for seed in 1..=8 {
+        perturb::start(seed);
+        attach_during_reopen(60);
+    }
+    perturb::stop();
 }

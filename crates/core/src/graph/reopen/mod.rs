@@ -392,7 +392,13 @@ async fn abort(plan: &[Planned]) {
 /// Updates the permissions as if the nodes already had their new settings, and gives the edge of `user` its new
 /// permissions. On failure, the nodes' former read-only state and the edge's permissions are restored. The caller must then
 /// update the permissions again, after it has restored the edges.
+///
+/// The lock of permission changes is held until the writers are checked. Otherwise a writer could be added to a node that is
+/// about to become read-only.
 fn change_permissions(plan: &[Planned], user: Option<NewPermissions>) -> Result<()> {
+    let Some(changing) = plan.first().map(|planned| planned.node.lock_permissions()) else {
+        return Ok(());
+    };
     let before: Vec<bool> = plan.iter().map(|planned| planned.node.is_read_only()).collect();
     for planned in plan {
         planned.node.set_read_only(planned.settings.flags.read_only);
@@ -402,7 +408,7 @@ fn change_permissions(plan: &[Planned], user: Option<NewPermissions>) -> Result<
         (edge, before)
     });
     let outcome = plan.iter().try_for_each(|planned| {
-        planned.node.refresh_permissions()?;
+        planned.node.refresh_with(&changing)?;
         check_writers(&planned.node)
     });
     if outcome.is_err() {
