@@ -6,6 +6,7 @@
 //! | `requests` | reads, writes, zero writes, discards, flushes, status queries |
 //! | `in_flight` | counting requests, and holding them back |
 //! | `copy` | copies from one backend to another |
+//! | `sole_writer` | the right to be the only writer of a node |
 //!
 //! A [`Backend`] has a name and a root edge. It checks bounds, counts requests in flight per thread so that it can be
 //! [quiesced](Backend::quiesce), enters each request into the epoch that freed clusters wait for, and keeps statistics.
@@ -14,6 +15,7 @@
 mod copy;
 mod in_flight;
 mod requests;
+mod sole_writer;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
@@ -25,6 +27,7 @@ use crate::control::run_to_completion;
 use crate::perm::Permissions;
 use crate::{ChildIdx, Edge, Errno, Error, ErrorKind, Graph, Node, Options, Preallocation, Result};
 pub use in_flight::Quiesced;
+pub use sole_writer::SoleWriter;
 
 /// Counters of one I/O thread.
 #[derive(Debug, Default)]
@@ -128,6 +131,11 @@ impl Backend {
             format!("block device '{name}'")
         };
         let root = Edge::attach(node, user, "root", permissions)?;
+        Ok(Self::on_root(graph, name, &root))
+    }
+
+    /// A backend that uses its root node through `root`.
+    fn on_root(graph: &Graph, name: &str, root: &Arc<Edge>) -> Self {
         let backend = Self(Arc::new(Inner {
             name: name.to_owned(),
             graph: graph.clone(),
@@ -137,9 +145,9 @@ impl Backend {
             changed: Event::new(),
             write_through: AtomicBool::new(false),
         }));
-        backend.set_root(Some(&root));
+        backend.set_root(Some(root));
         graph.register_backend(&backend);
-        Ok(backend)
+        backend
     }
 
     pub(crate) fn downgrade(&self) -> WeakBackend {

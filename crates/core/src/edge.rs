@@ -117,6 +117,8 @@ pub struct Edge {
     user: String,
     taken: AtomicU8,
     permissions: Mutex<Permissions>,
+    also_shared: AtomicU8,
+    yields_to: Mutex<Option<Arc<str>>>,
 }
 
 impl Edge {
@@ -132,15 +134,27 @@ impl Edge {
         name: impl Into<String>,
         permissions: Permissions,
     ) -> Result<Arc<Self>> {
-        let edge = Arc::new(Self {
+        let edge = Self::unattached(node, user, name, permissions);
+        edge.node.add_parent(&edge)?;
+        Ok(edge)
+    }
+
+    /// An edge that is not yet a user of its node.
+    pub(crate) fn unattached(
+        node: Arc<Node>,
+        user: impl Into<String>,
+        name: impl Into<String>,
+        permissions: Permissions,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             node,
             name: name.into(),
             user: user.into(),
             taken: AtomicU8::new(permissions.taken.bits()),
             permissions: Mutex::new(permissions),
-        });
-        edge.node.add_parent(&edge)?;
-        Ok(edge)
+            also_shared: AtomicU8::new(0),
+            yields_to: Mutex::default(),
+        })
     }
 
     /// Ends the use and releases the permissions. The node lives as long as other references to it exist.
@@ -181,6 +195,30 @@ impl Edge {
         self.node.change_parent(self, permissions)
     }
 
+    /// Permissions that the edge shares although its parent's users do not; see [`crate::WritableBase`].
+    pub(crate) fn also_shared(&self) -> Perm {
+        Perm::from_bits_truncate(self.also_shared.load(Relaxed))
+    }
+
+    /// Sets [`Self::also_shared`]. It takes effect when the permissions of the parent are updated.
+    pub(crate) fn set_also_shared(&self, shared: Perm) {
+        self.also_shared.store(shared.bits(), Relaxed);
+    }
+
+    /// Records the user that is the only writer of the node, for messages; see [`crate::SoleWriter`].
+    pub(crate) fn yield_to(&self, writer: Option<Arc<str>>) {
+        *self.yields_to.lock().unwrap_or_else(PoisonError::into_inner) = writer;
+    }
+
+    fn refused(&self, operation: &str) -> Error {
+        let yields_to = self.yields_to.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = match &*yields_to {
+            Some(writer) => format!("{} cannot {operation} during the {writer}", self.user),
+            None => format!("{} did not ask to {operation}", self.user),
+        };
+        Error::new(ErrorKind::Denied, text).on_node(self.node.name())
+    }
+
     pub(crate) fn replace_permissions(&self, permissions: Permissions) -> Permissions {
         self.taken.store(permissions.taken.bits(), Relaxed);
         std::mem::replace(&mut *self.lock(), permissions)
@@ -198,8 +236,7 @@ impl Edge {
         if self.takes(Perm::WRITE | Perm::WRITE_UNCHANGED) {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Denied, format!("{} did not ask to write", self.user))
-            .on_node(self.node.name()))
+        Err(self.refused("write"))
     }
 
     /// Refuses a write that this user did not ask for, also one that makes the node grow. A node whose size is not a
@@ -218,8 +255,7 @@ impl Edge {
         if self.takes(Perm::RESIZE) {
             return Ok(());
         }
-        let text = format!("{} did not ask to resize", self.user);
-        Err(Error::new(ErrorKind::Denied, text).on_node(self.node.name()))
+        Err(self.refused("resize"))
     }
 
     /// Size of the node in bytes.

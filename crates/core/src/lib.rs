@@ -45,7 +45,7 @@ mod atomics {
     pub(crate) use std::sync::atomic::{AtomicBool, Ordering, fence};
 }
 
-pub use backend::{Backend, Quiesced, Statistics};
+pub use backend::{Backend, Quiesced, SoleWriter, Statistics};
 pub use compressed::CompressedCluster;
 pub use driver::{
     BoxFuture, ChildrenRef, Driver, DriverFactory, DriverKind, DriverTable, HostFile, ImageInfo,

@@ -5,6 +5,10 @@
 //! backing file to the overlay. They read nothing where both backing files are known to be zero. They also read nothing
 //! where the new backing file is a layer of the old one and no layer between the two has allocated the range.
 //!
+//! Nobody else writes to the overlay during this work ([`SoleWriter`]): the old data that a worker has read could replace data
+//! that another writer has written meanwhile. A rebase fails if the overlay has another writer. Writes through the backend of
+//! the rebase and its clones are refused until the rebase ends.
+//!
 //! The overlay keeps its old backing file during this work. The caller exchanges it afterwards
 //! ([`Backend::change_backing_file`]), and only if the work has succeeded.
 
@@ -12,6 +16,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
+#[cfg(doc)]
+use oxblk_core::SoleWriter;
 use oxblk_core::{Backend, Error, ErrorKind, Node, Want, WriteFlags, ZeroFlags, strerror};
 use oxblk_ring::{IoBuf, IoBufMut, IoThread, TaskGone};
 
@@ -30,7 +36,7 @@ const STEP: u64 = 256 << 10;
 
 /// An overlay to be rebased.
 pub struct Rebase {
-    /// The overlay, writable, with its old backing file.
+    /// The overlay, writable, with its old backing file. Writes through this backend fail during the rebase.
     pub disk: Backend,
     /// The old backing file; `None`: zeroes.
     pub old: Option<Backend>,
@@ -51,6 +57,8 @@ pub struct Rebase {
 /// The step at which a rebase failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RebaseStage {
+    /// Becoming the only writer of the overlay.
+    Attaching,
     /// Querying the block status of an image.
     Status,
     /// Reading the old backing file.
@@ -78,6 +86,7 @@ impl std::fmt::Display for RebaseError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let error = strerror(self.error.raw_errno());
         match self.stage {
+            RebaseStage::Attaching => self.error.fmt(f),
             RebaseStage::Status => write!(f, "error while reading image metadata: {error}"),
             RebaseStage::ReadingOld => f.write_str("error while reading from old backing file"),
             RebaseStage::ReadingNew => f.write_str("error while reading from new backing file"),
@@ -113,6 +122,14 @@ struct Shared {
 /// The failure at the lowest offset, as if the pieces had been processed in order. All requests in flight have ended by
 /// then.
 pub async fn run(job: Rebase, helpers: &[IoThread]) -> Outcome {
+    let attaching = failed(RebaseStage::Attaching, 0);
+    let writer = job.disk.sole_writer("rebase job").await.map_err(&attaching)?;
+    let outcome = run_alone(Rebase { disk: writer.backend().clone(), ..job }, helpers).await;
+    outcome.and(writer.end().await.map_err(attaching))
+}
+
+/// Runs a rebase whose `disk` is the only writer of the overlay.
+async fn run_alone(job: Rebase, helpers: &[IoThread]) -> Outcome {
     let parallel = job.parallel;
     let cluster = job.disk.node().map_or(0, |node| node.driver().info().cluster_size).max(512);
     let shared = Arc::new(Shared {

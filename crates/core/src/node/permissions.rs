@@ -39,14 +39,46 @@ impl Node {
 
     pub(crate) fn add_parent(&self, edge: &Arc<Edge>) -> Result<()> {
         let changing = self.lock_permissions();
+        self.add_with(edge, &changing)
+    }
+
+    fn add_with(&self, edge: &Arc<Edge>, changing: &PermissionsGuard<'_>) -> Result<()> {
         self.check_writable(edge.permissions())?;
         self.users.add(edge).map_err(|error| error.on_node(&self.name))?;
-        if let Err(error) = self.refresh_with(&changing) {
+        if let Err(error) = self.refresh_with(changing) {
             self.users.remove(edge);
-            self.restore_with(&changing);
+            self.restore_with(changing);
             return Err(error);
         }
         Ok(())
+    }
+
+    /// Adds a parent that takes over permissions of another parent: `other` has the permissions `left` afterwards. Both changes
+    /// are one step.
+    pub(crate) fn add_parent_beside(
+        &self,
+        edge: &Arc<Edge>,
+        other: &Edge,
+        left: Permissions,
+    ) -> Result<()> {
+        let changing = self.lock_permissions();
+        let before = other.replace_permissions(left);
+        self.add_with(edge, &changing).inspect_err(|_| {
+            other.replace_permissions(before);
+            self.restore_with(&changing);
+        })
+    }
+
+    /// Undoes [`Self::add_parent_beside`]: removes the parent, and `other` gets the permissions `restored`, unless it has
+    /// ended its use of the node.
+    pub(crate) fn remove_parent_beside(&self, edge: &Edge, other: &Edge, restored: Permissions) {
+        let changing = self.lock_permissions();
+        self.users.remove(edge);
+        edge.replace_permissions(Permissions::NONE);
+        if self.parents().iter().any(|parent| std::ptr::eq(&raw const **parent, other)) {
+            other.replace_permissions(restored);
+        }
+        self.restore_with(&changing);
     }
 
     pub(crate) fn remove_parent(&self, edge: &Edge) {
@@ -119,10 +151,11 @@ impl Node {
         ours.check_size(self.size(), self.request_alignment())
             .map_err(|error| error.on_node(&self.name))?;
         let wanted = |(child, edge): (ChildIdx, Arc<Edge>)| {
-            let wanted = self.driver.child_permissions(child, ours).unwrap_or_else(|| {
+            let mut wanted = self.driver.child_permissions(child, ours).unwrap_or_else(|| {
                 let kind = self.factory.kind();
                 Permissions::for_child(kind, child.role(), ours, !self.is_read_only())
             });
+            wanted.shared |= edge.also_shared();
             (edge, wanted)
         };
         Ok(self.children.iter().map(wanted).collect())
