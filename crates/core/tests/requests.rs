@@ -15,6 +15,8 @@ mod failed_pieces;
 mod memory;
 #[path = "requests/users.rs"]
 mod users;
+#[path = "requests/write_through.rs"]
+mod write_through;
 
 use std::sync::Arc;
 
