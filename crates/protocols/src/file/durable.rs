@@ -121,3 +121,34 @@ impl Drop for Recorded {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use oxblk_core::Errno;
+    use oxblk_ring::sim::{self, Disk, FailRule, FaultOp, Faults};
+
+    use super::*;
+
+    #[test]
+    fn a_failed_close_makes_later_flushes_fail_if_the_host_caches_the_file() {
+        for cached in [false, true] {
+            let disk = Disk::new(1, 4096);
+            let once = FailRule {
+                op: FaultOp::Close,
+                nth: None,
+                range: None,
+                errno: Errno::DQUOT,
+                once: true,
+            };
+            disk.set_faults(Faults { fail: vec![once], ..Faults::default() });
+            sim::run(1, async {
+                let (durable, file) = (Durable::default(), File::sim(&disk));
+                let closed = durable.close(file.clone(), cached).await;
+                assert_eq!(closed.unwrap_err().raw_errno(), Errno::DQUOT);
+                let synced = durable.sync(file, true, cached).await;
+                let expected = if cached { Err(Errno::DQUOT) } else { Ok(()) };
+                assert_eq!(synced.map_err(|error| error.raw_errno()), expected);
+            });
+        }
+    }
+}

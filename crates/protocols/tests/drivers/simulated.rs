@@ -178,6 +178,47 @@ fn a_failing_close_is_an_error_only_if_the_file_was_writable() {
 }
 
 #[test]
+fn a_dropped_write_is_covered_by_a_flush_after_it() {
+    for seed in 0..20 {
+        let disk = sim::Disk::new(seed, SIZE);
+        sim::run(seed, async {
+            let backend = backend(&disk, 1);
+            let mut dropped = Box::pin(backend.write(0, vec![7; 512].into(), WriteFlags::empty()));
+            assert!(futures_util::poll!(&mut dropped).is_pending());
+            // This flush begins before the write is on the disk.
+            backend.flush().await.unwrap();
+            drop(dropped);
+            oxblk_ring::settled().await;
+            assert_eq!(read(&backend, 0, 512).await, [7; 512]);
+            backend.flush().await.unwrap();
+            assert_eq!(disk.after_power_loss_none().bytes()[..512], [7; 512]);
+        });
+    }
+}
+
+#[test]
+fn a_write_of_a_thread_that_has_ended_is_flushed_and_recorded_in_bitmaps() {
+    let disk = sim::Disk::new(1, SIZE);
+    let (backend, bitmap) = sim::run(1, async {
+        let backend = backend(&disk, 1);
+        let node = backend.node().unwrap();
+        let bitmap = backend.graph().add_bitmap(&node, "b", Some(4096)).await.unwrap();
+        backend.flush().await.unwrap();
+        let mut write = Box::pin(backend.write(8192, vec![7; 512].into(), WriteFlags::empty()));
+        for _ in 0..20 {
+            assert!(futures_util::poll!(&mut write).is_pending());
+            oxblk_ring::yield_now().await;
+        }
+        drop(write);
+        (backend, bitmap)
+    });
+    assert_eq!(disk.bytes()[8192..8704], [7; 512]);
+    assert!(bitmap.map().get(8192));
+    sim::run(2, async { backend.flush().await.unwrap() });
+    assert_eq!(disk.after_power_loss_none().bytes()[8192..8704], [7; 512]);
+}
+
+#[test]
 fn unsupported_zeroing_falls_back_to_writes_and_is_tried_only_once() {
     let disk = sim::Disk::from_bytes(2, &pattern(1 << 20, 1));
     sim::run(2, async {
