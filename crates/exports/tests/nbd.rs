@@ -12,6 +12,8 @@ mod memory;
 mod polling;
 #[path = "nbd/scarce_memory.rs"]
 mod scarce_memory;
+#[path = "nbd/stopping.rs"]
+mod stopping;
 
 use client::{Answer, Client, Fixture, PATIENCE};
 use oxblk_exports::nbd::ServerOptions;
