@@ -6,6 +6,7 @@
 //! are refused until the job ends.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::Backend;
 use crate::control::{in_background, run_to_completion};
@@ -33,7 +34,7 @@ struct Lender {
 
 impl Backend {
     /// Makes a backend that is the only writer of the root node, for the job `job` (`commit job`; messages name it). It has
-    /// the permissions of this backend. It may read if this backend may only read.
+    /// the permissions and the write-through mode of this backend. If this backend may not write, the job may not write either.
     ///
     /// Waits for the requests in flight. Afterwards, writes through this backend and its clones fail until the job ends.
     ///
@@ -62,6 +63,7 @@ impl Backend {
         edge.node().add_parent_beside(&edge, &lender, left)?;
         lender.yield_to(Some(job));
         let backend = Self::on_root(self.graph(), "", &edge);
+        backend.set_write_through(self.0.write_through.load(Relaxed));
         Ok(SoleWriter { backend, lender: Lender { edge: lender, before }, is_ended: false })
     }
 }
