@@ -6,6 +6,8 @@
 mod abandoned;
 #[path = "requests/bitmaps.rs"]
 mod bitmaps;
+#[path = "requests/closing.rs"]
+mod closing;
 #[path = "requests/drains.rs"]
 mod drains;
 #[path = "requests/failed_changes.rs"]
