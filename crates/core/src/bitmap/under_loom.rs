@@ -1,4 +1,4 @@
-//! Models of `current` under loom. They include the crate's own source file with loom's primitives.
+//! Loom models of the module `current`. The models include the source file of the module, with loom's primitives.
 
 #![allow(clippy::duplicate_mod, reason = "the same file with loom's primitives")]
 #![allow(clippy::unwrap_used, reason = "a model may fail by panicking")]
@@ -30,7 +30,7 @@ impl Bitmap {
         Arc::new(Self { state: AtomicUsize::new(0), maps })
     }
 
-    /// Sets bits as a map does: it writes nothing if the bits are set already.
+    /// Sets bits in the same way as a map: nothing is written if the bits are set already.
     fn set(&self, map: usize, bits: u64) {
         if self.maps[map].load(Acquire) & bits != bits {
             self.maps[map].fetch_or(bits, AcqRel);
