@@ -479,7 +479,7 @@ pub trait DriverFactory: Send + Sync + 'static {
     }
 
     /// Identifies the existing file with this name, so that it can be removed if [`Self::create`] has created it
-    /// (protocols). `None`: there is no such file, or it must not be removed.
+    /// (protocols). `None`: the file must not be removed (a device, for example).
     ///
     /// # Errors
     /// When the host cannot open the file.
