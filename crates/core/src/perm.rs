@@ -7,12 +7,12 @@
 
 use crate::{DriverKind, Error, ErrorKind, Result};
 
-/// Guests see sizes in units of sectors, so size checks use them too.
+/// Guests see sizes in units of sectors, so size checks use sectors too.
 pub(crate) const SECTOR: u64 = 512;
 
 bitflags::bitflags! {
-    /// Operations that a user performs on a node. The bit numbers are those of the bytes of a file that processes lock
-    /// to exclude one another.
+    /// Operations that a user performs on a node. Protocols use the bit numbers for file locks: a permission has the
+    /// lock bytes 100 and 200 plus its bit number, as in QEMU.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
     pub struct Perm: u8 {
         /// Reads, and requires that the data is what a guest would see.
@@ -51,15 +51,15 @@ pub struct Permissions {
 }
 
 impl Permissions {
-    /// No use at all: takes nothing, shares everything.
+    /// Takes no permission and shares all permissions.
     pub const NONE: Self = Self { taken: Perm::empty(), shared: Perm::all() };
 
-    /// Takes `taken` and shares everything, as tools do.
+    /// Takes `taken` and shares all permissions, as tools do.
     pub fn sharing_all(taken: Perm) -> Self {
         Self { taken, shared: Perm::all() }
     }
 
-    /// The combination of two uses.
+    /// The permissions of two users together: all that are taken by either user, and those shared by both.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self { taken: self.taken | other.taken, shared: self.shared & other.shared }
@@ -82,7 +82,8 @@ impl Permissions {
     /// permissions. Writes cover whole blocks, so a write to an incomplete last block would enlarge the node.
     ///
     /// # Errors
-    /// When the user takes write but not resize permission, and the size is no multiple of `alignment`.
+    /// When the user takes write but not resize permission, and the size, rounded up to sectors, is not a multiple of
+    /// `alignment`.
     pub fn check_size(self, size: u64, alignment: u32) -> Result<()> {
         let writes = self.taken.contains(Perm::WRITE) && !self.taken.contains(Perm::RESIZE);
         let end = size.checked_next_multiple_of(SECTOR).unwrap_or(size);
@@ -121,6 +122,6 @@ pub enum Role {
     Data,
     /// Metadata only.
     Metadata,
-    /// Read where the node itself has no allocation.
+    /// The backing file: read where the node itself has allocated no data.
     Backing,
 }

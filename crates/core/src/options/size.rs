@@ -1,4 +1,4 @@
-//! Sizes and numbers as QEMU's option parser reads them: `512`, `64k`, `1.5G`, `0x1000`.
+//! Parses sizes and numbers like QEMU's option parser: `512`, `64k`, `1.5G`, `0x1000`.
 
 /// The reason why a text is not a valid size or number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,9 +9,8 @@ pub enum SizeError {
     OutOfRange,
 }
 
-/// Parses a size in bytes with an optional suffix (`b`, `k`, `M`, `G`, `T`, `P`, `E`; powers of 1024) and an
-/// optional decimal fraction, or a hexadecimal number without suffix. A fraction other than zero needs a suffix
-/// above bytes.
+/// Parses a size in bytes with an optional suffix (`b`, `k`, `M`, `G`, `T`, `P`, `E`; powers of 1024) and an optional
+/// decimal fraction, or a hexadecimal number without suffix. A fraction other than zero needs a suffix from `k` on.
 ///
 /// # Errors
 /// [`SizeError`] with the reason.
