@@ -8,8 +8,8 @@
 //! | `copy` | copies from one backend to another |
 //!
 //! A [`Backend`] has a name and a root edge. It checks bounds and keeps statistics. It counts requests in flight per
-//! thread, so that they can be [held back](Backend::quiesce). It enters each request into the current epoch, because
-//! freed clusters are not reused until this epoch has passed. All I/O threads may use a backend concurrently.
+//! thread, so that [`Backend::quiesce`] can wait for them. It enters each request into the current epoch, because freed
+//! clusters are not reused until this epoch has passed. All I/O threads may use a backend concurrently.
 
 mod copy;
 mod in_flight;
@@ -233,7 +233,7 @@ impl Backend {
         let control = edge.node().control_lock().acquire().await;
         let drained = self.quiesce().await;
         if self.root().is_err() {
-            // Another call has closed the backend while this one waited.
+            // Another call has closed the backend while this call waited.
             return Ok(());
         }
         let backend = self.clone();

@@ -19,7 +19,7 @@ pub enum Fix {
     All,
 }
 
-/// The result of a check. The names are those of `qemu-img check --output=json`.
+/// The result of a check. The fields have the same names as in `qemu-img check --output=json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CheckReport {
     /// Errors of the check itself (I/O, memory).
@@ -38,7 +38,7 @@ pub struct CheckReport {
     pub total_clusters: u64,
     /// Allocated guest clusters.
     pub allocated_clusters: u64,
-    /// Allocated guest clusters whose data does not directly follow the data of the previous one in the image file.
+    /// Allocated guest clusters whose data does not directly follow the data of the previous allocated guest cluster.
     pub fragmented_clusters: u64,
     /// Allocated clusters that are compressed.
     pub compressed_clusters: u64,

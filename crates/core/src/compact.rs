@@ -1,4 +1,4 @@
-//! Compaction: returning unused space of an image to the host, without copying the image.
+//! Compaction: returns unused space of an image to the host, without copying the image.
 //!
 //! Compaction works in steps. The node is drained for each step, so no request uses a cluster while the cluster is
 //! moved. Requests resume between two steps. A step moves a bounded number of bytes, so an image can be compacted while
@@ -41,7 +41,7 @@ pub struct Compacted {
     pub length: (u64, u64),
     /// Space that the file occupies on the host before and after, if the host reports it.
     pub stored: Option<(u64, u64)>,
-    /// The structure at the end of the file that could not be moved.
+    /// The structure at the end of the file that could not be moved, if there is one.
     pub obstacle: Option<&'static str>,
 }
 

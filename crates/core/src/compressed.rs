@@ -1,4 +1,4 @@
-//! Compressed writes in two steps.
+//! Compressed writes in two steps: compressing a cluster, and storing the compressed cluster.
 //!
 //! Compression takes processor time and no I/O, so many clusters can be compressed concurrently, in any order. Storing
 //! a cluster allocates space, and the order of these allocations determines the layout of the image. A caller that
@@ -11,7 +11,7 @@ use oxblk_ring::IoBuf;
 
 use crate::{Backend, Error, Node, Result};
 
-/// A cluster that has been compressed and is not stored yet.
+/// A cluster that has been compressed but is not stored yet.
 #[derive(Debug, Clone)]
 pub struct CompressedCluster {
     /// The uncompressed guest data.

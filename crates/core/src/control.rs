@@ -5,8 +5,8 @@
 //! leave inconsistent metadata.
 //!
 //! A reopen, and an operation that passes through several nodes, hold the locks of all nodes concerned. Only one such
-//! operation runs at a time in a graph, so two of them never wait for each other. An operation that uses only one node
-//! never waits for the lock of another node.
+//! operation runs at a time in a graph, so two such operations never wait for each other. An operation that uses only
+//! one node never waits for the lock of another node.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -67,7 +67,7 @@ impl Graph {
         Self::carry_out(exclusive, node, work).await
     }
 
-    /// As [`Self::run_exclusive`], for a caller that reaches `node` through the nodes `above`, uppermost first. No
+    /// Like [`Self::run_exclusive`], for a caller that reaches `node` through the nodes `above`, uppermost first. No
     /// other control operation runs on the nodes `above` at the same time.
     pub(crate) async fn run_exclusive_below<T, W, F>(
         &self,

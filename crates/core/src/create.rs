@@ -102,7 +102,8 @@ impl Created {
         self.0?.map_or(Ok(Removal::Kept), |file| file.remove())
     }
 
-    /// As [`Self::remove`], for a caller that already reports another error. The log reports a file that is not removed.
+    /// Like [`Self::remove`], for a caller that already reports another error. The log reports a file that is not
+    /// removed.
     pub fn remove_incomplete(self, filename: &str) {
         match self.remove() {
             Ok(Removal::Removed | Removal::Kept) => {}
@@ -133,13 +134,13 @@ pub struct MeasureRequest<'a> {
     pub secrets: &'a Secrets,
 }
 
-/// Bytes that a new image needs.
+/// The sizes that a new image needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Measure {
-    /// With the contents of the source, or, without a source, for an empty image.
+    /// Bytes for an image with the contents of the source, or, without a source, for an empty image.
     pub required: u64,
-    /// With all clusters allocated.
+    /// Bytes for an image with all clusters allocated.
     pub fully_allocated: u64,
-    /// For the persistent bitmaps of the source, if it can have any.
+    /// Bytes for the persistent bitmaps of the source, if the source can have such bitmaps.
     pub bitmaps: Option<u64>,
 }

@@ -2,7 +2,7 @@
 //!
 //! A [`DriverFactory`] knows the driver's name and options, and opens or creates an image. It makes one [`Driver`] for
 //! each node. A driver holds no reference to its node. It receives its [`Children`] and sends requests to them through
-//! [`Edge`](crate::Edge)s; these requests take the same path as requests of any other parent.
+//! [`Edge`](crate::Edge)s; these requests take the same path as the requests of other parents.
 //!
 //! A feature that only some drivers have is a capability: a small trait, which a method of [`Driver`] returns as an
 //! `Option`. Core checks the `Option` before it uses the feature, so no trait needs a default method that panics.
@@ -169,7 +169,7 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
-    /// The status of the start of a range. `None`: all of it is data mapped 1:1 to the primary child.
+    /// The status of the start of a range. `None`: the complete range is data at the same offset of the primary child.
     fn block_status(
         &self,
         offset: u64,
@@ -183,7 +183,8 @@ pub trait Driver: Send + Sync + 'static {
     /// Virtual size in bytes, as far as the driver knows without a query.
     fn size(&self) -> u64;
 
-    /// Queries the host or the child for the size again. For drivers whose size follows that of a file.
+    /// Queries the host or the child for the size again. Drivers implement this function if their size follows the size
+    /// of a file.
     fn refresh_size(&self) -> Option<BoxFuture<'_, Result<u64>>> {
         None
     }
@@ -436,7 +437,7 @@ pub trait DriverFactory: Send + Sync + 'static {
         false
     }
 
-    /// Whether the node passes its parents' permissions unchanged to the primary child. This is so for filters, and for
+    /// Whether the node passes its parents' permissions unchanged to the primary child. This applies to filters, and to
     /// formats that store no metadata in that child.
     fn passes_permissions(&self) -> bool {
         self.kind() == DriverKind::Filter

@@ -1,4 +1,4 @@
-//! Edges: an edge records who uses a node, in which role, and with which permissions.
+//! Edges: an edge records that a parent uses a node, with the role of the node and the permissions of the parent.
 //!
 //! An [`Edge`] belongs to its parent (a node's slot in [`Children`], or a backend). An edge never changes its node. To
 //! replace a child, core drains the parent and puts a new edge into the slot. Requests made through an edge take the
@@ -204,8 +204,8 @@ impl Edge {
     }
 
     /// Refuses a write if this user has no write permission, or if the write makes the node grow and the user has no
-    /// resize permission. A node may always grow to a multiple of [`SECTOR`], because the last sector of a disk can
-    /// always be written.
+    /// resize permission. A write within the last sector needs no resize permission, even if the node ends within this
+    /// sector.
     fn may_write_to(&self, offset: u64, len: u64) -> Result<()> {
         self.may_write()?;
         let size = self.node.size();
@@ -241,7 +241,7 @@ impl Edge {
     ///
     /// # Errors
     /// The errors of the driver and the host; [`ErrorKind::NoSpace`] past the end of a node that does not grow, and
-    /// [`ErrorKind::Denied`] there without resize permission.
+    /// [`ErrorKind::Denied`] for such a write without resize permission.
     pub async fn write(&self, offset: u64, data: IoBuf, flags: WriteFlags) -> Result<()> {
         self.may_write_to(offset, request::as_u64(data.len()))?;
         request::write(&self.node, offset, data, flags).await

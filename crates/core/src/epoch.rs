@@ -1,15 +1,15 @@
-//! Epochs: a way to know that every request which started before some moment has ended.
+//! Epochs: counters that show when all requests that started before some moment have ended.
 //!
 //! A request that has mapped a host cluster may still read the cluster when another request frees the cluster. So a
 //! freed cluster is quarantined: it is tagged with the [`Epochs::current`] epoch, and is not allocated again before
 //! [`Epochs::has_passed`] returns true for that epoch. A request holds an [`EpochGuard`] from before the lookup (`map`)
 //! until its I/O has ended.
 //!
-//! The counters are kept per I/O thread, in four slots used in rotation. A guard is counted down in the slot where it
-//! was counted up. The epoch advances from `e` to `e + 1` only when all guards of epoch `e - 1` have been dropped.
-//! Hence guards of at most two epochs exist at any time, and once the epoch is `e + 2` all guards of `e` and earlier
-//! have been dropped. Entering and leaving each cost one uncontended atomic operation. All orderings are `SeqCst`,
-//! because entering is a store followed by a load of another location that the advancing thread writes.
+//! The counters are kept per I/O thread, in four slots used in rotation. A guard lowers the same counter that it has
+//! raised. The epoch advances from `e` to `e + 1` only when all guards of epoch `e - 1` have been dropped. Hence guards
+//! of at most two epochs exist at any time, and once the epoch is `e + 2` all guards of `e` and earlier have been
+//! dropped. Entering and leaving each cost one uncontended atomic operation. All orderings are `SeqCst`, because
+//! entering is a store followed by a load of another location that the advancing thread writes.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
@@ -45,9 +45,9 @@ impl Epochs {
     /// The current epoch. Requests in progress belong to this epoch or to an earlier one. Requests of later epochs see
     /// all earlier writes of the caller.
     ///
-    /// This is a read-modify-write operation, although it changes nothing. A request that enters a later epoch reads a
-    /// value that was written to the counter after this operation, and therefore sees the caller's writes. With a plain
-    /// load, the caller's writes could become visible after the load.
+    /// This function uses a read-modify-write operation, although the value does not change. A request that enters a
+    /// later epoch reads a value that was written to the counter after this operation, and therefore sees the caller's
+    /// writes. With a plain load, the caller's writes could become visible after the load.
     pub fn current(&self) -> u64 {
         self.current.fetch_add(0, SeqCst)
     }

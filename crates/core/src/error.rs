@@ -29,7 +29,7 @@ pub enum ErrorKind {
     ReadOnly,
     /// An argument or option is wrong.
     Invalid,
-    /// The driver cannot do this.
+    /// The driver does not support the operation.
     Unsupported,
     /// The image violates the specification of its format.
     Corrupt,

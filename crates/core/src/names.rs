@@ -9,8 +9,8 @@
 //! characters itself is represented byte by byte as well, so that two different names never become the same text.
 //!
 //! Names are converted to text where they enter the program (arguments, an image's header), and to bytes where they
-//! leave the program (system calls, headers, messages). All code in between handles ordinary strings. The length of a
-//! name in bytes is the length of [`to_bytes`].
+//! leave the program (system calls, headers, messages). All other code handles ordinary strings. The length of a name
+//! in bytes is the length of [`to_bytes`].
 
 use std::borrow::Cow;
 use std::ffi::OsStr;

@@ -225,7 +225,7 @@ impl Node {
     pub(crate) fn insert_bitmap(&self, bitmap: &Arc<DirtyBitmap>) -> Result<(), BitmapError> {
         let new = std::slice::from_ref(bitmap);
         self.bitmaps.insert(new, |recording| self.record_in_bitmaps(recording))?;
-        // The node may have grown before the bitmap was in its list.
+        // The node may have grown before the bitmap was in the node's list.
         self.bitmaps.resize(|| self.size());
         Ok(())
     }
@@ -525,7 +525,7 @@ impl Node {
         self.refresh_with(&self.lock_permissions())
     }
 
-    /// As [`Self::refresh_permissions`], for a holder of the permissions lock. The function is iterative, because a
+    /// Like [`Self::refresh_permissions`], for a holder of the permissions lock. The function is iterative, because a
     /// chain may be long. It updates edges from the top down and drivers from the bottom up.
     fn refresh_with(&self, _changing: &MutexGuard<'_, ()>) -> Result<()> {
         let mut changed: Vec<(Arc<Edge>, Permissions)> = Vec::new();

@@ -1,9 +1,9 @@
-//! Permissions: the operations that each user of a node performs, and those that it allows other users.
+//! Permissions: the operations that each user of a node performs, and the operations that this user allows other users.
 //!
-//! Every [`crate::Edge`] takes some permissions on its node and shares some. Two users conflict when one takes a
-//! permission that the other does not share. A node requests from its children the permissions that its own parents
-//! request from it, plus those that its driver needs. Protocol drivers turn the resulting permissions into file locks
-//! that exclude other processes.
+//! Every [`crate::Edge`] takes some permissions on its node and shares some. Two users conflict when one user takes a
+//! permission that the other user does not share. A node takes on its children the permissions that its own parents
+//! take on the node, plus the permissions that its driver needs. Protocol drivers convert the resulting permissions to
+//! file locks that exclude other processes.
 
 use crate::{DriverKind, Error, ErrorKind, Result};
 
@@ -41,7 +41,7 @@ impl Perm {
     }
 }
 
-/// The permissions that a user takes, and those that it allows other users to take.
+/// The permissions that a user takes, and the permissions that this user allows other users to take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Permissions {
     /// The operations of this user.
@@ -59,7 +59,7 @@ impl Permissions {
         Self { taken, shared: Perm::all() }
     }
 
-    /// The permissions of two users together: all that are taken by either user, and those shared by both.
+    /// The permissions of two users together: the union of `taken` and the intersection of `shared`.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self { taken: self.taken | other.taken, shared: self.shared & other.shared }
@@ -68,8 +68,9 @@ impl Permissions {
     /// The default permissions on a child in `role` of a node whose parents use the node with `parents`.
     ///
     /// A filter passes the permissions of its parents to its child. A writable format takes write and resize permission
-    /// on its file even if no parent writes yet, because it writes metadata, and it shares neither of the two. A
-    /// backing file is only read, and may change only if the parents share write permission on the overlay.
+    /// on its file even if no parent writes yet, because the format writes metadata. The format shares neither of these
+    /// two permissions. A backing file is only read, and may change only if the parents share write permission on the
+    /// overlay.
     pub fn for_child(kind: DriverKind, role: Role, parents: Self, writable: bool) -> Self {
         match (kind, role) {
             (DriverKind::Filter, Role::Primary) => parents,

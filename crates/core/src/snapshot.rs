@@ -15,7 +15,7 @@ pub struct SnapshotInfo {
     pub name: String,
     /// Time at which the snapshot was taken: seconds and nanoseconds since 1970-01-01.
     pub date: (u32, u32),
-    /// Guest time in nanoseconds.
+    /// VM clock in nanoseconds when the snapshot was taken.
     pub vm_clock: u64,
     /// Bytes of VM state saved with the snapshot.
     pub vm_state_size: u64,
@@ -117,7 +117,8 @@ impl Backend {
     /// Takes an internal snapshot.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no snapshots; the errors of the image. After an error, nothing has changed.
+    /// `ENOTSUP` if the format has no snapshots; the errors of the image. After an error, the image is unchanged. If
+    /// even the old header could not be restored, the image refuses further writes.
     pub async fn create_snapshot(&self, new: &SnapshotInfo) -> Result<()> {
         let new = new.clone();
         let (keeper, above) = keeper(self.node()?)?;
@@ -133,7 +134,7 @@ impl Backend {
         self.apply_selected(Selection::Id(id.to_owned())).await
     }
 
-    /// As [`Backend::apply_snapshot`], for the snapshot whose id `choose` returns. `choose` receives the list of all
+    /// Like [`Backend::apply_snapshot`], for the snapshot whose id `choose` returns. `choose` receives the list of all
     /// snapshots, which does not change until the snapshot has been applied.
     ///
     /// # Errors
@@ -173,7 +174,7 @@ impl Backend {
         self.load_selected(Selection::Id(id.to_owned())).await
     }
 
-    /// As [`Backend::load_snapshot`], for the snapshot whose id `choose` returns.
+    /// Like [`Backend::load_snapshot`], for the snapshot whose id `choose` returns.
     ///
     /// # Errors
     /// The errors of [`Backend::load_snapshot`] and of `choose`.
@@ -207,7 +208,7 @@ impl Backend {
         self.delete_selected(Selection::Id(id.to_owned())).await
     }
 
-    /// As [`Backend::delete_snapshot`], for the snapshot whose id `choose` returns. `choose` receives the list of all
+    /// Like [`Backend::delete_snapshot`], for the snapshot whose id `choose` returns. `choose` receives the list of all
     /// snapshots, which does not change until the snapshot has been deleted.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ bitflags::bitflags! {
         const ZERO = 2;
         /// [`Status::host`] is valid: the contents lie unchanged at that offset in [`Status::child`].
         const OFFSET_VALID = 4;
-        /// This layer determines the contents of the extent, not its backing file.
+        /// This layer, not its backing file, determines the contents of the extent.
         const ALLOCATED = 8;
         /// The extent ends at the end of the node.
         const EOF = 16;

@@ -1,8 +1,9 @@
-//! Whether a node has unflushed writes: one flag that writers set and a flush takes.
+//! A flag that shows whether a node has unflushed writes. Writers set the flag, and a flush clears it.
 //!
 //! A writer calls [`Unflushed::mark`] after its write has completed. A flush calls [`Unflushed::take`]. If the flag was
-//! set, the flush then flushes the data on the host; if the flag was clear, the flush does nothing. Hence this
-//! invariant: if a mark finds the flag set and leaves it, the flush that takes the flag later sees the write's data.
+//! set, the flush then makes the host write the data to stable storage; if the flag was clear, the flush does nothing.
+//! Hence this invariant: if a mark finds the flag set and leaves it, the flush that takes the flag later sees the
+//! write's data.
 //!
 //! The writer stores data and then loads the flag. The flush stores the flag and then reads the data. Without an order
 //! between each store and the load after it, both could see the old value: the mark sees an old "set" flag, and the

@@ -25,7 +25,7 @@ bitflags::bitflags! {
         const BUSY = 1;
         /// The bitmap is read-only.
         const READ_ONLY = 2;
-        /// The contents were lost.
+        /// The contents are unusable.
         const INCONSISTENT = 4;
         /// The states refused by an operation that changes the bitmap.
         const CHANGE = 7;
@@ -69,7 +69,7 @@ pub struct BitmapInfo {
     pub busy: bool,
     /// The bitmap is stored in the image when the image is closed.
     pub persistent: bool,
-    /// The contents were lost.
+    /// The contents are unusable.
     pub inconsistent: bool,
 }
 

@@ -18,7 +18,7 @@ pub trait PersistentBitmaps: Send + Sync {
     fn are_supported(&self) -> bool;
 
     /// Reads the image's bitmaps, and flags them as in use on disk if the image is writable. Core calls this once, when
-    /// it opens the node. A bitmap that cannot be used is returned as an inconsistent one.
+    /// it opens the node. A bitmap that cannot be used is returned as an inconsistent bitmap.
     ///
     /// # Errors
     /// When the image cannot be read or written, or when its list of bitmaps is corrupt.

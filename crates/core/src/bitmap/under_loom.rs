@@ -61,7 +61,7 @@ fn bounded() -> loom::model::Builder {
     builder
 }
 
-/// Runs `change` while two threads mark. Returns its result, and the marks of the second map at the end.
+/// Runs `change` while two threads mark. Returns the result of `change`, and the marks of the second map at the end.
 fn marked_during<T>(bits: [u64; 2], change: impl FnOnce(&Bitmap) -> T) -> (T, u64) {
     let bitmap = Bitmap::new();
     let marker = |bits| {

@@ -130,7 +130,7 @@ impl Graph {
             Some(backing) => attach_backing(layer.driver, backing, &layer.context),
             None => Ok(()),
         };
-        // This is the last step that can fail, because it may write to the image.
+        // Bitmaps are loaded in the last step that can fail, because loading may write to the image.
         let loaded = match attached {
             Ok(()) => load_bitmaps(&*layer.opened, &layer.context.flags).await,
             Err(error) => Err(error),

@@ -1,4 +1,4 @@
-//! Creating images by file name and format, as `img create` and `convert` do.
+//! Creates images by file name and format, as `img create` and `convert` do.
 
 use std::sync::Arc;
 
@@ -131,7 +131,7 @@ fn split_options(
     protocol: &dyn DriverFactory,
     options: &Options,
 ) -> Result<(Options, Options)> {
-    // Options with dotted names may be nested (`encrypt.format`). Then their first component is compared.
+    // Options with dotted names may be nested (`encrypt.format`). In this case, their first component is compared.
     let knows = |list: &[CreateOption], key: &str| {
         let nested = options.get(key).is_some_and(Value::is_object);
         let first = |name: &'static str| name.split('.').next().unwrap_or_default();

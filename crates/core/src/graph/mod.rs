@@ -210,7 +210,8 @@ impl Graph {
         self.release(node).await
     }
 
-    /// Adds `backend` to the graph. Drains in progress on its nodes hold it back before its first request.
+    /// Adds `backend` to the graph. If a node of the backend is drained, the backend is held back before its first
+    /// request.
     pub(crate) fn register_backend(&self, backend: &Backend) {
         let mut registry = self.registry();
         registry.backends.retain(WeakBackend::exists);
@@ -280,7 +281,7 @@ impl Graph {
         self.inner.copies_on_read.load(Acquire)
     }
 
-    /// Adds a node, whose name is claimed.
+    /// Adds a node whose name is claimed.
     fn insert(&self, claimed: ClaimedName, parts: NodeParts) -> Arc<Node> {
         if parts.settings.flags.copy_on_read {
             self.inner.copies_on_read.store(true, Release);

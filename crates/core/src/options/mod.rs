@@ -24,7 +24,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Options(Map<String, Value>);
 
-/// Deepest nesting accepted. Options come from users and must not exhaust the stack.
+/// Largest accepted depth of nesting. Options come from users and must not exhaust the stack.
 const MAX_DEPTH: usize = 128;
 
 impl Options {
@@ -53,7 +53,7 @@ impl Options {
         Self::from_map_below(map, 0)
     }
 
-    /// As [`Self::from_map`], for an object at a depth of `depth` keys. Every part of a dotted key adds to the depth.
+    /// Like [`Self::from_map`], for an object at a depth of `depth` keys. Every part of a dotted key adds to the depth.
     fn from_map_below(map: Map<String, Value>, depth: usize) -> Result<Self> {
         let mut options = Self::new();
         for (key, value) in map {

@@ -48,8 +48,8 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     bytes.checked_add(fraction_bytes(fraction, shift)?).ok_or(SizeError::OutOfRange)
 }
 
-/// Parses a plain number: decimal, `0x` hexadecimal or `0` octal. A minus sign subtracts from 2^64, as C's
-/// `strtoull` does.
+/// Parses a plain number: decimal, `0x` hexadecimal or `0` octal. A minus sign negates the number modulo 2^64, as in
+/// C's `strtoull`.
 ///
 /// # Errors
 /// [`SizeError`] with the reason.

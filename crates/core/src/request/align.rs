@@ -1,8 +1,8 @@
 //! Handles requests that do not have the alignment that a node requires.
 //!
-//! A misaligned read reads the surrounding blocks. A misaligned write is a read-modify-write: it reads the first and
-//! the last block of the range, inserts the data, and writes all blocks of the range. No other write may change those
-//! blocks between the read and the write. Three rules ensure this:
+//! A misaligned read reads the surrounding blocks. A misaligned write is a read-modify-write: it reads the incomplete
+//! blocks at the start and the end of the range, inserts the data, and writes all blocks of the range. No other write
+//! may change those blocks between the read and the write. Three rules ensure this:
 //!
 //! - A read-modify-write holds the node's `serialise` range lock on the blocks, and is counted as a serialising
 //!   request. So writes that start later go through [`write_counted`] and wait for the lock.
@@ -65,7 +65,7 @@ pub(super) async fn read(node: &Arc<Node>, offset: u64, mut buf: IoBufMut) -> Re
     Ok(buf)
 }
 
-/// Reads the first and the last block, inserts `data`, and writes all blocks.
+/// Reads the incomplete blocks at the start and the end of the range, inserts `data`, and writes all blocks.
 pub(super) async fn read_modify_write(node: &Arc<Node>, offset: u64, data: IoBuf) -> Result<()> {
     let (start, len) = around(node, offset, data.len())?;
     let end = start.saturating_add(as_u64(len));

@@ -1,5 +1,5 @@
-//! Flush: writes all completed writes of a node to stable storage. Without writes since the last flush, a flush does
-//! nothing.
+//! Flush: makes the host write the data of all completed writes of a node to stable storage. Without writes since the
+//! last flush, a flush does nothing.
 
 use std::sync::Arc;
 

@@ -1,10 +1,10 @@
-//! The request path: the parts of a request that are the same for all drivers.
+//! The request path: the part of a request's processing that is the same for all drivers.
 //!
 //! A request enters the graph at a node. [`fast`] calls the synchronous `map` of each driver from this node down to a
-//! host file. Then it submits one operation. This needs no lock, no allocation and no boxed future, for every depth of
-//! the chain. The request takes the slow path ([`slow`]) at a node if the driver cannot map the range, if the data must
-//! be inspected, or if a rule must be enforced (alignment, growth, zero detection, read-modify-write). A request that
-//! covers several extents is split, and the pieces run concurrently.
+//! host file. Then it submits one operation. The fast path needs no lock, no allocation and no boxed future, for every
+//! depth of the chain. The request takes the slow path ([`slow`]) at a node if the driver cannot map the range, if the
+//! data must be inspected, or if a rule must be enforced (alignment, growth, zero detection, read-modify-write). A
+//! request that covers several extents is split, and the pieces run concurrently.
 //!
 //! Flushes: a node is marked as unflushed (field `unflushed`) after a write through this node has completed. When a
 //! write starts on the fast path, it also marks every node on its path; this mark is only a hint. [`flush`] of a node
@@ -47,7 +47,7 @@ pub(crate) async fn read_padded(node: &Arc<Node>, offset: u64, buf: IoBufMut) ->
 /// Largest number of times that a piece of a request is split again into concurrent pieces; see [`read_on`].
 const MAX_SPLITS: u32 = 8;
 
-/// As [`read_padded`], for a piece of a request that has been split `splits` times.
+/// Like [`read_padded`], for a piece of a request that has been split `splits` times.
 async fn read_within(
     node: &Arc<Node>,
     offset: u64,

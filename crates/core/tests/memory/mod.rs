@@ -21,8 +21,8 @@ pub struct Memory {
     pub yields: u32,
     /// The driver implements zero writes itself.
     pub zeroes: bool,
-    /// Number of yields after which a discard, or, if not 0, a write takes effect. The operation takes effect even if
-    /// its future is dropped, as on a host.
+    /// Number of yields until a discard that was started takes effect, even if its future is dropped (as on a host). A
+    /// number other than 0 applies to writes too.
     pub landing: AtomicU32,
     /// Writes and discards that start at this offset fail immediately.
     pub bad: Option<u64>,

@@ -5,8 +5,8 @@
 //! 2. Take the control locks of all these nodes (see [`crate::control`]), and drain all backends that reach them. Flush the
 //!    nodes that become read-only.
 //! 3. Every driver prepares.
-//! 4. Exchange the backing files that the options replace. Update permissions for the new state, also those of the backend
-//!    that reopens its root. Have the protocols take or release their locks.
+//! 4. Exchange the backing files that the options replace. Update permissions for the new state, also those of the
+//!    backend that reopens its root. Protocols take or release their locks.
 //! 5. Every driver commits, children first, so that a parent that writes during its commit finds its file writable.
 //!
 //! A failure up to and including step 4 undoes the earlier steps; step 5 cannot fail. Once all nodes are drained, the

@@ -28,8 +28,8 @@ impl Replaced {
     /// changed.
     pub(super) fn make(replacements: &[Replacement]) -> Result<Self> {
         let mut replaced = Self { undo: Vec::new() };
-        // All old edges are removed first: an old edge could otherwise be part of a cycle that does not exist
-        // afterwards.
+        // All old edges are removed first. Otherwise an old edge could be part of a cycle that the new graph does not
+        // contain.
         for Replacement { parent, .. } in replacements {
             let old = parent.children().set(ChildIdx::BACKING, None);
             if let Some(old) = &old {
