@@ -60,7 +60,8 @@ pub enum Step {
         /// Number of bytes covered, at least 1.
         len: u64,
     },
-    /// The driver cannot map the range without I/O: the caller uses the asynchronous request functions.
+    /// The driver cannot map the range, because metadata is not loaded, or because the data must be converted, for
+    /// example. The caller uses the asynchronous request functions.
     Slow,
 }
 
@@ -158,7 +159,8 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
-    /// Informs the driver that a range's contents no longer matter. `None`: the driver ignores discards.
+    /// Informs the driver that a range's contents no longer matter. The end of the range is aligned, or is the end of
+    /// the node. `None`: the driver ignores discards.
     fn discard(&self, offset: u64, len: u64) -> Option<BoxFuture<'_, Result<()>>> {
         let _ = (offset, len);
         None
@@ -288,7 +290,7 @@ pub trait Driver: Send + Sync + 'static {
     }
 }
 
-/// Allocation of the space that a resize adds.
+/// How the new space of a resize or of a new image is allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Preallocation {
     /// Allocate nothing.

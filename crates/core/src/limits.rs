@@ -44,7 +44,7 @@ pub struct Limits {
     /// Write flags that the driver implements itself. The request path does not use this field: it emulates FUA for
     /// every driver.
     pub write_flags: WriteFlags,
-    /// Zero-write flags that the driver implements itself.
+    /// Zero-write flags that the driver implements itself. The request path does not use this field.
     pub zero_flags: ZeroFlags,
     /// A newly created image reads as zeroes in ranges that were never written.
     pub has_zero_init: bool,

@@ -1,7 +1,8 @@
 //! Nodes: one driver instance in the graph, shared by all I/O threads.
 //!
 //! A node owns its driver and its children, and knows its parents' edges. The fast path uses only fields that need no
-//! lock: the size, the alignments, the children, and the [`SlowPathFlags`], which send a request to the slow path.
+//! lock, such as the size, the alignments, the children, and the [`SlowPathFlags`], which send a request to the slow
+//! path.
 
 use std::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64,

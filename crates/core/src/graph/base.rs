@@ -10,8 +10,8 @@ use crate::control::{in_background, run_to_completion};
 use crate::perm::{Perm, Permissions};
 use crate::{Backend, ChildIdx, Edge, Error, Node, Options, Result};
 
-/// A backing file that is writable until [`WritableBase::close`]. If this value is dropped without a close, the backing
-/// file is closed in the background, and the log reports a failure.
+/// A backing file that is writable until [`WritableBase::close`]. If this value is dropped without a close, the close
+/// runs in the background, and the log reports a failure.
 pub struct WritableBase {
     backend: Backend,
     parent: Reader,

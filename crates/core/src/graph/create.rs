@@ -17,7 +17,8 @@ impl Graph {
     ///
     /// # Errors
     /// When neither the format nor the protocol knows an option; otherwise the errors of the drivers. After an error,
-    /// the incomplete file is removed, except if it is a raw image or if another program uses or has replaced the file.
+    /// the incomplete file of a format is removed, except for a raw image, and except if another program uses or has
+    /// replaced the file.
     pub async fn create_image(
         &self,
         filename: &str,

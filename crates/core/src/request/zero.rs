@@ -120,7 +120,7 @@ pub(crate) async fn discard(node: &Arc<Node>, offset: u64, len: u64) -> Result<(
         0 => MAX_RANGE,
         most => most.min(MAX_RANGE),
     };
-    // The driver accepts only whole blocks.
+    // The driver receives only whole blocks, and an incomplete last block of the node.
     let block = u64::from(limits.request_alignment.max(1));
     let end = offset.saturating_add(len);
     let mut at = offset.next_multiple_of(block);
