@@ -1,8 +1,9 @@
 //! Creating images: writing the layout that `plan` computes for the checked options (see `create_options`).
 //!
 //! All sizes are known before the first write, so the refcounts are written once with their final values. The header is written
-//! after all tables, which are durable by then. A large or preallocated image is first created with size 0 and then resized, which writes the full size to
-//! the header last. So a creation that fails or is killed leaves no valid header, or an image of size 0.
+//! after all tables, which are durable by then. A large or preallocated image is first created with size 0 and then resized,
+//! which writes the full size to the header last. So a creation that fails or is killed leaves no valid header, or an image of
+//! size 0.
 
 use std::sync::Arc;
 
@@ -96,7 +97,8 @@ async fn write_new(
         let area = plan.geometry.clusters_for(crypto.length) * plan.geometry.cluster_size();
         wanted.encryption.write_header(file, crypto.offset, area, secrets).await?;
     }
-    // The tables are durable before a header refers to them. Otherwise a power cut could leave a header with old data as tables.
+    // The tables are durable before a header refers to them. Otherwise a power cut could leave a header with old data as
+    // tables.
     if let Some(data) = data {
         data.flush().await?;
     }

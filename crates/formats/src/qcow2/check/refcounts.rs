@@ -14,7 +14,8 @@ use super::Checker;
 use crate::qcow2::layout::{RefcountTableEntry, refcount_get};
 use crate::qcow2::refscan::{Agreement, References, Referred, read_tables};
 
-/// Result of a worker for one refcount block: the agreement with the counts, or the block itself if they differ.
+/// Result of a worker for one refcount block: the agreement with the counted references, or the block itself if a refcount
+/// differs.
 type Seen = Result<Agreement, IoBufMut>;
 
 impl Checker<'_> {
@@ -72,8 +73,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Number of clusters in the file. It includes a cluster past the end of the file if that has a reference, because
-    /// the file need not be padded.
+    /// Number of clusters to compare: the clusters of the file, and the cluster behind the end of the file if it has a
+    /// reference. The last cluster in use may lie behind the end, because files are not always padded.
     pub(super) fn clusters_counted(&self) -> u64 {
         let past_end = self.references.get(self.clusters).count() > 0;
         self.clusters.saturating_add(u64::from(past_end))
@@ -94,7 +95,7 @@ impl Checker<'_> {
         blocks
     }
 
-    /// Compares clusters that have no refcount block, or a broken one.
+    /// Compares clusters that have no refcount block, or a broken block.
     fn compare_without_block(&mut self, references: &References, range: Range<u64>) {
         if range.is_empty() {
             return;
