@@ -163,8 +163,8 @@ impl Compaction<'_> {
         Ok(true)
     }
 
-    /// Counts the references to clusters that pieces were copied to. Clusters that are not in `runs` were counted with earlier
-    /// pieces.
+    /// Adds the references to the clusters to which pieces were copied. Clusters that are not in `runs` already have a
+    /// refcount, because they contain earlier pieces.
     async fn count_packed<'a>(
         &'a self,
         runs: Vec<Reserved<'a>>,

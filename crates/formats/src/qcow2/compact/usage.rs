@@ -18,7 +18,7 @@ impl Used {
         self.0.len()
     }
 
-    /// Number of clusters that must move if all used clusters were packed at the start of the file.
+    /// Number of used clusters that would have to move so that all used clusters are contiguous at the start of the file.
     pub(super) fn boundary(&self) -> u64 {
         let count = self.0.len();
         count.saturating_sub(self.0.range_cardinality(0..count))
