@@ -1,7 +1,7 @@
 //! Creating images: writing the layout that `plan` computes for the checked options (see `create_options`).
 //!
 //! All sizes are known before the first write, so the refcounts are written once with their final values. The header is written
-//! after all tables, which are durable by then. A large or preallocated image is first created with size 0 and then resized,
+//! after all tables are written and flushed. A large or preallocated image is first created with size 0 and then resized,
 //! which writes the full size to the header last. So a creation that fails or is killed leaves no valid header, or an image of
 //! size 0.
 
@@ -35,7 +35,7 @@ pub(super) fn check(options: Options, secrets: &Secrets) -> Result<()> {
 /// Writes a new image into `file`, whose contents are lost. `data` is the data file, if the image has one.
 ///
 /// # Errors
-/// When the options are wrong, with the text of QEMU's tools; or as the file reports.
+/// When the options are wrong, with the message of QEMU's tools; or as the file reports.
 pub async fn create(
     file: &Arc<Edge>,
     data: Option<&Arc<Edge>>,
@@ -98,8 +98,8 @@ async fn write_new(
         let area = plan.geometry.clusters_for(crypto.length) * plan.geometry.cluster_size();
         wanted.encryption.write_header(file, crypto.offset, area, secrets).await?;
     }
-    // The tables are durable before a header refers to them. Otherwise a power cut could leave a header with old data as
-    // tables.
+    // Flush the tables before a header refers to them. Otherwise, after a power cut, the header could refer to old data instead
+    // of tables.
     if let Some(data) = data {
         data.flush().await?;
     }
@@ -108,7 +108,7 @@ async fn write_new(
     file.flush().await
 }
 
-/// The error if the header cannot be encoded: the name or the format of the backing file is too long.
+/// The error if the header cannot be encoded. The usual reason is that the name or the format of the backing file is too long.
 fn backing_fault(wanted: &Wanted, error: &Error) -> Error {
     let name = wanted.backing_file.as_deref().unwrap_or_default();
     let format = match &wanted.backing_format {

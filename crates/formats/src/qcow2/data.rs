@@ -121,7 +121,7 @@ impl Data {
     }
 
     /// Reserves host clusters for up to `count` guest clusters from `guest` on, and for at least one. If host cluster `behind`
-    /// is free, the run begins there.
+    /// is free, the run begins with this cluster.
     pub(super) async fn reserve_data(
         &self,
         guest: u64,

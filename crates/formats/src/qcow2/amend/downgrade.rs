@@ -2,8 +2,7 @@
 //!
 //! A zero cluster becomes unallocated if no backing file would become visible. Otherwise it becomes a data cluster that
 //! contains zeroes. Ordinary writes and discards do this, so a power cut at any point leaves a disk with the same contents
-//! and fewer zero clusters.
-//! `snapshots::expand` replaces the zero clusters of snapshots.
+//! and fewer zero clusters. `snapshots::expand` replaces the zero clusters of snapshots.
 
 use oxblk_core::{Error, Result, run_all};
 use oxblk_ring::IoBuf;
@@ -53,7 +52,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Replaces a run of zero clusters by data, or makes them unallocated.
+    /// Replaces a run of zero clusters with data clusters, or makes the zero clusters unallocated.
     async fn expand(&self, from: u64, to: u64, over_backing: bool) -> Result<()> {
         // Unallocated clusters behind the end of the disk read as zeroes even with a backing file.
         let end = if over_backing { to.min(self.facts.size()).max(from) } else { from };

@@ -14,8 +14,8 @@
 //! If step 4, 5 or 6 fails, a disk that has grown is shrunk to its old size. If step 6 fails after the disk has shrunk, the
 //! error says so.
 //!
-//! Lazy refcounts are off during these steps. After them, lazy refcounts are as before, also after a failure, unless the amend
-//! has changed this option.
+//! Lazy refcounts are off during these steps. After the amend, the old setting applies again, unless the amend has changed it.
+//! This is also so after a failure.
 //!
 //! After a change of the version or of the refcount width, the state in memory is out of date. So the image fails all further
 //! requests until it is opened again.
@@ -120,7 +120,7 @@ impl Wanted {
         self.refcount_bits.map(|bits| refcount_order(Some(bits))).transpose()
     }
 
-    /// Refuses impossible changes. If several options are wrong, the error is the one that QEMU reports.
+    /// Refuses impossible changes. If several options are wrong, the reported error is the same as in QEMU.
     fn check(&self, header: &Header) -> Result<()> {
         let version = self.version.unwrap_or(header.version);
         let fault = |text: &'static str| Err(Error::invalid(text));

@@ -18,7 +18,7 @@
 //!
 //! When the image is closed or becomes read-only, the bitmaps are stored in this order:
 //!
-//! 1. Data, tables and directory are written to new clusters. The refcounts of these clusters are written, and all is flushed.
+//! 1. Data, tables, directory and the refcounts of their new clusters are written and flushed.
 //! 2. The header is changed to refer to the new directory.
 //! 3. The old clusters are freed.
 //!

@@ -46,7 +46,7 @@ impl Bitmaps {
                 new.push(stored.clone());
                 continue;
             };
-            // A bitmap that cannot be read from disk is written anew.
+            // A bitmap that cannot be read from disk is written again, to new clusters.
             if stays && self.is_as_stored(stored, bitmap).await.unwrap_or(false) {
                 new.push(Stored { entry: finished(&stored.entry, bitmap), ..stored.clone() });
                 continue;

@@ -83,7 +83,7 @@ impl Bitmaps {
                 map.serialize(start, len, &mut here)?;
                 Ok(there.get(..bytes) == Some(&here[..]))
             }
-            // "All ones" entries are not compared. The bitmap is written anew.
+            // "All ones" entries are not compared. The bitmap is written to new clusters.
             _ => Ok(false),
         }
     }

@@ -74,7 +74,7 @@ impl Checker<'_> {
     }
 
     /// Number of clusters to compare: the clusters of the file, and the cluster behind the end of the file if it has a
-    /// reference. The last cluster in use may lie behind the end, because files are not always padded.
+    /// reference. As in QEMU, a reference may exceed the end of the file by less than a cluster.
     pub(super) fn clusters_counted(&self) -> u64 {
         let past_end = self.references.get(self.clusters).count() > 0;
         self.clusters.saturating_add(u64::from(past_end))

@@ -3,7 +3,7 @@
 //! With this order, a crash during the repair does not make the image worse:
 //!
 //! 1. Replace faulty table entries, and the bitmap directory if it is faulty.
-//! 2. Raise refcounts that are too low.
+//! 2. Raise refcounts that are too low. Then make the header refer to the repaired snapshot table, if there is one.
 //! 3. Free leaked clusters.
 //! 4. Correct copied flags.
 //!

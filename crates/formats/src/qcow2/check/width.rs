@@ -16,7 +16,7 @@ use crate::qcow2::layout::{RefcountTableEntry, refcount_get};
 const ORDERS: std::ops::RangeInclusive<u32> = 0..=6;
 
 impl Checker<'_> {
-    /// Notes if the width is doubtful. The caller has compared the counts with the refcounts before.
+    /// Notes if the width is doubtful. The caller has already compared the counts with the refcounts.
     pub(super) async fn check_width(&mut self) {
         let faults = self.report.leaks > 0 || self.report.corruptions > 0;
         let rewritten = self.fix == Fix::All && self.complete;

@@ -78,8 +78,7 @@ impl Clusters {
         })
     }
 
-    /// Removes a block from the table. If another block contains the refcount of its cluster, this refcount is lowered after
-    /// that.
+    /// Removes a block from the table. Then lowers the refcount of its cluster, if another block contains this refcount.
     async fn give_up_block(&self, block: u64, cluster: u64, epoch: u64) -> Result<u64> {
         if !self.cache().clear() {
             return Err(Error::new(ErrorKind::Busy, "refcounts are in use").errno(Errno::BUSY));
@@ -104,8 +103,8 @@ impl Clusters {
         Ok(1)
     }
 
-    /// Moves the table to free clusters in front of it. Returns the number of freed clusters, which is 0 if there is no free
-    /// run there. Core has drained the node, and no refcount slice is dirty.
+    /// Moves the table to free clusters in front of it. Returns the number of freed clusters, which is 0 if no free run in
+    /// front of the table is long enough. Core has drained the node, and no refcount slice is dirty.
     ///
     /// The new table and its refcounts are written and flushed before the header refers to the table.
     ///

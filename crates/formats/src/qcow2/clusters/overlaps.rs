@@ -66,7 +66,7 @@ impl Overlaps {
 }
 
 impl Clusters {
-    /// Refuses a write of the structure `own` to a range of the file if a protected structure lies there too.
+    /// Refuses a write of the structure `own` to a range of the file if a protected structure also uses a cluster of the range.
     ///
     /// # Errors
     /// `Corrupt`; the image is then marked corrupt.

@@ -150,7 +150,7 @@ impl Clusters {
             return Ok(());
         }
         if self.facts.disabled().load(Acquire) {
-            // The refcount table on disk may refer to other blocks than the table in memory.
+            // The image has stopped. Its refcount table on disk may refer to other blocks than the table in memory.
             return Err(Error::from_errno(Errno::IO));
         }
         let file = self.file()?;

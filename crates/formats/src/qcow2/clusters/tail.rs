@@ -34,7 +34,7 @@ impl Tail {
         self.next.load(Acquire) >> cluster_bits == cluster
     }
 
-    /// Call this before a host cluster is quarantined. No further stream is placed there.
+    /// Call this before a host cluster is quarantined. No further stream is placed in this cluster.
     pub(super) fn leave(&self, cluster: u64, cluster_bits: u32) {
         let there = |next: u64| (next >> cluster_bits == cluster).then_some(0);
         let _ = self.next.fetch_update(AcqRel, Acquire, there);

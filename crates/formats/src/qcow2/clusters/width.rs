@@ -17,11 +17,11 @@ use crate::qcow2::layout::{MAX_REFCOUNT_TABLE_BYTES, refcount_max, refcount_set}
 
 /// New refcounts that are written and flushed, but to which the header does not refer yet.
 pub(in crate::qcow2) struct NewRefcounts<'a> {
-    /// Binary logarithm of their width in bits.
+    /// Binary logarithm of the refcount width in bits.
     pub(in crate::qcow2) order: u32,
-    /// Byte offset of their table.
+    /// Byte offset of the new refcount table.
     pub(in crate::qcow2) table_offset: u64,
-    /// Clusters of their table.
+    /// Number of clusters of the new refcount table.
     pub(in crate::qcow2) table_clusters: u32,
     held: Vec<Reserved<'a>>,
 }

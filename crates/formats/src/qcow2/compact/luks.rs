@@ -6,8 +6,8 @@
 //!
 //! A LUKS header that is no longer in use is overwritten with zeroes before its clusters are freed. This is the old LUKS
 //! header after the move, or the copy if the move fails. Without this, a password could still unlock the disk with the unused
-//! LUKS header after the password was erased from the active LUKS header. After a crash before the overwriting, the unused
-//! LUKS header stays in leaked clusters. A repair frees these clusters without overwriting them.
+//! LUKS header after the password was erased from the active LUKS header. If the machine crashes before the unused LUKS header
+//! is overwritten, it stays in leaked clusters. A repair frees these clusters without overwriting them.
 
 use std::ops::Range;
 

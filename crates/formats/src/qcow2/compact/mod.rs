@@ -13,7 +13,7 @@
 //! | `release` | truncating the file and punching holes |
 //!
 //! Compaction works from the end of the file to its start. A cluster moves only if all its references are known, that
-//! is, if the number of known references equals its refcount. Other clusters, for example leaked ones, stay. Compaction
+//! is, if the number of known references equals its refcount. Other clusters, for example leaked clusters, stay. Compaction
 //! ends at such a cluster, because moving clusters in front of it would not shorten the file.
 //!
 //! A crash at any point causes leaks at worst. A copy and its refcount are written and flushed before the first reference

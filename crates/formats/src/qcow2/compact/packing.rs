@@ -24,7 +24,7 @@ pub(super) struct Span {
     pub(super) len: u64,
 }
 
-/// Where there is space for a piece.
+/// The place where a piece fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Room {
     /// In the current clusters.
@@ -84,7 +84,7 @@ impl Packing {
         place / self.per_cluster..=last / self.per_cluster
     }
 
-    /// Where there is space for a piece with `references` references. `piece` contains its sectors at the old location.
+    /// The place where a piece with `references` references fits. `piece` contains its sectors at the old location.
     /// The caller passes pieces in the order of their first sectors.
     pub(super) fn room(&self, piece: &Range<u64>, references: u64) -> Room {
         let place = self.place(piece);

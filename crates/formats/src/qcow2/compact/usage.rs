@@ -34,8 +34,8 @@ impl Used {
         self.0.max().map_or(0, |last| last.saturating_add(1))
     }
 
-    /// The free runs between used clusters, from cluster `from` on. Each is its first cluster and the cluster behind
-    /// it.
+    /// The free runs between used clusters, from cluster `from` on. Each item is the first cluster of a run and the cluster
+    /// behind the run.
     pub(super) fn gaps(&self, from: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
         let mut next = from;
         let mut used = self.0.iter();

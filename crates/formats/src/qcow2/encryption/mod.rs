@@ -14,8 +14,8 @@
 //! | `create` | encryption options of new images, and their LUKS header |
 //!
 //! Invariant: this driver writes ciphertext to every uncompressed cluster before an L2 entry without the zero flag refers
-//! to the cluster. So a new cluster is always written completely, because zeroes in the file do not decrypt to zeroes.
-//! Images that QEMU has preallocated can have clusters without ciphertext.
+//! to the cluster. So a new cluster is always written completely, because zeroes in the file do not decrypt to zeroes. The
+//! preallocated clusters of a new image are an exception: with LUKS, they contain no ciphertext, as in images of QEMU.
 //!
 //! `info`, and `check` without a key secret, open an image without its key. Its guest data cannot be read then.
 
@@ -86,7 +86,7 @@ impl Encryption {
         Ok(())
     }
 
-    /// The LUKS header, if there is a readable one.
+    /// The LUKS header, if the image has one and it is readable.
     fn luks_header(&self) -> Option<luks::Header> {
         self.luks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -35,7 +35,7 @@ const HEAD: u64 = 64 << 10;
 /// the owners of the tables have the current values.
 pub(in crate::qcow2) struct HeaderState {
     now: RwLock<Arc<Header>>,
-    /// Held while more than one table pointer is written, and while passwords are changed.
+    /// Held while parts of the header other than single table pointers are written, and while passwords are changed.
     turn: AsyncMutex<()>,
 }
 
