@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_compresses_after_any_number_of_incompressible_ones() {
+    fn a_cluster_compresses_after_an_incompressible_cluster() {
         for method in METHODS {
             for bits in [9, 12, 16, 21] {
                 for _ in 0..20 {
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn deflate_streams_look_back_no_further_than_qemus_window() {
+    fn deflate_streams_use_only_the_window_of_qemus_decoder() {
         let cluster = compressible(65_536);
         let data = compress(Compression::Zlib, &cluster).unwrap().unwrap();
         let mut narrow = Decompress::new_with_window_bits(false, WINDOW_BITS);
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deflate_stream_cut_off_behind_the_last_byte_is_accepted() {
+    fn a_deflate_stream_needs_no_trailing_bytes_but_must_not_be_truncated() {
         let cluster = compressible(4096);
         let data = compress(Compression::Zlib, &cluster).unwrap().unwrap();
         let mut back = [0; 4096];

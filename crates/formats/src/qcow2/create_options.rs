@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_wrong_options_the_error_is_the_one_that_qemu_reports() {
+    fn several_wrong_options_fail_with_the_error_that_qemu_reports() {
         let cases: &[(&[(&str, &str)], &str)] = &[
             (
                 &[("backing_fmt", "raw"), ("refcount_bits", "3")],

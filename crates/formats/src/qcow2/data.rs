@@ -149,8 +149,8 @@ impl Data {
         self.facts.children().require(ChildIdx::DATA)?.write_zeroes(from, to - from, flags).await
     }
 
-    /// Discards whole clusters of a data file that is not raw, after the tables have stopped referring to them. The caller
-    /// holds the range lock.
+    /// Discards whole clusters of a data file that is not raw. The caller holds the range lock, and has changed the L2 entries
+    /// in the cache, so that they no longer refer to the clusters.
     pub(super) async fn give_up_data(&self, from: u64, to: u64) {
         let to = self.facts.end_of_data(to);
         if self.facts.has_raw_data() || from >= to {

@@ -214,7 +214,7 @@ impl Bitmaps {
         let live = self.state().live.clone();
         for bitmap in live {
             if let Err(error) = bitmap.resize(size) {
-                // The caller checked before that a resize is possible. Core marks a bitmap that was not resized.
+                // The caller has checked that a resize is possible. Core marks a bitmap that was not resized as inconsistent.
                 tracing::warn!("qcow2: bitmap '{}' was not resized: {error}", bitmap.name());
             }
         }

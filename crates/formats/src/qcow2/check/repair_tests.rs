@@ -198,7 +198,7 @@ fn a_full_disk_does_not_prevent_repairs_that_need_no_space() {
     assert_eq!(
         refcount_get(block, 100 - 64, 6),
         Some(1),
-        "a repair that needs no space was not made"
+        "the refcount was not raised although this needs no space"
     );
     disk.set_faults(Faults::default());
     let report = checked(&disk, Fix::All).unwrap();

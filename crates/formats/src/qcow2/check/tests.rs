@@ -157,7 +157,7 @@ fn a_refcount_that_is_too_low_is_a_corruption() {
 }
 
 #[test]
-fn a_table_with_several_references_counts_its_entries_that_many_times() {
+fn entries_of_a_table_with_several_references_count_several_times() {
     let (report, said) = Image::spoiled(|image| {
         image.bytes[39] = 3;
         image.put(L1 + 8, L1Entry::new(offset(L2)).0);

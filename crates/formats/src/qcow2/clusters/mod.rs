@@ -5,7 +5,7 @@
 //! | `allocator` | the free map, and the quarantine of freed clusters |
 //! | `overlaps` | clusters that several metadata structures use |
 //! | `dropped` | the list of references whose refcounts are lowered later |
-//! | `table` | the refcount table: its place and its entries |
+//! | `table` | the refcount table: its offset and its entries |
 //! | `slices` | refcounts in cached slices of refcount blocks; writing dirty slices |
 //! | `census` | which clusters of a range are in use |
 //! | `reserve` | taking clusters out of the free map, which is filled from the refcount blocks |
