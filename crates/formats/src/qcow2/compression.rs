@@ -6,7 +6,7 @@
 //!
 //! The compression type zlib is raw deflate with a window of 4 KiB, because QEMU's decoder has no larger window. libdeflate
 //! cannot limit its window, so this module uses libdeflate only for decompression. libdeflate rejects streams that end early or
-//! late although they fill the cluster. The streaming decoder decodes such streams. It accepts the same streams as QEMU.
+//! late although they fill the cluster. The streaming decoder decodes such streams, and accepts the same streams as QEMU.
 //!
 //! The contexts of the codecs are large, so each thread keeps one set.
 
@@ -52,7 +52,7 @@ pub fn compress(method: Compression, cluster: &[u8]) -> Result<Option<Vec<u8>>> 
     })
 }
 
-/// Decompresses `data`, which may have trailing bytes, so that it fills `cluster`.
+/// Decompresses `data`, which may have trailing bytes. The output fills `cluster`.
 ///
 /// # Errors
 /// `EIO` when the data is not a valid stream, or decompresses to less than a cluster.

@@ -97,7 +97,7 @@ impl Qcow2 {
         Ok(true)
     }
 
-    /// Changes the L2 entries of a range of whole clusters or subclusters, so that it reads as zeroes.
+    /// Changes the L2 entries of a range of whole clusters or subclusters, so that the range reads as zeroes.
     pub(super) async fn zero_entries(
         &self,
         offset: u64,

@@ -1,4 +1,4 @@
-//! The on-disk flag "in use" of bitmaps, and its handling in a reopen.
+//! Setting the on-disk flag "in use" of bitmaps when an image is opened or becomes writable.
 //!
 //! The flag is written and flushed before the first request can change a bitmap. After a power cut, a bitmap with this
 //! flag is inconsistent.
@@ -46,7 +46,7 @@ impl Bitmaps {
     }
 
     /// Marks the bitmaps as in use when the image has become writable, or stays writable because a reopen or an amend has
-    /// failed. The marks are flushed before the next request. If they cannot be written, the image fails all further
+    /// failed. The marks are flushed before the next request. If the marks cannot be written, the image fails all further
     /// requests.
     pub(in super::super) async fn use_bitmaps(&self) {
         if let Err(error) = self.mark_bitmaps_in_use().await {

@@ -43,7 +43,7 @@ pub(in super::super) async fn read_directory(
 }
 
 impl Bitmaps {
-    /// Reads the bitmaps of the image, and marks them as in use if it is writable.
+    /// Reads the bitmaps of the image, and marks them as in use if the image is writable.
     pub(in crate::qcow2) async fn load_bitmaps(&self) -> Result<Vec<Arc<DirtyBitmap>>> {
         let place = self.state().directory.place;
         let Some(place) = place else { return Ok(Vec::new()) };

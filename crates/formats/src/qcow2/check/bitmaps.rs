@@ -216,7 +216,7 @@ impl Checker<'_> {
         carry_out(self.file, plan(self.file, self.header, place.as_ref()).await?).await
     }
 
-    /// Whether only the directory refers to its clusters.
+    /// Whether no other structure uses the clusters of the directory.
     fn is_alone(&self, place: &BitmapsExtension) -> bool {
         let first = self.geometry.cluster_index(place.directory_offset);
         let count = self.geometry.clusters_for(place.directory_size);

@@ -6,10 +6,10 @@
 //!    references is read once, and each of its entries counts as that many references.
 //! 2. [`refcounts`] compares the counts with the refcounts on disk. A refcount that is too low is a corruption. A refcount
 //!    that is too high is a leak.
-//! 3. [`copied`] reports entries with a wrong copied flag. It walks the active tables again, so it runs only if steps 1
-//!    and 2 found a suspect entry.
-//! 4. [`repair`] repairs the findings that `fix` allows. If the old refcount structures are unusable, it calls
-//!    [`rebuild`] to write new ones.
+//! 3. [`copied`] reports entries with a wrong copied flag. This step reads the active tables again, so it runs only if
+//!    steps 1 and 2 found a suspect entry.
+//! 4. [`repair`] repairs the findings that `fix` allows. If the old refcount structures are unusable, [`rebuild`] writes
+//!    new structures.
 //!
 //! Tables and refcount blocks are read in parallel and parsed on all cores. Findings are reported and counted on one
 //! thread, in the order of the tables.
@@ -85,7 +85,7 @@ struct Checker<'a> {
     /// Clusters behind the end of the file to which metadata refers. A repair does not use them.
     beyond: RoaringTreemap,
     refcount_table: Vec<u64>,
-    /// Refcount table indices with a broken entry, so that the refcounts of their block are unknown.
+    /// Refcount table indices with a broken entry, so that the refcounts of the block are unknown.
     broken_blocks: HashSet<u64>,
     /// Whether one of the broken blocks was already reported.
     broken_block_told: bool,

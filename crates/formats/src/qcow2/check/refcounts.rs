@@ -24,7 +24,7 @@ impl Checker<'_> {
         let (per_block, order) =
             (self.geometry.refcounts_per_block(), self.geometry.refcount_order);
         let end = self.clusters_counted();
-        // The workers share the counts. This thread needs them only for blocks that differ.
+        // The workers share the counts. This thread needs the counts only for blocks that differ.
         let references = Arc::new(std::mem::take(&mut self.references));
         let counted = Arc::clone(&references);
         let look = move |index: &u64, block: IoBufMut| -> Seen {

@@ -416,7 +416,7 @@ pub(super) struct Usage {
     allocated: u64,
     compressed: u64,
     fragmented: u64,
-    /// Host offset of the next cluster if it is not fragmented; 0 before the first cluster.
+    /// Host offset of the next cluster if the clusters are contiguous; 0 before the first cluster.
     next: u64,
 }
 

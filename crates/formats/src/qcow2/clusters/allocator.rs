@@ -1,6 +1,6 @@
 //! The free map: which host clusters may be allocated.
 //!
-//! When the map has no suitable free clusters, `Clusters::scan_next` fills it from the next refcount block. The lowest
+//! When the map has no suitable free clusters, `Clusters::scan_next` adds clusters of the next refcount block. The lowest
 //! clusters come first, so that images stay compact. The search for free clusters begins behind the clusters that were
 //! allocated last. When a cluster below that position becomes free, the search restarts at that cluster. Gaps that were too
 //! small for a request stay unused until such a restart, or until the image is opened again, as in QEMU.
@@ -10,7 +10,7 @@
 //!
 //! - **free**: the cluster is in the map;
 //! - **reserved**: an operation owns the cluster in a [`Reserved`]. A [`Reserved`] that is dropped frees its clusters
-//!   immediately if no write to them has begun. Otherwise it quarantines them;
+//!   immediately if no write to them has begun. Otherwise the clusters are quarantined;
 //! - **in use**: its refcount is not 0;
 //! - **quarantined**: freed, but a request that started before may still use the cluster. The cluster becomes free once the
 //!   epoch in which it was freed has passed.
@@ -42,11 +42,11 @@ struct Map {
     quarantined: VecDeque<Quarantined>,
     /// The search for free clusters begins here.
     next: u64,
-    /// Clusters below this have been scanned.
+    /// Clusters below this number have been scanned.
     scanned: u64,
-    /// Clusters from here on have never been written and read as zeroes.
+    /// Clusters from this number on have never been written and read as zeroes.
     untouched: u64,
-    /// Clusters from here on lay behind the end of the file when it was opened or last truncated.
+    /// Clusters from this number on lay behind the end of the file when the file was opened or last truncated.
     new_from: u64,
     /// Clusters that contain metadata.
     metadata: RoaringTreemap,

@@ -1,4 +1,4 @@
-//! Queries over ranges of host clusters: which of them are in use.
+//! Finding out which host clusters of a range are in use.
 
 use std::collections::BTreeSet;
 use std::ops::Range;

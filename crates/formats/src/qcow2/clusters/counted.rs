@@ -25,14 +25,14 @@ pub(in crate::qcow2) struct Counted<'a> {
 }
 
 impl Counted<'_> {
-    /// Call this when a table refers to the first `count` clusters. Their references are then no longer dropped with the value.
+    /// Call this when a table refers to the first `count` clusters. The drop of the [`Counted`] then keeps their references.
     pub(in crate::qcow2) fn keep_first(&mut self, count: u64) {
         let count = count.min(self.count);
         self.start = self.start.saturating_add(count);
         self.count = self.count.saturating_sub(count);
     }
 
-    /// Call this when a table refers to all clusters. No references are then dropped.
+    /// Call this when a table refers to all clusters. All references are then kept.
     pub(in crate::qcow2) fn keep(mut self) {
         self.count = 0;
     }
@@ -71,8 +71,8 @@ impl Clusters {
     }
 }
 
-/// A run whose refcounts are being raised, one cluster after the other. If it is dropped because the operation failed or was
-/// cancelled, the added references are dropped, and the remaining clusters are freed.
+/// A run whose refcounts are being raised, one cluster after the other. If [`Counting`] is dropped because the operation failed
+/// or was cancelled, the added references are dropped, and the remaining clusters are freed.
 pub(super) struct Counting<'a> {
     clusters: &'a Clusters,
     run: Option<Reserved<'a>>,

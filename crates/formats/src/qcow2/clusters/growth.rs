@@ -44,8 +44,8 @@ impl Clusters {
     }
 
     /// Writes missing refcount blocks from cluster `start` on, and a new table behind them. The blocks cover all clusters from
-    /// `start` up to `clusters` clusters behind the table. Reserves the `reserved` clusters directly behind the table and
-    /// returns them. Returns `None`, and writes nothing, if the clusters from `start` on are not free.
+    /// `start` up to `clusters` clusters behind the table. Reserves and returns the `reserved` clusters directly behind
+    /// the table. Returns `None`, and writes nothing, if the clusters from `start` on are not free.
     ///
     /// The new table and these blocks are written to one run of clusters and flushed. After that, the header is changed to
     /// refer to the table.

@@ -21,7 +21,7 @@ impl Clusters {
         })
     }
 
-    /// Whether the file cannot grow and has few free clusters. Scans refcount blocks until it has found enough of them.
+    /// Whether the file cannot grow and has few free clusters. Scans refcount blocks until enough free clusters are found.
     pub(super) async fn is_nearly_full(&self) -> Result<bool> {
         let limit = self.limit()?;
         if limit == u64::MAX {

@@ -77,7 +77,7 @@ impl Compaction<'_> {
         // Bitmaps are added and removed without draining the node.
         let _bitmaps = self.bitmaps.hold().await;
         if self.clusters.have_overlaps() {
-            // Moving a cluster would free it, although other metadata also uses it.
+            // Moving a cluster would free the original, although other metadata also uses the original.
             return Err(Error::corrupt("metadata lies on other metadata: the image needs a check"));
         }
         self.metadata.settle_metadata().await?;

@@ -122,7 +122,7 @@ impl Wanted {
     }
 }
 
-/// Takes the encryption options out of `options`, nested or with dotted keys, and removes their prefix.
+/// Takes the encryption options out of `options`, nested or with dotted keys, and removes the prefix `encrypt.` of their names.
 fn take_encrypt(options: &mut Options) -> Result<Options> {
     let mut encrypt = options.take_options("encrypt").unwrap_or_default();
     let flat: Vec<String> =

@@ -1,8 +1,8 @@
 //! Changing the passwords of a LUKS image: adding them to key slots, and erasing them.
 //!
-//! After a power cut at any moment, at least one key slot still unlocks the disk. A slot becomes active on disk only
-//! after its key material is flushed. The key material of the last active slot is overwritten only if the user forces
-//! its erasure, or if another slot contains the key.
+//! After a power cut at any moment, at least one key slot still unlocks the disk, unless the user forces the erasure of all
+//! active slots. A slot becomes active on disk only after its key material is flushed. While the only active slot is
+//! overwritten with a new password, a spare slot contains the key.
 //!
 //! Erasing a slot overwrites its key material first, so that after a crash the erased password cannot unlock the disk.
 

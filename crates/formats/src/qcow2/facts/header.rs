@@ -28,7 +28,7 @@ use crate::qcow2::read_ahead::read_ahead;
 
 /// Unit that the disk writes completely or not at all, in bytes.
 const SECTOR: usize = 512;
-/// Size of the first read of the header and its extensions. It usually covers all of them.
+/// Size of the first read of the header. This is usually enough for the header and all its extensions.
 const HEAD: u64 = 64 << 10;
 
 /// The header as it was last read or written. While the image is open, its table sizes and table offsets may be out of date:
@@ -247,8 +247,8 @@ impl Drop for UntilKnown<'_> {
 /// Changes a pointer at `offset` in the file from `old` to `new`, and flushes.
 ///
 /// # Errors
-/// As the file reports. After a failed write or flush, the disk may hold either value. So `old` is written once more. If that
-/// succeeds, the pointer has the value `old`. If it fails, `stop` is set.
+/// As the file reports. After a failed write or flush, the disk may contain either value. So `old` is written and flushed. If
+/// this succeeds, the pointer has the value `old`. Otherwise `stop` is set.
 pub(in crate::qcow2) async fn exchange(
     file: &Edge,
     offset: u64,
