@@ -1,10 +1,10 @@
-//! Checking an image: each entry must name its own cluster or table inside the file. Faults are counted as in `qemu-img
-//! check`.
+//! Check and repair of an image. Each entry must refer to a cluster or table inside the file, and no two entries to the same
+//! one. Faults are counted as in `qemu-img check`.
 //!
-//! A repair loses no readable data. An invalid entry becomes 0. An L2 entry that shares its cluster with another structure
-//! gets its own copy. Tables that share clusters are not repaired, because it is not known to which part of the disk they
-//! belong. Unused clusters are removed by moving the last clusters into them, if the image has no other fault, or all
-//! other faults have been repaired.
+//! A repair loses no readable data. An invalid entry becomes 0. If two L2 entries refer to the same cluster, or an L2 entry
+//! refers to a cluster of a table, the entry gets its own copy of the cluster. Tables that overlap are not repaired, because it
+//! is not known which part of the disk they map. Unused clusters are removed by moving the last clusters of the file into them.
+//! This is done only if the image has no other fault or all other faults have been repaired.
 
 use oxblk_core::check::{self, CheckReport, FindingKind, Fix};
 use oxblk_core::{Errno, Error, Result};
@@ -16,13 +16,13 @@ use super::survey::{Fault, Survey};
 /// A repair changes at most as many entries as the file has clusters, plus this number.
 const SPARE_FAULTS: u64 = 64;
 
-/// Faults up to the number that a repair can handle.
+/// The faults of an image, for the repair.
 #[derive(Default)]
 struct Faults {
     list: Vec<Fault>,
     /// Number of faults of L2 entries, and of invalid L1 entries.
     count: u64,
-    /// Shared clusters of tables.
+    /// Number of clusters in which tables overlap other structures.
     shared: u64,
 }
 
@@ -61,7 +61,7 @@ impl BadRun {
 }
 
 impl Qed {
-    /// Checks the image and repairs the faults that `fix` allows. The image takes no requests meanwhile.
+    /// Checks the image and repairs the faults that `fix` allows. No request is in flight.
     pub(super) async fn check_image(
         &self,
         fix: Fix,
@@ -109,7 +109,7 @@ impl Qed {
         Ok(report)
     }
 
-    /// Surveys the image. Lists at most `most` faults that can be repaired.
+    /// Surveys the image, reports its faults, and returns the first `most` faults that can be repaired.
     async fn find_faults(
         &self,
         most: u64,

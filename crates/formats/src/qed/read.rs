@@ -1,4 +1,4 @@
-//! Reads that the fast path cannot answer, and block status.
+//! Reads that the fast path (`map`) cannot forward, and block status.
 
 use futures_util::future::try_join_all;
 use oxblk_core::{BoxFuture, ChildIdx, Errno, Error, Result, Status, StatusFlags};
