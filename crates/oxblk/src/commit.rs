@@ -24,13 +24,13 @@ pub struct Commit {
     pub base: Arc<Node>,
     /// Empty the overlay at the end.
     pub empty: bool,
-    /// Maximum number of requests in flight on all threads together.
+    /// Maximum number of chunks that are copied concurrently, on all threads together.
     pub parallel: usize,
     /// Maximum rate in bytes per second.
     pub rate: Option<u64>,
     /// Receives the progress.
     pub observer: Arc<dyn Observer>,
-    /// Any thread may set this to stop the copy before its next request. The overlay is not emptied then.
+    /// Any thread may set this flag to stop the copy before its next request. The overlay is not emptied then.
     pub stop: Arc<AtomicBool>,
 }
 
