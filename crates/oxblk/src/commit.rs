@@ -1,7 +1,7 @@
-//! Committing an overlay: its data is copied into an image of its backing chain, the base.
+//! Commit of an overlay: the data of the overlay is copied into an image of its backing chain, the base.
 //!
 //! 1. Make the base writable, and grow it to the overlay's size if it is smaller.
-//! 2. Copy all data of the layers above the base into the base, zeroes included ([`crate::copy`]).
+//! 2. Copy all data and zeroes of the layers above the base into the base ([`crate::copy`]).
 //! 3. Flush the base and make it read-only again.
 //! 4. If requested, empty the overlay. This is the last step, so that a crash loses no data.
 //!

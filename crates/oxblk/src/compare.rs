@@ -17,7 +17,7 @@ use crate::first_by_offset::FirstByOffset;
 use crate::progress::{InOrder, Piece};
 use crate::workers;
 
-/// Longest piece, in bytes. Progress is reported in these steps, as QEMU does.
+/// Longest piece, in bytes. Progress is reported in these steps, as in QEMU.
 const PIECE: u64 = 2 << 20;
 /// Number of bytes that a worker takes in one step: several pieces, at most [`MOST_PIECES`]. Workers take pieces under a lock,
 /// the cursor. To wake a thread that waits for the lock takes longer than to compare a short piece, so each worker takes the
@@ -276,8 +276,8 @@ impl Shared {
         ranges
     }
 
-    /// The length of the range with the status at `offset`, and which disks must be read there. `None`: the block status
-    /// differs, and the comparison is strict.
+    /// Queries the block status of both disks at `offset`. Returns the length of the range with this status, and the disks that
+    /// must be read in the range; `None` if the status differs and the comparison is strict.
     async fn sides(&self, offset: u64) -> Result<Option<(u64, Sides)>, CompareError> {
         let left = self.job.to - offset;
         let first = self.status(0, &self.job.disks.0, offset, left).await?;

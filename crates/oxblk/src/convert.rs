@@ -13,7 +13,7 @@ use oxblk_ring::{IoThread, try_thread_index};
 use crate::copy::{self, Copy, CopyError, CopyOptions, Observer, Stage};
 use crate::{Cache, Create, Disk, IoThreads, NewFormat, Request, Result};
 
-/// Called with the number of bytes done and the total number.
+/// Is called with the number of bytes done and the total number of bytes.
 type Progress = Box<dyn Fn(u64, u64) + Send + Sync>;
 
 /// A copy of a disk into a new image.

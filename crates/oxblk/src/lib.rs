@@ -41,7 +41,7 @@
 //! - [`NbdServer`] serves disks to other programs.
 //! - A [`Request`] is one operation in flight. Every method that does I/O returns one.
 //!
-//! The folder `examples` has small programs for snapshots, incremental backups, NBD, tokio, and a driver of your own.
+//! The folder `examples` contains small programs for snapshots, incremental backups, NBD, tokio, and a driver of your own.
 //!
 //! # Closing
 //!
@@ -103,8 +103,8 @@
 //!
 //! - [`check`] checks and repairs images, as [`Disk::check`] does. [`qapi`] converts results to JSON objects of QEMU.
 //! - [`drivers`] returns the table of all drivers, for [`core::Graph::new`].
-//! - [`copy`], [`compare`], [`commit`] and [`rebase`] are the engines that work on whole disks, with many requests in flight on
-//!   several I/O threads. [`workers`] distributes their workers over the threads.
+//! - [`copy`], [`compare`], [`commit`] and [`rebase`] are the engines for operations on complete disks, with many requests in
+//!   flight on several I/O threads. [`workers`] distributes their workers over the threads.
 //! - [`core`] is the block graph, [`ring`] the I/O engine, and [`exports`] contains the servers.
 #![forbid(unsafe_code)]
 

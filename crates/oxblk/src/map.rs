@@ -28,7 +28,7 @@ pub struct Extent {
     pub data: bool,
     /// The data is compressed.
     pub compressed: bool,
-    /// The byte offset of the data, and the node that contains it. `None`: there is no data, or it is compressed or
+    /// The byte offset of the data, and the node that contains it. `None`: there is no data, or the data is compressed or
     /// encrypted.
     pub place: Option<(u64, Arc<Node>)>,
 }

@@ -3,7 +3,7 @@
 //! The output has the same bytes as the output of QEMU, so that people and tests can compare outputs. It differs from the
 //! output of other JSON libraries in two ways:
 //!
-//! - Layout: four spaces per level, and an empty list or object takes two lines.
+//! - Layout: the indentation is four spaces per level, and an empty list or object takes two lines.
 //! - Order of keys: QEMU stores an object in a hash table with 512 chains. It prints one chain after the other, and the newest
 //!   key of a chain first. So the order looks arbitrary, but it is the same on every run.
 

@@ -41,7 +41,7 @@ struct Running {
     /// These handles keep the disks open while they are served.
     disks: Vec<Disk>,
     socket: Option<SocketFile>,
-    /// The task that accepts connections. Dropping it does not end the task.
+    /// The task that accepts connections. Dropping this handle does not end the task.
     accepting: Mutex<Option<Remote<std::io::Result<()>>>>,
 }
 

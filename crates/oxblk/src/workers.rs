@@ -1,4 +1,4 @@
-//! The workers of an operation on whole disks.
+//! Runs the workers of an operation on complete disks.
 //!
 //! Several workers on several I/O threads take pieces of a disk from a common state. A worker ends when no piece is left, or
 //! when the state says that the operation has failed. [`run`] distributes the workers over the threads and waits until they

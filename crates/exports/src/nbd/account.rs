@@ -283,7 +283,8 @@ mod tests {
         let budget = Budget::new(4 * MIB);
         let accounts = [account(&budget), account(&budget), account(&budget)];
         assert!(holds(&accounts[0], 3 * MIB));
-        // One connection may overdraw, and no other until that connection has repaid.
+        // One connection may overdraw the budget. Another connection may do so only after the first one has repaid the
+        // overdraft.
         assert!(holds(&accounts[1], 2 * MIB));
         assert!(!holds(&accounts[2], 2 * MIB));
         accounts[1].release(2 * MIB);

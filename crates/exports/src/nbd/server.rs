@@ -374,7 +374,7 @@ async fn connection(permit: ConnectionPermit, socket: OwnedFd) {
     select(work, pin!(inner.abort.wait())).await;
 }
 
-/// Runs the handshake with a time limit. It also ends if the server stops.
+/// Runs the handshake with a time limit. The handshake also ends if the server stops or if it is cancelled.
 async fn greet(
     permit: &ConnectionPermit,
     stream: &Stream,

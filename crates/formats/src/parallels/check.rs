@@ -173,7 +173,8 @@ impl Parallels {
         number(first)..number(index(end).div_ceil(self.header.cluster))
     }
 
-    /// Copies the data of an entry to its own cluster. If the data is all zeroes, the entry becomes 0 instead.
+    /// Copies the data to which an entry refers to a new cluster, and changes the entry. If the data consists of zeroes, the
+    /// entry becomes 0 instead.
     async fn give_copy(&self, finding: &Finding) -> Result<()> {
         let file = self.file()?;
         let buf = IoBufMut::new(usize::try_from(self.header.cluster).unwrap_or(0));

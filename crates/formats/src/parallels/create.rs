@@ -39,7 +39,7 @@ impl Wanted {
     /// When a value is wrong. The messages are the same as in QEMU's tools.
     pub(super) fn from_options(mut options: Options) -> Result<Self> {
         let size = options.take_size("size")?.unwrap_or(0);
-        // The option applies to the file, which is created empty. Here it is only checked.
+        // The protocol uses the option when it creates the file. Here the value is only checked.
         if let Some(name) = options.take_str("preallocation")? {
             match Preallocation::parse(&name) {
                 Some(Preallocation::Metadata) => {

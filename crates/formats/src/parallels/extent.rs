@@ -94,7 +94,7 @@ impl BlockImage for Parallels {
 }
 
 impl Parallels {
-    /// The status of the start of `offset..offset + len`. An allocated cluster is data.
+    /// The block status at `offset`, for at most `len` bytes. Allocated clusters are reported as data.
     pub(super) async fn status(&self, offset: u64, len: u64) -> Result<Status> {
         let extent = async |at, len| self.extent(at, len).await;
         Ok(match extent::joined(offset, len, extent).await? {

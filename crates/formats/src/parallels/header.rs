@@ -68,7 +68,8 @@ pub struct Header {
     pub in_use: bool,
     /// Byte offset of the first cluster.
     pub data_offset: u64,
-    /// If true, `data_offset` is valid in the header on disk. Otherwise it was computed because the field is wrong.
+    /// Whether the field `data_off` of the header on disk is valid (in the old format, 0 is valid). If not, `data_offset` was
+    /// computed.
     pub data_offset_is_told: bool,
     /// The image has a format extension.
     pub has_extension: bool,

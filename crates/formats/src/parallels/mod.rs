@@ -71,7 +71,7 @@ pub(crate) struct Parallels {
     mark: Mark,
     /// A previous program did not close the image, and the image has not been repaired.
     unclean: AtomicBool,
-    /// The header on disk contains the correct offset of the first cluster, or the old format without this offset.
+    /// Whether the field `data_off` of the header on disk is valid.
     data_offset_is_told: AtomicBool,
     /// All clusters with a lower number lie completely inside the file.
     whole_clusters: AtomicU32,

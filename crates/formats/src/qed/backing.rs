@@ -1,4 +1,4 @@
-//! Changing the backing file of an image, and emptying the image.
+//! Change of the backing file of an image, and emptying of an image.
 //!
 //! To empty an image, the header is changed to refer to a new L1 table without entries. After that, all other clusters are
 //! freed. So after a crash the image has all of its data or none.

@@ -13,7 +13,7 @@ use super::Qed;
 use super::lookup::set;
 use super::survey::{Fault, Survey};
 
-/// A repair changes at most as many entries as the file has clusters, plus this number.
+/// A repair changes at most this number of entries more than the file has clusters.
 const SPARE_FAULTS: u64 = 64;
 
 /// The faults of an image, for the repair.
@@ -167,7 +167,7 @@ impl Qed {
         Ok(())
     }
 
-    /// Changes the L2 entry of a cluster of the disk, whose table exists.
+    /// Changes the L2 entry of the cluster at the disk offset `guest`. The L2 table exists.
     pub(super) async fn set_data_entry(&self, guest: u64, entry: u64) -> Result<()> {
         let (_, index) = self.slice_of(guest);
         let slice = self.pin_slice(guest).await?;

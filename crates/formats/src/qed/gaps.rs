@@ -17,9 +17,9 @@ use super::Qed;
 use super::survey::Owner;
 use crate::blocks::Run;
 
-/// Most gaps that are closed when an image is closed.
+/// Largest number of gaps that are closed when an image is closed.
 pub(super) const MOST_AT_CLOSE: u64 = 64;
-/// Most clusters that are moved in one round.
+/// Largest number of clusters that are moved in one round.
 const ROUND: u32 = 1024;
 /// Data is copied in steps of this size in bytes.
 const STEP: u64 = 1 << 20;
@@ -28,7 +28,7 @@ const STEP: u64 = 1 << 20;
 type Move = (u32, Owner, Run);
 
 impl Qed {
-    /// Closes all gaps, if there are at most `most`, and truncates the file. No request is in flight.
+    /// Closes all gaps if there are at most `most` gaps, and truncates the file. No request is in flight.
     ///
     /// # Errors
     /// The errors of the file. The image is consistent after an error too.
@@ -58,7 +58,7 @@ impl Qed {
             }
             let run = self.allocator.reserve(1).await?;
             if run.start >= *cluster {
-                // The gap behind this cluster has become the end of the file.
+                // No gap with a lower offset than this cluster is left.
                 break;
             }
             moves.push((*cluster, *owner, run));

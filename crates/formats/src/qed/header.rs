@@ -60,12 +60,12 @@ const _: () = {
 pub struct Geometry {
     /// A cluster has `1 << cluster_bits` bytes.
     pub cluster_bits: u32,
-    /// Clusters of a table: 1, 2, 4, 8 or 16.
+    /// Number of clusters of a table: 1, 2, 4, 8 or 16.
     pub table_clusters: u32,
 }
 
 impl Geometry {
-    /// The geometry with these sizes, if both are permitted.
+    /// A geometry with these sizes; an error if a size is not permitted.
     pub fn new(cluster_size: u64, table_clusters: u64) -> Result<Self, BadGeometry> {
         let bits = cluster_size.trailing_zeros();
         if !cluster_size.is_power_of_two() || !CLUSTER_BITS.contains(&bits) {
@@ -89,7 +89,7 @@ impl Geometry {
         u64::from(self.table_clusters) << self.cluster_bits
     }
 
-    /// Entries of a table: at most 2^27.
+    /// Number of entries of a table: at most 2^27.
     pub fn table_entries(&self) -> u64 {
         self.table_bytes() / ENTRY_BYTES
     }
@@ -104,7 +104,7 @@ impl Geometry {
         self.table_reach().saturating_mul(self.table_entries()).min(MAX_LENGTH)
     }
 
-    /// Number of entries of the L1 table that can map a part of a disk.
+    /// Number of L1 entries that the largest disk needs.
     pub fn l1_entries(&self) -> u64 {
         self.max_size().div_ceil(self.table_reach()).min(self.table_entries())
     }

@@ -15,14 +15,14 @@ use super::Qed;
 use super::header::{ENTRY_BYTES, Entry};
 use crate::slice_cache::{Change, Pinned};
 
-/// The storage of a range of the disk, for its first `len` bytes.
+/// Describes where the first `len` bytes of a range of the disk are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Extent {
     /// The data lies at `host` in the file.
     Data { host: u64, len: u64 },
     /// The range reads as zeroes.
     Zero { len: u64 },
-    /// The range reads as the backing file does.
+    /// The range is not allocated and reads from the backing file.
     Unallocated { len: u64 },
 }
 

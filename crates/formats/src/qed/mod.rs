@@ -9,7 +9,7 @@
 //! | `header` | parsing and encoding the header, the meaning of entries, without I/O |
 //! | `header_change` | changes of the header of an open image, and the need-check flag |
 //! | `lookup` | disk offset → extent; loading L2 slices |
-//! | `read` | reads that the fast path cannot answer; block status |
+//! | `read` | reads that the fast path cannot forward; block status |
 //! | `write` | writes that allocate clusters |
 //! | `zero` | zero writes and discards |
 //! | `tables` | new L2 tables; changing L1 entries |
@@ -140,7 +140,7 @@ impl Qed {
     }
 
     /// # Errors
-    /// When the image must not be written.
+    /// When the image is read-only, or when the header on disk is unknown after a failed write.
     fn check_writable(&self) -> Result<()> {
         if self.is_read_only() {
             return Err(Error::new(ErrorKind::ReadOnly, "Image is read-only"));

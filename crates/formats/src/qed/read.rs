@@ -47,7 +47,7 @@ impl Qed {
         }
     }
 
-    /// The status of the start of `offset..offset + len`. An allocated cluster is data.
+    /// The block status at `offset`, for at most `len` bytes. Allocated clusters are reported as data.
     pub(super) async fn status(&self, offset: u64, len: u64) -> Result<Status> {
         let first = self.extent(offset, len).await?;
         let mut covered = first.len();

@@ -1,6 +1,6 @@
-//! Writing tables back, in an order that survives a crash at any point.
+//! Write-back of tables, in an order that is safe against a crash at any point.
 //!
-//! One cycle runs at a time (`writing_back`). Its steps are:
+//! One cycle runs at a time (lock `writing_back`). The steps of a cycle are:
 //!
 //! 1. take the freed clusters, the changed L1 entries with their values, and copies of the dirty L2 slices, in that order. So
 //!    the copies contain the L2 entries that belong to the freed clusters and to the L1 entries. The data of every entry in the

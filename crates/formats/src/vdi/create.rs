@@ -99,7 +99,7 @@ pub(super) async fn create(request: CreateRequest) -> Result<()> {
     file.flush().await
 }
 
-/// Extends the file to contain all blocks, and makes them read as zeroes.
+/// Extends the file so that it contains all blocks, and makes the blocks read as zeroes.
 async fn allocate(file: &Edge, header: &Header, preallocation: Preallocation) -> Result<()> {
     let limits = file.node().limits();
     let is_zero = limits.has_zero_init && limits.grows && file.size() == 0;
@@ -112,7 +112,7 @@ async fn allocate(file: &Edge, header: &Header, preallocation: Preallocation) ->
     file.write_zeroes(header.data_offset, len, ZeroFlags::MAY_UNMAP).await
 }
 
-/// Writes the block map, in whole sectors.
+/// Writes the block map, padded to a multiple of the sector size.
 async fn write_map(file: &Edge, header: &Header) -> Result<()> {
     // The map of a dynamic image consists of equal entries, so the writes can share one buffer.
     let absent = IoBuf::from(encode_entries(0..ENTRIES_AT_ONCE, |_| Entry::Zero));
@@ -134,7 +134,7 @@ async fn write_map(file: &Edge, header: &Header) -> Result<()> {
     Ok(())
 }
 
-/// The entries of a range, padded with zeroes to whole sectors.
+/// Encodes the entries of a range, and pads them with zeroes to a multiple of the sector size.
 fn encode_entries(range: Range<u32>, entry: impl Fn(u32) -> Entry) -> Vec<u8> {
     let mut bytes: Vec<u8> = range.flat_map(|index| entry(index).number().to_le_bytes()).collect();
     let sector = usize::try_from(SECTOR).unwrap_or(1);

@@ -86,8 +86,8 @@ impl Vdi {
         }
     }
 
-    /// The status of the start of `offset..offset + len`. An allocated block is data. For a static image, the caller also
-    /// queries the file, because the file system knows which parts were never written.
+    /// The block status at `offset`, for at most `len` bytes. Allocated blocks are reported as data. For a static image, the
+    /// caller also queries the file, because the file system knows which parts were never written.
     pub(super) async fn status(&self, offset: u64, len: u64, _want: Want) -> Result<Status> {
         let extent = async |at, len| self.extent(at, len).await;
         Ok(match extent::joined(offset, len, extent).await? {

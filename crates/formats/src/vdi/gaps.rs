@@ -39,7 +39,7 @@ impl Vdi {
         self.trim().await
     }
 
-    /// Moves the last blocks into all gaps, if there are at most `most` gaps. No request is in flight.
+    /// If there are at most `most` gaps, moves the last blocks into all gaps. No request is in flight.
     ///
     /// # Errors
     /// The errors of the file. The image is consistent after an error too.

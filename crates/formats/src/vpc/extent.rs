@@ -103,7 +103,7 @@ impl Vpc {
         table.saturating_add(u64::from(index).saturating_mul(ENTRY_BYTES))
     }
 
-    /// The status of the start of `offset..offset + len`. An allocated block is data.
+    /// The block status at `offset`, for at most `len` bytes. Allocated blocks are reported as data.
     pub(super) async fn status(&self, offset: u64, len: u64) -> Result<Status> {
         let extent = async |at, len| self.extent(at, len).await;
         Ok(match extent::joined(offset, len, extent).await? {

@@ -136,7 +136,7 @@ pub(super) fn looks_like_vpc(head: &[u8]) -> bool {
     head.starts_with(&COOKIE)
 }
 
-/// The properties of a new image that its footer contains.
+/// Properties of a new image that are stored in its footer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct NewFooter {
     pub(super) disk_type: DiskType,

@@ -1,4 +1,4 @@
-//! Reading the footers and the header.
+//! Reads the footers and the header of an image, and chooses the footer that is used.
 //!
 //! A dynamic image has two footers. The copy at the beginning is used if it is valid, because writes never change it. If the
 //! copy is damaged, the footer at the end is used. A fixed image has only the footer at the end. Sector 0 of a fixed image

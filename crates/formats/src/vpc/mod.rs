@@ -89,7 +89,7 @@ pub(crate) struct Vpc {
     map: EntryMap,
     /// Allocates slots; see `slots`.
     allocator: Arc<Allocator>,
-    /// Byte offset of slot 0. It is set when the image becomes writable.
+    /// Byte offset of slot 0. It is computed before the image is written.
     first_slot: AtomicU64,
     /// The file has at least this length in bytes.
     file_len: AtomicU64,

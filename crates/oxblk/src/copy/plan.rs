@@ -25,7 +25,7 @@ pub(super) enum Action {
     Copy,
     /// Make the target read as zeroes in the range of the chunk.
     Zero,
-    /// Nothing: the target reads the same data already.
+    /// Do nothing, because the target already reads as the same data.
     Skip,
 }
 

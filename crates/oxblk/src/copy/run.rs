@@ -196,7 +196,7 @@ impl Shared {
         self.progress.done(chunk.offset, piece, tell);
     }
 
-    /// Fails if the copy was requested to stop. Nothing at or after `offset` has been written yet.
+    /// Fails if a stop of the copy was requested. `offset` is the offset in the error; no later data has been written.
     pub(super) fn go_on(&self, offset: u64) -> Result<(), CopyError> {
         if self.copy.stop.load(Relaxed) {
             return Err(CopyError::stopped(offset, "Interrupted"));

@@ -53,7 +53,7 @@ impl Disk {
         Self::options().read_only(true).open(path)
     }
 
-    /// Options for opening an image in other ways.
+    /// Options for opening an image; [`OpenOptions`] has the defaults and the methods to change them.
     pub fn options() -> OpenOptions {
         OpenOptions::default()
     }
@@ -204,7 +204,7 @@ impl Disk {
     /// The close runs to completion, even if the request is dropped.
     ///
     /// # Errors
-    /// The first failure. All files are closed nevertheless.
+    /// The first failure. All files are closed after a failure too.
     pub fn close(self) -> Request<()> {
         if self.0.is_closed.swap(true, Relaxed) {
             return Request::failed(closed());

@@ -123,8 +123,8 @@ impl OpenOptions {
         self
     }
 
-    /// Which files the image may refer to as its backing and data files. The default allows any file, but no network
-    /// address and no `json:{…}`.
+    /// Sets which files the image may refer to as its backing file and data file. By default, every path is allowed, but not a
+    /// network address or a `json:{…}` name.
     #[must_use]
     pub fn gate(mut self, gate: Gate) -> Self {
         self.gate = gate;
@@ -171,7 +171,7 @@ impl OpenOptions {
         self
     }
 
-    /// What other users of the image may do while the disk is open.
+    /// Sets which operations other users of the image may perform while the disk is open.
     #[must_use]
     pub fn sharing(mut self, sharing: Sharing) -> Self {
         self.sharing = sharing;

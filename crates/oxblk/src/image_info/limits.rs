@@ -1,4 +1,4 @@
-//! The limits of a node's requests, as QAPI's `BlockLimitsInfo`.
+//! The limits of the requests of a node, as a JSON object of the QAPI type `BlockLimitsInfo`.
 
 use oxblk_core::Limits;
 use serde_json::{Map, Value, json};

@@ -48,7 +48,7 @@ pub struct ImageInfo {
     pub backing: Option<BackingName>,
     /// The internal snapshots of the image.
     pub snapshots: Vec<SnapshotInfo>,
-    /// Information specific to the driver, as QAPI's `ImageInfoSpecific`.
+    /// Information that is specific to the driver, as a JSON object of the QAPI type `ImageInfoSpecific`.
     pub specific: Option<Value>,
     /// The limits of requests.
     pub limits: Arc<Limits>,
@@ -111,7 +111,7 @@ impl ImageInfo {
         }
     }
 
-    /// The information as QAPI's `ImageInfo`. `with_limits` adds the key `limits`.
+    /// The information as a JSON object of the QAPI type `ImageInfo`. `with_limits` adds the key `limits`.
     pub fn to_json(&self, with_limits: bool) -> Value {
         crate::qapi::image_info(self, with_limits)
     }
@@ -125,7 +125,7 @@ pub fn has_own_info(node: &Node) -> bool {
     knows || passes_on && node.children().iter().any(|(_, edge)| has_own_info(edge.node()))
 }
 
-/// The cluster size, and whether the image is dirty. For a node that passes requests on, these are the values of its child.
+/// The cluster size, and whether the image is dirty. If the node passes requests on, the values of its child are returned.
 fn clusters_of(node: &Node) -> (u64, bool) {
     let info = node.driver().info();
     match node.child(ChildIdx::FILE) {
