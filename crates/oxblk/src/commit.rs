@@ -22,7 +22,7 @@ pub struct Commit {
     pub top: Backend,
     /// The node of the overlay's backing chain that receives the data.
     pub base: Arc<Node>,
-    /// Empty the overlay at the end.
+    /// If true, the overlay is emptied at the end.
     pub empty: bool,
     /// Maximum number of chunks that are copied concurrently, on all threads together.
     pub parallel: usize,

@@ -76,7 +76,7 @@ impl Convert {
         self
     }
 
-    /// Whether to copy unreadable data as zeroes instead of failing.
+    /// Whether unreadable data is copied as zeroes and is not an error.
     #[must_use]
     pub fn salvage(mut self, salvage: bool) -> Self {
         self.options.salvage = salvage;

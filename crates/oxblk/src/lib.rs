@@ -3,8 +3,9 @@
 //! # Why
 //!
 //! A disk image is more than a file with the bytes of a disk. A qcow2 image maps clusters through tables, reads unallocated
-//! clusters from a chain of backing files, and stores snapshots and dirty bitmaps. The order of its writes decides whether it
-//! survives a power cut. Programs that need such images usually start QEMU's tools and parse the output of the tools.
+//! clusters from a chain of backing files, and stores snapshots and dirty bitmaps. The order of writes to the image decides
+//! whether the image survives a power cut. Programs that need such images usually start QEMU's tools and parse the output of
+//! the tools.
 //!
 //! With oxblk, a program opens, reads, writes, creates, copies and serves disk images itself. Image formats, option names and
 //! error texts are the same as in QEMU, so both can use the same images. Requests run on `io_uring`, with many requests in

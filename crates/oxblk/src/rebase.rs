@@ -38,7 +38,7 @@ pub struct Rebase {
     pub new: Option<Backend>,
     /// The node of `new`, if that node is in the backing chain of `old`.
     pub common: Option<Arc<Node>>,
-    /// Write compressed clusters.
+    /// If true, compressed clusters are written.
     pub compress: bool,
     /// Maximum number of pieces that are processed concurrently, on all threads together.
     pub parallel: usize,

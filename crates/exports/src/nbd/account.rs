@@ -6,9 +6,9 @@
 //! [`STEP`], so that ordinary requests do not access the counters that all connections use.
 //!
 //! No connection waits for memory forever, for three reasons. Small requests need nothing from the budget. One connection at a
-//! time may overdraw the budget. If a connection has taken memory from the budget, another connection waits for memory, and the
-//! client of the first connection sends and receives too little for [`ServerOptions::stall_timeout`], then the first connection
-//! is [stalled](Account::is_stalled) and is closed.
+//! time may overdraw the budget. While another connection waits for memory, a connection that has taken memory from the budget
+//! must make progress: if its client sends and receives too little for [`ServerOptions::stall_timeout`], the connection is
+//! [stalled](Account::is_stalled) and is closed.
 //!
 //! [`ServerOptions::stall_timeout`]: super::ServerOptions::stall_timeout
 

@@ -2,8 +2,8 @@
 //!
 //! If a client connects while the server has the maximum number of connections, the server closes the oldest connection that is
 //! still in the handshake, and admits the new client. So clients that connect and send nothing cannot block other clients. If
-//! no connection is in the handshake, the new client is refused immediately. It must not wait in the queue of the listening
-//! socket: a client that opens several connections before it sends requests would wait forever.
+//! no connection is in the handshake, the new client is refused immediately. The new client must not wait in the queue of the
+//! listening socket: a client that opens several connections before it sends requests would wait forever.
 
 use super::account::ALLOWANCE;
 use super::flag::Flag;

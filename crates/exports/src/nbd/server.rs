@@ -151,8 +151,8 @@ impl Server {
                     // Without a free descriptor, the client would wait in the queue. The spare descriptor is closed, so that
                     // the client can be accepted and refused.
                     let freed = spare.take().is_some();
-                    // The client may have closed its connection before this `accept`. The time limit prevents that another
-                    // client, which connects later, is refused instead.
+                    // The client may have closed its connection before this `accept`. Without the time limit, a client that
+                    // connects later would be refused instead.
                     let waiting = timeout(REFUSE_WITHIN, listener.accept());
                     if freed && let Ok(Ok(socket)) = waiting.await {
                         drop(socket);

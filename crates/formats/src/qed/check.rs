@@ -1,5 +1,5 @@
-//! Check and repair of an image. Each entry must refer to a cluster or table inside the file, and no two entries to the same
-//! one. Faults are counted as in `qemu-img check`.
+//! Check and repair of an image. Each entry must refer to a cluster or table inside the file. No two entries may refer to the
+//! same cluster or table. Faults are counted as in `qemu-img check`.
 //!
 //! A repair loses no readable data. An invalid entry becomes 0. If two L2 entries refer to the same cluster, or an L2 entry
 //! refers to a cluster of a table, the entry gets its own copy of the cluster. Tables that overlap are not repaired, because it

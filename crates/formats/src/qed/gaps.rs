@@ -4,9 +4,9 @@
 //! the changed entry has been written and flushed.
 //!
 //! Each round fills the lowest gaps with the last data clusters. If the last cluster belongs to a table, the table is moved
-//! into the lowest gap that is long enough. If no gap is long enough, the clusters after the lowest gap are first moved to the
-//! end of the file. After each round the lowest gap has a higher offset, or no gap is left, and the last step truncates the
-//! file after its last cluster in use.
+//! into the lowest gap that is long enough. If no gap is long enough, the clusters directly after the lowest gap are first
+//! moved to the end of the file. So the lowest gap moves towards the end of the file until no gap is left. The last step
+//! truncates the file after its last cluster in use.
 
 use std::sync::atomic::Ordering::AcqRel;
 

@@ -1,8 +1,8 @@
 //! The survey of an image: it reads all tables, and collects the clusters in use and the faults.
 //!
 //! Tables are read from the file, so all changes must have been written back. No request is in flight, or the image is
-//! read-only. An L2 table that overlaps an earlier table is a fault and is not read. So a survey reads no part of the file
-//! twice.
+//! read-only. An L2 table that overlaps an earlier table is reported as a fault and is not read. So a survey reads no part of
+//! the file twice.
 
 use std::ops::ControlFlow;
 

@@ -1,9 +1,9 @@
 //! Check and repair of an image. No two entries of the block map may refer to the same block, and the number of allocated
 //! blocks in the header must be right.
 //!
-//! Faults that QEMU finds have the same messages and are counted in the same way as in `qemu-img check`. In addition, blocks
-//! after the end of the file, and blocks with a number above the one in the header, are errors. If the image has no other
-//! fault, blocks below the number in the header to which no entry refers are leaks.
+//! Faults that QEMU finds have the same messages and are counted in the same way as in `qemu-img check`. In addition, a block
+//! after the end of the file is an error, and so is a block that the number of allocated blocks in the header does not include.
+//! If the image has no other fault, a block that this number includes is a leak if no entry refers to it.
 //!
 //! A repair loses no readable data:
 //!

@@ -35,7 +35,7 @@ pub struct CopyOptions {
     /// Aligned ranges of this number of bytes that contain only zeroes are written as zeroes, not as data. 0: all bytes are
     /// written as data.
     pub sparse: u64,
-    /// Write compressed clusters.
+    /// If true, compressed clusters are written.
     pub compress: bool,
     /// The target already reads as zeroes everywhere, so zeroes are not written.
     pub target_is_zero: bool,
@@ -45,14 +45,14 @@ pub struct CopyOptions {
     /// The node of the target, if it is in the backing chain of the source. Only the data of the layers above this node is
     /// copied.
     pub above: Option<Arc<Node>>,
-    /// Use the host's copy offload where possible. Offloaded data is not searched for zeroes.
+    /// If true, the host's copy offload is used where possible. Offloaded data is not searched for zeroes.
     pub offload: bool,
-    /// Copy unreadable data as zeroes instead of failing.
+    /// If true, unreadable data is copied as zeroes and is not an error.
     pub salvage: bool,
     /// Maximum rate in bytes per second.
     pub rate: Option<u64>,
-    /// If true, write in the order of the disk, one request at a time. Otherwise writes run in parallel, and the layout of the
-    /// target can differ from run to run.
+    /// If true, data is written in the order of the disk, one request at a time. Otherwise writes run in parallel, and the
+    /// layout of the target can differ from run to run.
     pub in_order: bool,
 }
 

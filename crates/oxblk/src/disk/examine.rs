@@ -15,8 +15,8 @@ impl Disk {
     /// the disk and open it again. A check without a repair does not have this effect.
     ///
     /// # Errors
-    /// `ENOTSUP` if the format has no check, such as raw; an error if a read-only disk shall be repaired; otherwise the errors
-    /// of the image and the system.
+    /// `ENOTSUP` if the format has no check, such as raw; an error for the repair of a read-only disk; otherwise the errors of
+    /// the image and the system.
     pub fn check(&self, fix: Fix) -> Request<CheckReport> {
         self.check_with(fix, Arc::new(()))
     }

@@ -33,7 +33,7 @@ pub struct Qcow2Options {
     pub extended_l2: bool,
     /// Width of a refcount in bits: a power of two from 1 to 64.
     pub refcount_bits: u32,
-    /// Delay writes of refcounts. If the image was not closed, it is repaired when it is opened for writing.
+    /// If true, writes of refcounts are delayed. If the image was not closed, it is repaired when it is opened for writing.
     pub lazy_refcounts: bool,
     /// The compression method.
     pub compression: Compression,
