@@ -1,5 +1,5 @@
-//! Creating images. An image whose creation was interrupted is not recognised as vpc: old footers in the file are erased first,
-//! and the new footers are written after everything else has been flushed.
+//! Creating images. An image whose creation was interrupted is either complete or not recognised as vpc: old footers in the
+//! file are erased first, and the new footers are written after everything else has been flushed.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
