@@ -1,4 +1,4 @@
-//! Images that are damaged or made to do harm.
+//! Corrupt images: damaged at random, or made by an attacker.
 //!
 //! A [`Case`] has a name, a way to corrupt a good image, and an expected result ([`Expect`]). Each case goes through every tool
 //! of the program with bounded time and memory ([`through_the_program`]). In every case, a tool must end by itself, with an
@@ -107,8 +107,8 @@ use crate::formats;
 use crate::program::{Program, Reply};
 use image::Image;
 
-/// The address space that a tool may use for a small image, in bytes. It includes thread stacks and allocator arenas, so it is
-/// far more than the memory that a tool touches.
+/// The address space that a tool may use for a small image, in bytes. The address space includes thread stacks and allocator
+/// arenas, so it is much larger than the memory that a tool uses.
 const ADDRESS_SPACE: u64 = 3 << 30;
 
 /// The time that a tool may take for a small image.
@@ -191,7 +191,7 @@ pub fn bounded(directory: &Path, args: &[&str]) -> Reply {
 /// When any case does not have its expected result.
 pub fn through_the_program(format: &str, good: &Image, cases: &[Case]) {
     let mut wrong = Vec::new();
-    // Other images begin with guest data, which a write may change.
+    // An image without a header begins with guest data, which a write may change.
     let is_image = |known: &&dyn formats::TestFormat| known.is_image(good.bytes());
     let has_header = formats::FORMATS.iter().any(|known| known.name() == format && is_image(known));
     for case in cases {
@@ -222,7 +222,7 @@ fn judge(
     let run = |args: &[&str]| bounded(directory, args);
     let info = run(&["img", "info", "-f", format, NAME]);
     let check = run(&["img", "check", "-f", format, NAME]);
-    // These commands read all metadata. They may fail, but must end.
+    // These commands read all metadata. They may fail, but they must end.
     run(&["img", "map", "-f", format, NAME]);
     run(&["img", "measure", "-f", format, "-O", "qcow2", NAME]);
     let read = run(&["io", "-r", "-f", format, "-c", "read 0 320k", NAME]);
