@@ -57,7 +57,7 @@ pub async fn contents(image: &Backend) -> Vec<u8> {
     image.read(0, IoBufMut::new(len)).await.expect("the contents").to_vec()
 }
 
-/// Asserts that the driver's check finds no corruption. It may find leaks only if `leaks` is set.
+/// Asserts that the driver's check finds no corruption, and no leaks unless `leaks` is set.
 ///
 /// # Panics
 /// When the check finds a corruption, or leaks although `leaks` is not set.

@@ -137,7 +137,7 @@ async fn use_it(disk: &Backend, variant: &Variant, random: &mut Random) {
 /// Damages an image at places that the seed chooses, then uses the image.
 ///
 /// # Panics
-/// When the code under test panics, or a request waits forever. The message names the seed.
+/// When the code under test panics, or a request waits forever. The message contains the seed.
 pub fn run(variant: &'static Variant, seed: u64) {
     let attempt = std::panic::AssertUnwindSafe(|| {
         sim::run(seed, async {

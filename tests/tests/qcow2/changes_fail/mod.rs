@@ -1,5 +1,6 @@
-//! Image-wide changes in which operations of the disk fail or the power is cut. The image must then be the old one or the new
-//! one, memory and disk must agree, flushed data must be kept, and only a power cut may leak clusters.
+//! Image-wide changes in which operations of the disk fail or the power is cut. After the failure, the image must be the old or
+//! the new image, the state in memory must equal the state on disk, flushed data must be kept, and only a power cut may leak
+//! clusters.
 
 pub(super) mod set;
 mod trial;
@@ -34,7 +35,7 @@ const OLD_VERSION: Kind = Kind::new("version 2", "cluster_size=4k,compat=0.10");
 const OLD_BACKED: Kind =
     Kind::new("version 2 over a longer backing file", "cluster_size=4k,compat=0.10").over_backing();
 
-/// The disk size after growth and after shrinking, in bytes. Both end within a cluster.
+/// The disk size after growth and after shrinking, in bytes. Both sizes end within a cluster.
 const LARGE: u64 = (1 << 20) + 512;
 const LITTLE: u64 = 196 * 512;
 
