@@ -1,4 +1,4 @@
-//! `img commit` compared with qemu-img: output, exit codes, and the contents of the images afterwards.
+//! `img commit` compared with qemu-img: output, exit codes, and the contents of the images after the commit.
 
 use oxblk_tests::differential::Differential;
 use oxblk_tests::program::Program;

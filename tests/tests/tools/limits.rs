@@ -1,4 +1,4 @@
-//! Resource limits. A tool works with the resources that it gets, or ends with a one-line error.
+//! Resource limits. A tool works with limited resources, or ends with a one-line error.
 
 use std::path::Path;
 
