@@ -1,4 +1,4 @@
-//! `--untrusted`: which other files the images of this command line may refer to.
+//! `--untrusted`: whether the images of the command line may refer to other files.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 

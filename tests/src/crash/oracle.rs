@@ -110,7 +110,7 @@ impl CrashOracle {
         }
     }
 
-    /// Records that changes that completed before `mark` survive a power cut.
+    /// Records that changes that completed at `mark` or earlier survive a power cut.
     fn make_durable(&mut self, mark: u64) {
         for sector in std::mem::take(&mut self.unsettled) {
             self.forget_before(sector, mark);
@@ -120,7 +120,7 @@ impl CrashOracle {
         }
     }
 
-    /// Drops the versions that a power cut cannot leave, because all changes that completed before `mark` survive it.
+    /// Drops the versions that a power cut cannot leave, because all changes that completed at `mark` or earlier survive it.
     fn forget_before(&mut self, sector: usize, mark: u64) {
         let versions = &mut self.sectors[sector];
         let durable = |version: &Version| {
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_discarded_sector_keeps_what_it_had_or_is_zero_even_after_a_flush() {
+    fn a_discarded_sector_keeps_its_data_or_is_zero_even_after_a_flush() {
         let mut oracle = CrashOracle::new(disk([3, 3]).into());
         run(&mut oracle, &write(0, 5, false));
         run(&mut oracle, &Op::Discard { offset: 0, len: 512 });

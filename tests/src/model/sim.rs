@@ -55,9 +55,9 @@ pub fn disk_size(variant: &Variant, random: &mut Random) -> u64 {
     size / 512 * 512 - 512 * random.below(8)
 }
 
-/// Chooses the images below an active image of this variant and size, base first. There are none to three such images, most of
-/// the same variant, some smaller and some larger than the active image. Their number depends only on the seed, so that four
-/// consecutive seeds give all chain lengths.
+/// Chooses the images below an active image of this variant and size, base first. The list has at most three images, most of
+/// the same variant, some smaller and some larger than the active image. It is empty if the variant cannot have a backing file.
+/// Otherwise its length depends only on the seed, so that four consecutive seeds give all chain lengths.
 pub fn random_chain(
     random: &mut Random,
     top: &'static Variant,

@@ -1,7 +1,7 @@
 //! The long run of the harnesses: choosing jobs, running them, and counting the work.
 //!
 //! A job is one seed of one kind of test on one variant. One thread per core (or `--jobs`) takes job after job, until every
-//! kind and variant has done its share of the work or the time is over. After a failure the run continues. At the end of a run
+//! kind and variant has done its amount of work or the time is over. After a failure the run continues. At the end of a run
 //! with failures, the program exits with an error.
 //!
 //! The seed modulo 4 determines the length of a chain. The jobs of one kind and variant use all four remainders one after
@@ -38,7 +38,7 @@ pub enum Kind {
     ChangesThreads,
     /// Failing operations on simulated disks.
     Faults,
-    /// Requests and image-wide changes with one failing operation, repeated for every operation.
+    /// Requests and image-wide changes, repeated; each time another operation fails.
     EachFault,
     /// Damaged images on simulated disks.
     Damage,
@@ -89,7 +89,7 @@ impl Kind {
         }
     }
 
-    /// Returns the count that measures the share of this kind: operations, power cuts, or jobs.
+    /// Returns the count that measures the work of this kind: operations, power cuts, or jobs.
     fn counted(self, tally: &Tally, jobs: u64) -> u64 {
         match self {
             Kind::Model | Kind::Threads | Kind::Cancel => tally.operations,
@@ -152,11 +152,11 @@ pub struct Order {
     pub variants: Vec<&'static Variant>,
     /// The first seed. Later jobs use greater seeds.
     pub seed: u64,
-    /// Stops the run after this time. `None`: the run ends when every share is done.
+    /// Stops the run after this time. `None`: the run ends when all work is done.
     pub time: Option<Duration>,
-    /// The share of operations for each kind and variant that is measured in operations.
+    /// The number of operations for each variant of a kind that is measured in operations.
     pub operations: u64,
-    /// The share of power cuts, failing disks and damaged disks for each kind and variant.
+    /// The number of power cuts, failing disks or damaged disks for each variant of the other kinds.
     pub cuts: u64,
     /// The number of concurrent jobs.
     pub jobs: usize,
@@ -172,7 +172,7 @@ struct Done {
 }
 
 impl Done {
-    /// Whether the share is done when the running jobs have ended.
+    /// Whether the amount of work is complete when the running jobs have ended.
     fn is_enough(&self, kind: Kind, order: &Order) -> bool {
         let share = match kind {
             Kind::Model | Kind::Threads => order.operations,
@@ -242,7 +242,7 @@ impl Soak {
         }
     }
 
-    /// Prints a line when a kind and variant has done its share.
+    /// Prints a line when a kind and variant has done its amount of work.
     fn announce(&self, kind: Kind, variant: &Variant, done: &Done) {
         let last = done.started == done.ended + done.failures;
         if self.order.time.is_none() && last && done.is_enough(kind, &self.order) {
@@ -261,7 +261,7 @@ impl Soak {
         }
     }
 
-    /// Chooses the next job: all kinds and variants one after another, without those that have done their share.
+    /// Chooses the next job: all kinds and variants one after another, without those that have done their amount of work.
     fn take(&self) -> Option<(Kind, &'static Variant, u64)> {
         let mut next = self.next.lock().expect("nothing panics with it");
         let mut table = self.table.lock().expect("no job panics with the table");

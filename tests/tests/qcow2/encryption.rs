@@ -578,7 +578,8 @@ fn snapshots_and_vm_state_of_encrypted_images_are_shared_with_qemu() {
             first.io(&path, &["write -P 3 512k 1M"]);
             second.io(&path, &["read -P 1 0 512k", "read -P 3 512k 1M"]);
             snapshot(second, "-a");
-            // Reads and writes work, so the header still has the encryption method and its parameters.
+            // After the snapshot was applied, the header still has the encryption method and its parameters: reads and writes
+            // work.
             first.io(&path, &["read -P 1 0 1M", "write -P 4 2M 100k"]);
             second.io(&path, &["read -P 1 0 1M", "read -P 4 2M 100k", "write -b -P 5 1M 4k"]);
             first.io(&path, &["read -b -P 5 1M 4k"]);

@@ -168,7 +168,7 @@ fn repair_changes_nothing(spoil: &dyn Fn(&Image)) {
 }
 
 #[test]
-fn copies_are_kept_if_no_block_was_at_its_place() {
+fn entries_that_all_refer_to_metadata_get_copies_of_what_they_read() {
     repair_changes_nothing(&|image| {
         [0, 3, 5, 9].into_iter().for_each(|block| image.entry(block, 1));
     });

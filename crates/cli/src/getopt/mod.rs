@@ -173,7 +173,7 @@ impl<'t> Parser<'t> {
         }
     }
 
-    /// The long option with that name, or the only one that begins with it.
+    /// The long option with this name, or the only long option that begins with the name.
     fn find_word(&self, word: &str, name: &str) -> Result<&'t Opt, Fault> {
         let mut known = self.table.iter();
         if let Some(opt) = known.find(|opt| opt.long == Some(name)) {

@@ -181,7 +181,7 @@ impl Context {
         Exit(1)
     }
 
-    /// Parses a number within bounds. If it is invalid, prints an error and returns the exit code.
+    /// Parses a number within bounds. If the number is invalid, prints an error and returns the exit code.
     fn sized(&self, what: &str, text: &str, min: u64, max: u64) -> Step<u64> {
         number::sized(what, text, min, max).map_err(|message| self.failed(message))
     }

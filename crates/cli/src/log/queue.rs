@@ -24,7 +24,7 @@ impl Queue {
         Self { lines: VecDeque::new(), size: 0, dropped: 0 }
     }
 
-    /// Adds a line if it fits. A note that is added in front of it may exceed the limit.
+    /// Adds a line if it fits. A note about dropped lines that is added in front of the line may exceed the limit.
     pub(super) fn push(&mut self, line: Vec<u8>) {
         if self.size.saturating_add(cost(&line)) > LIMIT {
             self.dropped = self.dropped.saturating_add(1);
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_leave_in_the_order_in_which_they_came() {
+    fn lines_are_returned_in_the_order_in_which_they_were_added() {
         let mut queue = Queue::new();
         ["a\n", "b\n"].into_iter().for_each(|line| queue.push(line.into()));
         assert_eq!(all(&mut queue), ["a\n", "b\n"]);
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_note_takes_the_place_of_dropped_lines() {
+    fn a_note_replaces_dropped_lines() {
         let mut queue = Queue::new();
         let long = || vec![b'x'; LIMIT / 2 - LINE_COST];
         (0..4).for_each(|_| queue.push(long()));

@@ -76,7 +76,7 @@ fn write_lines() {
     }
 }
 
-/// Writes a line to standard error. If that fails, the line is lost.
+/// Writes a line to standard error. If the write fails, the line is lost.
 fn write(line: &[u8]) {
     drop(io::stderr().lock().write_all(line));
 }

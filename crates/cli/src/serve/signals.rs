@@ -18,7 +18,7 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Starts to catch the signals. SIGUSR1 ends the server too, since the server has no progress to show.
+    /// Starts to catch the signals. SIGUSR1 ends the server too, because the server has no progress to print.
     ///
     /// # Errors
     /// If the system refuses.

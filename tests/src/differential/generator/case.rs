@@ -33,7 +33,7 @@ impl Case {
         }
     }
 
-    /// Returns the command line with the quotes that a shell needs.
+    /// Returns the command line in the form that a shell accepts.
     pub fn line(&self) -> String {
         let quoted = |word: &String| {
             let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:+,=%".contains(c);

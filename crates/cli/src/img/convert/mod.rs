@@ -118,8 +118,8 @@ impl Job<'_> {
         closed.map_err(|error| self.context.error(&error))
     }
 
-    /// Removes the target after a signal if this run created it, and reports what remains. An incomplete image cannot be
-    /// distinguished from a complete one.
+    /// Removes the target after a signal if this run created it, and reports what remains. An incomplete image cannot
+    /// be distinguished from a complete image.
     fn report_stop(&self, created: Option<Created>) {
         let (percent, target) = (self.progress.percent(), &self.arguments.target);
         let removal = created.map_or(Ok(Removal::Kept), Created::remove);

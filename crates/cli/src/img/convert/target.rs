@@ -46,7 +46,7 @@ pub(super) async fn prepare(
     let backend = match open(context, arguments, graph, opening).await {
         Ok(backend) => backend,
         Err(exit) => {
-            // Remove the new image, since the copy into it cannot start.
+            // Remove the new image, because the copy into it cannot start.
             if let Some(created) = created {
                 created.remove_incomplete(&arguments.target);
             }
