@@ -64,7 +64,7 @@ impl Tool {
 /// The oxblk program under test.
 ///
 /// # Panics
-/// When it cannot be built.
+/// When oxblk cannot be built.
 pub fn oxblk() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| match std::env::var_os("OXBLK_BIN") {

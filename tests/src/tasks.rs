@@ -62,7 +62,7 @@ impl Tasks {
     }
 
     fn wait_at_most(mut self, patience: Duration) -> Result<(), String> {
-        // Drop the own sender, so that only tasks have a sender.
+        // Drop this sender, so that only tasks have senders.
         drop(self.sender);
         let deadline = Instant::now() + patience;
         let count = self.tasks.len();

@@ -1,9 +1,9 @@
-//! A record of the requests to a disk and of their completions. It can construct the oracle for any moment of the run.
+//! A record of the requests to a disk and of their completions. The record can construct the oracle for any moment of the run.
 //!
 //! Each entry has the number of write boundaries that the disk had passed when the entry was made. The oracle of a power cut at
-//! a boundary replays the entries up to that boundary. An operation that was issued before the boundary may be on the disk, and
-//! an operation that completed before the boundary needed no later boundary. Several threads add entries. The issue entry is
-//! added before an operation begins, and the completion entry after the operation has ended.
+//! a boundary replays the entries up to that boundary. The data of an operation that was issued before the boundary may be on
+//! the disk. All writes of an operation that completed before the boundary were executed before this boundary. Several threads
+//! add entries. The issue entry is added before an operation begins, and the completion entry after the operation has ended.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

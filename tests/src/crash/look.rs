@@ -95,7 +95,7 @@ pub(super) fn look_at_cut(
     let boundary = *boundary;
     let left = [
         ("all completed writes are kept", moment.after_power_loss_all()),
-        ("all writes that were not durable are lost", moment.after_power_loss_none()),
+        ("all writes that were not flushed are lost", moment.after_power_loss_none()),
         ("some writes are kept", moment.after_power_loss(boundary)),
         ("some writes are kept", moment.after_power_loss(!boundary)),
     ];

@@ -9,7 +9,7 @@ use crate::model::ops::{Op, Shape};
 use crate::model::sim::{build, random_chain};
 use crate::random::Random;
 
-/// The largest number of operations in a batch, without the flush. All of them are in flight concurrently.
+/// The largest number of operations in a batch, without the flush. All operations of a batch are in flight concurrently.
 pub(super) const BATCH: u64 = 8;
 
 /// A workload. The seed determines all of it.

@@ -121,7 +121,7 @@ pub enum Expect {
     Refused(&'static str),
     /// `check` finds errors (exit code 2), and its output contains this text. Reads and writes may succeed or fail.
     Damaged(&'static str),
-    /// As [`Expect::Damaged`]. A write fails, so that it does not increase the damage.
+    /// `check` finds errors, as for [`Expect::Damaged`], and a write fails, so that it does not increase the damage.
     NotWritable(&'static str),
     /// `check` finds only leaks (exit code 3).
     Leaking,

@@ -1,4 +1,5 @@
-//! Random damage. The harness overwrites some words of an image with data, then sends every kind of request to this image.
+//! Random damage. The harness overwrites some words of an image that contains data, then sends every kind of request to this
+//! image.
 //!
 //! Each request must end, with success or an error. No request panics or waits forever (the simulated executor detects such a
 //! wait). No request allocates an amount of memory that a corrupt field determines: such an allocation would exceed the address

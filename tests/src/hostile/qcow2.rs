@@ -5,7 +5,7 @@ use super::image::Image;
 use super::{Case, Expect};
 use crate::program::Program;
 
-/// Returns a good version 3 image of 4 MiB with 64 KiB clusters: three data clusters, an unallocated one, one compressed
+/// Returns a good version 3 image of 4 MiB with 64 KiB clusters: three data clusters, an unallocated cluster and a compressed
 /// cluster.
 ///
 /// # Panics

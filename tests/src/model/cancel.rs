@@ -1,6 +1,6 @@
 //! Cancelled requests on real files from four I/O threads.
 //!
-//! Every other request is cancelled: its future is dropped after some polls or some microseconds, at any step. The range of a
+//! Every second request is cancelled: its future is dropped after some polls or some microseconds, at any step. The range of a
 //! cancelled request is used again after all of its remaining operations have ended ([`Backend::quiesce`]). These properties
 //! must hold: no request waits forever; every completed request has its effect; each sector of a cancelled request has its old
 //! or its new content; the image closes, and its check finds no fault, not even a leak.

@@ -133,7 +133,7 @@ impl Run {
             lock(&self.oracle).resize(size);
             self.phase(variant, &mut Shape::of(variant, size), 200)
                 .map_err(|e| format!("below: {e}"))?;
-            // The phase may have grown the image. The overlay's size limits the visible part of it.
+            // The phase may have grown the image. The overlay's size limits the visible part of the image.
         }
         self.files.create(self.variant, self.shape.size)?;
         lock(&self.oracle).resize(self.shape.size);

@@ -196,7 +196,7 @@ struct Soak {
     failures: Mutex<Vec<String>>,
 }
 
-/// Runs the order and prints the tally. Returns the failures.
+/// Does the work of an order and prints the tally. Returns the failures.
 ///
 /// # Panics
 /// When a worker thread cannot be started.

@@ -296,7 +296,7 @@ fn a_port_scan_does_no_harm() {
     let dir = tempfile::tempdir().unwrap();
     let served =
         Served::start(dir.path(), &["d", "-f", "raw", "--size", "64M", "--nbd", "127.0.0.1:0"]);
-    // Read the port from /proc, because reading the server's output here would consume it.
+    // Read the port from /proc, because the output of the server is read later.
     let port = listening_port(served.pid());
     Program::new("nmap").args(["-Pn", "-sT", "-p", &port.to_string(), "127.0.0.1"]).succeed();
     Program::new("nbdinfo").arg("--size").arg(format!("nbd://127.0.0.1:{port}")).succeed();

@@ -45,7 +45,7 @@ fn an_image_is_marked_again_after_a_failed_attempt_to_remove_the_mark() {
         let rule = FailRule { op: FaultOp::Sync, nth: None, range: None, errno, once: true };
         disk.set_faults(Faults { fail: vec![rule], ..Faults::default() });
         let flags = OpenFlags { read_only: true, ..OpenFlags::default() };
-        reopen.prepare(flags, &Options::new()).await.expect_err("the removal is not durable");
+        reopen.prepare(flags, &Options::new()).await.expect_err("the flush fails");
         reopen.abort().await;
         assert_eq!(disk.bytes()[IN_USE], [0; 4]);
         write(&image, 7 * MIB).await;

@@ -389,7 +389,7 @@ fn a_repair_frees_no_clusters_of_hidden_snapshots() {
         for fix in [Fix::Leaks, Fix::All] {
             std::fs::write(&path, image.bytes()).unwrap();
             let _ = check_or_repair(&path, fix);
-            // Reverts the fault.
+            // Revert the fault.
             let mut now = std::fs::read(&path).unwrap();
             now[..112].copy_from_slice(&good[..112]);
             let table = places.snapshots..places.snapshots + 144;

@@ -151,7 +151,7 @@ fn a_copy_between_failing_disks_reports_an_error_or_is_complete() {
             }
             Err(failure) => {
                 assert_eq!(failure.error.raw_errno(), Errno::IO, "seed {seed}: {failure}");
-                assert_ne!(failure.stage, Stage::Stopped, "seed {seed}: nobody stopped it");
+                assert_ne!(failure.stage, Stage::Stopped, "seed {seed}: the copy was not stopped");
                 failed += 1;
             }
         }

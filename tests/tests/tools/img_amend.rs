@@ -202,7 +202,7 @@ fn a_damaged_image_is_not_downgraded() {
         assert_eq!(reply.code(), 1, "{}", reply.err());
         let last = reply.err();
         assert!(last.lines().count() <= 2, "{last}");
-        // The image still has version 3, and is marked corrupt.
+        // The image must still have version 3, and must be marked corrupt.
         let after = std::fs::read(&path).unwrap();
         assert_eq!(after[7], 3);
         assert_eq!(after[79] & 2, 2);

@@ -1,4 +1,4 @@
-//! `img convert` writes the same bytes as qemu-img, in the image and in its data file.
+//! `img convert` writes the same bytes as qemu-img, also in a data file.
 
 use oxblk_tests::differential::{Differential, check_clean};
 use oxblk_tests::program::Tool::Img;

@@ -1,4 +1,4 @@
-//! Unusual names, sizes, options and environments that the manual does not describe.
+//! Names, sizes, options and environments that are unusual or not documented.
 
 use std::io::Read;
 use std::process::{Command, Stdio};

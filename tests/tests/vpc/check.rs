@@ -146,7 +146,7 @@ fn entries_of_a_shared_or_overlapping_block_get_copies_of_what_they_read() {
     let repaired = image.check(&["-r", "all"]);
     assert_eq!(repaired.code(), 0, "{}{}", repaired.out(), repaired.err());
     image.assert_clean(&READS);
-    // Block 7 read most of block 3, then the sector bitmap and the beginning of block 5.
+    // Before the repair, block 7 contained most of block 3, then the sector bitmap and the beginning of block 5.
     image.assert_clean(&["read -P 1 8M 2M", "read -P 2 14M 2093056", "read -P 3 16773632 3584"]);
 }
 

@@ -107,7 +107,8 @@ impl<C: AsyncFn(&Backend) -> Result<()>> Trial<'_, C> {
             let what = format!("{}: operation {nth} fails with {errno}", self.name());
             let failed = sim::run(nth, self.try_failing_once(image, old, new, (nth, errno), &what));
             fine = if failed { 0 } else { fine + 1 };
-            // Some failures do not make the change fail. After 12 such failures in a row, the change has no more operations.
+            // Some failures do not make the change fail. After 12 such failures in a row, all operations of the change have
+            // been tried.
             if fine == 12 {
                 // With `ENOSPC`, the driver may have another way to make the change.
                 assert!(nth > fine || errno == Errno::NOSPC, "{what}: nothing fails");
