@@ -1,6 +1,5 @@
-//! Operations that read all metadata of a large image: `check` and internal snapshots of a disk of 1 TiB whose
-//! clusters are all allocated, in `/dev/shm`. The file is sparse: it holds 128 MiB of L2 tables and 32 MiB of
-//! refcounts, and no data.
+//! Operations that read all metadata of a large image: `check` and internal snapshots of a disk of 1 TiB whose clusters are all
+//! allocated, in `/dev/shm`. The file is sparse: it contains 128 MiB of L2 tables and 32 MiB of refcounts, and no data.
 //!
 //! Each run starts from a copy of the same image. The two programs run alternately, forwards and backwards.
 
@@ -18,7 +17,7 @@ struct Case {
     arguments: &'static [&'static str],
     /// The image from which a run starts.
     image: &'static str,
-    /// The target: how many times as fast as QEMU it should be.
+    /// The target for the time of QEMU divided by the time of oxblk.
     mark: f64,
 }
 
@@ -67,8 +66,8 @@ impl Drop for Bench {
     }
 }
 
-/// Runs the case. Options: `--rounds N` (each is A B B A), `--size SIZE` (of the disk), `--only TEXT` (cases whose names
-/// contain it), `--oxblk PATH`.
+/// Runs the case. Options: `--rounds N` (each round runs A B B A), `--size SIZE` (of the disk), `--only TEXT` (cases whose
+/// names contain the text), `--oxblk PATH`.
 pub(crate) fn run(args: &[String]) -> CaseResult {
     let text = |name: &str| args.iter().position(|a| a == name).and_then(|at| args.get(at + 1));
     let rounds: u64 = match text("--rounds") {
