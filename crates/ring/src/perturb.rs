@@ -9,8 +9,8 @@
 //! Points exist only in builds with the feature `perturb`, which the test crates enable. In all other builds `point`
 //! is an empty function. A point never suspends a task: it delays the thread, as a busy machine does.
 //!
-//! A program calls [`start_from_environment`] when it starts, so that tests can run the whole program with
-//! perturbation. In builds with the feature, the environment variable `OXBLK_PERTURB` contains the seed.
+//! A program calls [`start_from_environment`] when it starts, so that tests can run the program with perturbation. In
+//! builds with the feature, the environment variable `OXBLK_PERTURB` contains the seed.
 
 /// A place between two steps of a hand-over.
 #[cfg(not(feature = "perturb"))]
