@@ -1,8 +1,7 @@
 //! Numbers of the protocol: magics, flags, option, reply, command and chunk types.
 //!
 //! Types that a peer may extend (`OptionKind` and so on) are newtypes over the integer and not enums: an unknown
-//! value is legal on the wire, and must reach the code that answers it. See the sections "Values" of the
-//! specification.
+//! value is legal on the wire, and the server must answer it. See the section "Values" of the specification.
 
 use bitflags::bitflags;
 
@@ -40,7 +39,7 @@ bitflags! {
     pub struct ClientFlags: u32 {
         /// The client speaks fixed newstyle.
         const FIXED_NEWSTYLE = 1;
-        /// The client wants the 124 zeroes left out.
+        /// The server must leave out the 124 zeroes.
         const NO_ZEROES = 2;
     }
 
@@ -98,7 +97,7 @@ bitflags! {
     /// Extent flags of the `base:allocation` context.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
     pub struct AllocationFlags: u32 {
-        /// Nothing is allocated here.
+        /// The extent is not allocated.
         const HOLE = 1;
         /// The extent reads as zeroes.
         const ZERO = 2;
