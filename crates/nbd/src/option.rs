@@ -80,7 +80,7 @@ pub struct InfoRequest<'a> {
 }
 
 impl<'a> InfoRequest<'a> {
-    /// Parses a whole payload.
+    /// Parses a complete payload.
     ///
     /// # Errors
     /// If a field is incomplete, bytes remain, or the name is not a valid string.

@@ -108,7 +108,7 @@ pub enum ReplyHeader {
 }
 
 impl ReplyHeader {
-    /// Parses a head. Returns the head and its length in bytes, or `None` if more bytes are needed.
+    /// Parses a header. Returns the header and its length in bytes, or `None` if more bytes are needed.
     ///
     /// # Errors
     /// If the magic number belongs to neither kind of reply. The next reply in the stream can then not be found.
