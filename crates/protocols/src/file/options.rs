@@ -19,7 +19,7 @@ pub struct FileOptions {
     pub aio_max_batch: Option<u64>,
     /// ID of the object that manages persistent reservations. Such objects do not exist, so the option is refused.
     pub pr_manager: Option<String>,
-    /// Drop the page cache when a migration transfers the image to another host.
+    /// Whether a migration to another host drops the page cache. The option is accepted and has no effect.
     pub drop_cache: Option<bool>,
     /// Debugging aid for `drop_cache`. The option is accepted and has no effect.
     pub x_check_cache_dropped: Option<bool>,
