@@ -6,7 +6,7 @@
 //!
 //! * [`proto`]: magic numbers, flags, and the numbers of options, commands and chunks;
 //! * [`wire`]: the fixed-size structures in their wire format (big-endian, unaligned);
-//! * [`error`]: the protocol's error numbers, and the ways in which a message can be malformed;
+//! * [`error`]: the error numbers of the protocol, and the ways in which a message can be malformed;
 //! * [`option`]: payloads of option requests, parsed with every length checked against a limit;
 //! * [`info`]: payloads of option replies;
 //! * [`negotiation`]: the server side of the handshake as a state machine;

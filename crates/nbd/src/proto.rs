@@ -25,7 +25,7 @@ pub const DEFAULT_PORT: u16 = 10809;
 pub const BASE_ALLOCATION: &str = "base:allocation";
 
 bitflags! {
-    /// Flags of the server's greeting ("Handshake flags").
+    /// Flags of the server's greeting (section "Handshake flags" of the specification).
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct HandshakeFlags: u16 {
         /// The server speaks fixed newstyle.
@@ -34,7 +34,7 @@ bitflags! {
         const NO_ZEROES = 2;
     }
 
-    /// Flags of the client's answer ("Client flags").
+    /// Flags of the client's answer (section "Client flags" of the specification).
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct ClientFlags: u32 {
         /// The client speaks fixed newstyle.
@@ -43,7 +43,7 @@ bitflags! {
         const NO_ZEROES = 2;
     }
 
-    /// Capabilities of an export ("Transmission flags").
+    /// Capabilities of an export (section "Transmission flags" of the specification).
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct TransmissionFlags: u16 {
         /// Always set.
@@ -72,7 +72,7 @@ bitflags! {
         const SEND_FAST_ZERO = 1 << 11;
     }
 
-    /// Flags of a request ("Command flags").
+    /// Flags of a request (section "Command flags" of the specification).
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct CommandFlags: u16 {
         /// Reply only when the data is on stable storage.
@@ -127,9 +127,9 @@ macro_rules! wire_number {
 }
 
 wire_number! {
-    /// "Option types".
+    /// Types of options (section "Option types" of the specification).
     OptionKind(u32) {
-        /// Choose an export and start transmission; cannot report an error.
+        /// Choose an export and start transmission. The reply cannot report an error.
         EXPORT_NAME = 1;
         /// End the session.
         ABORT = 2;
@@ -153,7 +153,7 @@ wire_number! {
 }
 
 wire_number! {
-    /// "Option reply types". Errors have bit 31 set.
+    /// Types of option replies (section "Option reply types" of the specification). Errors have bit 31 set.
     ReplyKind(u32) {
         /// Success; no further reply follows.
         ACK = 1;
@@ -207,7 +207,7 @@ wire_number! {
 }
 
 wire_number! {
-    /// "Request types".
+    /// Types of requests (section "Request types" of the specification).
     CommandKind(u16) {
         /// Read.
         READ = 0;
@@ -229,7 +229,7 @@ wire_number! {
 }
 
 wire_number! {
-    /// "Structured reply types". Errors have bit 15 set.
+    /// Types of chunks (section "Structured reply types" of the specification). Errors have bit 15 set.
     ChunkKind(u16) {
         /// No content; ends a reply.
         NONE = 0;

@@ -33,7 +33,7 @@ macro_rules! wire_struct {
 }
 
 wire_struct! {
-    /// The first message of the server ("Newstyle negotiation").
+    /// The first message of the server (section "Newstyle negotiation" of the specification).
     Greeting: 18 {
         /// [`crate::proto::MAGIC`].
         magic: U64,
@@ -108,7 +108,7 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Header of a transmission request ("Request message").
+    /// Header of a transmission request (section "Request message" of the specification).
     RequestHeader: 28 {
         /// [`crate::proto::REQUEST_MAGIC`].
         magic: U32,
@@ -126,7 +126,7 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// "Simple reply message"; the data of a successful read follows.
+    /// A simple reply (section "Simple reply message" of the specification); the data of a successful read follows.
     SimpleReply: 16 {
         /// [`crate::proto::SIMPLE_REPLY_MAGIC`].
         magic: U32,
@@ -178,7 +178,7 @@ wire_struct! {
 wire_struct! {
     /// One extent of an `NBD_REPLY_TYPE_BLOCK_STATUS` chunk.
     StatusExtent: 8 {
-        /// Length in bytes, not zero.
+        /// Length in bytes; never 0.
         length: U32,
         /// Flags as the metadata context defines them.
         flags: U32,

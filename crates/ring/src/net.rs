@@ -44,7 +44,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Binds and listens. May resolve the host's name, which blocks.
+    /// Binds and listens. The call blocks while it resolves the name of the host.
     ///
     /// # Errors
     /// The system's error, for example `EADDRINUSE`.
@@ -59,7 +59,7 @@ impl Listener {
     /// Takes over a listening socket.
     ///
     /// # Errors
-    /// If it is not a Unix or TCP socket.
+    /// If the descriptor is not a Unix or TCP socket.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Listener> {
         let (address, fd) = local_address(fd)?;
         Ok(Listener { fd: Arc::new(fd), address })
@@ -146,7 +146,7 @@ impl Stream {
     /// Connects to an address.
     ///
     /// # Errors
-    /// The system's error. If the host has several addresses, the error of the last one tried.
+    /// The error of the system. If the host has several addresses: the error of the last address that was tried.
     pub async fn connect(address: &Address) -> io::Result<Stream> {
         let address = address.clone();
         let fd = blocking(move || -> io::Result<OwnedFd> {

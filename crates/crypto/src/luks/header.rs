@@ -178,7 +178,7 @@ impl Header {
         self.slots.iter().enumerate().filter(|(_, slot)| slot.active)
     }
 
-    /// Refuses a header if a test of a password with all its key slots would take too long.
+    /// Refuses a header if trying a password with all key slots would take too long.
     ///
     /// # Errors
     /// If trying all slots takes more than [`MAX_WORK`].

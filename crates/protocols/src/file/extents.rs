@@ -6,8 +6,8 @@
 //! zero write or a truncation empties the cache. The result of a lookup that was in flight during such a change is
 //! not cached (`generation`).
 //!
-//! If nobody may write to the file (no parent of this node writes, and locks exclude other processes), holes cannot
-//! become data. In this case one lookup finds several consecutive extents, and all of them are cached.
+//! If nobody may write to the file (no parent of this node writes, and locks exclude other processes), the extents do
+//! not change. In this case one lookup finds several consecutive extents, and all of them are cached.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

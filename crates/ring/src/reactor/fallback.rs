@@ -1,7 +1,7 @@
 //! The driver of the loop on systems that refuse io_uring. It uses `poll` for sockets and the bell. Blocking threads
 //! execute file operations.
 //!
-//! Socket calls are non-blocking: the first attempt is made when an operation starts, and another one each time
+//! Socket calls are non-blocking: the first attempt is made when an operation starts, and another attempt each time
 //! `poll` reports the socket as ready.
 
 use std::cell::RefCell;

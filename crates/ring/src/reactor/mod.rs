@@ -80,11 +80,11 @@ impl Target {
 /// The time for which one iteration of the loop may sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// Not at all.
+    /// Do not sleep.
     No,
-    /// Until something happens.
+    /// Sleep until an event.
     Forever,
-    /// Until something happens or the clock ([`real_now`]) shows this time.
+    /// Sleep until an event, or until the clock ([`real_now`]) shows this time.
     Until(Duration),
 }
 
@@ -392,8 +392,8 @@ impl Reactor {
         }
     }
 
-    /// Whether an operation waits for a socket to become ready. The answer is only correct with the fallback, which
-    /// simulations use.
+    /// Whether an operation waits for a socket to become ready. With io_uring the result is always false; simulations
+    /// use the fallback.
     pub(crate) fn waits_for_sockets(&self) -> bool {
         match &*self.driver.borrow() {
             Driver::Fallback(fallback) => fallback.is_waiting(),

@@ -1,4 +1,4 @@
-//! How a thread becomes an I/O thread, and how it ceases to be one.
+//! Makes a thread an I/O thread, and closes the I/O thread at the end.
 //!
 //! Closing has three steps. Guards in futures rely on the order of these steps:
 //!
@@ -70,7 +70,7 @@ impl Drop for Entered {
             local.take_mail();
             local.tasks.drop_some();
             if local.tasks.living() > 0 {
-                // A waker on another thread holds the runnable and is about to send it.
+                // A waker on another thread has the runnable and has not yet sent it.
                 std::thread::yield_now();
             } else if !local.reactor.is_busy() {
                 break;

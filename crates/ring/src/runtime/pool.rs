@@ -27,8 +27,9 @@ impl Job {
 
 struct State {
     jobs: VecDeque<Job>,
-    /// Number of threads. The next field: number of threads that wait for work.
+    /// Number of threads.
     threads: usize,
+    /// Number of threads that wait for a job.
     idle: usize,
     /// Maximum number of threads; 0 until the limit is first used.
     limit: usize,

@@ -23,7 +23,7 @@ pub(crate) enum Message {
     Run(Runnable),
     /// A closure to run on the thread (it starts a task).
     Call(Box<dyn FnOnce() + Send>),
-    /// A blocking operation has completed with this result (negative errno).
+    /// A blocking operation has completed with this result (a count or a negative errno).
     Complete(Key, i32),
     /// The last handle of a file was dropped: remove the file from the table of registered files. Another file may
     /// use the id when all copies of the second field are dropped.
