@@ -180,9 +180,9 @@ impl Reactor {
     }
 
     /// Passes an operation on a file to a blocking thread, or executes it here if no thread can be started. Returns
-    /// false if the operation is not an operation of io_uring on a file. The kernel ends such an operation with
-    /// `ECANCELED` or `EAGAIN` if it cannot start a worker thread (`RLIMIT_NPROC`). The engine itself never cancels
-    /// operations on files.
+    /// false if the operation is not on a file, or if the thread does not use io_uring. The kernel ends an operation
+    /// on a file with `ECANCELED` or `EAGAIN` if it cannot start a worker thread (`RLIMIT_NPROC`). The engine itself
+    /// never cancels operations on files.
     fn redo(&self, key: Key) -> bool {
         let file = {
             let slots = self.slots.borrow();

@@ -79,8 +79,8 @@ impl IoThread {
         Ok(IoThread(handle))
     }
 
-    /// Calls `f` on the thread, and runs there the future that `f` returns. The future also runs to completion if the
-    /// result is not awaited.
+    /// Calls `f` on the thread, and runs there the future that `f` returns. The future also runs if the result is not
+    /// awaited. It is dropped if the thread ends first.
     pub fn spawn<F, Fut, T>(&self, f: F) -> Remote<T>
     where
         F: FnOnce() -> Fut + Send + 'static,

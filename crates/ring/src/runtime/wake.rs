@@ -1,10 +1,10 @@
 //! The lock-free mailbox of an I/O thread, with the flag that marks the thread as asleep.
 //!
-//! Many threads push messages; the owner takes all of them at once. Before the owner blocks, it sets the sleep flag
-//! and then checks the mailbox again. A pusher publishes its message and then reads the flag. Both have a
-//! sequentially consistent fence between the two steps. So either the owner finds the message, or the pusher finds
-//! the flag set and must ring the bell (exactly one pusher must do this). No wake-up is lost, and while the owner is
-//! awake, a push needs no system call.
+//! Many threads push messages. The owner takes all messages with one atomic operation. Before the owner blocks, it
+//! sets the sleep flag and then checks the mailbox again. A pusher publishes its message and then reads the flag.
+//! Both have a sequentially consistent fence between the two steps. So either the owner finds the message, or the
+//! pusher finds the flag set and must ring the bell (exactly one pusher must do this). No wake-up is lost, and while
+//! the owner is awake, a push needs no system call.
 //!
 //! When the owner ends, it [closes](Mailbox::close) the mailbox: the head then contains a mark that no exchange
 //! replaces. A pusher that finds the mark gets its message back. One swap closes the mailbox and takes the last
@@ -19,7 +19,7 @@ struct Node<T> {
     next: *mut Node<T>,
 }
 
-/// A mailbox with many producers whose single owner takes everything at once.
+/// A mailbox with many producers and one owner, which takes all messages together.
 pub(crate) struct Mailbox<T> {
     head: AtomicPtr<Node<T>>,
     sleeping: AtomicBool,
