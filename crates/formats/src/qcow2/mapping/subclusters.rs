@@ -1,5 +1,5 @@
-//! Extended L2 entries in slices, and extents of subclusters. Unlike extents of clusters, an extent may begin or end inside a
-//! cluster.
+//! Extended L2 entries in slices, and extents of subclusters. An extent of subclusters may end at any subcluster, also inside
+//! a cluster.
 
 use std::sync::atomic::{AtomicU64, Ordering::Acquire};
 
