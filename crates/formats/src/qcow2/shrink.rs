@@ -1,9 +1,9 @@
 //! Making the disk smaller. Core has drained the node.
 //!
-//! One write to the header makes the shrink effective. It sets the new size and a new L1 table, which does not map the part
-//! behind the new end. Before this write, new copies are written of the L1 table, of the L2 table in which the disk ends, and
-//! of the last cluster. The copies contain nothing behind the new end. After this write, the old tables and clusters are freed.
-//! So a crash or a failure leaves the old disk or the new one, and leaks clusters at worst.
+//! One write to the header makes the shrink effective: the header gets the new size and a new L1 table, which does not map the
+//! part behind the new end. Before this write, the image writes new copies of the L1 table, of the L2 table in which the disk
+//! ends, and of the last cluster. The copies contain nothing behind the new end. After this write, the old tables and clusters
+//! are freed. So a crash or a failure leaves the old disk or the new one, and leaks clusters at worst.
 //!
 //! A raw data file is truncated directly after the write to the header. If that fails, the header gets the old size back. A
 //! crash between the two steps leaves the data file longer than the disk.
@@ -20,7 +20,8 @@ use super::clusters::ReleaseReason;
 use super::facts::header::stop_unless_known;
 use super::layout::{ExtendedEntry, L1Entry, L2Entry, field_offsets};
 
-/// New copies of the last L2 table and the last cluster, written and counted. They contain nothing behind the new end.
+/// New copies of the last L2 table and the last cluster. They were written and have refcounts, and they contain nothing behind
+/// the new end.
 #[derive(Default)]
 struct Cut<'a> {
     /// The new L2 table that replaces the table in which the disk ends: its L1 index and its offset.
@@ -169,12 +170,12 @@ impl Qcow2 {
         Ok(Some((cluster, self.clusters.count(run, ReleaseReason::CutOff).await?)))
     }
 
-    /// Truncates a raw data file to the size that the header names already.
+    /// Truncates a raw data file to the size that is already in the header.
     ///
     /// # Errors
-    /// As the data file reports when it is not truncated. If only the flush fails, the data is lost already and the header must
-    /// not get the old size back. After a power cut, the data file may then be longer than the disk, and the next growth zeroes
-    /// the added part.
+    /// The errors of truncating the data file. An error of the flush is only logged: the data is lost already, so the header
+    /// must not get the old size back. After a power cut, the data file may then be longer than the disk. The next growth
+    /// zeroes the added part.
     async fn shrink_raw_data(&self, size: u64) -> Result<()> {
         let Some(data) =
             self.facts.children().get(ChildIdx::DATA).filter(|_| self.facts.has_raw_data())
@@ -283,7 +284,7 @@ impl Qcow2 {
     }
 }
 
-/// The first word of an L2 entry, which holds the host offset.
+/// The first word of an L2 entry, which contains the host offset.
 fn first_word(entry: &[u8]) -> L2Entry {
     let word = entry.first_chunk().map_or(0, |word| u64::from_be_bytes(*word));
     L2Entry(word)

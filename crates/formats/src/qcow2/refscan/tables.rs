@@ -93,7 +93,7 @@ async fn read_batch<T>(
     join_all(reads).await.into_iter().flatten().collect()
 }
 
-/// Reads contiguous clusters with one read. If that fails, reads them one by one, so that each has its own result.
+/// Reads contiguous clusters with one read. If this read fails, reads them one by one, so that each cluster has its own result.
 async fn read_group<T>(
     file: &Edge,
     cluster_size: u64,

@@ -1,8 +1,9 @@
-//! Changing the refcounts of many clusters at once, while the node is drained. Blocks are read and written as a whole,
-//! without the cache, and workers change them.
+//! Changing the refcounts of many clusters in bulk, while the node is drained. Complete refcount blocks are read and
+//! written without the cache. Worker threads change the refcounts in the blocks.
 //!
-//! After a torn write, a block contains a mix of old and new refcounts. This is safe, because both are correct or too
-//! high: refcounts are raised before the new references exist, and lowered after the old references are gone.
+//! After a torn write, a block contains a mix of old and new refcounts. A mix is safe, because the old and the new
+//! refcounts are correct or too high: refcounts are raised before the new references exist, and lowered after the old
+//! references are gone.
 
 use std::sync::Arc;
 
@@ -152,7 +153,7 @@ impl ImageSnapshots {
         alone: &mut RoaringTreemap,
     ) -> Result<()> {
         let (bits, size) = (self.geometry.cluster_bits, self.geometry.cluster_size());
-        // The freed tables of `reach`, which lose their state as metadata.
+        // The freed L2 tables of `reach`. They no longer count as metadata.
         let mut tables = Vec::new();
         for (cluster, count) in &changed.freed {
             let end = cluster.saturating_add(*count);

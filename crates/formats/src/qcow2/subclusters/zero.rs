@@ -1,4 +1,5 @@
-//! Zero writes and discards in images with subclusters: entries change, data does not move.
+//! Zero writes and discards in images with subclusters. They change L2 entries. Only to zero a part of a compressed cluster,
+//! data is written.
 
 use oxblk_core::{Result, ZeroFlags};
 use oxblk_ring::IoBuf;
