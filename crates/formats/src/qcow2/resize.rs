@@ -31,7 +31,7 @@ impl Qcow2 {
         if size < old && preallocation != Preallocation::Off {
             return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
         }
-        // The VM state area begins behind the disk, so the resize moves its start, and the stored VM state would become invalid.
+        // The VM state area begins behind the disk. The resize moves its start, so stored VM state would become invalid.
         self.snapshots.forget_vm_state().await?;
         if size < old {
             return self.shrink(old, size).await;

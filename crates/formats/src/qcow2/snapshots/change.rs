@@ -61,7 +61,7 @@ impl ImageSnapshots {
             // would contain it too.
             && let Err(error) = self.forget_vm_state().await
         {
-            tracing::warn!("qcow2: the active state keeps the VM state: {error}");
+            tracing::warn!("qcow2: the active VM state could not be freed: {error}");
         }
         Ok(())
     }
