@@ -1,12 +1,12 @@
-//! The allocator: which blocks of the file are in use.
+//! The allocator of blocks. It records which blocks of the file are in use.
 //!
 //! The lowest free block is allocated first, so that gaps are filled. Blocks are reserved as a [`Run`]. Dropping a run
 //! returns its blocks, unless the map refers to them ([`Run::keep`]). If writes to the blocks are in flight, the blocks
 //! are returned after the host has completed these writes. A freed block is quarantined until every request that may
 //! have mapped it has ended.
 //!
-//! Blocks are allocated only while the allocator knows which blocks are in use. It does not know this in an image that
-//! was opened for a check, and after a repair that has failed ([`Repair`]).
+//! Blocks are allocated only while the allocator knows which blocks are in use. It does not know the blocks in use in an
+//! image that was opened for a check, and after a repair that has failed ([`Repair`]).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -23,7 +23,7 @@ struct State {
     end: u32,
     /// Unused blocks before `end`.
     gaps: RoaringBitmap,
-    /// Blocks from here on have never been written and read as zeroes.
+    /// Blocks with this number or a higher one have never been written and read as zeroes.
     fresh: u32,
     /// The largest value that `end` has had.
     most: u32,
@@ -96,8 +96,8 @@ impl Drop for GiveBack {
     }
 }
 
-/// A repair of the image, in which requests allocate no blocks. If it is dropped before [`Repair::done`], the allocator
-/// no longer knows which blocks are in use.
+/// A repair of the image. During the repair, requests allocate no blocks. If this value is dropped before [`Repair::done`],
+/// the allocator no longer knows which blocks are in use.
 pub(crate) struct Repair<'a>(Option<&'a Allocator>);
 
 impl Repair<'_> {
@@ -116,7 +116,7 @@ impl Drop for Repair<'_> {
 }
 
 impl State {
-    /// Moves `end` before gaps that lie directly before it.
+    /// If gaps lie directly before `end`, removes them and moves `end` to the first of them.
     fn settle_end(&mut self) {
         while let Some(last) = self.end.checked_sub(1) {
             if !self.gaps.remove(last) {

@@ -14,7 +14,7 @@ const PER_SECTOR: u32 = 128;
 const MAX_SECTORS: u32 = 512;
 
 /// Sectors of a map whose entries have changed since they were written. Sectors are counted from the first entry, so
-/// they may not be aligned to sectors of the file.
+/// they are not necessarily aligned to sectors of the file.
 #[derive(Debug, Default)]
 pub(crate) struct DirtySectors(Mutex<BTreeSet<u32>>);
 

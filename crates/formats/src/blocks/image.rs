@@ -1,4 +1,4 @@
-//! Requests to an image with a block map: what vdi and parallels have in common.
+//! Requests to an image with a block map. vdi and parallels share this implementation.
 //!
 //! A format implements the required methods of [`BlockImage`]: the size and the offsets of its blocks, and the meaning of
 //! its entries. The provided methods load the map, forward reads and writes to the file, and allocate blocks.

@@ -80,7 +80,7 @@ pub(crate) trait Reopenable {
 /// Prepares a reopen with these flags.
 ///
 /// # Errors
-/// When the image cannot be completed, or must not be written.
+/// When the metadata cannot be written, or when the image must not become writable.
 pub(crate) async fn prepare<T: Reopenable>(
     image: &T,
     flags: OpenFlags,

@@ -13,7 +13,7 @@
 //! | `facts::Facts` | geometry, children, header, runtime options, size; whether the image accepts requests | |
 //! | `clusters::Clusters` | refcounts, free clusters, quarantine, dropped references, overlaps | `Facts` |
 //! | `mapping::Mapping` | the L1 table and the cached slices of L2 tables | `Facts` |
-//! | `metadata::Metadata` | the order of metadata writes: write-back, new tables, changed entries, dirty bit | the three above |
+//! | `metadata::Metadata` | order of metadata writes: write-back, new tables, changed entries, dirty bit | the three above |
 //! | `bitmaps::Bitmaps` | persistent dirty bitmaps | `Facts`, `Clusters` |
 //! | `data::Data` | guest data at its host offset, encryption | `Facts`, `Clusters`, `Metadata` |
 //! | `snapshots::ImageSnapshots` | changes of snapshots | all above but `Data` |
@@ -37,7 +37,7 @@
 //! |---|---|
 //! | `driver` | implements `Driver`; its method `map` looks up host offsets without I/O |
 //! | `open`, `factory`, `reopen` | opening, creating and reopening a node |
-//! | `read`, `write`, `write_new`, `fill`, `discard`, `compressed` | requests that need more than `map` |
+//! | `read`, `write`, `write_new`, `fill`, `discard`, `compressed` | requests that `map` cannot forward to a child |
 //! | `subclusters/` | these requests in images with subclusters |
 //! | `resize`, `shrink`, `preallocate`, `amend/`, `backing`, `vm_state`, `status` | one operation each |
 //!

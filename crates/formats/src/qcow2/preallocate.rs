@@ -22,7 +22,7 @@ const STEP: u64 = 1 << 30;
 const WRITE: u64 = 1 << 20;
 
 impl Qcow2 {
-    /// Allocates all clusters that begin in the guest range. They read as zeroes.
+    /// Allocates all clusters that begin in the guest range. Their host clusters are zeroed.
     pub(super) async fn preallocate(&self, from: u64, to: u64, mode: Preallocation) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         let file = self.facts.children().require(self.facts.data_child())?;

@@ -1,4 +1,4 @@
-//! Reads that `map` cannot forward: the metadata is not cached, or the data is compressed or encrypted.
+//! Reads that `Driver::map` cannot forward: the metadata is not cached, or the data is compressed or encrypted.
 
 use futures_util::future::try_join_all;
 use oxblk_core::{BoxFuture, ChildIdx, Errno, Error, Result};

@@ -36,7 +36,7 @@ impl Qcow2 {
         if size < old {
             return self.shrink(old, size).await;
         }
-        // A raw data file may be longer than the disk. If the growth fails, it gets this length back.
+        // A raw data file may be longer than the disk. If the growth fails, the data file gets its old length back.
         let data = self.facts.children().get(ChildIdx::DATA).filter(|_| self.facts.has_raw_data());
         let data_size = data.map_or(old, |data| data.size().max(old));
         let grown = self.grow(old, size, preallocation).await;

@@ -5,8 +5,8 @@
 //! ends, and of the last cluster. The copies contain nothing behind the new end. After this write, the old tables and clusters
 //! are freed. So a crash or a failure leaves the old disk or the new one, and leaks clusters at worst.
 //!
-//! A raw data file is truncated directly after the write to the header. If that fails, the header gets the old size back. A
-//! crash between the two steps leaves the data file longer than the disk.
+//! A raw data file is truncated directly after the write to the header. If the truncation fails, the header gets the old size
+//! back. A crash between the two steps leaves the data file longer than the disk.
 //!
 //! If there is no free space for the copies, the part behind the new end is cleared in place before the size changes. A failure
 //! may then leave the old size with a part of that area cleared.
@@ -96,7 +96,9 @@ impl Qcow2 {
         let gone: Vec<L1Entry> = l1.into_iter().skip(kept).collect();
         // The disk is smaller already. Clusters that cannot be freed only leak.
         if let Err(error) = self.give_up_tables(replaced, &gone, size).await {
-            tracing::warn!("qcow2: not all space that the disk has lost was given back: {error}");
+            tracing::warn!(
+                "qcow2: clusters behind the new end of the disk could not be freed: {error}"
+            );
         }
         Ok(())
     }
@@ -257,7 +259,9 @@ impl Qcow2 {
             .for_each(|at| self.mapping.set_l1_entry(at, L1Entry::EMPTY));
         self.mapping.clear();
         if let Err(error) = self.give_up_tables(None, &gone, size).await {
-            tracing::warn!("qcow2: not all space that the disk has lost was given back: {error}");
+            tracing::warn!(
+                "qcow2: clusters behind the new end of the disk could not be freed: {error}"
+            );
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Guest writes that `map` cannot forward to a host offset: allocation and copy-on-write.
+//! Guest writes that `Driver::map` cannot forward to a host offset: allocation and copy-on-write.
 //!
 //! A write holds the guest range lock on its clusters from the lookup until the clusters are linked. So two writers of one
 //! cluster run one after the other, and writers of different clusters run concurrently. Each run of clusters goes through these
@@ -101,7 +101,7 @@ impl Qcow2 {
     }
 
     /// Writes `data` into the preallocated cluster at `host` of a guest cluster that reads as zeroes. A power cut before the L2
-    /// entry changes has no visible effect, because the entry still says zero.
+    /// entry changes has no visible effect, because the entry is still a zero entry.
     async fn write_kept(&self, offset: u64, data: IoBuf, host: u64) -> Result<()> {
         let first = self.geometry.cluster_start(offset);
         let whole = first..self.geometry.cluster_end(offset.saturating_add(length(&data)));

@@ -99,7 +99,7 @@ impl Facts {
         &self.children
     }
 
-    /// The child that holds the image file.
+    /// The child that is the image file.
     pub(super) fn file(&self) -> Result<Arc<Edge>> {
         self.children.require(ChildIdx::FILE)
     }
@@ -140,7 +140,7 @@ impl Facts {
         self.signalled.store(false, Relaxed);
     }
 
-    /// The size of the disk in bytes as the header contains it. It may be no multiple of the sector size.
+    /// The size of the disk in bytes as the header contains it. This size is not always a multiple of the sector size.
     #[inline]
     pub(super) fn size_in_header(&self) -> u64 {
         self.size.load(Acquire)

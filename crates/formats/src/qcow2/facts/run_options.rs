@@ -22,13 +22,13 @@ bitflags::bitflags! {
     /// The effective runtime options.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(in crate::qcow2) struct Modes: u32 {
-        /// Refcounts are written when the image is closed.
+        /// Refcounts are written when the image is closed, not in each write-back cycle.
         const LAZY = 1;
         /// Clusters that the guest discards are discarded on the host.
         const PASS_REQUEST = 1 << 1;
         /// Clusters that are freed by an operation on snapshots, or by emptying the image, are discarded on the host.
         const PASS_SNAPSHOT = 1 << 2;
-        /// Other freed clusters are discarded on the host. Clusters behind the end of the disk always are.
+        /// Other freed clusters are discarded on the host. Clusters behind the end of a shrunk disk are always discarded.
         const PASS_OTHER = 1 << 3;
         /// Discarded clusters stay allocated.
         const NO_UNREF = 1 << 4;
@@ -43,11 +43,11 @@ bitflags::bitflags! {
         const INACTIVE_L1 = 1 << 14;
         const INACTIVE_L2 = 1 << 15;
         const BITMAP_DIRECTORY = 1 << 16;
-        /// Structures that can be checked in constant time.
+        /// The template `constant` of `overlap-check`: structures that can be checked in constant time.
         const CONSTANT = Self::MAIN_HEADER.bits() | Self::ACTIVE_L1.bits()
             | Self::REFCOUNT_TABLE.bits() | Self::SNAPSHOT_TABLE.bits()
             | Self::BITMAP_DIRECTORY.bits();
-        /// Structures that can be checked without I/O.
+        /// The template `cached` of `overlap-check`: structures that can be checked without I/O.
         const CACHED = Self::CONSTANT.bits() | Self::ACTIVE_L2.bits()
             | Self::REFCOUNT_BLOCK.bits() | Self::INACTIVE_L1.bits();
         const EVERYTHING = Self::CACHED.bits() | Self::INACTIVE_L2.bits();

@@ -31,13 +31,13 @@ const SECTOR: u64 = 512;
 /// Why an entry is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadEntry {
-    /// Bits that must be zero are set. Holds the entry.
+    /// Bits that must be zero are set. Contains the entry.
     Reserved(u64),
-    /// The offset is not a multiple of the cluster size. Holds the offset in bytes.
+    /// The offset is not a multiple of the cluster size. Contains the offset in bytes.
     Unaligned(u64),
-    /// The zero flag is set in a version 2 image. Holds the entry.
+    /// The zero flag is set in a version 2 image. Contains the entry.
     ZeroBeforeVersion3(u64),
-    /// A subcluster is both allocated and zero, or it is allocated in an unallocated cluster. Holds the bitmap.
+    /// A subcluster is both allocated and zero, or it is allocated in an unallocated cluster. Contains the bitmap.
     Subclusters(u64),
 }
 

@@ -208,7 +208,7 @@ impl Header {
     /// Refuses an image without a refcount table. Only `check` may open such an image.
     ///
     /// # Errors
-    /// With the text of QEMU's tools.
+    /// The text of the error is that of QEMU's tools.
     pub fn require_refcounts(&self) -> Result<()> {
         if self.refcount_table_clusters == 0 {
             return fault("Image does not contain a reference count table");
@@ -219,7 +219,7 @@ impl Header {
     /// Refuses an image with a broken bitmaps extension. Only `check` may open such an image.
     ///
     /// # Errors
-    /// With the text of QEMU's tools.
+    /// The text of the error is that of QEMU's tools.
     pub fn require_bitmaps(&self) -> Result<()> {
         match &self.extensions.bitmaps_fault {
             Some(text) => fault(text.clone()),
@@ -230,7 +230,7 @@ impl Header {
     /// Refuses an image whose snapshot table has an invalid offset or size. Only `check` may open such an image.
     ///
     /// # Errors
-    /// With the text of QEMU's tools.
+    /// The text of the error is that of QEMU's tools.
     pub fn require_snapshots(&self) -> Result<()> {
         check_table(
             self.geometry,
@@ -245,7 +245,7 @@ impl Header {
     /// Refuses to write to an image that is marked corrupt.
     ///
     /// # Errors
-    /// With the text of QEMU's tools.
+    /// The text of the error is that of QEMU's tools.
     pub fn require_writable(&self) -> Result<()> {
         if self.incompatible.contains(Incompatible::CORRUPT) {
             return Err(Error::new(

@@ -10,7 +10,7 @@ pub(super) const MAGIC: u32 = 0x5146_49fb;
 pub(super) const V2_LENGTH: u32 = 72;
 /// Smallest header length of version 3 images, in bytes.
 pub(super) const V3_MIN_LENGTH: u32 = 104;
-/// Length in bytes of the version 3 header fields that this implementation knows. It always writes all of them.
+/// Length in bytes of the version 3 header fields that this implementation knows and writes.
 pub(super) const V3_LENGTH: u32 = 112;
 
 /// The image header ("Header" and "Additional fields").

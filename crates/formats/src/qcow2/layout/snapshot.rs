@@ -118,7 +118,7 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> Vec<u8> {
 }
 
 /// Parses the entry at the start of `bytes`. Returns the entry and its length in bytes, including padding. Returns `None` if
-/// `bytes` end before the entry does.
+/// `bytes` is shorter than the entry.
 ///
 /// # Errors
 /// When the entry's extra data is longer than accepted.

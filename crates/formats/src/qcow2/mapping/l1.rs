@@ -161,7 +161,7 @@ mod tests {
         let (entries, notes) = (Radix::default(), Mutex::default());
         let seen = || entries.get(7).is_some_and(|entry: &AtomicU64| entry.load(Acquire) != 0);
         std::thread::scope(|scope| {
-            // This thread holds the lock of the notes, so the entry is not noted yet. So no thread may see the entry yet.
+            // While this thread holds the lock of the notes, the entry cannot be noted. So no thread may see the entry yet.
             let taking = lock(&notes);
             scope.spawn(|| set_and_note(&entries, &notes, 7, L1Entry::new(65536)));
             let begin = Instant::now();

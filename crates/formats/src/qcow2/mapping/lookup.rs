@@ -37,7 +37,8 @@ impl Mapping {
         })
     }
 
-    /// The extent that starts at `offset`, whose entry is at word `index`. It ends with the slice or the range at the latest.
+    /// The extent that starts at `offset`, whose entry is at word `index`. The extent ends at the end of the slice or of the
+    /// range at the latest.
     fn scan(
         &self,
         words: &[AtomicU64],

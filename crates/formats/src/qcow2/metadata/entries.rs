@@ -87,8 +87,8 @@ impl Metadata {
         Ok(())
     }
 
-    /// If `change` would change no entry of this slice, returns the guest offset at which the caller continues. So a shared L2
-    /// table is not copied in vain.
+    /// If `change` would change no entry of this slice, returns the guest offset at which the caller continues. The caller then
+    /// does not copy a shared L2 table.
     async fn unchanged_slice(
         &self,
         at: u64,

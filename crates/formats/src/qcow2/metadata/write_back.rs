@@ -31,7 +31,7 @@ use crate::qcow2::layout::L1Entry;
 use crate::slice_cache::DirtyCopy;
 
 impl Metadata {
-    /// Refuses to free a cluster as guest data if it holds protected metadata.
+    /// Refuses to free a cluster as guest data if it contains protected metadata.
     async fn check_release(&self, offset: u64) -> Result<()> {
         if self.is_protected(offset, self.geometry.cluster_size()) {
             let text = format!("Preventing invalid freeing of metadata at offset {offset:#x}");

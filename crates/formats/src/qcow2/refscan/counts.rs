@@ -1,8 +1,8 @@
 //! A map from host clusters to their number of references, and to the claims of the copied flags of the referring entries.
 //!
 //! The map is sparse and consists of pages. If all clusters of a page have the same count and claims, which is the most
-//! common case, the page stores them once. Otherwise it stores one byte for each cluster. If a count does not fit into
-//! a byte, the page stores four bytes for each cluster.
+//! common case, the page stores them once. Otherwise the page stores one byte for each cluster. If a count does not fit
+//! into a byte, the page stores four bytes for each cluster.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use oxblk_ring::is_zero;
 
 use super::super::layout::refcount_get;
 
-/// Clusters per page. Small, so that a few scattered references cost little memory.
+/// Clusters per page. Pages are small, so that a few scattered references cost little memory.
 const PAGE: u64 = 256;
 const LEN: usize = 256;
 /// The copied flag of an entry claims that the refcount of the cluster is exactly one.

@@ -82,7 +82,7 @@ impl ImageSnapshots {
         let (l1, held) = self.without_zero_clusters(old, over_backing, replaced).await?;
         let mut new = Vec::new();
         for run in held {
-            // This ensures that refcount blocks exist. The reference that is counted here is dropped below.
+            // Counting the references ensures that refcount blocks exist. These references are dropped below.
             new.push(self.clusters.count(run, ReleaseReason::Data).await?);
         }
         self.metadata.write_back(true).await?;
