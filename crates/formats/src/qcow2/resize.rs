@@ -19,7 +19,8 @@ impl Qcow2 {
     /// Sets the virtual size to `size` bytes.
     ///
     /// # Errors
-    /// As the file reports. The size and the bitmaps are then unchanged.
+    /// When the size or the preallocation mode is not supported, and the errors of the file. The size and the bitmaps are then
+    /// unchanged.
     pub(super) async fn resize_image(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.facts.check_writable()?;
         if !size.is_multiple_of(512) {

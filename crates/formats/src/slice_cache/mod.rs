@@ -231,7 +231,7 @@ impl SliceCache {
     /// cache is full of slices that must be written back first.
     ///
     /// # Errors
-    /// As `load` reports.
+    /// The errors of `load`.
     pub(crate) async fn get<L>(
         &self,
         slice: u64,

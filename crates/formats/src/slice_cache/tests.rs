@@ -1,3 +1,5 @@
+//! Tests of the slice cache: hits, misses, eviction, dirty slices, and dropping unused slices.
+
 use super::*;
 use futures_util::FutureExt as _;
 use oxblk_ring::{IoBufMut, block_on, spawn};

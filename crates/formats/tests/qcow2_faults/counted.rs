@@ -1,5 +1,5 @@
-//! Operations that fail or are cancelled after they have raised refcounts: the clusters must not leak, and must not become free
-//! while a write to them may be in flight.
+//! Operations that fail or are cancelled after they have raised refcounts: the clusters must not leak, and must not be freed
+//! while they may still be used.
 
 use std::time::Duration;
 

@@ -33,7 +33,7 @@ use header::HeaderState;
 use run_options::Modes;
 use stopped::ReplacedBy;
 
-/// Disk sizes are multiples of this many bytes.
+/// The size of the disk that requests see is a multiple of this number of bytes.
 const SECTOR: u64 = 512;
 
 /// The state of an open image that all its owners share.

@@ -70,7 +70,7 @@ impl Metadata {
     /// As [`Self::find_overlaps`], for an image that has become writable. Reads the snapshots' L1 tables first.
     ///
     /// # Errors
-    /// As the file reports.
+    /// The errors of the file.
     pub(in crate::qcow2) async fn note_overlaps(&self) -> Result<()> {
         let file = self.facts.file()?;
         let inactive = self.note_snapshots(&file).await?;

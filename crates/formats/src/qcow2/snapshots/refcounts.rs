@@ -82,7 +82,7 @@ impl ImageSnapshots {
     /// Raises the refcounts of all clusters of `reach`. If this fails, the raised refcounts are lowered again.
     ///
     /// # Errors
-    /// `EINVAL` when a refcount would exceed its maximum, or as the file reports.
+    /// `EINVAL` when a refcount would exceed its maximum, and the errors of the file.
     pub(super) async fn raise_reach(&self, reach: &Reach) -> Result<()> {
         let blocks = reach.counted.blocks(self.geometry.refcounts_per_block());
         let mut done = Vec::new();
@@ -98,7 +98,7 @@ impl ImageSnapshots {
     /// whose refcount is one now.
     ///
     /// # Errors
-    /// As the file reports, or when a refcount is too low. The refcounts in other blocks are still lowered.
+    /// The errors of the file, and `Corrupt` when a refcount is too low. The refcounts in other blocks are still lowered.
     pub(super) async fn lower_reach(&self, reach: &Reach) -> Result<RoaringTreemap> {
         let blocks = reach.counted.blocks(self.geometry.refcounts_per_block());
         self.change_blocks(reach, blocks, Change::Lower, &mut Vec::new()).await
