@@ -1,6 +1,6 @@
 //! Formats that QEMU supports and this library does not support yet.
 //!
-//! They are recognised by their magic numbers (dmg by its file name extension), for two reasons. First, such an image must
+//! These formats are recognised by magic numbers (dmg by its file name extension), for two reasons. First, such an image must
 //! not be opened as a raw disk, which would show its headers and tables as guest data. Second, a guest must not be able to
 //! turn its probed raw disk into such an image. Opening an image of such a format fails with an error that contains the name
 //! of the format.

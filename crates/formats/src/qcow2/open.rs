@@ -211,7 +211,7 @@ pub(super) async fn open_new(
     Ok(image)
 }
 
-/// What an image gets from core: its children, the epochs of its requests, and whether it is read-only.
+/// The values that an image gets from core: its children, the epochs of its requests, and the read-only mode.
 struct Surroundings {
     children: ChildrenRef,
     epochs: Arc<Epochs>,

@@ -1,8 +1,8 @@
 //! The metadata cache of qcow2 and qed: slices of L2 tables and of qcow2 refcount blocks, read without a lock.
 //!
-//! A *slice* is a run of 64-bit words of a table (usually 4 KiB). Its number is its index, counted
-//! over all tables. [`SliceCache`] stores slices in numbered *slots*. A slot is created once; later only its contents change. A
-//! [`Radix`](radix::Radix) tree maps a slice to its slot.
+//! A *slice* is a run of 64-bit words of a table (usually 4 KiB). The slices of all tables are numbered consecutively.
+//! [`SliceCache`] stores slices in numbered *slots*. A slot is created once; later only its contents change. A
+//! [`Radix`](radix::Radix) tree maps the number of a slice to its slot.
 //!
 //! - A **hit** ([`SliceCache::peek`]) takes no lock and writes no shared data, apart from a usage flag. It reads the slot's
 //!   version before and after the words (a sequence lock over atomics). So it detects that the slot was reused for another
@@ -201,7 +201,7 @@ impl SliceCache {
         if let Some(old) = slot.key()
             && let Some(entry) = self.directory.get(old)
         {
-            // Only if the directory entry still refers to this slot.
+            // Clear the directory entry only if it still refers to this slot.
             let _ = entry.compare_exchange(number, 0, AcqRel, Relaxed);
         }
     }

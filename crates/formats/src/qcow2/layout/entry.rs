@@ -23,7 +23,7 @@ const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
 const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
 /// Reserved bits of a refcount table entry.
 const REFCOUNT_TABLE_RESERVED: u64 = 0x1ff;
-/// Host offsets are below this.
+/// Host offsets are below this number.
 const MAX_OFFSET: u64 = 1 << 56;
 /// The length of compressed data is stored in sectors of this many bytes.
 const SECTOR: u64 = 512;

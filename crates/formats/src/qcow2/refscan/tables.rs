@@ -5,7 +5,7 @@ use futures_util::stream::{self, Stream, StreamExt as _};
 use oxblk_core::{Edge, Result};
 use oxblk_ring::IoBufMut;
 
-/// Bytes that are read ahead.
+/// Approximate total size in bytes of the batches that are read or processed concurrently.
 const READ_AHEAD: u64 = 1 << 20;
 /// Bytes in one job of a worker. The work for a batch takes much longer than passing it to the worker.
 const BATCH: u64 = 256 << 10;
