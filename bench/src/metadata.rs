@@ -1,6 +1,5 @@
-//! Operations that read all metadata of a large image: `check` and internal snapshots of a disk of 1 TiB whose
-//! clusters are all allocated, in `/dev/shm`. The file is sparse: it holds 128 MiB of L2 tables and 32 MiB of
-//! refcounts, and no data.
+//! Operations that read all metadata of a large image: `check` and internal snapshots of a disk of 1 TiB whose clusters are all
+//! allocated, in `/dev/shm`. The file is sparse: it contains 128 MiB of L2 tables and 32 MiB of refcounts, and no data.
 //!
 //! Each run starts from a copy of the same image. The two programs run alternately, forwards and backwards.
 
@@ -19,7 +18,7 @@ struct Case {
     arguments: &'static [&'static str],
     /// The image from which a run starts.
     image: &'static str,
-    /// The target: how many times as fast as QEMU it should be.
+    /// The target for the time of QEMU divided by the time of oxblk.
     mark: f64,
 }
 

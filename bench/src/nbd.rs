@@ -1,4 +1,4 @@
-//! fio over NBD against `oxblk serve` and `qemu-nbd`, alternately, on the same qcow2 image in memory.
+//! fio over NBD against `oxblk serve` and `qemu-nbd`, alternately, on the same qcow2 image on tmpfs.
 //!
 //! The image is full of random bytes, so that every read finds data. One server runs at a time; each run starts the
 //! server, runs fio and stops the server. The contenders run forwards and then backwards.
@@ -18,7 +18,7 @@ use crate::report::{self, Series};
 
 const IMAGE_SIZE: u64 = 1 << 30;
 
-/// Makes the command of a server that exports an image on a socket.
+/// Returns the command of a server that exports an image on a socket.
 type Server = fn(&Bench) -> Command;
 
 const SERVERS: &[(&str, Server)] =
@@ -141,7 +141,7 @@ fn qemu_nbd_uring(bench: &Bench) -> Command {
     command
 }
 
-/// A running server; stopped when dropped.
+/// A running server. Dropping the value stops the server.
 struct Running(Child);
 
 impl Drop for Running {

@@ -1,11 +1,11 @@
-//! `oxblk img` against `qemu-img`, alternately, on the same disk in memory: conversions, benchmarks, peak memory.
+//! `oxblk img` against `qemu-img`, alternately, on the same disk on tmpfs: conversions, benchmarks, peak memory.
 //!
-//! Two fifths of the disk are holes; the rest is half random bytes, half text. Each pair of runs is followed by one
-//! in the opposite order, so that a drift of the machine's speed affects both sides equally. Before them, each side
-//! runs once untimed.
+//! Two fifths of the disk are holes; the rest is half random bytes, half text. Each pair of runs is followed by a pair in the
+//! opposite order, so that a drift of the machine's speed affects both sides equally. Before the timed runs, each side runs
+//! once untimed.
 //!
-//! In a case with a new target, most of the time is spent by the kernel on allocating memory for the target. The
-//! cases "in place" have targets whose memory is already allocated, and show the cost of the programs themselves.
+//! In a case with a new target, the kernel needs most of the time to allocate memory for the target. The cases "in place" have
+//! targets whose memory is already allocated, and show the cost of the programs themselves.
 
 mod cases;
 mod disk;
@@ -40,7 +40,7 @@ pub(crate) struct Run {
     pub(crate) peak_kib: f64,
 }
 
-/// The measurements of a case; oxblk is the first.
+/// The measurements of a case, first those of oxblk, then those of QEMU.
 pub(crate) struct Measured {
     pub(crate) times: [Series; 2],
     pub(crate) processor: [Series; 2],
@@ -122,7 +122,8 @@ pub(crate) fn run(args: &[String]) -> CaseResult {
 impl Bench {
     fn compare(&self, case: &Case, rounds: u64) -> Result<Measured, String> {
         let mut found = Measured::new();
-        // The first run that touches memory pays for allocating it; this must not count against either side.
+        // The first run that writes to memory makes the kernel allocate this memory. The time of the allocation must not count
+        // for either side.
         for ours in [true, false] {
             self.once(case, ours)?;
         }
@@ -177,7 +178,7 @@ impl Bench {
         timed(command.args(rest).current_dir(&self.dir))
     }
 
-    /// Overwrites the start of a file with the content of another file.
+    /// Overwrites the start of the file `target` with the content of the file `name`.
     fn overwrite_start(&self, name: &str, target: &str) -> std::io::Result<()> {
         let bytes = std::fs::read(self.dir.join(name))?;
         File::options().write(true).open(self.dir.join(target))?.write_all(&bytes)
@@ -201,7 +202,7 @@ impl Bench {
     }
 }
 
-/// Runs a program to completion and samples its peak memory meanwhile.
+/// Runs a program to completion, and samples its peak memory while it runs.
 pub(crate) fn timed(command: &mut Command) -> Result<Run, String> {
     let (begin, work_before) = (Instant::now(), children_work()?);
     let mut child =

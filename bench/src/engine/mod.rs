@@ -1,9 +1,7 @@
-//! 4 KiB random reads at queue depth 32 on one thread, from a file in memory: the case measures only the cost of an
-//! operation.
+//! 4 KiB random reads at queue depth 32 on one thread, from a file on tmpfs: the case measures only the cost of an operation.
 //!
-//! Contenders: the engine with 32 tasks; a bare loop on a ring with all options that make a ring fast; compio with 32
-//! tasks; fio with default and with its fastest settings. They run one after another, forwards and then backwards, on
-//! the same file.
+//! Contenders: the engine with 32 tasks; a bare loop on a ring with the fastest options; compio with 32 tasks; fio with default
+//! and with its fastest settings. The contenders run one after another, forwards and then backwards, on the same file.
 
 mod bare;
 mod fio;
@@ -81,7 +79,7 @@ pub(crate) fn run(args: &[String]) -> CaseResult {
     Ok(())
 }
 
-/// The file that all contenders read, full of data; removed at the end.
+/// The file that all contenders read. The file is full of data, and is removed at the end.
 struct DataFile(PathBuf);
 
 impl DataFile {
@@ -108,7 +106,7 @@ impl Drop for DataFile {
     }
 }
 
-/// Xorshift: all contenders in this program use the same cheap source of offsets.
+/// Xorshift. All contenders in this program use this cheap source of offsets.
 struct Random(u64);
 
 impl Random {

@@ -40,7 +40,8 @@ fn every_abbreviation_of_qemu_is_accepted() {
             // There is no operand, so the command ends with an error after the options.
             let ours = Program::oxblk().args(&["img", command, option.as_str()][..]).run().err();
             if refused(&ours) {
-                let theirs = Program::new("qemu-img").args(&[command, option.as_str()][..]).run().err();
+                let theirs =
+                    Program::new("qemu-img").args(&[command, option.as_str()][..]).run().err();
                 assert!(refused(&theirs), "{command} {option}: {ours}");
             }
         }

@@ -1,5 +1,5 @@
 //! `img bitmap`, and bitmaps in `info`, `measure`, `convert` and `check`, compared with qemu-img. Each tool also uses the
-//! bitmaps of the other.
+//! bitmaps of the other tool.
 
 use std::path::Path;
 
@@ -115,7 +115,7 @@ fn a_bitmap_too_large_for_its_granularity_is_refused_as_by_qemu() {
     );
 }
 
-/// Creates an image with an enabled bitmap, a disabled one, and data.
+/// Creates an image with an enabled bitmap, a disabled bitmap, and data.
 fn with_bitmaps() -> Differential {
     let both = disk();
     both.qemu(Img, &["bitmap", "--add", "a.qcow2", "auto"]);
@@ -447,8 +447,8 @@ fn a_repair_removes_a_bitmap_whose_name_begins_with_a_zero_byte() {
     assert!(info.contains("name: b1") && !info.contains("name: \n"), "{info}");
 }
 
-/// The error for a directory that cannot be read, and the change that causes it. The change gets the offsets of the extension
-/// and of the directory.
+/// The error for a directory that cannot be read, and the change that causes it. The parameters of the change are the offsets
+/// of the extension and of the directory.
 type Unwalkable = (&'static str, fn(&mut Image, usize, usize));
 
 const UNWALKABLE: &[Unwalkable] = &[
@@ -495,8 +495,8 @@ fn an_unreadable_bitmap_directory_does_not_prevent_a_repair() {
         }
         let found = img(&["check"]).run();
         assert!(found.code() == 2 && found.err().contains(said), "{said}: {}", found.err());
-        // The first repair removes the directory but frees no cluster, since clusters of bitmaps may be in use. The second
-        // repair frees them as leaks.
+        // The first repair removes the directory but frees no cluster, because clusters of bitmaps may be in use. The second
+        // repair frees the clusters of the bitmaps as leaks.
         img(&["check", "-r", "all"]).run();
         img(&["check", "-r", "all"]).run();
         Program::new("qemu-img").arg("check").arg(&path).succeed();
