@@ -7,6 +7,7 @@
 mod engine;
 mod metadata;
 mod nbd;
+mod options;
 mod report;
 mod tools;
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::CaseResult;
+use crate::options::Options;
 use crate::report::{self, Series};
 use crate::tools::{Measured, timed};
 
@@ -66,17 +67,20 @@ impl Drop for Bench {
     }
 }
 
-/// Runs the case. Options: `--rounds N` (each round runs A B B A), `--size SIZE` (of the disk), `--only TEXT` (cases whose
-/// names contain the text), `--oxblk PATH`.
+const OPTIONS: &[(&str, &str)] = &[
+    ("--rounds", "number of rounds; each runs both programs twice, in the order A B B A"),
+    ("--size", "size of the disk, for example 1T"),
+    ("--only", "run only the comparisons whose names contain this text"),
+    ("--oxblk", "path of the program; it is built by default"),
+];
+
+/// Runs the case.
 pub(crate) fn run(args: &[String]) -> CaseResult {
-    let text = |name: &str| args.iter().position(|a| a == name).and_then(|at| args.get(at + 1));
-    let rounds: u64 = match text("--rounds") {
-        None => 1,
-        Some(value) => value.parse().map_err(|_| "--rounds needs a number".to_owned())?,
-    };
-    let only = text("--only").map_or("", String::as_str);
-    let size = text("--size").map_or("1T", String::as_str);
-    let bench = prepare(text("--oxblk").map(PathBuf::from), size)?;
+    let options = Options::parse(args, OPTIONS)?;
+    let rounds: u64 = options.number("--rounds", 1)?;
+    let only = options.text("--only").unwrap_or_default();
+    let size = options.text("--size").unwrap_or("1T");
+    let bench = prepare(options.text("--oxblk").map(PathBuf::from), size)?;
     let mut summary = Vec::new();
     for case in CASES.iter().filter(|case| case.name.contains(only)) {
         let found = bench.compare(case, rounds)?;

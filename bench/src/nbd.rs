@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::CaseResult;
+use crate::options::Options;
 use crate::report::{self, Series};
 
 const IMAGE_SIZE: u64 = 1 << 30;
@@ -55,17 +56,19 @@ impl Drop for Bench {
     }
 }
 
-/// Runs the case. Options: `--rounds N` (each round runs all contenders forwards and then backwards), `--seconds N`
-/// per run, `--load N` to run one load, `--format raw` for a raw image.
+const OPTIONS: &[(&str, &str)] = &[
+    ("--rounds", "number of rounds; each runs all servers forwards and then backwards"),
+    ("--seconds", "length of a run"),
+    ("--load", "number of the only load to run"),
+    ("--format", "format of the image, for example raw"),
+];
+
+/// Runs the case.
 pub(crate) fn run(args: &[String]) -> CaseResult {
-    let text = |name: &str| args.iter().position(|a| a == name).and_then(|at| args.get(at + 1));
-    let number = |name: &str, default: usize| match text(name) {
-        None => Ok(default),
-        Some(value) => value.parse().map_err(|_| format!("{name} needs a number")),
-    };
-    let (rounds, seconds) = (number("--rounds", 3)?, number("--seconds", 3)?);
-    let only = number("--load", usize::MAX)?;
-    let bench = prepare(text("--format").map_or("qcow2", String::as_str))?;
+    let options = Options::parse(args, OPTIONS)?;
+    let (rounds, seconds) = (options.number("--rounds", 3)?, options.number("--seconds", 3)?);
+    let only = options.number("--load", usize::MAX)?;
+    let bench = prepare(options.text("--format").unwrap_or("qcow2"))?;
     for (index, (load, arguments)) in LOADS.iter().enumerate() {
         if only != usize::MAX && only != index {
             continue;

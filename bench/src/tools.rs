@@ -17,6 +17,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::CaseResult;
+use crate::options::Options;
 use crate::report::{self, Series};
 use cases::{CASES, Case, Fresh};
 
@@ -60,17 +61,19 @@ impl Measured {
     }
 }
 
-/// Runs the case. Options: `--rounds N` (each round runs A B B A), `--gib N` (size of the disk), `--only TEXT` (cases whose
-/// names contain the text), `--oxblk PATH`.
+const OPTIONS: &[(&str, &str)] = &[
+    ("--rounds", "number of rounds; each runs both programs twice, in the order A B B A"),
+    ("--gib", "size of the disk in GiB"),
+    ("--only", "run only the comparisons whose names contain this text"),
+    ("--oxblk", "path of the program; it is built by default"),
+];
+
+/// Runs the case.
 pub(crate) fn run(args: &[String]) -> CaseResult {
-    let text = |name: &str| args.iter().position(|a| a == name).and_then(|at| args.get(at + 1));
-    let number = |name: &str, default: u64| match text(name) {
-        None => Ok(default),
-        Some(value) => value.parse().map_err(|_| format!("{name} needs a number")),
-    };
-    let (rounds, gib) = (number("--rounds", 2)?, number("--gib", 4)?);
-    let only = text("--only").map_or("", String::as_str);
-    let bench = prepare(text("--oxblk").map(PathBuf::from), gib)?;
+    let options = Options::parse(args, OPTIONS)?;
+    let (rounds, gib) = (options.number("--rounds", 2)?, options.number("--gib", 4)?);
+    let only = options.text("--only").unwrap_or_default();
+    let bench = prepare(options.text("--oxblk").map(PathBuf::from), gib)?;
     let cases: Vec<&Case> = CASES.iter().filter(|case| case.name.contains(only)).collect();
     for kind in ["zlib", "zstd"] {
         let name = format!("{kind}.qcow2");

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::CaseResult;
+use crate::options::Options;
 use crate::report::{self, Series};
 
 /// Bytes per read.
@@ -42,20 +43,18 @@ const CONTENDERS: &[Contender] = &[
     ("fio io_uring, fixed bufs and files", fio::fixed),
 ];
 
-/// Runs the case. Options: `--rounds N` (each round runs all contenders forwards and then backwards), `--seconds N`
-/// per run, `--only N` to run one contender, for a profiler.
+const OPTIONS: &[(&str, &str)] = &[
+    ("--rounds", "number of rounds; each runs all contenders forwards and then backwards"),
+    ("--seconds", "length of a run"),
+    ("--only", "number of the only contender to run, for a profiler"),
+];
+
+/// Runs the case.
 pub(crate) fn run(args: &[String]) -> CaseResult {
-    let option = |name: &str, default: u64| -> Result<u64, String> {
-        match args.iter().position(|a| a == name) {
-            None => Ok(default),
-            Some(at) => {
-                let value = args.get(at + 1).and_then(|v| v.parse().ok());
-                value.ok_or_else(|| format!("{name} needs a number"))
-            }
-        }
-    };
-    let (rounds, seconds, only) =
-        (option("--rounds", 3)?, option("--seconds", 2)?, option("--only", u64::MAX)?);
+    let options = Options::parse(args, OPTIONS)?;
+    let (rounds, seconds): (u64, u64) =
+        (options.number("--rounds", 3)?, options.number("--seconds", 2)?);
+    let only = options.number("--only", u64::MAX)?;
     let file = DataFile::make()?;
     let task = Task { path: &file.0, time: Duration::from_secs(seconds) };
     let mut series: Vec<Series> = CONTENDERS.iter().map(|(name, _)| Series::new(name)).collect();

@@ -123,6 +123,7 @@ impl BitmapEntry {
         let known = BitmapFlags::IN_USE | BitmapFlags::AUTO | BitmapFlags::EXTRA_DATA_COMPATIBLE;
         let fits = (MIN_GRANULARITY..=MAX_GRANULARITY).contains(&self.granularity().unwrap_or(0))
             && (1..=MAX_NAME).contains(&self.name.len())
+            && !self.name.starts_with(&[0])
             && known.contains(self.flags)
             && (!self.flags.contains(BitmapFlags::EXTRA_DATA_COMPATIBLE) || !self.extra.is_empty())
             && self.kind == DIRTY_TRACKING
@@ -188,6 +189,9 @@ pub fn parse_bitmap_directory(bytes: &[u8], count: u32) -> Result<Vec<BitmapEntr
     let mut entries = Vec::new();
     let mut rest = bytes;
     while !rest.is_empty() {
+        if rest.len() < size_of::<RawEntry>() {
+            return Err(Error::invalid("Broken bitmap directory"));
+        }
         if u32::try_from(entries.len()).unwrap_or(u32::MAX) == count {
             return Err(Error::invalid("More bitmaps found than specified in header extension"));
         }
